@@ -1,0 +1,1 @@
+//! Backends of ublk devices: null and memory.

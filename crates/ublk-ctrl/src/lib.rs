@@ -1,0 +1,1 @@
+//! The ublk control plane: /dev/ublk-control, typed commands, deadlines, errors.

@@ -1,0 +1,1 @@
+//! Processes of a ublk server: front, agent and server, and their link.

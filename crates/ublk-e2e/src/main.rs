@@ -1,0 +1,2 @@
+//! End-to-end cases on a real ublk driver.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The ublk data plane: workers, lanes, requests, handlers.

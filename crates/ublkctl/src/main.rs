@@ -1,0 +1,2 @@
+//! Make, list, stop and delete ublk devices.
+fn main() {}
