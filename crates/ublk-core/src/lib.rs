@@ -1,1 +1,21 @@
-//! Pure and safe ublk logic: ids, limits, parameters, negotiation, geometry, the tag machine, the backend trait.
+//! Pure and safe ublk logic, without I/O and without a clock.
+//!
+//! What the control plane (`ublk-ctrl`) and the data plane (`ublk-queue`) must tell each other is a
+//! value of this crate: a [`Geometry`] made only from the kernel's reply, the queue's [`CpuMask`],
+//! the [`Limits`] a backend declares. The protocol of a tag is here too, as a machine
+//! ([`TagState`]) that turns one input into at most one action.
+#![forbid(unsafe_code)]
+
+pub mod backend;
+pub mod errno;
+pub mod ids;
+pub mod iod;
+pub mod limits;
+pub mod tag;
+
+pub use backend::Backend;
+pub use errno::Errno;
+pub use ids::{DevId, QueueId, SECTOR_SIZE, Sectors, Tag};
+pub use iod::{IoDesc, IoFlags, Op};
+pub use limits::Limits;
+pub use tag::{Action, Answer, Input, TagState};

@@ -1,0 +1,99 @@
+//! The blocking backend trait: about ten lines of safe code make a device.
+
+use crate::{Errno, Limits};
+
+/// What answers a device's requests, by calls that return when the work is done.
+///
+/// One value serves all queues, from several threads at once. Offsets and lengths are bytes, whole
+/// logical blocks, and inside the device: the engine has checked them. A panic is contained: the
+/// request is answered with EIO and counted (L25).
+///
+/// ```
+/// use ublk_core::{Backend, Errno, Limits};
+///
+/// /// A device full of one letter.
+/// struct Letter(u8);
+///
+/// impl Backend for Letter {
+///     fn limits(&self) -> Limits {
+///         Limits::new(1 << 20).read_only(true).quick(true)
+///     }
+///     fn read_at(&self, buf: &mut [u8], _offset: u64) -> Result<(), Errno> {
+///         buf.fill(self.0);
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait Backend: Send + Sync + 'static {
+    /// The device this backend can serve. Asked once, before the device is made.
+    fn limits(&self) -> Limits;
+
+    /// Fills the whole of `buf` from `offset`, or fails (L05). `buf` holds zeroes or old data of
+    /// this device's own requests at entry.
+    ///
+    /// # Errors
+    /// The errno the block layer shall see.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno>;
+
+    /// Writes the whole of `buf` at `offset`, or fails. With `fua` the data is durable on return;
+    /// it is set only where [`Limits::fua`] was declared.
+    ///
+    /// # Errors
+    /// The errno the block layer shall see.
+    fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), Errno> {
+        let _ = (buf, offset, fua);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Makes every write that completed before this call durable (L07). Sent only where
+    /// [`Limits::volatile_cache`] holds, which is the default.
+    ///
+    /// # Errors
+    /// The errno the block layer shall see. The default refuses, since a FLUSH answered without
+    /// work would lose data without a sign: override it, or renounce the volatile cache.
+    fn flush(&self) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Gives back the storage of a range; what is read there afterwards is undefined by the block
+    /// layer, zeroes by good custom. Sent only where [`Limits::max_discard`] is not 0.
+    ///
+    /// # Errors
+    /// The errno the block layer shall see.
+    fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        let _ = (offset, len);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Makes a range read as zeroes. With `may_unmap` its storage may be given back; without, it
+    /// must stay allocated (`UBLK_IO_F_NOUNMAP`). Sent only where [`Limits::max_write_zeroes`] is
+    /// not 0.
+    ///
+    /// # Errors
+    /// The errno the block layer shall see.
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), Errno> {
+        let _ = (offset, len, may_unmap);
+        Err(Errno::EOPNOTSUPP)
+    }
+}
+
+impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
+    fn limits(&self) -> Limits {
+        (**self).limits()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
+        (**self).read_at(buf, offset)
+    }
+    fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), Errno> {
+        (**self).write_at(buf, offset, fua)
+    }
+    fn flush(&self) -> Result<(), Errno> {
+        (**self).flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        (**self).discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), Errno> {
+        (**self).write_zeroes(offset, len, may_unmap)
+    }
+}

@@ -1,0 +1,112 @@
+//! What a backend says of itself before the device is made.
+
+/// The device a backend can serve: its size and what it is able to do.
+///
+/// Rust cannot see whether a default method was overridden, so a backend declares; what it does not
+/// declare fails safe: the write cache is reported as volatile (the kernel then sends FLUSH),
+/// discard and write-zeroes are not offered, and calls run on a pool of threads. The parameters
+/// sent to the driver follow from these limits alone (L06).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Size of the device in bytes: a multiple of the logical block size, not zero.
+    pub size: u64,
+    /// Logical block size in bytes: a power of two, 512 up to the page size. Requests are whole blocks.
+    pub logical_block_size: u32,
+    /// Physical block size in bytes: a power of two, not below the logical one.
+    pub physical_block_size: u32,
+    /// Preferred I/O size in bytes, a power of two, or 0 for none.
+    pub optimal_io_size: u32,
+    /// The device refuses writes.
+    pub read_only: bool,
+    /// Completed writes may sit in a cache that a FLUSH must empty. Renounce it only if every
+    /// completed write is as durable as this backend ever makes it.
+    pub volatile_cache: bool,
+    /// Writes with FUA are durable when they complete, without a FLUSH. Only with `volatile_cache`.
+    pub fua: bool,
+    /// Seek times matter (a spinning disk).
+    pub rotational: bool,
+    /// Largest DISCARD in bytes, 0 for no discard.
+    pub max_discard: u64,
+    /// Granularity of DISCARD in bytes (a multiple of the logical block size); 0 means one block.
+    pub discard_granularity: u32,
+    /// Largest WRITE_ZEROES in bytes, 0 for none: the block layer then writes zeroes as data.
+    pub max_write_zeroes: u64,
+    /// The calls return quickly and never block on I/O, so the queue's thread may make them itself.
+    pub quick: bool,
+}
+
+impl Limits {
+    /// Limits of a device of `size` bytes, all else safe: 512-byte blocks, a volatile write cache,
+    /// no discard, calls on a pool.
+    #[must_use]
+    pub const fn new(size: u64) -> Self {
+        Self {
+            size,
+            logical_block_size: 512,
+            physical_block_size: 4096,
+            optimal_io_size: 0,
+            read_only: false,
+            volatile_cache: true,
+            fua: false,
+            rotational: false,
+            max_discard: 0,
+            discard_granularity: 0,
+            max_write_zeroes: 0,
+            quick: false,
+        }
+    }
+
+    /// Sets the logical block size, and raises the physical one to at least it.
+    #[must_use]
+    pub const fn block_size(mut self, bytes: u32) -> Self {
+        self.logical_block_size = bytes;
+        if self.physical_block_size < bytes {
+            self.physical_block_size = bytes;
+        }
+        self
+    }
+
+    /// Makes the device read-only.
+    #[must_use]
+    pub const fn read_only(mut self, yes: bool) -> Self {
+        self.read_only = yes;
+        self
+    }
+
+    /// Says whether completed writes may still need a FLUSH.
+    #[must_use]
+    pub const fn volatile_cache(mut self, yes: bool) -> Self {
+        self.volatile_cache = yes;
+        self
+    }
+
+    /// Says that FUA writes are durable when they complete.
+    #[must_use]
+    pub const fn fua(mut self, yes: bool) -> Self {
+        self.fua = yes;
+        self
+    }
+
+    /// Offers DISCARD of up to `max` bytes a request, in units of `granularity` bytes.
+    #[must_use]
+    pub const fn discard(mut self, max: u64, granularity: u32) -> Self {
+        self.max_discard = max;
+        self.discard_granularity = granularity;
+        self
+    }
+
+    /// Offers WRITE_ZEROES of up to `max` bytes a request.
+    #[must_use]
+    pub const fn write_zeroes(mut self, max: u64) -> Self {
+        self.max_write_zeroes = max;
+        self
+    }
+
+    /// Says that calls are quick, so that the queue's own thread makes them.
+    #[must_use]
+    pub const fn quick(mut self, yes: bool) -> Self {
+        self.quick = yes;
+        self
+    }
+}
