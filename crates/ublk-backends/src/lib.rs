@@ -1,1 +1,32 @@
-//! Backends of ublk devices: null and memory.
+//! Backends of ublk devices: what answers the requests.
+//!
+//! * [`Null`] accepts everything and keeps nothing: for measuring the path to it.
+//! * [`Memory`] is a sparse memory device: a page exists from its first write to its discard.
+//! * `fault::Fault` (feature `fault`, for tests) wraps another backend and makes chosen requests
+//!   fail, wait or panic.
+//!
+//! All are values of [`ublk_core::Backend`] and know nothing of rings, queues or devices.
+//!
+//! ```
+//! use ublk_backends::Memory;
+//! use ublk_core::Backend;
+//!
+//! let memory = Memory::new(1 << 20, 512)?;
+//! memory.write_at(&[7; 512], 4096, false)?;
+//! let mut sector = [0; 512];
+//! memory.read_at(&mut sector, 4096)?;
+//! assert_eq!(sector, [7; 512]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+#[cfg(feature = "fault")]
+pub mod fault;
+mod mapping;
+mod memory;
+mod null;
+mod shared;
+
+pub use error::Error;
+pub use memory::Memory;
+pub use null::Null;

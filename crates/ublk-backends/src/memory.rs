@@ -1,0 +1,168 @@
+//! The memory backend.
+
+// Re-opened here for the calls of `shared`: this type owns the mapping and checks every range.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+
+use ublk_core::{Backend, Errno, Limits};
+
+use crate::error::{Error, check};
+use crate::mapping::Mapping;
+use crate::shared::{Copier, UNIT};
+
+/// Largest DISCARD: one call to the kernel, whose cost is that of the pages in use.
+const MAX_DISCARD: u64 = 1 << 30;
+
+/// Largest WRITE_ZEROES: without leave to unmap it is memory written, on the queue's thread.
+const MAX_WRITE_ZEROES: u64 = 16 << 20;
+
+/// A device of memory: sparse, populated by the first write to a page, given back by discard.
+///
+/// A device may be larger than the machine's memory as long as less is in use. What is in use is
+/// ordinary memory of the server: its limits (cgroup, the kernel's out-of-memory killer) apply. Its
+/// contents end with the server, so no write is ever more durable than when it completes: the
+/// device declares no volatile cache, and a FLUSH has nothing to do.
+///
+/// Requests of several threads may overlap; then each byte is that of one of them.
+#[derive(Debug)]
+pub struct Memory {
+    mapping: Mapping,
+    copier: Copier,
+    limits: Limits,
+}
+
+impl Memory {
+    /// A memory device of `size` bytes with logical blocks of 512 or 4096 bytes, all zeroes.
+    ///
+    /// # Errors
+    /// [`Error::BlockSize`], [`Error::Size`], [`Error::TooLarge`] for wrong numbers;
+    /// [`Error::Reserve`] where the kernel refuses that much address space.
+    pub fn new(size: u64, block_size: u32) -> Result<Self, Error> {
+        check(size, block_size)?;
+        let mapping = Mapping::new(size).map_err(|errno| Error::Reserve { size, errno })?;
+        let page = u32::try_from(mapping.page()).unwrap_or(block_size);
+        Ok(Self {
+            mapping,
+            copier: Copier::detect(),
+            limits: Limits::new(size)
+                .block_size(block_size)
+                .volatile_cache(false)
+                // Smaller discards are done too, but only whole pages give memory back.
+                .discard(MAX_DISCARD, page)
+                .write_zeroes(MAX_WRITE_ZEROES)
+                .quick(true),
+        })
+    }
+
+    /// Makes the device refuse writes: it reads as zeroes for ever.
+    #[must_use]
+    pub const fn read_only(mut self, yes: bool) -> Self {
+        self.limits = self.limits.read_only(yes);
+        self
+    }
+
+    /// Bytes of memory in use now, in whole pages.
+    ///
+    /// # Errors
+    /// What mincore(2) answers: EAGAIN when the kernel is short of memory itself.
+    pub fn resident(&self) -> Result<u64, Errno> {
+        self.mapping.resident()
+    }
+
+    /// The place of a range, checked: whole sectors (else EINVAL) inside the device (else EIO).
+    #[inline]
+    fn range(&self, offset: u64, len: u64) -> Result<(usize, usize), Errno> {
+        if !(offset | len).is_multiple_of(UNIT as u64) {
+            return Err(Errno::EINVAL);
+        }
+        // No sum, so nothing wraps (L13).
+        if offset > self.limits.size || len > self.limits.size - offset {
+            return Err(Errno::EIO);
+        }
+        // The device is inside the address space, so both fit.
+        match (usize::try_from(offset), usize::try_from(len)) {
+            (Ok(offset), Ok(len)) => Ok((offset, len)),
+            _ => Err(Errno::EIO),
+        }
+    }
+
+    /// A checked place in the mapping.
+    #[inline]
+    fn at(&self, offset: u64, len: usize) -> Result<NonNull<u8>, Errno> {
+        let (offset, len) = self.range(offset, len as u64)?;
+        Ok(self.mapping.at(offset, len))
+    }
+
+    /// Writes zeroes over a range that `range` has checked.
+    fn zero(&self, offset: usize, len: usize) {
+        let shared = self.mapping.at(offset, len);
+        // SAFETY: `len` bytes inside the mapping, which lives as long as `self`; whole sectors, so
+        // aligned to eight; all accesses to the mapping's bytes go through `shared`.
+        unsafe { self.copier.zero(shared, len) };
+    }
+
+    /// Makes a range read as zeroes and gives its whole pages back.
+    fn unmap(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        let (start, len) = self.range(offset, len)?;
+        let end = start + len;
+        let page = self.mapping.page();
+        let first = start.next_multiple_of(page);
+        let last = end / page * page;
+        if first >= last {
+            self.zero(start, len);
+            return Ok(());
+        }
+        self.zero(start, first - start);
+        if !self.mapping.give_back(first, last - first) {
+            // Locked memory cannot be given back; its contents must still become zeroes.
+            self.zero(first, last - first);
+        }
+        self.zero(last, end - last);
+        Ok(())
+    }
+}
+
+impl Backend for Memory {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    #[inline]
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
+        let shared = self.at(offset, buf.len())?;
+        // SAFETY: `at` checked that `buf.len()` bytes behind `shared` are inside the mapping, which
+        // lives as long as `self`, and that both are whole sectors; all accesses to the mapping's
+        // bytes go through `shared`.
+        unsafe { self.copier.load(shared, buf) };
+        Ok(())
+    }
+
+    #[inline]
+    fn write_at(&self, buf: &[u8], offset: u64, _fua: bool) -> Result<(), Errno> {
+        let shared = self.at(offset, buf.len())?;
+        // SAFETY: as in `read_at`; the mapping is writable.
+        unsafe { self.copier.store(buf, shared) };
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        self.unmap(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), Errno> {
+        if may_unmap {
+            return self.unmap(offset, len);
+        }
+        let (offset, len) = self.range(offset, len)?;
+        self.zero(offset, len);
+        Ok(())
+    }
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests;

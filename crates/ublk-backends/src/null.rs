@@ -1,0 +1,98 @@
+//! The null backend.
+
+#![forbid(unsafe_code)]
+
+use ublk_core::{Backend, Errno, Limits};
+
+use crate::error::{Error, check};
+
+/// A device that accepts everything and keeps nothing.
+///
+/// READ leaves the tag's buffer as it is, like the kernel's null target in `kublk`: what a reader
+/// gets is zeroes (a buffer is zeroed before its first use) or data written earlier to this same
+/// device. Nothing of another device or of the server's memory is in a tag's buffer (L05), but do
+/// not take what you read for what you wrote: the device exists to measure the path to it.
+#[derive(Debug, Clone)]
+pub struct Null {
+    limits: Limits,
+}
+
+impl Null {
+    /// A null device of `size` bytes with logical blocks of 512 or 4096 bytes.
+    ///
+    /// # Errors
+    /// [`Error::BlockSize`], [`Error::Size`], [`Error::TooLarge`].
+    pub const fn new(size: u64, block_size: u32) -> Result<Self, Error> {
+        if let Err(error) = check(size, block_size) {
+            return Err(error);
+        }
+        Ok(Self {
+            limits: Limits::new(size)
+                .block_size(block_size)
+                .volatile_cache(false)
+                .discard(1 << 30, block_size)
+                .write_zeroes(1 << 30)
+                .quick(true),
+        })
+    }
+
+    /// Makes the device refuse writes.
+    #[must_use]
+    pub const fn read_only(mut self, yes: bool) -> Self {
+        self.limits = self.limits.read_only(yes);
+        self
+    }
+}
+
+impl Backend for Null {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    #[inline]
+    fn read_at(&self, _buf: &mut [u8], _offset: u64) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    #[inline]
+    fn write_at(&self, _buf: &[u8], _offset: u64, _fua: bool) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    #[inline]
+    fn flush(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    #[inline]
+    fn discard(&self, _offset: u64, _len: u64) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    #[inline]
+    fn write_zeroes(&self, _offset: u64, _len: u64, _may_unmap: bool) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepts_everything_and_declares_it() {
+        let null = Null::new(1 << 30, 4096).expect("valid");
+        let limits = null.limits();
+        assert!(limits.quick && !limits.volatile_cache && !limits.read_only);
+        assert_eq!(limits.logical_block_size, 4096);
+        assert_eq!(limits.discard_granularity, 4096);
+        assert!(null.clone().read_only(true).limits().read_only);
+        let mut buf = [3; 4096];
+        assert_eq!(null.read_at(&mut buf, 0), Ok(()));
+        assert_eq!(buf, [3; 4096], "the buffer is left as it was");
+        assert_eq!(null.write_at(&buf, 4096, false), Ok(()));
+        assert_eq!(null.discard(0, 1 << 30), Ok(()));
+        assert_eq!(null.write_zeroes(0, 4096, true), Ok(()));
+        assert!(Null::new(100, 512).is_err());
+    }
+}
