@@ -7,7 +7,24 @@ use core::fmt;
 /// The block layer keeps ENOSPC, ENOMEM, ETIMEDOUT, EOPNOTSUPP and a few more as they are and turns
 /// every other number into EIO (`errno_to_blk_status`, block/blk-core.c).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(from = "i32", into = "i32")
+)]
 pub struct Errno(u16);
+
+impl From<i32> for Errno {
+    fn from(errno: i32) -> Self {
+        Self::new(errno)
+    }
+}
+
+impl From<Errno> for i32 {
+    fn from(errno: Errno) -> Self {
+        errno.get()
+    }
+}
 
 macro_rules! errnos {
     ($($name:ident = $value:literal, $what:literal;)*) => {

@@ -21,7 +21,26 @@ pub struct OutOfRange {
 ///
 /// C: `ublksrv_ctrl_dev_info.dev_id` (linux/ublk_cmd.h), `UBLK_MINORS` (drivers/block/ublk_drv.c).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "u32", into = "u32")
+)]
 pub struct DevId(u32);
+
+impl TryFrom<u32> for DevId {
+    type Error = OutOfRange;
+
+    fn try_from(value: u32) -> Result<Self, OutOfRange> {
+        Self::new(value)
+    }
+}
+
+impl From<DevId> for u32 {
+    fn from(value: DevId) -> Self {
+        value.0
+    }
+}
 
 impl DevId {
     /// The largest device number.
@@ -59,7 +78,26 @@ impl fmt::Display for DevId {
 ///
 /// C: `q_id` of `ublksrv_io_cmd`, `UBLK_MAX_NR_QUEUES` (linux/ublk_cmd.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "u16", into = "u16")
+)]
 pub struct QueueId(u16);
+
+impl TryFrom<u16> for QueueId {
+    type Error = OutOfRange;
+
+    fn try_from(value: u16) -> Result<Self, OutOfRange> {
+        Self::new(value)
+    }
+}
+
+impl From<QueueId> for u16 {
+    fn from(value: QueueId) -> Self {
+        value.0
+    }
+}
 
 impl QueueId {
     /// The largest queue number.
@@ -97,7 +135,26 @@ impl fmt::Display for QueueId {
 ///
 /// C: `tag` of `ublksrv_io_cmd`, `UBLK_MAX_QUEUE_DEPTH` (linux/ublk_cmd.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "u16", into = "u16")
+)]
 pub struct Tag(u16);
+
+impl TryFrom<u16> for Tag {
+    type Error = OutOfRange;
+
+    fn try_from(value: u16) -> Result<Self, OutOfRange> {
+        Self::new(value)
+    }
+}
+
+impl From<Tag> for u16 {
+    fn from(value: Tag) -> Self {
+        value.0
+    }
+}
 
 impl Tag {
     /// The largest tag.

@@ -7,15 +7,27 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod cpumask;
 pub mod errno;
+pub mod features;
+pub mod geometry;
 pub mod ids;
 pub mod iod;
 pub mod limits;
+pub mod params;
+pub mod spec;
+pub mod state;
 pub mod tag;
 
 pub use backend::Backend;
+pub use cpumask::CpuMask;
 pub use errno::Errno;
+pub use features::{FeatureInfo, Features, Missing, negotiate};
+pub use geometry::{BadReply, Geometry};
 pub use ids::{DevId, QueueId, SECTOR_SIZE, Sectors, Tag};
 pub use iod::{IoDesc, IoFlags, Op};
 pub use limits::Limits;
+pub use params::DeviceParams;
+pub use spec::{CheckedSpec, DeviceSpec, MAX_IO_BYTES, SpecError};
+pub use state::DevState;
 pub use tag::{Action, Answer, Input, TagState};

@@ -7,6 +7,7 @@
 /// discard and write-zeroes are not offered, and calls run on a pool of threads. The parameters
 /// sent to the driver follow from these limits alone (L06).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Limits {
     /// Size of the device in bytes: a multiple of the logical block size, not zero.

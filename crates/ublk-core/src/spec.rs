@@ -1,0 +1,394 @@
+//! The device to be made, checked by the kernel's rules before the kernel sees it.
+
+use crate::{DevId, Features, Geometry, Limits, params};
+use ublk_sys::{ublk_params, ublksrv_ctrl_dev_info};
+
+/// The largest buffer of a tag: a byte offset into it has 25 bits in the user-copy offset. The
+/// driver itself accepts more, and data would land in the next tag's buffer.
+pub const MAX_IO_BYTES: u32 = 32 << 20;
+
+/// The most hw queues and the most tags of a queue that the driver accepts.
+pub const MAX_QUEUES_OR_DEPTH: u16 = 4096;
+
+/// The dev_id that asks the driver for the lowest free one (`-1` in C).
+const ANY_ID: u32 = u32::MAX;
+
+/// The largest shift for block and I/O sizes (since Linux 7.0; earlier it was not checked).
+const MAX_SHIFT: u32 = 28;
+
+/// A device to be made: what ADD_DEV and SET_PARAMS are told. Plain data; [`DeviceSpec::check`]
+/// makes it usable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct DeviceSpec {
+    /// The device number, or `None` for the lowest free one.
+    pub id: Option<DevId>,
+    /// hw queues, 1 to 4096. The kernel gives at most one per CPU.
+    pub queues: u16,
+    /// Tags of each queue: requests that can be in flight at once. 1 to 4096.
+    pub depth: u16,
+    /// Bytes of the buffer behind a tag, and so of the largest request: whole pages up to 32 MiB.
+    pub max_io_bytes: u32,
+    /// Features asked for.
+    pub features: Features,
+    /// A word of the server's own that the kernel keeps (`ublksrv_flags`): a nonce that tells whose
+    /// device it is.
+    pub server_flags: u64,
+    /// What the backend declares.
+    pub limits: Limits,
+}
+
+impl DeviceSpec {
+    /// A device with these limits, and else: any number, one queue of 128 tags, requests up to
+    /// 512 KiB, no feature asked for, no nonce.
+    #[must_use]
+    pub const fn new(limits: Limits) -> Self {
+        Self {
+            id: None,
+            queues: 1,
+            depth: 128,
+            max_io_bytes: 512 << 10,
+            features: Features::NONE,
+            server_flags: 0,
+            limits,
+        }
+    }
+
+    /// Asks for a device number instead of the lowest free one.
+    #[must_use]
+    pub const fn id(mut self, id: DevId) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// Sets the number of hw queues.
+    #[must_use]
+    pub const fn queues(mut self, queues: u16) -> Self {
+        self.queues = queues;
+        self
+    }
+
+    /// Sets the number of tags of each queue.
+    #[must_use]
+    pub const fn depth(mut self, depth: u16) -> Self {
+        self.depth = depth;
+        self
+    }
+
+    /// Sets the bytes of the largest request.
+    #[must_use]
+    pub const fn max_io_bytes(mut self, bytes: u32) -> Self {
+        self.max_io_bytes = bytes;
+        self
+    }
+
+    /// Asks for features.
+    #[must_use]
+    pub const fn features(mut self, features: Features) -> Self {
+        self.features = features;
+        self
+    }
+
+    /// Sets the server's own word, a nonce.
+    #[must_use]
+    pub const fn server_flags(mut self, word: u64) -> Self {
+        self.server_flags = word;
+        self
+    }
+
+    /// Checks everything the kernel would refuse, and what old kernels accept and serve wrongly.
+    /// `page_size` is the machine's (`sysconf(_SC_PAGESIZE)`), in bytes.
+    ///
+    /// # Errors
+    /// The first rule broken, with the value, the rule, and what to do.
+    pub fn check(self, page_size: u32) -> Result<CheckedSpec, SpecError> {
+        let count = |what, value: u16| {
+            if (1..=MAX_QUEUES_OR_DEPTH).contains(&value) {
+                Ok(())
+            } else {
+                Err(SpecError::Count { what, value })
+            }
+        };
+        count("depth", self.depth)?;
+        count("queues", self.queues)?;
+        check_max_io(self.max_io_bytes, page_size)?;
+        check_limits(&self.limits, page_size)?;
+        check_features(self.features)?;
+        Ok(CheckedSpec {
+            spec: self,
+            page_size,
+        })
+    }
+}
+
+fn check_max_io(bytes: u32, page_size: u32) -> Result<(), SpecError> {
+    if bytes < page_size || bytes > MAX_IO_BYTES || !bytes.is_multiple_of(page_size) {
+        return Err(SpecError::MaxIo { bytes, page_size });
+    }
+    Ok(())
+}
+
+fn check_limits(limits: &Limits, page_size: u32) -> Result<(), SpecError> {
+    let block = limits.logical_block_size;
+    if !block.is_power_of_two() || block < 512 || block > page_size {
+        return Err(SpecError::BlockSize { block, page_size });
+    }
+    let physical = limits.physical_block_size;
+    if !physical.is_power_of_two() || physical < block || physical > 1 << MAX_SHIFT {
+        return Err(SpecError::PhysicalBlockSize { physical, block });
+    }
+    let optimal = limits.optimal_io_size;
+    if optimal != 0
+        && (!optimal.is_power_of_two() || optimal < physical || optimal > 1 << MAX_SHIFT)
+    {
+        return Err(SpecError::OptimalIo { optimal, physical });
+    }
+    let size = limits.size;
+    if size == 0 {
+        return Err(SpecError::SizeZero { block });
+    }
+    if size > i64::MAX.unsigned_abs() {
+        return Err(SpecError::SizeTooLarge { size });
+    }
+    if !size.is_multiple_of(block.into()) {
+        let down = size - size % u64::from(block);
+        return Err(SpecError::SizeNotBlocks { size, block, down });
+    }
+    let granularity = limits.discard_granularity;
+    if granularity != 0 && (!granularity.is_power_of_two() || granularity < block) {
+        return Err(SpecError::DiscardGranularity { granularity, block });
+    }
+    let least = u64::from(granularity.max(block));
+    if limits.max_discard != 0 && limits.max_discard < least {
+        return Err(SpecError::DiscardTooSmall {
+            max: limits.max_discard,
+            least,
+        });
+    }
+    if limits.max_write_zeroes != 0 && limits.max_write_zeroes < u64::from(block) {
+        return Err(SpecError::WriteZeroesTooSmall {
+            max: limits.max_write_zeroes,
+            block,
+        });
+    }
+    if limits.fua && !limits.volatile_cache {
+        return Err(SpecError::FuaWithoutCache);
+    }
+    Ok(())
+}
+
+/// Combinations the driver refuses with EINVAL, or takes and ignores.
+fn check_features(asked: Features) -> Result<(), SpecError> {
+    type F = Features;
+    let needs: [(F, F, &str); 5] = [
+        (F::USER_RECOVERY_REISSUE, F::USER_RECOVERY, "USER_RECOVERY"),
+        (F::USER_RECOVERY_FAIL_IO, F::USER_RECOVERY, "USER_RECOVERY"),
+        (F::QUIESCE, F::USER_RECOVERY, "USER_RECOVERY"),
+        (F::INTEGRITY, F::USER_COPY, "USER_COPY"),
+        (
+            F::ZONED,
+            F::USER_COPY | F::SUPPORT_ZERO_COPY,
+            "USER_COPY or SUPPORT_ZERO_COPY",
+        ),
+    ];
+    for (feature, any_of, needs) in needs {
+        if asked.contains(feature) && !asked.intersects(any_of) {
+            return Err(SpecError::FeatureNeeds { feature, needs });
+        }
+    }
+    let excludes = [
+        (F::USER_RECOVERY_FAIL_IO, F::USER_RECOVERY_REISSUE),
+        (F::UNPRIVILEGED_DEV, F::SUPPORT_ZERO_COPY),
+        (F::UNPRIVILEGED_DEV, F::USER_COPY),
+        (F::UNPRIVILEGED_DEV, F::AUTO_BUF_REG),
+        // Not refused by the driver but stripped: the device would not be the one asked for.
+        (F::UNPRIVILEGED_DEV, F::USER_RECOVERY),
+        (F::NEED_GET_DATA, F::USER_COPY),
+        (F::NEED_GET_DATA, F::SUPPORT_ZERO_COPY),
+        (F::NEED_GET_DATA, F::AUTO_BUF_REG),
+        (F::NEED_GET_DATA, F::BATCH_IO),
+    ];
+    for (one, other) in excludes {
+        if asked.contains(one) && asked.contains(other) {
+            return Err(SpecError::FeaturesExclude { one, other });
+        }
+    }
+    if asked.contains(F::ZONED) {
+        // Limits have no zones to declare, and SET_PARAMS would fail without them.
+        return Err(SpecError::NotDeclarable { feature: F::ZONED });
+    }
+    Ok(())
+}
+
+/// A [`DeviceSpec`] that broke no rule: the only thing ADD_DEV takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "wire::Wire", into = "wire::Wire")
+)]
+pub struct CheckedSpec {
+    spec: DeviceSpec,
+    page_size: u32,
+}
+
+impl CheckedSpec {
+    /// What was checked.
+    #[must_use]
+    pub const fn spec(&self) -> &DeviceSpec {
+        &self.spec
+    }
+
+    /// The page size it was checked for.
+    #[must_use]
+    pub const fn page_size(&self) -> u32 {
+        self.page_size
+    }
+
+    /// What ADD_DEV is told.
+    #[must_use]
+    pub fn dev_info(&self) -> ublksrv_ctrl_dev_info {
+        let spec = &self.spec;
+        ublksrv_ctrl_dev_info {
+            nr_hw_queues: spec.queues,
+            queue_depth: spec.depth,
+            io_desc_size: 24,
+            max_io_buf_bytes: spec.max_io_bytes,
+            dev_id: spec.id.map_or(ANY_ID, DevId::get),
+            flags: spec.features.bits(),
+            ublksrv_flags: spec.server_flags,
+            ..Default::default()
+        }
+    }
+
+    /// What SET_PARAMS is told, for the device the kernel made (L04): the largest request is the
+    /// kernel's, not the one asked for.
+    ///
+    /// # Errors
+    /// [`SpecError::MaxIo`] if the kernel's buffer size is outside the rules.
+    pub fn params(&self, geometry: &Geometry) -> Result<ublk_params, SpecError> {
+        check_max_io(geometry.max_io_bytes(), self.page_size)?;
+        Ok(params::encode(&self.spec.limits, geometry.max_io_bytes()))
+    }
+
+    /// The features asked for that the kernel did not grant. It drops some in silence:
+    /// UNPRIVILEGED_DEV for a privileged caller, recovery for an unprivileged one.
+    #[must_use]
+    pub const fn refused(&self, geometry: &Geometry) -> Features {
+        self.spec.features.without(geometry.features())
+    }
+}
+
+/// A rule of the driver that a [`DeviceSpec`] breaks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "each field is named in the variant's message")]
+pub enum SpecError {
+    /// Depth or queues outside 1 to 4096.
+    #[error(
+        "{what} {value} is outside 1 to 4096; choose one within (128 is a good depth, one queue per CPU a good count)"
+    )]
+    Count { what: &'static str, value: u16 },
+    /// The largest request is no whole number of pages, or outside one page to 32 MiB.
+    #[error(
+        "largest I/O {bytes} is not a multiple of the page size {page_size} from {page_size} to 33554432 (32 MiB); \
+         512 KiB is a good value"
+    )]
+    MaxIo { bytes: u32, page_size: u32 },
+    /// The logical block size is no power of two, below 512 or above a page.
+    #[error(
+        "logical block size {block} is not a power of two from 512 to the page size {page_size}; use 512 or 4096"
+    )]
+    BlockSize { block: u32, page_size: u32 },
+    /// The physical block size is no power of two, below the logical one or above 256 MiB.
+    #[error(
+        "physical block size {physical} is not a power of two from the logical block size {block} to 256 MiB; \
+         use {block} or 4096"
+    )]
+    PhysicalBlockSize { physical: u32, block: u32 },
+    /// The optimal I/O size is no power of two, below the physical block size or above 256 MiB.
+    #[error(
+        "optimal I/O size {optimal} is not 0 or a power of two from the physical block size {physical} to 256 MiB; \
+         use 0 for none"
+    )]
+    OptimalIo { optimal: u32, physical: u32 },
+    /// The size is zero.
+    #[error("size 0 makes no device; give at least one block of {block} bytes")]
+    SizeZero { block: u32 },
+    /// The size is beyond what a file offset can say.
+    #[error(
+        "size {size} is beyond the largest block device, 9223372036854775807 bytes (8 EiB); give a smaller size"
+    )]
+    SizeTooLarge { size: u64 },
+    /// The size is no multiple of the block size.
+    #[error(
+        "size {size} is not a multiple of the block size {block}; round it, for example to {down}, or use a smaller block size"
+    )]
+    SizeNotBlocks { size: u64, block: u32, down: u64 },
+    /// The discard granularity is no power of two or below the block size.
+    #[error(
+        "discard granularity {granularity} is not a power of two of at least the block size {block}; use 0 for one block"
+    )]
+    DiscardGranularity { granularity: u32, block: u32 },
+    /// The discard limit is below its granularity.
+    #[error(
+        "discard limit {max} is below its granularity {least}; raise it, or set it to 0 for no discard"
+    )]
+    DiscardTooSmall { max: u64, least: u64 },
+    /// The write-zeroes limit is below one block.
+    #[error(
+        "write-zeroes limit {max} is below one block of {block}; raise it, or set it to 0 for none"
+    )]
+    WriteZeroesTooSmall { max: u64, block: u32 },
+    /// FUA is declared without a volatile cache.
+    #[error(
+        "FUA is honoured only with a volatile write cache; declare the cache too, or leave FUA out"
+    )]
+    FuaWithoutCache,
+    /// A feature needs another.
+    #[error("feature {feature} needs {needs}; ask for that too, or leave it out")]
+    FeatureNeeds {
+        feature: Features,
+        needs: &'static str,
+    },
+    /// Two features exclude each other.
+    #[error("features {one} and {other} exclude each other; leave one out")]
+    FeaturesExclude { one: Features, other: Features },
+    /// A feature needs parameters that limits cannot declare.
+    #[error("feature {feature} needs parameters that limits cannot declare yet; leave it out")]
+    NotDeclarable { feature: Features },
+}
+
+/// The serialised form of a checked spec, checked again when it is read back.
+#[cfg(feature = "serde")]
+mod wire {
+    use super::{CheckedSpec, DeviceSpec, SpecError};
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    pub(super) struct Wire {
+        spec: DeviceSpec,
+        page_size: u32,
+    }
+
+    impl From<CheckedSpec> for Wire {
+        fn from(checked: CheckedSpec) -> Self {
+            Self {
+                spec: checked.spec,
+                page_size: checked.page_size,
+            }
+        }
+    }
+
+    impl TryFrom<Wire> for CheckedSpec {
+        type Error = SpecError;
+
+        fn try_from(wire: Wire) -> Result<Self, SpecError> {
+            wire.spec.check(wire.page_size)
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "spec_tests.rs"]
+mod tests;

@@ -1,0 +1,183 @@
+use super::*;
+
+const PAGE: u32 = 4096;
+const GIB: u64 = 1 << 30;
+
+fn spec() -> DeviceSpec {
+    DeviceSpec::new(Limits::new(GIB))
+}
+
+fn limits(change: impl FnOnce(&mut Limits)) -> Result<CheckedSpec, SpecError> {
+    let mut spec = spec();
+    change(&mut spec.limits);
+    spec.check(PAGE)
+}
+
+fn refused(result: Result<CheckedSpec, SpecError>) -> String {
+    result.expect_err("refused").to_string()
+}
+
+#[test]
+fn defaults_pass_and_become_the_request() {
+    let info = spec().server_flags(7).check(PAGE).unwrap().dev_info();
+    assert_eq!((info.nr_hw_queues, info.queue_depth), (1, 128));
+    assert_eq!((info.max_io_buf_bytes, info.io_desc_size), (524_288, 24));
+    assert_eq!((info.dev_id, info.ublksrv_flags), (u32::MAX, 7));
+    let id = DevId::new(5).unwrap();
+    assert_eq!(spec().id(id).check(PAGE).unwrap().dev_info().dev_id, 5);
+}
+
+#[test]
+fn depth_and_queues_are_1_to_4096() {
+    for good in [1, 4096] {
+        assert!(spec().depth(good).queues(good).check(PAGE).is_ok());
+    }
+    for bad in [0, 4097, u16::MAX] {
+        let message = refused(spec().depth(bad).check(PAGE));
+        assert!(message.starts_with(&format!("depth {bad} is outside 1 to 4096")));
+        let message = refused(spec().queues(bad).check(PAGE));
+        assert!(message.starts_with(&format!("queues {bad} is outside 1 to 4096")));
+    }
+}
+
+/// L03 No buffer beyond what an offset can say, none below a page.
+#[test]
+fn l03_largest_io_is_a_page_to_32_mib() {
+    for good in [PAGE, 512 << 10, MAX_IO_BYTES] {
+        assert!(spec().max_io_bytes(good).check(PAGE).is_ok(), "{good}");
+    }
+    for bad in [0, 512, PAGE - 1, PAGE + 512, MAX_IO_BYTES + PAGE, u32::MAX] {
+        let message = refused(spec().max_io_bytes(bad).check(PAGE));
+        assert!(message.contains(&format!("largest I/O {bad}")), "{message}");
+    }
+    assert!(spec().max_io_bytes(PAGE).check(65536).is_err());
+}
+
+/// L13 Zero, odd and over-large sizes are refused, the largest one is taken.
+#[test]
+fn l13_sizes() {
+    assert!(refused(limits(|l| l.size = 0)).contains("size 0"));
+    assert!(refused(limits(|l| l.size = 1 << 63)).contains("8 EiB"));
+    assert!(refused(limits(|l| l.size = u64::MAX)).contains("18446744073709551615"));
+    let message = refused(limits(|l| l.size = 1000));
+    assert!(message.contains("1000 is not a multiple of the block size 512"));
+    assert!(message.contains("to 512,"), "{message}");
+    assert!(limits(|l| *l = Limits::new(512 * 9).block_size(4096)).is_err());
+    let largest = i64::MAX as u64 - 511;
+    let checked = limits(|l| l.size = largest).unwrap();
+    let params = checked.params(&geometry(&checked, 524_288)).unwrap();
+    assert_eq!(params.basic.dev_sectors, largest / 512);
+}
+
+#[test]
+fn block_sizes() {
+    for good in [512, 1024, 2048, 4096] {
+        assert!(limits(|l| *l = l.block_size(good)).is_ok(), "{good}");
+    }
+    for bad in [0, 1, 256, 513, 1536, 8192, 1 << 31] {
+        let message = refused(limits(|l| l.logical_block_size = bad));
+        assert!(message.starts_with(&format!("logical block size {bad} is not")));
+    }
+    let big = DeviceSpec::new(Limits::new(GIB).block_size(65536)).max_io_bytes(65536);
+    assert!(big.check(65536).is_ok());
+    for bad in [0, 256, 4097, 1 << 29] {
+        let message = refused(limits(|l| l.physical_block_size = bad));
+        assert!(message.starts_with(&format!("physical block size {bad}")));
+    }
+    assert!(limits(|l| l.physical_block_size = 1 << 28).is_ok());
+    for bad in [1, 512, 5000, 1 << 29] {
+        let message = refused(limits(|l| l.optimal_io_size = bad));
+        assert!(message.starts_with(&format!("optimal I/O size {bad}")));
+    }
+    assert!(limits(|l| l.optimal_io_size = 1 << 20).is_ok());
+}
+
+/// L12 Discard limits and granularity agree with each other and with the block size.
+#[test]
+fn l12_discard_rules() {
+    assert!(limits(|l| *l = l.discard(GIB, 0)).is_ok());
+    assert!(limits(|l| *l = l.discard(u64::MAX, 1 << 20)).is_ok());
+    for bad in [1, 256, 513, 1000] {
+        let message = refused(limits(|l| *l = l.discard(GIB, bad)));
+        assert!(message.starts_with(&format!("discard granularity {bad}")));
+    }
+    let message = refused(limits(|l| *l = l.discard(4096, 8192)));
+    assert!(message.contains("limit 4096 is below its granularity 8192"));
+    assert!(refused(limits(|l| *l = l.discard(100, 0))).contains("granularity 512"));
+    let message = refused(limits(|l| *l = l.block_size(4096).write_zeroes(512)));
+    assert!(message.contains("512 is below one block of 4096"));
+    assert!(refused(limits(|l| *l = l.volatile_cache(false).fua(true))).contains("FUA"));
+    assert!(limits(|l| *l = l.fua(true)).is_ok());
+}
+
+#[test]
+fn feature_combinations() {
+    type F = Features;
+    let good = [
+        F::USER_RECOVERY,
+        F::USER_RECOVERY | F::USER_RECOVERY_REISSUE | F::QUIESCE,
+        F::USER_RECOVERY | F::USER_RECOVERY_FAIL_IO,
+        F::USER_COPY | F::INTEGRITY,
+        F::UNPRIVILEGED_DEV | F::BATCH_IO,
+        F::SUPPORT_ZERO_COPY | F::USER_COPY | F::AUTO_BUF_REG,
+        F::NEED_GET_DATA,
+        Features::from_bits(1 << 60),
+    ];
+    for features in good {
+        assert!(spec().features(features).check(PAGE).is_ok(), "{features}");
+    }
+    let bad = [
+        (F::USER_RECOVERY_REISSUE, "needs USER_RECOVERY"),
+        (F::USER_RECOVERY_FAIL_IO, "needs USER_RECOVERY"),
+        (F::QUIESCE, "needs USER_RECOVERY"),
+        (F::INTEGRITY, "needs USER_COPY"),
+        (F::ZONED, "needs USER_COPY or SUPPORT_ZERO_COPY"),
+        (F::ZONED | F::USER_COPY, "cannot declare"),
+        (
+            F::USER_RECOVERY | F::USER_RECOVERY_REISSUE | F::USER_RECOVERY_FAIL_IO,
+            "exclude each other",
+        ),
+        (F::UNPRIVILEGED_DEV | F::USER_COPY, "exclude each other"),
+        (F::UNPRIVILEGED_DEV | F::SUPPORT_ZERO_COPY, "exclude"),
+        (F::UNPRIVILEGED_DEV | F::AUTO_BUF_REG, "exclude"),
+        (F::UNPRIVILEGED_DEV | F::USER_RECOVERY, "exclude"),
+        (F::NEED_GET_DATA | F::USER_COPY, "exclude each other"),
+        (F::NEED_GET_DATA | F::BATCH_IO, "exclude each other"),
+    ];
+    for (features, what) in bad {
+        let message = refused(spec().features(features).check(PAGE));
+        assert!(message.contains(what), "{features}: {message}");
+    }
+}
+
+fn geometry(checked: &CheckedSpec, max_io_buf_bytes: u32) -> Geometry {
+    Geometry::from_reply(&ublksrv_ctrl_dev_info {
+        dev_id: 0,
+        max_io_buf_bytes,
+        ..checked.dev_info()
+    })
+    .unwrap()
+}
+
+/// L04 Parameters follow the kernel's buffer size, not the one asked for.
+#[test]
+fn l04_parameters_follow_the_reply() {
+    let checked = spec().check(PAGE).unwrap();
+    let params = checked.params(&geometry(&checked, 65536)).unwrap();
+    assert_eq!(params.basic.max_sectors, 128);
+    assert!(checked.params(&geometry(&checked, 64 << 20)).is_err());
+    assert!(checked.params(&geometry(&checked, 512)).is_err());
+}
+
+#[test]
+fn what_the_kernel_dropped_is_told() {
+    let asked = Features::UNPRIVILEGED_DEV | Features::NEED_GET_DATA;
+    let checked = spec().features(asked).check(PAGE).unwrap();
+    let made = Geometry::from_reply(&ublksrv_ctrl_dev_info {
+        dev_id: 0,
+        flags: Features::NEED_GET_DATA.bits(),
+        ..checked.dev_info()
+    })
+    .unwrap();
+    assert_eq!(checked.refused(&made), Features::UNPRIVILEGED_DEV);
+}
