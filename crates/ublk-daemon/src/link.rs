@@ -1,0 +1,232 @@
+//! The link between two roles: bounded JSON messages in sequenced packets.
+//!
+//! A packet is one message. One longer than [`MAX_MESSAGE`], or one that is no message of the kind
+//! expected, is an error of the link and never allocates what the other end chooses. Sending never
+//! waits: a role that does not read must not hold up the one that speaks.
+
+use crate::sys::{poll, process, socket};
+use serde::{Serialize, de::DeserializeOwned};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+/// The version that both ends of a link say in their first message.
+pub const LINK_VERSION: u32 = 1;
+
+/// The longest message in bytes. A packet above it is refused unread.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// Why a link could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The other end is gone.
+    #[error("the other end of the link is gone")]
+    Closed,
+    /// Nothing came in time.
+    #[error("no message came in time")]
+    TimedOut,
+    /// A message is longer than [`MAX_MESSAGE`].
+    #[error("a message of {0} bytes is longer than {MAX_MESSAGE}")]
+    TooLong(usize),
+    /// The bytes are no message of the kind expected here.
+    #[error("not a message of this link: {0}")]
+    Garbled(String),
+    /// The other end speaks another version.
+    #[error(
+        "the other end speaks link version {0}, this one {LINK_VERSION}: restart the device with one version of ublkctl"
+    )]
+    Version(u32),
+    /// The standard input of a role is not the link it must be.
+    #[error("this role is started by ublkctl itself, not by hand: standard input is not its link")]
+    NotALink,
+    /// A system call failed.
+    #[error("the link failed: {0}")]
+    Io(io::Error),
+}
+
+impl From<io::Error> for LinkError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::Closed,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// One end of a link.
+#[derive(Debug)]
+pub struct Link {
+    fd: OwnedFd,
+}
+
+impl Link {
+    /// Both ends of a new link, closed on exec.
+    ///
+    /// # Errors
+    /// [`LinkError::Io`] when no descriptor is left.
+    pub fn pair() -> Result<(Self, Self), LinkError> {
+        let (a, b) = socket::pair()?;
+        Ok((Self { fd: a }, Self { fd: b }))
+    }
+
+    /// The link that this process got as its standard input, which becomes `/dev/null`, so that no
+    /// child inherits the link.
+    ///
+    /// # Errors
+    /// [`LinkError::NotALink`] when a person started the role.
+    pub fn from_stdin() -> Result<Self, LinkError> {
+        let stdin = io::stdin();
+        if !socket::is_seqpacket(stdin.as_fd()) {
+            return Err(LinkError::NotALink);
+        }
+        let fd = stdin.as_fd().try_clone_to_owned()?;
+        let null = File::open("/dev/null")?;
+        process::redirect(null.as_fd(), process::Stream::In)?;
+        Ok(Self { fd })
+    }
+
+    /// The descriptor, to hand it to a child.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
+    /// Sends one message, without waiting.
+    ///
+    /// # Errors
+    /// [`LinkError::Closed`] when nobody reads any more, [`LinkError::TooLong`].
+    pub fn send<T: Serialize>(&self, message: &T) -> Result<(), LinkError> {
+        let bytes = serde_json::to_vec(message).map_err(|e| LinkError::Garbled(e.to_string()))?;
+        if bytes.len() > MAX_MESSAGE {
+            return Err(LinkError::TooLong(bytes.len()));
+        }
+        Ok(socket::send(self.fd.as_fd(), &bytes)?)
+    }
+
+    /// Takes a message if one is there.
+    ///
+    /// # Errors
+    /// [`LinkError::Closed`] at the end, and what a hostile message gives.
+    pub fn try_recv<T: DeserializeOwned>(&self) -> Result<Option<T>, LinkError> {
+        let mut buf = vec![0; MAX_MESSAGE];
+        let len = match socket::recv(self.fd.as_fd(), &mut buf) {
+            Ok(0) => return Err(LinkError::Closed),
+            Ok(len) => len,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let bytes = buf.get(..len).ok_or(LinkError::TooLong(len))?;
+        serde_json::from_slice(bytes)
+            .map(Some)
+            .map_err(|e| LinkError::Garbled(e.to_string()))
+    }
+
+    /// Waits for a message until the deadline.
+    ///
+    /// # Errors
+    /// [`LinkError::TimedOut`], and those of [`Link::try_recv`].
+    pub fn recv<T: DeserializeOwned>(&self, deadline: Instant) -> Result<T, LinkError> {
+        loop {
+            if let Some(message) = self.try_recv()? {
+                return Ok(message);
+            }
+            let ready = poll::readable(&[self.fd.as_fd()], Some(deadline))?;
+            if !ready.contains(&true) && Instant::now() >= deadline {
+                return Err(LinkError::TimedOut);
+            }
+        }
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    #[test]
+    fn messages_keep_their_borders_and_order() {
+        let (a, b) = Link::pair().unwrap();
+        a.send(&1u32).unwrap();
+        a.send(&vec![2u32, 3]).unwrap();
+        assert_eq!(b.recv::<u32>(soon()).unwrap(), 1);
+        assert_eq!(b.recv::<Vec<u32>>(soon()).unwrap(), [2, 3]);
+        assert!(b.try_recv::<u32>().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_message_too_long_is_refused_on_both_sides() {
+        let (a, b) = Link::pair().unwrap();
+        let long = "x".repeat(MAX_MESSAGE);
+        assert!(matches!(a.send(&long), Err(LinkError::TooLong(_))));
+        // Somebody who does not keep to our limit.
+        socket::send(a.as_fd(), &vec![b' '; MAX_MESSAGE + 7]).unwrap();
+        let refused = b.recv::<String>(soon());
+        assert!(
+            matches!(refused, Err(LinkError::TooLong(n)) if n == MAX_MESSAGE + 7),
+            "{refused:?}"
+        );
+        // The link is still in step.
+        a.send(&5u8).unwrap();
+        assert_eq!(b.recv::<u8>(soon()).unwrap(), 5);
+    }
+
+    #[test]
+    fn hostile_bytes_are_an_error_and_not_a_panic() {
+        let (a, b) = Link::pair().unwrap();
+        let deep = "[".repeat(50_000);
+        for bytes in [
+            &b"\xff\xfe"[..],
+            b"{",
+            b"{\"type\":\"nobody\"}",
+            b"1e999",
+            deep.as_bytes(),
+        ] {
+            socket::send(a.as_fd(), bytes).unwrap();
+            let got = b.recv::<crate::wire::ToServer>(soon());
+            assert!(matches!(got, Err(LinkError::Garbled(_))), "{got:?}");
+        }
+    }
+
+    #[test]
+    fn a_closed_end_is_told_and_silence_times_out() {
+        let (a, b) = Link::pair().unwrap();
+        let silent = b.recv::<u8>(Instant::now() + Duration::from_millis(3));
+        assert!(matches!(silent, Err(LinkError::TimedOut)));
+        drop(a);
+        assert!(matches!(b.recv::<u8>(soon()), Err(LinkError::Closed)));
+        assert!(matches!(b.send(&1u8), Err(LinkError::Closed)));
+    }
+
+    #[test]
+    fn a_reader_that_sleeps_does_not_hold_up_the_speaker() {
+        let (a, _b) = Link::pair().unwrap();
+        let message = "y".repeat(MAX_MESSAGE / 2);
+        let stuck = (0..1000).find_map(|_| a.send(&message).err());
+        assert!(matches!(stuck, Some(LinkError::Io(_))), "{stuck:?}");
+    }
+
+    /// L23 The link is closed on exec: O_CLOEXEC stands in the flags the kernel shows.
+    #[test]
+    fn l23_link_descriptors_do_not_survive_exec() {
+        let (a, b) = Link::pair().unwrap();
+        for link in [a, b] {
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&link.as_fd());
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+            let flags = info.lines().find_map(|l| l.strip_prefix("flags:")).unwrap();
+            let flags = i32::from_str_radix(flags.trim(), 8).unwrap();
+            assert_ne!(flags & libc::O_CLOEXEC, 0);
+        }
+    }
+}

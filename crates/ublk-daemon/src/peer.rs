@@ -1,0 +1,172 @@
+//! A role in a process of its own: how it is started, and how its end is seen.
+
+use crate::link::{Link, LinkError};
+use crate::sys::process;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// The roles that are processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// Owns the control ring of one device and watches its server.
+    Agent,
+    /// Owns the data rings of one device.
+    Server,
+    /// Runs control commands for somebody who must be able to return.
+    Helper,
+}
+
+impl Role {
+    /// The hidden subcommand.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Agent => "__agent",
+            Self::Server => "__server",
+            Self::Helper => "__helper",
+        }
+    }
+
+    /// The role of a hidden subcommand.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Agent, Self::Server, Self::Helper]
+            .into_iter()
+            .find(|role| role.word() == word)
+    }
+}
+
+/// Where a role's messages go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Messages {
+    /// To the standard error of the process that starts it.
+    Inherit,
+    /// Nowhere: the role speaks on its link, and may be left behind holding no file of its caller.
+    Nowhere,
+}
+
+/// A started role.
+pub struct Peer {
+    /// The link to it.
+    pub link: Link,
+    /// Its process.
+    pub pid: u32,
+    /// Readable once it has ended.
+    exit: OwnedFd,
+    reap: Reap,
+}
+
+enum Reap {
+    Spawned(Child),
+    Forked,
+    #[cfg(test)]
+    Thread,
+}
+
+impl Peer {
+    /// Starts `program` (a ublkctl) in a role, with the link as its standard input. Every other
+    /// descriptor of ours is closed on exec. The process is not copied: std spawns it by
+    /// `posix_spawn`, so this holds for a process with rings, too.
+    ///
+    /// # Errors
+    /// When no process or descriptor is left, or the program is not there.
+    pub fn spawn(program: &Path, role: Role, messages: Messages) -> Result<Self, LinkError> {
+        let (link, theirs) = Link::pair()?;
+        let child = Command::new(program)
+            .arg0("ublkctl")
+            .arg(role.word())
+            .stdin(Stdio::from(theirs.into_fd()))
+            .stdout(Stdio::null())
+            .stderr(match messages {
+                Messages::Inherit => Stdio::inherit(),
+                Messages::Nowhere => Stdio::null(),
+            })
+            .spawn()?;
+        let pid = child.id();
+        // Not reaped yet, so the pid is still that child's.
+        let exit = process::pidfd(pid)?;
+        Ok(Self {
+            link,
+            pid,
+            exit,
+            reap: Reap::Spawned(child),
+        })
+    }
+
+    /// A child made by our one fork.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn forked(pid: u32, link: Link) -> io::Result<Self> {
+        Ok(Self {
+            link,
+            pid,
+            exit: process::pidfd(pid)?,
+            reap: Reap::Forked,
+        })
+    }
+
+    /// A role played by a thread of a test; `exit` can be read once it has ended.
+    #[cfg(test)]
+    pub(crate) const fn thread(link: Link, exit: OwnedFd, pid: u32) -> Self {
+        Self {
+            link,
+            pid,
+            exit,
+            reap: Reap::Thread,
+        }
+    }
+
+    /// A descriptor that can be read once the process has ended.
+    #[must_use]
+    pub fn exit_fd(&self) -> BorrowedFd<'_> {
+        self.exit.as_fd()
+    }
+
+    /// How the process ended, `None` while it runs.
+    pub fn ended(&mut self) -> Option<String> {
+        let status = match &mut self.reap {
+            Reap::Spawned(child) => child.try_wait(),
+            Reap::Forked => process::reap(self.pid),
+            #[cfg(test)]
+            Reap::Thread => return Some("thread ended".to_owned()),
+        };
+        match status {
+            Ok(status) => status.map(|s| s.to_string()),
+            Err(e) => Some(format!("unknown end: {e}")),
+        }
+    }
+
+    /// The exit code of an ended process, if it had one.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        match &mut self.reap {
+            Reap::Spawned(child) => child.try_wait().ok().flatten()?.code(),
+            _ => None,
+        }
+    }
+
+    /// Sends a signal to the process.
+    ///
+    /// # Errors
+    /// ESRCH when it has ended.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        process::signal(self.exit.as_fd(), signal)
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Peer({})", self.pid)
+    }
+}
+
+/// The program whose hidden subcommands are the roles: this one.
+#[must_use]
+pub fn this_program() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}

@@ -1,0 +1,430 @@
+//! The state store: what is known of our devices, in files that outlive every process.
+//!
+//! A record is on disk before ADD_DEV, under the device's nonce, and under its id before
+//! START_DEV; the kernel keeps the same nonce (`ublksrv_flags`). So a kill at any moment leaves a
+//! device that can be attributed (L31), and a record is never taken for that of a later device
+//! with the same id. Files are trusted only as far as L40 allows: a private directory of our own
+//! user, no links followed, written aside, synced and renamed, versioned, no pid without its start time.
+
+mod process_id;
+
+pub use process_id::ProcessId;
+
+use crate::sys::process::effective_uid;
+use crate::wire::AddSpec;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The version of the records this code writes and reads.
+pub const STATE_VERSION: u32 = 1;
+
+/// The longest record in bytes.
+const MAX_RECORD: u64 = 64 * 1024;
+
+/// The environment variable that names another run directory.
+pub const RUN_DIR_VARIABLE: &str = "UBLKCTL_RUN_DIR";
+
+/// Why a record could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// A file or the directory could not be used.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// What was used.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file or the directory is not ours alone.
+    #[error("{} is not trusted: {why}", path.display())]
+    Untrusted {
+        /// What is not trusted.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The bytes are no record.
+    #[error("{} is no state file: {why}", path.display())]
+    Garbled {
+        /// The file.
+        path: PathBuf,
+        /// What the reader found.
+        why: String,
+    },
+    /// Another version wrote it.
+    #[error("{} has version {version}, this ublkctl reads {STATE_VERSION}", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// A user without a run directory.
+    #[error(
+        "no run directory: set XDG_RUNTIME_DIR or {RUN_DIR_VARIABLE} to a directory of your own"
+    )]
+    NoDirectory,
+}
+
+/// How far a device has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Phase {
+    /// ADD_DEV is about to be sent, or was.
+    Adding,
+    /// The device exists and START_DEV is about to be sent, or was.
+    Starting,
+    /// It serves.
+    Live,
+    /// It is being stopped and deleted.
+    Leaving,
+    /// Its server ended without being asked to, or was stopped from outside.
+    Ended,
+}
+
+/// What is known of one device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`STATE_VERSION`].
+    pub version: u32,
+    /// The word the kernel keeps for us (`ublksrv_flags`), in hexadecimal.
+    #[serde(with = "hex")]
+    pub nonce: u64,
+    /// The device, once the kernel has given it.
+    pub id: Option<u32>,
+    /// How far it has come.
+    pub phase: Phase,
+    /// Why it ended, if it did.
+    pub cause: Option<String>,
+    /// What was asked for.
+    pub spec: AddSpec,
+    /// The agent.
+    pub agent: Option<ProcessId>,
+    /// The server.
+    pub server: Option<ProcessId>,
+    /// Where their messages are.
+    pub log: Option<PathBuf>,
+    /// The user who made it.
+    pub owner_uid: u32,
+}
+
+impl Record {
+    /// The record of a device about to be added by this process.
+    #[must_use]
+    pub fn new(nonce: u64, spec: AddSpec) -> Self {
+        Self {
+            version: STATE_VERSION,
+            nonce,
+            id: None,
+            phase: Phase::Adding,
+            cause: None,
+            spec,
+            agent: ProcessId::of(std::process::id()),
+            server: None,
+            log: None,
+            owner_uid: effective_uid(),
+        }
+    }
+}
+
+/// A random word that is not zero, for a new device.
+///
+/// # Errors
+/// When `/dev/urandom` cannot be read.
+pub fn nonce() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    let mut random = File::open("/dev/urandom")?;
+    loop {
+        random.read_exact(&mut bytes)?;
+        match u64::from_ne_bytes(bytes) {
+            0 => {}
+            nonce => return Ok(nonce),
+        }
+    }
+}
+
+/// The run directory with one file per device.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    /// The run directory of this user: `/run/ublkctl` for root, `$XDG_RUNTIME_DIR/ublkctl` for
+    /// others, or what [`RUN_DIR_VARIABLE`] says. Nothing is made yet.
+    ///
+    /// # Errors
+    /// [`StateError::NoDirectory`].
+    pub fn of_user() -> Result<Self, StateError> {
+        if let Some(dir) = std::env::var_os(RUN_DIR_VARIABLE) {
+            return Ok(Self::at(PathBuf::from(dir)));
+        }
+        if effective_uid() == 0 {
+            return Ok(Self::at(PathBuf::from("/run/ublkctl")));
+        }
+        let dir = std::env::var_os("XDG_RUNTIME_DIR").ok_or(StateError::NoDirectory)?;
+        Ok(Self::at(Path::new(&dir).join("ublkctl")))
+    }
+
+    /// The store in a directory.
+    #[must_use]
+    pub const fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// The socket of a device's agent.
+    #[must_use]
+    pub fn socket(&self, id: u32) -> PathBuf {
+        self.dir.join(format!("{id}.sock"))
+    }
+
+    /// Where the messages of a device go by default.
+    #[must_use]
+    pub fn log(&self, id: u32) -> PathBuf {
+        self.dir.join(format!("{id}.log"))
+    }
+
+    fn path(&self, id: u32) -> PathBuf {
+        self.dir.join(format!("{id}.json"))
+    }
+
+    fn pending_path(&self, nonce: u64) -> PathBuf {
+        self.dir.join(format!("pending-{nonce:016x}.json"))
+    }
+
+    /// Makes the directory if it is not there, and checks that it is ours alone.
+    ///
+    /// # Errors
+    /// [`StateError::Untrusted`] for a link, another's directory or one that others can use.
+    pub fn prepare(&self) -> Result<(), StateError> {
+        let at = |source| StateError::Io {
+            path: self.dir.clone(),
+            source,
+        };
+        match DirBuilder::new().mode(0o700).create(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if let Some(parent) = self.dir.parent() {
+                    fs::create_dir_all(parent).map_err(at)?;
+                }
+                DirBuilder::new()
+                    .mode(0o700)
+                    .create(&self.dir)
+                    .map_err(at)?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other.map_err(at)?,
+        }
+        self.check()
+    }
+
+    fn check(&self) -> Result<(), StateError> {
+        let no = |why| StateError::Untrusted {
+            path: self.dir.clone(),
+            why,
+        };
+        let meta = fs::symlink_metadata(&self.dir).map_err(|source| StateError::Io {
+            path: self.dir.clone(),
+            source,
+        })?;
+        if !meta.is_dir() {
+            return Err(no("it is a link or a file, not a directory"));
+        }
+        if meta.uid() != effective_uid() {
+            return Err(no("it belongs to another user"));
+        }
+        if meta.mode() & 0o077 != 0 {
+            return Err(no("other users can reach into it; its mode must be 0700"));
+        }
+        Ok(())
+    }
+
+    /// Writes a record: aside, synced, then renamed over the old one. A record without an id goes
+    /// under its nonce; one with an id takes that one away.
+    ///
+    /// # Errors
+    /// Those of the file system, and [`StateError::Untrusted`].
+    pub fn write(&self, record: &Record) -> Result<(), StateError> {
+        self.prepare()?;
+        let path = match record.id {
+            Some(id) => self.path(id),
+            None => self.pending_path(record.nonce),
+        };
+        let aside = self.dir.join(format!(".{:016x}.tmp", record.nonce));
+        let at = |source| StateError::Io {
+            path: path.clone(),
+            source,
+        };
+        let bytes = serde_json::to_vec_pretty(record).map_err(|e| at(e.into()))?;
+        // A left-over of a writer that was killed; `create_new` would trip over it.
+        remove_if_there(&aside)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&aside)
+            .map_err(at)?;
+        file.write_all(&bytes).map_err(at)?;
+        file.sync_all().map_err(at)?;
+        fs::rename(&aside, &path).map_err(at)?;
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(at)?;
+        if record.id.is_some() {
+            remove_if_there(&self.pending_path(record.nonce))?;
+        }
+        Ok(())
+    }
+
+    /// The record of the device `id` whose nonce the kernel says is `nonce`: a record of an earlier
+    /// device with that id is none of its.
+    ///
+    /// # Errors
+    /// Those of a file that is there and not trusted, not readable or not ours.
+    pub fn find(&self, id: u32, nonce: u64) -> Result<Option<Record>, StateError> {
+        let by_id = self.read(&self.path(id))?.filter(|r| r.nonce == nonce);
+        match by_id {
+            None if nonce != 0 => self.read(&self.pending_path(nonce)),
+            found => Ok(found),
+        }
+    }
+
+    /// The last record of the device `id`, whichever device that was.
+    ///
+    /// # Errors
+    /// As [`Store::find`].
+    pub fn last(&self, id: u32) -> Result<Option<Record>, StateError> {
+        self.read(&self.path(id))
+    }
+
+    fn read(&self, path: &Path) -> Result<Option<Record>, StateError> {
+        let at = |source| StateError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path);
+        let mut file = match opened {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.raw_os_error() == Some(libc::ELOOP) => {
+                return Err(StateError::Untrusted {
+                    path: path.to_owned(),
+                    why: "it is a link",
+                });
+            }
+            other => other.map_err(at)?,
+        };
+        self.check()?;
+        let no = |why| StateError::Untrusted {
+            path: path.to_owned(),
+            why,
+        };
+        let meta = file.metadata().map_err(at)?;
+        if !meta.is_file() {
+            return Err(no("it is not a regular file"));
+        }
+        if meta.uid() != effective_uid() {
+            return Err(no("it belongs to another user"));
+        }
+        if meta.mode() & 0o022 != 0 {
+            return Err(no("other users can write it"));
+        }
+        let mut bytes = Vec::new();
+        io::Read::by_ref(&mut file)
+            .take(MAX_RECORD + 1)
+            .read_to_end(&mut bytes)
+            .map_err(at)?;
+        parse(path, &bytes).map(Some)
+    }
+
+    /// Removes what is kept of a device: record, socket, and the log if it is empty.
+    ///
+    /// # Errors
+    /// Those of the file system, except that nothing was there.
+    pub fn remove(&self, id: u32, nonce: u64) -> Result<(), StateError> {
+        remove_if_there(&self.pending_path(nonce))?;
+        if self.read(&self.path(id))?.is_some_and(|r| r.nonce != nonce) {
+            return Ok(());
+        }
+        remove_if_there(&self.path(id))?;
+        remove_if_there(&self.socket(id))?;
+        let log = self.log(id);
+        if fs::symlink_metadata(&log).is_ok_and(|m| m.len() == 0) {
+            remove_if_there(&log)?;
+        }
+        Ok(())
+    }
+
+    /// Opens a log for appending: never through a link, private to its owner.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn open_log(path: &Path) -> Result<File, StateError> {
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)
+            .map_err(|source| StateError::Io {
+                path: path.to_owned(),
+                source,
+            })
+    }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<Record, StateError> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+    }
+    let garbled = |why: String| StateError::Garbled {
+        path: path.to_owned(),
+        why,
+    };
+    if bytes.len() as u64 > MAX_RECORD {
+        return Err(garbled(format!("longer than {MAX_RECORD} bytes")));
+    }
+    let head: Head = serde_json::from_slice(bytes).map_err(|e| garbled(e.to_string()))?;
+    if head.version != STATE_VERSION {
+        return Err(StateError::Version {
+            path: path.to_owned(),
+            version: head.version,
+        });
+    }
+    serde_json::from_slice(bytes).map_err(|e| garbled(e.to_string()))
+}
+
+fn remove_if_there(path: &Path) -> Result<(), StateError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|source| StateError::Io {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// A word as hexadecimal text: JSON numbers lose bits above 2^53 in many readers.
+mod hex {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(word: &u64, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format!("{word:016x}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(from)?;
+        u64::from_str_radix(&text, 16).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+use super::*;
+use crate::wire::BackendSpec;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+fn spec() -> AddSpec {
+    AddSpec {
+        backend: BackendSpec::Mem { size: 1 << 30 },
+        id: None,
+        queues: 2,
+        depth: 64,
+        block_size: 512,
+        max_io_bytes: 512 << 10,
+        read_only: false,
+    }
+}
+
+fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(dir.path().join("run"));
+    store.prepare().unwrap();
+    (dir, store)
+}
+
+fn record(id: Option<u32>, nonce: u64) -> Record {
+    Record {
+        id,
+        ..Record::new(nonce, spec())
+    }
+}
+
+/// L31 From before ADD_DEV to the end, the device is attributed by its nonce.
+#[test]
+fn l31_a_record_is_found_before_and_after_the_id_is_known() {
+    let (_dir, store) = store();
+    store.write(&record(None, 0xabc)).unwrap();
+    // Killed between ADD_DEV and the next write: the kernel has id 5 and the nonce, we the nonce.
+    assert_eq!(store.find(5, 0xabc).unwrap().unwrap().id, None);
+    store.write(&record(Some(5), 0xabc)).unwrap();
+    assert_eq!(store.find(5, 0xabc).unwrap().unwrap().id, Some(5));
+    assert!(!store.pending_path(0xabc).exists());
+    assert!(store.find(5, 0xdef).unwrap().is_none(), "a recycled id");
+    store.remove(5, 0xdef).unwrap();
+    assert!(store.find(5, 0xabc).unwrap().is_some(), "not its record");
+    store.remove(5, 0xabc).unwrap();
+    assert!(store.find(5, 0xabc).unwrap().is_none());
+    assert_eq!(fs::read_dir(&store.dir).unwrap().count(), 0);
+}
+
+/// L40 Written aside and renamed: a reader never sees half a record, a killed writer is no obstacle.
+#[test]
+fn l40_a_record_is_replaced_whole() {
+    let (_dir, store) = store();
+    store.write(&record(Some(1), 7)).unwrap();
+    let old = File::open(store.path(1)).unwrap();
+    fs::write(store.dir.join(format!(".{:016x}.tmp", 7)), b"half a rec").unwrap();
+    let mut second = record(Some(1), 7);
+    second.phase = Phase::Live;
+    store.write(&second).unwrap();
+    // The old file is another one: it was not written over in place.
+    let kept: Record = serde_json::from_reader(old).unwrap();
+    assert_eq!(kept.phase, Phase::Adding);
+    assert_eq!(store.find(1, 7).unwrap().unwrap().phase, Phase::Live);
+    let mode = fs::metadata(store.path(1)).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(fs::read_dir(&store.dir).unwrap().count(), 1);
+}
+
+/// L40 No link is followed, neither to a record nor to the directory.
+#[test]
+fn l40_links_are_refused() {
+    let (dir, store) = store();
+    store.write(&record(Some(1), 7)).unwrap();
+    symlink(store.path(1), store.path(2)).unwrap();
+    let linked = store.last(2);
+    assert!(
+        matches!(linked, Err(StateError::Untrusted { .. })),
+        "{linked:?}"
+    );
+    let link = dir.path().join("link");
+    symlink(&store.dir, &link).unwrap();
+    let linked = Store::at(link).prepare();
+    assert!(
+        matches!(linked, Err(StateError::Untrusted { .. })),
+        "{linked:?}"
+    );
+    let log = dir.path().join("log");
+    symlink(dir.path().join("victim"), &log).unwrap();
+    assert!(Store::open_log(&log).is_err());
+}
+
+/// L40 A directory or a file that others can write, or that belongs to another, is not trusted.
+#[test]
+fn l40_other_owners_and_writers_are_refused() {
+    let (_dir, store) = store();
+    store.write(&record(Some(1), 7)).unwrap();
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(&store.path(1), 0o666);
+    assert!(matches!(store.last(1), Err(StateError::Untrusted { .. })));
+    mode(&store.path(1), 0o600);
+    mode(&store.dir, 0o777);
+    assert!(matches!(store.last(1), Err(StateError::Untrusted { .. })));
+    assert!(store.write(&record(Some(1), 7)).is_err());
+    mode(&store.dir, 0o700);
+    assert!(store.last(1).unwrap().is_some());
+    if effective_uid() == 0 {
+        std::os::unix::fs::chown(store.path(1), Some(1), None).unwrap();
+        assert!(matches!(store.last(1), Err(StateError::Untrusted { .. })));
+        std::os::unix::fs::chown(store.path(1), Some(0), None).unwrap();
+        std::os::unix::fs::chown(&store.dir, Some(1), None).unwrap();
+        assert!(matches!(store.prepare(), Err(StateError::Untrusted { .. })));
+    }
+}
+
+/// L40 Another version is told as such; garbage is garbage.
+#[test]
+fn l40_versions_and_garbage_are_told_apart() {
+    let (_dir, store) = store();
+    store.write(&record(Some(1), 7)).unwrap();
+    let text = fs::read_to_string(store.path(1)).unwrap();
+    let other = text.replace("\"version\": 1", "\"version\": 2");
+    assert_ne!(text, other);
+    fs::write(store.path(1), other).unwrap();
+    let found = store.last(1);
+    assert!(
+        matches!(found, Err(StateError::Version { version: 2, .. })),
+        "{found:?}"
+    );
+    for garbage in [&b"{"[..], b"", b"{\"version\":1}", &vec![b' '; 70_000]] {
+        fs::write(store.path(1), garbage).unwrap();
+        assert!(matches!(store.last(1), Err(StateError::Garbled { .. })));
+    }
+}
+
+#[test]
+fn nonces_differ_and_are_not_zero() {
+    let (a, b) = (nonce().unwrap(), nonce().unwrap());
+    assert!(a != b && a != 0 && b != 0);
+}

@@ -1,0 +1,31 @@
+//! The system calls of process life, in one module: everything `unsafe` of this crate is here.
+//!
+//! Sockets of the link, poll, pidfds, sessions, namespaces and one fork. Each function is a safe
+//! wrapper: it takes and gives owned or borrowed descriptors, checks every result, and passes
+//! pointers only to memory that outlives the call. `unsafe` is re-opened here because std has no
+//! sequenced-packet sockets, poll, pidfd, `setsid`, `unshare` or `fork`.
+#![expect(
+    unsafe_code,
+    reason = "the one module of system calls, see the paragraph above"
+)]
+
+pub mod namespace;
+pub mod poll;
+pub mod process;
+pub mod socket;
+
+use std::io;
+
+/// The result of a libc call as std's error.
+fn check(res: libc::c_int) -> io::Result<libc::c_int> {
+    if res < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(res)
+    }
+}
+
+/// The result of a libc call that counts bytes as std's error.
+fn check_len(res: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(res).map_err(|_| io::Error::last_os_error())
+}

@@ -1,0 +1,349 @@
+//! The words of the link: what the roles say to each other, and what the tool prints as JSON.
+//!
+//! Between agent and server: describe, assign, armed, live, leave, empty, failed, and health, the
+//! event asked for. Between front and agent: add, leave, live, gone, failed.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use ublk_core::{CpuMask, Geometry, Limits};
+
+/// What answers the requests of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum BackendSpec {
+    /// Reads give zeroes or old bytes, writes are forgotten: for measuring.
+    Null {
+        /// Size in bytes.
+        size: u64,
+    },
+    /// Memory of the server, filled as it is written.
+    Mem {
+        /// Size in bytes.
+        size: u64,
+    },
+}
+
+impl BackendSpec {
+    /// The word of the command line.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Null { .. } => "null",
+            Self::Mem { .. } => "mem",
+        }
+    }
+
+    /// Size of the device in bytes.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        match self {
+            Self::Null { size } | Self::Mem { size } => *size,
+        }
+    }
+}
+
+/// The device that `add` shall make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddSpec {
+    /// What answers its requests.
+    pub backend: BackendSpec,
+    /// The device's number, `None` for the lowest free one.
+    pub id: Option<u32>,
+    /// Hw queues asked for; the kernel lowers it to the number of CPUs.
+    pub queues: u16,
+    /// Tags of each queue.
+    pub depth: u16,
+    /// Logical block size in bytes.
+    pub block_size: u32,
+    /// Largest request in bytes.
+    pub max_io_bytes: u32,
+    /// The device refuses writes.
+    pub read_only: bool,
+}
+
+/// First message of the front to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddRequest {
+    /// [`crate::link::LINK_VERSION`] of the front.
+    pub version: u32,
+    /// The device.
+    pub spec: AddSpec,
+    /// The front stays and the device lives no longer than it.
+    pub foreground: bool,
+    /// Where messages go once the front has left, `None` for `ID.log` in the run directory.
+    pub log: Option<PathBuf>,
+    /// Milliseconds until the front gives up.
+    pub deadline_ms: u64,
+}
+
+/// What the front says to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ToAgent {
+    /// Make this device.
+    Add(AddRequest),
+    /// Stop and delete it (foreground: the front got a signal).
+    Leave,
+}
+
+/// What the agent says to the front.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum FromAgent {
+    /// The device serves I/O.
+    Live(Added),
+    /// The device is deleted, as it should be.
+    Gone,
+    /// It came to nothing, or to an end that was not asked for.
+    Failed(Failure),
+}
+
+/// A device that serves I/O: what `add --json` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Added {
+    /// Its number.
+    pub id: u32,
+    /// The block device.
+    pub path: PathBuf,
+    /// The character device.
+    pub char_path: PathBuf,
+    /// Hw queues, as the kernel made them.
+    pub queues: u16,
+    /// Tags of each queue.
+    pub depth: u16,
+    /// Size in bytes.
+    pub size: u64,
+    /// Logical block size in bytes.
+    pub block_size: u32,
+    /// Largest request in bytes.
+    pub max_io_bytes: u32,
+    /// The device refuses writes.
+    pub read_only: bool,
+    /// The backend's word of the command line.
+    pub backend: String,
+    /// How data travels: `copy`.
+    pub data: String,
+    /// Whether commands go in batches.
+    pub batch: bool,
+    /// Names of the features in force.
+    pub features: Vec<String>,
+    /// The server process.
+    pub server_pid: u32,
+    /// The agent process.
+    pub agent_pid: u32,
+}
+
+/// What the agent says to the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ToServer {
+    /// The first message: who is speaking, and the backend to open and describe.
+    Describe {
+        /// [`crate::link::LINK_VERSION`] of the agent.
+        version: u32,
+        /// What to serve.
+        spec: AddSpec,
+    },
+    /// The device exists: open it and arm it.
+    Assign(Assignment),
+    /// START_DEV is done: the device serves. Messages go to `log` from now on.
+    Live {
+        /// File for the messages, `None` to keep standard error.
+        log: Option<PathBuf>,
+    },
+    /// Report your health.
+    Health {
+        /// Comes back in the answer.
+        ticket: u64,
+    },
+    /// The device will not be started: leave at once.
+    Quit,
+}
+
+/// The device a server shall serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The kernel's reply to ADD_DEV.
+    pub geometry: Geometry,
+    /// CPUs of each queue, from GET_QUEUE_AFFINITY.
+    pub affinity: Vec<CpuMask>,
+    /// Milliseconds until all queues must be armed.
+    pub deadline_ms: u64,
+}
+
+/// What the server says to the agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum FromServer {
+    /// The backend is open and this is its device.
+    Described {
+        /// [`crate::link::LINK_VERSION`] of the server.
+        version: u32,
+        /// The device it can serve.
+        limits: Limits,
+    },
+    /// Every fetch of every queue is with the driver.
+    Armed {
+        /// The process that opened the character device.
+        pid: u32,
+    },
+    /// Somebody asked the server to end: stop the device, please. The server serves on.
+    Leave {
+        /// What it was asked by, for the log.
+        why: String,
+    },
+    /// Nothing is in hand or with the driver, and all of the device is closed.
+    Empty {
+        /// The last counts.
+        health: Option<Health>,
+    },
+    /// A queue failed, hence the device has.
+    Failed(Failure),
+    /// The answer to [`ToServer::Health`].
+    Health {
+        /// Of the question.
+        ticket: u64,
+        /// The snapshot.
+        health: Health,
+    },
+}
+
+/// A failure as it travels between roles: text, hint, and the kind that decides the exit code.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct Failure {
+    /// Decides the exit code.
+    pub kind: FailureKind,
+    /// What failed, and why.
+    pub text: String,
+    /// What to do next.
+    pub hint: Option<String>,
+}
+
+/// Kinds of failure that callers tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum FailureKind {
+    /// Any other. Exit code 1.
+    Failed,
+    /// What was asked for makes no sense. Exit code 2.
+    Usage,
+    /// A deadline passed. Exit code 3.
+    TimedOut,
+    /// There is no such device. Exit code 32.
+    NoSuchDevice,
+}
+
+impl Failure {
+    /// A failure without a hint.
+    #[must_use]
+    pub fn new(kind: FailureKind, text: impl Into<String>) -> Self {
+        Self {
+            kind,
+            text: text.into(),
+            hint: None,
+        }
+    }
+
+    /// A failure of the kind that has no code of its own.
+    #[must_use]
+    pub fn failed(text: impl Into<String>) -> Self {
+        Self::new(FailureKind::Failed, text)
+    }
+
+    /// A deadline that passed.
+    #[must_use]
+    pub fn timed_out(text: impl Into<String>) -> Self {
+        Self::new(FailureKind::TimedOut, text)
+    }
+
+    /// Adds what to do next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// Counts of requests, since the server started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// READ requests.
+    pub reads: u64,
+    /// WRITE requests.
+    pub writes: u64,
+    /// FLUSH requests.
+    pub flushes: u64,
+    /// DISCARD requests.
+    pub discards: u64,
+    /// WRITE_ZEROES requests.
+    pub write_zeroes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Requests answered with an errno.
+    pub errors: u64,
+    /// Panics of the backend, contained.
+    pub panics: u64,
+    /// Requests nobody answered, hence answered with EIO.
+    pub dropped: u64,
+    /// Descriptors refused.
+    pub refused: u64,
+    /// Calls of `io_uring_enter`.
+    pub enters: u64,
+}
+
+/// Health of one queue.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QueueReport {
+    /// The queue.
+    pub qid: u16,
+    /// Its state in one word.
+    pub state: String,
+    /// Requests in the server's hands.
+    pub in_hand: u64,
+    /// CPUs its thread is pinned to, `None` if it is not.
+    pub pinned: Option<Vec<u32>>,
+    /// Whether the thread carries PR_SET_IO_FLUSHER, as read back.
+    pub io_flusher: bool,
+    /// What its ring was granted.
+    pub setup: String,
+}
+
+/// Health of a server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// The worst state of its queues, in one word.
+    pub state: String,
+    /// The first error of any queue.
+    pub first_error: Option<String>,
+    /// Whether the server has a mount namespace of its own.
+    pub own_mounts: bool,
+    /// Counts.
+    #[serde(flatten)]
+    pub stats: Stats,
+    /// Each queue.
+    pub queues: Vec<QueueReport>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backend_words_are_those_of_the_command_line() {
+        let spec = BackendSpec::Mem { size: 4096 };
+        assert_eq!(
+            serde_json::to_string(&spec).unwrap(),
+            r#"{"kind":"mem","size":4096}"#
+        );
+        assert_eq!((spec.name(), spec.size()), ("mem", 4096));
+    }
+}
