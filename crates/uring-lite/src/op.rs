@@ -1,0 +1,350 @@
+//! Builders of submission queue entries. All are straight-line stores.
+//!
+//! # Why there is `unsafe` here
+//! An entry is a pointer given away: the kernel reads or writes where it says, some time between `enter` and the
+//! CQE. So making an entry that names memory is unsafe, and pushing it is not.
+//!
+//! Descriptors are numbers in an entry and are looked up when the kernel takes it: keep [`Fd::Raw`] open until
+//! `enter` has submitted. From then on the kernel holds the file itself.
+#![expect(unsafe_code, reason = "unsafe fn: entries that name memory")]
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::entry::{Sqe64, Sqe128};
+use crate::sys;
+
+pub use crate::sys::__kernel_timespec as Timespec;
+
+/// Readable, for [`poll_add`] (`POLLIN`).
+pub const POLL_IN: u32 = 0x1;
+/// Writable, for [`poll_add`] (`POLLOUT`).
+pub const POLL_OUT: u32 = 0x4;
+
+/// The file an operation works on.
+#[derive(Clone, Copy, Debug)]
+pub enum Fd<'a> {
+    /// An open descriptor.
+    Raw(BorrowedFd<'a>),
+    /// A slot of the ring's registered files (`IOSQE_FIXED_FILE`).
+    Registered(u32),
+}
+
+/// `IOSQE_*` flags of an entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SqeFlags(u8);
+
+impl SqeFlags {
+    /// The next entry starts when this one has succeeded (`IOSQE_IO_LINK`).
+    #[doc(alias = "IOSQE_IO_LINK")]
+    pub const LINK: Self = Self(sys::IOSQE_IO_LINK);
+    /// The next entry starts when this one is done (`IOSQE_IO_HARDLINK`).
+    #[doc(alias = "IOSQE_IO_HARDLINK")]
+    pub const HARDLINK: Self = Self(sys::IOSQE_IO_HARDLINK);
+    /// Starts when all earlier entries are done (`IOSQE_IO_DRAIN`).
+    #[doc(alias = "IOSQE_IO_DRAIN")]
+    pub const DRAIN: Self = Self(sys::IOSQE_IO_DRAIN);
+    /// Straight to a worker thread (`IOSQE_ASYNC`).
+    #[doc(alias = "IOSQE_ASYNC")]
+    pub const ASYNC: Self = Self(sys::IOSQE_ASYNC);
+    /// The buffer comes from the group given by [`buf_index`](Sqe64::buf_index) (`IOSQE_BUFFER_SELECT`).
+    #[doc(alias = "IOSQE_BUFFER_SELECT")]
+    pub const BUFFER_SELECT: Self = Self(sys::IOSQE_BUFFER_SELECT);
+    /// No CQE on success (`IOSQE_CQE_SKIP_SUCCESS`).
+    #[doc(alias = "IOSQE_CQE_SKIP_SUCCESS")]
+    pub const CQE_SKIP_SUCCESS: Self = Self(sys::IOSQE_CQE_SKIP_SUCCESS);
+
+    /// The bits.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+}
+
+impl std::ops::BitOr for SqeFlags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Two words in the memory order of C: `low` first.
+#[inline]
+const fn words(first: u32, second: u32) -> u64 {
+    if cfg!(target_endian = "little") {
+        (second as u64) << 32 | first as u64
+    } else {
+        (first as u64) << 32 | second as u64
+    }
+}
+
+#[inline]
+fn on(opcode: u8, fd: Fd<'_>) -> sys::io_uring_sqe {
+    let (fd, flags) = match fd {
+        Fd::Raw(fd) => (fd.as_raw_fd(), 0),
+        Fd::Registered(slot) => (slot.cast_signed(), sys::IOSQE_FIXED_FILE),
+    };
+    sys::io_uring_sqe {
+        opcode,
+        flags,
+        fd,
+        ..Default::default()
+    }
+}
+
+macro_rules! setters {
+    ($name:ident, $($sqe:tt)+) => {
+        impl $name {
+            /// What the CQE will carry; passed through untouched. `u64::MAX` is the waker's.
+            #[inline]
+            #[must_use]
+            pub const fn user_data(mut self, user_data: u64) -> Self {
+                self.$($sqe)+.user_data = user_data;
+                self
+            }
+
+            /// Adds flags.
+            #[inline]
+            #[must_use]
+            pub const fn flags(mut self, flags: SqeFlags) -> Self {
+                self.$($sqe)+.flags |= flags.bits();
+                self
+            }
+
+            /// Registered buffer, or buffer group with [`SqeFlags::BUFFER_SELECT`].
+            #[inline]
+            #[must_use]
+            pub const fn buf_index(mut self, index: u16) -> Self {
+                self.$($sqe)+.buf_index = index;
+                self
+            }
+
+            /// Sets the word of flags of the operation, for a command `IORING_URING_CMD_*`.
+            #[inline]
+            #[must_use]
+            pub const fn cmd_flags(mut self, flags: u32) -> Self {
+                self.$($sqe)+.rw_flags = flags;
+                self
+            }
+
+            /// Sets `addr` (byte 16).
+            ///
+            /// # Safety
+            /// Where the operation takes it for an address, the memory is valid for what the operation does until
+            /// its last CQE.
+            #[inline]
+            #[must_use]
+            pub const unsafe fn addr(mut self, addr: u64) -> Self {
+                self.$($sqe)+.addr = addr;
+                self
+            }
+
+            /// Sets `len` (byte 24).
+            ///
+            /// # Safety
+            /// As [`addr`](Self::addr), for the new length.
+            #[inline]
+            #[must_use]
+            pub const unsafe fn len(mut self, len: u32) -> Self {
+                self.$($sqe)+.len = len;
+                self
+            }
+
+            /// The 64 bytes (the first 64) as the kernel will see them.
+            #[must_use]
+            pub const fn as_raw(&self) -> &sys::io_uring_sqe {
+                &self.$($sqe)+
+            }
+        }
+    };
+}
+
+setters!(Sqe64, 0);
+setters!(Sqe128, sqe);
+
+/// `IORING_OP_NOP`: completes with 0.
+#[inline]
+#[must_use]
+pub fn nop() -> Sqe64 {
+    Sqe64(sys::io_uring_sqe {
+        opcode: sys::IORING_OP_NOP,
+        fd: -1,
+        ..Default::default()
+    })
+}
+
+/// `IORING_OP_URING_CMD` with the 16 bytes of a 64-byte entry (5.19): a command of the file's driver.
+///
+/// # Safety
+/// Whatever memory the command names, in the payload or by [`addr`](Sqe64::addr), is valid for what the driver
+/// does with it until the command's last CQE.
+#[inline]
+#[must_use]
+pub unsafe fn uring_cmd(fd: Fd<'_>, cmd_op: u32, payload: &[u8; 16]) -> Sqe64 {
+    let mut sqe = on(sys::IORING_OP_URING_CMD, fd);
+    sqe.off = words(cmd_op, 0);
+    sqe.cmd = *payload;
+    Sqe64(sqe)
+}
+
+/// `IORING_OP_URING_CMD` with the 80 bytes of a 128-byte entry (5.19).
+///
+/// # Safety
+/// As [`uring_cmd`].
+///
+/// # Panics
+/// Never: an array of 80 bytes has 16 and 64.
+#[inline]
+#[must_use]
+pub unsafe fn uring_cmd128(fd: Fd<'_>, cmd_op: u32, payload: &[u8; 80]) -> Sqe128 {
+    let mut sqe = on(sys::IORING_OP_URING_CMD, fd);
+    sqe.off = words(cmd_op, 0);
+    let (first, rest) = payload.split_at(16);
+    let mut whole = Sqe128 {
+        sqe,
+        cmd_rest: [0; 64],
+    };
+    whole.sqe.cmd.copy_from_slice(first);
+    whole.cmd_rest.copy_from_slice(rest);
+    whole
+}
+
+#[inline]
+fn rw(opcode: u8, fd: Fd<'_>, addr: u64, len: u32, offset: u64) -> Sqe64 {
+    Sqe64(sys::io_uring_sqe {
+        addr,
+        len,
+        off: offset,
+        ..on(opcode, fd)
+    })
+}
+
+/// `IORING_OP_READ` (5.6): `len` bytes from `offset` of the file, `u64::MAX` for the current position. With
+/// [`SqeFlags::BUFFER_SELECT`] `buf` may be null: the group's buffer is used.
+///
+/// # Safety
+/// `buf` is valid for writes of `len` bytes until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn read(fd: Fd<'_>, buf: *mut u8, len: u32, offset: u64) -> Sqe64 {
+    rw(sys::IORING_OP_READ, fd, buf as u64, len, offset)
+}
+
+/// `IORING_OP_WRITE` (5.6): `len` bytes to `offset` of the file, `u64::MAX` for the current position.
+///
+/// # Safety
+/// `buf` is valid for reads of `len` bytes until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn write(fd: Fd<'_>, buf: *const u8, len: u32, offset: u64) -> Sqe64 {
+    rw(sys::IORING_OP_WRITE, fd, buf as u64, len, offset)
+}
+
+/// `IORING_OP_READ_FIXED` (5.1) into registered buffer `index`: `addr` is an address inside it, or the byte offset
+/// for a buffer that the kernel registered.
+///
+/// # Safety
+/// The registered buffer's memory is valid until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn read_fixed(fd: Fd<'_>, index: u16, addr: u64, len: u32, offset: u64) -> Sqe64 {
+    rw(sys::IORING_OP_READ_FIXED, fd, addr, len, offset).buf_index(index)
+}
+
+/// `IORING_OP_WRITE_FIXED` (5.1) from registered buffer `index`; `addr` as for [`read_fixed`].
+///
+/// # Safety
+/// The registered buffer's memory is valid until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn write_fixed(fd: Fd<'_>, index: u16, addr: u64, len: u32, offset: u64) -> Sqe64 {
+    rw(sys::IORING_OP_WRITE_FIXED, fd, addr, len, offset).buf_index(index)
+}
+
+/// `IORING_OP_FSYNC` (5.1); of the data only, if so asked.
+#[inline]
+#[must_use]
+pub fn fsync(fd: Fd<'_>, data_only: bool) -> Sqe64 {
+    let rw_flags = if data_only {
+        sys::IORING_FSYNC_DATASYNC
+    } else {
+        0
+    };
+    Sqe64(sys::io_uring_sqe {
+        rw_flags,
+        ..on(sys::IORING_OP_FSYNC, fd)
+    })
+}
+
+/// `IORING_OP_FALLOCATE` (5.6) with the `mode` of `fallocate(2)`, in bytes.
+#[inline]
+#[must_use]
+pub fn fallocate(fd: Fd<'_>, mode: u32, offset: u64, len: u64) -> Sqe64 {
+    // The length goes into `addr` and the mode into `len`.
+    rw(sys::IORING_OP_FALLOCATE, fd, len, mode, offset)
+}
+
+/// `IORING_OP_POLL_ADD` (5.1): completes with the events that are there; `multishot` goes on (5.13).
+#[inline]
+#[must_use]
+pub fn poll_add(fd: Fd<'_>, events: u32, multishot: bool) -> Sqe64 {
+    let len = if multishot {
+        sys::IORING_POLL_ADD_MULTI
+    } else {
+        0
+    };
+    // Big-endian kernels want the halves swapped, after poll's 16-bit past.
+    let events = if cfg!(target_endian = "big") {
+        events.rotate_left(16)
+    } else {
+        events
+    };
+    Sqe64(sys::io_uring_sqe {
+        len,
+        rw_flags: events,
+        ..on(sys::IORING_OP_POLL_ADD, fd)
+    })
+}
+
+/// `IORING_OP_TIMEOUT` (5.4): completes with `ETIME` after the time, or with 0 after `count` other completions
+/// (0: by time only).
+///
+/// # Safety
+/// `ts` is valid for reads until `enter` has submitted the entry.
+#[inline]
+#[must_use]
+pub unsafe fn timeout(ts: *const Timespec, count: u32) -> Sqe64 {
+    Sqe64(sys::io_uring_sqe {
+        opcode: sys::IORING_OP_TIMEOUT,
+        fd: -1,
+        addr: ts as u64,
+        len: 1,
+        off: u64::from(count),
+        ..Default::default()
+    })
+}
+
+/// `IORING_OP_ASYNC_CANCEL` (5.5) of the request with this `user_data`: 0 when cancelled, `ENOENT` when there is
+/// none, `EALREADY` when it runs and was told.
+#[inline]
+#[must_use]
+pub fn async_cancel(user_data: u64) -> Sqe64 {
+    Sqe64(sys::io_uring_sqe {
+        opcode: sys::IORING_OP_ASYNC_CANCEL,
+        fd: -1,
+        addr: user_data,
+        ..Default::default()
+    })
+}
+
+/// `IORING_OP_MSG_RING` (5.18): posts a CQE with this `user_data` and `res` on the target ring.
+#[inline]
+#[must_use]
+pub fn msg_ring(target: Fd<'_>, user_data: u64, res: i32) -> Sqe64 {
+    Sqe64(sys::io_uring_sqe {
+        addr: sys::IORING_MSG_DATA,
+        len: res.cast_unsigned(),
+        off: user_data,
+        ..on(sys::IORING_OP_MSG_RING, target)
+    })
+}

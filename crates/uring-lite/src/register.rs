@@ -1,0 +1,346 @@
+//! Registered files, registered buffers, provided buffer rings, and what the kernel can do.
+//!
+//! # Why there is `unsafe` here
+//! `io_uring_register` takes untyped pointers. Each call says which type the operation has; all of it is read during
+//! the call, except a buffer ring, whose pages the kernel pins itself.
+#![expect(unsafe_code, reason = "untyped arguments of io_uring_register")]
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use crate::buf_ring::BufRing;
+use crate::entry::{CqEntry, SqEntry};
+use crate::errno::Errno;
+use crate::error::RegisterError;
+use crate::ring::Ring;
+use crate::sys;
+use crate::syscall;
+
+/// Which operations the kernel has.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    ops: Vec<bool>,
+}
+
+impl Probe {
+    /// Whether `IORING_OP_*` number `op` exists. Flags of an operation can't be probed.
+    #[must_use]
+    pub fn supports(&self, op: u8) -> bool {
+        self.ops.get(usize::from(op)).copied().unwrap_or(false)
+    }
+}
+
+/// The probe's answer for every possible operation.
+#[repr(C)]
+struct ProbeArg {
+    head: sys::io_uring_probe,
+    ops: [sys::io_uring_probe_op; 256],
+}
+
+static_assertions::const_assert_eq!(memoffset::offset_of!(ProbeArg, ops), 16);
+
+/// The error for an errno of `io_uring_register`.
+fn error(errno: Errno, what: &'static str, since: &'static str) -> RegisterError {
+    match errno.get() {
+        libc::EINVAL | libc::EOPNOTSUPP => RegisterError::Refused { what, since, errno },
+        // Locked memory counts pinned buffers against the limit of the user (L59).
+        libc::ENOMEM => RegisterError::NoMemory {
+            what,
+            memlock: syscall::memlock_limit(),
+        },
+        libc::EBUSY | libc::EEXIST => RegisterError::Exists { what, errno },
+        _ => RegisterError::Call { what, errno },
+    }
+}
+
+/// Descriptors as the kernel reads them; −1 is an empty slot.
+fn raw(files: &[Option<BorrowedFd<'_>>]) -> Vec<i32> {
+    files
+        .iter()
+        .map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd()))
+        .collect()
+}
+
+impl<S: SqEntry, C: CqEntry> Ring<S, C> {
+    /// # Safety
+    /// `arg` points to what `opcode` reads and writes, with `nr` as the operation counts.
+    unsafe fn register<T>(
+        &self,
+        opcode: u32,
+        arg: *mut T,
+        nr: u32,
+        what: &'static str,
+        since: &'static str,
+    ) -> Result<u32, RegisterError> {
+        // SAFETY: the caller's contract.
+        let result = unsafe { syscall::register(self.as_fd(), opcode, arg.cast(), nr) };
+        result.map_err(|errno| error(errno, what, since))
+    }
+
+    /// Registers a table of files (`IORING_REGISTER_FILES`, 5.1). Each slot holds a reference until it is updated or
+    /// the ring ends: a registered file is not closed by closing its descriptor.
+    ///
+    /// # Errors
+    /// [`RegisterError::Exists`] when there is a table, and the others.
+    pub fn register_files(&mut self, files: &[BorrowedFd<'_>]) -> Result<(), RegisterError> {
+        let what = "table of files";
+        let mut fds: Vec<i32> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        let nr =
+            u32::try_from(fds.len()).map_err(|_| error(Errno::new(libc::EINVAL), what, "5.1"))?;
+        // SAFETY: REGISTER_FILES reads `nr` descriptors.
+        unsafe {
+            self.register(
+                sys::IORING_REGISTER_FILES,
+                fds.as_mut_ptr(),
+                nr,
+                what,
+                "5.1",
+            )
+        }?;
+        Ok(())
+    }
+
+    /// Registers a table of `slots` empty slots (`IORING_REGISTER_FILES2` with `SPARSE`, 5.19).
+    ///
+    /// # Errors
+    /// As [`register_files`](Self::register_files).
+    pub fn register_files_sparse(&mut self, slots: u32) -> Result<(), RegisterError> {
+        self.register_sparse(sys::IORING_REGISTER_FILES2, slots, "sparse table of files")
+    }
+
+    /// Registers a table of `slots` empty buffers (`IORING_REGISTER_BUFFERS2` with `SPARSE`, 5.19; at most 16384).
+    /// Drivers fill them.
+    ///
+    /// # Errors
+    /// [`RegisterError`].
+    pub fn register_buffers_sparse(&mut self, slots: u32) -> Result<(), RegisterError> {
+        self.register_sparse(
+            sys::IORING_REGISTER_BUFFERS2,
+            slots,
+            "sparse table of buffers",
+        )
+    }
+
+    fn register_sparse(
+        &mut self,
+        opcode: u32,
+        nr: u32,
+        what: &'static str,
+    ) -> Result<(), RegisterError> {
+        let flags = sys::IORING_RSRC_REGISTER_SPARSE;
+        let mut arg = sys::io_uring_rsrc_register {
+            nr,
+            flags,
+            ..Default::default()
+        };
+        let size = size_of_u32::<sys::io_uring_rsrc_register>();
+        // SAFETY: the operation reads one io_uring_rsrc_register, and `nr` is its size.
+        unsafe { self.register(opcode, &raw mut arg, size, what, "5.19") }?;
+        Ok(())
+    }
+
+    /// Registers buffers at fixed places (`IORING_REGISTER_BUFFERS2`, 5.13): the kernel pins them, against the limit
+    /// of locked memory (L59).
+    ///
+    /// # Safety
+    /// Each range is valid for what later operations with its index do, until [`unregister_buffers`]
+    /// (Self::unregister_buffers) and the last CQE of an operation that used it.
+    ///
+    /// # Errors
+    /// [`RegisterError::NoMemory`] names the limit; the others.
+    pub unsafe fn register_buffers(
+        &mut self,
+        buffers: &[(*mut u8, usize)],
+    ) -> Result<(), RegisterError> {
+        let what = "table of buffers";
+        let iovecs: Vec<libc::iovec> = buffers
+            .iter()
+            .map(|(base, len)| libc::iovec {
+                iov_base: base.cast(),
+                iov_len: *len,
+            })
+            .collect();
+        let nr = u32::try_from(iovecs.len())
+            .map_err(|_| error(Errno::new(libc::EINVAL), what, "5.13"))?;
+        let mut arg = sys::io_uring_rsrc_register {
+            nr,
+            data: iovecs.as_ptr() as u64,
+            ..Default::default()
+        };
+        let size = size_of_u32::<sys::io_uring_rsrc_register>();
+        // SAFETY: the operation reads one io_uring_rsrc_register of `size` bytes and through it `nr` iovecs; the
+        // memory behind them is the caller's contract.
+        unsafe {
+            self.register(
+                sys::IORING_REGISTER_BUFFERS2,
+                &raw mut arg,
+                size,
+                what,
+                "5.13",
+            )
+        }?;
+        Ok(())
+    }
+
+    /// Changes slots of the file table from `first` on (`IORING_REGISTER_FILES_UPDATE2`, 5.13); `None` empties one.
+    /// Returns how many were changed, which may be fewer.
+    ///
+    /// # Errors
+    /// [`RegisterError`]; nothing changed.
+    pub fn update_files(
+        &mut self,
+        first: u32,
+        files: &[Option<BorrowedFd<'_>>],
+    ) -> Result<u32, RegisterError> {
+        let what = "update of files";
+        let fds = raw(files);
+        let nr =
+            u32::try_from(fds.len()).map_err(|_| error(Errno::new(libc::EINVAL), what, "5.13"))?;
+        let mut arg = sys::io_uring_rsrc_update2 {
+            offset: first,
+            data: fds.as_ptr() as u64,
+            nr,
+            ..Default::default()
+        };
+        let size = size_of_u32::<sys::io_uring_rsrc_update2>();
+        // SAFETY: the operation reads one io_uring_rsrc_update2 of `size` bytes and through it `nr` descriptors.
+        unsafe {
+            self.register(
+                sys::IORING_REGISTER_FILES_UPDATE2,
+                &raw mut arg,
+                size,
+                what,
+                "5.13",
+            )
+        }
+    }
+
+    /// Forgets all registered files.
+    ///
+    /// # Errors
+    /// [`RegisterError::Call`] with `ENXIO` when there is no table.
+    pub fn unregister_files(&mut self) -> Result<(), RegisterError> {
+        let none: *mut u8 = std::ptr::null_mut();
+        // SAFETY: no argument.
+        unsafe {
+            self.register(
+                sys::IORING_UNREGISTER_FILES,
+                none,
+                0,
+                "end of the table of files",
+                "5.1",
+            )
+        }?;
+        Ok(())
+    }
+
+    /// Forgets all registered buffers; operations in flight keep theirs.
+    ///
+    /// # Errors
+    /// [`RegisterError::Call`] with `ENXIO` when there is no table.
+    pub fn unregister_buffers(&mut self) -> Result<(), RegisterError> {
+        let none: *mut u8 = std::ptr::null_mut();
+        // SAFETY: no argument.
+        unsafe {
+            self.register(
+                sys::IORING_UNREGISTER_BUFFERS,
+                none,
+                0,
+                "end of the table of buffers",
+                "5.1",
+            )
+        }?;
+        Ok(())
+    }
+
+    /// Registers a ring of provided buffers as group `bgid` (`IORING_REGISTER_PBUF_RING`, 5.19). `entries` is a
+    /// power of two up to 32768. With `incremental` (`IOU_PBUF_RING_INC`, 6.12) an operation uses up only what it
+    /// fills of a buffer; see [`BufRing`].
+    ///
+    /// # Errors
+    /// [`RegisterError::Exists`] when the group is taken, and the others.
+    pub fn register_buf_ring(
+        &mut self,
+        bgid: u16,
+        entries: u16,
+        incremental: bool,
+    ) -> Result<BufRing, RegisterError> {
+        let what = "buffer ring";
+        let since = if incremental { "6.12" } else { "5.19" };
+        let ring = BufRing::new(bgid, entries).map_err(|errno| error(errno, what, since))?;
+        let mut arg = sys::io_uring_buf_reg {
+            ring_addr: ring.address(),
+            ring_entries: u32::from(entries),
+            bgid,
+            flags: if incremental {
+                sys::IOU_PBUF_RING_INC
+            } else {
+                0
+            },
+            resv: [0; 3],
+        };
+        // SAFETY: reads one io_uring_buf_reg. The kernel pins the ring's pages, so they stay its own even after
+        // `ring` has unmapped them.
+        unsafe { self.register(sys::IORING_REGISTER_PBUF_RING, &raw mut arg, 1, what, since) }?;
+        Ok(ring)
+    }
+
+    /// Forgets a group. Operations in flight that took a buffer keep it until their CQE.
+    ///
+    /// # Errors
+    /// [`RegisterError`]: not this ring's group. The mapping is gone all the same.
+    pub fn unregister_buf_ring(&mut self, ring: BufRing) -> Result<(), RegisterError> {
+        let mut arg = sys::io_uring_buf_reg {
+            bgid: ring.bgid(),
+            ..Default::default()
+        };
+        // SAFETY: reads one io_uring_buf_reg.
+        unsafe {
+            self.register(
+                sys::IORING_UNREGISTER_PBUF_RING,
+                &raw mut arg,
+                1,
+                "end of a buffer ring",
+                "5.19",
+            )
+        }?;
+        drop(ring);
+        Ok(())
+    }
+
+    /// Asks which operations exist (`IORING_REGISTER_PROBE`, 5.6).
+    ///
+    /// # Errors
+    /// [`RegisterError`].
+    pub fn probe(&self) -> Result<Probe, RegisterError> {
+        let mut arg = ProbeArg {
+            head: Default::default(),
+            ops: [Default::default(); 256],
+        };
+        // SAFETY: writes a head and up to 256 entries, which is what ProbeArg is.
+        unsafe {
+            self.register(
+                sys::IORING_REGISTER_PROBE,
+                &raw mut arg,
+                256,
+                "probe",
+                "5.6",
+            )
+        }?;
+        let known = usize::from(arg.head.ops_len).min(256);
+        Ok(Probe {
+            ops: arg.ops[..known]
+                .iter()
+                .map(|op| op.flags & sys::IO_URING_OP_SUPPORTED != 0)
+                .collect(),
+        })
+    }
+}
+
+/// Size of a small structure as the kernel counts it.
+const fn size_of_u32<T>() -> u32 {
+    assert!(size_of::<T>() < 256);
+    #[expect(clippy::cast_possible_truncation, reason = "below 256")]
+    {
+        size_of::<T>() as u32
+    }
+}
