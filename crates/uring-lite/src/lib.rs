@@ -27,7 +27,15 @@ mod cq;
 mod entry;
 mod errno;
 mod error;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod fake;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
+#[cfg(any(test, feature = "test-utils", feature = "fuzzing"))]
+mod heap;
 mod linux;
+#[cfg(all(test, loom))]
+mod loom_tests;
 pub mod memory;
 mod mmap;
 pub mod op;

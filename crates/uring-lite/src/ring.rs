@@ -355,3 +355,7 @@ fn failed(errno: Errno, entered: &mut Entered) -> Result<u32, EnterError> {
         _ => Err(EnterError::Unusable { errno }),
     }
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "ring_tests.rs"]
+mod tests;
