@@ -6,7 +6,10 @@ use crate::batch::{ELEM_MAX, ElemShape, tags};
 use crate::marshal::Uapi;
 use crate::offset::{DescMap, UserCopy};
 use crate::word::{OP_MASK, ShmemAddr, join_op_flags, split_op_flags};
-use crate::{Error, IO_DESC_SIZE_MAX, table, ublk_auto_buf_reg, ublk_params, ublksrv_io_desc};
+use crate::{
+    Error, IO_DESC_SIZE_MAX, blk_zone, table, ublk_auto_buf_reg, ublk_params,
+    ublksrv_ctrl_dev_info, ublksrv_io_desc,
+};
 
 /// Every struct, bytes to struct to bytes, parameters of every age, batch elements of every shape.
 ///
@@ -21,6 +24,7 @@ pub fn marshal_all(bytes: &[u8]) {
         exact[..len].copy_from_slice(&bytes[..len]);
         (row.round_trip)(&exact[..row.size]);
     }
+    native_order(bytes);
     params(bytes);
     for flags in 0..4 {
         element(ElemShape::from_flags(flags), bytes);
@@ -33,6 +37,22 @@ pub fn marshal_all(bytes: &[u8]) {
             at += 2;
         }
     }
+}
+
+/// Integers of every width are in the machine's order: checked against the standard library, since a
+/// round trip alone would not notice.
+fn native_order(bytes: &[u8]) {
+    let Some(own) = bytes.first_chunk::<64>() else {
+        return;
+    };
+    let at = |from: usize| -> [u8; 8] { core::array::from_fn(|index| own[from + index]) };
+    let narrow = |from: usize| -> [u8; 4] { core::array::from_fn(|index| own[from + index]) };
+    let info = ublksrv_ctrl_dev_info::from_bytes(own);
+    assert_eq!(info.nr_hw_queues, u16::from_ne_bytes([own[0], own[1]]));
+    assert_eq!(info.dev_id, u32::from_ne_bytes(narrow(12)));
+    assert_eq!(info.ublksrv_pid, i32::from_ne_bytes(narrow(16)));
+    assert_eq!(info.flags, u64::from_ne_bytes(at(24)));
+    assert_eq!(blk_zone::from_bytes(own).cond, own[25]);
 }
 
 fn params(bytes: &[u8]) {
