@@ -100,6 +100,9 @@ impl From<QueueId> for u16 {
 }
 
 impl QueueId {
+    /// The first queue, which every device has.
+    pub const ZERO: Self = Self(0);
+
     /// The largest queue number.
     pub const MAX: u16 = 4095;
 

@@ -1,1 +1,31 @@
-//! The ublk data plane: workers, lanes, requests, handlers.
+//! The data plane: workers that host lanes, owned requests, handlers.
+//!
+//! A [`Worker`] is one thread's work: a ring and the lanes it hosts, a lane being one hw queue of one
+//! device. It takes completions, hands each request to the lane's [`Handler`], turns the answers into
+//! commits, and submits a whole batch with the one `io_uring_enter` it then sleeps in. [`Server`] puts
+//! workers on threads, pinned by the kernel's queue affinity, and reports their [`Health`].
+//!
+//! Nothing here starts, stops or deletes a device: that is the control plane's (`ublk-ctrl`), and the
+//! two share only values of `ublk-core`.
+
+mod buffers;
+pub mod handler;
+pub mod health;
+mod lane;
+pub mod real;
+mod remote;
+pub mod request;
+pub mod seam;
+mod server;
+mod shared;
+mod sync;
+pub mod thread;
+pub mod user_data;
+pub mod worker;
+
+pub use handler::{Handler, Inline, Pool, Pooled};
+pub use health::{Counters, Health, QueueHealth, State};
+pub use lane::LaneError;
+pub use request::{OwnedRequest, Request};
+pub use server::{Error, Plan, Report, Server};
+pub use worker::{LaneHandle, LaneSpec, Worker, WorkerError};

@@ -1,0 +1,166 @@
+//! The data buffers of a lane: one mapping, one fixed place per tag.
+//!
+//! General safety argument. The arena is an anonymous private mapping made by [`Arena::new`] and
+//! removed by its `Drop`, so its pages are zero before first use, and an address inside it stays
+//! valid as long as the arena lives. The place of a tag is disjoint from every other. Who may touch a
+//! place follows the tag's protocol: between the CQE that delivers a request and its commit the
+//! server owns it, and there exactly one request token (which holds the lane's shared part, and with
+//! it the arena, alive); from the commit to the next CQE the driver does, and no token exists.
+#![expect(
+    unsafe_code,
+    reason = "maps memory and hands out the places of tags as slices"
+)]
+
+use std::ptr::NonNull;
+
+use ublk_core::{Errno, Tag};
+
+/// Buffers of one lane, `depth` places of `stride` bytes.
+///
+/// # Invariants
+/// `base` is the start of a live private mapping of `len` = depth × stride bytes that this value owns.
+pub(crate) struct Arena {
+    base: NonNull<u8>,
+    len: usize,
+    stride: usize,
+}
+
+// SAFETY: the mapping belongs to the value and not to a thread; access to its bytes is ruled by
+// the tokens (see the head of this file), not by `&self`.
+unsafe impl Send for Arena {}
+// SAFETY: `&self` gives addresses only; making a slice is unsafe and ruled as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Maps places for `depth` tags of at least `max_io_bytes`, page by page on first touch and so
+    /// on the NUMA node of the thread that touches first.
+    pub(crate) fn new(depth: u16, max_io_bytes: u32) -> Result<Self, Errno> {
+        let page = page_size();
+        let stride = usize::try_from(max_io_bytes)
+            .ok()
+            .and_then(|bytes| bytes.max(1).checked_next_multiple_of(page))
+            .ok_or(Errno::ENOMEM)?;
+        let len = stride
+            .checked_mul(usize::from(depth.max(1)))
+            .ok_or(Errno::ENOMEM)?;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory of
+        // ours; the result is checked below.
+        let addr = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if addr == libc::MAP_FAILED {
+            return Err(Errno::from_io(&std::io::Error::last_os_error()));
+        }
+        let base = NonNull::new(addr.cast::<u8>()).ok_or(Errno::ENOMEM)?;
+        let arena = Self { base, len, stride };
+        // SAFETY: the range is the mapping just made. A child must not share pages the driver fills.
+        let res = unsafe { libc::madvise(addr, len, libc::MADV_DONTFORK) };
+        if res != 0 {
+            return Err(Errno::from_io(&std::io::Error::last_os_error()));
+        }
+        Ok(arena)
+    }
+
+    /// Address of a tag's place, for the `addr` of its commands.
+    #[inline]
+    pub(crate) fn addr(&self, tag: Tag) -> u64 {
+        self.place(tag).as_ptr() as u64
+    }
+
+    #[inline]
+    fn place(&self, tag: Tag) -> NonNull<u8> {
+        let offset = tag.index() * self.stride;
+        assert!(offset < self.len, "tag {tag} is beyond the arena");
+        // SAFETY: offset < len, so the address is inside the mapping (invariant of the type).
+        unsafe { self.base.add(offset) }
+    }
+
+    /// The first `len` bytes of a tag's place.
+    ///
+    /// # Safety
+    /// The caller holds the tag's only request token for the whole of the slice's life, and the
+    /// slice does not outlive the arena.
+    #[inline]
+    pub(crate) unsafe fn slice<'a>(&self, tag: Tag, len: usize) -> &'a [u8] {
+        assert!(
+            len <= self.stride,
+            "{len} bytes are more than a tag's buffer"
+        );
+        // SAFETY: the place is `stride` ≥ `len` initialised bytes inside the mapping; by contract
+        // nobody writes to it while the slice lives.
+        unsafe { std::slice::from_raw_parts(self.place(tag).as_ptr(), len) }
+    }
+
+    /// The first `len` bytes of a tag's place, to write to.
+    ///
+    /// # Safety
+    /// As for [`Arena::slice`], and the token is borrowed exclusively.
+    #[inline]
+    pub(crate) unsafe fn slice_mut<'a>(&self, tag: Tag, len: usize) -> &'a mut [u8] {
+        assert!(
+            len <= self.stride,
+            "{len} bytes are more than a tag's buffer"
+        );
+        // SAFETY: as in `slice`; the exclusive borrow of the only token makes this the only
+        // reference to the place.
+        unsafe { std::slice::from_raw_parts_mut(self.place(tag).as_ptr(), len) }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours (invariant); tokens hold the arena alive, so none is left, and
+        // a worker that leaves tags with the driver leaks the arena instead of dropping it (L09).
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// The page size of this machine.
+pub(crate) fn page_size() -> usize {
+    // SAFETY: sysconf has no preconditions.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).expect("the page size is positive")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag(n: u16) -> Tag {
+        Tag::new(n).expect("below 4096")
+    }
+
+    /// L03 The places of neighbouring tags do not overlap, at any advertised maximum.
+    #[test]
+    fn l03_places_are_disjoint_and_hold_the_maximum() {
+        for max in [1u32, 512, 4096, 4097, 512 << 10] {
+            let arena = Arena::new(4, max).expect("memory");
+            for n in 0..3 {
+                assert!(arena.addr(tag(n + 1)) - arena.addr(tag(n)) >= u64::from(max));
+            }
+        }
+    }
+
+    /// L05 Buffers are zero before first use.
+    #[test]
+    fn l05_buffers_begin_as_zeroes() {
+        let arena = Arena::new(2, 8192).expect("memory");
+        // SAFETY: no request token and no driver exist for this arena.
+        let bytes = unsafe { arena.slice(tag(1), 8192) };
+        assert!(bytes.iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond the arena")]
+    fn a_tag_beyond_the_depth_is_refused() {
+        let arena = Arena::new(2, 4096).expect("memory");
+        arena.addr(tag(2));
+    }
+}

@@ -1,0 +1,252 @@
+//! What the outside may know of a running server: state, first error, counters.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use ublk_core::iod::Io;
+use ublk_core::{CpuMask, Op, QueueId};
+
+/// Where a lane, or a whole server, is in its life. Ordered: the worst lane is the server's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum State {
+    /// Threads are being set up; the driver has not taken every fetch.
+    Arming,
+    /// Every fetch is with the driver; START_DEV may be sent.
+    Armed,
+    /// At least one request has arrived.
+    Serving,
+    /// Aborts have arrived; requests in hand are being finished.
+    Leaving,
+    /// Nothing is in hand or with the driver: the normal end.
+    Empty,
+    /// The lane ended with an error.
+    Failed,
+}
+
+impl State {
+    const ALL: [Self; 6] = [
+        Self::Arming,
+        Self::Armed,
+        Self::Serving,
+        Self::Leaving,
+        Self::Empty,
+        Self::Failed,
+    ];
+
+    /// The state in one word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Arming => "arming",
+            Self::Armed => "armed",
+            Self::Serving => "serving",
+            Self::Leaving => "leaving",
+            Self::Empty => "empty",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Counts of a lane's requests, or their sum over lanes. All count from the start of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Counters {
+    /// READ requests taken.
+    pub reads: u64,
+    /// WRITE requests taken.
+    pub writes: u64,
+    /// FLUSH requests taken.
+    pub flushes: u64,
+    /// DISCARD requests taken.
+    pub discards: u64,
+    /// WRITE_ZEROES requests taken.
+    pub write_zeroes: u64,
+    /// Bytes of READ requests.
+    pub read_bytes: u64,
+    /// Bytes of WRITE requests.
+    pub write_bytes: u64,
+    /// Requests answered with an errno.
+    pub errors: u64,
+    /// Panics of a handler, contained (L25).
+    pub panics: u64,
+    /// Requests dropped without an answer and answered with EIO for their handler.
+    pub dropped: u64,
+    /// Descriptors refused before a handler saw them.
+    pub refused: u64,
+    /// Completions that belonged to no command in flight (L53).
+    pub stale: u64,
+    /// Calls of `io_uring_enter`.
+    pub enters: u64,
+}
+
+impl Counters {
+    /// Adds another lane's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.reads += other.reads;
+        self.writes += other.writes;
+        self.flushes += other.flushes;
+        self.discards += other.discards;
+        self.write_zeroes += other.write_zeroes;
+        self.read_bytes += other.read_bytes;
+        self.write_bytes += other.write_bytes;
+        self.errors += other.errors;
+        self.panics += other.panics;
+        self.dropped += other.dropped;
+        self.refused += other.refused;
+        self.stale += other.stale;
+        self.enters += other.enters;
+    }
+}
+
+/// A queue's part of the health report.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct QueueHealth {
+    /// The hw queue.
+    pub qid: QueueId,
+    /// Its state.
+    pub state: State,
+    /// Requests in the server's hands, as of the last batch.
+    pub in_hand: u64,
+    /// CPUs its thread was pinned to; `None` if pinning was not asked for or not permitted.
+    pub pinned: Option<CpuMask>,
+    /// Whether the thread carries PR_SET_IO_FLUSHER, as read back (L37). Needs CAP_SYS_RESOURCE.
+    pub io_flusher: bool,
+    /// What the thread's ring was granted.
+    pub ring: String,
+    /// Its counters.
+    pub counters: Counters,
+}
+
+/// A snapshot of a server's health.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Health {
+    /// The worst state of its queues.
+    pub state: State,
+    /// The first error of any queue, with its cause.
+    pub first_error: Option<String>,
+    /// Sum over the queues.
+    pub counters: Counters,
+    /// Each queue.
+    pub queues: Vec<QueueHealth>,
+}
+
+/// A counter with one writer: a plain load and store, no locked instruction.
+#[derive(Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    #[inline]
+    pub(crate) fn add(&self, n: u64) {
+        // Relaxed, and no read-modify-write: the worker is the only writer, readers want no order.
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
+    }
+
+    #[inline]
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// For the counters that any thread may move.
+    pub(crate) fn add_shared(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The live counters behind [`Counters`], of one lane. Only `dropped` has several writers.
+#[derive(Default)]
+pub(crate) struct Meters {
+    /// Requests by op (index `Op as usize`).
+    ops: [Counter; 6],
+    read_bytes: Counter,
+    write_bytes: Counter,
+    pub(crate) errors: Counter,
+    pub(crate) panics: Counter,
+    pub(crate) dropped: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) stale: Counter,
+    pub(crate) enters: Counter,
+    pub(crate) in_hand: Counter,
+}
+
+impl Meters {
+    #[inline]
+    pub(crate) fn count(&self, io: &Io) {
+        self.ops[io.op as usize].add(1);
+        match io.op {
+            Op::Read => self.read_bytes.add(io.len),
+            Op::Write => self.write_bytes.add(io.len),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Counters {
+        let op = |op: Op| self.ops[op as usize].get();
+        Counters {
+            reads: op(Op::Read),
+            writes: op(Op::Write),
+            flushes: op(Op::Flush),
+            discards: op(Op::Discard),
+            write_zeroes: op(Op::WriteZeroes),
+            read_bytes: self.read_bytes.get(),
+            write_bytes: self.write_bytes.get(),
+            errors: self.errors.get(),
+            panics: self.panics.get(),
+            dropped: self.dropped.get(),
+            refused: self.refused.get(),
+            stale: self.stale.get(),
+            enters: self.enters.get(),
+        }
+    }
+}
+
+/// State and first error of a lane.
+pub(crate) struct Status {
+    state: AtomicU8,
+    first_error: Mutex<Option<String>>,
+}
+
+impl Status {
+    pub(crate) const fn new() -> Self {
+        Self {
+            state: AtomicU8::new(State::Arming as u8),
+            first_error: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn get(&self) -> State {
+        let at = usize::from(self.state.load(Ordering::Acquire));
+        State::ALL.get(at).copied().unwrap_or(State::Failed)
+    }
+
+    pub(crate) fn set(&self, state: State) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+
+    /// Keeps the first error: later ones are usually its consequences.
+    pub(crate) fn fail(&self, cause: String) {
+        let mut first = self
+            .first_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert(cause);
+        drop(first);
+        self.set(State::Failed);
+    }
+
+    pub(crate) fn first_error(&self) -> Option<String> {
+        self.first_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}

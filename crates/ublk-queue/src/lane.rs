@@ -1,0 +1,329 @@
+//! One queue of one device on a worker: its tags, descriptors, handler.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use ublk_core::iod::IoBounds;
+use ublk_core::{Action, Answer, Errno, Input, QueueId, Tag, TagState};
+use ublk_sys::{UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ};
+
+use crate::handler::Handler;
+use crate::health::State;
+use crate::request::{Request, Slot};
+use crate::seam::{Descriptors, IoCommand, Port};
+use crate::shared::LaneShared;
+use crate::user_data::UserData;
+use crate::worker::LaneSpec;
+
+/// How often a command that io_uring itself refuses (no memory, cancelled) is pushed again before
+/// the queue gives up.
+const MAX_RETRIES: u32 = 1000;
+
+/// Why a lane ended before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaneError {
+    /// The driver refused a command.
+    #[error("queue {qid}, tag {tag}: the driver refused {command}: {errno}")]
+    Refused {
+        /// Hw queue.
+        qid: QueueId,
+        /// Tag.
+        tag: Tag,
+        /// Which command, in the kernel's words.
+        command: &'static str,
+        /// The driver's errno.
+        errno: Errno,
+    },
+    /// io_uring could not take a command, again and again.
+    #[error(
+        "queue {qid}, tag {tag}: io_uring could not take a command {MAX_RETRIES} times: {errno}"
+    )]
+    Retries {
+        /// Hw queue.
+        qid: QueueId,
+        /// Tag.
+        tag: Tag,
+        /// The last errno.
+        errno: Errno,
+    },
+}
+
+/// One queue as its worker holds it.
+pub(crate) struct Lane<D, H> {
+    /// The worker's number for this lane, and the lane's life.
+    pub(crate) index: u16,
+    pub(crate) generation: u16,
+    pub(crate) qid: QueueId,
+    pub(crate) bounds: IoBounds,
+    pub(crate) descriptors: D,
+    pub(crate) handler: H,
+    pub(crate) shared: Arc<LaneShared>,
+    tags: Box<[TagState]>,
+    slot: Cell<Slot>,
+    /// The tag whose request the handler has on this thread, for the time after a panic.
+    current: Option<Tag>,
+    /// Tags to be armed again after the next enter; never more than there are tags.
+    retry: Vec<Tag>,
+    retries: u32,
+    in_hand: u32,
+    with_driver: u32,
+    leaving: bool,
+}
+
+impl<D: Descriptors, H: Handler> Lane<D, H> {
+    pub(crate) fn new(index: u16, spec: LaneSpec<D, H>, shared: Arc<LaneShared>) -> Self {
+        let depth = usize::from(spec.depth);
+        Self {
+            index,
+            generation: spec.generation,
+            qid: spec.qid,
+            bounds: spec.bounds,
+            descriptors: spec.descriptors,
+            handler: spec.handler,
+            shared,
+            tags: vec![TagState::Idle; depth].into_boxed_slice(),
+            slot: Cell::new(Slot::Detached),
+            current: None,
+            retry: Vec::with_capacity(depth),
+            retries: 0,
+            in_hand: 0,
+            with_driver: 0,
+            leaving: false,
+        }
+    }
+
+    /// Pushes the first fetch of every tag.
+    pub(crate) fn fetch_all(&mut self, port: &mut impl Port) {
+        for n in 0..self.tags.len() {
+            if let Some(tag) = u16::try_from(n).ok().and_then(|n| Tag::new(n).ok()) {
+                self.arm(port, tag);
+            }
+        }
+    }
+
+    /// Takes the completion of a tag's command and carries out what follows.
+    #[inline]
+    pub(crate) fn completed(
+        &mut self,
+        port: &mut impl Port,
+        tag: u16,
+        res: i32,
+    ) -> Result<(), LaneError> {
+        let Some(state) = self.tags.get_mut(usize::from(tag)) else {
+            self.shared.meters.stale.add(1);
+            return Ok(());
+        };
+        let (next, action) = state.step(Input::Cqe(res));
+        let before = std::mem::replace(state, next);
+        let Ok(tag) = Tag::new(tag) else {
+            return Ok(());
+        };
+        if let Some(Action::Serve) = action {
+            self.with_driver -= 1;
+            self.in_hand += 1;
+            self.serve(port, tag);
+            return Ok(());
+        }
+        self.not_served(before, tag, action)
+    }
+
+    /// The rare outcomes of a command.
+    #[cold]
+    fn not_served(
+        &mut self,
+        before: TagState,
+        tag: Tag,
+        action: Option<Action>,
+    ) -> Result<(), LaneError> {
+        let Some(action) = action else { return Ok(()) };
+        if action == Action::Stale {
+            self.shared.meters.stale.add(1);
+            return Ok(());
+        }
+        self.with_driver -= 1;
+        // A commit that failed: the request is in hand again, its answer kept.
+        if self.tags[tag.index()].in_hand() {
+            self.in_hand += 1;
+        }
+        match action {
+            Action::Ended => self.leaving(),
+            Action::RetryLater(errno) => {
+                self.retries += 1;
+                if self.retries > MAX_RETRIES {
+                    return Err(LaneError::Retries {
+                        qid: self.qid,
+                        tag,
+                        errno,
+                    });
+                }
+                self.retry.push(tag);
+            }
+            Action::Fault(errno) => {
+                let command = match before {
+                    TagState::Fetching => "FETCH_REQ",
+                    TagState::GettingData => "NEED_GET_DATA",
+                    _ => "COMMIT_AND_FETCH_REQ",
+                };
+                return Err(LaneError::Refused {
+                    qid: self.qid,
+                    tag,
+                    command,
+                    errno,
+                });
+            }
+            // This plane does not ask the driver to wait for a buffer.
+            Action::GetData => {
+                let errno = Errno::EINVAL;
+                return Err(LaneError::Refused {
+                    qid: self.qid,
+                    tag,
+                    command: "a fetch (get-data)",
+                    errno,
+                });
+            }
+            Action::Fetch | Action::Serve | Action::Commit(_) | Action::Stale => {}
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn serve(&mut self, port: &mut impl Port, tag: Tag) {
+        let io = match self.descriptors.load(tag).decode(&self.bounds) {
+            Ok(io) => io,
+            Err(errno) => {
+                self.shared.meters.refused.add(1);
+                return self.answered(port, tag, Answer::failed(errno));
+            }
+        };
+        self.shared.meters.count(&io);
+        self.current = Some(tag);
+        self.handler
+            .handle(Request::new(&self.shared, &self.slot, tag, io));
+        self.current = None;
+        if let Slot::Answered(answer) = self.slot.get() {
+            self.answered(port, tag, answer);
+        }
+    }
+
+    /// Answers a request that is in hand.
+    #[inline]
+    fn answered(&mut self, port: &mut impl Port, tag: Tag, answer: Answer) {
+        let state = &mut self.tags[tag.index()];
+        let (next, action) = state.step(Input::Answer(answer));
+        let Some(Action::Commit(answer)) = action else {
+            self.shared.meters.stale.add(1);
+            return;
+        };
+        *state = next;
+        if answer.result() < 0 {
+            self.shared.meters.errors.add(1);
+        }
+        self.in_hand -= 1;
+        self.with_driver += 1;
+        self.push(port, tag, UBLK_U_IO_COMMIT_AND_FETCH_REQ, answer.result());
+    }
+
+    /// Takes the answers that other threads recorded.
+    #[inline]
+    pub(crate) fn take_remote(&mut self, port: &mut impl Port) {
+        let shared = Arc::clone(&self.shared);
+        shared.remote.drain(|tag, result| {
+            let answer = match result {
+                Ok(bytes) => Answer::full(bytes),
+                Err(errno) => Answer::failed(errno),
+            };
+            self.answered(port, tag, answer);
+        });
+    }
+
+    /// Pushes again what failed and may now work.
+    pub(crate) fn take_retries(&mut self, port: &mut impl Port) {
+        for _ in 0..self.retry.len() {
+            let tag = self.retry.remove(0);
+            self.arm(port, tag);
+        }
+    }
+
+    /// True if something waits to be pushed again.
+    pub(crate) fn has_retries(&self) -> bool {
+        !self.retry.is_empty()
+    }
+
+    fn arm(&mut self, port: &mut impl Port, tag: Tag) {
+        let was_in_hand = self.tags[tag.index()].in_hand();
+        let (next, action) = self.tags[tag.index()].step(Input::Arm);
+        let (cmd_op, result) = match action {
+            Some(Action::Fetch) => (UBLK_U_IO_FETCH_REQ, 0),
+            Some(Action::Commit(answer)) => (UBLK_U_IO_COMMIT_AND_FETCH_REQ, answer.result()),
+            _ => return,
+        };
+        self.tags[tag.index()] = next;
+        self.with_driver += 1;
+        self.in_hand -= u32::from(was_in_hand);
+        self.push(port, tag, cmd_op, result);
+    }
+
+    #[inline]
+    fn push(&mut self, port: &mut impl Port, tag: Tag, cmd_op: u32, result: i32) {
+        let addr = self.shared.arena.addr(tag);
+        let command = IoCommand {
+            cmd_op,
+            qid: self.qid,
+            tag,
+            result,
+            addr,
+        };
+        let user_data = UserData::new(self.index, self.generation, tag).pack();
+        if port.push(self.index, &command, user_data).is_err() {
+            self.push_failed(tag);
+        }
+    }
+
+    /// The submission queue has an entry for each tag, so this happens only when an entry is taken by
+    /// something else; the tag is pushed again after the next enter, its answer kept (L54).
+    #[cold]
+    fn push_failed(&mut self, tag: Tag) {
+        let (next, _) = self.tags[tag.index()].step(Input::Cqe(Errno::EAGAIN.to_result()));
+        self.tags[tag.index()] = next;
+        self.with_driver -= 1;
+        self.in_hand += u32::from(next.in_hand());
+        self.retry.push(tag);
+    }
+
+    fn leaving(&mut self) {
+        if !self.leaving {
+            self.leaving = true;
+            self.shared.status.set(State::Leaving);
+        }
+    }
+
+    /// After a panic of the handler: answers the request it had, if it did not take it along.
+    #[cold]
+    pub(crate) fn recover_from_panic(&mut self, port: &mut impl Port) {
+        let Some(tag) = self.current.take() else {
+            return;
+        };
+        self.shared.meters.panics.add_shared(1);
+        if let Slot::Answered(answer) = self.slot.get() {
+            self.answered(port, tag, answer);
+        }
+    }
+
+    /// True once the driver has aborted a tag and the server has nothing in hand and nothing to say:
+    /// the commands that are still with the driver then are silent ones (kernel-side they end with the
+    /// ring).
+    pub(crate) fn is_empty(&self) -> bool {
+        self.leaving && self.in_hand == 0 && self.retry.is_empty()
+    }
+
+    /// True while the driver may touch the buffers.
+    pub(crate) fn driver_has_tags(&self) -> bool {
+        !self.leaving && self.with_driver != 0
+    }
+
+    /// Requests in the server's hands.
+    pub(crate) fn in_hand(&self) -> u32 {
+        self.in_hand
+    }
+}

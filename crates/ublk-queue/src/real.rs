@@ -1,0 +1,226 @@
+//! The kernel seam on a real ring and the driver's own descriptor table.
+#![expect(
+    unsafe_code,
+    reason = "maps the driver's descriptors; lends buffers to the kernel by command"
+)]
+
+use std::fmt;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use ublk_core::{Errno, Geometry, IoDesc, QueueId, Tag};
+use ublk_sys::offset::DescMap;
+use ublk_sys::{ublksrv_io_cmd, ublksrv_io_desc};
+use uring_lite::{Cqe16, EnterError, Fd, RegisterError, Ring, SetupError, Sqe64, Waker, op};
+
+use crate::buffers::page_size;
+use crate::seam::{Completion, Descriptors, Full, IoCommand, Port, Wake};
+use crate::thread::last_errno;
+
+/// A ring of 64-byte SQEs and 16-byte CQEs with the lanes' char devices in its file table.
+pub struct RingPort {
+    ring: Ring<Sqe64, Cqe16>,
+    waker: Waker,
+}
+
+/// A ring for a worker could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RingError {
+    /// It could not be made.
+    #[error(transparent)]
+    SetUp(#[from] SetupError),
+    /// The char devices or the waker could not be registered with it.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+}
+
+impl fmt::Debug for RingPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RingPort").finish_non_exhaustive()
+    }
+}
+
+impl RingPort {
+    /// A ring with room for `commands` commands at once (the sum of its lanes' depths). File slot `n`
+    /// holds the char device of lane `n`. Make it on the thread that will serve.
+    ///
+    /// # Errors
+    /// What set-up or registration says.
+    pub fn new(commands: u32, char_devices: &[BorrowedFd<'_>]) -> Result<Self, RingError> {
+        // One entry more than tags on either side: the waker's. Every tag has at most one command in
+        // flight, so neither queue can overflow.
+        let mut ring = Ring::<Sqe64, Cqe16>::builder(commands + 1)
+            .cq_entries((commands + 1) * 2)
+            .build()?;
+        ring.register_files(char_devices)?;
+        let waker = ring.waker()?;
+        Ok(Self { ring, waker })
+    }
+}
+
+impl Port for RingPort {
+    type Wake = Waker;
+
+    #[inline]
+    fn push(&mut self, lane: u16, command: &IoCommand, user_data: u64) -> Result<(), Full> {
+        let payload = ublksrv_io_cmd {
+            q_id: command.qid.get(),
+            tag: command.tag.get(),
+            result: command.result,
+            addr: command.addr,
+        };
+        let fd = Fd::Registered(u32::from(lane));
+        // SAFETY: `addr` is the tag's place in the lane's arena. The driver uses it from here to the CQE of
+        // this command, and the arena outlives that: the lane's shared part owns it, and a worker that
+        // leaves tags with the driver leaks it (`Worker::finish`).
+        let sqe = unsafe { op::uring_cmd(fd, command.cmd_op, &payload.to_bytes()) };
+        let sqe = sqe.user_data(user_data);
+        self.ring.push(&sqe).map_err(|_| Full)
+    }
+
+    #[inline]
+    fn enter(&mut self, wait: bool, timeout: Option<Duration>) -> Result<(), Errno> {
+        match self.ring.enter(u32::from(wait), timeout) {
+            Ok(_) => Ok(()),
+            // Short of requests or memory, or the CQ is full: the caller takes completions and comes back.
+            Err(error) if error.is_transient() => Ok(()),
+            Err(EnterError::Unusable { errno }) => Err(Errno::new(errno.get())),
+            Err(EnterError::WrongThread) => Err(Errno::EEXIST),
+            Err(_) => Err(Errno::EIO),
+        }
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Completion> {
+        self.ring.next_cqe().map(|cqe| Completion {
+            user_data: cqe.user_data,
+            res: cqe.res,
+        })
+    }
+
+    fn wake_handle(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn describe(&self) -> String {
+        let setup = self.ring.setup();
+        let registered = if setup.ring_fd_registered {
+            ", registered ring fd"
+        } else {
+            ""
+        };
+        format!(
+            "{:?}, SQ {}, CQ {}{registered}",
+            setup.ladder, setup.sq_entries, setup.cq_entries
+        )
+    }
+}
+
+impl Wake for Waker {
+    fn wake(&self) {
+        Waker::wake(self);
+    }
+}
+
+/// The driver's descriptors of one queue, mapped read-only.
+///
+/// # Invariants
+/// `base` is the start of a live mapping of `len` bytes that this value owns; it holds `depth`
+/// descriptors, one every `stride` bytes.
+pub struct DescTable {
+    base: NonNull<u8>,
+    len: usize,
+    depth: u16,
+    stride: usize,
+}
+
+impl fmt::Debug for DescTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DescTable")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+impl DescTable {
+    /// Maps the descriptors of a queue at the driver's own stride (L01), not inherited by children.
+    ///
+    /// # Errors
+    /// EINVAL when another process has mapped this device, or the queue is not there.
+    pub fn map(
+        char_device: BorrowedFd<'_>,
+        geometry: &Geometry,
+        qid: QueueId,
+    ) -> Result<Self, Errno> {
+        let place = DescMap::new(
+            qid.get(),
+            geometry.depth(),
+            geometry.io_desc_size(),
+            page_size(),
+        )
+        .map_err(|_| Errno::EINVAL)?;
+        let offset = libc::off_t::try_from(place.offset).map_err(|_| Errno::EOVERFLOW)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours; the
+        // result is checked below.
+        let addr = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                place.len,
+                libc::PROT_READ,
+                libc::MAP_SHARED | libc::MAP_POPULATE,
+                char_device.as_raw_fd(),
+                offset,
+            )
+        };
+        if addr == libc::MAP_FAILED {
+            return Err(last_errno());
+        }
+        let base = NonNull::new(addr.cast::<u8>()).ok_or(Errno::EFAULT)?;
+        let stride = usize::from(geometry.io_desc_size());
+        let table = Self {
+            base,
+            len: place.len,
+            depth: geometry.depth(),
+            stride,
+        };
+        // SAFETY: the range is the mapping just made. A child that kept it would keep the device (L23).
+        let res = unsafe { libc::madvise(addr, place.len, libc::MADV_DONTFORK) };
+        if res == 0 {
+            Ok(table)
+        } else {
+            Err(last_errno())
+        }
+    }
+}
+
+impl Descriptors for DescTable {
+    #[inline]
+    fn load(&self, tag: Tag) -> IoDesc {
+        assert!(
+            tag.get() < self.depth,
+            "tag {tag} is beyond the queue's depth"
+        );
+        // SAFETY: tag < depth and depth × stride ≤ len, so the offset is inside the mapping.
+        let place = unsafe { self.base.add(tag.index() * self.stride) };
+        let place = place.cast::<ublksrv_io_desc>();
+        // SAFETY: the place is inside the mapping and aligned (the stride is a multiple of 8); every bit
+        // pattern is a descriptor. Volatile and by value, since the kernel writes there (L57): it does
+        // so before the CQE that the caller has taken with acquire ordering, and not before the commit.
+        let raw = unsafe { place.as_ptr().read_volatile() };
+        IoDesc {
+            op_flags: raw.op_flags,
+            nr_sectors: raw.nr_sectors,
+            start_sector: raw.start_sector,
+            addr: raw.addr,
+        }
+    }
+}
+
+impl Drop for DescTable {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours (invariant) and nothing borrows from it: descriptors are copies.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}

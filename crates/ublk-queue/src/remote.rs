@@ -1,0 +1,146 @@
+//! Answers from other threads: a lock-free list with one place per tag.
+//!
+//! Any thread pushes (it owns the tag's request, so each tag is in the list at most once); the
+//! worker takes the whole list. The list is linked through the places themselves, so nothing is
+//! allocated and it cannot be full.
+
+use crate::sync::{AtomicI32, AtomicU32, Ordering};
+use ublk_core::{Answer, Errno, Tag};
+
+const END: u32 = u32::MAX;
+
+struct Place {
+    result: AtomicI32,
+    next: AtomicU32,
+}
+
+/// The answers recorded for a lane by other threads.
+pub(crate) struct RemoteAnswers {
+    head: AtomicU32,
+    places: Box<[Place]>,
+}
+
+impl RemoteAnswers {
+    pub(crate) fn new(depth: u16) -> Self {
+        let place = |_| Place {
+            result: AtomicI32::new(0),
+            next: AtomicU32::new(END),
+        };
+        Self {
+            head: AtomicU32::new(END),
+            places: (0..depth).map(place).collect(),
+        }
+    }
+
+    /// Records the answer of a tag. The caller owns the tag's request and gives it up with this.
+    pub(crate) fn push(&self, tag: Tag, answer: Answer) {
+        let place = &self.places[tag.index()];
+        place.result.store(answer.result(), Ordering::Relaxed);
+        let mut head = self.head.load(Ordering::Relaxed);
+        loop {
+            place.next.store(head, Ordering::Relaxed);
+            // Release: pairs with the acquire swap in `drain`; the place, and whatever the answering
+            // thread wrote into the request's buffer, become visible first. There is no ABA: a tag
+            // is pushed again only after the worker took the whole list.
+            match self.head.compare_exchange_weak(
+                head,
+                u32::from(tag.get()),
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Takes all answers and gives them to `each`. Worker only.
+    #[inline]
+    pub(crate) fn drain(&self, mut each: impl FnMut(Tag, Result<u32, Errno>)) {
+        // The common case: a plain load, no locked instruction.
+        if self.head.load(Ordering::Relaxed) == END {
+            return;
+        }
+        let mut at = self.head.swap(END, Ordering::Acquire);
+        while let Some(tag) = u16::try_from(at).ok().and_then(|tag| Tag::new(tag).ok()) {
+            let place = &self.places[tag.index()];
+            // Read before the answer is used: afterwards the tag may be pushed again.
+            at = place.next.load(Ordering::Relaxed);
+            each(
+                tag,
+                Errno::from_result(place.result.load(Ordering::Relaxed)),
+            );
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn tag(n: u16) -> Tag {
+        Tag::new(n).expect("below 4096")
+    }
+
+    #[test]
+    fn answers_of_many_threads_all_arrive_once() {
+        let answers = Arc::new(RemoteAnswers::new(64));
+        let threads: Vec<_> = (0..4u16)
+            .map(|t| {
+                let answers = Arc::clone(&answers);
+                std::thread::spawn(move || {
+                    for i in 0..16 {
+                        answers.push(tag(t * 16 + i), Answer::full(u32::from(t * 16 + i)));
+                    }
+                })
+            })
+            .collect();
+        let mut seen = [0u32; 64];
+        let mut count = 0;
+        while count < 64 {
+            answers.drain(|tag, res| {
+                assert_eq!(res, Ok(u32::from(tag.get())));
+                seen[tag.index()] += 1;
+                count += 1;
+            });
+        }
+        for thread in threads {
+            thread.join().expect("no panic");
+        }
+        assert_eq!(seen, [1; 64]);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::Arc;
+
+    /// Two threads answer, the worker drains meanwhile: each answer arrives exactly once.
+    #[test]
+    fn loom_answers_arrive_once() {
+        loom::model(|| {
+            let answers = Arc::new(RemoteAnswers::new(2));
+            let threads: Vec<_> = (0..2u16)
+                .map(|t| {
+                    let answers = Arc::clone(&answers);
+                    loom::thread::spawn(move || {
+                        answers.push(Tag::new(t).expect("small"), Answer::full(u32::from(t) + 1));
+                    })
+                })
+                .collect();
+            let mut seen = [0u32; 2];
+            let mut collect = |tag: Tag, res: Result<u32, Errno>| {
+                assert_eq!(res, Ok(u32::from(tag.get()) + 1));
+                seen[tag.index()] += 1;
+            };
+            answers.drain(&mut collect);
+            for thread in threads {
+                thread.join().expect("no panic");
+            }
+            answers.drain(&mut collect);
+            assert_eq!(seen, [1, 1]);
+        });
+    }
+}

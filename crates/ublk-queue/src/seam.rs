@@ -1,0 +1,79 @@
+//! The kernel seam: everything the engine needs of a kernel, as traits.
+//!
+//! The engine is generic over this seam and monomorphised, so the code that runs on a real ring
+//! ([`crate::real`]), on a simulated driver and under a fuzzer is the same.
+
+use std::time::Duration;
+
+use ublk_core::{Errno, IoDesc, QueueId, Tag};
+
+/// A completion copied out of the completion queue (L57).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// The word given with the command.
+    pub user_data: u64,
+    /// Result: `UBLK_IO_RES_*`, or a negative errno.
+    pub res: i32,
+}
+
+/// An I/O command for the driver (`struct ublksrv_io_cmd`, linux/ublk_cmd.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoCommand {
+    /// Encoded opcode, `UBLK_U_IO_*`.
+    pub cmd_op: u32,
+    /// Hw queue.
+    pub qid: QueueId,
+    /// Tag.
+    pub tag: Tag,
+    /// Result of the request being committed; 0 for a fetch.
+    pub result: i32,
+    /// Address of the tag's buffer in copy mode.
+    pub addr: u64,
+}
+
+/// The submission queue has no room; nothing was changed (L54).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the submission queue is full")]
+pub struct Full;
+
+/// A ring with the char devices of the worker's lanes registered in it.
+pub trait Port {
+    /// Wakes the worker from another thread.
+    type Wake: Wake;
+
+    /// Puts a command into the submission queue, for the char device of a lane.
+    ///
+    /// # Errors
+    /// [`Full`], with nothing changed.
+    fn push(&mut self, lane: u16, command: &IoCommand, user_data: u64) -> Result<(), Full>;
+
+    /// Submits what was pushed and, with `wait`, sleeps until a completion is there, a wake arrives
+    /// or the timeout is over. One system call at most. Signals and partial submission are not
+    /// errors: the caller looks at what is there and comes back.
+    ///
+    /// # Errors
+    /// An errno after which this ring cannot be used.
+    fn enter(&mut self, wait: bool, timeout: Option<Duration>) -> Result<(), Errno>;
+
+    /// The next completion, if one is there. Wakes are not shown.
+    fn next(&mut self) -> Option<Completion>;
+
+    /// A handle that wakes this port from any thread.
+    fn wake_handle(&self) -> Self::Wake;
+
+    /// In words, what the ring was granted: for the health report.
+    fn describe(&self) -> String;
+}
+
+/// Wakes a worker. A wake between two sleeps is not lost: the next sleep ends at once (L55).
+pub trait Wake: Send + Sync + 'static {
+    /// Wakes the worker if it sleeps, or keeps it from falling asleep once.
+    fn wake(&self);
+}
+
+/// The I/O descriptors of one queue.
+pub trait Descriptors {
+    /// Copies the descriptor of a tag out of the driver's table. Valid from the CQE of the tag's
+    /// command until its commit.
+    fn load(&self, tag: Tag) -> IoDesc;
+}

@@ -1,0 +1,508 @@
+//! The server half of a device: workers on threads, their health, their end.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ublk_core::iod::IoBounds;
+use ublk_core::{Backend, CpuMask, Errno, Geometry, QueueId};
+use uring_lite::Waker;
+
+use crate::handler::{Handler, Inline, Pool};
+use crate::health::{Counters, Health, QueueHealth, State};
+use crate::real::{DescTable, RingPort};
+use crate::seam::Port;
+use crate::thread;
+use crate::worker::{LaneHandle, LaneSpec, Worker, WorkerError};
+
+/// How a device is to be served.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Plan {
+    /// Size of the device in bytes: requests beyond it are refused.
+    pub size: u64,
+    /// CPUs of each hw queue, as GET_QUEUE_AFFINITY has them; empty for no pinning.
+    pub affinity: Vec<CpuMask>,
+    /// Threads for all queues together; `None` is one for each queue. Queues are dealt round-robin.
+    pub threads: Option<u16>,
+    /// Threads of the pool for a backend that is not quick.
+    pub pool_threads: usize,
+    /// How long arming may take before it counts as failed.
+    pub arm_deadline: Duration,
+}
+
+impl Plan {
+    /// One thread per queue, not pinned, four pool threads, ten seconds to arm.
+    #[must_use]
+    pub const fn new(size: u64) -> Self {
+        Self {
+            size,
+            affinity: Vec::new(),
+            threads: None,
+            pool_threads: 4,
+            arm_deadline: Duration::from_secs(10),
+        }
+    }
+
+    /// Pins each queue's thread to the queue's CPUs.
+    #[must_use]
+    pub fn affinity(mut self, masks: Vec<CpuMask>) -> Self {
+        self.affinity = masks;
+        self
+    }
+}
+
+/// Why a server could not be armed, or ended early.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}; see `ulimit -u` and the cgroup's pids.max")]
+    Thread(#[source] std::io::Error),
+    /// A queue's ring could not be made.
+    #[error("queue {qid}: cannot make a ring: {source}")]
+    Ring {
+        /// The thread's first queue.
+        qid: QueueId,
+        /// What io_uring said.
+        source: crate::real::RingError,
+    },
+    /// The descriptors of a queue could not be mapped.
+    #[error(
+        "queue {qid}: cannot map the I/O descriptors: {errno}; is another process serving this device?"
+    )]
+    Map {
+        /// Hw queue.
+        qid: QueueId,
+        /// The driver's errno.
+        errno: Errno,
+    },
+    /// The buffers of a queue could not be mapped.
+    #[error(
+        "queue {qid}: cannot map the buffers: {errno}; lower the depth or the maximum I/O size"
+    )]
+    Buffers {
+        /// Hw queue.
+        qid: QueueId,
+        /// The errno of mmap.
+        errno: Errno,
+    },
+    /// A worker ended with an error.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// The threads did not arm, or did not end, in time.
+    #[error("the queues' threads did not {what} within {deadline:?}")]
+    TimedOut {
+        /// `arm` or `end`.
+        what: &'static str,
+        /// The time given.
+        deadline: Duration,
+    },
+    /// A worker's thread panicked outside a handler.
+    #[error("queue {qid}: the worker's thread panicked")]
+    Panicked {
+        /// The thread's first queue.
+        qid: QueueId,
+    },
+}
+
+/// What is left to say of a server that ended.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Report {
+    /// Its last health.
+    pub health: Health,
+}
+
+/// A device's queues being served. Dropping it makes the threads leave without waiting for them.
+pub struct Server {
+    threads: Vec<JoinHandle<()>>,
+    lanes: Vec<Armed>,
+    shared: Arc<Shared>,
+    /// Kept until the last request has been answered.
+    _pool: Option<Pool>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("lanes", &self.lanes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the owner and the threads of a server share.
+struct Shared {
+    leave: Arc<AtomicBool>,
+    wakers: Mutex<Vec<Waker>>,
+    running: Mutex<usize>,
+    ended: Condvar,
+    ended_fd: OwnedFd,
+}
+
+impl Shared {
+    fn running(&self) -> std::sync::MutexGuard<'_, usize> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wakers(&self) -> std::sync::MutexGuard<'_, Vec<Waker>> {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leave(&self) {
+        self.leave.store(true, Ordering::Relaxed);
+        for waker in self.wakers().iter() {
+            waker.wake();
+        }
+    }
+}
+
+/// What a thread reports once the driver has its fetches.
+struct Armed {
+    lane: LaneHandle,
+    pinned: Option<CpuMask>,
+    io_flusher: bool,
+    ring: String,
+}
+
+type ArmResult = Result<Vec<Armed>, Error>;
+
+/// A worker whose tags are all with the driver, and what there is to say of its lanes.
+type SetUp<H> = (Worker<RingPort, DescTable, H>, Vec<Armed>);
+
+/// What a worker's thread needs before it can make anything of its own.
+struct Job<F> {
+    qids: Vec<QueueId>,
+    char_device: Arc<OwnedFd>,
+    geometry: Geometry,
+    plan: Arc<Plan>,
+    make: Arc<F>,
+    shared: Arc<Shared>,
+}
+
+impl Server {
+    /// Serves a device with a blocking backend: on the queues' own threads if it is quick, else on a
+    /// pool. Returns once the driver has taken the fetch of every tag of every queue, so that START_DEV
+    /// can be sent.
+    ///
+    /// # Errors
+    /// The first failure of any queue; the other threads have left by then.
+    pub fn arm<B: Backend>(
+        char_device: OwnedFd,
+        geometry: &Geometry,
+        plan: Plan,
+        backend: Arc<B>,
+    ) -> Result<Self, Error> {
+        if backend.limits().quick {
+            return Self::arm_with(char_device, geometry, plan, move |_| {
+                Inline(Arc::clone(&backend))
+            });
+        }
+        let tags = usize::from(geometry.depth()) * usize::from(geometry.queues());
+        let pool = Pool::start(&backend, plan.pool_threads, tags).map_err(Error::Thread)?;
+        let handler = pool.handler();
+        let mut server = Self::arm_with(char_device, geometry, plan, move |_| handler.clone())?;
+        server._pool = Some(pool);
+        Ok(server)
+    }
+
+    /// Serves a device with a handler per queue, made on the thread that will call it.
+    ///
+    /// # Errors
+    /// As for [`Server::arm`].
+    pub fn arm_with<H, F>(
+        char_device: OwnedFd,
+        geometry: &Geometry,
+        plan: Plan,
+        make: F,
+    ) -> Result<Self, Error>
+    where
+        H: Handler,
+        F: Fn(QueueId) -> H + Send + Sync + 'static,
+    {
+        let threads = plan
+            .threads
+            .unwrap_or(geometry.queues())
+            .clamp(1, geometry.queues().max(1));
+        let deadline = plan.arm_deadline;
+        let shared = Arc::new(Shared {
+            leave: Arc::new(AtomicBool::new(false)),
+            wakers: Mutex::new(Vec::with_capacity(usize::from(threads))),
+            running: Mutex::new(0),
+            ended: Condvar::new(),
+            ended_fd: thread::event_fd().map_err(Error::Thread)?,
+        });
+        let mut server = Self {
+            threads: Vec::new(),
+            lanes: Vec::new(),
+            shared,
+            _pool: None,
+        };
+        let (char_device, plan, make) = (Arc::new(char_device), Arc::new(plan), Arc::new(make));
+        let (report, reports) = mpsc::channel::<ArmResult>();
+        for n in 0..threads {
+            let qids = (n..geometry.queues()).step_by(usize::from(threads));
+            let job = Job {
+                qids: qids.filter_map(|qid| QueueId::new(qid).ok()).collect(),
+                char_device: Arc::clone(&char_device),
+                geometry: *geometry,
+                plan: Arc::clone(&plan),
+                make: Arc::clone(&make),
+                shared: Arc::clone(&server.shared),
+            };
+            let report = report.clone();
+            let guard = EndGuard::new(&server.shared);
+            let thread = std::thread::Builder::new()
+                .name(format!("ublk-{}-q{n}", geometry.dev_id()))
+                .spawn(move || job.run(&report, guard))
+                .map_err(Error::Thread)?;
+            server.threads.push(thread);
+        }
+        drop(report);
+        let until = Instant::now() + deadline;
+        for _ in 0..threads {
+            let left = until.saturating_duration_since(Instant::now());
+            match reports.recv_timeout(left) {
+                Ok(armed) => server.lanes.extend(armed?),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    return Err(Error::TimedOut {
+                        what: "arm",
+                        deadline,
+                    });
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Panicked { qid: QueueId::ZERO });
+                }
+            }
+        }
+        server.lanes.sort_by_key(|armed| armed.lane.qid());
+        Ok(server)
+    }
+
+    /// A snapshot of the server's health. Takes no lock of the serving threads.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let mut sum = Counters::default();
+        let mut state = State::Empty;
+        let mut first_error = None;
+        let mut queues = Vec::with_capacity(self.lanes.len());
+        for armed in &self.lanes {
+            let lane = &armed.lane;
+            let counters = lane.counters();
+            sum.add(&counters);
+            // Empty only when all are; failed as soon as one is; else the furthest.
+            state = match (state, lane.state()) {
+                (State::Failed, _) | (_, State::Failed) => State::Failed,
+                (State::Empty, other) | (other, State::Empty) => other,
+                (one, other) => one.max(other),
+            };
+            // A queue that was told to leave because of another's failure is not the cause.
+            if first_error.is_none() || lane.first_error().is_some_and(|e| !is_told_to_leave(&e)) {
+                first_error = lane.first_error().or(first_error);
+            }
+            queues.push(QueueHealth {
+                qid: lane.qid(),
+                state: lane.state(),
+                in_hand: lane.in_hand(),
+                pinned: armed.pinned.clone(),
+                io_flusher: armed.io_flusher,
+                ring: armed.ring.clone(),
+                counters,
+            });
+        }
+        Health {
+            state,
+            first_error,
+            counters: sum,
+            queues,
+        }
+    }
+
+    /// Waits until every thread has ended: the driver aborted all tags and nothing is in hand, or a
+    /// queue failed. True if that is so; false after the timeout.
+    #[must_use]
+    pub fn wait(&self, timeout: Option<Duration>) -> bool {
+        let running = self.shared.running();
+        match timeout {
+            None => {
+                let wait = self
+                    .shared
+                    .ended
+                    .wait_while(running, |running| *running != 0);
+                drop(wait);
+                true
+            }
+            Some(timeout) => {
+                let wait = self
+                    .shared
+                    .ended
+                    .wait_timeout_while(running, timeout, |running| *running != 0);
+                !wait.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+            }
+        }
+    }
+
+    /// Readable (an eventfd) once every thread has ended, for those who poll several things.
+    #[must_use]
+    pub fn ended_fd(&self) -> BorrowedFd<'_> {
+        self.shared.ended_fd.as_fd()
+    }
+
+    /// Makes the threads leave now, without the driver's aborts. Requests in hand are not committed;
+    /// what the driver does with them follows from the device's recovery policy.
+    pub fn leave(&self) {
+        self.shared.leave();
+    }
+
+    /// Waits for the end and joins the threads; rings, descriptor mappings and the char device are gone
+    /// when it returns.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] while a thread still serves: the server goes on, call again.
+    pub fn finish(&mut self, deadline: Duration) -> Result<Report, Error> {
+        if !self.wait(Some(deadline)) {
+            return Err(Error::TimedOut {
+                what: "end",
+                deadline,
+            });
+        }
+        for thread in self.threads.drain(..) {
+            // A panic is in the health report already, by the thread's end guard.
+            let _ = thread.join();
+        }
+        Ok(Report {
+            health: self.health(),
+        })
+    }
+}
+
+fn is_told_to_leave(error: &str) -> bool {
+    error == WorkerError::Left.to_string()
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Counts a thread as running, and says so when it has ended, however it ended (L24).
+struct EndGuard {
+    shared: Arc<Shared>,
+    lanes: Vec<LaneHandle>,
+}
+
+impl EndGuard {
+    fn new(shared: &Arc<Shared>) -> Self {
+        *shared.running() += 1;
+        Self {
+            shared: Arc::clone(shared),
+            lanes: Vec::new(),
+        }
+    }
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        for lane in &self.lanes {
+            lane.ended_without_a_word();
+        }
+        if self.lanes.iter().any(|lane| lane.state() == State::Failed) {
+            // A queue's failure is the device's: the other queues leave too.
+            self.shared.leave();
+        }
+        let mut running = self.shared.running();
+        *running -= 1;
+        if *running == 0 {
+            thread::signal_event(self.shared.ended_fd.as_fd());
+        }
+        drop(running);
+        self.shared.ended.notify_all();
+    }
+}
+
+impl<F> Job<F> {
+    fn run<H>(self, report: &mpsc::Sender<ArmResult>, mut guard: EndGuard)
+    where
+        H: Handler,
+        F: Fn(QueueId) -> H,
+    {
+        let (mut worker, armed) = match self.set_up() {
+            Ok(parts) => parts,
+            Err(error) => {
+                // The receiver is gone only if the owner has given up already.
+                let _ = report.send(Err(error));
+                return;
+            }
+        };
+        guard.lanes = armed.iter().map(|armed| armed.lane.clone()).collect();
+        // An owner that has given up will send no START_DEV: nobody would ever abort the tags.
+        let result = match report.send(Ok(armed)) {
+            Ok(()) => worker.run(),
+            Err(_) => Err(WorkerError::Left),
+        };
+        worker.finish(&result);
+    }
+
+    fn set_up<H>(&self) -> Result<SetUp<H>, Error>
+    where
+        H: Handler,
+        F: Fn(QueueId) -> H,
+    {
+        let qid = self.qids.first().copied().unwrap_or(QueueId::ZERO);
+        let mut mask = CpuMask::new();
+        for qid in &self.qids {
+            for cpu in self
+                .plan
+                .affinity
+                .get(usize::from(qid.get()))
+                .iter()
+                .flat_map(|m| m.iter())
+            {
+                mask.insert(cpu);
+            }
+        }
+        // Pinned before anything is touched, so that memory is the CPU's own node's.
+        let pinned = (!mask.is_empty() && thread::pin(&mask).is_ok()).then_some(mask);
+        let io_flusher = thread::set_io_flusher();
+        let tags = u32::from(self.geometry.depth()) * u32::try_from(self.qids.len()).unwrap_or(1);
+        let devices = vec![self.char_device.as_fd(); self.qids.len()];
+        let port = RingPort::new(tags, &devices).map_err(|source| Error::Ring { qid, source })?;
+        self.shared.wakers().push(port.wake_handle());
+        let ring = port.describe();
+        let mut worker = Worker::new(port, Arc::clone(&self.shared.leave));
+        let mut armed = Vec::with_capacity(self.qids.len());
+        let bounds = IoBounds {
+            size: self.plan.size,
+            max_io_bytes: self.geometry.max_io_bytes(),
+        };
+        for qid in self.qids.iter().copied() {
+            let descriptors = DescTable::map(self.char_device.as_fd(), &self.geometry, qid)
+                .map_err(|errno| Error::Map { qid, errno })?;
+            let handler = (self.make)(qid);
+            let depth = self.geometry.depth();
+            let spec = LaneSpec {
+                qid,
+                depth,
+                bounds,
+                descriptors,
+                handler,
+                generation: 0,
+            };
+            let lane = worker
+                .add_lane(spec)
+                .map_err(|errno| Error::Buffers { qid, errno })?;
+            armed.push(Armed {
+                lane,
+                pinned: pinned.clone(),
+                io_flusher,
+                ring: ring.clone(),
+            });
+        }
+        worker.arm()?;
+        Ok((worker, armed))
+    }
+}

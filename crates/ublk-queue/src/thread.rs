@@ -1,0 +1,111 @@
+//! What a queue's thread sets up for itself: CPUs, the I/O flusher mark; and the event of its end.
+#![expect(unsafe_code, reason = "sched_setaffinity, prctl and eventfd")]
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use ublk_core::{CpuMask, Errno};
+
+/// `PR_SET_IO_FLUSHER` (linux/prctl.h, 5.6).
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+/// `PR_GET_IO_FLUSHER`.
+const PR_GET_IO_FLUSHER: libc::c_int = 58;
+
+/// Pins the calling thread to the CPUs of a mask, of any size (more than 1024 CPUs included).
+///
+/// # Errors
+/// EINVAL if none of the CPUs is there or allowed.
+pub fn pin(mask: &CpuMask) -> Result<(), Errno> {
+    let words = mask.words();
+    // SAFETY: the pointer and the length are those of a live slice, which the call only reads.
+    let res = unsafe {
+        libc::sched_setaffinity(
+            0,
+            size_of_val(words),
+            words.as_ptr().cast::<libc::cpu_set_t>(),
+        )
+    };
+    if res == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// Marks the calling thread as one that memory reclaim may depend on (PR_SET_IO_FLUSHER with 1, since
+/// Linux 5.6), so that its own allocations never wait for I/O to the device it serves, and reads the
+/// mark back (L37). False without CAP_SYS_RESOURCE.
+pub fn set_io_flusher() -> bool {
+    let one: libc::c_ulong = 1;
+    let zero: libc::c_ulong = 0;
+    // SAFETY: prctl with these arguments reads and writes no memory of ours.
+    unsafe { libc::prctl(PR_SET_IO_FLUSHER, one, zero, zero, zero) };
+    // SAFETY: as above.
+    unsafe { libc::prctl(PR_GET_IO_FLUSHER, zero, zero, zero, zero) == 1 }
+}
+
+/// An eventfd, closed on exec.
+pub(crate) fn event_fd() -> std::io::Result<OwnedFd> {
+    // SAFETY: eventfd has no preconditions; the result is checked below.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes an eventfd readable.
+pub(crate) fn signal_event(fd: BorrowedFd<'_>) {
+    let one = 1u64.to_ne_bytes();
+    // SAFETY: the pointer and length are those of a live array, which the call only reads. An eventfd
+    // takes the write unless its count is at the maximum, and then it is readable already.
+    unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+}
+
+pub(crate) fn last_errno() -> Errno {
+    Errno::from_io(&std::io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// CAP_SYS_RESOURCE (bit 24) is among this process's effective capabilities.
+    fn has_sys_resource() -> bool {
+        let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("CapEff:"))
+            .expect("a CapEff line");
+        u64::from_str_radix(line.trim(), 16).expect("hexadecimal") & (1 << 24) != 0
+    }
+
+    /// L37 The mark is set to 1, not 0, and what is reported is what the kernel says.
+    #[test]
+    fn l37_io_flusher_is_set_and_read_back() {
+        std::thread::spawn(|| {
+            // SAFETY: prctl with these arguments touches no memory of ours.
+            let read = || unsafe { libc::prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) };
+            let marked = set_io_flusher();
+            assert_eq!(marked, read() == 1);
+            assert_eq!(
+                marked,
+                has_sys_resource(),
+                "permitted with CAP_SYS_RESOURCE, refused without"
+            );
+        })
+        .join()
+        .expect("no panic");
+    }
+
+    #[test]
+    fn pins_to_a_cpu_and_refuses_none() {
+        std::thread::spawn(|| {
+            let mut mask = CpuMask::new();
+            assert_eq!(pin(&mask), Err(Errno::EINVAL));
+            // SAFETY: sched_getcpu has no preconditions.
+            let here = u32::try_from(unsafe { libc::sched_getcpu() }).expect("a CPU");
+            mask.insert(here);
+            mask.insert(2000);
+            assert_eq!(pin(&mask), Ok(()));
+        })
+        .join()
+        .expect("no panic");
+    }
+}

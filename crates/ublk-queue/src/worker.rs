@@ -1,0 +1,294 @@
+//! The unit that runs: one thread, one ring, the lanes it hosts.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ublk_core::iod::IoBounds;
+use ublk_core::{Errno, QueueId};
+
+use crate::buffers::Arena;
+use crate::handler::Handler;
+use crate::health::{Counters, State};
+use crate::lane::{Lane, LaneError};
+use crate::seam::{Descriptors, Port};
+use crate::shared::LaneShared;
+use crate::user_data::UserData;
+
+/// Why a worker ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// A lane failed, and with it the device.
+    #[error(transparent)]
+    Lane(#[from] LaneError),
+    /// The ring cannot be used any more.
+    #[error("io_uring_enter failed for good: {0}")]
+    Ring(Errno),
+    /// The owner told the worker to leave before the driver aborted its tags.
+    #[error("told to leave with requests not aborted by the driver")]
+    Left,
+}
+
+/// First wait before commands that io_uring refused are pushed again; doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_micros(100);
+const RETRY_MAX: Duration = Duration::from_millis(5);
+
+/// A lane to be hosted by a worker.
+#[derive(Debug)]
+pub struct LaneSpec<D, H> {
+    /// Hw queue.
+    pub qid: QueueId,
+    /// Tags of the queue, as ADD_DEV's answer has them.
+    pub depth: u16,
+    /// What a descriptor is checked against; `max_io_bytes` is also the size of a tag's buffer.
+    pub bounds: IoBounds,
+    /// The queue's descriptors.
+    pub descriptors: D,
+    /// Answers the requests.
+    pub handler: H,
+    /// Which life of this place on the worker it is: completions of another life are ignored (L53).
+    pub generation: u16,
+}
+
+/// A lane as seen from outside its worker's thread.
+#[derive(Clone)]
+pub struct LaneHandle(Arc<LaneShared>);
+
+impl std::fmt::Debug for LaneHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LaneHandle")
+            .field("qid", &self.0.qid)
+            .field("state", &self.state())
+            .finish()
+    }
+}
+
+impl LaneHandle {
+    /// The hw queue.
+    #[must_use]
+    pub fn qid(&self) -> QueueId {
+        self.0.qid
+    }
+
+    /// Its state.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.0.status.get()
+    }
+
+    /// Why it failed, if it did.
+    #[must_use]
+    pub fn first_error(&self) -> Option<String> {
+        self.0.status.first_error()
+    }
+
+    /// Its counters.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.0.meters.snapshot()
+    }
+
+    /// For the end of a thread: a lane that is neither empty nor failed lost its thread to a panic.
+    pub(crate) fn ended_without_a_word(&self) {
+        if !matches!(self.state(), State::Empty | State::Failed) {
+            self.0.status.fail(format!(
+                "queue {}: the worker's thread panicked",
+                self.qid()
+            ));
+        }
+    }
+
+    /// Requests in the server's hands, as of the last batch.
+    #[must_use]
+    pub fn in_hand(&self) -> u64 {
+        self.0.meters.in_hand.get()
+    }
+}
+
+/// A thread's worth of lanes on one ring. The thread that makes the ring arms and runs the worker.
+pub struct Worker<P, D, H> {
+    port: P,
+    lanes: Vec<Lane<D, H>>,
+    leave: Arc<AtomicBool>,
+    backoff: Duration,
+    serving: bool,
+}
+
+impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
+    /// A worker without lanes. Once `leave` is true and the worker is woken, it ends without waiting
+    /// for the driver's aborts.
+    pub fn new(port: P, leave: Arc<AtomicBool>) -> Self {
+        Self {
+            port,
+            lanes: Vec::new(),
+            leave,
+            backoff: RETRY_MIN,
+            serving: false,
+        }
+    }
+
+    /// Adds a lane and maps its buffers. The port reaches the lane's char device by the lane's number:
+    /// 0 for the first one added.
+    ///
+    /// # Errors
+    /// ENOMEM when the buffers cannot be mapped, ENOSPC beyond 65,536 lanes.
+    pub fn add_lane(&mut self, spec: LaneSpec<D, H>) -> Result<LaneHandle, Errno> {
+        let index = u16::try_from(self.lanes.len()).map_err(|_| Errno::ENOSPC)?;
+        let arena = Arena::new(spec.depth, spec.bounds.max_io_bytes)?;
+        let wake = Box::new(self.port.wake_handle());
+        let shared = LaneShared::new(spec.qid, spec.depth, arena, wake);
+        self.lanes.push(Lane::new(index, spec, Arc::clone(&shared)));
+        Ok(LaneHandle(shared))
+    }
+
+    /// Gives every tag to the driver, with one submission, and sees that it was taken (L20).
+    ///
+    /// # Errors
+    /// The driver's refusal, with queue and tag.
+    pub fn arm(&mut self) -> Result<(), WorkerError> {
+        for lane in &mut self.lanes {
+            lane.fetch_all(&mut self.port);
+        }
+        loop {
+            self.port.enter(false, None).map_err(WorkerError::Ring)?;
+            self.take_completions()?;
+            if !self.has_retries() {
+                break;
+            }
+            self.port
+                .enter(true, Some(self.backoff))
+                .map_err(WorkerError::Ring)?;
+            self.take_retries();
+        }
+        for lane in &self.lanes {
+            if lane.shared.status.get() == State::Arming {
+                lane.shared.status.set(State::Armed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves until every lane is empty: the driver has aborted, and nothing is in hand.
+    ///
+    /// # Errors
+    /// Why the worker ended before that.
+    pub fn run(&mut self) -> Result<(), WorkerError> {
+        loop {
+            // One catch for a whole batch: the token's own drop has recorded EIO by the time it is
+            // reached, and the loop goes on with the completion behind.
+            match catch_unwind(AssertUnwindSafe(|| self.batch())) {
+                Ok(Ok(false)) => {}
+                Ok(Ok(true)) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    for lane in &mut self.lanes {
+                        lane.recover_from_panic(&mut self.port);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes what is there, then submits and sleeps, until all lanes are empty.
+    fn batch(&mut self) -> Result<bool, WorkerError> {
+        loop {
+            self.take_completions()?;
+            for lane in &mut self.lanes {
+                lane.take_remote(&mut self.port);
+            }
+            if self.lanes.iter().all(Lane::is_empty) && self.last_commits_taken()? {
+                return Ok(true);
+            }
+            if self.leave.load(Ordering::Relaxed) {
+                return Err(WorkerError::Left);
+            }
+            let timeout = if self.has_retries() {
+                Some(self.backoff)
+            } else {
+                None
+            };
+            for lane in &self.lanes {
+                lane.shared.meters.enters.add(1);
+                lane.shared.meters.in_hand.set(u64::from(lane.in_hand()));
+            }
+            self.port.enter(true, timeout).map_err(WorkerError::Ring)?;
+            if timeout.is_some() {
+                self.take_retries();
+            }
+            self.mark_serving();
+        }
+    }
+
+    /// Submits the commits that emptied the lanes, and sees that none of them failed.
+    fn last_commits_taken(&mut self) -> Result<bool, WorkerError> {
+        self.port.enter(false, None).map_err(WorkerError::Ring)?;
+        self.take_completions()?;
+        Ok(self.lanes.iter().all(Lane::is_empty))
+    }
+
+    fn mark_serving(&mut self) {
+        if !self.serving {
+            self.serving = true;
+            for lane in &self.lanes {
+                if lane.shared.status.get() == State::Armed {
+                    lane.shared.status.set(State::Serving);
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn take_completions(&mut self) -> Result<(), WorkerError> {
+        while let Some(completion) = self.port.next() {
+            let word = UserData::unpack(completion.user_data);
+            let lane =
+                word.and_then(|word| Some((word, self.lanes.get_mut(usize::from(word.lane))?)));
+            match lane {
+                Some((word, lane)) if word.generation == lane.generation => {
+                    lane.completed(&mut self.port, word.tag, completion.res)?;
+                }
+                _ => self.stale(),
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn stale(&self) {
+        if let Some(lane) = self.lanes.first() {
+            lane.shared.meters.stale.add(1);
+        }
+    }
+
+    fn has_retries(&self) -> bool {
+        self.lanes.iter().any(Lane::has_retries)
+    }
+
+    fn take_retries(&mut self) {
+        self.backoff = (self.backoff * 2).min(RETRY_MAX);
+        for lane in &mut self.lanes {
+            lane.take_retries(&mut self.port);
+        }
+        if !self.has_retries() {
+            self.backoff = RETRY_MIN;
+        }
+    }
+
+    /// Ends the worker: the ring is closed, buffers are freed where nobody else holds them.
+    pub fn finish(self, result: &Result<(), WorkerError>) {
+        for lane in &self.lanes {
+            lane.shared.meters.in_hand.set(u64::from(lane.in_hand()));
+            match result {
+                Ok(()) => lane.shared.status.set(State::Empty),
+                Err(error) => lane.shared.status.fail(error.to_string()),
+            }
+            if lane.driver_has_tags() {
+                // Closing a ring is no barrier: the driver may still write to the buffers (L09). They
+                // are leaked on purpose; the address range ends with the process.
+                std::mem::forget(Arc::clone(&lane.shared));
+            }
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! The shipped engine on the simulated driver: every seed is another order of delays, refusals,
+//! partial submissions and aborts.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ublk_core::iod::IoBounds;
+use ublk_core::{Backend, Errno, Limits, Op, QueueId};
+use ublk_queue::{Handler, Inline, LaneHandle, LaneSpec, OwnedRequest, Pool, Request, State};
+use ublk_queue::{Worker, WorkerError};
+use ublk_sim::{Config, End, Faults, Report, Sim};
+
+/// A plain memory device.
+struct Mem(Mutex<Vec<u8>>);
+
+impl Mem {
+    fn new(size: usize) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(vec![0; size])))
+    }
+}
+
+fn range(offset: u64, len: usize) -> std::ops::Range<usize> {
+    let start = usize::try_from(offset).expect("small");
+    start..start + len
+}
+
+impl Backend for Mem {
+    fn limits(&self) -> Limits {
+        Limits::new(self.0.lock().expect("no panic").len() as u64).quick(true)
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
+        buf.copy_from_slice(&self.0.lock().expect("no panic")[range(offset, buf.len())]);
+        Ok(())
+    }
+    fn write_at(&self, buf: &[u8], offset: u64, _fua: bool) -> Result<(), Errno> {
+        self.0.lock().expect("no panic")[range(offset, buf.len())].copy_from_slice(buf);
+        Ok(())
+    }
+    fn flush(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        self.write_zeroes(offset, len, true)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, _may_unmap: bool) -> Result<(), Errno> {
+        let len = usize::try_from(len).expect("small");
+        self.0.lock().expect("no panic")[range(offset, len)].fill(0);
+        Ok(())
+    }
+}
+
+struct Run {
+    result: Result<(), WorkerError>,
+    lanes: Vec<LaneHandle>,
+    report: Report,
+    sim: Sim,
+}
+
+impl Run {
+    /// The run ended well and served everything.
+    fn assert_clean(&self, requests: usize) {
+        assert_eq!(self.report.violations, Vec::<String>::new());
+        assert_eq!(self.result, Ok(()));
+        assert_eq!(self.report.completed, requests);
+        assert!(self.lanes.iter().all(|lane| lane.state() == State::Empty));
+    }
+
+    fn stale(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.counters().stale).sum()
+    }
+}
+
+/// Runs the engine on one thread, with a handler per lane, until it ends.
+fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
+    let sim = Sim::new(config.clone());
+    let mut worker = Worker::new(sim.port(), Arc::new(AtomicBool::new(false)));
+    let mut lanes = Vec::new();
+    for qid in 0..config.queues {
+        let spec = LaneSpec {
+            qid: QueueId::new(qid).expect("few queues"),
+            depth: config.depth,
+            bounds: IoBounds {
+                size: config.size as u64,
+                max_io_bytes: config.max_io_bytes,
+            },
+            descriptors: sim.descriptors(qid),
+            handler: make(),
+            generation: 3,
+        };
+        lanes.push(worker.add_lane(spec).expect("memory"));
+    }
+    let result = worker.arm().and_then(|()| worker.run());
+    worker.finish(&result);
+    Run {
+        result,
+        lanes,
+        report: sim.report(),
+        sim,
+    }
+}
+
+fn run_mem(config: Config) -> Run {
+    let mem = Mem::new(config.size);
+    run(config, || Inline(Arc::clone(&mem)))
+}
+
+const ALL_FAULTS: Faults = Faults {
+    short_submit: 20,
+    interrupt: 10,
+    transient: 5,
+    full: 3,
+    stale: 10,
+};
+
+#[test]
+fn every_request_is_answered_once_with_the_right_data() {
+    for seed in 0..50 {
+        run_mem(Config {
+            queues: 1 + (seed % 4) as u16,
+            ..Config::new(seed)
+        })
+        .assert_clean(1000);
+    }
+}
+
+/// L50 Short submits, signals and refusals for want of memory lose nothing.
+#[test]
+fn l50_partial_submission_and_interrupts_lose_nothing() {
+    for seed in 0..50 {
+        let faults = Faults {
+            short_submit: 40,
+            interrupt: 30,
+            transient: 10,
+            ..Faults::default()
+        };
+        run_mem(Config {
+            queues: 2,
+            faults,
+            ..Config::new(seed)
+        })
+        .assert_clean(1000);
+    }
+}
+
+/// L10 With everything going wrong at once, each request is still answered exactly once, by its own tag.
+#[test]
+fn l10_each_request_is_answered_once_under_all_faults() {
+    for seed in 0..100 {
+        let depth = 1 + (seed % 40) as u16;
+        run_mem(Config {
+            queues: 3,
+            depth,
+            faults: ALL_FAULTS,
+            ..Config::new(seed)
+        })
+        .assert_clean(1000);
+    }
+}
+
+/// L53 Completions of another life, lane or tag are counted and do nothing.
+#[test]
+fn l53_stale_completions_are_ignored() {
+    let faults = Faults {
+        stale: 60,
+        ..Faults::default()
+    };
+    let run = run_mem(Config {
+        faults,
+        ..Config::new(5)
+    });
+    run.assert_clean(1000);
+    assert!(run.stale() > 10, "the driver injected some");
+}
+
+/// L54 A full submission queue disarms no tag.
+#[test]
+fn l54_a_full_submission_queue_disarms_no_tag() {
+    for seed in 0..50 {
+        let faults = Faults {
+            full: 30,
+            ..Faults::default()
+        };
+        run_mem(Config {
+            faults,
+            ..Config::new(seed)
+        })
+        .assert_clean(1000);
+    }
+}
+
+/// L26 Aborts end a queue normally, also when requests are in hand at that moment.
+#[test]
+fn l26_aborts_are_the_normal_end() {
+    for seed in 0..50 {
+        let config = Config {
+            end: End::Quiesce(300),
+            ..Config::new(seed)
+        };
+        let run = run_mem(config);
+        assert_eq!(run.report.violations, Vec::<String>::new());
+        assert_eq!(run.result, Ok(()));
+        assert_eq!(run.report.failed, 0, "what was in hand is committed");
+    }
+}
+
+/// L20 A fetch that the driver refuses is seen before START_DEV, with queue and tag.
+#[test]
+fn l20_a_refused_fetch_fails_arming() {
+    let run = run_mem(Config {
+        queues: 2,
+        refuse_fetch: Some((1, 7, -22)),
+        ..Config::new(1)
+    });
+    let error = run.result.expect_err("arming failed").to_string();
+    assert_eq!(
+        error,
+        "queue 1, tag 7: the driver refused FETCH_REQ: invalid argument (EINVAL)"
+    );
+    assert_eq!(run.report.completed, 0);
+}
+
+/// L24 A queue that fails says so, with its cause, in its state.
+#[test]
+fn l24_a_failed_queue_is_visible() {
+    let run = run_mem(Config {
+        refuse_commit: Some((100, -22)),
+        ..Config::new(2)
+    });
+    assert!(run.result.is_err());
+    assert_eq!(run.lanes[0].state(), State::Failed);
+    let cause = run.lanes[0].first_error().expect("a cause");
+    assert!(
+        cause.contains("refused COMMIT_AND_FETCH_REQ: invalid argument"),
+        "{cause}"
+    );
+    let run = run_mem(Config {
+        enter_fails: Some((20, 9)),
+        ..Config::new(2)
+    });
+    assert_eq!(run.result, Err(WorkerError::Ring(Errno::EBADF)));
+    assert_eq!(run.lanes[0].state(), State::Failed);
+}
+
+/// L09 Buffers stay mapped when a worker ends while the driver has them.
+#[test]
+fn l09_buffers_outlive_a_worker_that_leaves_tags_with_the_driver() {
+    let run = run_mem(Config {
+        depth: 64,
+        enter_fails: Some((50, 9)),
+        ..Config::new(3)
+    });
+    assert!(run.result.is_err());
+    let Run { lanes, sim, .. } = run;
+    drop(lanes);
+    // Would crash on unmapped memory.
+    assert!(sim.late_writes() > 0);
+}
+
+/// Panics on every tenth request.
+struct Panics {
+    inner: Inline<Mem>,
+    count: Arc<AtomicUsize>,
+}
+
+impl Handler for Panics {
+    fn handle(&mut self, request: Request<'_>) {
+        if self.count.fetch_add(1, Ordering::Relaxed) % 10 == 9 {
+            std::panic::resume_unwind(Box::new("on purpose"));
+        }
+        self.inner.handle(request);
+    }
+}
+
+/// L25 A panic costs its request and nothing else.
+#[test]
+fn l25_a_panic_answers_eio_and_the_queue_goes_on() {
+    for seed in 0..20 {
+        let config = Config {
+            queues: 2,
+            faults: ALL_FAULTS,
+            ..Config::new(seed)
+        };
+        let (mem, count) = (Mem::new(config.size), Arc::new(AtomicUsize::new(0)));
+        let make = || Panics {
+            inner: Inline(Arc::clone(&mem)),
+            count: Arc::clone(&count),
+        };
+        let run = run(config, make);
+        run.assert_clean(1000);
+        assert_eq!(run.report.failed, 100);
+        let panics: u64 = run.lanes.iter().map(|lane| lane.counters().panics).sum();
+        assert_eq!(panics, 100);
+    }
+}
+
+/// Drops every tenth request.
+#[test]
+fn dropped_requests_are_answered_with_eio_and_counted() {
+    let mem = Mem::new(Config::new(0).size);
+    let count = AtomicUsize::new(0);
+    let run = run(Config::new(11), || {
+        let (mut inner, count) = (Inline(Arc::clone(&mem)), &count);
+        move |request: Request<'_>| match count.fetch_add(1, Ordering::Relaxed) % 10 {
+            9 => drop(request),
+            8 => drop(request.detach()),
+            _ => inner.handle(request),
+        }
+    });
+    run.assert_clean(1000);
+    assert_eq!(run.report.failed, 200);
+    assert_eq!(run.lanes[0].counters().dropped, 200);
+}
+
+/// L55 An answer from another thread wakes a sleeping engine at once.
+#[test]
+fn l55_answers_of_a_pool_wake_the_engine() {
+    for seed in 0..10 {
+        let config = Config {
+            queues: 2,
+            depth: 4,
+            faults: ALL_FAULTS,
+            ..Config::new(seed)
+        };
+        let mem = Mem::new(config.size);
+        let pool = Pool::start(&mem, 3, 8).expect("threads");
+        run(config, || pool.handler()).assert_clean(1000);
+    }
+}
+
+/// The same with the wake left out is seen as a hang: the check can fail.
+#[test]
+fn l55_a_request_never_answered_is_seen_as_a_hang() {
+    let held = Arc::new(Mutex::new(Vec::<OwnedRequest>::new()));
+    let config = Config {
+        patience: Duration::from_millis(50),
+        ..Config::new(1)
+    };
+    let run = run(config, || {
+        let held = Arc::clone(&held);
+        move |request: Request<'_>| held.lock().expect("no panic").push(request.detach())
+    });
+    assert!(
+        run.report.violations[0].starts_with("L55"),
+        "{:?}",
+        run.report
+    );
+    assert!(run.result.is_err());
+    // Requests may outlive their worker; answering them then does nothing, and frees the buffers.
+    for request in held.lock().expect("no panic").drain(..) {
+        request.complete(Ok(()));
+    }
+}
+
+/// L05 A handler that does not fill the buffer is seen by the oracle: the check can fail.
+#[test]
+fn l05_stale_bytes_are_seen_by_the_oracle() {
+    let run = run(Config::new(1), || {
+        |request: Request<'_>| request.complete(Ok(()))
+    });
+    assert!(
+        run.report
+            .violations
+            .iter()
+            .any(|v| v.contains("wrong data read")),
+        "{:?}",
+        run.report
+    );
+}
+
+/// L13 Whatever a broken driver writes into a descriptor, no range outside device or buffer is touched.
+#[test]
+fn l13_hostile_descriptors_are_refused() {
+    for seed in 0..50 {
+        let config = Config {
+            hostile: true,
+            requests: 5000,
+            ..Config::new(seed)
+        };
+        let size = config.size as u64;
+        let run = run(config, || {
+            move |mut request: Request<'_>| {
+                let end = request
+                    .offset()
+                    .checked_add(request.len())
+                    .expect("no overflow");
+                assert!(end <= size);
+                match request.op() {
+                    Op::Read => request.data_mut().fill(1),
+                    Op::Write => assert_eq!(request.data().len() as u64, request.len()),
+                    _ => {}
+                }
+                request.complete(Ok(()));
+            }
+        });
+        assert_eq!(run.result, Ok(()));
+        assert_eq!(run.lanes[0].counters().panics, 0);
+        assert!(run.lanes[0].counters().refused > 0);
+    }
+}

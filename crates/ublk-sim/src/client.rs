@@ -1,0 +1,125 @@
+//! The block layer's side: a random workload and the oracle of the device's content.
+
+use ublk_core::Op;
+
+use crate::rng::Rng;
+
+/// Content is tracked, and requests are aligned, in blocks of this size.
+const BLOCK: usize = 4096;
+
+/// A request on its way.
+#[derive(Debug, Clone)]
+pub(crate) struct Sent {
+    pub(crate) op: Op,
+    pub(crate) offset: usize,
+    pub(crate) len: usize,
+    /// What a WRITE writes.
+    pub(crate) data: Vec<u8>,
+}
+
+/// Makes requests that do not overlap in time, and knows what each read must return.
+pub(crate) struct Client {
+    content: Vec<u8>,
+    busy: Vec<bool>,
+    left: usize,
+    read_percent: u8,
+    max_blocks: usize,
+    pub(crate) completed: usize,
+    pub(crate) failed: usize,
+}
+
+impl Client {
+    pub(crate) fn new(size: usize, requests: usize, read_percent: u8, max_io_bytes: u32) -> Self {
+        let max_blocks = usize::try_from(max_io_bytes).unwrap_or(BLOCK) / BLOCK;
+        Self {
+            content: vec![0; size],
+            busy: vec![false; size / BLOCK],
+            left: requests,
+            read_percent,
+            max_blocks: max_blocks.max(1),
+            completed: 0,
+            failed: 0,
+        }
+    }
+
+    pub(crate) fn all_sent(&self) -> bool {
+        self.left == 0
+    }
+
+    /// The next request, or `None` when all are sent or the range chosen is busy.
+    pub(crate) fn next(&mut self, rng: &mut Rng) -> Option<Sent> {
+        if self.left == 0 {
+            return None;
+        }
+        let blocks = 1 + rng.below(self.max_blocks.min(self.busy.len()));
+        let first = rng.below(self.busy.len() - blocks + 1);
+        let op = if rng.chance(self.read_percent) {
+            Op::Read
+        } else {
+            match rng.below(20) {
+                0 => Op::Flush,
+                1 => Op::Discard,
+                2 => Op::WriteZeroes,
+                _ => Op::Write,
+            }
+        };
+        let range = if op == Op::Flush {
+            0..0
+        } else {
+            first..first + blocks
+        };
+        if self.busy[range.clone()].iter().any(|busy| *busy) {
+            return None;
+        }
+        self.busy[range.clone()].fill(true);
+        self.left -= 1;
+        let len = range.len() * BLOCK;
+        let mut data = Vec::new();
+        if op == Op::Write {
+            data = (0..len / 8)
+                .flat_map(|_| rng.next_u64().to_ne_bytes())
+                .collect();
+        }
+        Some(Sent {
+            op,
+            offset: range.start * BLOCK,
+            len,
+            data,
+        })
+    }
+
+    /// Takes the answer of a request; says what is wrong with it.
+    pub(crate) fn completed(
+        &mut self,
+        sent: &Sent,
+        result: i32,
+        buffer: &[u8],
+    ) -> Result<(), String> {
+        let range = sent.offset..sent.offset + sent.len;
+        self.busy[range.start / BLOCK..range.end / BLOCK].fill(false);
+        self.completed += 1;
+        if result < 0 {
+            self.failed += 1;
+            return Ok(());
+        }
+        let full = if sent.op.has_data() { sent.len } else { 0 };
+        if usize::try_from(result) != Ok(full) {
+            return Err(format!(
+                "L11: {:?} of {full} bytes answered with {result}",
+                sent.op
+            ));
+        }
+        match sent.op {
+            Op::Read if buffer != &self.content[range.clone()] => {
+                return Err(format!(
+                    "wrong data read at {}, {} bytes",
+                    sent.offset, sent.len
+                ));
+            }
+            Op::Write => self.content[range].copy_from_slice(&sent.data),
+            Op::Discard | Op::WriteZeroes => self.content[range].fill(0),
+            Op::Read | Op::Flush => {}
+        }
+        Ok(())
+    }
+}

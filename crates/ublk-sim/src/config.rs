@@ -1,0 +1,90 @@
+//! What a simulated driver is asked to do.
+
+use std::time::Duration;
+
+/// How a run ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// STOP_DEV after the last request: requests are drained, then idle commands aborted.
+    Stop,
+    /// QUIESCE_DEV after this many requests: idle commands are aborted while others are in the
+    /// server's hands; later commits complete their request and stay silent.
+    Quiesce(usize),
+}
+
+/// Chances, in percent of the opportunities, of what may go wrong without being anybody's fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Faults {
+    /// An enter takes only a part of the commands.
+    pub short_submit: u8,
+    /// An enter returns early without completions, as on a signal.
+    pub interrupt: u8,
+    /// io_uring refuses a command with ENOMEM, EAGAIN or ECANCELED.
+    pub transient: u8,
+    /// The submission queue is full.
+    pub full: u8,
+    /// A completion of another life, lane or tag appears.
+    pub stale: u8,
+}
+
+/// A run of the simulated driver.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Decides everything left to chance.
+    pub seed: u64,
+    /// Queues (lanes of the one worker).
+    pub queues: u16,
+    /// Tags per queue.
+    pub depth: u16,
+    /// Size of the device in bytes, a multiple of 4096.
+    pub size: usize,
+    /// Largest request in bytes.
+    pub max_io_bytes: u32,
+    /// Requests to send.
+    pub requests: usize,
+    /// Percent of requests that read; the rest are writes, with some flushes, discards and zeroes.
+    pub read_percent: u8,
+    /// What goes wrong.
+    pub faults: Faults,
+    /// How it ends.
+    pub end: End,
+    /// The driver refuses this fetch (lane, tag) with this result.
+    pub refuse_fetch: Option<(u16, u16, i32)>,
+    /// The driver refuses the n-th commit with this result, the request staying in the server's hands.
+    pub refuse_commit: Option<(usize, i32)>,
+    /// `enter` fails for good at this call, with this errno.
+    pub enter_fails: Option<(usize, i32)>,
+    /// Descriptors are random bytes: what a broken driver could write.
+    pub hostile: bool,
+    /// How long a sleeping engine may wait for another thread's answer before that counts as a hang.
+    pub patience: Duration,
+}
+
+impl Config {
+    /// A fault-free run of 1,000 mixed requests on one queue of 16 tags.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            queues: 1,
+            depth: 16,
+            size: 1 << 20,
+            max_io_bytes: 64 << 10,
+            requests: 1000,
+            read_percent: 50,
+            faults: Faults {
+                short_submit: 0,
+                interrupt: 0,
+                transient: 0,
+                full: 0,
+                stale: 0,
+            },
+            end: End::Stop,
+            refuse_fetch: None,
+            refuse_commit: None,
+            enter_fails: None,
+            hostile: false,
+            patience: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The driver's side of a queue: who owns each tag, and what it may do.
+
+use ublk_core::{Errno, IoDesc, Op};
+use ublk_queue::seam::{Completion, IoCommand};
+use ublk_sys::{UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ};
+
+use crate::client::{Client, Sent};
+use crate::rng::Rng;
+
+/// Access to the server's memory, as the driver has it. In the port, since it is unsafe.
+pub(crate) trait Memory {
+    fn write(&self, addr: u64, data: &[u8]);
+    fn read(&self, addr: u64, len: usize) -> Vec<u8>;
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    NotFetched,
+    /// The command waits in the driver.
+    Idle {
+        user_data: u64,
+        addr: u64,
+    },
+    /// A request is in the server's hands.
+    Delivered {
+        sent: Box<Sent>,
+        addr: u64,
+    },
+    Aborted,
+}
+
+/// One queue of the simulated device.
+pub(crate) struct Queue {
+    places: Vec<Place>,
+    pub(crate) descs: Vec<IoDesc>,
+    pub(crate) stopping: bool,
+    hostile: bool,
+    max_io_bytes: u32,
+}
+
+impl Queue {
+    pub(crate) fn new(depth: u16, max_io_bytes: u32, hostile: bool) -> Self {
+        let depth = usize::from(depth);
+        Self {
+            places: vec![Place::NotFetched; depth],
+            descs: vec![IoDesc::default(); depth],
+            stopping: false,
+            hostile,
+            max_io_bytes,
+        }
+    }
+
+    pub(crate) fn all_fetched(&self) -> bool {
+        !self
+            .places
+            .iter()
+            .any(|place| matches!(place, Place::NotFetched))
+    }
+
+    pub(crate) fn in_hand(&self) -> usize {
+        self.places
+            .iter()
+            .filter(|place| matches!(place, Place::Delivered { .. }))
+            .count()
+    }
+
+    /// Addresses the driver may still write to.
+    pub(crate) fn armed_addrs(&self) -> Vec<u64> {
+        let addr = |place: &Place| match place {
+            Place::Idle { addr, .. } => Some(*addr),
+            _ => None,
+        };
+        self.places.iter().filter_map(addr).collect()
+    }
+
+    /// Takes a command; gives its immediate completion, if it has one, or what is wrong.
+    pub(crate) fn command(
+        &mut self,
+        command: &IoCommand,
+        user_data: u64,
+        client: &mut Client,
+        memory: &impl Memory,
+    ) -> Result<Option<Completion>, String> {
+        let refused = |errno: Errno| {
+            Ok(Some(Completion {
+                user_data,
+                res: errno.to_result(),
+            }))
+        };
+        let tag = command.tag;
+        let overlaps = self
+            .places
+            .iter()
+            .enumerate()
+            .any(|(n, place)| match place {
+                Place::Idle { addr, .. } | Place::Delivered { addr, .. } => {
+                    n != tag.index() && addr.abs_diff(command.addr) < u64::from(self.max_io_bytes)
+                }
+                _ => false,
+            });
+        if overlaps || command.addr == 0 {
+            return Err(format!(
+                "L03: the buffer of tag {tag} overlaps another tag's, or is null"
+            ));
+        }
+        let Some(place) = self.places.get_mut(tag.index()) else {
+            return refused(Errno::EINVAL);
+        };
+        let idle = Place::Idle {
+            user_data,
+            addr: command.addr,
+        };
+        match (command.cmd_op, &*place) {
+            (UBLK_U_IO_FETCH_REQ, Place::NotFetched) => {
+                *place = idle;
+                Ok(None)
+            }
+            (UBLK_U_IO_COMMIT_AND_FETCH_REQ, Place::Delivered { sent, addr }) => {
+                if *addr != command.addr {
+                    return Err(format!(
+                        "tag {tag} commits with another buffer than it was given"
+                    ));
+                }
+                let buffer = memory.read(*addr, if sent.op == Op::Read { sent.len } else { 0 });
+                let sent = sent.clone();
+                // After an abort the fetch half never completes; its CQE comes with the ring's end only.
+                *place = if self.stopping { Place::Aborted } else { idle };
+                if !self.hostile {
+                    client.completed(&sent, command.result, &buffer)?;
+                } else {
+                    client.completed += 1;
+                }
+                Ok(None)
+            }
+            (UBLK_U_IO_FETCH_REQ | UBLK_U_IO_COMMIT_AND_FETCH_REQ, place) => Err(format!(
+                "L10: command {:#x} for tag {tag} which is {place:?}",
+                command.cmd_op
+            )),
+            _ => refused(Errno::EOPNOTSUPP),
+        }
+    }
+
+    /// Hands a request to a random idle tag. `None` if no tag is idle or no request is to be had.
+    pub(crate) fn deliver(
+        &mut self,
+        rng: &mut Rng,
+        client: &mut Client,
+        memory: &impl Memory,
+    ) -> Option<Completion> {
+        let idle = |place: &Place| matches!(place, Place::Idle { .. });
+        let idles: Vec<usize> = self
+            .places
+            .iter()
+            .enumerate()
+            .filter(|(_, place)| idle(place))
+            .map(|(n, _)| n)
+            .collect();
+        if idles.is_empty() || self.stopping {
+            return None;
+        }
+        let sent = client.next(rng)?;
+        let tag = idles[rng.below(idles.len())];
+        let Place::Idle { user_data, addr } = self.places[tag] else {
+            return None;
+        };
+        self.descs[tag] = if self.hostile {
+            random_desc(rng, addr)
+        } else {
+            desc_of(&sent, addr)
+        };
+        match sent.op {
+            Op::Write => memory.write(addr, &sent.data),
+            // Whoever does not fill the buffer shows this to the reader (L05).
+            Op::Read => memory.write(addr, &vec![0xdb; sent.len]),
+            _ => {}
+        }
+        self.places[tag] = Place::Delivered {
+            sent: Box::new(sent),
+            addr,
+        };
+        Some(Completion { user_data, res: 0 })
+    }
+
+    /// Aborts the idle commands.
+    pub(crate) fn abort(&mut self) -> Vec<Completion> {
+        self.stopping = true;
+        let mut completions = Vec::new();
+        for place in &mut self.places {
+            if let Place::Idle { user_data, .. } = *place {
+                completions.push(Completion {
+                    user_data,
+                    res: Errno::ENODEV.to_result(),
+                });
+                *place = Place::Aborted;
+            }
+        }
+        completions
+    }
+}
+
+fn desc_of(sent: &Sent, addr: u64) -> IoDesc {
+    let sector = |bytes: usize| u64::try_from(bytes / 512).unwrap_or(u64::MAX);
+    let start = if sent.op == Op::Flush {
+        u64::MAX
+    } else {
+        sector(sent.offset)
+    };
+    let nr_sectors = u32::try_from(sector(sent.len)).unwrap_or(u32::MAX);
+    IoDesc {
+        op_flags: sent.op as u32,
+        nr_sectors,
+        start_sector: start,
+        addr,
+    }
+}
+
+fn random_desc(rng: &mut Rng, addr: u64) -> IoDesc {
+    let [a, b] = [rng.next_u64(), rng.next_u64()];
+    // Small numbers are as likely as large ones, so that some get past the checks.
+    let start = b >> (rng.below(64));
+    let op_flags = u32::try_from(a >> 32).unwrap_or(0) >> rng.below(32);
+    let nr_sectors = u32::try_from(a & 0xffff_ffff).unwrap_or(0) >> rng.below(32);
+    IoDesc {
+        op_flags,
+        nr_sectors,
+        start_sector: start,
+        addr,
+    }
+}

@@ -1,0 +1,368 @@
+//! The simulated kernel as a [`Port`] of the engine.
+#![expect(
+    unsafe_code,
+    reason = "moves data to and from the engine's buffers, as the driver does"
+)]
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ublk_core::{Errno, IoDesc, Tag};
+use ublk_queue::seam::{Completion, Descriptors, Full, IoCommand, Port, Wake};
+
+use crate::client::Client;
+use crate::config::{Config, End};
+use crate::driver::{Memory, Queue};
+use crate::rng::Rng;
+
+/// The addresses of the engine's commands, used as the driver uses them.
+struct ServerMemory;
+
+impl Memory for ServerMemory {
+    fn write(&self, addr: u64, data: &[u8]) {
+        let place = addr as *mut u8;
+        // SAFETY: the engine gave `addr` as a buffer of `max_io_bytes` with a command that has not completed
+        // (or, for late writes, leaked it on purpose), and `data` is no longer than that.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), place, data.len()) };
+    }
+
+    fn read(&self, addr: u64, len: usize) -> Vec<u8> {
+        let place = addr as *const u8;
+        // SAFETY: as above; the request's `len` is at most `max_io_bytes`, and the server has given the
+        // buffer back with its commit.
+        unsafe { std::slice::from_raw_parts(place, len) }.to_vec()
+    }
+}
+
+/// What a run showed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Requests answered.
+    pub completed: usize,
+    /// Of these, with an errno.
+    pub failed: usize,
+    /// Calls of enter.
+    pub enters: usize,
+    /// Commands the driver took.
+    pub commands: usize,
+    /// Whatever the driver would refuse, hang on or lose data by; empty for a correct server.
+    pub violations: Vec<String>,
+}
+
+struct Model {
+    config: Config,
+    rng: Rng,
+    client: Client,
+    queues: Vec<Queue>,
+    /// Commands pushed and not yet submitted.
+    pending: VecDeque<(u16, IoCommand, u64)>,
+    /// Completions made and not yet visible.
+    delayed: Vec<Completion>,
+    visible: VecDeque<Completion>,
+    woken: bool,
+    commits: usize,
+    aborted: bool,
+    report: Report,
+}
+
+struct Shared {
+    model: Mutex<Model>,
+    wake: Condvar,
+}
+
+impl Shared {
+    fn model(&self) -> MutexGuard<'_, Model> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A simulated driver with its device and workload.
+#[derive(Clone)]
+pub struct Sim(Arc<Shared>);
+
+impl fmt::Debug for Sim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Sim").field(&self.report()).finish()
+    }
+}
+
+impl Sim {
+    /// A driver that will do what the configuration says.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let queue = |_| Queue::new(config.depth, config.max_io_bytes, config.hostile);
+        let model = Model {
+            rng: Rng::new(config.seed),
+            client: Client::new(
+                config.size,
+                config.requests,
+                config.read_percent,
+                config.max_io_bytes,
+            ),
+            queues: (0..config.queues).map(queue).collect(),
+            pending: VecDeque::new(),
+            delayed: Vec::new(),
+            visible: VecDeque::new(),
+            woken: false,
+            commits: 0,
+            aborted: false,
+            report: Report::default(),
+            config,
+        };
+        Self(Arc::new(Shared {
+            model: Mutex::new(model),
+            wake: Condvar::new(),
+        }))
+    }
+
+    /// The port for a worker; lane `n` is queue `n`.
+    #[must_use]
+    pub fn port(&self) -> SimPort {
+        SimPort(self.clone())
+    }
+
+    /// The descriptors of a queue.
+    #[must_use]
+    pub fn descriptors(&self, lane: u16) -> SimDescriptors {
+        SimDescriptors {
+            sim: self.clone(),
+            lane,
+        }
+    }
+
+    /// What has been seen so far.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let model = self.0.model();
+        Report {
+            completed: model.client.completed,
+            failed: model.client.failed,
+            ..model.report.clone()
+        }
+    }
+
+    /// Writes to every buffer the driver still has: what a ring's asynchronous end may do after the
+    /// server believes it is gone (L09). Gives the number of buffers written.
+    #[must_use]
+    pub fn late_writes(&self) -> usize {
+        let model = self.0.model();
+        let len = usize::try_from(model.config.max_io_bytes).unwrap_or(0);
+        let addrs: Vec<u64> = model.queues.iter().flat_map(Queue::armed_addrs).collect();
+        for addr in &addrs {
+            ServerMemory.write(*addr, &vec![0xee; len]);
+        }
+        addrs.len()
+    }
+}
+
+/// The engine's way to the simulated driver.
+#[derive(Debug)]
+pub struct SimPort(Sim);
+
+/// Wakes an engine that sleeps in the simulated driver.
+#[derive(Debug, Clone)]
+pub struct SimWake(Sim);
+
+impl Wake for SimWake {
+    fn wake(&self) {
+        self.0.0.model().woken = true;
+        self.0.0.wake.notify_all();
+    }
+}
+
+/// The descriptors of one simulated queue.
+#[derive(Debug)]
+pub struct SimDescriptors {
+    sim: Sim,
+    lane: u16,
+}
+
+impl Descriptors for SimDescriptors {
+    fn load(&self, tag: Tag) -> IoDesc {
+        self.sim.0.model().queues[usize::from(self.lane)].descs[tag.index()]
+    }
+}
+
+impl Port for SimPort {
+    type Wake = SimWake;
+
+    fn push(&mut self, lane: u16, command: &IoCommand, user_data: u64) -> Result<(), Full> {
+        let mut model = self.0.0.model();
+        let (full, percent) = (model.pending.len() >= 4096, model.config.faults.full);
+        if full || model.rng.chance(percent) {
+            return Err(Full);
+        }
+        model.pending.push_back((lane, *command, user_data));
+        Ok(())
+    }
+
+    fn enter(&mut self, wait: bool, timeout: Option<Duration>) -> Result<(), Errno> {
+        let mut model = self.0.0.model();
+        model.report.enters += 1;
+        if let Some((_, errno)) = model
+            .config
+            .enter_fails
+            .filter(|(n, _)| model.report.enters > *n)
+        {
+            return Err(Errno::new(errno));
+        }
+        if !model.submit() || model.interrupted() {
+            return Ok(());
+        }
+        loop {
+            model.progress();
+            model.show();
+            if !wait
+                || !model.visible.is_empty()
+                || std::mem::take(&mut model.woken)
+                || timeout.is_some()
+            {
+                return Ok(());
+            }
+            if model.can_progress() {
+                continue;
+            }
+            if model.in_hand() == 0 || model.config.patience.is_zero() {
+                return model.hang("sleeps although nothing will ever complete");
+            }
+            let patience = model.config.patience;
+            let (guard, waited) = self
+                .0
+                .0
+                .wake
+                .wait_timeout_while(model, patience, |model| !model.woken)
+                .unwrap_or_else(PoisonError::into_inner);
+            model = guard;
+            if waited.timed_out() {
+                return model.hang("L55: sleeps while requests are in hand, and no wake comes");
+            }
+        }
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        self.0.0.model().visible.pop_front()
+    }
+
+    fn wake_handle(&self) -> SimWake {
+        SimWake(self.0.clone())
+    }
+
+    fn describe(&self) -> String {
+        "simulated".to_owned()
+    }
+}
+
+impl Model {
+    fn in_hand(&self) -> usize {
+        self.queues.iter().map(Queue::in_hand).sum()
+    }
+
+    /// Something will happen without the server's doing.
+    fn can_progress(&self) -> bool {
+        let started = self.queues.iter().all(Queue::all_fetched);
+        let all_done = self.client.all_sent() && self.in_hand() == 0;
+        !self.delayed.is_empty()
+            || (started && !self.aborted && (all_done || self.in_hand() < self.places()))
+    }
+
+    fn places(&self) -> usize {
+        usize::from(self.config.depth) * self.queues.len()
+    }
+
+    fn hang(&mut self, what: &str) -> Result<(), Errno> {
+        self.report.violations.push(what.to_owned());
+        Err(Errno::ETIMEDOUT)
+    }
+
+    /// Takes commands; false if only a part was taken.
+    fn submit(&mut self) -> bool {
+        let all = self.pending.len();
+        let short = all > 1 && self.rng.chance(self.config.faults.short_submit);
+        let take = if short { self.rng.below(all) } else { all };
+        for _ in 0..take {
+            if let Some((lane, command, user_data)) = self.pending.pop_front() {
+                self.command(lane, &command, user_data);
+            }
+        }
+        !short
+    }
+
+    fn command(&mut self, lane: u16, command: &IoCommand, user_data: u64) {
+        self.report.commands += 1;
+        let is_fetch = command.cmd_op == ublk_sys::UBLK_U_IO_FETCH_REQ;
+        let refusal = match (self.config.refuse_fetch, self.config.refuse_commit) {
+            (Some((l, t, res)), _) if is_fetch && l == lane && t == command.tag.get() => Some(res),
+            (_, Some((n, res))) if !is_fetch => {
+                self.commits += 1;
+                (self.commits == n).then_some(res)
+            }
+            _ => None,
+        };
+        let transient = self.rng.chance(self.config.faults.transient);
+        let errnos = [Errno::ENOMEM, Errno::EAGAIN, Errno::ECANCELED, Errno::EINTR];
+        let refusal = refusal.or_else(|| {
+            let errno = errnos[self.rng.below(errnos.len())];
+            transient.then(|| errno.to_result())
+        });
+        if let Some(res) = refusal {
+            self.delayed.push(Completion { user_data, res });
+            return;
+        }
+        let Some(queue) = self.queues.get_mut(usize::from(lane)) else {
+            self.report.violations.push(format!("no lane {lane}"));
+            return;
+        };
+        match queue.command(command, user_data, &mut self.client, &ServerMemory) {
+            Ok(Some(completion)) => self.delayed.push(completion),
+            Ok(None) => {}
+            Err(violation) => self.report.violations.push(violation),
+        }
+    }
+
+    fn interrupted(&mut self) -> bool {
+        self.rng.chance(self.config.faults.interrupt)
+    }
+
+    /// Hands out requests, or aborts when the time has come. Nothing before every tag is fetched (L20).
+    fn progress(&mut self) {
+        if self.aborted || !self.queues.iter().all(Queue::all_fetched) {
+            return;
+        }
+        let quiesce = matches!(self.config.end, End::Quiesce(n) if self.client.completed >= n);
+        if quiesce || (self.client.all_sent() && self.in_hand() == 0) {
+            self.aborted = true;
+            for queue in &mut self.queues {
+                self.delayed.extend(queue.abort());
+            }
+            return;
+        }
+        for queue in &mut self.queues {
+            for _ in 0..self.rng.below(8) {
+                let completion = queue.deliver(&mut self.rng, &mut self.client, &ServerMemory);
+                self.delayed.extend(completion);
+            }
+        }
+    }
+
+    /// Makes some completions visible, in any order, and now and then one that is nobody's.
+    fn show(&mut self) {
+        if self.rng.chance(self.config.faults.stale) {
+            let word = match self.rng.below(3) {
+                // Another generation, another lane, another tag; and never a word of the ring itself.
+                0 => 7 << 32 | self.rng.next_u64() & 0xf,
+                1 => (self.rng.next_u64() & 0xff) << 16 | 0x100_0000,
+                _ => 0xfff,
+            };
+            self.visible.push_back(Completion {
+                user_data: word,
+                res: 0,
+            });
+        }
+        for _ in 0..self.rng.below(self.delayed.len() + 1) {
+            let n = self.rng.below(self.delayed.len());
+            self.visible.push_back(self.delayed.swap_remove(n));
+        }
+    }
+}
