@@ -184,6 +184,15 @@ fn limits_say_what_it_is() {
     assert!(memory.read_only(true).limits().read_only);
 }
 
+/// Tells the writers to end, also when the reader panics: else its failure would be a hang.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// Overlapping reads, writes and discards of several threads: no crash, no foreign byte. Run it with
 /// feature `atomic-copy` and `-Zsanitizer=thread` to see that no plain access races.
 #[test]
@@ -223,6 +232,7 @@ fn overlapping_requests_of_many_threads() {
         } else {
             2000
         };
+        let _stop = StopAtEnd(&stop);
         let mut seen = [false; 4];
         for _ in 0..rounds {
             for (place, found) in read(&memory, 0, SIZE).iter().enumerate() {
@@ -234,7 +244,6 @@ fn overlapping_requests_of_many_threads() {
                 seen[writer] = true;
             }
         }
-        stop.store(true, Relaxed);
         assert!(seen[1..].iter().any(|s| *s), "the writers did write");
     });
 }
