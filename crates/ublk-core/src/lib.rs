@@ -10,6 +10,8 @@ pub mod backend;
 pub mod cpumask;
 pub mod errno;
 pub mod features;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod geometry;
 pub mod ids;
 pub mod iod;
