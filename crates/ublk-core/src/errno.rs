@@ -57,6 +57,8 @@ errnos! {
     EEXIST = 17, "exists already";
     ENODEV = 19, "no such device";
     EINVAL = 22, "invalid argument";
+    ENFILE = 23, "too many open files in the system";
+    EMFILE = 24, "too many open files";
     EFBIG = 27, "file too large";
     ENOSPC = 28, "no space left on device";
     EROFS = 30, "read-only";

@@ -1,1 +1,39 @@
-//! The ublk control plane: /dev/ublk-control, typed commands, deadlines, errors.
+//! The ublk control plane: `/dev/ublk-control`, typed commands, deadlines, errors.
+//!
+//! * [`Control`] opens the control node and a ring of 128-byte entries and issues the commands, each
+//!   with a deadline that really frees the caller (L27).
+//! * [`Controller`] is what the layers above are written against: one [`Command`] in, one [`Reply`]
+//!   or [`Error`] out. [`ControlThread`] answers it on a thread of its own; an agent process can
+//!   answer it over a socket.
+//! * [`nodes`] opens and proves the device nodes, which appear at udev's pace.
+//! * [`probe`] looks at a host that refuses, and names the one-line fix.
+//!
+//! START_DEV waits until every tag of every queue is fetched, so no thread that serves a queue may
+//! issue it (L20). A process with an unfinished command cannot exit; [`ControlThread`] says what
+//! that means and who should care.
+#![deny(unsafe_code)]
+
+mod buffer;
+pub mod command;
+pub mod control;
+pub mod error;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod fake;
+pub mod nodes;
+pub mod operation;
+pub mod port;
+pub mod probe;
+mod request;
+mod slots;
+mod sys;
+pub mod thread;
+pub mod wait;
+
+pub use buffer::Buffer;
+pub use command::{Command, Controller, Reply};
+pub use control::{CANCEL_GRACE, Control};
+pub use error::{Error, Kind};
+pub use operation::Operation;
+pub use request::Request;
+pub use sys::page_size;
+pub use thread::ControlThread;

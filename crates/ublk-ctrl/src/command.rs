@@ -1,0 +1,269 @@
+//! The commands as values, and the trait that takes them: what crosses the agent's socket.
+#![forbid(unsafe_code)]
+
+use crate::{Error, Operation};
+use core::time::Duration;
+use ublk_core::{CheckedSpec, CpuMask, DevId, DeviceParams, Features, Geometry, QueueId};
+
+/// A command of the control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Command {
+    /// GET_FEATURES: what this kernel can do. Answered by [`Reply::Features`].
+    Features,
+    /// ADD_DEV, after the features asked for were compared with the kernel's. Answered by
+    /// [`Reply::Geometry`].
+    Add(CheckedSpec),
+    /// SET_PARAMS for a device just added, by the kernel's own geometry. Answered by [`Reply::Done`].
+    SetParams {
+        /// What was added.
+        spec: CheckedSpec,
+        /// What the kernel made of it.
+        geometry: Geometry,
+    },
+    /// GET_PARAMS. Takes the device mutex: waits while the device starts or stops. Answered by
+    /// [`Reply::Params`].
+    GetParams {
+        /// The device.
+        id: DevId,
+    },
+    /// START_DEV: waits until every tag is fetched. Answered by [`Reply::Done`].
+    Start {
+        /// The device.
+        id: DevId,
+        /// The process (tgid) that opened the character device.
+        server_pid: u32,
+    },
+    /// STOP_DEV: waits for the requests accepted. Answered by [`Reply::Done`].
+    Stop {
+        /// The device.
+        id: DevId,
+    },
+    /// DEL_DEV: waits for the last reference. Answered by [`Reply::Done`].
+    Delete {
+        /// The device.
+        id: DevId,
+    },
+    /// GET_DEV_INFO: never takes the device mutex. Answered by [`Reply::Geometry`].
+    Info {
+        /// The device.
+        id: DevId,
+    },
+    /// GET_QUEUE_AFFINITY: never takes the device mutex. Answered by [`Reply::Affinity`].
+    Affinity {
+        /// The device.
+        id: DevId,
+        /// The hw queue.
+        queue: QueueId,
+    },
+    /// Waits until `/dev/ublkbN` exists, opens and has this size (L38). Answered by [`Reply::Done`].
+    ProveReady {
+        /// The device.
+        id: DevId,
+        /// Bytes it must have.
+        size: u64,
+    },
+}
+
+impl Command {
+    /// What it is, for errors.
+    #[must_use]
+    pub const fn operation(&self) -> Operation {
+        match self {
+            Self::Features => Operation::Features,
+            Self::Add(_) => Operation::Add,
+            Self::SetParams { .. } => Operation::SetParams,
+            Self::GetParams { .. } => Operation::GetParams,
+            Self::Start { .. } => Operation::Start,
+            Self::Stop { .. } => Operation::Stop,
+            Self::Delete { .. } => Operation::Delete,
+            Self::Info { .. } => Operation::Info,
+            Self::Affinity { .. } => Operation::Affinity,
+            Self::ProveReady { .. } => Operation::ProveReady,
+        }
+    }
+
+    /// The device it is about, where one is named.
+    #[must_use]
+    pub const fn dev(&self) -> Option<DevId> {
+        match self {
+            Self::Features => None,
+            Self::Add(spec) => spec.spec().id,
+            Self::SetParams { geometry, .. } => Some(geometry.dev_id()),
+            Self::GetParams { id }
+            | Self::Start { id, .. }
+            | Self::Stop { id }
+            | Self::Delete { id }
+            | Self::Info { id }
+            | Self::Affinity { id, .. }
+            | Self::ProveReady { id, .. } => Some(*id),
+        }
+    }
+}
+
+/// What a command answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Reply {
+    /// It was done.
+    Done,
+    /// The kernel's features.
+    Features(Features),
+    /// The device as the kernel has it.
+    Geometry(Geometry),
+    /// The parameters, or `None` while none were set.
+    Params(Option<DeviceParams>),
+    /// The CPUs of a queue.
+    Affinity(CpuMask),
+}
+
+/// What issues control commands: [`ControlThread`](crate::ControlThread), or a client of an agent
+/// process.
+///
+/// Every call returns at its deadline, or a moment after (the cancelling takes up to
+/// [`CANCEL_GRACE`](crate::CANCEL_GRACE)), whatever the kernel does (L27). A [`Error::TimedOut`] with
+/// `abandoned` says that the command may have its effect yet. Never call from a thread that serves
+/// a queue (L20).
+///
+/// # Errors
+/// Every method gives the [`Error`] that names operation, device and errno.
+pub trait Controller: Send {
+    /// Issues a command and waits for its answer until the deadline.
+    ///
+    /// # Errors
+    /// What the kernel refused, or [`Error::TimedOut`].
+    fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error>;
+
+    /// The kernel's features.
+    ///
+    /// # Errors
+    /// [`Error::TooOld`] before Linux 6.5.
+    fn features(&mut self, deadline: Duration) -> Result<Features, Error> {
+        match self.call(Command::Features, deadline)? {
+            Reply::Features(features) => Ok(features),
+            other => Err(unexpected(Operation::Features, &other)),
+        }
+    }
+
+    /// Adds a device. Look at [`CheckedSpec::refused`] for features the kernel dropped in silence.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], [`Error::IdInUse`], [`Error::DeviceLimit`], [`Error::NoPermission`] …
+    fn add(&mut self, spec: &CheckedSpec, deadline: Duration) -> Result<Geometry, Error> {
+        match self.call(Command::Add(*spec), deadline)? {
+            Reply::Geometry(geometry) => Ok(geometry),
+            other => Err(unexpected(Operation::Add, &other)),
+        }
+    }
+
+    /// Sets the parameters of a device just added.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where the device has a disk, [`Error::Refused`] …
+    fn set_params(
+        &mut self,
+        spec: &CheckedSpec,
+        geometry: &Geometry,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        let (spec, geometry) = (*spec, *geometry);
+        done(self, Command::SetParams { spec, geometry }, deadline)
+    }
+
+    /// The parameters of a device, or `None` while none were set.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDevice`] …
+    fn get_params(&mut self, id: DevId, deadline: Duration) -> Result<Option<DeviceParams>, Error> {
+        match self.call(Command::GetParams { id }, deadline)? {
+            Reply::Params(params) => Ok(params),
+            other => Err(unexpected(Operation::GetParams, &other)),
+        }
+    }
+
+    /// Starts a device whose tags are all being fetched by the process `server_pid`.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] where a tag is not fetched, [`Error::Busy`], [`Error::Refused`] …
+    fn start(&mut self, id: DevId, server_pid: u32, deadline: Duration) -> Result<(), Error> {
+        done(self, Command::Start { id, server_pid }, deadline)
+    }
+
+    /// Stops a device.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] where the server holds requests, [`Error::NoSuchDevice`] …
+    fn stop(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        done(self, Command::Stop { id }, deadline)
+    }
+
+    /// Deletes a device. There is no form that deletes all (L32).
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] where it is still open, [`Error::NoSuchDevice`] …
+    fn delete(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        done(self, Command::Delete { id }, deadline)
+    }
+
+    /// What the kernel says of a device.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDevice`] …
+    fn info(&mut self, id: DevId, deadline: Duration) -> Result<Geometry, Error> {
+        match self.call(Command::Info { id }, deadline)? {
+            Reply::Geometry(geometry) => Ok(geometry),
+            other => Err(unexpected(Operation::Info, &other)),
+        }
+    }
+
+    /// The CPUs that submit to a hw queue.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDevice`], [`Error::Refused`] for a queue that is not there …
+    fn affinity(
+        &mut self,
+        id: DevId,
+        queue: QueueId,
+        deadline: Duration,
+    ) -> Result<CpuMask, Error> {
+        match self.call(Command::Affinity { id, queue }, deadline)? {
+            Reply::Affinity(mask) => Ok(mask),
+            other => Err(unexpected(Operation::Affinity, &other)),
+        }
+    }
+
+    /// Waits until the block device exists, opens and has its size.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], [`Error::WrongSize`], [`Error::NoPermission`] …
+    fn prove_ready(&mut self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
+        done(self, Command::ProveReady { id, size }, deadline)
+    }
+}
+
+impl<C: Controller + ?Sized> Controller for Box<C> {
+    fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
+        (**self).call(command, deadline)
+    }
+}
+
+fn done<C: Controller + ?Sized>(
+    controller: &mut C,
+    command: Command,
+    deadline: Duration,
+) -> Result<(), Error> {
+    let operation = command.operation();
+    match controller.call(command, deadline)? {
+        Reply::Done => Ok(()),
+        other => Err(unexpected(operation, &other)),
+    }
+}
+
+fn unexpected(operation: Operation, reply: &Reply) -> Error {
+    Error::BadReply {
+        operation,
+        message: format!("answered by {reply:?}"),
+    }
+}

@@ -1,0 +1,387 @@
+//! The control ring: commands with deadlines.
+#![forbid(unsafe_code)]
+
+use crate::operation::OnEintr;
+use crate::port::{Completion, CtrlPort, RingPort};
+use crate::slots::{Slots, Ticket};
+use crate::wait::deadline_in;
+use crate::{Buffer, Command, Controller, Error, Operation, Reply, Request, nodes};
+use core::time::Duration;
+use std::path::Path;
+use std::time::Instant;
+use ublk_core::{
+    CheckedSpec, CpuMask, DevId, DeviceParams, Errno, Features, Geometry, QueueId, negotiate,
+};
+use ublk_sys::{Uapi, ublk_params, ublksrv_ctrl_dev_info};
+
+/// How long a command past its deadline is given to end by its cancelling, before it is abandoned.
+pub const CANCEL_GRACE: Duration = Duration::from_millis(200);
+
+/// Bytes asked for a CPU mask: 8192 CPUs, the most any Linux is built for. It must cover the
+/// kernel's own count, or the command is refused.
+const CPU_MASK_BYTES: usize = 1024;
+
+/// Bytes offered for parameters: more than any kernel known here fills (152 since Linux 7.0).
+const PARAMS_BYTES: u32 = 512;
+
+/// `/dev/ublk-control` with a ring of its own, and the typed commands.
+///
+/// The real one belongs to the thread that opened it, which must serve no queue (L20). Each command
+/// has a deadline. Past it the command is cancelled (START then ends with EINTR, having done
+/// nothing); one that cannot be cancelled, as STOP, is abandoned after [`CANCEL_GRACE`]: it stays in
+/// the kernel, its memory stays allocated until it ends, and its late completion is told apart by
+/// its generation. A STOP finds room behind abandoned commands. What a command answered after its
+/// deadline but before it was abandoned is handed on as the answer it is.
+///
+/// An errno of the kernel is handed on at once and never tried away (L28). One exception: a command
+/// interrupted by a signal (EINTR), not by us, is said again where the driver had changed nothing;
+/// a DEL_DEV that was interrupted and is then told "no such device" has succeeded.
+///
+/// # Drop
+/// Closes the ring. A thread with an unfinished command cannot exit before the command ends, and so
+/// its process cannot: see [`ControlThread`](crate::ControlThread).
+#[derive(Debug)]
+pub struct Control<P = RingPort> {
+    // Behind it in drop order is the memory that commands in the ring may name; it is leaked if so.
+    port: P,
+    slots: Slots,
+    kernel: Option<Features>,
+}
+
+/// A completion and the memory it gives back.
+type Completed = (Result<u32, Errno>, Buffer);
+
+/// How a command in the kernel ended.
+struct Ended {
+    result: Result<u32, Errno>,
+    buffer: Buffer,
+    /// We asked for its end.
+    cancelled: bool,
+}
+
+impl Control {
+    /// Opens `/dev/ublk-control` and a ring of 128-byte entries.
+    ///
+    /// # Errors
+    /// [`Error::MissingModule`], [`Error::NoPermission`], [`Error::IoUringDisabled`],
+    /// [`Error::Ring`].
+    pub fn open() -> Result<Self, Error> {
+        Self::open_at(Path::new("/dev/ublk-control"))
+    }
+
+    /// As [`Control::open`], for a control node elsewhere (a container's).
+    ///
+    /// # Errors
+    /// As [`Control::open`].
+    pub fn open_at(node: &Path) -> Result<Self, Error> {
+        RingPort::open(node).map(Self::with_port)
+    }
+}
+
+impl<P: CtrlPort> Control<P> {
+    /// A control ring on another port: a scripted kernel.
+    pub fn with_port(port: P) -> Self {
+        let slots = Slots::new(port.capacity());
+        Self {
+            port,
+            slots,
+            kernel: None,
+        }
+    }
+
+    /// Commands still in the kernel: the abandoned ones that have not ended yet.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.slots.pending()
+    }
+
+    /// Sends any command of the driver: what the typed methods are made of. Gives the result, not
+    /// negative, and the payload as the kernel left it.
+    ///
+    /// # Errors
+    /// The errno as [`Error::of_command`] tells it, [`Error::TimedOut`], [`Error::Exhausted`],
+    /// [`Error::Ring`].
+    pub fn raw(&mut self, request: &Request, deadline: Duration) -> Result<(u32, Vec<u8>), Error> {
+        let (operation, dev) = (request.operation(), request.dev());
+        let until = deadline_in(deadline);
+        let mut interrupted = false;
+        loop {
+            let ended = self.issue(request, deadline, until)?;
+            let errno = match ended.result {
+                Ok(value) => return Ok((value, ended.buffer.read())),
+                Err(errno) => errno,
+            };
+            let end = matches!(errno, Errno::EINTR | Errno::ECANCELED);
+            if ended.cancelled && end {
+                return Err(Error::TimedOut {
+                    operation,
+                    dev,
+                    after: deadline,
+                    abandoned: false,
+                });
+            }
+            let rule = operation.on_eintr();
+            if errno == Errno::EINTR && rule != OnEintr::Report {
+                interrupted = true;
+                continue;
+            }
+            if errno == Errno::ENODEV && interrupted && rule == OnEintr::ReissueUntilGone {
+                return Ok((0, ended.buffer.read()));
+            }
+            return Err(Error::of_command(operation, dev, errno));
+        }
+    }
+
+    /// Sends a command once and waits for its end, at most until the deadline and the grace.
+    fn issue(
+        &mut self,
+        request: &Request,
+        deadline: Duration,
+        until: Instant,
+    ) -> Result<Ended, Error> {
+        let (operation, dev) = (request.operation(), request.dev());
+        let buffer = request.buffer().ok_or_else(|| Error::Spec {
+            message: format!("{operation}: a payload is at most 65535 bytes"),
+        })?;
+        let header = request.header(&buffer);
+        let ticket = self.slots.take(operation, buffer)?;
+        if let Some(buffer) = self.slots.buffer(ticket) {
+            let word = ticket.pack();
+            // On failure the slot stays taken: whether the kernel saw the entry is not known.
+            self.port.submit(word, request.cmd_op(), &header, buffer)?;
+        }
+        if let Some((result, buffer)) = self.reap(ticket, until)? {
+            let cancelled = false;
+            return Ok(Ended {
+                result,
+                buffer,
+                cancelled,
+            });
+        }
+        self.port.cancel(ticket.to_cancel().pack(), ticket.pack())?;
+        match self.reap(ticket, deadline_in(CANCEL_GRACE))? {
+            Some((result, buffer)) => Ok(Ended {
+                result,
+                buffer,
+                cancelled: true,
+            }),
+            None => Err(Error::TimedOut {
+                operation,
+                dev,
+                after: deadline,
+                abandoned: true,
+            }),
+        }
+    }
+
+    /// Waits for the completion of one command; `None` when the time is over. Completions of
+    /// abandoned commands free their slots on the way; those of earlier lives, and of cancel
+    /// requests, mean nothing (L53).
+    fn reap(&mut self, ticket: Ticket, until: Instant) -> Result<Option<Completed>, Error> {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let Some(Completion { user_data, res }) = self.port.wait(left)? else {
+                return Ok(None);
+            };
+            let of = Ticket::unpack(user_data);
+            let ended = of.and_then(|of| self.slots.release(of));
+            if let Some(buffer) = ended.filter(|_| of == Some(ticket)) {
+                return Ok(Some((Errno::from_result(res), buffer)));
+            }
+        }
+    }
+
+    /// What this kernel can do (GET_FEATURES). Asked once; the kernel does not change.
+    ///
+    /// # Errors
+    /// [`Error::TooOld`] before Linux 6.5, [`Error::TimedOut`].
+    pub fn features(&mut self, deadline: Duration) -> Result<Features, Error> {
+        if let Some(known) = self.kernel {
+            return Ok(known);
+        }
+        let request = Request::new(Operation::Features, ublk_sys::UBLK_U_CMD_GET_FEATURES, None)
+            .payload(vec![0; 8]);
+        let (_, payload) = self.raw(&request, deadline)?;
+        let word = <[u8; 8]>::try_from(payload).map_err(|p| Error::BadReply {
+            operation: Operation::Features,
+            message: format!("{} bytes of features", p.len()),
+        })?;
+        let features = Features::from_bits(u64::from_ne_bytes(word));
+        self.kernel = Some(features);
+        Ok(features)
+    }
+
+    /// Adds a device (ADD_DEV), after comparing the features asked for with the kernel's. What was
+    /// made is in the answer and nowhere else (L04). [`CheckedSpec::refused`] tells which features
+    /// the kernel dropped in silence.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], [`Error::IdInUse`], [`Error::DeviceLimit`], [`Error::NoFreeId`],
+    /// [`Error::NoPermission`], [`Error::TooOld`], [`Error::TimedOut`], [`Error::Refused`].
+    pub fn add(&mut self, spec: &CheckedSpec, deadline: Duration) -> Result<Geometry, Error> {
+        let until = deadline_in(deadline);
+        negotiate(spec.spec().features, self.features(deadline)?)?;
+        let left = until.saturating_duration_since(Instant::now());
+        let request = Request::new(Operation::Add, ublk_sys::UBLK_U_CMD_ADD_DEV, spec.spec().id)
+            .payload(spec.dev_info().to_bytes().to_vec());
+        let (_, payload) = self.raw(&request, left)?;
+        geometry(Operation::Add, &payload)
+    }
+
+    /// Sets the parameters of a device just added (SET_PARAMS), by the kernel's geometry.
+    ///
+    /// # Errors
+    /// [`Error::Spec`], [`Error::Busy`] where the device has a disk, [`Error::NoSuchDevice`],
+    /// [`Error::Refused`], [`Error::TimedOut`].
+    pub fn set_params(
+        &mut self,
+        spec: &CheckedSpec,
+        geometry: &Geometry,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        let params = spec.params(geometry)?;
+        let request = on(
+            Operation::SetParams,
+            ublk_sys::UBLK_U_CMD_SET_PARAMS,
+            geometry.dev_id(),
+        );
+        let request = request.payload(params.to_bytes().to_vec());
+        self.raw(&request, deadline).map(drop)
+    }
+
+    /// The parameters of a device (GET_PARAMS), `None` while none were set. Takes the device mutex:
+    /// waits while the device starts or stops.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDevice`], [`Error::BadReply`], [`Error::TimedOut`].
+    pub fn get_params(
+        &mut self,
+        id: DevId,
+        deadline: Duration,
+    ) -> Result<Option<DeviceParams>, Error> {
+        let operation = Operation::GetParams;
+        let mut payload = vec![0; PARAMS_BYTES as usize];
+        payload[..4].copy_from_slice(&PARAMS_BYTES.to_ne_bytes());
+        let request = on(operation, ublk_sys::UBLK_U_CMD_GET_PARAMS, id).payload(payload);
+        let (_, payload) = self.raw(&request, deadline)?;
+        let params = ublk_params::read_prefix(&payload).map_err(|e| bad(operation, &e))?;
+        Ok(DeviceParams::decode(&params))
+    }
+
+    /// Starts a device (START_DEV): waits until every tag of every queue is fetched, so never call
+    /// it on a thread that serves a queue (L20), and have the queues serve before it returns: some
+    /// kernels scan for partitions inside it. `server_pid` is the process (tgid) that opened the
+    /// character device.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] where a tag is not fetched, [`Error::Busy`], [`Error::NoSuchDevice`],
+    /// [`Error::Refused`].
+    pub fn start(&mut self, id: DevId, server_pid: u32, deadline: Duration) -> Result<(), Error> {
+        let request =
+            on(Operation::Start, ublk_sys::UBLK_U_CMD_START_DEV, id).data(server_pid.into());
+        self.raw(&request, deadline).map(drop)
+    }
+
+    /// Stops a device (STOP_DEV): waits until the requests accepted are answered, for which it needs
+    /// its server. Stopping twice is no error.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] where the server holds requests, [`Error::NoSuchDevice`].
+    pub fn stop(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        let request = on(Operation::Stop, ublk_sys::UBLK_U_CMD_STOP_DEV, id);
+        self.raw(&request, deadline).map(drop)
+    }
+
+    /// Deletes a device (DEL_DEV): stops it and waits for its last reference. Send STOP first: a
+    /// DEL that waits for a stop holds up ADD and DEL of every ublk device.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] where it is still open, [`Error::NoSuchDevice`].
+    pub fn delete(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        let request = on(Operation::Delete, ublk_sys::UBLK_U_CMD_DEL_DEV, id);
+        self.raw(&request, deadline).map(drop)
+    }
+
+    /// What the kernel says of a device (GET_DEV_INFO); never waits for the device mutex.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDevice`], [`Error::NoPermission`], [`Error::BadReply`], [`Error::TimedOut`].
+    pub fn info(&mut self, id: DevId, deadline: Duration) -> Result<Geometry, Error> {
+        let request = on(Operation::Info, ublk_sys::UBLK_U_CMD_GET_DEV_INFO, id)
+            .payload(vec![0; ublksrv_ctrl_dev_info::SIZE]);
+        let (_, payload) = self.raw(&request, deadline)?;
+        geometry(Operation::Info, &payload)
+    }
+
+    /// The CPUs that submit to a hw queue (GET_QUEUE_AFFINITY); never waits for the device mutex.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDevice`], [`Error::Refused`] with EINVAL for a queue the device lacks,
+    /// [`Error::TimedOut`].
+    pub fn affinity(
+        &mut self,
+        id: DevId,
+        queue: QueueId,
+        deadline: Duration,
+    ) -> Result<CpuMask, Error> {
+        let request = on(
+            Operation::Affinity,
+            ublk_sys::UBLK_U_CMD_GET_QUEUE_AFFINITY,
+            id,
+        )
+        .data(queue.get().into())
+        .payload(vec![0; CPU_MASK_BYTES]);
+        let (_, payload) = self.raw(&request, deadline)?;
+        Ok(CpuMask::from_bytes(&payload))
+    }
+
+    /// Issues a command given as a value.
+    ///
+    /// # Errors
+    /// As the method of the command.
+    pub fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
+        let done = |()| Reply::Done;
+        match command {
+            Command::Features => self.features(deadline).map(Reply::Features),
+            Command::Add(spec) => self.add(&spec, deadline).map(Reply::Geometry),
+            Command::SetParams { spec, geometry } => {
+                self.set_params(&spec, &geometry, deadline).map(done)
+            }
+            Command::GetParams { id } => self.get_params(id, deadline).map(Reply::Params),
+            Command::Start { id, server_pid } => self.start(id, server_pid, deadline).map(done),
+            Command::Stop { id } => self.stop(id, deadline).map(done),
+            Command::Delete { id } => self.delete(id, deadline).map(done),
+            Command::Info { id } => self.info(id, deadline).map(Reply::Geometry),
+            Command::Affinity { id, queue } => {
+                self.affinity(id, queue, deadline).map(Reply::Affinity)
+            }
+            Command::ProveReady { id, size } => nodes::prove_ready(id, size, deadline).map(done),
+        }
+    }
+}
+
+impl<P: CtrlPort + Send> Controller for Control<P> {
+    fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
+        Self::call(self, command, deadline)
+    }
+}
+
+const fn on(operation: Operation, cmd_op: u32, id: DevId) -> Request {
+    Request::new(operation, cmd_op, Some(id))
+}
+
+fn bad(operation: Operation, error: &dyn core::fmt::Display) -> Error {
+    Error::BadReply {
+        operation,
+        message: error.to_string(),
+    }
+}
+
+fn geometry(operation: Operation, payload: &[u8]) -> Result<Geometry, Error> {
+    let info = ublksrv_ctrl_dev_info::read_from(payload).map_err(|e| bad(operation, &e))?;
+    Geometry::from_reply(&info).map_err(|e| bad(operation, &e))
+}
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

@@ -1,0 +1,462 @@
+//! What can go wrong, by what the caller can do next.
+#![forbid(unsafe_code)]
+
+use crate::Operation;
+use core::fmt;
+use core::time::Duration;
+use std::borrow::Cow;
+use ublk_core::{DevId, Errno, Missing};
+
+/// An error of the control plane. Its text says what happened and what to do next; the two halves
+/// are also to be had apart, by [`Error::summary`] and [`Error::hint`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no control node: the ublk driver is not loaded, or not in this kernel.
+    MissingModule,
+    /// The caller may not do this.
+    NoPermission {
+        /// What was tried.
+        operation: Operation,
+        /// On which device.
+        dev: Option<DevId>,
+        /// EPERM or EACCES.
+        errno: Errno,
+    },
+    /// io_uring is switched off for this caller (sysctl `kernel.io_uring_disabled`, or seccomp).
+    IoUringDisabled {
+        /// The sysctl's value, where it could be read.
+        sysctl: Option<u8>,
+    },
+    /// The control ring could not be made, or broke.
+    Ring {
+        /// What the ring said, hint included.
+        message: String,
+    },
+    /// The kernel has no GET_FEATURES: it is older than Linux 6.5 and is not served.
+    TooOld {
+        /// What the kernel answered.
+        errno: Errno,
+    },
+    /// Features were asked for that this kernel lacks.
+    Unsupported(Missing),
+    /// The kernel does not know the command, or the device lacks the feature for it.
+    UnknownCommand {
+        /// What was tried.
+        operation: Operation,
+        /// On which device.
+        dev: Option<DevId>,
+    },
+    /// The driver's limit of devices is reached (`ublks_max`).
+    DeviceLimit,
+    /// Every device number is taken.
+    NoFreeId,
+    /// The device number asked for is taken.
+    IdInUse {
+        /// The number.
+        dev: Option<DevId>,
+    },
+    /// The device is in the way of this: already live, still open, or still served.
+    Busy {
+        /// What was tried.
+        operation: Operation,
+        /// On which device.
+        dev: Option<DevId>,
+        /// EBUSY, EEXIST, or EACCES for parameters of a device that has a disk.
+        errno: Errno,
+    },
+    /// There is no such device.
+    NoSuchDevice {
+        /// What was tried.
+        operation: Operation,
+        /// The number that is not there.
+        dev: Option<DevId>,
+    },
+    /// The deadline passed.
+    TimedOut {
+        /// What was tried.
+        operation: Operation,
+        /// On which device.
+        dev: Option<DevId>,
+        /// How long it was waited for.
+        after: Duration,
+        /// The command could not be cancelled and is still in the kernel: its effect may come yet,
+        /// and this process cannot exit before it ends.
+        abandoned: bool,
+    },
+    /// Too many abandoned commands are still in the kernel for another.
+    Exhausted {
+        /// What was tried.
+        operation: Operation,
+        /// How many are pending.
+        pending: usize,
+    },
+    /// The spec breaks a rule; nothing was sent to the kernel.
+    Spec {
+        /// The rule, the value, and what to do.
+        message: String,
+    },
+    /// The kernel answered something no known driver would.
+    BadReply {
+        /// What was asked.
+        operation: Operation,
+        /// What is wrong with the answer.
+        message: String,
+    },
+    /// The block device has another size than it was made with.
+    WrongSize {
+        /// Which device.
+        dev: DevId,
+        /// Bytes it should have.
+        want: u64,
+        /// Bytes it has.
+        got: u64,
+    },
+    /// The kernel or a node refused for another reason.
+    Refused {
+        /// What was tried.
+        operation: Operation,
+        /// On which device.
+        dev: Option<DevId>,
+        /// The reason given.
+        errno: Errno,
+    },
+    /// The thread or process that issues the commands is gone.
+    ControllerGone {
+        /// What is known of its end.
+        message: String,
+    },
+}
+
+/// Kinds of errors, for exit codes and decisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Kind {
+    /// No such device.
+    NoDevice,
+    /// A deadline passed.
+    TimedOut,
+    /// What was asked for makes no sense.
+    Usage,
+    /// The caller may not.
+    Permission,
+    /// Something is in the way that may go away.
+    Busy,
+    /// Anything else.
+    Other,
+}
+
+impl Error {
+    /// The kind of error.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::NoSuchDevice { .. } => Kind::NoDevice,
+            Self::TimedOut { .. } => Kind::TimedOut,
+            Self::Spec { .. } => Kind::Usage,
+            Self::NoPermission { .. } | Self::IoUringDisabled { .. } => Kind::Permission,
+            Self::Busy { .. } | Self::IdInUse { .. } | Self::Exhausted { .. } => Kind::Busy,
+            _ => Kind::Other,
+        }
+    }
+
+    /// The device concerned, where there is one.
+    #[must_use]
+    pub const fn dev(&self) -> Option<DevId> {
+        match self {
+            Self::NoPermission { dev, .. }
+            | Self::UnknownCommand { dev, .. }
+            | Self::IdInUse { dev }
+            | Self::Busy { dev, .. }
+            | Self::NoSuchDevice { dev, .. }
+            | Self::TimedOut { dev, .. }
+            | Self::Refused { dev, .. } => *dev,
+            Self::WrongSize { dev, .. } => Some(*dev),
+            _ => None,
+        }
+    }
+
+    /// The errno the kernel gave, where it gave one and the variant does not say it all (L28).
+    #[must_use]
+    pub const fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::NoPermission { errno, .. }
+            | Self::TooOld { errno }
+            | Self::Busy { errno, .. }
+            | Self::Refused { errno, .. } => Some(*errno),
+            Self::NoSuchDevice { .. } => Some(Errno::ENODEV),
+            Self::IdInUse { .. } => Some(Errno::EEXIST),
+            Self::UnknownCommand { .. } => Some(Errno::EOPNOTSUPP),
+            Self::NoFreeId => Some(Errno::ENOSPC),
+            Self::DeviceLimit => Some(Errno::EACCES),
+            Self::MissingModule => Some(Errno::ENOENT),
+            _ => None,
+        }
+    }
+
+    /// What the errno of a command means: the one place where errnos become errors, each as what it
+    /// is, none retried and none handed back as success (L28).
+    #[must_use]
+    pub fn of_command(operation: Operation, dev: Option<DevId>, errno: Errno) -> Self {
+        use Operation as Op;
+        match (operation, errno) {
+            // Before 6.5 there is no GET_FEATURES, and before 6.4 no encoded ADD_DEV.
+            (Op::Features, Errno::ENODEV | Errno::EOPNOTSUPP | Errno::EPERM)
+            | (Op::Add, Errno::ENODEV | Errno::EOPNOTSUPP) => Self::TooOld { errno },
+            (Op::Add, Errno::EEXIST) => Self::IdInUse { dev },
+            (Op::Add, Errno::ENOSPC) => Self::NoFreeId,
+            (Op::Add, Errno::EACCES) => Self::DeviceLimit,
+            (Op::SetParams, Errno::EACCES) | (_, Errno::EBUSY | Errno::EEXIST) => Self::Busy {
+                operation,
+                dev,
+                errno,
+            },
+            (_, Errno::EPERM | Errno::EACCES) => Self::NoPermission {
+                operation,
+                dev,
+                errno,
+            },
+            (_, Errno::ENODEV) => Self::NoSuchDevice { operation, dev },
+            (_, Errno::EOPNOTSUPP) => Self::UnknownCommand { operation, dev },
+            _ => Self::Refused {
+                operation,
+                dev,
+                errno,
+            },
+        }
+    }
+
+    /// What happened, without what to do about it.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let on = |op: &Operation, dev: &Option<DevId>| match dev {
+            Some(dev) => format!("{op} device {dev}"),
+            None => op.to_string(),
+        };
+        match self {
+            Self::MissingModule => "no /dev/ublk-control: the ublk driver is not loaded".into(),
+            Self::NoPermission {
+                operation,
+                dev,
+                errno,
+            }
+            | Self::Refused {
+                operation,
+                dev,
+                errno,
+            } => format!("{}: {errno}", on(operation, dev)),
+            Self::IoUringDisabled { sysctl } => match sysctl {
+                Some(value) if *value != 0 => {
+                    format!("io_uring is not permitted (kernel.io_uring_disabled is {value})")
+                }
+                _ => "io_uring is not permitted".into(),
+            },
+            Self::Ring { message } => format!("control ring: {message}"),
+            Self::TooOld { errno } => {
+                format!("this kernel's ublk driver is older than Linux 6.5: {errno}")
+            }
+            Self::Unsupported(missing) => missing.to_string(),
+            Self::UnknownCommand { operation, dev } => format!(
+                "{}: the kernel does not know the command, or the device lacks the feature",
+                on(operation, dev)
+            ),
+            Self::DeviceLimit => "add: the driver's limit of devices is reached".into(),
+            Self::NoFreeId => "add: every device number is taken".into(),
+            Self::IdInUse { dev } => match dev {
+                Some(dev) => format!("add device {dev}: the number is in use"),
+                None => "add: the number is in use".into(),
+            },
+            Self::Busy {
+                operation,
+                dev,
+                errno,
+            } => {
+                let why = match (operation, *errno) {
+                    (Operation::SetParams, Errno::EACCES) => "the device has a disk already",
+                    (Operation::Start, Errno::EEXIST) => "the device is live already",
+                    (Operation::Start, Errno::EBUSY) => {
+                        "it was stopped and its server is still attached"
+                    }
+                    (Operation::OpenChar, _) => "another server has it open",
+                    _ => "the device is in use",
+                };
+                format!("{}: {why}: {errno}", on(operation, dev))
+            }
+            Self::NoSuchDevice { operation, dev } => match dev {
+                Some(dev) => format!("{operation}: no ublk device {dev}"),
+                None => format!("{operation}: no such ublk device"),
+            },
+            Self::TimedOut {
+                operation,
+                dev,
+                after,
+                abandoned,
+            } => format!(
+                "{}: not done after {after:?}{}",
+                on(operation, dev),
+                if *abandoned {
+                    ", and it cannot be cancelled"
+                } else {
+                    ", cancelled"
+                }
+            ),
+            Self::Exhausted { operation, pending } => {
+                format!("{operation}: {pending} earlier commands are stuck in the kernel")
+            }
+            Self::Spec { message } => message.clone(),
+            Self::BadReply { operation, message } => format!("{operation}: {message}"),
+            Self::WrongSize { dev, want, got } => {
+                format!("device {dev} has {got} bytes, not the {want} it was made with")
+            }
+            Self::ControllerGone { message } => {
+                format!("what issues the control commands is gone: {message}")
+            }
+        }
+    }
+
+    /// What to do next.
+    #[must_use]
+    pub fn hint(&self) -> Cow<'static, str> {
+        let id = || self.dev().map_or_else(|| "N".into(), |d| d.to_string());
+        Cow::Borrowed(match self {
+            Self::MissingModule => {
+                "load it with `modprobe ublk_drv`; if there is no such module, install the kernel's \
+                 extra modules or use a kernel built with CONFIG_BLK_DEV_UBLK (Linux 6.5 or newer)"
+            }
+            Self::NoPermission { operation, .. } => match operation {
+                Operation::OpenChar | Operation::ProveReady => {
+                    "run as root, or as the owner udev gave the node to"
+                }
+                _ => "run as root (CAP_SYS_ADMIN is needed)",
+            },
+            Self::IoUringDisabled { .. } => {
+                "set `sysctl kernel.io_uring_disabled=0`, or join the group of \
+                 kernel.io_uring_group where it is 1; in a container, allow io_uring in its seccomp \
+                 profile"
+            }
+            Self::Ring { .. } => {
+                "see the locked-memory and descriptor limits (ulimit -l, ulimit -n)"
+            }
+            Self::TooOld { .. } => "use Linux 6.5 or newer; 6.12 is the oldest tested",
+            Self::Unsupported(_) => "leave the feature out, or use a newer kernel",
+            Self::UnknownCommand { .. } => {
+                "ask for the features the kernel has, or use a newer kernel"
+            }
+            Self::DeviceLimit => {
+                "delete a device, or raise the limit: `echo 256 > \
+                 /sys/module/ublk_drv/parameters/ublks_max` (default 64; Linux 6.3 to 6.14 count all \
+                 devices, later ones only those of unprivileged users)"
+            }
+            Self::NoFreeId => "delete devices that are no longer used",
+            Self::IdInUse { .. } => {
+                "choose another number, or none for the lowest free one; a deleted device keeps its \
+                 number until everything that had it open is closed"
+            }
+            Self::Busy { operation, .. } => match operation {
+                Operation::SetParams => "parameters can be set only between add and start",
+                Operation::Start => "stop and delete the device and add it again",
+                Operation::OpenChar => "stop the other server, or wait until it has ended",
+                _ => "close what has the device open (`fuser -v` names it), then try again",
+            },
+            Self::NoSuchDevice { .. } => "list the devices to see which there are",
+            Self::TimedOut {
+                operation,
+                abandoned,
+                ..
+            } => return Cow::Owned(timed_out_hint(*operation, *abandoned, &id())),
+            Self::Exhausted { .. } => {
+                "stop the devices concerned; if that does not free the commands, restart this \
+                 process, and the machine where it cannot end"
+            }
+            Self::Spec { .. } => "nothing was sent to the kernel; change the request",
+            Self::BadReply { .. } => {
+                "this is a bug, here or in the kernel: report it with `uname -r`"
+            }
+            Self::WrongSize { .. } => "another device may have taken the number: list the devices",
+            Self::Refused {
+                operation, errno, ..
+            } => refused_hint(*operation, *errno),
+            Self::ControllerGone { .. } => {
+                "make a new controller; list the devices to see what is left"
+            }
+        })
+    }
+}
+
+/// L27: names what to do, by command.
+fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
+    let next = match operation {
+        Operation::Start => format!(
+            "START_DEV waits until the server has fetched every tag of every queue: look for a \
+             queue that failed, then stop and delete device {id}"
+        ),
+        Operation::Stop => format!(
+            "STOP_DEV waits for requests the server has not answered: end the server of device {id} \
+             if it no longer answers, then stop again"
+        ),
+        Operation::Delete => format!(
+            "DEL_DEV waits until nobody has device {id} open: unmount it and close /dev/ublkb{id} \
+             (`fuser -v /dev/ublkb{id}`) and end its server; it then goes by itself"
+        ),
+        Operation::Add => "some kernels (6.18.4, 6.18.5 and builds with the same backport) never \
+             finish ADD_DEV: see `dmesg`, reboot, and use another kernel"
+            .into(),
+        Operation::ProveReady | Operation::OpenChar => format!(
+            "see whether udev runs (`udevadm settle`) and what `ls -l /dev/ublk*{id}` and `dmesg` say"
+        ),
+        _ => format!(
+            "another command may hold device {id}: see `dmesg`, stop the device, then try again"
+        ),
+    };
+    if abandoned {
+        next + "; the command stays behind in the kernel, and this process cannot exit before it ends"
+    } else {
+        next
+    }
+}
+
+fn refused_hint(operation: Operation, errno: Errno) -> &'static str {
+    match (operation, errno) {
+        (Operation::Add, Errno::EINVAL) => {
+            "the kernel refused the combination of features: ask for fewer"
+        }
+        (Operation::SetParams, Errno::EINVAL) => {
+            "the kernel refused the parameters: check block size, largest I/O and discard limits"
+        }
+        (Operation::Start, Errno::EINVAL) => {
+            "set the parameters first, and give the process id of the one that opened the character \
+             device"
+        }
+        (Operation::ProveReady, Errno::ENXIO | Errno::ENODEV) => {
+            "the block device went away: its server ended or it was stopped; see its log"
+        }
+        (_, Errno::ENOMEM) => "free memory, or ask for fewer queues, less depth or smaller I/O",
+        (_, Errno::EINTR) => "the command was interrupted: look at the device, then try again",
+        (_, Errno::EMFILE | Errno::ENFILE) => "raise the limit of open files (`ulimit -n`)",
+        _ => "see `dmesg` for what the driver says",
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.summary(), self.hint())
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<ublk_core::SpecError> for Error {
+    fn from(error: ublk_core::SpecError) -> Self {
+        Self::Spec {
+            message: error.to_string(),
+        }
+    }
+}
+
+impl From<Missing> for Error {
+    fn from(missing: Missing) -> Self {
+        Self::Unsupported(missing)
+    }
+}

@@ -1,0 +1,197 @@
+//! The device nodes: opened and proven, at the pace of udev.
+#![forbid(unsafe_code)]
+
+use crate::wait::{deadline_in, until};
+use crate::{Error, Operation};
+use core::time::Duration;
+use std::fs::{File, OpenOptions, read_dir};
+use std::io::{Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use ublk_core::{DevId, Errno};
+
+/// Where the nodes are: `/dev` and `/sys`, or the same below another root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nodes {
+    dev: PathBuf,
+    sys: PathBuf,
+}
+
+impl Default for Nodes {
+    fn default() -> Self {
+        Self::under(Path::new("/"))
+    }
+}
+
+impl Nodes {
+    /// `dev` and `sys` below a root.
+    #[must_use]
+    pub fn under(root: &Path) -> Self {
+        Self {
+            dev: root.join("dev"),
+            sys: root.join("sys"),
+        }
+    }
+
+    /// The control node.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.dev.join("ublk-control")
+    }
+
+    /// The character device, which the server opens.
+    #[must_use]
+    pub fn char_device(&self, id: DevId) -> PathBuf {
+        self.dev.join(format!("ublkc{id}"))
+    }
+
+    /// The block device, which everybody else opens.
+    #[must_use]
+    pub fn block_device(&self, id: DevId) -> PathBuf {
+        self.dev.join(format!("ublkb{id}"))
+    }
+
+    /// Opens the character device for reading and writing, close-on-exec. It appears after ADD_DEV
+    /// at udev's pace, under udev's permissions, and is refused while another server has it: these
+    /// are waited for.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] where it does not appear, [`Error::NoPermission`], [`Error::Busy`] where
+    /// that lasts, [`Error::Refused`].
+    pub fn open_char(&self, id: DevId, deadline: Duration) -> Result<OwnedFd, Error> {
+        let path = self.char_device(id);
+        let mut options = OpenOptions::new();
+        // std sets O_CLOEXEC (L23).
+        options.read(true).write(true);
+        let file = open(&options, &path, Operation::OpenChar, id, deadline)?;
+        Ok(file.into())
+    }
+
+    /// Waits until the block device exists, opens for reading and has `size` bytes: what "ready"
+    /// means (L38).
+    ///
+    /// The open reads from the device on most systems (udev and the kernel look for partitions), so
+    /// the server must be serving, and a server that does not answer blocks the caller in the
+    /// kernel beyond any deadline: call this from a helper, as [`Controller`](crate::Controller)
+    /// does.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] where it does not appear, [`Error::WrongSize`], [`Error::NoPermission`]
+    /// where that lasts, [`Error::Refused`] with ENXIO or ENODEV where it went away again.
+    pub fn prove_ready(&self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
+        let path = self.block_device(id);
+        let mut options = OpenOptions::new();
+        options.read(true);
+        let mut node = open(&options, &path, Operation::ProveReady, id, deadline)?;
+        // The end of a block device is its size, as BLKGETSIZE64 tells it (blkdev_llseek).
+        let got = node.seek(SeekFrom::End(0)).map_err(|e| Error::Refused {
+            operation: Operation::ProveReady,
+            dev: Some(id),
+            errno: Errno::from_io(&e),
+        })?;
+        if got == size {
+            return Ok(());
+        }
+        let (dev, want) = (id, size);
+        Err(Error::WrongSize { dev, want, got })
+    }
+
+    /// The devices there are, in order, without a command: from sysfs, else from the nodes. Takes no
+    /// lock of the driver, so it works while a device is stuck.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where neither directory can be read.
+    pub fn list_devices(&self) -> Result<Vec<DevId>, Error> {
+        let class = self.sys.join("class/ublk-char");
+        let dir = read_dir(class).or_else(|_| read_dir(&self.dev));
+        let dir = dir.map_err(|e| Error::Refused {
+            operation: Operation::List,
+            dev: None,
+            errno: Errno::from_io(&e),
+        })?;
+        let id = |name: std::ffi::OsString| {
+            let number = name.to_str()?.strip_prefix("ublkc")?;
+            DevId::new(number.parse().ok()?).ok()
+        };
+        let mut ids: Vec<_> = dir
+            .filter_map(|entry| id(entry.ok()?.file_name()))
+            .collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+}
+
+/// Opens a node, waiting for what passes: it does not exist yet, udev has not given it to us yet,
+/// its disk is not there yet, or somebody has it.
+fn open(
+    options: &OpenOptions,
+    path: &Path,
+    operation: Operation,
+    id: DevId,
+    deadline: Duration,
+) -> Result<File, Error> {
+    let dev = Some(id);
+    let mut last = Errno::ENOENT;
+    let found = until(deadline_in(deadline), || match options.open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) => {
+            last = Errno::from_io(&error);
+            match last {
+                Errno::ENOENT
+                | Errno::EACCES
+                | Errno::EPERM
+                | Errno::EBUSY
+                | Errno::ENXIO
+                | Errno::ENODEV
+                | Errno::EINTR => Ok(None),
+                errno => Err(Error::Refused {
+                    operation,
+                    dev,
+                    errno,
+                }),
+            }
+        }
+    })?;
+    found.ok_or(match last {
+        Errno::ENOENT | Errno::EINTR => Error::TimedOut {
+            operation,
+            dev,
+            after: deadline,
+            abandoned: false,
+        },
+        Errno::ENXIO | Errno::ENODEV => Error::Refused {
+            operation,
+            dev,
+            errno: last,
+        },
+        errno => Error::of_command(operation, dev, errno),
+    })
+}
+
+/// [`Nodes::open_char`] in `/dev`.
+///
+/// # Errors
+/// As there.
+pub fn open_char(id: DevId, deadline: Duration) -> Result<OwnedFd, Error> {
+    Nodes::default().open_char(id, deadline)
+}
+
+/// [`Nodes::prove_ready`] in `/dev`.
+///
+/// # Errors
+/// As there.
+pub fn prove_ready(id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
+    Nodes::default().prove_ready(id, size, deadline)
+}
+
+/// [`Nodes::list_devices`] of this machine.
+///
+/// # Errors
+/// As there.
+pub fn list_devices() -> Result<Vec<DevId>, Error> {
+    Nodes::default().list_devices()
+}
+
+#[cfg(test)]
+#[path = "nodes_tests.rs"]
+mod tests;

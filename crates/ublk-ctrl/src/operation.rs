@@ -1,0 +1,104 @@
+//! What was being done, for errors; and what an interruption means for each.
+#![forbid(unsafe_code)]
+
+use core::fmt;
+
+/// An operation of the control plane: a command of the driver, or one of ours on the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Operation {
+    /// Opening `/dev/ublk-control` and a ring for it.
+    Open,
+    /// `UBLK_U_CMD_GET_FEATURES`, since Linux 6.5.
+    Features,
+    /// `UBLK_U_CMD_ADD_DEV`.
+    Add,
+    /// `UBLK_U_CMD_SET_PARAMS`.
+    SetParams,
+    /// `UBLK_U_CMD_GET_PARAMS`.
+    GetParams,
+    /// `UBLK_U_CMD_START_DEV`.
+    Start,
+    /// `UBLK_U_CMD_STOP_DEV`.
+    Stop,
+    /// `UBLK_U_CMD_DEL_DEV`.
+    Delete,
+    /// `UBLK_U_CMD_GET_DEV_INFO`.
+    Info,
+    /// `UBLK_U_CMD_GET_QUEUE_AFFINITY`.
+    Affinity,
+    /// Another command of the driver, by its number.
+    Raw(u8),
+    /// Opening `/dev/ublkcN`.
+    OpenChar,
+    /// Proving that `/dev/ublkbN` exists, opens and has its size.
+    ProveReady,
+    /// Listing the devices.
+    List,
+}
+
+/// What is done about a command that ended with EINTR and that we did not cancel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnEintr {
+    /// The driver changed nothing, or the command may be said twice: say it again.
+    Reissue,
+    /// As above, and the first try may have had its effect: "no such device" is then success.
+    ReissueUntilGone,
+    /// It may have had half its effect: report it.
+    Report,
+}
+
+impl Operation {
+    /// The word for it in messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open control",
+            Self::Features => "get features",
+            Self::Add => "add",
+            Self::SetParams => "set parameters",
+            Self::GetParams => "get parameters",
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Delete => "delete",
+            Self::Info => "get info",
+            Self::Affinity => "get queue affinity",
+            Self::Raw(_) => "command",
+            Self::OpenChar => "open character device",
+            Self::ProveReady => "prove ready",
+            Self::List => "list devices",
+        }
+    }
+
+    /// Whether the driver can undo the wait of this command when it is cancelled.
+    pub(crate) const fn is_stop(self) -> bool {
+        matches!(self, Self::Stop)
+    }
+
+    /// The rule for EINTR, read off the driver: START waits for the fetches before it does
+    /// anything; ADD takes its mutex interruptibly before it does anything; DEL waits for the last
+    /// reference after it removed the device; the GET commands and STOP may be repeated.
+    pub(crate) const fn on_eintr(self) -> OnEintr {
+        match self {
+            Self::Features
+            | Self::Add
+            | Self::GetParams
+            | Self::Start
+            | Self::Stop
+            | Self::Info
+            | Self::Affinity => OnEintr::Reissue,
+            Self::Delete => OnEintr::ReissueUntilGone,
+            _ => OnEintr::Report,
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Raw(nr) => write!(f, "command {nr:#x}"),
+            _ => f.write_str(self.name()),
+        }
+    }
+}

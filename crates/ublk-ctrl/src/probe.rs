@@ -1,0 +1,207 @@
+//! A look at a host: what is missing for ublk, and the one line that fixes it.
+#![forbid(unsafe_code)]
+
+use crate::nodes::Nodes;
+use core::fmt;
+use std::fs::{OpenOptions, read_to_string};
+use std::path::Path;
+use ublk_core::Errno;
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+pub enum Status {
+    /// As it should be.
+    Good,
+    /// Works, with a limit that may be met.
+    Warning,
+    /// Keeps devices from being made.
+    Bad,
+}
+
+/// What was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum Check {
+    /// The driver is in the kernel.
+    Module,
+    /// `/dev/ublk-control` exists and opens.
+    ControlNode,
+    /// The sysctl `kernel.io_uring_disabled`.
+    IoUring,
+    /// `RLIMIT_MEMLOCK`.
+    LockedMemory,
+    /// The driver's `ublks_max`.
+    DeviceLimit,
+}
+
+/// The outcome of a check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Finding {
+    /// What was looked at.
+    pub check: Check,
+    /// How it came out.
+    pub status: Status,
+    /// What was found, in one line.
+    pub detail: String,
+    /// What to do, in one line; none where nothing is to be done.
+    pub fix: Option<String>,
+}
+
+impl Finding {
+    fn new(check: Check, status: Status, detail: impl Into<String>) -> Self {
+        Self {
+            check,
+            status,
+            detail: detail.into(),
+            fix: None,
+        }
+    }
+
+    fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Module => "module",
+            Self::ControlNode => "control node",
+            Self::IoUring => "io_uring",
+            Self::LockedMemory => "locked memory",
+            Self::DeviceLimit => "device limit",
+        })
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = match self.status {
+            Status::Good => "good",
+            Status::Warning => "warning",
+            Status::Bad => "bad",
+        };
+        write!(f, "{}: {word}: {}", self.check, self.detail)?;
+        match &self.fix {
+            Some(fix) => write!(f, "; {fix}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether the driver is in the kernel, as module or built in (`/sys/module/ublk_drv`). `root` is `/`
+/// but in tests, here and below.
+#[must_use]
+pub fn module_loaded(root: &Path) -> Finding {
+    if root.join("sys/module/ublk_drv").is_dir() {
+        return Finding::new(Check::Module, Status::Good, "ublk_drv is loaded");
+    }
+    Finding::new(Check::Module, Status::Bad, "ublk_drv is not loaded").fix(
+        "modprobe ublk_drv (no such module: install the kernel's extra modules, or a kernel with \
+         CONFIG_BLK_DEV_UBLK)",
+    )
+}
+
+/// Whether the control node exists and this caller may open it.
+#[must_use]
+pub fn control_node(root: &Path) -> Finding {
+    let (check, path) = (Check::ControlNode, Nodes::under(root).control());
+    let bad = |detail: String| Finding::new(check, Status::Bad, detail);
+    let name = path.display();
+    match OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(_) => Finding::new(check, Status::Good, format!("{name} opens")),
+        Err(error) => match Errno::from_io(&error) {
+            Errno::ENOENT => bad(format!("{name} does not exist"))
+                .fix("modprobe ublk_drv; in a container, pass the node in (--device)"),
+            Errno::ENODEV | Errno::ENXIO => {
+                bad(format!("{name} has no driver behind it")).fix("modprobe ublk_drv")
+            }
+            Errno::EACCES | Errno::EPERM => bad(format!("{name} may not be opened"))
+                .fix("run as root, or let a udev rule give the node to a group"),
+            errno => bad(format!("{name}: {errno}")).fix("see dmesg"),
+        },
+    }
+}
+
+/// What the sysctl `kernel.io_uring_disabled` (Linux 6.6) allows.
+#[must_use]
+pub fn io_uring_sysctl(root: &Path) -> Finding {
+    let check = Check::IoUring;
+    let read = |name: &str| {
+        let text = read_to_string(root.join("proc/sys/kernel").join(name)).ok()?;
+        text.trim().parse::<i64>().ok()
+    };
+    match read("io_uring_disabled") {
+        None => Finding::new(check, Status::Good, "no sysctl restricts io_uring"),
+        Some(0) => Finding::new(check, Status::Good, "kernel.io_uring_disabled is 0"),
+        Some(1) => {
+            let group = read("io_uring_group").filter(|g| *g >= 0);
+            let group = group.map_or("no group".into(), |g| format!("group {g}"));
+            let detail = format!("kernel.io_uring_disabled is 1: only root and {group} may use it");
+            Finding::new(check, Status::Warning, detail)
+                .fix("sysctl kernel.io_uring_disabled=0, or run as root")
+        }
+        Some(value) => {
+            let detail = format!("kernel.io_uring_disabled is {value}: nobody may use it");
+            Finding::new(check, Status::Bad, detail).fix("sysctl kernel.io_uring_disabled=0")
+        }
+    }
+}
+
+/// Bytes of locked memory that a device with buffers in locked memory wants at least: one queue of
+/// 128 tags of 512 KiB.
+const MEMLOCK_WANTED: u64 = 64 << 20;
+
+/// This process's limit of locked memory, which registered buffers count against (L59).
+#[must_use]
+pub fn memlock_limit() -> Finding {
+    memlock(crate::sys::memlock_limit())
+}
+
+fn memlock(limit: Option<u64>) -> Finding {
+    let check = Check::LockedMemory;
+    match limit {
+        None => Finding::new(check, Status::Good, "no limit"),
+        Some(bytes) if bytes >= MEMLOCK_WANTED => {
+            Finding::new(check, Status::Good, format!("{bytes} bytes"))
+        }
+        Some(bytes) => {
+            let detail = format!(
+                "{bytes} bytes may be locked, less than the {MEMLOCK_WANTED} of a queue of 128 \
+                 tags; matters for registered buffers and callers without CAP_IPC_LOCK"
+            );
+            Finding::new(check, Status::Warning, detail)
+                .fix("ulimit -l unlimited, or LimitMEMLOCK=infinity in the systemd unit")
+        }
+    }
+}
+
+/// How many devices there are and may be (`ublks_max`; L39).
+#[must_use]
+pub fn device_limit(root: &Path) -> Finding {
+    let check = Check::DeviceLimit;
+    let file = root.join("sys/module/ublk_drv/parameters/ublks_max");
+    let limit = read_to_string(file).ok();
+    let Some(limit) = limit.and_then(|text| text.trim().parse::<u64>().ok()) else {
+        return Finding::new(check, Status::Good, "the driver names no limit");
+    };
+    let devices = Nodes::under(root).list_devices().map_or(0, |d| d.len());
+    let detail = format!("{devices} devices, limit {limit}");
+    if u64::try_from(devices).is_ok_and(|n| n < limit) {
+        return Finding::new(check, Status::Good, detail);
+    }
+    let detail = detail
+        + " (ublks_max counts all devices on Linux 6.3 to 6.14, those of unprivileged users later)";
+    Finding::new(check, Status::Warning, detail)
+        .fix("delete devices, or echo 256 > /sys/module/ublk_drv/parameters/ublks_max")
+}
+
+#[cfg(test)]
+#[path = "probe_tests.rs"]
+mod tests;

@@ -1,0 +1,185 @@
+//! Control commands on a thread of their own.
+#![forbid(unsafe_code)]
+
+use crate::wait::deadline_in;
+use crate::{CANCEL_GRACE, Command, Control, Controller, Error, Reply};
+use core::time::Duration;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::time::Instant;
+
+/// Threads that may be stuck in the kernel before another command is refused.
+const MAX_LOST: usize = 8;
+
+/// How much later than a command's own end its caller gives up: the grace of the cancelling, and as
+/// much again for a machine under load.
+const MARGIN: Duration = CANCEL_GRACE.saturating_mul(2);
+
+/// What answers commands on the thread.
+pub type Handler = Box<dyn FnMut(Command, Duration) -> Result<Reply, Error>>;
+
+type Make = Arc<dyn Fn() -> Result<Handler, Error> + Send + Sync>;
+type Answer = Result<Reply, Error>;
+
+/// A [`Controller`] that issues its commands on a thread of its own, in this process.
+///
+/// The caller returns at its deadline even where the thread does not: a thread stuck in the kernel
+/// is left behind, and the next command gets a fresh one with a ring of its own. Commands are issued
+/// one after the other; for an `info` while a `start` is waiting, make two of them. A value without
+/// thread-local magic: move it, drop it anywhere; dropping waits for nothing and deletes nothing
+/// (L29).
+///
+/// # Hazard
+/// **A process with an unfinished control command cannot exit.** When STOP or DEL is issued by the
+/// server's own process and that process is then killed (SIGKILL, or its queue threads die) with a
+/// request unanswered, its exit waits for the STOP, the STOP waits for the request, and the request
+/// fails only when the process has exited: nothing but a reboot ends it. The same holds for START
+/// on kernels that scan for partitions inside it (up to about 6.18), and for zoned devices.
+/// So in a process that also serves: let the queues answer everything before STOP, never kill it
+/// hard while it stops, or issue the commands from another process (an agent), which is what
+/// programs that must survive `kill -9` do.
+pub struct ControlThread {
+    make: Make,
+    jobs: Option<Sender<Job>>,
+    /// Threads whose answer never came.
+    lost: usize,
+}
+
+struct Job {
+    command: Command,
+    until: Instant,
+    answer: SyncSender<Answer>,
+}
+
+impl ControlThread {
+    /// Opens the control node on a new thread.
+    ///
+    /// # Errors
+    /// As [`Control::open`], and [`Error::ControllerGone`] where no thread can be made or opening
+    /// takes longer than `deadline`.
+    pub fn start(deadline: Duration) -> Result<Self, Error> {
+        Self::with(
+            || {
+                let mut control = Control::open()?;
+                Ok(Box::new(move |command, deadline| {
+                    control.call(command, deadline)
+                }))
+            },
+            deadline,
+        )
+    }
+
+    /// As [`ControlThread::start`] with another maker of handlers, which runs on the new thread, and
+    /// again on every thread that replaces a stuck one.
+    ///
+    /// # Errors
+    /// What the maker gives, or [`Error::ControllerGone`].
+    pub fn with<M>(make: M, deadline: Duration) -> Result<Self, Error>
+    where
+        M: Fn() -> Result<Handler, Error> + Send + Sync + 'static,
+    {
+        let make: Make = Arc::new(make);
+        let jobs = Some(spawn(&make, deadline)?);
+        let lost = 0;
+        Ok(Self { make, jobs, lost })
+    }
+
+    /// The thread in service, a new one where the last is lost.
+    fn jobs(&mut self, command: &Command, deadline: Duration) -> Result<&Sender<Job>, Error> {
+        if self.lost >= MAX_LOST {
+            return Err(Error::Exhausted {
+                operation: command.operation(),
+                pending: self.lost,
+            });
+        }
+        match self.jobs {
+            Some(ref jobs) => Ok(jobs),
+            None => Ok(self.jobs.insert(spawn(&self.make, deadline)?)),
+        }
+    }
+}
+
+impl Controller for ControlThread {
+    fn call(&mut self, command: Command, deadline: Duration) -> Answer {
+        let (answer, wait) = sync_channel(1);
+        let job = Job {
+            command,
+            until: deadline_in(deadline),
+            answer,
+        };
+        let sent = self.jobs(&command, deadline)?.send(job);
+        let got = match sent {
+            Ok(()) => wait.recv_timeout(deadline.saturating_add(MARGIN)),
+            Err(_) => Err(RecvTimeoutError::Disconnected),
+        };
+        got.unwrap_or_else(|error| {
+            // Stuck or dead: its channel closes, and it ends when the kernel lets it go.
+            self.jobs = None;
+            match error {
+                RecvTimeoutError::Timeout => {
+                    self.lost += 1;
+                    Err(Error::TimedOut {
+                        operation: command.operation(),
+                        dev: command.dev(),
+                        after: deadline,
+                        abandoned: true,
+                    })
+                }
+                RecvTimeoutError::Disconnected => Err(Error::ControllerGone {
+                    message: format!("its thread ended during {}", command.operation()),
+                }),
+            }
+        })
+    }
+}
+
+impl fmt::Debug for ControlThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControlThread")
+            .field("lost", &self.lost)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Starts a thread and waits until its handler is made.
+fn spawn(make: &Make, deadline: Duration) -> Result<Sender<Job>, Error> {
+    let gone = |message: String| Error::ControllerGone { message };
+    let make = Arc::clone(make);
+    let (jobs, work) = channel();
+    let (made, opened) = sync_channel(1);
+    let body = move || match make() {
+        Ok(handler) => {
+            // Nobody waits any more: then nobody sends work either.
+            if made.send(Ok(())).is_ok() {
+                serve(handler, &work);
+            }
+        }
+        Err(error) => drop(made.send(Err(error))),
+    };
+    std::thread::Builder::new()
+        .name("ublk-ctrl".into())
+        .spawn(body)
+        .map_err(|e| gone(format!("no thread for it: {e}")))?;
+    match opened.recv_timeout(deadline) {
+        Ok(result) => result.map(|()| jobs),
+        Err(RecvTimeoutError::Timeout) => {
+            Err(gone(format!("opening took longer than {deadline:?}")))
+        }
+        Err(RecvTimeoutError::Disconnected) => Err(gone("its thread panicked".into())),
+    }
+}
+
+fn serve(mut handler: Handler, work: &Receiver<Job>) {
+    while let Ok(job) = work.recv() {
+        let left = job.until.saturating_duration_since(Instant::now());
+        // A caller that gave up has dropped its end.
+        if job.answer.send(handler(job.command, left)).is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "thread_tests.rs"]
+mod tests;

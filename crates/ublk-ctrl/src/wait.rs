@@ -1,0 +1,78 @@
+//! The one wait for what the kernel gives no event for.
+#![forbid(unsafe_code)]
+
+use core::time::Duration;
+use std::time::Instant;
+
+/// First pause between two looks.
+const FIRST: Duration = Duration::from_micros(100);
+/// Longest pause between two looks.
+const LONGEST: Duration = Duration::from_millis(5);
+
+/// Looks again and again until `look` finds something, with pauses from 100 µs doubling to 5 ms, and
+/// once more at the deadline. `None` when the deadline passed.
+///
+/// Only for what the kernel has no event for: a node that udev makes, a file another process closes.
+///
+/// # Errors
+/// The first error of `look`.
+pub fn until<T, E>(
+    deadline: Instant,
+    mut look: impl FnMut() -> Result<Option<T>, E>,
+) -> Result<Option<T>, E> {
+    let mut pause = FIRST;
+    loop {
+        let found = look()?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if found.is_some() || left.is_zero() {
+            return Ok(found);
+        }
+        std::thread::sleep(pause.min(left));
+        pause = (pause * 2).min(LONGEST);
+    }
+}
+
+/// The moment a wait of this length ends, from now; a length beyond the clock counts as a century.
+#[must_use]
+pub fn deadline_in(length: Duration) -> Instant {
+    let now = Instant::now();
+    let century = Duration::from_secs(100 * 365 * 86_400);
+    now.checked_add(length).unwrap_or(now + century)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// L21 No fixed sleeps: what is there at once costs nothing, what comes later is seen soon.
+    #[test]
+    fn l21_waits_no_longer_than_needed() {
+        let begun = Instant::now();
+        let found = until(deadline_in(Duration::MAX), || Ok::<_, ()>(Some(1)));
+        assert_eq!(found, Ok(Some(1)));
+        assert!(begun.elapsed() < Duration::from_millis(50));
+        let mut looks = 0;
+        let found = until(deadline_in(Duration::from_secs(60)), || {
+            looks += 1;
+            Ok::<_, ()>((looks == 4).then_some(looks))
+        });
+        // 100 + 200 + 400 µs of pauses.
+        assert_eq!(found, Ok(Some(4)));
+        assert!(begun.elapsed() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn ends_at_the_deadline_and_at_an_error() {
+        let mut looks = 0;
+        let found = until(deadline_in(Duration::from_millis(20)), || {
+            looks += 1;
+            Ok::<Option<()>, ()>(None)
+        });
+        assert_eq!(found, Ok(None));
+        assert!((2..20).contains(&looks), "{looks}");
+        let found = until(deadline_in(Duration::MAX), || Err::<Option<()>, _>("no"));
+        assert_eq!(found, Err("no"));
+        let past = until(Instant::now(), || Ok::<_, ()>(Some(2)));
+        assert_eq!(past, Ok(Some(2)), "one look even past the deadline");
+    }
+}
