@@ -1,0 +1,134 @@
+//! `cargo xtask fuzz`: the targets of `fuzz/`, under libFuzzer by way of cargo-fuzz.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cmd, paths};
+
+/// Runs one target, or each in turn, for `seconds` each; the first finding ends the run.
+///
+/// New inputs go to `fuzz/target`, the committed corpus is only read.
+///
+/// # Errors
+/// No such target; cargo-fuzz or the nightly toolchain is missing; a finding, with where its input
+/// lies.
+pub fn run(target: Option<String>, seconds: u64) -> Result<()> {
+    let all = targets()?;
+    let chosen = match target {
+        Some(target) if all.contains(&target) => vec![target],
+        Some(target) => bail!("no fuzz target {target}; there are: {}", all.join(", ")),
+        None => all,
+    };
+    require(
+        "cargo-fuzz",
+        &["fuzz", "--version"],
+        "cargo install --locked cargo-fuzz",
+    )?;
+    require(
+        "nightly Rust",
+        &["--version"],
+        "rustup toolchain install nightly --profile minimal",
+    )?;
+    let fuzz = paths::root().join("fuzz");
+    for target in &chosen {
+        println!("fuzz {target}: {seconds} s");
+        let found = fuzz.join("target/corpus").join(target);
+        fs::create_dir_all(&found).with_context(|| found.display().to_string())?;
+        let mut run = nightly();
+        run.args(["fuzz", "run", target])
+            .arg(&found)
+            .arg(fuzz.join("corpus").join(target));
+        run.args(["--", "-max_len=4096", "-timeout=10", "-print_final_stats=1"]);
+        run.arg(format!("-max_total_time={seconds}"));
+        cmd::run(&mut run).with_context(|| {
+            let artifacts = fuzz.join("artifacts").join(target);
+            format!(
+                "{target}: a finding, or the target does not build; inputs: {}",
+                artifacts.display()
+            )
+        })?;
+    }
+    println!(
+        "fuzz: {} targets, {seconds} s each, no finding",
+        chosen.len()
+    );
+    Ok(())
+}
+
+/// The names of the targets: the files of `fuzz/fuzz_targets`.
+fn targets() -> Result<Vec<String>> {
+    let directory = paths::root().join("fuzz/fuzz_targets");
+    let mut names = Vec::new();
+    let entries = fs::read_dir(&directory).with_context(|| directory.display().to_string())?;
+    for entry in entries {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        names.extend(name.strip_suffix(".rs").map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Cargo of the nightly toolchain, which the sanitizer needs, in the checkout.
+fn nightly() -> Command {
+    let mut command = Command::new("cargo");
+    // What the stable cargo that runs us has set would choose its compiler again.
+    command
+        .env_remove("CARGO")
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env_remove("RUSTC");
+    command.current_dir(paths::root()).arg("+nightly");
+    command
+}
+
+fn require(what: &str, arguments: &[&str], install: &str) -> Result<()> {
+    let mut probe = nightly();
+    probe.args(arguments);
+    cmd::output(&mut probe)
+        .map(|_| ())
+        .with_context(|| format!("{what} is needed: {install}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{run, targets};
+    use crate::paths;
+
+    /// What each target calls; a new target without a row here is a failure.
+    const BODIES: &[(&str, fn(&[u8]))] = &[
+        ("completions", ublk_core::fuzz::completions),
+        ("descriptors", ublk_sys::fuzz::descriptors),
+        ("marshal", ublk_sys::fuzz::marshal_all),
+        ("requests", ublk_core::fuzz::descriptors),
+        ("ring_index", uring_lite::fuzz::ring_index),
+    ];
+
+    #[test]
+    fn the_committed_corpora_are_replayed() {
+        let names: Vec<_> = BODIES.iter().map(|row| row.0).collect();
+        assert_eq!(targets().unwrap(), names);
+        for (target, body) in BODIES {
+            let corpus = paths::root().join("fuzz/corpus").join(target);
+            let mut count = 0;
+            for entry in fs::read_dir(&corpus).expect("the corpus is committed") {
+                let path = entry.unwrap().path();
+                println!("{}", path.display());
+                body(&fs::read(&path).unwrap());
+                count += 1;
+            }
+            assert!(count > 0, "{target} has no seed");
+        }
+    }
+
+    #[test]
+    fn an_unknown_target_is_named() {
+        let error = run(Some("nonsense".into()), 1).unwrap_err().to_string();
+        assert!(
+            error.contains("nonsense") && error.contains("marshal"),
+            "{error}"
+        );
+    }
+}
