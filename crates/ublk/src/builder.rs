@@ -1,0 +1,179 @@
+//! A device to be: backend, sizes, and who issues the control commands.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ublk_core::{Backend, DevId, DeviceSpec, Features};
+use ublk_ctrl::{ControlThread, Controller, page_size};
+
+use crate::device::Device;
+use crate::error::Error;
+use crate::stages::{Added, clean_up};
+
+/// Makes a device from a backend. Without more it has one queue of 128 tags and requests of up to
+/// 512 KiB.
+pub struct Builder<B> {
+    pub(crate) backend: Arc<B>,
+    pub(crate) spec: DeviceSpec,
+    pub(crate) controller: Option<Box<dyn Controller>>,
+    pub(crate) options: Options,
+}
+
+/// What the stages keep from the builder.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) deadline: Duration,
+    pub(crate) pin: bool,
+    pub(crate) threads: Option<u16>,
+    pub(crate) pool_threads: usize,
+}
+
+impl<B> fmt::Debug for Builder<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("spec", &self.spec)
+            .field("options", &self.options)
+            .finish()
+    }
+}
+
+impl<B: Backend> Builder<B> {
+    /// A device that this backend answers.
+    pub fn new(backend: B) -> Self {
+        Self::shared(Arc::new(backend))
+    }
+
+    /// The same for a backend that the caller keeps a handle to.
+    pub fn shared(backend: Arc<B>) -> Self {
+        let spec = DeviceSpec::new(backend.limits());
+        let deadline = Duration::from_secs(30);
+        let options = Options {
+            deadline,
+            pin: true,
+            threads: None,
+            pool_threads: 4,
+        };
+        Self {
+            backend,
+            spec,
+            controller: None,
+            options,
+        }
+    }
+
+    /// Asks for a device number instead of the lowest free one.
+    #[must_use]
+    pub fn id(mut self, id: DevId) -> Self {
+        self.spec.id = Some(id);
+        self
+    }
+
+    /// Sets the number of hw queues, 1 to 4096. The kernel gives at most one per CPU: read
+    /// [`Device::geometry`].
+    #[must_use]
+    pub fn queues(mut self, queues: u16) -> Self {
+        self.spec.queues = queues;
+        self
+    }
+
+    /// Sets the tags per queue, 1 to 4096.
+    #[must_use]
+    pub fn depth(mut self, depth: u16) -> Self {
+        self.spec.depth = depth;
+        self
+    }
+
+    /// Sets the largest request in bytes: whole pages, up to 32 MiB.
+    #[must_use]
+    pub fn max_io_bytes(mut self, bytes: u32) -> Self {
+        self.spec.max_io_bytes = bytes;
+        self
+    }
+
+    /// Asks for features. One that the kernel lacks fails [`Builder::add`].
+    #[must_use]
+    pub fn features(mut self, features: Features) -> Self {
+        self.spec.features = features;
+        self
+    }
+
+    /// Sets a word of the caller's own that the kernel keeps with the device (`ublksrv_flags`).
+    #[must_use]
+    pub fn server_flags(mut self, word: u64) -> Self {
+        self.spec.server_flags = word;
+        self
+    }
+
+    /// Sets how long each control command, arming and ending may take. 30 seconds by default.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.options.deadline = deadline;
+        self
+    }
+
+    /// Serves all queues from this many threads instead of one each.
+    #[must_use]
+    pub fn threads(mut self, threads: u16) -> Self {
+        self.options.threads = Some(threads);
+        self
+    }
+
+    /// Says whether each queue's thread is pinned to the queue's CPUs. It is by default.
+    #[must_use]
+    pub fn pin(mut self, yes: bool) -> Self {
+        self.options.pin = yes;
+        self
+    }
+
+    /// Sets the threads of the pool that calls a backend that is not quick. Four by default.
+    #[must_use]
+    pub fn pool_threads(mut self, threads: usize) -> Self {
+        self.options.pool_threads = threads;
+        self
+    }
+
+    /// Has another controller issue the commands: one in another process survives, and ends, where a
+    /// thread of this process would keep it from exiting.
+    #[must_use]
+    pub fn controller(mut self, controller: impl Controller + 'static) -> Self {
+        self.controller = Some(Box::new(controller));
+        self
+    }
+
+    /// Checks the spec, sends ADD_DEV and SET_PARAMS. `/dev/ublkcN` exists afterwards.
+    ///
+    /// # Errors
+    /// A rule of the driver that the spec breaks, or what the driver said. Nothing is left behind,
+    /// unless the error is a deadline's.
+    pub fn add(self) -> Result<Added<B>, Error> {
+        let checked = self.spec.check(page_size())?;
+        let mut controller = match self.controller {
+            Some(controller) => controller,
+            None => Box::new(ControlThread::start(self.options.deadline)?),
+        };
+        let deadline = self.options.deadline;
+        let geometry = controller.add(&checked, deadline)?;
+        if let Err(error) = controller.set_params(&checked, &geometry, deadline) {
+            // The device was made a moment ago and nobody else knows of it.
+            let _ = controller.delete(geometry.dev_id(), deadline);
+            return Err(error.into());
+        }
+        Ok(Added {
+            backend: self.backend,
+            geometry,
+            controller,
+            options: self.options,
+        })
+    }
+
+    /// Goes through all stages: the device serves I/O when this returns. What a failed stage leaves is
+    /// stopped and deleted.
+    ///
+    /// # Errors
+    /// The first stage's that failed.
+    pub fn start(self) -> Result<Device, Error> {
+        let armed = self.add()?.arm().map_err(clean_up)?;
+        armed.start().map_err(clean_up)
+    }
+}

@@ -1,0 +1,253 @@
+//! A device that serves I/O.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use ublk_core::{Backend, DevId, Geometry};
+use ublk_ctrl::Controller;
+use ublk_queue::{Health, Server, State};
+
+use crate::builder::Builder;
+use crate::error::{Error, Failure, Left};
+use crate::stages::{Armed, Stage, Stopped, Unsettled};
+
+/// A live device. Dropping it stops and deletes the device from a thread of its own, without making
+/// the dropper wait; [`Device::remove`] does the same and tells the outcome, [`Device::detach`] lets
+/// it serve on until the process ends.
+pub struct Device {
+    /// `None` only while the value is being taken apart.
+    live: Option<Live>,
+}
+
+struct Live {
+    server: Server,
+    geometry: Geometry,
+    /// Behind a lock so that a stop can be sent while another thread waits for the end.
+    controller: Mutex<Box<dyn Controller>>,
+    deadline: Duration,
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device")
+            .field("path", &self.path())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Device {
+    pub(crate) fn new(armed: Armed) -> Self {
+        let Armed {
+            server,
+            geometry,
+            controller,
+            deadline,
+            ..
+        } = armed;
+        let controller = Mutex::new(controller);
+        Self {
+            live: Some(Live {
+                server,
+                geometry,
+                controller,
+                deadline,
+            }),
+        }
+    }
+
+    fn live(&self) -> &Live {
+        self.live
+            .as_ref()
+            .expect("taken only by the methods that consume the device")
+    }
+
+    fn take(mut self) -> Live {
+        self.live
+            .take()
+            .expect("taken only by the methods that consume the device")
+    }
+
+    /// The device's number.
+    #[must_use]
+    pub fn id(&self) -> DevId {
+        self.live().geometry.dev_id()
+    }
+
+    /// The block device, `/dev/ublkbN`.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/dev/ublkb{}", self.id()))
+    }
+
+    /// What the kernel made of the spec: queues, depth, largest request, features.
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        &self.live().geometry
+    }
+
+    /// A snapshot of state, first error and counters.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.live().server.health()
+    }
+
+    /// Waits until the device has ended: stopped from outside, or failed. False after the timeout.
+    #[must_use]
+    pub fn wait(&self, timeout: Option<Duration>) -> bool {
+        self.live().server.wait(timeout)
+    }
+
+    /// Sends STOP_DEV while the queues serve on, waits until nothing is in hand, and frees threads,
+    /// rings, mappings and the char device (L22).
+    ///
+    /// # Errors
+    /// What STOP_DEV said, with the device as it was; after a deadline it is unsettled.
+    pub fn stop(self) -> Result<Stopped, Failure<Self>> {
+        let mut live = self.take();
+        match live.stop() {
+            Ok(()) => Ok(live.into_stopped()),
+            Err(error) if is_deadline(&error) => Err(Failure {
+                error,
+                left: Left::Unsettled(Box::new(live.into_unsettled())),
+            }),
+            Err(error) => Err(Failure {
+                error,
+                left: Left::Same(Box::new(Self { live: Some(live) })),
+            }),
+        }
+    }
+
+    /// Stops and deletes the device.
+    ///
+    /// # Errors
+    /// The first step's that failed; the device stays listed.
+    pub fn remove(self) -> Result<(), Error> {
+        match self.stop() {
+            Ok(stopped) => stopped.delete(),
+            Err(failure) => {
+                let error = failure.error;
+                if let Left::Same(mut device) = failure.left {
+                    // Not tried a second time by the drop.
+                    device.live = None;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets the device serve until the process ends, without a handle. It is never deleted then.
+    pub fn detach(self) {
+        std::mem::forget(self.take());
+    }
+}
+
+impl Stage for Device {
+    fn remove(self) -> Result<(), Error> {
+        Self::remove(self)
+    }
+}
+
+impl Live {
+    fn send_stop(&self) -> Result<(), Error> {
+        let mut controller = self
+            .controller
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Ok(controller.stop(self.geometry.dev_id(), self.deadline)?)
+    }
+
+    fn stop(&mut self) -> Result<(), Error> {
+        self.send_stop()?;
+        self.server.finish(self.deadline)?;
+        Ok(())
+    }
+
+    fn into_stopped(self) -> Stopped {
+        let controller = self
+            .controller
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        Stopped {
+            geometry: self.geometry,
+            controller,
+            deadline: self.deadline,
+        }
+    }
+
+    fn into_unsettled(self) -> Unsettled {
+        let Self {
+            server,
+            geometry,
+            controller,
+            deadline,
+        } = self;
+        let controller = controller
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        Unsettled {
+            geometry,
+            controller,
+            server: Some(server),
+            deadline,
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let Some(live) = self.live.take() else { return };
+        // A handle is a value: it may be dropped on any thread, in a panic, or in the last line of
+        // main, and whoever drops it never waits for the kernel (L29).
+        let name = format!("ublk-{}-drop", live.geometry.dev_id());
+        let _ = thread::Builder::new()
+            .name(name)
+            .spawn(move || Device { live: Some(live) }.remove());
+    }
+}
+
+fn is_deadline(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Control(ublk_ctrl::Error::TimedOut { .. })
+            | Error::Server(ublk_queue::Error::TimedOut { .. })
+    )
+}
+
+impl<B: Backend> Builder<B> {
+    /// Starts the device, calls `ready` with it, and serves until SIGINT, SIGTERM, a stop from
+    /// outside, or a failure; then stops and deletes it.
+    ///
+    /// # Errors
+    /// Why it could not be started, why it failed, or why it could not be removed.
+    pub fn run(self, ready: impl FnOnce(&Device)) -> Result<(), Error> {
+        // Before the device: a signal that comes while it is made is not lost.
+        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(Error::Signals)?;
+        let device = self.start()?;
+        ready(&device);
+        let close = signals.handle();
+        let stopped = thread::scope(|scope| {
+            let device = &device;
+            scope.spawn(move || {
+                let _ = device.wait(None);
+                close.close();
+            });
+            // Ends with a signal, or when the thread above closes it.
+            match signals.forever().next() {
+                Some(_) => device.live().send_stop(),
+                None => Ok(()),
+            }
+        });
+        let health = device.health();
+        stopped?;
+        device.remove()?;
+        match health.first_error {
+            Some(cause) if health.state == State::Failed => Err(Error::Failed { cause }),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Errors of the stages, and what is left after one.
+
+use std::fmt;
+
+use crate::stages::Unsettled;
+
+/// What went wrong, by plane.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The control plane: the driver, permissions, the spec, a deadline.
+    #[error(transparent)]
+    Control(#[from] ublk_ctrl::Error),
+    /// The data plane: threads, rings, buffers, a queue that failed.
+    #[error(transparent)]
+    Server(#[from] ublk_queue::Error),
+    /// A queue of a running device failed, and with it the device.
+    #[error("the device failed: {cause}")]
+    Failed {
+        /// The first error of any queue.
+        cause: String,
+    },
+    /// Signal handlers could not be installed.
+    #[error("cannot install signal handlers: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+impl From<ublk_core::SpecError> for Error {
+    fn from(error: ublk_core::SpecError) -> Self {
+        Self::Control(ublk_ctrl::Error::Spec {
+            message: error.to_string(),
+        })
+    }
+}
+
+/// A stage that was not reached: why, and what is left.
+#[derive(Debug)]
+pub struct Failure<S> {
+    /// Why.
+    pub error: Error,
+    /// What is left of the device.
+    pub left: Left<S>,
+}
+
+/// What is left after a failure.
+#[derive(Debug)]
+pub enum Left<S> {
+    /// The stage it began with, as it was.
+    Same(Box<S>),
+    /// A command passed its deadline and may yet have its effect: the device's stage is not known.
+    Unsettled(Box<Unsettled>),
+}
+
+impl<S> fmt::Display for Failure<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<S: fmt::Debug> std::error::Error for Failure<S> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.error)
+    }
+}

@@ -1,0 +1,288 @@
+//! The stages of a device's life before and after it serves: each consumes the one before.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ublk_core::{Backend, CpuMask, DevId, Geometry, QueueId};
+use ublk_ctrl::{Controller, nodes};
+use ublk_queue::{Plan, Server};
+
+use crate::builder::Options;
+use crate::device::Device;
+use crate::error::{Error, Failure, Left};
+
+/// ADD_DEV and SET_PARAMS are done: `/dev/ublkcN` exists, nobody serves yet.
+pub struct Added<B> {
+    pub(crate) backend: Arc<B>,
+    pub(crate) geometry: Geometry,
+    pub(crate) controller: Box<dyn Controller>,
+    pub(crate) options: Options,
+}
+
+/// Every tag of every queue is with the driver: START_DEV may be sent.
+pub struct Armed {
+    pub(crate) server: Server,
+    pub(crate) geometry: Geometry,
+    pub(crate) controller: Box<dyn Controller>,
+    pub(crate) size: u64,
+    pub(crate) deadline: Duration,
+}
+
+/// The device has stopped and its queues are gone; its number and `/dev/ublkcN` are left.
+pub struct Stopped {
+    pub(crate) geometry: Geometry,
+    pub(crate) controller: Box<dyn Controller>,
+    pub(crate) deadline: Duration,
+}
+
+/// A command passed its deadline: what stage the device is in is not known.
+pub struct Unsettled {
+    pub(crate) geometry: Geometry,
+    pub(crate) controller: Box<dyn Controller>,
+    pub(crate) server: Option<Server>,
+    pub(crate) deadline: Duration,
+}
+
+/// What every stage can say and do.
+pub(crate) trait Stage: Sized {
+    /// Takes the device away from this stage on: stop, end, delete.
+    fn remove(self) -> Result<(), Error>;
+}
+
+/// Removes what a failure left, and keeps its error.
+pub(crate) fn clean_up<S: Stage>(failure: Failure<S>) -> Error {
+    // The first error is the one to tell; a device that cannot be removed stays listed.
+    let _ = match failure.left {
+        Left::Same(stage) => stage.remove(),
+        Left::Unsettled(unsettled) => unsettled.remove(),
+    };
+    failure.error
+}
+
+impl<B: Backend> Added<B> {
+    /// The device's number.
+    #[must_use]
+    pub const fn id(&self) -> DevId {
+        self.geometry.dev_id()
+    }
+
+    /// What the kernel made of the spec.
+    #[must_use]
+    pub const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Opens `/dev/ublkcN`, starts the queues' threads and gives every tag to the driver.
+    ///
+    /// # Errors
+    /// Why a queue could not be armed; the device is still there.
+    pub fn arm(mut self) -> Result<Armed, Failure<Self>> {
+        match self.try_arm() {
+            Ok(server) => Ok(Armed {
+                server,
+                geometry: self.geometry,
+                size: self.backend.limits().size,
+                controller: self.controller,
+                deadline: self.options.deadline,
+            }),
+            Err(error) => Err(Failure {
+                error,
+                left: Left::Same(Box::new(self)),
+            }),
+        }
+    }
+
+    fn try_arm(&mut self) -> Result<Server, Error> {
+        let deadline = self.options.deadline;
+        let mut plan = Plan::new(self.backend.limits().size);
+        plan.threads = self.options.threads;
+        plan.pool_threads = self.options.pool_threads;
+        plan.arm_deadline = deadline;
+        if self.options.pin {
+            plan.affinity = self.affinity(deadline)?;
+        }
+        let char_device = nodes::open_char(self.id(), deadline)?;
+        Ok(Server::arm(
+            char_device,
+            &self.geometry,
+            plan,
+            Arc::clone(&self.backend),
+        )?)
+    }
+
+    fn affinity(&mut self, deadline: Duration) -> Result<Vec<CpuMask>, ublk_ctrl::Error> {
+        let id = self.id();
+        let queues = (0..self.geometry.queues()).filter_map(|qid| QueueId::new(qid).ok());
+        queues
+            .map(|queue| self.controller.affinity(id, queue, deadline))
+            .collect()
+    }
+
+    /// Deletes the device.
+    ///
+    /// # Errors
+    /// What DEL_DEV said.
+    pub fn delete(self) -> Result<(), Error> {
+        self.remove()
+    }
+}
+
+impl<B> Stage for Added<B> {
+    fn remove(mut self) -> Result<(), Error> {
+        Ok(self
+            .controller
+            .delete(self.geometry.dev_id(), self.options.deadline)?)
+    }
+}
+
+impl Armed {
+    /// The device's number.
+    #[must_use]
+    pub const fn id(&self) -> DevId {
+        self.geometry.dev_id()
+    }
+
+    /// Sends START_DEV, and proves that `/dev/ublkbN` exists, opens and has its size.
+    ///
+    /// # Errors
+    /// What START_DEV said. After a deadline the device is unsettled.
+    pub fn start(mut self) -> Result<Device, Failure<Self>> {
+        let started = self
+            .controller
+            .start(self.id(), std::process::id(), self.deadline);
+        match started {
+            Ok(()) => {}
+            Err(error @ ublk_ctrl::Error::TimedOut { .. }) => {
+                return Err(self.unsettled(error.into()));
+            }
+            Err(error) => {
+                return Err(Failure {
+                    error: error.into(),
+                    left: Left::Same(Box::new(self)),
+                });
+            }
+        }
+        if let Err(error) = self
+            .controller
+            .prove_ready(self.id(), self.size, self.deadline)
+        {
+            return Err(self.unsettled(error.into()));
+        }
+        Ok(Device::new(self))
+    }
+
+    fn unsettled(self, error: Error) -> Failure<Self> {
+        let Self {
+            server,
+            geometry,
+            controller,
+            deadline,
+            ..
+        } = self;
+        let unsettled = Unsettled {
+            geometry,
+            controller,
+            server: Some(server),
+            deadline,
+        };
+        Failure {
+            error,
+            left: Left::Unsettled(Box::new(unsettled)),
+        }
+    }
+
+    /// Gives the tags back and deletes the device.
+    ///
+    /// # Errors
+    /// What DEL_DEV said, or a thread that did not end.
+    pub fn delete(self) -> Result<(), Error> {
+        self.remove()
+    }
+}
+
+impl Stage for Armed {
+    fn remove(self) -> Result<(), Error> {
+        let Self {
+            server,
+            geometry,
+            controller,
+            deadline,
+            ..
+        } = self;
+        Unsettled {
+            geometry,
+            controller,
+            server: Some(server),
+            deadline,
+        }
+        .remove()
+    }
+}
+
+impl Stopped {
+    /// The device's number.
+    #[must_use]
+    pub const fn id(&self) -> DevId {
+        self.geometry.dev_id()
+    }
+
+    /// Sends DEL_DEV and waits until the number is free.
+    ///
+    /// # Errors
+    /// What DEL_DEV said; after a deadline somebody else still holds the device open.
+    pub fn delete(mut self) -> Result<(), Error> {
+        Ok(self
+            .controller
+            .delete(self.geometry.dev_id(), self.deadline)?)
+    }
+}
+
+impl Stage for Stopped {
+    fn remove(self) -> Result<(), Error> {
+        self.delete()
+    }
+}
+
+impl Unsettled {
+    /// The device's number.
+    #[must_use]
+    pub const fn id(&self) -> DevId {
+        self.geometry.dev_id()
+    }
+
+    /// Stops and deletes whatever is there: STOP_DEV while the queues serve, then their end, then
+    /// DEL_DEV (L22).
+    ///
+    /// # Errors
+    /// The first step's that failed. The device stays listed.
+    pub fn settle(self) -> Result<(), Error> {
+        self.remove()
+    }
+}
+
+impl Stage for Unsettled {
+    fn remove(mut self) -> Result<(), Error> {
+        let id = self.geometry.dev_id();
+        self.controller.stop(id, self.deadline)?;
+        if let Some(mut server) = self.server.take() {
+            // Before START_DEV some kernels abort nothing on STOP_DEV: then the threads are told.
+            if server.finish(Duration::from_millis(100)).is_err() {
+                server.leave();
+                server.finish(self.deadline)?;
+            }
+        }
+        Ok(self.controller.delete(id, self.deadline)?)
+    }
+}
+
+macro_rules! debug {
+    ($($stage:ident $(<$b:ident>)?),*) => {$(
+        impl $(<$b>)? fmt::Debug for $stage $(<$b>)? {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($stage)).field("geometry", &self.geometry).finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+debug!(Added<B>, Armed, Stopped, Unsettled);
