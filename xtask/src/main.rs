@@ -1,2 +1,113 @@
-//! The project's tasks.
-fn main() {}
+//! The project's tasks; `cargo xtask` alone lists them.
+#![forbid(unsafe_code)]
+
+mod apt;
+mod build;
+mod ci;
+mod cmd;
+mod deb;
+mod demo;
+mod e2e;
+mod fuzz;
+mod guest;
+mod host;
+mod kernel;
+mod layout;
+mod lint;
+mod loom;
+mod manifest;
+mod modinfo;
+mod newc;
+mod paths;
+mod reset;
+mod results;
+mod shell;
+mod test;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use guest::accel::Choice;
+
+/// The project's tasks.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    arg_required_else_help = true
+)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// The main job on real input: a device is made, used, checked and removed
+    Demo {
+        /// What runs the guest
+        #[arg(long, value_enum, default_value_t)]
+        accel: Choice,
+    },
+    /// Every test there is, host side and virtual machines
+    Test(test::Options),
+    /// What must hold before a change goes in: lint and test
+    Ci(ci::Options),
+    /// Format, clippy with warnings denied, licences and sources of dependencies
+    Lint,
+    /// Our structs and constants against the newest kernel headers on offer
+    Layout,
+    /// The models of the ring's memory order
+    Loom,
+    /// The fuzz targets: one, or all of them in turn
+    Fuzz {
+        /// Name of a target
+        target: Option<String>,
+        /// Seconds for each target
+        #[arg(long, default_value_t = 60)]
+        time: u64,
+    },
+    /// The quick cases on one kernel, in a virtual machine
+    VmSimpleE2e {
+        /// What runs the guest
+        #[arg(long, value_enum, default_value_t)]
+        accel: Choice,
+    },
+    /// All cases on the default kernels, in a virtual machine
+    VmE2e(e2e::Options),
+    /// A guest with our tools, to look around in
+    VmShell {
+        /// Kernel: a series, `newest`, or the path of an image
+        #[arg(long, default_value = "newest")]
+        kernel: String,
+        /// What runs the guest
+        #[arg(long, value_enum, default_value_t)]
+        accel: Choice,
+    },
+    /// Ends left-over guests and drops all caches of the virtual machines
+    VmReset,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Demo { accel } => demo::run(accel),
+        Task::Test(options) => test::run(options),
+        Task::Ci(options) => ci::run(options),
+        Task::Lint => lint::run(),
+        Task::Layout => layout::run(),
+        Task::Loom => loom::run(),
+        Task::Fuzz { target, time } => fuzz::run(target, time),
+        Task::VmSimpleE2e { accel } => e2e::simple(accel),
+        Task::VmE2e(options) => e2e::run(&options),
+        Task::VmShell { kernel, accel } => shell::run(&kernel, accel),
+        Task::VmReset => reset::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

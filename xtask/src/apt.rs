@@ -1,0 +1,239 @@
+//! A private apt: an index and a download directory of our own, so that no package is installed
+//! and nothing of the host's apt changes. The index is signed; apt checks the signatures and the
+//! digest of every file it fetches.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+
+use crate::cmd;
+
+/// How old the index may be before it is fetched anew.
+const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// One place to fetch from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Address of the archive.
+    pub uri: String,
+    /// Suite of it, such as `trixie-backports`.
+    pub suite: String,
+    /// Components of it.
+    pub components: String,
+    /// File with the keys that sign it; empty for the host's trusted keys.
+    pub keyring: String,
+}
+
+/// One version of a package in the index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// SHA-256 of the file, in hexadecimal.
+    pub sha256: String,
+    /// Size of the file in bytes.
+    pub size: u64,
+}
+
+/// A private apt state below a directory.
+#[derive(Debug)]
+pub struct Apt {
+    directory: PathBuf,
+}
+
+impl Apt {
+    /// Sets the state up in `directory` (absolute).
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn open(directory: &Path, sources: &[Source]) -> Result<Self> {
+        for sub in ["lists/partial", "archives/partial", "packages"] {
+            fs::create_dir_all(directory.join(sub))
+                .with_context(|| directory.display().to_string())?;
+        }
+        let mut list = String::new();
+        for source in sources {
+            let signed = match source.keyring.as_str() {
+                "" => String::new(),
+                keyring => format!("signed-by={keyring} "),
+            };
+            list += &format!(
+                "deb [{signed}arch=amd64] {} {} {}\n",
+                source.uri, source.suite, source.components
+            );
+        }
+        let apt = Self {
+            directory: directory.to_owned(),
+        };
+        let old = fs::read_to_string(apt.directory.join("sources.list")).unwrap_or_default();
+        if old != list {
+            fs::write(apt.directory.join("sources.list"), list)?;
+            // Another list wants another index.
+            let _ = fs::remove_file(apt.directory.join("updated"));
+        }
+        fs::write(apt.directory.join("status"), "")?;
+        let root = directory.display();
+        let conf = format!(
+            "Dir::State \"{root}\";\nDir::State::lists \"{root}/lists\";\n\
+             Dir::State::status \"{root}/status\";\nDir::Cache \"{root}\";\n\
+             Dir::Etc::sourcelist \"{root}/sources.list\";\nDir::Etc::sourceparts \"/dev/null\";\n\
+             APT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; }};\n\
+             APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n\
+             Acquire::Retries \"3\";\n",
+        );
+        fs::write(apt.directory.join("apt.conf"), conf)?;
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("APT_CONFIG", self.directory.join("apt.conf"))
+            .env("LC_ALL", "C");
+        command
+    }
+
+    /// Fetches the index when there is none or it is more than a day old; without a network an
+    /// old one is used, and said to be.
+    ///
+    /// # Errors
+    /// There is no index and none can be fetched.
+    pub fn update(&self) -> Result<()> {
+        let stamp = self.directory.join("updated");
+        let age = fs::metadata(&stamp)
+            .and_then(|data| data.modified())
+            .ok()
+            .map(|time| SystemTime::now().duration_since(time).unwrap_or(FRESH));
+        if age.is_some_and(|age| age < FRESH) {
+            return Ok(());
+        }
+        println!("package index: fetching");
+        let mut update = self.command("apt-get");
+        update.args(["update", "-q", "--error-on=any"]);
+        match cmd::output(&mut update) {
+            Ok(_) => fs::write(&stamp, "").context("stamp"),
+            Err(error) if age.is_some() => {
+                println!("package index: keeping the old one, {error:#}");
+                Ok(())
+            }
+            Err(error) => Err(error).context("no package index yet, and none can be fetched"),
+        }
+    }
+
+    /// All names of packages that start with `prefix`.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let text = cmd::output(self.command("apt-cache").args(["pkgnames", prefix]))?;
+        let mut names: Vec<_> = text.lines().map(str::to_owned).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The newest version of a package; `None` when the index has none.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn find(&self, name: &str) -> Result<Option<Package>> {
+        self.first_of(name, &["--no-all-versions"])
+    }
+
+    /// The newest version of a package in any suite, also one that apt would not choose by itself
+    /// (backports); `None` when the index has none.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn newest(&self, name: &str) -> Result<Option<Package>> {
+        // All versions, newest first.
+        self.first_of(name, &["--all-versions"])
+    }
+
+    fn first_of(&self, name: &str, options: &[&str]) -> Result<Option<Package>> {
+        let mut show = self.command("apt-cache");
+        show.arg("show").args(options).arg(name);
+        let Ok(text) = cmd::output(&mut show) else {
+            return Ok(None);
+        };
+        let fields: BTreeMap<_, _> = text
+            .lines()
+            .take_while(|line| !line.is_empty())
+            .filter_map(|line| line.split_once(": "))
+            .collect();
+        let field = |key: &str| {
+            let value = fields.get(key).map(|value| (*value).to_owned());
+            value.with_context(|| format!("package {name} has no field {key} in the index"))
+        };
+        if fields.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Package {
+            name: field("Package")?,
+            version: field("Version")?,
+            sha256: field("SHA256")?,
+            size: field("Size")?.parse()?,
+        }))
+    }
+
+    /// The file of a package: from the cache, where its digest is checked again, or fetched.
+    ///
+    /// # Errors
+    /// It cannot be fetched, or its digest is not the index's.
+    pub fn fetch(&self, package: &Package) -> Result<PathBuf> {
+        let file = self
+            .directory
+            .join("packages")
+            .join(format!("{}_{}.deb", package.name, package.version));
+        if file.exists() {
+            if digest(&file)? == package.sha256 {
+                return Ok(file);
+            }
+            fs::remove_file(&file)?;
+        }
+        println!(
+            "{} {}: fetching {} MB",
+            package.name,
+            package.version,
+            package.size / 1_000_000
+        );
+        let fetched = tempfile::tempdir_in(&self.directory)?;
+        let mut download = self.command("apt-get");
+        download
+            .current_dir(fetched.path())
+            .args(["download", "-q"])
+            .arg(format!("{}={}", package.name, package.version));
+        cmd::output(&mut download)?;
+        let entry = fs::read_dir(fetched.path())?
+            .next()
+            .with_context(|| format!("no file came from: {}", cmd::line(&download)))??;
+        let got = digest(&entry.path())?;
+        if got != package.sha256 {
+            bail!(
+                "{} has digest {got}, the signed index says {}",
+                package.name,
+                package.sha256
+            );
+        }
+        fs::rename(entry.path(), &file)?;
+        Ok(file)
+    }
+}
+
+/// SHA-256 of a file in hexadecimal.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn digest(file: &Path) -> Result<String> {
+    let bytes = fs::read(file).with_context(|| file.display().to_string())?;
+    Ok(Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}

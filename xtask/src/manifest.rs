@@ -1,0 +1,111 @@
+//! `vm-images/manifest.toml` as values; the file itself says what each of them means.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::paths;
+
+/// The whole file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Kernels that are tested when none is named.
+    pub default: Vec<String>,
+    /// Series below this one are refused by name.
+    pub oldest: String,
+    /// Options that a kernel's configuration must have.
+    pub config: Vec<String>,
+    /// Modules that are loaded at boot.
+    pub modules: Vec<String>,
+    /// Modules that only lie in the image.
+    pub spare_modules: Vec<String>,
+    /// Console lines that are no fault.
+    #[serde(default)]
+    pub harmless: Vec<Harmless>,
+    /// Where kernels come from, by distribution.
+    pub distribution: BTreeMap<String, Distribution>,
+    /// Expected skips by series.
+    pub skips: BTreeMap<String, Vec<String>>,
+    /// Programs of the image, with their packages.
+    pub tools: BTreeMap<String, String>,
+    /// Programs of the host, with their packages.
+    pub host_tools: BTreeMap<String, String>,
+}
+
+/// A console line that looks like a fault and is none.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Harmless {
+    /// Part of the line.
+    pub line: String,
+    /// Why it is harmless: for the reader of the file.
+    #[expect(dead_code, reason = "required in the file, read by people")]
+    pub reason: String,
+}
+
+/// How a distribution names and keeps its kernels.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Distribution {
+    /// Start of an image package's name.
+    pub image: String,
+    /// End of an image package's name.
+    pub flavour: String,
+    /// Parts that an image package's name must not have.
+    pub not: Vec<String>,
+    /// Starts of the names of packages that hold the rest.
+    pub with: Vec<String>,
+    /// Archives; none means those of the host.
+    #[serde(default)]
+    pub source: Vec<SourceRule>,
+}
+
+/// One archive of a distribution.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceRule {
+    /// How the host's address of this archive ends.
+    pub ends: String,
+    /// Address when the host has none such.
+    pub address: String,
+    /// Suites wanted.
+    pub suites: Vec<String>,
+    /// Components wanted.
+    pub components: String,
+    /// Keys that sign it.
+    pub keyring: String,
+}
+
+impl Manifest {
+    /// Reads the project's manifest.
+    ///
+    /// # Errors
+    /// It is missing or malformed.
+    pub fn load() -> Result<Self> {
+        let path = paths::root().join("vm-images/manifest.toml");
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        toml::from_str(&text).with_context(|| path.display().to_string())
+    }
+
+    /// The skips that are expected of a kernel series.
+    pub fn expected_skips(&self, series: &str) -> &[String] {
+        self.skips.get(series).map_or(&[], Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Manifest;
+
+    #[test]
+    fn the_projects_own_file_is_sound() {
+        let manifest = Manifest::load().unwrap();
+        assert_eq!(manifest.default, ["6.12", "newest"]);
+        assert!(manifest.distribution.contains_key("debian"));
+        assert!(manifest.distribution.contains_key("ubuntu"));
+        assert!(manifest.modules.contains(&"ublk_drv".to_owned()));
+    }
+}

@@ -1,0 +1,233 @@
+//! Reading what test programs print, and what is expected of them.
+
+use std::collections::BTreeSet;
+
+/// What test programs have said, summed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Results {
+    /// Cases that passed.
+    pub passed: usize,
+    /// Names of cases that failed, and of other things that went wrong.
+    pub failed: Vec<String>,
+    /// Cases that were skipped, with their reasons.
+    pub skipped: Vec<(String, String)>,
+    /// Cases named so far on lines without a result yet.
+    pending: Option<String>,
+    /// Whether a closing line, `test result:`, was seen.
+    closed: bool,
+    /// Whether a program has started a list of cases that it has not closed yet.
+    open: bool,
+    /// Cases that the closing lines count.
+    counted: usize,
+}
+
+impl Results {
+    /// Takes one line of a libtest-like program.
+    pub fn line(&mut self, line: &str) {
+        let line = line.trim();
+        if line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")) {
+            self.open = true;
+        } else if let Some(rest) = line.strip_prefix("SKIP ") {
+            let (name, reason) = rest.split_once(':').unwrap_or((rest, ""));
+            self.skip(name.trim(), reason.trim());
+        } else if let Some(rest) = line.strip_prefix("test result: ") {
+            self.closing(rest);
+        } else if let Some(rest) = line.strip_prefix("test ") {
+            match rest.rsplit_once(" ... ") {
+                Some((name, result)) => self.case(name, result),
+                // Output of the case itself may stand between the name and the result.
+                None => self.pending = rest.strip_suffix(" ...").map(str::to_owned),
+            }
+        } else if let Some(name) = self.pending.take() {
+            match line {
+                "ok" | "FAILED" => self.case(&name, line),
+                _ => self.pending = Some(name),
+            }
+        }
+    }
+
+    fn case(&mut self, name: &str, result: &str) {
+        // Doc tests and should-panic tests have a remark behind their name.
+        let name = name.split(" - should panic").next().unwrap_or(name).trim();
+        let result = result.trim();
+        if result == "ok" {
+            self.passed += 1;
+        } else if let Some(rest) = result.strip_prefix("ignored") {
+            let reason = rest
+                .trim_start_matches([',', ' ', '('])
+                .trim_end_matches(')');
+            self.skip(name, reason);
+        } else {
+            self.failed.push(name.to_owned());
+        }
+    }
+
+    fn skip(&mut self, name: &str, reason: &str) {
+        if !self.skipped.iter().any(|(other, _)| other == name) {
+            self.skipped.push((name.to_owned(), reason.to_owned()));
+        }
+    }
+
+    fn closing(&mut self, rest: &str) {
+        self.closed = true;
+        self.open = false;
+        for part in rest.split(['.', ';']) {
+            let mut words = part.split_whitespace();
+            if let (Some(count), Some("passed" | "failed")) = (words.next(), words.next()) {
+                self.counted += count.parse::<usize>().unwrap_or(0);
+            }
+        }
+    }
+
+    /// Checks a program's end: it must have closed its list, with as many cases as were seen,
+    /// and its status must agree. A disagreement becomes a failure called `name`.
+    pub fn check(&mut self, name: &str, good: bool) {
+        let seen = self.passed + self.failed.len();
+        if self.open || !self.closed {
+            self.failed
+                .push(format!("{name}: it ended before its list of cases did"));
+        } else if self.counted != seen {
+            let counted = self.counted;
+            self.failed
+                .push(format!("{name}: {counted} cases counted, {seen} seen"));
+        } else if !good && self.failed.is_empty() {
+            self.failed
+                .push(format!("{name}: failed without a failed case"));
+        }
+    }
+
+    /// Adds another program's results, whose names get `prefix`.
+    pub fn add(&mut self, prefix: &str, other: &Self) {
+        self.passed += other.passed;
+        let named = |name: &String| format!("{prefix}{name}");
+        self.failed.extend(other.failed.iter().map(named));
+        let skips = other.skipped.iter();
+        self.skipped
+            .extend(skips.map(|(name, reason)| (named(name), reason.clone())));
+    }
+
+    /// Compares the skips with those expected: every one too many or too few, and every one
+    /// without a reason, is a failure.
+    pub fn compare_skips(&mut self, expected: &[String], all_ran: bool) {
+        let fits = |name: &str, pattern: &String| match pattern.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == pattern,
+        };
+        let mut used = BTreeSet::new();
+        for (name, reason) in &self.skipped {
+            match expected.iter().find(|pattern| fits(name, pattern)) {
+                Some(pattern) => {
+                    used.insert(pattern);
+                    if reason.is_empty() {
+                        self.failed
+                            .push(format!("{name}: skipped without a reason"));
+                    }
+                }
+                None => self
+                    .failed
+                    .push(format!("{name}: skipped unexpectedly ({reason})")),
+            }
+        }
+        if all_ran {
+            for pattern in expected.iter().filter(|pattern| !used.contains(pattern)) {
+                self.failed
+                    .push(format!("{pattern}: expected to be skipped, was not"));
+            }
+        }
+    }
+
+    /// The closing line.
+    pub fn sum(&self) -> String {
+        format!("{} passed, {} failed", self.passed, self.failed.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Results;
+
+    fn of(text: &str) -> Results {
+        let mut results = Results::default();
+        text.lines().for_each(|line| results.line(line));
+        results
+    }
+
+    const GOOD: &str = "running 3 tests\n\
+        test a ... ok\n\
+        test b ... ignored, needs 7.0\n\
+        test c - should panic ... ok\n\
+        test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n";
+
+    #[test]
+    fn lines_are_counted() {
+        let mut results = of(GOOD);
+        results.check("program", true);
+        assert_eq!(results.sum(), "2 passed, 0 failed");
+        assert_eq!(results.skipped, [("b".into(), "needs 7.0".into())]);
+    }
+
+    #[test]
+    fn a_failed_case_is_named() {
+        let mut results = of("test a ... ok\ntest b ... FAILED\n\
+            test result: FAILED. 1 passed; 1 failed; 0 ignored\n");
+        results.check("program", false);
+        assert_eq!(results.failed, ["b"]);
+        assert_eq!(results.sum(), "1 passed, 1 failed");
+    }
+
+    /// L90 Neither a program that died half way, nor one whose count disagrees, nor a bad status
+    /// without a failed case passes.
+    #[test]
+    fn l90_disagreement_is_a_failure() {
+        let mut cut = of("running 3 tests\ntest a ... ok\n");
+        cut.check("program", true);
+        assert_eq!(cut.failed.len(), 1, "{cut:?}");
+        let mut second = of(&format!("{GOOD}running 1 test\n"));
+        second.check("program", true);
+        assert_eq!(second.failed.len(), 1, "{second:?}");
+        let mut count = of("test a ... ok\ntest result: ok. 2 passed; 0 failed; 0 ignored\n");
+        count.check("program", true);
+        assert_eq!(count.failed.len(), 1, "{count:?}");
+        let mut status = of(GOOD);
+        status.check("program", false);
+        assert_eq!(status.failed.len(), 1, "{status:?}");
+    }
+
+    /// L91 A skip that nobody expects fails, and so does one without a reason, and an expected one
+    /// that did not happen.
+    #[test]
+    fn l91_skips_are_compared() {
+        let mut results = of(GOOD);
+        results.compare_skips(&[], true);
+        assert_eq!(results.failed.len(), 1, "{results:?}");
+        let mut results = of(GOOD);
+        results.compare_skips(&["b".into()], true);
+        assert!(results.failed.is_empty(), "{results:?}");
+        let mut results = of(GOOD);
+        results.compare_skips(&["b*".into(), "z".into()], true);
+        assert_eq!(results.failed, ["z: expected to be skipped, was not"]);
+        let mut results = of(GOOD);
+        results.compare_skips(&["b".into(), "z".into()], false);
+        assert!(
+            results.failed.is_empty(),
+            "a filter leaves cases out: {results:?}"
+        );
+        let mut results = of("SKIP no_reason:\n");
+        results.compare_skips(&["no_reason".into()], true);
+        assert_eq!(results.failed.len(), 1, "{results:?}");
+    }
+
+    #[test]
+    fn a_skip_line_and_its_case_are_one_skip() {
+        let results = of("SKIP x: no driver\ntest x ... ignored\n");
+        assert_eq!(results.skipped, [("x".into(), "no driver".into())]);
+        let results = of("SKIP x: no driver\ntest x ... ok\n");
+        assert_eq!((results.passed, results.skipped.len()), (1, 1));
+    }
+
+    #[test]
+    fn output_between_name_and_result_is_no_harm() {
+        let results = of("test a ...\nnoise\nok\ntest b ... ok\n");
+        assert_eq!(results.passed, 2);
+    }
+}

@@ -1,0 +1,133 @@
+//! `test`: every test there is.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::guest::accel::Choice;
+use crate::results::Results;
+use crate::vm::Vm;
+use crate::{cmd, e2e, loom, paths};
+
+/// Options of `test`.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct Options {
+    /// Leave the virtual machines out
+    #[arg(long)]
+    pub host_only: bool,
+}
+
+/// Runs everything, whatever fails on the way, and ends with the line `N passed, N failed`.
+///
+/// # Errors
+/// Something failed, the guest cannot run among it.
+pub fn run(options: Options) -> Result<()> {
+    let start = Instant::now();
+    let mut all = Results::default();
+    part(
+        &mut all,
+        "host",
+        &mut limited_with(
+            25 * 60,
+            &[
+                "test",
+                "--workspace",
+                "--exclude",
+                "ublk-e2e",
+                "--no-fail-fast",
+            ],
+        ),
+    );
+    part(&mut all, "loom", &mut loom::command());
+    alone(&mut all);
+    if options.host_only {
+        println!("\n== virtual machines: left out, as --host-only demands");
+    } else {
+        println!("\n== virtual machines");
+        match Vm::new(Choice::Auto).and_then(|vm| e2e::guests(&vm, &[], None)) {
+            Ok(results) => all.add("", &results),
+            Err(error) => all.failed.push(format!("virtual machines: {error:#}")),
+        }
+    }
+    println!(
+        "\n== all tests, after {:.0} s",
+        start.elapsed().as_secs_f64()
+    );
+    e2e::conclude(&all)
+}
+
+/// Runs one command whose output is that of test programs.
+fn part(all: &mut Results, name: &str, command: &mut Command) {
+    println!("\n== {name}: {}", cmd::line(command));
+    let mut results = Results::default();
+    match cmd::watch(command, |line| results.line(line)) {
+        Ok(good) => results.check(name, good),
+        Err(error) => results.failed.push(format!("{name}: {error:#}")),
+    }
+    // A part that ran nothing proves nothing.
+    if results.passed == 0 && results.failed.is_empty() {
+        results.failed.push(format!("{name}: no test ran"));
+    }
+    println!("{name}: {}", results.sum());
+    all.add("", &results);
+}
+
+/// The programs that use one library crate alone: each is compiled, outside of the workspace, and
+/// run.
+fn alone(all: &mut Results) {
+    println!("\n== layers alone");
+    let mut projects: Vec<PathBuf> = fs::read_dir(paths::root().join("tests/alone"))
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.join("Cargo.toml").is_file())
+        .collect();
+    projects.sort();
+    for project in &projects {
+        let name = project
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let mut command = limited_with(10 * 60, &["run", "--quiet"]);
+        command
+            .arg("--manifest-path")
+            .arg(project.join("Cargo.toml"));
+        command.env("CARGO_TARGET_DIR", paths::target().join("alone"));
+        match cmd::watch(&mut command, |_| ()) {
+            Ok(true) => {
+                println!("test alone {name} ... ok");
+                all.passed += 1;
+            }
+            Ok(false) => all
+                .failed
+                .push(format!("alone {name}: {}", cmd::line(&command))),
+            Err(error) => all.failed.push(format!("alone {name}: {error:#}")),
+        }
+    }
+    if projects.is_empty() {
+        all.failed
+            .push("layers alone: no program in tests/alone".to_owned());
+    }
+}
+
+/// `cargo` in the checkout with a time limit, after which it and all its children are killed.
+pub fn limited(seconds: u32) -> Command {
+    let cargo = cmd::cargo();
+    let mut command = Command::new("timeout");
+    command
+        .args(["--kill-after=10", &seconds.to_string()])
+        .arg(cargo.get_program())
+        .current_dir(paths::root());
+    command
+}
+
+fn limited_with(seconds: u32, arguments: &[&str]) -> Command {
+    let mut command = limited(seconds);
+    command.args(arguments);
+    command
+}

@@ -1,0 +1,160 @@
+//! What every task with a guest starts from: host set up, programs built, image written, kernels
+//! at hand.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::guest::accel::{self, Accel, Choice};
+use crate::guest::image::{Contents, Image};
+use crate::guest::{FUNCTIONAL_CMDLINE, Guest};
+use crate::kernel::{self, Kernel};
+use crate::manifest::Manifest;
+use crate::{build, host, paths};
+
+/// Our programs that every guest has.
+pub const PROGRAMS: [(&str, &str); 3] = [
+    ("ublkctl", "ublkctl"),
+    ("ublk-e2e", "ublk-e2e"),
+    ("ublk-guest", "ublk-demo"),
+];
+
+/// A place where guests can be run.
+#[derive(Debug)]
+pub struct Vm {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The image with our programs and the host's tools.
+    pub image: Image,
+    /// What the user wants to run guests with.
+    pub choice: Choice,
+}
+
+impl Vm {
+    /// Sets the host up, builds our programs, writes the image.
+    ///
+    /// # Errors
+    /// A processor that is not x86-64; something is missing; a build fails.
+    pub fn new(choice: Choice) -> Result<Self> {
+        let manifest = set_up()?;
+        let mut built = build::guest(&with_init(&PROGRAMS))?;
+        let contents = Contents {
+            init: built.remove(0),
+            programs: built,
+            tools: manifest.tools.keys().cloned().collect(),
+            tree: None,
+        };
+        let path = paths::vm().join("images/functional.cpio");
+        let image = Image::build(&contents, &path)?;
+        Ok(Self {
+            manifest,
+            image,
+            choice,
+        })
+    }
+
+    /// Makes the named kernels ready, the manifest's default ones when none is named.
+    ///
+    /// # Errors
+    /// As [`kernel::prepare`].
+    pub fn kernels(&self, names: &[String]) -> Result<Vec<Kernel>> {
+        let names = if names.is_empty() {
+            &self.manifest.default
+        } else {
+            names
+        };
+        names
+            .iter()
+            .map(|name| kernel::prepare(&self.manifest, name))
+            .collect()
+    }
+
+    /// A functional guest that runs `program`, and the lock that keeps its directory ours.
+    ///
+    /// # Errors
+    /// No directory for the run; KVM was demanded and does not work.
+    pub fn guest<'a>(
+        &'a self,
+        kernel: &'a Kernel,
+        program: &[&str],
+        deadline: Duration,
+    ) -> Result<(Guest<'a>, Accel, RunLock)> {
+        let accel = accel::choose(self.choice, kernel, &self.image)?;
+        let (directory, lock) = run_directory(&kernel.name)?;
+        let load = |name: &String| (name.clone(), String::new());
+        let guest = Guest {
+            kernel,
+            image: &self.image,
+            machine: accel.machine(),
+            cmdline: FUNCTIONAL_CMDLINE.map(str::to_owned).to_vec(),
+            modules: self.manifest.modules.iter().map(load).collect(),
+            sets: vec![(
+                "/proc/sys/kernel/hung_task_timeout_secs".to_owned(),
+                "60".to_owned(),
+            )],
+            files: Vec::new(),
+            program: program.iter().map(|word| (*word).to_owned()).collect(),
+            env: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())],
+            deadline,
+            directory,
+            harmless: self
+                .manifest
+                .harmless
+                .iter()
+                .map(|h| h.line.clone())
+                .collect(),
+        };
+        Ok((guest, accel, lock))
+    }
+}
+
+/// Checks the host and installs what it lacks.
+///
+/// # Errors
+/// A processor that is not x86-64; something is missing and cannot be installed here.
+pub fn set_up() -> Result<Manifest> {
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        bail!("the virtual machine tests run on x86-64 Linux hosts only");
+    }
+    let manifest = Manifest::load()?;
+    host::set_up(&manifest)?;
+    Ok(manifest)
+}
+
+/// The init first, then the others.
+pub fn with_init<'a>(programs: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let mut all = vec![("ublk-guest", "guest-init")];
+    all.extend_from_slice(programs);
+    all
+}
+
+/// Held while a run's directory is in use.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
+}
+
+/// A directory for a run, `target/vm/NAME`; when another run holds it, `NAME.2` and so on.
+///
+/// # Errors
+/// The directory cannot be made.
+pub fn run_directory(name: &str) -> Result<(PathBuf, RunLock)> {
+    for number in 1..100 {
+        let name = if number == 1 {
+            name.to_owned()
+        } else {
+            format!("{name}.{number}")
+        };
+        let directory = paths::vm().join(name);
+        fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+        let file = File::create(directory.join("lock"))?;
+        match file.try_lock() {
+            Ok(()) => return Ok((directory, RunLock { _file: file })),
+            Err(fs::TryLockError::WouldBlock) => {}
+            Err(fs::TryLockError::Error(error)) => return Err(error).context("lock"),
+        }
+    }
+    bail!("a hundred runs at once");
+}
