@@ -89,6 +89,17 @@ impl<P: CtrlPort> Control<P> {
         }
     }
 
+    /// The port: a script's record of what it saw.
+    pub const fn port(&self) -> &P {
+        &self.port
+    }
+
+    /// The port, to change a script.
+    #[cfg(any(test, feature = "test-utils"))]
+    pub const fn port_mut(&mut self) -> &mut P {
+        &mut self.port
+    }
+
     /// Commands still in the kernel: the abandoned ones that have not ended yet.
     #[must_use]
     pub fn pending(&self) -> usize {

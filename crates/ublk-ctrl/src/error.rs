@@ -460,3 +460,7 @@ impl From<Missing> for Error {
         Self::Unsupported(missing)
     }
 }
+
+#[cfg(test)]
+#[path = "error_tests.rs"]
+mod tests;

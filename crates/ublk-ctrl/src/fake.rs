@@ -13,8 +13,8 @@ use ublk_sys::ublksrv_ctrl_cmd;
 pub enum Act {
     /// Answers at once.
     Answer(Result<u32, Errno>),
-    /// Never answers until it is cancelled; then with this errno.
-    UntilCancelled(Errno),
+    /// Answers only when it is cancelled: with EINTR as START does, or by having been done.
+    UntilCancelled(Result<u32, Errno>),
     /// Never answers, cancelled or not; [`FakeKernel::release`] ends it.
     Stuck,
 }
@@ -70,6 +70,14 @@ impl FakeKernel {
     }
 }
 
+/// A result as the kernel would write it into a completion.
+fn raw(result: Result<u32, Errno>) -> i32 {
+    match result {
+        Ok(value) => i32::try_from(value).unwrap_or(i32::MAX),
+        Err(errno) => errno.to_result(),
+    }
+}
+
 impl CtrlPort for FakeKernel {
     fn submit(
         &mut self,
@@ -81,10 +89,7 @@ impl CtrlPort for FakeKernel {
         self.seen.push(cmd_op);
         match (self.script)(cmd_op, header, buffer) {
             Act::Answer(result) => {
-                let res = match result {
-                    Ok(value) => i32::try_from(value).unwrap_or(i32::MAX),
-                    Err(errno) => errno.to_result(),
-                };
+                let res = raw(result);
                 self.ready.push_back(Completion { user_data, res });
             }
             act => self.waiting.push((user_data, act)),
@@ -96,11 +101,11 @@ impl CtrlPort for FakeKernel {
         self.cancels += 1;
         let found = self.waiting.iter().position(|(word, _)| *word == target);
         let res = match found.map(|at| (at, self.waiting[at].1)) {
-            Some((at, Act::UntilCancelled(errno))) => {
+            Some((at, Act::UntilCancelled(result))) => {
                 self.waiting.remove(at);
                 self.ready.push_back(Completion {
                     user_data: target,
-                    res: errno.to_result(),
+                    res: raw(result),
                 });
                 Errno::EALREADY.to_result()
             }

@@ -1,1 +1,104 @@
+use super::*;
+use std::fs::{create_dir_all, write};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use tempfile::TempDir;
 
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(20);
+
+fn id(n: u32) -> DevId {
+    DevId::new(n).unwrap()
+}
+
+fn root() -> (TempDir, Nodes) {
+    let dir = tempfile::tempdir().unwrap();
+    create_dir_all(dir.path().join("dev")).unwrap();
+    let nodes = Nodes::under(dir.path());
+    (dir, nodes)
+}
+
+/// L38 Ready means: exists, opens, has its size. A node that comes late is waited for.
+#[test]
+fn l38_ready_is_exists_opens_and_size() {
+    let (_dir, nodes) = root();
+    let late = nodes.clone();
+    let udev = std::thread::spawn(move || {
+        std::thread::sleep(SHORT);
+        // Whole at once, as a device node is.
+        let made = late.dev.join("made");
+        write(&made, [0; 4096]).unwrap();
+        std::fs::rename(made, late.block_device(id(0))).unwrap();
+    });
+    assert_eq!(nodes.prove_ready(id(0), 4096, LONG), Ok(()));
+    udev.join().unwrap();
+    assert_eq!(
+        nodes.prove_ready(id(0), 8192, LONG),
+        Err(Error::WrongSize {
+            dev: id(0),
+            want: 8192,
+            got: 4096
+        })
+    );
+}
+
+/// L38 A node that never comes, never opens, or lost its disk: each told as what it is.
+#[test]
+fn l38_what_keeps_a_device_from_being_ready() {
+    let (_dir, nodes) = root();
+    let error = nodes.prove_ready(id(1), 4096, SHORT).unwrap_err();
+    assert!(matches!(
+        error,
+        Error::TimedOut {
+            operation: Operation::ProveReady,
+            abandoned: false,
+            ..
+        }
+    ));
+    assert!(error.hint().contains("udevadm settle"));
+    // A socket answers open with ENXIO, as a node without its disk does.
+    let _socket = UnixListener::bind(nodes.block_device(id(2))).unwrap();
+    let error = nodes.prove_ready(id(2), 4096, SHORT).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::ENXIO));
+    assert!(error.to_string().contains("went away"), "{error}");
+    // What no waiting cures is told at once.
+    symlink("ublkb3", nodes.block_device(id(3))).unwrap();
+    let begun = std::time::Instant::now();
+    assert!(nodes.prove_ready(id(3), 4096, LONG).is_err());
+    assert!(begun.elapsed() < LONG / 2);
+}
+
+#[test]
+fn the_character_device_opens_for_both_ways() {
+    let (_dir, nodes) = root();
+    write(nodes.char_device(id(5)), b"x").unwrap();
+    let fd = nodes.open_char(id(5), LONG).unwrap();
+    let mut file = File::from(fd);
+    std::io::Write::write_all(&mut file, b"y").unwrap();
+    let error = nodes.open_char(id(6), SHORT).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.dev()),
+        (crate::Kind::TimedOut, Some(id(6)))
+    );
+}
+
+#[test]
+fn devices_are_listed_from_sysfs_else_from_the_nodes() {
+    let (dir, nodes) = root();
+    assert_eq!(nodes.list_devices(), Ok(vec![]));
+    for name in [
+        "ublkc10",
+        "ublkc2",
+        "ublkb2",
+        "ublk-control",
+        "ublkcx",
+        "ublkc1048576",
+    ] {
+        write(dir.path().join("dev").join(name), "").unwrap();
+    }
+    assert_eq!(nodes.list_devices(), Ok(vec![id(2), id(10)]));
+    create_dir_all(dir.path().join("sys/class/ublk-char/ublkc7")).unwrap();
+    assert_eq!(nodes.list_devices(), Ok(vec![id(7)]));
+    let nowhere = Nodes::under(&dir.path().join("nowhere"));
+    assert!(nowhere.list_devices().is_err());
+}
