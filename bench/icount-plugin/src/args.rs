@@ -1,0 +1,85 @@
+//! The plugin's arguments.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+/// The arguments, checked.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Args {
+    /// First address of the server's text.
+    pub lo: u64,
+    /// First address after it.
+    pub hi: u64,
+    /// File of the snapshots.
+    pub out: PathBuf,
+    /// File of the server's executed blocks.
+    pub hot: Option<PathBuf>,
+}
+
+impl Args {
+    /// Reads `name=value` words.
+    ///
+    /// # Errors
+    /// A text that says which argument is missing, unknown or malformed.
+    pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+        let (mut lo, mut hi, mut out, mut hot) = (None, None, None, None);
+        for word in words {
+            let (name, value) = word
+                .split_once('=')
+                .ok_or_else(|| format!("argument without a value: {word}"))?;
+            match name {
+                "lo" => lo = Some(address(value)?),
+                "hi" => hi = Some(address(value)?),
+                "out" => out = Some(PathBuf::from(value)),
+                "hot" => hot = Some(PathBuf::from(value)),
+                _ => return Err(format!("unknown argument: {name}")),
+            }
+        }
+        let args = Self {
+            lo: lo.ok_or("no lo=ADDRESS")?,
+            hi: hi.ok_or("no hi=ADDRESS")?,
+            out: out.ok_or("no out=PATH")?,
+            hot,
+        };
+        if args.lo >= args.hi {
+            return Err(format!(
+                "no address between {:x} and {:x}",
+                args.lo, args.hi
+            ));
+        }
+        Ok(args)
+    }
+}
+
+fn address(text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    u64::from_str_radix(digits, 16).map_err(|error| format!("{text}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Args;
+
+    #[test]
+    fn addresses_are_hexadecimal() {
+        let args = Args::parse(["lo=10000000", "hi=0x14000000", "out=/x/y"].into_iter()).unwrap();
+        assert_eq!((args.lo, args.hi), (0x1000_0000, 0x1400_0000));
+        assert_eq!(args.out.to_str(), Some("/x/y"));
+        assert_eq!(args.hot, None);
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_told() {
+        for words in [
+            &["lo=1", "hi=2"][..],
+            &["lo=1", "out=x"],
+            &["hi=2", "out=x"],
+            &["lo=2", "hi=2", "out=x"],
+            &["lo=g", "hi=2", "out=x"],
+            &["lo=1", "hi=2", "out=x", "more=1"],
+            &["lo"],
+        ] {
+            assert!(Args::parse(words.iter().copied()).is_err(), "{words:?}");
+        }
+    }
+}

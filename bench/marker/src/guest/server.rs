@@ -1,0 +1,84 @@
+//! A server in the foreground: started, spoken to, stopped.
+
+use std::io::{self, BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+/// How long a server may take to come up or go down, in guest time.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A running server and its device.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    device: String,
+}
+
+impl Server {
+    /// Starts a server and waits for the line with the device path.
+    ///
+    /// # Errors
+    /// It cannot be started, ends, or says nothing in time; what it said on standard error goes
+    /// to ours.
+    pub fn start(command: &[String]) -> Result<Self> {
+        let (program, arguments) = command.split_first().context("no server")?;
+        let mut child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| program.clone())?;
+        let output = child.stdout.take().context("piped above")?;
+        let (sender, first) = mpsc::channel();
+        thread::spawn(move || {
+            let mut output = BufReader::new(output);
+            let mut line = String::new();
+            let _ = output.read_line(&mut line);
+            let _ = sender.send(line);
+            // A server that says more shall not die of a closed pipe.
+            let _ = io::copy(&mut output, &mut io::sink());
+        });
+        let line = first.recv_timeout(DEADLINE).unwrap_or_default();
+        let device = line.trim().to_owned();
+        if !device.starts_with("/dev/") {
+            let _ = child.kill();
+            let status = child.wait()?;
+            bail!(
+                "the server did not name its device ({status}): {}",
+                command.join(" ")
+            );
+        }
+        Ok(Self { child, device })
+    }
+
+    /// The path of its device.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Ends it with SIGTERM and waits.
+    ///
+    /// # Errors
+    /// It does not end in time, or not with status 0.
+    pub fn stop(mut self) -> Result<()> {
+        let pid = self.child.id().to_string();
+        let kill = Command::new("/usr/bin/busybox")
+            .args(["kill", "-TERM", &pid])
+            .status()?;
+        let (sender, ended) = mpsc::channel();
+        thread::spawn(move || sender.send(self.child.wait()));
+        match ended.recv_timeout(DEADLINE) {
+            Ok(Ok(status)) if status.success() && kill.success() => Ok(()),
+            Ok(Ok(status)) => bail!("the server ended badly: {status}"),
+            Ok(Err(error)) => Err(error).context("wait for the server"),
+            Err(_) => bail!(
+                "the server did not end within {} s of SIGTERM",
+                DEADLINE.as_secs()
+            ),
+        }
+    }
+}

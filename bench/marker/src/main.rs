@@ -1,0 +1,6 @@
+//! Executes the marker once, for use by hand in a guest.
+#![forbid(unsafe_code)]
+
+fn main() {
+    icount_marker::mark();
+}
