@@ -84,7 +84,7 @@ impl<C, M: CqMemory<C>> Cq<C, M> {
         }
     }
 
-    /// CQEs that found the ring full; a counter, so relaxed.
+    /// CQEs lost because ring and memory were full; a counter, so relaxed.
     pub fn overflow(&self) -> u32 {
         self.mem.overflow().load_relaxed()
     }

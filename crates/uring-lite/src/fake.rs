@@ -153,6 +153,13 @@ impl<S: SqEntry, C: CqEntry> FakeKernel<S, C> {
         self.0.borrow_mut().post(cqe);
     }
 
+    /// Loses a CQE for want of memory: counts it, and the next `enter` fails with `EBADR`.
+    pub fn lose_cqe(&self) {
+        let mut state = self.0.borrow_mut();
+        state.cq.count_overflow();
+        state.troubles.push_front(Trouble::Fail(libc::EBADR));
+    }
+
     /// Entries in flight, oldest first.
     #[must_use]
     pub fn in_flight(&self) -> Vec<S> {
@@ -172,7 +179,6 @@ impl<S: SqEntry, C: CqEntry> State<S, C> {
         if self.backlog.is_empty() && self.cq.post(cqe) {
             return;
         }
-        self.cq.count_overflow();
         self.backlog.push_back(cqe);
         self.sq.set_flags(sys::IORING_SQ_CQ_OVERFLOW);
     }

@@ -220,7 +220,7 @@ impl<C: Copy> KernelCq<C> {
         true
     }
 
-    /// Counts a CQE that did not fit.
+    /// Counts a lost CQE.
     pub fn count_overflow(&self) {
         // One writer.
         let count = self.shared.count.load(Ordering::Relaxed);

@@ -31,7 +31,7 @@ mod error;
 pub mod fake;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
-#[cfg(any(test, feature = "test-utils", feature = "fuzzing"))]
+#[cfg(any(test, feature = "test-utils"))]
 mod heap;
 mod linux;
 #[cfg(all(test, loom))]

@@ -82,7 +82,7 @@ pub trait CqMemory<C> {
     fn head(&self) -> &Self::Word;
     /// Index behind the last entry; written by the kernel.
     fn tail(&self) -> &Self::Word;
-    /// Count of CQEs that found the ring full; written by the kernel.
+    /// Count of CQEs lost because the ring was full and no memory left to keep them; written by the kernel.
     fn overflow(&self) -> &Self::Word;
 
     /// Copies one entry out.

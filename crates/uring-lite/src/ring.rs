@@ -33,6 +33,7 @@ pub struct Ring<S: SqEntry = Sqe64, C: CqEntry = Cqe16, P: Port<S, C> = Linux> {
     cq: Cq<C, P::Cq>,
     setup: Setup,
     wake: Option<WakeSide>,
+    overflow_enters: u64,
     // Behind the queues, which point into its mappings.
     port: P,
     _thread: PhantomData<*mut ()>,
@@ -91,6 +92,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
             cq: Cq::new(cq)?,
             setup,
             wake: None,
+            overflow_enters: 0,
             port,
             _thread: PhantomData,
         })
@@ -159,10 +161,16 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         self.cq.release();
     }
 
-    /// CQEs that found the CQ ring full so far. They wait in the kernel and come with later calls of `enter`; none
-    /// is lost, but each cost an allocation: make the CQ larger.
+    /// CQEs that are lost: the CQ ring was full and the kernel had no memory to keep them. `enter` answers the first
+    /// with [`EnterError::Lost`].
     pub fn overflowed(&self) -> u32 {
         self.cq.overflow()
+    }
+
+    /// Calls of `enter` that found completions waiting outside the full CQ ring (`IORING_SQ_CQ_OVERFLOW`). None of
+    /// them is lost, but each costs the kernel an allocation: make the CQ larger.
+    pub const fn overflow_enters(&self) -> u64 {
+        self.overflow_enters
     }
 
     /// Entries the kernel would not look at, so far. Always 0 unless the ring's memory is damaged.
@@ -184,7 +192,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
     ///
     /// Ends early by timeout, signal, wake or short submit, which [`Entered`] tells: callers loop anyway. With a
     /// [`Waker`] the wait is for one more CQE whatever `want`, because a wake must end it. `want` CQEs that were not
-    /// popped before the call count.
+    /// popped before the call count. `want` is cut to the size of the CQ.
     ///
     /// # Errors
     /// [`EnterError`]; what was pushed stays in the SQ.
@@ -194,6 +202,8 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         let ready = self.cq.ready();
         let mut woken = false;
         let mut parked = false;
+        // More than the CQ holds cannot be waited for; the kernel cuts it too.
+        let want = want.min(self.setup.cq_entries);
         let mut wait = if ready < want { want } else { 0 };
         if wait > 0 && self.wake.is_some() {
             self.arm_waker()?;
@@ -207,7 +217,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         self.sq.publish();
         let to_submit = self.sq.pending();
         let mut flags = 0;
-        if wait > 0 || self.work_pending(want) {
+        if self.work_pending(want) || wait > 0 {
             flags = sys::IORING_ENTER_GETEVENTS;
         }
         if to_submit == 0 && flags == 0 {
@@ -240,23 +250,27 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         };
         // The kernel answers with the count when it submitted, however the wait ended; only the CQ can tell. A
         // short submit (left > 0) does not wait at all.
-        if wait > entered.ready && entered.left == 0 && !entered.woken {
-            entered.timed_out |= timeout.is_some() && !entered.interrupted;
-            entered.interrupted |= timeout.is_none();
+        let hidden = entered.submitted > 0 && entered.left == 0 && !entered.woken;
+        if hidden && entered.ready < wait {
+            entered.timed_out = timeout.is_some();
+            entered.interrupted = timeout.is_none();
         }
         Ok(entered)
     }
 
     /// Whether the kernel holds completions that only GETEVENTS makes visible.
     #[inline]
-    fn work_pending(&self, want: u32) -> bool {
-        // DEFER_TASKRUN runs completion work nowhere else. When `want` CQEs are already there the caller has work
-        // to do first; without a wish it came to flush.
-        if self.setup.flags & sys::IORING_SETUP_DEFER_TASKRUN != 0 && want == 0 {
+    fn work_pending(&mut self, want: u32) -> bool {
+        let flags = self.sq.flags();
+        if flags & sys::IORING_SQ_CQ_OVERFLOW != 0 {
+            // CQEs wait for room in the CQ (L52).
+            self.overflow_enters += 1;
             return true;
         }
-        // TASKRUN: COOP_TASKRUN with TASKRUN_FLAG says so. CQ_OVERFLOW: CQEs wait for room (L52).
-        self.sq.flags() & (sys::IORING_SQ_TASKRUN | sys::IORING_SQ_CQ_OVERFLOW) != 0
+        // DEFER_TASKRUN runs completion work nowhere else. When `want` CQEs are already there the caller has work
+        // to do first; without a wish it came to flush. COOP_TASKRUN with TASKRUN_FLAG tells by its flag.
+        let defer = self.setup.flags & sys::IORING_SETUP_DEFER_TASKRUN != 0;
+        (defer && want == 0) || flags & sys::IORING_SQ_TASKRUN != 0
     }
 
     /// The thread-safe handle that wakes this ring; clones of one waker. The first call makes the eventfd and the

@@ -243,13 +243,22 @@ fn l52_overflow_is_counted_and_nothing_is_lost() {
     ring.submit().expect("submit");
     push(&mut ring, 8..12);
     ring.submit().expect("submit");
-    assert_eq!((ring.cq_ready(), ring.overflowed()), (8, 4));
+    assert_eq!((ring.cq_ready(), ring.overflow_enters()), (8, 0));
     assert_eq!(pop_all(&mut ring), (0..8).collect::<Vec<_>>());
     // Nothing to submit and a ring flag that says CQEs wait: one enter with GETEVENTS brings them.
     assert_eq!(ring.enter(1, None).map(|e| e.ready), Ok(4));
     assert_eq!(kernel.calls().last().map(|c| c.flags), Some(GETEVENTS));
     assert_eq!(pop_all(&mut ring), (8..12).collect::<Vec<_>>());
-    assert_eq!(ring.dropped(), 0);
+    assert_eq!(
+        (ring.overflow_enters(), ring.overflowed(), ring.dropped()),
+        (1, 0, 0)
+    );
+    // Without room and memory a CQE is lost: counted, and the ring says so.
+    kernel.lose_cqe();
+    assert_eq!(
+        (ring.enter(1, None), ring.overflowed()),
+        (Err(EnterError::Lost), 1)
+    );
 }
 
 /// L52 the overflow flag alone makes `submit` flush, on a ring without deferred work too.

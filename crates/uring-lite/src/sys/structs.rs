@@ -120,7 +120,7 @@ pub struct io_cqring_offsets {
     pub ring_mask: u32,
     /// Entries.
     pub ring_entries: u32,
-    /// Count of CQEs that did not fit.
+    /// Count of CQEs that did not fit and could not be kept.
     pub overflow: u32,
     /// The entries.
     pub cqes: u32,

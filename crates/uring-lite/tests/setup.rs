@@ -1,0 +1,192 @@
+//! Making and ending rings on the running kernel.
+
+mod common;
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Mutex, PoisonError};
+
+use common::{reap, ring, ring_on, skip};
+use uring_lite::{CqEntry, Cqe16, Cqe32, Ladder, Ring, SqEntry, Sqe64, Sqe128, op, sys};
+
+/// Tests that count what belongs to the whole process run one at a time.
+static PROCESS: Mutex<()> = Mutex::new(());
+
+fn works<S: SqEntry, C: CqEntry>(ring: &mut Ring<S, C>) {
+    // Three times around: every slot, at every stride, with wrapped indices.
+    let entries = u64::from(ring.setup().sq_entries);
+    for round in 0..3 {
+        for id in 0..entries {
+            ring.push(&S::from_sqe64(op::nop().user_data(round * 1000 + id)))
+                .expect("room");
+        }
+        let cqes = reap(ring, usize::try_from(entries).expect("few"));
+        let ids: Vec<u64> = cqes.iter().map(CqEntry::user_data).collect();
+        assert_eq!(
+            ids,
+            (round * 1000..round * 1000 + entries).collect::<Vec<_>>()
+        );
+        assert!(cqes.iter().all(|cqe| cqe.res() == 0));
+    }
+    assert_eq!((ring.overflowed(), ring.dropped()), (0, 0));
+}
+
+fn every_rung<S: SqEntry, C: CqEntry>() {
+    for ladder in [
+        Ladder::SingleIssuerDefer,
+        Ladder::CoopTaskrun,
+        Ladder::Plain,
+    ] {
+        let mut ring = ring_on::<S, C>(8, ladder);
+        let setup = *ring.setup();
+        if setup.ladder != ladder {
+            skip(&format!(
+                "the kernel grants {:?} where {ladder:?} was asked",
+                setup.ladder
+            ));
+        }
+        let defer = sys::IORING_SETUP_SINGLE_ISSUER | sys::IORING_SETUP_DEFER_TASKRUN;
+        let coop = sys::IORING_SETUP_COOP_TASKRUN | sys::IORING_SETUP_TASKRUN_FLAG;
+        let expected = match setup.ladder {
+            Ladder::SingleIssuerDefer => defer,
+            Ladder::CoopTaskrun => coop,
+            Ladder::Plain => 0,
+        };
+        assert_eq!(setup.flags & (defer | coop), expected);
+        assert_eq!((setup.sq_entries, setup.cq_entries), (8, 16));
+        assert!(setup.has_feature(sys::IORING_FEAT_EXT_ARG));
+        works(&mut ring);
+    }
+}
+
+#[test]
+fn every_rung_of_the_ladder() {
+    every_rung::<Sqe64, Cqe16>();
+}
+
+#[test]
+fn every_rung_with_sqe128() {
+    every_rung::<Sqe128, Cqe16>();
+}
+
+#[test]
+fn every_rung_with_cqe32() {
+    every_rung::<Sqe64, Cqe32>();
+}
+
+#[test]
+fn every_rung_with_both() {
+    every_rung::<Sqe128, Cqe32>();
+}
+
+#[test]
+fn with_and_without_the_index_array() {
+    let mut ring = Ring::<Sqe64, Cqe16>::builder(4)
+        .sq_array(true)
+        .build()
+        .expect("ring");
+    assert!(!ring.setup().has_flag(sys::IORING_SETUP_NO_SQARRAY));
+    works(&mut ring);
+    let mut ring = common::ring::<Sqe128, Cqe16>(4);
+    if !ring.setup().has_flag(sys::IORING_SETUP_NO_SQARRAY) {
+        return skip("the kernel is older than 6.6 and has no NO_SQARRAY");
+    }
+    works(&mut ring);
+}
+
+#[test]
+fn sizes_are_rounded_and_clamped() {
+    let ring = Ring::<Sqe64, Cqe16>::builder(5)
+        .cq_entries(100)
+        .build()
+        .expect("ring");
+    assert_eq!((ring.setup().sq_entries, ring.setup().cq_entries), (8, 128));
+    let ring = Ring::<Sqe64, Cqe16>::builder(1 << 20)
+        .clamp(true)
+        .build()
+        .expect("ring");
+    assert_eq!(
+        (ring.setup().sq_entries, ring.setup().cq_entries),
+        (32768, 65536)
+    );
+}
+
+#[test]
+fn the_ring_descriptor_is_registered_and_given_back() {
+    // A thread has 16 places: a leak would show at the seventeenth ring.
+    for i in 0..40 {
+        let mut ring = ring::<Sqe64, Cqe16>(2);
+        assert!(ring.setup().ring_fd_registered, "ring {i}");
+        works(&mut ring);
+    }
+    // More rings than places work all the same.
+    let mut rings: Vec<Ring> = (0..18).map(|_| ring(2)).collect();
+    assert!(!rings[17].setup().ring_fd_registered);
+    rings.iter_mut().for_each(works);
+    let mut ring = Ring::<Sqe64, Cqe16>::builder(2)
+        .register_ring_fd(false)
+        .build()
+        .expect("ring");
+    assert!(!ring.setup().ring_fd_registered);
+    works(&mut ring);
+}
+
+#[test]
+fn nothing_is_inherited() {
+    let _alone = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+    let ring = ring::<Sqe64, Cqe16>(8);
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", ring.as_fd().as_raw_fd()))
+        .expect("fdinfo");
+    let flags = info
+        .lines()
+        .find_map(|line| line.strip_prefix("flags:"))
+        .expect("flags");
+    let flags = u32::from_str_radix(flags.trim(), 8).expect("octal");
+    assert_ne!(flags & libc::O_CLOEXEC.cast_unsigned(), 0, "close-on-exec");
+    // VmFlags: dc is "do not copy area on fork".
+    let smaps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
+    let mut in_ring = false;
+    let mut seen = 0;
+    for line in smaps.lines() {
+        if line.contains("-")
+            && line
+                .split(' ')
+                .next()
+                .is_some_and(|r| r.contains('-') && !r.ends_with(':'))
+        {
+            in_ring = line.contains("[io_uring]");
+        } else if in_ring && let Some(flags) = line.strip_prefix("VmFlags:") {
+            assert!(
+                flags.split_whitespace().any(|f| f == "dc"),
+                "inherited by fork: {flags}"
+            );
+            seen += 1;
+        }
+    }
+    assert!(seen >= 2, "ring and entries are two mappings, saw {seen}");
+}
+
+#[test]
+fn l23_rings_leave_no_descriptor_and_no_mapping() {
+    let _alone = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = || {
+        let fds = std::fs::read_dir("/proc/thread-self/fd")
+            .expect("fd")
+            .filter_map(Result::ok);
+        let targets = fds.filter_map(|e| std::fs::read_link(e.path()).ok());
+        targets
+            .filter(|t| t.to_string_lossy().contains("tagged-by-l23"))
+            .count()
+    };
+    assert_eq!(count(), 0);
+    // Only what this test makes is looked at: the other tests of this program make rings at the same time.
+    let mut fds = Vec::new();
+    for _ in 0..50 {
+        let mut ring = ring::<Sqe128, Cqe32>(8);
+        ring.waker().expect("waker");
+        works(&mut ring);
+        fds.push(ring.as_fd().as_raw_fd());
+    }
+    // Fifty rings one after the other: with a leak their numbers would rise by two or three each.
+    let (first, last) = (fds[0], fds[49]);
+    assert!(last - first < 50, "descriptors leak: {first} to {last}");
+}
