@@ -97,8 +97,10 @@ mod tests {
     use super::{run, targets};
     use crate::paths;
 
+    type Body = fn(&[u8]);
+
     /// What each target calls; a new target without a row here is a failure.
-    const BODIES: &[(&str, fn(&[u8]))] = &[
+    const BODIES: &[(&str, Body)] = &[
         ("completions", ublk_core::fuzz::completions),
         ("descriptors", ublk_sys::fuzz::descriptors),
         ("marshal", ublk_sys::fuzz::marshal_all),
