@@ -93,6 +93,12 @@ impl Link {
         self.fd
     }
 
+    /// Ends the conversation: the other end sees it closed.
+    pub fn hang_up(&self) {
+        // Fails only for a socket that is not connected, which is what is wanted.
+        let _ = socket::shut_down(self.fd.as_fd());
+    }
+
     /// Sends one message, without waiting.
     ///
     /// # Errors
@@ -123,17 +129,21 @@ impl Link {
             .map_err(|e| LinkError::Garbled(e.to_string()))
     }
 
-    /// Waits for a message until the deadline.
+    /// Waits for a message until the deadline; without one, for as long as it takes.
     ///
     /// # Errors
     /// [`LinkError::TimedOut`], and those of [`Link::try_recv`].
-    pub fn recv<T: DeserializeOwned>(&self, deadline: Instant) -> Result<T, LinkError> {
+    pub fn recv<T: DeserializeOwned>(
+        &self,
+        deadline: impl Into<Option<Instant>>,
+    ) -> Result<T, LinkError> {
+        let deadline = deadline.into();
         loop {
             if let Some(message) = self.try_recv()? {
                 return Ok(message);
             }
-            let ready = poll::readable(&[self.fd.as_fd()], Some(deadline))?;
-            if !ready.contains(&true) && Instant::now() >= deadline {
+            let ready = poll::readable(&[self.fd.as_fd()], deadline)?;
+            if !ready.contains(&true) && deadline.is_some_and(|at| Instant::now() >= at) {
                 return Err(LinkError::TimedOut);
             }
         }

@@ -134,7 +134,11 @@ impl Peer {
             Reap::Spawned(child) => child.try_wait(),
             Reap::Forked => process::reap(self.pid),
             #[cfg(test)]
-            Reap::Thread => return Some("thread ended".to_owned()),
+            Reap::Thread => {
+                let now = Some(std::time::Instant::now());
+                let ready = crate::sys::poll::readable(&[self.exit.as_fd()], now);
+                return matches!(ready.as_deref(), Ok([true])).then(|| "thread".to_owned());
+            }
         };
         match status {
             Ok(status) => status.map(|s| s.to_string()),

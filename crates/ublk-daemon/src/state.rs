@@ -362,6 +362,14 @@ impl Store {
         Ok(())
     }
 
+    /// Removes the record of a device that was never added.
+    ///
+    /// # Errors
+    /// Those of the file system, except that nothing was there.
+    pub fn forget_pending(&self, nonce: u64) -> Result<(), StateError> {
+        remove_if_there(&self.pending_path(nonce))
+    }
+
     /// Opens a log for appending: never through a link, private to its owner.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use ublk_core::{CpuMask, Geometry, Limits};
+use ublk_ctrl::Kind;
 
 /// What answers the requests of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -268,6 +269,34 @@ impl Failure {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+}
+
+impl From<ublk_ctrl::Error> for Failure {
+    fn from(error: ublk_ctrl::Error) -> Self {
+        let kind = match error.kind() {
+            Kind::NoDevice => FailureKind::NoSuchDevice,
+            Kind::TimedOut => FailureKind::TimedOut,
+            Kind::Usage => FailureKind::Usage,
+            _ => FailureKind::Failed,
+        };
+        Self::new(kind, error.summary()).hint(error.hint())
+    }
+}
+
+impl From<crate::link::LinkError> for Failure {
+    fn from(error: crate::link::LinkError) -> Self {
+        let kind = match error {
+            crate::link::LinkError::TimedOut => FailureKind::TimedOut,
+            _ => FailureKind::Failed,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<crate::state::StateError> for Failure {
+    fn from(error: crate::state::StateError) -> Self {
+        Self::failed(format!("state: {error}"))
     }
 }
 

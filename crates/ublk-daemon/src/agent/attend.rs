@@ -1,0 +1,240 @@
+//! The long part of an agent's life: events, and the way out.
+
+use super::{Agent, LEAVE};
+use crate::kill_point::kill_point;
+use crate::link::LinkError;
+use crate::state::Phase;
+use crate::sys::poll;
+use crate::wire::{Failure, FromServer, Health, ToAgent, ToServer};
+use std::io;
+use std::os::fd::AsFd;
+use ublk_ctrl::Error;
+
+/// What is known of the end so far.
+#[derive(Debug, Default)]
+struct Ending {
+    /// The agent stopped the device, and why.
+    asked: Option<String>,
+    /// The server said it is empty.
+    empty: bool,
+    /// The server said it failed.
+    failed: Option<Failure>,
+    /// The server's link is closed.
+    hung_up: bool,
+    /// What the server's process ended with.
+    exit: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Ready {
+    exit: bool,
+    link: bool,
+    signal: bool,
+    front: bool,
+    caller: bool,
+}
+
+impl Agent<'_> {
+    /// Waits for events until the server is gone, then does what the way of its end asks for.
+    /// Without an event it sleeps: nothing in it has a clock.
+    pub(super) fn attend(&mut self) -> Result<(), Failure> {
+        let mut ending = Ending::default();
+        while ending.exit.is_none() {
+            let ready = self
+                .wait(&ending)
+                .map_err(|e| Failure::failed(format!("cannot wait for events: {e}")))?;
+            if ready.exit {
+                ending.exit = self.server.as_mut().and_then(super::Peer::ended);
+            }
+            if ready.link || ready.exit {
+                self.listen(&mut ending);
+            }
+            if ready.signal {
+                if let Some(signals) = &mut self.ears.signals {
+                    signals.clear();
+                }
+                self.leave(&mut ending, "a signal");
+            }
+            if ready.front {
+                self.hear_front(&mut ending);
+            }
+            if ready.caller {
+                self.ask_health();
+            }
+        }
+        self.relay.close();
+        self.close(ending)
+    }
+
+    fn wait(&self, ending: &Ending) -> io::Result<Ready> {
+        let Some(server) = &self.server else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let mut fds = vec![server.exit_fd()];
+        let mut kinds: Vec<fn(&mut Ready) -> &mut bool> = vec![|r| &mut r.exit];
+        if !ending.hung_up {
+            fds.push(server.link.as_fd());
+            kinds.push(|r| &mut r.link);
+        }
+        if let Some(signals) = &self.ears.signals {
+            fds.push(signals.as_fd());
+            kinds.push(|r| &mut r.signal);
+        }
+        if let Some(front) = &self.ears.front {
+            fds.push(front.as_fd());
+            kinds.push(|r| &mut r.front);
+        }
+        if let Some(caller) = self.relay.fd() {
+            fds.push(caller);
+            kinds.push(|r| &mut r.caller);
+        }
+        let mut ready = Ready::default();
+        for (yes, kind) in poll::readable(&fds, None)?.into_iter().zip(kinds) {
+            *kind(&mut ready) = yes;
+        }
+        Ok(ready)
+    }
+
+    /// Takes every word the server has said.
+    fn listen(&mut self, ending: &mut Ending) {
+        loop {
+            let Some(server) = &self.server else { return };
+            match server.link.try_recv() {
+                Ok(None) => return,
+                Ok(Some(FromServer::Leave { why })) => self.leave(ending, &why),
+                Ok(Some(FromServer::Empty { health })) => {
+                    ending.empty = true;
+                    if let Some(health) = health {
+                        report(&health);
+                    }
+                }
+                Ok(Some(FromServer::Failed(failure))) => ending.failed = Some(failure),
+                Ok(Some(FromServer::Health { ticket, health })) => {
+                    self.relay.answer(ticket, &health);
+                }
+                Ok(Some(other)) => tracing::warn!("the server spoke out of turn: {other:?}"),
+                Err(e @ (LinkError::Garbled(_) | LinkError::TooLong(_))) => tracing::warn!("{e}"),
+                Err(_) => {
+                    ending.hung_up = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn hear_front(&mut self, ending: &mut Ending) {
+        let Some(front) = &self.ears.front else {
+            return;
+        };
+        match front.try_recv::<ToAgent>() {
+            Ok(None) => {}
+            Ok(Some(ToAgent::Leave)) => self.leave(ending, "the front"),
+            Ok(Some(ToAgent::Add(_))) => tracing::warn!("the front spoke out of turn"),
+            Err(_) => {
+                self.ears.front = None;
+                if self.ears.foreground {
+                    self.leave(ending, "the end of the front");
+                }
+            }
+        }
+    }
+
+    fn ask_health(&mut self) {
+        if let Some(ticket) = self.relay.accept() {
+            self.tell_server(&ToServer::Health { ticket });
+        }
+    }
+
+    /// Stops the device while the server still serves (L22). Asked again, it does nothing more.
+    fn leave(&mut self, ending: &mut Ending, why: &str) {
+        if ending.asked.is_some() {
+            return;
+        }
+        ending.asked = Some(why.to_owned());
+        let Some(device) = &mut self.device else {
+            return;
+        };
+        let id = device.id;
+        tracing::info!("device {id} is stopped and deleted, asked by {why}");
+        device.record.phase = Phase::Leaving;
+        self.save();
+        kill_point("stop:before");
+        let Ok(control) = self.control() else { return };
+        match control.stop(id, LEAVE) {
+            Ok(()) | Err(Error::NoSuchDevice { .. }) => {}
+            // The device stops when the server answers or ends; both are events here.
+            Err(e) => tracing::error!("{e}"),
+        }
+        kill_point("stop:stopped");
+    }
+
+    /// The server is gone.
+    fn close(&mut self, ending: Ending) -> Result<(), Failure> {
+        let exit = ending.exit.unwrap_or_default();
+        let Some(mut device) = self.device.take() else {
+            return Ok(());
+        };
+        let id = device.id;
+        let cause = match (ending.failed, ending.empty) {
+            (Some(failure), _) => Some(failure.to_string()),
+            (None, true) => None,
+            (None, false) => Some(format!("the server process ended ({exit})")),
+        };
+        if ending.asked.is_some() {
+            if let Some(cause) = &cause {
+                tracing::warn!("device {id} was being stopped when {cause}");
+            }
+            self.remove(&device);
+            return Ok(());
+        }
+        device.record.phase = Phase::Ended;
+        device.record.cause = Some(
+            cause
+                .clone()
+                .unwrap_or_else(|| "stopped from outside".to_owned()),
+        );
+        // Only while the device is still this one: a record is no obstacle, but litter.
+        let ours = self.control()?.info(id, LEAVE);
+        match ours {
+            Ok(info) if info.server_flags() == device.record.nonce => {
+                if let Err(e) = self.store.write(&device.record) {
+                    tracing::warn!("{e}");
+                }
+            }
+            _ => {
+                if let Err(e) = self.store.remove(id.get(), device.record.nonce) {
+                    tracing::warn!("{e}");
+                }
+            }
+        }
+        match cause {
+            None => {
+                tracing::info!("device {id} was stopped from outside");
+                Ok(())
+            }
+            Some(cause) => Err(
+                Failure::failed(format!("device {id}: {cause}")).hint(format!(
+                    "the device is dead; `ublkctl delete {id}` removes it"
+                )),
+            ),
+        }
+    }
+}
+
+fn report(health: &Health) {
+    let stats = &health.stats;
+    tracing::info!(
+        "{} reads, {} writes, {} flushes, {} errors",
+        stats.reads,
+        stats.writes,
+        stats.flushes,
+        stats.errors
+    );
+    if stats.panics + stats.dropped != 0 {
+        tracing::warn!(
+            "{} panics contained, {} requests dropped",
+            stats.panics,
+            stats.dropped
+        );
+    }
+}

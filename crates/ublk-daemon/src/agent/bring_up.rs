@@ -1,0 +1,243 @@
+//! From nothing to a device that serves, and back when a step fails.
+
+use super::{Agent, Device, LEAVE};
+use crate::kill_point::kill_point;
+use crate::link::LINK_VERSION;
+use crate::state::{self, Phase, ProcessId, Record};
+use crate::sys::poll;
+use crate::wire::{AddRequest, AddSpec, Added, Assignment, Failure, FromServer, ToServer};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use ublk_core::{CheckedSpec, CpuMask, DevId, DeviceSpec, Limits, QueueId};
+use ublk_ctrl::Error;
+
+/// What is left until the deadline.
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// The device of a request, checked by the kernel's rules before anything is made.
+///
+/// # Errors
+/// [`Error::Spec`] with the rule that is broken.
+pub fn check(spec: &AddSpec, limits: Limits, nonce: u64) -> Result<CheckedSpec, Error> {
+    let mut device = DeviceSpec::new(limits)
+        .queues(spec.queues)
+        .depth(spec.depth)
+        .max_io_bytes(spec.max_io_bytes)
+        .server_flags(nonce);
+    if let Some(id) = spec.id {
+        device = device.id(DevId::new(id).map_err(|e| Error::Spec {
+            message: e.to_string(),
+        })?);
+    }
+    Ok(device.check(ublk_ctrl::page_size())?)
+}
+
+impl Agent<'_> {
+    /// Makes the device and starts it. On failure [`Agent::unwind`] takes back what was made.
+    pub(super) fn bring_up(
+        &mut self,
+        request: &AddRequest,
+        deadline: Instant,
+    ) -> Result<Added, Failure> {
+        let spec = &request.spec;
+        // Both processes are started before the control ring exists, and get going meanwhile.
+        self.server = Some(self.world.server()?);
+        self.world.start_prover()?;
+        self.tell_server(&ToServer::Describe {
+            version: LINK_VERSION,
+            spec: spec.clone(),
+        });
+        self.control = Some(self.world.control()?);
+        let limits = self.described(deadline)?;
+        let nonce = state::nonce().map_err(|e| Failure::failed(format!("no random word: {e}")))?;
+        let checked = check(spec, limits, nonce)?;
+        // Intent is on disk before ADD_DEV, so that a kill leaves nothing nameless (L31).
+        let mut record = Record::new(nonce, spec.clone());
+        record.server = self.server.as_ref().and_then(|s| ProcessId::of(s.pid));
+        self.store.write(&record)?;
+        kill_point("add:intent");
+        let added = self.control()?.add(&checked, left(deadline));
+        let geometry = match added {
+            Ok(geometry) => geometry,
+            Err(e) => {
+                // Not sure to have failed: what was abandoned may have its effect yet, and the
+                // record then says whose device it is.
+                if !matches!(e, Error::TimedOut { .. }) {
+                    self.forget_pending(nonce);
+                }
+                return Err(e.into());
+            }
+        };
+        kill_point("add:added");
+        let id = geometry.dev_id();
+        record.id = Some(id.get());
+        self.log = (!request.foreground).then(|| self.log_path(request, id));
+        record.log.clone_from(&self.log);
+        self.device = Some(Device {
+            id,
+            geometry,
+            record,
+            started: false,
+        });
+        if geometry.queues() != spec.queues {
+            tracing::info!(
+                "{} queues were asked for, the kernel made {} (at most one per CPU)",
+                spec.queues,
+                geometry.queues()
+            );
+        }
+        self.control()?
+            .set_params(&checked, &geometry, left(deadline))?;
+        let affinity = self.affinity(id, geometry.queues(), deadline)?;
+        kill_point("add:parameters");
+        self.tell_server(&ToServer::Assign(Assignment {
+            geometry,
+            affinity,
+            deadline_ms: u64::try_from(left(deadline).as_millis()).unwrap_or(u64::MAX),
+        }));
+        // State is on disk before START_DEV. The server arms meanwhile.
+        self.enter(Phase::Starting)?;
+        let pid = self.armed(deadline)?;
+        kill_point("start:armed");
+        if let Some(device) = &mut self.device {
+            device.started = true;
+        }
+        self.control()?.start(id, pid, left(deadline))?;
+        kill_point("start:started");
+        self.world.prove(id, limits.size, left(deadline))?;
+        kill_point("start:ready");
+        self.enter(Phase::Live)?;
+        let relay = self.relay.open(&self.store.socket(id.get()));
+        if let Err(e) = relay {
+            tracing::warn!("no socket for health: {e}");
+        }
+        Ok(self.added(spec, limits, pid))
+    }
+
+    fn log_path(&self, request: &AddRequest, id: DevId) -> PathBuf {
+        let asked = request.log.clone();
+        asked.unwrap_or_else(|| self.store.log(id.get()))
+    }
+
+    fn forget_pending(&self, nonce: u64) {
+        if let Err(e) = self.store.forget_pending(nonce) {
+            tracing::warn!("{e}");
+        }
+    }
+
+    /// Writes down how far the device has come.
+    fn enter(&mut self, phase: Phase) -> Result<(), Failure> {
+        let Some(device) = &mut self.device else {
+            return Ok(());
+        };
+        device.record.phase = phase;
+        Ok(self.store.write(&device.record)?)
+    }
+
+    fn described(&mut self, deadline: Instant) -> Result<Limits, Failure> {
+        match self.hear_server("described", deadline)? {
+            FromServer::Described { version, limits } if version == LINK_VERSION => Ok(limits),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    fn armed(&mut self, deadline: Instant) -> Result<u32, Failure> {
+        match self.hear_server("armed", deadline)? {
+            FromServer::Armed { pid } => Ok(pid),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    fn affinity(
+        &mut self,
+        id: DevId,
+        queues: u16,
+        deadline: Instant,
+    ) -> Result<Vec<CpuMask>, Failure> {
+        let mut masks = Vec::with_capacity(usize::from(queues));
+        for qid in (0..queues).map_while(|qid| QueueId::new(qid).ok()) {
+            masks.push(self.control()?.affinity(id, qid, left(deadline))?);
+        }
+        Ok(masks)
+    }
+
+    fn added(&self, spec: &AddSpec, limits: Limits, server_pid: u32) -> Added {
+        let device = self.device.as_ref();
+        let geometry = device.map(|d| d.geometry);
+        let id = device.map_or(0, |d| d.id.get());
+        Added {
+            id,
+            path: PathBuf::from(format!("/dev/ublkb{id}")),
+            char_path: PathBuf::from(format!("/dev/ublkc{id}")),
+            queues: geometry.map_or(0, |g| g.queues()),
+            depth: geometry.map_or(0, |g| g.depth()),
+            size: limits.size,
+            block_size: limits.logical_block_size,
+            max_io_bytes: geometry.map_or(0, |g| g.max_io_bytes()),
+            read_only: limits.read_only,
+            backend: spec.backend.name().to_owned(),
+            data: "copy".to_owned(),
+            batch: false,
+            features: geometry.map_or_else(Vec::new, |g| {
+                g.features().iter().map(|f| f.name.to_owned()).collect()
+            }),
+            server_pid,
+            agent_pid: std::process::id(),
+        }
+    }
+
+    /// Takes back what a failed [`Agent::bring_up`] made: STOP frees the fetches, the server
+    /// leaves, DEL removes the device, then its record goes.
+    pub(super) fn unwind(&mut self) {
+        self.relay.close();
+        if let Some(id) = self.device.as_ref().map(|d| d.id)
+            && let Ok(control) = self.control()
+            && let Err(e) = control.stop(id, LEAVE)
+            && !matches!(e, Error::NoSuchDevice { .. })
+        {
+            tracing::warn!("{e}");
+        }
+        self.tell_server(&ToServer::Quit);
+        if let Some(server) = &mut self.server {
+            // The link goes too: a server that waits for its next word ends.
+            let gone = poll::readable(&[server.exit_fd()], Some(Instant::now() + LEAVE));
+            if !matches!(gone.as_deref(), Ok([true])) {
+                tracing::warn!(
+                    "the server process {} does not leave; it is killed",
+                    server.pid
+                );
+                // Safe here: STOP was issued by this process, not by the server (kernel: a process
+                // with its own STOP in flight cannot be killed).
+                let _ = server.signal(libc::SIGKILL);
+            }
+            let _ = server.ended();
+        }
+        if let Some(device) = self.device.take() {
+            self.remove(&device);
+        }
+    }
+
+    /// DEL_DEV, then the record. A device that is not to be had away stays listed with its cause.
+    pub(super) fn remove(&mut self, device: &Device) {
+        kill_point("delete:before");
+        let deleted = match self.control() {
+            Ok(control) => control.delete(device.id, LEAVE),
+            Err(_) => return,
+        };
+        match deleted {
+            Ok(()) | Err(Error::NoSuchDevice { .. }) => {
+                kill_point("delete:deleted");
+                if let Err(e) = self.store.remove(device.id.get(), device.record.nonce) {
+                    tracing::warn!("{e}");
+                }
+            }
+            Err(e) => tracing::error!("device {} stays: {e}", device.id),
+        }
+    }
+}
+
+fn out_of_turn(word: &FromServer) -> Failure {
+    Failure::failed(format!("the server spoke out of turn: {word:?}"))
+}

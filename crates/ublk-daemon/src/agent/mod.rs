@@ -1,0 +1,297 @@
+//! The agent role: owns the control ring of one device and watches its server.
+//!
+//! It makes the device (ADD, SET_PARAMS), lets the server arm it, starts it, has its readiness
+//! proved by a helper, and then waits for events: the server's words, its exit, signals, the front.
+//! Asked to end it stops the device while the server still serves, waits until the server is empty
+//! and gone, and only then deletes (L22).
+
+mod attend;
+mod bring_up;
+mod relay;
+
+use crate::helper::Helper;
+use crate::link::{LINK_VERSION, Link, LinkError};
+use crate::peer::{Messages, Peer, Role};
+use crate::signals::Signals;
+use crate::state::{Record, Store};
+use crate::sys::{poll, process};
+use crate::wire::{AddRequest, Added, Failure, FromAgent, FromServer, ToAgent, ToServer};
+pub use bring_up::check;
+use relay::Relay;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use ublk_core::{DevId, Geometry};
+use ublk_ctrl::{ControlThread, Controller, Error};
+
+/// How long STOP_DEV, DEL_DEV and a server's exit are waited for before the agent says that they
+/// take long. It has nobody to return to, so it goes on waiting where it can.
+const LEAVE: Duration = Duration::from_secs(30);
+
+/// How long opening the control plane may take.
+const OPEN: Duration = Duration::from_secs(10);
+
+/// What an agent needs from the outside: the real thing, or a test's.
+pub trait World {
+    /// Leaves the session of the caller, before any process is started.
+    fn detach(&mut self);
+
+    /// Starts the server process.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    fn server(&mut self) -> Result<Peer, Failure>;
+
+    /// Starts what will prove readiness. Called before the control ring exists.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    fn start_prover(&mut self) -> Result<(), Error>;
+
+    /// Proves that the block device exists, opens and has its size, in another process.
+    ///
+    /// # Errors
+    /// Why it is not so by the deadline.
+    fn prove(&mut self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error>;
+
+    /// The prover is not needed any more. It is collected here, if it can still end.
+    fn end_prover(&mut self);
+
+    /// Opens the control plane.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn control(&mut self) -> Result<Box<dyn Controller>, Error>;
+}
+
+/// Processes and the kernel.
+#[derive(Debug)]
+pub struct Real {
+    program: PathBuf,
+    prover: Option<Helper>,
+}
+
+impl Real {
+    /// Roles are hidden subcommands of this program.
+    #[must_use]
+    pub const fn new(program: PathBuf) -> Self {
+        Self {
+            program,
+            prover: None,
+        }
+    }
+}
+
+impl World for Real {
+    fn detach(&mut self) {
+        // Fails only for the leader of a group, which no spawned role is.
+        if let Err(e) = process::new_session() {
+            tracing::warn!("no session of its own: {e}");
+        }
+    }
+
+    fn server(&mut self) -> Result<Peer, Failure> {
+        Ok(Peer::spawn(&self.program, Role::Server, Messages::Inherit)?)
+    }
+
+    fn start_prover(&mut self) -> Result<(), Error> {
+        self.prover = Some(Helper::start(&self.program)?);
+        Ok(())
+    }
+
+    fn prove(&mut self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
+        let prover = self.prover.as_mut().ok_or_else(|| Error::ControllerGone {
+            message: "the prover was not started".to_owned(),
+        })?;
+        prover.prove_ready(id, size, deadline)
+    }
+
+    fn end_prover(&mut self) {
+        if let Some(prover) = self.prover.take() {
+            prover.finish();
+        }
+    }
+
+    fn control(&mut self) -> Result<Box<dyn Controller>, Error> {
+        // On a thread of its own: the agent itself is never stuck in the kernel.
+        Ok(Box::new(ControlThread::start(OPEN)?))
+    }
+}
+
+/// The links and signals an agent listens to besides its server.
+#[derive(Debug)]
+pub(crate) struct Ears {
+    front: Option<Link>,
+    signals: Option<Signals>,
+    /// The device lives no longer than the front.
+    foreground: bool,
+}
+
+/// A device in an agent's care.
+struct Device {
+    id: DevId,
+    geometry: Geometry,
+    record: Record,
+    started: bool,
+}
+
+/// An agent at work.
+struct Agent<'w> {
+    world: &'w mut dyn World,
+    store: Store,
+    ears: Ears,
+    server: Option<Peer>,
+    control: Option<Box<dyn Controller>>,
+    device: Option<Device>,
+    relay: Relay,
+    log: Option<PathBuf>,
+}
+
+/// Plays the role to its end. The exit code: 0 when the device was deleted as asked or stopped from
+/// outside.
+pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Signals>) -> i32 {
+    let mut agent = Agent {
+        world,
+        store,
+        ears: Ears {
+            front: Some(front),
+            signals,
+            foreground: true,
+        },
+        server: None,
+        control: None,
+        device: None,
+        relay: Relay::default(),
+        log: None,
+    };
+    match agent.live() {
+        Ok(()) => {
+            agent.tell_front(&FromAgent::Gone);
+            0
+        }
+        Err(failure) => {
+            // Whoever waits tells it; the log keeps it when nobody does.
+            if !agent.tell_front(&FromAgent::Failed(failure.clone())) {
+                tracing::error!("{failure}");
+            }
+            1
+        }
+    }
+}
+
+impl Agent<'_> {
+    fn live(&mut self) -> Result<(), Failure> {
+        let request = self.request()?;
+        let deadline = Instant::now() + Duration::from_millis(request.deadline_ms);
+        if !request.foreground {
+            self.world.detach();
+        }
+        match self.bring_up(&request, deadline) {
+            Ok(added) => {
+                self.announce(&request, added);
+                self.attend()
+            }
+            Err(failure) => {
+                self.unwind();
+                Err(failure)
+            }
+        }
+    }
+
+    fn request(&self) -> Result<AddRequest, Failure> {
+        let link = self.ears.front.as_ref();
+        let link = link.ok_or_else(|| Failure::failed("no front"))?;
+        match link.recv(Instant::now() + LEAVE)? {
+            ToAgent::Add(request) if request.version == LINK_VERSION => Ok(request),
+            ToAgent::Add(request) => Err(LinkError::Version(request.version).into()),
+            ToAgent::Leave => Err(Failure::failed(
+                "told to leave before there was anything to do",
+            )),
+        }
+    }
+
+    /// Says that the device serves, and lets go of the front's standard error.
+    fn announce(&mut self, request: &AddRequest, added: Added) {
+        self.ears.foreground = request.foreground;
+        let log = self.log.clone();
+        self.tell_server(&ToServer::Live { log: log.clone() });
+        tracing::info!("device {} serves, server {}", added.id, added.server_pid);
+        if let Some(log) = &log {
+            crate::roles::log_to(log);
+        }
+        self.tell_front(&FromAgent::Live(added));
+        if !request.foreground {
+            self.ears.front = None;
+        }
+        self.world.end_prover();
+    }
+
+    /// Whether there was a front to tell.
+    fn tell_front(&mut self, message: &FromAgent) -> bool {
+        let front = self.ears.front.as_ref();
+        front.is_some_and(|front| front.send(message).is_ok())
+    }
+
+    fn tell_server(&mut self, message: &ToServer) {
+        if let Some(Err(e)) = self.server.as_ref().map(|s| s.link.send(message)) {
+            tracing::warn!("the server does not listen: {e}");
+        }
+    }
+
+    fn control(&mut self) -> Result<&mut Box<dyn Controller>, Failure> {
+        let control = self.control.as_mut();
+        control.ok_or_else(|| Failure::failed("no control ring"))
+    }
+
+    fn save(&self) {
+        if let Some(Err(e)) = self.device.as_ref().map(|d| self.store.write(&d.record)) {
+            tracing::warn!("cannot keep the state of the device: {e}");
+        }
+    }
+
+    /// The server's next word before the deadline; its death, a signal and a front that left end
+    /// the wait, too.
+    fn hear_server(&mut self, what: &str, deadline: Instant) -> Result<FromServer, Failure> {
+        let server = self.server.as_mut();
+        let server = server.ok_or_else(|| Failure::failed("no server"))?;
+        let mut hung_up = false;
+        loop {
+            // Its last words come before the news of its death, so the end is asked for first.
+            let end = server.ended();
+            match server.link.try_recv() {
+                Ok(Some(FromServer::Failed(failure))) => return Err(failure),
+                Ok(Some(word)) => return Ok(word),
+                Ok(None) => {}
+                Err(LinkError::Closed) => hung_up = true,
+                Err(e) => return Err(e.into()),
+            }
+            if let Some(end) = end {
+                return Err(Failure::failed(format!(
+                    "the server ended before it was {what} ({end})"
+                )));
+            }
+            let mut fds = vec![server.exit_fd()];
+            fds.extend(self.ears.signals.as_ref().map(AsFd::as_fd));
+            fds.extend(self.ears.front.as_ref().map(AsFd::as_fd));
+            let others = 1..fds.len();
+            if !hung_up {
+                fds.push(server.link.as_fd());
+            }
+            let ready = poll::readable(&fds, Some(deadline))
+                .map_err(|e| Failure::failed(format!("cannot wait: {e}")))?;
+            if ready.get(others).is_some_and(|r| r.contains(&true)) {
+                return Err(Failure::failed(
+                    "cancelled: a signal came, or the caller left",
+                ));
+            }
+            if !ready.contains(&true) {
+                return Err(Failure::timed_out(format!(
+                    "the server was not {what} in time"
+                )));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

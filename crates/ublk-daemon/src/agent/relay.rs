@@ -1,0 +1,69 @@
+//! The agent's socket: whoever connects is given the server's health and hung up on.
+
+use crate::wire::Health;
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// Callers that may wait at once; more are hung up on.
+const MAX_WAITING: usize = 16;
+
+/// The socket and who waits at it. The directory it lies in is private, so whoever connects is the
+/// same user or root.
+#[derive(Debug, Default)]
+pub(super) struct Relay {
+    listener: Option<(UnixListener, PathBuf)>,
+    waiting: Vec<(u64, UnixStream)>,
+    ticket: u64,
+}
+
+impl Relay {
+    pub(super) fn open(&mut self, path: &Path) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        self.listener = Some((listener, path.to_owned()));
+        Ok(())
+    }
+
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(|(listener, _)| listener.as_fd())
+    }
+
+    /// Takes one caller. The ticket to ask the server with.
+    pub(super) fn accept(&mut self) -> Option<u64> {
+        let (listener, _) = self.listener.as_ref()?;
+        let (stream, _) = listener.accept().ok()?;
+        stream.set_nonblocking(true).ok()?;
+        if self.waiting.len() >= MAX_WAITING {
+            self.waiting.remove(0);
+        }
+        self.ticket += 1;
+        self.waiting.push((self.ticket, stream));
+        Some(self.ticket)
+    }
+
+    /// Gives a caller its answer. One that does not read loses it: the agent does not wait.
+    pub(super) fn answer(&mut self, ticket: u64, health: &Health) {
+        let Some(at) = self.waiting.iter().position(|(t, _)| *t == ticket) else {
+            return;
+        };
+        let (_, mut stream) = self.waiting.swap_remove(at);
+        if let Ok(bytes) = serde_json::to_vec(health) {
+            let _ = stream.write_all(&bytes);
+        }
+    }
+
+    /// Hangs up on everybody and takes the socket away.
+    pub(super) fn close(&mut self) {
+        self.waiting.clear();
+        if let Some((_, path)) = self.listener.take() {
+            let _ = fs::remove_file(path);
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! For programs that embed ublk: control commands run in another process.
+//!
+//! A process with an unfinished control command cannot exit, and a server that stops its own device
+//! and is then killed hard can wedge until the next boot. So a program that serves devices itself
+//! lets a helper process issue the commands. It is started with one call at the top of `main`:
+//!
+//! ```no_run
+//! // First thing in main: no thread and no ring exists yet.
+//! let mut controller = ublk_daemon::embed::start_early()?;
+//! // From here on as usual; `controller` is a `ublk_ctrl::Controller`.
+//! # let _ = &mut controller;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use crate::helper::{self, Helper};
+use crate::link::{Link, LinkError};
+use crate::peer::{Peer, this_program};
+use crate::sys::process::{self, Forked};
+use std::path::Path;
+use ublk_ctrl::Error;
+
+/// Starts the helper by copying this process, which must still have one thread and should have no
+/// file open that others wait for. The copy never returns from this call: it serves until this
+/// process ends.
+///
+/// # Errors
+/// [`LinkError::Io`] of kind `Unsupported` when there are several threads already: use
+/// [`start_program`], or call earlier.
+pub fn start_early() -> Result<Helper, LinkError> {
+    let (near, far) = Link::pair()?;
+    match process::fork_single_threaded()? {
+        Forked::Child => {
+            drop(near);
+            let _ = process::new_session();
+            std::process::exit(helper::run(&far, helper::control));
+        }
+        Forked::Parent(pid) => {
+            drop(far);
+            Ok(Helper::new(Peer::forked(pid, near)?))
+        }
+    }
+}
+
+/// Starts the helper from the `ublkctl` program at `path`, at any time: it shares nothing with this
+/// process.
+///
+/// # Errors
+/// [`Error::ControllerGone`] when it cannot be started.
+pub fn start_program(path: &Path) -> Result<Helper, Error> {
+    Helper::start(path)
+}
+
+/// Starts the helper from this very program, if its `main` begins with [`crate::roles::take_over`].
+///
+/// # Errors
+/// [`Error::ControllerGone`] when it cannot be started.
+pub fn start_this_program() -> Result<Helper, Error> {
+    Helper::start(&this_program())
+}

@@ -1,0 +1,298 @@
+//! `list`, `info`, `features`: only commands that never take the device mutex, and what the
+//! kernel shows in sysfs, so that they work while START or STOP hang.
+
+use super::{helper, told};
+use crate::state::{Phase, Record, Store};
+use crate::wire::{Failure, Health};
+use serde::Serialize;
+use std::fs;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use ublk_core::{DevId, Geometry, QueueId};
+use ublk_ctrl::{Controller, Error};
+
+/// How long an agent may take to tell the health of its server.
+const HEALTH: Duration = Duration::from_secs(1);
+
+/// Who made a device.
+#[derive(Debug, Clone, Serialize)]
+pub struct Owner {
+    /// The user who made it.
+    pub uid: u32,
+    /// That user's group.
+    pub gid: u32,
+}
+
+/// A line of `list`.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct ListEntry {
+    /// The device.
+    pub id: u32,
+    /// Its block device, which exists while it is live.
+    pub path: PathBuf,
+    /// Its character device.
+    pub char_path: PathBuf,
+    /// `live`, `dead`, `quiesced`, `fail-io`.
+    pub state: String,
+    /// Hw queues.
+    pub queues: u16,
+    /// Tags of each queue.
+    pub depth: u16,
+    /// Size in bytes, where it is known.
+    pub size: Option<u64>,
+    /// What answers the requests; not known of a foreign device.
+    pub backend: Option<String>,
+    /// The server process, by the kernel's word.
+    pub server_pid: Option<u32>,
+    /// Whether that process still runs.
+    pub server_alive: bool,
+    /// Who made it.
+    pub owner: Owner,
+    /// No record of ours says that ublkctl made it.
+    pub foreign: bool,
+    /// How far our processes have come with it.
+    pub phase: Option<Phase>,
+    /// Why it ended, if it did.
+    pub cause: Option<String>,
+}
+
+/// Features of a device.
+#[derive(Debug, Clone, Serialize)]
+pub struct FeatureNames {
+    /// Names of those that were asked for; not known of a foreign device.
+    pub asked: Option<Vec<String>>,
+    /// Names of those in force.
+    pub granted: Vec<String>,
+}
+
+/// Everything known of a device.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Info {
+    /// What `list` shows.
+    #[serde(flatten)]
+    pub entry: ListEntry,
+    /// Largest request in bytes.
+    pub max_io_bytes: u32,
+    /// Logical block size in bytes, where it is known.
+    pub block_size: Option<u32>,
+    /// The device refuses writes, where it is known.
+    pub read_only: Option<bool>,
+    /// Features.
+    pub features: FeatureNames,
+    /// How data travels.
+    pub data: String,
+    /// Whether commands go in batches.
+    pub batch: bool,
+    /// CPUs that submit to each queue.
+    pub affinity: Vec<Vec<u32>>,
+    /// The agent process.
+    pub agent_pid: Option<u32>,
+    /// Where its messages are.
+    pub log: Option<PathBuf>,
+    /// The server's own report, while it can be reached.
+    pub health: Option<Health>,
+}
+
+/// What a kernel's driver can do.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Features {
+    /// The word of GET_FEATURES.
+    pub bits: u64,
+    /// Each feature this version knows.
+    pub features: Vec<Feature>,
+    /// Bits without a name here.
+    pub unknown: u64,
+}
+
+/// One feature.
+#[derive(Debug, Clone, Serialize)]
+pub struct Feature {
+    /// The kernel's name without its prefix.
+    pub name: &'static str,
+    /// Its bit.
+    pub bit: u32,
+    /// Whether this kernel has it.
+    pub available: bool,
+    /// The first kernel with it, as `major.minor`.
+    pub since: String,
+    /// What it is for.
+    pub meaning: &'static str,
+}
+
+/// What the driver of this kernel can do.
+///
+/// # Errors
+/// No driver, no permission, a deadline.
+pub fn features(program: &Path, deadline: Duration) -> Result<Features, Failure> {
+    let mut helper = helper(program)?;
+    let word = helper.features(deadline).map_err(|e| told(e, &helper))?;
+    helper.finish();
+    Ok(Features {
+        bits: word.bits(),
+        unknown: word.unknown().bits(),
+        features: ublk_core::Features::TABLE
+            .iter()
+            .map(|f| Feature {
+                name: f.name,
+                bit: f.bit(),
+                available: word.contains(f.flag),
+                since: format!("{}.{}", f.since.0, f.since.1),
+                meaning: f.meaning,
+            })
+            .collect(),
+    })
+}
+
+/// The devices of this machine. One that goes away meanwhile is left out.
+///
+/// # Errors
+/// No driver, no permission, a deadline.
+pub fn list(program: &Path, deadline: Duration) -> Result<Vec<ListEntry>, Failure> {
+    let until = Instant::now() + deadline;
+    let mut helper = helper(program)?;
+    let mut entries = Vec::new();
+    let ids = ublk_ctrl::nodes::list_devices()?;
+    if ids.is_empty() {
+        // No device, and why: a missing driver must not look like an empty list.
+        let left = until.saturating_duration_since(Instant::now());
+        helper.features(left).map_err(|e| told(e, &helper))?;
+    }
+    for id in ids {
+        let left = until.saturating_duration_since(Instant::now());
+        match helper.info(id, left) {
+            Ok(geometry) => entries.push(entry(&geometry, record(&geometry).as_ref())),
+            Err(Error::NoSuchDevice { .. }) => {}
+            Err(e) => return Err(told(e, &helper)),
+        }
+    }
+    helper.finish();
+    Ok(entries)
+}
+
+/// Everything known of a device.
+///
+/// # Errors
+/// No such device, no driver, no permission, a deadline.
+pub fn info(program: &Path, id: DevId, deadline: Duration) -> Result<Info, Failure> {
+    let until = Instant::now() + deadline;
+    let left = || until.saturating_duration_since(Instant::now());
+    let mut helper = helper(program)?;
+    let geometry = helper.info(id, left()).map_err(|e| told(e, &helper))?;
+    let mut affinity = Vec::new();
+    for qid in (0..geometry.queues()).map_while(|qid| QueueId::new(qid).ok()) {
+        let mask = helper
+            .affinity(id, qid, left())
+            .map_err(|e| told(e, &helper))?;
+        affinity.push(mask.iter().collect());
+    }
+    helper.finish();
+    let record = record(&geometry);
+    let spec = record.as_ref().map(|r| &r.spec);
+    let names = |f: ublk_core::Features| f.iter().map(|f| f.name.to_owned()).collect();
+    Ok(Info {
+        entry: entry(&geometry, record.as_ref()),
+        max_io_bytes: geometry.max_io_bytes(),
+        block_size: sysfs(id, "queue/logical_block_size")
+            .and_then(|s| u32::try_from(s).ok())
+            .or(spec.map(|s| s.block_size)),
+        read_only: sysfs(id, "ro")
+            .map(|ro| ro != 0)
+            .or(spec.map(|s| s.read_only)),
+        features: FeatureNames {
+            // This version asks for none.
+            asked: spec.map(|_| Vec::new()),
+            granted: names(geometry.features()),
+        },
+        data: data_mode(geometry.features()).to_owned(),
+        batch: geometry.features().contains(ublk_core::Features::BATCH_IO),
+        affinity,
+        agent_pid: record
+            .as_ref()
+            .and_then(|r| r.agent)
+            .filter(|a| a.runs())
+            .map(|a| a.pid),
+        log: record.as_ref().and_then(|r| r.log.clone()),
+        health: record.as_ref().and_then(|_| health(id)),
+    })
+}
+
+fn data_mode(features: ublk_core::Features) -> &'static str {
+    use ublk_core::Features as F;
+    for (flag, name) in [
+        (F::AUTO_BUF_REG, "zero-copy"),
+        (F::SUPPORT_ZERO_COPY, "zero-copy-manual"),
+        (F::USER_COPY, "user-copy"),
+        (F::NEED_GET_DATA, "get-data"),
+    ] {
+        if features.contains(flag) {
+            return name;
+        }
+    }
+    "copy"
+}
+
+/// Our record of the device that has this id and this nonce now.
+fn record(geometry: &Geometry) -> Option<Record> {
+    let store = Store::of_user().ok()?;
+    match store.find(geometry.dev_id().get(), geometry.server_flags()) {
+        Ok(record) => record,
+        Err(e) => {
+            tracing::warn!("{e}");
+            None
+        }
+    }
+}
+
+fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
+    let id = geometry.dev_id();
+    let server_pid = geometry.server_pid();
+    // By our record where there is one: kernels up to 6.12 report the pid of a dead server.
+    let server_alive = match record.and_then(|r| r.server) {
+        Some(server) => server.runs(),
+        None => server_pid.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists()),
+    };
+    let size = sysfs(id, "size").and_then(|sectors| sectors.checked_mul(ublk_core::SECTOR_SIZE));
+    ListEntry {
+        id: id.get(),
+        path: PathBuf::from(format!("/dev/ublkb{id}")),
+        char_path: PathBuf::from(format!("/dev/ublkc{id}")),
+        state: geometry.state().to_string(),
+        queues: geometry.queues(),
+        depth: geometry.depth(),
+        size: size.or_else(|| record.map(|r| r.spec.backend.size())),
+        backend: record.map(|r| r.spec.backend.name().to_owned()),
+        server_pid,
+        server_alive,
+        owner: Owner {
+            uid: geometry.owner_uid(),
+            gid: geometry.owner_gid(),
+        },
+        foreign: record.is_none(),
+        phase: record.map(|r| r.phase),
+        cause: record.and_then(|r| r.cause.clone()),
+    }
+}
+
+/// A number the kernel shows of a live device.
+fn sysfs(id: DevId, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("/sys/block/ublkb{id}/{name}")).ok()?;
+    text.trim().parse().ok()
+}
+
+/// The server's health by way of its agent; `None` where nobody answers in time.
+fn health(id: DevId) -> Option<Health> {
+    let path = Store::of_user().ok()?.socket(id.get());
+    let mut stream = UnixStream::connect(path).ok()?;
+    stream.set_read_timeout(Some(HEALTH)).ok()?;
+    let mut bytes = Vec::new();
+    std::io::Read::by_ref(&mut stream)
+        .take(1 << 20)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    serde_json::from_slice(&bytes).ok()
+}

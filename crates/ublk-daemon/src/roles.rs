@@ -1,0 +1,77 @@
+//! The hidden subcommands: what a process does that was started as a role.
+
+use crate::agent;
+use crate::engine;
+use crate::helper;
+use crate::link::{Link, LinkError};
+use crate::peer::{Role, this_program};
+use crate::server;
+use crate::signals::Signals;
+use crate::state::Store;
+use crate::sys::{namespace, process};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// Plays a role whose link is this process's standard input. The exit code.
+///
+/// # Errors
+/// [`LinkError::NotALink`] when a person called it.
+pub fn run(role: Role) -> Result<i32, LinkError> {
+    let link = Link::from_stdin()?;
+    Ok(match role {
+        Role::Agent => run_agent(link),
+        Role::Server => {
+            // While there is one thread: the namespace is that of the caller alone.
+            let own_mounts = namespace::own_mounts();
+            let signals = Signals::take().ok();
+            server::run(link, &mut engine::Real::default(), signals, own_mounts)
+        }
+        Role::Helper => {
+            // Out of reach of the terminal: a delete must not be cut in half by control-C.
+            let _ = process::new_session();
+            helper::run(&link, helper::control)
+        }
+    })
+}
+
+fn run_agent(link: Link) -> i32 {
+    // Nothing of the caller's file system is kept busy.
+    let _ = std::env::set_current_dir("/");
+    let signals = Signals::take().ok();
+    let store = match Store::of_user() {
+        Ok(store) => store,
+        Err(e) => {
+            tracing::error!("{e}");
+            return 1;
+        }
+    };
+    agent::run(&mut agent::Real::new(this_program()), store, link, signals)
+}
+
+/// Moves this process's messages to a file.
+pub(crate) fn log_to(path: &Path) {
+    let moved = Store::open_log(path)
+        .map_err(|e| e.to_string())
+        .and_then(|file| {
+            process::redirect(file.as_fd(), process::Stream::Err).map_err(|e| e.to_string())
+        });
+    if let Err(e) = moved {
+        tracing::warn!("cannot log to {}: {e}", path.display());
+    }
+}
+
+/// Plays a role and exits, if this process was started as one: the first call of a `main` whose
+/// program shall be its own agent, server and helper. Returns in every other case.
+///
+/// # Errors
+/// [`LinkError::NotALink`] when a person gave a hidden subcommand.
+pub fn take_over() -> Result<(), LinkError> {
+    let mut words = std::env::args_os().skip(1);
+    let role = words
+        .next()
+        .and_then(|word| Role::from_word(word.to_str()?));
+    match role {
+        Some(role) if words.next().is_none() => std::process::exit(run(role)?),
+        _ => Ok(()),
+    }
+}

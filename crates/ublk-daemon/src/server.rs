@@ -1,0 +1,248 @@
+//! The server role: owns the data rings of one device and nothing else.
+//!
+//! It opens and describes its backend, is assigned a device, arms it, serves it. It never starts,
+//! stops or deletes the device: asked to end, it asks the agent and serves on, so that STOP_DEV can
+//! write back what is dirty (L22). It ends when the driver has aborted every tag and nothing is in
+//! hand. Without its agent it goes on serving.
+
+use crate::kill_point::kill_point;
+use crate::link::{LINK_VERSION, Link, LinkError};
+use crate::mounts;
+use crate::signals::Signals;
+use crate::sys::poll;
+use crate::wire::{AddSpec, Assignment, Failure, FromServer, Health, ToServer};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use ublk_core::Limits;
+
+/// How long a server waits for the next word of an agent that has not told it to serve yet.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long the threads of an ended server may take to be joined.
+const JOIN: Duration = Duration::from_secs(5);
+
+/// Where the server role gets its data plane from: the real one, or a test's.
+pub trait Engine {
+    /// Opens the backend and says what device it can serve.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn open(&mut self, spec: &AddSpec) -> Result<Limits, Failure>;
+
+    /// Opens the character device and returns once every fetch of every queue is with the driver.
+    ///
+    /// # Errors
+    /// The first failure of any queue.
+    fn arm(&mut self, assignment: &Assignment) -> Result<Box<dyn Running>, Failure>;
+}
+
+/// A device being served.
+pub trait Running {
+    /// Readable once all threads have ended.
+    fn ended_fd(&self) -> BorrowedFd<'_>;
+
+    /// What is known of it now.
+    fn health(&self) -> Health;
+
+    /// Joins the threads and closes rings, mappings and character device.
+    ///
+    /// # Errors
+    /// The cause, if it is not the normal end.
+    fn finish(&mut self, within: Duration) -> Result<Health, Failure>;
+}
+
+/// Plays the role to its end. The exit code: 0 for the normal end.
+pub fn run(
+    link: Link,
+    engine: &mut dyn Engine,
+    signals: Option<Signals>,
+    own_mounts: Result<(), io::Error>,
+) -> i32 {
+    let mut server = Server {
+        link: Some(link),
+        signals,
+        own_mounts: own_mounts.is_ok(),
+        id: None,
+    };
+    if let Err(e) = own_mounts {
+        tracing::warn!(
+            "no mount namespace of its own ({e}): do not mount file systems of this device where the server runs"
+        );
+    }
+    match server.play(engine) {
+        Ok(()) => 0,
+        Err(failure) => {
+            tracing::error!("{failure}");
+            server.tell(&FromServer::Failed(failure));
+            1
+        }
+    }
+}
+
+struct Server {
+    link: Option<Link>,
+    signals: Option<Signals>,
+    own_mounts: bool,
+    id: Option<u32>,
+}
+
+impl Server {
+    /// Says something to the agent, if there still is one.
+    fn tell(&mut self, message: &FromServer) {
+        if let Some(Err(e)) = self.link.as_ref().map(|link| link.send(message)) {
+            tracing::warn!("the agent does not listen: {e}");
+        }
+    }
+
+    fn next(&self) -> Result<ToServer, Failure> {
+        let link = self.link.as_ref().ok_or(LinkError::Closed);
+        link.and_then(|link| link.recv(Instant::now() + PATIENCE))
+            .map_err(|e| Failure::failed(format!("no word from the agent: {e}")))
+    }
+
+    fn play(&mut self, engine: &mut dyn Engine) -> Result<(), Failure> {
+        let spec = match self.next()? {
+            ToServer::Describe { version, spec } if version == LINK_VERSION => spec,
+            ToServer::Describe { version, .. } => {
+                return Err(Failure::failed(LinkError::Version(version).to_string()));
+            }
+            ToServer::Quit => return Ok(()),
+            other => return Err(out_of_turn(&other)),
+        };
+        let limits = engine.open(&spec)?;
+        self.tell(&FromServer::Described {
+            version: LINK_VERSION,
+            limits,
+        });
+        let assignment = match self.next()? {
+            ToServer::Assign(assignment) => assignment,
+            ToServer::Quit => return Ok(()),
+            other => return Err(out_of_turn(&other)),
+        };
+        self.id = Some(assignment.geometry.dev_id().get());
+        kill_point("server:assigned");
+        let mut running = engine.arm(&assignment)?;
+        kill_point("server:armed");
+        self.tell(&FromServer::Armed {
+            pid: std::process::id(),
+        });
+        self.serve(running.as_mut())
+    }
+
+    /// Serves until the driver has taken everything back. Nothing in this loop has a clock: an idle
+    /// server sleeps (L55).
+    fn serve(&mut self, running: &mut dyn Running) -> Result<(), Failure> {
+        loop {
+            let ready = self
+                .wait(running)
+                .map_err(|e| Failure::failed(format!("cannot wait for events: {e}")))?;
+            if ready.ended {
+                return self.end(running);
+            }
+            if ready.signal {
+                self.asked_to_end();
+            }
+            if ready.link && self.listen(running) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&self, running: &dyn Running) -> io::Result<Ready> {
+        let mut fds = vec![running.ended_fd()];
+        fds.extend(self.signals.as_ref().map(AsFd::as_fd));
+        fds.extend(self.link.as_ref().map(AsFd::as_fd));
+        let mut ready = poll::readable(&fds, None)?.into_iter();
+        let mut next = || ready.next().unwrap_or(false);
+        Ok(Ready {
+            ended: next(),
+            signal: self.signals.is_some() && next(),
+            link: self.link.is_some() && next(),
+        })
+    }
+
+    fn asked_to_end(&mut self) {
+        if let Some(signals) = &mut self.signals {
+            signals.clear();
+        }
+        let id = self.id.unwrap_or_default();
+        self.warn_of_mounts();
+        if self.link.is_some() {
+            self.tell(&FromServer::Leave {
+                why: "the server got a signal".to_owned(),
+            });
+        } else {
+            tracing::warn!(
+                "asked to end, but the agent is gone and only somebody else may stop the device: run `ublkctl delete {id}`"
+            );
+        }
+    }
+
+    fn warn_of_mounts(&self) {
+        let points = self.id.map(mounts::of_device).unwrap_or_default();
+        if !points.is_empty() {
+            tracing::warn!(
+                "file systems of this device are mounted in the server's own namespace: unmount {} first, or the end may hang",
+                points.join(" ")
+            );
+        }
+    }
+
+    /// Takes what the agent says. True when it says to quit.
+    fn listen(&mut self, running: &dyn Running) -> bool {
+        loop {
+            let Some(link) = &self.link else {
+                return false;
+            };
+            match link.try_recv() {
+                Ok(None) => return false,
+                Ok(Some(ToServer::Live { log })) => self.live(log.as_deref()),
+                Ok(Some(ToServer::Health { ticket })) => {
+                    let mut health = running.health();
+                    health.own_mounts = self.own_mounts;
+                    self.tell(&FromServer::Health { ticket, health });
+                }
+                Ok(Some(ToServer::Quit)) => return true,
+                // A device that serves does not end over a bad word.
+                Ok(Some(other)) => tracing::warn!("{}", out_of_turn(&other)),
+                Err(e @ (LinkError::Garbled(_) | LinkError::TooLong(_))) => tracing::warn!("{e}"),
+                Err(e) => {
+                    tracing::warn!(
+                        "the agent is gone ({e}); the device goes on, `ublkctl delete {}` ends it",
+                        self.id.unwrap_or_default()
+                    );
+                    self.link = None;
+                }
+            }
+        }
+    }
+
+    fn live(&self, log: Option<&Path>) {
+        if let Some(log) = log {
+            crate::roles::log_to(log);
+        }
+        tracing::info!("device {} serves", self.id.unwrap_or_default());
+    }
+
+    fn end(&mut self, running: &mut dyn Running) -> Result<(), Failure> {
+        let mut health = running.finish(JOIN)?;
+        health.own_mounts = self.own_mounts;
+        tracing::info!("device {} is empty", self.id.unwrap_or_default());
+        self.tell(&FromServer::Empty {
+            health: Some(health),
+        });
+        Ok(())
+    }
+}
+
+struct Ready {
+    ended: bool,
+    signal: bool,
+    link: bool,
+}
+
+fn out_of_turn(message: &ToServer) -> Failure {
+    Failure::failed(format!("the agent spoke out of turn: {message:?}"))
+}

@@ -1,0 +1,283 @@
+//! The command line, by definition: help, completions and man pages are made from it.
+
+use crate::size;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const CONTRACT: &str = "\
+Output: `add` prints one line, the device path, once the device serves I/O. Messages go to standard \
+error. With --json every command prints one JSON value on standard output; that is the contract for \
+scripts, fields are only ever added.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 timed out, 32 no such device.
+
+Sizes: 512, 4K, 10G; each unit is 1024 times the one before (10G is 10 GiB).
+
+Environment: UBLKCTL_RUN_DIR names another directory for state than /run/ublkctl (root) or \
+$XDG_RUNTIME_DIR/ublkctl; UBLKCTL_LOG sets how much is said: error, warn, info (default), debug, trace.";
+
+/// Make, list, stop and delete ublk devices: block devices served by a process.
+#[derive(Debug, Parser)]
+#[command(name = "ublkctl", version, after_long_help = CONTRACT)]
+pub struct Cli {
+    /// Print JSON on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a device and serve it; prints its path once it serves I/O
+    Add {
+        /// What answers the requests
+        #[command(subcommand)]
+        backend: Backend,
+    },
+    /// List the devices of this machine, ours and others'
+    List {
+        /// Seconds to wait
+        #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        deadline: u64,
+    },
+    /// Show everything known of a device
+    Info {
+        #[command(flatten)]
+        device: Device,
+        /// Seconds to wait
+        #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        deadline: u64,
+    },
+    /// Stop a device: its data is written back, then /dev/ublkbN goes; /dev/ublkcN stays until `delete`
+    Stop {
+        #[command(flatten)]
+        device: Device,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Stop a device and remove it for good
+    Delete {
+        #[command(flatten)]
+        device: Device,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Show what the kernel's ublk driver can do
+    Features {
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Check that ublk devices can be made here, and say how to mend what is not right
+    Doctor {
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page of ublkctl, or write those of all commands to a directory
+    Man {
+        /// Where to write the pages
+        dir: Option<PathBuf>,
+    },
+}
+
+/// The device a command is about. There is no default: a command without it does nothing (L32).
+#[derive(Debug, Args)]
+pub struct Device {
+    /// The device: its number, or /dev/ublkbN
+    #[arg(value_name = "ID", value_parser = device_id)]
+    pub id: u32,
+}
+
+/// How long to wait.
+#[derive(Debug, Args)]
+pub struct Wait {
+    /// Seconds to wait; what is not done by then goes on without the caller (exit code 3)
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub deadline: u64,
+}
+
+/// What answers the requests of a new device.
+#[derive(Debug, Subcommand)]
+pub enum Backend {
+    /// Accepts everything and keeps nothing: to measure the way to it
+    Null {
+        #[command(flatten)]
+        add: Add,
+        /// Size of the device
+        #[arg(long, value_name = "SIZE", default_value = "250G", value_parser = size::parse)]
+        size: u64,
+    },
+    /// Memory, taken as it is written and given back by discard
+    Mem {
+        #[command(flatten)]
+        add: Add,
+        /// Size of the device
+        #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+        size: u64,
+    },
+}
+
+/// What all devices have.
+#[derive(Debug, Args)]
+pub struct Add {
+    /// Number of the device [default: the lowest free one]
+    #[arg(short = 'n', long, value_name = "ID", value_parser = device_id)]
+    pub id: Option<u32>,
+    /// Hw queues, each served by a thread; the kernel makes at most one per CPU
+    #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub queues: u16,
+    /// Requests in flight on each queue
+    #[arg(short, long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub depth: u16,
+    /// Logical block size: 512 or 4096
+    #[arg(long, value_name = "SIZE", default_value = "512", value_parser = small_size)]
+    pub block_size: u32,
+    /// Largest request: whole pages up to 32M
+    #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = small_size)]
+    pub max_io: u32,
+    /// How data travels between the kernel and the server
+    #[arg(long, value_enum, default_value_t = Data::Auto)]
+    pub data: Data,
+    /// Whether commands to the driver go in batches
+    #[arg(long, value_enum, default_value_t = Batch::Auto)]
+    pub batch: Batch,
+    /// The device refuses writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// Stay in front until the device is gone; SIGINT and SIGTERM stop and delete it
+    #[arg(long)]
+    pub foreground: bool,
+    /// File for the messages of the device's processes [default: ID.log in the run directory]
+    #[arg(long, value_name = "FILE", conflicts_with = "foreground")]
+    pub log: Option<PathBuf>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// Ways of data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Data {
+    /// The best this version has: copy
+    Auto,
+    /// The driver copies between the request and the server's buffer
+    Copy,
+    /// Two-step writes; not available in this version
+    GetData,
+    /// The server copies; not available in this version
+    UserCopy,
+    /// No copy, registered by the driver; not available in this version
+    ZeroCopy,
+    /// No copy, registered by the server; not available in this version
+    ZeroCopyManual,
+}
+
+/// Whether commands go in batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Batch {
+    /// Batches; not available in this version
+    On,
+    /// A command for each request
+    Off,
+    /// The best this version has: off
+    Auto,
+}
+
+/// A device number, bare or in the name of a node.
+fn device_id(text: &str) -> Result<u32, String> {
+    let name = text.strip_prefix("/dev/").unwrap_or(text);
+    let number = name
+        .strip_prefix("ublkb")
+        .or_else(|| name.strip_prefix("ublkc"))
+        .unwrap_or(name);
+    let whole = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    match number.parse::<u32>() {
+        Ok(id) if whole && id < 1 << 20 => Ok(id),
+        _ => Err(format!(
+            "`{text}` is no ublk device: give its number, 0 to 1048575, or /dev/ublkbN (see `ublkctl list`)"
+        )),
+    }
+}
+
+fn small_size(text: &str) -> Result<u32, String> {
+    let bytes = size::parse(text)?;
+    u32::try_from(bytes).map_err(|_| format!("`{text}` is beyond 4 GiB"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn refused(words: &[&str]) -> ErrorKind {
+        Cli::try_parse_from([&["ublkctl"], words].concat())
+            .unwrap_err()
+            .kind()
+    }
+
+    #[test]
+    fn definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// L32 A missing id is a usage error: nothing has a default that stops or deletes.
+    #[test]
+    fn l32_a_missing_id_is_a_usage_error() {
+        for command in ["info", "stop", "delete"] {
+            assert_eq!(refused(&[command]), ErrorKind::MissingRequiredArgument);
+            assert_eq!(refused(&[command, "all"]), ErrorKind::ValueValidation);
+            assert_eq!(refused(&[command, ""]), ErrorKind::ValueValidation);
+            assert_eq!(refused(&[command, "1048576"]), ErrorKind::ValueValidation);
+            assert_eq!(refused(&[command, "+1"]), ErrorKind::ValueValidation);
+        }
+    }
+
+    #[test]
+    fn counts_outside_the_drivers_are_usage_errors() {
+        for words in [
+            ["add", "mem", "--size", "1G", "-d", "0"],
+            ["add", "mem", "--size", "1G", "-d", "4097"],
+            ["add", "mem", "--size", "1G", "-q", "4097"],
+            ["add", "mem", "--size", "1G", "-q", "0"],
+            ["add", "mem", "--size", "banana", "-q", "1"],
+        ] {
+            assert_eq!(refused(&words), ErrorKind::ValueValidation, "{words:?}");
+        }
+        assert_eq!(refused(&["add", "mem"]), ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn a_device_may_be_named_by_its_node() {
+        for (text, id) in [("7", 7), ("/dev/ublkb7", 7), ("ublkc12", 12)] {
+            assert_eq!(device_id(text), Ok(id));
+        }
+        assert!(device_id("/dev/sda1").is_err() && device_id("ublkb").is_err());
+    }
+
+    #[test]
+    fn the_flags_of_add_are_the_habits_of_the_field() {
+        let words = "ublkctl add mem --size 1G -n 3 -q 4 -d 64 --block-size 4K --max-io 1M \
+                     --data copy --batch off --read-only --json";
+        let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
+        assert!(cli.json);
+        let Command::Add {
+            backend: Backend::Mem { add, size },
+        } = cli.command
+        else {
+            panic!("another command");
+        };
+        assert_eq!(
+            (size, add.id, add.queues, add.depth),
+            (1 << 30, Some(3), 4, 64)
+        );
+        assert_eq!((add.block_size, add.max_io), (4096, 1 << 20));
+        assert!(add.read_only && !add.foreground);
+    }
+}

@@ -1,0 +1,197 @@
+//! Output for people. Scripts use `--json`.
+
+use crate::doctor::Check;
+use crate::size;
+use std::fmt::Write;
+use ublk_daemon::front::{Features, Info, ListEntry};
+
+/// A table of devices.
+pub fn list(entries: &[ListEntry]) -> String {
+    if entries.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![
+        [
+            "ID", "DEVICE", "STATE", "SIZE", "QUEUES", "DEPTH", "BACKEND", "SERVER",
+        ]
+        .map(String::from),
+    ];
+    rows.extend(entries.iter().map(|e| {
+        [
+            e.id.to_string(),
+            e.path.display().to_string(),
+            e.state.clone(),
+            e.size.map_or_else(|| "-".to_owned(), size::show),
+            e.queues.to_string(),
+            e.depth.to_string(),
+            e.backend.clone().unwrap_or_else(|| "foreign".to_owned()),
+            server(e),
+        ]
+    }));
+    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max();
+    let widths: Vec<usize> = (0..8).map(|c| width(c).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+    text
+}
+
+fn server(e: &ListEntry) -> String {
+    match (e.server_pid, e.server_alive, &e.cause) {
+        (Some(pid), true, _) => pid.to_string(),
+        (_, false, Some(cause)) => format!("gone: {cause}"),
+        (_, false, None) => "gone".to_owned(),
+        (None, true, _) => "attached".to_owned(),
+    }
+}
+
+/// Everything known of a device, a line each.
+pub fn info(i: &Info) -> String {
+    let e = &i.entry;
+    let or_dash = |v: Option<String>| v.unwrap_or_else(|| "-".to_owned());
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<14} {value}");
+    };
+    line("device", e.path.display().to_string());
+    line("char device", e.char_path.display().to_string());
+    line("state", e.state.clone());
+    line("size", or_dash(e.size.map(size::show)));
+    line("block size", or_dash(i.block_size.map(|b| b.to_string())));
+    line("largest I/O", size::show(i.max_io_bytes.into()));
+    line("read-only", or_dash(i.read_only.map(|r| r.to_string())));
+    line("queues", format!("{} of {} tags", e.queues, e.depth));
+    line(
+        "data",
+        format!("{}, batch {}", i.data, if i.batch { "on" } else { "off" }),
+    );
+    line("features", i.features.granted.join(" "));
+    line(
+        "backend",
+        e.backend
+            .clone()
+            .unwrap_or_else(|| "foreign: not made by this ublkctl".to_owned()),
+    );
+    line("owner", format!("uid {} gid {}", e.owner.uid, e.owner.gid));
+    line("server", server(e));
+    line("agent", or_dash(i.agent_pid.map(|p| p.to_string())));
+    line(
+        "log",
+        or_dash(i.log.as_ref().map(|l| l.display().to_string())),
+    );
+    for (qid, cpus) in i.affinity.iter().enumerate() {
+        line(&format!("queue {qid}"), format!("CPUs {}", ranges(cpus)));
+    }
+    if let Some(health) = &i.health {
+        let s = &health.stats;
+        line("health", health.state.clone());
+        if let Some(error) = &health.first_error {
+            line("first error", error.clone());
+        }
+        line(
+            "requests",
+            format!(
+                "{} reads, {} writes, {} flushes, {} discards, {} write-zeroes",
+                s.reads, s.writes, s.flushes, s.discards, s.write_zeroes
+            ),
+        );
+        line(
+            "trouble",
+            format!(
+                "{} errors, {} panics contained, {} dropped, {} refused",
+                s.errors, s.panics, s.dropped, s.refused
+            ),
+        );
+        for q in &health.queues {
+            let pinned = q.pinned.as_ref().map_or_else(
+                || "not pinned".to_owned(),
+                |cpus| format!("pinned to {}", ranges(cpus)),
+            );
+            let flusher = if q.io_flusher {
+                "io-flusher"
+            } else {
+                "no io-flusher"
+            };
+            line(
+                &format!("thread {}", q.qid),
+                format!(
+                    "{}, {} in hand, {pinned}, {flusher}, ring {}",
+                    q.state, q.in_hand, q.setup
+                ),
+            );
+        }
+    } else {
+        line("health", "not reachable".to_owned());
+    }
+    text
+}
+
+/// CPUs as a list of ranges: `0-3,8`.
+fn ranges(cpus: &[u32]) -> String {
+    let mut parts: Vec<(u32, u32)> = Vec::new();
+    for &cpu in cpus {
+        match parts.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(cpu) => *last = cpu,
+            _ => parts.push((cpu, cpu)),
+        }
+    }
+    let show = |&(a, b): &(u32, u32)| {
+        if a == b {
+            a.to_string()
+        } else {
+            format!("{a}-{b}")
+        }
+    };
+    parts.iter().map(show).collect::<Vec<_>>().join(",")
+}
+
+/// A line for each feature.
+pub fn features(features: &Features) -> String {
+    let mut text = String::new();
+    for f in &features.features {
+        let word = if f.available { "yes" } else { "no " };
+        let _ = writeln!(
+            text,
+            "{word}  {:<22} {} (Linux {})",
+            f.name, f.meaning, f.since
+        );
+    }
+    if features.unknown != 0 {
+        let _ = writeln!(
+            text,
+            "yes  {:#x}: features this version has no name for",
+            features.unknown
+        );
+    }
+    text
+}
+
+/// A line for each check, and one for its fix.
+pub fn findings(checks: &[Check]) -> String {
+    let mut text = String::new();
+    for c in checks {
+        let _ = writeln!(text, "{:<4}  {:<14} {}", c.status, c.check, c.detail);
+        if let Some(fix) = &c.fix {
+            let _ = writeln!(text, "      {:<14} fix: {fix}", "");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_are_shown_as_ranges() {
+        assert_eq!(ranges(&[0, 1, 2, 3, 8, 10, 11]), "0-3,8,10-11");
+        assert_eq!(ranges(&[]), "");
+        assert_eq!(ranges(&[u32::MAX]), "4294967295");
+    }
+}
