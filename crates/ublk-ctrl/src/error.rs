@@ -231,10 +231,7 @@ impl Error {
     /// What happened, without what to do about it.
     #[must_use]
     pub fn summary(&self) -> String {
-        let on = |op: &Operation, dev: &Option<DevId>| match dev {
-            Some(dev) => format!("{op} device {dev}"),
-            None => op.to_string(),
-        };
+        let on = |op: &Operation, dev: &Option<DevId>| op.on(*dev);
         match self {
             Self::MissingModule => "no /dev/ublk-control: the ublk driver is not loaded".into(),
             Self::NoPermission {
@@ -293,15 +290,18 @@ impl Error {
                 dev,
                 after,
                 abandoned,
-            } => format!(
-                "{}: not done after {after:?}{}",
-                on(operation, dev),
-                if *abandoned {
-                    ", and it cannot be cancelled"
-                } else {
-                    ", cancelled"
+            } => {
+                let (what, after) = (on(operation, dev), span(*after));
+                match (operation, abandoned) {
+                    (_, true) => {
+                        format!("{what}: not done after {after}, and it cannot be cancelled")
+                    }
+                    (Operation::ProveReady | Operation::OpenChar, false) => {
+                        format!("{what}: no such node after {after}")
+                    }
+                    _ => format!("{what}: cancelled after {after}"),
                 }
-            ),
+            }
             Self::Exhausted { operation, pending } => {
                 format!("{operation}: {pending} earlier commands are stuck in the kernel")
             }
@@ -385,6 +385,17 @@ impl Error {
     }
 }
 
+/// A length of time for people: `300 ms`, `2.5 s`.
+fn span(length: Duration) -> String {
+    // Rounded up: a wait is handed on with what is left of it, a little less than was asked for.
+    let ms = length.as_nanos().div_ceil(1_000_000);
+    if ms < 1000 {
+        return format!("{ms} ms");
+    }
+    let tenths = ms.div_ceil(100);
+    format!("{}.{} s", tenths / 10, tenths % 10)
+}
+
 /// L27: names what to do, by command.
 fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
     let next = match operation {
@@ -425,6 +436,7 @@ fn refused_hint(operation: Operation, errno: Errno) -> &'static str {
         (Operation::SetParams, Errno::EINVAL) => {
             "the kernel refused the parameters: check block size, largest I/O and discard limits"
         }
+        (Operation::Affinity, Errno::EINVAL) => "the device has no such queue: see its info",
         (Operation::Start, Errno::EINVAL) => {
             "set the parameters first, and give the process id of the one that opened the character \
              device"

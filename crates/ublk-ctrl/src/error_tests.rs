@@ -136,3 +136,48 @@ fn errors_cross_a_socket() {
         );
     }
 }
+
+#[test]
+fn sentences_read_well() {
+    let dev = Some(id(3));
+    let timed_out = |operation, millis: u64, abandoned| {
+        Error::TimedOut {
+            operation,
+            dev,
+            after: Duration::from_micros(millis * 1000 - 1),
+            abandoned,
+        }
+        .summary()
+    };
+    use Operation as Op;
+    let sentences = [
+        (
+            timed_out(Op::Start, 300, false),
+            "start device 3: cancelled after 300 ms",
+        ),
+        (
+            timed_out(Op::Stop, 2500, true),
+            "stop device 3: not done after 2.5 s, and it cannot be cancelled",
+        ),
+        (
+            timed_out(Op::ProveReady, 30_000, false),
+            "wait until ready: device 3: no such node after 30.0 s",
+        ),
+        (
+            Error::of_command(Op::OpenChar, dev, Errno::EBUSY).summary(),
+            "open the character device of device 3: another server has it open: device or resource \
+             busy (EBUSY)",
+        ),
+        (
+            Error::of_command(Op::Affinity, dev, Errno::EINVAL).summary(),
+            "get queue affinity of device 3: invalid argument (EINVAL)",
+        ),
+        (
+            Error::of_command(Op::Raw(0x15), dev, Errno::EIO).summary(),
+            "command 0x15 on device 3: input/output error (EIO)",
+        ),
+    ];
+    for (got, want) in sentences {
+        assert_eq!(got, want);
+    }
+}

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use core::fmt;
+use ublk_core::DevId;
 
 /// An operation of the control plane: a command of the driver, or one of ours on the nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -65,13 +66,26 @@ impl Operation {
             Self::Info => "get info",
             Self::Affinity => "get queue affinity",
             Self::Raw(_) => "command",
-            Self::OpenChar => "open character device",
-            Self::ProveReady => "prove ready",
+            Self::OpenChar => "open the character device",
+            Self::ProveReady => "wait until ready",
             Self::List => "list devices",
         }
     }
 
-    /// Whether the driver can undo the wait of this command when it is cancelled.
+    /// The operation and its object, as `start device 3`.
+    pub(crate) fn on(self, dev: Option<DevId>) -> String {
+        let Some(dev) = dev else {
+            return self.to_string();
+        };
+        match self {
+            Self::Add | Self::Start | Self::Stop | Self::Delete => format!("{self} device {dev}"),
+            Self::Raw(_) => format!("{self} on device {dev}"),
+            Self::ProveReady => format!("{self}: device {dev}"),
+            _ => format!("{self} of device {dev}"),
+        }
+    }
+
+    /// Whether this is the command that room is kept for.
     pub(crate) const fn is_stop(self) -> bool {
         matches!(self, Self::Stop)
     }

@@ -15,8 +15,11 @@ use ublk_core::Errno;
 use ublk_sys::ublksrv_ctrl_cmd;
 use uring_lite::{Cqe16, EnterError, Fd, Ring, SetupError, Sqe128, op};
 
-/// Entries of the ring's submission queue.
-pub(crate) const ENTRIES: u32 = 64;
+/// Entries of the ring's submission queue, and kernel workers asked for.
+const ENTRIES: u32 = 64;
+
+/// Commands that may be pending at once, far fewer than the workers.
+const CAPACITY: usize = 16;
 
 /// Pause where the kernel is short of memory and has no event to offer.
 const RETRY: Duration = Duration::from_micros(100);
@@ -68,6 +71,7 @@ pub trait CtrlPort {
 pub struct RingPort {
     ring: Ring<Sqe128, Cqe16>,
     node: File,
+    capacity: usize,
 }
 
 impl RingPort {
@@ -81,7 +85,20 @@ impl RingPort {
                 message: other.to_string(),
             },
         })?;
-        Ok(Self { ring, node })
+        // A blocked command occupies a kernel worker, of which there are four a CPU by default: on a
+        // small machine a STOP would wait behind the very commands it is to end (seen with 3 blocked
+        // on one CPU of 6.12, with 4 on 7.3).
+        let capacity = if crate::sys::allow_workers(ring.as_fd(), ENTRIES) {
+            CAPACITY
+        } else {
+            let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+            (cpus * 4 - 1).min(CAPACITY)
+        };
+        Ok(Self {
+            ring,
+            node,
+            capacity,
+        })
     }
 
     fn push(&mut self, sqe: &Sqe128) -> Result<(), Error> {
@@ -172,11 +189,7 @@ impl CtrlPort for RingPort {
         }
     }
 
-    /// A blocked command occupies a worker of the kernel, and there are as many as entries of the
-    /// queue, or four a CPU where that is less (`io_init_wq_offload`): with more pending than that,
-    /// a STOP would wait behind the very commands it is to end.
     fn capacity(&self) -> usize {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        cpus.saturating_mul(4).min(ENTRIES as usize)
+        self.capacity
     }
 }

@@ -58,7 +58,6 @@ struct Slot {
 ///
 /// Dropping the table leaks the memory of commands still in the kernel: closing their ring is no
 /// barrier, and the kernel may write to it at any later time (L09).
-#[derive(Debug)]
 pub(crate) struct Slots {
     slots: Vec<Slot>,
 }
@@ -109,6 +108,15 @@ impl Slots {
     pub(crate) fn release(&mut self, ticket: Ticket) -> Option<Buffer> {
         self.buffer(ticket)?;
         self.slots[usize::from(ticket.slot)].pending.take()
+    }
+}
+
+impl core::fmt::Debug for Slots {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Slots")
+            .field("pending", &self.pending())
+            .field("of", &self.slots.len())
+            .finish()
     }
 }
 

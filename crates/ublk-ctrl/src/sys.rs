@@ -1,8 +1,10 @@
 //! The system calls that std has no safe form of.
 //!
 //! # Why there is `unsafe` here
-//! Two calls of libc that read a number.
+//! Calls of libc that read or set a number.
 #![expect(unsafe_code, reason = "calls of libc")]
+
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// The machine's page size in bytes, for [`DeviceSpec::check`](ublk_core::DeviceSpec::check).
 #[must_use]
@@ -21,6 +23,28 @@ pub(crate) fn memlock_limit() -> Option<u64> {
     // SAFETY: `limit` is a valid rlimit for the kernel to fill, for the length of the call.
     let done = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
     (done == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// `IORING_REGISTER_IOWQ_MAX_WORKERS` (linux/io_uring.h), since Linux 5.15.
+const REGISTER_IOWQ_MAX_WORKERS: libc::c_uint = 19;
+
+/// Lets this thread's rings have up to `bounded` kernel workers for operations that block; whether
+/// the kernel agreed. The default is four a CPU.
+pub(crate) fn allow_workers(ring: BorrowedFd<'_>, bounded: u32) -> bool {
+    // The second is for sockets and pipes; 0 leaves it. The kernel writes the old values here.
+    let mut limits: [u32; 2] = [bounded, 0];
+    // SAFETY: the descriptor is a ring's, and the kernel reads and writes the two words of `limits`
+    // within the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_io_uring_register,
+            ring.as_raw_fd(),
+            REGISTER_IOWQ_MAX_WORKERS,
+            limits.as_mut_ptr(),
+            limits.len(),
+        )
+    };
+    done == 0
 }
 
 #[cfg(test)]
