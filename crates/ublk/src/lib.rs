@@ -52,3 +52,8 @@ pub use ublk_ctrl as ctrl;
 pub use ublk_ctrl::Controller;
 pub use ublk_queue as queue;
 pub use ublk_queue::{Handler, Health, OwnedRequest, Request, State};
+
+/// The programs of the README, compiled by the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
