@@ -354,10 +354,13 @@ impl Error {
                 "choose another number, or none for the lowest free one; a deleted device keeps its \
                  number until everything that had it open is closed"
             }
-            Self::Busy { operation, .. } => match operation {
-                Operation::SetParams => "parameters can be set only between add and start",
-                Operation::Start => "stop and delete the device and add it again",
-                Operation::OpenChar => "stop the other server, or wait until it has ended",
+            Self::Busy {
+                operation, errno, ..
+            } => match (operation, *errno) {
+                (Operation::SetParams, _) => "parameters can be set only between add and start",
+                (Operation::Start, Errno::EEXIST) => "its info names the process that serves it",
+                (Operation::Start, _) => "stop and delete the device and add it again",
+                (Operation::OpenChar, _) => "stop the other server, or wait until it has ended",
                 _ => "close what has the device open (`fuser -v` names it), then try again",
             },
             Self::NoSuchDevice { .. } => "list the devices to see which there are",
