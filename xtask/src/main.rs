@@ -76,7 +76,7 @@ enum Task {
     },
     /// All cases on the default kernels, in a virtual machine
     VmE2e(e2e::Options),
-    /// A guest with our tools, to look around in
+    /// A guest with our tools: a shell to look around in, or one command
     VmShell {
         /// Kernel: a series, `newest`, or the path of an image
         #[arg(long, default_value = "newest")]
@@ -84,6 +84,9 @@ enum Task {
         /// What runs the guest
         #[arg(long, value_enum, default_value_t)]
         accel: Choice,
+        /// A shell command to run instead of an interactive shell
+        #[arg(trailing_var_arg = true)]
+        command: Vec<String>,
     },
     /// Ends left-over guests and drops all caches of the virtual machines
     VmReset,
@@ -100,7 +103,11 @@ fn main() -> ExitCode {
         Task::Fuzz { target, time } => fuzz::run(target, time),
         Task::VmSimpleE2e { accel } => e2e::simple(accel),
         Task::VmE2e(options) => e2e::run(&options),
-        Task::VmShell { kernel, accel } => shell::run(&kernel, accel),
+        Task::VmShell {
+            kernel,
+            accel,
+            command,
+        } => shell::run(&kernel, accel, &command),
         Task::VmReset => reset::run(),
     };
     match result {

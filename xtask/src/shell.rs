@@ -1,19 +1,30 @@
-//! `vm-shell`: a guest to look around in.
+//! `vm-shell`: a guest to look around in, or for one command.
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::guest::accel::Choice;
 use crate::vm::Vm;
 
-/// Boots the kernel and gives its console to the user.
+/// Boots the kernel and gives its console to the user, or runs one shell command and shows what
+/// it prints.
 ///
 /// # Errors
-/// The guest cannot be set up or started.
-pub fn run(kernel: &str, choice: Choice) -> Result<()> {
+/// The guest cannot be set up or started; the command fails, or the kernel reports a fault.
+pub fn run(kernel: &str, choice: Choice, command: &[String]) -> Result<()> {
     let vm = Vm::new(choice)?;
     let kernels = vm.kernels(&[kernel.to_owned()])?;
+    if !command.is_empty() {
+        let command = command.join(" ");
+        let shell = ["/bin/sh", "-c", &command];
+        let (guest, _, _lock) = vm.guest(&kernels[0], &shell, Duration::from_secs(30 * 60))?;
+        let outcome = guest.run(&mut |line| println!("{line}"))?;
+        if !outcome.verdict.is_good() {
+            bail!("{}", outcome.report());
+        }
+        return Ok(());
+    }
     let shell = ["/usr/bin/busybox", "setsid", "cttyhack", "/bin/sh", "-l"];
     let (mut guest, accel, _lock) = vm.guest(&kernels[0], &shell, Duration::MAX)?;
     guest.cmdline.retain(|word| !word.starts_with("loglevel"));
