@@ -8,6 +8,7 @@
 mod compare;
 mod header;
 mod probe;
+mod sample;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -105,7 +106,8 @@ pub fn run() -> Result<()> {
     );
     let ours = Ours::collect();
     let header = header::Header::read(&include, &HEADERS)?;
-    let known = compare::present(&ours, &header);
+    let mut known = compare::present(&ours, &header);
+    known.samples = sample::samples(&header);
     let theirs = probe::run(&include, &HEADERS, &known)?;
     let report = compare::compare(&ours, &header, &known, &theirs, series, FOLLOWED);
     for warning in &report.warnings {
@@ -115,10 +117,11 @@ pub fn run() -> Result<()> {
         println!("FAIL: {failure}");
     }
     println!(
-        "layout: {} structs, {} fields, {} constants compared, {} differences",
+        "layout: {} structs, {} fields, {} constants, {} packed words compared, {} differences",
         theirs.structs.len(),
         theirs.fields.len(),
         theirs.constants.len(),
+        theirs.samples.len(),
         report.failures.len()
     );
     if !report.failures.is_empty() {

@@ -175,24 +175,21 @@ pub fn round_trip<T: Uapi>(bytes: &[u8]) {
         return;
     };
     let value = T::get(head);
+    assert_eq!(
+        T::read_from(head).map(|value| value.put(&mut [0; 256][..T::SIZE])),
+        Ok(())
+    );
     // A pattern beneath, so that a byte that is never written shows.
     for beneath in [0x00, 0xff] {
-        let mut out = [beneath; 256];
+        let blank = [beneath; 256];
+        let mut out = blank;
         assert!(value.write_to(&mut out[..T::SIZE + 1]).is_err());
         assert!(value.write_to(&mut out[..T::SIZE - 1]).is_err());
-        assert!(
-            out.iter().all(|byte| *byte == beneath),
-            "{} half written",
-            T::NAME
-        );
+        assert_eq!(out, blank, "{} half written", T::NAME);
         let left = value.write_head(&mut out).map(|rest| rest.len());
         assert_eq!(left, Ok(256 - T::SIZE));
         assert_eq!(&out[..T::SIZE], head, "{} changed on its way", T::NAME);
-        assert!(
-            out[T::SIZE..].iter().all(|byte| *byte == beneath),
-            "{} too long",
-            T::NAME
-        );
+        assert_eq!(out[T::SIZE..], blank[T::SIZE..], "{} too long", T::NAME);
     }
     for field in T::LAYOUT.fields {
         // One field alone: its bytes reach its own place in the struct and no other.

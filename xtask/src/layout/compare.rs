@@ -64,6 +64,14 @@ pub fn compare(
         let text = format!("asked for {questions:?} rows, the probe answered {answered:?}");
         report.failures.push(text);
     }
+    for (at, sample) in asked.samples.iter().enumerate() {
+        let c = theirs.samples.get(&at).copied();
+        if c != Some(sample.ours) {
+            let c = c.map_or_else(|| "no answer".to_owned(), |c| format!("{c:#x}"));
+            let text = format!("{} is {:#x}, in C {c}", sample.c, sample.ours);
+            report.failures.push(text);
+        }
+    }
     lacking(&mut report, ours, header, series > followed);
     for (name, value) in &ours.constants {
         match theirs.constants.get(*name) {

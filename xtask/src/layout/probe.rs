@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::sample::Sample;
 use crate::{cmd, paths};
 
 /// What to ask C about: names that the headers have.
@@ -19,6 +20,8 @@ pub struct Questions {
     pub structs: Vec<&'static str>,
     /// Fields, with whether C can measure them.
     pub fields: Vec<(&'static str, &'static str, bool)>,
+    /// Calls of the header's inline functions.
+    pub samples: Vec<Sample>,
 }
 
 /// What C answered.
@@ -30,6 +33,8 @@ pub struct Answers {
     pub structs: BTreeMap<String, (usize, usize)>,
     /// Offset and size, by `struct.field`.
     pub fields: BTreeMap<String, (usize, usize)>,
+    /// Values of the samples, by their position.
+    pub samples: BTreeMap<usize, u64>,
 }
 
 /// Compiles the program against the headers below `include` and runs it.
@@ -107,6 +112,12 @@ fn program(headers: &[&str], questions: &Questions) -> String {
             "printf(\"F {name}.{field} %zu %zu\\n\", offsetof(struct {name}, {field}), {size});"
         ));
     }
+    for (at, sample) in questions.samples.iter().enumerate() {
+        let c = sample.c;
+        add(format_args!(
+            "printf(\"X {at} %llu\\n\", (unsigned long long)({c}));"
+        ));
+    }
     add(format_args!("return 0;\n}}"));
     text
 }
@@ -129,6 +140,9 @@ pub(super) fn answers(text: &str) -> Result<Answers> {
                     .fields
                     .insert(name.to_owned(), (offset.parse()?, size.parse()?));
             }
+            ["X", at, value] => {
+                answers.samples.insert(at.parse()?, value.parse()?);
+            }
             _ => bail!("the probe said {line:?}"),
         }
     }
@@ -145,6 +159,7 @@ mod tests {
             constants: vec!["UBLK_A"],
             structs: vec!["s"],
             fields: vec![("s", "f", true), ("s", "tail", false)],
+            samples: Vec::new(),
         };
         let text = program(&["linux/x.h"], &questions);
         assert_eq!(text.matches("printf").count(), 4);
