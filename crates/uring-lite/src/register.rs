@@ -142,8 +142,8 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
     /// of locked memory (L59).
     ///
     /// # Safety
-    /// Each range is valid for what later operations with its index do, until [`unregister_buffers`]
-    /// (Self::unregister_buffers) and the last CQE of an operation that used it.
+    /// Each range is valid for what later operations with its index do, until
+    /// [`unregister_buffers`](Self::unregister_buffers) and the last CQE of an operation that used it.
     ///
     /// # Errors
     /// [`RegisterError::NoMemory`] names the limit; the others.

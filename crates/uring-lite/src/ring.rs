@@ -217,7 +217,8 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         self.sq.publish();
         let to_submit = self.sq.pending();
         let mut flags = 0;
-        if self.work_pending(want) || wait > 0 {
+        // A wake that kept us from sleeping still looks for completions: frequent wakes must not starve them.
+        if self.work_pending(woken || want == 0) || wait > 0 {
             flags = sys::IORING_ENTER_GETEVENTS;
         }
         if to_submit == 0 && flags == 0 {
@@ -260,7 +261,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
 
     /// Whether the kernel holds completions that only GETEVENTS makes visible.
     #[inline]
-    fn work_pending(&mut self, want: u32) -> bool {
+    fn work_pending(&mut self, flush: bool) -> bool {
         let flags = self.sq.flags();
         if flags & sys::IORING_SQ_CQ_OVERFLOW != 0 {
             // CQEs wait for room in the CQ (L52).
@@ -268,9 +269,9 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
             return true;
         }
         // DEFER_TASKRUN runs completion work nowhere else. When `want` CQEs are already there the caller has work
-        // to do first; without a wish it came to flush. COOP_TASKRUN with TASKRUN_FLAG tells by its flag.
+        // to do first; without a wish it came to flush. COOP_TASKRUN tells by its flag.
         let defer = self.setup.flags & sys::IORING_SETUP_DEFER_TASKRUN != 0;
-        (defer && want == 0) || flags & sys::IORING_SQ_TASKRUN != 0
+        (defer && flush) || flags & sys::IORING_SQ_TASKRUN != 0
     }
 
     /// The thread-safe handle that wakes this ring; clones of one waker. The first call makes the eventfd and the

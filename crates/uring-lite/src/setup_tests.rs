@@ -133,3 +133,21 @@ fn sizes_out_of_range_are_refused_before_the_kernel_is_asked() {
         );
     }
 }
+
+#[test]
+fn errnos_of_set_up_say_what_to_do() {
+    let builder = Builder::<Sqe64, Cqe16>::new(8);
+    let error = |errno| builder.setup_error(Errno::new(errno));
+    assert!(matches!(error(libc::EPERM), SetupError::Disabled { .. }));
+    assert!(error(libc::EPERM).to_string().contains("io_uring_disabled"));
+    assert_eq!(error(libc::ENOSYS), SetupError::NotSupported);
+    assert!(matches!(
+        error(libc::ENOMEM),
+        SetupError::NoMemory { sq_entries: 8, .. }
+    ));
+    assert!(matches!(
+        error(libc::EMFILE),
+        SetupError::TooManyFiles { .. }
+    ));
+    assert!(matches!(error(libc::EFAULT), SetupError::Call { .. }));
+}

@@ -2,14 +2,8 @@
 
 mod common;
 
-use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Mutex, PoisonError};
-
 use common::{reap, ring, ring_on, skip};
 use uring_lite::{CqEntry, Cqe16, Cqe32, Ladder, Ring, SqEntry, Sqe64, Sqe128, op, sys};
-
-/// Tests that count what belongs to the whole process run one at a time.
-static PROCESS: Mutex<()> = Mutex::new(());
 
 fn works<S: SqEntry, C: CqEntry>(ring: &mut Ring<S, C>) {
     // Three times around: every slot, at every stride, with wrapped indices.
@@ -128,65 +122,4 @@ fn the_ring_descriptor_is_registered_and_given_back() {
         .expect("ring");
     assert!(!ring.setup().ring_fd_registered);
     works(&mut ring);
-}
-
-#[test]
-fn nothing_is_inherited() {
-    let _alone = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
-    let ring = ring::<Sqe64, Cqe16>(8);
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", ring.as_fd().as_raw_fd()))
-        .expect("fdinfo");
-    let flags = info
-        .lines()
-        .find_map(|line| line.strip_prefix("flags:"))
-        .expect("flags");
-    let flags = u32::from_str_radix(flags.trim(), 8).expect("octal");
-    assert_ne!(flags & libc::O_CLOEXEC.cast_unsigned(), 0, "close-on-exec");
-    // VmFlags: dc is "do not copy area on fork".
-    let smaps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
-    let mut in_ring = false;
-    let mut seen = 0;
-    for line in smaps.lines() {
-        if line.contains("-")
-            && line
-                .split(' ')
-                .next()
-                .is_some_and(|r| r.contains('-') && !r.ends_with(':'))
-        {
-            in_ring = line.contains("[io_uring]");
-        } else if in_ring && let Some(flags) = line.strip_prefix("VmFlags:") {
-            assert!(
-                flags.split_whitespace().any(|f| f == "dc"),
-                "inherited by fork: {flags}"
-            );
-            seen += 1;
-        }
-    }
-    assert!(seen >= 2, "ring and entries are two mappings, saw {seen}");
-}
-
-#[test]
-fn l23_rings_leave_no_descriptor_and_no_mapping() {
-    let _alone = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
-    let count = || {
-        let fds = std::fs::read_dir("/proc/thread-self/fd")
-            .expect("fd")
-            .filter_map(Result::ok);
-        let targets = fds.filter_map(|e| std::fs::read_link(e.path()).ok());
-        targets
-            .filter(|t| t.to_string_lossy().contains("tagged-by-l23"))
-            .count()
-    };
-    assert_eq!(count(), 0);
-    // Only what this test makes is looked at: the other tests of this program make rings at the same time.
-    let mut fds = Vec::new();
-    for _ in 0..50 {
-        let mut ring = ring::<Sqe128, Cqe32>(8);
-        ring.waker().expect("waker");
-        works(&mut ring);
-        fds.push(ring.as_fd().as_raw_fd());
-    }
-    // Fifty rings one after the other: with a leak their numbers would rise by two or three each.
-    let (first, last) = (fds[0], fds[49]);
-    assert!(last - first < 50, "descriptors leak: {first} to {last}");
 }
