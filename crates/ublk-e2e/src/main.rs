@@ -1,2 +1,52 @@
-//! End-to-end cases on a real ublk driver.
-fn main() {}
+//! End-to-end cases on a real ublk driver, driven through `ublkctl` and through the facade.
+//!
+//! Runs as root where the driver is loaded: in the test guest of `cargo xtask vm-e2e`, or on a host
+//! (`--host`). Arguments are those of libtest, a filter above all; `UBLKCTL` names the tool. Cases
+//! run one after the other. A case that cannot run here is ignored, and a line `SKIP name: reason`
+//! says so; the runner compares these lines with the skips it expects.
+
+#![forbid(unsafe_code)]
+
+mod case;
+mod cases;
+mod cli;
+mod direct_io;
+mod embed;
+mod fio;
+mod fs;
+mod json;
+mod pattern;
+mod procfs;
+mod run;
+mod serve;
+mod sysfs;
+mod wait;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("--serve", rest)) = words.split_first().map(|(f, r)| (f.as_str(), r)) {
+        return match serve::serve(rest) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("serve: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let mut arguments = Arguments::from_args();
+    // The cases change the one machine there is.
+    arguments.test_threads = Some(1);
+    let all: Vec<_> = cases::all();
+    if !arguments.list {
+        let chosen = all.iter().filter(|c| c.named(arguments.filter.as_ref()));
+        chosen.for_each(case::Case::announce);
+    }
+    let trials = all.into_iter().map(case::Case::trial).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    case::print_measured();
+    conclusion.exit_code()
+}

@@ -1,0 +1,205 @@
+//! Every finding of `doctor`, provoked once; and what `add` says in the same trouble.
+//!
+//! Most cases change the whole machine for a moment, so they run in the test guest only.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::case::Case;
+use crate::cli::{self, Spec, code};
+use crate::run::{self, Output};
+use crate::sysfs::{in_guest, kernel};
+use crate::wait::{secs, until};
+
+const CONTROL: &str = "/dev/ublk-control";
+const DISABLED: &str = "/proc/sys/kernel/io_uring_disabled";
+const LIMIT: &str = "/sys/module/ublk_drv/parameters/ublks_max";
+const ADD: [&str; 4] = ["add", "mem", "--size", "16M"];
+/// A user without rights.
+const NOBODY: u32 = 65_534;
+
+pub fn cases() -> Vec<Case> {
+    let guest = "it changes the whole machine, which only a test guest allows";
+    let module = Path::new("/sys/module/ublk_drv/refcnt").exists();
+    vec![
+        Case::new("simple_doctor_finds_nothing", finds_nothing),
+        Case::new("doctor_module_missing", module_missing)
+            .only_if(in_guest(), guest)
+            .only_if(module, "the driver is built into the kernel"),
+        Case::new("doctor_control_node_missing", node_missing).only_if(in_guest(), guest),
+        Case::new("doctor_control_node_without_rights", without_rights),
+        Case::new("doctor_io_uring_disabled", io_uring_disabled)
+            .only_if(in_guest(), guest)
+            .only_if(kernel() >= (6, 6), "the sysctl came with Linux 6.6"),
+        Case::new("doctor_locked_memory_is_low", locked_memory),
+        Case::new("doctor_device_limit", device_limit).only_if(in_guest(), guest),
+    ]
+}
+
+/// Puts something back when the case is over, however it ends.
+struct Restore<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Restore<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Runs `doctor --json` and gives the check of this name.
+fn check_of(output: &Output, name: &str) -> Result<Value> {
+    let all: Value = serde_json::from_str(&output.stdout).with_context(|| output.to_string())?;
+    let mut checks = all.as_array().into_iter().flatten();
+    let check = checks.find(|c| c["check"] == name).cloned();
+    check.with_context(|| format!("no check {name:?} in {output}"))
+}
+
+/// `doctor` must report `name` with this status and a fix that contains `fix`, and its exit code
+/// must say whether anything failed.
+fn finds(output: &Output, name: &str, status: &str, fix: &str) -> Result<()> {
+    let check = check_of(output, name)?;
+    ensure!(
+        check["status"] == status,
+        "{name} should be {status}: {output}"
+    );
+    let said = check["fix"].as_str().unwrap_or_default();
+    ensure!(
+        said.contains(fix),
+        "the fix of {name} lacks {fix:?}: {check}"
+    );
+    ensure!(!said.contains('\n'), "a fix is one line: {check}");
+    if status == "fail" {
+        ensure!(output.code() == code::FAILED, "{output}");
+    }
+    Ok(())
+}
+
+fn doctor() -> Result<Output> {
+    cli::ublkctl(&["doctor", "--json"])
+}
+
+fn finds_nothing() -> Result<()> {
+    let output = doctor()?.good()?;
+    for name in [
+        "module",
+        "control node",
+        "io_uring",
+        "device limit",
+        "permission",
+        "driver",
+    ] {
+        let check = check_of(&output, name)?;
+        ensure!(check["status"] == "ok", "{check}");
+    }
+    let text = cli::ublkctl(&["doctor"])?.good()?.stdout;
+    ensure!(text.contains("control node"), "{text}");
+    Ok(())
+}
+
+fn module_missing() -> Result<()> {
+    run::good("busybox", &["rmmod", "ublk_drv"])?;
+    let _back = Restore(|| {
+        let loaded = run::good("busybox", &["modprobe", "ublk_drv"]);
+        let node = until("the control node", secs(10), || {
+            Ok(Path::new(CONTROL).exists().then_some(()))
+        });
+        if let Err(error) = loaded.map(drop).and(node) {
+            eprintln!("ublk_drv is not back: {error:#}");
+        }
+    });
+    let output = doctor()?;
+    finds(&output, "module", "fail", "modprobe ublk_drv")?;
+    finds(&output, "control node", "fail", "modprobe ublk_drv")?;
+    cli::fails(&ADD, code::FAILED, &["modprobe ublk_drv"])?;
+    cli::fails(&["list"], code::FAILED, &["modprobe ublk_drv"])?;
+    cli::fails(&["delete", "0"], code::FAILED, &["modprobe ublk_drv"])?;
+    Ok(())
+}
+
+fn node_missing() -> Result<()> {
+    let away = "/dev/ublk-control.away";
+    fs::rename(CONTROL, away)?;
+    let _back = Restore(|| {
+        if let Err(error) = fs::rename(away, CONTROL) {
+            eprintln!("the control node is not back: {error}");
+        }
+    });
+    let output = doctor()?;
+    finds(&output, "control node", "fail", "modprobe ublk_drv")?;
+    ensure!(check_of(&output, "module")?["status"] == "ok");
+    cli::fails(&ADD, code::FAILED, &["ublk-control"])?;
+    Ok(())
+}
+
+/// Runs the tool as a user without rights, who has a directory for state.
+fn as_nobody(words: &[&str]) -> Result<Output> {
+    let directory = std::env::temp_dir().join("ublk-e2e-nobody");
+    fs::create_dir_all(&directory)?;
+    std::os::unix::fs::chown(&directory, Some(NOBODY), Some(NOBODY))?;
+    let mut command = cli::command(words);
+    command
+        .env("XDG_RUNTIME_DIR", &directory)
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .current_dir("/");
+    let output = run::output(&mut command, secs(60));
+    let _ = fs::remove_dir_all(&directory);
+    output
+}
+
+fn without_rights() -> Result<()> {
+    let output = as_nobody(&["doctor", "--json"])?;
+    finds(&output, "control node", "fail", "root")?;
+    finds(&output, "permission", "fail", "root")?;
+    cli::failed(as_nobody(&ADD)?, code::FAILED, &["root"])?;
+    ensure!(cli::left_over().is_empty(), "left: {:?}", cli::left_over());
+    Ok(())
+}
+
+fn io_uring_disabled() -> Result<()> {
+    fs::write(DISABLED, "2")?;
+    let _back = Restore(|| {
+        if let Err(error) = fs::write(DISABLED, "0") {
+            eprintln!("{DISABLED}: {error}");
+        }
+    });
+    let output = doctor()?;
+    finds(&output, "io_uring", "fail", "io_uring_disabled=0")?;
+    finds(&output, "driver", "fail", "io_uring_disabled")?;
+    cli::fails(&ADD, code::FAILED, &["io_uring_disabled"])?;
+    Ok(())
+}
+
+fn locked_memory() -> Result<()> {
+    let script = format!("ulimit -l 64 && exec {} doctor --json", cli::program());
+    let output = run::output(Command::new("sh").args(["-c", &script]), secs(60))?;
+    finds(&output, "locked memory", "warn", "ulimit -l unlimited")?;
+    output.good().context("a warning is no failure")?;
+    Ok(())
+}
+
+/// L39 The limit of devices is named, and so is what to do about it.
+fn device_limit() -> Result<()> {
+    let before = fs::read_to_string(LIMIT)?;
+    fs::write(LIMIT, "1")?;
+    let _back = Restore(|| {
+        if let Err(error) = fs::write(LIMIT, before.trim()) {
+            eprintln!("{LIMIT}: {error}");
+        }
+    });
+    let device = Spec::mem("16M").add()?;
+    finds(&doctor()?, "device limit", "warn", "ublks_max")?;
+    // To 6.14 the driver counts the devices of root, too.
+    let second = cli::ublkctl(&ADD)?;
+    if kernel() <= (6, 14) {
+        cli::failed(second, code::FAILED, &["ublks_max"])?;
+    } else {
+        let second = second.good().context("root's devices are not counted")?;
+        cli::Device::of(&second, &Spec::mem("16M").depth(128))?.delete()?;
+    }
+    device.delete()
+}

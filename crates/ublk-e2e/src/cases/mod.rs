@@ -1,0 +1,47 @@
+//! The cases, by theme.
+
+mod attributes;
+mod bad_input;
+mod data;
+mod discard;
+mod doctor;
+mod faults;
+mod file_systems;
+mod kill;
+mod lifecycle;
+mod lists;
+mod processes;
+
+use crate::case::Case;
+
+/// All cases, the quick ones first.
+pub fn all() -> Vec<Case> {
+    let mut all: Vec<Case> = [
+        lifecycle::cases(),
+        attributes::cases(),
+        data::cases(),
+        discard::cases(),
+        file_systems::cases(),
+        faults::cases(),
+        processes::cases(),
+        lists::cases(),
+        bad_input::cases(),
+        kill::cases(),
+        doctor::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    all.sort_by_key(|case| !case.is_simple());
+    all
+}
+
+/// Queues × block sizes: what most devices are made of.
+const MATRIX: [(usize, u32); 6] = [
+    (1, 512),
+    (2, 512),
+    (4, 512),
+    (1, 4096),
+    (2, 4096),
+    (4, 4096),
+];

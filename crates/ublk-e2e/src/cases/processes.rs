@@ -1,0 +1,177 @@
+//! The server as a process: its threads, its mounts, its rest.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::case::Case;
+use crate::cli::{Device, Spec, cpus};
+use crate::{json, procfs};
+
+/// What PR_SET_IO_FLUSHER sets (`PF_MEMALLOC_NOIO`, include/linux/sched.h).
+const NOIO: u64 = 0x0008_0000;
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for queues in [1, 2, 4] {
+        all.push(Case::new(
+            format!("l37_queue_threads_are_io_flushers_q{queues}"),
+            move || io_flushers(queues),
+        ));
+        all.push(Case::new(
+            format!("queue_threads_are_pinned_q{queues}"),
+            move || pinned(queues),
+        ));
+    }
+    all.push(Case::new("l36_server_has_its_own_mounts", own_mounts));
+    all.push(Case::new("l55_an_idle_server_does_not_wake", idle));
+    all.push(Case::new("l23_nothing_is_inherited", nothing_inherited));
+    all
+}
+
+/// L37 Threads that serve must not wait for I/O in allocations: it could be their own.
+fn io_flushers(queues: usize) -> Result<()> {
+    let device = Spec::mem("16M").queues(queues).add()?;
+    let threads = procfs::threads(device.server()?);
+    let flushers = threads.iter().filter(|t| t.flags & NOIO != 0).count();
+    let wanted = queues.min(cpus());
+    ensure!(
+        flushers >= wanted,
+        "{flushers} of {threads:?}, {wanted} queues"
+    );
+    let reports = queue_reports(&device)?;
+    let said = reports.iter().filter(|q| q["io_flusher"] == true).count();
+    ensure!(said == wanted, "info says {said}");
+    device.delete()
+}
+
+fn queue_reports(device: &Device) -> Result<Vec<serde_json::Value>> {
+    let info = device.query()?;
+    let health = json::find(&info, "health").context("no health in info")?;
+    let queues = health.get("queues").and_then(|q| q.as_array());
+    Ok(queues.context("no queues in health")?.clone())
+}
+
+/// Each queue's thread runs where the kernel submits to that queue.
+fn pinned(queues: usize) -> Result<()> {
+    let device = Spec::mem("16M").queues(queues).add()?;
+    let list = |value: &serde_json::Value| -> BTreeSet<u64> {
+        let numbers = value.as_array().into_iter().flatten();
+        numbers.filter_map(serde_json::Value::as_u64).collect()
+    };
+    let affinity = json::find(&device.info, "affinity").context("no affinity in info")?;
+    let wanted: BTreeSet<_> = affinity
+        .as_array()
+        .context("a list")?
+        .iter()
+        .map(list)
+        .collect();
+    ensure!(wanted.len() == queues.min(cpus()), "affinity {affinity}");
+    let all: BTreeSet<u64> = wanted.iter().flatten().copied().collect();
+    ensure!(all.len() == cpus(), "the queues share {all:?}");
+    let said: BTreeSet<_> = queue_reports(&device)?
+        .iter()
+        .map(|q| list(&q["pinned"]))
+        .collect();
+    ensure!(said == wanted, "pinned {said:?}, affinity {wanted:?}");
+    // And by the kernel's word on the threads.
+    let server = device.server()?;
+    let mut found = BTreeSet::new();
+    for thread in procfs::threads(server)
+        .iter()
+        .filter(|t| t.flags & NOIO != 0)
+    {
+        let text = fs::read_to_string(format!("/proc/{server}/task/{}/status", thread.id))?;
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix("Cpus_allowed_list:"));
+        found.insert(procfs::cpu_list(line.context("Cpus_allowed_list")?));
+    }
+    ensure!(
+        wanted.is_subset(&found),
+        "threads on {found:?}, affinity {wanted:?}"
+    );
+    device.delete()
+}
+
+/// L36 A server in the mount namespace of a file system on its own device would deadlock at its end.
+fn own_mounts() -> Result<()> {
+    let device = Spec::mem("16M").add()?;
+    let server = device.server()?;
+    let of = |who: String| fs::read_link(format!("/proc/{who}/ns/mnt"));
+    let (theirs, ours) = (of(server.to_string())?, of("self".to_owned())?);
+    ensure!(
+        theirs != ours,
+        "the server shares our mounts: {}",
+        ours.display()
+    );
+    let health = json::find(&device.info, "own_mounts").and_then(serde_json::Value::as_bool);
+    ensure!(health == Some(true), "info says own_mounts {health:?}");
+    device.delete()
+}
+
+/// Context switches of all threads of a process.
+fn switches(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for thread in procfs::threads(pid) {
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{}/status", thread.id))?;
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+        sum += line.context("switches")?.trim().parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+/// L55 Without requests nothing runs: no timer ticks in the server.
+fn idle() -> Result<()> {
+    let device = Spec::mem("16M").queues(4).add()?;
+    let server = device.server()?;
+    let direct = device.open()?;
+    direct.write_pattern(0, 65_536, 1)?;
+    // Whoever scans new devices has done so; the window itself is what is measured.
+    let window = Duration::from_millis(700);
+    let mut woken = u64::MAX;
+    for _ in 0..4 {
+        let before = switches(server)?;
+        std::thread::sleep(window);
+        woken = switches(server)? - before;
+        if woken == 0 {
+            break;
+        }
+    }
+    ensure!(woken == 0, "{woken} wake-ups in {window:?} without I/O");
+    // And it is only asleep.
+    direct.check_pattern(0, 65_536, 1)?;
+    ensure!(switches(server)? > 0);
+    drop(direct);
+    device.delete()
+}
+
+/// L23 No process of the tool but the server holds the char device, its descriptors or its rings.
+fn nothing_inherited() -> Result<()> {
+    let device = Spec::mem("16M").queues(2).add()?;
+    let server = device.server()?;
+    let node = format!("/dev/ublkc{}", device.id);
+    let mut holders = BTreeSet::new();
+    for process in procfs::processes() {
+        let entries = fs::read_dir(format!("/proc/{}/fd", process.id));
+        let links = entries.into_iter().flatten().flatten();
+        let mut targets = links.filter_map(|e| fs::read_link(e.path()).ok());
+        let maps = fs::read_to_string(format!("/proc/{}/maps", process.id)).unwrap_or_default();
+        if targets.any(|t| t.to_string_lossy() == node) || maps.contains(&node) {
+            holders.insert(process.id);
+        }
+    }
+    ensure!(
+        holders.iter().all(|h| *h == server),
+        "{node} is held by {holders:?}, server {server}"
+    );
+    ensure!(
+        !holders.is_empty(),
+        "nobody holds {node}: this check sees nothing"
+    );
+    device.delete()
+}

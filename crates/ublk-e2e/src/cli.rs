@@ -1,0 +1,277 @@
+//! The tool, as its users drive it.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::direct_io::Direct;
+use crate::run::{self, Output};
+use crate::wait::{secs, until};
+use crate::{json, procfs, sysfs};
+
+/// Exit codes of the tool.
+pub mod code {
+    /// Failed.
+    pub const FAILED: i32 = 1;
+    /// Wrong use.
+    pub const USAGE: i32 = 2;
+    /// No such device.
+    pub const NO_DEVICE: i32 = 32;
+}
+
+/// The tool's program: `$UBLKCTL`, else `ublkctl` on the path.
+pub fn program() -> String {
+    std::env::var("UBLKCTL").unwrap_or_else(|_| "ublkctl".to_owned())
+}
+
+/// A command of the tool, to be changed before it runs.
+pub fn command(words: &[&str]) -> Command {
+    let mut command = Command::new(program());
+    command.args(words);
+    command
+}
+
+/// Runs the tool, whatever its exit code. Its own deadlines are shorter than ours.
+pub fn ublkctl(words: &[&str]) -> Result<Output> {
+    run::output(&mut command(words), secs(60))
+}
+
+/// Runs the tool, which has to succeed, and parses the JSON it prints.
+pub fn ublkctl_json(words: &[&str]) -> Result<Value> {
+    let output = ublkctl(&[words, &["--json"]].concat())?.good()?;
+    serde_json::from_str(&output.stdout).with_context(|| format!("no JSON: {output}"))
+}
+
+/// Runs the tool, which has to fail with this exit code and with all `parts` in its message, in
+/// small letters or large.
+pub fn fails(words: &[&str], code: i32, parts: &[&str]) -> Result<Output> {
+    failed(ublkctl(words)?, code, parts)
+}
+
+/// Checks an output to be a failure of this kind.
+pub fn failed(output: Output, code: i32, parts: &[&str]) -> Result<Output> {
+    ensure!(output.code() == code, "expected exit code {code}: {output}");
+    let said = output.stderr.to_lowercase();
+    for part in parts {
+        ensure!(
+            said.contains(part),
+            "no {part:?} in the message of {output}"
+        );
+    }
+    ensure!(!said.contains("panicked"), "a panic: {output}");
+    Ok(output)
+}
+
+/// The device a case wants.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// `null` or `mem`.
+    pub backend: &'static str,
+    /// `--size`.
+    pub size: String,
+    /// `--queues`.
+    pub queues: usize,
+    /// `--depth`.
+    pub depth: usize,
+    /// `--block-size`.
+    pub block_size: u32,
+    /// Other words.
+    pub more: Vec<String>,
+}
+
+impl Spec {
+    /// A memory device of one queue.
+    pub fn mem(size: &str) -> Self {
+        Self {
+            backend: "mem",
+            size: size.to_owned(),
+            queues: 1,
+            depth: 64,
+            block_size: 512,
+            more: Vec::new(),
+        }
+    }
+
+    /// A null device of one queue.
+    pub fn null(size: &str) -> Self {
+        Self {
+            backend: "null",
+            ..Self::mem(size)
+        }
+    }
+
+    /// With so many queues.
+    pub const fn queues(mut self, queues: usize) -> Self {
+        self.queues = queues;
+        self
+    }
+
+    /// With so many tags a queue.
+    pub const fn depth(mut self, depth: usize) -> Self {
+        self.depth = depth;
+        self
+    }
+
+    /// With this logical block size.
+    pub const fn block_size(mut self, bytes: u32) -> Self {
+        self.block_size = bytes;
+        self
+    }
+
+    /// With other words.
+    pub fn with(mut self, words: &[&str]) -> Self {
+        self.more.extend(words.iter().map(|w| (*w).to_owned()));
+        self
+    }
+
+    /// The words of the command.
+    pub fn words(&self) -> Vec<String> {
+        let mut words = vec!["add".to_owned(), self.backend.to_owned()];
+        let (queues, depth) = (self.queues.to_string(), self.depth.to_string());
+        let block = self.block_size.to_string();
+        for (name, value) in [
+            ("--size", &self.size),
+            ("--queues", &queues),
+            ("--depth", &depth),
+            ("--block-size", &block),
+        ] {
+            words.extend([name.to_owned(), value.clone()]);
+        }
+        words.extend(self.more.iter().cloned());
+        words
+    }
+
+    /// Makes the device.
+    pub fn add(&self) -> Result<Device> {
+        Device::add(self)
+    }
+}
+
+/// A device that serves; deleted when it is dropped.
+#[derive(Debug)]
+pub struct Device {
+    /// Its number.
+    pub id: u32,
+    /// Its node.
+    pub path: PathBuf,
+    /// What `info --json` said right after `add`.
+    pub info: Value,
+    gone: bool,
+}
+
+/// CPUs of this machine: the driver gives a device no more queues than these.
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+impl Device {
+    fn add(spec: &Spec) -> Result<Self> {
+        let words = spec.words();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let output = ublkctl(&words)?.good()?;
+        Self::of(&output, spec)
+    }
+
+    /// The device that `add` has printed: exactly one line, the path of a node that is there, with
+    /// the queues that were asked for (L93).
+    pub fn of(output: &Output, spec: &Spec) -> Result<Self> {
+        let path = output.stdout.trim_end_matches('\n');
+        let id = path
+            .strip_prefix("/dev/ublkb")
+            .and_then(|id| id.parse().ok());
+        let Some(id) = id.filter(|_| output.stdout == format!("{path}\n")) else {
+            bail!("expected one line, the device path: {output}");
+        };
+        let mut device = Self {
+            id,
+            path: path.into(),
+            info: Value::Null,
+            gone: false,
+        };
+        device.info = device.query()?;
+        let queues = spec.queues.min(cpus());
+        let said = json::number(&device.info, "queues")?;
+        ensure!(
+            said == queues as u64,
+            "asked for {queues} queues, info says {said}"
+        );
+        let found = sysfs::queues(id)?;
+        ensure!(
+            found == queues,
+            "asked for {queues} queues, /sys has {found}"
+        );
+        ensure!(json::number(&device.info, "depth")? == spec.depth as u64);
+        Ok(device)
+    }
+
+    /// What `info --json` says now.
+    pub fn query(&self) -> Result<Value> {
+        ublkctl_json(&["info", &self.id.to_string()])
+    }
+
+    /// The server process.
+    pub fn server(&self) -> Result<u32> {
+        Ok(u32::try_from(json::number(&self.info, "server_pid")?)?)
+    }
+
+    /// The node, opened with O_DIRECT.
+    pub fn open(&self) -> Result<Direct> {
+        Direct::open(&self.path)
+    }
+
+    /// The node's path as text.
+    pub fn node(&self) -> &str {
+        self.path.to_str().unwrap_or_default()
+    }
+
+    /// Deletes the device and waits until nothing of it is left.
+    pub fn delete(mut self) -> Result<()> {
+        self.gone = true;
+        ublkctl(&["delete", &self.id.to_string()])?.good()?;
+        ensure!(
+            !self.path.exists() && !sysfs::directory(self.id).exists(),
+            "{} is still there after delete",
+            self.path.display()
+        );
+        Ok(())
+    }
+
+    /// The case has removed the device in another way.
+    pub fn forget(mut self) {
+        self.gone = true;
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if !self.gone {
+            // The case has failed already; its own error is the one to tell.
+            let _ = ublkctl(&["delete", &self.id.to_string()]);
+        }
+    }
+}
+
+/// What there is of ublk now: nodes, disks, processes of the tool.
+pub fn left_over() -> Vec<String> {
+    let mut left = sysfs::present();
+    let name = PathBuf::from(program());
+    let name = name
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let running = procfs::running(&name).into_iter();
+    left.extend(running.map(|p| format!("process {} ({})", p.id, p.name)));
+    left
+}
+
+/// Waits until nothing of ublk is left.
+pub fn nothing_left(limit: Duration) -> Result<()> {
+    let left = until("nothing of ublk left over", limit, || {
+        Ok(left_over().is_empty().then_some(()))
+    });
+    left.with_context(|| format!("left over: {:?}", left_over()))
+}

@@ -1,0 +1,161 @@
+//! File systems on a device: make, mount, fill, compare, check.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::cli::Device;
+use crate::wait::{secs, until};
+use crate::{pattern, run};
+
+/// Kinds of file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// ext4.
+    Ext4,
+    /// XFS.
+    Xfs,
+}
+
+impl Kind {
+    /// The kernel's word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+
+    /// Makes the file system.
+    pub fn make(self, device: &Device) -> Result<()> {
+        let words: &[&str] = match self {
+            Self::Ext4 => &["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+            Self::Xfs => &["-q", "-f"],
+        };
+        let program = format!("mkfs.{}", self.name());
+        run::good(&program, &[words, &[device.node()]].concat())?;
+        Ok(())
+    }
+
+    /// Checks it without changing it.
+    pub fn check(self, device: &Device) -> Result<()> {
+        match self {
+            Self::Ext4 => run::good("e2fsck", &["-f", "-n", device.node()])?,
+            Self::Xfs => run::good("xfs_repair", &["-n", device.node()])?,
+        };
+        Ok(())
+    }
+}
+
+/// A mounted file system; unmounted when dropped.
+#[derive(Debug)]
+pub struct Mounted {
+    /// Where.
+    pub at: PathBuf,
+    gone: bool,
+}
+
+impl Mounted {
+    /// Mounts a device below the temporary directory.
+    pub fn new(device: &Device, kind: Kind, flags: MountFlags) -> Result<Self> {
+        let at = std::env::temp_dir().join(format!("ublk-e2e-{}", device.id));
+        fs::create_dir_all(&at)?;
+        mount(&device.path, &at, kind.name(), flags, None)
+            .with_context(|| format!("mount {} as {}", device.path.display(), kind.name()))?;
+        Ok(Self { at, gone: false })
+    }
+
+    /// Unmounts, which writes everything back.
+    pub fn unmount(mut self) -> Result<()> {
+        self.gone = true;
+        // Somebody may still be looking at it, such as a scanner of the host.
+        until("umount", secs(20), || {
+            match unmount(&self.at, UnmountFlags::empty()) {
+                Ok(()) => Ok(Some(())),
+                Err(rustix::io::Errno::BUSY) => Ok(None),
+                Err(error) => Err(error).context("umount"),
+            }
+        })?;
+        let _ = fs::remove_dir(&self.at);
+        Ok(())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if !self.gone {
+            let _ = unmount(&self.at, UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// Sizes of the files that fill a file system: empty, small, odd, large.
+const SIZES: [usize; 7] = [0, 1, 511, 4096, 70_001, 1 << 20, 3 << 20];
+
+fn file(at: &Path, number: usize) -> PathBuf {
+    at.join(format!("dir{}", number % 5))
+        .join(format!("file{number}"))
+}
+
+/// The contents of a file.
+fn contents(number: usize) -> Vec<u8> {
+    let len = SIZES[number % SIZES.len()];
+    let mut data = vec![0; len.next_multiple_of(8)];
+    pattern::fill(&mut data, (number as u64) << 32, 1);
+    data.truncate(len);
+    data
+}
+
+/// Writes `count` files and syncs every one.
+pub fn fill(at: &Path, count: usize) -> Result<()> {
+    for number in 0..count {
+        let path = file(at, number);
+        fs::create_dir_all(path.parent().context("a directory")?)?;
+        let mut file = File::create(&path).with_context(|| path.display().to_string())?;
+        file.write_all(&contents(number))?;
+        file.sync_all().context("fsync")?;
+    }
+    Ok(())
+}
+
+/// Compares all files with what [`fill`] wrote.
+pub fn compare(at: &Path, count: usize) -> Result<()> {
+    for number in 0..count {
+        let path = file(at, number);
+        let mut found = Vec::new();
+        File::open(&path)
+            .and_then(|mut f| f.read_to_end(&mut found))
+            .with_context(|| path.display().to_string())?;
+        ensure!(found == contents(number), "{} differs", path.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// L90 A changed, a cut, a missing file: all are seen.
+    #[test]
+    fn l90_changed_files_are_seen() {
+        let at = std::env::temp_dir().join(format!("ublk-e2e-fs-{}", std::process::id()));
+        fill(&at, 8).expect("a plain directory");
+        compare(&at, 8).expect("as written");
+        let path = file(&at, 4);
+        let good = fs::read(&path).expect("there");
+        let mut bad = good.clone();
+        bad[70_000] ^= 1;
+        for data in [&bad[..], &good[..70_000], &[]] {
+            fs::write(&path, data).expect("writable");
+            assert!(compare(&at, 8).is_err(), "{} bytes", data.len());
+        }
+        fs::write(&path, &good).expect("writable");
+        compare(&at, 8).expect("as before");
+        fs::remove_file(&path).expect("ours");
+        assert!(compare(&at, 8).is_err());
+        fs::remove_dir_all(&at).expect("ours");
+    }
+}

@@ -1,0 +1,217 @@
+//! A program that embeds the facade, for the cases: `ublk-e2e --serve KEY=VALUE…`.
+//!
+//! It serves a memory device behind the fault backend, takes commands on standard input and answers
+//! each with one line of JSON. `embed` is its other end.
+
+use std::io::{BufRead, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use ublk::backends::Memory;
+use ublk::core::Op;
+use ublk::{Backend, Builder, Device, Errno};
+use ublk_backends::fault::{Control, Effect, Fault, Rule};
+
+use crate::{pattern, procfs};
+
+/// How long a held request waits at most.
+const HOLD: Duration = Duration::from_secs(90);
+
+/// What is served.
+#[derive(Debug, Clone)]
+struct Options {
+    size: u64,
+    queues: u16,
+    depth: u16,
+    block_size: u32,
+    cache: bool,
+    fua: bool,
+}
+
+impl Options {
+    fn parse(words: &[String]) -> Result<Self> {
+        let mut options = Self {
+            size: 16 << 20,
+            queues: 1,
+            depth: 32,
+            block_size: 512,
+            cache: false,
+            fua: false,
+        };
+        for word in words {
+            let (key, value) = word.split_once('=').context("KEY=VALUE")?;
+            match key {
+                "size" => options.size = value.parse()?,
+                "queues" => options.queues = value.parse()?,
+                "depth" => options.depth = value.parse()?,
+                "block" => options.block_size = value.parse()?,
+                "cache" => options.cache = value.parse()?,
+                "fua" => options.fua = value.parse()?,
+                _ => bail!("unknown: {word}"),
+            }
+        }
+        Ok(options)
+    }
+
+    fn start(&self, memory: &Arc<Memory>) -> Result<(Device, Control)> {
+        let (fault, control) = Fault::new(Arc::clone(memory));
+        let limits = memory.limits().quick(false);
+        let fault = fault.declare(limits.volatile_cache(self.cache).fua(self.fua));
+        let device = Builder::new(fault)
+            .queues(self.queues)
+            .depth(self.depth)
+            .max_io_bytes(128 << 10)
+            .start()?;
+        Ok((device, control))
+    }
+}
+
+/// Serves until standard input ends or `remove` is done.
+pub fn serve(words: &[String]) -> Result<()> {
+    let options = Options::parse(words)?;
+    let memory = Arc::new(Memory::new(options.size, options.block_size)?);
+    let mut served = None;
+    let mut stopped = None;
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = match words.as_slice() {
+            ["start"] => options.start(&memory).map(|(device, control)| {
+                let answer = json!({"path": device.path(), "queues": device.geometry().queues(),
+                    "id": device.id().get()});
+                served = Some((device, control));
+                answer
+            }),
+            ["remove"] => match served.take() {
+                Some((device, control)) => {
+                    control.clear();
+                    device.remove().map(|()| json!({})).map_err(Into::into)
+                }
+                None => Ok(json!({})),
+            },
+            ["stop"] => match served.take() {
+                Some((device, _)) => device.stop().map_err(|f| f.error.into()).map(|left| {
+                    stopped = Some(left);
+                    json!({})
+                }),
+                None => Err(anyhow::anyhow!("not started")),
+            },
+            ["delete"] => match stopped.take() {
+                Some(left) => left.delete().map(|()| json!({})).map_err(Into::into),
+                None => Err(anyhow::anyhow!("not stopped")),
+            },
+            ["rounds", count] => count
+                .parse()
+                .map_err(Into::into)
+                .and_then(|n| rounds(n, &options)),
+            ["check", offset, len, generation] => check(&memory, [offset, len, generation]),
+            words => match &served {
+                Some((device, control)) => command(words, device, control),
+                None => Err(anyhow::anyhow!("not started")),
+            },
+        };
+        let answer = answer.unwrap_or_else(|e| json!({"error": format!("{e:#}")}));
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{answer}")?;
+        out.flush()?;
+    }
+    if let Some((device, control)) = served {
+        control.clear();
+        device.remove()?;
+    }
+    Ok(())
+}
+
+fn command(words: &[&str], device: &Device, control: &Control) -> Result<Value> {
+    match words {
+        ["counts"] => {
+            let c = control.counts();
+            Ok(
+                json!({"reads": c.reads, "writes": c.writes, "fua_writes": c.fua_writes,
+                "flushes": c.flushes, "discards": c.discards, "write_zeroes": c.write_zeroes,
+                "no_unmap": c.no_unmap, "held": c.held}),
+            )
+        }
+        ["health"] => {
+            let health = device.health();
+            let flusher = health.queues.iter().all(|q| q.io_flusher);
+            Ok(
+                json!({"state": health.state.name(), "first_error": health.first_error,
+                "panics": health.counters.panics, "errors": health.counters.errors,
+                "writes": health.counters.writes, "reads": health.counters.reads,
+                "io_flusher": flusher}),
+            )
+        }
+        ["fail", op, errno, nth] => {
+            let effect = Effect::Fail(Errno::new(errno.parse()?));
+            control.add(Rule::every(operation(op)?, effect).nth(nth.parse()?));
+            Ok(json!({}))
+        }
+        ["panic", op, nth] => {
+            control.add(Rule::every(operation(op)?, Effect::Panic).nth(nth.parse()?));
+            Ok(json!({}))
+        }
+        ["hold", op] => {
+            control.add(Rule::every(operation(op)?, Effect::Hold(HOLD)));
+            Ok(json!({}))
+        }
+        ["clear"] => {
+            control.clear();
+            Ok(json!({}))
+        }
+        _ => bail!("unknown command {words:?}"),
+    }
+}
+
+fn operation(word: &str) -> Result<Op> {
+    Ok(match word {
+        "read" => Op::Read,
+        "write" => Op::Write,
+        "flush" => Op::Flush,
+        "discard" => Op::Discard,
+        "write_zeroes" => Op::WriteZeroes,
+        _ => bail!("unknown operation {word}"),
+    })
+}
+
+/// What the backend holds, read without the device: it may be gone.
+fn check(memory: &Memory, words: [&str; 3]) -> Result<Value> {
+    let offset: u64 = words[0].parse()?;
+    let mut data = vec![0; words[1].parse()?];
+    memory.read_at(&mut data, offset)?;
+    pattern::check(&data, offset, words[2].parse()?)?;
+    Ok(json!({}))
+}
+
+/// Adds, starts, uses, stops and deletes a device so many times, all in this process, and tells what
+/// the process held before and after.
+fn rounds(count: usize, options: &Options) -> Result<Value> {
+    let me = std::process::id();
+    let memory = Arc::new(Memory::new(options.size, options.block_size)?);
+    let round = |number: usize| -> Result<()> {
+        let (device, _control) = options.start(&memory)?;
+        let path = device.path();
+        // Some rounds use the device, some are removed as soon as they serve.
+        if number.is_multiple_of(3) {
+            let direct = crate::direct_io::Direct::open(&path)?;
+            direct.write_pattern(0, 4096, number as u64)?;
+            direct.check_pattern(0, 4096, number as u64)?;
+        }
+        device.remove()?;
+        anyhow::ensure!(!path.exists(), "round {number}: {} is left", path.display());
+        Ok(())
+    };
+    // The first ones leave what a process keeps: buffers of the allocator, files of the locale.
+    for number in 0..3 {
+        round(number)?;
+    }
+    let before = procfs::footprint(me)?;
+    for number in 0..count {
+        round(number).with_context(|| format!("round {number}"))?;
+    }
+    let after = procfs::footprint(me)?;
+    let show = |f: procfs::Footprint| json!([f.descriptors, f.rings, f.threads]);
+    Ok(json!({"before": show(before), "after": show(after)}))
+}
