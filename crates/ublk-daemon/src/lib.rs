@@ -16,6 +16,8 @@
 pub mod agent;
 pub mod embed;
 pub mod engine;
+#[cfg(test)]
+mod fakes;
 pub mod front;
 pub mod helper;
 mod kill_point;

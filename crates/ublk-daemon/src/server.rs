@@ -246,3 +246,6 @@ struct Ready {
 fn out_of_turn(message: &ToServer) -> Failure {
     Failure::failed(format!("the agent spoke out of turn: {message:?}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,13 @@ impl Signals {
         Ok(Self { stream })
     }
 
+    /// Signals that a test sends by writing to the other end.
+    #[cfg(test)]
+    pub(crate) fn fake(stream: UnixStream) -> Self {
+        stream.set_nonblocking(true).unwrap();
+        Self { stream }
+    }
+
     /// Forgets the signals that came so far.
     pub fn clear(&mut self) {
         let mut buf = [0; 64];

@@ -1,1 +1,256 @@
+use super::*;
+use crate::fakes::{ID, Kernel, Threads, spec};
+use crate::link::LINK_VERSION;
+use crate::state::Phase;
+use crate::wire::{FailureKind, Health};
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
+struct Play {
+    kernel: Arc<Kernel>,
+    front: Option<Link>,
+    store: Store,
+    agent: JoinHandle<i32>,
+    _dir: tempfile::TempDir,
+}
+
+/// An agent on the fake kernel, told to add a device.
+fn play(fail: Option<&'static str>, foreground: bool, deadline_ms: u64) -> Play {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(dir.path().join("run"));
+    let kernel = Kernel::new(fail);
+    kernel.look_into(&store);
+    let (front, far) = Link::pair().unwrap();
+    let request = AddRequest {
+        version: LINK_VERSION,
+        spec: spec(),
+        foreground,
+        // The log of a test's thread would be that of the test.
+        log: None,
+        deadline_ms,
+    };
+    front.send(&ToAgent::Add(request)).unwrap();
+    let (world, agents) = (Arc::clone(&kernel), store.clone());
+    let agent = std::thread::spawn(move || run(&mut Threads(world), agents, far, None));
+    Play {
+        kernel,
+        front: Some(front),
+        store,
+        agent,
+        _dir: dir,
+    }
+}
+
+impl Play {
+    fn hear(&self) -> FromAgent {
+        let until = Instant::now() + Duration::from_secs(10);
+        self.front.as_ref().unwrap().recv(until).unwrap()
+    }
+
+    fn live(&self) -> Added {
+        match self.hear() {
+            FromAgent::Live(added) => added,
+            other => panic!("not live but {other:?}"),
+        }
+    }
+
+    fn failed(&self) -> Failure {
+        match self.hear() {
+            FromAgent::Failed(failure) => failure,
+            other => panic!("not failed but {other:?}"),
+        }
+    }
+
+    fn records(&self) -> usize {
+        let dir = self.store.socket(0);
+        std::fs::read_dir(dir.parent().unwrap()).map_or(0, Iterator::count)
+    }
+}
+
+const UP: [&str; 8] = [
+    "open",
+    "add",
+    "set parameters",
+    "affinity 0",
+    "affinity 1",
+    "armed",
+    "start",
+    "prove",
+];
+
+/// L22 STOP while the queues still serve, then the server is empty and gone, then DEL; L20 START only
+/// once all is armed; L38 proved before it is called live.
+#[test]
+fn l22_stop_while_serving_and_delete_after_empty() {
+    let play = play(None, true, 10_000);
+    let added = play.live();
+    assert_eq!((added.id, added.queues, added.depth), (ID, 2, 64));
+    assert_eq!(added.path.to_str(), Some("/dev/ublkb7"));
+    assert_eq!(play.kernel.log(), UP);
+    let front = play.front.as_ref().unwrap();
+    front.send(&ToAgent::Leave).unwrap();
+    assert_eq!(play.hear(), FromAgent::Gone);
+    let down = ["stop", "empty", "server exit 0", "delete"];
+    assert_eq!(play.kernel.log(), [&UP[..], &down].concat());
+    assert_eq!(play.records(), 0);
+    assert_eq!(play.agent.join().unwrap(), 0);
+}
+
+/// A failure at any step takes back what was made, in the right order, and says why (L33).
+#[test]
+fn l33_a_failure_at_each_step_is_told_and_cleaned_up() {
+    let added: &[&str] = &["stop", "delete"];
+    for (step, undone, text) in [
+        ("spawn", &[][..], "no process left"),
+        ("open", &[], "no memory"),
+        ("open control", &[], "not loaded"),
+        ("add", &[], "add"),
+        ("set parameters", added, "set parameters"),
+        ("affinity 1", added, "affinity"),
+        ("arm", added, "no ring"),
+        ("start", added, "start"),
+        ("prove", added, "ready"),
+    ] {
+        let play = play(Some(step), false, 10_000);
+        let failure = play.failed();
+        assert!(failure.text.contains(text), "{step}: {failure:?}");
+        let Play {
+            kernel,
+            agent,
+            ref store,
+            ..
+        } = play;
+        assert_eq!(agent.join().unwrap(), 1, "{step}");
+        let log = kernel.log();
+        let taken_back: Vec<&str> = log
+            .iter()
+            .map(String::as_str)
+            .filter(|l| ["stop", "delete"].contains(l))
+            .collect();
+        assert_eq!(taken_back, undone, "{step}: {log:?}");
+        // The server is gone before the device is deleted.
+        let at = |what: &str| log.iter().position(|l| l.starts_with(what));
+        if let (Some(exit), Some(delete)) = (at("server exit"), at("delete")) {
+            assert!(exit < delete, "{step}: {log:?}");
+        }
+        assert!(store.last(ID).unwrap().is_none(), "{step}");
+    }
+}
+
+/// L24 A queue that fails is the device's failure: told with its cause, kept for `list`, and the
+/// device is left for `delete`.
+#[test]
+fn l24_a_failed_queue_is_told_with_its_cause() {
+    let play = play(Some("queue"), true, 10_000);
+    play.live();
+    play.kernel.abort();
+    let failure = play.failed();
+    assert!(failure.text.contains("its thread died"), "{failure:?}");
+    assert!(failure.hint.unwrap().contains("ublkctl delete 7"));
+    assert_eq!(play.agent.join().unwrap(), 1);
+    let record = play.store.last(ID).unwrap().unwrap();
+    assert_eq!(record.phase, Phase::Ended);
+    assert!(record.cause.unwrap().contains("its thread died"));
+    assert!(!play.kernel.log().contains(&"delete".to_owned()));
+}
+
+/// L30 Stopped from outside: the agent ends well and deletes nothing.
+#[test]
+fn l30_a_device_stopped_by_somebody_else_is_not_deleted() {
+    let play = play(None, false, 10_000);
+    play.live();
+    play.kernel.abort();
+    assert_eq!(play.agent.join().unwrap(), 0);
+    let log = play.kernel.log();
+    assert!(log.contains(&"empty".to_owned()), "{log:?}");
+    assert!(!log.contains(&"delete".to_owned()), "{log:?}");
+    let record = play.store.last(ID).unwrap().unwrap();
+    assert_eq!(record.phase, Phase::Ended);
+    assert!(!play.store.socket(ID).exists());
+}
+
+/// A front that is killed while the device is made takes the device with it; L27 nobody hangs.
+#[test]
+fn l27_a_front_that_leaves_early_cancels() {
+    let mut play = play(Some("hang in arm"), false, 60_000);
+    play.kernel.wait_for("hangs");
+    play.front = None;
+    assert_eq!(play.agent.join().unwrap(), 1);
+    let log = play.kernel.log();
+    assert!(!log.contains(&"start".to_owned()), "{log:?}");
+    assert_eq!(log.last().map(String::as_str), Some("delete"));
+    assert!(play.store.last(ID).unwrap().is_none());
+}
+
+/// In the foreground the device ends with its front, in the background it does not.
+#[test]
+fn a_device_in_the_foreground_ends_with_its_front() {
+    let mut front = play(None, true, 10_000);
+    front.live();
+    front.front = None;
+    assert_eq!(front.agent.join().unwrap(), 0);
+    assert_eq!(
+        front.kernel.log().last().map(String::as_str),
+        Some("delete")
+    );
+
+    let mut back = play(None, false, 10_000);
+    back.live();
+    back.front = None;
+    // Still there and answering.
+    assert_eq!(health(&back.store).stats.reads, 42);
+    back.kernel.abort();
+    assert_eq!(back.agent.join().unwrap(), 0);
+}
+
+/// L27 A server that says nothing is not waited for beyond the deadline.
+#[test]
+fn l27_a_silent_server_times_out() {
+    let play = play(Some("silent server"), true, 50);
+    let failure = play.failed();
+    assert_eq!(failure.kind, FailureKind::TimedOut, "{failure:?}");
+    assert_eq!(play.agent.join().unwrap(), 1);
+    assert_eq!(play.kernel.log(), [""; 0]);
+}
+
+fn health(store: &Store) -> Health {
+    let mut stream = UnixStream::connect(store.socket(ID)).unwrap();
+    let limit = Some(Duration::from_secs(10));
+    stream.set_read_timeout(limit).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Whoever connects is given the health; more callers than places, or one who leaves, do no harm.
+#[test]
+fn the_agent_relays_health() {
+    let play = play(None, true, 10_000);
+    play.live();
+    let impatient: Vec<UnixStream> = (0..40)
+        .map(|_| UnixStream::connect(play.store.socket(ID)).unwrap())
+        .collect();
+    drop(impatient);
+    let health = health(&play.store);
+    assert_eq!((health.stats.reads, health.own_mounts), (42, true));
+    play.front.as_ref().unwrap().send(&ToAgent::Leave).unwrap();
+    assert_eq!(play.hear(), FromAgent::Gone);
+}
+
+/// L31 Intent is on disk before ADD_DEV and the state before START_DEV: the fake kernel looks.
+#[test]
+fn l31_state_is_on_disk_before_the_kernel_is_asked() {
+    let play = play(None, true, 10_000);
+    play.live();
+    assert_eq!(
+        play.kernel.seen(),
+        [
+            Some((None, Phase::Adding)),
+            Some((Some(ID), Phase::Starting))
+        ]
+    );
+    let record = play.store.last(ID).unwrap().unwrap();
+    assert_eq!((record.phase, record.spec), (Phase::Live, spec()));
+}

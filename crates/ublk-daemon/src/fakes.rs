@@ -1,0 +1,302 @@
+//! For tests: a kernel and a data plane that only write down what was asked of them.
+
+use crate::agent::World;
+use crate::link::Link;
+use crate::peer::Peer;
+use crate::server::{self, Engine, Running};
+use crate::signals::Signals;
+use crate::state::{Phase, Store};
+use crate::wire::{AddSpec, Assignment, BackendSpec, Failure, Health, Stats};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+use ublk_core::{CpuMask, DevId, Geometry, Limits};
+use ublk_ctrl::{Command, Controller, Error, Operation, Reply};
+
+pub(crate) const SIZE: u64 = 1 << 20;
+pub(crate) const ID: u32 = 7;
+
+/// What happened, in order, by everybody; and the driver's side of the device.
+#[derive(Debug, Default)]
+pub(crate) struct Kernel {
+    log: Mutex<Vec<String>>,
+    changed: Condvar,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The step that fails.
+    fail: Option<&'static str>,
+    nonce: u64,
+    /// Written to when the driver aborts the fetches.
+    abort: Option<UnixStream>,
+    stopped: bool,
+    store: Option<Store>,
+    /// What the store said at ADD and at START.
+    seen: Vec<Seen>,
+}
+
+/// Id and phase of a record, if there was one.
+pub(crate) type Seen = Option<(Option<u32>, Phase)>;
+
+impl Kernel {
+    pub(crate) fn new(fail: Option<&'static str>) -> Arc<Self> {
+        let kernel = Self::default();
+        kernel.state.lock().unwrap().fail = fail;
+        Arc::new(kernel)
+    }
+
+    pub(crate) fn note(&self, what: impl Into<String>) {
+        self.log.lock().unwrap().push(what.into());
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until something has happened.
+    pub(crate) fn wait_for(&self, what: &str) {
+        let log = self.log.lock().unwrap();
+        let (log, wait) = self
+            .changed
+            .wait_timeout_while(log, Duration::from_secs(10), |log| {
+                !log.iter().any(|l| l == what)
+            })
+            .unwrap();
+        assert!(!wait.timed_out(), "no `{what}` in {log:?}");
+    }
+
+    pub(crate) fn fails(&self, step: &str) -> bool {
+        self.state.lock().unwrap().fail == Some(step)
+    }
+
+    /// The store whose records are looked at when ADD and START arrive.
+    pub(crate) fn look_into(&self, store: &Store) {
+        self.state.lock().unwrap().store = Some(store.clone());
+    }
+
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.state.lock().unwrap().seen.clone()
+    }
+
+    fn look(&self) {
+        let mut state = self.state.lock().unwrap();
+        let store = state.store.as_ref();
+        let record = store.and_then(|s| s.find(ID, state.nonce).unwrap());
+        let seen = record.map(|r| (r.id, r.phase));
+        state.seen.push(seen);
+    }
+
+    /// The driver gives every fetch back.
+    pub(crate) fn abort(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.stopped = true;
+        if let Some(abort) = &mut state.abort {
+            abort.write_all(b"a").unwrap();
+        }
+    }
+
+    fn fetches(&self, abort: UnixStream) {
+        let mut state = self.state.lock().unwrap();
+        if state.stopped {
+            (&abort).write_all(b"a").unwrap();
+        }
+        state.abort = Some(abort);
+    }
+}
+
+pub(crate) fn geometry(nonce: u64) -> Geometry {
+    serde_json::from_value(serde_json::json!({
+        "dev_id": ID, "queues": 2, "depth": 64, "max_io_bytes": 524_288, "io_desc_size": 24,
+        "features": 0x42, "state": 0, "server_pid": null, "server_flags": nonce,
+        "owner_uid": 0, "owner_gid": 0,
+    }))
+    .unwrap()
+}
+
+pub(crate) fn spec() -> AddSpec {
+    AddSpec {
+        backend: BackendSpec::Mem { size: SIZE },
+        id: None,
+        queues: 2,
+        depth: 64,
+        block_size: 512,
+        max_io_bytes: 512 << 10,
+        read_only: false,
+    }
+}
+
+/// The control plane of the fake kernel.
+pub(crate) struct Control(pub(crate) Arc<Kernel>);
+
+impl Controller for Control {
+    fn call(&mut self, command: Command, _deadline: Duration) -> Result<Reply, Error> {
+        let step = match command {
+            Command::Affinity { queue, .. } => format!("affinity {queue}"),
+            _ => command.operation().to_string(),
+        };
+        self.0.note(step.clone());
+        if self.0.fails(&step) {
+            return Err(Error::Refused {
+                operation: command.operation(),
+                dev: command.dev(),
+                errno: ublk_core::Errno::EINVAL,
+            });
+        }
+        Ok(match command {
+            Command::Add(spec) => {
+                let nonce = spec.spec().server_flags;
+                self.0.state.lock().unwrap().nonce = nonce;
+                self.0.look();
+                Reply::Geometry(geometry(nonce))
+            }
+            Command::Info { .. } => Reply::Geometry(geometry(self.0.state.lock().unwrap().nonce)),
+            Command::Affinity { queue, .. } => {
+                let mut mask = CpuMask::new();
+                mask.insert(queue.get().into());
+                Reply::Affinity(mask)
+            }
+            Command::Stop { .. } => {
+                self.0.abort();
+                Reply::Done
+            }
+            Command::Start { server_pid, .. } => {
+                assert_eq!(server_pid, std::process::id());
+                self.0.look();
+                Reply::Done
+            }
+            _ => Reply::Done,
+        })
+    }
+}
+
+/// The data plane of the fake kernel.
+pub(crate) struct Data(pub(crate) Arc<Kernel>);
+
+impl Engine for Data {
+    fn open(&mut self, spec: &AddSpec) -> Result<Limits, Failure> {
+        if self.0.fails("open") {
+            return Err(Failure::failed("open: no memory"));
+        }
+        self.0.note("open");
+        Ok(Limits::new(spec.backend.size()))
+    }
+
+    fn arm(&mut self, assignment: &Assignment) -> Result<Box<dyn Running>, Failure> {
+        assert_eq!(assignment.affinity.len(), 2);
+        if self.0.fails("arm") {
+            return Err(Failure::failed("arm: queue 1: no ring"));
+        }
+        let (ended, abort) = UnixStream::pair().unwrap();
+        self.0.fetches(abort);
+        if self.0.fails("hang in arm") {
+            self.0.note("hangs");
+            // Until the driver gives the fetches back.
+            let _ = (&ended).read(&mut [0]);
+            return Err(Failure::failed("arm: aborted"));
+        }
+        self.0.note("armed");
+        Ok(Box::new(Serving(Arc::clone(&self.0), ended)))
+    }
+}
+
+struct Serving(Arc<Kernel>, UnixStream);
+
+impl Running for Serving {
+    fn ended_fd(&self) -> BorrowedFd<'_> {
+        self.1.as_fd()
+    }
+
+    fn health(&self) -> Health {
+        Health {
+            state: "serving".to_owned(),
+            first_error: None,
+            own_mounts: false,
+            stats: Stats {
+                reads: 42,
+                ..Stats::default()
+            },
+            queues: Vec::new(),
+        }
+    }
+
+    fn finish(&mut self, _within: Duration) -> Result<Health, Failure> {
+        if self.0.fails("queue") {
+            return Err(Failure::failed("queue 1: its thread died"));
+        }
+        self.0.note("empty");
+        Ok(self.health())
+    }
+}
+
+/// Roles as threads on the fake kernel.
+pub(crate) struct Threads(pub(crate) Arc<Kernel>);
+
+/// The server role on a thread of the test.
+pub(crate) fn server(kernel: &Arc<Kernel>, signals: Option<Signals>) -> Peer {
+    let (near, far) = Link::pair().unwrap();
+    let (exit, alive) = UnixStream::pair().unwrap();
+    let kernel = Arc::clone(kernel);
+    std::thread::spawn(move || {
+        let code = server::run(far, &mut Data(Arc::clone(&kernel)), signals, Ok(()));
+        kernel.note(format!("server exit {code}"));
+        drop(alive);
+    });
+    Peer::thread(near, exit.into(), 4242)
+}
+
+impl World for Threads {
+    fn detach(&mut self) {}
+
+    fn server(&mut self) -> Result<Peer, Failure> {
+        if self.0.fails("spawn") {
+            return Err(Failure::failed("no process left"));
+        }
+        if self.0.fails("silent server") {
+            let (near, far) = Link::pair().unwrap();
+            let (exit, alive) = UnixStream::pair().unwrap();
+            // It hangs until it is told to quit.
+            std::thread::spawn(move || {
+                let far = far;
+                while !matches!(
+                    far.recv::<crate::wire::ToServer>(None),
+                    Ok(crate::wire::ToServer::Quit) | Err(_)
+                ) {}
+                drop(alive);
+            });
+            return Ok(Peer::thread(near, exit.into(), 4242));
+        }
+        Ok(server(&self.0, None))
+    }
+
+    fn start_prover(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn prove(&mut self, id: DevId, size: u64, _deadline: Duration) -> Result<(), Error> {
+        self.0.note("prove");
+        assert_eq!((id.get(), size), (ID, SIZE));
+        if self.0.fails("prove") {
+            return Err(Error::TimedOut {
+                operation: Operation::ProveReady,
+                dev: Some(id),
+                after: Duration::from_secs(1),
+                abandoned: true,
+            });
+        }
+        Ok(())
+    }
+
+    fn end_prover(&mut self) {}
+
+    fn control(&mut self) -> Result<Box<dyn Controller>, Error> {
+        if self.0.fails("open control") {
+            return Err(Error::MissingModule);
+        }
+        Ok(Box::new(Control(Arc::clone(&self.0))))
+    }
+}

@@ -1,0 +1,110 @@
+use super::*;
+use crate::fakes::{Kernel, geometry, server, spec};
+use crate::peer::Peer;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use ublk_core::CpuMask;
+
+fn hear(peer: &Peer) -> FromServer {
+    peer.link
+        .recv(Instant::now() + Duration::from_secs(10))
+        .unwrap()
+}
+
+/// A server that is armed, and where to write to send it a signal.
+fn armed(kernel: &std::sync::Arc<Kernel>) -> (Peer, UnixStream) {
+    let (signals, signal) = UnixStream::pair().unwrap();
+    let peer = server(kernel, Some(Signals::fake(signals)));
+    let version = LINK_VERSION;
+    let describe = ToServer::Describe {
+        version,
+        spec: spec(),
+    };
+    peer.link.send(&describe).unwrap();
+    assert!(matches!(hear(&peer), FromServer::Described { .. }));
+    let assignment = Assignment {
+        geometry: geometry(1),
+        affinity: vec![CpuMask::new(); 2],
+        deadline_ms: 1000,
+    };
+    peer.link.send(&ToServer::Assign(assignment)).unwrap();
+    assert!(matches!(hear(&peer), FromServer::Armed { .. }));
+    (peer, signal)
+}
+
+fn ended(peer: &Peer, within: Duration) -> bool {
+    let ready = poll::readable(&[peer.exit_fd()], Some(Instant::now() + within));
+    matches!(ready.as_deref(), Ok([true]))
+}
+
+/// L30 A signal to the server is a question to the agent: it serves on until the driver is done.
+#[test]
+fn l30_a_signal_is_passed_on_and_the_server_serves_on() {
+    let kernel = Kernel::new(None);
+    let (peer, mut signal) = armed(&kernel);
+    signal.write_all(b"x").unwrap();
+    assert!(matches!(hear(&peer), FromServer::Leave { .. }));
+    peer.link.send(&ToServer::Health { ticket: 3 }).unwrap();
+    assert!(matches!(hear(&peer), FromServer::Health { ticket: 3, .. }));
+    assert!(!kernel.log().contains(&"empty".to_owned()));
+    kernel.abort();
+    assert!(matches!(hear(&peer), FromServer::Empty { .. }));
+    assert!(ended(&peer, Duration::from_secs(10)));
+}
+
+/// A server whose agent was killed goes on, also when it is asked to end; it ends with its device.
+#[test]
+fn l31_a_server_outlives_its_agent() {
+    let kernel = Kernel::new(None);
+    let (mut peer, mut signal) = armed(&kernel);
+    let (link, _far) = Link::pair().unwrap();
+    drop(std::mem::replace(&mut peer.link, link));
+    signal.write_all(b"x").unwrap();
+    assert!(!ended(&peer, Duration::from_millis(50)));
+    kernel.abort();
+    assert!(ended(&peer, Duration::from_secs(10)));
+    assert!(kernel.log().contains(&"server exit 0".to_owned()));
+}
+
+/// Words that make no sense do not end a device that serves.
+#[test]
+fn bad_words_do_not_end_a_device() {
+    let kernel = Kernel::new(None);
+    let (peer, _signal) = armed(&kernel);
+    peer.link.send(&"nonsense").unwrap();
+    let again = ToServer::Describe {
+        version: 99,
+        spec: spec(),
+    };
+    peer.link.send(&again).unwrap();
+    peer.link.send(&ToServer::Health { ticket: 1 }).unwrap();
+    assert!(matches!(hear(&peer), FromServer::Health { ticket: 1, .. }));
+    kernel.abort();
+    assert!(ended(&peer, Duration::from_secs(10)));
+}
+
+#[test]
+fn another_version_is_refused_by_name() {
+    let kernel = Kernel::new(None);
+    let peer = server(&kernel, None);
+    let describe = ToServer::Describe {
+        version: 99,
+        spec: spec(),
+    };
+    peer.link.send(&describe).unwrap();
+    match hear(&peer) {
+        FromServer::Failed(failure) => assert!(failure.text.contains("version 99")),
+        other => panic!("{other:?}"),
+    }
+    assert!(ended(&peer, Duration::from_secs(10)));
+}
+
+/// An agent that dies before it assigned a device leaves no server behind.
+#[test]
+fn l31_a_server_without_a_device_ends_with_its_agent() {
+    let kernel = Kernel::new(None);
+    let mut peer = server(&kernel, None);
+    let (link, _far) = Link::pair().unwrap();
+    drop(std::mem::replace(&mut peer.link, link));
+    assert!(ended(&peer, Duration::from_secs(10)));
+}

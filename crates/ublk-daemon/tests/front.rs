@@ -1,0 +1,115 @@
+//! The front against agents and helpers that die or hang.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use ublk_core::DevId;
+use ublk_ctrl::{Controller, Error};
+use ublk_daemon::front;
+use ublk_daemon::helper::Helper;
+use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind};
+
+fn script(dir: &Path, text: &str) -> PathBuf {
+    let path = dir.join("program");
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
+    let spec = AddSpec {
+        backend: BackendSpec::Mem { size },
+        id: None,
+        queues: 1,
+        depth: 1,
+        block_size: 512,
+        max_io_bytes: 512 << 10,
+        read_only: false,
+    };
+    front::add(program, spec, false, None, deadline)
+        .map(|(added, _)| added)
+        .expect_err("no agent, no device")
+}
+
+/// L33 An agent that dies at once: its exit code arrives, and at once.
+#[test]
+fn l33_an_agent_that_dies_is_told_with_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let begun = Instant::now();
+    let program = script(dir.path(), "exit 7");
+    let failure = add(&program, 1 << 20, Duration::from_secs(60));
+    assert_eq!(failure.kind, FailureKind::Failed);
+    assert!(failure.text.contains("exit status: 7"), "{failure:?}");
+    let program = script(dir.path(), "kill -KILL $$");
+    let failure = add(&program, 1 << 20, Duration::from_secs(60));
+    assert!(failure.text.contains("SIGKILL"), "{failure:?}");
+    assert!(begun.elapsed() < Duration::from_secs(30));
+}
+
+/// L33 An agent that hangs: the front returns at its deadline and says who is left.
+#[test]
+fn l33_an_agent_that_hangs_is_left_at_the_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    // It ends when the front has hung up.
+    let program = script(dir.path(), "exec cat >/dev/null");
+    let begun = Instant::now();
+    let failure = add(&program, 1 << 20, Duration::from_millis(200));
+    assert_eq!(failure.kind, FailureKind::TimedOut);
+    assert!(failure.text.contains("agent process"), "{failure:?}");
+    assert!(begun.elapsed() >= Duration::from_millis(200));
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn bad_devices_are_refused_before_anything_is_started() {
+    let program = Path::new("/nonexistent/program");
+    for size in [0, 100, u64::MAX] {
+        let failure = add(program, size, Duration::from_secs(1));
+        assert_eq!(failure.kind, FailureKind::Usage, "{size}");
+    }
+    let failure = add(program, 512, Duration::from_secs(1));
+    assert_eq!(failure.kind, FailureKind::Failed);
+}
+
+/// L27 A helper that hangs does not hold its caller: the error says that it is left behind.
+#[test]
+fn l27_a_helper_that_hangs_is_left_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = script(dir.path(), "exec cat >/dev/null");
+    let id = DevId::new(3).unwrap();
+    let failure = front::stop(&program, id, Duration::from_millis(100)).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::TimedOut);
+    assert!(failure.text.contains("helper process"), "{failure:?}");
+}
+
+/// L29 A handle to another process may be moved and dropped anywhere; dropping it waits for nothing.
+#[test]
+fn l29_a_helper_is_dropped_on_another_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = script(dir.path(), "exec cat >/dev/null");
+    let mut helper = Helper::start(&program).unwrap();
+    std::thread::spawn(move || {
+        let id = DevId::new(1).unwrap();
+        let error = helper.info(id, Duration::from_millis(10)).unwrap_err();
+        assert!(matches!(
+            error,
+            Error::TimedOut {
+                abandoned: true,
+                ..
+            }
+        ));
+        let begun = Instant::now();
+        drop(helper);
+        assert!(begun.elapsed() < Duration::from_millis(500));
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_helper_that_dies_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut helper = Helper::start(&script(dir.path(), "exit 5")).unwrap();
+    let error = helper.features(Duration::from_secs(30)).unwrap_err();
+    assert!(error.to_string().contains("exit status: 5"), "{error}");
+}
