@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod bench;
 mod build;
 mod ci;
 mod cmd;
@@ -88,6 +89,8 @@ enum Task {
         #[arg(trailing_var_arg = true)]
         command: Vec<String>,
     },
+    /// What a request costs in instructions, and how soon a new device is usable
+    VmBenchmark(bench::Options),
     /// Ends left-over guests and drops all caches of the virtual machines
     VmReset,
 }
@@ -108,6 +111,7 @@ fn main() -> ExitCode {
             accel,
             command,
         } => shell::run(&kernel, accel, &command),
+        Task::VmBenchmark(options) => bench::run(&options),
         Task::VmReset => reset::run(),
     };
     match result {

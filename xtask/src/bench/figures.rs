@@ -1,0 +1,256 @@
+//! From the lines of the guest and the snapshots of the plugin to figures.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use super::limits::UsableLimits;
+use super::rows::{self, IOS};
+
+/// A snapshot of the plugin's counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    kernel: u64,
+    own: u64,
+    other: u64,
+}
+
+/// Instructions per I/O of one row.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Figure {
+    /// The row.
+    pub name: String,
+    /// All instructions.
+    pub total: f64,
+    /// Those of the kernel.
+    pub kernel: f64,
+    /// Those of the server's text.
+    pub own: f64,
+    /// Those of other user code, which is fio.
+    pub other: f64,
+    /// Context switches.
+    pub switches: f64,
+    /// The number of the row's first marker.
+    #[serde(skip)]
+    pub mark: u64,
+}
+
+/// The plugin's file: snapshots by number.
+///
+/// # Errors
+/// A line that is malformed.
+pub fn snapshots(text: &str) -> Result<BTreeMap<u64, Snapshot>> {
+    let mut all = BTreeMap::new();
+    for line in text.lines() {
+        let words: Vec<_> = line.split(' ').collect();
+        let [
+            "mark",
+            number,
+            "vcpu",
+            _,
+            "kernel",
+            kernel,
+            "server",
+            own,
+            "other",
+            other,
+        ] = words[..]
+        else {
+            ensure!(line.starts_with("exit "), "a line of the plugin: {line}");
+            continue;
+        };
+        let snapshot = Snapshot {
+            kernel: kernel.parse()?,
+            own: own.parse()?,
+            other: other.parse()?,
+        };
+        all.insert(number.parse()?, snapshot);
+    }
+    Ok(all)
+}
+
+/// A `@row` line of the guest as a figure.
+///
+/// # Errors
+/// A line that is malformed, a marker the plugin did not see, runs of another length than asked.
+pub fn figure(line: &str, snapshots: &BTreeMap<u64, Snapshot>) -> Result<Figure> {
+    let words: Vec<_> = line.split(' ').collect();
+    let [
+        "@row",
+        name,
+        _device,
+        mark,
+        switches_small,
+        switches_large,
+        small,
+        large,
+    ] = words[..]
+    else {
+        anyhow::bail!("a line of the guest: {line}");
+    };
+    let (small, large): (u64, u64) = (small.parse()?, large.parse()?);
+    ensure!(
+        large.checked_sub(small) == Some(IOS),
+        "fio did {small} and {large} I/Os, which is no difference of {IOS}"
+    );
+    let mark: u64 = mark.parse()?;
+    let at = |index: u64| {
+        let number = mark + index;
+        snapshots
+            .get(&number)
+            .with_context(|| format!("no snapshot {number}"))
+    };
+    let difference = |of: fn(&Snapshot) -> u64| -> Result<f64> {
+        let small = of(at(1)?) - of(at(0)?);
+        let large = of(at(3)?) - of(at(2)?);
+        Ok(per_io(small, large))
+    };
+    let kernel = difference(|snapshot| snapshot.kernel)?;
+    let own = difference(|snapshot| snapshot.own)?;
+    let other = difference(|snapshot| snapshot.other)?;
+    Ok(Figure {
+        name: name.to_owned(),
+        total: difference(|snapshot| snapshot.kernel + snapshot.own + snapshot.other)?,
+        kernel,
+        own,
+        other,
+        switches: per_io(switches_small.parse()?, switches_large.parse()?),
+        mark,
+    })
+}
+
+/// The difference of two runs for each I/O that the longer one has more. Exact: counts are far
+/// below 2^53.
+#[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+fn per_io(small: u64, large: u64) -> f64 {
+    (i128::from(large) - i128::from(small)) as f64 / IOS as f64
+}
+
+/// Times from `add` to the first read, in microseconds.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Usable {
+    /// What ran the guest.
+    pub accelerator: String,
+    /// The command that was measured.
+    pub command: String,
+    /// From the start of `add` to its end.
+    pub added: Vec<u64>,
+    /// From the start of `add` to the end of the first read.
+    pub usable: Vec<u64>,
+    /// What went wrong.
+    pub errors: Vec<String>,
+}
+
+impl Usable {
+    /// Takes a line of the guest.
+    ///
+    /// # Errors
+    /// It is malformed.
+    pub fn take(&mut self, line: &str) -> Result<()> {
+        let words: Vec<_> = line.split(' ').collect();
+        let ["@usable", _, _, added, usable] = words[..] else {
+            anyhow::bail!("a line of the guest: {line}");
+        };
+        self.added.push(added.parse()?);
+        self.usable.push(usable.parse()?);
+        Ok(())
+    }
+
+    /// The median of the times to the first read.
+    pub fn median(&self) -> Option<u64> {
+        let mut sorted = self.usable.clone();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied()
+    }
+
+    /// Whether the guest ran under KVM.
+    pub fn kvm(&self) -> bool {
+        self.accelerator == "KVM"
+    }
+
+    /// What a person wants to read.
+    pub fn text(&self, limits: &UsableLimits) -> String {
+        let list = |times: &[u64]| {
+            let times: Vec<_> = times.iter().map(|time| milliseconds(*time)).collect();
+            times.join(", ")
+        };
+        let median = self
+            .median()
+            .map_or("not measured".to_owned(), milliseconds);
+        let other = if self.kvm() {
+            format!(
+                "in emulation (limit {} ms): not measured, KVM works here",
+                limits.emulated
+            )
+        } else {
+            format!(
+                "under KVM (limit {} ms): not measured, KVM does not work here",
+                limits.kvm
+            )
+        };
+        let limit = if self.kvm() {
+            limits.kvm
+        } else {
+            limits.emulated
+        };
+        format!(
+            "{}: {median} ms, the median; `{}`, 4 CPUs, {}, guest time, limit {limit} ms\n  \
+             to the end of the first read, ms: {}\n  to the end of add, ms: {}\n  {other}",
+            rows::USABLE,
+            self.command,
+            self.accelerator,
+            list(&self.usable),
+            list(&self.added),
+        )
+    }
+}
+
+fn milliseconds(microseconds: u64) -> String {
+    format!("{}.{}", microseconds / 1000, microseconds % 1000 / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Usable, figure, snapshots};
+
+    const MARKS: &str = "mark 4 vcpu 0 kernel 100 server 10 other 1\n\
+                         mark 5 vcpu 0 kernel 1100 server 110 other 11\n\
+                         mark 6 vcpu 0 kernel 2000 server 200 other 20\n\
+                         mark 7 vcpu 0 kernel 43000 server 1300 other 30\n\
+                         exit kernel 50000 server 2000 other 40\n";
+
+    #[test]
+    fn a_figure_is_the_difference_of_two_runs() {
+        let marks = snapshots(MARKS).unwrap();
+        let figure = figure("@row a /dev/x 4 20 10020 1000 11000", &marks).unwrap();
+        assert_eq!((figure.kernel, figure.own, figure.other), (4.0, 0.1, 0.0));
+        assert_eq!((figure.total, figure.switches), (4.1, 1.0));
+    }
+
+    /// L90 Runs that fio cut short, or markers that were not seen, are no figures.
+    #[test]
+    fn l90_half_a_measurement_is_an_error() {
+        let marks = snapshots(MARKS).unwrap();
+        for line in [
+            "@row a /dev/x 4 20 10020 1000 10999",
+            "@row a /dev/x 4 20 10020 11000 1000",
+            "@row a /dev/x 5 20 10020 1000 11000",
+            "@row a /dev/x 4 20 10020 1000",
+        ] {
+            assert!(figure(line, &marks).is_err(), "{line}");
+        }
+        assert!(snapshots("mark x").is_err());
+    }
+
+    #[test]
+    fn the_median_is_a_time_that_was_seen() {
+        let mut usable = Usable::default();
+        assert_eq!(usable.median(), None);
+        for time in ["9000", "1000", "5100"] {
+            usable.take(&format!("@usable u /dev/x 1 {time}")).unwrap();
+        }
+        assert_eq!(usable.median(), Some(5100));
+        assert!(usable.take("@usable u").is_err());
+    }
+}

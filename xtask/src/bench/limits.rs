@@ -1,0 +1,167 @@
+//! `bench/limits.toml`: what figures may be at most.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use super::figures::{Figure, Usable};
+use super::rows::{Row, USABLE};
+use crate::paths;
+
+/// The whole file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Instructions per I/O.
+    #[serde(default)]
+    pub icount: Vec<Limit>,
+    /// Times to the first read.
+    pub usable: UsableLimits,
+}
+
+/// The limits of a row.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    /// The row.
+    pub row: String,
+    /// Instructions of the server's text.
+    pub own: u32,
+    /// All instructions.
+    pub total: u32,
+}
+
+/// Milliseconds from `add` to the end of the first read.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsableLimits {
+    /// In emulation.
+    pub emulated: u64,
+    /// Under KVM.
+    pub kvm: u64,
+}
+
+impl Limits {
+    /// Reads the project's file.
+    ///
+    /// # Errors
+    /// It is missing or malformed.
+    pub fn load() -> Result<Self> {
+        let path = paths::root().join("bench/limits.toml");
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        toml::from_str(&text).with_context(|| path.display().to_string())
+    }
+
+    /// What is wrong with the figures of the rows that were asked for.
+    pub fn icount(&self, asked: &[Row], figures: &[Figure]) -> Vec<String> {
+        let mut faults = Vec::new();
+        for limit in &self.icount {
+            if !asked.iter().any(|row| row.name == limit.row) {
+                continue;
+            }
+            let Some(figure) = figures.iter().find(|figure| figure.name == limit.row) else {
+                faults.push(format!("{}: has limits and was not measured", limit.row));
+                continue;
+            };
+            for (what, value, most) in [
+                ("own", figure.own, limit.own),
+                ("total", figure.total, limit.total),
+            ] {
+                // What is no number is above every limit.
+                if value.is_nan() || value > f64::from(most) {
+                    faults.push(format!(
+                        "{}: {what} {value:.1} is above its limit {most}",
+                        limit.row
+                    ));
+                }
+            }
+        }
+        faults
+    }
+
+    /// What is wrong with the times to the first read.
+    pub fn usable(&self, usable: &Usable) -> Vec<String> {
+        let most = if usable.kvm() {
+            self.usable.kvm
+        } else {
+            self.usable.emulated
+        };
+        match usable.median() {
+            Some(median) if median <= most * 1000 => Vec::new(),
+            Some(median) => vec![format!(
+                "{USABLE}: {}.{:03} ms is above its limit {most} ms",
+                median / 1000,
+                median % 1000
+            )],
+            None => vec![format!("{USABLE}: has a limit and was not measured")],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Limit, Limits, UsableLimits};
+    use crate::bench::figures::{Figure, Usable};
+    use crate::bench::rows;
+
+    fn limits() -> Limits {
+        Limits {
+            icount: vec![Limit {
+                row: "null-4k-randread-qd64".into(),
+                own: 300,
+                total: 10_950,
+            }],
+            usable: UsableLimits {
+                emulated: 150,
+                kvm: 20,
+            },
+        }
+    }
+
+    fn figure(total: f64, own: f64) -> Figure {
+        Figure {
+            name: "null-4k-randread-qd64".into(),
+            total,
+            kernel: 0.0,
+            own,
+            other: 0.0,
+            switches: 0.0,
+            mark: 0,
+        }
+    }
+
+    /// L90 A figure above its limit is named, and so is one that is missing or no number.
+    #[test]
+    fn l90_what_is_above_its_limit_is_named() {
+        let (limits, rows) = (limits(), rows::all());
+        let faults = |figures: &[Figure]| limits.icount(&rows, figures);
+        assert!(faults(&[figure(10_950.0, 300.0)]).is_empty());
+        let own = faults(&[figure(10_950.0, 300.1)]);
+        assert!(
+            own.len() == 1 && own[0].contains("null-4k-randread-qd64: own 300.1"),
+            "{own:?}"
+        );
+        assert!(faults(&[figure(10_950.5, 1.0)])[0].contains("total"));
+        assert_eq!(faults(&[figure(f64::NAN, f64::NAN)]).len(), 2);
+        assert_eq!(faults(&[]).len(), 1);
+        assert!(
+            limits.icount(&[], &[]).is_empty(),
+            "a row that was not asked for"
+        );
+    }
+
+    #[test]
+    fn l90_the_limit_of_time_is_that_of_the_accelerator() {
+        let mut usable = Usable {
+            accelerator: "KVM".into(),
+            usable: vec![20_001],
+            ..Usable::default()
+        };
+        assert_eq!(limits().usable(&usable).len(), 1);
+        usable.accelerator = "software emulation".into();
+        assert!(limits().usable(&usable).is_empty());
+        usable.usable.clear();
+        assert_eq!(limits().usable(&usable).len(), 1);
+    }
+}
