@@ -19,8 +19,9 @@ pub fn find(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Makes sure that everything a guest needs is on the host: as root on Debian and Ubuntu what is
-/// missing is installed, elsewhere the error names the command that does it.
+/// Makes sure that everything a guest needs is on the host: on Debian and Ubuntu what is missing is
+/// installed by root, or by sudo where it asks for no password; elsewhere the error names the
+/// command that does it.
 ///
 /// # Errors
 /// Something is missing and cannot be installed here.
@@ -46,26 +47,28 @@ pub fn set_up(manifest: &Manifest) -> Result<()> {
             names.join(", ")
         );
     }
-    if !root() {
+    let sudo = !root();
+    if sudo && cmd::output(Command::new("sudo").args(["-n", "true"])).is_err() {
         bail!(
-            "missing: {}; as root run\n    apt-get update && apt-get install -y \
+            "missing: {}; run\n    sudo apt-get update && sudo apt-get install -y \
              --no-install-recommends {list}",
             names.join(", ")
         );
     }
     println!("installing: {list}");
-    apt_get(&["update", "-q"])?;
+    apt_get(sudo, &["update", "-q"])?;
     let mut arguments = vec!["install", "-q", "-y", "--no-install-recommends"];
     arguments.extend(packages.iter().map(String::as_str));
-    apt_get(&arguments)
+    apt_get(sudo, &arguments)
 }
 
-fn apt_get(arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new("apt-get");
-    command
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive");
-    cmd::output(&mut command).map(drop)
+fn apt_get(sudo: bool, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(if sudo { "sudo" } else { "env" });
+    if sudo {
+        command.args(["-n", "env"]);
+    }
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    cmd::output(command.args(arguments)).map(drop)
 }
 
 fn missing<'a>(

@@ -15,7 +15,7 @@ const CRATES: [&str; 2] = ["uring-lite", "ublk-queue"];
 pub fn command() -> Command {
     let mut command = test::limited(20 * 60);
     command
-        .args(["test", "--release", "--no-fail-fast", "--lib", "--tests"])
+        .args(["test", "--release", "--no-fail-fast", "--lib"])
         .arg("--target-dir")
         .arg(paths::target().join("loom"))
         .env("RUSTFLAGS", "--cfg loom")

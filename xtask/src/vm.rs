@@ -84,16 +84,28 @@ impl Vm {
         let accel = accel::choose(self.choice, kernel, &self.image)?;
         let (directory, lock) = run_directory(&kernel.name)?;
         let load = |name: &String| (name.clone(), String::new());
+        let mut cmdline = FUNCTIONAL_CMDLINE.map(str::to_owned).to_vec();
+        // An emulated processor that waits for its turn on a busy host is no fault of the kernel.
+        let (hung, watchdog) = match accel {
+            Accel::Kvm => ("60", "10"),
+            Accel::Tcg => ("120", "40"),
+        };
+        if accel == Accel::Tcg {
+            cmdline.push("rcupdate.rcu_cpu_stall_timeout=90".to_owned());
+        }
+        let sets = [
+            ("/proc/sys/kernel/hung_task_timeout_secs", hung),
+            ("/proc/sys/kernel/watchdog_thresh", watchdog),
+        ];
         let guest = Guest {
             kernel,
             image: &self.image,
             machine: accel.machine(),
-            cmdline: FUNCTIONAL_CMDLINE.map(str::to_owned).to_vec(),
+            cmdline,
             modules: self.manifest.modules.iter().map(load).collect(),
-            sets: vec![(
-                "/proc/sys/kernel/hung_task_timeout_secs".to_owned(),
-                "60".to_owned(),
-            )],
+            sets: sets
+                .map(|(path, value)| (path.to_owned(), value.to_owned()))
+                .to_vec(),
             files: Vec::new(),
             program: program.iter().map(|word| (*word).to_owned()).collect(),
             env: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())],
