@@ -118,3 +118,32 @@ impl BufRing {
         self.in_ring = self.in_ring.saturating_sub(1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adding_leaves_the_tail_that_lies_in_the_first_entry() {
+        let mut ring = BufRing::new(1, 2).expect("memory");
+        let mut memory = [0_u8; 8];
+        let mut add = |ring: &mut BufRing, bid| {
+            // SAFETY: no kernel knows this ring.
+            unsafe { ring.add(NonNull::from(&mut memory).cast(), 8, bid) }.expect("room");
+        };
+        let tail = |ring: &BufRing| {
+            // SAFETY: aligned and live by the invariant.
+            unsafe { ring.shared_tail.as_ref() }.load(Ordering::Relaxed)
+        };
+        add(&mut ring, 1);
+        add(&mut ring, 2);
+        assert_eq!(tail(&ring), 0);
+        ring.advance();
+        ring.taken();
+        // The third lies in the first entry again, beside the tail.
+        add(&mut ring, 3);
+        assert_eq!(tail(&ring), 2);
+        ring.advance();
+        assert_eq!((tail(&ring), ring.in_ring()), (3, 2));
+    }
+}
