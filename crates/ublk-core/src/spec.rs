@@ -283,7 +283,7 @@ impl CheckedSpec {
 /// A rule of the driver that a [`DeviceSpec`] breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "each field is named in the variant's message")]
+#[expect(missing_docs, reason = "each field is named in the variant's message")]
 pub enum SpecError {
     /// Depth or queues outside 1 to 4096.
     #[error(

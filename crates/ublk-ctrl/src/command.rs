@@ -267,3 +267,52 @@ fn unexpected(operation: Operation, reply: &Reply) -> Error {
         message: format!("answered by {reply:?}"),
     }
 }
+
+#[cfg(all(test, feature = "serde"))]
+mod tests {
+    use super::*;
+    use serde::{Serialize, de::DeserializeOwned};
+    use ublk_core::{DeviceSpec, Limits};
+
+    fn round<T: Serialize + DeserializeOwned + PartialEq + core::fmt::Debug>(values: &[T]) {
+        for value in values {
+            let text = serde_json::to_string(value).unwrap();
+            assert_eq!(&serde_json::from_str::<T>(&text).unwrap(), value, "{text}");
+        }
+    }
+
+    #[test]
+    fn commands_and_replies_cross_a_socket() {
+        let id = DevId::new(4).unwrap();
+        let queue = QueueId::new(5).unwrap();
+        let spec = DeviceSpec::new(Limits::new(1 << 20)).id(id);
+        let spec = spec.check(4096).unwrap();
+        let geometry = Geometry::from_reply(&spec.dev_info()).unwrap();
+        let server_pid = 7;
+        let commands = [
+            Command::Features,
+            Command::Add(spec),
+            Command::SetParams { spec, geometry },
+            Command::GetParams { id },
+            Command::Start { id, server_pid },
+            Command::Stop { id },
+            Command::Delete { id },
+            Command::Info { id },
+            Command::Affinity { id, queue },
+            Command::ProveReady { id, size: u64::MAX },
+        ];
+        round(&commands);
+        for command in &commands[1..] {
+            assert_eq!(command.dev(), Some(id), "{command:?}");
+        }
+        let params = DeviceParams::decode(&spec.params(&geometry).unwrap());
+        round(&[
+            Reply::Done,
+            Reply::Features(Features::from_bits(u64::MAX)),
+            Reply::Geometry(geometry),
+            Reply::Params(params),
+            Reply::Params(None),
+            Reply::Affinity(CpuMask::from_iter([1, 2000])),
+        ]);
+    }
+}
