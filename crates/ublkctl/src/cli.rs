@@ -143,8 +143,8 @@ pub struct Add {
     #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = small_size)]
     pub max_io: u32,
     /// How data travels between the kernel and the server
-    #[arg(long, value_enum, default_value_t = Data::Auto)]
-    pub data: Data,
+    #[arg(long, value_enum, default_value_t = DataMode::Auto)]
+    pub data: DataMode,
     /// Whether commands to the driver go in batches
     #[arg(long, value_enum, default_value_t = Batch::Auto)]
     pub batch: Batch,
@@ -163,7 +163,7 @@ pub struct Add {
 
 /// Ways of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Data {
+pub enum DataMode {
     /// The best this version has: copy
     Auto,
     /// The driver copies between the request and the server's buffer

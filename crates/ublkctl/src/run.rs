@@ -1,6 +1,6 @@
 //! The commands, carried out.
 
-use crate::cli::{Add, Backend, Batch, Cli, Command, Data, Wait};
+use crate::cli::{Add, Backend, Batch, Cli, Command, DataMode, Wait};
 use crate::{doctor, pages, show};
 use clap::CommandFactory;
 use serde::Serialize;
@@ -117,7 +117,7 @@ fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
 /// Modes that have a name and are not in this version are refused, never replaced in silence.
 fn refuse(add: &Add) -> Result<(), Failure> {
     let usage = |text: String| Failure::new(FailureKind::Usage, text);
-    if !matches!(add.data, Data::Auto | Data::Copy) {
+    if !matches!(add.data, DataMode::Auto | DataMode::Copy) {
         return Err(
             usage("this data mode is not available in this version of ublkctl".to_owned())
                 .hint("use --data copy, or --data auto for the best there is"),
