@@ -193,3 +193,44 @@ impl CtrlPort for RingPort {
         self.capacity
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    extern "C" fn nothing(_: libc::c_int) {}
+
+    /// L50 A signal ends the call of the control ring, and not the wait.
+    #[test]
+    fn l50_a_signal_does_not_end_the_wait() {
+        const WAIT: Duration = Duration::from_millis(400);
+        let handler = nothing as extern "C" fn(libc::c_int);
+        // SAFETY: the handler does nothing, so it is safe at any point of any thread.
+        unsafe { libc::signal(libc::SIGUSR2, handler as libc::sighandler_t) };
+        let (tell, told) = channel();
+        let waiter = std::thread::spawn(move || {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let port = RingPort::open(file.path());
+            // SAFETY: names the calling thread and touches no memory.
+            tell.send(unsafe { libc::pthread_self() }).unwrap();
+            let mut port = match port {
+                Ok(port) => port,
+                Err(error) => {
+                    eprintln!("skipped: no ring on this host: {error}");
+                    return WAIT;
+                }
+            };
+            let begun = Instant::now();
+            assert_eq!(port.wait(WAIT), Ok(None));
+            begun.elapsed()
+        });
+        let thread = told.recv().unwrap();
+        for _ in 0..10 {
+            std::thread::sleep(WAIT / 40);
+            // SAFETY: the thread is not joined yet, so its handle is valid; it handles the signal.
+            unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
+        }
+        assert!(waiter.join().unwrap() >= WAIT);
+    }
+}

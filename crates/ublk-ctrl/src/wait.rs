@@ -50,7 +50,7 @@ mod tests {
         let begun = Instant::now();
         let found = until(deadline_in(Duration::MAX), || Ok::<_, ()>(Some(1)));
         assert_eq!(found, Ok(Some(1)));
-        assert!(begun.elapsed() < Duration::from_millis(50));
+        assert!(begun.elapsed() < Duration::from_millis(250));
         let mut looks = 0;
         let found = until(deadline_in(Duration::from_secs(60)), || {
             looks += 1;
@@ -58,18 +58,18 @@ mod tests {
         });
         // 100 + 200 + 400 µs of pauses.
         assert_eq!(found, Ok(Some(4)));
-        assert!(begun.elapsed() < Duration::from_secs(1));
+        assert!(begun.elapsed() < Duration::from_millis(900));
     }
 
     #[test]
     fn ends_at_the_deadline_and_at_an_error() {
         let mut looks = 0;
-        let found = until(deadline_in(Duration::from_millis(20)), || {
+        let found = until(deadline_in(Duration::from_millis(100)), || {
             looks += 1;
             Ok::<Option<()>, ()>(None)
         });
         assert_eq!(found, Ok(None));
-        assert!((2..20).contains(&looks), "{looks}");
+        assert!((2..40).contains(&looks), "{looks}");
         let found = until(deadline_in(Duration::MAX), || Err::<Option<()>, _>("no"));
         assert_eq!(found, Err("no"));
         let past = until(Instant::now(), || Ok::<_, ()>(Some(2)));
