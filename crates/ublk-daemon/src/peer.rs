@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 /// The roles that are processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,9 @@ impl Role {
 pub enum Messages {
     /// To the standard error of the process that starts it.
     Inherit,
+    /// To a pipe that the process that starts it reads: the role, and the roles it starts, hold no
+    /// file of the caller's caller, who may wait for its end (`$(ublkctl add … 2>&1)`).
+    Pipe,
     /// Nowhere: the role speaks on its link, and may be left behind holding no file of its caller.
     Nowhere,
 }
@@ -84,6 +87,7 @@ impl Peer {
             .stdout(Stdio::null())
             .stderr(match messages {
                 Messages::Inherit => Stdio::inherit(),
+                Messages::Pipe => Stdio::piped(),
                 Messages::Nowhere => Stdio::null(),
             })
             .spawn()?;
@@ -126,6 +130,14 @@ impl Peer {
     #[must_use]
     pub fn exit_fd(&self) -> BorrowedFd<'_> {
         self.exit.as_fd()
+    }
+
+    /// The messages of a role that writes them to a pipe. Given once.
+    pub fn take_messages(&mut self) -> Option<ChildStderr> {
+        match &mut self.reap {
+            Reap::Spawned(child) => child.stderr.take(),
+            _ => None,
+        }
     }
 
     /// How the process ended, `None` while it runs.

@@ -113,3 +113,29 @@ fn a_helper_that_dies_is_told() {
     let error = helper.features(Duration::from_secs(30)).unwrap_err();
     assert!(error.to_string().contains("exit status: 5"), "{error}");
 }
+
+/// L27 Whoever reads our output until its end is not held up by an agent that hangs: the agent holds
+/// none of the caller's files. The test is its own caller: it runs itself with a pipe.
+#[test]
+fn l27_an_agent_left_behind_holds_no_file_of_the_caller() {
+    const ASKED: &str = "UBLK_TEST_FRONT_PROGRAM";
+    if let Some(program) = std::env::var_os(ASKED) {
+        let failure = add(Path::new(&program), 1 << 20, Duration::from_millis(100));
+        assert_eq!(failure.kind, FailureKind::TimedOut);
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // It outlives its front by far.
+    let program = script(dir.path(), "exec sleep 20");
+    let begun = Instant::now();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "l27_an_agent_left_behind_holds_no_file_of_the_caller",
+        ])
+        .env(ASKED, &program)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}

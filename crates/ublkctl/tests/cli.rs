@@ -168,7 +168,7 @@ fn completions_and_man_pages_are_generated() {
     for shell in ["bash", "zsh", "fish"] {
         let output = ublkctl(dir.path(), &["completions", shell]);
         assert_eq!(code(&output), Some(0));
-        assert!(text(&output.stdout).contains("--read-only"), "{shell}");
+        assert!(text(&output.stdout).contains("read-only"), "{shell}");
     }
     let page = text(&ublkctl(dir.path(), &["man"]).stdout);
     assert!(page.contains(".TH") && page.contains("doctor"));

@@ -215,10 +215,10 @@ impl Agent<'_> {
         self.ears.foreground = request.foreground;
         let log = self.log.clone();
         self.tell_server(&ToServer::Live { log: log.clone() });
-        tracing::info!("device {} serves, server {}", added.id, added.server_pid);
         if let Some(log) = &log {
             crate::roles::log_to(log);
         }
+        tracing::info!("device {} serves, server {}", added.id, added.server_pid);
         self.tell_front(&FromAgent::Live(added));
         if !request.foreground {
             self.ears.front = None;

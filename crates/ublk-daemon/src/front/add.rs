@@ -8,8 +8,10 @@ use crate::signals::Signals;
 use crate::state::Store;
 use crate::sys::poll;
 use crate::wire::{AddRequest, AddSpec, Added, Failure, FromAgent, ToAgent};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::process::ChildStderr;
 use std::time::{Duration, Instant};
 
 /// How long an agent that hung up may take to end, so that its end can be told.
@@ -45,8 +47,9 @@ pub fn add(
     } else {
         None
     };
-    let mut agent = Peer::spawn(program, Role::Agent, Messages::Inherit)
+    let mut agent = Peer::spawn(program, Role::Agent, Messages::Pipe)
         .map_err(|e| Failure::failed(format!("cannot start the agent: {e}")))?;
+    let messages = agent.take_messages();
     let request = AddRequest {
         version: LINK_VERSION,
         spec,
@@ -56,42 +59,20 @@ pub fn add(
     };
     // An agent that died at once is found by the answer that does not come.
     let _ = agent.link.send(&ToAgent::Add(request));
-    let added = live(&mut agent, until)?;
-    Ok((added, Foreground { agent, signals }))
-}
-
-fn live(agent: &mut Peer, until: Instant) -> Result<Added, Failure> {
-    match agent.link.recv::<FromAgent>(until) {
-        Ok(FromAgent::Live(added)) => Ok(added),
-        Ok(FromAgent::Failed(failure)) => {
-            // It has taken back what it made; let it be gone, too.
-            let _ = poll::readable(&[agent.exit_fd()], Some(Instant::now() + LAST_WORDS));
-            let _ = agent.ended();
-            Err(failure)
-        }
-        Ok(FromAgent::Gone) => Err(Failure::failed("the agent ended before the device served")),
-        Err(LinkError::TimedOut) => Err(Failure::timed_out(format!(
-            "the device did not serve in time; agent process {} was told to take it back",
-            agent.pid
-        ))
-        .hint("see `ublkctl list` for what is left, and `ublkctl doctor`")),
-        Err(e) => Err(died(agent, &e)),
-    }
-}
-
-fn died(agent: &mut Peer, error: &LinkError) -> Failure {
-    let _ = poll::readable(&[agent.exit_fd()], Some(Instant::now() + LAST_WORDS));
-    match agent.ended() {
-        Some(end) => Failure::failed(format!("the agent ended without a word ({end})"))
-            .hint("its messages are above; `ublkctl list` shows what is left"),
-        None => Failure::failed(format!("agent process {}: {error}", agent.pid)),
-    }
+    let mut device = Foreground {
+        agent,
+        messages,
+        signals,
+    };
+    let added = device.live(until)?;
+    Ok((added, device))
 }
 
 /// A device whose agent is held by this process.
 #[derive(Debug)]
 pub struct Foreground {
     agent: Peer,
+    messages: Option<ChildStderr>,
     signals: Option<Signals>,
 }
 
@@ -102,25 +83,102 @@ impl Foreground {
     /// Why the device ended, if nobody asked for it.
     pub fn wait(mut self) -> Result<(), Failure> {
         loop {
+            match self.hear(None)? {
+                Some(FromAgent::Gone) => return Ok(()),
+                Some(FromAgent::Failed(failure)) => return Err(failure),
+                _ => {}
+            }
+        }
+    }
+
+    fn live(&mut self, until: Instant) -> Result<Added, Failure> {
+        match self.hear(Some(until))? {
+            Some(FromAgent::Live(added)) => Ok(added),
+            Some(FromAgent::Failed(failure)) => {
+                // It has taken back what it made; let it be gone, too.
+                self.last_words();
+                Err(failure)
+            }
+            Some(FromAgent::Gone) => {
+                Err(Failure::failed("the agent ended before the device served"))
+            }
+            None => Err(Failure::timed_out(format!(
+                "the device did not serve in time; agent process {} was told to take it back",
+                self.agent.pid
+            ))
+            .hint("see `ublkctl list` for what is left, and `ublkctl doctor`")),
+        }
+    }
+
+    /// The agent's next word, `None` at the deadline. Meanwhile messages are passed on to standard
+    /// error, and signals to the agent.
+    fn hear(&mut self, deadline: Option<Instant>) -> Result<Option<FromAgent>, Failure> {
+        loop {
             let mut fds = vec![self.agent.link.as_fd()];
             fds.extend(self.signals.as_ref().map(AsFd::as_fd));
-            let ready = poll::readable(&fds, None)
+            fds.extend(self.messages.as_ref().map(AsFd::as_fd));
+            let ready = poll::readable(&fds, deadline)
                 .map_err(|e| Failure::failed(format!("cannot wait: {e}")))?;
-            if ready.get(1) == Some(&true) {
+            if !ready.contains(&true) {
+                return Ok(None);
+            }
+            if self.signals.is_some() && ready.get(1) == Some(&true) {
                 if let Some(signals) = &mut self.signals {
                     signals.clear();
                 }
                 let _ = self.agent.link.send(&ToAgent::Leave);
             }
-            if ready.first() != Some(&true) {
-                continue;
+            if self.messages.is_some() && ready.last() == Some(&true) {
+                self.pass_on();
             }
-            match self.agent.link.try_recv::<FromAgent>() {
-                Ok(None | Some(FromAgent::Live(_))) => {}
-                Ok(Some(FromAgent::Gone)) => return Ok(()),
-                Ok(Some(FromAgent::Failed(failure))) => return Err(failure),
-                Err(e) => return Err(died(&mut self.agent, &e)),
+            if ready.first() == Some(&true) {
+                match self.agent.link.try_recv() {
+                    Ok(None) => {}
+                    Ok(word) => {
+                        // What was said before the word.
+                        self.pass_on_all(Instant::now());
+                        return Ok(word);
+                    }
+                    Err(e) => return Err(self.died(&e)),
+                }
             }
+        }
+    }
+
+    /// Passes on the messages that are there; waits for none when some are ready.
+    fn pass_on(&mut self) {
+        let mut buf = [0; 4096];
+        let read = self.messages.as_mut().map(|m| m.read(&mut buf));
+        match read {
+            Some(Ok(n)) if n > 0 => {
+                let _ = io::stderr().write_all(&buf[..n]);
+            }
+            _ => self.messages = None,
+        }
+    }
+
+    /// Passes on all messages until none is there by the deadline.
+    fn pass_on_all(&mut self, deadline: Instant) {
+        while let Some(messages) = &self.messages {
+            match poll::readable(&[messages.as_fd()], Some(deadline)).as_deref() {
+                Ok([true]) => self.pass_on(),
+                _ => return,
+            }
+        }
+    }
+
+    fn last_words(&mut self) -> Option<String> {
+        let soon = Instant::now() + LAST_WORDS;
+        let _ = poll::readable(&[self.agent.exit_fd()], Some(soon));
+        self.pass_on_all(Instant::now());
+        self.agent.ended()
+    }
+
+    fn died(&mut self, error: &LinkError) -> Failure {
+        match self.last_words() {
+            Some(end) => Failure::failed(format!("the agent ended without a word ({end})"))
+                .hint("its messages are above; `ublkctl list` shows what is left"),
+            None => Failure::failed(format!("agent process {}: {error}", self.agent.pid)),
         }
     }
 }
