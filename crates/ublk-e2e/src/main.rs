@@ -24,7 +24,7 @@ mod wait;
 
 use std::process::ExitCode;
 
-use libtest_mimic::Arguments;
+use libtest_mimic::{Arguments, ColorSetting};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -40,6 +40,8 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The cases change the one machine there is.
     arguments.test_threads = Some(1);
+    // A runner reads the lines, in a guest whose channel looks like a terminal.
+    arguments.color.get_or_insert(ColorSetting::Never);
     let all: Vec<_> = cases::all();
     if !arguments.list {
         let chosen = all.iter().filter(|c| c.named(arguments.filter.as_ref()));
