@@ -80,7 +80,7 @@ pub fn guests(vm: &Vm, names: &[String], filter: Option<&str>) -> Result<Results
 }
 
 fn one(vm: &Vm, kernel: &Kernel, filter: Option<&str>) -> Result<Results> {
-    let mut program = vec!["/usr/bin/ublk-e2e"];
+    let mut program = vec!["/usr/bin/ublk-e2e", "--color=never"];
     program.extend(filter);
     let (mut guest, accel, _lock) = vm.guest(kernel, &program, Duration::ZERO)?;
     guest.deadline = deadline(accel);
@@ -123,7 +123,8 @@ pub fn on_host(filter: Option<&str>) -> Result<Results> {
     let built = build::host(&[("ublk-e2e", "ublk-e2e"), ("ublkctl", "ublkctl")])?;
     let mut results = Results::default();
     let mut command = Command::new(&built[0]);
-    command.args(filter).env("UBLKCTL", &built[1]);
+    command.arg("--color=never").args(filter);
+    command.env("UBLKCTL", &built[1]);
     let good = cmd::watch(&mut command, |line| results.line(line))?;
     results.check("ublk-e2e", good);
     Ok(results)

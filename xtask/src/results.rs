@@ -24,6 +24,7 @@ pub struct Results {
 impl Results {
     /// Takes one line of a libtest-like program.
     pub fn line(&mut self, line: &str) {
+        let line = plain(line);
         let line = line.trim();
         if line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")) {
             self.open = true;
@@ -142,6 +143,18 @@ impl Results {
     }
 }
 
+/// A line without the escape sequences that colour it.
+fn plain(line: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once("\u{1b}[") {
+        plain.push_str(before);
+        let end = after.find(|c: char| c.is_ascii_alphabetic());
+        rest = end.map_or("", |end| &after[end + 1..]);
+    }
+    plain + rest
+}
+
 #[cfg(test)]
 mod tests {
     use super::Results;
@@ -223,6 +236,15 @@ mod tests {
         assert_eq!(results.skipped, [("x".into(), "no driver".into())]);
         let results = of("SKIP x: no driver\ntest x ... ok\n");
         assert_eq!((results.passed, results.skipped.len()), (1, 1));
+    }
+
+    #[test]
+    fn colours_do_not_hide_a_result() {
+        let mut results = of("test a  ... \u{1b}[32mok\u{1b}[0m\n\
+            test b ... \u{1b}[31mFAILED\u{1b}[0m\n\
+            test result: \u{1b}[31mFAILED\u{1b}[0m. 1 passed; 1 failed; 0 ignored\n");
+        results.check("program", false);
+        assert_eq!((results.passed, results.failed), (1, vec!["b".to_owned()]));
     }
 
     #[test]

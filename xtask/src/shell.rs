@@ -27,6 +27,7 @@ pub fn run(kernel: &str, choice: Choice, command: &[String]) -> Result<()> {
     }
     let shell = ["/usr/bin/busybox", "setsid", "cttyhack", "/bin/sh", "-l"];
     let (mut guest, accel, _lock) = vm.guest(&kernels[0], &shell, Duration::MAX)?;
+    guest.env.push(("TERM".to_owned(), "linux".to_owned()));
     guest.cmdline.retain(|word| !word.starts_with("loglevel"));
     guest.cmdline.push("loglevel=5".to_owned());
     println!(

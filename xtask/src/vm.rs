@@ -108,7 +108,9 @@ impl Vm {
                 .to_vec(),
             files: Vec::new(),
             program: program.iter().map(|word| (*word).to_owned()).collect(),
-            env: vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())],
+            env: [("RUST_BACKTRACE", "1"), ("TERM", "dumb")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec(),
             deadline,
             directory,
             harmless: self
