@@ -1,0 +1,31 @@
+//! ublk-ctrl alone: asks the driver what it can do, or says why not and what to do about it.
+
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+use std::time::Duration;
+
+use ublk_ctrl::{Control, Kind, probe};
+
+fn main() {
+    let finding = probe::control_node(Path::new("/"));
+    println!("ublk-ctrl: {finding}");
+    let answer = Control::open().and_then(|mut control| control.features(Duration::from_secs(10)));
+    match answer {
+        Ok(features) => {
+            assert!(!features.is_empty(), "a driver without any feature");
+            println!("ublk-ctrl: the driver has {:#x}", features.bits());
+        }
+        Err(error) => {
+            // No driver, or not for us: the look at the host must have found the same.
+            assert_eq!(
+                finding.status,
+                probe::Status::Bad,
+                "{error} against {finding}"
+            );
+            assert!(finding.fix.is_some() && !error.hint().is_empty());
+            assert_ne!(error.kind(), Kind::TimedOut, "{error}");
+            println!("ublk-ctrl: {error}");
+        }
+    }
+}

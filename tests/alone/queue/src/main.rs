@@ -1,0 +1,150 @@
+//! ublk-queue alone: the engine on a driver that is a few lines of this program.
+//!
+//! The driver writes a block, reads it back, and stops the device; the handler is a memory of one
+//! block. What comes back must be what was written.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use ublk_core::iod::IoBounds;
+use ublk_core::{Errno, IoDesc, Op, QueueId, Tag};
+use ublk_queue::seam::{Completion, Descriptors, Full, IoCommand, Port, Wake};
+use ublk_queue::{LaneSpec, Request, State, Worker};
+
+const BLOCK: usize = 4096;
+
+/// The other side of the engine: a queue of one tag, and what is to be asked of it.
+#[derive(Default)]
+struct Driver {
+    asks: VecDeque<(Op, u8)>,
+    current: Option<(Op, u8)>,
+    descriptor: IoDesc,
+    completions: VecDeque<Completion>,
+    commands: Vec<(IoCommand, u64)>,
+    answered: Vec<(Op, i32)>,
+}
+
+impl Driver {
+    /// Takes a command: settles the request it answers, and hands out the next one or the end.
+    fn take(&mut self, command: &IoCommand, user_data: u64) {
+        if let Some((op, byte)) = self.current.take() {
+            self.answered.push((op, command.result));
+            if op == Op::Read {
+                // SAFETY: in copy mode the driver may read a tag's buffer from its commit on, and
+                // this one is 4096 bytes long; the engine keeps off until the next completion.
+                let data = unsafe { std::slice::from_raw_parts(command.addr as *const u8, BLOCK) };
+                assert!(
+                    data.iter().all(|b| *b == byte),
+                    "read {}, wrote {byte}",
+                    data[0]
+                );
+            }
+        }
+        let Some((op, byte)) = self.asks.pop_front() else {
+            let res = Errno::ENODEV.to_result();
+            self.completions.push_back(Completion { user_data, res });
+            return;
+        };
+        if op == Op::Write {
+            // SAFETY: as above, and the driver may write the buffer, too.
+            unsafe { std::ptr::write_bytes(command.addr as *mut u8, byte, BLOCK) };
+        }
+        self.current = Some((op, byte));
+        self.descriptor = IoDesc {
+            op_flags: op as u32,
+            nr_sectors: 8,
+            start_sector: 16,
+            addr: command.addr,
+        };
+        self.completions.push_back(Completion { user_data, res: 0 });
+    }
+}
+
+#[derive(Clone)]
+struct Tiny(Rc<RefCell<Driver>>);
+
+struct NoWake;
+
+impl Wake for NoWake {
+    // Everything happens on one thread, which is awake.
+    fn wake(&self) {}
+}
+
+impl Port for Tiny {
+    type Wake = NoWake;
+
+    fn push(&mut self, _lane: u16, command: &IoCommand, user_data: u64) -> Result<(), Full> {
+        self.0.borrow_mut().commands.push((*command, user_data));
+        Ok(())
+    }
+    fn enter(&mut self, _wait: bool, _timeout: Option<Duration>) -> Result<(), Errno> {
+        let mut driver = self.0.borrow_mut();
+        for (command, user_data) in std::mem::take(&mut driver.commands) {
+            driver.take(&command, user_data);
+        }
+        Ok(())
+    }
+    fn next(&mut self) -> Option<Completion> {
+        self.0.borrow_mut().completions.pop_front()
+    }
+    fn wake_handle(&self) -> NoWake {
+        NoWake
+    }
+    fn describe(&self) -> String {
+        "a few lines".to_owned()
+    }
+}
+
+impl Descriptors for Tiny {
+    fn load(&self, _tag: Tag) -> IoDesc {
+        self.0.borrow().descriptor
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let tiny = Tiny(Rc::default());
+    tiny.0
+        .borrow_mut()
+        .asks
+        .extend([(Op::Write, 7), (Op::Read, 7), (Op::Write, 9), (Op::Read, 9)]);
+    let mut memory = vec![0; BLOCK];
+    let handler = move |mut request: Request<'_>| {
+        match request.op() {
+            Op::Read => request.data_mut().copy_from_slice(&memory),
+            _ => memory.copy_from_slice(request.data()),
+        }
+        request.complete(Ok(()));
+    };
+    let mut worker = Worker::new(tiny.clone(), Arc::new(AtomicBool::new(false)));
+    let lane = worker.add_lane(LaneSpec {
+        qid: QueueId::new(0)?,
+        depth: 1,
+        bounds: IoBounds {
+            size: 1 << 20,
+            max_io_bytes: BLOCK as u32,
+        },
+        descriptors: tiny.clone(),
+        handler,
+        generation: 1,
+    })?;
+    worker.arm()?;
+    let result = worker.run();
+    worker.finish(&result);
+    result?;
+    let full = BLOCK as i32;
+    let wanted = [
+        (Op::Write, full),
+        (Op::Read, full),
+        (Op::Write, full),
+        (Op::Read, full),
+    ];
+    assert_eq!(tiny.0.borrow().answered, wanted);
+    assert_eq!(lane.state(), State::Empty);
+    assert_eq!((lane.counters().reads, lane.counters().writes), (2, 2));
+    println!("ublk-queue: {} requests answered in full", wanted.len());
+    Ok(())
+}
