@@ -219,6 +219,17 @@ mod tests {
         assert!(matches!(b.send(&1u8), Err(LinkError::Closed)));
     }
 
+    /// L33 Last words arrive although the speaker left without reading ours.
+    #[test]
+    fn l33_last_words_arrive() {
+        let (a, b) = Link::pair().unwrap();
+        a.send(&"unread").unwrap();
+        b.send(&"last words").unwrap();
+        drop(b);
+        assert_eq!(a.recv::<String>(soon()).unwrap(), "last words");
+        assert!(matches!(a.recv::<u8>(soon()), Err(LinkError::Closed)));
+    }
+
     #[test]
     fn a_reader_that_sleeps_does_not_hold_up_the_speaker() {
         let (a, _b) = Link::pair().unwrap();

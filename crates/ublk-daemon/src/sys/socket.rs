@@ -77,7 +77,7 @@ pub fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
 /// packet was cut, and 0 at the end of the stream.
 ///
 /// # Errors
-/// EAGAIN when there is none, ECONNRESET when the other end left with our words unread.
+/// EAGAIN when there is none.
 pub fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
     loop {
         // SAFETY: pointer and length are those of one live slice that is ours alone to write.
@@ -91,6 +91,9 @@ pub fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
         };
         match check_len(res) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // The other end left with words of ours unread. The kernel says so once, and before it
+            // gives what the other end had said: its last words are still to come.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
             other => return other,
         }
     }
