@@ -86,16 +86,27 @@ pub fn run(options: &Options) -> Result<()> {
         faults.extend(limits.icount(&rows, &report.figures));
     }
     if wanted(USABLE) {
-        let usable = bench.usable()?;
-        println!("\n{}", usable.text(&limits.usable));
-        faults.extend(
-            usable
-                .errors
-                .iter()
-                .map(|error| format!("{USABLE}: {error}")),
-        );
-        faults.extend(limits.usable(&usable));
-        report.usable = Some(usable);
+        let clocks = if options.icount {
+            &[true, false][..]
+        } else {
+            &[false]
+        };
+        for counted in clocks {
+            let usable = bench.usable(*counted)?;
+            println!("\n{}", usable.text(&limits.usable));
+            let errors = usable.errors.iter();
+            faults.extend(errors.map(|error| format!("{USABLE}: {error}")));
+            faults.extend(limits.usable(&usable));
+            report.usable.push(usable);
+        }
+        if report
+            .usable
+            .iter()
+            .all(|usable| usable.accelerator != "KVM")
+        {
+            let limit = limits.usable.kvm;
+            println!("\n{USABLE}, KVM, limit {limit} ms: not measured, KVM does not work here");
+        }
     }
     if let Some(path) = &options.json {
         report.write(path, &faults)?;

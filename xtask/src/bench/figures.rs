@@ -8,6 +8,9 @@ use serde::Serialize;
 use super::limits::UsableLimits;
 use super::rows::{self, IOS};
 
+/// The accelerator's name when the guest's clock is the number of its instructions.
+pub const COUNTED: &str = "emulation, a nanosecond per instruction";
+
 /// A snapshot of the plugin's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -157,6 +160,11 @@ impl Usable {
         Ok(())
     }
 
+    /// The shortest time to the first read: a busy host only ever adds to it.
+    pub fn fastest(&self) -> Option<u64> {
+        self.usable.iter().min().copied()
+    }
+
     /// The median of the times to the first read.
     pub fn median(&self) -> Option<u64> {
         let mut sorted = self.usable.clone();
@@ -164,9 +172,22 @@ impl Usable {
         sorted.get(sorted.len() / 2).copied()
     }
 
-    /// Whether the guest ran under KVM.
-    pub fn kvm(&self) -> bool {
-        self.accelerator == "KVM"
+    /// The time that is compared with the limit: by the clock of instructions, where nothing adds
+    /// to it by chance, the longest one; else the fastest.
+    pub fn judged(&self) -> Option<u64> {
+        if self.accelerator == COUNTED {
+            return self.usable.iter().max().copied();
+        }
+        self.fastest()
+    }
+
+    /// Milliseconds that the time may be at most.
+    pub fn limit(&self, limits: &UsableLimits) -> u64 {
+        if self.accelerator == "KVM" {
+            limits.kvm
+        } else {
+            limits.emulated
+        }
     }
 
     /// What a person wants to read.
@@ -175,31 +196,18 @@ impl Usable {
             let times: Vec<_> = times.iter().map(|time| milliseconds(*time)).collect();
             times.join(", ")
         };
-        let median = self
-            .median()
-            .map_or("not measured".to_owned(), milliseconds);
-        let other = if self.kvm() {
-            format!(
-                "in emulation (limit {} ms): not measured, KVM works here",
-                limits.emulated
-            )
-        } else {
-            format!(
-                "under KVM (limit {} ms): not measured, KVM does not work here",
-                limits.kvm
-            )
-        };
-        let limit = if self.kvm() {
-            limits.kvm
-        } else {
-            limits.emulated
+        let time = |time: Option<u64>| {
+            time.map_or("not measured".to_owned(), |time| milliseconds(time) + " ms")
         };
         format!(
-            "{}: {median} ms, the median; `{}`, 4 CPUs, {}, guest time, limit {limit} ms\n  \
-             to the end of the first read, ms: {}\n  to the end of add, ms: {}\n  {other}",
+            "{}, {}, 4 CPUs, limit {} ms: {} judged, median {}; `{}`\n  to the end of the first \
+             read, ms: {}\n  to the end of add, ms: {}",
             rows::USABLE,
-            self.command,
             self.accelerator,
+            self.limit(limits),
+            time(self.judged()),
+            time(self.median()),
+            self.command,
             list(&self.usable),
             list(&self.added),
         )
@@ -244,13 +252,16 @@ mod tests {
     }
 
     #[test]
-    fn the_median_is_a_time_that_was_seen() {
+    fn times_are_picked_from_those_seen() {
         let mut usable = Usable::default();
         assert_eq!(usable.median(), None);
         for time in ["9000", "1000", "5100"] {
             usable.take(&format!("@usable u /dev/x 1 {time}")).unwrap();
         }
         assert_eq!(usable.median(), Some(5100));
+        assert_eq!(usable.judged(), Some(1000));
+        usable.accelerator = super::COUNTED.into();
+        assert_eq!(usable.judged(), Some(9000));
         assert!(usable.take("@usable u").is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::figures::{self, Figure, Usable};
+use super::figures::{self, COUNTED, Figure, Usable};
 use super::hot;
 use super::rows::{self, Row};
 use crate::guest::accel::{self, Choice};
@@ -111,16 +111,8 @@ impl<'a> Bench<'a> {
         if hot {
             plugin += &format!(",hot={}", blocks.display());
         }
-        let mut extra: Vec<String> = CLOCK.map(str::to_owned).to_vec();
-        extra.extend(["-plugin".to_owned(), plugin]);
-        let machine = Machine {
-            qemu: "qemu-system-x86_64".to_owned(),
-            accel: "tcg,thread=single".to_owned(),
-            cpu: CPU.to_owned(),
-            cpus: 1,
-            memory: 3072,
-            extra,
-        };
+        let mut machine = counting(1);
+        machine.extra.extend(["-plugin".to_owned(), plugin]);
         println!(
             "counting {} rows on Linux {}",
             rows.len(),
@@ -158,18 +150,23 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Measures the time from `add` to the first read, in a guest with four CPUs and a clock that
-    /// runs with the host's.
+    /// Measures the time from `add` to the first read in a guest with four CPUs: by a clock that
+    /// runs with the host's, or, `counted`, by one that advances a nanosecond per instruction.
     ///
     /// # Errors
     /// The guest could not be run to its end.
-    pub fn usable(&self) -> Result<Usable> {
+    pub fn usable(&self, counted: bool) -> Result<Usable> {
         let (directory, _lock) = vm::run_directory("usable")?;
         let accel = accel::choose(Choice::Auto, self.kernel, &self.image)?;
+        let (machine, accelerator) = if counted {
+            (counting(4), COUNTED.to_owned())
+        } else {
+            (accel.machine(), accel.to_string())
+        };
         let plan = rows::usable_plan(TIMES);
-        let (lines, _) = self.run(accel.machine(), &directory, &plan, false)?;
+        let (lines, _) = self.run(machine, &directory, &plan, false)?;
         let mut usable = Usable {
-            accelerator: accel.to_string(),
+            accelerator,
             command: rows::usable_server().to_owned(),
             ..Usable::default()
         };
@@ -229,6 +226,18 @@ impl<'a> Bench<'a> {
         })?;
         ensure!(outcome.verdict.is_good(), "{}", outcome.report());
         Ok((outcome.lines, outcome.command))
+    }
+}
+
+/// A machine whose clock is the number of its instructions.
+fn counting(cpus: usize) -> Machine {
+    Machine {
+        qemu: "qemu-system-x86_64".to_owned(),
+        accel: "tcg,thread=single".to_owned(),
+        cpu: CPU.to_owned(),
+        cpus,
+        memory: 3072,
+        extra: CLOCK.map(str::to_owned).to_vec(),
     }
 }
 

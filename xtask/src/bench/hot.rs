@@ -36,7 +36,7 @@ pub fn places(server: &Path, blocks: &str, mark: u64) -> Result<String> {
         }
         text.push('\n');
     }
-    Ok(text)
+    Ok(text.trim_end().to_owned())
 }
 
 /// Executions of each instruction between the markers: the large run less the small one.

@@ -82,17 +82,14 @@ impl Limits {
 
     /// What is wrong with the times to the first read.
     pub fn usable(&self, usable: &Usable) -> Vec<String> {
-        let most = if usable.kvm() {
-            self.usable.kvm
-        } else {
-            self.usable.emulated
-        };
-        match usable.median() {
-            Some(median) if median <= most * 1000 => Vec::new(),
-            Some(median) => vec![format!(
-                "{USABLE}: {}.{:03} ms is above its limit {most} ms",
-                median / 1000,
-                median % 1000
+        let most = usable.limit(&self.usable);
+        match usable.judged() {
+            Some(time) if time <= most * 1000 => Vec::new(),
+            Some(time) => vec![format!(
+                "{USABLE} ({}): {}.{:03} ms is above its limit {most} ms",
+                usable.accelerator,
+                time / 1000,
+                time % 1000
             )],
             None => vec![format!("{USABLE}: has a limit and was not measured")],
         }
@@ -152,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn l90_the_limit_of_time_is_that_of_the_accelerator() {
+    fn l90_a_time_above_the_limit_of_its_accelerator_is_named() {
         let mut usable = Usable {
             accelerator: "KVM".into(),
             usable: vec![20_001],

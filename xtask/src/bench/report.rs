@@ -24,7 +24,7 @@ pub struct Report {
     /// Instructions per I/O.
     pub figures: Vec<Figure>,
     /// Times to the first read.
-    pub usable: Option<Usable>,
+    pub usable: Vec<Usable>,
 }
 
 impl Report {
@@ -43,7 +43,7 @@ impl Report {
             fio: version("fio")?,
             command: String::new(),
             figures: Vec::new(),
-            usable: None,
+            usable: Vec::new(),
         })
     }
 

@@ -9,7 +9,7 @@ pub const USABLE: &str = "add-to-usable";
 pub const IOS: u64 = 10_000;
 
 /// What fio is always told.
-const FIO: &str = "--name=bench --ioengine=io_uring --direct=1 --thread --gtod_reduce=1 \
+const FIO: &str = "--ioengine=io_uring --direct=1 --thread --gtod_reduce=1 \
                    --norandommap --randrepeat=1 --size=200m --io_size=100g";
 
 /// One line of the table.
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn a_plan_has_what_a_row_has() {
         let text = plan(&all());
-        assert!(text.contains("row null_blk-4k-randread-qd1\ndevice /dev/nullb0\nfio --name"));
+        assert!(text.contains("row null_blk-4k-randread-qd1\ndevice /dev/nullb0\nfio --ioengine"));
         assert!(text.contains("--rw=randread --bs=4k --iodepth=64 --iodepth_batch_submit=16"));
     }
 }

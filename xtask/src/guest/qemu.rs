@@ -236,11 +236,11 @@ fn pump(mut from: impl Read, to: &Sender<Event>, event: fn(Vec<u8>) -> Event) {
     }
 }
 
-/// A word that no earlier run has used.
+/// A word that no earlier run has used; of one length, so that images of runs are too.
 fn nonce() -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     format!(
-        "{:x}-{:x}",
+        "{:016x}-{:08x}",
         now.unwrap_or_default().as_nanos(),
         std::process::id()
     )
