@@ -83,7 +83,9 @@ pub enum Phase {
     Live,
     /// It is being stopped and deleted.
     Leaving,
-    /// Its server ended without being asked to, or was stopped from outside.
+    /// It was stopped by somebody else; its processes have left.
+    Stopped,
+    /// Its server ended without being asked to.
     Ended,
 }
 
@@ -344,20 +346,21 @@ impl Store {
         parse(path, &bytes).map(Some)
     }
 
-    /// Removes what is kept of a device: record, socket, and the log if it is empty.
+    /// Removes what is kept of a device: record, socket and log. The log of a device that failed
+    /// stays, for whoever wants to know why; the next device with its id writes on below.
     ///
     /// # Errors
     /// Those of the file system, except that nothing was there.
     pub fn remove(&self, id: u32, nonce: u64) -> Result<(), StateError> {
         remove_if_there(&self.pending_path(nonce))?;
-        if self.read(&self.path(id))?.is_some_and(|r| r.nonce != nonce) {
+        let record = self.read(&self.path(id))?;
+        if record.as_ref().is_some_and(|r| r.nonce != nonce) {
             return Ok(());
         }
         remove_if_there(&self.path(id))?;
         remove_if_there(&self.socket(id))?;
-        let log = self.log(id);
-        if fs::symlink_metadata(&log).is_ok_and(|m| m.len() == 0) {
-            remove_if_there(&log)?;
+        if record.is_none_or(|r| r.phase != Phase::Ended) {
+            remove_if_there(&self.log(id))?;
         }
         Ok(())
     }

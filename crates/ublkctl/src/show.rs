@@ -4,6 +4,7 @@ use crate::doctor::Check;
 use crate::size;
 use std::fmt::Write;
 use ublk_daemon::front::{Features, Info, ListEntry};
+use ublk_daemon::state::Phase;
 
 /// A table of devices.
 pub fn list(entries: &[ListEntry]) -> String {
@@ -46,6 +47,7 @@ fn server(e: &ListEntry) -> String {
     match (e.server_pid, e.server_alive, &e.cause) {
         (Some(pid), true, _) => pid.to_string(),
         (_, false, Some(cause)) => format!("gone: {cause}"),
+        (_, false, None) if e.phase == Some(Phase::Stopped) => "left".to_owned(),
         (_, false, None) => "gone".to_owned(),
         (None, true, _) => "attached".to_owned(),
     }

@@ -187,12 +187,11 @@ impl Agent<'_> {
             self.remove(&device);
             return Ok(());
         }
-        device.record.phase = Phase::Ended;
-        device.record.cause = Some(
-            cause
-                .clone()
-                .unwrap_or_else(|| "stopped from outside".to_owned()),
-        );
+        device.record.phase = match cause {
+            Some(_) => Phase::Ended,
+            None => Phase::Stopped,
+        };
+        device.record.cause.clone_from(&cause);
         // Only while the device is still this one: a record is no obstacle, but litter.
         let ours = self.control()?.info(id, LEAVE);
         match ours {

@@ -45,12 +45,15 @@ impl Agent<'_> {
         // Both processes are started before the control ring exists, and get going meanwhile.
         self.server = Some(self.world.server()?);
         self.world.start_prover()?;
+        tracing::debug!("server and prover are started");
         self.tell_server(&ToServer::Describe {
             version: LINK_VERSION,
             spec: spec.clone(),
         });
         self.control = Some(self.world.control()?);
+        tracing::debug!("the control ring is open");
         let limits = self.described(deadline)?;
+        tracing::debug!("the server described its backend");
         let nonce = state::nonce().map_err(|e| Failure::failed(format!("no random word: {e}")))?;
         let checked = check(spec, limits, nonce)?;
         // Intent is on disk before ADD_DEV, so that a kill leaves nothing nameless (L31).
@@ -72,6 +75,7 @@ impl Agent<'_> {
         };
         kill_point("add:added");
         let id = geometry.dev_id();
+        tracing::debug!("the device is added");
         record.id = Some(id.get());
         self.log = (!request.foreground).then(|| self.log_path(request, id));
         record.log.clone_from(&self.log);
@@ -91,6 +95,7 @@ impl Agent<'_> {
         self.control()?
             .set_params(&checked, &geometry, left(deadline))?;
         let affinity = self.affinity(id, geometry.queues(), deadline)?;
+        tracing::debug!("parameters are set");
         kill_point("add:parameters");
         self.tell_server(&ToServer::Assign(Assignment {
             geometry,
@@ -100,13 +105,16 @@ impl Agent<'_> {
         // State is on disk before START_DEV. The server arms meanwhile.
         self.enter(Phase::Starting)?;
         let pid = self.armed(deadline)?;
+        tracing::debug!("the server is armed");
         kill_point("start:armed");
         if let Some(device) = &mut self.device {
             device.started = true;
         }
         self.control()?.start(id, pid, left(deadline))?;
+        tracing::debug!("the device is started");
         kill_point("start:started");
         self.world.prove(id, limits.size, left(deadline))?;
+        tracing::debug!("the device is proved ready");
         kill_point("start:ready");
         self.enter(Phase::Live)?;
         let relay = self.relay.open(&self.store.socket(id.get()));

@@ -94,7 +94,7 @@ fn l22_stop_while_serving_and_delete_after_empty() {
     assert_eq!(play.hear(), FromAgent::Gone);
     let down = ["stop", "empty", "server exit 0", "delete"];
     assert_eq!(play.kernel.log(), [&UP[..], &down].concat());
-    assert_eq!(play.records(), 0);
+    assert_eq!(play.records(), 0, "no record, socket or log is left");
     assert_eq!(play.agent.join().unwrap(), 0);
 }
 
@@ -167,7 +167,7 @@ fn l30_a_device_stopped_by_somebody_else_is_not_deleted() {
     assert!(log.contains(&"empty".to_owned()), "{log:?}");
     assert!(!log.contains(&"delete".to_owned()), "{log:?}");
     let record = play.store.last(ID).unwrap().unwrap();
-    assert_eq!(record.phase, Phase::Ended);
+    assert_eq!(record.phase, Phase::Stopped);
     assert!(!play.store.socket(ID).exists());
 }
 

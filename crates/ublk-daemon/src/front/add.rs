@@ -8,11 +8,14 @@ use crate::signals::Signals;
 use crate::state::Store;
 use crate::sys::poll;
 use crate::wire::{AddRequest, AddSpec, Added, Failure, FromAgent, ToAgent};
+use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ChildStderr;
 use std::time::{Duration, Instant};
+use ublk_core::Errno;
+use ublk_ctrl::{Error, Operation};
 
 /// How long an agent that hung up may take to end, so that its end can be told.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -25,6 +28,26 @@ pub fn check(spec: &AddSpec) -> Result<(), Failure> {
     let limits = engine::limits_of(spec)?;
     agent::check(spec, limits, 0)?;
     Ok(())
+}
+
+/// Makes the run directory. A user who has none is first told that there is no permission to make
+/// devices, if that is so: the directory would not help.
+fn run_directory() -> Result<(), Failure> {
+    let error = match Store::of_user() {
+        Ok(store) => return Ok(store.prepare()?),
+        Err(error) => error,
+    };
+    let node = ublk_ctrl::nodes::Nodes::default().control();
+    match OpenOptions::new().read(true).write(true).open(node) {
+        Ok(_) => Err(error.into()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::MissingModule.into()),
+        Err(e) => Err(Error::NoPermission {
+            operation: Operation::Open,
+            dev: None,
+            errno: Errno::from_io(&e),
+        }
+        .into()),
+    }
 }
 
 /// Makes a device and returns once it serves. The agent goes on without the front; with
@@ -40,7 +63,7 @@ pub fn add(
     deadline: Duration,
 ) -> Result<(Added, Foreground), Failure> {
     check(&spec)?;
-    Store::of_user()?.prepare()?;
+    run_directory()?;
     let until = Instant::now() + deadline;
     let signals = if foreground {
         Signals::take().ok()
