@@ -6,6 +6,7 @@
 use std::ptr::NonNull;
 
 use ublk_core::{Backend, Errno, Limits};
+use ublk_queue::{Mapped, MemRef};
 
 use crate::error::{Error, check};
 use crate::mapping::Mapping;
@@ -120,6 +121,18 @@ impl Memory {
         }
         self.zero(last, end - last);
         Ok(())
+    }
+}
+
+impl Mapped for Memory {
+    fn region(&self, offset: u64, len: usize) -> MemRef {
+        match self.at(offset, len) {
+            // SAFETY: the range is inside the mapping, which is readable and writable and lives as long as
+            // `self`; its bytes are never looked at through a Rust reference, only by `shared` and the kernel.
+            Ok(first) => unsafe { MemRef::new(first, len) },
+            // Outside the device: no bytes, which fits no request.
+            Err(_) => MemRef::EMPTY,
+        }
     }
 }
 

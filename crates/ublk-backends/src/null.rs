@@ -32,7 +32,8 @@ impl Null {
                 .volatile_cache(false)
                 .discard(1 << 30, block_size)
                 .write_zeroes(1 << 30)
-                .quick(true),
+                .quick(true)
+                .blind(true),
         })
     }
 

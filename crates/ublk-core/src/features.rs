@@ -127,6 +127,12 @@ impl Features {
         self.0 & other.0 != 0
     }
 
+    /// These flags and the others: what `|` gives, in a const.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// The flags set here and not in `other`.
     #[must_use]
     pub const fn without(self, other: Self) -> Self {

@@ -158,6 +158,7 @@ impl Tag {
                 );
                 self.held = Held::Commit(answer);
             }
+            _ if self.wants_buffer => assert_eq!(action, Some(Action::GetData)),
             _ => assert_eq!(action, Some(Action::Stale)),
         }
     }
@@ -206,10 +207,12 @@ impl Tag {
             _ => {
                 let told = matches!(action, Some(Action::RetryLater(_) | Action::Fault(_)));
                 assert!(told, "{res} led to {action:?}");
-                self.due = Some(match held {
-                    Held::GetData => Held::Commit(Answer::failed(Errno::EIO)),
-                    held => held,
-                });
+                match (held, action) {
+                    // Nothing was lost: a buffer can be named again.
+                    (Held::GetData, Some(Action::RetryLater(_))) => self.wants_buffer = true,
+                    (Held::GetData, _) => self.due = Some(Held::Commit(Answer::failed(Errno::EIO))),
+                    (held, _) => self.due = Some(held),
+                }
             }
         }
     }

@@ -35,6 +35,9 @@ pub struct Limits {
     pub max_write_zeroes: u64,
     /// The calls return quickly and never block on I/O, so the queue's thread may make them itself.
     pub quick: bool,
+    /// The backend looks at no data: where the plan moves data past the server (zero copy) it is called with
+    /// empty slices.
+    pub blind: bool,
 }
 
 impl Limits {
@@ -55,6 +58,7 @@ impl Limits {
             discard_granularity: 0,
             max_write_zeroes: 0,
             quick: false,
+            blind: false,
         }
     }
 
@@ -108,6 +112,13 @@ impl Limits {
     #[must_use]
     pub const fn quick(mut self, yes: bool) -> Self {
         self.quick = yes;
+        self
+    }
+
+    /// Says that the backend looks at no data.
+    #[must_use]
+    pub const fn blind(mut self, yes: bool) -> Self {
+        self.blind = yes;
         self
     }
 }

@@ -116,6 +116,7 @@ impl TagState {
             (Self::Fetching | Self::Committed(_), Input::Cqe(RES_NEED_GET_DATA)) => {
                 (Self::NeedsData, Some(Action::GetData))
             }
+            (Self::NeedsData, Input::Arm) => (Self::NeedsData, Some(Action::GetData)),
             (Self::NeedsData, Input::Buffer) => (Self::GettingData, None),
             // The ways it ends or fails.
             (Self::Fetching | Self::Committed(_) | Self::GettingData, Input::Cqe(res)) => {
@@ -146,10 +147,11 @@ impl TagState {
             errno,
             Errno::ECANCELED | Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR
         );
-        if transient {
-            (Self::Retry(kept), Some(Action::RetryLater(errno)))
-        } else {
-            (Self::Retry(kept), Some(Action::Fault(errno)))
+        match (transient, self) {
+            // The command can be pushed again: nothing has been lost.
+            (true, Self::GettingData) => (Self::NeedsData, Some(Action::RetryLater(errno))),
+            (true, _) => (Self::Retry(kept), Some(Action::RetryLater(errno))),
+            (false, _) => (Self::Retry(kept), Some(Action::Fault(errno))),
         }
     }
 

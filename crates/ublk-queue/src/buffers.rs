@@ -15,6 +15,8 @@ use std::ptr::NonNull;
 
 use ublk_core::{Errno, Tag};
 
+use crate::memref::MemRef;
+
 /// Buffers of one lane, `depth` places of `stride` bytes.
 ///
 /// # Invariants
@@ -80,6 +82,18 @@ impl Arena {
         assert!(offset < self.len, "tag {tag} is beyond the arena");
         // SAFETY: offset < len, so the address is inside the mapping (invariant of the type).
         unsafe { self.base.add(offset) }
+    }
+
+    /// The first `len` bytes of a tag's place, to be named to the kernel.
+    pub(crate) fn mem(&self, tag: Tag, len: usize) -> MemRef {
+        assert!(
+            len <= self.stride,
+            "{len} bytes are more than a tag's buffer"
+        );
+        // SAFETY: the range is inside the mapping, which outlives every token. Only the holder of the tag's
+        // token makes slices of it, and it lends the range to the kernel for the length of a system call in
+        // which it holds none.
+        unsafe { MemRef::new(self.place(tag), len) }
     }
 
     /// The first `len` bytes of a tag's place.

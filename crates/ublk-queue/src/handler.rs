@@ -4,7 +4,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
-use ublk_core::{Backend, Errno, Op};
+use ublk_core::iod::Io;
+use ublk_core::{Backend, Errno, IoFlags, Op};
+
+use crate::memref::MemRef;
 
 use crate::request::{OwnedRequest, Request};
 
@@ -15,6 +18,52 @@ use crate::request::{OwnedRequest, Request};
 pub trait Handler {
     /// Takes a request.
     fn handle(&mut self, request: Request<'_>);
+
+    /// Get-data mode: where the data of a WRITE shall land, asked before [`Handler::handle`] sees the request.
+    /// `None` is the tag's buffer. What is given must hold `io.len` bytes.
+    fn place(&mut self, io: &Io) -> Option<MemRef> {
+        let _ = io;
+        None
+    }
+}
+
+/// A backend whose content is memory of this process: the driver can copy to and from it, so that data is
+/// copied once.
+pub trait Mapped: Backend {
+    /// The memory of a range inside the device.
+    fn region(&self, offset: u64, len: usize) -> MemRef;
+}
+
+/// Calls a backend on the queue's own thread, and has the driver copy data to and from the backend's memory
+/// where the plan allows it (user copy and get-data).
+#[derive(Debug)]
+pub struct Direct<B>(pub Arc<B>);
+
+impl<B: Mapped> Direct<B> {
+    fn region(&self, offset: u64, len: u64) -> MemRef {
+        self.0.region(offset, usize::try_from(len).unwrap_or(0))
+    }
+}
+
+impl<B: Mapped> Handler for Direct<B> {
+    #[inline]
+    fn handle(&mut self, mut request: Request<'_>) {
+        let (offset, len) = (request.offset(), request.len());
+        let result = match request.op() {
+            Op::Read if request.copies_by_driver() => request.push_from(self.region(offset, len)),
+            Op::Write if request.copies_by_driver() => request.pull_into(self.region(offset, len)),
+            Op::Read if request.takes_any_source() => {
+                return request.complete_from(self.region(offset, len));
+            }
+            Op::Write if request.was_placed() => Ok(()),
+            _ => call(&*self.0, false, &mut request),
+        };
+        request.complete(result);
+    }
+
+    fn place(&mut self, io: &Io) -> Option<MemRef> {
+        (io.op == Op::Write).then(|| self.region(io.offset, io.len))
+    }
 }
 
 impl<F: FnMut(Request<'_>)> Handler for F {
@@ -26,42 +75,72 @@ impl<F: FnMut(Request<'_>)> Handler for F {
 /// Calls a backend on the queue's own thread: for backends that declare
 /// [`quick`](ublk_core::Limits::quick).
 #[derive(Debug)]
-pub struct Inline<B>(pub Arc<B>);
+pub struct Inline<B> {
+    backend: Arc<B>,
+    /// The backend looks at no data: it is called with empty slices where the plan hides the bytes.
+    blind: bool,
+}
+
+impl<B: Backend> Inline<B> {
+    /// Calls this backend.
+    pub fn new(backend: Arc<B>) -> Self {
+        let blind = backend.limits().blind;
+        Self { backend, blind }
+    }
+}
 
 impl<B: Backend> Handler for Inline<B> {
     #[inline]
     fn handle(&mut self, mut request: Request<'_>) {
-        let backend = &*self.0;
-        let result = match request.op() {
-            Op::Read => {
-                let offset = request.offset();
-                backend.read_at(request.data_mut(), offset)
-            }
-            Op::Write => backend.write_at(request.data(), request.offset(), request.flags().fua()),
-            op => without_data(
-                backend,
-                op,
-                request.offset(),
-                request.len(),
-                request.flags().no_unmap(),
-            ),
-        };
+        let result = call(&*self.backend, self.blind, &mut request);
         request.complete(result);
     }
 }
 
-fn without_data<B: Backend>(
-    b: &B,
-    op: Op,
-    offset: u64,
-    len: u64,
-    no_unmap: bool,
-) -> Result<(), Errno> {
+/// What the calls of a backend need of either kind of token.
+trait Token {
+    fn parts(&mut self) -> (Op, u64, u64, IoFlags);
+    fn data(&mut self) -> Result<&[u8], Errno>;
+    fn data_mut(&mut self) -> Result<&mut [u8], Errno>;
+}
+
+macro_rules! token {
+    ($token:ty) => {
+        impl Token for $token {
+            #[inline]
+            fn parts(&mut self) -> (Op, u64, u64, IoFlags) {
+                (self.op(), self.offset(), self.len(), self.flags())
+            }
+            #[inline]
+            fn data(&mut self) -> Result<&[u8], Errno> {
+                self.data()
+            }
+            #[inline]
+            fn data_mut(&mut self) -> Result<&mut [u8], Errno> {
+                self.data_mut()
+            }
+        }
+    };
+}
+token!(Request<'_>);
+token!(OwnedRequest);
+
+/// Makes the call of the backend that a request asks for.
+#[inline]
+fn call<B: Backend>(backend: &B, blind: bool, request: &mut impl Token) -> Result<(), Errno> {
+    let (op, offset, len, flags) = request.parts();
     match op {
-        Op::Flush => b.flush(),
-        Op::Discard => b.discard(offset, len),
-        Op::WriteZeroes => b.write_zeroes(offset, len, !no_unmap),
-        Op::Read | Op::Write => Err(Errno::EOPNOTSUPP),
+        Op::Read => match request.data_mut() {
+            Err(_) if blind => backend.read_at(&mut [], offset),
+            data => backend.read_at(data?, offset),
+        },
+        Op::Write => match request.data() {
+            Err(_) if blind => backend.write_at(&[], offset, flags.fua()),
+            data => backend.write_at(data?, offset, flags.fua()),
+        },
+        Op::Flush => backend.flush(),
+        Op::Discard => backend.discard(offset, len),
+        Op::WriteZeroes => backend.write_zeroes(offset, len, !flags.no_unmap()),
     }
 }
 
@@ -106,6 +185,7 @@ impl Pool {
             jobs,
             threads: Vec::with_capacity(threads),
         };
+        let blind = backend.limits().blind;
         for n in 0..threads.max(1) {
             let (jobs, backend) = (Arc::clone(&pool.jobs), Arc::clone(backend));
             let thread = thread::Builder::new()
@@ -114,7 +194,8 @@ impl Pool {
                     // As on the queues' threads: memory reclaim must not wait for our own device (L37).
                     crate::thread::set_io_flusher();
                     while let Some(mut request) = jobs.next() {
-                        let call = std::panic::AssertUnwindSafe(|| serve(&*backend, &mut request));
+                        let call =
+                            std::panic::AssertUnwindSafe(|| call(&*backend, blind, &mut request));
                         match std::panic::catch_unwind(call) {
                             Ok(result) => request.complete(result),
                             Err(_) => request.panicked(),
@@ -169,14 +250,5 @@ impl Handler for Pooled {
         let request = request.detach();
         self.0.lock().requests.push_back(request);
         self.0.arrived.notify_one();
-    }
-}
-
-fn serve<B: Backend>(backend: &B, request: &mut OwnedRequest) -> Result<(), Errno> {
-    let (op, offset, len) = (request.op(), request.offset(), request.len());
-    match op {
-        Op::Read => backend.read_at(request.data_mut(), offset),
-        Op::Write => backend.write_at(request.data(), offset, request.flags().fua()),
-        _ => without_data(backend, op, offset, len, request.flags().no_unmap()),
     }
 }

@@ -4,11 +4,14 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use ublk_core::iod::IoBounds;
-use ublk_core::{Action, Answer, Errno, Input, QueueId, Tag, TagState};
-use ublk_sys::{UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ};
+use ublk_core::{Action, Answer, DataMode, Errno, Input, QueueId, Tag, TagState};
+use ublk_sys::{
+    UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA, ublk_auto_buf_reg,
+};
 
 use crate::handler::Handler;
 use crate::health::State;
+use crate::memref::MemRef;
 use crate::request::{Request, Slot};
 use crate::seam::{Descriptors, IoCommand, Port};
 use crate::shared::LaneShared;
@@ -69,11 +72,23 @@ pub(crate) struct Lane<D, H> {
     in_hand: u32,
     with_driver: u32,
     leaving: bool,
+    data: DataMode,
+    /// First index of this lane's buffers in the ring's table.
+    buf_base: u16,
+    /// The `addr` of each tag's next command: in copy mode always the tag's buffer, in get-data where a
+    /// READ's data is, else 0.
+    addrs: Box<[u64]>,
+    /// Get-data: the tag's WRITE lies where the handler said.
+    placed: Box<[bool]>,
 }
 
 impl<D: Descriptors, H: Handler> Lane<D, H> {
     pub(crate) fn new(index: u16, spec: LaneSpec<D, H>, shared: Arc<LaneShared>) -> Self {
         let depth = usize::from(spec.depth);
+        let addr = |tag| match (spec.data, Tag::new(tag)) {
+            (DataMode::Copy, Ok(tag)) => shared.arena.addr(tag),
+            _ => 0,
+        };
         Self {
             index,
             generation: spec.generation,
@@ -81,6 +96,7 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             bounds: spec.bounds,
             descriptors: spec.descriptors,
             handler: spec.handler,
+            addrs: (0..spec.depth).map(addr).collect(),
             shared,
             tags: vec![TagState::Idle; depth].into_boxed_slice(),
             slot: Cell::new(Slot::Detached),
@@ -90,6 +106,9 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             in_hand: 0,
             with_driver: 0,
             leaving: false,
+            data: spec.data,
+            buf_base: spec.buf_base,
+            placed: vec![false; depth].into_boxed_slice(),
         }
     }
 
@@ -125,13 +144,14 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             self.serve(port, tag);
             return Ok(());
         }
-        self.not_served(before, tag, action)
+        self.not_served(port, before, tag, action)
     }
 
     /// The rare outcomes of a command.
     #[cold]
     fn not_served(
         &mut self,
+        port: &mut impl Port,
         before: TagState,
         tag: Tag,
         action: Option<Action>,
@@ -172,16 +192,7 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
                     errno,
                 });
             }
-            // This plane does not ask the driver to wait for a buffer.
-            Action::GetData => {
-                let errno = Errno::EINVAL;
-                return Err(LaneError::Refused {
-                    qid: self.qid,
-                    tag,
-                    command: "a fetch (get-data)",
-                    errno,
-                });
-            }
+            Action::GetData => self.get_data(port, tag),
             Action::Fetch | Action::Serve | Action::Commit(_) | Action::Stale => {}
         }
         Ok(())
@@ -193,17 +204,55 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             Ok(io) => io,
             Err(errno) => {
                 self.shared.meters.refused.add(1);
-                return self.answered(port, tag, Answer::failed(errno));
+                return self.answered_from(port, tag, Answer::failed(errno), 0);
             }
         };
         self.shared.meters.count(&io);
         self.current = Some(tag);
-        self.handler
-            .handle(Request::new(&self.shared, &self.slot, tag, io));
+        let get_data = self.data == DataMode::GetData;
+        let placed = get_data && std::mem::take(&mut self.placed[tag.index()]);
+        self.handler.handle(Request::new(
+            &self.shared,
+            &self.slot,
+            tag,
+            io,
+            get_data,
+            placed,
+        ));
         self.current = None;
-        if let Slot::Answered(answer) = self.slot.get() {
-            self.answered(port, tag, answer);
+        if let Slot::Answered(answer, source) = self.slot.get() {
+            self.answered_from(port, tag, answer, source);
         }
+    }
+
+    /// Get-data: names the place of a WRITE's data, the handler's choice or the tag's buffer.
+    fn get_data(&mut self, port: &mut impl Port, tag: Tag) {
+        let io = self.descriptors.load(tag).decode(&self.bounds);
+        let place = io.ok().and_then(|io| {
+            let fits = |place: &MemRef| u64::try_from(place.len()).is_ok_and(|len| len >= io.len);
+            self.handler.place(&io).filter(fits)
+        });
+        self.placed[tag.index()] = place.is_some();
+        self.addrs[tag.index()] =
+            place.map_or_else(|| self.shared.arena.addr(tag), |place| place.addr());
+        (self.tags[tag.index()], _) = self.tags[tag.index()].step(Input::Buffer);
+        self.in_hand -= 1;
+        self.with_driver += 1;
+        self.push(port, tag, UBLK_U_IO_NEED_GET_DATA, 0);
+    }
+
+    /// Answers a request whose data, in get-data mode, may be elsewhere than in the tag's buffer.
+    #[inline]
+    fn answered_from(&mut self, port: &mut impl Port, tag: Tag, answer: Answer, source: u64) {
+        if self.data == DataMode::GetData {
+            let addr = if source == 0 {
+                self.shared.arena.addr(tag)
+            } else {
+                source
+            };
+            self.addrs[tag.index()] = addr;
+        }
+        self.answered(port, tag, answer);
     }
 
     /// Answers a request that is in hand.
@@ -233,7 +282,7 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
                 Ok(bytes) => Answer::full(bytes),
                 Err(errno) => Answer::failed(errno),
             };
-            self.answered(port, tag, answer);
+            self.answered_from(port, tag, answer, 0);
         });
     }
 
@@ -253,6 +302,9 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
     fn arm(&mut self, port: &mut impl Port, tag: Tag) {
         let was_in_hand = self.tags[tag.index()].in_hand();
         let (next, action) = self.tags[tag.index()].step(Input::Arm);
+        if action == Some(Action::GetData) {
+            return self.get_data(port, tag);
+        }
         let (cmd_op, result) = match action {
             Some(Action::Fetch) => (UBLK_U_IO_FETCH_REQ, 0),
             Some(Action::Commit(answer)) => (UBLK_U_IO_COMMIT_AND_FETCH_REQ, answer.result()),
@@ -266,13 +318,21 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
 
     #[inline]
     fn push(&mut self, port: &mut impl Port, tag: Tag, cmd_op: u32, result: i32) {
-        let addr = self.shared.arena.addr(tag);
+        let addr = self.addrs[tag.index()];
+        let buf_reg = match self.data {
+            // The tag's own slot of the ring's buffer table; a busy one comes back with NEED_REG_BUF.
+            DataMode::ZeroCopy => {
+                ublk_auto_buf_reg::new(self.buf_base + tag.get(), true).to_sqe_addr()
+            }
+            _ => 0,
+        };
         let command = IoCommand {
             cmd_op,
             qid: self.qid,
             tag,
             result,
             addr,
+            buf_reg,
         };
         let user_data = UserData::new(self.index, self.generation, tag).pack();
         if port.push(self.index, &command, user_data).is_err() {
@@ -305,8 +365,8 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             return;
         };
         self.shared.meters.panics.add_shared(1);
-        if let Slot::Answered(answer) = self.slot.get() {
-            self.answered(port, tag, answer);
+        if let Slot::Answered(answer, source) = self.slot.get() {
+            self.answered_from(port, tag, answer, source);
         }
     }
 

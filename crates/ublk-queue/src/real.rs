@@ -5,17 +5,19 @@
 )]
 
 use std::fmt;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ublk_core::{Errno, Geometry, IoDesc, QueueId, Tag};
-use ublk_sys::offset::DescMap;
+use ublk_sys::offset::{DescMap, UserCopy};
 use ublk_sys::{ublksrv_io_cmd, ublksrv_io_desc};
 use uring_lite::{Cqe16, EnterError, Fd, RegisterError, Ring, SetupError, Sqe64, Waker, op};
 
 use crate::buffers::page_size;
-use crate::seam::{Completion, Descriptors, Full, IoCommand, Port, Wake};
+use crate::memref::MemRef;
+use crate::seam::{Completion, Descriptors, Full, IoCommand, Port, UserCopyPort, Wake};
 use crate::thread::last_errno;
 
 /// A ring of 64-byte SQEs and 16-byte CQEs with the lanes' char devices in its file table.
@@ -44,17 +46,25 @@ impl fmt::Debug for RingPort {
 
 impl RingPort {
     /// A ring with room for `commands` commands at once (the sum of its lanes' depths). File slot `n`
-    /// holds the char device of lane `n`. Make it on the thread that will serve.
+    /// holds the char device of lane `n`. With `buffers` not 0 it has an empty table of so many buffers, for
+    /// the zero-copy modes. Make it on the thread that will serve.
     ///
     /// # Errors
     /// What set-up or registration says.
-    pub fn new(commands: u32, char_devices: &[BorrowedFd<'_>]) -> Result<Self, RingError> {
+    pub fn new(
+        commands: u32,
+        char_devices: &[BorrowedFd<'_>],
+        buffers: u32,
+    ) -> Result<Self, RingError> {
         // One entry more than tags on either side: the waker's. Every tag has at most one command in
         // flight, so neither queue can overflow.
         let mut ring = Ring::<Sqe64, Cqe16>::builder(commands + 1)
             .cq_entries((commands + 1) * 2)
             .build()?;
         ring.register_files(char_devices)?;
+        if buffers != 0 {
+            ring.register_buffers_sparse(buffers)?;
+        }
         let waker = ring.waker()?;
         Ok(Self { ring, waker })
     }
@@ -76,7 +86,8 @@ impl Port for RingPort {
         // this command, and the arena outlives that: the lane's shared part owns it, and a worker that
         // leaves tags with the driver leaks it (`Worker::finish`).
         let sqe = unsafe { op::uring_cmd(fd, command.cmd_op, &payload.to_bytes()) };
-        let sqe = sqe.user_data(user_data);
+        // SAFETY: not an address here but the word of an automatic buffer registration, or 0.
+        let sqe = unsafe { sqe.addr(command.buf_reg) }.user_data(user_data);
         self.ring.push(&sqe).map_err(|_| Full)
     }
 
@@ -115,6 +126,60 @@ impl Port for RingPort {
             "{:?}, SQ {}, CQ {}{registered}",
             setup.ladder, setup.sq_entries, setup.cq_entries
         )
+    }
+}
+
+/// The character device as the way of data.
+#[derive(Debug, Clone)]
+pub struct CharDevice(pub Arc<OwnedFd>);
+
+impl CharDevice {
+    /// The whole of a range must go: a short count would leave stale bytes with a reader or a writer (L05).
+    fn transfer(
+        &self,
+        (qid, tag, byte): (QueueId, Tag, u32),
+        mem: MemRef,
+        call: impl Fn(RawFd, *mut libc::c_void, usize, libc::off_t) -> isize,
+    ) -> Result<(), Errno> {
+        let place = UserCopy {
+            qid: qid.get(),
+            tag: tag.get(),
+            byte,
+            integrity: false,
+        };
+        let at = place.encode().map_err(|_| Errno::EINVAL)?;
+        let at = libc::off_t::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
+        let fd = self.0.as_raw_fd();
+        let mut done = 0;
+        while done < mem.len() {
+            let moved = libc::off_t::try_from(done).map_err(|_| Errno::EOVERFLOW)?;
+            let ptr = mem.ptr().as_ptr().wrapping_add(done).cast();
+            match usize::try_from(call(fd, ptr, mem.len() - done, at + moved)) {
+                Ok(0) => return Err(Errno::EIO),
+                Ok(n) => done += n,
+                Err(_) => match last_errno() {
+                    Errno::EINTR => {}
+                    errno => return Err(errno),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+impl UserCopyPort for CharDevice {
+    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef) -> Result<(), Errno> {
+        self.transfer((qid, tag, from), to, |fd, ptr, len, at| {
+            // SAFETY: the range is writable memory by the promise of `MemRef::new`.
+            unsafe { libc::pread(fd, ptr, len, at) }
+        })
+    }
+
+    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef) -> Result<(), Errno> {
+        self.transfer((qid, tag, to), from, |fd, ptr, len, at| {
+            // SAFETY: the range is readable memory by the promise of `MemRef::new`.
+            unsafe { libc::pwrite(fd, ptr, len, at) }
+        })
     }
 }
 

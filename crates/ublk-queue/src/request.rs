@@ -17,28 +17,19 @@ use std::sync::Arc;
 use ublk_core::iod::Io;
 use ublk_core::{Answer, Errno, IoFlags, Op, QueueId, Tag};
 
-use crate::shared::LaneShared;
+use crate::memref::MemRef;
+use crate::shared::{DataPath, LaneShared};
 
 /// What became of the request that the worker gave to its handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Slot {
     /// The handler holds the token.
     Held,
-    /// Answered on the worker's own thread.
-    Answered(Answer),
+    /// Answered on the worker's own thread; in get-data mode with the address where a READ's data is, or 0
+    /// for the tag's buffer.
+    Answered(Answer, u64),
     /// Taken along: the answer will come through [`LaneShared::answer`].
     Detached,
-}
-
-/// The answer the driver gets for a handler's result.
-#[inline]
-fn answer_of(io: &Io, result: Result<(), Errno>) -> Answer {
-    match result {
-        // Data is at most 32 MiB, so the conversion holds; without data the count is 0.
-        Ok(()) if io.op.has_data() => Answer::full(u32::try_from(io.len).unwrap_or(0)),
-        Ok(()) => Answer::full(0),
-        Err(errno) => Answer::failed(errno),
-    }
 }
 
 macro_rules! accessors {
@@ -92,32 +83,133 @@ macro_rules! accessors {
             self.tag
         }
 
-        /// The data of a WRITE; empty for other operations.
+        /// The data of a WRITE; empty for other operations. In user copy it is fetched at the first call.
+        ///
+        /// # Errors
+        /// EOPNOTSUPP where the plan moves data past the server (zero copy), or into memory of the
+        /// backend's own; the driver's errno where the data cannot be fetched.
         #[inline]
-        #[must_use]
-        pub fn data(&self) -> &[u8] {
-            let len = if matches!(self.io.op, Op::Write) {
-                self.data_len()
-            } else {
-                0
-            };
-            // SAFETY: `self` is the tag's only token and is borrowed for the life of the slice; it
-            // holds (or borrows from what holds) the lane's shared part and so the arena.
-            unsafe { self.lane.arena.slice(self.tag, len) }
+        pub fn data(&mut self) -> Result<&[u8], Errno> {
+            if !matches!(self.io.op, Op::Write) {
+                return Ok(&[]);
+            }
+            let len = self.data_len();
+            if !self.ready {
+                self.fetch(len)?;
+            }
+            // SAFETY: `self` is the tag's only token and is borrowed for the life of the slice; it holds (or
+            // borrows from what holds) the lane's shared part and so the arena.
+            Ok(unsafe { self.lane.arena.slice(self.tag, len) })
         }
 
         /// Where the data of a READ goes; empty for other operations. Zeroes, or old data of this
         /// device, at entry: fill all of it or fail (L05).
+        ///
+        /// # Errors
+        /// EOPNOTSUPP where the plan moves data past the server (zero copy).
+        #[inline]
+        pub fn data_mut(&mut self) -> Result<&mut [u8], Errno> {
+            if !matches!(self.io.op, Op::Read) {
+                return Ok(&mut []);
+            }
+            if matches!(self.lane.path, DataPath::Registered) {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            let len = self.data_len();
+            // SAFETY: as in `data`, and `self` is borrowed exclusively.
+            Ok(unsafe { self.lane.arena.slice_mut(self.tag, len) })
+        }
+
+        /// True where [`push_from`](Self::push_from) and [`pull_into`](Self::pull_into) move data with one
+        /// copy, by the driver.
         #[inline]
         #[must_use]
-        pub fn data_mut(&mut self) -> &mut [u8] {
-            let len = if matches!(self.io.op, Op::Read) {
-                self.data_len()
-            } else {
-                0
+        pub fn copies_by_driver(&self) -> bool {
+            matches!(self.lane.path, DataPath::Device(_))
+        }
+
+        /// True for a READ that [`Request::complete_from`] can answer with data from anywhere.
+        #[inline]
+        #[must_use]
+        pub const fn takes_any_source(&self) -> bool {
+            self.any_source
+        }
+
+        /// True for a WRITE whose data is where [`Handler::place`](crate::Handler::place) said.
+        #[inline]
+        #[must_use]
+        pub const fn was_placed(&self) -> bool {
+            self.placed
+        }
+
+        /// User copy: has the driver copy `from` into the whole data of a READ.
+        ///
+        /// # Errors
+        /// EOPNOTSUPP in another mode; EINVAL for another operation or length; the driver's errno.
+        pub fn push_from(&mut self, from: MemRef) -> Result<(), Errno> {
+            let DataPath::Device(device) = &self.lane.path else {
+                return Err(Errno::EOPNOTSUPP);
             };
-            // SAFETY: as in `data`, and `self` is borrowed exclusively.
-            unsafe { self.lane.arena.slice_mut(self.tag, len) }
+            if self.io.op != Op::Read || from.len() != self.data_len() {
+                return Err(Errno::EINVAL);
+            }
+            device.push(self.lane.qid, self.tag, 0, from)?;
+            self.ready = true;
+            Ok(())
+        }
+
+        /// User copy: has the driver copy the whole data of a WRITE to `to`.
+        ///
+        /// # Errors
+        /// As for [`push_from`](Self::push_from).
+        pub fn pull_into(&mut self, to: MemRef) -> Result<(), Errno> {
+            let DataPath::Device(device) = &self.lane.path else {
+                return Err(Errno::EOPNOTSUPP);
+            };
+            if self.io.op != Op::Write || to.len() != self.data_len() {
+                return Err(Errno::EINVAL);
+            }
+            device.pull(self.lane.qid, self.tag, 0, to)
+        }
+
+        /// Brings a WRITE's data into the tag's buffer.
+        #[cold]
+        fn fetch(&mut self, len: usize) -> Result<(), Errno> {
+            let DataPath::Device(device) = &self.lane.path else {
+                return Err(Errno::EOPNOTSUPP);
+            };
+            device.pull(
+                self.lane.qid,
+                self.tag,
+                0,
+                self.lane.arena.mem(self.tag, len),
+            )?;
+            self.ready = true;
+            Ok(())
+        }
+
+        /// The answer the driver gets for a handler's result. In user copy a READ's data goes its way here.
+        #[inline]
+        fn answer_of(&self, result: Result<(), Errno>) -> Answer {
+            match result.and_then(|()| self.deliver()) {
+                // Data is at most 32 MiB, so the conversion holds; without data the count is 0.
+                Ok(()) if self.io.op.has_data() => {
+                    Answer::full(u32::try_from(self.io.len).unwrap_or(0))
+                }
+                Ok(()) => Answer::full(0),
+                Err(errno) => Answer::failed(errno),
+            }
+        }
+
+        #[inline]
+        fn deliver(&self) -> Result<(), Errno> {
+            match &self.lane.path {
+                DataPath::Device(device) if self.io.op == Op::Read && !self.ready => {
+                    let from = self.lane.arena.mem(self.tag, self.data_len());
+                    device.push(self.lane.qid, self.tag, 0, from)
+                }
+                _ => Ok(()),
+            }
         }
 
         #[inline]
@@ -134,18 +226,35 @@ pub struct Request<'a> {
     slot: &'a Cell<Slot>,
     tag: Tag,
     io: Io,
+    /// A WRITE's data is in the tag's buffer; a READ's has been pushed.
+    ready: bool,
+    /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
+    any_source: bool,
+    placed: bool,
 }
 
 impl<'a> Request<'a> {
     /// The only token of `tag`, which the driver has just handed over.
     #[inline]
-    pub(crate) fn new(lane: &'a Arc<LaneShared>, slot: &'a Cell<Slot>, tag: Tag, io: Io) -> Self {
+    pub(crate) fn new(
+        lane: &'a Arc<LaneShared>,
+        slot: &'a Cell<Slot>,
+        tag: Tag,
+        io: Io,
+        get_data: bool,
+        placed: bool,
+    ) -> Self {
         slot.set(Slot::Held);
+        let ready = matches!(lane.path, DataPath::Buffer) && !placed;
+        let any_source = get_data && matches!(io.op, Op::Read);
         Self {
             lane,
             slot,
             tag,
             io,
+            ready,
+            any_source,
+            placed,
         }
     }
 
@@ -155,7 +264,19 @@ impl<'a> Request<'a> {
     #[inline]
     pub fn complete(self, result: Result<(), Errno>) {
         let this = ManuallyDrop::new(self);
-        this.slot.set(Slot::Answered(answer_of(&this.io, result)));
+        this.slot.set(Slot::Answered(this.answer_of(result), 0));
+    }
+
+    /// Get-data: answers a READ with all of its data at `from`, which the driver copies from there.
+    ///
+    /// In other modes, or where operation or length do not fit, the request is answered with EINVAL.
+    pub fn complete_from(self, from: MemRef) {
+        if !self.any_source || from.len() != self.data_len() {
+            return self.complete(Err(Errno::EINVAL));
+        }
+        let this = ManuallyDrop::new(self);
+        this.slot
+            .set(Slot::Answered(this.answer_of(Ok(())), from.addr()));
     }
 
     /// Takes the request along, to be answered later and from any thread.
@@ -167,6 +288,9 @@ impl<'a> Request<'a> {
             lane: Arc::clone(this.lane),
             tag: this.tag,
             io: this.io,
+            ready: this.ready,
+            any_source: false,
+            placed: this.placed,
         }
     }
 }
@@ -174,7 +298,7 @@ impl<'a> Request<'a> {
 impl Drop for Request<'_> {
     fn drop(&mut self) {
         self.lane.meters.dropped.add_shared(1);
-        self.slot.set(Slot::Answered(Answer::failed(Errno::EIO)));
+        self.slot.set(Slot::Answered(Answer::failed(Errno::EIO), 0));
     }
 }
 
@@ -192,6 +316,11 @@ pub struct OwnedRequest {
     lane: Arc<LaneShared>,
     tag: Tag,
     io: Io,
+    /// A WRITE's data is in the tag's buffer; a READ's has been pushed.
+    ready: bool,
+    /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
+    any_source: bool,
+    placed: bool,
 }
 
 impl OwnedRequest {
@@ -199,7 +328,7 @@ impl OwnedRequest {
 
     /// Answers the request and wakes its worker if that sleeps.
     pub fn complete(self, result: Result<(), Errno>) {
-        let answer = answer_of(&self.io, result);
+        let answer = self.answer_of(result);
         self.record(answer);
     }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use ublk_core::{Errno, IoDesc, QueueId, Tag};
 
+use crate::memref::MemRef;
+
 /// A completion copied out of the completion queue (L57).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Completion {
@@ -27,8 +29,10 @@ pub struct IoCommand {
     pub tag: Tag,
     /// Result of the request being committed; 0 for a fetch.
     pub result: i32,
-    /// Address of the tag's buffer in copy mode.
+    /// Address of the tag's buffer, in the modes that have one.
     pub addr: u64,
+    /// The word of an automatic buffer registration (`struct ublk_auto_buf_reg`), or 0.
+    pub buf_reg: u64,
 }
 
 /// The submission queue has no room; nothing was changed (L54).
@@ -76,4 +80,34 @@ pub trait Descriptors {
     /// Copies the descriptor of a tag out of the driver's table. Valid from the CQE of the tag's
     /// command until its commit.
     fn load(&self, tag: Tag) -> IoDesc;
+}
+
+/// The way of a request's data by the character device (user copy): any thread may go it while the request
+/// is in the server's hands.
+pub trait UserCopyPort: Send + Sync + 'static {
+    /// Copies the data of a WRITE, from its byte `from` on, to memory of ours.
+    ///
+    /// # Errors
+    /// The driver's errno; EIO for less than was asked.
+    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef) -> Result<(), Errno>;
+
+    /// Copies memory of ours into the data of a READ, from its byte `to` on.
+    ///
+    /// # Errors
+    /// As for [`UserCopyPort::pull`].
+    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef) -> Result<(), Errno>;
+}
+
+/// No way by a character device: for the modes that have none.
+#[derive(Debug, Clone, Copy)]
+pub struct NoDevice;
+
+impl UserCopyPort for NoDevice {
+    fn pull(&self, _qid: QueueId, _tag: Tag, _from: u32, _to: MemRef) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    fn push(&self, _qid: QueueId, _tag: Tag, _to: u32, _from: MemRef) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
 }

@@ -8,12 +8,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ublk_core::iod::IoBounds;
-use ublk_core::{Backend, CpuMask, Errno, Geometry, QueueId};
+use ublk_core::{Backend, CpuMask, DataMode, Errno, Geometry, QueueId};
 use uring_lite::Waker;
 
-use crate::handler::{Handler, Inline, Pool};
+use crate::handler::{Direct, Handler, Inline, Mapped, Pool};
 use crate::health::{Counters, Health, QueueHealth, State};
-use crate::real::{DescTable, RingPort};
+use crate::real::{CharDevice, DescTable, RingPort};
 use crate::seam::Port;
 use crate::thread;
 use crate::worker::{LaneHandle, LaneSpec, Worker, WorkerError};
@@ -198,7 +198,7 @@ impl Server {
     ) -> Result<Self, Error> {
         if backend.limits().quick {
             return Self::arm_with(char_device, geometry, plan, move |_| {
-                Inline(Arc::clone(&backend))
+                Inline::new(Arc::clone(&backend))
             });
         }
         let tags = usize::from(geometry.depth()) * usize::from(geometry.queues());
@@ -207,6 +207,27 @@ impl Server {
         let mut server = Self::arm_with(char_device, geometry, plan, move |_| handler.clone())?;
         server._pool = Some(pool);
         Ok(server)
+    }
+
+    /// Serves a device from memory of this process: where the plan is user copy or get-data, the driver copies
+    /// to and from the backend's own memory.
+    ///
+    /// # Errors
+    /// As for [`Server::arm`].
+    pub fn arm_mapped<B: Mapped>(
+        char_device: OwnedFd,
+        geometry: &Geometry,
+        plan: Plan,
+        backend: Arc<B>,
+    ) -> Result<Self, Error> {
+        match DataMode::of(geometry.features()) {
+            DataMode::UserCopy | DataMode::GetData => {
+                Self::arm_with(char_device, geometry, plan, move |_| {
+                    Direct(Arc::clone(&backend))
+                })
+            }
+            _ => Self::arm(char_device, geometry, plan, backend),
+        }
     }
 
     /// Serves a device with a handler per queue, made on the thread that will call it.
@@ -470,7 +491,11 @@ impl<F> Job<F> {
         let io_flusher = thread::set_io_flusher();
         let tags = u32::from(self.geometry.depth()) * u32::try_from(self.qids.len()).unwrap_or(1);
         let devices = vec![self.char_device.as_fd(); self.qids.len()];
-        let port = RingPort::new(tags, &devices).map_err(|source| Error::Ring { qid, source })?;
+        let data = DataMode::of(self.geometry.features());
+        let zero_copy = matches!(data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
+        let buffers = if zero_copy { tags } else { 0 };
+        let port =
+            RingPort::new(tags, &devices, buffers).map_err(|source| Error::Ring { qid, source })?;
         self.shared.wakers().push(port.wake_handle());
         let ring = port.describe();
         let mut worker = Worker::new(port, Arc::clone(&self.shared.leave));
@@ -484,14 +509,12 @@ impl<F> Job<F> {
                 .map_err(|errno| Error::Map { qid, errno })?;
             let handler = (self.make)(qid);
             let depth = self.geometry.depth();
-            let spec = LaneSpec {
-                qid,
-                depth,
-                bounds,
-                descriptors,
-                handler,
-                generation: 0,
-            };
+            let mut spec = LaneSpec::new(qid, depth, bounds, descriptors, handler);
+            spec.data = data;
+            spec.buf_base = u16::try_from(armed.len())
+                .unwrap_or(0)
+                .saturating_mul(depth);
+            spec.device = Box::new(CharDevice(Arc::clone(&self.char_device)));
             let lane = worker
                 .add_lane(spec)
                 .map_err(|errno| Error::Buffers { qid, errno })?;

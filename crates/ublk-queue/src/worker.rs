@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ublk_core::iod::IoBounds;
-use ublk_core::{Errno, QueueId};
+use ublk_core::{DataMode, Errno, QueueId};
 
 use crate::buffers::Arena;
 use crate::handler::Handler;
 use crate::health::{Counters, State};
 use crate::lane::{Lane, LaneError};
-use crate::seam::{Descriptors, Port};
-use crate::shared::LaneShared;
+use crate::seam::{Descriptors, NoDevice, Port, UserCopyPort};
+use crate::shared::{DataPath, LaneShared};
 use crate::user_data::UserData;
 
 /// Why a worker ended.
@@ -36,7 +36,6 @@ const RETRY_MIN: Duration = Duration::from_micros(100);
 const RETRY_MAX: Duration = Duration::from_millis(5);
 
 /// A lane to be hosted by a worker.
-#[derive(Debug)]
 pub struct LaneSpec<D, H> {
     /// Hw queue.
     pub qid: QueueId,
@@ -50,6 +49,30 @@ pub struct LaneSpec<D, H> {
     pub handler: H,
     /// Which life of this place on the worker it is: completions of another life are ignored (L53).
     pub generation: u16,
+    /// How data travels, as ADD_DEV granted it.
+    pub data: DataMode,
+    /// First index of the lane's `depth` buffers in the ring's table; for the zero-copy modes.
+    pub buf_base: u16,
+    /// The way of data by the character device; used in user copy.
+    pub device: Box<dyn UserCopyPort>,
+}
+
+impl<D, H> LaneSpec<D, H> {
+    /// A lane of its first life in copy mode.
+    #[must_use]
+    pub fn new(qid: QueueId, depth: u16, bounds: IoBounds, descriptors: D, handler: H) -> Self {
+        Self {
+            qid,
+            depth,
+            bounds,
+            descriptors,
+            handler,
+            generation: 0,
+            data: DataMode::Copy,
+            buf_base: 0,
+            device: Box::new(NoDevice),
+        }
+    }
 }
 
 /// A lane as seen from outside its worker's thread.
@@ -134,11 +157,13 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     ///
     /// # Errors
     /// ENOMEM when the buffers cannot be mapped, ENOSPC beyond 65,536 lanes.
-    pub fn add_lane(&mut self, spec: LaneSpec<D, H>) -> Result<LaneHandle, Errno> {
+    pub fn add_lane(&mut self, mut spec: LaneSpec<D, H>) -> Result<LaneHandle, Errno> {
         let index = u16::try_from(self.lanes.len()).map_err(|_| Errno::ENOSPC)?;
         let arena = Arena::new(spec.depth, spec.bounds.max_io_bytes)?;
         let wake = Box::new(self.port.wake_handle());
-        let shared = LaneShared::new(spec.qid, spec.depth, arena, wake);
+        let device = std::mem::replace(&mut spec.device, Box::new(NoDevice));
+        let path = DataPath::new(spec.data, device);
+        let shared = LaneShared::new(spec.qid, spec.depth, arena, path, wake);
         self.lanes.push(Lane::new(index, spec, Arc::clone(&shared)));
         Ok(LaneHandle(shared))
     }

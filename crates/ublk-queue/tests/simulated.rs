@@ -1,13 +1,20 @@
 //! The shipped engine on the simulated driver: every seed is another order of delays, refusals,
 //! partial submissions and aborts.
+#![expect(
+    unsafe_code,
+    reason = "a backend whose memory the simulated driver reaches by address"
+)]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ublk_core::iod::IoBounds;
-use ublk_core::{Backend, Errno, Limits, Op, QueueId};
-use ublk_queue::{Handler, Inline, LaneHandle, LaneSpec, OwnedRequest, Pool, Request, State};
+use ublk_core::{Backend, DataMode, Errno, Limits, Op, QueueId};
+use ublk_queue::{
+    Direct, Handler, Inline, LaneHandle, LaneSpec, Mapped, MemRef, OwnedRequest, Pool, Request,
+    State,
+};
 use ublk_queue::{Worker, WorkerError};
 use ublk_sim::{Config, End, Faults, Report, Sim};
 
@@ -77,17 +84,15 @@ fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
     let mut worker = Worker::new(sim.port(), Arc::new(AtomicBool::new(false)));
     let mut lanes = Vec::new();
     for qid in 0..config.queues {
-        let spec = LaneSpec {
-            qid: QueueId::new(qid).expect("few queues"),
-            depth: config.depth,
-            bounds: IoBounds {
-                size: config.size as u64,
-                max_io_bytes: config.max_io_bytes,
-            },
-            descriptors: sim.descriptors(qid),
-            handler: make(),
-            generation: 3,
+        let id = QueueId::new(qid).expect("few queues");
+        let bounds = IoBounds {
+            size: config.size as u64,
+            max_io_bytes: config.max_io_bytes,
         };
+        let mut spec = LaneSpec::new(id, config.depth, bounds, sim.descriptors(qid), make());
+        spec.generation = 3;
+        spec.data = config.data;
+        spec.device = Box::new(sim.device());
         lanes.push(worker.add_lane(spec).expect("memory"));
     }
     let result = worker.arm().and_then(|()| worker.run());
@@ -102,7 +107,7 @@ fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
 
 fn run_mem(config: Config) -> Run {
     let mem = Mem::new(config.size);
-    run(config, || Inline(Arc::clone(&mem)))
+    run(config, || Inline::new(Arc::clone(&mem)))
 }
 
 const ALL_FAULTS: Faults = Faults {
@@ -283,7 +288,7 @@ fn l25_a_panic_answers_eio_and_the_queue_goes_on() {
         };
         let (mem, count) = (Mem::new(config.size), Arc::new(AtomicUsize::new(0)));
         let make = || Panics {
-            inner: Inline(Arc::clone(&mem)),
+            inner: Inline::new(Arc::clone(&mem)),
             count: Arc::clone(&count),
         };
         let run = run(config, make);
@@ -300,7 +305,7 @@ fn dropped_requests_are_answered_with_eio_and_counted() {
     let mem = Mem::new(Config::new(0).size);
     let count = AtomicUsize::new(0);
     let run = run(Config::new(11), || {
-        let (mut inner, count) = (Inline(Arc::clone(&mem)), &count);
+        let (mut inner, count) = (Inline::new(Arc::clone(&mem)), &count);
         move |request: Request<'_>| match count.fetch_add(1, Ordering::Relaxed) % 10 {
             9 => drop(request),
             8 => drop(request.detach()),
@@ -386,8 +391,11 @@ fn l13_hostile_descriptors_are_refused() {
                     .expect("no overflow");
                 assert!(end <= size);
                 match request.op() {
-                    Op::Read => request.data_mut().fill(1),
-                    Op::Write => assert_eq!(request.data().len() as u64, request.len()),
+                    Op::Read => request.data_mut().expect("copy mode").fill(1),
+                    Op::Write => assert_eq!(
+                        request.data().expect("copy mode").len() as u64,
+                        request.len()
+                    ),
                     _ => {}
                 }
                 request.complete(Ok(()));
@@ -397,4 +405,80 @@ fn l13_hostile_descriptors_are_refused() {
         assert_eq!(run.lanes[0].counters().panics, 0);
         assert!(run.lanes[0].counters().refused > 0);
     }
+}
+
+/// A memory device that lets the driver copy to and from its own memory.
+struct MappedMem(Box<[std::cell::UnsafeCell<u8>]>);
+
+// SAFETY: the bytes are reached by address only, and in these tests by one thread.
+unsafe impl Sync for MappedMem {}
+
+impl MappedMem {
+    fn new(size: usize) -> Arc<Self> {
+        Arc::new(Self(
+            (0..size).map(|_| std::cell::UnsafeCell::new(0)).collect(),
+        ))
+    }
+}
+
+impl Backend for MappedMem {
+    fn limits(&self) -> Limits {
+        Limits::new(self.0.len() as u64).quick(true)
+    }
+    fn read_at(&self, _buf: &mut [u8], _offset: u64) -> Result<(), Errno> {
+        Err(Errno::EIO)
+    }
+    fn flush(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        self.write_zeroes(offset, len, true)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, _may_unmap: bool) -> Result<(), Errno> {
+        for byte in &self.0[range(offset, usize::try_from(len).expect("small"))] {
+            // SAFETY: one thread, no reference to the byte is held.
+            unsafe { *byte.get() = 0 };
+        }
+        Ok(())
+    }
+}
+
+impl Mapped for MappedMem {
+    fn region(&self, offset: u64, len: usize) -> MemRef {
+        let bytes = &self.0[range(offset, len)];
+        let first = std::ptr::NonNull::new(bytes[0].get()).expect("not null");
+        // SAFETY: the bytes live as long as the backend, and no reference to them is ever made.
+        unsafe { MemRef::new(first, len) }
+    }
+}
+
+/// User copy and get-data move data right, by the tag's buffer and straight to the backend's memory.
+#[test]
+fn data_modes_move_the_right_bytes_under_all_faults() {
+    for seed in 0..60 {
+        for data in [DataMode::UserCopy, DataMode::GetData] {
+            let config = Config {
+                data,
+                queues: 2,
+                faults: ALL_FAULTS,
+                ..Config::new(seed)
+            };
+            run_mem(config.clone()).assert_clean(1000);
+            let mem = MappedMem::new(config.size);
+            run(config, || Direct(Arc::clone(&mem))).assert_clean(1000);
+        }
+    }
+}
+
+/// L05 In user copy a READ that nobody filled never shows what was in the pages.
+#[test]
+fn l05_user_copy_always_delivers_something_of_ours() {
+    let config = Config {
+        data: DataMode::UserCopy,
+        read_percent: 100,
+        ..Config::new(1)
+    };
+    let run = run(config, || |request: Request<'_>| request.complete(Ok(())));
+    // All zeroes, which is what the device holds.
+    run.assert_clean(1000);
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ublk_core::DataMode;
+
 /// How a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -32,6 +34,8 @@ pub struct Faults {
 pub struct Config {
     /// Decides everything left to chance.
     pub seed: u64,
+    /// How data travels.
+    pub data: DataMode,
     /// Queues (lanes of the one worker).
     pub queues: u16,
     /// Tags per queue.
@@ -66,6 +70,7 @@ impl Config {
     pub const fn new(seed: u64) -> Self {
         Self {
             seed,
+            data: DataMode::Copy,
             queues: 1,
             depth: 16,
             size: 1 << 20,

@@ -1,8 +1,8 @@
 //! The driver's side of a queue: who owns each tag, and what it may do.
 
-use ublk_core::{Errno, IoDesc, Op};
+use ublk_core::{DataMode, Errno, IoDesc, Op, Tag};
 use ublk_queue::seam::{Completion, IoCommand};
-use ublk_sys::{UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ};
+use ublk_sys::{UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA};
 
 use crate::client::{Client, Sent};
 use crate::rng::Rng;
@@ -21,10 +21,15 @@ enum Place {
         user_data: u64,
         addr: u64,
     },
-    /// A request is in the server's hands.
+    /// A request is in the server's hands; with user copy, what it has pushed so far.
     Delivered {
         sent: Box<Sent>,
         addr: u64,
+        pushed: Vec<u8>,
+    },
+    /// A WRITE waits for its buffer (get-data).
+    NeedsData {
+        sent: Box<Sent>,
     },
     Aborted,
 }
@@ -36,10 +41,11 @@ pub(crate) struct Queue {
     pub(crate) stopping: bool,
     hostile: bool,
     max_io_bytes: u32,
+    data: DataMode,
 }
 
 impl Queue {
-    pub(crate) fn new(depth: u16, max_io_bytes: u32, hostile: bool) -> Self {
+    pub(crate) fn new(depth: u16, max_io_bytes: u32, hostile: bool, data: DataMode) -> Self {
         let depth = usize::from(depth);
         Self {
             places: vec![Place::NotFetched; depth],
@@ -47,6 +53,7 @@ impl Queue {
             stopping: false,
             hostile,
             max_io_bytes,
+            data,
         }
     }
 
@@ -60,7 +67,7 @@ impl Queue {
     pub(crate) fn in_hand(&self) -> usize {
         self.places
             .iter()
-            .filter(|place| matches!(place, Place::Delivered { .. }))
+            .filter(|place| matches!(place, Place::Delivered { .. } | Place::NeedsData { .. }))
             .count()
     }
 
@@ -88,21 +95,8 @@ impl Queue {
             }))
         };
         let tag = command.tag;
-        let overlaps = self
-            .places
-            .iter()
-            .enumerate()
-            .any(|(n, place)| match place {
-                Place::Idle { addr, .. } | Place::Delivered { addr, .. } => {
-                    n != tag.index() && addr.abs_diff(command.addr) < u64::from(self.max_io_bytes)
-                }
-                _ => false,
-            });
-        if overlaps || command.addr == 0 {
-            return Err(format!(
-                "L03: the buffer of tag {tag} overlaps another tag's, or is null"
-            ));
-        }
+        self.check_addr(command)?;
+        let copy_mode = self.data == DataMode::Copy;
         let Some(place) = self.places.get_mut(tag.index()) else {
             return refused(Errno::EINVAL);
         };
@@ -115,13 +109,27 @@ impl Queue {
                 *place = idle;
                 Ok(None)
             }
-            (UBLK_U_IO_COMMIT_AND_FETCH_REQ, Place::Delivered { sent, addr }) => {
-                if *addr != command.addr {
+            (UBLK_U_IO_NEED_GET_DATA, Place::NeedsData { sent }) => {
+                memory.write(command.addr, &sent.data);
+                let sent = sent.clone();
+                *place = Place::Delivered {
+                    sent,
+                    addr: command.addr,
+                    pushed: Vec::new(),
+                };
+                Ok(Some(Completion { user_data, res: 0 }))
+            }
+            (UBLK_U_IO_COMMIT_AND_FETCH_REQ, Place::Delivered { sent, addr, pushed }) => {
+                if copy_mode && *addr != command.addr {
                     return Err(format!(
                         "tag {tag} commits with another buffer than it was given"
                     ));
                 }
-                let buffer = memory.read(*addr, if sent.op == Op::Read { sent.len } else { 0 });
+                let reads = sent.op == Op::Read && command.result > 0;
+                let buffer = match self.data {
+                    DataMode::UserCopy => pushed.clone(),
+                    _ => memory.read(command.addr, if reads { sent.len } else { 0 }),
+                };
                 let sent = sent.clone();
                 // After an abort the fetch half never completes; its CQE comes with the ring's end only.
                 *place = if self.stopping { Place::Aborted } else { idle };
@@ -132,7 +140,10 @@ impl Queue {
                 }
                 Ok(None)
             }
-            (UBLK_U_IO_FETCH_REQ | UBLK_U_IO_COMMIT_AND_FETCH_REQ, place) => Err(format!(
+            (
+                UBLK_U_IO_FETCH_REQ | UBLK_U_IO_COMMIT_AND_FETCH_REQ | UBLK_U_IO_NEED_GET_DATA,
+                place,
+            ) => Err(format!(
                 "L10: command {:#x} for tag {tag} which is {place:?}",
                 command.cmd_op
             )),
@@ -169,16 +180,74 @@ impl Queue {
             desc_of(&sent, addr)
         };
         match sent.op {
+            Op::Write if self.data == DataMode::GetData => {
+                self.places[tag] = Place::NeedsData {
+                    sent: Box::new(sent),
+                };
+                return Some(Completion { user_data, res: 1 });
+            }
+            _ if self.data != DataMode::Copy => {}
             Op::Write => memory.write(addr, &sent.data),
             // Whoever does not fill the buffer shows this to the reader (L05).
             Op::Read => memory.write(addr, &vec![0xdb; sent.len]),
             _ => {}
         }
+        let pushed = vec![0xdb; if sent.op == Op::Read { sent.len } else { 0 }];
         self.places[tag] = Place::Delivered {
             sent: Box::new(sent),
             addr,
+            pushed,
         };
         Some(Completion { user_data, res: 0 })
+    }
+
+    /// What the driver's rules say of the `addr` of a command.
+    fn check_addr(&self, command: &IoCommand) -> Result<(), String> {
+        let tag = command.tag;
+        let overlaps = |(n, place): (usize, &Place)| match place {
+            Place::Idle { addr, .. } | Place::Delivered { addr, .. } => {
+                n != tag.index() && addr.abs_diff(command.addr) < u64::from(self.max_io_bytes)
+            }
+            _ => false,
+        };
+        match self.data {
+            DataMode::Copy if command.addr == 0 => Err(format!("tag {tag}: no buffer")),
+            DataMode::Copy if self.places.iter().enumerate().any(overlaps) => Err(format!(
+                "L03: the buffer of tag {tag} overlaps another tag's"
+            )),
+            DataMode::UserCopy | DataMode::ZeroCopy | DataMode::ZeroCopyManual
+                if command.addr != 0 =>
+            {
+                Err(format!("tag {tag}: an address where this mode has none"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The data of a WRITE in the server's hands (user copy).
+    pub(crate) fn pull(&self, tag: Tag, range: std::ops::Range<usize>) -> Result<&[u8], Errno> {
+        match self.places.get(tag.index()) {
+            Some(Place::Delivered { sent, .. }) if sent.op == Op::Write => {
+                sent.data.get(range).ok_or(Errno::EINVAL)
+            }
+            Some(Place::Delivered { .. }) => Err(Errno::EACCES),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Where the data of a READ in the server's hands goes (user copy).
+    pub(crate) fn push(
+        &mut self,
+        tag: Tag,
+        range: std::ops::Range<usize>,
+    ) -> Result<&mut [u8], Errno> {
+        match self.places.get_mut(tag.index()) {
+            Some(Place::Delivered { sent, pushed, .. }) if sent.op == Op::Read => {
+                pushed.get_mut(range).ok_or(Errno::EINVAL)
+            }
+            Some(Place::Delivered { .. }) => Err(Errno::EACCES),
+            _ => Err(Errno::EINVAL),
+        }
     }
 
     /// Aborts the idle commands.

@@ -14,5 +14,5 @@ mod port;
 mod rng;
 
 pub use config::{Config, End, Faults};
-pub use port::{Report, Sim, SimDescriptors, SimPort, SimWake};
+pub use port::{Report, Sim, SimDescriptors, SimDevice, SimPort, SimWake};
 pub use rng::Rng;

@@ -9,8 +9,9 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ublk_core::{Errno, IoDesc, Tag};
-use ublk_queue::seam::{Completion, Descriptors, Full, IoCommand, Port, Wake};
+use ublk_core::{Errno, IoDesc, QueueId, Tag};
+use ublk_queue::MemRef;
+use ublk_queue::seam::{Completion, Descriptors, Full, IoCommand, Port, UserCopyPort, Wake};
 
 use crate::client::Client;
 use crate::config::{Config, End};
@@ -92,7 +93,14 @@ impl Sim {
     /// A driver that will do what the configuration says.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        let queue = |_| Queue::new(config.depth, config.max_io_bytes, config.hostile);
+        let queue = |_| {
+            Queue::new(
+                config.depth,
+                config.max_io_bytes,
+                config.hostile,
+                config.data,
+            )
+        };
         let model = Model {
             rng: Rng::new(config.seed),
             client: Client::new(
@@ -130,6 +138,12 @@ impl Sim {
             sim: self.clone(),
             lane,
         }
+    }
+
+    /// The way of data by the character device, for user copy.
+    #[must_use]
+    pub fn device(&self) -> SimDevice {
+        SimDevice(self.clone())
     }
 
     /// What has been seen so far.
@@ -177,6 +191,31 @@ impl Wake for SimWake {
 pub struct SimDescriptors {
     sim: Sim,
     lane: u16,
+}
+
+/// The simulated character device as the way of data.
+#[derive(Debug, Clone)]
+pub struct SimDevice(Sim);
+
+fn range(first: u32, len: usize) -> std::ops::Range<usize> {
+    let first = usize::try_from(first).unwrap_or(usize::MAX - len);
+    first..first + len
+}
+
+impl UserCopyPort for SimDevice {
+    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef) -> Result<(), Errno> {
+        let model = self.0.0.model();
+        let data = model.queues[usize::from(qid.get())].pull(tag, range(from, to.len()))?;
+        ServerMemory.write(to.addr(), data);
+        Ok(())
+    }
+
+    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef) -> Result<(), Errno> {
+        let mut model = self.0.0.model();
+        let data = model.queues[usize::from(qid.get())].push(tag, range(to, from.len()))?;
+        data.copy_from_slice(&ServerMemory.read(from.addr(), from.len()));
+        Ok(())
+    }
 }
 
 impl Descriptors for SimDescriptors {
@@ -263,8 +302,8 @@ impl Model {
     fn can_progress(&self) -> bool {
         let started = self.queues.iter().all(Queue::all_fetched);
         let all_done = self.client.all_sent() && self.in_hand() == 0;
-        !self.delayed.is_empty()
-            || (started && !self.aborted && (all_done || self.in_hand() < self.places()))
+        let can_send = !self.client.all_sent() && self.in_hand() < self.places();
+        !self.delayed.is_empty() || (started && !self.aborted && (all_done || can_send))
     }
 
     fn places(&self) -> usize {
@@ -292,9 +331,10 @@ impl Model {
     fn command(&mut self, lane: u16, command: &IoCommand, user_data: u64) {
         self.report.commands += 1;
         let is_fetch = command.cmd_op == ublk_sys::UBLK_U_IO_FETCH_REQ;
+        let is_commit = command.cmd_op == ublk_sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ;
         let refusal = match (self.config.refuse_fetch, self.config.refuse_commit) {
             (Some((l, t, res)), _) if is_fetch && l == lane && t == command.tag.get() => Some(res),
-            (_, Some((n, res))) if !is_fetch => {
+            (_, Some((n, res))) if is_commit => {
                 self.commits += 1;
                 (self.commits == n).then_some(res)
             }

@@ -1,11 +1,14 @@
 //! A device to be: backend, sizes, and who issues the control commands.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ublk_core::{Backend, DevId, DeviceSpec, Features};
+use ublk_core::{Backend, DevId, DeviceSpec, Features, Geometry, Mode};
 use ublk_ctrl::{ControlThread, Controller, page_size};
+
+use ublk_queue::{Mapped, Plan, Server};
 
 use crate::device::Device;
 use crate::error::Error;
@@ -18,7 +21,12 @@ pub struct Builder<B> {
     pub(crate) spec: DeviceSpec,
     pub(crate) controller: Option<Box<dyn Controller>>,
     pub(crate) options: Options,
+    pub(crate) arm: ArmFn<B>,
 }
+
+/// How the data plane takes the backend.
+pub(crate) type ArmFn<B> =
+    fn(OwnedFd, &Geometry, Plan, Arc<B>) -> Result<Server, ublk_queue::Error>;
 
 /// What the stages keep from the builder.
 #[derive(Debug, Clone)]
@@ -59,7 +67,16 @@ impl<B: Backend> Builder<B> {
             spec,
             controller: None,
             options,
+            arm: Server::arm,
         }
+    }
+
+    /// Sets how data and commands travel. [`Builder::add`] fails where the kernel lacks the mode; the mode in
+    /// force is `Mode::of(device.geometry().features())`.
+    #[must_use]
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.spec.features |= mode.features();
+        self
     }
 
     /// Asks for a device number instead of the lowest free one.
@@ -164,6 +181,7 @@ impl<B: Backend> Builder<B> {
             geometry,
             controller,
             options: self.options,
+            arm: self.arm,
         })
     }
 
@@ -175,5 +193,15 @@ impl<B: Backend> Builder<B> {
     pub fn start(self) -> Result<Device, Error> {
         let armed = self.add()?.arm().map_err(clean_up)?;
         armed.start().map_err(clean_up)
+    }
+}
+
+impl<B: Mapped> Builder<B> {
+    /// A device of memory of this process: in the modes user copy and get-data the driver copies to and from it.
+    pub fn mapped(backend: B) -> Self {
+        Self {
+            arm: Server::arm_mapped,
+            ..Self::new(backend)
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::stages::Unsettled;
 
-/// What went wrong, by plane.
-#[derive(Debug, thiserror::Error)]
+/// What went wrong, by plane. Its `Debug` is its text, so that a `main` that returns it tells what to do.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The control plane: the driver, permissions, the spec, a deadline.
@@ -23,6 +23,12 @@ pub enum Error {
     /// Signal handlers could not be installed.
     #[error("cannot install signal handlers: {0}")]
     Signals(#[source] std::io::Error),
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl From<ublk_core::SpecError> for Error {

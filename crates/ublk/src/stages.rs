@@ -8,7 +8,7 @@ use ublk_core::{Backend, CpuMask, DevId, Geometry, QueueId};
 use ublk_ctrl::{Controller, nodes};
 use ublk_queue::{Plan, Server};
 
-use crate::builder::Options;
+use crate::builder::{ArmFn, Options};
 use crate::device::Device;
 use crate::error::{Error, Failure, Left};
 
@@ -18,6 +18,7 @@ pub struct Added<B> {
     pub(crate) geometry: Geometry,
     pub(crate) controller: Box<dyn Controller>,
     pub(crate) options: Options,
+    pub(crate) arm: ArmFn<B>,
 }
 
 /// Every tag of every queue is with the driver: START_DEV may be sent.
@@ -103,7 +104,7 @@ impl<B: Backend> Added<B> {
             plan.affinity = self.affinity(deadline)?;
         }
         let char_device = nodes::open_char(self.id(), deadline)?;
-        Ok(Server::arm(
+        Ok((self.arm)(
             char_device,
             &self.geometry,
             plan,

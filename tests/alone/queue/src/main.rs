@@ -114,23 +114,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut memory = vec![0; BLOCK];
     let handler = move |mut request: Request<'_>| {
         match request.op() {
-            Op::Read => request.data_mut().copy_from_slice(&memory),
-            _ => memory.copy_from_slice(request.data()),
+            Op::Read => request.data_mut().expect("copy mode").copy_from_slice(&memory),
+            _ => memory.copy_from_slice(request.data().expect("copy mode")),
         }
         request.complete(Ok(()));
     };
     let mut worker = Worker::new(tiny.clone(), Arc::new(AtomicBool::new(false)));
-    let lane = worker.add_lane(LaneSpec {
-        qid: QueueId::new(0)?,
-        depth: 1,
-        bounds: IoBounds {
-            size: 1 << 20,
-            max_io_bytes: BLOCK as u32,
-        },
-        descriptors: tiny.clone(),
-        handler,
-        generation: 1,
-    })?;
+    let bounds = IoBounds {
+        size: 1 << 20,
+        max_io_bytes: BLOCK as u32,
+    };
+    let qid = QueueId::new(0)?;
+    let lane = worker.add_lane(LaneSpec::new(qid, 1, bounds, tiny.clone(), handler))?;
     worker.arm()?;
     let result = worker.run();
     worker.finish(&result);

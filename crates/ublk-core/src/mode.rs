@@ -1,0 +1,178 @@
+//! How data and commands travel: the axes of a plan that the driver's features decide.
+
+use core::fmt;
+use core::str::FromStr;
+
+use crate::Features;
+
+/// How the data of a request gets from the block layer to the server and back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
+#[non_exhaustive]
+pub enum DataMode {
+    /// The driver copies between the request's pages and a buffer the server gave with the tag.
+    #[default]
+    Copy,
+    /// As copy, but the server names the buffer of a WRITE only when it comes, and of a READ only when it is
+    /// answered, so that both may be the backend's own memory. Costs a second command for each WRITE.
+    GetData,
+    /// The server reads and writes the character device at the request's place: one system call for each
+    /// request, and data lands where the backend wants it.
+    UserCopy,
+    /// The request's pages become a registered buffer of the server's ring, by the fetch itself.
+    ZeroCopy,
+    /// The same by a command of the server's own, for each request.
+    ZeroCopyManual,
+}
+
+impl DataMode {
+    /// Every mode.
+    pub const ALL: [Self; 5] = [
+        Self::Copy,
+        Self::GetData,
+        Self::UserCopy,
+        Self::ZeroCopy,
+        Self::ZeroCopyManual,
+    ];
+
+    /// The name, as the tool's `--data` takes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::GetData => "get-data",
+            Self::UserCopy => "user-copy",
+            Self::ZeroCopy => "zero-copy",
+            Self::ZeroCopyManual => "zero-copy-manual",
+        }
+    }
+
+    /// The features a device of this mode must have.
+    #[must_use]
+    pub const fn features(self) -> Features {
+        match self {
+            Self::Copy => Features::NONE,
+            Self::GetData => Features::NEED_GET_DATA,
+            Self::UserCopy => Features::USER_COPY,
+            // With SUPPORT_ZERO_COPY the fallback of a busy slot can be handled by hand.
+            Self::ZeroCopy => Features::AUTO_BUF_REG.with(Features::SUPPORT_ZERO_COPY),
+            Self::ZeroCopyManual => Features::SUPPORT_ZERO_COPY,
+        }
+    }
+
+    /// The mode of a device with these features, as the driver decides it.
+    #[must_use]
+    pub const fn of(features: Features) -> Self {
+        if features.contains(Features::AUTO_BUF_REG) {
+            Self::ZeroCopy
+        } else if features.contains(Features::SUPPORT_ZERO_COPY) {
+            Self::ZeroCopyManual
+        } else if features.contains(Features::USER_COPY) {
+            Self::UserCopy
+        } else if features.contains(Features::NEED_GET_DATA) {
+            Self::GetData
+        } else {
+            Self::Copy
+        }
+    }
+}
+
+impl fmt::Display for DataMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// No mode has this name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no data mode {0:?}; there are copy, get-data, user-copy, zero-copy and zero-copy-manual")]
+pub struct UnknownMode(String);
+
+impl FromStr for DataMode {
+    type Err = UnknownMode;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMode> {
+        let mode = Self::ALL.into_iter().find(|mode| mode.name() == name);
+        mode.ok_or_else(|| UnknownMode(name.to_owned()))
+    }
+}
+
+/// The axes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Mode {
+    /// How data travels.
+    pub data: DataMode,
+    /// Whether commands carry many tags (BATCH_IO, 7.0).
+    pub batch: bool,
+}
+
+impl Mode {
+    /// The features a device of this mode must have.
+    #[must_use]
+    pub const fn features(self) -> Features {
+        let batch = if self.batch {
+            Features::BATCH_IO
+        } else {
+            Features::NONE
+        };
+        self.data.features().with(batch)
+    }
+
+    /// The mode of a device with these features.
+    #[must_use]
+    pub const fn of(features: Features) -> Self {
+        Self {
+            data: DataMode::of(features),
+            batch: features.contains(Features::BATCH_IO),
+        }
+    }
+
+    /// Why no driver has this combination, where that is so.
+    #[must_use]
+    pub const fn impossible(self) -> Option<&'static str> {
+        match (self.batch, self.data) {
+            (true, DataMode::GetData) => {
+                Some("batch mode has no get-data command; use copy or user-copy with batches")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}{}",
+            self.data,
+            if self.batch { ", batch" } else { "" }
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mode_survives_the_way_through_the_driver() {
+        for data in DataMode::ALL {
+            for batch in [false, true] {
+                let mode = Mode { data, batch };
+                if mode.impossible().is_none() {
+                    assert_eq!(Mode::of(mode.features()), mode);
+                }
+            }
+            assert_eq!(data.name().parse(), Ok(data));
+        }
+        assert!("auto-magic".parse::<DataMode>().is_err());
+        // What the driver forces on does not change the mode.
+        let forced = Features::URING_CMD_COMP_IN_TASK | Features::CMD_IOCTL_ENCODE;
+        assert_eq!(Mode::of(forced), Mode::default());
+    }
+}
