@@ -30,7 +30,8 @@ impl Null {
             limits: Limits::new(size)
                 .block_size(block_size)
                 .volatile_cache(false)
-                .discard(1 << 30, block_size)
+                // The kernel raises it to the physical block: declared as it will be shown.
+                .discard(1 << 30, 4096)
                 .write_zeroes(1 << 30)
                 .quick(true)
                 .blind(true),
@@ -86,7 +87,7 @@ mod tests {
         let limits = null.limits();
         assert!(limits.quick && !limits.volatile_cache && !limits.read_only);
         assert_eq!(limits.logical_block_size, 4096);
-        assert_eq!(limits.discard_granularity, 4096);
+        assert_eq!(limits.discard_granularity, limits.physical_block_size);
         assert!(null.clone().read_only(true).limits().read_only);
         let mut buf = [3; 4096];
         assert_eq!(null.read_at(&mut buf, 0), Ok(()));

@@ -25,6 +25,11 @@ pub struct Embedded {
     pub path: PathBuf,
 }
 
+/// Where the messages of the program go: our own output is read line by line by the runner.
+fn log() -> PathBuf {
+    std::env::temp_dir().join(format!("ublk-e2e-serve-{}.log", std::process::id()))
+}
+
 impl Embedded {
     /// Starts the program without a device.
     pub fn idle(words: &[&str]) -> Result<Self> {
@@ -33,6 +38,7 @@ impl Embedded {
             .args(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(log())?)
             .spawn()
             .context("start ourselves")?;
         let input = child.stdin.take();
@@ -76,10 +82,10 @@ impl Embedded {
     pub fn ask(&mut self, command: &str) -> Result<Value> {
         let input = self.input.as_mut().context("it was told to end")?;
         writeln!(input, "{command}").with_context(|| format!("send {command:?}"))?;
-        let line = self
-            .answers
-            .recv_timeout(secs(120))
-            .with_context(|| format!("no answer to {command:?}"))?;
+        let line = self.answers.recv_timeout(secs(120)).with_context(|| {
+            let said = std::fs::read_to_string(log()).unwrap_or_default();
+            format!("no answer to {command:?}; stderr: {said}")
+        })?;
         let answer: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
         if let Some(error) = answer.get("error").and_then(Value::as_str) {
             bail!("{command}: {error}");

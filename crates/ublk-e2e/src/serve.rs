@@ -14,6 +14,7 @@ use ublk::core::Op;
 use ublk::{Backend, Builder, Device, Errno};
 use ublk_backends::fault::{Control, Effect, Fault, Rule};
 
+use crate::wait::{secs, until};
 use crate::{pattern, procfs};
 
 /// How long a held request waits at most.
@@ -207,11 +208,19 @@ fn rounds(count: usize, options: &Options) -> Result<Value> {
     for number in 0..3 {
         round(number)?;
     }
-    let before = procfs::footprint(me)?;
+    // Threads and rings end on their own time after the device is gone; what stays is a leak.
+    let quiet = || {
+        until("the end of all threads and rings", secs(10), || {
+            let now = procfs::footprint(me)?;
+            Ok((now.rings == 0 && now.threads == 1).then_some(now))
+        })
+        .or_else(|_| procfs::footprint(me))
+    };
+    let before = quiet()?;
     for number in 0..count {
         round(number).with_context(|| format!("round {number}"))?;
     }
-    let after = procfs::footprint(me)?;
+    let after = quiet()?;
     let show = |f: procfs::Footprint| json!([f.descriptors, f.rings, f.threads]);
     Ok(json!({"before": show(before), "after": show(after)}))
 }

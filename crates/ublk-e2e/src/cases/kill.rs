@@ -198,6 +198,8 @@ fn stuck_stop() -> Result<()> {
     let id = embedded.id;
     let mut stop = cli::command(&["stop", &id.to_string(), "--deadline", "60"])
         .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()?;
     // The stop is under way when the disk is going: it then waits for the held requests.
     until("a stop that waits", secs(10), || {
