@@ -118,24 +118,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .extend([(Op::Write, 7), (Op::Read, 7), (Op::Write, 9), (Op::Read, 9)]);
     let mut memory = vec![0; BLOCK];
     let handler = move |mut request: Request<'_>| {
-        match request.op() {
-            Op::Read => request.data_mut().copy_from_slice(&memory),
-            _ => memory.copy_from_slice(request.data()),
-        }
-        request.complete(Ok(()));
+        let result = match request.op() {
+            Op::Read => request.data_mut().map(|data| data.copy_from_slice(&memory)),
+            _ => request.data().map(|data| memory.copy_from_slice(data)),
+        };
+        request.complete(result);
     };
     let mut worker = Worker::new(tiny.clone(), Arc::new(AtomicBool::new(false)));
-    let lane = worker.add_lane(LaneSpec {
-        qid: QueueId::new(0)?,
-        depth: 1,
-        bounds: IoBounds {
-            size: 1 << 20,
-            max_io_bytes: BLOCK as u32,
-        },
-        descriptors: tiny.clone(),
-        handler,
-        generation: 1,
-    })?;
+    let bounds = IoBounds {
+        size: 1 << 20,
+        max_io_bytes: BLOCK as u32,
+    };
+    let queue = QueueId::new(0)?;
+    let lane = worker.add_lane(LaneSpec::new(queue, 1, bounds, tiny.clone(), handler))?;
     worker.arm()?;
     let result = worker.run();
     worker.finish(&result);
