@@ -25,7 +25,7 @@ pub fn run(options: Options) -> Result<()> {
     lint::format()?;
     lint::clippy()?;
     let mut command = cmd::cargo();
-    command.args(["test", "--quiet", "--workspace", "--exclude", "ublk-e2e"]);
+    command.args(["test", "--quiet", "--workspace"]);
     command.args(["--lib", "--bins"]);
     if cmd::run(&mut command).is_err() {
         bail!("{}", cmd::line(&command));

@@ -31,16 +31,7 @@ pub fn run(options: Options) -> Result<()> {
     part(
         &mut all,
         "host",
-        &mut limited_with(
-            25 * 60,
-            &[
-                "test",
-                "--workspace",
-                "--exclude",
-                "ublk-e2e",
-                "--no-fail-fast",
-            ],
-        ),
+        &mut limited_with(25 * 60, &["test", "--workspace", "--no-fail-fast"]),
     );
     part(&mut all, "loom", &mut loom::command());
     alone(&mut all);
