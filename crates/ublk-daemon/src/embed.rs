@@ -15,28 +15,40 @@
 use crate::helper::{self, Helper};
 use crate::link::{Link, LinkError};
 use crate::peer::{Peer, this_program};
-use crate::sys::process::{self, Forked};
+use crate::sys::process::{self, Forked, Stream};
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 use ublk_ctrl::Error;
 
-/// Starts the helper by copying this process, which must still have one thread and should have no
-/// file open that others wait for. The copy never returns from this call: it serves until this
-/// process ends.
+/// Starts the helper by copying this process, which must still have one thread. The copy never
+/// returns from this call: it serves until this process ends. Its standard streams are `/dev/null`;
+/// files open already at this point stay open in it.
 ///
 /// # Errors
 /// [`LinkError::Io`] of kind `Unsupported` when there are several threads already: use
 /// [`start_program`], or call earlier.
 pub fn start_early() -> Result<Helper, LinkError> {
+    fork_helper(()).map(|(helper, ())| helper)
+}
+
+/// As [`start_early`]; `ours` is dropped in the copy, so that it does not keep our links open.
+pub(crate) fn fork_helper<T>(ours: T) -> Result<(Helper, T), LinkError> {
     let (near, far) = Link::pair()?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
     match process::fork_single_threaded()? {
         Forked::Child => {
             drop(near);
+            drop(ours);
+            for stream in [Stream::In, Stream::Out, Stream::Err] {
+                let _ = process::redirect(null.as_fd(), stream);
+            }
             let _ = process::new_session();
             std::process::exit(helper::run(&far, helper::control));
         }
         Forked::Parent(pid) => {
             drop(far);
-            Ok(Helper::new(Peer::forked(pid, near)?))
+            Ok((Helper::new(Peer::forked(pid, near)?), ours))
         }
     }
 }

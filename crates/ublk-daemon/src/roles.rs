@@ -1,6 +1,7 @@
 //! The hidden subcommands: what a process does that was started as a role.
 
 use crate::agent;
+use crate::embed;
 use crate::engine;
 use crate::helper;
 use crate::link::{Link, LinkError};
@@ -37,6 +38,14 @@ pub fn run(role: Role) -> Result<i32, LinkError> {
 fn run_agent(link: Link) -> i32 {
     // Nothing of the caller's file system is kept busy.
     let _ = std::env::set_current_dir("/");
+    // First of all: this process has one thread and no ring yet.
+    let (prover, link) = match embed::fork_helper(link) {
+        Ok(forked) => forked,
+        Err(e) => {
+            tracing::error!("cannot start a helper: {e}");
+            return 1;
+        }
+    };
     let signals = Signals::take().ok();
     let store = match Store::of_user() {
         Ok(store) => store,
@@ -45,7 +54,8 @@ fn run_agent(link: Link) -> i32 {
             return 1;
         }
     };
-    agent::run(&mut agent::Real::new(this_program()), store, link, signals)
+    let mut world = agent::Real::new(this_program()).prover(prover);
+    agent::run(&mut world, store, link, signals)
 }
 
 /// Moves this process's messages to a file.

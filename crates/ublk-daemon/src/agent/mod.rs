@@ -80,6 +80,14 @@ impl Real {
             prover: None,
         }
     }
+
+    /// Uses a prover that was made before there was a thread or a ring: a fork is cheaper than a
+    /// program.
+    #[must_use]
+    pub fn prover(mut self, prover: Helper) -> Self {
+        self.prover = Some(prover);
+        self
+    }
 }
 
 impl World for Real {
@@ -95,7 +103,9 @@ impl World for Real {
     }
 
     fn start_prover(&mut self) -> Result<(), Error> {
-        self.prover = Some(Helper::start(&self.program)?);
+        if self.prover.is_none() {
+            self.prover = Some(Helper::start(&self.program)?);
+        }
         Ok(())
     }
 
@@ -193,6 +203,7 @@ impl Agent<'_> {
             }
             Err(failure) => {
                 self.unwind();
+                self.world.end_prover();
                 Err(failure)
             }
         }

@@ -1,7 +1,7 @@
 //! `list`, `info`, `features`: only commands that never take the device mutex, and what the
 //! kernel shows in sysfs, so that they work while START or STOP hang.
 
-use super::{helper, told};
+use super::by_helper;
 use crate::state::{Phase, Record, Store};
 use crate::wire::{Failure, Health};
 use serde::Serialize;
@@ -129,9 +129,7 @@ pub struct Feature {
 /// # Errors
 /// No driver, no permission, a deadline.
 pub fn features(program: &Path, deadline: Duration) -> Result<Features, Failure> {
-    let mut helper = helper(program)?;
-    let word = helper.features(deadline).map_err(|e| told(e, &helper))?;
-    helper.finish();
+    let word = by_helper(program, |helper| helper.features(deadline))?;
     Ok(Features {
         bits: word.bits(),
         unknown: word.unknown().bits(),
@@ -154,24 +152,24 @@ pub fn features(program: &Path, deadline: Duration) -> Result<Features, Failure>
 /// No driver, no permission, a deadline.
 pub fn list(program: &Path, deadline: Duration) -> Result<Vec<ListEntry>, Failure> {
     let until = Instant::now() + deadline;
-    let mut helper = helper(program)?;
-    let mut entries = Vec::new();
-    let ids = ublk_ctrl::nodes::list_devices()?;
-    if ids.is_empty() {
-        // No device, and why: a missing driver must not look like an empty list.
-        let left = until.saturating_duration_since(Instant::now());
-        helper.features(left).map_err(|e| told(e, &helper))?;
-    }
-    for id in ids {
-        let left = until.saturating_duration_since(Instant::now());
-        match helper.info(id, left) {
-            Ok(geometry) => entries.push(entry(&geometry, record(&geometry).as_ref())),
-            Err(Error::NoSuchDevice { .. }) => {}
-            Err(e) => return Err(told(e, &helper)),
+    let left = || until.saturating_duration_since(Instant::now());
+    let found = by_helper(program, |helper| {
+        let ids = ublk_ctrl::nodes::list_devices()?;
+        if ids.is_empty() {
+            // No device, and why: a missing driver must not look like an empty list.
+            helper.features(left())?;
         }
-    }
-    helper.finish();
-    Ok(entries)
+        let mut found = Vec::with_capacity(ids.len());
+        for id in ids {
+            match helper.info(id, left()) {
+                Ok(geometry) => found.push(geometry),
+                Err(Error::NoSuchDevice { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(found)
+    })?;
+    Ok(found.iter().map(|g| entry(g, record(g).as_ref())).collect())
 }
 
 /// Everything known of a device.
@@ -181,16 +179,14 @@ pub fn list(program: &Path, deadline: Duration) -> Result<Vec<ListEntry>, Failur
 pub fn info(program: &Path, id: DevId, deadline: Duration) -> Result<Info, Failure> {
     let until = Instant::now() + deadline;
     let left = || until.saturating_duration_since(Instant::now());
-    let mut helper = helper(program)?;
-    let geometry = helper.info(id, left()).map_err(|e| told(e, &helper))?;
-    let mut affinity = Vec::new();
-    for qid in (0..geometry.queues()).map_while(|qid| QueueId::new(qid).ok()) {
-        let mask = helper
-            .affinity(id, qid, left())
-            .map_err(|e| told(e, &helper))?;
-        affinity.push(mask.iter().collect());
-    }
-    helper.finish();
+    let (geometry, affinity) = by_helper(program, |helper| {
+        let geometry = helper.info(id, left())?;
+        let mut affinity = Vec::new();
+        for qid in (0..geometry.queues()).map_while(|qid| QueueId::new(qid).ok()) {
+            affinity.push(helper.affinity(id, qid, left())?.iter().collect());
+        }
+        Ok((geometry, affinity))
+    })?;
     let record = record(&geometry);
     let spec = record.as_ref().map(|r| &r.spec);
     let names = |f: ublk_core::Features| f.iter().map(|f| f.name.to_owned()).collect();

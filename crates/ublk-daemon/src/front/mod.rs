@@ -12,30 +12,31 @@ pub use look::{Features, Info, ListEntry, features, info, list};
 pub use remove::{delete, stop};
 
 use crate::helper::Helper;
-use crate::wire::{Failure, FailureKind};
+use crate::wire::Failure;
 use std::path::Path;
 use ublk_ctrl::Error;
 
-fn helper(program: &Path) -> Result<Helper, Failure> {
-    Ok(Helper::start(program)?)
-}
-
-/// A helper's error as the front tells it: past the deadline it names who is left behind.
-fn told(error: Error, helper: &Helper) -> Failure {
-    let abandoned = matches!(
-        error,
-        Error::TimedOut {
-            abandoned: true,
-            ..
-        }
-    );
-    let mut failure = Failure::from(error);
-    if failure.kind == FailureKind::TimedOut && abandoned {
+/// Runs commands by a helper and collects it; past the deadline it is left behind, and named.
+fn by_helper<T>(
+    program: &Path,
+    commands: impl FnOnce(&mut Helper) -> Result<T, Error>,
+) -> Result<T, Failure> {
+    let mut helper = Helper::start(program)?;
+    let result = commands(&mut helper);
+    if let Err(
+        error @ Error::TimedOut {
+            abandoned: true, ..
+        },
+    ) = result
+    {
+        let mut failure = Failure::from(error);
+        let pid = helper.pid();
         failure.text = format!(
-            "{} (helper process {} is left behind with it)",
-            failure.text,
-            helper.pid()
+            "{} (helper process {pid} is left behind with it)",
+            failure.text
         );
+        return Err(failure);
     }
-    failure
+    helper.finish();
+    Ok(result?)
 }

@@ -1,6 +1,6 @@
 //! `stop` and `delete`: by a helper, within a deadline.
 
-use super::{helper, told};
+use super::by_helper;
 use crate::kill_point::kill_point;
 use crate::state::Store;
 use crate::sys::{poll, process};
@@ -17,12 +17,7 @@ use ublk_ctrl::{Controller, Error};
 /// # Errors
 /// No such device, or the deadline, with the process left behind.
 pub fn stop(program: &Path, id: DevId, deadline: Duration) -> Result<(), Failure> {
-    let mut helper = helper(program)?;
-    let stopped = helper.stop(id, deadline).map_err(|e| told(e, &helper));
-    if stopped.is_ok() {
-        helper.finish();
-    }
-    stopped
+    by_helper(program, |helper| helper.stop(id, deadline))
 }
 
 /// Stops a device and removes it: STOP while its server serves, then DEL, which waits until the
@@ -33,17 +28,17 @@ pub fn stop(program: &Path, id: DevId, deadline: Duration) -> Result<(), Failure
 pub fn delete(program: &Path, id: DevId, deadline: Duration) -> Result<(), Failure> {
     let until = Instant::now() + deadline;
     let left = || until.saturating_duration_since(Instant::now());
-    let mut helper = helper(program)?;
-    let info = helper.info(id, left()).map_err(|e| told(e, &helper))?;
-    helper.stop(id, left()).map_err(|e| told(e, &helper))?;
-    kill_point("delete:stopped");
-    match helper.delete(id, left()) {
-        // The agent was faster, or somebody else: gone is what was asked for.
-        Ok(()) | Err(Error::NoSuchDevice { .. }) => {}
-        Err(e) => return Err(told(e, &helper)),
-    }
+    let info = by_helper(program, |helper| {
+        let info = helper.info(id, left())?;
+        helper.stop(id, left())?;
+        kill_point("delete:stopped");
+        match helper.delete(id, left()) {
+            // The agent was faster, or somebody else: gone is what was asked for.
+            Ok(()) | Err(Error::NoSuchDevice { .. }) => Ok(info),
+            Err(e) => Err(e),
+        }
+    })?;
     kill_point("delete:deleted");
-    helper.finish();
     forget(id, info.server_flags(), until);
     Ok(())
 }

@@ -57,6 +57,8 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
 pub enum Stream {
     /// Descriptor 0.
     In,
+    /// Descriptor 1.
+    Out,
     /// Descriptor 2.
     Err,
 }
@@ -68,6 +70,7 @@ pub enum Stream {
 pub fn redirect(fd: BorrowedFd<'_>, stream: Stream) -> io::Result<()> {
     let to = match stream {
         Stream::In => libc::STDIN_FILENO,
+        Stream::Out => libc::STDOUT_FILENO,
         Stream::Err => libc::STDERR_FILENO,
     };
     // SAFETY: dup2 touches no memory. Descriptors 0, 1 and 2 belong to the whole process and are
