@@ -14,8 +14,7 @@ pub fn run(arguments: &[String], device: &str, ios: u64) -> Result<u64> {
         .args(arguments)
         .arg(format!("--filename={device}"))
         .arg(format!("--number_ios={ios}"))
-        // Last, so that all other options are global ones: given to the job, `gtod_reduce` does
-        // not reach fio's cache of the time, and fio reads the clock for every I/O.
+        // Last: the options before it hold for every job.
         .arg("--name=bench")
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
