@@ -204,23 +204,16 @@ fn rounds(count: usize, options: &Options) -> Result<Value> {
         anyhow::ensure!(!path.exists(), "round {number}: {} is left", path.display());
         Ok(())
     };
-    // The first ones leave what a process keeps: buffers of the allocator, files of the locale.
-    for number in 0..3 {
-        round(number)?;
-    }
-    // Threads and rings end on their own time after the device is gone; what stays is a leak.
-    let quiet = || {
-        until("the end of all threads and rings", secs(10), || {
-            let now = procfs::footprint(me)?;
-            Ok((now.rings == 0 && now.threads == 1).then_some(now))
-        })
-        .or_else(|_| procfs::footprint(me))
-    };
-    let before = quiet()?;
+    let before = procfs::footprint(me)?;
     for number in 0..count {
         round(number).with_context(|| format!("round {number}"))?;
     }
-    let after = quiet()?;
+    // Threads and rings end on their own time after the device is gone; what stays is a leak.
+    let after = until("the footprint of the start", secs(10), || {
+        let now = procfs::footprint(me)?;
+        Ok((now == before).then_some(now))
+    })
+    .or_else(|_| procfs::footprint(me))?;
     let show = |f: procfs::Footprint| json!([f.descriptors, f.rings, f.threads]);
     Ok(json!({"before": show(before), "after": show(after)}))
 }
