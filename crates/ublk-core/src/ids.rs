@@ -160,6 +160,9 @@ impl From<Tag> for u16 {
 }
 
 impl Tag {
+    /// The first tag, which every queue has.
+    pub const ZERO: Self = Self(0);
+
     /// The largest tag.
     pub const MAX: u16 = 4095;
 

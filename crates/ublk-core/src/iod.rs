@@ -93,12 +93,29 @@ impl IoDesc {
     /// # Errors
     /// EOPNOTSUPP for an operation this stack does not serve, EIO for a range outside the device or
     /// data larger than the tag's buffer.
-    #[inline]
+    #[inline(always)]
     pub const fn decode(&self, bounds: &IoBounds) -> Result<Io, Errno> {
         let flags = IoFlags(self.op_flags & !0xff);
+        let len = self.nr_sectors as u64 * SECTOR_SIZE;
+        // Sectors, not bytes: the product could wrap (L13).
+        let size = bounds.size / SECTOR_SIZE;
+        let inside =
+            self.start_sector <= size && self.nr_sectors as u64 <= size - self.start_sector;
+        let offset = self.start_sector.wrapping_mul(SECTOR_SIZE);
         let op = match self.op_flags & 0xff {
-            0 => Op::Read,
-            1 => Op::Write,
+            // The common ones first, and without a jump table.
+            op @ 0..=1 => {
+                if !inside || len > bounds.max_io_bytes as u64 {
+                    return Err(Errno::EIO);
+                }
+                let op = if op == 0 { Op::Read } else { Op::Write };
+                return Ok(Io {
+                    op,
+                    flags,
+                    offset,
+                    len,
+                });
+            }
             2 => {
                 return Ok(Io {
                     op: Op::Flush,
@@ -111,21 +128,16 @@ impl IoDesc {
             5 => Op::WriteZeroes,
             _ => return Err(Errno::EOPNOTSUPP),
         };
-        let len = self.nr_sectors as u64 * SECTOR_SIZE;
-        // Sectors, not bytes: the product could wrap (L13).
-        let size = bounds.size / SECTOR_SIZE;
-        if self.start_sector > size || self.nr_sectors as u64 > size - self.start_sector {
-            return Err(Errno::EIO);
+        if inside {
+            Ok(Io {
+                op,
+                flags,
+                offset,
+                len,
+            })
+        } else {
+            Err(Errno::EIO)
         }
-        if op.has_data() && len > bounds.max_io_bytes as u64 {
-            return Err(Errno::EIO);
-        }
-        Ok(Io {
-            op,
-            flags,
-            offset: self.start_sector * SECTOR_SIZE,
-            len,
-        })
     }
 }
 

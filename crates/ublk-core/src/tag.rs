@@ -99,7 +99,7 @@ pub enum Action {
 impl TagState {
     /// The next state and what is to be done now.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn step(self, input: Input) -> (Self, Option<Action>) {
         match (self, input) {
             // The ways a request goes.
@@ -127,6 +127,7 @@ impl TagState {
     }
 
     /// A command came back with an error: what that means depends on what it was.
+    #[cold]
     const fn refused(self, res: i32) -> (Self, Option<Action>) {
         if res >= 0 {
             return (self, Some(Action::Stale));

@@ -90,7 +90,7 @@ impl<B: Backend> Inline<B> {
 }
 
 impl<B: Backend> Handler for Inline<B> {
-    #[inline]
+    #[inline(always)]
     fn handle(&mut self, mut request: Request<'_>) {
         let result = call(&*self.backend, self.blind, &mut request);
         request.complete(result);
@@ -126,7 +126,7 @@ token!(Request<'_>);
 token!(OwnedRequest);
 
 /// Makes the call of the backend that a request asks for.
-#[inline]
+#[inline(always)]
 fn call<B: Backend>(backend: &B, blind: bool, request: &mut impl Token) -> Result<(), Errno> {
     let (op, offset, len, flags) = request.parts();
     match op {

@@ -107,7 +107,7 @@ pub struct QueueHealth {
     pub qid: QueueId,
     /// Its state.
     pub state: State,
-    /// Requests in the server's hands, as of the last batch.
+    /// Requests that handlers have taken along and not answered, as of the last batch.
     pub in_hand: u64,
     /// CPUs its thread was pinned to; `None` if pinning was not asked for or not permitted.
     pub pinned: Option<CpuMask>,
@@ -167,8 +167,8 @@ impl Counter {
 pub(crate) struct Meters {
     /// Requests by op (index `Op as usize`).
     ops: [Counter; 6],
-    read_bytes: Counter,
-    write_bytes: Counter,
+    /// Bytes by op.
+    bytes: [Counter; 6],
     pub(crate) errors: Counter,
     pub(crate) panics: Counter,
     pub(crate) dropped: Counter,
@@ -182,11 +182,7 @@ impl Meters {
     #[inline]
     pub(crate) fn count(&self, io: &Io) {
         self.ops[io.op as usize].add(1);
-        match io.op {
-            Op::Read => self.read_bytes.add(io.len),
-            Op::Write => self.write_bytes.add(io.len),
-            _ => {}
-        }
+        self.bytes[io.op as usize].add(io.len);
     }
 
     pub(crate) fn snapshot(&self) -> Counters {
@@ -197,8 +193,8 @@ impl Meters {
             flushes: op(Op::Flush),
             discards: op(Op::Discard),
             write_zeroes: op(Op::WriteZeroes),
-            read_bytes: self.read_bytes.get(),
-            write_bytes: self.write_bytes.get(),
+            read_bytes: self.bytes[Op::Read as usize].get(),
+            write_bytes: self.bytes[Op::Write as usize].get(),
             errors: self.errors.get(),
             panics: self.panics.get(),
             dropped: self.dropped.get(),

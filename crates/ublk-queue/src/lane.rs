@@ -9,13 +9,14 @@ use ublk_sys::{
     UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA, ublk_auto_buf_reg,
 };
 
+use crate::batch::{Batch, Fetch};
 use crate::handler::Handler;
 use crate::health::State;
 use crate::memref::MemRef;
 use crate::request::{Request, Slot};
-use crate::seam::{Descriptors, IoCommand, Port};
+use crate::seam::{Completion, Descriptors, IoCommand, Port};
 use crate::shared::LaneShared;
-use crate::user_data::UserData;
+use crate::user_data::{Kind, UserData};
 use crate::worker::LaneSpec;
 
 /// How often a command that io_uring itself refuses (no memory, cancelled) is pushed again before
@@ -55,29 +56,40 @@ pub enum LaneError {
 /// One queue as its worker holds it.
 pub(crate) struct Lane<D, H> {
     /// The worker's number for this lane, and the lane's life.
-    pub(crate) index: u16,
-    pub(crate) generation: u16,
+    index: u16,
+    generation: u16,
+    /// What [`UserData::owner_of`] says of this life's words.
+    owner: u64,
     pub(crate) qid: QueueId,
     pub(crate) bounds: IoBounds,
     pub(crate) descriptors: D,
     pub(crate) handler: H,
     pub(crate) shared: Arc<LaneShared>,
     tags: Box<[TagState]>,
-    slot: Cell<Slot>,
+    /// The handler took the request at hand along; for the time after a panic.
+    detached: Cell<bool>,
     /// The tag whose request the handler has on this thread, for the time after a panic.
     current: Option<Tag>,
     /// Tags to be armed again after the next enter; never more than there are tags.
     retry: Vec<Tag>,
     retries: u32,
-    in_hand: u32,
-    with_driver: u32,
+    /// Requests that handlers took along and have not answered.
+    away: u32,
     leaving: bool,
+    batched: bool,
+    /// Batch: the driver has taken PREP.
+    prepared: bool,
     data: DataMode,
     /// First index of this lane's buffers in the ring's table.
     buf_base: u16,
     /// The `addr` of each tag's next command: in copy mode always the tag's buffer, in get-data where a
     /// READ's data is, else 0.
     addrs: Box<[u64]>,
+    /// The commands of batch mode, where that is the plan.
+    batch: Option<Batch>,
+    /// Tags of the fetch completion at hand.
+    fetched: Vec<u16>,
+    next_fetched: usize,
     /// Get-data: the tag's WRITE lies where the handler said.
     placed: Box<[bool]>,
 }
@@ -85,6 +97,7 @@ pub(crate) struct Lane<D, H> {
 impl<D: Descriptors, H: Handler> Lane<D, H> {
     pub(crate) fn new(index: u16, spec: LaneSpec<D, H>, shared: Arc<LaneShared>) -> Self {
         let depth = usize::from(spec.depth);
+        let shared_qid = shared.qid.get();
         let addr = |tag| match (spec.data, Tag::new(tag)) {
             (DataMode::Copy, Ok(tag)) => shared.arena.addr(tag),
             _ => 0,
@@ -92,6 +105,7 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         Self {
             index,
             generation: spec.generation,
+            owner: UserData::owner_of(UserData::new(index, spec.generation, Tag::ZERO).pack()),
             qid: spec.qid,
             bounds: spec.bounds,
             descriptors: spec.descriptors,
@@ -99,30 +113,43 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             addrs: (0..spec.depth).map(addr).collect(),
             shared,
             tags: vec![TagState::Idle; depth].into_boxed_slice(),
-            slot: Cell::new(Slot::Detached),
+            detached: Cell::new(false),
             current: None,
             retry: Vec::with_capacity(depth),
             retries: 0,
-            in_hand: 0,
-            with_driver: 0,
+            away: 0,
             leaving: false,
+            batched: spec.batch,
+            prepared: false,
+            batch: spec
+                .batch
+                .then(|| Batch::new(shared_qid, spec.depth, spec.data, spec.buf_base)),
+            fetched: Vec::with_capacity(usize::from(spec.depth)),
+            next_fetched: 0,
             data: spec.data,
             buf_base: spec.buf_base,
             placed: vec![false; depth].into_boxed_slice(),
         }
     }
 
-    /// Pushes the first fetch of every tag.
+    /// True if a completion's word belongs to this life of the lane.
+    #[inline]
+    pub(crate) fn is_own(&self, word: u64) -> bool {
+        UserData::owner_of(word) == self.owner
+    }
+
+    /// Gives every tag to the driver: by a fetch each, or by one PREP and a multishot fetch.
     pub(crate) fn fetch_all(&mut self, port: &mut impl Port) {
         for n in 0..self.tags.len() {
             if let Some(tag) = u16::try_from(n).ok().and_then(|n| Tag::new(n).ok()) {
                 self.arm(port, tag);
             }
         }
+        self.flush(port);
     }
 
     /// Takes the completion of a tag's command and carries out what follows.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn completed(
         &mut self,
         port: &mut impl Port,
@@ -139,12 +166,21 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             return Ok(());
         };
         if let Some(Action::Serve) = action {
-            self.with_driver -= 1;
-            self.in_hand += 1;
             self.serve(port, tag);
             return Ok(());
         }
         self.not_served(port, before, tag, action)
+    }
+
+    /// The same, where it need not be quick.
+    #[inline(never)]
+    fn completed_seldom(
+        &mut self,
+        port: &mut impl Port,
+        tag: u16,
+        res: i32,
+    ) -> Result<(), LaneError> {
+        self.completed(port, tag, res)
     }
 
     /// The rare outcomes of a command.
@@ -161,11 +197,6 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             self.shared.meters.stale.add(1);
             return Ok(());
         }
-        self.with_driver -= 1;
-        // A commit that failed: the request is in hand again, its answer kept.
-        if self.tags[tag.index()].in_hand() {
-            self.in_hand += 1;
-        }
         match action {
             Action::Ended => self.leaving(),
             Action::RetryLater(errno) => {
@@ -181,8 +212,10 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             }
             Action::Fault(errno) => {
                 let command = match before {
+                    TagState::Fetching if self.batched => "PREP_IO_CMDS",
                     TagState::Fetching => "FETCH_REQ",
                     TagState::GettingData => "NEED_GET_DATA",
+                    _ if self.batched => "COMMIT_IO_CMDS",
                     _ => "COMMIT_AND_FETCH_REQ",
                 };
                 return Err(LaneError::Refused {
@@ -198,31 +231,49 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn serve(&mut self, port: &mut impl Port, tag: Tag) {
         let io = match self.descriptors.load(tag).decode(&self.bounds) {
             Ok(io) => io,
             Err(errno) => {
-                self.shared.meters.refused.add(1);
-                return self.answered_from(port, tag, Answer::failed(errno), 0);
+                return self.refuse(port, tag, errno);
             }
         };
         self.shared.meters.count(&io);
         self.current = Some(tag);
         let get_data = self.data == DataMode::GetData;
         let placed = get_data && std::mem::take(&mut self.placed[tag.index()]);
-        self.handler.handle(Request::new(
+        // On the stack, so that an inlined handler's answer stays in registers.
+        let slot = Cell::new(Slot::Held);
+        let request = Request::new(
             &self.shared,
-            &self.slot,
+            &slot,
+            &self.detached,
             tag,
             io,
             get_data,
             placed,
-        ));
+        );
+        self.handler.handle(request);
         self.current = None;
-        if let Slot::Answered(answer, source) = self.slot.get() {
-            self.answered_from(port, tag, answer, source);
+        match slot.get() {
+            Slot::Answered(answer, source) => self.answered_from(port, tag, answer, source),
+            Slot::Held | Slot::Detached => self.taken_along(),
         }
+    }
+
+    /// A descriptor that no driver should write.
+    #[cold]
+    #[inline(never)]
+    fn refuse(&mut self, port: &mut impl Port, tag: Tag, errno: Errno) {
+        self.shared.meters.refused.add(1);
+        self.answered_from(port, tag, Answer::failed(errno), 0);
+    }
+
+    #[cold]
+    fn taken_along(&mut self) {
+        self.detached.set(false);
+        self.away += 1;
     }
 
     /// Get-data: names the place of a WRITE's data, the handler's choice or the tag's buffer.
@@ -236,13 +287,11 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         self.addrs[tag.index()] =
             place.map_or_else(|| self.shared.arena.addr(tag), |place| place.addr());
         (self.tags[tag.index()], _) = self.tags[tag.index()].step(Input::Buffer);
-        self.in_hand -= 1;
-        self.with_driver += 1;
         self.push(port, tag, UBLK_U_IO_NEED_GET_DATA, 0);
     }
 
     /// Answers a request whose data, in get-data mode, may be elsewhere than in the tag's buffer.
-    #[inline]
+    #[inline(always)]
     fn answered_from(&mut self, port: &mut impl Port, tag: Tag, answer: Answer, source: u64) {
         if self.data == DataMode::GetData {
             let addr = if source == 0 {
@@ -256,7 +305,7 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
     }
 
     /// Answers a request that is in hand.
-    #[inline]
+    #[inline(always)]
     fn answered(&mut self, port: &mut impl Port, tag: Tag, answer: Answer) {
         let state = &mut self.tags[tag.index()];
         let (next, action) = state.step(Input::Answer(answer));
@@ -268,20 +317,25 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         if answer.result() < 0 {
             self.shared.meters.errors.add(1);
         }
-        self.in_hand -= 1;
-        self.with_driver += 1;
         self.push(port, tag, UBLK_U_IO_COMMIT_AND_FETCH_REQ, answer.result());
     }
 
     /// Takes the answers that other threads recorded.
     #[inline]
     pub(crate) fn take_remote(&mut self, port: &mut impl Port) {
+        if !self.shared.remote.is_empty() {
+            self.take_remote_now(port);
+        }
+    }
+
+    fn take_remote_now(&mut self, port: &mut impl Port) {
         let shared = Arc::clone(&self.shared);
         shared.remote.drain(|tag, result| {
             let answer = match result {
                 Ok(bytes) => Answer::full(bytes),
                 Err(errno) => Answer::failed(errno),
             };
+            self.away -= 1;
             self.answered_from(port, tag, answer, 0);
         });
     }
@@ -297,10 +351,13 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
     /// True if something waits to be pushed again.
     pub(crate) fn has_retries(&self) -> bool {
         !self.retry.is_empty()
+            || self
+                .batch
+                .as_ref()
+                .is_some_and(|batch| batch.is_due(self.prepared))
     }
 
     fn arm(&mut self, port: &mut impl Port, tag: Tag) {
-        let was_in_hand = self.tags[tag.index()].in_hand();
         let (next, action) = self.tags[tag.index()].step(Input::Arm);
         if action == Some(Action::GetData) {
             return self.get_data(port, tag);
@@ -311,14 +368,18 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             _ => return,
         };
         self.tags[tag.index()] = next;
-        self.with_driver += 1;
-        self.in_hand -= u32::from(was_in_hand);
         self.push(port, tag, cmd_op, result);
     }
 
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, port: &mut impl Port, tag: Tag, cmd_op: u32, result: i32) {
         let addr = self.addrs[tag.index()];
+        if let Some(batch) = &mut self.batch {
+            if !batch.add(tag, result, addr) {
+                self.push_failed(tag);
+            }
+            return;
+        }
         let buf_reg = match self.data {
             // The tag's own slot of the ring's buffer table; a busy one comes back with NEED_REG_BUF.
             DataMode::ZeroCopy => {
@@ -346,9 +407,146 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
     fn push_failed(&mut self, tag: Tag) {
         let (next, _) = self.tags[tag.index()].step(Input::Cqe(Errno::EAGAIN.to_result()));
         self.tags[tag.index()] = next;
-        self.with_driver -= 1;
-        self.in_hand += u32::from(next.in_hand());
         self.retry.push(tag);
+    }
+
+    /// Before an enter: pushes the batch commands that are due.
+    #[inline]
+    pub(crate) fn flush(&mut self, port: &mut impl Port) {
+        if self.batch.is_some() {
+            self.flush_batch(port);
+        }
+    }
+
+    fn flush_batch(&mut self, port: &mut impl Port) {
+        let Some(batch) = &mut self.batch else { return };
+        let kind = if self.prepared {
+            Kind::Commit
+        } else {
+            Kind::Prep
+        };
+        if let Some((number, command)) = batch.close(!self.prepared) {
+            let word = UserData::batch(self.index, self.generation, kind, number);
+            if port.push_batch(self.index, &command, word.pack()).is_err() {
+                batch.reopen(number);
+            }
+        }
+        // The driver takes a FETCH of a device in recovery only once every tag is prepared.
+        if self.prepared && batch.fetch == Fetch::Due {
+            let word = UserData::batch(self.index, self.generation, Kind::Fetch, 0);
+            if port
+                .push_batch(self.index, &batch.fetch_command(), word.pack())
+                .is_ok()
+            {
+                batch.fetch = Fetch::Armed;
+            }
+        }
+    }
+
+    /// Takes the completion of a batch command.
+    pub(crate) fn batch_completed(
+        &mut self,
+        port: &mut impl Port,
+        completion: &Completion,
+    ) -> Result<(), LaneError> {
+        match UserData::unpack(completion.user_data) {
+            Some(UserData {
+                kind: Kind::Fetch, ..
+            }) => self.fetch_completed(port, completion),
+            Some(UserData {
+                kind, tag: number, ..
+            }) => self.elems_completed(port, kind == Kind::Prep, number, completion.res),
+            None => Ok(()),
+        }
+    }
+
+    fn fetch_completed(
+        &mut self,
+        port: &mut impl Port,
+        completion: &Completion,
+    ) -> Result<(), LaneError> {
+        if completion.res > 0 {
+            port.take_tags(self.index, completion, &mut self.fetched);
+            self.next_fetched = 0;
+        }
+        if completion.has_more() {
+            return self.serve_fetched(port);
+        }
+        let fetch = match Errno::from_result(completion.res) {
+            Err(Errno::ENODEV) => Fetch::Ended,
+            // Out of buffers, room in the CQ, or memory: no tag is lost, the next fetch has it.
+            Ok(_) | Err(Errno::ENOBUFS | Errno::ENOMEM | Errno::ECANCELED | Errno::EAGAIN) => {
+                Fetch::Due
+            }
+            Err(errno) => {
+                let command = "FETCH_IO_CMDS";
+                return Err(LaneError::Refused {
+                    qid: self.qid,
+                    tag: Tag::ZERO,
+                    command,
+                    errno,
+                });
+            }
+        };
+        if let Some(batch) = &mut self.batch {
+            batch.fetch = fetch;
+        }
+        if fetch == Fetch::Ended {
+            // One abort for all tags that the driver has.
+            for n in 0..self.tags.len() {
+                if self.tags[n].with_driver() {
+                    self.completed_seldom(
+                        port,
+                        u16::try_from(n).unwrap_or(u16::MAX),
+                        Errno::ENODEV.to_result(),
+                    )?;
+                }
+            }
+            self.leaving();
+        }
+        self.serve_fetched(port)
+    }
+
+    /// Serves the tags of the last fetch completion; after a panic of the handler, the rest of them.
+    #[inline]
+    pub(crate) fn serve_fetched(&mut self, port: &mut impl Port) -> Result<(), LaneError> {
+        while let Some(tag) = self.fetched.get(self.next_fetched) {
+            self.next_fetched += 1;
+            self.completed_seldom(port, *tag, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Elements that the driver did not take are in hand again, their answers kept.
+    fn elems_completed(
+        &mut self,
+        port: &mut impl Port,
+        prep: bool,
+        number: u16,
+        res: i32,
+    ) -> Result<(), LaneError> {
+        let Some(mut batch) = self.batch.take() else {
+            return Ok(());
+        };
+        let mut result = Ok(());
+        let known = batch.completed(number, res, prep, |tag, why| {
+            // Without an errno of its own an element was never looked at: it goes again.
+            let errno = why.unwrap_or(Errno::EAGAIN);
+            if result.is_ok() {
+                result = self.completed_seldom(port, tag.get(), errno.to_result());
+            }
+        });
+        self.prepared |= prep && res >= 0;
+        self.batch = Some(batch);
+        if !known {
+            self.shared.meters.stale.add(1);
+        }
+        result
+    }
+
+    /// True once the driver has all tags.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.batch.is_none() || self.prepared
     }
 
     fn leaving(&mut self) {
@@ -358,32 +556,42 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         }
     }
 
-    /// After a panic of the handler: answers the request it had, if it did not take it along.
+    /// After a panic of the handler: answers the request it had, if it did not take it along. False if the
+    /// panic was not this lane's handler's.
     #[cold]
-    pub(crate) fn recover_from_panic(&mut self, port: &mut impl Port) {
+    pub(crate) fn recover_from_panic(&mut self, port: &mut impl Port) -> bool {
         let Some(tag) = self.current.take() else {
-            return;
+            return false;
         };
         self.shared.meters.panics.add_shared(1);
-        if let Slot::Answered(answer, source) = self.slot.get() {
-            self.answered_from(port, tag, answer, source);
+        if self.detached.get() {
+            self.taken_along();
+        } else {
+            // Answered or not, the worker has not seen it.
+            self.answered_from(port, tag, Answer::failed(Errno::EIO), 0);
         }
+        true
     }
 
     /// True once the driver has aborted a tag and the server has nothing in hand and nothing to say:
     /// the commands that are still with the driver then are silent ones (kernel-side they end with the
     /// ring).
     pub(crate) fn is_empty(&self) -> bool {
-        self.leaving && self.in_hand == 0 && self.retry.is_empty()
+        let sent = self
+            .batch
+            .as_ref()
+            .is_none_or(|batch| !batch.in_flight() && !batch.is_open());
+        self.leaving && sent && self.retry.is_empty() && !self.tags.iter().any(|tag| tag.in_hand())
     }
 
     /// True while the driver may touch the buffers.
     pub(crate) fn driver_has_tags(&self) -> bool {
-        !self.leaving && self.with_driver != 0
+        let elems = self.batch.as_ref().is_some_and(Batch::in_flight);
+        elems || (!self.leaving && self.tags.iter().any(|tag| tag.with_driver()))
     }
 
-    /// Requests in the server's hands.
-    pub(crate) fn in_hand(&self) -> u32 {
-        self.in_hand
+    /// Requests that handlers took along and have not answered.
+    pub(crate) fn away(&self) -> u32 {
+        self.away
     }
 }

@@ -8,6 +8,7 @@
 //! Nothing here starts, stops or deletes a device: that is the control plane's (`ublk-ctrl`), and the
 //! two share only values of `ublk-core`.
 
+mod batch;
 mod buffers;
 pub mod handler;
 pub mod health;
@@ -24,6 +25,7 @@ pub mod thread;
 pub mod user_data;
 pub mod worker;
 
+pub use batch::BatchCommand;
 pub use handler::{Direct, Handler, Inline, Mapped, Pool, Pooled};
 pub use health::{Counters, Health, QueueHealth, State};
 pub use lane::LaneError;

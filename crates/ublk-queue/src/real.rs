@@ -12,9 +12,12 @@ use std::time::Duration;
 
 use ublk_core::{Errno, Geometry, IoDesc, QueueId, Tag};
 use ublk_sys::offset::{DescMap, UserCopy};
-use ublk_sys::{ublksrv_io_cmd, ublksrv_io_desc};
-use uring_lite::{Cqe16, EnterError, Fd, RegisterError, Ring, SetupError, Sqe64, Waker, op};
+use ublk_sys::{ublk_batch_io, ublksrv_io_cmd, ublksrv_io_desc};
+use uring_lite::{
+    BufRing, Cqe16, EnterError, Fd, RegisterError, Ring, SetupError, Sqe64, SqeFlags, Waker, op,
+};
 
+use crate::batch::BatchCommand;
 use crate::buffers::page_size;
 use crate::memref::MemRef;
 use crate::seam::{Completion, Descriptors, Full, IoCommand, Port, UserCopyPort, Wake};
@@ -24,6 +27,62 @@ use crate::thread::last_errno;
 pub struct RingPort {
     ring: Ring<Sqe64, Cqe16>,
     waker: Waker,
+    /// Batch: the buffers that each lane's fetch fills with tags.
+    groups: Vec<TagBuffers>,
+}
+
+/// A group of buffers for the tags of a multishot fetch.
+struct TagBuffers {
+    ring: BufRing,
+    bytes: Box<[u8]>,
+}
+
+/// `IORING_URING_CMD_MULTISHOT` (linux/io_uring.h, 6.18).
+const URING_CMD_MULTISHOT: u32 = 1 << 1;
+/// Bytes of a buffer for tags: the driver fills no more at once.
+const TAG_BUFFER: usize = 256;
+/// Buffers of a group: completions that may be waiting for us. When they run out the fetch ends and is
+/// pushed again.
+const TAG_BUFFERS: u16 = 32;
+
+impl TagBuffers {
+    fn new(ring: &mut Ring<Sqe64, Cqe16>, lane: u16) -> Result<Self, RegisterError> {
+        let mut buffers = Self {
+            ring: ring.register_buf_ring(lane, TAG_BUFFERS, false)?,
+            bytes: vec![0; TAG_BUFFER * usize::from(TAG_BUFFERS)].into_boxed_slice(),
+        };
+        for bid in 0..TAG_BUFFERS {
+            buffers.give(bid);
+        }
+        Ok(buffers)
+    }
+
+    /// Gives a buffer to the kernel, for the first time or again.
+    fn give(&mut self, bid: u16) {
+        let at = usize::from(bid) * TAG_BUFFER;
+        let Some(place) = self.bytes.get_mut(at..at + TAG_BUFFER) else {
+            return;
+        };
+        let (first, len) = (NonNull::from(place).cast::<u8>(), 256);
+        // SAFETY: 256 bytes of `bytes`, which the port frees only after it has unregistered the group; we read
+        // them between the CQE that names `bid` and the next `give` only. There is room: the group has as
+        // many entries as buffers, and this one is not in it.
+        let given = unsafe { self.ring.add(first, len, bid) };
+        if given.is_ok() {
+            self.ring.advance();
+        }
+    }
+}
+
+impl Drop for RingPort {
+    fn drop(&mut self) {
+        for TagBuffers { ring, bytes } in self.groups.drain(..) {
+            if self.ring.unregister_buf_ring(ring).is_err() {
+                // The kernel may still fill them.
+                std::mem::forget(bytes);
+            }
+        }
+    }
 }
 
 /// A ring for a worker could not be had.
@@ -55,6 +114,7 @@ impl RingPort {
         commands: u32,
         char_devices: &[BorrowedFd<'_>],
         buffers: u32,
+        batch: bool,
     ) -> Result<Self, RingError> {
         // One entry more than tags on either side: the waker's. Every tag has at most one command in
         // flight, so neither queue can overflow.
@@ -66,7 +126,20 @@ impl RingPort {
             ring.register_buffers_sparse(buffers)?;
         }
         let waker = ring.waker()?;
-        Ok(Self { ring, waker })
+        let lanes = if batch {
+            u16::try_from(char_devices.len()).unwrap_or(u16::MAX)
+        } else {
+            0
+        };
+        let mut groups = Vec::new();
+        for lane in 0..lanes {
+            groups.push(TagBuffers::new(&mut ring, lane)?);
+        }
+        Ok(Self {
+            ring,
+            waker,
+            groups,
+        })
     }
 }
 
@@ -91,6 +164,61 @@ impl Port for RingPort {
         self.ring.push(&sqe).map_err(|_| Full)
     }
 
+    fn push_batch(
+        &mut self,
+        lane: u16,
+        command: &BatchCommand,
+        user_data: u64,
+    ) -> Result<(), Full> {
+        let payload = ublk_batch_io {
+            q_id: command.qid,
+            flags: command.flags,
+            nr_elem: command.nr_elem,
+            elem_bytes: command.elem_bytes,
+            ..ublk_batch_io::ZERO
+        };
+        let fd = Fd::Registered(u32::from(lane));
+        // SAFETY: the elements are the lane's, which keeps them until this command's CQE; their buffers are
+        // places of the lane's arena, as in `push`. A fetch fills buffers of the lane's group.
+        let sqe = unsafe { op::uring_cmd(fd, command.cmd_op, &payload.to_bytes()) };
+        // SAFETY: the address of the elements; 0 for a fetch.
+        let mut sqe = unsafe { sqe.addr(command.addr) }.user_data(user_data);
+        if command.addr == 0 {
+            sqe = sqe
+                .flags(SqeFlags::BUFFER_SELECT)
+                .buf_index(lane)
+                .cmd_flags(URING_CMD_MULTISHOT);
+        }
+        self.ring.push(&sqe).map_err(|_| Full)
+    }
+
+    fn take_tags(&mut self, lane: u16, completion: &Completion, tags: &mut Vec<u16>) {
+        tags.clear();
+        let cqe = Cqe16 {
+            user_data: completion.user_data,
+            res: completion.res,
+            flags: completion.flags,
+        };
+        let (Some(bid), Some(group)) = (cqe.buffer_id(), self.groups.get_mut(usize::from(lane)))
+        else {
+            return;
+        };
+        let at = usize::from(bid) * TAG_BUFFER;
+        let len = usize::try_from(completion.res).unwrap_or(0).min(TAG_BUFFER);
+        if let Some(bytes) = group.bytes.get(at..at + len) {
+            // Ours from the CQE on, until it is given back.
+            tags.extend(
+                bytes
+                    .as_chunks::<2>()
+                    .0
+                    .iter()
+                    .map(|tag| u16::from_ne_bytes(*tag)),
+            );
+        }
+        group.ring.taken();
+        group.give(bid);
+    }
+
     #[inline]
     fn enter(&mut self, wait: bool, timeout: Option<Duration>) -> Result<(), Errno> {
         match self.ring.enter(u32::from(wait), timeout) {
@@ -108,6 +236,7 @@ impl Port for RingPort {
         self.ring.next_cqe().map(|cqe| Completion {
             user_data: cqe.user_data,
             res: cqe.res,
+            flags: cqe.flags,
         })
     }
 

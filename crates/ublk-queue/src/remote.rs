@@ -54,13 +54,14 @@ impl RemoteAnswers {
         }
     }
 
-    /// Takes all answers and gives them to `each`. Worker only.
+    /// True if there is nothing to take now: a plain load, for the common case.
     #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.load(Ordering::Relaxed) == END
+    }
+
+    /// Takes all answers and gives them to `each`. Worker only.
     pub(crate) fn drain(&self, mut each: impl FnMut(Tag, Result<u32, Errno>)) {
-        // The common case: a plain load, no locked instruction.
-        if self.head.load(Ordering::Relaxed) == END {
-            return;
-        }
         let mut at = self.head.swap(END, Ordering::Acquire);
         while let Some(tag) = u16::try_from(at).ok().and_then(|tag| Tag::new(tag).ok()) {
             let place = &self.places[tag.index()];

@@ -189,7 +189,7 @@ macro_rules! accessors {
         }
 
         /// The answer the driver gets for a handler's result. In user copy a READ's data goes its way here.
-        #[inline]
+        #[inline(always)]
         fn answer_of(&self, result: Result<(), Errno>) -> Answer {
             match result.and_then(|()| self.deliver()) {
                 // Data is at most 32 MiB, so the conversion holds; without data the count is 0.
@@ -201,7 +201,7 @@ macro_rules! accessors {
             }
         }
 
-        #[inline]
+        #[inline(always)]
         fn deliver(&self) -> Result<(), Errno> {
             match &self.lane.path {
                 DataPath::Device(device) if self.io.op == Op::Read && !self.ready => {
@@ -224,6 +224,8 @@ macro_rules! accessors {
 pub struct Request<'a> {
     lane: &'a Arc<LaneShared>,
     slot: &'a Cell<Slot>,
+    /// Outlives a panic of the handler, which the slot does not.
+    detached: &'a Cell<bool>,
     tag: Tag,
     io: Io,
     /// A WRITE's data is in the tag's buffer; a READ's has been pushed.
@@ -235,21 +237,22 @@ pub struct Request<'a> {
 
 impl<'a> Request<'a> {
     /// The only token of `tag`, which the driver has just handed over.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(
         lane: &'a Arc<LaneShared>,
         slot: &'a Cell<Slot>,
+        detached: &'a Cell<bool>,
         tag: Tag,
         io: Io,
         get_data: bool,
         placed: bool,
     ) -> Self {
-        slot.set(Slot::Held);
         let ready = matches!(lane.path, DataPath::Buffer) && !placed;
         let any_source = get_data && matches!(io.op, Op::Read);
         Self {
             lane,
             slot,
+            detached,
             tag,
             io,
             ready,
@@ -284,6 +287,7 @@ impl<'a> Request<'a> {
     pub fn detach(self) -> OwnedRequest {
         let this = ManuallyDrop::new(self);
         this.slot.set(Slot::Detached);
+        this.detached.set(true);
         OwnedRequest {
             lane: Arc::clone(this.lane),
             tag: this.tag,
@@ -296,6 +300,8 @@ impl<'a> Request<'a> {
 }
 
 impl Drop for Request<'_> {
+    // Always: a call here would keep every request in memory instead of registers.
+    #[inline(always)]
     fn drop(&mut self) {
         self.lane.meters.dropped.add_shared(1);
         self.slot.set(Slot::Answered(Answer::failed(Errno::EIO), 0));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ublk_core::{Errno, IoDesc, QueueId, Tag};
 
+use crate::batch::BatchCommand;
 use crate::memref::MemRef;
 
 /// A completion copied out of the completion queue (L57).
@@ -16,6 +17,16 @@ pub struct Completion {
     pub user_data: u64,
     /// Result: `UBLK_IO_RES_*`, or a negative errno.
     pub res: i32,
+    /// `IORING_CQE_F_*`: for a multishot fetch, whether it goes on and which buffer it filled.
+    pub flags: u32,
+}
+
+impl Completion {
+    /// Whether the command goes on (`IORING_CQE_F_MORE`).
+    #[must_use]
+    pub const fn has_more(&self) -> bool {
+        self.flags & 2 != 0
+    }
 }
 
 /// An I/O command for the driver (`struct ublksrv_io_cmd`, linux/ublk_cmd.h).
@@ -50,6 +61,18 @@ pub trait Port {
     /// # Errors
     /// [`Full`], with nothing changed.
     fn push(&mut self, lane: u16, command: &IoCommand, user_data: u64) -> Result<(), Full>;
+
+    /// Puts a batch command into the submission queue. A fetch takes its buffers from the lane's group, which
+    /// the port has made.
+    ///
+    /// # Errors
+    /// [`Full`], with nothing changed.
+    fn push_batch(&mut self, lane: u16, command: &BatchCommand, user_data: u64)
+    -> Result<(), Full>;
+
+    /// Copies the tags that a fetch completion brought to `tags`, in place of what is there, and gives its buffer
+    /// back to the group.
+    fn take_tags(&mut self, lane: u16, completion: &Completion, tags: &mut Vec<u16>);
 
     /// Submits what was pushed and, with `wait`, sleeps until a completion is there, a wake arrives
     /// or the timeout is over. One system call at most. Signals and partial submission are not

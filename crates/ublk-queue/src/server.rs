@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ublk_core::iod::IoBounds;
-use ublk_core::{Backend, CpuMask, DataMode, Errno, Geometry, QueueId};
+use ublk_core::{Backend, CpuMask, DataMode, Errno, Geometry, Mode, QueueId};
 use uring_lite::Waker;
 
 use crate::handler::{Direct, Handler, Inline, Mapped, Pool};
@@ -491,11 +491,12 @@ impl<F> Job<F> {
         let io_flusher = thread::set_io_flusher();
         let tags = u32::from(self.geometry.depth()) * u32::try_from(self.qids.len()).unwrap_or(1);
         let devices = vec![self.char_device.as_fd(); self.qids.len()];
-        let data = DataMode::of(self.geometry.features());
+        let mode = Mode::of(self.geometry.features());
+        let data = mode.data;
         let zero_copy = matches!(data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
         let buffers = if zero_copy { tags } else { 0 };
-        let port =
-            RingPort::new(tags, &devices, buffers).map_err(|source| Error::Ring { qid, source })?;
+        let port = RingPort::new(tags, &devices, buffers, mode.batch)
+            .map_err(|source| Error::Ring { qid, source })?;
         self.shared.wakers().push(port.wake_handle());
         let ring = port.describe();
         let mut worker = Worker::new(port, Arc::clone(&self.shared.leave));
@@ -511,6 +512,7 @@ impl<F> Job<F> {
             let depth = self.geometry.depth();
             let mut spec = LaneSpec::new(qid, depth, bounds, descriptors, handler);
             spec.data = data;
+            spec.batch = mode.batch;
             spec.buf_base = u16::try_from(armed.len())
                 .unwrap_or(0)
                 .saturating_mul(depth);

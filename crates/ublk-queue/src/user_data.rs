@@ -14,6 +14,21 @@ pub struct UserData {
     pub lane: u16,
     /// The lane's life.
     pub generation: u16,
+    /// What kind of command it was.
+    pub kind: Kind,
+}
+
+/// The kinds of commands a completion can belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A command of one tag.
+    Tag,
+    /// The multishot fetch of a batch lane.
+    Fetch,
+    /// A PREP of a batch lane; its number in place of the tag.
+    Prep,
+    /// A COMMIT of a batch lane; its number in place of the tag.
+    Commit,
 }
 
 impl UserData {
@@ -25,24 +40,64 @@ impl UserData {
             tag: tag.get(),
             lane,
             generation,
+            kind: Kind::Tag,
         }
     }
 
-    /// Packed: tag in bits 0-15, lane in 16-31, generation in 32-47. The upper 16 bits are 0, so
-    /// that the ring's own reserved words (all ones and near it) are never ours.
+    /// The word for a batch command, `number` telling it from others of its kind.
+    #[must_use]
+    pub const fn batch(lane: u16, generation: u16, kind: Kind, number: u16) -> Self {
+        Self {
+            tag: number,
+            lane,
+            generation,
+            kind,
+        }
+    }
+
+    /// Packed: tag in bits 0-15, lane in 16-31, generation in 32-47, kind in 48-49. The upper 14 bits are
+    /// 0, so that the ring's own reserved words (all ones and near it) are never ours.
     #[must_use]
     #[inline]
     pub const fn pack(self) -> u64 {
-        self.tag as u64 | (self.lane as u64) << 16 | (self.generation as u64) << 32
+        let kind = self.kind as u64;
+        self.tag as u64 | (self.lane as u64) << 16 | (self.generation as u64) << 32 | kind << 48
+    }
+
+    /// Lane and generation of a word, as [`UserData::owner`] has them: whose it is.
+    #[must_use]
+    #[inline]
+    pub const fn owner_of(word: u64) -> u64 {
+        // Without the tag and the two bits of the kind; a word that is not one of ours keeps its upper bits.
+        word & !(0xffff | 3 << 48)
+    }
+
+    /// The tag of a tag's command; `None` for a batch command.
+    #[must_use]
+    #[inline]
+    pub const fn tag_of(word: u64) -> Option<u16> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the tag's bits, by definition"
+        )]
+        if word >> 48 & 3 == 0 {
+            Some(word as u16)
+        } else {
+            None
+        }
     }
 
     /// Unpacked; `None` if the word is not one of ours.
     #[must_use]
     #[inline]
     pub const fn unpack(word: u64) -> Option<Self> {
-        if word >> 48 != 0 {
-            return None;
-        }
+        let kind = match word >> 48 {
+            0 => Kind::Tag,
+            1 => Kind::Fetch,
+            2 => Kind::Prep,
+            3 => Kind::Commit,
+            _ => return None,
+        };
         #[expect(
             clippy::cast_possible_truncation,
             reason = "the fields' bits, by definition"
@@ -51,6 +106,7 @@ impl UserData {
             tag: word as u16,
             lane: (word >> 16) as u16,
             generation: (word >> 32) as u16,
+            kind,
         })
     }
 }
@@ -65,6 +121,10 @@ mod tests {
         for (lane, generation, tag) in [(0, 0, 0), (1, 65535, 4095), (65535, 1, 17)] {
             let tag = Tag::new(tag).expect("below 4096");
             let word = UserData::new(lane, generation, tag);
+            assert_eq!(UserData::unpack(word.pack()), Some(word));
+        }
+        for kind in [Kind::Fetch, Kind::Prep, Kind::Commit] {
+            let word = UserData::batch(3, 9, kind, 7);
             assert_eq!(UserData::unpack(word.pack()), Some(word));
         }
         assert_eq!(UserData::unpack(u64::MAX), None);

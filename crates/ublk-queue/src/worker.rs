@@ -51,6 +51,8 @@ pub struct LaneSpec<D, H> {
     pub generation: u16,
     /// How data travels, as ADD_DEV granted it.
     pub data: DataMode,
+    /// Whether commands carry many tags, as ADD_DEV granted it.
+    pub batch: bool,
     /// First index of the lane's `depth` buffers in the ring's table; for the zero-copy modes.
     pub buf_base: u16,
     /// The way of data by the character device; used in user copy.
@@ -69,6 +71,7 @@ impl<D, H> LaneSpec<D, H> {
             handler,
             generation: 0,
             data: DataMode::Copy,
+            batch: false,
             buf_base: 0,
             device: Box::new(NoDevice),
         }
@@ -137,6 +140,8 @@ pub struct Worker<P, D, H> {
     leave: Arc<AtomicBool>,
     backoff: Duration,
     serving: bool,
+    /// The lane of the last completion.
+    recent: usize,
 }
 
 impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
@@ -149,6 +154,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             leave,
             backoff: RETRY_MIN,
             serving: false,
+            recent: 0,
         }
     }
 
@@ -176,17 +182,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         for lane in &mut self.lanes {
             lane.fetch_all(&mut self.port);
         }
-        loop {
-            self.port.enter(false, None).map_err(WorkerError::Ring)?;
-            self.take_completions()?;
-            if !self.has_retries() {
-                break;
-            }
-            self.port
-                .enter(true, Some(self.backoff))
-                .map_err(WorkerError::Ring)?;
-            self.take_retries();
-        }
+        self.guarded(Self::see_armed)?;
         for lane in &self.lanes {
             if lane.shared.status.get() == State::Arming {
                 lane.shared.status.set(State::Armed);
@@ -195,21 +191,43 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         Ok(())
     }
 
+    fn see_armed(&mut self) -> Result<(), WorkerError> {
+        self.port.enter(false, None).map_err(WorkerError::Ring)?;
+        self.take_completions()?;
+        while self.has_retries() || !self.lanes.iter().all(Lane::is_armed) {
+            self.flush();
+            self.port
+                .enter(true, Some(self.backoff))
+                .map_err(WorkerError::Ring)?;
+            self.take_completions()?;
+            self.take_retries();
+        }
+        self.flush();
+        self.port.enter(false, None).map_err(WorkerError::Ring)
+    }
+
     /// Serves until every lane is empty: the driver has aborted, and nothing is in hand.
     ///
     /// # Errors
     /// Why the worker ended before that.
     pub fn run(&mut self) -> Result<(), WorkerError> {
+        self.guarded(Self::serve)
+    }
+
+    /// One catch for a whole batch: the token's own drop has recorded EIO by the time it is reached, and the
+    /// step begins again with the completion behind.
+    fn guarded(
+        &mut self,
+        step: fn(&mut Self) -> Result<(), WorkerError>,
+    ) -> Result<(), WorkerError> {
         loop {
-            // One catch for a whole batch: the token's own drop has recorded EIO by the time it is
-            // reached, and the loop goes on with the completion behind.
-            match catch_unwind(AssertUnwindSafe(|| self.batch())) {
-                Ok(Ok(false)) => {}
-                Ok(Ok(true)) => return Ok(()),
-                Ok(Err(error)) => return Err(error),
-                Err(_) => {
-                    for lane in &mut self.lanes {
-                        lane.recover_from_panic(&mut self.port);
+            match catch_unwind(AssertUnwindSafe(|| step(self))) {
+                Ok(result) => return result,
+                Err(panic) => {
+                    let mut lanes = self.lanes.iter_mut();
+                    if !lanes.any(|lane| lane.recover_from_panic(&mut self.port)) {
+                        // Not a handler's: a defect of the engine, which ends the thread and is told so.
+                        std::panic::resume_unwind(panic);
                     }
                 }
             }
@@ -217,18 +235,22 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     }
 
     /// Takes what is there, then submits and sleeps, until all lanes are empty.
-    fn batch(&mut self) -> Result<bool, WorkerError> {
+    fn serve(&mut self) -> Result<(), WorkerError> {
+        for lane in &mut self.lanes {
+            lane.serve_fetched(&mut self.port)?;
+        }
         loop {
             self.take_completions()?;
             for lane in &mut self.lanes {
                 lane.take_remote(&mut self.port);
             }
             if self.lanes.iter().all(Lane::is_empty) && self.last_commits_taken()? {
-                return Ok(true);
+                return Ok(());
             }
             if self.leave.load(Ordering::Relaxed) {
                 return Err(WorkerError::Left);
             }
+            self.flush();
             let timeout = if self.has_retries() {
                 Some(self.backoff)
             } else {
@@ -236,7 +258,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             };
             for lane in &self.lanes {
                 lane.shared.meters.enters.add(1);
-                lane.shared.meters.in_hand.set(u64::from(lane.in_hand()));
+                lane.shared.meters.in_hand.set(u64::from(lane.away()));
             }
             self.port.enter(true, timeout).map_err(WorkerError::Ring)?;
             if timeout.is_some() {
@@ -248,9 +270,18 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
 
     /// Submits the commits that emptied the lanes, and sees that none of them failed.
     fn last_commits_taken(&mut self) -> Result<bool, WorkerError> {
+        self.flush();
         self.port.enter(false, None).map_err(WorkerError::Ring)?;
         self.take_completions()?;
         Ok(self.lanes.iter().all(Lane::is_empty))
+    }
+
+    /// Pushes the batch commands that are due.
+    #[inline]
+    fn flush(&mut self) {
+        for lane in &mut self.lanes {
+            lane.flush(&mut self.port);
+        }
     }
 
     fn mark_serving(&mut self) {
@@ -267,17 +298,35 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     #[inline]
     fn take_completions(&mut self) -> Result<(), WorkerError> {
         while let Some(completion) = self.port.next() {
-            let word = UserData::unpack(completion.user_data);
-            let lane =
-                word.and_then(|word| Some((word, self.lanes.get_mut(usize::from(word.lane))?)));
-            match lane {
-                Some((word, lane)) if word.generation == lane.generation => {
-                    lane.completed(&mut self.port, word.tag, completion.res)?;
-                }
-                _ => self.stale(),
+            let word = completion.user_data;
+            // The common case by one comparison: a tag of the lane that the last completion was for.
+            if !self
+                .lanes
+                .get(self.recent)
+                .is_some_and(|lane| lane.is_own(word))
+                && !self.find_lane(word)
+            {
+                continue;
+            }
+            let lane = &mut self.lanes[self.recent];
+            match UserData::tag_of(word) {
+                Some(tag) => lane.completed(&mut self.port, tag, completion.res)?,
+                None => lane.batch_completed(&mut self.port, &completion)?,
             }
         }
         Ok(())
+    }
+
+    /// Looks for the lane whose present life a completion belongs to; others are counted and ignored.
+    #[cold]
+    fn find_lane(&mut self, word: u64) -> bool {
+        match self.lanes.iter().position(|lane| lane.is_own(word)) {
+            Some(n) => self.recent = n,
+            None => self.stale(),
+        }
+        self.lanes
+            .get(self.recent)
+            .is_some_and(|lane| lane.is_own(word))
     }
 
     #[cold]
@@ -304,7 +353,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     /// Ends the worker: the ring is closed, buffers are freed where nobody else holds them.
     pub fn finish(self, result: &Result<(), WorkerError>) {
         for lane in &self.lanes {
-            lane.shared.meters.in_hand.set(u64::from(lane.in_hand()));
+            lane.shared.meters.in_hand.set(u64::from(lane.away()));
             match result {
                 Ok(()) => lane.shared.status.set(State::Empty),
                 Err(error) => lane.shared.status.fail(error.to_string()),
@@ -313,6 +362,14 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 // Closing a ring is no barrier: the driver may still write to the buffers (L09). They
                 // are leaked on purpose; the address range ends with the process.
                 std::mem::forget(Arc::clone(&lane.shared));
+            }
+        }
+        let Self { lanes, port, .. } = self;
+        drop(port);
+        for lane in lanes {
+            if lane.driver_has_tags() {
+                // And the elements of batch commands.
+                std::mem::forget(lane);
             }
         }
     }

@@ -92,6 +92,7 @@ fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
         let mut spec = LaneSpec::new(id, config.depth, bounds, sim.descriptors(qid), make());
         spec.generation = 3;
         spec.data = config.data;
+        spec.batch = config.batch;
         spec.device = Box::new(sim.device());
         lanes.push(worker.add_lane(spec).expect("memory"));
     }
@@ -481,4 +482,77 @@ fn l05_user_copy_always_delivers_something_of_ours() {
     let run = run(config, || |request: Request<'_>| request.complete(Ok(())));
     // All zeroes, which is what the device holds.
     run.assert_clean(1000);
+}
+
+/// L11 Partial commits of batches are resumed, fetches that end are sent again, no tag is lost.
+#[test]
+fn l11_batches_lose_no_tag_under_all_faults() {
+    for seed in 0..60 {
+        for data in [DataMode::Copy, DataMode::UserCopy] {
+            let depth = 1 + (seed % 40) as u16;
+            let config = Config {
+                data,
+                batch: true,
+                queues: 2,
+                depth,
+                ..Config::new(seed)
+            };
+            run_mem(config.clone()).assert_clean(1000);
+            run_mem(Config {
+                faults: ALL_FAULTS,
+                ..config
+            })
+            .assert_clean(1000);
+        }
+    }
+}
+
+/// L25 A panic in the middle of a batch costs its request only.
+#[test]
+fn l25_a_panic_in_a_batch_costs_one_request() {
+    for seed in 0..10 {
+        let config = Config {
+            batch: true,
+            faults: ALL_FAULTS,
+            ..Config::new(seed)
+        };
+        let (mem, count) = (Mem::new(config.size), Arc::new(AtomicUsize::new(0)));
+        let run = run(config, || Panics {
+            inner: Inline::new(Arc::clone(&mem)),
+            count: Arc::clone(&count),
+        });
+        run.assert_clean(1000);
+        assert_eq!(run.report.failed, 100);
+    }
+}
+
+/// L26 The abort of a batch lane's fetch ends the queue, with requests in hand or without.
+#[test]
+fn l26_an_aborted_fetch_ends_a_batch_lane() {
+    for seed in 0..50 {
+        let config = Config {
+            batch: true,
+            end: End::Quiesce(300),
+            ..Config::new(seed)
+        };
+        let run = run_mem(config);
+        assert_eq!(run.report.violations, Vec::<String>::new());
+        assert_eq!(run.result, Ok(()));
+        assert_eq!(run.report.failed, 0);
+    }
+}
+
+/// L24 An element that the driver refuses fails the queue, with its tag.
+#[test]
+fn l24_a_refused_element_fails_the_queue() {
+    let run = run_mem(Config {
+        batch: true,
+        refuse_commit: Some((100, -22)),
+        ..Config::new(2)
+    });
+    let cause = run.lanes[0].first_error().expect("a cause");
+    assert!(
+        cause.contains("refused COMMIT_IO_CMDS: invalid argument"),
+        "{cause}"
+    );
 }

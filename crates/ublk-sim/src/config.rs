@@ -36,6 +36,8 @@ pub struct Config {
     pub seed: u64,
     /// How data travels.
     pub data: DataMode,
+    /// Whether commands carry many tags.
+    pub batch: bool,
     /// Queues (lanes of the one worker).
     pub queues: u16,
     /// Tags per queue.
@@ -71,6 +73,7 @@ impl Config {
         Self {
             seed,
             data: DataMode::Copy,
+            batch: false,
             queues: 1,
             depth: 16,
             size: 1 << 20,

@@ -5,6 +5,7 @@ use ublk_queue::seam::{Completion, IoCommand};
 use ublk_sys::{UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA};
 
 use crate::client::{Client, Sent};
+use crate::config::Config;
 use crate::rng::Rng;
 
 /// Access to the server's memory, as the driver has it. In the port, since it is unsafe.
@@ -42,18 +43,25 @@ pub(crate) struct Queue {
     hostile: bool,
     max_io_bytes: u32,
     data: DataMode,
+    batch: bool,
+    /// The multishot fetch that waits.
+    pub(crate) batch_fetch: Option<u64>,
+    pub(crate) last_delivered: Option<u16>,
 }
 
 impl Queue {
-    pub(crate) fn new(depth: u16, max_io_bytes: u32, hostile: bool, data: DataMode) -> Self {
-        let depth = usize::from(depth);
+    pub(crate) fn new(config: &Config) -> Self {
+        let depth = usize::from(config.depth);
         Self {
             places: vec![Place::NotFetched; depth],
             descs: vec![IoDesc::default(); depth],
             stopping: false,
-            hostile,
-            max_io_bytes,
-            data,
+            hostile: config.hostile,
+            max_io_bytes: config.max_io_bytes,
+            data: config.data,
+            batch: config.batch,
+            batch_fetch: None,
+            last_delivered: None,
         }
     }
 
@@ -92,6 +100,7 @@ impl Queue {
             Ok(Some(Completion {
                 user_data,
                 res: errno.to_result(),
+                flags: 0,
             }))
         };
         let tag = command.tag;
@@ -117,7 +126,11 @@ impl Queue {
                     addr: command.addr,
                     pushed: Vec::new(),
                 };
-                Ok(Some(Completion { user_data, res: 0 }))
+                Ok(Some(Completion {
+                    user_data,
+                    res: 0,
+                    flags: 0,
+                }))
             }
             (UBLK_U_IO_COMMIT_AND_FETCH_REQ, Place::Delivered { sent, addr, pushed }) => {
                 if copy_mode && *addr != command.addr {
@@ -171,6 +184,7 @@ impl Queue {
         }
         let sent = client.next(rng)?;
         let tag = idles[rng.below(idles.len())];
+        self.last_delivered = u16::try_from(tag).ok();
         let Place::Idle { user_data, addr } = self.places[tag] else {
             return None;
         };
@@ -184,7 +198,11 @@ impl Queue {
                 self.places[tag] = Place::NeedsData {
                     sent: Box::new(sent),
                 };
-                return Some(Completion { user_data, res: 1 });
+                return Some(Completion {
+                    user_data,
+                    res: 1,
+                    flags: 0,
+                });
             }
             _ if self.data != DataMode::Copy => {}
             Op::Write => memory.write(addr, &sent.data),
@@ -198,7 +216,11 @@ impl Queue {
             addr,
             pushed,
         };
-        Some(Completion { user_data, res: 0 })
+        Some(Completion {
+            user_data,
+            res: 0,
+            flags: 0,
+        })
     }
 
     /// What the driver's rules say of the `addr` of a command.
@@ -256,9 +278,14 @@ impl Queue {
         let mut completions = Vec::new();
         for place in &mut self.places {
             if let Place::Idle { user_data, .. } = *place {
+                if self.batch {
+                    *place = Place::Aborted;
+                    continue;
+                }
                 completions.push(Completion {
                     user_data,
                     res: Errno::ENODEV.to_result(),
+                    flags: 0,
                 });
                 *place = Place::Aborted;
             }

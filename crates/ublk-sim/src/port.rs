@@ -10,8 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ublk_core::{Errno, IoDesc, QueueId, Tag};
-use ublk_queue::MemRef;
 use ublk_queue::seam::{Completion, Descriptors, Full, IoCommand, Port, UserCopyPort, Wake};
+use ublk_queue::{BatchCommand, MemRef};
+use ublk_sys::batch::ElemShape;
 
 use crate::client::Client;
 use crate::config::{Config, End};
@@ -52,18 +53,29 @@ pub struct Report {
     pub violations: Vec<String>,
 }
 
+/// A command on its way.
+#[derive(Debug, Clone, Copy)]
+enum Pushed {
+    Tag(IoCommand),
+    Batch(BatchCommand),
+}
+
 struct Model {
     config: Config,
     rng: Rng,
     client: Client,
     queues: Vec<Queue>,
     /// Commands pushed and not yet submitted.
-    pending: VecDeque<(u16, IoCommand, u64)>,
+    pending: VecDeque<(u16, Pushed, u64)>,
+    /// Tags behind the buffer ids of fetch completions.
+    tag_buffers: Vec<Vec<u16>>,
     /// Completions made and not yet visible.
     delayed: Vec<Completion>,
     visible: VecDeque<Completion>,
     woken: bool,
     commits: usize,
+    /// The tag whose commit is refused, once and for all.
+    refused_tag: Option<u16>,
     aborted: bool,
     report: Report,
 }
@@ -93,14 +105,7 @@ impl Sim {
     /// A driver that will do what the configuration says.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        let queue = |_| {
-            Queue::new(
-                config.depth,
-                config.max_io_bytes,
-                config.hostile,
-                config.data,
-            )
-        };
+        let queue = |_| Queue::new(&config);
         let model = Model {
             rng: Rng::new(config.seed),
             client: Client::new(
@@ -111,10 +116,12 @@ impl Sim {
             ),
             queues: (0..config.queues).map(queue).collect(),
             pending: VecDeque::new(),
+            tag_buffers: vec![Vec::new(); 256],
             delayed: Vec::new(),
             visible: VecDeque::new(),
             woken: false,
             commits: 0,
+            refused_tag: None,
             aborted: false,
             report: Report::default(),
             config,
@@ -233,8 +240,37 @@ impl Port for SimPort {
         if full || model.rng.chance(percent) {
             return Err(Full);
         }
-        model.pending.push_back((lane, *command, user_data));
+        model
+            .pending
+            .push_back((lane, Pushed::Tag(*command), user_data));
         Ok(())
+    }
+
+    fn push_batch(
+        &mut self,
+        lane: u16,
+        command: &BatchCommand,
+        user_data: u64,
+    ) -> Result<(), Full> {
+        let mut model = self.0.0.model();
+        let percent = model.config.faults.full;
+        if model.rng.chance(percent) {
+            return Err(Full);
+        }
+        model
+            .pending
+            .push_back((lane, Pushed::Batch(*command), user_data));
+        Ok(())
+    }
+
+    fn take_tags(&mut self, _lane: u16, completion: &Completion, tags: &mut Vec<u16>) {
+        let mut model = self.0.0.model();
+        let bid = usize::try_from(completion.flags >> 16).unwrap_or(usize::MAX);
+        *tags = model
+            .tag_buffers
+            .get_mut(bid)
+            .map(std::mem::take)
+            .unwrap_or_default();
     }
 
     fn enter(&mut self, wait: bool, timeout: Option<Duration>) -> Result<(), Errno> {
@@ -322,7 +358,10 @@ impl Model {
         let take = if short { self.rng.below(all) } else { all };
         for _ in 0..take {
             if let Some((lane, command, user_data)) = self.pending.pop_front() {
-                self.command(lane, &command, user_data);
+                match command {
+                    Pushed::Tag(command) => self.command(lane, &command, user_data),
+                    Pushed::Batch(command) => self.batch_command(lane, &command, user_data),
+                }
             }
         }
         !short
@@ -347,7 +386,11 @@ impl Model {
             transient.then(|| errno.to_result())
         });
         if let Some(res) = refusal {
-            self.delayed.push(Completion { user_data, res });
+            self.delayed.push(Completion {
+                user_data,
+                res,
+                flags: 0,
+            });
             return;
         }
         let Some(queue) = self.queues.get_mut(usize::from(lane)) else {
@@ -359,6 +402,138 @@ impl Model {
             Ok(None) => {}
             Err(violation) => self.report.violations.push(violation),
         }
+    }
+
+    fn batch_command(&mut self, lane: u16, command: &BatchCommand, user_data: u64) {
+        self.report.commands += 1;
+        let Some(queue) = self.queues.get_mut(usize::from(lane)) else {
+            return;
+        };
+        if command.cmd_op == ublk_sys::UBLK_U_IO_FETCH_IO_CMDS {
+            if queue.stopping {
+                let res = Errno::ENODEV.to_result();
+                self.delayed.push(Completion {
+                    user_data,
+                    res,
+                    flags: 0,
+                });
+                return;
+            }
+            if queue.batch_fetch.replace(user_data).is_some() {
+                self.report
+                    .violations
+                    .push(format!("lane {lane}: a second fetch"));
+            }
+            return;
+        }
+        let prep = command.cmd_op == ublk_sys::UBLK_U_IO_PREP_IO_CMDS;
+        let shape = ElemShape::from_flags(command.flags);
+        let size = usize::from(command.elem_bytes);
+        let bytes = ServerMemory.read(command.addr, usize::from(command.nr_elem) * size);
+        let elems: Vec<_> = bytes
+            .chunks(size)
+            .filter_map(|elem| shape.decode(elem).ok())
+            .collect();
+        if elems.len() != usize::from(command.nr_elem) {
+            self.report
+                .violations
+                .push(format!("lane {lane}: elements of a wrong shape"));
+        }
+        let mut taken = 0;
+        let mut failed = None;
+        for elem in elems {
+            // The driver stops at the first element that fails; PREP takes all or nothing.
+            if !prep {
+                self.commits += 1;
+            }
+            let chance = if prep && taken > 0 {
+                0
+            } else {
+                self.config.faults.transient
+            };
+            let refused = match self.config.refuse_commit {
+                Some((n, res))
+                    if !prep
+                        && (self.commits == n || self.refused_tag == Some(elem.header.tag)) =>
+                {
+                    self.refused_tag = Some(elem.header.tag);
+                    Some(Errno::new(-res))
+                }
+                _ => self.rng.chance(chance).then_some(Errno::ENOMEM),
+            };
+            if refused.is_some() {
+                failed = refused;
+                break;
+            }
+            let Ok(tag) = Tag::new(elem.header.tag) else {
+                continue;
+            };
+            let cmd_op = if prep {
+                ublk_sys::UBLK_U_IO_FETCH_REQ
+            } else {
+                ublk_sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ
+            };
+            let qid = QueueId::new(command.qid).unwrap_or(QueueId::ZERO);
+            let result = elem.header.result;
+            let one = IoCommand {
+                cmd_op,
+                qid,
+                tag,
+                result,
+                addr: elem.buf_addr,
+                buf_reg: 0,
+            };
+            if let Err(violation) = queue.command(&one, 0, &mut self.client, &ServerMemory) {
+                self.report.violations.push(violation);
+            }
+            taken += 1;
+        }
+        let res = match failed {
+            Some(errno) if taken == 0 => errno.to_result(),
+            _ if prep => 0,
+            _ => i32::try_from(taken * size).unwrap_or(i32::MAX),
+        };
+        self.delayed.push(Completion {
+            user_data,
+            res,
+            flags: 0,
+        });
+    }
+
+    /// Batch: hands several requests to the fetch that waits; now and then the fetch ends.
+    fn deliver_batch(&mut self, lane: usize) {
+        let queue = &mut self.queues[lane];
+        let Some(user_data) = queue.batch_fetch else {
+            return;
+        };
+        if self.rng.chance(5) {
+            queue.batch_fetch = None;
+            let res = Errno::ENOBUFS.to_result();
+            self.delayed.push(Completion {
+                user_data,
+                res,
+                flags: 0,
+            });
+            return;
+        }
+        let mut tags = Vec::new();
+        for _ in 0..self.rng.below(8) {
+            let delivered = queue.deliver(&mut self.rng, &mut self.client, &ServerMemory);
+            tags.extend(delivered.and(queue.last_delivered));
+        }
+        let free = self.tag_buffers.iter().position(Vec::is_empty);
+        let (Some(bid), false) = (free, tags.is_empty()) else {
+            return;
+        };
+        let res = i32::try_from(tags.len() * 2).unwrap_or(0);
+        self.tag_buffers[bid] = tags;
+        // IORING_CQE_F_BUFFER and IORING_CQE_F_MORE.
+        let flags = u32::try_from(bid).unwrap_or(0) << 16 | 3;
+        self.delayed.push(Completion {
+            user_data,
+            res,
+            flags,
+        });
     }
 
     fn interrupted(&mut self) -> bool {
@@ -375,6 +550,20 @@ impl Model {
             self.aborted = true;
             for queue in &mut self.queues {
                 self.delayed.extend(queue.abort());
+                if let Some(user_data) = queue.batch_fetch.take() {
+                    let res = Errno::ENODEV.to_result();
+                    self.delayed.push(Completion {
+                        user_data,
+                        res,
+                        flags: 0,
+                    });
+                }
+            }
+            return;
+        }
+        if self.config.batch {
+            for lane in 0..self.queues.len() {
+                self.deliver_batch(lane);
             }
             return;
         }
@@ -398,6 +587,7 @@ impl Model {
             self.visible.push_back(Completion {
                 user_data: word,
                 res: 0,
+                flags: 0,
             });
         }
         for _ in 0..self.rng.below(self.delayed.len() + 1) {
