@@ -63,16 +63,26 @@ pub trait Port {
     fn push(&mut self, lane: u16, command: &IoCommand, user_data: u64) -> Result<(), Full>;
 
     /// Puts a batch command into the submission queue. A fetch takes its buffers from the lane's group, which
-    /// the port has made.
+    /// the port has made. A port that serves no batch lane need not have this.
     ///
     /// # Errors
     /// [`Full`], with nothing changed.
-    fn push_batch(&mut self, lane: u16, command: &BatchCommand, user_data: u64)
-    -> Result<(), Full>;
+    fn push_batch(
+        &mut self,
+        lane: u16,
+        command: &BatchCommand,
+        user_data: u64,
+    ) -> Result<(), Full> {
+        let _ = (lane, command, user_data);
+        Err(Full)
+    }
 
     /// Copies the tags that a fetch completion brought to `tags`, in place of what is there, and gives its buffer
     /// back to the group.
-    fn take_tags(&mut self, lane: u16, completion: &Completion, tags: &mut Vec<u16>);
+    fn take_tags(&mut self, lane: u16, completion: &Completion, tags: &mut Vec<u16>) {
+        let _ = (lane, completion);
+        tags.clear();
+    }
 
     /// Submits what was pushed and, with `wait`, sleeps until a completion is there, a wake arrives
     /// or the timeout is over. One system call at most. Signals and partial submission are not

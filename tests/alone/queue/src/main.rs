@@ -47,7 +47,7 @@ impl Driver {
         }
         let Some((op, byte)) = self.asks.pop_front() else {
             let res = Errno::ENODEV.to_result();
-            self.completions.push_back(Completion { user_data, res });
+            self.completions.push_back(Completion { user_data, res, flags: 0 });
             return;
         };
         if op == Op::Write {
@@ -61,7 +61,7 @@ impl Driver {
             start_sector: 16,
             addr: command.addr,
         };
-        self.completions.push_back(Completion { user_data, res: 0 });
+        self.completions.push_back(Completion { user_data, res: 0, flags: 0 });
     }
 }
 
