@@ -57,6 +57,14 @@ pub enum Left<S> {
     Unsettled(Box<Unsettled>),
 }
 
+/// For `?`. The stage that is left is dropped: a [`Device`](crate::Device) is stopped and deleted by that, a device
+/// that does not serve yet, or no more, stays listed until somebody deletes it.
+impl<S> From<Failure<S>> for Error {
+    fn from(failure: Failure<S>) -> Self {
+        failure.error
+    }
+}
+
 impl<S> fmt::Display for Failure<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)
