@@ -17,186 +17,89 @@ pub struct OutOfRange {
     pub max: u64,
 }
 
-/// A device's number: the `N` of `/dev/ublkcN` and `/dev/ublkbN`, below 2^20.
-///
-/// C: `ublksrv_ctrl_dev_info.dev_id` (linux/ublk_cmd.h), `UBLK_MINORS` (drivers/block/ublk_drv.c).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(try_from = "u32", into = "u32")
-)]
-pub struct DevId(u32);
+macro_rules! ids {
+    ($($(#[$doc:meta])* $name:ident($raw:ident $serde:literal), $what:literal, max $max:expr;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[cfg_attr(
+            feature = "serde",
+            derive(serde::Serialize, serde::Deserialize),
+            serde(try_from = $serde, into = $serde)
+        )]
+        pub struct $name($raw);
 
-impl TryFrom<u32> for DevId {
-    type Error = OutOfRange;
+        impl $name {
+            #[doc = concat!("The first ", $what, ".")]
+            pub const ZERO: Self = Self(0);
 
-    fn try_from(value: u32) -> Result<Self, OutOfRange> {
-        Self::new(value)
-    }
-}
+            #[doc = concat!("The largest ", $what, ".")]
+            pub const MAX: $raw = $max;
 
-impl From<DevId> for u32 {
-    fn from(value: DevId) -> Self {
-        value.0
-    }
-}
+            #[doc = concat!("A ", $what, ", checked.")]
+            ///
+            /// # Errors
+            /// [`OutOfRange`] above the largest.
+            pub const fn new(number: $raw) -> Result<Self, OutOfRange> {
+                if number > Self::MAX {
+                    let (value, max) = (number as u64, Self::MAX as u64);
+                    return Err(OutOfRange { what: $what, value, max });
+                }
+                Ok(Self(number))
+            }
 
-impl DevId {
-    /// The largest device number.
-    pub const MAX: u32 = (1 << 20) - 1;
-
-    /// A device number, checked.
-    ///
-    /// # Errors
-    /// [`OutOfRange`] above [`DevId::MAX`].
-    pub const fn new(id: u32) -> Result<Self, OutOfRange> {
-        if id > Self::MAX {
-            return Err(OutOfRange {
-                what: "device id",
-                value: id as u64,
-                max: Self::MAX as u64,
-            });
+            /// The number.
+            #[must_use]
+            #[inline]
+            pub const fn get(self) -> $raw {
+                self.0
+            }
         }
-        Ok(Self(id))
-    }
 
-    /// The number.
-    #[must_use]
-    pub const fn get(self) -> u32 {
-        self.0
-    }
-}
+        impl TryFrom<$raw> for $name {
+            type Error = OutOfRange;
 
-impl fmt::Display for DevId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// A hw queue of a device, below 4096.
-///
-/// C: `q_id` of `ublksrv_io_cmd`, `UBLK_MAX_NR_QUEUES` (linux/ublk_cmd.h).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(try_from = "u16", into = "u16")
-)]
-pub struct QueueId(u16);
-
-impl TryFrom<u16> for QueueId {
-    type Error = OutOfRange;
-
-    fn try_from(value: u16) -> Result<Self, OutOfRange> {
-        Self::new(value)
-    }
-}
-
-impl From<QueueId> for u16 {
-    fn from(value: QueueId) -> Self {
-        value.0
-    }
-}
-
-impl QueueId {
-    /// The first queue, which every device has.
-    pub const ZERO: Self = Self(0);
-
-    /// The largest queue number.
-    pub const MAX: u16 = 4095;
-
-    /// A queue number, checked.
-    ///
-    /// # Errors
-    /// [`OutOfRange`] above [`QueueId::MAX`].
-    pub const fn new(qid: u16) -> Result<Self, OutOfRange> {
-        if qid > Self::MAX {
-            return Err(OutOfRange {
-                what: "queue id",
-                value: qid as u64,
-                max: Self::MAX as u64,
-            });
+            fn try_from(number: $raw) -> Result<Self, OutOfRange> {
+                Self::new(number)
+            }
         }
-        Ok(Self(qid))
-    }
 
-    /// The number.
-    #[must_use]
-    pub const fn get(self) -> u16 {
-        self.0
-    }
+        impl From<$name> for $raw {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )*};
 }
 
-impl fmt::Display for QueueId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
+ids! {
+    /// A device's number: the `N` of `/dev/ublkcN` and `/dev/ublkbN`, below 2^20.
+    ///
+    /// C: `ublksrv_ctrl_dev_info.dev_id` (linux/ublk_cmd.h), `UBLK_MINORS` (drivers/block/ublk_drv.c).
+    DevId(u32 "u32"), "device id", max (1 << 20) - 1;
 
-/// A tag of a hw queue: the place of one request in flight, below 4096.
-///
-/// C: `tag` of `ublksrv_io_cmd`, `UBLK_MAX_QUEUE_DEPTH` (linux/ublk_cmd.h).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(try_from = "u16", into = "u16")
-)]
-pub struct Tag(u16);
+    /// A hw queue of a device, below 4096.
+    ///
+    /// C: `q_id` of `ublksrv_io_cmd`, `UBLK_MAX_NR_QUEUES` (linux/ublk_cmd.h).
+    QueueId(u16 "u16"), "queue id", max 4095;
 
-impl TryFrom<u16> for Tag {
-    type Error = OutOfRange;
-
-    fn try_from(value: u16) -> Result<Self, OutOfRange> {
-        Self::new(value)
-    }
-}
-
-impl From<Tag> for u16 {
-    fn from(value: Tag) -> Self {
-        value.0
-    }
+    /// A tag of a hw queue: the place of one request in flight, below 4096.
+    ///
+    /// C: `tag` of `ublksrv_io_cmd`, `UBLK_MAX_QUEUE_DEPTH` (linux/ublk_cmd.h).
+    Tag(u16 "u16"), "tag", max 4095;
 }
 
 impl Tag {
-    /// The first tag, which every queue has.
-    pub const ZERO: Self = Self(0);
-
-    /// The largest tag.
-    pub const MAX: u16 = 4095;
-
-    /// A tag, checked.
-    ///
-    /// # Errors
-    /// [`OutOfRange`] above [`Tag::MAX`].
-    pub const fn new(tag: u16) -> Result<Self, OutOfRange> {
-        if tag > Self::MAX {
-            return Err(OutOfRange {
-                what: "tag",
-                value: tag as u64,
-                max: Self::MAX as u64,
-            });
-        }
-        Ok(Self(tag))
-    }
-
-    /// The number.
-    #[must_use]
-    pub const fn get(self) -> u16 {
-        self.0
-    }
-
     /// The number, as an index of a table with an entry per tag.
     #[must_use]
+    #[inline]
     pub const fn index(self) -> usize {
         self.0 as usize
-    }
-}
-
-impl fmt::Display for Tag {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
     }
 }
 

@@ -1,5 +1,7 @@
 //! One queue of one device on a worker: its tags, descriptors, handler.
 
+mod batching;
+
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -9,14 +11,14 @@ use ublk_sys::{
     UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA, ublk_auto_buf_reg,
 };
 
-use crate::batch::{Batch, Fetch};
+use crate::batch::Batch;
 use crate::handler::Handler;
 use crate::health::State;
 use crate::memref::MemRef;
 use crate::request::{Request, Slot};
-use crate::seam::{Completion, Descriptors, IoCommand, Port};
+use crate::seam::{Descriptors, IoCommand, Port};
 use crate::shared::LaneShared;
-use crate::user_data::{Kind, UserData};
+use crate::user_data::UserData;
 use crate::worker::LaneSpec;
 
 /// How often a command that io_uring itself refuses (no memory, cancelled) is pushed again before
@@ -408,145 +410,6 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         let (next, _) = self.tags[tag.index()].step(Input::Cqe(Errno::EAGAIN.to_result()));
         self.tags[tag.index()] = next;
         self.retry.push(tag);
-    }
-
-    /// Before an enter: pushes the batch commands that are due.
-    #[inline]
-    pub(crate) fn flush(&mut self, port: &mut impl Port) {
-        if self.batch.is_some() {
-            self.flush_batch(port);
-        }
-    }
-
-    fn flush_batch(&mut self, port: &mut impl Port) {
-        let Some(batch) = &mut self.batch else { return };
-        let kind = if self.prepared {
-            Kind::Commit
-        } else {
-            Kind::Prep
-        };
-        if let Some((number, command)) = batch.close(!self.prepared) {
-            let word = UserData::batch(self.index, self.generation, kind, number);
-            if port.push_batch(self.index, &command, word.pack()).is_err() {
-                batch.reopen(number);
-            }
-        }
-        // The driver takes a FETCH of a device in recovery only once every tag is prepared.
-        if self.prepared && batch.fetch == Fetch::Due {
-            let word = UserData::batch(self.index, self.generation, Kind::Fetch, 0);
-            if port
-                .push_batch(self.index, &batch.fetch_command(), word.pack())
-                .is_ok()
-            {
-                batch.fetch = Fetch::Armed;
-            }
-        }
-    }
-
-    /// Takes the completion of a batch command.
-    pub(crate) fn batch_completed(
-        &mut self,
-        port: &mut impl Port,
-        completion: &Completion,
-    ) -> Result<(), LaneError> {
-        match UserData::unpack(completion.user_data) {
-            Some(UserData {
-                kind: Kind::Fetch, ..
-            }) => self.fetch_completed(port, completion),
-            Some(UserData {
-                kind, tag: number, ..
-            }) => self.elems_completed(port, kind == Kind::Prep, number, completion.res),
-            None => Ok(()),
-        }
-    }
-
-    fn fetch_completed(
-        &mut self,
-        port: &mut impl Port,
-        completion: &Completion,
-    ) -> Result<(), LaneError> {
-        if completion.res > 0 {
-            port.take_tags(self.index, completion, &mut self.fetched);
-            self.next_fetched = 0;
-        }
-        if completion.has_more() {
-            return self.serve_fetched(port);
-        }
-        let fetch = match Errno::from_result(completion.res) {
-            Err(Errno::ENODEV) => Fetch::Ended,
-            // Out of buffers, room in the CQ, or memory: no tag is lost, the next fetch has it.
-            Ok(_) | Err(Errno::ENOBUFS | Errno::ENOMEM | Errno::ECANCELED | Errno::EAGAIN) => {
-                Fetch::Due
-            }
-            Err(errno) => {
-                let command = "FETCH_IO_CMDS";
-                return Err(LaneError::Refused {
-                    qid: self.qid,
-                    tag: Tag::ZERO,
-                    command,
-                    errno,
-                });
-            }
-        };
-        if let Some(batch) = &mut self.batch {
-            batch.fetch = fetch;
-        }
-        if fetch == Fetch::Ended {
-            // One abort for all tags that the driver has.
-            for n in 0..self.tags.len() {
-                if self.tags[n].with_driver() {
-                    self.completed_seldom(
-                        port,
-                        u16::try_from(n).unwrap_or(u16::MAX),
-                        Errno::ENODEV.to_result(),
-                    )?;
-                }
-            }
-            self.leaving();
-        }
-        self.serve_fetched(port)
-    }
-
-    /// Serves the tags of the last fetch completion; after a panic of the handler, the rest of them.
-    #[inline]
-    pub(crate) fn serve_fetched(&mut self, port: &mut impl Port) -> Result<(), LaneError> {
-        while let Some(tag) = self.fetched.get(self.next_fetched) {
-            self.next_fetched += 1;
-            self.completed_seldom(port, *tag, 0)?;
-        }
-        Ok(())
-    }
-
-    /// Elements that the driver did not take are in hand again, their answers kept.
-    fn elems_completed(
-        &mut self,
-        port: &mut impl Port,
-        prep: bool,
-        number: u16,
-        res: i32,
-    ) -> Result<(), LaneError> {
-        let Some(mut batch) = self.batch.take() else {
-            return Ok(());
-        };
-        let mut result = Ok(());
-        let known = batch.completed(number, res, prep, |tag, why| {
-            // Without an errno of its own an element was never looked at: it goes again.
-            let errno = why.unwrap_or(Errno::EAGAIN);
-            if result.is_ok() {
-                result = self.completed_seldom(port, tag.get(), errno.to_result());
-            }
-        });
-        self.prepared |= prep && res >= 0;
-        self.batch = Some(batch);
-        if !known {
-            self.shared.meters.stale.add(1);
-        }
-        result
-    }
-
-    /// True once the driver has all tags.
-    pub(crate) fn is_armed(&self) -> bool {
-        self.batch.is_none() || self.prepared
     }
 
     fn leaving(&mut self) {

@@ -10,9 +10,12 @@
 mod client;
 mod config;
 mod driver;
+mod memory;
+mod model;
 mod port;
 mod rng;
 
 pub use config::{Config, End, Faults};
-pub use port::{Report, Sim, SimDescriptors, SimDevice, SimPort, SimWake};
+pub use model::Report;
+pub use port::{Sim, SimDescriptors, SimDevice, SimPort, SimWake};
 pub use rng::Rng;

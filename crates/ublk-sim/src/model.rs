@@ -1,0 +1,348 @@
+//! What the simulated driver does with commands, and when.
+
+use std::collections::VecDeque;
+
+use ublk_core::{Errno, QueueId, Tag};
+use ublk_queue::BatchCommand;
+use ublk_queue::seam::{Completion, IoCommand};
+use ublk_sys::batch::ElemShape;
+
+use crate::client::Client;
+use crate::config::{Config, End};
+use crate::driver::{Memory, Queue};
+use crate::memory::ServerMemory;
+use crate::rng::Rng;
+
+/// What a run showed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Requests answered.
+    pub completed: usize,
+    /// Of these, with an errno.
+    pub failed: usize,
+    /// Calls of enter.
+    pub enters: usize,
+    /// Commands the driver took.
+    pub commands: usize,
+    /// Whatever the driver would refuse, hang on or lose data by; empty for a correct server.
+    pub violations: Vec<String>,
+}
+
+/// A command on its way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Pushed {
+    Tag(IoCommand),
+    Batch(BatchCommand),
+}
+
+pub(crate) struct Model {
+    pub(crate) config: Config,
+    pub(crate) rng: Rng,
+    pub(crate) client: Client,
+    pub(crate) queues: Vec<Queue>,
+    /// Commands pushed and not yet submitted.
+    pub(crate) pending: VecDeque<(u16, Pushed, u64)>,
+    /// Tags behind the buffer ids of fetch completions.
+    pub(crate) tag_buffers: Vec<Vec<u16>>,
+    /// Completions made and not yet visible.
+    pub(crate) delayed: Vec<Completion>,
+    pub(crate) visible: VecDeque<Completion>,
+    pub(crate) woken: bool,
+    pub(crate) commits: usize,
+    /// The tag whose commit is refused, once and for all.
+    pub(crate) refused_tag: Option<u16>,
+    pub(crate) aborted: bool,
+    pub(crate) report: Report,
+}
+
+impl Model {
+    pub(crate) fn new(config: Config) -> Self {
+        let queue = |_| Queue::new(&config);
+        Self {
+            rng: Rng::new(config.seed),
+            client: Client::new(
+                config.size,
+                config.requests,
+                config.read_percent,
+                config.max_io_bytes,
+            ),
+            queues: (0..config.queues).map(queue).collect(),
+            pending: VecDeque::new(),
+            tag_buffers: vec![Vec::new(); 256],
+            delayed: Vec::new(),
+            visible: VecDeque::new(),
+            woken: false,
+            commits: 0,
+            refused_tag: None,
+            aborted: false,
+            report: Report::default(),
+            config,
+        }
+    }
+
+    pub(crate) fn in_hand(&self) -> usize {
+        self.queues.iter().map(Queue::in_hand).sum()
+    }
+
+    /// Something will happen without the server's doing.
+    pub(crate) fn can_progress(&self) -> bool {
+        let started = self.queues.iter().all(Queue::all_fetched);
+        let all_done = self.client.all_sent() && self.in_hand() == 0;
+        let can_send = !self.client.all_sent() && self.in_hand() < self.places();
+        !self.delayed.is_empty() || (started && !self.aborted && (all_done || can_send))
+    }
+
+    fn places(&self) -> usize {
+        usize::from(self.config.depth) * self.queues.len()
+    }
+
+    pub(crate) fn hang(&mut self, what: &str) -> Result<(), Errno> {
+        self.report.violations.push(what.to_owned());
+        Err(Errno::ETIMEDOUT)
+    }
+
+    /// Takes commands; false if only a part was taken.
+    pub(crate) fn submit(&mut self) -> bool {
+        let all = self.pending.len();
+        let short = all > 1 && self.rng.chance(self.config.faults.short_submit);
+        let take = if short { self.rng.below(all) } else { all };
+        for _ in 0..take {
+            if let Some((lane, command, user_data)) = self.pending.pop_front() {
+                match command {
+                    Pushed::Tag(command) => self.command(lane, &command, user_data),
+                    Pushed::Batch(command) => self.batch_command(lane, &command, user_data),
+                }
+            }
+        }
+        !short
+    }
+
+    fn command(&mut self, lane: u16, command: &IoCommand, user_data: u64) {
+        self.report.commands += 1;
+        let is_fetch = command.cmd_op == ublk_sys::UBLK_U_IO_FETCH_REQ;
+        let is_commit = command.cmd_op == ublk_sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ;
+        let refusal = match (self.config.refuse_fetch, self.config.refuse_commit) {
+            (Some((l, t, res)), _) if is_fetch && l == lane && t == command.tag.get() => Some(res),
+            (_, Some((n, res))) if is_commit => {
+                self.commits += 1;
+                (self.commits == n).then_some(res)
+            }
+            _ => None,
+        };
+        let transient = self.rng.chance(self.config.faults.transient);
+        let errnos = [Errno::ENOMEM, Errno::EAGAIN, Errno::ECANCELED, Errno::EINTR];
+        let refusal = refusal.or_else(|| {
+            let errno = errnos[self.rng.below(errnos.len())];
+            transient.then(|| errno.to_result())
+        });
+        if let Some(res) = refusal {
+            self.delayed.push(Completion {
+                user_data,
+                res,
+                flags: 0,
+            });
+            return;
+        }
+        let Some(queue) = self.queues.get_mut(usize::from(lane)) else {
+            self.report.violations.push(format!("no lane {lane}"));
+            return;
+        };
+        match queue.command(command, user_data, &mut self.client, &ServerMemory) {
+            Ok(Some(completion)) => self.delayed.push(completion),
+            Ok(None) => {}
+            Err(violation) => self.report.violations.push(violation),
+        }
+    }
+
+    fn batch_command(&mut self, lane: u16, command: &BatchCommand, user_data: u64) {
+        self.report.commands += 1;
+        let Some(queue) = self.queues.get_mut(usize::from(lane)) else {
+            return;
+        };
+        if command.cmd_op == ublk_sys::UBLK_U_IO_FETCH_IO_CMDS {
+            if queue.stopping {
+                let res = Errno::ENODEV.to_result();
+                self.delayed.push(Completion {
+                    user_data,
+                    res,
+                    flags: 0,
+                });
+                return;
+            }
+            if queue.batch_fetch.replace(user_data).is_some() {
+                self.report
+                    .violations
+                    .push(format!("lane {lane}: a second fetch"));
+            }
+            return;
+        }
+        let prep = command.cmd_op == ublk_sys::UBLK_U_IO_PREP_IO_CMDS;
+        let shape = ElemShape::from_flags(command.flags);
+        let size = usize::from(command.elem_bytes);
+        let bytes = ServerMemory.read(command.addr, usize::from(command.nr_elem) * size);
+        let elems: Vec<_> = bytes
+            .chunks(size)
+            .filter_map(|elem| shape.decode(elem).ok())
+            .collect();
+        if elems.len() != usize::from(command.nr_elem) {
+            self.report
+                .violations
+                .push(format!("lane {lane}: elements of a wrong shape"));
+        }
+        let mut taken = 0;
+        let mut failed = None;
+        for elem in elems {
+            // The driver stops at the first element that fails; PREP takes all or nothing.
+            if !prep {
+                self.commits += 1;
+            }
+            let chance = if prep && taken > 0 {
+                0
+            } else {
+                self.config.faults.transient
+            };
+            let refused = match self.config.refuse_commit {
+                Some((n, res))
+                    if !prep
+                        && (self.commits == n || self.refused_tag == Some(elem.header.tag)) =>
+                {
+                    self.refused_tag = Some(elem.header.tag);
+                    Some(Errno::new(-res))
+                }
+                _ => self.rng.chance(chance).then_some(Errno::ENOMEM),
+            };
+            if refused.is_some() {
+                failed = refused;
+                break;
+            }
+            let Ok(tag) = Tag::new(elem.header.tag) else {
+                continue;
+            };
+            let cmd_op = if prep {
+                ublk_sys::UBLK_U_IO_FETCH_REQ
+            } else {
+                ublk_sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ
+            };
+            let qid = QueueId::new(command.qid).unwrap_or(QueueId::ZERO);
+            let result = elem.header.result;
+            let one = IoCommand {
+                cmd_op,
+                qid,
+                tag,
+                result,
+                addr: elem.buf_addr,
+                buf_reg: 0,
+            };
+            if let Err(violation) = queue.command(&one, 0, &mut self.client, &ServerMemory) {
+                self.report.violations.push(violation);
+            }
+            taken += 1;
+        }
+        let res = match failed {
+            Some(errno) if taken == 0 => errno.to_result(),
+            _ if prep => 0,
+            _ => i32::try_from(taken * size).unwrap_or(i32::MAX),
+        };
+        self.delayed.push(Completion {
+            user_data,
+            res,
+            flags: 0,
+        });
+    }
+
+    /// Batch: hands several requests to the fetch that waits; now and then the fetch ends.
+    fn deliver_batch(&mut self, lane: usize) {
+        let queue = &mut self.queues[lane];
+        let Some(user_data) = queue.batch_fetch else {
+            return;
+        };
+        if self.rng.chance(5) {
+            queue.batch_fetch = None;
+            let res = Errno::ENOBUFS.to_result();
+            self.delayed.push(Completion {
+                user_data,
+                res,
+                flags: 0,
+            });
+            return;
+        }
+        let mut tags = Vec::new();
+        for _ in 0..self.rng.below(8) {
+            let delivered = queue.deliver(&mut self.rng, &mut self.client, &ServerMemory);
+            tags.extend(delivered.and(queue.last_delivered));
+        }
+        let free = self.tag_buffers.iter().position(Vec::is_empty);
+        let (Some(bid), false) = (free, tags.is_empty()) else {
+            return;
+        };
+        let res = i32::try_from(tags.len() * 2).unwrap_or(0);
+        self.tag_buffers[bid] = tags;
+        // IORING_CQE_F_BUFFER and IORING_CQE_F_MORE.
+        let flags = u32::try_from(bid).unwrap_or(0) << 16 | 3;
+        self.delayed.push(Completion {
+            user_data,
+            res,
+            flags,
+        });
+    }
+
+    pub(crate) fn interrupted(&mut self) -> bool {
+        self.rng.chance(self.config.faults.interrupt)
+    }
+
+    /// Hands out requests, or aborts when the time has come. Nothing before every tag is fetched (L20).
+    pub(crate) fn progress(&mut self) {
+        if self.aborted || !self.queues.iter().all(Queue::all_fetched) {
+            return;
+        }
+        let quiesce = matches!(self.config.end, End::Quiesce(n) if self.client.completed >= n);
+        if quiesce || (self.client.all_sent() && self.in_hand() == 0) {
+            self.aborted = true;
+            for queue in &mut self.queues {
+                self.delayed.extend(queue.abort());
+                if let Some(user_data) = queue.batch_fetch.take() {
+                    let res = Errno::ENODEV.to_result();
+                    self.delayed.push(Completion {
+                        user_data,
+                        res,
+                        flags: 0,
+                    });
+                }
+            }
+            return;
+        }
+        if self.config.batch {
+            for lane in 0..self.queues.len() {
+                self.deliver_batch(lane);
+            }
+            return;
+        }
+        for queue in &mut self.queues {
+            for _ in 0..self.rng.below(8) {
+                let completion = queue.deliver(&mut self.rng, &mut self.client, &ServerMemory);
+                self.delayed.extend(completion);
+            }
+        }
+    }
+
+    /// Makes some completions visible, in any order, and now and then one that is nobody's.
+    pub(crate) fn show(&mut self) {
+        if self.rng.chance(self.config.faults.stale) {
+            let word = match self.rng.below(3) {
+                // Another generation, another lane, another tag; and never a word of the ring itself.
+                0 => 7 << 32 | self.rng.next_u64() & 0xf,
+                1 => (self.rng.next_u64() & 0xff) << 16 | 0x100_0000,
+                _ => 0xfff,
+            };
+            self.visible.push_back(Completion {
+                user_data: word,
+                res: 0,
+                flags: 0,
+            });
+        }
+        for _ in 0..self.rng.below(self.delayed.len() + 1) {
+            let n = self.rng.below(self.delayed.len());
+            self.visible.push_back(self.delayed.swap_remove(n));
+        }
+    }
+}
