@@ -32,6 +32,15 @@ pub(crate) enum Slot {
     Detached,
 }
 
+/// Brings the data of a WRITE into the tag's buffer (user copy).
+#[cold]
+fn fetch(lane: &LaneShared, tag: Tag, len: usize) -> Result<(), Errno> {
+    match &lane.path {
+        DataPath::Device(device) => device.pull(lane.qid, tag, 0, lane.arena.mem(tag, len)),
+        DataPath::Buffer | DataPath::Registered => Err(Errno::EOPNOTSUPP),
+    }
+}
+
 macro_rules! accessors {
     () => {
         /// The operation.
@@ -95,7 +104,9 @@ macro_rules! accessors {
             }
             let len = self.data_len();
             if !self.ready {
-                self.fetch(len)?;
+                // By value: a call that took the token's address would keep every token in memory.
+                fetch(&self.lane, self.tag, len)?;
+                self.ready = true;
             }
             // SAFETY: `self` is the tag's only token and is borrowed for the life of the slice; it holds (or
             // borrows from what holds) the lane's shared part and so the arena.
@@ -170,22 +181,6 @@ macro_rules! accessors {
                 return Err(Errno::EINVAL);
             }
             device.pull(self.lane.qid, self.tag, 0, to)
-        }
-
-        /// Brings a WRITE's data into the tag's buffer.
-        #[cold]
-        fn fetch(&mut self, len: usize) -> Result<(), Errno> {
-            let DataPath::Device(device) = &self.lane.path else {
-                return Err(Errno::EOPNOTSUPP);
-            };
-            device.pull(
-                self.lane.qid,
-                self.tag,
-                0,
-                self.lane.arena.mem(self.tag, len),
-            )?;
-            self.ready = true;
-            Ok(())
         }
 
         /// The answer the driver gets for a handler's result. In user copy a READ's data goes its way here.
