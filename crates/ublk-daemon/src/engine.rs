@@ -1,55 +1,27 @@
 //! The data plane behind the server role: a backend of ours served by `ublk-queue`.
 
 use crate::server::{Engine, Running};
-use crate::wire::{AddSpec, Assignment, BackendSpec, Failure, Health, QueueReport, Stats};
+use crate::wire::{
+    AddSpec, Assignment, BackendSpec, Failure, FailureKind, Health, QueueReport, Stats,
+};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ublk_backends::{Memory, Null};
-use ublk_core::{Backend, Errno, Limits};
+use ublk_core::{Backend, DataMode, Limits};
 use ublk_queue::{Plan, Server, State};
 
 /// A backend of this program, as its specification said.
 #[derive(Debug)]
 enum Opened {
     Null(Arc<Null>),
-    Memory(Arc<ReadOnly<Memory>>),
+    Memory(Arc<Memory>),
 }
 
 /// The real data plane.
 #[derive(Debug, Default)]
 pub struct Real {
     opened: Option<(Opened, Limits)>,
-}
-
-/// A backend whose device may refuse writes: the driver sends none then.
-#[derive(Debug)]
-struct ReadOnly<B> {
-    backend: B,
-    yes: bool,
-}
-
-impl<B: Backend> Backend for ReadOnly<B> {
-    fn limits(&self) -> Limits {
-        let limits = self.backend.limits();
-        let read_only = limits.read_only || self.yes;
-        limits.read_only(read_only)
-    }
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
-        self.backend.read_at(buf, offset)
-    }
-    fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), Errno> {
-        self.backend.write_at(buf, offset, fua)
-    }
-    fn flush(&self) -> Result<(), Errno> {
-        self.backend.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        self.backend.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), Errno> {
-        self.backend.write_zeroes(offset, len, may_unmap)
-    }
 }
 
 /// The limits of a backend, without opening it: for checks before anything is made.
@@ -60,18 +32,48 @@ pub fn limits_of(spec: &AddSpec) -> Result<Limits, Failure> {
     open(spec).map(|(_, limits)| limits)
 }
 
+/// Modes that this backend cannot be served in, with the reason: never replaced in silence.
+fn refuse(spec: &AddSpec) -> Result<(), Failure> {
+    let usage = |text: &str, hint: &str| {
+        let failure = Failure::new(FailureKind::Usage, format!("{}: {text}", spec.mode));
+        Err(failure.hint(hint))
+    };
+    if let Some(why) = spec.mode.impossible() {
+        return usage(why, "choose one of --batch on and --data get-data");
+    }
+    match (spec.mode.data, &spec.backend) {
+        (DataMode::ZeroCopyManual, _) => usage(
+            "not served yet by this version",
+            "use --data zero-copy, where the driver registers the request's pages by itself",
+        ),
+        (DataMode::ZeroCopy, BackendSpec::Mem { .. }) => usage(
+            "a memory device has no file to forward requests to",
+            "use --data user-copy or get-data: the driver then copies to and from the device's memory",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The failure of a backend that could not be made: only numbers that no machine can serve are usage errors.
+fn not_opened(error: &ublk_backends::Error) -> Failure {
+    let kind = match error {
+        ublk_backends::Error::Reserve { .. } => FailureKind::Failed,
+        _ => FailureKind::Usage,
+    };
+    Failure::new(kind, error.to_string())
+}
+
 fn open(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
-    let usage =
-        |e: ublk_backends::Error| Failure::new(crate::wire::FailureKind::Usage, e.to_string());
+    refuse(spec)?;
     let (block, yes) = (spec.block_size, spec.read_only);
     let opened = match spec.backend {
         BackendSpec::Null { size } => {
-            let null = Null::new(size, block).map_err(usage)?.read_only(yes);
-            Opened::Null(Arc::new(null))
+            let null = Null::new(size, block).map_err(|e| not_opened(&e))?;
+            Opened::Null(Arc::new(null.read_only(yes)))
         }
         BackendSpec::Mem { size } => {
-            let backend = Memory::new(size, block).map_err(usage)?;
-            Opened::Memory(Arc::new(ReadOnly { backend, yes }))
+            let memory = Memory::new(size, block).map_err(|e| not_opened(&e))?;
+            Opened::Memory(Arc::new(memory.read_only(yes)))
         }
     };
     let limits = match &opened {
@@ -101,7 +103,7 @@ impl Engine for Real {
         plan.arm_deadline = within.saturating_sub(begun.elapsed());
         let server = match opened {
             Opened::Null(null) => Server::arm(node, geometry, plan, null),
-            Opened::Memory(memory) => Server::arm(node, geometry, plan, memory),
+            Opened::Memory(memory) => Server::arm_mapped(node, geometry, plan, memory),
         };
         let server = server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))?;
         Ok(Box::new(server))
@@ -166,7 +168,7 @@ fn convert(health: &ublk_queue::Health) -> Health {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::FailureKind;
+    use ublk_core::Mode;
 
     fn spec(backend: BackendSpec, block_size: u32) -> AddSpec {
         AddSpec {
@@ -177,6 +179,7 @@ mod tests {
             block_size,
             max_io_bytes: 4096,
             read_only: true,
+            mode: Mode::default(),
         }
     }
 
@@ -189,6 +192,48 @@ mod tests {
             let limits = limits_of(&spec(backend, 4096)).unwrap();
             assert_eq!((limits.size, limits.logical_block_size), (1 << 30, 4096));
             assert!(limits.read_only);
+        }
+    }
+
+    /// L13 No machine has so much address space: not the caller's arithmetic but the machine's limit.
+    #[test]
+    fn l13_too_little_address_space_is_a_failure() {
+        let failure = limits_of(&spec(BackendSpec::Mem { size: 1 << 62 }, 512)).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Failed, "{failure:?}");
+        assert!(failure.text.contains("smaller size"), "{failure:?}");
+    }
+
+    /// Every mode for each backend: served, or refused as a usage error with its reason.
+    #[test]
+    fn modes_that_cannot_be_served_are_refused_with_the_reason() {
+        let (null, mem) = (
+            BackendSpec::Null { size: 4096 },
+            BackendSpec::Mem { size: 4096 },
+        );
+        for data in DataMode::ALL {
+            for batch in [false, true] {
+                for backend in [&null, &mem] {
+                    let mode = Mode { data, batch };
+                    let why = match (data, backend) {
+                        (DataMode::GetData, _) if batch => Some("no get-data command"),
+                        (DataMode::ZeroCopyManual, _) => Some("not served yet"),
+                        (DataMode::ZeroCopy, BackendSpec::Mem { .. }) => Some("no file"),
+                        _ => None,
+                    };
+                    let asked = AddSpec {
+                        mode,
+                        ..spec(backend.clone(), 512)
+                    };
+                    match (limits_of(&asked), why) {
+                        (Ok(_), None) => {}
+                        (Err(failure), Some(why)) => {
+                            assert_eq!(failure.kind, FailureKind::Usage, "{failure:?}");
+                            assert!(failure.text.contains(why), "{failure:?}");
+                        }
+                        other => panic!("{mode} of {backend:?}: {other:?}"),
+                    }
+                }
+            }
         }
     }
 

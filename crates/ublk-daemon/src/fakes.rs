@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
-use ublk_core::{CpuMask, DevId, Geometry, Limits};
+use ublk_core::{CpuMask, DevId, Features, Geometry, Limits, Mode};
 use ublk_ctrl::{Command, Controller, Error, Operation, Reply};
 
 pub(crate) const SIZE: u64 = 1 << 20;
@@ -31,6 +31,11 @@ struct State {
     /// The step that fails.
     fail: Option<&'static str>,
     nonce: u64,
+    /// What the driver does not have, and what it drops in silence.
+    lacks: Features,
+    drops: Features,
+    /// The features of ADD_DEV.
+    asked: Features,
     /// Written to when the driver aborts the fetches.
     abort: Option<UnixStream>,
     stopped: bool,
@@ -47,6 +52,26 @@ impl Kernel {
         let kernel = Self::default();
         kernel.state.lock().unwrap().fail = fail;
         Arc::new(kernel)
+    }
+
+    /// A driver without these features.
+    pub(crate) fn lacks(&self, features: Features) {
+        self.state.lock().unwrap().lacks = features;
+    }
+
+    /// A driver that has these features and gives them to no device.
+    pub(crate) fn drops(&self, features: Features) {
+        self.state.lock().unwrap().drops = features;
+    }
+
+    /// What ADD_DEV was asked for.
+    pub(crate) fn asked(&self) -> Features {
+        self.state.lock().unwrap().asked
+    }
+
+    fn device(&self) -> Geometry {
+        let state = self.state.lock().unwrap();
+        geometry(state.nonce, state.asked.without(state.drops))
     }
 
     pub(crate) fn note(&self, what: impl Into<String>) {
@@ -109,10 +134,12 @@ impl Kernel {
     }
 }
 
-pub(crate) fn geometry(nonce: u64) -> Geometry {
+/// The device as the driver makes it: with the features granted, and those it always sets.
+pub(crate) fn geometry(nonce: u64, granted: Features) -> Geometry {
+    let forced = Features::URING_CMD_COMP_IN_TASK | Features::CMD_IOCTL_ENCODE;
     serde_json::from_value(serde_json::json!({
         "dev_id": ID, "queues": 2, "depth": 64, "max_io_bytes": 524_288, "io_desc_size": 24,
-        "features": 0x42, "state": 0, "server_pid": null, "server_flags": nonce,
+        "features": (granted | forced).bits(), "state": 0, "server_pid": null, "server_flags": nonce,
         "owner_uid": 0, "owner_gid": 0,
     }))
     .unwrap()
@@ -127,6 +154,7 @@ pub(crate) fn spec() -> AddSpec {
         block_size: 512,
         max_io_bytes: 512 << 10,
         read_only: false,
+        mode: Mode::default(),
     }
 }
 
@@ -149,12 +177,17 @@ impl Controller for Control {
         }
         Ok(match command {
             Command::Add(spec) => {
-                let nonce = spec.spec().server_flags;
-                self.0.state.lock().unwrap().nonce = nonce;
+                {
+                    let mut state = self.0.state.lock().unwrap();
+                    state.nonce = spec.spec().server_flags;
+                    state.asked = spec.spec().features;
+                    let has = Features::known().without(state.lacks);
+                    ublk_core::negotiate(state.asked, has)?;
+                }
                 self.0.look();
-                Reply::Geometry(geometry(nonce))
+                Reply::Geometry(self.0.device())
             }
-            Command::Info { .. } => Reply::Geometry(geometry(self.0.state.lock().unwrap().nonce)),
+            Command::Info { .. } => Reply::Geometry(self.0.device()),
             Command::Affinity { queue, .. } => {
                 let mut mask = CpuMask::new();
                 mask.insert(queue.get().into());

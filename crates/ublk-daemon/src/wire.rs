@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use ublk_core::{CpuMask, Geometry, Limits};
+use ublk_core::{CpuMask, DataMode, Geometry, Limits, Mode};
 use ublk_ctrl::Kind;
 
 /// What answers the requests of a device.
@@ -61,6 +61,9 @@ pub struct AddSpec {
     pub max_io_bytes: u32,
     /// The device refuses writes.
     pub read_only: bool,
+    /// How data and commands travel: the features of ADD_DEV. Records without it are of copy mode.
+    #[serde(default)]
+    pub mode: Mode,
 }
 
 /// First message of the front to the agent.
@@ -125,9 +128,9 @@ pub struct Added {
     pub read_only: bool,
     /// The backend's word of the command line.
     pub backend: String,
-    /// How data travels: `copy`.
-    pub data: String,
-    /// Whether commands go in batches.
+    /// How data travels, by the features in force.
+    pub data: DataMode,
+    /// Whether commands go in batches, by the features in force.
     pub batch: bool,
     /// Names of the features in force.
     pub features: Vec<String>,

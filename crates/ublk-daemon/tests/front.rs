@@ -25,6 +25,7 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         block_size: 512,
         max_io_bytes: 512 << 10,
         read_only: false,
+        mode: ublk_core::Mode::default(),
     };
     front::add(program, spec, false, None, deadline)
         .map(|(added, _)| added)

@@ -3,6 +3,7 @@
 use crate::size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use ublk_core::Mode;
 
 const CONTRACT: &str = "\
 Output: `add` prints one line, the device path, once the device serves I/O. Messages go to standard \
@@ -142,7 +143,8 @@ pub struct Add {
     /// Largest request: whole pages up to 32M
     #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = small_size)]
     pub max_io: u32,
-    /// How data travels between the kernel and the server
+    /// How data travels between the kernel and the server; a mode that this kernel lacks is refused by the name
+    /// of the feature
     #[arg(long, value_enum, default_value_t = DataMode::Auto)]
     pub data: DataMode,
     /// Whether commands to the driver go in batches
@@ -164,29 +166,49 @@ pub struct Add {
 /// Ways of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DataMode {
-    /// The best this version has: copy
+    /// Copy for now; a later version chooses from measurements
     Auto,
-    /// The driver copies between the request and the server's buffer
+    /// The driver copies between the request and a buffer of the server (any kernel)
     Copy,
-    /// Two-step writes; not available in this version
+    /// The driver copies, to and from the memory of a mem device itself; two commands for each write (any kernel)
     GetData,
-    /// The server copies; not available in this version
+    /// The server copies, to and from the memory of a mem device itself; a system call for each request (any
+    /// kernel)
     UserCopy,
-    /// No copy, registered by the driver; not available in this version
+    /// No copy: the driver registers the request's pages with the server's ring (Linux 6.16); not for mem, which
+    /// has no file to forward requests to
     ZeroCopy,
-    /// No copy, registered by the server; not available in this version
+    /// No copy, registered by a command of the server (Linux 6.15); not served yet by this version
     ZeroCopyManual,
 }
 
 /// Whether commands go in batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Batch {
-    /// Batches; not available in this version
+    /// A command carries many requests (Linux 7.0); not with get-data, which has no such command
     On,
     /// A command for each request
     Off,
-    /// The best this version has: off
+    /// Off for now; a later version chooses from measurements
     Auto,
+}
+
+impl Add {
+    /// The mode asked for. Nothing is measured yet, so what is left open is copy without batches.
+    pub const fn mode(&self) -> Mode {
+        use ublk_core::DataMode as Core;
+        let data = match self.data {
+            DataMode::Auto | DataMode::Copy => Core::Copy,
+            DataMode::GetData => Core::GetData,
+            DataMode::UserCopy => Core::UserCopy,
+            DataMode::ZeroCopy => Core::ZeroCopy,
+            DataMode::ZeroCopyManual => Core::ZeroCopyManual,
+        };
+        Mode {
+            data,
+            batch: matches!(self.batch, Batch::On),
+        }
+    }
 }
 
 /// A device number, bare or in the name of a node.
@@ -259,6 +281,28 @@ mod tests {
             assert_eq!(device_id(text), Ok(id));
         }
         assert!(device_id("/dev/sda1").is_err() && device_id("ublkb").is_err());
+    }
+
+    /// The words of `--data` and `--batch` are those of the core, besides `auto`: copy without batches.
+    #[test]
+    fn modes_are_named_as_in_the_core() {
+        let mode = |data: &str, batch: &str| {
+            let words = ["ublkctl", "add", "null", "--data", data, "--batch", batch];
+            let cli = Cli::try_parse_from(words).unwrap();
+            let Command::Add {
+                backend: Backend::Null { add, .. },
+            } = cli.command
+            else {
+                panic!("another command");
+            };
+            add.mode()
+        };
+        assert_eq!(mode("auto", "auto"), Mode::default());
+        for data in ublk_core::DataMode::ALL {
+            for (word, batch) in [("on", true), ("off", false), ("auto", false)] {
+                assert_eq!(mode(data.name(), word), Mode { data, batch });
+            }
+        }
     }
 
     #[test]

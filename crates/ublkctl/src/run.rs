@@ -1,6 +1,6 @@
 //! The commands, carried out.
 
-use crate::cli::{Add, Backend, Batch, Cli, Command, DataMode, Wait};
+use crate::cli::{Backend, Cli, Command, Wait};
 use crate::{doctor, pages, show};
 use clap::CommandFactory;
 use serde::Serialize;
@@ -94,7 +94,6 @@ fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
         Backend::Null { add, size } => (add, BackendSpec::Null { size: *size }),
         Backend::Mem { add, size } => (add, BackendSpec::Mem { size: *size }),
     };
-    refuse(add)?;
     let spec = AddSpec {
         backend,
         id: add.id,
@@ -103,6 +102,7 @@ fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
         block_size: add.block_size,
         max_io_bytes: add.max_io,
         read_only: add.read_only,
+        mode: add.mode(),
     };
     let log = add.log.clone();
     let program = this_program();
@@ -110,24 +110,6 @@ fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
     put(json, &added, || format!("{}\n", added.path.display()))?;
     if add.foreground {
         device.wait()?;
-    }
-    Ok(())
-}
-
-/// Modes that have a name and are not in this version are refused, never replaced in silence.
-fn refuse(add: &Add) -> Result<(), Failure> {
-    let usage = |text: String| Failure::new(FailureKind::Usage, text);
-    if !matches!(add.data, DataMode::Auto | DataMode::Copy) {
-        return Err(
-            usage("this data mode is not available in this version of ublkctl".to_owned())
-                .hint("use --data copy, or --data auto for the best there is"),
-        );
-    }
-    if add.batch == Batch::On {
-        return Err(
-            usage("--batch on is not available in this version of ublkctl".to_owned())
-                .hint("use --batch off, or --batch auto for the best there is"),
-        );
     }
     Ok(())
 }

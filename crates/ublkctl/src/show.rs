@@ -71,7 +71,7 @@ pub fn info(i: &Info) -> String {
     line("queues", format!("{} of {} tags", e.queues, e.depth));
     line(
         "data",
-        format!("{}, batch {}", i.data, if i.batch { "on" } else { "off" }),
+        format!("{}, batch {}", e.data, if e.batch { "on" } else { "off" }),
     );
     line("features", i.features.granted.join(" "));
     line(

@@ -133,11 +133,16 @@ fn bad_devices_exit_with_2_and_say_why() {
         ("--size 1G --block-size 1000", "block size"),
         ("--size 1G --max-io 64M", "largest I/O"),
         ("--size 1G --max-io 1000", "largest I/O"),
+        ("--size 1G --data zero-copy", "no file to forward"),
         (
-            "--size 1G --data zero-copy",
-            "not available in this version",
+            "--size 1G --data zero-copy-manual",
+            "not served yet by this version",
         ),
-        ("--size 1G --batch on", "not available in this version"),
+        (
+            "--size 1G --data get-data --batch on",
+            "no get-data command",
+        ),
+        ("--size 1G --data magic", "possible values: auto, copy"),
     ] {
         let words: Vec<&str> = ["add", "mem"].into_iter().chain(flags.split(' ')).collect();
         let output = ublkctl(dir.path(), &words);

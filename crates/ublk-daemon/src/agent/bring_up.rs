@@ -8,7 +8,7 @@ use crate::sys::poll;
 use crate::wire::{AddRequest, AddSpec, Added, Assignment, Failure, FromServer, ToServer};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use ublk_core::{CheckedSpec, CpuMask, DevId, DeviceSpec, Limits, QueueId};
+use ublk_core::{CheckedSpec, CpuMask, DevId, DeviceSpec, Limits, Mode, QueueId};
 use ublk_ctrl::Error;
 
 /// What is left until the deadline.
@@ -25,6 +25,7 @@ pub fn check(spec: &AddSpec, limits: Limits, nonce: u64) -> Result<CheckedSpec, 
         .queues(spec.queues)
         .depth(spec.depth)
         .max_io_bytes(spec.max_io_bytes)
+        .features(spec.mode.features())
         .server_flags(nonce);
     if let Some(id) = spec.id {
         device = device.id(DevId::new(id).map_err(|e| Error::Spec {
@@ -85,6 +86,15 @@ impl Agent<'_> {
             record,
             started: false,
         });
+        // A mode is never replaced in silence, and neither by the kernel.
+        let refused = checked.refused(&geometry);
+        if !refused.is_empty() {
+            let text = format!(
+                "the kernel did not grant {refused}, so there is no mode {}",
+                spec.mode
+            );
+            return Err(Failure::failed(text).hint("ask for another mode with --data or --batch"));
+        }
         if geometry.queues() != spec.queues {
             tracing::info!(
                 "{} queues were asked for, the kernel made {} (at most one per CPU)",
@@ -174,6 +184,7 @@ impl Agent<'_> {
     fn added(&self, spec: &AddSpec, limits: Limits, server_pid: u32) -> Added {
         let device = self.device.as_ref();
         let geometry = device.map(|d| d.geometry);
+        let mode = geometry.map_or_else(Mode::default, |g| Mode::of(g.features()));
         let id = device.map_or(0, |d| d.id.get());
         Added {
             id,
@@ -186,8 +197,8 @@ impl Agent<'_> {
             max_io_bytes: geometry.map_or(0, |g| g.max_io_bytes()),
             read_only: limits.read_only,
             backend: spec.backend.name().to_owned(),
-            data: "copy".to_owned(),
-            batch: false,
+            data: mode.data,
+            batch: mode.batch,
             features: geometry.map_or_else(Vec::new, |g| {
                 g.features().iter().map(|f| f.name.to_owned()).collect()
             }),

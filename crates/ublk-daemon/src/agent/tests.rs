@@ -2,11 +2,12 @@ use super::*;
 use crate::fakes::{ID, Kernel, Threads, spec};
 use crate::link::LINK_VERSION;
 use crate::state::Phase;
-use crate::wire::{FailureKind, Health};
+use crate::wire::{AddSpec, FailureKind, Health};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use ublk_core::{DataMode, Features, Mode};
 
 struct Play {
     kernel: Arc<Kernel>,
@@ -18,14 +19,23 @@ struct Play {
 
 /// An agent on the fake kernel, told to add a device.
 fn play(fail: Option<&'static str>, foreground: bool, deadline_ms: u64) -> Play {
+    play_on(Kernel::new(fail), spec(), foreground, deadline_ms)
+}
+
+/// The same on a kernel that was told how to be, in a mode.
+fn play_mode(kernel: Arc<Kernel>, data: DataMode, batch: bool) -> Play {
+    let mode = Mode { data, batch };
+    play_on(kernel, AddSpec { mode, ..spec() }, true, 10_000)
+}
+
+fn play_on(kernel: Arc<Kernel>, spec: AddSpec, foreground: bool, deadline_ms: u64) -> Play {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::at(dir.path().join("run"));
-    let kernel = Kernel::new(fail);
     kernel.look_into(&store);
     let (front, far) = Link::pair().unwrap();
     let request = AddRequest {
         version: LINK_VERSION,
-        spec: spec(),
+        spec,
         foreground,
         // The log of a test's thread would be that of the test.
         log: None,
@@ -253,4 +263,67 @@ fn l31_state_is_on_disk_before_the_kernel_is_asked() {
     );
     let record = play.store.last(ID).unwrap().unwrap();
     assert_eq!((record.phase, record.spec), (Phase::Live, spec()));
+}
+
+/// L04 The features of a mode are asked of ADD_DEV, and the mode told is that of the features granted.
+#[test]
+fn l04_the_mode_is_asked_of_the_kernel_and_told_as_granted() {
+    for (data, batch) in [
+        (DataMode::Copy, false),
+        (DataMode::GetData, false),
+        (DataMode::UserCopy, true),
+        (DataMode::ZeroCopy, true),
+    ] {
+        let play = play_mode(Kernel::new(None), data, batch);
+        let added = play.live();
+        assert_eq!(play.kernel.asked(), Mode { data, batch }.features());
+        assert_eq!((added.data, added.batch), (data, batch));
+        let named = |name: &str| added.features.iter().any(|f| f == name);
+        assert!(named("CMD_IOCTL_ENCODE"), "{:?}", added.features);
+        assert_eq!(named("BATCH_IO"), batch, "{:?}", added.features);
+        let record = play.store.last(ID).unwrap().unwrap();
+        assert_eq!(record.spec.mode, Mode { data, batch });
+        play.front.as_ref().unwrap().send(&ToAgent::Leave).unwrap();
+        assert_eq!(play.hear(), FromAgent::Gone);
+    }
+}
+
+/// A kernel without the mode: refused by the features' names and the kernel that brings them, and nothing is
+/// left.
+#[test]
+fn a_kernel_without_the_mode_refuses_it_by_name() {
+    let kernel = Kernel::new(None);
+    kernel.lacks(Features::BATCH_IO | Features::AUTO_BUF_REG);
+    let play = play_mode(kernel, DataMode::ZeroCopy, true);
+    let failure = play.failed();
+    assert_eq!(failure.kind, FailureKind::Failed);
+    for part in [
+        "AUTO_BUF_REG (since Linux 6.16)",
+        "BATCH_IO (since Linux 7.0)",
+    ] {
+        assert!(failure.text.contains(part), "{failure:?}");
+    }
+    assert!(failure.hint.unwrap().contains("newer kernel"));
+    assert_eq!(play.agent.join().unwrap(), 1);
+    let log = play.kernel.log();
+    assert!(
+        !log.iter().any(|l| l == "delete" || l == "armed"),
+        "{log:?}"
+    );
+    assert!(play.store.last(ID).unwrap().is_none());
+}
+
+/// L04 A feature that the kernel drops in silence ends the add, and the device it made is deleted.
+#[test]
+fn l04_a_mode_dropped_in_silence_is_not_replaced() {
+    let kernel = Kernel::new(None);
+    kernel.drops(Features::USER_COPY);
+    let play = play_mode(kernel, DataMode::UserCopy, false);
+    let failure = play.failed();
+    assert!(failure.text.contains("USER_COPY"), "{failure:?}");
+    assert!(failure.text.contains("user-copy"), "{failure:?}");
+    assert_eq!(play.agent.join().unwrap(), 1);
+    let log = play.kernel.log();
+    assert_eq!(log.last().map(String::as_str), Some("delete"));
+    assert!(!log.contains(&"armed".to_owned()), "{log:?}");
 }

@@ -10,7 +10,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use ublk_core::{DevId, Geometry, QueueId};
+use ublk_core::{DataMode, DevId, Geometry, Mode, QueueId};
 use ublk_ctrl::{Controller, Error};
 
 /// How long an agent may take to tell the health of its server.
@@ -41,6 +41,10 @@ pub struct ListEntry {
     pub queues: u16,
     /// Tags of each queue.
     pub depth: u16,
+    /// How data travels, by the features in force.
+    pub data: DataMode,
+    /// Whether commands go in batches, by the features in force.
+    pub batch: bool,
     /// Size in bytes, where it is known.
     pub size: Option<u64>,
     /// What answers the requests; not known of a foreign device.
@@ -83,10 +87,6 @@ pub struct Info {
     pub read_only: Option<bool>,
     /// Features.
     pub features: FeatureNames,
-    /// How data travels.
-    pub data: String,
-    /// Whether commands go in batches.
-    pub batch: bool,
     /// CPUs that submit to each queue.
     pub affinity: Vec<Vec<u32>>,
     /// The agent process.
@@ -188,10 +188,16 @@ pub fn info(program: &Path, id: DevId, deadline: Duration) -> Result<Info, Failu
         Ok((geometry, affinity))
     })?;
     let record = record(&geometry);
-    let spec = record.as_ref().map(|r| &r.spec);
+    Ok(told(&geometry, affinity, record.as_ref()))
+}
+
+/// All that geometry, record and sysfs tell of a device.
+fn told(geometry: &Geometry, affinity: Vec<Vec<u32>>, record: Option<&Record>) -> Info {
+    let id = geometry.dev_id();
+    let spec = record.map(|r| &r.spec);
     let names = |f: ublk_core::Features| f.iter().map(|f| f.name.to_owned()).collect();
-    Ok(Info {
-        entry: entry(&geometry, record.as_ref()),
+    Info {
+        entry: entry(geometry, record),
         max_io_bytes: geometry.max_io_bytes(),
         block_size: sysfs(id, "queue/logical_block_size")
             .and_then(|s| u32::try_from(s).ok())
@@ -200,36 +206,17 @@ pub fn info(program: &Path, id: DevId, deadline: Duration) -> Result<Info, Failu
             .map(|ro| ro != 0)
             .or(spec.map(|s| s.read_only)),
         features: FeatureNames {
-            // This version asks for none.
-            asked: spec.map(|_| Vec::new()),
+            asked: spec.map(|s| names(s.mode.features())),
             granted: names(geometry.features()),
         },
-        data: data_mode(geometry.features()).to_owned(),
-        batch: geometry.features().contains(ublk_core::Features::BATCH_IO),
         affinity,
         agent_pid: record
-            .as_ref()
             .and_then(|r| r.agent)
             .filter(|a| a.runs())
             .map(|a| a.pid),
-        log: record.as_ref().and_then(|r| r.log.clone()),
-        health: record.as_ref().and_then(|_| health(id)),
-    })
-}
-
-fn data_mode(features: ublk_core::Features) -> &'static str {
-    use ublk_core::Features as F;
-    for (flag, name) in [
-        (F::AUTO_BUF_REG, "zero-copy"),
-        (F::SUPPORT_ZERO_COPY, "zero-copy-manual"),
-        (F::USER_COPY, "user-copy"),
-        (F::NEED_GET_DATA, "get-data"),
-    ] {
-        if features.contains(flag) {
-            return name;
-        }
+        log: record.and_then(|r| r.log.clone()),
+        health: record.and_then(|_| health(id)),
     }
-    "copy"
 }
 
 /// Our record of the device that has this id and this nonce now.
@@ -247,6 +234,7 @@ fn record(geometry: &Geometry) -> Option<Record> {
 fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
     let id = geometry.dev_id();
     let server_pid = geometry.server_pid();
+    let mode = Mode::of(geometry.features());
     // By our record where there is one: kernels up to 6.12 report the pid of a dead server.
     let server_alive = match record.and_then(|r| r.server) {
         Some(server) => server.runs(),
@@ -260,6 +248,8 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
         state: geometry.state().to_string(),
         queues: geometry.queues(),
         depth: geometry.depth(),
+        data: mode.data,
+        batch: mode.batch,
         size: size.or_else(|| record.map(|r| r.spec.backend.size())),
         backend: record.map(|r| r.spec.backend.name().to_owned()),
         server_pid,
@@ -291,4 +281,43 @@ fn health(id: DevId) -> Option<Health> {
         .read_to_end(&mut bytes)
         .ok()?;
     serde_json::from_slice(&bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes;
+    use ublk_core::Features;
+
+    /// L04 What is shown is what the kernel granted, for our devices and for foreign ones; what was asked for
+    /// is shown beside it.
+    #[test]
+    fn l04_info_and_list_show_the_granted_mode() {
+        let asked = Mode {
+            data: DataMode::UserCopy,
+            batch: true,
+        };
+        let mut spec = fakes::spec();
+        spec.mode = asked;
+        let record = Record::new(1, spec);
+        let granted = fakes::geometry(1, asked.features().without(Features::BATCH_IO));
+        let info = told(&granted, Vec::new(), Some(&record));
+        let json = serde_json::to_value(&info).unwrap();
+        assert_eq!(
+            (&json["data"], &json["batch"]),
+            (&"user-copy".into(), &false.into())
+        );
+        let names = serde_json::json!(["USER_COPY", "BATCH_IO"]);
+        assert_eq!(json["features"]["asked"], names);
+        assert_eq!(
+            info.features.granted,
+            ["URING_CMD_COMP_IN_TASK", "CMD_IOCTL_ENCODE", "USER_COPY"]
+        );
+        for data in DataMode::ALL {
+            let geometry = fakes::geometry(2, data.features());
+            let json = serde_json::to_value(entry(&geometry, None)).unwrap();
+            assert_eq!(json["data"], data.name());
+            assert_eq!(told(&geometry, Vec::new(), None).features.asked, None);
+        }
+    }
 }

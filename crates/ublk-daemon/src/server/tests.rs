@@ -23,7 +23,7 @@ fn armed(kernel: &std::sync::Arc<Kernel>) -> (Peer, UnixStream) {
     peer.link.send(&describe).unwrap();
     assert!(matches!(hear(&peer), FromServer::Described { .. }));
     let assignment = Assignment {
-        geometry: geometry(1),
+        geometry: geometry(1, ublk_core::Features::NONE),
         affinity: vec![CpuMask::new(); 2],
         deadline_ms: 1000,
     };

@@ -11,6 +11,7 @@ fn spec() -> AddSpec {
         block_size: 512,
         max_io_bytes: 512 << 10,
         read_only: false,
+        mode: ublk_core::Mode::default(),
     }
 }
 

@@ -138,7 +138,7 @@ fn second_server() -> Result<()> {
 /// L13 A size that a block device may have, but no memory: the backend's own reason is told.
 fn too_much_memory() -> Result<()> {
     let words = ["add", "mem", "--size", "4E"];
-    let output = fails(&words, code::USAGE, &["smaller size"])?;
+    let output = fails(&words, code::FAILED, &["smaller size"])?;
     ensure!(output.stdout.is_empty(), "{output}");
     cli::nothing_left(secs(5))
 }
