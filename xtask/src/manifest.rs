@@ -69,8 +69,6 @@ pub struct Distribution {
 pub struct SourceRule {
     /// How the host's address of this archive ends.
     pub ends: String,
-    /// Address when the host has none such.
-    pub address: String,
     /// Suites wanted.
     pub suites: Vec<String>,
     /// Components wanted.

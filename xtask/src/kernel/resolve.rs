@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{numbers, series_of};
 use crate::apt::{Apt, Package, Source};
@@ -133,15 +133,21 @@ fn sources(distribution: &Distribution) -> Result<Vec<Source>> {
             .iter()
             .filter_map(address)
             .find(|uri| uri.ends_with(&rule.ends));
+        let Some(uri) = uri else { continue };
         for suite in &rule.suites {
             sources.push(Source {
-                uri: uri.clone().unwrap_or_else(|| rule.address.clone()),
+                uri: uri.clone(),
                 suite: suite.clone(),
                 components: rule.components.clone(),
                 keyring: rule.keyring.clone(),
             });
         }
     }
+    ensure!(
+        !sources.is_empty(),
+        "this machine's apt sources name no archive whose address ends as in vm-images/manifest.toml: add one, or \
+         give a kernel of your own by --kernel PATH"
+    );
     Ok(sources)
 }
 
