@@ -447,14 +447,27 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         self.leaving && sent && self.retry.is_empty() && !self.tags.iter().any(|tag| tag.in_hand())
     }
 
-    /// True while the driver may touch the buffers.
-    pub(crate) fn driver_has_tags(&self) -> bool {
-        let elems = self.batch.as_ref().is_some_and(Batch::in_flight);
-        elems || (!self.leaving && self.tags.iter().any(|tag| tag.with_driver()))
-    }
-
     /// Requests that handlers took along and have not answered.
     pub(crate) fn away(&self) -> u32 {
         self.away
+    }
+}
+
+impl<D, H> Lane<D, H> {
+    /// True while the driver may touch the buffers.
+    fn driver_has_tags(&self) -> bool {
+        let elems = self.batch.as_ref().is_some_and(Batch::in_flight);
+        elems || (!self.leaving && self.tags.iter().any(|tag| tag.with_driver()))
+    }
+}
+
+impl<D, H> Drop for Lane<D, H> {
+    /// However the worker ends: closing a ring is no barrier, so the driver may still write to the buffers and read
+    /// the elements of batch commands (L09). They are leaked on purpose; the address range ends with the process.
+    fn drop(&mut self) {
+        if self.driver_has_tags() {
+            std::mem::forget(Arc::clone(&self.shared));
+            std::mem::forget(self.batch.take());
+        }
     }
 }

@@ -135,6 +135,7 @@ impl LaneHandle {
 
 /// A thread's worth of lanes on one ring. The thread that makes the ring arms and runs the worker.
 pub struct Worker<P, D, H> {
+    /// Dropped before the lanes: the ring is closed while their buffers are still there.
     port: P,
     lanes: Vec<Lane<D, H>>,
     leave: Arc<AtomicBool>,
@@ -357,19 +358,6 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             match result {
                 Ok(()) => lane.shared.status.set(State::Empty),
                 Err(error) => lane.shared.status.fail(error.to_string()),
-            }
-            if lane.driver_has_tags() {
-                // Closing a ring is no barrier: the driver may still write to the buffers (L09). They
-                // are leaked on purpose; the address range ends with the process.
-                std::mem::forget(Arc::clone(&lane.shared));
-            }
-        }
-        let Self { lanes, port, .. } = self;
-        drop(port);
-        for lane in lanes {
-            if lane.driver_has_tags() {
-                // And the elements of batch commands.
-                std::mem::forget(lane);
             }
         }
     }

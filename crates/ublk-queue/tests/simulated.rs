@@ -97,7 +97,12 @@ fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
         lanes.push(worker.add_lane(spec).expect("memory"));
     }
     let result = worker.arm().and_then(|()| worker.run());
-    worker.finish(&result);
+    if config.refuse_fetch.is_some() {
+        // As a thread does whose set-up failed.
+        drop(worker);
+    } else {
+        worker.finish(&result);
+    }
     Run {
         result,
         lanes,
@@ -260,6 +265,15 @@ fn l09_buffers_outlive_a_worker_that_leaves_tags_with_the_driver() {
     let Run { lanes, sim, .. } = run;
     drop(lanes);
     // Would crash on unmapped memory.
+    assert!(sim.late_writes() > 0);
+    // And where arming fails half-way, with some tags at the driver, or a worker is just dropped.
+    let run = run_mem(Config {
+        depth: 64,
+        refuse_fetch: Some((0, 40, -22)),
+        ..Config::new(4)
+    });
+    let Run { lanes, sim, .. } = run;
+    drop(lanes);
     assert!(sim.late_writes() > 0);
 }
 
