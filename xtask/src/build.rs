@@ -1,16 +1,22 @@
 //! Building our programs: for the guest static, for the host as usual.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{cmd, paths};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// What a program that is an example begins with; cargo puts it there, too.
+const EXAMPLE: &str = "examples/";
+
 /// Our programs for the guest, static and with the checks of a debug build.
 ///
-/// `programs` are (package, binary) pairs; the answer has their files in the same order.
+/// `programs` are (package, binary) pairs, or (package, `examples/NAME`); the answer has their files in the same
+/// order. An example's file is called `PACKAGE-example-NAME`.
 ///
 /// # Errors
 /// The build fails.
@@ -22,16 +28,11 @@ pub fn guest(programs: &[(&str, &str)]) -> Result<Vec<PathBuf>> {
         .arg("--target-dir")
         .arg(&directory)
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
-    for (package, binary) in programs {
-        command.args(["--package", package, "--bin", binary]);
-    }
     println!("building for the guest: {}", names(programs));
-    cmd::run(&mut command)?;
-    let place = |(_, binary): &(&str, &str)| directory.join(TARGET).join("guest").join(binary);
-    Ok(programs.iter().map(place).collect())
+    build(command, programs, &directory.join(TARGET).join("guest"))
 }
 
-/// Our programs for this host.
+/// Our programs for this host, named as for [`guest`].
 ///
 /// # Errors
 /// The build fails.
@@ -39,13 +40,36 @@ pub fn host(programs: &[(&str, &str)]) -> Result<Vec<PathBuf>> {
     let mut command = cmd::cargo();
     command.args(["build", "--quiet", "--profile", "guest"]);
     command.arg("--target-dir").arg(paths::target());
-    for (package, binary) in programs {
-        command.args(["--package", package, "--bin", binary]);
-    }
     println!("building: {}", names(programs));
+    build(command, programs, &paths::target().join("guest"))
+}
+
+/// Runs the command for all programs; `directory` is where cargo puts them.
+fn build(
+    mut command: Command,
+    programs: &[(&str, &str)],
+    directory: &Path,
+) -> Result<Vec<PathBuf>> {
+    for (package, binary) in programs {
+        command.args(["--package", package]);
+        match binary.strip_prefix(EXAMPLE) {
+            Some(name) => command.args(["--example", name]),
+            None => command.args(["--bin", binary]),
+        };
+    }
     cmd::run(&mut command)?;
-    let place = |(_, binary): &(&str, &str)| paths::target().join("guest").join(binary);
-    Ok(programs.iter().map(place).collect())
+    programs
+        .iter()
+        .map(|(package, binary)| {
+            let built = directory.join(binary);
+            let Some(name) = binary.strip_prefix(EXAMPLE) else {
+                return Ok(built);
+            };
+            let named = directory.join(format!("{package}-example-{name}"));
+            fs::copy(&built, &named).with_context(|| built.display().to_string())?;
+            Ok(named)
+        })
+        .collect()
 }
 
 fn names(programs: &[(&str, &str)]) -> String {

@@ -120,11 +120,18 @@ pub fn on_host(filter: Option<&str>) -> Result<Results> {
             "no /dev/ublk-control: load the driver with `modprobe ublk_drv`, or leave --host out"
         );
     }
-    let built = build::host(&[("ublk-e2e", "ublk-e2e"), ("ublkctl", "ublkctl")])?;
+    let built = build::host(&[
+        ("ublk-e2e", "ublk-e2e"),
+        ("ublkctl", "ublkctl"),
+        ("ublk", "examples/null"),
+        ("ublk", "examples/ramdisk"),
+    ])?;
     let mut results = Results::default();
     let mut command = Command::new(&built[0]);
     command.arg("--color=never").args(filter);
     command.env("UBLKCTL", &built[1]);
+    // Both lie in the same directory.
+    command.env("UBLK_EXAMPLES", built[2].parent().unwrap_or(&built[2]));
     let good = cmd::watch(&mut command, |line| results.line(line))?;
     results.check("ublk-e2e", good);
     Ok(results)

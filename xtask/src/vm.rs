@@ -15,10 +15,12 @@ use crate::manifest::Manifest;
 use crate::{build, host, paths};
 
 /// Our programs that every guest has.
-pub const PROGRAMS: [(&str, &str); 3] = [
+pub const PROGRAMS: [(&str, &str); 5] = [
     ("ublkctl", "ublkctl"),
     ("ublk-e2e", "ublk-e2e"),
     ("ublk-guest", "ublk-demo"),
+    ("ublk", "examples/null"),
+    ("ublk", "examples/ramdisk"),
 ];
 
 /// A place where guests can be run.
