@@ -134,6 +134,23 @@ fn l40_versions_and_garbage_are_told_apart() {
     }
 }
 
+/// A record of before there were modes is one of copy mode.
+#[test]
+fn a_record_without_a_mode_is_of_copy_mode() {
+    let (_dir, store) = store();
+    let mut asked = record(Some(1), 7);
+    asked.spec.mode.batch = true;
+    store.write(&asked).unwrap();
+    assert_eq!(store.last(1).unwrap(), Some(asked));
+    let text = fs::read_to_string(store.path(1)).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mode = json["spec"].as_object_mut().unwrap().remove("mode");
+    assert!(mode.is_some());
+    fs::write(store.path(1), json.to_string()).unwrap();
+    let found = store.last(1).unwrap().unwrap();
+    assert_eq!(found.spec.mode, ublk_core::Mode::default());
+}
+
 #[test]
 fn nonces_differ_and_are_not_zero() {
     let (a, b) = (nonce().unwrap(), nonce().unwrap());
