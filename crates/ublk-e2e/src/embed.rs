@@ -23,6 +23,8 @@ pub struct Embedded {
     pub id: u32,
     /// Its node.
     pub path: PathBuf,
+    /// What the program said of the device when it served.
+    pub described: Value,
 }
 
 /// Where the messages of the program go: our own output is read line by line by the runner.
@@ -57,6 +59,7 @@ impl Embedded {
             answers,
             id: u32::MAX,
             path: PathBuf::new(),
+            described: Value::Null,
         })
     }
 
@@ -67,8 +70,9 @@ impl Embedded {
         let answer = embedded.ask("start")?;
         embedded.path = json::text(&answer, "path")?.into();
         embedded.id = u32::try_from(json::number(&answer, "id")?)?;
+        embedded.described = answer;
         let wanted = queues.min(cpus());
-        let got = json::number(&answer, "queues")?;
+        let got = json::number(&embedded.described, "queues")?;
         ensure!(got == wanted as u64, "asked for {wanted} queues, got {got}");
         let found = sysfs::queues(embedded.id)?;
         ensure!(

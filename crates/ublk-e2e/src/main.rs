@@ -1,8 +1,8 @@
 //! End-to-end cases on a real ublk driver, driven through `ublkctl` and through the facade.
 //!
 //! Runs as root where the driver is loaded: in the test guest of `cargo xtask vm-e2e`, or on a host
-//! (`--host`). Arguments are those of libtest, a filter above all; `UBLKCTL` names the tool. Cases
-//! run one after the other. A case that cannot run here is ignored, and a line `SKIP name: reason`
+//! (`--host`). Arguments are those of libtest, a filter above all; `UBLKCTL` names the tool,
+//! `UBLK_EXAMPLES` the directory of the examples. Cases run one after the other. A case that cannot run here is ignored, and a line `SKIP name: reason`
 //! says so; the runner compares these lines with the skips it expects.
 
 #![forbid(unsafe_code)]
@@ -16,6 +16,7 @@ mod fio;
 mod fs;
 mod json;
 mod pattern;
+mod plain;
 mod procfs;
 mod run;
 mod serve;

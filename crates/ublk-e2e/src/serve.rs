@@ -1,7 +1,7 @@
 //! A program that embeds the facade, for the cases: `ublk-e2e --serve KEY=VALUE…`.
 //!
-//! It serves a memory device behind the fault backend, takes commands on standard input and answers
-//! each with one line of JSON. `embed` is its other end.
+//! It serves a memory device behind the fault backend, or without it (`direct=true`), takes commands on
+//! standard input and answers each with one line of JSON. `embed` is its other end.
 
 use std::io::{BufRead, Write};
 use std::sync::Arc;
@@ -10,10 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use ublk::backends::Memory;
-use ublk::core::Op;
+use ublk::core::{Mode, Op};
 use ublk::{Backend, Builder, Device, Errno};
 use ublk_backends::fault::{Control, Effect, Fault, Rule};
 
+use crate::plain::Plain;
 use crate::wait::{secs, until};
 use crate::{pattern, procfs};
 
@@ -29,6 +30,31 @@ struct Options {
     block_size: u32,
     cache: bool,
     fua: bool,
+    mode: Mode,
+    direct: bool,
+}
+
+/// A device, and what injects faults into it, if that can be done.
+struct Served {
+    device: Device,
+    control: Option<Control>,
+}
+
+impl Served {
+    /// Nothing is held any more.
+    fn clear(&self) {
+        if let Some(control) = &self.control {
+            control.clear();
+        }
+    }
+
+    /// What the program tells of the device: all of it from the kernel.
+    fn describe(&self) -> Value {
+        let geometry = self.device.geometry();
+        let mode = Mode::of(geometry.features());
+        json!({"path": self.device.path(), "id": self.device.id().get(),
+            "queues": geometry.queues(), "data": mode.data.name(), "batch": mode.batch})
+    }
 }
 
 impl Options {
@@ -40,6 +66,8 @@ impl Options {
             block_size: 512,
             cache: false,
             fua: false,
+            mode: Mode::default(),
+            direct: false,
         };
         for word in words {
             let (key, value) = word.split_once('=').context("KEY=VALUE")?;
@@ -50,22 +78,37 @@ impl Options {
                 "block" => options.block_size = value.parse()?,
                 "cache" => options.cache = value.parse()?,
                 "fua" => options.fua = value.parse()?,
+                "data" => options.mode.data = value.parse()?,
+                "batch" => options.mode.batch = value.parse()?,
+                "direct" => options.direct = value.parse()?,
                 _ => bail!("unknown: {word}"),
             }
         }
         Ok(options)
     }
 
-    fn start(&self, memory: &Arc<Memory>) -> Result<(Device, Control)> {
+    fn start(&self, memory: &Arc<Memory>) -> Result<Served> {
+        let limits = memory.limits().volatile_cache(self.cache).fua(self.fua);
+        if self.direct {
+            let plain = Plain::new(Arc::clone(memory), limits);
+            let device = self.build(Builder::mapped(plain))?;
+            return Ok(Served {
+                device,
+                control: None,
+            });
+        }
         let (fault, control) = Fault::new(Arc::clone(memory));
-        let limits = memory.limits().quick(false);
-        let fault = fault.declare(limits.volatile_cache(self.cache).fua(self.fua));
-        let device = Builder::new(fault)
-            .queues(self.queues)
-            .depth(self.depth)
-            .max_io_bytes(128 << 10)
-            .start()?;
-        Ok((device, control))
+        let device = self.build(Builder::new(fault.declare(limits.quick(false))))?;
+        Ok(Served {
+            device,
+            control: Some(control),
+        })
+    }
+
+    fn build<B: Backend>(&self, builder: Builder<B>) -> Result<Device> {
+        let builder = builder.queues(self.queues).depth(self.depth);
+        let builder = builder.max_io_bytes(128 << 10).mode(self.mode);
+        Ok(builder.start()?)
     }
 }
 
@@ -79,24 +122,26 @@ pub fn serve(words: &[String]) -> Result<()> {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
         let answer = match words.as_slice() {
-            ["start"] => options.start(&memory).map(|(device, control)| {
-                let answer = json!({"path": device.path(), "queues": device.geometry().queues(),
-                    "id": device.id().get()});
-                served = Some((device, control));
+            ["start"] => options.start(&memory).map(|started| {
+                let answer = started.describe();
+                served = Some(started);
                 answer
             }),
             ["remove"] => match served.take() {
-                Some((device, control)) => {
-                    control.clear();
-                    device.remove().map(|()| json!({})).map_err(Into::into)
+                Some(served) => {
+                    served.clear();
+                    let removed = served.device.remove();
+                    removed.map(|()| json!({})).map_err(Into::into)
                 }
                 None => Ok(json!({})),
             },
             ["stop"] => match served.take() {
-                Some((device, _)) => device.stop().map_err(|f| f.error.into()).map(|left| {
-                    stopped = Some(left);
-                    json!({})
-                }),
+                Some(Served { device, .. }) => {
+                    device.stop().map_err(|f| f.error.into()).map(|left| {
+                        stopped = Some(left);
+                        json!({})
+                    })
+                }
                 None => Err(anyhow::anyhow!("not started")),
             },
             ["delete"] => match stopped.take() {
@@ -109,7 +154,7 @@ pub fn serve(words: &[String]) -> Result<()> {
                 .and_then(|n| rounds(n, &options)),
             ["check", offset, len, generation] => check(&memory, [offset, len, generation]),
             words => match &served {
-                Some((device, control)) => command(words, device, control),
+                Some(served) => command(words, served),
                 None => Err(anyhow::anyhow!("not started")),
             },
         };
@@ -118,14 +163,31 @@ pub fn serve(words: &[String]) -> Result<()> {
         writeln!(out, "{answer}")?;
         out.flush()?;
     }
-    if let Some((device, control)) = served {
-        control.clear();
-        device.remove()?;
+    if let Some(served) = served {
+        served.clear();
+        served.device.remove()?;
     }
     Ok(())
 }
 
-fn command(words: &[&str], device: &Device, control: &Control) -> Result<Value> {
+fn command(words: &[&str], served: &Served) -> Result<Value> {
+    if words == ["health"] {
+        let health = served.device.health();
+        let flusher = health.queues.iter().all(|q| q.io_flusher);
+        let c = health.counters;
+        return Ok(
+            json!({"state": health.state.name(), "first_error": health.first_error,
+            "panics": c.panics, "errors": c.errors, "writes": c.writes, "reads": c.reads,
+            "flushes": c.flushes, "discards": c.discards, "write_zeroes": c.write_zeroes,
+            "io_flusher": flusher}),
+        );
+    }
+    let control = served.control.as_ref();
+    inject(words, control.context("served without the fault backend")?)
+}
+
+/// Commands to the fault backend.
+fn inject(words: &[&str], control: &Control) -> Result<Value> {
     match words {
         ["counts"] => {
             let c = control.counts();
@@ -133,16 +195,6 @@ fn command(words: &[&str], device: &Device, control: &Control) -> Result<Value> 
                 json!({"reads": c.reads, "writes": c.writes, "fua_writes": c.fua_writes,
                 "flushes": c.flushes, "discards": c.discards, "write_zeroes": c.write_zeroes,
                 "no_unmap": c.no_unmap, "held": c.held}),
-            )
-        }
-        ["health"] => {
-            let health = device.health();
-            let flusher = health.queues.iter().all(|q| q.io_flusher);
-            Ok(
-                json!({"state": health.state.name(), "first_error": health.first_error,
-                "panics": health.counters.panics, "errors": health.counters.errors,
-                "writes": health.counters.writes, "reads": health.counters.reads,
-                "io_flusher": flusher}),
             )
         }
         ["fail", op, errno, nth] => {
@@ -192,7 +244,7 @@ fn rounds(count: usize, options: &Options) -> Result<Value> {
     let me = std::process::id();
     let memory = Arc::new(Memory::new(options.size, options.block_size)?);
     let round = |number: usize| -> Result<()> {
-        let (device, _control) = options.start(&memory)?;
+        let Served { device, .. } = options.start(&memory)?;
         let path = device.path();
         // Some rounds use the device, some are removed as soon as they serve.
         if number.is_multiple_of(3) {

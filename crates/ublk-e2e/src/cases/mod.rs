@@ -5,11 +5,13 @@ mod bad_input;
 mod data;
 mod discard;
 mod doctor;
+mod examples;
 mod faults;
 mod file_systems;
 mod kill;
 mod lifecycle;
 mod lists;
+mod modes;
 mod processes;
 
 use crate::case::Case;
@@ -21,12 +23,14 @@ pub fn all() -> Vec<Case> {
         attributes::cases(),
         data::cases(),
         discard::cases(),
+        modes::cases(),
         file_systems::cases(),
         faults::cases(),
         processes::cases(),
         lists::cases(),
         bad_input::cases(),
         kill::cases(),
+        examples::cases(),
         doctor::cases(),
     ]
     .into_iter()

@@ -1,0 +1,154 @@
+//! The examples of the facade, as somebody runs them who has just built them.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::channel;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+
+use crate::case::Case;
+use crate::cli::cpus;
+use crate::direct_io::Direct;
+use crate::wait::{secs, until};
+use crate::{procfs, sysfs};
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("example_null_serves", null),
+        Case::new("example_ramdisk_keeps_data", ramdisk),
+    ]
+}
+
+/// An example that serves; killed when the case fails.
+#[derive(Debug)]
+struct Example {
+    child: Child,
+    id: u32,
+    path: PathBuf,
+}
+
+impl Example {
+    /// Starts `ublk-example-NAME`, from the directory `$UBLK_EXAMPLES` if that is set, and reads the path it
+    /// prints.
+    fn start(name: &str, words: &[&str]) -> Result<Self> {
+        let program = format!("ublk-example-{name}");
+        let program = match std::env::var_os("UBLK_EXAMPLES") {
+            Some(directory) => PathBuf::from(directory).join(program),
+            None => program.into(),
+        };
+        let mut child = Command::new(&program)
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start {}", program.display()))?;
+        let output = child.stdout.take().context("piped")?;
+        let mut example = Self {
+            child,
+            id: u32::MAX,
+            path: PathBuf::new(),
+        };
+        let (sender, line) = channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let read = BufReader::new(output).read_line(&mut line);
+            // Nobody listens when the deadline is over.
+            let _ = sender.send(read.map(|_| line));
+        });
+        let line = line
+            .recv_timeout(secs(60))
+            .context("no path was printed")??;
+        let id = line
+            .strip_prefix("/dev/ublkb")
+            .and_then(|id| id.trim_end().parse().ok());
+        let Some(id) = id else {
+            bail!("{name} printed {line:?}, expected a device path");
+        };
+        example.id = id;
+        example.path = line.trim_end().into();
+        Ok(example)
+    }
+
+    /// Size and hw queues as the kernel has them.
+    fn check(&self, size: u64, queues: usize) -> Result<()> {
+        let found = sysfs::number(self.id, "size")? * 512;
+        ensure!(found == size, "asked for {size} bytes, /sys has {found}");
+        let (wanted, found) = (queues.min(cpus()), sysfs::queues(self.id)?);
+        ensure!(
+            found == wanted,
+            "expected {wanted} queues, /sys has {found}"
+        );
+        Ok(())
+    }
+
+    /// Ctrl-C: it ends with status 0 and its device is gone.
+    fn interrupt(mut self) -> Result<()> {
+        procfs::kill(self.child.id(), Signal::INT)?;
+        let status = until("the example's end after SIGINT", secs(40), || {
+            Ok(self.child.try_wait()?)
+        })?;
+        ensure!(status.success(), "after SIGINT: {status}");
+        ensure!(
+            !self.path.exists() && !sysfs::directory(self.id).exists(),
+            "{} is left",
+            self.path.display()
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn null() -> Result<()> {
+    const SIZE: u64 = 64 << 20;
+    let example = Example::start("null", &[&SIZE.to_string(), "2"])?;
+    example.check(SIZE, 2)?;
+    let direct = Direct::open(&example.path)?;
+    for offset in [0, 4096, SIZE - 512] {
+        direct.write_pattern(offset, 512, 1)?;
+        direct.read(offset, 512)?;
+    }
+    ensure!(
+        direct.read(SIZE, 512).is_err(),
+        "a read past the end passed"
+    );
+    drop(direct);
+    example.interrupt()
+}
+
+fn ramdisk() -> Result<()> {
+    const SIZE: u64 = 32 << 20;
+    let example = Example::start("ramdisk", &[&SIZE.to_string()])?;
+    example.check(SIZE, 1)?;
+    let direct = Direct::open(&example.path)?;
+    direct.check_zero(0, 1 << 20)?;
+    // First, last, and more than one request holds.
+    let ranges = [
+        (0, 512),
+        (SIZE - 512, 512),
+        (65_536 - 512, 2 << 20),
+        (SIZE / 2, 4096),
+    ];
+    for (generation, (offset, len)) in (1..).zip(ranges) {
+        direct.write_pattern(offset, len, generation)?;
+    }
+    for (generation, (offset, len)) in (1..).zip(ranges) {
+        direct.check_pattern(offset, len, generation)?;
+    }
+    direct.check_zero(512, 4096)?;
+    ensure!(
+        direct.write_pattern(SIZE, 512, 1).is_err(),
+        "a write past the end passed"
+    );
+    drop(direct);
+    example.interrupt()
+}
