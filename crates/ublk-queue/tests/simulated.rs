@@ -58,6 +58,7 @@ impl Backend for Mem {
 }
 
 struct Run {
+    has_armed: bool,
     result: Result<(), WorkerError>,
     lanes: Vec<LaneHandle>,
     report: Report,
@@ -96,7 +97,9 @@ fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
         spec.device = Box::new(sim.device());
         lanes.push(worker.add_lane(spec).expect("memory"));
     }
-    let result = worker.arm().and_then(|()| worker.run());
+    let armed = worker.arm();
+    let has_armed = armed.is_ok();
+    let result = armed.and_then(|()| worker.run());
     if config.refuse_fetch.is_some() {
         // As a thread does whose set-up failed.
         drop(worker);
@@ -104,6 +107,7 @@ fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
         worker.finish(&result);
     }
     Run {
+        has_armed,
         result,
         lanes,
         report: sim.report(),
@@ -223,6 +227,10 @@ fn l20_a_refused_fetch_fails_arming() {
         refuse_fetch: Some((1, 7, -22)),
         ..Config::new(1)
     });
+    assert!(
+        !run.has_armed,
+        "the failure is seen before START_DEV would be sent"
+    );
     let error = run.result.expect_err("arming failed").to_string();
     assert_eq!(
         error,

@@ -136,7 +136,8 @@ impl Model {
             transient.then(|| errno.to_result())
         });
         if let Some(res) = refusal {
-            self.delayed.push(Completion {
+            // What is refused is refused at once: its completion is there when the enter returns.
+            self.visible.push_back(Completion {
                 user_data,
                 res,
                 flags: 0,
