@@ -20,6 +20,8 @@ pub struct Report {
     pub completed: usize,
     /// Of these, with an errno.
     pub failed: usize,
+    /// Requests handed out and not answered.
+    pub unanswered: usize,
     /// Calls of enter.
     pub enters: usize,
     /// Commands the driver took.
@@ -299,11 +301,15 @@ impl Model {
         let quiesce = matches!(self.config.end, End::Quiesce(n) if self.client.completed >= n);
         if quiesce || (self.client.all_sent() && self.in_hand() == 0) {
             self.aborted = true;
+            if self.config.batch {
+                // A fetch's completions come in order, its end last.
+                self.visible.extend(self.delayed.drain(..));
+            }
             for queue in &mut self.queues {
                 self.delayed.extend(queue.abort());
                 if let Some(user_data) = queue.batch_fetch.take() {
                     let res = Errno::ENODEV.to_result();
-                    self.delayed.push(Completion {
+                    self.visible.push_back(Completion {
                         user_data,
                         res,
                         flags: 0,
@@ -341,7 +347,13 @@ impl Model {
                 flags: 0,
             });
         }
-        for _ in 0..self.rng.below(self.delayed.len() + 1) {
+        // What the driver handed out before it aborted is there at the next enter that looks: nothing new comes
+        // in between. Otherwise any part of it may be late.
+        let now = match self.aborted {
+            true => self.delayed.len(),
+            false => self.rng.below(self.delayed.len() + 1),
+        };
+        for _ in 0..now {
             let n = self.rng.below(self.delayed.len());
             self.visible.push_back(self.delayed.swap_remove(n));
         }

@@ -73,6 +73,7 @@ impl Sim {
         Report {
             completed: model.client.completed,
             failed: model.client.failed,
+            unanswered: model.in_hand(),
             ..model.report.clone()
         }
     }

@@ -121,14 +121,14 @@ fn under_io(queues: usize) -> Result<()> {
     next.delete()
 }
 
-/// Writers whose requests a server holds.
+/// Writers whose requests a server holds. Far apart, so that the I/O scheduler makes none of two.
 fn held(embedded: &mut Embedded, writers: u64) -> Result<Vec<std::thread::JoinHandle<bool>>> {
     embedded.ask("hold write")?;
     let threads = (0..writers).map(|writer| {
         let path = embedded.path.clone();
         std::thread::spawn(move || {
             let direct = crate::direct_io::Direct::open(&path);
-            direct.is_ok_and(|d| d.write_pattern(writer * 4096, 4096, 1).is_ok())
+            direct.is_ok_and(|d| d.write_pattern(writer << 16, 4096, 1).is_ok())
         })
     });
     let threads: Vec<_> = threads.collect();
