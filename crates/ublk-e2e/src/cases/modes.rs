@@ -8,10 +8,11 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::case::Case;
-use crate::cli::cpus;
+use crate::cli::{self, Spec, cpus};
 use crate::direct_io::Direct;
 use crate::embed::Embedded;
 use crate::fio::Fio;
+use crate::wait::secs;
 use crate::{json, run, sysfs};
 
 const SIZE: u64 = 16 << 20;
@@ -61,7 +62,61 @@ pub fn cases() -> Vec<Case> {
         "mode_get_data_batch_is_refused",
         get_data_in_batches,
     ));
+    for (backend, data, batch) in [
+        ("mem", "get-data", "off"),
+        ("mem", "user-copy", "off"),
+        ("mem", "copy", "on"),
+        ("null", "zero-copy", "off"),
+        ("null", "zero-copy", "on"),
+    ] {
+        let name = format!("mode_of_the_tool_{backend}_{data}_batch_{batch}").replace('-', "_");
+        all.push(Case::new(name, move || of_the_tool(backend, data, batch)));
+    }
     all
+}
+
+/// `ublkctl add --data … --batch …`: the mode is in force and told, data is kept; or the kernel lacks it, and the
+/// refusal names the feature.
+fn of_the_tool(backend: &'static str, data: &str, batch: &str) -> Result<()> {
+    let spec = match backend {
+        "mem" => Spec::mem("32M"),
+        _ => Spec::null("32M"),
+    };
+    let spec = spec.with(&["--data", data, "--batch", batch]);
+    let since = match (data, batch) {
+        (_, "on") => (7, 0),
+        ("zero-copy", _) => (6, 16),
+        _ => (6, 5),
+    };
+    if sysfs::kernel() < since {
+        let words = spec.words();
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let feature = if batch == "on" {
+            "BATCH_IO"
+        } else {
+            "AUTO_BUF_REG"
+        };
+        cli::fails(&words, 1, &["lacks", feature])?;
+        return cli::nothing_left(secs(5));
+    }
+    let device = spec.add()?;
+    let info = device.query()?;
+    ensure!(
+        info["data"] == data && info["batch"] == (batch == "on"),
+        "{info}"
+    );
+    let direct = device.open()?;
+    direct.write_pattern(0, 1 << 20, 1)?;
+    direct.write_pattern((32 << 20) - 512, 512, 2)?;
+    if backend == "mem" {
+        direct.check_pattern(0, 1 << 20, 1)?;
+        direct.check_pattern((32 << 20) - 512, 512, 2)?;
+    } else {
+        direct.read(0, 1 << 20)?;
+    }
+    drop(direct);
+    device.delete()?;
+    cli::nothing_left(secs(5))
 }
 
 impl Variant {
