@@ -36,12 +36,24 @@ const WORKS: [(&str, &str, &str, u32, u32); 5] = [
 
 /// All rows, servers first.
 pub fn all() -> Vec<Row> {
-    let add = "-q 1 -d 128 --foreground --data copy --batch off";
+    let add = |backend: &str, mode: &str| {
+        format!("/usr/bin/ublkctl add {backend} -q 1 -d 128 --foreground {mode}")
+    };
+    let (null, mem) = ("null", "mem --size 256M");
     let targets = [
-        ("null", format!("/usr/bin/ublkctl add null {add}"), ""),
+        ("null", add(null, "--data copy --batch off"), ""),
+        ("mem", add(mem, "--data copy --batch off"), ""),
+        ("null_batch", add(null, "--data copy --batch on"), ""),
         (
-            "mem",
-            format!("/usr/bin/ublkctl add mem --size 256M {add}"),
+            "null_zero_copy",
+            add(null, "--data zero-copy --batch off"),
+            "",
+        ),
+        ("mem_batch", add(mem, "--data copy --batch on"), ""),
+        ("mem_get_data", add(mem, "--data get-data --batch off"), ""),
+        (
+            "mem_user_copy",
+            add(mem, "--data user-copy --batch off"),
             "",
         ),
         ("null_blk", String::new(), "/dev/nullb0"),
@@ -103,7 +115,7 @@ mod tests {
         let mut names: Vec<_> = rows.iter().map(|row| &row.name).collect();
         names.sort();
         names.dedup();
-        assert_eq!((names.len(), rows.len()), (20, 20));
+        assert_eq!((names.len(), rows.len()), (45, 45));
         assert!(rows.iter().all(|row| !row.name.contains(' ')));
     }
 
