@@ -11,7 +11,7 @@ use clap::Args;
 use crate::guest::accel::Choice;
 use crate::results::Results;
 use crate::vm::Vm;
-use crate::{cmd, e2e, loom, paths};
+use crate::{cmd, e2e, layout, loom, paths};
 
 /// Options of `test`.
 #[derive(Clone, Copy, Debug, Default, Args)]
@@ -36,8 +36,9 @@ pub fn run(options: Options) -> Result<()> {
     part(&mut all, "loom", &mut loom::command());
     alone(&mut all);
     if options.host_only {
-        println!("\n== virtual machines: left out, as --host-only demands");
+        println!("\n== headers and virtual machines: left out, as --host-only demands");
     } else {
+        headers(&mut all);
         println!("\n== virtual machines");
         match Vm::new(Choice::Auto).and_then(|vm| e2e::guests(&vm, &[], None)) {
             Ok(results) => all.add("", &results),
@@ -49,6 +50,15 @@ pub fn run(options: Options) -> Result<()> {
         start.elapsed().as_secs_f64()
     );
     e2e::conclude(&all)
+}
+
+/// Our tables against the newest kernel headers; they come from the archive the kernels come from.
+fn headers(all: &mut Results) {
+    println!("\n== headers");
+    match layout::run() {
+        Ok(()) => all.passed += 1,
+        Err(error) => all.failed.push(format!("headers: {error:#}")),
+    }
 }
 
 /// Runs one command whose output is that of test programs.
