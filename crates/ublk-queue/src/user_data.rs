@@ -64,7 +64,7 @@ impl UserData {
         self.tag as u64 | (self.lane as u64) << 16 | (self.generation as u64) << 32 | kind << 48
     }
 
-    /// Lane and generation of a word, as [`UserData::owner`] has them: whose it is.
+    /// The word without tag and kind: lane and generation, that is whose it is.
     #[must_use]
     #[inline]
     pub const fn owner_of(word: u64) -> u64 {
