@@ -57,7 +57,7 @@ pub fn failed(output: Output, code: i32, parts: &[&str]) -> Result<Output> {
     let said = output.stderr.to_lowercase();
     for part in parts {
         ensure!(
-            said.contains(part),
+            said.contains(&part.to_lowercase()),
             "no {part:?} in the message of {output}"
         );
     }
