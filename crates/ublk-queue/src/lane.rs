@@ -4,6 +4,7 @@ mod batching;
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ublk_core::iod::IoBounds;
 use ublk_core::{Action, Answer, DataMode, Errno, Input, QueueId, Tag, TagState};
@@ -24,6 +25,12 @@ use crate::worker::LaneSpec;
 /// How often a command that io_uring itself refuses (no memory, cancelled) is pushed again before
 /// the queue gives up.
 const MAX_RETRIES: u32 = 1000;
+
+/// How many waits of [`ABORT_WAIT`] an ending queue grants the aborts that have not come yet.
+const PATIENCE: u32 = 20;
+
+/// How long one of them is.
+pub(crate) const ABORT_WAIT: Duration = Duration::from_millis(5);
 
 /// Why a lane ended before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +85,10 @@ pub(crate) struct Lane<D, H> {
     /// Requests that handlers took along and have not answered.
     away: u32,
     leaving: bool,
+    /// Tags that were with the driver when the first abort came, and have not come back since.
+    outstanding: u32,
+    /// How many more short waits those are worth.
+    patience: u32,
     batched: bool,
     /// Batch: the driver has taken PREP.
     prepared: bool,
@@ -121,6 +132,8 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             retries: 0,
             away: 0,
             leaving: false,
+            outstanding: 0,
+            patience: 0,
             batched: spec.batch,
             prepared: false,
             batch: spec
@@ -168,6 +181,9 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             return Ok(());
         };
         if let Some(Action::Serve) = action {
+            if self.leaving {
+                self.came_back();
+            }
             self.serve(port, tag);
             return Ok(());
         }
@@ -198,6 +214,9 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         if action == Action::Stale {
             self.shared.meters.stale.add(1);
             return Ok(());
+        }
+        if self.leaving {
+            self.came_back();
         }
         match action {
             Action::Ended => self.leaving(),
@@ -416,7 +435,26 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         if !self.leaving {
             self.leaving = true;
             self.shared.status.set(State::Leaving);
+            let with_driver = self.tags.iter().filter(|tag| tag.with_driver()).count();
+            self.outstanding = u32::try_from(with_driver).unwrap_or(u32::MAX);
+            self.patience = PATIENCE;
         }
+    }
+
+    /// A tag came back from the driver after the first abort.
+    #[cold]
+    fn came_back(&mut self) {
+        self.outstanding = self.outstanding.saturating_sub(1);
+        self.patience = PATIENCE;
+    }
+
+    /// True while more aborts are to be expected. The driver aborts tag by tag, so a ring that is closed at the
+    /// first one is torn down in the midst of it. But a commit that crossed the abort is never answered:
+    /// each call spends some of the patience.
+    pub(crate) fn waits_for_aborts(&mut self) -> bool {
+        let waits = self.leaving && self.outstanding > 0 && self.patience > 0;
+        self.patience -= u32::from(waits);
+        waits
     }
 
     /// After a panic of the handler: answers the request it had, if it did not take it along. False if the
@@ -444,7 +482,12 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             .batch
             .as_ref()
             .is_none_or(|batch| !batch.in_flight() && !batch.is_open());
-        self.leaving && sent && self.retry.is_empty() && !self.tags.iter().any(|tag| tag.in_hand())
+        let aborted = self.outstanding == 0 || self.patience == 0;
+        self.leaving
+            && aborted
+            && sent
+            && self.retry.is_empty()
+            && !self.tags.iter().any(|tag| tag.in_hand())
     }
 
     /// Requests that handlers took along and have not answered.

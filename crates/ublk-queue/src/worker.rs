@@ -11,7 +11,7 @@ use ublk_core::{DataMode, Errno, QueueId};
 use crate::buffers::Arena;
 use crate::handler::Handler;
 use crate::health::{Counters, State};
-use crate::lane::{Lane, LaneError};
+use crate::lane::{ABORT_WAIT, Lane, LaneError};
 use crate::seam::{Descriptors, NoDevice, Port, UserCopyPort};
 use crate::shared::{DataPath, LaneShared};
 use crate::user_data::UserData;
@@ -255,14 +255,16 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             let timeout = if self.has_retries() {
                 Some(self.backoff)
             } else {
-                None
+                let mut lanes = self.lanes.iter_mut();
+                lanes.any(Lane::waits_for_aborts).then_some(ABORT_WAIT)
             };
+            let retries = self.has_retries();
             for lane in &self.lanes {
                 lane.shared.meters.enters.add(1);
                 lane.shared.meters.in_hand.set(u64::from(lane.away()));
             }
             self.port.enter(true, timeout).map_err(WorkerError::Ring)?;
-            if timeout.is_some() {
+            if retries {
                 self.take_retries();
             }
             self.mark_serving();
