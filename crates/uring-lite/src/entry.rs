@@ -214,6 +214,13 @@ macro_rules! cq_entry {
             pub const fn has_more(&self) -> bool {
                 self.flags & sys::IORING_CQE_F_MORE != 0
             }
+
+            /// Whether it only says that a zero-copy send's memory is free again (`IORING_CQE_F_NOTIF`, 6.0).
+            #[inline]
+            #[must_use]
+            pub const fn is_notification(&self) -> bool {
+                self.flags & sys::IORING_CQE_F_NOTIF != 0
+            }
         }
     };
 }

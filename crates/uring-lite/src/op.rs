@@ -13,12 +13,22 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use crate::entry::{Sqe64, Sqe128};
 use crate::sys;
 
-pub use crate::sys::__kernel_timespec as Timespec;
+mod file;
+mod net;
+mod wait;
 
-/// Readable, for [`poll_add`] (`POLLIN`).
-pub const POLL_IN: u32 = 0x1;
-/// Writable, for [`poll_add`] (`POLLOUT`).
-pub const POLL_OUT: u32 = 0x4;
+pub use file::{
+    close, close_registered, fallocate, fsync, read, read_fixed, readv, write, write_fixed, writev,
+};
+pub use net::{
+    MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, accept, accept_multishot, connect, recv, recvmsg,
+    send, send_zc, send_zc_fixed, sendmsg, sendmsg_zc, shutdown, socket,
+};
+pub use wait::{
+    POLL_IN, POLL_OUT, Timespec, async_cancel, async_cancel_all, async_cancel_any,
+    async_cancel_file, link_timeout, poll_add, poll_remove, timeout, timeout_absolute,
+    timeout_remove,
+};
 
 /// The file an operation works on.
 #[derive(Clone, Copy, Debug)]
@@ -216,124 +226,6 @@ fn rw(opcode: u8, fd: Fd<'_>, addr: u64, len: u32, offset: u64) -> Sqe64 {
         len,
         off: offset,
         ..on(opcode, fd)
-    })
-}
-
-/// `IORING_OP_READ` (5.6): `len` bytes from `offset` of the file, `u64::MAX` for the current position. With
-/// [`SqeFlags::BUFFER_SELECT`] `buf` may be null: the group's buffer is used.
-///
-/// # Safety
-/// `buf` is valid for writes of `len` bytes until the CQE.
-#[inline]
-#[must_use]
-pub unsafe fn read(fd: Fd<'_>, buf: *mut u8, len: u32, offset: u64) -> Sqe64 {
-    rw(sys::IORING_OP_READ, fd, buf as u64, len, offset)
-}
-
-/// `IORING_OP_WRITE` (5.6): `len` bytes to `offset` of the file, `u64::MAX` for the current position.
-///
-/// # Safety
-/// `buf` is valid for reads of `len` bytes until the CQE.
-#[inline]
-#[must_use]
-pub unsafe fn write(fd: Fd<'_>, buf: *const u8, len: u32, offset: u64) -> Sqe64 {
-    rw(sys::IORING_OP_WRITE, fd, buf as u64, len, offset)
-}
-
-/// `IORING_OP_READ_FIXED` (5.1) into registered buffer `index`: `addr` is an address inside it, or the byte offset
-/// for a buffer that the kernel registered.
-///
-/// # Safety
-/// The registered buffer's memory is valid until the CQE.
-#[inline]
-#[must_use]
-pub unsafe fn read_fixed(fd: Fd<'_>, index: u16, addr: u64, len: u32, offset: u64) -> Sqe64 {
-    rw(sys::IORING_OP_READ_FIXED, fd, addr, len, offset).buf_index(index)
-}
-
-/// `IORING_OP_WRITE_FIXED` (5.1) from registered buffer `index`; `addr` as for [`read_fixed`].
-///
-/// # Safety
-/// The registered buffer's memory is valid until the CQE.
-#[inline]
-#[must_use]
-pub unsafe fn write_fixed(fd: Fd<'_>, index: u16, addr: u64, len: u32, offset: u64) -> Sqe64 {
-    rw(sys::IORING_OP_WRITE_FIXED, fd, addr, len, offset).buf_index(index)
-}
-
-/// `IORING_OP_FSYNC` (5.1); of the data only, if so asked.
-#[inline]
-#[must_use]
-pub fn fsync(fd: Fd<'_>, data_only: bool) -> Sqe64 {
-    let rw_flags = if data_only {
-        sys::IORING_FSYNC_DATASYNC
-    } else {
-        0
-    };
-    Sqe64(sys::io_uring_sqe {
-        rw_flags,
-        ..on(sys::IORING_OP_FSYNC, fd)
-    })
-}
-
-/// `IORING_OP_FALLOCATE` (5.6) with the `mode` of `fallocate(2)`, in bytes.
-#[inline]
-#[must_use]
-pub fn fallocate(fd: Fd<'_>, mode: u32, offset: u64, len: u64) -> Sqe64 {
-    // The length goes into `addr` and the mode into `len`.
-    rw(sys::IORING_OP_FALLOCATE, fd, len, mode, offset)
-}
-
-/// `IORING_OP_POLL_ADD` (5.1): completes with the events that are there; `multishot` goes on (5.13).
-#[inline]
-#[must_use]
-pub fn poll_add(fd: Fd<'_>, events: u32, multishot: bool) -> Sqe64 {
-    let len = if multishot {
-        sys::IORING_POLL_ADD_MULTI
-    } else {
-        0
-    };
-    // Big-endian kernels want the halves swapped, after poll's 16-bit past.
-    let events = if cfg!(target_endian = "big") {
-        events.rotate_left(16)
-    } else {
-        events
-    };
-    Sqe64(sys::io_uring_sqe {
-        len,
-        rw_flags: events,
-        ..on(sys::IORING_OP_POLL_ADD, fd)
-    })
-}
-
-/// `IORING_OP_TIMEOUT` (5.4): completes with `ETIME` after the time, or with 0 after `count` other completions
-/// (0: by time only).
-///
-/// # Safety
-/// `ts` is valid for reads until `enter` has submitted the entry.
-#[inline]
-#[must_use]
-pub unsafe fn timeout(ts: *const Timespec, count: u32) -> Sqe64 {
-    Sqe64(sys::io_uring_sqe {
-        opcode: sys::IORING_OP_TIMEOUT,
-        fd: -1,
-        addr: ts as u64,
-        len: 1,
-        off: u64::from(count),
-        ..Default::default()
-    })
-}
-
-/// `IORING_OP_ASYNC_CANCEL` (5.5) of the request with this `user_data`: 0 when cancelled, `ENOENT` when there is
-/// none, `EALREADY` when it runs and was told.
-#[inline]
-#[must_use]
-pub fn async_cancel(user_data: u64) -> Sqe64 {
-    Sqe64(sys::io_uring_sqe {
-        opcode: sys::IORING_OP_ASYNC_CANCEL,
-        fd: -1,
-        addr: user_data,
-        ..Default::default()
     })
 }
 

@@ -184,6 +184,84 @@ fn timeouts_as_operations() {
 }
 
 #[test]
+fn timeouts_by_the_clock_and_removed() {
+    let mut ring = ring::<Sqe64, Cqe16>(4);
+    // A time of the monotonic clock that is over: at once, and not after that long.
+    let past = op::Timespec {
+        tv_sec: 5,
+        tv_nsec: 0,
+    };
+    let start = std::time::Instant::now();
+    // SAFETY: `past` lives until the entry is submitted.
+    let entry = unsafe { op::timeout_absolute(&raw const past, 0) };
+    assert_eq!(errno(&run(&mut ring, &entry)), Some(libc::ETIME));
+    assert!(start.elapsed() < std::time::Duration::from_secs(4));
+
+    let late = op::Timespec {
+        tv_sec: 1000,
+        tv_nsec: 0,
+    };
+    // SAFETY: `late` lives until the entry is submitted.
+    let entry = unsafe { op::timeout(&raw const late, 0) };
+    ring.push(&entry.user_data(1)).expect("room");
+    ring.submit().expect("submit");
+    ring.push(&op::timeout_remove(1).user_data(2))
+        .expect("room");
+    let mut ended: Vec<_> = reap(&mut ring, 2)
+        .iter()
+        .map(|c| (c.user_data, c.res))
+        .collect();
+    ended.sort_unstable();
+    assert_eq!(ended, [(1, -libc::ECANCELED), (2, 0)]);
+    assert_eq!(
+        errno(&run(&mut ring, &op::timeout_remove(1))),
+        Some(libc::ENOENT)
+    );
+}
+
+#[test]
+fn a_poll_is_removed() {
+    let mut ring = ring::<Sqe64, Cqe16>(4);
+    let (reader, _writer) = std::io::pipe().expect("pipe");
+    ring.push(&op::poll_add(Fd::Raw(reader.as_fd()), op::POLL_IN, false).user_data(1))
+        .expect("room");
+    ring.submit().expect("submit");
+    ring.push(&op::poll_remove(1).user_data(2)).expect("room");
+    let mut ended: Vec<_> = reap(&mut ring, 2)
+        .iter()
+        .map(|c| (c.user_data, c.res))
+        .collect();
+    ended.sort_unstable();
+    assert_eq!(ended, [(1, -libc::ECANCELED), (2, 0)]);
+    assert_eq!(
+        errno(&run(&mut ring, &op::poll_remove(1))),
+        Some(libc::ENOENT)
+    );
+}
+
+#[test]
+fn files_are_read_and_written_in_pieces() {
+    let mut ring = ring::<Sqe64, Cqe16>(4);
+    let file = tempfile::tempfile().expect("file");
+    let fd = Fd::Raw(file.as_fd());
+    let piece = |bytes: &mut [u8]| libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    let (mut one, mut two) = (*b"one,", *b"two pieces");
+    let pieces = [piece(&mut one), piece(&mut two)];
+    // SAFETY: pieces and memory outlive the reap.
+    let write = unsafe { op::writev(fd, pieces.as_ptr(), 2, 512) };
+    assert_eq!(run(&mut ring, &write).res, 14);
+    let (mut first, mut second) = ([0_u8; 10], [0_u8; 10]);
+    let places = [piece(&mut first), piece(&mut second)];
+    // SAFETY: places and memory outlive the reap, and are not touched before.
+    let read = unsafe { op::readv(fd, places.as_ptr(), 2, 512) };
+    assert_eq!(run(&mut ring, &read).res, 14);
+    assert_eq!((&first, &second[..4]), (b"one,two pi", &b"eces"[..]));
+}
+
+#[test]
 fn messages_go_between_two_rings() {
     let mut from = ring::<Sqe64, Cqe16>(4);
     let (send_fd, fd) = std::sync::mpsc::channel();

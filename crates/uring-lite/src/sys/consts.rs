@@ -47,6 +47,10 @@ constants! {
 
     /// No operation (5.1).
     IORING_OP_NOP: u8 = 0;
+    /// Read into several buffers (5.1).
+    IORING_OP_READV: u8 = 1;
+    /// Write from several buffers (5.1).
+    IORING_OP_WRITEV: u8 = 2;
     /// fsync or fdatasync (5.1).
     IORING_OP_FSYNC: u8 = 3;
     /// Read into a registered buffer (5.1).
@@ -55,20 +59,48 @@ constants! {
     IORING_OP_WRITE_FIXED: u8 = 5;
     /// Wait for readiness of a descriptor (5.1).
     IORING_OP_POLL_ADD: u8 = 6;
+    /// End a poll (5.1).
+    IORING_OP_POLL_REMOVE: u8 = 7;
+    /// sendmsg (5.3).
+    IORING_OP_SENDMSG: u8 = 9;
+    /// recvmsg (5.3).
+    IORING_OP_RECVMSG: u8 = 10;
     /// Timeout (5.4).
     IORING_OP_TIMEOUT: u8 = 11;
+    /// End a timeout (5.5).
+    IORING_OP_TIMEOUT_REMOVE: u8 = 12;
+    /// accept4 (5.5).
+    IORING_OP_ACCEPT: u8 = 13;
     /// Cancel a request by its `user_data` (5.5).
     IORING_OP_ASYNC_CANCEL: u8 = 14;
+    /// Timeout of the entry before (5.5).
+    IORING_OP_LINK_TIMEOUT: u8 = 15;
+    /// connect (5.5).
+    IORING_OP_CONNECT: u8 = 16;
     /// fallocate (5.6).
     IORING_OP_FALLOCATE: u8 = 17;
+    /// close (5.6).
+    IORING_OP_CLOSE: u8 = 19;
     /// read or pread (5.6).
     IORING_OP_READ: u8 = 22;
     /// write or pwrite (5.6).
     IORING_OP_WRITE: u8 = 23;
+    /// send (5.6).
+    IORING_OP_SEND: u8 = 26;
+    /// recv (5.6).
+    IORING_OP_RECV: u8 = 27;
+    /// shutdown (5.11).
+    IORING_OP_SHUTDOWN: u8 = 34;
     /// A CQE for another ring (5.18).
     IORING_OP_MSG_RING: u8 = 40;
+    /// socket (5.19).
+    IORING_OP_SOCKET: u8 = 45;
     /// A command of the file's driver (5.19).
     IORING_OP_URING_CMD: u8 = 46;
+    /// send without a copy (6.0).
+    IORING_OP_SEND_ZC: u8 = 47;
+    /// sendmsg without a copy (6.1).
+    IORING_OP_SENDMSG_ZC: u8 = 48;
 
     /// Command works on the registered buffer `buf_index` (6.1).
     IORING_URING_CMD_FIXED: u32 = 1 << 0;
@@ -84,6 +116,16 @@ constants! {
     IORING_POLL_ADD_MULTI: u32 = 1 << 0;
     /// Cancel every match (5.19).
     IORING_ASYNC_CANCEL_ALL: u32 = 1 << 0;
+    /// By file instead of by `user_data` (5.19).
+    IORING_ASYNC_CANCEL_FD: u32 = 1 << 1;
+    /// Whatever there is (5.19).
+    IORING_ASYNC_CANCEL_ANY: u32 = 1 << 2;
+    /// The file is a registered one (6.0).
+    IORING_ASYNC_CANCEL_FD_FIXED: u32 = 1 << 3;
+    /// The memory is the registered buffer `buf_index`; in `ioprio` (6.0).
+    IORING_RECVSEND_FIXED_BUF: u16 = 1 << 2;
+    /// Accept goes on after its first CQE; in `ioprio` (5.19).
+    IORING_ACCEPT_MULTISHOT: u16 = 1 << 0;
     /// `MSG_RING` passes `len` as `res` and `off` as `user_data` (5.18).
     IORING_MSG_DATA: u64 = 0;
 
@@ -91,6 +133,8 @@ constants! {
     IORING_CQE_F_BUFFER: u32 = 1 << 0;
     /// The SQE will post more CQEs (5.13).
     IORING_CQE_F_MORE: u32 = 1 << 1;
+    /// The kernel needs the memory of a zero-copy send no more (6.0).
+    IORING_CQE_F_NOTIF: u32 = 1 << 3;
     /// The buffer of an incremental buffer ring is not used up (6.12).
     IORING_CQE_F_BUF_MORE: u32 = 1 << 4;
     /// Where the buffer id starts in the flags.

@@ -60,7 +60,8 @@ layout!(io_uring_sqe, 64, 8, SQE, {
     user_data: 32, 8; buf_index: 40, 2; personality: 42, 2; file_index: 44, 4;
 } also {
     cmd_op: 8, 4; uring_cmd_flags: 28, 4; fsync_flags: 28, 4; poll32_events: 28, 4; timeout_flags: 28, 4;
-    cancel_flags: 28, 4; msg_ring_flags: 28, 4; buf_group: 40, 2; addr3: 48, 8;
+    cancel_flags: 28, 4; msg_ring_flags: 28, 4; msg_flags: 28, 4; accept_flags: 28, 4; addr2: 8, 8; buf_group: 40, 2;
+    addr_len: 44, 2; addr3: 48, 8;
 });
 // C says `__u8 cmd[0]`: its size can't be compared, its place can.
 const_assert_eq!(memoffset::offset_of!(io_uring_sqe, cmd), 48);

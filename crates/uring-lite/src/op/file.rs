@@ -1,0 +1,118 @@
+//! Operations on files.
+#![expect(unsafe_code, reason = "unsafe fn: entries that name memory")]
+
+use std::os::fd::{IntoRawFd, OwnedFd};
+
+use super::{Fd, on, rw};
+use crate::entry::Sqe64;
+use crate::sys;
+
+/// `IORING_OP_READ` (5.6): `len` bytes from `offset` of the file, `u64::MAX` for the current position. With
+/// [`SqeFlags::BUFFER_SELECT`] `buf` may be null: the group's buffer is used.
+///
+/// # Safety
+/// `buf` is valid for writes of `len` bytes until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn read(fd: Fd<'_>, buf: *mut u8, len: u32, offset: u64) -> Sqe64 {
+    rw(sys::IORING_OP_READ, fd, buf as u64, len, offset)
+}
+
+/// `IORING_OP_WRITE` (5.6): `len` bytes to `offset` of the file, `u64::MAX` for the current position.
+///
+/// # Safety
+/// `buf` is valid for reads of `len` bytes until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn write(fd: Fd<'_>, buf: *const u8, len: u32, offset: u64) -> Sqe64 {
+    rw(sys::IORING_OP_WRITE, fd, buf as u64, len, offset)
+}
+
+/// `IORING_OP_READV` (5.1): from `offset` of the file, `u64::MAX` for the current position, into `count` pieces.
+///
+/// # Safety
+/// `iovecs` is valid for reads of `count` elements until `enter` has submitted the entry; the memory they name is
+/// valid for writes until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn readv(fd: Fd<'_>, iovecs: *const libc::iovec, count: u32, offset: u64) -> Sqe64 {
+    rw(sys::IORING_OP_READV, fd, iovecs as u64, count, offset)
+}
+
+/// `IORING_OP_WRITEV` (5.1): `count` pieces to `offset` of the file, `u64::MAX` for the current position.
+///
+/// # Safety
+/// As [`readv`], the memory valid for reads.
+#[inline]
+#[must_use]
+pub unsafe fn writev(fd: Fd<'_>, iovecs: *const libc::iovec, count: u32, offset: u64) -> Sqe64 {
+    rw(sys::IORING_OP_WRITEV, fd, iovecs as u64, count, offset)
+}
+
+/// `IORING_OP_READ_FIXED` (5.1) into registered buffer `index`: `addr` is an address inside it, or the byte offset
+/// for a buffer that the kernel registered.
+///
+/// # Safety
+/// The registered buffer's memory is valid until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn read_fixed(fd: Fd<'_>, index: u16, addr: u64, len: u32, offset: u64) -> Sqe64 {
+    rw(sys::IORING_OP_READ_FIXED, fd, addr, len, offset).buf_index(index)
+}
+
+/// `IORING_OP_WRITE_FIXED` (5.1) from registered buffer `index`; `addr` as for [`read_fixed`].
+///
+/// # Safety
+/// The registered buffer's memory is valid until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn write_fixed(fd: Fd<'_>, index: u16, addr: u64, len: u32, offset: u64) -> Sqe64 {
+    rw(sys::IORING_OP_WRITE_FIXED, fd, addr, len, offset).buf_index(index)
+}
+
+/// `IORING_OP_FSYNC` (5.1); of the data only, if so asked.
+#[inline]
+#[must_use]
+pub fn fsync(fd: Fd<'_>, data_only: bool) -> Sqe64 {
+    let rw_flags = if data_only {
+        sys::IORING_FSYNC_DATASYNC
+    } else {
+        0
+    };
+    Sqe64(sys::io_uring_sqe {
+        rw_flags,
+        ..on(sys::IORING_OP_FSYNC, fd)
+    })
+}
+
+/// `IORING_OP_FALLOCATE` (5.6) with the `mode` of `fallocate(2)`, in bytes.
+#[inline]
+#[must_use]
+pub fn fallocate(fd: Fd<'_>, mode: u32, offset: u64, len: u64) -> Sqe64 {
+    // The length goes into `addr` and the mode into `len`.
+    rw(sys::IORING_OP_FALLOCATE, fd, len, mode, offset)
+}
+
+/// `IORING_OP_CLOSE` (5.6) of a descriptor, which the entry takes along: one that is never submitted leaves it
+/// open.
+#[inline]
+#[must_use]
+pub fn close(fd: OwnedFd) -> Sqe64 {
+    Sqe64(sys::io_uring_sqe {
+        opcode: sys::IORING_OP_CLOSE,
+        fd: fd.into_raw_fd(),
+        ..Default::default()
+    })
+}
+
+/// `IORING_OP_CLOSE` of a registered file (5.15): empties the slot.
+#[inline]
+#[must_use]
+pub fn close_registered(slot: u32) -> Sqe64 {
+    Sqe64(sys::io_uring_sqe {
+        opcode: sys::IORING_OP_CLOSE,
+        // The kernel counts from one here, 0 being "by descriptor".
+        file_index: slot.wrapping_add(1),
+        ..Default::default()
+    })
+}

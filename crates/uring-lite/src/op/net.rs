@@ -1,0 +1,163 @@
+//! Operations on sockets.
+//!
+//! `flags` are those of the system call (`MSG_*`). A send may be short and so may a receive, unless
+//! [`MSG_WAITALL`] asks for all. Data goes to and from a registered buffer by
+//! [`read_fixed`](super::read_fixed) and [`write_fixed`](super::write_fixed), which sockets take too, and by
+//! [`send_zc_fixed`].
+#![expect(unsafe_code, reason = "unsafe fn: entries that name memory")]
+
+use super::{Fd, rw};
+use crate::entry::Sqe64;
+use crate::sys;
+
+/// Go on until all is sent or received (`MSG_WAITALL`; for sends since 5.19). An error in the midst gives a short
+/// count.
+pub const MSG_WAITALL: u32 = 0x100;
+/// No SIGPIPE when the other side is gone (`MSG_NOSIGNAL`).
+pub const MSG_NOSIGNAL: u32 = 0x4000;
+/// `EAGAIN` rather than waiting (`MSG_DONTWAIT`).
+pub const MSG_DONTWAIT: u32 = 0x40;
+
+#[inline]
+fn transfer(opcode: u8, fd: Fd<'_>, addr: u64, len: u32, flags: u32) -> Sqe64 {
+    let mut sqe = rw(opcode, fd, addr, len, 0);
+    sqe.0.rw_flags = flags;
+    sqe
+}
+
+/// `IORING_OP_SEND` (5.6): completes with the count of bytes.
+///
+/// # Safety
+/// `buf` is valid for reads of `len` bytes until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn send(fd: Fd<'_>, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
+    transfer(sys::IORING_OP_SEND, fd, buf as u64, len, flags)
+}
+
+/// `IORING_OP_RECV` (5.6): completes with the count of bytes, 0 at the end of the stream. With
+/// [`SqeFlags::BUFFER_SELECT`](super::SqeFlags::BUFFER_SELECT) `buf` may be null: the group's buffer is used.
+///
+/// # Safety
+/// `buf` is valid for writes of `len` bytes until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn recv(fd: Fd<'_>, buf: *mut u8, len: u32, flags: u32) -> Sqe64 {
+    transfer(sys::IORING_OP_RECV, fd, buf as u64, len, flags)
+}
+
+/// `IORING_OP_SENDMSG` (5.3): the pieces of `msg`, with address and control data.
+///
+/// # Safety
+/// `msg` and the memory it names, in its pieces too, are valid for reads until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn sendmsg(fd: Fd<'_>, msg: *const libc::msghdr, flags: u32) -> Sqe64 {
+    transfer(sys::IORING_OP_SENDMSG, fd, msg as u64, 1, flags)
+}
+
+/// `IORING_OP_RECVMSG` (5.3) into the pieces of `msg`, which also tells who sent it.
+///
+/// # Safety
+/// `msg` and the memory it names, in its pieces too, are valid for reads and writes until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn recvmsg(fd: Fd<'_>, msg: *mut libc::msghdr, flags: u32) -> Sqe64 {
+    transfer(sys::IORING_OP_RECVMSG, fd, msg as u64, 1, flags)
+}
+
+/// `IORING_OP_SEND_ZC` (6.0): [`send`] straight from the memory. The first CQE has the count; when it
+/// [has more](crate::Cqe16::has_more) behind it, a second one with the same `user_data`, a
+/// [notification](crate::Cqe16::is_notification), says that the kernel needs the memory no more.
+///
+/// # Safety
+/// `buf` is valid for reads of `len` bytes until the last CQE; what it holds may be sent as of any time until
+/// then.
+#[inline]
+#[must_use]
+pub unsafe fn send_zc(fd: Fd<'_>, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
+    transfer(sys::IORING_OP_SEND_ZC, fd, buf as u64, len, flags)
+}
+
+/// [`send_zc`] from registered buffer `index` (`IORING_RECVSEND_FIXED_BUF`, 6.0): `addr` is an address inside it,
+/// or the byte offset for a buffer that the kernel registered (6.15).
+///
+/// # Safety
+/// The registered buffer's memory is valid until the last CQE.
+#[inline]
+#[must_use]
+pub unsafe fn send_zc_fixed(fd: Fd<'_>, index: u16, addr: u64, len: u32, flags: u32) -> Sqe64 {
+    let mut sqe = transfer(sys::IORING_OP_SEND_ZC, fd, addr, len, flags).buf_index(index);
+    sqe.0.ioprio = sys::IORING_RECVSEND_FIXED_BUF;
+    sqe
+}
+
+/// `IORING_OP_SENDMSG_ZC` (6.1): [`sendmsg`] straight from the memory, with CQEs as of [`send_zc`].
+///
+/// # Safety
+/// As [`sendmsg`], until the last CQE.
+#[inline]
+#[must_use]
+pub unsafe fn sendmsg_zc(fd: Fd<'_>, msg: *const libc::msghdr, flags: u32) -> Sqe64 {
+    transfer(sys::IORING_OP_SENDMSG_ZC, fd, msg as u64, 1, flags)
+}
+
+/// `IORING_OP_CONNECT` (5.5) to the address of `len` bytes.
+///
+/// # Safety
+/// `addr` is valid for reads of `len` bytes until `enter` has submitted the entry.
+#[inline]
+#[must_use]
+pub unsafe fn connect(fd: Fd<'_>, addr: *const libc::sockaddr, len: u32) -> Sqe64 {
+    rw(sys::IORING_OP_CONNECT, fd, addr as u64, 0, u64::from(len))
+}
+
+/// `IORING_OP_ACCEPT` (5.5): completes with a new descriptor, made with the `flags` of `accept4` (`SOCK_CLOEXEC`
+/// …). `addr` and `len` may both be null; else the peer's address is written there.
+///
+/// # Safety
+/// `len` is null or valid for reads and writes, and `addr` null or valid for writes of `*len` bytes, until the
+/// CQE.
+#[inline]
+#[must_use]
+pub unsafe fn accept(
+    fd: Fd<'_>,
+    addr: *mut libc::sockaddr,
+    len: *mut libc::socklen_t,
+    flags: u32,
+) -> Sqe64 {
+    let mut sqe = rw(sys::IORING_OP_ACCEPT, fd, addr as u64, 0, len as u64);
+    sqe.0.rw_flags = flags;
+    sqe
+}
+
+/// [`accept`] that goes on (`IORING_ACCEPT_MULTISHOT`, 5.19): a CQE with a new descriptor for each connection, until
+/// one comes without [more](crate::Cqe16::has_more).
+#[inline]
+#[must_use]
+pub fn accept_multishot(fd: Fd<'_>, flags: u32) -> Sqe64 {
+    let mut sqe = rw(sys::IORING_OP_ACCEPT, fd, 0, 0, 0);
+    sqe.0.ioprio = sys::IORING_ACCEPT_MULTISHOT;
+    sqe.0.rw_flags = flags;
+    sqe
+}
+
+/// `IORING_OP_SHUTDOWN` (5.11) with the `how` of `shutdown(2)`: 0 receiving, 1 sending, 2 both.
+#[inline]
+#[must_use]
+pub fn shutdown(fd: Fd<'_>, how: u32) -> Sqe64 {
+    rw(sys::IORING_OP_SHUTDOWN, fd, 0, how, 0)
+}
+
+/// `IORING_OP_SOCKET` (5.19) with the arguments of `socket(2)`: completes with a new descriptor.
+#[inline]
+#[must_use]
+pub fn socket(domain: i32, kind: u32, protocol: u32) -> Sqe64 {
+    Sqe64(sys::io_uring_sqe {
+        opcode: sys::IORING_OP_SOCKET,
+        fd: domain,
+        off: u64::from(kind),
+        len: protocol,
+        ..Default::default()
+    })
+}
