@@ -6,7 +6,7 @@
 //! names it.
 
 use ublk_core::{DataMode, Errno, Tag};
-use ublk_sys::batch::{Elem, ElemShape};
+use ublk_sys::batch::ElemShape;
 use ublk_sys::{
     UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK, UBLK_U_IO_COMMIT_IO_CMDS, UBLK_U_IO_FETCH_IO_CMDS,
     UBLK_U_IO_PREP_IO_CMDS, ublk_elem_header,
@@ -33,10 +33,11 @@ pub struct BatchCommand {
     pub addr: u64,
 }
 
-/// Elements of a PREP or COMMIT.
+/// Elements of a PREP or COMMIT, a header of 8 bytes each and, with a buffer address, 8 more.
 struct Elems {
-    bytes: Box<[u8]>,
-    tags: Vec<Tag>,
+    words: Box<[u64]>,
+    /// Words that are filled.
+    filled: usize,
     in_flight: bool,
 }
 
@@ -44,6 +45,8 @@ struct Elems {
 pub(crate) struct Batch {
     qid: u16,
     shape: ElemShape,
+    /// Words of an element.
+    size: usize,
     flags: u16,
     buf_base: u16,
     commits: Vec<Elems>,
@@ -75,14 +78,16 @@ impl Batch {
         } else {
             0
         };
+        let size = usize::from(shape.bytes()) / 8;
         let elems = |_| Elems {
-            bytes: vec![0; usize::from(depth) * usize::from(shape.bytes())].into_boxed_slice(),
-            tags: Vec::with_capacity(usize::from(depth)),
+            words: vec![0; usize::from(depth) * size].into_boxed_slice(),
+            filled: 0,
             in_flight: false,
         };
         Self {
             qid,
             shape,
+            size,
             flags: shape.flags() | fallback,
             buf_base,
             commits: (0..COMMITS).map(elems).collect(),
@@ -93,15 +98,12 @@ impl Batch {
 
     /// Adds the answer of a tag (or, for PREP, a tag) to the commit being filled. False if all commits
     /// are on their way: nothing was changed.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn add(&mut self, tag: Tag, result: i32, addr: u64) -> bool {
         let Some(open) = self.open.or_else(|| self.begin()) else {
             return false;
         };
-        let elems = &mut self.commits[usize::from(open)];
-        let size = usize::from(self.shape.bytes());
-        let at = elems.tags.len() * size;
-        let Some(out) = elems.bytes.get_mut(at..at + size) else {
+        let Some(elems) = self.commits.get_mut(usize::from(open)) else {
             return false;
         };
         let header = ublk_elem_header {
@@ -109,19 +111,19 @@ impl Batch {
             buf_index: self.buf_base + tag.get(),
             result,
         };
-        let elem = Elem {
-            header,
-            buf_addr: if self.shape.buf_addr { addr } else { 0 },
-            zone_lba: 0,
-        };
-        // The shape fits the element by construction, and `out` has its size.
-        if self.shape.encode(&elem, out).is_err() {
+        let at = elems.filled;
+        let Some(out) = elems.words.get_mut(at..at + self.size) else {
             return false;
+        };
+        out[0] = u64::from_ne_bytes(header.to_bytes());
+        if let Some(second) = out.get_mut(1) {
+            *second = addr;
         }
-        elems.tags.push(tag);
+        elems.filled += self.size;
         true
     }
 
+    #[cold]
     fn begin(&mut self) -> Option<u16> {
         let free = self.commits.iter().position(|elems| !elems.in_flight)?;
         self.open = u16::try_from(free).ok();
@@ -143,9 +145,9 @@ impl Batch {
             cmd_op,
             qid: self.qid,
             flags: self.flags,
-            nr_elem: u16::try_from(elems.tags.len()).unwrap_or(u16::MAX),
+            nr_elem: u16::try_from(elems.filled / self.size).unwrap_or(u16::MAX),
             elem_bytes: self.shape.bytes(),
-            addr: elems.bytes.as_ptr() as u64,
+            addr: elems.words.as_ptr() as u64,
         };
         Some((open, command))
     }
@@ -179,22 +181,26 @@ impl Batch {
             return false;
         };
         elems.in_flight = false;
-        let size = usize::from(self.shape.bytes());
+        let count = std::mem::take(&mut elems.filled) / self.size;
         let (taken, mut errno) = match Errno::from_result(res) {
             // A PREP is all or nothing; a COMMIT says how many bytes of elements it took.
-            Ok(_) if prep => (elems.tags.len(), None),
-            Ok(bytes) => (usize::try_from(bytes).unwrap_or(0) / size, None),
+            Ok(_) if prep => return true,
+            Ok(bytes) => (usize::try_from(bytes).unwrap_or(0) / (8 * self.size), None),
             Err(errno) => (0, Some(errno)),
         };
-        let first = taken.min(elems.tags.len());
-        for (n, tag) in elems.tags.drain(..).enumerate().skip(first) {
+        for n in taken..count {
+            let Some(word) = elems.words.get(n * self.size) else {
+                break;
+            };
             // A failed PREP is everybody's; a failed COMMIT names the errno of its first element only.
             let why = if prep {
                 errno
             } else {
                 errno.take().filter(|_| n == 0)
             };
-            refused(tag, why);
+            if let Ok(tag) = Tag::new(ublk_elem_header::from_bytes(&word.to_ne_bytes()).tag) {
+                refused(tag, why);
+            }
         }
         true
     }

@@ -12,20 +12,34 @@
 )]
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use ublk_core::{Errno, Tag};
 
 use crate::memref::MemRef;
 
-/// Buffers of one lane, `depth` places of `stride` bytes.
+/// Buffers of one queue, `depth` places of `stride` bytes; clones are the same buffers.
 ///
 /// # Invariants
-/// `base` is the start of a live private mapping of `len` = depth × stride bytes that this value owns.
+/// `base` is the start of the mapping that `_map` keeps, of `len` = depth × stride bytes.
+#[derive(Clone)]
 pub(crate) struct Arena {
     base: NonNull<u8>,
     len: usize,
     stride: usize,
+    _map: Arc<Mapping>,
 }
+
+/// A private anonymous mapping of this value's own.
+struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to the value and not to a thread; it gives out no reference.
+unsafe impl Send for Mapping {}
+// SAFETY: `&self` gives nothing.
+unsafe impl Sync for Mapping {}
 
 // SAFETY: the mapping belongs to the value and not to a thread; access to its bytes is ruled by
 // the tokens (see the head of this file), not by `&self`.
@@ -61,13 +75,24 @@ impl Arena {
             return Err(Errno::from_io(&std::io::Error::last_os_error()));
         }
         let base = NonNull::new(addr.cast::<u8>()).ok_or(Errno::ENOMEM)?;
-        let arena = Self { base, len, stride };
+        let map = Arc::new(Mapping { base, len });
         // SAFETY: the range is the mapping just made. A child must not share pages the driver fills.
         let res = unsafe { libc::madvise(addr, len, libc::MADV_DONTFORK) };
         if res != 0 {
             return Err(Errno::from_io(&std::io::Error::last_os_error()));
         }
-        Ok(arena)
+        Ok(Self {
+            base,
+            len,
+            stride,
+            _map: map,
+        })
+    }
+
+    /// True if another lane of the queue, or a request, still has these buffers.
+    #[cfg(test)]
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self._map) > 1
     }
 
     /// Address of a tag's place, for the `addr` of its commands.
@@ -128,9 +153,9 @@ impl Arena {
     }
 }
 
-impl Drop for Arena {
+impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours (invariant); tokens hold the arena alive, so none is left, and
+        // SAFETY: the mapping is ours; tokens hold the arena alive, so none is left, and
         // a worker that leaves tags with the driver leaks the arena instead of dropping it (L09).
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
@@ -169,6 +194,19 @@ mod tests {
         // SAFETY: no request token and no driver exist for this arena.
         let bytes = unsafe { arena.slice(tag(1), 8192) };
         assert!(bytes.iter().all(|byte| *byte == 0));
+    }
+
+    /// L09 Lanes of one queue have the same buffers, which stay until the last of them is gone.
+    #[test]
+    fn l09_buffers_stay_while_a_lane_has_them() {
+        let arena = Arena::new(2, 4096).expect("memory");
+        let other = arena.clone();
+        assert_eq!(arena.addr(tag(1)), other.addr(tag(1)));
+        assert!(arena.is_shared());
+        drop(arena);
+        assert!(!other.is_shared());
+        // SAFETY: no request token and no driver exist for this arena.
+        assert_eq!(unsafe { other.slice(tag(1), 4096) }[4095], 0);
     }
 
     #[test]

@@ -5,19 +5,65 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use ublk_core::iod::Io;
-use ublk_core::{Backend, Errno, IoFlags, Op};
+use ublk_core::{Backend, DataMode, Errno, IoFlags, Op, QueueId};
 
 use crate::memref::MemRef;
-
+use crate::operations::{Operation, Operations};
 use crate::request::{OwnedRequest, Request};
+use crate::seam::{Port, Wake};
+
+/// What a handler may know of the lane that calls it.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct LaneContext {
+    /// Hw queue.
+    pub qid: QueueId,
+    /// Tags of the queue.
+    pub depth: u16,
+    /// How data travels.
+    pub data: DataMode,
+    /// Bytes of the buffer behind each tag.
+    pub max_io_bytes: u32,
+    /// Wakes the worker: [`Handler::turn`] is called soon after.
+    pub wake: Arc<dyn Wake>,
+}
 
 /// Answers the requests of one queue, on the queue's thread.
 ///
-/// `handle` must not block: complete the request, or [`Request::detach`] it and complete it later
-/// from wherever the work is done. A panic is contained, its request answered with EIO.
+/// `handle` must not block: complete the request, or [`Request::detach`] or [`Request::keep`] it and complete
+/// it later from wherever the work is done. A panic is contained, its request answered with EIO.
+///
+/// A handler with operations of its own on the worker's ring pushes them in [`turn`](Handler::turn) and gets
+/// their completions.
 pub trait Handler {
+    /// True for a handler that has operations on the ring, or work between requests: only then the other methods
+    /// about them are called.
+    const OPERATIONS: bool = false;
+
     /// Takes a request.
     fn handle(&mut self, request: Request<'_>);
+
+    /// Called once, on the queue's thread, before the first request.
+    fn attach(&mut self, context: &LaneContext) {
+        let _ = context;
+    }
+
+    /// Called after each batch of completions and after a wake, before the worker submits and sleeps: pushes
+    /// operations. True if there is more to do, so that the worker must not sleep.
+    fn turn<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
+        let _ = ring;
+        false
+    }
+
+    /// Takes the completion of an operation: its result and `IORING_CQE_F_*`.
+    fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
+        let _ = (operation, res, flags);
+    }
+
+    /// Operations that the kernel has not completed: the lane does not end before there are none.
+    fn in_flight(&self) -> usize {
+        0
+    }
 
     /// Get-data mode: where the data of a WRITE shall land, asked before [`Handler::handle`] sees the request.
     /// `None` is the tag's buffer. What is given must hold `io.len` bytes.

@@ -3,6 +3,7 @@
 mod batching;
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,13 +14,14 @@ use ublk_sys::{
 };
 
 use crate::batch::Batch;
-use crate::handler::Handler;
+use crate::handler::{Handler, LaneContext};
 use crate::health::State;
 use crate::memref::MemRef;
+use crate::operations::{Operation, Operations};
 use crate::request::{Request, Slot};
-use crate::seam::{Descriptors, IoCommand, Port};
-use crate::shared::LaneShared;
-use crate::user_data::UserData;
+use crate::seam::{Completion, Descriptors, IoCommand, Port};
+use crate::shared::{LaneLocal, LaneShared};
+use crate::user_data::{Kind, UserData};
 use crate::worker::LaneSpec;
 
 /// How often a command that io_uring itself refuses (no memory, cancelled) is pushed again before
@@ -62,44 +64,54 @@ pub enum LaneError {
     },
 }
 
+/// What a lane keeps of a tag.
+pub(crate) struct Place<C> {
+    state: TagState,
+    /// The `addr` of the tag's next command: in copy mode always the tag's buffer, in get-data where a READ's
+    /// data is, else 0.
+    addr: u64,
+    /// The commit-and-fetch of this tag.
+    commit: C,
+}
+
 /// One queue as its worker holds it.
-pub(crate) struct Lane<D, H> {
+pub(crate) struct Lane<P: Port, D, H> {
     /// The worker's number for this lane, and the lane's life.
     index: u16,
     generation: u16,
     /// What [`UserData::owner_of`] says of this life's words.
-    owner: u64,
-    pub(crate) qid: QueueId,
-    pub(crate) bounds: IoBounds,
+    pub(crate) owner: u64,
+    tags: Box<[Place<P::Command>]>,
     pub(crate) descriptors: D,
+    pub(crate) bounds: IoBounds,
     pub(crate) handler: H,
+    local: Rc<LaneLocal>,
     pub(crate) shared: Arc<LaneShared>,
-    tags: Box<[TagState]>,
     /// The handler took the request at hand along; for the time after a panic.
     detached: Cell<bool>,
     /// The tag whose request the handler has on this thread, for the time after a panic.
     current: Option<Tag>,
+    data: DataMode,
+    leaving: bool,
+    /// Requests that handlers took along and have not answered.
+    away: u32,
     /// Tags to be armed again after the next enter; never more than there are tags.
     retry: Vec<Tag>,
     retries: u32,
-    /// Requests that handlers took along and have not answered.
-    away: u32,
-    leaving: bool,
     /// Tags that were with the driver when the first abort came, and have not come back since.
     outstanding: u32,
     /// How many more short waits those are worth.
     patience: u32,
+    pub(crate) qid: QueueId,
+    /// First index of this lane's buffers in the ring's table.
+    buf_base: u16,
+    /// First slot of the plan's files in the ring's table.
+    files: u32,
+    /// The commands of batch mode, where that is the plan.
+    batch: Option<Batch>,
     batched: bool,
     /// Batch: the driver has taken PREP.
     prepared: bool,
-    data: DataMode,
-    /// First index of this lane's buffers in the ring's table.
-    buf_base: u16,
-    /// The `addr` of each tag's next command: in copy mode always the tag's buffer, in get-data where a
-    /// READ's data is, else 0.
-    addrs: Box<[u64]>,
-    /// The commands of batch mode, where that is the plan.
-    batch: Option<Batch>,
     /// Tags of the fetch completion at hand.
     fetched: Vec<u16>,
     next_fetched: usize,
@@ -107,25 +119,57 @@ pub(crate) struct Lane<D, H> {
     placed: Box<[bool]>,
 }
 
-impl<D: Descriptors, H: Handler> Lane<D, H> {
-    pub(crate) fn new(index: u16, spec: LaneSpec<D, H>, shared: Arc<LaneShared>) -> Self {
+impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
+    pub(crate) fn new(
+        index: u16,
+        mut spec: LaneSpec<D, H>,
+        shared: Arc<LaneShared>,
+        port: &P,
+        context: &LaneContext,
+    ) -> Self {
         let depth = usize::from(spec.depth);
         let shared_qid = shared.qid.get();
-        let addr = |tag| match (spec.data, Tag::new(tag)) {
-            (DataMode::Copy, Ok(tag)) => shared.arena.addr(tag),
-            _ => 0,
+        let place = |tag| {
+            let addr = match spec.data {
+                DataMode::Copy => shared.arena.addr(tag),
+                _ => 0,
+            };
+            let buf_reg = match spec.data {
+                // The tag's own slot of the ring's buffer table; a busy one comes back with NEED_REG_BUF.
+                DataMode::ZeroCopy => {
+                    ublk_auto_buf_reg::new(spec.buf_base + tag.get(), true).to_sqe_addr()
+                }
+                _ => 0,
+            };
+            let command = IoCommand {
+                cmd_op: UBLK_U_IO_COMMIT_AND_FETCH_REQ,
+                qid: spec.qid,
+                tag,
+                result: 0,
+                addr,
+                buf_reg,
+            };
+            let word = UserData::new(index, spec.generation, tag).pack();
+            Place {
+                state: TagState::Idle,
+                addr,
+                commit: port.prepare(index, &command, word),
+            }
         };
+        let tags = (0..spec.depth).filter_map(|tag| Tag::new(tag).ok());
+        let tags = tags.map(place).collect();
+        spec.handler.attach(context);
         Self {
             index,
             generation: spec.generation,
             owner: UserData::owner_of(UserData::new(index, spec.generation, Tag::ZERO).pack()),
+            tags,
             qid: spec.qid,
             bounds: spec.bounds,
             descriptors: spec.descriptors,
             handler: spec.handler,
-            addrs: (0..spec.depth).map(addr).collect(),
+            local: Rc::new(LaneLocal::new(Arc::clone(&shared), spec.depth)),
             shared,
-            tags: vec![TagState::Idle; depth].into_boxed_slice(),
             detached: Cell::new(false),
             current: None,
             retry: Vec::with_capacity(depth),
@@ -134,8 +178,8 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             leaving: false,
             outstanding: 0,
             patience: 0,
-            batched: spec.batch,
             prepared: false,
+            batched: spec.batch,
             batch: spec
                 .batch
                 .then(|| Batch::new(shared_qid, spec.depth, spec.data, spec.buf_base)),
@@ -143,6 +187,7 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             next_fetched: 0,
             data: spec.data,
             buf_base: spec.buf_base,
+            files: spec.files,
             placed: vec![false; depth].into_boxed_slice(),
         }
     }
@@ -154,7 +199,7 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
     }
 
     /// Gives every tag to the driver: by a fetch each, or by one PREP and a multishot fetch.
-    pub(crate) fn fetch_all(&mut self, port: &mut impl Port) {
+    pub(crate) fn fetch_all(&mut self, port: &mut P) {
         for n in 0..self.tags.len() {
             if let Some(tag) = u16::try_from(n).ok().and_then(|n| Tag::new(n).ok()) {
                 self.arm(port, tag);
@@ -165,54 +210,92 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
 
     /// Takes the completion of a tag's command and carries out what follows.
     #[inline(always)]
-    pub(crate) fn completed(
-        &mut self,
-        port: &mut impl Port,
-        tag: u16,
-        res: i32,
-    ) -> Result<(), LaneError> {
-        let Some(state) = self.tags.get_mut(usize::from(tag)) else {
-            self.shared.meters.stale.add(1);
+    pub(crate) fn completed(&mut self, port: &mut P, tag: u16, res: i32) -> Result<(), LaneError> {
+        let (Some(place), Ok(tag)) = (self.tags.get_mut(usize::from(tag)), Tag::new(tag)) else {
+            self.stale();
             return Ok(());
         };
-        let (next, action) = state.step(Input::Cqe(res));
-        let before = std::mem::replace(state, next);
-        let Ok(tag) = Tag::new(tag) else {
-            return Ok(());
-        };
-        if let Some(Action::Serve) = action {
-            if self.leaving {
-                self.came_back();
-            }
-            self.serve(port, tag);
-            return Ok(());
+        let (next, action) = place.state.step(Input::Cqe(res));
+        if !matches!(action, Some(Action::Serve)) {
+            return self.not_served(port, tag, res);
         }
-        self.not_served(port, before, tag, action)
+        place.state = next;
+        if self.leaving {
+            self.came_back();
+        }
+        self.serve(port, tag);
+        Ok(())
     }
 
     /// The same, where it need not be quick.
     #[inline(never)]
-    fn completed_seldom(
-        &mut self,
-        port: &mut impl Port,
-        tag: u16,
-        res: i32,
-    ) -> Result<(), LaneError> {
+    fn completed_seldom(&mut self, port: &mut P, tag: u16, res: i32) -> Result<(), LaneError> {
         self.completed(port, tag, res)
+    }
+
+    /// Takes the completion of anything but a tag's command.
+    #[inline(never)]
+    pub(crate) fn other_completed(
+        &mut self,
+        port: &mut P,
+        completion: &Completion,
+    ) -> Result<(), LaneError> {
+        let Some(word) = UserData::unpack(completion.user_data) else {
+            return Ok(());
+        };
+        let number = word.tag;
+        match word.kind {
+            Kind::Tag => self.completed(port, number, completion.res),
+            Kind::Fetch => self.fetch_completed(port, completion),
+            Kind::Prep => self.elems_completed(port, true, number, completion.res),
+            Kind::Commit => self.elems_completed(port, false, number, completion.res),
+            Kind::Operation => {
+                let operation = Operation {
+                    place: number,
+                    turn: word.turn,
+                };
+                self.handler
+                    .operation_completed(operation, completion.res, completion.flags);
+                Ok(())
+            }
+            Kind::Forward | Kind::Link | Kind::Sync => {
+                self.stale();
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets a handler with operations of its own push them. True if it has more to do.
+    #[inline]
+    pub(crate) fn turn(&mut self, port: &mut P) -> bool {
+        if !H::OPERATIONS {
+            return false;
+        }
+        let mut ring = Operations {
+            port,
+            lane: self.index,
+            generation: self.generation,
+            files: self.files,
+        };
+        self.handler.turn(&mut ring)
+    }
+
+    /// A completion of no command in flight: counted and ignored (L53).
+    #[cold]
+    pub(crate) fn stale(&self) {
+        self.shared.meters.stale.add(1);
     }
 
     /// The rare outcomes of a command.
     #[cold]
-    fn not_served(
-        &mut self,
-        port: &mut impl Port,
-        before: TagState,
-        tag: Tag,
-        action: Option<Action>,
-    ) -> Result<(), LaneError> {
+    #[inline(never)]
+    fn not_served(&mut self, port: &mut P, tag: Tag, res: i32) -> Result<(), LaneError> {
+        let before = self.tags[tag.index()].state;
+        let (next, action) = before.step(Input::Cqe(res));
+        self.tags[tag.index()].state = next;
         let Some(action) = action else { return Ok(()) };
         if action == Action::Stale {
-            self.shared.meters.stale.add(1);
+            self.stale();
             return Ok(());
         }
         if self.leaving {
@@ -232,11 +315,12 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
                 self.retry.push(tag);
             }
             Action::Fault(errno) => {
+                let batched = self.batched;
                 let command = match before {
-                    TagState::Fetching if self.batched => "PREP_IO_CMDS",
+                    TagState::Fetching if batched => "PREP_IO_CMDS",
                     TagState::Fetching => "FETCH_REQ",
                     TagState::GettingData => "NEED_GET_DATA",
-                    _ if self.batched => "COMMIT_IO_CMDS",
+                    _ if batched => "COMMIT_IO_CMDS",
                     _ => "COMMIT_AND_FETCH_REQ",
                 };
                 return Err(LaneError::Refused {
@@ -253,12 +337,10 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
     }
 
     #[inline(always)]
-    fn serve(&mut self, port: &mut impl Port, tag: Tag) {
+    fn serve(&mut self, port: &mut P, tag: Tag) {
         let io = match self.descriptors.load(tag).decode(&self.bounds) {
             Ok(io) => io,
-            Err(errno) => {
-                return self.refuse(port, tag, errno);
-            }
+            Err(errno) => return self.refuse(port, tag, errno),
         };
         self.shared.meters.count(&io);
         self.current = Some(tag);
@@ -267,7 +349,7 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         // On the stack, so that an inlined handler's answer stays in registers.
         let slot = Cell::new(Slot::Held);
         let request = Request::new(
-            &self.shared,
+            &self.local,
             &slot,
             &self.detached,
             tag,
@@ -286,70 +368,80 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
     /// A descriptor that no driver should write.
     #[cold]
     #[inline(never)]
-    fn refuse(&mut self, port: &mut impl Port, tag: Tag, errno: Errno) {
+    fn refuse(&mut self, port: &mut P, tag: Tag, errno: Errno) {
         self.shared.meters.refused.add(1);
         self.answered_from(port, tag, Answer::failed(errno), 0);
     }
 
-    #[cold]
     fn taken_along(&mut self) {
         self.detached.set(false);
         self.away += 1;
     }
 
     /// Get-data: names the place of a WRITE's data, the handler's choice or the tag's buffer.
-    fn get_data(&mut self, port: &mut impl Port, tag: Tag) {
+    fn get_data(&mut self, port: &mut P, tag: Tag) {
         let io = self.descriptors.load(tag).decode(&self.bounds);
         let place = io.ok().and_then(|io| {
             let fits = |place: &MemRef| u64::try_from(place.len()).is_ok_and(|len| len >= io.len);
             self.handler.place(&io).filter(fits)
         });
         self.placed[tag.index()] = place.is_some();
-        self.addrs[tag.index()] =
-            place.map_or_else(|| self.shared.arena.addr(tag), |place| place.addr());
-        (self.tags[tag.index()], _) = self.tags[tag.index()].step(Input::Buffer);
-        self.push(port, tag, UBLK_U_IO_NEED_GET_DATA, 0);
+        let addr = place.map_or_else(|| self.shared.arena.addr(tag), |place| place.addr());
+        let place = &mut self.tags[tag.index()];
+        place.addr = addr;
+        (place.state, _) = place.state.step(Input::Buffer);
+        self.push_other(port, tag, UBLK_U_IO_NEED_GET_DATA);
     }
 
     /// Answers a request whose data, in get-data mode, may be elsewhere than in the tag's buffer.
     #[inline(always)]
-    fn answered_from(&mut self, port: &mut impl Port, tag: Tag, answer: Answer, source: u64) {
+    fn answered_from(&mut self, port: &mut P, tag: Tag, answer: Answer, source: u64) {
         if self.data == DataMode::GetData {
             let addr = if source == 0 {
                 self.shared.arena.addr(tag)
             } else {
                 source
             };
-            self.addrs[tag.index()] = addr;
+            self.tags[tag.index()].addr = addr;
         }
         self.answered(port, tag, answer);
     }
 
     /// Answers a request that is in hand.
     #[inline(always)]
-    fn answered(&mut self, port: &mut impl Port, tag: Tag, answer: Answer) {
-        let state = &mut self.tags[tag.index()];
-        let (next, action) = state.step(Input::Answer(answer));
+    fn answered(&mut self, port: &mut P, tag: Tag, answer: Answer) {
+        let place = &mut self.tags[tag.index()];
+        let (next, action) = place.state.step(Input::Answer(answer));
         let Some(Action::Commit(answer)) = action else {
-            self.shared.meters.stale.add(1);
-            return;
+            return self.stale();
         };
-        *state = next;
+        place.state = next;
         if answer.result() < 0 {
             self.shared.meters.errors.add(1);
         }
-        self.push(port, tag, UBLK_U_IO_COMMIT_AND_FETCH_REQ, answer.result());
+        self.commit(port, tag, answer.result());
     }
 
-    /// Takes the answers that other threads recorded.
+    /// Takes the answers that were recorded outside a call of the handler.
     #[inline]
-    pub(crate) fn take_remote(&mut self, port: &mut impl Port) {
-        if !self.shared.remote.is_empty() {
-            self.take_remote_now(port);
+    pub(crate) fn take_answers(&mut self, port: &mut P) {
+        if self.away > 0 {
+            self.take_answers_now(port);
         }
     }
 
-    fn take_remote_now(&mut self, port: &mut impl Port) {
+    fn take_answers_now(&mut self, port: &mut P) {
+        while let Some((tag, answer, source)) = self.local.next_answer() {
+            self.away -= 1;
+            self.answered_from(port, tag, answer, source);
+        }
+        if !self.shared.remote.is_empty() {
+            self.take_remote(port);
+        }
+    }
+
+    /// Takes the answers that other threads recorded.
+    fn take_remote(&mut self, port: &mut P) {
         let shared = Arc::clone(&self.shared);
         shared.remote.drain(|tag, result| {
             let answer = match result {
@@ -362,14 +454,21 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
     }
 
     /// Pushes again what failed and may now work.
-    pub(crate) fn take_retries(&mut self, port: &mut impl Port) {
+    pub(crate) fn take_retries(&mut self, port: &mut P) {
         for _ in 0..self.retry.len() {
             let tag = self.retry.remove(0);
             self.arm(port, tag);
         }
     }
 
+    /// True while the lane ends, or has commands to push again.
+    #[inline]
+    pub(crate) fn is_unusual(&self) -> bool {
+        self.leaving || self.has_retries()
+    }
+
     /// True if something waits to be pushed again.
+    #[inline]
     pub(crate) fn has_retries(&self) -> bool {
         !self.retry.is_empty()
             || self
@@ -378,31 +477,43 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
                 .is_some_and(|batch| batch.is_due(self.prepared))
     }
 
-    fn arm(&mut self, port: &mut impl Port, tag: Tag) {
-        let (next, action) = self.tags[tag.index()].step(Input::Arm);
-        if action == Some(Action::GetData) {
-            return self.get_data(port, tag);
+    fn arm(&mut self, port: &mut P, tag: Tag) {
+        let place = &mut self.tags[tag.index()];
+        let (next, action) = place.state.step(Input::Arm);
+        match action {
+            Some(Action::GetData) => self.get_data(port, tag),
+            Some(Action::Fetch) => {
+                place.state = next;
+                if self.batched {
+                    return self.commit(port, tag, 0);
+                }
+                self.push_other(port, tag, UBLK_U_IO_FETCH_REQ);
+            }
+            Some(Action::Commit(answer)) => {
+                place.state = next;
+                self.commit(port, tag, answer.result());
+            }
+            _ => {}
         }
-        let (cmd_op, result) = match action {
-            Some(Action::Fetch) => (UBLK_U_IO_FETCH_REQ, 0),
-            Some(Action::Commit(answer)) => (UBLK_U_IO_COMMIT_AND_FETCH_REQ, answer.result()),
-            _ => return,
-        };
-        self.tags[tag.index()] = next;
-        self.push(port, tag, cmd_op, result);
     }
 
+    /// Pushes the commit of a tag, or in batch mode its element.
     #[inline(always)]
-    fn push(&mut self, port: &mut impl Port, tag: Tag, cmd_op: u32, result: i32) {
-        let addr = self.addrs[tag.index()];
-        if let Some(batch) = &mut self.batch {
-            if !batch.add(tag, result, addr) {
-                self.push_failed(tag);
-            }
-            return;
+    fn commit(&mut self, port: &mut P, tag: Tag, result: i32) {
+        let place = &self.tags[tag.index()];
+        let pushed = match &mut self.batch {
+            None => port.push(&place.commit, result, place.addr).is_ok(),
+            Some(batch) => batch.add(tag, result, place.addr),
+        };
+        if !pushed {
+            self.push_failed(tag);
         }
+    }
+
+    /// Pushes another command of a tag.
+    fn push_other(&mut self, port: &mut P, tag: Tag, cmd_op: u32) {
+        let addr = self.tags[tag.index()].addr;
         let buf_reg = match self.data {
-            // The tag's own slot of the ring's buffer table; a busy one comes back with NEED_REG_BUF.
             DataMode::ZeroCopy => {
                 ublk_auto_buf_reg::new(self.buf_base + tag.get(), true).to_sqe_addr()
             }
@@ -412,12 +523,13 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             cmd_op,
             qid: self.qid,
             tag,
-            result,
+            result: 0,
             addr,
             buf_reg,
         };
-        let user_data = UserData::new(self.index, self.generation, tag).pack();
-        if port.push(self.index, &command, user_data).is_err() {
+        let word = UserData::new(self.index, self.generation, tag).pack();
+        let command = port.prepare(self.index, &command, word);
+        if port.push(&command, 0, addr).is_err() {
             self.push_failed(tag);
         }
     }
@@ -426,8 +538,8 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
     /// something else; the tag is pushed again after the next enter, its answer kept (L54).
     #[cold]
     fn push_failed(&mut self, tag: Tag) {
-        let (next, _) = self.tags[tag.index()].step(Input::Cqe(Errno::EAGAIN.to_result()));
-        self.tags[tag.index()] = next;
+        let place = &mut self.tags[tag.index()];
+        (place.state, _) = place.state.step(Input::Cqe(Errno::EAGAIN.to_result()));
         self.retry.push(tag);
     }
 
@@ -435,7 +547,11 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         if !self.leaving {
             self.leaving = true;
             self.shared.status.set(State::Leaving);
-            let with_driver = self.tags.iter().filter(|tag| tag.with_driver()).count();
+            let with_driver = self
+                .tags
+                .iter()
+                .filter(|tag| tag.state.with_driver())
+                .count();
             self.outstanding = u32::try_from(with_driver).unwrap_or(u32::MAX);
             self.patience = PATIENCE;
         }
@@ -460,7 +576,7 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
     /// After a panic of the handler: answers the request it had, if it did not take it along. False if the
     /// panic was not this lane's handler's.
     #[cold]
-    pub(crate) fn recover_from_panic(&mut self, port: &mut impl Port) -> bool {
+    pub(crate) fn recover_from_panic(&mut self, port: &mut P) -> bool {
         let Some(tag) = self.current.take() else {
             return false;
         };
@@ -487,7 +603,8 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
             && aborted
             && sent
             && self.retry.is_empty()
-            && !self.tags.iter().any(|tag| tag.in_hand())
+            && !self.tags.iter().any(|tag| tag.state.in_hand())
+            && (!H::OPERATIONS || self.handler.in_flight() == 0)
     }
 
     /// Requests that handlers took along and have not answered.
@@ -496,15 +613,15 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
     }
 }
 
-impl<D, H> Lane<D, H> {
+impl<P: Port, D, H> Lane<P, D, H> {
     /// True while the driver may touch the buffers.
     fn driver_has_tags(&self) -> bool {
         let elems = self.batch.as_ref().is_some_and(Batch::in_flight);
-        elems || (!self.leaving && self.tags.iter().any(|tag| tag.with_driver()))
+        elems || (!self.leaving && self.tags.iter().any(|tag| tag.state.with_driver()))
     }
 }
 
-impl<D, H> Drop for Lane<D, H> {
+impl<P: Port, D, H> Drop for Lane<P, D, H> {
     /// However the worker ends: closing a ring is no barrier, so the driver may still write to the buffers and read
     /// the elements of batch commands (L09). They are leaked on purpose; the address range ends with the process.
     fn drop(&mut self) {

@@ -143,25 +143,60 @@ impl RingPort {
     }
 }
 
+/// The SQE of a command, and the first half of its payload without the result.
+#[derive(Debug, Clone, Copy)]
+pub struct Prepared {
+    sqe: Sqe64,
+    head: [u8; 8],
+}
+
+/// The result of a command where `ublksrv_io_cmd` has it: bytes 4 to 7.
+#[inline(always)]
+const fn result_word(result: i32) -> u64 {
+    let [a, b, c, d] = result.to_ne_bytes();
+    u64::from_ne_bytes([0, 0, 0, 0, a, b, c, d])
+}
+
 impl Port for RingPort {
     type Wake = Waker;
 
-    #[inline]
-    fn push(&mut self, lane: u16, command: &IoCommand, user_data: u64) -> Result<(), Full> {
+    type Command = Prepared;
+
+    fn prepare(&self, lane: u16, command: &IoCommand, user_data: u64) -> Prepared {
         let payload = ublksrv_io_cmd {
             q_id: command.qid.get(),
             tag: command.tag.get(),
-            result: command.result,
+            result: 0,
             addr: command.addr,
         };
         let fd = Fd::Registered(u32::from(lane));
-        // SAFETY: `addr` is the tag's place in the lane's arena. The driver uses it from here to the CQE of
-        // this command, and the arena outlives that: the lane's shared part owns it, and a worker that
-        // leaves tags with the driver leaks it (`Worker::finish`).
-        let sqe = unsafe { op::uring_cmd(fd, command.cmd_op, &payload.to_bytes()) };
+        let payload = payload.to_bytes();
+        // SAFETY: `addr` is the tag's place in the lane's arena, or with `push` one that its caller promises. The
+        // driver uses it from there to the CQE of this command, and the arena outlives that: the lane's shared
+        // part owns it, and a lane that leaves tags with the driver leaks it (`Lane::drop`).
+        let sqe = unsafe { op::uring_cmd(fd, command.cmd_op, &payload) };
         // SAFETY: not an address here but the word of an automatic buffer registration, or 0.
         let sqe = unsafe { sqe.addr(command.buf_reg) }.user_data(user_data);
+        let (head, _) = payload.split_first_chunk().unwrap_or((&[0; 8], &[]));
+        Prepared { sqe, head: *head }
+    }
+
+    #[inline(always)]
+    fn push(&mut self, command: &Prepared, result: i32, addr: u64) -> Result<(), Full> {
+        // `ublksrv_io_cmd` as two words, in the memory's order.
+        let head = u64::from_ne_bytes(command.head) | result_word(result);
+        // SAFETY: as in `prepare`.
+        let sqe = unsafe { command.sqe.with_payload([head, addr]) };
         self.ring.push(&sqe).map_err(|_| Full)
+    }
+
+    #[inline]
+    fn push_operation(&mut self, operation: &Sqe64) -> Result<(), Full> {
+        self.ring.push(operation).map_err(|_| Full)
+    }
+
+    fn space(&mut self) -> u32 {
+        self.ring.sq_space()
     }
 
     fn push_batch(

@@ -12,13 +12,14 @@
 use std::cell::Cell;
 use std::fmt;
 use std::mem::ManuallyDrop;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ublk_core::iod::Io;
 use ublk_core::{Answer, Errno, IoFlags, Op, QueueId, Tag};
 
 use crate::memref::MemRef;
-use crate::shared::{DataPath, LaneShared};
+use crate::shared::{DataPath, LaneLocal, LaneShared};
 
 /// What became of the request that the worker gave to its handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +29,7 @@ pub(crate) enum Slot {
     /// Answered on the worker's own thread; in get-data mode with the address where a READ's data is, or 0
     /// for the tag's buffer.
     Answered(Answer, u64),
-    /// Taken along: the answer will come through [`LaneShared::answer`].
+    /// Taken along: the answer will come through [`LaneShared::answer`] or [`LaneLocal::answer`].
     Detached,
 }
 
@@ -82,7 +83,7 @@ macro_rules! accessors {
         #[inline]
         #[must_use]
         pub fn qid(&self) -> QueueId {
-            self.lane.qid
+            self.shared().qid
         }
 
         /// The tag of the request.
@@ -105,12 +106,12 @@ macro_rules! accessors {
             let len = self.data_len();
             if !self.ready {
                 // By value: a call that took the token's address would keep every token in memory.
-                fetch(&self.lane, self.tag, len)?;
+                fetch(self.shared(), self.tag, len)?;
                 self.ready = true;
             }
             // SAFETY: `self` is the tag's only token and is borrowed for the life of the slice; it holds (or
             // borrows from what holds) the lane's shared part and so the arena.
-            Ok(unsafe { self.lane.arena.slice(self.tag, len) })
+            Ok(unsafe { self.shared().arena.slice(self.tag, len) })
         }
 
         /// Where the data of a READ goes; empty for other operations. Zeroes, or old data of this
@@ -123,12 +124,12 @@ macro_rules! accessors {
             if !matches!(self.io.op, Op::Read) {
                 return Ok(&mut []);
             }
-            if matches!(self.lane.path, DataPath::Registered) {
+            if matches!(self.shared().path, DataPath::Registered) {
                 return Err(Errno::EOPNOTSUPP);
             }
             let len = self.data_len();
             // SAFETY: as in `data`, and `self` is borrowed exclusively.
-            Ok(unsafe { self.lane.arena.slice_mut(self.tag, len) })
+            Ok(unsafe { self.shared().arena.slice_mut(self.tag, len) })
         }
 
         /// True where [`push_from`](Self::push_from) and [`pull_into`](Self::pull_into) move data with one
@@ -136,7 +137,7 @@ macro_rules! accessors {
         #[inline]
         #[must_use]
         pub fn copies_by_driver(&self) -> bool {
-            matches!(self.lane.path, DataPath::Device(_))
+            matches!(self.shared().path, DataPath::Device(_))
         }
 
         /// True for a READ that [`Request::complete_from`] can answer with data from anywhere.
@@ -158,13 +159,13 @@ macro_rules! accessors {
         /// # Errors
         /// EOPNOTSUPP in another mode; EINVAL for another operation or length; the driver's errno.
         pub fn push_from(&mut self, from: MemRef) -> Result<(), Errno> {
-            let DataPath::Device(device) = &self.lane.path else {
+            let DataPath::Device(device) = &self.shared().path else {
                 return Err(Errno::EOPNOTSUPP);
             };
             if self.io.op != Op::Read || from.len() != self.data_len() {
                 return Err(Errno::EINVAL);
             }
-            device.push(self.lane.qid, self.tag, 0, from)?;
+            device.push(self.shared().qid, self.tag, 0, from)?;
             self.ready = true;
             Ok(())
         }
@@ -174,13 +175,13 @@ macro_rules! accessors {
         /// # Errors
         /// As for [`push_from`](Self::push_from).
         pub fn pull_into(&mut self, to: MemRef) -> Result<(), Errno> {
-            let DataPath::Device(device) = &self.lane.path else {
+            let DataPath::Device(device) = &self.shared().path else {
                 return Err(Errno::EOPNOTSUPP);
             };
             if self.io.op != Op::Write || to.len() != self.data_len() {
                 return Err(Errno::EINVAL);
             }
-            device.pull(self.lane.qid, self.tag, 0, to)
+            device.pull(self.shared().qid, self.tag, 0, to)
         }
 
         /// The answer the driver gets for a handler's result. In user copy a READ's data goes its way here.
@@ -198,10 +199,10 @@ macro_rules! accessors {
 
         #[inline(always)]
         fn deliver(&self) -> Result<(), Errno> {
-            match &self.lane.path {
+            match &self.shared().path {
                 DataPath::Device(device) if self.io.op == Op::Read && !self.ready => {
-                    let from = self.lane.arena.mem(self.tag, self.data_len());
-                    device.push(self.lane.qid, self.tag, 0, from)
+                    let from = self.shared().arena.mem(self.tag, self.data_len());
+                    device.push(self.shared().qid, self.tag, 0, from)
                 }
                 _ => Ok(()),
             }
@@ -217,7 +218,7 @@ macro_rules! accessors {
 
 /// A request on its worker's thread. Not `Send`: [`Request::detach`] makes one that is.
 pub struct Request<'a> {
-    lane: &'a Arc<LaneShared>,
+    lane: &'a Rc<LaneLocal>,
     slot: &'a Cell<Slot>,
     /// Outlives a panic of the handler, which the slot does not.
     detached: &'a Cell<bool>,
@@ -234,7 +235,7 @@ impl<'a> Request<'a> {
     /// The only token of `tag`, which the driver has just handed over.
     #[inline(always)]
     pub(crate) fn new(
-        lane: &'a Arc<LaneShared>,
+        lane: &'a Rc<LaneLocal>,
         slot: &'a Cell<Slot>,
         detached: &'a Cell<bool>,
         tag: Tag,
@@ -242,7 +243,7 @@ impl<'a> Request<'a> {
         get_data: bool,
         placed: bool,
     ) -> Self {
-        let ready = matches!(lane.path, DataPath::Buffer) && !placed;
+        let ready = matches!(lane.shared.path, DataPath::Buffer) && !placed;
         let any_source = get_data && matches!(io.op, Op::Read);
         Self {
             lane,
@@ -258,8 +259,13 @@ impl<'a> Request<'a> {
 
     accessors!();
 
+    #[inline(always)]
+    fn shared(&self) -> &LaneShared {
+        &self.lane.shared
+    }
+
     /// Answers the request: success of all of it, or an errno.
-    #[inline]
+    #[inline(always)]
     pub fn complete(self, result: Result<(), Errno>) {
         let this = ManuallyDrop::new(self);
         this.slot.set(Slot::Answered(this.answer_of(result), 0));
@@ -284,11 +290,27 @@ impl<'a> Request<'a> {
         this.slot.set(Slot::Detached);
         this.detached.set(true);
         OwnedRequest {
-            lane: Arc::clone(this.lane),
+            lane: Arc::clone(&this.lane.shared),
             tag: this.tag,
             io: this.io,
             ready: this.ready,
             any_source: false,
+            placed: this.placed,
+        }
+    }
+
+    /// Takes the request along, to be answered later on this thread: cheaper than [`Request::detach`].
+    #[must_use]
+    pub fn keep(self) -> KeptRequest {
+        let this = ManuallyDrop::new(self);
+        this.slot.set(Slot::Detached);
+        this.detached.set(true);
+        KeptRequest {
+            lane: Rc::clone(this.lane),
+            tag: this.tag,
+            io: this.io,
+            ready: this.ready,
+            any_source: this.any_source,
             placed: this.placed,
         }
     }
@@ -298,7 +320,7 @@ impl Drop for Request<'_> {
     // Always: a call here would keep every request in memory instead of registers.
     #[inline(always)]
     fn drop(&mut self) {
-        self.lane.meters.dropped.add_shared(1);
+        self.shared().meters.dropped.add_shared(1);
         self.slot.set(Slot::Answered(Answer::failed(Errno::EIO), 0));
     }
 }
@@ -306,6 +328,90 @@ impl Drop for Request<'_> {
 impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
+            .field("tag", &self.tag)
+            .field("io", &self.io)
+            .finish()
+    }
+}
+
+/// A request that its worker's thread may hold and answer later.
+pub struct KeptRequest {
+    lane: Rc<LaneLocal>,
+    tag: Tag,
+    io: Io,
+    /// A WRITE's data is in the tag's buffer; a READ's has been pushed.
+    ready: bool,
+    /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
+    any_source: bool,
+    placed: bool,
+}
+
+impl KeptRequest {
+    accessors!();
+
+    #[inline]
+    fn shared(&self) -> &LaneShared {
+        &self.lane.shared
+    }
+
+    /// The tag's buffer, for an operation of the handler's: `None` where data does not travel through it (zero
+    /// copy). No operation may use it after the request is answered.
+    #[must_use]
+    pub fn buffer(&self) -> Option<MemRef> {
+        match self.lane.shared.path {
+            DataPath::Registered => None,
+            _ => Some(self.lane.shared.arena.mem(self.tag, self.data_len())),
+        }
+    }
+
+    /// Says that the tag's buffer holds the data of this WRITE (fetched where it has to be), so that an
+    /// operation can take it from there.
+    ///
+    /// # Errors
+    /// As [`data`](Self::data).
+    pub fn fetch_data(&mut self) -> Result<(), Errno> {
+        self.data().map(|_| ())
+    }
+
+    /// Answers the request; its worker takes the answer before it sleeps.
+    pub fn complete(self, result: Result<(), Errno>) {
+        let answer = self.answer_of(result);
+        self.record(answer, 0);
+    }
+
+    /// Answers EIO for a handler that panicked, and counts it (L25).
+    pub fn panicked(self) {
+        self.lane.shared.meters.panics.add_shared(1);
+        self.record(Answer::failed(Errno::EIO), 0);
+    }
+
+    /// Get-data: answers a READ with all of its data at `from`, as [`Request::complete_from`].
+    pub fn complete_from(self, from: MemRef) {
+        if !self.any_source || from.len() != self.data_len() {
+            return self.complete(Err(Errno::EINVAL));
+        }
+        let answer = self.answer_of(Ok(()));
+        self.record(answer, from.addr());
+    }
+
+    fn record(self, answer: Answer, source: u64) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: `this` is never used again nor dropped, so the Rc is moved out exactly once.
+        let lane = unsafe { std::ptr::read(&raw const this.lane) };
+        lane.answer((this.tag, answer, source));
+    }
+}
+
+impl Drop for KeptRequest {
+    fn drop(&mut self) {
+        self.lane.shared.meters.dropped.add_shared(1);
+        self.lane.answer((self.tag, Answer::failed(Errno::EIO), 0));
+    }
+}
+
+impl fmt::Debug for KeptRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeptRequest")
             .field("tag", &self.tag)
             .field("io", &self.io)
             .finish()
@@ -326,6 +432,11 @@ pub struct OwnedRequest {
 
 impl OwnedRequest {
     accessors!();
+
+    #[inline]
+    fn shared(&self) -> &LaneShared {
+        &self.lane
+    }
 
     /// Answers the request and wakes its worker if that sleeps.
     pub fn complete(self, result: Result<(), Errno>) {

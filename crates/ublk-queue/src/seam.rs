@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use ublk_core::{Errno, IoDesc, QueueId, Tag};
+use uring_lite::Sqe64;
 
 use crate::batch::BatchCommand;
 use crate::memref::MemRef;
@@ -56,11 +57,30 @@ pub trait Port {
     /// Wakes the worker from another thread.
     type Wake: Wake;
 
-    /// Puts a command into the submission queue, for the char device of a lane.
+    /// A command of a tag as this port wants it, all but result and address: made once, pushed often.
+    type Command: Copy + 'static;
+
+    /// Makes a command for the char device of a lane.
+    fn prepare(&self, lane: u16, command: &IoCommand, user_data: u64) -> Self::Command;
+
+    /// Puts a command into the submission queue, with this result and address of the tag's buffer.
     ///
     /// # Errors
     /// [`Full`], with nothing changed.
-    fn push(&mut self, lane: u16, command: &IoCommand, user_data: u64) -> Result<(), Full>;
+    fn push(&mut self, command: &Self::Command, result: i32, addr: u64) -> Result<(), Full>;
+
+    /// Puts an operation into the submission queue. A port that serves no handler with operations need not
+    /// have this.
+    ///
+    /// # Errors
+    /// [`Full`], with nothing changed.
+    fn push_operation(&mut self, operation: &Sqe64) -> Result<(), Full> {
+        let _ = operation;
+        Err(Full)
+    }
+
+    /// Free entries of the submission queue: what is linked is pushed only where all of it fits (L52).
+    fn space(&mut self) -> u32;
 
     /// Puts a batch command into the submission queue. A fetch takes its buffers from the lane's group, which
     /// the port has made. A port that serves no batch lane need not have this.

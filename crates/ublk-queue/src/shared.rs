@@ -1,5 +1,6 @@
-//! The part of a lane that outlives its worker's stack: buffers, answers of other threads, meters.
+//! The parts of a lane that outlive its worker's stack: buffers, answers, meters.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use ublk_core::{Answer, DataMode, QueueId, Tag};
@@ -19,7 +20,7 @@ pub(crate) struct LaneShared {
     pub(crate) meters: Meters,
     pub(crate) status: Status,
     pub(crate) path: DataPath,
-    wake: Box<dyn Wake>,
+    wake: Arc<dyn Wake>,
 }
 
 /// How the data of this lane's requests travels.
@@ -48,7 +49,7 @@ impl LaneShared {
         depth: u16,
         arena: Arena,
         path: DataPath,
-        wake: Box<dyn Wake>,
+        wake: Arc<dyn Wake>,
     ) -> Arc<Self> {
         Arc::new(Self {
             qid,
@@ -65,5 +66,36 @@ impl LaneShared {
     pub(crate) fn answer(&self, tag: Tag, answer: Answer) {
         self.remote.push(tag, answer);
         self.wake.wake();
+    }
+}
+
+/// What a request that stays on its worker's thread holds: the shared part, and a list of answers without
+/// atomics.
+pub(crate) struct LaneLocal {
+    pub(crate) shared: Arc<LaneShared>,
+    /// Answers of kept requests; each tag is in it at most once, so its first allocation is its last.
+    answers: RefCell<Vec<LocalAnswer>>,
+}
+
+/// An answer given on the worker's own thread, with the address of a READ's data, or 0 for the tag's buffer.
+pub(crate) type LocalAnswer = (Tag, Answer, u64);
+
+impl LaneLocal {
+    pub(crate) fn new(shared: Arc<LaneShared>, depth: u16) -> Self {
+        Self {
+            shared,
+            answers: RefCell::new(Vec::with_capacity(usize::from(depth))),
+        }
+    }
+
+    /// Records an answer; the worker takes it before it sleeps.
+    pub(crate) fn answer(&self, answer: LocalAnswer) {
+        self.answers.borrow_mut().push(answer);
+    }
+
+    /// An answer that was recorded, the last one first.
+    #[inline]
+    pub(crate) fn next_answer(&self) -> Option<LocalAnswer> {
+        self.answers.borrow_mut().pop()
     }
 }

@@ -16,6 +16,8 @@ pub struct UserData {
     pub generation: u16,
     /// What kind of command it was.
     pub kind: Kind,
+    /// Which use of an operation's place it was, 0 to 4095; 0 for commands.
+    pub turn: u16,
 }
 
 /// The kinds of commands a completion can belong to.
@@ -29,6 +31,14 @@ pub enum Kind {
     Prep,
     /// A COMMIT of a batch lane; its number in place of the tag.
     Commit,
+    /// An operation of the lane's handler; its place in the handler's pool in place of the tag.
+    Operation,
+    /// The operation that moves the data of a forwarded request.
+    Forward,
+    /// An operation linked before a command of its tag: it completes only when it failed.
+    Link,
+    /// A sync that answers requests; the file's slot in place of the tag.
+    Sync,
 }
 
 impl UserData {
@@ -41,10 +51,11 @@ impl UserData {
             lane,
             generation,
             kind: Kind::Tag,
+            turn: 0,
         }
     }
 
-    /// The word for a batch command, `number` telling it from others of its kind.
+    /// The word for a command or operation of another kind, `number` telling it from others of the kind.
     #[must_use]
     pub const fn batch(lane: u16, generation: u16, kind: Kind, number: u16) -> Self {
         Self {
@@ -52,35 +63,52 @@ impl UserData {
             lane,
             generation,
             kind,
+            turn: 0,
         }
     }
 
-    /// Packed: tag in bits 0-15, lane in 16-31, generation in 32-47, kind in 48-49. The upper 14 bits are
-    /// 0, so that the ring's own reserved words (all ones and near it) are never ours.
+    /// The word for a use of an operation's place.
+    #[must_use]
+    pub const fn operation(lane: u16, generation: u16, place: u16, turn: u16) -> Self {
+        Self {
+            tag: place,
+            lane,
+            generation,
+            kind: Kind::Operation,
+            turn,
+        }
+    }
+
+    /// Packed: tag in bits 0-15, lane in 16-31, generation in 32-47, kind in 48-50, turn in 51-62. The
+    /// uppermost bit is 0, so that the ring's own reserved words (all ones and near it) are never ours.
     #[must_use]
     #[inline]
     pub const fn pack(self) -> u64 {
-        let kind = self.kind as u64;
-        self.tag as u64 | (self.lane as u64) << 16 | (self.generation as u64) << 32 | kind << 48
+        let (kind, turn) = (self.kind as u64, (self.turn & 0xfff) as u64);
+        self.tag as u64
+            | (self.lane as u64) << 16
+            | (self.generation as u64) << 32
+            | kind << 48
+            | turn << 51
     }
 
-    /// The word without tag and kind: lane and generation, that is whose it is.
+    /// The word without tag, kind and turn: lane and generation, that is whose it is.
     #[must_use]
     #[inline]
     pub const fn owner_of(word: u64) -> u64 {
-        // Without the tag and the two bits of the kind; a word that is not one of ours keeps its upper bits.
-        word & !(0xffff | 3 << 48)
+        // A word that is not one of ours keeps its uppermost bit.
+        word & (1 << 63 | 0xffff_ffff << 16)
     }
 
-    /// The tag of a tag's command; `None` for a batch command.
+    /// The tag, if the word is that of a tag's command of this owner: the common case, by one comparison.
     #[must_use]
-    #[inline]
-    pub const fn tag_of(word: u64) -> Option<u16> {
+    #[inline(always)]
+    pub const fn tag_of(word: u64, owner: u64) -> Option<u16> {
         #[expect(
             clippy::cast_possible_truncation,
             reason = "the tag's bits, by definition"
         )]
-        if word >> 48 & 3 == 0 {
+        if word & !0xffff == owner {
             Some(word as u16)
         } else {
             None
@@ -91,12 +119,18 @@ impl UserData {
     #[must_use]
     #[inline]
     pub const fn unpack(word: u64) -> Option<Self> {
-        let kind = match word >> 48 {
+        if word >> 63 != 0 {
+            return None;
+        }
+        let kind = match word >> 48 & 7 {
             0 => Kind::Tag,
             1 => Kind::Fetch,
             2 => Kind::Prep,
             3 => Kind::Commit,
-            _ => return None,
+            4 => Kind::Operation,
+            5 => Kind::Forward,
+            6 => Kind::Link,
+            _ => Kind::Sync,
         };
         #[expect(
             clippy::cast_possible_truncation,
@@ -107,6 +141,7 @@ impl UserData {
             lane: (word >> 16) as u16,
             generation: (word >> 32) as u16,
             kind,
+            turn: (word >> 51) as u16 & 0xfff,
         })
     }
 }
@@ -123,10 +158,24 @@ mod tests {
             let word = UserData::new(lane, generation, tag);
             assert_eq!(UserData::unpack(word.pack()), Some(word));
         }
-        for kind in [Kind::Fetch, Kind::Prep, Kind::Commit] {
+        for kind in [
+            Kind::Fetch,
+            Kind::Prep,
+            Kind::Commit,
+            Kind::Forward,
+            Kind::Link,
+            Kind::Sync,
+        ] {
             let word = UserData::batch(3, 9, kind, 7);
             assert_eq!(UserData::unpack(word.pack()), Some(word));
         }
+        let word = UserData::operation(65535, 65535, 65535, 4095);
+        assert_eq!(UserData::unpack(word.pack()), Some(word));
+        assert_eq!(
+            UserData::owner_of(word.pack()),
+            0xffff_ffff_0000,
+            "neither place nor kind nor turn says whose it is"
+        );
         assert_eq!(UserData::unpack(u64::MAX), None);
     }
 }

@@ -9,10 +9,10 @@ use ublk_core::iod::IoBounds;
 use ublk_core::{DataMode, Errno, QueueId};
 
 use crate::buffers::Arena;
-use crate::handler::Handler;
+use crate::handler::{Handler, LaneContext};
 use crate::health::{Counters, State};
 use crate::lane::{ABORT_WAIT, Lane, LaneError};
-use crate::seam::{Descriptors, NoDevice, Port, UserCopyPort};
+use crate::seam::{Completion, Descriptors, NoDevice, Port, UserCopyPort, Wake};
 use crate::shared::{DataPath, LaneShared};
 use crate::user_data::UserData;
 
@@ -55,6 +55,8 @@ pub struct LaneSpec<D, H> {
     pub batch: bool,
     /// First index of the lane's `depth` buffers in the ring's table; for the zero-copy modes.
     pub buf_base: u16,
+    /// First slot of the handler's files in the ring's table.
+    pub files: u32,
     /// The way of data by the character device; used in user copy.
     pub device: Box<dyn UserCopyPort>,
 }
@@ -73,6 +75,7 @@ impl<D, H> LaneSpec<D, H> {
             data: DataMode::Copy,
             batch: false,
             buf_base: 0,
+            files: 0,
             device: Box::new(NoDevice),
         }
     }
@@ -134,10 +137,10 @@ impl LaneHandle {
 }
 
 /// A thread's worth of lanes on one ring. The thread that makes the ring arms and runs the worker.
-pub struct Worker<P, D, H> {
+pub struct Worker<P: Port, D, H> {
     /// Dropped before the lanes: the ring is closed while their buffers are still there.
     port: P,
-    lanes: Vec<Lane<D, H>>,
+    lanes: Vec<Lane<P, D, H>>,
     leave: Arc<AtomicBool>,
     backoff: Duration,
     serving: bool,
@@ -167,11 +170,19 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     pub fn add_lane(&mut self, mut spec: LaneSpec<D, H>) -> Result<LaneHandle, Errno> {
         let index = u16::try_from(self.lanes.len()).map_err(|_| Errno::ENOSPC)?;
         let arena = Arena::new(spec.depth, spec.bounds.max_io_bytes)?;
-        let wake = Box::new(self.port.wake_handle());
+        let wake: Arc<dyn Wake> = Arc::new(self.port.wake_handle());
         let device = std::mem::replace(&mut spec.device, Box::new(NoDevice));
         let path = DataPath::new(spec.data, device);
+        let context = LaneContext {
+            qid: spec.qid,
+            depth: spec.depth,
+            data: spec.data,
+            max_io_bytes: spec.bounds.max_io_bytes,
+            wake: Arc::clone(&wake),
+        };
         let shared = LaneShared::new(spec.qid, spec.depth, arena, path, wake);
-        self.lanes.push(Lane::new(index, spec, Arc::clone(&shared)));
+        let lane = Lane::new(index, spec, Arc::clone(&shared), &self.port, &context);
+        self.lanes.push(lane);
         Ok(LaneHandle(shared))
     }
 
@@ -242,33 +253,52 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
         loop {
             self.take_completions()?;
+            let mut again = false;
+            let mut unusual = self.leave.load(Ordering::Relaxed) || !self.serving;
             for lane in &mut self.lanes {
-                lane.take_remote(&mut self.port);
+                again |= lane.turn(&mut self.port);
+                lane.take_answers(&mut self.port);
+                lane.flush(&mut self.port);
+                let meters = &lane.shared.meters;
+                meters.enters.add(1);
+                meters.in_hand.set(u64::from(lane.away()));
+                unusual |= lane.is_unusual();
             }
-            if self.lanes.iter().all(Lane::is_empty) && self.last_commits_taken()? {
-                return Ok(());
-            }
-            if self.leave.load(Ordering::Relaxed) {
-                return Err(WorkerError::Left);
-            }
-            self.flush();
-            let timeout = if self.has_retries() {
-                Some(self.backoff)
+            if unusual {
+                if self.unusual(again)? {
+                    return Ok(());
+                }
             } else {
-                let mut lanes = self.lanes.iter_mut();
-                lanes.any(Lane::waits_for_aborts).then_some(ABORT_WAIT)
-            };
-            let retries = self.has_retries();
-            for lane in &self.lanes {
-                lane.shared.meters.enters.add(1);
-                lane.shared.meters.in_hand.set(u64::from(lane.away()));
+                self.port.enter(!again, None).map_err(WorkerError::Ring)?;
             }
-            self.port.enter(true, timeout).map_err(WorkerError::Ring)?;
-            if retries {
-                self.take_retries();
-            }
-            self.mark_serving();
         }
+    }
+
+    /// What a loop's end is while queues begin, end or have commands to push again. True at the end of all.
+    #[cold]
+    #[inline(never)]
+    fn unusual(&mut self, again: bool) -> Result<bool, WorkerError> {
+        if self.lanes.iter().all(Lane::is_empty) && self.last_commits_taken()? {
+            return Ok(true);
+        }
+        if self.leave.load(Ordering::Relaxed) {
+            return Err(WorkerError::Left);
+        }
+        let retries = self.has_retries();
+        let timeout = if retries {
+            Some(self.backoff)
+        } else {
+            let mut lanes = self.lanes.iter_mut();
+            lanes.any(Lane::waits_for_aborts).then_some(ABORT_WAIT)
+        };
+        self.port
+            .enter(!again, timeout)
+            .map_err(WorkerError::Ring)?;
+        if retries {
+            self.take_retries();
+        }
+        self.mark_serving();
+        Ok(false)
     }
 
     /// Submits the commits that emptied the lanes, and sees that none of them failed.
@@ -300,43 +330,36 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
 
     #[inline]
     fn take_completions(&mut self) -> Result<(), WorkerError> {
-        while let Some(completion) = self.port.next() {
-            let word = completion.user_data;
+        while let Some(lane) = self.lanes.get_mut(self.recent) {
             // The common case by one comparison: a tag of the lane that the last completion was for.
-            if !self
-                .lanes
-                .get(self.recent)
-                .is_some_and(|lane| lane.is_own(word))
-                && !self.find_lane(word)
-            {
-                continue;
-            }
-            let lane = &mut self.lanes[self.recent];
-            match UserData::tag_of(word) {
-                Some(tag) => lane.completed(&mut self.port, tag, completion.res)?,
-                None => lane.batch_completed(&mut self.port, &completion)?,
-            }
+            let completion = loop {
+                let Some(completion) = self.port.next() else {
+                    return Ok(());
+                };
+                match UserData::tag_of(completion.user_data, lane.owner) {
+                    Some(tag) => lane.completed(&mut self.port, tag, completion.res)?,
+                    None => break completion,
+                }
+            };
+            self.other_completion(&completion)?;
         }
         Ok(())
     }
 
-    /// Looks for the lane whose present life a completion belongs to; others are counted and ignored.
-    #[cold]
-    fn find_lane(&mut self, word: u64) -> bool {
-        match self.lanes.iter().position(|lane| lane.is_own(word)) {
-            Some(n) => self.recent = n,
-            None => self.stale(),
+    /// A completion of another lane, or of another kind; those of no lane's present life are counted and ignored.
+    fn other_completion(&mut self, completion: &Completion) -> Result<(), WorkerError> {
+        let word = completion.user_data;
+        if !self.lanes[self.recent].is_own(word) {
+            match self.lanes.iter().position(|lane| lane.is_own(word)) {
+                Some(n) => self.recent = n,
+                None => {
+                    self.lanes[self.recent].stale();
+                    return Ok(());
+                }
+            }
         }
-        self.lanes
-            .get(self.recent)
-            .is_some_and(|lane| lane.is_own(word))
-    }
-
-    #[cold]
-    fn stale(&self) {
-        if let Some(lane) = self.lanes.first() {
-            lane.shared.meters.stale.add(1);
-        }
+        let lane = &mut self.lanes[self.recent];
+        Ok(lane.other_completed(&mut self.port, completion)?)
     }
 
     fn has_retries(&self) -> bool {

@@ -148,7 +148,23 @@ impl Descriptors for SimDescriptors {
 impl Port for SimPort {
     type Wake = SimWake;
 
-    fn push(&mut self, lane: u16, command: &IoCommand, user_data: u64) -> Result<(), Full> {
+    type Command = (u16, IoCommand, u64);
+
+    fn prepare(&self, lane: u16, command: &IoCommand, user_data: u64) -> Self::Command {
+        (lane, *command, user_data)
+    }
+
+    fn space(&mut self) -> u32 {
+        u32::try_from(4096 - self.0.0.model().pending.len()).unwrap_or(0)
+    }
+
+    fn push(&mut self, command: &Self::Command, result: i32, addr: u64) -> Result<(), Full> {
+        let (lane, command, user_data) = *command;
+        let command = IoCommand {
+            result,
+            addr,
+            ..command
+        };
         let mut model = self.0.0.model();
         let (full, percent) = (model.pending.len() >= 4096, model.config.faults.full);
         if full || model.rng.chance(percent) {
@@ -156,7 +172,7 @@ impl Port for SimPort {
         }
         model
             .pending
-            .push_back((lane, Pushed::Tag(*command), user_data));
+            .push_back((lane, Pushed::Tag(command), user_data));
         Ok(())
     }
 

@@ -69,6 +69,25 @@ pub struct Sqe128 {
     pub(crate) cmd_rest: [u8; 64],
 }
 
+impl Sqe64 {
+    /// The same entry with these 16 bytes of payload, as two words in memory order.
+    ///
+    /// # Safety
+    /// What the new payload names is valid as for [`op::uring_cmd`](crate::op::uring_cmd).
+    #[inline(always)]
+    #[must_use]
+    pub const unsafe fn with_payload(mut self, words: [u64; 2]) -> Self {
+        let [first, second] = [words[0].to_ne_bytes(), words[1].to_ne_bytes()];
+        let mut n = 0;
+        while n < 8 {
+            self.0.cmd[n] = first[n];
+            self.0.cmd[n + 8] = second[n];
+            n += 1;
+        }
+        self
+    }
+}
+
 const_assert_eq!(size_of::<Sqe64>(), 64);
 const_assert_eq!(size_of::<Sqe128>(), 128);
 const_assert_eq!(align_of::<Sqe64>(), 8);

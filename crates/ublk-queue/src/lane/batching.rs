@@ -8,16 +8,16 @@ use crate::handler::Handler;
 use crate::seam::{Completion, Descriptors, Port};
 use crate::user_data::{Kind, UserData};
 
-impl<D: Descriptors, H: Handler> Lane<D, H> {
+impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Before an enter: pushes the batch commands that are due.
     #[inline]
-    pub(crate) fn flush(&mut self, port: &mut impl Port) {
+    pub(crate) fn flush(&mut self, port: &mut P) {
         if self.batch.is_some() {
             self.flush_batch(port);
         }
     }
 
-    fn flush_batch(&mut self, port: &mut impl Port) {
+    fn flush_batch(&mut self, port: &mut P) {
         let Some(batch) = &mut self.batch else { return };
         let kind = if self.prepared {
             Kind::Commit
@@ -42,26 +42,9 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         }
     }
 
-    /// Takes the completion of a batch command.
-    pub(crate) fn batch_completed(
+    pub(super) fn fetch_completed(
         &mut self,
-        port: &mut impl Port,
-        completion: &Completion,
-    ) -> Result<(), LaneError> {
-        match UserData::unpack(completion.user_data) {
-            Some(UserData {
-                kind: Kind::Fetch, ..
-            }) => self.fetch_completed(port, completion),
-            Some(UserData {
-                kind, tag: number, ..
-            }) => self.elems_completed(port, kind == Kind::Prep, number, completion.res),
-            None => Ok(()),
-        }
-    }
-
-    fn fetch_completed(
-        &mut self,
-        port: &mut impl Port,
+        port: &mut P,
         completion: &Completion,
     ) -> Result<(), LaneError> {
         if completion.res > 0 {
@@ -93,7 +76,7 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
         if fetch == Fetch::Ended {
             // One abort for all tags that the driver has.
             for n in 0..self.tags.len() {
-                if self.tags[n].with_driver() {
+                if self.tags[n].state.with_driver() {
                     self.completed_seldom(
                         port,
                         u16::try_from(n).unwrap_or(u16::MAX),
@@ -108,18 +91,18 @@ impl<D: Descriptors, H: Handler> Lane<D, H> {
 
     /// Serves the tags of the last fetch completion; after a panic of the handler, the rest of them.
     #[inline]
-    pub(crate) fn serve_fetched(&mut self, port: &mut impl Port) -> Result<(), LaneError> {
+    pub(crate) fn serve_fetched(&mut self, port: &mut P) -> Result<(), LaneError> {
         while let Some(tag) = self.fetched.get(self.next_fetched) {
             self.next_fetched += 1;
-            self.completed_seldom(port, *tag, 0)?;
+            self.completed(port, *tag, 0)?;
         }
         Ok(())
     }
 
     /// Elements that the driver did not take are in hand again, their answers kept.
-    fn elems_completed(
+    pub(super) fn elems_completed(
         &mut self,
-        port: &mut impl Port,
+        port: &mut P,
         prep: bool,
         number: u16,
         res: i32,

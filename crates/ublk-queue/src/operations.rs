@@ -1,0 +1,53 @@
+//! Operations of a handler on its worker's ring.
+
+use uring_lite::{Sqe64, op::Fd};
+
+use crate::seam::{Full, Port};
+use crate::user_data::UserData;
+
+/// A use of a place in a handler's pool of operations: comes back with the completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Operation {
+    /// Place in the pool.
+    pub place: u16,
+    /// Which use of the place it is, modulo 4096: a completion of an earlier one is told apart (L53).
+    pub turn: u16,
+}
+
+/// The way for operations into the submission queue; they go with the worker's next enter.
+pub struct Operations<'a, P> {
+    pub(crate) port: &'a mut P,
+    pub(crate) lane: u16,
+    pub(crate) generation: u16,
+    pub(crate) files: u32,
+}
+
+impl<P: Port> Operations<'_, P> {
+    /// Puts an operation into the submission queue.
+    ///
+    /// # Errors
+    /// [`Full`], with nothing changed: return from [`Handler::turn`](crate::Handler::turn) with true and push it
+    /// at the next one.
+    pub fn push(&mut self, sqe: Sqe64, operation: Operation) -> Result<(), Full> {
+        self.port
+            .push_operation(&sqe.user_data(self.word(operation)))
+    }
+
+    /// The word of an operation, by which another can cancel it.
+    #[must_use]
+    pub fn word(&self, operation: Operation) -> u64 {
+        let Operation { place, turn } = operation;
+        UserData::operation(self.lane, self.generation, place, turn).pack()
+    }
+
+    /// A file of [`Plan::files`](crate::Plan::files), by its number there.
+    #[must_use]
+    pub fn file(&self, number: u16) -> Fd<'static> {
+        Fd::Registered(self.files + u32::from(number))
+    }
+
+    /// Free entries of the submission queue.
+    pub fn space(&mut self) -> u32 {
+        self.port.space()
+    }
+}
