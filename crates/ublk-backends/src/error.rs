@@ -44,6 +44,71 @@ pub enum Error {
         /// What mmap answered.
         errno: Errno,
     },
+
+    /// A call on the file of a file device failed before the device was made.
+    #[error("cannot {doing}: {errno}{}{hint}", if hint.is_empty() { "" } else { "; " })]
+    File {
+        /// What was tried.
+        doing: &'static str,
+        /// What the kernel answered.
+        errno: Errno,
+        /// What to do next; may be empty.
+        hint: &'static str,
+    },
+
+    /// The path leads to something that holds no data of its own.
+    #[error("it is a {what}; give a regular file or a block device")]
+    NotStorage {
+        /// What it is.
+        what: &'static str,
+    },
+
+    /// The file has no whole block to serve.
+    #[error(
+        "the file has {size} bytes, which leaves no block of {block_size} bytes from offset {offset} on; \
+         make it longer (truncate -s), or create one with a size"
+    )]
+    Empty {
+        /// Bytes of the file.
+        size: u64,
+        /// Where the device was to begin, in bytes.
+        offset: u64,
+        /// The logical block size, in bytes.
+        block_size: u32,
+    },
+
+    /// The window given ends behind the file.
+    #[error(
+        "{length} bytes from offset {offset} on end behind the file of {size} bytes; give a window inside it"
+    )]
+    Window {
+        /// Where the device was to begin, in bytes.
+        offset: u64,
+        /// How long it was to be, in bytes.
+        length: u64,
+        /// Bytes of the file.
+        size: u64,
+    },
+
+    /// Offset or length of the window is no multiple of the block size.
+    #[error("{what} {value} is not a multiple of the block size {block_size}: {}", hint(*.value, *.block_size))]
+    Unaligned {
+        /// `offset` or `length`.
+        what: &'static str,
+        /// The number given, in bytes.
+        value: u64,
+        /// The logical block size, in bytes.
+        block_size: u32,
+    },
+}
+
+impl Error {
+    /// True where the numbers or the kind of file are wrong for any machine; false where this machine or the file's
+    /// state refused.
+    #[must_use]
+    pub const fn is_usage(&self) -> bool {
+        !matches!(self, Self::Reserve { .. } | Self::File { .. })
+    }
 }
 
 /// What to give instead of a size that is no multiple.

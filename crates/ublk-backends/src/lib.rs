@@ -2,6 +2,7 @@
 //!
 //! * [`Null`] accepts everything and keeps nothing: for measuring the path to it.
 //! * [`Memory`] is a sparse memory device: a page exists from its first write to its discard.
+//! * [`File`] serves a regular file or a block device, or a part of it.
 //! * `fault::Fault` (feature `fault`, for tests) wraps another backend and makes chosen requests
 //!   fail, wait or panic.
 //!
@@ -22,11 +23,13 @@
 mod error;
 #[cfg(feature = "fault")]
 pub mod fault;
+mod file;
 mod mapping;
 mod memory;
 mod null;
 mod shared;
 
 pub use error::Error;
+pub use file::{Created, File, FileOptions};
 pub use memory::Memory;
 pub use null::Null;

@@ -38,6 +38,16 @@ pub struct Limits {
     /// The backend looks at no data: where the plan moves data past the server (zero copy) it is called with
     /// empty slices.
     pub blind: bool,
+    /// Alignment in bytes that the memory of a request must have where it is given to a file as it is (zero copy):
+    /// a power of two up to the page size, or 0 for the block layer's own 4. Sent to the driver in the modes of
+    /// zero copy only; since Linux 6.15, older kernels ignore it (`ublk_param_dma_align`).
+    pub dma_alignment: u32,
+    /// Most segments of a request in zero copy, 0 for the block layer's own (128). Since Linux 6.15
+    /// (`ublk_param_segment`).
+    pub max_segments: u16,
+    /// Longest segment of a request in bytes in zero copy, at least 4096, or 0 for no limit. Since Linux 6.15
+    /// (`ublk_param_segment`).
+    pub max_segment_size: u32,
 }
 
 impl Limits {
@@ -59,6 +69,9 @@ impl Limits {
             max_write_zeroes: 0,
             quick: false,
             blind: false,
+            dma_alignment: 0,
+            max_segments: 0,
+            max_segment_size: 0,
         }
     }
 
@@ -119,6 +132,16 @@ impl Limits {
     #[must_use]
     pub const fn blind(mut self, yes: bool) -> Self {
         self.blind = yes;
+        self
+    }
+
+    /// Says what memory a request may come in where it is given to a file as it is: alignment in bytes, most
+    /// segments, bytes of the longest one. 0 leaves each to the block layer.
+    #[must_use]
+    pub const fn memory(mut self, alignment: u32, segments: u16, segment_size: u32) -> Self {
+        self.dma_alignment = alignment;
+        self.max_segments = segments;
+        self.max_segment_size = segment_size;
         self
     }
 }

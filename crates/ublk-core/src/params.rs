@@ -4,12 +4,39 @@ use crate::{Limits, SECTOR_SIZE};
 use core::fmt;
 use ublk_sys::{
     UBLK_ATTR_FUA, UBLK_ATTR_READ_ONLY, UBLK_ATTR_ROTATIONAL, UBLK_ATTR_VOLATILE_CACHE,
-    UBLK_PARAM_TYPE_BASIC, UBLK_PARAM_TYPE_DEVT, UBLK_PARAM_TYPE_DISCARD, ublk_param_basic,
-    ublk_param_discard, ublk_params,
+    UBLK_PARAM_TYPE_BASIC, UBLK_PARAM_TYPE_DEVT, UBLK_PARAM_TYPE_DISCARD,
+    UBLK_PARAM_TYPE_DMA_ALIGN, UBLK_PARAM_TYPE_SEGMENT, ublk_param_basic, ublk_param_discard,
+    ublk_param_dma_align, ublk_param_segment, ublk_params,
 };
 
 /// The largest DISCARD or WRITE_ZEROES a bio can carry, in sectors (`UINT_MAX >> 9`).
 const MAX_BIO_SECTORS: u64 = u32::MAX as u64 / SECTOR_SIZE;
+
+/// A boundary that no segment reaches: the driver takes neither 0 nor all ones for "none".
+const NO_BOUNDARY: u64 = i64::MAX as u64;
+
+/// Adds what the memory of requests must be like, where it is given to a file as it is.
+pub(crate) fn encode_memory(limits: &Limits, params: &mut ublk_params) {
+    if limits.dma_alignment > 1 {
+        params.types |= UBLK_PARAM_TYPE_DMA_ALIGN;
+        params.dma = ublk_param_dma_align {
+            alignment: limits.dma_alignment - 1,
+            ..Default::default()
+        };
+    }
+    if limits.max_segments != 0 || limits.max_segment_size != 0 {
+        params.types |= UBLK_PARAM_TYPE_SEGMENT;
+        params.seg = ublk_param_segment {
+            seg_boundary_mask: NO_BOUNDARY,
+            max_segment_size: match limits.max_segment_size {
+                0 => u32::MAX,
+                size => size,
+            },
+            max_segments: limits.max_segments,
+            ..Default::default()
+        };
+    }
+}
 
 /// The parameters of checked limits, on a device whose requests have `max_io_bytes` at most.
 pub(crate) fn encode(limits: &Limits, max_io_bytes: u32) -> ublk_params {
@@ -251,6 +278,26 @@ mod tests {
         let mut huge = p;
         huge.basic.dev_sectors = u64::MAX;
         assert_eq!(DeviceParams::decode(&huge).unwrap().size, u64::MAX);
+    }
+
+    /// What a backend says of memory is sent in the driver's form, and only what it says.
+    #[test]
+    fn memory_is_described_in_the_drivers_form() {
+        let with = |l: Limits| {
+            let mut p = encode(&l, 65536);
+            encode_memory(&l, &mut p);
+            p
+        };
+        assert_eq!(with(Limits::new(GIB)), encode(&Limits::new(GIB), 65536));
+        let p = with(Limits::new(GIB).memory(512, 0, 0));
+        assert_eq!(p.types, UBLK_PARAM_TYPE_BASIC | UBLK_PARAM_TYPE_DMA_ALIGN);
+        assert_eq!((p.dma.alignment, p.seg.max_segments), (511, 0));
+        let p = with(Limits::new(GIB).memory(0, 33, 0)).seg;
+        assert_eq!((p.max_segments, p.max_segment_size), (33, u32::MAX));
+        assert!((p.seg_boundary_mask + 1).is_power_of_two() && p.seg_boundary_mask != u64::MAX);
+        let p = with(Limits::new(GIB).memory(4096, 0, 65536));
+        assert_eq!(p.types & UBLK_PARAM_TYPE_SEGMENT, UBLK_PARAM_TYPE_SEGMENT);
+        assert_eq!((p.seg.max_segment_size, p.dma.alignment), (65536, 4095));
     }
 
     #[test]

@@ -16,6 +16,9 @@ const ANY_ID: u32 = u32::MAX;
 /// The largest shift for block and I/O sizes (since Linux 7.0; earlier it was not checked).
 const MAX_SHIFT: u32 = 28;
 
+/// The shortest longest segment that driver and block layer take.
+const MIN_SEGMENT: u32 = 4096;
+
 /// A device to be made: what ADD_DEV and SET_PARAMS are told. Plain data; [`DeviceSpec::check`]
 /// makes it usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +178,20 @@ fn check_limits(limits: &Limits, page_size: u32) -> Result<(), SpecError> {
     if limits.fua && !limits.volatile_cache {
         return Err(SpecError::FuaWithoutCache);
     }
+    let alignment = limits.dma_alignment;
+    if alignment != 0 && (!alignment.is_power_of_two() || alignment > page_size) {
+        return Err(SpecError::DmaAlignment {
+            alignment,
+            page_size,
+        });
+    }
+    let bytes = limits.max_segment_size;
+    if bytes != 0 && bytes < MIN_SEGMENT.max(page_size) {
+        return Err(SpecError::SegmentSize {
+            bytes,
+            least: MIN_SEGMENT.max(page_size),
+        });
+    }
     Ok(())
 }
 
@@ -269,7 +286,14 @@ impl CheckedSpec {
     /// [`SpecError::MaxIo`] if the kernel's buffer size is outside the rules.
     pub fn params(&self, geometry: &Geometry) -> Result<ublk_params, SpecError> {
         check_max_io(geometry.max_io_bytes(), self.page_size)?;
-        Ok(params::encode(&self.spec.limits, geometry.max_io_bytes()))
+        let limits = &self.spec.limits;
+        let mut params = params::encode(limits, geometry.max_io_bytes());
+        // Elsewhere the driver copies, and clients with less aligned memory are served.
+        let registered = Features::SUPPORT_ZERO_COPY | Features::AUTO_BUF_REG;
+        if geometry.features().intersects(registered) {
+            params::encode_memory(limits, &mut params);
+        }
+        Ok(params)
     }
 
     /// The features asked for that the kernel did not grant. It drops some in silence:
@@ -346,6 +370,14 @@ pub enum SpecError {
         "FUA is honoured only with a volatile write cache; declare the cache too, or leave FUA out"
     )]
     FuaWithoutCache,
+    /// The memory alignment is no power of two, or above a page.
+    #[error(
+        "memory alignment {alignment} is not 0 or a power of two up to the page size {page_size}; use 0 for the block layer's own"
+    )]
+    DmaAlignment { alignment: u32, page_size: u32 },
+    /// The longest segment is shorter than a page.
+    #[error("longest segment {bytes} is below {least} bytes; raise it, or use 0 for no limit")]
+    SegmentSize { bytes: u32, least: u32 },
     /// A feature needs another.
     #[error("feature {feature} needs {needs}; ask for that too, or leave it out")]
     FeatureNeeds {

@@ -181,3 +181,30 @@ fn what_the_kernel_dropped_is_told() {
     .unwrap();
     assert_eq!(checked.refused(&made), Features::UNPRIVILEGED_DEV);
 }
+
+/// Memory alignment and segments are checked, and sent where requests are forwarded as they are: elsewhere they
+/// would only turn clients away.
+#[test]
+fn memory_limits_are_sent_in_zero_copy_only() {
+    for bad in [3, 513, 8192, 1 << 31] {
+        let message = refused(limits(|l| l.dma_alignment = bad));
+        assert!(
+            message.contains(&format!("memory alignment {bad} ")),
+            "{message}"
+        );
+    }
+    let message = refused(limits(|l| l.max_segment_size = 4095));
+    assert!(message.contains("longest segment 4095"), "{message}");
+    for (features, sent) in [
+        (Features::NONE, 0),
+        (Features::USER_COPY, 0),
+        (Features::SUPPORT_ZERO_COPY, 0x30),
+        (Features::AUTO_BUF_REG, 0x30),
+    ] {
+        let mut spec = spec().features(features);
+        spec.limits = spec.limits.memory(512, 8, 65536);
+        let checked = spec.check(PAGE).unwrap();
+        let params = checked.params(&geometry(&checked, 524_288)).unwrap();
+        assert_eq!(params.types & 0x30, sent, "{features}");
+    }
+}

@@ -5,9 +5,10 @@ use crate::wire::{
     AddSpec, Assignment, BackendSpec, Failure, FailureKind, Health, QueueReport, Stats,
 };
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use ublk_backends::{Memory, Null};
+use ublk_backends::{Created, File, Memory, Null};
 use ublk_core::{Backend, DataMode, Limits};
 use ublk_queue::{Plan, Server, State};
 
@@ -16,6 +17,7 @@ use ublk_queue::{Plan, Server, State};
 enum Opened {
     Null(Arc<Null>),
     Memory(Arc<Memory>),
+    File(Arc<File>),
 }
 
 /// The real data plane.
@@ -32,6 +34,41 @@ pub fn limits_of(spec: &AddSpec) -> Result<Limits, Failure> {
     open(spec).map(|(_, limits)| limits)
 }
 
+/// Writes down in the specification of a file device what is left to the file: size and block size, so that the
+/// device is the same whenever it is served again. Other backends leave nothing open.
+///
+/// # Errors
+/// What the file says.
+pub fn settle(spec: &mut AddSpec) -> Result<(), Failure> {
+    if !matches!(spec.backend, BackendSpec::File { .. }) {
+        return Ok(());
+    }
+    let limits = limits_of(spec)?;
+    spec.block_size = limits.logical_block_size;
+    if let BackendSpec::File { length, .. } = &mut spec.backend {
+        *length = Some(limits.size);
+    }
+    Ok(())
+}
+
+/// Makes the sparse file of a new device. It is removed again with the value that is given back, unless that is
+/// told to keep it.
+///
+/// # Errors
+/// A file that is there already, a wrong size, what the file system says.
+pub fn create_file(path: &Path, size: u64) -> Result<Created, Failure> {
+    Created::new(path, size).map_err(|e| of_file(path, &e))
+}
+
+/// A file's failure, with its name.
+fn of_file(path: &Path, error: &ublk_backends::Error) -> Failure {
+    let failure = not_opened(error);
+    Failure::new(
+        failure.kind,
+        format!("{}: {}", path.display(), failure.text),
+    )
+}
+
 /// Modes that this backend cannot be served in, with the reason: never replaced in silence.
 fn refuse(spec: &AddSpec) -> Result<(), Failure> {
     let usage = |text: &str, hint: &str| {
@@ -46,6 +83,10 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
             "not served yet by this version",
             "use --data zero-copy, where the driver registers the request's pages by itself",
         ),
+        (DataMode::ZeroCopy, BackendSpec::File { .. }) => usage(
+            "a file device is not served in this mode yet",
+            "use --data copy or user-copy",
+        ),
         (DataMode::ZeroCopy, BackendSpec::Mem { .. }) => usage(
             "a memory device has no file to forward requests to",
             "use --data user-copy or get-data: the driver then copies to and from the device's memory",
@@ -56,9 +97,10 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
 
 /// The failure of a backend that could not be made: only numbers that no machine can serve are usage errors.
 fn not_opened(error: &ublk_backends::Error) -> Failure {
-    let kind = match error {
-        ublk_backends::Error::Reserve { .. } => FailureKind::Failed,
-        _ => FailureKind::Usage,
+    let kind = if error.is_usage() {
+        FailureKind::Usage
+    } else {
+        FailureKind::Failed
     };
     Failure::new(kind, error.to_string())
 }
@@ -66,26 +108,57 @@ fn not_opened(error: &ublk_backends::Error) -> Failure {
 fn open(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
     refuse(spec)?;
     let (block, yes) = (spec.block_size, spec.read_only);
-    let opened = match spec.backend {
+    let opened = match &spec.backend {
         BackendSpec::Null { size } => {
-            let null = Null::new(size, block).map_err(|e| not_opened(&e))?;
+            let null = Null::new(*size, block).map_err(|e| not_opened(&e))?;
             Opened::Null(Arc::new(null.read_only(yes)))
         }
         BackendSpec::Mem { size } => {
-            let memory = Memory::new(size, block).map_err(|e| not_opened(&e))?;
+            let memory = Memory::new(*size, block).map_err(|e| not_opened(&e))?;
             Opened::Memory(Arc::new(memory.read_only(yes)))
+        }
+        BackendSpec::File {
+            path,
+            offset,
+            length,
+            buffered,
+            discard,
+        } => {
+            let options = File::options(path).offset(*offset).length(*length);
+            let options = options.buffered(*buffered).discard(*discard).read_only(yes);
+            let options = options.block_size((block != 0).then_some(block));
+            let file = options.open().map_err(|e| of_file(path, &e))?;
+            Opened::File(Arc::new(file))
         }
     };
     let limits = match &opened {
         Opened::Null(null) => null.limits(),
         Opened::Memory(memory) => memory.limits(),
+        Opened::File(file) => file.limits(),
     };
     Ok((opened, limits))
+}
+
+/// Tells what a user should know of the file.
+fn tell(path: &Path, file: &File) {
+    for note in file.notes() {
+        tracing::warn!("{}: {note}", path.display());
+    }
+    let (memory, position) = file.alignment();
+    tracing::debug!(
+        "{}: direct {}, memory by {memory}, positions by {position}, asynchronous {}",
+        path.display(),
+        file.is_direct(),
+        file.supports_nowait()
+    );
 }
 
 impl Engine for Real {
     fn open(&mut self, spec: &AddSpec) -> Result<Limits, Failure> {
         let (opened, limits) = open(spec)?;
+        if let (Opened::File(file), BackendSpec::File { path, .. }) = (&opened, &spec.backend) {
+            tell(path, file);
+        }
         self.opened = Some((opened, limits));
         Ok(limits)
     }
@@ -104,6 +177,7 @@ impl Engine for Real {
         let server = match opened {
             Opened::Null(null) => Server::arm(node, geometry, plan, null),
             Opened::Memory(memory) => Server::arm_mapped(node, geometry, plan, memory),
+            Opened::File(file) => Server::arm(node, geometry, plan, file),
         };
         let server = server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))?;
         Ok(Box::new(server))
@@ -193,6 +267,46 @@ mod tests {
             assert_eq!((limits.size, limits.logical_block_size), (1 << 30, 4096));
             assert!(limits.read_only);
         }
+    }
+
+    fn file(path: &Path) -> AddSpec {
+        let backend = BackendSpec::File {
+            path: path.to_owned(),
+            offset: 4096,
+            length: None,
+            buffered: false,
+            discard: true,
+        };
+        let mut spec = spec(backend, 0);
+        spec.read_only = false;
+        spec
+    }
+
+    /// What is left to the file is written down, so that a file that has grown makes the same device.
+    #[test]
+    fn a_file_device_keeps_its_size() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.img");
+        create_file(&path, 1 << 20).unwrap().keep();
+        let mut spec = file(&path);
+        settle(&mut spec).unwrap();
+        assert_eq!(spec.backend.size(), (1 << 20) - 4096);
+        assert!(spec.block_size >= 512);
+        let grown = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        grown.set_len(2 << 20).unwrap();
+        assert_eq!(limits_of(&spec).unwrap().size, (1 << 20) - 4096);
+        let failure = create_file(&path, 1 << 20).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Failed);
+        assert!(
+            failure.text.contains("disk.img: cannot create the file"),
+            "{failure:?}"
+        );
+        grown.set_len(4096).unwrap();
+        let failure = limits_of(&spec).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Usage);
+        assert!(failure.text.contains("disk.img"), "{failure:?}");
+        let failure = limits_of(&file(Path::new("/no/such/file"))).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Failed);
     }
 
     /// L13 No machine has so much address space: not the caller's arithmetic but the machine's limit.

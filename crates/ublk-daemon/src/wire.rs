@@ -23,6 +23,20 @@ pub enum BackendSpec {
         /// Size in bytes.
         size: u64,
     },
+    /// A regular file or a block device, or a part of it.
+    File {
+        /// Where it is; absolute.
+        path: PathBuf,
+        /// Where in it the device begins, in bytes.
+        offset: u64,
+        /// Bytes of the device, `None` for the rest of the file. The front writes down what it found, so that the
+        /// device has the same size whenever it is served again.
+        length: Option<u64>,
+        /// Through the page cache even where O_DIRECT could be had.
+        buffered: bool,
+        /// DISCARD is offered where the file can give storage back.
+        discard: bool,
+    },
 }
 
 impl BackendSpec {
@@ -32,14 +46,19 @@ impl BackendSpec {
         match self {
             Self::Null { .. } => "null",
             Self::Mem { .. } => "mem",
+            Self::File { .. } => "file",
         }
     }
 
-    /// Size of the device in bytes.
+    /// Size of the device in bytes; 0 for a file whose size nobody has looked at yet.
     #[must_use]
     pub const fn size(&self) -> u64 {
         match self {
             Self::Null { size } | Self::Mem { size } => *size,
+            Self::File {
+                length: Some(size), ..
+            } => *size,
+            Self::File { length: None, .. } => 0,
         }
     }
 }
@@ -55,7 +74,7 @@ pub struct AddSpec {
     pub queues: u16,
     /// Tags of each queue.
     pub depth: u16,
-    /// Logical block size in bytes.
+    /// Logical block size in bytes; 0 for a file's own, which the front replaces by what it found.
     pub block_size: u32,
     /// Largest request in bytes.
     pub max_io_bytes: u32,
@@ -377,5 +396,19 @@ mod tests {
             r#"{"kind":"mem","size":4096}"#
         );
         assert_eq!((spec.name(), spec.size()), ("mem", 4096));
+        let mut file = BackendSpec::File {
+            path: "/srv/disk.img".into(),
+            offset: 0,
+            length: None,
+            buffered: false,
+            discard: true,
+        };
+        assert_eq!((file.name(), file.size()), ("file", 0));
+        if let BackendSpec::File { length, .. } = &mut file {
+            *length = Some(8192);
+        }
+        assert_eq!(file.size(), 8192);
+        let text = serde_json::to_string(&file).unwrap();
+        assert_eq!(serde_json::from_str::<BackendSpec>(&text).unwrap(), file);
     }
 }

@@ -123,6 +123,32 @@ pub enum Backend {
         #[arg(long, value_name = "SIZE", value_parser = size::parse)]
         size: u64,
     },
+    /// A regular file or a block device, or a part of it; direct I/O where the file allows it
+    File {
+        #[command(flatten)]
+        add: Add,
+        /// The file
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+        /// Make the file, sparse and of --size; one that is there is never touched
+        #[arg(long, requires = "size", conflicts_with_all = ["offset", "length", "read_only"])]
+        create: bool,
+        /// Size of the file to make
+        #[arg(long, value_name = "SIZE", requires = "create", value_parser = size::parse)]
+        size: Option<u64>,
+        /// Where in the file the device begins
+        #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size::parse)]
+        offset: u64,
+        /// Size of the device [default: the rest of the file]
+        #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+        length: Option<u64>,
+        /// Go through the page cache even where direct I/O could be had
+        #[arg(long)]
+        buffered: bool,
+        /// Offer no discard, even where the file could give storage back
+        #[arg(long)]
+        no_discard: bool,
+    },
 }
 
 /// What all devices have.
@@ -137,9 +163,9 @@ pub struct Add {
     /// Requests in flight on each queue
     #[arg(short, long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub depth: u16,
-    /// Logical block size: 512 or 4096
-    #[arg(long, value_name = "SIZE", default_value = "512", value_parser = small_size)]
-    pub block_size: u32,
+    /// Logical block size: 512 or 4096 [default: 512; file: the smallest for direct I/O]
+    #[arg(long, value_name = "SIZE", value_parser = small_size)]
+    pub block_size: Option<u32>,
     /// Largest request: whole pages up to 32M
     #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = small_size)]
     pub max_io: u32,
@@ -305,6 +331,36 @@ mod tests {
         }
     }
 
+    /// A file is made only with a size, and a size is only for a file to be made.
+    #[test]
+    fn creation_and_size_go_together() {
+        let add = |words: &[&str]| {
+            let words = [&["ublkctl", "add", "file", "disk.img"], words].concat();
+            Cli::try_parse_from(words).map(|_| ()).map_err(|e| e.kind())
+        };
+        assert_eq!(add(&[]), Ok(()));
+        assert_eq!(add(&["--create", "--size", "1G"]), Ok(()));
+        assert_eq!(
+            add(&["--offset", "1M", "--length", "1M", "--read-only"]),
+            Ok(())
+        );
+        for words in [&["--create"][..], &["--size", "1G"]] {
+            assert_eq!(
+                add(words),
+                Err(ErrorKind::MissingRequiredArgument),
+                "{words:?}"
+            );
+        }
+        for word in ["--offset=1M", "--length=1M", "--read-only"] {
+            let words = ["--create", "--size", "1G", word];
+            assert_eq!(add(&words), Err(ErrorKind::ArgumentConflict), "{word}");
+        }
+        assert_eq!(
+            refused(&["add", "file"]),
+            ErrorKind::MissingRequiredArgument
+        );
+    }
+
     #[test]
     fn the_flags_of_add_are_the_habits_of_the_field() {
         let words = "ublkctl add mem --size 1G -n 3 -q 4 -d 64 --block-size 4K --max-io 1M \
@@ -321,7 +377,7 @@ mod tests {
             (size, add.id, add.queues, add.depth),
             (1 << 30, Some(3), 4, 64)
         );
-        assert_eq!((add.block_size, add.max_io), (4096, 1 << 20));
+        assert_eq!((add.block_size, add.max_io), (Some(4096), 1 << 20));
         assert!(add.read_only && !add.foreground);
     }
 }

@@ -1,6 +1,6 @@
 //! The commands, carried out.
 
-use crate::cli::{Backend, Cli, Command, Wait};
+use crate::cli::{Add, Backend, Cli, Command, Wait};
 use crate::{doctor, pages, show};
 use clap::CommandFactory;
 use serde::Serialize;
@@ -8,9 +8,9 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 use ublk_core::DevId;
-use ublk_daemon::front;
 use ublk_daemon::peer::this_program;
 use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind};
+use ublk_daemon::{engine, front};
 
 /// The exit code of a kind of failure.
 pub fn exit_code(kind: FailureKind) -> ExitCode {
@@ -89,24 +89,74 @@ const fn within(wait: &Wait) -> Duration {
     Duration::from_secs(wait.deadline)
 }
 
+/// The common words of `add` and the backend. The block size that a null or memory device has when none is asked
+/// for; a file has its own.
+fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
+    const BLOCK: u32 = 512;
+    Ok(match backend {
+        Backend::Null { add, size } => (add, BackendSpec::Null { size: *size }, BLOCK),
+        Backend::Mem { add, size } => (add, BackendSpec::Mem { size: *size }, BLOCK),
+        Backend::File {
+            add,
+            path,
+            offset,
+            length,
+            buffered,
+            no_discard,
+            create: _,
+            size: _,
+        } => {
+            let absolute = std::path::absolute(path)
+                .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+            let backend = BackendSpec::File {
+                path: absolute,
+                offset: *offset,
+                length: *length,
+                buffered: *buffered,
+                discard: !no_discard,
+            };
+            (add, backend, 0)
+        }
+    })
+}
+
 fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
-    let (add, backend) = match backend {
-        Backend::Null { add, size } => (add, BackendSpec::Null { size: *size }),
-        Backend::Mem { add, size } => (add, BackendSpec::Mem { size: *size }),
+    let (add, spec, block_size) = parts(backend)?;
+    // Removed again with whatever comes to nothing.
+    let created = match backend {
+        Backend::File {
+            path,
+            create: true,
+            size: Some(size),
+            ..
+        } => Some(engine::create_file(path, *size)?),
+        _ => None,
     };
-    let spec = AddSpec {
-        backend,
+    let mut spec = AddSpec {
+        backend: spec,
         id: add.id,
         queues: add.queues,
         depth: add.depth,
-        block_size: add.block_size,
+        block_size: add.block_size.unwrap_or(block_size),
         max_io_bytes: add.max_io,
         read_only: add.read_only,
         mode: add.mode(),
     };
+    engine::settle(&mut spec)?;
     let log = add.log.clone();
     let program = this_program();
-    let (added, device) = front::add(&program, spec, add.foreground, log, within(&add.wait))?;
+    let made = front::add(&program, spec, add.foreground, log, within(&add.wait));
+    if let Some(created) = created {
+        // A device that may yet come to serve needs its file.
+        if made
+            .as_ref()
+            .err()
+            .is_none_or(|e| e.kind == FailureKind::TimedOut)
+        {
+            created.keep();
+        }
+    }
+    let (added, device) = made?;
     put(json, &added, || format!("{}\n", added.path.display()))?;
     if add.foreground {
         device.wait()?;

@@ -1,0 +1,189 @@
+//! What a file is and can do, found out by asking it.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use ublk_core::Errno;
+
+use super::aligned::Aligned;
+use super::os::{self, Alignment};
+use crate::error::Error;
+
+/// Largest DISCARD and WRITE_ZEROES: the file system's work grows with the extents in the range.
+const MAX_DISCARD: u64 = 1 << 30;
+
+/// Largest block size and granularity that is believed: some file systems call their transfer size so.
+const MAX_GRANULARITY: u32 = 1 << 20;
+
+/// What was found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// A block device; else a regular file.
+    pub(crate) is_block: bool,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Block sizes in bytes.
+    pub(crate) logical: u32,
+    pub(crate) physical: u32,
+    /// Preferred I/O in bytes, 0 for none.
+    pub(crate) optimal: u32,
+    pub(crate) rotational: bool,
+    /// Largest DISCARD and its granularity in bytes; `None` where it cannot be done.
+    pub(crate) discard: Option<(u64, u32)>,
+    /// A block device's discard is asked by `BLKDISCARD`.
+    pub(crate) by_ioctl: bool,
+    /// Segments of a request, 0 where that is not known.
+    pub(crate) max_segments: u16,
+    pub(crate) max_segment_size: u32,
+}
+
+/// A call that failed while the file was looked at.
+pub(crate) const fn failed(doing: &'static str, errno: Errno, hint: &'static str) -> Error {
+    Error::File { doing, errno, hint }
+}
+
+/// Refuses what holds no data of its own. Asked before the open, too, which could wait for a pipe's other end.
+pub(crate) fn check_kind(meta: &fs::Metadata) -> Result<(), Error> {
+    let kind = meta.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    let what = match () {
+        () if kind.is_dir() => "directory",
+        () if kind.is_char_device() => "character device",
+        () if kind.is_fifo() => "pipe",
+        () => "socket",
+    };
+    Err(Error::NotStorage { what })
+}
+
+impl Facts {
+    /// Looks at an open file.
+    pub(crate) fn of(file: &fs::File) -> Result<Self, Error> {
+        let meta = file
+            .metadata()
+            .map_err(|e| failed("look at the file", Errno::from_io(&e), ""))?;
+        check_kind(&meta)?;
+        if meta.file_type().is_block_device() {
+            return Self::of_block(file, meta.rdev());
+        }
+        let block = u32::try_from(meta.blksize()).unwrap_or(0);
+        let block = believed(block).unwrap_or(4096);
+        let disk = Queue::of(meta.dev());
+        Ok(Self {
+            is_block: false,
+            size: meta.len(),
+            logical: 512,
+            physical: block,
+            optimal: 0,
+            rotational: disk.number("rotational") == Some(1),
+            discard: punches(file, meta.len()).then_some((MAX_DISCARD, block)),
+            by_ioctl: false,
+            max_segments: disk.narrow("max_segments"),
+            max_segment_size: disk.narrow("max_segment_size"),
+        })
+    }
+
+    fn of_block(mut file: &fs::File, device: u64) -> Result<Self, Error> {
+        let size = file
+            .seek(SeekFrom::End(0))
+            .map_err(|e| failed("measure the device", Errno::from_io(&e), ""))?;
+        let (logical, physical) = os::block_sizes(file)
+            .map_err(|errno| failed("ask the device for its block size", errno, ""))?;
+        let disk = Queue::of(device);
+        let granularity = believed(disk.narrow("discard_granularity")).unwrap_or(logical);
+        let most = disk.number("discard_max_bytes").unwrap_or(0);
+        Ok(Self {
+            is_block: true,
+            size,
+            logical,
+            physical: believed(physical).unwrap_or(logical).max(logical),
+            optimal: believed(disk.narrow("optimal_io_size")).unwrap_or(0),
+            rotational: disk.number("rotational") == Some(1),
+            discard: (most != 0).then_some((MAX_DISCARD, granularity)),
+            by_ioctl: true,
+            max_segments: disk.narrow("max_segments"),
+            max_segment_size: disk.narrow("max_segment_size"),
+        })
+    }
+}
+
+/// A power of two that can be a block size or a granularity.
+fn believed(bytes: u32) -> Option<u32> {
+    (bytes.is_power_of_two() && (512..=MAX_GRANULARITY).contains(&bytes)).then_some(bytes)
+}
+
+/// Whether holes can be punched: asked of a range behind the end of the file, where there is nothing to lose. The
+/// kernel answers EOPNOTSUPP by the file system before it looks at the range.
+fn punches(file: &fs::File, size: u64) -> bool {
+    let behind = size.next_multiple_of(1 << 20);
+    !matches!(
+        os::allocate(file, os::PUNCH, behind, 4096),
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENODEV)
+    )
+}
+
+/// What a file opened with O_DIRECT asks of its users; `None` where direct I/O cannot be had.
+pub(crate) fn alignment(file: &fs::File, read_only: bool, is_block: bool) -> Option<Alignment> {
+    if let Some(said) = os::direct_alignment(file, read_only) {
+        return said;
+    }
+    if is_block {
+        let (logical, _) = os::block_sizes(file).ok()?;
+        return Some(Alignment {
+            memory: logical,
+            position: logical,
+        });
+    }
+    // The file system does not say: by trial, of a read, which harms nothing.
+    let mut buffer = Aligned::new(8192);
+    let memory = buffer.bytes();
+    let sizes = [512, 1024, 2048, 4096];
+    let reads = |buf: &mut [u8]| std::os::unix::fs::FileExt::read_at(file, buf, 0).is_ok();
+    let position = sizes.into_iter().find(|size| reads(&mut memory[..*size]))?;
+    let place = sizes
+        .into_iter()
+        .find(|start| reads(&mut memory[*start..start + position]))?;
+    Some(Alignment {
+        memory: u32::try_from(place).ok()?,
+        position: u32::try_from(position).ok()?,
+    })
+}
+
+/// Whether reads can be asked not to wait: what an asynchronous read is made of. File systems that refuse are
+/// served by the kernel's worker threads when a ring asks them.
+pub(crate) fn supports_nowait(file: &fs::File, at: u64, block: u32) -> bool {
+    let mut buffer = Aligned::new(usize::try_from(block).unwrap_or(4096));
+    match os::read_nowait(file, buffer.bytes(), at) {
+        Ok(_) | Err(Errno::EAGAIN) => true,
+        Err(_) => false,
+    }
+}
+
+/// The directory of a disk's queue in sysfs; that of the whole disk for a partition.
+pub(crate) struct Queue(String);
+
+impl Queue {
+    /// Of a device number, as in `st_dev` and `st_rdev`.
+    pub(crate) fn of(device: u64) -> Self {
+        let (major, minor) = (libc::major(device), libc::minor(device));
+        Self(format!("/sys/dev/block/{major}:{minor}"))
+    }
+
+    /// A number of it, `None` where there is none.
+    pub(crate) fn number(&self, name: &str) -> Option<u64> {
+        let text = ["queue", "../queue"]
+            .iter()
+            .find_map(|place| fs::read_to_string(format!("{}/{place}/{name}", self.0)).ok())?;
+        text.trim().parse().ok()
+    }
+
+    /// The same where it has fewer bits; 0 where there is none or it does not fit.
+    fn narrow<T: TryFrom<u64> + Default>(&self, name: &str) -> T {
+        let number = self.number(name).and_then(|n| T::try_from(n).ok());
+        number.unwrap_or_default()
+    }
+}

@@ -1,0 +1,142 @@
+//! The file backend: a regular file or a block device, or a part of it.
+//!
+//! What a file can do is found out by asking it: `statx` for O_DIRECT and its alignment, a read that must not wait
+//! for asynchronous I/O, a hole punched behind its end for discard. Names of file systems are never looked at.
+
+mod aligned;
+mod core;
+mod create;
+mod facts;
+mod layer;
+mod options;
+mod os;
+mod sync;
+mod usage;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+
+use ublk_core::{Backend, Errno, Limits};
+
+use self::core::Core;
+use self::os::Os;
+
+pub use create::Created;
+pub use options::FileOptions;
+
+/// A device whose data is in a file.
+///
+/// * **Size**: fixed when the file is opened. A file that is cut short behind the device's back answers reads of what
+///   is gone with EIO (L05).
+/// * **Durability**: the device declares a volatile cache and FUA. FLUSH is one fdatasync, a write with FUA is the
+///   write and one fdatasync; concurrent ones share it, and one that comes while it runs waits for the next (L07).
+/// * **Errors** of the disk are answered as they are: ENOSPC stays ENOSPC.
+/// * **Discard** punches holes, or is the block device's own. Write-zeroes gives storage back where it may and keeps
+///   it where it must; where the file system can do neither, zeroes are written.
+/// * **Threads**: a file that can be asked not to wait ([`File::supports_nowait`]) may make its users wait, so its
+///   calls run on a pool; one that cannot is memory in disguise (tmpfs) and is served on the queue's own thread.
+///
+/// ```
+/// use ublk_backends::{Created, File};
+/// use ublk_core::Backend;
+///
+/// let directory = tempfile::tempdir()?;
+/// let path = directory.path().join("disk.img");
+/// Created::new(&path, 1 << 30)?.keep(); // sparse: it takes no room yet
+/// let file = File::options(&path).open()?;
+/// assert_eq!(file.limits().size, 1 << 30);
+/// file.write_at(&[7; 4096], 8192, true)?; // durable when this returns
+/// let mut block = [0; 4096];
+/// file.read_at(&mut block, 8192)?;
+/// assert_eq!(block, [7; 4096]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct File {
+    core: Core<Os>,
+    direct: bool,
+    nowait: bool,
+    notes: Vec<String>,
+}
+
+impl File {
+    /// How a file is to be served: begin here.
+    pub fn options(path: impl Into<PathBuf>) -> FileOptions {
+        FileOptions::new(path)
+    }
+
+    /// Whether data goes past this machine's page cache (O_DIRECT).
+    #[must_use]
+    pub const fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Whether the file can be asked not to wait (RWF_NOWAIT): what asynchronous I/O needs. A ring hands the
+    /// requests of a file that refuses to the kernel's worker threads, which costs more than the call itself.
+    #[must_use]
+    pub const fn supports_nowait(&self) -> bool {
+        self.nowait
+    }
+
+    /// Alignment in bytes that memory and positions of direct I/O must have; 1 and 1 without it.
+    #[must_use]
+    pub const fn alignment(&self) -> (u32, u32) {
+        (self.core.alignment.memory, self.core.alignment.position)
+    }
+
+    /// Where in the file the device begins, in bytes.
+    #[must_use]
+    pub const fn base(&self) -> u64 {
+        self.core.base
+    }
+
+    /// What the user should know: that the file is in use elsewhere and by whom, that direct I/O cannot be had, that
+    /// the end of the file is cut off.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// How many FLUSH and FUA requests there were, and how many fdatasync calls served them.
+    #[must_use]
+    pub fn syncs(&self) -> (u64, u64) {
+        self.core.syncs.counts()
+    }
+}
+
+impl AsFd for File {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.core.layer.file.as_fd()
+    }
+}
+
+impl Backend for File {
+    fn limits(&self) -> Limits {
+        self.core.limits
+    }
+
+    #[inline]
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
+        self.core.read_at(buf, offset)
+    }
+
+    #[inline]
+    fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), Errno> {
+        self.core.write_at(buf, offset, fua)
+    }
+
+    fn flush(&self) -> Result<(), Errno> {
+        self.core.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        self.core.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), Errno> {
+        self.core.write_zeroes(offset, len, may_unmap)
+    }
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests;

@@ -1,0 +1,179 @@
+//! The calls on a file that std does not have, and the real layer.
+
+// Re-opened here for statx, ioctl, fcntl, fallocate and preadv2: each wrapper owns the memory it passes, or
+// borrows it for the call.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use ublk_core::Errno;
+
+use super::layer::Layer;
+
+/// `BLKDISCARD` of linux/fs.h, `_IO(0x12, 119)`.
+const BLKDISCARD: libc::Ioctl = 0x1277;
+
+/// A system call's answer as a count or an errno.
+fn check(answer: impl Into<i64>) -> Result<usize, Errno> {
+    usize::try_from(answer.into()).map_err(|_| Errno::from_io(&io::Error::last_os_error()))
+}
+
+/// What O_DIRECT asks of the file's users, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Alignment {
+    /// Of memory.
+    pub(crate) memory: u32,
+    /// Of positions and lengths.
+    pub(crate) position: u32,
+}
+
+/// What the file says of O_DIRECT: `None` where it says nothing (before Linux 6.1, and file systems without an
+/// answer), `Some(None)` where it cannot be had.
+///
+/// STATX_DIOALIGN gives what holds for reads and writes; a looser one for reads alone (STATX_DIO_READ_ALIGN, 6.14)
+/// is of no use to a device that is written to.
+pub(crate) fn direct_alignment(file: &fs::File, read_only: bool) -> Option<Option<Alignment>> {
+    let mut found = MaybeUninit::<libc::statx>::zeroed();
+    let wanted = libc::STATX_DIOALIGN | libc::STATX_DIO_READ_ALIGN;
+    // SAFETY: the descriptor is open for the call, the path is an empty NUL-terminated constant, and `found` has
+    // room for the answer.
+    let answer = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            wanted,
+            found.as_mut_ptr(),
+        )
+    };
+    check(answer).ok()?;
+    // SAFETY: all bytes were zeroed, and zeroes are a valid statx; the kernel filled in what it has.
+    let found = unsafe { found.assume_init() };
+    if found.stx_mask & libc::STATX_DIOALIGN == 0 {
+        return None;
+    }
+    let mut position = found.stx_dio_offset_align;
+    if read_only
+        && found.stx_mask & libc::STATX_DIO_READ_ALIGN != 0
+        && found.stx_dio_read_offset_align != 0
+    {
+        position = found.stx_dio_read_offset_align;
+    }
+    Some((position != 0).then_some(Alignment {
+        memory: found.stx_dio_mem_align,
+        position,
+    }))
+}
+
+/// Logical and physical block size of a block device.
+pub(crate) fn block_sizes(file: &fs::File) -> Result<(u32, u32), Errno> {
+    let ask = |request: libc::Ioctl| {
+        let mut value: libc::c_int = 0;
+        // SAFETY: both requests write one int (`BLKSSZGET` an int, `BLKPBSZGET` an unsigned one), for which
+        // `value` has room.
+        let answer = unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut value) };
+        check(answer)?;
+        u32::try_from(value).map_err(|_| Errno::EINVAL)
+    };
+    Ok((ask(libc::BLKSSZGET)?, ask(libc::BLKPBSZGET)?))
+}
+
+/// Goes on without O_DIRECT.
+pub(crate) fn leave_direct(file: &fs::File) -> Result<(), Errno> {
+    // SAFETY: F_GETFL has no argument.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    check(flags)?;
+    // SAFETY: F_SETFL takes a word of flags by value.
+    let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_DIRECT) };
+    check(set).map(drop)
+}
+
+/// Reads without waiting: EAGAIN where the data is not at hand, another errno where the file cannot be asked so.
+pub(crate) fn read_nowait(file: &fs::File, buf: &mut [u8], at: u64) -> Result<usize, Errno> {
+    let part = libc::iovec {
+        iov_base: buf.as_mut_ptr().cast(),
+        iov_len: buf.len(),
+    };
+    let at = libc::off_t::try_from(at).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: one vector over `buf`, which is borrowed exclusively for the call.
+    let answer =
+        unsafe { libc::preadv2(file.as_raw_fd(), &raw const part, 1, at, libc::RWF_NOWAIT) };
+    check(i64::try_from(answer).unwrap_or(-1))
+}
+
+/// `fallocate`, gone on with after signals.
+pub(crate) fn allocate(file: &fs::File, mode: i32, at: u64, len: u64) -> Result<(), Errno> {
+    let (Ok(at), Ok(len)) = (libc::off_t::try_from(at), libc::off_t::try_from(len)) else {
+        return Err(Errno::EINVAL);
+    };
+    loop {
+        // SAFETY: only numbers go in.
+        let answer = unsafe { libc::fallocate(file.as_raw_fd(), mode, at, len) };
+        match check(answer) {
+            Err(Errno::EINTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// Gives storage of a regular file back; the range reads as zeroes. On a block device, writes zeroes in the way
+/// that gives storage back, or answers EOPNOTSUPP.
+pub(crate) const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+/// Makes zeroes of a range that stays allocated.
+pub(crate) const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// A file of this machine.
+#[derive(Debug)]
+pub(crate) struct Os {
+    pub(crate) file: fs::File,
+    /// Discard by `BLKDISCARD`: what a block device calls so.
+    pub(crate) by_ioctl: bool,
+}
+
+/// Repeats a call that a signal interrupted.
+fn again<T>(mut call: impl FnMut() -> io::Result<T>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map_err(|error| Errno::from_io(&error)),
+        }
+    }
+}
+
+impl Layer for Os {
+    #[inline]
+    fn read(&self, buf: &mut [u8], at: u64) -> Result<usize, Errno> {
+        again(|| self.file.read_at(buf, at))
+    }
+
+    #[inline]
+    fn write(&self, buf: &[u8], at: u64) -> Result<usize, Errno> {
+        again(|| self.file.write_at(buf, at))
+    }
+
+    fn sync(&self) -> Result<(), Errno> {
+        again(|| self.file.sync_data())
+    }
+
+    fn discard(&self, at: u64, len: u64) -> Result<(), Errno> {
+        if !self.by_ioctl {
+            return allocate(&self.file, PUNCH, at, len);
+        }
+        let range = [at, len];
+        // SAFETY: the request reads two u64 from `range`.
+        let answer = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
+        check(answer).map(drop)
+    }
+
+    fn unmap(&self, at: u64, len: u64) -> Result<(), Errno> {
+        allocate(&self.file, PUNCH, at, len)
+    }
+
+    fn zero(&self, at: u64, len: u64) -> Result<(), Errno> {
+        allocate(&self.file, ZERO, at, len)
+    }
+}
