@@ -99,13 +99,14 @@ impl IoDesc {
         let len = self.nr_sectors as u64 * SECTOR_SIZE;
         // Sectors, not bytes: the product could wrap (L13).
         let size = bounds.size / SECTOR_SIZE;
-        let inside =
-            self.start_sector <= size && self.nr_sectors as u64 <= size - self.start_sector;
         let offset = self.start_sector.wrapping_mul(SECTOR_SIZE);
         let op = match self.op_flags & 0xff {
             // The common ones first, and without a jump table.
             op @ 0..=1 => {
-                if !inside || len > bounds.max_io_bytes as u64 {
+                if self.start_sector > size
+                    || self.nr_sectors as u64 > size - self.start_sector
+                    || len > bounds.max_io_bytes as u64
+                {
                     return Err(Errno::EIO);
                 }
                 let op = if op == 0 { Op::Read } else { Op::Write };
@@ -128,7 +129,7 @@ impl IoDesc {
             5 => Op::WriteZeroes,
             _ => return Err(Errno::EOPNOTSUPP),
         };
-        if inside {
+        if self.start_sector <= size && self.nr_sectors as u64 <= size - self.start_sector {
             Ok(Io {
                 op,
                 flags,

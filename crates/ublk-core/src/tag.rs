@@ -43,20 +43,22 @@ impl Answer {
 pub enum TagState {
     /// Never fetched: the driver does not know that the server serves this tag.
     Idle,
+    // The three in which a command is with the driver stand together: one comparison tells them.
     /// The first FETCH is pushed; the driver owns the tag and its buffer.
     Fetching,
     /// A commit-and-fetch is pushed; the driver owns the tag. The answer is kept until the driver
     /// has shown that it took it.
     Committed(Answer),
-    /// The driver waits for a buffer for a WRITE's data (NEED_GET_DATA).
-    NeedsData,
     /// A get-data command is pushed.
     GettingData,
     /// A request is in the server's hands, and its buffer with it.
     InHand,
-    /// A command failed before the driver took it and must be pushed again later; `None` is the
-    /// first FETCH. With an answer, the request is still in hand.
-    Retry(Option<Answer>),
+    /// The driver waits for a buffer for a WRITE's data (NEED_GET_DATA).
+    NeedsData,
+    /// The first FETCH failed before the driver took it and must be pushed again later.
+    RetryFetch,
+    /// A commit failed before the driver took it and must be pushed again later: the request is still in hand.
+    RetryCommit(Answer),
     /// The driver aborted the tag: it is never fetched again.
     Gone,
 }
@@ -66,6 +68,9 @@ pub enum TagState {
 pub enum Input {
     /// The server wants the tag's first request, or to push a failed command again.
     Arm,
+    /// The operation linked before the tag's commit failed: the driver will not be told of the answer, and
+    /// this one takes its place.
+    LinkFailed(Answer),
     /// The CQE of the tag's command arrived, with this `res`.
     Cqe(i32),
     /// A buffer for a WRITE's data is chosen.
@@ -109,8 +114,8 @@ impl TagState {
             (Self::InHand, Input::Answer(answer)) => {
                 (Self::Committed(answer), Some(Action::Commit(answer)))
             }
-            (Self::Idle | Self::Retry(None), Input::Arm) => (Self::Fetching, Some(Action::Fetch)),
-            (Self::Retry(Some(answer)), Input::Arm) => {
+            (Self::Idle | Self::RetryFetch, Input::Arm) => (Self::Fetching, Some(Action::Fetch)),
+            (Self::RetryCommit(answer), Input::Arm) => {
                 (Self::Committed(answer), Some(Action::Commit(answer)))
             }
             (Self::Fetching | Self::Committed(_), Input::Cqe(RES_NEED_GET_DATA)) => {
@@ -118,6 +123,7 @@ impl TagState {
             }
             (Self::NeedsData, Input::Arm) => (Self::NeedsData, Some(Action::GetData)),
             (Self::NeedsData, Input::Buffer) => (Self::GettingData, None),
+            (Self::Committed(_), Input::LinkFailed(answer)) => (Self::Committed(answer), None),
             // The ways it ends or fails.
             (Self::Fetching | Self::Committed(_) | Self::GettingData, Input::Cqe(res)) => {
                 self.refused(res)
@@ -138,10 +144,10 @@ impl TagState {
             return (Self::Gone, Some(Action::Ended));
         }
         let kept = match self {
-            Self::Committed(answer) => Some(answer),
+            Self::Committed(answer) => Self::RetryCommit(answer),
             // The WRITE whose data never came is still in hand: it is answered with EIO.
-            Self::GettingData => Some(Answer::failed(Errno::EIO)),
-            _ => None,
+            Self::GettingData => Self::RetryCommit(Answer::failed(Errno::EIO)),
+            _ => Self::RetryFetch,
         };
         // ECANCELED: a link broke or the ring is dying. ENOMEM, EAGAIN, EINTR: io_uring's own trouble.
         let transient = matches!(
@@ -151,15 +157,15 @@ impl TagState {
         match (transient, self) {
             // The command can be pushed again: nothing has been lost.
             (true, Self::GettingData) => (Self::NeedsData, Some(Action::RetryLater(errno))),
-            (true, _) => (Self::Retry(kept), Some(Action::RetryLater(errno))),
-            (false, _) => (Self::Retry(kept), Some(Action::Fault(errno))),
+            (true, _) => (kept, Some(Action::RetryLater(errno))),
+            (false, _) => (kept, Some(Action::Fault(errno))),
         }
     }
 
     /// True while the server owes the driver an answer: the request is in its hands.
     #[must_use]
     pub const fn in_hand(self) -> bool {
-        matches!(self, Self::InHand | Self::NeedsData | Self::Retry(Some(_)))
+        matches!(self, Self::InHand | Self::NeedsData | Self::RetryCommit(_))
     }
 
     /// True while the driver may write to or read from the tag's buffer.
@@ -250,6 +256,19 @@ mod tests {
         let (s, a) = TagState::Committed(OK).step(Input::Cqe(-22));
         assert_eq!(a, Some(Action::Fault(Errno::EINVAL)));
         assert!(s.in_hand());
+    }
+
+    /// L10 The answer of a request whose linked operation failed is the failure, pushed when the commit has come
+    /// back cancelled.
+    #[test]
+    fn l10_a_failed_link_changes_the_answer() {
+        let failed = Answer::failed(Errno::EIO);
+        let (s, a) = TagState::Committed(OK).step(Input::LinkFailed(failed));
+        assert_eq!((s, a), (TagState::Committed(failed), None));
+        let (s, _) = s.step(Input::Cqe(Errno::ECANCELED.to_result()));
+        assert_eq!(s.step(Input::Arm).1, Some(Action::Commit(failed)));
+        let (s, a) = TagState::InHand.step(Input::LinkFailed(failed));
+        assert_eq!((s, a), (TagState::InHand, Some(Action::Stale)));
     }
 
     /// L53 A CQE that is not of this tag's present life changes nothing.

@@ -104,17 +104,18 @@ impl Arena {
     #[inline]
     fn place(&self, tag: Tag) -> NonNull<u8> {
         let offset = tag.index() * self.stride;
-        assert!(offset < self.len, "tag {tag} is beyond the arena");
+        if offset >= self.len {
+            beyond(tag);
+        }
         // SAFETY: offset < len, so the address is inside the mapping (invariant of the type).
         unsafe { self.base.add(offset) }
     }
 
     /// The first `len` bytes of a tag's place, to be named to the kernel.
     pub(crate) fn mem(&self, tag: Tag, len: usize) -> MemRef {
-        assert!(
-            len <= self.stride,
-            "{len} bytes are more than a tag's buffer"
-        );
+        if len > self.stride {
+            too_long(len);
+        }
         // SAFETY: the range is inside the mapping, which outlives every token. Only the holder of the tag's
         // token makes slices of it, and it lends the range to the kernel for the length of a system call in
         // which it holds none.
@@ -128,10 +129,9 @@ impl Arena {
     /// slice does not outlive the arena.
     #[inline]
     pub(crate) unsafe fn slice<'a>(&self, tag: Tag, len: usize) -> &'a [u8] {
-        assert!(
-            len <= self.stride,
-            "{len} bytes are more than a tag's buffer"
-        );
+        if len > self.stride {
+            too_long(len);
+        }
         // SAFETY: the place is `stride` ≥ `len` initialised bytes inside the mapping; by contract
         // nobody writes to it while the slice lives.
         unsafe { std::slice::from_raw_parts(self.place(tag).as_ptr(), len) }
@@ -143,10 +143,9 @@ impl Arena {
     /// As for [`Arena::slice`], and the token is borrowed exclusively.
     #[inline]
     pub(crate) unsafe fn slice_mut<'a>(&self, tag: Tag, len: usize) -> &'a mut [u8] {
-        assert!(
-            len <= self.stride,
-            "{len} bytes are more than a tag's buffer"
-        );
+        if len > self.stride {
+            too_long(len);
+        }
         // SAFETY: as in `slice`; the exclusive borrow of the only token makes this the only
         // reference to the place.
         unsafe { std::slice::from_raw_parts_mut(self.place(tag).as_ptr(), len) }
@@ -159,6 +158,19 @@ impl Drop for Mapping {
         // a worker that leaves tags with the driver leaks the arena instead of dropping it (L09).
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
+}
+
+// Apart, so that what they print need not be kept in memory by those who never call them.
+#[cold]
+#[inline(never)]
+fn beyond(tag: Tag) -> ! {
+    panic!("tag {tag} is beyond the arena")
+}
+
+#[cold]
+#[inline(never)]
+fn too_long(len: usize) -> ! {
+    panic!("{len} bytes are more than a tag's buffer")
 }
 
 /// The page size of this machine.

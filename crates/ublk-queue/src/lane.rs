@@ -208,7 +208,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.flush(port);
     }
 
-    /// Takes the completion of a tag's command and carries out what follows.
+    /// Takes the completion of a tag's command and carries out what follows: the way of every request.
     #[inline(always)]
     pub(crate) fn completed(&mut self, port: &mut P, tag: u16, res: i32) -> Result<(), LaneError> {
         let (Some(place), Ok(tag)) = (self.tags.get_mut(usize::from(tag)), Tag::new(tag)) else {
@@ -221,9 +221,42 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
         place.state = next;
         if self.leaving {
-            self.came_back();
+            // Not `self.came_back()`, which would end the borrow of the place.
+            (self.outstanding, self.patience) = came_back(self.outstanding);
         }
-        self.serve(port, tag);
+        let io = match self.descriptors.load(tag).decode(&self.bounds) {
+            Ok(io) => io,
+            Err(errno) => {
+                self.refuse(port, tag, errno);
+                return Ok(());
+            }
+        };
+        self.shared.meters.count(&io);
+        self.current = Some(tag);
+        let get_data = self.data == DataMode::GetData;
+        let placed = get_data && std::mem::take(&mut self.placed[tag.index()]);
+        // On the stack, so that an inlined handler's answer stays in registers.
+        let slot = Cell::new(Slot::Held);
+        let request = Request::new(
+            &self.local,
+            &slot,
+            &self.detached,
+            tag,
+            io,
+            get_data,
+            placed,
+        );
+        self.handler.handle(request);
+        self.current = None;
+        let Slot::Answered(answer, source) = slot.get() else {
+            self.taken_along();
+            return Ok(());
+        };
+        if get_data {
+            self.answered_from(port, tag, answer, source);
+        } else if !commit(place, port, self.batch.as_mut(), &self.shared, tag, answer) {
+            self.push_failed(tag);
+        }
         Ok(())
     }
 
@@ -336,35 +369,6 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         Ok(())
     }
 
-    #[inline(always)]
-    fn serve(&mut self, port: &mut P, tag: Tag) {
-        let io = match self.descriptors.load(tag).decode(&self.bounds) {
-            Ok(io) => io,
-            Err(errno) => return self.refuse(port, tag, errno),
-        };
-        self.shared.meters.count(&io);
-        self.current = Some(tag);
-        let get_data = self.data == DataMode::GetData;
-        let placed = get_data && std::mem::take(&mut self.placed[tag.index()]);
-        // On the stack, so that an inlined handler's answer stays in registers.
-        let slot = Cell::new(Slot::Held);
-        let request = Request::new(
-            &self.local,
-            &slot,
-            &self.detached,
-            tag,
-            io,
-            get_data,
-            placed,
-        );
-        self.handler.handle(request);
-        self.current = None;
-        match slot.get() {
-            Slot::Answered(answer, source) => self.answered_from(port, tag, answer, source),
-            Slot::Held | Slot::Detached => self.taken_along(),
-        }
-    }
-
     /// A descriptor that no driver should write.
     #[cold]
     #[inline(never)]
@@ -394,7 +398,6 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 
     /// Answers a request whose data, in get-data mode, may be elsewhere than in the tag's buffer.
-    #[inline(always)]
     fn answered_from(&mut self, port: &mut P, tag: Tag, answer: Answer, source: u64) {
         if self.data == DataMode::GetData {
             let addr = if source == 0 {
@@ -408,18 +411,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 
     /// Answers a request that is in hand.
-    #[inline(always)]
     fn answered(&mut self, port: &mut P, tag: Tag, answer: Answer) {
         let place = &mut self.tags[tag.index()];
-        let (next, action) = place.state.step(Input::Answer(answer));
-        let Some(Action::Commit(answer)) = action else {
-            return self.stale();
-        };
-        place.state = next;
-        if answer.result() < 0 {
-            self.shared.meters.errors.add(1);
+        if !commit(place, port, self.batch.as_mut(), &self.shared, tag, answer) {
+            self.push_failed(tag);
         }
-        self.commit(port, tag, answer.result());
     }
 
     /// Takes the answers that were recorded outside a call of the handler.
@@ -485,27 +481,22 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             Some(Action::Fetch) => {
                 place.state = next;
                 if self.batched {
-                    return self.commit(port, tag, 0);
+                    return self.push_commit(port, tag, 0);
                 }
                 self.push_other(port, tag, UBLK_U_IO_FETCH_REQ);
             }
             Some(Action::Commit(answer)) => {
                 place.state = next;
-                self.commit(port, tag, answer.result());
+                self.push_commit(port, tag, answer.result());
             }
             _ => {}
         }
     }
 
-    /// Pushes the commit of a tag, or in batch mode its element.
-    #[inline(always)]
-    fn commit(&mut self, port: &mut P, tag: Tag, result: i32) {
+    /// Pushes the commit of a tag, or in batch mode its element (also PREP's).
+    fn push_commit(&mut self, port: &mut P, tag: Tag, result: i32) {
         let place = &self.tags[tag.index()];
-        let pushed = match &mut self.batch {
-            None => port.push(&place.commit, result, place.addr).is_ok(),
-            Some(batch) => batch.add(tag, result, place.addr),
-        };
-        if !pushed {
+        if !push(place, port, self.batch.as_mut(), tag, result) {
             self.push_failed(tag);
         }
     }
@@ -560,8 +551,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// A tag came back from the driver after the first abort.
     #[cold]
     fn came_back(&mut self) {
-        self.outstanding = self.outstanding.saturating_sub(1);
-        self.patience = PATIENCE;
+        (self.outstanding, self.patience) = came_back(self.outstanding);
     }
 
     /// True while more aborts are to be expected. The driver aborts tag by tag, so a ring that is closed at the
@@ -610,6 +600,47 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Requests that handlers took along and have not answered.
     pub(crate) fn away(&self) -> u32 {
         self.away
+    }
+}
+
+/// One tag fewer is outstanding, and the rest is worth waiting for.
+const fn came_back(outstanding: u32) -> (u32, u32) {
+    (outstanding.saturating_sub(1), PATIENCE)
+}
+
+/// Answers the request that is in hand at this place. False if the command could not be pushed.
+#[inline(always)]
+fn commit<P: Port>(
+    place: &mut Place<P::Command>,
+    port: &mut P,
+    batch: Option<&mut Batch>,
+    shared: &LaneShared,
+    tag: Tag,
+    answer: Answer,
+) -> bool {
+    let (next, action) = place.state.step(Input::Answer(answer));
+    let Some(Action::Commit(answer)) = action else {
+        shared.meters.stale.add(1);
+        return true;
+    };
+    place.state = next;
+    if answer.result() < 0 {
+        shared.meters.errors.add(1);
+    }
+    push(place, port, batch, tag, answer.result())
+}
+
+#[inline(always)]
+fn push<P: Port>(
+    place: &Place<P::Command>,
+    port: &mut P,
+    batch: Option<&mut Batch>,
+    tag: Tag,
+    result: i32,
+) -> bool {
+    match batch {
+        None => port.push(&place.commit, result, place.addr).is_ok(),
+        Some(batch) => batch.add(tag, result, place.addr),
     }
 }
 

@@ -186,8 +186,8 @@ impl Port for RingPort {
         // `ublksrv_io_cmd` as two words, in the memory's order.
         let head = u64::from_ne_bytes(command.head) | result_word(result);
         // SAFETY: as in `prepare`.
-        let sqe = unsafe { command.sqe.with_payload([head, addr]) };
-        self.ring.push(&sqe).map_err(|_| Full)
+        let sqe = || unsafe { command.sqe.with_payload([head, addr]) };
+        self.ring.push_with(sqe).map_err(|_| Full)
     }
 
     #[inline]
@@ -256,8 +256,12 @@ impl Port for RingPort {
 
     #[inline]
     fn enter(&mut self, wait: bool, timeout: Option<Duration>) -> Result<(), Errno> {
-        match self.ring.enter(u32::from(wait), timeout) {
-            Ok(_) => Ok(()),
+        let entered = match (wait, timeout) {
+            (true, None) => self.ring.submit_and_wait(),
+            _ => self.ring.enter(u32::from(wait), timeout).map(|_| ()),
+        };
+        match entered {
+            Ok(()) => Ok(()),
             // Short of requests or memory, or the CQ is full: the caller takes completions and comes back.
             Err(error) if error.is_transient() => Ok(()),
             Err(EnterError::Unusable { errno }) => Err(Errno::new(errno.get())),
@@ -424,13 +428,18 @@ impl DescTable {
     }
 }
 
+#[cold]
+#[inline(never)]
+fn beyond(tag: Tag) -> ! {
+    panic!("tag {tag} is beyond the queue's depth")
+}
+
 impl Descriptors for DescTable {
     #[inline]
     fn load(&self, tag: Tag) -> IoDesc {
-        assert!(
-            tag.get() < self.depth,
-            "tag {tag} is beyond the queue's depth"
-        );
+        if tag.get() >= self.depth {
+            beyond(tag);
+        }
         // SAFETY: tag < depth and depth × stride ≤ len, so the offset is inside the mapping.
         let place = unsafe { self.base.add(tag.index() * self.stride) };
         let place = place.cast::<ublksrv_io_desc>();

@@ -104,7 +104,7 @@ macro_rules! accessors {
                 return Ok(&[]);
             }
             let len = self.data_len();
-            if !self.ready {
+            if !self.ready && self.is_elsewhere() {
                 // By value: a call that took the token's address would keep every token in memory.
                 fetch(self.shared(), self.tag, len)?;
                 self.ready = true;
@@ -130,6 +130,12 @@ macro_rules! accessors {
             let len = self.data_len();
             // SAFETY: as in `data`, and `self` is borrowed exclusively.
             Ok(unsafe { self.shared().arena.slice_mut(self.tag, len) })
+        }
+
+        /// True where a WRITE's data is not in the tag's buffer by itself.
+        #[inline]
+        fn is_elsewhere(&self) -> bool {
+            self.placed || !matches!(self.shared().path, DataPath::Buffer)
         }
 
         /// True where [`push_from`](Self::push_from) and [`pull_into`](Self::pull_into) move data with one
@@ -188,9 +194,13 @@ macro_rules! accessors {
         #[inline(always)]
         fn answer_of(&self, result: Result<(), Errno>) -> Answer {
             match result.and_then(|()| self.deliver()) {
-                // Data is at most 32 MiB, so the conversion holds; without data the count is 0.
-                Ok(()) if self.io.op.has_data() => {
-                    Answer::full(u32::try_from(self.io.len).unwrap_or(0))
+                Ok(()) if self.io.op.has_data() =>
+                {
+                    #[expect(
+                        clippy::cast_possible_truncation,
+                        reason = "the decoder has compared it with a u32"
+                    )]
+                    Answer::full(self.io.len as u32)
                 }
                 Ok(()) => Answer::full(0),
                 Err(errno) => Answer::failed(errno),
@@ -224,7 +234,7 @@ pub struct Request<'a> {
     detached: &'a Cell<bool>,
     tag: Tag,
     io: Io,
-    /// A WRITE's data is in the tag's buffer; a READ's has been pushed.
+    /// A WRITE's data has been fetched into the tag's buffer; a READ's has been pushed (user copy).
     ready: bool,
     /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
     any_source: bool,
@@ -243,7 +253,6 @@ impl<'a> Request<'a> {
         get_data: bool,
         placed: bool,
     ) -> Self {
-        let ready = matches!(lane.shared.path, DataPath::Buffer) && !placed;
         let any_source = get_data && matches!(io.op, Op::Read);
         Self {
             lane,
@@ -251,7 +260,7 @@ impl<'a> Request<'a> {
             detached,
             tag,
             io,
-            ready,
+            ready: false,
             any_source,
             placed,
         }
@@ -339,7 +348,7 @@ pub struct KeptRequest {
     lane: Rc<LaneLocal>,
     tag: Tag,
     io: Io,
-    /// A WRITE's data is in the tag's buffer; a READ's has been pushed.
+    /// A WRITE's data has been fetched into the tag's buffer; a READ's has been pushed (user copy).
     ready: bool,
     /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
     any_source: bool,
@@ -423,7 +432,7 @@ pub struct OwnedRequest {
     lane: Arc<LaneShared>,
     tag: Tag,
     io: Io,
-    /// A WRITE's data is in the tag's buffer; a READ's has been pushed.
+    /// A WRITE's data has been fetched into the tag's buffer; a READ's has been pushed (user copy).
     ready: bool,
     /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
     any_source: bool,

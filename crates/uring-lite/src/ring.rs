@@ -117,6 +117,15 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         self.sq.push(entry)
     }
 
+    /// Writes the entry that `make` makes, which is called only if there is room: it can be made in its place.
+    ///
+    /// # Errors
+    /// [`Full`], with nothing changed.
+    #[inline(always)]
+    pub fn push_with(&mut self, make: impl FnOnce() -> S) -> Result<(), Full> {
+        self.sq.push_with(make)
+    }
+
     /// Writes a chain of entries (each but the last with `IOSQE_IO_LINK` or `IOSQE_IO_HARDLINK`), all or nothing:
     /// the kernel ends a chain where a submission ends, so half a chain would be two (L52).
     ///
@@ -257,6 +266,47 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
             entered.interrupted = timeout.is_none();
         }
         Ok(entered)
+    }
+
+    /// What a thread that serves does between two batches: submits everything pushed and sleeps until a CQE can be
+    /// popped or a wake arrives, in one system call. As [`enter`](Self::enter) with `want` 1 and no timeout, without
+    /// the report: the caller looks at the CQ and for work after it, whatever ended the wait.
+    ///
+    /// # Errors
+    /// As [`enter`](Self::enter).
+    #[inline]
+    pub fn submit_and_wait(&mut self) -> Result<(), EnterError> {
+        self.cq.release();
+        let unusual = match &self.wake {
+            _ if self.cq.ready() != 0 => true,
+            Some(side) => !side.armed || !side.waker.park().park(),
+            None => false,
+        };
+        if unusual {
+            // A wake that `park` has taken keeps this call from sleeping, as it would the general one.
+            return self.submit_without_sleep();
+        }
+        self.sq.publish();
+        let flags = sys::IORING_ENTER_GETEVENTS;
+        let result = self.port.enter(self.sq.pending(), 1, flags, None);
+        if let Some(side) = &self.wake {
+            side.waker.park().unpark();
+        }
+        match result {
+            Ok(_) => Ok(()),
+            Err(errno) => failed(errno, &mut Entered::default()).map(|_| ()),
+        }
+    }
+
+    /// Something is there already, or the waker's poll is not.
+    #[cold]
+    fn submit_without_sleep(&mut self) -> Result<(), EnterError> {
+        let armed = self.wake.as_ref().is_none_or(|side| side.armed);
+        if armed {
+            self.enter(0, None).map(|_| ())
+        } else {
+            self.enter(1, None).map(|_| ())
+        }
     }
 
     /// Whether the kernel holds completions that only GETEVENTS makes visible.

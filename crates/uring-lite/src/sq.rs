@@ -33,7 +33,7 @@ pub struct Sq<S, M> {
     _entry: PhantomData<S>,
 }
 
-impl<S, M: SqMemory<S>> Sq<S, M> {
+impl<S: Copy, M: SqMemory<S>> Sq<S, M> {
     /// Takes over a queue, wherever its indices stand; `None` if the size is no power of two.
     pub fn new(mem: M) -> Option<Self> {
         let entries = mem.entries();
@@ -76,11 +76,20 @@ impl<S, M: SqMemory<S>> Sq<S, M> {
     /// [`Full`], with nothing changed (L54).
     #[inline]
     pub fn push(&mut self, entry: &S) -> Result<(), Full> {
+        self.push_with(|| *entry)
+    }
+
+    /// The same for an entry that is made once there is room for it.
+    ///
+    /// # Errors
+    /// [`Full`], with nothing changed and nothing made.
+    #[inline(always)]
+    pub fn push_with(&mut self, make: impl FnOnce() -> S) -> Result<(), Full> {
         if self.cached_space() == 0 && self.space() == 0 {
             return Err(Full);
         }
         // SAFETY: masked, so below `entries`; not taken by the kernel because tail − head < entries was just seen.
-        unsafe { self.mem.write(self.tail & self.mask, entry) };
+        unsafe { self.mem.write(self.tail & self.mask, &make()) };
         self.tail = self.tail.wrapping_add(1);
         Ok(())
     }
