@@ -1,42 +1,64 @@
-//! `vm-benchmark`: what a request costs, in instructions, and how soon a new device is usable.
+//! `vm-benchmark`: what a request costs, in instructions and in time, and how soon a new device is
+//! usable.
 //!
 //! Instructions executed in an emulated guest repeat to the last digit, whatever else runs on the
 //! machine; docs/benchmarks.md says how the figures are made and what they do not say.
 
+mod compare;
 mod figures;
 mod guest;
 mod hot;
+mod label;
 mod limits;
+mod programs;
 mod report;
 mod rows;
+mod scaling;
+mod select;
+mod wall;
 
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::thread;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 
+use crate::guest::accel::{Accel, Choice};
 use crate::{kernel, vm};
-use figures::Figure;
-use guest::Bench;
+use compare::Old;
+use guest::{Bench, Counted};
 use limits::Limits;
 use report::Report;
 use rows::{Row, USABLE};
+use select::Selection;
 
 /// What to measure.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Count the instructions of each I/O, in emulation; without it only `add-to-usable` is
-    /// measured
+    /// Count the instructions of each I/O, in emulation
     #[arg(long)]
     icount: bool,
+    /// Measure rate, latency and processor time, for KVM; in emulation a few rows, which say little
+    #[arg(long)]
+    wall: bool,
+    /// Count only the rows with limits, in little time
+    #[arg(long, conflicts_with_all = ["wall", "icount"])]
+    ci: bool,
     /// Kernel: a series, `newest`, or the path of an image
     #[arg(long, default_value = "7.3")]
     series: String,
     /// Only rows whose names have this in them
     #[arg(long, default_value = "")]
     filter: String,
+    /// What runs the guest of rows by the clock
+    #[arg(long, value_enum, default_value_t)]
+    accel: Choice,
     /// Also write everything to this file
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Fail if a row is worse by more than 3 % than in this file, which an earlier --json wrote
+    #[arg(long, value_name = "OLD.json")]
+    compare: Option<PathBuf>,
     /// Also print where the server's own instructions go
     #[arg(long, requires = "icount")]
     hot: bool,
@@ -45,68 +67,45 @@ pub struct Options {
     repeat: u32,
 }
 
-/// Measures, prints the tables, compares with the limits.
+/// Measures, prints the tables, compares with the limits and with an earlier run.
 ///
 /// # Errors
-/// The guests cannot be set up; a row could not be measured; a figure is above its limit; two
-/// counts differ.
+/// The guests cannot be set up; a row could not be measured; a figure is above its limit or worse
+/// than it was; two counts differ.
 pub fn run(options: &Options) -> Result<()> {
+    let old = options.compare.as_deref().map(Old::load).transpose()?;
     let limits = Limits::load()?;
-    let wanted = |name: &str| name.contains(&options.filter);
-    let rows: Vec<Row> = rows::all()
-        .into_iter()
-        .filter(|row| wanted(&row.name))
-        .collect();
-    let count = options.icount && !rows.is_empty();
-    ensure!(
-        count || wanted(USABLE),
-        "no row has {:?} in its name{}; there are {} and {USABLE}",
-        options.filter,
-        if options.icount {
-            ""
-        } else {
-            " (instructions are counted with --icount only)"
-        },
-        rows::all()
-            .iter()
-            .map(|row| row.name.clone())
-            .collect::<Vec<_>>()
-            .join(", ")
-    );
+    let mut selection = Selection::new(options, &limits)?;
     let manifest = vm::set_up()?;
     let kernel = kernel::prepare(&manifest, &options.series)?;
-    let bench = Bench::new(&manifest, &kernel)?;
+    let bench = Bench::new(&manifest, &kernel, &mut selection)?;
     let mut report = Report::new(&kernel)?;
     let mut faults = Vec::new();
-    if count {
-        let (figures, command) = counted(&bench, &rows, options, &mut faults)?;
-        report.figures = figures;
-        report.command = command;
-        println!("\n{}", report.table());
-        faults.extend(limits.icount(&rows, &report.figures));
+    for (cpus, rows) in [(1, &selection.counted), (2, &selection.two_cpus)] {
+        if !rows.is_empty() {
+            let counted = counted(&bench, rows, cpus, options, &mut faults)?;
+            report.figures.extend(counted.figures);
+            report.commands.push(counted.command);
+        }
     }
-    if wanted(USABLE) {
-        let clocks = if options.icount {
-            &[true, false][..]
-        } else {
-            &[false]
-        };
-        for counted in clocks {
-            let usable = bench.usable(*counted)?;
-            println!("\n{}", usable.text(&limits.usable));
-            let errors = usable.errors.iter();
-            faults.extend(errors.map(|error| format!("{USABLE}: {error}")));
-            faults.extend(limits.usable(&usable));
-            report.usable.push(usable);
-        }
-        if report
-            .usable
-            .iter()
-            .all(|usable| usable.accelerator != "KVM")
-        {
-            let limit = limits.usable.kvm;
-            println!("\n{USABLE}, KVM, limit {limit} ms: not measured, KVM does not work here");
-        }
+    faults.extend(limits.icount(&selection.counted, &report.figures));
+    let (found, wrong) = scaling::counted(&report.figures, &limits.scaling);
+    report.findings.extend(found);
+    faults.extend(wrong);
+    if !selection.wall.is_empty() {
+        let rows = &selection.wall;
+        by_the_clock(&bench, rows, &limits, options, &mut report, &mut faults)?;
+    }
+    report.rows = selection.all();
+    report.skipped.clone_from(&selection.skipped);
+    println!("\n{}", report.tables());
+    if selection.usable {
+        usable(&bench, &limits, options, &mut report, &mut faults)?;
+    }
+    if let Some(old) = &old {
+        let (worse, sum) = old.regressions(&report)?;
+        println!("\n{sum}");
+        faults.extend(worse);
     }
     if let Some(path) = &options.json {
         report.write(path, &faults)?;
@@ -117,35 +116,85 @@ pub fn run(options: &Options) -> Result<()> {
     bail!("{}", faults.join("\n       "));
 }
 
+fn usable(
+    bench: &Bench<'_>,
+    limits: &Limits,
+    options: &Options,
+    report: &mut Report,
+    faults: &mut Vec<String>,
+) -> Result<()> {
+    let clocks = if options.icount {
+        &[true, false][..]
+    } else {
+        &[false]
+    };
+    for counted in clocks {
+        let usable = bench.usable(*counted)?;
+        println!("\n{}", usable.text(&limits.usable));
+        let errors = usable.errors.iter();
+        faults.extend(errors.map(|error| format!("{USABLE}: {error}")));
+        faults.extend(limits.usable(&usable));
+        report.usable.push(usable);
+    }
+    let kvm = report
+        .usable
+        .iter()
+        .any(|usable| usable.accelerator == "KVM");
+    if !kvm {
+        let limit = limits.usable.kvm;
+        println!("\n{USABLE}, KVM, limit {limit} ms: not measured, KVM does not work here");
+    }
+    Ok(())
+}
+
+fn by_the_clock(
+    bench: &Bench<'_>,
+    rows: &[Row],
+    limits: &Limits,
+    options: &Options,
+    report: &mut Report,
+    faults: &mut Vec<String>,
+) -> Result<()> {
+    let accel = bench.accel(options.accel)?;
+    let rows = select::for_accel(rows, accel);
+    let walls = bench.wall(&rows, accel)?;
+    report.accelerator = Some(accel.to_string());
+    faults.extend(walls.errors.iter().cloned());
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let kvm = accel == Accel::Kvm;
+    let (found, wrong) = scaling::wall(&walls.rows, kvm, processors, &limits.scaling);
+    report.findings.push(found);
+    faults.extend(wrong);
+    report.walls.clone_from(&walls.rows);
+    report.commands.push(walls.command);
+    Ok(())
+}
+
+/// Counts as often as asked for; the figures are those of the first count.
 fn counted(
     bench: &Bench<'_>,
     rows: &[Row],
+    cpus: usize,
     options: &Options,
     faults: &mut Vec<String>,
-) -> Result<(Vec<Figure>, String)> {
-    let first = bench.count(rows, options.hot)?;
+) -> Result<Counted> {
+    let first = bench.count(rows, cpus, options.hot)?;
     for time in 2..=options.repeat {
-        let again = bench.count(rows, options.hot)?;
-        let mut same = again.figures.len() == first.figures.len();
-        for (one, other) in first.figures.iter().zip(&again.figures) {
-            if one != other {
-                same = false;
-                faults.push(format!(
-                    "{}: count {time} differs: {one:?}, then {other:?}",
-                    one.name
-                ));
-            }
-        }
-        println!(
-            "count {time} is {}",
-            if same { "identical" } else { "different" }
-        );
+        let again = bench.count(rows, cpus, options.hot)?;
+        let different = first.differences(&again);
+        let words = if different.is_empty() {
+            "identical"
+        } else {
+            "different"
+        };
+        println!("count {time} is {words}");
+        faults.extend(different);
     }
-    faults.extend(first.errors);
+    faults.extend(first.errors.iter().cloned());
     for (row, lines) in &first.hot {
         println!("\nhot in {row}, own instructions per I/O:\n{lines}");
     }
-    Ok((first.figures, first.command))
+    Ok(first)
 }
 
 #[cfg(test)]
@@ -156,13 +205,26 @@ mod tests {
     /// L90 A limit for a row that does not exist would never be checked.
     #[test]
     fn l90_every_limit_is_for_a_row() {
-        let rows = rows::all();
+        let rows = rows::counted();
         for limit in Limits::load().unwrap().icount {
             assert!(
                 rows.iter().any(|row| row.name == limit.row),
                 "{}",
                 limit.row
             );
+            assert!(
+                limit.own.is_some() || limit.total.is_some(),
+                "{} has no limit",
+                limit.row
+            );
+        }
+        for (names, rows) in [
+            (super::scaling::COUNTED, rows::two_cpus()),
+            (super::scaling::WALL, rows::wall()),
+        ] {
+            for name in names {
+                assert!(rows.iter().any(|row| row.name == name), "{name}");
+            }
         }
     }
 }

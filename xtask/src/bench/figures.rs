@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
+use super::label::Seen;
 use super::limits::UsableLimits;
-use super::rows::{self, IOS};
+use super::rows::{self, Row};
 
 /// The accelerator's name when the guest's clock is the number of its instructions.
 pub const COUNTED: &str = "emulation, a nanosecond per instruction";
@@ -34,9 +35,14 @@ pub struct Figure {
     pub other: f64,
     /// Context switches.
     pub switches: f64,
+    /// What the kernel says of the device.
+    pub seen: Seen,
     /// The number of the row's first marker.
     #[serde(skip)]
     pub mark: u64,
+    /// I/Os between the two runs.
+    #[serde(skip)]
+    pub ios: u64,
 }
 
 /// The plugin's file: snapshots by number.
@@ -73,29 +79,23 @@ pub fn snapshots(text: &str) -> Result<BTreeMap<u64, Snapshot>> {
     Ok(all)
 }
 
-/// A `@row` line of the guest as a figure.
+/// The guest's `@seen` and `@row` lines of a row as a figure.
 ///
 /// # Errors
-/// A line that is malformed, a marker the plugin did not see, runs of another length than asked.
-pub fn figure(line: &str, snapshots: &BTreeMap<u64, Snapshot>) -> Result<Figure> {
+/// A line that is missing or malformed, a marker the plugin did not see, runs of another length
+/// than asked, a device that is not what the row's label says.
+pub fn figure(row: &Row, lines: &[String], snapshots: &BTreeMap<u64, Snapshot>) -> Result<Figure> {
+    let seen = seen(row, lines)?;
+    let line = line(row, lines, "row")?;
     let words: Vec<_> = line.split(' ').collect();
-    let [
-        "@row",
-        name,
-        _device,
-        mark,
-        switches_small,
-        switches_large,
-        small,
-        large,
-    ] = words[..]
-    else {
-        anyhow::bail!("a line of the guest: {line}");
+    let [_device, mark, switches_small, switches_large, small, large] = words[..] else {
+        bail!("a line of the guest: {line}");
     };
     let (small, large): (u64, u64) = (small.parse()?, large.parse()?);
+    let ios = row.ios * row.jobs;
     ensure!(
-        large.checked_sub(small) == Some(IOS),
-        "fio did {small} and {large} I/Os, which is no difference of {IOS}"
+        large.checked_sub(small) == Some(ios),
+        "fio did {small} and {large} I/Os, which is no difference of {ios}"
     );
     let mark: u64 = mark.parse()?;
     let at = |index: u64| {
@@ -107,27 +107,56 @@ pub fn figure(line: &str, snapshots: &BTreeMap<u64, Snapshot>) -> Result<Figure>
     let difference = |of: fn(&Snapshot) -> u64| -> Result<f64> {
         let small = of(at(1)?) - of(at(0)?);
         let large = of(at(3)?) - of(at(2)?);
-        Ok(per_io(small, large))
+        Ok(per_io(small, large, ios))
     };
     let kernel = difference(|snapshot| snapshot.kernel)?;
     let own = difference(|snapshot| snapshot.own)?;
     let other = difference(|snapshot| snapshot.other)?;
     Ok(Figure {
-        name: name.to_owned(),
+        name: row.name.clone(),
         total: difference(|snapshot| snapshot.kernel + snapshot.own + snapshot.other)?,
         kernel,
         own,
         other,
-        switches: per_io(switches_small.parse()?, switches_large.parse()?),
+        switches: per_io(switches_small.parse()?, switches_large.parse()?, ios),
+        seen,
         mark,
+        ios,
     })
+}
+
+/// What the guest's line `@WORD NAME …` says about a row.
+///
+/// # Errors
+/// There is none; then the guest's reason, if it gave one.
+pub fn line<'a>(row: &Row, lines: &'a [String], word: &str) -> Result<&'a str> {
+    let find = |word: &str| {
+        let start = format!("@{word} {} ", row.name);
+        lines.iter().find_map(|line| line.strip_prefix(&start))
+    };
+    find(word).with_context(|| {
+        let said = find("error").unwrap_or("not measured, and the guest does not say why");
+        said.to_owned()
+    })
+}
+
+/// What the kernel says of a row's device.
+///
+/// # Errors
+/// The guest did not look; the device is not what the row's label says.
+pub fn seen(row: &Row, lines: &[String]) -> Result<Seen> {
+    let text = line(row, lines, "seen")?;
+    let seen: Seen = serde_json::from_str(text).with_context(|| text.to_owned())?;
+    let lies = row.label().lies(&seen);
+    ensure!(lies.is_empty(), "not what it says: {}", lies.join("; "));
+    Ok(seen)
 }
 
 /// The difference of two runs for each I/O that the longer one has more. Exact: counts are far
 /// below 2^53.
 #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
-fn per_io(small: u64, large: u64) -> f64 {
-    (i128::from(large) - i128::from(small)) as f64 / IOS as f64
+fn per_io(small: u64, large: u64, ios: u64) -> f64 {
+    (i128::from(large) - i128::from(small)) as f64 / ios as f64
 }
 
 /// Times from `add` to the first read, in microseconds.
@@ -153,7 +182,7 @@ impl Usable {
     pub fn take(&mut self, line: &str) -> Result<()> {
         let words: Vec<_> = line.split(' ').collect();
         let ["@usable", _, _, added, usable] = words[..] else {
-            anyhow::bail!("a line of the guest: {line}");
+            bail!("a line of the guest: {line}");
         };
         self.added.push(added.parse()?);
         self.usable.push(usable.parse()?);
@@ -214,8 +243,27 @@ fn milliseconds(microseconds: u64) -> String {
 }
 
 #[cfg(test)]
+impl Figure {
+    /// A figure of a row.
+    pub fn example(name: &str, total: f64, own: f64) -> Self {
+        Self {
+            name: name.into(),
+            total,
+            kernel: 0.0,
+            own,
+            other: 0.0,
+            switches: 0.0,
+            seen: Seen::default(),
+            mark: 0,
+            ios: 1,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::{Usable, figure, snapshots};
+    use crate::bench::rows::{self, Row};
 
     const MARKS: &str = "mark 4 vcpu 0 kernel 100 server 10 other 1\n\
                          mark 5 vcpu 0 kernel 1100 server 110 other 11\n\
@@ -223,10 +271,22 @@ mod tests {
                          mark 7 vcpu 0 kernel 43000 server 1300 other 30\n\
                          exit kernel 50000 server 2000 other 40\n";
 
+    const SEEN: &str = r#"{"device": "/dev/ram0"}"#;
+
+    fn lines(name: &str, row: &str) -> Vec<String> {
+        vec![format!("@seen {name} {SEEN}"), format!("@row {name} {row}")]
+    }
+
+    fn brd() -> Row {
+        let mut rows = rows::counted().into_iter();
+        rows.find(|row| row.target.name == "brd").unwrap()
+    }
+
     #[test]
     fn a_figure_is_the_difference_of_two_runs() {
-        let marks = snapshots(MARKS).unwrap();
-        let figure = figure("@row a /dev/x 4 20 10020 1000 11000", &marks).unwrap();
+        let (marks, row) = (snapshots(MARKS).unwrap(), brd());
+        let lines = lines(&row.name, "/dev/x 4 20 10020 1000 11000");
+        let figure = figure(&row, &lines, &marks).unwrap();
         assert_eq!((figure.kernel, figure.own, figure.other), (4.0, 0.1, 0.0));
         assert_eq!((figure.total, figure.switches), (4.1, 1.0));
     }
@@ -234,16 +294,34 @@ mod tests {
     /// L90 Runs that fio cut short, or markers that were not seen, are no figures.
     #[test]
     fn l90_half_a_measurement_is_an_error() {
-        let marks = snapshots(MARKS).unwrap();
+        let (marks, row) = (snapshots(MARKS).unwrap(), brd());
         for line in [
-            "@row a /dev/x 4 20 10020 1000 10999",
-            "@row a /dev/x 4 20 10020 11000 1000",
-            "@row a /dev/x 5 20 10020 1000 11000",
-            "@row a /dev/x 4 20 10020 1000",
+            "/dev/x 4 20 10020 1000 10999",
+            "/dev/x 4 20 10020 11000 1000",
+            "/dev/x 5 20 10020 1000 11000",
+            "/dev/x 4 20 10020 1000",
         ] {
-            assert!(figure(line, &marks).is_err(), "{line}");
+            assert!(
+                figure(&row, &lines(&row.name, line), &marks).is_err(),
+                "{line}"
+            );
         }
         assert!(snapshots("mark x").is_err());
+        let said = [format!("@error {} no such device", row.name)];
+        let error = figure(&row, &said, &marks).unwrap_err();
+        assert_eq!(error.to_string(), "no such device");
+    }
+
+    /// L93 A row whose device has another number of queues than its label says has no figure.
+    #[test]
+    fn l93_a_device_that_is_not_what_the_row_says_has_no_figure() {
+        let (marks, row) = (snapshots(MARKS).unwrap(), brd());
+        let mut lines = lines(&row.name, "/dev/x 4 20 10020 1000 11000");
+        lines[0] = lines[0].replace('}', ", \"queues\": 1, \"depth\": 128}");
+        let error = figure(&row, &lines, &marks).unwrap_err();
+        assert!(error.to_string().contains("hw queues"), "{error}");
+        lines.remove(0);
+        assert!(figure(&row, &lines, &marks).is_err(), "nobody looked");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The guests of the benchmark: what is built, how QEMU is told, what comes back.
+//! The guests of the benchmark: how QEMU is told, what comes back.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,18 +7,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::figures::{self, COUNTED, Figure, Usable};
-use super::hot;
-use super::rows::{self, Row};
-use crate::guest::accel::{self, Choice};
+use super::programs::{self, TEXT};
+use super::rows::{self, LIBUBLK, Row};
+use super::select::Selection;
+use super::{hot, wall};
+use crate::guest::accel::{self, Accel, Choice};
 use crate::guest::image::{Contents, Image};
 use crate::guest::{Guest, Machine};
 use crate::kernel::Kernel;
 use crate::manifest::Manifest;
-use crate::{build, cmd, paths, vm};
+use crate::{build, paths, vm};
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// Where the server's text is, apart from everything else in the guest.
-const TEXT: (u64, u64) = (0x1000_0000, 0x1400_0000);
 /// Every leak of chance into the guest is closed: clock, random numbers, addresses. Copies of the
 /// kernel do not use `rep movsb`, which the emulator counts by the byte.
 const CPU: &str = "max,-rdrand,-rdseed,-erms,-fsrm";
@@ -35,7 +34,7 @@ const CMDLINE: [&str; 5] = [
     "nokaslr",
     "norandmaps",
 ];
-const DEADLINE: Duration = Duration::from_secs(1800);
+const DEADLINE: Duration = Duration::from_secs(3600);
 /// How often the time to the first read is measured.
 const TIMES: usize = 5;
 
@@ -62,24 +61,58 @@ pub struct Counted {
     pub command: String,
 }
 
+impl Counted {
+    /// What another count of the same rows says otherwise.
+    pub fn differences(&self, again: &Self) -> Vec<String> {
+        let mut different = Vec::new();
+        if self.figures.len() != again.figures.len() {
+            different.push(format!(
+                "{} rows were counted, then {}",
+                self.figures.len(),
+                again.figures.len()
+            ));
+        }
+        for (one, other) in self.figures.iter().zip(&again.figures) {
+            if one != other {
+                different.push(format!("{}: {one:?}, then {other:?}", one.name));
+            }
+        }
+        different
+    }
+}
+
 impl<'a> Bench<'a> {
-    /// Builds server, plugin and guest programs, and writes the image.
+    /// Builds servers, plugin and guest programs, and writes the image; rows whose server cannot
+    /// be built here leave the selection.
     ///
     /// # Errors
     /// A build fails; the server's text is not where it was told to be.
-    pub fn new(manifest: &'a Manifest, kernel: &'a Kernel) -> Result<Self> {
+    pub fn new(
+        manifest: &'a Manifest,
+        kernel: &'a Kernel,
+        selection: &mut Selection,
+    ) -> Result<Self> {
         let programs = [
             ("icount-marker", "bench-guest"),
             ("icount-marker", "marker"),
         ];
         let mut built = build::guest(&vm::with_init(&programs))?;
-        let server = server()?;
+        let server = programs::ublkctl()?;
         let init = built.remove(0);
         built.push(server.clone());
+        let theirs = |row: &Row| row.target.server.starts_with(LIBUBLK);
+        if selection.all().iter().any(theirs) {
+            match programs::libublk() {
+                Ok(program) => built.push(program),
+                // It needs the crate registry and libclang; without them the rest is still worth
+                // measuring.
+                Err(error) => selection.skip(LIBUBLK, &format!("{error:#}")),
+            }
+        }
         let contents = Contents {
             init,
             programs: built,
-            tools: vec!["fio".to_owned(), "busybox".to_owned()],
+            tools: ["fio", "busybox", "mkfs.ext4"].map(str::to_owned).to_vec(),
             tree: None,
         };
         let image = Image::build(&contents, &paths::vm().join("images/bench.cpio"))?;
@@ -88,15 +121,15 @@ impl<'a> Bench<'a> {
             kernel,
             image,
             server,
-            plugin: plugin()?,
+            plugin: programs::plugin()?,
         })
     }
 
-    /// Counts the instructions of rows in one guest.
+    /// Counts the instructions of rows in one guest with that many CPUs.
     ///
     /// # Errors
     /// The guest could not be run to its end, or said what nobody understands.
-    pub fn count(&self, rows: &[Row], hot: bool) -> Result<Counted> {
+    pub fn count(&self, rows: &[Row], cpus: usize, hot: bool) -> Result<Counted> {
         let (directory, _lock) = vm::run_directory("icount")?;
         let (out, blocks) = (directory.join("counts"), directory.join("blocks"));
         // Whatever an earlier run left is not this run's.
@@ -111,34 +144,32 @@ impl<'a> Bench<'a> {
         if hot {
             plugin += &format!(",hot={}", blocks.display());
         }
-        let mut machine = counting(1);
+        let mut machine = counting(cpus);
         machine.extra.extend(["-plugin".to_owned(), plugin]);
         println!(
-            "counting {} rows on Linux {}",
+            "counting {} rows on Linux {} with {cpus} CPU{}",
             rows.len(),
-            self.kernel.release
+            self.kernel.release,
+            if cpus == 1 { "" } else { "s" }
         );
         let (lines, command) = self.run(machine, &directory, &rows::plan(rows), true)?;
         let text = fs::read_to_string(&out).with_context(|| out.display().to_string())?;
         let snapshots = figures::snapshots(&text)?;
         let (mut figures, mut errors) = (Vec::new(), Vec::new());
         for row in rows {
-            let start = format!("@row {} ", row.name);
-            match lines.iter().find(|line| line.starts_with(&start)) {
-                Some(line) => match figures::figure(line, &snapshots) {
-                    Ok(figure) => figures.push(figure),
-                    Err(error) => errors.push(format!("{}: {error:#}", row.name)),
-                },
-                None => errors.push(format!("{}: {}", row.name, reason(&lines, &row.name))),
+            match figures::figure(row, &lines, &snapshots) {
+                Ok(figure) => figures.push(figure),
+                Err(error) => errors.push(format!("{}: {error:#}", row.name)),
             }
         }
         let mut places = Vec::new();
         if hot {
             let blocks = fs::read_to_string(&blocks).context("the plugin's file of blocks")?;
-            for figure in figures.iter().filter(|figure| figure.own > 0.0) {
+            let ours = |figure: &&Figure| figure.own > 0.0 && !figure.name.starts_with("libublk");
+            for figure in figures.iter().filter(ours) {
                 places.push((
                     figure.name.clone(),
-                    hot::places(&self.server, &blocks, figure.mark)?,
+                    hot::places(&self.server, &blocks, figure.mark, figure.ios)?,
                 ));
             }
         }
@@ -181,6 +212,30 @@ impl<'a> Bench<'a> {
         Ok(usable)
     }
 
+    /// Measures rows by the clock in a guest with four CPUs.
+    ///
+    /// # Errors
+    /// The guest could not be run to its end.
+    pub fn wall(&self, rows: &[Row], accel: Accel) -> Result<wall::Walls> {
+        let (directory, _lock) = vm::run_directory("wall")?;
+        println!(
+            "{} rows by the clock on Linux {} under {accel}",
+            rows.len(),
+            self.kernel.release
+        );
+        let machine = accel.machine();
+        let (lines, command) = self.run(machine, &directory, &rows::plan(rows), true)?;
+        Ok(wall::Walls::of(rows, &lines, &command))
+    }
+
+    /// What runs guests here.
+    ///
+    /// # Errors
+    /// KVM was demanded and does not work.
+    pub fn accel(&self, choice: Choice) -> Result<Accel> {
+        accel::choose(choice, self.kernel, &self.image)
+    }
+
     fn run(
         &self,
         machine: Machine,
@@ -196,7 +251,10 @@ impl<'a> Bench<'a> {
                 "null_blk".to_owned(),
                 "nr_devices=1 submit_queues=1".to_owned(),
             ));
-            modules.push(("brd".to_owned(), "rd_nr=1 rd_size=262144".to_owned()));
+            // The second ram disk holds a file system with a file of 256 MiB.
+            modules.push(("brd".to_owned(), "rd_nr=2 rd_size=393216".to_owned()));
+            modules.push(("loop".to_owned(), "max_loop=1".to_owned()));
+            modules.push(("ext4".to_owned(), String::new()));
         }
         let guest = Guest {
             kernel: self.kernel,
@@ -249,52 +307,4 @@ fn reason(lines: &[String], name: &str) -> String {
         || "not measured, and the guest does not say why".to_owned(),
         str::to_owned,
     )
-}
-
-/// The server as it is measured: a release build, static, at addresses of its own.
-fn server() -> Result<PathBuf> {
-    let directory = paths::target().join("bench");
-    let mut command = cmd::cargo();
-    command
-        .args([
-            "build",
-            "--quiet",
-            "--release",
-            "--target",
-            TARGET,
-            "--target-dir",
-        ])
-        .arg(&directory)
-        .args(["--package", "ublkctl", "--bin", "ublkctl"])
-        .env(
-            "RUSTFLAGS",
-            format!(
-                "-C relocation-model=static -C target-feature=+crt-static \
-                 -C link-arg=-Wl,--image-base=0x{:x}",
-                TEXT.0
-            ),
-        );
-    println!("building for the benchmark: ublkctl");
-    cmd::run(&mut command)?;
-    let server = directory.join(TARGET).join("release/ublkctl");
-    let bytes = fs::read(&server).with_context(|| server.display().to_string())?;
-    let entry = bytes.get(24..32).and_then(|bytes| bytes.try_into().ok());
-    let entry = u64::from_le_bytes(entry.context("an ELF file has an entry address")?);
-    ensure!(
-        (TEXT.0..TEXT.1).contains(&entry),
-        "ublkctl starts at {entry:x}, outside the addresses that are counted as its own"
-    );
-    Ok(server)
-}
-
-fn plugin() -> Result<PathBuf> {
-    let directory = paths::target().join("bench");
-    let mut command = cmd::cargo();
-    command
-        .args(["build", "--quiet", "--release", "--target-dir"])
-        .arg(&directory)
-        .args(["--package", "icount-plugin"]);
-    println!("building for the benchmark: icount-plugin");
-    cmd::run(&mut command)?;
-    Ok(directory.join("release/libicount_plugin.so"))
 }

@@ -8,17 +8,17 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::rows::IOS;
 use crate::cmd;
 
 /// Lines of each list.
 const MOST: usize = 30;
 
-/// The hot places of a row whose first marker is `mark`, from the plugin's file of blocks.
+/// The hot places of a row of `ios` I/Os whose first marker is `mark`, from the plugin's file of
+/// blocks.
 ///
 /// # Errors
 /// A malformed file; no `addr2line` on this host.
-pub fn places(server: &Path, blocks: &str, mark: u64) -> Result<String> {
+pub fn places(server: &Path, blocks: &str, mark: u64, ios: u64) -> Result<String> {
     let counts = per_address(blocks, mark)?;
     let places = resolve(server, counts.keys().copied())?;
     let (mut functions, mut lines) = (BTreeMap::new(), BTreeMap::new());
@@ -31,7 +31,7 @@ pub fn places(server: &Path, blocks: &str, mark: u64) -> Result<String> {
         let mut list: Vec<_> = list.into_iter().collect();
         list.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         for (place, count) in list.iter().take(MOST) {
-            let tenths = count * 10 / i64::try_from(IOS)?;
+            let tenths = count * 10 / i64::try_from(ios)?;
             let _ = writeln!(text, "{:>8}.{}  {place}", tenths / 10, (tenths % 10).abs());
         }
         text.push('\n');

@@ -16,6 +16,8 @@ pub struct Limits {
     /// Instructions per I/O.
     #[serde(default)]
     pub icount: Vec<Limit>,
+    /// Several queues.
+    pub scaling: Scaling,
     /// Times to the first read.
     pub usable: UsableLimits,
 }
@@ -27,9 +29,21 @@ pub struct Limit {
     /// The row.
     pub row: String,
     /// Instructions of the server's text.
-    pub own: u32,
+    pub own: Option<u32>,
     /// All instructions.
-    pub total: u32,
+    pub total: Option<u32>,
+}
+
+/// What several queues must bring.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scaling {
+    /// Instructions per I/O of two jobs on two queues, as a multiple of one job on one.
+    pub counted: f64,
+    /// Per cent of the requests that each of the two queues carries: at least, at most.
+    pub share: (f64, f64),
+    /// Rate of four jobs on two queues, as a multiple of one job on one.
+    pub wall: f64,
 }
 
 /// Milliseconds from `add` to the end of the first read.
@@ -68,6 +82,7 @@ impl Limits {
                 ("own", figure.own, limit.own),
                 ("total", figure.total, limit.total),
             ] {
+                let Some(most) = most else { continue };
                 // What is no number is above every limit.
                 if value.is_nan() || value > f64::from(most) {
                     faults.push(format!(
@@ -98,7 +113,7 @@ impl Limits {
 
 #[cfg(test)]
 mod tests {
-    use super::{Limit, Limits, UsableLimits};
+    use super::{Limit, Limits, Scaling, UsableLimits};
     use crate::bench::figures::{Figure, Usable};
     use crate::bench::rows;
 
@@ -106,9 +121,14 @@ mod tests {
         Limits {
             icount: vec![Limit {
                 row: "null-4k-randread-qd64".into(),
-                own: 300,
-                total: 10_950,
+                own: Some(300),
+                total: Some(10_950),
             }],
+            scaling: Scaling {
+                counted: 1.05,
+                share: (40.0, 60.0),
+                wall: 1.7,
+            },
             usable: UsableLimits {
                 emulated: 150,
                 kvm: 20,
@@ -117,21 +137,13 @@ mod tests {
     }
 
     fn figure(total: f64, own: f64) -> Figure {
-        Figure {
-            name: "null-4k-randread-qd64".into(),
-            total,
-            kernel: 0.0,
-            own,
-            other: 0.0,
-            switches: 0.0,
-            mark: 0,
-        }
+        Figure::example("null-4k-randread-qd64", total, own)
     }
 
     /// L90 A figure above its limit is named, and so is one that is missing or no number.
     #[test]
     fn l90_what_is_above_its_limit_is_named() {
-        let (limits, rows) = (limits(), rows::all());
+        let (limits, rows) = (limits(), rows::counted());
         let faults = |figures: &[Figure]| limits.icount(&rows, figures);
         assert!(faults(&[figure(10_950.0, 300.0)]).is_empty());
         let own = faults(&[figure(10_950.0, 300.1)]);

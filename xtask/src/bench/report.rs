@@ -1,4 +1,4 @@
-//! The table for people and the JSON for programs.
+//! The tables for people and the JSON for programs.
 
 use std::fmt::Write;
 use std::fs;
@@ -6,25 +6,36 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::figures::{Figure, Usable};
-use super::rows::{self, Row};
+use super::rows::Row;
+use super::wall::{self, Wall};
 use crate::cmd;
 use crate::kernel::Kernel;
 
 /// Everything that was measured, and on what.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Report {
     kernel: String,
     qemu: String,
     fio: String,
-    /// The QEMU command of the counting guest.
-    pub command: String,
+    /// The QEMU commands of the guests.
+    pub commands: Vec<String>,
+    /// The rows that were asked for.
+    pub rows: Vec<Row>,
     /// Instructions per I/O.
     pub figures: Vec<Figure>,
+    /// Rows by the clock.
+    pub walls: Vec<Wall>,
+    /// What ran the guest of the rows by the clock.
+    pub accelerator: Option<String>,
     /// Times to the first read.
     pub usable: Vec<Usable>,
+    /// Rows that are left out here, and why.
+    pub skipped: Vec<(String, String)>,
+    /// What was found out from several rows together.
+    pub findings: Vec<String>,
 }
 
 impl Report {
@@ -41,37 +52,107 @@ impl Report {
             kernel: kernel.release.clone(),
             qemu: version("qemu-system-x86_64")?,
             fio: version("fio")?,
-            command: String::new(),
-            figures: Vec::new(),
-            usable: Vec::new(),
+            ..Self::default()
         })
     }
 
-    /// A Markdown table, and the commands behind its rows.
-    pub fn table(&self) -> String {
-        let mut text = format!(
-            "Instructions per I/O, Linux {}, {}, {}:\n\n\
-             | row | total | kernel | own | fio | switches |\n|---|--:|--:|--:|--:|--:|\n",
-            self.kernel, self.qemu, self.fio
-        );
+    /// Markdown tables of all rows, and the commands behind them.
+    pub fn tables(&self) -> String {
+        let mut text = String::new();
+        let on = format!("Linux {}, {}, {}", self.kernel, self.qemu, self.fio);
+        if !self.figures.is_empty() {
+            let _ = writeln!(
+                text,
+                "Instructions per I/O, {on}:\n\n\
+                 | row | device | total | kernel | own | fio | switches |\n\
+                 |---|---|--:|--:|--:|--:|--:|"
+            );
+        }
         for figure in &self.figures {
             let _ = writeln!(
                 text,
-                "| {} | {:.1} | {:.1} | {:.1} | {:.1} | {:.3} |",
-                figure.name, figure.total, figure.kernel, figure.own, figure.other, figure.switches
+                "| {} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {:.3} |",
+                figure.name,
+                figure.seen,
+                figure.total,
+                figure.kernel,
+                figure.own,
+                figure.other,
+                figure.switches
             );
         }
-        text.push('\n');
+        if !self.walls.is_empty() {
+            let accelerator = self.accelerator.as_deref().unwrap_or("unknown");
+            let _ = writeln!(text, "\nBy the clock, {on}, {accelerator}, 4 CPUs:\n");
+            text += &wall::table(&self.walls);
+        }
+        text + &self.told()
+    }
+
+    /// How each target's device was made, findings, skips.
+    fn told(&self) -> String {
+        let mut text = String::from("\n");
         let mut told = Vec::new();
-        for row in rows::all() {
-            let measured = self.figures.iter().any(|figure| figure.name == row.name);
-            if measured && !row.server.is_empty() && !told.contains(&row.server) {
-                let target = row.name.split('-').next().unwrap_or_default();
-                let _ = writeln!(text, "{target}: `{}`", row.server);
-                told.push(row.server);
+        for row in &self.rows {
+            let target = &row.target;
+            let measured = self.figures.iter().any(|figure| figure.name == row.name)
+                || self.walls.iter().any(|wall| wall.name == row.name);
+            if !measured || told.contains(&&target.name) {
+                continue;
             }
+            told.push(&target.name);
+            let how = [&target.server, &target.device]
+                .into_iter()
+                .find(|text| !text.is_empty())
+                .map_or_else(|| format!("loop device, {}", target.looped), Clone::clone);
+            let _ = write!(text, "{}: `{how}`", target.name);
+            if !target.prepare.is_empty() {
+                let _ = write!(text, " ({})", target.prepare.join(", "));
+            }
+            text.push('\n');
+        }
+        for finding in &self.findings {
+            let _ = writeln!(text, "\n{finding}");
+        }
+        for (name, why) in &self.skipped {
+            let _ = writeln!(text, "skipped: {name} ({why})");
         }
         text
+    }
+
+    /// Everything as JSON.
+    pub fn json(&self, faults: &[String]) -> Value {
+        let with_row = |name: &str, figures: Result<Value, serde_json::Error>| {
+            let mut value = figures.unwrap_or_default();
+            if let Some(row) = self.rows.iter().find(|row| row.name == name) {
+                value["server"] = json!(row.target.server);
+                value["prepare"] = json!(row.target.prepare);
+                value["loop"] = json!(row.target.looped);
+                value["fio"] = json!(row.fio);
+                value["kind"] = json!(row.kind);
+            }
+            value
+        };
+        let counted = self.figures.iter();
+        let walls = self.walls.iter();
+        json!({
+            "kernel": self.kernel,
+            "qemu": self.qemu,
+            "fio": self.fio,
+            "commands": self.commands,
+            "unit": "instructions per I/O",
+            "rows": counted
+                .map(|figure| with_row(&figure.name, serde_json::to_value(figure)))
+                .collect::<Vec<_>>(),
+            "accelerator": self.accelerator,
+            "wall": walls
+                .map(|wall| with_row(&wall.name, serde_json::to_value(wall)))
+                .collect::<Vec<_>>(),
+            "usable_microseconds": self.usable,
+            "findings": self.findings,
+            "skipped": self.skipped,
+            "faults": faults,
+        })
     }
 
     /// Writes everything as JSON.
@@ -79,32 +160,21 @@ impl Report {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path, faults: &[String]) -> Result<()> {
-        let rows = rows::all();
-        let row = |figure: &Figure| {
-            let row: Option<&Row> = rows.iter().find(|row| row.name == figure.name);
-            json!({
-                "name": figure.name,
-                "total": figure.total,
-                "kernel": figure.kernel,
-                "own": figure.own,
-                "other": figure.other,
-                "switches": figure.switches,
-                "server": row.map(|row| &row.server),
-                "device": row.map(|row| &row.device),
-                "fio": row.map(|row| &row.fio),
-            })
-        };
-        let value = json!({
-            "kernel": self.kernel,
-            "qemu": self.qemu,
-            "fio": self.fio,
-            "command": self.command,
-            "unit": "instructions per I/O",
-            "rows": self.figures.iter().map(row).collect::<Vec<_>>(),
-            "usable_microseconds": self.usable,
-            "faults": faults,
-        });
-        let text = serde_json::to_string_pretty(&value)? + "\n";
+        let text = serde_json::to_string_pretty(&self.json(faults))? + "\n";
         fs::write(path, text).with_context(|| path.display().to_string())
+    }
+}
+
+#[cfg(test)]
+impl Report {
+    /// A report of one row.
+    pub fn example(total: f64, own: f64) -> Self {
+        Self {
+            kernel: "k".into(),
+            qemu: "q".into(),
+            fio: "f".into(),
+            figures: vec![Figure::example("brd-4k-randread-qd1", total, own)],
+            ..Self::default()
+        }
     }
 }

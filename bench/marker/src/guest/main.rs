@@ -3,32 +3,40 @@
 //! Lines of the answer, on standard output:
 //!
 //! ```text
+//! @seen NAME JSON
 //! @row NAME DEVICE MARK CTXT_SMALL CTXT_LARGE IOS_SMALL IOS_LARGE
+//! @wall NAME JSON
 //! @usable NAME DEVICE ADD_MICROSECONDS READ_MICROSECONDS
 //! @error NAME TEXT
 //! ```
 //!
 //! `MARK` is the number of the first of four markers: before and after the small run, before and
-//! after the large one.
-#![forbid(unsafe_code)]
+//! after the large one. `@seen` has what the kernel says of the device, see `seen.rs`, and
+//! `ring_completions`: what each ring of the server completes in one more run of several jobs.
 
 mod fio;
+mod loops;
 mod plan;
+mod prepare;
+mod seen;
 mod server;
 mod usable;
+mod wall;
 
 use std::fs;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use icount_marker::mark;
-use plan::Row;
+use loops::Loop;
+use plan::{Kind, Row};
+use prepare::Prepared;
+use serde_json::{Value, json};
 use server::Server;
 
 /// Numbers of I/Os: the first run warms caches, the difference of the others is the figure.
 const WARM_UP: u64 = 6_000;
 const SMALL: u64 = 1_000;
-const LARGE: u64 = 11_000;
 
 fn main() -> ExitCode {
     match run() {
@@ -44,12 +52,12 @@ fn run() -> Result<()> {
     let path = std::env::args().nth(1).context("no plan given")?;
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
     let mut marks = 0;
+    let mut prepared = Prepared::default();
     for row in plan::parse(&text)? {
-        let result = if row.usable {
-            usable::measure(&row)
-        } else {
-            measure(&row, &mut marks)
-        };
+        let result = prepared.need(&row.prepare).and_then(|()| match row.kind {
+            Kind::Usable => usable::measure(&row),
+            Kind::Counted | Kind::Wall => measure(&row, &mut marks),
+        });
         match result {
             Ok(line) => println!("{line}"),
             Err(error) => {
@@ -61,7 +69,12 @@ fn run() -> Result<()> {
     Ok(())
 }
 
+/// Makes the row's device, measures, and removes it again.
 fn measure(row: &Row, marks: &mut u64) -> Result<String> {
+    if let Some((file, direct)) = &row.looped {
+        let device = Loop::new(file, *direct)?;
+        return work(row, device.path(), marks);
+    }
     if row.server.is_empty() {
         return work(row, &row.device, marks);
     }
@@ -75,23 +88,52 @@ fn measure(row: &Row, marks: &mut u64) -> Result<String> {
 }
 
 fn work(row: &Row, device: &str, marks: &mut u64) -> Result<String> {
-    fio::run(&row.fio, device, WARM_UP)?;
+    match row.kind {
+        Kind::Wall => {
+            let seen = seen::device(device)?;
+            println!("@seen {} {seen}", row.name);
+            let server = seen["server_pid"].as_u64();
+            let result = wall::measure(row, device, server)?;
+            Ok(format!("@wall {} {result}", row.name))
+        }
+        Kind::Counted | Kind::Usable => count(row, device, marks),
+    }
+}
+
+fn count(row: &Row, device: &str, marks: &mut u64) -> Result<String> {
+    fio::run(&row.fio, device, WARM_UP.min(row.ios))?;
     let first = *marks;
-    let mut seen = Vec::new();
-    for ios in [SMALL, LARGE] {
+    let mut counts = Vec::new();
+    for ios in [SMALL, SMALL + row.ios] {
         let before = context_switches()?;
         mark();
         *marks += 1;
         let done = fio::run(&row.fio, device, ios);
         mark();
         *marks += 1;
-        seen.push((context_switches()? - before, done?));
+        counts.push((context_switches()? - before, done?));
     }
-    let (small, large) = (seen[0], seen[1]);
+    // Afterwards, so that looking costs the figures nothing.
+    let mut seen = seen::device(device)?;
+    if row.jobs > 1 {
+        seen["ring_completions"] = completions(row, device, &seen)?;
+    }
+    println!("@seen {} {seen}", row.name);
+    let (small, large) = (counts[0], counts[1]);
     Ok(format!(
         "@row {} {device} {first} {} {} {} {}",
         row.name, small.0, large.0, small.1, large.1
     ))
+}
+
+/// What each ring of the server completes while the row's work is done once more.
+fn completions(row: &Row, device: &str, seen: &Value) -> Result<Value> {
+    let Some(pid) = seen["server_pid"].as_u64() else {
+        return Ok(Value::Null);
+    };
+    let before = seen::rings(pid)?;
+    fio::run(&row.fio, device, row.ios)?;
+    Ok(json!(seen::between(&before, &seen::rings(pid)?)))
 }
 
 /// Context switches of the machine since it was started.

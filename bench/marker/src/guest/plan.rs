@@ -2,27 +2,90 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `row` | name of a row; the lines up to the next `row` or `usable` belong to it |
+//! | `row` | name of a row whose instructions are counted; the lines up to the next name belong to it |
+//! | `wall` | name of a row that is measured by the clock |
 //! | `usable` | name of a row about the time from `add` to the first read |
+//! | `prepare` | something that must be there first: a word and its values; done once in a guest |
 //! | `server` | command of the server; it prints the device path once the device serves I/O |
 //! | `device` | path of a device that is there without a server |
-//! | `fio` | arguments of fio, but for `--filename` and `--number_ios`; a second line adds to them |
+//! | `loop` | `buffered` or `direct`, and the file that a loop device is made of |
+//! | `fio` | arguments of fio, but for `--filename` and the amount; a second line adds to them |
+//! | `jobs` | jobs that fio runs with these arguments (1) |
+//! | `ios` | I/Os of each job between the small and the large run (10000) |
+//! | `seconds` | how long a row by the clock runs (2) |
 
 use anyhow::{Context, Result, bail};
 
+/// How a row is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Instructions between markers.
+    #[default]
+    Counted,
+    /// Time.
+    Wall,
+    /// Time from `add` to the first read.
+    Usable,
+}
+
 /// A thing to measure.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Row {
     /// Its name.
     pub name: String,
-    /// Whether it is about the time from `add` to the first read.
-    pub usable: bool,
+    /// How it is measured.
+    pub kind: Kind,
+    /// What must be there first.
+    pub prepare: Vec<Vec<String>>,
     /// The server's command.
     pub server: Vec<String>,
     /// The device, when no server makes it.
     pub device: String,
+    /// The file of a loop device, and whether it is read and written past the page cache.
+    pub looped: Option<(String, bool)>,
     /// The arguments of fio.
     pub fio: Vec<String>,
+    /// Number of fio's jobs.
+    pub jobs: u64,
+    /// I/Os of each job between the two counted runs.
+    pub ios: u64,
+    /// Seconds of a run by the clock.
+    pub seconds: u64,
+}
+
+impl Row {
+    fn new(name: &str, kind: Kind) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            prepare: Vec::new(),
+            server: Vec::new(),
+            device: String::new(),
+            looped: None,
+            fio: Vec::new(),
+            jobs: 1,
+            ios: 10_000,
+            seconds: 2,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let sources = [
+            !self.server.is_empty(),
+            !self.device.is_empty(),
+            self.looped.is_some(),
+        ];
+        if sources.iter().filter(|there| **there).count() != 1 {
+            bail!("{}: one of a server, a device and a loop device", self.name);
+        }
+        if (self.kind == Kind::Usable) != self.fio.is_empty() {
+            bail!("{}: no work for fio", self.name);
+        }
+        if self.jobs == 0 || self.ios == 0 || self.seconds == 0 {
+            bail!("{}: nothing to do", self.name);
+        }
+        Ok(())
+    }
 }
 
 /// Reads the text of the file.
@@ -35,12 +98,14 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
         let (key, value) = line
             .split_once(' ')
             .with_context(|| format!("line without a value: {line:?}"))?;
-        if key == "row" || key == "usable" {
-            rows.push(Row {
-                name: value.to_owned(),
-                usable: key == "usable",
-                ..Row::default()
-            });
+        let kind = match key {
+            "row" => Some(Kind::Counted),
+            "wall" => Some(Kind::Wall),
+            "usable" => Some(Kind::Usable),
+            _ => None,
+        };
+        if let Some(kind) = kind {
+            rows.push(Row::new(value, kind));
             continue;
         }
         let row = rows.last_mut().context("a line before the first row")?;
@@ -48,36 +113,43 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
         match key {
             "server" => row.server = words.collect(),
             "device" => row.device = value.to_owned(),
+            "prepare" => row.prepare.push(words.collect()),
+            "loop" => {
+                let (way, file) = value.split_once(' ').context("a loop device of no file")?;
+                row.looped = Some((file.to_owned(), way == "direct"));
+            }
             "fio" => row.fio.extend(words),
+            "jobs" => row.jobs = value.parse().context("jobs")?,
+            "ios" => row.ios = value.parse().context("ios")?,
+            "seconds" => row.seconds = value.parse().context("seconds")?,
             _ => bail!("unknown key {key:?}"),
         }
     }
-    for row in &rows {
-        if row.server.is_empty() == row.device.is_empty() {
-            bail!("{}: either a server or a device", row.name);
-        }
-        if row.usable != row.fio.is_empty() {
-            bail!("{}: no work for fio", row.name);
-        }
-    }
+    rows.iter().try_for_each(Row::check)?;
     Ok(rows)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{Kind, parse};
 
     #[test]
     fn rows_have_their_lines() {
         let rows = parse(
-            "row a\nserver x add --foreground\nfio --rw=read\nfio --bs=4k\n\
-             row b\ndevice /dev/nullb0\nfio --rw=write\nusable c\nserver x add\n",
+            "row a\nserver x add --foreground\nfio --rw=read\nfio --bs=4k\njobs 2\nios 7\n\
+             row b\ndevice /dev/nullb0\nfio --rw=write\nusable c\nserver x add\n\
+             wall d\nprepare tmpfs /a/b 256\nloop direct /a/b\nfio --rw=read\nseconds 1\n",
         )
         .unwrap();
         assert_eq!(rows[0].server, ["x", "add", "--foreground"]);
         assert_eq!(rows[0].fio, ["--rw=read", "--bs=4k"]);
+        assert_eq!((rows[0].jobs, rows[0].ios), (2, 7));
         assert_eq!(rows[1].device, "/dev/nullb0");
-        assert!(rows[2].usable && !rows[1].usable);
+        assert_eq!((rows[1].jobs, rows[1].ios), (1, 10_000));
+        assert_eq!((rows[1].kind, rows[2].kind), (Kind::Counted, Kind::Usable));
+        assert_eq!(rows[3].kind, Kind::Wall);
+        assert_eq!(rows[3].prepare, [["tmpfs", "/a/b", "256"]]);
+        assert_eq!(rows[3].looped, Some(("/a/b".to_owned(), true)));
     }
 
     #[test]
@@ -87,6 +159,10 @@ mod tests {
             "row a\nfio --x",
             "row a\nserver x",
             "row a\nserver x\ndevice y\nfio --x",
+            "row a\nserver x\nloop direct /y\nfio --x",
+            "row a\nserver x\nfio --x\njobs 0",
+            "row a\nserver x\nfio --x\nios many",
+            "row a\nloop direct\nfio --x",
             "row a\nmistake x",
             "row",
         ] {

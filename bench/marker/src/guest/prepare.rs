@@ -1,0 +1,117 @@
+//! What must be there before a row can be measured: files on file systems, more devices.
+//!
+//! | words | what is made |
+//! |---|---|
+//! | `tmpfs FILE MIB` | a file of that size, fully written, on a tmpfs of its own |
+//! | `ext4 DEVICE FILE MIB` | the same on an ext4 on that device |
+//! | `null_blk NAME QUEUES` | a null_blk device of that name, 128 tags a queue |
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Nothing here may hang on random numbers, and nothing may differ from one guest to the next.
+const UUID: &str = "12345678-1234-4234-9234-123456789abc";
+
+/// What was made so far.
+#[derive(Debug, Default)]
+pub struct Prepared(Vec<Vec<String>>);
+
+impl Prepared {
+    /// Makes what is not there yet.
+    ///
+    /// # Errors
+    /// It cannot be made, or nobody knows what the words mean.
+    pub fn need(&mut self, all: &[Vec<String>]) -> Result<()> {
+        for words in all {
+            if !self.0.contains(words) {
+                make(words).with_context(|| words.join(" "))?;
+                self.0.push(words.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn make(words: &[String]) -> Result<()> {
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["tmpfs", file, size] => {
+            mount("tmpfs", "tmpfs", directory(file)?)?;
+            write(file, size)
+        }
+        ["ext4", device, file, size] => {
+            run(
+                "/usr/bin/mkfs.ext4",
+                &[
+                    "-q",
+                    "-F",
+                    "-U",
+                    UUID,
+                    "-E",
+                    &format!("hash_seed={UUID},lazy_itable_init=0,lazy_journal_init=0"),
+                    device,
+                ],
+            )?;
+            mount("ext4", device, directory(file)?)?;
+            write(file, size)
+        }
+        ["null_blk", name, queues] => {
+            let place = Path::new("/sys/kernel/config/nullb").join(name);
+            fs::create_dir(&place).with_context(|| place.display().to_string())?;
+            for (file, value) in [
+                ("submit_queues", queues),
+                ("hw_queue_depth", "128"),
+                ("power", "1"),
+            ] {
+                let path = place.join(file);
+                fs::write(&path, value).with_context(|| path.display().to_string())?;
+            }
+            let node = Path::new("/dev").join(name);
+            ensure!(node.exists(), "no {}", node.display());
+            Ok(())
+        }
+        _ => bail!("nobody knows how to prepare that"),
+    }
+}
+
+fn directory(file: &str) -> Result<&str> {
+    let parent = Path::new(file).parent().and_then(Path::to_str);
+    parent.context("a file in a directory")
+}
+
+fn mount(kind: &str, device: &str, place: &str) -> Result<()> {
+    fs::create_dir_all(place).with_context(|| place.to_owned())?;
+    run("/usr/bin/busybox", &["mount", "-t", kind, device, place])
+}
+
+/// Every block is written, so that no row pays for allocation, and is on the medium.
+fn write(path: &str, size: &str) -> Result<()> {
+    let mebibytes: usize = size.parse().context("a size")?;
+    let mut file = File::create_new(path).with_context(|| path.to_owned())?;
+    let piece = vec![0x5a; 1 << 20];
+    for _ in 0..mebibytes {
+        file.write_all(&piece)?;
+    }
+    file.sync_all()?;
+    Ok(())
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    let output = command.output().with_context(|| program.to_owned())?;
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        bail!(
+            "{program} {}: {} {}",
+            arguments.join(" "),
+            output.status,
+            errors.trim()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! What a row says of its device, compared with what the kernel says.
+//!
+//! A row whose device is something else than its name says is not printed: it would be a figure of
+//! something else under a name that people compare.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What a device is said to be; what is `None` is not said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Label {
+    /// Hw queues.
+    pub queues: Option<u64>,
+    /// Tags of each queue.
+    pub depth: Option<u64>,
+    /// How data travels, of a ublk device.
+    pub data: Option<String>,
+    /// Whether commands go in batches, of a ublk device.
+    pub batch: Option<bool>,
+    /// Whether a loop device goes past the page cache.
+    pub direct: Option<bool>,
+    /// A device without hw queues.
+    pub bios: bool,
+    /// A ublk device.
+    pub ublk: bool,
+}
+
+/// What the kernel says of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Seen {
+    /// Its path.
+    pub device: String,
+    /// Hw queues, by sysfs.
+    pub queues: Option<u64>,
+    /// Tags of a queue, by sysfs.
+    pub depth: Option<u64>,
+    /// Hw queues, by the ublk driver.
+    pub info_queues: Option<u64>,
+    /// Depth, by the ublk driver.
+    pub info_depth: Option<u64>,
+    /// How data travels, by the features in force.
+    pub data: Option<String>,
+    /// Whether commands go in batches, by the features in force.
+    pub batch: Option<bool>,
+    /// Whether a loop device goes past the page cache.
+    pub direct: Option<bool>,
+    /// Logical block size.
+    pub block_size: Option<u64>,
+    /// Completions of each ring of the server in a run, the busiest first.
+    #[serde(default)]
+    pub ring_completions: Option<Vec<u32>>,
+    /// How a queue polls, where the server tells.
+    #[serde(default)]
+    pub poll: Option<serde_json::Value>,
+}
+
+impl Label {
+    /// A ublk device of depth 128; an empty `data` leaves the mode to the server.
+    pub fn ublk(queues: u64, data: &str, batch: bool) -> Self {
+        Self {
+            queues: Some(queues),
+            depth: Some(128),
+            data: (!data.is_empty()).then(|| data.to_owned()),
+            batch: Some(batch),
+            ublk: true,
+            ..Self::default()
+        }
+    }
+
+    /// A device of the kernel with hw queues.
+    pub fn mq(queues: u64, depth: u64) -> Self {
+        Self {
+            queues: Some(queues),
+            depth: Some(depth),
+            ..Self::default()
+        }
+    }
+
+    /// A loop device.
+    pub fn looped(direct: bool) -> Self {
+        Self {
+            direct: Some(direct),
+            ..Self::mq(1, 128)
+        }
+    }
+
+    /// A device that takes bios as they come.
+    pub fn bios() -> Self {
+        Self {
+            bios: true,
+            ..Self::default()
+        }
+    }
+
+    /// What is not as the label says.
+    pub fn lies(&self, seen: &Seen) -> Vec<String> {
+        let mut lies = Vec::new();
+        let mut says = |what: &str, label: Option<String>, fact: Option<String>| {
+            if label.is_some() && label != fact {
+                let show = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
+                lies.push(format!(
+                    "{what}: the label says {}, the kernel {}",
+                    show(label),
+                    show(fact)
+                ));
+            }
+        };
+        let number = |value: Option<u64>| value.map(|value| value.to_string());
+        let flag = |value: Option<bool>| value.map(|value| value.to_string());
+        says("hw queues", number(self.queues), number(seen.queues));
+        says("depth", number(self.depth), number(seen.depth));
+        if self.ublk {
+            says(
+                "hw queues of the driver",
+                number(self.queues),
+                number(seen.info_queues),
+            );
+            says(
+                "depth of the driver",
+                number(self.depth),
+                number(seen.info_depth),
+            );
+        }
+        says("data mode", self.data.clone(), seen.data.clone());
+        says("batches", flag(self.batch), flag(seen.batch));
+        says("direct I/O", flag(self.direct), flag(seen.direct));
+        if self.bios && seen.queues.is_some() {
+            says("hw queues", Some("none".to_owned()), number(seen.queues));
+        }
+        lies
+    }
+}
+
+impl fmt::Display for Seen {
+    /// `2 x 128, zero-copy, batch`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.queues, self.depth) {
+            (Some(queues), Some(depth)) => write!(f, "{queues} x {depth}")?,
+            _ => f.write_str("no queues")?,
+        }
+        if let Some(data) = &self.data {
+            write!(f, ", {data}")?;
+        }
+        if self.batch == Some(true) {
+            f.write_str(", batch")?;
+        }
+        match self.direct {
+            Some(true) => f.write_str(", direct"),
+            Some(false) => f.write_str(", buffered"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Label, Seen};
+
+    fn seen(json: &str) -> Seen {
+        serde_json::from_str(json).unwrap()
+    }
+
+    const TWO: &str = r#"{"device": "/dev/ublkb0", "queues": 2, "depth": 128, "info_queues": 2,
+        "info_depth": 128, "data": "copy", "batch": false, "block_size": 512}"#;
+
+    /// L93 A device with another number of queues, another depth or another mode than its label
+    /// says is found out.
+    #[test]
+    fn l93_a_label_that_lies_is_found_out() {
+        let device = seen(TWO);
+        assert!(Label::ublk(2, "copy", false).lies(&device).is_empty());
+        assert!(Label::ublk(2, "", false).lies(&device).is_empty());
+        for label in [
+            Label::ublk(4, "copy", false),
+            Label::ublk(2, "zero-copy", false),
+            Label::ublk(2, "copy", true),
+            Label::mq(2, 64),
+            Label::bios(),
+            Label::looped(false),
+        ] {
+            assert!(!label.lies(&device).is_empty(), "{label:?}");
+        }
+        // The block layer has one queue only, whatever the driver says.
+        let one = seen(&TWO.replacen("\"queues\": 2", "\"queues\": 1", 1));
+        assert!(Label::ublk(2, "copy", false).lies(&one)[0].contains("says 2, the kernel 1"));
+    }
+
+    /// L93 What the kernel does not tell is no confirmation.
+    #[test]
+    fn l93_silence_is_no_confirmation() {
+        let device = seen(r#"{"device": "/dev/ublkb0"}"#);
+        assert_eq!(Label::ublk(1, "copy", false).lies(&device).len(), 6);
+        assert_eq!(Label::looped(true).lies(&device).len(), 3);
+        assert!(Label::bios().lies(&device).is_empty());
+    }
+
+    #[test]
+    fn a_device_is_told_in_few_words() {
+        assert_eq!(seen(TWO).to_string(), "2 x 128, copy");
+        let brd = seen(r#"{"device": "/dev/ram0"}"#);
+        assert_eq!(brd.to_string(), "no queues");
+    }
+}

@@ -1,0 +1,99 @@
+//! What is built for the benchmark: the servers, static and at addresses of their own, and the
+//! plugin that counts.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{cmd, paths};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Where a server's text is, apart from everything else in the guest.
+pub const TEXT: (u64, u64) = (0x1000_0000, 0x1400_0000);
+
+/// Cargo's command for a release build at the addresses of servers, in a directory.
+fn cargo(directory: &Path) -> std::process::Command {
+    let mut command = cmd::cargo();
+    command
+        .args(["build", "--quiet", "--release", "--target", TARGET])
+        .arg("--target-dir")
+        .arg(directory)
+        .env(
+            "RUSTFLAGS",
+            format!(
+                "-C relocation-model=static -C target-feature=+crt-static \
+                 -C link-arg=-Wl,--image-base=0x{:x}",
+                TEXT.0
+            ),
+        );
+    command
+}
+
+/// The tool as it is measured: a release build, static, at addresses of its own.
+///
+/// # Errors
+/// The build fails; the text is not where it was told to be.
+pub fn ublkctl() -> Result<PathBuf> {
+    let directory = paths::target().join("bench");
+    let mut command = cargo(&directory);
+    command.args(["--package", "ublkctl", "--bin", "ublkctl"]);
+    println!("building for the benchmark: ublkctl");
+    cmd::run(&mut command)?;
+    placed(directory.join(TARGET).join("release/ublkctl"))
+}
+
+/// Makes sure that a program's text is what is counted as a server's own.
+fn placed(program: PathBuf) -> Result<PathBuf> {
+    let bytes = fs::read(&program).with_context(|| program.display().to_string())?;
+    let entry = bytes.get(24..32).and_then(|bytes| bytes.try_into().ok());
+    let entry = u64::from_le_bytes(entry.context("an ELF file has an entry address")?);
+    ensure!(
+        (TEXT.0..TEXT.1).contains(&entry),
+        "{} starts at {entry:x}, outside the addresses that are counted as its own",
+        program.display()
+    );
+    Ok(program)
+}
+
+/// libublk's targets, of a workspace of their own.
+///
+/// # Errors
+/// The build fails, as it does without the crate registry or without libclang.
+pub fn libublk() -> Result<PathBuf> {
+    let directory = paths::target().join("bench-libublk");
+    let mut command = cargo(&directory);
+    command.current_dir(paths::root().join("bench/libublk"));
+    println!("building for the benchmark: libublk");
+    let hint = "libublk 0.4.8 needs the crate registry and libclang (Debian: libclang-dev)";
+    cmd::output(command.arg("--locked"))
+        .map_err(|error| {
+            anyhow::anyhow!(
+                "{}",
+                error
+                    .to_string()
+                    .lines()
+                    .take(2)
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            )
+        })
+        .context(hint)?;
+    placed(directory.join(TARGET).join("release/bench-libublk"))
+}
+
+/// The plugin.
+///
+/// # Errors
+/// The build fails.
+pub fn plugin() -> Result<PathBuf> {
+    let directory = paths::target().join("bench");
+    let mut command = cmd::cargo();
+    command
+        .args(["build", "--quiet", "--release", "--target-dir"])
+        .arg(&directory)
+        .args(["--package", "icount-plugin"]);
+    println!("building for the benchmark: icount-plugin");
+    cmd::run(&mut command)?;
+    Ok(directory.join("release/libicount_plugin.so"))
+}

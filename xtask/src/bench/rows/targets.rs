@@ -1,0 +1,175 @@
+//! What the work is done to: our devices in each mode, the kernel's own, and libublk's.
+
+use super::super::label::Label;
+
+/// The file on tmpfs, and how it is made.
+const TMPFS: &str = "/mnt/tmpfs/file";
+const ON_TMPFS: &str = "tmpfs /mnt/tmpfs/file 256";
+/// The file on ext4 over a ram disk, and how it is made.
+const EXT4: &str = "/mnt/ext4/file";
+const ON_EXT4: &str = "ext4 /dev/ram1 /mnt/ext4/file 256";
+
+/// The program of libublk's rows in the image.
+pub const LIBUBLK: &str = "/usr/bin/bench-libublk";
+
+/// Something with a block device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Its part of a row's name.
+    pub name: String,
+    /// Command of the server, empty for the kernel's own devices.
+    pub server: String,
+    /// The device that is there without a server.
+    pub device: String,
+    /// How and of which file the kernel makes a loop device.
+    pub looped: String,
+    /// What must be there first.
+    pub prepare: Vec<String>,
+    /// What its device is said to be.
+    pub label: Label,
+    /// Jobs of a row by the clock.
+    pub jobs: u64,
+    /// Part of the reduced set.
+    pub reduced: bool,
+}
+
+impl Target {
+    /// One of ours: backend with its arguments, data mode, batches, queues.
+    fn ours(name: &str, backend: &str, data: &str, batch: &str, queues: u64) -> Self {
+        let data_word = if data.is_empty() { "auto" } else { data };
+        Self {
+            name: name.to_owned(),
+            server: format!(
+                "/usr/bin/ublkctl add {backend} -q {queues} -d 128 --foreground \
+                 --data {data_word} --batch {batch}"
+            ),
+            label: Label::ublk(queues, data, batch == "on"),
+            jobs: queues,
+            ..Self::default()
+        }
+    }
+
+    /// One of libublk's; `data` is the mode that the kernel must report.
+    fn libublk(name: &str, words: &str, data: &str, queues: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            server: format!("{LIBUBLK} {words} -q {queues} -d 128"),
+            label: Label::ublk(queues, data, false),
+            jobs: queues,
+            ..Self::default()
+        }
+    }
+
+    fn device(name: &str, device: &str, label: Label) -> Self {
+        Self {
+            name: name.to_owned(),
+            device: device.to_owned(),
+            label,
+            jobs: 1,
+            ..Self::default()
+        }
+    }
+
+    fn looped(name: &str, way: &str, file: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            looped: format!("{way} {file}"),
+            label: Label::looped(way == "direct"),
+            jobs: 1,
+            ..Self::default()
+        }
+    }
+
+    fn on(mut self, prepare: &str) -> Self {
+        self.prepare.push(prepare.to_owned());
+        self
+    }
+
+    fn reduced(self) -> Self {
+        Self {
+            reduced: true,
+            ..self
+        }
+    }
+}
+
+/// Targets of the five works.
+pub fn counted() -> Vec<Target> {
+    let ours = |name: &str, backend: &str, data: &str, batch: &str| {
+        Target::ours(name, backend, data, batch, 1)
+    };
+    let (null, mem) = ("null", "mem --size 256M");
+    vec![
+        ours("null", null, "copy", "off"),
+        ours("mem", mem, "copy", "off"),
+        ours("null_batch", null, "copy", "on"),
+        ours("null_zero_copy", null, "zero-copy", "off"),
+        ours("mem_batch", mem, "copy", "on"),
+        ours("mem_get_data", mem, "get-data", "off"),
+        ours("mem_user_copy", mem, "user-copy", "off"),
+        Target::libublk("libublk_null", "null", "copy", 1),
+        Target::libublk("libublk_null_zero_copy", "null --zero-copy", "zero-copy", 1),
+        Target::libublk("libublk_mem", "mem --size 256", "copy", 1),
+        Target::device("null_blk", "/dev/nullb0", Label::mq(1, 64)),
+        Target::device("brd", "/dev/ram0", Label::bios()),
+        Target::looped("loop_tmpfs", "buffered", TMPFS).on(ON_TMPFS),
+        Target::looped("loop_ext4", "direct", EXT4).on(ON_EXT4),
+    ]
+}
+
+/// Targets that are compared at every size.
+pub fn sized() -> Vec<Target> {
+    vec![Target::looped("loop_ext4", "direct", EXT4).on(ON_EXT4)]
+}
+
+/// One queue, and two, in a guest with two CPUs.
+pub fn queues() -> Vec<Target> {
+    let null = |queues| {
+        let name = format!("smp_null_{queues}q");
+        Target::ours(&name, "null", "copy", "off", queues)
+    };
+    vec![null(1), null(2)]
+}
+
+/// Targets of rows by the clock, with one queue and with several.
+pub fn wall() -> Vec<Target> {
+    let mut all = Vec::new();
+    for queues in [1, 4] {
+        let ours = |name: &str, backend: &str, data: &str, batch: &str| {
+            Target::ours(&format!("{name}_{queues}q"), backend, data, batch, queues)
+        };
+        let (null, mem) = ("null", "mem --size 256M");
+        all.extend([
+            ours("null", null, "copy", "off").reduced(),
+            ours("null_zero_copy", null, "zero-copy", "off"),
+            ours("null_batch", null, "copy", "on"),
+            ours("mem", mem, "copy", "off").reduced(),
+            Target::libublk(&format!("libublk_null_{queues}q"), "null", "copy", queues),
+        ]);
+        let name = format!("nullb{queues}q");
+        let device = Target::device(
+            &format!("null_blk_{queues}q"),
+            &format!("/dev/{name}"),
+            Label::mq(queues, 128),
+        );
+        all.push(Target {
+            jobs: queues,
+            ..device.on(&format!("null_blk {name} {queues}")).reduced()
+        });
+    }
+    all.extend([
+        Target::device("brd", "/dev/ram0", Label::bios()),
+        Target::looped("loop_tmpfs", "buffered", TMPFS)
+            .on(ON_TMPFS)
+            .reduced(),
+        Target::looped("loop_ext4", "direct", EXT4)
+            .on(ON_EXT4)
+            .reduced(),
+    ]);
+    all
+}
+
+/// Two queues for four jobs, which four processors can do at once.
+pub fn scaling() -> Target {
+    Target::ours("null_2q", "null", "copy", "off", 2)
+}

@@ -1,0 +1,142 @@
+//! What fio does.
+
+use super::Kind;
+
+/// What fio is told for every count.
+const COUNTED: &str = "--ioengine=io_uring --direct=1 --thread --gtod_reduce=1 \
+                       --norandommap --randrepeat=1 --size=200m --io_size=100g";
+/// The same for rows by the clock, which need the times of single requests.
+const WALL: &str =
+    "--ioengine=io_uring --direct=1 --thread --norandommap --randrepeat=1 --size=200m";
+
+/// Work for fio.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// Its part of a row's name.
+    pub name: String,
+    /// fio's word for reading or writing.
+    mode: &'static str,
+    /// Block size.
+    block: String,
+    /// Requests of a job in flight.
+    pub depth: u64,
+    /// Requests submitted and reaped at once, at most.
+    batch: u64,
+    /// Jobs.
+    pub jobs: u64,
+    /// Each job stays on a CPU of its own.
+    apart: bool,
+    /// I/Os of each job between the two runs of a count.
+    pub ios: u64,
+    /// Seconds of a run by the clock.
+    pub seconds: u64,
+    /// Part of the reduced set.
+    pub reduced: bool,
+}
+
+impl Work {
+    fn new(mode: &'static str, block: &str, depth: u64, batch: u64) -> Self {
+        Self {
+            name: format!("{block}-{mode}-qd{depth}"),
+            mode,
+            block: block.to_owned(),
+            depth,
+            batch,
+            jobs: 1,
+            apart: false,
+            ios: 10_000,
+            seconds: 2,
+            reduced: false,
+        }
+    }
+
+    fn jobs(self, jobs: u64) -> Self {
+        Self {
+            name: format!("{}-{jobs}j", self.name),
+            jobs,
+            apart: true,
+            ..self
+        }
+    }
+
+    /// The arguments of fio.
+    pub fn fio(&self, kind: Kind) -> String {
+        let base = match kind {
+            Kind::Counted { .. } => COUNTED,
+            Kind::Wall => WALL,
+        };
+        let Self {
+            mode,
+            block,
+            depth,
+            batch,
+            jobs,
+            ..
+        } = self;
+        let mut text = format!(
+            "{base} --rw={mode} --bs={block} --iodepth={depth} --iodepth_batch_submit={batch} \
+             --iodepth_batch_complete_min=1 --iodepth_batch_complete_max={batch}"
+        );
+        if self.apart {
+            let last = jobs - 1;
+            let cpus = if last == 0 {
+                "0".to_owned()
+            } else {
+                format!("0-{last}")
+            };
+            text += &format!(" --numjobs={jobs} --cpus_allowed={cpus} --cpus_allowed_policy=split");
+        }
+        text
+    }
+}
+
+/// The five works of every target whose instructions are counted.
+pub fn protocol() -> Vec<Work> {
+    vec![
+        Work::new("randread", "4k", 1, 1),
+        Work::new("randread", "4k", 64, 16),
+        Work::new("randwrite", "4k", 64, 16),
+        Work::new("read", "128k", 8, 8),
+        Work::new("write", "128k", 8, 8),
+    ]
+}
+
+/// Sequential reads and writes of all sizes: from which size does something pay?
+pub fn sizes() -> Vec<Work> {
+    let mut works = Vec::new();
+    for size in [4, 8, 16, 32, 64, 128, 256, 512] {
+        for mode in ["read", "write"] {
+            let mut work = Work::new(mode, &format!("{size}k"), 8, 8);
+            work.name = format!("size-{size}k-{mode}");
+            work.ios = 2_000;
+            works.push(work);
+        }
+    }
+    works
+}
+
+/// One job, and two at once.
+pub fn jobs() -> Vec<Work> {
+    let work = || Work::new("randread", "4k", 64, 16);
+    vec![work().jobs(1), work().jobs(2)]
+}
+
+/// As many jobs as the guest has processors.
+pub fn scaling() -> Work {
+    Work::new("randread", "4k", 64, 16).jobs(4)
+}
+
+/// Every depth, two sizes, reading and writing, with that many jobs.
+pub fn wall(jobs: u64) -> Vec<Work> {
+    let mut works = Vec::new();
+    for (block, read, write) in [("4k", "randread", "randwrite"), ("128k", "read", "write")] {
+        for mode in [read, write] {
+            for depth in [1, 16, 64, 128] {
+                let mut work = Work::new(mode, block, depth, depth.min(16)).jobs(jobs);
+                work.reduced = mode == read && [1, 64].contains(&depth);
+                works.push(work);
+            }
+        }
+    }
+    works
+}

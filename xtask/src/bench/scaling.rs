@@ -1,0 +1,169 @@
+//! What several queues bring, from rows with one and with two.
+
+use super::figures::Figure;
+use super::limits::Scaling;
+use super::wall::Wall;
+
+/// The rows that are compared: instructions in a guest with two CPUs.
+pub const COUNTED: [&str; 2] = [
+    "smp_null_1q-4k-randread-qd64-1j",
+    "smp_null_2q-4k-randread-qd64-2j",
+];
+const ONE: &str = COUNTED[0];
+const TWO: &str = COUNTED[1];
+/// The same by the clock.
+pub const WALL: [&str; 2] = ["null_1q-4k-randread-qd64-1j", "null_2q-4k-randread-qd64-4j"];
+
+/// How the rate grows from one job on one queue to four jobs on two, or why that says nothing here.
+pub fn wall(
+    rows: &[Wall],
+    kvm: bool,
+    processors: usize,
+    limits: &Scaling,
+) -> (String, Vec<String>) {
+    let what = "four CPUs: 4 jobs on 2 queues against 1 job on 1 queue";
+    let rate = |name: &str| rows.iter().find(|row| row.name == name).map(|row| row.iops);
+    let why = if !kvm {
+        Some("KVM does not work here".to_owned())
+    } else if processors < 4 {
+        Some(format!("this host has {processors} processors"))
+    } else {
+        None
+    };
+    if let Some(why) = why {
+        let text = format!(
+            "{what} (at least {} times): not measured, {why}",
+            limits.wall
+        );
+        return (text, Vec::new());
+    }
+    let (Some(one), Some(two)) = (rate(WALL[0]), rate(WALL[1])) else {
+        return (
+            format!("{what}: not among the rows of this run"),
+            Vec::new(),
+        );
+    };
+    let ratio = two / one;
+    let text = format!(
+        "{what}: {ratio:.2} times the rate (at least {})",
+        limits.wall
+    );
+    let mut faults = Vec::new();
+    if ratio.is_nan() || ratio < limits.wall {
+        faults.push(format!(
+            "{}: {ratio:.2} times the rate of {}, at least {}",
+            WALL[1], WALL[0], limits.wall
+        ));
+    }
+    (text, faults)
+}
+
+/// The ratio of instructions per I/O and the share of each queue; empty when neither row was
+/// asked for.
+///
+/// The first list has what was found out, the second what is wrong with it.
+pub fn counted(figures: &[Figure], limits: &Scaling) -> (Vec<String>, Vec<String>) {
+    let find = |name: &str| figures.iter().find(|figure| figure.name == name);
+    let (Some(one), Some(two)) = (find(ONE), find(TWO)) else {
+        return (Vec::new(), Vec::new());
+    };
+    let ratio = two.total / one.total;
+    let mut found = vec![format!(
+        "two CPUs: 2 jobs on 2 queues cost {ratio:.3} times the instructions per I/O of 1 job on \
+         1 queue (limit {})",
+        limits.counted
+    )];
+    let mut faults = Vec::new();
+    if ratio.is_nan() || ratio > limits.counted {
+        faults.push(format!(
+            "{TWO}: {ratio:.3} times the instructions per I/O of {ONE}, limit {}",
+            limits.counted
+        ));
+    }
+    let shares = shares(two);
+    let (least, most) = limits.share;
+    let text: Vec<_> = shares.iter().map(|share| format!("{share:.1}")).collect();
+    found.push(format!(
+        "{TWO}: completions of the server's rings: {} % (each of the two queues {least} to {most})",
+        text.join(", ")
+    ));
+    let queues = &shares[..shares.len().min(2)];
+    let fair = |share: &f64| (least..=most).contains(share);
+    if queues.len() < 2 || !queues.iter().all(fair) {
+        faults.push(format!(
+            "{TWO}: the queues carry {} % of the requests, not {least} to {most} each",
+            text.join(", ")
+        ));
+    }
+    (found, faults)
+}
+
+/// Per cent of all completions, ring by ring, the busiest first.
+fn shares(figure: &Figure) -> Vec<f64> {
+    let counts = figure.seen.ring_completions.clone().unwrap_or_default();
+    let sum: f64 = counts.iter().map(|count| f64::from(*count)).sum();
+    counts
+        .iter()
+        .map(|count| f64::from(*count) / sum * 100.0)
+        .filter(|share| *share >= 0.1)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ONE, TWO, WALL, counted, wall};
+    use crate::bench::figures::Figure;
+    use crate::bench::label::Seen;
+    use crate::bench::limits::Scaling;
+    use crate::bench::wall::Wall;
+
+    const LIMITS: Scaling = Scaling {
+        counted: 1.05,
+        share: (40.0, 60.0),
+        wall: 1.7,
+    };
+
+    fn faults(two: f64, rings: &[u32]) -> Vec<String> {
+        let mut second = Figure::example(TWO, two, 1.0);
+        second.seen.ring_completions = Some(rings.to_vec());
+        counted(&[Figure::example(ONE, 1000.0, 1.0), second], &LIMITS).1
+    }
+
+    /// L93 Two jobs that end up on one queue, or cost more than one, are named.
+    #[test]
+    fn l93_a_queue_without_its_share_is_named() {
+        assert!(faults(1050.0, &[5100, 4900, 3]).is_empty());
+        assert_eq!(faults(1051.0, &[5100, 4900]).len(), 1);
+        for rings in [&[10_000][..], &[6100, 3900], &[], &[4000, 3000, 3000]] {
+            assert_eq!(faults(1000.0, rings).len(), 1, "{rings:?}");
+        }
+        assert!(counted(&[], &LIMITS).1.is_empty());
+    }
+
+    fn rate(name: &str, iops: f64) -> Wall {
+        Wall {
+            name: name.into(),
+            iops,
+            p50_ns: 0,
+            p99_ns: 0,
+            p999_ns: 0,
+            cpu_ns: 0.0,
+            server_ns: None,
+            seen: Seen::default(),
+        }
+    }
+
+    /// L92 Where the processors are missing the growth is not measured; where they are there, too
+    /// little of it is a fault.
+    #[test]
+    fn l92_growth_needs_processors() {
+        let rows = |two| [rate(WALL[0], 100.0), rate(WALL[1], two)];
+        assert!(wall(&rows(170.0), true, 4, &LIMITS).1.is_empty());
+        assert_eq!(wall(&rows(169.0), true, 4, &LIMITS).1.len(), 1);
+        for (kvm, processors) in [(false, 8), (true, 2)] {
+            let (text, faults) = wall(&rows(1.0), kvm, processors, &LIMITS);
+            assert!(text.contains("not measured") && faults.is_empty());
+        }
+        assert!(wall(&[], true, 4, &LIMITS).1.is_empty());
+    }
+}

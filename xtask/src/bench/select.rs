@@ -1,0 +1,101 @@
+//! Which rows a run has.
+
+use anyhow::{Result, bail};
+
+use super::Options;
+use super::limits::Limits;
+use super::rows::{self, Row, USABLE};
+use crate::guest::accel::Accel;
+
+/// The rows of a run.
+#[derive(Debug, Default)]
+pub struct Selection {
+    /// Counted in a guest with one CPU.
+    pub counted: Vec<Row>,
+    /// Counted in a guest with two.
+    pub two_cpus: Vec<Row>,
+    /// By the clock.
+    pub wall: Vec<Row>,
+    /// The time from `add` to the first read.
+    pub usable: bool,
+    /// Rows that are left out here, and why.
+    pub skipped: Vec<(String, String)>,
+}
+
+impl Selection {
+    /// What the options ask for.
+    ///
+    /// # Errors
+    /// No row has such a name.
+    pub fn new(options: &Options, limits: &Limits) -> Result<Self> {
+        let named = |rows: Vec<Row>| -> Vec<Row> {
+            let wanted = |row: &Row| row.name.contains(&options.filter);
+            rows.into_iter().filter(wanted).collect()
+        };
+        let mut all = Self::default();
+        if options.ci {
+            all.counted = named(rows::counted());
+            let limited = |row: &Row| limits.icount.iter().any(|limit| limit.row == row.name);
+            all.counted.retain(limited);
+            all.two_cpus = named(rows::two_cpus());
+        }
+        if options.icount {
+            all.counted = named(rows::counted());
+            all.two_cpus = named(rows::two_cpus());
+        }
+        if options.wall {
+            all.wall = named(rows::wall());
+        }
+        // A figure of its own kind, which every run has but those that are about something else.
+        all.usable =
+            USABLE.contains(&options.filter) && !options.ci && (options.icount || !options.wall);
+        if all.all().is_empty() && !all.usable {
+            let names = |rows: Vec<Row>| {
+                let names: Vec<_> = rows.into_iter().map(|row| row.name).collect();
+                names.join(", ")
+            };
+            bail!(
+                "no row has {:?} in its name; with --icount there are {}, {}; with --wall {}; \
+                 always {USABLE}",
+                options.filter,
+                names(rows::counted()),
+                names(rows::two_cpus()),
+                names(rows::wall()),
+            );
+        }
+        Ok(all)
+    }
+
+    /// All rows but that of the time to the first read.
+    pub fn all(&self) -> Vec<Row> {
+        [&self.counted[..], &self.two_cpus, &self.wall].concat()
+    }
+
+    /// Leaves out the rows whose server is that program.
+    pub fn skip(&mut self, program: &str, why: &str) {
+        let theirs = |row: &Row| row.target.server.starts_with(program);
+        for rows in [&mut self.counted, &mut self.two_cpus, &mut self.wall] {
+            let names = rows.iter().filter(|row| theirs(row));
+            self.skipped
+                .extend(names.map(|row| (row.name.clone(), why.to_owned())));
+            rows.retain(|row| !theirs(row));
+        }
+    }
+}
+
+/// In emulation the reduced set: its figures say little, so there is no use in many.
+pub fn for_accel(rows: &[Row], accel: Accel) -> Vec<Row> {
+    if accel == Accel::Kvm {
+        return rows.to_vec();
+    }
+    println!(
+        "software emulation: time in this guest is the emulator's, and says little about any \
+         machine; only the reduced set is measured"
+    );
+    let reduced: Vec<Row> = rows.iter().filter(|row| row.reduced).cloned().collect();
+    // A filter that leaves none of it means the rows that it names.
+    if reduced.is_empty() {
+        return rows.to_vec();
+    }
+    reduced
+}
