@@ -22,6 +22,7 @@ pub mod seam;
 mod server;
 mod shared;
 mod sync;
+pub mod task;
 pub mod thread;
 pub mod user_data;
 pub mod worker;

@@ -1,0 +1,246 @@
+//! Handlers as futures, on the worker's own thread and ring.
+//!
+//! An [`Async`] handler makes a future of each request and polls it at once: a request that needs to wait for nothing
+//! is answered there and then, at nearly the cost of a plain handler. Others live on in a place of their tag's
+//! own, allocated once. What they wait for are operations on the worker's ring ([`Ring`]), or whatever wakes their
+//! `Waker`, from any thread. There is no runtime, and nothing is allocated per request.
+//!
+//! ```
+//! use ublk_core::{Errno, Op};
+//! use ublk_queue::task::{Async, SharedFd, TaskRequest};
+//!
+//! async fn serve(mut request: TaskRequest, file: SharedFd) -> Result<(), Errno> {
+//!     let offset = request.offset();
+//!     match request.op() {
+//!         Op::Read => request.read_from(&file, offset).await,
+//!         Op::Write => request.write_to(&file, offset).await,
+//!         Op::Flush => request.ring().fdatasync(&file).await,
+//!         _ => Err(Errno::EOPNOTSUPP),
+//!     }
+//! }
+//!
+//! # fn main() -> std::io::Result<()> {
+//! let file = SharedFd::new(std::fs::File::open("/dev/null")?);
+//! let handler = Async::new(move |request| serve(request, file.clone()));
+//! # drop(handler);
+//! # Ok(())
+//! # }
+//! ```
+
+mod buf;
+mod core;
+mod entry;
+mod fd;
+mod local;
+mod operation;
+mod pool;
+mod ready;
+mod request;
+mod ring;
+mod slots;
+
+use std::future::Future;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use ublk_core::iod::Io;
+use ublk_core::{DataMode, Errno, Op};
+use uring_lite::Sqe64;
+
+pub use self::buf::{IoBuf, IoBufMut, Place, Slice};
+pub use self::entry::MAX_PIECES;
+pub use self::fd::SharedFd;
+pub use self::local::{Local, LocalError};
+pub use self::operation::{Descriptor, Done, Elapsed, Number, Outcome, RingOp, Transferred};
+pub use self::pool::leaked_operations;
+pub use self::request::{TagBuf, TaskRequest};
+pub use self::ring::Ring;
+
+use self::core::Core;
+use self::pool::Sink;
+use self::slots::{Panicked, Slots};
+use crate::handler::{Handler, LaneContext};
+use crate::operations::{Operation, Operations};
+use crate::request::Request;
+use crate::seam::{Full, Port};
+
+/// How often in a row tasks that wake each other are polled before the ring gets its turn.
+const ROUNDS: usize = 8;
+
+/// Answers requests by futures that `F` makes of them.
+///
+/// Made per queue; its places and operations are allocated on the queue's thread, before the first request. A future
+/// that panics costs its own request (EIO, counted), and no other.
+pub struct Async<F, Fut> {
+    /// Before the core: futures that are dropped still use it.
+    lane: Option<Lane<Fut>>,
+    make: F,
+    operations: Option<u16>,
+}
+
+struct Lane<Fut> {
+    slots: Slots<Fut>,
+    core: Rc<Core>,
+    /// Those who are polled in this turn.
+    batch: Vec<u16>,
+    /// Index of tag 0's buffer in the ring's table, in zero copy.
+    registered: Option<u16>,
+}
+
+impl<F, Fut> std::fmt::Debug for Async<F, Fut> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Async").finish_non_exhaustive()
+    }
+}
+
+impl<F, Fut> Async<F, Fut>
+where
+    F: Fn(TaskRequest) -> Fut,
+    Fut: Future<Output = Result<(), Errno>> + 'static,
+{
+    /// A handler that makes a future of each request by `make`: an `async fn`, or a closure with an `async` block.
+    pub const fn new(make: F) -> Self {
+        Self {
+            lane: None,
+            make,
+            operations: None,
+        }
+    }
+
+    /// How many operations may be under way at once; beyond, futures wait for each other. Twice the queue's depth,
+    /// at least 16, unless told otherwise.
+    #[must_use]
+    pub const fn operations(mut self, operations: u16) -> Self {
+        self.operations = Some(operations);
+        self
+    }
+}
+
+impl<P: Port> Sink for Operations<'_, P> {
+    fn push(&mut self, sqe: Sqe64, operation: Operation) -> Result<(), Full> {
+        Operations::push(self, sqe, operation)
+    }
+
+    fn word(&self, operation: Operation) -> u64 {
+        Operations::word(self, operation)
+    }
+}
+
+/// Where a request's data is. In user copy a WRITE's is fetched by this.
+#[inline(always)]
+fn place_of(
+    request: &mut Request<'_>,
+    registered: Option<u16>,
+    io: &Io,
+) -> Result<Option<Place>, Errno> {
+    let len = u32::try_from(io.len).map_err(|_| Errno::EINVAL)?;
+    let ptr = match (io.op, registered) {
+        (Op::Read | Op::Write, Some(base)) => {
+            let index = base + request.tag().get();
+            let offset = 0;
+            return Ok(Some(Place::Registered { index, offset, len }));
+        }
+        (Op::Read, None) => request.data_mut()?.as_mut_ptr(),
+        (Op::Write, None) => request.data()?.as_ptr().cast_mut(),
+        _ => return Ok(None),
+    };
+    Ok(Some(Place::Memory { ptr, len }))
+}
+
+impl<F, Fut> Handler for Async<F, Fut>
+where
+    F: Fn(TaskRequest) -> Fut,
+    Fut: Future<Output = Result<(), Errno>> + 'static,
+{
+    const OPERATIONS: bool = true;
+
+    fn attach(&mut self, context: &LaneContext) {
+        let depth = context.depth;
+        let operations = self.operations.unwrap_or(depth.saturating_mul(2).max(16));
+        let zero_copy = matches!(context.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
+        self.lane = Some(Lane {
+            slots: Slots::new(usize::from(depth)),
+            core: Rc::new(Core::new(depth, operations, context.wake.clone())),
+            batch: Vec::with_capacity(usize::from(depth)),
+            registered: zero_copy.then_some(0),
+        });
+    }
+
+    #[inline]
+    fn handle(&mut self, mut request: Request<'_>) {
+        let Some(lane) = &mut self.lane else {
+            // Never attached: nobody has told the depth.
+            return request.complete(Err(Errno::EIO));
+        };
+        let tag = request.tag();
+        let io = Io {
+            op: request.op(),
+            flags: request.flags(),
+            offset: request.offset(),
+            len: request.len(),
+        };
+        let place = match place_of(&mut request, lane.registered, &io) {
+            Ok(place) => place,
+            Err(errno) => return request.complete(Err(errno)),
+        };
+        let (at, core) = (tag.index(), &lane.core);
+        core.lease(at, place.is_some());
+        core.ready.settle(false);
+        let task = TaskRequest::new(Rc::clone(core), request.qid(), tag, io, place);
+        let waker = core.ready.lend(at);
+        let mut context = Context::from_waker(&waker);
+        let make = &self.make;
+        let ended = match lane.slots.start(at, || make(task), &mut context) {
+            Ok(Poll::Ready(result)) if !core.is_leased(at) => return request.complete(result),
+            Ok(Poll::Pending) => return core.keep(at, request.keep()),
+            Ok(Poll::Ready(result)) => Ok(result),
+            Err(Panicked) => Err(Panicked),
+        };
+        core.keep(at, request.keep());
+        core.finish(at, ended);
+    }
+
+    fn turn<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
+        let Some(lane) = &mut self.lane else {
+            return false;
+        };
+        lane.core.ready.settle(false);
+        let mut rounds = ROUNDS;
+        let mut pushed = lane.core.flush(ring);
+        while rounds > 0 && !lane.core.nobody_ready() {
+            lane.poll_ready();
+            pushed = lane.core.flush(ring);
+            rounds -= 1;
+        }
+        let again = !pushed || !lane.core.nobody_ready();
+        lane.core.ready.settle(!again);
+        again
+    }
+
+    fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
+        if let Some(lane) = &self.lane {
+            lane.core.completed(operation, res, flags);
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.lane.as_ref().map_or(0, |lane| lane.core.pool.busy())
+    }
+}
+
+impl<Fut: Future<Output = Result<(), Errno>>> Lane<Fut> {
+    /// Polls each task that is ready, once.
+    fn poll_ready(&mut self) {
+        let core = &self.core;
+        core.take_ready(&mut self.batch);
+        for tag in self.batch.drain(..) {
+            let at = usize::from(tag);
+            let waker = core.ready.lend(at);
+            match self.slots.poll(at, &mut Context::from_waker(&waker)) {
+                Ok(Poll::Pending) => {}
+                Ok(Poll::Ready(result)) => core.finish(at, Ok(result)),
+                Err(Panicked) => core.finish(at, Err(Panicked)),
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Buffers that operations take along and give back.
+//!
+//! From submission to completion the kernel holds a mutable borrow that no lifetime can express, since a future may
+//! be dropped or leaked at any time. So an operation owns its buffer: it comes back with the result, and if nobody
+//! is left to take it, it stays with the operation until the kernel is done.
+#![expect(unsafe_code, reason = "promises about memory that the kernel uses")]
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Where the bytes of a buffer are, for the kernel.
+#[derive(Debug, Clone, Copy)]
+pub enum Place {
+    /// Memory of this process.
+    Memory {
+        /// First byte.
+        ptr: *mut u8,
+        /// Bytes.
+        len: u32,
+    },
+    /// A buffer of the ring's table, whose bytes only the kernel reaches: a request's data in zero copy.
+    Registered {
+        /// Index in the table.
+        index: u16,
+        /// First byte, counted from the buffer's beginning.
+        offset: u32,
+        /// Bytes.
+        len: u32,
+    },
+}
+
+impl Place {
+    /// Bytes.
+    #[must_use]
+    pub const fn len(&self) -> u32 {
+        match self {
+            Self::Memory { len, .. } | Self::Registered { len, .. } => *len,
+        }
+    }
+
+    /// True if there are no bytes.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn of(bytes: &[u8]) -> Self {
+        Self::Memory {
+            ptr: bytes.as_ptr().cast_mut(),
+            // What is beyond goes with the next operation.
+            len: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// A part of it; nothing where the range is not inside.
+    fn part(self, from: u32, bytes: u32) -> Self {
+        let from = from.min(self.len());
+        let bytes = bytes.min(self.len() - from);
+        match self {
+            Self::Memory { ptr, .. } => Self::Memory {
+                ptr: ptr.wrapping_add(from as usize),
+                len: bytes,
+            },
+            Self::Registered { index, offset, .. } => Self::Registered {
+                index,
+                offset: offset + from,
+                len: bytes,
+            },
+        }
+    }
+}
+
+/// A buffer whose bytes an operation reads.
+///
+/// # Safety
+/// As long as the value lives, wherever it is moved to, or leaked: [`place`](Self::place) names the same bytes,
+/// they are initialised and readable, and nobody writes to them but through the value.
+pub unsafe trait IoBuf: 'static {
+    /// Where its bytes are.
+    fn place(&self) -> Place;
+
+    /// The part of it from byte `from` on, of at most `len` bytes, as a buffer; [`Slice::into_inner`] gives the
+    /// whole back.
+    fn slice(self, from: u32, len: u32) -> Slice<Self>
+    where
+        Self: Sized,
+    {
+        Slice {
+            whole: self,
+            from,
+            len,
+        }
+    }
+}
+
+/// A buffer whose bytes an operation writes.
+///
+/// # Safety
+/// As [`IoBuf`]; and the bytes of [`place_mut`](Self::place_mut) are writable, of any value, and nobody reads or
+/// writes them but through the value.
+pub unsafe trait IoBufMut: IoBuf {
+    /// Where its bytes are.
+    fn place_mut(&mut self) -> Place;
+}
+
+// SAFETY: the heap memory of a vector stays where it is when the vector is moved or leaked; its first `len` bytes are
+// initialised; a vector's bytes are its own.
+unsafe impl IoBuf for Vec<u8> {
+    fn place(&self) -> Place {
+        Place::of(self)
+    }
+}
+
+// SAFETY: as above; `&mut self` gives a pointer that may write.
+unsafe impl IoBufMut for Vec<u8> {
+    fn place_mut(&mut self) -> Place {
+        Place::Memory {
+            ptr: self.as_mut_ptr(),
+            len: u32::try_from(self.len()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+// SAFETY: bytes that live for ever and that nobody writes.
+unsafe impl IoBuf for &'static [u8] {
+    fn place(&self) -> Place {
+        Place::of(self)
+    }
+}
+
+// SAFETY: bytes that live for ever and that nobody writes.
+unsafe impl<const N: usize> IoBuf for &'static [u8; N] {
+    fn place(&self) -> Place {
+        Place::of(self.as_slice())
+    }
+}
+
+// SAFETY: shared bytes stay where they are while a count is held, and nobody writes to them while there is another
+// count than a writer's own: `Arc::get_mut` refuses, since the operation holds one.
+unsafe impl IoBuf for Arc<[u8]> {
+    fn place(&self) -> Place {
+        Place::of(self)
+    }
+}
+
+// SAFETY: as for `Arc`.
+unsafe impl IoBuf for Rc<[u8]> {
+    fn place(&self) -> Place {
+        Place::of(self)
+    }
+}
+
+/// A part of a buffer.
+#[derive(Debug)]
+pub struct Slice<B> {
+    whole: B,
+    from: u32,
+    len: u32,
+}
+
+impl<B> Slice<B> {
+    /// The whole buffer.
+    pub fn into_inner(self) -> B {
+        self.whole
+    }
+}
+
+// SAFETY: a part of what the whole's implementation vouches for.
+unsafe impl<B: IoBuf> IoBuf for Slice<B> {
+    fn place(&self) -> Place {
+        self.whole.place().part(self.from, self.len)
+    }
+}
+
+// SAFETY: a part of what the whole's implementation vouches for.
+unsafe impl<B: IoBufMut> IoBufMut for Slice<B> {
+    fn place_mut(&mut self) -> Place {
+        self.whole.place_mut().part(self.from, self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(place: Place) -> (usize, u32) {
+        match place {
+            Place::Memory { ptr, len } => (ptr.addr(), len),
+            Place::Registered { .. } => panic!("memory"),
+        }
+    }
+
+    #[test]
+    fn a_slice_is_inside_its_whole() {
+        let buf = vec![0_u8; 100];
+        let start = buf.as_ptr().addr();
+        let cases = [
+            ((0, 100), (0, 100)),
+            ((10, 20), (10, 20)),
+            ((90, 20), (90, 10)),
+            ((200, 1), (100, 0)),
+        ];
+        let mut buf = Some(buf);
+        for ((from, len), (at, bytes)) in cases {
+            let mut slice = buf.take().expect("given back").slice(from, len);
+            assert_eq!(address(slice.place()), (start + at, bytes));
+            assert_eq!(address(slice.place_mut()), (start + at, bytes));
+            buf = Some(slice.into_inner());
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_registered_buffer_counts_from_its_beginning() {
+        let whole = Place::Registered {
+            index: 3,
+            offset: 512,
+            len: 1024,
+        };
+        let Place::Registered { index, offset, len } = whole.part(100, 2000) else {
+            panic!("registered");
+        };
+        assert_eq!((index, offset, len), (3, 612, 924));
+    }
+}

@@ -1,0 +1,173 @@
+//! What the tasks of a lane share on its thread: the pool of operations, who is ready, and the requests that are not
+//! answered.
+#![forbid(unsafe_code)]
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use ublk_core::Errno;
+
+use super::pool::{Pool, Sink, WakeBy};
+use super::ready::Ready;
+use super::slots::Panicked;
+use crate::operations::Operation;
+use crate::request::KeptRequest;
+use crate::seam::Wake;
+
+/// How a task ended.
+pub(super) type Ended = Result<Result<(), Errno>, Panicked>;
+
+/// One tag's request, as far as its task's future is not concerned.
+#[derive(Default)]
+struct Tag {
+    /// Somebody has the way to the tag's buffer: the request, or an operation that it was lent to. Until that is
+    /// given back the request is not answered.
+    leased: Cell<bool>,
+    /// In the list of those to be polled.
+    queued: Cell<bool>,
+    /// The request, from the first poll that was not ready on.
+    token: Cell<Option<KeptRequest>>,
+    /// How the task ended, when the request could not be answered then.
+    ended: Cell<Option<Ended>>,
+}
+
+pub(super) struct Core {
+    pub(super) pool: Pool,
+    pub(super) ready: Ready,
+    tags: Box<[Tag]>,
+    /// Tags to be polled, woken on this thread by operations.
+    local: RefCell<Vec<u16>>,
+}
+
+impl Core {
+    pub(super) fn new(tags: u16, operations: u16, wake: Arc<dyn Wake>) -> Self {
+        let depth = usize::from(tags);
+        Self {
+            pool: Pool::new(operations, 4 * depth),
+            ready: Ready::new(tags, wake),
+            tags: (0..tags).map(|_| Tag::default()).collect(),
+            local: RefCell::new(Vec::with_capacity(depth)),
+        }
+    }
+
+    /// How the task of a poll is woken: by its tag where that will do.
+    pub(super) fn wake_by(&self, waker: &Waker) -> WakeBy {
+        match self.ready.tag_of(waker) {
+            Some(tag) => WakeBy::Tag(tag),
+            None => WakeBy::Other(waker.clone()),
+        }
+    }
+
+    pub(super) fn wake(&self, by: WakeBy) {
+        match by {
+            WakeBy::Nobody => {}
+            WakeBy::Tag(tag) => self.make_ready(tag),
+            WakeBy::Other(waker) => waker.wake(),
+        }
+    }
+
+    /// Puts a tag among those to be polled, once.
+    pub(super) fn make_ready(&self, tag: u16) {
+        let Some(state) = self.tags.get(usize::from(tag)) else {
+            return;
+        };
+        if !state.queued.replace(true) {
+            self.local.borrow_mut().push(tag);
+        }
+    }
+
+    /// Takes those to be polled to `tags`, in place of what is there.
+    #[inline]
+    pub(super) fn take_ready(&self, tags: &mut Vec<u16>) {
+        tags.clear();
+        if !self.ready.is_empty() {
+            self.ready.drain(|tag| self.make_ready(tag));
+        }
+        std::mem::swap(&mut *self.local.borrow_mut(), tags);
+        for tag in tags.iter() {
+            self.tags[usize::from(*tag)].queued.set(false);
+        }
+    }
+
+    /// True if nobody is to be polled.
+    #[inline(always)]
+    pub(super) fn nobody_ready(&self) -> bool {
+        self.ready.is_empty() && self.local.borrow().is_empty()
+    }
+
+    /// Whether somebody has the way to a tag's buffer.
+    #[inline(always)]
+    pub(super) fn is_leased(&self, tag: usize) -> bool {
+        self.tags[tag].leased.get()
+    }
+
+    #[inline(always)]
+    pub(super) fn lease(&self, tag: usize, leased: bool) {
+        self.tags[tag].leased.set(leased);
+    }
+
+    /// The way to a tag's buffer is given back: a request whose task has ended is answered now.
+    #[inline]
+    pub(super) fn release(&self, tag: usize) {
+        let state = &self.tags[tag];
+        state.leased.set(false);
+        if let Some(ended) = state.ended.take() {
+            self.answer(tag, ended);
+        }
+    }
+
+    /// Keeps the request of a task that goes on.
+    #[inline]
+    pub(super) fn keep(&self, tag: usize, token: KeptRequest) {
+        self.tags[tag].token.set(Some(token));
+    }
+
+    /// Answers the request of a task that has ended, or notes the answer while an operation has its buffer.
+    pub(super) fn finish(&self, tag: usize, ended: Ended) {
+        let state = &self.tags[tag];
+        if state.leased.get() {
+            state.ended.set(Some(ended));
+        } else {
+            self.answer(tag, ended);
+        }
+    }
+
+    fn answer(&self, tag: usize, ended: Ended) {
+        let Some(token) = self.tags[tag].token.take() else {
+            return;
+        };
+        match ended {
+            Ok(result) => token.complete(result),
+            Err(Panicked) => token.panicked(),
+        }
+    }
+
+    /// Takes a completion of an operation.
+    pub(super) fn completed(&self, operation: Operation, res: i32, flags: u32) {
+        let woken = self.pool.completed(operation, res, flags);
+        self.wake(woken);
+    }
+
+    /// Gives the kernel what is queued. False if not all of it could go.
+    #[inline]
+    pub(super) fn flush(&self, sink: &mut impl Sink) -> bool {
+        !self.pool.has_orders() || self.pool.flush(sink, |woken| self.wake(woken))
+    }
+
+    pub(super) fn abandon(
+        &self,
+        operation: Operation,
+        buffer: impl FnOnce() -> Option<Box<dyn Any>>,
+    ) {
+        let woken = self.pool.abandon(operation, buffer);
+        self.wake(woken);
+    }
+
+    pub(super) fn result(&self, operation: Operation, cx: &Context<'_>) -> Option<i32> {
+        let (res, woken) = self.pool.result(operation, || self.wake_by(cx.waker()))?;
+        self.wake(woken);
+        Some(res)
+    }
+}

@@ -1,0 +1,439 @@
+//! The pool of operations: places made once, used in turns.
+//!
+//! A place is free, given (to a future that has not used it yet), queued (its entry waits for the submission queue),
+//! flying (the kernel has it) or done. Each use is a turn: a completion of an earlier one is ignored (L53). When all
+//! places are taken, futures wait in a line and get places in its order; nothing is allocated for them beyond the
+//! line's first size.
+//!
+//! General safety argument. The kernel holds pointers to a flying operation's buffer and to its slot's [`Scratch`].
+//! The buffer: while the future lives it holds it; a future that is dropped hands it to the slot (`keep`), which
+//! frees it with the last completion (L56); a future that is leaked leaks it. The scratch: slots are boxed and never
+//! move, and a pool that is dropped with operations flying leaks them, `keep` and all (L09), and counts that.
+#![expect(
+    unsafe_code,
+    reason = "a slot's scratch is written while the kernel does not have it"
+)]
+
+use std::any::Any;
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
+
+use ublk_core::Errno;
+use uring_lite::{Fd, Sqe64, SqeFlags, op, sys};
+
+use super::buf::Place;
+use super::entry::{Kind, Scratch, entry};
+use super::fd::SharedFd;
+use crate::operations::Operation;
+use crate::seam::Full;
+
+/// Turns of a place before they begin again.
+const TURNS: u16 = 4096;
+/// The place of cancellations, whose completions say nothing.
+const CANCEL: Operation = Operation {
+    place: u16::MAX,
+    turn: 0,
+};
+
+static LEAKED: AtomicU64 = AtomicU64::new(0);
+
+/// Operations of this process whose memory was leaked on purpose, because their ring ended before they did.
+#[must_use]
+pub fn leaked_operations() -> u64 {
+    LEAKED.load(Ordering::Relaxed)
+}
+
+/// Whom to wake.
+#[derive(Default)]
+pub(super) enum WakeBy {
+    #[default]
+    Nobody,
+    /// A task of the same executor.
+    Tag(u16),
+    Other(Waker),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Free,
+    /// A future has it and has not used it yet.
+    Given,
+    /// The entry waits for the submission queue.
+    Queued,
+    /// As queued, but nobody wants it any more: it will not be submitted.
+    Void,
+    Flying,
+    Done,
+}
+
+struct Slot {
+    state: Cell<State>,
+    turn: Cell<u16>,
+    res: Cell<i32>,
+    /// The future is gone.
+    orphan: Cell<bool>,
+    /// A cancellation is queued or sent.
+    cancelled: Cell<bool>,
+    gives_descriptor: Cell<bool>,
+    wake: Cell<WakeBy>,
+    /// Open until the operation is over.
+    fd: Cell<Option<SharedFd>>,
+    /// The buffer of an orphan.
+    keep: Cell<Option<Box<dyn Any>>>,
+    entry: Cell<Sqe64>,
+    scratch: UnsafeCell<Scratch>,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            state: Cell::new(State::Free),
+            turn: Cell::new(0),
+            res: Cell::new(0),
+            orphan: Cell::new(false),
+            cancelled: Cell::new(false),
+            gives_descriptor: Cell::new(false),
+            wake: Cell::new(WakeBy::Nobody),
+            fd: Cell::new(None),
+            keep: Cell::new(None),
+            entry: Cell::new(op::nop()),
+            scratch: UnsafeCell::new(Scratch::new()),
+        }
+    }
+}
+
+/// Where entries go: the worker's submission queue.
+pub(super) trait Sink {
+    fn push(&mut self, sqe: Sqe64, operation: Operation) -> Result<(), Full>;
+    /// The word of an operation, by which it is cancelled.
+    fn word(&self, operation: Operation) -> u64;
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    Submit(u16),
+    Cancel(Operation),
+}
+
+struct Waiting {
+    ticket: u64,
+    wake: WakeBy,
+    given: Option<u16>,
+}
+
+/// What asking for a place gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    Place(u16),
+    /// A place in the line.
+    Ticket(u64),
+}
+
+pub(super) struct Pool {
+    slots: Box<[Slot]>,
+    free: RefCell<Vec<u16>>,
+    queue: RefCell<VecDeque<Order>>,
+    line: RefCell<VecDeque<Waiting>>,
+    tickets: Cell<u64>,
+    /// Queued or flying.
+    busy: Cell<usize>,
+    stale: Cell<u64>,
+}
+
+impl Pool {
+    /// So many places, at least one and at most 32,768.
+    pub(super) fn new(places: u16, line: usize) -> Self {
+        let places = places.clamp(1, 1 << 15);
+        let count = usize::from(places);
+        Self {
+            slots: (0..places).map(|_| Slot::new()).collect(),
+            free: RefCell::new((0..places).rev().collect()),
+            queue: RefCell::new(VecDeque::with_capacity(4 * count)),
+            line: RefCell::new(VecDeque::with_capacity(line.max(count))),
+            tickets: Cell::new(0),
+            busy: Cell::new(0),
+            stale: Cell::new(0),
+        }
+    }
+
+    /// Operations that are queued or that the kernel has.
+    pub(super) fn busy(&self) -> usize {
+        self.busy.get()
+    }
+
+    /// Completions that belonged to no operation.
+    #[cfg(test)]
+    pub(super) fn stale(&self) -> u64 {
+        self.stale.get()
+    }
+
+    /// True if entries wait for the submission queue.
+    #[inline(always)]
+    pub(super) fn has_orders(&self) -> bool {
+        !self.queue.borrow().is_empty()
+    }
+
+    /// A place, or a place in the line for one.
+    pub(super) fn ask(&self, wake: impl FnOnce() -> WakeBy) -> Asked {
+        // A free place means that nobody waits without having been given one.
+        if let Some(place) = self.free.borrow_mut().pop() {
+            self.slots[usize::from(place)].state.set(State::Given);
+            return Asked::Place(place);
+        }
+        let ticket = self.tickets.get();
+        self.tickets.set(ticket + 1);
+        self.line.borrow_mut().push_back(Waiting {
+            ticket,
+            wake: wake(),
+            given: None,
+        });
+        Asked::Ticket(ticket)
+    }
+
+    /// The place that was given to a ticket, which is then used up; else notes whom to wake.
+    pub(super) fn given(&self, ticket: u64, wake: impl FnOnce() -> WakeBy) -> Option<u16> {
+        let mut line = self.line.borrow_mut();
+        let at = line.iter().position(|waiting| waiting.ticket == ticket)?;
+        if let Some(place) = line[at].given {
+            line.remove(at);
+            return Some(place);
+        }
+        let before = std::mem::replace(&mut line[at].wake, wake());
+        drop(line);
+        // Dropping a waker may run anybody's code.
+        drop(before);
+        None
+    }
+
+    /// Leaves the line.
+    pub(super) fn leave_line(&self, ticket: u64) -> Option<WakeBy> {
+        let mut line = self.line.borrow_mut();
+        let at = line.iter().position(|waiting| waiting.ticket == ticket)?;
+        let left = line.remove(at)?;
+        drop(line);
+        left.given.map(|place| self.release(place))
+    }
+
+    /// Prepares the operation for a given place; it goes with the next flush.
+    ///
+    /// # Safety
+    /// Until the pool reports the operation as done or the place is abandoned with the buffer, `place` and what the
+    /// pieces noted by `lend` name stays valid for what `kind` does.
+    ///
+    /// # Errors
+    /// The operation can't be made; the place is free again.
+    pub(super) unsafe fn submit(
+        &self,
+        place: u16,
+        kind: &Kind,
+        fd: Option<&SharedFd>,
+        lend: impl FnOnce(&mut Scratch) -> Result<Option<Place>, Errno>,
+    ) -> Result<Operation, Errno> {
+        let slot = &self.slots[usize::from(place)];
+        let raw = match fd {
+            Some(fd) => Fd::Raw(fd.as_fd()),
+            None => Fd::Registered(0),
+        };
+        // SAFETY: the slot is given, not queued nor flying, so the kernel has no pointer to its scratch; and this
+        // reference is gone before anything else is called that could make another.
+        let scratch = unsafe { &mut *slot.scratch.get() };
+        let buffer = lend(scratch)?;
+        // SAFETY: slots stay where they are, and the scratch is not touched until the operation is over; the
+        // buffer is the caller's contract.
+        let sqe = unsafe { entry(kind, raw, buffer, scratch) }?;
+        slot.entry.set(sqe);
+        slot.state.set(State::Queued);
+        slot.orphan.set(false);
+        slot.cancelled.set(false);
+        slot.gives_descriptor.set(kind.gives_descriptor());
+        slot.fd.set(fd.cloned());
+        self.busy.set(self.busy.get() + 1);
+        self.queue.borrow_mut().push_back(Order::Submit(place));
+        Ok(Operation {
+            place,
+            turn: slot.turn.get(),
+        })
+    }
+
+    /// The result of an operation that is done, whose place is then free again; else notes whom to wake.
+    pub(super) fn result(
+        &self,
+        operation: Operation,
+        wake: impl FnOnce() -> WakeBy,
+    ) -> Option<(i32, WakeBy)> {
+        let slot = &self.slots[usize::from(operation.place)];
+        debug_assert_eq!(slot.turn.get(), operation.turn);
+        if slot.state.get() != State::Done {
+            slot.wake.set(wake());
+            return None;
+        }
+        Some((slot.res.get(), self.release(operation.place)))
+    }
+
+    /// Asks the kernel to end an operation; it completes all the same, soon.
+    pub(super) fn cancel(&self, operation: Operation) {
+        let slot = &self.slots[usize::from(operation.place)];
+        let wanted = matches!(slot.state.get(), State::Flying | State::Queued);
+        if wanted && !slot.cancelled.replace(true) {
+            let mut queue = self.queue.borrow_mut();
+            queue.push_back(Order::Cancel(operation));
+        }
+    }
+
+    /// Nobody wants an operation's result any more (L56). What the kernel never saw is undone at once; else the
+    /// buffer stays in the slot until the completion, which is hurried by a cancellation. Returns whom to wake.
+    pub(super) fn abandon(
+        &self,
+        operation: Operation,
+        buffer: impl FnOnce() -> Option<Box<dyn Any>>,
+    ) -> WakeBy {
+        let slot = &self.slots[usize::from(operation.place)];
+        match slot.state.get() {
+            State::Queued => {
+                slot.state.set(State::Void);
+                drop(slot.wake.take());
+            }
+            State::Flying => {
+                slot.keep.set(buffer());
+                slot.orphan.set(true);
+                drop(slot.wake.take());
+                self.cancel(operation);
+            }
+            State::Done => {
+                close_unwanted(slot);
+                return self.release(operation.place);
+            }
+            State::Free | State::Given | State::Void => {}
+        }
+        WakeBy::Nobody
+    }
+
+    /// A place that was given and not used is free again, or goes to the first in the line, who is returned.
+    pub(super) fn release(&self, place: u16) -> WakeBy {
+        let slot = &self.slots[usize::from(place)];
+        slot.turn.set((slot.turn.get() + 1) % TURNS);
+        let mut line = self.line.borrow_mut();
+        let first = line.iter_mut().find(|waiting| waiting.given.is_none());
+        if let Some(first) = first {
+            first.given = Some(place);
+            slot.state.set(State::Given);
+            return std::mem::take(&mut first.wake);
+        }
+        slot.state.set(State::Free);
+        self.free.borrow_mut().push(place);
+        WakeBy::Nobody
+    }
+
+    /// Gives the kernel what is queued. False if the submission queue was full before the end.
+    pub(super) fn flush(&self, sink: &mut impl Sink, wake: impl Fn(WakeBy)) -> bool {
+        loop {
+            let Some(order) = self.queue.borrow().front().copied() else {
+                return true;
+            };
+            let mut woken = WakeBy::Nobody;
+            match order {
+                Order::Submit(place) => {
+                    let slot = &self.slots[usize::from(place)];
+                    if slot.state.get() == State::Void {
+                        self.busy.set(self.busy.get() - 1);
+                        drop(slot.fd.take());
+                        woken = self.release(place);
+                    } else {
+                        let turn = slot.turn.get();
+                        let operation = Operation { place, turn };
+                        if sink.push(slot.entry.get(), operation).is_err() {
+                            return false;
+                        }
+                        slot.state.set(State::Flying);
+                    }
+                }
+                Order::Cancel(operation) => {
+                    let slot = &self.slots[usize::from(operation.place)];
+                    let flying = slot.state.get() == State::Flying;
+                    if flying && slot.turn.get() == operation.turn {
+                        let cancel = op::async_cancel(sink.word(operation))
+                            .flags(SqeFlags::CQE_SKIP_SUCCESS);
+                        if sink.push(cancel, CANCEL).is_err() {
+                            return false;
+                        }
+                    }
+                }
+            }
+            self.queue.borrow_mut().pop_front();
+            wake(woken);
+        }
+    }
+
+    /// Takes a completion. Returns whom to wake.
+    pub(super) fn completed(&self, operation: Operation, res: i32, flags: u32) -> WakeBy {
+        if operation == CANCEL {
+            return WakeBy::Nobody;
+        }
+        let slot = self.slots.get(usize::from(operation.place));
+        let Some(slot) = slot
+            .filter(|slot| slot.state.get() == State::Flying && slot.turn.get() == operation.turn)
+        else {
+            self.stale.set(self.stale.get() + 1);
+            return WakeBy::Nobody;
+        };
+        if flags & sys::IORING_CQE_F_NOTIF == 0 {
+            slot.res.set(res);
+        }
+        if flags & sys::IORING_CQE_F_MORE != 0 {
+            // A zero-copy send: the count, and the memory is not ours yet.
+            return WakeBy::Nobody;
+        }
+        self.busy.set(self.busy.get() - 1);
+        drop(slot.fd.take());
+        slot.state.set(State::Done);
+        if !slot.orphan.get() {
+            return slot.wake.take();
+        }
+        close_unwanted(slot);
+        let buffer = slot.keep.take();
+        let woken = self.release(operation.place);
+        // After the slot is in order: this may run anybody's code, and answer a request.
+        drop(buffer);
+        woken
+    }
+
+    /// Asks the kernel to end all there is.
+    pub(super) fn cancel_all(&self) {
+        for (place, slot) in (0..).zip(&self.slots) {
+            self.cancel(Operation {
+                place,
+                turn: slot.turn.get(),
+            });
+        }
+    }
+}
+
+/// A descriptor that came for nobody is closed.
+fn close_unwanted(slot: &Slot) {
+    if slot.gives_descriptor.get() && slot.res.get() >= 0 {
+        // SAFETY: the operation made this descriptor for its future, which is gone without having taken it.
+        drop(unsafe { OwnedFd::from_raw_fd(slot.res.get()) });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let flying = self
+            .slots
+            .iter()
+            .filter(|slot| slot.state.get() == State::Flying);
+        let flying = flying.count();
+        if flying != 0 {
+            LEAKED.fetch_add(u64::try_from(flying).unwrap_or(u64::MAX), Ordering::Relaxed);
+            // Closing a ring is no barrier (L09).
+            std::mem::forget(std::mem::take(&mut self.slots));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

@@ -1,0 +1,217 @@
+//! The ring, as tasks see it: every operation is a future.
+#![forbid(unsafe_code)]
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::buf::{IoBuf, IoBufMut};
+use super::core::Core;
+use super::entry::{Kind, Scratch};
+use super::fd::SharedFd;
+use super::operation::{Descriptor, Done, Elapsed, Lend, Number, RingOp, Transferred};
+
+/// The worker's ring, for operations of its tasks. Cheap to clone; stays on its thread.
+///
+/// Operations that take a buffer own it until they are over and give it back, with the count of bytes or the errno.
+/// Counts may be short. Where a request's own buffer is a registered one (zero copy), `read`, `write`, `recv`, `send`
+/// and `send_zero_copy` use the fixed kind of the operation by themselves.
+///
+/// Descriptors are [`SharedFd`]s, which stay open as long as an operation uses them.
+#[derive(Clone)]
+pub struct Ring(pub(super) Rc<Core>);
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring")
+            .field("operations", &self.0.pool.busy())
+            .finish()
+    }
+}
+
+const fn from_buffer<B: IoBuf>() -> Lend<B> {
+    |buffer, _| Ok(Some(buffer.place()))
+}
+
+const fn to_buffer<B: IoBufMut>() -> Lend<B> {
+    |buffer, _| Ok(Some(buffer.place_mut()))
+}
+
+const fn from_pieces<B: IoBuf>() -> Lend<Vec<B>> {
+    |buffers, scratch: &mut Scratch| {
+        scratch.set_pieces(buffers.iter().map(IoBuf::place))?;
+        Ok(None)
+    }
+}
+
+const fn to_pieces<B: IoBufMut>() -> Lend<Vec<B>> {
+    |buffers, scratch: &mut Scratch| {
+        scratch.set_pieces(buffers.iter_mut().map(IoBufMut::place_mut))?;
+        Ok(None)
+    }
+}
+
+const NOTHING: Lend<()> = |(), _| Ok(None);
+
+impl Ring {
+    fn plain<O>(&self, kind: Kind, fd: Option<&SharedFd>) -> RingOp<(), O> {
+        RingOp::new(&self.0, kind, fd, (), NOTHING)
+    }
+
+    /// Reads at `offset` of a file (`IORING_OP_READ`, `READ_FIXED`).
+    pub fn read<B: IoBufMut>(
+        &self,
+        fd: &SharedFd,
+        buffer: B,
+        offset: u64,
+    ) -> RingOp<B, Transferred> {
+        RingOp::new(&self.0, Kind::Read(offset), Some(fd), buffer, to_buffer())
+    }
+
+    /// Writes at `offset` of a file (`IORING_OP_WRITE`, `WRITE_FIXED`).
+    pub fn write<B: IoBuf>(&self, fd: &SharedFd, buffer: B, offset: u64) -> RingOp<B, Transferred> {
+        RingOp::new(
+            &self.0,
+            Kind::Write(offset),
+            Some(fd),
+            buffer,
+            from_buffer(),
+        )
+    }
+
+    /// Reads at `offset` of a file into several buffers, at most [`MAX_PIECES`](super::MAX_PIECES)
+    /// (`IORING_OP_READV`).
+    pub fn read_vectored<B: IoBufMut>(
+        &self,
+        fd: &SharedFd,
+        buffers: Vec<B>,
+        offset: u64,
+    ) -> RingOp<Vec<B>, Transferred> {
+        let kind = Kind::ReadPieces(offset);
+        RingOp::new(&self.0, kind, Some(fd), buffers, to_pieces())
+    }
+
+    /// Writes several buffers, at most [`MAX_PIECES`](super::MAX_PIECES), at `offset` of a file
+    /// (`IORING_OP_WRITEV`).
+    pub fn write_vectored<B: IoBuf>(
+        &self,
+        fd: &SharedFd,
+        buffers: Vec<B>,
+        offset: u64,
+    ) -> RingOp<Vec<B>, Transferred> {
+        let kind = Kind::WritePieces(offset);
+        RingOp::new(&self.0, kind, Some(fd), buffers, from_pieces())
+    }
+
+    /// Makes what was written to a file durable (`IORING_OP_FSYNC`).
+    pub fn fsync(&self, fd: &SharedFd) -> RingOp<(), Done> {
+        self.plain(Kind::Fsync { data_only: false }, Some(fd))
+    }
+
+    /// Makes the data of a file durable, and of its metadata what is needed to find it.
+    pub fn fdatasync(&self, fd: &SharedFd) -> RingOp<(), Done> {
+        self.plain(Kind::Fsync { data_only: true }, Some(fd))
+    }
+
+    /// Allocates, zeroes or punches out a range of a file by `mode` (`fallocate(2)`, `IORING_OP_FALLOCATE`).
+    pub fn fallocate(&self, fd: &SharedFd, mode: u32, offset: u64, len: u64) -> RingOp<(), Done> {
+        self.plain(Kind::Fallocate { mode, offset, len }, Some(fd))
+    }
+
+    /// Receives from a socket, with `MSG_*` flags (`IORING_OP_RECV`); 0 bytes are the end of the stream.
+    pub fn recv<B: IoBufMut>(
+        &self,
+        fd: &SharedFd,
+        buffer: B,
+        flags: u32,
+    ) -> RingOp<B, Transferred> {
+        RingOp::new(&self.0, Kind::Recv(flags), Some(fd), buffer, to_buffer())
+    }
+
+    /// Sends to a socket, with `MSG_*` flags (`IORING_OP_SEND`); never raises SIGPIPE.
+    pub fn send<B: IoBuf>(&self, fd: &SharedFd, buffer: B, flags: u32) -> RingOp<B, Transferred> {
+        RingOp::new(&self.0, Kind::Send(flags), Some(fd), buffer, from_buffer())
+    }
+
+    /// [`send`](Self::send) without a copy (`IORING_OP_SEND_ZC`, 6.0). It is over, and gives the buffer back, when
+    /// the network needs it no more, which may be when the other side has acknowledged it.
+    pub fn send_zero_copy<B: IoBuf>(
+        &self,
+        fd: &SharedFd,
+        buffer: B,
+        flags: u32,
+    ) -> RingOp<B, Transferred> {
+        let kind = Kind::SendZeroCopy(flags);
+        RingOp::new(&self.0, kind, Some(fd), buffer, from_buffer())
+    }
+
+    /// Receives into several buffers, at most [`MAX_PIECES`](super::MAX_PIECES) (`IORING_OP_RECVMSG`).
+    pub fn recv_vectored<B: IoBufMut>(
+        &self,
+        fd: &SharedFd,
+        buffers: Vec<B>,
+        flags: u32,
+    ) -> RingOp<Vec<B>, Transferred> {
+        let kind = Kind::RecvPieces(flags);
+        RingOp::new(&self.0, kind, Some(fd), buffers, to_pieces())
+    }
+
+    /// Sends several buffers, at most [`MAX_PIECES`](super::MAX_PIECES), as one message (`IORING_OP_SENDMSG`).
+    pub fn send_vectored<B: IoBuf>(
+        &self,
+        fd: &SharedFd,
+        buffers: Vec<B>,
+        flags: u32,
+    ) -> RingOp<Vec<B>, Transferred> {
+        let kind = Kind::SendPieces(flags);
+        RingOp::new(&self.0, kind, Some(fd), buffers, from_pieces())
+    }
+
+    /// [`send_vectored`](Self::send_vectored) without a copy (`IORING_OP_SENDMSG_ZC`, 6.1).
+    pub fn send_vectored_zero_copy<B: IoBuf>(
+        &self,
+        fd: &SharedFd,
+        buffers: Vec<B>,
+        flags: u32,
+    ) -> RingOp<Vec<B>, Transferred> {
+        let kind = Kind::SendPiecesZeroCopy(flags);
+        RingOp::new(&self.0, kind, Some(fd), buffers, from_pieces())
+    }
+
+    /// Connects a socket (`IORING_OP_CONNECT`).
+    pub fn connect(&self, fd: &SharedFd, to: SocketAddr) -> RingOp<(), Done> {
+        self.plain(Kind::Connect(to), Some(fd))
+    }
+
+    /// Takes the next connection of a listening socket (`IORING_OP_ACCEPT`).
+    pub fn accept(&self, fd: &SharedFd) -> RingOp<(), Descriptor> {
+        self.plain(Kind::Accept, Some(fd))
+    }
+
+    /// Ends a connection's directions by the `how` of `shutdown(2)` (`IORING_OP_SHUTDOWN`).
+    pub fn shutdown(&self, fd: &SharedFd, how: u32) -> RingOp<(), Done> {
+        self.plain(Kind::Shutdown(how), Some(fd))
+    }
+
+    /// Waits until a descriptor is ready for one of `events` (`POLLIN` …); gives those that it is ready for
+    /// (`IORING_OP_POLL_ADD`).
+    pub fn poll(&self, fd: &SharedFd, events: u32) -> RingOp<(), Number> {
+        self.plain(Kind::Poll(events), Some(fd))
+    }
+
+    /// Waits that long (`IORING_OP_TIMEOUT`).
+    pub fn timeout(&self, after: Duration) -> RingOp<(), Elapsed> {
+        self.plain(Kind::Timeout(after), None)
+    }
+
+    /// Cancels all operations of the ring on a descriptor, whoever started them; gives how many there were
+    /// (`IORING_OP_ASYNC_CANCEL`, 5.19). One operation is cancelled by [`RingOp::cancel`], or by dropping it.
+    pub fn cancel_all(&self, fd: &SharedFd) -> RingOp<(), Number> {
+        self.plain(Kind::CancelAll, Some(fd))
+    }
+
+    /// Completes with the worker's next look at the ring: gives others a turn (`IORING_OP_NOP`).
+    pub fn nop(&self) -> RingOp<(), Done> {
+        self.plain(Kind::Nop, None)
+    }
+}

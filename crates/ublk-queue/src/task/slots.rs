@@ -1,0 +1,243 @@
+//! Where tasks live: one place for a future per tag, allocated once, pinned for good.
+//!
+//! General safety argument. A slot's memory is an element of a box that is never moved or reallocated, and a future
+//! in it is dropped in place before the slot is used again or the box is freed: `live` says which slots hold
+//! one, is set after a future was written and cleared before it is dropped, and `Drop` drops those that are
+//! left. So futures are pinned from `start` on. Slots are `UnsafeCell`s: no reference to the box as a whole
+//! makes a claim about the futures inside, which may point into themselves.
+#![expect(unsafe_code, reason = "pins futures in memory of its own")]
+
+use std::cell::UnsafeCell;
+use std::future::Future;
+use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+struct Slot<F> {
+    /// # Invariants
+    /// True only while `future` holds one.
+    live: bool,
+    future: UnsafeCell<MaybeUninit<F>>,
+}
+
+/// One place for a future per tag.
+pub(super) struct Slots<F>(Box<[Slot<F>]>);
+
+impl<F: Future> Slots<F> {
+    /// Places for so many tags.
+    pub(super) fn new(tags: usize) -> Self {
+        let slot = |_| Slot {
+            live: false,
+            future: UnsafeCell::new(MaybeUninit::uninit()),
+        };
+        Self((0..tags).map(slot).collect())
+    }
+
+    /// True if the slot holds a future.
+    #[inline(always)]
+    pub(super) fn is_live(&self, tag: usize) -> bool {
+        self.0.get(tag).is_some_and(|slot| slot.live)
+    }
+
+    /// Puts a future into a slot, in place of one that may be there, and polls it.
+    ///
+    /// # Errors
+    /// Making it, or the future itself, panicked (L25).
+    #[inline(always)]
+    pub(super) fn start(
+        &mut self,
+        tag: usize,
+        make: impl FnOnce() -> F,
+        context: &mut Context<'_>,
+    ) -> Result<Poll<F::Output>, Panicked> {
+        if self.is_live(tag) {
+            self.clear(tag);
+        }
+        let slot = &mut self.0[tag];
+        let place = slot.future.get_mut();
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let future = place.write(make());
+            slot.live = true;
+            // SAFETY: it stays where it is until it is dropped (the head of this file).
+            let future = unsafe { Pin::new_unchecked(future) };
+            future.poll(context)
+        }));
+        self.polled(tag, result)
+    }
+
+    /// Polls the future of a slot; one that is ready, or panics, is gone afterwards.
+    ///
+    /// # Errors
+    /// The future panicked (L25).
+    #[inline(always)]
+    pub(super) fn poll(
+        &mut self,
+        tag: usize,
+        context: &mut Context<'_>,
+    ) -> Result<Poll<F::Output>, Panicked> {
+        let slot = &mut self.0[tag];
+        if !slot.live {
+            return Ok(Poll::Pending);
+        }
+        let future = slot.future.get().cast::<F>();
+        // SAFETY: `live`, so the slot holds a future, and `&mut self` makes this the only access to it.
+        let future = unsafe { &mut *future };
+        // SAFETY: it stays where it is until it is dropped (the head of this file).
+        let future = unsafe { Pin::new_unchecked(future) };
+        // Its state is not looked at after a panic: it is dropped.
+        let result = catch_unwind(AssertUnwindSafe(|| future.poll(context)));
+        self.polled(tag, result)
+    }
+
+    /// What a poll gave; a future that is ready, or panicked, is dropped.
+    #[inline(always)]
+    fn polled(
+        &mut self,
+        tag: usize,
+        result: std::thread::Result<Poll<F::Output>>,
+    ) -> Result<Poll<F::Output>, Panicked> {
+        match result {
+            Ok(Poll::Pending) => Ok(Poll::Pending),
+            Ok(ready) if self.clear(tag) => Ok(ready),
+            Ok(_) => Err(Panicked),
+            Err(_) => {
+                self.clear(tag);
+                Err(Panicked)
+            }
+        }
+    }
+}
+
+/// A task ended by a panic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Panicked;
+
+impl<F> Slots<F> {
+    /// Drops the future of a slot. False if that panicked.
+    #[inline(always)]
+    fn clear(&mut self, tag: usize) -> bool {
+        let slot = &mut self.0[tag];
+        if !std::mem::replace(&mut slot.live, false) {
+            return true;
+        }
+        if !std::mem::needs_drop::<F>() {
+            return true;
+        }
+        let future = slot.future.get().cast::<F>();
+        // SAFETY: `live` was set, so there is a future; it is cleared, so it is dropped once, in place.
+        catch_unwind(AssertUnwindSafe(|| unsafe { future.drop_in_place() })).is_ok()
+    }
+}
+
+impl<F> Drop for Slots<F> {
+    fn drop(&mut self) {
+        for tag in 0..self.0.len() {
+            // A panic is contained, or the rest would be freed without being dropped.
+            let _ = self.clear(tag);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use std::marker::PhantomPinned;
+    use std::rc::Rc;
+    use std::task::Waker;
+
+    /// Checks that it stays where it is, and counts its drops.
+    struct Stays {
+        at: Cell<usize>,
+        left: Cell<u32>,
+        drops: Rc<Cell<u32>>,
+        panics: bool,
+        _pin: PhantomPinned,
+    }
+
+    impl Stays {
+        fn new(left: u32, drops: &Rc<Cell<u32>>, panics: bool) -> Self {
+            Self {
+                at: Cell::new(0),
+                left: Cell::new(left),
+                drops: Rc::clone(drops),
+                panics,
+                _pin: PhantomPinned,
+            }
+        }
+    }
+
+    impl Future for Stays {
+        type Output = u32;
+
+        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<u32> {
+            let here = std::ptr::from_ref(&*self).addr();
+            let before = self.at.replace(here);
+            assert!(before == 0 || before == here, "moved");
+            assert!(!self.panics, "as asked");
+            match self.left.get() {
+                0 => Poll::Ready(7),
+                left => {
+                    self.left.set(left - 1);
+                    Poll::Pending
+                }
+            }
+        }
+    }
+
+    impl Drop for Stays {
+        fn drop(&mut self) {
+            self.drops.set(self.drops.get() + 1);
+        }
+    }
+
+    fn poll(slots: &mut Slots<Stays>, tag: usize) -> Result<Poll<u32>, Panicked> {
+        slots.poll(tag, &mut Context::from_waker(Waker::noop()))
+    }
+
+    fn start(slots: &mut Slots<Stays>, tag: usize, future: Stays) -> Result<Poll<u32>, Panicked> {
+        slots.start(tag, || future, &mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn futures_stay_and_are_dropped_once() {
+        let drops = Rc::new(Cell::new(0));
+        let mut slots = Slots::new(3);
+        assert_eq!(poll(&mut slots, 1), Ok(Poll::Pending), "an empty slot");
+        let first = start(&mut slots, 1, Stays::new(3, &drops, false));
+        assert_eq!(first, Ok(Poll::Pending));
+        assert_eq!(
+            start(&mut slots, 2, Stays::new(5, &drops, false)),
+            Ok(Poll::Pending)
+        );
+        assert_eq!(poll(&mut slots, 1), Ok(Poll::Pending));
+        let mut slots = Box::new(slots);
+        assert_eq!(poll(&mut slots, 1), Ok(Poll::Pending));
+        assert_eq!(poll(&mut slots, 1), Ok(Poll::Ready(7)));
+        assert!(!slots.is_live(1) && slots.is_live(2));
+        assert_eq!(drops.get(), 1);
+        assert_eq!(
+            start(&mut slots, 1, Stays::new(1, &drops, false)),
+            Ok(Poll::Pending)
+        );
+        drop(slots);
+        assert_eq!(drops.get(), 3);
+    }
+
+    /// L25 A panic of one future is contained in its slot.
+    #[test]
+    fn l25_a_panic_ends_one_future() {
+        let drops = Rc::new(Cell::new(0));
+        let mut slots = Slots::new(2);
+        let panicked = start(&mut slots, 0, Stays::new(0, &drops, true));
+        assert_eq!(panicked, Err(Panicked));
+        assert_eq!(
+            start(&mut slots, 1, Stays::new(1, &drops, false)),
+            Ok(Poll::Pending)
+        );
+        assert!(!slots.is_live(0));
+        assert_eq!(poll(&mut slots, 1), Ok(Poll::Ready(7)));
+        assert_eq!(drops.get(), 2);
+    }
+}
