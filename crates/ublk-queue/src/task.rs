@@ -72,7 +72,6 @@ const ROUNDS: usize = 8;
 /// Made per queue; its places and operations are allocated on the queue's thread, before the first request. A future
 /// that panics costs its own request (EIO, counted), and no other.
 pub struct Async<F, Fut> {
-    /// Before the core: futures that are dropped still use it.
     lane: Option<Lane<Fut>>,
     make: F,
     operations: Option<u16>,
@@ -225,6 +224,15 @@ where
 
     fn in_flight(&self) -> usize {
         self.lane.as_ref().map_or(0, |lane| lane.core.pool.busy())
+    }
+}
+
+impl<Fut> Drop for Lane<Fut> {
+    fn drop(&mut self) {
+        // Tasks first: their operations become orphans. Those that have a request's buffer keep the core alive for
+        // good, so it is here that they are counted.
+        self.slots.clear_all();
+        self.core.pool.count_leaks();
     }
 }
 

@@ -38,11 +38,13 @@
 mod builder;
 mod device;
 mod error;
+mod handlers;
 mod stages;
 
 pub use builder::Builder;
 pub use device::Device;
 pub use error::{Error, Failure, Left};
+pub use handlers::{Handlers, tasks};
 pub use stages::{Added, Armed, Stopped, Unsettled};
 
 pub use ublk_backends as backends;

@@ -141,6 +141,8 @@ pub(super) struct Pool {
     /// Queued or flying.
     busy: Cell<usize>,
     stale: Cell<u64>,
+    /// The leaks at the end have been counted.
+    counted: Cell<bool>,
 }
 
 impl Pool {
@@ -156,6 +158,7 @@ impl Pool {
             tickets: Cell::new(0),
             busy: Cell::new(0),
             stale: Cell::new(0),
+            counted: Cell::new(false),
         }
     }
 
@@ -419,15 +422,22 @@ fn close_unwanted(slot: &Slot) {
     }
 }
 
+impl Pool {
+    /// Operations that the kernel has and whose ring ends now: what they use is leaked, whoever holds it, and
+    /// counted here, once.
+    pub(super) fn count_leaks(&self) -> usize {
+        let states = self.slots.iter().map(|slot| slot.state.get());
+        let flying = states.filter(|state| *state == State::Flying).count();
+        if !self.counted.replace(true) {
+            LEAKED.fetch_add(u64::try_from(flying).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+        flying
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
-        let flying = self
-            .slots
-            .iter()
-            .filter(|slot| slot.state.get() == State::Flying);
-        let flying = flying.count();
-        if flying != 0 {
-            LEAKED.fetch_add(u64::try_from(flying).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if self.count_leaks() != 0 {
             // Closing a ring is no barrier (L09).
             std::mem::forget(std::mem::take(&mut self.slots));
         }

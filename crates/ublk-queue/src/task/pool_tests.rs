@@ -66,7 +66,8 @@ fn tag_of(by: &WakeBy) -> Option<u16> {
 }
 
 fn result(pool: &Pool, operation: Operation) -> Option<i32> {
-    pool.result(operation, || WakeBy::Tag(7)).map(|(res, _)| res)
+    pool.result(operation, || WakeBy::Tag(7))
+        .map(|(res, _)| res)
 }
 
 /// A buffer that says when it is freed.
@@ -154,7 +155,9 @@ fn an_exhausted_pool_is_fair() {
     let given = pool.given(tickets[0], || WakeBy::Tag(1)).expect("its turn");
     assert_eq!(tag_of(&pool.release(given)), Some(3));
     // Given one, and gone: the next has it.
-    let woken = pool.leave_line(tickets[2]).expect("it had been given a place");
+    let woken = pool
+        .leave_line(tickets[2])
+        .expect("it had been given a place");
     assert_eq!(tag_of(&woken), Some(4));
     assert!(pool.given(late, || WakeBy::Nobody).is_some());
 }

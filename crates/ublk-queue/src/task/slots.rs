@@ -130,12 +130,19 @@ impl<F> Slots<F> {
     }
 }
 
-impl<F> Drop for Slots<F> {
-    fn drop(&mut self) {
+impl<F> Slots<F> {
+    /// Drops all futures.
+    pub(super) fn clear_all(&mut self) {
         for tag in 0..self.0.len() {
             // A panic is contained, or the rest would be freed without being dropped.
             let _ = self.clear(tag);
         }
+    }
+}
+
+impl<F> Drop for Slots<F> {
+    fn drop(&mut self) {
+        self.clear_all();
     }
 }
 

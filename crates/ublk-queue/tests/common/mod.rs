@@ -1,0 +1,258 @@
+//! The simulated driver's ring with a file: operations of tasks complete later, in any order, some only after a few
+//! enters, and cancelled ones still write to their buffers.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ublk_core::iod::IoBounds;
+use ublk_core::{Errno, QueueId};
+use ublk_queue::seam::{Completion, Full, IoCommand, Port};
+use ublk_queue::{BatchCommand, Handler, LaneHandle, LaneSpec, State, Worker, WorkerError};
+use ublk_sim::{Config, Report, Sim};
+use uring_lite::{Sqe64, sys};
+
+/// What the operations of a run have done.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub operations: usize,
+    pub cancelled: usize,
+    /// Most operations that were under way at once.
+    pub most: usize,
+}
+
+/// The file behind operations, and what was seen of them.
+#[derive(Debug, Default)]
+pub struct Shared {
+    pub file: Mutex<Vec<u8>>,
+    pub seen: Mutex<Seen>,
+}
+
+struct Pending {
+    sqe: Sqe64,
+    /// Enters until it completes.
+    left: u32,
+    cancelled: bool,
+}
+
+/// A port with operations on a file in memory.
+pub struct FilePort<P> {
+    inner: P,
+    shared: Arc<Shared>,
+    pending: Vec<Pending>,
+    ready: Vec<Completion>,
+    rng: u64,
+    /// Percent of pushes that find the queue full.
+    full: u64,
+}
+
+impl<P: Port> FilePort<P> {
+    pub fn new(inner: P, shared: Arc<Shared>, seed: u64, full: u64) -> Self {
+        Self {
+            inner,
+            shared,
+            pending: Vec::with_capacity(4096),
+            ready: Vec::with_capacity(4096),
+            rng: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            full,
+        }
+    }
+
+    fn random(&mut self, below: u64) -> u64 {
+        self.rng ^= self.rng << 13;
+        self.rng ^= self.rng >> 7;
+        self.rng ^= self.rng << 17;
+        self.rng % below
+    }
+
+    fn cancel(&mut self, sqe: &sys::io_uring_sqe) {
+        let target = sqe.addr;
+        let found = self
+            .pending
+            .iter_mut()
+            .find(|one| one.sqe.as_raw().user_data == target);
+        if let Some(one) = found {
+            one.cancelled = true;
+            self.shared.seen.lock().expect("no panic").cancelled += 1;
+        } else {
+            // Too late: says so, since only success is silent.
+            self.ready.push(Completion {
+                user_data: sqe.user_data,
+                res: -libc::ENOENT,
+                flags: 0,
+            });
+        }
+    }
+
+    /// One more enter has gone by.
+    fn pass(&mut self) {
+        for one in &mut self.pending {
+            one.left = one.left.saturating_sub(1);
+        }
+        while let Some(at) = self.pending.iter().position(|one| one.left == 0) {
+            let one = self.pending.swap_remove(at);
+            let res = perform(&one, &mut self.shared.file.lock().expect("no panic"));
+            self.ready.push(Completion {
+                user_data: one.sqe.as_raw().user_data,
+                res,
+                flags: 0,
+            });
+        }
+    }
+}
+
+/// Does what an operation says; a cancelled one writes garbage to its buffer, as the kernel may have begun to.
+#[expect(unsafe_code, reason = "plays the kernel: memory named by entries")]
+fn perform(one: &Pending, file: &mut [u8]) -> i32 {
+    let sqe = one.sqe.as_raw();
+    let (ptr, len) = (sqe.addr as *mut u8, sqe.len as usize);
+    let at = usize::try_from(sqe.off).expect("small");
+    match sqe.opcode {
+        sys::IORING_OP_READ => {
+            // SAFETY: the entry names memory that is valid until the completion, which this makes.
+            let buffer = unsafe { std::slice::from_raw_parts_mut(ptr, len) };
+            if one.cancelled {
+                buffer.fill(0xee);
+                return -libc::ECANCELED;
+            }
+            buffer.copy_from_slice(&file[at..at + len]);
+            sqe.len.cast_signed()
+        }
+        sys::IORING_OP_WRITE if one.cancelled => -libc::ECANCELED,
+        sys::IORING_OP_WRITE => {
+            // SAFETY: as above.
+            let buffer = unsafe { std::slice::from_raw_parts(ptr, len) };
+            file[at..at + len].copy_from_slice(buffer);
+            sqe.len.cast_signed()
+        }
+        _ if one.cancelled => -libc::ECANCELED,
+        sys::IORING_OP_NOP | sys::IORING_OP_FSYNC => 0,
+        other => panic!("operation {other} is not played here"),
+    }
+}
+
+impl<P: Port> Port for FilePort<P> {
+    type Wake = P::Wake;
+    type Command = P::Command;
+
+    fn prepare(&self, lane: u16, command: &IoCommand, user_data: u64) -> Self::Command {
+        self.inner.prepare(lane, command, user_data)
+    }
+
+    fn push(&mut self, command: &Self::Command, result: i32, addr: u64) -> Result<(), Full> {
+        self.inner.push(command, result, addr)
+    }
+
+    fn push_operation(&mut self, operation: &Sqe64) -> Result<(), Full> {
+        if self.random(100) < self.full {
+            return Err(Full);
+        }
+        if operation.as_raw().opcode == sys::IORING_OP_ASYNC_CANCEL {
+            self.cancel(operation.as_raw());
+            return Ok(());
+        }
+        let left = u32::try_from(1 + self.random(6)).expect("small");
+        self.pending.push(Pending {
+            sqe: *operation,
+            left,
+            cancelled: false,
+        });
+        let mut seen = self.shared.seen.lock().expect("no panic");
+        seen.operations += 1;
+        seen.most = seen.most.max(self.pending.len());
+        Ok(())
+    }
+
+    fn space(&mut self) -> u32 {
+        self.inner.space()
+    }
+
+    fn push_batch(
+        &mut self,
+        lane: u16,
+        command: &BatchCommand,
+        user_data: u64,
+    ) -> Result<(), Full> {
+        self.inner.push_batch(lane, command, user_data)
+    }
+
+    fn take_tags(&mut self, lane: u16, completion: &Completion, tags: &mut Vec<u16>) {
+        self.inner.take_tags(lane, completion, tags);
+    }
+
+    fn enter(&mut self, wait: bool, timeout: Option<Duration>) -> Result<(), Errno> {
+        let busy = !self.pending.is_empty() || !self.ready.is_empty();
+        self.inner.enter(wait && !busy, timeout)?;
+        self.pass();
+        Ok(())
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        self.ready.pop().or_else(|| self.inner.next())
+    }
+
+    fn wake_handle(&self) -> P::Wake {
+        self.inner.wake_handle()
+    }
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+}
+
+pub struct Run {
+    pub result: Result<(), WorkerError>,
+    pub lanes: Vec<LaneHandle>,
+    pub report: Report,
+    pub shared: Arc<Shared>,
+}
+
+impl Run {
+    /// The run ended well and served everything.
+    pub fn assert_clean(&self, requests: usize) {
+        assert_eq!(self.report.violations, Vec::<String>::new());
+        assert_eq!(self.result, Ok(()));
+        assert_eq!(self.report.completed, requests);
+        assert!(self.lanes.iter().all(|lane| lane.state() == State::Empty));
+    }
+
+    pub fn panics(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.counters().panics).sum()
+    }
+}
+
+/// Runs the engine on one thread, with a handler per lane, until it ends.
+pub fn run<H: Handler>(config: &Config, mut make: impl FnMut() -> H) -> Run {
+    let sim = Sim::new(config.clone());
+    let shared = Arc::new(Shared {
+        file: Mutex::new(vec![0; config.size]),
+        seen: Mutex::default(),
+    });
+    let full = u64::from(config.faults.full);
+    let port = FilePort::new(sim.port(), Arc::clone(&shared), config.seed + 1, full);
+    let mut worker = Worker::new(port, Arc::new(AtomicBool::new(false)));
+    let mut lanes = Vec::new();
+    for qid in 0..config.queues {
+        let id = QueueId::new(qid).expect("few queues");
+        let bounds = IoBounds {
+            size: config.size as u64,
+            max_io_bytes: config.max_io_bytes,
+        };
+        let mut spec = LaneSpec::new(id, config.depth, bounds, sim.descriptors(qid), make());
+        spec.generation = 3;
+        spec.data = config.data;
+        spec.batch = config.batch;
+        spec.device = Box::new(sim.device());
+        lanes.push(worker.add_lane(spec).expect("memory"));
+    }
+    let result = worker.arm().and_then(|()| worker.run());
+    worker.finish(&result);
+    Run {
+        result,
+        lanes,
+        report: sim.report(),
+        shared,
+    }
+}

@@ -1,0 +1,412 @@
+//! Async handlers on the simulated driver, with operations that complete late and in any order.
+
+mod common;
+
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+
+use common::run;
+use ublk_core::{DataMode, Errno, Op};
+use ublk_queue::task::{Async, IoBuf, SharedFd, TaskRequest};
+use ublk_sim::{Config, End, Faults};
+
+const ALL_FAULTS: Faults = Faults {
+    short_submit: 20,
+    interrupt: 10,
+    transient: 5,
+    full: 3,
+    stale: 10,
+};
+
+/// Stands for the file of the simulated ring, which looks at no descriptor.
+fn descriptor() -> SharedFd {
+    SharedFd::new(File::open("/dev/null").expect("/dev/null"))
+}
+
+/// A device of the simulated ring's file.
+async fn serve(mut request: TaskRequest, file: SharedFd) -> Result<(), Errno> {
+    let offset = request.offset();
+    match request.op() {
+        Op::Read => request.read_from(&file, offset).await,
+        Op::Write => request.write_to(&file, offset).await,
+        Op::Flush => request.ring().fdatasync(&file).await,
+        Op::Discard | Op::WriteZeroes => {
+            let zeroes = vec![0; usize::try_from(request.len()).expect("small")];
+            request
+                .ring()
+                .write(&file, zeroes, offset)
+                .await
+                .0
+                .map(|_| ())
+        }
+    }
+}
+
+/// Polls a future once, within a task.
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx))).await
+}
+
+/// Requests served by operations have the right data, in every data mode, whatever goes wrong.
+#[test]
+fn requests_are_served_by_operations_in_every_mode() {
+    for data in [DataMode::Copy, DataMode::GetData, DataMode::UserCopy] {
+        for (seed, batch) in (0..16).zip([false, true].into_iter().cycle()) {
+            let config = Config {
+                queues: 2,
+                data,
+                batch: batch && data != DataMode::GetData,
+                faults: ALL_FAULTS,
+                ..Config::new(seed)
+            };
+            let file = descriptor();
+            let make = || {
+                let file = file.clone();
+                Async::new(move |request| serve(request, file.clone()))
+            };
+            let run = run(&config, make);
+            run.assert_clean(1000);
+            assert_eq!(run.report.failed, 0, "{data:?}, seed {seed}");
+        }
+    }
+}
+
+/// With fewer places than requests, tasks wait for each other and all are served.
+#[test]
+fn an_exhausted_pool_serves_all() {
+    let config = Config {
+        faults: ALL_FAULTS,
+        ..Config::new(3)
+    };
+    let file = descriptor();
+    let run = run(&config, || {
+        let file = file.clone();
+        Async::new(move |request| serve(request, file.clone())).operations(3)
+    });
+    run.assert_clean(1000);
+    let seen = run.shared.seen.lock().expect("no panic");
+    assert_eq!(seen.most, 3);
+    assert!(seen.operations >= 1000);
+}
+
+/// L09, L56 A task that ends while its operation still fills the request's buffer: the request is answered only after
+/// the operation's completion, so that the buffer is never the driver's while it is written to. The
+/// simulated kernel writes garbage to it at that time, which the next request of the tag would show.
+#[test]
+fn l56_a_request_is_answered_after_its_operations() {
+    for seed in 0..20 {
+        let config = Config {
+            queues: 2,
+            faults: ALL_FAULTS,
+            ..Config::new(seed)
+        };
+        let (file, count) = (descriptor(), Rc::new(Cell::new(0)));
+        let run = run(&config, || {
+            let (file, count) = (file.clone(), Rc::clone(&count));
+            Async::new(move |mut request: TaskRequest| {
+                let (file, count) = (file.clone(), Rc::clone(&count));
+                async move {
+                    count.set(count.get() + 1);
+                    if request.op() == Op::Read && count.get() % 4 == 0 {
+                        let buffer = request.take_data()?;
+                        let mut read = request.ring().read(&file, buffer, request.offset());
+                        assert!(poll_once(&mut read).await.is_pending());
+                        if count.get() % 8 == 0 {
+                            // Until the kernel has it.
+                            request.ring().nop().await?;
+                        }
+                        drop(read);
+                        return Err(Errno::EIO);
+                    }
+                    serve(request, file).await
+                }
+            })
+        });
+        run.assert_clean(1000);
+        assert!(run.report.failed > 50);
+        let seen = run.shared.seen.lock().expect("no panic");
+        assert!(seen.cancelled > 10, "{seen:?}");
+    }
+}
+
+/// L25 A panic in a task costs its own request, also while an operation has the request's buffer.
+#[test]
+fn l25_a_panic_in_a_task_answers_eio_and_the_queue_goes_on() {
+    for seed in 0..20 {
+        let config = Config {
+            faults: ALL_FAULTS,
+            ..Config::new(seed)
+        };
+        let (file, count) = (descriptor(), Rc::new(Cell::new(0)));
+        let run = run(&config, || {
+            let (file, count) = (file.clone(), Rc::clone(&count));
+            Async::new(move |mut request: TaskRequest| {
+                let (file, count) = (file.clone(), Rc::clone(&count));
+                async move {
+                    count.set(count.get() + 1);
+                    match count.get() % 20 {
+                        // At once, later, and with an operation under way.
+                        0 => std::panic::resume_unwind(Box::new("on purpose")),
+                        1 => {
+                            request.ring().nop().await?;
+                            std::panic::resume_unwind(Box::new("on purpose"))
+                        }
+                        2 if request.op() == Op::Read => {
+                            let buffer = request.take_data()?;
+                            let mut read = request.ring().read(&file, buffer, 0);
+                            assert!(poll_once(&mut read).await.is_pending());
+                            request.ring().nop().await?;
+                            std::panic::resume_unwind(Box::new("on purpose"))
+                        }
+                        _ => serve(request, file).await,
+                    }
+                }
+            })
+        });
+        run.assert_clean(1000);
+        assert!(run.panics() >= 100);
+        assert_eq!(run.report.failed as u64, run.panics());
+    }
+}
+
+/// Making the future panics, which no poll has seen.
+#[test]
+fn l25_a_panic_before_the_future_is_contained() {
+    let count = Cell::new(0);
+    let run = run(&Config::new(5), || {
+        let count = &count;
+        Async::new(move |_request| {
+            count.set(count.get() + 1);
+            if count.get() % 10 == 0 {
+                std::panic::resume_unwind(Box::new("on purpose"));
+            }
+            std::future::ready(Err(Errno::EIO))
+        })
+    });
+    run.assert_clean(1000);
+    assert_eq!((run.report.failed, run.panics()), (1000, 100));
+}
+
+/// L55 Tasks that wait for other threads: the sleeping engine is woken at once.
+#[test]
+fn l55_tasks_are_woken_by_other_threads() {
+    for seed in 0..10 {
+        let config = Config {
+            queues: 2,
+            depth: 4,
+            faults: ALL_FAULTS,
+            ..Config::new(seed)
+        };
+        type Asked = (Arc<Mutex<Option<bool>>>, Waker);
+        let (ask, asked) = mpsc::channel::<Asked>();
+        let thread = std::thread::spawn(move || {
+            while let Ok((answer, waker)) = asked.recv() {
+                *answer.lock().expect("no panic") = Some(true);
+                waker.wake();
+            }
+        });
+        let file = descriptor();
+        let run = run(&config, || {
+            let (ask, file) = (ask.clone(), file.clone());
+            Async::new(move |request| {
+                let (ask, file) = (ask.clone(), file.clone());
+                async move {
+                    let answer = Arc::new(Mutex::new(None));
+                    let mut sent = false;
+                    poll_fn(|cx| {
+                        if !std::mem::replace(&mut sent, true) {
+                            let question = (Arc::clone(&answer), cx.waker().clone());
+                            ask.send(question).expect("the thread lives");
+                        }
+                        match *answer.lock().expect("no panic") {
+                            Some(_) => Poll::Ready(()),
+                            None => Poll::Pending,
+                        }
+                    })
+                    .await;
+                    serve(request, file).await
+                }
+            })
+        });
+        run.assert_clean(1000);
+        drop(ask);
+        thread.join().expect("no panic");
+    }
+}
+
+/// L55 A task that nobody wakes is seen as a hang: the check above can fail.
+#[test]
+fn l55_a_task_that_nobody_wakes_is_seen_as_a_hang() {
+    let config = Config {
+        patience: std::time::Duration::from_millis(50),
+        ..Config::new(1)
+    };
+    let run = run(&config, || {
+        Async::new(|request: TaskRequest| async move {
+            let _request = request;
+            std::future::pending().await
+        })
+    });
+    assert!(
+        run.report.violations[0].starts_with("L55"),
+        "{:?}",
+        run.report
+    );
+    assert!(run.result.is_err());
+}
+
+/// L55 Tasks of two queues on one thread wake each other: neither sleeps on a task that is ready.
+#[test]
+fn l55_tasks_of_two_queues_on_a_thread_wake_each_other() {
+    for seed in 0..10 {
+        let config = Config {
+            queues: 2,
+            depth: 4,
+            ..Config::new(seed)
+        };
+        let file = descriptor();
+        // Who waits for the other queue's next task; none where nobody is left to come.
+        let waiting: Rc<RefCell<Vec<Waker>>> = Rc::default();
+        let served = Rc::new(Cell::new(0));
+        let run = run(&config, || {
+            let (file, waiting, served) = (file.clone(), Rc::clone(&waiting), Rc::clone(&served));
+            Async::new(move |request: TaskRequest| {
+                let (file, waiting, served) =
+                    (file.clone(), Rc::clone(&waiting), Rc::clone(&served));
+                async move {
+                    served.set(served.get() + 1);
+                    for waker in waiting.borrow_mut().drain(..) {
+                        waker.wake();
+                    }
+                    if request.qid().get() == 0 && served.get() < 500 {
+                        let turn = served.get();
+                        poll_fn(|cx| {
+                            if served.get() != turn {
+                                return Poll::Ready(());
+                            }
+                            waiting.borrow_mut().push(cx.waker().clone());
+                            Poll::Pending
+                        })
+                        .await;
+                    }
+                    serve(request, file).await
+                }
+            })
+        });
+        run.assert_clean(1000);
+    }
+}
+
+/// A task that wakes itself is polled again, and does not keep the ring from its turn.
+#[test]
+fn a_task_that_yields_goes_on() {
+    let config = Config {
+        faults: ALL_FAULTS,
+        ..Config::new(9)
+    };
+    let file = descriptor();
+    let run = run(&config, || {
+        let file = file.clone();
+        Async::new(move |request| {
+            let file = file.clone();
+            async move {
+                for _ in 0..20 {
+                    let mut yielded = false;
+                    poll_fn(|cx| {
+                        if std::mem::replace(&mut yielded, true) {
+                            return Poll::Ready(());
+                        }
+                        cx.waker().wake_by_ref();
+                        Poll::Pending
+                    })
+                    .await;
+                }
+                serve(request, file).await
+            }
+        })
+    });
+    run.assert_clean(1000);
+}
+
+/// L10 A buffer that is kept beyond its request's task keeps the request from being answered, and no longer.
+#[test]
+fn l10_a_buffer_that_is_kept_keeps_its_request() {
+    let config = Config {
+        requests: 200,
+        read_percent: 100,
+        ..Config::new(4)
+    };
+    let kept = Rc::new(RefCell::new(Vec::new()));
+    let run = run(&config, || {
+        let kept = Rc::clone(&kept);
+        Async::new(move |mut request: TaskRequest| {
+            let kept = Rc::clone(&kept);
+            async move {
+                let before: Vec<_> = kept.borrow_mut().drain(..).collect();
+                drop(before);
+                if request.op() == Op::Read {
+                    let buffer = request.take_data()?;
+                    assert!(matches!(request.data_mut(), Err(Errno::EBUSY)));
+                    assert!(request.take_data().is_err());
+                    if request.tag().get().is_multiple_of(2) {
+                        request.give_back(buffer);
+                        request.data_mut()?.fill(0);
+                    } else {
+                        kept.borrow_mut().push(buffer.slice(0, 1));
+                        // Somebody is needed who lets it go.
+                        request.ring().nop().await?;
+                        let mine: Vec<_> = kept.borrow_mut().drain(..).collect();
+                        drop(mine);
+                        return Err(Errno::EIO);
+                    }
+                }
+                Ok(())
+            }
+        })
+    });
+    run.assert_clean(200);
+}
+
+/// L26 A quiesce ends the lane when its tasks have ended.
+#[test]
+fn l26_tasks_run_on_until_nothing_is_in_hand() {
+    for seed in 0..20 {
+        let config = Config {
+            end: End::Quiesce(300),
+            faults: ALL_FAULTS,
+            ..Config::new(seed)
+        };
+        let file = descriptor();
+        let run = run(&config, || {
+            let file = file.clone();
+            Async::new(move |request| serve(request, file.clone()))
+        });
+        assert_eq!(run.report.violations, Vec::<String>::new());
+        assert_eq!(run.result, Ok(()));
+        assert!(run.report.completed >= 300);
+        assert_eq!(run.report.failed, 0);
+    }
+}
+
+/// L09 A worker that must leave with operations under way leaks their memory, and the requests stay unanswered.
+#[test]
+fn l09_a_worker_that_leaves_drops_no_buffer_of_an_operation() {
+    let config = Config {
+        enter_fails: Some((20, libc::EBADF)),
+        ..Config::new(6)
+    };
+    let file = descriptor();
+    let run = run(&config, || {
+        let file = file.clone();
+        Async::new(move |request| serve(request, file.clone()))
+    });
+    assert!(run.result.is_err());
+    assert!(run.report.unanswered > 0);
+    assert!(ublk_queue::task::leaked_operations() > 0);
+}
