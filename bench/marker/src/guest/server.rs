@@ -66,19 +66,25 @@ impl Server {
     /// It does not end in time, or not with status 0.
     pub fn stop(mut self) -> Result<()> {
         let pid = self.child.id().to_string();
-        let kill = Command::new("/usr/bin/busybox")
-            .args(["kill", "-TERM", &pid])
-            .status()?;
+        let kill = |signal: &str| {
+            let mut command = Command::new("/usr/bin/busybox");
+            command.args(["kill", signal, &pid]).status()
+        };
+        let told = kill("-TERM")?;
         let (sender, ended) = mpsc::channel();
         thread::spawn(move || sender.send(self.child.wait()));
         match ended.recv_timeout(DEADLINE) {
-            Ok(Ok(status)) if status.success() && kill.success() => Ok(()),
+            Ok(Ok(status)) if status.success() && told.success() => Ok(()),
             Ok(Ok(status)) => bail!("the server ended badly: {status}"),
             Ok(Err(error)) => Err(error).context("wait for the server"),
-            Err(_) => bail!(
-                "the server did not end within {} s of SIGTERM",
-                DEADLINE.as_secs()
-            ),
+            Err(_) => {
+                // The rows to come are to be spared of it.
+                kill("-KILL")?;
+                bail!(
+                    "the server did not end within {} s of SIGTERM",
+                    DEADLINE.as_secs()
+                )
+            }
         }
     }
 }

@@ -109,6 +109,7 @@ pub fn counted() -> Vec<Target> {
         ours("mem_user_copy", mem, "user-copy", "off"),
         Target::libublk("libublk_null", "null", "copy", 1),
         Target::libublk("libublk_null_zero_copy", "null --zero-copy", "zero-copy", 1),
+        Target::libublk("libublk_null_async", "null --async", "copy", 1),
         Target::libublk("libublk_mem", "mem --size 256", "copy", 1),
         Target::device("null_blk", "/dev/nullb0", Label::mq(1, 64)),
         Target::device("brd", "/dev/ram0", Label::bios()),
