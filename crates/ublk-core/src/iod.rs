@@ -51,6 +51,15 @@ impl IoFlags {
     /// WRITE_ZEROES must keep its storage allocated (`UBLK_IO_F_NOUNMAP`).
     pub const NOUNMAP: u32 = 1 << 15;
 
+    /// The driver could not register the request's pages by itself (`UBLK_IO_F_NEED_REG_BUF`, 6.16).
+    pub const NEED_REG_BUF: u32 = 1 << 17;
+
+    /// The NEED_REG_BUF bit.
+    #[must_use]
+    pub const fn needs_registration(self) -> bool {
+        self.0 & Self::NEED_REG_BUF != 0
+    }
+
     /// The FUA bit.
     #[must_use]
     pub const fn fua(self) -> bool {

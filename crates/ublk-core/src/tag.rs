@@ -68,9 +68,7 @@ pub enum TagState {
 pub enum Input {
     /// The server wants the tag's first request, or to push a failed command again.
     Arm,
-    /// The operation linked before the tag's commit failed: the driver will not be told of the answer, and
-    /// this one takes its place.
-    LinkFailed(Answer),
+
     /// The CQE of the tag's command arrived, with this `res`.
     Cqe(i32),
     /// A buffer for a WRITE's data is chosen.
@@ -123,7 +121,6 @@ impl TagState {
             }
             (Self::NeedsData, Input::Arm) => (Self::NeedsData, Some(Action::GetData)),
             (Self::NeedsData, Input::Buffer) => (Self::GettingData, None),
-            (Self::Committed(_), Input::LinkFailed(answer)) => (Self::Committed(answer), None),
             // The ways it ends or fails.
             (Self::Fetching | Self::Committed(_) | Self::GettingData, Input::Cqe(res)) => {
                 self.refused(res)
@@ -256,19 +253,6 @@ mod tests {
         let (s, a) = TagState::Committed(OK).step(Input::Cqe(-22));
         assert_eq!(a, Some(Action::Fault(Errno::EINVAL)));
         assert!(s.in_hand());
-    }
-
-    /// L10 The answer of a request whose linked operation failed is the failure, pushed when the commit has come
-    /// back cancelled.
-    #[test]
-    fn l10_a_failed_link_changes_the_answer() {
-        let failed = Answer::failed(Errno::EIO);
-        let (s, a) = TagState::Committed(OK).step(Input::LinkFailed(failed));
-        assert_eq!((s, a), (TagState::Committed(failed), None));
-        let (s, _) = s.step(Input::Cqe(Errno::ECANCELED.to_result()));
-        assert_eq!(s.step(Input::Arm).1, Some(Action::Commit(failed)));
-        let (s, a) = TagState::InHand.step(Input::LinkFailed(failed));
-        assert_eq!((s, a), (TagState::InHand, Some(Action::Stale)));
     }
 
     /// L53 A CQE that is not of this tag's present life changes nothing.

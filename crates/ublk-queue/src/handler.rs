@@ -40,6 +40,9 @@ pub trait Handler {
     /// about them are called.
     const OPERATIONS: bool = false;
 
+    /// True for a handler that forwards requests to files ([`Request::forward`]).
+    const FORWARDS: bool = false;
+
     /// Takes a request.
     fn handle(&mut self, request: Request<'_>);
 

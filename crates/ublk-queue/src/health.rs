@@ -78,6 +78,8 @@ pub struct Counters {
     pub stale: u64,
     /// Calls of `io_uring_enter`.
     pub enters: u64,
+    /// Syncs of files, each for one or more FLUSH and FUA requests.
+    pub syncs: u64,
 }
 
 impl Counters {
@@ -96,6 +98,7 @@ impl Counters {
         self.refused += other.refused;
         self.stale += other.stale;
         self.enters += other.enters;
+        self.syncs += other.syncs;
     }
 }
 
@@ -175,6 +178,7 @@ pub(crate) struct Meters {
     pub(crate) refused: Counter,
     pub(crate) stale: Counter,
     pub(crate) enters: Counter,
+    pub(crate) syncs: Counter,
     pub(crate) in_hand: Counter,
 }
 
@@ -201,6 +205,7 @@ impl Meters {
             refused: self.refused.get(),
             stale: self.stale.get(),
             enters: self.enters.get(),
+            syncs: self.syncs.get(),
         }
     }
 }

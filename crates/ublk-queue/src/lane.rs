@@ -1,6 +1,7 @@
 //! One queue of one device on a worker: its tags, descriptors, handler.
 
 mod batching;
+mod forward;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -13,6 +14,7 @@ use ublk_sys::{
     UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA, ublk_auto_buf_reg,
 };
 
+use self::forward::Forwards;
 use crate::batch::Batch;
 use crate::handler::{Handler, LaneContext};
 use crate::health::State;
@@ -117,6 +119,8 @@ pub(crate) struct Lane<P: Port, D, H> {
     next_fetched: usize,
     /// Get-data: the tag's WRITE lies where the handler said.
     placed: Box<[bool]>,
+    /// Requests that the engine takes to files.
+    forwards: Forwards,
 }
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
@@ -189,6 +193,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             buf_base: spec.buf_base,
             files: spec.files,
             placed: vec![false; depth].into_boxed_slice(),
+            forwards: match H::FORWARDS {
+                true => Forwards::new(spec.depth, spec.file_count),
+                false => Forwards::default(),
+            },
         }
     }
 
@@ -248,9 +256,17 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         );
         self.handler.handle(request);
         self.current = None;
-        let Slot::Answered(answer, source) = slot.get() else {
-            self.taken_along();
-            return Ok(());
+        let (answer, source) = match slot.get() {
+            Slot::Answered(answer, source) => (answer, source),
+            Slot::Forwarded(to) if H::FORWARDS => {
+                self.forward(port, tag, io, to);
+                return Ok(());
+            }
+            Slot::Forwarded(_) => (Answer::failed(Errno::EOPNOTSUPP), 0),
+            Slot::Held | Slot::Detached => {
+                self.taken_along();
+                return Ok(());
+            }
         };
         if get_data {
             self.answered_from(port, tag, answer, source);
@@ -291,10 +307,13 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                     .operation_completed(operation, completion.res, completion.flags);
                 Ok(())
             }
-            Kind::Forward | Kind::Link | Kind::Sync => {
-                self.stale();
+            Kind::Forward => self.forward_completed(port, number, completion.res),
+            Kind::Sync => {
+                self.sync_completed(port, number, completion.res);
                 Ok(())
             }
+            // What it was linked to has been cancelled, and tells.
+            Kind::Link => Ok(()),
         }
     }
 
@@ -451,6 +470,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 
     /// Pushes again what failed and may now work.
     pub(crate) fn take_retries(&mut self, port: &mut P) {
+        self.push_stalled(port);
         for _ in 0..self.retry.len() {
             let tag = self.retry.remove(0);
             self.arm(port, tag);
@@ -467,6 +487,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     #[inline]
     pub(crate) fn has_retries(&self) -> bool {
         !self.retry.is_empty()
+            || (H::FORWARDS && self.forwards.is_stalled())
             || self
                 .batch
                 .as_ref()
@@ -597,9 +618,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             && (!H::OPERATIONS || self.handler.in_flight() == 0)
     }
 
-    /// Requests that handlers took along and have not answered.
+    /// Requests that handlers took along, or the engine to a file, and that are not answered.
     pub(crate) fn away(&self) -> u32 {
-        self.away
+        self.away + self.forwards.count
     }
 }
 
@@ -648,7 +669,9 @@ impl<P: Port, D, H> Lane<P, D, H> {
     /// True while the driver may touch the buffers.
     fn driver_has_tags(&self) -> bool {
         let elems = self.batch.as_ref().is_some_and(Batch::in_flight);
-        elems || (!self.leaving && self.tags.iter().any(|tag| tag.state.with_driver()))
+        elems
+            || self.forwards.count > 0
+            || (!self.leaving && self.tags.iter().any(|tag| tag.state.with_driver()))
     }
 }
 

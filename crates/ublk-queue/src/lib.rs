@@ -10,6 +10,7 @@
 
 mod batch;
 mod buffers;
+mod forward;
 pub mod handler;
 pub mod health;
 mod lane;
@@ -28,6 +29,7 @@ pub mod user_data;
 pub mod worker;
 
 pub use batch::BatchCommand;
+pub use forward::Forward;
 pub use handler::{Direct, Handler, Inline, LaneContext, Mapped, Pool, Pooled};
 pub use health::{Counters, Health, QueueHealth, State};
 pub use lane::LaneError;

@@ -85,6 +85,25 @@ impl Drop for RingPort {
     }
 }
 
+/// What a worker's ring must have room for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RingNeeds {
+    /// Commands at once: the sum of the lanes' depths.
+    pub commands: u32,
+    /// Operations at once.
+    pub operations: u32,
+    /// Lanes.
+    pub lanes: u16,
+    /// Slots of the table of buffers, for the zero-copy modes.
+    pub buffers: u32,
+    /// Whether the lanes' commands carry many tags.
+    pub batch: bool,
+}
+
+/// Most entries of a submission queue (`IORING_MAX_ENTRIES`, io_uring/io_uring.c). With more tags than that the
+/// engine submits in between.
+const MAX_SQ_ENTRIES: u32 = 32_768;
+
 /// A ring for a worker could not be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -104,33 +123,24 @@ impl fmt::Debug for RingPort {
 }
 
 impl RingPort {
-    /// A ring with room for `commands` commands at once (the sum of its lanes' depths). File slot `n`
-    /// holds the char device of lane `n`. With `buffers` not 0 it has an empty table of so many buffers, for
-    /// the zero-copy modes. Make it on the thread that will serve.
+    /// A ring whose table of files begins with the char devices of the lanes, in the lanes' order. Make it on the
+    /// thread that will serve.
     ///
     /// # Errors
     /// What set-up or registration says.
-    pub fn new(
-        commands: u32,
-        char_devices: &[BorrowedFd<'_>],
-        buffers: u32,
-        batch: bool,
-    ) -> Result<Self, RingError> {
-        // One entry more than tags on either side: the waker's. Every tag has at most one command in
-        // flight, so neither queue can overflow.
-        let mut ring = Ring::<Sqe64, Cqe16>::builder(commands + 1)
-            .cq_entries((commands + 1) * 2)
+    pub fn new(needs: &RingNeeds, files: &[BorrowedFd<'_>]) -> Result<Self, RingError> {
+        // One entry more than tags on either side: the waker's. Every tag has at most one command in flight and
+        // every place for an operation one operation, so neither queue can overflow.
+        let entries = (needs.commands + needs.operations + 1).min(MAX_SQ_ENTRIES);
+        let mut ring = Ring::<Sqe64, Cqe16>::builder(entries)
+            .cq_entries(entries * 2)
             .build()?;
-        ring.register_files(char_devices)?;
-        if buffers != 0 {
-            ring.register_buffers_sparse(buffers)?;
+        ring.register_files(files)?;
+        if needs.buffers != 0 {
+            ring.register_buffers_sparse(needs.buffers)?;
         }
         let waker = ring.waker()?;
-        let lanes = if batch {
-            u16::try_from(char_devices.len()).unwrap_or(u16::MAX)
-        } else {
-            0
-        };
+        let lanes = if needs.batch { needs.lanes } else { 0 };
         let mut groups = Vec::new();
         for lane in 0..lanes {
             groups.push(TagBuffers::new(&mut ring, lane)?);

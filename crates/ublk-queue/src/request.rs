@@ -18,6 +18,7 @@ use std::sync::Arc;
 use ublk_core::iod::Io;
 use ublk_core::{Answer, Errno, IoFlags, Op, QueueId, Tag};
 
+use crate::forward::Forward;
 use crate::memref::MemRef;
 use crate::shared::{DataPath, LaneLocal, LaneShared};
 
@@ -31,6 +32,8 @@ pub(crate) enum Slot {
     Answered(Answer, u64),
     /// Taken along: the answer will come through [`LaneShared::answer`] or [`LaneLocal::answer`].
     Detached,
+    /// The engine takes it to a file.
+    Forwarded(Forward),
 }
 
 /// Brings the data of a WRITE into the tag's buffer (user copy).
@@ -306,6 +309,18 @@ impl<'a> Request<'a> {
             any_source: false,
             placed: this.placed,
         }
+    }
+
+    /// Has the engine take the request to a file and answer it when that is done. Only for handlers with
+    /// [`Handler::FORWARDS`](crate::Handler::FORWARDS), else the answer is EOPNOTSUPP; EINVAL for data of a
+    /// request that has none, data that was placed elsewhere, or a file that is not there.
+    #[inline(always)]
+    pub fn forward(self, to: Forward) {
+        if self.placed {
+            return self.complete(Err(Errno::EINVAL));
+        }
+        let this = ManuallyDrop::new(self);
+        this.slot.set(Slot::Forwarded(to));
     }
 
     /// Takes the request along, to be answered later on this thread: cheaper than [`Request::detach`].

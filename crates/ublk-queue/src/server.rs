@@ -13,7 +13,7 @@ use uring_lite::Waker;
 
 use crate::handler::{Direct, Handler, Inline, Mapped, Pool};
 use crate::health::{Counters, Health, QueueHealth, State};
-use crate::real::{CharDevice, DescTable, RingPort};
+use crate::real::{CharDevice, DescTable, RingNeeds, RingPort};
 use crate::seam::Port;
 use crate::thread;
 use crate::worker::{LaneHandle, LaneSpec, Worker, WorkerError};
@@ -30,6 +30,9 @@ pub struct Plan {
     pub threads: Option<u16>,
     /// Threads of the pool for a backend that is not quick.
     pub pool_threads: usize,
+    /// Files for handlers that forward requests to them or have operations on them: registered with each ring, and
+    /// named by their place here.
+    pub files: Vec<Arc<OwnedFd>>,
     /// How long arming may take before it counts as failed.
     pub arm_deadline: Duration,
 }
@@ -43,6 +46,7 @@ impl Plan {
             affinity: Vec::new(),
             threads: None,
             pool_threads: 4,
+            files: Vec::new(),
             arm_deadline: Duration::from_secs(10),
         }
     }
@@ -490,13 +494,23 @@ impl<F> Job<F> {
         let pinned = (!mask.is_empty() && thread::pin(&mask).is_ok()).then_some(mask);
         let io_flusher = thread::set_io_flusher();
         let tags = u32::from(self.geometry.depth()) * u32::try_from(self.qids.len()).unwrap_or(1);
-        let devices = vec![self.char_device.as_fd(); self.qids.len()];
+        let mut files = vec![self.char_device.as_fd(); self.qids.len()];
+        files.extend(self.plan.files.iter().map(|file| file.as_fd()));
         let mode = Mode::of(self.geometry.features());
         let data = mode.data;
         let zero_copy = matches!(data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
-        let buffers = if zero_copy { tags } else { 0 };
-        let port = RingPort::new(tags, &devices, buffers, mode.batch)
-            .map_err(|source| Error::Ring { qid, source })?;
+        let needs = RingNeeds {
+            commands: tags,
+            operations: if H::OPERATIONS || H::FORWARDS {
+                tags
+            } else {
+                0
+            },
+            lanes: u16::try_from(self.qids.len()).unwrap_or(u16::MAX),
+            buffers: if zero_copy { tags } else { 0 },
+            batch: mode.batch,
+        };
+        let port = RingPort::new(&needs, &files).map_err(|source| Error::Ring { qid, source })?;
         self.shared.wakers().push(port.wake_handle());
         let ring = port.describe();
         let mut worker = Worker::new(port, Arc::clone(&self.shared.leave));
@@ -516,6 +530,8 @@ impl<F> Job<F> {
             spec.buf_base = u16::try_from(armed.len())
                 .unwrap_or(0)
                 .saturating_mul(depth);
+            spec.files = u32::try_from(self.qids.len()).unwrap_or(u32::MAX);
+            spec.file_count = u16::try_from(self.plan.files.len()).unwrap_or(u16::MAX);
             spec.device = Box::new(CharDevice(Arc::clone(&self.char_device)));
             let lane = worker
                 .add_lane(spec)

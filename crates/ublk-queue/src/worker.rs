@@ -57,6 +57,8 @@ pub struct LaneSpec<D, H> {
     pub buf_base: u16,
     /// First slot of the handler's files in the ring's table.
     pub files: u32,
+    /// How many there are.
+    pub file_count: u16,
     /// The way of data by the character device; used in user copy.
     pub device: Box<dyn UserCopyPort>,
 }
@@ -76,6 +78,7 @@ impl<D, H> LaneSpec<D, H> {
             batch: false,
             buf_base: 0,
             files: 0,
+            file_count: 0,
             device: Box::new(NoDevice),
         }
     }

@@ -2,6 +2,7 @@
 
 use ublk_core::Op;
 
+use crate::disk::{Disk, Promise};
 use crate::rng::Rng;
 
 /// Content is tracked, and requests are aligned, in blocks of this size.
@@ -15,11 +16,19 @@ pub(crate) struct Sent {
     pub(crate) len: usize,
     /// What a WRITE writes.
     pub(crate) data: Vec<u8>,
+    /// Durable before it completes.
+    pub(crate) fua: bool,
+    /// What a FLUSH promises, as of when it was sent.
+    pub(crate) promise: Promise,
 }
 
 /// Makes requests that do not overlap in time, and knows what each read must return.
 pub(crate) struct Client {
     content: Vec<u8>,
+    /// Blocks of which a failed request may have changed a part.
+    unknown: Vec<bool>,
+    /// Where the server keeps the data, if what it promises is to be checked.
+    pub(crate) disk: Option<Disk>,
     busy: Vec<bool>,
     left: usize,
     read_percent: u8,
@@ -33,6 +42,8 @@ impl Client {
         let max_blocks = usize::try_from(max_io_bytes).unwrap_or(BLOCK) / BLOCK;
         Self {
             content: vec![0; size],
+            unknown: vec![false; size / BLOCK],
+            disk: None,
             busy: vec![false; size / BLOCK],
             left: requests,
             read_percent,
@@ -80,11 +91,18 @@ impl Client {
                 .flat_map(|_| rng.next_u64().to_ne_bytes())
                 .collect();
         }
+        let fua = op == Op::Write && self.disk.is_some() && rng.chance(20);
+        let promise = match (&self.disk, op) {
+            (Some(disk), Op::Flush) => disk.promise(),
+            _ => Promise::new(),
+        };
         Some(Sent {
             op,
             offset: range.start * BLOCK,
             len,
             data,
+            fua,
+            promise,
         })
     }
 
@@ -98,10 +116,15 @@ impl Client {
         let range = sent.offset..sent.offset + sent.len;
         self.busy[range.start / BLOCK..range.end / BLOCK].fill(false);
         self.completed += 1;
+        let blocks = range.start / BLOCK..range.end / BLOCK;
         if result < 0 {
             self.failed += 1;
+            if sent.op != Op::Read {
+                self.unknown[blocks].fill(true);
+            }
             return Ok(());
         }
+        self.check_disk(sent, &range)?;
         let full = if sent.op.has_data() { sent.len } else { 0 };
         if usize::try_from(result) != Ok(full) {
             return Err(format!(
@@ -109,8 +132,12 @@ impl Client {
                 sent.op
             ));
         }
+        let known = !self.unknown[blocks.clone()].iter().any(|unknown| *unknown);
+        if matches!(sent.op, Op::Write | Op::Discard | Op::WriteZeroes) {
+            self.unknown[blocks].fill(false);
+        }
         match sent.op {
-            Op::Read if buffer != &self.content[range.clone()] => {
+            Op::Read if known && buffer != &self.content[range.clone()] => {
                 return Err(format!(
                     "wrong data read at {}, {} bytes",
                     sent.offset, sent.len
@@ -121,5 +148,26 @@ impl Client {
             Op::Read | Op::Flush => {}
         }
         Ok(())
+    }
+
+    /// L07: what a FLUSH or FUA promised is durable.
+    fn check_disk(&mut self, sent: &Sent, range: &std::ops::Range<usize>) -> Result<(), String> {
+        let Some(disk) = &mut self.disk else {
+            return Ok(());
+        };
+        match sent.op {
+            Op::Flush => match disk.broken(&sent.promise) {
+                Some(block) => Err(format!("L07: a flush did not cover block {block}")),
+                None => Ok(()),
+            },
+            Op::Write if sent.fua && !disk.is_durable(range) => {
+                Err(format!("L07: FUA at {} is not durable", sent.offset))
+            }
+            Op::Read => Ok(()),
+            _ => {
+                disk.answered(range);
+                Ok(())
+            }
+        }
     }
 }

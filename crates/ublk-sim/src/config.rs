@@ -27,6 +27,12 @@ pub struct Faults {
     pub full: u8,
     /// A completion of another life, lane or tag appears.
     pub stale: u8,
+    /// An operation on the file moves only a part.
+    pub short_io: u8,
+    /// An operation on the file is interrupted (EINTR or EAGAIN).
+    pub interrupted_io: u8,
+    /// An operation on the file fails with EIO.
+    pub failed_io: u8,
 }
 
 /// A run of the simulated driver.
@@ -50,6 +56,8 @@ pub struct Config {
     pub requests: usize,
     /// Percent of requests that read; the rest are writes, with some flushes, discards and zeroes.
     pub read_percent: u8,
+    /// The server keeps the data in the simulated file: what FLUSH and FUA promise is checked there.
+    pub file: bool,
     /// What goes wrong.
     pub faults: Faults,
     /// How it ends.
@@ -80,12 +88,16 @@ impl Config {
             max_io_bytes: 64 << 10,
             requests: 1000,
             read_percent: 50,
+            file: false,
             faults: Faults {
                 short_submit: 0,
                 interrupt: 0,
                 transient: 0,
                 full: 0,
                 stale: 0,
+                short_io: 0,
+                interrupted_io: 0,
+                failed_io: 0,
             },
             end: End::Stop,
             refuse_fetch: None,

@@ -140,7 +140,9 @@ impl Queue {
                 }
                 let reads = sent.op == Op::Read && command.result > 0;
                 let buffer = match self.data {
-                    DataMode::UserCopy => pushed.clone(),
+                    DataMode::UserCopy | DataMode::ZeroCopy | DataMode::ZeroCopyManual => {
+                        pushed.clone()
+                    }
                     _ => memory.read(command.addr, if reads { sent.len } else { 0 }),
                 };
                 let sent = sent.clone();
@@ -303,7 +305,7 @@ fn desc_of(sent: &Sent, addr: u64) -> IoDesc {
     };
     let nr_sectors = u32::try_from(sector(sent.len)).unwrap_or(u32::MAX);
     IoDesc {
-        op_flags: sent.op as u32,
+        op_flags: sent.op as u32 | if sent.fua { 1 << 13 } else { 0 },
         nr_sectors,
         start_sector: start,
         addr,

@@ -9,9 +9,11 @@
 
 mod client;
 mod config;
+mod disk;
 mod driver;
 mod memory;
 mod model;
+mod operations;
 mod port;
 mod rng;
 

@@ -6,9 +6,11 @@ use ublk_core::{Errno, QueueId, Tag};
 use ublk_queue::BatchCommand;
 use ublk_queue::seam::{Completion, IoCommand};
 use ublk_sys::batch::ElemShape;
+use uring_lite::Sqe64;
 
 use crate::client::Client;
 use crate::config::{Config, End};
+use crate::disk::Disk;
 use crate::driver::{Memory, Queue};
 use crate::memory::ServerMemory;
 use crate::rng::Rng;
@@ -26,6 +28,10 @@ pub struct Report {
     pub enters: usize,
     /// Commands the driver took.
     pub commands: usize,
+    /// Operations carried out on the simulated file, and syncs among them.
+    pub operations: usize,
+    /// Syncs of the simulated file.
+    pub syncs: usize,
     /// Whatever the driver would refuse, hang on or lose data by; empty for a correct server.
     pub violations: Vec<String>,
 }
@@ -35,6 +41,7 @@ pub struct Report {
 pub(crate) enum Pushed {
     Tag(IoCommand),
     Batch(BatchCommand),
+    Operation(Sqe64),
 }
 
 pub(crate) struct Model {
@@ -54,20 +61,25 @@ pub(crate) struct Model {
     /// The tag whose commit is refused, once and for all.
     pub(crate) refused_tag: Option<u16>,
     pub(crate) aborted: bool,
+    /// Slots of the buffer table that REGISTER filled, and whether the chain at hand has failed.
+    pub(crate) registered: std::collections::HashSet<u16>,
+    pub(crate) chain_failed: bool,
     pub(crate) report: Report,
 }
 
 impl Model {
     pub(crate) fn new(config: Config) -> Self {
         let queue = |_| Queue::new(&config);
+        let mut client = Client::new(
+            config.size,
+            config.requests,
+            config.read_percent,
+            config.max_io_bytes,
+        );
+        client.disk = config.file.then(|| Disk::new(config.size));
         Self {
             rng: Rng::new(config.seed),
-            client: Client::new(
-                config.size,
-                config.requests,
-                config.read_percent,
-                config.max_io_bytes,
-            ),
+            client,
             queues: (0..config.queues).map(queue).collect(),
             pending: VecDeque::new(),
             tag_buffers: vec![Vec::new(); 256],
@@ -77,6 +89,8 @@ impl Model {
             commits: 0,
             refused_tag: None,
             aborted: false,
+            registered: std::collections::HashSet::new(),
+            chain_failed: false,
             report: Report::default(),
             config,
         }
@@ -113,6 +127,7 @@ impl Model {
                 match command {
                     Pushed::Tag(command) => self.command(lane, &command, user_data),
                     Pushed::Batch(command) => self.batch_command(lane, &command, user_data),
+                    Pushed::Operation(sqe) => self.operation(&sqe),
                 }
             }
         }
@@ -355,7 +370,11 @@ impl Model {
         };
         for _ in 0..now {
             let n = self.rng.below(self.delayed.len());
-            self.visible.push_back(self.delayed.swap_remove(n));
+            let completion = self.delayed.swap_remove(n);
+            if let Some(disk) = &mut self.client.disk {
+                disk.seen(completion.user_data);
+            }
+            self.visible.push_back(completion);
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ublk_core::{Errno, IoDesc, QueueId, Tag};
 use ublk_queue::seam::{Completion, Descriptors, Full, IoCommand, Port, UserCopyPort, Wake};
 use ublk_queue::{BatchCommand, MemRef};
+use uring_lite::Sqe64;
 
 use crate::config::Config;
 use crate::driver::{Memory, Queue};
@@ -74,6 +75,8 @@ impl Sim {
             completed: model.client.completed,
             failed: model.client.failed,
             unanswered: model.in_hand(),
+            syncs: model.client.disk.as_ref().map_or(0, |disk| disk.syncs),
+            operations: model.client.disk.as_ref().map_or(0, |disk| disk.operations),
             ..model.report.clone()
         }
     }
@@ -152,6 +155,19 @@ impl Port for SimPort {
 
     fn prepare(&self, lane: u16, command: &IoCommand, user_data: u64) -> Self::Command {
         (lane, *command, user_data)
+    }
+
+    fn push_operation(&mut self, operation: &Sqe64) -> Result<(), Full> {
+        let mut model = self.0.0.model();
+        let percent = model.config.faults.full;
+        if model.rng.chance(percent) {
+            return Err(Full);
+        }
+        let user_data = operation.as_raw().user_data;
+        model
+            .pending
+            .push_back((0, Pushed::Operation(*operation), user_data));
+        Ok(())
     }
 
     fn space(&mut self) -> u32 {

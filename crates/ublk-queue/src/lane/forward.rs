@@ -1,0 +1,371 @@
+//! Requests that the engine forwards to files: operations on the ring, their completions, shared syncs.
+//!
+//! # Why there is `unsafe` here
+//! Operations name the tag's buffer to the kernel. A tag has at most one operation in flight, and it is in hand until
+//! that completes: the driver does not touch its buffer, no token of the request exists, and the lane's drop leaks the
+//! buffers while an operation is in flight.
+#![expect(unsafe_code, reason = "operations on the tags' buffers")]
+
+use ublk_core::iod::Io;
+use ublk_core::{Answer, DataMode, Errno, IoFlags, Op, Tag};
+use ublk_sys::{UBLK_U_IO_REGISTER_IO_BUF, UBLK_U_IO_UNREGISTER_IO_BUF, ublksrv_io_cmd};
+use uring_lite::Sqe64;
+use uring_lite::op::{self, Fd, SqeFlags};
+
+use super::{Lane, LaneError};
+use crate::forward::Forward;
+use crate::handler::Handler;
+use crate::seam::{Descriptors, Port};
+use crate::shared::DataPath;
+use crate::user_data::{Kind, UserData};
+
+/// How often an operation that was interrupted, or found the kernel busy, is pushed again.
+const MAX_AGAIN: u8 = 16;
+
+/// A tag's forwarded request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Forwarded {
+    io: Io,
+    to: Forward,
+    /// Bytes of the data that have been moved.
+    done: u32,
+    again: u8,
+    /// An operation of this tag is to be pushed, or with the kernel.
+    active: bool,
+}
+
+impl Forwarded {
+    const NONE: Self = Self {
+        io: Io {
+            op: Op::Flush,
+            flags: IoFlags(0),
+            offset: 0,
+            len: 0,
+        },
+        to: Forward::Sync { file: 0 },
+        done: 0,
+        again: 0,
+        active: false,
+    };
+}
+
+/// The requests that wait for syncs of one file.
+#[derive(Debug, Default)]
+struct Syncs {
+    running: bool,
+    again: u8,
+    /// These are answered by the sync that runs.
+    served: Vec<Tag>,
+    /// These came while it ran, or before it could be pushed.
+    waiting: Vec<Tag>,
+}
+
+/// What a lane keeps of its forwarded requests.
+#[derive(Debug, Default)]
+pub(super) struct Forwards {
+    tags: Box<[Forwarded]>,
+    syncs: Box<[Syncs]>,
+    /// Tags whose operation could not be pushed.
+    stalled: Vec<Tag>,
+    /// Requests that are forwarded and not answered.
+    pub(super) count: u32,
+}
+
+impl Forwards {
+    pub(super) fn new(depth: u16, files: u16) -> Self {
+        let depth = usize::from(depth);
+        let syncs = |_| Syncs {
+            running: false,
+            again: 0,
+            served: Vec::with_capacity(depth),
+            waiting: Vec::with_capacity(depth),
+        };
+        Self {
+            tags: vec![Forwarded::NONE; depth].into_boxed_slice(),
+            syncs: (0..files).map(syncs).collect(),
+            stalled: Vec::with_capacity(depth),
+            count: 0,
+        }
+    }
+
+    /// True if something could not be pushed.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.count > 0
+            && (!self.stalled.is_empty()
+                || self
+                    .syncs
+                    .iter()
+                    .any(|s| !s.running && !s.waiting.is_empty()))
+    }
+}
+
+impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
+    /// Takes a request that the handler forwards.
+    pub(super) fn forward(&mut self, port: &mut P, tag: Tag, io: Io, to: Forward) {
+        let (file, fits) = match to {
+            Forward::Data { file, .. } => (file, io.op.has_data()),
+            Forward::Sync { file } | Forward::Allocate { file, .. } => (file, true),
+        };
+        let known = usize::from(file) < self.forwards.syncs.len();
+        if !fits || !known {
+            return self.answered(port, tag, Answer::failed(Errno::EINVAL));
+        }
+        self.forwards.tags[tag.index()] = Forwarded {
+            io,
+            to,
+            done: 0,
+            again: 0,
+            active: true,
+        };
+        self.forwards.count += 1;
+        match (to, &self.shared.path) {
+            (Forward::Sync { file }, _) => self.sync(port, file, tag),
+            (Forward::Data { .. }, DataPath::Device(device)) if io.op == Op::Write => {
+                // User copy: the data has to be fetched first.
+                let mem = self.shared.arena.mem(tag, len_of(&io));
+                match device.pull(self.qid, tag, 0, mem) {
+                    Ok(()) => self.push_forward(port, tag),
+                    Err(errno) => self.forward_done(port, tag, Err(errno)),
+                }
+            }
+            _ => self.push_forward(port, tag),
+        }
+    }
+
+    /// Pushes the operation that a tag needs next.
+    fn push_forward(&mut self, port: &mut P, tag: Tag) {
+        let forwarded = self.forwards.tags[tag.index()];
+        let word = UserData::batch(self.index, self.generation, Kind::Forward, tag.get()).pack();
+        let pushed = match forwarded.to {
+            Forward::Data { file, offset, .. } => {
+                let sqe = self
+                    .data_operation(tag, &forwarded, file, offset)
+                    .user_data(word);
+                let registered = matches!(self.shared.path, DataPath::Registered);
+                if registered && self.needs_registration(&forwarded.io) {
+                    self.push_registered(port, tag, sqe)
+                } else {
+                    make_room(port, 1) && port.push_operation(&sqe).is_ok()
+                }
+            }
+            Forward::Allocate {
+                file,
+                mode,
+                offset,
+                len,
+            } => {
+                let sqe = op::fallocate(self.file(file), mode, offset, len).user_data(word);
+                make_room(port, 1) && port.push_operation(&sqe).is_ok()
+            }
+            Forward::Sync { .. } => true,
+        };
+        if !pushed {
+            self.forwards.stalled.push(tag);
+        }
+    }
+
+    fn file(&self, number: u16) -> Fd<'static> {
+        Fd::Registered(self.files + u32::from(number))
+    }
+
+    /// The operation for the rest of a request's data.
+    fn data_operation(&self, tag: Tag, forwarded: &Forwarded, file: u16, offset: u64) -> Sqe64 {
+        let (fd, io, done) = (self.file(file), &forwarded.io, forwarded.done);
+        let len = u32::try_from(io.len).unwrap_or(0) - done;
+        let at = offset.wrapping_add(u64::from(done));
+        if matches!(self.shared.path, DataPath::Registered) {
+            let rw = match io.op {
+                Op::Read => op::read_fixed,
+                _ => op::write_fixed,
+            };
+            // SAFETY: the registered buffer is the request's own pages, which the driver keeps until the tag is
+            // committed, and the commit waits for this operation.
+            return unsafe { rw(fd, self.buf_base + tag.get(), u64::from(done), len, at) };
+        }
+        let mem = self.shared.arena.mem(tag, len_of(io));
+        let skip = usize::try_from(done).unwrap_or(0);
+        let ptr = mem.ptr().as_ptr().wrapping_add(skip);
+        if io.op == Op::Read {
+            // SAFETY: `len` bytes of the tag's buffer, which is the operation's until its CQE (head of this file).
+            unsafe { op::read(fd, ptr, len, at) }
+        } else {
+            // SAFETY: as above.
+            unsafe { op::write(fd, ptr, len, at) }
+        }
+    }
+
+    /// Whether the request's pages are not in the ring's table yet.
+    fn needs_registration(&self, io: &Io) -> bool {
+        self.data == DataMode::ZeroCopyManual || io.flags.needs_registration()
+    }
+
+    /// Pushes REGISTER, the operation, UNREGISTER as a chain of which only the operation completes. A REGISTER that
+    /// fails completes in the operation's stead: what follows an entry with CQE_SKIP_SUCCESS is cancelled silently
+    /// (`req_set_fail`, io_uring/io_uring.h).
+    fn push_registered(&mut self, port: &mut P, tag: Tag, sqe: Sqe64) -> bool {
+        let word = |kind| UserData::batch(self.index, self.generation, kind, tag.get()).pack();
+        let command = |cmd_op| {
+            let payload = ublksrv_io_cmd {
+                q_id: self.qid.get(),
+                tag: tag.get(),
+                result: 0,
+                addr: u64::from(self.buf_base + tag.get()),
+            };
+            let fd = Fd::Registered(u32::from(self.index));
+            // SAFETY: the command names a slot of the ring's table, no memory of ours.
+            let sqe = unsafe { op::uring_cmd(fd, cmd_op, &payload.to_bytes()) };
+            sqe.flags(SqeFlags::CQE_SKIP_SUCCESS)
+        };
+        let register = command(UBLK_U_IO_REGISTER_IO_BUF)
+            .user_data(word(Kind::Forward))
+            .flags(SqeFlags::LINK);
+        // Hard: a short or failed operation must not leave the slot taken.
+        let sqe = sqe.flags(SqeFlags::HARDLINK);
+        let unregister = command(UBLK_U_IO_UNREGISTER_IO_BUF).user_data(word(Kind::Link));
+        make_room(port, 3)
+            && [register, sqe, unregister]
+                .iter()
+                .all(|sqe| port.push_operation(sqe).is_ok())
+    }
+
+    /// Takes the completion of a tag's operation.
+    #[inline]
+    pub(super) fn forward_completed(
+        &mut self,
+        port: &mut P,
+        tag: u16,
+        res: i32,
+    ) -> Result<(), LaneError> {
+        let (Ok(tag), Some(forwarded)) = (
+            Tag::new(tag),
+            self.forwards
+                .tags
+                .get_mut(usize::from(tag))
+                .filter(|forwarded| forwarded.active),
+        ) else {
+            self.stale();
+            return Ok(());
+        };
+        let is_data = matches!(forwarded.to, Forward::Data { .. });
+        match Errno::from_result(res) {
+            Ok(moved) if is_data => {
+                forwarded.done += moved;
+                let (done, len) = (u64::from(forwarded.done), forwarded.io.len);
+                if done == len {
+                    self.data_moved(port, tag);
+                } else if moved == 0 || done > len {
+                    // The file ended inside the device: it was truncated, and nothing is there to be read (L05).
+                    self.forward_done(port, tag, Err(Errno::EIO));
+                } else {
+                    self.push_forward(port, tag);
+                }
+            }
+            Ok(_) => self.forward_done(port, tag, Ok(())),
+            Err(Errno::EINTR | Errno::EAGAIN) if forwarded.again < MAX_AGAIN => {
+                forwarded.again += 1;
+                self.push_forward(port, tag);
+            }
+            Err(errno) => self.forward_done(port, tag, Err(errno)),
+        }
+        Ok(())
+    }
+
+    /// All of a request's data is where it belongs, but a READ's in user copy.
+    fn data_moved(&mut self, port: &mut P, tag: Tag) {
+        let Forwarded { io, to, .. } = self.forwards.tags[tag.index()];
+        match (to, &self.shared.path) {
+            (Forward::Data { file, durable, .. }, _) if durable && io.op == Op::Write => {
+                self.sync(port, file, tag);
+            }
+            (_, DataPath::Device(device)) if io.op == Op::Read => {
+                let from = self.shared.arena.mem(tag, len_of(&io));
+                let pushed = device.push(self.qid, tag, 0, from);
+                self.forward_done(port, tag, pushed);
+            }
+            _ => self.forward_done(port, tag, Ok(())),
+        }
+    }
+
+    fn forward_done(&mut self, port: &mut P, tag: Tag, result: Result<(), Errno>) {
+        let forwarded = &mut self.forwards.tags[tag.index()];
+        forwarded.active = false;
+        let io = forwarded.io;
+        self.forwards.count -= 1;
+        let answer = match result {
+            Ok(()) if io.op.has_data() => Answer::full(u32::try_from(io.len).unwrap_or(0)),
+            Ok(()) => Answer::full(0),
+            Err(errno) => Answer::failed(errno),
+        };
+        self.answered_from(port, tag, answer, 0);
+    }
+
+    /// Adds a request to those that the next sync answers, and starts it if none runs.
+    fn sync(&mut self, port: &mut P, file: u16, tag: Tag) {
+        self.forwards.syncs[usize::from(file)].waiting.push(tag);
+        self.start_sync(port, file);
+    }
+
+    fn start_sync(&mut self, port: &mut P, file: u16) {
+        let fd = self.file(file);
+        let word = UserData::batch(self.index, self.generation, Kind::Sync, file).pack();
+        let syncs = &mut self.forwards.syncs[usize::from(file)];
+        if syncs.running || syncs.waiting.is_empty() {
+            return;
+        }
+        if make_room(port, 1)
+            && port
+                .push_operation(&op::fsync(fd, true).user_data(word))
+                .is_ok()
+        {
+            syncs.running = true;
+            std::mem::swap(&mut syncs.served, &mut syncs.waiting);
+            self.shared.meters.syncs.add(1);
+        }
+    }
+
+    /// Takes the completion of a sync: answers those it was for, and starts the next.
+    pub(super) fn sync_completed(&mut self, port: &mut P, file: u16, res: i32) {
+        let Some(syncs) = self
+            .forwards
+            .syncs
+            .get_mut(usize::from(file))
+            .filter(|syncs| syncs.running)
+        else {
+            return self.stale();
+        };
+        syncs.running = false;
+        let result = Errno::from_result(res).map(|_| ());
+        if matches!(result, Err(Errno::EINTR | Errno::EAGAIN)) && syncs.again < MAX_AGAIN {
+            syncs.again += 1;
+            syncs.waiting.append(&mut syncs.served);
+            return self.start_sync(port, file);
+        }
+        syncs.again = 0;
+        // One by one: answering borrows the lane. None is added meanwhile.
+        while let Some(tag) = self.forwards.syncs[usize::from(file)].served.pop() {
+            self.forward_done(port, tag, result);
+        }
+        self.start_sync(port, file);
+    }
+
+    /// Pushes again what could not be pushed.
+    #[cold]
+    pub(super) fn push_stalled(&mut self, port: &mut P) {
+        for _ in 0..self.forwards.stalled.len() {
+            let tag = self.forwards.stalled.remove(0);
+            self.push_forward(port, tag);
+        }
+        for file in 0..self.forwards.syncs.len() {
+            self.start_sync(port, u16::try_from(file).unwrap_or(u16::MAX));
+        }
+    }
+}
+
+/// Makes room for entries in the submission queue, by submitting what is there.
+fn make_room(port: &mut impl Port, entries: u32) -> bool {
+    port.space() >= entries || (port.enter(false, None).is_ok() && port.space() >= entries)
+}
+
+fn len_of(io: &Io) -> usize {
+    usize::try_from(io.len).unwrap_or(usize::MAX)
+}
