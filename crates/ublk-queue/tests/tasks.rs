@@ -22,6 +22,9 @@ const ALL_FAULTS: Faults = Faults {
     transient: 5,
     full: 3,
     stale: 10,
+    short_io: 0,
+    interrupted_io: 0,
+    failed_io: 0,
 };
 
 /// Stands for the file of the simulated ring, which looks at no descriptor.
