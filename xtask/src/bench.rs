@@ -15,6 +15,7 @@ mod report;
 mod rows;
 mod scaling;
 mod select;
+mod short;
 mod wall;
 
 use std::num::NonZero;
@@ -32,6 +33,9 @@ use report::Report;
 use rows::{Row, USABLE};
 use select::Selection;
 
+pub use figures::Figure;
+pub use short::{SERIES, Short, test};
+
 /// What to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
@@ -45,7 +49,7 @@ pub struct Options {
     #[arg(long, conflicts_with_all = ["wall", "icount"])]
     ci: bool,
     /// Kernel: a series, `newest`, or the path of an image
-    #[arg(long, default_value = "7.3")]
+    #[arg(long, default_value = SERIES)]
     series: String,
     /// Only rows whose names have this in them
     #[arg(long, default_value = "")]
@@ -65,6 +69,24 @@ pub struct Options {
     /// Count that many times; the figures must be the same each time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10))]
     repeat: u32,
+}
+
+impl Options {
+    /// Those of the short count.
+    fn short(filter: &str) -> Self {
+        Self {
+            icount: false,
+            wall: false,
+            ci: true,
+            series: SERIES.to_owned(),
+            filter: filter.to_owned(),
+            accel: Choice::Auto,
+            json: None,
+            compare: None,
+            hot: false,
+            repeat: 1,
+        }
+    }
 }
 
 /// Measures, prints the tables, compares with the limits and with an earlier run.

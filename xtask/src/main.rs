@@ -23,6 +23,7 @@ mod paths;
 mod reset;
 mod results;
 mod shell;
+mod stress;
 mod test;
 mod vm;
 
@@ -89,8 +90,10 @@ enum Task {
         #[arg(trailing_var_arg = true)]
         command: Vec<String>,
     },
-    /// What a request costs in instructions, and how soon a new device is usable
+    /// What a request costs in instructions and in time, and how soon a new device is usable
     VmBenchmark(bench::Options),
+    /// The cases and the benchmark in turn, until something fails
+    VmStress(stress::Options),
     /// Ends left-over guests and drops all caches of the virtual machines
     VmReset,
 }
@@ -112,6 +115,7 @@ fn main() -> ExitCode {
             command,
         } => shell::run(&kernel, accel, &command),
         Task::VmBenchmark(options) => bench::run(&options),
+        Task::VmStress(options) => stress::run(&options),
         Task::VmReset => reset::run(),
     };
     match result {

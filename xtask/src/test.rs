@@ -11,7 +11,7 @@ use clap::Args;
 use crate::guest::accel::Choice;
 use crate::results::Results;
 use crate::vm::Vm;
-use crate::{cmd, e2e, layout, loom, paths};
+use crate::{bench, cmd, e2e, layout, loom, paths};
 
 /// Options of `test`.
 #[derive(Clone, Copy, Debug, Default, Args)]
@@ -43,6 +43,14 @@ pub fn run(options: Options) -> Result<()> {
         match Vm::new(Choice::Auto).and_then(|vm| e2e::guests(&vm, &[], None)) {
             Ok(results) => all.add("", &results),
             Err(error) => all.failed.push(format!("virtual machines: {error:#}")),
+        }
+        println!("\n== benchmark: instructions per I/O and their limits");
+        match bench::test() {
+            Ok(results) => {
+                println!("benchmark: {}", results.sum());
+                all.add("benchmark ", &results);
+            }
+            Err(error) => all.failed.push(format!("benchmark: {error:#}")),
         }
     }
     println!(

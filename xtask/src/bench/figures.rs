@@ -45,6 +45,23 @@ pub struct Figure {
     pub ios: u64,
 }
 
+impl Figure {
+    /// Whether the counts are the same; where markers were, and what else the kernel says of the
+    /// device, is not compared.
+    pub fn same(&self, other: &Self) -> bool {
+        let counts = |of: &Self| [of.total, of.kernel, of.own, of.other, of.switches];
+        counts(self) == counts(other)
+    }
+
+    /// The figure in one line.
+    pub fn line(&self) -> String {
+        format!(
+            "{}: total {:.1}, kernel {:.1}, own {:.1}, fio {:.1}, switches {:.3}",
+            self.name, self.total, self.kernel, self.own, self.other, self.switches
+        )
+    }
+}
+
 /// The plugin's file: snapshots by number.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::figures::{self, COUNTED, Figure, Usable};
 use super::programs::{self, TEXT};
-use super::rows::{self, LIBUBLK, Row};
+use super::rows::{self, EXAMPLE, LIBUBLK, Row};
 use super::select::Selection;
 use super::{hot, wall};
 use crate::guest::accel::{self, Accel, Choice};
@@ -44,7 +44,7 @@ pub struct Bench<'a> {
     manifest: &'a Manifest,
     kernel: &'a Kernel,
     image: Image,
-    server: PathBuf,
+    servers: Vec<PathBuf>,
     plugin: PathBuf,
 }
 
@@ -73,8 +73,8 @@ impl Counted {
             ));
         }
         for (one, other) in self.figures.iter().zip(&again.figures) {
-            if one != other {
-                different.push(format!("{}: {one:?}, then {other:?}", one.name));
+            if !one.same(other) {
+                different.push(format!("{}, then {}", one.line(), other.line()));
             }
         }
         different
@@ -97,18 +97,9 @@ impl<'a> Bench<'a> {
             ("icount-marker", "marker"),
         ];
         let mut built = build::guest(&vm::with_init(&programs))?;
-        let server = programs::ublkctl()?;
         let init = built.remove(0);
-        built.push(server.clone());
-        let theirs = |row: &Row| row.target.server.starts_with(LIBUBLK);
-        if selection.all().iter().any(theirs) {
-            match programs::libublk() {
-                Ok(program) => built.push(program),
-                // It needs the crate registry and libclang; without them the rest is still worth
-                // measuring.
-                Err(error) => selection.skip(LIBUBLK, &format!("{error:#}")),
-            }
-        }
+        let servers = servers(selection)?;
+        built.extend(servers.iter().cloned());
         let contents = Contents {
             init,
             programs: built,
@@ -120,7 +111,7 @@ impl<'a> Bench<'a> {
             manifest,
             kernel,
             image,
-            server,
+            servers,
             plugin: programs::plugin()?,
         })
     }
@@ -165,12 +156,16 @@ impl<'a> Bench<'a> {
         let mut places = Vec::new();
         if hot {
             let blocks = fs::read_to_string(&blocks).context("the plugin's file of blocks")?;
-            let ours = |figure: &&Figure| figure.own > 0.0 && !figure.name.starts_with("libublk");
-            for figure in figures.iter().filter(ours) {
-                places.push((
-                    figure.name.clone(),
-                    hot::places(&self.server, &blocks, figure.mark, figure.ios)?,
-                ));
+            for row in rows {
+                let Some(figure) = figures.iter().find(|figure| figure.name == row.name) else {
+                    continue;
+                };
+                if let Some(server) = self.server(row) {
+                    places.push((
+                        row.name.clone(),
+                        hot::places(server, &blocks, figure.mark, figure.ios)?,
+                    ));
+                }
             }
         }
         Ok(Counted {
@@ -179,6 +174,15 @@ impl<'a> Bench<'a> {
             hot: places,
             command,
         })
+    }
+
+    /// The program that serves a row, as it is on the host.
+    fn server(&self, row: &Row) -> Option<&Path> {
+        let program = Path::new(row.target.server.split(' ').next()?);
+        let mut servers = self.servers.iter();
+        servers
+            .find(|server| server.file_name() == program.file_name())
+            .map(PathBuf::as_path)
     }
 
     /// Measures the time from `add` to the first read in a guest with four CPUs: by a clock that
@@ -285,6 +289,30 @@ impl<'a> Bench<'a> {
         ensure!(outcome.verdict.is_good(), "{}", outcome.report());
         Ok((outcome.lines, outcome.command))
     }
+}
+
+/// Builds the servers that the rows need; rows whose server cannot be built here leave the
+/// selection.
+fn servers(selection: &mut Selection) -> Result<Vec<PathBuf>> {
+    // Also reads back what a device is, whoever serves it.
+    let mut servers = vec![programs::ublkctl()?];
+    let words = |row: Row| row.target.server.split(' ').next().map(str::to_owned);
+    let mut needed: Vec<String> = selection.all().into_iter().filter_map(words).collect();
+    needed.sort();
+    needed.dedup();
+    for program in needed {
+        if let Some(example) = program.strip_prefix(EXAMPLE) {
+            servers.push(programs::example(example)?);
+        } else if program == LIBUBLK {
+            match programs::libublk() {
+                Ok(program) => servers.push(program),
+                // It needs the crate registry and libclang; without them the rest is still worth
+                // measuring.
+                Err(error) => selection.skip(LIBUBLK, &format!("{error:#}")),
+            }
+        }
+    }
+    Ok(servers)
 }
 
 /// A machine whose clock is the number of its instructions.

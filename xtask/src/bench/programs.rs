@@ -43,6 +43,23 @@ pub fn ublkctl() -> Result<PathBuf> {
     placed(directory.join(TARGET).join("release/ublkctl"))
 }
 
+/// An example of the facade, built in the same way.
+///
+/// # Errors
+/// The build fails; the text is not where it was told to be.
+pub fn example(name: &str) -> Result<PathBuf> {
+    let directory = paths::target().join("bench");
+    let mut command = cargo(&directory);
+    command.args(["--package", "ublk", "--example", name]);
+    println!("building for the benchmark: {name}");
+    cmd::run(&mut command)?;
+    let examples = directory.join(TARGET).join("release/examples");
+    let named = examples.join(format!("ublk-example-{name}"));
+    let built = examples.join(name);
+    fs::copy(&built, &named).with_context(|| built.display().to_string())?;
+    placed(named)
+}
+
 /// Makes sure that a program's text is what is counted as a server's own.
 fn placed(program: PathBuf) -> Result<PathBuf> {
     let bytes = fs::read(&program).with_context(|| program.display().to_string())?;

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::label::Label;
-pub use targets::{LIBUBLK, Target};
+pub use targets::{EXAMPLE, LIBUBLK, Target};
 use works::Work;
 
 /// Name of the row about the time from `add` to the first read.

@@ -9,6 +9,8 @@ const ON_TMPFS: &str = "tmpfs /mnt/tmpfs/file 256";
 const EXT4: &str = "/mnt/ext4/file";
 const ON_EXT4: &str = "ext4 /dev/ram1 /mnt/ext4/file 256";
 
+/// What the path of an example begins with in the image.
+pub const EXAMPLE: &str = "/usr/bin/ublk-example-";
 /// The program of libublk's rows in the image.
 pub const LIBUBLK: &str = "/usr/bin/bench-libublk";
 
@@ -45,6 +47,17 @@ impl Target {
             ),
             label: Label::ublk(queues, data, batch == "on"),
             jobs: queues,
+            ..Self::default()
+        }
+    }
+
+    /// An example of the facade that is a server, in copy mode.
+    fn example(name: &str, example: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            server: format!("{EXAMPLE}{example} -q 1 -d 128"),
+            label: Label::ublk(1, "copy", false),
+            jobs: 1,
             ..Self::default()
         }
     }
@@ -93,6 +106,16 @@ impl Target {
     }
 }
 
+/// Our file device on tmpfs; an empty mode is the server's choice.
+fn file_tmpfs(name: &str, data: &str) -> Target {
+    Target::ours(name, &format!("file {TMPFS}"), data, "off", 1).on(ON_TMPFS)
+}
+
+/// The same on ext4.
+fn file_ext4(name: &str, data: &str) -> Target {
+    Target::ours(name, &format!("file {EXT4}"), data, "off", 1).on(ON_EXT4)
+}
+
 /// Targets of the five works.
 pub fn counted() -> Vec<Target> {
     let ours = |name: &str, backend: &str, data: &str, batch: &str| {
@@ -107,6 +130,13 @@ pub fn counted() -> Vec<Target> {
         ours("mem_batch", mem, "copy", "on"),
         ours("mem_get_data", mem, "get-data", "off"),
         ours("mem_user_copy", mem, "user-copy", "off"),
+        Target::example("null_async", "bench_async_null"),
+        file_tmpfs("file_tmpfs", ""),
+        file_tmpfs("file_tmpfs_copy", "copy"),
+        file_tmpfs("file_tmpfs_user_copy", "user-copy"),
+        file_ext4("file_ext4", ""),
+        file_ext4("file_ext4_copy", "copy"),
+        file_ext4("file_ext4_zero_copy", "zero-copy"),
         Target::libublk("libublk_null", "null", "copy", 1),
         Target::libublk("libublk_null_zero_copy", "null --zero-copy", "zero-copy", 1),
         Target::libublk("libublk_null_async", "null --async", "copy", 1),
@@ -120,7 +150,11 @@ pub fn counted() -> Vec<Target> {
 
 /// Targets that are compared at every size.
 pub fn sized() -> Vec<Target> {
-    vec![Target::looped("loop_ext4", "direct", EXT4).on(ON_EXT4)]
+    vec![
+        file_ext4("file_ext4_copy", "copy"),
+        file_ext4("file_ext4_zero_copy", "zero-copy"),
+        Target::looped("loop_ext4", "direct", EXT4).on(ON_EXT4),
+    ]
 }
 
 /// One queue, and two, in a guest with two CPUs.

@@ -1,0 +1,95 @@
+//! The rows with limits, counted in little time: for `cargo xtask test` and `vm-stress`.
+
+use anyhow::Result;
+
+use super::Options;
+use super::figures::Figure;
+use super::guest::Bench;
+use super::limits::Limits;
+use super::scaling;
+use super::select::Selection;
+use crate::kernel::{self, Kernel};
+use crate::manifest::Manifest;
+use crate::results::Results;
+use crate::vm;
+
+/// The kernel series that the limits are for.
+pub const SERIES: &str = "7.3";
+
+/// Programs and image, built once.
+#[derive(Debug)]
+pub struct Short<'a> {
+    bench: Bench<'a>,
+    selection: Selection,
+    limits: Limits,
+}
+
+/// What came of one count.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// Instructions per I/O.
+    pub figures: Vec<Figure>,
+    /// Rows that could not be counted, figures above their limits.
+    pub faults: Vec<String>,
+}
+
+impl<'a> Short<'a> {
+    /// Builds what is needed for the rows whose names have `filter` in them.
+    ///
+    /// # Errors
+    /// No such row; a build fails.
+    pub fn new(manifest: &'a Manifest, kernel: &'a Kernel, filter: &str) -> Result<Self> {
+        let limits = Limits::load()?;
+        let mut selection = Selection::new(&Options::short(filter), &limits)?;
+        let bench = Bench::new(manifest, kernel, &mut selection)?;
+        Ok(Self {
+            bench,
+            selection,
+            limits,
+        })
+    }
+
+    /// Counts.
+    ///
+    /// # Errors
+    /// A guest does not come to its end.
+    pub fn run(&self) -> Result<Round> {
+        let mut round = Round::default();
+        for (cpus, rows) in [(1, &self.selection.counted), (2, &self.selection.two_cpus)] {
+            if !rows.is_empty() {
+                let counted = self.bench.count(rows, cpus, false)?;
+                round.figures.extend(counted.figures);
+                round.faults.extend(counted.errors);
+            }
+        }
+        let limits = &self.limits;
+        let over = limits.icount(&self.selection.counted, &round.figures);
+        round.faults.extend(over);
+        let (found, wrong) = scaling::counted(&round.figures, &limits.scaling);
+        found.iter().for_each(|line| println!("{line}"));
+        round.faults.extend(wrong);
+        Ok(round)
+    }
+}
+
+/// The benchmark's part of `cargo xtask test`: each row within its limits is a test that passed.
+///
+/// # Errors
+/// Nothing can be counted here.
+pub fn test() -> Result<Results> {
+    let manifest = vm::set_up()?;
+    let kernel = kernel::prepare(&manifest, SERIES)?;
+    let short = Short::new(&manifest, &kernel, "")?;
+    let round = short.run()?;
+    let mut results = Results::default();
+    for figure in &round.figures {
+        println!("{}", figure.line());
+        let start = format!("{}:", figure.name);
+        if !round.faults.iter().any(|fault| fault.starts_with(&start)) {
+            results.passed += 1;
+        }
+    }
+    results.failed = round.faults;
+    results.skipped.clone_from(&short.selection.skipped);
+    Ok(results)
+}
