@@ -39,10 +39,13 @@ pub(crate) struct Alignment {
 pub(crate) fn direct_alignment(file: &fs::File, read_only: bool) -> Option<Option<Alignment>> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
     let wanted = libc::STATX_DIOALIGN | libc::STATX_DIO_READ_ALIGN;
+    // By number: std refers to the function weakly, and in a static program with link-time optimisation that makes
+    // our reference weak, too. Nothing pulls it out of libc.a then, and the call goes to address 0.
     // SAFETY: the descriptor is open for the call, the path is an empty NUL-terminated constant, and `found` has
     // room for the answer.
     let answer = unsafe {
-        libc::statx(
+        libc::syscall(
+            libc::SYS_statx,
             file.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
