@@ -125,6 +125,8 @@ pub fn on_host(filter: Option<&str>) -> Result<Results> {
         ("ublkctl", "ublkctl"),
         ("ublk", "examples/null"),
         ("ublk", "examples/ramdisk"),
+        ("ublk", "examples/async_file"),
+        ("ublk", "examples/async_remote"),
     ])?;
     let mut results = Results::default();
     let mut command = Command::new(&built[0]);

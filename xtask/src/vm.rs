@@ -15,12 +15,14 @@ use crate::manifest::Manifest;
 use crate::{build, host, paths};
 
 /// Our programs that every guest has.
-pub const PROGRAMS: [(&str, &str); 5] = [
+pub const PROGRAMS: [(&str, &str); 7] = [
     ("ublkctl", "ublkctl"),
     ("ublk-e2e", "ublk-e2e"),
     ("ublk-guest", "ublk-demo"),
     ("ublk", "examples/null"),
     ("ublk", "examples/ramdisk"),
+    ("ublk", "examples/async_file"),
+    ("ublk", "examples/async_remote"),
 ];
 
 /// A place where guests can be run.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -148,6 +149,28 @@ fn connections_are_made_and_accepted() {
         client.write_all(b"hi").expect("write");
         let (received, buf) = ring.recv(&accepted, vec![0; 2], 0).await;
         assert_eq!((received, &buf[..]), (Ok(2), &b"hi"[..]));
+        let stream = ring.connect_tcp(at).await.expect("connected");
+        let mut accepted = std::net::TcpStream::from(
+            ring.accept(&listening)
+                .await
+                .expect("a connection")
+                .as_fd()
+                .try_clone_to_owned()
+                .expect("dup"),
+        );
+        let (sent, buf) = ring.send_all(&stream, vec![4; 100_000]).await;
+        assert_eq!((sent, buf.len()), (Ok(()), 100_000));
+        let mut found = vec![0; 100_000];
+        accepted.read_exact(&mut found).expect("read");
+        assert_eq!(found, buf);
+        accepted.write_all(b"1234").expect("write");
+        assert_eq!(
+            ring.recv_all(&stream, vec![0; 4]).await,
+            (Ok(()), b"1234".to_vec())
+        );
+        drop(accepted);
+        let reset = Err(Errno::new(libc::ECONNRESET));
+        assert_eq!(ring.recv_all(&stream, vec![0; 4]).await.0, reset);
         // A datagram socket is connected by naming whom it talks to.
         assert_eq!(ring.connect(&datagrams, at).await, Ok(()));
         let six = "[::1]:9".parse().expect("an address");

@@ -1,5 +1,6 @@
 //! The examples of the facade, as somebody runs them who has just built them.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -12,12 +13,14 @@ use crate::case::Case;
 use crate::cli::cpus;
 use crate::direct_io::Direct;
 use crate::wait::{secs, until};
-use crate::{procfs, sysfs};
+use crate::{pattern, procfs, sysfs};
 
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("example_null_serves", null),
         Case::new("example_ramdisk_keeps_data", ramdisk),
+        Case::new("example_async_file_keeps_data_in_the_file", async_file),
+        Case::new("example_async_remote_keeps_data", async_remote),
     ]
 }
 
@@ -127,16 +130,54 @@ fn null() -> Result<()> {
 
 fn ramdisk() -> Result<()> {
     const SIZE: u64 = 32 << 20;
-    let example = Example::start("ramdisk", &[&SIZE.to_string()])?;
-    example.check(SIZE, 1)?;
+    keeps_data(Example::start("ramdisk", &[&SIZE.to_string()])?, SIZE)
+}
+
+fn async_remote() -> Result<()> {
+    const SIZE: u64 = 16 << 20;
+    keeps_data(Example::start("async_remote", &[&SIZE.to_string()])?, SIZE)
+}
+
+/// Through the device and back, then what is in the file; zeroes and discards are holes there.
+fn async_file() -> Result<()> {
+    const SIZE: u64 = 32 << 20;
+    let path = std::env::temp_dir().join(format!("ublk-e2e-async-{}", std::process::id()));
+    let file = File::create_new(&path).with_context(|| path.display().to_string())?;
+    file.set_len(SIZE)?;
+    let word = path.to_str().context("a path in UTF-8")?;
+    let example = Example::start("async_file", &[word, "2"])?;
+    example.check(SIZE, 2)?;
+    let direct = Direct::open(&example.path)?;
+    let ranges = [(0, 512), (SIZE - 4096, 4096), (1 << 20, 3 << 20)];
+    for (generation, (offset, len)) in (1..).zip(ranges) {
+        direct.write_pattern(offset, len, generation)?;
+    }
+    for (generation, (offset, len)) in (1..).zip(ranges) {
+        direct.check_pattern(offset, len, generation)?;
+    }
+    direct.check_zero(8192, 65536)?;
+    drop(direct);
+    example.interrupt()?;
+    let all = std::fs::read(&path)?;
+    std::fs::remove_file(&path)?;
+    for (generation, (offset, len)) in (1..).zip(ranges) {
+        let at = usize::try_from(offset)?;
+        pattern::check(&all[at..at + len], offset, generation)?;
+    }
+    Ok(())
+}
+
+/// What is written to a device of one queue is read back, and nothing else is there.
+fn keeps_data(example: Example, size: u64) -> Result<()> {
+    example.check(size, 1)?;
     let direct = Direct::open(&example.path)?;
     direct.check_zero(0, 1 << 20)?;
     // First, last, and more than one request holds.
     let ranges = [
         (0, 512),
-        (SIZE - 512, 512),
+        (size - 512, 512),
         (65_536 - 512, 2 << 20),
-        (SIZE / 2, 4096),
+        (size / 2, 4096),
     ];
     for (generation, (offset, len)) in (1..).zip(ranges) {
         direct.write_pattern(offset, len, generation)?;
@@ -146,7 +187,7 @@ fn ramdisk() -> Result<()> {
     }
     direct.check_zero(512, 4096)?;
     ensure!(
-        direct.write_pattern(SIZE, 512, 1).is_err(),
+        direct.write_pattern(size, 512, 1).is_err(),
         "a write past the end passed"
     );
     drop(direct);

@@ -44,6 +44,8 @@ pub(super) enum Kind {
     RecvPieces(u32),
     SendPieces(u32),
     SendPiecesZeroCopy(u32),
+    /// With the arguments of `socket(2)`.
+    Socket(i32, i32),
     Connect(SocketAddr),
     Accept,
     Shutdown(u32),
@@ -150,7 +152,7 @@ fn size_of_u32<T>() -> u32 {
 impl Kind {
     /// Whether a CQE brings a descriptor.
     pub(super) const fn gives_descriptor(&self) -> bool {
-        matches!(self, Self::Accept)
+        matches!(self, Self::Accept | Self::Socket(..))
     }
 }
 
@@ -235,6 +237,7 @@ pub(super) unsafe fn entry(
         }
         (Kind::Fsync { data_only }, _) => op::fsync(fd, data_only),
         (Kind::Fallocate { mode, offset, len }, _) => op::fallocate(fd, mode, offset, len),
+        (Kind::Socket(domain, kind), _) => op::socket(domain, kind.cast_unsigned(), 0),
         (Kind::Connect(to), _) => {
             let len = scratch.set_address(&to);
             let address = (&raw const scratch.address).cast();

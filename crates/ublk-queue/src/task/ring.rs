@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ublk_core::Errno;
+use uring_lite::op;
+
 use super::buf::{IoBuf, IoBufMut};
 use super::core::Core;
 use super::entry::{Kind, Scratch};
@@ -176,6 +179,62 @@ impl Ring {
     ) -> RingOp<Vec<B>, Transferred> {
         let kind = Kind::SendPiecesZeroCopy(flags);
         RingOp::new(&self.0, kind, Some(fd), buffers, from_pieces())
+    }
+
+    /// Makes a socket, closed on exec, of a domain and a kind of `socket(2)` (`IORING_OP_SOCKET`, 5.19).
+    pub fn socket(&self, domain: i32, kind: i32) -> RingOp<(), Descriptor> {
+        self.plain(Kind::Socket(domain, kind | libc::SOCK_CLOEXEC), None)
+    }
+
+    /// A new connection by TCP.
+    ///
+    /// # Errors
+    /// The errno of making or connecting the socket.
+    pub async fn connect_tcp(&self, to: SocketAddr) -> Result<SharedFd, Errno> {
+        let domain = match to {
+            SocketAddr::V4(_) => libc::AF_INET,
+            SocketAddr::V6(_) => libc::AF_INET6,
+        };
+        let socket = self.socket(domain, libc::SOCK_STREAM).await?;
+        self.connect(&socket, to).await?;
+        Ok(socket)
+    }
+
+    /// Sends all of a buffer, by as many [`send`](Self::send)s as it takes.
+    ///
+    /// # Errors
+    /// The first operation's errno.
+    pub async fn send_all<B: IoBuf>(&self, fd: &SharedFd, buffer: B) -> (Result<(), Errno>, B) {
+        let (mut buffer, mut done) = (buffer, 0);
+        while done < buffer.place().len() {
+            let rest = buffer.slice(done, u32::MAX);
+            let (sent, rest) = self.send(fd, rest, op::MSG_WAITALL).await;
+            buffer = rest.into_inner();
+            match sent {
+                Ok(sent) => done += sent,
+                Err(errno) => return (Err(errno), buffer),
+            }
+        }
+        (Ok(()), buffer)
+    }
+
+    /// Fills a buffer from a socket, by as many [`recv`](Self::recv)s as it takes.
+    ///
+    /// # Errors
+    /// The first operation's errno; ECONNRESET at the end of the stream.
+    pub async fn recv_all<B: IoBufMut>(&self, fd: &SharedFd, buffer: B) -> (Result<(), Errno>, B) {
+        let (mut buffer, mut done) = (buffer, 0);
+        while done < buffer.place().len() {
+            let rest = buffer.slice(done, u32::MAX);
+            let (received, rest) = self.recv(fd, rest, op::MSG_WAITALL).await;
+            buffer = rest.into_inner();
+            match received {
+                Ok(0) => return (Err(Errno::new(libc::ECONNRESET)), buffer),
+                Ok(received) => done += received,
+                Err(errno) => return (Err(errno), buffer),
+            }
+        }
+        (Ok(()), buffer)
     }
 
     /// Connects a socket (`IORING_OP_CONNECT`).
