@@ -127,6 +127,7 @@ pub fn on_host(filter: Option<&str>) -> Result<Results> {
         ("ublk", "examples/ramdisk"),
         ("ublk", "examples/async_file"),
         ("ublk", "examples/async_remote"),
+        ("ublk-tokio", "examples/tokio_ramdisk"),
     ])?;
     let mut results = Results::default();
     let mut command = Command::new(&built[0]);

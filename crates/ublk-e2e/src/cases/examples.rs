@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("example_ramdisk_keeps_data", ramdisk),
         Case::new("example_async_file_keeps_data_in_the_file", async_file),
         Case::new("example_async_remote_keeps_data", async_remote),
+        Case::new("example_tokio_ramdisk_keeps_data", tokio_ramdisk),
     ]
 }
 
@@ -131,6 +132,11 @@ fn null() -> Result<()> {
 fn ramdisk() -> Result<()> {
     const SIZE: u64 = 32 << 20;
     keeps_data(Example::start("ramdisk", &[&SIZE.to_string()])?, SIZE)
+}
+
+fn tokio_ramdisk() -> Result<()> {
+    const SIZE: u64 = 32 << 20;
+    keeps_data(Example::start("tokio_ramdisk", &[&SIZE.to_string()])?, SIZE)
 }
 
 fn async_remote() -> Result<()> {

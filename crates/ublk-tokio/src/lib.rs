@@ -1,0 +1,157 @@
+//! Answers the requests of a ublk device from a tokio runtime.
+//!
+//! The queues' threads stay what they are: they take requests from the driver and hand them over, by [`channel`] to
+//! one receiver, or by [`Spawn`] to a task each. Tasks answer whenever they like, from any thread of the runtime;
+//! the queue's ring is woken at once.
+//!
+//! ```no_run
+//! use ublk::core::Op;
+//! use ublk::{Builder, Errno, Limits, OwnedRequest};
+//!
+//! async fn answer(mut request: OwnedRequest) {
+//!     // Whatever can be awaited.
+//!     tokio::task::yield_now().await;
+//!     let result = match request.op() {
+//!         Op::Read => request.data_mut().map(|data| data.fill(0)),
+//!         _ => Err(Errno::EOPNOTSUPP),
+//!     };
+//!     request.complete(result);
+//! }
+//!
+//! # async fn serve() -> Result<(), ublk::Error> {
+//! let limits = Limits::new(1 << 30).read_only(true);
+//! let (feed, mut requests) = ublk_tokio::channel(128);
+//! let device = ublk_tokio::start(Builder::handlers(limits, move |_queue| feed.clone())).await?;
+//! println!("{}", device.path().display());
+//! while let Some(request) = requests.next().await {
+//!     tokio::spawn(answer(request));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A request that is dropped, as by a task that panicked or was aborted, is answered with EIO and counted. Where a
+//! request needs no other thread, `ublk::tasks` does without a runtime and costs a fraction.
+#![forbid(unsafe_code)]
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::runtime;
+use tokio::sync::mpsc;
+use ublk::{Backend, Builder, Device, Error, Handler, OwnedRequest, Request};
+
+/// A channel with room for `tags` requests: give it the tags of all queues together, depth times queues.
+///
+/// # Panics
+/// With no tags at all.
+#[must_use]
+pub fn channel(tags: usize) -> (Feed, Requests) {
+    let (sender, receiver) = mpsc::channel(tags);
+    (Feed(sender), Requests(receiver))
+}
+
+/// The queues' end of a [`channel`]: a handler that hands each request over. A clone for each queue.
+///
+/// A request for which there is no room, since more tags feed the channel than it was made for, or that nobody
+/// receives any more, is answered with EIO and counted as dropped.
+#[derive(Debug, Clone)]
+pub struct Feed(mpsc::Sender<OwnedRequest>);
+
+impl Handler for Feed {
+    fn handle(&mut self, request: Request<'_>) {
+        // What is not taken is dropped, and so answered.
+        drop(self.0.try_send(request.detach()));
+    }
+}
+
+/// The runtime's end of a [`channel`].
+#[derive(Debug)]
+pub struct Requests(mpsc::Receiver<OwnedRequest>);
+
+impl Requests {
+    /// The next request of any queue; `None` once all queues have ended. Nothing is lost when this future is
+    /// dropped.
+    pub async fn next(&mut self) -> Option<OwnedRequest> {
+        self.0.recv().await
+    }
+}
+
+/// A handler that starts a task of a runtime for each request. A clone for each queue.
+pub struct Spawn<F> {
+    runtime: runtime::Handle,
+    serve: Arc<F>,
+}
+
+impl<F> Clone for Spawn<F> {
+    fn clone(&self) -> Self {
+        Self {
+            runtime: self.runtime.clone(),
+            serve: Arc::clone(&self.serve),
+        }
+    }
+}
+
+impl<F> std::fmt::Debug for Spawn<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spawn").finish_non_exhaustive()
+    }
+}
+
+impl<F, Fut> Spawn<F>
+where
+    F: Fn(OwnedRequest) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    /// Starts tasks of this runtime, whose futures answer their request.
+    pub fn new(runtime: runtime::Handle, serve: F) -> Self {
+        Self {
+            runtime,
+            serve: Arc::new(serve),
+        }
+    }
+}
+
+impl<F, Fut> Handler for Spawn<F>
+where
+    F: Fn(OwnedRequest) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    fn handle(&mut self, request: Request<'_>) {
+        // A task that is never run, since the runtime shuts down, drops its request, which is answered.
+        drop(self.runtime.spawn((self.serve)(request.detach())));
+    }
+}
+
+/// [`Builder::start`] on a thread where blocking is allowed.
+///
+/// # Errors
+/// As [`Builder::start`].
+///
+/// # Panics
+/// When starting it panics, or the runtime shuts down.
+pub async fn start<B: Backend>(builder: Builder<B>) -> Result<Device, Error> {
+    blocking(move || builder.start()).await
+}
+
+/// [`Device::remove`] on a thread where blocking is allowed: stop, end, delete. Requests must go on being answered
+/// until it returns: the driver has dirty pages written first.
+///
+/// # Errors
+/// As [`Device::remove`].
+///
+/// # Panics
+/// When removing it panics, or the runtime shuts down.
+pub async fn remove(device: Device) -> Result<(), Error> {
+    blocking(move || device.remove()).await
+}
+
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => panic!("the runtime shut down under a device: {error}"),
+        },
+    }
+}
