@@ -37,7 +37,12 @@ impl Example {
     /// Starts `ublk-example-NAME`, from the directory `$UBLK_EXAMPLES` if that is set, and reads the path it
     /// prints.
     fn start(name: &str, words: &[&str]) -> Result<Self> {
-        let program = format!("ublk-example-{name}");
+        Self::of("ublk", name, words)
+    }
+
+    /// The same for an example of another crate.
+    fn of(package: &str, name: &str, words: &[&str]) -> Result<Self> {
+        let program = format!("{package}-example-{name}");
         let program = match std::env::var_os("UBLK_EXAMPLES") {
             Some(directory) => PathBuf::from(directory).join(program),
             None => program.into(),
@@ -136,7 +141,7 @@ fn ramdisk() -> Result<()> {
 
 fn tokio_ramdisk() -> Result<()> {
     const SIZE: u64 = 32 << 20;
-    keeps_data(Example::start("tokio_ramdisk", &[&SIZE.to_string()])?, SIZE)
+    keeps_data(Example::of("ublk-tokio", "tokio_ramdisk", &[&SIZE.to_string()])?, SIZE)
 }
 
 fn async_remote() -> Result<()> {
