@@ -24,6 +24,8 @@ pub struct LaneContext {
     pub data: DataMode,
     /// Bytes of the buffer behind each tag.
     pub max_io_bytes: u32,
+    /// Index of tag 0's buffer in the ring's table, the others behind it; in zero copy.
+    pub buf_base: u16,
     /// Wakes the worker: [`Handler::turn`] is called soon after.
     pub wake: Arc<dyn Wake>,
 }
@@ -67,6 +69,10 @@ pub trait Handler {
     fn in_flight(&self) -> usize {
         0
     }
+
+    /// The worker ends before its lanes are empty: cancel the operations under way. [`turn`](Handler::turn) and
+    /// [`operation_completed`](Handler::operation_completed) are called for a while, until there are none.
+    fn leave(&mut self) {}
 
     /// Get-data mode: where the data of a WRITE shall land, asked before [`Handler::handle`] sees the request.
     /// `None` is the tag's buffer. What is given must hold `io.len` bytes.

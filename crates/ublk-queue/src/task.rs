@@ -134,6 +134,8 @@ fn place_of(
 ) -> Result<Option<Place>, Errno> {
     let len = u32::try_from(io.len).map_err(|_| Errno::EINVAL)?;
     let ptr = match (io.op, registered) {
+        // The driver could not register the pages, or was not to: there is nothing that an operation could name.
+        (Op::Read | Op::Write, Some(_)) if io.flags.needs_registration() => return Err(Errno::EIO),
         (Op::Read | Op::Write, Some(base)) => {
             let index = base + request.tag().get();
             let offset = 0;
@@ -161,7 +163,7 @@ where
             slots: Slots::new(usize::from(depth)),
             core: Rc::new(Core::new(depth, operations, context.wake.clone())),
             batch: Vec::with_capacity(usize::from(depth)),
-            registered: zero_copy.then_some(0),
+            registered: zero_copy.then_some(context.buf_base),
         });
     }
 
@@ -224,6 +226,13 @@ where
 
     fn in_flight(&self) -> usize {
         self.lane.as_ref().map_or(0, |lane| lane.core.pool.busy())
+    }
+
+    fn leave(&mut self) {
+        if let Some(lane) = &mut self.lane {
+            // Operations become orphans, which are cancelled; requests stay unanswered.
+            lane.slots.clear_all();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ublk_core::iod::IoBounds;
 use ublk_core::{DataMode, Errno, QueueId};
@@ -12,9 +12,10 @@ use crate::buffers::Arena;
 use crate::handler::{Handler, LaneContext};
 use crate::health::{Counters, State};
 use crate::lane::{ABORT_WAIT, Lane, LaneError};
+use crate::operations::Operation;
 use crate::seam::{Completion, Descriptors, NoDevice, Port, UserCopyPort, Wake};
 use crate::shared::{DataPath, LaneShared};
-use crate::user_data::UserData;
+use crate::user_data::{Kind, UserData};
 
 /// Why a worker ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +35,9 @@ pub enum WorkerError {
 /// First wait before commands that io_uring refused are pushed again; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_micros(100);
 const RETRY_MAX: Duration = Duration::from_millis(5);
+
+/// How long an ending worker waits for operations that were cancelled.
+const REAP: Duration = Duration::from_secs(1);
 
 /// A lane to be hosted by a worker.
 pub struct LaneSpec<D, H> {
@@ -181,6 +185,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             depth: spec.depth,
             data: spec.data,
             max_io_bytes: spec.bounds.max_io_bytes,
+            buf_base: spec.buf_base,
             wake: Arc::clone(&wake),
         };
         let shared = LaneShared::new(spec.qid, spec.depth, arena, path, wake);
@@ -379,8 +384,41 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
     }
 
+    /// Has handlers cancel their operations, and waits for a while until the kernel has none: what it has then is
+    /// leaked by whoever owns it (L09).
+    #[cold]
+    fn reap(&mut self) {
+        let until = Instant::now() + REAP;
+        for lane in &mut self.lanes {
+            lane.handler.leave();
+        }
+        while self.lanes.iter().any(|lane| lane.handler.in_flight() != 0) && Instant::now() < until
+        {
+            for lane in &mut self.lanes {
+                lane.turn(&mut self.port);
+            }
+            if self.port.enter(true, Some(ABORT_WAIT)).is_err() {
+                return;
+            }
+            while let Some(completion) = self.port.next() {
+                // Requests that come now are left to whoever serves the device next.
+                let word = completion.user_data;
+                let operation = UserData::unpack(word).filter(|it| it.kind == Kind::Operation);
+                let lane = self.lanes.iter_mut().find(|lane| lane.is_own(word));
+                if let (Some(UserData { tag, turn, .. }), Some(lane)) = (operation, lane) {
+                    let operation = Operation { place: tag, turn };
+                    let Completion { res, flags, .. } = completion;
+                    lane.handler.operation_completed(operation, res, flags);
+                }
+            }
+        }
+    }
+
     /// Ends the worker: the ring is closed, buffers are freed where nobody else holds them.
-    pub fn finish(self, result: &Result<(), WorkerError>) {
+    pub fn finish(mut self, result: &Result<(), WorkerError>) {
+        if H::OPERATIONS && result.is_err() {
+            self.reap();
+        }
         for lane in &self.lanes {
             lane.shared.meters.in_hand.set(u64::from(lane.away()));
             match result {

@@ -7,12 +7,13 @@ use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Poll, Waker};
 
-use common::run;
+use common::{run, run_until};
 use ublk_core::{DataMode, Errno, Op};
+use ublk_queue::WorkerError;
 use ublk_queue::task::{Async, IoBuf, SharedFd, TaskRequest};
 use ublk_sim::{Config, End, Faults};
 
@@ -412,4 +413,41 @@ fn l09_a_worker_that_leaves_drops_no_buffer_of_an_operation() {
     assert!(run.result.is_err());
     assert!(run.report.unanswered > 0);
     assert!(ublk_queue::task::leaked_operations() > 0);
+}
+
+/// L56 A worker that is told to leave cancels the operations of its tasks and waits for them: their buffers are freed,
+/// and only the requests are left.
+#[test]
+fn l56_a_worker_that_is_told_to_leave_reaps_its_operations() {
+    let leave = Arc::new(AtomicBool::new(false));
+    let bytes: Arc<[u8]> = Arc::from(vec![7; 4096]);
+    let config = Config::new(8);
+    let file = descriptor();
+    let served = Rc::new(Cell::new(0));
+    let run = run_until(&config, Arc::clone(&leave), || {
+        let (file, served) = (file.clone(), Rc::clone(&served));
+        let (leave, bytes) = (Arc::clone(&leave), Arc::clone(&bytes));
+        Async::new(move |request| {
+            let (file, served) = (file.clone(), Rc::clone(&served));
+            let (leave, bytes) = (Arc::clone(&leave), Arc::clone(&bytes));
+            async move {
+                served.set(served.get() + 1);
+                if served.get() > 300 {
+                    leave.store(true, Ordering::Relaxed);
+                    // Under way when the worker leaves.
+                    request.ring().write(&file, bytes, 0).await.0?;
+                }
+                serve(request, file).await
+            }
+        })
+    });
+    assert_eq!(run.result, Err(WorkerError::Left));
+    assert_eq!(run.report.violations, Vec::<String>::new());
+    assert!(run.report.unanswered > 0);
+    let seen = run.shared.seen.lock().expect("no panic");
+    assert!(seen.cancelled > 0);
+    assert_eq!(seen.left, 0, "the kernel has none");
+    drop(seen);
+    drop(run);
+    assert_eq!(Arc::strong_count(&bytes), 1);
 }

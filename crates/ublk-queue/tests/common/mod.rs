@@ -21,6 +21,8 @@ pub struct Seen {
     pub cancelled: usize,
     /// Most operations that were under way at once.
     pub most: usize,
+    /// Operations that were under way when the ring was closed.
+    pub left: usize,
 }
 
 /// The file behind operations, and what was seen of them.
@@ -100,6 +102,12 @@ impl<P: Port> FilePort<P> {
                 flags: 0,
             });
         }
+    }
+}
+
+impl<P> Drop for FilePort<P> {
+    fn drop(&mut self) {
+        self.shared.seen.lock().expect("no panic").left = self.pending.len();
     }
 }
 
@@ -224,7 +232,16 @@ impl Run {
 }
 
 /// Runs the engine on one thread, with a handler per lane, until it ends.
-pub fn run<H: Handler>(config: &Config, mut make: impl FnMut() -> H) -> Run {
+pub fn run<H: Handler>(config: &Config, make: impl FnMut() -> H) -> Run {
+    run_until(config, Arc::default(), make)
+}
+
+/// The same, or until it is told to leave.
+pub fn run_until<H: Handler>(
+    config: &Config,
+    leave: Arc<AtomicBool>,
+    mut make: impl FnMut() -> H,
+) -> Run {
     let sim = Sim::new(config.clone());
     let shared = Arc::new(Shared {
         file: Mutex::new(vec![0; config.size]),
@@ -232,7 +249,7 @@ pub fn run<H: Handler>(config: &Config, mut make: impl FnMut() -> H) -> Run {
     });
     let full = u64::from(config.faults.full);
     let port = FilePort::new(sim.port(), Arc::clone(&shared), config.seed + 1, full);
-    let mut worker = Worker::new(port, Arc::new(AtomicBool::new(false)));
+    let mut worker = Worker::new(port, leave);
     let mut lanes = Vec::new();
     for qid in 0..config.queues {
         let id = QueueId::new(qid).expect("few queues");
