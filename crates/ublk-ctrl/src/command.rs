@@ -57,6 +57,42 @@ pub enum Command {
         /// The hw queue.
         queue: QueueId,
     },
+    /// START_USER_RECOVERY, as soon as the device is quiesced or failing I/O and its old server's character
+    /// device is closed. Answered by [`Reply::Done`].
+    StartRecovery {
+        /// The device.
+        id: DevId,
+    },
+    /// END_USER_RECOVERY: waits until every tag is fetched by the new server. Answered by
+    /// [`Reply::Done`].
+    EndRecovery {
+        /// The device.
+        id: DevId,
+        /// The process (tgid) that opened the character device anew.
+        server_pid: u32,
+    },
+    /// QUIESCE_DEV. Answered by [`Reply::Done`].
+    Quiesce {
+        /// The device.
+        id: DevId,
+    },
+    /// UPDATE_SIZE, of a live device only. Answered by [`Reply::Done`].
+    UpdateSize {
+        /// The device.
+        id: DevId,
+        /// The new size in bytes.
+        size: u64,
+    },
+    /// TRY_STOP_DEV. Answered by [`Reply::Done`].
+    TryStop {
+        /// The device.
+        id: DevId,
+    },
+    /// DEL_DEV_ASYNC, or DEL_DEV for an unprivileged device. Answered by [`Reply::Done`].
+    DeleteAsync {
+        /// The device.
+        id: DevId,
+    },
     /// Waits until `/dev/ublkbN` exists, opens and has this size (L38). Answered by [`Reply::Done`].
     ProveReady {
         /// The device.
@@ -80,6 +116,12 @@ impl Command {
             Self::Delete { .. } => Operation::Delete,
             Self::Info { .. } => Operation::Info,
             Self::Affinity { .. } => Operation::Affinity,
+            Self::StartRecovery { .. } => Operation::StartRecovery,
+            Self::EndRecovery { .. } => Operation::EndRecovery,
+            Self::Quiesce { .. } => Operation::Quiesce,
+            Self::UpdateSize { .. } => Operation::UpdateSize,
+            Self::TryStop { .. } => Operation::TryStop,
+            Self::DeleteAsync { .. } => Operation::DeleteAsync,
             Self::ProveReady { .. } => Operation::ProveReady,
         }
     }
@@ -97,6 +139,12 @@ impl Command {
             | Self::Delete { id }
             | Self::Info { id }
             | Self::Affinity { id, .. }
+            | Self::StartRecovery { id }
+            | Self::EndRecovery { id, .. }
+            | Self::Quiesce { id }
+            | Self::UpdateSize { id, .. }
+            | Self::TryStop { id }
+            | Self::DeleteAsync { id }
             | Self::ProveReady { id, .. } => Some(*id),
         }
     }
@@ -234,6 +282,61 @@ pub trait Controller: Send {
         }
     }
 
+    /// Takes a device whose server is gone for a new one, waiting until the driver lets go of the old.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] where the device is live or dead to the end, [`Error::Busy`] where its old
+    /// server still has it open, [`Error::Refused`] with EINVAL where it was made without recovery …
+    fn start_recovery(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        done(self, Command::StartRecovery { id }, deadline)
+    }
+
+    /// Makes a device live again whose tags are all being fetched by the process `server_pid`.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] where a tag is not fetched, [`Error::Busy`], [`Error::Refused`] …
+    fn end_recovery(
+        &mut self,
+        id: DevId,
+        server_pid: u32,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        done(self, Command::EndRecovery { id, server_pid }, deadline)
+    }
+
+    /// Holds a device's I/O for a new server. There is no way back but recovery.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], [`Error::UnknownCommand`] for a device without the feature …
+    fn quiesce(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        done(self, Command::Quiesce { id }, deadline)
+    }
+
+    /// Changes the size of a live device, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], [`Error::WrongState`], [`Error::Spec`] for a size that is no whole number
+    /// of sectors …
+    fn update_size(&mut self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
+        done(self, Command::UpdateSize { id, size }, deadline)
+    }
+
+    /// Stops a device that nobody has open.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], [`Error::Busy`] where somebody has it open …
+    fn try_stop(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        done(self, Command::TryStop { id }, deadline)
+    }
+
+    /// Deletes a device without waiting for those who have it open: its number stays taken until then.
+    ///
+    /// # Errors
+    /// [`Error::UnknownCommand`] before Linux 6.9, [`Error::NoSuchDevice`] …
+    fn delete_async(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        done(self, Command::DeleteAsync { id }, deadline)
+    }
+
     /// Waits until the block device exists, opens and has its size.
     ///
     /// # Errors
@@ -299,6 +402,12 @@ mod tests {
             Command::Delete { id },
             Command::Info { id },
             Command::Affinity { id, queue },
+            Command::StartRecovery { id },
+            Command::EndRecovery { id, server_pid },
+            Command::Quiesce { id },
+            Command::UpdateSize { id, size: 4096 },
+            Command::TryStop { id },
+            Command::DeleteAsync { id },
             Command::ProveReady { id, size: u64::MAX },
         ];
         round(&commands);

@@ -1,12 +1,14 @@
 //! The control ring: commands with deadlines.
 #![forbid(unsafe_code)]
 
+use crate::nodes::Nodes;
 use crate::operation::OnEintr;
 use crate::port::{Completion, CtrlPort, RingPort};
 use crate::slots::{Slots, Ticket};
 use crate::wait::deadline_in;
 use crate::{Buffer, Command, Controller, Error, Operation, Reply, Request, nodes};
 use core::time::Duration;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 use ublk_core::{
@@ -46,6 +48,9 @@ pub struct Control<P = RingPort> {
     port: P,
     slots: Slots,
     kernel: Option<Features>,
+    /// Devices found to be unprivileged: their commands carry the character node's path.
+    unprivileged: BTreeSet<DevId>,
+    nodes: Nodes,
 }
 
 /// A completion and the memory it gives back.
@@ -86,6 +91,8 @@ impl<P: CtrlPort> Control<P> {
             port,
             slots,
             kernel: None,
+            unprivileged: BTreeSet::new(),
+            nodes: Nodes::default(),
         }
     }
 
@@ -112,14 +119,55 @@ impl<P: CtrlPort> Control<P> {
     /// # Errors
     /// The errno as [`Error::of_command`] tells it, [`Error::TimedOut`], [`Error::Exhausted`],
     /// [`Error::Ring`].
+    ///
+    /// A device of an unprivileged user is found out by the EINVAL that any command without the path of its
+    /// character node gets, before it has any effect: the command is then sent with the path.
     pub fn raw(&mut self, request: &Request, deadline: Duration) -> Result<(u32, Vec<u8>), Error> {
+        let by_path = request.has_path() || matches!(request.operation(), Operation::Add);
+        let Some(id) = request.dev().filter(|_| !by_path) else {
+            return self.send(request, deadline);
+        };
+        let node = self.nodes.char_device(id);
+        if self.unprivileged.contains(&id) {
+            return self.send(&request.clone().path(&node), deadline);
+        }
+        let until = deadline_in(deadline);
+        let first = self.send(request, deadline);
+        if !matches!(&first, Err(e) if e.errno() == Some(Errno::EINVAL)) {
+            return first;
+        }
+        let left = || until.saturating_duration_since(Instant::now());
+        match self.info_by_path(id, left()) {
+            Ok(geometry) if geometry.features().contains(Features::UNPRIVILEGED_DEV) => {
+                self.unprivileged.insert(id);
+                self.send(&request.clone().path(&node), left())
+            }
+            _ => first,
+        }
+    }
+
+    /// GET_DEV_INFO2: allowed to whoever may read the device's character node, whichever kind of device.
+    pub(crate) fn info_by_path(
+        &mut self,
+        id: DevId,
+        deadline: Duration,
+    ) -> Result<Geometry, Error> {
+        let request = on(Operation::Info, ublk_sys::UBLK_U_CMD_GET_DEV_INFO2, id)
+            .payload(vec![0; ublksrv_ctrl_dev_info::SIZE])
+            .path(&self.nodes.char_device(id));
+        let (_, payload) = self.send(&request, deadline)?;
+        geometry(Operation::Info, &payload)
+    }
+
+    /// Sends a command as it is.
+    fn send(&mut self, request: &Request, deadline: Duration) -> Result<(u32, Vec<u8>), Error> {
         let (operation, dev) = (request.operation(), request.dev());
         let until = deadline_in(deadline);
         let mut interrupted = false;
         loop {
             let ended = self.issue(request, deadline, until)?;
             let errno = match ended.result {
-                Ok(value) => return Ok((value, ended.buffer.read())),
+                Ok(value) => return Ok((value, request.answer(&ended.buffer))),
                 Err(errno) => errno,
             };
             let end = matches!(errno, Errno::EINTR | Errno::ECANCELED);
@@ -137,7 +185,7 @@ impl<P: CtrlPort> Control<P> {
                 continue;
             }
             if errno == Errno::ENODEV && interrupted && rule == OnEintr::ReissueUntilGone {
-                return Ok((0, ended.buffer.read()));
+                return Ok((0, request.answer(&ended.buffer)));
             }
             return Err(Error::of_command(operation, dev, errno));
         }
@@ -236,7 +284,14 @@ impl<P: CtrlPort> Control<P> {
         let request = Request::new(Operation::Add, ublk_sys::UBLK_U_CMD_ADD_DEV, spec.spec().id)
             .payload(spec.dev_info().to_bytes().to_vec());
         let (_, payload) = self.raw(&request, left)?;
-        geometry(Operation::Add, &payload)
+        let geometry = geometry(Operation::Add, &payload)?;
+        // The number may have been another device's before.
+        let id = geometry.dev_id();
+        self.unprivileged.remove(&id);
+        if geometry.features().contains(Features::UNPRIVILEGED_DEV) {
+            self.unprivileged.insert(id);
+        }
+        Ok(geometry)
     }
 
     /// Sets the parameters of a device just added (SET_PARAMS), by the kernel's geometry.
@@ -313,15 +368,20 @@ impl<P: CtrlPort> Control<P> {
         self.raw(&request, deadline).map(drop)
     }
 
-    /// What the kernel says of a device (GET_DEV_INFO); never waits for the device mutex.
+    /// What the kernel says of a device (GET_DEV_INFO, by path GET_DEV_INFO2); never waits for the device
+    /// mutex.
     ///
     /// # Errors
     /// [`Error::NoSuchDevice`], [`Error::NoPermission`], [`Error::BadReply`], [`Error::TimedOut`].
     pub fn info(&mut self, id: DevId, deadline: Duration) -> Result<Geometry, Error> {
         let request = on(Operation::Info, ublk_sys::UBLK_U_CMD_GET_DEV_INFO, id)
             .payload(vec![0; ublksrv_ctrl_dev_info::SIZE]);
-        let (_, payload) = self.raw(&request, deadline)?;
-        geometry(Operation::Info, &payload)
+        match self.raw(&request, deadline) {
+            Ok((_, payload)) => geometry(Operation::Info, &payload),
+            // A normal user may ask for a device whose node they may read, by its path.
+            Err(Error::NoPermission { .. }) => self.info_by_path(id, deadline),
+            Err(error) => Err(error),
+        }
     }
 
     /// The CPUs that submit to a hw queue (GET_QUEUE_AFFINITY); never waits for the device mutex.
@@ -366,6 +426,14 @@ impl<P: CtrlPort> Control<P> {
             Command::Affinity { id, queue } => {
                 self.affinity(id, queue, deadline).map(Reply::Affinity)
             }
+            Command::StartRecovery { id } => self.start_recovery(id, deadline).map(done),
+            Command::EndRecovery { id, server_pid } => {
+                self.end_recovery(id, server_pid, deadline).map(done)
+            }
+            Command::Quiesce { id } => self.quiesce(id, deadline).map(done),
+            Command::UpdateSize { id, size } => self.update_size(id, size, deadline).map(done),
+            Command::TryStop { id } => self.try_stop(id, deadline).map(done),
+            Command::DeleteAsync { id } => self.delete_async(id, deadline).map(done),
             Command::ProveReady { id, size } => nodes::prove_ready(id, size, deadline).map(done),
         }
     }
@@ -377,7 +445,7 @@ impl<P: CtrlPort + Send> Controller for Control<P> {
     }
 }
 
-const fn on(operation: Operation, cmd_op: u32, id: DevId) -> Request {
+pub(crate) const fn on(operation: Operation, cmd_op: u32, id: DevId) -> Request {
     Request::new(operation, cmd_op, Some(id))
 }
 

@@ -222,7 +222,8 @@ fn l28_errnos_are_not_masked() {
         (add, Errno::ENOMEM, "free memory", 2),
         (start, Errno::EEXIST, "live already", 1),
         (start, Errno::EBUSY, "still attached", 1),
-        (start, Errno::EINVAL, "set the parameters first", 1),
+        // Once, and a look whether the device is one whose commands must carry its path.
+        (start, Errno::EINVAL, "set the parameters first", 2),
         (start, Errno::ENODEV, "no ublk device 1", 1),
         (stop, Errno::ENODEV, "no ublk device 1", 1),
         (delete, Errno::ENODEV, "no ublk device 1", 1),

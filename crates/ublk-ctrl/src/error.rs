@@ -5,7 +5,7 @@ use crate::Operation;
 use core::fmt;
 use core::time::Duration;
 use std::borrow::Cow;
-use ublk_core::{DevId, Errno, Missing};
+use ublk_core::{DevId, DevState, Errno, Missing};
 
 /// An error of the control plane. Its text says what happened and what to do next; the two halves
 /// are also to be had apart, by [`Error::summary`] and [`Error::hint`].
@@ -65,6 +65,15 @@ pub enum Error {
         dev: Option<DevId>,
         /// EBUSY, EEXIST, or EACCES for parameters of a device that has a disk.
         errno: Errno,
+    },
+    /// The device is in a state in which this cannot be done; nothing was sent to the kernel.
+    WrongState {
+        /// What was tried.
+        operation: Operation,
+        /// On which device.
+        dev: DevId,
+        /// Its state.
+        state: DevState,
     },
     /// There is no such device.
     NoSuchDevice {
@@ -157,7 +166,10 @@ impl Error {
             Self::TimedOut { .. } => Kind::TimedOut,
             Self::Spec { .. } => Kind::Usage,
             Self::NoPermission { .. } | Self::IoUringDisabled { .. } => Kind::Permission,
-            Self::Busy { .. } | Self::IdInUse { .. } | Self::Exhausted { .. } => Kind::Busy,
+            Self::Busy { .. }
+            | Self::IdInUse { .. }
+            | Self::Exhausted { .. }
+            | Self::WrongState { .. } => Kind::Busy,
             _ => Kind::Other,
         }
     }
@@ -173,7 +185,7 @@ impl Error {
             | Self::NoSuchDevice { dev, .. }
             | Self::TimedOut { dev, .. }
             | Self::Refused { dev, .. } => *dev,
-            Self::WrongSize { dev, .. } => Some(*dev),
+            Self::WrongSize { dev, .. } | Self::WrongState { dev, .. } => Some(*dev),
             _ => None,
         }
     }
@@ -259,6 +271,11 @@ impl Error {
                 "{}: the kernel does not know the command, or the device lacks the feature",
                 on(operation, dev)
             ),
+            Self::WrongState {
+                operation,
+                dev,
+                state,
+            } => format!("{}: the device is {state}", operation.on(Some(*dev))),
             Self::DeviceLimit => "add: the driver's limit of devices is reached".into(),
             Self::NoFreeId => "add: every device number is taken".into(),
             Self::IdInUse { dev } => match dev {
@@ -277,6 +294,10 @@ impl Error {
                         "it was stopped and its server is still attached"
                     }
                     (Operation::OpenChar, _) => "another server has it open",
+                    (Operation::StartRecovery, _) => "its old server is still attached",
+                    (Operation::EndRecovery, _) => "it is not being recovered",
+                    (Operation::RegisterMemory, _) => "a page of it is registered already",
+                    (Operation::TryStop, _) => "somebody has it open",
                     _ => "the device is in use",
                 };
                 format!("{}: {why}: {errno}", on(operation, dev))
@@ -341,9 +362,18 @@ impl Error {
             }
             Self::TooOld { .. } => "use Linux 6.5 or newer; 6.12 is the oldest tested",
             Self::Unsupported(_) => "leave the feature out, or use a newer kernel",
-            Self::UnknownCommand { .. } => {
-                "ask for the features the kernel has, or use a newer kernel"
+            Self::UnknownCommand { operation, .. } => {
+                return match operation.since() {
+                    Some(since) => Cow::Owned(format!(
+                        "Linux {since} brings it; where the kernel is as new as that, the device was made \
+                         without the feature: delete it and add it again"
+                    )),
+                    None => "ask for the features the kernel has, or use a newer kernel".into(),
+                };
             }
+            Self::WrongState {
+                operation, state, ..
+            } => wrong_state_hint(*operation, *state),
             Self::DeviceLimit => {
                 "delete a device, or raise the limit: `echo 256 > \
                  /sys/module/ublk_drv/parameters/ublks_max` (default 64; Linux 6.3 to 6.14 count all \
@@ -360,7 +390,14 @@ impl Error {
                 (Operation::SetParams, _) => "parameters can be set only between add and start",
                 (Operation::Start, Errno::EEXIST) => "its info names the process that serves it",
                 (Operation::Start, _) => "stop and delete the device and add it again",
-                (Operation::OpenChar, _) => "stop the other server, or wait until it has ended",
+                (Operation::OpenChar | Operation::StartRecovery, _) => {
+                    "stop the other server, or wait until it has ended"
+                }
+                (Operation::EndRecovery, _) => "start the recovery first",
+                (Operation::RegisterMemory, _) => "unregister the other memory first",
+                (Operation::TryStop, _) => {
+                    "unmount it and close what has it open (`fuser -v` names it), or stop it all the same"
+                }
                 _ => "close what has the device open (`fuser -v` names it), then try again",
             },
             Self::NoSuchDevice { .. } => "list the devices to see which there are",
@@ -406,11 +443,15 @@ fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
             "START_DEV waits until the server has fetched every tag of every queue: look for a \
              queue that failed, then stop and delete device {id}"
         ),
-        Operation::Stop => format!(
+        Operation::EndRecovery => format!(
+            "END_USER_RECOVERY waits until the new server has fetched every tag of every queue: look for a \
+             queue that failed, then recover device {id} again"
+        ),
+        Operation::Stop | Operation::TryStop => format!(
             "STOP_DEV waits for requests the server has not answered: end the server of device {id} \
              if it no longer answers, then stop again"
         ),
-        Operation::Delete => format!(
+        Operation::Delete | Operation::DeleteAsync => format!(
             "DEL_DEV waits until nobody has device {id} open: unmount it and close /dev/ublkb{id} \
              (`fuser -v /dev/ublkb{id}`) and end its server; it then goes by itself"
         ),
@@ -431,6 +472,21 @@ fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
     }
 }
 
+/// What to do about a device in the wrong state.
+const fn wrong_state_hint(operation: Operation, state: DevState) -> &'static str {
+    match (operation, state) {
+        (Operation::StartRecovery, DevState::Live) => {
+            "it is served: end its server first, or stop it if it no longer answers"
+        }
+        (Operation::StartRecovery, DevState::Dead) => {
+            "it was stopped or never started, so there is nothing to recover: delete it and add it again"
+        }
+        (Operation::UpdateSize, DevState::Quiesced | DevState::FailIo) => "recover it first",
+        (Operation::UpdateSize, _) => "only a live device has a size to change",
+        _ => "see its info",
+    }
+}
+
 fn refused_hint(operation: Operation, errno: Errno) -> &'static str {
     match (operation, errno) {
         (Operation::Add, Errno::EINVAL) => {
@@ -447,6 +503,13 @@ fn refused_hint(operation: Operation, errno: Errno) -> &'static str {
         (Operation::ProveReady, Errno::ENXIO | Errno::ENODEV) => {
             "the block device went away: its server ended or it was stopped; see its log"
         }
+        (Operation::StartRecovery | Operation::EndRecovery, Errno::EINVAL) => {
+            "the device was made without recovery: delete it and add it again with a recovery policy"
+        }
+        (Operation::RegisterMemory, Errno::ENOMEM) => {
+            "raise the limit of locked memory (`ulimit -l`), or share less"
+        }
+        (Operation::UnregisterMemory, _) => "the memory is not registered with this device",
         (_, Errno::ENOMEM) => "free memory, or ask for fewer queues, less depth or smaller I/O",
         (_, Errno::EINTR) => "the command was interrupted: look at the device, then try again",
         (_, Errno::EMFILE | Errno::ENFILE) => "raise the limit of open files (`ulimit -n`)",

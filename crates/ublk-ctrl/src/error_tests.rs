@@ -57,11 +57,26 @@ fn every() -> Vec<Error> {
         Op::Delete,
         Op::Info,
         Op::Affinity,
+        Op::StartRecovery,
+        Op::EndRecovery,
+        Op::Quiesce,
+        Op::UpdateSize,
+        Op::TryStop,
+        Op::DeleteAsync,
+        Op::RegisterMemory,
+        Op::UnregisterMemory,
         Op::Raw(0x15),
         Op::OpenChar,
         Op::ProveReady,
         Op::List,
     ] {
+        for raw in 0..5 {
+            all.push(Error::WrongState {
+                operation,
+                dev: id(7),
+                state: ublk_core::DevState::from_raw(raw),
+            });
+        }
         for abandoned in [false, true] {
             all.push(Error::TimedOut {
                 operation,

@@ -29,6 +29,22 @@ pub enum Operation {
     Info,
     /// `UBLK_U_CMD_GET_QUEUE_AFFINITY`.
     Affinity,
+    /// `UBLK_U_CMD_START_USER_RECOVERY`.
+    StartRecovery,
+    /// `UBLK_U_CMD_END_USER_RECOVERY`.
+    EndRecovery,
+    /// `UBLK_U_CMD_QUIESCE_DEV`, since Linux 6.16.
+    Quiesce,
+    /// `UBLK_U_CMD_UPDATE_SIZE`, since Linux 6.16.
+    UpdateSize,
+    /// `UBLK_U_CMD_TRY_STOP_DEV`, since Linux 7.0.
+    TryStop,
+    /// `UBLK_U_CMD_DEL_DEV_ASYNC`, since Linux 6.9.
+    DeleteAsync,
+    /// `UBLK_U_CMD_REG_BUF`, since Linux 7.1.
+    RegisterMemory,
+    /// `UBLK_U_CMD_UNREG_BUF`, since Linux 7.1.
+    UnregisterMemory,
     /// Another command of the driver, by its number.
     Raw(u8),
     /// Opening `/dev/ublkcN`.
@@ -65,6 +81,14 @@ impl Operation {
             Self::Delete => "delete",
             Self::Info => "get info",
             Self::Affinity => "get queue affinity",
+            Self::StartRecovery => "start recovery",
+            Self::EndRecovery => "end recovery",
+            Self::Quiesce => "quiesce",
+            Self::UpdateSize => "resize",
+            Self::TryStop => "stop if unused",
+            Self::DeleteAsync => "delete without waiting",
+            Self::RegisterMemory => "register memory",
+            Self::UnregisterMemory => "unregister memory",
             Self::Raw(_) => "command",
             Self::OpenChar => "open the character device",
             Self::ProveReady => "wait until ready",
@@ -78,7 +102,13 @@ impl Operation {
             return self.to_string();
         };
         match self {
-            Self::Add | Self::Start | Self::Stop | Self::Delete => format!("{self} device {dev}"),
+            Self::Add
+            | Self::Start
+            | Self::Stop
+            | Self::Delete
+            | Self::Quiesce
+            | Self::UpdateSize => format!("{self} device {dev}"),
+            Self::TryStop | Self::DeleteAsync => format!("{self}: device {dev}"),
             Self::Raw(_) => format!("{self} on device {dev}"),
             Self::ProveReady => format!("{self}: device {dev}"),
             _ => format!("{self} of device {dev}"),
@@ -90,9 +120,21 @@ impl Operation {
         matches!(self, Self::Stop)
     }
 
-    /// The rule for EINTR, read off the driver: START waits for the fetches before it does
-    /// anything; ADD takes its mutex interruptibly before it does anything; DEL waits for the last
-    /// reference after it removed the device; the GET commands and STOP may be repeated.
+    /// The first kernel with a command that no feature flag announces or that a device may lack.
+    pub(crate) const fn since(self) -> Option<&'static str> {
+        match self {
+            Self::DeleteAsync => Some("6.9"),
+            Self::Quiesce | Self::UpdateSize => Some("6.16"),
+            Self::TryStop => Some("7.0"),
+            Self::RegisterMemory | Self::UnregisterMemory => Some("7.1"),
+            _ => None,
+        }
+    }
+
+    /// The rule for EINTR, read off the driver: START and END_USER_RECOVERY wait for the fetches before
+    /// they do anything; ADD takes its mutex interruptibly before it does anything; DEL waits for the last
+    /// reference after it removed the device; the GET commands, STOP and those that set a state may be
+    /// repeated. QUIESCE may have held the device's I/O already.
     pub(crate) const fn on_eintr(self) -> OnEintr {
         match self {
             Self::Features
@@ -101,8 +143,12 @@ impl Operation {
             | Self::Start
             | Self::Stop
             | Self::Info
-            | Self::Affinity => OnEintr::Reissue,
-            Self::Delete => OnEintr::ReissueUntilGone,
+            | Self::Affinity
+            | Self::StartRecovery
+            | Self::EndRecovery
+            | Self::UpdateSize
+            | Self::TryStop => OnEintr::Reissue,
+            Self::Delete | Self::DeleteAsync => OnEintr::ReissueUntilGone,
             _ => OnEintr::Report,
         }
     }

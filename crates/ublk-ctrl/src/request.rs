@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 use crate::{Buffer, Operation};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use ublk_core::DevId;
 use ublk_sys::ublksrv_ctrl_cmd;
 
@@ -18,6 +20,8 @@ pub struct Request {
     cmd_op: u32,
     dev: Option<DevId>,
     data: u64,
+    /// Path of the character device with its NUL; empty for none.
+    path: Vec<u8>,
     payload: Vec<u8>,
 }
 
@@ -30,6 +34,7 @@ impl Request {
             cmd_op,
             dev,
             data: 0,
+            path: Vec::new(),
             payload: Vec::new(),
         }
     }
@@ -46,6 +51,21 @@ impl Request {
     pub fn payload(mut self, payload: Vec<u8>) -> Self {
         self.payload = payload;
         self
+    }
+
+    /// Names the device's character node, by which the kernel judges what the caller may do: commands about
+    /// unprivileged devices and GET_DEV_INFO2 must carry it, others must not. Linux 6.3.
+    #[must_use]
+    pub fn path(mut self, node: &Path) -> Self {
+        self.path = node.as_os_str().as_bytes().to_vec();
+        self.path.push(0);
+        self
+    }
+
+    /// Whether it carries the character node's path.
+    #[must_use]
+    pub const fn has_path(&self) -> bool {
+        !self.path.is_empty()
     }
 
     /// What it is, for errors.
@@ -68,7 +88,15 @@ impl Request {
 
     /// The payload in memory for the kernel; `None` where it is too long for the header.
     pub(crate) fn buffer(&self) -> Option<Buffer> {
-        Buffer::new(&self.payload)
+        if self.path.is_empty() {
+            return Buffer::new(&self.payload);
+        }
+        Buffer::new(&[&self.path[..], &self.payload].concat())
+    }
+
+    /// The payload as the kernel left it.
+    pub(crate) fn answer(&self, buffer: &Buffer) -> Vec<u8> {
+        buffer.read().split_off(self.path.len())
     }
 
     /// The header.
@@ -81,6 +109,8 @@ impl Request {
             len: buffer.len(),
             addr: buffer.addr(),
             data: [self.data],
+            // A path that does not fit would not fit the buffer either.
+            dev_path_len: u16::try_from(self.path.len()).unwrap_or(0),
             ..Default::default()
         }
     }
@@ -89,6 +119,20 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_precedes_the_payload() {
+        let request = Request::new(Operation::Info, 7, DevId::new(5).ok());
+        let request = request.payload(vec![9; 8]).path(Path::new("/dev/ublkc5"));
+        let buffer = request.buffer().unwrap();
+        let header = request.header(&buffer);
+        assert_eq!((header.dev_path_len, header.len), (12, 20));
+        assert_eq!(
+            buffer.read(),
+            b"/dev/ublkc5\0\x09\x09\x09\x09\x09\x09\x09\x09"
+        );
+        assert_eq!(request.answer(&buffer), [9; 8]);
+    }
 
     #[test]
     fn header_says_what_was_asked() {

@@ -1,0 +1,181 @@
+//! The commands of a device's later life: recovery, quiesce, resize, the gentle ways to end.
+#![forbid(unsafe_code)]
+
+use crate::control::on;
+use crate::port::CtrlPort;
+use crate::wait::{deadline_in, until};
+use crate::{Control, Error, Operation};
+use core::time::Duration;
+use std::time::Instant;
+use ublk_core::{DevId, DevState, Errno, Features, SECTOR_SIZE};
+
+impl<P: CtrlPort> Control<P> {
+    /// Fails, with the kernel that brings them, unless this one has `features`.
+    fn require(&mut self, features: Features, deadline: Duration) -> Result<(), Error> {
+        let kernel = self.features(deadline)?;
+        Ok(ublk_core::negotiate(features, kernel).map(drop)?)
+    }
+
+    /// Takes a device for a new server (START_USER_RECOVERY). Waits until it is quiesced or failing I/O
+    /// (L34) and until the driver has seen the last of the old server's character device, for which there is
+    /// no event. Afterwards: open the character device, fetch every tag, [`Control::end_recovery`].
+    ///
+    /// It may be said again for a device whose recovering server died, too.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] where the device is live or dead up to the deadline, [`Error::Busy`] where its
+    /// old server still has it open, [`Error::Refused`] with EINVAL where it was made without recovery,
+    /// [`Error::NoSuchDevice`], [`Error::TimedOut`].
+    pub fn start_recovery(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        let operation = Operation::StartRecovery;
+        let end = deadline_in(deadline);
+        let mut last = None;
+        let taken = until(end, || {
+            let left = end.saturating_duration_since(Instant::now());
+            // One look is always granted; each command has a little time of its own.
+            let left = left.max(LEAST);
+            let state = self.info(id, left)?.state();
+            if !state.is_recoverable() {
+                last = Some(Error::WrongState {
+                    operation,
+                    dev: id,
+                    state,
+                });
+                return Ok(None);
+            }
+            let request = on(operation, ublk_sys::UBLK_U_CMD_START_USER_RECOVERY, id);
+            match self.raw(&request, left) {
+                Ok(_) => Ok(Some(())),
+                Err(busy @ Error::Busy { .. }) => {
+                    last = Some(busy);
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            }
+        })?;
+        taken.ok_or(last.unwrap_or(Error::TimedOut {
+            operation,
+            dev: Some(id),
+            after: deadline,
+            abandoned: false,
+        }))
+    }
+
+    /// Makes a device live again (END_USER_RECOVERY): waits until every tag of every queue is fetched, so
+    /// never call it on a thread that serves a queue (L20). `server_pid` is the process (tgid) that opened
+    /// the character device anew. Requests that were held are then sent to it.
+    ///
+    /// Past its deadline it is cancelled and has done nothing.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] where a tag is not fetched, [`Error::Busy`] for a device that is not being
+    /// recovered, [`Error::NoSuchDevice`], [`Error::Refused`].
+    pub fn end_recovery(
+        &mut self,
+        id: DevId,
+        server_pid: u32,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        let command = ublk_sys::UBLK_U_CMD_END_USER_RECOVERY;
+        let request = on(Operation::EndRecovery, command, id).data(server_pid.into());
+        self.raw(&request, deadline).map(drop)
+    }
+
+    /// Holds new I/O of a live device and aborts its idle fetches (QUIESCE_DEV, Linux 6.16), so that its
+    /// server can leave and another recover it.
+    ///
+    /// A server all of whose tags are busy is told nothing by it: tell it by another way. There is no
+    /// roll-back: I/O stays held until the device is recovered, stopped or deleted, even where this fails.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the kernel, [`Error::UnknownCommand`] for a device made without
+    /// [`Features::QUIESCE`], [`Error::NoSuchDevice`], [`Error::Busy`], [`Error::TimedOut`].
+    pub fn quiesce(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        let end = deadline_in(deadline);
+        self.require(Features::QUIESCE, deadline)?;
+        let left = end.saturating_duration_since(Instant::now());
+        let ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+        let request = on(Operation::Quiesce, ublk_sys::UBLK_U_CMD_QUIESCE_DEV, id).data(ms);
+        self.raw(&request, left).map(drop)
+    }
+
+    /// Changes the size of a live device (UPDATE_SIZE, Linux 6.16), in bytes. Whoever has it open sees the
+    /// new size; what lies beyond a smaller one is not asked for. The server must answer requests up to the
+    /// new size before this is sent.
+    ///
+    /// Kernels before 7.0 crash on a device without a disk, so its state is asked for first; nothing else
+    /// may stop the device at that moment.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the kernel, [`Error::WrongState`] where the device is not live,
+    /// [`Error::Spec`] for a size that is 0 or no whole number of sectors, [`Error::NoSuchDevice`],
+    /// [`Error::TimedOut`].
+    pub fn update_size(&mut self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
+        let operation = Operation::UpdateSize;
+        if size == 0 || !size.is_multiple_of(SECTOR_SIZE) || size > i64::MAX.unsigned_abs() {
+            return Err(Error::Spec {
+                message: format!("a size of {size} bytes is none a device can have"),
+            });
+        }
+        let end = deadline_in(deadline);
+        let left = || end.saturating_duration_since(Instant::now());
+        self.require(Features::UPDATE_SIZE, left())?;
+        let state = self.info(id, left())?.state();
+        if state != DevState::Live {
+            return Err(Error::WrongState {
+                operation,
+                dev: id,
+                state,
+            });
+        }
+        let request = on(operation, ublk_sys::UBLK_U_CMD_UPDATE_SIZE, id);
+        self.raw(&request.data(size / SECTOR_SIZE), left())
+            .map(drop)
+    }
+
+    /// Stops a device that nobody has open (TRY_STOP_DEV, Linux 7.0). Where somebody has, nothing
+    /// happens; one without a disk is stopped already. After success the device can only be deleted.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the kernel, [`Error::Busy`], [`Error::NoSuchDevice`],
+    /// [`Error::TimedOut`].
+    pub fn try_stop(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        let end = deadline_in(deadline);
+        self.require(Features::SAFE_STOP_DEV, deadline)?;
+        let request = on(Operation::TryStop, ublk_sys::UBLK_U_CMD_TRY_STOP_DEV, id);
+        let left = || end.saturating_duration_since(Instant::now());
+        match self.raw(&request, left()) {
+            // No disk is what was asked for; no device is not.
+            Err(Error::NoSuchDevice { .. }) => self.info(id, left()).map(drop),
+            other => other.map(drop),
+        }
+    }
+
+    /// Deletes a device without waiting for those who have it open (DEL_DEV_ASYNC, Linux 6.9); its
+    /// number stays taken until they are gone. The driver knows no such command for an unprivileged
+    /// device (EINVAL on every kernel): that is deleted by DEL_DEV, within the deadline.
+    ///
+    /// # Errors
+    /// [`Error::UnknownCommand`] before Linux 6.9, [`Error::NoSuchDevice`], [`Error::TimedOut`].
+    pub fn delete_async(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        let end = deadline_in(deadline);
+        let request = on(
+            Operation::DeleteAsync,
+            ublk_sys::UBLK_U_CMD_DEL_DEV_ASYNC,
+            id,
+        );
+        match self.raw(&request, deadline) {
+            Err(Error::Refused { errno, .. }) if errno == Errno::EINVAL => {
+                self.delete(id, end.saturating_duration_since(Instant::now()))
+            }
+            other => other.map(drop),
+        }
+    }
+}
+
+/// What a command of a repeated look is given at least.
+const LEAST: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+#[path = "lifecycle_tests.rs"]
+mod tests;

@@ -1,0 +1,241 @@
+use super::*;
+use crate::fake::{Act, FakeKernel};
+use crate::{Buffer, Command, Kind};
+use std::sync::{Arc, Mutex};
+use ublk_core::{DeviceSpec, Limits};
+use ublk_sys as sys;
+use ublk_sys::ublksrv_ctrl_cmd;
+
+const LONG: Duration = Duration::from_secs(7200);
+const DONE: Act = Act::Answer(Ok(0));
+
+fn id() -> DevId {
+    DevId::new(4).unwrap()
+}
+
+/// The device as the kernel would describe it.
+fn describe(buffer: &Buffer, state: DevState, features: Features, path: usize) {
+    let spec = DeviceSpec::new(Limits::new(1 << 30)).id(id());
+    let mut info = spec.check(4096).unwrap().dev_info();
+    info.state = state.to_raw();
+    info.flags = features.bits();
+    let mut bytes = buffer.read();
+    bytes[path..].copy_from_slice(&info.to_bytes());
+    buffer.fill(&bytes);
+}
+
+type Seen = Arc<Mutex<Vec<(u32, u64)>>>;
+
+/// A kernel with these features whose device goes through these states, the last one for ever; what is
+/// neither asked for information nor features is recorded and answered by `act`.
+fn kernel(
+    features: u64,
+    mut states: Vec<DevState>,
+    mut act: impl FnMut(u32, &ublksrv_ctrl_cmd) -> Act + Send + 'static,
+) -> (Control<FakeKernel>, Seen) {
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    let fake = FakeKernel::new(move |op, header, buffer| match op {
+        sys::UBLK_U_CMD_GET_FEATURES => {
+            buffer.fill(&features.to_ne_bytes());
+            DONE
+        }
+        sys::UBLK_U_CMD_GET_DEV_INFO | sys::UBLK_U_CMD_GET_DEV_INFO2 => {
+            let state = if states.len() > 1 {
+                states.remove(0)
+            } else {
+                states[0]
+            };
+            describe(buffer, state, Features::NONE, header.dev_path_len.into());
+            DONE
+        }
+        _ => {
+            assert_eq!((header.dev_id, header.queue_id), (4, 0xffff));
+            log.lock().unwrap().push((op, header.data[0]));
+            act(op, header)
+        }
+    });
+    (Control::with_port(fake), seen)
+}
+
+/// L34 Recovery begins in both states that are recoverable, as soon as the device has got there and its old
+/// server's file is closed; EBUSY before is waited out.
+#[test]
+fn l34_recovery_waits_for_the_state_and_for_the_old_server() {
+    for state in [DevState::Quiesced, DevState::FailIo] {
+        let mut busy = 3;
+        let (mut control, seen) = kernel(
+            0,
+            vec![DevState::Live, DevState::Live, state],
+            move |_, _| {
+                busy -= 1;
+                Act::Answer(if busy < 0 { Ok(0) } else { Err(Errno::EBUSY) })
+            },
+        );
+        control.start_recovery(id(), LONG).unwrap();
+        assert_eq!(seen.lock().unwrap().len(), 4, "{state}");
+        assert_eq!(seen.lock().unwrap()[0].0, 0xc020_7510);
+    }
+}
+
+/// L34 A device that is live or dead is none to be recovered: nothing is sent, and the state is named.
+#[test]
+fn l34_live_and_dead_devices_are_not_recovered() {
+    for (state, hint) in [
+        (DevState::Live, "it is served"),
+        (DevState::Dead, "nothing to recover"),
+    ] {
+        let (mut control, seen) = kernel(0, vec![state], |_, _| DONE);
+        let short = Duration::from_millis(3);
+        let error = control.start_recovery(id(), short).unwrap_err();
+        assert_eq!(error.kind(), Kind::Busy);
+        assert!(error.to_string().contains(hint), "{error}");
+        assert!(seen.lock().unwrap().is_empty());
+    }
+    let busy = |_: u32, _: &ublksrv_ctrl_cmd| Act::Answer(Err(Errno::EBUSY));
+    let (mut control, _) = kernel(0, vec![DevState::Quiesced], busy);
+    let error = control.start_recovery(id(), Duration::from_millis(3));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("still attached"), "{error}");
+}
+
+/// L27 END_USER_RECOVERY that waits for a tag for ever is cancelled at its deadline.
+#[test]
+fn l27_end_recovery_is_cancelled_at_its_deadline() {
+    let (mut control, seen) = kernel(0, vec![DevState::Quiesced], |_, header| {
+        assert_eq!(header.data, [4711]);
+        Act::UntilCancelled(Err(Errno::EINTR))
+    });
+    let error = control.end_recovery(id(), 4711, LONG).unwrap_err();
+    assert!(matches!(
+        error,
+        Error::TimedOut {
+            abandoned: false,
+            ..
+        }
+    ));
+    assert!(error.to_string().contains("fetched every tag"), "{error}");
+    assert_eq!(*seen.lock().unwrap(), [(0xc020_7511, 4711)]);
+}
+
+/// What the kernel lacks is refused by the name of the kernel that brings it, and not sent.
+#[test]
+fn missing_commands_name_the_kernel_that_brings_them() {
+    type F = fn(&mut Control<FakeKernel>) -> Result<(), Error>;
+    let cases: [(F, &str); 3] = [
+        (|c| c.quiesce(id(), LONG), "QUIESCE (since Linux 6.16)"),
+        (
+            |c| c.update_size(id(), 4096, LONG),
+            "UPDATE_SIZE (since Linux 6.16)",
+        ),
+        (
+            |c| c.try_stop(id(), LONG),
+            "SAFE_STOP_DEV (since Linux 7.0)",
+        ),
+    ];
+    for (command, text) in cases {
+        let (mut control, seen) = kernel(0x1fe, vec![DevState::Live], |_, _| DONE);
+        let error = command(&mut control).unwrap_err();
+        assert!(error.to_string().contains(text), "{error}");
+        assert!(seen.lock().unwrap().is_empty());
+        let (mut control, seen) = kernel(u64::MAX, vec![DevState::Live], |_, _| DONE);
+        command(&mut control).unwrap();
+        assert_eq!(seen.lock().unwrap().len(), 1);
+    }
+    let unknown = |_: u32, _: &ublksrv_ctrl_cmd| Act::Answer(Err(Errno::EOPNOTSUPP));
+    let (mut control, _) = kernel(u64::MAX, vec![DevState::Live], unknown);
+    let error = control.delete_async(id(), LONG).unwrap_err().to_string();
+    assert!(error.contains("Linux 6.9"), "{error}");
+    let error = control.quiesce(id(), LONG).unwrap_err().to_string();
+    assert!(error.contains("made without the feature"), "{error}");
+}
+
+/// Kernels before 7.0 crash on UPDATE_SIZE of a device without a disk: it goes to live devices only, in
+/// sectors, and only as a size a device can have.
+#[test]
+fn l02_update_size_is_for_live_devices_and_in_sectors() {
+    for state in [DevState::Dead, DevState::Quiesced, DevState::FailIo] {
+        let (mut control, seen) = kernel(u64::MAX, vec![state], |_, _| DONE);
+        let error = control.update_size(id(), 8192, LONG).unwrap_err();
+        assert!(matches!(error, Error::WrongState { .. }), "{error}");
+        assert!(seen.lock().unwrap().is_empty(), "{state}");
+    }
+    let (mut control, seen) = kernel(u64::MAX, vec![DevState::Live], |_, _| DONE);
+    for size in [0, 513, u64::MAX] {
+        let error = control.update_size(id(), size, LONG).unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage);
+    }
+    control.update_size(id(), 8192, LONG).unwrap();
+    assert_eq!(*seen.lock().unwrap(), [(0xc020_7515, 16)]);
+}
+
+#[test]
+fn commands_of_the_later_life_are_sent_encoded() {
+    let (mut control, seen) = kernel(u64::MAX, vec![DevState::Live], |_, _| DONE);
+    let id = id();
+    for command in [
+        Command::Quiesce { id },
+        Command::TryStop { id },
+        Command::DeleteAsync { id },
+    ] {
+        control.call(command, Duration::from_secs(2)).unwrap();
+    }
+    let seen = seen.lock().unwrap();
+    let ops: Vec<u32> = seen.iter().map(|(op, _)| *op).collect();
+    assert_eq!(ops, [0xc020_7516, 0xc020_7517, 0x8020_7514]);
+    // Milliseconds of the deadline; 0 would mean for ever.
+    assert!((1..=2000).contains(&seen[0].1), "{}", seen[0].1);
+}
+
+/// A kernel whose device is an unprivileged user's: commands without its path are refused before anything
+/// else is looked at; DEL_DEV_ASYNC is in none of the driver's tables.
+fn unprivileged() -> (Control<FakeKernel>, Seen) {
+    let seen = Seen::default();
+    let log = Arc::clone(&seen);
+    let path = b"/dev/ublkc4\0";
+    let fake = FakeKernel::new(move |op, header, buffer| {
+        log.lock().unwrap().push((op, header.dev_path_len.into()));
+        if header.dev_path_len == 0 || op == sys::UBLK_U_CMD_DEL_DEV_ASYNC {
+            return Act::Answer(Err(Errno::EINVAL));
+        }
+        assert_eq!(&buffer.read()[..12], path);
+        assert_eq!(header.dev_path_len, 12);
+        if buffer.len() == 12 + 64 {
+            describe(buffer, DevState::Live, Features::UNPRIVILEGED_DEV, 12);
+        }
+        DONE
+    });
+    (Control::with_port(fake), seen)
+}
+
+/// Commands about an unprivileged device carry its path, whoever sends them; that it is one is found out
+/// once.
+#[test]
+fn unprivileged_devices_are_named_by_their_path() {
+    let (mut control, seen) = unprivileged();
+    control.stop(id(), LONG).unwrap();
+    let geometry = control.info(id(), LONG).unwrap();
+    assert_eq!(geometry.state(), DevState::Live);
+    control.delete_async(id(), LONG).unwrap();
+    let expected = [
+        (sys::UBLK_U_CMD_STOP_DEV, 0),
+        (sys::UBLK_U_CMD_GET_DEV_INFO2, 12),
+        (sys::UBLK_U_CMD_STOP_DEV, 12),
+        (sys::UBLK_U_CMD_GET_DEV_INFO, 12),
+        (sys::UBLK_U_CMD_DEL_DEV_ASYNC, 12),
+        (sys::UBLK_U_CMD_DEL_DEV, 12),
+    ];
+    assert_eq!(*seen.lock().unwrap(), expected);
+}
+
+/// L28 The EINVAL of a privileged device is that of its command: it is told, and nothing is sent twice.
+#[test]
+fn l28_an_einval_of_the_command_itself_is_told() {
+    let (mut control, seen) = kernel(u64::MAX, vec![DevState::Quiesced], |_, _| {
+        Act::Answer(Err(Errno::EINVAL))
+    });
+    let error = control.end_recovery(id(), 1, LONG).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::EINVAL));
+    assert!(error.to_string().contains("without recovery"), "{error}");
+    assert_eq!(seen.lock().unwrap().len(), 1);
+}
