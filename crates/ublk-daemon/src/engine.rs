@@ -193,6 +193,10 @@ impl Running for Server {
         convert(&Self::health(self))
     }
 
+    fn leave(&self) {
+        Self::leave(self);
+    }
+
     fn finish(&mut self, within: Duration) -> Result<Health, Failure> {
         let report = Self::finish(self, within).map_err(|e| Failure::failed(e.to_string()))?;
         let health = report.health;
@@ -254,6 +258,7 @@ mod tests {
             max_io_bytes: 4096,
             read_only: true,
             mode: Mode::default(),
+            recovery: ublk_core::Recovery::None,
         }
     }
 

@@ -39,6 +39,8 @@ struct State {
     /// Written to when the driver aborts the fetches.
     abort: Option<UnixStream>,
     stopped: bool,
+    /// The device's state, as the driver's number.
+    device: u16,
     store: Option<Store>,
     /// What the store said at ADD and at START.
     seen: Vec<Seen>,
@@ -71,7 +73,14 @@ impl Kernel {
 
     fn device(&self) -> Geometry {
         let state = self.state.lock().unwrap();
-        geometry(state.nonce, state.asked.without(state.drops))
+        let granted = state.asked.without(state.drops);
+        geometry_in(state.device, state.nonce, granted)
+    }
+
+    /// A device that exists: its nonce, features and state.
+    pub(crate) fn exists(&self, nonce: u64, features: Features, device: u16) {
+        let mut state = self.state.lock().unwrap();
+        (state.nonce, state.asked, state.device) = (nonce, features, device);
     }
 
     pub(crate) fn note(&self, what: impl Into<String>) {
@@ -136,10 +145,15 @@ impl Kernel {
 
 /// The device as the driver makes it: with the features granted, and those it always sets.
 pub(crate) fn geometry(nonce: u64, granted: Features) -> Geometry {
+    geometry_in(0, nonce, granted)
+}
+
+/// The same in a state.
+pub(crate) fn geometry_in(state: u16, nonce: u64, granted: Features) -> Geometry {
     let forced = Features::URING_CMD_COMP_IN_TASK | Features::CMD_IOCTL_ENCODE;
     serde_json::from_value(serde_json::json!({
         "dev_id": ID, "queues": 2, "depth": 64, "max_io_bytes": 524_288, "io_desc_size": 24,
-        "features": (granted | forced).bits(), "state": 0, "server_pid": null, "server_flags": nonce,
+        "features": (granted | forced).bits(), "state": state, "server_pid": null, "server_flags": nonce,
         "owner_uid": 0, "owner_gid": 0,
     }))
     .unwrap()
@@ -155,6 +169,7 @@ pub(crate) fn spec() -> AddSpec {
         max_io_bytes: 512 << 10,
         read_only: false,
         mode: Mode::default(),
+        recovery: ublk_core::Recovery::None,
     }
 }
 
@@ -192,6 +207,25 @@ impl Controller for Control {
                 let mut mask = CpuMask::new();
                 mask.insert(queue.get().into());
                 Reply::Affinity(mask)
+            }
+            Command::Features => {
+                let state = self.0.state.lock().unwrap();
+                Reply::Features(Features::known().without(state.lacks))
+            }
+            Command::GetParams { .. } => {
+                let spec = ublk_core::DeviceSpec::new(Limits::new(SIZE));
+                let spec = spec.check(ublk_ctrl::page_size())?;
+                let params = spec.params(&self.0.device())?;
+                Reply::Params(ublk_core::DeviceParams::decode(&params))
+            }
+            Command::EndRecovery { .. } => {
+                self.0.state.lock().unwrap().device = 1;
+                Reply::Done
+            }
+            Command::Quiesce { .. } => {
+                self.0.state.lock().unwrap().device = 2;
+                self.0.abort();
+                Reply::Done
             }
             Command::Stop { .. } => {
                 self.0.abort();
@@ -255,6 +289,11 @@ impl Running for Serving {
             },
             queues: Vec::new(),
         }
+    }
+
+    fn leave(&self) {
+        self.0.note("leaves");
+        self.0.abort();
     }
 
     fn finish(&mut self, _within: Duration) -> Result<Health, Failure> {

@@ -24,6 +24,7 @@ mod kill_point;
 pub mod link;
 pub mod mounts;
 pub mod peer;
+pub mod policy;
 pub mod roles;
 pub mod server;
 pub mod signals;

@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use ublk_core::Limits;
+use ublk_core::{Features, Limits};
 
 /// How long a server waits for the next word of an agent that has not told it to serve yet.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -46,6 +46,10 @@ pub trait Running {
     /// What is known of it now.
     fn health(&self) -> Health;
 
+    /// Makes the threads leave without answering what they have in hand; the driver's recovery policy
+    /// decides what becomes of that.
+    fn leave(&self);
+
     /// Joins the threads and closes rings, mappings and character device.
     ///
     /// # Errors
@@ -65,6 +69,8 @@ pub fn run(
         signals,
         own_mounts: own_mounts.is_ok(),
         id: None,
+        recoverable: false,
+        handed_over: false,
     };
     if let Err(e) = own_mounts {
         tracing::warn!(
@@ -86,6 +92,10 @@ struct Server {
     signals: Option<Signals>,
     own_mounts: bool,
     id: Option<u32>,
+    /// The device outlives this process.
+    recoverable: bool,
+    /// The threads were made to leave.
+    handed_over: bool,
 }
 
 impl Server {
@@ -122,6 +132,10 @@ impl Server {
             other => return Err(out_of_turn(&other)),
         };
         self.id = Some(assignment.geometry.dev_id().get());
+        self.recoverable = assignment
+            .geometry
+            .features()
+            .contains(Features::USER_RECOVERY);
         kill_point("server:assigned");
         let mut running = engine.arm(&assignment)?;
         kill_point("server:armed");
@@ -142,7 +156,7 @@ impl Server {
                 return self.end(running);
             }
             if ready.signal {
-                self.asked_to_end();
+                self.asked_to_end(running);
             }
             if ready.link && self.listen(running) {
                 return Ok(());
@@ -163,7 +177,7 @@ impl Server {
         })
     }
 
-    fn asked_to_end(&mut self) {
+    fn asked_to_end(&mut self, running: &dyn Running) {
         if let Some(signals) = &mut self.signals {
             signals.clear();
         }
@@ -173,10 +187,20 @@ impl Server {
             self.tell(&FromServer::Leave {
                 why: "the server got a signal".to_owned(),
             });
+        } else if self.recoverable {
+            self.hand_over(running);
         } else {
             tracing::warn!(
                 "asked to end, but the agent is gone and only somebody else may stop the device: run `ublkctl delete {id}`"
             );
+        }
+    }
+
+    /// Leaves the device to its next server. The process ends when its threads have.
+    fn hand_over(&mut self, running: &dyn Running) {
+        if self.recoverable && !self.handed_over {
+            self.handed_over = true;
+            running.leave();
         }
     }
 
@@ -204,6 +228,7 @@ impl Server {
                     health.own_mounts = self.own_mounts;
                     self.tell(&FromServer::Health { ticket, health });
                 }
+                Ok(Some(ToServer::HandOver)) => self.hand_over(running),
                 Ok(Some(ToServer::Quit)) => return true,
                 // A device that serves does not end over a bad word.
                 Ok(Some(other)) => tracing::warn!("{}", out_of_turn(&other)),
@@ -227,7 +252,15 @@ impl Server {
     }
 
     fn end(&mut self, running: &mut dyn Running) -> Result<(), Failure> {
-        let mut health = running.finish(JOIN)?;
+        let mut health = match running.finish(JOIN) {
+            // Leaving is what was asked for, though the driver has not had its tags back.
+            Err(left) if self.handed_over => {
+                tracing::info!("left to the next server: {left}");
+                self.tell(&FromServer::Empty { health: None });
+                return Ok(());
+            }
+            end => end?,
+        };
         health.own_mounts = self.own_mounts;
         tracing::info!("device {} is empty", self.id.unwrap_or_default());
         self.tell(&FromServer::Empty {

@@ -6,8 +6,10 @@
 //! with the same id. Files are trusted only as far as L40 allows: a private directory of our own
 //! user, no links followed, written aside, synced and renamed, versioned, no pid without its start time.
 
+mod lock;
 mod process_id;
 
+pub use lock::Lock;
 pub use process_id::ProcessId;
 
 use crate::sys::process::effective_uid;
@@ -19,7 +21,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The version of the records this code writes and reads.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 
 /// The longest record in bytes.
 const MAX_RECORD: u64 = 64 * 1024;
@@ -81,6 +83,12 @@ pub enum Phase {
     Starting,
     /// It serves.
     Live,
+    /// It is being given a new server.
+    Recovering,
+    /// Its server is being asked to leave it to the next.
+    HandingOver,
+    /// Its server has left it to the next one, as it was asked to.
+    Left,
     /// It is being stopped and deleted.
     Leaving,
     /// It was stopped by somebody else; its processes have left.
@@ -359,6 +367,7 @@ impl Store {
         }
         remove_if_there(&self.path(id))?;
         remove_if_there(&self.socket(id))?;
+        remove_if_there(&self.lock_path(id))?;
         if record.is_none_or(|r| r.phase != Phase::Ended) {
             remove_if_there(&self.log(id))?;
         }

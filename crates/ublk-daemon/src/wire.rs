@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use ublk_core::{CpuMask, DataMode, Geometry, Limits, Mode};
+use ublk_core::{CpuMask, DataMode, Geometry, Limits, Mode, Recovery};
 use ublk_ctrl::Kind;
 
 /// What answers the requests of a device.
@@ -83,6 +83,9 @@ pub struct AddSpec {
     /// How data and commands travel: the features of ADD_DEV. Records without it are of copy mode.
     #[serde(default)]
     pub mode: Mode,
+    /// What becomes of it when its server dies.
+    #[serde(default)]
+    pub recovery: Recovery,
 }
 
 /// First message of the front to the agent.
@@ -100,6 +103,21 @@ pub struct AddRequest {
     pub deadline_ms: u64,
 }
 
+/// First message of the front to an agent that shall give a device a new server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoverRequest {
+    /// [`crate::link::LINK_VERSION`] of the front.
+    pub version: u32,
+    /// The device. Its configuration is what the state store has.
+    pub id: u32,
+    /// Its server is at work and shall be replaced: an upgrade.
+    pub replace: bool,
+    /// Requests may fail where the policy cannot keep them from it.
+    pub allow_errors: bool,
+    /// Milliseconds until the front gives up.
+    pub deadline_ms: u64,
+}
+
 /// What the front says to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
@@ -107,6 +125,8 @@ pub struct AddRequest {
 pub enum ToAgent {
     /// Make this device.
     Add(AddRequest),
+    /// Give this device a new server.
+    Recover(RecoverRequest),
     /// Stop and delete it (foreground: the front got a signal).
     Leave,
 }
@@ -151,6 +171,10 @@ pub struct Added {
     pub data: DataMode,
     /// Whether commands go in batches, by the features in force.
     pub batch: bool,
+    /// What becomes of it when its server dies, by the features in force.
+    pub recovery: Recovery,
+    /// How long its I/O was held, in microseconds, where its server was replaced.
+    pub pause_us: Option<u64>,
     /// Names of the features in force.
     pub features: Vec<String>,
     /// The server process.
@@ -183,6 +207,8 @@ pub enum ToServer {
         /// Comes back in the answer.
         ticket: u64,
     },
+    /// Leave a recoverable device that is live to its next server. What is in hand is not answered.
+    HandOver,
     /// The device will not be started: leave at once.
     Quit,
 }

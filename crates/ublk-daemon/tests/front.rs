@@ -26,6 +26,7 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         max_io_bytes: 512 << 10,
         read_only: false,
         mode: ublk_core::Mode::default(),
+        recovery: ublk_core::Recovery::None,
     };
     front::add(program, spec, false, None, deadline)
         .map(|(added, _)| added)

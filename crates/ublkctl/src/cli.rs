@@ -66,6 +66,27 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Give a device whose server is gone a new one; it goes on where the old one left it
+    Recover {
+        /// The device: its number, or /dev/ublkbN
+        #[arg(value_name = "ID", value_parser = device_id, required_unless_present = "all", conflicts_with = "all")]
+        id: Option<u32>,
+        /// Every device of ours that waits for a server
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Replace the running server of a device by this program, while the device is in use; I/O waits meanwhile
+    Upgrade {
+        #[command(flatten)]
+        device: Device,
+        /// Also where the policy or the kernel cannot keep requests from failing
+        #[arg(long)]
+        allow_errors: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Show what the kernel's ublk driver can do
     Features {
         #[command(flatten)]
@@ -179,6 +200,9 @@ pub struct Add {
     /// The device refuses writes
     #[arg(long)]
     pub read_only: bool,
+    /// What becomes of the device when its server dies; not for mem, whose data dies with it
+    #[arg(long, value_enum, default_value_t = Recovery::None)]
+    pub recovery: Recovery,
     /// Stay in front until the device is gone; SIGINT and SIGTERM stop and delete it
     #[arg(long)]
     pub foreground: bool,
@@ -206,6 +230,30 @@ pub enum DataMode {
     ZeroCopy,
     /// No copy, registered by a command of the server (Linux 6.15); not served yet by this version
     ZeroCopyManual,
+}
+
+/// Recovery policies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Recovery {
+    /// It dies with its server: I/O fails, /dev/ublkbN goes
+    None,
+    /// I/O waits for the next server (`recover`); what the dead one had in hand fails
+    Queue,
+    /// I/O waits for the next server; what the dead one had in hand is sent again, so it may be done twice
+    Reissue,
+    /// I/O fails at once until there is a next server (Linux 6.13)
+    Fail,
+}
+
+impl From<Recovery> for ublk_core::Recovery {
+    fn from(policy: Recovery) -> Self {
+        match policy {
+            Recovery::None => Self::None,
+            Recovery::Queue => Self::Queue,
+            Recovery::Reissue => Self::Reissue,
+            Recovery::Fail => Self::Fail,
+        }
+    }
 }
 
 /// Whether commands go in batches.
@@ -278,7 +326,7 @@ mod tests {
     /// L32 A missing id is a usage error: nothing has a default that stops or deletes.
     #[test]
     fn l32_a_missing_id_is_a_usage_error() {
-        for command in ["info", "stop", "delete"] {
+        for command in ["info", "stop", "delete", "recover", "upgrade"] {
             assert_eq!(refused(&[command]), ErrorKind::MissingRequiredArgument);
             assert_eq!(refused(&[command, "all"]), ErrorKind::ValueValidation);
             assert_eq!(refused(&[command, ""]), ErrorKind::ValueValidation);

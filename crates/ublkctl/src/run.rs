@@ -47,6 +47,18 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             front::delete(&program, id(device.id)?, within(wait))?;
             put(json, &Done::new(device.id, "deleted"), String::new)?;
         }
+        Command::Recover { id, all, wait } => {
+            return recover(*id, *all, within(wait), json);
+        }
+        Command::Upgrade {
+            device,
+            allow_errors,
+            wait,
+        } => {
+            let (id, allow) = (id(device.id)?, *allow_errors);
+            let added = front::recover(&program, id, true, allow, within(wait))?;
+            put(json, &added, || show::upgraded(&added))?;
+        }
         Command::Features { wait } => {
             let features = front::features(&program, within(wait))?;
             put(json, &features, || show::features(&features))?;
@@ -120,6 +132,38 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
     })
 }
 
+/// Recovers one device, or every one of ours that waits for a server: then each is tried, and the first
+/// failure is the command's.
+fn recover(
+    device: Option<u32>,
+    all: bool,
+    within: Duration,
+    json: bool,
+) -> Result<ExitCode, Failure> {
+    let program = this_program();
+    let Some(device) = device.filter(|_| !all) else {
+        let (mut done, mut first) = (Vec::new(), None);
+        for waits in front::recoverable(&program, within)? {
+            match front::recover(&program, waits, false, false, within) {
+                Ok(added) => done.push(added),
+                Err(failure) => {
+                    tracing::error!("device {waits}: {failure}");
+                    first.get_or_insert(failure);
+                }
+            }
+        }
+        let paths = || done.iter().map(|a| format!("{}\n", a.path.display()));
+        put(json, &done, || paths().collect())?;
+        return match first {
+            Some(failure) => Err(failure),
+            None => Ok(ExitCode::SUCCESS),
+        };
+    };
+    let added = front::recover(&program, id(device)?, false, false, within)?;
+    put(json, &added, || format!("{}\n", added.path.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
     let (add, spec, block_size) = parts(backend)?;
     // Removed again with whatever comes to nothing.
@@ -141,6 +185,7 @@ fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
         max_io_bytes: add.max_io,
         read_only: add.read_only,
         mode: add.mode(),
+        recovery: add.recovery.into(),
     };
     engine::settle(&mut spec)?;
     let log = add.log.clone();

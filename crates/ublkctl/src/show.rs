@@ -5,6 +5,7 @@ use crate::size;
 use std::fmt::Write;
 use ublk_daemon::front::{Features, Info, ListEntry};
 use ublk_daemon::state::Phase;
+use ublk_daemon::wire::Added;
 
 /// A table of devices.
 pub fn list(entries: &[ListEntry]) -> String {
@@ -44,6 +45,10 @@ pub fn list(entries: &[ListEntry]) -> String {
 }
 
 fn server(e: &ListEntry) -> String {
+    if e.orphan && matches!(e.state.as_str(), "quiesced" | "fail-io") {
+        let whose = if e.foreign { "" } else { ": `ublkctl recover`" };
+        return format!("gone, waits for another{whose}");
+    }
     match (e.server_pid, e.server_alive, &e.cause) {
         (Some(pid), true, _) => pid.to_string(),
         (_, false, Some(cause)) => format!("gone: {cause}"),
@@ -51,6 +56,16 @@ fn server(e: &ListEntry) -> String {
         (_, false, None) => "gone".to_owned(),
         (None, true, _) => "attached".to_owned(),
     }
+}
+
+/// What `upgrade` says: the device, and how long its I/O waited.
+pub fn upgraded(added: &Added) -> String {
+    let ms = added.pause_us.unwrap_or_default().div_ceil(1000);
+    format!(
+        "{}: server {} took over, I/O waited {ms} ms\n",
+        added.path.display(),
+        added.server_pid
+    )
 }
 
 /// Everything known of a device, a line each.
@@ -81,7 +96,11 @@ pub fn info(i: &Info) -> String {
             .unwrap_or_else(|| "foreign: not made by this ublkctl".to_owned()),
     );
     line("owner", format!("uid {} gid {}", e.owner.uid, e.owner.gid));
+    line("recovery", e.recovery.to_string());
     line("server", server(e));
+    if let Some(next) = &e.next {
+        line("next", next.clone());
+    }
     line("agent", or_dash(i.agent_pid.map(|p| p.to_string())));
     line(
         "log",

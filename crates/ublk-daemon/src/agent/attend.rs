@@ -8,13 +8,20 @@ use crate::sys::poll;
 use crate::wire::{Failure, FromServer, Health, ToAgent, ToServer};
 use std::io;
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+use ublk_core::{DevState, Features, Geometry, Recovery};
 use ublk_ctrl::Error;
+
+/// How long after one QUIESCE_DEV the next is sent, while the server is still there.
+const QUIESCE_AGAIN: Duration = Duration::from_millis(5);
 
 /// What is known of the end so far.
 #[derive(Debug, Default)]
 struct Ending {
     /// The agent stopped the device, and why.
     asked: Option<String>,
+    /// The server was asked to leave the device to the next one.
+    handing_over: bool,
     /// The server said it is empty.
     empty: bool,
     /// The server said it failed.
@@ -53,13 +60,16 @@ impl Agent<'_> {
                 if let Some(signals) = &mut self.ears.signals {
                     signals.clear();
                 }
-                self.leave(&mut ending, "a signal");
+                self.asked_to_end(&mut ending, "a signal");
             }
             if ready.front {
                 self.hear_front(&mut ending);
             }
             if ready.caller {
                 self.ask_health();
+            }
+            if ending.handing_over && ending.exit.is_none() {
+                self.quiesce();
             }
         }
         self.relay.close();
@@ -89,7 +99,9 @@ impl Agent<'_> {
             kinds.push(|r| &mut r.caller);
         }
         let mut ready = Ready::default();
-        for (yes, kind) in poll::readable(&fds, None)?.into_iter().zip(kinds) {
+        // Without an event it sleeps, except for a server that hears nothing of a QUIESCE.
+        let again = ending.handing_over.then(|| Instant::now() + QUIESCE_AGAIN);
+        for (yes, kind) in poll::readable(&fds, again)?.into_iter().zip(kinds) {
             *kind(&mut ready) = yes;
         }
         Ok(ready)
@@ -101,7 +113,7 @@ impl Agent<'_> {
             let Some(server) = &self.server else { return };
             match server.link.try_recv() {
                 Ok(None) => return,
-                Ok(Some(FromServer::Leave { why })) => self.leave(ending, &why),
+                Ok(Some(FromServer::Leave { why })) => self.asked_to_end(ending, &why),
                 Ok(Some(FromServer::Empty { health })) => {
                     ending.empty = true;
                     if let Some(health) = health {
@@ -129,7 +141,9 @@ impl Agent<'_> {
         match front.try_recv::<ToAgent>() {
             Ok(None) => {}
             Ok(Some(ToAgent::Leave)) => self.leave(ending, "the front"),
-            Ok(Some(ToAgent::Add(_))) => tracing::warn!("the front spoke out of turn"),
+            Ok(Some(ToAgent::Add(_) | ToAgent::Recover(_))) => {
+                tracing::warn!("the front spoke out of turn");
+            }
             Err(_) => {
                 self.ears.front = None;
                 if self.ears.foreground {
@@ -142,6 +156,44 @@ impl Agent<'_> {
     fn ask_health(&mut self) {
         if let Some(ticket) = self.relay.accept() {
             self.tell_server(&ToServer::Health { ticket });
+        }
+    }
+
+    /// A signal asks for the end of the processes. A recoverable device is left to the next server (L30),
+    /// unless it lives no longer than its front; every other is stopped and deleted.
+    fn asked_to_end(&mut self, ending: &mut Ending, why: &str) {
+        let recoverable = self
+            .device
+            .as_ref()
+            .is_some_and(|d| Recovery::of(d.geometry.features()).is_recoverable());
+        if self.ears.foreground || !recoverable {
+            return self.leave(ending, why);
+        }
+        if ending.handing_over || ending.asked.is_some() {
+            return;
+        }
+        ending.handing_over = true;
+        tracing::info!("the device is left to the next server, asked by {why}");
+        self.set_phase(Phase::HandingOver);
+        if !self.can_quiesce() {
+            self.tell_server(&ToServer::HandOver);
+        }
+    }
+
+    fn can_quiesce(&self) -> bool {
+        let device = self.device.as_ref();
+        device.is_some_and(|d| d.geometry.features().contains(Features::QUIESCE))
+    }
+
+    /// Has the driver take back what the server has idle, once more.
+    fn quiesce(&mut self) {
+        let Some(id) = self.device.as_ref().map(|d| d.id) else {
+            return;
+        };
+        if self.can_quiesce()
+            && let Err(e) = self.quiesce_once(id, Instant::now() + LEAVE)
+        {
+            tracing::warn!("{e}");
         }
     }
 
@@ -187,13 +239,15 @@ impl Agent<'_> {
             self.remove(&device);
             return Ok(());
         }
-        device.record.phase = match cause {
-            Some(_) => Phase::Ended,
-            None => Phase::Stopped,
-        };
-        device.record.cause.clone_from(&cause);
         // Only while the device is still this one: a record is no obstacle, but litter.
         let ours = self.control()?.info(id, LEAVE);
+        let left = ending.handing_over || is_left(&ours);
+        device.record.phase = match cause {
+            None if left => Phase::Left,
+            None => Phase::Stopped,
+            Some(_) => Phase::Ended,
+        };
+        device.record.cause.clone_from(&cause);
         match ours {
             Ok(info) if info.server_flags() == device.record.nonce => {
                 if let Err(e) = self.store.write(&device.record) {
@@ -206,18 +260,34 @@ impl Agent<'_> {
                 }
             }
         }
+        let next = if Recovery::of(device.geometry.features()).is_recoverable() {
+            format!(
+                "`ublkctl recover {id}` gives it a new server, `ublkctl delete {id}` removes it"
+            )
+        } else {
+            format!("the device is dead; `ublkctl delete {id}` removes it")
+        };
         match cause {
+            None if left => {
+                tracing::info!("device {id} waits for its next server; {next}");
+                Ok(())
+            }
             None => {
                 tracing::info!("device {id} was stopped from outside");
                 Ok(())
             }
-            Some(cause) => Err(
-                Failure::failed(format!("device {id}: {cause}")).hint(format!(
-                    "the device is dead; `ublkctl delete {id}` removes it"
-                )),
-            ),
+            Some(cause) => Err(Failure::failed(format!("device {id}: {cause}")).hint(next)),
         }
     }
+}
+
+/// Whether a device whose server ended waits for another: quiesced by somebody else, an upgrade. It may still
+/// be live where the driver has not seen the last of its server; stopped, it is dead before its server knows.
+fn is_left(info: &Result<Geometry, Error>) -> bool {
+    let left = |info: &Geometry| {
+        Recovery::of(info.features()).is_recoverable() && info.state() != DevState::Dead
+    };
+    info.as_ref().is_ok_and(left)
 }
 
 fn report(health: &Health) {

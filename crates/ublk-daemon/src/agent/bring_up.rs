@@ -3,29 +3,38 @@
 use super::{Agent, Device, LEAVE};
 use crate::kill_point::kill_point;
 use crate::link::LINK_VERSION;
+use crate::policy;
 use crate::state::{self, Phase, ProcessId, Record};
 use crate::sys::poll;
 use crate::wire::{AddRequest, AddSpec, Added, Assignment, Failure, FromServer, ToServer};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use ublk_core::{CheckedSpec, CpuMask, DevId, DeviceSpec, Limits, Mode, QueueId};
+use ublk_core::{
+    CheckedSpec, CpuMask, DevId, DeviceSpec, Features, Limits, Mode, QueueId, Recovery,
+};
 use ublk_ctrl::Error;
 
 /// What is left until the deadline.
-fn left(deadline: Instant) -> Duration {
+pub(super) fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-/// The device of a request, checked by the kernel's rules before anything is made.
+/// The device of a request, checked by the kernel's rules before anything is made. `more` are features
+/// besides those of its mode and policy.
 ///
 /// # Errors
 /// [`Error::Spec`] with the rule that is broken.
-pub fn check(spec: &AddSpec, limits: Limits, nonce: u64) -> Result<CheckedSpec, Error> {
+pub fn check(
+    spec: &AddSpec,
+    limits: Limits,
+    more: Features,
+    nonce: u64,
+) -> Result<CheckedSpec, Error> {
     let mut device = DeviceSpec::new(limits)
         .queues(spec.queues)
         .depth(spec.depth)
         .max_io_bytes(spec.max_io_bytes)
-        .features(spec.mode.features())
+        .features(spec.mode.features() | spec.recovery.features() | more)
         .server_flags(nonce);
     if let Some(id) = spec.id {
         device = device.id(DevId::new(id).map_err(|e| Error::Spec {
@@ -56,7 +65,13 @@ impl Agent<'_> {
         let limits = self.described(deadline)?;
         tracing::debug!("the server described its backend");
         let nonce = state::nonce().map_err(|e| Failure::failed(format!("no random word: {e}")))?;
-        let checked = check(spec, limits, nonce)?;
+        let more = if spec.recovery.is_recoverable() {
+            let kernel = self.control()?.features(left(deadline))?;
+            policy::features(spec, kernel)?
+        } else {
+            Features::NONE
+        };
+        let checked = check(spec, limits, more, nonce)?;
         // Intent is on disk before ADD_DEV, so that a kill leaves nothing nameless (L31).
         let mut record = Record::new(nonce, spec.clone());
         record.server = self.server.as_ref().and_then(|s| ProcessId::of(s.pid));
@@ -86,14 +101,17 @@ impl Agent<'_> {
             record,
             started: false,
         });
+        // An earlier agent of that number is on its way out; the device is nobody else's.
+        self.lock = self.store.lock(id.get(), deadline)?;
         // A mode is never replaced in silence, and neither by the kernel.
         let refused = checked.refused(&geometry);
         if !refused.is_empty() {
             let text = format!(
-                "the kernel did not grant {refused}, so there is no mode {}",
-                spec.mode
+                "the kernel did not grant {refused}, so there is no mode {} with recovery {}",
+                spec.mode, spec.recovery
             );
-            return Err(Failure::failed(text).hint("ask for another mode with --data or --batch"));
+            return Err(Failure::failed(text)
+                .hint("ask for another mode with --data or --batch, or another --recovery"));
         }
         if geometry.queues() != spec.queues {
             tracing::info!(
@@ -127,11 +145,9 @@ impl Agent<'_> {
         tracing::debug!("the device is proved ready");
         kill_point("start:ready");
         self.enter(Phase::Live)?;
-        let relay = self.relay.open(&self.store.socket(id.get()));
-        if let Err(e) = relay {
-            tracing::warn!("no socket for health: {e}");
-        }
-        Ok(self.added(spec, limits, pid))
+        self.open_relay(id);
+        let (block_size, read_only) = (limits.logical_block_size, limits.read_only);
+        Ok(self.describe(spec.backend.name(), limits.size, block_size, read_only, pid))
     }
 
     fn log_path(&self, request: &AddRequest, id: DevId) -> PathBuf {
@@ -154,21 +170,21 @@ impl Agent<'_> {
         Ok(self.store.write(&device.record)?)
     }
 
-    fn described(&mut self, deadline: Instant) -> Result<Limits, Failure> {
+    pub(super) fn described(&mut self, deadline: Instant) -> Result<Limits, Failure> {
         match self.hear_server("described", deadline)? {
             FromServer::Described { version, limits } if version == LINK_VERSION => Ok(limits),
             other => Err(out_of_turn(&other)),
         }
     }
 
-    fn armed(&mut self, deadline: Instant) -> Result<u32, Failure> {
+    pub(super) fn armed(&mut self, deadline: Instant) -> Result<u32, Failure> {
         match self.hear_server("armed", deadline)? {
             FromServer::Armed { pid } => Ok(pid),
             other => Err(out_of_turn(&other)),
         }
     }
 
-    fn affinity(
+    pub(super) fn affinity(
         &mut self,
         id: DevId,
         queues: u16,
@@ -181,7 +197,14 @@ impl Agent<'_> {
         Ok(masks)
     }
 
-    fn added(&self, spec: &AddSpec, limits: Limits, server_pid: u32) -> Added {
+    pub(super) fn describe(
+        &self,
+        backend: &str,
+        size: u64,
+        block_size: u32,
+        read_only: bool,
+        server_pid: u32,
+    ) -> Added {
         let device = self.device.as_ref();
         let geometry = device.map(|d| d.geometry);
         let mode = geometry.map_or_else(Mode::default, |g| Mode::of(g.features()));
@@ -192,13 +215,15 @@ impl Agent<'_> {
             char_path: PathBuf::from(format!("/dev/ublkc{id}")),
             queues: geometry.map_or(0, |g| g.queues()),
             depth: geometry.map_or(0, |g| g.depth()),
-            size: limits.size,
-            block_size: limits.logical_block_size,
+            size,
+            block_size,
             max_io_bytes: geometry.map_or(0, |g| g.max_io_bytes()),
-            read_only: limits.read_only,
-            backend: spec.backend.name().to_owned(),
+            read_only,
+            backend: backend.to_owned(),
             data: mode.data,
             batch: mode.batch,
+            recovery: geometry.map_or_else(Recovery::default, |g| Recovery::of(g.features())),
+            pause_us: None,
             features: geometry.map_or_else(Vec::new, |g| {
                 g.features().iter().map(|f| f.name.to_owned()).collect()
             }),

@@ -7,15 +7,18 @@
 
 mod attend;
 mod bring_up;
+mod recover;
 mod relay;
 
 use crate::helper::Helper;
 use crate::link::{LINK_VERSION, Link, LinkError};
 use crate::peer::{Messages, Peer, Role};
 use crate::signals::Signals;
-use crate::state::{Record, Store};
+use crate::state::{Lock, Record, Store};
 use crate::sys::{poll, process};
-use crate::wire::{AddRequest, Added, Failure, FromAgent, FromServer, ToAgent, ToServer};
+use crate::wire::{
+    AddRequest, Added, Failure, FromAgent, FromServer, RecoverRequest, ToAgent, ToServer,
+};
 pub use bring_up::check;
 use relay::Relay;
 use std::os::fd::AsFd;
@@ -155,6 +158,14 @@ struct Agent<'w> {
     device: Option<Device>,
     relay: Relay,
     log: Option<PathBuf>,
+    /// Held from the moment the device is known to the agent's end.
+    lock: Option<Lock>,
+}
+
+/// What an agent was started for.
+enum Task {
+    Add(AddRequest),
+    Recover(RecoverRequest),
 }
 
 /// Plays the role to its end. The exit code: 0 when the device was deleted as asked or stopped from
@@ -173,6 +184,7 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
         device: None,
         relay: Relay::default(),
         log: None,
+        lock: None,
     };
     match agent.live() {
         Ok(()) => {
@@ -191,14 +203,17 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
 
 impl Agent<'_> {
     fn live(&mut self) -> Result<(), Failure> {
-        let request = self.request()?;
+        let request = match self.request()? {
+            Task::Add(request) => request,
+            Task::Recover(request) => return self.live_again(&request),
+        };
         let deadline = Instant::now() + Duration::from_millis(request.deadline_ms);
         if !request.foreground {
             self.world.detach();
         }
         match self.bring_up(&request, deadline) {
             Ok(added) => {
-                self.announce(&request, added);
+                self.announce(request.foreground, added);
                 self.attend()
             }
             Err(failure) => {
@@ -209,12 +224,33 @@ impl Agent<'_> {
         }
     }
 
-    fn request(&self) -> Result<AddRequest, Failure> {
+    fn live_again(&mut self, request: &RecoverRequest) -> Result<(), Failure> {
+        let deadline = Instant::now() + Duration::from_millis(request.deadline_ms);
+        self.world.detach();
+        match self.recover(request, deadline) {
+            Ok(added) => {
+                self.announce(false, added);
+                self.attend()
+            }
+            Err(failure) => {
+                self.give_up(&failure);
+                Err(failure)
+            }
+        }
+    }
+
+    fn request(&self) -> Result<Task, Failure> {
         let link = self.ears.front.as_ref();
         let link = link.ok_or_else(|| Failure::failed("no front"))?;
         match link.recv(Instant::now() + LEAVE)? {
-            ToAgent::Add(request) if request.version == LINK_VERSION => Ok(request),
-            ToAgent::Add(request) => Err(LinkError::Version(request.version).into()),
+            ToAgent::Add(request) if request.version == LINK_VERSION => Ok(Task::Add(request)),
+            ToAgent::Recover(request) if request.version == LINK_VERSION => {
+                Ok(Task::Recover(request))
+            }
+            ToAgent::Add(AddRequest { version, .. })
+            | ToAgent::Recover(RecoverRequest { version, .. }) => {
+                Err(LinkError::Version(version).into())
+            }
             ToAgent::Leave => Err(Failure::failed(
                 "told to leave before there was anything to do",
             )),
@@ -222,8 +258,8 @@ impl Agent<'_> {
     }
 
     /// Says that the device serves, and lets go of the front's standard error.
-    fn announce(&mut self, request: &AddRequest, added: Added) {
-        self.ears.foreground = request.foreground;
+    fn announce(&mut self, foreground: bool, added: Added) {
+        self.ears.foreground = foreground;
         let log = self.log.clone();
         self.tell_server(&ToServer::Live { log: log.clone() });
         if let Some(log) = &log {
@@ -231,7 +267,7 @@ impl Agent<'_> {
         }
         tracing::info!("device {} serves, server {}", added.id, added.server_pid);
         self.tell_front(&FromAgent::Live(added));
-        if !request.foreground {
+        if !foreground {
             self.ears.front = None;
         }
         self.world.end_prover();
@@ -304,5 +340,7 @@ impl Agent<'_> {
     }
 }
 
+#[cfg(test)]
+mod recover_tests;
 #[cfg(test)]
 mod tests;

@@ -4,17 +4,18 @@ use crate::agent;
 use crate::engine;
 use crate::link::{LINK_VERSION, LinkError};
 use crate::peer::{Messages, Peer, Role};
+use crate::policy;
 use crate::signals::Signals;
 use crate::state::Store;
 use crate::sys::poll;
-use crate::wire::{AddRequest, AddSpec, Added, Failure, FromAgent, ToAgent};
+use crate::wire::{AddRequest, AddSpec, Added, Failure, FromAgent, RecoverRequest, ToAgent};
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ChildStderr;
 use std::time::{Duration, Instant};
-use ublk_core::Errno;
+use ublk_core::{DevId, Errno, Features};
 use ublk_ctrl::{Error, Operation};
 
 /// How long an agent that hung up may take to end, so that its end can be told.
@@ -25,8 +26,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// # Errors
 /// The rule that is broken, as a usage failure.
 pub fn check(spec: &AddSpec) -> Result<(), Failure> {
+    policy::check(spec)?;
     let limits = engine::limits_of(spec)?;
-    agent::check(spec, limits, 0)?;
+    agent::check(spec, limits, Features::NONE, 0)?;
     Ok(())
 }
 
@@ -89,6 +91,41 @@ pub fn add(
     };
     let added = device.live(until)?;
     Ok((added, device))
+}
+
+/// Gives a device whose server is gone a new one and returns once it serves; with `replace` it is the
+/// server at work that is replaced. The device's configuration is what the state store has.
+///
+/// # Errors
+/// Why it cannot be recovered; it then waits on, for another try or a delete.
+pub fn recover(
+    program: &Path,
+    id: DevId,
+    replace: bool,
+    allow_errors: bool,
+    deadline: Duration,
+) -> Result<Added, Failure> {
+    run_directory()?;
+    let until = Instant::now() + deadline;
+    let mut agent = Peer::spawn(program, Role::Agent, Messages::Pipe)
+        .map_err(|e| Failure::failed(format!("cannot start the agent: {e}")))?;
+    let messages = agent.take_messages();
+    let request = RecoverRequest {
+        version: LINK_VERSION,
+        id: id.get(),
+        replace,
+        allow_errors,
+        deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+    };
+    let _ = agent.link.send(&ToAgent::Recover(request));
+    let signals = None;
+    let mut device = Foreground {
+        agent,
+        messages,
+        signals,
+    };
+    // The agent gives up at the deadline and says why; a moment for its words.
+    device.live(until + LAST_WORDS)
 }
 
 /// A device whose agent is held by this process.

@@ -10,7 +10,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use ublk_core::{DataMode, DevId, Geometry, Mode, QueueId};
+use ublk_core::{DataMode, DevId, DevState, Geometry, Mode, QueueId, Recovery};
 use ublk_ctrl::{Controller, Error};
 
 /// How long an agent may take to tell the health of its server.
@@ -61,6 +61,12 @@ pub struct ListEntry {
     pub phase: Option<Phase>,
     /// Why it ended, if it did.
     pub cause: Option<String>,
+    /// What becomes of it when its server dies, by the features in force.
+    pub recovery: Recovery,
+    /// Its server is gone, and nobody is at work to give it another or to remove it.
+    pub orphan: bool,
+    /// What to do about it, if something is to be done.
+    pub next: Option<String>,
 }
 
 /// Features of a device.
@@ -172,6 +178,21 @@ pub fn list(program: &Path, deadline: Duration) -> Result<Vec<ListEntry>, Failur
     Ok(found.iter().map(|g| entry(g, record(g).as_ref())).collect())
 }
 
+/// The devices of ours that wait for a server.
+///
+/// # Errors
+/// As [`list`].
+pub fn recoverable(program: &Path, deadline: Duration) -> Result<Vec<DevId>, Failure> {
+    let waits = |e: &ListEntry| {
+        let state = matches!(e.state.as_str(), "quiesced" | "fail-io");
+        let missed = e.state == "live" && e.recovery.is_recoverable();
+        e.orphan && !e.foreign && (state || missed)
+    };
+    let entries = list(program, deadline)?;
+    let ids = entries.iter().filter(|e| waits(e));
+    Ok(ids.filter_map(|e| DevId::new(e.id).ok()).collect())
+}
+
 /// Everything known of a device.
 ///
 /// # Errors
@@ -240,6 +261,11 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
         Some(server) => server.runs(),
         None => server_pid.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists()),
     };
+    let recovery = Recovery::of(geometry.features());
+    let agent_alive = record.and_then(|r| r.agent).is_some_and(|a| a.runs());
+    // A device just added has no server yet, but an agent.
+    let orphan = !server_alive && !agent_alive;
+    let next = orphan.then(|| next(geometry, record.is_none(), recovery));
     let size = sysfs(id, "size").and_then(|sectors| sectors.checked_mul(ublk_core::SECTOR_SIZE));
     ListEntry {
         id: id.get(),
@@ -261,6 +287,23 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
         foreign: record.is_none(),
         phase: record.map(|r| r.phase),
         cause: record.and_then(|r| r.cause.clone()),
+        recovery,
+        orphan,
+        next,
+    }
+}
+
+/// What to do about a device without a server.
+fn next(geometry: &Geometry, foreign: bool, recovery: Recovery) -> String {
+    let id = geometry.dev_id();
+    let (delete, recover) = (
+        format!("`ublkctl delete {id}` removes it"),
+        format!("`ublkctl recover {id}` gives it a new server"),
+    );
+    match (recovery.is_recoverable(), geometry.state(), foreign) {
+        (true, DevState::Dead, _) | (false, _, _) => delete,
+        (true, _, true) => format!("the program that made it can recover it; {delete}"),
+        (true, _, false) => format!("{recover}, {delete}"),
     }
 }
 

@@ -7,8 +7,8 @@ mod add;
 mod look;
 mod remove;
 
-pub use add::{Foreground, add, check};
-pub use look::{Features, Info, ListEntry, features, info, list};
+pub use add::{Foreground, add, check, recover};
+pub use look::{Features, Info, ListEntry, features, info, list, recoverable};
 pub use remove::{delete, stop};
 
 use crate::helper::Helper;

@@ -12,6 +12,7 @@ fn spec() -> AddSpec {
         max_io_bytes: 512 << 10,
         read_only: false,
         mode: ublk_core::Mode::default(),
+        recovery: ublk_core::Recovery::None,
     }
 }
 
@@ -120,15 +121,15 @@ fn l40_versions_and_garbage_are_told_apart() {
     let (_dir, store) = store();
     store.write(&record(Some(1), 7)).unwrap();
     let text = fs::read_to_string(store.path(1)).unwrap();
-    let other = text.replace("\"version\": 1", "\"version\": 2");
+    let other = text.replace("\"version\": 2", "\"version\": 3");
     assert_ne!(text, other);
     fs::write(store.path(1), other).unwrap();
     let found = store.last(1);
     assert!(
-        matches!(found, Err(StateError::Version { version: 2, .. })),
+        matches!(found, Err(StateError::Version { version: 3, .. })),
         "{found:?}"
     );
-    for garbage in [&b"{"[..], b"", b"{\"version\":1}", &vec![b' '; 70_000]] {
+    for garbage in [&b"{"[..], b"", b"{\"version\":2}", &vec![b' '; 70_000]] {
         fs::write(store.path(1), garbage).unwrap();
         assert!(matches!(store.last(1), Err(StateError::Garbled { .. })));
     }

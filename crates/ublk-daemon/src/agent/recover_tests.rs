@@ -1,0 +1,204 @@
+use super::*;
+use crate::fakes::{ID, Kernel, Threads, spec};
+use crate::state::{Phase, ProcessId};
+use crate::wire::BackendSpec;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use ublk_core::{Features, Recovery};
+
+const NONCE: u64 = 77;
+const LIVE: u16 = 1;
+const QUIESCED: u16 = 2;
+
+/// A device of ours in a state, with a record whose server is `server`.
+fn device(
+    state: u16,
+    features: Features,
+    server: Option<ProcessId>,
+    fail: Option<&'static str>,
+) -> (Arc<Kernel>, Store, tempfile::TempDir) {
+    let kernel = Kernel::new(fail);
+    kernel.exists(NONCE, features, state);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(dir.path().join("run"));
+    let mut spec = spec();
+    spec.backend = BackendSpec::Null {
+        size: spec.backend.size(),
+    };
+    spec.recovery = Recovery::of(features);
+    let mut record = Record::new(NONCE, spec);
+    record.id = Some(ID);
+    record.phase = Phase::Ended;
+    record.agent = None;
+    record.server = server;
+    store.write(&record).unwrap();
+    (kernel, store, dir)
+}
+
+struct Recovered {
+    front: Link,
+    signal: UnixStream,
+    agent: std::thread::JoinHandle<i32>,
+}
+
+/// An agent told to recover the device.
+fn recover(kernel: &Arc<Kernel>, store: &Store, replace: bool) -> Recovered {
+    let (front, far) = Link::pair().unwrap();
+    let (signals, signal) = UnixStream::pair().unwrap();
+    let request = RecoverRequest {
+        version: LINK_VERSION,
+        id: ID,
+        replace,
+        allow_errors: false,
+        deadline_ms: 5000,
+    };
+    front.send(&ToAgent::Recover(request)).unwrap();
+    let (world, store) = (Arc::clone(kernel), store.clone());
+    let agent = std::thread::spawn(move || {
+        run(
+            &mut Threads(world),
+            store,
+            far,
+            Some(Signals::fake(signals)),
+        )
+    });
+    Recovered {
+        front,
+        signal,
+        agent,
+    }
+}
+
+impl Recovered {
+    fn hear(&self) -> FromAgent {
+        let until = Instant::now() + Duration::from_secs(10);
+        self.front.recv(until).unwrap()
+    }
+
+    fn failed(&self) -> Failure {
+        match self.hear() {
+            FromAgent::Failed(failure) => failure,
+            other => panic!("not failed but {other:?}"),
+        }
+    }
+}
+
+fn reissue() -> Features {
+    Recovery::Reissue.features() | Features::QUIESCE
+}
+
+/// L34 A recovery sets no parameters: it takes the device, arms a server with what the record says, and ends;
+/// what was recovered can be recovered again, and L30 a signal leaves it to the next server.
+#[test]
+fn l34_a_recovered_device_is_recovered_again() {
+    let (kernel, store, _dir) = device(QUIESCED, reissue(), None, None);
+    let first = recover(&kernel, &store, false);
+    let FromAgent::Live(added) = first.hear() else {
+        panic!("not live");
+    };
+    assert_eq!((added.id, added.recovery), (ID, Recovery::Reissue));
+    assert_eq!(added.pause_us, None);
+    let steps = [
+        "get info",
+        "get parameters",
+        "start recovery",
+        "get info",
+        "affinity 0",
+        "affinity 1",
+        "armed",
+        "end recovery",
+        "prove",
+    ];
+    let log = kernel.log();
+    // Opening the backend goes on beside the looking up.
+    let log: Vec<_> = log.iter().filter(|l| *l != "open").collect();
+    assert_eq!(log, steps);
+    assert_eq!(store.last(ID).unwrap().unwrap().phase, Phase::Live);
+    (&first.signal).write_all(b"x").unwrap();
+    assert_eq!(first.agent.join().unwrap(), 0);
+    let record = store.last(ID).unwrap().unwrap();
+    assert_eq!((record.phase, record.cause), (Phase::Left, None));
+    assert!(!kernel.log().iter().any(|l| l == "stop" || l == "delete"));
+}
+
+/// L34 A recovery that fails leaves the device as it was, with the cause in its record: neither stopped nor
+/// deleted.
+#[test]
+fn l34_a_failed_recovery_leaves_the_device_waiting() {
+    for step in ["spawn", "open", "start recovery", "arm", "end recovery"] {
+        let (kernel, store, _dir) = device(QUIESCED, reissue(), None, Some(step));
+        let agent = recover(&kernel, &store, false);
+        let failure = agent.failed();
+        assert!(!failure.text.is_empty());
+        assert_eq!(agent.agent.join().unwrap(), 1, "{step}");
+        let record = store.last(ID).unwrap().unwrap();
+        assert_eq!(record.phase, Phase::Ended, "{step}");
+        let taken = !matches!(step, "spawn" | "open");
+        assert_eq!(record.cause.is_some(), taken, "{step}: {record:?}");
+        let log = kernel.log();
+        assert!(!log.iter().any(|l| l == "stop" || l == "delete"), "{log:?}");
+        // Nobody has it in care any more.
+        assert!(store.lock(ID, Instant::now()).unwrap().is_some());
+    }
+}
+
+/// L34 Foreign devices, live ones, stopped ones and those made without recovery are refused with the reason,
+/// before a server is started.
+#[test]
+fn l34_what_cannot_be_recovered_is_refused() {
+    let me = ProcessId::of(std::process::id());
+    let cases = [
+        (LIVE, reissue(), me, NONCE, "nothing to recover"),
+        (0, reissue(), None, NONCE, "stopped or never started"),
+        (QUIESCED, Features::NONE, None, NONCE, "without recovery"),
+        (
+            QUIESCED,
+            reissue(),
+            None,
+            NONCE + 1,
+            "not made by this ublkctl",
+        ),
+    ];
+    for (state, features, server, nonce, text) in cases {
+        let (kernel, store, _dir) = device(state, features, server, None);
+        kernel.exists(nonce, features, state);
+        let agent = recover(&kernel, &store, false);
+        let failure = agent.failed();
+        assert!(failure.text.contains(text), "{failure:?}");
+        assert_eq!(kernel.log(), ["get info"], "{text}");
+        agent.agent.join().unwrap();
+    }
+}
+
+/// L34 A device in the care of another agent is left to it.
+#[test]
+fn l34_another_agents_device_is_not_taken() {
+    let (kernel, store, _dir) = device(QUIESCED, reissue(), None, None);
+    let lock = store.lock(ID, Instant::now()).unwrap();
+    assert!(lock.is_some());
+    let agent = recover(&kernel, &store, false);
+    let failure = agent.failed();
+    assert!(failure.text.contains("another agent"), "{failure:?}");
+    assert!(!kernel.log().contains(&"start recovery".to_owned()));
+    agent.agent.join().unwrap();
+}
+
+/// Upgrades are of live devices with a server, and of policies that keep every request.
+#[test]
+fn l35_what_cannot_be_upgraded_is_refused() {
+    let me = ProcessId::of(std::process::id());
+    let queue = Recovery::Queue.features();
+    for (state, features, server, text) in [
+        (QUIESCED, reissue(), None, "without a server to replace"),
+        (LIVE, queue, me, "6.16"),
+        (LIVE, Recovery::Fail.features(), me, "policy `fail`"),
+    ] {
+        let (kernel, store, _dir) = device(state, features, server, None);
+        let agent = recover(&kernel, &store, true);
+        let failure = agent.failed();
+        assert!(failure.text.contains(text), "{failure:?}");
+        assert_eq!(kernel.log(), ["get info"], "{text}");
+        agent.agent.join().unwrap();
+    }
+}

@@ -1,0 +1,180 @@
+//! Recovery policies: what may be asked for, and what can be kept.
+#![forbid(unsafe_code)]
+
+use crate::wire::{AddSpec, BackendSpec, Failure, FailureKind};
+use ublk_core::{DeviceParams, Features, Limits, Recovery};
+
+/// Refuses a policy that the backend cannot keep, before anything is made.
+///
+/// # Errors
+/// A usage failure with the reason.
+pub fn check(spec: &AddSpec) -> Result<(), Failure> {
+    match (&spec.backend, spec.recovery) {
+        (_, Recovery::None) => Ok(()),
+        (BackendSpec::Mem { .. }, policy) => Err(Failure::new(
+            FailureKind::Usage,
+            format!(
+                "--recovery {policy}: the contents of a memory device die with its server, so the next one would give back zeroes"
+            ),
+        )
+        .hint("leave --recovery out, or use a backend that keeps its data")),
+        _ => Ok(()),
+    }
+}
+
+/// The features of a policy on a kernel: those it needs, and QUIESCE where the kernel has it, without
+/// which a server cannot be replaced without holding I/O by hand.
+///
+/// # Errors
+/// A combination that this kernel's driver does not serve well.
+pub fn features(spec: &AddSpec, kernel: Features) -> Result<Features, Failure> {
+    if !spec.recovery.is_recoverable() {
+        return Ok(Features::NONE);
+    }
+    // Descriptors of a chosen size came with the same kernel as batch mode that recovers.
+    if spec.mode.batch && !kernel.contains(Features::IO_DESC_SIZE) {
+        return Err(Failure::failed(format!(
+            "--batch on with --recovery {}: before Linux 7.3 a recovered device in batch mode may go on failing I/O",
+            spec.recovery
+        ))
+        .hint("leave out --batch on"));
+    }
+    let quiesce = kernel.contains(Features::QUIESCE);
+    let more = if quiesce {
+        Features::QUIESCE
+    } else {
+        Features::NONE
+    };
+    Ok(spec.recovery.features() | more)
+}
+
+/// Whether the server of a live device can be replaced without an I/O error.
+///
+/// # Errors
+/// Why not.
+pub fn may_replace(granted: Features) -> Result<(), Failure> {
+    let policy = Recovery::of(granted);
+    let why = match policy {
+        Recovery::None => {
+            return Err(Failure::failed(
+                "the device was made without recovery, so no other server can take it over",
+            )
+            .hint("stop and delete it and add it again with --recovery reissue"));
+        }
+        Recovery::Fail => "by its policy `fail` all I/O fails while it has no server",
+        _ if granted.contains(Features::BATCH_IO) => {
+            "in batch mode the driver fails what comes while the device is held"
+        }
+        Recovery::Queue if !granted.contains(Features::QUIESCE) => {
+            "this kernel cannot hold its I/O (QUIESCE comes with Linux 6.16), and by its policy `queue` requests in the old server's hands fail"
+        }
+        _ => return Ok(()),
+    };
+    Err(Failure::failed(format!("some I/O would fail: {why}"))
+        .hint("--allow-errors does it all the same; a device of policy `reissue` needs it nowhere"))
+}
+
+/// Whether a backend can serve a device that exists: its parameters cannot be changed.
+///
+/// # Errors
+/// What does not fit.
+pub fn fits(limits: &Limits, params: &DeviceParams) -> Result<(), Failure> {
+    if limits.size < params.size {
+        return Err(Failure::failed(format!(
+            "the backend has {} bytes, the device {}",
+            limits.size, params.size
+        ))
+        .hint("give the backend back its size, or delete the device"));
+    }
+    if limits.logical_block_size > params.logical_block_size {
+        return Err(Failure::failed(format!(
+            "the backend's blocks have {} bytes now, the device's {}",
+            limits.logical_block_size, params.logical_block_size
+        ))
+        .hint("delete the device and add it again"));
+    }
+    if limits.read_only && !params.read_only {
+        return Err(
+            Failure::failed("the backend cannot be written now, the device can")
+                .hint("make the backend writable again, or delete the device"),
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes;
+    use ublk_core::Mode;
+
+    fn spec(backend: BackendSpec, recovery: Recovery, batch: bool) -> AddSpec {
+        let mode = Mode {
+            batch,
+            ..Mode::default()
+        };
+        AddSpec {
+            backend,
+            recovery,
+            mode,
+            ..fakes::spec()
+        }
+    }
+
+    /// L14 A backend whose data dies with its server takes no recovery, and says why.
+    #[test]
+    fn l14_memory_that_dies_is_not_recovered() {
+        for policy in Recovery::ALL {
+            let mem = spec(BackendSpec::Mem { size: 4096 }, policy, false);
+            let null = spec(BackendSpec::Null { size: 4096 }, policy, false);
+            assert!(check(&null).is_ok());
+            match check(&mem) {
+                Ok(()) => assert_eq!(policy, Recovery::None),
+                Err(failure) => assert_eq!(failure.kind, FailureKind::Usage),
+            }
+        }
+    }
+
+    /// QUIESCE is asked for where it is to be had, batches are not recovered before 7.3.
+    #[test]
+    fn policies_are_features_of_the_kernel() {
+        let null = |policy, batch| spec(BackendSpec::Null { size: 4096 }, policy, batch);
+        let old = Features::from_bits(0x1fe);
+        let new = Features::from_bits(0x1f_ffff);
+        let between = new.without(Features::IO_DESC_SIZE);
+        assert_eq!(
+            features(&null(Recovery::None, true), old).unwrap(),
+            Features::NONE
+        );
+        let queue = null(Recovery::Queue, false);
+        assert_eq!(features(&queue, old).unwrap(), Features::USER_RECOVERY);
+        let wanted = Features::USER_RECOVERY | Features::QUIESCE;
+        assert_eq!(features(&queue, new).unwrap(), wanted);
+        assert!(features(&null(Recovery::Reissue, true), between).is_err());
+        assert!(features(&null(Recovery::Reissue, true), new).is_ok());
+    }
+
+    /// L35 Where replacing a server would cost requests it is refused with the reason.
+    #[test]
+    fn l35_upgrades_that_lose_requests_are_refused() {
+        let quiesce = Features::QUIESCE;
+        for (granted, why) in [
+            (Recovery::Reissue.features(), None),
+            (Recovery::Reissue.features() | quiesce, None),
+            (Recovery::Queue.features() | quiesce, None),
+            (Recovery::Queue.features(), Some("6.16")),
+            (Recovery::Fail.features() | quiesce, Some("policy `fail`")),
+            (Features::NONE, Some("without recovery")),
+            (
+                Recovery::Reissue.features() | quiesce | Features::BATCH_IO,
+                Some("batch mode"),
+            ),
+        ] {
+            match (may_replace(granted), why) {
+                (Ok(()), None) => {}
+                (Err(failure), Some(why)) => assert!(failure.text.contains(why), "{failure:?}"),
+                other => panic!("{granted}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! One agent for each device: a lock that the kernel lets go when its holder dies.
+
+use super::{StateError, Store};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// The right to be the agent of a device, held as long as the value lives.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Store {
+    pub(super) fn lock_path(&self, id: u32) -> PathBuf {
+        self.dir.join(format!("{id}.lock"))
+    }
+
+    /// Takes the place of the device's agent; while another has it, waits until the deadline. `None`
+    /// where it has it still.
+    ///
+    /// # Errors
+    /// Those of the file system, and [`StateError::Untrusted`].
+    pub fn lock(&self, id: u32, deadline: Instant) -> Result<Option<Lock>, StateError> {
+        self.prepare()?;
+        let path = self.lock_path(id);
+        ublk_ctrl::wait::until(deadline, || match take(&path) {
+            Ok(file) => Ok(file.map(|file| Lock { _file: file })),
+            Err(source) => Err(StateError::Io {
+                path: path.clone(),
+                source,
+            }),
+        })
+    }
+}
+
+/// `None` while another has it, or where the file went away under us: its device is gone, and the next
+/// look makes a new one.
+fn take(path: &std::path::Path) -> io::Result<Option<File>> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(e)) => return Err(e),
+    }
+    let (ours, named) = (file.metadata()?, std::fs::symlink_metadata(path));
+    let same = named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()));
+    Ok(same.then_some(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// L34 Two agents cannot have one device; the next one gets it when the first is gone, also where the
+    /// file was removed with the device.
+    #[test]
+    fn l34_a_device_has_one_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path().join("run"));
+        let now = Instant::now();
+        let first = store.lock(3, now).unwrap();
+        assert!(first.is_some());
+        assert!(store.lock(3, now).unwrap().is_none());
+        assert!(store.lock(4, now).unwrap().is_some());
+        std::fs::remove_file(store.lock_path(3)).unwrap();
+        let second = store.lock(3, now).unwrap();
+        assert!(second.is_some());
+        drop(first);
+        assert!(store.lock(3, now).unwrap().is_none());
+        drop(second);
+        assert!(store.lock(3, now).unwrap().is_some());
+        std::fs::remove_file(store.lock_path(3)).unwrap();
+        std::os::unix::fs::symlink("/dev/null", store.lock_path(3)).unwrap();
+        assert!(store.lock(3, now).is_err(), "no link is followed");
+    }
+}
