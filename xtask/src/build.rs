@@ -28,6 +28,10 @@ pub fn guest(programs: &[(&str, &str)]) -> Result<Vec<PathBuf>> {
         .arg("--target-dir")
         .arg(&directory)
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    if programs.iter().any(|(package, _)| *package == "ublkctl") {
+        // Where the cases kill its processes (UBLK_KILL_AT).
+        command.args(["--features", "ublkctl/kill-points"]);
+    }
     println!("building for the guest: {}", names(programs));
     build(command, programs, &directory.join(TARGET).join("guest"))
 }

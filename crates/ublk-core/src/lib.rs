@@ -33,7 +33,7 @@ pub use iod::{IoDesc, IoFlags, Op};
 pub use limits::Limits;
 pub use mode::{DataMode, Mode};
 pub use params::DeviceParams;
-pub use recovery::Recovery;
+pub use recovery::{Misfit, Recovery};
 pub use spec::{CheckedSpec, DeviceSpec, MAX_IO_BYTES, SpecError};
 pub use state::DevState;
 pub use tag::{Action, Answer, Input, TagState};

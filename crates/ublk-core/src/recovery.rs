@@ -3,7 +3,7 @@
 use core::fmt;
 use core::str::FromStr;
 
-use crate::Features;
+use crate::{DeviceParams, Features, Limits};
 
 /// The policy of a device for the time without a server, and for the requests its server held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -100,9 +100,97 @@ impl FromStr for Recovery {
     }
 }
 
+/// A backend that cannot serve a device that exists: the device's parameters cannot be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Misfit {
+    /// The backend is too small.
+    #[error("the backend has {backend} bytes, the device {device}; give it back its size")]
+    Size {
+        /// Bytes of the backend.
+        backend: u64,
+        /// Bytes of the device.
+        device: u64,
+    },
+    /// The backend's blocks are too large.
+    #[error(
+        "the backend's blocks have {backend} bytes, the device's {device}; delete the device and add it again"
+    )]
+    BlockSize {
+        /// Bytes of a block of the backend.
+        backend: u32,
+        /// Bytes of a block of the device.
+        device: u32,
+    },
+    /// The backend cannot be written and the device can.
+    #[error("the backend cannot be written, the device can; make it writable again")]
+    ReadOnly,
+    /// The backend writes through nothing where the device promises less.
+    #[error(
+        "the device was made without a write cache, the backend has one now; delete the device and add it again"
+    )]
+    WriteCache,
+}
+
+/// Whether a backend can serve a device that exists. A larger backend can: what is beyond the device's end is
+/// not asked for.
+///
+/// # Errors
+/// What does not fit.
+pub const fn fits(limits: &Limits, params: &DeviceParams) -> Result<(), Misfit> {
+    if limits.size < params.size {
+        let (backend, device) = (limits.size, params.size);
+        return Err(Misfit::Size { backend, device });
+    }
+    if limits.logical_block_size > params.logical_block_size {
+        let (backend, device) = (limits.logical_block_size, params.logical_block_size);
+        return Err(Misfit::BlockSize { backend, device });
+    }
+    if limits.read_only && !params.read_only {
+        return Err(Misfit::ReadOnly);
+    }
+    // Without the attribute the block layer sends no FLUSH, so a cache would never be emptied (L06).
+    if limits.volatile_cache && !params.volatile_cache {
+        return Err(Misfit::WriteCache);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A device goes on as it was made, or not at all.
+    #[test]
+    fn l34_a_backend_must_fit_the_device() {
+        let limits = Limits::new(1 << 20).volatile_cache(false);
+        let spec = crate::DeviceSpec::new(limits).check(4096).unwrap();
+        let geometry = crate::Geometry::from_reply(&ublk_sys::ublksrv_ctrl_dev_info {
+            dev_id: 1,
+            ..spec.dev_info()
+        });
+        let params = spec.params(&geometry.unwrap()).unwrap();
+        let params = DeviceParams::decode(&params).unwrap();
+        assert_eq!(fits(&limits, &params), Ok(()));
+        let grown = Limits {
+            size: 2 << 20,
+            ..limits
+        };
+        assert_eq!(fits(&grown, &params), Ok(()));
+        type Change = fn(&mut Limits);
+        let broken: [(Change, &str); 4] = [
+            (|l| l.size -= 512, "1048064 bytes"),
+            (|l| l.logical_block_size = 4096, "blocks have 4096"),
+            (|l| l.read_only = true, "cannot be written"),
+            (|l| l.volatile_cache = true, "write cache"),
+        ];
+        for (change, text) in broken {
+            let mut other = limits;
+            change(&mut other);
+            let misfit = fits(&other, &params).unwrap_err().to_string();
+            assert!(misfit.contains(text), "{misfit}");
+        }
+    }
 
     #[test]
     fn a_policy_survives_the_way_through_the_driver() {

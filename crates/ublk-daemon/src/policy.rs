@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::wire::{AddSpec, BackendSpec, Failure, FailureKind};
-use ublk_core::{DeviceParams, Features, Limits, Recovery};
+use ublk_core::{Features, Recovery};
 
 /// Refuses a policy that the backend cannot keep, before anything is made.
 ///
@@ -72,34 +72,6 @@ pub fn may_replace(granted: Features) -> Result<(), Failure> {
     };
     Err(Failure::failed(format!("some I/O would fail: {why}"))
         .hint("--allow-errors does it all the same; a device of policy `reissue` needs it nowhere"))
-}
-
-/// Whether a backend can serve a device that exists: its parameters cannot be changed.
-///
-/// # Errors
-/// What does not fit.
-pub fn fits(limits: &Limits, params: &DeviceParams) -> Result<(), Failure> {
-    if limits.size < params.size {
-        return Err(Failure::failed(format!(
-            "the backend has {} bytes, the device {}",
-            limits.size, params.size
-        ))
-        .hint("give the backend back its size, or delete the device"));
-    }
-    if limits.logical_block_size > params.logical_block_size {
-        return Err(Failure::failed(format!(
-            "the backend's blocks have {} bytes now, the device's {}",
-            limits.logical_block_size, params.logical_block_size
-        ))
-        .hint("delete the device and add it again"));
-    }
-    if limits.read_only && !params.read_only {
-        return Err(
-            Failure::failed("the backend cannot be written now, the device can")
-                .hint("make the backend writable again, or delete the device"),
-        );
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -71,6 +71,7 @@ pub fn run(
         id: None,
         recoverable: false,
         handed_over: false,
+        live: false,
     };
     if let Err(e) = own_mounts {
         tracing::warn!(
@@ -96,6 +97,8 @@ struct Server {
     recoverable: bool,
     /// The threads were made to leave.
     handed_over: bool,
+    /// The agent has said that the device serves.
+    live: bool,
 }
 
 impl Server {
@@ -222,7 +225,10 @@ impl Server {
             };
             match link.try_recv() {
                 Ok(None) => return false,
-                Ok(Some(ToServer::Live { log })) => self.live(log.as_deref()),
+                Ok(Some(ToServer::Live { log })) => {
+                    self.live = true;
+                    self.live(log.as_deref());
+                }
                 Ok(Some(ToServer::Health { ticket })) => {
                     let mut health = running.health();
                     health.own_mounts = self.own_mounts;
@@ -233,6 +239,8 @@ impl Server {
                 // A device that serves does not end over a bad word.
                 Ok(Some(other)) => tracing::warn!("{}", out_of_turn(&other)),
                 Err(e @ (LinkError::Garbled(_) | LinkError::TooLong(_))) => tracing::warn!("{e}"),
+                // Nobody was told of a device that serves, and nobody would start it any more.
+                Err(_) if !self.live => return true,
                 Err(e) => {
                     tracing::warn!(
                         "the agent is gone ({e}); the device goes on, `ublkctl delete {}` ends it",

@@ -162,6 +162,16 @@ pub struct Device {
     gone: bool,
 }
 
+/// How long a death may stay unnoticed, and clients may hang after it: to 6.15 the driver waits for the
+/// block timeout when all tags are in the server's hands.
+pub fn patience() -> Duration {
+    if sysfs::kernel() >= (6, 16) {
+        secs(5)
+    } else {
+        secs(35)
+    }
+}
+
 /// CPUs of this machine: the driver gives a device no more queues than these.
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -237,6 +247,24 @@ impl Device {
             self.path.display()
         );
         Ok(())
+    }
+
+    /// The server process now: another one after a recovery.
+    pub fn server_now(&self) -> Result<u32> {
+        Ok(u32::try_from(json::number(&self.query()?, "server_pid")?)?)
+    }
+
+    /// Waits until the device has this state.
+    pub fn wait_state(&self, state: &str, limit: Duration) -> Result<()> {
+        until(&format!("state {state}"), limit, || {
+            Ok((json::text(&self.query()?, "state")? == state).then_some(()))
+        })
+    }
+
+    /// Kills the server hard and waits until the device has this state.
+    pub fn kill_server(&self, state: &str) -> Result<()> {
+        procfs::kill(self.server_now()?, rustix::process::Signal::KILL)?;
+        self.wait_state(state, patience())
     }
 
     /// The case has removed the device in another way.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use ublk::backends::Memory;
-use ublk::core::{Mode, Op};
+use ublk::core::{Mode, Op, Recovery};
 use ublk::{Backend, Builder, Device, Errno};
 use ublk_backends::fault::{Control, Effect, Fault, Rule};
 
@@ -32,6 +32,7 @@ struct Options {
     fua: bool,
     mode: Mode,
     direct: bool,
+    recovery: Recovery,
 }
 
 /// A device, and what injects faults into it, if that can be done.
@@ -68,6 +69,7 @@ impl Options {
             fua: false,
             mode: Mode::default(),
             direct: false,
+            recovery: Recovery::None,
         };
         for word in words {
             let (key, value) = word.split_once('=').context("KEY=VALUE")?;
@@ -81,6 +83,7 @@ impl Options {
                 "data" => options.mode.data = value.parse()?,
                 "batch" => options.mode.batch = value.parse()?,
                 "direct" => options.direct = value.parse()?,
+                "recovery" => options.recovery = value.parse()?,
                 _ => bail!("unknown: {word}"),
             }
         }
@@ -107,7 +110,10 @@ impl Options {
 
     fn build<B: Backend>(&self, builder: Builder<B>) -> Result<Device> {
         let builder = builder.queues(self.queues).depth(self.depth);
-        let builder = builder.max_io_bytes(128 << 10).mode(self.mode);
+        let builder = builder
+            .max_io_bytes(128 << 10)
+            .mode(self.mode)
+            .recovery(self.recovery);
         Ok(builder.start()?)
     }
 }

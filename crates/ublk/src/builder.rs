@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ublk_core::{Backend, DevId, DeviceSpec, Features, Geometry, Mode};
+use ublk_core::{Backend, DevId, DeviceSpec, Features, Geometry, Mode, Recovery};
 use ublk_ctrl::{ControlThread, Controller, page_size};
 
 use ublk_queue::{Mapped, Plan, Server};
@@ -79,6 +79,15 @@ impl<B: Backend> Builder<B> {
         self
     }
 
+    /// Sets what becomes of the device when this process dies, or leaves it by [`Device::leave`]. A backend
+    /// whose data dies with the process has nothing to give to the next one. With [`Recovery::Reissue`] a
+    /// request may be carried out twice (L14).
+    #[must_use]
+    pub fn recovery(mut self, policy: Recovery) -> Self {
+        self.spec.features |= policy.features();
+        self
+    }
+
     /// Asks for a device number instead of the lowest free one.
     #[must_use]
     pub fn id(mut self, id: DevId) -> Self {
@@ -108,10 +117,10 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Asks for features. One that the kernel lacks fails [`Builder::add`].
+    /// Asks for features besides those of mode and policy. One that the kernel lacks fails [`Builder::add`].
     #[must_use]
     pub fn features(mut self, features: Features) -> Self {
-        self.spec.features = features;
+        self.spec.features |= features;
         self
     }
 
@@ -164,12 +173,21 @@ impl<B: Backend> Builder<B> {
     /// A rule of the driver that the spec breaks, or what the driver said. Nothing is left behind,
     /// unless the error is a deadline's.
     pub fn add(self) -> Result<Added<B>, Error> {
-        let checked = self.spec.check(page_size())?;
+        let mut spec = self.spec;
+        // A mistake is told before anything is opened.
+        spec.check(page_size())?;
         let mut controller = match self.controller {
             Some(controller) => controller,
             None => Box::new(ControlThread::start(self.options.deadline)?),
         };
         let deadline = self.options.deadline;
+        // Where it is to be had, a recoverable device can be held for its next server.
+        if Recovery::of(spec.features).is_recoverable()
+            && controller.features(deadline)?.contains(Features::QUIESCE)
+        {
+            spec.features |= Features::QUIESCE;
+        }
+        let checked = spec.check(page_size())?;
         let geometry = controller.add(&checked, deadline)?;
         if let Err(error) = controller.set_params(&checked, &geometry, deadline) {
             // The device was made a moment ago and nobody else knows of it.

@@ -4,17 +4,21 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use ublk_core::{Backend, DevId, Geometry};
+use ublk_core::{Backend, DevId, Features, Geometry, Recovery};
 use ublk_ctrl::Controller;
+use ublk_ctrl::wait::deadline_in;
 use ublk_queue::{Health, Server, State};
 
 use crate::builder::Builder;
 use crate::error::{Error, Failure, Left};
 use crate::stages::{Armed, Stage, Stopped, Unsettled};
+
+/// How long after one QUIESCE_DEV the next is sent.
+const QUIESCE_AGAIN: Duration = Duration::from_millis(5);
 
 /// A live device. Dropping it stops and deletes the device from a thread of its own, without making
 /// the dropper wait; [`Device::remove`] does the same and tells the outcome, [`Device::detach`] lets
@@ -140,6 +144,30 @@ impl Device {
         }
     }
 
+    /// Leaves a recoverable device to its next server ([`Builder::recover`], here or in another process): new
+    /// requests wait, or fail, by its policy; the device itself stays.
+    ///
+    /// With QUIESCE (Linux 6.16) what is in hand is answered first. Without, it is not answered: with
+    /// [`Recovery::Reissue`] it is sent again, else it fails (L35).
+    ///
+    /// # Errors
+    /// [`Error::NotRecoverable`] with the device as it was. After a deadline requests are still in hand: the
+    /// device is unsettled and serves no new ones.
+    pub fn leave(self) -> Result<(), Failure<Self>> {
+        let mut live = self.take();
+        let id = live.geometry.dev_id();
+        if !Recovery::of(live.geometry.features()).is_recoverable() {
+            return Err(Failure {
+                error: Error::NotRecoverable { id },
+                left: Left::Same(Box::new(Self { live: Some(live) })),
+            });
+        }
+        live.leave().map_err(|error| Failure {
+            error,
+            left: Left::Unsettled(Box::new(live.into_unsettled())),
+        })
+    }
+
     /// Lets the device serve until the process ends, without a handle. It is never deleted then.
     pub fn detach(self) {
         std::mem::forget(self.take());
@@ -159,6 +187,30 @@ impl Live {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         Ok(controller.stop(self.geometry.dev_id(), self.deadline)?)
+    }
+
+    fn leave(&mut self) -> Result<(), Error> {
+        let id = self.geometry.dev_id();
+        if !self.geometry.features().contains(Features::QUIESCE) {
+            self.server.leave();
+            self.server.finish(self.deadline)?;
+            return Ok(());
+        }
+        let until = deadline_in(self.deadline);
+        // A server whose tags are all busy hears nothing of a QUIESCE, so it is said again.
+        loop {
+            let mut controller = self
+                .controller
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            controller.quiesce(id, self.deadline)?;
+            drop(controller);
+            if self.server.wait(Some(QUIESCE_AGAIN)) || Instant::now() >= until {
+                break;
+            }
+        }
+        self.server.finish(Duration::ZERO)?;
+        Ok(())
     }
 
     fn stop(&mut self) -> Result<(), Error> {

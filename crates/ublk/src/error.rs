@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use ublk_core::{DevId, Misfit};
+
 use crate::stages::Unsettled;
 
 /// What went wrong, by plane. Its `Debug` is its text, so that a `main` that returns it tells what to do.
@@ -19,6 +21,22 @@ pub enum Error {
     Failed {
         /// The first error of any queue.
         cause: String,
+    },
+    /// The backend cannot serve the device that was to be recovered.
+    #[error("device {id}: {misfit}")]
+    Misfit {
+        /// The device, which waits on.
+        id: DevId,
+        /// What does not fit.
+        misfit: Misfit,
+    },
+    /// The device was made without recovery, so it cannot be left to another server.
+    #[error(
+        "device {id} was made without recovery: only its own server can serve it; stop and delete it, or detach it"
+    )]
+    NotRecoverable {
+        /// The device.
+        id: DevId,
     },
     /// Signal handlers could not be installed.
     #[error("cannot install signal handlers: {0}")]

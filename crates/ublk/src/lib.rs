@@ -39,17 +39,19 @@ mod builder;
 mod device;
 mod error;
 mod handlers;
+mod recover;
 mod stages;
 
 pub use builder::Builder;
 pub use device::Device;
 pub use error::{Error, Failure, Left};
 pub use handlers::{Handlers, tasks};
+pub use recover::{Rearmed, Recovering};
 pub use stages::{Added, Armed, Stopped, Unsettled};
 
 pub use ublk_backends as backends;
 pub use ublk_core as core;
-pub use ublk_core::{Backend, DevId, Errno, Features, Geometry, Limits};
+pub use ublk_core::{Backend, DevId, Errno, Features, Geometry, Limits, Recovery};
 pub use ublk_ctrl as ctrl;
 pub use ublk_ctrl::Controller;
 pub use ublk_queue as queue;

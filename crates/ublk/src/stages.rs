@@ -94,7 +94,7 @@ impl<B: Backend> Added<B> {
         }
     }
 
-    fn try_arm(&mut self) -> Result<Server, Error> {
+    pub(crate) fn try_arm(&mut self) -> Result<Server, Error> {
         let deadline = self.options.deadline;
         let mut plan = Plan::new(self.backend.limits().size);
         plan.threads = self.options.threads;

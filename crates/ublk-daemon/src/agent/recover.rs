@@ -41,7 +41,8 @@ impl Agent<'_> {
             Failure::failed(format!("device {id} was never started"))
                 .hint(format!("`ublkctl delete {id}` removes it"))
         })?;
-        policy::fits(&self.described(deadline)?, &params)?;
+        ublk_core::recovery::fits(&self.described(deadline)?, &params)
+            .map_err(|misfit| Failure::failed(format!("device {id}: {misfit}")))?;
         let held = Instant::now();
         if request.replace {
             self.send_away(&geometry, &record, deadline)?;

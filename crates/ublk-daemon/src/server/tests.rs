@@ -57,6 +57,9 @@ fn l30_a_signal_is_passed_on_and_the_server_serves_on() {
 fn l31_a_server_outlives_its_agent() {
     let kernel = Kernel::new(None);
     let (mut peer, mut signal) = armed(&kernel);
+    peer.link.send(&ToServer::Live { log: None }).unwrap();
+    peer.link.send(&ToServer::Health { ticket: 1 }).unwrap();
+    assert!(matches!(hear(&peer), FromServer::Health { .. }));
     let (link, _far) = Link::pair().unwrap();
     drop(std::mem::replace(&mut peer.link, link));
     signal.write_all(b"x").unwrap();
@@ -64,6 +67,16 @@ fn l31_a_server_outlives_its_agent() {
     kernel.abort();
     assert!(ended(&peer, Duration::from_secs(10)));
     assert!(kernel.log().contains(&"server exit 0".to_owned()));
+}
+
+/// L31 A server whose agent dies before the device serves ends: nobody would ever start the device.
+#[test]
+fn l31_a_server_that_does_not_serve_yet_ends_with_its_agent() {
+    let kernel = Kernel::new(None);
+    let (mut peer, _signal) = armed(&kernel);
+    let (link, _far) = Link::pair().unwrap();
+    drop(std::mem::replace(&mut peer.link, link));
+    assert!(ended(&peer, Duration::from_secs(10)));
 }
 
 /// Words that make no sense do not end a device that serves.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::case::Case;
-use crate::cli::{self, Device, Spec, ublkctl, ublkctl_json};
+use crate::cli::{self, Device, Spec, patience, ublkctl, ublkctl_json};
 use crate::embed::Embedded;
 use crate::wait::{secs, until};
 use crate::{json, procfs, sysfs};
@@ -33,16 +33,6 @@ pub fn cases() -> Vec<Case> {
     all.push(Case::new("l31_kill_everything_at_once", kill_everything));
     all.push(Case::new("l31_kill_add_at_any_moment", kill_add));
     all
-}
-
-/// How long clients may hang after a kill: to 6.15 the driver waits for the block timeout when all
-/// tags are in the server's hands.
-fn patience() -> Duration {
-    if sysfs::kernel() >= (6, 16) {
-        secs(5)
-    } else {
-        secs(35)
-    }
 }
 
 /// fio at work on a device until it is told to end or an error ends it.

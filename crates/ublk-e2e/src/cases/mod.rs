@@ -13,6 +13,7 @@ mod lifecycle;
 mod lists;
 mod modes;
 mod processes;
+mod recovery;
 
 use crate::case::Case;
 
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Case> {
         lists::cases(),
         bad_input::cases(),
         kill::cases(),
+        recovery::cases(),
         examples::cases(),
         doctor::cases(),
     ]

@@ -1,0 +1,155 @@
+//! A new server for a device that waits for one: take it, arm it, go on.
+
+use std::fmt;
+use std::time::Duration;
+
+use ublk_core::{Backend, DevId, Geometry, recovery};
+use ublk_ctrl::{ControlThread, Controller};
+use ublk_queue::Server;
+
+use crate::builder::Builder;
+use crate::device::Device;
+use crate::error::{Error, Failure, Left};
+use crate::stages::{Added, Armed};
+
+/// START_USER_RECOVERY is done: the device waits for this process. Dropped, it waits on for any other.
+pub struct Recovering<B> {
+    added: Added<B>,
+    size: u64,
+}
+
+/// Every tag of every queue is with the driver again. Dropped, the threads leave and the device waits on.
+pub struct Rearmed {
+    armed: Armed,
+}
+
+impl<B: Backend> Builder<B> {
+    /// Takes a device whose server is gone, waiting until the driver has seen the last of that (L34). The
+    /// device is as it was made: of this builder only backend, controller, threads, pinning and deadline
+    /// count.
+    ///
+    /// Whose device it is the driver does not know: [`Builder::server_flags`] of the one who made it tells, in
+    /// [`Recovering::geometry`].
+    ///
+    /// # Errors
+    /// [`Error::Misfit`] where the backend cannot serve it, or what the driver said: it is live, dead, or made
+    /// without recovery. The device is as it was.
+    pub fn recover(self, id: DevId) -> Result<Recovering<B>, Error> {
+        let deadline = self.options.deadline;
+        let mut controller = match self.controller {
+            Some(controller) => controller,
+            None => Box::new(ControlThread::start(deadline)?),
+        };
+        let params = controller.get_params(id, deadline)?;
+        let params = params.ok_or(ublk_ctrl::Error::WrongState {
+            operation: ublk_ctrl::Operation::StartRecovery,
+            dev: id,
+            state: ublk_core::DevState::Dead,
+        })?;
+        recovery::fits(&self.backend.limits(), &params)
+            .map_err(|misfit| Error::Misfit { id, misfit })?;
+        controller.start_recovery(id, deadline)?;
+        let geometry = controller.info(id, deadline)?;
+        Ok(Recovering {
+            added: Added {
+                backend: self.backend,
+                geometry,
+                controller,
+                options: self.options,
+                arm: self.arm,
+            },
+            size: params.size,
+        })
+    }
+
+    /// Goes through all stages of a recovery: the device serves again when this returns. Where one fails the
+    /// device waits on.
+    ///
+    /// # Errors
+    /// The first stage's that failed.
+    pub fn resume(self, id: DevId) -> Result<Device, Error> {
+        Ok(self.recover(id)?.arm()?.resume()?)
+    }
+}
+
+impl<B: Backend> Recovering<B> {
+    /// The device's number.
+    #[must_use]
+    pub const fn id(&self) -> DevId {
+        self.added.geometry.dev_id()
+    }
+
+    /// What the device is.
+    #[must_use]
+    pub const fn geometry(&self) -> &Geometry {
+        &self.added.geometry
+    }
+
+    /// Opens `/dev/ublkcN`, starts the queues' threads and gives every tag to the driver.
+    ///
+    /// # Errors
+    /// Why a queue could not be armed; the device waits on.
+    pub fn arm(mut self) -> Result<Rearmed, Failure<Self>> {
+        match self.added.try_arm() {
+            Ok(server) => Ok(Rearmed {
+                armed: self.into_armed(server),
+            }),
+            Err(error) => Err(Failure {
+                error,
+                left: Left::Same(Box::new(self)),
+            }),
+        }
+    }
+
+    fn into_armed(self, server: Server) -> Armed {
+        let Self { added, size } = self;
+        Armed {
+            server,
+            geometry: added.geometry,
+            controller: added.controller,
+            size,
+            deadline: added.options.deadline,
+        }
+    }
+}
+
+impl Rearmed {
+    /// The device's number.
+    #[must_use]
+    pub const fn id(&self) -> DevId {
+        self.armed.geometry.dev_id()
+    }
+
+    /// Sends END_USER_RECOVERY: the device is live, and what waited is sent.
+    ///
+    /// # Errors
+    /// What the driver said; the device waits on. Past the deadline the command was cancelled and has done
+    /// nothing.
+    pub fn resume(mut self) -> Result<Device, Failure<Self>> {
+        let deadline: Duration = self.armed.deadline;
+        let id = self.id();
+        let ended = self
+            .armed
+            .controller
+            .end_recovery(id, std::process::id(), deadline);
+        match ended {
+            Ok(()) => Ok(Device::new(self.armed)),
+            Err(error) => Err(Failure {
+                error: error.into(),
+                left: Left::Same(Box::new(self)),
+            }),
+        }
+    }
+}
+
+impl<B> fmt::Debug for Recovering<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Recovering").field(&self.added).finish()
+    }
+}
+
+impl fmt::Debug for Rearmed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Rearmed").field(&self.armed).finish()
+    }
+}
