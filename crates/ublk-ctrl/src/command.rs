@@ -93,6 +93,12 @@ pub enum Command {
         /// The device.
         id: DevId,
     },
+    /// Writes back what is dirty of `/dev/ublkbN`, through its server: waits for that beyond any deadline, so
+    /// have it said by a helper. Answered by [`Reply::Done`].
+    Sync {
+        /// The device.
+        id: DevId,
+    },
     /// Waits until `/dev/ublkbN` exists, opens and has this size (L38). Answered by [`Reply::Done`].
     ProveReady {
         /// The device.
@@ -122,6 +128,7 @@ impl Command {
             Self::UpdateSize { .. } => Operation::UpdateSize,
             Self::TryStop { .. } => Operation::TryStop,
             Self::DeleteAsync { .. } => Operation::DeleteAsync,
+            Self::Sync { .. } => Operation::Sync,
             Self::ProveReady { .. } => Operation::ProveReady,
         }
     }
@@ -145,6 +152,7 @@ impl Command {
             | Self::UpdateSize { id, .. }
             | Self::TryStop { id }
             | Self::DeleteAsync { id }
+            | Self::Sync { id }
             | Self::ProveReady { id, .. } => Some(*id),
         }
     }
@@ -337,6 +345,15 @@ pub trait Controller: Send {
         done(self, Command::DeleteAsync { id }, deadline)
     }
 
+    /// Writes back what is dirty of the block device, whose server must be at work: what STOP_DEV loses of a
+    /// recoverable device.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the errno of the write-back, [`Error::NoPermission`] …
+    fn sync(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        done(self, Command::Sync { id }, deadline)
+    }
+
     /// Waits until the block device exists, opens and has its size.
     ///
     /// # Errors
@@ -408,6 +425,7 @@ mod tests {
             Command::UpdateSize { id, size: 4096 },
             Command::TryStop { id },
             Command::DeleteAsync { id },
+            Command::Sync { id },
             Command::ProveReady { id, size: u64::MAX },
         ];
         round(&commands);

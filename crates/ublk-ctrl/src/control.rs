@@ -434,6 +434,7 @@ impl<P: CtrlPort> Control<P> {
             Command::UpdateSize { id, size } => self.update_size(id, size, deadline).map(done),
             Command::TryStop { id } => self.try_stop(id, deadline).map(done),
             Command::DeleteAsync { id } => self.delete_async(id, deadline).map(done),
+            Command::Sync { id } => nodes::sync(id).map(done),
             Command::ProveReady { id, size } => nodes::prove_ready(id, size, deadline).map(done),
         }
     }

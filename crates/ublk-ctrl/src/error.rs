@@ -347,7 +347,7 @@ impl Error {
                  extra modules or use a kernel built with CONFIG_BLK_DEV_UBLK (Linux 6.5 or newer)"
             }
             Self::NoPermission { operation, .. } => match operation {
-                Operation::OpenChar | Operation::ProveReady => {
+                Operation::OpenChar | Operation::ProveReady | Operation::Sync => {
                     "run as root, or as the owner udev gave the node to"
                 }
                 _ => "run as root (CAP_SYS_ADMIN is needed)",
@@ -455,6 +455,9 @@ fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
             "DEL_DEV waits until nobody has device {id} open: unmount it and close /dev/ublkb{id} \
              (`fuser -v /dev/ublkb{id}`) and end its server; it then goes by itself"
         ),
+        Operation::Sync => {
+            format!("the server of device {id} does not answer what is written back: see its log")
+        }
         Operation::Add => "some kernels (6.18.4, 6.18.5 and builds with the same backport) never \
              finish ADD_DEV: see `dmesg`, reboot, and use another kernel"
             .into(),
@@ -509,6 +512,7 @@ fn refused_hint(operation: Operation, errno: Errno) -> &'static str {
         (Operation::RegisterMemory, Errno::ENOMEM) => {
             "raise the limit of locked memory (`ulimit -l`), or share less"
         }
+        (Operation::Sync, _) => "the server or its backend failed: see its log and `dmesg`",
         (Operation::UnregisterMemory, _) => "the memory is not registered with this device",
         (_, Errno::ENOMEM) => "free memory, or ask for fewer queues, less depth or smaller I/O",
         (_, Errno::EINTR) => "the command was interrupted: look at the device, then try again",

@@ -68,6 +68,7 @@ fn every() -> Vec<Error> {
         Op::Raw(0x15),
         Op::OpenChar,
         Op::ProveReady,
+        Op::Sync,
         Op::List,
     ] {
         for raw in 0..5 {

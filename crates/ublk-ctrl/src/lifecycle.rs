@@ -34,7 +34,8 @@ impl<P: CtrlPort> Control<P> {
             let left = end.saturating_duration_since(Instant::now());
             // One look is always granted; each command has a little time of its own.
             let left = left.max(LEAST);
-            let state = self.info(id, left)?.state();
+            let info = self.info(id, left)?;
+            let state = info.state();
             if !state.is_recoverable() {
                 last = Some(Error::WrongState {
                     operation,
@@ -49,6 +50,14 @@ impl<P: CtrlPort> Control<P> {
                 Err(busy @ Error::Busy { .. }) => {
                     last = Some(busy);
                     Ok(None)
+                }
+                // Older kernels (6.12) refuse a second START of a recovery whose server came to nothing: the
+                // first one's work is still good.
+                Err(Error::Refused { errno, .. })
+                    if errno == Errno::EINVAL
+                        && info.features().contains(Features::USER_RECOVERY) =>
+                {
+                    Ok(Some(()))
                 }
                 Err(error) => Err(error),
             }

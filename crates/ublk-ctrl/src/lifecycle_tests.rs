@@ -30,6 +30,16 @@ type Seen = Arc<Mutex<Vec<(u32, u64)>>>;
 /// neither asked for information nor features is recorded and answered by `act`.
 fn kernel(
     features: u64,
+    states: Vec<DevState>,
+    act: impl FnMut(u32, &ublksrv_ctrl_cmd) -> Act + Send + 'static,
+) -> (Control<FakeKernel>, Seen) {
+    kernel_with(features, Features::NONE, states, act)
+}
+
+/// The same, with the features of the device.
+fn kernel_with(
+    features: u64,
+    granted: Features,
     mut states: Vec<DevState>,
     mut act: impl FnMut(u32, &ublksrv_ctrl_cmd) -> Act + Send + 'static,
 ) -> (Control<FakeKernel>, Seen) {
@@ -46,7 +56,7 @@ fn kernel(
             } else {
                 states[0]
             };
-            describe(buffer, state, Features::NONE, header.dev_path_len.into());
+            describe(buffer, state, granted, header.dev_path_len.into());
             DONE
         }
         _ => {
@@ -97,6 +107,20 @@ fn l34_live_and_dead_devices_are_not_recovered() {
     let error = control.start_recovery(id(), Duration::from_millis(3));
     let error = error.unwrap_err().to_string();
     assert!(error.contains("still attached"), "{error}");
+}
+
+/// L34 A recovery begun by a server that died before it fetched anything is gone on with: kernels such as 6.12
+/// refuse to begin it a second time. The EINVAL of a device made without recovery is told.
+#[test]
+fn l34_a_recovery_already_begun_is_gone_on_with() {
+    let refused = |_: u32, _: &ublksrv_ctrl_cmd| Act::Answer(Err(Errno::EINVAL));
+    let states = || vec![DevState::Quiesced];
+    let (mut control, seen) = kernel_with(0, Features::USER_RECOVERY, states(), refused);
+    control.start_recovery(id(), LONG).unwrap();
+    assert_eq!(seen.lock().unwrap().len(), 1);
+    let (mut control, _) = kernel(0, states(), refused);
+    let error = control.start_recovery(id(), LONG).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::EINVAL));
 }
 
 /// L27 END_USER_RECOVERY that waits for a tag for ever is cancelled at its deadline.

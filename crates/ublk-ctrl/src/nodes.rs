@@ -96,6 +96,17 @@ impl Nodes {
         Err(Error::WrongSize { dev, want, got })
     }
 
+    /// Writes back what is dirty in the block device's own cache and empties its server's (fsync). File systems
+    /// on it have caches of their own (`syncfs`). Blocks in the kernel until the server has answered: call it
+    /// from a helper.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the errno of the open or the write-back, [`Error::NoPermission`].
+    pub fn sync(&self, id: DevId) -> Result<(), Error> {
+        let synced = File::open(self.block_device(id)).and_then(|node| node.sync_all());
+        synced.map_err(|e| Error::of_command(Operation::Sync, Some(id), Errno::from_io(&e)))
+    }
+
     /// The devices there are, in order, without a command: from sysfs, else from the nodes. Takes no
     /// lock of the driver, so it works while a device is stuck.
     ///
@@ -182,6 +193,14 @@ pub fn open_char(id: DevId, deadline: Duration) -> Result<OwnedFd, Error> {
 /// As there.
 pub fn prove_ready(id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
     Nodes::default().prove_ready(id, size, deadline)
+}
+
+/// [`Nodes::sync`] in `/dev`.
+///
+/// # Errors
+/// As there.
+pub fn sync(id: DevId) -> Result<(), Error> {
+    Nodes::default().sync(id)
 }
 
 /// [`Nodes::list_devices`] of this machine.

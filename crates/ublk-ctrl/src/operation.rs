@@ -51,6 +51,8 @@ pub enum Operation {
     OpenChar,
     /// Proving that `/dev/ublkbN` exists, opens and has its size.
     ProveReady,
+    /// Writing back what is dirty of `/dev/ublkbN`.
+    Sync,
     /// Listing the devices.
     List,
 }
@@ -92,6 +94,7 @@ impl Operation {
             Self::Raw(_) => "command",
             Self::OpenChar => "open the character device",
             Self::ProveReady => "wait until ready",
+            Self::Sync => "sync",
             Self::List => "list devices",
         }
     }
@@ -107,6 +110,7 @@ impl Operation {
             | Self::Stop
             | Self::Delete
             | Self::Quiesce
+            | Self::Sync
             | Self::UpdateSize => format!("{self} device {dev}"),
             Self::TryStop | Self::DeleteAsync => format!("{self}: device {dev}"),
             Self::Raw(_) => format!("{self} on device {dev}"),

@@ -129,7 +129,7 @@ impl Kernel {
     pub(crate) fn abort(&self) {
         let mut state = self.state.lock().unwrap();
         state.stopped = true;
-        if let Some(abort) = &mut state.abort {
+        if let Some(mut abort) = state.abort.take() {
             abort.write_all(b"a").unwrap();
         }
     }
@@ -360,6 +360,11 @@ impl World for Threads {
                 abandoned: true,
             });
         }
+        Ok(())
+    }
+
+    fn sync(&mut self, _id: DevId, _deadline: Duration) -> Result<(), Error> {
+        self.0.note("sync");
         Ok(())
     }
 

@@ -165,7 +165,15 @@ fn answer(
     command: Command,
     deadline: Duration,
 ) -> Result<Reply, Error> {
-    // The proof needs no ring: it must not wait for one.
+    // What needs no ring must not wait for one.
+    if let Command::Sync { id } = command {
+        for point in crate::mounts::of_device(id.get()) {
+            if let Err(e) = crate::sys::file::sync_file_system(std::path::Path::new(&point)) {
+                tracing::warn!("{point}: {e}");
+            }
+        }
+        return ublk_ctrl::nodes::sync(id).map(|()| Reply::Done);
+    }
     if let Command::ProveReady { id, size } = command {
         return ublk_ctrl::nodes::prove_ready(id, size, deadline).map(|()| Reply::Done);
     }

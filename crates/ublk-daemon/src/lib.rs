@@ -20,6 +20,7 @@ pub mod engine;
 mod fakes;
 pub mod front;
 pub mod helper;
+pub mod holders;
 mod kill_point;
 pub mod link;
 pub mod mounts;

@@ -10,6 +10,12 @@ pub fn of_device(id: u32) -> Vec<String> {
     let Ok(mounts) = fs::read_to_string("/proc/self/mountinfo") else {
         return Vec::new();
     };
+    points(&mounts, &numbers(id))
+}
+
+/// The numbers (`major:minor`) of `/dev/ublkbID` and of its partitions, none where it is not there.
+#[must_use]
+pub fn numbers(id: u32) -> Vec<String> {
     let Ok(whole) = fs::read_to_string(format!("/sys/block/ublkb{id}/dev")) else {
         return Vec::new();
     };
@@ -20,7 +26,7 @@ pub fn of_device(id: u32) -> Vec<String> {
             numbers.push(number.trim().to_owned());
         }
     }
-    points(&mounts, &numbers)
+    numbers
 }
 
 /// Mount points (field 5) of the lines whose `major:minor` (field 3) is one of `numbers`

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use ublk_core::DevId;
 use ublk_ctrl::{Controller, Error};
-use ublk_daemon::front;
+use ublk_daemon::front::{self, Stop};
 use ublk_daemon::helper::Helper;
 use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind};
 
@@ -79,7 +79,7 @@ fn l27_a_helper_that_hangs_is_left_behind() {
     let dir = tempfile::tempdir().unwrap();
     let program = script(dir.path(), "exec cat >/dev/null");
     let id = DevId::new(3).unwrap();
-    let failure = front::stop(&program, id, Duration::from_millis(100)).unwrap_err();
+    let failure = front::stop(&program, id, Stop::Safe, Duration::from_millis(100)).unwrap_err();
     assert_eq!(failure.kind, FailureKind::TimedOut);
     assert!(failure.text.contains("helper process"), "{failure:?}");
 }

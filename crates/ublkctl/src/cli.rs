@@ -56,6 +56,12 @@ pub enum Command {
     Stop {
         #[command(flatten)]
         device: Device,
+        /// Only if nobody has it open (Linux 7.0)
+        #[arg(long, conflicts_with = "force")]
+        if_unused: bool,
+        /// Also where somebody loses data by it
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -63,6 +69,12 @@ pub enum Command {
     Delete {
         #[command(flatten)]
         device: Device,
+        /// Do not wait for those who have it open; its number is free when they are gone (Linux 6.9)
+        #[arg(long = "async")]
+        no_wait: bool,
+        /// Also where somebody loses data by it
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         wait: Wait,
     },

@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 use ublk_core::DevId;
+use ublk_daemon::front::Stop;
 use ublk_daemon::peer::this_program;
 use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind};
 use ublk_daemon::{engine, front};
@@ -39,12 +40,28 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             let info = front::info(&program, id(device.id)?, Duration::from_secs(*deadline))?;
             put(json, &info, || show::info(&info))?;
         }
-        Command::Stop { device, wait } => {
-            front::stop(&program, id(device.id)?, within(wait))?;
+        Command::Stop {
+            device,
+            if_unused,
+            force,
+            wait,
+        } => {
+            let how = match (if_unused, force) {
+                (true, _) => Stop::IfUnused,
+                (_, true) => Stop::Force,
+                _ => Stop::Safe,
+            };
+            front::stop(&program, id(device.id)?, how, within(wait))?;
             put(json, &Done::new(device.id, "stopped"), String::new)?;
         }
-        Command::Delete { device, wait } => {
-            front::delete(&program, id(device.id)?, within(wait))?;
+        Command::Delete {
+            device,
+            no_wait,
+            force,
+            wait,
+        } => {
+            let how = if *force { Stop::Force } else { Stop::Safe };
+            front::delete(&program, id(device.id)?, how, *no_wait, within(wait))?;
             put(json, &Done::new(device.id, "deleted"), String::new)?;
         }
         Command::Recover { id, all, wait } => {

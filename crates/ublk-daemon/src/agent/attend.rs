@@ -208,9 +208,16 @@ impl Agent<'_> {
         };
         let id = device.id;
         tracing::info!("device {id} is stopped and deleted, asked by {why}");
+        let device_features = device.geometry.features();
         device.record.phase = Phase::Leaving;
         self.save();
         kill_point("stop:before");
+        // Of such a device the driver fails the write-back that STOP_DEV begins.
+        if Recovery::of(device_features).stop_loses_dirty_data()
+            && let Err(e) = self.world.sync(id, LEAVE)
+        {
+            tracing::error!("what is not written back is lost: {e}");
+        }
         let Ok(control) = self.control() else { return };
         match control.stop(id, LEAVE) {
             Ok(()) | Err(Error::NoSuchDevice { .. }) => {}

@@ -57,6 +57,12 @@ pub trait World {
     /// Why it is not so by the deadline.
     fn prove(&mut self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error>;
 
+    /// Writes back what is dirty of the device, in another process.
+    ///
+    /// # Errors
+    /// What could not be written back by the deadline.
+    fn sync(&mut self, id: DevId, deadline: Duration) -> Result<(), Error>;
+
     /// The prover is not needed any more. It is collected here, if it can still end.
     fn end_prover(&mut self);
 
@@ -117,6 +123,15 @@ impl World for Real {
             message: "the prover was not started".to_owned(),
         })?;
         prover.prove_ready(id, size, deadline)
+    }
+
+    fn sync(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        let mut helper = Helper::start(&self.program)?;
+        let synced = helper.sync(id, deadline);
+        if !matches!(synced, Err(Error::TimedOut { .. })) {
+            helper.finish();
+        }
+        synced
     }
 
     fn end_prover(&mut self) {

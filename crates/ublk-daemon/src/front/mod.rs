@@ -9,7 +9,7 @@ mod remove;
 
 pub use add::{Foreground, add, check, recover};
 pub use look::{Features, Info, ListEntry, features, info, list, recoverable};
-pub use remove::{delete, stop};
+pub use remove::{Stop, delete, stop};
 
 use crate::helper::Helper;
 use crate::wire::Failure;

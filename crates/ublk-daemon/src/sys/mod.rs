@@ -9,6 +9,7 @@
     reason = "the one module of system calls, see the paragraph above"
 )]
 
+pub mod file;
 pub mod namespace;
 pub mod poll;
 pub mod process;
