@@ -130,14 +130,16 @@ impl Spec {
     /// The words of the command.
     pub fn words(&self) -> Vec<String> {
         let mut words = vec!["add".to_owned(), self.backend.to_owned()];
+        // A file has its own size.
+        let size = (!self.size.is_empty()).then_some(&self.size);
         let (queues, depth) = (self.queues.to_string(), self.depth.to_string());
         let block = self.block_size.to_string();
-        for (name, value) in [
-            ("--size", &self.size),
+        let size = size.map(|size| ("--size", size));
+        for (name, value) in size.into_iter().chain([
             ("--queues", &queues),
             ("--depth", &depth),
             ("--block-size", &block),
-        ] {
+        ]) {
             words.extend([name.to_owned(), value.clone()]);
         }
         words.extend(self.more.iter().cloned());

@@ -21,6 +21,7 @@ mod procfs;
 mod run;
 mod serve;
 mod sysfs;
+mod verifier;
 mod wait;
 
 use std::process::ExitCode;

@@ -14,6 +14,8 @@ mod lists;
 mod modes;
 mod processes;
 mod recovery;
+mod stop;
+mod upgrade;
 
 use crate::case::Case;
 
@@ -32,6 +34,8 @@ pub fn all() -> Vec<Case> {
         bad_input::cases(),
         kill::cases(),
         recovery::cases(),
+        stop::cases(),
+        upgrade::cases(),
         examples::cases(),
         doctor::cases(),
     ]

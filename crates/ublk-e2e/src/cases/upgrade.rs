@@ -1,0 +1,206 @@
+//! A new server under load: after a death, and in place of one that works (L14, L34, L35).
+
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::mount::MountFlags;
+
+use super::stop::Backing;
+use crate::case::{self, Case};
+use crate::cli::{self, Device, code, patience, ublkctl, ublkctl_json};
+use crate::fs::{Kind, Mounted};
+use crate::verifier::{BLOCK, Load};
+use crate::wait::secs;
+use crate::{json, procfs, sysfs};
+
+/// Threads and blocks of the load. Fewer threads than tags: on kernels before 6.16 a death is noticed only
+/// by a tag that is idle.
+const THREADS: usize = 6;
+const BLOCKS: usize = 256;
+
+/// Deaths of a case, and upgrades.
+const DEATHS: u64 = 4;
+const UPGRADES: usize = 10;
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for policy in ["queue", "reissue", "fail"] {
+        all.push(
+            Case::new(
+                format!("l14_kill_under_verified_load_{policy}"),
+                move || kills(policy),
+            )
+            .only_if(
+                policy != "fail" || sysfs::kernel() >= (6, 13),
+                "the policy comes with Linux 6.13; its refusal is shown by l34_recover_fail_twice",
+            ),
+        );
+    }
+    for policy in ["queue", "reissue"] {
+        all.push(Case::new(
+            format!("l35_upgrade_under_verified_load_{policy}"),
+            move || upgrades(policy),
+        ));
+    }
+    all.push(Case::new("l35_upgrade_of_a_mounted_file_system", mounted));
+    all.push(Case::new(
+        "l35_upgrades_that_lose_requests_are_refused",
+        refused,
+    ));
+    all
+}
+
+/// Where QUIESCE is not to be had only `reissue` keeps every request.
+fn can_quiesce() -> bool {
+    sysfs::kernel() >= (6, 16)
+}
+
+fn device(backing: &Backing, policy: &str) -> Result<Device> {
+    let spec = backing.spec("64M", &["--recovery", policy, "--max-io", "64K"]);
+    spec.queues(2).depth(16).add()
+}
+
+/// Every acknowledged write is there after each death and recovery, and none is older; requests fail only as
+/// the policy says.
+fn kills(policy: &str) -> Result<()> {
+    let state = if policy == "fail" {
+        "fail-io"
+    } else {
+        "quiesced"
+    };
+    let backing = Backing::new("kills");
+    let device = device(&backing, policy)?;
+    let id = device.id.to_string();
+    let load = Load::start(&device.path, THREADS, BLOCKS)?;
+    for death in 0..DEATHS {
+        load.more(150, secs(60))
+            .with_context(|| format!("before death {death}"))?;
+        device.kill_server(state)?;
+        ublkctl(&["recover", &id])?.good()?;
+    }
+    load.more(150, secs(60))
+        .context("after the last recovery")?;
+    let known = load.stop(patience() + secs(30))?;
+    let errors = known.done.errors;
+    match policy {
+        "reissue" => ensure!(errors == 0, "{errors} requests failed"),
+        // One request of each thread may have been in the dead server's hands.
+        "queue" => ensure!(
+            errors <= DEATHS * THREADS as u64,
+            "{errors} requests failed"
+        ),
+        _ => ensure!(errors > 0, "nothing failed without a server"),
+    }
+    known.check(&device.path).context("through the device")?;
+    device.delete()?;
+    known.check(backing.path()).context("in the file")?;
+    procfs::nothing_stuck(patience())
+}
+
+/// Upgrades one after the other; their pauses in milliseconds, sorted.
+fn series(device: &Device, load: &Load, count: usize) -> Result<Vec<u64>> {
+    let id = device.id.to_string();
+    let mut pauses = Vec::new();
+    for number in 0..count {
+        let at = || format!("upgrade {number}");
+        load.more(40, secs(60)).with_context(at)?;
+        let before = device.server_now()?;
+        let added = ublkctl_json(&["upgrade", &id]).with_context(at)?;
+        ensure!(json::number(&added, "server_pid")? != u64::from(before));
+        pauses.push(json::number(&added, "pause_us")?.div_ceil(1000));
+    }
+    load.more(40, secs(60)).context("after the last upgrade")?;
+    pauses.sort_unstable();
+    Ok(pauses)
+}
+
+fn told(what: &str, pauses: &[u64]) {
+    let at = |percent: usize| pauses[(pauses.len() - 1) * percent / 100];
+    case::measured(format!(
+        "{what}: {} upgrades, I/O held p50 {} ms, p99 {} ms",
+        pauses.len(),
+        at(50),
+        at(99)
+    ));
+}
+
+/// No request fails, none is lost, while one server after the other takes over.
+fn upgrades(policy: &str) -> Result<()> {
+    let backing = Backing::new("upgrades");
+    let device = device(&backing, policy)?;
+    let id = device.id.to_string();
+    if policy == "queue" && !can_quiesce() {
+        let parts = ["6.16", "--allow-errors"];
+        cli::fails(&["upgrade", &id], code::FAILED, &parts)?;
+        return device.delete();
+    }
+    let load = Load::start(&device.path, THREADS, BLOCKS)?;
+    let pauses = series(&device, &load, UPGRADES)?;
+    let known = load.stop(patience() + secs(30))?;
+    ensure!(known.done.errors == 0, "{:?}", known.done);
+    told(&format!("raw device, {policy}"), &pauses);
+    known.check(&device.path).context("through the device")?;
+    device.delete()?;
+    known.check(backing.path()).context("in the file")
+}
+
+/// The same below a mounted file system, whose log and metadata have to survive, too.
+fn mounted() -> Result<()> {
+    let backing = Backing::new("upgrade-fs");
+    let device = device(&backing, "reissue")?;
+    Kind::Ext4.make(&device)?;
+    let mounted = Mounted::new(&device, Kind::Ext4, MountFlags::empty())?;
+    let file = mounted.at.join("load");
+    zeroes(&file)?;
+    let load = Load::start(&file, 4, BLOCKS)?;
+    let pauses = series(&device, &load, UPGRADES / 2)?;
+    crate::fs::fill(&mounted.at, 7)?;
+    let known = load.stop(patience() + secs(30))?;
+    ensure!(known.done.errors == 0, "{:?}", known.done);
+    told("mounted ext4, reissue", &pauses);
+    mounted.unmount()?;
+    Kind::Ext4.check(&device)?;
+    let mounted = Mounted::new(&device, Kind::Ext4, MountFlags::empty())?;
+    known.check(&mounted.at.join("load"))?;
+    crate::fs::compare(&mounted.at, 7)?;
+    mounted.unmount()?;
+    device.delete()
+}
+
+fn zeroes(path: &Path) -> Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    std::os::unix::fs::FileExt::write_all_at(&file, &vec![0; BLOCKS * BLOCK], 0)?;
+    Ok(file.sync_all()?)
+}
+
+/// Devices without recovery, those that fail I/O by policy, those without a server.
+fn refused() -> Result<()> {
+    let backing = Backing::new("refused");
+    let device = backing.spec("16M", &[]).add()?;
+    let id = device.id.to_string();
+    cli::fails(&["upgrade", &id], code::FAILED, &["without recovery"])?;
+    device.delete()?;
+    cli::fails(&["upgrade", &id], code::NO_DEVICE, &["no ublk device"])?;
+    let device = cli::Spec::null("1G")
+        .with(&["--recovery", "reissue"])
+        .add()?;
+    let id = device.id.to_string();
+    device.kill_server("quiesced")?;
+    cli::fails(
+        &["upgrade", &id],
+        code::FAILED,
+        &["without a server", "recover"],
+    )?;
+    device.delete()?;
+    if sysfs::kernel() >= (6, 16) {
+        let device = cli::Spec::null("1G").with(&["--recovery", "fail"]).add()?;
+        let id = device.id.to_string();
+        cli::fails(&["upgrade", &id], code::FAILED, &["policy `fail`"])?;
+        ublkctl(&["upgrade", "--allow-errors", &id])?.good()?;
+        device.wait_state("live", Duration::from_secs(1))?;
+        device.delete()?;
+    }
+    Ok(())
+}
