@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
 
 use super::figures::{self, COUNTED, Figure, Usable};
 use super::programs::{self, TEXT};
@@ -44,6 +45,8 @@ pub struct Bench<'a> {
     manifest: &'a Manifest,
     kernel: &'a Kernel,
     image: Image,
+    /// Where the image is, while there is a use for it.
+    _place: TempDir,
     servers: Vec<PathBuf>,
     plugin: PathBuf,
 }
@@ -106,11 +109,16 @@ impl<'a> Bench<'a> {
             tools: ["fio", "busybox", "mkfs.ext4"].map(str::to_owned).to_vec(),
             tree: None,
         };
-        let image = Image::build(&contents, &paths::vm().join("images/bench.cpio"))?;
+        // Another benchmark at the same time has an image of its own.
+        let images = paths::vm().join("images");
+        fs::create_dir_all(&images).with_context(|| images.display().to_string())?;
+        let place = tempfile::tempdir_in(&images).context("a directory for the image")?;
+        let image = Image::build(&contents, &place.path().join("bench.cpio"))?;
         Ok(Self {
             manifest,
             kernel,
             image,
+            _place: place,
             servers,
             plugin: programs::plugin()?,
         })
