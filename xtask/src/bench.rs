@@ -10,6 +10,7 @@ mod guest;
 mod hot;
 mod label;
 mod limits;
+mod pays;
 mod programs;
 mod report;
 mod rows;
@@ -51,9 +52,9 @@ pub struct Options {
     /// Kernel: a series, `newest`, or the path of an image
     #[arg(long, default_value = SERIES)]
     series: String,
-    /// Only rows whose names have this in them
-    #[arg(long, default_value = "")]
-    filter: String,
+    /// Only rows whose names have this in them; may be given several times
+    #[arg(long, value_name = "PART")]
+    filter: Vec<String>,
     /// What runs the guest of rows by the clock
     #[arg(long, value_enum, default_value_t)]
     accel: Choice,
@@ -72,14 +73,20 @@ pub struct Options {
 }
 
 impl Options {
+    /// Whether a row of that name is asked for.
+    fn wants(&self, name: &str) -> bool {
+        let parts = &self.filter;
+        parts.is_empty() || parts.iter().any(|part| name.contains(part))
+    }
+
     /// Those of the short count.
-    fn short(filter: &str) -> Self {
+    fn short(filter: &[String]) -> Self {
         Self {
             icount: false,
             wall: false,
             ci: true,
             series: SERIES.to_owned(),
-            filter: filter.to_owned(),
+            filter: filter.to_vec(),
             accel: Choice::Auto,
             json: None,
             compare: None,
@@ -114,6 +121,7 @@ pub fn run(options: &Options) -> Result<()> {
     let (found, wrong) = scaling::counted(&report.figures, &limits.scaling);
     report.findings.extend(found);
     faults.extend(wrong);
+    report.findings.extend(pays::found(&report.figures));
     if !selection.wall.is_empty() {
         let rows = &selection.wall;
         by_the_clock(&bench, rows, &limits, options, &mut report, &mut faults)?;

@@ -23,9 +23,9 @@ pub struct Options {
     /// Only cases whose name contains this
     #[arg(long)]
     filter: Option<String>,
-    /// Only rows of the benchmark whose names contain this
-    #[arg(long, default_value = "")]
-    rows: String,
+    /// Only rows of the benchmark whose names contain this; may be given several times
+    #[arg(long, value_name = "PART")]
+    rows: Vec<String>,
     /// What runs the guests of the cases
     #[arg(long, value_enum, default_value_t)]
     accel: Choice,

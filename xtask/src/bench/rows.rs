@@ -110,6 +110,11 @@ pub fn wall() -> Vec<Row> {
     rows
 }
 
+/// Block sizes, in KiB, of the rows that are there at every size.
+pub fn sizes() -> [u64; 8] {
+    works::SIZES
+}
+
 /// The file that tells the guest what to do.
 pub fn plan(rows: &[Row]) -> String {
     let mut text = String::new();

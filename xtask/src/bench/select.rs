@@ -29,7 +29,7 @@ impl Selection {
     /// No row has such a name.
     pub fn new(options: &Options, limits: &Limits) -> Result<Self> {
         let named = |rows: Vec<Row>| -> Vec<Row> {
-            let wanted = |row: &Row| row.name.contains(&options.filter);
+            let wanted = |row: &Row| options.wants(&row.name);
             rows.into_iter().filter(wanted).collect()
         };
         let mut all = Self::default();
@@ -47,8 +47,7 @@ impl Selection {
             all.wall = named(rows::wall());
         }
         // A figure of its own kind, which every run has but those that are about something else.
-        all.usable =
-            USABLE.contains(&options.filter) && !options.ci && (options.icount || !options.wall);
+        all.usable = options.wants(USABLE) && !options.ci && (options.icount || !options.wall);
         if all.all().is_empty() && !all.usable {
             let names = |rows: Vec<Row>| {
                 let names: Vec<_> = rows.into_iter().map(|row| row.name).collect();
@@ -57,7 +56,7 @@ impl Selection {
             bail!(
                 "no row has {:?} in its name; with --icount there are {}, {}; with --wall {}; \
                  always {USABLE}",
-                options.filter,
+                options.filter.join(" or "),
                 names(rows::counted()),
                 names(rows::two_cpus()),
                 names(rows::wall()),

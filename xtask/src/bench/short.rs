@@ -34,11 +34,11 @@ pub struct Round {
 }
 
 impl<'a> Short<'a> {
-    /// Builds what is needed for the rows whose names have `filter` in them.
+    /// Builds what is needed for the rows whose names have one of the parts in them.
     ///
     /// # Errors
     /// No such row; a build fails.
-    pub fn new(manifest: &'a Manifest, kernel: &'a Kernel, filter: &str) -> Result<Self> {
+    pub fn new(manifest: &'a Manifest, kernel: &'a Kernel, filter: &[String]) -> Result<Self> {
         let limits = Limits::load()?;
         let mut selection = Selection::new(&Options::short(filter), &limits)?;
         let bench = Bench::new(manifest, kernel, &mut selection)?;
@@ -79,7 +79,7 @@ impl<'a> Short<'a> {
 pub fn test() -> Result<Results> {
     let manifest = vm::set_up()?;
     let kernel = kernel::prepare(&manifest, SERIES)?;
-    let short = Short::new(&manifest, &kernel, "")?;
+    let short = Short::new(&manifest, &kernel, &[])?;
     let round = short.run()?;
     let mut results = Results::default();
     for figure in &round.figures {

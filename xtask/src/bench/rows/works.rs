@@ -101,10 +101,13 @@ pub fn protocol() -> Vec<Work> {
     ]
 }
 
-/// Sequential reads and writes of all sizes: from which size does something pay?
+/// Block sizes, in KiB, at which zero copy is compared with copies.
+pub const SIZES: [u64; 8] = [4, 8, 16, 32, 64, 128, 256, 512];
+
+/// Sequential reads and writes of all sizes.
 pub fn sizes() -> Vec<Work> {
     let mut works = Vec::new();
-    for size in [4, 8, 16, 32, 64, 128, 256, 512] {
+    for size in SIZES {
         for mode in ["read", "write"] {
             let mut work = Work::new(mode, &format!("{size}k"), 8, 8);
             work.name = format!("size-{size}k-{mode}");
