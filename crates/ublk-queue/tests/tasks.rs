@@ -3,6 +3,7 @@
 mod common;
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -375,6 +376,43 @@ fn l10_a_buffer_that_is_kept_keeps_its_request() {
         })
     });
     run.assert_clean(200);
+}
+
+/// L10 The same where the task ends at its first poll: the tag brings no other request while its buffer is kept.
+#[test]
+fn l10_a_tag_brings_no_request_while_its_buffer_is_kept() {
+    let config = Config {
+        requests: 400,
+        read_percent: 100,
+        ..Config::new(4)
+    };
+    let kept = Rc::new(RefCell::new(VecDeque::new()));
+    let count = Rc::new(Cell::new(0));
+    let run = run(&config, || {
+        let (kept, count) = (Rc::clone(&kept), Rc::clone(&count));
+        Async::new(move |mut request: TaskRequest| {
+            let (kept, count) = (Rc::clone(&kept), Rc::clone(&count));
+            async move {
+                count.set(count.get() + 1);
+                let tag = request.tag();
+                assert!(
+                    kept.borrow().iter().all(|(of, _)| *of != tag),
+                    "answered early"
+                );
+                let buffer = request.take_data()?;
+                kept.borrow_mut().push_back((tag, buffer));
+                // Fewer than there are tags, and none at the end.
+                let most = if count.get() < 350 { 6 } else { 0 };
+                while kept.borrow().len() > most {
+                    let oldest = kept.borrow_mut().pop_front();
+                    drop(oldest);
+                }
+                Err(Errno::EIO)
+            }
+        })
+    });
+    run.assert_clean(400);
+    assert_eq!((run.report.failed, run.panics()), (400, 0));
 }
 
 /// L26 A quiesce ends the lane when its tasks have ended.

@@ -196,7 +196,9 @@ fn an_unwanted_descriptor_is_closed() {
     use std::os::fd::IntoRawFd;
     for late in [false, true] {
         let pool = Pool::new(1, 1);
-        let (mut reader, writer) = std::io::pipe().expect("pipe");
+        let (mut reader, writer) = std::os::unix::net::UnixStream::pair().expect("sockets");
+        let limit = Some(std::time::Duration::from_secs(5));
+        reader.set_read_timeout(limit).expect("a deadline");
         let listening = SharedFd::new(std::fs::File::open("/dev/null").expect("null"));
         // SAFETY: accept names no memory.
         let operation =
