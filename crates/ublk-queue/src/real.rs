@@ -153,6 +153,18 @@ impl RingPort {
     }
 }
 
+/// What a failed enter means for the worker.
+#[cold]
+fn trouble(error: EnterError) -> Result<(), Errno> {
+    match error {
+        // Short of requests or memory, or the CQ is full: the caller takes completions and comes back.
+        error if error.is_transient() => Ok(()),
+        EnterError::Unusable { errno } => Err(Errno::new(errno.get())),
+        EnterError::WrongThread => Err(Errno::EEXIST),
+        _ => Err(Errno::EIO),
+    }
+}
+
 /// The SQE of a command, and the first half of its payload without the result.
 #[derive(Debug, Clone, Copy)]
 pub struct Prepared {
@@ -264,20 +276,15 @@ impl Port for RingPort {
         group.give(bid);
     }
 
-    #[inline]
-    fn enter(&mut self, wait: bool, timeout: Option<Duration>) -> Result<(), Errno> {
-        let entered = match (wait, timeout) {
-            (true, None) => self.ring.submit_and_wait(),
-            _ => self.ring.enter(u32::from(wait), timeout).map(|_| ()),
-        };
-        match entered {
-            Ok(()) => Ok(()),
-            // Short of requests or memory, or the CQ is full: the caller takes completions and comes back.
-            Err(error) if error.is_transient() => Ok(()),
-            Err(EnterError::Unusable { errno }) => Err(Errno::new(errno.get())),
-            Err(EnterError::WrongThread) => Err(Errno::EEXIST),
-            Err(_) => Err(Errno::EIO),
-        }
+    fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
+        self.ring
+            .enter(want, timeout)
+            .map_or_else(trouble, |_| Ok(()))
+    }
+
+    #[inline(always)]
+    fn submit_and_wait(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
+        self.ring.submit_and_wait(want, timeout).or_else(trouble)
     }
 
     #[inline]

@@ -104,13 +104,21 @@ pub trait Port {
         tags.clear();
     }
 
-    /// Submits what was pushed and, with `wait`, sleeps until a completion is there, a wake arrives
+    /// Submits what was pushed and sleeps until `want` completions are there (0: does not sleep), a wake arrives
     /// or the timeout is over. One system call at most. Signals and partial submission are not
     /// errors: the caller looks at what is there and comes back.
     ///
     /// # Errors
     /// An errno after which this ring cannot be used.
-    fn enter(&mut self, wait: bool, timeout: Option<Duration>) -> Result<(), Errno>;
+    fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno>;
+
+    /// The same with `want` not 0: what a worker does between two batches.
+    ///
+    /// # Errors
+    /// As [`enter`](Port::enter).
+    fn submit_and_wait(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
+        self.enter(want, timeout)
+    }
 
     /// The next completion, if one is there. Wakes are not shown.
     fn next(&mut self) -> Option<Completion>;

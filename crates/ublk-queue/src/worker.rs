@@ -39,6 +39,10 @@ const RETRY_MAX: Duration = Duration::from_millis(5);
 /// How long an ending worker waits for operations that were cancelled.
 const REAP: Duration = Duration::from_secs(1);
 
+/// How long an enter that pushed batch commands waits for a request besides their completions: if the driver did not
+/// take all elements, only their completions come.
+const AT_ONCE: Duration = Duration::from_millis(5);
+
 /// A lane to be hosted by a worker.
 pub struct LaneSpec<D, H> {
     /// Hw queue.
@@ -212,18 +216,18 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     }
 
     fn see_armed(&mut self) -> Result<(), WorkerError> {
-        self.port.enter(false, None).map_err(WorkerError::Ring)?;
-        self.take_completions()?;
+        self.port.enter(0, None).map_err(WorkerError::Ring)?;
+        self.take_completions_seldom()?;
         while self.has_retries() || !self.lanes.iter().all(Lane::is_armed) {
             self.flush();
             self.port
-                .enter(true, Some(self.backoff))
+                .enter(1, Some(self.backoff))
                 .map_err(WorkerError::Ring)?;
-            self.take_completions()?;
+            self.take_completions_seldom()?;
             self.take_retries();
         }
         self.flush();
-        self.port.enter(false, None).map_err(WorkerError::Ring)
+        self.port.enter(0, None).map_err(WorkerError::Ring)
     }
 
     /// Serves until every lane is empty: the driver has aborted, and nothing is in hand.
@@ -262,22 +266,25 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         loop {
             self.take_completions()?;
             let mut again = false;
+            let mut want = 1;
             let mut unusual = self.leave.load(Ordering::Relaxed) || !self.serving;
             for lane in &mut self.lanes {
                 again |= lane.turn(&mut self.port);
                 lane.take_answers(&mut self.port);
-                lane.flush(&mut self.port);
+                want += lane.flush(&mut self.port);
                 let meters = &lane.shared.meters;
                 meters.enters.add(1);
                 meters.in_hand.set(u64::from(lane.away()));
                 unusual |= lane.is_unusual();
             }
-            if unusual {
-                if self.unusual(again)? {
+            if unusual || again {
+                if self.unusual(if again { 0 } else { want })? {
                     return Ok(());
                 }
             } else {
-                self.port.enter(!again, None).map_err(WorkerError::Ring)?;
+                let timeout = (want > 1).then_some(AT_ONCE);
+                let entered = self.port.submit_and_wait(want, timeout);
+                entered.map_err(WorkerError::Ring)?;
             }
         }
     }
@@ -285,7 +292,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     /// What a loop's end is while queues begin, end or have commands to push again. True at the end of all.
     #[cold]
     #[inline(never)]
-    fn unusual(&mut self, again: bool) -> Result<bool, WorkerError> {
+    fn unusual(&mut self, want: u32) -> Result<bool, WorkerError> {
         if self.lanes.iter().all(Lane::is_empty) && self.last_commits_taken()? {
             return Ok(true);
         }
@@ -297,11 +304,10 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             Some(self.backoff)
         } else {
             let mut lanes = self.lanes.iter_mut();
-            lanes.any(Lane::waits_for_aborts).then_some(ABORT_WAIT)
+            let aborts = lanes.any(Lane::waits_for_aborts).then_some(ABORT_WAIT);
+            aborts.or((want > 1).then_some(AT_ONCE))
         };
-        self.port
-            .enter(!again, timeout)
-            .map_err(WorkerError::Ring)?;
+        self.port.enter(want, timeout).map_err(WorkerError::Ring)?;
         if retries {
             self.take_retries();
         }
@@ -312,8 +318,8 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     /// Submits the commits that emptied the lanes, and sees that none of them failed.
     fn last_commits_taken(&mut self) -> Result<bool, WorkerError> {
         self.flush();
-        self.port.enter(false, None).map_err(WorkerError::Ring)?;
-        self.take_completions()?;
+        self.port.enter(0, None).map_err(WorkerError::Ring)?;
+        self.take_completions_seldom()?;
         Ok(self.lanes.iter().all(Lane::is_empty))
     }
 
@@ -336,7 +342,14 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
     }
 
-    #[inline]
+    /// The same for those who need not be quick.
+    #[cold]
+    #[inline(never)]
+    fn take_completions_seldom(&mut self) -> Result<(), WorkerError> {
+        self.take_completions()
+    }
+
+    #[inline(always)]
     fn take_completions(&mut self) -> Result<(), WorkerError> {
         while let Some(lane) = self.lanes.get_mut(self.recent) {
             // The common case by one comparison: a tag of the lane that the last completion was for.
@@ -355,6 +368,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     }
 
     /// A completion of another lane, or of another kind; those of no lane's present life are counted and ignored.
+    #[inline(never)]
     fn other_completion(&mut self, completion: &Completion) -> Result<(), WorkerError> {
         let word = completion.user_data;
         if !self.lanes[self.recent].is_own(word) {
@@ -397,7 +411,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             for lane in &mut self.lanes {
                 lane.turn(&mut self.port);
             }
-            if self.port.enter(true, Some(ABORT_WAIT)).is_err() {
+            if self.port.enter(1, Some(ABORT_WAIT)).is_err() {
                 return;
             }
             while let Some(completion) = self.port.next() {

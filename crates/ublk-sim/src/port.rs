@@ -219,7 +219,7 @@ impl Port for SimPort {
             .unwrap_or_default();
     }
 
-    fn enter(&mut self, wait: bool, timeout: Option<Duration>) -> Result<(), Errno> {
+    fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
         let mut model = self.0.0.model();
         model.report.enters += 1;
         if let Some((_, errno)) = model
@@ -235,8 +235,7 @@ impl Port for SimPort {
         loop {
             model.progress();
             model.show();
-            if !wait
-                || !model.visible.is_empty()
+            if model.visible.len() >= usize::try_from(want).unwrap_or(usize::MAX)
                 || std::mem::take(&mut model.woken)
                 || timeout.is_some()
             {

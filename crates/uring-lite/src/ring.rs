@@ -238,12 +238,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
                 ..Entered::default()
             });
         }
-        let ts = timeout
-            .filter(|_| wait > 0)
-            .map(|d| sys::__kernel_timespec {
-                tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: i64::from(d.subsec_nanos()),
-            });
+        let ts = timeout.filter(|_| wait > 0).map(timespec);
         let result = self.port.enter(to_submit, wait, flags, ts.as_ref());
         if parked && let Some(side) = &self.wake {
             woken = side.waker.park().unpark();
@@ -268,14 +263,21 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         Ok(entered)
     }
 
-    /// What a thread that serves does between two batches: submits everything pushed and sleeps until a CQE can be
-    /// popped or a wake arrives, in one system call. As [`enter`](Self::enter) with `want` 1 and no timeout, without
-    /// the report: the caller looks at the CQ and for work after it, whatever ended the wait.
+    /// What a thread that serves does between two batches: submits everything pushed and sleeps until `want` CQEs
+    /// (not 0) can be popped, a wake arrives, or the timeout is over, in one system call. As [`enter`](Self::enter)
+    /// without the report: the caller looks at the CQ and for work after it, whatever ended the wait.
+    ///
+    /// With `want` above 1 a wake ends the wait only together with the CQEs that were to come at once anyway: ask
+    /// for one more than entries that complete during their submission, and with a timeout.
     ///
     /// # Errors
     /// As [`enter`](Self::enter).
-    #[inline]
-    pub fn submit_and_wait(&mut self) -> Result<(), EnterError> {
+    #[inline(always)]
+    pub fn submit_and_wait(
+        &mut self,
+        want: u32,
+        timeout: Option<Duration>,
+    ) -> Result<(), EnterError> {
         self.cq.release();
         let unusual = match &self.wake {
             _ if self.cq.ready() != 0 => true,
@@ -288,7 +290,9 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         }
         self.sq.publish();
         let flags = sys::IORING_ENTER_GETEVENTS;
-        let result = self.port.enter(self.sq.pending(), 1, flags, None);
+        let ts = timeout.map(timespec);
+        let pending = self.sq.pending();
+        let result = self.port.enter(pending, want, flags, ts.as_ref());
         if let Some(side) = &self.wake {
             side.waker.park().unpark();
         }
@@ -300,6 +304,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
 
     /// Something is there already, or the waker's poll is not.
     #[cold]
+    #[inline(never)]
     fn submit_without_sleep(&mut self) -> Result<(), EnterError> {
         let armed = self.wake.as_ref().is_none_or(|side| side.armed);
         if armed {
@@ -393,8 +398,17 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
     }
 }
 
+#[inline]
+fn timespec(d: Duration) -> sys::__kernel_timespec {
+    sys::__kernel_timespec {
+        tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(d.subsec_nanos()),
+    }
+}
+
 /// The outcomes of enter that are an errno (L50): nothing was submitted. Ends of a wait are no errors.
 #[cold]
+#[inline(never)]
 fn failed(errno: Errno, entered: &mut Entered) -> Result<u32, EnterError> {
     match errno.get() {
         // A signal came while we slept. Not repeated here: the caller may have a stop flag to look at.

@@ -365,3 +365,36 @@ fn l55_a_wake_while_awake_is_kept() {
     assert!(!ring.enter(1, SECOND).expect("enter").woken);
     assert!(kernel.calls().iter().all(|c| c.min_complete < 2));
 }
+
+#[test]
+fn a_serving_ring_submits_and_sleeps_in_one_call() {
+    let (mut ring, kernel) = ring(8, 16);
+    kernel.set_completion(Completion::OnWait);
+    push(&mut ring, 0..3);
+    ring.submit_and_wait(2, SECOND).expect("enter");
+    assert_eq!(
+        kernel.calls(),
+        [Call {
+            to_submit: 3,
+            min_complete: 2,
+            flags: GETEVENTS,
+            timeout: true
+        }]
+    );
+    assert_eq!(pop_all(&mut ring), [0, 1]);
+}
+
+/// L55 What is there already, or a wake that came before, is no sleep.
+#[test]
+fn l55_a_serving_ring_does_not_sleep_on_work() {
+    let (mut ring, kernel) = ring(8, 16);
+    push(&mut ring, 0..1);
+    ring.enter(0, None).expect("submit");
+    ring.submit_and_wait(1, None).expect("enter");
+    assert!(
+        kernel.calls().iter().all(|call| call.min_complete == 0),
+        "{:?}",
+        kernel.calls()
+    );
+    assert_eq!(pop_all(&mut ring), [0]);
+}

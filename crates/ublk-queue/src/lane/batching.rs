@@ -5,20 +5,26 @@ use ublk_core::{Errno, Tag};
 use super::{Lane, LaneError};
 use crate::batch::Fetch;
 use crate::handler::Handler;
-use crate::seam::{Completion, Descriptors, Port};
+use crate::seam::{Completion, Descriptors, Full, Port};
 use crate::user_data::{Kind, UserData};
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
-    /// Before an enter: pushes the batch commands that are due.
+    /// Before an enter: pushes the batch commands that are due. Gives the number of those that complete at once:
+    /// an enter that waits waits for one more than these.
     #[inline]
-    pub(crate) fn flush(&mut self, port: &mut P) {
+    pub(crate) fn flush(&mut self, port: &mut P) -> u32 {
         if self.batch.is_some() {
-            self.flush_batch(port);
+            self.flush_batch(port)
+        } else {
+            0
         }
     }
 
-    fn flush_batch(&mut self, port: &mut P) {
-        let Some(batch) = &mut self.batch else { return };
+    fn flush_batch(&mut self, port: &mut P) -> u32 {
+        let mut at_once = 0;
+        let Some(batch) = &mut self.batch else {
+            return 0;
+        };
         let kind = if self.prepared {
             Kind::Commit
         } else {
@@ -26,8 +32,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         };
         if let Some((number, command)) = batch.close(!self.prepared) {
             let word = UserData::batch(self.index, self.generation, kind, number);
-            if port.push_batch(self.index, &command, word.pack()).is_err() {
-                batch.reopen(number);
+            match port.push_batch(self.index, &command, word.pack()) {
+                Ok(()) => at_once = 1,
+                Err(Full) => batch.reopen(number),
             }
         }
         // The driver takes a FETCH of a device in recovery only once every tag is prepared.
@@ -40,6 +47,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 batch.fetch = Fetch::Armed;
             }
         }
+        at_once
     }
 
     pub(super) fn fetch_completed(

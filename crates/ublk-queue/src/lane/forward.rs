@@ -363,7 +363,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 
 /// Makes room for entries in the submission queue, by submitting what is there.
 fn make_room(port: &mut impl Port, entries: u32) -> bool {
-    port.space() >= entries || (port.enter(false, None).is_ok() && port.space() >= entries)
+    port.space() >= entries || (port.enter(0, None).is_ok() && port.space() >= entries)
 }
 
 fn len_of(io: &Io) -> usize {

@@ -190,9 +190,9 @@ impl<P: Port> Port for FilePort<P> {
         self.inner.take_tags(lane, completion, tags);
     }
 
-    fn enter(&mut self, wait: bool, timeout: Option<Duration>) -> Result<(), Errno> {
+    fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
         let busy = !self.pending.is_empty() || !self.ready.is_empty();
-        self.inner.enter(wait && !busy, timeout)?;
+        self.inner.enter(if busy { 0 } else { want }, timeout)?;
         self.pass();
         Ok(())
     }
