@@ -10,6 +10,7 @@ use clap::Args;
 use crate::guest::Verdict;
 use crate::guest::accel::{Accel, Choice};
 use crate::kernel::Kernel;
+use crate::matrix::Cells;
 use crate::results::{Results, Told};
 use crate::vm::Vm;
 use crate::{build, cmd, host};
@@ -86,9 +87,11 @@ fn one(vm: &Vm, kernel: &Kernel, filter: Option<&str>) -> Result<Results> {
     guest.deadline = deadline(accel);
     println!("kernel {} under {accel}", kernel.release);
     let mut results = Results::default();
+    let mut cells = Cells::default();
     let outcome = guest.run(&mut |line| {
         println!("{line}");
         results.line(line);
+        cells.line(line);
     })?;
     println!(
         "kernel {}: {} after {:.1} s",
@@ -101,6 +104,11 @@ fn one(vm: &Vm, kernel: &Kernel, filter: Option<&str>) -> Result<Results> {
         verdict => results.failed.push(verdict.to_string()),
     }
     results.compare_skips(vm.manifest.expected_skips(&kernel.series), filter.is_none());
+    let matrix = &vm.manifest.matrix;
+    results
+        .failed
+        .extend(cells.compare(matrix, &kernel.series, filter.is_none()));
+    print!("{}", cells.table(matrix, &kernel.series));
     if !outcome.verdict.is_good() {
         eprintln!("{}", outcome.report());
     }
@@ -128,6 +136,8 @@ pub fn on_host(filter: Option<&str>) -> Result<Results> {
         ("ublk", "examples/async_file"),
         ("ublk", "examples/async_remote"),
         ("ublk-tokio", "examples/tokio_ramdisk"),
+        ("ublk", "examples/file"),
+        ("ublk", "examples/mapped"),
     ])?;
     let mut results = Results::default();
     let mut command = Command::new(&built[0]);

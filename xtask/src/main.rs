@@ -17,6 +17,7 @@ mod layout;
 mod lint;
 mod loom;
 mod manifest;
+mod matrix;
 mod modinfo;
 mod newc;
 mod paths;

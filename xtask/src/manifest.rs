@@ -6,6 +6,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
+use crate::matrix::Matrix;
 use crate::paths;
 
 /// The whole file.
@@ -29,6 +30,8 @@ pub struct Manifest {
     pub distribution: BTreeMap<String, Distribution>,
     /// Expected skips by series.
     pub skips: BTreeMap<String, Vec<String>>,
+    /// Operations on backends in modes that are expected to run.
+    pub matrix: Matrix,
     /// Programs of the image, with their packages.
     pub tools: BTreeMap<String, String>,
     /// Programs of the host, with their packages.

@@ -15,7 +15,7 @@ use crate::manifest::Manifest;
 use crate::{build, host, paths};
 
 /// Our programs that every guest has.
-pub const PROGRAMS: [(&str, &str); 8] = [
+pub const PROGRAMS: [(&str, &str); 10] = [
     ("ublkctl", "ublkctl"),
     ("ublk-e2e", "ublk-e2e"),
     ("ublk-guest", "ublk-demo"),
@@ -24,6 +24,8 @@ pub const PROGRAMS: [(&str, &str); 8] = [
     ("ublk", "examples/async_file"),
     ("ublk", "examples/async_remote"),
     ("ublk-tokio", "examples/tokio_ramdisk"),
+    ("ublk", "examples/file"),
+    ("ublk", "examples/mapped"),
 ];
 
 /// A place where guests can be run.

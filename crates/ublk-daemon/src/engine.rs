@@ -2,7 +2,7 @@
 
 use crate::server::{Engine, Running};
 use crate::wire::{
-    AddSpec, Assignment, BackendSpec, Failure, FailureKind, Health, QueueReport, Stats,
+    AddSpec, Assignment, BackendSpec, Failure, FailureKind, FileReport, Health, QueueReport, Stats,
 };
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -177,10 +177,56 @@ impl Engine for Real {
         let server = match opened {
             Opened::Null(null) => Server::arm(node, geometry, plan, null),
             Opened::Memory(memory) => Server::arm_mapped(node, geometry, plan, memory),
-            Opened::File(file) => Server::arm(node, geometry, plan, file),
+            Opened::File(file) => {
+                let server = Server::arm(node, geometry, plan, Arc::clone(&file));
+                let server = server.map_err(|e| not_armed(&e))?;
+                return Ok(Box::new(FileServer { server, file }));
+            }
         };
-        let server = server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))?;
-        Ok(Box::new(server))
+        Ok(Box::new(server.map_err(|e| not_armed(&e))?))
+    }
+}
+
+fn not_armed(error: &ublk_queue::Error) -> Failure {
+    Failure::failed(format!("cannot serve: {error}"))
+}
+
+/// A file device being served: its health tells of the file, too.
+struct FileServer {
+    server: Server,
+    file: Arc<File>,
+}
+
+impl FileServer {
+    fn report(&self) -> FileReport {
+        let (sync_requests, syncs) = self.file.syncs();
+        FileReport {
+            direct: self.file.is_direct(),
+            asynchronous: self.file.supports_nowait(),
+            sync_requests,
+            syncs,
+        }
+    }
+}
+
+impl Running for FileServer {
+    fn ended_fd(&self) -> BorrowedFd<'_> {
+        self.server.ended_fd()
+    }
+
+    fn health(&self) -> Health {
+        Health {
+            file: Some(self.report()),
+            ..Running::health(&self.server)
+        }
+    }
+
+    fn finish(&mut self, within: Duration) -> Result<Health, Failure> {
+        let health = Running::finish(&mut self.server, within)?;
+        Ok(Health {
+            file: Some(self.report()),
+            ..health
+        })
     }
 }
 
@@ -214,6 +260,7 @@ fn convert(health: &ublk_queue::Health) -> Health {
         state: health.state.name().to_owned(),
         first_error: health.first_error.clone(),
         own_mounts: false,
+        file: None,
         stats: Stats {
             reads: c.reads,
             writes: c.writes,

@@ -287,6 +287,7 @@ impl Running for Serving {
                 reads: 42,
                 ..Stats::default()
             },
+            file: None,
             queues: Vec::new(),
         }
     }

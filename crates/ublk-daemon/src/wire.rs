@@ -408,6 +408,22 @@ pub struct Health {
     pub stats: Stats,
     /// Each queue.
     pub queues: Vec<QueueReport>,
+    /// The file of a file device.
+    #[serde(default)]
+    pub file: Option<FileReport>,
+}
+
+/// How the file of a file device is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileReport {
+    /// Data goes past the page cache of the server's machine (O_DIRECT).
+    pub direct: bool,
+    /// The file can be asked not to wait, so that its I/O may be asynchronous.
+    pub asynchronous: bool,
+    /// FLUSH and FUA requests.
+    pub sync_requests: u64,
+    /// Calls of fdatasync that served them.
+    pub syncs: u64,
 }
 
 #[cfg(test)]

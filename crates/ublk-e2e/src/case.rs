@@ -119,8 +119,21 @@ pub fn measured(text: String) {
     all.push(text);
 }
 
-/// Prints what was measured.
+static CELLS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Notes what became of an operation on a backend in a mode: `ran`, `never` (it cannot be), `lacks` (the kernel has
+/// no such mode). The runner compares it with what it expects.
+pub fn cell(backend: &str, mode: &str, operation: &str, outcome: &str) {
+    let mut all = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
+    all.push(format!("CELL {backend} {mode} {operation} {outcome}"));
+}
+
+/// Prints what was measured, and the cells.
 pub fn print_measured() {
+    let cells = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
+    for line in cells.iter() {
+        println!("{line}");
+    }
     let all = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
     for text in all.iter() {
         println!("measured: {text}");

@@ -68,15 +68,15 @@ pub fn failed(output: Output, code: i32, parts: &[&str]) -> Result<Output> {
 /// The device a case wants.
 #[derive(Debug, Clone)]
 pub struct Spec {
-    /// `null` or `mem`.
+    /// `null`, `mem` or `file`.
     pub backend: &'static str,
-    /// `--size`.
+    /// `--size`; empty for none.
     pub size: String,
     /// `--queues`.
     pub queues: usize,
     /// `--depth`.
     pub depth: usize,
-    /// `--block-size`.
+    /// `--block-size`; 0 for none.
     pub block_size: u32,
     /// Other words.
     pub more: Vec<String>,
@@ -100,6 +100,18 @@ impl Spec {
         Self {
             backend: "null",
             ..Self::mem(size)
+        }
+    }
+
+    /// A file device of one queue over this file, with blocks as the file wants them.
+    pub fn file(path: &std::path::Path) -> Self {
+        let words = vec![path.to_string_lossy().into_owned()];
+        Self {
+            backend: "file",
+            size: String::new(),
+            block_size: 0,
+            more: words,
+            ..Self::mem("")
         }
     }
 
@@ -130,16 +142,18 @@ impl Spec {
     /// The words of the command.
     pub fn words(&self) -> Vec<String> {
         let mut words = vec!["add".to_owned(), self.backend.to_owned()];
-        // A file has its own size.
-        let size = (!self.size.is_empty()).then_some(&self.size);
         let (queues, depth) = (self.queues.to_string(), self.depth.to_string());
         let block = self.block_size.to_string();
-        let size = size.map(|size| ("--size", size));
-        for (name, value) in size.into_iter().chain([
+        for (name, value) in [
+            ("--size", &self.size),
             ("--queues", &queues),
             ("--depth", &depth),
             ("--block-size", &block),
-        ]) {
+        ] {
+            // A file has a size and blocks of its own.
+            if value.is_empty() || (name == "--block-size" && self.block_size == 0) {
+                continue;
+            }
             words.extend([name.to_owned(), value.clone()]);
         }
         words.extend(self.more.iter().cloned());

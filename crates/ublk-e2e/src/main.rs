@@ -16,6 +16,7 @@ mod fio;
 mod fs;
 mod json;
 mod pattern;
+mod place;
 mod plain;
 mod procfs;
 mod run;

@@ -1,6 +1,7 @@
 //! A program that embeds the facade, for the cases: `ublk-e2e --serve KEY=VALUE…`.
 //!
-//! It serves a memory device behind the fault backend, or without it (`direct=true`), takes commands on
+//! It serves a memory device behind the fault backend, or without it (`direct=true`), or a null device behind it
+//! (`null=true`), takes commands on
 //! standard input and answers each with one line of JSON. `embed` is its other end.
 
 use std::io::{BufRead, Write};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use ublk::backends::Memory;
+use ublk::backends::{Memory, Null};
 use ublk::core::{Mode, Op, Recovery};
 use ublk::{Backend, Builder, Device, Errno};
 use ublk_backends::fault::{Control, Effect, Fault, Rule};
@@ -33,6 +34,7 @@ struct Options {
     mode: Mode,
     direct: bool,
     recovery: Recovery,
+    null: bool,
 }
 
 /// A device, and what injects faults into it, if that can be done.
@@ -70,6 +72,7 @@ impl Options {
             mode: Mode::default(),
             direct: false,
             recovery: Recovery::None,
+            null: false,
         };
         for word in words {
             let (key, value) = word.split_once('=').context("KEY=VALUE")?;
@@ -84,6 +87,7 @@ impl Options {
                 "batch" => options.mode.batch = value.parse()?,
                 "direct" => options.direct = value.parse()?,
                 "recovery" => options.recovery = value.parse()?,
+                "null" => options.null = value.parse()?,
                 _ => bail!("unknown: {word}"),
             }
         }
@@ -98,6 +102,15 @@ impl Options {
             return Ok(Served {
                 device,
                 control: None,
+            });
+        }
+        if self.null {
+            let (fault, control) = Fault::new(Null::new(self.size, self.block_size)?);
+            let limits = fault.limits().volatile_cache(self.cache).fua(self.fua);
+            let device = self.build(Builder::new(fault.declare(limits)))?;
+            return Ok(Served {
+                device,
+                control: Some(control),
             });
         }
         let (fault, control) = Fault::new(Arc::clone(memory));

@@ -129,6 +129,25 @@ pub fn info(i: &Info) -> String {
                 s.errors, s.panics, s.dropped, s.refused
             ),
         );
+        if let Some(file) = &health.file {
+            let way = if file.direct {
+                "direct"
+            } else {
+                "through the page cache"
+            };
+            let waits = if file.asynchronous {
+                "asynchronous"
+            } else {
+                "at once"
+            };
+            line(
+                "file",
+                format!(
+                    "{way}, {waits}; {} syncs for {} flushes and FUA writes",
+                    file.syncs, file.sync_requests
+                ),
+            );
+        }
         for q in &health.queues {
             let pinned = q.pinned.as_ref().map_or_else(
                 || "not pinned".to_owned(),

@@ -22,6 +22,8 @@ pub fn cases() -> Vec<Case> {
         Case::new("example_async_file_keeps_data_in_the_file", async_file),
         Case::new("example_async_remote_keeps_data", async_remote),
         Case::new("example_tokio_ramdisk_keeps_data", tokio_ramdisk),
+        Case::new("example_file_keeps_data_in_the_file", file),
+        Case::new("example_mapped_copies_once", mapped),
     ]
 }
 
@@ -201,6 +203,46 @@ fn keeps_data(example: Example, size: u64) -> Result<()> {
         direct.write_pattern(size, 512, 1).is_err(),
         "a write past the end passed"
     );
+    drop(direct);
+    example.interrupt()
+}
+
+fn file() -> Result<()> {
+    const SIZE: u64 = 16 << 20;
+    let path = std::env::temp_dir().join("ublk-e2e-example.img");
+    std::fs::File::create(&path)?.set_len(SIZE)?;
+    let example = Example::start("file", &[&path.to_string_lossy()])?;
+    example.check(SIZE, 2)?;
+    let direct = Direct::open(&example.path)?;
+    direct.write_pattern(4096, 1 << 20, 1)?;
+    direct.check_pattern(4096, 1 << 20, 1)?;
+    direct.file().sync_all()?;
+    crate::place::check_behind(&path, 4096, 1 << 20, 4096, 1)?;
+    // The file is cut short: an error, not old data (L05).
+    std::fs::File::options()
+        .write(true)
+        .open(&path)?
+        .set_len(8192)?;
+    ensure!(direct.read(1 << 20, 4096).is_err(), "read past the file");
+    direct.check_pattern(4096, 4096, 1)?;
+    drop(direct);
+    example.interrupt()?;
+    Ok(std::fs::remove_file(&path)?)
+}
+
+fn mapped() -> Result<()> {
+    const SIZE: u64 = 16 << 20;
+    let example = Example::start("mapped", &[&SIZE.to_string()])?;
+    example.check(SIZE, 1)?;
+    let features = crate::cli::ublkctl_json(&["info", &example.id.to_string()])?;
+    ensure!(features["data"] == "user-copy", "{features}");
+    let direct = Direct::open(&example.path)?;
+    for (generation, (offset, len)) in
+        (1..).zip([(0, 512), (65_536 - 512, 2 << 20), (SIZE - 512, 512)])
+    {
+        direct.write_pattern(offset, len, generation)?;
+        direct.check_pattern(offset, len, generation)?;
+    }
     drop(direct);
     example.interrupt()
 }

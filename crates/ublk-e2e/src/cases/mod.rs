@@ -7,6 +7,8 @@ mod discard;
 mod doctor;
 mod examples;
 mod faults;
+mod file;
+mod file_matrix;
 mod file_systems;
 mod kill;
 mod lifecycle;
@@ -29,6 +31,8 @@ pub fn all() -> Vec<Case> {
         modes::cases(),
         file_systems::cases(),
         faults::cases(),
+        file::cases(),
+        file_matrix::cases(),
         processes::cases(),
         lists::cases(),
         bad_input::cases(),
