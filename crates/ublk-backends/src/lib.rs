@@ -30,6 +30,6 @@ mod null;
 mod shared;
 
 pub use error::Error;
-pub use file::{Created, File, FileOptions};
+pub use file::{Created, File, FileHandler, FileOptions};
 pub use memory::Memory;
 pub use null::Null;

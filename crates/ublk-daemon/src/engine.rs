@@ -79,15 +79,7 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
         return usage(why, "choose one of --batch on and --data get-data");
     }
     match (spec.mode.data, &spec.backend) {
-        (DataMode::ZeroCopyManual, _) => usage(
-            "not served yet by this version",
-            "use --data zero-copy, where the driver registers the request's pages by itself",
-        ),
-        (DataMode::ZeroCopy, BackendSpec::File { .. }) => usage(
-            "a file device is not served in this mode yet",
-            "use --data copy or user-copy",
-        ),
-        (DataMode::ZeroCopy, BackendSpec::Mem { .. }) => usage(
+        (DataMode::ZeroCopy | DataMode::ZeroCopyManual, BackendSpec::Mem { .. }) => usage(
             "a memory device has no file to forward requests to",
             "use --data user-copy or get-data: the driver then copies to and from the device's memory",
         ),
@@ -178,7 +170,7 @@ impl Engine for Real {
             Opened::Null(null) => Server::arm(node, geometry, plan, null),
             Opened::Memory(memory) => Server::arm_mapped(node, geometry, plan, memory),
             Opened::File(file) => {
-                let server = Server::arm(node, geometry, plan, Arc::clone(&file));
+                let server = File::arm(node, geometry, plan, Arc::clone(&file));
                 let server = server.map_err(|e| not_armed(&e))?;
                 return Ok(Box::new(FileServer { server, file }));
             }
@@ -199,7 +191,8 @@ struct FileServer {
 
 impl FileServer {
     fn report(&self) -> FileReport {
-        let (sync_requests, syncs) = self.file.syncs();
+        let (sync_requests, by_calls) = self.file.syncs();
+        let syncs = by_calls + self.server.health().counters.syncs;
         FileReport {
             direct: self.file.is_direct(),
             asynchronous: self.file.supports_nowait(),
@@ -382,8 +375,10 @@ mod tests {
                     let mode = Mode { data, batch };
                     let why = match (data, backend) {
                         (DataMode::GetData, _) if batch => Some("no get-data command"),
-                        (DataMode::ZeroCopyManual, _) => Some("not served yet"),
-                        (DataMode::ZeroCopy, BackendSpec::Mem { .. }) => Some("no file"),
+                        (
+                            DataMode::ZeroCopy | DataMode::ZeroCopyManual,
+                            BackendSpec::Mem { .. },
+                        ) => Some("no file"),
                         _ => None,
                     };
                     let asked = AddSpec {

@@ -240,7 +240,7 @@ pub enum DataMode {
     /// No copy: the driver registers the request's pages with the server's ring (Linux 6.16); not for mem, which
     /// has no file to forward requests to
     ZeroCopy,
-    /// No copy, registered by a command of the server (Linux 6.15); not served yet by this version
+    /// No copy, registered by a command of the server (Linux 6.15); not for mem
     ZeroCopyManual,
 }
 

@@ -7,6 +7,7 @@ mod aligned;
 mod core;
 mod create;
 mod facts;
+mod handler;
 mod layer;
 mod options;
 mod os;
@@ -22,6 +23,7 @@ use self::core::Core;
 use self::os::Os;
 
 pub use create::Created;
+pub use handler::FileHandler;
 pub use options::FileOptions;
 
 /// A device whose data is in a file.
@@ -33,8 +35,9 @@ pub use options::FileOptions;
 /// * **Errors** of the disk are answered as they are: ENOSPC stays ENOSPC.
 /// * **Discard** punches holes, or is the block device's own. Write-zeroes gives storage back where it may and keeps
 ///   it where it must; where the file system can do neither, zeroes are written.
-/// * **Threads**: a file that can be asked not to wait ([`File::supports_nowait`]) may make its users wait, so its
-///   calls run on a pool; one that cannot is memory in disguise (tmpfs) and is served on the queue's own thread.
+/// * **Threads**: requests to a file that can be asked not to wait ([`File::supports_nowait`]) are operations on the
+///   queue's ring; a file that cannot is memory in disguise (tmpfs) and is read and written by calls on the queue's
+///   own thread. [`File::arm`] chooses. As a plain [`Backend`] the calls of the former run on a pool.
 ///
 /// ```
 /// use ublk_backends::{Created, File};
@@ -97,7 +100,8 @@ impl File {
         &self.notes
     }
 
-    /// How many FLUSH and FUA requests there were, and how many fdatasync calls served them.
+    /// How many FLUSH and FUA requests there were, and how many fdatasync calls served them. Syncs on the queues' rings
+    /// are counted by the engine instead (`Counters::syncs`).
     #[must_use]
     pub fn syncs(&self) -> (u64, u64) {
         self.core.syncs.counts()

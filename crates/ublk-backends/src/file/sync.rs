@@ -15,7 +15,7 @@ use ublk_core::Errno;
 pub(crate) struct Syncs {
     state: Mutex<State>,
     ended: Condvar,
-    /// Calls of [`Syncs::wait`].
+    /// Calls of [`Syncs::wait`] and [`Syncs::count`].
     wanted: AtomicU64,
 }
 
@@ -36,12 +36,17 @@ impl Syncs {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Counts a request whose sync is made elsewhere.
+    pub(crate) fn count(&self) {
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Returns when a sync that began after this call has ended. `sync` is called at most once.
     ///
     /// # Errors
     /// What the sync answered.
     pub(crate) fn wait(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
-        self.wanted.fetch_add(1, Ordering::Relaxed);
+        self.count();
         let mut state = self.lock();
         // Whatever has begun may have begun too early.
         let mine = state.begun + 1;
@@ -71,7 +76,7 @@ impl Syncs {
         }
     }
 
-    /// Calls of [`Syncs::wait`], and syncs that ended.
+    /// Requests that wanted a sync, and syncs that ended here.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.wanted.load(Ordering::Relaxed), self.lock().ended)
     }

@@ -133,7 +133,9 @@ fn read_only() -> Result<()> {
     ensure!(sysfs::number(device.id, "ro")? == 1);
     let direct = crate::direct_io::Direct::open_read(&device.path)?;
     direct.check_pattern(0, 1 << 20, 3)?;
-    ensure!(OpenOptions::new().write(true).open(&device.path).is_err());
+    let write = OpenOptions::new().write(true).open(&device.path);
+    let write = write.and_then(|f| f.write_at(&[1; 4096], 0).and_then(|_| f.sync_all()));
+    ensure!(write.is_err(), "a write passed");
     let server = device.server()?;
     let mut found = 0;
     for entry in fs::read_dir(format!("/proc/{server}/fd"))?.flatten() {

@@ -265,6 +265,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 forwarded.again += 1;
                 self.push_forward(port, tag);
             }
+            // The rest of a transfer that stopped inside a block of direct I/O: the file ends there (L05).
+            Err(Errno::EINVAL) if forwarded.done > 0 => {
+                self.forward_done(port, tag, Err(Errno::EIO));
+            }
             Err(errno) => self.forward_done(port, tag, Err(errno)),
         }
         Ok(())

@@ -1,0 +1,91 @@
+//! A file served by operations on the queues' rings.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use ublk_core::{Backend, DataMode, Geometry, Mode, Op};
+use ublk_queue::{Error, Forward, Handler, Plan, Pool, Pooled, Request, Server};
+
+use super::File;
+
+/// Threads for what is rare and always waits: discard and write-zeroes, which a ring would hand to a kernel thread,
+/// too, and whose refusals have to be looked at.
+const THREADS: usize = 1;
+
+/// Has the engine read and write the file on the queue's ring, so that requests wait for the disk side by side and
+/// nobody waits with them. FLUSH and FUA requests of a queue share syncs.
+#[derive(Debug)]
+pub struct FileHandler {
+    file: Arc<File>,
+    rare: Pooled,
+    /// Its threads end with the last handler.
+    _pool: Arc<Pool>,
+}
+
+impl Handler for FileHandler {
+    const FORWARDS: bool = true;
+
+    #[inline]
+    fn handle(&mut self, request: Request<'_>) {
+        match request.op() {
+            Op::Read | Op::Write => {
+                let durable = request.flags().fua() && request.op() == Op::Write;
+                if durable {
+                    self.file.core.syncs.count();
+                }
+                // Inside the window, as the engine has checked: no sum beyond the file's end (L13).
+                let offset = self.file.core.base + request.offset();
+                request.forward(Forward::Data {
+                    file: 0,
+                    offset,
+                    durable,
+                });
+            }
+            Op::Flush => {
+                self.file.core.syncs.count();
+                request.forward(Forward::Sync { file: 0 });
+            }
+            Op::Discard | Op::WriteZeroes => self.rare.handle(request),
+        }
+    }
+}
+
+impl File {
+    /// Whether requests go to the queue's ring in this mode; else calls are made on the queue's own thread. A file
+    /// that cannot be asked not to wait is cheaper by calls, but only a ring can move data past the server.
+    #[must_use]
+    pub const fn by_ring(&self, data: DataMode) -> bool {
+        self.nowait || matches!(data, DataMode::ZeroCopy | DataMode::ZeroCopyManual)
+    }
+
+    /// Serves a device with this file, as the file and the device's mode want it: by operations on the queues' rings,
+    /// or by calls on the queues' own threads. [`Plan::files`] is set here.
+    ///
+    /// # Errors
+    /// As for [`Server::arm`].
+    pub fn arm(
+        char_device: OwnedFd,
+        geometry: &Geometry,
+        mut plan: Plan,
+        file: Arc<Self>,
+    ) -> Result<Server, Error> {
+        if !file.by_ring(Mode::of(geometry.features()).data) {
+            return Server::arm(char_device, geometry, plan, file);
+        }
+        let descriptor = file.as_fd().try_clone_to_owned().map_err(Error::Thread)?;
+        plan.files = vec![Arc::new(descriptor)];
+        let tags = usize::from(geometry.depth()) * usize::from(geometry.queues());
+        let limits = file.limits();
+        let rare = limits.max_discard != 0 || limits.max_write_zeroes != 0;
+        let threads = if rare { THREADS } else { 0 };
+        let pool = Pool::start(&file, threads, tags).map_err(Error::Thread)?;
+        let pool = Arc::new(pool);
+        Server::arm_with(char_device, geometry, plan, move |_| FileHandler {
+            file: Arc::clone(&file),
+            rare: pool.handler(),
+            _pool: Arc::clone(&pool),
+        })
+    }
+}
