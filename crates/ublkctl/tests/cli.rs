@@ -134,10 +134,7 @@ fn bad_devices_exit_with_2_and_say_why() {
         ("--size 1G --max-io 64M", "largest I/O"),
         ("--size 1G --max-io 1000", "largest I/O"),
         ("--size 1G --data zero-copy", "no file to forward"),
-        (
-            "--size 1G --data zero-copy-manual",
-            "not served yet by this version",
-        ),
+        ("--size 1G --data zero-copy-manual", "no file to forward"),
         (
             "--size 1G --data get-data --batch on",
             "no get-data command",
