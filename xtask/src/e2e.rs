@@ -138,6 +138,7 @@ pub fn on_host(filter: Option<&str>) -> Result<Results> {
         ("ublk-tokio", "examples/tokio_ramdisk"),
         ("ublk", "examples/file"),
         ("ublk", "examples/mapped"),
+        ("ublk", "examples/threads"),
     ])?;
     let mut results = Results::default();
     let mut command = Command::new(&built[0]);

@@ -26,6 +26,7 @@ pub const PROGRAMS: [(&str, &str); 10] = [
     ("ublk-tokio", "examples/tokio_ramdisk"),
     ("ublk", "examples/file"),
     ("ublk", "examples/mapped"),
+    ("ublk", "examples/threads"),
 ];
 
 /// A place where guests can be run.

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ublk_backends::File;
 use ublk_core::{Backend, DevId, DeviceSpec, Features, Geometry, Mode, Recovery};
 use ublk_ctrl::{ControlThread, Controller, page_size};
 
@@ -220,6 +221,18 @@ impl<B: Mapped> Builder<B> {
         Self {
             arm: Server::arm_mapped,
             ..Self::new(backend)
+        }
+    }
+}
+
+impl Builder<File> {
+    /// A device over a file: requests are operations on the queues' rings where the file can be asked not to wait, and
+    /// calls on the queues' own threads where it cannot ([`File::by_ring`]). In the zero-copy modes data goes between
+    /// the client's pages and the file.
+    pub fn file(file: File) -> Self {
+        Self {
+            arm: File::arm,
+            ..Self::new(file)
         }
     }
 }

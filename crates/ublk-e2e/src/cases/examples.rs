@@ -24,6 +24,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("example_tokio_ramdisk_keeps_data", tokio_ramdisk),
         Case::new("example_file_keeps_data_in_the_file", file),
         Case::new("example_mapped_copies_once", mapped),
+        Case::new("example_threads_keeps_data", threads),
     ]
 }
 
@@ -243,6 +244,23 @@ fn mapped() -> Result<()> {
         direct.write_pattern(offset, len, generation)?;
         direct.check_pattern(offset, len, generation)?;
     }
+    drop(direct);
+    example.interrupt()
+}
+
+fn threads() -> Result<()> {
+    const SIZE: u64 = 16 << 20;
+    let example = Example::start("threads", &[&SIZE.to_string()])?;
+    example.check(SIZE, 2)?;
+    let direct = Direct::open(&example.path)?;
+    let ranges = [(0, 512), (65_536 - 512, 2 << 20), (SIZE - 512, 512)];
+    for (generation, (offset, len)) in (1..).zip(ranges) {
+        direct.write_pattern(offset, len, generation)?;
+    }
+    for (generation, (offset, len)) in (1..).zip(ranges) {
+        direct.check_pattern(offset, len, generation)?;
+    }
+    direct.check_zero(4096, 8192)?;
     drop(direct);
     example.interrupt()
 }
