@@ -247,6 +247,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return Ok(());
         };
         let is_data = matches!(forwarded.to, Forward::Data { .. });
+        let by_hand =
+            self.data == DataMode::ZeroCopyManual || forwarded.io.flags.needs_registration();
         match Errno::from_result(res) {
             Ok(moved) if is_data => {
                 forwarded.done += moved;
@@ -262,6 +264,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             }
             Ok(_) => self.forward_done(port, tag, Ok(())),
             Err(Errno::EINTR | Errno::EAGAIN) if forwarded.again < MAX_AGAIN => {
+                forwarded.again += 1;
+                self.push_forward(port, tag);
+            }
+            // REGISTER of the rest of a short transfer: the UNREGISTER behind the first part has not run yet.
+            Err(Errno::EBUSY) if is_data && by_hand && forwarded.again < MAX_AGAIN => {
                 forwarded.again += 1;
                 self.push_forward(port, tag);
             }
