@@ -214,6 +214,10 @@ impl Running for FileServer {
         }
     }
 
+    fn leave(&self) {
+        Running::leave(&self.server);
+    }
+
     fn finish(&mut self, within: Duration) -> Result<Health, Failure> {
         let health = Running::finish(&mut self.server, within)?;
         Ok(Health {

@@ -144,7 +144,10 @@ fn ramdisk() -> Result<()> {
 
 fn tokio_ramdisk() -> Result<()> {
     const SIZE: u64 = 32 << 20;
-    keeps_data(Example::of("ublk-tokio", "tokio_ramdisk", &[&SIZE.to_string()])?, SIZE)
+    keeps_data(
+        Example::of("ublk-tokio", "tokio_ramdisk", &[&SIZE.to_string()])?,
+        SIZE,
+    )
 }
 
 fn async_remote() -> Result<()> {
