@@ -89,8 +89,12 @@ impl Cells {
         if self.0.is_empty() {
             return text;
         }
-        let wide = |names: &[String]| names.iter().map(String::len).max().unwrap_or(0);
-        let (backends, modes) = (wide(&expected.backends), wide(&expected.modes));
+        let wide = |head: &str, names: &[String]| {
+            let longest = names.iter().map(String::len).max();
+            longest.unwrap_or(0).max(head.len())
+        };
+        let backends = wide("backend", &expected.backends);
+        let modes = wide("mode", &expected.modes);
         let _ = write!(text, "{:backends$}  {:modes$}", "backend", "mode");
         for operation in &expected.operations {
             let _ = write!(text, "  {operation:7}");
