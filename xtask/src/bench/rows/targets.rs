@@ -127,6 +127,7 @@ pub fn counted() -> Vec<Target> {
         ours("mem", mem, "copy", "off"),
         ours("null_batch", null, "copy", "on"),
         ours("null_zero_copy", null, "zero-copy", "off"),
+        ours("null_batch_zero_copy", null, "zero-copy", "on"),
         ours("mem_batch", mem, "copy", "on"),
         ours("mem_get_data", mem, "get-data", "off"),
         ours("mem_user_copy", mem, "user-copy", "off"),
