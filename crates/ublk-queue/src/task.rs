@@ -64,6 +64,12 @@ use crate::operations::{Operation, Operations};
 use crate::request::Request;
 use crate::seam::{Full, Port};
 
+// What stays on its worker's thread, whose cells it shares.
+static_assertions::assert_not_impl_any!(TaskRequest: Send, Sync);
+static_assertions::assert_not_impl_any!(TagBuf: Send, Sync);
+static_assertions::assert_not_impl_any!(Ring: Send, Sync);
+static_assertions::assert_not_impl_any!(RingOp<Vec<u8>, Transferred>: Send, Sync);
+
 /// How often in a row tasks that wake each other are polled before the ring gets its turn.
 const ROUNDS: usize = 8;
 

@@ -40,6 +40,9 @@ struct Shared {
     nodes: Box<[Node]>,
 }
 
+// Wakers go to any thread.
+static_assertions::assert_impl_all!(Shared: Send, Sync);
+
 impl Shared {
     fn new(tags: u16, owner: usize, wake: Arc<dyn Wake>) -> Self {
         let node = |tag| Node {
