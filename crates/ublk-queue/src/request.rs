@@ -323,6 +323,13 @@ impl<'a> Request<'a> {
         this.slot.set(Slot::Forwarded(to));
     }
 
+    /// Where the tag's buffer is, whatever the request: for handlers of this crate, which keep to the rules of the
+    /// token by other means.
+    #[cold]
+    pub(crate) fn memory(&self) -> *mut u8 {
+        self.lane.shared.arena.mem(self.tag, 0).ptr().as_ptr()
+    }
+
     /// Takes the request along, to be answered later on this thread: cheaper than [`Request::detach`].
     #[must_use]
     pub fn keep(self) -> KeptRequest {

@@ -88,8 +88,8 @@ struct Lane<Fut> {
     core: Rc<Core>,
     /// Those who are polled in this turn.
     batch: Vec<u16>,
-    /// Index of tag 0's buffer in the ring's table, in zero copy.
-    registered: Option<u16>,
+    /// A WRITE's data has to be fetched (user copy).
+    fetches: bool,
 }
 
 impl<F, Fut> std::fmt::Debug for Async<F, Fut> {
@@ -131,29 +131,6 @@ impl<P: Port> Sink for Operations<'_, P> {
     }
 }
 
-/// Where a request's data is. In user copy a WRITE's is fetched by this.
-#[inline(always)]
-fn place_of(
-    request: &mut Request<'_>,
-    registered: Option<u16>,
-    io: &Io,
-) -> Result<Option<Place>, Errno> {
-    let len = u32::try_from(io.len).map_err(|_| Errno::EINVAL)?;
-    let ptr = match (io.op, registered) {
-        // The driver could not register the pages, or was not to: there is nothing that an operation could name.
-        (Op::Read | Op::Write, Some(_)) if io.flags.needs_registration() => return Err(Errno::EIO),
-        (Op::Read | Op::Write, Some(base)) => {
-            let index = base + request.tag().get();
-            let offset = 0;
-            return Ok(Some(Place::Registered { index, offset, len }));
-        }
-        (Op::Read, None) => request.data_mut()?.as_mut_ptr(),
-        (Op::Write, None) => request.data()?.as_ptr().cast_mut(),
-        _ => return Ok(None),
-    };
-    Ok(Some(Place::Memory { ptr, len }))
-}
-
 impl<F, Fut> Handler for Async<F, Fut>
 where
     F: Fn(TaskRequest) -> Fut,
@@ -165,11 +142,14 @@ where
         let depth = context.depth;
         let operations = self.operations.unwrap_or(depth.saturating_mul(2).max(16));
         let zero_copy = matches!(context.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
+        let registered = zero_copy.then_some(context.buf_base);
+        let wake = context.wake.clone();
+        let core = Core::new(depth, operations, wake, context.qid, registered);
         self.lane = Some(Lane {
             slots: Slots::new(usize::from(depth)),
-            core: Rc::new(Core::new(depth, operations, context.wake.clone())),
+            core: Rc::new(core),
             batch: Vec::with_capacity(usize::from(depth)),
-            registered: zero_copy.then_some(context.buf_base),
+            fetches: context.data == DataMode::UserCopy,
         });
     }
 
@@ -186,14 +166,16 @@ where
             offset: request.offset(),
             len: request.len(),
         };
-        let place = match place_of(&mut request, lane.registered, &io) {
-            Ok(place) => place,
-            Err(errno) => return request.complete(Err(errno)),
-        };
+        if lane.fetches
+            && io.op == Op::Write
+            && let Err(errno) = request.data()
+        {
+            return request.complete(Err(errno));
+        }
         let (at, core) = (tag.index(), &lane.core);
-        core.lease(at, place.is_some());
+        core.begin(at, io, || request.memory());
         core.ready.settle(false);
-        let task = TaskRequest::new(Rc::clone(core), request.qid(), tag, io, place);
+        let task = TaskRequest::new(Rc::clone(core), tag);
         let waker = core.ready.lend(at);
         let mut context = Context::from_waker(&waker);
         let make = &self.make;

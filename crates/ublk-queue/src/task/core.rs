@@ -7,7 +7,8 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
-use ublk_core::Errno;
+use ublk_core::iod::Io;
+use ublk_core::{Errno, IoFlags, Op, QueueId};
 
 use super::pool::{Pool, Sink, WakeBy};
 use super::ready::Ready;
@@ -20,11 +21,13 @@ use crate::seam::Wake;
 pub(super) type Ended = Result<Result<(), Errno>, Panicked>;
 
 /// One tag's request, as far as its task's future is not concerned.
-#[derive(Default)]
 struct Tag {
-    /// Somebody has the way to the tag's buffer: the request, or an operation that it was lent to. Until that is
-    /// given back the request is not answered.
-    leased: Cell<bool>,
+    io: Cell<Io>,
+    /// Where the tag's buffer is; null before the first request, and where nobody reaches the bytes.
+    memory: Cell<*mut u8>,
+    /// How many hold on to the request: its `TaskRequest`, and its buffer where that was taken out. Until there are
+    /// none it is not answered.
+    leases: Cell<u8>,
     /// In the list of those to be polled.
     queued: Cell<bool>,
     /// The request, from the first poll that was not ready on.
@@ -33,21 +36,51 @@ struct Tag {
     ended: Cell<Option<Ended>>,
 }
 
+impl Tag {
+    const fn new() -> Self {
+        const NONE: Io = Io {
+            op: Op::Flush,
+            flags: IoFlags(0),
+            offset: 0,
+            len: 0,
+        };
+        Self {
+            io: Cell::new(NONE),
+            memory: Cell::new(std::ptr::null_mut()),
+            leases: Cell::new(0),
+            queued: Cell::new(false),
+            token: Cell::new(None),
+            ended: Cell::new(None),
+        }
+    }
+}
+
 pub(super) struct Core {
     pub(super) pool: Pool,
     pub(super) ready: Ready,
+    pub(super) qid: QueueId,
+    /// Index of tag 0's buffer in the ring's table, in zero copy.
+    pub(super) registered: Option<u16>,
     tags: Box<[Tag]>,
     /// Tags to be polled, woken on this thread by operations.
     local: RefCell<Vec<u16>>,
 }
 
 impl Core {
-    pub(super) fn new(tags: u16, operations: u16, wake: Arc<dyn Wake>) -> Self {
+    pub(super) fn new(
+        tags: u16,
+        operations: u16,
+        wake: Arc<dyn Wake>,
+        qid: QueueId,
+        registered: Option<u16>,
+    ) -> Self {
         let depth = usize::from(tags);
         Self {
             pool: Pool::new(operations, 4 * depth),
             ready: Ready::new(tags, wake),
-            tags: (0..tags).map(|_| Tag::default()).collect(),
+            qid,
+            registered,
+            tags: (0..tags).map(|_| Tag::new()).collect(),
             local: RefCell::new(Vec::with_capacity(depth)),
         }
     }
@@ -97,23 +130,55 @@ impl Core {
         self.ready.is_empty() && self.local.borrow().is_empty()
     }
 
-    /// Whether somebody has the way to a tag's buffer.
+    /// A request of a tag begins, with the one lease of its `TaskRequest`. `memory` says where its buffer is, and is
+    /// asked once for each tag.
+    #[inline(always)]
+    pub(super) fn begin(&self, tag: usize, io: Io, memory: impl FnOnce() -> *mut u8) {
+        let state = &self.tags[tag];
+        state.io.set(io);
+        state.leases.set(1);
+        if state.memory.get().is_null() && self.registered.is_none() {
+            state.memory.set(memory());
+        }
+    }
+
+    /// What a tag's request is, while somebody has a lease of it.
+    #[inline(always)]
+    pub(super) fn io(&self, tag: usize) -> Io {
+        self.tags[tag].io.get()
+    }
+
+    /// Where a tag's buffer is.
+    pub(super) fn memory(&self, tag: usize) -> *mut u8 {
+        self.tags[tag].memory.get()
+    }
+
+    /// Whether somebody holds on to a tag's request.
     #[inline(always)]
     pub(super) fn is_leased(&self, tag: usize) -> bool {
-        self.tags[tag].leased.get()
+        self.tags[tag].leases.get() != 0
     }
 
+    /// One more holds on to a tag's request.
+    pub(super) fn lease(&self, tag: usize) {
+        let leases = &self.tags[tag].leases;
+        leases.set(leases.get() + 1);
+    }
+
+    /// One fewer does: a request whose task has ended is answered when there are none.
     #[inline(always)]
-    pub(super) fn lease(&self, tag: usize, leased: bool) {
-        self.tags[tag].leased.set(leased);
-    }
-
-    /// The way to a tag's buffer is given back: a request whose task has ended is answered now.
-    #[inline]
     pub(super) fn release(&self, tag: usize) {
         let state = &self.tags[tag];
-        state.leased.set(false);
-        if let Some(ended) = state.ended.take() {
+        let left = state.leases.get() - 1;
+        state.leases.set(left);
+        if left == 0 && state.ended.get().is_some() {
+            self.answer_ended(tag);
+        }
+    }
+
+    #[cold]
+    fn answer_ended(&self, tag: usize) {
+        if let Some(ended) = self.tags[tag].ended.take() {
             self.answer(tag, ended);
         }
     }
@@ -124,10 +189,10 @@ impl Core {
         self.tags[tag].token.set(Some(token));
     }
 
-    /// Answers the request of a task that has ended, or notes the answer while an operation has its buffer.
+    /// Answers the request of a task that has ended, or notes the answer while somebody holds on to it.
     pub(super) fn finish(&self, tag: usize, ended: Ended) {
         let state = &self.tags[tag];
-        if state.leased.get() {
+        if state.leases.get() != 0 {
             state.ended.set(Some(ended));
         } else {
             self.answer(tag, ended);

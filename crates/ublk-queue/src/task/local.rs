@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use ublk_core::QueueId;
 use uring_lite::{Cqe16, EnterError, RegisterError, SetupError, Sqe64};
 
 use super::core::Core;
@@ -69,7 +70,13 @@ impl Local {
         let waker = Arc::new(ring.waker()?);
         Ok(Self {
             ring,
-            core: Ring(Rc::new(Core::new(1, operations, waker))),
+            core: Ring(Rc::new(Core::new(
+                1,
+                operations,
+                waker,
+                QueueId::ZERO,
+                None,
+            ))),
         })
     }
 

@@ -1,13 +1,14 @@
 //! A request as its task sees it, and its buffer as operations take it.
 //!
 //! General safety argument. A tag's bytes belong to the server from the CQE that brings the request to the commit that
-//! answers it, and the executor does not answer while the tag is leased. The lease is one thing that is either in
-//! the tag's `TaskRequest`, or in a `TagBuf` that was taken out of it, and that an operation may own; it is given
-//! back when the one that has it is dropped. So who has the lease is alone with the bytes: nobody but a `TagBuf`
-//! lends them to the kernel, and only a `TaskRequest` with the lease makes slices of them. What has the lease and
-//! is leaked, leaks the lease: the request is never answered, and its memory never used again. The memory itself
-//! lives with the lane's shared part, which the request's token in the executor holds; and the token is there as long
-//! as the lease is out.
+//! answers it, and the executor does not answer while the tag has leases. A `TaskRequest` is a lease, and so is a
+//! `TagBuf`; each is given back when the value is dropped. The data is in one of the two: in the `TaskRequest`, until a
+//! `TagBuf` is taken out of it, and again once that was given back. So who has the data is alone with the bytes: nobody
+//! but a `TagBuf` lends them to the kernel, and only a `TaskRequest` with the data makes slices of them. One that is
+//! leaked leaks its lease: the request is never answered, and its memory never used again. The memory itself lives with
+//! the lane's shared part, which the request's token holds; and the token is there as long as there are leases: on the
+//! stack of the first poll, then in the executor. What a lease finds in the executor about its tag (`Io`, memory) is
+//! therefore of its own request: the tag brings no other before.
 #![expect(unsafe_code, reason = "slices and places of a tag's buffer")]
 
 use std::fmt;
@@ -21,77 +22,66 @@ use super::core::Core;
 use super::fd::SharedFd;
 use super::ring::Ring;
 
-/// A request in the hands of an async handler. The task's result is its answer.
+/// A request in the hands of an async handler. The task's result is its answer, given when this is dropped as well.
 ///
 /// # Invariants
-/// With `leased`, this is the only one of its tag that has the lease, and `place` is where the data is.
+/// This is a lease of its tag, and the only `TaskRequest` of it. With `data`, no `TagBuf` of the request exists.
 pub struct TaskRequest {
     core: Rc<Core>,
-    io: Io,
-    place: Place,
-    qid: QueueId,
     tag: Tag,
-    leased: bool,
+    data: bool,
 }
 
 impl TaskRequest {
-    /// The request of a tag; the caller has just set the tag's lease where there is data.
+    /// The request of a tag; the caller has just begun it, with one lease.
     #[inline(always)]
-    pub(super) fn new(
-        core: Rc<Core>,
-        qid: QueueId,
-        tag: Tag,
-        io: Io,
-        place: Option<Place>,
-    ) -> Self {
+    pub(super) const fn new(core: Rc<Core>, tag: Tag) -> Self {
         Self {
             core,
-            io,
-            place: place.unwrap_or(Place::Registered {
-                index: 0,
-                offset: 0,
-                len: 0,
-            }),
-            qid,
             tag,
-            leased: place.is_some(),
+            data: true,
         }
+    }
+
+    #[inline]
+    fn io(&self) -> Io {
+        self.core.io(self.tag.index())
     }
 
     /// The operation.
     #[must_use]
-    pub const fn op(&self) -> Op {
-        self.io.op
+    pub fn op(&self) -> Op {
+        self.io().op
     }
 
     /// The flags of the request.
     #[must_use]
-    pub const fn flags(&self) -> IoFlags {
-        self.io.flags
+    pub fn flags(&self) -> IoFlags {
+        self.io().flags
     }
 
     /// First byte; 0 for FLUSH.
     #[must_use]
-    pub const fn offset(&self) -> u64 {
-        self.io.offset
+    pub fn offset(&self) -> u64 {
+        self.io().offset
     }
 
     /// Bytes; 0 for FLUSH.
     #[must_use]
-    pub const fn len(&self) -> u64 {
-        self.io.len
+    pub fn len(&self) -> u64 {
+        self.io().len
     }
 
     /// True for a FLUSH, which has no range.
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.io.len == 0
+    pub fn is_empty(&self) -> bool {
+        self.io().len == 0
     }
 
     /// The hw queue the request came from.
     #[must_use]
-    pub const fn qid(&self) -> QueueId {
-        self.qid
+    pub fn qid(&self) -> QueueId {
+        self.core.qid
     }
 
     /// The tag of the request.
@@ -106,9 +96,30 @@ impl TaskRequest {
         Ring(Rc::clone(&self.core))
     }
 
+    /// Where the data is.
+    fn place(&self) -> Result<Place, Errno> {
+        let io = self.io();
+        if !self.data {
+            return Err(Errno::EBUSY);
+        }
+        let len = u32::try_from(io.len).map_err(|_| Errno::EINVAL)?;
+        match self.core.registered {
+            None => Ok(Place::Memory {
+                ptr: self.core.memory(self.tag.index()),
+                len,
+            }),
+            // The driver could not register the pages: there is nothing that an operation could name.
+            Some(_) if io.flags.needs_registration() => Err(Errno::EIO),
+            Some(base) => Ok(Place::Registered {
+                index: base + self.tag.get(),
+                offset: 0,
+                len,
+            }),
+        }
+    }
+
     fn memory(&self) -> Result<(*mut u8, usize), Errno> {
-        match self.place {
-            _ if !self.leased => Err(Errno::EBUSY),
+        match self.place()? {
             Place::Memory { ptr, len } => Ok((ptr, len as usize)),
             Place::Registered { .. } => Err(Errno::EOPNOTSUPP),
         }
@@ -120,12 +131,12 @@ impl TaskRequest {
     /// EOPNOTSUPP where the plan moves data past the server (zero copy), EBUSY while the buffer is
     /// [taken](Self::take_data).
     pub fn data(&mut self) -> Result<&[u8], Errno> {
-        if self.io.op != Op::Write {
+        if self.op() != Op::Write {
             return Ok(&[]);
         }
         let (ptr, len) = self.memory()?;
-        // SAFETY: with the lease nobody else reaches the bytes; they are initialised, and the slice ends before the
-        // lease can be given away.
+        // SAFETY: with the data nobody else reaches the bytes; they are initialised and as many as the decoder has
+        // checked to be in the tag's place, and the slice ends before the data can be taken out.
         Ok(unsafe { std::slice::from_raw_parts(ptr, len) })
     }
 
@@ -135,7 +146,7 @@ impl TaskRequest {
     /// # Errors
     /// As [`data`](Self::data).
     pub fn data_mut(&mut self) -> Result<&mut [u8], Errno> {
-        if self.io.op != Op::Read {
+        if self.op() != Op::Read {
             return Ok(&mut []);
         }
         let (ptr, len) = self.memory()?;
@@ -152,26 +163,25 @@ impl TaskRequest {
     /// # Errors
     /// EBUSY if it is taken, EINVAL for a request without data.
     pub fn take_data(&mut self) -> Result<TagBuf, Errno> {
-        if !self.io.op.has_data() {
+        if !self.op().has_data() {
             return Err(Errno::EINVAL);
         }
-        if !std::mem::replace(&mut self.leased, false) {
-            return Err(Errno::EBUSY);
-        }
+        let place = self.place()?;
+        self.data = false;
+        self.core.lease(self.tag.index());
         Ok(TagBuf {
             core: Rc::clone(&self.core),
-            place: self.place,
+            place,
             tag: self.tag,
-            leased: true,
         })
     }
 
     /// Gives the buffer back, so that [`data`](Self::data) and [`data_mut`](Self::data_mut) give it again. Another
     /// request's is dropped.
-    pub fn give_back(&mut self, mut buffer: TagBuf) {
+    pub fn give_back(&mut self, buffer: TagBuf) {
+        // A buffer of this tag is of this request: the tag brings no other while there are leases.
         if buffer.tag == self.tag && Rc::ptr_eq(&buffer.core, &self.core) {
-            buffer.leased = false;
-            self.leased = true;
+            self.data = true;
         }
     }
 
@@ -192,7 +202,7 @@ impl TaskRequest {
     }
 
     async fn transfer(&mut self, file: &SharedFd, offset: u64, op: Op) -> Result<(), Errno> {
-        if self.io.op != op {
+        if self.op() != op {
             return Err(Errno::EINVAL);
         }
         let ring = self.ring();
@@ -222,11 +232,9 @@ impl TaskRequest {
 }
 
 impl Drop for TaskRequest {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
-        if self.leased {
-            self.core.release(self.tag.index());
-        }
+        self.core.release(self.tag.index());
     }
 }
 
@@ -234,7 +242,7 @@ impl fmt::Debug for TaskRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TaskRequest")
             .field("tag", &self.tag)
-            .field("io", &self.io)
+            .field("io", &self.io())
             .finish_non_exhaustive()
     }
 }
@@ -242,12 +250,11 @@ impl fmt::Debug for TaskRequest {
 /// A request's buffer, taken out of it for operations.
 ///
 /// # Invariants
-/// With `leased`, this has the tag's lease.
+/// This is a lease of its tag, and the only `TagBuf` of it; `place` is where the data is.
 pub struct TagBuf {
     core: Rc<Core>,
     place: Place,
     tag: Tag,
-    leased: bool,
 }
 
 // SAFETY: the tag's place in the lane's arena does not move, is initialised, and outlives the lease (the head of this
@@ -267,9 +274,7 @@ unsafe impl IoBufMut for TagBuf {
 
 impl Drop for TagBuf {
     fn drop(&mut self) {
-        if self.leased {
-            self.core.release(self.tag.index());
-        }
+        self.core.release(self.tag.index());
     }
 }
 
