@@ -56,7 +56,7 @@ pub use self::pool::leaked_operations;
 pub use self::request::{TagBuf, TaskRequest};
 pub use self::ring::Ring;
 
-use self::core::Core;
+use self::core::{Core, Ended};
 use self::pool::Sink;
 use self::slots::{Panicked, Slots};
 use crate::handler::{Handler, LaneContext};
@@ -131,6 +131,14 @@ impl<P: Port> Sink for Operations<'_, P> {
     }
 }
 
+/// Keeps a request whose task has ended, until nobody holds on to it.
+#[cold]
+fn finish_later(core: &Core, request: Request<'_>, ended: Ended) {
+    let at = request.tag().index();
+    core.keep(at, request.keep());
+    core.finish(at, ended);
+}
+
 impl<F, Fut> Handler for Async<F, Fut>
 where
     F: Fn(TaskRequest) -> Fut,
@@ -153,7 +161,8 @@ where
         });
     }
 
-    #[inline]
+    // As for `Inline`: a call would keep every request in memory instead of registers.
+    #[inline(always)]
     fn handle(&mut self, mut request: Request<'_>) {
         let Some(lane) = &mut self.lane else {
             // Never attached: nobody has told the depth.
@@ -179,14 +188,12 @@ where
         let waker = core.ready.lend(at);
         let mut context = Context::from_waker(&waker);
         let make = &self.make;
-        let ended = match lane.slots.start(at, || make(task), &mut context) {
-            Ok(Poll::Ready(result)) if !core.is_leased(at) => return request.complete(result),
-            Ok(Poll::Pending) => return core.keep(at, request.keep()),
-            Ok(Poll::Ready(result)) => Ok(result),
-            Err(Panicked) => Err(Panicked),
-        };
-        core.keep(at, request.keep());
-        core.finish(at, ended);
+        match lane.slots.start(at, || make(task), &mut context) {
+            Ok(Poll::Ready(result)) if !core.is_leased(at) => request.complete(result),
+            Ok(Poll::Pending) => core.keep(at, request.keep()),
+            Ok(Poll::Ready(result)) => finish_later(core, request, Ok(result)),
+            Err(Panicked) => finish_later(core, request, Err(Panicked)),
+        }
     }
 
     fn turn<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {

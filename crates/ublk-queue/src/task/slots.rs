@@ -7,7 +7,8 @@
 //! makes a claim about the futures inside, which may point into themselves.
 #![expect(unsafe_code, reason = "pins futures in memory of its own")]
 
-use std::cell::UnsafeCell;
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
 use std::future::Future;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,8 +18,49 @@ use std::task::{Context, Poll};
 struct Slot<F> {
     /// # Invariants
     /// True only while `future` holds one.
-    live: bool,
+    live: Cell<bool>,
     future: UnsafeCell<MaybeUninit<F>>,
+}
+
+/// A task ended by a panic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Panicked;
+
+impl<F> Slot<F> {
+    /// Drops the future, if there is one. False if that panicked.
+    #[inline(always)]
+    fn clear(&self) -> bool {
+        if !self.live.replace(false) || !std::mem::needs_drop::<F>() {
+            return true;
+        }
+        let future = self.future.get().cast::<F>();
+        // SAFETY: `live` was set, so there is a future; it is cleared, so it is dropped once, in place.
+        catch_unwind(AssertUnwindSafe(|| unsafe { future.drop_in_place() })).is_ok()
+    }
+}
+
+impl<F: Future> Slot<F> {
+    /// What a poll gave; a future that is ready, or panicked, is dropped.
+    #[inline(always)]
+    fn polled(
+        &self,
+        result: std::thread::Result<Poll<F::Output>>,
+    ) -> Result<Poll<F::Output>, Panicked> {
+        match result {
+            Ok(Poll::Pending) => Ok(Poll::Pending),
+            Ok(ready) if self.clear() => Ok(ready),
+            Ok(_) => Err(Panicked),
+            Err(panic) => self.panicked(panic),
+        }
+    }
+
+    #[cold]
+    fn panicked(&self, panic: Box<dyn Any + Send>) -> Result<Poll<F::Output>, Panicked> {
+        self.clear();
+        // Its own drop may panic, too, and nobody is told more than that there was one.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+        Err(Panicked)
+    }
 }
 
 /// One place for a future per tag.
@@ -28,16 +70,10 @@ impl<F: Future> Slots<F> {
     /// Places for so many tags.
     pub(super) fn new(tags: usize) -> Self {
         let slot = |_| Slot {
-            live: false,
+            live: Cell::new(false),
             future: UnsafeCell::new(MaybeUninit::uninit()),
         };
         Self((0..tags).map(slot).collect())
-    }
-
-    /// True if the slot holds a future.
-    #[inline(always)]
-    pub(super) fn is_live(&self, tag: usize) -> bool {
-        self.0.get(tag).is_some_and(|slot| slot.live)
     }
 
     /// Puts a future into a slot, in place of one that may be there, and polls it.
@@ -51,33 +87,36 @@ impl<F: Future> Slots<F> {
         make: impl FnOnce() -> F,
         context: &mut Context<'_>,
     ) -> Result<Poll<F::Output>, Panicked> {
-        if self.is_live(tag) {
-            self.clear(tag);
+        let slot = &self.0[tag];
+        if slot.live.get() {
+            slot.clear();
         }
-        let slot = &mut self.0[tag];
-        let place = slot.future.get_mut();
+        let place = slot.future.get().cast::<F>();
         let result = catch_unwind(AssertUnwindSafe(|| {
-            let future = place.write(make());
-            slot.live = true;
+            let future = make();
+            // SAFETY: memory for one future, of which this is the only user (`&mut self`), and which holds none.
+            unsafe { place.write(future) };
+            slot.live.set(true);
+            // SAFETY: just written, and as above.
+            let future = unsafe { &mut *place };
             // SAFETY: it stays where it is until it is dropped (the head of this file).
             let future = unsafe { Pin::new_unchecked(future) };
             future.poll(context)
         }));
-        self.polled(tag, result)
+        slot.polled(result)
     }
 
     /// Polls the future of a slot; one that is ready, or panics, is gone afterwards.
     ///
     /// # Errors
     /// The future panicked (L25).
-    #[inline(always)]
     pub(super) fn poll(
         &mut self,
         tag: usize,
         context: &mut Context<'_>,
     ) -> Result<Poll<F::Output>, Panicked> {
-        let slot = &mut self.0[tag];
-        if !slot.live {
+        let slot = &self.0[tag];
+        if !slot.live.get() {
             return Ok(Poll::Pending);
         }
         let future = slot.future.get().cast::<F>();
@@ -87,55 +126,16 @@ impl<F: Future> Slots<F> {
         let future = unsafe { Pin::new_unchecked(future) };
         // Its state is not looked at after a panic: it is dropped.
         let result = catch_unwind(AssertUnwindSafe(|| future.poll(context)));
-        self.polled(tag, result)
-    }
-
-    /// What a poll gave; a future that is ready, or panicked, is dropped.
-    #[inline(always)]
-    fn polled(
-        &mut self,
-        tag: usize,
-        result: std::thread::Result<Poll<F::Output>>,
-    ) -> Result<Poll<F::Output>, Panicked> {
-        match result {
-            Ok(Poll::Pending) => Ok(Poll::Pending),
-            Ok(ready) if self.clear(tag) => Ok(ready),
-            Ok(_) => Err(Panicked),
-            Err(_) => {
-                self.clear(tag);
-                Err(Panicked)
-            }
-        }
-    }
-}
-
-/// A task ended by a panic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Panicked;
-
-impl<F> Slots<F> {
-    /// Drops the future of a slot. False if that panicked.
-    #[inline(always)]
-    fn clear(&mut self, tag: usize) -> bool {
-        let slot = &mut self.0[tag];
-        if !std::mem::replace(&mut slot.live, false) {
-            return true;
-        }
-        if !std::mem::needs_drop::<F>() {
-            return true;
-        }
-        let future = slot.future.get().cast::<F>();
-        // SAFETY: `live` was set, so there is a future; it is cleared, so it is dropped once, in place.
-        catch_unwind(AssertUnwindSafe(|| unsafe { future.drop_in_place() })).is_ok()
+        slot.polled(result)
     }
 }
 
 impl<F> Slots<F> {
     /// Drops all futures.
     pub(super) fn clear_all(&mut self) {
-        for tag in 0..self.0.len() {
+        for slot in &self.0 {
             // A panic is contained, or the rest would be freed without being dropped.
-            let _ = self.clear(tag);
+            let _ = slot.clear();
         }
     }
 }
@@ -222,7 +222,7 @@ mod tests {
         let mut slots = Box::new(slots);
         assert_eq!(poll(&mut slots, 1), Ok(Poll::Pending));
         assert_eq!(poll(&mut slots, 1), Ok(Poll::Ready(7)));
-        assert!(!slots.is_live(1) && slots.is_live(2));
+        assert!(!slots.0[1].live.get() && slots.0[2].live.get());
         assert_eq!(drops.get(), 1);
         assert_eq!(
             start(&mut slots, 1, Stays::new(1, &drops, false)),
@@ -243,7 +243,7 @@ mod tests {
             start(&mut slots, 1, Stays::new(1, &drops, false)),
             Ok(Poll::Pending)
         );
-        assert!(!slots.is_live(0));
+        assert!(!slots.0[0].live.get());
         assert_eq!(poll(&mut slots, 1), Ok(Poll::Ready(7)));
         assert_eq!(drops.get(), 2);
     }
