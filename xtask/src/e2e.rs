@@ -135,6 +135,7 @@ pub fn on_host(filter: Option<&str>) -> Result<Results> {
         ("ublk", "examples/ramdisk"),
         ("ublk", "examples/async_file"),
         ("ublk", "examples/async_remote"),
+        ("ublk", "examples/raw_epoll"),
         ("ublk-tokio", "examples/tokio_ramdisk"),
         ("ublk", "examples/file"),
         ("ublk", "examples/mapped"),

@@ -15,7 +15,7 @@ use crate::manifest::Manifest;
 use crate::{build, host, paths};
 
 /// Our programs that every guest has.
-pub const PROGRAMS: [(&str, &str); 11] = [
+pub const PROGRAMS: [(&str, &str); 12] = [
     ("ublkctl", "ublkctl"),
     ("ublk-e2e", "ublk-e2e"),
     ("ublk-guest", "ublk-demo"),
@@ -23,6 +23,7 @@ pub const PROGRAMS: [(&str, &str); 11] = [
     ("ublk", "examples/ramdisk"),
     ("ublk", "examples/async_file"),
     ("ublk", "examples/async_remote"),
+    ("ublk", "examples/raw_epoll"),
     ("ublk-tokio", "examples/tokio_ramdisk"),
     ("ublk", "examples/file"),
     ("ublk", "examples/mapped"),

@@ -108,6 +108,8 @@ impl Counters {
 pub struct QueueHealth {
     /// The hw queue.
     pub qid: QueueId,
+    /// Which of the queue's threads, where it has several.
+    pub thread: u16,
     /// Its state.
     pub state: State,
     /// Requests that handlers have taken along and not answered, as of the last batch.

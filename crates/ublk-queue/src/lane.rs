@@ -24,7 +24,7 @@ use crate::request::{Request, Slot};
 use crate::seam::{Completion, Descriptors, IoCommand, Port};
 use crate::shared::{LaneLocal, LaneShared};
 use crate::user_data::{Kind, UserData};
-use crate::worker::LaneSpec;
+use crate::worker::{LaneSpec, Share};
 
 /// How often a command that io_uring itself refuses (no memory, cancelled) is pushed again before
 /// the queue gives up.
@@ -121,6 +121,7 @@ pub(crate) struct Lane<P: Port, D, H> {
     placed: Box<[bool]>,
     /// Requests that the engine takes to files.
     forwards: Forwards,
+    share: Share,
 }
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
@@ -168,6 +169,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             generation: spec.generation,
             owner: UserData::owner_of(UserData::new(index, spec.generation, Tag::ZERO).pack()),
             tags,
+            share: spec.share,
             qid: spec.qid,
             bounds: spec.bounds,
             descriptors: spec.descriptors,
@@ -209,8 +211,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Gives every tag to the driver: by a fetch each, or by one PREP and a multishot fetch.
     pub(crate) fn fetch_all(&mut self, port: &mut P) {
         for n in 0..self.tags.len() {
-            if let Some(tag) = u16::try_from(n).ok().and_then(|n| Tag::new(n).ok()) {
+            let Some(tag) = u16::try_from(n).ok().and_then(|n| Tag::new(n).ok()) else {
+                continue;
+            };
+            if tag.get() % self.share.step == self.share.first {
                 self.arm(port, tag);
+            } else if self.batched {
+                // Another lane prepares it, and this one's fetch may bring it.
+                (self.tags[n].state, _) = self.tags[n].state.step(Input::Arm);
             }
         }
         self.flush(port);

@@ -5,10 +5,10 @@
 )]
 
 use std::fmt;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ublk_core::{Errno, Geometry, IoDesc, QueueId, Tag};
 use ublk_sys::offset::{DescMap, UserCopy};
@@ -20,6 +20,7 @@ use uring_lite::{
 use crate::batch::BatchCommand;
 use crate::buffers::page_size;
 use crate::memref::MemRef;
+use crate::polling::{Polling, Spin};
 use crate::seam::{Completion, Descriptors, Full, IoCommand, Port, UserCopyPort, Wake};
 use crate::thread::last_errno;
 
@@ -29,6 +30,8 @@ pub struct RingPort {
     waker: Waker,
     /// Batch: the buffers that each lane's fetch fills with tags.
     groups: Vec<TagBuffers>,
+    /// How long to look before sleeping, if at all.
+    spin: Option<Spin>,
 }
 
 /// A group of buffers for the tags of a multishot fetch.
@@ -98,6 +101,8 @@ pub struct RingNeeds {
     pub buffers: u32,
     /// Whether the lanes' commands carry many tags.
     pub batch: bool,
+    /// What the worker does before it sleeps.
+    pub polling: Polling,
 }
 
 /// Most entries of a submission queue (`IORING_MAX_ENTRIES`, io_uring/io_uring.c). With more tags than that the
@@ -129,11 +134,13 @@ impl RingPort {
     /// # Errors
     /// What set-up or registration says.
     pub fn new(needs: &RingNeeds, files: &[BorrowedFd<'_>]) -> Result<Self, RingError> {
+        let spin = Spin::new(needs.polling);
         // One entry more than tags on either side: the waker's. Every tag has at most one command in flight and
         // every place for an operation one operation, so neither queue can overflow.
         let entries = (needs.commands + needs.operations + 1).min(MAX_SQ_ENTRIES);
         let mut ring = Ring::<Sqe64, Cqe16>::builder(entries)
             .cq_entries(entries * 2)
+            .taskrun_flag(spin.is_some())
             .build()?;
         ring.register_files(files)?;
         if needs.buffers != 0 {
@@ -149,6 +156,7 @@ impl RingPort {
             ring,
             waker,
             groups,
+            spin,
         })
     }
 }
@@ -177,6 +185,45 @@ pub struct Prepared {
 const fn result_word(result: i32) -> u64 {
     let [a, b, c, d] = result.to_ne_bytes();
     u64::from_ne_bytes([0, 0, 0, 0, a, b, c, d])
+}
+
+impl RingPort {
+    /// Submits, looks for work for a while, then sleeps.
+    #[inline(never)]
+    fn spin_and_wait(
+        &mut self,
+        mut spin: Spin,
+        want: u32,
+        timeout: Option<Duration>,
+    ) -> Result<(), Errno> {
+        self.enter(0, None)?;
+        let begun = Instant::now();
+        let length = spin.length();
+        let found = loop {
+            if self.ring.has_work() {
+                break true;
+            }
+            if begun.elapsed() >= length {
+                break false;
+            }
+            std::hint::spin_loop();
+        };
+        // With work this only brings it in; a wake that came is taken by it.
+        let result = if found {
+            self.enter(0, None)
+        } else {
+            self.ring.submit_and_wait(want, timeout).or_else(trouble)
+        };
+        spin.waited(begun.elapsed());
+        self.spin = Some(spin);
+        result
+    }
+}
+
+impl AsFd for RingPort {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
 }
 
 impl Port for RingPort {
@@ -284,7 +331,10 @@ impl Port for RingPort {
 
     #[inline(always)]
     fn submit_and_wait(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
-        self.ring.submit_and_wait(want, timeout).or_else(trouble)
+        match self.spin {
+            None => self.ring.submit_and_wait(want, timeout).or_else(trouble),
+            Some(spin) => self.spin_and_wait(spin, want, timeout),
+        }
     }
 
     #[inline]
@@ -308,8 +358,11 @@ impl Port for RingPort {
             ""
         };
         format!(
-            "{:?}, SQ {}, CQ {}{registered}",
-            setup.ladder, setup.sq_entries, setup.cq_entries
+            "{:?}, SQ {}, CQ {}{registered}{}",
+            setup.ladder,
+            setup.sq_entries,
+            setup.cq_entries,
+            if self.spin.is_some() { ", polls" } else { "" }
         )
     }
 }

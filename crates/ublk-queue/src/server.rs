@@ -7,16 +7,17 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ublk_core::iod::IoBounds;
-use ublk_core::{Backend, CpuMask, DataMode, Errno, Geometry, Mode, QueueId};
+use ublk_core::{Backend, CpuMask, DataMode, Errno, Features, Geometry, QueueId};
 use uring_lite::Waker;
 
 use crate::handler::{Direct, Handler, Inline, Mapped, Pool};
 use crate::health::{Counters, Health, QueueHealth, State};
-use crate::real::{CharDevice, DescTable, RingNeeds, RingPort};
+use crate::parts::{Parts, Place};
+use crate::polling::Polling;
+use crate::real::{DescTable, RingPort};
 use crate::seam::Port;
 use crate::thread;
-use crate::worker::{LaneHandle, LaneSpec, Worker, WorkerError};
+use crate::worker::{LaneHandle, Share, Worker, WorkerError};
 
 /// How a device is to be served.
 #[derive(Debug, Clone)]
@@ -28,6 +29,11 @@ pub struct Plan {
     pub affinity: Vec<CpuMask>,
     /// Threads for all queues together; `None` is one for each queue. Queues are dealt round-robin.
     pub threads: Option<u16>,
+    /// Threads of each queue, for a backend whose own work is more than one CPU can do; more than one needs
+    /// PER_IO_DAEMON (6.16) or batch mode (7.0), and sets `threads` aside.
+    pub threads_per_queue: u16,
+    /// What a thread does before it sleeps.
+    pub polling: Polling,
     /// Threads of the pool for a backend that is not quick.
     pub pool_threads: usize,
     /// Files for handlers that forward requests to them or have operations on them: registered with each ring, and
@@ -45,6 +51,8 @@ impl Plan {
             size,
             affinity: Vec::new(),
             threads: None,
+            threads_per_queue: 1,
+            polling: Polling::Off,
             pool_threads: 4,
             files: Vec::new(),
             arm_deadline: Duration::from_secs(10),
@@ -97,6 +105,12 @@ pub enum Error {
     /// A worker ended with an error.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// The kernel lets one thread serve a queue, not several.
+    #[error(
+        "several threads on a queue need per-I/O daemons (Linux 6.16) or batch mode (7.0), which this device has not; \
+         use more queues instead"
+    )]
+    ThreadsPerQueue,
     /// The threads did not arm, or did not end, in time.
     #[error("the queues' threads did not {what} within {deadline:?}")]
     TimedOut {
@@ -167,8 +181,9 @@ impl Shared {
 /// What a thread reports once the driver has its fetches.
 struct Armed {
     lane: LaneHandle,
-    pinned: Option<CpuMask>,
-    io_flusher: bool,
+    /// Which of the queue's threads it is.
+    thread: u16,
+    place: Place,
     ring: String,
 }
 
@@ -180,6 +195,9 @@ type SetUp<H> = (Worker<RingPort, DescTable, H>, Vec<Armed>);
 /// What a worker's thread needs before it can make anything of its own.
 struct Job<F> {
     qids: Vec<QueueId>,
+    /// Several threads on a queue: which of them this is, and its share.
+    thread: u16,
+    share: Option<Share>,
     char_device: Arc<OwnedFd>,
     geometry: Geometry,
     plan: Arc<Plan>,
@@ -248,14 +266,11 @@ impl Server {
         H: Handler,
         F: Fn(QueueId) -> H + Send + Sync + 'static,
     {
-        let threads = plan
-            .threads
-            .unwrap_or(geometry.queues())
-            .clamp(1, geometry.queues().max(1));
+        let teams = teams(geometry, &plan)?;
         let deadline = plan.arm_deadline;
         let shared = Arc::new(Shared {
             leave: Arc::new(AtomicBool::new(false)),
-            wakers: Mutex::new(Vec::with_capacity(usize::from(threads))),
+            wakers: Mutex::new(Vec::with_capacity(teams.len())),
             running: Mutex::new(0),
             ended: Condvar::new(),
             ended_fd: thread::event_fd().map_err(Error::Thread)?,
@@ -268,10 +283,22 @@ impl Server {
         };
         let (char_device, plan, make) = (Arc::new(char_device), Arc::new(plan), Arc::new(make));
         let (report, reports) = mpsc::channel::<ArmResult>();
-        for n in 0..threads {
-            let qids = (n..geometry.queues()).step_by(usize::from(threads));
+        let threads = teams.len();
+        for Team {
+            qids,
+            thread,
+            share,
+        } in teams
+        {
+            let name = match (qids.first(), &share) {
+                (Some(qid), None) => format!("ublk-{}-q{qid}", geometry.dev_id()),
+                (Some(qid), Some(_)) => format!("ublk-{}-q{qid}.{thread}", geometry.dev_id()),
+                (None, _) => continue,
+            };
             let job = Job {
-                qids: qids.filter_map(|qid| QueueId::new(qid).ok()).collect(),
+                qids,
+                thread,
+                share,
                 char_device: Arc::clone(&char_device),
                 geometry: *geometry,
                 plan: Arc::clone(&plan),
@@ -281,7 +308,7 @@ impl Server {
             let report = report.clone();
             let guard = EndGuard::new(&server.shared);
             let thread = std::thread::Builder::new()
-                .name(format!("ublk-{}-q{n}", geometry.dev_id()))
+                .name(name)
                 .spawn(move || job.run(&report, guard))
                 .map_err(Error::Thread)?;
             server.threads.push(thread);
@@ -332,8 +359,9 @@ impl Server {
                 qid: lane.qid(),
                 state: lane.state(),
                 in_hand: lane.in_hand(),
-                pinned: armed.pinned.clone(),
-                io_flusher: armed.io_flusher,
+                thread: armed.thread,
+                pinned: armed.place.pinned.clone(),
+                io_flusher: armed.place.io_flusher,
                 ring: armed.ring.clone(),
                 counters,
             });
@@ -414,6 +442,49 @@ impl Drop for Server {
     }
 }
 
+/// A thread to be: its queues, or its part of one.
+struct Team {
+    qids: Vec<QueueId>,
+    thread: u16,
+    share: Option<Share>,
+}
+
+/// Deals queues to threads, or threads to queues.
+fn teams(geometry: &Geometry, plan: &Plan) -> Result<Vec<Team>, Error> {
+    let queues = geometry.queues();
+    let qids = |from: u16, step: u16| {
+        let qids = (from..queues).step_by(usize::from(step));
+        qids.filter_map(|qid| QueueId::new(qid).ok()).collect()
+    };
+    let each = plan.threads_per_queue.clamp(1, geometry.depth().max(1));
+    if each == 1 {
+        let threads = plan.threads.unwrap_or(queues).clamp(1, queues.max(1));
+        let team = |n| Team {
+            qids: qids(n, threads),
+            thread: 0,
+            share: None,
+        };
+        return Ok((0..threads).map(team).collect());
+    }
+    let able = Features::PER_IO_DAEMON | Features::BATCH_IO;
+    if !geometry.features().intersects(able) {
+        return Err(Error::ThreadsPerQueue);
+    }
+    let mut teams = Vec::new();
+    for qid in qids(0, 1) {
+        let shares = Share::deal(each, geometry.depth(), geometry.max_io_bytes());
+        let shares = shares.map_err(|errno| Error::Buffers { qid, errno })?;
+        for (thread, share) in (0..).zip(shares) {
+            teams.push(Team {
+                qids: vec![qid],
+                thread,
+                share: Some(share),
+            });
+        }
+    }
+    Ok(teams)
+}
+
 /// Counts a thread as running, and says so when it has ended, however it ended (L24).
 struct EndGuard {
     shared: Arc<Shared>,
@@ -477,73 +548,25 @@ impl<F> Job<F> {
         H: Handler,
         F: Fn(QueueId) -> H,
     {
-        let qid = self.qids.first().copied().unwrap_or(QueueId::ZERO);
-        let mut mask = CpuMask::new();
-        for qid in &self.qids {
-            for cpu in self
-                .plan
-                .affinity
-                .get(usize::from(qid.get()))
-                .iter()
-                .flat_map(|m| m.iter())
-            {
-                mask.insert(cpu);
-            }
-        }
-        // Pinned before anything is touched, so that memory is the CPU's own node's.
-        let pinned = (!mask.is_empty() && thread::pin(&mask).is_ok()).then_some(mask);
-        let io_flusher = thread::set_io_flusher();
-        let tags = u32::from(self.geometry.depth()) * u32::try_from(self.qids.len()).unwrap_or(1);
-        let mut files = vec![self.char_device.as_fd(); self.qids.len()];
-        files.extend(self.plan.files.iter().map(|file| file.as_fd()));
-        let mode = Mode::of(self.geometry.features());
-        let data = mode.data;
-        let zero_copy = matches!(data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
-        let needs = RingNeeds {
-            commands: tags,
-            operations: if H::OPERATIONS || H::FORWARDS {
-                tags
-            } else {
-                0
-            },
-            lanes: u16::try_from(self.qids.len()).unwrap_or(u16::MAX),
-            buffers: if zero_copy { tags } else { 0 },
-            batch: mode.batch,
+        let parts = Parts {
+            qids: &self.qids,
+            share: self.share.as_ref(),
+            char_device: &self.char_device,
+            geometry: &self.geometry,
+            plan: &self.plan,
         };
-        let port = RingPort::new(&needs, &files).map_err(|source| Error::Ring { qid, source })?;
+        let place = parts.settle();
+        let port = parts.port::<H>()?;
         self.shared.wakers().push(port.wake_handle());
         let ring = port.describe();
-        let mut worker = Worker::new(port, Arc::clone(&self.shared.leave));
-        let mut armed = Vec::with_capacity(self.qids.len());
-        let bounds = IoBounds {
-            size: self.plan.size,
-            max_io_bytes: self.geometry.max_io_bytes(),
+        let leave = Arc::clone(&self.shared.leave);
+        let (worker, lanes) = parts.worker(port, leave, |qid| (self.make)(qid))?;
+        let armed = |lane| Armed {
+            lane,
+            thread: self.thread,
+            place: place.clone(),
+            ring: ring.clone(),
         };
-        for qid in self.qids.iter().copied() {
-            let descriptors = DescTable::map(self.char_device.as_fd(), &self.geometry, qid)
-                .map_err(|errno| Error::Map { qid, errno })?;
-            let handler = (self.make)(qid);
-            let depth = self.geometry.depth();
-            let mut spec = LaneSpec::new(qid, depth, bounds, descriptors, handler);
-            spec.data = data;
-            spec.batch = mode.batch;
-            spec.buf_base = u16::try_from(armed.len())
-                .unwrap_or(0)
-                .saturating_mul(depth);
-            spec.files = u32::try_from(self.qids.len()).unwrap_or(u32::MAX);
-            spec.file_count = u16::try_from(self.plan.files.len()).unwrap_or(u16::MAX);
-            spec.device = Box::new(CharDevice(Arc::clone(&self.char_device)));
-            let lane = worker
-                .add_lane(spec)
-                .map_err(|errno| Error::Buffers { qid, errno })?;
-            armed.push(Armed {
-                lane,
-                pinned: pinned.clone(),
-                io_flusher,
-                ring: ring.clone(),
-            });
-        }
-        worker.arm()?;
-        Ok((worker, armed))
+        Ok((worker, lanes.into_iter().map(armed).collect()))
     }
 }

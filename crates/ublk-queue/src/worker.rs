@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ublk_core::iod::IoBounds;
@@ -69,6 +69,47 @@ pub struct LaneSpec<D, H> {
     pub file_count: u16,
     /// The way of data by the character device; used in user copy.
     pub device: Box<dyn UserCopyPort>,
+    /// The thread's share of the queue.
+    pub share: Share,
+}
+
+/// Which part of a queue one lane serves, where several threads do: the tags `first`, `first + step`, …
+///
+/// With commands of one tag each the tags stay where they were fetched (PER_IO_DAEMON, 6.16); in batch mode they go to
+/// whichever thread's fetch comes first (7.0). The buffers are the queue's.
+#[derive(Clone)]
+pub struct Share {
+    pub(crate) first: u16,
+    pub(crate) step: u16,
+    pub(crate) arena: Option<Arena>,
+    /// Batch: lanes of the queue that have not prepared their tags. No fetch before there are none.
+    pub(crate) unprepared: Option<Arc<AtomicU32>>,
+}
+
+impl Share {
+    /// The whole queue.
+    pub const WHOLE: Self = Self {
+        first: 0,
+        step: 1,
+        arena: None,
+        unprepared: None,
+    };
+
+    /// The shares of a queue for so many lanes.
+    ///
+    /// # Errors
+    /// ENOMEM when the buffers cannot be mapped.
+    pub fn deal(lanes: u16, depth: u16, max_io_bytes: u32) -> Result<Vec<Self>, Errno> {
+        let arena = Arena::new(depth, max_io_bytes)?;
+        let unprepared = Arc::new(AtomicU32::new(u32::from(lanes)));
+        let share = |first| Self {
+            first,
+            step: lanes,
+            arena: Some(arena.clone()),
+            unprepared: Some(Arc::clone(&unprepared)),
+        };
+        Ok((0..lanes).map(share).collect())
+    }
 }
 
 impl<D, H> LaneSpec<D, H> {
@@ -88,6 +129,7 @@ impl<D, H> LaneSpec<D, H> {
             files: 0,
             file_count: 0,
             device: Box::new(NoDevice),
+            share: Share::WHOLE,
         }
     }
 }
@@ -180,7 +222,10 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     /// ENOMEM when the buffers cannot be mapped, ENOSPC beyond 65,536 lanes.
     pub fn add_lane(&mut self, mut spec: LaneSpec<D, H>) -> Result<LaneHandle, Errno> {
         let index = u16::try_from(self.lanes.len()).map_err(|_| Errno::ENOSPC)?;
-        let arena = Arena::new(spec.depth, spec.bounds.max_io_bytes)?;
+        let arena = match spec.share.arena.take() {
+            Some(arena) => arena,
+            None => Arena::new(spec.depth, spec.bounds.max_io_bytes)?,
+        };
         let wake: Arc<dyn Wake> = Arc::new(self.port.wake_handle());
         let device = std::mem::replace(&mut spec.device, Box::new(NoDevice));
         let path = DataPath::new(spec.data, device);
@@ -219,6 +264,10 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         self.port.enter(0, None).map_err(WorkerError::Ring)?;
         self.take_completions_seldom()?;
         while self.has_retries() || !self.lanes.iter().all(Lane::is_armed) {
+            if self.leave.load(Ordering::Relaxed) {
+                // Another thread of the queue failed, for which this one would wait.
+                return Err(WorkerError::Left);
+            }
             self.flush();
             self.port
                 .enter(1, Some(self.backoff))
@@ -313,6 +362,37 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
         self.mark_serving();
         Ok(false)
+    }
+
+    /// One turn of a worker that its owner drives: submits what was answered and takes what is there, without
+    /// sleeping. True once all lanes are empty.
+    ///
+    /// # Errors
+    /// Why the worker cannot go on.
+    pub fn step(&mut self) -> Result<bool, WorkerError> {
+        for lane in &mut self.lanes {
+            lane.turn(&mut self.port);
+            lane.take_answers(&mut self.port);
+            lane.flush(&mut self.port);
+            lane.shared.meters.enters.add(1);
+        }
+        self.port.enter(0, None).map_err(WorkerError::Ring)?;
+        if self.has_retries() {
+            self.take_retries();
+        }
+        self.mark_serving();
+        self.take_completions_seldom()?;
+        Ok(self.lanes.iter().all(Lane::is_empty) && self.last_commits_taken()?)
+    }
+
+    /// The handler of a lane, for an owner who drives the worker.
+    pub fn handler(&mut self, lane: usize) -> Option<&mut H> {
+        self.lanes.get_mut(lane).map(|lane| &mut lane.handler)
+    }
+
+    /// The port.
+    pub const fn port(&self) -> &P {
+        &self.port
     }
 
     /// Submits the commits that emptied the lanes, and sees that none of them failed.

@@ -68,6 +68,13 @@ impl Park {
         self.0.swap(RUNNING, Ordering::Acquire) == NOTIFIED
     }
 
+    /// Sleeper: whether a wake has come that no sleep has taken.
+    #[inline]
+    pub fn is_notified(&self) -> bool {
+        // Relaxed: a hint; `park` takes the notice with acquire.
+        self.0.load(Ordering::Relaxed) == NOTIFIED
+    }
+
     /// Waker: leaves the notice. `true` if the sleeper is parked and the caller must ring the bell.
     #[inline]
     #[must_use]

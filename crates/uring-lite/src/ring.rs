@@ -302,6 +302,19 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         }
     }
 
+    /// Whether an [`enter`](Self::enter) now would bring something without sleeping: completions are there, or the
+    /// kernel has some to make (told by [`taskrun_flag`](crate::Builder::taskrun_flag)), or a wake came. Three loads.
+    #[inline]
+    pub fn has_work(&mut self) -> bool {
+        let flags = sys::IORING_SQ_TASKRUN | sys::IORING_SQ_CQ_OVERFLOW;
+        let woken = || {
+            self.wake
+                .as_ref()
+                .is_some_and(|side| side.waker.park().is_notified())
+        };
+        self.cq.ready() != 0 || self.sq.flags() & flags != 0 || woken()
+    }
+
     /// Something is there already, or the waker's poll is not.
     #[cold]
     #[inline(never)]

@@ -66,6 +66,7 @@ pub struct Builder<S, C> {
     clamp: bool,
     sq_array: bool,
     register_ring_fd: bool,
+    taskrun_flag: bool,
     _entries: PhantomData<(S, C)>,
 }
 
@@ -83,6 +84,7 @@ impl<S: SqEntry, C: CqEntry> Builder<S, C> {
             clamp: false,
             sq_array: false,
             register_ring_fd: true,
+            taskrun_flag: false,
             _entries: PhantomData,
         }
     }
@@ -108,6 +110,13 @@ impl<S: SqEntry, C: CqEntry> Builder<S, C> {
     /// Keep the SQ index array even where the kernel can do without (`NO_SQARRAY`, 6.6).
     pub const fn sq_array(mut self, keep: bool) -> Self {
         self.sq_array = keep;
+        self
+    }
+
+    /// Whether the kernel shows in the SQ's flags that an [`enter`](Ring::enter) would bring completions
+    /// (`TASKRUN_FLAG`, 5.19), for those who look before they sleep: [`Ring::has_work`].
+    pub const fn taskrun_flag(mut self, show: bool) -> Self {
+        self.taskrun_flag = show;
         self
     }
 
@@ -169,7 +178,10 @@ impl<S: SqEntry, C: CqEntry> Builder<S, C> {
     /// Flag sets to try, best first. Each step down drops what a release before did not know: NO_SQARRAY 6.6,
     /// DEFER_TASKRUN 6.1, COOP_TASKRUN 5.19, SUBMIT_ALL 5.18.
     fn attempts(&self) -> Vec<(Ladder, u32)> {
-        let defer = sys::IORING_SETUP_SINGLE_ISSUER | sys::IORING_SETUP_DEFER_TASKRUN;
+        let mut defer = sys::IORING_SETUP_SINGLE_ISSUER | sys::IORING_SETUP_DEFER_TASKRUN;
+        if self.taskrun_flag {
+            defer |= sys::IORING_SETUP_TASKRUN_FLAG;
+        }
         let coop = sys::IORING_SETUP_COOP_TASKRUN | sys::IORING_SETUP_TASKRUN_FLAG;
         let rungs = [
             (Ladder::SingleIssuerDefer, defer),

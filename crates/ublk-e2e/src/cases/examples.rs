@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("example_ramdisk_keeps_data", ramdisk),
         Case::new("example_async_file_keeps_data_in_the_file", async_file),
         Case::new("example_async_remote_keeps_data", async_remote),
+        Case::new("example_raw_epoll_keeps_data", raw_epoll),
         Case::new("example_tokio_ramdisk_keeps_data", tokio_ramdisk),
         Case::new("example_file_keeps_data_in_the_file", file),
         Case::new("example_mapped_copies_once", mapped),
@@ -140,6 +141,15 @@ fn null() -> Result<()> {
 fn ramdisk() -> Result<()> {
     const SIZE: u64 = 32 << 20;
     keeps_data(Example::start("ramdisk", &[&SIZE.to_string()])?, SIZE)
+}
+
+/// Two queues and the signals in one epoll loop.
+fn raw_epoll() -> Result<()> {
+    const SIZE: u64 = 32 << 20;
+    keeps_data(
+        Example::start("raw_epoll", &[&SIZE.to_string(), "2"])?,
+        SIZE,
+    )
 }
 
 fn tokio_ramdisk() -> Result<()> {

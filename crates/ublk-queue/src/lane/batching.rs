@@ -1,5 +1,7 @@
 //! The lane's side of batch mode: when its commands go, and what their completions mean for the tags.
 
+use std::sync::atomic::Ordering;
+
 use ublk_core::{Errno, Tag};
 
 use super::{Lane, LaneError};
@@ -38,7 +40,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             }
         }
         // The driver takes a FETCH of a device in recovery only once every tag is prepared.
-        if self.prepared && batch.fetch == Fetch::Due {
+        let unprepared = self.share.unprepared.as_ref();
+        let ready = unprepared.is_none_or(|count| count.load(Ordering::Acquire) == 0);
+        if self.prepared && batch.fetch == Fetch::Due && ready {
             let word = UserData::batch(self.index, self.generation, Kind::Fetch, 0);
             if port
                 .push_batch(self.index, &batch.fetch_command(), word.pack())
@@ -126,7 +130,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 result = self.completed_seldom(port, tag.get(), errno.to_result());
             }
         });
-        self.prepared |= prep && res >= 0;
+        if prep && res >= 0 && !self.prepared {
+            self.prepared = true;
+            if let Some(unprepared) = &self.share.unprepared {
+                unprepared.fetch_sub(1, Ordering::Release);
+            }
+        }
         self.batch = Some(batch);
         if !known {
             self.shared.meters.stale.add(1);

@@ -1,0 +1,124 @@
+//! A worker made of its parts on the thread that will run it: ring, descriptors, buffers, handlers.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use ublk_core::iod::IoBounds;
+use ublk_core::{CpuMask, DataMode, Geometry, Mode, QueueId};
+
+use crate::handler::Handler;
+use crate::real::{CharDevice, DescTable, RingNeeds, RingPort};
+use crate::server::{Error, Plan};
+use crate::thread;
+use crate::worker::{LaneHandle, LaneSpec, Share, Worker};
+
+/// What a worker is made of.
+pub(crate) struct Parts<'a> {
+    /// Its queues.
+    pub(crate) qids: &'a [QueueId],
+    /// Its share of them, if it has not the whole.
+    pub(crate) share: Option<&'a Share>,
+    pub(crate) char_device: &'a Arc<OwnedFd>,
+    pub(crate) geometry: &'a Geometry,
+    pub(crate) plan: &'a Plan,
+}
+
+/// A worker whose tags are all with the driver, and its lanes as seen from outside.
+pub(crate) type Armed<H> = (Worker<RingPort, DescTable, H>, Vec<LaneHandle>);
+
+/// What a worker's thread got, besides its ring.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Place {
+    pub(crate) pinned: Option<CpuMask>,
+    pub(crate) io_flusher: bool,
+}
+
+impl Parts<'_> {
+    /// Pins the calling thread to the CPUs of its queues, before it touches any memory, so that this is the CPUs' own
+    /// node's; and marks it as one that memory reclaim must not wait for (L37).
+    pub(crate) fn settle(&self) -> Place {
+        let mut mask = CpuMask::new();
+        let affinity = &self.plan.affinity;
+        let masks = self
+            .qids
+            .iter()
+            .map(|qid| affinity.get(usize::from(qid.get())));
+        for cpu in masks.flatten().flat_map(CpuMask::iter) {
+            mask.insert(cpu);
+        }
+        Place {
+            pinned: (!mask.is_empty() && thread::pin(&mask).is_ok()).then_some(mask),
+            io_flusher: thread::set_io_flusher(),
+        }
+    }
+
+    /// Makes the ring on the calling thread.
+    pub(crate) fn port<H: Handler>(&self) -> Result<RingPort, Error> {
+        let qid = self.qids.first().copied().unwrap_or(QueueId::ZERO);
+        let count = u32::try_from(self.qids.len()).unwrap_or(u32::MAX);
+        let tags = u32::from(self.geometry.depth()).saturating_mul(count);
+        let mut files = vec![self.char_device.as_fd(); self.qids.len()];
+        files.extend(self.plan.files.iter().map(|file| file.as_fd()));
+        let mode = Mode::of(self.geometry.features());
+        let zero_copy = matches!(mode.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
+        let needs = RingNeeds {
+            commands: tags,
+            operations: if H::OPERATIONS || H::FORWARDS {
+                tags
+            } else {
+                0
+            },
+            lanes: u16::try_from(self.qids.len()).unwrap_or(u16::MAX),
+            buffers: if zero_copy { tags } else { 0 },
+            batch: mode.batch,
+            polling: self.plan.polling,
+        };
+        RingPort::new(&needs, &files).map_err(|source| Error::Ring { qid, source })
+    }
+
+    /// Makes the lanes on the ring and gives every tag to the driver.
+    pub(crate) fn worker<H: Handler>(
+        &self,
+        port: RingPort,
+        leave: Arc<AtomicBool>,
+        make: impl Fn(QueueId) -> H,
+    ) -> Result<Armed<H>, Error> {
+        let mut worker = Worker::new(port, leave);
+        let mut lanes = Vec::with_capacity(self.qids.len());
+        for qid in self.qids.iter().copied() {
+            let spec = self.lane(qid, lanes.len(), make(qid))?;
+            let lane = worker.add_lane(spec);
+            lanes.push(lane.map_err(|errno| Error::Buffers { qid, errno })?);
+        }
+        worker.arm()?;
+        Ok((worker, lanes))
+    }
+
+    fn lane<H: Handler>(
+        &self,
+        qid: QueueId,
+        index: usize,
+        handler: H,
+    ) -> Result<LaneSpec<DescTable, H>, Error> {
+        let (geometry, mode) = (self.geometry, Mode::of(self.geometry.features()));
+        let bounds = IoBounds {
+            size: self.plan.size,
+            max_io_bytes: geometry.max_io_bytes(),
+        };
+        let descriptors = DescTable::map(self.char_device.as_fd(), geometry, qid)
+            .map_err(|errno| Error::Map { qid, errno })?;
+        let depth = geometry.depth();
+        let mut spec = LaneSpec::new(qid, depth, bounds, descriptors, handler);
+        spec.data = mode.data;
+        spec.batch = mode.batch;
+        spec.buf_base = u16::try_from(index).unwrap_or(0).saturating_mul(depth);
+        spec.files = u32::try_from(self.qids.len()).unwrap_or(u32::MAX);
+        spec.file_count = u16::try_from(self.plan.files.len()).unwrap_or(u16::MAX);
+        spec.device = Box::new(CharDevice(Arc::clone(self.char_device)));
+        if let Some(share) = self.share {
+            spec.share = share.clone();
+        }
+        Ok(spec)
+    }
+}

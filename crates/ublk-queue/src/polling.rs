@@ -1,0 +1,166 @@
+//! How long a queue looks at its completion queue before it sleeps.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What a queue does before it sleeps.
+///
+/// A sleep and the wake that ends it are two switches of context, more than the whole work of a request at depth 1.
+/// A queue that spins a while instead answers sooner, and burns the CPU while it does: worth it only where latency
+/// matters more than the CPU, and where the queue does not take the CPU from the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Polling {
+    /// Sleeps at once.
+    #[default]
+    Off,
+    /// Spins for this long, then sleeps.
+    Fixed(Duration),
+    /// Spins for as long as requests have lately been worth waiting for, and at most for this long: a queue whose
+    /// next request comes later than that soon does not spin at all.
+    Adaptive(Duration),
+}
+
+impl Polling {
+    /// The longest spin unless another is named: about the two switches of context that it saves.
+    pub const DEFAULT: Duration = Duration::from_micros(50);
+}
+
+impl fmt::Display for Polling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Fixed(most) => write!(f, "fixed:{}", most.as_micros()),
+            Self::Adaptive(most) => write!(f, "adaptive:{}", most.as_micros()),
+        }
+    }
+}
+
+/// No polling is written so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no polling {0:?}; there are off, fixed and adaptive, the latter two with :MICROSECONDS (1 to 10000) if wanted"
+)]
+pub struct UnknownPolling(String);
+
+impl FromStr for Polling {
+    type Err = UnknownPolling;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPolling> {
+        let unknown = || UnknownPolling(text.to_owned());
+        let (name, most) = match text.split_once(':') {
+            None => (text, Self::DEFAULT),
+            Some((name, micros)) => {
+                let micros = micros.parse().ok().filter(|us| (1..=10_000).contains(us));
+                (name, Duration::from_micros(micros.ok_or_else(unknown)?))
+            }
+        };
+        match name {
+            "off" if text == name => Ok(Self::Off),
+            "fixed" => Ok(Self::Fixed(most)),
+            "adaptive" => Ok(Self::Adaptive(most)),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+/// The spin of one queue, as its requests have made it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spin {
+    most: Duration,
+    now: Duration,
+    adapts: bool,
+}
+
+/// Below this a spin is not worth its two looks at the clock.
+const LEAST: Duration = Duration::from_micros(1);
+
+impl Spin {
+    /// `None` for a queue that sleeps at once.
+    pub(crate) fn new(polling: Polling) -> Option<Self> {
+        let (most, adapts) = match polling {
+            Polling::Off => return None,
+            Polling::Fixed(most) => (most, false),
+            Polling::Adaptive(most) => (most, true),
+        };
+        Some(Self {
+            most,
+            now: most,
+            adapts,
+        })
+    }
+
+    /// How long to spin now.
+    pub(crate) const fn length(&self) -> Duration {
+        self.now
+    }
+
+    /// A request came after this time, whether it was spent spinning or asleep.
+    pub(crate) fn waited(&mut self, time: Duration) {
+        if !self.adapts {
+            return;
+        }
+        if time <= self.most {
+            // Twice what it took: the next may come a little later.
+            self.now = (time * 2).clamp(LEAST, self.most);
+        } else {
+            // Halved, so that one long pause does not end what was worth it, and several do.
+            self.now /= 2;
+            if self.now < LEAST {
+                self.now = Duration::ZERO;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const US: Duration = Duration::from_micros(1);
+
+    #[test]
+    fn names_are_read_as_written() {
+        for polling in [
+            Polling::Off,
+            Polling::Fixed(7 * US),
+            Polling::Adaptive(100 * US),
+        ] {
+            assert_eq!(polling.to_string().parse(), Ok(polling));
+        }
+        assert_eq!("adaptive".parse(), Ok(Polling::Adaptive(Polling::DEFAULT)));
+        for wrong in ["", "on", "off:3", "fixed:", "fixed:0", "adaptive:99999"] {
+            assert!(wrong.parse::<Polling>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_fixed_spin_stays() {
+        let mut spin = Spin::new(Polling::Fixed(50 * US)).expect("spins");
+        spin.waited(Duration::from_secs(1));
+        assert_eq!(spin.length(), 50 * US);
+        assert!(Spin::new(Polling::Off).is_none());
+    }
+
+    /// L55 An idle queue ends its spinning.
+    #[test]
+    fn l55_long_pauses_end_an_adaptive_spin() {
+        let mut spin = Spin::new(Polling::Adaptive(50 * US)).expect("spins");
+        for _ in 0..8 {
+            spin.waited(Duration::from_millis(1));
+        }
+        assert_eq!(spin.length(), Duration::ZERO);
+    }
+
+    #[test]
+    fn an_adaptive_spin_follows_the_requests() {
+        let mut spin = Spin::new(Polling::Adaptive(50 * US)).expect("spins");
+        spin.waited(5 * US);
+        assert_eq!(spin.length(), 10 * US);
+        spin.waited(Duration::from_millis(1));
+        assert_eq!(spin.length(), 5 * US);
+        spin.waited(40 * US);
+        assert_eq!(spin.length(), 50 * US);
+    }
+}
