@@ -2,7 +2,8 @@
 
 use crate::server::{Engine, Running};
 use crate::wire::{
-    AddSpec, Assignment, BackendSpec, Failure, FailureKind, FileReport, Health, QueueReport, Stats,
+    AddSpec, Assignment, BackendSpec, Failure, FailureKind, FileReport, Health, QueueReport,
+    Serving, Stats,
 };
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ublk_backends::{Created, File, Memory, Null};
 use ublk_core::{Backend, DataMode, Limits};
+pub use ublk_queue::Polling;
 use ublk_queue::{Plan, Server, State};
 
 /// A backend of this program, as its specification said.
@@ -23,7 +25,7 @@ enum Opened {
 /// The real data plane.
 #[derive(Debug, Default)]
 pub struct Real {
-    opened: Option<(Opened, Limits)>,
+    opened: Option<(Opened, Limits, Serving)>,
 }
 
 /// The limits of a backend, without opening it: for checks before anything is made.
@@ -151,12 +153,13 @@ impl Engine for Real {
         if let (Opened::File(file), BackendSpec::File { path, .. }) = (&opened, &spec.backend) {
             tell(path, file);
         }
-        self.opened = Some((opened, limits));
+        polling(&spec.serving)?;
+        self.opened = Some((opened, limits, spec.serving.clone()));
         Ok(limits)
     }
 
     fn arm(&mut self, assignment: &Assignment) -> Result<Box<dyn Running>, Failure> {
-        let (opened, limits) = self
+        let (opened, limits, serving) = self
             .opened
             .take()
             .ok_or_else(|| Failure::failed("assigned a device before the backend was open"))?;
@@ -166,6 +169,8 @@ impl Engine for Real {
         let node = ublk_ctrl::nodes::open_char(geometry.dev_id(), within)?;
         let mut plan = Plan::new(limits.size).affinity(assignment.affinity.clone());
         plan.arm_deadline = within.saturating_sub(begun.elapsed());
+        plan.threads_per_queue = serving.threads;
+        plan.polling = polling(&serving)?;
         let server = match opened {
             Opened::Null(null) => Server::arm(node, geometry, plan, null),
             Opened::Memory(memory) => Server::arm_mapped(node, geometry, plan, memory),
@@ -177,6 +182,11 @@ impl Engine for Real {
         };
         Ok(Box::new(server.map_err(|e| not_armed(&e))?))
     }
+}
+
+fn polling(serving: &Serving) -> Result<Polling, Failure> {
+    let polling = serving.poll.parse::<Polling>();
+    polling.map_err(|e| Failure::new(FailureKind::Usage, e.to_string()))
 }
 
 fn not_armed(error: &ublk_queue::Error) -> Failure {
@@ -277,6 +287,7 @@ fn convert(health: &ublk_queue::Health) -> Health {
             .iter()
             .map(|q| QueueReport {
                 qid: q.qid.get(),
+                thread: q.thread,
                 state: q.state.name().to_owned(),
                 in_hand: q.in_hand,
                 pinned: q.pinned.as_ref().map(|mask| mask.iter().collect()),
@@ -303,6 +314,7 @@ mod tests {
             read_only: true,
             mode: Mode::default(),
             recovery: ublk_core::Recovery::None,
+            serving: crate::wire::Serving::default(),
         }
     }
 

@@ -170,6 +170,7 @@ pub(crate) fn spec() -> AddSpec {
         read_only: false,
         mode: Mode::default(),
         recovery: ublk_core::Recovery::None,
+        serving: crate::wire::Serving::default(),
     }
 }
 

@@ -86,6 +86,27 @@ pub struct AddSpec {
     /// What becomes of it when its server dies.
     #[serde(default)]
     pub recovery: Recovery,
+    /// How each queue is served: the server's own affair.
+    #[serde(default)]
+    pub serving: Serving,
+}
+
+/// How the queues of a device are served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// Threads of each queue.
+    pub threads: u16,
+    /// What a thread does before it sleeps, as `ublk_queue::Polling` writes it.
+    pub poll: String,
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        Self {
+            threads: 1,
+            poll: ublk_queue::Polling::Off.to_string(),
+        }
+    }
 }
 
 /// First message of the front to the agent.
@@ -382,6 +403,9 @@ pub struct Stats {
 pub struct QueueReport {
     /// The queue.
     pub qid: u16,
+    /// Which of the queue's threads, where it has several.
+    #[serde(default)]
+    pub thread: u16,
     /// Its state in one word.
     pub state: String,
     /// Requests in the server's hands.

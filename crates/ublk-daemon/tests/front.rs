@@ -27,6 +27,7 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         read_only: false,
         mode: ublk_core::Mode::default(),
         recovery: ublk_core::Recovery::None,
+        serving: ublk_daemon::wire::Serving::default(),
     };
     front::add(program, spec, false, None, deadline)
         .map(|(added, _)| added)

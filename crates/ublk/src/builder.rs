@@ -9,7 +9,7 @@ use ublk_backends::File;
 use ublk_core::{Backend, DevId, DeviceSpec, Features, Geometry, Mode, Recovery};
 use ublk_ctrl::{ControlThread, Controller, page_size};
 
-use ublk_queue::{Mapped, Plan, Server};
+use ublk_queue::{Mapped, Plan, Polling, Server};
 
 use crate::device::Device;
 use crate::error::Error;
@@ -35,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) deadline: Duration,
     pub(crate) pin: bool,
     pub(crate) threads: Option<u16>,
+    pub(crate) threads_per_queue: u16,
+    pub(crate) polling: Polling,
     pub(crate) pool_threads: usize,
 }
 
@@ -61,6 +63,8 @@ impl<B: Backend> Builder<B> {
             deadline,
             pin: true,
             threads: None,
+            threads_per_queue: 1,
+            polling: Polling::Off,
             pool_threads: 4,
         };
         Self {
@@ -143,6 +147,21 @@ impl<B: Backend> Builder<B> {
     #[must_use]
     pub fn threads(mut self, threads: u16) -> Self {
         self.options.threads = Some(threads);
+        self
+    }
+
+    /// Serves each queue from several threads, for a backend whose own work is more than one CPU can do. Needs
+    /// PER_IO_DAEMON (6.16) or batch mode (7.0): [`Added::arm`] fails where the kernel has neither. 1 by default.
+    #[must_use]
+    pub fn threads_per_queue(mut self, threads: u16) -> Self {
+        self.options.threads_per_queue = threads;
+        self
+    }
+
+    /// Sets what the queues' threads do before they sleep; they sleep at once by default.
+    #[must_use]
+    pub fn polling(mut self, polling: Polling) -> Self {
+        self.options.polling = polling;
         self
     }
 

@@ -98,6 +98,8 @@ impl<B: Backend> Added<B> {
         let deadline = self.options.deadline;
         let mut plan = Plan::new(self.backend.limits().size);
         plan.threads = self.options.threads;
+        plan.threads_per_queue = self.options.threads_per_queue;
+        plan.polling = self.options.polling;
         plan.pool_threads = self.options.pool_threads;
         plan.arm_deadline = deadline;
         if self.options.pin {

@@ -4,6 +4,7 @@ use crate::size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use ublk_core::Mode;
+use ublk_daemon::engine::Polling;
 
 const CONTRACT: &str = "\
 Output: `add` prints one line, the device path, once the device serves I/O. Messages go to standard \
@@ -209,6 +210,12 @@ pub struct Add {
     /// Whether commands to the driver go in batches
     #[arg(long, value_enum, default_value_t = Batch::Auto)]
     pub batch: Batch,
+    /// Threads of each queue, for a backend whose work is more than one CPU can do (more than one: Linux 6.16)
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub threads: u16,
+    /// What a thread does before it sleeps: off, fixed or adaptive, the latter two with :MICROSECONDS if wanted
+    #[arg(long, value_name = "HOW", default_value_t = Polling::Off)]
+    pub poll: Polling,
     /// The device refuses writes
     #[arg(long)]
     pub read_only: bool,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ublk_core::DevId;
 use ublk_daemon::front::Stop;
 use ublk_daemon::peer::this_program;
-use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind};
+use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind, Serving};
 use ublk_daemon::{engine, front};
 
 /// The exit code of a kind of failure.
@@ -203,6 +203,10 @@ fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
         read_only: add.read_only,
         mode: add.mode(),
         recovery: add.recovery.into(),
+        serving: Serving {
+            threads: add.threads,
+            poll: add.poll.to_string(),
+        },
     };
     engine::settle(&mut spec)?;
     let log = add.log.clone();

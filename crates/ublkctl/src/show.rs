@@ -159,7 +159,10 @@ pub fn info(i: &Info) -> String {
                 "no io-flusher"
             };
             line(
-                &format!("thread {}", q.qid),
+                &match q.thread {
+                    0 => format!("queue {}", q.qid),
+                    n => format!("queue {}.{n}", q.qid),
+                },
                 format!(
                     "{}, {} in hand, {pinned}, {flusher}, ring {}",
                     q.state, q.in_hand, q.setup

@@ -13,6 +13,7 @@ fn spec() -> AddSpec {
         read_only: false,
         mode: ublk_core::Mode::default(),
         recovery: ublk_core::Recovery::None,
+        serving: crate::wire::Serving::default(),
     }
 }
 

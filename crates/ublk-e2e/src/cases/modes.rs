@@ -62,6 +62,17 @@ pub fn cases() -> Vec<Case> {
         "mode_get_data_batch_is_refused",
         get_data_in_batches,
     ));
+    for batch in ["off", "on"] {
+        let name = format!("threads_several_on_a_queue_batch_{batch}");
+        all.push(Case::new(name, move || several_threads(batch)));
+    }
+    for poll in ["fixed", "adaptive:200"] {
+        let name = format!(
+            "poll_{}_keeps_data_and_ends",
+            poll.split(':').next().unwrap_or(poll)
+        );
+        all.push(Case::new(name, move || polls(poll)));
+    }
     for (backend, data, batch) in [
         ("mem", "get-data", "off"),
         ("mem", "user-copy", "off"),
@@ -73,6 +84,56 @@ pub fn cases() -> Vec<Case> {
         all.push(Case::new(name, move || of_the_tool(backend, data, batch)));
     }
     all
+}
+
+/// Three threads on each queue: all of them serve, and data is kept. A kernel with one thread for a queue says so.
+fn several_threads(batch: &'static str) -> Result<()> {
+    let spec = Spec::mem("32M").with(&["--threads", "3", "--batch", batch]);
+    let since = if batch == "on" { (7, 0) } else { (6, 16) };
+    if sysfs::kernel() < since {
+        let words = spec.words();
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let why = match batch {
+            "on" => "BATCH_IO",
+            _ => "6.16",
+        };
+        cli::fails(&words, 1, &[why])?;
+        return cli::nothing_left(secs(10));
+    }
+    let device = spec.add()?;
+    let done = Fio::new(device.node())
+        .set("rw", "randwrite")
+        .set("bsrange", "4k-64k")
+        .set("size", "8m")
+        .set("offset_increment", "8m")
+        .set("iodepth", 64)
+        .set("verify", "crc32c")
+        .run(2)?;
+    ensure!(done.written > 0 && done.read == done.written, "{done:?}");
+    let info = device.query()?;
+    let health = json::find(&info, "health").context("health")?;
+    let queues = json::find(health, "queues").and_then(|q| q.as_array());
+    let queues = queues.context("queues")?;
+    ensure!(queues.len() == 3, "three threads, told are {info}");
+    let threads: Vec<_> = queues.iter().map(|q| q["thread"].as_u64()).collect();
+    ensure!(threads == [Some(0), Some(1), Some(2)], "{info}");
+    device.delete()?;
+    cli::nothing_left(secs(10))
+}
+
+/// A queue that looks before it sleeps keeps data, and ends as others do.
+fn polls(poll: &'static str) -> Result<()> {
+    let device = Spec::mem("32M").with(&["--poll", poll]).add()?;
+    let done = Fio::new(device.node())
+        .set("rw", "randwrite")
+        .set("bs", "4k")
+        .set("size", "4m")
+        .set("iodepth", 1)
+        .set("verify", "crc32c")
+        .run(1)?;
+    ensure!(done.written > 0 && done.read == done.written, "{done:?}");
+    device.delete()?;
+    cli::nothing_left(secs(10))
 }
 
 /// `ublkctl add --data … --batch …`: the mode is in force and told, data is kept; or the kernel lacks it, and the

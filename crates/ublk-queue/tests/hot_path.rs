@@ -1,0 +1,222 @@
+//! What the way of a request must not cost: no allocation per request, one enter per batch.
+#![expect(unsafe_code, reason = "an allocator that counts")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ublk_core::iod::IoBounds;
+use ublk_core::{Backend, Errno, IoDesc, Limits, QueueId, Tag};
+use ublk_queue::seam::{Completion, Descriptors, Full, IoCommand, Port, Wake};
+use ublk_queue::{BatchCommand, Inline, LaneSpec, Worker};
+
+/// Counts allocations while it is told to.
+struct Counting;
+
+static COUNTS: AtomicBool = AtomicBool::new(false);
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: the system's allocator does the work.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if COUNTS.load(Ordering::Relaxed) {
+            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+const DEPTH: u16 = 64;
+/// Requests that come with one enter.
+const BATCH: usize = 16;
+const REQUESTS: usize = 100_000;
+
+struct Nothing;
+
+impl Backend for Nothing {
+    fn limits(&self) -> Limits {
+        Limits::new(1 << 30).quick(true)
+    }
+    fn read_at(&self, _buf: &mut [u8], _offset: u64) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+/// Every descriptor is a READ of one page.
+struct Reads;
+
+impl Descriptors for Reads {
+    fn load(&self, _tag: Tag) -> IoDesc {
+        IoDesc {
+            nr_sectors: 8,
+            ..IoDesc::default()
+        }
+    }
+}
+
+#[derive(Clone)]
+struct NoWake;
+
+impl Wake for NoWake {
+    fn wake(&self) {}
+}
+
+/// A driver that brings a request for each of the tags it was given longest ago, a batch at each enter, and aborts in
+/// the end. It allocates nothing itself once it runs.
+struct Flat {
+    with_driver: VecDeque<u64>,
+    ready: VecDeque<Completion>,
+    /// Batch: the tags of the fetch completion at hand, and the word of the fetch.
+    tags: Vec<u16>,
+    fetch: Option<u64>,
+    sent: usize,
+    enters: Arc<AtomicUsize>,
+}
+
+impl Flat {
+    fn new(enters: &Arc<AtomicUsize>) -> Self {
+        Self {
+            with_driver: VecDeque::with_capacity(2 * usize::from(DEPTH)),
+            ready: VecDeque::with_capacity(2 * usize::from(DEPTH)),
+            tags: Vec::with_capacity(usize::from(DEPTH)),
+            fetch: None,
+            sent: 0,
+            enters: Arc::clone(enters),
+        }
+    }
+
+    fn complete(&mut self, user_data: u64, res: i32, flags: u32) {
+        self.ready.push_back(Completion {
+            user_data,
+            res,
+            flags,
+        });
+    }
+}
+
+impl Port for Flat {
+    type Wake = NoWake;
+    type Command = u64;
+
+    fn prepare(&self, _lane: u16, _command: &IoCommand, user_data: u64) -> u64 {
+        user_data
+    }
+
+    fn push(&mut self, command: &u64, _result: i32, _addr: u64) -> Result<(), Full> {
+        self.with_driver.push_back(*command);
+        Ok(())
+    }
+
+    fn push_batch(&mut self, _: u16, command: &BatchCommand, word: u64) -> Result<(), Full> {
+        if command.cmd_op == ublk_sys::UBLK_U_IO_FETCH_IO_CMDS {
+            self.fetch = Some(word);
+            return Ok(());
+        }
+        let prep = command.cmd_op == ublk_sys::UBLK_U_IO_PREP_IO_CMDS;
+        for n in 0..command.nr_elem {
+            // The same tags over and over: what they are does not matter here.
+            self.with_driver.push_back(u64::from(n));
+        }
+        let bytes = i32::from(command.nr_elem) * i32::from(command.elem_bytes);
+        self.complete(word, if prep { 0 } else { bytes }, 0);
+        Ok(())
+    }
+
+    fn take_tags(&mut self, _lane: u16, _completion: &Completion, tags: &mut Vec<u16>) {
+        tags.clear();
+        tags.extend_from_slice(&self.tags);
+    }
+
+    fn space(&mut self) -> u32 {
+        1024
+    }
+
+    fn enter(&mut self, want: u32, _timeout: Option<Duration>) -> Result<(), Errno> {
+        if want == 0 {
+            return Ok(());
+        }
+        self.enters.fetch_add(1, Ordering::Relaxed);
+        if self.sent == REQUESTS {
+            COUNTS.store(false, Ordering::Relaxed);
+            let abort = Errno::ENODEV.to_result();
+            if let Some(fetch) = self.fetch.take() {
+                self.complete(fetch, abort, 0);
+                return Ok(());
+            }
+            while let Some(word) = self.with_driver.pop_front() {
+                self.complete(word, abort, 0);
+            }
+            return Ok(());
+        }
+        if self.sent == BATCH * 100 {
+            COUNTS.store(true, Ordering::Relaxed);
+        }
+        self.sent += BATCH;
+        if let Some(fetch) = self.fetch {
+            self.tags.clear();
+            for tag in (0_u16..).take(BATCH) {
+                self.with_driver.pop_front();
+                self.tags.push(tag);
+            }
+            self.complete(fetch, 2 * i32::try_from(BATCH).expect("small"), 2);
+            return Ok(());
+        }
+        for _ in 0..BATCH {
+            if let Some(word) = self.with_driver.pop_front() {
+                self.complete(word, 0, 0);
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        self.ready.pop_front()
+    }
+
+    fn wake_handle(&self) -> NoWake {
+        NoWake
+    }
+
+    fn describe(&self) -> String {
+        String::new()
+    }
+}
+
+/// L37, L55 No memory is taken for a request, and a batch of them costs one enter: in both planes of commands. One
+/// test, since the allocator counts for the whole program.
+#[test]
+fn l37_requests_allocate_nothing_and_a_batch_is_one_enter() {
+    for batch in [false, true] {
+        let enters = Arc::new(AtomicUsize::new(0));
+        let mut worker = Worker::new(Flat::new(&enters), Arc::new(AtomicBool::new(false)));
+        let bounds = IoBounds {
+            size: 1 << 30,
+            max_io_bytes: 4096,
+        };
+        let handler = Inline::new(Arc::new(Nothing));
+        let mut spec = LaneSpec::new(QueueId::ZERO, DEPTH, bounds, Reads, handler);
+        spec.batch = batch;
+        let lane = worker.add_lane(spec).expect("memory");
+        worker.arm().expect("armed");
+        let result = worker.run();
+        COUNTS.store(false, Ordering::Relaxed);
+        assert_eq!(result, Ok(()));
+        worker.finish(&result);
+        assert_eq!(lane.counters().reads, REQUESTS as u64);
+        assert_eq!(ALLOCATIONS.swap(0, Ordering::Relaxed), 0, "batch {batch}");
+        // One for each batch, and one that brings the aborts.
+        let enters = enters.load(Ordering::Relaxed);
+        assert_eq!(enters, REQUESTS / BATCH + 1, "batch {batch}");
+    }
+}
