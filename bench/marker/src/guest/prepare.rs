@@ -60,7 +60,14 @@ fn make(words: &[String]) -> Result<()> {
             write(file, size)
         }
         ["null_blk", name, queues] => {
-            let place = Path::new("/sys/kernel/config/nullb").join(name);
+            let config = Path::new("/sys/kernel/config");
+            // Its module came with null_blk, after init had mounted what there was.
+            if !config.join("nullb").exists() {
+                let place = "/sys/kernel/config";
+                let words = ["mount", "-t", "configfs", "configfs", place];
+                run("/usr/bin/busybox", &words)?;
+            }
+            let place = config.join("nullb").join(name);
             fs::create_dir(&place).with_context(|| place.display().to_string())?;
             for (file, value) in [
                 ("submit_queues", queues),
