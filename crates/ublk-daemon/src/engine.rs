@@ -152,6 +152,14 @@ impl Engine for Real {
         let (opened, limits) = open(spec)?;
         if let (Opened::File(file), BackendSpec::File { path, .. }) = (&opened, &spec.backend) {
             tell(path, file);
+            if file.by_ring(spec.mode.data) && !file.supports_nowait() {
+                tracing::warn!(
+                    "{}: this file has no asynchronous I/O, so in the mode {} a thread of the kernel makes each \
+                     request; --data copy costs less",
+                    path.display(),
+                    spec.mode.data
+                );
+            }
         }
         polling(&spec.serving)?;
         self.opened = Some((opened, limits, spec.serving.clone()));
