@@ -137,6 +137,7 @@ pub fn counted() -> Vec<Target> {
         file_tmpfs("file_tmpfs_user_copy", "user-copy"),
         file_ext4("file_ext4", ""),
         file_ext4("file_ext4_copy", "copy"),
+        file_ext4("file_ext4_zero_copy", "zero-copy"),
         Target::libublk("libublk_null", "null", "copy", 1),
         Target::libublk("libublk_null_zero_copy", "null --zero-copy", "zero-copy", 1),
         Target::libublk("libublk_null_async", "null --async", "copy", 1),
@@ -152,6 +153,7 @@ pub fn counted() -> Vec<Target> {
 pub fn sized() -> Vec<Target> {
     vec![
         file_ext4("file_ext4_copy", "copy"),
+        file_ext4("file_ext4_zero_copy", "zero-copy"),
         Target::looped("loop_ext4", "direct", EXT4).on(ON_EXT4),
     ]
 }
