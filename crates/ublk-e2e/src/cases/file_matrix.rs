@@ -109,9 +109,6 @@ fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
     } else {
         Spec::mem("16M")
     };
-    if lacks(backend, mode, &spec.with(&mode.words()).words())? {
-        return Ok(());
-    }
     let told = |operation: &str, outcome: &str| cell(backend, &mode.name(), operation, outcome);
     if !null && mode.is_zero_copy() {
         // Refused with the reason, before a device is made.
@@ -119,6 +116,9 @@ fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
         let words: Vec<_> = words.iter().map(String::as_str).collect();
         cli::fails(&words, cli::code::USAGE, &["no file to forward"])?;
         OPERATIONS.into_iter().for_each(|o| told(o, "never"));
+        return Ok(());
+    }
+    if lacks(backend, mode, &spec.with(&mode.words()).words())? {
         return Ok(());
     }
     let words = [
