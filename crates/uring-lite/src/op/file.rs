@@ -8,7 +8,7 @@ use crate::entry::Sqe64;
 use crate::sys;
 
 /// `IORING_OP_READ` (5.6): `len` bytes from `offset` of the file, `u64::MAX` for the current position. With
-/// [`SqeFlags::BUFFER_SELECT`] `buf` may be null: the group's buffer is used.
+/// [`BUFFER_SELECT`](super::SqeFlags::BUFFER_SELECT) `buf` may be null: the group's buffer is used.
 ///
 /// # Safety
 /// `buf` is valid for writes of `len` bytes until the CQE.
