@@ -98,6 +98,12 @@ impl Target {
         self
     }
 
+    /// Its queues poll before they sleep.
+    fn polling(mut self, how: &str) -> Self {
+        self.server += &format!(" --poll {how}");
+        self
+    }
+
     fn reduced(self) -> Self {
         Self {
             reduced: true,
@@ -177,6 +183,7 @@ pub fn wall() -> Vec<Target> {
         let (null, mem) = ("null", "mem --size 256M");
         all.extend([
             ours("null", null, "copy", "off").reduced(),
+            ours("null_poll_adaptive", null, "copy", "off").polling("adaptive"),
             ours("null_zero_copy", null, "zero-copy", "off"),
             ours("null_batch", null, "copy", "on"),
             ours("mem", mem, "copy", "off").reduced(),
