@@ -323,6 +323,7 @@ mod tests {
             mode: Mode::default(),
             recovery: ublk_core::Recovery::None,
             serving: crate::wire::Serving::default(),
+            name: None,
         }
     }
 

@@ -171,6 +171,7 @@ pub(crate) fn spec() -> AddSpec {
         mode: Mode::default(),
         recovery: ublk_core::Recovery::None,
         serving: crate::wire::Serving::default(),
+        name: None,
     }
 }
 

@@ -24,6 +24,7 @@ pub mod holders;
 mod kill_point;
 pub mod link;
 pub mod mounts;
+pub mod names;
 pub mod peer;
 pub mod policy;
 pub mod roles;

@@ -382,6 +382,46 @@ impl Store {
         remove_if_there(&self.pending_path(nonce))
     }
 
+    /// Removes what is kept of devices that are gone: none of `nonces`, and neither agent nor server at work.
+    /// What was removed.
+    ///
+    /// # Errors
+    /// Those of the file system; a file that is not trusted or not understood stays.
+    pub fn sweep(&self, nonces: &[u64]) -> Result<Vec<PathBuf>, StateError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(|source| StateError::Io {
+                path: self.dir.clone(),
+                source,
+            })?,
+        };
+        self.check()?;
+        let mut removed = Vec::new();
+        for path in entries.flatten().map(|e| e.path()) {
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            let record = match self.read(&path) {
+                Ok(Some(record)) => record,
+                Ok(None) => continue,
+                Err(e) => {
+                    tracing::warn!("{e}");
+                    continue;
+                }
+            };
+            let roles = [record.agent, record.server];
+            if nonces.contains(&record.nonce) || roles.iter().flatten().any(ProcessId::runs) {
+                continue;
+            }
+            match record.id {
+                Some(id) => self.remove(id, record.nonce)?,
+                None => self.forget_pending(record.nonce)?,
+            }
+            removed.push(path);
+        }
+        Ok(removed)
+    }
+
     /// Opens a log for appending: never through a link, private to its owner.
     ///
     /// # Errors

@@ -40,6 +40,14 @@ pub enum BackendSpec {
 }
 
 impl BackendSpec {
+    /// Sets the size of the device, in bytes.
+    pub fn set_size(&mut self, bytes: u64) {
+        match self {
+            Self::Null { size } | Self::Mem { size } => *size = bytes,
+            Self::File { length, .. } => *length = Some(bytes),
+        }
+    }
+
     /// The word of the command line.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -86,6 +94,9 @@ pub struct AddSpec {
     /// What becomes of it when its server dies.
     #[serde(default)]
     pub recovery: Recovery,
+    /// Its name: that of a link to its node.
+    #[serde(default)]
+    pub name: Option<String>,
     /// How each queue is served: the server's own affair.
     #[serde(default)]
     pub serving: Serving,
@@ -133,6 +144,8 @@ pub struct RecoverRequest {
     pub id: u32,
     /// Its server is at work and shall be replaced: an upgrade.
     pub replace: bool,
+    /// Size in bytes that the device shall have with its new server, `None` for the one it has.
+    pub size: Option<u64>,
     /// Requests may fail where the policy cannot keep them from it.
     pub allow_errors: bool,
     /// Milliseconds until the front gives up.

@@ -28,6 +28,7 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         mode: ublk_core::Mode::default(),
         recovery: ublk_core::Recovery::None,
         serving: ublk_daemon::wire::Serving::default(),
+        name: None,
     };
     front::add(program, spec, false, None, deadline)
         .map(|(added, _)| added)

@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use ublk_core::Mode;
 use ublk_daemon::engine::Polling;
+use ublk_daemon::names;
 
 const CONTRACT: &str = "\
 Output: `add` prints one line, the device path, once the device serves I/O. Messages go to standard \
@@ -81,7 +82,7 @@ pub enum Command {
     },
     /// Give a device whose server is gone a new one; it goes on where the old one left it
     Recover {
-        /// The device: its number, or /dev/ublkbN
+        /// The device: its number, /dev/ublkbN, or its name
         #[arg(value_name = "ID", value_parser = device_id, required_unless_present = "all", conflicts_with = "all")]
         id: Option<u32>,
         /// Every device of ours that waits for a server
@@ -97,6 +98,36 @@ pub enum Command {
         /// Also where the policy or the kernel cannot keep requests from failing
         #[arg(long)]
         allow_errors: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Change the size of a device in use (Linux 6.16); a larger one gets a new server, so it needs --recovery
+    Resize {
+        #[command(flatten)]
+        device: Device,
+        /// The new size
+        #[arg(value_name = "SIZE", value_parser = size::parse, required_unless_present = "fill", conflicts_with = "fill")]
+        size: Option<u64>,
+        /// All that the file of a file device has now
+        #[arg(long)]
+        fill: bool,
+        /// Cut it although somebody holds it
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Show devices whose server is gone and that nobody takes care of, and remove those named
+    Gc {
+        /// Orphans to remove
+        #[arg(value_name = "ID", value_parser = device_id)]
+        ids: Vec<u32>,
+        /// Remove every orphan of ours that no recovery can bring back
+        #[arg(long)]
+        all: bool,
+        /// Also where somebody loses data by it
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -125,7 +156,7 @@ pub enum Command {
 /// The device a command is about. There is no default: a command without it does nothing (L32).
 #[derive(Debug, Args)]
 pub struct Device {
-    /// The device: its number, or /dev/ublkbN
+    /// The device: its number, /dev/ublkbN, or its name
     #[arg(value_name = "ID", value_parser = device_id)]
     pub id: u32,
 }
@@ -219,6 +250,9 @@ pub struct Add {
     /// The device refuses writes
     #[arg(long)]
     pub read_only: bool,
+    /// A link to the device in /dev/ublkctl, kept across recovery; commands take it for the number
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
     /// What becomes of the device when its server dies; not for mem, whose data dies with it
     #[arg(long, value_enum, default_value_t = Recovery::None)]
     pub recovery: Recovery,
@@ -312,10 +346,16 @@ fn device_id(text: &str) -> Result<u32, String> {
         .or_else(|| name.strip_prefix("ublkc"))
         .unwrap_or(name);
     let whole = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    let link = text.strip_prefix("/dev/ublkctl/").unwrap_or(text);
+    if names::check(link).is_ok()
+        && let Some(id) = names::resolve(link)
+    {
+        return Ok(id);
+    }
     match number.parse::<u32>() {
         Ok(id) if whole && id < 1 << 20 => Ok(id),
         _ => Err(format!(
-            "`{text}` is no ublk device: give its number, 0 to 1048575, or /dev/ublkbN (see `ublkctl list`)"
+            "`{text}` is no ublk device: give its number, 0 to 1048575, /dev/ublkbN, or its name (see `ublkctl list`)"
         )),
     }
 }
@@ -345,7 +385,7 @@ mod tests {
     /// L32 A missing id is a usage error: nothing has a default that stops or deletes.
     #[test]
     fn l32_a_missing_id_is_a_usage_error() {
-        for command in ["info", "stop", "delete", "recover", "upgrade"] {
+        for command in ["info", "stop", "delete", "recover", "upgrade", "resize"] {
             assert_eq!(refused(&[command]), ErrorKind::MissingRequiredArgument);
             assert_eq!(refused(&[command, "all"]), ErrorKind::ValueValidation);
             assert_eq!(refused(&[command, ""]), ErrorKind::ValueValidation);

@@ -76,6 +76,28 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             let added = front::recover(&program, id, true, allow, within(wait))?;
             put(json, &added, || show::upgraded(&added))?;
         }
+        Command::Resize {
+            device,
+            size,
+            fill: _,
+            force,
+            wait,
+        } => {
+            let device = id(device.id)?;
+            let resized = front::resize(&program, device, *size, *force, within(wait))?;
+            put(json, &resized, || show::resized(&resized))?;
+        }
+        Command::Gc {
+            ids,
+            all,
+            force,
+            wait,
+        } => {
+            let how = if *force { Stop::Force } else { Stop::Safe };
+            let ids: Vec<DevId> = ids.iter().map(|n| id(*n)).collect::<Result<_, _>>()?;
+            let found = front::gc(&program, &ids, *all, how, within(wait))?;
+            put(json, &found, || show::garbage(&found))?;
+        }
         Command::Features { wait } => {
             let features = front::features(&program, within(wait))?;
             put(json, &features, || show::features(&features))?;
@@ -207,6 +229,7 @@ fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
             threads: add.threads,
             poll: add.poll.to_string(),
         },
+        name: add.name.clone(),
     };
     engine::settle(&mut spec)?;
     let log = add.log.clone();

@@ -3,7 +3,7 @@
 use crate::doctor::Check;
 use crate::size;
 use std::fmt::Write;
-use ublk_daemon::front::{Features, Info, ListEntry};
+use ublk_daemon::front::{Features, Found, Info, ListEntry, Resized};
 use ublk_daemon::state::Phase;
 use ublk_daemon::wire::Added;
 
@@ -68,6 +68,36 @@ pub fn upgraded(added: &Added) -> String {
     )
 }
 
+/// What `resize` says.
+pub fn resized(r: &Resized) -> String {
+    let (before, size) = (size::show(r.before), size::show(r.size));
+    let held = r.pause_us.map_or_else(String::new, |us| {
+        format!(", I/O waited {} ms", us.div_ceil(1000))
+    });
+    format!("{}: {before} before, {size} now{held}\n", r.path.display())
+}
+
+/// What `gc` found: the orphans that are left, what was removed.
+pub fn garbage(found: &Found) -> String {
+    let mut text = list(&found.orphans);
+    for e in &found.orphans {
+        let whose = if e.foreign {
+            "not made by this ublkctl"
+        } else {
+            e.cause.as_deref().unwrap_or("its server is gone")
+        };
+        let next = e.next.as_deref().unwrap_or_default();
+        let _ = writeln!(text, "{}: {whose}; {next}", e.id);
+    }
+    for id in &found.removed {
+        let _ = writeln!(text, "{id}: removed");
+    }
+    for path in &found.litter {
+        let _ = writeln!(text, "{}: removed, its device is gone", path.display());
+    }
+    text
+}
+
 /// Everything known of a device, a line each.
 pub fn info(i: &Info) -> String {
     let e = &i.entry;
@@ -96,6 +126,9 @@ pub fn info(i: &Info) -> String {
             .unwrap_or_else(|| "foreign: not made by this ublkctl".to_owned()),
     );
     line("owner", format!("uid {} gid {}", e.owner.uid, e.owner.gid));
+    if let Some(name) = &e.name {
+        line("name", name.display().to_string());
+    }
     line("recovery", e.recovery.to_string());
     line("server", server(e));
     if let Some(next) = &e.next {

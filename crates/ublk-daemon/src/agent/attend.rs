@@ -267,6 +267,8 @@ impl Agent<'_> {
                 }
             }
         }
+        // The next agent need not wait for the end of this process.
+        self.lock = None;
         let next = if Recovery::of(device.geometry.features()).is_recoverable() {
             format!(
                 "`ublkctl recover {id}` gives it a new server, `ublkctl delete {id}` removes it"

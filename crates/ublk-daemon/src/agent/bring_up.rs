@@ -3,6 +3,7 @@
 use super::{Agent, Device, LEAVE};
 use crate::kill_point::kill_point;
 use crate::link::LINK_VERSION;
+use crate::names;
 use crate::policy;
 use crate::state::{self, Phase, ProcessId, Record};
 use crate::sys::poll;
@@ -144,10 +145,21 @@ impl Agent<'_> {
         self.world.prove(id, limits.size, left(deadline))?;
         tracing::debug!("the device is proved ready");
         kill_point("start:ready");
+        self.link();
         self.enter(Phase::Live)?;
         self.open_relay(id);
         let (block_size, read_only) = (limits.logical_block_size, limits.read_only);
         Ok(self.describe(spec.backend.name(), limits.size, block_size, read_only, pid))
+    }
+
+    /// Makes the link of the device's name, if it has one. Without it the device serves all the same.
+    pub(super) fn link(&self) {
+        let Some(device) = &self.device else { return };
+        if let Some(name) = &device.record.spec.name
+            && let Err(e) = names::link(name, device.id)
+        {
+            tracing::warn!("no link {}: {e}", names::path(name).display());
+        }
     }
 
     fn log_path(&self, request: &AddRequest, id: DevId) -> PathBuf {
@@ -273,6 +285,7 @@ impl Agent<'_> {
         match deleted {
             Ok(()) | Err(Error::NoSuchDevice { .. }) => {
                 kill_point("delete:deleted");
+                names::unlink(device.record.spec.name.as_deref(), device.id);
                 if let Err(e) = self.store.remove(device.id.get(), device.record.nonce) {
                     tracing::warn!("{e}");
                 }

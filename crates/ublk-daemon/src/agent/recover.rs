@@ -30,17 +30,20 @@ impl Agent<'_> {
         let geometry = self.control()?.info(id, left(deadline))?;
         let mut record = self.known(&geometry)?;
         may_recover(request, &geometry, &record)?;
+        let params = self.control()?.get_params(id, left(deadline))?;
+        let params = params.ok_or_else(|| {
+            Failure::failed(format!("device {id} was never started"))
+                .hint(format!("`ublkctl delete {id}` removes it"))
+        })?;
+        // The driver knows the size it has, whatever it was made with.
+        let size = request.size.unwrap_or(params.size);
+        record.spec.backend.set_size(size);
         // All that can fail without the device is done while its old server is at work.
         self.server = Some(self.world.server()?);
         self.tell_server(&ToServer::Describe {
             version: LINK_VERSION,
             spec: record.spec.clone(),
         });
-        let params = self.control()?.get_params(id, left(deadline))?;
-        let params = params.ok_or_else(|| {
-            Failure::failed(format!("device {id} was never started"))
-                .hint(format!("`ublkctl delete {id}` removes it"))
-        })?;
         ublk_core::recovery::fits(&self.described(deadline)?, &params)
             .map_err(|misfit| Failure::failed(format!("device {id}: {misfit}")))?;
         let held = Instant::now();
@@ -73,9 +76,17 @@ impl Agent<'_> {
         kill_point("recover:ended");
         tracing::debug!("device {id} has a new server, process {pid}");
         // From here on the device serves: what fails now is told and changes nothing.
+        let mut params = params;
+        if size != params.size {
+            match self.control()?.update_size(id, size, left(deadline)) {
+                Ok(()) => params.size = size,
+                Err(e) => tracing::warn!("{e}"),
+            }
+        }
         if let Err(e) = self.world.prove(id, params.size, left(deadline)) {
             tracing::warn!("{e}");
         }
+        self.link();
         self.set_phase(Phase::Live);
         self.open_relay(id);
         let mut added = self.added(&params, pid);

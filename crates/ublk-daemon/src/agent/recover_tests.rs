@@ -50,6 +50,7 @@ fn recover(kernel: &Arc<Kernel>, store: &Store, replace: bool) -> Recovered {
         version: LINK_VERSION,
         id: ID,
         replace,
+        size: None,
         allow_errors: false,
         deadline_ms: 5000,
     };

@@ -3,6 +3,7 @@
 use crate::agent;
 use crate::engine;
 use crate::link::{LINK_VERSION, LinkError};
+use crate::names;
 use crate::peer::{Messages, Peer, Role};
 use crate::policy;
 use crate::signals::Signals;
@@ -27,6 +28,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The rule that is broken, as a usage failure.
 pub fn check(spec: &AddSpec) -> Result<(), Failure> {
     policy::check(spec)?;
+    if let Some(name) = &spec.name {
+        names::check(name)?;
+    }
     let limits = engine::limits_of(spec)?;
     agent::check(spec, limits, Features::NONE, 0)?;
     Ok(())
@@ -65,6 +69,9 @@ pub fn add(
     deadline: Duration,
 ) -> Result<(Added, Foreground), Failure> {
     check(&spec)?;
+    if let Some(name) = &spec.name {
+        names::free(name)?;
+    }
     run_directory()?;
     let until = Instant::now() + deadline;
     let signals = if foreground {
@@ -105,18 +112,46 @@ pub fn recover(
     allow_errors: bool,
     deadline: Duration,
 ) -> Result<Added, Failure> {
+    let request = RecoverRequest {
+        version: LINK_VERSION,
+        id: id.get(),
+        replace,
+        size: None,
+        allow_errors,
+        deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+    };
+    ask_agent(program, request, deadline)
+}
+
+/// Replaces the server of a live device by one that serves `size` bytes, and gives the device that size.
+pub(super) fn replace(
+    program: &Path,
+    id: DevId,
+    size: u64,
+    deadline: Duration,
+) -> Result<Added, Failure> {
+    let request = RecoverRequest {
+        version: LINK_VERSION,
+        id: id.get(),
+        replace: true,
+        size: Some(size),
+        allow_errors: false,
+        deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+    };
+    ask_agent(program, request, deadline)
+}
+
+/// Starts an agent with a request, and waits until the device serves.
+fn ask_agent(
+    program: &Path,
+    request: RecoverRequest,
+    deadline: Duration,
+) -> Result<Added, Failure> {
     run_directory()?;
     let until = Instant::now() + deadline;
     let mut agent = Peer::spawn(program, Role::Agent, Messages::Pipe)
         .map_err(|e| Failure::failed(format!("cannot start the agent: {e}")))?;
     let messages = agent.take_messages();
-    let request = RecoverRequest {
-        version: LINK_VERSION,
-        id: id.get(),
-        replace,
-        allow_errors,
-        deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
-    };
     let _ = agent.link.send(&ToAgent::Recover(request));
     let signals = None;
     let mut device = Foreground {

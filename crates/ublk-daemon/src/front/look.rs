@@ -61,6 +61,8 @@ pub struct ListEntry {
     pub phase: Option<Phase>,
     /// Why it ended, if it did.
     pub cause: Option<String>,
+    /// The link of its name, where it has one.
+    pub name: Option<PathBuf>,
     /// What becomes of it when its server dies, by the features in force.
     pub recovery: Recovery,
     /// Its server is gone, and nobody is at work to give it another or to remove it.
@@ -157,9 +159,14 @@ pub fn features(program: &Path, deadline: Duration) -> Result<Features, Failure>
 /// # Errors
 /// No driver, no permission, a deadline.
 pub fn list(program: &Path, deadline: Duration) -> Result<Vec<ListEntry>, Failure> {
+    let found = geometries(program, deadline)?;
+    Ok(found.iter().map(|g| entry(g, record(g).as_ref())).collect())
+}
+
+fn geometries(program: &Path, deadline: Duration) -> Result<Vec<Geometry>, Failure> {
     let until = Instant::now() + deadline;
     let left = || until.saturating_duration_since(Instant::now());
-    let found = by_helper(program, |helper| {
+    by_helper(program, |helper| {
         let ids = ublk_ctrl::nodes::list_devices()?;
         if ids.is_empty() {
             // No device, and why: a missing driver must not look like an empty list.
@@ -174,8 +181,16 @@ pub fn list(program: &Path, deadline: Duration) -> Result<Vec<ListEntry>, Failur
             }
         }
         Ok(found)
-    })?;
-    Ok(found.iter().map(|g| entry(g, record(g).as_ref())).collect())
+    })
+}
+
+/// The words of the devices there are, by which records are known to be theirs.
+///
+/// # Errors
+/// As [`list`].
+pub(super) fn nonces(program: &Path, deadline: Duration) -> Result<Vec<u64>, Failure> {
+    let found = geometries(program, deadline)?;
+    Ok(found.iter().map(Geometry::server_flags).collect())
 }
 
 /// The devices of ours that wait for a server.
@@ -287,6 +302,9 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
         foreign: record.is_none(),
         phase: record.map(|r| r.phase),
         cause: record.and_then(|r| r.cause.clone()),
+        name: record
+            .and_then(|r| r.spec.name.as_deref())
+            .map(crate::names::path),
         recovery,
         orphan,
         next,

@@ -4,12 +4,16 @@
 //! So it can always return: at its deadline it says what is left behind and goes.
 
 mod add;
+mod gc;
 mod look;
 mod remove;
+mod resize;
 
 pub use add::{Foreground, add, check, recover};
+pub use gc::{Found, gc};
 pub use look::{Features, Info, ListEntry, features, info, list, recoverable};
 pub use remove::{Stop, delete, stop};
+pub use resize::{Resized, resize};
 
 use crate::helper::Helper;
 use crate::wire::Failure;

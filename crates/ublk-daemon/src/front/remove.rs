@@ -4,6 +4,7 @@ use super::by_helper;
 use crate::helper::Helper;
 use crate::holders::{self, Holders};
 use crate::kill_point::kill_point;
+use crate::names;
 use crate::state::Store;
 use crate::sys::{poll, process};
 use crate::wire::{Failure, FailureKind};
@@ -199,6 +200,7 @@ fn forget(id: DevId, nonce: u64, until: Instant) {
             }
         }
     }
+    names::unlink(record.spec.name.as_deref(), id);
     if let Err(e) = store.remove(id.get(), nonce) {
         tracing::warn!("{e}");
     }

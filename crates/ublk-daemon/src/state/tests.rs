@@ -14,6 +14,7 @@ fn spec() -> AddSpec {
         mode: ublk_core::Mode::default(),
         recovery: ublk_core::Recovery::None,
         serving: crate::wire::Serving::default(),
+        name: None,
     }
 }
 
@@ -114,6 +115,27 @@ fn l40_other_owners_and_writers_are_refused() {
         std::os::unix::fs::chown(&store.dir, Some(1), None).unwrap();
         assert!(matches!(store.prepare(), Err(StateError::Untrusted { .. })));
     }
+}
+
+/// L31 What killed processes have left of devices that are gone is swept; what belongs to a device, or to a process
+/// at work, stays.
+#[test]
+fn l31_records_of_nothing_are_swept() {
+    let (_dir, store) = store();
+    let gone = |id, nonce| Record {
+        agent: None,
+        ..record(id, nonce)
+    };
+    store.write(&gone(Some(1), 11)).unwrap();
+    store.write(&gone(Some(2), 12)).unwrap();
+    store.write(&gone(None, 13)).unwrap();
+    store.write(&record(None, 14)).unwrap();
+    let mut swept = store.sweep(&[12]).unwrap();
+    swept.sort();
+    assert_eq!(swept, [store.path(1), store.pending_path(13)]);
+    assert!(store.last(2).unwrap().is_some());
+    assert!(store.find(9, 14).unwrap().is_some());
+    assert!(store.sweep(&[12]).unwrap().is_empty());
 }
 
 /// L40 Another version is told as such; garbage is garbage.

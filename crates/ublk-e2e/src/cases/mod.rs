@@ -14,8 +14,10 @@ mod kill;
 mod lifecycle;
 mod lists;
 mod modes;
+mod orphans;
 mod processes;
 mod recovery;
+mod resize;
 mod stop;
 mod upgrade;
 
@@ -38,6 +40,8 @@ pub fn all() -> Vec<Case> {
         bad_input::cases(),
         kill::cases(),
         recovery::cases(),
+        orphans::cases(),
+        resize::cases(),
         stop::cases(),
         upgrade::cases(),
         examples::cases(),

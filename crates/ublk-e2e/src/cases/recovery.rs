@@ -73,7 +73,7 @@ fn add(policy: &str) -> Result<Device> {
 }
 
 /// Runs the body where the kernel has the policy; where it lacks it, it must refuse by name.
-fn with(policy: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
+pub fn with(policy: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     if policy != "fail" || has_fail() {
         return body();
     }

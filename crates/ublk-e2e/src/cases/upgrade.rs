@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::mount::MountFlags;
 
+use super::recovery::with;
 use super::stop::Backing;
 use crate::case::{self, Case};
 use crate::cli::{self, Device, code, patience, ublkctl, ublkctl_json};
@@ -27,16 +28,10 @@ const UPGRADES: usize = 10;
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for policy in ["queue", "reissue", "fail"] {
-        all.push(
-            Case::new(
-                format!("l14_kill_under_verified_load_{policy}"),
-                move || kills(policy),
-            )
-            .only_if(
-                policy != "fail" || sysfs::kernel() >= (6, 13),
-                "the policy comes with Linux 6.13; its refusal is shown by l34_recover_fail_twice",
-            ),
-        );
+        all.push(Case::new(
+            format!("l14_kill_under_verified_load_{policy}"),
+            move || with(policy, || kills(policy)),
+        ));
     }
     for policy in ["queue", "reissue"] {
         all.push(Case::new(

@@ -1,0 +1,68 @@
+//! `gc`: what dead processes have left, and its removal.
+
+use super::{ListEntry, Stop, delete, list};
+use crate::state::Store;
+use crate::wire::Failure;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use ublk_core::DevId;
+
+/// What was found: what `gc` prints as JSON.
+#[derive(Debug, Clone, Default, Serialize)]
+#[non_exhaustive]
+pub struct Found {
+    /// Devices whose server is gone and that nobody takes care of.
+    pub orphans: Vec<ListEntry>,
+    /// State files of devices that are gone; they are removed.
+    pub litter: Vec<PathBuf>,
+    /// Orphans that were removed.
+    pub removed: Vec<u32>,
+}
+
+/// Looks for orphans and removes those named in `ids`; with `all` every one of ours that no recovery can bring back.
+/// One that waits for a server, or that another program made, goes only by its number.
+///
+/// # Errors
+/// A number that is none of an orphan, and what `delete` says of the first that could not be removed.
+pub fn gc(
+    program: &Path,
+    ids: &[DevId],
+    all: bool,
+    how: Stop,
+    deadline: Duration,
+) -> Result<Found, Failure> {
+    let entries = list(program, deadline)?;
+    let mut found = Found::default();
+    let there: Vec<_> = entries.iter().map(|e| e.id).collect();
+    found.orphans = entries.into_iter().filter(|e| e.orphan).collect();
+    for id in ids {
+        if !found.orphans.iter().any(|e| e.id == id.get()) {
+            let text = if there.contains(&id.get()) {
+                format!("device {id} is no orphan: its server or its agent is at work")
+            } else {
+                format!("no ublk device {id}")
+            };
+            return Err(Failure::failed(text).hint("`ublkctl gc` shows the orphans"));
+        }
+    }
+    let chosen = |e: &&ListEntry| {
+        let named = ids.iter().any(|id| id.get() == e.id);
+        named || (all && !e.foreign && !waits(e))
+    };
+    let ours: Vec<u32> = found.orphans.iter().filter(chosen).map(|e| e.id).collect();
+    for id in ours {
+        let dev = DevId::new(id).map_err(|e| Failure::failed(e.to_string()))?;
+        delete(program, dev, how, false, deadline)?;
+        found.orphans.retain(|e| e.id != id);
+        found.removed.push(id);
+    }
+    let nonces = super::look::nonces(program, deadline)?;
+    found.litter = Store::of_user()?.sweep(&nonces)?;
+    Ok(found)
+}
+
+/// Whether a device waits for a server.
+fn waits(e: &ListEntry) -> bool {
+    matches!(e.state.as_str(), "quiesced" | "fail-io")
+}

@@ -1,0 +1,138 @@
+//! `resize`: another size for a device in use.
+
+use super::add::replace;
+use super::by_helper;
+use crate::engine;
+use crate::holders;
+use crate::state::{Record, Store};
+use crate::wire::{BackendSpec, Failure, FailureKind};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use ublk_core::{DevId, DevState, Recovery};
+use ublk_ctrl::{Controller, Error, Operation};
+
+/// What `resize` has done: what it prints as JSON.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Resized {
+    /// The device.
+    pub id: u32,
+    /// Its block device.
+    pub path: PathBuf,
+    /// Bytes it had.
+    pub before: u64,
+    /// Bytes it has.
+    pub size: u64,
+    /// How long its I/O was held, in microseconds, where it got a new server.
+    pub pause_us: Option<u64>,
+}
+
+/// Gives a live device of ours another size, in bytes; `None` for that of a file that was grown. A larger device
+/// gets a new server, which knows the new size, before the driver is told of it (Linux 6.16).
+///
+/// # Errors
+/// A kernel that cannot, a device that is not live or not ours, a backend that has no room, a smaller size for a
+/// device that somebody holds, or the deadline.
+pub fn resize(
+    program: &Path,
+    id: DevId,
+    size: Option<u64>,
+    force: bool,
+    deadline: Duration,
+) -> Result<Resized, Failure> {
+    let until = Instant::now() + deadline;
+    let left = || until.saturating_duration_since(Instant::now());
+    let (info, before) = by_helper(program, |helper| {
+        let info = helper.info(id, left())?;
+        let kernel = helper.features(left())?;
+        ublk_core::negotiate(ublk_core::Features::UPDATE_SIZE, kernel)?;
+        let state = info.state();
+        let operation = Operation::UpdateSize;
+        let dev = id;
+        let wrong = Error::WrongState {
+            operation,
+            dev,
+            state,
+        };
+        if state != DevState::Live {
+            return Err(wrong);
+        }
+        let params = helper.get_params(id, left())?;
+        Ok((info, params.ok_or(wrong)?.size))
+    })?;
+    let record = Store::of_user()?.find(id.get(), info.server_flags())?;
+    let Some(record) = record else {
+        return Err(
+            Failure::failed(format!("device {id} was not made by this ublkctl"))
+                .hint("only the program that serves it knows whether its backend has room"),
+        );
+    };
+    let size = room(&record, size)?;
+    let mut resized = Resized {
+        id: id.get(),
+        path: PathBuf::from(format!("/dev/ublkb{id}")),
+        before,
+        size,
+        pause_us: None,
+    };
+    if size < before {
+        shrink_spares(id, before, size, force)?;
+        by_helper(program, |helper| helper.update_size(id, size, left()))?;
+    } else if size > before {
+        if !Recovery::of(info.features()).is_recoverable() {
+            return Err(Failure::failed(format!(
+                "device {id} was made without recovery: a larger one needs a new server, and it can have no other"
+            ))
+            .hint("delete it and add it again with --recovery reissue"));
+        }
+        let added = replace(program, id, size, left())?;
+        if added.size != size {
+            return Err(Failure::failed(format!(
+                "device {id} has its new server, but still {} bytes: see its log",
+                added.size
+            )));
+        }
+        resized.pause_us = added.pause_us;
+    }
+    Ok(resized)
+}
+
+/// The size that the backend can have; for `None` all that a file has now.
+fn room(record: &Record, size: Option<u64>) -> Result<u64, Failure> {
+    let mut spec = record.spec.clone();
+    match (&mut spec.backend, size) {
+        (BackendSpec::Mem { .. }, _) => {
+            return Err(Failure::new(
+                FailureKind::Usage,
+                "a memory device keeps the size it was made with: its address space was reserved then",
+            )
+            .hint("use a file device on tmpfs where it has to grow"));
+        }
+        (BackendSpec::File { length, .. }, size) => *length = size,
+        (_, Some(size)) => spec.backend.set_size(size),
+        (_, None) => {
+            return Err(Failure::new(
+                FailureKind::Usage,
+                "--fill is for file devices: this one has no size of its own",
+            )
+            .hint("give a size"));
+        }
+    }
+    let limits =
+        engine::limits_of(&spec).map_err(|f| f.hint("grow the file first (`truncate -s`)"))?;
+    Ok(limits.size)
+}
+
+/// Refuses to cut a device that somebody holds.
+fn shrink_spares(id: DevId, before: u64, size: u64, force: bool) -> Result<(), Failure> {
+    let holders = holders::of_device(id.get());
+    if force || holders.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "device {id} would lose its last {} bytes and is {holders}",
+        before - size
+    ))
+    .hint("shrink what is on it first, and close it; --force cuts it all the same"))
+}

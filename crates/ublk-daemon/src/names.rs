@@ -1,0 +1,130 @@
+//! Names of devices: links below a directory of ours, kept while servers come and go.
+#![forbid(unsafe_code)]
+
+use crate::wire::{Failure, FailureKind};
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use ublk_core::DevId;
+
+/// Where the links are.
+const DIR: &str = "/dev/ublkctl";
+
+/// The link of a name.
+#[must_use]
+pub fn path(name: &str) -> PathBuf {
+    Path::new(DIR).join(name)
+}
+
+/// Whether this can be a name: letters, digits, `-`, `_` and `.`, at most 64, not a number, and no path.
+///
+/// # Errors
+/// A usage failure with the rule.
+pub fn check(name: &str) -> Result<(), Failure> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let good = (1..=64).contains(&name.len())
+        && name.bytes().all(plain)
+        && !name.starts_with('.')
+        && !name.bytes().all(|b| b.is_ascii_digit());
+    if good {
+        return Ok(());
+    }
+    Err(Failure::new(
+        FailureKind::Usage,
+        format!("`{name}` is no name for a device"),
+    )
+    .hint("letters, digits, `-`, `_` and `.`, up to 64, no dot in front, not only digits"))
+}
+
+/// Whether a name can be given: no device has it.
+///
+/// # Errors
+/// Who has it.
+pub fn free(name: &str) -> Result<(), Failure> {
+    match resolve(name) {
+        Some(id) if Path::new(&format!("/dev/ublkc{id}")).exists() => Err(Failure::failed(
+            format!("the name {name} is that of device {id}"),
+        )
+        .hint(format!("choose another name, or `ublkctl delete {id}`"))),
+        _ => Ok(()),
+    }
+}
+
+/// The device of a name, if there is such a link.
+#[must_use]
+pub fn resolve(name: &str) -> Option<u32> {
+    resolve_in(Path::new(DIR), name)
+}
+
+fn resolve_in(dir: &Path, name: &str) -> Option<u32> {
+    let target = fs::read_link(dir.join(name)).ok()?;
+    target.to_str()?.strip_prefix("../ublkb")?.parse().ok()
+}
+
+/// Makes the link of a device, in place of an earlier one of that name.
+///
+/// # Errors
+/// Those of the file system.
+pub fn link(name: &str, id: DevId) -> io::Result<()> {
+    link_in(Path::new(DIR), name, id)
+}
+
+fn link_in(dir: &Path, name: &str, id: DevId) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    // Made aside and renamed: whoever looks sees one or the other.
+    let aside = dir.join(format!(".{id}.new"));
+    match fs::remove_file(&aside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    symlink(format!("../ublkb{id}"), &aside)?;
+    fs::rename(&aside, dir.join(name))
+}
+
+/// Takes the link of a device away, if it is still that device's.
+pub fn unlink(name: Option<&str>, id: DevId) {
+    if let Some(name) = name {
+        unlink_in(Path::new(DIR), name, id);
+    }
+}
+
+fn unlink_in(dir: &Path, name: &str, id: DevId) {
+    if resolve_in(dir, name) == Some(id.get())
+        && let Err(e) = fs::remove_file(dir.join(name))
+    {
+        tracing::warn!("{}: {e}", dir.join(name).display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_words() {
+        for good in ["data", "vm-1.img", "a_b", "1a"] {
+            assert!(check(good).is_ok(), "{good}");
+        }
+        let long = "x".repeat(65);
+        for bad in ["", "..", ".hidden", "a/b", "17", "a b", "ä", long.as_str()] {
+            assert_eq!(check(bad).unwrap_err().kind, FailureKind::Usage, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_link_is_that_of_its_device_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("names");
+        let (one, two) = (DevId::new(1).unwrap(), DevId::new(2).unwrap());
+        link_in(&dir, "disk", one).unwrap();
+        assert_eq!(resolve_in(&dir, "disk"), Some(1));
+        link_in(&dir, "disk", two).unwrap();
+        unlink_in(&dir, "disk", one);
+        assert_eq!(resolve_in(&dir, "disk"), Some(2));
+        unlink_in(&dir, "disk", two);
+        assert_eq!(resolve_in(&dir, "disk"), None);
+        symlink("/etc/passwd", dir.join("other")).unwrap();
+        assert_eq!(resolve_in(&dir, "other"), None);
+    }
+}
