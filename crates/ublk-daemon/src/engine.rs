@@ -232,10 +232,6 @@ impl Running for FileServer {
         }
     }
 
-    fn leave(&self) {
-        Running::leave(&self.server);
-    }
-
     fn finish(&mut self, within: Duration) -> Result<Health, Failure> {
         let health = Running::finish(&mut self.server, within)?;
         Ok(Health {
@@ -252,10 +248,6 @@ impl Running for Server {
 
     fn health(&self) -> Health {
         convert(&Self::health(self))
-    }
-
-    fn leave(&self) {
-        Self::leave(self);
     }
 
     fn finish(&mut self, within: Duration) -> Result<Health, Failure> {
@@ -324,6 +316,7 @@ mod tests {
             recovery: ublk_core::Recovery::None,
             serving: crate::wire::Serving::default(),
             name: None,
+            supervise: false,
         }
     }
 

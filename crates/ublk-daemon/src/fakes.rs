@@ -172,6 +172,7 @@ pub(crate) fn spec() -> AddSpec {
         recovery: ublk_core::Recovery::None,
         serving: crate::wire::Serving::default(),
         name: None,
+        supervise: false,
     }
 }
 
@@ -219,6 +220,10 @@ impl Controller for Control {
                 let spec = spec.check(ublk_ctrl::page_size())?;
                 let params = spec.params(&self.0.device())?;
                 Reply::Params(ublk_core::DeviceParams::decode(&params))
+            }
+            Command::StartRecovery { .. } => {
+                self.0.state.lock().unwrap().stopped = false;
+                Reply::Done
             }
             Command::EndRecovery { .. } => {
                 self.0.state.lock().unwrap().device = 1;
@@ -292,11 +297,6 @@ impl Running for Serving {
             file: None,
             queues: Vec::new(),
         }
-    }
-
-    fn leave(&self) {
-        self.0.note("leaves");
-        self.0.abort();
     }
 
     fn finish(&mut self, _within: Duration) -> Result<Health, Failure> {

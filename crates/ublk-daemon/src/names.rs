@@ -95,6 +95,8 @@ fn unlink_in(dir: &Path, name: &str, id: DevId) {
     {
         tracing::warn!("{}: {e}", dir.join(name).display());
     }
+    // Fails while there are other names.
+    let _ = fs::remove_dir(dir);
 }
 
 #[cfg(test)]
@@ -124,6 +126,8 @@ mod tests {
         assert_eq!(resolve_in(&dir, "disk"), Some(2));
         unlink_in(&dir, "disk", two);
         assert_eq!(resolve_in(&dir, "disk"), None);
+        assert!(!dir.exists(), "an empty directory goes, too");
+        fs::create_dir(&dir).unwrap();
         symlink("/etc/passwd", dir.join("other")).unwrap();
         assert_eq!(resolve_in(&dir, "other"), None);
     }

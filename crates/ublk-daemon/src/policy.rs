@@ -10,6 +10,11 @@ use ublk_core::{Features, Recovery};
 /// A usage failure with the reason.
 pub fn check(spec: &AddSpec) -> Result<(), Failure> {
     match (&spec.backend, spec.recovery) {
+        (_, Recovery::None) if spec.supervise => Err(Failure::new(
+            FailureKind::Usage,
+            "--supervise: a device without recovery dies with its server, so there is nothing to bring back",
+        )
+        .hint("add --recovery reissue, queue or fail")),
         (_, Recovery::None) => Ok(()),
         (BackendSpec::Mem { .. }, policy) => Err(Failure::new(
             FailureKind::Usage,

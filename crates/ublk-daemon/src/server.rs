@@ -46,10 +46,6 @@ pub trait Running {
     /// What is known of it now.
     fn health(&self) -> Health;
 
-    /// Makes the threads leave without answering what they have in hand; the driver's recovery policy
-    /// decides what becomes of that.
-    fn leave(&self);
-
     /// Joins the threads and closes rings, mappings and character device.
     ///
     /// # Errors
@@ -95,7 +91,7 @@ struct Server {
     id: Option<u32>,
     /// The device outlives this process.
     recoverable: bool,
-    /// The threads were made to leave.
+    /// The device is the next server's.
     handed_over: bool,
     /// The agent has said that the device serves.
     live: bool,
@@ -145,7 +141,12 @@ impl Server {
         self.tell(&FromServer::Armed {
             pid: std::process::id(),
         });
-        self.serve(running.as_mut())
+        let end = self.serve(running.as_mut());
+        if self.handed_over {
+            // Not told to leave one by one: the end of the process is theirs.
+            std::mem::forget(running);
+        }
+        end
     }
 
     /// Serves until the driver has taken everything back. Nothing in this loop has a clock: an idle
@@ -159,9 +160,12 @@ impl Server {
                 return self.end(running);
             }
             if ready.signal {
-                self.asked_to_end(running);
+                self.asked_to_end();
             }
             if ready.link && self.listen(running) {
+                return Ok(());
+            }
+            if self.handed_over {
                 return Ok(());
             }
         }
@@ -180,7 +184,7 @@ impl Server {
         })
     }
 
-    fn asked_to_end(&mut self, running: &dyn Running) {
+    fn asked_to_end(&mut self) {
         if let Some(signals) = &mut self.signals {
             signals.clear();
         }
@@ -191,7 +195,7 @@ impl Server {
                 why: "the server got a signal".to_owned(),
             });
         } else if self.recoverable {
-            self.hand_over(running);
+            self.hand_over();
         } else {
             tracing::warn!(
                 "asked to end, but the agent is gone and only somebody else may stop the device: run `ublkctl delete {id}`"
@@ -199,11 +203,14 @@ impl Server {
         }
     }
 
-    /// Leaves the device to its next server. The process ends when its threads have.
-    fn hand_over(&mut self, running: &dyn Running) {
+    /// Leaves the device to its next server, with what is in hand unanswered: the driver's policy decides
+    /// what becomes of that. All threads end at once, with the process: where they leave one after the other,
+    /// Linux 6.12 may wait for a request of the last for ever.
+    fn hand_over(&mut self) {
         if self.recoverable && !self.handed_over {
             self.handed_over = true;
-            running.leave();
+            tracing::info!("left to the next server");
+            self.tell(&FromServer::Empty { health: None });
         }
     }
 
@@ -234,7 +241,7 @@ impl Server {
                     health.own_mounts = self.own_mounts;
                     self.tell(&FromServer::Health { ticket, health });
                 }
-                Ok(Some(ToServer::HandOver)) => self.hand_over(running),
+                Ok(Some(ToServer::HandOver)) => self.hand_over(),
                 Ok(Some(ToServer::Quit)) => return true,
                 // A device that serves does not end over a bad word.
                 Ok(Some(other)) => tracing::warn!("{}", out_of_turn(&other)),
@@ -260,15 +267,7 @@ impl Server {
     }
 
     fn end(&mut self, running: &mut dyn Running) -> Result<(), Failure> {
-        let mut health = match running.finish(JOIN) {
-            // Leaving is what was asked for, though the driver has not had its tags back.
-            Err(left) if self.handed_over => {
-                tracing::info!("left to the next server: {left}");
-                self.tell(&FromServer::Empty { health: None });
-                return Ok(());
-            }
-            end => end?,
-        };
+        let mut health = running.finish(JOIN)?;
         health.own_mounts = self.own_mounts;
         tracing::info!("device {} is empty", self.id.unwrap_or_default());
         self.tell(&FromServer::Empty {

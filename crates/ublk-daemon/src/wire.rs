@@ -97,6 +97,9 @@ pub struct AddSpec {
     /// Its name: that of a link to its node.
     #[serde(default)]
     pub name: Option<String>,
+    /// Its agent gives it a new server when its own dies.
+    #[serde(default)]
+    pub supervise: bool,
     /// How each queue is served: the server's own affair.
     #[serde(default)]
     pub serving: Serving,

@@ -29,6 +29,7 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         recovery: ublk_core::Recovery::None,
         serving: ublk_daemon::wire::Serving::default(),
         name: None,
+        supervise: false,
     };
     front::add(program, spec, false, None, deadline)
         .map(|(added, _)| added)

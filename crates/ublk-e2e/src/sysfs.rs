@@ -39,7 +39,8 @@ pub fn present() -> Vec<String> {
         let ours = |name: &String| {
             start
                 .iter()
-                .any(|s| name.starts_with(s) && name.len() > s.len())
+                .filter_map(|s| name.strip_prefix(s))
+                .any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
         };
         names
             .filter(ours)

@@ -147,18 +147,26 @@ impl Device {
     /// Leaves a recoverable device to its next server ([`Builder::recover`], here or in another process): new
     /// requests wait, or fail, by its policy; the device itself stays.
     ///
-    /// With QUIESCE (Linux 6.16) what is in hand is answered first. Without, it is not answered: with
-    /// [`Recovery::Reissue`] it is sent again, else it fails (L35).
+    /// What is in hand is answered first. That takes QUIESCE (Linux 6.16): before, a device is left by the end of
+    /// its process.
     ///
     /// # Errors
-    /// [`Error::NotRecoverable`] with the device as it was. After a deadline requests are still in hand: the
+    /// [`Error::NotRecoverable`] or [`Error::CannotHold`] with the device as it was. After a deadline requests are still in hand: the
     /// device is unsettled and serves no new ones.
     pub fn leave(self) -> Result<(), Failure<Self>> {
         let mut live = self.take();
         let id = live.geometry.dev_id();
-        if !Recovery::of(live.geometry.features()).is_recoverable() {
+        let features = live.geometry.features();
+        let error = if !Recovery::of(features).is_recoverable() {
+            Some(Error::NotRecoverable { id })
+        } else if !features.contains(Features::QUIESCE) {
+            Some(Error::CannotHold { id })
+        } else {
+            None
+        };
+        if let Some(error) = error {
             return Err(Failure {
-                error: Error::NotRecoverable { id },
+                error,
                 left: Left::Same(Box::new(Self { live: Some(live) })),
             });
         }
@@ -191,11 +199,6 @@ impl Live {
 
     fn leave(&mut self) -> Result<(), Error> {
         let id = self.geometry.dev_id();
-        if !self.geometry.features().contains(Features::QUIESCE) {
-            self.server.leave();
-            self.server.finish(self.deadline)?;
-            return Ok(());
-        }
         let until = deadline_in(self.deadline);
         // A server whose tags are all busy hears nothing of a QUIESCE, so it is said again.
         loop {

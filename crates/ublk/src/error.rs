@@ -38,6 +38,14 @@ pub enum Error {
         /// The device.
         id: DevId,
     },
+    /// This kernel cannot hold the device's I/O while this process lives.
+    #[error(
+        "device {id}: this kernel cannot hold its I/O (QUIESCE comes with Linux 6.16); end the process instead, which leaves the device to the next server"
+    )]
+    CannotHold {
+        /// The device.
+        id: DevId,
+    },
     /// Signal handlers could not be installed.
     #[error("cannot install signal handlers: {0}")]
     Signals(#[source] std::io::Error),

@@ -250,6 +250,9 @@ pub struct Add {
     /// The device refuses writes
     #[arg(long)]
     pub read_only: bool,
+    /// Give the device a new server by itself when its own dies, with pauses that grow; needs --recovery
+    #[arg(long)]
+    pub supervise: bool,
     /// A link to the device in /dev/ublkctl, kept across recovery; commands take it for the number
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,

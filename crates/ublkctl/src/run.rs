@@ -230,6 +230,7 @@ fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
             poll: add.poll.to_string(),
         },
         name: add.name.clone(),
+        supervise: add.supervise,
     };
     engine::settle(&mut spec)?;
     let log = add.log.clone();

@@ -173,6 +173,7 @@ impl Agent<'_> {
             return;
         }
         ending.handing_over = true;
+        self.ears.told_to_end = true;
         tracing::info!("the device is left to the next server, asked by {why}");
         self.set_phase(Phase::HandingOver);
         if !self.can_quiesce() {

@@ -9,6 +9,7 @@ mod attend;
 mod bring_up;
 mod recover;
 mod relay;
+mod revive;
 
 use crate::helper::Helper;
 use crate::link::{LINK_VERSION, Link, LinkError};
@@ -153,6 +154,8 @@ pub(crate) struct Ears {
     signals: Option<Signals>,
     /// The device lives no longer than the front.
     foreground: bool,
+    /// A signal asked for the end: nothing is brought back any more.
+    told_to_end: bool,
 }
 
 /// A device in an agent's care.
@@ -193,6 +196,7 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
             front: Some(front),
             signals,
             foreground: true,
+            told_to_end: false,
         },
         server: None,
         control: None,
@@ -229,7 +233,7 @@ impl Agent<'_> {
         match self.bring_up(&request, deadline) {
             Ok(added) => {
                 self.announce(request.foreground, added);
-                self.attend()
+                self.attend_always()
             }
             Err(failure) => {
                 self.unwind();
@@ -245,7 +249,7 @@ impl Agent<'_> {
         match self.recover(request, deadline) {
             Ok(added) => {
                 self.announce(false, added);
-                self.attend()
+                self.attend_always()
             }
             Err(failure) => {
                 self.give_up(&failure);

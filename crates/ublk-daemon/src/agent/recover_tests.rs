@@ -185,6 +185,32 @@ fn l34_another_agents_device_is_not_taken() {
     agent.agent.join().unwrap();
 }
 
+/// L34 A supervised device is brought back by its own agent, again and again, until it is told to end; then it
+/// waits.
+#[test]
+fn l34_a_supervised_device_comes_back() {
+    let (kernel, store, _dir) = device(QUIESCED, reissue(), None, Some("queue"));
+    let mut record = store.last(ID).unwrap().unwrap();
+    record.spec.supervise = true;
+    store.write(&record).unwrap();
+    let agent = recover(&kernel, &store, false);
+    assert!(matches!(agent.hear(), FromAgent::Live(_)));
+    for lives in 2..4 {
+        kernel.abort();
+        let until = Instant::now() + Duration::from_secs(20);
+        let ends = |l: &&String| *l == "prove";
+        let back = ublk_ctrl::wait::until(until, || {
+            let lived = kernel.log().iter().filter(ends).count();
+            Ok::<_, ()>((lived == lives).then_some(()))
+        });
+        assert_eq!(back, Ok(Some(())), "{:?}", kernel.log());
+    }
+    (&agent.signal).write_all(b"x").unwrap();
+    // Its server ends by the same failure as those before, and is not replaced.
+    assert_eq!(agent.agent.join().unwrap(), 1);
+    assert!(!kernel.log().iter().any(|l| l == "stop" || l == "delete"));
+}
+
 /// Upgrades are of live devices with a server, and of policies that keep every request.
 #[test]
 fn l35_what_cannot_be_upgraded_is_refused() {

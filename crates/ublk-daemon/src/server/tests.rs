@@ -13,6 +13,14 @@ fn hear(peer: &Peer) -> FromServer {
 
 /// A server that is armed, and where to write to send it a signal.
 fn armed(kernel: &std::sync::Arc<Kernel>) -> (Peer, UnixStream) {
+    armed_with(kernel, ublk_core::Features::NONE)
+}
+
+/// The same on a device with these features.
+fn armed_with(
+    kernel: &std::sync::Arc<Kernel>,
+    features: ublk_core::Features,
+) -> (Peer, UnixStream) {
     let (signals, signal) = UnixStream::pair().unwrap();
     let peer = server(kernel, Some(Signals::fake(signals)));
     let version = LINK_VERSION;
@@ -23,7 +31,7 @@ fn armed(kernel: &std::sync::Arc<Kernel>) -> (Peer, UnixStream) {
     peer.link.send(&describe).unwrap();
     assert!(matches!(hear(&peer), FromServer::Described { .. }));
     let assignment = Assignment {
-        geometry: geometry(1, ublk_core::Features::NONE),
+        geometry: geometry(1, features),
         affinity: vec![CpuMask::new(); 2],
         deadline_ms: 1000,
     };
@@ -77,6 +85,22 @@ fn l31_a_server_that_does_not_serve_yet_ends_with_its_agent() {
     let (link, _far) = Link::pair().unwrap();
     drop(std::mem::replace(&mut peer.link, link));
     assert!(ended(&peer, Duration::from_secs(10)));
+}
+
+/// L30 A server that is to leave its device ends at once, with what it has in hand: the driver decides about that.
+#[test]
+fn l30_a_server_hands_its_device_over() {
+    let kernel = Kernel::new(None);
+    for (features, ends) in [
+        (ublk_core::Features::USER_RECOVERY, true),
+        (ublk_core::Features::NONE, false),
+    ] {
+        let (peer, _signal) = armed_with(&kernel, features);
+        peer.link.send(&ToServer::Live { log: None }).unwrap();
+        peer.link.send(&ToServer::HandOver).unwrap();
+        assert_eq!(ended(&peer, Duration::from_millis(300)), ends);
+        assert!(!kernel.log().contains(&"empty".to_owned()));
+    }
 }
 
 /// Words that make no sense do not end a device that serves.

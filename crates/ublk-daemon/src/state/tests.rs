@@ -15,6 +15,7 @@ fn spec() -> AddSpec {
         recovery: ublk_core::Recovery::None,
         serving: crate::wire::Serving::default(),
         name: None,
+        supervise: false,
     }
 }
 

@@ -52,6 +52,7 @@ pub fn cases() -> Vec<Case> {
     }
     all.push(Case::new("l34_only_what_waits_is_recovered", refused));
     all.push(Case::new("l34_recover_all", recover_all));
+    all.push(Case::new("l34_a_supervised_device_comes_back", supervised));
     all.push(Case::new("l34_a_foreign_device_is_not_recovered", foreign));
     all.push(Case::new(
         "l40_a_state_file_of_others_is_not_trusted",
@@ -231,6 +232,29 @@ fn recover_all() -> Result<()> {
         device.delete()?;
     }
     Ok(())
+}
+
+/// Nobody types anything: the agent brings the device back, and a request that waited goes through.
+fn supervised() -> Result<()> {
+    let words = ["add", "null", "--supervise"];
+    cli::fails(&words, code::USAGE, &["--recovery"])?;
+    let spec = Spec::null("1G").with(&["--recovery", "reissue", "--supervise"]);
+    let device = spec.add()?;
+    let agent = json::number(&device.info, "agent_pid")?;
+    for round in 0..3 {
+        let before = device.server_now()?;
+        procfs::kill(before, Signal::KILL)?;
+        let waiting = reader(&device);
+        until("another server", patience() + secs(20), || {
+            let info = device.query()?;
+            let other = info["server_alive"] == true && info["server_pid"] != before;
+            Ok((info["state"] == "live" && other).then_some(()))
+        })
+        .with_context(|| format!("round {round}"))?;
+        end(waiting)?.context("the read that waited")?;
+        ensure!(json::number(&device.query()?, "agent_pid")? == agent);
+    }
+    device.delete()
 }
 
 /// A recoverable device of another program: shown, deleted when asked, never recovered.

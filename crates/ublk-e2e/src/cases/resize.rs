@@ -155,7 +155,7 @@ fn refused() -> Result<()> {
     let id = device.id.to_string();
     let parts = ["without recovery", "--recovery reissue"];
     cli::fails(&["resize", &id, "2G"], code::FAILED, &parts)?;
-    cli::fails(&["resize", &id], code::USAGE, &["--fill"])?;
+    cli::fails(&["resize", &id], code::USAGE, &["<SIZE>"])?;
     cli::fails(&["resize", &id, "--fill"], code::USAGE, &["give a size"])?;
     device.delete()?;
     cli::fails(&["resize", &id, "2G"], code::NO_DEVICE, &["no ublk device"])?;
