@@ -107,6 +107,7 @@ fn several_threads(batch: &'static str) -> Result<()> {
         .set("size", "8m")
         .set("offset_increment", "8m")
         .set("iodepth", 64)
+        .set("numjobs", 2)
         .set("verify", "crc32c")
         .run(2)?;
     ensure!(done.written > 0 && done.read == done.written, "{done:?}");
