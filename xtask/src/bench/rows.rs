@@ -191,8 +191,10 @@ mod tests {
         for row in all() {
             let label = row.label();
             if let (Some(queues), Some(depth)) = (label.queues, label.depth) {
-                assert!(row.depth * row.jobs <= queues * depth, "{}", row.name);
-                assert!(row.jobs >= queues, "{}: a queue without a job", row.name);
+                // null_blk has a queue for polled requests, which no row makes.
+                let used = queues - u64::from(row.target.name.starts_with("null_blk"));
+                assert!(row.depth * row.jobs <= used * depth, "{}", row.name);
+                assert!(row.jobs >= used, "{}: a queue without a job", row.name);
             }
         }
     }
