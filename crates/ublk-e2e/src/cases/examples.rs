@@ -146,7 +146,7 @@ fn ramdisk() -> Result<()> {
 /// Two queues and the signals in one epoll loop.
 fn raw_epoll() -> Result<()> {
     const SIZE: u64 = 32 << 20;
-    keeps_data(
+    keeps_data_on(
         Example::start("raw_epoll", &[&SIZE.to_string(), "2"])?,
         SIZE,
     )
@@ -196,7 +196,11 @@ fn async_file() -> Result<()> {
 
 /// What is written to a device of one queue is read back, and nothing else is there.
 fn keeps_data(example: Example, size: u64) -> Result<()> {
-    example.check(size, 1)?;
+    keeps_data_on(example, size, 1)
+}
+
+fn keeps_data_on(example: Example, size: u64, queues: usize) -> Result<()> {
+    example.check(size, queues)?;
     let direct = Direct::open(&example.path)?;
     direct.check_zero(0, 1 << 20)?;
     // First, last, and more than one request holds.
