@@ -330,7 +330,9 @@ impl Server {
                 }
             }
         }
-        server.lanes.sort_by_key(|armed| armed.lane.qid());
+        server
+            .lanes
+            .sort_by_key(|armed| (armed.lane.qid(), armed.thread));
         Ok(server)
     }
 
