@@ -149,6 +149,7 @@ fn raw_epoll() -> Result<()> {
     keeps_data_on(
         Example::start("raw_epoll", &[&SIZE.to_string(), "2"])?,
         SIZE,
+        2,
     )
 }
 
