@@ -264,6 +264,11 @@ impl Port for RingPort {
         self.ring.push(operation).map_err(|_| Full)
     }
 
+    #[inline(always)]
+    fn push_operation_with(&mut self, make: impl FnOnce() -> Sqe64) -> Result<(), Full> {
+        self.ring.push_with(make).map_err(|_| Full)
+    }
+
     fn space(&mut self) -> u32 {
         self.ring.sq_space()
     }

@@ -79,6 +79,15 @@ pub trait Port {
         Err(Full)
     }
 
+    /// The same for an operation that is made when there is room for it.
+    ///
+    /// # Errors
+    /// [`Full`], with nothing made.
+    #[inline(always)]
+    fn push_operation_with(&mut self, make: impl FnOnce() -> Sqe64) -> Result<(), Full> {
+        self.push_operation(&make())
+    }
+
     /// Free entries of the submission queue: what is linked is pushed only where all of it fits (L52).
     fn space(&mut self) -> u32;
 

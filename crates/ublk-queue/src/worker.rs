@@ -437,9 +437,16 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 let Some(completion) = self.port.next() else {
                     return Ok(());
                 };
-                match UserData::tag_of(completion.user_data, lane.owner) {
-                    Some(tag) => lane.completed(&mut self.port, tag, completion.res)?,
-                    None => break completion,
+                let word = completion.user_data;
+                if let Some(tag) = UserData::tag_of(word, lane.owner) {
+                    lane.completed(&mut self.port, tag, completion.res)?;
+                } else if H::FORWARDS
+                    && let Some(tag) = UserData::tag_of(word, lane.forward_owner())
+                    && lane.forward_answered(&mut self.port, tag, completion.res)
+                {
+                    // The next.
+                } else {
+                    break completion;
                 }
             };
             self.other_completion(&completion)?;

@@ -88,6 +88,20 @@ impl Sqe64 {
     }
 }
 
+impl Sqe64 {
+    /// The same entry for another range of its file, from the same address.
+    ///
+    /// # Safety
+    /// The entry's memory is valid for `len` bytes of what the operation does until its last CQE.
+    #[inline(always)]
+    #[must_use]
+    pub const unsafe fn with_range(mut self, offset: u64, len: u32) -> Self {
+        self.0.off = offset;
+        self.0.len = len;
+        self
+    }
+}
+
 const_assert_eq!(size_of::<Sqe64>(), 64);
 const_assert_eq!(size_of::<Sqe128>(), 128);
 const_assert_eq!(align_of::<Sqe64>(), 8);

@@ -12,7 +12,7 @@ use ublk_sys::{UBLK_U_IO_REGISTER_IO_BUF, UBLK_U_IO_UNREGISTER_IO_BUF, ublksrv_i
 use uring_lite::Sqe64;
 use uring_lite::op::{self, Fd, SqeFlags};
 
-use super::{Lane, LaneError};
+use super::{Lane, LaneError, commit};
 use crate::forward::Forward;
 use crate::handler::Handler;
 use crate::seam::{Descriptors, Port};
@@ -32,6 +32,10 @@ pub(super) struct Forwarded {
     again: u8,
     /// An operation of this tag is to be pushed, or with the kernel.
     active: bool,
+    /// The result of an operation that leaves nothing to do but to answer; 0 where more is to do.
+    enough: i32,
+    /// The tag's last operation on data, from its first byte, and what it was for.
+    made: Option<(u16, Op, Sqe64)>,
 }
 
 impl Forwarded {
@@ -46,6 +50,8 @@ impl Forwarded {
         done: 0,
         again: 0,
         active: false,
+        enough: 0,
+        made: None,
     };
 }
 
@@ -100,8 +106,68 @@ impl Forwards {
 }
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
-    /// Takes a request that the handler forwards.
+    /// Takes a request that the handler forwards: the short way for plain data, with an operation like the tag's
+    /// last one.
+    #[inline(always)]
     pub(super) fn forward(&mut self, port: &mut P, tag: Tag, io: Io, to: Forward) {
+        if let Forward::Data {
+            file,
+            offset,
+            durable: false,
+        } = to
+            && let Some(forwarded) = self.forwards.tags.get_mut(tag.index())
+            && let Some((made_file, made_op, sqe)) = &forwarded.made
+            && (*made_file, *made_op) == (file, io.op)
+            && !io.flags.needs_registration()
+        {
+            // Data is at most what a tag's buffer holds, 32 MiB.
+            let len = u32::try_from(io.len).unwrap_or(0);
+            // SAFETY: the tag's buffer, or its registered pages, as when the operation was made; the decoder has
+            // checked that `len` bytes are inside.
+            let pushed = port.push_operation_with(|| unsafe { sqe.with_range(offset, len) });
+            if pushed.is_ok() {
+                (forwarded.io, forwarded.to) = (io, to);
+                (forwarded.done, forwarded.again, forwarded.active) = (0, 0, true);
+                forwarded.enough = i32::try_from(len).unwrap_or(0);
+                self.forwards.count += 1;
+                return;
+            }
+        }
+        self.forward_seldom(port, tag, io, to);
+    }
+
+    /// The completion that most operations have: all of the data, and nothing to do but to answer. False if it is
+    /// another, with nothing done.
+    #[inline(always)]
+    pub(crate) fn forward_answered(&mut self, port: &mut P, tag: u16, res: i32) -> bool {
+        let index = usize::from(tag);
+        let (Some(forwarded), Some(place), Ok(tag)) = (
+            self.forwards.tags.get_mut(index),
+            self.tags.get_mut(index),
+            Tag::new(tag),
+        ) else {
+            return false;
+        };
+        if forwarded.enough != res || res <= 0 {
+            return false;
+        }
+        (forwarded.enough, forwarded.active) = (0, false);
+        self.forwards.count -= 1;
+        let answer = Answer::full(res.unsigned_abs());
+        if !commit(place, port, self.batch.as_mut(), &self.shared, tag, answer) {
+            self.push_failed(tag);
+        }
+        true
+    }
+
+    /// The words of this lane's operations on data, without the tag.
+    #[inline(always)]
+    pub(crate) const fn forward_owner(&self) -> u64 {
+        self.owner | (Kind::Forward as u64) << 48
+    }
+
+    #[inline(never)]
+    fn forward_seldom(&mut self, port: &mut P, tag: Tag, io: Io, to: Forward) {
         let (file, fits) = match to {
             Forward::Data { file, .. } => (file, io.op.has_data()),
             Forward::Sync { file } | Forward::Allocate { file, .. } => (file, true),
@@ -110,13 +176,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         if !fits || !known {
             return self.answered(port, tag, Answer::failed(Errno::EINVAL));
         }
-        self.forwards.tags[tag.index()] = Forwarded {
-            io,
-            to,
-            done: 0,
-            again: 0,
-            active: true,
-        };
+        let forwarded = &mut self.forwards.tags[tag.index()];
+        (forwarded.io, forwarded.to) = (io, to);
+        (forwarded.done, forwarded.again, forwarded.active) = (0, 0, true);
+        (forwarded.enough, forwarded.made) = (0, None);
         self.forwards.count += 1;
         match (to, &self.shared.path) {
             (Forward::Sync { file }, _) => self.sync(port, file, tag),
@@ -145,6 +208,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 if registered && self.needs_registration(&forwarded.io) {
                     self.push_registered(port, tag, sqe)
                 } else {
+                    // In get-data the answer names the buffer, in user copy it carries the data.
+                    let plain = matches!(self.data, DataMode::Copy | DataMode::ZeroCopy);
+                    if plain && forwarded.done == 0 {
+                        self.forwards.tags[tag.index()].made = Some((file, forwarded.io.op, sqe));
+                    }
                     make_room(port, 1) && port.push_operation(&sqe).is_ok()
                 }
             }
@@ -249,6 +317,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let is_data = matches!(forwarded.to, Forward::Data { .. });
         let by_hand =
             self.data == DataMode::ZeroCopyManual || forwarded.io.flags.needs_registration();
+        forwarded.enough = 0;
         match Errno::from_result(res) {
             Ok(moved) if is_data => {
                 forwarded.done += moved;
