@@ -144,6 +144,13 @@ pub fn counted() -> Vec<Target> {
         file_ext4("file_ext4", ""),
         file_ext4("file_ext4_copy", "copy"),
         file_ext4("file_ext4_zero_copy", "zero-copy"),
+        ours(
+            "file_ext4_batch_zero_copy",
+            &format!("file {EXT4}"),
+            "zero-copy",
+            "on",
+        )
+        .on(ON_EXT4),
         Target::libublk("libublk_null", "null", "copy", 1),
         Target::libublk("libublk_null_zero_copy", "null --zero-copy", "zero-copy", 1),
         Target::libublk("libublk_null_async", "null --async", "copy", 1),
