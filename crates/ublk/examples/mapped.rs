@@ -61,6 +61,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Builder::mapped(backend)
         .mode(mode)
         .run(|device| println!("{}", device.path().display()))?;
-    eprintln!("{} requests by one copy", regions.load(Ordering::Relaxed));
+    println!("{} requests by one copy", regions.load(Ordering::Relaxed));
     Ok(())
 }

@@ -65,10 +65,12 @@ impl Example {
         };
         let (sender, line) = channel();
         std::thread::spawn(move || {
-            let mut line = String::new();
-            let read = BufReader::new(output).read_line(&mut line);
+            let (mut line, mut output) = (String::new(), BufReader::new(output));
+            let read = output.read_line(&mut line);
             // Nobody listens when the deadline is over.
             let _ = sender.send(read.map(|_| line));
+            // What an example says later goes nowhere, but it must be able to say it.
+            let _ = std::io::copy(&mut output, &mut std::io::sink());
         });
         let line = line
             .recv_timeout(secs(60))
