@@ -77,14 +77,23 @@ impl Wake for NoWake {
 
 impl Port for Tiny {
     type Wake = NoWake;
+    type Command = (IoCommand, u64);
 
-    fn push(&mut self, _lane: u16, command: &IoCommand, user_data: u64) -> Result<(), Full> {
-        self.0.borrow_mut().commands.push((*command, user_data));
+    fn prepare(&self, _lane: u16, command: &IoCommand, user_data: u64) -> Self::Command {
+        (*command, user_data)
+    }
+    fn push(&mut self, command: &Self::Command, result: i32, addr: u64) -> Result<(), Full> {
+        let (command, user_data) = *command;
+        let command = IoCommand { result, addr, ..command };
+        self.0.borrow_mut().commands.push((command, user_data));
         Ok(())
     }
-    fn enter(&mut self, wait: bool, _timeout: Option<Duration>) -> Result<(), Errno> {
+    fn space(&mut self) -> u32 {
+        u32::MAX
+    }
+    fn enter(&mut self, want: u32, _timeout: Option<Duration>) -> Result<(), Errno> {
         let mut driver = self.0.borrow_mut();
-        if wait && driver.commands.is_empty() && driver.completions.is_empty() {
+        if want > 0 && driver.commands.is_empty() && driver.completions.is_empty() {
             // Nobody would ever end this sleep.
             return Err(Errno::EIO);
         }
