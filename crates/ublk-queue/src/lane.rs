@@ -1,12 +1,12 @@
 //! One queue of one device on a worker: its tags, descriptors, handler.
 
 mod batching;
+mod ending;
 mod forward;
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ublk_core::iod::IoBounds;
 use ublk_core::{Action, Answer, DataMode, Errno, Input, QueueId, Tag, TagState};
@@ -14,10 +14,11 @@ use ublk_sys::{
     UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA, ublk_auto_buf_reg,
 };
 
+pub(crate) use self::ending::ABORT_WAIT;
+use self::ending::came_back;
 use self::forward::Forwards;
 use crate::batch::Batch;
 use crate::handler::{Handler, LaneContext};
-use crate::health::State;
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations};
 use crate::request::{Request, Slot};
@@ -29,12 +30,6 @@ use crate::worker::{LaneSpec, Share};
 /// How often a command that io_uring itself refuses (no memory, cancelled) is pushed again before
 /// the queue gives up.
 const MAX_RETRIES: u32 = 1000;
-
-/// How many waits of [`ABORT_WAIT`] an ending queue grants the aborts that have not come yet.
-const PATIENCE: u32 = 20;
-
-/// How long one of them is.
-pub(crate) const ABORT_WAIT: Duration = Duration::from_millis(5);
 
 /// Why a lane ended before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -563,78 +558,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.retry.push(tag);
     }
 
-    fn leaving(&mut self) {
-        if !self.leaving {
-            self.leaving = true;
-            self.shared.status.set(State::Leaving);
-            let with_driver = self
-                .tags
-                .iter()
-                .filter(|tag| tag.state.with_driver())
-                .count();
-            self.outstanding = u32::try_from(with_driver).unwrap_or(u32::MAX);
-            self.patience = PATIENCE;
-        }
-    }
-
-    /// A tag came back from the driver after the first abort.
-    #[cold]
-    fn came_back(&mut self) {
-        (self.outstanding, self.patience) = came_back(self.outstanding);
-    }
-
-    /// True while more aborts are to be expected. The driver aborts tag by tag, so a ring that is closed at the
-    /// first one is torn down in the midst of it. But a commit that crossed the abort is never answered:
-    /// each call spends some of the patience.
-    pub(crate) fn waits_for_aborts(&mut self) -> bool {
-        let waits = self.leaving && self.outstanding > 0 && self.patience > 0;
-        self.patience -= u32::from(waits);
-        waits
-    }
-
-    /// After a panic of the handler: answers the request it had, if it did not take it along. False if the
-    /// panic was not this lane's handler's.
-    #[cold]
-    pub(crate) fn recover_from_panic(&mut self, port: &mut P) -> bool {
-        let Some(tag) = self.current.take() else {
-            return false;
-        };
-        self.shared.meters.panics.add_shared(1);
-        if self.detached.get() {
-            self.taken_along();
-        } else {
-            // Answered or not, the worker has not seen it.
-            self.answered_from(port, tag, Answer::failed(Errno::EIO), 0);
-        }
-        true
-    }
-
-    /// True once the driver has aborted a tag and the server has nothing in hand and nothing to say:
-    /// the commands that are still with the driver then are silent ones (kernel-side they end with the
-    /// ring).
-    pub(crate) fn is_empty(&self) -> bool {
-        let sent = self
-            .batch
-            .as_ref()
-            .is_none_or(|batch| !batch.in_flight() && !batch.is_open());
-        let aborted = self.outstanding == 0 || self.patience == 0;
-        self.leaving
-            && aborted
-            && sent
-            && self.retry.is_empty()
-            && !self.tags.iter().any(|tag| tag.state.in_hand())
-            && (!H::OPERATIONS || self.handler.in_flight() == 0)
-    }
-
     /// Requests that handlers took along, or the engine to a file, and that are not answered.
     pub(crate) fn away(&self) -> u32 {
         self.away + self.forwards.count
     }
-}
-
-/// One tag fewer is outstanding, and the rest is worth waiting for.
-const fn came_back(outstanding: u32) -> (u32, u32) {
-    (outstanding.saturating_sub(1), PATIENCE)
 }
 
 /// Answers the request that is in hand at this place. False if the command could not be pushed.
@@ -670,26 +597,5 @@ fn push<P: Port>(
     match batch {
         None => port.push(&place.commit, result, place.addr).is_ok(),
         Some(batch) => batch.add(tag, result, place.addr),
-    }
-}
-
-impl<P: Port, D, H> Lane<P, D, H> {
-    /// True while the driver may touch the buffers.
-    fn driver_has_tags(&self) -> bool {
-        let elems = self.batch.as_ref().is_some_and(Batch::in_flight);
-        elems
-            || self.forwards.count > 0
-            || (!self.leaving && self.tags.iter().any(|tag| tag.state.with_driver()))
-    }
-}
-
-impl<P: Port, D, H> Drop for Lane<P, D, H> {
-    /// However the worker ends: closing a ring is no barrier, so the driver may still write to the buffers and read
-    /// the elements of batch commands (L09). They are leaked on purpose; the address range ends with the process.
-    fn drop(&mut self) {
-        if self.driver_has_tags() {
-            std::mem::forget(Arc::clone(&self.shared));
-            std::mem::forget(self.batch.take());
-        }
     }
 }
