@@ -123,6 +123,21 @@ impl Default for Serving {
     }
 }
 
+/// How long a device and its processes live, by the front that asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Lifetime {
+    /// Without the front, which goes once the device serves.
+    #[default]
+    Own,
+    /// No longer than the front: the device is stopped and deleted at its end.
+    Front,
+    /// The processes live no longer than the front; a recoverable device is written back and waits for the next
+    /// ones, every other is stopped and deleted.
+    Left,
+}
+
 /// First message of the front to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddRequest {
@@ -130,8 +145,8 @@ pub struct AddRequest {
     pub version: u32,
     /// The device.
     pub spec: AddSpec,
-    /// The front stays and the device lives no longer than it.
-    pub foreground: bool,
+    /// What ends with the front.
+    pub lifetime: Lifetime,
     /// Where messages go once the front has left, `None` for `ID.log` in the run directory.
     pub log: Option<PathBuf>,
     /// Milliseconds until the front gives up.
@@ -151,6 +166,8 @@ pub struct RecoverRequest {
     pub size: Option<u64>,
     /// Requests may fail where the policy cannot keep them from it.
     pub allow_errors: bool,
+    /// What ends with the front.
+    pub lifetime: Lifetime,
     /// Milliseconds until the front gives up.
     pub deadline_ms: u64,
 }

@@ -7,7 +7,7 @@ use ublk_core::DevId;
 use ublk_ctrl::{Controller, Error};
 use ublk_daemon::front::{self, Stop};
 use ublk_daemon::helper::Helper;
-use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind};
+use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind, Lifetime};
 
 fn script(dir: &Path, text: &str) -> PathBuf {
     let path = dir.join("program");
@@ -31,7 +31,7 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         name: None,
         supervise: false,
     };
-    front::add(program, spec, false, None, deadline)
+    front::add(program, spec, Lifetime::Own, None, deadline)
         .map(|(added, _)| added)
         .expect_err("no agent, no device")
 }

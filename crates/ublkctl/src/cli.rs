@@ -40,6 +40,35 @@ pub enum Command {
         #[command(subcommand)]
         backend: Backend,
     },
+    /// Bring up the devices of a configuration file; those that run as it says are left alone
+    Up {
+        #[command(flatten)]
+        config: Config,
+        /// Serve one device and stay in front until it is gone; SIGINT and SIGTERM stop and delete it. One that
+        /// waits for a server, or is dead, from an earlier life is taken up again
+        #[arg(long)]
+        foreground: bool,
+        /// With --foreground: SIGINT and SIGTERM write a recoverable device back and leave it to its next server
+        #[arg(long, requires = "foreground")]
+        leave: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Stop and delete the devices of a configuration file, the last one first; those that are not there are no error
+    Down {
+        #[command(flatten)]
+        config: Config,
+        /// Also where somebody loses data by it
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Check a configuration file: words, values, and what it is about
+    Check {
+        #[command(flatten)]
+        config: Config,
+    },
     /// List the devices of this machine, ours and others'
     List {
         /// Seconds to wait
@@ -159,6 +188,17 @@ pub struct Device {
     /// The device: its number, /dev/ublkbN, or its name
     #[arg(value_name = "ID", value_parser = device_id)]
     pub id: u32,
+}
+
+/// The devices a command is about, by a file.
+#[derive(Debug, Args)]
+pub struct Config {
+    /// A table `[device.NAME]` for each device, with `backend` and the long options of `add` as keys (TOML)
+    #[arg(value_name = "CONFIG")]
+    pub file: PathBuf,
+    /// Devices of the file [default: all]
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
 }
 
 /// How long to wait.
@@ -388,6 +428,7 @@ mod tests {
     /// L32 A missing id is a usage error: nothing has a default that stops or deletes.
     #[test]
     fn l32_a_missing_id_is_a_usage_error() {
+        assert_eq!(refused(&["down"]), ErrorKind::MissingRequiredArgument);
         for command in ["info", "stop", "delete", "recover", "upgrade", "resize"] {
             assert_eq!(refused(&[command]), ErrorKind::MissingRequiredArgument);
             assert_eq!(refused(&[command, "all"]), ErrorKind::ValueValidation);

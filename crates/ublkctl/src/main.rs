@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod config;
 mod doctor;
 mod pages;
 mod run;

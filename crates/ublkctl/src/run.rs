@@ -1,17 +1,17 @@
 //! The commands, carried out.
 
 use crate::cli::{Add, Backend, Cli, Command, Wait};
-use crate::{doctor, pages, show};
+use crate::{config, doctor, pages, show};
 use clap::CommandFactory;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 use ublk_core::DevId;
-use ublk_daemon::front::Stop;
+use ublk_daemon::front;
+use ublk_daemon::front::{Stop, Wanted};
 use ublk_daemon::peer::this_program;
-use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind, Serving};
-use ublk_daemon::{engine, front};
+use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind, Lifetime, Serving};
 
 /// The exit code of a kind of failure.
 pub fn exit_code(kind: FailureKind) -> ExitCode {
@@ -32,6 +32,22 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let json = cli.json;
     match &cli.command {
         Command::Add { backend } => add(backend, json)?,
+        Command::Up {
+            config,
+            foreground: true,
+            leave,
+            wait,
+        } => config::foreground(config, *leave, within(wait), json)?,
+        Command::Up { config, wait, .. } => return config::up(config, within(wait), json),
+        Command::Down {
+            config,
+            force,
+            wait,
+        } => {
+            let how = if *force { Stop::Force } else { Stop::Safe };
+            return config::down(config, how, within(wait), json);
+        }
+        Command::Check { config } => config::check(config, json)?,
         Command::List { deadline } => {
             let entries = front::list(&program, Duration::from_secs(*deadline))?;
             put(json, &entries, || show::list(&entries))?;
@@ -203,19 +219,19 @@ fn recover(
     Ok(ExitCode::SUCCESS)
 }
 
-fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
+/// The device that the words of `add` describe.
+///
+/// # Errors
+/// A path that cannot be made absolute.
+pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
     let (add, spec, block_size) = parts(backend)?;
-    // Removed again with whatever comes to nothing.
-    let created = match backend {
+    let create = match backend {
         Backend::File {
-            path,
-            create: true,
-            size: Some(size),
-            ..
-        } => Some(engine::create_file(path, *size)?),
+            create: true, size, ..
+        } => *size,
         _ => None,
     };
-    let mut spec = AddSpec {
+    let spec = AddSpec {
         backend: spec,
         id: add.id,
         queues: add.queues,
@@ -232,21 +248,23 @@ fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
         name: add.name.clone(),
         supervise: add.supervise,
     };
-    engine::settle(&mut spec)?;
-    let log = add.log.clone();
-    let program = this_program();
-    let made = front::add(&program, spec, add.foreground, log, within(&add.wait));
-    if let Some(created) = created {
-        // A device that may yet come to serve needs its file.
-        if made
-            .as_ref()
-            .err()
-            .is_none_or(|e| e.kind == FailureKind::TimedOut)
-        {
-            created.keep();
-        }
-    }
-    let (added, device) = made?;
+    Ok(Wanted {
+        spec,
+        create,
+        reuse: false,
+        log: add.log.clone(),
+    })
+}
+
+fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
+    let (add, _, _) = parts(backend)?;
+    let lifetime = if add.foreground {
+        Lifetime::Front
+    } else {
+        Lifetime::Own
+    };
+    let wanted = wanted(backend)?;
+    let (added, device) = front::make(&this_program(), &wanted, lifetime, within(&add.wait))?;
     put(json, &added, || format!("{}\n", added.path.display()))?;
     if add.foreground {
         device.wait()?;
@@ -255,7 +273,11 @@ fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
 }
 
 /// Prints a value: as one line of JSON, or as its text.
-fn put<T: Serialize>(json: bool, value: &T, text: impl FnOnce() -> String) -> Result<(), Failure> {
+pub fn put<T: Serialize>(
+    json: bool,
+    value: &T,
+    text: impl FnOnce() -> String,
+) -> Result<(), Failure> {
     if json {
         let mut line = serde_json::to_vec(value)
             .map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;

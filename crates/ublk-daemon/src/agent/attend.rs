@@ -5,7 +5,7 @@ use crate::kill_point::kill_point;
 use crate::link::LinkError;
 use crate::state::Phase;
 use crate::sys::poll;
-use crate::wire::{Failure, FromServer, Health, ToAgent, ToServer};
+use crate::wire::{Failure, FromServer, Health, Lifetime, ToAgent, ToServer};
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -140,14 +140,14 @@ impl Agent<'_> {
         };
         match front.try_recv::<ToAgent>() {
             Ok(None) => {}
-            Ok(Some(ToAgent::Leave)) => self.leave(ending, "the front"),
+            Ok(Some(ToAgent::Leave)) => self.asked_to_end(ending, "the front"),
             Ok(Some(ToAgent::Add(_) | ToAgent::Recover(_))) => {
                 tracing::warn!("the front spoke out of turn");
             }
             Err(_) => {
                 self.ears.front = None;
-                if self.ears.foreground {
-                    self.leave(ending, "the end of the front");
+                if self.ears.lifetime != Lifetime::Own {
+                    self.asked_to_end(ending, "the end of the front");
                 }
             }
         }
@@ -166,11 +166,14 @@ impl Agent<'_> {
             .device
             .as_ref()
             .is_some_and(|d| Recovery::of(d.geometry.features()).is_recoverable());
-        if self.ears.foreground || !recoverable {
+        if self.ears.lifetime == Lifetime::Front || !recoverable {
             return self.leave(ending, why);
         }
         if ending.handing_over || ending.asked.is_some() {
             return;
+        }
+        if self.ears.lifetime == Lifetime::Left {
+            self.write_back();
         }
         ending.handing_over = true;
         self.ears.told_to_end = true;
@@ -178,6 +181,15 @@ impl Agent<'_> {
         self.set_phase(Phase::HandingOver);
         if !self.can_quiesce() {
             self.tell_server(&ToServer::HandOver);
+        }
+    }
+
+    /// Writes back what is dirty of the device: nobody may be there to do so before the machine goes down.
+    fn write_back(&mut self) {
+        if let Some(id) = self.device.as_ref().map(|d| d.id)
+            && let Err(e) = self.world.sync(id, LEAVE)
+        {
+            tracing::error!("device {id}: not all is written back: {e}");
         }
     }
 

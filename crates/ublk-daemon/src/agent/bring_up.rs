@@ -7,7 +7,9 @@ use crate::names;
 use crate::policy;
 use crate::state::{self, Phase, ProcessId, Record};
 use crate::sys::poll;
-use crate::wire::{AddRequest, AddSpec, Added, Assignment, Failure, FromServer, ToServer};
+use crate::wire::{
+    AddRequest, AddSpec, Added, Assignment, Failure, FromServer, Lifetime, ToServer,
+};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use ublk_core::{
@@ -94,7 +96,7 @@ impl Agent<'_> {
         let id = geometry.dev_id();
         tracing::debug!("the device is added");
         record.id = Some(id.get());
-        self.log = (!request.foreground).then(|| self.log_path(request, id));
+        self.log = (request.lifetime == Lifetime::Own).then(|| self.log_path(request, id));
         record.log.clone_from(&self.log);
         self.device = Some(Device {
             id,

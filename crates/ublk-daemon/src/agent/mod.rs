@@ -18,7 +18,7 @@ use crate::signals::Signals;
 use crate::state::{Lock, Record, Store};
 use crate::sys::{poll, process};
 use crate::wire::{
-    AddRequest, Added, Failure, FromAgent, FromServer, RecoverRequest, ToAgent, ToServer,
+    AddRequest, Added, Failure, FromAgent, FromServer, Lifetime, RecoverRequest, ToAgent, ToServer,
 };
 pub use bring_up::check;
 use relay::Relay;
@@ -152,8 +152,8 @@ impl World for Real {
 pub(crate) struct Ears {
     front: Option<Link>,
     signals: Option<Signals>,
-    /// The device lives no longer than the front.
-    foreground: bool,
+    /// What ends with the front.
+    lifetime: Lifetime,
     /// A signal asked for the end: nothing is brought back any more.
     told_to_end: bool,
 }
@@ -195,7 +195,7 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
         ears: Ears {
             front: Some(front),
             signals,
-            foreground: true,
+            lifetime: Lifetime::Front,
             told_to_end: false,
         },
         server: None,
@@ -227,12 +227,12 @@ impl Agent<'_> {
             Task::Recover(request) => return self.live_again(&request),
         };
         let deadline = Instant::now() + Duration::from_millis(request.deadline_ms);
-        if !request.foreground {
+        if request.lifetime == Lifetime::Own {
             self.world.detach();
         }
         match self.bring_up(&request, deadline) {
             Ok(added) => {
-                self.announce(request.foreground, added);
+                self.announce(request.lifetime, added);
                 self.attend_always()
             }
             Err(failure) => {
@@ -245,10 +245,12 @@ impl Agent<'_> {
 
     fn live_again(&mut self, request: &RecoverRequest) -> Result<(), Failure> {
         let deadline = Instant::now() + Duration::from_millis(request.deadline_ms);
-        self.world.detach();
+        if request.lifetime == Lifetime::Own {
+            self.world.detach();
+        }
         match self.recover(request, deadline) {
             Ok(added) => {
-                self.announce(false, added);
+                self.announce(request.lifetime, added);
                 self.attend_always()
             }
             Err(failure) => {
@@ -277,8 +279,8 @@ impl Agent<'_> {
     }
 
     /// Says that the device serves, and lets go of the front's standard error.
-    fn announce(&mut self, foreground: bool, added: Added) {
-        self.ears.foreground = foreground;
+    fn announce(&mut self, lifetime: Lifetime, added: Added) {
+        self.ears.lifetime = lifetime;
         let log = self.log.clone();
         self.tell_server(&ToServer::Live { log: log.clone() });
         if let Some(log) = &log {
@@ -286,7 +288,7 @@ impl Agent<'_> {
         }
         tracing::info!("device {} serves, server {}", added.id, added.server_pid);
         self.tell_front(&FromAgent::Live(added));
-        if !foreground {
+        if lifetime == Lifetime::Own {
             self.ears.front = None;
         }
         self.world.end_prover();

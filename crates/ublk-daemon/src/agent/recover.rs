@@ -7,7 +7,7 @@ use crate::link::LINK_VERSION;
 use crate::policy;
 use crate::state::{Phase, ProcessId, Record};
 use crate::sys::{poll, process};
-use crate::wire::{Added, Assignment, Failure, FailureKind, RecoverRequest, ToServer};
+use crate::wire::{Added, Assignment, Failure, FailureKind, Lifetime, RecoverRequest, ToServer};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, DevState, DeviceParams, Features, Geometry};
@@ -62,8 +62,14 @@ impl Agent<'_> {
         record.cause = None;
         record.agent = ProcessId::of(std::process::id());
         record.server = self.server.as_ref().and_then(|s| ProcessId::of(s.pid));
+        self.log = (request.lifetime == Lifetime::Own).then(|| {
+            record
+                .log
+                .clone()
+                .unwrap_or_else(|| self.store.log(id.get()))
+        });
+        record.log.clone_from(&self.log);
         self.store.write(&record)?;
-        self.log.clone_from(&record.log);
         self.device = Some(Device {
             id,
             geometry,

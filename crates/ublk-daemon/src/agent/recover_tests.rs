@@ -44,6 +44,15 @@ struct Recovered {
 
 /// An agent told to recover the device.
 fn recover(kernel: &Arc<Kernel>, store: &Store, replace: bool) -> Recovered {
+    recover_for(kernel, store, replace, Lifetime::Own)
+}
+
+fn recover_for(
+    kernel: &Arc<Kernel>,
+    store: &Store,
+    replace: bool,
+    lifetime: Lifetime,
+) -> Recovered {
     let (front, far) = Link::pair().unwrap();
     let (signals, signal) = UnixStream::pair().unwrap();
     let request = RecoverRequest {
@@ -52,6 +61,7 @@ fn recover(kernel: &Arc<Kernel>, store: &Store, replace: bool) -> Recovered {
         replace,
         size: None,
         allow_errors: false,
+        lifetime,
         deadline_ms: 5000,
     };
     front.send(&ToAgent::Recover(request)).unwrap();
@@ -121,6 +131,32 @@ fn l34_a_recovered_device_is_recovered_again() {
     let record = store.last(ID).unwrap().unwrap();
     assert_eq!((record.phase, record.cause), (Phase::Left, None));
     assert!(!kernel.log().iter().any(|l| l == "stop" || l == "delete"));
+}
+
+/// L30 An agent in front: its device is written back and left to the next one, or goes, as its front wanted; in
+/// either case also when the front just hangs up.
+#[test]
+fn l30_the_end_of_a_front_is_what_it_wanted() {
+    for (lifetime, left) in [(Lifetime::Left, true), (Lifetime::Front, false)] {
+        for hangs_up in [false, true] {
+            let (kernel, store, _dir) = device(QUIESCED, reissue(), None, None);
+            let agent = recover_for(&kernel, &store, false, lifetime);
+            assert!(matches!(agent.hear(), FromAgent::Live(_)));
+            assert_eq!(store.last(ID).unwrap().unwrap().log, None);
+            if !hangs_up {
+                agent.front.send(&ToAgent::Leave).unwrap();
+                assert!(matches!(agent.hear(), FromAgent::Gone));
+            }
+            drop(agent.front);
+            assert_eq!(agent.agent.join().unwrap(), 0);
+            let log = kernel.log();
+            assert!(log.contains(&"sync".to_owned()), "{log:?}");
+            let deleted = log.contains(&"delete".to_owned());
+            assert_eq!(deleted, !left, "{log:?}");
+            let record = store.last(ID).unwrap();
+            assert_eq!(record.map(|r| r.phase), left.then_some(Phase::Left));
+        }
+    }
 }
 
 /// L34 A recovery that fails leaves the device as it was, with the cause in its record: neither stopped nor

@@ -1,10 +1,10 @@
 //! Supervision: an agent that brings its device back by itself.
 
-use super::Agent;
 use super::bring_up::left;
+use super::{Agent, Device};
 use crate::link::LINK_VERSION;
 use crate::sys::poll;
-use crate::wire::{Failure, RecoverRequest, ToServer};
+use crate::wire::{Failure, Lifetime, RecoverRequest, ToServer};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, DevState};
@@ -39,6 +39,9 @@ impl Agent<'_> {
             }
             tracing::error!("{failure}; it is supervised");
             if !self.revive(id, &mut pause)? {
+                if self.ears.lifetime == Lifetime::Front {
+                    self.take_away(id);
+                }
                 return Ok(());
             }
         }
@@ -59,6 +62,7 @@ impl Agent<'_> {
                 replace: false,
                 size: None,
                 allow_errors: false,
+                lifetime: self.ears.lifetime,
                 deadline_ms: 0,
             };
             match self.recover(&request, deadline) {
@@ -80,6 +84,29 @@ impl Agent<'_> {
                     tracing::error!("{failure}; next try in {} s", pause.as_secs_f32());
                 }
             }
+        }
+    }
+
+    /// Stops and deletes a device that has no server any more, at the end of its front.
+    fn take_away(&mut self, id: DevId) {
+        let Ok(Some(record)) = self.store.last(id.get()) else {
+            return;
+        };
+        let Ok(control) = self.control() else { return };
+        match control.info(id, TRY) {
+            Ok(info) if info.server_flags() == record.nonce => {
+                let geometry = info;
+                if let Err(e) = control.stop(id, TRY) {
+                    tracing::error!("{e}");
+                }
+                self.remove(&Device {
+                    id,
+                    geometry,
+                    record,
+                    started: true,
+                });
+            }
+            _ => {}
         }
     }
 

@@ -2,7 +2,7 @@ use super::*;
 use crate::fakes::{ID, Kernel, Threads, spec};
 use crate::link::LINK_VERSION;
 use crate::state::Phase;
-use crate::wire::{AddSpec, FailureKind, Health};
+use crate::wire::{AddSpec, FailureKind, Health, Lifetime};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -36,7 +36,11 @@ fn play_on(kernel: Arc<Kernel>, spec: AddSpec, foreground: bool, deadline_ms: u6
     let request = AddRequest {
         version: LINK_VERSION,
         spec,
-        foreground,
+        lifetime: if foreground {
+            Lifetime::Front
+        } else {
+            Lifetime::Own
+        },
         // The log of a test's thread would be that of the test.
         log: None,
         deadline_ms,

@@ -9,7 +9,9 @@ use crate::policy;
 use crate::signals::Signals;
 use crate::state::Store;
 use crate::sys::poll;
-use crate::wire::{AddRequest, AddSpec, Added, Failure, FromAgent, RecoverRequest, ToAgent};
+use crate::wire::{
+    AddRequest, AddSpec, Added, Failure, FromAgent, Lifetime, RecoverRequest, ToAgent,
+};
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -56,15 +58,15 @@ fn run_directory() -> Result<(), Failure> {
     }
 }
 
-/// Makes a device and returns once it serves. The agent goes on without the front; with
-/// `foreground` it is given back, and the device lives no longer than it is held.
+/// Makes a device and returns once it serves. By its [`Lifetime`] the agent goes on without the front, or ends
+/// with what is given back.
 ///
 /// # Errors
 /// The agent's reason, a deadline, or how the agent ended when it gave no reason (L33).
 pub fn add(
     program: &Path,
     spec: AddSpec,
-    foreground: bool,
+    lifetime: Lifetime,
     log: Option<PathBuf>,
     deadline: Duration,
 ) -> Result<(Added, Foreground), Failure> {
@@ -74,28 +76,14 @@ pub fn add(
     }
     run_directory()?;
     let until = Instant::now() + deadline;
-    let signals = if foreground {
-        Signals::take().ok()
-    } else {
-        None
-    };
-    let mut agent = Peer::spawn(program, Role::Agent, Messages::Pipe)
-        .map_err(|e| Failure::failed(format!("cannot start the agent: {e}")))?;
-    let messages = agent.take_messages();
     let request = AddRequest {
         version: LINK_VERSION,
         spec,
-        foreground,
+        lifetime,
         log: log.map(|log| std::path::absolute(&log).unwrap_or(log)),
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
     };
-    // An agent that died at once is found by the answer that does not come.
-    let _ = agent.link.send(&ToAgent::Add(request));
-    let mut device = Foreground {
-        agent,
-        messages,
-        signals,
-    };
+    let mut device = Foreground::start(program, lifetime, &ToAgent::Add(request))?;
     let added = device.live(until)?;
     Ok((added, device))
 }
@@ -118,6 +106,26 @@ pub fn recover(
         replace,
         size: None,
         allow_errors,
+        lifetime: Lifetime::Own,
+        deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+    };
+    ask_agent(program, request, deadline).map(|(added, _)| added)
+}
+
+/// Gives a device that waits for a server a new one, whose agent ends as `lifetime` says.
+pub(super) fn take_up(
+    program: &Path,
+    id: DevId,
+    lifetime: Lifetime,
+    deadline: Duration,
+) -> Result<(Added, Foreground), Failure> {
+    let request = RecoverRequest {
+        version: LINK_VERSION,
+        id: id.get(),
+        replace: false,
+        size: None,
+        allow_errors: false,
+        lifetime,
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
     };
     ask_agent(program, request, deadline)
@@ -136,9 +144,10 @@ pub(super) fn replace(
         replace: true,
         size: Some(size),
         allow_errors: false,
+        lifetime: Lifetime::Own,
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
     };
-    ask_agent(program, request, deadline)
+    ask_agent(program, request, deadline).map(|(added, _)| added)
 }
 
 /// Starts an agent with a request, and waits until the device serves.
@@ -146,21 +155,14 @@ fn ask_agent(
     program: &Path,
     request: RecoverRequest,
     deadline: Duration,
-) -> Result<Added, Failure> {
+) -> Result<(Added, Foreground), Failure> {
     run_directory()?;
     let until = Instant::now() + deadline;
-    let mut agent = Peer::spawn(program, Role::Agent, Messages::Pipe)
-        .map_err(|e| Failure::failed(format!("cannot start the agent: {e}")))?;
-    let messages = agent.take_messages();
-    let _ = agent.link.send(&ToAgent::Recover(request));
-    let signals = None;
-    let mut device = Foreground {
-        agent,
-        messages,
-        signals,
-    };
+    let lifetime = request.lifetime;
+    let mut device = Foreground::start(program, lifetime, &ToAgent::Recover(request))?;
     // The agent gives up at the deadline and says why; a moment for its words.
-    device.live(until + LAST_WORDS)
+    let added = device.live(until + LAST_WORDS)?;
+    Ok((added, device))
 }
 
 /// A device whose agent is held by this process.
@@ -172,7 +174,25 @@ pub struct Foreground {
 }
 
 impl Foreground {
-    /// Waits until the device is gone. SIGINT and SIGTERM have it stopped and deleted.
+    /// Starts an agent and says its first word to it.
+    fn start(program: &Path, lifetime: Lifetime, word: &ToAgent) -> Result<Self, Failure> {
+        let signals = match lifetime {
+            Lifetime::Own => None,
+            _ => Signals::take().ok(),
+        };
+        let mut agent = Peer::spawn(program, Role::Agent, Messages::Pipe)
+            .map_err(|e| Failure::failed(format!("cannot start the agent: {e}")))?;
+        let messages = agent.take_messages();
+        // An agent that died at once is found by the answer that does not come.
+        let _ = agent.link.send(word);
+        Ok(Self {
+            agent,
+            messages,
+            signals,
+        })
+    }
+
+    /// Waits until the device or its processes are gone. SIGINT and SIGTERM end them as its [`Lifetime`] says.
     ///
     /// # Errors
     /// Why the device ended, if nobody asked for it.

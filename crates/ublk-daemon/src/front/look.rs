@@ -159,8 +159,21 @@ pub fn features(program: &Path, deadline: Duration) -> Result<Features, Failure>
 /// # Errors
 /// No driver, no permission, a deadline.
 pub fn list(program: &Path, deadline: Duration) -> Result<Vec<ListEntry>, Failure> {
+    let all = known(program, deadline)?;
+    Ok(all.into_iter().map(|(entry, _)| entry).collect())
+}
+
+/// The devices of this machine, with what we have written down of ours.
+pub(super) fn known(
+    program: &Path,
+    deadline: Duration,
+) -> Result<Vec<(ListEntry, Option<Record>)>, Failure> {
     let found = geometries(program, deadline)?;
-    Ok(found.iter().map(|g| entry(g, record(g).as_ref())).collect())
+    let told = |g: &Geometry| {
+        let record = record(g);
+        (entry(g, record.as_ref()), record)
+    };
+    Ok(found.iter().map(told).collect())
 }
 
 fn geometries(program: &Path, deadline: Duration) -> Result<Vec<Geometry>, Failure> {

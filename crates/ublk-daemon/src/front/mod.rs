@@ -8,12 +8,14 @@ mod gc;
 mod look;
 mod remove;
 mod resize;
+mod up;
 
 pub use add::{Foreground, add, check, recover};
 pub use gc::{Found, gc};
 pub use look::{Features, Info, ListEntry, features, info, list, recoverable};
 pub use remove::{Stop, delete, stop};
 pub use resize::{Resized, resize};
+pub use up::{Difference, Outcome, Up, Wanted, down, make, up};
 
 use crate::helper::Helper;
 use crate::wire::Failure;

@@ -11,6 +11,17 @@ use std::time::Instant;
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
+    /// The file goes with the lock: it means nothing without it.
+    passing: Option<PathBuf>,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(path) = &self.passing {
+            // Whoever waits for it sees that the name is another file's, and makes a new one.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 impl Store {
@@ -24,10 +35,34 @@ impl Store {
     /// # Errors
     /// Those of the file system, and [`StateError::Untrusted`].
     pub fn lock(&self, id: u32, deadline: Instant) -> Result<Option<Lock>, StateError> {
+        let lock = self.lock_file(self.lock_path(id), deadline)?;
+        Ok(lock.map(|(_file, _)| Lock {
+            _file,
+            passing: None,
+        }))
+    }
+
+    /// The right to bring up the device of a name, in the same way.
+    ///
+    /// # Errors
+    /// As [`Store::lock`].
+    pub fn lock_name(&self, name: &str, deadline: Instant) -> Result<Option<Lock>, StateError> {
+        let path = self.dir.join(format!("name-{name}.lock"));
+        let lock = self.lock_file(path, deadline)?;
+        Ok(lock.map(|(_file, path)| Lock {
+            _file,
+            passing: Some(path),
+        }))
+    }
+
+    fn lock_file(
+        &self,
+        path: PathBuf,
+        deadline: Instant,
+    ) -> Result<Option<(File, PathBuf)>, StateError> {
         self.prepare()?;
-        let path = self.lock_path(id);
         ublk_ctrl::wait::until(deadline, || match take(&path) {
-            Ok(file) => Ok(file.map(|file| Lock { _file: file })),
+            Ok(file) => Ok(file.map(|file| (file, path.clone()))),
             Err(source) => Err(StateError::Io {
                 path: path.clone(),
                 source,
@@ -81,5 +116,20 @@ mod tests {
         std::fs::remove_file(store.lock_path(3)).unwrap();
         std::os::unix::fs::symlink("/dev/null", store.lock_path(3)).unwrap();
         assert!(store.lock(3, now).is_err(), "no link is followed");
+    }
+
+    #[test]
+    fn a_name_is_brought_up_by_one_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path().join("run"));
+        let now = Instant::now();
+        let first = store.lock_name("data", now).unwrap();
+        assert!(first.is_some());
+        assert!(store.lock_name("data", now).unwrap().is_none());
+        assert!(store.lock_name("other", now).unwrap().is_some());
+        drop(first);
+        let left = std::fs::read_dir(dir.path().join("run")).unwrap().count();
+        assert_eq!(left, 0, "its file goes with it");
+        assert!(store.lock_name("data", now).unwrap().is_some());
     }
 }

@@ -2,6 +2,7 @@
 
 mod attributes;
 mod bad_input;
+mod config;
 mod data;
 mod discard;
 mod doctor;
@@ -38,6 +39,7 @@ pub fn all() -> Vec<Case> {
         processes::cases(),
         lists::cases(),
         bad_input::cases(),
+        config::cases(),
         kill::cases(),
         recovery::cases(),
         orphans::cases(),

@@ -1,0 +1,429 @@
+//! `up` and `down`: devices as a configuration wants them, each known by its name.
+
+use super::add::take_up;
+use super::look::known;
+use super::{Foreground, ListEntry, Stop, add, delete};
+use crate::engine;
+use crate::state::{Phase, Record, Store};
+use crate::wire::{AddSpec, Added, BackendSpec, Failure, FailureKind, Lifetime};
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use ublk_core::DevId;
+use ublk_ctrl::wait;
+
+/// How long processes of an earlier life may take to end.
+const ENDING: Duration = Duration::from_secs(10);
+
+/// A device to be made, and the file below it.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The device.
+    pub spec: AddSpec,
+    /// Size in bytes of the sparse file to be made for a file device.
+    pub create: Option<u64>,
+    /// The file may be there already, with that size.
+    pub reuse: bool,
+    /// Where messages go, `None` for `ID.log` in the run directory.
+    pub log: Option<PathBuf>,
+}
+
+/// What `up` did with a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It was made.
+    Added,
+    /// It waited for a server and has one.
+    Recovered,
+    /// It ran already, as wanted; nothing was done.
+    Unchanged,
+    /// It is there, but another than wanted; nothing was done.
+    Differs,
+}
+
+/// A device that `up` has dealt with.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Up {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub id: u32,
+    /// Its block device.
+    pub path: PathBuf,
+    /// What was done.
+    pub outcome: Outcome,
+    /// In what it differs.
+    pub differences: Vec<Difference>,
+}
+
+/// An option of a device that is another than wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Difference {
+    /// The option, as `add` names it.
+    pub option: String,
+    /// What the device has.
+    pub has: String,
+    /// What is wanted.
+    pub wanted: String,
+}
+
+/// Makes a device with the file below it, as [`add`] does. A file that was made goes again with a device that
+/// came to nothing.
+///
+/// # Errors
+/// As [`add`], and what the file system says.
+pub fn make(
+    program: &Path,
+    wanted: &Wanted,
+    lifetime: Lifetime,
+    deadline: Duration,
+) -> Result<(Added, Foreground), Failure> {
+    let mut spec = wanted.spec.clone();
+    let created = create(wanted)?;
+    engine::settle(&mut spec)?;
+    if let Some(size) = wanted.create
+        && spec.backend.size() != size
+    {
+        return Err(Failure::failed(format!(
+            "{}: the file is there and has {} bytes, wanted are {size}",
+            file(&wanted.spec).display(),
+            spec.backend.size()
+        ))
+        .hint("change `size` to what the file has, or give the file that size (`truncate -s`)"));
+    }
+    let made = add(program, spec, lifetime, wanted.log.clone(), deadline);
+    if let Some(created) = created {
+        // A device that may yet come to serve needs its file.
+        let failure = made.as_ref().err();
+        if failure.is_none_or(|e| e.kind == FailureKind::TimedOut) {
+            created.keep();
+        }
+    }
+    made
+}
+
+fn create(wanted: &Wanted) -> Result<Option<ublk_backends::Created>, Failure> {
+    let Some(size) = wanted.create else {
+        return Ok(None);
+    };
+    let path = file(&wanted.spec);
+    if wanted.reuse && std::fs::symlink_metadata(&path).is_ok() {
+        return Ok(None);
+    }
+    engine::create_file(&path, size).map(Some)
+}
+
+/// The file of a file device.
+fn file(spec: &AddSpec) -> PathBuf {
+    match &spec.backend {
+        BackendSpec::File { path, .. } => path.clone(),
+        _ => PathBuf::new(),
+    }
+}
+
+/// Sees that a device is there and serves: one that runs as wanted is left alone, one that waits for a server is
+/// given one, one that is dead is removed and made anew. One that differs is told and left alone.
+///
+/// # Errors
+/// A device without a name, one that runs already where its processes should be this front's, and all that
+/// [`add`] and [`recover`](super::recover) say.
+pub fn up(
+    program: &Path,
+    wanted: &Wanted,
+    lifetime: Lifetime,
+    deadline: Duration,
+) -> Result<(Up, Option<Foreground>), Failure> {
+    let until = Instant::now() + deadline;
+    let left = || until.saturating_duration_since(Instant::now());
+    let name = wanted.spec.name.clone();
+    let name = name.ok_or_else(|| Failure::new(FailureKind::Usage, "a device without a name"))?;
+    let store = Store::of_user()?;
+    // Two at once would make two devices.
+    let lock = store.lock_name(&name, until)?;
+    let _lock = lock.ok_or_else(|| {
+        Failure::timed_out(format!("{name}: another command brings it up"))
+            .hint("see `ublkctl list`, and try again")
+    })?;
+    let found = settled(program, &name, until)?;
+    let done = |id: u32, outcome, differences| Up {
+        name: name.clone(),
+        id,
+        path: PathBuf::from(format!("/dev/ublkb{id}")),
+        outcome,
+        differences,
+    };
+    if let Some((entry, record)) = found {
+        let id = DevId::new(entry.id).map_err(|e| Failure::failed(e.to_string()))?;
+        if entry.state == "dead" {
+            tracing::info!("{name}: device {id} is dead, it is removed and made anew");
+            delete(program, id, Stop::Safe, false, left())?;
+        } else {
+            let differences = differences(&record.spec, entry.id, &wanted.spec);
+            if !differences.is_empty() {
+                return Ok((done(entry.id, Outcome::Differs, differences), None));
+            }
+            if entry.orphan {
+                let (added, device) = take_up(program, id, lifetime, left())?;
+                return Ok((
+                    done(added.id, Outcome::Recovered, differences),
+                    Some(device),
+                ));
+            }
+            if lifetime != Lifetime::Own {
+                let pid = entry.server_pid.unwrap_or_default();
+                return Err(Failure::failed(format!(
+                    "{name}: device {id} is served already, by process {pid}"
+                ))
+                .hint("one that serves in front must be the only one: stop the other first"));
+            }
+            return Ok((done(entry.id, Outcome::Unchanged, differences), None));
+        }
+    }
+    let (added, device) = make(program, wanted, lifetime, left())?;
+    Ok((done(added.id, Outcome::Added, Vec::new()), Some(device)))
+}
+
+/// Stops and deletes the device of a name, as [`delete`] does. Its number; `None` where there is none.
+///
+/// # Errors
+/// As [`delete`].
+pub fn down(
+    program: &Path,
+    name: &str,
+    how: Stop,
+    deadline: Duration,
+) -> Result<Option<u32>, Failure> {
+    let until = Instant::now() + deadline;
+    let left = || until.saturating_duration_since(Instant::now());
+    let Some((entry, _)) = find(program, name, left())? else {
+        return Ok(None);
+    };
+    let id = DevId::new(entry.id).map_err(|e| Failure::failed(e.to_string()))?;
+    match delete(program, id, how, false, left()) {
+        Ok(()) => Ok(Some(entry.id)),
+        // Somebody else was faster.
+        Err(failure) if failure.kind == FailureKind::NoSuchDevice => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Our device of a name, with its record; one that works before one that is dead.
+fn find(
+    program: &Path,
+    name: &str,
+    deadline: Duration,
+) -> Result<Option<(ListEntry, Record)>, Failure> {
+    let all = known(program, deadline)?;
+    let named = all.into_iter().filter_map(|(entry, record)| {
+        let record = record.filter(|r| r.spec.name.as_deref() == Some(name))?;
+        Some((entry, record))
+    });
+    Ok(named.min_by_key(|(entry, _)| entry.state == "dead"))
+}
+
+/// The same, once nobody is about to change its state: processes of an earlier life have ended.
+fn settled(
+    program: &Path,
+    name: &str,
+    until: Instant,
+) -> Result<Option<(ListEntry, Record)>, Failure> {
+    let patience = until.min(Instant::now() + ENDING);
+    let mut last = None;
+    let found = wait::until(patience, || {
+        let left = until.saturating_duration_since(Instant::now());
+        let found = find(program, name, left)?;
+        let settled = found.as_ref().is_none_or(|(e, r)| {
+            let ending = matches!(r.phase, Phase::HandingOver | Phase::Leaving);
+            let serves = e.state == "live" && e.server_alive && !ending;
+            e.orphan || serves || (r.spec.supervise && !ending)
+        });
+        if settled {
+            return Ok::<_, Failure>(Some(found));
+        }
+        last = found;
+        Ok(None)
+    })?;
+    match (found, last) {
+        (Some(found), _) => Ok(found),
+        (None, Some((entry, _))) => Err(Failure::timed_out(format!(
+            "{name}: device {} is {} and its processes have not ended yet",
+            entry.id, entry.state
+        ))
+        .hint(format!("see `ublkctl info {}`", entry.id))),
+        (None, None) => Ok(None),
+    }
+}
+
+/// The options in which a device is not what is wanted. What the configuration leaves open does not count.
+fn differences(has: &AddSpec, id: u32, wanted: &AddSpec) -> Vec<Difference> {
+    let mut has = has.clone();
+    has.id = Some(id);
+    let (has, wanted) = (leaves(&has), leaves(wanted));
+    if has.get("backend") != wanted.get("backend") {
+        let word = |of: &BTreeMap<String, Value>| of.get("backend").map_or_else(String::new, text);
+        return vec![Difference {
+            option: "backend".to_owned(),
+            has: word(&has),
+            wanted: word(&wanted),
+        }];
+    }
+    let open = |option: &str, value: &Value| {
+        value.is_null() || (option == "block-size" && value == &Value::from(0))
+    };
+    let all = wanted.iter().filter(|(option, value)| !open(option, value));
+    all.filter_map(|(option, value)| {
+        let is = has.get(option).unwrap_or(&Value::Null);
+        (is != value).then(|| Difference {
+            option: option.clone(),
+            has: text(is),
+            wanted: text(value),
+        })
+    })
+    .collect()
+}
+
+/// The fields of a specification by the names of the options of `add`.
+fn leaves(spec: &AddSpec) -> BTreeMap<String, Value> {
+    fn walk(name: &str, value: Value, into: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Object(fields) => {
+                for (field, value) in fields {
+                    let field = if field == "kind" { name } else { &field };
+                    walk(field, value, into);
+                }
+            }
+            value => {
+                let (name, value) = match (name, value) {
+                    ("max_io_bytes", value) => ("max-io".to_owned(), value),
+                    ("discard", Value::Bool(yes)) => ("no-discard".to_owned(), Value::Bool(!yes)),
+                    (name, value) => (name.replace('_', "-"), value),
+                };
+                into.insert(name, value);
+            }
+        }
+    }
+    let mut all = BTreeMap::new();
+    walk("", serde_json::to_value(spec).unwrap_or_default(), &mut all);
+    all
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "none".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes::spec;
+
+    fn file_spec() -> AddSpec {
+        AddSpec {
+            backend: BackendSpec::File {
+                path: "/srv/data.img".into(),
+                offset: 0,
+                length: None,
+                buffered: false,
+                discard: true,
+            },
+            block_size: 0,
+            name: Some("data".to_owned()),
+            ..spec()
+        }
+    }
+
+    /// What a configuration leaves open is no difference, what it says is one, by the name of the option.
+    #[test]
+    fn devices_are_compared_by_what_was_said() {
+        let wanted = file_spec();
+        let mut has = wanted.clone();
+        has.block_size = 4096;
+        has.backend.set_size(1 << 30);
+        assert_eq!(differences(&has, 7, &wanted), []);
+        has.queues += 1;
+        has.max_io_bytes = 8192;
+        has.serving.threads = 3;
+        has.mode.batch = true;
+        has.recovery = ublk_core::Recovery::Queue;
+        if let BackendSpec::File { discard, path, .. } = &mut has.backend {
+            *discard = false;
+            *path = "/srv/other.img".into();
+        }
+        let wanted = AddSpec {
+            id: Some(9),
+            ..wanted
+        };
+        let found = differences(&has, 7, &wanted);
+        let options: Vec<&str> = found.iter().map(|d| d.option.as_str()).collect();
+        let all = [
+            "batch",
+            "id",
+            "max-io",
+            "no-discard",
+            "path",
+            "queues",
+            "recovery",
+            "threads",
+        ];
+        assert_eq!(options, all);
+        assert_eq!(
+            (found[1].has.as_str(), found[1].wanted.as_str()),
+            ("7", "9")
+        );
+        let mem = BackendSpec::Mem { size: 4096 };
+        let found = differences(
+            &AddSpec {
+                backend: mem,
+                ..has
+            },
+            7,
+            &wanted,
+        );
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(
+            (found[0].has.as_str(), found[0].wanted.as_str()),
+            ("mem", "file")
+        );
+    }
+
+    /// A file that is there serves again only with the size it was to be made with, and is never touched.
+    #[test]
+    fn a_file_that_is_there_has_to_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, vec![7; 8192]).unwrap();
+        let mut spec = file_spec();
+        spec.backend = BackendSpec::File {
+            path: path.clone(),
+            offset: 0,
+            length: None,
+            buffered: false,
+            discard: true,
+        };
+        let mut wanted = Wanted {
+            spec,
+            create: Some(4096),
+            reuse: true,
+            log: None,
+        };
+        let program = Path::new("/nonexistent/program");
+        let failed = |wanted: &Wanted| {
+            make(program, wanted, Lifetime::Own, ENDING)
+                .map(drop)
+                .unwrap_err()
+        };
+        assert!(failed(&wanted).text.contains("has 8192 bytes"));
+        wanted.reuse = false;
+        assert!(failed(&wanted).text.contains("cannot create"));
+        assert_eq!(std::fs::read(&path).unwrap(), vec![7; 8192]);
+    }
+}

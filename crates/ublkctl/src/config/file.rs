@@ -1,0 +1,269 @@
+//! A configuration file: TOML whose tables are turned into the words of `add`.
+//!
+//! So a device in a file can be all that one on the command line can, by the same names, under the same rules; what
+//! is wrong is told with its line.
+
+use crate::cli::{Backend, Cli, Command};
+use crate::run::wanted;
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, Parser};
+use std::any::TypeId;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use toml::de::{DeTable, DeValue};
+use ublk_daemon::front::Wanted;
+use ublk_daemon::names;
+use ublk_daemon::wire::{BackendSpec, Failure, FailureKind};
+
+/// The longest file in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Options of `add` that a file does not have: what the front does, and the name, which the table has.
+const NOT_KEYS: [&str; 6] = ["foreground", "deadline", "json", "help", "version", "name"];
+
+/// A device of a file.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its name, that of its table.
+    pub name: String,
+    /// The device.
+    pub wanted: Wanted,
+}
+
+impl Entry {
+    /// The file of a file device.
+    pub fn file(&self) -> Option<&Path> {
+        match &self.wanted.spec.backend {
+            BackendSpec::File { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+}
+
+/// Reads a file. The devices are in its order.
+///
+/// # Errors
+/// A file that cannot be read; the first mistake in it, as a usage failure with its line.
+pub fn read(path: &Path) -> Result<Vec<Entry>, Failure> {
+    let failed = |why: String| Failure::failed(format!("{}: {why}", path.display()));
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
+    let read = file.take(MAX_FILE + 1).read_to_string(&mut text);
+    let length = read.map_err(|e| failed(e.to_string()))?;
+    if length as u64 > MAX_FILE {
+        return Err(failed(format!("longer than {MAX_FILE} bytes")));
+    }
+    let absolute = std::path::absolute(path).map_err(|e| failed(e.to_string()))?;
+    let directory = absolute.parent().unwrap_or(Path::new("/"));
+    parse(&text, directory).map_err(|mistake| {
+        let line = 1 + text
+            .bytes()
+            .take(mistake.at)
+            .filter(|b| *b == b'\n')
+            .count();
+        let text = format!("{}:{line}: {}", path.display(), mistake.text);
+        let mut failure = Failure::new(FailureKind::Usage, text);
+        failure.hint = mistake.hint;
+        failure
+    })
+}
+
+/// What is wrong, and where in the text.
+#[derive(Debug)]
+struct Mistake {
+    at: usize,
+    text: String,
+    hint: Option<String>,
+}
+
+impl Mistake {
+    fn new(at: usize, text: impl Into<String>) -> Self {
+        Self {
+            at,
+            text: text.into(),
+            hint: None,
+        }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// The devices of a text; relative paths in it are those of `directory`.
+fn parse(text: &str, directory: &Path) -> Result<Vec<Entry>, Mistake> {
+    let document = DeTable::parse(text)
+        .map_err(|e| Mistake::new(e.span().map_or(0, |s| s.start), e.message()))?;
+    let mut devices = Vec::new();
+    for (key, value) in document.get_ref() {
+        let at = key.span().start;
+        if key.get_ref() != "device" {
+            let text = format!("`{}` is not known here", key.get_ref());
+            return Err(Mistake::new(at, text).hint("write a table [device.NAME] for each device"));
+        }
+        let tables = value
+            .get_ref()
+            .as_table()
+            .ok_or_else(|| Mistake::new(at, "`device` is no table"))?;
+        for (name, table) in tables {
+            let at = name.span().start;
+            let name = name.get_ref().as_ref();
+            names::check(name).map_err(|f| Mistake {
+                at,
+                text: f.text,
+                hint: f.hint,
+            })?;
+            let table = table
+                .get_ref()
+                .as_table()
+                .ok_or_else(|| Mistake::new(at, format!("`device.{name}` is no table")))?;
+            let wanted = device(name, at, table, directory)?;
+            let name = name.to_owned();
+            devices.push((at, Entry { name, wanted }));
+        }
+    }
+    if devices.is_empty() {
+        return Err(
+            Mistake::new(0, "no device").hint("write a table [device.NAME] for each device")
+        );
+    }
+    // A TOML table has no order, its text has.
+    devices.sort_by_key(|(at, _)| *at);
+    Ok(devices.into_iter().map(|(_, entry)| entry).collect())
+}
+
+/// A word of `add` and where it comes from.
+struct Word {
+    option: String,
+    at: usize,
+}
+
+/// The device of one table.
+fn device(name: &str, at: usize, table: &DeTable<'_>, directory: &Path) -> Result<Wanted, Mistake> {
+    let cli = Cli::command();
+    let add = cli.find_subcommand("add");
+    let add = add.ok_or_else(|| Mistake::new(at, "no such command"))?;
+    let backends: Vec<&str> = add.get_subcommands().map(clap::Command::get_name).collect();
+    let choose = || format!("one of {}", backends.join(", "));
+    let key = table.iter().find(|(key, _)| key.get_ref() == "backend");
+    let (backend, backend_at) = match key.map(|(key, value)| (key.span().start, value.get_ref())) {
+        Some((at, DeValue::String(word))) => (word.as_ref(), at),
+        Some((at, _)) => {
+            return Err(Mistake::new(at, "`backend` is no string").hint(choose()));
+        }
+        None => {
+            return Err(Mistake::new(at, format!("{name} has no `backend`")).hint(choose()));
+        }
+    };
+    let command = add.find_subcommand(backend).ok_or_else(|| {
+        Mistake::new(backend_at, format!("`{backend}` is no backend")).hint(choose())
+    })?;
+    let mut words = ["ublkctl", "add", backend].map(String::from).to_vec();
+    words.extend(["--name".to_owned(), name.to_owned()]);
+    let (mut positional, mut origins) = (Vec::new(), Vec::new());
+    let mut reuse = false;
+    for (key, value) in table {
+        let (option, at) = (key.get_ref().as_ref(), key.span().start);
+        if option == "backend" {
+            continue;
+        }
+        let known = |a: &&clap::Arg| {
+            let long = a.get_long().unwrap_or_else(|| a.get_id().as_str());
+            long == option
+        };
+        let argument = command.get_arguments().find(known);
+        let argument = argument.filter(|_| !NOT_KEYS.contains(&option));
+        let argument = argument.ok_or_else(|| unknown(option, at, command, backend))?;
+        reuse |= option == "create";
+        origins.push(Word {
+            option: option.to_owned(),
+            at,
+        });
+        let takes_value = argument.get_action().takes_values();
+        let value = match (value.get_ref(), takes_value) {
+            (DeValue::Boolean(true), false) => {
+                words.push(format!("--{option}"));
+                continue;
+            }
+            (DeValue::Boolean(false), false) => continue,
+            (_, false) => return Err(Mistake::new(at, format!("{option}: give true or false"))),
+            (DeValue::String(text), true) => text.to_string(),
+            (DeValue::Integer(number), true) if number.radix() == 10 => number.as_str().to_owned(),
+            (_, true) => {
+                let text = format!("{option}: give a string or a whole number");
+                return Err(Mistake::new(at, text));
+            }
+        };
+        let is_path = argument.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+        let value = if is_path {
+            let path = directory.join(&value);
+            let text = path.to_str().map(str::to_owned);
+            text.ok_or_else(|| Mistake::new(at, format!("{option}: not UTF-8")))?
+        } else {
+            value
+        };
+        if argument.is_positional() {
+            positional.push(value);
+        } else {
+            words.push(format!("--{option}={value}"));
+        }
+    }
+    words.push("--".to_owned());
+    words.extend(positional);
+    let cli = Cli::try_parse_from(words).map_err(|e| refused(&e, name, at, &origins))?;
+    let Command::Add { backend } = cli.command else {
+        return Err(Mistake::new(at, "no device"));
+    };
+    finished(&backend, reuse).map_err(|f| Mistake {
+        at,
+        text: format!("{name}: {}", f.text),
+        hint: f.hint,
+    })
+}
+
+fn finished(backend: &Backend, reuse: bool) -> Result<Wanted, Failure> {
+    let mut wanted = wanted(backend)?;
+    wanted.reuse = reuse;
+    Ok(wanted)
+}
+
+fn unknown(option: &str, at: usize, command: &clap::Command, backend: &str) -> Mistake {
+    let keys: Vec<&str> = command
+        .get_arguments()
+        .map(|a| a.get_long().unwrap_or_else(|| a.get_id().as_str()))
+        .filter(|word| !NOT_KEYS.contains(word))
+        .collect();
+    let text = format!("`{option}` is no key of a {backend} device");
+    Mistake::new(at, text).hint(format!("backend, {}", keys.join(", ")))
+}
+
+/// A mistake that the command line found, at the key it is about.
+fn refused(error: &clap::Error, name: &str, at: usize, origins: &[Word]) -> Mistake {
+    let about = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(all)) => all.join(" "),
+        _ => String::new(),
+    };
+    // `--size <SIZE>` or `<PATH>`.
+    let word = about.split([' ', '=']).next().unwrap_or_default();
+    let word = word
+        .trim_start_matches("--")
+        .trim_matches(['<', '>'])
+        .to_lowercase();
+    let found = origins.iter().find(|o| o.option == word);
+    let at = found.map_or(at, |o| o.at);
+    let text = error.render().to_string();
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .take_while(|l| !l.starts_with("Usage:") && !l.starts_with("For more"))
+        .collect();
+    let text = lines.join(" ");
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    Mistake::new(at, format!("{name}: {text}"))
+}
+
+#[cfg(test)]
+mod tests;

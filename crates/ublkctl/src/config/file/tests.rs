@@ -1,0 +1,136 @@
+use super::*;
+use ublk_core::{DataMode, Recovery};
+
+const ALL: &str = r#"
+# two devices, the second before the first by its letter
+[device.zoo]
+backend = "file"
+path = "disk.img"       # that of the file's directory
+create = true
+size = "1G"
+queues = 4
+depth = 32
+max-io = "1M"
+data = "user-copy"
+batch = "off"
+threads = 2
+poll = "adaptive:50"
+recovery = "reissue"
+supervise = true
+read-only = false
+log = "/var/log/zoo.log"
+id = 9
+
+[device.ant]
+backend = "mem"
+size = 1_048_576
+block-size = 4096
+"#;
+
+fn wrong(text: &str) -> (usize, String) {
+    let mistake = parse(text, Path::new("/etc/ublkctl")).unwrap_err();
+    let line = 1 + text[..mistake.at].matches('\n').count();
+    let hint = mistake.hint.unwrap_or_default();
+    (line, format!("{}; {hint}", mistake.text))
+}
+
+#[test]
+fn a_file_says_what_the_command_line_says() {
+    let all = parse(ALL, Path::new("/etc/ublkctl")).unwrap();
+    let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).collect();
+    assert_eq!(names, ["zoo", "ant"], "in the order of the text");
+    let (zoo, ant) = (&all[0].wanted, &all[1].wanted);
+    assert_eq!(all[0].file(), Some(Path::new("/etc/ublkctl/disk.img")));
+    assert_eq!((zoo.create, zoo.reuse), (Some(1 << 30), true));
+    assert_eq!(zoo.log.as_deref(), Some(Path::new("/var/log/zoo.log")));
+    let spec = &zoo.spec;
+    assert_eq!((spec.queues, spec.depth, spec.id), (4, 32, Some(9)));
+    assert_eq!(
+        (spec.max_io_bytes, spec.mode.data),
+        (1 << 20, DataMode::UserCopy)
+    );
+    assert_eq!((spec.recovery, spec.supervise), (Recovery::Reissue, true));
+    assert!(!spec.read_only);
+    assert_eq!(spec.name.as_deref(), Some("zoo"));
+    assert_eq!(
+        (spec.serving.threads, spec.serving.poll.as_str()),
+        (2, "adaptive:50")
+    );
+    assert_eq!(ant.spec.backend, BackendSpec::Mem { size: 1 << 20 });
+    assert_eq!((ant.spec.block_size, ant.create), (4096, None));
+}
+
+/// Each mistake by its line, its text, and what can be had.
+#[test]
+fn mistakes_are_told_with_their_line() {
+    let device = |line: &str| format!("[device.a]\nbackend = \"mem\"\nsize = \"1G\"\n{line}\n");
+    for (text, line, part) in [
+        (
+            device("color = \"red\""),
+            4,
+            "`color` is no key of a mem device; backend,",
+        ),
+        (device("path = \"x\""), 4, "`path` is no key"),
+        (device("foreground = true"), 4, "`foreground` is no key"),
+        (device("name = \"b\""), 4, "`name` is no key"),
+        (device("queues = 0"), 4, "0"),
+        (device("queues = 0x4"), 4, "whole number"),
+        (device("queues = [1]"), 4, "whole number"),
+        (device("data = \"teleport\""), 4, "teleport"),
+        (device("read-only = \"yes\""), 4, "true or false"),
+        (device("supervise = 1"), 4, "true or false"),
+        (device("block-size = \"4 potatoes\""), 4, "potatoes"),
+        (device("size = \"2G\""), 4, "duplicate"),
+        (device("x = "), 4, ""),
+        (String::new(), 1, "no device; write a table"),
+        ("\n[devices.a]\n".to_owned(), 2, "`devices` is not known"),
+        ("[device]\na = 1\n".to_owned(), 2, "no table"),
+        ("device = 1\n".to_owned(), 1, "no table"),
+        ("[device.\"a/b\"]\n".to_owned(), 1, "no name for a device"),
+        ("[device.7]\n".to_owned(), 1, "no name for a device"),
+        (
+            "\n[device.a]\nsize = 1\n".to_owned(),
+            2,
+            "no `backend`; one of null, mem, file",
+        ),
+        (
+            "[device.a]\nbackend = \"tape\"\n".to_owned(),
+            2,
+            "`tape` is no backend",
+        ),
+        ("[device.a]\nbackend = 1\n".to_owned(), 2, "no string"),
+        ("\n[device.a]\nbackend = \"mem\"\n".to_owned(), 2, "--size"),
+        (
+            "[device.a]\nbackend = \"file\"\npath = \"x\"\nsize = 4096\n".to_owned(),
+            1,
+            "--create",
+        ),
+    ] {
+        let (at, told) = wrong(&text);
+        assert!(told.contains(part), "{text}: {told}");
+        assert_eq!(at, line, "{text}: {told}");
+    }
+}
+
+/// Whatever a value looks like, it stays one value.
+#[test]
+fn values_are_never_options() {
+    let text = "[device.a]\nbackend = \"file\"\npath = \"--create\"\n";
+    let all = parse(text, Path::new("/srv")).unwrap();
+    assert_eq!(all[0].file(), Some(Path::new("/srv/--create")));
+    assert_eq!(all[0].wanted.create, None);
+    let text = "[device.a]\nbackend = \"mem\"\nsize = \"1G --read-only\"\n";
+    assert_eq!(wrong(text).0, 3);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_failure() {
+    let failure = read(Path::new("/no/such/file.toml")).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Failed);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.toml");
+    std::fs::write(&path, "[device.a]\nbackend = 1\n").unwrap();
+    let failure = read(&path).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Usage);
+    assert!(failure.text.contains("a.toml:2:"), "{failure}");
+}
