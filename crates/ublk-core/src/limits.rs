@@ -35,8 +35,7 @@ pub struct Limits {
     pub max_write_zeroes: u64,
     /// The calls return quickly and never block on I/O, so the queue's thread may make them itself.
     pub quick: bool,
-    /// The backend looks at no data: where the plan moves data past the server (zero copy) it is called with
-    /// empty slices.
+    /// The backend looks at no data: it is called with empty slices, whatever the plan.
     pub blind: bool,
     /// Alignment in bytes that the memory of a request must have where it is given to a file as it is (zero copy):
     /// a power of two up to the page size, or 0 for the block layer's own 4. Sent to the driver in the modes of

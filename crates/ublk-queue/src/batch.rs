@@ -33,33 +33,37 @@ pub struct BatchCommand {
     pub addr: u64,
 }
 
-/// Elements of a PREP or COMMIT, a header of 8 bytes each and, with a buffer address, 8 more.
+/// Elements of a PREP or COMMIT that may be on its way: a header of 8 bytes each and, with a buffer address, 8
+/// more.
+#[derive(Default)]
 struct Elems {
-    words: Box<[u64]>,
-    /// Words that are filled.
-    filled: usize,
+    /// Room for an element of every tag; none while it is the open one.
+    words: Vec<u64>,
     in_flight: bool,
 }
 
 /// The batch commands of one lane.
+#[derive(Default)]
 pub(crate) struct Batch {
     qid: u16,
     shape: ElemShape,
     /// Words of an element.
     size: usize,
     flags: u16,
-    buf_base: u16,
     commits: Vec<Elems>,
-    /// The commit being filled.
-    open: Option<u16>,
+    /// The elements being filled; without room while no commit is open.
+    open: Vec<u64>,
+    /// Which of the commits they are to be.
+    number: u16,
     /// A FETCH is, or is to be, with the driver.
     pub(crate) fetch: Fetch,
 }
 
 /// Where the multishot fetch is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Fetch {
     /// To be pushed.
+    #[default]
     Due,
     /// With the driver.
     Armed,
@@ -67,8 +71,18 @@ pub(crate) enum Fetch {
     Ended,
 }
 
+/// The header of an answer to `tag`, but for its result.
+pub(crate) fn header(tag: Tag, buf_base: u16) -> u64 {
+    let header = ublk_elem_header {
+        tag: tag.get(),
+        buf_index: buf_base + tag.get(),
+        result: 0,
+    };
+    u64::from_ne_bytes(header.to_bytes())
+}
+
 impl Batch {
-    pub(crate) fn new(qid: u16, depth: u16, data: DataMode, buf_base: u16) -> Self {
+    pub(crate) fn new(qid: u16, depth: u16, data: DataMode) -> Self {
         let shape = ElemShape {
             buf_addr: data == DataMode::Copy,
             zone_lba: false,
@@ -80,8 +94,7 @@ impl Batch {
         };
         let size = usize::from(shape.bytes()) / 8;
         let elems = |_| Elems {
-            words: vec![0; usize::from(depth) * size].into_boxed_slice(),
-            filled: 0,
+            words: Vec::with_capacity(usize::from(depth) * size),
             in_flight: false,
         };
         Self {
@@ -89,67 +102,69 @@ impl Batch {
             shape,
             size,
             flags: shape.flags() | fallback,
-            buf_base,
             commits: (0..COMMITS).map(elems).collect(),
-            open: None,
-            fetch: Fetch::Due,
+            ..Self::default()
         }
     }
 
-    /// Adds the answer of a tag (or, for PREP, a tag) to the commit being filled. False if all commits
-    /// are on their way: nothing was changed.
+    /// Adds the answer of a tag (or, for PREP, a tag) to the commit being filled: its [`header`], the result, and
+    /// the buffer's address where elements have one. False if all commits are on their way: nothing was changed.
     #[inline(always)]
-    pub(crate) fn add(&mut self, tag: Tag, result: i32, addr: u64) -> bool {
-        let Some(open) = self.open.or_else(|| self.begin()) else {
+    pub(crate) fn add(&mut self, header: u64, result: i32, addr: u64) -> bool {
+        if self.open.capacity() - self.open.len() < self.size && !self.begin() {
             return false;
-        };
-        let Some(elems) = self.commits.get_mut(usize::from(open)) else {
-            return false;
-        };
-        let header = ublk_elem_header {
-            tag: tag.get(),
-            buf_index: self.buf_base + tag.get(),
-            result,
-        };
-        let at = elems.filled;
-        let Some(out) = elems.words.get_mut(at..at + self.size) else {
-            return false;
-        };
-        out[0] = u64::from_ne_bytes(header.to_bytes());
-        if let Some(second) = out.get_mut(1) {
-            *second = addr;
         }
-        elems.filled += self.size;
+        self.open.push(header | result_word(result));
+        if self.size == 2 {
+            self.open.push(addr);
+        }
         true
     }
 
+    /// Takes the first commit that is not on its way. False if there is none, or the open one is full, which
+    /// cannot be: it has room for every tag.
     #[cold]
-    fn begin(&mut self) -> Option<u16> {
-        let free = self.commits.iter().position(|elems| !elems.in_flight)?;
-        self.open = u16::try_from(free).ok();
-        self.open
+    #[inline(never)]
+    fn begin(&mut self) -> bool {
+        if self.is_open() {
+            return false;
+        }
+        let mut commits = (0..).zip(&mut self.commits);
+        let Some((number, free)) = commits.find(|(_, elems)| !elems.in_flight) else {
+            return false;
+        };
+        self.open = std::mem::take(&mut free.words);
+        self.number = number;
+        true
     }
 
     /// The command for what was added, and the number to complete it by.
     #[inline]
     pub(crate) fn close(&mut self, prep: bool) -> Option<(u16, BatchCommand)> {
-        let open = self.open.take()?;
-        let elems = &mut self.commits[usize::from(open)];
+        if self.open.is_empty() {
+            return None;
+        }
+        let elems = self.commits.get_mut(usize::from(self.number))?;
+        elems.words = std::mem::take(&mut self.open);
         elems.in_flight = true;
         let cmd_op = if prep {
             UBLK_U_IO_PREP_IO_CMDS
         } else {
             UBLK_U_IO_COMMIT_IO_CMDS
         };
+        let count = match self.size {
+            2 => elems.words.len() / 2,
+            _ => elems.words.len(),
+        };
         let command = BatchCommand {
             cmd_op,
             qid: self.qid,
             flags: self.flags,
-            nr_elem: u16::try_from(elems.filled / self.size).unwrap_or(u16::MAX),
+            nr_elem: u16::try_from(count).unwrap_or(u16::MAX),
             elem_bytes: self.shape.bytes(),
             addr: elems.words.as_ptr() as u64,
         };
-        Some((open, command))
+        Some((self.number, command))
     }
 
     /// The multishot fetch.
@@ -164,8 +179,26 @@ impl Batch {
         }
     }
 
-    /// Takes the completion of a PREP or COMMIT: gives each tag that the driver did not take to `refused`,
-    /// with the errno where the driver said it, in the order they were added.
+    /// Takes the completion of a PREP or COMMIT of which the driver took everything. False if that is not so.
+    #[inline]
+    pub(crate) fn all_taken(&mut self, number: u16, res: i32, prep: bool) -> bool {
+        let Some(elems) = self.commits.get_mut(usize::from(number)) else {
+            return false;
+        };
+        // A PREP is all or nothing; a COMMIT says how many bytes of elements it took.
+        let bytes = elems.words.len() * 8;
+        let all = res >= 0 && (prep || usize::try_from(res) == Ok(bytes));
+        if all && elems.in_flight {
+            elems.in_flight = false;
+            elems.words.clear();
+            return true;
+        }
+        false
+    }
+
+    /// Takes any other completion: gives each tag that the driver did not take to `refused`, with the errno
+    /// where the driver said it, in the order they were added. False if no such command is on its way.
+    #[cold]
     pub(crate) fn completed(
         &mut self,
         number: u16,
@@ -173,35 +206,28 @@ impl Batch {
         prep: bool,
         mut refused: impl FnMut(Tag, Option<Errno>),
     ) -> bool {
-        let Some(elems) = self
-            .commits
-            .get_mut(usize::from(number))
-            .filter(|e| e.in_flight)
-        else {
+        let elems = self.commits.get_mut(usize::from(number));
+        let Some(elems) = elems.filter(|elems| elems.in_flight) else {
             return false;
         };
         elems.in_flight = false;
-        let count = std::mem::take(&mut elems.filled) / self.size;
         let (taken, mut errno) = match Errno::from_result(res) {
-            // A PREP is all or nothing; a COMMIT says how many bytes of elements it took.
-            Ok(_) if prep => return true,
             Ok(bytes) => (usize::try_from(bytes).unwrap_or(0) / (8 * self.size), None),
             Err(errno) => (0, Some(errno)),
         };
-        for n in taken..count {
-            let Some(word) = elems.words.get(n * self.size) else {
-                break;
-            };
+        for (n, elem) in elems.words.chunks(self.size).enumerate().skip(taken) {
             // A failed PREP is everybody's; a failed COMMIT names the errno of its first element only.
             let why = if prep {
                 errno
             } else {
                 errno.take().filter(|_| n == 0)
             };
-            if let Ok(tag) = Tag::new(ublk_elem_header::from_bytes(&word.to_ne_bytes()).tag) {
+            let header = elem.first().copied().unwrap_or_default().to_ne_bytes();
+            if let Ok(tag) = Tag::new(ublk_elem_header::from_bytes(&header).tag) {
                 refused(tag, why);
             }
         }
+        elems.words.clear();
         true
     }
 
@@ -209,22 +235,32 @@ impl Batch {
     pub(crate) fn reopen(&mut self, number: u16) {
         if let Some(elems) = self.commits.get_mut(usize::from(number)) {
             elems.in_flight = false;
-            self.open = Some(number);
+            self.open = std::mem::take(&mut elems.words);
+            self.number = number;
         }
     }
 
     /// True if a command could not be pushed and is still to go.
+    #[inline]
     pub(crate) fn is_due(&self, prepared: bool) -> bool {
-        self.open.is_some() || (prepared && self.fetch == Fetch::Due)
+        self.is_open() || (prepared && self.fetch == Fetch::Due)
     }
 
     /// True while elements wait for the next command.
+    #[inline]
     pub(crate) const fn is_open(&self) -> bool {
-        self.open.is_some()
+        !self.open.is_empty()
     }
 
     /// True while the driver may read elements.
     pub(crate) fn in_flight(&self) -> bool {
         self.commits.iter().any(|elems| elems.in_flight)
     }
+}
+
+/// The result of a command or an element where their structs have it: bytes 4 to 7.
+#[inline(always)]
+pub(crate) const fn result_word(result: i32) -> u64 {
+    let [a, b, c, d] = result.to_ne_bytes();
+    u64::from_ne_bytes([0, 0, 0, 0, a, b, c, d])
 }

@@ -185,14 +185,10 @@ token!(OwnedRequest);
 fn call<B: Backend>(backend: &B, blind: bool, request: &mut impl Token) -> Result<(), Errno> {
     let (op, offset, len, flags) = request.parts();
     match op {
-        Op::Read => match request.data_mut() {
-            Err(_) if blind => backend.read_at(&mut [], offset),
-            data => backend.read_at(data?, offset),
-        },
-        Op::Write => match request.data() {
-            Err(_) if blind => backend.write_at(&[], offset, flags.fua()),
-            data => backend.write_at(data?, offset, flags.fua()),
-        },
+        Op::Read if blind => backend.read_at(&mut [], offset),
+        Op::Read => backend.read_at(request.data_mut()?, offset),
+        Op::Write if blind => backend.write_at(&[], offset, flags.fua()),
+        Op::Write => backend.write_at(request.data()?, offset, flags.fua()),
         Op::Flush => backend.flush(),
         Op::Discard => backend.discard(offset, len),
         Op::WriteZeroes => backend.write_zeroes(offset, len, !flags.no_unmap()),

@@ -17,11 +17,11 @@ use ublk_sys::{
 pub(crate) use self::ending::ABORT_WAIT;
 use self::ending::came_back;
 use self::forward::Forwards;
-use crate::batch::Batch;
+use crate::batch::{self, Batch};
 use crate::handler::{Handler, LaneContext};
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations};
-use crate::request::{Request, Slot};
+use crate::request::{Readiness, Request, Slot};
 use crate::seam::{Completion, Descriptors, IoCommand, Port};
 use crate::shared::{LaneLocal, LaneShared};
 use crate::user_data::{Kind, UserData};
@@ -67,6 +67,8 @@ pub(crate) struct Place<C> {
     /// The `addr` of the tag's next command: in copy mode always the tag's buffer, in get-data where a READ's
     /// data is, else 0.
     addr: u64,
+    /// Batch: the header of this tag's answer.
+    header: u64,
     /// The commit-and-fetch of this tag.
     commit: C,
 }
@@ -89,6 +91,8 @@ pub(crate) struct Lane<P: Port, D, H> {
     /// The tag whose request the handler has on this thread, for the time after a panic.
     current: Option<Tag>,
     data: DataMode,
+    /// Data is in the tag's buffer or nowhere, and the lane is not ending: the quick way of a request.
+    plain: bool,
     leaving: bool,
     /// Requests that handlers took along and have not answered.
     away: u32,
@@ -104,8 +108,8 @@ pub(crate) struct Lane<P: Port, D, H> {
     buf_base: u16,
     /// First slot of the plan's files in the ring's table.
     files: u32,
-    /// The commands of batch mode, where that is the plan.
-    batch: Option<Batch>,
+    /// The commands of batch mode; nothing is added where that is not the plan.
+    batch: Batch,
     batched: bool,
     /// Batch: the driver has taken PREP.
     prepared: bool,
@@ -153,6 +157,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             Place {
                 state: TagState::Idle,
                 addr,
+                header: batch::header(tag, spec.buf_base),
                 commit: port.prepare(index, &command, word),
             }
         };
@@ -181,12 +186,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             patience: 0,
             prepared: false,
             batched: spec.batch,
-            batch: spec
-                .batch
-                .then(|| Batch::new(shared_qid, spec.depth, spec.data, spec.buf_base)),
+            batch: match spec.batch {
+                true => Batch::new(shared_qid, spec.depth, spec.data),
+                false => Batch::default(),
+            },
             fetched: Vec::with_capacity(usize::from(spec.depth)),
             next_fetched: 0,
             data: spec.data,
+            plain: !matches!(spec.data, DataMode::GetData | DataMode::UserCopy),
             buf_base: spec.buf_base,
             files: spec.files,
             placed: vec![false; depth].into_boxed_slice(),
@@ -222,29 +229,45 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Takes the completion of a tag's command and carries out what follows: the way of every request.
     #[inline(always)]
     pub(crate) fn completed(&mut self, port: &mut P, tag: u16, res: i32) -> Result<(), LaneError> {
+        if self.plain {
+            self.carry::<true, false>(port, tag, res)
+        } else {
+            self.completed_seldom(port, tag, res)
+        }
+    }
+
+    /// `PLAIN`: see [`Lane::plain`]; `BATCHED`, which only matters then: the answer goes into a batch. What is
+    /// known here need not be asked for each request.
+    #[inline(always)]
+    fn carry<const PLAIN: bool, const BATCHED: bool>(
+        &mut self,
+        port: &mut P,
+        tag: u16,
+        res: i32,
+    ) -> Result<(), LaneError> {
         let (Some(place), Ok(tag)) = (self.tags.get_mut(usize::from(tag)), Tag::new(tag)) else {
             self.stale();
             return Ok(());
         };
-        let (next, action) = place.state.step(Input::Cqe(res));
+        let (in_hand, action) = place.state.step(Input::Cqe(res));
         if !matches!(action, Some(Action::Serve)) {
             return self.not_served(port, tag, res);
         }
-        place.state = next;
-        if self.leaving {
+        if !PLAIN && self.leaving {
             // Not `self.came_back()`, which would end the borrow of the place.
             (self.outstanding, self.patience) = came_back(self.outstanding);
         }
         let io = match self.descriptors.load(tag).decode(&self.bounds) {
             Ok(io) => io,
             Err(errno) => {
+                place.state = in_hand;
                 self.refuse(port, tag, errno);
                 return Ok(());
             }
         };
         self.shared.meters.count(&io);
         self.current = Some(tag);
-        let get_data = self.data == DataMode::GetData;
+        let get_data = !PLAIN && self.data == DataMode::GetData;
         let placed = get_data && std::mem::take(&mut self.placed[tag.index()]);
         // On the stack, so that an inlined handler's answer stays in registers.
         let slot = Cell::new(Slot::Held);
@@ -254,26 +277,40 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             &self.detached,
             tag,
             io,
-            get_data,
-            placed,
+            Readiness {
+                ready: PLAIN,
+                any_source: get_data,
+                placed,
+            },
         );
         self.handler.handle(request);
         self.current = None;
         let (answer, source) = match slot.get() {
             Slot::Answered(answer, source) => (answer, source),
             Slot::Forwarded(to) if H::FORWARDS => {
+                place.state = in_hand;
                 self.forward(port, tag, io, to);
                 return Ok(());
             }
             Slot::Forwarded(_) => (Answer::failed(Errno::EOPNOTSUPP), 0),
             Slot::Held | Slot::Detached => {
+                place.state = in_hand;
                 self.taken_along();
                 return Ok(());
             }
         };
-        if get_data {
+        if !PLAIN {
+            place.state = in_hand;
             self.answered_from(port, tag, answer, source);
-        } else if !commit(place, port, self.batch.as_mut(), &self.shared, tag, answer) {
+            return Ok(());
+        }
+        let result = place.commit(in_hand, answer, &self.shared);
+        let pushed = match result {
+            Some(result) if BATCHED => self.batch.add(place.header, result, place.addr),
+            Some(result) => port.push(&place.commit, result, place.addr).is_ok(),
+            None => true,
+        };
+        if !pushed {
             self.push_failed(tag);
         }
         Ok(())
@@ -282,7 +319,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// The same, where it need not be quick.
     #[inline(never)]
     fn completed_seldom(&mut self, port: &mut P, tag: u16, res: i32) -> Result<(), LaneError> {
-        self.completed(port, tag, res)
+        self.carry::<false, false>(port, tag, res)
     }
 
     /// Takes the completion of anything but a tag's command.
@@ -433,10 +470,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 
     /// Answers a request that is in hand.
+    #[inline(always)]
     fn answered(&mut self, port: &mut P, tag: Tag, answer: Answer) {
         let place = &mut self.tags[tag.index()];
-        if !commit(place, port, self.batch.as_mut(), &self.shared, tag, answer) {
-            self.push_failed(tag);
+        if let Some(result) = place.commit(place.state, answer, &self.shared) {
+            self.push_commit(port, tag, result);
         }
     }
 
@@ -491,10 +529,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     pub(crate) fn has_retries(&self) -> bool {
         !self.retry.is_empty()
             || (H::FORWARDS && self.forwards.is_stalled())
-            || self
-                .batch
-                .as_ref()
-                .is_some_and(|batch| batch.is_due(self.prepared))
+            || (self.batched && self.batch.is_due(self.prepared))
     }
 
     fn arm(&mut self, port: &mut P, tag: Tag) {
@@ -518,9 +553,15 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 
     /// Pushes the commit of a tag, or in batch mode its element (also PREP's).
+    #[inline(always)]
     fn push_commit(&mut self, port: &mut P, tag: Tag, result: i32) {
         let place = &self.tags[tag.index()];
-        if !push(place, port, self.batch.as_mut(), tag, result) {
+        let pushed = if self.batched {
+            self.batch.add(place.header, result, place.addr)
+        } else {
+            port.push(&place.commit, result, place.addr).is_ok()
+        };
+        if !pushed {
             self.push_failed(tag);
         }
     }
@@ -564,38 +605,19 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 }
 
-/// Answers the request that is in hand at this place. False if the command could not be pushed.
-#[inline(always)]
-fn commit<P: Port>(
-    place: &mut Place<P::Command>,
-    port: &mut P,
-    batch: Option<&mut Batch>,
-    shared: &LaneShared,
-    tag: Tag,
-    answer: Answer,
-) -> bool {
-    let (next, action) = place.state.step(Input::Answer(answer));
-    let Some(Action::Commit(answer)) = action else {
-        shared.meters.stale.add(1);
-        return true;
-    };
-    place.state = next;
-    if answer.result() < 0 {
-        shared.meters.errors.add(1);
-    }
-    push(place, port, batch, tag, answer.result())
-}
-
-#[inline(always)]
-fn push<P: Port>(
-    place: &Place<P::Command>,
-    port: &mut P,
-    batch: Option<&mut Batch>,
-    tag: Tag,
-    result: i32,
-) -> bool {
-    match batch {
-        None => port.push(&place.commit, result, place.addr).is_ok(),
-        Some(batch) => batch.add(tag, result, place.addr),
+impl<C> Place<C> {
+    /// Answers the request that is in hand at this place: the result for the driver, or nothing if none is in hand.
+    #[inline(always)]
+    fn commit(&mut self, in_hand: TagState, answer: Answer, shared: &LaneShared) -> Option<i32> {
+        let (next, action) = in_hand.step(Input::Answer(answer));
+        let Some(Action::Commit(answer)) = action else {
+            shared.meters.stale.add(1);
+            return None;
+        };
+        self.state = next;
+        if answer.result() < 0 {
+            shared.meters.errors.add(1);
+        }
+        Some(answer.result())
     }
 }

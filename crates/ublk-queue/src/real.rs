@@ -17,7 +17,7 @@ use uring_lite::{
     BufRing, Cqe16, EnterError, Fd, RegisterError, Ring, SetupError, Sqe64, SqeFlags, Waker, op,
 };
 
-use crate::batch::BatchCommand;
+use crate::batch::{BatchCommand, result_word};
 use crate::buffers::page_size;
 use crate::memref::MemRef;
 use crate::polling::{Polling, Spin};
@@ -178,13 +178,6 @@ fn trouble(error: EnterError) -> Result<(), Errno> {
 pub struct Prepared {
     sqe: Sqe64,
     head: [u8; 8],
-}
-
-/// The result of a command where `ublksrv_io_cmd` has it: bytes 4 to 7.
-#[inline(always)]
-const fn result_word(result: i32) -> u64 {
-    let [a, b, c, d] = result.to_ne_bytes();
-    u64::from_ne_bytes([0, 0, 0, 0, a, b, c, d])
 }
 
 impl RingPort {

@@ -106,6 +106,9 @@ macro_rules! accessors {
             if !matches!(self.io.op, Op::Write) {
                 return Ok(&[]);
             }
+            if matches!(self.shared().path, DataPath::Registered) {
+                return Err(Errno::EOPNOTSUPP);
+            }
             let len = self.data_len();
             if !self.ready && self.is_elsewhere() {
                 // By value: a call that took the token's address would keep every token in memory.
@@ -212,8 +215,11 @@ macro_rules! accessors {
 
         #[inline(always)]
         fn deliver(&self) -> Result<(), Errno> {
+            if self.ready || self.io.op != Op::Read {
+                return Ok(());
+            }
             match &self.shared().path {
-                DataPath::Device(device) if self.io.op == Op::Read && !self.ready => {
+                DataPath::Device(device) => {
                     let from = self.shared().arena.mem(self.tag, self.data_len());
                     device.push(self.shared().qid, self.tag, 0, from)
                 }
@@ -229,6 +235,17 @@ macro_rules! accessors {
     };
 }
 
+/// Where a request's data is at the start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Readiness {
+    /// In the tag's buffer, or nowhere that anybody could bring it from.
+    pub(crate) ready: bool,
+    /// Get-data: a READ's data may be anywhere.
+    pub(crate) any_source: bool,
+    /// Get-data: a WRITE's data is where the handler said.
+    pub(crate) placed: bool,
+}
+
 /// A request on its worker's thread. Not `Send`: [`Request::detach`] makes one that is.
 pub struct Request<'a> {
     lane: &'a Rc<LaneLocal>,
@@ -237,7 +254,7 @@ pub struct Request<'a> {
     detached: &'a Cell<bool>,
     tag: Tag,
     io: Io,
-    /// A WRITE's data has been fetched into the tag's buffer; a READ's has been pushed (user copy).
+    /// Nothing is to be moved, or no more: a WRITE's data is in the tag's buffer, a READ's has been pushed.
     ready: bool,
     /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
     any_source: bool,
@@ -253,17 +270,21 @@ impl<'a> Request<'a> {
         detached: &'a Cell<bool>,
         tag: Tag,
         io: Io,
-        get_data: bool,
-        placed: bool,
+        readiness: Readiness,
     ) -> Self {
-        let any_source = get_data && matches!(io.op, Op::Read);
+        let Readiness {
+            ready,
+            any_source,
+            placed,
+        } = readiness;
+        let any_source = any_source && matches!(io.op, Op::Read);
         Self {
             lane,
             slot,
             detached,
             tag,
             io,
-            ready: false,
+            ready,
             any_source,
             placed,
         }
@@ -370,7 +391,7 @@ pub struct KeptRequest {
     lane: Rc<LaneLocal>,
     tag: Tag,
     io: Io,
-    /// A WRITE's data has been fetched into the tag's buffer; a READ's has been pushed (user copy).
+    /// Nothing is to be moved, or no more: a WRITE's data is in the tag's buffer, a READ's has been pushed.
     ready: bool,
     /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
     any_source: bool,
@@ -454,7 +475,7 @@ pub struct OwnedRequest {
     lane: Arc<LaneShared>,
     tag: Tag,
     io: Io,
-    /// A WRITE's data has been fetched into the tag's buffer; a READ's has been pushed (user copy).
+    /// Nothing is to be moved, or no more: a WRITE's data is in the tag's buffer, a READ's has been pushed.
     ready: bool,
     /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
     any_source: bool,

@@ -15,7 +15,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// an enter that waits waits for one more than these.
     #[inline]
     pub(crate) fn flush(&mut self, port: &mut P) -> u32 {
-        if self.batch.is_some() {
+        if self.batched {
             self.flush_batch(port)
         } else {
             0
@@ -24,9 +24,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 
     fn flush_batch(&mut self, port: &mut P) -> u32 {
         let mut at_once = 0;
-        let Some(batch) = &mut self.batch else {
-            return 0;
-        };
+        let batch = &mut self.batch;
         let kind = if self.prepared {
             Kind::Commit
         } else {
@@ -82,9 +80,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 });
             }
         };
-        if let Some(batch) = &mut self.batch {
-            batch.fetch = fetch;
-        }
+        self.batch.fetch = fetch;
         if fetch == Fetch::Ended {
             // One abort for all tags that the driver has.
             for n in 0..self.tags.len() {
@@ -104,9 +100,15 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Serves the tags of the last fetch completion; after a panic of the handler, the rest of them.
     #[inline]
     pub(crate) fn serve_fetched(&mut self, port: &mut P) -> Result<(), LaneError> {
-        while let Some(tag) = self.fetched.get(self.next_fetched) {
+        // Nothing in here makes a plain lane another.
+        let plain = self.plain;
+        while let Some(&tag) = self.fetched.get(self.next_fetched) {
             self.next_fetched += 1;
-            self.completed(port, *tag, 0)?;
+            if plain {
+                self.carry::<true, true>(port, tag, 0)?;
+            } else {
+                self.completed_seldom(port, tag, 0)?;
+            }
         }
         Ok(())
     }
@@ -119,24 +121,25 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         number: u16,
         res: i32,
     ) -> Result<(), LaneError> {
-        let Some(mut batch) = self.batch.take() else {
-            return Ok(());
-        };
         let mut result = Ok(());
-        let known = batch.completed(number, res, prep, |tag, why| {
-            // Without an errno of its own an element was never looked at: it goes again.
-            let errno = why.unwrap_or(Errno::EAGAIN);
-            if result.is_ok() {
-                result = self.completed_seldom(port, tag.get(), errno.to_result());
-            }
-        });
+        let mut known = self.batch.all_taken(number, res, prep);
+        if !known {
+            let mut batch = std::mem::take(&mut self.batch);
+            known = batch.completed(number, res, prep, |tag, why| {
+                // Without an errno of its own an element was never looked at: it goes again.
+                let errno = why.unwrap_or(Errno::EAGAIN);
+                if result.is_ok() {
+                    result = self.completed_seldom(port, tag.get(), errno.to_result());
+                }
+            });
+            self.batch = batch;
+        }
         if prep && res >= 0 && !self.prepared {
             self.prepared = true;
             if let Some(unprepared) = &self.share.unprepared {
                 unprepared.fetch_sub(1, Ordering::Release);
             }
         }
-        self.batch = Some(batch);
         if !known {
             self.shared.meters.stale.add(1);
         }
@@ -145,6 +148,6 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 
     /// True once the driver has all tags.
     pub(crate) fn is_armed(&self) -> bool {
-        self.batch.is_none() || self.prepared
+        !self.batched || self.prepared
     }
 }

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ublk_core::{Answer, Errno};
+use ublk_core::{Answer, Errno, Input};
 
 use super::Lane;
-use crate::batch::Batch;
 use crate::handler::Handler;
 use crate::health::State;
 use crate::seam::{Descriptors, Port};
@@ -21,6 +20,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     pub(super) fn leaving(&mut self) {
         if !self.leaving {
             self.leaving = true;
+            self.plain = false;
             self.shared.status.set(State::Leaving);
             let with_driver = self
                 .tags
@@ -55,6 +55,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return false;
         };
         self.shared.meters.panics.add_shared(1);
+        // The lane writes down where a tag is when its handler returns.
+        let state = &mut self.tags[tag.index()].state;
+        if state.with_driver() {
+            (*state, _) = state.step(Input::Cqe(0));
+        }
         if self.detached.get() {
             self.taken_along();
         } else {
@@ -68,10 +73,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// the commands that are still with the driver then are silent ones (kernel-side they end with the
     /// ring).
     pub(crate) fn is_empty(&self) -> bool {
-        let sent = self
-            .batch
-            .as_ref()
-            .is_none_or(|batch| !batch.in_flight() && !batch.is_open());
+        let sent = !self.batch.in_flight() && !self.batch.is_open();
         let aborted = self.outstanding == 0 || self.patience == 0;
         self.leaving
             && aborted
@@ -90,8 +92,7 @@ pub(super) const fn came_back(outstanding: u32) -> (u32, u32) {
 impl<P: Port, D, H> Lane<P, D, H> {
     /// True while the driver may touch the buffers.
     fn driver_has_tags(&self) -> bool {
-        let elems = self.batch.as_ref().is_some_and(Batch::in_flight);
-        elems
+        self.batch.in_flight()
             || self.forwards.count > 0
             || (!self.leaving && self.tags.iter().any(|tag| tag.state.with_driver()))
     }
@@ -103,7 +104,7 @@ impl<P: Port, D, H> Drop for Lane<P, D, H> {
     fn drop(&mut self) {
         if self.driver_has_tags() {
             std::mem::forget(Arc::clone(&self.shared));
-            std::mem::forget(self.batch.take());
+            std::mem::forget(std::mem::take(&mut self.batch));
         }
     }
 }

@@ -12,7 +12,7 @@ use ublk_sys::{UBLK_U_IO_REGISTER_IO_BUF, UBLK_U_IO_UNREGISTER_IO_BUF, ublksrv_i
 use uring_lite::Sqe64;
 use uring_lite::op::{self, Fd, SqeFlags};
 
-use super::{Lane, LaneError, commit};
+use super::{Lane, LaneError};
 use crate::forward::Forward;
 use crate::handler::Handler;
 use crate::seam::{Descriptors, Port};
@@ -141,11 +141,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     #[inline(always)]
     pub(crate) fn forward_answered(&mut self, port: &mut P, tag: u16, res: i32) -> bool {
         let index = usize::from(tag);
-        let (Some(forwarded), Some(place), Ok(tag)) = (
-            self.forwards.tags.get_mut(index),
-            self.tags.get_mut(index),
-            Tag::new(tag),
-        ) else {
+        let (Some(forwarded), Ok(tag)) = (self.forwards.tags.get_mut(index), Tag::new(tag)) else {
             return false;
         };
         if forwarded.enough != res || res <= 0 {
@@ -154,9 +150,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         (forwarded.enough, forwarded.active) = (0, false);
         self.forwards.count -= 1;
         let answer = Answer::full(res.unsigned_abs());
-        if !commit(place, port, self.batch.as_mut(), &self.shared, tag, answer) {
-            self.push_failed(tag);
-        }
+        self.answered(port, tag, answer);
         true
     }
 
