@@ -33,8 +33,7 @@ impl Null {
                 // The kernel raises it to the physical block: declared as it will be shown.
                 .discard(1 << 30, 4096)
                 .write_zeroes(1 << 30)
-                .quick(true)
-                .blind(true),
+                .quick(true),
         })
     }
 
@@ -49,6 +48,10 @@ impl Null {
 impl Backend for Null {
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    fn is_blind() -> bool {
+        true
     }
 
     #[inline]

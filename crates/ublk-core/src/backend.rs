@@ -28,6 +28,17 @@ pub trait Backend: Send + Sync + 'static {
     /// The device this backend can serve. Asked once, before the device is made.
     fn limits(&self) -> Limits;
 
+    /// Whether the backend looks at no data. It is then called with empty slices, whatever the plan, so zero copy
+    /// can serve it. Known when the program is built, so that nothing of it is asked for each request; a trait object
+    /// is never blind, nor an `Arc`.
+    #[must_use]
+    fn is_blind() -> bool
+    where
+        Self: Sized,
+    {
+        false
+    }
+
     /// Fills the whole of `buf` from `offset`, or fails (L05). `buf` holds zeroes or old data of
     /// this device's own requests at entry.
     ///

@@ -35,8 +35,6 @@ pub struct Limits {
     pub max_write_zeroes: u64,
     /// The calls return quickly and never block on I/O, so the queue's thread may make them itself.
     pub quick: bool,
-    /// The backend looks at no data: it is called with empty slices, whatever the plan.
-    pub blind: bool,
     /// Alignment in bytes that the memory of a request must have where it is given to a file as it is (zero copy):
     /// a power of two up to the page size, or 0 for the block layer's own 4. Sent to the driver in the modes of
     /// zero copy only; since Linux 6.15, older kernels ignore it (`ublk_param_dma_align`).
@@ -67,7 +65,6 @@ impl Limits {
             discard_granularity: 0,
             max_write_zeroes: 0,
             quick: false,
-            blind: false,
             dma_alignment: 0,
             max_segments: 0,
             max_segment_size: 0,
@@ -124,13 +121,6 @@ impl Limits {
     #[must_use]
     pub const fn quick(mut self, yes: bool) -> Self {
         self.quick = yes;
-        self
-    }
-
-    /// Says that the backend looks at no data.
-    #[must_use]
-    pub const fn blind(mut self, yes: bool) -> Self {
-        self.blind = yes;
         self
     }
 

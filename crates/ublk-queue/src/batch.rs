@@ -14,7 +14,7 @@ use ublk_sys::{
 
 /// Commits that may be on their way at once: one is filled while those of a few enters before it, if
 /// the kernel took them late, still need their elements.
-const COMMITS: usize = 8;
+const COMMITS: u16 = 8;
 
 /// A batch command (`struct ublk_batch_io`, linux/ublk_cmd.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub struct BatchCommand {
 /// more.
 #[derive(Default)]
 struct Elems {
-    /// Room for an element of every tag; none while it is the open one.
+    /// Room for an element of every tag; empty unless on its way.
     words: Vec<u64>,
     in_flight: bool,
 }
@@ -51,9 +51,9 @@ pub(crate) struct Batch {
     size: usize,
     flags: u16,
     commits: Vec<Elems>,
-    /// The elements being filled; without room while no commit is open.
+    /// The elements being filled, with the same room.
     open: Vec<u64>,
-    /// Which of the commits they are to be.
+    /// Which of the commits they are to be, in turn.
     number: u16,
     /// A FETCH is, or is to be, with the driver.
     pub(crate) fetch: Fetch,
@@ -93,8 +93,9 @@ impl Batch {
             0
         };
         let size = usize::from(shape.bytes()) / 8;
+        let words = || Vec::with_capacity(usize::from(depth) * size);
         let elems = |_| Elems {
-            words: Vec::with_capacity(usize::from(depth) * size),
+            words: words(),
             in_flight: false,
         };
         Self {
@@ -103,50 +104,48 @@ impl Batch {
             size,
             flags: shape.flags() | fallback,
             commits: (0..COMMITS).map(elems).collect(),
+            open: words(),
             ..Self::default()
         }
     }
 
     /// Adds the answer of a tag (or, for PREP, a tag) to the commit being filled: its [`header`], the result, and
-    /// the buffer's address where elements have one. False if all commits are on their way: nothing was changed.
+    /// the buffer's address where elements have one. False if there is no room, which no two answers for a tag
+    /// should make: nothing was changed.
     #[inline(always)]
     pub(crate) fn add(&mut self, header: u64, result: i32, addr: u64) -> bool {
-        if self.open.capacity() - self.open.len() < self.size && !self.begin() {
-            return false;
-        }
-        self.open.push(header | result_word(result));
+        let word = header | result_word(result);
         if self.size == 2 {
-            self.open.push(addr);
+            self.append([word, addr])
+        } else {
+            self.append([word])
         }
+    }
+
+    #[inline(always)]
+    fn append<const WORDS: usize>(&mut self, elem: [u64; WORDS]) -> bool {
+        if self.open.capacity() - self.open.len() < WORDS {
+            return false;
+        }
+        self.open.extend_from_slice(&elem);
         true
     }
 
-    /// Takes the first commit that is not on its way. False if there is none, or the open one is full, which
-    /// cannot be: it has room for every tag.
-    #[cold]
-    #[inline(never)]
-    fn begin(&mut self) -> bool {
-        if self.is_open() {
-            return false;
-        }
-        let mut commits = (0..).zip(&mut self.commits);
-        let Some((number, free)) = commits.find(|(_, elems)| !elems.in_flight) else {
-            return false;
-        };
-        self.open = std::mem::take(&mut free.words);
-        self.number = number;
-        true
-    }
-
-    /// The command for what was added, and the number to complete it by.
+    /// The command for what was added, and the number to complete it by. None while all commits are on their way:
+    /// what was added waits.
     #[inline]
     pub(crate) fn close(&mut self, prep: bool) -> Option<(u16, BatchCommand)> {
         if self.open.is_empty() {
             return None;
         }
-        let elems = self.commits.get_mut(usize::from(self.number))?;
-        elems.words = std::mem::take(&mut self.open);
+        let number = self.number;
+        let elems = self.commits.get_mut(usize::from(number))?;
+        if elems.in_flight {
+            return None;
+        }
+        std::mem::swap(&mut elems.words, &mut self.open);
         elems.in_flight = true;
+        self.number = (number + 1) % COMMITS;
         let cmd_op = if prep {
             UBLK_U_IO_PREP_IO_CMDS
         } else {
@@ -164,7 +163,7 @@ impl Batch {
             elem_bytes: self.shape.bytes(),
             addr: elems.words.as_ptr() as u64,
         };
-        Some((self.number, command))
+        Some((number, command))
     }
 
     /// The multishot fetch.
@@ -235,7 +234,7 @@ impl Batch {
     pub(crate) fn reopen(&mut self, number: u16) {
         if let Some(elems) = self.commits.get_mut(usize::from(number)) {
             elems.in_flight = false;
-            self.open = std::mem::take(&mut elems.words);
+            std::mem::swap(&mut elems.words, &mut self.open);
             self.number = number;
         }
     }

@@ -111,7 +111,7 @@ impl<B: Mapped> Handler for Direct<B> {
                 return request.complete_from(self.region(offset, len));
             }
             Op::Write if request.was_placed() => Ok(()),
-            _ => call(&*self.0, false, &mut request),
+            _ => call(&*self.0, &mut request),
         };
         request.complete(result);
     }
@@ -132,22 +132,19 @@ impl<F: FnMut(Request<'_>)> Handler for F {
 #[derive(Debug)]
 pub struct Inline<B> {
     backend: Arc<B>,
-    /// The backend looks at no data: it is called with empty slices where the plan hides the bytes.
-    blind: bool,
 }
 
 impl<B: Backend> Inline<B> {
     /// Calls this backend.
     pub fn new(backend: Arc<B>) -> Self {
-        let blind = backend.limits().blind;
-        Self { backend, blind }
+        Self { backend }
     }
 }
 
 impl<B: Backend> Handler for Inline<B> {
     #[inline(always)]
     fn handle(&mut self, mut request: Request<'_>) {
-        let result = call(&*self.backend, self.blind, &mut request);
+        let result = call(&*self.backend, &mut request);
         request.complete(result);
     }
 }
@@ -182,12 +179,12 @@ token!(OwnedRequest);
 
 /// Makes the call of the backend that a request asks for.
 #[inline(always)]
-fn call<B: Backend>(backend: &B, blind: bool, request: &mut impl Token) -> Result<(), Errno> {
+fn call<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> {
     let (op, offset, len, flags) = request.parts();
     match op {
-        Op::Read if blind => backend.read_at(&mut [], offset),
+        Op::Read if B::is_blind() => backend.read_at(&mut [], offset),
         Op::Read => backend.read_at(request.data_mut()?, offset),
-        Op::Write if blind => backend.write_at(&[], offset, flags.fua()),
+        Op::Write if B::is_blind() => backend.write_at(&[], offset, flags.fua()),
         Op::Write => backend.write_at(request.data()?, offset, flags.fua()),
         Op::Flush => backend.flush(),
         Op::Discard => backend.discard(offset, len),
@@ -236,7 +233,6 @@ impl Pool {
             jobs,
             threads: Vec::with_capacity(threads),
         };
-        let blind = backend.limits().blind;
         for n in 0..threads.max(1) {
             let (jobs, backend) = (Arc::clone(&pool.jobs), Arc::clone(backend));
             let thread = thread::Builder::new()
@@ -245,8 +241,7 @@ impl Pool {
                     // As on the queues' threads: memory reclaim must not wait for our own device (L37).
                     crate::thread::set_io_flusher();
                     while let Some(mut request) = jobs.next() {
-                        let call =
-                            std::panic::AssertUnwindSafe(|| call(&*backend, blind, &mut request));
+                        let call = std::panic::AssertUnwindSafe(|| call(&*backend, &mut request));
                         match std::panic::catch_unwind(call) {
                             Ok(result) => request.complete(result),
                             Err(_) => request.panicked(),

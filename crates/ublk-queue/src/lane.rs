@@ -31,6 +31,9 @@ use crate::worker::{LaneSpec, Share};
 /// the queue gives up.
 const MAX_RETRIES: u32 = 1000;
 
+/// No tag.
+const NOBODY: u16 = u16::MAX;
+
 /// Why a lane ended before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -88,8 +91,8 @@ pub(crate) struct Lane<P: Port, D, H> {
     pub(crate) shared: Arc<LaneShared>,
     /// The handler took the request at hand along; for the time after a panic.
     detached: Cell<bool>,
-    /// The tag whose request the handler has on this thread, for the time after a panic.
-    current: Option<Tag>,
+    /// The tag whose request the handler has on this thread, or [`NOBODY`]; for the time after a panic.
+    current: u16,
     data: DataMode,
     /// Data is in the tag's buffer or nowhere, and the lane is not ending: the quick way of a request.
     plain: bool,
@@ -111,6 +114,8 @@ pub(crate) struct Lane<P: Port, D, H> {
     /// The commands of batch mode; nothing is added where that is not the plan.
     batch: Batch,
     batched: bool,
+    /// Batch: the user data of the fetch; of nothing elsewhere.
+    fetch_word: u64,
     /// Batch: the driver has taken PREP.
     prepared: bool,
     /// Tags of the fetch completion at hand.
@@ -177,7 +182,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             local: Rc::new(LaneLocal::new(Arc::clone(&shared), spec.depth)),
             shared,
             detached: Cell::new(false),
-            current: None,
+            current: NOBODY,
             retry: Vec::with_capacity(depth),
             retries: 0,
             away: 0,
@@ -186,6 +191,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             patience: 0,
             prepared: false,
             batched: spec.batch,
+            fetch_word: UserData::batch(index, spec.generation, Kind::Fetch, 0).pack(),
             batch: match spec.batch {
                 true => Batch::new(shared_qid, spec.depth, spec.data),
                 false => Batch::default(),
@@ -266,7 +272,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             }
         };
         self.shared.meters.count(&io);
-        self.current = Some(tag);
+        self.current = tag.get();
         let get_data = !PLAIN && self.data == DataMode::GetData;
         let placed = get_data && std::mem::take(&mut self.placed[tag.index()]);
         // On the stack, so that an inlined handler's answer stays in registers.
@@ -284,7 +290,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             },
         );
         self.handler.handle(request);
-        self.current = None;
+        self.current = NOBODY;
         let (answer, source) = match slot.get() {
             Slot::Answered(answer, source) => (answer, source),
             Slot::Forwarded(to) if H::FORWARDS => {

@@ -445,6 +445,10 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                     && lane.forward_answered(&mut self.port, tag, completion.res)
                 {
                     // The next.
+                } else if lane.is_fetch(&completion) {
+                    lane.tags_fetched(&mut self.port, &completion)?;
+                } else if lane.commit_taken(&completion) {
+                    // The next.
                 } else {
                     break completion;
                 }

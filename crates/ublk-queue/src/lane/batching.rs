@@ -41,17 +41,44 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let unprepared = self.share.unprepared.as_ref();
         let ready = unprepared.is_none_or(|count| count.load(Ordering::Acquire) == 0);
         if self.prepared && batch.fetch == Fetch::Due && ready {
-            let word = UserData::batch(self.index, self.generation, Kind::Fetch, 0);
-            if port
-                .push_batch(self.index, &batch.fetch_command(), word.pack())
-                .is_ok()
-            {
+            let pushed = port.push_batch(self.index, &batch.fetch_command(), self.fetch_word);
+            if pushed.is_ok() {
                 batch.fetch = Fetch::Armed;
             }
         }
         at_once
     }
 
+    /// True for a completion of the fetch that brings tags and leaves it armed.
+    #[inline(always)]
+    pub(crate) fn is_fetch(&self, completion: &Completion) -> bool {
+        completion.user_data == self.fetch_word && completion.res > 0 && completion.has_more()
+    }
+
+    /// Serves the tags of such a completion.
+    #[inline(never)]
+    pub(crate) fn tags_fetched(
+        &mut self,
+        port: &mut P,
+        completion: &Completion,
+    ) -> Result<(), LaneError> {
+        port.take_tags(self.index, completion, &mut self.fetched);
+        self.next_fetched = 0;
+        self.serve_fetched(port)
+    }
+
+    /// Takes the completion of a COMMIT of which the driver took everything. False if it is another, with nothing
+    /// done.
+    #[inline(always)]
+    pub(crate) fn commit_taken(&mut self, completion: &Completion) -> bool {
+        let owner = self.owner | (Kind::Commit as u64) << 48;
+        match UserData::tag_of(completion.user_data, owner) {
+            Some(number) => self.batch.all_taken(number, completion.res, false),
+            None => false,
+        }
+    }
+
+    /// Any other completion of the fetch.
     pub(super) fn fetch_completed(
         &mut self,
         port: &mut P,
@@ -98,7 +125,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 
     /// Serves the tags of the last fetch completion; after a panic of the handler, the rest of them.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn serve_fetched(&mut self, port: &mut P) -> Result<(), LaneError> {
         // Nothing in here makes a plain lane another.
         let plain = self.plain;

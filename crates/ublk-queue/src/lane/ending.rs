@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ublk_core::{Answer, Errno, Input};
+use ublk_core::{Answer, Errno, Input, Tag};
 
-use super::Lane;
+use super::{Lane, NOBODY};
 use crate::handler::Handler;
 use crate::health::State;
 use crate::seam::{Descriptors, Port};
@@ -51,7 +51,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// panic was not this lane's handler's.
     #[cold]
     pub(crate) fn recover_from_panic(&mut self, port: &mut P) -> bool {
-        let Some(tag) = self.current.take() else {
+        let current = std::mem::replace(&mut self.current, NOBODY);
+        let Ok(tag) = Tag::new(current) else {
             return false;
         };
         self.shared.meters.panics.add_shared(1);
