@@ -12,7 +12,7 @@ pub struct IoDesc {
     pub nr_sectors: u32,
     /// First sector; all ones for FLUSH.
     pub start_sector: u64,
-    /// Buffer of the tag in copy mode.
+    /// Buffer of the tag in copy mode; with [`IoFlags::SHMEM_ZC`] a place in registered memory.
     pub addr: u64,
 }
 
@@ -53,6 +53,15 @@ impl IoFlags {
 
     /// The driver could not register the request's pages by itself (`UBLK_IO_F_NEED_REG_BUF`, 6.16).
     pub const NEED_REG_BUF: u32 = 1 << 17;
+
+    /// The data lies in memory registered with the device, and `addr` says where (`UBLK_IO_F_SHMEM_ZC`, 7.1).
+    pub const SHMEM_ZC: u32 = 1 << 19;
+
+    /// The SHMEM_ZC bit.
+    #[must_use]
+    pub const fn in_shared_memory(self) -> bool {
+        self.0 & Self::SHMEM_ZC != 0
+    }
 
     /// The NEED_REG_BUF bit.
     #[must_use]
