@@ -3,7 +3,10 @@
 
 use crate::{Error, Operation};
 use core::time::Duration;
-use ublk_core::{CheckedSpec, CpuMask, DevId, DeviceParams, Features, Geometry, QueueId};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use ublk_core::{
+    CheckedSpec, CpuMask, DevId, DeviceParams, Features, Geometry, QueueId, SharedBuffer,
+};
 
 /// A command of the control plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +102,16 @@ pub enum Command {
         /// The device.
         id: DevId,
     },
+    /// REG_BUF of all of a file of memory: the descriptor `fd` of process `pid`, whoever issues the command. Answered
+    /// by [`Reply::Shared`].
+    ShareMemory {
+        /// The device.
+        id: DevId,
+        /// The process that has the file open for reading and writing.
+        pid: u32,
+        /// Its descriptor.
+        fd: u32,
+    },
     /// Waits until `/dev/ublkbN` exists, opens and has this size (L38). Answered by [`Reply::Done`].
     ProveReady {
         /// The device.
@@ -129,6 +142,7 @@ impl Command {
             Self::TryStop { .. } => Operation::TryStop,
             Self::DeleteAsync { .. } => Operation::DeleteAsync,
             Self::Sync { .. } => Operation::Sync,
+            Self::ShareMemory { .. } => Operation::RegisterMemory,
             Self::ProveReady { .. } => Operation::ProveReady,
         }
     }
@@ -153,6 +167,7 @@ impl Command {
             | Self::TryStop { id }
             | Self::DeleteAsync { id }
             | Self::Sync { id }
+            | Self::ShareMemory { id, .. }
             | Self::ProveReady { id, .. } => Some(*id),
         }
     }
@@ -173,6 +188,8 @@ pub enum Reply {
     Params(Option<DeviceParams>),
     /// The CPUs of a queue.
     Affinity(CpuMask),
+    /// What was registered of the memory.
+    Shared(Vec<SharedBuffer>),
 }
 
 /// What issues control commands: [`ControlThread`](crate::ControlThread), or a client of an agent
@@ -354,6 +371,24 @@ pub trait Controller: Send {
         done(self, Command::Sync { id }, deadline)
     }
 
+    /// Registers a file of memory with a device: a memfd, or a file of tmpfs or hugetlbfs, open for reading and
+    /// writing. See [`Control::share_file`](crate::Control::share_file).
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] before Linux 7.1, [`Error::Refused`] for a file that is no memory …
+    fn share_memory(
+        &mut self,
+        id: DevId,
+        file: BorrowedFd<'_>,
+        deadline: Duration,
+    ) -> Result<Vec<SharedBuffer>, Error> {
+        let (pid, fd) = (std::process::id(), file.as_raw_fd().unsigned_abs());
+        match self.call(Command::ShareMemory { id, pid, fd }, deadline)? {
+            Reply::Shared(buffers) => Ok(buffers),
+            other => Err(unexpected(Operation::RegisterMemory, &other)),
+        }
+    }
+
     /// Waits until the block device exists, opens and has its size.
     ///
     /// # Errors
@@ -426,6 +461,7 @@ mod tests {
             Command::TryStop { id },
             Command::DeleteAsync { id },
             Command::Sync { id },
+            Command::ShareMemory { id, pid: 1, fd: 2 },
             Command::ProveReady { id, size: u64::MAX },
         ];
         round(&commands);
@@ -440,6 +476,11 @@ mod tests {
             Reply::Params(params),
             Reply::Params(None),
             Reply::Affinity(CpuMask::from_iter([1, 2000])),
+            Reply::Shared(vec![SharedBuffer {
+                index: 3,
+                offset: 4096,
+                len: 8192,
+            }]),
         ]);
     }
 }

@@ -435,6 +435,9 @@ impl<P: CtrlPort> Control<P> {
             Command::TryStop { id } => self.try_stop(id, deadline).map(done),
             Command::DeleteAsync { id } => self.delete_async(id, deadline).map(done),
             Command::Sync { id } => nodes::sync(id).map(done),
+            Command::ShareMemory { id, pid, fd } => self
+                .share_descriptor(id, (pid, fd), deadline)
+                .map(Reply::Shared),
             Command::ProveReady { id, size } => nodes::prove_ready(id, size, deadline).map(done),
         }
     }

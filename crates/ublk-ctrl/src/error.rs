@@ -512,6 +512,10 @@ fn refused_hint(operation: Operation, errno: Errno) -> &'static str {
         (Operation::RegisterMemory, Errno::ENOMEM) => {
             "raise the limit of locked memory (`ulimit -l`), or share less"
         }
+        (
+            Operation::RegisterMemory,
+            Errno::EFAULT | Errno::EINVAL | Errno::ENODEV | Errno::EOPNOTSUPP,
+        ) => "only memory can be shared: a memfd, or a file of tmpfs or hugetlbfs, of whole pages",
         (Operation::Sync, _) => "the server or its backend failed: see its log and `dmesg`",
         (Operation::UnregisterMemory, _) => "the memory is not registered with this device",
         (_, Errno::ENOMEM) => "free memory, or ask for fewer queues, less depth or smaller I/O",

@@ -25,6 +25,7 @@ pub mod operation;
 pub mod port;
 pub mod probe;
 mod request;
+mod share;
 mod shmem;
 mod slots;
 mod sys;

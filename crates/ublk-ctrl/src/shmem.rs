@@ -24,6 +24,10 @@ const LARGEST: u64 = 4 << 30;
 pub struct MemoryId(u16);
 
 impl MemoryId {
+    pub(crate) const fn new(index: u16) -> Self {
+        Self(index)
+    }
+
     /// The index, as `ublksrv_io_desc.addr` carries it.
     #[must_use]
     pub const fn get(self) -> u16 {

@@ -1,0 +1,238 @@
+//! A file of memory shared with the clients of a device: mapped, registered, and let go of again.
+//!
+//! # Why there is `unsafe` here
+//! mmap and munmap of a mapping that nothing but the kernel ever looks at: it is made to name the pages in REG_BUF
+//! and removed afterwards, while the pages stay pinned by the driver.
+#![expect(unsafe_code, reason = "a mapping for the length of a command")]
+
+use crate::port::CtrlPort;
+use crate::wait::deadline_in;
+use crate::{Control, Error, MemoryId, Operation};
+use core::ptr::NonNull;
+use core::time::Duration;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Instant;
+use ublk_core::{DevId, Errno, SharedBuffer};
+
+/// The most that one registration takes, so that a place in it fits the 32 bits of a descriptor: whole huge pages of
+/// any size up to 1 GiB.
+const PART: u64 = 1 << 30;
+
+/// A shared mapping of a part of a file. Unmapped when dropped.
+///
+/// # Invariants
+/// `base` is the start of a live mapping of `len` bytes, this value's own.
+struct Part {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+impl Part {
+    fn new(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, Errno> {
+        let last = || Errno::from_io(&std::io::Error::last_os_error());
+        let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+        let len = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
+        // SAFETY: a new mapping at an address of the kernel's choice; the result is checked below.
+        let base = unsafe {
+            libc::mmap(
+                core::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                offset,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(last());
+        }
+        let base = NonNull::new(base.cast()).ok_or(Errno::ENOMEM)?;
+        Ok(Self { base, len })
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, and nothing but a command that has ended had its address.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+impl<P: CtrlPort> Control<P> {
+    /// Registers all of a file of memory with a device made with [`Features::SHMEM_ZC`](ublk_core::Features::SHMEM_ZC)
+    /// (REG_BUF, Linux 7.1): a memfd, or a file of tmpfs or hugetlbfs, which the device's clients map as well. Requests
+    /// with data in it are not copied, and the server finds them by what is given back. The pages stay pinned
+    /// until the device's end.
+    ///
+    /// Freezes the queues of a device that serves: its server must answer meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] for an empty file; [`Error::Refused`] where the file is no memory, or the limit of locked memory
+    /// is too low; else as [`Control::register_memory`]. What was registered before the failure is taken back.
+    pub fn share_file(
+        &mut self,
+        id: DevId,
+        file: &File,
+        deadline: Duration,
+    ) -> Result<Vec<SharedBuffer>, Error> {
+        let end = deadline_in(deadline);
+        let refused = |errno| Error::Refused {
+            operation: Operation::RegisterMemory,
+            dev: Some(id),
+            errno,
+        };
+        let size = file
+            .metadata()
+            .map_err(|e| refused(Errno::from_io(&e)))?
+            .len();
+        let page = u64::from(crate::page_size());
+        let size = size / page * page;
+        if size == 0 {
+            return Err(Error::Spec {
+                message: "a file of memory to share must have at least one page".into(),
+            });
+        }
+        let mut shared = Vec::new();
+        let mut offset = 0;
+        while offset < size {
+            let len = PART.min(size - offset);
+            let left = end.saturating_duration_since(Instant::now());
+            match self.share_part(id, file, offset, len, left) {
+                Ok(memory) => shared.push(SharedBuffer {
+                    index: memory.get(),
+                    offset,
+                    len,
+                }),
+                Err(error) => {
+                    for buffer in shared {
+                        // The first error is the one to tell; the device's end takes back the rest.
+                        let _ = self.unregister_memory(id, MemoryId::new(buffer.index), deadline);
+                    }
+                    return Err(error);
+                }
+            }
+            offset += len;
+        }
+        Ok(shared)
+    }
+
+    fn share_part(
+        &mut self,
+        id: DevId,
+        file: &File,
+        offset: u64,
+        len: u64,
+        deadline: Duration,
+    ) -> Result<MemoryId, Error> {
+        let fd = std::os::fd::AsFd::as_fd(file);
+        let part = Part::new(fd, offset, len).map_err(|errno| Error::Refused {
+            operation: Operation::RegisterMemory,
+            dev: Some(id),
+            errno,
+        })?;
+        // SAFETY: the mapping holds no Rust object and no reference to it exists, now or later; once the command has
+        // ended the driver has the pages and not the addresses.
+        let done = unsafe { self.register_memory(id, part.base, len, false, deadline) };
+        if matches!(done, Err(Error::TimedOut { .. })) {
+            // The command may yet look at the addresses.
+            core::mem::forget(part);
+        }
+        done
+    }
+
+    /// The same for the descriptor `fd` of process `pid`, whatever process this is.
+    pub(crate) fn share_descriptor(
+        &mut self,
+        id: DevId,
+        (pid, fd): (u32, u32),
+        deadline: Duration,
+    ) -> Result<Vec<SharedBuffer>, Error> {
+        let path = format!("/proc/{pid}/fd/{fd}");
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(|e| Error::Refused {
+            operation: Operation::RegisterMemory,
+            dev: Some(id),
+            errno: Errno::from_io(&e),
+        })?;
+        self.share_file(id, &file, deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Act, FakeKernel};
+    use std::sync::{Arc, Mutex};
+    use ublk_sys::{Uapi, ublk_shmem_buf_reg};
+
+    const LONG: Duration = Duration::from_secs(7200);
+
+    fn features(buffer: &crate::Buffer) -> Act {
+        buffer.fill(&u64::MAX.to_ne_bytes());
+        Act::Answer(Ok(0))
+    }
+
+    fn sparse(len: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_file_is_registered_in_parts_that_descriptors_can_name() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let lens = Arc::clone(&seen);
+        let mut control = Control::with_port(FakeKernel::new(move |op, _, buffer| match op {
+            ublk_sys::UBLK_U_CMD_GET_FEATURES => features(buffer),
+            _ => {
+                let memory = ublk_shmem_buf_reg::read_from(&buffer.read()).unwrap();
+                let mut lens = lens.lock().unwrap();
+                lens.push(memory.len);
+                Act::Answer(Ok(u32::try_from(lens.len()).unwrap() + 4))
+            }
+        }));
+        let id = DevId::new(1).unwrap();
+        // Half a page more, which no request of whole blocks needs.
+        let file = sparse((2 << 30) + 8192 + 2048);
+        let buffer = |index, offset, len| SharedBuffer { index, offset, len };
+        assert_eq!(
+            control.share_file(id, &file, LONG).unwrap(),
+            [
+                buffer(5, 0, PART),
+                buffer(6, PART, PART),
+                buffer(7, 2 * PART, 8192)
+            ]
+        );
+        assert_eq!(*seen.lock().unwrap(), [PART, PART, 8192]);
+        let same = (std::process::id(), u32::try_from(file.as_raw_fd()).unwrap());
+        assert_eq!(control.share_descriptor(id, same, LONG).unwrap().len(), 3);
+        let empty = control.share_file(id, &sparse(100), LONG);
+        assert!(matches!(empty, Err(Error::Spec { .. })), "{empty:?}");
+    }
+
+    #[test]
+    fn what_was_registered_before_a_failure_is_taken_back() {
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let back = Arc::clone(&taken);
+        let mut count = 0;
+        let mut control = Control::with_port(FakeKernel::new(move |op, header, buffer| match op {
+            ublk_sys::UBLK_U_CMD_GET_FEATURES => features(buffer),
+            ublk_sys::UBLK_U_CMD_REG_BUF => {
+                count += 1;
+                match count {
+                    3 => Act::Answer(Err(Errno::ENOMEM)),
+                    n => Act::Answer(Ok(n - 1)),
+                }
+            }
+            _ => {
+                back.lock().unwrap().push(header.data[0]);
+                Act::Answer(Ok(0))
+            }
+        }));
+        let id = DevId::new(1).unwrap();
+        let error = control.share_file(id, &sparse(3 << 30), LONG).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::ENOMEM));
+        assert_eq!(*taken.lock().unwrap(), [0, 1]);
+    }
+}
