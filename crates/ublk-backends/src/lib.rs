@@ -27,7 +27,6 @@ mod file;
 mod mapping;
 mod memory;
 mod null;
-mod shared;
 
 pub use error::Error;
 pub use file::{Created, File, FileHandler, FileOptions};

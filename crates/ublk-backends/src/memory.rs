@@ -1,16 +1,16 @@
 //! The memory backend.
 
-// Re-opened here for the calls of `shared`: this type owns the mapping and checks every range.
+// Re-opened here for the calls of `racing`: this type owns the mapping and checks every range.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
 
 use ublk_core::{Backend, Errno, Limits};
+use ublk_queue::racing::{Copier, UNIT};
 use ublk_queue::{Mapped, MemRef};
 
 use crate::error::{Error, check};
 use crate::mapping::Mapping;
-use crate::shared::{Copier, UNIT};
 
 /// Largest DISCARD: one call to the kernel, whose cost is that of the pages in use.
 const MAX_DISCARD: u64 = 1 << 30;
@@ -99,7 +99,7 @@ impl Memory {
     fn zero(&self, offset: usize, len: usize) {
         let shared = self.mapping.at(offset, len);
         // SAFETY: `len` bytes inside the mapping, which lives as long as `self`; whole sectors, so
-        // aligned to eight; all accesses to the mapping's bytes go through `shared`.
+        // aligned to eight; all accesses to the mapping's bytes go through `racing`.
         unsafe { self.copier.zero(shared, len) };
     }
 
@@ -128,7 +128,7 @@ impl Mapped for Memory {
     fn region(&self, offset: u64, len: usize) -> MemRef {
         match self.at(offset, len) {
             // SAFETY: the range is inside the mapping, which is readable and writable and lives as long as
-            // `self`; its bytes are never looked at through a Rust reference, only by `shared` and the kernel.
+            // `self`; its bytes are never looked at through a Rust reference, only by `racing` and the kernel.
             Ok(first) => unsafe { MemRef::new(first, len) },
             // Outside the device: no bytes, which fits no request.
             Err(_) => MemRef::EMPTY,
@@ -146,7 +146,7 @@ impl Backend for Memory {
         let shared = self.at(offset, buf.len())?;
         // SAFETY: `at` checked that `buf.len()` bytes behind `shared` are inside the mapping, which
         // lives as long as `self`, and that both are whole sectors; all accesses to the mapping's
-        // bytes go through `shared`.
+        // bytes go through `racing`.
         unsafe { self.copier.load(shared, buf) };
         Ok(())
     }

@@ -12,6 +12,10 @@ use crate::operations::{Operation, Operations};
 use crate::request::{OwnedRequest, Request};
 use crate::seam::{Port, Wake};
 
+mod shared;
+
+pub use shared::{ClientShared, DirectShared, InlineShared};
+
 /// What a handler may know of the lane that calls it.
 #[derive(Clone)]
 #[non_exhaustive]
@@ -26,6 +30,8 @@ pub struct LaneContext {
     pub max_io_bytes: u32,
     /// Index of tag 0's buffer in the ring's table, the others behind it; in zero copy.
     pub buf_base: u16,
+    /// Whether the device shares memory with its clients.
+    pub shares_memory: bool,
     /// Wakes the worker: [`Handler::turn`] is called soon after.
     pub wake: Arc<dyn Wake>,
 }
@@ -44,6 +50,10 @@ pub trait Handler {
 
     /// True for a handler that forwards requests to files ([`Request::forward`]).
     const FORWARDS: bool = false;
+
+    /// True for a handler whose lane finds data in memory shared with clients: [`ClientShared`] makes one of any other.
+    /// Those without pay nothing for it.
+    const SHARED: bool = false;
 
     /// Takes a request.
     fn handle(&mut self, request: Request<'_>);
@@ -189,6 +199,14 @@ fn call<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> 
         Op::Flush => backend.flush(),
         Op::Discard => backend.discard(offset, len),
         Op::WriteZeroes => backend.write_zeroes(offset, len, !flags.no_unmap()),
+    }
+}
+
+/// The same for a request whose data is nowhere that anybody would look.
+fn call_blind<B: Backend>(backend: &B, request: &Request<'_>) -> Result<(), Errno> {
+    match request.op() {
+        Op::Read => backend.read_at(&mut [], request.offset()),
+        _ => backend.write_at(&[], request.offset(), request.flags().fua()),
     }
 }
 

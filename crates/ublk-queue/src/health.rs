@@ -80,6 +80,10 @@ pub struct Counters {
     pub enters: u64,
     /// Syncs of files, each for one or more FLUSH and FUA requests.
     pub syncs: u64,
+    /// Requests whose data was in memory shared with the client, so that nobody copied it (7.1).
+    pub shared_hits: u64,
+    /// Requests with data elsewhere, of a device that shares memory.
+    pub shared_misses: u64,
 }
 
 impl Counters {
@@ -99,6 +103,8 @@ impl Counters {
         self.stale += other.stale;
         self.enters += other.enters;
         self.syncs += other.syncs;
+        self.shared_hits += other.shared_hits;
+        self.shared_misses += other.shared_misses;
     }
 }
 
@@ -181,6 +187,8 @@ pub(crate) struct Meters {
     pub(crate) stale: Counter,
     pub(crate) enters: Counter,
     pub(crate) syncs: Counter,
+    pub(crate) shared_hits: Counter,
+    pub(crate) shared_misses: Counter,
     pub(crate) in_hand: Counter,
 }
 
@@ -208,6 +216,8 @@ impl Meters {
             stale: self.stale.get(),
             enters: self.enters.get(),
             syncs: self.syncs.get(),
+            shared_hits: self.shared_hits.get(),
+            shared_misses: self.shared_misses.get(),
         }
     }
 }

@@ -263,7 +263,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             // Not `self.came_back()`, which would end the borrow of the place.
             (self.outstanding, self.patience) = came_back(self.outstanding);
         }
-        let io = match self.descriptors.load(tag).decode(&self.bounds) {
+        let desc = self.descriptors.load(tag);
+        let io = match desc.decode(&self.bounds) {
             Ok(io) => io,
             Err(errno) => {
                 place.state = in_hand;
@@ -271,6 +272,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 return Ok(());
             }
         };
+        if H::SHARED
+            && let Err(errno) = self.shared.locate(tag, &desc, &io)
+        {
+            self.refuse(port, tag, errno);
+            return Ok(());
+        }
         self.shared.meters.count(&io);
         self.current = tag.get();
         let get_data = !PLAIN && self.data == DataMode::GetData;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use ublk_core::iod::IoBounds;
-use ublk_core::{CpuMask, DataMode, Geometry, Mode, QueueId};
+use ublk_core::{CpuMask, DataMode, Features, Geometry, Mode, QueueId};
 
 use crate::handler::Handler;
 use crate::real::{CharDevice, DescTable, RingNeeds, RingPort};
@@ -32,6 +32,11 @@ pub(crate) type Armed<H> = (Worker<RingPort, DescTable, H>, Vec<LaneHandle>);
 pub(crate) struct Place {
     pub(crate) pinned: Option<CpuMask>,
     pub(crate) io_flusher: bool,
+}
+
+/// Whether requests of the device may lie in memory shared with clients.
+pub(crate) fn shares_memory(geometry: &Geometry) -> bool {
+    geometry.features().contains(Features::SHMEM_ZC)
 }
 
 impl Parts<'_> {
@@ -118,6 +123,10 @@ impl Parts<'_> {
         spec.device = Box::new(CharDevice(Arc::clone(self.char_device)));
         if let Some(share) = self.share {
             spec.share = share.clone();
+        }
+        if shares_memory(geometry) {
+            // With nothing of our own a request in somebody else's memory is refused, not served from the wrong place.
+            spec.shared = Some(self.plan.shared.clone().unwrap_or_default());
         }
         Ok(spec)
     }

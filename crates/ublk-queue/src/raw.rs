@@ -18,6 +18,8 @@ use crate::worker::{LaneHandle, Worker, WorkerError};
 struct Collect(VecDeque<KeptRequest>);
 
 impl Handler for Collect {
+    const SHARED: bool = true;
+
     fn handle(&mut self, request: Request<'_>) {
         self.0.push_back(request.keep());
     }

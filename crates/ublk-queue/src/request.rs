@@ -20,6 +20,7 @@ use ublk_core::{Answer, Errno, IoFlags, Op, QueueId, Tag};
 
 use crate::forward::Forward;
 use crate::memref::MemRef;
+use crate::seam::UserCopyPort;
 use crate::shared::{DataPath, LaneLocal, LaneShared};
 
 /// What became of the request that the worker gave to its handler.
@@ -36,12 +37,55 @@ pub(crate) enum Slot {
     Forwarded(Forward),
 }
 
-/// Brings the data of a WRITE into the tag's buffer (user copy).
+/// Brings the data of a WRITE into the tag's buffer (user copy, or from memory shared with the client).
 #[cold]
 fn fetch(lane: &LaneShared, tag: Tag, len: usize) -> Result<(), Errno> {
+    let to = lane.arena.mem(tag, len);
+    let path = match &lane.path {
+        DataPath::Client(client) => match (client.place(tag, len), &client.below) {
+            (Some(from), _) => return client.copy(from, to),
+            // It is there already: get-data, which places data elsewhere, is not served with shared memory.
+            (None, DataPath::Buffer) => return Ok(()),
+            (None, below) => below,
+        },
+        path => path,
+    };
+    match path {
+        DataPath::Device(device) => device.pull(lane.qid, tag, 0, to),
+        _ => Err(Errno::EOPNOTSUPP),
+    }
+}
+
+/// Brings a READ's data from the tag's buffer to where it goes, in a device that shares memory.
+#[cold]
+fn deliver_to_client(lane: &LaneShared, tag: Tag, len: usize) -> Result<(), Errno> {
+    let DataPath::Client(client) = &lane.path else {
+        return Ok(());
+    };
+    let from = lane.arena.mem(tag, len);
+    match (client.place(tag, len), &client.below) {
+        (Some(to), _) => client.copy(from, to),
+        (None, DataPath::Device(device)) => device.push(lane.qid, tag, 0, from),
+        (None, _) => Ok(()),
+    }
+}
+
+/// Whether nobody here can see the data of a tag's request.
+#[cold]
+fn is_hidden(lane: &LaneShared, tag: Tag) -> bool {
+    let here = lane.path.client_place(tag, 0).is_some();
+    !here && matches!(lane.path.below(), DataPath::Registered)
+}
+
+/// The character device, where this request's data goes by it.
+fn device(lane: &LaneShared, tag: Tag) -> Option<&dyn UserCopyPort> {
     match &lane.path {
-        DataPath::Device(device) => device.pull(lane.qid, tag, 0, lane.arena.mem(tag, len)),
-        DataPath::Buffer | DataPath::Registered => Err(Errno::EOPNOTSUPP),
+        DataPath::Device(device) => Some(&**device),
+        DataPath::Client(client) => match &client.below {
+            DataPath::Device(device) if client.place(tag, 0).is_none() => Some(&**device),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
@@ -130,7 +174,9 @@ macro_rules! accessors {
             if !matches!(self.io.op, Op::Read) {
                 return Ok(&mut []);
             }
-            if matches!(self.shared().path, DataPath::Registered) {
+            if !matches!(self.shared().path, DataPath::Buffer | DataPath::Device(_))
+                && is_hidden(self.shared(), self.tag)
+            {
                 return Err(Errno::EOPNOTSUPP);
             }
             let len = self.data_len();
@@ -149,7 +195,27 @@ macro_rules! accessors {
         #[inline]
         #[must_use]
         pub fn copies_by_driver(&self) -> bool {
-            matches!(self.shared().path, DataPath::Device(_))
+            match self.shared().path {
+                DataPath::Device(_) => true,
+                DataPath::Client(_) => device(self.shared(), self.tag).is_some(),
+                _ => false,
+            }
+        }
+
+        /// The data of this request in memory shared with the client, where it is there (Linux 7.1): the handler copies
+        /// to or from it by ways that may race ([`racing`](crate::racing)), or names it to the kernel, and the
+        /// engine does not. Other handlers see such data as any other: [`data`](Self::data) and
+        /// [`data_mut`](Self::data_mut) copy it.
+        #[must_use]
+        pub fn take_shared(&mut self) -> Option<MemRef> {
+            let place = match &self.shared().path {
+                DataPath::Client(client) => client.place(self.tag, self.data_len()),
+                _ => None,
+            };
+            if place.is_some() && matches!(self.io.op, Op::Read) {
+                self.ready = true;
+            }
+            place
         }
 
         /// True for a READ that [`Request::complete_from`] can answer with data from anywhere.
@@ -171,9 +237,7 @@ macro_rules! accessors {
         /// # Errors
         /// EOPNOTSUPP in another mode; EINVAL for another operation or length; the driver's errno.
         pub fn push_from(&mut self, from: MemRef) -> Result<(), Errno> {
-            let DataPath::Device(device) = &self.shared().path else {
-                return Err(Errno::EOPNOTSUPP);
-            };
+            let device = device(self.shared(), self.tag).ok_or(Errno::EOPNOTSUPP)?;
             if self.io.op != Op::Read || from.len() != self.data_len() {
                 return Err(Errno::EINVAL);
             }
@@ -187,9 +251,7 @@ macro_rules! accessors {
         /// # Errors
         /// As for [`push_from`](Self::push_from).
         pub fn pull_into(&mut self, to: MemRef) -> Result<(), Errno> {
-            let DataPath::Device(device) = &self.shared().path else {
-                return Err(Errno::EOPNOTSUPP);
-            };
+            let device = device(self.shared(), self.tag).ok_or(Errno::EOPNOTSUPP)?;
             if self.io.op != Op::Write || to.len() != self.data_len() {
                 return Err(Errno::EINVAL);
             }
@@ -222,6 +284,9 @@ macro_rules! accessors {
                 DataPath::Device(device) => {
                     let from = self.shared().arena.mem(self.tag, self.data_len());
                     device.push(self.shared().qid, self.tag, 0, from)
+                }
+                DataPath::Client(_) if self.io.op == Op::Read && !self.ready => {
+                    deliver_to_client(self.shared(), self.tag, self.data_len())
                 }
                 _ => Ok(()),
             }
@@ -412,6 +477,7 @@ impl KeptRequest {
     pub fn buffer(&self) -> Option<MemRef> {
         match self.lane.shared.path {
             DataPath::Registered => None,
+            DataPath::Client(_) if is_hidden(&self.lane.shared, self.tag) => None,
             _ => Some(self.lane.shared.arena.mem(self.tag, self.data_len())),
         }
     }

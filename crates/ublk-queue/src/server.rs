@@ -10,12 +10,15 @@ use std::time::{Duration, Instant};
 use ublk_core::{Backend, CpuMask, DataMode, Errno, Features, Geometry, QueueId};
 use uring_lite::Waker;
 
-use crate::handler::{Direct, Handler, Inline, Mapped, Pool};
+use crate::handler::{
+    ClientShared, Direct, DirectShared, Handler, Inline, InlineShared, Mapped, Pool,
+};
 use crate::health::{Counters, Health, QueueHealth, State};
-use crate::parts::{Parts, Place};
+use crate::parts::{Parts, Place, shares_memory};
 use crate::polling::Polling;
 use crate::real::{DescTable, RingPort};
 use crate::seam::Port;
+use crate::shmem::SharedMemory;
 use crate::thread;
 use crate::worker::{LaneHandle, Share, Worker, WorkerError};
 
@@ -39,6 +42,9 @@ pub struct Plan {
     /// Files for handlers that forward requests to them or have operations on them: registered with each ring, and
     /// named by their place here.
     pub files: Vec<Arc<OwnedFd>>,
+    /// Memory shared with the device's clients, as it was registered with the driver: for a device made with
+    /// [`Features::SHMEM_ZC`].
+    pub shared: Option<SharedMemory>,
     /// How long arming may take before it counts as failed.
     pub arm_deadline: Duration,
 }
@@ -55,6 +61,7 @@ impl Plan {
             polling: Polling::Off,
             pool_threads: 4,
             files: Vec::new(),
+            shared: None,
             arm_deadline: Duration::from_secs(10),
         }
     }
@@ -218,6 +225,11 @@ impl Server {
         plan: Plan,
         backend: Arc<B>,
     ) -> Result<Self, Error> {
+        if backend.limits().quick && shares_memory(geometry) {
+            return Self::arm_with(char_device, geometry, plan, move |_| {
+                InlineShared::new(Arc::clone(&backend))
+            });
+        }
         if backend.limits().quick {
             return Self::arm_with(char_device, geometry, plan, move |_| {
                 Inline::new(Arc::clone(&backend))
@@ -242,6 +254,11 @@ impl Server {
         plan: Plan,
         backend: Arc<B>,
     ) -> Result<Self, Error> {
+        if shares_memory(geometry) && backend.limits().quick {
+            return Self::arm_with(char_device, geometry, plan, move |_| {
+                DirectShared::new(Arc::clone(&backend))
+            });
+        }
         match DataMode::of(geometry.features()) {
             DataMode::UserCopy | DataMode::GetData => {
                 Self::arm_with(char_device, geometry, plan, move |_| {
@@ -257,6 +274,24 @@ impl Server {
     /// # Errors
     /// As for [`Server::arm`].
     pub fn arm_with<H, F>(
+        char_device: OwnedFd,
+        geometry: &Geometry,
+        plan: Plan,
+        make: F,
+    ) -> Result<Self, Error>
+    where
+        H: Handler,
+        F: Fn(QueueId) -> H + Send + Sync + 'static,
+    {
+        if shares_memory(geometry) && !H::SHARED {
+            return Self::arm_all(char_device, geometry, plan, move |qid| {
+                ClientShared(make(qid))
+            });
+        }
+        Self::arm_all(char_device, geometry, plan, make)
+    }
+
+    fn arm_all<H, F>(
         char_device: OwnedFd,
         geometry: &Geometry,
         plan: Plan,

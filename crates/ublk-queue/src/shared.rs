@@ -3,12 +3,15 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use ublk_core::{Answer, DataMode, QueueId, Tag};
+use ublk_core::iod::Io;
+use ublk_core::{Answer, DataMode, Errno, IoDesc, QueueId, Tag};
 
 use crate::buffers::Arena;
 use crate::health::{Meters, Status};
+use crate::memref::MemRef;
 use crate::remote::RemoteAnswers;
 use crate::seam::{UserCopyPort, Wake};
+use crate::shmem::{ClientPath, SharedMemory};
 
 /// Shared between the worker, the requests other threads hold, and the server's health report.
 ///
@@ -31,6 +34,8 @@ pub(crate) enum DataPath {
     Device(Box<dyn UserCopyPort>),
     /// As a registered buffer that only forwarding operations reach; nobody sees bytes.
     Registered,
+    /// In memory shared with the client where it happens to be there, else the way below.
+    Client(Box<ClientPath>),
 }
 
 impl DataPath {
@@ -39,6 +44,31 @@ impl DataPath {
             DataMode::UserCopy => Self::Device(device),
             DataMode::ZeroCopy | DataMode::ZeroCopyManual => Self::Registered,
             _ => Self::Buffer,
+        }
+    }
+
+    /// The same for a device that shares memory with its clients.
+    pub(crate) fn shared_with(self, memory: Option<SharedMemory>, depth: u16) -> Self {
+        match memory {
+            Some(memory) => Self::Client(Box::new(ClientPath::new(memory, depth, self))),
+            None => self,
+        }
+    }
+
+    /// Where the data of a tag's request is, if that is in memory shared with the client.
+    pub(crate) fn client_place(&self, tag: Tag, len: usize) -> Option<MemRef> {
+        match self {
+            Self::Client(path) => path.place(tag, len),
+            _ => None,
+        }
+    }
+
+    /// The way of data that is not in shared memory.
+    #[inline]
+    pub(crate) const fn below(&self) -> &Self {
+        match self {
+            Self::Client(path) => &path.below,
+            path => path,
         }
     }
 }
@@ -60,6 +90,20 @@ impl LaneShared {
             path,
             wake,
         })
+    }
+
+    /// Notes where the data of a request is, and counts it. For devices that share memory.
+    pub(crate) fn locate(&self, tag: Tag, desc: &IoDesc, io: &Io) -> Result<(), Errno> {
+        let DataPath::Client(path) = &self.path else {
+            return Ok(());
+        };
+        let hit = path.locate(tag, desc, io)?;
+        if hit {
+            self.meters.shared_hits.add(1);
+        } else if io.op.has_data() {
+            self.meters.shared_misses.add(1);
+        }
+        Ok(())
     }
 
     /// Records an answer from another thread and wakes the worker if it sleeps.

@@ -157,7 +157,7 @@ where
             slots: Slots::new(usize::from(depth)),
             core: Rc::new(core),
             batch: Vec::with_capacity(usize::from(depth)),
-            fetches: context.data == DataMode::UserCopy,
+            fetches: context.data == DataMode::UserCopy || context.shares_memory,
         });
     }
 

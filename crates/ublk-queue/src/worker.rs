@@ -15,6 +15,7 @@ use crate::lane::{ABORT_WAIT, Lane, LaneError};
 use crate::operations::Operation;
 use crate::seam::{Completion, Descriptors, NoDevice, Port, UserCopyPort, Wake};
 use crate::shared::{DataPath, LaneShared};
+use crate::shmem::SharedMemory;
 use crate::user_data::{Kind, UserData};
 
 /// Why a worker ended.
@@ -71,6 +72,8 @@ pub struct LaneSpec<D, H> {
     pub device: Box<dyn UserCopyPort>,
     /// The thread's share of the queue.
     pub share: Share,
+    /// Memory shared with the device's clients; for handlers with [`Handler::SHARED`](crate::Handler::SHARED).
+    pub shared: Option<SharedMemory>,
 }
 
 /// Which part of a queue one lane serves, where several threads do: the tags `first`, `first + step`, …
@@ -130,6 +133,7 @@ impl<D, H> LaneSpec<D, H> {
             file_count: 0,
             device: Box::new(NoDevice),
             share: Share::WHOLE,
+            shared: None,
         }
     }
 }
@@ -219,7 +223,8 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     /// 0 for the first one added.
     ///
     /// # Errors
-    /// ENOMEM when the buffers cannot be mapped, ENOSPC beyond 65,536 lanes.
+    /// ENOMEM when the buffers cannot be mapped, ENOSPC beyond 65,536 lanes, EOPNOTSUPP for memory shared with clients
+    /// of a handler that does not ask for it, or in get-data mode.
     pub fn add_lane(&mut self, mut spec: LaneSpec<D, H>) -> Result<LaneHandle, Errno> {
         let index = u16::try_from(self.lanes.len()).map_err(|_| Errno::ENOSPC)?;
         let arena = match spec.share.arena.take() {
@@ -228,13 +233,19 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         };
         let wake: Arc<dyn Wake> = Arc::new(self.port.wake_handle());
         let device = std::mem::replace(&mut spec.device, Box::new(NoDevice));
-        let path = DataPath::new(spec.data, device);
+        let client = spec.shared.take();
+        if client.is_some() && (!H::SHARED || spec.data == DataMode::GetData) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let shares = client.is_some();
+        let path = DataPath::new(spec.data, device).shared_with(client, spec.depth);
         let context = LaneContext {
             qid: spec.qid,
             depth: spec.depth,
             data: spec.data,
             max_io_bytes: spec.bounds.max_io_bytes,
             buf_base: spec.buf_base,
+            shares_memory: shares,
             wake: Arc::clone(&wake),
         };
         let shared = LaneShared::new(spec.qid, spec.depth, arena, path, wake);

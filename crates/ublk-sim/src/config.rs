@@ -58,6 +58,8 @@ pub struct Config {
     pub read_percent: u8,
     /// The server keeps the data in the simulated file: what FLUSH and FUA promise is checked there.
     pub file: bool,
+    /// Percent of the requests with data whose data is in memory that the client shares with the server.
+    pub shared_percent: u8,
     /// What goes wrong.
     pub faults: Faults,
     /// How it ends.
@@ -89,6 +91,7 @@ impl Config {
             requests: 1000,
             read_percent: 50,
             file: false,
+            shared_percent: 0,
             faults: Faults {
                 short_submit: 0,
                 interrupt: 0,

@@ -1,12 +1,13 @@
 //! The driver's side of a queue: who owns each tag, and what it may do.
 
-use ublk_core::{DataMode, Errno, IoDesc, Op, Tag};
+use ublk_core::{DataMode, Errno, IoDesc, IoFlags, Op, Tag};
 use ublk_queue::seam::{Completion, IoCommand};
 use ublk_sys::{UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA};
 
 use crate::client::{Client, Sent};
 use crate::config::Config;
 use crate::rng::Rng;
+use crate::shared::ClientMemory;
 
 /// Access to the server's memory, as the driver has it. In the port, since it is unsafe.
 pub(crate) trait Memory {
@@ -27,6 +28,8 @@ enum Place {
         sent: Box<Sent>,
         addr: u64,
         pushed: Vec<u8>,
+        /// Where its data is in the memory that the client shares.
+        shared: Option<usize>,
     },
     /// A WRITE waits for its buffer (get-data).
     NeedsData {
@@ -47,10 +50,15 @@ pub(crate) struct Queue {
     /// The multishot fetch that waits.
     pub(crate) batch_fetch: Option<u64>,
     pub(crate) last_delivered: Option<u16>,
+    /// The client's memory, the number of this queue's first tag there, and how often data is in it.
+    client_memory: Option<(ClientMemory, usize)>,
+    shared_percent: u8,
+    pub(crate) shared_hits: usize,
 }
 
 impl Queue {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, number: u16, memory: Option<&ClientMemory>) -> Self {
+        let first = usize::from(config.depth) * usize::from(number);
         let depth = usize::from(config.depth);
         Self {
             places: vec![Place::NotFetched; depth],
@@ -62,6 +70,9 @@ impl Queue {
             batch: config.batch,
             batch_fetch: None,
             last_delivered: None,
+            client_memory: memory.map(|memory| (memory.clone(), first)),
+            shared_percent: config.shared_percent,
+            shared_hits: 0,
         }
     }
 
@@ -125,6 +136,7 @@ impl Queue {
                     sent,
                     addr: command.addr,
                     pushed: Vec::new(),
+                    shared: None,
                 };
                 Ok(Some(Completion {
                     user_data,
@@ -132,7 +144,15 @@ impl Queue {
                     flags: 0,
                 }))
             }
-            (UBLK_U_IO_COMMIT_AND_FETCH_REQ, Place::Delivered { sent, addr, pushed }) => {
+            (
+                UBLK_U_IO_COMMIT_AND_FETCH_REQ,
+                Place::Delivered {
+                    sent,
+                    addr,
+                    pushed,
+                    shared,
+                },
+            ) => {
                 if copy_mode && *addr != command.addr {
                     return Err(format!(
                         "tag {tag} commits with another buffer than it was given"
@@ -140,6 +160,9 @@ impl Queue {
                 }
                 let reads = sent.op == Op::Read && command.result > 0;
                 let buffer = match self.data {
+                    _ if let (Some(place), Some((memory, _))) = (shared, &self.client_memory) => {
+                        memory.read(*place, if reads { sent.len } else { 0 })
+                    }
                     DataMode::UserCopy | DataMode::ZeroCopy | DataMode::ZeroCopyManual => {
                         pushed.clone()
                     }
@@ -190,12 +213,33 @@ impl Queue {
         let Place::Idle { user_data, addr } = self.places[tag] else {
             return None;
         };
+        let mut place = None;
         self.descs[tag] = if self.hostile {
             random_desc(rng, addr)
         } else {
             desc_of(&sent, addr)
         };
+        if let Some((client_memory, first)) = &self.client_memory
+            && sent.op.has_data()
+            && !self.hostile
+            && rng.chance(self.shared_percent)
+        {
+            let at = client_memory.place(first + tag);
+            // Whoever does not fill the client's memory shows this to it.
+            let garbage = vec![0xdb; sent.len];
+            let is_write = sent.op == Op::Write;
+            client_memory.write(at, if is_write { &sent.data } else { &garbage });
+            self.descs[tag].op_flags |= IoFlags::SHMEM_ZC;
+            self.descs[tag].addr = client_memory.addr(at);
+            self.shared_hits += 1;
+            place = Some(at);
+        }
         match sent.op {
+            // Whoever looks at the tag's own buffer takes this.
+            _ if place.is_some() && self.data == DataMode::Copy => {
+                memory.write(addr, &vec![0xdb; sent.len]);
+            }
+            _ if place.is_some() => {}
             Op::Write if self.data == DataMode::GetData => {
                 self.places[tag] = Place::NeedsData {
                     sent: Box::new(sent),
@@ -217,6 +261,7 @@ impl Queue {
             sent: Box::new(sent),
             addr,
             pushed,
+            shared: place,
         };
         Some(Completion {
             user_data,
@@ -251,7 +296,9 @@ impl Queue {
     /// The data of a WRITE in the server's hands (user copy).
     pub(crate) fn pull(&self, tag: Tag, range: std::ops::Range<usize>) -> Result<&[u8], Errno> {
         match self.places.get(tag.index()) {
-            Some(Place::Delivered { sent, .. }) if sent.op == Op::Write => {
+            Some(Place::Delivered { sent, shared, .. })
+                if sent.op == Op::Write && shared.is_none() =>
+            {
                 sent.data.get(range).ok_or(Errno::EINVAL)
             }
             Some(Place::Delivered { .. }) => Err(Errno::EACCES),
@@ -266,9 +313,12 @@ impl Queue {
         range: std::ops::Range<usize>,
     ) -> Result<&mut [u8], Errno> {
         match self.places.get_mut(tag.index()) {
-            Some(Place::Delivered { sent, pushed, .. }) if sent.op == Op::Read => {
-                pushed.get_mut(range).ok_or(Errno::EINVAL)
-            }
+            Some(Place::Delivered {
+                sent,
+                pushed,
+                shared: None,
+                ..
+            }) if sent.op == Op::Read => pushed.get_mut(range).ok_or(Errno::EINVAL),
             Some(Place::Delivered { .. }) => Err(Errno::EACCES),
             _ => Err(Errno::EINVAL),
         }

@@ -16,6 +16,7 @@ mod model;
 mod operations;
 mod port;
 mod rng;
+mod shared;
 
 pub use config::{Config, End, Faults};
 pub use model::Report;

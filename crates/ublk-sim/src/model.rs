@@ -14,6 +14,7 @@ use crate::disk::Disk;
 use crate::driver::{Memory, Queue};
 use crate::memory::ServerMemory;
 use crate::rng::Rng;
+use crate::shared::ClientMemory;
 
 /// What a run showed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Report {
     pub operations: usize,
     /// Syncs of the simulated file.
     pub syncs: usize,
+    /// Requests whose data was in the client's memory.
+    pub shared_hits: usize,
     /// Whatever the driver would refuse, hang on or lose data by; empty for a correct server.
     pub violations: Vec<String>,
 }
@@ -49,6 +52,8 @@ pub(crate) struct Model {
     pub(crate) rng: Rng,
     pub(crate) client: Client,
     pub(crate) queues: Vec<Queue>,
+    /// What the client shares with the server.
+    pub(crate) client_memory: Option<ClientMemory>,
     /// Commands pushed and not yet submitted.
     pub(crate) pending: VecDeque<(u16, Pushed, u64)>,
     /// Tags behind the buffer ids of fetch completions.
@@ -69,18 +74,25 @@ pub(crate) struct Model {
 
 impl Model {
     pub(crate) fn new(config: Config) -> Self {
-        let queue = |_| Queue::new(&config);
+        let memory = (config.shared_percent > 0).then(|| {
+            let tags = usize::from(config.depth) * usize::from(config.queues);
+            let max = usize::try_from(config.max_io_bytes).unwrap_or(usize::MAX);
+            ClientMemory::new(tags, max).expect("a file for the client's memory")
+        });
+        let queue = |n| Queue::new(&config, n, memory.as_ref());
         let mut client = Client::new(
             config.size,
             config.requests,
             config.read_percent,
             config.max_io_bytes,
         );
+        let queues = (0..config.queues).map(queue).collect();
         client.disk = config.file.then(|| Disk::new(config.size));
         Self {
             rng: Rng::new(config.seed),
             client,
-            queues: (0..config.queues).map(queue).collect(),
+            queues,
+            client_memory: memory,
             pending: VecDeque::new(),
             tag_buffers: vec![Vec::new(); 256],
             delayed: Vec::new(),

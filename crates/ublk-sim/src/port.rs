@@ -1,12 +1,13 @@
 //! The simulated kernel as a [`Port`] of the engine.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ublk_core::{Errno, IoDesc, QueueId, Tag};
 use ublk_queue::seam::{Completion, Descriptors, Full, IoCommand, Port, UserCopyPort, Wake};
-use ublk_queue::{BatchCommand, MemRef};
+use ublk_queue::{BatchCommand, MemRef, SharedMemory};
 use uring_lite::Sqe64;
 
 use crate::config::Config;
@@ -67,6 +68,18 @@ impl Sim {
         SimDevice(self.clone())
     }
 
+    /// The memory that the client shares, as a server maps it; `None` without any.
+    ///
+    /// # Errors
+    /// What mapping says.
+    pub fn shared_memory(&self) -> std::io::Result<Option<SharedMemory>> {
+        let model = self.0.model();
+        let memory = model.client_memory.as_ref();
+        memory
+            .map(|memory| SharedMemory::map(memory.file.as_fd(), memory.table()))
+            .transpose()
+    }
+
     /// What has been seen so far.
     #[must_use]
     pub fn report(&self) -> Report {
@@ -75,6 +88,7 @@ impl Sim {
             completed: model.client.completed,
             failed: model.client.failed,
             unanswered: model.in_hand(),
+            shared_hits: model.queues.iter().map(|queue| queue.shared_hits).sum(),
             syncs: model.client.disk.as_ref().map_or(0, |disk| disk.syncs),
             operations: model.client.disk.as_ref().map_or(0, |disk| disk.operations),
             ..model.report.clone()

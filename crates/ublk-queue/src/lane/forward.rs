@@ -15,6 +15,7 @@ use uring_lite::op::{self, Fd, SqeFlags};
 use super::{Lane, LaneError};
 use crate::forward::Forward;
 use crate::handler::Handler;
+use crate::memref::MemRef;
 use crate::seam::{Descriptors, Port};
 use crate::shared::DataPath;
 use crate::user_data::{Kind, UserData};
@@ -119,6 +120,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             && let Some((made_file, made_op, sqe)) = &forwarded.made
             && (*made_file, *made_op) == (file, io.op)
             && !io.flags.needs_registration()
+            && !(H::SHARED && io.flags.in_shared_memory())
         {
             // Data is at most what a tag's buffer holds, 32 MiB.
             let len = u32::try_from(io.len).unwrap_or(0);
@@ -175,9 +177,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         (forwarded.done, forwarded.again, forwarded.active) = (0, 0, true);
         (forwarded.enough, forwarded.made) = (0, None);
         self.forwards.count += 1;
-        match (to, &self.shared.path) {
+        let here = self.client_place(tag, &io).is_some();
+        match (to, self.shared.path.below()) {
             (Forward::Sync { file }, _) => self.sync(port, file, tag),
-            (Forward::Data { .. }, DataPath::Device(device)) if io.op == Op::Write => {
+            (Forward::Data { .. }, DataPath::Device(device)) if io.op == Op::Write && !here => {
                 // User copy: the data has to be fetched first.
                 let mem = self.shared.arena.mem(tag, len_of(&io));
                 match device.pull(self.qid, tag, 0, mem) {
@@ -198,13 +201,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 let sqe = self
                     .data_operation(tag, &forwarded, file, offset)
                     .user_data(word);
-                let registered = matches!(self.shared.path, DataPath::Registered);
+                let here = self.client_place(tag, &forwarded.io).is_some();
+                let registered = !here && matches!(self.shared.path.below(), DataPath::Registered);
                 if registered && self.needs_registration(&forwarded.io) {
                     self.push_registered(port, tag, sqe)
                 } else {
                     // In get-data the answer names the buffer, in user copy it carries the data.
                     let plain = matches!(self.data, DataMode::Copy | DataMode::ZeroCopy);
-                    if plain && forwarded.done == 0 {
+                    if plain && !here && forwarded.done == 0 {
                         self.forwards.tags[tag.index()].made = Some((file, forwarded.io.op, sqe));
                     }
                     make_room(port, 1) && port.push_operation(&sqe).is_ok()
@@ -226,6 +230,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
+    /// Where a request's data is, if that is in memory shared with the client.
+    fn client_place(&self, tag: Tag, io: &Io) -> Option<MemRef> {
+        match H::SHARED && io.op.has_data() {
+            true => self.shared.path.client_place(tag, len_of(io)),
+            false => None,
+        }
+    }
+
     fn file(&self, number: u16) -> Fd<'static> {
         Fd::Registered(self.files + u32::from(number))
     }
@@ -235,7 +247,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let (fd, io, done) = (self.file(file), &forwarded.io, forwarded.done);
         let len = u32::try_from(io.len).unwrap_or(0) - done;
         let at = offset.wrapping_add(u64::from(done));
-        if matches!(self.shared.path, DataPath::Registered) {
+        let here = self.client_place(tag, io);
+        if here.is_none() && matches!(self.shared.path.below(), DataPath::Registered) {
             let rw = match io.op {
                 Op::Read => op::read_fixed,
                 _ => op::write_fixed,
@@ -244,11 +257,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             // committed, and the commit waits for this operation.
             return unsafe { rw(fd, self.buf_base + tag.get(), u64::from(done), len, at) };
         }
-        let mem = self.shared.arena.mem(tag, len_of(io));
+        let mem = here.unwrap_or_else(|| self.shared.arena.mem(tag, len_of(io)));
         let skip = usize::try_from(done).unwrap_or(0);
         let ptr = mem.ptr().as_ptr().wrapping_add(skip);
         if io.op == Op::Read {
-            // SAFETY: `len` bytes of the tag's buffer, which is the operation's until its CQE (head of this file).
+            // SAFETY: `len` bytes of the tag's buffer, which is the operation's until its CQE (head of this file), or of
+            // the client's memory, which is no Rust object and stays mapped with the lane's shared part.
             unsafe { op::read(fd, ptr, len, at) }
         } else {
             // SAFETY: as above.
@@ -347,11 +361,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// All of a request's data is where it belongs, but a READ's in user copy.
     fn data_moved(&mut self, port: &mut P, tag: Tag) {
         let Forwarded { io, to, .. } = self.forwards.tags[tag.index()];
-        match (to, &self.shared.path) {
+        let here = self.client_place(tag, &io).is_some();
+        match (to, self.shared.path.below()) {
             (Forward::Data { file, durable, .. }, _) if durable && io.op == Op::Write => {
                 self.sync(port, file, tag);
             }
-            (_, DataPath::Device(device)) if io.op == Op::Read => {
+            (_, DataPath::Device(device)) if io.op == Op::Read && !here => {
                 let from = self.shared.arena.mem(tag, len_of(&io));
                 let pushed = device.push(self.qid, tag, 0, from);
                 self.forward_done(port, tag, pushed);

@@ -137,7 +137,8 @@ impl Core {
         let state = &self.tags[tag];
         state.io.set(io);
         state.leases.set(1);
-        if state.memory.get().is_null() && self.registered.is_none() {
+        let ours = || self.registered.is_none() || io.flags.in_shared_memory();
+        if state.memory.get().is_null() && ours() {
             state.memory.set(memory());
         }
     }

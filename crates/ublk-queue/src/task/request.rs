@@ -108,6 +108,11 @@ impl TaskRequest {
                 ptr: self.core.memory(self.tag.index()),
                 len,
             }),
+            // In memory shared with the client: the handler has copied it, or will.
+            Some(_) if io.flags.in_shared_memory() => Ok(Place::Memory {
+                ptr: self.core.memory(self.tag.index()),
+                len,
+            }),
             // The driver could not register the pages: there is nothing that an operation could name.
             Some(_) if io.flags.needs_registration() => Err(Errno::EIO),
             Some(base) => Ok(Place::Registered {

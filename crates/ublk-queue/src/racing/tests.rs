@@ -90,3 +90,35 @@ fn portable_copier_is_exact() {
 fn sse2_copier_is_exact() {
     check!(super::Copier::without_avx());
 }
+
+/// A client's memory may begin anywhere, and memory is copied to memory.
+#[test]
+fn copies_between_shared_places_are_exact() {
+    for skew in [0, 4] {
+        let mut from = Area::new(UNIT * 3 + 8);
+        let mut to = Area::new(UNIT * 3 + 8);
+        let source = pattern(UNIT * 2);
+        // SAFETY: inside the area, which is longer by a sector and a word.
+        let (from, place) = unsafe { (from.inside().add(skew), to.inside().add(skew)) };
+        for way in 0..2 {
+            // SAFETY: two sectors between the guards of each area, used by no one else.
+            unsafe {
+                if way == 0 {
+                    portable::Copier::detect().store(&source, from);
+                    portable::Copier::detect().transfer(from, place, source.len());
+                } else {
+                    super::Copier::detect().zero(place, source.len());
+                    super::Copier::detect().transfer(from, place, source.len());
+                }
+            }
+            let all = to.bytes();
+            let at = GUARD + skew;
+            assert_eq!(all[at..at + source.len()], source[..], "{skew} {way}");
+            let guards = [&all[..at], &all[at + source.len()..]];
+            assert!(
+                guards.iter().all(|g| g.iter().all(|b| *b == 0xee)),
+                "{skew} {way}"
+            );
+        }
+    }
+}

@@ -14,7 +14,7 @@ use super::UNIT;
 
 /// The way this machine copies, found once.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Copier {
+pub struct Copier {
     avx: bool,
 }
 
@@ -142,7 +142,8 @@ unsafe fn zero_sse2(dst: *mut u8, len: usize) {
 
 impl Copier {
     /// Finds out how to copy. Asking costs too much to be done for each request.
-    pub(crate) fn detect() -> Self {
+    #[must_use]
+    pub fn detect() -> Self {
         Self {
             avx: std::arch::is_x86_feature_detected!("avx"),
         }
@@ -176,10 +177,14 @@ impl Copier {
     /// Copies shared memory into `private`.
     ///
     /// # Safety
-    /// `shared` is aligned to eight and heads `private.len()` readable bytes that stay valid during
-    /// the call and are accessed by this module only; the length is a multiple of [`UNIT`].
+    /// `shared` heads `private.len()` readable bytes that stay valid during the call and are
+    /// accessed in this process by this module and by the kernel only, at addresses that differ by multiples of
+    /// eight.
+    ///
+    /// # Panics
+    /// If the length is no multiple of [`UNIT`].
     #[inline]
-    pub(crate) unsafe fn load(self, shared: NonNull<u8>, private: &mut [u8]) {
+    pub unsafe fn load(self, shared: NonNull<u8>, private: &mut [u8]) {
         // SAFETY: the source is valid by the caller's promise, the target by being a slice, which is
         // private to the caller and so cannot overlap memory that only this module accesses.
         unsafe { self.copy(shared.as_ptr(), private.as_mut_ptr(), private.len()) };
@@ -189,18 +194,37 @@ impl Copier {
     ///
     /// # Safety
     /// As for [`Copier::load`], the bytes being writable.
+    ///
+    /// # Panics
+    /// As [`Copier::load`].
     #[inline]
-    pub(crate) unsafe fn store(self, private: &[u8], shared: NonNull<u8>) {
+    pub unsafe fn store(self, private: &[u8], shared: NonNull<u8>) {
         // SAFETY: as in `load`, with the roles exchanged.
         unsafe { self.copy(private.as_ptr(), shared.as_ptr(), private.len()) };
+    }
+
+    /// Copies shared memory into other shared memory.
+    ///
+    /// # Safety
+    /// As for [`Copier::load`], of both places, `to` being writable; they do not overlap.
+    ///
+    /// # Panics
+    /// As [`Copier::load`].
+    #[inline]
+    pub unsafe fn transfer(self, from: NonNull<u8>, to: NonNull<u8>, len: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.copy(from.as_ptr(), to.as_ptr(), len) };
     }
 
     /// Writes `len` zeroes into shared memory.
     ///
     /// # Safety
     /// As for [`Copier::store`], with `len` as the length.
+    ///
+    /// # Panics
+    /// As [`Copier::load`].
     #[inline]
-    pub(crate) unsafe fn zero(self, shared: NonNull<u8>, len: usize) {
+    pub unsafe fn zero(self, shared: NonNull<u8>, len: usize) {
         assert!(len.is_multiple_of(UNIT), "callers pass whole sectors");
         if len != 0 {
             // SAFETY: the caller's promise; positive, and a multiple of 512 hence of 128.

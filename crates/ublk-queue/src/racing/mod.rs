@@ -1,4 +1,4 @@
-//! Copies to and from memory that several threads use at once.
+//! Copies to and from memory that several threads, or other processes, use at once.
 //!
 //! # Why not slices, why not `memcpy`
 //!
@@ -14,7 +14,7 @@
 //!   not `nomem` the private side's plain accesses stay on their side of it;
 //! * elsewhere, and under Miri, loom, fuzzing and feature `atomic-copy` (sanitizers, which do not
 //!   see into `asm!`), relaxed atomic accesses of eight bytes (`portable.rs`), always the same
-//!   eight: the shared address is aligned to them.
+//!   eight: the shared address is aligned to them. Where a client's memory is not, single bytes.
 //!
 //! No order is promised between two requests in flight at once; a completed one comes before a later
 //! one by the block layer's own hand-over through the ring.
@@ -41,16 +41,15 @@ mod x86_64;
     fuzzing,
     feature = "atomic-copy"
 ))]
-pub(crate) use portable::Copier;
+pub use portable::Copier;
 #[cfg(all(
     target_arch = "x86_64",
     not(any(miri, loom, fuzzing, feature = "atomic-copy"))
 ))]
-pub(crate) use x86_64::Copier;
+pub use x86_64::Copier;
 
-/// The unit of all copies in bytes; lengths are multiples of it, and shared addresses are aligned
-/// to eight.
-pub(crate) const UNIT: usize = 512;
+/// The unit of all copies in bytes: lengths are multiples of it.
+pub const UNIT: usize = 512;
 
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,119 @@
+//! Handlers of devices that share memory with their clients.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use ublk_core::iod::Io;
+use ublk_core::{Backend, Op};
+
+use super::{Direct, Handler, Inline, LaneContext, Mapped, call, call_blind};
+use crate::memref::MemRef;
+use crate::operations::{Operation, Operations};
+use crate::racing::Copier;
+use crate::request::Request;
+use crate::seam::Port;
+use crate::shmem;
+
+/// Any handler, in a device that shares memory with its clients: the lane then looks where the data of each request is.
+#[derive(Debug, Clone)]
+pub struct ClientShared<H>(pub H);
+
+impl<H: Handler> Handler for ClientShared<H> {
+    const OPERATIONS: bool = H::OPERATIONS;
+    const FORWARDS: bool = H::FORWARDS;
+    const SHARED: bool = true;
+
+    #[inline]
+    fn handle(&mut self, request: Request<'_>) {
+        self.0.handle(request);
+    }
+
+    fn attach(&mut self, context: &LaneContext) {
+        self.0.attach(context);
+    }
+
+    fn turn<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
+        self.0.turn(ring)
+    }
+
+    fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
+        self.0.operation_completed(operation, res, flags);
+    }
+
+    fn in_flight(&self) -> usize {
+        self.0.in_flight()
+    }
+
+    fn leave(&mut self) {
+        self.0.leave();
+    }
+
+    fn place(&mut self, io: &Io) -> Option<MemRef> {
+        self.0.place(io)
+    }
+}
+
+/// As [`Direct`], in a device that shares memory: one copy, between the backend's memory and the client's.
+#[derive(Debug)]
+pub struct DirectShared<B> {
+    direct: Direct<B>,
+    copier: Copier,
+}
+
+impl<B: Mapped> DirectShared<B> {
+    /// Calls this backend.
+    pub fn new(backend: Arc<B>) -> Self {
+        Self {
+            direct: Direct(backend),
+            copier: Copier::detect(),
+        }
+    }
+}
+
+impl<B: Mapped> Handler for DirectShared<B> {
+    const SHARED: bool = true;
+
+    #[inline]
+    fn handle(&mut self, mut request: Request<'_>) {
+        let Some(client) = request.take_shared() else {
+            return self.direct.handle(request);
+        };
+        let ours = self.direct.region(request.offset(), request.len());
+        let result = match request.op() {
+            Op::Read => shmem::copy(self.copier, ours, client),
+            _ => shmem::copy(self.copier, client, ours),
+        };
+        request.complete(result);
+    }
+}
+
+/// As [`Inline`], in a device that shares memory: a backend that looks at no data is not shown any.
+#[derive(Debug)]
+pub struct InlineShared<B> {
+    inline: Inline<B>,
+}
+
+impl<B: Backend> InlineShared<B> {
+    /// Calls this backend.
+    pub fn new(backend: Arc<B>) -> Self {
+        Self {
+            inline: Inline::new(backend),
+        }
+    }
+}
+
+impl<B: Backend> Handler for InlineShared<B> {
+    const SHARED: bool = true;
+
+    #[inline]
+    fn handle(&mut self, mut request: Request<'_>) {
+        let Inline { backend, blind } = &self.inline;
+        let result = if *blind && request.take_shared().is_some() {
+            call_blind(&**backend, &request)
+        } else {
+            call(&**backend, *blind, &mut request)
+        };
+        request.complete(result);
+    }
+}
