@@ -1,12 +1,12 @@
 //! A device to be: backend, sizes, and who issues the control commands.
 
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ublk_backends::File;
-use ublk_core::{Backend, DevId, DeviceSpec, Features, Geometry, Mode, Recovery};
+use ublk_core::{Backend, DevId, DeviceSpec, Features, Geometry, Mode, Recovery, SharedBuffer};
 use ublk_ctrl::{ControlThread, Controller, page_size};
 
 use ublk_queue::{Mapped, Plan, Polling, Server};
@@ -38,6 +38,14 @@ pub(crate) struct Options {
     pub(crate) threads_per_queue: u16,
     pub(crate) polling: Polling,
     pub(crate) pool_threads: usize,
+    pub(crate) shared: Option<Shared>,
+}
+
+/// Memory shared with the device's clients, and what the driver knows of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) file: Arc<OwnedFd>,
+    pub(crate) buffers: Vec<SharedBuffer>,
 }
 
 impl<B> fmt::Debug for Builder<B> {
@@ -66,6 +74,7 @@ impl<B: Backend> Builder<B> {
             threads_per_queue: 1,
             polling: Polling::Off,
             pool_threads: 4,
+            shared: None,
         };
         Self {
             backend,
@@ -90,6 +99,33 @@ impl<B: Backend> Builder<B> {
     #[must_use]
     pub fn recovery(mut self, policy: Recovery) -> Self {
         self.spec.features |= policy.features();
+        self
+    }
+
+    /// Shares memory with the device's clients (Linux 7.1): a memfd, or a file of tmpfs or hugetlbfs, open for reading
+    /// and writing, of which all is registered with the device. Requests of direct I/O whose data lies in it are served
+    /// there, without a copy by the driver; all others go the way of the device's mode. Not with get-data.
+    /// [`Builder::add`] fails where the kernel lacks it. `Counters` has hits and misses.
+    ///
+    /// Who can shrink the file can end this process: see [`SharedMemory`](ublk_queue::SharedMemory).
+    #[must_use]
+    pub fn shared_memory(self, file: impl Into<OwnedFd>) -> Self {
+        self.registered_memory(file, Vec::new())
+    }
+
+    /// The same for a device that is to be recovered: the very file that was registered when it was made, and what
+    /// [`Added::shared_buffers`] said then.
+    #[must_use]
+    pub fn registered_memory(
+        mut self,
+        file: impl Into<OwnedFd>,
+        buffers: Vec<SharedBuffer>,
+    ) -> Self {
+        self.spec.features |= Features::SHMEM_ZC;
+        self.options.shared = Some(Shared {
+            file: Arc::new(file.into()),
+            buffers,
+        });
         self
     }
 
@@ -194,13 +230,14 @@ impl<B: Backend> Builder<B> {
     /// unless the error is a deadline's.
     pub fn add(self) -> Result<Added<B>, Error> {
         let mut spec = self.spec;
+        let mut options = self.options;
         // A mistake is told before anything is opened.
         spec.check(page_size())?;
         let mut controller = match self.controller {
             Some(controller) => controller,
-            None => Box::new(ControlThread::start(self.options.deadline)?),
+            None => Box::new(ControlThread::start(options.deadline)?),
         };
-        let deadline = self.options.deadline;
+        let deadline = options.deadline;
         // Where it is to be had, a recoverable device can be held for its next server.
         if Recovery::of(spec.features).is_recoverable()
             && controller.features(deadline)?.contains(Features::QUIESCE)
@@ -209,7 +246,16 @@ impl<B: Backend> Builder<B> {
         }
         let checked = spec.check(page_size())?;
         let geometry = controller.add(&checked, deadline)?;
-        if let Err(error) = controller.set_params(&checked, &geometry, deadline) {
+        let prepared = controller.set_params(&checked, &geometry, deadline);
+        let prepared = prepared.and_then(|()| match &mut options.shared {
+            Some(shared) => {
+                let (id, file) = (geometry.dev_id(), shared.file.as_fd());
+                shared.buffers = controller.share_memory(id, file, deadline)?;
+                Ok(())
+            }
+            None => Ok(()),
+        });
+        if let Err(error) = prepared {
             // The device was made a moment ago and nobody else knows of it.
             let _ = controller.delete(geometry.dev_id(), deadline);
             return Err(error.into());
@@ -218,7 +264,7 @@ impl<B: Backend> Builder<B> {
             backend: self.backend,
             geometry,
             controller,
-            options: self.options,
+            options,
             arm: self.arm,
         })
     }

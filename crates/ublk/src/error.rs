@@ -46,6 +46,9 @@ pub enum Error {
         /// The device.
         id: DevId,
     },
+    /// The memory shared with clients could not be mapped.
+    #[error("cannot map the memory shared with clients: {0}; was its file cut short?")]
+    SharedMemory(#[source] std::io::Error),
     /// Signal handlers could not be installed.
     #[error("cannot install signal handlers: {0}")]
     Signals(#[source] std::io::Error),

@@ -1,12 +1,13 @@
 //! The stages of a device's life before and after it serves: each consumes the one before.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ublk_core::{Backend, CpuMask, DevId, Geometry, QueueId};
+use ublk_core::{Backend, CpuMask, DevId, Geometry, QueueId, SharedBuffer, SharedTable};
 use ublk_ctrl::{Controller, nodes};
-use ublk_queue::{Plan, Server};
+use ublk_queue::{Plan, Server, SharedMemory};
 
 use crate::builder::{ArmFn, Options};
 use crate::device::Device;
@@ -74,6 +75,13 @@ impl<B: Backend> Added<B> {
         &self.geometry
     }
 
+    /// What the driver knows of the memory shared with clients; empty without any.
+    #[must_use]
+    pub fn shared_buffers(&self) -> &[SharedBuffer] {
+        let shared = self.options.shared.as_ref();
+        shared.map_or(&[], |shared| &shared.buffers)
+    }
+
     /// Opens `/dev/ublkcN`, starts the queues' threads and gives every tag to the driver.
     ///
     /// # Errors
@@ -102,6 +110,11 @@ impl<B: Backend> Added<B> {
         plan.polling = self.options.polling;
         plan.pool_threads = self.options.pool_threads;
         plan.arm_deadline = deadline;
+        if let Some(shared) = &self.options.shared {
+            let table = SharedTable::new(&shared.buffers);
+            let memory = SharedMemory::map(shared.file.as_fd(), table);
+            plan.shared = Some(memory.map_err(Error::SharedMemory)?);
+        }
         if self.options.pin {
             plan.affinity = self.affinity(deadline)?;
         }
