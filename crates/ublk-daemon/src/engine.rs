@@ -1,9 +1,10 @@
 //! The data plane behind the server role: a backend of ours served by `ublk-queue`.
 
 use crate::server::{Engine, Running};
+use crate::shm;
 use crate::wire::{
     AddSpec, Assignment, BackendSpec, Failure, FailureKind, FileReport, Health, QueueReport,
-    Serving, Stats,
+    Serving, ShmReport, Stats,
 };
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -179,16 +180,30 @@ impl Engine for Real {
         plan.arm_deadline = within.saturating_sub(begun.elapsed());
         plan.threads_per_queue = serving.threads;
         plan.polling = polling(&serving)?;
+        let mut shared = 0;
+        if let (Some(path), Some(registered)) = (&serving.shm, &assignment.shm) {
+            let memory = shm::map(path, registered)?;
+            shared = memory.len();
+            plan.shared = Some(memory);
+        }
         let server = match opened {
             Opened::Null(null) => Server::arm(node, geometry, plan, null),
             Opened::Memory(memory) => Server::arm_mapped(node, geometry, plan, memory),
             Opened::File(file) => {
                 let server = File::arm(node, geometry, plan, Arc::clone(&file));
                 let server = server.map_err(|e| not_armed(&e))?;
-                return Ok(Box::new(FileServer { server, file }));
+                return Ok(Box::new(FileServer {
+                    server,
+                    file,
+                    shared,
+                }));
             }
         };
-        Ok(Box::new(server.map_err(|e| not_armed(&e))?))
+        let server = server.map_err(|e| not_armed(&e))?;
+        match shared {
+            0 => Ok(Box::new(server)),
+            shared => Ok(Box::new(SharingServer { server, shared })),
+        }
     }
 }
 
@@ -205,6 +220,8 @@ fn not_armed(error: &ublk_queue::Error) -> Failure {
 struct FileServer {
     server: Server,
     file: Arc<File>,
+    /// Bytes shared with clients.
+    shared: u64,
 }
 
 impl FileServer {
@@ -228,6 +245,7 @@ impl Running for FileServer {
     fn health(&self) -> Health {
         Health {
             file: Some(self.report()),
+            shm: shm_report(&self.server, self.shared),
             ..Running::health(&self.server)
         }
     }
@@ -236,8 +254,44 @@ impl Running for FileServer {
         let health = Running::finish(&mut self.server, within)?;
         Ok(Health {
             file: Some(self.report()),
+            shm: shm_report(&self.server, self.shared),
             ..health
         })
+    }
+}
+
+/// A device being served that shares memory with its clients: its health tells of that.
+struct SharingServer {
+    server: Server,
+    /// Bytes shared with clients.
+    shared: u64,
+}
+
+fn shm_report(server: &Server, bytes: u64) -> Option<ShmReport> {
+    let counters = server.health().counters;
+    (bytes != 0).then_some(ShmReport {
+        bytes,
+        hits: counters.shared_hits,
+        fallbacks: counters.shared_misses,
+    })
+}
+
+impl Running for SharingServer {
+    fn ended_fd(&self) -> BorrowedFd<'_> {
+        self.server.ended_fd()
+    }
+
+    fn health(&self) -> Health {
+        Health {
+            shm: shm_report(&self.server, self.shared),
+            ..Running::health(&self.server)
+        }
+    }
+
+    fn finish(&mut self, within: Duration) -> Result<Health, Failure> {
+        let health = Running::finish(&mut self.server, within)?;
+        let shm = shm_report(&self.server, self.shared);
+        Ok(Health { shm, ..health })
     }
 }
 
@@ -268,6 +322,7 @@ fn convert(health: &ublk_queue::Health) -> Health {
         first_error: health.first_error.clone(),
         own_mounts: false,
         file: None,
+        shm: None,
         stats: Stats {
             reads: c.reads,
             writes: c.writes,

@@ -295,6 +295,7 @@ impl Running for Serving {
                 ..Stats::default()
             },
             file: None,
+            shm: None,
             queues: Vec::new(),
         }
     }

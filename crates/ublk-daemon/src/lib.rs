@@ -29,6 +29,7 @@ pub mod peer;
 pub mod policy;
 pub mod roles;
 pub mod server;
+pub mod shm;
 pub mod signals;
 pub mod state;
 mod sys;

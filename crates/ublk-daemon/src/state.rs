@@ -12,6 +12,7 @@ mod process_id;
 pub use lock::Lock;
 pub use process_id::ProcessId;
 
+use crate::shm::Registered;
 use crate::sys::process::effective_uid;
 use crate::wire::AddSpec;
 use serde::{Deserialize, Serialize};
@@ -121,6 +122,9 @@ pub struct Record {
     pub log: Option<PathBuf>,
     /// The user who made it.
     pub owner_uid: u32,
+    /// What is registered with it of the memory that its clients share.
+    #[serde(default)]
+    pub shm: Option<Registered>,
 }
 
 impl Record {
@@ -138,6 +142,7 @@ impl Record {
             server: None,
             log: None,
             owner_uid: effective_uid(),
+            shm: None,
         }
     }
 }

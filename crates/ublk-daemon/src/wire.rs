@@ -3,6 +3,7 @@
 //! Between agent and server: describe, assign, armed, live, leave, empty, failed, and health, the
 //! event asked for. Between front and agent: add, leave, live, gone, failed.
 
+use crate::shm::Registered;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use ublk_core::{CpuMask, DataMode, Geometry, Limits, Mode, Recovery};
@@ -112,6 +113,9 @@ pub struct Serving {
     pub threads: u16,
     /// What a thread does before it sleeps, as `ublk_queue::Polling` writes it.
     pub poll: String,
+    /// The file of memory that the device's clients share with it; absolute.
+    #[serde(default)]
+    pub shm: Option<PathBuf>,
 }
 
 impl Default for Serving {
@@ -119,6 +123,7 @@ impl Default for Serving {
         Self {
             threads: 1,
             poll: ublk_queue::Polling::Off.to_string(),
+            shm: None,
         }
     }
 }
@@ -276,6 +281,9 @@ pub struct Assignment {
     pub affinity: Vec<CpuMask>,
     /// Milliseconds until all queues must be armed.
     pub deadline_ms: u64,
+    /// What was registered of the memory shared with clients.
+    #[serde(default)]
+    pub shm: Option<Registered>,
 }
 
 /// What the server says to the agent.
@@ -468,6 +476,20 @@ pub struct Health {
     /// The file of a file device.
     #[serde(default)]
     pub file: Option<FileReport>,
+    /// The memory shared with clients, of a device that shares some.
+    #[serde(default)]
+    pub shm: Option<ShmReport>,
+}
+
+/// How the memory that a device shares with its clients is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShmReport {
+    /// Bytes that are shared.
+    pub bytes: u64,
+    /// Requests whose data was in it, so that the driver copied nothing.
+    pub hits: u64,
+    /// Requests with data elsewhere, which went the way of the device's mode.
+    pub fallbacks: u64,
 }
 
 /// How the file of a file device is used.

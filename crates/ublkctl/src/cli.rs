@@ -287,6 +287,10 @@ pub struct Add {
     /// What a thread does before it sleeps: off, fixed or adaptive, the latter two with :MICROSECONDS if wanted
     #[arg(long, value_name = "HOW", default_value_t = Polling::Off)]
     pub poll: Polling,
+    /// Memory that clients do direct I/O from, so that nobody copies their data (Linux 7.1): a file of hugetlbfs or
+    /// tmpfs that they map, or /proc/PID/fd/N of a memfd; requests from elsewhere go the way of --data
+    #[arg(long, value_name = "PATH")]
+    pub shm: Option<PathBuf>,
     /// The device refuses writes
     #[arg(long)]
     pub read_only: bool,

@@ -5,6 +5,7 @@ use crate::{config, doctor, pages, show};
 use clap::CommandFactory;
 use serde::Serialize;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use ublk_core::DevId;
@@ -156,6 +157,14 @@ const fn within(wait: &Wait) -> Duration {
     Duration::from_secs(wait.deadline)
 }
 
+/// A path as every process of the device sees it.
+fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
+    };
+    path.map(absolute).transpose()
+}
+
 /// The common words of `add` and the backend. The block size that a null or memory device has when none is asked
 /// for; a file has its own.
 fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
@@ -244,6 +253,7 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
         serving: Serving {
             threads: add.threads,
             poll: add.poll.to_string(),
+            shm: absolute(add.shm.as_deref())?,
         },
         name: add.name.clone(),
         supervise: add.supervise,

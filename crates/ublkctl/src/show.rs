@@ -181,6 +181,17 @@ pub fn info(i: &Info) -> String {
                 ),
             );
         }
+        if let Some(shm) = &health.shm {
+            line(
+                "shared memory",
+                format!(
+                    "{}, {} requests in it, {} elsewhere",
+                    size::show(shm.bytes),
+                    shm.hits,
+                    shm.fallbacks
+                ),
+            );
+        }
         for q in &health.queues {
             let pinned = q.pinned.as_ref().map_or_else(
                 || "not pinned".to_owned(),

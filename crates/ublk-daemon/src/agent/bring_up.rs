@@ -5,11 +5,13 @@ use crate::kill_point::kill_point;
 use crate::link::LINK_VERSION;
 use crate::names;
 use crate::policy;
+use crate::shm;
 use crate::state::{self, Phase, ProcessId, Record};
 use crate::sys::poll;
 use crate::wire::{
     AddRequest, AddSpec, Added, Assignment, Failure, FromServer, Lifetime, ToServer,
 };
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use ublk_core::{
@@ -37,7 +39,7 @@ pub fn check(
         .queues(spec.queues)
         .depth(spec.depth)
         .max_io_bytes(spec.max_io_bytes)
-        .features(spec.mode.features() | spec.recovery.features() | more)
+        .features(spec.mode.features() | spec.recovery.features() | shm::features(spec) | more)
         .server_flags(nonce);
     if let Some(id) = spec.id {
         device = device.id(DevId::new(id).map_err(|e| Error::Spec {
@@ -125,6 +127,16 @@ impl Agent<'_> {
         }
         self.control()?
             .set_params(&checked, &geometry, left(deadline))?;
+        if let Some(path) = &spec.serving.shm {
+            let file = shm::open(path)?;
+            let buffers = self
+                .control()?
+                .share_memory(id, file.as_fd(), left(deadline))?;
+            let registered = shm::registered(path, &file, buffers)?;
+            if let Some(device) = &mut self.device {
+                device.record.shm = Some(registered);
+            }
+        }
         let affinity = self.affinity(id, geometry.queues(), deadline)?;
         tracing::debug!("parameters are set");
         kill_point("add:parameters");
@@ -132,6 +144,7 @@ impl Agent<'_> {
             geometry,
             affinity,
             deadline_ms: u64::try_from(left(deadline).as_millis()).unwrap_or(u64::MAX),
+            shm: self.device.as_ref().and_then(|d| d.record.shm.clone()),
         }));
         // State is on disk before START_DEV. The server arms meanwhile.
         self.enter(Phase::Starting)?;

@@ -126,6 +126,7 @@ impl Agent<'_> {
             geometry,
             affinity,
             deadline_ms: u64::try_from(left(deadline).as_millis()).unwrap_or(u64::MAX),
+            shm: self.device.as_ref().and_then(|d| d.record.shm.clone()),
         }));
         let pid = self.armed(deadline)?;
         kill_point("recover:armed");

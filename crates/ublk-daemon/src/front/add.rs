@@ -6,6 +6,7 @@ use crate::link::{LINK_VERSION, LinkError};
 use crate::names;
 use crate::peer::{Messages, Peer, Role};
 use crate::policy;
+use crate::shm;
 use crate::signals::Signals;
 use crate::state::Store;
 use crate::sys::poll;
@@ -30,6 +31,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The rule that is broken, as a usage failure.
 pub fn check(spec: &AddSpec) -> Result<(), Failure> {
     policy::check(spec)?;
+    shm::check(spec)?;
     if let Some(name) = &spec.name {
         names::check(name)?;
     }

@@ -34,6 +34,7 @@ fn armed_with(
         geometry: geometry(1, features),
         affinity: vec![CpuMask::new(); 2],
         deadline_ms: 1000,
+        shm: None,
     };
     peer.link.send(&ToServer::Assign(assignment)).unwrap();
     assert!(matches!(hear(&peer), FromServer::Armed { .. }));

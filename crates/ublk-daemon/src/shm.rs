@@ -1,0 +1,158 @@
+//! The memory that a device shares with its clients: the file of it, and that it is still the one it was.
+#![forbid(unsafe_code)]
+
+use crate::wire::{AddSpec, Failure, FailureKind};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use ublk_core::{DataMode, Features, SharedBuffer, SharedTable};
+use ublk_queue::SharedMemory;
+
+/// What was registered with a device, and of which file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// The file's device (`st_dev`).
+    pub device: u64,
+    /// Its number there (`st_ino`).
+    pub inode: u64,
+    /// What the driver knows of it.
+    pub buffers: Vec<SharedBuffer>,
+}
+
+fn failed(path: &Path, why: &dyn std::fmt::Display) -> Failure {
+    Failure::failed(format!("--shm {}: {why}", path.display()))
+}
+
+/// Refuses what cannot be shared, before anything is made.
+///
+/// # Errors
+/// A usage failure with the reason, or the error of opening the file.
+pub fn check(spec: &AddSpec) -> Result<(), Failure> {
+    let Some(path) = &spec.serving.shm else {
+        return Ok(());
+    };
+    if spec.mode.data == DataMode::GetData {
+        return Err(Failure::new(
+            FailureKind::Usage,
+            "--shm with --data get-data: the command that names a write's buffer would hide where the client's is",
+        )
+        .hint("use another --data"));
+    }
+    open(path).map(drop)
+}
+
+/// The features of a device that shares memory.
+#[must_use]
+pub const fn features(spec: &AddSpec) -> Features {
+    match spec.serving.shm {
+        Some(_) => Features::SHMEM_ZC,
+        None => Features::NONE,
+    }
+}
+
+/// Opens the file.
+///
+/// # Errors
+/// Why it cannot be opened, or that it is no regular file.
+pub fn open(path: &Path) -> Result<File, Failure> {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.map_err(|e| failed(path, &e))?;
+    let kind = file.metadata().map_err(|e| failed(path, &e))?;
+    if !kind.is_file() || kind.len() == 0 {
+        let why =
+            "no file of memory; give a file of hugetlbfs or tmpfs, or /proc/PID/fd/N of a memfd";
+        return Err(failed(path, &why));
+    }
+    Ok(file)
+}
+
+/// What is to be written down of the file when it was registered.
+///
+/// # Errors
+/// What stat says.
+pub fn registered(
+    path: &Path,
+    file: &File,
+    buffers: Vec<SharedBuffer>,
+) -> Result<Registered, Failure> {
+    let of = file.metadata().map_err(|e| failed(path, &e))?;
+    Ok(Registered {
+        device: of.dev(),
+        inode: of.ino(),
+        buffers,
+    })
+}
+
+/// Maps the memory of a device: it must be the very file that was registered, since places in it are all that requests
+/// tell.
+///
+/// # Errors
+/// Another file of that name, or what mmap says.
+pub fn map(path: &Path, registered: &Registered) -> Result<SharedMemory, Failure> {
+    let file = open(path)?;
+    let of = file.metadata().map_err(|e| failed(path, &e))?;
+    if (of.dev(), of.ino()) != (registered.device, registered.inode) {
+        let failure = failed(
+            path,
+            &"another file than the one registered with the device",
+        );
+        return Err(failure.hint("put that one back, or delete the device and add it again"));
+    }
+    let table = SharedTable::new(&registered.buffers);
+    SharedMemory::map(file.as_fd(), table).map_err(|e| failed(path, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes;
+    use ublk_core::Mode;
+
+    fn spec(path: &Path) -> AddSpec {
+        let mut spec = fakes::spec();
+        spec.serving.shm = Some(path.to_owned());
+        spec
+    }
+
+    /// L34 A server that takes a device over maps the memory that was registered, not one of the same name.
+    #[test]
+    fn l34_only_the_registered_file_is_mapped() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("memory");
+        assert!(check(&spec(&path)).is_err());
+        std::fs::write(&path, [1; 8192]).unwrap();
+        assert!(check(&spec(&path)).is_ok());
+        assert_eq!(features(&spec(&path)), Features::SHMEM_ZC);
+        let buffers = vec![SharedBuffer {
+            index: 0,
+            offset: 0,
+            len: 8192,
+        }];
+        let known = registered(&path, &open(&path).unwrap(), buffers).unwrap();
+        assert_eq!(map(&path, &known).unwrap().len(), 8192);
+        let other = directory.path().join("other");
+        std::fs::write(&other, [1; 8192]).unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        let failure = map(&path, &known).unwrap_err();
+        assert!(failure.text.contains("another file"), "{failure:?}");
+    }
+
+    #[test]
+    fn get_data_and_what_is_no_memory_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let failure = check(&spec(directory.path())).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Failed);
+        let path = directory.path().join("memory");
+        std::fs::write(&path, [1; 8192]).unwrap();
+        let mut spec = spec(&path);
+        spec.mode = Mode {
+            data: DataMode::GetData,
+            batch: false,
+        };
+        assert_eq!(check(&spec).unwrap_err().kind, FailureKind::Usage);
+        spec.serving.shm = None;
+        assert!(check(&spec).is_ok());
+    }
+}
