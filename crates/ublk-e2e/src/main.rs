@@ -5,7 +5,7 @@
 //! `UBLK_EXAMPLES` the directory of the examples. Cases run one after the other. A case that cannot run here is ignored, and a line `SKIP name: reason`
 //! says so; the runner compares these lines with the skips it expects.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod case;
 mod cases;
@@ -21,6 +21,7 @@ mod plain;
 mod procfs;
 mod run;
 mod serve;
+mod shared_client;
 mod sysfs;
 mod verifier;
 mod wait;

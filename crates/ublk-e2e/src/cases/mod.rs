@@ -19,6 +19,7 @@ mod orphans;
 mod processes;
 mod recovery;
 mod resize;
+mod shared_memory;
 mod stop;
 mod upgrade;
 
@@ -32,6 +33,7 @@ pub fn all() -> Vec<Case> {
         data::cases(),
         discard::cases(),
         modes::cases(),
+        shared_memory::cases(),
         file_systems::cases(),
         faults::cases(),
         file::cases(),

@@ -1,0 +1,341 @@
+//! Memory shared with clients (Linux 7.1): direct I/O from it arrives with its place and without a copy, everything else
+//! as ever; data is right both ways, and counted.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::case::{Case, measured};
+use crate::cli::{self, Device, Spec, code};
+use crate::fio::Fio;
+use crate::place::{self, Kind, Place};
+use crate::shared_client::SharedBuffers;
+use crate::wait::secs;
+use crate::{json, pattern, sysfs};
+
+/// Bytes of the memory, and of the devices.
+const MEMORY: usize = 4 << 20;
+const SIZE: u64 = 16 << 20;
+
+/// The first kernel that can.
+const SINCE: (u32, u32) = (7, 1);
+
+/// Offset and length of requests in the memory, and where they go: whole pages and parts of them, more than the largest
+/// request, and the memory's last block.
+const RANGES: [(usize, usize, u64); 7] = [
+    (0, 4096, 0),
+    (512, 512, 4096),
+    (4096 + 1024, 8192, 8192),
+    (64 << 10, 128 << 10, 1 << 20),
+    ((1 << 20) + 512, 300 << 10, 3 << 20),
+    (2 << 20, 1 << 20, 8 << 20),
+    (MEMORY - 512, 512, SIZE - 512),
+];
+
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for backend in ["mem", "file-tmpfs", "file-ext4"] {
+        for (data, batch) in [
+            ("copy", "off"),
+            ("copy", "on"),
+            ("user-copy", "off"),
+            ("zero-copy", "off"),
+            ("zero-copy-manual", "off"),
+            ("zero-copy", "on"),
+        ] {
+            if backend == "mem" && data.starts_with("zero-copy") {
+                // Refused without shared memory as well: `matrix_mem_…`.
+                continue;
+            }
+            let suffix = if batch == "on" { "_batch" } else { "" };
+            let name = format!("shm_{backend}_{data}{suffix}_keeps_data");
+            let case = Case::new(name, move || keeps_data(backend, data, batch));
+            all.push(case.only_if(
+                backend != "file-ext4" || sysfs::in_guest(),
+                "RAM disks are made in the test guest only",
+            ));
+        }
+    }
+    all.push(Case::new("shm_memfd_by_its_descriptor", memfd));
+    all.push(Case::new("shm_null_serves_from_nowhere", null));
+    all.push(
+        Case::new("shm_huge_pages", huge_pages)
+            .only_if(sysfs::in_guest(), "huge pages are this machine's own"),
+    );
+    all.push(Case::new("shm_several_threads_and_queues", threads));
+    all.push(Case::new("l34_shm_outlives_the_server", recovered));
+    all.push(Case::new("shm_is_refused_with_the_reason", refused));
+    all
+}
+
+/// A file of memory, gone with this value.
+struct Memory(PathBuf);
+
+impl Memory {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("ublk-e2e-shm-{}", std::process::id()));
+        let file = File::create(&path)?;
+        file.set_len(MEMORY as u64)?;
+        Ok(Self(path))
+    }
+
+    fn open(&self) -> Result<File> {
+        let file = File::options().read(true).write(true).open(&self.0)?;
+        Ok(file)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Adds the device, unless the kernel cannot share memory: then it must say so, by the name of the feature.
+fn add(spec: &Spec, shm: &str) -> Result<Option<Device>> {
+    let spec = spec.clone().with(&["--shm", shm]);
+    if sysfs::kernel() >= SINCE {
+        return spec.add().map(Some);
+    }
+    let words = spec.words();
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    cli::fails(&words, code::FAILED, &["lacks", "SHMEM_ZC", "7.1"])?;
+    cli::nothing_left(secs(10))?;
+    Ok(None)
+}
+
+/// Requests in the memory, and elsewhere.
+fn counts(device: &Device) -> Result<(u64, u64)> {
+    let info = device.query()?;
+    let health = json::find(&info, "health").context("health")?;
+    let shm = &health["shm"];
+    ensure!(shm["bytes"] == MEMORY as u64, "{info}");
+    Ok((json::number(shm, "hits")?, json::number(shm, "fallbacks")?))
+}
+
+/// Writes and reads between the device and the memory, and looks from the other side at what came of it.
+fn exchange(device: &Device, buffers: &SharedBuffers, seed: u64) -> Result<()> {
+    let direct = device.open()?;
+    let (hits, misses) = counts(device)?;
+    for (generation, (at, len, offset)) in (seed..).zip(RANGES) {
+        let mut data = vec![0; len];
+        pattern::fill(&mut data, offset, generation);
+        buffers.put(at, &data)?;
+        buffers.write(direct.file(), at, len, offset)?;
+        // Out of memory that nobody shares.
+        direct.check_pattern(offset, len, generation)?;
+        direct.write_pattern(offset, len, generation + 100)?;
+        buffers.read(direct.file(), at, len, offset)?;
+        pattern::check(&buffers.get(at, len)?, offset, generation + 100)
+            .with_context(|| format!("read {offset}+{len} to {at}"))?;
+        // The write that was served there has left it as it was, and other parts of the memory as they were.
+        let other = (at + len + 4096) % (MEMORY - 4096);
+        buffers.put(other, &[0x5a; 512])?;
+        buffers.read(direct.file(), at, len.min(512), offset)?;
+        if other + 512 <= at || other >= at + len {
+            ensure!(
+                buffers.get(other, 512)? == [0x5a; 512],
+                "a neighbour has changed"
+            );
+        }
+    }
+    let (hits_now, misses_now) = counts(device)?;
+    ensure!(
+        hits_now - hits >= 3 * RANGES.len() as u64,
+        "{hits} hits before, {hits_now} now"
+    );
+    ensure!(misses_now > misses, "no request from elsewhere was counted");
+    Ok(())
+}
+
+/// fio with its buffers in the memory; it verifies what it reads.
+fn fio(device: &Device, memory: &str) -> Result<()> {
+    let done = Fio::new(device.node())
+        .set("rw", "randwrite")
+        .set("bsrange", "512-64k")
+        .set("size", "4m")
+        .set("iodepth", 8)
+        .set("direct", 1)
+        .set("verify", "crc32c")
+        .set("mem", format!("mmapshared:{memory}"))
+        .run(1)?;
+    ensure!(done.written > 0 && done.read == done.written, "{done:?}");
+    Ok(())
+}
+
+fn keeps_data(backend: &'static str, data: &str, batch: &str) -> Result<()> {
+    let memory = Memory::new()?;
+    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == backend);
+    let place = kind.map(|kind| Place::new(kind, 64 << 20)).transpose()?;
+    let path = place
+        .as_ref()
+        .map(|p| p.file("disk.img", SIZE))
+        .transpose()?;
+    let spec = match &path {
+        Some(path) => Spec::file(path),
+        None => Spec::mem("16M"),
+    };
+    let spec = spec.with(&["--data", data, "--batch", batch]);
+    if let Some(device) = add(&spec, memory.path())? {
+        let buffers = SharedBuffers::map(&memory.open()?)?;
+        exchange(&device, &buffers, 1)?;
+        fio(&device, memory.path())?;
+        let (hits, misses) = counts(&device)?;
+        measured(format!(
+            "shm {backend} {data} {batch}: {hits} hits, {misses} elsewhere"
+        ));
+        exchange(&device, &buffers, 50)?;
+        if let Some(path) = &path {
+            // What was written last, on the file itself: the device's last block.
+            device.delete()?;
+            let generation = 50 + RANGES.len() as u64 - 1 + 100;
+            place::check_behind(path, SIZE - 512, 512, SIZE - 512, generation)?;
+        } else {
+            device.delete()?;
+        }
+    }
+    place.map_or(Ok(()), Place::remove)?;
+    cli::nothing_left(secs(10))
+}
+
+/// A memfd has no name but that of somebody's descriptor. One that nobody can shrink.
+fn memfd() -> Result<()> {
+    let memory = File::from(memfd_create(
+        "ublk-e2e",
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    )?);
+    memory.set_len(MEMORY as u64)?;
+    rustix::fs::fcntl_add_seals(&memory, rustix::fs::SealFlags::SHRINK)?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
+    if let Some(device) = add(&Spec::mem("16M"), &path)? {
+        exchange(&device, &SharedBuffers::map(&memory)?, 1)?;
+        device.delete()?;
+    }
+    cli::nothing_left(secs(10))
+}
+
+/// A null device looks at no data: a read leaves the client's memory as it is.
+fn null() -> Result<()> {
+    let memory = Memory::new()?;
+    for data in ["copy", "zero-copy"] {
+        let spec = Spec::null("16M").with(&["--data", data]);
+        let Some(device) = add(&spec, memory.path())? else {
+            return Ok(());
+        };
+        let buffers = SharedBuffers::map(&memory.open()?)?;
+        let direct = device.open()?;
+        buffers.put(8192, &[0x77; 65536])?;
+        buffers.write(direct.file(), 8192, 65536, 0)?;
+        buffers.read(direct.file(), 8192, 65536, 0)?;
+        ensure!(
+            buffers.get(8192, 65536)? == vec![0x77; 65536],
+            "{data}: touched"
+        );
+        let (hits, _) = counts(&device)?;
+        ensure!(hits >= 2, "{data}: {hits} hits");
+        device.delete()?;
+    }
+    cli::nothing_left(secs(10))
+}
+
+/// hugetlbfs: pages of 2 MiB.
+fn huge_pages() -> Result<()> {
+    let at = std::env::temp_dir().join("ublk-e2e-huge");
+    let pages = Path::new("/proc/sys/vm/nr_hugepages");
+    fs::write(pages, "4")?;
+    fs::create_dir_all(&at)?;
+    mount("none", &at, "hugetlbfs", MountFlags::empty(), None).context("mount hugetlbfs")?;
+    let done = (|| {
+        let path = at.join("memory");
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)?;
+        file.set_len(MEMORY as u64)?;
+        let spec = Spec::mem("16M");
+        if let Some(device) = add(&spec, path.to_str().unwrap_or_default())? {
+            exchange(&device, &SharedBuffers::map(&file)?, 1)?;
+            device.delete()?;
+        }
+        fs::remove_file(&path)?;
+        Ok(())
+    })();
+    unmount(&at, UnmountFlags::DETACH)?;
+    fs::write(pages, "0")?;
+    let _ = fs::remove_dir(&at);
+    done.and_then(|()| cli::nothing_left(secs(10)))
+}
+
+/// Whichever thread has the request finds its data.
+fn threads() -> Result<()> {
+    let memory = Memory::new()?;
+    for batch in ["off", "on"] {
+        let words = ["--threads", "2", "--batch", batch];
+        let spec = Spec::mem("16M").queues(2).with(&words);
+        let Some(device) = add(&spec, memory.path())? else {
+            return Ok(());
+        };
+        exchange(&device, &SharedBuffers::map(&memory.open()?)?, 1)?;
+        fio(&device, memory.path())?;
+        device.delete()?;
+    }
+    cli::nothing_left(secs(10))
+}
+
+/// L34 The driver keeps the memory of a device whose server died: the next one maps the same file, and takes no other
+/// of its name for it.
+fn recovered() -> Result<()> {
+    let memory = Memory::new()?;
+    let place = Place::new(Kind::Tmpfs, 64 << 20)?;
+    let path = place.file("disk.img", SIZE)?;
+    let spec = Spec::file(&path).with(&["--recovery", "reissue"]);
+    if let Some(device) = add(&spec, memory.path())? {
+        let buffers = SharedBuffers::map(&memory.open()?)?;
+        let id = device.id.to_string();
+        exchange(&device, &buffers, 1)?;
+        device.kill_server("quiesced")?;
+        let aside = memory.0.with_extension("aside");
+        fs::rename(&memory.0, &aside)?;
+        File::create(&memory.0)?.set_len(MEMORY as u64)?;
+        cli::fails(&["recover", &id], code::FAILED, &["another file"])?;
+        fs::rename(&aside, &memory.0)?;
+        cli::ublkctl(&["recover", &id])?.good()?;
+        exchange(&device, &buffers, 20)?;
+        cli::ublkctl(&["upgrade", &id])?.good()?;
+        exchange(&device, &buffers, 40)?;
+        device.delete()?;
+    }
+    place.remove()?;
+    cli::nothing_left(secs(10))
+}
+
+/// What cannot be shared is refused before a device is there, or with nothing left of it.
+fn refused() -> Result<()> {
+    let memory = Memory::new()?;
+    let words = ["add", "mem", "--size", "16M", "--shm"];
+    let get_data = [&words[..], &[memory.path(), "--data", "get-data"]].concat();
+    cli::fails(&get_data, code::USAGE, &["get-data"])?;
+    let missing = [&words[..], &["/no/such/memory"]].concat();
+    cli::fails(&missing, code::FAILED, &["/no/such/memory"])?;
+    let node = [&words[..], &["/dev/null"]].concat();
+    cli::fails(&node, code::FAILED, &["memory"])?;
+    if sysfs::kernel() >= SINCE && sysfs::in_guest() {
+        // A file of a disk's file system is no memory.
+        let place = Place::new(Kind::Ext4, 0)?;
+        let path = place.file("memory", MEMORY as u64)?;
+        let on_disk = [&words[..], &[path.to_str().unwrap_or_default()]].concat();
+        cli::fails(&on_disk, code::FAILED, &["memory can be shared"])?;
+        place.remove()?;
+    }
+    cli::nothing_left(secs(10))
+}
