@@ -99,17 +99,20 @@ fn copies_between_shared_places_are_exact() {
         let mut to = Area::new(UNIT * 3 + 8);
         let source = pattern(UNIT * 2);
         // SAFETY: inside the area, which is longer by a sector and a word.
-        let (from, place) = unsafe { (from.inside().add(skew), to.inside().add(skew)) };
+        let from = unsafe { from.inside().add(skew) };
+        // SAFETY: as above.
+        let place = unsafe { to.inside().add(skew) };
+        // SAFETY: two sectors between the guards, used by no one else.
+        unsafe { portable::Copier::detect().store(&source, from) };
         for way in 0..2 {
-            // SAFETY: two sectors between the guards of each area, used by no one else.
-            unsafe {
-                if way == 0 {
-                    portable::Copier::detect().store(&source, from);
-                    portable::Copier::detect().transfer(from, place, source.len());
-                } else {
-                    super::Copier::detect().zero(place, source.len());
-                    super::Copier::detect().transfer(from, place, source.len());
-                }
+            // SAFETY: as above.
+            unsafe { portable::Copier::detect().zero(place, source.len()) };
+            if way == 0 {
+                // SAFETY: two sectors of each area.
+                unsafe { portable::Copier::detect().transfer(from, place, source.len()) };
+            } else {
+                // SAFETY: as above.
+                unsafe { super::Copier::detect().transfer(from, place, source.len()) };
             }
             let all = to.bytes();
             let at = GUARD + skew;
