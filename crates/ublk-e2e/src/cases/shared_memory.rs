@@ -239,6 +239,7 @@ fn null() -> Result<()> {
             buffers.get(8192, 65536)? == vec![0x77; 65536],
             "{data}: touched"
         );
+        drop(direct);
         let (hits, _) = counts(&device)?;
         ensure!(hits >= 2, "{data}: {hits} hits");
         device.delete()?;
