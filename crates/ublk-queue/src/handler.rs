@@ -202,14 +202,6 @@ fn call<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> 
     }
 }
 
-/// The same for a request whose data is nowhere that anybody would look.
-fn call_blind<B: Backend>(backend: &B, request: &Request<'_>) -> Result<(), Errno> {
-    match request.op() {
-        Op::Read => backend.read_at(&mut [], request.offset()),
-        _ => backend.write_at(&[], request.offset(), request.flags().fua()),
-    }
-}
-
 /// Calls a backend on a pool of threads shared by all queues of the device: for backends that may
 /// block.
 #[derive(Debug, Clone)]

@@ -275,6 +275,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         if H::SHARED
             && let Err(errno) = self.shared.locate(tag, &desc, &io)
         {
+            place.state = in_hand;
             self.refuse(port, tag, errno);
             return Ok(());
         }
@@ -291,7 +292,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             tag,
             io,
             Readiness {
-                ready: PLAIN,
+                ready: PLAIN && !H::SHARED,
                 any_source: get_data,
                 placed,
             },

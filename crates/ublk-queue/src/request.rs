@@ -285,9 +285,7 @@ macro_rules! accessors {
                     let from = self.shared().arena.mem(self.tag, self.data_len());
                     device.push(self.shared().qid, self.tag, 0, from)
                 }
-                DataPath::Client(_) if self.io.op == Op::Read && !self.ready => {
-                    deliver_to_client(self.shared(), self.tag, self.data_len())
-                }
+                DataPath::Client(_) => deliver_to_client(self.shared(), self.tag, self.data_len()),
                 _ => Ok(()),
             }
         }
