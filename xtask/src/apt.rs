@@ -162,24 +162,44 @@ impl Apt {
         let Ok(text) = cmd::output(&mut show) else {
             return Ok(None);
         };
-        let fields: BTreeMap<_, _> = text
-            .lines()
-            .take_while(|line| !line.is_empty())
-            .filter_map(|line| line.split_once(": "))
-            .collect();
-        let field = |key: &str| {
-            let value = fields.get(key).map(|value| (*value).to_owned());
-            value.with_context(|| format!("package {name} has no field {key} in the index"))
-        };
-        if fields.is_empty() {
-            return Ok(None);
+        text.split("\n\n").next().map_or(Ok(None), package)
+    }
+
+    /// The named packages and all that they need, as apt would install them on an empty machine; sorted by name.
+    ///
+    /// # Errors
+    /// A name that the index has not, or dependencies that it cannot fulfil.
+    pub fn closure(&self, names: &[String]) -> Result<Vec<Package>> {
+        let mut install = self.command("apt-get");
+        install.args([
+            "install",
+            "--simulate",
+            "-q",
+            "--no-install-recommends",
+            "-o",
+            "Debug::NoLocking=1",
+        ]);
+        let text = cmd::output(install.args(names))?;
+        let mut wanted: Vec<_> = text.lines().filter_map(installed).collect();
+        wanted.sort();
+        wanted.dedup();
+        let mut show = self.command("apt-cache");
+        let text = cmd::output(show.arg("show").args(&wanted))?;
+        let mut packages = Vec::new();
+        for stanza in text.split("\n\n") {
+            packages.extend(package(stanza)?);
         }
-        Ok(Some(Package {
-            name: field("Package")?,
-            version: field("Version")?,
-            sha256: field("SHA256")?,
-            size: field("Size")?.parse()?,
-        }))
+        packages.sort_by(|one, other| one.name.cmp(&other.name));
+        packages.dedup();
+        if packages.len() != wanted.len() {
+            bail!(
+                "{} packages wanted, {} in the index: {}",
+                wanted.len(),
+                packages.len(),
+                cmd::line(&show)
+            );
+        }
+        Ok(packages)
     }
 
     /// The file of a package: from the cache, where its digest is checked again, or fetched.
@@ -226,6 +246,34 @@ impl Apt {
     }
 }
 
+/// `NAME=VERSION` of a line in which apt says what it would install: `Inst NAME (VERSION …`.
+fn installed(line: &str) -> Option<String> {
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
+    let version = rest.trim_start_matches('(').split(' ').next()?;
+    Some(format!("{name}={version}"))
+}
+
+/// A package of the index, `None` for an empty stanza.
+fn package(stanza: &str) -> Result<Option<Package>> {
+    let fields: BTreeMap<_, _> = stanza
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .collect();
+    if fields.is_empty() {
+        return Ok(None);
+    }
+    let field = |key: &str| {
+        let value = fields.get(key).map(|value| (*value).to_owned());
+        value.with_context(|| format!("no field {key} in the index: {stanza}"))
+    };
+    Ok(Some(Package {
+        name: field("Package")?,
+        version: field("Version")?,
+        sha256: field("SHA256")?,
+        size: field("Size")?.parse()?,
+    }))
+}
+
 /// SHA-256 of a file in hexadecimal.
 ///
 /// # Errors
@@ -236,4 +284,26 @@ pub fn digest(file: &Path) -> Result<String> {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{installed, package};
+
+    #[test]
+    fn what_apt_would_install_is_understood() {
+        let line = "Inst libgcc-s1 (14.2.0-19 Debian:13.7/stable [amd64]) []";
+        assert_eq!(installed(line).unwrap(), "libgcc-s1=14.2.0-19");
+        assert_eq!(installed("Conf libgcc-s1 (14.2.0-19)"), None);
+    }
+
+    #[test]
+    fn a_stanza_of_the_index_is_understood() {
+        let text = "Package: x\nVersion: 1:2-3\nSize: 17\nSHA256: ab\nDescription: y\n z: w";
+        let found = package(text).unwrap().unwrap();
+        assert_eq!((found.name.as_str(), found.size), ("x", 17));
+        assert_eq!(found.version, "1:2-3");
+        assert!(package("\n").unwrap().is_none());
+        assert!(package("Package: x").is_err());
+    }
 }

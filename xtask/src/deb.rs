@@ -16,6 +16,67 @@ pub fn files(package: &Path, want: impl Fn(&str) -> bool) -> Result<BTreeMap<Str
     files_of(&bytes, want).with_context(|| package.display().to_string())
 }
 
+/// What a package brings at a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A directory.
+    Directory,
+    /// A file: its permissions and its bytes.
+    File(u32, Vec<u8>),
+    /// A symbolic link, and what it says.
+    Link(String),
+}
+
+/// Reads all of a package that `want` asks for by path (absolute, as installed), hard links as the files they are.
+///
+/// # Errors
+/// As [`files`]; an entry that is none of [`Entry`].
+pub fn tree(package: &Path, want: impl Fn(&str) -> bool) -> Result<Vec<(String, Entry)>> {
+    let bytes = fs::read(package).with_context(|| package.display().to_string())?;
+    tree_of(&bytes, want).with_context(|| package.display().to_string())
+}
+
+fn tree_of(package: &[u8], want: impl Fn(&str) -> bool) -> Result<Vec<(String, Entry)>> {
+    let (name, data) = member(package, "data.tar")?;
+    let data = decompress(name, data)?;
+    let mut archive = tar::Archive::new(data.as_slice());
+    let mut found: Vec<(String, Entry)> = Vec::new();
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let path = absolute(&entry.path()?);
+        if !want(&path) {
+            continue;
+        }
+        let kind = entry.header().entry_type();
+        let link = entry.link_name()?.map(std::borrow::Cow::into_owned);
+        let made = if kind.is_dir() {
+            Entry::Directory
+        } else if kind.is_file() {
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes)?;
+            Entry::File(entry.header().mode()?, bytes)
+        } else if kind.is_symlink() {
+            let link = link.with_context(|| format!("{path}: a link to nothing"))?;
+            Entry::Link(link.display().to_string())
+        } else if kind.is_hard_link() {
+            let of = absolute(&link.unwrap_or_default());
+            let known = found.iter().find(|(other, _)| *other == of);
+            let (_, file) = known.with_context(|| format!("{path}: no {of} before it"))?;
+            file.clone()
+        } else {
+            bail!("{path}: a kind of entry that is not known here: {kind:?}");
+        };
+        found.push((path, made));
+    }
+    Ok(found)
+}
+
+fn absolute(path: &Path) -> String {
+    let path = path.display().to_string();
+    let path = path.trim_start_matches("./").trim_start_matches('/');
+    format!("/{}", path.trim_end_matches('/'))
+}
+
 fn files_of(package: &[u8], want: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Vec<u8>>> {
     let (name, data) = member(package, "data.tar")?;
     let data = decompress(name, data)?;
@@ -26,8 +87,7 @@ fn files_of(package: &[u8], want: impl Fn(&str) -> bool) -> Result<BTreeMap<Stri
         if !entry.header().entry_type().is_file() {
             continue;
         }
-        let path = entry.path()?.display().to_string();
-        let path = format!("/{}", path.trim_start_matches("./").trim_start_matches('/'));
+        let path = absolute(&entry.path()?);
         if want(&path) {
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes)?;
@@ -79,30 +139,35 @@ pub fn decompress(name: &str, data: &[u8]) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::process::Command;
 
-    use super::{files, files_of};
+    use super::{Entry, files, files_of, tree};
 
     /// A package made by Debian's own tool, where the host has it, in each compression.
     #[test]
     fn a_package_gives_its_files_back() {
         let directory = tempfile::tempdir().unwrap();
-        let tree = directory.path().join("tree");
-        fs::create_dir_all(tree.join("DEBIAN")).unwrap();
-        fs::create_dir_all(tree.join("usr/lib/x")).unwrap();
+        let root = directory.path().join("tree");
+        fs::create_dir_all(root.join("DEBIAN")).unwrap();
+        fs::create_dir_all(root.join("usr/lib/x")).unwrap();
         fs::write(
-            tree.join("DEBIAN/control"),
+            root.join("DEBIAN/control"),
             "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n",
         )
         .unwrap();
         let content: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
-        fs::write(tree.join("usr/lib/x/data"), &content).unwrap();
-        fs::write(tree.join("usr/lib/x/other"), "other").unwrap();
+        fs::write(root.join("usr/lib/x/data"), &content).unwrap();
+        let other = root.join("usr/lib/x/other");
+        fs::write(&other, "other").unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o640)).unwrap();
+        fs::hard_link(&other, root.join("usr/lib/x/twin")).unwrap();
+        symlink("other", root.join("usr/lib/x/link")).unwrap();
         for compression in ["none", "xz", "zstd"] {
             let package = directory.path().join("x.deb");
             let Ok(status) = Command::new("dpkg-deb")
                 .args(["--root-owner-group", "-Z", compression, "-b"])
-                .args([&tree, &package])
+                .args([&root, &package])
                 .output()
             else {
                 eprintln!("SKIP a_package_gives_its_files_back: no dpkg-deb on this host");
@@ -112,6 +177,15 @@ mod tests {
             let found = files(&package, |path| path.ends_with("/data")).unwrap();
             assert_eq!(found.len(), 1, "{compression}");
             assert_eq!(found["/usr/lib/x/data"], content, "{compression}");
+            let all = tree(&package, |path| path != "/usr/lib/x/data").unwrap();
+            let at = |path: &str| all.iter().find(|(other, _)| other == path).map(|(_, e)| e);
+            assert_eq!(at("/usr/lib/x"), Some(&Entry::Directory));
+            assert_eq!(at("/usr/lib/x/data"), None);
+            assert_eq!(at("/usr/lib/x/link"), Some(&Entry::Link("other".to_owned())));
+            let Some(Entry::File(mode, bytes)) = at("/usr/lib/x/twin") else {
+                panic!("{all:?}");
+            };
+            assert_eq!((mode & 0o777, bytes.as_slice()), (0o640, &b"other"[..]));
         }
     }
 

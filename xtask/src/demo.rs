@@ -57,6 +57,7 @@ fn in_guest(sources: &Path, choice: Choice) -> Result<()> {
     let vm = Vm {
         manifest,
         image,
+        kind: crate::vm::Kind::Plain,
         choice,
     };
     let kernels = vm.kernels(&["newest".to_owned()])?;

@@ -9,6 +9,7 @@ mod follow;
 pub mod image;
 mod lines;
 mod qemu;
+pub mod system;
 
 use std::fmt;
 use std::path::PathBuf;

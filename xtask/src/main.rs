@@ -84,6 +84,9 @@ enum Task {
         /// Kernel: a series, `newest`, or the path of an image
         #[arg(long, default_value = "newest")]
         kernel: String,
+        /// What the guest is: our init alone, or systemd
+        #[arg(long, value_enum, default_value_t)]
+        image: vm::Kind,
         /// What runs the guest
         #[arg(long, value_enum, default_value_t)]
         accel: Choice,
@@ -112,9 +115,10 @@ fn main() -> ExitCode {
         Task::VmE2e(options) => e2e::run(&options),
         Task::VmShell {
             kernel,
+            image,
             accel,
             command,
-        } => shell::run(&kernel, accel, &command),
+        } => shell::run(&kernel, image, accel, &command),
         Task::VmBenchmark(options) => bench::run(&options),
         Task::VmStress(options) => stress::run(&options),
         Task::VmReset => reset::run(),

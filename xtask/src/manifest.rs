@@ -36,6 +36,24 @@ pub struct Manifest {
     pub tools: BTreeMap<String, String>,
     /// Programs of the host, with their packages.
     pub host_tools: BTreeMap<String, String>,
+    /// The image with systemd.
+    pub system: System,
+}
+
+/// The image that is made of packages.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct System {
+    /// Packages; what they need comes by itself.
+    pub packages: Vec<String>,
+    /// Starts of paths that are left out.
+    pub without: Vec<String>,
+    /// Units that shall not start.
+    pub mask: Vec<String>,
+    /// Modules that are loaded beside those of every guest.
+    pub modules: Vec<String>,
+    /// Cases that it is expected to skip.
+    pub skips: Vec<String>,
 }
 
 /// A console line that looks like a fault and is none.

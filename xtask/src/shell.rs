@@ -5,15 +5,15 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::guest::accel::Choice;
-use crate::vm::Vm;
+use crate::vm::{Kind, Vm};
 
 /// Boots the kernel and gives its console to the user, or runs one shell command and shows what
 /// it prints.
 ///
 /// # Errors
 /// The guest cannot be set up or started; the command fails, or the kernel reports a fault.
-pub fn run(kernel: &str, choice: Choice, command: &[String]) -> Result<()> {
-    let vm = Vm::new(choice)?;
+pub fn run(kernel: &str, image: Kind, choice: Choice, command: &[String]) -> Result<()> {
+    let vm = Vm::of(image, choice)?;
     let kernels = vm.kernels(&[kernel.to_owned()])?;
     if !command.is_empty() {
         let command = command.join(" ");

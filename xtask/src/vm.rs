@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::guest::accel::{self, Accel, Choice};
 use crate::guest::image::{Contents, Image};
-use crate::guest::{FUNCTIONAL_CMDLINE, Guest};
+use crate::guest::{FUNCTIONAL_CMDLINE, Guest, system};
 use crate::kernel::{self, Kernel};
 use crate::manifest::Manifest;
 use crate::{build, host, paths};
@@ -30,6 +30,16 @@ pub const PROGRAMS: [(&str, &str); 12] = [
     ("ublk", "examples/threads"),
 ];
 
+/// The images that guests boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// A bare init that runs one program.
+    #[default]
+    Plain,
+    /// systemd and udev of the distribution.
+    Systemd,
+}
+
 /// A place where guests can be run.
 #[derive(Debug)]
 pub struct Vm {
@@ -37,6 +47,8 @@ pub struct Vm {
     pub manifest: Manifest,
     /// The image with our programs and the host's tools.
     pub image: Image,
+    /// Which one that is.
+    pub kind: Kind,
     /// What the user wants to run guests with.
     pub choice: Choice,
 }
@@ -60,8 +72,41 @@ impl Vm {
         Ok(Self {
             manifest,
             image,
+            kind: Kind::Plain,
             choice,
         })
+    }
+
+    /// The same with the other image, for an error [`system::NoPackages`] where its packages cannot be had.
+    ///
+    /// # Errors
+    /// As [`Vm::new`], and that.
+    pub fn systemd(choice: Choice) -> Result<Self> {
+        let manifest = set_up()?;
+        let mut built = build::guest(&with_init(&PROGRAMS[..2]))?;
+        let contents = system::Contents {
+            init: built.remove(0),
+            programs: built,
+        };
+        let path = paths::vm().join("images/systemd.cpio");
+        let image = system::build(&manifest, &contents, &path)?;
+        Ok(Self {
+            manifest,
+            image,
+            kind: Kind::Systemd,
+            choice,
+        })
+    }
+
+    /// One of both.
+    ///
+    /// # Errors
+    /// As these.
+    pub fn of(kind: Kind, choice: Choice) -> Result<Self> {
+        match kind {
+            Kind::Plain => Self::new(choice),
+            Kind::Systemd => Self::systemd(choice),
+        }
     }
 
     /// Makes the named kernels ready, the manifest's default ones when none is named.
@@ -91,7 +136,10 @@ impl Vm {
         deadline: Duration,
     ) -> Result<(Guest<'a>, Accel, RunLock)> {
         let accel = accel::choose(self.choice, kernel, &self.image)?;
-        let (directory, lock) = run_directory(&kernel.name)?;
+        let (directory, lock) = run_directory(&match self.kind {
+            Kind::Plain => kernel.name.clone(),
+            Kind::Systemd => format!("{}-systemd", kernel.name),
+        })?;
         let load = |name: &String| (name.clone(), String::new());
         let mut cmdline = FUNCTIONAL_CMDLINE.map(str::to_owned).to_vec();
         // An emulated processor that waits for its turn on a busy host is no fault of the kernel.
@@ -102,6 +150,11 @@ impl Vm {
         if accel == Accel::Tcg {
             cmdline.push("rcupdate.rcu_cpu_stall_timeout=90".to_owned());
         }
+        let mut modules: Vec<_> = self.manifest.modules.iter().map(load).collect();
+        if self.kind == Kind::Systemd {
+            cmdline.extend(system::CMDLINE.map(str::to_owned));
+            modules.extend(self.manifest.system.modules.iter().map(load));
+        }
         let sets = [
             ("/proc/sys/kernel/hung_task_timeout_secs", hung),
             ("/proc/sys/kernel/watchdog_thresh", watchdog),
@@ -111,7 +164,7 @@ impl Vm {
             image: &self.image,
             machine: accel.machine(),
             cmdline,
-            modules: self.manifest.modules.iter().map(load).collect(),
+            modules,
             sets: sets
                 .map(|(path, value)| (path.to_owned(), value.to_owned()))
                 .to_vec(),

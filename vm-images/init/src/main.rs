@@ -7,6 +7,9 @@
 //! ```text
 //! @verdict NONCE exit STATUS | signal NUMBER | error TEXT
 //! ```
+//!
+//! In an image with systemd this process mounts, loads modules, and becomes systemd. A unit of the image starts it
+//! again, as `/init --run`, to do the rest.
 
 mod conf;
 mod sys;
@@ -24,13 +27,32 @@ use sys::Ended;
 
 const CHANNEL: &str = "/dev/ttyS1";
 const CONSOLE: &str = "/dev/console";
+const CONF: &str = "/guest.conf";
+const SYSTEMD: &str = "/usr/lib/systemd/systemd";
+
+/// Which part of the guest's life this process is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Process one, where there is no systemd: all of it.
+    Whole,
+    /// Process one, before it becomes systemd.
+    Before,
+    /// Started by systemd.
+    Run,
+}
 
 fn main() {
-    if std::process::id() != 1 {
-        eprintln!("guest-init is process one of a test guest; it does nothing on a host");
-        std::process::exit(2);
-    }
-    if let Err(error) = life() {
+    let again = std::env::args().nth(1).as_deref() == Some("--run") && fs::metadata(CONF).is_ok();
+    let part = match (std::process::id(), again) {
+        (1, _) if fs::metadata(SYSTEMD).is_ok() => Part::Before,
+        (1, _) => Part::Whole,
+        (_, true) => Part::Run,
+        _ => {
+            eprintln!("guest-init is process one of a test guest; it does nothing on a host");
+            std::process::exit(2);
+        }
+    };
+    if let Err(error) = life(part) {
         // No channel to tell it on: the console is what is left, and no verdict is a failure.
         eprintln!("guest-init: {error:#}");
     }
@@ -39,21 +61,34 @@ fn main() {
     eprintln!("guest-init: power off: {error:?}");
 }
 
-fn life() -> Result<()> {
-    mounts()?;
+fn life(part: Part) -> Result<()> {
+    if part != Part::Run {
+        mounts()?;
+    }
     let mut channel = OpenOptions::new()
         .read(true)
         .write(true)
         .open(CHANNEL)
         .with_context(|| CHANNEL.to_owned())?;
     sys::make_raw(&channel).context("raw mode of the channel")?;
-    let text = fs::read_to_string("/guest.conf").context("/guest.conf")?;
+    let text = fs::read_to_string(CONF).context(CONF)?;
     let nonce = text
         .lines()
         .find_map(|line| line.strip_prefix("nonce "))
         .unwrap_or("none")
         .to_owned();
-    let verdict = match Conf::parse(&text).and_then(|conf| run(&conf, &channel)) {
+    let lived = Conf::parse(&text).and_then(|conf| {
+        if part != Part::Run {
+            prepare(&conf)?;
+        }
+        if part == Part::Before {
+            // Comes back only when it fails.
+            let error = Command::new(SYSTEMD).env_clear().exec();
+            return Err(error).context(SYSTEMD);
+        }
+        run(&conf, &channel)
+    });
+    let verdict = match lived {
         Ok(Ended::Exit(status)) => format!("exit {status}"),
         Ok(Ended::Signal(signal)) => format!("signal {signal}"),
         Err(error) => format!("error {}", format!("{error:#}").replace('\n', " ")),
@@ -101,7 +136,8 @@ fn mounts() -> Result<()> {
     Ok(())
 }
 
-fn run(conf: &Conf, channel: &File) -> Result<Ended> {
+/// What is done once: kernel settings, modules, the network.
+fn prepare(conf: &Conf) -> Result<()> {
     for (path, value) in &conf.sets {
         if fs::metadata(path).is_ok() {
             fs::write(path, value).with_context(|| format!("write {value:?} to {path}"))?;
@@ -110,7 +146,10 @@ fn run(conf: &Conf, channel: &File) -> Result<Ended> {
     for (module, params) in &conf.modules {
         sys::load_module(module.as_ref(), params).with_context(|| format!("module {module}"))?;
     }
-    network()?;
+    network()
+}
+
+fn run(conf: &Conf, channel: &File) -> Result<Ended> {
     if let Some(seconds) = conf.watchdog {
         thread::spawn(move || watchdog(Duration::from_secs(seconds)));
     }
@@ -137,7 +176,7 @@ fn run(conf: &Conf, channel: &File) -> Result<Ended> {
     let child = command
         .spawn()
         .with_context(|| format!("start {program}"))?;
-    // Process one inherits every orphan: reap them all, stop at the program itself.
+    // Process one inherits every orphan: reap them all, stop at the program itself. Under systemd there are none.
     loop {
         match sys::reap_any().context("wait")? {
             Some((pid, ended)) if pid == child.id() => return Ok(ended),

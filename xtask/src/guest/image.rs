@@ -96,17 +96,7 @@ fn skeleton(archive: &mut Newc<impl std::io::Write>) -> Result<()> {
     ] {
         archive.directory(directory)?;
     }
-    for (link, target) in [
-        ("/bin", "usr/bin"),
-        ("/sbin", "usr/sbin"),
-        ("/lib", "usr/lib"),
-        ("/lib64", "usr/lib64"),
-        ("/var/run", "/run"),
-    ] {
-        archive.link(link, target)?;
-    }
-    // The kernel opens it for init before anything is mounted.
-    archive.character("/dev/console", 0o600, (5, 1))?;
+    skeleton_links(archive)?;
     archive.file(
         "/etc/passwd",
         0o644,
@@ -116,8 +106,28 @@ fn skeleton(archive: &mut Newc<impl std::io::Write>) -> Result<()> {
     archive.file("/etc/hosts", 0o644, b"127.0.0.1 localhost guest\n")
 }
 
+/// The links of a merged /usr, and the node that the kernel opens for init before anything is mounted.
+///
+/// # Errors
+/// Writing.
+pub fn skeleton_links(archive: &mut Newc<impl std::io::Write>) -> Result<()> {
+    for (link, target) in [
+        ("/bin", "usr/bin"),
+        ("/sbin", "usr/sbin"),
+        ("/lib", "usr/lib"),
+        ("/lib64", "usr/lib64"),
+        ("/var/run", "/run"),
+    ] {
+        archive.link(link, target)?;
+    }
+    archive.character("/dev/console", 0o600, (5, 1))
+}
+
 /// busybox's applets, wherever no program of that name is there.
-fn applets(archive: &mut Newc<impl std::io::Write>) -> Result<()> {
+///
+/// # Errors
+/// busybox does not run; writing.
+pub fn applets(archive: &mut Newc<impl std::io::Write>) -> Result<()> {
     let list = cmd::output(Command::new("busybox").arg("--list"))?;
     for applet in list.lines().filter(|applet| !applet.is_empty()) {
         let path = format!("/usr/bin/{applet}");
@@ -128,8 +138,14 @@ fn applets(archive: &mut Newc<impl std::io::Write>) -> Result<()> {
     Ok(())
 }
 
-fn tree(archive: &mut Newc<impl std::io::Write>, from: &Path, to: &str) -> Result<()> {
-    archive.directory(to)?;
+/// Adds a tree of the host's: directories, files, links.
+///
+/// # Errors
+/// Reading and writing.
+pub fn tree(archive: &mut Newc<impl std::io::Write>, from: &Path, to: &str) -> Result<()> {
+    if !to.is_empty() {
+        archive.directory(to)?;
+    }
     let mut entries: Vec<_> = fs::read_dir(from)?.collect::<Result<_, _>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
@@ -139,6 +155,9 @@ fn tree(archive: &mut Newc<impl std::io::Write>, from: &Path, to: &str) -> Resul
             tree(archive, &entry.path(), &place)?;
         } else if kind.is_file() {
             archive.copy(&place, &entry.path())?;
+        } else if kind.is_symlink() {
+            let target = fs::read_link(entry.path())?;
+            archive.link(&place, &target.to_string_lossy())?;
         }
     }
     Ok(())
@@ -179,13 +198,18 @@ fn libraries(ldd: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Where a library goes: hosts with merged /usr say `/lib/…`, and the image is merged.
+/// Where a library goes.
 fn placed(library: &Path) -> String {
-    let path = library.display().to_string();
-    if path.starts_with("/lib/") || path.starts_with("/lib64/") {
+    merged(&library.display().to_string())
+}
+
+/// Where a file goes: some say `/lib/…` or `/bin/…`, and the image has a merged /usr.
+pub fn merged(path: &str) -> String {
+    let moved = ["/bin/", "/sbin/", "/lib/", "/lib64/"];
+    if moved.iter().any(|start| path.starts_with(start)) {
         return format!("/usr{path}");
     }
-    path
+    path.to_owned()
 }
 
 #[cfg(test)]
