@@ -345,6 +345,7 @@ fn convert(health: &ublk_queue::Health) -> Health {
                 thread: q.thread,
                 state: q.state.name().to_owned(),
                 in_hand: q.in_hand,
+                batches: q.counters.enters,
                 pinned: q.pinned.as_ref().map(|mask| mask.iter().collect()),
                 io_flusher: q.io_flusher,
                 setup: q.ring.clone(),

@@ -449,8 +449,11 @@ pub struct QueueReport {
     pub thread: u16,
     /// Its state in one word.
     pub state: String,
-    /// Requests in the server's hands.
+    /// Requests in the server's hands; at least one while its thread is at work.
     pub in_hand: u64,
+    /// Batches that its thread has finished. A queue that has requests in hand and finishes none is stuck.
+    #[serde(default)]
+    pub batches: u64,
     /// CPUs its thread is pinned to, `None` if it is not.
     pub pinned: Option<Vec<u32>>,
     /// Whether the thread carries PR_SET_IO_FLUSHER, as read back.

@@ -118,7 +118,9 @@ pub struct QueueHealth {
     pub thread: u16,
     /// Its state.
     pub state: State,
-    /// Requests that handlers have taken along and not answered, as of the last batch.
+    /// Requests that handlers have taken along and not answered, as of the last batch; at least one while the thread
+    /// is at work on a batch. With `counters.enters`, which moves after each batch, it tells a queue that is stuck
+    /// from one that is idle.
     pub in_hand: u64,
     /// CPUs its thread was pinned to; `None` if pinning was not asked for or not permitted.
     pub pinned: Option<CpuMask>,
@@ -172,6 +174,9 @@ impl Counter {
         self.0.load(Ordering::Relaxed)
     }
 }
+
+/// In place of a count of requests in hand: a batch is at work.
+pub(crate) const AT_WORK: u64 = u64::MAX;
 
 /// The live counters behind [`Counters`], of one lane. Only `dropped` has several writers.
 #[derive(Default)]

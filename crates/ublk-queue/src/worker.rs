@@ -10,7 +10,7 @@ use ublk_core::{DataMode, Errno, QueueId};
 
 use crate::buffers::Arena;
 use crate::handler::{Handler, LaneContext};
-use crate::health::{Counters, State};
+use crate::health::{AT_WORK, Counters, State};
 use crate::lane::{ABORT_WAIT, Lane, LaneError};
 use crate::operations::Operation;
 use crate::seam::{Completion, Descriptors, NoDevice, Port, UserCopyPort, Wake};
@@ -186,10 +186,14 @@ impl LaneHandle {
         }
     }
 
-    /// Requests in the server's hands, as of the last batch.
+    /// Requests that handlers have taken along and not answered, as of the last batch; at least one while the thread
+    /// is at work on a batch.
     #[must_use]
     pub fn in_hand(&self) -> u64 {
-        self.0.meters.in_hand.get()
+        match self.0.meters.in_hand.get() {
+            AT_WORK => 1,
+            count => count,
+        }
     }
 }
 
@@ -324,6 +328,10 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             lane.serve_fetched(&mut self.port)?;
         }
         loop {
+            // A handler that never comes back shows as that.
+            for lane in &self.lanes {
+                lane.shared.meters.in_hand.set(AT_WORK);
+            }
             self.take_completions()?;
             let mut again = false;
             let mut want = 1;

@@ -1,5 +1,6 @@
 //! `add`: starts an agent and waits until the device serves, or for the reason why not.
 
+use super::notify;
 use crate::agent;
 use crate::engine;
 use crate::link::{LINK_VERSION, LinkError};
@@ -173,6 +174,7 @@ pub struct Foreground {
     agent: Peer,
     messages: Option<ChildStderr>,
     signals: Option<Signals>,
+    serves: Option<Added>,
 }
 
 impl Foreground {
@@ -191,6 +193,7 @@ impl Foreground {
             agent,
             messages,
             signals,
+            serves: None,
         })
     }
 
@@ -199,6 +202,9 @@ impl Foreground {
     /// # Errors
     /// Why the device ended, if nobody asked for it.
     pub fn wait(mut self) -> Result<(), Failure> {
+        if let Some(added) = &self.serves {
+            notify::serves(added);
+        }
         loop {
             match self.hear(None)? {
                 Some(FromAgent::Gone) => return Ok(()),
@@ -210,7 +216,10 @@ impl Foreground {
 
     fn live(&mut self, until: Instant) -> Result<Added, Failure> {
         match self.hear(Some(until))? {
-            Some(FromAgent::Live(added)) => Ok(added),
+            Some(FromAgent::Live(added)) => {
+                self.serves = Some(added.clone());
+                Ok(added)
+            }
             Some(FromAgent::Failed(failure)) => {
                 // It has taken back what it made; let it be gone, too.
                 self.last_words();
@@ -243,6 +252,7 @@ impl Foreground {
                 if let Some(signals) = &mut self.signals {
                     signals.clear();
                 }
+                notify::stopping();
                 let _ = self.agent.link.send(&ToAgent::Leave);
             }
             if self.messages.is_some() && ready.last() == Some(&true) {

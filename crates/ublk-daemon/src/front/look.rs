@@ -345,7 +345,7 @@ fn sysfs(id: DevId, name: &str) -> Option<u64> {
 }
 
 /// The server's health by way of its agent; `None` where nobody answers in time.
-fn health(id: DevId) -> Option<Health> {
+pub(super) fn health(id: DevId) -> Option<Health> {
     let path = Store::of_user().ok()?.socket(id.get());
     let mut stream = UnixStream::connect(path).ok()?;
     stream.set_read_timeout(Some(HEALTH)).ok()?;

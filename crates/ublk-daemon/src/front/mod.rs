@@ -6,6 +6,7 @@
 mod add;
 mod gc;
 mod look;
+mod notify;
 mod remove;
 mod resize;
 mod up;

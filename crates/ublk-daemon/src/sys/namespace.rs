@@ -3,9 +3,10 @@
 use super::check;
 use std::io;
 
-/// Moves the calling process into a mount namespace of its own and stops mount events from flowing
-/// between it and the old one: file systems mounted later, also those on this server's device, are
-/// not seen and not held here. Call it while the process has one thread.
+/// Moves the calling process into a mount namespace of its own: what it mounts is not seen outside. What others mount
+/// and unmount is seen here (slave propagation), so that nothing is held here that they have unmounted: a copy that
+/// hears nothing would keep every file system busy that is mounted at this moment, also one on the device of a server
+/// that is being replaced. Call it while the process has one thread.
 ///
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN.
@@ -19,7 +20,7 @@ pub fn own_mounts() -> io::Result<()> {
             std::ptr::null(),
             c"/".as_ptr(),
             std::ptr::null(),
-            libc::MS_REC | libc::MS_PRIVATE,
+            libc::MS_REC | libc::MS_SLAVE,
             std::ptr::null(),
         )
     })

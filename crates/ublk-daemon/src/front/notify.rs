@@ -1,0 +1,188 @@
+//! What a service manager is told by a front that stays: `Type=notify`, a line of status, and the watchdog.
+//!
+//! The watchdog is fed only while the queues move. One that has requests in hand and finishes no batch is stuck, and so
+//! is a server that does not answer: after half a period of that the food stays away, and the manager kills the service
+//! between one and one and a half periods after the queue stopped. An idle queue is no reason.
+
+use super::look::health;
+use crate::wire::{Added, Health};
+use sd_notify::NotifyState;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use ublk_core::DevId;
+
+/// How often in a period of the watchdog the queues are looked at.
+const LOOKS: u32 = 8;
+
+/// Tells that the device serves, and from then on how it does where a watchdog wants to know.
+pub(super) fn serves(added: &Added) {
+    let status = format!("{} serves", added.path.display());
+    say(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    let (Some(period), Ok(id)) = (sd_notify::watchdog_enabled(), DevId::new(added.id)) else {
+        return;
+    };
+    let watch = Watch::new(added.path.display().to_string(), period);
+    let thread = std::thread::Builder::new().name("watchdog".to_owned());
+    if let Err(e) = thread.spawn(move || feed(id, watch)) {
+        tracing::error!("the watchdog will not be fed: {e}");
+    }
+}
+
+/// Tells that the service ends because somebody asked for it.
+pub(super) fn stopping() {
+    say(&[NotifyState::Stopping]);
+}
+
+fn say(state: &[NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(state) {
+        tracing::warn!("the service manager cannot be told: {e}");
+    }
+}
+
+/// Feeds the watchdog to the end of the process.
+fn feed(id: DevId, mut watch: Watch) {
+    let mut told = String::new();
+    loop {
+        let (good, status) = watch.look(health(id).as_ref(), Instant::now());
+        if !good {
+            tracing::error!("{status}: the watchdog is not fed");
+        }
+        let mut state = Vec::new();
+        if good {
+            state.push(NotifyState::Watchdog);
+        }
+        if status != told {
+            state.push(NotifyState::Status(&status));
+        }
+        if !state.is_empty() {
+            say(&state);
+        }
+        told = status;
+        // Not for anything to happen: this is the pace at which is looked.
+        std::thread::sleep(watch.period / LOOKS);
+    }
+}
+
+/// What has been seen of the queues.
+struct Watch {
+    path: String,
+    period: Duration,
+    /// By queue and thread: the batches it had finished, and when it was last seen to be idle or to move.
+    moved: BTreeMap<(u16, u16), (u64, Instant)>,
+    /// When the server was last heard of.
+    heard: Option<Instant>,
+}
+
+impl Watch {
+    const fn new(path: String, period: Duration) -> Self {
+        Self {
+            path,
+            period,
+            moved: BTreeMap::new(),
+            heard: None,
+        }
+    }
+
+    /// Whether the watchdog is to be fed, and what to tell people.
+    fn look(&mut self, health: Option<&Health>, now: Instant) -> (bool, String) {
+        let path = &self.path;
+        let Some(health) = health else {
+            let since = *self.heard.get_or_insert(now);
+            let silent = now.saturating_duration_since(since);
+            return (
+                silent < self.period / 2,
+                format!("{path}: the server does not answer"),
+            );
+        };
+        self.heard = Some(now);
+        let mut stuck = None;
+        for queue in &health.queues {
+            let key = (queue.qid, queue.thread);
+            let (batches, since) = self.moved.entry(key).or_insert((queue.batches, now));
+            if queue.in_hand == 0 || *batches != queue.batches {
+                (*batches, *since) = (queue.batches, now);
+            }
+            if now.saturating_duration_since(*since) >= self.period / 2 {
+                stuck = Some(queue);
+            }
+        }
+        if let Some(queue) = stuck {
+            let (qid, thread) = (queue.qid, queue.thread);
+            let text = format!("{path}: queue {qid}, thread {thread} is stuck in its requests");
+            return (false, text);
+        }
+        let stats = &health.stats;
+        let text = format!(
+            "{path} serves: {} reads, {} writes, {} flushes, {} errors",
+            stats.reads, stats.writes, stats.flushes, stats.errors
+        );
+        (true, text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{QueueReport, Stats};
+
+    const PERIOD: Duration = Duration::from_secs(8);
+
+    /// Queues of (requests in hand, batches finished).
+    fn health(queues: &[(u64, u64)]) -> Health {
+        let queue = |(qid, (in_hand, batches)): (usize, &(u64, u64))| QueueReport {
+            qid: u16::try_from(qid).unwrap(),
+            thread: 0,
+            state: "serving".to_owned(),
+            in_hand: *in_hand,
+            batches: *batches,
+            pinned: None,
+            io_flusher: true,
+            setup: String::new(),
+        };
+        Health {
+            state: "serving".to_owned(),
+            first_error: None,
+            own_mounts: true,
+            stats: Stats::default(),
+            queues: queues.iter().enumerate().map(queue).collect(),
+            file: None,
+        }
+    }
+
+    /// Looks once a second at what `at` says; the second at which the food stays away first.
+    fn starved(at: impl Fn(u64) -> Option<Health>) -> Option<u64> {
+        let mut watch = Watch::new("/dev/ublkb0".to_owned(), PERIOD);
+        let start = Instant::now();
+        (0..30).find(|second| {
+            let now = start + Duration::from_secs(*second);
+            !watch.look(at(*second).as_ref(), now).0
+        })
+    }
+
+    /// L24 A queue that does not move with requests in its hands is noticed, also beside one that moves; one that is
+    /// idle, or slow, is left in peace.
+    #[test]
+    fn l24_only_a_stuck_queue_starves_the_watchdog() {
+        assert_eq!(starved(|_| Some(health(&[(0, 7)]))), None, "idle");
+        assert_eq!(starved(|s| Some(health(&[(1, s)]))), None, "moving");
+        assert_eq!(starved(|s| Some(health(&[(1, s / 3)]))), None, "slow");
+        assert_eq!(starved(|_| Some(health(&[(1, 7)]))), Some(4), "stuck");
+        assert_eq!(
+            starved(|s| Some(health(&[(1, s), (2, 7)]))),
+            Some(4),
+            "one of two"
+        );
+        let idle_at_times = |s: u64| Some(health(&[(u64::from(s % 3 != 0), 7)]));
+        assert_eq!(starved(idle_at_times), None, "idle in between");
+    }
+
+    /// A server that does not answer is stuck whatever it had in hand, and one that answers late is not.
+    #[test]
+    fn a_silent_server_starves_the_watchdog() {
+        assert_eq!(starved(|_| None), Some(4));
+        let at_times = |s: u64| (s % 3 == 0).then(|| health(&[(0, 7)]));
+        assert_eq!(starved(at_times), None);
+        let until = |s: u64| (s < 10).then(|| health(&[(0, 7)]));
+        assert_eq!(starved(until), Some(13));
+    }
+}
