@@ -181,7 +181,10 @@ mod tests {
             let at = |path: &str| all.iter().find(|(other, _)| other == path).map(|(_, e)| e);
             assert_eq!(at("/usr/lib/x"), Some(&Entry::Directory));
             assert_eq!(at("/usr/lib/x/data"), None);
-            assert_eq!(at("/usr/lib/x/link"), Some(&Entry::Link("other".to_owned())));
+            assert_eq!(
+                at("/usr/lib/x/link"),
+                Some(&Entry::Link("other".to_owned()))
+            );
             let Some(Entry::File(mode, bytes)) = at("/usr/lib/x/twin") else {
                 panic!("{all:?}");
             };

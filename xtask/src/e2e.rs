@@ -9,10 +9,11 @@ use clap::Args;
 
 use crate::guest::Verdict;
 use crate::guest::accel::{Accel, Choice};
+use crate::guest::system::NoPackages;
 use crate::kernel::Kernel;
 use crate::matrix::Cells;
 use crate::results::{Results, Told};
-use crate::vm::Vm;
+use crate::vm::{Kind, Vm};
 use crate::{build, cmd, host};
 
 /// Options of `vm-e2e`.
@@ -27,6 +28,10 @@ pub struct Options {
     /// On this host, which must have the ublk driver, instead of in a guest
     #[arg(long, conflicts_with_all = ["kernel", "accel"])]
     pub host: bool,
+    /// The cases of this image: our init alone, or systemd (newest kernel unless one is named) [default: both where no
+    /// kernel and no filter is given, else our init alone]
+    #[arg(long, value_enum, conflicts_with = "host")]
+    pub image: Option<Kind>,
     /// What runs the guests
     #[arg(long, value_enum, default_value_t)]
     pub accel: Choice,
@@ -57,12 +62,44 @@ pub fn simple(accel: Choice) -> Result<()> {
 /// A guest cannot run, or a case fails.
 pub fn run(options: &Options) -> Result<()> {
     let filter = options.filter.as_deref();
-    let results = if options.host {
-        on_host(filter)?
+    let mut results = Results::default();
+    if options.host {
+        results = on_host(filter)?;
     } else {
-        guests(&Vm::new(options.accel)?, &options.kernel, filter)?
-    };
+        let (plain, with_systemd) = match options.image {
+            Some(kind) => (kind == Kind::Plain, kind == Kind::Systemd),
+            None => (true, options.kernel.is_empty() && filter.is_none()),
+        };
+        if plain {
+            let vm = Vm::new(options.accel)?;
+            results.add("", &guests(&vm, &options.kernel, filter)?);
+        }
+        if with_systemd {
+            results.add("", &systemd(options.accel, &options.kernel, filter)?);
+        }
+    }
     conclude(&results)
+}
+
+/// Runs the cases of the image with systemd, on the newest kernel unless others are named. Where its packages cannot be
+/// had, that is a skip with this reason.
+///
+/// # Errors
+/// As [`guests`].
+pub fn systemd(accel: Choice, names: &[String], filter: Option<&str>) -> Result<Results> {
+    let vm = match Vm::systemd(accel) {
+        Ok(vm) => vm,
+        Err(error) if error.is::<NoPackages>() => {
+            let mut results = Results::default();
+            let reason = error.to_string().replace('\n', " ");
+            println!("SKIP systemd: {reason}");
+            results.skipped.push(("systemd".to_owned(), reason));
+            return Ok(results);
+        }
+        Err(error) => return Err(error),
+    };
+    let newest = ["newest".to_owned()];
+    guests(&vm, if names.is_empty() { &newest } else { names }, filter)
 }
 
 /// Runs the cases on each kernel, one after the other, and sums the results; failures of one
@@ -75,7 +112,11 @@ pub fn guests(vm: &Vm, names: &[String], filter: Option<&str>) -> Result<Results
     for kernel in vm.kernels(names)? {
         let results = one(vm, &kernel, filter)?;
         println!("kernel {}: {}", kernel.release, results.sum());
-        all.add(&format!("[{}] ", kernel.name), &results);
+        let image = match vm.kind {
+            Kind::Plain => "",
+            Kind::Systemd => " systemd",
+        };
+        all.add(&format!("[{}{image}] ", kernel.name), &results);
     }
     Ok(all)
 }
@@ -103,15 +144,19 @@ fn one(vm: &Vm, kernel: &Kernel, filter: Option<&str>) -> Result<Results> {
         Verdict::Exit(status) => results.check("ublk-e2e", *status == 0),
         verdict => results.failed.push(verdict.to_string()),
     }
+    if !outcome.verdict.is_good() {
+        eprintln!("{}", outcome.report());
+    }
+    if vm.kind == Kind::Systemd {
+        results.compare_skips(&vm.manifest.system.skips, filter.is_none());
+        return Ok(results);
+    }
     results.compare_skips(vm.manifest.expected_skips(&kernel.series), filter.is_none());
     let matrix = &vm.manifest.matrix;
     results
         .failed
         .extend(cells.compare(matrix, &kernel.series, filter.is_none()));
     print!("{}", cells.table(matrix, &kernel.series));
-    if !outcome.verdict.is_good() {
-        eprintln!("{}", outcome.report());
-    }
     Ok(results)
 }
 

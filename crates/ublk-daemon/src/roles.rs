@@ -9,7 +9,7 @@ use crate::peer::{Role, this_program};
 use crate::server;
 use crate::signals::Signals;
 use crate::state::Store;
-use crate::sys::{namespace, process};
+use crate::sys::{memory, namespace, process};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -24,6 +24,7 @@ pub fn run(role: Role) -> Result<i32, LinkError> {
         Role::Server => {
             // While there is one thread: the namespace is that of the caller alone.
             let own_mounts = namespace::own_mounts();
+            spare_from_oom();
             let signals = Signals::take().ok();
             server::run(link, &mut engine::Real::default(), signals, own_mounts)
         }
@@ -35,7 +36,15 @@ pub fn run(role: Role) -> Result<i32, LinkError> {
     })
 }
 
+/// For the roles that a device cannot do without. Users without the right stay as they are.
+fn spare_from_oom() {
+    if let Err(e) = memory::spare_from_oom() {
+        tracing::debug!("the OOM killer takes this process like any other: {e}");
+    }
+}
+
 fn run_agent(link: Link) -> i32 {
+    spare_from_oom();
     // Nothing of the caller's file system is kept busy.
     let _ = std::env::set_current_dir("/");
     // First of all: this process has one thread and no ring yet.

@@ -9,7 +9,7 @@ use crate::kill_point::kill_point;
 use crate::link::{LINK_VERSION, Link, LinkError};
 use crate::mounts;
 use crate::signals::Signals;
-use crate::sys::poll;
+use crate::sys::{memory, poll};
 use crate::wire::{AddSpec, Assignment, Failure, FromServer, Health, ToServer};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -120,6 +120,13 @@ impl Server {
             ToServer::Quit => return Ok(()),
             other => return Err(out_of_turn(&other)),
         };
+        if spec.serving.lock_memory {
+            memory::lock().map_err(|e| {
+                Failure::failed(format!("cannot lock the server's memory: {e}")).hint(
+                    "raise the limit of locked memory: `ulimit -l unlimited`, or LimitMEMLOCK=infinity in a unit",
+                )
+            })?;
+        }
         let limits = engine.open(&spec)?;
         self.tell(&FromServer::Described {
             version: LINK_VERSION,

@@ -116,6 +116,9 @@ pub struct Serving {
     /// The file of memory that the device's clients share with it; absolute.
     #[serde(default)]
     pub shm: Option<PathBuf>,
+    /// The server's memory is locked.
+    #[serde(default)]
+    pub lock_memory: bool,
 }
 
 impl Default for Serving {
@@ -124,6 +127,7 @@ impl Default for Serving {
             threads: 1,
             poll: ublk_queue::Polling::Off.to_string(),
             shm: None,
+            lock_memory: false,
         }
     }
 }

@@ -23,6 +23,7 @@ mod run;
 mod serve;
 mod shared_client;
 mod sysfs;
+mod systemd;
 mod verifier;
 mod wait;
 

@@ -297,6 +297,9 @@ pub struct Add {
     /// Give the device a new server by itself when its own dies, with pauses that grow; needs --recovery
     #[arg(long)]
     pub supervise: bool,
+    /// Lock the server's memory, so that it never waits for pages to be read in
+    #[arg(long)]
+    pub lock_memory: bool,
     /// A link to the device in /dev/ublkctl, kept across recovery; commands take it for the number
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,

@@ -254,6 +254,7 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
             threads: add.threads,
             poll: add.poll.to_string(),
             shm: absolute(add.shm.as_deref())?,
+            lock_memory: add.lock_memory,
         },
         name: add.name.clone(),
         supervise: add.supervise,

@@ -108,7 +108,12 @@ fn base(manifest: &Manifest) -> Result<PathBuf> {
     skeleton_links(&mut archive)?;
     for package in &packages {
         let file = apt.fetch(package).map_err(NoPackages)?;
-        let wanted = |path: &str| !system.without.iter().any(|start| path.starts_with(start.as_str()));
+        let wanted = |path: &str| {
+            !system
+                .without
+                .iter()
+                .any(|start| path.starts_with(start.as_str()))
+        };
         for (path, entry) in deb::tree(&file, wanted)? {
             add(&mut archive, &path, &entry)?;
         }
@@ -149,5 +154,8 @@ fn key(packages: &[Package], system: &System) -> String {
         all.update(start);
     }
     let digest = all.finalize();
-    digest[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    digest[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

@@ -264,7 +264,7 @@ fn told(geometry: &Geometry, affinity: Vec<Vec<u32>>, record: Option<&Record>) -
             .filter(|a| a.runs())
             .map(|a| a.pid),
         log: record.and_then(|r| r.log.clone()),
-        health: record.and_then(|_| health(id)),
+        health: record.and_then(|_| health(id, HEALTH)),
     }
 }
 
@@ -345,10 +345,10 @@ fn sysfs(id: DevId, name: &str) -> Option<u64> {
 }
 
 /// The server's health by way of its agent; `None` where nobody answers in time.
-pub(super) fn health(id: DevId) -> Option<Health> {
+pub(super) fn health(id: DevId, within: Duration) -> Option<Health> {
     let path = Store::of_user().ok()?.socket(id.get());
     let mut stream = UnixStream::connect(path).ok()?;
-    stream.set_read_timeout(Some(HEALTH)).ok()?;
+    stream.set_read_timeout(Some(within)).ok()?;
     let mut bytes = Vec::new();
     std::io::Read::by_ref(&mut stream)
         .take(1 << 20)

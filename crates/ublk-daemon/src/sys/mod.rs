@@ -10,6 +10,7 @@
 )]
 
 pub mod file;
+pub mod memory;
 pub mod namespace;
 pub mod poll;
 pub mod process;

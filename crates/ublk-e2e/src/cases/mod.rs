@@ -21,12 +21,17 @@ mod recovery;
 mod resize;
 mod shared_memory;
 mod stop;
+mod systemd;
 mod upgrade;
 
 use crate::case::Case;
 
 /// All cases, the quick ones first.
 pub fn all() -> Vec<Case> {
+    // The guest with systemd has cases of its own, and the others need tools that it lacks.
+    if crate::systemd::here() {
+        return systemd::cases();
+    }
     let mut all: Vec<Case> = [
         lifecycle::cases(),
         attributes::cases(),

@@ -1,0 +1,279 @@
+//! The unit `ublkctl@.service` at work: in the guest that runs systemd and udev.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+
+use crate::case::Case;
+use crate::cli::Spec;
+use crate::systemd::{BACK, Served, property, says, systemctl};
+use crate::verifier::{BLOCK, Load};
+use crate::wait::{secs, until};
+use crate::{fs as files, pattern, procfs, run};
+
+/// The device that the image's fstab mounts at boot, and its mount.
+const BOOT: (&str, &str) = ("ublkctl@boot.service", "mnt-boot.mount");
+
+/// A period of the watchdog that an emulated guest can keep.
+const WATCHDOG: &str = "[Service]\nWatchdogSec=10s\n";
+
+const REISSUE: &str = "recovery = \"reissue\"\n";
+
+pub fn cases() -> Vec<Case> {
+    let all: [(&str, fn() -> Result<()>); 8] = [
+        ("systemd_boot_mounts_after_its_device", at_boot),
+        ("systemd_a_mount_starts_its_device", on_demand),
+        ("systemd_a_killed_device_comes_back_under_its_mount", killed),
+        ("l24_systemd_the_watchdog_ends_a_silent_server", silent),
+        ("l24_systemd_the_watchdog_ends_a_stuck_queue", stuck),
+        ("systemd_stop_writes_back_and_deletes", stop),
+        ("systemd_stop_while_mounted_leaves_the_device", stop_mounted),
+        ("l36_systemd_servers_keep_no_file_system_busy", no_pins),
+    ];
+    all.into_iter()
+        .map(|(name, body)| Case::new(name, move || alone(name, body)))
+        .collect()
+}
+
+/// Runs a case without the device of boot, unless it is about that.
+fn alone(name: &str, body: fn() -> Result<()>) -> Result<()> {
+    if name.starts_with("systemd_boot") {
+        return body();
+    }
+    systemctl(&["stop", BOOT.1, BOOT.0])?;
+    body()
+}
+
+/// fstab's mount came after the service it wants, though nothing but the device's name joins them; both at boot.
+fn at_boot() -> Result<()> {
+    let (service, mount) = BOOT;
+    says(mount, "ActiveState", "active", secs(10))?;
+    let when = |unit: &str, what: &str| -> Result<u64> {
+        let text = property(unit, what)?;
+        text.parse()
+            .with_context(|| format!("{what} of {unit}: {text:?}"))
+    };
+    let serves = when(service, "ActiveEnterTimestampMonotonic")?;
+    let mounts = when(mount, "InactiveExitTimestampMonotonic")?;
+    let program = when("guest-run.service", "InactiveExitTimestampMonotonic")?;
+    ensure!(
+        0 < serves && serves <= mounts,
+        "served at {serves}, mounted at {mounts} µs"
+    );
+    ensure!(
+        mounts <= program,
+        "mounted at {mounts} µs, after boot at {program}"
+    );
+    let mounted = fs::read_to_string("/proc/self/mounts")?;
+    ensure!(
+        mounted.contains("/dev/ublkb40 /mnt/boot ext4 "),
+        "{mounted}"
+    );
+    // The way down is the way up, backwards.
+    systemctl(&["stop", service, mount])?;
+    ensure!(!Path::new("/dev/ublkb40").exists(), "it is still there");
+    Ok(())
+}
+
+/// A mount brings up its device, which is a `notify` service: it is ready when it serves, marked for the kernel's
+/// reclaim, and hardened as the unit says.
+fn on_demand() -> Result<()> {
+    let device = Served::new("demand", 3, 64 << 20, REISSUE, "")?.with_file_system()?;
+    let at = device.mount()?;
+    files::fill(at, 10)?;
+    says(&device.unit, "StatusText", "/dev/ublkb3 serves", secs(1))?;
+    let server = device.server()?;
+    let read = |name: &str| fs::read_to_string(format!("/proc/{server}/{name}"));
+    ensure!(read("oom_score_adj")?.trim() == "-900");
+    let info = crate::cli::ublkctl_json(&["info", "3"])?;
+    ensure!(info.to_string().contains("\"io_flusher\":true"), "{info}");
+    ensure!(info.to_string().contains("\"own_mounts\":true"), "{info}");
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2"] {
+        ensure!(
+            read("status")?.contains(line),
+            "no {line} in {}",
+            read("status")?
+        );
+    }
+    ensure!(procfs::status(server, "CapBnd").is_ok());
+    // Stopped and started, it has what was written.
+    device.unmount()?;
+    device.stop()?;
+    ensure!(device.state()?.is_none(), "the device is still there");
+    files::compare(device.mount()?, 10)
+}
+
+/// Whichever of the three processes is killed: systemd starts the unit again, which takes the waiting device up, while
+/// a load on the mounted file system goes on without an error.
+fn killed() -> Result<()> {
+    let device = Served::new("killed", 4, 64 << 20, REISSUE, "")?.with_file_system()?;
+    let at = device.mount()?;
+    let since = property(device.mount_unit()?, "ActiveEnterTimestampMonotonic")?;
+    let path = at.join("load");
+    fs::write(&path, vec![0; 64 * BLOCK])?;
+    fs::File::open(&path)?.sync_all()?;
+    let load = Load::start(&path, 3, 64)?;
+    for (restarts, whom) in (1..).zip(["server", "agent", "front"]) {
+        load.more(20, BACK)?;
+        let pid = match whom {
+            "server" => device.server()?,
+            "agent" => device.number("agent_pid")?,
+            _ => property(&device.unit, "MainPID")?.parse()?,
+        };
+        procfs::kill(pid, Signal::KILL)?;
+        device
+            .back(restarts, BACK)
+            .with_context(|| format!("the {whom} was killed"))?;
+        load.more(20, BACK)
+            .with_context(|| format!("the {whom} was killed"))?;
+    }
+    let known = load.stop(BACK)?;
+    ensure!(known.done.errors == 0, "{:?}", known.done);
+    known.check(&path)?;
+    let now = property(device.mount_unit()?, "ActiveEnterTimestampMonotonic")?;
+    ensure!(now == since, "mounted at {since} and again at {now}");
+    device.unmount()?;
+    let node = device.node.to_string_lossy().into_owned();
+    run::good("e2fsck", &["-f", "-n", &node]).map(drop)
+}
+
+/// L24 A server that is stopped in its tracks is killed by the watchdog and replaced; before, idle for more than a
+/// period and a half, it was left in peace.
+fn silent() -> Result<()> {
+    let device = Served::new("silent", 5, 1 << 20, REISSUE, WATCHDOG)?;
+    device.start()?;
+    std::thread::sleep(secs(17));
+    ensure!(device.restarts()? == 0, "an idle device was started again");
+    procfs::kill(device.server()?, Signal::STOP)?;
+    says(&device.unit, "StatusText", "does not answer", secs(20))?;
+    device.back(1, BACK)?;
+    let journal = crate::systemd::journal(&device.unit);
+    ensure!(journal.contains("watchdog"), "{journal}");
+    write(&device.node, 3)
+}
+
+/// L24 A queue that is stuck in a request starves the watchdog although its process answers: here its backend is a
+/// device whose own server is stopped.
+fn stuck() -> Result<()> {
+    let below = Spec::mem("1M").add()?;
+    let device = Served::over("stuck", 6, &below.path, REISSUE, WATCHDOG)?;
+    device.start()?;
+    write(&device.node, 1)?;
+    let first = device.server()?;
+    procfs::kill(below.server()?, Signal::STOP)?;
+    let node = device.node.clone();
+    let writer = std::thread::spawn(move || write(&node, 2));
+    let noticed = says(
+        &device.unit,
+        "StatusText",
+        "is stuck in its requests",
+        secs(30),
+    )
+    .and_then(|()| says(&device.unit, "Result", "watchdog", secs(30)));
+    // The killed server ends when what it waits for does.
+    procfs::kill(below.server()?, Signal::CONT)?;
+    noticed?;
+    device.back(1, BACK)?;
+    ensure!(device.server()? != first);
+    let written = until("the end of the write", BACK, || {
+        Ok(writer.is_finished().then_some(()))
+    });
+    written?;
+    writer.join().map_err(|_| anyhow::anyhow!("panic"))??;
+    drop(device);
+    below.delete()
+}
+
+/// Writes a block of a pattern past the cache and reads it back.
+fn write(node: &Path, generation: u64) -> Result<()> {
+    let file = crate::direct_io::Direct::open(node)?;
+    let mut buffer = crate::direct_io::Buffer::new(BLOCK);
+    pattern::fill(buffer.bytes_mut(), 0, generation);
+    let wanted = buffer.bytes().to_vec();
+    file.file().write_all_at(buffer.bytes(), 0)?;
+    buffer.bytes_mut().fill(0);
+    file.file().read_exact_at(buffer.bytes_mut(), 0)?;
+    ensure!(buffer.bytes() == wanted, "other data came back");
+    Ok(())
+}
+
+/// A stop writes back what is dirty, deletes the device, and is no failure. Both with recovery and without.
+fn stop() -> Result<()> {
+    for (number, more) in [REISSUE, ""].into_iter().enumerate() {
+        let device = Served::new("stop", 7, 4 << 20, more, "")?;
+        device.start()?;
+        let mut data = vec![0; 1 << 20];
+        pattern::fill(&mut data, 0, 7 + number as u64);
+        // Into the page cache, and left there.
+        let mut file = fs::OpenOptions::new().write(true).open(&device.node)?;
+        file.write_all(&data)?;
+        systemctl(&["stop", &device.unit])?;
+        drop(file);
+        ensure!(device.state()?.is_none(), "the device is still there");
+        ensure!(property(&device.unit, "Result")? == "success");
+        let found = fs::read(&device.file)?;
+        ensure!(found[..data.len()] == data, "what was dirty is lost");
+    }
+    Ok(())
+}
+
+/// Stopped while it is mounted, a recoverable device waits for the next start, and nothing is lost.
+fn stop_mounted() -> Result<()> {
+    let device = Served::new("mounted", 8, 64 << 20, REISSUE, "")?.with_file_system()?;
+    let at = device.mount()?.to_owned();
+    files::fill(&at, 10)?;
+    device.stop()?;
+    ensure!(
+        device.state()?.as_deref() == Some("quiesced"),
+        "{:?}",
+        device.state()?
+    );
+    ensure!(device.is_mounted()?);
+    // Somebody writes meanwhile, and waits.
+    let path = at.join("meanwhile");
+    let writer = std::thread::spawn(move || -> Result<()> {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .custom_flags(libc::O_SYNC)
+            .open(path)?;
+        Ok(file.write_all(b"meanwhile")?)
+    });
+    device.start()?;
+    until("the end of the write", BACK, || {
+        Ok(writer.is_finished().then_some(()))
+    })?;
+    writer.join().map_err(|_| anyhow::anyhow!("panic"))??;
+    files::compare(&at, 10)?;
+    device.unmount()?;
+    let node = device.node.to_string_lossy().into_owned();
+    run::good("e2fsck", &["-f", "-n", &node])?;
+    device.stop()?;
+    ensure!(device.state()?.is_none(), "the device is still there");
+    Ok(())
+}
+
+/// L36 What is mounted when a server begins is not held by it: neither by a server of another device, nor by the next
+/// server of the same one.
+fn no_pins() -> Result<()> {
+    let device = Served::new("pinned", 9, 64 << 20, REISSUE, "")?.with_file_system()?;
+    device.mount()?;
+    let other = Spec::mem("1M").add()?;
+    procfs::kill(device.server()?, Signal::KILL)?;
+    device.back(1, BACK)?;
+    device.unmount()?;
+    // Refused as long as a file system has the device, in whatever namespace.
+    let alone = || {
+        fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_EXCL)
+            .open(&device.node)
+    };
+    let free = until("the device to be free", secs(10), || Ok(alone().ok()));
+    drop(free.with_context(|| format!("{:?}", alone().err()))?);
+    other.delete()
+}
