@@ -23,8 +23,11 @@ const WATCHDOG: &str = "[Service]\nWatchdogSec=10s\n";
 
 const REISSUE: &str = "recovery = \"reissue\"\n";
 
+/// What a case does.
+type Body = fn() -> Result<()>;
+
 pub fn cases() -> Vec<Case> {
-    let all: [(&str, fn() -> Result<()>); 8] = [
+    let all: [(&str, Body); 8] = [
         ("systemd_boot_mounts_after_its_device", at_boot),
         ("systemd_a_mount_starts_its_device", on_demand),
         ("systemd_a_killed_device_comes_back_under_its_mount", killed),
@@ -40,7 +43,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Runs a case without the device of boot, unless it is about that.
-fn alone(name: &str, body: fn() -> Result<()>) -> Result<()> {
+fn alone(name: &str, body: Body) -> Result<()> {
     if name.starts_with("systemd_boot") {
         return body();
     }
