@@ -148,6 +148,7 @@ mod tests {
             stats: Stats::default(),
             queues: queues.iter().enumerate().map(queue).collect(),
             file: None,
+            shm: None,
         }
     }
 
@@ -174,7 +175,7 @@ mod tests {
             Some(4),
             "one of two"
         );
-        let idle_at_times = |s: u64| Some(health(&[(u64::from(s % 3 != 0), 7)]));
+        let idle_at_times = |s: u64| Some(health(&[(u64::from(!s.is_multiple_of(3)), 7)]));
         assert_eq!(starved(idle_at_times), None, "idle in between");
     }
 
@@ -182,7 +183,7 @@ mod tests {
     #[test]
     fn a_silent_server_starves_the_watchdog() {
         assert_eq!(starved(|_| None), Some(4));
-        let at_times = |s: u64| (s % 3 == 0).then(|| health(&[(0, 7)]));
+        let at_times = |s: u64| s.is_multiple_of(3).then(|| health(&[(0, 7)]));
         assert_eq!(starved(at_times), None);
         let until = |s: u64| (s < 10).then(|| health(&[(0, 7)]));
         assert_eq!(starved(until), Some(13));
