@@ -101,10 +101,16 @@ impl Served {
     }
 
     /// Makes an ext4 in the file, and a line of fstab that mounts the device. Not mounted yet.
-    pub fn with_file_system(mut self) -> Result<Self> {
+    pub fn with_file_system(self) -> Result<Self> {
+        let node = self.node.clone();
+        self.with_file_system_at(&node)
+    }
+
+    /// The same with a line of fstab that says `source`.
+    pub fn with_file_system_at(mut self, source: &Path) -> Result<Self> {
         let file = self.file.to_string_lossy().into_owned();
         run::good("mkfs.ext4", &["-q", "-F", &file])?;
-        let (name, node) = (&self.name, self.node.display());
+        let (name, node) = (&self.name, source.display());
         let at = PathBuf::from(format!("/mnt/{name}"));
         fs::create_dir_all(&at)?;
         let before = fs::read_to_string(FSTAB)?;

@@ -24,7 +24,7 @@ const WATCHDOG: &str = "[Service]\nWatchdogSec=10s\n";
 const REISSUE: &str = "recovery = \"reissue\"\n";
 
 /// What a case does.
-type Body = fn() -> Result<()>;
+pub(super) type Body = fn() -> Result<()>;
 
 pub fn cases() -> Vec<Case> {
     let all: [(&str, Body); 8] = [
@@ -43,7 +43,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Runs a case without the device of boot, unless it is about that.
-fn alone(name: &str, body: Body) -> Result<()> {
+pub(super) fn alone(name: &str, body: Body) -> Result<()> {
     if name.starts_with("systemd_boot") {
         return body();
     }
@@ -85,7 +85,8 @@ fn at_boot() -> Result<()> {
 /// A mount brings up its device, which is a `notify` service: it is ready when it serves, marked for the kernel's
 /// reclaim, and hardened as the unit says.
 fn on_demand() -> Result<()> {
-    let device = Served::new("demand", 3, 64 << 20, REISSUE, "")?.with_file_system()?;
+    let more = format!("{REISSUE}lock-memory = true\n");
+    let device = Served::new("demand", 3, 64 << 20, &more, "")?.with_file_system()?;
     let at = device.mount()?;
     files::fill(at, 10)?;
     says(&device.unit, "StatusText", "/dev/ublkb3 serves", secs(1))?;
@@ -95,14 +96,16 @@ fn on_demand() -> Result<()> {
     let info = crate::cli::ublkctl_json(&["info", "3"])?;
     ensure!(info.to_string().contains("\"io_flusher\":true"), "{info}");
     ensure!(info.to_string().contains("\"own_mounts\":true"), "{info}");
-    for line in ["NoNewPrivs:\t1", "Seccomp:\t2"] {
+    // Five capabilities, by their numbers: 1, 14, 19, 21, 24.
+    let bounds = "CapBnd:\t0000000001284002";
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", bounds] {
         ensure!(
             read("status")?.contains(line),
             "no {line} in {}",
             read("status")?
         );
     }
-    ensure!(procfs::status(server, "CapBnd").is_ok());
+    ensure!(procfs::status(server, "VmLck")? > 0, "no memory is locked");
     // Stopped and started, it has what was written.
     device.unmount()?;
     device.stop()?;
