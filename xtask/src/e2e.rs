@@ -185,6 +185,7 @@ pub fn on_host(filter: Option<&str>) -> Result<Results> {
         ("ublk", "examples/file"),
         ("ublk", "examples/mapped"),
         ("ublk", "examples/threads"),
+        ("ublk", "examples/many"),
     ])?;
     let mut results = Results::default();
     let mut command = Command::new(&built[0]);

@@ -28,6 +28,7 @@ pub const PROGRAMS: [(&str, &str); 12] = [
     ("ublk", "examples/file"),
     ("ublk", "examples/mapped"),
     ("ublk", "examples/threads"),
+    ("ublk", "examples/many"),
 ];
 
 /// The images that guests boot.

@@ -398,6 +398,18 @@ pub trait Controller: Send {
     }
 }
 
+/// One controller for many devices: commands are issued one after the other, so that one which waits for its deadline
+/// holds up the others.
+impl<C: Controller> Controller for std::sync::Arc<std::sync::Mutex<C>> {
+    fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
+        let mut controller = match self.lock() {
+            Ok(controller) => controller,
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        controller.call(command, deadline)
+    }
+}
+
 impl<C: Controller + ?Sized> Controller for Box<C> {
     fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
         (**self).call(command, deadline)

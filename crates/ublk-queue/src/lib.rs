@@ -10,9 +10,11 @@
 
 mod batch;
 mod buffers;
+mod epoll;
 mod forward;
 pub mod handler;
 pub mod health;
+mod hosting;
 mod lane;
 pub mod memref;
 pub mod operations;
@@ -37,6 +39,7 @@ pub use batch::BatchCommand;
 pub use forward::Forward;
 pub use handler::{ClientShared, Direct, Handler, Inline, LaneContext, Mapped, Pool, Pooled};
 pub use health::{Counters, Health, QueueHealth, State};
+pub use hosting::Threads;
 pub use lane::LaneError;
 pub use memref::MemRef;
 pub use operations::{Operation, Operations};
@@ -45,4 +48,4 @@ pub use raw::RawQueue;
 pub use request::{KeptRequest, OwnedRequest, Request};
 pub use server::{Error, Plan, Report, Server};
 pub use shmem::SharedMemory;
-pub use worker::{LaneHandle, LaneSpec, Worker, WorkerError};
+pub use worker::{LaneHandle, LaneSpec, Next, Worker, WorkerError};

@@ -348,6 +348,17 @@ impl Port for RingPort {
         self.waker.clone()
     }
 
+    fn park(&mut self) -> Result<bool, Errno> {
+        match self.ring.park() {
+            Ok(parked) => Ok(parked),
+            Err(error) => trouble(error).map(|()| false),
+        }
+    }
+
+    fn unpark(&mut self) {
+        self.ring.unpark();
+    }
+
     fn describe(&self) -> String {
         let setup = self.ring.setup();
         let registered = if setup.ring_fd_registered {

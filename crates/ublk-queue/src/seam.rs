@@ -135,6 +135,18 @@ pub trait Port {
     /// A handle that wakes this port from any thread.
     fn wake_handle(&self) -> Self::Wake;
 
+    /// For a worker whose thread sleeps elsewhere: announces that sleep, so that a wake is heard there. False if
+    /// there is something to do already. Ends with [`unpark`](Port::unpark).
+    ///
+    /// # Errors
+    /// As [`enter`](Port::enter).
+    fn park(&mut self) -> Result<bool, Errno> {
+        Ok(true)
+    }
+
+    /// The end of that sleep.
+    fn unpark(&mut self) {}
+
     /// In words, what the ring was granted: for the health report.
     fn describe(&self) -> String;
 }

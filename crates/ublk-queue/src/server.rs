@@ -14,6 +14,7 @@ use crate::handler::{
     ClientShared, Direct, DirectShared, Handler, Inline, InlineShared, Mapped, Pool,
 };
 use crate::health::{Counters, Health, QueueHealth, State};
+use crate::hosting::{Guest, Hosted, Threads};
 use crate::parts::{Parts, Place, shares_memory};
 use crate::polling::Polling;
 use crate::real::{DescTable, RingPort};
@@ -32,6 +33,9 @@ pub struct Plan {
     pub affinity: Vec<CpuMask>,
     /// Threads for all queues together; `None` is one for each queue. Queues are dealt round-robin.
     pub threads: Option<u16>,
+    /// Threads that serve other devices too, instead of the server's own: `threads` and `polling` are set aside, and so
+    /// is `affinity`, since these threads are pinned or not already.
+    pub hosts: Option<Arc<Threads>>,
     /// Threads of each queue, for a backend whose own work is more than one CPU can do; more than one needs
     /// PER_IO_DAEMON (6.16) or batch mode (7.0), and sets `threads` aside.
     pub threads_per_queue: u16,
@@ -57,6 +61,7 @@ impl Plan {
             size,
             affinity: Vec::new(),
             threads: None,
+            hosts: None,
             threads_per_queue: 1,
             polling: Polling::Off,
             pool_threads: 4,
@@ -280,7 +285,7 @@ impl Server {
         make: F,
     ) -> Result<Self, Error>
     where
-        H: Handler,
+        H: Handler + 'static,
         F: Fn(QueueId) -> H + Send + Sync + 'static,
     {
         if shares_memory(geometry) && !H::SHARED {
@@ -294,13 +299,16 @@ impl Server {
     fn arm_all<H, F>(
         char_device: OwnedFd,
         geometry: &Geometry,
-        plan: Plan,
+        mut plan: Plan,
         make: F,
     ) -> Result<Self, Error>
     where
-        H: Handler,
+        H: Handler + 'static,
         F: Fn(QueueId) -> H + Send + Sync + 'static,
     {
+        if plan.hosts.is_some() {
+            (plan.affinity, plan.polling) = (Vec::new(), Polling::Off);
+        }
         let teams = teams(geometry, &plan)?;
         let deadline = plan.arm_deadline;
         let shared = Arc::new(Shared {
@@ -319,12 +327,13 @@ impl Server {
         let (char_device, plan, make) = (Arc::new(char_device), Arc::new(plan), Arc::new(make));
         let (report, reports) = mpsc::channel::<ArmResult>();
         let threads = teams.len();
-        for Team {
-            qids,
-            thread,
-            share,
-        } in teams
-        {
+        let hosts = plan.hosts.clone().map(|threads| (threads.deal(), threads));
+        for (n, team) in teams.into_iter().enumerate() {
+            let Team {
+                qids,
+                thread,
+                share,
+            } = team;
             let name = match (qids.first(), &share) {
                 (Some(qid), None) => format!("ublk-{}-q{qid}", geometry.dev_id()),
                 (Some(qid), Some(_)) => format!("ublk-{}-q{qid}.{thread}", geometry.dev_id()),
@@ -342,6 +351,11 @@ impl Server {
             };
             let report = report.clone();
             let guard = EndGuard::new(&server.shared);
+            if let Some((first, hosts)) = &hosts {
+                let host = move || job.host(&report, guard);
+                hosts.host(first.wrapping_add(n), Box::new(host));
+                continue;
+            }
             let thread = std::thread::Builder::new()
                 .name(name)
                 .spawn(move || job.run(&report, guard))
@@ -495,7 +509,10 @@ fn teams(geometry: &Geometry, plan: &Plan) -> Result<Vec<Team>, Error> {
     };
     let each = plan.threads_per_queue.clamp(1, geometry.depth().max(1));
     if each == 1 {
-        let threads = plan.threads.unwrap_or(queues).clamp(1, queues.max(1));
+        let own = plan.threads.unwrap_or(queues);
+        let hosts = plan.hosts.as_ref().map(|threads| threads.count());
+        let threads = hosts.map_or(own, |count| u16::try_from(count).unwrap_or(u16::MAX));
+        let threads = threads.clamp(1, queues.max(1));
         let team = |n| Team {
             qids: qids(n, threads),
             thread: 0,
@@ -560,7 +577,7 @@ impl Drop for EndGuard {
 impl<F> Job<F> {
     fn run<H>(self, report: &mpsc::Sender<ArmResult>, mut guard: EndGuard)
     where
-        H: Handler,
+        H: Handler + 'static,
         F: Fn(QueueId) -> H,
     {
         let (mut worker, armed) = match self.set_up() {
@@ -580,9 +597,33 @@ impl<F> Job<F> {
         worker.finish(&result);
     }
 
+    /// The same on a thread that serves other devices too, which drives what this makes.
+    fn host<H>(
+        self,
+        report: &mpsc::Sender<ArmResult>,
+        mut guard: EndGuard,
+    ) -> Option<Box<dyn Hosted>>
+    where
+        H: Handler + 'static,
+        F: Fn(QueueId) -> H,
+    {
+        let (worker, armed) = match self.set_up() {
+            Ok(parts) => parts,
+            Err(error) => {
+                let _ = report.send(Err(error));
+                return None;
+            }
+        };
+        guard.lanes = armed.iter().map(|armed| armed.lane.clone()).collect();
+        let guest = Guest::new(worker, guard);
+        // An owner that has given up: the guest leaves.
+        report.send(Ok(armed)).ok()?;
+        Some(Box::new(guest))
+    }
+
     fn set_up<H>(&self) -> Result<SetUp<H>, Error>
     where
-        H: Handler,
+        H: Handler + 'static,
         F: Fn(QueueId) -> H,
     {
         let parts = Parts {

@@ -58,6 +58,13 @@ pub(crate) fn signal_event(fd: BorrowedFd<'_>) {
     unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
 }
 
+/// Makes an eventfd unreadable.
+pub(crate) fn drain_event(fd: BorrowedFd<'_>) {
+    let mut count = [0u8; 8];
+    // SAFETY: the pointer and length are those of a live array. The descriptor does not block.
+    unsafe { libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+}
+
 pub(crate) fn last_errno() -> Errno {
     Errno::from_io(&std::io::Error::last_os_error())
 }

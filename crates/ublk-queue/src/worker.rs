@@ -1,5 +1,7 @@
 //! The unit that runs: one thread, one ring, the lanes it hosts.
 
+mod driven;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,6 +19,8 @@ use crate::seam::{Completion, Descriptors, NoDevice, Port, UserCopyPort, Wake};
 use crate::shared::{DataPath, LaneShared};
 use crate::shmem::SharedMemory;
 use crate::user_data::{Kind, UserData};
+
+pub use self::driven::Next;
 
 /// Why a worker ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -304,10 +308,10 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
 
     /// One catch for a whole batch: the token's own drop has recorded EIO by the time it is reached, and the
     /// step begins again with the completion behind.
-    fn guarded(
+    fn guarded<T>(
         &mut self,
-        step: fn(&mut Self) -> Result<(), WorkerError>,
-    ) -> Result<(), WorkerError> {
+        step: fn(&mut Self) -> Result<T, WorkerError>,
+    ) -> Result<T, WorkerError> {
         loop {
             match catch_unwind(AssertUnwindSafe(|| step(self))) {
                 Ok(result) => return result,
@@ -381,27 +385,6 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
         self.mark_serving();
         Ok(false)
-    }
-
-    /// One turn of a worker that its owner drives: submits what was answered and takes what is there, without
-    /// sleeping. True once all lanes are empty.
-    ///
-    /// # Errors
-    /// Why the worker cannot go on.
-    pub fn step(&mut self) -> Result<bool, WorkerError> {
-        for lane in &mut self.lanes {
-            lane.turn(&mut self.port);
-            lane.take_answers(&mut self.port);
-            lane.flush(&mut self.port);
-            lane.shared.meters.enters.add(1);
-        }
-        self.port.enter(0, None).map_err(WorkerError::Ring)?;
-        if self.has_retries() {
-            self.take_retries();
-        }
-        self.mark_serving();
-        self.take_completions_seldom()?;
-        Ok(self.lanes.iter().all(Lane::is_empty) && self.last_commits_taken()?)
     }
 
     /// The handler of a lane, for an owner who drives the worker.

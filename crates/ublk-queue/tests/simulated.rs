@@ -15,8 +15,10 @@ use ublk_queue::{
     Direct, Forward, Handler, Inline, LaneHandle, LaneSpec, Mapped, MemRef, OwnedRequest, Pool,
     Request, State,
 };
-use ublk_queue::{Worker, WorkerError};
-use ublk_sim::{Config, End, Faults, Report, Sim};
+use ublk_queue::{Next, Worker, WorkerError};
+use ublk_sim::{Config, End, Faults, Report, Sim, SimDescriptors, SimPort};
+
+type SimWorker<H> = Worker<SimPort, SimDescriptors, H>;
 
 /// A plain memory device.
 struct Mem(Mutex<Vec<u8>>);
@@ -81,6 +83,22 @@ impl Run {
 
 /// Runs the engine on one thread, with a handler per lane, until it ends.
 fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
+    run_by(config, make, Worker::run)
+}
+
+/// The same with an owner who drives the engine.
+fn run_driven<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
+    run_by(config, make, |worker| {
+        while worker.drive()? != Next::Ended {}
+        Ok(())
+    })
+}
+
+fn run_by<H: Handler>(
+    config: Config,
+    make: impl Fn() -> H,
+    serve: impl FnOnce(&mut SimWorker<H>) -> Result<(), WorkerError>,
+) -> Run {
     let sim = Sim::new(config.clone());
     let mut worker = Worker::new(sim.port(), Arc::new(AtomicBool::new(false)));
     let mut lanes = Vec::new();
@@ -101,7 +119,7 @@ fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
     }
     let armed = worker.arm();
     let has_armed = armed.is_ok();
-    let result = armed.and_then(|()| worker.run());
+    let result = armed.and_then(|()| serve(&mut worker));
     if config.refuse_fetch.is_some() {
         // As a thread does whose set-up failed.
         drop(worker);
@@ -141,6 +159,43 @@ fn every_request_is_answered_once_with_the_right_data() {
             ..Config::new(seed)
         })
         .assert_clean(1000);
+    }
+}
+
+/// L10 An owner's own loop loses no request and ends as ours does, whatever goes wrong, in every mode.
+#[test]
+fn l10_a_driven_worker_answers_each_request_once() {
+    for seed in 0..60 {
+        let config = Config {
+            queues: 1 + (seed % 3) as u16,
+            batch: seed % 2 == 1,
+            faults: if seed % 3 == 0 {
+                Faults::default()
+            } else {
+                ALL_FAULTS
+            },
+            ..Config::new(seed)
+        };
+        let mem = Mem::new(config.size);
+        run_driven(config, || Inline::new(Arc::clone(&mem))).assert_clean(1000);
+    }
+}
+
+/// L25 A panic of the handler costs an owner's own loop one request too.
+#[test]
+fn l25_a_driven_worker_survives_a_panic() {
+    for seed in 0..10 {
+        let mut calls = 0;
+        let run = run_driven(Config::new(seed), || {
+            move |request: Request<'_>| {
+                calls += 1;
+                assert!(calls % 100 != 7, "on purpose");
+                request.complete(Err(Errno::ENOSPC));
+            }
+        });
+        assert_eq!(run.result, Ok(()), "seed {seed}");
+        let panics: u64 = run.lanes.iter().map(|lane| lane.counters().panics).sum();
+        assert!(panics > 0, "seed {seed}");
     }
 }
 

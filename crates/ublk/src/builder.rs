@@ -9,7 +9,7 @@ use ublk_backends::File;
 use ublk_core::{Backend, DevId, DeviceSpec, Features, Geometry, Mode, Recovery, SharedBuffer};
 use ublk_ctrl::{ControlThread, Controller, page_size};
 
-use ublk_queue::{Mapped, Plan, Polling, Server};
+use ublk_queue::{Mapped, Plan, Polling, Server, Threads};
 
 use crate::device::Device;
 use crate::error::Error;
@@ -35,6 +35,7 @@ pub(crate) struct Options {
     pub(crate) deadline: Duration,
     pub(crate) pin: bool,
     pub(crate) threads: Option<u16>,
+    pub(crate) hosts: Option<Arc<Threads>>,
     pub(crate) threads_per_queue: u16,
     pub(crate) polling: Polling,
     pub(crate) pool_threads: usize,
@@ -71,6 +72,7 @@ impl<B: Backend> Builder<B> {
             deadline,
             pin: true,
             threads: None,
+            hosts: None,
             threads_per_queue: 1,
             polling: Polling::Off,
             pool_threads: 4,
@@ -183,6 +185,14 @@ impl<B: Backend> Builder<B> {
     #[must_use]
     pub fn threads(mut self, threads: u16) -> Self {
         self.options.threads = Some(threads);
+        self
+    }
+
+    /// Serves the device from threads that serve others too, instead of its own: for many devices that are seldom busy
+    /// at once. Costs a busy device two system calls more per batch. Polling and pinning are then the threads' own.
+    #[must_use]
+    pub fn shared_threads(mut self, threads: &Arc<Threads>) -> Self {
+        self.options.hosts = Some(Arc::clone(threads));
         self
     }
 

@@ -55,7 +55,7 @@ pub use ublk_core::{Backend, DevId, Errno, Features, Geometry, Limits, Recovery}
 pub use ublk_ctrl as ctrl;
 pub use ublk_ctrl::Controller;
 pub use ublk_queue as queue;
-pub use ublk_queue::{Handler, Health, OwnedRequest, Request, State};
+pub use ublk_queue::{Handler, Health, OwnedRequest, Request, State, Threads};
 
 /// The programs of the README, compiled by the tests.
 #[cfg(doctest)]

@@ -106,6 +106,7 @@ impl<B: Backend> Added<B> {
         let deadline = self.options.deadline;
         let mut plan = Plan::new(self.backend.limits().size);
         plan.threads = self.options.threads;
+        plan.hosts = self.options.hosts.clone();
         plan.threads_per_queue = self.options.threads_per_queue;
         plan.polling = self.options.polling;
         plan.pool_threads = self.options.pool_threads;
@@ -115,7 +116,7 @@ impl<B: Backend> Added<B> {
             let memory = SharedMemory::map(shared.file.as_fd(), table);
             plan.shared = Some(memory.map_err(Error::SharedMemory)?);
         }
-        if self.options.pin {
+        if self.options.pin && plan.hosts.is_none() {
             plan.affinity = self.affinity(deadline)?;
         }
         let char_device = nodes::open_char(self.id(), deadline)?;

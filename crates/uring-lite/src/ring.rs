@@ -302,6 +302,33 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         }
     }
 
+    /// For an owner who sleeps elsewhere, in an epoll that watches the ring's descriptor among others: announces the
+    /// sleep, so that a [`Waker`] makes the descriptor readable. Submit what was pushed before. `false` if there is
+    /// something already, a completion or a wake: do not sleep. After the sleep comes [`unpark`](Self::unpark); a ring
+    /// that nothing happened to may stay parked through any number of sleeps.
+    ///
+    /// # Errors
+    /// As [`enter`](Self::enter), which the first call needs to arm the waker's poll.
+    pub fn park(&mut self) -> Result<bool, EnterError> {
+        if self.wake.as_ref().is_some_and(|side| !side.armed) {
+            self.arm_waker_now()?;
+            self.enter(0, None)?;
+        }
+        self.cq.release();
+        if self.cq.ready() != 0 {
+            return Ok(false);
+        }
+        let mut sides = self.wake.iter();
+        Ok(sides.all(|side| side.waker.park().park()))
+    }
+
+    /// Awake again after [`park`](Self::park): wakes need not be heard until the next.
+    pub fn unpark(&mut self) {
+        if let Some(side) = &self.wake {
+            side.waker.park().unpark();
+        }
+    }
+
     /// Whether an [`enter`](Self::enter) now would bring something without sleeping: completions are there, or the
     /// kernel has some to make (told by [`taskrun_flag`](crate::Builder::taskrun_flag)), or a wake came. Three loads.
     #[inline]

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
@@ -26,6 +26,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("example_file_keeps_data_in_the_file", file),
         Case::new("example_mapped_copies_once", mapped),
         Case::new("example_threads_keeps_data", threads),
+        Case::new("example_many_share_threads", many),
     ]
 }
 
@@ -35,6 +36,8 @@ struct Example {
     child: Child,
     id: u32,
     path: PathBuf,
+    /// What it prints after the path.
+    lines: Option<Receiver<std::io::Result<String>>>,
 }
 
 impl Example {
@@ -62,17 +65,20 @@ impl Example {
             child,
             id: u32::MAX,
             path: PathBuf::new(),
+            lines: None,
         };
-        let (sender, line) = channel();
+        let (sender, line_after) = channel();
         std::thread::spawn(move || {
             let (mut line, mut output) = (String::new(), BufReader::new(output));
             let read = output.read_line(&mut line);
             // Nobody listens when the deadline is over.
             let _ = sender.send(read.map(|_| line));
-            // What an example says later goes nowhere, but it must be able to say it.
-            let _ = std::io::copy(&mut output, &mut std::io::sink());
+            // What an example says later goes to those who ask, but it must be able to say it in any case.
+            for line in output.lines().map_while(Result::ok) {
+                let _ = sender.send(Ok(line));
+            }
         });
-        let line = line
+        let line = line_after
             .recv_timeout(secs(60))
             .context("no path was printed")??;
         let id = line
@@ -83,6 +89,7 @@ impl Example {
         };
         example.id = id;
         example.path = line.trim_end().into();
+        example.lines = Some(line_after);
         Ok(example)
     }
 
@@ -282,5 +289,61 @@ fn threads() -> Result<()> {
     }
     direct.check_zero(4096, 8192)?;
     drop(direct);
+    example.interrupt()
+}
+
+/// Devices on two threads: each keeps its own data, one that is stopped leaves the others be, and the threads of idle
+/// ones are not woken.
+fn many() -> Result<()> {
+    const COUNT: usize = 12;
+    const SIZE: u64 = 4 << 20;
+    let words = [COUNT, 2].map(|word| word.to_string());
+    let example = Example::start("many", &[&words[0], &words[1], &SIZE.to_string()])?;
+    let mut paths = vec![example.path.clone()];
+    let lines = example.lines.as_ref().context("its output")?;
+    while paths.len() < COUNT {
+        paths.push(lines.recv_timeout(secs(60))??.trim_end().into());
+    }
+    let devices: Vec<Direct> = paths
+        .iter()
+        .map(|path| Direct::open(path))
+        .collect::<Result<_>>()?;
+    for (generation, device) in (1..).zip(&devices) {
+        device.write_pattern(512 * u64::from(generation), 65_536, generation)?;
+    }
+    for (generation, device) in (1..).zip(&devices) {
+        device.check_pattern(512 * u64::from(generation), 65_536, generation)?;
+    }
+    let all = procfs::threads(example.child.id());
+    let shared = all
+        .iter()
+        .filter(|thread| thread.name.starts_with("ublk-shared-"));
+    let shared: Vec<u32> = shared.map(|thread| thread.id).collect();
+    // Besides them the main thread and the one that sends commands.
+    ensure!((shared.len(), all.len()) == (2, 4), "threads: {all:?}");
+    let switches = || -> Result<u64> {
+        let each = shared
+            .iter()
+            .map(|tid| procfs::status(*tid, "voluntary_ctxt_switches"));
+        each.sum()
+    };
+    procfs::nothing_stuck(secs(10))?;
+    let before = switches()?;
+    std::thread::sleep(secs(1));
+    ensure!(switches()? == before, "idle threads were woken");
+    // The last one goes; its neighbours stay.
+    let last = paths
+        .last()
+        .and_then(|path| path.to_str())
+        .context("a path")?
+        .to_owned();
+    let mut devices = devices;
+    devices.pop();
+    let id = last.trim_start_matches("/dev/ublkb").to_owned();
+    crate::cli::ublkctl(&["stop", &id])?;
+    for (generation, device) in (1..).zip(&devices) {
+        device.check_pattern(512 * u64::from(generation), 65_536, generation)?;
+    }
+    drop(devices);
     example.interrupt()
 }
