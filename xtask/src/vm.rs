@@ -15,7 +15,7 @@ use crate::manifest::Manifest;
 use crate::{build, host, paths};
 
 /// Our programs that every guest has.
-pub const PROGRAMS: [(&str, &str); 12] = [
+pub const PROGRAMS: [(&str, &str); 13] = [
     ("ublkctl", "ublkctl"),
     ("ublk-e2e", "ublk-e2e"),
     ("ublk-guest", "ublk-demo"),

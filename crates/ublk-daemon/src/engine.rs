@@ -37,21 +37,33 @@ pub fn limits_of(spec: &AddSpec) -> Result<Limits, Failure> {
     open(spec).map(|(_, limits)| limits)
 }
 
-/// Writes down in the specification of a file device what is left to the file: size and block size, so that the
-/// device is the same whenever it is served again. Other backends leave nothing open.
+/// Writes down in the specification what was left to the backend: the way of data, and for a file size and block
+/// size, so that the device is the same whenever it is served again.
 ///
 /// # Errors
 /// What the file says.
 pub fn settle(spec: &mut AddSpec) -> Result<(), Failure> {
+    let (opened, limits) = open(spec)?;
+    spec.auto = spec.auto.map(|_| pays(&opened));
     if !matches!(spec.backend, BackendSpec::File { .. }) {
         return Ok(());
     }
-    let limits = limits_of(spec)?;
     spec.block_size = limits.logical_block_size;
     if let BackendSpec::File { length, .. } = &mut spec.backend {
         *length = Some(limits.size);
     }
     Ok(())
+}
+
+/// The way of data that costs least without a surprise (docs/tuning.md has the figures).
+fn pays(opened: &Opened) -> DataMode {
+    match opened {
+        // In zero copy nobody would fill the pages of a READ, and what they held before is not the reader's.
+        Opened::Null(_) => DataMode::Copy,
+        // Without asynchronous I/O, zero copy would send each request to a thread of the kernel.
+        Opened::File(file) if file.supports_nowait() => DataMode::ZeroCopy,
+        Opened::File(_) | Opened::Memory(_) => DataMode::Copy,
+    }
 }
 
 /// Makes the sparse file of a new device. It is removed again with the value that is given back, unless that is
@@ -369,6 +381,7 @@ mod tests {
             max_io_bytes: 4096,
             read_only: true,
             mode: Mode::default(),
+            auto: None,
             recovery: ublk_core::Recovery::None,
             serving: crate::wire::Serving::default(),
             name: None,
@@ -385,6 +398,31 @@ mod tests {
             let limits = limits_of(&spec(backend, 4096)).unwrap();
             assert_eq!((limits.size, limits.logical_block_size), (1 << 30, 4096));
             assert!(limits.read_only);
+        }
+    }
+
+    /// Only what was left open is chosen, and never a mode in which a reader would see what is not the device's.
+    #[test]
+    fn the_way_of_data_is_chosen_by_backend() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        drop(create_file(&path, 1 << 20).unwrap().keep());
+        let asynchronous = File::options(&path).open().unwrap().supports_nowait();
+        let of_file = if asynchronous {
+            DataMode::ZeroCopy
+        } else {
+            DataMode::Copy
+        };
+        for (mut spec, pays) in [
+            (spec(BackendSpec::Null { size: 1 << 20 }, 512), DataMode::Copy),
+            (spec(BackendSpec::Mem { size: 1 << 20 }, 512), DataMode::Copy),
+            (file(&path), of_file),
+        ] {
+            settle(&mut spec).unwrap();
+            assert_eq!(spec.auto, None);
+            spec.auto = Some(DataMode::GetData);
+            settle(&mut spec).unwrap();
+            assert_eq!(spec.auto, Some(pays));
         }
     }
 

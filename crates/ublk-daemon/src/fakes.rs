@@ -169,6 +169,7 @@ pub(crate) fn spec() -> AddSpec {
         max_io_bytes: 512 << 10,
         read_only: false,
         mode: Mode::default(),
+        auto: None,
         recovery: ublk_core::Recovery::None,
         serving: crate::wire::Serving::default(),
         name: None,

@@ -26,6 +26,7 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         max_io_bytes: 512 << 10,
         read_only: false,
         mode: ublk_core::Mode::default(),
+        auto: None,
         recovery: ublk_core::Recovery::None,
         serving: ublk_daemon::wire::Serving::default(),
         name: None,

@@ -249,6 +249,7 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
         max_io_bytes: add.max_io,
         read_only: add.read_only,
         mode: add.mode(),
+        auto: add.auto(),
         recovery: add.recovery.into(),
         serving: Serving {
             threads: add.threads,

@@ -56,17 +56,24 @@ impl Agent<'_> {
         request: &AddRequest,
         deadline: Instant,
     ) -> Result<Added, Failure> {
-        let spec = &request.spec;
+        let mut spec = request.spec.clone();
         // Both processes are started before the control ring exists, and get going meanwhile.
         self.server = Some(self.world.server()?);
         self.world.start_prover()?;
         tracing::debug!("server and prover are started");
+        self.control = Some(self.world.control()?);
+        tracing::debug!("the control ring is open");
+        if let Some(data) = spec.auto {
+            let kernel = self.control()?.features(left(deadline))?;
+            if kernel.contains(data.features()) {
+                spec.mode.data = data;
+            }
+        }
+        let spec = &spec;
         self.tell_server(&ToServer::Describe {
             version: LINK_VERSION,
             spec: spec.clone(),
         });
-        self.control = Some(self.world.control()?);
-        tracing::debug!("the control ring is open");
         let limits = self.described(deadline)?;
         tracing::debug!("the server described its backend");
         let nonce = state::nonce().map_err(|e| Failure::failed(format!("no random word: {e}")))?;

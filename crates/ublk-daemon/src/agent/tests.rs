@@ -292,6 +292,29 @@ fn l04_the_mode_is_asked_of_the_kernel_and_told_as_granted() {
     }
 }
 
+/// A way of data that was left open is the one that pays where the kernel has it, else copy; what was taken is written
+/// down.
+#[test]
+fn an_open_mode_is_what_pays_where_the_kernel_has_it() {
+    for (has, data) in [(true, DataMode::ZeroCopy), (false, DataMode::Copy)] {
+        let kernel = Kernel::new(None);
+        if !has {
+            kernel.lacks(Features::AUTO_BUF_REG);
+        }
+        let open = AddSpec {
+            auto: Some(DataMode::ZeroCopy),
+            ..spec()
+        };
+        let play = play_on(kernel, open, true, 10_000);
+        assert_eq!(play.live().data, data);
+        assert_eq!(play.kernel.asked(), data.features());
+        let record = play.store.last(ID).unwrap().unwrap();
+        assert_eq!(record.spec.mode.data, data);
+        play.front.as_ref().unwrap().send(&ToAgent::Leave).unwrap();
+        assert_eq!(play.hear(), FromAgent::Gone);
+    }
+}
+
 /// A kernel without the mode: refused by the features' names and the kernel that brings them, and nothing is
 /// left.
 #[test]

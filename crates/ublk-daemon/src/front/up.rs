@@ -273,8 +273,12 @@ fn differences(has: &AddSpec, id: u32, wanted: &AddSpec) -> Vec<Difference> {
             wanted: word(&wanted),
         }];
     }
+    let any_data = wanted.get("auto").is_some_and(|auto| !auto.is_null());
     let open = |option: &str, value: &Value| {
-        value.is_null() || (option == "block-size" && value == &Value::from(0))
+        value.is_null()
+            || option == "auto"
+            || (option == "data" && any_data)
+            || (option == "block-size" && value == &Value::from(0))
     };
     let all = wanted.iter().filter(|(option, value)| !open(option, value));
     all.filter_map(|(option, value)| {

@@ -12,6 +12,7 @@ fn spec() -> AddSpec {
         max_io_bytes: 512 << 10,
         read_only: false,
         mode: ublk_core::Mode::default(),
+        auto: None,
         recovery: ublk_core::Recovery::None,
         serving: crate::wire::Serving::default(),
         name: None,
