@@ -406,7 +406,7 @@ mod tests {
     fn the_way_of_data_is_chosen_by_backend() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        drop(create_file(&path, 1 << 20).unwrap().keep());
+        create_file(&path, 1 << 20).unwrap().keep();
         let asynchronous = File::options(&path).open().unwrap().supports_nowait();
         let of_file = if asynchronous {
             DataMode::ZeroCopy
@@ -414,8 +414,14 @@ mod tests {
             DataMode::Copy
         };
         for (mut spec, pays) in [
-            (spec(BackendSpec::Null { size: 1 << 20 }, 512), DataMode::Copy),
-            (spec(BackendSpec::Mem { size: 1 << 20 }, 512), DataMode::Copy),
+            (
+                spec(BackendSpec::Null { size: 1 << 20 }, 512),
+                DataMode::Copy,
+            ),
+            (
+                spec(BackendSpec::Mem { size: 1 << 20 }, 512),
+                DataMode::Copy,
+            ),
             (file(&path), of_file),
         ] {
             settle(&mut spec).unwrap();
