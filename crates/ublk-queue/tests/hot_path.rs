@@ -1,11 +1,11 @@
-//! What the way of a request must not cost: no allocation per request, one enter per batch.
-#![expect(unsafe_code, reason = "an allocator that counts")]
+//! What the way of a request must not cost: no allocation and no look at a clock per request, one enter per batch.
+#![expect(unsafe_code, reason = "an allocator and a clock that count")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ublk_core::iod::IoBounds;
 use ublk_core::{Backend, Errno, IoDesc, Limits, QueueId, Tag};
@@ -32,6 +32,25 @@ unsafe impl GlobalAlloc for Counting {
         // SAFETY: as the caller promises.
         unsafe { System.dealloc(ptr, layout) }
     }
+}
+
+static CLOCK_READS: AtomicUsize = AtomicUsize::new(0);
+
+/// The C library's, for this program: std's clocks read it.
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn clock_gettime(
+    clock: libc::clockid_t,
+    time: *mut libc::timespec,
+) -> libc::c_int {
+    if COUNTS.load(Ordering::Relaxed) {
+        CLOCK_READS.fetch_add(1, Ordering::Relaxed);
+    }
+    // SAFETY: the caller's pointer, as it promises.
+    let res = unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) };
+    if res == 0 { 0 } else { -1 }
 }
 
 #[global_allocator]
@@ -193,10 +212,15 @@ impl Port for Flat {
     }
 }
 
-/// L37, L55 No memory is taken for a request, and a batch of them costs one enter: in both planes of commands. One
-/// test, since the allocator counts for the whole program.
+/// L37, L55 No memory is taken and no clock read for a request, and a batch of them costs one enter: in both planes of
+/// commands. One test, since allocator and clock count for the whole program.
 #[test]
-fn l37_requests_allocate_nothing_and_a_batch_is_one_enter() {
+fn l37_requests_allocate_nothing_read_no_clock_and_a_batch_is_one_enter() {
+    COUNTS.store(true, Ordering::Relaxed);
+    let _ = (Instant::now(), Box::new(0_u64));
+    COUNTS.store(false, Ordering::Relaxed);
+    assert_eq!(CLOCK_READS.swap(0, Ordering::Relaxed), 1, "is not counted");
+    ALLOCATIONS.store(0, Ordering::Relaxed);
     for batch in [false, true] {
         let enters = Arc::new(AtomicUsize::new(0));
         let mut worker = Worker::new(Flat::new(&enters), Arc::new(AtomicBool::new(false)));
@@ -215,6 +239,7 @@ fn l37_requests_allocate_nothing_and_a_batch_is_one_enter() {
         worker.finish(&result);
         assert_eq!(lane.counters().reads, REQUESTS as u64);
         assert_eq!(ALLOCATIONS.swap(0, Ordering::Relaxed), 0, "batch {batch}");
+        assert_eq!(CLOCK_READS.swap(0, Ordering::Relaxed), 0, "batch {batch}");
         // One for each batch, and one that brings the aborts.
         let enters = enters.load(Ordering::Relaxed);
         assert_eq!(enters, REQUESTS / BATCH + 1, "batch {batch}");

@@ -1,5 +1,7 @@
 //! Which rows a run has.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, bail};
 
 use super::Options;
@@ -49,17 +51,22 @@ impl Selection {
         // A figure of its own kind, which every run has but those that are about something else.
         all.usable = options.wants(USABLE) && !options.ci && (options.icount || !options.wall);
         if all.all().is_empty() && !all.usable {
-            let names = |rows: Vec<Row>| {
-                let names: Vec<_> = rows.into_iter().map(|row| row.name).collect();
-                names.join(", ")
+            // A name is its target and its work; each of either once.
+            let halves = |rows: &[Row]| {
+                let (mut targets, mut works) = (BTreeSet::new(), BTreeSet::new());
+                for (target, work) in rows.iter().filter_map(|row| row.name.split_once('-')) {
+                    targets.insert(target.to_owned());
+                    works.insert(work.to_owned());
+                }
+                let join = |set: BTreeSet<String>| set.into_iter().collect::<Vec<_>>().join(", ");
+                format!("  {}\neach with some of\n  {}", join(targets), join(works))
             };
             bail!(
-                "no row has {:?} in its name; with --icount there are {}, {}; with --wall {}; \
-                 always {USABLE}",
+                "no row has {:?} in its name, which is a target, a dash and a work; with --icount there are\n{}\n\
+                 with --wall\n{}\nalways {USABLE}",
                 options.filter.join(" or "),
-                names(rows::counted()),
-                names(rows::two_cpus()),
-                names(rows::wall()),
+                halves(&[rows::counted(), rows::two_cpus()].concat()),
+                halves(&rows::wall()),
             );
         }
         Ok(all)
