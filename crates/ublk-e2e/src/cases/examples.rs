@@ -309,10 +309,10 @@ fn many() -> Result<()> {
         .map(|path| Direct::open(path))
         .collect::<Result<_>>()?;
     for (generation, device) in (1..).zip(&devices) {
-        device.write_pattern(512 * u64::from(generation), 65_536, generation)?;
+        device.write_pattern(512 * generation, 65_536, generation)?;
     }
     for (generation, device) in (1..).zip(&devices) {
-        device.check_pattern(512 * u64::from(generation), 65_536, generation)?;
+        device.check_pattern(512 * generation, 65_536, generation)?;
     }
     let all = procfs::threads(example.child.id());
     let shared = all
@@ -343,7 +343,7 @@ fn many() -> Result<()> {
     let id = last.trim_start_matches("/dev/ublkb").to_owned();
     crate::cli::ublkctl(&["stop", &id])?;
     for (generation, device) in (1..).zip(&devices) {
-        device.check_pattern(512 * u64::from(generation), 65_536, generation)?;
+        device.check_pattern(512 * generation, 65_536, generation)?;
     }
     drop(devices);
     example.interrupt()
