@@ -18,7 +18,7 @@
 //!     request.complete(result);
 //! }
 //!
-//! # async fn serve() -> Result<(), ublk::Error> {
+//! # async fn serve() -> Result<(), ublk_tokio::Error> {
 //! let limits = Limits::new(1 << 30).read_only(true);
 //! let (feed, mut requests) = ublk_tokio::channel(128);
 //! let device = ublk_tokio::start(Builder::handlers(limits, move |_queue| feed.clone())).await?;
@@ -39,7 +39,20 @@ use std::sync::Arc;
 
 use tokio::runtime;
 use tokio::sync::mpsc;
-use ublk::{Backend, Builder, Device, Error, Handler, OwnedRequest, Request};
+use ublk::{Backend, Builder, Device, Handler, OwnedRequest, Request};
+
+/// Why a device could not be started or removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// What the device said.
+    #[error(transparent)]
+    Device(#[from] ublk::Error),
+    /// The runtime shuts down: the call was never made. A device that was to be removed is dropped, which stops and
+    /// deletes it from a thread of its own.
+    #[error("the runtime shuts down; start or remove devices before that, or without it")]
+    ShutDown,
+}
 
 /// A channel with room for `tags` requests: give it the tags of all queues together, depth times queues.
 ///
@@ -126,32 +139,64 @@ where
 /// [`Builder::start`] on a thread where blocking is allowed.
 ///
 /// # Errors
-/// As [`Builder::start`].
+/// As [`Builder::start`]; [`Error::ShutDown`].
 ///
 /// # Panics
-/// When starting it panics, or the runtime shuts down.
+/// When starting it panics.
 pub async fn start<B: Backend>(builder: Builder<B>) -> Result<Device, Error> {
-    blocking(move || builder.start()).await
+    Ok(blocking(move || builder.start()).await??)
 }
 
 /// [`Device::remove`] on a thread where blocking is allowed: stop, end, delete. Requests must go on being answered
 /// until it returns: the driver has dirty pages written first.
 ///
 /// # Errors
-/// As [`Device::remove`].
+/// As [`Device::remove`]; [`Error::ShutDown`].
 ///
 /// # Panics
-/// When removing it panics, or the runtime shuts down.
+/// When removing it panics.
 pub async fn remove(device: Device) -> Result<(), Error> {
-    blocking(move || device.remove()).await
+    Ok(blocking(move || device.remove()).await??)
 }
 
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
     match tokio::task::spawn_blocking(call).await {
-        Ok(value) => value,
+        Ok(value) => Ok(value),
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            Err(error) => panic!("the runtime shut down under a device: {error}"),
+            Err(_) => Err(Error::ShutDown),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A runtime that shuts down is an error of the call, not a panic of the caller.
+    #[test]
+    fn a_runtime_that_shuts_down_is_an_error() {
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .expect("threads");
+        let handle = runtime.handle().clone();
+        runtime.shutdown_background();
+        let called = std::thread::spawn(move || {
+            // The caller lives on another runtime, or on none.
+            let _context = handle.enter();
+            let call = blocking(|| 7);
+            runtime::Builder::new_current_thread()
+                .build()
+                .expect("a runtime")
+                .block_on(async {
+                    let _inner = handle.enter();
+                    call.await
+                })
+        });
+        let result = called.join().expect("no panic");
+        assert!(matches!(result, Err(Error::ShutDown)), "{result:?}");
     }
 }
