@@ -27,8 +27,37 @@ pub(crate) struct Arena {
     base: NonNull<u8>,
     len: usize,
     stride: usize,
+    pages: Pages,
     _map: Arc<Mapping>,
 }
+
+/// What pages the buffers of a queue are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Pages {
+    /// The machine's small ones.
+    #[default]
+    Small,
+    /// Huge ones where the kernel has some at hand (transparent huge pages).
+    Transparent,
+    /// Huge ones from the pool that the administrator has set apart (`/proc/sys/vm/nr_hugepages`).
+    Reserved,
+}
+
+impl Pages {
+    /// In words.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Small => "small pages",
+            Self::Transparent => "transparent huge pages",
+            Self::Reserved => "huge pages",
+        }
+    }
+}
+
+/// A huge page of x86-64, and the smallest of other machines'.
+const HUGE: usize = 2 << 20;
 
 /// A private anonymous mapping of this value's own.
 struct Mapping {
@@ -51,6 +80,12 @@ impl Arena {
     /// Maps places for `depth` tags of at least `max_io_bytes`, page by page on first touch and so
     /// on the NUMA node of the thread that touches first.
     pub(crate) fn new(depth: u16, max_io_bytes: u32) -> Result<Self, Errno> {
+        Self::with(depth, max_io_bytes, false)
+    }
+
+    /// The same in huge pages, if they are wanted and to be had: those set apart, else transparent ones. A huge page is
+    /// taken whole with its first byte.
+    pub(crate) fn with(depth: u16, max_io_bytes: u32, huge: bool) -> Result<Self, Errno> {
         let page = page_size();
         let stride = usize::try_from(max_io_bytes)
             .ok()
@@ -59,23 +94,29 @@ impl Arena {
         let len = stride
             .checked_mul(usize::from(depth.max(1)))
             .ok_or(Errno::ENOMEM)?;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory of
-        // ours; the result is checked below.
-        let addr = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
+        // Less than one of them would only waste it.
+        let huge = huge && len >= HUGE;
+        let len = if huge {
+            len.checked_next_multiple_of(HUGE).ok_or(Errno::ENOMEM)?
+        } else {
+            len
         };
-        if addr == libc::MAP_FAILED {
-            return Err(Errno::from_io(&std::io::Error::last_os_error()));
+        // Reserved here and now: with NORESERVE a page that is not there kills who touches it.
+        let reserved = huge.then(|| map(len, libc::MAP_HUGETLB).ok()).flatten();
+        let (map, pages) = match reserved {
+            Some(map) => (map, Pages::Reserved),
+            None => (map(len, libc::MAP_NORESERVE)?, Pages::Small),
+        };
+        let (base, addr) = (map.base, map.base.as_ptr().cast());
+        let map = Arc::new(map);
+        let mut pages = pages;
+        if huge && pages == Pages::Small {
+            // SAFETY: the range is the mapping just made. A refusal leaves small pages.
+            let res = unsafe { libc::madvise(addr, len, libc::MADV_HUGEPAGE) };
+            if res == 0 {
+                pages = Pages::Transparent;
+            }
         }
-        let base = NonNull::new(addr.cast::<u8>()).ok_or(Errno::ENOMEM)?;
-        let map = Arc::new(Mapping { base, len });
         // SAFETY: the range is the mapping just made. A child must not share pages the driver fills.
         let res = unsafe { libc::madvise(addr, len, libc::MADV_DONTFORK) };
         if res != 0 {
@@ -85,8 +126,14 @@ impl Arena {
             base,
             len,
             stride,
+            pages,
             _map: map,
         })
+    }
+
+    /// Bytes that are mapped, and in what pages.
+    pub(crate) const fn extent(&self) -> (usize, Pages) {
+        (self.len, self.pages)
     }
 
     /// True if another lane of the queue, or a request, still has these buffers.
@@ -150,6 +197,27 @@ impl Arena {
         // reference to the place.
         unsafe { std::slice::from_raw_parts_mut(self.place(tag).as_ptr(), len) }
     }
+}
+
+/// A new private mapping.
+fn map(len: usize, flag: libc::c_int) -> Result<Mapping, Errno> {
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory of
+    // ours; the result is checked below.
+    let addr = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flag,
+            -1,
+            0,
+        )
+    };
+    if addr == libc::MAP_FAILED {
+        return Err(Errno::from_io(&std::io::Error::last_os_error()));
+    }
+    let base = NonNull::new(addr.cast::<u8>()).ok_or(Errno::ENOMEM)?;
+    Ok(Mapping { base, len })
 }
 
 impl Drop for Mapping {
@@ -219,6 +287,20 @@ mod tests {
         assert!(!other.is_shared());
         // SAFETY: no request token and no driver exist for this arena.
         assert_eq!(unsafe { other.slice(tag(1), 4096) }[4095], 0);
+    }
+
+    /// L05 Huge pages, where they are to be had, are zero and hold the maximum; small queues do not take any.
+    #[test]
+    fn l05_huge_pages_begin_as_zeroes() {
+        let arena = Arena::with(8, 512 << 10, true).expect("memory");
+        assert_eq!(arena.extent().0, 4 << 20);
+        assert!(arena.addr(tag(7)) - arena.addr(tag(0)) == 7 * (512 << 10));
+        // SAFETY: no request token and no driver exist for this arena.
+        let bytes = unsafe { arena.slice_mut(tag(7), 512 << 10) };
+        assert!(bytes.iter().all(|byte| *byte == 0));
+        bytes.fill(1);
+        let small = Arena::with(4, 4096, true).expect("memory");
+        assert_eq!(small.extent(), (4 * 4096, Pages::Small));
     }
 
     #[test]

@@ -115,6 +115,9 @@ impl<B: Mapped> Handler for Direct<B> {
     fn handle(&mut self, mut request: Request<'_>) {
         let (offset, len) = (request.offset(), request.len());
         let result = match request.op() {
+            Op::Read | Op::Write if request.copies_by_ring() => {
+                return request.complete_by_copy(self.region(offset, len));
+            }
             Op::Read if request.copies_by_driver() => request.push_from(self.region(offset, len)),
             Op::Write if request.copies_by_driver() => request.pull_into(self.region(offset, len)),
             Op::Read if request.takes_any_source() => {

@@ -6,6 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use ublk_core::iod::Io;
 use ublk_core::{CpuMask, Op, QueueId};
 
+use crate::buffers::Pages;
+
 /// Where a lane, or a whole server, is in its life. Ordered: the worst lane is the server's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -128,6 +130,10 @@ pub struct QueueHealth {
     pub io_flusher: bool,
     /// What the thread's ring was granted.
     pub ring: String,
+    /// Bytes of the queue's buffers: mapped, and taken page by page as requests come.
+    pub buffer_bytes: u64,
+    /// What pages they are made of.
+    pub pages: Pages,
     /// Its counters.
     pub counters: Counters,
 }

@@ -1,6 +1,7 @@
 //! One queue of one device on a worker: its tags, descriptors, handler.
 
 mod batching;
+mod copying;
 mod ending;
 mod forward;
 
@@ -306,7 +307,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 self.forward(port, tag, io, to);
                 return Ok(());
             }
-            Slot::Forwarded(_) => (Answer::failed(Errno::EOPNOTSUPP), 0),
+            Slot::Copied(mem) if !PLAIN => {
+                place.state = in_hand;
+                self.answered_by_copy(port, tag, &io, mem);
+                return Ok(());
+            }
+            Slot::Forwarded(_) | Slot::Copied(_) => (Answer::failed(Errno::EOPNOTSUPP), 0),
             Slot::Held | Slot::Detached => {
                 place.state = in_hand;
                 self.taken_along();
@@ -366,8 +372,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 self.sync_completed(port, number, completion.res);
                 Ok(())
             }
-            // What it was linked to has been cancelled, and tells.
-            Kind::Link => Ok(()),
+            Kind::Link => self.link_failed(port, number, completion.res),
         }
     }
 

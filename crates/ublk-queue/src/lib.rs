@@ -36,6 +36,7 @@ pub mod user_data;
 pub mod worker;
 
 pub use batch::BatchCommand;
+pub use buffers::Pages;
 pub use forward::Forward;
 pub use handler::{ClientShared, Direct, Handler, Inline, LaneContext, Mapped, Pool, Pooled};
 pub use health::{Counters, Health, QueueHealth, State};

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 
 /// A range of memory named to the kernel by address: never a Rust reference, since other threads may read and
 /// write it at the same time, as they may a disk's blocks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemRef {
     ptr: NonNull<u8>,
     len: usize,

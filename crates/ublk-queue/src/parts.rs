@@ -58,6 +58,11 @@ impl Parts<'_> {
         }
     }
 
+    fn copies_by_ring(&self) -> bool {
+        let mode = Mode::of(self.geometry.features());
+        self.plan.copies_by_ring && mode.data == DataMode::UserCopy && !mode.batch
+    }
+
     /// Makes the ring on the calling thread.
     pub(crate) fn port<H: Handler>(&self) -> Result<RingPort, Error> {
         let qid = self.qids.first().copied().unwrap_or(QueueId::ZERO);
@@ -66,10 +71,14 @@ impl Parts<'_> {
         let mut files = vec![self.char_device.as_fd(); self.qids.len()];
         files.extend(self.plan.files.iter().map(|file| file.as_fd()));
         let mode = Mode::of(self.geometry.features());
+        if self.copies_by_ring() {
+            // Else io_uring takes the device for one that waits, and hands each operation to a kernel thread.
+            thread::set_nonblocking(self.char_device.as_fd());
+        }
         let zero_copy = matches!(mode.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
         let needs = RingNeeds {
             commands: tags,
-            operations: if H::OPERATIONS || H::FORWARDS {
+            operations: if H::OPERATIONS || H::FORWARDS || self.copies_by_ring() {
                 tags
             } else {
                 0
@@ -124,6 +133,8 @@ impl Parts<'_> {
         if let Some(share) = self.share {
             spec.share = share.clone();
         }
+        spec.copies_by_ring = self.copies_by_ring();
+        spec.huge_pages = self.plan.huge_pages;
         if shares_memory(geometry) {
             // With nothing of our own a request in somebody else's memory is refused, not served from the wrong place.
             spec.shared = Some(self.plan.shared.clone().unwrap_or_default());

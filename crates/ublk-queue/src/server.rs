@@ -46,6 +46,13 @@ pub struct Plan {
     /// Files for handlers that forward requests to them or have operations on them: registered with each ring, and
     /// named by their place here.
     pub files: Vec<Arc<OwnedFd>>,
+    /// Has the queues' buffers in huge pages where they are to be had and a queue needs at least one (2 MiB): fewer
+    /// misses of the TLB where requests are large, but a page is taken whole by its first byte.
+    pub huge_pages: bool,
+    /// User copy: has the driver copy to and from a backend's own memory ([`Mapped`]) by operations on the ring that the
+    /// commits are linked to, instead of by a system call for each request. Not in batch mode. It costs about 400
+    /// instructions more a request than the call (docs/tuning.md), so it is off.
+    pub copies_by_ring: bool,
     /// Memory shared with the device's clients, as it was registered with the driver: for a device made with
     /// [`Features::SHMEM_ZC`].
     pub shared: Option<SharedMemory>,
@@ -66,6 +73,8 @@ impl Plan {
             polling: Polling::Off,
             pool_threads: 4,
             files: Vec::new(),
+            huge_pages: false,
+            copies_by_ring: false,
             shared: None,
             arm_deadline: Duration::from_secs(10),
         }
@@ -414,6 +423,8 @@ impl Server {
                 pinned: armed.place.pinned.clone(),
                 io_flusher: armed.place.io_flusher,
                 ring: armed.ring.clone(),
+                buffer_bytes: lane.buffers().0,
+                pages: lane.buffers().1,
                 counters,
             });
         }

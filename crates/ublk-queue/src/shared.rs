@@ -23,6 +23,8 @@ pub(crate) struct LaneShared {
     pub(crate) meters: Meters,
     pub(crate) status: Status,
     pub(crate) path: DataPath,
+    /// User copy by operations linked with the commit.
+    pub(crate) copies_by_ring: bool,
     wake: Arc<dyn Wake>,
 }
 
@@ -79,6 +81,7 @@ impl LaneShared {
         depth: u16,
         arena: Arena,
         path: DataPath,
+        copies_by_ring: bool,
         wake: Arc<dyn Wake>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -88,6 +91,7 @@ impl LaneShared {
             meters: Meters::default(),
             status: Status::new(),
             path,
+            copies_by_ring,
             wake,
         })
     }

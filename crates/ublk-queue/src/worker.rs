@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ublk_core::iod::IoBounds;
 use ublk_core::{DataMode, Errno, QueueId};
 
-use crate::buffers::Arena;
+use crate::buffers::{Arena, Pages};
 use crate::handler::{Handler, LaneContext};
 use crate::health::{AT_WORK, Counters, State};
 use crate::lane::{ABORT_WAIT, Lane, LaneError};
@@ -76,6 +76,10 @@ pub struct LaneSpec<D, H> {
     pub device: Box<dyn UserCopyPort>,
     /// The thread's share of the queue.
     pub share: Share,
+    /// The buffers shall be in huge pages where they are to be had.
+    pub huge_pages: bool,
+    /// User copy: whether [`Request::copies_by_ring`](crate::Request::copies_by_ring). Not in batch mode.
+    pub copies_by_ring: bool,
     /// Memory shared with the device's clients; for handlers with [`Handler::SHARED`](crate::Handler::SHARED).
     pub shared: Option<SharedMemory>,
 }
@@ -137,6 +141,8 @@ impl<D, H> LaneSpec<D, H> {
             file_count: 0,
             device: Box::new(NoDevice),
             share: Share::WHOLE,
+            huge_pages: false,
+            copies_by_ring: false,
             shared: None,
         }
     }
@@ -190,6 +196,13 @@ impl LaneHandle {
         }
     }
 
+    /// Bytes of its buffers, mapped and not all taken, and in what pages.
+    #[must_use]
+    pub fn buffers(&self) -> (u64, Pages) {
+        let (bytes, pages) = self.0.arena.extent();
+        (bytes as u64, pages)
+    }
+
     /// Requests that handlers have taken along and not answered, as of the last batch; at least one while the thread
     /// is at work on a batch.
     #[must_use]
@@ -237,7 +250,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         let index = u16::try_from(self.lanes.len()).map_err(|_| Errno::ENOSPC)?;
         let arena = match spec.share.arena.take() {
             Some(arena) => arena,
-            None => Arena::new(spec.depth, spec.bounds.max_io_bytes)?,
+            None => Arena::with(spec.depth, spec.bounds.max_io_bytes, spec.huge_pages)?,
         };
         let wake: Arc<dyn Wake> = Arc::new(self.port.wake_handle());
         let device = std::mem::replace(&mut spec.device, Box::new(NoDevice));
@@ -256,7 +269,14 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             shares_memory: shares,
             wake: Arc::clone(&wake),
         };
-        let shared = LaneShared::new(spec.qid, spec.depth, arena, path, wake);
+        let shared = LaneShared::new(
+            spec.qid,
+            spec.depth,
+            arena,
+            path,
+            spec.copies_by_ring && !spec.batch,
+            wake,
+        );
         let lane = Lane::new(index, spec, Arc::clone(&shared), &self.port, &context);
         self.lanes.push(lane);
         Ok(LaneHandle(shared))

@@ -115,6 +115,7 @@ fn run_by<H: Handler>(
         spec.file_count = 1;
         spec.buf_base = qid * config.depth;
         spec.device = Box::new(sim.device());
+        spec.copies_by_ring = config.copies_by_ring;
         lanes.push(worker.add_lane(spec).expect("memory"));
     }
     let armed = worker.arm();
@@ -533,6 +534,37 @@ impl Mapped for MappedMem {
         let first = std::ptr::NonNull::new(bytes[0].get()).expect("not null");
         // SAFETY: the bytes live as long as the backend, and no reference to them is ever made.
         unsafe { MemRef::new(first, len) }
+    }
+}
+
+/// L11, L52 Copies by the ring are whole, and those that fail or are short fail their request and no other: the commit that
+/// was linked to them is never lost nor done twice.
+#[test]
+fn l11_l52_copies_linked_with_commits_are_whole_or_an_error() {
+    for seed in 0..60 {
+        let clean = Config {
+            data: DataMode::UserCopy,
+            queues: 2,
+            copies_by_ring: true,
+            ..Config::new(seed)
+        };
+        let mem = MappedMem::new(clean.size);
+        let served = run(clean.clone(), || Direct(Arc::clone(&mem)));
+        served.assert_clean(1000);
+        assert_eq!(served.report.failed, 0);
+        assert!(served.report.copies > 800, "{:?}", served.report);
+        let faults = Faults {
+            short_io: 10,
+            failed_io: 10,
+            transient: 10,
+            interrupt: 10,
+            stale: 5,
+            ..Faults::default()
+        };
+        let mem = MappedMem::new(clean.size);
+        let served = run(Config { faults, ..clean }, || Direct(Arc::clone(&mem)));
+        served.assert_clean(1000);
+        assert!(served.report.failed > 50, "{:?}", served.report);
     }
 }
 

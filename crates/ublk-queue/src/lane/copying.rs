@@ -1,0 +1,99 @@
+//! User copy by the ring: an operation on the character device and, linked behind it, the commit of its tag, so that the
+//! enter of a batch carries both.
+//!
+//! # Why there is `unsafe` here
+//! The operation names memory to the kernel: that of the handler's promise ([`MemRef::new`]), which lives as long as the
+//! handler's backend. The tag is committed behind the operation, and its next completion comes after the commit.
+#![expect(unsafe_code, reason = "operations on memory that a handler names")]
+
+use ublk_core::iod::Io;
+use ublk_core::{Answer, DataMode, Errno, Op, Tag, TagState};
+use ublk_sys::offset::UserCopy;
+use uring_lite::op::{self, Fd, SqeFlags};
+
+use super::{Lane, LaneError};
+use crate::handler::Handler;
+use crate::memref::MemRef;
+use crate::seam::{Descriptors, Port};
+use crate::shared::DataPath;
+use crate::user_data::{Kind, UserData};
+
+impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
+    /// Has the driver copy all data of a request that is in hand from or to `mem`, and answers it.
+    #[inline]
+    pub(super) fn answered_by_copy(&mut self, port: &mut P, tag: Tag, io: &Io, mem: MemRef) {
+        // Data is at most 32 MiB.
+        let len = u32::try_from(io.len).unwrap_or(0);
+        let place = UserCopy {
+            qid: self.qid.get(),
+            tag: tag.get(),
+            byte: 0,
+            integrity: false,
+        };
+        let at = place.encode().unwrap_or(0);
+        // Both or neither: a chain is never split (L52).
+        if self.batched || at == 0 || port.space() < 2 {
+            return self.answered_by_call(port, tag, io, mem);
+        }
+        let (fd, ptr) = (Fd::Registered(u32::from(self.index)), mem.ptr().as_ptr());
+        let sqe = if io.op == Op::Read {
+            // SAFETY: `len` readable bytes, by the promise of `MemRef::new`, until the completion (head of this file).
+            unsafe { op::write(fd, ptr, len, at) }
+        } else {
+            // SAFETY: as above, writable.
+            unsafe { op::read(fd, ptr, len, at) }
+        };
+        // Success is silent. A failed or short copy completes in the commit's stead, which is then cancelled silently
+        // (`req_set_fail`, io_uring/io_uring.h).
+        let word = UserData::batch(self.index, self.generation, Kind::Link, tag.get()).pack();
+        let sqe = sqe
+            .flags(SqeFlags::LINK)
+            .flags(SqeFlags::CQE_SKIP_SUCCESS)
+            .user_data(word);
+        if port.push_operation(&sqe).is_err() {
+            return self.answered_by_call(port, tag, io, mem);
+        }
+        self.answered(port, tag, Answer::full(len));
+    }
+
+    /// The same by a system call.
+    #[cold]
+    fn answered_by_call(&mut self, port: &mut P, tag: Tag, io: &Io, mem: MemRef) {
+        let moved = match (&self.shared.path, io.op) {
+            (DataPath::Device(device), Op::Read) => device.push(self.qid, tag, 0, mem),
+            (DataPath::Device(device), _) => device.pull(self.qid, tag, 0, mem),
+            _ => Err(Errno::EOPNOTSUPP),
+        };
+        let len = u32::try_from(io.len).unwrap_or(0);
+        let answer = moved.map_or_else(Answer::failed, |()| Answer::full(len));
+        self.answered(port, tag, answer);
+    }
+
+    /// An operation that was linked before another has failed.
+    #[cold]
+    pub(super) fn link_failed(
+        &mut self,
+        port: &mut P,
+        number: u16,
+        res: i32,
+    ) -> Result<(), LaneError> {
+        let place = self.tags.get_mut(usize::from(number));
+        let (Some(place), Ok(tag)) = (place, Tag::new(number)) else {
+            self.stale();
+            return Ok(());
+        };
+        if self.data != DataMode::UserCopy {
+            // What it was linked to has been cancelled, and tells.
+            return Ok(());
+        }
+        if !matches!(place.state, TagState::Committed(_)) {
+            self.stale();
+            return Ok(());
+        }
+        // The commit was cancelled, so the request is in hand as it was. Less than all of it is none (L11).
+        place.state = TagState::InHand;
+        let errno = Errno::from_result(res).err().unwrap_or(Errno::EIO);
+        self.answered(port, tag, Answer::failed(errno));
+        Ok(())
+    }
+}
