@@ -192,6 +192,7 @@ impl Engine for Real {
         plan.arm_deadline = within.saturating_sub(begun.elapsed());
         plan.threads_per_queue = serving.threads;
         plan.polling = polling(&serving)?;
+        plan.huge_pages = serving.huge_pages;
         let mut shared = 0;
         if let (Some(path), Some(registered)) = (&serving.shm, &assignment.shm) {
             let memory = shm::map(path, registered)?;
@@ -361,6 +362,8 @@ fn convert(health: &ublk_queue::Health) -> Health {
                 pinned: q.pinned.as_ref().map(|mask| mask.iter().collect()),
                 io_flusher: q.io_flusher,
                 setup: q.ring.clone(),
+                buffer_bytes: q.buffer_bytes,
+                pages: q.pages.name().to_owned(),
             })
             .collect(),
     }

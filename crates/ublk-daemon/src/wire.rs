@@ -117,6 +117,9 @@ pub struct Serving {
     pub threads: u16,
     /// What a thread does before it sleeps, as `ublk_queue::Polling` writes it.
     pub poll: String,
+    /// The buffers in huge pages where they are to be had.
+    #[serde(default)]
+    pub huge_pages: bool,
     /// The file of memory that the device's clients share with it; absolute.
     #[serde(default)]
     pub shm: Option<PathBuf>,
@@ -130,6 +133,7 @@ impl Default for Serving {
         Self {
             threads: 1,
             poll: ublk_queue::Polling::Off.to_string(),
+            huge_pages: false,
             shm: None,
             lock_memory: false,
         }
@@ -468,6 +472,12 @@ pub struct QueueReport {
     pub io_flusher: bool,
     /// What its ring was granted.
     pub setup: String,
+    /// Bytes of its buffers: mapped, and taken page by page as requests come.
+    #[serde(default)]
+    pub buffer_bytes: u64,
+    /// What pages they are made of.
+    #[serde(default)]
+    pub pages: String,
 }
 
 /// Health of a server.

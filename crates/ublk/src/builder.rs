@@ -40,6 +40,8 @@ pub(crate) struct Options {
     pub(crate) polling: Polling,
     pub(crate) pool_threads: usize,
     pub(crate) shared: Option<Shared>,
+    pub(crate) huge_pages: bool,
+    pub(crate) copies_by_ring: bool,
 }
 
 /// Memory shared with the device's clients, and what the driver knows of it.
@@ -77,6 +79,8 @@ impl<B: Backend> Builder<B> {
             polling: Polling::Off,
             pool_threads: 4,
             shared: None,
+            huge_pages: false,
+            copies_by_ring: false,
         };
         Self {
             backend,
@@ -101,6 +105,21 @@ impl<B: Backend> Builder<B> {
     #[must_use]
     pub fn recovery(mut self, policy: Recovery) -> Self {
         self.spec.features |= policy.features();
+        self
+    }
+
+    /// Has the queues' buffers in huge pages where they are to be had: see [`Plan::huge_pages`].
+    #[must_use]
+    pub fn huge_pages(mut self, yes: bool) -> Self {
+        self.options.huge_pages = yes;
+        self
+    }
+
+    /// In user copy, has the driver copy to and from a backend's own memory by operations on the ring: see
+    /// [`Plan::copies_by_ring`].
+    #[must_use]
+    pub fn copies_by_ring(mut self, yes: bool) -> Self {
+        self.options.copies_by_ring = yes;
         self
     }
 

@@ -111,6 +111,8 @@ impl<B: Backend> Added<B> {
         plan.polling = self.options.polling;
         plan.pool_threads = self.options.pool_threads;
         plan.arm_deadline = deadline;
+        plan.huge_pages = self.options.huge_pages;
+        plan.copies_by_ring = self.options.copies_by_ring;
         if let Some(shared) = &self.options.shared {
             let table = SharedTable::new(&shared.buffers);
             let memory = SharedMemory::map(shared.file.as_fd(), table);

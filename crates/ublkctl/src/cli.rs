@@ -287,6 +287,9 @@ pub struct Add {
     /// What a thread does before it sleeps: off, fixed or adaptive, the latter two with :MICROSECONDS if wanted
     #[arg(long, value_name = "HOW", default_value_t = Polling::Off)]
     pub poll: Polling,
+    /// Buffers in huge pages where they are to be had: for large requests; one is taken whole by its first byte
+    #[arg(long)]
+    pub huge_pages: bool,
     /// Memory that clients do direct I/O from, so that nobody copies their data (Linux 7.1): a file of hugetlbfs or
     /// tmpfs that they map, or /proc/PID/fd/N of a memfd; requests from elsewhere go the way of --data
     #[arg(long, value_name = "PATH")]

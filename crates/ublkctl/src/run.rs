@@ -254,6 +254,7 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
         serving: Serving {
             threads: add.threads,
             poll: add.poll.to_string(),
+            huge_pages: add.huge_pages,
             shm: absolute(add.shm.as_deref())?,
             lock_memory: add.lock_memory,
         },

@@ -208,8 +208,12 @@ pub fn info(i: &Info) -> String {
                     n => format!("queue {}.{n}", q.qid),
                 },
                 format!(
-                    "{}, {} in hand, {pinned}, {flusher}, ring {}",
-                    q.state, q.in_hand, q.setup
+                    "{}, {} in hand, {pinned}, {flusher}, buffers of {} in {}, ring {}",
+                    q.state,
+                    q.in_hand,
+                    size::show(q.buffer_bytes),
+                    q.pages,
+                    q.setup
                 ),
             );
         }
