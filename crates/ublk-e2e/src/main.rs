@@ -14,6 +14,7 @@ mod direct_io;
 mod embed;
 mod fio;
 mod fs;
+mod idle;
 mod json;
 mod pattern;
 mod place;
@@ -38,6 +39,18 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("serve: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if let Some(("--idle", rest)) = words.split_first().map(|(f, r)| (f.as_str(), r)) {
+        return match idle::idle(rest) {
+            Ok(value) => {
+                println!("{value}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("idle: {error:#}");
                 ExitCode::FAILURE
             }
         };

@@ -35,6 +35,8 @@ struct Options {
     direct: bool,
     recovery: Recovery,
     null: bool,
+    ring: bool,
+    huge: bool,
 }
 
 /// A device, and what injects faults into it, if that can be done.
@@ -73,6 +75,8 @@ impl Options {
             direct: false,
             recovery: Recovery::None,
             null: false,
+            ring: false,
+            huge: false,
         };
         for word in words {
             let (key, value) = word.split_once('=').context("KEY=VALUE")?;
@@ -88,6 +92,8 @@ impl Options {
                 "direct" => options.direct = value.parse()?,
                 "recovery" => options.recovery = value.parse()?,
                 "null" => options.null = value.parse()?,
+                "ring" => options.ring = value.parse()?,
+                "huge" => options.huge = value.parse()?,
                 _ => bail!("unknown: {word}"),
             }
         }
@@ -126,6 +132,8 @@ impl Options {
         let builder = builder
             .max_io_bytes(128 << 10)
             .mode(self.mode)
+            .copies_by_ring(self.ring)
+            .huge_pages(self.huge)
             .recovery(self.recovery);
         Ok(builder.start()?)
     }

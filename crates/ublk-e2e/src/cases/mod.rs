@@ -11,6 +11,7 @@ mod faults;
 mod file;
 mod file_matrix;
 mod file_systems;
+mod idle;
 mod kill;
 mod lifecycle;
 mod lists;
@@ -38,6 +39,7 @@ pub fn all() -> Vec<Case> {
         data::cases(),
         discard::cases(),
         modes::cases(),
+        idle::cases(),
         shared_memory::cases(),
         file_systems::cases(),
         faults::cases(),
