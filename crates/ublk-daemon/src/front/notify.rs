@@ -140,6 +140,8 @@ mod tests {
             pinned: None,
             io_flusher: true,
             setup: String::new(),
+            buffer_bytes: 0,
+            pages: String::new(),
         };
         Health {
             state: "serving".to_owned(),
