@@ -4,7 +4,6 @@
 use crate::{Error, Operation};
 use core::time::Duration;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Arc, Mutex, PoisonError};
 use ublk_core::{
     CheckedSpec, CpuMask, DevId, DeviceParams, Features, Geometry, QueueId, SharedBuffer,
 };
@@ -414,14 +413,6 @@ impl<C: Controller> Controller for std::sync::Arc<std::sync::Mutex<C>> {
 impl<C: Controller + ?Sized> Controller for Box<C> {
     fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
         (**self).call(command, deadline)
-    }
-}
-
-/// One controller of several devices of a process: their commands wait for each other.
-impl<C: Controller> Controller for Arc<Mutex<C>> {
-    fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
-        let mut controller = self.lock().unwrap_or_else(PoisonError::into_inner);
-        controller.call(command, deadline)
     }
 }
 
