@@ -5,7 +5,7 @@ use crate::nodes::Nodes;
 use crate::operation::OnEintr;
 use crate::port::{Completion, CtrlPort, RingPort};
 use crate::slots::{Slots, Ticket};
-use crate::wait::deadline_in;
+use crate::wait::{self, deadline_in};
 use crate::{Buffer, Command, Controller, Error, Operation, Reply, Request, nodes};
 use core::time::Duration;
 use std::collections::BTreeSet;
@@ -142,6 +142,12 @@ impl<P: CtrlPort> Control<P> {
                 self.unprivileged.insert(id);
                 self.send(&request.clone().path(&node), left())
             }
+            // Somebody else's: by its path the driver says so.
+            Err(Error::NoPermission { errno, .. }) => Err(Error::NoPermission {
+                operation: request.operation(),
+                dev: Some(id),
+                errno,
+            }),
             _ => first,
         }
     }
@@ -294,7 +300,8 @@ impl<P: CtrlPort> Control<P> {
         Ok(geometry)
     }
 
-    /// Sets the parameters of a device just added (SET_PARAMS), by the kernel's geometry.
+    /// Sets the parameters of a device just added (SET_PARAMS), by the kernel's geometry. A user's device is
+    /// theirs only once udev has given them its node: that is waited for.
     ///
     /// # Errors
     /// [`Error::Spec`], [`Error::Busy`] where the device has a disk, [`Error::NoSuchDevice`],
@@ -312,7 +319,35 @@ impl<P: CtrlPort> Control<P> {
             geometry.dev_id(),
         );
         let request = request.payload(params.to_bytes().to_vec());
-        self.raw(&request, deadline).map(drop)
+        if !self.unprivileged.contains(&geometry.dev_id()) {
+            return self.raw(&request, deadline).map(drop);
+        }
+        let until = deadline_in(deadline);
+        let mut last = None;
+        let set = wait::until(until, || {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.raw(&request, left) {
+                Ok(_) => Ok(Some(())),
+                Err(e) if matches!(e.errno(), Some(Errno::EACCES | Errno::ENOENT)) => {
+                    last = Some(e);
+                    Ok(None)
+                }
+                // The last look may have had no time left.
+                Err(Error::TimedOut {
+                    abandoned: false, ..
+                }) if last.is_some() => Ok(None),
+                Err(e) => Err(e),
+            }
+        })?;
+        match (set, last) {
+            // EACCES means a busy device where no path was given.
+            (None, Some(_)) => Err(Error::NoPermission {
+                operation: Operation::OpenChar,
+                dev: Some(geometry.dev_id()),
+                errno: Errno::EACCES,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// The parameters of a device (GET_PARAMS), `None` while none were set. Takes the device mutex:

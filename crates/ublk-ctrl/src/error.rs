@@ -348,9 +348,14 @@ impl Error {
             }
             Self::NoPermission { operation, .. } => match operation {
                 Operation::OpenChar | Operation::ProveReady | Operation::Sync => {
-                    "run as root, or as the owner udev gave the node to"
+                    "run as root, or as the owner udev gave the node to; a user's own devices want the udev \
+                     rules (udev/60-ublkctl.rules)"
                 }
-                _ => "run as root (CAP_SYS_ADMIN is needed)",
+                Operation::Open => {
+                    "run as root, or install the udev rules (udev/60-ublkctl.rules) and join the group `ublk`"
+                }
+                Operation::Add => "run as root (CAP_SYS_ADMIN is needed)",
+                _ => "run as root, or as the user who made the device",
             },
             Self::IoUringDisabled { .. } => {
                 "set `sysctl kernel.io_uring_disabled=0`, or join the group of \

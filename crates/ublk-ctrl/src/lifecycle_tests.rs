@@ -252,6 +252,58 @@ fn unprivileged_devices_are_named_by_their_path() {
     assert_eq!(*seen.lock().unwrap(), expected);
 }
 
+/// A user's device is theirs once udev has said so: SET_PARAMS waits for that, up to its deadline; and a device of
+/// another user stays theirs.
+#[test]
+fn a_users_device_waits_for_udev() {
+    let spec = ublk_core::DeviceSpec::new(ublk_core::Limits::new(1 << 20))
+        .features(Features::UNPRIVILEGED_DEV)
+        .check(4096)
+        .unwrap();
+    for (refusals, given) in [(3, true), (u32::MAX, false)] {
+        let mut left = refusals;
+        let fake = FakeKernel::new(move |op, header, buffer| match op {
+            sys::UBLK_U_CMD_GET_FEATURES => {
+                buffer.fill(&u64::MAX.to_ne_bytes());
+                DONE
+            }
+            sys::UBLK_U_CMD_ADD_DEV => {
+                describe(buffer, DevState::Dead, Features::UNPRIVILEGED_DEV, 0);
+                DONE
+            }
+            _ => {
+                assert_ne!(header.dev_path_len, 0);
+                left = left.saturating_sub(1);
+                match left {
+                    0 => DONE,
+                    _ => Act::Answer(Err(Errno::EACCES)),
+                }
+            }
+        });
+        let mut control = Control::with_port(fake);
+        let geometry = control.add(&spec, LONG).unwrap();
+        let set = control.set_params(&spec, &geometry, Duration::from_millis(50));
+        match set {
+            Ok(()) => assert!(given),
+            Err(error) => {
+                assert!(
+                    !given && matches!(error, Error::NoPermission { .. }),
+                    "{error}"
+                );
+                assert!(error.to_string().contains("udev rules"), "{error}");
+            }
+        }
+    }
+    let fake = FakeKernel::new(|_, header, _| {
+        Act::Answer(Err(match header.dev_path_len {
+            0 => Errno::EINVAL,
+            _ => Errno::EACCES,
+        }))
+    });
+    let error = Control::with_port(fake).stop(id(), LONG).unwrap_err();
+    assert!(matches!(error, Error::NoPermission { .. }), "{error}");
+}
+
 /// L28 The EINVAL of a privileged device is that of its command: it is told, and nothing is sent twice.
 #[test]
 fn l28_an_einval_of_the_command_itself_is_told() {

@@ -123,7 +123,7 @@ pub fn control_node(root: &Path) -> Finding {
                 bad(format!("{name} has no driver behind it")).fix("modprobe ublk_drv")
             }
             Errno::EACCES | Errno::EPERM => bad(format!("{name} may not be opened"))
-                .fix("run as root, or let a udev rule give the node to a group"),
+                .fix("run as root, or install udev/60-ublkctl.rules and join the group `ublk`"),
             errno => bad(format!("{name}: {errno}")).fix("see dmesg"),
         },
     }

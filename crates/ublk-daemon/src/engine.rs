@@ -389,6 +389,7 @@ mod tests {
             serving: crate::wire::Serving::default(),
             name: None,
             supervise: false,
+            unprivileged: false,
         }
     }
 

@@ -174,6 +174,7 @@ pub(crate) fn spec() -> AddSpec {
         serving: crate::wire::Serving::default(),
         name: None,
         supervise: false,
+        unprivileged: false,
     }
 }
 

@@ -27,6 +27,7 @@ pub mod mounts;
 pub mod names;
 pub mod peer;
 pub mod policy;
+pub mod privilege;
 pub mod roles;
 pub mod server;
 pub mod shm;

@@ -37,12 +37,12 @@ pub fn check(name: &str) -> Result<(), Failure> {
     .hint("letters, digits, `-`, `_` and `.`, up to 64, no dot in front, not only digits"))
 }
 
-/// Whether a name can be given: no device has it.
+/// Whether a name can be given: no device has it, neither `holder` nor another.
 ///
 /// # Errors
 /// Who has it.
-pub fn free(name: &str) -> Result<(), Failure> {
-    match resolve(name) {
+pub fn free(name: &str, holder: Option<u32>) -> Result<(), Failure> {
+    match holder {
         Some(id) if Path::new(&format!("/dev/ublkc{id}")).exists() => Err(Failure::failed(
             format!("the name {name} is that of device {id}"),
         )

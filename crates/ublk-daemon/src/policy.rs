@@ -2,13 +2,16 @@
 #![forbid(unsafe_code)]
 
 use crate::wire::{AddSpec, BackendSpec, Failure, FailureKind};
-use ublk_core::{Features, Recovery};
+use ublk_core::{DataMode, Features, Recovery};
 
 /// Refuses a policy that the backend cannot keep, before anything is made.
 ///
 /// # Errors
 /// A usage failure with the reason.
 pub fn check(spec: &AddSpec) -> Result<(), Failure> {
+    if spec.unprivileged {
+        of_user(spec)?;
+    }
     match (&spec.backend, spec.recovery) {
         (_, Recovery::None) if spec.supervise => Err(Failure::new(
             FailureKind::Usage,
@@ -24,6 +27,23 @@ pub fn check(spec: &AddSpec) -> Result<(), Failure> {
         )
         .hint("leave --recovery out, or use a backend that keeps its data")),
         _ => Ok(()),
+    }
+}
+
+/// What the driver gives to servers of root only: a server that fills less than it says could show a reader the
+/// kernel's memory.
+fn of_user(spec: &AddSpec) -> Result<(), Failure> {
+    let root = |what: String| {
+        Err(Failure::new(
+            FailureKind::Usage,
+            format!("{what}: the driver has it for devices of root only"),
+        )
+        .hint("leave it out, or run as root; devices of users have --data copy and get-data, and --batch"))
+    };
+    match (spec.mode.data, spec.recovery) {
+        (DataMode::Copy | DataMode::GetData, Recovery::None) => Ok(()),
+        (DataMode::Copy | DataMode::GetData, policy) => root(format!("--recovery {policy}")),
+        (data, _) => root(format!("--data {}", data.name())),
     }
 }
 
@@ -108,6 +128,29 @@ mod tests {
             match check(&mem) {
                 Ok(()) => assert_eq!(policy, Recovery::None),
                 Err(failure) => assert_eq!(failure.kind, FailureKind::Usage),
+            }
+        }
+    }
+
+    /// What the driver refuses to a user, or strips in silence, is refused by name before anything is made.
+    #[test]
+    fn users_have_what_the_driver_gives_them() {
+        for data in DataMode::ALL {
+            for policy in Recovery::ALL {
+                let mut spec = spec(BackendSpec::Null { size: 4096 }, policy, false);
+                spec.mode.data = data;
+                assert!(check(&spec).is_ok());
+                spec.unprivileged = true;
+                let may =
+                    matches!(data, DataMode::Copy | DataMode::GetData) && policy == Recovery::None;
+                match check(&spec) {
+                    Ok(()) => assert!(may, "{data} {policy}"),
+                    Err(failure) => {
+                        assert!(!may, "{failure}");
+                        assert_eq!(failure.kind, FailureKind::Usage);
+                        assert!(failure.text.contains("of root only"), "{failure}");
+                    }
+                }
             }
         }
     }

@@ -8,6 +8,7 @@
 use crate::kill_point::kill_point;
 use crate::link::{LINK_VERSION, Link, LinkError};
 use crate::mounts;
+use crate::privilege;
 use crate::signals::Signals;
 use crate::sys::{memory, poll};
 use crate::wire::{AddSpec, Assignment, Failure, FromServer, Health, ToServer};
@@ -69,7 +70,9 @@ pub fn run(
         handed_over: false,
         live: false,
     };
-    if let Err(e) = own_mounts {
+    if let Err(e) = own_mounts
+        && privilege::is_privileged()
+    {
         tracing::warn!(
             "no mount namespace of its own ({e}): do not mount file systems of this device where the server runs"
         );

@@ -68,7 +68,7 @@ pub enum StateError {
     },
     /// A user without a run directory.
     #[error(
-        "no run directory: set XDG_RUNTIME_DIR or {RUN_DIR_VARIABLE} to a directory of your own"
+        "no run directory: set XDG_RUNTIME_DIR, XDG_STATE_HOME or {RUN_DIR_VARIABLE} to a directory of your own"
     )]
     NoDirectory,
 }
@@ -170,8 +170,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// The run directory of this user: `/run/ublkctl` for root, `$XDG_RUNTIME_DIR/ublkctl` for
-    /// others, or what [`RUN_DIR_VARIABLE`] says. Nothing is made yet.
+    /// The run directory of this user: `/run/ublkctl` for root; `ublkctl` in `$XDG_RUNTIME_DIR`, in
+    /// `/run/user/UID` or in `$XDG_STATE_HOME` for others; or what [`RUN_DIR_VARIABLE`] says. Nothing is made
+    /// yet.
     ///
     /// # Errors
     /// [`StateError::NoDirectory`].
@@ -182,8 +183,25 @@ impl Store {
         if effective_uid() == 0 {
             return Ok(Self::at(PathBuf::from("/run/ublkctl")));
         }
-        let dir = std::env::var_os("XDG_RUNTIME_DIR").ok_or(StateError::NoDirectory)?;
-        Ok(Self::at(Path::new(&dir).join("ublkctl")))
+        let named = |variable| std::env::var_os(variable).map(PathBuf::from);
+        let usual = || Some(PathBuf::from(format!("/run/user/{}", effective_uid())));
+        let dir = named("XDG_RUNTIME_DIR")
+            .or_else(|| usual().filter(|dir| dir.is_dir()))
+            .or_else(|| named("XDG_STATE_HOME"))
+            .filter(|dir| dir.is_absolute())
+            .ok_or(StateError::NoDirectory)?;
+        Ok(Self::at(dir.join("ublkctl")))
+    }
+
+    /// Whether any record is of a device of this name.
+    #[must_use]
+    pub fn has_name(&self, name: &str) -> bool {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let records = entries
+            .map(|e| e.path())
+            .filter(|p| p.extension().is_some_and(|e| e == "json"));
+        let named = |record: Record| record.spec.name.as_deref() == Some(name);
+        records.filter_map(|path| self.read(&path).ok()?).any(named)
     }
 
     /// The store in a directory.

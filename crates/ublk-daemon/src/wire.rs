@@ -105,6 +105,9 @@ pub struct AddSpec {
     /// Its agent gives it a new server when its own dies.
     #[serde(default)]
     pub supervise: bool,
+    /// It is made by a user without CAP_SYS_ADMIN, and is theirs (UBLK_F_UNPRIVILEGED_DEV, Linux 6.3).
+    #[serde(default)]
+    pub unprivileged: bool,
     /// How each queue is served: the server's own affair.
     #[serde(default)]
     pub serving: Serving,

@@ -31,6 +31,7 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         serving: ublk_daemon::wire::Serving::default(),
         name: None,
         supervise: false,
+        unprivileged: false,
     };
     front::add(program, spec, Lifetime::Own, None, deadline)
         .map(|(added, _)| added)

@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use ublk_core::Mode;
 use ublk_daemon::engine::Polling;
-use ublk_daemon::names;
+use ublk_daemon::{front, names};
 
 const CONTRACT: &str = "\
 Output: `add` prints one line, the device path, once the device serves I/O. Messages go to standard \
@@ -17,7 +17,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 timed out, 32 no such device.
 Sizes: 512, 4K, 10G; each unit is 1024 times the one before (10G is 10 GiB).
 
 Environment: UBLKCTL_RUN_DIR names another directory for state than /run/ublkctl (root) or \
-$XDG_RUNTIME_DIR/ublkctl; UBLKCTL_LOG sets how much is said: error, warn, info (default), debug, trace.";
+ublkctl in $XDG_RUNTIME_DIR, /run/user/UID or $XDG_STATE_HOME; UBLKCTL_LOG sets how much is said: error, warn, info (default), debug, trace.";
 
 /// Make, list, stop and delete ublk devices: block devices served by a process.
 #[derive(Debug, Parser)]
@@ -169,6 +169,12 @@ pub enum Command {
     Doctor {
         #[command(flatten)]
         wait: Wait,
+    },
+    /// For udev rules: print whose a device is, as KEY=VALUE lines
+    UdevOwner {
+        /// The kernel's name of a node: ublkcN, ublkbN, or a partition of it
+        #[arg(value_name = "NODE")]
+        node: String,
     },
     /// Print the completions of a shell
     Completions {
@@ -407,7 +413,7 @@ fn device_id(text: &str) -> Result<u32, String> {
     let whole = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
     let link = text.strip_prefix("/dev/ublkctl/").unwrap_or(text);
     if names::check(link).is_ok()
-        && let Some(id) = names::resolve(link)
+        && let Some(id) = front::named(link)
     {
         return Ok(id);
     }

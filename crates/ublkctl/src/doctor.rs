@@ -4,7 +4,7 @@ use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
 use ublk_ctrl::probe::{self, Finding, Status};
-use ublk_daemon::front;
+use ublk_daemon::{front, privilege};
 
 /// One check, as it is printed.
 #[derive(Debug, Serialize)]
@@ -47,32 +47,27 @@ pub fn look(program: &Path, within: Duration) -> Vec<Check> {
     .into_iter()
     .map(Check::from)
     .collect();
-    checks.push(permission(Path::new("/proc/self/status")));
+    let opens = checks
+        .iter()
+        .any(|c| c.check == "control node" && c.status == "ok");
+    checks.push(permission(privilege::is_privileged(), opens));
     checks.push(driver(program, within));
     checks
 }
 
-/// CAP_SYS_ADMIN, bit 21 of the effective capabilities (linux/capability.h).
-const CAP_SYS_ADMIN: u64 = 1 << 21;
-
-/// Whether this process may make devices: the driver wants CAP_SYS_ADMIN.
-fn permission(status: &Path) -> Check {
-    let text = std::fs::read_to_string(status).unwrap_or_default();
-    let caps = text
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|word| u64::from_str_radix(word.trim(), 16).ok());
-    let (status, detail, fix) = match caps {
-        Some(caps) if caps & CAP_SYS_ADMIN != 0 => ("ok", "CAP_SYS_ADMIN is there", None),
-        Some(_) => (
-            "fail",
-            "no CAP_SYS_ADMIN: the driver refuses to make devices",
-            Some("run as root: sudo ublkctl …"),
-        ),
-        None => (
+/// What devices this process may make: the driver gives all it has to CAP_SYS_ADMIN only.
+fn permission(privileged: bool, control_opens: bool) -> Check {
+    let (status, detail, fix) = match (privileged, control_opens) {
+        (true, _) => ("ok", "CAP_SYS_ADMIN is there", None),
+        (false, true) => (
             "warn",
-            "the capabilities of this process cannot be read",
-            None,
+            "no CAP_SYS_ADMIN: devices are this user's own, with copy and get-data, without recovery",
+            Some("run as root for the rest: sudo ublkctl …"),
+        ),
+        (false, false) => (
+            "fail",
+            "no CAP_SYS_ADMIN, and no access to the control node",
+            Some("run as root, or install udev/60-ublkctl.rules and join the group `ublk`"),
         ),
     };
     Check {
@@ -120,20 +115,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn permission_is_a_bit_of_the_capabilities() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("status");
-        for (text, status) in [
-            ("Name:\tx\nCapEff:\t000001ffffffffff\n", "ok"),
-            ("CapEff:\t0000000000200000\n", "ok"),
-            ("CapEff:\t0000000000000000\n", "fail"),
-            ("CapEff:\t000001ffffdfffff\n", "fail"),
-            ("", "warn"),
+    fn users_with_access_are_warned_others_fail() {
+        for (privileged, opens, status) in [
+            (true, true, "ok"),
+            (true, false, "ok"),
+            (false, true, "warn"),
+            (false, false, "fail"),
         ] {
-            std::fs::write(&file, text).unwrap();
-            let check = permission(&file);
-            assert_eq!(check.status, status, "{text}");
-            assert_eq!(check.fix.is_some(), status == "fail");
+            let check = permission(privileged, opens);
+            assert_eq!(check.status, status);
+            assert_eq!(check.fix.is_some(), !privileged);
         }
     }
 

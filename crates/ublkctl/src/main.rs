@@ -10,6 +10,7 @@ mod pages;
 mod run;
 mod show;
 mod size;
+mod udev;
 
 use clap::Parser;
 use std::io;

@@ -1,7 +1,7 @@
 //! The commands, carried out.
 
 use crate::cli::{Add, Backend, Cli, Command, Wait};
-use crate::{config, doctor, pages, show};
+use crate::{config, doctor, pages, show, udev};
 use clap::CommandFactory;
 use serde::Serialize;
 use std::io::{self, Write};
@@ -12,6 +12,7 @@ use ublk_core::DevId;
 use ublk_daemon::front;
 use ublk_daemon::front::{Stop, Wanted};
 use ublk_daemon::peer::this_program;
+use ublk_daemon::privilege;
 use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind, Lifetime, Serving};
 
 /// The exit code of a kind of failure.
@@ -126,6 +127,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Command::UdevOwner { node } => write(udev::owner(&program, node)?.as_bytes())?,
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "ublkctl", &mut text);
@@ -260,6 +262,7 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
         },
         name: add.name.clone(),
         supervise: add.supervise,
+        unprivileged: !privilege::is_privileged(),
     };
     Ok(Wanted {
         spec,

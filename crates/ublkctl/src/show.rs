@@ -24,8 +24,16 @@ pub fn list(entries: &[ListEntry]) -> String {
             e.path.display().to_string(),
             e.state.clone(),
             e.size.map_or_else(|| "-".to_owned(), size::show),
-            e.queues.to_string(),
-            e.depth.to_string(),
+            if e.readable {
+                e.queues.to_string()
+            } else {
+                "-".to_owned()
+            },
+            if e.readable {
+                e.depth.to_string()
+            } else {
+                "-".to_owned()
+            },
             e.backend.clone().unwrap_or_else(|| "foreign".to_owned()),
             server(e),
         ]
@@ -45,6 +53,9 @@ pub fn list(entries: &[ListEntry]) -> String {
 }
 
 fn server(e: &ListEntry) -> String {
+    if !e.readable {
+        return format!("of user {}", e.owner.uid);
+    }
     if e.orphan && matches!(e.state.as_str(), "quiesced" | "fail-io") {
         let whose = if e.foreign { "" } else { ": `ublkctl recover`" };
         return format!("gone, waits for another{whose}");

@@ -35,11 +35,18 @@ pub fn check(
     more: Features,
     nonce: u64,
 ) -> Result<CheckedSpec, Error> {
+    let owned = if spec.unprivileged {
+        Features::UNPRIVILEGED_DEV
+    } else {
+        Features::NONE
+    };
     let mut device = DeviceSpec::new(limits)
         .queues(spec.queues)
         .depth(spec.depth)
         .max_io_bytes(spec.max_io_bytes)
-        .features(spec.mode.features() | spec.recovery.features() | shm::features(spec) | more)
+        .features(
+            spec.mode.features() | spec.recovery.features() | shm::features(spec) | owned | more,
+        )
         .server_flags(nonce);
     if let Some(id) = spec.id {
         device = device.id(DevId::new(id).map_err(|e| Error::Spec {
@@ -118,6 +125,12 @@ impl Agent<'_> {
         // A mode is never replaced in silence, and neither by the kernel.
         let refused = checked.refused(&geometry);
         if !refused.is_empty() {
+            if refused.contains(Features::UNPRIVILEGED_DEV) {
+                return Err(Failure::failed(
+                    "the device is not a user's: its maker has CAP_SYS_ADMIN after all",
+                )
+                .hint("run it as that user, without capabilities"));
+            }
             let text = format!(
                 "the kernel did not grant {refused}, so there is no mode {} with recovery {}",
                 spec.mode, spec.recovery
@@ -132,8 +145,13 @@ impl Agent<'_> {
                 geometry.queues()
             );
         }
-        self.control()?
-            .set_params(&checked, &geometry, left(deadline))?;
+        // A user's device waits here for udev; where it comes to nothing, there has to be time to say so.
+        let patience = if spec.unprivileged {
+            left(deadline) / 2
+        } else {
+            left(deadline)
+        };
+        self.control()?.set_params(&checked, &geometry, patience)?;
         if let Some(path) = &spec.serving.shm {
             let file = shm::open(path)?;
             let buffers = self
@@ -177,7 +195,9 @@ impl Agent<'_> {
     /// Makes the link of the device's name, if it has one. Without it the device serves all the same.
     pub(super) fn link(&self) {
         let Some(device) = &self.device else { return };
+        // A user may make no link in /dev.
         if let Some(name) = &device.record.spec.name
+            && !device.record.spec.unprivileged
             && let Err(e) = names::link(name, device.id)
         {
             tracing::warn!("no link {}: {e}", names::path(name).display());

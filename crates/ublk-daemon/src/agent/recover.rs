@@ -153,6 +153,7 @@ impl Agent<'_> {
             let gone = wait::until(deadline, || {
                 quiesced = self.quiesce_once(id, deadline);
                 quiesced.clone()?;
+                kill_point("upgrade:held");
                 Ok::<_, Error>((!old.runs()).then_some(()))
             })?;
             kill_point("upgrade:quiesced");

@@ -43,7 +43,7 @@ pub fn check(spec: &AddSpec) -> Result<(), Failure> {
 
 /// Makes the run directory. A user who has none is first told that there is no permission to make
 /// devices, if that is so: the directory would not help.
-fn run_directory() -> Result<(), Failure> {
+pub(super) fn run_directory() -> Result<(), Failure> {
     let error = match Store::of_user() {
         Ok(store) => return Ok(store.prepare()?),
         Err(error) => error,
@@ -75,7 +75,7 @@ pub fn add(
 ) -> Result<(Added, Foreground), Failure> {
     check(&spec)?;
     if let Some(name) = &spec.name {
-        names::free(name)?;
+        names::free(name, super::named(name))?;
     }
     run_directory()?;
     let until = Instant::now() + deadline;

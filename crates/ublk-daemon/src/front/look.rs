@@ -7,6 +7,7 @@ use crate::wire::{Failure, Health};
 use serde::Serialize;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -61,7 +62,7 @@ pub struct ListEntry {
     pub phase: Option<Phase>,
     /// Why it ended, if it did.
     pub cause: Option<String>,
-    /// The link of its name, where it has one.
+    /// The link of its name, where it has one; the bare name of a user's device, which has no link.
     pub name: Option<PathBuf>,
     /// What becomes of it when its server dies, by the features in force.
     pub recovery: Recovery,
@@ -69,6 +70,9 @@ pub struct ListEntry {
     pub orphan: bool,
     /// What to do about it, if something is to be done.
     pub next: Option<String>,
+    /// Whether the caller may ask the driver about it; of another user's device little is known: `state` is
+    /// `unknown`, counts are 0.
+    pub readable: bool,
 }
 
 /// Features of a device.
@@ -169,27 +173,38 @@ pub(super) fn known(
     deadline: Duration,
 ) -> Result<Vec<(ListEntry, Option<Record>)>, Failure> {
     let found = geometries(program, deadline)?;
-    let told = |g: &Geometry| {
-        let record = record(g);
-        (entry(g, record.as_ref()), record)
+    let told = |(id, geometry): &(DevId, Option<Geometry>)| match geometry {
+        Some(geometry) => {
+            let record = record(geometry);
+            (entry(geometry, record.as_ref()), record)
+        }
+        None => (unreadable(*id), None),
     };
     Ok(found.iter().map(told).collect())
 }
 
-fn geometries(program: &Path, deadline: Duration) -> Result<Vec<Geometry>, Failure> {
+/// Every device with what the driver tells the caller of it: nothing, where they may not ask.
+fn geometries(
+    program: &Path,
+    deadline: Duration,
+) -> Result<Vec<(DevId, Option<Geometry>)>, Failure> {
     let until = Instant::now() + deadline;
     let left = || until.saturating_duration_since(Instant::now());
     by_helper(program, |helper| {
         let ids = ublk_ctrl::nodes::list_devices()?;
         if ids.is_empty() {
             // No device, and why: a missing driver must not look like an empty list.
-            helper.features(left())?;
+            match helper.features(left()) {
+                Ok(_) | Err(Error::NoPermission { .. }) => {}
+                Err(e) => return Err(e),
+            }
         }
         let mut found = Vec::with_capacity(ids.len());
         for id in ids {
             match helper.info(id, left()) {
-                Ok(geometry) => found.push(geometry),
+                Ok(geometry) => found.push((id, Some(geometry))),
                 Err(Error::NoSuchDevice { .. }) => {}
+                Err(Error::NoPermission { .. }) => found.push((id, None)),
                 Err(e) => return Err(e),
             }
         }
@@ -203,7 +218,8 @@ fn geometries(program: &Path, deadline: Duration) -> Result<Vec<Geometry>, Failu
 /// As [`list`].
 pub(super) fn nonces(program: &Path, deadline: Duration) -> Result<Vec<u64>, Failure> {
     let found = geometries(program, deadline)?;
-    Ok(found.iter().map(Geometry::server_flags).collect())
+    let readable = found.iter().filter_map(|(_, geometry)| geometry.as_ref());
+    Ok(readable.map(Geometry::server_flags).collect())
 }
 
 /// The devices of ours that wait for a server.
@@ -269,7 +285,7 @@ fn told(geometry: &Geometry, affinity: Vec<Vec<u32>>, record: Option<&Record>) -
 }
 
 /// Our record of the device that has this id and this nonce now.
-fn record(geometry: &Geometry) -> Option<Record> {
+pub(super) fn record(geometry: &Geometry) -> Option<Record> {
     let store = Store::of_user().ok()?;
     match store.find(geometry.dev_id().get(), geometry.server_flags()) {
         Ok(record) => record,
@@ -316,11 +332,48 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
         phase: record.map(|r| r.phase),
         cause: record.and_then(|r| r.cause.clone()),
         name: record
-            .and_then(|r| r.spec.name.as_deref())
-            .map(crate::names::path),
+            .and_then(|r| Some((r.spec.name.as_deref()?, r.spec.unprivileged)))
+            .map(|(name, bare)| match bare {
+                true => PathBuf::from(name),
+                false => crate::names::path(name),
+            }),
         recovery,
         orphan,
         next,
+        readable: true,
+    }
+}
+
+/// A device about which the driver tells the caller nothing.
+fn unreadable(id: DevId) -> ListEntry {
+    let char_path = PathBuf::from(format!("/dev/ublkc{id}"));
+    let node = fs::metadata(&char_path).ok();
+    let size = sysfs(id, "size").and_then(|sectors| sectors.checked_mul(ublk_core::SECTOR_SIZE));
+    ListEntry {
+        id: id.get(),
+        path: PathBuf::from(format!("/dev/ublkb{id}")),
+        state: "unknown".to_owned(),
+        queues: 0,
+        depth: 0,
+        data: DataMode::default(),
+        batch: false,
+        size,
+        backend: None,
+        server_pid: None,
+        server_alive: false,
+        owner: Owner {
+            uid: node.as_ref().map_or(0, MetadataExt::uid),
+            gid: node.as_ref().map_or(0, MetadataExt::gid),
+        },
+        char_path,
+        foreign: true,
+        phase: None,
+        cause: None,
+        name: None,
+        recovery: Recovery::None,
+        orphan: false,
+        next: None,
+        readable: false,
     }
 }
 

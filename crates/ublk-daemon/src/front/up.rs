@@ -1,9 +1,11 @@
 //! `up` and `down`: devices as a configuration wants them, each known by its name.
 
-use super::add::take_up;
+use super::add::{run_directory, take_up};
 use super::look::known;
 use super::{Foreground, ListEntry, Stop, add, delete};
 use crate::engine;
+use crate::names;
+use crate::peer::this_program;
 use crate::state::{Phase, Record, Store};
 use crate::wire::{AddSpec, Added, BackendSpec, Failure, FailureKind, Lifetime};
 use serde::Serialize;
@@ -16,6 +18,9 @@ use ublk_ctrl::wait;
 
 /// How long processes of an earlier life may take to end.
 const ENDING: Duration = Duration::from_secs(10);
+
+/// How long a look at the devices may take.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// A device to be made, and the file below it.
 #[derive(Debug, Clone)]
@@ -143,6 +148,7 @@ pub fn up(
     let left = || until.saturating_duration_since(Instant::now());
     let name = wanted.spec.name.clone();
     let name = name.ok_or_else(|| Failure::new(FailureKind::Usage, "a device without a name"))?;
+    run_directory()?;
     let store = Store::of_user()?;
     // Two at once would make two devices.
     let lock = store.lock_name(&name, until)?;
@@ -202,7 +208,14 @@ pub fn down(
     let until = Instant::now() + deadline;
     let left = || until.saturating_duration_since(Instant::now());
     let Some((entry, _)) = find(program, name, left())? else {
-        return Ok(None);
+        // A link without a record of the caller's: somebody else's device, and not one that is absent.
+        return match names::resolve(name) {
+            Some(id) if Path::new(&format!("/dev/ublkb{id}")).exists() => Err(Failure::failed(
+                format!("{name} is device {id}, which this user did not make"),
+            )
+            .hint("run as the user who made it, or as root; see `ublkctl list`")),
+            _ => Ok(None),
+        };
     };
     let id = DevId::new(entry.id).map_err(|e| Failure::failed(e.to_string()))?;
     match delete(program, id, how, false, left()) {
@@ -211,6 +224,19 @@ pub fn down(
         Err(failure) if failure.kind == FailureKind::NoSuchDevice => Ok(None),
         Err(failure) => Err(failure),
     }
+}
+
+/// The device of a name: by its link, else by what we have written down of our own devices.
+#[must_use]
+pub fn named(name: &str) -> Option<u32> {
+    names::resolve(name).or_else(|| {
+        let store = Store::of_user().ok()?;
+        // Only then is the kernel asked whether that device is still there.
+        let found = store
+            .has_name(name)
+            .then(|| find(&this_program(), name, LOOK));
+        found?.ok()?.map(|(entry, _)| entry.id)
+    })
 }
 
 /// Our device of a name, with its record; one that works before one that is dead.

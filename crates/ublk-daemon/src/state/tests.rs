@@ -17,6 +17,7 @@ fn spec() -> AddSpec {
         serving: crate::wire::Serving::default(),
         name: None,
         supervise: false,
+        unprivileged: false,
     }
 }
 

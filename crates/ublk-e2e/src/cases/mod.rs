@@ -23,6 +23,7 @@ mod resize;
 mod shared_memory;
 mod stop;
 mod systemd;
+mod unprivileged;
 mod upgrade;
 
 use crate::case::Case;
@@ -54,6 +55,7 @@ pub fn all() -> Vec<Case> {
         orphans::cases(),
         resize::cases(),
         stop::cases(),
+        unprivileged::cases(),
         upgrade::cases(),
         examples::cases(),
         doctor::cases(),

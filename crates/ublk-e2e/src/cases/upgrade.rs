@@ -13,7 +13,7 @@ use crate::case::{self, Case};
 use crate::cli::{self, Device, code, patience, ublkctl, ublkctl_json};
 use crate::fs::{Kind, Mounted};
 use crate::verifier::{BLOCK, Load};
-use crate::wait::secs;
+use crate::wait::{secs, until};
 use crate::{json, procfs, sysfs};
 
 /// Threads and blocks of the load. Fewer threads than tags: on kernels before 6.16 a death is noticed only
@@ -38,6 +38,11 @@ pub fn cases() -> Vec<Case> {
             format!("l35_upgrade_under_verified_load_{policy}"),
             move || upgrades(policy),
         ));
+    }
+    for policy in ["queue", "reissue"] {
+        let guest = "kill points are built for the guest only";
+        let name = format!("l31_kill_at_every_step_of_upgrade_{policy}");
+        all.push(Case::new(name, move || at_every_step(policy)).only_if(sysfs::in_guest(), guest));
     }
     all.push(Case::new("l35_upgrade_of_a_mounted_file_system", mounted));
     all.push(Case::new(
@@ -139,6 +144,81 @@ fn upgrades(policy: &str) -> Result<()> {
     known.check(&device.path).context("through the device")?;
     device.delete()?;
     known.check(backing.path()).context("in the file")
+}
+
+/// Where the processes of an upgrade can be killed, in their order.
+const STEPS: [&str; 10] = [
+    "upgrade:before",
+    "upgrade:held",
+    "upgrade:asked",
+    "upgrade:quiesced",
+    "recover:locked",
+    "recover:started",
+    "server:assigned",
+    "server:armed",
+    "recover:armed",
+    "recover:ended",
+];
+
+/// L31 Whatever is killed at whatever step of an upgrade: the old server serves on, or the device waits and is
+/// recovered; every acknowledged write is there. Requests fail only where a new server that has begun to serve
+/// leaves again, and by the policy that says so.
+fn at_every_step(policy: &str) -> Result<()> {
+    if policy == "queue" && !can_quiesce() {
+        // It is refused there, which another case shows.
+        return Ok(());
+    }
+    let backing = Backing::new("upgrade-steps");
+    let device = device(&backing, policy)?;
+    let id = device.id.to_string();
+    let load = Load::start(&device.path, THREADS, BLOCKS)?;
+    let (mut serves_on, mut waits) = (0, 0);
+    for point in STEPS {
+        let missing = if can_quiesce() {
+            "upgrade:asked"
+        } else {
+            "upgrade:held upgrade:quiesced"
+        };
+        if missing.contains(point) {
+            continue;
+        }
+        let at = || point.to_owned();
+        load.more(40, secs(60)).with_context(at)?;
+        let mut command = cli::command(&["upgrade", &id, "--deadline", "20"]);
+        command.env("UBLK_KILL_AT", point);
+        let output = crate::run::output(&mut command, secs(60))?;
+        ensure!(output.code() == code::FAILED, "{point}: {output}");
+        let served = until("a server, or none", patience() + secs(10), || {
+            let info = device.query()?;
+            let live = info["state"] == "live" && info["server_alive"] == true;
+            let waits = info["state"] == "quiesced" && info["orphan"] == true;
+            // Only before anything was said to the old server it goes on.
+            Ok(match point {
+                "upgrade:before" => live.then_some(true),
+                _ => waits.then_some(false),
+            })
+        });
+        if served.with_context(at)? {
+            serves_on += 1;
+        } else {
+            waits += 1;
+            ublkctl(&["recover", &id, "--deadline", "50"])?
+                .good()
+                .with_context(at)?;
+        }
+    }
+    load.more(40, secs(60)).context("after the last step")?;
+    let known = load.stop(patience() + secs(30))?;
+    let failed = if policy == "queue" { THREADS as u64 } else { 0 };
+    ensure!(known.done.errors <= failed, "{:?}", known.done);
+    ensure!(
+        serves_on == 1 && waits >= 6,
+        "{serves_on} served on, {waits} waited"
+    );
+    known.check(&device.path).context("through the device")?;
+    device.delete()?;
+    known.check(backing.path()).context("in the file")?;
+    cli::nothing_left(secs(10))
 }
 
 /// The same below a mounted file system, whose log and metadata have to survive, too.

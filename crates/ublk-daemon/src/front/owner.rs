@@ -1,0 +1,39 @@
+//! Whose a device is: what a udev rule asks.
+
+use super::by_helper;
+use super::look::record;
+use std::path::Path;
+use std::time::Duration;
+use ublk_core::{DevId, Features};
+use ublk_ctrl::Controller;
+
+use crate::wire::Failure;
+
+/// What a rule needs to know of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ownership {
+    /// A user without CAP_SYS_ADMIN made it: its nodes have to be theirs.
+    pub unprivileged: bool,
+    /// The user who made it.
+    pub uid: u32,
+    /// That user's group.
+    pub gid: u32,
+    /// Its name, where the caller's own records have one.
+    pub name: Option<String>,
+}
+
+/// Whose a device is, by the kernel's word, and what its name is, by the caller's own records: what users write down
+/// is not asked.
+///
+/// # Errors
+/// No such device, no driver, no permission, a deadline.
+pub fn ownership(program: &Path, id: DevId, deadline: Duration) -> Result<Ownership, Failure> {
+    let info = by_helper(program, |helper| helper.info(id, deadline))?;
+    Ok(Ownership {
+        unprivileged: info.features().contains(Features::UNPRIVILEGED_DEV),
+        uid: info.owner_uid(),
+        gid: info.owner_gid(),
+        name: record(&info).and_then(|r| r.spec.name),
+    })
+}
