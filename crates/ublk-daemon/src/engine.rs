@@ -44,7 +44,12 @@ pub fn limits_of(spec: &AddSpec) -> Result<Limits, Failure> {
 /// What the file says.
 pub fn settle(spec: &mut AddSpec) -> Result<(), Failure> {
     let (opened, limits) = open(spec)?;
-    spec.auto = spec.auto.map(|_| pays(&opened));
+    // The driver gives a user's server no zero copy.
+    let user = spec.unprivileged;
+    spec.auto = spec.auto.map(|_| match user {
+        true => DataMode::Copy,
+        false => pays(&opened),
+    });
     if !matches!(spec.backend, BackendSpec::File { .. }) {
         return Ok(());
     }
@@ -433,6 +438,9 @@ mod tests {
             spec.auto = Some(DataMode::GetData);
             settle(&mut spec).unwrap();
             assert_eq!(spec.auto, Some(pays));
+            spec.unprivileged = true;
+            settle(&mut spec).unwrap();
+            assert_eq!(spec.auto, Some(DataMode::Copy));
         }
     }
 
