@@ -11,6 +11,7 @@ mod faults;
 mod file;
 mod file_matrix;
 mod file_systems;
+mod hang;
 mod idle;
 mod kill;
 mod lifecycle;
@@ -51,6 +52,7 @@ pub fn all() -> Vec<Case> {
         bad_input::cases(),
         config::cases(),
         kill::cases(),
+        hang::cases(),
         recovery::cases(),
         orphans::cases(),
         resize::cases(),
