@@ -24,6 +24,7 @@ mod resize;
 mod shared_memory;
 mod stop;
 mod systemd;
+mod udev;
 mod unprivileged;
 mod upgrade;
 
@@ -33,7 +34,10 @@ use crate::case::Case;
 pub fn all() -> Vec<Case> {
     // The guest with systemd has cases of its own, and the others need tools that it lacks.
     if crate::systemd::here() {
-        return systemd::cases();
+        return [systemd::cases(), udev::cases()]
+            .into_iter()
+            .flatten()
+            .collect();
     }
     let mut all: Vec<Case> = [
         lifecycle::cases(),

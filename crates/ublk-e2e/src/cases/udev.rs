@@ -1,0 +1,134 @@
+//! The shipped udev rules, by a real udev: in the guest that runs systemd.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::systemd::{Body, alone};
+use crate::case::Case;
+use crate::cli;
+use crate::json;
+use crate::run::{self, Output};
+use crate::systemd::{BACK, Served, says, systemctl};
+use crate::wait::{secs, until};
+
+/// Users of the image, and the group that the rules give the control node to.
+const ALICE: u32 = 1000;
+const BOB: u32 = 1001;
+const GROUP: u32 = 2001;
+
+pub fn cases() -> Vec<Case> {
+    let all: [(&str, Body); 2] = [
+        ("systemd_udev_gives_users_their_devices", users),
+        ("systemd_udev_names_a_device_for_fstab", named),
+    ];
+    all.into_iter()
+        .map(|(name, body)| Case::new(name, move || alone(name, body)))
+        .collect()
+}
+
+/// Runs a program as a user who is a member of the group, or none.
+fn run_as(user: u32, member: bool, program: &str, words: &[&str]) -> Result<Output> {
+    let (id, group) = (user.to_string(), GROUP.to_string());
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &id, "--regid", &id]);
+    if member {
+        command.args(["--groups", &group]);
+    } else {
+        command.arg("--clear-groups");
+    }
+    command.arg(program).args(words).current_dir("/");
+    command.env("XDG_RUNTIME_DIR", home(user));
+    run::output(&mut command, secs(60))
+}
+
+fn home(user: u32) -> PathBuf {
+    PathBuf::from(format!("/run/ublk-e2e-{user}"))
+}
+
+/// A member of the group makes, uses and deletes a device; its nodes are theirs by the rule. Another member can
+/// neither open nor delete it, and who is no member cannot make any.
+fn users() -> Result<()> {
+    for user in [ALICE, BOB] {
+        let home = home(user);
+        fs::create_dir_all(&home)?;
+        fs::set_permissions(&home, fs::Permissions::from_mode(0o700))?;
+        chown(&home, Some(user), Some(user))?;
+    }
+    let control = fs::metadata("/dev/ublk-control")?;
+    ensure!(
+        (control.gid(), control.mode() & 0o777) == (GROUP, 0o660),
+        "{control:?}"
+    );
+    let add = ["add", "mem", "--size", "16M", "--json"];
+    let refused = run_as(ALICE, false, "ublkctl", &add)?;
+    ensure!(refused.code() == cli::code::FAILED, "{refused}");
+    let added = run_as(ALICE, true, "ublkctl", &add)?.good()?;
+    let added = serde_json::from_str(&added.stdout)?;
+    let (id, node) = (json::number(&added, "id")?, json::text(&added, "path")?);
+    let number = id.to_string();
+    let result = owned(&node, &number);
+    run_as(ALICE, true, "ublkctl", &["delete", &number])?.good()?;
+    result?;
+    ensure!(!Path::new(&node).exists(), "{node} is still there");
+    Ok(())
+}
+
+fn owned(node: &str, id: &str) -> Result<()> {
+    for path in [node, &format!("/dev/ublkc{id}")] {
+        let data = fs::metadata(path)?;
+        let found = (data.uid(), data.gid(), data.mode() & 0o777);
+        ensure!(found == (ALICE, ALICE, 0o600), "{path}: {found:?}");
+    }
+    let to = format!("of={node}");
+    let write = [
+        "dd",
+        "if=/dev/zero",
+        &to,
+        "bs=64K",
+        "count=8",
+        "conv=fsync,notrunc",
+    ];
+    run_as(ALICE, true, "busybox", &write)?.good()?;
+    let other = run_as(BOB, true, "busybox", &write)?;
+    ensure!(
+        other.code() != 0 && other.stderr.contains("ermission"),
+        "{other}"
+    );
+    let other = run_as(BOB, true, "ublkctl", &["delete", id])?;
+    ensure!(other.code() == cli::code::FAILED, "{other}");
+    ensure!(Path::new(node).exists());
+    Ok(())
+}
+
+/// fstab by the name of the device alone: udev makes the link, systemd waits for it, also after a crash.
+fn named() -> Result<()> {
+    let device = Served::new("named", 11, 64 << 20, "recovery = \"reissue\"\n", "")?;
+    let link = PathBuf::from("/dev/disk/by-ublk/named");
+    let device = device.with_file_system_at(&link)?;
+    device.mount()?;
+    let target = fs::canonicalize(&link).context("the link")?;
+    ensure!(
+        target == device.node,
+        "{} leads to {}",
+        link.display(),
+        target.display()
+    );
+    says(
+        "dev-disk-by\\x2dublk-named.device",
+        "ActiveState",
+        "active",
+        secs(10),
+    )?;
+    crate::procfs::kill(device.server()?, rustix::process::Signal::KILL)?;
+    device.back(1, BACK)?;
+    ensure!(device.is_mounted()? && link.exists());
+    device.unmount()?;
+    systemctl(&["stop", &device.unit])?;
+    until("the link to go", secs(10), || {
+        Ok((!link.exists()).then_some(()))
+    })
+}
