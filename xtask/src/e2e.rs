@@ -1,20 +1,23 @@
 //! The cases of `ublk-e2e`, in guests or on a host that has ublk.
 
+mod lanes;
+mod table;
+
+pub use lanes::Report;
+
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::guest::Verdict;
-use crate::guest::accel::{Accel, Choice};
+use crate::guest::accel::Choice;
 use crate::guest::system::NoPackages;
-use crate::kernel::Kernel;
-use crate::matrix::Cells;
+use crate::matrix::version;
 use crate::results::{Results, Told};
 use crate::vm::{Kind, Vm};
-use crate::{build, cmd, host};
+use crate::{build, cmd, host, kernel, kernels};
+use lanes::Job;
 
 /// Options of `vm-e2e`.
 #[derive(Clone, Debug, Default, Args)]
@@ -22,11 +25,23 @@ pub struct Options {
     /// Kernel: a series (`6.16`), `newest`, or the path of an image; may be given several times
     #[arg(long, value_name = "SERIES|PATH")]
     pub kernel: Vec<String>,
+    /// Every series that is known, or those named by --kernel; the middle ones run the cases that depend on the kernel
+    #[arg(long)]
+    pub all_kernels: bool,
+    /// All cases on every kernel, the long ones in full length
+    #[arg(long)]
+    pub soak: bool,
+    /// How many guests at once; one for each processor when left out
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Write down what was found in docs/kernels.json and docs/kernels.md
+    #[arg(long, conflicts_with_all = ["filter", "host"])]
+    pub write_docs: bool,
     /// Only cases whose name contains this
     #[arg(long)]
     pub filter: Option<String>,
     /// On this host, which must have the ublk driver, instead of in a guest
-    #[arg(long, conflicts_with_all = ["kernel", "accel"])]
+    #[arg(long, conflicts_with_all = ["kernel", "all_kernels", "soak", "jobs", "accel"])]
     pub host: bool,
     /// The cases of this image: our init alone, or systemd (newest kernel unless one is named) [default: both where no
     /// kernel and no filter is given, else our init alone]
@@ -37,11 +52,25 @@ pub struct Options {
     pub accel: Choice,
 }
 
-/// The guest's time for all cases.
-fn deadline(accel: Accel) -> Duration {
-    match accel {
-        Accel::Kvm => Duration::from_secs(10 * 60),
-        Accel::Tcg => Duration::from_secs(18 * 60),
+/// Which cases run on a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// Those whose outcome depends on the kernel.
+    Kernel,
+    /// All.
+    Full,
+    /// All, the long ones in full length.
+    Soak,
+}
+
+impl Set {
+    /// The word for it in tables and for the guest.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Full => "full",
+            Self::Soak => "soak",
+        }
     }
 }
 
@@ -62,23 +91,61 @@ pub fn simple(accel: Choice) -> Result<()> {
 /// A guest cannot run, or a case fails.
 pub fn run(options: &Options) -> Result<()> {
     let filter = options.filter.as_deref();
-    let mut results = Results::default();
     if options.host {
-        results = on_host(filter)?;
-    } else {
-        let (plain, with_systemd) = match options.image {
-            Some(kind) => (kind == Kind::Plain, kind == Kind::Systemd),
-            None => (true, options.kernel.is_empty() && filter.is_none()),
-        };
-        if plain {
-            let vm = Vm::new(options.accel)?;
-            results.add("", &guests(&vm, &options.kernel, filter)?);
-        }
-        if with_systemd {
-            results.add("", &systemd(options.accel, &options.kernel, filter)?);
-        }
+        return conclude(&on_host(filter)?);
+    }
+    let chosen = !options.kernel.is_empty() || options.all_kernels || filter.is_some();
+    let (plain, with_systemd) = match options.image {
+        Some(kind) => (kind == Kind::Plain, kind == Kind::Systemd),
+        None => (true, !chosen),
+    };
+    let mut results = Results::default();
+    if plain {
+        results.add("", &several(options, filter)?);
+    }
+    if with_systemd {
+        results.add("", &systemd(options.accel, &options.kernel, filter)?);
     }
     conclude(&results)
+}
+
+/// Runs the kernels that the options name.
+fn several(options: &Options, filter: Option<&str>) -> Result<Results> {
+    let vm = Vm::new(options.accel)?;
+    let usual = if options.soak { Set::Soak } else { Set::Full };
+    let (mut jobs, mut missing) = (Vec::new(), Vec::new());
+    if options.all_kernels {
+        let wanted = |name: &&String| options.kernel.is_empty() || options.kernel.contains(name);
+        for name in vm.manifest.all.iter().filter(wanted) {
+            let set = match options.soak || vm.manifest.default.contains(name) {
+                true => usual,
+                false => Set::Kernel,
+            };
+            match kernel::prepare(&vm.manifest, name) {
+                Ok(kernel) => {
+                    // The newest may be of a series that has its own entry.
+                    jobs.retain(|job: &Job| job.kernel.release != kernel.release);
+                    jobs.push(Job { kernel, set });
+                }
+                Err(error) if error.is::<kernel::NotOnOffer>() => missing.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        // The longest first: at the end no lane then waits long for another.
+        jobs.sort_by_key(|job| job.set == Set::Kernel);
+    } else {
+        let kernels = vm.kernels(&options.kernel)?.into_iter();
+        jobs.extend(kernels.map(|kernel| Job { kernel, set: usual }));
+    }
+    let lanes = options.jobs.unwrap_or_else(lanes::default_jobs);
+    let mut reports = lanes::run(&vm, jobs, filter, lanes)?;
+    reports.sort_by_key(|report| version(&report.series));
+    let results = sum(&reports);
+    if options.write_docs {
+        kernels::write(&reports, &missing)?;
+    }
+    println!("{}", lanes::summary(&reports, &missing));
+    Ok(results)
 }
 
 /// Runs the cases of the image with systemd, on the newest kernel unless others are named. Where its packages cannot be
@@ -102,62 +169,26 @@ pub fn systemd(accel: Choice, names: &[String], filter: Option<&str>) -> Result<
     guests(&vm, if names.is_empty() { &newest } else { names }, filter)
 }
 
-/// Runs the cases on each kernel, one after the other, and sums the results; failures of one
-/// kernel do not keep the others from being tried.
+/// Runs all cases on each kernel, as many at once as this machine has processors, and sums the results; failures of
+/// one kernel do not keep the others from being tried.
 ///
 /// # Errors
 /// A kernel or the image cannot be made ready.
 pub fn guests(vm: &Vm, names: &[String], filter: Option<&str>) -> Result<Results> {
-    let mut all = Results::default();
-    for kernel in vm.kernels(names)? {
-        let results = one(vm, &kernel, filter)?;
-        println!("kernel {}: {}", kernel.release, results.sum());
-        let image = match vm.kind {
-            Kind::Plain => "",
-            Kind::Systemd => " systemd",
-        };
-        all.add(&format!("[{}{image}] ", kernel.name), &results);
-    }
-    Ok(all)
+    let kernels = vm.kernels(names)?.into_iter();
+    let set = Set::Full;
+    let jobs = kernels.map(|kernel| Job { kernel, set }).collect();
+    let reports = lanes::run(vm, jobs, filter, lanes::default_jobs())?;
+    print!("{}", lanes::summary(&reports, &[]));
+    Ok(sum(&reports))
 }
 
-fn one(vm: &Vm, kernel: &Kernel, filter: Option<&str>) -> Result<Results> {
-    let mut program = vec!["/usr/bin/ublk-e2e", "--color=never"];
-    program.extend(filter);
-    let (mut guest, accel, _lock) = vm.guest(kernel, &program, Duration::ZERO)?;
-    guest.deadline = deadline(accel);
-    println!("kernel {} under {accel}", kernel.release);
-    let mut results = Results::default();
-    let mut cells = Cells::default();
-    let outcome = guest.run(&mut |line| {
-        println!("{line}");
-        results.line(line);
-        cells.line(line);
-    })?;
-    println!(
-        "kernel {}: {} after {:.1} s",
-        kernel.release,
-        outcome.verdict,
-        outcome.elapsed.as_secs_f64()
-    );
-    match &outcome.verdict {
-        Verdict::Exit(status) => results.check("ublk-e2e", *status == 0),
-        verdict => results.failed.push(verdict.to_string()),
+fn sum(reports: &[Report]) -> Results {
+    let mut all = Results::default();
+    for report in reports {
+        all.add(&format!("[{}] ", report.name), &report.results);
     }
-    if !outcome.verdict.is_good() {
-        eprintln!("{}", outcome.report());
-    }
-    if vm.kind == Kind::Systemd {
-        results.compare_skips(&vm.manifest.system.skips, filter.is_none());
-        return Ok(results);
-    }
-    results.compare_skips(vm.manifest.expected_skips(&kernel.series), filter.is_none());
-    let matrix = &vm.manifest.matrix;
-    results
-        .failed
-        .extend(cells.compare(matrix, &kernel.series, filter.is_none()));
-    print!("{}", cells.table(matrix, &kernel.series));
-    Ok(results)
+    all
 }
 
 /// Runs the cases on this host.

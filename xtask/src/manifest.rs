@@ -6,8 +6,10 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
+use crate::expected::ExpectedFailure;
 use crate::matrix::Matrix;
 use crate::paths;
+use crate::recovery::Recovery;
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
@@ -15,6 +17,8 @@ use crate::paths;
 pub struct Manifest {
     /// Kernels that are tested when none is named.
     pub default: Vec<String>,
+    /// Kernels of `--all-kernels`.
+    pub all: Vec<String>,
     /// Series below this one are refused by name.
     pub oldest: String,
     /// Options that a kernel's configuration must have.
@@ -30,6 +34,11 @@ pub struct Manifest {
     pub distribution: BTreeMap<String, Distribution>,
     /// Expected skips by series.
     pub skips: BTreeMap<String, Vec<String>>,
+    /// Failures that are the kernel's own.
+    #[serde(default)]
+    pub expected_failures: Vec<ExpectedFailure>,
+    /// What becomes of a device when something of it dies.
+    pub recovery: Recovery,
     /// Operations on backends in modes that are expected to run.
     pub matrix: Matrix,
     /// Programs of the image, with their packages.
@@ -62,6 +71,9 @@ pub struct System {
 pub struct Harmless {
     /// Part of the line.
     pub line: String,
+    /// The series where it is harmless; none means all.
+    #[serde(default)]
+    pub series: Vec<String>,
     /// Why it is harmless: for the reader of the file.
     #[expect(dead_code, reason = "required in the file, read by people")]
     pub reason: String,
@@ -79,6 +91,9 @@ pub struct Distribution {
     pub not: Vec<String>,
     /// Starts of the names of packages that hold the rest.
     pub with: Vec<String>,
+    /// Starts of the names of packages that are worth having, and not needed.
+    #[serde(default)]
+    pub beside: Vec<String>,
     /// Archives; none means those of the host.
     #[serde(default)]
     pub source: Vec<SourceRule>,
@@ -123,6 +138,12 @@ mod tests {
     fn the_projects_own_file_is_sound() {
         let manifest = Manifest::load().unwrap();
         assert_eq!(manifest.default, ["6.12", "newest"]);
+        assert!(
+            manifest
+                .default
+                .iter()
+                .all(|name| manifest.all.contains(name))
+        );
         assert!(manifest.distribution.contains_key("debian"));
         assert!(manifest.distribution.contains_key("ubuntu"));
         assert!(manifest.modules.contains(&"ublk_drv".to_owned()));

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::expected::{ExpectedFailure, How};
+
 /// The error of a task whose last words, the sum, are said already.
 #[derive(Debug)]
 pub struct Told;
@@ -23,6 +25,10 @@ pub struct Results {
     pub failed: Vec<String>,
     /// Cases that were skipped, with their reasons.
     pub skipped: Vec<(String, String)>,
+    /// Failures that are the kernel's own, with their reasons, and cases left out for that.
+    pub forgiven: Vec<(String, String)>,
+    /// Cases that the program left out as it was told.
+    avoided: Vec<String>,
     /// Cases named so far on lines without a result yet.
     pending: Option<String>,
     /// Whether a closing line, `test result:`, was seen.
@@ -43,6 +49,8 @@ impl Results {
         } else if let Some(rest) = line.strip_prefix("SKIP ") {
             let (name, reason) = rest.split_once(':').unwrap_or((rest, ""));
             self.skip(name.trim(), reason.trim());
+        } else if let Some(name) = line.strip_prefix("AVOID ") {
+            self.avoided.push(name.trim().to_owned());
         } else if let Some(rest) = line.strip_prefix("test result: ") {
             self.closing(rest);
         } else if let Some(rest) = line.strip_prefix("test ") {
@@ -117,6 +125,9 @@ impl Results {
         let skips = other.skipped.iter();
         self.skipped
             .extend(skips.map(|(name, reason)| (named(name), reason.clone())));
+        let own = other.forgiven.iter();
+        self.forgiven
+            .extend(own.map(|(name, reason)| (named(name), reason.clone())));
     }
 
     /// Compares the skips with those expected: every one too many or too few, and every one
@@ -149,6 +160,32 @@ impl Results {
         }
     }
 
+    /// Takes the failures that are expected of a series out of the failed ones. One that was expected and did not
+    /// come is a failure, if all cases ran: the list would hide the next one.
+    pub fn forgive(&mut self, expected: &[ExpectedFailure], series: &str, all_ran: bool) {
+        for failure in expected.iter().filter(|failure| failure.is_of(series)) {
+            let from = match failure.how {
+                How::Avoided => &mut self.avoided,
+                How::Fails | How::MayFail => &mut self.failed,
+            };
+            let (own, others): (Vec<_>, Vec<_>) = from.drain(..).partition(|name| failure.is(name));
+            *from = others;
+            if own.is_empty() && all_ran && failure.how != How::MayFail {
+                let what = match failure.how {
+                    How::Avoided => "expected to be left out, there is no such case",
+                    How::Fails | How::MayFail => "expected to fail, did not",
+                };
+                self.failed.push(format!("{}: {what}", failure.case));
+            }
+            let told = own.into_iter().map(|name| (name, failure.reason.clone()));
+            self.forgiven.extend(told);
+        }
+        // What nobody had asked for.
+        let odd = self.avoided.drain(..);
+        self.failed
+            .extend(odd.map(|name| format!("{name}: left out, nobody knows why")));
+    }
+
     /// The closing line.
     pub fn sum(&self) -> String {
         format!("{} passed, {} failed", self.passed, self.failed.len())
@@ -170,6 +207,7 @@ fn plain(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::Results;
+    use crate::expected::{ExpectedFailure, How};
 
     fn of(text: &str) -> Results {
         let mut results = Results::default();
@@ -240,6 +278,37 @@ mod tests {
         let mut results = of("SKIP no_reason:\n");
         results.compare_skips(&["no_reason".into()], true);
         assert_eq!(results.failed.len(), 1, "{results:?}");
+    }
+
+    /// L91 A failure that is the kernel's own does not fail the run; one that did not come does, and so does every
+    /// other.
+    #[test]
+    fn l91_expected_failures_are_compared() {
+        let expected = |case: &str, how| ExpectedFailure {
+            series: vec!["7.0".into()],
+            case: case.into(),
+            how,
+            reason: "the driver".into(),
+        };
+        let failed = |expected: &[ExpectedFailure], series: &str| {
+            let mut results = of("test a ... FAILED\nAVOID c\n\
+                test result: FAILED. 0 passed; 1 failed; 0 ignored\n");
+            results.check("program", false);
+            results.forgive(expected, series, true);
+            (results.failed.len(), results.forgiven.len())
+        };
+        let (a, c) = (expected("a*", How::Fails), expected("c", How::Avoided));
+        let b = |how| expected("b", how);
+        assert_eq!(failed(&[a.clone(), c.clone()], "7.0"), (0, 2));
+        assert_eq!(
+            failed(&[a.clone(), c.clone(), b(How::Fails)], "7.0"),
+            (1, 2)
+        );
+        assert_eq!(
+            failed(&[a.clone(), c.clone(), b(How::MayFail)], "7.0"),
+            (0, 2)
+        );
+        assert_eq!(failed(&[a, c], "7.1"), (2, 0));
     }
 
     #[test]

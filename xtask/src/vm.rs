@@ -176,12 +176,7 @@ impl Vm {
                 .to_vec(),
             deadline,
             directory,
-            harmless: self
-                .manifest
-                .harmless
-                .iter()
-                .map(|h| h.line.clone())
-                .collect(),
+            harmless: crate::expected::harmless(&self.manifest.harmless, &kernel.series),
         };
         Ok((guest, accel, lock))
     }

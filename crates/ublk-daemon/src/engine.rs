@@ -208,6 +208,11 @@ impl Engine for Real {
             Opened::Null(null) => Server::arm(node, geometry, plan, null),
             Opened::Memory(memory) => Server::arm_mapped(node, geometry, plan, memory),
             Opened::File(file) => {
+                #[cfg(feature = "kill-points")]
+                if let Some(trap) = crate::trap::Trap::from_env(&file) {
+                    let server = Server::arm(node, geometry, plan, trap);
+                    return Ok(Box::new(server.map_err(|e| not_armed(&e))?));
+                }
                 let server = File::arm(node, geometry, plan, Arc::clone(&file));
                 let server = server.map_err(|e| not_armed(&e))?;
                 return Ok(Box::new(FileServer {

@@ -34,4 +34,6 @@ pub mod shm;
 pub mod signals;
 pub mod state;
 mod sys;
+#[cfg(feature = "kill-points")]
+mod trap;
 pub mod wire;

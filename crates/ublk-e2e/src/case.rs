@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use libtest_mimic::{Failed, Trial};
@@ -12,6 +12,48 @@ use crate::{cli, procfs};
 
 /// The longest a case may take. Slower is a hang: software emulation was allowed for.
 const LIMIT: Duration = secs(150);
+
+/// The same where cases go on for long on purpose.
+const SOAK_LIMIT: Duration = secs(45 * 60);
+
+/// Which cases run, and how long they go on: `$UBLK_E2E_SET`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Set {
+    /// Those whose outcome depends on the kernel.
+    Kernel,
+    /// All.
+    Full,
+    /// All, and the long ones in full length.
+    Soak,
+}
+
+/// What the runner wants.
+pub fn set() -> Set {
+    match std::env::var("UBLK_E2E_SET").as_deref() {
+        Ok("kernel") => Set::Kernel,
+        Ok("soak") => Set::Soak,
+        _ => Set::Full,
+    }
+}
+
+/// How many rounds: `usual`, or `long` in a soak.
+pub fn rounds(usual: usize, long: usize) -> usize {
+    if set() == Set::Soak { long } else { usual }
+}
+
+/// Whether this machine is emulated in software.
+pub fn emulated() -> bool {
+    std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("QEMU TCG"))
+}
+
+/// Names, or starts of names before a `*`, of cases that must not be run on this kernel: `$UBLK_E2E_AVOID`.
+fn avoided(name: &str, patterns: &str) -> bool {
+    let fits = |pattern: &str| match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == pattern,
+    };
+    patterns.split_whitespace().any(fits)
+}
 
 /// A case to be run.
 pub struct Case {
@@ -41,6 +83,17 @@ impl Case {
         self
     }
 
+    /// Whether the runner wants this case left out, since it would end this kernel.
+    pub fn is_avoided(&self) -> bool {
+        let patterns = std::env::var("UBLK_E2E_AVOID").unwrap_or_default();
+        avoided(&self.name, &patterns)
+    }
+
+    /// Tells that the case is left out.
+    pub fn tell_avoided(&self) {
+        println!("AVOID {}", self.name);
+    }
+
     /// Tells that the case is skipped, if it is: the runner compares these lines with the skips it
     /// expects (L91).
     pub fn announce(&self) {
@@ -62,7 +115,21 @@ impl Case {
     /// What libtest-mimic runs.
     pub fn trial(self) -> Trial {
         let Self { name, body, skip } = self;
-        Trial::test(name, move || run(body)).with_ignored_flag(skip.is_some())
+        let named = name.clone();
+        Trial::test(name, move || {
+            let start = Instant::now();
+            let result = run(body);
+            took(&named, start.elapsed());
+            if let Err(failed) = &result {
+                // At once: the list at the end is not reached by a guest that runs out of time.
+                println!(
+                    "failure of {named}: {}",
+                    failed.message().unwrap_or_default()
+                );
+            }
+            result
+        })
+        .with_ignored_flag(skip.is_some())
     }
 }
 
@@ -75,10 +142,15 @@ fn run(body: Box<dyn FnOnce() -> Result<()> + Send>) -> Result<(), Failed> {
         let _ = sender.send(());
         result
     });
-    let result = match end.recv_timeout(LIMIT) {
+    let limit = if set() == Set::Soak {
+        SOAK_LIMIT
+    } else {
+        LIMIT
+    };
+    let result = match end.recv_timeout(limit) {
         Err(RecvTimeoutError::Timeout) => Err(anyhow!(
             "no end within {} s; in uninterruptible waits: {:?}",
-            LIMIT.as_secs(),
+            limit.as_secs(),
             procfs::stuck()
         )),
         Ok(()) | Err(RecvTimeoutError::Disconnected) => match thread.join() {
@@ -128,14 +200,59 @@ pub fn cell(backend: &str, mode: &str, operation: &str, outcome: &str) {
     all.push(format!("CELL {backend} {mode} {operation} {outcome}"));
 }
 
-/// Prints what was measured, and the cells.
+/// Notes what became of a step of a device's life: the same for the recovery matrix.
+pub fn recovery_cell(policy: &str, event: &str, load: &str, outcome: &str) {
+    let mut all = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
+    all.push(format!("RECOVERY {policy} {event} {load} {outcome}"));
+}
+
+/// Notes a feature of this kernel.
+pub fn feature(name: &str, available: bool) {
+    let mut all = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
+    all.push(format!(
+        "FEATURE {name} {}",
+        if available { "yes" } else { "no" }
+    ));
+}
+
+static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+
+fn took(name: &str, time: Duration) {
+    let mut all = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    all.push((time, name.to_owned()));
+}
+
+/// How many of the slowest cases are told.
+const SLOWEST: usize = 12;
+
+/// Prints what was measured, the cells, and which cases took longest.
 pub fn print_measured() {
     let cells = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
     for line in cells.iter() {
         println!("{line}");
     }
+    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    times.sort();
+    let sum: Duration = times.iter().map(|(time, _)| *time).sum();
+    for (time, name) in times.iter().rev().take(SLOWEST) {
+        println!("slowest: {:6.1} s  {name}", time.as_secs_f64());
+    }
+    println!("all cases: {:.1} s", sum.as_secs_f64());
     let all = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
     for text in all.iter() {
         println!("measured: {text}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::avoided;
+
+    #[test]
+    fn names_and_starts_of_names_are_avoided() {
+        assert!(avoided("resize_up", "x resize_up"));
+        assert!(avoided("resize_up", "resize_*"));
+        assert!(!avoided("resize_up", "resize"));
+        assert!(!avoided("resize_up", ""));
     }
 }

@@ -18,6 +18,8 @@ pub mod code {
     pub const FAILED: i32 = 1;
     /// Wrong use.
     pub const USAGE: i32 = 2;
+    /// Not done within the deadline.
+    pub const TIMED_OUT: i32 = 3;
     /// No such device.
     pub const NO_DEVICE: i32 = 32;
 }

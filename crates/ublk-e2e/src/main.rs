@@ -60,10 +60,16 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     // A runner reads the lines, in a guest whose channel looks like a terminal.
     arguments.color.get_or_insert(ColorSetting::Never);
-    let all: Vec<_> = cases::all();
+    let (avoided, all): (Vec<_>, Vec<_>) = cases::all(case::set())
+        .into_iter()
+        .partition(case::Case::is_avoided);
     if !arguments.list {
-        let chosen = all.iter().filter(|c| c.named(arguments.filter.as_ref()));
-        chosen.for_each(case::Case::announce);
+        let named = |c: &&case::Case| c.named(arguments.filter.as_ref());
+        avoided
+            .iter()
+            .filter(named)
+            .for_each(case::Case::tell_avoided);
+        all.iter().filter(named).for_each(case::Case::announce);
     }
     let trials = all.into_iter().map(case::Case::trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -6,7 +6,7 @@
 
 use std::io::{BufRead, Write};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -179,6 +179,10 @@ pub fn serve(words: &[String]) -> Result<()> {
                 .parse()
                 .map_err(Into::into)
                 .and_then(|n| rounds(n, &options)),
+            ["many", count] => count
+                .parse()
+                .map_err(Into::into)
+                .and_then(|n| many(n, &options)),
             ["check", offset, len, generation] => check(&memory, [offset, len, generation]),
             words => match &served {
                 Some(served) => command(words, served),
@@ -284,15 +288,60 @@ fn rounds(count: usize, options: &Options) -> Result<Value> {
         Ok(())
     };
     let before = procfs::footprint(me)?;
+    let start = Instant::now();
     for number in 0..count {
         round(number).with_context(|| format!("round {number}"))?;
     }
-    // Threads and rings end on their own time after the device is gone; what stays is a leak.
-    let after = until("the footprint of the start", secs(10), || {
+    let ms = millis(start);
+    let after = settled(me, before)?;
+    let kib = procfs::status(me, "VmRSS")? >> 10;
+    Ok(json!({"before": show(before), "after": show(after), "ms": ms, "kib": kib}))
+}
+
+/// Makes so many devices, all there at once, reads of each, removes them.
+fn many(count: usize, options: &Options) -> Result<Value> {
+    let me = std::process::id();
+    let memory = Arc::new(Memory::new(options.size, options.block_size)?);
+    let before = procfs::footprint(me)?;
+    let resident = procfs::status(me, "VmRSS")? >> 10;
+    let start = Instant::now();
+    let mut devices = Vec::new();
+    for number in 0..count {
+        let served = options.start(&memory);
+        devices.push(served.with_context(|| format!("device {number}"))?);
+    }
+    let made = millis(start);
+    let grown = (procfs::status(me, "VmRSS")? >> 10).saturating_sub(resident);
+    for Served { device, .. } in &devices {
+        crate::direct_io::Direct::open_read(&device.path())?.read(0, 4096)?;
+    }
+    let start = Instant::now();
+    let found = devices.len();
+    for Served { device, .. } in devices {
+        device.remove()?;
+    }
+    let removed = millis(start);
+    let after = settled(me, before)?;
+    Ok(
+        json!({"devices": found, "made_ms": made, "removed_ms": removed,
+        "kib_each": grown / count.max(1) as u64, "before": show(before), "after": show(after)}),
+    )
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What the process holds once its threads and rings have ended, which they do on their own time after the device is
+/// gone; what stays is a leak.
+fn settled(me: u32, before: procfs::Footprint) -> Result<procfs::Footprint> {
+    until("the footprint of the start", secs(10), || {
         let now = procfs::footprint(me)?;
         Ok((now == before).then_some(now))
     })
-    .or_else(|_| procfs::footprint(me))?;
-    let show = |f: procfs::Footprint| json!([f.descriptors, f.rings, f.threads]);
-    Ok(json!({"before": show(before), "after": show(after)}))
+    .or_else(|_| procfs::footprint(me))
+}
+
+fn show(f: procfs::Footprint) -> Value {
+    json!([f.descriptors, f.rings, f.threads])
 }

@@ -367,7 +367,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                     .operation_completed(operation, completion.res, completion.flags);
                 Ok(())
             }
-            Kind::Forward => self.forward_completed(port, number, completion.res),
+            Kind::Forward => self.forward_completed(port, number, word.turn, completion.res),
             Kind::Sync => {
                 self.sync_completed(port, number, completion.res);
                 Ok(())

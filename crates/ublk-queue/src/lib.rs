@@ -49,4 +49,6 @@ pub use raw::RawQueue;
 pub use request::{KeptRequest, OwnedRequest, Request};
 pub use server::{Error, Plan, Report, Server};
 pub use shmem::SharedMemory;
+#[cfg(feature = "kill-points")]
+pub use worker::EndThread;
 pub use worker::{LaneHandle, LaneSpec, Next, Worker, WorkerError};

@@ -148,6 +148,11 @@ impl<D, H> LaneSpec<D, H> {
     }
 }
 
+/// Panicked with by a handler, it ends the queue's thread as a defect of the engine would (L24). For tests.
+#[cfg(feature = "kill-points")]
+#[derive(Debug, Clone, Copy)]
+pub struct EndThread;
+
 /// A lane as seen from outside its worker's thread.
 #[derive(Clone)]
 pub struct LaneHandle(Arc<LaneShared>);
@@ -336,6 +341,10 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             match catch_unwind(AssertUnwindSafe(|| step(self))) {
                 Ok(result) => return result,
                 Err(panic) => {
+                    #[cfg(feature = "kill-points")]
+                    if panic.is::<EndThread>() {
+                        std::panic::resume_unwind(panic);
+                    }
                     let mut lanes = self.lanes.iter_mut();
                     if !lanes.any(|lane| lane.recover_from_panic(&mut self.port)) {
                         // Not a handler's: a defect of the engine, which ends the thread and is told so.

@@ -22,6 +22,29 @@ pub struct Packages {
     pub apt: Apt,
 }
 
+/// A series that the package index does not have (any more).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotOnOffer {
+    series: String,
+    why: String,
+}
+
+impl NotOnOffer {
+    fn new(series: &str, why: String) -> Self {
+        let series = series.to_owned();
+        Self { series, why }
+    }
+}
+
+impl std::fmt::Display for NotOnOffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { series, why } = self;
+        write!(f, "no kernel {series}: {why}")
+    }
+}
+
+impl std::error::Error for NotOnOffer {}
+
 /// Finds the newest kernel of a series, or of all for `newest`.
 ///
 /// # Errors
@@ -40,35 +63,71 @@ pub fn packages(manifest: &Manifest, series: &str) -> Result<Packages> {
         series => format!("{}{series}", distribution.image),
     };
     let names = apt.names(&start)?;
-    let Some(image) = newest(&names, distribution, series) else {
-        let mut known: Vec<_> = apt
-            .names(&distribution.image)?
-            .iter()
-            .filter_map(|name| release(name, distribution))
-            .map(|release| series_of(&release))
-            .collect();
-        known.sort_by_key(|series| numbers(series));
-        known.dedup();
-        bail!(
-            "no kernel {series} in the package index; it has {}",
-            known.join(", ")
-        );
-    };
-    let release = release(&image, distribution).context("matched above")?;
+    let mut lacking = Vec::new();
+    for image in newest_first(&names, distribution, series) {
+        let release = release(&image, distribution).context("matched above")?;
+        match whole(&apt, distribution, &image, &release)? {
+            Ok(packages) => return Ok(keyed(release, packages, apt)),
+            Err(missing) => lacking.push(missing),
+        }
+    }
+    if let Some(newest) = lacking.first() {
+        let why = format!("the package index has the kernel, but no longer {newest}");
+        return Err(NotOnOffer::new(series, why).into());
+    }
+    let mut known: Vec<_> = apt
+        .names(&distribution.image)?
+        .iter()
+        .filter_map(|name| release(name, distribution))
+        .map(|release| series_of(&release))
+        .collect();
+    known.sort_by_key(|series| numbers(series));
+    known.dedup();
+    let why = format!(
+        "the package index does not have it; it has {}",
+        known.join(", ")
+    );
+    Err(NotOnOffer::new(series, why).into())
+}
+
+/// An image package with all that it needs of the kernel's own packages; the name of one that the index lacks.
+fn whole(
+    apt: &Apt,
+    distribution: &Distribution,
+    image: &str,
+    release: &str,
+) -> Result<Result<Vec<Package>, String>> {
     let found = apt
-        .find(&image)?
+        .find(image)?
         .with_context(|| format!("no version of {image}"))?;
+    let with: Vec<_> = distribution
+        .with
+        .iter()
+        .map(|prefix| format!("{prefix}{release}"))
+        .collect();
+    let needed = found.depends.clone();
     let mut packages = vec![found];
-    for prefix in &distribution.with {
+    for name in with {
+        match apt.find(&name)? {
+            Some(package) => packages.push(package),
+            None if needed.contains(&name) => return Ok(Err(name)),
+            None => {}
+        }
+    }
+    for prefix in &distribution.beside {
         packages.extend(apt.find(&format!("{prefix}{release}"))?);
     }
+    Ok(Ok(packages))
+}
+
+fn keyed(release: String, packages: Vec<Package>, apt: Apt) -> Packages {
     let digests: Vec<_> = packages.iter().map(|p| &p.sha256[..8]).collect();
-    Ok(Packages {
-        release,
+    Packages {
         key: digests.join("-"),
+        release,
         packages,
         apt,
-    })
+    }
 }
 
 /// The package index of the host's distribution, fetched.
@@ -97,13 +156,22 @@ fn release(name: &str, distribution: &Distribution) -> Option<String> {
     (digits && !not && numbers(version).len() >= 3).then(|| release.to_owned())
 }
 
-fn newest(names: &[String], distribution: &Distribution, series: &str) -> Option<String> {
-    names
+/// The image packages of a series, or of all for `newest`.
+fn newest_first(names: &[String], distribution: &Distribution, series: &str) -> Vec<String> {
+    let mut found: Vec<_> = names
         .iter()
-        .filter_map(|name| Some((name, release(name, distribution)?)))
-        .filter(|(_, release)| series == "newest" || series_of(release) == series)
-        .max_by_key(|(_, release)| numbers(release))
-        .map(|(name, _)| name.clone())
+        .filter_map(|name| Some((numbers(&release(name, distribution)?), name)))
+        .filter(|(_, name)| {
+            let release = release(name, distribution).unwrap_or_default();
+            series == "newest" || series_of(&release) == series
+        })
+        .collect();
+    found.sort();
+    found
+        .into_iter()
+        .rev()
+        .map(|(_, name)| name.clone())
+        .collect()
 }
 
 fn sources(distribution: &Distribution) -> Result<Vec<Source>> {
@@ -160,7 +228,7 @@ pub fn host_id() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{newest, release};
+    use super::{newest_first, release};
     use crate::manifest::Manifest;
 
     fn names(list: &[&str]) -> Vec<String> {
@@ -181,7 +249,7 @@ mod tests {
             "linux-image-7.3.9+deb13-cloud-amd64",
             "linux-image-amd64",
         ]);
-        let of = |series| newest(&names, debian, series);
+        let of = |series| newest_first(&names, debian, series).into_iter().next();
         assert_eq!(of("6.12").unwrap(), "linux-image-6.12.117+deb13-amd64");
         assert_eq!(of("newest").unwrap(), "linux-image-7.3.4+deb13-amd64");
         assert_eq!(of("6.1").unwrap(), "linux-image-6.1.300+deb12-amd64");

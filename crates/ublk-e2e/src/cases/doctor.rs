@@ -193,9 +193,9 @@ fn device_limit() -> Result<()> {
     });
     let device = Spec::mem("16M").add()?;
     finds(&doctor()?, "device limit", "warn", "ublks_max")?;
-    // Some kernels from 6.3 to 6.14 count the devices of root, too, and refuse the second.
+    // Kernels from 6.3 to 6.14 count the devices of root, too, and refuse the second.
     let second = cli::ublkctl(&ADD)?;
-    if second.status.success() {
+    if crate::sysfs::kernel() >= (6, 15) {
         cli::Device::of(&second, &Spec::mem("16M").depth(128))?.delete()?;
     } else {
         cli::failed(second, code::FAILED, &["ublks_max"])?;

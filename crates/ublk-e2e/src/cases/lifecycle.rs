@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use crate::case::{Case, measured};
+use crate::case::{self, Case, measured};
 use crate::cli::{self, Spec, cpus, ublkctl, ublkctl_json};
 use crate::embed::Embedded;
 use crate::wait::{secs, until};
@@ -26,7 +26,6 @@ pub fn cases() -> Vec<Case> {
         Case::new("foreground_ends_with_sigterm", || foreground(Signal::TERM)),
         Case::new("server_told_to_end_deletes_its_device", server_told_to_end),
         Case::new("ten_rounds_of_the_tool", ten_rounds),
-        Case::new("l23_a_hundred_rounds_leave_nothing", hundred_rounds),
         Case::new("l20_depths_from_1_to_4096", depths),
         Case::new("l04_more_queues_than_cpus", more_queues_than_cpus),
         Case::new("l22_stop_writes_back_what_is_dirty", stop_writes_back),
@@ -71,15 +70,14 @@ fn ready() -> Result<()> {
     Ok(())
 }
 
-/// Whether this machine is emulated in software.
-fn emulated() -> bool {
-    std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("QEMU TCG"))
-}
-
 /// L21 From `add` to the first block read: what it takes is printed. A sleep anywhere on the way
 /// would show; the limit here leaves room for a busy host, the aim is the benchmark's.
 fn start_time() -> Result<()> {
-    let (aim, limit) = if emulated() { (150, 1500) } else { (20, 500) };
+    let (aim, limit) = if case::emulated() {
+        (150, 1500)
+    } else {
+        (20, 500)
+    };
     let mut times = Vec::new();
     for _ in 0..7 {
         let start = Instant::now();
@@ -200,20 +198,6 @@ fn ten_rounds() -> Result<()> {
         cli::nothing_left(secs(5)).with_context(|| format!("round {round}"))?;
     }
     Ok(())
-}
-
-/// L23 A hundred devices one after the other in one process: no descriptor, mapping, thread or node
-/// is left.
-fn hundred_rounds() -> Result<()> {
-    let mut embedded = Embedded::idle(&["queues=2"])?;
-    let answer = embedded.ask("rounds 100")?;
-    let (before, after) = (&answer["before"], &answer["after"]);
-    ensure!(
-        before.is_array() && before == after && before[1] == 0,
-        "[descriptors, of rings and nodes, threads] before: {before}, after: {after}"
-    );
-    ensure!(sysfs::present().is_empty(), "left: {:?}", sysfs::present());
-    embedded.end()
 }
 
 /// L20 Every tag of every queue is fetched, whatever their number; START_DEV would hang else.

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::case::Case;
+use crate::case::{Case, feature};
 use crate::cli::{self, Spec, code, ublkctl, ublkctl_json};
 use crate::{json, sysfs};
 
@@ -51,6 +51,9 @@ fn features() -> Result<()> {
             .any(|f| f["name"] == name && f["available"] == true)
     };
     ensure!(has("CMD_IOCTL_ENCODE") && has("USER_COPY"), "{value}");
+    for entry in &list {
+        feature(&json::text(entry, "name")?, entry["available"] == true);
+    }
     // What came after 6.12 is there in a kernel that has it, and only there.
     let newer = sysfs::kernel() >= (7, 0);
     ensure!(

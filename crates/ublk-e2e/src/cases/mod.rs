@@ -4,6 +4,7 @@ mod attributes;
 mod bad_input;
 mod config;
 mod data;
+mod deaths;
 mod discard;
 mod doctor;
 mod examples;
@@ -16,6 +17,8 @@ mod idle;
 mod kill;
 mod lifecycle;
 mod lists;
+mod many;
+mod mayhem;
 mod modes;
 mod orphans;
 mod processes;
@@ -23,15 +26,16 @@ mod recovery;
 mod resize;
 mod shared_memory;
 mod stop;
+mod stuck;
 mod systemd;
 mod udev;
 mod unprivileged;
 mod upgrade;
 
-use crate::case::Case;
+use crate::case::{Case, Set};
 
-/// All cases, the quick ones first.
-pub fn all() -> Vec<Case> {
+/// The cases of a set, the quick ones first.
+pub fn all(set: Set) -> Vec<Case> {
     // The guest with systemd has cases of its own, and the others need tools that it lacks.
     if crate::systemd::here() {
         return [systemd::cases(), udev::cases()]
@@ -39,36 +43,46 @@ pub fn all() -> Vec<Case> {
             .flatten()
             .collect();
     }
+    // What the driver of each kernel does in its own way.
     let mut all: Vec<Case> = [
         lifecycle::cases(),
-        attributes::cases(),
-        data::cases(),
-        discard::cases(),
         modes::cases(),
         idle::cases(),
         shared_memory::cases(),
-        file_systems::cases(),
-        faults::cases(),
-        file::cases(),
         file_matrix::cases(),
-        processes::cases(),
         lists::cases(),
-        bad_input::cases(),
-        config::cases(),
         kill::cases(),
         hang::cases(),
         recovery::cases(),
+        deaths::cases(),
+        many::cases(),
+        mayhem::cases(),
         orphans::cases(),
         resize::cases(),
         stop::cases(),
+        stuck::cases(),
         unprivileged::cases(),
         upgrade::cases(),
-        examples::cases(),
-        doctor::cases(),
     ]
     .into_iter()
     .flatten()
     .collect();
+    if set != Set::Kernel {
+        let others = [
+            attributes::cases(),
+            data::cases(),
+            discard::cases(),
+            file_systems::cases(),
+            faults::cases(),
+            file::cases(),
+            processes::cases(),
+            bad_input::cases(),
+            config::cases(),
+            examples::cases(),
+            doctor::cases(),
+        ];
+        all.extend(others.into_iter().flatten());
+    }
     all.sort_by_key(|case| !case.is_simple());
     all
 }

@@ -280,7 +280,8 @@ fn foreign() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// L40 A state file that is a link, or that others may write, is not used, and the message says so.
+/// L40 A state file that is a link, that others may write, that belongs to another user or is of another version is not
+/// used, and the message says so.
 fn tampered() -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let device = add("queue")?;
@@ -299,12 +300,30 @@ fn tampered() -> Result<()> {
     std::os::unix::fs::symlink(&aside, &path)?;
     cli::fails(&["recover", &id], code::FAILED, &["not trusted", "link"])?;
     std::fs::rename(&aside, &path)?;
+    // Root wrote it; who else could have may have meant any file to be served.
+    std::os::unix::fs::chown(&path, Some(1), Some(1))?;
+    for verb in ["recover", "upgrade"] {
+        cli::fails(
+            &[verb, &id],
+            code::FAILED,
+            &["not trusted", "belongs to another user"],
+        )?;
+    }
+    std::os::unix::fs::chown(&path, Some(0), Some(0))?;
     let text = std::fs::read_to_string(&path)?;
     let newer = text.replacen("\"version\": ", "\"version\": 9", 1);
     ensure!(newer != text, "no version in {text}");
     std::fs::write(&path, newer)?;
     cli::fails(&["recover", &id], code::FAILED, &["version 9"])?;
-    std::fs::write(&path, text)?;
+    std::fs::write(&path, &text)?;
     recover(&device)?;
+    // A live device whose record another version wrote keeps its server.
+    let server = device.server_now()?;
+    let text = std::fs::read_to_string(&path)?;
+    std::fs::write(&path, text.replacen("\"version\": ", "\"version\": 9", 1))?;
+    cli::fails(&["upgrade", &id], code::FAILED, &["version 9"])?;
+    std::fs::write(&path, &text)?;
+    ensure!(device.server_now()? == server, "it has another server");
+    end(reader(&device))?.context("I/O after an upgrade that was refused")?;
     device.delete()
 }

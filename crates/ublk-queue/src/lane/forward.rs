@@ -23,6 +23,9 @@ use crate::user_data::{Kind, UserData};
 /// How often an operation that was interrupted, or found the kernel busy, is pushed again.
 const MAX_AGAIN: u8 = 16;
 
+/// The `turn` of a REGISTER that completes in its operation's stead.
+const REGISTER: u16 = 1;
+
 /// A tag's forwarded request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Forwarded {
@@ -275,41 +278,52 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.data == DataMode::ZeroCopyManual || io.flags.needs_registration()
     }
 
-    /// Pushes REGISTER, the operation, UNREGISTER as a chain of which only the operation completes. A REGISTER that
-    /// fails completes in the operation's stead: what follows an entry with CQE_SKIP_SUCCESS is cancelled silently
+    /// Pushes REGISTER and the operation as a chain of which only the operation completes. A REGISTER that fails
+    /// completes in the operation's stead: what follows an entry with CQE_SKIP_SUCCESS is cancelled silently
     /// (`req_set_fail`, io_uring/io_uring.h).
     fn push_registered(&mut self, port: &mut P, tag: Tag, sqe: Sqe64) -> bool {
-        let word = |kind| UserData::batch(self.index, self.generation, kind, tag.get()).pack();
-        let command = |cmd_op| {
-            let payload = ublksrv_io_cmd {
-                q_id: self.qid.get(),
-                tag: tag.get(),
-                result: 0,
-                addr: u64::from(self.buf_base + tag.get()),
-            };
-            let fd = Fd::Registered(u32::from(self.index));
-            // SAFETY: the command names a slot of the ring's table, no memory of ours.
-            let sqe = unsafe { op::uring_cmd(fd, cmd_op, &payload.to_bytes()) };
-            sqe.flags(SqeFlags::CQE_SKIP_SUCCESS)
-        };
-        let register = command(UBLK_U_IO_REGISTER_IO_BUF)
-            .user_data(word(Kind::Forward))
+        let mut word = UserData::batch(self.index, self.generation, Kind::Forward, tag.get());
+        word.turn = REGISTER;
+        let register = self
+            .buffer_command(UBLK_U_IO_REGISTER_IO_BUF, word, tag)
             .flags(SqeFlags::LINK);
-        // Hard: a short or failed operation must not leave the slot taken.
-        let sqe = sqe.flags(SqeFlags::HARDLINK);
-        let unregister = command(UBLK_U_IO_UNREGISTER_IO_BUF).user_data(word(Kind::Link));
-        make_room(port, 3)
-            && [register, sqe, unregister]
+        make_room(port, 2)
+            && [register, sqe]
                 .iter()
                 .all(|sqe| port.push_operation(sqe).is_ok())
     }
 
-    /// Takes the completion of a tag's operation.
+    /// Gives the tag's slot of the ring's table free again. Submitted before the commit: until Linux 6.17 the driver
+    /// takes it only while the request is in the server's hands, and the request would never complete.
+    fn push_unregister(&mut self, port: &mut P, tag: Tag) {
+        let word = UserData::batch(self.index, self.generation, Kind::Link, tag.get());
+        let unregister = self.buffer_command(UBLK_U_IO_UNREGISTER_IO_BUF, word, tag);
+        if !make_room(port, 1) || port.push_operation(&unregister).is_err() {
+            // The ring takes nothing any more, the commit included: the worker ends.
+            self.stale();
+        }
+    }
+
+    fn buffer_command(&self, cmd_op: u32, word: UserData, tag: Tag) -> Sqe64 {
+        let payload = ublksrv_io_cmd {
+            q_id: self.qid.get(),
+            tag: tag.get(),
+            result: 0,
+            addr: u64::from(self.buf_base + tag.get()),
+        };
+        let fd = Fd::Registered(u32::from(self.index));
+        // SAFETY: the command names a slot of the ring's table, no memory of ours.
+        let sqe = unsafe { op::uring_cmd(fd, cmd_op, &payload.to_bytes()) };
+        sqe.user_data(word.pack()).flags(SqeFlags::CQE_SKIP_SUCCESS)
+    }
+
+    /// Takes the completion of a tag's operation, or that of its REGISTER, by `turn`.
     #[inline]
     pub(super) fn forward_completed(
         &mut self,
         port: &mut P,
         tag: u16,
+        turn: u16,
         res: i32,
     ) -> Result<(), LaneError> {
         let (Ok(tag), Some(forwarded)) = (
@@ -326,6 +340,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let by_hand =
             self.data == DataMode::ZeroCopyManual || forwarded.io.flags.needs_registration();
         forwarded.enough = 0;
+        let registered = is_data && by_hand && turn != REGISTER;
+        if registered && matches!(self.shared.path, DataPath::Registered) {
+            self.push_unregister(port, tag);
+        }
+        let forwarded = &mut self.forwards.tags[tag.index()];
         match Errno::from_result(res) {
             Ok(moved) if is_data => {
                 forwarded.done += moved;
@@ -341,11 +360,6 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             }
             Ok(_) => self.forward_done(port, tag, Ok(())),
             Err(Errno::EINTR | Errno::EAGAIN) if forwarded.again < MAX_AGAIN => {
-                forwarded.again += 1;
-                self.push_forward(port, tag);
-            }
-            // REGISTER of the rest of a short transfer: the UNREGISTER behind the first part has not run yet.
-            Err(Errno::EBUSY) if is_data && by_hand && forwarded.again < MAX_AGAIN => {
                 forwarded.again += 1;
                 self.push_forward(port, tag);
             }

@@ -1,0 +1,132 @@
+//! Many devices at once, and one after the other.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::case::{self, Case, measured};
+use crate::cli::{self, Device, Spec, ublkctl_json};
+use crate::embed::Embedded;
+use crate::json;
+use crate::sysfs;
+use crate::wait::secs;
+
+/// The driver's limit, which can be changed while it is loaded.
+const LIMIT: &str = "/sys/module/ublk_drv/parameters/ublks_max";
+
+pub fn cases() -> Vec<Case> {
+    let guest = "the driver's limit is changed in the test guest only";
+    vec![
+        Case::new("many_devices_of_the_tool", of_the_tool).only_if(sysfs::in_guest(), guest),
+        Case::new("many_devices_in_one_process", in_one_process).only_if(sysfs::in_guest(), guest),
+        Case::new("l23_a_hundred_rounds_leave_nothing", many_rounds),
+    ]
+}
+
+/// The limit raised, and set back in the end.
+struct Raised(String);
+
+impl Raised {
+    fn new(to: usize) -> Result<Self> {
+        let before = std::fs::read_to_string(LIMIT).context(LIMIT)?;
+        std::fs::write(LIMIT, to.to_string()).context(LIMIT)?;
+        Ok(Self(before.trim().to_owned()))
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        // The next case that needs the usual limit will tell.
+        let _ = std::fs::write(LIMIT, &self.0);
+    }
+}
+
+/// Devices of the tool, each with processes of its own, all there at the same time.
+fn of_the_tool() -> Result<()> {
+    let count = case::rounds(16, 64);
+    // Linux 6.3 to 6.14 count all devices, and 64 is the usual limit.
+    let _raised = Raised::new(count + 8)?;
+    let start = Instant::now();
+    let mut devices: Vec<Device> = Vec::new();
+    for number in 0..count {
+        let device = Spec::mem("4M").depth(8).with(&["--max-io", "16K"]).add();
+        devices.push(device.with_context(|| format!("device {number}"))?);
+    }
+    let rate = per_second(count, start);
+    let listed = ublkctl_json(&["list"])?;
+    ensure!(
+        listed.as_array().is_some_and(|l| l.len() == count),
+        "{listed}"
+    );
+    for (number, device) in (1..).zip(&devices) {
+        device.open()?.write_pattern(0, 16_384, number)?;
+    }
+    for (number, device) in (1..).zip(&devices) {
+        device.open()?.check_pattern(0, 16_384, number)?;
+    }
+    let start = Instant::now();
+    for device in devices {
+        device.delete()?;
+    }
+    measured(format!(
+        "{count} devices of the tool at once: {rate:.1} added and {:.1} deleted a second",
+        per_second(count, start)
+    ));
+    cli::nothing_left(secs(10))
+}
+
+fn per_second(count: usize, since: Instant) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / since.elapsed().as_secs_f64()
+}
+
+/// Devices of one process, as far as its memory goes.
+fn in_one_process() -> Result<()> {
+    let count = case::rounds(64, 500);
+    let _raised = Raised::new(count + 8)?;
+    let words = ["null=true", "direct=true", "depth=4", "size=1048576"];
+    let mut embedded = Embedded::idle(&words)?;
+    let answer = embedded.ask(&format!("many {count}"))?;
+    ensure!(
+        json::number(&answer, "devices")? == count as u64,
+        "{answer}"
+    );
+    ensure!(answer["before"] == answer["after"], "{answer}");
+    measured(format!(
+        "{count} devices of one process at once: {} ms to make, {} ms to remove, {} KiB of memory each",
+        json::number(&answer, "made_ms")?,
+        json::number(&answer, "removed_ms")?,
+        json::number(&answer, "kib_each")?
+    ));
+    embedded.end()?;
+    ensure!(!Path::new("/dev/ublkb0").exists(), "a node is left");
+    cli::nothing_left(secs(10))
+}
+
+/// L23 Device after device: no descriptor, mapping, thread or node is left, and no memory.
+fn many_rounds() -> Result<()> {
+    let mut embedded = Embedded::idle(&["queues=2"])?;
+    let hundreds = case::rounds(0, 9);
+    // The first hundred settles what is allocated once.
+    let mut memory = None;
+    for hundred in 0..=hundreds {
+        let answer = embedded.ask("rounds 100")?;
+        let (before, after) = (&answer["before"], &answer["after"]);
+        ensure!(
+            before.is_array() && before == after && before[1] == 0,
+            "hundred {hundred}: [descriptors, of rings and nodes, threads] before: {before}, after: {after}"
+        );
+        let kib = json::number(&answer, "kib")?;
+        let first = *memory.get_or_insert(kib);
+        ensure!(
+            kib <= first + 4096,
+            "{first} KiB after the first hundred, {kib} KiB after {hundred} more"
+        );
+        measured(format!(
+            "rounds of add, start, stop, delete: {:.1} a second",
+            100_000.0 / f64::from(u32::try_from(json::number(&answer, "ms")?)?)
+        ));
+    }
+    ensure!(sysfs::present().is_empty(), "left: {:?}", sysfs::present());
+    embedded.end()
+}

@@ -1,0 +1,286 @@
+//! Several guests at once: each kernel's cases in a lane of its own.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::{Set, table};
+use crate::expected;
+use crate::guest::Verdict;
+use crate::guest::accel::{self, Accel};
+use crate::kernel::Kernel;
+use crate::matrix::Cells;
+use crate::recovery::Deaths;
+use crate::results::Results;
+use crate::vm::{Kind, Vm};
+
+/// Memory that a guest may take, with room for QEMU itself, in KiB.
+const GUEST_MEMORY: usize = 4 << 20;
+
+/// One kernel and the cases it is to run.
+#[derive(Debug)]
+pub struct Job {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Which cases.
+    pub set: Set,
+}
+
+/// What came of a job.
+#[derive(Debug)]
+pub struct Report {
+    /// The kernel's name: a series.
+    pub name: String,
+    /// Its series.
+    pub series: String,
+    /// Its release.
+    pub release: String,
+    /// Which cases ran.
+    pub set: Set,
+    /// Their results.
+    pub results: Results,
+    /// Operations on backends in modes.
+    pub cells: Cells,
+    /// Deaths and what became of the device.
+    pub deaths: Deaths,
+    /// Features by name.
+    pub features: Vec<(String, bool)>,
+    /// From boot to power off.
+    pub elapsed: Duration,
+    /// Whether the guest could be run and went to its end.
+    pub ended: bool,
+}
+
+impl Report {
+    fn new(job: &Job) -> Self {
+        Self {
+            name: job.kernel.name.clone(),
+            series: job.kernel.series.clone(),
+            release: job.kernel.release.clone(),
+            set: job.set,
+            results: Results::default(),
+            cells: Cells::default(),
+            deaths: Deaths::default(),
+            features: Vec::new(),
+            elapsed: Duration::ZERO,
+            ended: false,
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        self.results.line(line);
+        self.cells.line(line);
+        self.deaths.line(line);
+        let words: Vec<_> = line.split_whitespace().collect();
+        if let ["FEATURE", name, available] = words[..] {
+            self.features.push((name.to_owned(), available == "yes"));
+        }
+    }
+}
+
+/// How many guests run at once when nobody says: one for each processor, as far as the memory goes.
+pub fn default_jobs() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let free = text.lines().find_map(|line| {
+        line.strip_prefix("MemAvailable:")?
+            .split_whitespace()
+            .next()
+    });
+    let free = free.and_then(|kib| kib.parse::<usize>().ok());
+    free.map_or(1, |kib| kib / GUEST_MEMORY).clamp(1, cores)
+}
+
+/// The time of a guest for its cases.
+fn deadline(accel: Accel, set: Set, lanes: usize) -> Duration {
+    let minutes = match accel {
+        Accel::Kvm => 10,
+        Accel::Tcg => 18,
+    };
+    let minutes = if set == Set::Soak {
+        minutes * 8
+    } else {
+        minutes
+    };
+    // Guests beside each other take the host's processors from each other now and then.
+    let minutes = if lanes > 1 { minutes * 3 / 2 } else { minutes };
+    Duration::from_secs(minutes * 60)
+}
+
+/// By how much others slow this host down now: how many wait for each of its processors, from 1 to 3.
+fn crowd() -> u32 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    crowd_of(&text, cores)
+}
+
+fn crowd_of(loadavg: &str, cores: usize) -> u32 {
+    let whole = loadavg
+        .split('.')
+        .next()
+        .and_then(|n| n.parse::<usize>().ok());
+    let each = whole.unwrap_or(0) / cores.max(1);
+    u32::try_from(each.clamp(1, 3)).unwrap_or(1)
+}
+
+/// Runs all jobs, so many at once, and gives their reports in the order of the jobs. A guest that cannot be run is a
+/// failure of its kernel and keeps no other from being tried.
+///
+/// # Errors
+/// KVM was demanded and does not work.
+pub fn run(vm: &Vm, jobs: Vec<Job>, filter: Option<&str>, lanes: usize) -> Result<Vec<Report>> {
+    let Some(first) = jobs.first() else {
+        return Ok(Vec::new());
+    };
+    // Once, before anybody else asks.
+    accel::choose(vm.choice, &first.kernel, &vm.image)?;
+    let lanes = lanes.clamp(1, jobs.len());
+    let waiting: Mutex<VecDeque<(usize, Job)>> = Mutex::new(jobs.into_iter().enumerate().collect());
+    let done: Mutex<Vec<(usize, Report)>> = Mutex::new(Vec::new());
+    let next = || lock(&waiting).pop_front();
+    std::thread::scope(|scope| {
+        for _ in 0..lanes {
+            scope.spawn(|| {
+                while let Some((number, job)) = next() {
+                    let report = one(vm, &job, filter, lanes);
+                    lock(&done).push((number, report));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(number, _)| *number);
+    Ok(done.into_iter().map(|(_, report)| report).collect())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs one job. With other lanes beside it each line says whose it is.
+fn one(vm: &Vm, job: &Job, filter: Option<&str>, lanes: usize) -> Report {
+    let mut report = Report::new(job);
+    if vm.kind == Kind::Systemd {
+        report.name += " systemd";
+    }
+    let start = Instant::now();
+    let before = if lanes > 1 {
+        format!("{:5}| ", job.kernel.name)
+    } else {
+        String::new()
+    };
+    let say = |text: &str| {
+        for line in text.lines() {
+            println!("{before}{line}");
+        }
+    };
+    if let Err(error) = watch(vm, job, filter, lanes, &mut report, &say) {
+        report
+            .results
+            .failed
+            .push(format!("the guest cannot run: {error:#}"));
+    }
+    report.elapsed = start.elapsed();
+    say(&format!(
+        "kernel {}: {}",
+        job.kernel.release,
+        report.results.sum()
+    ));
+    report
+}
+
+fn watch(
+    vm: &Vm,
+    job: &Job,
+    filter: Option<&str>,
+    lanes: usize,
+    report: &mut Report,
+    say: &dyn Fn(&str),
+) -> Result<()> {
+    let (kernel, manifest) = (&job.kernel, &vm.manifest);
+    let mut program = vec!["/usr/bin/ublk-e2e", "--color=never"];
+    program.extend(filter);
+    let (mut guest, accel, _lock) = vm.guest(kernel, &program, Duration::ZERO)?;
+    let crowd = crowd();
+    guest.deadline = deadline(accel, job.set, lanes) * crowd;
+    if crowd > 1 {
+        say(&format!(
+            "this host is busy: the deadline is {} s",
+            guest.deadline.as_secs()
+        ));
+    }
+    let avoid = expected::avoided(&manifest.expected_failures, &kernel.series);
+    for (name, value) in [("UBLK_E2E_SET", job.set.word()), ("UBLK_E2E_AVOID", &avoid)] {
+        guest.env.push((name.to_owned(), value.to_owned()));
+    }
+    say(&format!("kernel {} under {accel}", kernel.release));
+    let outcome = guest
+        .run(&mut |line| {
+            say(line);
+            report.line(line);
+        })
+        .context("no guest")?;
+    say(&format!(
+        "kernel {}: {} after {:.1} s",
+        kernel.release,
+        outcome.verdict,
+        outcome.elapsed.as_secs_f64()
+    ));
+    let results = &mut report.results;
+    match &outcome.verdict {
+        Verdict::Exit(status) => {
+            report.ended = true;
+            results.check("ublk-e2e", *status == 0);
+        }
+        verdict => results.failed.push(verdict.to_string()),
+    }
+    // A guest that did not come to its end has told that already.
+    let all = filter.is_none() && report.ended;
+    if !outcome.verdict.is_good() {
+        say(&outcome.report());
+    }
+    if vm.kind == Kind::Systemd {
+        results.compare_skips(&manifest.system.skips, all);
+        return Ok(());
+    }
+    // Which skips are expected is said of the full set.
+    let full = all && job.set != Set::Kernel;
+    results.compare_skips(manifest.expected_skips(&kernel.series), full);
+    let reduced = job.set == Set::Kernel;
+    let (matrix, deaths) = (&manifest.matrix, &manifest.recovery);
+    results
+        .failed
+        .extend(report.cells.compare(matrix, &kernel.series, all, reduced));
+    results
+        .failed
+        .extend(report.deaths.compare(deaths, &kernel.series, all, reduced));
+    results.forgive(&manifest.expected_failures, &kernel.series, all);
+    say(&report.cells.table(matrix, &kernel.series));
+    say(&report.deaths.table(deaths));
+    Ok(())
+}
+
+/// What became of each kernel, a line each.
+pub fn summary(reports: &[Report], missing: &[String]) -> String {
+    table::text(reports, missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Accel, Set, crowd_of, deadline, default_jobs};
+
+    #[test]
+    fn guests_beside_each_other_have_more_time() {
+        let of = |accel, set, lanes| deadline(accel, set, lanes).as_secs() / 60;
+        assert_eq!(of(Accel::Kvm, Set::Full, 1), 10);
+        assert_eq!(of(Accel::Tcg, Set::Full, 1), 18);
+        assert_eq!(of(Accel::Tcg, Set::Kernel, 2), 27);
+        assert!(of(Accel::Tcg, Set::Soak, 1) > 120);
+        assert!(default_jobs() >= 1);
+        assert_eq!(crowd_of("0.61 0.40 0.30 1/2 3", 2), 1);
+        assert_eq!(crowd_of("5.10 0.40 0.30 1/2 3", 2), 2);
+        assert_eq!(crowd_of("40.1 0.40 0.30 1/2 3", 2), 3);
+    }
+}

@@ -1,0 +1,100 @@
+//! Failures that are the kernel's own: named in the manifest with the reason, and no others.
+
+use serde::Deserialize;
+
+use crate::manifest::Harmless;
+
+/// A case that fails on some kernels through no fault of ours.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpectedFailure {
+    /// The series.
+    pub series: Vec<String>,
+    /// The case; may end in `*`. Cells and other failures are named by the start of their message.
+    pub case: String,
+    /// What becomes of it.
+    #[serde(default)]
+    pub how: How,
+    /// Why: what the kernel does.
+    pub reason: String,
+}
+
+/// What becomes of a case that is expected to fail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// It runs and fails each time: one that passes is a failure, since the manifest is then wrong.
+    #[default]
+    Fails,
+    /// It runs and fails now and then.
+    MayFail,
+    /// It is not run, since it would end the kernel.
+    Avoided,
+}
+
+impl ExpectedFailure {
+    /// Whether it speaks of this series.
+    pub fn is_of(&self, series: &str) -> bool {
+        self.series.iter().any(|other| other == series)
+    }
+
+    /// Whether it speaks of this failure.
+    pub fn is(&self, failure: &str) -> bool {
+        match self.case.strip_suffix('*') {
+            Some(start) => failure.starts_with(start),
+            None => failure == self.case,
+        }
+    }
+}
+
+/// The cases that must not be run on a series, for the guest's environment.
+pub fn avoided(all: &[ExpectedFailure], series: &str) -> String {
+    let names = all
+        .iter()
+        .filter(|failure| failure.how == How::Avoided && failure.is_of(series));
+    let names: Vec<_> = names.map(|failure| failure.case.as_str()).collect();
+    names.join(" ")
+}
+
+/// The console lines that are no fault on a series.
+pub fn harmless(all: &[Harmless], series: &str) -> Vec<String> {
+    let of = |harmless: &&Harmless| {
+        harmless.series.is_empty() || harmless.series.iter().any(|other| other == series)
+    };
+    all.iter().filter(of).map(|h| h.line.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn harmless_line(series: &[&str]) -> Harmless {
+        let text = format!("line = \"x\"\nreason = \"y\"\nseries = {series:?}");
+        toml::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn a_line_may_be_harmless_on_some_kernels_only() {
+        let all = [harmless_line(&["7.0"]), harmless_line(&[])];
+        assert_eq!(harmless(&all, "7.0").len(), 2);
+        assert_eq!(harmless(&all, "7.3").len(), 1);
+    }
+
+    #[test]
+    fn what_must_not_run_is_told_to_the_guest() {
+        let of = |case: &str, how, series: &str| ExpectedFailure {
+            series: vec![series.to_owned()],
+            case: case.to_owned(),
+            how,
+            reason: "r".to_owned(),
+        };
+        let all = [
+            of("a", How::Avoided, "7.0"),
+            of("b*", How::Avoided, "7.0"),
+            of("c", How::Fails, "7.0"),
+            of("d", How::Avoided, "7.1"),
+        ];
+        assert_eq!(avoided(&all, "7.0"), "a b*");
+        assert!(all[1].is("bcd") && !all[0].is("ab"));
+    }
+}

@@ -1,0 +1,294 @@
+//! `docs/kernels.md`: what each kernel has and what was seen on it, made from the results of the cases.
+//!
+//! The results are kept in `docs/kernels.json`, a kernel an entry; the page is made from nothing else, and a test
+//! compares the two.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::e2e::Report;
+use crate::matrix::version;
+use crate::paths;
+
+/// All that is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kernels {
+    /// Kernels, oldest first.
+    pub kernels: Vec<Entry>,
+    /// Those that could not be had, with the reason.
+    #[serde(default)]
+    pub missing: Vec<String>,
+}
+
+/// What is kept of one kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// `major.minor`.
+    pub series: String,
+    /// The release that was tested.
+    pub release: String,
+    /// Which cases ran.
+    pub cases: String,
+    /// How many passed.
+    pub passed: usize,
+    /// Those that failed through the kernel's own fault, with the reason.
+    pub expected_failures: BTreeMap<String, String>,
+    /// Features, in the order of their bits, and whether GET_FEATURES told of them.
+    pub features: Vec<(String, bool)>,
+    /// Data modes and what became of a device in them.
+    pub modes: BTreeMap<String, String>,
+    /// Policy, event, load and what became of the device.
+    pub recovery: Vec<(String, String, String, String)>,
+}
+
+fn stored() -> PathBuf {
+    paths::root().join("docs/kernels.json")
+}
+
+fn page() -> PathBuf {
+    paths::root().join("docs/kernels.md")
+}
+
+/// Puts the reports of kernels where all went well in the place of the older ones, and makes the page.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn write(reports: &[Report], missing: &[String]) -> Result<()> {
+    let text = fs::read_to_string(stored()).unwrap_or_default();
+    let mut all: Kernels = if text.is_empty() {
+        Kernels::default()
+    } else {
+        serde_json::from_str(&text).with_context(|| stored().display().to_string())?
+    };
+    for report in reports {
+        if !report.ended || !report.results.failed.is_empty() {
+            println!(
+                "kernel {}: not written down, since cases failed",
+                report.release
+            );
+            continue;
+        }
+        all.kernels.retain(|entry| entry.series != report.series);
+        all.kernels.push(Entry::of(report));
+    }
+    all.kernels.sort_by_key(|entry| version(&entry.series));
+    if !missing.is_empty() {
+        all.missing = missing.to_vec();
+    }
+    fs::write(stored(), serde_json::to_string_pretty(&all)? + "\n")?;
+    fs::write(page(), all.page())?;
+    println!("written: docs/kernels.json, docs/kernels.md");
+    Ok(())
+}
+
+impl Entry {
+    fn of(report: &Report) -> Self {
+        let mut modes = BTreeMap::new();
+        let told = report
+            .cells
+            .cells()
+            .filter(|(_, outcome)| *outcome != "left");
+        for ((_, mode, _), outcome) in told {
+            let known = modes.entry(mode.clone()).or_insert_with(|| outcome.clone());
+            // A cell that cannot be says nothing about the kernel.
+            if known == "never" {
+                known.clone_from(outcome);
+            }
+        }
+        let told = report
+            .deaths
+            .cells()
+            .filter(|(_, outcome)| *outcome != "left");
+        Self {
+            series: report.series.clone(),
+            release: report.release.clone(),
+            cases: report.set.word().to_owned(),
+            passed: report.results.passed,
+            expected_failures: report.results.forgiven.iter().cloned().collect(),
+            features: report.features.clone(),
+            modes,
+            recovery: told
+                .map(|((p, e, l), outcome)| (p.clone(), e.clone(), l.clone(), outcome.clone()))
+                .collect(),
+        }
+    }
+
+    fn recovery(&self, policy: &str, event: &str) -> String {
+        let of = |p: &str, e: &str| p == policy && e == event;
+        let cells = self.recovery.iter().filter(|(p, e, _, _)| of(p, e));
+        let outcomes: Vec<_> = cells.map(|(_, _, load, o)| (load, o)).collect();
+        match outcomes.as_slice() {
+            [] => "?".to_owned(),
+            [(_, first), rest @ ..] if rest.iter().all(|(_, o)| o == first) => {
+                if *first == "lacks" { "–" } else { first }.to_owned()
+            }
+            all => {
+                let each = all
+                    .iter()
+                    .map(|(load, outcome)| format!("{load}: {outcome}"));
+                each.collect::<Vec<_>>().join(", ")
+            }
+        }
+    }
+}
+
+/// Adds the elements that are not there yet, in their order.
+fn union<'a>(lists: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
+    let mut seen = BTreeSet::new();
+    lists.filter(|name| seen.insert(*name)).collect()
+}
+
+impl Kernels {
+    /// The page.
+    fn page(&self) -> String {
+        let mut text = String::from(
+            "# Kernels\n\nMade by `cargo xtask vm-e2e --all-kernels --write-docs` from what the cases have seen \
+             (`docs/kernels.json`); not\nto be edited by hand.\n\n## Tested\n\n\
+             `full`: all cases; `kernel`: those whose outcome depends on the driver.\n\n",
+        );
+        text += "| series | release | cases | passed | the kernel's own failures |\n|---|---|---|---|---|\n";
+        for kernel in &self.kernels {
+            let Entry {
+                series,
+                release,
+                cases,
+                passed,
+                ..
+            } = kernel;
+            let own = kernel.expected_failures.len();
+            let _ = writeln!(
+                text,
+                "| {series} | {release} | {cases} | {passed} | {own} |"
+            );
+        }
+        text += "\n";
+        for kernel in &self.kernels {
+            for (name, reason) in &kernel.expected_failures {
+                let _ = writeln!(text, "- {}: `{name}`: {reason}", kernel.series);
+            }
+        }
+        for why in &self.missing {
+            let _ = writeln!(text, "- {why}");
+        }
+        text += "\n## Features\n\nAs GET_FEATURES tells them.\n\n";
+        let names = union(
+            self.kernels
+                .iter()
+                .flat_map(|k| k.features.iter().map(|(n, _)| n)),
+        );
+        self.table(&mut text, "feature", &names, |kernel, name| {
+            let has = kernel.features.iter().any(|(n, yes)| n == name && *yes);
+            if has { "yes" } else { "–" }.to_owned()
+        });
+        text += "\n## Data modes\n\n`yes`: devices in this mode kept their data; `–`: the kernel lacks it, and `add` \
+                 refused by name.\n\n";
+        let names = union(self.kernels.iter().flat_map(|k| k.modes.keys()));
+        self.table(&mut text, "mode", &names, |kernel, name| {
+            match kernel.modes.get(name).map(String::as_str) {
+                Some("ran") => "yes",
+                Some("lacks") => "–",
+                _ => "?",
+            }
+            .to_owned()
+        });
+        text += "\n## Recovery\n\nThe state of a device after something of it died, idle, under load and mounted; `–`: \
+                 the kernel lacks the policy,\nand `add` refused by name.\n\n";
+        let rows: Vec<_> = self.kernels.iter().flat_map(|k| &k.recovery).collect();
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(p, e, _, _)| format!("{p}, {e}"))
+            .collect();
+        let names = union(rows.iter());
+        self.table(&mut text, "policy, event", &names, |kernel, name| {
+            let (policy, event) = name.split_once(", ").unwrap_or((name, ""));
+            kernel.recovery(policy, event)
+        });
+        text
+    }
+
+    fn table(
+        &self,
+        text: &mut String,
+        head: &str,
+        names: &[&String],
+        cell: impl Fn(&Entry, &str) -> String,
+    ) {
+        let _ = write!(text, "| {head} |");
+        for kernel in &self.kernels {
+            let _ = write!(text, " {} |", kernel.series);
+        }
+        *text += "\n|---|";
+        *text += &"---|".repeat(self.kernels.len());
+        *text += "\n";
+        for name in names {
+            let _ = write!(text, "| {name} |");
+            for kernel in &self.kernels {
+                let _ = write!(text, " {} |", cell(kernel, name));
+            }
+            *text += "\n";
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// L90 The page in the checkout is what the stored results give, and they are of the kernels that the manifest
+    /// names.
+    #[test]
+    fn l90_the_page_is_made_from_the_results() {
+        let text = fs::read_to_string(stored()).unwrap();
+        let all: Kernels = serde_json::from_str(&text).unwrap();
+        let page = fs::read_to_string(page()).unwrap();
+        assert!(
+            all.page() == page,
+            "docs/kernels.md is not what docs/kernels.json gives: `cargo xtask vm-e2e --all-kernels --write-docs`"
+        );
+        for kernel in &all.kernels {
+            assert!(kernel.passed > 50, "{}: {}", kernel.series, kernel.passed);
+            assert!(kernel.features.len() > 20, "{}", kernel.series);
+        }
+    }
+
+    #[test]
+    fn outcomes_that_differ_by_load_are_told_apart() {
+        let cell = |load: &str, outcome: &str| {
+            let [p, e, l, o] = ["none", "kill", load, outcome].map(str::to_owned);
+            (p, e, l, o)
+        };
+        let mut entry = Entry {
+            series: "7.3".to_owned(),
+            release: "7.3.4".to_owned(),
+            cases: "full".to_owned(),
+            passed: 1,
+            expected_failures: BTreeMap::new(),
+            features: vec![("A".to_owned(), true)],
+            modes: BTreeMap::from([("copy".to_owned(), "lacks".to_owned())]),
+            recovery: vec![cell("idle", "dead"), cell("load", "dead")],
+        };
+        assert_eq!(entry.recovery("none", "kill"), "dead");
+        entry.recovery[1] = cell("load", "live");
+        assert_eq!(entry.recovery("none", "kill"), "idle: dead, load: live");
+        let page = Kernels {
+            kernels: vec![entry],
+            missing: vec!["no kernel 6.19".to_owned()],
+        }
+        .page();
+        for line in [
+            "| A | yes |",
+            "| copy | – |",
+            "| none, kill | idle: dead, load: live |",
+            "- no kernel 6.19",
+        ] {
+            assert!(page.contains(line), "{page}");
+        }
+    }
+}
