@@ -35,7 +35,7 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
     /// Write down what was found in docs/kernels.json and docs/kernels.md
-    #[arg(long, conflicts_with_all = ["filter", "host"])]
+    #[arg(long, conflicts_with = "host")]
     pub write_docs: bool,
     /// Only cases whose name contains this
     #[arg(long)]
@@ -142,7 +142,7 @@ fn several(options: &Options, filter: Option<&str>) -> Result<Results> {
     reports.sort_by_key(|report| version(&report.series));
     let results = sum(&reports);
     if options.write_docs {
-        kernels::write(&reports, &missing)?;
+        kernels::write(&reports, &missing, filter)?;
     }
     println!("{}", lanes::summary(&reports, &missing));
     Ok(results)

@@ -60,7 +60,7 @@ fn page() -> PathBuf {
 ///
 /// # Errors
 /// A file that cannot be read or written.
-pub fn write(reports: &[Report], missing: &[String]) -> Result<()> {
+pub fn write(reports: &[Report], missing: &[String], filter: Option<&str>) -> Result<()> {
     let text = fs::read_to_string(stored()).unwrap_or_default();
     let mut all: Kernels = if text.is_empty() {
         Kernels::default()
@@ -76,20 +76,31 @@ pub fn write(reports: &[Report], missing: &[String]) -> Result<()> {
             continue;
         }
         all.kernels.retain(|entry| entry.series != report.series);
-        all.kernels.push(Entry::of(report));
+        all.kernels.push(Entry::of(report, filter));
     }
     all.kernels.sort_by_key(|entry| version(&entry.series));
     if !missing.is_empty() {
         all.missing = missing.to_vec();
     }
     fs::write(stored(), serde_json::to_string_pretty(&all)? + "\n")?;
+    rewrite()
+}
+
+/// Makes the page anew from the results that are kept.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn rewrite() -> Result<()> {
+    let text = fs::read_to_string(stored()).with_context(|| stored().display().to_string())?;
+    let all: Kernels =
+        serde_json::from_str(&text).with_context(|| stored().display().to_string())?;
     fs::write(page(), all.page())?;
-    println!("written: docs/kernels.json, docs/kernels.md");
+    println!("written: {}", page().display());
     Ok(())
 }
 
 impl Entry {
-    fn of(report: &Report) -> Self {
+    fn of(report: &Report, filter: Option<&str>) -> Self {
         let mut modes = BTreeMap::new();
         let told = report
             .cells
@@ -109,7 +120,7 @@ impl Entry {
         Self {
             series: report.series.clone(),
             release: report.release.clone(),
-            cases: report.set.word().to_owned(),
+            cases: filter.map_or_else(|| report.set.word().to_owned(), |f| format!("`{f}`")),
             passed: report.results.passed,
             expected_failures: report.results.forgiven.iter().cloned().collect(),
             features: report.features.clone(),
@@ -151,7 +162,8 @@ impl Kernels {
         let mut text = String::from(
             "# Kernels\n\nMade by `cargo xtask vm-e2e --all-kernels --write-docs` from what the cases have seen \
              (`docs/kernels.json`); not\nto be edited by hand.\n\n## Tested\n\n\
-             `full`: all cases; `kernel`: those whose outcome depends on the driver.\n\n",
+             `full`: all cases; `kernel`: those whose outcome depends on the driver; a word: cases \
+             with it in their name. `?`: not\ntested yet.\n\n",
         );
         text += "| series | release | cases | passed | the kernel's own failures |\n|---|---|---|---|---|\n";
         for kernel in &self.kernels {
@@ -253,7 +265,8 @@ mod tests {
             "docs/kernels.md is not what docs/kernels.json gives: `cargo xtask vm-e2e --all-kernels --write-docs`"
         );
         for kernel in &all.kernels {
-            assert!(kernel.passed > 50, "{}: {}", kernel.series, kernel.passed);
+            let whole = ["full", "kernel", "soak"].contains(&kernel.cases.as_str());
+            assert!(!whole || kernel.passed > 50, "{}", kernel.series);
             assert!(kernel.features.len() > 20, "{}", kernel.series);
         }
     }

@@ -82,6 +82,8 @@ enum Task {
     },
     /// All cases on the default kernels, in a virtual machine
     VmE2e(e2e::Options),
+    /// Makes docs/kernels.md anew from docs/kernels.json, the results that are kept
+    KernelsPage,
     /// A guest with our tools: a shell to look around in, or one command
     VmShell {
         /// Kernel: a series, `newest`, or the path of an image
@@ -116,6 +118,7 @@ fn main() -> ExitCode {
         Task::Fuzz { target, time } => fuzz::run(target, time),
         Task::VmSimpleE2e { accel } => e2e::simple(accel),
         Task::VmE2e(options) => e2e::run(&options),
+        Task::KernelsPage => kernels::rewrite(),
         Task::VmShell {
             kernel,
             image,
