@@ -40,8 +40,6 @@ pub struct Package {
     pub sha256: String,
     /// Size of the file in bytes.
     pub size: u64,
-    /// Names of the packages it depends on, alternatives and versions left out.
-    pub depends: Vec<String>,
 }
 
 /// A private apt state below a directory.
@@ -273,14 +271,7 @@ fn package(stanza: &str) -> Result<Option<Package>> {
         version: field("Version")?,
         sha256: field("SHA256")?,
         size: field("Size")?.parse()?,
-        depends: names(fields.get("Depends").copied().unwrap_or_default()),
     }))
-}
-
-/// The first names in a `Depends` field.
-fn names(depends: &str) -> Vec<String> {
-    let first = |one: &str| one.split_whitespace().next().map(str::to_owned);
-    depends.split(',').filter_map(first).collect()
 }
 
 /// SHA-256 of a file in hexadecimal.

@@ -1,5 +1,6 @@
 //! From a series to packages of the signed index.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -63,10 +64,12 @@ pub fn packages(manifest: &Manifest, series: &str) -> Result<Packages> {
         series => format!("{}{series}", distribution.image),
     };
     let names = apt.names(&start)?;
+    let stem = distribution.image.split('-').next().unwrap_or_default();
+    let all: BTreeSet<_> = apt.names(&format!("{stem}-"))?.into_iter().collect();
     let mut lacking = Vec::new();
     for image in newest_first(&names, distribution, series) {
         let release = release(&image, distribution).context("matched above")?;
-        match whole(&apt, distribution, &image, &release)? {
+        match whole(&apt, distribution, &all, &image, &release)? {
             Ok(packages) => return Ok(keyed(release, packages, apt)),
             Err(missing) => lacking.push(missing),
         }
@@ -90,32 +93,33 @@ pub fn packages(manifest: &Manifest, series: &str) -> Result<Packages> {
     Err(NotOnOffer::new(series, why).into())
 }
 
-/// An image package with all that it needs of the kernel's own packages; the name of one that the index lacks.
+/// An image package with the packages that hold its files; the name of one that the index lacks. There are all of these
+/// or, with older images, which hold everything, none.
 fn whole(
     apt: &Apt,
     distribution: &Distribution,
+    all: &BTreeSet<String>,
     image: &str,
     release: &str,
 ) -> Result<Result<Vec<Package>, String>> {
+    let named = |prefix: &String| format!("{prefix}{release}");
+    let with: Vec<_> = distribution.with.iter().map(named).collect();
+    if with.iter().any(|name| all.contains(name))
+        && let Some(missing) = with.iter().find(|name| !all.contains(*name))
+    {
+        return Ok(Err(missing.clone()));
+    }
     let found = apt
         .find(image)?
         .with_context(|| format!("no version of {image}"))?;
-    let with: Vec<_> = distribution
-        .with
-        .iter()
-        .map(|prefix| format!("{prefix}{release}"))
-        .collect();
-    let needed = found.depends.clone();
     let mut packages = vec![found];
-    for name in with {
-        match apt.find(&name)? {
-            Some(package) => packages.push(package),
-            None if needed.contains(&name) => return Ok(Err(name)),
-            None => {}
-        }
-    }
-    for prefix in &distribution.beside {
-        packages.extend(apt.find(&format!("{prefix}{release}"))?);
+    let beside = distribution.beside.iter().map(named);
+    for name in with
+        .into_iter()
+        .chain(beside)
+        .filter(|name| all.contains(name))
+    {
+        packages.extend(apt.find(&name)?);
     }
     Ok(Ok(packages))
 }
