@@ -199,8 +199,9 @@ fn at_random() -> Result<()> {
         "descriptors, mappings and threads before: {before:?}, after: {after:?}"
     );
     for (before, after) in [(before.0.1, after.0.1), (before.1.1, after.1.1)] {
+        // Room for two huge pages, which the kernel may put in the place of small ones.
         ensure!(
-            after <= before + (1 << 20),
+            after <= before + (4 << 20),
             "memory grew from {before} to {after} bytes"
         );
     }
