@@ -80,7 +80,7 @@ pub struct LaneSpec<D, H> {
     pub huge_pages: bool,
     /// User copy: whether [`Request::copies_by_ring`](crate::Request::copies_by_ring). Not in batch mode.
     pub copies_by_ring: bool,
-    /// Memory shared with the device's clients; for handlers with [`Handler::SHARED`](crate::Handler::SHARED).
+    /// Memory shared with the device's clients; for handlers with [`Handler::SHARED`].
     pub shared: Option<SharedMemory>,
 }
 
