@@ -341,7 +341,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             self.data == DataMode::ZeroCopyManual || forwarded.io.flags.needs_registration();
         forwarded.enough = 0;
         let registered = is_data && by_hand && turn != REGISTER;
-        if registered && matches!(self.shared.path, DataPath::Registered) {
+        let io = forwarded.io;
+        if registered
+            && matches!(self.shared.path.below(), DataPath::Registered)
+            && self.client_place(tag, &io).is_none()
+        {
             self.push_unregister(port, tag);
         }
         let forwarded = &mut self.forwards.tags[tag.index()];
