@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::follow::{Event, Follow};
-use super::{Guest, Outcome};
+use super::{Guest, Outcome, Verdict};
 use crate::cmd;
 use crate::newc::Newc;
+
+/// How often a boot that the emulator spoilt is tried again.
+const EMULATOR_FAULTS: u32 = 4;
 
 impl Guest<'_> {
     /// Boots the guest and waits for its end; `each` sees every line of the channel as it comes.
@@ -23,6 +26,24 @@ impl Guest<'_> {
     /// What keeps QEMU from being started: a file that cannot be written, no such program. What
     /// happens from then on is the outcome's verdict.
     pub fn run(&self, each: &mut dyn FnMut(&str)) -> Result<Outcome> {
+        for _ in 0..EMULATOR_FAULTS {
+            let outcome = self.once(each)?;
+            if !self.is_emulators(&outcome) {
+                return Ok(outcome);
+            }
+            println!("the emulator lost an int3 while the kernel patched itself: booting again");
+        }
+        self.once(each)
+    }
+
+    /// A fault of QEMU's software emulation with several CPUs: one of them meets the breakpoint of a patch of the
+    /// kernel's code that is done already. It strikes while the kernel boots, before there is any program of ours.
+    fn is_emulators(&self, outcome: &Outcome) -> bool {
+        let int3 = matches!(&outcome.verdict, Verdict::KernelFault(line) if line.contains("int3"));
+        self.machine.accel.starts_with("tcg") && int3 && outcome.lines.is_empty()
+    }
+
+    fn once(&self, each: &mut dyn FnMut(&str)) -> Result<Outcome> {
         fs::create_dir_all(&self.directory)
             .with_context(|| self.directory.display().to_string())?;
         let nonce = nonce();
