@@ -6,12 +6,12 @@ use crate::wire::{
     AddSpec, Assignment, BackendSpec, Failure, FailureKind, FileReport, Health, QueueReport,
     Serving, ShmReport, Stats,
 };
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ublk_backends::{Created, File, Memory, Null};
-use ublk_core::{Backend, DataMode, Limits};
+use ublk_core::{Backend, DataMode, Geometry, Limits};
 pub use ublk_queue::Polling;
 use ublk_queue::{Plan, Server, State};
 
@@ -22,6 +22,9 @@ enum Opened {
     Memory(Arc<Memory>),
     File(Arc<File>),
 }
+
+/// How long the thread of a failed queue waits with its ring for the end of the process.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// The real data plane.
 #[derive(Debug, Default)]
@@ -198,36 +201,42 @@ impl Engine for Real {
         plan.threads_per_queue = serving.threads;
         plan.polling = polling(&serving)?;
         plan.huge_pages = serving.huge_pages;
+        plan.linger = LINGER;
         let mut shared = 0;
         if let (Some(path), Some(registered)) = (&serving.shm, &assignment.shm) {
             let memory = shm::map(path, registered)?;
             shared = memory.len();
             plan.shared = Some(memory);
         }
+        let file = match &opened {
+            Opened::File(file) => Some(Arc::clone(file)),
+            Opened::Null(_) | Opened::Memory(_) => None,
+        };
         let server = match opened {
             Opened::Null(null) => Server::arm(node, geometry, plan, null),
             Opened::Memory(memory) => Server::arm_mapped(node, geometry, plan, memory),
-            Opened::File(file) => {
-                #[cfg(feature = "kill-points")]
-                if let Some(trap) = crate::trap::Trap::from_env(&file) {
-                    let server = Server::arm(node, geometry, plan, trap);
-                    return Ok(Box::new(server.map_err(|e| not_armed(&e))?));
-                }
-                let server = File::arm(node, geometry, plan, Arc::clone(&file));
-                let server = server.map_err(|e| not_armed(&e))?;
-                return Ok(Box::new(FileServer {
-                    server,
-                    file,
-                    shared,
-                }));
-            }
+            Opened::File(file) => arm_file(node, geometry, plan, file),
         };
-        let server = server.map_err(|e| not_armed(&e))?;
-        match shared {
-            0 => Ok(Box::new(server)),
-            shared => Ok(Box::new(SharingServer { server, shared })),
-        }
+        let server = server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))?;
+        Ok(Box::new(Served {
+            server,
+            file,
+            shared,
+        }))
     }
+}
+
+fn arm_file(
+    node: OwnedFd,
+    geometry: &Geometry,
+    plan: Plan,
+    file: Arc<File>,
+) -> Result<Server, ublk_queue::Error> {
+    #[cfg(feature = "kill-points")]
+    if let Some(trap) = crate::trap::Trap::from_env(&file) {
+        return Server::arm(node, geometry, plan, trap);
+    }
+    File::arm(node, geometry, plan, file)
 }
 
 fn polling(serving: &Serving) -> Result<Polling, Failure> {
@@ -235,107 +244,62 @@ fn polling(serving: &Serving) -> Result<Polling, Failure> {
     polling.map_err(|e| Failure::new(FailureKind::Usage, e.to_string()))
 }
 
-fn not_armed(error: &ublk_queue::Error) -> Failure {
-    Failure::failed(format!("cannot serve: {error}"))
-}
-
-/// A file device being served: its health tells of the file, too.
-struct FileServer {
+/// A device being served, and what its health tells beside the queues.
+struct Served {
     server: Server,
-    file: Arc<File>,
+    file: Option<Arc<File>>,
     /// Bytes shared with clients.
     shared: u64,
 }
 
-impl FileServer {
-    fn report(&self) -> FileReport {
-        let (sync_requests, by_calls) = self.file.syncs();
-        let syncs = by_calls + self.server.health().counters.syncs;
-        FileReport {
-            direct: self.file.is_direct(),
-            asynchronous: self.file.supports_nowait(),
-            sync_requests,
-            syncs,
+impl Served {
+    fn report(&self, health: &ublk_queue::Health) -> Health {
+        let counters = &health.counters;
+        let file = self.file.as_ref().map(|file| {
+            let (sync_requests, by_calls) = file.syncs();
+            FileReport {
+                direct: file.is_direct(),
+                asynchronous: file.supports_nowait(),
+                sync_requests,
+                syncs: by_calls + counters.syncs,
+            }
+        });
+        let shm = (self.shared != 0).then_some(ShmReport {
+            bytes: self.shared,
+            hits: counters.shared_hits,
+            fallbacks: counters.shared_misses,
+        });
+        Health {
+            file,
+            shm,
+            ..convert(health)
         }
     }
 }
 
-impl Running for FileServer {
+impl Running for Served {
     fn ended_fd(&self) -> BorrowedFd<'_> {
         self.server.ended_fd()
     }
 
     fn health(&self) -> Health {
-        Health {
-            file: Some(self.report()),
-            shm: shm_report(&self.server, self.shared),
-            ..Running::health(&self.server)
-        }
+        self.report(&self.server.health())
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        failure(&self.server.health())
     }
 
     fn finish(&mut self, within: Duration) -> Result<Health, Failure> {
-        let health = Running::finish(&mut self.server, within)?;
-        Ok(Health {
-            file: Some(self.report()),
-            shm: shm_report(&self.server, self.shared),
-            ..health
-        })
+        let report = self.server.finish(within);
+        let health = report.map_err(|e| Failure::failed(e.to_string()))?.health;
+        failure(&health).map_or_else(|| Ok(self.report(&health)), Err)
     }
 }
 
-/// A device being served that shares memory with its clients: its health tells of that.
-struct SharingServer {
-    server: Server,
-    /// Bytes shared with clients.
-    shared: u64,
-}
-
-fn shm_report(server: &Server, bytes: u64) -> Option<ShmReport> {
-    let counters = server.health().counters;
-    (bytes != 0).then_some(ShmReport {
-        bytes,
-        hits: counters.shared_hits,
-        fallbacks: counters.shared_misses,
-    })
-}
-
-impl Running for SharingServer {
-    fn ended_fd(&self) -> BorrowedFd<'_> {
-        self.server.ended_fd()
-    }
-
-    fn health(&self) -> Health {
-        Health {
-            shm: shm_report(&self.server, self.shared),
-            ..Running::health(&self.server)
-        }
-    }
-
-    fn finish(&mut self, within: Duration) -> Result<Health, Failure> {
-        let health = Running::finish(&mut self.server, within)?;
-        let shm = shm_report(&self.server, self.shared);
-        Ok(Health { shm, ..health })
-    }
-}
-
-impl Running for Server {
-    fn ended_fd(&self) -> BorrowedFd<'_> {
-        Self::ended_fd(self)
-    }
-
-    fn health(&self) -> Health {
-        convert(&Self::health(self))
-    }
-
-    fn finish(&mut self, within: Duration) -> Result<Health, Failure> {
-        let report = Self::finish(self, within).map_err(|e| Failure::failed(e.to_string()))?;
-        let health = report.health;
-        match (health.state, &health.first_error) {
-            (State::Failed, Some(cause)) => Err(Failure::failed(cause.clone())),
-            (State::Failed, None) => Err(Failure::failed("a queue failed")),
-            _ => Ok(convert(&health)),
-        }
-    }
+fn failure(health: &ublk_queue::Health) -> Option<Failure> {
+    let cause = health.first_error.as_deref();
+    (health.state == State::Failed).then(|| Failure::failed(cause.unwrap_or("a queue failed")))
 }
 
 fn convert(health: &ublk_queue::Health) -> Health {

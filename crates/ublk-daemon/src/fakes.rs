@@ -302,10 +302,12 @@ impl Running for Serving {
         }
     }
 
+    fn failure(&self) -> Option<Failure> {
+        let failed = self.0.fails("queue");
+        failed.then(|| Failure::failed("queue 1: its thread died"))
+    }
+
     fn finish(&mut self, _within: Duration) -> Result<Health, Failure> {
-        if self.0.fails("queue") {
-            return Err(Failure::failed("queue 1: its thread died"));
-        }
         self.0.note("empty");
         Ok(self.health())
     }

@@ -47,6 +47,9 @@ pub trait Running {
     /// What is known of it now.
     fn health(&self) -> Health;
 
+    /// Why a queue failed, if one did.
+    fn failure(&self) -> Option<Failure>;
+
     /// Joins the threads and closes rings, mappings and character device.
     ///
     /// # Errors
@@ -152,10 +155,9 @@ impl Server {
             pid: std::process::id(),
         });
         let end = self.serve(running.as_mut());
-        if self.handed_over {
-            // Not told to leave one by one: the end of the process is theirs.
-            std::mem::forget(running);
-        }
+        // Threads that still have something in hand are not told to leave one by one: the end of the process is
+        // theirs, all at once. Linux 6.12 may else wait for a request of the last for ever.
+        std::mem::forget(running);
         end
     }
 
@@ -214,8 +216,7 @@ impl Server {
     }
 
     /// Leaves the device to its next server, with what is in hand unanswered: the driver's policy decides
-    /// what becomes of that. All threads end at once, with the process: where they leave one after the other,
-    /// Linux 6.12 may wait for a request of the last for ever.
+    /// what becomes of that.
     fn hand_over(&mut self) {
         if self.recoverable && !self.handed_over {
             self.handed_over = true;
@@ -277,6 +278,9 @@ impl Server {
     }
 
     fn end(&mut self, running: &mut dyn Running) -> Result<(), Failure> {
+        if let Some(failure) = running.failure() {
+            return Err(failure);
+        }
         let mut health = running.finish(JOIN)?;
         health.own_mounts = self.own_mounts;
         tracing::info!("device {} is empty", self.id.unwrap_or_default());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::wait::until;
+use crate::wait::{secs, until};
 
 /// What the first fields of a `stat` file say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +100,19 @@ pub fn kill(pid: u32, signal: Signal) -> Result<()> {
         .and_then(Pid::from_raw)
         .context("a process number")?;
     kill_process(pid, signal).with_context(|| format!("kill {}", pid.as_raw_nonzero()))
+}
+
+/// Stops a process (SIGSTOP) and waits until all its threads stand still: a signal is sent sooner than it is obeyed.
+/// The kernel's own workers in it (`PF_IO_WORKER`) are not asked.
+pub fn stop(pid: u32) -> Result<()> {
+    const PF_IO_WORKER: u64 = 0x10;
+    kill(pid, Signal::STOP)?;
+    until("a stopped process", secs(10), || {
+        let mut own = threads(pid)
+            .into_iter()
+            .filter(|t| t.flags & PF_IO_WORKER == 0);
+        Ok(own.all(|t| t.state == 'T').then_some(()))
+    })
 }
 
 /// A number of `/proc/PID/status`, such as `VmRSS` (in KiB there, bytes here) or `Threads`.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -58,6 +59,10 @@ pub struct Plan {
     pub shared: Option<SharedMemory>,
     /// How long arming may take before it counts as failed.
     pub arm_deadline: Duration,
+    /// How long the thread of a queue that failed keeps its ring, while the other queues serve on, for an owner that ends
+    /// its process for it: all rings then go at once. Where they go one by one with requests in hand, drivers before
+    /// Linux 6.16 may wait for one of them for ever. Zero, the usual: all threads leave. Not for `hosts`.
+    pub linger: Duration,
 }
 
 impl Plan {
@@ -77,6 +82,7 @@ impl Plan {
             copies_by_ring: false,
             shared: None,
             arm_deadline: Duration::from_secs(10),
+            linger: Duration::ZERO,
         }
     }
 
@@ -177,13 +183,28 @@ impl fmt::Debug for Server {
 struct Shared {
     leave: Arc<AtomicBool>,
     wakers: Mutex<Vec<Waker>>,
-    running: Mutex<usize>,
+    running: Mutex<Running>,
     ended: Condvar,
     ended_fd: OwnedFd,
 }
 
+/// The threads of a server that have not ended.
+#[derive(Default)]
+struct Running {
+    threads: usize,
+    /// One of them lingers.
+    failed: bool,
+}
+
+impl Running {
+    /// There is something to tell the owner.
+    const fn is_over(&self) -> bool {
+        self.threads == 0 || self.failed
+    }
+}
+
 impl Shared {
-    fn running(&self) -> std::sync::MutexGuard<'_, usize> {
+    fn running(&self) -> std::sync::MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -196,6 +217,22 @@ impl Shared {
         for waker in self.wakers().iter() {
             waker.wake();
         }
+        // Under the lock, so that no thread is between its look at `leave` and its sleep.
+        let running = self.running();
+        self.ended.notify_all();
+        drop(running);
+    }
+
+    /// A failed queue's thread waits with its ring for what the owner decides.
+    fn linger(&self, time: Duration) {
+        let mut running = self.running();
+        running.failed = true;
+        thread::signal_event(self.ended_fd.as_fd());
+        self.ended.notify_all();
+        let leave = |_: &mut Running| !self.leave.load(Ordering::Relaxed);
+        let lingered = self.ended.wait_timeout_while(running, time, leave);
+        let (mut running, _) = lingered.unwrap_or_else(PoisonError::into_inner);
+        running.failed = false;
     }
 }
 
@@ -323,7 +360,7 @@ impl Server {
         let shared = Arc::new(Shared {
             leave: Arc::new(AtomicBool::new(false)),
             wakers: Mutex::new(Vec::with_capacity(teams.len())),
-            running: Mutex::new(0),
+            running: Mutex::default(),
             ended: Condvar::new(),
             ended_fd: thread::event_fd().map_err(Error::Thread)?,
         });
@@ -437,7 +474,8 @@ impl Server {
     }
 
     /// Waits until every thread has ended: the driver aborted all tags and nothing is in hand, or a
-    /// queue failed. True if that is so; false after the timeout.
+    /// queue failed; or until a failed queue's thread lingers ([`Plan::linger`]). True if that is so; false after the
+    /// timeout.
     #[must_use]
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
         let running = self.shared.running();
@@ -446,7 +484,7 @@ impl Server {
                 let wait = self
                     .shared
                     .ended
-                    .wait_while(running, |running| *running != 0);
+                    .wait_while(running, |running| !running.is_over());
                 drop(wait);
                 true
             }
@@ -454,13 +492,13 @@ impl Server {
                 let wait = self
                     .shared
                     .ended
-                    .wait_timeout_while(running, timeout, |running| *running != 0);
+                    .wait_timeout_while(running, timeout, |running| !running.is_over());
                 !wait.unwrap_or_else(PoisonError::into_inner).1.timed_out()
             }
         }
     }
 
-    /// Readable (an eventfd) once every thread has ended, for those who poll several things.
+    /// Readable (an eventfd) once every thread has ended or one lingers, for those who poll several things.
     #[must_use]
     pub fn ended_fd(&self) -> BorrowedFd<'_> {
         self.shared.ended_fd.as_fd()
@@ -478,7 +516,13 @@ impl Server {
     /// # Errors
     /// [`Error::TimedOut`] while a thread still serves: the server goes on, call again.
     pub fn finish(&mut self, deadline: Duration) -> Result<Report, Error> {
-        if !self.wait(Some(deadline)) {
+        let until = Instant::now() + deadline;
+        let mut over = self.wait(Some(deadline));
+        if over && self.shared.running().failed {
+            self.leave();
+            over = self.wait(Some(until.saturating_duration_since(Instant::now())));
+        }
+        if !over {
             return Err(Error::TimedOut {
                 what: "end",
                 deadline,
@@ -558,26 +602,35 @@ struct EndGuard {
 
 impl EndGuard {
     fn new(shared: &Arc<Shared>) -> Self {
-        *shared.running() += 1;
+        shared.running().threads += 1;
         Self {
             shared: Arc::clone(shared),
             lanes: Vec::new(),
         }
     }
+
+    /// Marks what has neither ended nor failed as lost to a panic.
+    fn tell_panic(&self) {
+        for lane in &self.lanes {
+            lane.ended_without_a_word();
+        }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.state() == State::Failed)
+    }
 }
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        for lane in &self.lanes {
-            lane.ended_without_a_word();
-        }
-        if self.lanes.iter().any(|lane| lane.state() == State::Failed) {
+        self.tell_panic();
+        if self.has_failed() {
             // A queue's failure is the device's: the other queues leave too.
             self.shared.leave();
         }
         let mut running = self.shared.running();
-        *running -= 1;
-        if *running == 0 {
+        running.threads -= 1;
+        if running.threads == 0 {
             thread::signal_event(self.shared.ended_fd.as_fd());
         }
         drop(running);
@@ -602,10 +655,17 @@ impl<F> Job<F> {
         guard.lanes = armed.iter().map(|armed| armed.lane.clone()).collect();
         // An owner that has given up will send no START_DEV: nobody would ever abort the tags.
         let result = match report.send(Ok(armed)) {
-            Ok(()) => worker.run(),
-            Err(_) => Err(WorkerError::Left),
+            Ok(()) => catch_unwind(AssertUnwindSafe(|| worker.run())),
+            Err(_) => Ok(Err(WorkerError::Left)),
         };
-        worker.finish(&result);
+        match &result {
+            Ok(result) => worker.settle(result),
+            // No handler's panic: a defect of the engine.
+            Err(_) => guard.tell_panic(),
+        }
+        if guard.has_failed() && !self.plan.linger.is_zero() {
+            self.shared.linger(self.plan.linger);
+        }
     }
 
     /// The same on a thread that serves other devices too, which drives what this makes.

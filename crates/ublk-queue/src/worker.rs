@@ -552,6 +552,11 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
 
     /// Ends the worker: the ring is closed, buffers are freed where nobody else holds them.
     pub fn finish(mut self, result: &Result<(), WorkerError>) {
+        self.settle(result);
+    }
+
+    /// Says how the worker ended; its ring is there until it is dropped.
+    pub(crate) fn settle(&mut self, result: &Result<(), WorkerError>) {
         if H::OPERATIONS && result.is_err() {
             self.reap();
         }

@@ -34,7 +34,7 @@ impl Still {
     fn new(device: &Device) -> Result<Self> {
         let server = device.server_now()?;
         let direct = device.open()?;
-        procfs::kill(server, Signal::STOP)?;
+        procfs::stop(server)?;
         let still = Self {
             server,
             writer: Some(std::thread::spawn(move || direct.write_pattern(0, 4096, 1))),

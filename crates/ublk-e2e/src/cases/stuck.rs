@@ -40,12 +40,6 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Whether a process is stopped.
-fn is_stopped(pid: u32) -> bool {
-    let threads = procfs::threads(pid);
-    !threads.is_empty() && threads.iter().all(|thread| thread.state == 'T')
-}
-
 fn silent(verb: &str, policy: &str, end: Signal) -> Result<()> {
     if verb == "resize" && sysfs::kernel() < (6, 16) {
         // Refused before anything waits; the cases of `resize` look at that.
@@ -54,10 +48,7 @@ fn silent(verb: &str, policy: &str, end: Signal) -> Result<()> {
     let device = Spec::null("1G").with(&["--recovery", policy]).add()?;
     let id = device.id.to_string();
     let server = device.server()?;
-    procfs::kill(server, Signal::STOP)?;
-    until("a stopped server", secs(10), || {
-        Ok(is_stopped(server).then_some(()))
-    })?;
+    procfs::stop(server)?;
     let path = device.path.clone();
     let reader = std::thread::spawn(move || {
         let _ = Direct::open_read(&path).and_then(|d| d.read(0, 4096).map(drop));

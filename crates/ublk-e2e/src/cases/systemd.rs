@@ -154,7 +154,7 @@ fn silent() -> Result<()> {
     device.start()?;
     std::thread::sleep(secs(17));
     ensure!(device.restarts()? == 0, "an idle device was started again");
-    procfs::kill(device.server()?, Signal::STOP)?;
+    procfs::stop(device.server()?)?;
     says(&device.unit, "StatusText", "does not answer", secs(20))?;
     device.back(1, BACK)?;
     let journal = crate::systemd::journal(&device.unit);
@@ -170,7 +170,7 @@ fn stuck() -> Result<()> {
     device.start()?;
     write(&device.node, 1)?;
     let first = device.server()?;
-    procfs::kill(below.server()?, Signal::STOP)?;
+    procfs::stop(below.server()?)?;
     let node = device.node.clone();
     let writer = std::thread::spawn(move || write(&node, 2));
     let noticed = says(
