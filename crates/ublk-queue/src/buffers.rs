@@ -1,8 +1,11 @@
-//! The data buffers of a lane: one mapping, one fixed place per tag.
+//! The data buffers of a lane: one mapping, one place per tag. The place is the tag's own where the driver has it in
+//! each command (copy mode); elsewhere a [`Dealer`] gives it with the request, so that memory grows with what is in
+//! flight and not with the depth.
 //!
 //! General safety argument. The arena is an anonymous private mapping made by [`Arena::new`] and
 //! removed by its `Drop`, so its pages are zero before first use, and an address inside it stays
-//! valid as long as the arena lives. The place of a tag is disjoint from every other. Who may touch a
+//! valid as long as the arena lives. The place of a tag is disjoint from every other, dealt or not: a dealer has each
+//! place once, and takes it back only when the request has been answered. Who may touch a
 //! place follows the tag's protocol: between the CQE that delivers a request and its commit the
 //! server owns it, and there exactly one request token (which holds the lane's shared part, and with
 //! it the arena, alive); from the commit to the next CQE the driver does, and no token exists.
@@ -13,6 +16,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use ublk_core::{Errno, Tag};
 
@@ -28,7 +32,43 @@ pub(crate) struct Arena {
     len: usize,
     stride: usize,
     pages: Pages,
+    /// The places of the tags, if they are dealt.
+    dealt: Option<Arc<[AtomicU16]>>,
     _map: Arc<Mapping>,
+}
+
+/// No place.
+const NOWHERE: u16 = u16::MAX;
+
+/// Deals the places of an arena to the tags that have a request, the last one that came back first.
+pub(crate) struct Dealer {
+    /// Written by the lane's thread only, before the request is given to another; so relaxed accesses do.
+    dealt: Arc<[AtomicU16]>,
+    free: Vec<u16>,
+}
+
+impl Dealer {
+    /// Gives a tag a place, unless it has one.
+    #[inline]
+    pub(crate) fn lend(&mut self, tag: Tag) {
+        let place = &self.dealt[tag.index()];
+        if place.load(Ordering::Relaxed) == NOWHERE
+            && let Some(free) = self.free.pop()
+        {
+            place.store(free, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes back what a tag has.
+    #[inline]
+    pub(crate) fn take_back(&mut self, tag: Tag) {
+        let place = &self.dealt[tag.index()];
+        let free = place.load(Ordering::Relaxed);
+        if free != NOWHERE {
+            place.store(NOWHERE, Ordering::Relaxed);
+            self.free.push(free);
+        }
+    }
 }
 
 /// What pages the buffers of a queue are made of.
@@ -127,8 +167,19 @@ impl Arena {
             len,
             stride,
             pages,
+            dealt: None,
             _map: map,
         })
+    }
+
+    /// From now on the places of this value, of which there is no clone yet, are dealt.
+    pub(crate) fn deal(&mut self, depth: u16) -> Dealer {
+        let dealt: Arc<[_]> = (0..depth).map(|_| AtomicU16::new(NOWHERE)).collect();
+        self.dealt = Some(Arc::clone(&dealt));
+        Dealer {
+            dealt,
+            free: (0..depth).rev().collect(),
+        }
     }
 
     /// Bytes that are mapped, and in what pages.
@@ -150,7 +201,11 @@ impl Arena {
 
     #[inline]
     fn place(&self, tag: Tag) -> NonNull<u8> {
-        let offset = tag.index() * self.stride;
+        let place = match &self.dealt {
+            None => tag.index(),
+            Some(dealt) => usize::from(dealt[tag.index()].load(Ordering::Relaxed)),
+        };
+        let offset = place * self.stride;
         if offset >= self.len {
             beyond(tag);
         }
@@ -301,6 +356,37 @@ mod tests {
         bytes.fill(1);
         let small = Arena::with(4, 4096, true).expect("memory");
         assert_eq!(small.extent(), (4 * 4096, Pages::Small));
+    }
+
+    /// What has come back is given out again first, and no place twice.
+    #[test]
+    fn places_that_are_dealt_are_few_and_disjoint() {
+        let mut arena = Arena::new(4, 4096).expect("memory");
+        let mut dealer = arena.deal(4);
+        dealer.lend(tag(3));
+        let first = arena.addr(tag(3));
+        dealer.lend(tag(3));
+        assert_eq!(arena.addr(tag(3)), first, "a tag keeps what it has");
+        dealer.lend(tag(1));
+        assert!(arena.addr(tag(1)).abs_diff(first) >= 4096);
+        dealer.take_back(tag(3));
+        dealer.take_back(tag(3));
+        dealer.lend(tag(2));
+        assert_eq!(arena.addr(tag(2)), first, "the last one back");
+        dealer.lend(tag(0));
+        dealer.lend(tag(3));
+        let mut all: Vec<_> = (0..4).map(|n| arena.addr(tag(n))).collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 4);
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond the arena")]
+    fn a_tag_without_a_place_has_no_memory() {
+        let mut arena = Arena::new(2, 4096).expect("memory");
+        let _dealer = arena.deal(2);
+        arena.addr(tag(0));
     }
 
     #[test]

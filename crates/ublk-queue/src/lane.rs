@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ublk_core::iod::IoBounds;
-use ublk_core::{Action, Answer, DataMode, Errno, Input, QueueId, Tag, TagState};
+use ublk_core::{Action, Answer, DataMode, Errno, Input, Op, QueueId, Tag, TagState};
 use ublk_sys::{
     UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA, ublk_auto_buf_reg,
 };
@@ -19,6 +19,7 @@ pub(crate) use self::ending::ABORT_WAIT;
 use self::ending::came_back;
 use self::forward::Forwards;
 use crate::batch::{self, Batch};
+use crate::buffers::Dealer;
 use crate::handler::{Handler, LaneContext};
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations};
@@ -95,6 +96,8 @@ pub(crate) struct Lane<P: Port, D, H> {
     /// The tag whose request the handler has on this thread, or [`NOBODY`]; for the time after a panic.
     current: u16,
     data: DataMode,
+    /// User copy, get-data: the tags have their buffers for the length of a request.
+    dealer: Option<Dealer>,
     /// Data is in the tag's buffer or nowhere, and the lane is not ending: the quick way of a request.
     plain: bool,
     leaving: bool,
@@ -134,6 +137,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         index: u16,
         mut spec: LaneSpec<D, H>,
         shared: Arc<LaneShared>,
+        dealer: Option<Dealer>,
         port: &P,
         context: &LaneContext,
     ) -> Self {
@@ -200,6 +204,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             fetched: Vec::with_capacity(usize::from(spec.depth)),
             next_fetched: 0,
             data: spec.data,
+            dealer,
             plain: !matches!(spec.data, DataMode::GetData | DataMode::UserCopy),
             buf_base: spec.buf_base,
             files: spec.files,
@@ -263,6 +268,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         if !PLAIN && self.leaving {
             // Not `self.came_back()`, which would end the borrow of the place.
             (self.outstanding, self.patience) = came_back(self.outstanding);
+        }
+        if !PLAIN && let Some(dealer) = &mut self.dealer {
+            dealer.lend(tag);
         }
         let desc = self.descriptors.load(tag);
         let io = match desc.decode(&self.bounds) {
@@ -468,6 +476,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             self.handler.place(&io).filter(fits)
         });
         self.placed[tag.index()] = place.is_some();
+        if let Some(dealer) = &mut self.dealer {
+            dealer.lend(tag);
+        }
         let addr = place.map_or_else(|| self.shared.arena.addr(tag), |place| place.addr());
         let place = &mut self.tags[tag.index()];
         place.addr = addr;
@@ -491,6 +502,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Answers a request that is in hand.
     #[inline(always)]
     fn answered(&mut self, port: &mut P, tag: Tag, answer: Answer) {
+        if let Some(dealer) = &mut self.dealer {
+            // In get-data mode the driver takes a READ's data from there when it takes the commit, however late.
+            let io = || self.descriptors.load(tag).decode(&self.bounds);
+            let is_read = || io().is_ok_and(|io| io.op == Op::Read);
+            if self.data != DataMode::GetData || !is_read() {
+                dealer.take_back(tag);
+            }
+        }
         let place = &mut self.tags[tag.index()];
         if let Some(result) = place.commit(place.state, answer, &self.shared) {
             self.push_commit(port, tag, result);

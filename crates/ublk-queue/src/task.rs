@@ -152,7 +152,8 @@ where
         let zero_copy = matches!(context.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
         let registered = zero_copy.then_some(context.buf_base);
         let wake = context.wake.clone();
-        let core = Core::new(depth, operations, wake, context.qid, registered);
+        let dealt = matches!(context.data, DataMode::UserCopy | DataMode::GetData);
+        let core = Core::new(depth, operations, wake, context.qid, registered, !dealt);
         self.lane = Some(Lane {
             slots: Slots::new(usize::from(depth)),
             core: Rc::new(core),

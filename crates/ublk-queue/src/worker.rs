@@ -253,10 +253,13 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     /// of a handler that does not ask for it, or in get-data mode.
     pub fn add_lane(&mut self, mut spec: LaneSpec<D, H>) -> Result<LaneHandle, Errno> {
         let index = u16::try_from(self.lanes.len()).map_err(|_| Errno::ENOSPC)?;
-        let arena = match spec.share.arena.take() {
+        // Where the driver is not told of them, a lane has all its buffers to itself.
+        let dealt = matches!(spec.data, DataMode::UserCopy | DataMode::GetData);
+        let mut arena = match spec.share.arena.take().filter(|_| !dealt) {
             Some(arena) => arena,
             None => Arena::with(spec.depth, spec.bounds.max_io_bytes, spec.huge_pages)?,
         };
+        let dealer = dealt.then(|| arena.deal(spec.depth));
         let wake: Arc<dyn Wake> = Arc::new(self.port.wake_handle());
         let device = std::mem::replace(&mut spec.device, Box::new(NoDevice));
         let client = spec.shared.take();
@@ -282,7 +285,14 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             spec.copies_by_ring && !spec.batch,
             wake,
         );
-        let lane = Lane::new(index, spec, Arc::clone(&shared), &self.port, &context);
+        let lane = Lane::new(
+            index,
+            spec,
+            Arc::clone(&shared),
+            dealer,
+            &self.port,
+            &context,
+        );
         self.lanes.push(lane);
         Ok(LaneHandle(shared))
     }

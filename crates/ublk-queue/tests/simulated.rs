@@ -586,6 +586,34 @@ fn data_modes_move_the_right_bytes_under_all_faults() {
     }
 }
 
+/// Where the driver is not told of buffers, one request after the other has the same; in copy mode each tag its own.
+#[test]
+fn l08_buffers_follow_what_is_in_flight_only_where_they_may() {
+    for (data, few) in [(DataMode::UserCopy, true), (DataMode::Copy, false)] {
+        let config = Config {
+            data,
+            read_percent: 100,
+            faults: ALL_FAULTS,
+            ..Config::new(5)
+        };
+        let seen = Arc::new(Mutex::new(std::collections::BTreeSet::new()));
+        let addresses = Arc::clone(&seen);
+        let run = run(config.clone(), move || {
+            let addresses = Arc::clone(&addresses);
+            move |mut request: Request<'_>| {
+                let data = request.data_mut().ok().filter(|data| !data.is_empty());
+                let address = data.map(|data| data.as_ptr() as usize);
+                addresses.lock().expect("no panic").extend(address);
+                request.complete(Err(Errno::EIO));
+            }
+        });
+        assert_eq!(run.result, Ok(()));
+        let seen = seen.lock().expect("no panic").len();
+        let all = usize::from(config.depth);
+        assert_eq!(seen, if few { 1 } else { all }, "{data:?}");
+    }
+}
+
 /// L05 In user copy a READ that nobody filled never shows what was in the pages.
 #[test]
 fn l05_user_copy_always_delivers_something_of_ours() {

@@ -61,6 +61,8 @@ pub(super) struct Core {
     pub(super) qid: QueueId,
     /// Index of tag 0's buffer in the ring's table, in zero copy.
     pub(super) registered: Option<u16>,
+    /// A tag's buffer is its own, so where it is need be asked only once.
+    own_buffers: bool,
     tags: Box<[Tag]>,
     /// Tags to be polled, woken on this thread by operations.
     local: RefCell<Vec<u16>>,
@@ -73,6 +75,7 @@ impl Core {
         wake: Arc<dyn Wake>,
         qid: QueueId,
         registered: Option<u16>,
+        own_buffers: bool,
     ) -> Self {
         let depth = usize::from(tags);
         Self {
@@ -80,6 +83,7 @@ impl Core {
             ready: Ready::new(tags, wake),
             qid,
             registered,
+            own_buffers,
             tags: (0..tags).map(|_| Tag::new()).collect(),
             local: RefCell::new(Vec::with_capacity(depth)),
         }
@@ -130,15 +134,14 @@ impl Core {
         self.ready.is_empty() && self.local.borrow().is_empty()
     }
 
-    /// A request of a tag begins, with the one lease of its `TaskRequest`. `memory` says where its buffer is, and is
-    /// asked once for each tag.
+    /// A request of a tag begins, with the one lease of its `TaskRequest`. `memory` says where its buffer is.
     #[inline(always)]
     pub(super) fn begin(&self, tag: usize, io: Io, memory: impl FnOnce() -> *mut u8) {
         let state = &self.tags[tag];
         state.io.set(io);
         state.leases.set(1);
         let ours = || self.registered.is_none() || io.flags.in_shared_memory();
-        if state.memory.get().is_null() && ours() {
+        if (!self.own_buffers || state.memory.get().is_null()) && ours() {
             state.memory.set(memory());
         }
     }

@@ -76,6 +76,7 @@ impl Local {
                 waker,
                 QueueId::ZERO,
                 None,
+                true,
             ))),
         })
     }
