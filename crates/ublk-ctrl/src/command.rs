@@ -102,6 +102,12 @@ pub enum Command {
         /// The device.
         id: DevId,
     },
+    /// Takes the I/O scheduler away that the kernel gave the device, if it did. Waits until no request is in flight, beyond
+    /// any deadline, so have it said by a helper. Answered by [`Reply::Done`].
+    NoScheduler {
+        /// The device.
+        id: DevId,
+    },
     /// REG_BUF of all of a file of memory: the descriptor `fd` of process `pid`, whoever issues the command. Answered
     /// by [`Reply::Shared`].
     ShareMemory {
@@ -142,6 +148,7 @@ impl Command {
             Self::TryStop { .. } => Operation::TryStop,
             Self::DeleteAsync { .. } => Operation::DeleteAsync,
             Self::Sync { .. } => Operation::Sync,
+            Self::NoScheduler { .. } => Operation::NoScheduler,
             Self::ShareMemory { .. } => Operation::RegisterMemory,
             Self::ProveReady { .. } => Operation::ProveReady,
         }
@@ -167,6 +174,7 @@ impl Command {
             | Self::TryStop { id }
             | Self::DeleteAsync { id }
             | Self::Sync { id }
+            | Self::NoScheduler { id }
             | Self::ShareMemory { id, .. }
             | Self::ProveReady { id, .. } => Some(*id),
         }
@@ -389,6 +397,14 @@ pub trait Controller: Send {
         }
     }
 
+    /// Takes the I/O scheduler away that the kernel gave the device, if it did: see [`crate::nodes::Nodes::no_scheduler`].
+    ///
+    /// # Errors
+    /// [`Error::NoPermission`], [`Error::Refused`] by sysfs, [`Error::TimedOut`] while requests are in flight.
+    fn no_scheduler(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        done(self, Command::NoScheduler { id }, deadline)
+    }
+
     /// Waits until the block device exists, opens and has its size.
     ///
     /// # Errors
@@ -473,6 +489,7 @@ mod tests {
             Command::TryStop { id },
             Command::DeleteAsync { id },
             Command::Sync { id },
+            Command::NoScheduler { id },
             Command::ShareMemory { id, pid: 1, fd: 2 },
             Command::ProveReady { id, size: u64::MAX },
         ];

@@ -470,6 +470,7 @@ impl<P: CtrlPort> Control<P> {
             Command::TryStop { id } => self.try_stop(id, deadline).map(done),
             Command::DeleteAsync { id } => self.delete_async(id, deadline).map(done),
             Command::Sync { id } => nodes::sync(id).map(done),
+            Command::NoScheduler { id } => nodes::no_scheduler(id).map(done),
             Command::ShareMemory { id, pid, fd } => self
                 .share_descriptor(id, (pid, fd), deadline)
                 .map(Reply::Shared),

@@ -463,6 +463,9 @@ fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
         Operation::Sync => {
             format!("the server of device {id} does not answer what is written back: see its log")
         }
+        Operation::NoScheduler => {
+            format!("the server of device {id} does not answer what is in flight: see its log")
+        }
         Operation::Add => "some kernels (6.18.4, 6.18.5 and builds with the same backport) never \
              finish ADD_DEV: see `dmesg`, reboot, and use another kernel"
             .into(),

@@ -69,6 +69,7 @@ fn every() -> Vec<Error> {
         Op::OpenChar,
         Op::ProveReady,
         Op::Sync,
+        Op::NoScheduler,
         Op::List,
     ] {
         for raw in 0..5 {

@@ -53,6 +53,8 @@ pub enum Operation {
     ProveReady,
     /// Writing back what is dirty of `/dev/ublkbN`.
     Sync,
+    /// Taking the I/O scheduler away from `/dev/ublkbN`.
+    NoScheduler,
     /// Listing the devices.
     List,
 }
@@ -95,6 +97,7 @@ impl Operation {
             Self::OpenChar => "open the character device",
             Self::ProveReady => "wait until ready",
             Self::Sync => "sync",
+            Self::NoScheduler => "set no I/O scheduler",
             Self::List => "list devices",
         }
     }

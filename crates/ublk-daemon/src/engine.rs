@@ -362,6 +362,7 @@ mod tests {
             recovery: ublk_core::Recovery::None,
             serving: crate::wire::Serving::default(),
             name: None,
+            scheduler: Default::default(),
             supervise: false,
             unprivileged: false,
         }

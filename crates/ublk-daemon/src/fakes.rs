@@ -173,6 +173,7 @@ pub(crate) fn spec() -> AddSpec {
         recovery: ublk_core::Recovery::None,
         serving: crate::wire::Serving::default(),
         name: None,
+        scheduler: Default::default(),
         supervise: false,
         unprivileged: false,
     }
@@ -366,6 +367,19 @@ impl World for Threads {
                 dev: Some(id),
                 after: Duration::from_secs(1),
                 abandoned: true,
+            });
+        }
+        Ok(())
+    }
+
+    fn no_scheduler(&mut self, id: DevId, _deadline: Duration) -> Result<(), Error> {
+        self.0.note("no scheduler");
+        assert_eq!(id.get(), ID);
+        if self.0.fails("no scheduler") {
+            return Err(Error::NoPermission {
+                operation: Operation::NoScheduler,
+                dev: Some(id),
+                errno: ublk_core::Errno::EACCES,
             });
         }
         Ok(())

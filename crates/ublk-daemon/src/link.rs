@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 /// The version that both ends of a link say in their first message.
-pub const LINK_VERSION: u32 = 4;
+pub const LINK_VERSION: u32 = 5;
 
 /// The longest message in bytes. A packet above it is refused unread.
 pub const MAX_MESSAGE: usize = 64 * 1024;

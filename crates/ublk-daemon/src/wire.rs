@@ -99,6 +99,9 @@ pub struct AddSpec {
     /// What becomes of it when its server dies.
     #[serde(default)]
     pub recovery: Recovery,
+    /// The I/O scheduler of its block device.
+    #[serde(default)]
+    pub scheduler: Scheduler,
     /// Its name: that of a link to its node.
     #[serde(default)]
     pub name: Option<String>,
@@ -111,6 +114,17 @@ pub struct AddSpec {
     /// How each queue is served: the server's own affair.
     #[serde(default)]
     pub serving: Serving,
+}
+
+/// The I/O scheduler of a device that is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scheduler {
+    /// None: requests come as they were made.
+    #[default]
+    None,
+    /// What the kernel chose.
+    Kernel,
 }
 
 /// How the queues of a device are served.

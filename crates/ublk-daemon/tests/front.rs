@@ -30,6 +30,7 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         recovery: ublk_core::Recovery::None,
         serving: ublk_daemon::wire::Serving::default(),
         name: None,
+        scheduler: Default::default(),
         supervise: false,
         unprivileged: false,
     };

@@ -109,6 +109,8 @@ impl<B: Backend> Recovering<B> {
             controller: added.controller,
             size,
             deadline: added.options.deadline,
+            // It has what it was given when it was started.
+            unscheduled: false,
         }
     }
 }

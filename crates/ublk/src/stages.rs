@@ -29,6 +29,7 @@ pub struct Armed {
     pub(crate) controller: Box<dyn Controller>,
     pub(crate) size: u64,
     pub(crate) deadline: Duration,
+    pub(crate) unscheduled: bool,
 }
 
 /// The device has stopped and its queues are gone; its number and `/dev/ublkcN` are left.
@@ -94,6 +95,7 @@ impl<B: Backend> Added<B> {
                 size: self.backend.limits().size,
                 controller: self.controller,
                 deadline: self.options.deadline,
+                unscheduled: self.options.unscheduled,
             }),
             Err(error) => Err(Failure {
                 error,
@@ -187,6 +189,10 @@ impl Armed {
             .prove_ready(self.id(), self.size, self.deadline)
         {
             return Err(self.unsettled(error.into()));
+        }
+        if self.unscheduled {
+            // A device that keeps the kernel's choice is slower and nothing else: not every owner may write to sysfs.
+            let _ = self.controller.no_scheduler(self.id(), self.deadline);
         }
         Ok(Device::new(self))
     }

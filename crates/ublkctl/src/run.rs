@@ -253,6 +253,7 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
         mode: add.mode(),
         auto: add.auto(),
         recovery: add.recovery.into(),
+        scheduler: add.scheduler.into(),
         serving: Serving {
             threads: add.threads,
             poll: add.poll.to_string(),

@@ -9,7 +9,7 @@ use crate::shm;
 use crate::state::{self, Phase, ProcessId, Record};
 use crate::sys::poll;
 use crate::wire::{
-    AddRequest, AddSpec, Added, Assignment, Failure, FromServer, Lifetime, ToServer,
+    AddRequest, AddSpec, Added, Assignment, Failure, FromServer, Lifetime, Scheduler, ToServer,
 };
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -18,6 +18,9 @@ use ublk_core::{
     CheckedSpec, CpuMask, DevId, DeviceSpec, Features, Limits, Mode, QueueId, Recovery,
 };
 use ublk_ctrl::Error;
+
+/// How long a device may take to answer what is in flight, to be without an I/O scheduler.
+const UNSCHEDULE: Duration = Duration::from_secs(2);
 
 /// What is left until the deadline.
 pub(super) fn left(deadline: Instant) -> Duration {
@@ -185,11 +188,23 @@ impl Agent<'_> {
         self.world.prove(id, limits.size, left(deadline))?;
         tracing::debug!("the device is proved ready");
         kill_point("start:ready");
+        // A user may not write to sysfs.
+        if spec.scheduler == Scheduler::None && !spec.unprivileged {
+            self.unschedule(id, deadline);
+        }
         self.link();
         self.enter(Phase::Live)?;
         self.open_relay(id);
         let (block_size, read_only) = (limits.logical_block_size, limits.read_only);
         Ok(self.describe(spec.backend.name(), limits.size, block_size, read_only, pid))
+    }
+
+    /// Has the device without an I/O scheduler. With the kernel's it serves all the same.
+    fn unschedule(&mut self, id: DevId, deadline: Instant) {
+        let within = left(deadline).min(UNSCHEDULE);
+        if let Err(e) = self.world.no_scheduler(id, within) {
+            tracing::warn!("{e}");
+        }
     }
 
     /// Makes the link of the device's name, if it has one. Without it the device serves all the same.

@@ -58,6 +58,12 @@ pub trait World {
     /// Why it is not so by the deadline.
     fn prove(&mut self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error>;
 
+    /// Takes the device's I/O scheduler away, by the prover, which may get stuck in it.
+    ///
+    /// # Errors
+    /// Why it is not so by the deadline.
+    fn no_scheduler(&mut self, id: DevId, deadline: Duration) -> Result<(), Error>;
+
     /// Writes back what is dirty of the device, in another process.
     ///
     /// # Errors
@@ -124,6 +130,13 @@ impl World for Real {
             message: "the prover was not started".to_owned(),
         })?;
         prover.prove_ready(id, size, deadline)
+    }
+
+    fn no_scheduler(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        match &mut self.prover {
+            Some(prover) => prover.no_scheduler(id, deadline),
+            None => Ok(()),
+        }
     }
 
     fn sync(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {

@@ -83,7 +83,7 @@ impl Play {
     }
 }
 
-const UP: [&str; 8] = [
+const UP: [&str; 9] = [
     "open",
     "add",
     "set parameters",
@@ -92,6 +92,7 @@ const UP: [&str; 8] = [
     "armed",
     "start",
     "prove",
+    "no scheduler",
 ];
 
 /// L22 STOP while the queues still serve, then the server is empty and gone, then DEL; L20 START only
@@ -110,6 +111,14 @@ fn l22_stop_while_serving_and_delete_after_empty() {
     assert_eq!(play.kernel.log(), [&UP[..], &down].concat());
     assert_eq!(play.records(), 0, "no record, socket or log is left");
     assert_eq!(play.agent.join().unwrap(), 0);
+}
+
+/// A device that keeps its scheduler serves all the same.
+#[test]
+fn a_scheduler_that_stays_is_no_failure() {
+    let play = play(Some("no scheduler"), true, 10_000);
+    assert_eq!(play.live().id, ID);
+    assert_eq!(play.kernel.log(), UP);
 }
 
 /// A failure at any step takes back what was made, in the right order, and says why (L33).

@@ -16,6 +16,7 @@ fn spec() -> AddSpec {
         recovery: ublk_core::Recovery::None,
         serving: crate::wire::Serving::default(),
         name: None,
+        scheduler: Default::default(),
         supervise: false,
         unprivileged: false,
     }

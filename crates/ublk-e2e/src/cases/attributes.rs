@@ -9,7 +9,7 @@ use ublk_backends::{Memory, Null};
 
 use super::MATRIX;
 use crate::case::Case;
-use crate::cli::{Device, Spec};
+use crate::cli::{self, Device, Spec};
 use crate::embed::Embedded;
 use crate::fs::{Kind, Mounted};
 use crate::{json, run, sysfs};
@@ -29,6 +29,7 @@ pub fn cases() -> Vec<Case> {
         cache_and_fua,
     ));
     all.push(Case::new("simple_read_only_is_read_only", read_only));
+    all.push(Case::new("scheduler_is_none_or_the_kernels", schedulers));
     all.push(Case::new(
         "l03_largest_request_is_as_asked",
         largest_request,
@@ -78,8 +79,8 @@ fn check(device: &Device, limits: &Limits, depth: u64) -> Result<()> {
         cache == wanted,
         "write_cache is {cache:?}, declared {wanted:?}"
     );
+    scheduler(device, "[none]")?;
     // A scheduler would have requests of its own: without one they are the tags.
-    std::fs::write(sysfs::directory(id).join("queue/scheduler"), "none")?;
     shows(id, "queue/nr_requests", depth)?;
     for (key, value) in [
         ("size", limits.size),
@@ -90,6 +91,30 @@ fn check(device: &Device, limits: &Limits, depth: u64) -> Result<()> {
         ensure!(said == value, "info says {key} {said}, declared {value}");
     }
     Ok(())
+}
+
+/// Says which I/O scheduler the device has.
+fn scheduler(device: &Device, wanted: &str) -> Result<()> {
+    let schedulers = sysfs::text(device.id, "queue/scheduler")?;
+    ensure!(
+        schedulers.contains(wanted),
+        "{schedulers:?}, wanted {wanted}"
+    );
+    Ok(())
+}
+
+/// A device of one queue has no I/O scheduler either, unless the kernel's choice was asked for; and a new server changes nothing.
+fn schedulers() -> Result<()> {
+    let device = Spec::null("1G").add()?;
+    scheduler(&device, "[none]")?;
+    device.delete()?;
+    let kernel = ["--scheduler", "kernel", "--recovery", "reissue"];
+    let device = Spec::null("1G").with(&kernel).add()?;
+    scheduler(&device, "[mq-deadline]")?;
+    device.kill_server("quiesced")?;
+    cli::ublkctl(&["recover", &device.id.to_string()])?.good()?;
+    scheduler(&device, "[mq-deadline]")?;
+    device.delete()
 }
 
 /// L06 Attributes and limits are sent to the driver, and those of the backend. L02 in sectors.
