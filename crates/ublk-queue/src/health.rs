@@ -181,9 +181,6 @@ impl Counter {
     }
 }
 
-/// In place of a count of requests in hand: a batch is at work.
-pub(crate) const AT_WORK: u64 = u64::MAX;
-
 /// The live counters behind [`Counters`], of one lane. Only `dropped` has several writers.
 #[derive(Default)]
 pub(crate) struct Meters {

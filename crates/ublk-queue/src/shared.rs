@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use ublk_core::iod::Io;
 use ublk_core::{Answer, DataMode, Errno, IoDesc, QueueId, Tag};
@@ -25,6 +26,8 @@ pub(crate) struct LaneShared {
     pub(crate) path: DataPath,
     /// User copy by operations linked with the commit.
     pub(crate) copies_by_ring: bool,
+    /// The worker's thread is awake, with a batch.
+    pub(crate) at_work: Arc<AtomicBool>,
     wake: Arc<dyn Wake>,
 }
 
@@ -82,7 +85,7 @@ impl LaneShared {
         arena: Arena,
         path: DataPath,
         copies_by_ring: bool,
-        wake: Arc<dyn Wake>,
+        (wake, at_work): (Arc<dyn Wake>, Arc<AtomicBool>),
     ) -> Arc<Self> {
         Arc::new(Self {
             qid,
@@ -92,6 +95,7 @@ impl LaneShared {
             status: Status::new(),
             path,
             copies_by_ring,
+            at_work,
             wake,
         })
     }

@@ -12,7 +12,7 @@ use ublk_core::{DataMode, Errno, QueueId};
 
 use crate::buffers::{Arena, Pages};
 use crate::handler::{Handler, LaneContext};
-use crate::health::{AT_WORK, Counters, State};
+use crate::health::{Counters, State};
 use crate::lane::{ABORT_WAIT, Lane, LaneError};
 use crate::operations::Operation;
 use crate::seam::{Completion, Descriptors, NoDevice, Port, UserCopyPort, Wake};
@@ -212,10 +212,8 @@ impl LaneHandle {
     /// is at work on a batch.
     #[must_use]
     pub fn in_hand(&self) -> u64 {
-        match self.0.meters.in_hand.get() {
-            AT_WORK => 1,
-            count => count,
-        }
+        let at_work = self.0.at_work.load(Ordering::Relaxed);
+        self.0.meters.in_hand.get().max(u64::from(at_work))
     }
 }
 
@@ -225,6 +223,8 @@ pub struct Worker<P: Port, D, H> {
     port: P,
     lanes: Vec<Lane<P, D, H>>,
     leave: Arc<AtomicBool>,
+    /// The thread is awake, with a batch.
+    at_work: Arc<AtomicBool>,
     backoff: Duration,
     serving: bool,
     /// The lane of the last completion.
@@ -239,6 +239,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             port,
             lanes: Vec::new(),
             leave,
+            at_work: Arc::default(),
             backoff: RETRY_MIN,
             serving: false,
             recent: 0,
@@ -283,7 +284,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             arena,
             path,
             spec.copies_by_ring && !spec.batch,
-            wake,
+            (wake, Arc::clone(&self.at_work)),
         );
         let lane = Lane::new(
             index,
@@ -372,9 +373,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
         loop {
             // A handler that never comes back shows as that.
-            for lane in &self.lanes {
-                lane.shared.meters.in_hand.set(AT_WORK);
-            }
+            self.at_work.store(true, Ordering::Relaxed);
             self.take_completions()?;
             let mut again = false;
             let mut want = 1;
@@ -388,6 +387,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 meters.in_hand.set(u64::from(lane.away()));
                 unusual |= lane.is_unusual();
             }
+            self.at_work.store(false, Ordering::Relaxed);
             if unusual || again {
                 if self.unusual(if again { 0 } else { want })? {
                     return Ok(());
@@ -567,6 +567,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
 
     /// Says how the worker ended; its ring is there until it is dropped.
     pub(crate) fn settle(&mut self, result: &Result<(), WorkerError>) {
+        self.at_work.store(false, Ordering::Relaxed);
         if H::OPERATIONS && result.is_err() {
             self.reap();
         }

@@ -264,7 +264,8 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
     }
 
     /// What a thread that serves does between two batches: submits everything pushed and sleeps until `want` CQEs
-    /// (not 0) can be popped, a wake arrives, or the timeout is over, in one system call. As [`enter`](Self::enter)
+    /// (not 0) can be popped, those included that are there already, a wake arrives, or the timeout is over, in one
+    /// system call. As [`enter`](Self::enter)
     /// without the report: the caller looks at the CQ and for work after it, whatever ended the wait.
     ///
     /// With `want` above 1 a wake ends the wait only together with the CQEs that were to come at once anyway: ask
@@ -280,7 +281,6 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
     ) -> Result<(), EnterError> {
         self.cq.release();
         let unusual = match &self.wake {
-            _ if self.cq.ready() != 0 => true,
             Some(side) => !side.armed || !side.waker.park().park(),
             None => false,
         };
