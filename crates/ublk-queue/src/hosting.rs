@@ -225,9 +225,7 @@ impl Host {
             for token in ready.drain(..) {
                 if token == BELL {
                     thread::drain_event(self.inbox.bell.as_fd());
-                    if self.take_newcomers() {
-                        return;
-                    }
+                    self.take_newcomers();
                 } else if let Ok(at) = usize::try_from(token) {
                     self.drive(at);
                 }
@@ -235,14 +233,14 @@ impl Host {
             if self.timed > 0 {
                 self.drive_late();
             }
+            // Nothing to live for any more.
             if self.places.is_empty() && self.inbox.lock().closed {
                 return;
             }
         }
     }
 
-    /// True if the thread has nothing to live for.
-    fn take_newcomers(&mut self) -> bool {
+    fn take_newcomers(&mut self) {
         let newcomers = std::mem::take(&mut self.inbox.lock().newcomers);
         for newcomer in newcomers {
             let Some(worker) = newcomer() else { continue };
@@ -262,7 +260,6 @@ impl Host {
                 Err(_) => self.end(at),
             }
         }
-        self.places.is_empty() && self.inbox.lock().closed
     }
 
     fn drive(&mut self, at: usize) {
