@@ -44,14 +44,14 @@ pub struct DeviceSpec {
 
 impl DeviceSpec {
     /// A device with these limits, and else: any number, one queue of 128 tags, requests up to
-    /// 512 KiB, no feature asked for, no nonce.
+    /// 1 MiB, no feature asked for, no nonce.
     #[must_use]
     pub const fn new(limits: Limits) -> Self {
         Self {
             id: None,
             queues: 1,
             depth: 128,
-            max_io_bytes: 512 << 10,
+            max_io_bytes: 1 << 20,
             features: Features::NONE,
             server_flags: 0,
             limits,
@@ -317,7 +317,7 @@ pub enum SpecError {
     /// The largest request is no whole number of pages, or outside one page to 32 MiB.
     #[error(
         "largest I/O {bytes} is not a multiple of the page size {page_size} from {page_size} to 33554432 (32 MiB); \
-         512 KiB is a good value"
+         1 MiB is a good value"
     )]
     MaxIo { bytes: u32, page_size: u32 },
     /// The logical block size is no power of two, below 512 or above a page.

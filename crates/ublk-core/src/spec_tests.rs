@@ -21,7 +21,7 @@ fn refused(result: Result<CheckedSpec, SpecError>) -> String {
 fn defaults_pass_and_become_the_request() {
     let info = spec().server_flags(7).check(PAGE).unwrap().dev_info();
     assert_eq!((info.nr_hw_queues, info.queue_depth), (1, 128));
-    assert_eq!((info.max_io_buf_bytes, info.io_desc_size), (524_288, 24));
+    assert_eq!((info.max_io_buf_bytes, info.io_desc_size), (1_048_576, 24));
     assert_eq!((info.dev_id, info.ublksrv_flags), (u32::MAX, 7));
     let id = DevId::new(5).unwrap();
     assert_eq!(spec().id(id).check(PAGE).unwrap().dev_info().dev_id, 5);

@@ -155,8 +155,8 @@ pub fn io_uring_sysctl(root: &Path) -> Finding {
 }
 
 /// Bytes of locked memory that a device with buffers in locked memory wants at least: one queue of
-/// 128 tags of 512 KiB.
-const MEMLOCK_WANTED: u64 = 64 << 20;
+/// 128 tags of 1 MiB.
+const MEMLOCK_WANTED: u64 = 128 << 20;
 
 /// This process's limit of locked memory, which registered buffers count against (L59).
 #[must_use]

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::stages::{Added, clean_up};
 
 /// Makes a device from a backend. Without more it has one queue of 128 tags and requests of up to
-/// 512 KiB.
+/// 1 MiB.
 pub struct Builder<B> {
     pub(crate) backend: Arc<B>,
     pub(crate) spec: DeviceSpec,

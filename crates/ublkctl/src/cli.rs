@@ -278,7 +278,7 @@ pub struct Add {
     #[arg(long, value_name = "SIZE", value_parser = small_size)]
     pub block_size: Option<u32>,
     /// Largest request: whole pages up to 32M
-    #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = small_size)]
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = small_size)]
     pub max_io: u32,
     /// The I/O scheduler of the device: none, or what the kernel chooses (mq-deadline for one queue)
     #[arg(long, value_enum, default_value_t = Scheduler::None)]

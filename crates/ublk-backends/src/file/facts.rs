@@ -82,8 +82,10 @@ impl Facts {
             rotational: disk.number("rotational") == Some(1),
             discard: punches(file, meta.len()).then_some((MAX_DISCARD, block)),
             by_ioctl: false,
-            max_segments: disk.narrow("max_segments"),
-            max_segment_size: disk.narrow("max_segment_size"),
+            // A file system makes requests of its own out of what it is given: the disk's limits would only keep the
+            // block layer from merging what comes.
+            max_segments: 0,
+            max_segment_size: 0,
         })
     }
 
