@@ -221,8 +221,7 @@ impl Cell {
         std::fs::File::create(backing.path())?.set_len(SIZE)?;
         if self.work == Work::Ext4 {
             let path = backing.path().to_str().context("plain")?;
-            let words = ["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
-            run::good("mkfs.ext4", &[&words[..], &[path]].concat())?;
+            Kind::Ext4.format(path)?;
         }
         let mut spec = Spec::file(backing.path()).queues(2).depth(16);
         spec = spec.with(&["--recovery", self.policy, "--max-io", "64K"]);

@@ -98,6 +98,12 @@ impl Target {
         self
     }
 
+    /// Its device keeps the I/O scheduler that the kernel chose, as other servers' devices do.
+    fn scheduled(mut self) -> Self {
+        self.server += " --scheduler kernel";
+        self
+    }
+
     /// Its queues poll before they sleep.
     fn polling(mut self, how: &str) -> Self {
         self.server += &format!(" --poll {how}");
@@ -130,6 +136,7 @@ pub fn counted() -> Vec<Target> {
     let (null, mem) = ("null", "mem --size 256M");
     vec![
         ours("null", null, "copy", "off"),
+        ours("null_scheduled", null, "copy", "off").scheduled(),
         ours("mem", mem, "copy", "off"),
         ours("null_batch", null, "copy", "on"),
         ours("null_zero_copy", null, "zero-copy", "off"),
@@ -151,6 +158,7 @@ pub fn counted() -> Vec<Target> {
             "on",
         )
         .on(ON_EXT4),
+        file_ext4("file_ext4_zero_copy_scheduled", "zero-copy").scheduled(),
         Target::libublk("libublk_null", "null", "copy", 1),
         Target::libublk("libublk_null_zero_copy", "null --zero-copy", "zero-copy", 1),
         Target::libublk("libublk_null_async", "null --async", "copy", 1),
