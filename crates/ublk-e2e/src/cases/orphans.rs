@@ -212,8 +212,9 @@ fn names() -> Result<()> {
     device.kill_server("quiesced")?;
     ublkctl(&["recover", "disk-1"])?.good()?;
     ensure!(leads()? == device.path);
-    ublkctl(&["delete", "/dev/ublkctl/disk-1"])?.good()?;
+    let deleted = ublkctl(&["delete", "/dev/ublkctl/disk-1"])?.good()?;
     device.forget();
-    ensure!(link.symlink_metadata().is_err(), "the link is left");
+    let left = std::fs::read_link(link);
+    ensure!(left.is_err(), "{left:?} is left after {deleted}");
     Ok(())
 }
