@@ -12,6 +12,7 @@ mod process_id;
 pub use lock::Lock;
 pub use process_id::ProcessId;
 
+use crate::names;
 use crate::shm::Registered;
 use crate::sys::process::effective_uid;
 use crate::wire::AddSpec;
@@ -20,6 +21,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use ublk_core::DevId;
 
 /// The version of the records this code writes and reads.
 pub const STATE_VERSION: u32 = 2;
@@ -405,7 +407,8 @@ impl Store {
         remove_if_there(&self.pending_path(nonce))
     }
 
-    /// Removes what is kept of devices that are gone: none of `nonces`, and neither agent nor server at work.
+    /// Removes what is kept of devices that are gone, and their links: none of `nonces`, and neither agent nor server
+    /// at work.
     /// What was removed.
     ///
     /// # Errors
@@ -437,7 +440,12 @@ impl Store {
                 continue;
             }
             match record.id {
-                Some(id) => self.remove(id, record.nonce)?,
+                Some(id) => {
+                    if let Ok(dev) = DevId::new(id) {
+                        names::unlink(record.spec.name.as_deref(), dev);
+                    }
+                    self.remove(id, record.nonce)?;
+                }
                 None => self.forget_pending(record.nonce)?,
             }
             removed.push(path);

@@ -274,11 +274,7 @@ impl Agent<'_> {
                     tracing::warn!("{e}");
                 }
             }
-            _ => {
-                if let Err(e) = self.store.remove(id.get(), device.record.nonce) {
-                    tracing::warn!("{e}");
-                }
-            }
+            _ => self.forget(&device),
         }
         // The next agent need not wait for the end of this process.
         self.lock = None;

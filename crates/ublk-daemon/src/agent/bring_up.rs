@@ -342,12 +342,17 @@ impl Agent<'_> {
         match deleted {
             Ok(()) | Err(Error::NoSuchDevice { .. }) => {
                 kill_point("delete:deleted");
-                names::unlink(device.record.spec.name.as_deref(), device.id);
-                if let Err(e) = self.store.remove(device.id.get(), device.record.nonce) {
-                    tracing::warn!("{e}");
-                }
+                self.forget(device);
             }
             Err(e) => tracing::error!("device {} stays: {e}", device.id),
+        }
+    }
+
+    /// Removes link and record of a device that is gone, in this order: who finds no record looks for no link.
+    pub(super) fn forget(&self, device: &Device) {
+        names::unlink(device.record.spec.name.as_deref(), device.id);
+        if let Err(e) = self.store.remove(device.id.get(), device.record.nonce) {
+            tracing::warn!("{e}");
         }
     }
 }
