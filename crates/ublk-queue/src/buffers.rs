@@ -18,7 +18,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use ublk_core::{Errno, Tag};
+use ublk_core::{DataMode, Errno, Tag};
 
 use crate::memref::MemRef;
 
@@ -48,6 +48,11 @@ pub(crate) struct Dealer {
 }
 
 impl Dealer {
+    /// Whether places are dealt in this mode: where the driver is told of none before there is a request.
+    pub(crate) const fn is_for(data: DataMode) -> bool {
+        matches!(data, DataMode::UserCopy | DataMode::GetData)
+    }
+
     /// Gives a tag a place, unless it has one.
     #[inline]
     pub(crate) fn lend(&mut self, tag: Tag) {

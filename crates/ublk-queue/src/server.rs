@@ -1,16 +1,19 @@
 //! The server half of a device: workers on threads, their health, their end.
 
+mod ending;
+mod teams;
+
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ublk_core::{Backend, CpuMask, DataMode, Errno, Features, Geometry, QueueId};
-use uring_lite::Waker;
+use ublk_core::{Backend, CpuMask, DataMode, Errno, Geometry, QueueId};
 
+use self::ending::{EndGuard, Running, Shared};
+use self::teams::{Team, teams};
 use crate::handler::{
     ClientShared, Direct, DirectShared, Handler, Inline, InlineShared, Mapped, Pool,
 };
@@ -21,7 +24,6 @@ use crate::polling::Polling;
 use crate::real::{DescTable, RingPort};
 use crate::seam::Port;
 use crate::shmem::SharedMemory;
-use crate::thread;
 use crate::worker::{LaneHandle, Share, Worker, WorkerError};
 
 /// How a device is to be served.
@@ -179,63 +181,6 @@ impl fmt::Debug for Server {
     }
 }
 
-/// What the owner and the threads of a server share.
-struct Shared {
-    leave: Arc<AtomicBool>,
-    wakers: Mutex<Vec<Waker>>,
-    running: Mutex<Running>,
-    ended: Condvar,
-    ended_fd: OwnedFd,
-}
-
-/// The threads of a server that have not ended.
-#[derive(Default)]
-struct Running {
-    threads: usize,
-    /// One of them lingers.
-    failed: bool,
-}
-
-impl Running {
-    /// There is something to tell the owner.
-    const fn is_over(&self) -> bool {
-        self.threads == 0 || self.failed
-    }
-}
-
-impl Shared {
-    fn running(&self) -> std::sync::MutexGuard<'_, Running> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wakers(&self) -> std::sync::MutexGuard<'_, Vec<Waker>> {
-        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn leave(&self) {
-        self.leave.store(true, Ordering::Relaxed);
-        for waker in self.wakers().iter() {
-            waker.wake();
-        }
-        // Under the lock, so that no thread is between its look at `leave` and its sleep.
-        let running = self.running();
-        self.ended.notify_all();
-        drop(running);
-    }
-
-    /// A failed queue's thread waits with its ring for what the owner decides.
-    fn linger(&self, time: Duration) {
-        let mut running = self.running();
-        running.failed = true;
-        thread::signal_event(self.ended_fd.as_fd());
-        self.ended.notify_all();
-        let leave = |_: &mut Running| !self.leave.load(Ordering::Relaxed);
-        let lingered = self.ended.wait_timeout_while(running, time, leave);
-        let (mut running, _) = lingered.unwrap_or_else(PoisonError::into_inner);
-        running.failed = false;
-    }
-}
-
 /// What a thread reports once the driver has its fetches.
 struct Armed {
     lane: LaneHandle,
@@ -357,13 +302,7 @@ impl Server {
         }
         let teams = teams(geometry, &plan)?;
         let deadline = plan.arm_deadline;
-        let shared = Arc::new(Shared {
-            leave: Arc::new(AtomicBool::new(false)),
-            wakers: Mutex::new(Vec::with_capacity(teams.len())),
-            running: Mutex::default(),
-            ended: Condvar::new(),
-            ended_fd: thread::event_fd().map_err(Error::Thread)?,
-        });
+        let shared = Arc::new(Shared::new(teams.len()).map_err(Error::Thread)?);
         let mut server = Self {
             threads: Vec::new(),
             lanes: Vec::new(),
@@ -478,24 +417,7 @@ impl Server {
     /// timeout.
     #[must_use]
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
-        let running = self.shared.running();
-        match timeout {
-            None => {
-                let wait = self
-                    .shared
-                    .ended
-                    .wait_while(running, |running| !running.is_over());
-                drop(wait);
-                true
-            }
-            Some(timeout) => {
-                let wait = self
-                    .shared
-                    .ended
-                    .wait_timeout_while(running, timeout, |running| !running.is_over());
-                !wait.unwrap_or_else(PoisonError::into_inner).1.timed_out()
-            }
-        }
+        self.shared.wait(timeout, Running::is_over)
     }
 
     /// Readable (an eventfd) once every thread has ended or one lingers, for those who poll several things.
@@ -517,12 +439,13 @@ impl Server {
     /// [`Error::TimedOut`] while a thread still serves: the server goes on, call again.
     pub fn finish(&mut self, deadline: Duration) -> Result<Report, Error> {
         let until = Instant::now() + deadline;
-        let mut over = self.wait(Some(deadline));
-        if over && self.shared.running().failed {
+        let mut ended = self.wait(Some(deadline));
+        if ended && self.shared.running().failed {
             self.leave();
-            over = self.wait(Some(until.saturating_duration_since(Instant::now())));
+            let left = until.saturating_duration_since(Instant::now());
+            ended = self.shared.wait(Some(left), Running::have_ended);
         }
-        if !over {
+        if !ended {
             return Err(Error::TimedOut {
                 what: "end",
                 deadline,
@@ -545,96 +468,6 @@ fn is_told_to_leave(error: &str) -> bool {
 impl Drop for Server {
     fn drop(&mut self) {
         self.leave();
-    }
-}
-
-/// A thread to be: its queues, or its part of one.
-struct Team {
-    qids: Vec<QueueId>,
-    thread: u16,
-    share: Option<Share>,
-}
-
-/// Deals queues to threads, or threads to queues.
-fn teams(geometry: &Geometry, plan: &Plan) -> Result<Vec<Team>, Error> {
-    let queues = geometry.queues();
-    let qids = |from: u16, step: u16| {
-        let qids = (from..queues).step_by(usize::from(step));
-        qids.filter_map(|qid| QueueId::new(qid).ok()).collect()
-    };
-    let each = plan.threads_per_queue.clamp(1, geometry.depth().max(1));
-    if each == 1 {
-        let own = plan.threads.unwrap_or(queues);
-        let hosts = plan.hosts.as_ref().map(|threads| threads.count());
-        let threads = hosts.map_or(own, |count| u16::try_from(count).unwrap_or(u16::MAX));
-        let threads = threads.clamp(1, queues.max(1));
-        let team = |n| Team {
-            qids: qids(n, threads),
-            thread: 0,
-            share: None,
-        };
-        return Ok((0..threads).map(team).collect());
-    }
-    let able = Features::PER_IO_DAEMON | Features::BATCH_IO;
-    if !geometry.features().intersects(able) {
-        return Err(Error::ThreadsPerQueue);
-    }
-    let mut teams = Vec::new();
-    for qid in qids(0, 1) {
-        let shares = Share::deal(each, geometry.depth(), geometry.max_io_bytes());
-        let shares = shares.map_err(|errno| Error::Buffers { qid, errno })?;
-        for (thread, share) in (0..).zip(shares) {
-            teams.push(Team {
-                qids: vec![qid],
-                thread,
-                share: Some(share),
-            });
-        }
-    }
-    Ok(teams)
-}
-
-/// Counts a thread as running, and says so when it has ended, however it ended (L24).
-struct EndGuard {
-    shared: Arc<Shared>,
-    lanes: Vec<LaneHandle>,
-}
-
-impl EndGuard {
-    fn new(shared: &Arc<Shared>) -> Self {
-        shared.running().threads += 1;
-        Self {
-            shared: Arc::clone(shared),
-            lanes: Vec::new(),
-        }
-    }
-
-    /// Marks what has neither ended nor failed as lost to a panic.
-    fn tell_panic(&self) {
-        for lane in &self.lanes {
-            lane.ended_without_a_word();
-        }
-    }
-
-    fn has_failed(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.state() == State::Failed)
-    }
-}
-
-impl Drop for EndGuard {
-    fn drop(&mut self) {
-        self.tell_panic();
-        if self.has_failed() {
-            // A queue's failure is the device's: the other queues leave too.
-            self.shared.leave();
-        }
-        let mut running = self.shared.running();
-        running.threads -= 1;
-        if running.threads == 0 {
-            thread::signal_event(self.shared.ended_fd.as_fd());
-        }
-        drop(running);
-        self.shared.ended.notify_all();
     }
 }
 

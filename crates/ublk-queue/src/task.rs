@@ -59,6 +59,7 @@ pub use self::ring::Ring;
 use self::core::{Core, Ended};
 use self::pool::Sink;
 use self::slots::{Panicked, Slots};
+use crate::buffers::Dealer;
 use crate::handler::{Handler, LaneContext};
 use crate::operations::{Operation, Operations};
 use crate::request::Request;
@@ -152,7 +153,7 @@ where
         let zero_copy = matches!(context.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
         let registered = zero_copy.then_some(context.buf_base);
         let wake = context.wake.clone();
-        let dealt = matches!(context.data, DataMode::UserCopy | DataMode::GetData);
+        let dealt = Dealer::is_for(context.data);
         let core = Core::new(depth, operations, wake, context.qid, registered, !dealt);
         self.lane = Some(Lane {
             slots: Slots::new(usize::from(depth)),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ublk_core::iod::IoBounds;
 use ublk_core::{DataMode, Errno, QueueId};
 
-use crate::buffers::{Arena, Pages};
+use crate::buffers::{Arena, Dealer, Pages};
 use crate::handler::{Handler, LaneContext};
 use crate::health::{Counters, State};
 use crate::lane::{ABORT_WAIT, Lane, LaneError};
@@ -255,7 +255,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     pub fn add_lane(&mut self, mut spec: LaneSpec<D, H>) -> Result<LaneHandle, Errno> {
         let index = u16::try_from(self.lanes.len()).map_err(|_| Errno::ENOSPC)?;
         // Where the driver is not told of them, a lane has all its buffers to itself.
-        let dealt = matches!(spec.data, DataMode::UserCopy | DataMode::GetData);
+        let dealt = Dealer::is_for(spec.data);
         let mut arena = match spec.share.arena.take().filter(|_| !dealt) {
             Some(arena) => arena,
             None => Arena::with(spec.depth, spec.bounds.max_io_bytes, spec.huge_pages)?,

@@ -1,0 +1,141 @@
+//! How the threads of a server end, and how its owner hears of it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use uring_lite::Waker;
+
+use crate::health::State;
+use crate::thread;
+use crate::worker::LaneHandle;
+
+/// What the owner and the threads of a server share.
+pub(super) struct Shared {
+    pub(super) leave: Arc<AtomicBool>,
+    wakers: Mutex<Vec<Waker>>,
+    running: Mutex<Running>,
+    ended: Condvar,
+    pub(super) ended_fd: OwnedFd,
+}
+
+/// The threads of a server that have not ended.
+#[derive(Default)]
+pub(super) struct Running {
+    threads: usize,
+    /// One of them lingers, or has.
+    pub(super) failed: bool,
+}
+
+impl Running {
+    pub(super) const fn have_ended(&self) -> bool {
+        self.threads == 0
+    }
+
+    /// There is something to tell the owner.
+    pub(super) const fn is_over(&self) -> bool {
+        self.threads == 0 || self.failed
+    }
+}
+
+impl Shared {
+    /// For so many threads.
+    ///
+    /// # Errors
+    /// No eventfd could be had.
+    pub(super) fn new(threads: usize) -> std::io::Result<Self> {
+        Ok(Self {
+            leave: Arc::new(AtomicBool::new(false)),
+            wakers: Mutex::new(Vec::with_capacity(threads)),
+            running: Mutex::default(),
+            ended: Condvar::new(),
+            ended_fd: thread::event_fd()?,
+        })
+    }
+
+    /// Waits until the threads are as wanted. False after the timeout.
+    pub(super) fn wait(&self, timeout: Option<Duration>, wanted: fn(&Running) -> bool) -> bool {
+        let running = self.running();
+        let not_yet = |running: &mut Running| !wanted(running);
+        let Some(timeout) = timeout else {
+            drop(self.ended.wait_while(running, not_yet));
+            return true;
+        };
+        let wait = self.ended.wait_timeout_while(running, timeout, not_yet);
+        !wait.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    pub(super) fn running(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn wakers(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn leave(&self) {
+        self.leave.store(true, Ordering::Relaxed);
+        for waker in self.wakers().iter() {
+            waker.wake();
+        }
+        // Under the lock, so that no thread is between its look at `leave` and its sleep.
+        let running = self.running();
+        self.ended.notify_all();
+        drop(running);
+    }
+
+    /// A failed queue's thread waits with its ring for what the owner decides.
+    pub(super) fn linger(&self, time: Duration) {
+        let mut running = self.running();
+        running.failed = true;
+        thread::signal_event(self.ended_fd.as_fd());
+        self.ended.notify_all();
+        let stay = |_: &mut Running| !self.leave.load(Ordering::Relaxed);
+        drop(self.ended.wait_timeout_while(running, time, stay));
+    }
+}
+
+/// Counts a thread as running, and says so when it has ended, however it ended (L24).
+pub(super) struct EndGuard {
+    shared: Arc<Shared>,
+    pub(super) lanes: Vec<LaneHandle>,
+}
+
+impl EndGuard {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        shared.running().threads += 1;
+        Self {
+            shared: Arc::clone(shared),
+            lanes: Vec::new(),
+        }
+    }
+
+    /// Marks what has neither ended nor failed as lost to a panic.
+    pub(super) fn tell_panic(&self) {
+        for lane in &self.lanes {
+            lane.ended_without_a_word();
+        }
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.state() == State::Failed)
+    }
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        self.tell_panic();
+        if self.has_failed() {
+            // A queue's failure is the device's: the other queues leave too.
+            self.shared.leave();
+        }
+        let mut running = self.shared.running();
+        running.threads -= 1;
+        if running.threads == 0 {
+            thread::signal_event(self.shared.ended_fd.as_fd());
+        }
+        drop(running);
+        self.shared.ended.notify_all();
+    }
+}

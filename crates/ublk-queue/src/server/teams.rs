@@ -1,0 +1,52 @@
+//! Which thread serves which queues.
+
+use ublk_core::{Features, Geometry, QueueId};
+
+use super::{Error, Plan};
+use crate::worker::Share;
+
+/// A thread to be: its queues, or its part of one.
+pub(super) struct Team {
+    pub(super) qids: Vec<QueueId>,
+    pub(super) thread: u16,
+    pub(super) share: Option<Share>,
+}
+
+/// Deals queues to threads, or threads to queues.
+pub(super) fn teams(geometry: &Geometry, plan: &Plan) -> Result<Vec<Team>, Error> {
+    let queues = geometry.queues();
+    let qids = |from: u16, step: u16| {
+        let qids = (from..queues).step_by(usize::from(step));
+        qids.filter_map(|qid| QueueId::new(qid).ok()).collect()
+    };
+    let each = plan.threads_per_queue.clamp(1, geometry.depth().max(1));
+    if each == 1 {
+        let own = plan.threads.unwrap_or(queues);
+        let hosts = plan.hosts.as_ref().map(|threads| threads.count());
+        let threads = hosts.map_or(own, |count| u16::try_from(count).unwrap_or(u16::MAX));
+        let threads = threads.clamp(1, queues.max(1));
+        let team = |n| Team {
+            qids: qids(n, threads),
+            thread: 0,
+            share: None,
+        };
+        return Ok((0..threads).map(team).collect());
+    }
+    let able = Features::PER_IO_DAEMON | Features::BATCH_IO;
+    if !geometry.features().intersects(able) {
+        return Err(Error::ThreadsPerQueue);
+    }
+    let mut teams = Vec::new();
+    for qid in qids(0, 1) {
+        let shares = Share::deal(each, geometry.depth(), geometry.max_io_bytes());
+        let shares = shares.map_err(|errno| Error::Buffers { qid, errno })?;
+        for (thread, share) in (0..).zip(shares) {
+            teams.push(Team {
+                qids: vec![qid],
+                thread,
+                share: Some(share),
+            });
+        }
+    }
+    Ok(teams)
+}
