@@ -57,7 +57,7 @@ pub struct Plan {
     /// instructions more a request than the call (docs/tuning.md), so it is off.
     pub copies_by_ring: bool,
     /// Memory shared with the device's clients, as it was registered with the driver: for a device made with
-    /// [`Features::SHMEM_ZC`].
+    /// [`Features::SHMEM_ZC`](ublk_core::Features::SHMEM_ZC).
     pub shared: Option<SharedMemory>,
     /// How long arming may take before it counts as failed.
     pub arm_deadline: Duration,
