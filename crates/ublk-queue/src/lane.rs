@@ -4,6 +4,7 @@ mod batching;
 mod copying;
 mod ending;
 mod forward;
+mod registering;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,6 +19,7 @@ use ublk_sys::{
 pub(crate) use self::ending::ABORT_WAIT;
 use self::ending::came_back;
 use self::forward::Forwards;
+use self::registering::Registrations;
 use crate::batch::{self, Batch};
 use crate::buffers::Dealer;
 use crate::handler::{Handler, LaneContext};
@@ -129,6 +131,8 @@ pub(crate) struct Lane<P: Port, D, H> {
     placed: Box<[bool]>,
     /// Requests that the engine takes to files.
     forwards: Forwards,
+    /// Requests that wait for a slot of the ring's table, or have one, on behalf of a handler with operations.
+    registrations: Registrations,
     share: Share,
 }
 
@@ -213,8 +217,15 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 true => Forwards::new(spec.depth, spec.file_count),
                 false => Forwards::default(),
             },
+            registrations: match H::OPERATIONS || H::FORWARDS {
+                true => Registrations::new(spec.depth, spec.data),
+                false => Registrations::default(),
+            },
         }
     }
+
+    /// The handler's operations may name the pages of its requests. What is forwarded is registered by that.
+    const REGISTERS: bool = H::OPERATIONS && !H::FORWARDS;
 
     /// True if a completion's word belongs to this life of the lane.
     #[inline]
@@ -286,6 +297,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         {
             place.state = in_hand;
             self.refuse(port, tag, errno);
+            return Ok(());
+        }
+        if Self::REGISTERS && self.registrations.wants(tag, &io) {
+            place.state = in_hand;
+            self.register_first(port, tag);
             return Ok(());
         }
         self.shared.meters.count(&io);
@@ -374,6 +390,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 self.handler
                     .operation_completed(operation, completion.res, completion.flags);
                 Ok(())
+            }
+            Kind::Forward if Self::REGISTERS => {
+                self.register_completed(port, number, completion.res)
             }
             Kind::Forward => self.forward_completed(port, number, word.turn, completion.res),
             Kind::Sync => {
@@ -550,6 +569,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Pushes again what failed and may now work.
     pub(crate) fn take_retries(&mut self, port: &mut P) {
         self.push_stalled(port);
+        self.push_stalled_registers(port);
         for _ in 0..self.retry.len() {
             let tag = self.retry.remove(0);
             self.arm(port, tag);
@@ -567,6 +587,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     pub(crate) fn has_retries(&self) -> bool {
         !self.retry.is_empty()
             || (H::FORWARDS && self.forwards.is_stalled())
+            || (Self::REGISTERS && self.registrations.is_stalled())
             || (self.batched && self.batch.is_due(self.prepared))
     }
 
@@ -593,6 +614,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Pushes the commit of a tag, or in batch mode its element (also PREP's).
     #[inline(always)]
     fn push_commit(&mut self, port: &mut P, tag: Tag, result: i32) {
+        if (H::OPERATIONS || H::FORWARDS) && !self.unregister(port, tag) {
+            return self.push_failed(tag);
+        }
         let place = &self.tags[tag.index()];
         let pushed = if self.batched {
             self.batch.add(place.header, result, place.addr)

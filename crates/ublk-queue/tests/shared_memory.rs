@@ -6,6 +6,8 @@
     reason = "a backend whose memory is copied to and from by address"
 )]
 
+mod sim;
+
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -75,34 +77,14 @@ impl Backend for Mem {
 }
 
 fn run<H: Handler>(config: &Config, make: impl Fn() -> H) -> (Report, Counters) {
-    let sim = Sim::new(config.clone());
-    let mut worker = Worker::new(sim.port(), Arc::new(AtomicBool::new(false)));
-    let mut lanes = Vec::new();
-    for qid in 0..config.queues {
-        let id = QueueId::new(qid).expect("few queues");
-        let bounds = IoBounds {
-            size: config.size as u64,
-            max_io_bytes: config.max_io_bytes,
-        };
-        let mut spec = LaneSpec::new(id, config.depth, bounds, sim.descriptors(qid), make());
-        spec.data = config.data;
-        spec.batch = config.batch;
-        spec.file_count = 1;
-        spec.buf_base = qid * config.depth;
-        spec.device = Box::new(sim.device());
-        spec.shared = sim.shared_memory().expect("mapped");
-        lanes.push(worker.add_lane(spec).expect("a lane"));
-    }
-    let result = worker.arm().and_then(|()| worker.run());
-    worker.finish(&result);
-    let report = sim.report();
-    assert_eq!(report.violations, Vec::<String>::new(), "{config:?}");
-    assert_eq!(result, Ok(()), "{config:?}");
+    let run = sim::run(config.clone(), make);
+    assert_eq!(run.report.violations, Vec::<String>::new(), "{config:?}");
+    assert_eq!(run.result, Ok(()), "{config:?}");
     let mut sum = Counters::default();
-    for lane in &lanes {
+    for lane in &run.lanes {
         sum.add(&lane.counters());
     }
-    (report, sum)
+    (run.report, sum)
 }
 
 fn config(seed: u64, data: DataMode, batch: bool) -> Config {

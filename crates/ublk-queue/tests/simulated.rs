@@ -5,20 +5,18 @@
     reason = "a backend whose memory the simulated driver reaches by address"
 )]
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+mod sim;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ublk_core::iod::IoBounds;
-use ublk_core::{Backend, DataMode, Errno, Limits, Op, QueueId};
+use sim::{ALL_FAULTS, Run, run, run_driven};
+use ublk_core::{Backend, DataMode, Errno, Limits, Op};
 use ublk_queue::{
-    Direct, Forward, Handler, Inline, LaneHandle, LaneSpec, Mapped, MemRef, OwnedRequest, Pool,
-    Request, State,
+    Direct, Handler, Inline, Mapped, MemRef, OwnedRequest, Pool, Request, State, WorkerError,
 };
-use ublk_queue::{Next, Worker, WorkerError};
-use ublk_sim::{Config, End, Faults, Report, Sim, SimDescriptors, SimPort};
-
-type SimWorker<H> = Worker<SimPort, SimDescriptors, H>;
+use ublk_sim::{Config, End, Faults};
 
 /// A plain memory device.
 struct Mem(Mutex<Vec<u8>>);
@@ -59,98 +57,10 @@ impl Backend for Mem {
     }
 }
 
-struct Run {
-    has_armed: bool,
-    result: Result<(), WorkerError>,
-    lanes: Vec<LaneHandle>,
-    report: Report,
-    sim: Sim,
-}
-
-impl Run {
-    /// The run ended well and served everything.
-    fn assert_clean(&self, requests: usize) {
-        assert_eq!(self.report.violations, Vec::<String>::new());
-        assert_eq!(self.result, Ok(()));
-        assert_eq!(self.report.completed, requests);
-        assert!(self.lanes.iter().all(|lane| lane.state() == State::Empty));
-    }
-
-    fn stale(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.counters().stale).sum()
-    }
-}
-
-/// Runs the engine on one thread, with a handler per lane, until it ends.
-fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
-    run_by(config, make, Worker::run)
-}
-
-/// The same with an owner who drives the engine.
-fn run_driven<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
-    run_by(config, make, |worker| {
-        while worker.drive()? != Next::Ended {}
-        Ok(())
-    })
-}
-
-fn run_by<H: Handler>(
-    config: Config,
-    make: impl Fn() -> H,
-    serve: impl FnOnce(&mut SimWorker<H>) -> Result<(), WorkerError>,
-) -> Run {
-    let sim = Sim::new(config.clone());
-    let mut worker = Worker::new(sim.port(), Arc::new(AtomicBool::new(false)));
-    let mut lanes = Vec::new();
-    for qid in 0..config.queues {
-        let id = QueueId::new(qid).expect("few queues");
-        let bounds = IoBounds {
-            size: config.size as u64,
-            max_io_bytes: config.max_io_bytes,
-        };
-        let mut spec = LaneSpec::new(id, config.depth, bounds, sim.descriptors(qid), make());
-        spec.generation = 3;
-        spec.data = config.data;
-        spec.batch = config.batch;
-        spec.file_count = 1;
-        spec.buf_base = qid * config.depth;
-        spec.device = Box::new(sim.device());
-        spec.copies_by_ring = config.copies_by_ring;
-        lanes.push(worker.add_lane(spec).expect("memory"));
-    }
-    let armed = worker.arm();
-    let has_armed = armed.is_ok();
-    let result = armed.and_then(|()| serve(&mut worker));
-    if config.refuse_fetch.is_some() {
-        // As a thread does whose set-up failed.
-        drop(worker);
-    } else {
-        worker.finish(&result);
-    }
-    Run {
-        has_armed,
-        result,
-        lanes,
-        report: sim.report(),
-        sim,
-    }
-}
-
 fn run_mem(config: Config) -> Run {
     let mem = Mem::new(config.size);
     run(config, || Inline::new(Arc::clone(&mem)))
 }
-
-const ALL_FAULTS: Faults = Faults {
-    short_submit: 20,
-    interrupt: 10,
-    transient: 5,
-    full: 3,
-    stale: 10,
-    short_io: 0,
-    interrupted_io: 0,
-    failed_io: 0,
-};
 
 #[test]
 fn every_request_is_answered_once_with_the_right_data() {
@@ -699,161 +609,4 @@ fn l24_a_refused_element_fails_the_queue() {
         cause.contains("refused COMMIT_IO_CMDS: invalid argument"),
         "{cause}"
     );
-}
-
-/// Takes every request to the file behind the operations.
-struct ToFile;
-
-impl Handler for ToFile {
-    const FORWARDS: bool = true;
-
-    fn handle(&mut self, request: Request<'_>) {
-        let (offset, len, durable) = (request.offset(), request.len(), request.flags().fua());
-        let to = match request.op() {
-            Op::Read | Op::Write => Forward::Data {
-                file: 0,
-                offset,
-                durable,
-            },
-            Op::Flush => Forward::Sync { file: 0 },
-            Op::Discard | Op::WriteZeroes => Forward::Allocate {
-                file: 0,
-                mode: 3,
-                offset,
-                len,
-            },
-        };
-        request.forward(to);
-    }
-}
-
-fn file_config(seed: u64, data: DataMode) -> Config {
-    Config {
-        data,
-        file: true,
-        queues: 2,
-        ..Config::new(seed)
-    }
-}
-
-/// The modes in which data reaches a file.
-const FILE_MODES: [DataMode; 5] = DataMode::ALL;
-
-/// L07, L11 Forwarded requests move all of their data, in every mode, whatever parts and interruptions the operations
-/// come in, and are durable where that was promised.
-#[test]
-fn l07_l11_forwarded_requests_are_whole_and_durable() {
-    for data in FILE_MODES {
-        for seed in 0..20 {
-            let config = Config {
-                faults: Faults {
-                    short_io: 20,
-                    interrupted_io: 10,
-                    short_submit: if data == DataMode::ZeroCopyManual {
-                        0
-                    } else {
-                        20
-                    },
-                    transient: 10,
-                    interrupt: 10,
-                    stale: 5,
-                    ..Faults::default()
-                },
-                ..file_config(seed, data)
-            };
-            let run = run(config, || ToFile);
-            run.assert_clean(1000);
-            assert_eq!(run.report.failed, 0, "{data}, seed {seed}");
-            assert!(run.report.operations > 1000);
-        }
-    }
-}
-
-/// L54 A full submission queue loses no operation and splits no chain.
-#[test]
-fn l52_l54_a_full_submission_queue_loses_no_operation() {
-    for data in FILE_MODES
-        .into_iter()
-        .filter(|data| *data != DataMode::ZeroCopyManual)
-    {
-        for seed in 0..10 {
-            let config = Config {
-                faults: Faults {
-                    full: 30,
-                    ..Faults::default()
-                },
-                ..file_config(seed, data)
-            };
-            let run = run(config, || ToFile);
-            run.assert_clean(1000);
-            assert_eq!(run.report.failed, 0, "{data}, seed {seed}");
-        }
-    }
-}
-
-/// Errors of the file are the request's own, and cost no other.
-#[test]
-fn errors_of_the_file_reach_the_block_layer() {
-    for data in FILE_MODES {
-        for seed in 0..10 {
-            let config = Config {
-                faults: Faults {
-                    failed_io: 10,
-                    short_io: 10,
-                    ..Faults::default()
-                },
-                ..file_config(seed, data)
-            };
-            let run = run(config, || ToFile);
-            run.assert_clean(1000);
-            assert!(run.report.failed > 20, "{data}: {:?}", run.report);
-        }
-    }
-}
-
-/// L07 Requests that come while a sync runs share the next one.
-#[test]
-fn l07_syncs_are_shared() {
-    let config = Config {
-        depth: 64,
-        queues: 1,
-        read_percent: 0,
-        requests: 4000,
-        ..file_config(1, DataMode::Copy)
-    };
-    let run = run(config, || ToFile);
-    run.assert_clean(4000);
-    let counters = run.lanes[0].counters();
-    assert_eq!(counters.syncs, run.report.syncs as u64);
-    // A flush in 20, and about a fifth of the other writes with FUA.
-    assert!(counters.flushes > 100);
-    assert!(
-        counters.syncs * 4 < (counters.writes / 5 + counters.flushes) * 3,
-        "{counters:?}"
-    );
-}
-
-/// L35 A queue that is told to end serves what it has taken to the file first.
-#[test]
-fn l35_forwarded_requests_are_finished_before_the_end() {
-    for seed in 0..20 {
-        let config = Config {
-            end: End::Quiesce(300),
-            ..file_config(seed, DataMode::Copy)
-        };
-        let run = run(config, || ToFile);
-        assert_eq!(run.report.violations, Vec::<String>::new());
-        assert_eq!(run.result, Ok(()));
-        assert_eq!(run.report.unanswered, 0);
-    }
-}
-
-/// A handler that may not forward gets EOPNOTSUPP.
-#[test]
-fn forwarding_is_declared() {
-    let run = run(Config::new(1), || {
-        |request: Request<'_>| request.forward(Forward::Sync { file: 0 })
-    });
-    run.assert_clean(1000);
-    assert_eq!(run.report.failed, 1000);
 }

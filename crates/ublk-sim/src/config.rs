@@ -62,6 +62,8 @@ pub struct Config {
     pub copies_by_ring: bool,
     /// Percent of the requests with data whose data is in memory that the client shares with the server.
     pub shared_percent: u8,
+    /// Automatic zero copy: percent of the requests with data whose pages the driver could not register.
+    pub unregistered_percent: u8,
     /// What goes wrong.
     pub faults: Faults,
     /// How it ends.
@@ -95,6 +97,7 @@ impl Config {
             file: false,
             copies_by_ring: false,
             shared_percent: 0,
+            unregistered_percent: 0,
             faults: Faults {
                 short_submit: 0,
                 interrupt: 0,

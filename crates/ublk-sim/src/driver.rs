@@ -53,6 +53,7 @@ pub(crate) struct Queue {
     /// The client's memory, the number of this queue's first tag there, and how often data is in it.
     client_memory: Option<(ClientMemory, usize)>,
     shared_percent: u8,
+    unregistered_percent: u8,
     pub(crate) shared_hits: usize,
 }
 
@@ -72,6 +73,7 @@ impl Queue {
             last_delivered: None,
             client_memory: memory.map(|memory| (memory.clone(), first)),
             shared_percent: config.shared_percent,
+            unregistered_percent: config.unregistered_percent,
             shared_hits: 0,
         }
     }
@@ -234,6 +236,13 @@ impl Queue {
             self.shared_hits += 1;
             place = Some(at);
         }
+        if self.data == DataMode::ZeroCopy
+            && place.is_none()
+            && sent.op.has_data()
+            && rng.chance(self.unregistered_percent)
+        {
+            self.descs[tag].op_flags |= IoFlags::NEED_REG_BUF;
+        }
         match sent.op {
             // Whoever looks at the tag's own buffer takes this.
             _ if place.is_some() && self.data == DataMode::Copy => {
@@ -291,6 +300,12 @@ impl Queue {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the server has to register the pages of this tag's request.
+    pub(crate) fn is_unregistered(&self, tag: Tag) -> bool {
+        let flags = self.descs.get(tag.index()).map_or(0, |desc| desc.op_flags);
+        self.data == DataMode::ZeroCopyManual || flags & IoFlags::NEED_REG_BUF != 0
     }
 
     /// The data of a WRITE in the server's hands (user copy).

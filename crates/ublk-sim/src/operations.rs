@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ublk_core::{DataMode, Errno, Tag};
+use ublk_core::{Errno, Tag};
 use ublk_queue::seam::Completion;
 use ublk_sys::offset::UserCopy;
 use uring_lite::Sqe64;
@@ -132,8 +132,7 @@ impl Model {
     fn fixed(&mut self, sqe: &Sqe64, range: Range<usize>) -> Result<usize, Errno> {
         let raw = sqe.as_raw();
         let (lane, tag) = self.slot(raw.buf_index)?;
-        let manual = self.config.data == DataMode::ZeroCopyManual;
-        if manual && !self.registered.contains(&raw.buf_index) {
+        if self.queues[lane].is_unregistered(tag) && !self.registered.contains(&raw.buf_index) {
             return Err(Errno::EFAULT);
         }
         let from = usize::try_from(raw.addr).map_err(|_| Errno::EFAULT)?;
@@ -159,7 +158,11 @@ impl Model {
             .last_chunk::<8>()
             .map_or(0, |word| u64::from_ne_bytes(*word));
         let index = u16::try_from(index).map_err(|_| Errno::EINVAL)?;
-        self.slot(index)?;
+        let (lane, tag) = self.slot(index)?;
+        if !self.queues[lane].is_unregistered(tag) {
+            let text = format!("slot {index} is the driver's own");
+            self.report.violations.push(text);
+        }
         let failed = self.rng.chance(self.config.faults.failed_io);
         if cmd_op == Ok(ublk_sys::UBLK_U_IO_UNREGISTER_IO_BUF) {
             if !self.registered.remove(&index) {

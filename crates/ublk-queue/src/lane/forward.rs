@@ -8,7 +8,7 @@
 
 use ublk_core::iod::Io;
 use ublk_core::{Answer, DataMode, Errno, IoFlags, Op, Tag};
-use ublk_sys::{UBLK_U_IO_REGISTER_IO_BUF, UBLK_U_IO_UNREGISTER_IO_BUF, ublksrv_io_cmd};
+use ublk_sys::UBLK_U_IO_REGISTER_IO_BUF;
 use uring_lite::Sqe64;
 use uring_lite::op::{self, Fd, SqeFlags};
 
@@ -206,7 +206,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                     .user_data(word);
                 let here = self.client_place(tag, &forwarded.io).is_some();
                 let registered = !here && matches!(self.shared.path.below(), DataPath::Registered);
-                if registered && self.needs_registration(&forwarded.io) {
+                if registered && self.needs_registration(tag, &forwarded.io) {
                     self.push_registered(port, tag, sqe)
                 } else {
                     // In get-data the answer names the buffer, in user copy it carries the data.
@@ -274,8 +274,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 
     /// Whether the request's pages are not in the ring's table yet.
-    fn needs_registration(&self, io: &Io) -> bool {
-        self.data == DataMode::ZeroCopyManual || io.flags.needs_registration()
+    fn needs_registration(&self, tag: Tag, io: &Io) -> bool {
+        let by_hand = self.data == DataMode::ZeroCopyManual || io.flags.needs_registration();
+        by_hand && !self.registrations.is_done(tag)
     }
 
     /// Pushes REGISTER and the operation as a chain of which only the operation completes. A REGISTER that fails
@@ -286,35 +287,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         word.turn = REGISTER;
         let register = self
             .buffer_command(UBLK_U_IO_REGISTER_IO_BUF, word, tag)
-            .flags(SqeFlags::LINK);
+            .flags(SqeFlags::LINK)
+            .flags(SqeFlags::CQE_SKIP_SUCCESS);
         make_room(port, 2)
             && [register, sqe]
                 .iter()
                 .all(|sqe| port.push_operation(sqe).is_ok())
-    }
-
-    /// Gives the tag's slot of the ring's table free again. Submitted before the commit: until Linux 6.17 the driver
-    /// takes it only while the request is in the server's hands, and the request would never complete.
-    fn push_unregister(&mut self, port: &mut P, tag: Tag) {
-        let word = UserData::batch(self.index, self.generation, Kind::Link, tag.get());
-        let unregister = self.buffer_command(UBLK_U_IO_UNREGISTER_IO_BUF, word, tag);
-        if !make_room(port, 1) || port.push_operation(&unregister).is_err() {
-            // The ring takes nothing any more, the commit included: the worker ends.
-            self.stale();
-        }
-    }
-
-    fn buffer_command(&self, cmd_op: u32, word: UserData, tag: Tag) -> Sqe64 {
-        let payload = ublksrv_io_cmd {
-            q_id: self.qid.get(),
-            tag: tag.get(),
-            result: 0,
-            addr: u64::from(self.buf_base + tag.get()),
-        };
-        let fd = Fd::Registered(u32::from(self.index));
-        // SAFETY: the command names a slot of the ring's table, no memory of ours.
-        let sqe = unsafe { op::uring_cmd(fd, cmd_op, &payload.to_bytes()) };
-        sqe.user_data(word.pack()).flags(SqeFlags::CQE_SKIP_SUCCESS)
     }
 
     /// Takes the completion of a tag's operation, or that of its REGISTER, by `turn`.
@@ -337,16 +315,16 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return Ok(());
         };
         let is_data = matches!(forwarded.to, Forward::Data { .. });
-        let by_hand =
-            self.data == DataMode::ZeroCopyManual || forwarded.io.flags.needs_registration();
         forwarded.enough = 0;
-        let registered = is_data && by_hand && turn != REGISTER;
         let io = forwarded.io;
-        if registered
+        if is_data
+            && turn != REGISTER
             && matches!(self.shared.path.below(), DataPath::Registered)
             && self.client_place(tag, &io).is_none()
+            && self.needs_registration(tag, &io)
         {
-            self.push_unregister(port, tag);
+            // The REGISTER before it is silent.
+            self.registrations.done(tag);
         }
         let forwarded = &mut self.forwards.tags[tag.index()];
         match Errno::from_result(res) {
@@ -469,7 +447,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 }
 
 /// Makes room for entries in the submission queue, by submitting what is there.
-fn make_room(port: &mut impl Port, entries: u32) -> bool {
+pub(super) fn make_room(port: &mut impl Port, entries: u32) -> bool {
     port.space() >= entries || (port.enter(0, None).is_ok() && port.space() >= entries)
 }
 

@@ -113,8 +113,6 @@ impl TaskRequest {
                 ptr: self.core.memory(self.tag.index()),
                 len,
             }),
-            // The driver could not register the pages: there is nothing that an operation could name.
-            Some(_) if io.flags.needs_registration() => Err(Errno::EIO),
             Some(base) => Ok(Place::Registered {
                 index: base + self.tag.get(),
                 offset: 0,

@@ -1,0 +1,173 @@
+//! Requests that the engine takes to a file, on the simulated driver with a file that knows what is durable.
+
+mod sim;
+
+use sim::run;
+use ublk_core::{DataMode, Op};
+use ublk_queue::{Forward, Handler, Request};
+use ublk_sim::{Config, End, Faults};
+
+/// Takes every request to the file behind the operations.
+struct ToFile;
+
+impl Handler for ToFile {
+    const FORWARDS: bool = true;
+
+    fn handle(&mut self, request: Request<'_>) {
+        let (offset, len, durable) = (request.offset(), request.len(), request.flags().fua());
+        let to = match request.op() {
+            Op::Read | Op::Write => Forward::Data {
+                file: 0,
+                offset,
+                durable,
+            },
+            Op::Flush => Forward::Sync { file: 0 },
+            Op::Discard | Op::WriteZeroes => Forward::Allocate {
+                file: 0,
+                mode: 3,
+                offset,
+                len,
+            },
+        };
+        request.forward(to);
+    }
+}
+
+fn file_config(seed: u64, (data, unregistered_percent): (DataMode, u8)) -> Config {
+    Config {
+        data,
+        unregistered_percent,
+        file: true,
+        queues: 2,
+        ..Config::new(seed)
+    }
+}
+
+const COPY: (DataMode, u8) = (DataMode::Copy, 0);
+
+/// The modes in which data reaches a file, and of how many requests the driver leaves the registration to the server.
+const FILE_MODES: [(DataMode, u8); 6] = [
+    COPY,
+    (DataMode::GetData, 0),
+    (DataMode::UserCopy, 0),
+    (DataMode::ZeroCopy, 0),
+    (DataMode::ZeroCopy, 40),
+    (DataMode::ZeroCopyManual, 0),
+];
+
+/// Registration is linked to its operation, and the simulated ring splits chains as io_uring never does.
+fn has_chains((data, unregistered): (DataMode, u8)) -> bool {
+    data == DataMode::ZeroCopyManual || unregistered > 0
+}
+
+/// L07, L11 Forwarded requests move all of their data, in every mode, whatever parts and interruptions the operations
+/// come in, and are durable where that was promised.
+#[test]
+fn l07_l11_forwarded_requests_are_whole_and_durable() {
+    for data in FILE_MODES {
+        for seed in 0..20 {
+            let config = Config {
+                faults: Faults {
+                    short_io: 20,
+                    interrupted_io: 10,
+                    short_submit: if has_chains(data) { 0 } else { 20 },
+                    transient: 10,
+                    interrupt: 10,
+                    stale: 5,
+                    ..Faults::default()
+                },
+                ..file_config(seed, data)
+            };
+            let run = run(config, || ToFile);
+            run.assert_clean(1000);
+            assert_eq!(run.report.failed, 0, "{data:?}, seed {seed}");
+            assert!(run.report.operations > 1000);
+        }
+    }
+}
+
+/// L54 A full submission queue loses no operation and splits no chain.
+#[test]
+fn l52_l54_a_full_submission_queue_loses_no_operation() {
+    for data in FILE_MODES.into_iter().filter(|data| !has_chains(*data)) {
+        for seed in 0..10 {
+            let config = Config {
+                faults: Faults {
+                    full: 30,
+                    ..Faults::default()
+                },
+                ..file_config(seed, data)
+            };
+            let run = run(config, || ToFile);
+            run.assert_clean(1000);
+            assert_eq!(run.report.failed, 0, "{data:?}, seed {seed}");
+        }
+    }
+}
+
+/// Errors of the file are the request's own, and cost no other.
+#[test]
+fn errors_of_the_file_reach_the_block_layer() {
+    for data in FILE_MODES {
+        for seed in 0..10 {
+            let config = Config {
+                faults: Faults {
+                    failed_io: 10,
+                    short_io: 10,
+                    ..Faults::default()
+                },
+                ..file_config(seed, data)
+            };
+            let run = run(config, || ToFile);
+            run.assert_clean(1000);
+            assert!(run.report.failed > 20, "{data:?}: {:?}", run.report);
+        }
+    }
+}
+
+/// L07 Requests that come while a sync runs share the next one.
+#[test]
+fn l07_syncs_are_shared() {
+    let config = Config {
+        depth: 64,
+        queues: 1,
+        read_percent: 0,
+        requests: 4000,
+        ..file_config(1, COPY)
+    };
+    let run = run(config, || ToFile);
+    run.assert_clean(4000);
+    let counters = run.lanes[0].counters();
+    assert_eq!(counters.syncs, run.report.syncs as u64);
+    // A flush in 20, and about a fifth of the other writes with FUA.
+    assert!(counters.flushes > 100);
+    assert!(
+        counters.syncs * 4 < (counters.writes / 5 + counters.flushes) * 3,
+        "{counters:?}"
+    );
+}
+
+/// L35 A queue that is told to end serves what it has taken to the file first.
+#[test]
+fn l35_forwarded_requests_are_finished_before_the_end() {
+    for seed in 0..20 {
+        let config = Config {
+            end: End::Quiesce(300),
+            ..file_config(seed, COPY)
+        };
+        let run = run(config, || ToFile);
+        assert_eq!(run.report.violations, Vec::<String>::new());
+        assert_eq!(run.result, Ok(()));
+        assert_eq!(run.report.unanswered, 0);
+    }
+}
+
+/// A handler that may not forward gets EOPNOTSUPP.
+#[test]
+fn forwarding_is_declared() {
+    let run = run(Config::new(1), || {
+        |request: Request<'_>| request.forward(Forward::Sync { file: 0 })
+    });
+    run.assert_clean(1000);
+    assert_eq!(run.report.failed, 1000);
+}

@@ -1,0 +1,104 @@
+//! The shipped engine on the simulated driver.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use ublk_core::QueueId;
+use ublk_core::iod::IoBounds;
+use ublk_queue::{Handler, LaneHandle, LaneSpec, Next, State, Worker, WorkerError};
+use ublk_sim::{Config, Faults, Report, Sim, SimDescriptors, SimPort};
+
+type SimWorker<H> = Worker<SimPort, SimDescriptors, H>;
+
+/// Whatever can go wrong without a request's failure.
+pub const ALL_FAULTS: Faults = Faults {
+    short_submit: 20,
+    interrupt: 10,
+    transient: 5,
+    full: 3,
+    stale: 10,
+    short_io: 0,
+    interrupted_io: 0,
+    failed_io: 0,
+};
+
+/// What came of a run.
+pub struct Run {
+    pub has_armed: bool,
+    pub result: Result<(), WorkerError>,
+    pub lanes: Vec<LaneHandle>,
+    pub report: Report,
+    pub sim: Sim,
+}
+
+impl Run {
+    /// The run ended well and served everything.
+    pub fn assert_clean(&self, requests: usize) {
+        assert_eq!(self.report.violations, Vec::<String>::new());
+        assert_eq!(self.result, Ok(()));
+        assert_eq!(self.report.completed, requests);
+        assert!(self.lanes.iter().all(|lane| lane.state() == State::Empty));
+    }
+
+    pub fn stale(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.counters().stale).sum()
+    }
+}
+
+/// Runs the engine on one thread, with a handler per lane, until it ends.
+pub fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
+    run_by(config, make, Worker::run)
+}
+
+/// The same with an owner who drives the engine.
+pub fn run_driven<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
+    run_by(config, make, |worker| {
+        while worker.drive()? != Next::Ended {}
+        Ok(())
+    })
+}
+
+pub fn run_by<H: Handler>(
+    config: Config,
+    make: impl Fn() -> H,
+    serve: impl FnOnce(&mut SimWorker<H>) -> Result<(), WorkerError>,
+) -> Run {
+    let sim = Sim::new(config.clone());
+    let mut worker = Worker::new(sim.port(), Arc::new(AtomicBool::new(false)));
+    let mut lanes = Vec::new();
+    for qid in 0..config.queues {
+        let id = QueueId::new(qid).expect("few queues");
+        let bounds = IoBounds {
+            size: config.size as u64,
+            max_io_bytes: config.max_io_bytes,
+        };
+        let mut spec = LaneSpec::new(id, config.depth, bounds, sim.descriptors(qid), make());
+        spec.generation = 3;
+        spec.data = config.data;
+        spec.batch = config.batch;
+        spec.file_count = 1;
+        spec.buf_base = qid * config.depth;
+        spec.device = Box::new(sim.device());
+        spec.copies_by_ring = config.copies_by_ring;
+        spec.shared = sim.shared_memory().expect("mapped");
+        lanes.push(worker.add_lane(spec).expect("memory"));
+    }
+    let armed = worker.arm();
+    let has_armed = armed.is_ok();
+    let result = armed.and_then(|()| serve(&mut worker));
+    if config.refuse_fetch.is_some() {
+        // As a thread does whose set-up failed.
+        drop(worker);
+    } else {
+        worker.finish(&result);
+    }
+    Run {
+        has_armed,
+        result,
+        lanes,
+        report: sim.report(),
+        sim,
+    }
+}
