@@ -68,9 +68,8 @@ fn pays(opened: &Opened) -> DataMode {
     match opened {
         // In zero copy nobody would fill the pages of a READ, and what they held before is not the reader's.
         Opened::Null(_) => DataMode::Copy,
-        // Without asynchronous I/O, zero copy would send each request to a thread of the kernel.
-        Opened::File(file) if file.supports_nowait() => DataMode::ZeroCopy,
-        Opened::File(_) | Opened::Memory(_) => DataMode::Copy,
+        Opened::File(file) => file.favoured_data(),
+        Opened::Memory(_) => DataMode::Copy,
     }
 }
 

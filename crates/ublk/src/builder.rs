@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ublk_backends::File;
-use ublk_core::{Backend, DevId, DeviceSpec, Features, Geometry, Mode, Recovery, SharedBuffer};
+use ublk_core::{
+    Backend, DataMode, DevId, DeviceSpec, Features, Geometry, Mode, Recovery, SharedBuffer,
+};
 use ublk_ctrl::{ControlThread, Controller, page_size};
 
 use ublk_queue::{Mapped, Plan, Polling, Server, Threads};
@@ -21,6 +23,8 @@ pub struct Builder<B> {
     pub(crate) backend: Arc<B>,
     pub(crate) spec: DeviceSpec,
     pub(crate) controller: Option<Box<dyn Controller>>,
+    /// Taken if the kernel has it and no mode is asked for.
+    pub(crate) favoured: DataMode,
     pub(crate) options: Options,
     pub(crate) arm: ArmFn<B>,
 }
@@ -88,16 +92,19 @@ impl<B: Backend> Builder<B> {
             backend,
             spec,
             controller: None,
+            favoured: DataMode::Copy,
             options,
             arm: Server::arm,
         }
     }
 
-    /// Sets how data and commands travel. [`Builder::add`] fails where the kernel lacks the mode; the mode in
-    /// force is `Mode::of(device.geometry().features())`.
+    /// Sets how data and commands travel, which is by copy, one by one, unless a constructor says otherwise
+    /// ([`Builder::file`]). [`Builder::add`] fails where the kernel lacks the mode; the mode in force is
+    /// `Mode::of(device.geometry().features())`.
     #[must_use]
     pub fn mode(mut self, mode: Mode) -> Self {
         self.spec.features |= mode.features();
+        self.favoured = DataMode::Copy;
         self
     }
 
@@ -284,6 +291,13 @@ impl<B: Backend> Builder<B> {
         {
             spec.features |= Features::QUIESCE;
         }
+        let favoured = self.favoured.features();
+        if DataMode::of(spec.features) == DataMode::Copy
+            && !spec.features.contains(Features::UNPRIVILEGED_DEV)
+            && controller.features(deadline)?.contains(favoured)
+        {
+            spec.features |= favoured;
+        }
         let checked = spec.check(page_size())?;
         let geometry = controller.add(&checked, deadline)?;
         let prepared = controller.set_params(&checked, &geometry, deadline);
@@ -333,9 +347,11 @@ impl<B: Mapped> Builder<B> {
 impl Builder<File> {
     /// A device over a file: requests are operations on the queues' rings where the file can be asked not to wait, and
     /// calls on the queues' own threads where it cannot ([`File::by_ring`]). In the zero-copy modes data goes between
-    /// the client's pages and the file.
+    /// the client's pages and the file; one of them is taken where the kernel has it and the file gains by it
+    /// ([`File::favoured_data`]), unless [`Builder::mode`] asks for another.
     pub fn file(file: File) -> Self {
         Self {
+            favoured: file.favoured_data(),
             arm: File::arm,
             ..Self::new(file)
         }

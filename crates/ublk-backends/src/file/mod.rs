@@ -17,7 +17,7 @@ mod usage;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
-use ublk_core::{Backend, Errno, Limits};
+use ublk_core::{Backend, DataMode, Errno, Limits};
 
 use self::core::Core;
 use self::os::Os;
@@ -79,6 +79,17 @@ impl File {
     #[must_use]
     pub const fn supports_nowait(&self) -> bool {
         self.nowait
+    }
+
+    /// The way of data that costs least for this file on a kernel that has it (docs/tuning.md has the figures): zero copy,
+    /// but for a file that cannot be asked not to wait, of which each request would go to a thread of the kernel.
+    #[must_use]
+    pub const fn favoured_data(&self) -> DataMode {
+        if self.nowait {
+            DataMode::ZeroCopy
+        } else {
+            DataMode::Copy
+        }
     }
 
     /// Alignment in bytes that memory and positions of direct I/O must have; 1 and 1 without it.
