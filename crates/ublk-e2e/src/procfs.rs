@@ -121,6 +121,12 @@ pub fn status(pid: u32, key: &str) -> Result<u64> {
     status_of(&text, key).with_context(|| format!("no {key} in the status of {pid}"))
 }
 
+/// Bytes of memory that the machine can still give.
+pub fn available() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("meminfo")?;
+    status_of(&text, "MemAvailable").context("no MemAvailable")
+}
+
 fn status_of(text: &str, key: &str) -> Option<u64> {
     let line = text
         .lines()

@@ -37,6 +37,8 @@ struct Options {
     null: bool,
     ring: bool,
     huge: bool,
+    /// Memory that clients share.
+    shm: Option<String>,
 }
 
 /// A device, and what injects faults into it, if that can be done.
@@ -77,6 +79,7 @@ impl Options {
             null: false,
             ring: false,
             huge: false,
+            shm: None,
         };
         for word in words {
             let (key, value) = word.split_once('=').context("KEY=VALUE")?;
@@ -93,6 +96,7 @@ impl Options {
                 "recovery" => options.recovery = value.parse()?,
                 "null" => options.null = value.parse()?,
                 "ring" => options.ring = value.parse()?,
+                "shm" => options.shm = Some(value.to_owned()),
                 "huge" => options.huge = value.parse()?,
                 _ => bail!("unknown: {word}"),
             }
@@ -135,6 +139,13 @@ impl Options {
             .copies_by_ring(self.ring)
             .huge_pages(self.huge)
             .recovery(self.recovery);
+        let builder = match &self.shm {
+            Some(path) => {
+                let file = std::fs::File::options().read(true).write(true).open(path)?;
+                builder.shared_memory(file)
+            }
+            None => builder,
+        };
         Ok(builder.start()?)
     }
 }
@@ -210,7 +221,7 @@ fn command(words: &[&str], served: &Served) -> Result<Value> {
             json!({"state": health.state.name(), "first_error": health.first_error,
             "panics": c.panics, "errors": c.errors, "writes": c.writes, "reads": c.reads,
             "flushes": c.flushes, "discards": c.discards, "write_zeroes": c.write_zeroes,
-            "io_flusher": flusher}),
+            "io_flusher": flusher, "shm_hits": c.shared_hits}),
         );
     }
     let control = served.control.as_ref();

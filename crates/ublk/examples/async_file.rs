@@ -1,11 +1,12 @@
 //! A file as a device, served by futures: every operation goes by the queue's own ring, and no thread waits for it.
 //!
-//! `async_file PATH [QUEUES]`, as root with the ublk driver loaded; Ctrl-C stops it.
+//! `async_file PATH [QUEUES [MODE]]`, as root with the ublk driver loaded; Ctrl-C stops it. In the mode `zero-copy` the
+//! same program moves data between the client's pages and the file: operations take the registered buffer by themselves.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
 
-use ublk::core::Op;
+use ublk::core::{DataMode, Mode, Op};
 use ublk::queue::task::{SharedFd, TaskRequest};
 use ublk::{Errno, Limits};
 
@@ -40,8 +41,11 @@ async fn serve(mut request: TaskRequest, file: SharedFd) -> Result<(), Errno> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let path = args.next().ok_or("async_file PATH [QUEUES]")?;
+    let path = args.next().ok_or("async_file PATH [QUEUES [MODE]]")?;
     let queues = args.next().map_or(Ok(1), |arg| arg.parse())?;
+    let data = args
+        .next()
+        .map_or(Ok(DataMode::Copy), |arg| arg.parse::<DataMode>())?;
     let file = File::options().read(true).write(true).open(path)?;
     let limits = Limits::new(file.metadata()?.len())
         .fua(true)
@@ -50,6 +54,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = SharedFd::new(file);
     ublk::tasks(limits, move |request| serve(request, file.clone()))
         .queues(queues)
+        .mode(Mode { data, batch: false })
         .run(|device| println!("{}", device.path().display()))?;
     Ok(())
 }

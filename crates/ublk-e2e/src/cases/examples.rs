@@ -5,11 +5,13 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 
-use crate::case::Case;
+use super::many::{Raised, per_second};
+use crate::case::{self, Case, Set, measured};
 use crate::cli::cpus;
 use crate::direct_io::Direct;
 use crate::wait::{secs, until};
@@ -19,15 +21,35 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new("example_null_serves", null),
         Case::new("example_ramdisk_keeps_data", ramdisk),
-        Case::new("example_async_file_keeps_data_in_the_file", async_file),
+        Case::new("example_async_file_keeps_data_in_the_file", || {
+            async_file("copy")
+        }),
+        Case::new("example_async_file_in_zero_copy", || {
+            async_file_past_the_server("zero-copy", (6, 16), "AUTO_BUF_REG")
+        }),
+        Case::new("example_async_file_in_zero_copy_by_hand", || {
+            async_file_past_the_server("zero-copy-manual", (6, 15), "SUPPORT_ZERO_COPY")
+        }),
         Case::new("example_async_remote_keeps_data", async_remote),
         Case::new("example_raw_epoll_keeps_data", raw_epoll),
         Case::new("example_tokio_ramdisk_keeps_data", tokio_ramdisk),
         Case::new("example_file_keeps_data_in_the_file", file),
         Case::new("example_mapped_copies_once", mapped),
         Case::new("example_threads_keeps_data", threads),
-        Case::new("example_many_share_threads", many),
+        Case::new("example_many_share_threads", many).only_if(
+            case::set() != Set::Soak || sysfs::in_guest(),
+            "the driver's limit is changed in the test guest only",
+        ),
     ]
+}
+
+/// `PACKAGE-example-NAME`, in the directory `$UBLK_EXAMPLES` if that is set.
+fn program(package: &str, name: &str) -> PathBuf {
+    let program = format!("{package}-example-{name}");
+    match std::env::var_os("UBLK_EXAMPLES") {
+        Some(directory) => PathBuf::from(directory).join(program),
+        None => program.into(),
+    }
 }
 
 /// An example that serves; killed when the case fails.
@@ -41,19 +63,14 @@ struct Example {
 }
 
 impl Example {
-    /// Starts `ublk-example-NAME`, from the directory `$UBLK_EXAMPLES` if that is set, and reads the path it
-    /// prints.
+    /// Starts an example of the facade, and reads the path it prints.
     fn start(name: &str, words: &[&str]) -> Result<Self> {
         Self::of("ublk", name, words)
     }
 
     /// The same for an example of another crate.
     fn of(package: &str, name: &str, words: &[&str]) -> Result<Self> {
-        let program = format!("{package}-example-{name}");
-        let program = match std::env::var_os("UBLK_EXAMPLES") {
-            Some(directory) => PathBuf::from(directory).join(program),
-            None => program.into(),
-        };
+        let program = program(package, name);
         let mut child = Command::new(&program)
             .args(words)
             .stdin(Stdio::null())
@@ -106,9 +123,13 @@ impl Example {
     }
 
     /// Ctrl-C: it ends with status 0 and its device is gone.
-    fn interrupt(mut self) -> Result<()> {
+    fn interrupt(self) -> Result<()> {
+        self.interrupt_within(secs(40))
+    }
+
+    fn interrupt_within(mut self, most: Duration) -> Result<()> {
         procfs::kill(self.child.id(), Signal::INT)?;
-        let status = until("the example's end after SIGINT", secs(40), || {
+        let status = until("the example's end after SIGINT", most, || {
             Ok(self.child.try_wait()?)
         })?;
         ensure!(status.success(), "after SIGINT: {status}");
@@ -175,15 +196,38 @@ fn async_remote() -> Result<()> {
     keeps_data(Example::start("async_remote", &[&SIZE.to_string()])?, SIZE)
 }
 
+/// The same with data that the server never sees; its requests' pages are in the ring's table when its operations name
+/// them. A kernel without the mode says so.
+fn async_file_past_the_server(mode: &str, since: (u32, u32), feature: &str) -> Result<()> {
+    if sysfs::kernel() >= since {
+        return async_file(mode);
+    }
+    let path = std::env::temp_dir().join("ublk-e2e-async-refused");
+    File::create(&path)?.set_len(1 << 20)?;
+    let output = Command::new(program("ublk", "async_file"))
+        .args([path.as_os_str(), "1".as_ref(), mode.as_ref()])
+        .output()?;
+    std::fs::remove_file(&path)?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        !output.status.success() && text.contains(feature),
+        "{}: {text}",
+        output.status
+    );
+    crate::cli::nothing_left(secs(10))
+}
+
 /// Through the device and back, then what is in the file; zeroes and discards are holes there.
-fn async_file() -> Result<()> {
+fn async_file(mode: &str) -> Result<()> {
     const SIZE: u64 = 32 << 20;
     let path = std::env::temp_dir().join(format!("ublk-e2e-async-{}", std::process::id()));
     let file = File::create_new(&path).with_context(|| path.display().to_string())?;
     file.set_len(SIZE)?;
     let word = path.to_str().context("a path in UTF-8")?;
-    let example = Example::start("async_file", &[word, "2"])?;
+    let example = Example::start("async_file", &[word, "2", mode])?;
     example.check(SIZE, 2)?;
+    let info = crate::cli::ublkctl_json(&["info", &example.id.to_string()])?;
+    ensure!(info["data"] == mode, "{info}");
     let direct = Direct::open(&example.path)?;
     let ranges = [(0, 512), (SIZE - 4096, 4096), (1 << 20, 3 << 20)];
     for (generation, (offset, len)) in (1..).zip(ranges) {
@@ -293,17 +337,35 @@ fn threads() -> Result<()> {
 }
 
 /// Devices on two threads: each keeps its own data, one that is stopped leaves the others be, and the threads of idle
-/// ones are not woken.
+/// ones are not woken. A thousand of them in the soak.
 fn many() -> Result<()> {
-    const COUNT: usize = 12;
     const SIZE: u64 = 4 << 20;
-    let words = [COUNT, 2].map(|word| word.to_string());
+    let count = case::rounds(12, 1000);
+    let mut raised = None;
+    if count > 12 {
+        raised = Some(Raised::new(count + 8)?);
+        let (most, files) = (Some(8 * count as u64), Resource::Nofile);
+        let limit = Rlimit {
+            current: most,
+            maximum: most,
+        };
+        setrlimit(files, limit)?;
+    }
+    let words = [count, 2].map(|word| word.to_string());
+    let (begin, free) = (Instant::now(), procfs::available()?);
     let example = Example::start("many", &[&words[0], &words[1], &SIZE.to_string()])?;
     let mut paths = vec![example.path.clone()];
     let lines = example.lines.as_ref().context("its output")?;
-    while paths.len() < COUNT {
+    while paths.len() < count {
         paths.push(lines.recv_timeout(secs(60))??.trim_end().into());
     }
+    let (rate, each) = (per_second(count, begin), count as u64);
+    measured(format!(
+        "{count} devices on 2 threads of one process: {rate:.1} made a second; each takes {} KiB of the process and {} KiB \
+         of the machine's memory",
+        (procfs::status(example.child.id(), "VmRSS")? >> 10) / each,
+        (free.saturating_sub(procfs::available()?) >> 10) / each,
+    ));
     let devices: Vec<Direct> = paths
         .iter()
         .map(|path| Direct::open(path))
@@ -346,5 +408,7 @@ fn many() -> Result<()> {
         device.check_pattern(512 * generation, 65_536, generation)?;
     }
     drop(devices);
-    example.interrupt()
+    example.interrupt_within(secs(40 + count as u64 / 4))?;
+    drop(raised);
+    Ok(())
 }

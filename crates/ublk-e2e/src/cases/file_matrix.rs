@@ -49,7 +49,7 @@ const MODES: [Mode; 8] = [
     mode("zero-copy", true, (7, 0), "BATCH_IO"),
 ];
 
-const OPERATIONS: [&str; 7] = [
+pub(super) const OPERATIONS: [&str; 7] = [
     "read", "write", "verify", "discard", "flush", "fua", "error",
 ];
 
@@ -95,7 +95,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Whether the reduced matrix of a middle kernel does without this kind of file: the other two differ more.
-fn is_left(kind: Kind) -> bool {
+pub(super) fn is_left(kind: Kind) -> bool {
     case::set() == case::Set::Kernel && kind == Kind::Ext4
 }
 
@@ -228,7 +228,12 @@ fn file(kind: Kind, mode: Mode) -> Result<()> {
     if kind == Kind::Block {
         // A RAM disk never fails; a block device that does is a loop device over a file cut short.
         subject.device.delete()?;
-        cut_loop(mode).context("error")?;
+        cut_loop(&mode.words(), &|node, offset, len| {
+            crate::direct_io::Direct::open(node)?
+                .read(offset, len)
+                .map(drop)
+        })
+        .context("error")?;
     } else {
         subject.error().context("error")?;
         subject.device.delete()?;
@@ -386,8 +391,11 @@ const RANGES: [(u64, usize); 6] = [
     (SIZE - 512, 512),
 ];
 
-/// L05 The same of a block device whose end is gone: its error is ours.
-fn cut_loop(mode: Mode) -> Result<()> {
+/// L05 The same of a block device whose end is gone: its error is ours, however the device is read.
+pub(super) fn cut_loop(
+    words: &[&str],
+    read: &dyn Fn(&Path, u64, usize) -> Result<()>,
+) -> Result<()> {
     let place = Place::new(Kind::Tmpfs, 64 << 20)?;
     let path = place.file("loop.img", SIZE)?;
     let (node, text) = ("/dev/loop0", path.to_string_lossy().into_owned());
@@ -396,7 +404,7 @@ fn cut_loop(mode: Mode) -> Result<()> {
     }
     run::good("losetup", &[node, &text])?;
     let result = (|| {
-        let device = Spec::file(Path::new(node)).with(&mode.words()).add()?;
+        let device = Spec::file(Path::new(node)).with(words).add()?;
         let direct = device.open()?;
         direct.write_pattern(0, 1 << 20, 4)?;
         sync(&device.path)?;
@@ -404,7 +412,7 @@ fn cut_loop(mode: Mode) -> Result<()> {
             .write(true)
             .open(&path)?
             .set_len(1 << 20)?;
-        let gone = errno_of(direct.read(2 << 20, 65_536).map(drop))?;
+        let gone = errno_of(read(&device.path, 2 << 20, 65_536))?;
         ensure!(gone == Some(libc::EIO), "errno {gone:?}");
         direct.check_pattern(0, 1 << 20, 4)?;
         drop(direct);
@@ -436,7 +444,7 @@ fn blkdiscard(words: &[&str], node: &Path, offset: u64, len: u64) -> Result<()> 
     run::good("blkdiscard", &[words, &range].concat()).map(drop)
 }
 
-fn discard(node: &Path, offset: u64, len: u64) -> Result<()> {
+pub(super) fn discard(node: &Path, offset: u64, len: u64) -> Result<()> {
     blkdiscard(&[], node, offset, len)
 }
 
@@ -444,7 +452,7 @@ fn zero_out(node: &Path, offset: u64, len: u64) -> Result<()> {
     blkdiscard(&["-z"], node, offset, len)
 }
 
-fn sync(node: &Path) -> Result<()> {
+pub(super) fn sync(node: &Path) -> Result<()> {
     Ok(OpenOptions::new().write(true).open(node)?.sync_all()?)
 }
 
@@ -461,7 +469,7 @@ fn durable_write(node: &Path, offset: u64, generation: u64) -> Result<()> {
 }
 
 /// The errno of what must have failed.
-pub fn errno_of(result: Result<()>) -> Result<Option<i32>> {
+pub(super) fn errno_of(result: Result<()>) -> Result<Option<i32>> {
     let error = result.err().context("it passed")?;
     let cause = error.downcast_ref::<std::io::Error>();
     Ok(cause.and_then(std::io::Error::raw_os_error))

@@ -25,10 +25,10 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// The limit raised, and set back in the end.
-struct Raised(String);
+pub(super) struct Raised(String);
 
 impl Raised {
-    fn new(to: usize) -> Result<Self> {
+    pub(super) fn new(to: usize) -> Result<Self> {
         let before = std::fs::read_to_string(LIMIT).context(LIMIT)?;
         std::fs::write(LIMIT, to.to_string()).context(LIMIT)?;
         Ok(Self(before.trim().to_owned()))
@@ -76,7 +76,7 @@ fn of_the_tool() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-fn per_second(count: usize, since: Instant) -> f64 {
+pub(super) fn per_second(count: usize, since: Instant) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / since.elapsed().as_secs_f64()
 }
 

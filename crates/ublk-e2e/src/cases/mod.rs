@@ -24,6 +24,7 @@ mod orphans;
 mod processes;
 mod recovery;
 mod resize;
+mod shared_matrix;
 mod shared_memory;
 mod stop;
 mod stuck;
@@ -50,6 +51,7 @@ pub fn all(set: Set) -> Vec<Case> {
         idle::cases(),
         shared_memory::cases(),
         file_matrix::cases(),
+        shared_matrix::cases(),
         lists::cases(),
         kill::cases(),
         hang::cases(),

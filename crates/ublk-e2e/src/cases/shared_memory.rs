@@ -9,17 +9,17 @@ use anyhow::{Context, Result, ensure};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use crate::case::{Case, measured};
+use crate::case::Case;
 use crate::cli::{self, Device, Spec, code};
 use crate::fio::Fio;
-use crate::place::{self, Kind, Place};
+use crate::place::{Kind, Place};
 use crate::shared_client::SharedBuffers;
 use crate::wait::secs;
 use crate::{json, pattern, sysfs};
 
 /// Bytes of the memory, and of the devices.
-const MEMORY: usize = 4 << 20;
-const SIZE: u64 = 16 << 20;
+pub(super) const MEMORY: usize = 4 << 20;
+pub(super) const SIZE: u64 = 16 << 20;
 
 /// The first kernel that can.
 const SINCE: (u32, u32) = (7, 1);
@@ -37,29 +37,7 @@ const RANGES: [(usize, usize, u64); 7] = [
 ];
 
 pub fn cases() -> Vec<Case> {
-    let mut all = Vec::new();
-    for backend in ["mem", "file-tmpfs", "file-ext4"] {
-        for (data, batch) in [
-            ("copy", "off"),
-            ("copy", "on"),
-            ("user-copy", "off"),
-            ("zero-copy", "off"),
-            ("zero-copy-manual", "off"),
-            ("zero-copy", "on"),
-        ] {
-            if backend == "mem" && data.starts_with("zero-copy") {
-                // Refused without shared memory as well: `matrix_mem_…`.
-                continue;
-            }
-            let suffix = if batch == "on" { "_batch" } else { "" };
-            let name = format!("shm_{backend}_{data}{suffix}_keeps_data");
-            let case = Case::new(name, move || keeps_data(backend, data, batch));
-            all.push(case.only_if(
-                backend != "file-ext4" || sysfs::in_guest(),
-                "RAM disks are made in the test guest only",
-            ));
-        }
-    }
+    let mut all = vec![Case::new("shm_mem_keeps_data", keeps_data)];
     all.push(Case::new("shm_memfd_by_its_descriptor", memfd));
     all.push(Case::new("shm_null_serves_from_nowhere", null));
     all.push(
@@ -73,22 +51,22 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// A file of memory, gone with this value.
-struct Memory(PathBuf);
+pub(super) struct Memory(PathBuf);
 
 impl Memory {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let path = std::env::temp_dir().join(format!("ublk-e2e-shm-{}", std::process::id()));
         let file = File::create(&path)?;
         file.set_len(MEMORY as u64)?;
         Ok(Self(path))
     }
 
-    fn open(&self) -> Result<File> {
+    pub(super) fn open(&self) -> Result<File> {
         let file = File::options().read(true).write(true).open(&self.0)?;
         Ok(file)
     }
 
-    fn path(&self) -> &str {
+    pub(super) fn path(&self) -> &str {
         self.0.to_str().unwrap_or_default()
     }
 }
@@ -99,21 +77,28 @@ impl Drop for Memory {
     }
 }
 
-/// Adds the device, unless the kernel cannot share memory: then it must say so, by the name of the feature.
-fn add(spec: &Spec, shm: &str) -> Result<Option<Device>> {
-    let spec = spec.clone().with(&["--shm", shm]);
+/// Whether the kernel cannot share memory: then `add` must say so, by the name of the feature.
+pub(super) fn lacks(spec: &Spec, shm: &str) -> Result<bool> {
     if sysfs::kernel() >= SINCE {
-        return spec.add().map(Some);
+        return Ok(false);
     }
-    let words = spec.words();
+    let words = spec.clone().with(&["--shm", shm]).words();
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     cli::fails(&words, code::FAILED, &["lacks", "SHMEM_ZC", "7.1"])?;
     cli::nothing_left(secs(10))?;
-    Ok(None)
+    Ok(true)
+}
+
+/// Adds the device, unless the kernel lacks it.
+pub(super) fn add(spec: &Spec, shm: &str) -> Result<Option<Device>> {
+    match lacks(spec, shm)? {
+        true => Ok(None),
+        false => spec.clone().with(&["--shm", shm]).add().map(Some),
+    }
 }
 
 /// Requests in the memory, and elsewhere.
-fn counts(device: &Device) -> Result<(u64, u64)> {
+pub(super) fn counts(device: &Device) -> Result<(u64, u64)> {
     let info = device.query()?;
     let health = json::find(&info, "health").context("health")?;
     let shm = &health["shm"];
@@ -122,7 +107,7 @@ fn counts(device: &Device) -> Result<(u64, u64)> {
 }
 
 /// Writes and reads between the device and the memory, and looks from the other side at what came of it.
-fn exchange(device: &Device, buffers: &SharedBuffers, seed: u64) -> Result<()> {
+pub(super) fn exchange(device: &Device, buffers: &SharedBuffers, seed: u64) -> Result<()> {
     let direct = device.open()?;
     let (hits, misses) = counts(device)?;
     for (generation, (at, len, offset)) in (seed..).zip(RANGES) {
@@ -157,8 +142,8 @@ fn exchange(device: &Device, buffers: &SharedBuffers, seed: u64) -> Result<()> {
 }
 
 /// fio with its buffers in the memory; it verifies what it reads.
-fn fio(device: &Device, memory: &str) -> Result<()> {
-    let done = Fio::new(device.node())
+pub(super) fn fio(node: &str, memory: &str) -> Result<()> {
+    let done = Fio::new(node)
         .set("rw", "randwrite")
         .set("bsrange", "512-64k")
         .set("size", "4m")
@@ -171,38 +156,16 @@ fn fio(device: &Device, memory: &str) -> Result<()> {
     Ok(())
 }
 
-fn keeps_data(backend: &'static str, data: &str, batch: &str) -> Result<()> {
+/// A memory device of the tool; other backends and modes: `shared_matrix`.
+fn keeps_data() -> Result<()> {
     let memory = Memory::new()?;
-    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == backend);
-    let place = kind.map(|kind| Place::new(kind, 64 << 20)).transpose()?;
-    let path = place
-        .as_ref()
-        .map(|p| p.file("disk.img", SIZE))
-        .transpose()?;
-    let spec = match &path {
-        Some(path) => Spec::file(path),
-        None => Spec::mem("16M"),
-    };
-    let spec = spec.with(&["--data", data, "--batch", batch]);
-    if let Some(device) = add(&spec, memory.path())? {
+    if let Some(device) = add(&Spec::mem("16M"), memory.path())? {
         let buffers = SharedBuffers::map(&memory.open()?)?;
         exchange(&device, &buffers, 1)?;
-        fio(&device, memory.path())?;
-        let (hits, misses) = counts(&device)?;
-        measured(format!(
-            "shm {backend} {data} {batch}: {hits} hits, {misses} elsewhere"
-        ));
+        fio(device.node(), memory.path())?;
         exchange(&device, &buffers, 50)?;
-        if let Some(path) = &path {
-            // What was written last, on the file itself: the device's last block.
-            device.delete()?;
-            let generation = 50 + RANGES.len() as u64 - 1 + 100;
-            place::check_behind(path, SIZE - 512, 512, SIZE - 512, generation)?;
-        } else {
-            device.delete()?;
-        }
+        device.delete()?;
     }
-    place.map_or(Ok(()), Place::remove)?;
     cli::nothing_left(secs(10))
 }
 
@@ -287,7 +250,7 @@ fn threads() -> Result<()> {
             return Ok(());
         };
         exchange(&device, &SharedBuffers::map(&memory.open()?)?, 1)?;
-        fio(&device, memory.path())?;
+        fio(device.node(), memory.path())?;
         device.delete()?;
     }
     cli::nothing_left(secs(10))
