@@ -193,7 +193,7 @@ fn by_the_clock(
     let processors = thread::available_parallelism().map_or(1, NonZero::get);
     let kvm = accel == Accel::Kvm;
     let (found, wrong) = scaling::wall(&walls.rows, kvm, processors, &limits.scaling);
-    report.findings.push(found);
+    report.findings.extend(found);
     faults.extend(wrong);
     report.walls.clone_from(&walls.rows);
     report.commands.push(walls.command);

@@ -24,6 +24,8 @@ pub struct Label {
     pub bios: bool,
     /// A ublk device.
     pub ublk: bool,
+    /// Its requests' data was in memory shared with the client.
+    pub shm: bool,
 }
 
 /// What the kernel says of a device.
@@ -50,9 +52,21 @@ pub struct Seen {
     /// Completions of each ring of the server in a run, the busiest first.
     #[serde(default)]
     pub ring_completions: Option<Vec<u32>>,
+    /// Requests in memory shared with the client, and others, where there is such memory.
+    #[serde(default)]
+    pub shm: Option<Shared>,
     /// How a queue polls, where the server tells.
     #[serde(default)]
     pub poll: Option<serde_json::Value>,
+}
+
+/// Requests that the server has counted.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Shared {
+    /// Those whose data was in shared memory.
+    pub hits: u64,
+    /// The others.
+    pub fallbacks: u64,
 }
 
 impl Label {
@@ -125,6 +139,19 @@ impl Label {
         says("data mode", self.data.clone(), seen.data.clone());
         says("batches", flag(self.batch), flag(seen.batch));
         says("direct I/O", flag(self.direct), flag(seen.direct));
+        // Whoever looks for partitions has memory of its own.
+        let mostly = |shm: &Shared| shm.hits > 100 * shm.fallbacks;
+        if self.shm && !seen.shm.as_ref().is_some_and(mostly) {
+            let told = seen.shm.as_ref().map_or_else(
+                || "nothing".to_owned(),
+                |shm| format!("{} there, {} elsewhere", shm.hits, shm.fallbacks),
+            );
+            says(
+                "shared memory",
+                Some("most requests".to_owned()),
+                Some(told),
+            );
+        }
         if self.bios && seen.queues.is_some() {
             says("hw queues", Some("none".to_owned()), number(seen.queues));
         }
@@ -180,6 +207,15 @@ mod tests {
             Label::looped(false),
         ] {
             assert!(!label.lies(&device).is_empty(), "{label:?}");
+        }
+        let mut shm = Label::ublk(2, "copy", false);
+        shm.shm = true;
+        assert!(shm.lies(&device)[0].contains("nothing"));
+        for (fallbacks, lies) in [(3, 0), (300, 1)] {
+            let with =
+                format!("\"shm\": {{\"hits\": 9000, \"fallbacks\": {fallbacks}}}, \"queues\"");
+            let device = seen(&TWO.replacen("\"queues\"", &with, 1));
+            assert_eq!(shm.lies(&device).len(), lies, "{fallbacks}");
         }
         // The block layer has one queue only, whatever the driver says.
         let one = seen(&TWO.replacen("\"queues\": 2", "\"queues\": 1", 1));

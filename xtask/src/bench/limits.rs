@@ -44,6 +44,8 @@ pub struct Scaling {
     pub share: (f64, f64),
     /// Rate of four jobs on two queues, as a multiple of one job on one.
     pub wall: f64,
+    /// Rate of two threads on a queue with a busy backend, as a multiple of one thread.
+    pub busy: f64,
 }
 
 /// Milliseconds from `add` to the end of the first read.
@@ -128,6 +130,7 @@ mod tests {
                 counted: 1.05,
                 share: (40.0, 60.0),
                 wall: 1.7,
+                busy: 1.4,
             },
             usable: UsableLimits {
                 emulated: 150,

@@ -56,7 +56,7 @@ impl Row {
             name: format!("{}-{}", target.name, work.name),
             kind,
             target: target.clone(),
-            fio: work.fio(kind),
+            fio: work.fio(kind) + &target.client,
             jobs: work.jobs,
             depth: work.depth,
             ios: work.ios,
@@ -107,6 +107,9 @@ pub fn wall() -> Vec<Row> {
         }
     }
     rows.push(Row::new(&targets::scaling(), &works::scaling(), Kind::Wall));
+    for target in targets::busy() {
+        rows.push(Row::new(&target, &works::busy(), Kind::Wall));
+    }
     rows
 }
 

@@ -14,48 +14,81 @@ const TWO: &str = COUNTED[1];
 /// The same by the clock.
 pub const WALL: [&str; 2] = ["null_1q-4k-randread-qd64-1j", "null_2q-4k-randread-qd64-4j"];
 
-/// How the rate grows from one job on one queue to four jobs on two, or why that says nothing here.
+/// One thread, and two, on a queue whose backend works.
+pub const BUSY: [&str; 2] = ["busy_1t-4k-randread-qd16-1j", "busy_2t-4k-randread-qd16-1j"];
+
+/// What more threads or queues bring by the clock.
+struct Growth {
+    what: &'static str,
+    rows: [&'static str; 2],
+    /// Least ratio of the rates.
+    least: f64,
+    /// Processors of the host that it takes.
+    processors: usize,
+    /// Whether emulation shows it as well: the work is the backend's, and that of all threads is slowed alike.
+    emulated: bool,
+}
+
+/// How rates grow, or why that says nothing here, and what grows too little.
 pub fn wall(
     rows: &[Wall],
     kvm: bool,
     processors: usize,
     limits: &Scaling,
-) -> (String, Vec<String>) {
-    let what = "four CPUs: 4 jobs on 2 queues against 1 job on 1 queue";
-    let rate = |name: &str| rows.iter().find(|row| row.name == name).map(|row| row.iops);
-    let why = if !kvm {
-        Some("KVM does not work here".to_owned())
-    } else if processors < 4 {
-        Some(format!("this host has {processors} processors"))
-    } else {
-        None
-    };
-    if let Some(why) = why {
-        let text = format!(
-            "{what} (at least {} times): not measured, {why}",
-            limits.wall
-        );
-        return (text, Vec::new());
+) -> (Vec<String>, Vec<String>) {
+    let (mut found, mut faults) = (Vec::new(), Vec::new());
+    for growth in [
+        Growth {
+            what: "four CPUs: 4 jobs on 2 queues against 1 job on 1 queue",
+            rows: WALL,
+            least: limits.wall,
+            processors: 4,
+            emulated: false,
+        },
+        Growth {
+            what: "a backend that works: 2 threads on a queue against 1",
+            rows: BUSY,
+            least: limits.busy,
+            processors: 2,
+            emulated: true,
+        },
+    ] {
+        let (text, fault) = growth.judge(rows, kvm, processors);
+        found.push(text);
+        faults.extend(fault);
     }
-    let (Some(one), Some(two)) = (rate(WALL[0]), rate(WALL[1])) else {
-        return (
-            format!("{what}: not among the rows of this run"),
-            Vec::new(),
-        );
-    };
-    let ratio = two / one;
-    let text = format!(
-        "{what}: {ratio:.2} times the rate (at least {})",
-        limits.wall
-    );
-    let mut faults = Vec::new();
-    if ratio.is_nan() || ratio < limits.wall {
-        faults.push(format!(
-            "{}: {ratio:.2} times the rate of {}, at least {}",
-            WALL[1], WALL[0], limits.wall
-        ));
+    (found, faults)
+}
+
+impl Growth {
+    fn judge(&self, rows: &[Wall], kvm: bool, processors: usize) -> (String, Option<String>) {
+        let Self {
+            what,
+            rows: [first, second],
+            least,
+            ..
+        } = self;
+        let rate = |name: &str| rows.iter().find(|row| row.name == name).map(|row| row.iops);
+        let why = if !kvm && !self.emulated {
+            Some("KVM does not work here".to_owned())
+        } else if processors < self.processors {
+            Some(format!("this host has {processors} processors"))
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            let text = format!("{what} (at least {least} times): not measured, {why}");
+            return (text, None);
+        }
+        let (Some(one), Some(two)) = (rate(first), rate(second)) else {
+            return (format!("{what}: not among the rows of this run"), None);
+        };
+        let ratio = two / one;
+        let text = format!("{what}: {ratio:.2} times the rate (at least {least})");
+        let grows = !ratio.is_nan() && ratio >= *least;
+        let fault = format!("{second}: {ratio:.2} times the rate of {first}, at least {least}");
+        (text, (!grows).then_some(fault))
     }
-    (text, faults)
 }
 
 /// The ratio of instructions per I/O and the share of each queue; empty when neither row was
@@ -111,7 +144,7 @@ fn shares(figure: &Figure) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ONE, TWO, WALL, counted, wall};
+    use super::{BUSY, ONE, TWO, WALL, counted, wall};
     use crate::bench::figures::Figure;
     use crate::bench::label::Seen;
     use crate::bench::limits::Scaling;
@@ -121,6 +154,7 @@ mod tests {
         counted: 1.05,
         share: (40.0, 60.0),
         wall: 1.7,
+        busy: 1.4,
     };
 
     fn faults(two: f64, rings: &[u32]) -> Vec<String> {
@@ -162,8 +196,12 @@ mod tests {
         assert_eq!(wall(&rows(169.0), true, 4, &LIMITS).1.len(), 1);
         for (kvm, processors) in [(false, 8), (true, 2)] {
             let (text, faults) = wall(&rows(1.0), kvm, processors, &LIMITS);
-            assert!(text.contains("not measured") && faults.is_empty());
+            assert!(text[0].contains("not measured") && faults.is_empty());
         }
         assert!(wall(&[], true, 4, &LIMITS).1.is_empty());
+        let busy = |two| [rate(BUSY[0], 100.0), rate(BUSY[1], two)];
+        assert!(wall(&busy(140.0), false, 2, &LIMITS).1.is_empty());
+        assert_eq!(wall(&busy(139.0), false, 2, &LIMITS).1.len(), 1);
+        assert!(wall(&busy(1.0), false, 1, &LIMITS).0[1].contains("not measured"));
     }
 }

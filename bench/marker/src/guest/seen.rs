@@ -43,6 +43,7 @@ pub fn device(path: &str) -> Result<Value> {
         ] {
             seen[to] = info[from].clone();
         }
+        seen["shm"] = info["health"]["shm"].clone();
         seen["features"] = info["features"]["granted"].clone();
     }
     Ok(seen)

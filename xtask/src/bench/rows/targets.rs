@@ -9,6 +9,10 @@ const ON_TMPFS: &str = "tmpfs /mnt/tmpfs/file 256";
 const EXT4: &str = "/mnt/ext4/file";
 const ON_EXT4: &str = "ext4 /dev/ram1 /mnt/ext4/file 256";
 
+/// Memory that clients share with a server, and how it is made.
+const SHARED: &str = "/mnt/shared/memory";
+const SHARED_MEMORY: &str = "tmpfs /mnt/shared/memory 8";
+
 /// What the path of an example begins with in the image.
 pub const EXAMPLE: &str = "/usr/bin/ublk-example-";
 /// The program of libublk's rows in the image.
@@ -25,6 +29,8 @@ pub struct Target {
     pub device: String,
     /// How and of which file the kernel makes a loop device.
     pub looped: String,
+    /// What fio is told besides its work.
+    pub client: String,
     /// What must be there first.
     pub prepare: Vec<String>,
     /// What its device is said to be.
@@ -110,6 +116,14 @@ impl Target {
         self
     }
 
+    /// Its clients' buffers are memory that it shares, a file that is there.
+    fn sharing(mut self, path: &str) -> Self {
+        self.server += &format!(" --shm {path}");
+        self.client = format!(" --mem=mmapshared:{path}");
+        self.label.shm = true;
+        self
+    }
+
     fn reduced(self) -> Self {
         Self {
             reduced: true,
@@ -144,6 +158,9 @@ pub fn counted() -> Vec<Target> {
         ours("mem_batch", mem, "copy", "on"),
         ours("mem_get_data", mem, "get-data", "off"),
         ours("mem_user_copy", mem, "user-copy", "off"),
+        ours("mem_shm", mem, "copy", "off")
+            .on(SHARED_MEMORY)
+            .sharing(SHARED),
         Target::example("null_async", "bench_async_null"),
         file_tmpfs("file_tmpfs", ""),
         file_tmpfs("file_tmpfs_copy", "copy"),
@@ -158,6 +175,9 @@ pub fn counted() -> Vec<Target> {
             "on",
         )
         .on(ON_EXT4),
+        file_ext4("file_ext4_zero_copy_shm", "zero-copy")
+            .on(SHARED_MEMORY)
+            .sharing(SHARED),
         file_ext4("file_ext4_zero_copy_scheduled", "zero-copy").scheduled(),
         Target::libublk("libublk_null", "null", "copy", 1),
         Target::libublk("libublk_null_zero_copy", "null --zero-copy", "zero-copy", 1),
@@ -233,4 +253,13 @@ pub fn wall() -> Vec<Target> {
 /// Two queues for four jobs, which four processors can do at once.
 pub fn scaling() -> Target {
     Target::ours("null_2q", "null", "copy", "off", 2)
+}
+
+/// A backend with work of its own, on a queue of one thread and of two.
+pub fn busy() -> [Target; 2] {
+    [1, 2].map(|threads| {
+        let mut target = Target::example(&format!("busy_{threads}t"), "bench_busy").reduced();
+        target.server += &format!(" -t {threads}");
+        target
+    })
 }

@@ -129,6 +129,14 @@ pub fn scaling() -> Work {
     Work::new("randread", "4k", 64, 16).jobs(4)
 }
 
+/// Enough requests that no thread waits for one.
+pub fn busy() -> Work {
+    let mut work = Work::new("randread", "4k", 16, 16);
+    work.name += "-1j";
+    work.reduced = true;
+    work
+}
+
 /// Every depth, two sizes, reading and writing, with that many jobs.
 pub fn wall(jobs: u64) -> Vec<Work> {
     let mut works = Vec::new();
