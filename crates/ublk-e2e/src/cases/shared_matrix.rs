@@ -178,8 +178,9 @@ fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
     client.write(4096, 300 << 10, 1)?;
     told("write");
     if null {
+        // Behind the fault backend null is one of bytes, and its bytes are zeroes.
         let place = client.read(4096, 300 << 10)?;
-        ensure!(place.iter().all(|byte| *byte == 0xdb), "null touched it");
+        ensure!(place.iter().all(|byte| *byte == 0), "not zero");
         told("read");
         cell(backend, &mode.name(), "verify", "never");
         discard(&node, 65_536, 65_536)?;
