@@ -139,8 +139,8 @@ impl Label {
         says("data mode", self.data.clone(), seen.data.clone());
         says("batches", flag(self.batch), flag(seen.batch));
         says("direct I/O", flag(self.direct), flag(seen.direct));
-        // Whoever looks for partitions has memory of its own.
-        let mostly = |shm: &Shared| shm.hits > 100 * shm.fallbacks;
+        // Sequential requests that were merged have their data in several places, which no request in shared memory may.
+        let mostly = |shm: &Shared| shm.hits > 2 * shm.fallbacks;
         if self.shm && !seen.shm.as_ref().is_some_and(mostly) {
             let told = seen.shm.as_ref().map_or_else(
                 || "nothing".to_owned(),
@@ -171,6 +171,10 @@ impl fmt::Display for Seen {
         }
         if self.batch == Some(true) {
             f.write_str(", batch")?;
+        }
+        if let Some(shm) = &self.shm {
+            let share = shm.hits * 100 / (shm.hits + shm.fallbacks).max(1);
+            write!(f, ", shared {share} %")?;
         }
         match self.direct {
             Some(true) => f.write_str(", direct"),
@@ -211,7 +215,7 @@ mod tests {
         let mut shm = Label::ublk(2, "copy", false);
         shm.shm = true;
         assert!(shm.lies(&device)[0].contains("nothing"));
-        for (fallbacks, lies) in [(3, 0), (300, 1)] {
+        for (fallbacks, lies) in [(3, 0), (4499, 0), (4500, 1)] {
             let with =
                 format!("\"shm\": {{\"hits\": 9000, \"fallbacks\": {fallbacks}}}, \"queues\"");
             let device = seen(&TWO.replacen("\"queues\"", &with, 1));

@@ -41,6 +41,8 @@ pub(super) struct Registrations {
     /// Each request, not only those of which the driver says so.
     always: bool,
     stalled: u32,
+    /// Tags whose pages are in the table.
+    registered: u32,
 }
 
 impl Registrations {
@@ -49,7 +51,7 @@ impl Registrations {
             DataMode::ZeroCopy | DataMode::ZeroCopyManual => Self {
                 tags: vec![Step::No; usize::from(depth)].into_boxed_slice(),
                 always: data == DataMode::ZeroCopyManual,
-                stalled: 0,
+                ..Self::default()
             },
             _ => Self::default(),
         }
@@ -77,13 +79,16 @@ impl Registrations {
     /// Whether the server has put the tag's pages into the table.
     #[inline(always)]
     pub(super) fn is_done(&self, tag: Tag) -> bool {
-        self.tags.get(tag.index()) == Some(&Step::Done)
+        // Of most devices none ever is.
+        self.registered > 0 && self.tags.get(tag.index()) == Some(&Step::Done)
     }
 
     fn set(&mut self, tag: Tag, step: Step) {
         if let Some(place) = self.tags.get_mut(tag.index()) {
             self.stalled -= u32::from(*place == Step::Stalled);
             self.stalled += u32::from(step == Step::Stalled);
+            self.registered -= u32::from(*place == Step::Done);
+            self.registered += u32::from(step == Step::Done);
             *place = step;
         }
     }
