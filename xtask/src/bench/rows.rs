@@ -85,6 +85,11 @@ pub fn counted() -> Vec<Row> {
             rows.push(Row::new(&target, &work, kind));
         }
     }
+    for target in targets::large() {
+        for work in works::large() {
+            rows.push(Row::new(&target, &work, kind));
+        }
+    }
     rows
 }
 

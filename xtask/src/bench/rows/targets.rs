@@ -158,9 +158,7 @@ pub fn counted() -> Vec<Target> {
         ours("mem_batch", mem, "copy", "on"),
         ours("mem_get_data", mem, "get-data", "off"),
         ours("mem_user_copy", mem, "user-copy", "off"),
-        ours("mem_shm", mem, "copy", "off")
-            .on(SHARED_MEMORY)
-            .sharing(SHARED),
+        mem_shm(),
         Target::example("null_async", "bench_async_null"),
         file_tmpfs("file_tmpfs", ""),
         file_tmpfs("file_tmpfs_copy", "copy"),
@@ -189,6 +187,23 @@ pub fn counted() -> Vec<Target> {
         Target::device("brd", "/dev/ram0", Label::bios()),
         Target::looped("loop_tmpfs", "buffered", TMPFS).on(ON_TMPFS),
         Target::looped("loop_ext4", "direct", EXT4).on(ON_EXT4),
+    ]
+}
+
+/// A memory device whose clients share their buffers with it.
+fn mem_shm() -> Target {
+    Target::ours("mem_shm", "mem --size 256M", "copy", "off", 1)
+        .on(SHARED_MEMORY)
+        .sharing(SHARED)
+}
+
+/// Ways of large data to and from a memory device, for requests that are not merged.
+pub fn large() -> Vec<Target> {
+    let mem = |name: &str, data: &str| Target::ours(name, "mem --size 256M", data, "off", 1);
+    vec![
+        mem("mem", "copy"),
+        mem("mem_user_copy", "user-copy"),
+        mem_shm(),
     ]
 }
 

@@ -118,6 +118,13 @@ pub fn sizes() -> Vec<Work> {
     works
 }
 
+/// Large requests here and there, which the block layer cannot merge.
+pub fn large() -> Vec<Work> {
+    ["randread", "randwrite"]
+        .map(|mode| Work::new(mode, "128k", 8, 8))
+        .to_vec()
+}
+
 /// One job, and two at once.
 pub fn jobs() -> Vec<Work> {
     let work = || Work::new("randread", "4k", 64, 16);
