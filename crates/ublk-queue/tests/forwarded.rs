@@ -2,36 +2,10 @@
 
 mod sim;
 
-use sim::run;
-use ublk_core::{DataMode, Op};
-use ublk_queue::{Forward, Handler, Request};
+use sim::{ToFile, run};
+use ublk_core::DataMode;
+use ublk_queue::{Forward, Request};
 use ublk_sim::{Config, End, Faults};
-
-/// Takes every request to the file behind the operations.
-struct ToFile;
-
-impl Handler for ToFile {
-    const FORWARDS: bool = true;
-
-    fn handle(&mut self, request: Request<'_>) {
-        let (offset, len, durable) = (request.offset(), request.len(), request.flags().fua());
-        let to = match request.op() {
-            Op::Read | Op::Write => Forward::Data {
-                file: 0,
-                offset,
-                durable,
-            },
-            Op::Flush => Forward::Sync { file: 0 },
-            Op::Discard | Op::WriteZeroes => Forward::Allocate {
-                file: 0,
-                mode: 3,
-                offset,
-                len,
-            },
-        };
-        request.forward(to);
-    }
-}
 
 fn file_config(seed: u64, (data, unregistered_percent): (DataMode, u8)) -> Config {
     Config {

@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 
+use sim::ToFile;
 use ublk_core::iod::IoBounds;
 use ublk_core::{Backend, DataMode, Errno, Limits, Op, QueueId};
 use ublk_queue::handler::{DirectShared, InlineShared};
 use ublk_queue::racing::Copier;
 use ublk_queue::task::{Async, TaskRequest};
 use ublk_queue::{
-    ClientShared, Counters, Direct, Forward, Handler, Inline, LaneSpec, Mapped, MemRef, Pool,
-    Request, Worker,
+    ClientShared, Counters, Direct, Handler, Inline, LaneSpec, Mapped, MemRef, Pool, Worker,
 };
 use ublk_sim::{Config, End, Faults, Report, Sim};
 
@@ -177,32 +177,6 @@ fn data_in_shared_memory_is_found_from_other_threads() {
         let mem = Mem::new(config.size);
         let pool = Pool::start(&mem, 3, 64).expect("threads");
         is_well(&config, &run(&config, || ClientShared(pool.handler())));
-    }
-}
-
-/// Takes every request to the file behind the operations.
-struct ToFile;
-
-impl Handler for ToFile {
-    const FORWARDS: bool = true;
-
-    fn handle(&mut self, request: Request<'_>) {
-        let (offset, len, durable) = (request.offset(), request.len(), request.flags().fua());
-        let to = match request.op() {
-            Op::Read | Op::Write => Forward::Data {
-                file: 0,
-                offset,
-                durable,
-            },
-            Op::Flush => Forward::Sync { file: 0 },
-            Op::Discard | Op::WriteZeroes => Forward::Allocate {
-                file: 0,
-                mode: 3,
-                offset,
-                len,
-            },
-        };
-        request.forward(to);
     }
 }
 

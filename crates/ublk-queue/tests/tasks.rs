@@ -12,22 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Poll, Waker};
 
+use common::sim::ALL_FAULTS;
 use common::{run, run_until};
 use ublk_core::{DataMode, Errno, Op};
 use ublk_queue::WorkerError;
 use ublk_queue::task::{Async, IoBuf, SharedFd, TaskRequest};
-use ublk_sim::{Config, End, Faults};
-
-const ALL_FAULTS: Faults = Faults {
-    short_submit: 20,
-    interrupt: 10,
-    transient: 5,
-    full: 3,
-    stale: 10,
-    short_io: 0,
-    interrupted_io: 0,
-    failed_io: 0,
-};
+use ublk_sim::{Config, End};
 
 /// Stands for the file of the simulated ring, which looks at no descriptor.
 fn descriptor() -> SharedFd {

@@ -3,15 +3,18 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+#[path = "../sim/mod.rs"]
+pub mod sim;
+
+use std::ops::Deref;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ublk_core::iod::IoBounds;
-use ublk_core::{Errno, QueueId};
+use ublk_core::Errno;
 use ublk_queue::seam::{Completion, Full, IoCommand, Port};
-use ublk_queue::{BatchCommand, Handler, LaneHandle, LaneSpec, State, Worker, WorkerError};
-use ublk_sim::{Config, Report, Sim};
+use ublk_queue::{BatchCommand, Handler, Worker};
+use ublk_sim::{Config, Sim};
 use uring_lite::{Sqe64, sys};
 
 /// What the operations of a run have done.
@@ -210,22 +213,21 @@ impl<P: Port> Port for FilePort<P> {
     }
 }
 
+/// What came of a run, and of its file.
 pub struct Run {
-    pub result: Result<(), WorkerError>,
-    pub lanes: Vec<LaneHandle>,
-    pub report: Report,
+    run: sim::Run,
     pub shared: Arc<Shared>,
 }
 
-impl Run {
-    /// The run ended well and served everything.
-    pub fn assert_clean(&self, requests: usize) {
-        assert_eq!(self.report.violations, Vec::<String>::new());
-        assert_eq!(self.result, Ok(()));
-        assert_eq!(self.report.completed, requests);
-        assert!(self.lanes.iter().all(|lane| lane.state() == State::Empty));
-    }
+impl Deref for Run {
+    type Target = sim::Run;
 
+    fn deref(&self) -> &sim::Run {
+        &self.run
+    }
+}
+
+impl Run {
     pub fn panics(&self) -> u64 {
         self.lanes.iter().map(|lane| lane.counters().panics).sum()
     }
@@ -240,36 +242,14 @@ pub fn run<H: Handler>(config: &Config, make: impl FnMut() -> H) -> Run {
 pub fn run_until<H: Handler>(
     config: &Config,
     leave: Arc<AtomicBool>,
-    mut make: impl FnMut() -> H,
+    make: impl FnMut() -> H,
 ) -> Run {
-    let sim = Sim::new(config.clone());
     let shared = Arc::new(Shared {
         file: Mutex::new(vec![0; config.size]),
         seen: Mutex::default(),
     });
-    let full = u64::from(config.faults.full);
-    let port = FilePort::new(sim.port(), Arc::clone(&shared), config.seed + 1, full);
-    let mut worker = Worker::new(port, leave);
-    let mut lanes = Vec::new();
-    for qid in 0..config.queues {
-        let id = QueueId::new(qid).expect("few queues");
-        let bounds = IoBounds {
-            size: config.size as u64,
-            max_io_bytes: config.max_io_bytes,
-        };
-        let mut spec = LaneSpec::new(id, config.depth, bounds, sim.descriptors(qid), make());
-        spec.generation = 3;
-        spec.data = config.data;
-        spec.batch = config.batch;
-        spec.device = Box::new(sim.device());
-        lanes.push(worker.add_lane(spec).expect("memory"));
-    }
-    let result = worker.arm().and_then(|()| worker.run());
-    worker.finish(&result);
-    Run {
-        result,
-        lanes,
-        report: sim.report(),
-        shared,
-    }
+    let (seed, full) = (config.seed + 1, u64::from(config.faults.full));
+    let port = |sim: &Sim| FilePort::new(sim.port(), Arc::clone(&shared), seed, full);
+    let run = sim::run_on(config, port, leave, make, Worker::run);
+    Run { run, shared }
 }

@@ -5,12 +5,13 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use ublk_core::QueueId;
 use ublk_core::iod::IoBounds;
-use ublk_queue::{Handler, LaneHandle, LaneSpec, Next, State, Worker, WorkerError};
+use ublk_core::{Op, QueueId};
+use ublk_queue::seam::Port;
+use ublk_queue::{
+    Forward, Handler, LaneHandle, LaneSpec, Next, Request, State, Worker, WorkerError,
+};
 use ublk_sim::{Config, Faults, Report, Sim, SimDescriptors, SimPort};
-
-type SimWorker<H> = Worker<SimPort, SimDescriptors, H>;
 
 /// Whatever can go wrong without a request's failure.
 pub const ALL_FAULTS: Faults = Faults {
@@ -60,13 +61,24 @@ pub fn run_driven<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
     })
 }
 
-pub fn run_by<H: Handler>(
+fn run_by<H: Handler>(
     config: Config,
     make: impl Fn() -> H,
-    serve: impl FnOnce(&mut SimWorker<H>) -> Result<(), WorkerError>,
+    serve: impl FnOnce(&mut Worker<SimPort, SimDescriptors, H>) -> Result<(), WorkerError>,
+) -> Run {
+    run_on(&config, Sim::port, Arc::default(), make, serve)
+}
+
+/// The same with a ring around the simulated one, until it ends or is told to leave.
+pub fn run_on<P: Port, H: Handler>(
+    config: &Config,
+    port: impl FnOnce(&Sim) -> P,
+    leave: Arc<AtomicBool>,
+    mut make: impl FnMut() -> H,
+    serve: impl FnOnce(&mut Worker<P, SimDescriptors, H>) -> Result<(), WorkerError>,
 ) -> Run {
     let sim = Sim::new(config.clone());
-    let mut worker = Worker::new(sim.port(), Arc::new(AtomicBool::new(false)));
+    let mut worker = Worker::new(port(&sim), leave);
     let mut lanes = Vec::new();
     for qid in 0..config.queues {
         let id = QueueId::new(qid).expect("few queues");
@@ -100,5 +112,31 @@ pub fn run_by<H: Handler>(
         lanes,
         report: sim.report(),
         sim,
+    }
+}
+
+/// Takes every request to the file behind the operations.
+pub struct ToFile;
+
+impl Handler for ToFile {
+    const FORWARDS: bool = true;
+
+    fn handle(&mut self, request: Request<'_>) {
+        let (offset, len, durable) = (request.offset(), request.len(), request.flags().fua());
+        let to = match request.op() {
+            Op::Read | Op::Write => Forward::Data {
+                file: 0,
+                offset,
+                durable,
+            },
+            Op::Flush => Forward::Sync { file: 0 },
+            Op::Discard | Op::WriteZeroes => Forward::Allocate {
+                file: 0,
+                mode: 3,
+                offset,
+                len,
+            },
+        };
+        request.forward(to);
     }
 }
