@@ -288,6 +288,10 @@ impl<B: Backend> Backend for Fault<B> {
         self.meet(Op::WriteZeroes, offset, len, !may_unmap)?;
         self.inner.write_zeroes(offset, len, may_unmap)
     }
+
+    fn resize(&self, size: u64) -> Result<(), Errno> {
+        self.inner.resize(size)
+    }
 }
 
 #[cfg(all(test, not(miri)))]

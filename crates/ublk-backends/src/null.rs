@@ -78,6 +78,10 @@ impl Backend for Null {
     fn write_zeroes(&self, _offset: u64, _len: u64, _may_unmap: bool) -> Result<(), Errno> {
         Ok(())
     }
+
+    fn resize(&self, _size: u64) -> Result<(), Errno> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

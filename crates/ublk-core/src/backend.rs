@@ -86,6 +86,16 @@ pub trait Backend: Send + Sync + 'static {
         let _ = (offset, len, may_unmap);
         Err(Errno::EOPNOTSUPP)
     }
+
+    /// The device is to have `size` bytes (Linux 6.16): room for them is there when this returns. Called before the
+    /// block layer hears of a larger size, and after it has heard of a smaller one; requests go on meanwhile.
+    ///
+    /// # Errors
+    /// Why the backend cannot: a larger device stays as it is. The default refuses.
+    fn resize(&self, size: u64) -> Result<(), Errno> {
+        let _ = size;
+        Err(Errno::EOPNOTSUPP)
+    }
 }
 
 impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
@@ -106,5 +116,8 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
     }
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), Errno> {
         (**self).write_zeroes(offset, len, may_unmap)
+    }
+    fn resize(&self, size: u64) -> Result<(), Errno> {
+        (**self).resize(size)
     }
 }

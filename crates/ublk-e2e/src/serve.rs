@@ -1,7 +1,7 @@
 //! A program that embeds the facade, for the cases: `ublk-e2e --serve KEY=VALUE…`.
 //!
 //! It serves a memory device behind the fault backend, or without it (`direct=true`), or a null device behind it
-//! (`null=true`), takes commands on
+//! (`null=true`), or a file (`file=PATH`), takes commands on
 //! standard input and answers each with one line of JSON. `embed` is its other end.
 
 use std::io::{BufRead, Write};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use ublk::backends::{Memory, Null};
+use ublk::backends::{File, Memory, Null};
 use ublk::core::{Mode, Op, Recovery};
 use ublk::{Backend, Builder, Device, Errno};
 use ublk_backends::fault::{Control, Effect, Fault, Rule};
@@ -39,6 +39,8 @@ struct Options {
     huge: bool,
     /// Memory that clients share.
     shm: Option<String>,
+    /// A file device, in the mode that its builder takes by itself.
+    file: Option<String>,
 }
 
 /// A device, and what injects faults into it, if that can be done.
@@ -80,6 +82,7 @@ impl Options {
             ring: false,
             huge: false,
             shm: None,
+            file: None,
         };
         for word in words {
             let (key, value) = word.split_once('=').context("KEY=VALUE")?;
@@ -96,6 +99,7 @@ impl Options {
                 "recovery" => options.recovery = value.parse()?,
                 "null" => options.null = value.parse()?,
                 "ring" => options.ring = value.parse()?,
+                "file" => options.file = Some(value.to_owned()),
                 "shm" => options.shm = Some(value.to_owned()),
                 "huge" => options.huge = value.parse()?,
                 _ => bail!("unknown: {word}"),
@@ -111,6 +115,14 @@ impl Options {
             let device = self.build(Builder::mapped(plain))?;
             return Ok(Served {
                 device,
+                control: None,
+            });
+        }
+        if let Some(path) = &self.file {
+            let builder = Builder::file(File::options(path).open()?);
+            let builder = builder.queues(self.queues).recovery(self.recovery);
+            return Ok(Served {
+                device: builder.start()?,
                 control: None,
             });
         }
@@ -213,6 +225,10 @@ pub fn serve(words: &[String]) -> Result<()> {
 }
 
 fn command(words: &[&str], served: &Served) -> Result<Value> {
+    if let ["resize", bytes] = words {
+        served.device.resize(bytes.parse()?)?;
+        return Ok(json!({}));
+    }
     if words == ["health"] {
         let health = served.device.health();
         let flusher = health.queues.iter().all(|q| q.io_flusher);

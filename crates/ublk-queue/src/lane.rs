@@ -35,6 +35,12 @@ use crate::worker::{LaneSpec, Share};
 /// the queue gives up.
 const MAX_RETRIES: u32 = 1000;
 
+/// For what is asked of a request that was taken: the device may be smaller by now.
+const ANYWHERE: IoBounds = IoBounds {
+    size: u64::MAX,
+    max_io_bytes: u32::MAX,
+};
+
 /// No tag.
 const NOBODY: u16 = u16::MAX;
 
@@ -89,7 +95,7 @@ pub(crate) struct Lane<P: Port, D, H> {
     pub(crate) owner: u64,
     tags: Box<[Place<P::Command>]>,
     pub(crate) descriptors: D,
-    pub(crate) bounds: IoBounds,
+    max_io_bytes: u32,
     pub(crate) handler: H,
     local: Rc<LaneLocal>,
     pub(crate) shared: Arc<LaneShared>,
@@ -185,7 +191,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             tags,
             share: spec.share,
             qid: spec.qid,
-            bounds: spec.bounds,
+            max_io_bytes: spec.bounds.max_io_bytes,
             descriptors: spec.descriptors,
             handler: spec.handler,
             local: Rc::new(LaneLocal::new(Arc::clone(&shared), spec.depth)),
@@ -284,7 +290,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             dealer.lend(tag);
         }
         let desc = self.descriptors.load(tag);
-        let io = match desc.decode(&self.bounds) {
+        let bounds = IoBounds {
+            size: self.shared.size(),
+            max_io_bytes: self.max_io_bytes,
+        };
+        let io = match desc.decode(&bounds) {
             Ok(io) => io,
             Err(errno) => {
                 place.state = in_hand;
@@ -489,7 +499,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 
     /// Get-data: names the place of a WRITE's data, the handler's choice or the tag's buffer.
     fn get_data(&mut self, port: &mut P, tag: Tag) {
-        let io = self.descriptors.load(tag).decode(&self.bounds);
+        let bounds = IoBounds {
+            size: self.shared.size(),
+            max_io_bytes: self.max_io_bytes,
+        };
+        let io = self.descriptors.load(tag).decode(&bounds);
         let place = io.ok().and_then(|io| {
             let fits = |place: &MemRef| u64::try_from(place.len()).is_ok_and(|len| len >= io.len);
             self.handler.place(&io).filter(fits)
@@ -523,7 +537,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     fn answered(&mut self, port: &mut P, tag: Tag, answer: Answer) {
         if let Some(dealer) = &mut self.dealer {
             // In get-data mode the driver takes a READ's data from there when it takes the commit, however late.
-            let io = || self.descriptors.load(tag).decode(&self.bounds);
+            let io = || self.descriptors.load(tag).decode(&ANYWHERE);
             let is_read = || io().is_ok_and(|io| io.op == Op::Read);
             if self.data != DataMode::GetData || !is_read() {
                 dealer.take_back(tag);

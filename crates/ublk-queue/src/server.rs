@@ -370,6 +370,14 @@ impl Server {
         Ok(server)
     }
 
+    /// The device has another size in bytes: requests beyond it are refused. A larger one is said before the driver hears
+    /// of it (UPDATE_SIZE, Linux 6.16), a smaller one after.
+    pub fn set_size(&self, bytes: u64) {
+        for armed in &self.lanes {
+            armed.lane.set_size(bytes);
+        }
+    }
+
     /// A snapshot of the server's health. Takes no lock of the serving threads.
     #[must_use]
     pub fn health(&self) -> Health {

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ublk_core::iod::Io;
 use ublk_core::{Answer, DataMode, Errno, IoDesc, QueueId, Tag};
@@ -29,6 +29,8 @@ pub(crate) struct LaneShared {
     /// The worker's thread is awake, with a batch.
     pub(crate) at_work: Arc<AtomicBool>,
     wake: Arc<dyn Wake>,
+    /// Bytes of the device.
+    size: AtomicU64,
 }
 
 /// How the data of this lane's requests travels.
@@ -82,6 +84,7 @@ impl LaneShared {
     pub(crate) fn new(
         qid: QueueId,
         depth: u16,
+        size: u64,
         arena: Arena,
         path: DataPath,
         copies_by_ring: bool,
@@ -97,7 +100,20 @@ impl LaneShared {
             copies_by_ring,
             at_work,
             wake,
+            size: AtomicU64::new(size),
         })
+    }
+
+    /// Bytes of the device, beyond which no request is taken.
+    #[inline(always)]
+    pub(crate) fn size(&self) -> u64 {
+        // A larger size was stored before the driver was told of it, and it is by the driver that a request beyond the
+        // smaller one came: the system call there and the acquire of its completion here order the two.
+        self.size.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
     }
 
     /// Notes where the data of a request is, and counts it. For devices that share memory.

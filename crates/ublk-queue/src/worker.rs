@@ -191,6 +191,11 @@ impl LaneHandle {
         self.0.meters.snapshot()
     }
 
+    /// The device has another size: requests beyond it are refused. A larger one is said before the driver hears of it.
+    pub fn set_size(&self, size: u64) {
+        self.0.set_size(size);
+    }
+
     /// For the end of a thread: a lane that is neither empty nor failed lost its thread to a panic.
     pub(crate) fn ended_without_a_word(&self) {
         if !matches!(self.state(), State::Empty | State::Failed) {
@@ -281,6 +286,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         let shared = LaneShared::new(
             spec.qid,
             spec.depth,
+            spec.bounds.size,
             arena,
             path,
             spec.copies_by_ring && !spec.batch,

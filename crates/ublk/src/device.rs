@@ -15,7 +15,7 @@ use ublk_queue::{Health, Server, State};
 
 use crate::builder::Builder;
 use crate::error::{Error, Failure, Left};
-use crate::stages::{Armed, Stage, Stopped, Unsettled};
+use crate::stages::{Armed, Resize, Stage, Stopped, Unsettled};
 
 /// How long after one QUIESCE_DEV the next is sent.
 const QUIESCE_AGAIN: Duration = Duration::from_millis(5);
@@ -34,6 +34,9 @@ struct Live {
     /// Behind a lock so that a stop can be sent while another thread waits for the end.
     controller: Mutex<Box<dyn Controller>>,
     deadline: Duration,
+    resize: Resize,
+    /// Bytes of the device. Held while they change.
+    size: Mutex<u64>,
 }
 
 impl fmt::Debug for Device {
@@ -51,15 +54,19 @@ impl Device {
             geometry,
             controller,
             deadline,
+            resize,
+            size,
             ..
         } = armed;
-        let controller = Mutex::new(controller);
+        let (controller, size) = (Mutex::new(controller), Mutex::new(size));
         Self {
             live: Some(Live {
                 server,
                 geometry,
                 controller,
                 deadline,
+                resize,
+                size,
             }),
         }
     }
@@ -104,6 +111,16 @@ impl Device {
     #[must_use]
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
         self.live().server.wait(timeout)
+    }
+
+    /// Gives the device another size, in bytes, while it is in use (UPDATE_SIZE, Linux 6.16). A larger one the backend has
+    /// room for first ([`Backend::resize`]), and requests behind the old end are taken before anybody can send them; a
+    /// smaller one cuts what is behind it off, whoever uses it.
+    ///
+    /// # Errors
+    /// [`Error::Resize`] where the backend cannot, or what the driver said; the device has the size it had.
+    pub fn resize(&self, bytes: u64) -> Result<(), Error> {
+        self.live().resize(bytes)
     }
 
     /// Sends STOP_DEV while the queues serve on, waits until nothing is in hand, and frees threads,
@@ -197,6 +214,36 @@ impl Live {
         Ok(controller.stop(self.geometry.dev_id(), self.deadline)?)
     }
 
+    fn resize(&self, bytes: u64) -> Result<(), Error> {
+        let id = self.geometry.dev_id();
+        let backend = |errno| Error::Resize { id, bytes, errno };
+        let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        let grows = bytes > *size;
+        if grows {
+            (self.resize)(bytes).map_err(backend)?;
+            self.server.set_size(bytes);
+        }
+        let mut controller = self
+            .controller
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let updated = controller.update_size(id, bytes, self.deadline);
+        drop(controller);
+        if let Err(error) = updated {
+            // What is too large harms nobody: after a deadline the driver may have taken it.
+            if grows && !matches!(error, ublk_ctrl::Error::TimedOut { .. }) {
+                self.server.set_size(*size);
+            }
+            return Err(error.into());
+        }
+        *size = bytes;
+        self.server.set_size(bytes);
+        if !grows {
+            (self.resize)(bytes).map_err(backend)?;
+        }
+        Ok(())
+    }
+
     fn leave(&mut self) -> Result<(), Error> {
         let id = self.geometry.dev_id();
         let until = deadline_in(self.deadline);
@@ -240,6 +287,7 @@ impl Live {
             geometry,
             controller,
             deadline,
+            ..
         } = self;
         let controller = controller
             .into_inner()

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ublk_core::{DevId, Misfit};
+use ublk_core::{DevId, Errno, Misfit};
 
 use crate::stages::Unsettled;
 
@@ -45,6 +45,18 @@ pub enum Error {
     CannotHold {
         /// The device.
         id: DevId,
+    },
+    /// The backend has no room for another size, or only ever the one it has.
+    #[error(
+        "device {id}: its backend cannot have {bytes} bytes: {errno}; make room first (grow the file), or implement Backend::resize"
+    )]
+    Resize {
+        /// The device, of the size it had.
+        id: DevId,
+        /// The size that was asked for.
+        bytes: u64,
+        /// What the backend said.
+        errno: Errno,
     },
     /// The memory shared with clients could not be mapped.
     #[error("cannot map the memory shared with clients: {0}; was its file cut short?")]

@@ -32,6 +32,11 @@ impl<F: Send + Sync + 'static> Backend for Handlers<F> {
     fn read_at(&self, _buf: &mut [u8], _offset: u64) -> Result<(), Errno> {
         Err(Errno::EOPNOTSUPP)
     }
+
+    /// What is behind the handlers is their owner's, who asks for it.
+    fn resize(&self, _size: u64) -> Result<(), Errno> {
+        Ok(())
+    }
 }
 
 impl<F, H> Builder<Handlers<F>>

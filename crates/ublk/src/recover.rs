@@ -10,7 +10,7 @@ use ublk_queue::Server;
 use crate::builder::Builder;
 use crate::device::Device;
 use crate::error::{Error, Failure, Left};
-use crate::stages::{Added, Armed};
+use crate::stages::{Added, Armed, resize_of};
 
 /// START_USER_RECOVERY is done: the device waits for this process. Dropped, it waits on for any other.
 pub struct Recovering<B> {
@@ -105,6 +105,7 @@ impl<B: Backend> Recovering<B> {
         let Self { added, size } = self;
         Armed {
             server,
+            resize: resize_of(&added.backend),
             geometry: added.geometry,
             controller: added.controller,
             size,

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ublk_core::{Backend, CpuMask, DevId, Geometry, QueueId, SharedBuffer, SharedTable};
+use ublk_core::{Backend, CpuMask, DevId, Errno, Geometry, QueueId, SharedBuffer, SharedTable};
 use ublk_ctrl::{Controller, nodes};
 use ublk_queue::{Plan, Server, SharedMemory};
 
@@ -30,6 +30,15 @@ pub struct Armed {
     pub(crate) size: u64,
     pub(crate) deadline: Duration,
     pub(crate) unscheduled: bool,
+    pub(crate) resize: Resize,
+}
+
+/// What the backend says to another size.
+pub(crate) type Resize = Arc<dyn Fn(u64) -> Result<(), Errno> + Send + Sync>;
+
+pub(crate) fn resize_of<B: Backend>(backend: &Arc<B>) -> Resize {
+    let backend = Arc::clone(backend);
+    Arc::new(move |size| backend.resize(size))
 }
 
 /// The device has stopped and its queues are gone; its number and `/dev/ublkcN` are left.
@@ -93,6 +102,7 @@ impl<B: Backend> Added<B> {
                 server,
                 geometry: self.geometry,
                 size: self.backend.limits().size,
+                resize: resize_of(&self.backend),
                 controller: self.controller,
                 deadline: self.options.deadline,
                 unscheduled: self.options.unscheduled,

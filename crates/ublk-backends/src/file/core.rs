@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ublk_core::{Backend, Errno, Limits};
 
@@ -18,6 +18,8 @@ pub(crate) struct Core<L> {
     /// Where in the file the device begins.
     pub(crate) base: u64,
     pub(crate) limits: Limits,
+    /// Bytes of the device; [`Limits::size`] is what it began with.
+    pub(crate) size: AtomicU64,
     /// What O_DIRECT asks; 1 and 1 without it.
     pub(crate) alignment: Alignment,
     pub(crate) syncs: Syncs,
@@ -32,6 +34,7 @@ impl<L: Layer> Core<L> {
             layer,
             base,
             limits,
+            size: AtomicU64::new(limits.size),
             alignment,
             syncs: Syncs::default(),
             no_unmap: AtomicBool::new(false),
@@ -42,7 +45,7 @@ impl<L: Layer> Core<L> {
     /// The place in the file of a range of the device; EIO outside of it.
     #[inline]
     pub(crate) fn place(&self, offset: u64, len: u64) -> Result<u64, Errno> {
-        let size = self.limits.size;
+        let size = self.size.load(Ordering::Relaxed);
         // No sum before it is known to be inside, so nothing wraps (L13).
         if offset > size || len > size - offset {
             return Err(Errno::EIO);

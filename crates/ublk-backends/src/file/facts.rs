@@ -89,10 +89,8 @@ impl Facts {
         })
     }
 
-    fn of_block(mut file: &fs::File, device: u64) -> Result<Self, Error> {
-        let size = file
-            .seek(SeekFrom::End(0))
-            .map_err(|e| failed("measure the device", Errno::from_io(&e), ""))?;
+    fn of_block(file: &fs::File, device: u64) -> Result<Self, Error> {
+        let size = length(file).map_err(|errno| failed("measure the device", errno, ""))?;
         let (logical, physical) = os::block_sizes(file)
             .map_err(|errno| failed("ask the device for its block size", errno, ""))?;
         let disk = Queue::of(device);
@@ -111,6 +109,11 @@ impl Facts {
             max_segment_size: disk.narrow("max_segment_size"),
         })
     }
+}
+
+/// Bytes of a regular file or a block device. Moves the descriptor's position, which nobody uses.
+pub(crate) fn length(mut file: &fs::File) -> Result<u64, Errno> {
+    file.seek(SeekFrom::End(0)).map_err(|e| Errno::from_io(&e))
 }
 
 /// A power of two that can be a block size or a granularity.

@@ -16,6 +16,7 @@ mod usage;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use ublk_core::{Backend, DataMode, Errno, Limits};
 
@@ -28,7 +29,7 @@ pub use options::FileOptions;
 
 /// A device whose data is in a file.
 ///
-/// * **Size**: fixed when the file is opened. A file that is cut short behind the device's back answers reads of what
+/// * **Size**: that of the file when it is opened, until the device is told of another ([`Backend::resize`]). A file that is cut short behind the device's back answers reads of what
 ///   is gone with EIO (L05).
 /// * **Durability**: the device declares a volatile cache and FUA. FLUSH is one fdatasync, a write with FUA is the
 ///   write and one fdatasync; concurrent ones share it, and one that comes while it runs waits for the next (L07).
@@ -150,6 +151,21 @@ impl Backend for File {
 
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), Errno> {
         self.core.write_zeroes(offset, len, may_unmap)
+    }
+
+    /// For a file that has grown, or a window of it that is to. EINVAL for a part of a block, ENOSPC for more than there
+    /// is.
+    fn resize(&self, size: u64) -> Result<(), Errno> {
+        let block = u64::from(self.core.limits.logical_block_size);
+        if size == 0 || !size.is_multiple_of(block) {
+            return Err(Errno::EINVAL);
+        }
+        let room = facts::length(&self.core.layer.file)?.checked_sub(self.core.base);
+        if room.is_none_or(|room| room < size) {
+            return Err(Errno::ENOSPC);
+        }
+        self.core.size.store(size, Ordering::Relaxed);
+        Ok(())
     }
 }
 

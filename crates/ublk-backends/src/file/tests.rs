@@ -40,6 +40,33 @@ fn used(path: &Path) -> u64 {
     std::fs::metadata(path).expect("there").blocks() * 512
 }
 
+/// A device grows into what its file has, no further, and by whole blocks; what is cut off is gone.
+#[test]
+fn a_device_grows_with_its_file() {
+    for place in places() {
+        let path = made(&place, 2 * MIB);
+        let options = File::options(&path).offset(MIB);
+        let file = options.open().expect("ours");
+        assert_eq!(file.resize(2 * MIB), Err(Errno::ENOSPC));
+        let longer = OpenOptions::new().write(true).open(&path).expect("there");
+        longer.set_len(3 * MIB).expect("sparse");
+        assert_eq!(file.write_at(&[7; 4096], MIB, false), Err(Errno::EIO));
+        assert_eq!(file.resize(2 * MIB - 1), Err(Errno::EINVAL));
+        assert_eq!(file.resize(0), Err(Errno::EINVAL));
+        assert_eq!(file.resize(2 * MIB), Ok(()));
+        assert_eq!(file.write_at(&[7; 4096], 2 * MIB - 4096, false), Ok(()));
+        let mut read = [0; 4096];
+        let behind = OpenOptions::new().read(true).open(&path).expect("there");
+        file.flush().expect("written");
+        behind
+            .read_exact_at(&mut read, 3 * MIB - 4096)
+            .expect("all");
+        assert_eq!(read, [7; 4096]);
+        assert_eq!(file.resize(MIB), Ok(()));
+        assert_eq!(file.read_at(&mut read, MIB), Err(Errno::EIO));
+    }
+}
+
 #[test]
 fn data_is_where_it_belongs() {
     for place in places() {

@@ -8,9 +8,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use rustix::process::Signal;
 
-use super::many::{Raised, per_second};
+use super::many::{Raised, descriptors, per_second};
 use crate::case::{self, Case, Set, measured};
 use crate::cli::cpus;
 use crate::direct_io::Direct;
@@ -344,12 +344,7 @@ fn many() -> Result<()> {
     let mut raised = None;
     if count > 12 {
         raised = Some(Raised::new(count + 8)?);
-        let (most, files) = (Some(8 * count as u64), Resource::Nofile);
-        let limit = Rlimit {
-            current: most,
-            maximum: most,
-        };
-        setrlimit(files, limit)?;
+        descriptors(8 * count)?;
     }
     let words = [count, 2].map(|word| word.to_string());
     let (begin, free) = (Instant::now(), procfs::available()?);

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::case::{self, Case, measured};
 use crate::cli::{self, Device, Spec, ublkctl_json};
@@ -76,6 +77,17 @@ fn of_the_tool() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
+/// Lets this process and those it starts have `count` descriptors: a soak has more devices than the usual limit allows.
+pub(super) fn descriptors(count: usize) -> Result<()> {
+    let most = getrlimit(Resource::Nofile);
+    if most.current.is_some_and(|now| now < count as u64) {
+        let limit = Some(count as u64);
+        let (current, maximum) = (limit, most.maximum.max(limit));
+        setrlimit(Resource::Nofile, Rlimit { current, maximum }).context("ulimit -n")?;
+    }
+    Ok(())
+}
+
 pub(super) fn per_second(count: usize, since: Instant) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / since.elapsed().as_secs_f64()
 }
@@ -83,6 +95,8 @@ pub(super) fn per_second(count: usize, since: Instant) -> f64 {
 /// Devices of one process, as far as its memory goes.
 fn in_one_process() -> Result<()> {
     let count = case::rounds(64, 500);
+    // Rings and nodes of the queues, and a ring for commands of each.
+    descriptors(8 * count)?;
     let _raised = Raised::new(count + 8)?;
     let words = ["null=true", "direct=true", "depth=4", "size=1048576"];
     let mut embedded = Embedded::idle(&words)?;

@@ -8,6 +8,7 @@ use rustix::mount::MountFlags;
 use super::stop::Backing;
 use crate::case::Case;
 use crate::cli::{self, Device, Spec, code, ublkctl};
+use crate::embed::Embedded;
 use crate::fs::{Kind, Mounted, compare, fill};
 use crate::verifier::Load;
 use crate::wait::{secs, until};
@@ -21,6 +22,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("resize_of_a_file_that_grew_under_load", grown),
         Case::new("resize_of_a_mounted_file_system", mounted),
         Case::new("resize_is_refused_by_name", refused),
+        Case::new("resize_by_a_program_with_a_file_that_grew", by_a_program),
     ]
 }
 
@@ -113,6 +115,51 @@ fn grown() -> Result<()> {
     ublkctl(&["recover", &id])?.good()?;
     known.check(&device.path)?;
     device.delete()
+}
+
+/// A program of its own, under load: its file has grown, and its device does, with the same server. Only where there is
+/// room, and only if the backend can.
+fn by_a_program() -> Result<()> {
+    let backing = Backing::new("program");
+    File::create(backing.path())?.set_len(16 * MIB)?;
+    let word = format!("file={}", backing.path().display());
+    let mut device = Embedded::start(2, &[&word])?;
+    let mib = |count: u64| format!("resize {}", count * MIB);
+    let refused = |device: &mut Embedded, count: u64, why: &str| -> Result<()> {
+        let error = device.ask(&mib(count)).err().context("it was done")?;
+        ensure!(format!("{error:#}").contains(why), "{error:#}");
+        let bytes = sysfs::number(device.id, "size")? * 512;
+        ensure!(bytes == 16 * MIB, "{bytes} bytes");
+        Ok(())
+    };
+    refused(&mut device, 32, "no space")?;
+    let longer = OpenOptions::new().write(true).open(backing.path())?;
+    longer.set_len(32 * MIB)?;
+    if sysfs::kernel() < (6, 16) {
+        refused(&mut device, 32, "6.16")?;
+        return device.remove();
+    }
+    let load = Load::start(&device.path, 4, 128)?;
+    load.more(50, secs(60))?;
+    device.ask(&mib(32))?;
+    let direct = device.open()?;
+    direct.write_pattern(32 * MIB - 65_536, 65_536, 5)?;
+    direct.check_pattern(32 * MIB - 65_536, 65_536, 5)?;
+    ensure!(direct.write_pattern(32 * MIB, 512, 5).is_err(), "behind");
+    load.more(50, secs(60))?;
+    device.ask(&mib(24))?;
+    ensure!(direct.read(24 * MIB, 512).is_err(), "behind the new end");
+    direct.write_pattern(24 * MIB - 512, 512, 6)?;
+    device.ask(&mib(16))?;
+    let known = load.stop(secs(60))?;
+    ensure!(known.done.errors == 0, "{:?}", known.done);
+    known.check(&device.path)?;
+    drop(direct);
+    device.remove()?;
+    // Memory was reserved once and for all.
+    let mut device = Embedded::start(1, &[])?;
+    refused(&mut device, 32, "cannot have")?;
+    device.remove()
 }
 
 /// The file system on top takes the new room while it is mounted, and is not cut by accident.
