@@ -1,5 +1,5 @@
 //! What a device costs that nobody uses: `ublk-e2e --idle COUNT DATA` makes devices in one process, and says how much memory
-//! and how many threads they took.
+//! and how many threads they took; and what one small write to each took besides.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,6 +10,7 @@ use ublk::core::{DataMode, Mode};
 use ublk::ctrl::ControlThread;
 use ublk::{Builder, Device};
 
+use crate::direct_io::Direct;
 use crate::procfs;
 use crate::wait::secs;
 
@@ -36,8 +37,15 @@ pub fn idle(words: &[String]) -> Result<Value> {
     // One controller for all: each of its own would have a thread and a ring.
     let control = Arc::new(Mutex::new(ControlThread::start(secs(30))?));
     let make = || -> Result<Device> {
-        let builder = Builder::new(Null::new(GIB, 512)?).mode(mode);
-        Ok(builder.controller(Arc::clone(&control)).start()?)
+        let (null, control) = (Null::new(GIB, 512)?, Arc::clone(&control));
+        Ok(match mode.data {
+            DataMode::ZeroCopy => Builder::new(null).mode(mode).controller(control).start()?,
+            // Behind an `Arc`, where it cannot say that it looks at no data: its buffers are used.
+            _ => Builder::new(Arc::new(null))
+                .mode(mode)
+                .controller(control)
+                .start()?,
+        })
     };
     // The first one brings what all share.
     let mut devices = vec![make()?];
@@ -46,6 +54,10 @@ pub fn idle(words: &[String]) -> Result<Value> {
         devices.push(make().context("a device more")?);
     }
     let after = used()?;
+    for device in &devices {
+        Direct::open(&device.path())?.write_pattern(0, 4096, 1)?;
+    }
+    let written = used()?;
     let mapped: u64 = devices
         .iter()
         .map(|device| {
@@ -63,6 +75,7 @@ pub fn idle(words: &[String]) -> Result<Value> {
     Ok(json!({
         "devices": count,
         "rss_each": after.0.saturating_sub(before.0) / count.max(1),
+        "written_each": written.0.saturating_sub(after.0) / count.max(1),
         "threads": after.1 - before.1,
         "buffers_each": mapped / (count + 1),
     }))

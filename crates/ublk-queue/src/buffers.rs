@@ -155,10 +155,15 @@ impl Arena {
         let (base, addr) = (map.base, map.base.as_ptr().cast());
         let map = Arc::new(map);
         let mut pages = pages;
-        if huge && pages == Pages::Small {
-            // SAFETY: the range is the mapping just made. A refusal leaves small pages.
-            let res = unsafe { libc::madvise(addr, len, libc::MADV_HUGEPAGE) };
-            if res == 0 {
+        if pages == Pages::Small {
+            // Where the system makes huge pages of all memory, one small request would take 2 MiB.
+            let advice = match huge {
+                true => libc::MADV_HUGEPAGE,
+                false => libc::MADV_NOHUGEPAGE,
+            };
+            // SAFETY: the range is the mapping just made. A kernel without huge pages refuses, and has small ones.
+            let res = unsafe { libc::madvise(addr, len, advice) };
+            if huge && res == 0 {
                 pages = Pages::Transparent;
             }
         }
