@@ -1,0 +1,121 @@
+//! From an answer to its commit, whoever gave it and wherever.
+
+use std::sync::Arc;
+
+use ublk_core::{Action, Answer, DataMode, Errno, Input, Op, Tag, TagState};
+
+use super::{ANYWHERE, Lane, Place};
+use crate::handler::Handler;
+use crate::seam::{Descriptors, Port};
+use crate::shared::LaneShared;
+
+impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
+    /// Answers a request whose data, in get-data mode, may be elsewhere than in the tag's buffer.
+    pub(super) fn answered_from(&mut self, port: &mut P, tag: Tag, answer: Answer, source: u64) {
+        if self.data == DataMode::GetData {
+            let addr = if source == 0 {
+                self.shared.arena.addr(tag)
+            } else {
+                source
+            };
+            self.tags[tag.index()].addr = addr;
+        }
+        self.answered(port, tag, answer);
+    }
+
+    /// Answers a request that is in hand.
+    #[inline(always)]
+    pub(super) fn answered(&mut self, port: &mut P, tag: Tag, answer: Answer) {
+        if let Some(dealer) = &mut self.dealer {
+            // In get-data mode the driver takes a READ's data from there when it takes the commit, however late.
+            let io = || self.descriptors.load(tag).decode(&ANYWHERE);
+            let is_read = || io().is_ok_and(|io| io.op == Op::Read);
+            if self.data != DataMode::GetData || !is_read() {
+                dealer.take_back(tag);
+            }
+        }
+        let place = &mut self.tags[tag.index()];
+        if let Some(result) = place.commit(place.state, answer, &self.shared) {
+            self.push_commit(port, tag, result);
+        }
+    }
+
+    /// Takes the answers that were recorded outside a call of the handler.
+    #[inline]
+    pub(crate) fn take_answers(&mut self, port: &mut P) {
+        if self.away > 0 {
+            self.take_answers_now(port);
+        }
+    }
+
+    fn take_answers_now(&mut self, port: &mut P) {
+        while let Some((tag, answer, source)) = self.local.next_answer() {
+            self.away -= 1;
+            self.answered_from(port, tag, answer, source);
+        }
+        if !self.shared.remote.is_empty() {
+            self.take_remote(port);
+        }
+    }
+
+    /// Takes the answers that other threads recorded.
+    fn take_remote(&mut self, port: &mut P) {
+        let shared = Arc::clone(&self.shared);
+        shared.remote.drain(|tag, result| {
+            let answer = match result {
+                Ok(bytes) => Answer::full(bytes),
+                Err(errno) => Answer::failed(errno),
+            };
+            self.away -= 1;
+            self.answered_from(port, tag, answer, 0);
+        });
+    }
+
+    /// Pushes the commit of a tag, or in batch mode its element (also PREP's).
+    #[inline(always)]
+    pub(super) fn push_commit(&mut self, port: &mut P, tag: Tag, result: i32) {
+        if (H::OPERATIONS || H::FORWARDS) && !self.unregister(port, tag) {
+            return self.push_failed(tag);
+        }
+        let place = &self.tags[tag.index()];
+        let pushed = if self.batched {
+            self.batch.add(place.header, result, place.addr)
+        } else {
+            port.push(&place.commit, result, place.addr).is_ok()
+        };
+        if !pushed {
+            self.push_failed(tag);
+        }
+    }
+
+    /// The submission queue has an entry for each tag, so this happens only when an entry is taken by
+    /// something else; the tag is pushed again after the next enter, its answer kept (L54).
+    #[cold]
+    pub(super) fn push_failed(&mut self, tag: Tag) {
+        let place = &mut self.tags[tag.index()];
+        (place.state, _) = place.state.step(Input::Cqe(Errno::EAGAIN.to_result()));
+        self.retry.push(tag);
+    }
+}
+
+impl<C> Place<C> {
+    /// Answers the request that is in hand at this place: the result for the driver, or nothing if none is in hand.
+    #[inline(always)]
+    pub(super) fn commit(
+        &mut self,
+        in_hand: TagState,
+        answer: Answer,
+        shared: &LaneShared,
+    ) -> Option<i32> {
+        let (next, action) = in_hand.step(Input::Answer(answer));
+        let Some(Action::Commit(answer)) = action else {
+            shared.meters.stale.add(1);
+            return None;
+        };
+        self.state = next;
+        if answer.result() < 0 {
+            shared.meters.errors.add(1);
+        }
+        Some(answer.result())
+    }
+}

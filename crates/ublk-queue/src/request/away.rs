@@ -1,0 +1,160 @@
+//! Requests that were taken along, to be answered later.
+//!
+//! As in the module above: the one token of a tag gives out the tag's buffer.
+#![expect(
+    unsafe_code,
+    reason = "the one token of a tag gives out the tag's buffer"
+)]
+
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ublk_core::iod::Io;
+use ublk_core::{Answer, Errno, IoFlags, Op, QueueId, Tag};
+
+use super::{deliver_to_client, device, fetch, is_hidden};
+use crate::memref::MemRef;
+use crate::shared::{DataPath, LaneLocal, LaneShared};
+
+/// A request that its worker's thread may hold and answer later.
+pub struct KeptRequest {
+    pub(super) lane: Rc<LaneLocal>,
+    pub(super) tag: Tag,
+    pub(super) io: Io,
+    /// Nothing is to be moved, or no more: a WRITE's data is in the tag's buffer, a READ's has been pushed.
+    pub(super) ready: bool,
+    /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
+    pub(super) any_source: bool,
+    pub(super) placed: bool,
+}
+
+impl KeptRequest {
+    accessors!();
+
+    #[inline]
+    fn shared(&self) -> &LaneShared {
+        &self.lane.shared
+    }
+
+    /// The tag's buffer, for an operation of the handler's: `None` where data does not travel through it (zero
+    /// copy). No operation may use it after the request is answered.
+    #[must_use]
+    pub fn buffer(&self) -> Option<MemRef> {
+        match self.lane.shared.path {
+            DataPath::Registered => None,
+            DataPath::Client(_) if is_hidden(&self.lane.shared, self.tag) => None,
+            _ => Some(self.lane.shared.arena.mem(self.tag, self.data_len())),
+        }
+    }
+
+    /// Says that the tag's buffer holds the data of this WRITE (fetched where it has to be), so that an
+    /// operation can take it from there.
+    ///
+    /// # Errors
+    /// As [`data`](Self::data).
+    pub fn fetch_data(&mut self) -> Result<(), Errno> {
+        self.data().map(|_| ())
+    }
+
+    /// Answers the request; its worker takes the answer before it sleeps.
+    pub fn complete(self, result: Result<(), Errno>) {
+        let answer = self.answer_of(result);
+        self.record(answer, 0);
+    }
+
+    /// Answers EIO for a handler that panicked, and counts it (L25).
+    pub fn panicked(self) {
+        self.lane.shared.meters.panics.add_shared(1);
+        self.record(Answer::failed(Errno::EIO), 0);
+    }
+
+    /// Get-data: answers a READ with all of its data at `from`, as [`Request::complete_from`].
+    pub fn complete_from(self, from: MemRef) {
+        if !self.any_source || from.len() != self.data_len() {
+            return self.complete(Err(Errno::EINVAL));
+        }
+        let answer = self.answer_of(Ok(()));
+        self.record(answer, from.addr());
+    }
+
+    fn record(self, answer: Answer, source: u64) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: `this` is never used again nor dropped, so the Rc is moved out exactly once.
+        let lane = unsafe { std::ptr::read(&raw const this.lane) };
+        lane.answer((this.tag, answer, source));
+    }
+}
+
+impl Drop for KeptRequest {
+    fn drop(&mut self) {
+        self.lane.shared.meters.dropped.add_shared(1);
+        self.lane.answer((self.tag, Answer::failed(Errno::EIO), 0));
+    }
+}
+
+impl fmt::Debug for KeptRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeptRequest")
+            .field("tag", &self.tag)
+            .field("io", &self.io)
+            .finish()
+    }
+}
+
+/// A request that any thread may hold and answer.
+pub struct OwnedRequest {
+    pub(super) lane: Arc<LaneShared>,
+    pub(super) tag: Tag,
+    pub(super) io: Io,
+    /// Nothing is to be moved, or no more: a WRITE's data is in the tag's buffer, a READ's has been pushed.
+    pub(super) ready: bool,
+    /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
+    pub(super) any_source: bool,
+    pub(super) placed: bool,
+}
+
+impl OwnedRequest {
+    accessors!();
+
+    #[inline]
+    fn shared(&self) -> &LaneShared {
+        &self.lane
+    }
+
+    /// Answers the request and wakes its worker if that sleeps.
+    pub fn complete(self, result: Result<(), Errno>) {
+        let answer = self.answer_of(result);
+        self.record(answer);
+    }
+
+    /// Answers EIO for a handler that panicked, and counts it (L25).
+    pub(crate) fn panicked(self) {
+        self.lane.meters.panics.add_shared(1);
+        self.record(Answer::failed(Errno::EIO));
+    }
+
+    fn record(self, answer: Answer) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: `this` is never used again nor dropped, so the Arc is moved out exactly once.
+        let lane = unsafe { std::ptr::read(&raw const this.lane) };
+        lane.answer(this.tag, answer);
+    }
+}
+
+impl Drop for OwnedRequest {
+    fn drop(&mut self) {
+        self.lane.meters.dropped.add_shared(1);
+        self.lane.answer(self.tag, Answer::failed(Errno::EIO));
+    }
+}
+
+impl fmt::Debug for OwnedRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnedRequest")
+            .field("tag", &self.tag)
+            .field("io", &self.io)
+            .finish()
+    }
+}
