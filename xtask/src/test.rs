@@ -44,6 +44,11 @@ pub fn run(options: Options) -> Result<()> {
             Ok(results) => all.add("", &results),
             Err(error) => all.failed.push(format!("virtual machines: {error:#}")),
         }
+        println!("\n== virtual machine with systemd");
+        match e2e::systemd(Choice::Auto, &[], None) {
+            Ok(results) => all.add("systemd ", &results),
+            Err(error) => all.failed.push(format!("systemd: {error:#}")),
+        }
         println!("\n== benchmark: instructions per I/O and their limits");
         match bench::test() {
             Ok(results) => {
