@@ -3,7 +3,7 @@
 //! The guest has no udev: a thread plays the shipped rule, by the same question to the same command.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +18,9 @@ use serde_json::Value;
 
 use crate::case::{self, Case};
 use crate::cli::{self, Spec, code, failed, patience, ublkctl, ublkctl_json};
+use crate::direct_io::Direct;
 use crate::run::{self, Output};
+use crate::shared_client::SharedBuffers;
 use crate::wait::{secs, until};
 use crate::{json, pattern, procfs, sysfs};
 
@@ -52,6 +54,8 @@ pub fn cases() -> Vec<Case> {
         "unprivileged_without_the_rule_says_so",
         without_rule,
     ));
+    all.push(Case::new("unprivileged_resize_and_gentle_stop", gentle));
+    all.push(Case::new("unprivileged_shared_memory", shared));
     all.push(Case::new("l31_unprivileged_server_killed", killed));
     all.push(Case::new("l39_unprivileged_devices_have_a_limit", limit));
     let inside = sysfs::in_guest();
@@ -463,6 +467,72 @@ fn without_rule() -> Result<()> {
         ensure!(entry["owner"]["uid"] == ANN, "{entry}");
         ublkctl(&["delete", &json::number(entry, "id")?.to_string()])?.good()?;
     }
+    cli::nothing_left(secs(10))
+}
+
+/// A device is made smaller by its owner, where the kernel can, and stopped only when nobody has it open.
+fn gentle() -> Result<()> {
+    let rule = Rule::play()?;
+    let ann = User::new(ANN, true)?;
+    let (id, node) = ann.add(&["null", "--size", "1G"])?;
+    let number = id.to_string();
+    let size = || sysfs::number(u32::try_from(id)?, "size").map(|sectors| sectors * 512);
+    let resize = ["resize", &number, "512M"];
+    if sysfs::kernel() >= (6, 16) {
+        ann.ublkctl(&resize)?.good()?;
+        ensure!(size()? == 512 << 20, "{} bytes", size()?);
+        // For more it would need another server, and no user's device can have one.
+        let more = ["resize", &number, "2G"];
+        failed(ann.ublkctl(&more)?, code::FAILED, &["without recovery"])?;
+    } else {
+        failed(ann.ublkctl(&resize)?, code::FAILED, &["6.16"])?;
+    }
+    let stop = ["stop", "--if-unused", &number];
+    if sysfs::kernel() >= (7, 0) {
+        let open = fs::File::open(&node)?;
+        failed(ann.ublkctl(&stop)?, code::FAILED, &["open"])?;
+        drop(open);
+        ann.ublkctl(&stop)?.good()?;
+    } else {
+        failed(ann.ublkctl(&stop)?, code::FAILED, &["7.0"])?;
+    }
+    ann.ublkctl(&["delete", &number])?.good()?;
+    rule.end()?;
+    cli::nothing_left(secs(10))
+}
+
+/// A user's memory is shared with a user's device (Linux 7.1); somebody else's is not.
+fn shared() -> Result<()> {
+    let rule = Rule::play()?;
+    let ann = User::new(ANN, true)?;
+    let memory = std::env::temp_dir().join("ublk-e2e-user-memory");
+    fs::File::create(&memory)?.set_len(1 << 20)?;
+    let path = memory.to_str().context("plain")?.to_owned();
+    let words = ["mem", "--size", "4M", "--shm", &path];
+    let add = [&["add"], &words[..]].concat();
+    failed(ann.ublkctl(&add)?, code::FAILED, &[&path])?;
+    chown(&memory, Some(ANN), Some(ANN))?;
+    if sysfs::kernel() < (7, 1) {
+        failed(ann.ublkctl(&add)?, code::FAILED, &["SHMEM_ZC", "7.1"])?;
+    } else {
+        let (id, node) = ann.add(&words)?;
+        ann.uses(&node)?;
+        let buffers =
+            SharedBuffers::map(&OpenOptions::new().read(true).write(true).open(&memory)?)?;
+        let direct = Direct::open(Path::new(&node))?;
+        let mut data = vec![0; 65_536];
+        pattern::fill(&mut data, 0, 3);
+        buffers.put(4096, &data)?;
+        buffers.write(direct.file(), 4096, data.len(), 0)?;
+        direct.check_pattern(0, 65_536, 3)?;
+        drop(direct);
+        let info = ann.json(&["info", &id.to_string()])?;
+        let shm = &json::find(&info, "health").context("health")?["shm"];
+        ensure!(json::number(shm, "hits")? >= 1, "{info}");
+        ann.ublkctl(&["delete", &id.to_string()])?.good()?;
+    }
+    fs::remove_file(&memory)?;
+    rule.end()?;
     cli::nothing_left(secs(10))
 }
 
