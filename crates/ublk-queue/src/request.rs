@@ -220,7 +220,7 @@ macro_rules! accessors {
             place
         }
 
-        /// True for a READ that [`Request::complete_from`] can answer with data from anywhere.
+        /// True for a READ that [`Request::complete_from`](crate::Request::complete_from) can answer with data from anywhere.
         #[inline]
         #[must_use]
         pub const fn takes_any_source(&self) -> bool {

@@ -70,7 +70,7 @@ impl KeptRequest {
         self.record(Answer::failed(Errno::EIO), 0);
     }
 
-    /// Get-data: answers a READ with all of its data at `from`, as [`Request::complete_from`].
+    /// Get-data: answers a READ with all of its data at `from`, as [`Request::complete_from`](crate::Request::complete_from).
     pub fn complete_from(self, from: MemRef) {
         if !self.any_source || from.len() != self.data_len() {
             return self.complete(Err(Errno::EINVAL));
