@@ -235,7 +235,12 @@ pub fn wall() -> Vec<Target> {
         let (null, mem) = ("null", "mem --size 256M");
         all.extend([
             ours("null", null, "copy", "off").reduced(),
-            ours("null_poll_adaptive", null, "copy", "off").polling("adaptive"),
+            ours("null_poll_fixed", null, "copy", "off")
+                .polling("fixed")
+                .reduced(),
+            ours("null_poll_adaptive", null, "copy", "off")
+                .polling("adaptive")
+                .reduced(),
             ours("null_zero_copy", null, "zero-copy", "off"),
             ours("null_batch", null, "copy", "on"),
             ours("mem", mem, "copy", "off").reduced(),
