@@ -91,7 +91,7 @@ pub trait Backend: Send + Sync + 'static {
     /// block layer hears of a larger size, and after it has heard of a smaller one; requests go on meanwhile.
     ///
     /// # Errors
-    /// Why the backend cannot: a larger device stays as it is. The default refuses.
+    /// Why the backend cannot: the device grows no larger. Of a smaller one it is not heard. The default refuses.
     fn resize(&self, size: u64) -> Result<(), Errno> {
         let _ = size;
         Err(Errno::EOPNOTSUPP)

@@ -292,7 +292,8 @@ impl<B: Backend> Builder<B> {
             spec.features |= Features::QUIESCE;
         }
         let favoured = self.favoured.features();
-        if DataMode::of(spec.features) == DataMode::Copy
+        if self.favoured != DataMode::Copy
+            && DataMode::of(spec.features) == DataMode::Copy
             && !spec.features.contains(Features::UNPRIVILEGED_DEV)
             && controller.features(deadline)?.contains(favoured)
         {

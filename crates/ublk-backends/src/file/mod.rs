@@ -29,8 +29,8 @@ pub use options::FileOptions;
 
 /// A device whose data is in a file.
 ///
-/// * **Size**: that of the file when it is opened, until the device is told of another ([`Backend::resize`]). A file that is cut short behind the device's back answers reads of what
-///   is gone with EIO (L05).
+/// * **Size**: that of the file when it is opened, until the device is told of another ([`Backend::resize`]). A file that
+///   is cut short behind the device's back answers reads of what is gone with EIO (L05).
 /// * **Durability**: the device declares a volatile cache and FUA. FLUSH is one fdatasync, a write with FUA is the
 ///   write and one fdatasync; concurrent ones share it, and one that comes while it runs waits for the next (L07).
 /// * **Errors** of the disk are answered as they are: ENOSPC stays ENOSPC.

@@ -159,6 +159,10 @@ fn by_a_program() -> Result<()> {
     // Memory was reserved once and for all.
     let mut device = Embedded::start(1, &[])?;
     refused(&mut device, 32, "cannot have")?;
+    // Less it can have: nothing is asked of it.
+    device.ask(&mib(8))?;
+    let bytes = sysfs::number(device.id, "size")? * 512;
+    ensure!(bytes == 8 * MIB, "{bytes} bytes");
     device.remove()
 }
 
