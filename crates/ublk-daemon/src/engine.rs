@@ -306,7 +306,6 @@ fn convert(health: &ublk_queue::Health) -> Health {
     Health {
         state: health.state.name().to_owned(),
         first_error: health.first_error.clone(),
-        own_mounts: false,
         file: None,
         shm: None,
         stats: Stats {

@@ -292,7 +292,6 @@ impl Running for Serving {
         Health {
             state: "serving".to_owned(),
             first_error: None,
-            own_mounts: false,
             stats: Stats {
                 reads: 42,
                 ..Stats::default()
@@ -323,7 +322,7 @@ pub(crate) fn server(kernel: &Arc<Kernel>, signals: Option<Signals>) -> Peer {
     let (exit, alive) = UnixStream::pair().unwrap();
     let kernel = Arc::clone(kernel);
     std::thread::spawn(move || {
-        let code = server::run(far, &mut Data(Arc::clone(&kernel)), signals, Ok(()));
+        let code = server::run(far, &mut Data(Arc::clone(&kernel)), signals);
         kernel.note(format!("server exit {code}"));
         drop(alive);
     });

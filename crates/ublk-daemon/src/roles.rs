@@ -9,7 +9,7 @@ use crate::peer::{Role, this_program};
 use crate::server;
 use crate::signals::Signals;
 use crate::state::Store;
-use crate::sys::{memory, namespace, process};
+use crate::sys::{memory, process};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -22,11 +22,9 @@ pub fn run(role: Role) -> Result<i32, LinkError> {
     Ok(match role {
         Role::Agent => run_agent(link),
         Role::Server => {
-            // While there is one thread: the namespace is that of the caller alone.
-            let own_mounts = namespace::own_mounts();
             spare_from_oom();
             let signals = Signals::take().ok();
-            server::run(link, &mut engine::Real::default(), signals, own_mounts)
+            server::run(link, &mut engine::Real::default(), signals)
         }
         Role::Helper => {
             // Out of reach of the terminal: a delete must not be cut in half by control-C.

@@ -7,8 +7,6 @@
 
 use crate::kill_point::kill_point;
 use crate::link::{LINK_VERSION, Link, LinkError};
-use crate::mounts;
-use crate::privilege;
 use crate::signals::Signals;
 use crate::sys::{memory, poll};
 use crate::wire::{AddSpec, Assignment, Failure, FromServer, Health, ToServer};
@@ -58,28 +56,15 @@ pub trait Running {
 }
 
 /// Plays the role to its end. The exit code: 0 for the normal end.
-pub fn run(
-    link: Link,
-    engine: &mut dyn Engine,
-    signals: Option<Signals>,
-    own_mounts: Result<(), io::Error>,
-) -> i32 {
+pub fn run(link: Link, engine: &mut dyn Engine, signals: Option<Signals>) -> i32 {
     let mut server = Server {
         link: Some(link),
         signals,
-        own_mounts: own_mounts.is_ok(),
         id: None,
         recoverable: false,
         handed_over: false,
         live: false,
     };
-    if let Err(e) = own_mounts
-        && privilege::is_privileged()
-    {
-        tracing::warn!(
-            "no mount namespace of its own ({e}): do not mount file systems of this device where the server runs"
-        );
-    }
     match server.play(engine) {
         Ok(()) => 0,
         Err(failure) => {
@@ -93,7 +78,6 @@ pub fn run(
 struct Server {
     link: Option<Link>,
     signals: Option<Signals>,
-    own_mounts: bool,
     id: Option<u32>,
     /// The device outlives this process.
     recoverable: bool,
@@ -201,7 +185,6 @@ impl Server {
             signals.clear();
         }
         let id = self.id.unwrap_or_default();
-        self.warn_of_mounts();
         if self.link.is_some() {
             self.tell(&FromServer::Leave {
                 why: "the server got a signal".to_owned(),
@@ -225,16 +208,6 @@ impl Server {
         }
     }
 
-    fn warn_of_mounts(&self) {
-        let points = self.id.map(mounts::of_device).unwrap_or_default();
-        if !points.is_empty() {
-            tracing::warn!(
-                "file systems of this device are mounted in the server's own namespace: unmount {} first, or the end may hang",
-                points.join(" ")
-            );
-        }
-    }
-
     /// Takes what the agent says. True when it says to quit.
     fn listen(&mut self, running: &dyn Running) -> bool {
         loop {
@@ -248,8 +221,7 @@ impl Server {
                     self.live(log.as_deref());
                 }
                 Ok(Some(ToServer::Health { ticket })) => {
-                    let mut health = running.health();
-                    health.own_mounts = self.own_mounts;
+                    let health = running.health();
                     self.tell(&FromServer::Health { ticket, health });
                 }
                 Ok(Some(ToServer::HandOver)) => self.hand_over(),
@@ -281,8 +253,7 @@ impl Server {
         if let Some(failure) = running.failure() {
             return Err(failure);
         }
-        let mut health = running.finish(JOIN)?;
-        health.own_mounts = self.own_mounts;
+        let health = running.finish(JOIN)?;
         tracing::info!("device {} is empty", self.id.unwrap_or_default());
         self.tell(&FromServer::Empty {
             health: Some(health),

@@ -504,8 +504,6 @@ pub struct Health {
     pub state: String,
     /// The first error of any queue.
     pub first_error: Option<String>,
-    /// Whether the server has a mount namespace of its own.
-    pub own_mounts: bool,
     /// Counts.
     #[serde(flatten)]
     pub stats: Stats,

@@ -257,7 +257,7 @@ fn the_agent_relays_health() {
         .collect();
     drop(impatient);
     let health = health(&play.store);
-    assert_eq!((health.stats.reads, health.own_mounts), (42, true));
+    assert_eq!(health.stats.reads, 42);
     play.front.as_ref().unwrap().send(&ToAgent::Leave).unwrap();
     assert_eq!(play.hear(), FromAgent::Gone);
 }

@@ -146,7 +146,6 @@ mod tests {
         Health {
             state: "serving".to_owned(),
             first_error: None,
-            own_mounts: true,
             stats: Stats::default(),
             queues: queues.iter().enumerate().map(queue).collect(),
             file: None,

@@ -1,9 +1,9 @@
 //! The system calls of process life, in one module: everything `unsafe` of this crate is here.
 //!
-//! Sockets of the link, poll, pidfds, sessions, namespaces and one fork. Each function is a safe
+//! Sockets of the link, poll, pidfds, sessions and one fork. Each function is a safe
 //! wrapper: it takes and gives owned or borrowed descriptors, checks every result, and passes
 //! pointers only to memory that outlives the call. `unsafe` is re-opened here because std has no
-//! sequenced-packet sockets, poll, pidfd, `setsid`, `unshare` or `fork`.
+//! sequenced-packet sockets, poll, pidfd, `setsid` or `fork`.
 #![expect(
     unsafe_code,
     reason = "the one module of system calls, see the paragraph above"
@@ -11,7 +11,6 @@
 
 pub mod file;
 pub mod memory;
-pub mod namespace;
 pub mod poll;
 pub mod process;
 pub mod socket;

@@ -2,12 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::mount::MountFlags;
 
+use super::stop::Backing;
 use crate::case::Case;
-use crate::cli::{Device, Spec, cpus};
+use crate::cli::{Device, Spec, cpus, ublkctl};
+use crate::fs::{Kind, Mounted};
+use crate::wait::{secs, until};
 use crate::{json, procfs};
 
 /// What PR_SET_IO_FLUSHER sets (`PF_MEMALLOC_NOIO`, include/linux/sched.h).
@@ -25,7 +30,7 @@ pub fn cases() -> Vec<Case> {
             move || pinned(queues),
         ));
     }
-    all.push(Case::new("l36_server_has_its_own_mounts", own_mounts));
+    all.push(Case::new("l48_servers_keep_no_file_system_busy", no_pins));
     all.push(Case::new("l55_an_idle_server_does_not_wake", || idle(&[])));
     all.push(Case::new("l55_an_idle_server_that_polls_sleeps", || {
         idle(&["--poll", "fixed:1000"])
@@ -99,19 +104,28 @@ fn pinned(queues: usize) -> Result<()> {
     device.delete()
 }
 
-/// L36 A server in the mount namespace of a file system on its own device would deadlock at its end.
-fn own_mounts() -> Result<()> {
-    let device = Spec::mem("16M").add()?;
-    let server = device.server()?;
-    let of = |who: String| fs::read_link(format!("/proc/{who}/ns/mnt"));
-    let (theirs, ours) = (of(server.to_string())?, of("self".to_owned())?);
-    ensure!(
-        theirs != ours,
-        "the server shares our mounts: {}",
-        ours.display()
-    );
-    let health = json::find(&device.info, "own_mounts").and_then(serde_json::Value::as_bool);
-    ensure!(health == Some(true), "info says own_mounts {health:?}");
+/// L36 L48 What is mounted when servers begin is not kept by them: neither by that of another device, nor by the next
+/// server of the same one. Where `/` is not a shared mount nobody hears of an unmount, so a server with a copy of the
+/// mounts would keep every file system of that moment busy for its whole life.
+fn no_pins() -> Result<()> {
+    let backing = Backing::new("pins");
+    let device = backing.spec("64M", &["--recovery", "reissue"]).add()?;
+    Kind::Ext4.make(&device)?;
+    let mounted = Mounted::new(&device, Kind::Ext4, MountFlags::empty())?;
+    let other = Spec::mem("1M").add()?;
+    device.kill_server("quiesced")?;
+    ublkctl(&["recover", &device.id.to_string()])?.good()?;
+    mounted.unmount()?;
+    // Refused as long as a file system has the device, in whatever namespace.
+    let alone = || {
+        fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_EXCL)
+            .open(&device.path)
+    };
+    let free = until("the device to be free", secs(5), || Ok(alone().ok()));
+    drop(free.with_context(|| format!("{:?}", alone().err()))?);
+    other.delete()?;
     device.delete()
 }
 
