@@ -146,10 +146,12 @@ impl CtrlPort for RingPort {
         // The header is the first 32 of the 80 bytes of the command area.
         let mut area = [0; 80];
         area[..size_of::<ublksrv_ctrl_cmd>()].copy_from_slice(&header.to_bytes());
+        // SAFETY: the port has the node open as long as its ring.
+        let node = unsafe { Fd::raw(self.node.as_fd()) };
         // SAFETY: `header` names the memory of `_buffer` and its length or no memory (`addr` 0);
         // only `Control` can call this, and its slot table frees a buffer after the completion of
         // its ticket was returned by `wait`, else never.
-        let sqe = unsafe { op::uring_cmd128(Fd::Raw(self.node.as_fd()), cmd_op, &area) };
+        let sqe = unsafe { op::uring_cmd128(node, cmd_op, &area) };
         self.push(&sqe.user_data(user_data))
     }
 

@@ -42,8 +42,8 @@ impl<P: Port> Operations<'_, P> {
 
     /// A file of [`Plan::files`](crate::Plan::files), by its number there.
     #[must_use]
-    pub fn file(&self, number: u16) -> Fd<'static> {
-        Fd::Registered(self.files + u32::from(number))
+    pub fn file(&self, number: u16) -> Fd {
+        Fd::registered(self.files + u32::from(number))
     }
 
     /// Free entries of the submission queue.

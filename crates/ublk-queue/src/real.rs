@@ -231,7 +231,7 @@ impl Port for RingPort {
             result: 0,
             addr: command.addr,
         };
-        let fd = Fd::Registered(u32::from(lane));
+        let fd = Fd::registered(u32::from(lane));
         let payload = payload.to_bytes();
         // SAFETY: `addr` is the tag's place in the lane's arena, or with `push` one that its caller promises. The
         // driver uses it from there to the CQE of this command, and the arena outlives that: the lane's shared
@@ -279,17 +279,17 @@ impl Port for RingPort {
             elem_bytes: command.elem_bytes,
             ..ublk_batch_io::ZERO
         };
-        let fd = Fd::Registered(u32::from(lane));
+        let fd = Fd::registered(u32::from(lane));
         // SAFETY: the elements are the lane's, which keeps them until this command's CQE; their buffers are
         // places of the lane's arena, as in `push`. A fetch fills buffers of the lane's group.
         let sqe = unsafe { op::uring_cmd(fd, command.cmd_op, &payload.to_bytes()) };
         // SAFETY: the address of the elements; 0 for a fetch.
         let mut sqe = unsafe { sqe.addr(command.addr) }.user_data(user_data);
         if command.addr == 0 {
-            sqe = sqe
-                .flags(SqeFlags::BUFFER_SELECT)
-                .buf_index(lane)
-                .cmd_flags(URING_CMD_MULTISHOT);
+            // SAFETY: the lane's own group, whose buffers stay until it is unregistered.
+            sqe = unsafe { sqe.flags(SqeFlags::BUFFER_SELECT).buf_index(lane) };
+            // SAFETY: a fetch names no other memory, however often it completes.
+            sqe = unsafe { sqe.cmd_flags(URING_CMD_MULTISHOT) };
         }
         self.ring.push(&sqe).map_err(|_| Full)
     }

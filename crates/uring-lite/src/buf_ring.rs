@@ -78,7 +78,8 @@ impl BufRing {
     ///
     /// # Safety
     /// `addr` is valid for writes of `len` bytes until a CQE has handed back `bid`, or the group is unregistered and
-    /// no operation that selects from it is in flight.
+    /// no operation that selects from it is in flight. And [`taken`](Self::taken) has been called for CQEs that handed
+    /// a buffer back only: what is added over an entry that the kernel still reads could be taken half.
     ///
     /// # Errors
     /// [`Full`], with nothing changed.

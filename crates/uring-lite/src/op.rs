@@ -4,9 +4,16 @@
 //! An entry is a pointer given away: the kernel reads or writes where it says, some time between `enter` and the
 //! CQE. So making an entry that names memory is unsafe, and pushing it is not.
 //!
-//! Descriptors are numbers in an entry and are looked up when the kernel takes it: keep [`Fd::Raw`] open until
-//! `enter` has submitted. From then on the kernel holds the file itself.
-#![expect(unsafe_code, reason = "unsafe fn: entries that name memory")]
+//! Entries can be copied, and each copy pushed. Every contract here ("valid until the CQE") therefore holds for each
+//! push of the entry or of a copy: whoever makes an entry that names memory or a descriptor keeps it to those who
+//! push it while the promise stands.
+//!
+//! Descriptors are numbers in an entry and are looked up when the kernel takes it, so naming one is unsafe as well:
+//! [`Fd::raw`]. A slot of the ring's own table ([`Fd::registered`]) is not: the ring holds the file.
+#![expect(
+    unsafe_code,
+    reason = "unsafe fn: entries that name memory or descriptors"
+)]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -30,13 +37,43 @@ pub use wait::{
     timeout_remove,
 };
 
-/// The file an operation works on.
-#[derive(Clone, Copy, Debug)]
-pub enum Fd<'a> {
-    /// An open descriptor.
-    Raw(BorrowedFd<'a>),
+/// The file an operation works on: a descriptor, or a slot of the ring's registered files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fd {
+    number: i32,
+    /// `IOSQE_FIXED_FILE` for a slot.
+    flags: u8,
+}
+
+impl Fd {
+    /// An open descriptor. An entry keeps its number only, and the kernel looks it up when it takes the entry; from
+    /// then on it holds the file itself.
+    ///
+    /// # Safety
+    /// The descriptor stays open until `enter` has submitted every entry that names it, and none is pushed later:
+    /// else the operation works on whatever has got the number meanwhile.
+    #[inline]
+    #[must_use]
+    pub unsafe fn raw(fd: BorrowedFd<'_>) -> Self {
+        Self {
+            number: fd.as_raw_fd(),
+            flags: 0,
+        }
+    }
+
     /// A slot of the ring's registered files (`IOSQE_FIXED_FILE`).
-    Registered(u32),
+    #[inline]
+    #[must_use]
+    pub const fn registered(slot: u32) -> Self {
+        Self {
+            number: slot.cast_signed(),
+            flags: sys::IOSQE_FIXED_FILE,
+        }
+    }
+
+    pub(crate) const fn is_registered(self) -> bool {
+        self.flags != 0
+    }
 }
 
 /// `IOSQE_*` flags of an entry.
@@ -89,15 +126,11 @@ const fn words(first: u32, second: u32) -> u64 {
 }
 
 #[inline]
-fn on(opcode: u8, fd: Fd<'_>) -> sys::io_uring_sqe {
-    let (fd, flags) = match fd {
-        Fd::Raw(fd) => (fd.as_raw_fd(), 0),
-        Fd::Registered(slot) => (slot.cast_signed(), sys::IOSQE_FIXED_FILE),
-    };
+fn on(opcode: u8, fd: Fd) -> sys::io_uring_sqe {
     sys::io_uring_sqe {
         opcode,
-        flags,
-        fd,
+        flags: fd.flags,
+        fd: fd.number,
         ..Default::default()
     }
 }
@@ -122,17 +155,24 @@ macro_rules! setters {
             }
 
             /// Registered buffer, or buffer group with [`SqeFlags::BUFFER_SELECT`].
+            ///
+            /// # Safety
+            /// As [`addr`](Self::addr), for the memory of that buffer or of any buffer of that group.
             #[inline]
             #[must_use]
-            pub const fn buf_index(mut self, index: u16) -> Self {
+            pub const unsafe fn buf_index(mut self, index: u16) -> Self {
                 self.$($sqe)+.buf_index = index;
                 self
             }
 
             /// Sets the word of flags of the operation, for a command `IORING_URING_CMD_*`.
+            ///
+            /// # Safety
+            /// What the entry promises holds with these flags: they may change what the operation does to its memory,
+            /// and how often.
             #[inline]
             #[must_use]
-            pub const fn cmd_flags(mut self, flags: u32) -> Self {
+            pub const unsafe fn cmd_flags(mut self, flags: u32) -> Self {
                 self.$($sqe)+.rw_flags = flags;
                 self
             }
@@ -190,7 +230,7 @@ pub fn nop() -> Sqe64 {
 /// does with it until the command's last CQE.
 #[inline]
 #[must_use]
-pub unsafe fn uring_cmd(fd: Fd<'_>, cmd_op: u32, payload: &[u8; 16]) -> Sqe64 {
+pub unsafe fn uring_cmd(fd: Fd, cmd_op: u32, payload: &[u8; 16]) -> Sqe64 {
     let mut sqe = on(sys::IORING_OP_URING_CMD, fd);
     sqe.off = words(cmd_op, 0);
     sqe.cmd = *payload;
@@ -206,7 +246,7 @@ pub unsafe fn uring_cmd(fd: Fd<'_>, cmd_op: u32, payload: &[u8; 16]) -> Sqe64 {
 /// Never: an array of 80 bytes has 16 and 64.
 #[inline]
 #[must_use]
-pub unsafe fn uring_cmd128(fd: Fd<'_>, cmd_op: u32, payload: &[u8; 80]) -> Sqe128 {
+pub unsafe fn uring_cmd128(fd: Fd, cmd_op: u32, payload: &[u8; 80]) -> Sqe128 {
     let mut sqe = on(sys::IORING_OP_URING_CMD, fd);
     sqe.off = words(cmd_op, 0);
     let (first, rest) = payload.split_at(16);
@@ -220,7 +260,7 @@ pub unsafe fn uring_cmd128(fd: Fd<'_>, cmd_op: u32, payload: &[u8; 80]) -> Sqe12
 }
 
 #[inline]
-fn rw(opcode: u8, fd: Fd<'_>, addr: u64, len: u32, offset: u64) -> Sqe64 {
+fn rw(opcode: u8, fd: Fd, addr: u64, len: u32, offset: u64) -> Sqe64 {
     Sqe64(sys::io_uring_sqe {
         addr,
         len,
@@ -230,9 +270,14 @@ fn rw(opcode: u8, fd: Fd<'_>, addr: u64, len: u32, offset: u64) -> Sqe64 {
 }
 
 /// `IORING_OP_MSG_RING` (5.18): posts a CQE with this `user_data` and `res` on the target ring.
+///
+/// # Safety
+/// The owner of the target ring takes the completion for what it is. A ring's owner frees memory, takes descriptors
+/// for its own and hands out buffers because a completion says so: none of its operations, past or to come, has this
+/// `user_data`. The rings of `ublk-queue` take no messages.
 #[inline]
 #[must_use]
-pub fn msg_ring(target: Fd<'_>, user_data: u64, res: i32) -> Sqe64 {
+pub unsafe fn msg_ring(target: Fd, user_data: u64, res: i32) -> Sqe64 {
     Sqe64(sys::io_uring_sqe {
         addr: sys::IORING_MSG_DATA,
         len: res.cast_unsigned(),

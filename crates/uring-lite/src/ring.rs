@@ -1,9 +1,14 @@
 //! The ring: both queues, and the one call between them.
-
-#![forbid(unsafe_code)]
+//!
+//! # Why there is `unsafe` here
+//! Two entries name descriptors: the poll of the ring's own bell, and a close of what the caller gave away.
+#![expect(
+    unsafe_code,
+    reason = "entries that name descriptors the ring has or was given"
+)]
 
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
 use crate::cq::Cq;
@@ -21,8 +26,8 @@ use crate::waker::{WAKE_USER_DATA, WakeSide, Waker};
 /// An io_uring ring for one thread.
 ///
 /// Neither `Send` nor `Sync`: with `SINGLE_ISSUER` the kernel serves the task that made the ring and no other, and
-/// the registered descriptor is an index into that task's table. Other threads reach a ring by [`Waker`] and
-/// [`op::msg_ring`].
+/// the registered descriptor is an index into that task's table. Other threads reach a ring by [`Waker`]; the kernel's
+/// own way between rings, [`op::msg_ring`], is unsafe, since an owner believes completions.
 ///
 /// # Drop
 /// Unregisters its descriptor, unmaps, closes. **This is no barrier** (L09): the kernel ends a ring
@@ -133,6 +138,23 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
     /// [`ChainError`], with nothing changed.
     pub fn push_linked(&mut self, chain: &[S]) -> Result<(), ChainError> {
         self.sq.push_linked(chain)
+    }
+
+    /// Has the kernel close a descriptor (`IORING_OP_CLOSE`, 5.6), which is the ring's from here on: a ring that ends
+    /// before it has submitted the entry leaves it open.
+    ///
+    /// # Errors
+    /// The descriptor, when the SQ is full.
+    pub fn push_close(&mut self, fd: OwnedFd, user_data: u64) -> Result<(), OwnedFd> {
+        // SAFETY: given up below, when the one entry is in the SQ, of which entries are never copied.
+        let close = unsafe { op::close(fd.as_raw_fd()) };
+        match self.push(&S::from_sqe64(close.user_data(user_data))) {
+            Ok(()) => {
+                let _ = fd.into_raw_fd();
+                Ok(())
+            }
+            Err(Full) => Err(fd),
+        }
     }
 
     /// Free SQ entries.
@@ -413,8 +435,9 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         };
         // A poll that ended leaves old rings in the counter; they are told by the parked word, not by it.
         side.waker.drain();
-        let poll = op::poll_add(op::Fd::Raw(side.waker.bell()), op::POLL_IN, true)
-            .user_data(WAKE_USER_DATA);
+        // SAFETY: the bell is the waker's, which the ring has as long as it submits.
+        let bell = unsafe { op::Fd::raw(side.waker.bell()) };
+        let poll = op::poll_add(bell, op::POLL_IN, true).user_data(WAKE_USER_DATA);
         self.sq
             .push(&S::from_sqe64(poll))
             .map_err(|Full| EnterError::Again)?;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, reap, ring, ring_on, skip};
+use common::{DEADLINE, open, reap, ring, ring_on, skip};
 use uring_lite::{Cqe16, EnterError, Fd, Ladder, RegisterError, Ring, Sqe64, SqeFlags, Waker, op};
 
 const LADDER: [Ladder; 3] = [
@@ -32,7 +32,7 @@ fn l50_a_wait_ends_by_its_time() {
         assert!(start.elapsed() >= Duration::from_millis(29));
         // With a submission in the same call the kernel tells the count only.
         let (reader, _writer) = std::io::pipe().expect("pipe");
-        ring.push(&op::poll_add(Fd::Raw(reader.as_fd()), op::POLL_IN, false))
+        ring.push(&op::poll_add(open(&reader), op::POLL_IN, false))
             .expect("room");
         let entered = ring
             .enter(1, Some(Duration::from_millis(10)))
@@ -69,7 +69,7 @@ fn l50_a_signal_ends_the_wait() {
             send.send(unsafe { libc::pthread_self() }).expect("send");
             let plain = ring.enter(1, DEADLINE).expect("EINTR is no error");
             let (reader, _writer) = std::io::pipe().expect("pipe");
-            ring.push(&op::poll_add(Fd::Raw(reader.as_fd()), op::POLL_IN, false))
+            ring.push(&op::poll_add(open(&reader), op::POLL_IN, false))
                 .expect("room");
             let submitting = ring.enter(1, None).expect("EINTR is no error");
             done.store(true, Ordering::Release);
@@ -131,7 +131,7 @@ fn l52_an_overflow_loses_nothing() {
 fn l52_a_chain_is_one_chain() {
     let mut ring = ring::<Sqe64, Cqe16>(8);
     let link = |id| op::nop().user_data(id).flags(SqeFlags::LINK);
-    let fail = op::fsync(Fd::Registered(9), false)
+    let fail = op::fsync(Fd::registered(9), false)
         .user_data(2)
         .flags(SqeFlags::LINK);
     ring.push_linked(&[link(1), fail, link(3), op::nop().user_data(4)])

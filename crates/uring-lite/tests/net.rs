@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use common::{DEADLINE, reap, ring, run, skip};
+use common::{DEADLINE, open, reap, ring, run, skip};
 use uring_lite::{Cqe16, Errno, Fd, Ring, Sqe64, SqeFlags, op, sys};
 
 /// A ring whose kernel has the operations; else says so and gives none.
@@ -86,7 +86,7 @@ fn send_and_receive() {
         return;
     };
     let (one, mut other) = pair();
-    let fd = Fd::Raw(one.as_fd());
+    let fd = open(&one);
     let text = *b"to the other end";
     // SAFETY: `text` outlives the reap.
     let send = unsafe { op::send(fd, text.as_ptr(), 16, op::MSG_NOSIGNAL) };
@@ -124,7 +124,7 @@ fn messages_of_several_pieces() {
     let mut pieces = [iovec(b"head"), iovec(b" and "), iovec(b"body")];
     let msg = message(&mut pieces);
     // SAFETY: the message and its pieces outlive the reap.
-    let send = unsafe { op::sendmsg(Fd::Raw(one.as_fd()), &raw const msg, op::MSG_NOSIGNAL) };
+    let send = unsafe { op::sendmsg(open(&one), &raw const msg, op::MSG_NOSIGNAL) };
     assert_eq!(run(&mut ring, &send).res, 13);
     let (mut first, mut second) = ([0_u8; 6], [0_u8; 7]);
     let mut places = [
@@ -138,7 +138,7 @@ fn messages_of_several_pieces() {
         },
     ];
     let mut msg = message(&mut places);
-    let fd = Fd::Raw(other.as_fd());
+    let fd = open(&other);
     // SAFETY: the message and its places outlive the reap and are not touched before.
     let recv = unsafe { op::recvmsg(fd, &raw mut msg, op::MSG_WAITALL) };
     assert_eq!(run(&mut ring, &recv).res, 13);
@@ -176,7 +176,7 @@ fn zero_copy_sends_notify() {
     let mut memory = vec![0x5a_u8; 8192];
     let base = memory.as_mut_ptr();
     let mut notified = 0;
-    let fd = Fd::Raw(one.as_fd());
+    let fd = open(&one);
     // The peer reads all the while, or the notification would wait for it.
     let reader = std::thread::spawn(move || {
         let mut all = vec![0; 8192 + 4096 + 100];
@@ -214,10 +214,10 @@ fn registered_buffers_and_sockets() {
     unsafe { ring.register_buffers(&[(base, 4096), (base.wrapping_add(4096), 4096)]) }
         .expect("buffers");
     // SAFETY: inside buffer 0.
-    let write = unsafe { op::write_fixed(Fd::Raw(one.as_fd()), 0, base as u64, 300, 0) };
+    let write = unsafe { op::write_fixed(open(&one), 0, base as u64, 300, 0) };
     assert_eq!(run(&mut ring, &write).res, 300);
     // SAFETY: inside buffer 1.
-    let read = unsafe { op::read_fixed(Fd::Raw(other.as_fd()), 1, base as u64 + 4096, 300, 0) };
+    let read = unsafe { op::read_fixed(open(&other), 1, base as u64 + 4096, 300, 0) };
     assert_eq!(run(&mut ring, &read).res, 300);
     drop(ring);
     assert_eq!(memory[4096..4396], [0x77; 300]);
@@ -244,14 +244,14 @@ fn connect_and_accept_with_the_address() {
     };
     let mut len = size_of_address();
     let flags = libc::SOCK_CLOEXEC.cast_unsigned();
-    let listening = Fd::Raw(listener.as_fd());
+    let listening = open(&listener);
     let place = (&raw mut from).cast::<libc::sockaddr>();
     // SAFETY: `from` and `len` outlive the reap.
     let accept = unsafe { op::accept(listening, place, &raw mut len, flags) };
     ring.push(&accept.user_data(1)).expect("room");
     let name = (&raw const to).cast::<libc::sockaddr>();
     // SAFETY: `to` lives until the entry is submitted.
-    let connect = unsafe { op::connect(Fd::Raw(socket.as_fd()), name, size_of_address()) };
+    let connect = unsafe { op::connect(open(&socket), name, size_of_address()) };
     ring.push(&connect.user_data(2)).expect("room");
     let cqes = reap(&mut ring, 2);
     let of = |id| {
@@ -281,7 +281,7 @@ fn multishot_accept_goes_on_until_cancelled() {
     };
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
     let at = listener.local_addr().expect("address");
-    let listening = Fd::Raw(listener.as_fd());
+    let listening = open(&listener);
     ring.push(&op::accept_multishot(listening, 0).user_data(4))
         .expect("room");
     ring.submit().expect("submit");
@@ -311,7 +311,7 @@ fn shutdown_and_close() {
         return;
     };
     let (one, mut other) = pair();
-    let fd = Fd::Raw(one.as_fd());
+    let fd = open(&one);
     assert_eq!(run(&mut ring, &op::shutdown(fd, 1)).res, 0);
     assert_eq!(other.read(&mut [0; 4]).expect("end of stream"), 0);
     // The other direction still goes.
@@ -328,7 +328,8 @@ fn shutdown_and_close() {
         errno(&run(&mut ring, &op::close_registered(1))),
         Some(libc::EBADF)
     );
-    assert_eq!(run(&mut ring, &op::close(one.into())).res, 0);
+    ring.push_close(one.into(), 0).expect("room");
+    assert_eq!(reap(&mut ring, 1)[0].res, 0);
     other
         .write_all(b"y")
         .or_else(|error| {
@@ -349,9 +350,9 @@ fn a_receive_is_cancelled_by_user_data_file_and_all() {
     };
     let (one, _other) = pair();
     ring.register_files(&[one.as_fd()]).expect("files");
-    let (raw, slot) = (Fd::Raw(one.as_fd()), Fd::Registered(0));
+    let (raw, slot) = (open(&one), Fd::registered(0));
     let mut places = [[0_u8; 8]; 2];
-    let cases: [(Fd<'_>, Sqe64, i32, usize); 6] = [
+    let cases: [(Fd, Sqe64, i32, usize); 6] = [
         (raw, op::async_cancel(7), 0, 1),
         (slot, op::async_cancel(7), 0, 1),
         (raw, op::async_cancel_all(7), 2, 2),
@@ -389,7 +390,7 @@ fn a_linked_timeout_ends_what_takes_too_long() {
         return;
     };
     let (one, mut other) = pair();
-    let fd = Fd::Raw(one.as_fd());
+    let fd = open(&one);
     let mut byte = [0_u8; 1];
     for (millis, data) in [(5, false), (10_000, true)] {
         let ts = op::Timespec {

@@ -12,7 +12,7 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
-use common::{DEADLINE, reap, ring, run, skip};
+use common::{DEADLINE, open, reap, ring, run, skip};
 use uring_lite::{Cqe16, Cqe32, Errno, Fd, RegisterError, Ring, Sqe64, Sqe128, SqeFlags, op, sys};
 
 fn errno(cqe: &Cqe16) -> Option<i32> {
@@ -32,7 +32,7 @@ fn files_are_written_synced_and_read() {
     let mut ring = ring::<Sqe64, Cqe16>(4);
     let file = tempfile::tempfile().expect("file");
     let (text, mut back) = (*b"hello, ring", [0_u8; 11]);
-    let fd = Fd::Raw(file.as_fd());
+    let fd = open(&file);
     // SAFETY: `text` lives until the chain has completed below.
     let write = unsafe { op::write(fd, text.as_ptr(), 11, 4096) }
         .user_data(1)
@@ -60,7 +60,7 @@ fn registered_buffers_are_read_and_written() {
     // SAFETY: `memory` outlives the ring's use of it: everything is reaped before the end.
     unsafe { ring.register_buffers(&[(base, 4096), (base.wrapping_add(4096), 4096)]) }
         .expect("buffers");
-    let fd = Fd::Raw(file.as_fd());
+    let fd = open(&file);
     // SAFETY: inside buffer 0.
     let write = unsafe { op::write_fixed(fd, 0, base as u64, 100, 0) };
     assert_eq!(run(&mut ring, &write).res, 100);
@@ -87,7 +87,7 @@ fn sparse_buffers_are_registered_once_and_empty() {
     ));
     let file = tempfile::tempfile().expect("file");
     // SAFETY: the slot is empty, so no memory is touched.
-    let read = unsafe { op::read_fixed(Fd::Raw(file.as_fd()), 5, 0, 1, 0) };
+    let read = unsafe { op::read_fixed(open(&file), 5, 0, 1, 0) };
     assert_eq!(errno(&run(&mut ring, &read)), Some(libc::EFAULT));
     ring.unregister_buffers().expect("unregister");
     assert!(matches!(
@@ -114,7 +114,7 @@ fn registered_files_are_used_updated_and_emptied() {
         let mut back = [0_u8; 8];
         // SAFETY: `back` lives until `run` has reaped the read.
         let cqe = run(ring, &unsafe {
-            op::read(Fd::Registered(slot), back.as_mut_ptr(), 8, 0)
+            op::read(Fd::registered(slot), back.as_mut_ptr(), 8, 0)
         });
         cqe.result().map(|_| back[0]).map_err(Errno::get)
     };
@@ -143,7 +143,7 @@ fn registered_files_are_used_updated_and_emptied() {
 fn poll_multishot_and_cancel() {
     let mut ring = ring::<Sqe64, Cqe16>(4);
     let (reader, mut writer) = std::io::pipe().expect("pipe");
-    ring.push(&op::poll_add(Fd::Raw(reader.as_fd()), op::POLL_IN, true).user_data(5))
+    ring.push(&op::poll_add(open(&reader), op::POLL_IN, true).user_data(5))
         .expect("room");
     ring.submit().expect("submit");
     for _ in 0..2 {
@@ -223,7 +223,7 @@ fn timeouts_by_the_clock_and_removed() {
 fn a_poll_is_removed() {
     let mut ring = ring::<Sqe64, Cqe16>(4);
     let (reader, _writer) = std::io::pipe().expect("pipe");
-    ring.push(&op::poll_add(Fd::Raw(reader.as_fd()), op::POLL_IN, false).user_data(1))
+    ring.push(&op::poll_add(open(&reader), op::POLL_IN, false).user_data(1))
         .expect("room");
     ring.submit().expect("submit");
     ring.push(&op::poll_remove(1).user_data(2)).expect("room");
@@ -243,7 +243,7 @@ fn a_poll_is_removed() {
 fn files_are_read_and_written_in_pieces() {
     let mut ring = ring::<Sqe64, Cqe16>(4);
     let file = tempfile::tempfile().expect("file");
-    let fd = Fd::Raw(file.as_fd());
+    let fd = open(&file);
     let piece = |bytes: &mut [u8]| libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
         iov_len: bytes.len(),
@@ -279,7 +279,8 @@ fn messages_go_between_two_rings() {
     assert_eq!(
         run(
             &mut from,
-            &op::msg_ring(Fd::Raw(to.as_fd()), 0xabcd_0000_1234, 42).user_data(1)
+            // SAFETY: the test is the other ring's owner too, and awaits this.
+            &unsafe { op::msg_ring(open(&to), 0xabcd_0000_1234, 42) }.user_data(1)
         )
         .res,
         0
@@ -305,9 +306,9 @@ fn l58_the_command_area_starts_at_byte_48() {
     let payload: [u8; 80] = std::array::from_fn(|i| u8::try_from(i + 1).expect("small"));
     let short = *payload.first_chunk::<16>().expect("16 bytes");
     // SAFETY: not pushed.
-    let small = unsafe { op::uring_cmd(Fd::Registered(3), 0x1122, &short) };
+    let small = unsafe { op::uring_cmd(Fd::registered(3), 0x1122, &short) };
     // SAFETY: not pushed.
-    let large = unsafe { op::uring_cmd128(Fd::Registered(3), 0x1122, &payload) };
+    let large = unsafe { op::uring_cmd128(Fd::registered(3), 0x1122, &payload) };
     // SAFETY: 64 bytes without padding.
     let small: [u8; 64] = unsafe { std::mem::transmute(small) };
     // SAFETY: 128 bytes without padding.
@@ -338,13 +339,13 @@ fn l58_commands_reach_the_driver() {
         // SAFETY: neither file's driver looks at the payload.
         let cqe = run(
             &mut small,
-            &unsafe { op::uring_cmd(Fd::Raw(file), 0, &[0xff; 16]) }.user_data(1),
+            &unsafe { op::uring_cmd(open(&file), 0, &[0xff; 16]) }.user_data(1),
         );
         assert_eq!(cqe.result().map_err(Errno::get), expected);
         // SAFETY: as above.
         let cqe = run(
             &mut large,
-            &unsafe { op::uring_cmd128(Fd::Raw(file), 0, &[0xff; 80]) }.user_data(2),
+            &unsafe { op::uring_cmd128(open(&file), 0, &[0xff; 80]) }.user_data(2),
         );
         assert_eq!(cqe.result().map_err(Errno::get), expected);
     }
@@ -356,7 +357,7 @@ fn l58_commands_reach_the_driver() {
     socket.send(b"12345").expect("send");
     // SAFETY: this command names no memory.
     let cqe = run(&mut large, &unsafe {
-        op::uring_cmd128(Fd::Raw(socket.as_fd()), 0, &[0; 80])
+        op::uring_cmd128(open(&socket), 0, &[0; 80])
     });
     if errno(&cqe) == Some(libc::EOPNOTSUPP) {
         return skip("sockets have no commands before linux 6.7");
@@ -378,9 +379,10 @@ fn a_buffer_ring_provides_in_order() {
     assert!(unsafe { bufs.add(NonNull::from(&mut memory[0]).cast(), 64, 9) }.is_err());
     bufs.advance();
     // SAFETY: the buffer comes from the group.
-    let read = unsafe { op::read(Fd::Raw(reader.as_fd()), std::ptr::null_mut(), 0, u64::MAX) }
-        .flags(SqeFlags::BUFFER_SELECT)
-        .buf_index(bufs.bgid());
+    let read = unsafe { op::read(open(&reader), std::ptr::null_mut(), 0, u64::MAX) }
+        .flags(SqeFlags::BUFFER_SELECT);
+    // SAFETY: as promised to `add`.
+    let read = unsafe { read.buf_index(bufs.bgid()) };
     // Around the ring twice and a bit: the tail wraps over the first entry, which also holds it.
     for i in 0_u8..10 {
         writer.write_all(&[i; 5]).expect("write");
@@ -422,9 +424,10 @@ fn an_incremental_buffer_ring_fills_one_buffer_bit_by_bit() {
     unsafe { bufs.add(NonNull::from(&mut memory).cast(), 8, 77) }.expect("room");
     bufs.advance();
     // SAFETY: the buffer comes from the group.
-    let read = unsafe { op::read(Fd::Raw(reader.as_fd()), std::ptr::null_mut(), 0, u64::MAX) }
-        .flags(SqeFlags::BUFFER_SELECT)
-        .buf_index(1);
+    let read = unsafe { op::read(open(&reader), std::ptr::null_mut(), 0, u64::MAX) }
+        .flags(SqeFlags::BUFFER_SELECT);
+    // SAFETY: as promised to `add`.
+    let read = unsafe { read.buf_index(1) };
     for (text, more) in [(b"abc", true), (b"def", true)] {
         writer.write_all(text).expect("write");
         let cqe = run(&mut ring, &read);

@@ -35,7 +35,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         if self.batched || at == 0 || port.space() < 2 {
             return self.answered_by_call(port, tag, io, mem);
         }
-        let (fd, ptr) = (Fd::Registered(u32::from(self.index)), mem.ptr().as_ptr());
+        let (fd, ptr) = (Fd::registered(u32::from(self.index)), mem.ptr().as_ptr());
         let sqe = if io.op == Op::Read {
             // SAFETY: `len` readable bytes, by the promise of `MemRef::new`, until the completion (head of this file).
             unsafe { op::write(fd, ptr, len, at) }

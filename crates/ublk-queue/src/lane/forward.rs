@@ -241,8 +241,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    fn file(&self, number: u16) -> Fd<'static> {
-        Fd::Registered(self.files + u32::from(number))
+    fn file(&self, number: u16) -> Fd {
+        Fd::registered(self.files + u32::from(number))
     }
 
     /// The operation for the rest of a request's data.

@@ -182,7 +182,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             result: 0,
             addr: u64::from(self.buf_base + tag.get()),
         };
-        let fd = Fd::Registered(u32::from(self.index));
+        let fd = Fd::registered(u32::from(self.index));
         // SAFETY: the command names a slot of the ring's table, no memory of ours.
         let sqe = unsafe { op::uring_cmd(fd, cmd_op, &payload.to_bytes()) };
         sqe.user_data(word.pack())

@@ -166,7 +166,7 @@ impl Kind {
 /// EOPNOTSUPP for a registered buffer where the operation takes none; EINVAL without a buffer that it needs.
 pub(super) unsafe fn entry(
     kind: &Kind,
-    fd: Fd<'_>,
+    fd: Fd,
     place: Option<Place>,
     scratch: &mut Scratch,
 ) -> Result<Sqe64, Errno> {

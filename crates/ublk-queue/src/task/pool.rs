@@ -237,8 +237,9 @@ impl Pool {
     ) -> Result<Operation, Errno> {
         let slot = &self.slots[usize::from(place)];
         let raw = match fd {
-            Some(fd) => Fd::Raw(fd.as_fd()),
-            None => Fd::Registered(0),
+            // SAFETY: the slot keeps it open until the operation is over.
+            Some(fd) => unsafe { Fd::raw(fd.as_fd()) },
+            None => Fd::registered(0),
         };
         // SAFETY: the slot is given, not queued nor flying, so the kernel has no pointer to its scratch; and this
         // reference is gone before anything else is called that could make another.

@@ -1,7 +1,10 @@
 //! Operations on files.
-#![expect(unsafe_code, reason = "unsafe fn: entries that name memory")]
+#![expect(
+    unsafe_code,
+    reason = "unsafe fn: entries that name memory or descriptors"
+)]
 
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::RawFd;
 
 use super::{Fd, on, rw};
 use crate::entry::Sqe64;
@@ -14,7 +17,7 @@ use crate::sys;
 /// `buf` is valid for writes of `len` bytes until the CQE.
 #[inline]
 #[must_use]
-pub unsafe fn read(fd: Fd<'_>, buf: *mut u8, len: u32, offset: u64) -> Sqe64 {
+pub unsafe fn read(fd: Fd, buf: *mut u8, len: u32, offset: u64) -> Sqe64 {
     rw(sys::IORING_OP_READ, fd, buf as u64, len, offset)
 }
 
@@ -24,7 +27,7 @@ pub unsafe fn read(fd: Fd<'_>, buf: *mut u8, len: u32, offset: u64) -> Sqe64 {
 /// `buf` is valid for reads of `len` bytes until the CQE.
 #[inline]
 #[must_use]
-pub unsafe fn write(fd: Fd<'_>, buf: *const u8, len: u32, offset: u64) -> Sqe64 {
+pub unsafe fn write(fd: Fd, buf: *const u8, len: u32, offset: u64) -> Sqe64 {
     rw(sys::IORING_OP_WRITE, fd, buf as u64, len, offset)
 }
 
@@ -35,7 +38,7 @@ pub unsafe fn write(fd: Fd<'_>, buf: *const u8, len: u32, offset: u64) -> Sqe64 
 /// valid for writes until the CQE.
 #[inline]
 #[must_use]
-pub unsafe fn readv(fd: Fd<'_>, iovecs: *const libc::iovec, count: u32, offset: u64) -> Sqe64 {
+pub unsafe fn readv(fd: Fd, iovecs: *const libc::iovec, count: u32, offset: u64) -> Sqe64 {
     rw(sys::IORING_OP_READV, fd, iovecs as u64, count, offset)
 }
 
@@ -45,7 +48,7 @@ pub unsafe fn readv(fd: Fd<'_>, iovecs: *const libc::iovec, count: u32, offset: 
 /// As [`readv`], the memory valid for reads.
 #[inline]
 #[must_use]
-pub unsafe fn writev(fd: Fd<'_>, iovecs: *const libc::iovec, count: u32, offset: u64) -> Sqe64 {
+pub unsafe fn writev(fd: Fd, iovecs: *const libc::iovec, count: u32, offset: u64) -> Sqe64 {
     rw(sys::IORING_OP_WRITEV, fd, iovecs as u64, count, offset)
 }
 
@@ -56,8 +59,10 @@ pub unsafe fn writev(fd: Fd<'_>, iovecs: *const libc::iovec, count: u32, offset:
 /// The registered buffer's memory is valid until the CQE.
 #[inline]
 #[must_use]
-pub unsafe fn read_fixed(fd: Fd<'_>, index: u16, addr: u64, len: u32, offset: u64) -> Sqe64 {
-    rw(sys::IORING_OP_READ_FIXED, fd, addr, len, offset).buf_index(index)
+pub unsafe fn read_fixed(fd: Fd, index: u16, addr: u64, len: u32, offset: u64) -> Sqe64 {
+    let mut sqe = rw(sys::IORING_OP_READ_FIXED, fd, addr, len, offset);
+    sqe.0.buf_index = index;
+    sqe
 }
 
 /// `IORING_OP_WRITE_FIXED` (5.1) from registered buffer `index`; `addr` as for [`read_fixed`].
@@ -66,14 +71,16 @@ pub unsafe fn read_fixed(fd: Fd<'_>, index: u16, addr: u64, len: u32, offset: u6
 /// The registered buffer's memory is valid until the CQE.
 #[inline]
 #[must_use]
-pub unsafe fn write_fixed(fd: Fd<'_>, index: u16, addr: u64, len: u32, offset: u64) -> Sqe64 {
-    rw(sys::IORING_OP_WRITE_FIXED, fd, addr, len, offset).buf_index(index)
+pub unsafe fn write_fixed(fd: Fd, index: u16, addr: u64, len: u32, offset: u64) -> Sqe64 {
+    let mut sqe = rw(sys::IORING_OP_WRITE_FIXED, fd, addr, len, offset);
+    sqe.0.buf_index = index;
+    sqe
 }
 
 /// `IORING_OP_FSYNC` (5.1); of the data only, if so asked.
 #[inline]
 #[must_use]
-pub fn fsync(fd: Fd<'_>, data_only: bool) -> Sqe64 {
+pub fn fsync(fd: Fd, data_only: bool) -> Sqe64 {
     let rw_flags = if data_only {
         sys::IORING_FSYNC_DATASYNC
     } else {
@@ -88,19 +95,22 @@ pub fn fsync(fd: Fd<'_>, data_only: bool) -> Sqe64 {
 /// `IORING_OP_FALLOCATE` (5.6) with the `mode` of `fallocate(2)`, in bytes.
 #[inline]
 #[must_use]
-pub fn fallocate(fd: Fd<'_>, mode: u32, offset: u64, len: u64) -> Sqe64 {
+pub fn fallocate(fd: Fd, mode: u32, offset: u64, len: u64) -> Sqe64 {
     // The length goes into `addr` and the mode into `len`.
     rw(sys::IORING_OP_FALLOCATE, fd, len, mode, offset)
 }
 
-/// `IORING_OP_CLOSE` (5.6) of a descriptor, which the entry takes along: one that is never submitted leaves it
-/// open.
+/// `IORING_OP_CLOSE` (5.6) of a descriptor. [`Ring::push_close`](crate::Ring::push_close) is the safe way.
+///
+/// # Safety
+/// The descriptor is the caller's own, who gives it up: the entry is submitted once, copies of it never, and nobody
+/// uses or closes the descriptor afterwards.
 #[inline]
 #[must_use]
-pub fn close(fd: OwnedFd) -> Sqe64 {
+pub unsafe fn close(fd: RawFd) -> Sqe64 {
     Sqe64(sys::io_uring_sqe {
         opcode: sys::IORING_OP_CLOSE,
-        fd: fd.into_raw_fd(),
+        fd,
         ..Default::default()
     })
 }

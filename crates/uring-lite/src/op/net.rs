@@ -19,7 +19,7 @@ pub const MSG_NOSIGNAL: u32 = 0x4000;
 pub const MSG_DONTWAIT: u32 = 0x40;
 
 #[inline]
-fn transfer(opcode: u8, fd: Fd<'_>, addr: u64, len: u32, flags: u32) -> Sqe64 {
+fn transfer(opcode: u8, fd: Fd, addr: u64, len: u32, flags: u32) -> Sqe64 {
     let mut sqe = rw(opcode, fd, addr, len, 0);
     sqe.0.rw_flags = flags;
     sqe
@@ -31,7 +31,7 @@ fn transfer(opcode: u8, fd: Fd<'_>, addr: u64, len: u32, flags: u32) -> Sqe64 {
 /// `buf` is valid for reads of `len` bytes until the CQE.
 #[inline]
 #[must_use]
-pub unsafe fn send(fd: Fd<'_>, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
+pub unsafe fn send(fd: Fd, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_SEND, fd, buf as u64, len, flags)
 }
 
@@ -42,7 +42,7 @@ pub unsafe fn send(fd: Fd<'_>, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
 /// `buf` is valid for writes of `len` bytes until the CQE.
 #[inline]
 #[must_use]
-pub unsafe fn recv(fd: Fd<'_>, buf: *mut u8, len: u32, flags: u32) -> Sqe64 {
+pub unsafe fn recv(fd: Fd, buf: *mut u8, len: u32, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_RECV, fd, buf as u64, len, flags)
 }
 
@@ -52,7 +52,7 @@ pub unsafe fn recv(fd: Fd<'_>, buf: *mut u8, len: u32, flags: u32) -> Sqe64 {
 /// `msg` and the memory it names, in its pieces too, are valid for reads until the CQE.
 #[inline]
 #[must_use]
-pub unsafe fn sendmsg(fd: Fd<'_>, msg: *const libc::msghdr, flags: u32) -> Sqe64 {
+pub unsafe fn sendmsg(fd: Fd, msg: *const libc::msghdr, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_SENDMSG, fd, msg as u64, 1, flags)
 }
 
@@ -62,7 +62,7 @@ pub unsafe fn sendmsg(fd: Fd<'_>, msg: *const libc::msghdr, flags: u32) -> Sqe64
 /// `msg` and the memory it names, in its pieces too, are valid for reads and writes until the CQE.
 #[inline]
 #[must_use]
-pub unsafe fn recvmsg(fd: Fd<'_>, msg: *mut libc::msghdr, flags: u32) -> Sqe64 {
+pub unsafe fn recvmsg(fd: Fd, msg: *mut libc::msghdr, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_RECVMSG, fd, msg as u64, 1, flags)
 }
 
@@ -75,7 +75,7 @@ pub unsafe fn recvmsg(fd: Fd<'_>, msg: *mut libc::msghdr, flags: u32) -> Sqe64 {
 /// then.
 #[inline]
 #[must_use]
-pub unsafe fn send_zc(fd: Fd<'_>, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
+pub unsafe fn send_zc(fd: Fd, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_SEND_ZC, fd, buf as u64, len, flags)
 }
 
@@ -86,8 +86,9 @@ pub unsafe fn send_zc(fd: Fd<'_>, buf: *const u8, len: u32, flags: u32) -> Sqe64
 /// The registered buffer's memory is valid until the last CQE.
 #[inline]
 #[must_use]
-pub unsafe fn send_zc_fixed(fd: Fd<'_>, index: u16, addr: u64, len: u32, flags: u32) -> Sqe64 {
-    let mut sqe = transfer(sys::IORING_OP_SEND_ZC, fd, addr, len, flags).buf_index(index);
+pub unsafe fn send_zc_fixed(fd: Fd, index: u16, addr: u64, len: u32, flags: u32) -> Sqe64 {
+    let mut sqe = transfer(sys::IORING_OP_SEND_ZC, fd, addr, len, flags);
+    sqe.0.buf_index = index;
     sqe.0.ioprio = sys::IORING_RECVSEND_FIXED_BUF;
     sqe
 }
@@ -98,7 +99,7 @@ pub unsafe fn send_zc_fixed(fd: Fd<'_>, index: u16, addr: u64, len: u32, flags: 
 /// As [`sendmsg`], until the last CQE.
 #[inline]
 #[must_use]
-pub unsafe fn sendmsg_zc(fd: Fd<'_>, msg: *const libc::msghdr, flags: u32) -> Sqe64 {
+pub unsafe fn sendmsg_zc(fd: Fd, msg: *const libc::msghdr, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_SENDMSG_ZC, fd, msg as u64, 1, flags)
 }
 
@@ -108,7 +109,7 @@ pub unsafe fn sendmsg_zc(fd: Fd<'_>, msg: *const libc::msghdr, flags: u32) -> Sq
 /// `addr` is valid for reads of `len` bytes until `enter` has submitted the entry.
 #[inline]
 #[must_use]
-pub unsafe fn connect(fd: Fd<'_>, addr: *const libc::sockaddr, len: u32) -> Sqe64 {
+pub unsafe fn connect(fd: Fd, addr: *const libc::sockaddr, len: u32) -> Sqe64 {
     rw(sys::IORING_OP_CONNECT, fd, addr as u64, 0, u64::from(len))
 }
 
@@ -121,7 +122,7 @@ pub unsafe fn connect(fd: Fd<'_>, addr: *const libc::sockaddr, len: u32) -> Sqe6
 #[inline]
 #[must_use]
 pub unsafe fn accept(
-    fd: Fd<'_>,
+    fd: Fd,
     addr: *mut libc::sockaddr,
     len: *mut libc::socklen_t,
     flags: u32,
@@ -135,7 +136,7 @@ pub unsafe fn accept(
 /// one comes without [more](crate::Cqe16::has_more).
 #[inline]
 #[must_use]
-pub fn accept_multishot(fd: Fd<'_>, flags: u32) -> Sqe64 {
+pub fn accept_multishot(fd: Fd, flags: u32) -> Sqe64 {
     let mut sqe = rw(sys::IORING_OP_ACCEPT, fd, 0, 0, 0);
     sqe.0.ioprio = sys::IORING_ACCEPT_MULTISHOT;
     sqe.0.rw_flags = flags;
@@ -145,7 +146,7 @@ pub fn accept_multishot(fd: Fd<'_>, flags: u32) -> Sqe64 {
 /// `IORING_OP_SHUTDOWN` (5.11) with the `how` of `shutdown(2)`: 0 receiving, 1 sending, 2 both.
 #[inline]
 #[must_use]
-pub fn shutdown(fd: Fd<'_>, how: u32) -> Sqe64 {
+pub fn shutdown(fd: Fd, how: u32) -> Sqe64 {
     rw(sys::IORING_OP_SHUTDOWN, fd, 0, how, 0)
 }
 

@@ -15,7 +15,7 @@ pub const POLL_OUT: u32 = 0x4;
 /// `IORING_OP_POLL_ADD` (5.1): completes with the events that are there; `multishot` goes on (5.13).
 #[inline]
 #[must_use]
-pub fn poll_add(fd: Fd<'_>, events: u32, multishot: bool) -> Sqe64 {
+pub fn poll_add(fd: Fd, events: u32, multishot: bool) -> Sqe64 {
     let len = if multishot {
         sys::IORING_POLL_ADD_MULTI
     } else {
@@ -115,10 +115,11 @@ pub fn async_cancel_all(user_data: u64) -> Sqe64 {
 /// completes with how many there were.
 #[inline]
 #[must_use]
-pub fn async_cancel_file(fd: Fd<'_>) -> Sqe64 {
-    let fixed = match fd {
-        Fd::Raw(_) => 0,
-        Fd::Registered(_) => sys::IORING_ASYNC_CANCEL_FD_FIXED,
+pub fn async_cancel_file(fd: Fd) -> Sqe64 {
+    let fixed = if fd.is_registered() {
+        sys::IORING_ASYNC_CANCEL_FD_FIXED
+    } else {
+        0
     };
     let mut sqe = on(sys::IORING_OP_ASYNC_CANCEL, fd);
     // What kind of number it is goes into its own flags.

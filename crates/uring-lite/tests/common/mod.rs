@@ -3,9 +3,10 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use uring_lite::{CqEntry, Cqe16, Ladder, Ring, SqEntry};
+use uring_lite::{CqEntry, Cqe16, Fd, Ladder, Ring, SqEntry};
 
 /// Deadline of every wait in the tests.
 pub const DEADLINE: Option<Duration> = Some(Duration::from_secs(10));
@@ -19,6 +20,16 @@ pub fn ring<S: SqEntry, C: CqEntry>(entries: u32) -> Ring<S, C> {
 pub fn ring_on<S: SqEntry, C: CqEntry>(entries: u32, ladder: Ladder) -> Ring<S, C> {
     let built = Ring::<S, C>::builder(entries).ladder(ladder).build();
     built.unwrap_or_else(|e| panic!("these tests need io_uring: {e}"))
+}
+
+/// A descriptor of a test, for its entries.
+#[allow(
+    unsafe_code,
+    reason = "a test's descriptors outlive its rings' entries"
+)]
+pub fn open(fd: &impl AsFd) -> Fd {
+    // SAFETY: the tests submit and reap what they push before they close what it names.
+    unsafe { Fd::raw(fd.as_fd()) }
 }
 
 /// Says why a test cannot run here. With `URING_LITE_SKIPS=deny` that is a failure.

@@ -26,7 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::remove_file(&path)?;
     let mut ring: Ring = Ring::builder(8).build()?;
     let data: Vec<u8> = (0..4096_u32).map(|i| (i % 251) as u8).collect();
-    let fd = || Fd::Raw(file.as_fd());
+    // SAFETY: the file is open to the end of `main`, where all is submitted.
+    let fd = || unsafe { Fd::raw(file.as_fd()) };
 
     // SAFETY: `data` lives to the end of `main`, and its write completes in `complete`.
     let write = unsafe { op::write(fd(), data.as_ptr(), 4096, 512) };
@@ -44,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(back, data);
 
     // An error arrives as one: the file is open, but the ring has no such registered file.
-    let missing = op::fsync(Fd::Registered(5), false).user_data(4);
+    let missing = op::fsync(Fd::registered(5), false).user_data(4);
     ring.push(&missing)?;
     assert!(complete(&mut ring, 4)? < 0);
     println!("uring-lite: 4096 bytes there and back");
