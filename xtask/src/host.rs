@@ -1,74 +1,120 @@
-//! What the host must have: programs, found or installed.
+//! What the host must have: programs that are found, installed, or unpacked privately.
+
+mod packages;
 
 use std::collections::BTreeMap;
 use std::env;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
 use crate::manifest::Manifest;
-use crate::{cmd, kernel};
+use crate::{cmd, kernel, paths};
+use packages::Plan;
 
-/// The place of a program: in `PATH`, or where administrators' programs are.
+/// The path of a program: in `PATH`, where administrators' programs are, or in a package that was unpacked
+/// privately.
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+        .chain(private_directories())
         .map(|directory| directory.join(name))
         .find(|file| file.is_file())
 }
 
-/// Makes sure that everything a guest needs is on the host: on Debian and Ubuntu what is missing is
-/// installed by root, or by sudo where it asks for no password; elsewhere the error names the
-/// command that does it.
+/// A command that runs a program of the host, with the libraries of its package where that was unpacked privately.
+pub fn command(name: &str) -> Command {
+    let program = find(name).unwrap_or_else(|| name.into());
+    let mut command = Command::new(&program);
+    if let Some(libraries) = libraries(&program) {
+        command.env("LD_LIBRARY_PATH", libraries);
+    }
+    command
+}
+
+/// The value of `LD_LIBRARY_PATH` that a privately unpacked program needs; `None` for all others.
+pub fn libraries(program: &Path) -> Option<OsString> {
+    let inside = program.strip_prefix(unpacked()).ok()?;
+    let root = unpacked().join(inside.components().next()?);
+    let directories = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+    env::join_paths(directories.map(|directory| root.join(directory))).ok()
+}
+
+/// Where packages that cannot be installed are unpacked, a directory for each.
+fn unpacked() -> PathBuf {
+    paths::vm().join("tools")
+}
+
+fn private_directories() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(unpacked()).into_iter().flatten();
+    let mut roots: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    roots.sort();
+    let places = ["usr/bin", "usr/sbin", "bin", "sbin"];
+    let of = |root: &PathBuf| places.map(|place| root.join(place));
+    roots.iter().flat_map(of).collect()
+}
+
+/// Makes sure that everything a guest needs is on the host.
+///
+/// On Debian and Ubuntu, root (or sudo that asks for no password) installs what is missing, unless apt would
+/// remove or replace a package of the machine for it: such a package is unpacked below `target/vm/tools`, and so
+/// is everything where nothing may be installed. Elsewhere the error names what is missing.
 ///
 /// # Errors
-/// Something is missing and cannot be installed here.
+/// Something is missing and can be neither installed nor unpacked.
 pub fn set_up(manifest: &Manifest) -> Result<()> {
     let all: BTreeMap<_, _> = manifest.tools.iter().chain(&manifest.host_tools).collect();
     let missing = missing(&all, |name| find(name).is_some());
-    let mut packages: Vec<_> = missing.values().copied().cloned().collect();
+    let mut wanted: Vec<_> = missing.values().copied().cloned().collect();
     // Guest programs are linked static; libc's archive is in its development package.
     if !static_libc() {
-        packages.push("libc6-dev".to_owned());
+        wanted.push("libc6-dev".to_owned());
     }
-    packages.sort();
-    packages.dedup();
-    if packages.is_empty() {
+    wanted.sort();
+    wanted.dedup();
+    if wanted.is_empty() {
         return Ok(());
     }
     let names: Vec<_> = missing.keys().map(|name| name.as_str()).collect();
+    let names = names.join(", ");
     let debian = ["debian", "ubuntu"].contains(&kernel::host_id().as_str());
-    let list = packages.join(" ");
     if !debian || find("apt-get").is_none() {
-        bail!(
-            "missing: {} (Debian calls the packages {list})",
-            names.join(", ")
-        );
+        let list = wanted.join(" ");
+        bail!("missing: {names} (Debian calls the packages {list})");
     }
     let sudo = !root();
-    if sudo && cmd::output(Command::new("sudo").args(["-n", "true"])).is_err() {
+    let may_install = !sudo || cmd::output(Command::new("sudo").args(["-n", "true"])).is_ok();
+    if may_install {
+        packages::update(sudo)?;
+    }
+    let plan = Plan::new(&wanted, may_install, packages::side_effects)?;
+    if !plan.refused.is_empty() {
+        let reasons: Vec<_> = plan
+            .refused
+            .iter()
+            .map(packages::Refused::to_string)
+            .collect();
+        bail!("missing: {names}\n{}", reasons.join("\n"));
+    }
+    packages::install(sudo, &plan.install)?;
+    for (package, reason) in &plan.unpack {
+        println!(
+            "unpacking {package} below {}: {reason}",
+            unpacked().display()
+        );
+        packages::unpack(package, &unpacked().join(package))?;
+    }
+    let still: Vec<_> = missing.keys().filter(|name| find(name).is_none()).collect();
+    if !still.is_empty() {
         bail!(
-            "missing: {}; run\n    sudo apt-get update && sudo apt-get install -y \
-             --no-install-recommends {list}",
-            names.join(", ")
+            "still missing after installing {}: {still:?}",
+            wanted.join(" ")
         );
     }
-    println!("installing: {list}");
-    apt_get(sudo, &["update", "-q"])?;
-    let mut arguments = vec!["install", "-q", "-y", "--no-install-recommends"];
-    arguments.extend(packages.iter().map(String::as_str));
-    apt_get(sudo, &arguments)
-}
-
-fn apt_get(sudo: bool, arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new(if sudo { "sudo" } else { "env" });
-    if sudo {
-        command.args(["-n", "env"]);
-    }
-    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
-    cmd::output(command.args(arguments)).map(drop)
+    Ok(())
 }
 
 fn missing<'a>(
@@ -98,8 +144,9 @@ pub fn root() -> bool {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::path::Path;
 
-    use super::{find, missing};
+    use super::{command, find, libraries, missing, unpacked};
 
     #[test]
     fn what_is_missing_is_named_with_its_package() {
@@ -113,5 +160,18 @@ mod tests {
     fn programs_are_found() {
         assert!(find("sh").is_some());
         assert!(find("no-such-program-here").is_none());
+        assert_eq!(
+            command("no-such-program-here").get_program(),
+            "no-such-program-here"
+        );
+    }
+
+    #[test]
+    fn only_unpacked_programs_bring_libraries() {
+        assert_eq!(libraries(Path::new("/usr/bin/env")), None);
+        let root = unpacked().join("some-package");
+        let found = libraries(&root.join("usr/bin/program")).unwrap();
+        let first = std::env::split_paths(&found).next().unwrap();
+        assert_eq!(first, root.join("usr/lib/x86_64-linux-gnu"));
     }
 }

@@ -3,7 +3,6 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -11,8 +10,8 @@ use serde_json::{Value, json};
 use super::figures::{Figure, Usable};
 use super::rows::Row;
 use super::wall::{self, Wall};
-use crate::cmd;
 use crate::kernel::Kernel;
+use crate::{cmd, host};
 
 /// Everything that was measured, and on what.
 #[derive(Debug, Default)]
@@ -45,7 +44,7 @@ impl Report {
     /// QEMU or fio does not tell its version.
     pub fn new(kernel: &Kernel) -> Result<Self> {
         let version = |program: &str| -> Result<String> {
-            let text = cmd::output(Command::new(program).arg("--version"))?;
+            let text = cmd::output(host::command(program).arg("--version"))?;
             Ok(text.lines().next().unwrap_or_default().trim().to_owned())
         };
         Ok(Self {

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -11,7 +10,7 @@ use anyhow::{Result, bail};
 use super::image::Image;
 use super::{FUNCTIONAL_CMDLINE, Guest, Machine, Verdict};
 use crate::kernel::Kernel;
-use crate::{cmd, paths};
+use crate::{cmd, host, paths};
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -136,7 +135,7 @@ fn probe(kernel: &Kernel, image: &Image) -> Result<()> {
 /// What the answer depends on.
 fn key() -> String {
     let kernel = fs::read_to_string("/proc/version").unwrap_or_default();
-    let qemu = cmd::output(Command::new("qemu-system-x86_64").arg("--version"));
+    let qemu = cmd::output(host::command("qemu-system-x86_64").arg("--version"));
     let qemu = qemu.unwrap_or_default();
     format!("{} | {}", kernel.trim(), qemu.lines().next().unwrap_or(""))
 }

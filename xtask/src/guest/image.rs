@@ -128,7 +128,7 @@ pub fn skeleton_links(archive: &mut Newc<impl std::io::Write>) -> Result<()> {
 /// # Errors
 /// busybox does not run; writing.
 pub fn applets(archive: &mut Newc<impl std::io::Write>) -> Result<()> {
-    let list = cmd::output(Command::new("busybox").arg("--list"))?;
+    let list = cmd::output(host::command("busybox").arg("--list"))?;
     for applet in list.lines().filter(|applet| !applet.is_empty()) {
         let path = format!("/usr/bin/{applet}");
         if !archive.has(&path) && !archive.has(&format!("/usr/sbin/{applet}")) {
@@ -165,11 +165,12 @@ pub fn tree(archive: &mut Newc<impl std::io::Write>, from: &Path, to: &str) -> R
 
 /// The libraries a program needs, its loader among them, as `ldd` sees them.
 fn needed(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd")
-        .arg(program)
-        .env("LC_ALL", "C")
-        .output()
-        .context("ldd")?;
+    let mut command = Command::new("ldd");
+    command.arg(program).env("LC_ALL", "C");
+    if let Some(libraries) = host::libraries(program) {
+        command.env("LD_LIBRARY_PATH", libraries);
+    }
+    let output = command.output().context("ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     if text.contains("not a dynamic executable") || errors.contains("not a dynamic executable") {

@@ -13,8 +13,8 @@ use anyhow::{Context, Result};
 
 use super::follow::{Event, Follow};
 use super::{Guest, Outcome, Verdict};
-use crate::cmd;
 use crate::newc::Newc;
+use crate::{cmd, host};
 
 /// How often a boot that the emulator spoilt is tried again.
 const EMULATOR_FAULTS: u32 = 4;
@@ -79,7 +79,7 @@ impl Guest<'_> {
 
     fn command(&self, initramfs: &Path) -> Command {
         let machine = &self.machine;
-        let mut command = Command::new(&machine.qemu);
+        let mut command = host::command(&machine.qemu);
         command
             .args([
                 "-nodefaults",
