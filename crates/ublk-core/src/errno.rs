@@ -31,7 +31,9 @@ macro_rules! errnos {
         impl Errno {
             $(#[doc = $what] pub const $name: Self = Self($value);)*
 
-            const fn name(self) -> Option<&'static str> {
+            /// The symbol of errno.h, where this version knows it: `EBUSY`.
+            #[must_use]
+            pub const fn name(self) -> Option<&'static str> {
                 match self.0 { $($value => Some(stringify!($name)),)* _ => None }
             }
 

@@ -16,6 +16,7 @@
 pub mod agent;
 pub mod embed;
 pub mod engine;
+mod failure;
 #[cfg(test)]
 mod fakes;
 pub mod front;

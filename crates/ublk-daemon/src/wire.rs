@@ -3,11 +3,11 @@
 //! Between agent and server: describe, assign, armed, live, leave, empty, failed, and health, the
 //! event asked for. Between front and agent: add, leave, live, gone, failed.
 
+pub use crate::failure::{Failure, FailureKind};
 use crate::shm::Registered;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use ublk_core::{CpuMask, DataMode, Geometry, Limits, Mode, Recovery};
-use ublk_ctrl::Kind;
 
 /// What answers the requests of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -351,92 +351,6 @@ pub enum FromServer {
         /// The snapshot.
         health: Health,
     },
-}
-
-/// A failure as it travels between roles: text, hint, and the kind that decides the exit code.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{text}")]
-pub struct Failure {
-    /// Decides the exit code.
-    pub kind: FailureKind,
-    /// What failed, and why.
-    pub text: String,
-    /// What to do next.
-    pub hint: Option<String>,
-}
-
-/// Kinds of failure that callers tell apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum FailureKind {
-    /// Any other. Exit code 1.
-    Failed,
-    /// What was asked for makes no sense. Exit code 2.
-    Usage,
-    /// A deadline passed. Exit code 3.
-    TimedOut,
-    /// There is no such device. Exit code 32.
-    NoSuchDevice,
-}
-
-impl Failure {
-    /// A failure without a hint.
-    #[must_use]
-    pub fn new(kind: FailureKind, text: impl Into<String>) -> Self {
-        Self {
-            kind,
-            text: text.into(),
-            hint: None,
-        }
-    }
-
-    /// A failure of the kind that has no code of its own.
-    #[must_use]
-    pub fn failed(text: impl Into<String>) -> Self {
-        Self::new(FailureKind::Failed, text)
-    }
-
-    /// A deadline that passed.
-    #[must_use]
-    pub fn timed_out(text: impl Into<String>) -> Self {
-        Self::new(FailureKind::TimedOut, text)
-    }
-
-    /// Adds what to do next.
-    #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-}
-
-impl From<ublk_ctrl::Error> for Failure {
-    fn from(error: ublk_ctrl::Error) -> Self {
-        let kind = match error.kind() {
-            Kind::NoDevice => FailureKind::NoSuchDevice,
-            Kind::TimedOut => FailureKind::TimedOut,
-            Kind::Usage => FailureKind::Usage,
-            _ => FailureKind::Failed,
-        };
-        Self::new(kind, error.summary()).hint(error.hint())
-    }
-}
-
-impl From<crate::link::LinkError> for Failure {
-    fn from(error: crate::link::LinkError) -> Self {
-        let kind = match error {
-            crate::link::LinkError::TimedOut => FailureKind::TimedOut,
-            _ => FailureKind::Failed,
-        };
-        Self::new(kind, error.to_string())
-    }
-}
-
-impl From<crate::state::StateError> for Failure {
-    fn from(error: crate::state::StateError) -> Self {
-        Self::failed(format!("state: {error}"))
-    }
 }
 
 /// Counts of requests, since the server started.

@@ -107,7 +107,7 @@ impl Agent<'_> {
         let id = geometry.dev_id();
         let record = self.store.find(id.get(), geometry.server_flags())?;
         record.ok_or_else(|| {
-            Failure::failed(format!("device {id} was not made by this ublkctl"))
+            Failure::foreign(id)
                 .hint("the program that made it must recover it: its requests are none of ours")
         })
     }

@@ -38,11 +38,10 @@ pub fn gc(
     found.orphans = entries.into_iter().filter(|e| e.orphan).collect();
     for id in ids {
         if !found.orphans.iter().any(|e| e.id == id.get()) {
-            let text = if there.contains(&id.get()) {
-                format!("device {id} is no orphan: its server or its agent is at work")
-            } else {
-                format!("no ublk device {id}")
-            };
+            if !there.contains(&id.get()) {
+                return Err(Failure::no_such_device(id));
+            }
+            let text = format!("device {id} is no orphan: its server or its agent is at work");
             return Err(Failure::failed(text).hint("`ublkctl gc` shows the orphans"));
         }
     }

@@ -18,7 +18,7 @@ pub use look::{Features, Info, ListEntry, features, info, list, recoverable};
 pub use owner::{Ownership, ownership};
 pub use remove::{Stop, delete, stop};
 pub use resize::{Resized, resize};
-pub use up::{Difference, Outcome, Up, Wanted, down, make, named, up};
+pub use up::{Difference, Outcome, Up, Wanted, down, make, named, up, vet};
 
 use crate::helper::Helper;
 use crate::wire::Failure;

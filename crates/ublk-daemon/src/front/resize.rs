@@ -63,10 +63,8 @@ pub fn resize(
     })?;
     let record = Store::of_user()?.find(id.get(), info.server_flags())?;
     let Some(record) = record else {
-        return Err(
-            Failure::failed(format!("device {id} was not made by this ublkctl"))
-                .hint("only the program that serves it knows whether its backend has room"),
-        );
+        return Err(Failure::foreign(id)
+            .hint("only the program that serves it knows whether its backend has room"));
     };
     let size = room(&record, size)?;
     let mut resized = Resized {

@@ -2,7 +2,7 @@
 
 use super::add::{run_directory, take_up};
 use super::look::known;
-use super::{Foreground, ListEntry, Stop, add, delete};
+use super::{Foreground, ListEntry, Stop, add, check, delete};
 use crate::engine;
 use crate::names;
 use crate::peer::this_program;
@@ -92,16 +92,7 @@ pub fn make(
     let mut spec = wanted.spec.clone();
     let created = create(wanted)?;
     engine::settle(&mut spec)?;
-    if let Some(size) = wanted.create
-        && spec.backend.size() != size
-    {
-        return Err(Failure::failed(format!(
-            "{}: the file is there and has {} bytes, wanted are {size}",
-            file(&wanted.spec).display(),
-            spec.backend.size()
-        ))
-        .hint("change `size` to what the file has, or give the file that size (`truncate -s`)"));
-    }
+    fits(wanted, &spec)?;
     let made = add(program, spec, lifetime, wanted.log.clone(), deadline);
     if let Some(created) = created {
         // A device that may yet come to serve needs its file.
@@ -111,6 +102,37 @@ pub fn make(
         }
     }
     made
+}
+
+/// Checks a device and the file below it, as far as that goes without the driver and without making anything. A file
+/// that is yet to be made is not looked at.
+///
+/// # Errors
+/// As [`check`], and a file that is there and has another size than it was to be made with.
+pub fn vet(wanted: &Wanted) -> Result<(), Failure> {
+    if wanted.create.is_some() && std::fs::symlink_metadata(file(&wanted.spec)).is_err() {
+        return Ok(());
+    }
+    check(&wanted.spec)?;
+    if wanted.create.is_none() {
+        return Ok(());
+    }
+    let mut spec = wanted.spec.clone();
+    engine::settle(&mut spec)?;
+    fits(wanted, &spec)
+}
+
+/// Refuses a file that has another size than it was to be made with. `found` is the device as its file is.
+fn fits(wanted: &Wanted, found: &AddSpec) -> Result<(), Failure> {
+    match wanted.create {
+        Some(size) if found.backend.size() != size => Err(Failure::failed(format!(
+            "{}: the file is there and has {} bytes, wanted are {size}",
+            file(&wanted.spec).display(),
+            found.backend.size()
+        ))
+        .hint("change `size` to what the file has, or give the file that size (`truncate -s`)")),
+        _ => Ok(()),
+    }
 }
 
 fn create(wanted: &Wanted) -> Result<Option<ublk_backends::Created>, Failure> {
@@ -170,7 +192,8 @@ pub fn up(
             tracing::info!("{name}: device {id} is dead, it is removed and made anew");
             delete(program, id, Stop::Safe, false, left())?;
         } else {
-            let differences = differences(&record.spec, entry.id, &wanted.spec);
+            let mut differences = differences(&record.spec, entry.id, &wanted.spec);
+            differences.extend(other_size(wanted, &entry, &record));
             if !differences.is_empty() {
                 return Ok((done(entry.id, Outcome::Differs, differences), None));
             }
@@ -316,6 +339,17 @@ fn differences(has: &AddSpec, id: u32, wanted: &AddSpec) -> Vec<Difference> {
         })
     })
     .collect()
+}
+
+/// The size of a device whose file was to be made, if it is another than wanted.
+fn other_size(wanted: &Wanted, entry: &ListEntry, record: &Record) -> Option<Difference> {
+    let size = wanted.create?;
+    let has = entry.size.unwrap_or_else(|| record.spec.backend.size());
+    (has != size).then(|| Difference {
+        option: "size".to_owned(),
+        has: has.to_string(),
+        wanted: size.to_string(),
+    })
 }
 
 /// The fields of a specification by the names of the options of `add`.

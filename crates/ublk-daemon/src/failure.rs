@@ -1,0 +1,205 @@
+//! A failure as it travels between roles and is told to people and scripts.
+//!
+//! One cause has one message: causes that several commands meet are made here, by name.
+#![forbid(unsafe_code)]
+
+use crate::link::LinkError;
+use crate::state::StateError;
+use serde::{Deserialize, Serialize};
+use ublk_core::{DevId, Errno};
+use ublk_ctrl::Error;
+
+/// Text, hint, and the kind that decides the exit code.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct Failure {
+    /// Decides the exit code.
+    pub kind: FailureKind,
+    /// What failed, and why.
+    pub text: String,
+    /// What to do next.
+    pub hint: Option<String>,
+    /// The errno behind it, where the kernel gave one.
+    #[serde(default)]
+    pub errno: Option<Errno>,
+}
+
+/// Kinds of failure that callers tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum FailureKind {
+    /// Any other. Exit code 1.
+    Failed,
+    /// What was asked for makes no sense. Exit code 2.
+    Usage,
+    /// A deadline passed. Exit code 3.
+    TimedOut,
+    /// There is no such device. Exit code 32.
+    NoSuchDevice,
+    /// The ublk driver is not loaded, or not in this kernel. Exit code 1, as all that follow.
+    DriverMissing,
+    /// The caller may not do this.
+    NoPermission,
+    /// io_uring is switched off for the caller.
+    IoUringDisabled,
+    /// The kernel is too old for what was asked, or lacks it.
+    Unsupported,
+    /// The kernel has a known fault in what was asked, so it was not asked.
+    KernelFault,
+    /// Something is in the way that may go away: a number that is taken, somebody who has the device open.
+    Busy,
+    /// The device was made by another program or user.
+    Foreign,
+}
+
+impl FailureKind {
+    /// The exit code of a command that fails so.
+    #[must_use]
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Usage => 2,
+            Self::TimedOut => 3,
+            Self::NoSuchDevice => 32,
+            _ => 1,
+        }
+    }
+}
+
+impl Failure {
+    /// A failure without a hint.
+    #[must_use]
+    pub fn new(kind: FailureKind, text: impl Into<String>) -> Self {
+        Self {
+            kind,
+            text: text.into(),
+            hint: None,
+            errno: None,
+        }
+    }
+
+    /// A failure of the kind that has no code of its own.
+    #[must_use]
+    pub fn failed(text: impl Into<String>) -> Self {
+        Self::new(FailureKind::Failed, text)
+    }
+
+    /// A deadline that passed.
+    #[must_use]
+    pub fn timed_out(text: impl Into<String>) -> Self {
+        Self::new(FailureKind::TimedOut, text)
+    }
+
+    /// A device that is not there, by the word it was asked for with.
+    #[must_use]
+    pub fn no_such_device(word: impl std::fmt::Display) -> Self {
+        Self::new(FailureKind::NoSuchDevice, format!("no ublk device {word}"))
+            .errno(Errno::ENODEV)
+            .hint("`ublkctl list` shows the devices there are")
+    }
+
+    /// A device that no record of the caller's is about.
+    #[must_use]
+    pub fn foreign(id: DevId) -> Self {
+        let text = format!("device {id} was not made by this ublkctl");
+        Self::new(FailureKind::Foreign, text)
+            .hint("use the program that made it, or run as the user who did or as root")
+    }
+
+    /// Adds what to do next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the errno behind it.
+    #[must_use]
+    pub const fn errno(mut self, errno: Errno) -> Self {
+        self.errno = Some(errno);
+        self
+    }
+
+    /// The same about `subject`, in front of the text.
+    #[must_use]
+    pub fn about(mut self, subject: impl std::fmt::Display) -> Self {
+        self.text = format!("{subject}: {}", self.text);
+        self
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        if let Error::NoSuchDevice { dev: Some(dev), .. } = error {
+            return Self::no_such_device(dev);
+        }
+        let kind = match &error {
+            Error::NoSuchDevice { .. } => FailureKind::NoSuchDevice,
+            Error::TimedOut { .. } => FailureKind::TimedOut,
+            Error::Spec { .. } => FailureKind::Usage,
+            Error::MissingModule => FailureKind::DriverMissing,
+            Error::NoPermission { .. } => FailureKind::NoPermission,
+            Error::IoUringDisabled { .. } => FailureKind::IoUringDisabled,
+            Error::TooOld { .. } | Error::Unsupported(_) | Error::UnknownCommand { .. } => {
+                FailureKind::Unsupported
+            }
+            Error::Busy { .. } | Error::IdInUse { .. } | Error::Exhausted { .. } => {
+                FailureKind::Busy
+            }
+            _ => FailureKind::Failed,
+        };
+        let mut failure = Self::new(kind, error.summary()).hint(error.hint());
+        failure.errno = error.errno();
+        failure
+    }
+}
+
+impl From<LinkError> for Failure {
+    fn from(error: LinkError) -> Self {
+        let kind = match error {
+            LinkError::TimedOut => FailureKind::TimedOut,
+            _ => FailureKind::Failed,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::failed(format!("state: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ublk_ctrl::Operation;
+
+    /// One cause, one message: whatever command met it.
+    #[test]
+    fn a_missing_device_is_told_in_one_way() {
+        let dev = Some(DevId::new(7).unwrap());
+        let of = |operation| Failure::from(Error::NoSuchDevice { operation, dev });
+        for operation in [Operation::Info, Operation::Stop, Operation::StartRecovery] {
+            assert_eq!(of(operation), Failure::no_such_device(7));
+        }
+        assert_eq!(Failure::no_such_device("x").kind.exit_code(), 32);
+    }
+
+    /// The kernel's number survives, and kinds of the same exit code are told apart.
+    #[test]
+    fn causes_keep_their_errno_and_kind() {
+        let failure = Failure::from(Error::NoPermission {
+            operation: Operation::Open,
+            dev: None,
+            errno: Errno::EACCES,
+        });
+        assert_eq!(failure.kind, FailureKind::NoPermission);
+        assert_eq!(failure.errno, Some(Errno::EACCES));
+        let failure = Failure::from(Error::MissingModule);
+        assert_eq!(failure.kind, FailureKind::DriverMissing);
+        assert_eq!(failure.kind.exit_code(), 1);
+        let text = serde_json::to_string(&failure).unwrap();
+        assert_eq!(serde_json::from_str::<Failure>(&text).unwrap(), failure);
+    }
+}
