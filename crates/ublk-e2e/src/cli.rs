@@ -43,8 +43,20 @@ pub fn ublkctl(words: &[&str]) -> Result<Output> {
 
 /// Runs the tool, which has to succeed, and parses the JSON it prints.
 pub fn ublkctl_json(words: &[&str]) -> Result<Value> {
-    let output = ublkctl(&[words, &["--json"]].concat())?.good()?;
-    serde_json::from_str(&output.stdout).with_context(|| format!("no JSON: {output}"))
+    one_value(&ublkctl(&[words, &["--json"]].concat())?.good()?)
+}
+
+/// The one JSON value that an output has to be, in one line and without a key twice.
+pub fn one_value(output: &Output) -> Result<Value> {
+    let line = output.stdout.strip_suffix('\n').unwrap_or_default();
+    let value: Value =
+        serde_json::from_str(line).with_context(|| format!("no JSON value: {output}"))?;
+    // Both are written without blanks: a key that came twice is in the text only.
+    ensure!(
+        serde_json::to_string(&value)?.len() == line.len(),
+        "a key twice: {line}"
+    );
+    Ok(value)
 }
 
 /// Runs the tool, which has to fail with this exit code and with all `parts` in its message, in

@@ -3,55 +3,58 @@
 mod file;
 
 use crate::cli::Config;
-use crate::run::{exit_code, put};
+use crate::output::{ErrorBody, Worst, put, tell};
+use crate::run::stay;
 use file::{Entry, read};
 use serde::Serialize;
-use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use ublk_daemon::front::{self, Outcome, Stop, Up};
+use ublk_daemon::front::{self, Difference, Outcome, Stop, Up};
 use ublk_daemon::peer::this_program;
 use ublk_daemon::wire::{Failure, FailureKind, Lifetime};
 
-/// What became of a device: a line of what `up` and `down` print as JSON.
-#[derive(Debug, Serialize)]
+/// What became of a device: an element of what `up`, `down` and `check` print as JSON.
+#[derive(Debug, Default, Serialize)]
 struct Line {
     name: String,
     /// `added`, `recovered`, `unchanged`, `differs`, `deleted`, `absent`, `failed`, `valid`.
     outcome: String,
-    #[serde(flatten)]
-    more: serde_json::Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    differences: Option<Vec<Difference>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorBody>,
     /// For people.
     #[serde(skip)]
     text: String,
 }
 
 impl Line {
-    fn up(up: &Up) -> Self {
-        let json = serde_json::to_value(up).unwrap_or_default();
-        let word = json["outcome"].as_str().unwrap_or_default().to_owned();
+    fn up(up: Up) -> Self {
+        let word = serde_json::to_value(up.outcome).unwrap_or_default();
+        let word = word.as_str().unwrap_or_default().to_owned();
         let text = match up.outcome {
             Outcome::Differs => {
-                let mut text = format!(
-                    "device {} runs otherwise, and is left alone: ",
-                    up.path.display()
-                );
-                for (n, d) in up.differences.iter().enumerate() {
-                    let comma = if n == 0 { "" } else { ", " };
-                    let _ = write!(
-                        text,
-                        "{comma}{} is {}, the file says {}",
-                        d.option, d.has, d.wanted
-                    );
-                }
-                text
+                let all: Vec<String> = up.differences.iter().map(difference).collect();
+                format!(
+                    "device {} runs otherwise, and is left alone: {}",
+                    up.path.display(),
+                    all.join(", ")
+                )
             }
             _ => format!("{} {word}", up.path.display()),
         };
         Self {
-            name: up.name.clone(),
+            name: up.name,
             outcome: word,
-            more: json,
+            id: Some(up.id),
+            path: Some(up.path),
+            differences: Some(up.differences),
+            error: None,
             text,
         }
     }
@@ -60,44 +63,41 @@ impl Line {
         Self {
             name: name.to_owned(),
             outcome: outcome.to_owned(),
-            more: serde_json::json!({}),
             text: outcome.to_owned(),
-        }
-    }
-
-    fn failed(name: &str, failure: &Failure) -> Self {
-        Self {
-            more: serde_json::json!({"error": failure.text, "hint": failure.hint}),
-            ..Self::new(name, "failed")
+            ..Self::default()
         }
     }
 }
 
-/// The lines of several devices, and the first failure, which is the command's.
+fn difference(d: &Difference) -> String {
+    format!("{} is {}, the file says {}", d.option, d.has, d.wanted)
+}
+
+/// The lines of several devices, and the worst of their exit codes, which is the command's.
 #[derive(Debug, Default)]
 struct Report {
     lines: Vec<Line>,
-    code: Option<ExitCode>,
+    worst: Worst,
 }
 
 impl Report {
     /// Notes a failure and tells it at once.
     fn fail(&mut self, name: &str, failure: &Failure) {
-        eprintln!("ublkctl: {name}: {failure}");
-        if let Some(hint) = &failure.hint {
-            eprintln!("  hint: {hint}");
-        }
-        self.lines.push(Line::failed(name, failure));
-        self.code.get_or_insert(exit_code(failure.kind));
+        tell(&failure.clone().about(name));
+        self.lines.push(Line {
+            error: Some(ErrorBody::from(failure)),
+            ..Line::new(name, "failed")
+        });
+        self.worst.add(failure.kind.exit_code());
     }
 
     fn print(self, json: bool) -> Result<ExitCode, Failure> {
         let text = || {
-            let lines = self.lines.iter().filter(|l| l.outcome != "failed");
+            let lines = self.lines.iter().filter(|l| l.error.is_none());
             lines.map(|l| format!("{}: {}\n", l.name, l.text)).collect()
         };
         put(json, &self.lines, text)?;
-        Ok(self.code.unwrap_or(ExitCode::SUCCESS))
+        Ok(self.worst.code())
     }
 }
 
@@ -127,11 +127,10 @@ pub fn up(config: &Config, within: Duration, json: bool) -> Result<ExitCode, Fai
     for entry in chosen(config)? {
         match front::up(&this_program(), &entry.wanted, Lifetime::Own, within) {
             Ok((up, _)) => {
-                let line = Line::up(&up);
                 if up.outcome == Outcome::Differs {
-                    report.code.get_or_insert(ExitCode::FAILURE);
+                    report.worst.add(FailureKind::Failed.exit_code());
                 }
-                report.lines.push(line);
+                report.lines.push(Line::up(up));
             }
             Err(failure) => report.fail(&entry.name, &failure),
         }
@@ -148,7 +147,7 @@ pub fn foreground(
     leave: bool,
     within: Duration,
     json: bool,
-) -> Result<(), Failure> {
+) -> Result<ExitCode, Failure> {
     let entries = chosen(config)?;
     let [entry] = entries.as_slice() else {
         return Err(Failure::new(
@@ -167,7 +166,7 @@ pub fn foreground(
         Lifetime::Front
     };
     let (up, device) = front::up(&this_program(), &entry.wanted, lifetime, within)?;
-    let line = Line::up(&up);
+    let line = Line::up(up);
     let Some(device) = device else {
         return Err(
             Failure::failed(format!("{}: {}", entry.name, line.text)).hint(format!(
@@ -177,8 +176,9 @@ pub fn foreground(
             )),
         );
     };
-    put(json, &line, || format!("{}\n", up.path.display()))?;
-    device.wait()
+    let path = line.path.as_deref().unwrap_or(Path::new(""));
+    put(json, &line, || format!("{}\n", path.display()))?;
+    Ok(stay(device))
 }
 
 /// Takes down the devices of a file, the last one first; each is tried.
@@ -191,7 +191,7 @@ pub fn down(config: &Config, how: Stop, within: Duration, json: bool) -> Result<
         match front::down(&this_program(), &entry.name, how, within) {
             Ok(Some(id)) => {
                 let mut line = Line::new(&entry.name, "deleted");
-                line.more = serde_json::json!({ "id": id });
+                line.id = Some(id);
                 report.lines.push(line);
             }
             Ok(None) => report.lines.push(Line::new(&entry.name, "absent")),
@@ -201,24 +201,18 @@ pub fn down(config: &Config, how: Stop, within: Duration, json: bool) -> Result<
     report.print(json)
 }
 
-/// Checks the devices of a file by the rules of backends and driver, as far as that goes without the driver.
+/// Checks the devices of a file by the rules of backends and driver, as far as that goes without the driver; each is
+/// checked.
 ///
 /// # Errors
-/// The first mistake.
-pub fn check(config: &Config, json: bool) -> Result<(), Failure> {
+/// Those of the file. What a device fails with is printed and decides the exit code.
+pub fn check(config: &Config, json: bool) -> Result<ExitCode, Failure> {
     let mut report = Report::default();
     for entry in chosen(config)? {
-        let wanted = &entry.wanted;
-        // A file that is yet to be made cannot be looked at.
-        let there = wanted.create.is_none() || entry.file().is_some_and(|f| f.exists());
-        if there {
-            front::check(&wanted.spec).map_err(|f| {
-                let mut told = Failure::new(f.kind, format!("{}: {}", entry.name, f.text));
-                told.hint = f.hint;
-                told
-            })?;
+        match front::vet(&entry.wanted) {
+            Ok(()) => report.lines.push(Line::new(&entry.name, "valid")),
+            Err(failure) => report.fail(&entry.name, &failure),
         }
-        report.lines.push(Line::new(&entry.name, "valid"));
     }
-    report.print(json).map(drop)
+    report.print(json)
 }

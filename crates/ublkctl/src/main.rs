@@ -6,36 +6,35 @@
 mod cli;
 mod config;
 mod doctor;
+mod many;
+mod output;
 mod pages;
 mod run;
 mod show;
 mod size;
+mod target;
 mod udev;
+mod usage;
 
 use clap::Parser;
 use std::io;
 use std::process::ExitCode;
 use tracing::level_filters::LevelFilter;
 use ublk_daemon::roles;
+use ublk_daemon::wire::{Failure, FailureKind};
+use usage::asks_for_json;
 
 fn main() -> ExitCode {
     log();
+    let json = asks_for_json(std::env::args_os());
     // Before anything else: a role must start in milliseconds.
     if let Err(e) = roles::take_over() {
-        eprintln!("ublkctl: {e}");
-        return ExitCode::from(2);
+        return output::fail(&Failure::new(FailureKind::Usage, e.to_string()), json);
     }
     // A mistake in the words ends here, with exit code 2.
-    let cli = cli::Cli::parse();
-    match run::run(&cli) {
-        Ok(code) => code,
-        Err(failure) => {
-            eprintln!("ublkctl: {failure}");
-            if let Some(hint) = &failure.hint {
-                eprintln!("  hint: {hint}");
-            }
-            run::exit_code(failure.kind)
-        }
+    match cli::Cli::try_parse() {
+        Ok(cli) => run::run(&cli).unwrap_or_else(|failure| output::fail(&failure, cli.json)),
+        Err(error) => usage::told(&error, json),
     }
 }
 

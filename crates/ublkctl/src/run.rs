@@ -1,29 +1,24 @@
 //! The commands, carried out.
 
 use crate::cli::{Add, Backend, Cli, Command, Wait};
+use crate::many::Chosen;
+use crate::output::{exit_code, put, raw, tell};
+use crate::target::Target;
 use crate::{config, doctor, pages, show, udev};
 use clap::CommandFactory;
 use serde::Serialize;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use ublk_core::DevId;
 use ublk_daemon::front;
-use ublk_daemon::front::{Stop, Wanted};
+use ublk_daemon::front::{Foreground, ListEntry, Stop, Wanted};
 use ublk_daemon::peer::this_program;
 use ublk_daemon::privilege;
-use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind, Lifetime, Serving};
+use ublk_daemon::wire::{AddSpec, Added, BackendSpec, Failure, Lifetime, Serving};
 
-/// The exit code of a kind of failure.
-pub fn exit_code(kind: FailureKind) -> ExitCode {
-    ExitCode::from(match kind {
-        FailureKind::Usage => 2,
-        FailureKind::TimedOut => 3,
-        FailureKind::NoSuchDevice => 32,
-        _ => 1,
-    })
-}
+/// How long a look at the devices may take that chooses among them.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Carries out one command.
 ///
@@ -33,13 +28,13 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let program = this_program();
     let json = cli.json;
     match &cli.command {
-        Command::Add { backend } => add(backend, json)?,
+        Command::Add { backend } => return add(backend, json),
         Command::Up {
             config,
             foreground: true,
             leave,
             wait,
-        } => config::foreground(config, *leave, within(wait), json)?,
+        } => return config::foreground(config, *leave, within(wait), json),
         Command::Up { config, wait, .. } => return config::up(config, within(wait), json),
         Command::Down {
             config,
@@ -49,17 +44,27 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             let how = if *force { Stop::Force } else { Stop::Safe };
             return config::down(config, how, within(wait), json);
         }
-        Command::Check { config } => config::check(config, json)?,
-        Command::List { deadline } => {
-            let entries = front::list(&program, Duration::from_secs(*deadline))?;
+        Command::Check { config } => return config::check(config, json),
+        Command::List { devices, wait } => {
+            let deadline = Duration::from_secs(wait.deadline);
+            let wanted = resolved(devices)?;
+            let mut entries = front::list(&program, deadline)?;
+            if let Some(gone) = wanted
+                .iter()
+                .find(|id| !entries.iter().any(|e| e.id == id.get()))
+            {
+                return Err(Failure::no_such_device(gone));
+            }
+            entries.retain(|e| wanted.is_empty() || wanted.iter().any(|id| id.get() == e.id));
             put(json, &entries, || show::list(&entries))?;
         }
-        Command::Info { device, deadline } => {
-            let info = front::info(&program, id(device.id)?, Duration::from_secs(*deadline))?;
-            put(json, &info, || show::info(&info))?;
+        Command::Info { devices, wait } => {
+            let deadline = Duration::from_secs(wait.deadline);
+            let look = |id| front::info(&program, id, deadline);
+            return Chosen::named(&devices.devices).each(json, look, show::info);
         }
         Command::Stop {
-            device,
+            devices,
             if_unused,
             force,
             wait,
@@ -69,30 +74,52 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
                 (_, true) => Stop::Force,
                 _ => Stop::Safe,
             };
-            front::stop(&program, id(device.id)?, how, within(wait))?;
-            put(json, &Done::new(device.id, "stopped"), String::new)?;
+            let chosen = if devices.all {
+                ours(|e| e.state != "dead")?
+            } else {
+                Chosen::named(&devices.devices)
+            };
+            let stop = |id| {
+                front::stop(&program, id, how, within(wait)).map(|()| Done::new(id, "stopped"))
+            };
+            return chosen.each(json, stop, |_| String::new());
         }
         Command::Delete {
-            device,
+            devices,
             no_wait,
             force,
             wait,
         } => {
             let how = if *force { Stop::Force } else { Stop::Safe };
-            front::delete(&program, id(device.id)?, how, *no_wait, within(wait))?;
-            put(json, &Done::new(device.id, "deleted"), String::new)?;
+            let chosen = if devices.all {
+                ours(|_| true)?
+            } else {
+                Chosen::named(&devices.devices)
+            };
+            let delete = |id| {
+                front::delete(&program, id, how, *no_wait, within(wait))
+                    .map(|()| Done::new(id, "deleted"))
+            };
+            return chosen.each(json, delete, |_| String::new());
         }
-        Command::Recover { id, all, wait } => {
-            return recover(*id, *all, within(wait), json);
+        Command::Recover { devices, all, wait } => {
+            let chosen = if *all {
+                let waiting = front::recoverable(&program, within(wait))?;
+                Chosen::all(waiting.into_iter().map(DevId::get))
+            } else {
+                Chosen::named(devices)
+            };
+            let recover = |id| front::recover(&program, id, false, false, within(wait));
+            let path = |added: &Added| format!("{}\n", added.path.display());
+            return chosen.each(json, recover, path);
         }
         Command::Upgrade {
-            device,
+            devices,
             allow_errors,
             wait,
         } => {
-            let (id, allow) = (id(device.id)?, *allow_errors);
-            let added = front::recover(&program, id, true, allow, within(wait))?;
-            put(json, &added, || show::upgraded(&added))?;
+            let upgrade = |id| front::recover(&program, id, true, *allow_errors, within(wait));
+            return Chosen::named(&devices.devices).each(json, upgrade, show::upgraded);
         }
         Command::Resize {
             device,
@@ -101,19 +128,18 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             force,
             wait,
         } => {
-            let device = id(device.id)?;
-            let resized = front::resize(&program, device, *size, *force, within(wait))?;
+            let id = device.device.resolve()?;
+            let resized = front::resize(&program, id, *size, *force, within(wait))?;
             put(json, &resized, || show::resized(&resized))?;
         }
         Command::Gc {
-            ids,
+            devices,
             all,
             force,
             wait,
         } => {
             let how = if *force { Stop::Force } else { Stop::Safe };
-            let ids: Vec<DevId> = ids.iter().map(|n| id(*n)).collect::<Result<_, _>>()?;
-            let found = front::gc(&program, &ids, *all, how, within(wait))?;
+            let found = front::gc(&program, &resolved(devices)?, *all, how, within(wait))?;
             put(json, &found, || show::garbage(&found))?;
         }
         Command::Features { wait } => {
@@ -127,13 +153,20 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Command::UdevOwner { node } => write(udev::owner(&program, node)?.as_bytes())?,
+        Command::UdevOwner { node } => {
+            let (owner, lines) = udev::owner(&program, node)?;
+            if json {
+                put(true, &owner, String::new)?;
+            } else {
+                raw(lines.as_bytes())?;
+            }
+        }
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "ublkctl", &mut text);
-            write(&text)?;
+            pages::text(json, "script", &text)?;
         }
-        Command::Man { dir } => pages::man(dir.as_deref())?,
+        Command::Man { dir } => pages::man(dir.as_deref(), json)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -146,13 +179,21 @@ struct Done {
 }
 
 impl Done {
-    const fn new(id: u32, done: &'static str) -> Self {
-        Self { id, done }
+    const fn new(id: DevId, done: &'static str) -> Self {
+        Self { id: id.get(), done }
     }
 }
 
-fn id(id: u32) -> Result<DevId, Failure> {
-    DevId::new(id).map_err(|e| Failure::new(FailureKind::Usage, e.to_string()))
+/// The devices that words name.
+fn resolved(targets: &[Target]) -> Result<Vec<DevId>, Failure> {
+    targets.iter().map(Target::resolve).collect()
+}
+
+/// Every device of ours that is `fit`, the last one first: what was made later may stand on what was made before.
+fn ours(fit: impl Fn(&ListEntry) -> bool) -> Result<Chosen, Failure> {
+    let entries = front::list(&this_program(), LOOK)?;
+    let ours = entries.iter().filter(|e| !e.foreign && fit(e));
+    Ok(Chosen::all(ours.map(|e| e.id).rev()))
 }
 
 const fn within(wait: &Wait) -> Duration {
@@ -198,38 +239,6 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
     })
 }
 
-/// Recovers one device, or every one of ours that waits for a server: then each is tried, and the first
-/// failure is the command's.
-fn recover(
-    device: Option<u32>,
-    all: bool,
-    within: Duration,
-    json: bool,
-) -> Result<ExitCode, Failure> {
-    let program = this_program();
-    let Some(device) = device.filter(|_| !all) else {
-        let (mut done, mut first) = (Vec::new(), None);
-        for waits in front::recoverable(&program, within)? {
-            match front::recover(&program, waits, false, false, within) {
-                Ok(added) => done.push(added),
-                Err(failure) => {
-                    tracing::error!("device {waits}: {failure}");
-                    first.get_or_insert(failure);
-                }
-            }
-        }
-        let paths = || done.iter().map(|a| format!("{}\n", a.path.display()));
-        put(json, &done, || paths().collect())?;
-        return match first {
-            Some(failure) => Err(failure),
-            None => Ok(ExitCode::SUCCESS),
-        };
-    };
-    let added = front::recover(&program, id(device)?, false, false, within)?;
-    put(json, &added, || format!("{}\n", added.path.display()))?;
-    Ok(ExitCode::SUCCESS)
-}
-
 /// The device that the words of `add` describe.
 ///
 /// # Errors
@@ -273,7 +282,7 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
     })
 }
 
-fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
+fn add(backend: &Backend, json: bool) -> Result<ExitCode, Failure> {
     let (add, _, _) = parts(backend)?;
     let lifetime = if add.foreground {
         Lifetime::Front
@@ -283,49 +292,21 @@ fn add(backend: &Backend, json: bool) -> Result<(), Failure> {
     let wanted = wanted(backend)?;
     let (added, device) = front::make(&this_program(), &wanted, lifetime, within(&add.wait))?;
     put(json, &added, || format!("{}\n", added.path.display()))?;
-    if add.foreground {
-        device.wait()?;
-    }
-    Ok(())
-}
-
-/// Prints a value: as one line of JSON, or as its text.
-pub fn put<T: Serialize>(
-    json: bool,
-    value: &T,
-    text: impl FnOnce() -> String,
-) -> Result<(), Failure> {
-    if json {
-        let mut line = serde_json::to_vec(value)
-            .map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
-        line.push(b'\n');
-        write(&line)
+    Ok(if add.foreground {
+        stay(device)
     } else {
-        write(text().as_bytes())
-    }
+        ExitCode::SUCCESS
+    })
 }
 
-fn write(bytes: &[u8]) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    out.write_all(bytes)
-        .and_then(|()| out.flush())
-        .map_err(|e| Failure::failed(format!("cannot write to standard output: {e}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exit_codes_are_the_contract() {
-        let codes = [
-            (FailureKind::Failed, 1),
-            (FailureKind::Usage, 2),
-            (FailureKind::TimedOut, 3),
-            (FailureKind::NoSuchDevice, 32),
-        ];
-        for (kind, code) in codes {
-            assert_eq!(exit_code(kind), ExitCode::from(code));
+/// Stays in front of a device that was printed until it is gone. How it ends is told in words and by the exit code:
+/// the one value on standard output is out.
+pub fn stay(device: Foreground) -> ExitCode {
+    match device.wait() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tell(&failure);
+            exit_code(failure.kind)
         }
     }
 }

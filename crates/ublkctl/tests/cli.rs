@@ -47,9 +47,10 @@ fn without_the_driver_add_names_the_module_and_leaves_nothing() {
         &["add", "null", "--foreground"],
         &["list"],
         &["info", "3"],
+        &["info", "data"],
         &["stop", "3"],
         &["delete", "3"],
-        &["features", "--json"],
+        &["features"],
     ] {
         let output = ublkctl(&run, words);
         let errors = text(&output.stderr);
@@ -99,7 +100,7 @@ fn l32_commands_without_a_device_exit_with_2() {
         &["delete"][..],
         &["stop"],
         &["info"],
-        &["delete", "all"],
+        &["delete", ""],
         &["delete", "-1"],
         &["add", "mem"],
         &["add"],
@@ -129,7 +130,7 @@ fn bad_devices_exit_with_2_and_say_why() {
         ("--size 1G -d 0", "0 is not in 1..=4096"),
         ("--size 1G -d 4097", "4097 is not in 1..=4096"),
         ("--size 1G -q 4097", "4097 is not in 1..=4096"),
-        ("--size 1G -n 1048576", "no ublk device"),
+        ("--size 1G -n 1048576", "1048576 is not in 0..1048576"),
         ("--size 1G --block-size 1000", "block size"),
         ("--size 1G --max-io 64M", "largest I/O"),
         ("--size 1G --max-io 1000", "largest I/O"),

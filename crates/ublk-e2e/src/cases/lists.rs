@@ -67,12 +67,28 @@ fn features() -> Result<()> {
 /// L32 A command without a device does nothing but complain, and a missing one does not end with 0.
 fn without_an_id() -> Result<()> {
     let device = Spec::mem("16M").add()?;
-    for command in ["delete", "stop", "info"] {
+    for command in ["delete", "stop", "info", "recover", "upgrade"] {
         cli::fails(&[command], code::USAGE, &["id"])?;
-        cli::fails(&[command, "all"], code::USAGE, &["all"])?;
-        cli::fails(&[command, "99"], code::NO_DEVICE, &["99"])?;
-        cli::fails(&[command, "/dev/ublkb77"], code::NO_DEVICE, &["77"])?;
+        // Not there, by whatever word: one code, one message.
+        for word in [
+            "all",
+            "99",
+            "1048576",
+            "/dev/ublkb77",
+            "/dev/ublkb77p1",
+            "/dev/null",
+        ] {
+            cli::fails(&[command, word], code::NO_DEVICE, &["no ublk device"])?;
+        }
     }
+    for words in [["list", "all"], ["gc", "99"]] {
+        cli::fails(&words, code::NO_DEVICE, &["no ublk device"])?;
+    }
+    cli::fails(
+        &["resize", "all", "1G"],
+        code::NO_DEVICE,
+        &["no ublk device all"],
+    )?;
     let direct = device.open()?;
     direct.write_pattern(0, 4096, 1)?;
     direct.check_pattern(0, 4096, 1)?;

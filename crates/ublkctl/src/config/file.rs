@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use ublk_daemon::front::Wanted;
 use ublk_daemon::names;
-use ublk_daemon::wire::{BackendSpec, Failure, FailureKind};
+use ublk_daemon::wire::{Failure, FailureKind};
 
 /// The longest file in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -28,16 +28,6 @@ pub struct Entry {
     pub name: String,
     /// The device.
     pub wanted: Wanted,
-}
-
-impl Entry {
-    /// The file of a file device.
-    pub fn file(&self) -> Option<&Path> {
-        match &self.wanted.spec.backend {
-            BackendSpec::File { path, .. } => Some(path),
-            _ => None,
-        }
-    }
 }
 
 /// Reads a file. The devices are in its order.

@@ -1,5 +1,13 @@
 use super::*;
 use ublk_core::{DataMode, Recovery};
+use ublk_daemon::wire::BackendSpec;
+
+fn path_of(entry: &Entry) -> &Path {
+    match &entry.wanted.spec.backend {
+        BackendSpec::File { path, .. } => path,
+        other => panic!("{other:?}"),
+    }
+}
 
 const ALL: &str = r#"
 # two devices, the second before the first by its letter
@@ -40,7 +48,7 @@ fn a_file_says_what_the_command_line_says() {
     let names: Vec<&str> = all.iter().map(|e| e.name.as_str()).collect();
     assert_eq!(names, ["zoo", "ant"], "in the order of the text");
     let (zoo, ant) = (&all[0].wanted, &all[1].wanted);
-    assert_eq!(all[0].file(), Some(Path::new("/etc/ublkctl/disk.img")));
+    assert_eq!(path_of(&all[0]), Path::new("/etc/ublkctl/disk.img"));
     assert_eq!((zoo.create, zoo.reuse), (Some(1 << 30), true));
     assert_eq!(zoo.log.as_deref(), Some(Path::new("/var/log/zoo.log")));
     let spec = &zoo.spec;
@@ -117,7 +125,7 @@ fn mistakes_are_told_with_their_line() {
 fn values_are_never_options() {
     let text = "[device.a]\nbackend = \"file\"\npath = \"--create\"\n";
     let all = parse(text, Path::new("/srv")).unwrap();
-    assert_eq!(all[0].file(), Some(Path::new("/srv/--create")));
+    assert_eq!(path_of(&all[0]), Path::new("/srv/--create"));
     assert_eq!(all[0].wanted.create, None);
     let text = "[device.a]\nbackend = \"mem\"\nsize = \"1G --read-only\"\n";
     assert_eq!(wrong(text).0, 3);

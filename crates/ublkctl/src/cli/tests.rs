@@ -1,0 +1,136 @@
+use super::*;
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+use ublk_core::Mode;
+
+fn refused(words: &[&str]) -> ErrorKind {
+    Cli::try_parse_from([&["ublkctl"], words].concat())
+        .unwrap_err()
+        .kind()
+}
+
+#[test]
+fn definitions_are_sound() {
+    Cli::command().debug_assert();
+}
+
+/// L32 A missing id is a usage error: nothing has a default that stops or deletes.
+#[test]
+fn l32_a_missing_id_is_a_usage_error() {
+    assert_eq!(refused(&["down"]), ErrorKind::MissingRequiredArgument);
+    for command in ["info", "stop", "delete", "recover", "upgrade", "resize"] {
+        assert_eq!(refused(&[command]), ErrorKind::MissingRequiredArgument);
+        assert_eq!(refused(&[command, ""]), ErrorKind::ValueValidation);
+    }
+}
+
+#[test]
+fn counts_outside_the_drivers_are_usage_errors() {
+    for words in [
+        ["add", "mem", "--size", "1G", "-d", "0"],
+        ["add", "mem", "--size", "1G", "-d", "4097"],
+        ["add", "mem", "--size", "1G", "-q", "4097"],
+        ["add", "mem", "--size", "1G", "-q", "0"],
+        ["add", "mem", "--size", "banana", "-q", "1"],
+    ] {
+        assert_eq!(refused(&words), ErrorKind::ValueValidation, "{words:?}");
+    }
+    assert_eq!(refused(&["add", "mem"]), ErrorKind::MissingRequiredArgument);
+}
+
+/// `ls` and `rm` are what they are elsewhere; several devices and `--all` go where they make sense, and never both.
+#[test]
+fn several_devices_and_aliases_are_taken() {
+    let takes = |words: &str| Cli::try_parse_from(words.split(' ')).is_ok();
+    for words in [
+        "ublkctl ls",
+        "ublkctl list 0 data /dev/ublkb3p1",
+        "ublkctl rm 0 1 data",
+        "ublkctl stop --all",
+        "ublkctl delete --all --force",
+        "ublkctl recover 1 2",
+        "ublkctl recover --all",
+        "ublkctl info 0 1",
+        "ublkctl upgrade 0 1",
+    ] {
+        assert!(takes(words), "{words}");
+    }
+    for command in ["stop", "delete", "recover"] {
+        assert_eq!(
+            refused(&[command, "0", "--all"]),
+            ErrorKind::ArgumentConflict
+        );
+    }
+}
+
+/// The words of `--data` and `--batch` are those of the core, besides `auto`: copy without batches.
+#[test]
+fn modes_are_named_as_in_the_core() {
+    let mode = |data: &str, batch: &str| {
+        let words = ["ublkctl", "add", "null", "--data", data, "--batch", batch];
+        let cli = Cli::try_parse_from(words).unwrap();
+        let Command::Add {
+            backend: Backend::Null { add, .. },
+        } = cli.command
+        else {
+            panic!("another command");
+        };
+        add.mode()
+    };
+    assert_eq!(mode("auto", "auto"), Mode::default());
+    for data in ublk_core::DataMode::ALL {
+        for (word, batch) in [("on", true), ("off", false), ("auto", false)] {
+            assert_eq!(mode(data.name(), word), Mode { data, batch });
+        }
+    }
+}
+
+/// A file is made only with a size, and a size is only for a file to be made.
+#[test]
+fn creation_and_size_go_together() {
+    let add = |words: &[&str]| {
+        let words = [&["ublkctl", "add", "file", "disk.img"], words].concat();
+        Cli::try_parse_from(words).map(|_| ()).map_err(|e| e.kind())
+    };
+    assert_eq!(add(&[]), Ok(()));
+    assert_eq!(add(&["--create", "--size", "1G"]), Ok(()));
+    assert_eq!(
+        add(&["--offset", "1M", "--length", "1M", "--read-only"]),
+        Ok(())
+    );
+    for words in [&["--create"][..], &["--size", "1G"]] {
+        assert_eq!(
+            add(words),
+            Err(ErrorKind::MissingRequiredArgument),
+            "{words:?}"
+        );
+    }
+    for word in ["--offset=1M", "--length=1M", "--read-only"] {
+        let words = ["--create", "--size", "1G", word];
+        assert_eq!(add(&words), Err(ErrorKind::ArgumentConflict), "{word}");
+    }
+    assert_eq!(
+        refused(&["add", "file"]),
+        ErrorKind::MissingRequiredArgument
+    );
+}
+
+#[test]
+fn the_flags_of_add_are_the_habits_of_the_field() {
+    let words = "ublkctl add mem --size 1G -n 3 -q 4 -d 64 --block-size 4K --max-io 1M \
+                 --data copy --batch off --read-only --json";
+    let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
+    assert!(cli.json);
+    let Command::Add {
+        backend: Backend::Mem { add, size },
+    } = cli.command
+    else {
+        panic!("another command");
+    };
+    assert_eq!(
+        (size, add.id, add.queues, add.depth),
+        (1 << 30, Some(3), 4, 64)
+    );
+    assert_eq!((add.block_size, add.max_io), (Some(4096), 1 << 20));
+    assert!(add.read_only && !add.foreground);
+}

@@ -1,0 +1,84 @@
+//! One command for several devices: each is tried, each has its result, the worst decides the exit code.
+
+use crate::output::{ErrorBody, Worst, put, tell};
+use crate::target::Target;
+use serde::Serialize;
+use std::process::ExitCode;
+use ublk_core::DevId;
+use ublk_daemon::wire::Failure;
+
+/// The result of one of several devices.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Outcome<T> {
+    Done(T),
+    Failed {
+        /// The word that named it.
+        device: String,
+        error: ErrorBody,
+    },
+}
+
+/// Devices, and whether the caller asked for exactly one of them: then the result is its own, no list of one.
+pub struct Chosen {
+    targets: Vec<Target>,
+    one: bool,
+}
+
+impl Chosen {
+    /// Devices that were named.
+    pub fn named(targets: &[Target]) -> Self {
+        Self {
+            targets: targets.to_vec(),
+            one: targets.len() == 1,
+        }
+    }
+
+    /// Devices that were not named one by one.
+    pub fn all(ids: impl IntoIterator<Item = u32>) -> Self {
+        Self {
+            targets: ids.into_iter().map(Target::from).collect(),
+            one: false,
+        }
+    }
+
+    /// Does something with each device, and prints what `text` makes of the results, or all of them as one value.
+    ///
+    /// # Errors
+    /// Of a single device, what it fails with. Otherwise only that nothing can be printed: failures are results.
+    pub fn each<T: Serialize>(
+        &self,
+        json: bool,
+        mut act: impl FnMut(DevId) -> Result<T, Failure>,
+        text: impl Fn(&T) -> String,
+    ) -> Result<ExitCode, Failure> {
+        if let (true, [target]) = (self.one, self.targets.as_slice()) {
+            let value = act(target.resolve()?)?;
+            put(json, &value, || text(&value))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let (mut results, mut worst) = (Vec::new(), Worst::default());
+        for target in &self.targets {
+            match target.resolve().and_then(&mut act) {
+                Ok(value) => {
+                    if !json {
+                        put(false, &value, || text(&value))?;
+                    }
+                    results.push(Outcome::Done(value));
+                }
+                Err(failure) => {
+                    tell(&failure);
+                    worst.add(failure.kind.exit_code());
+                    results.push(Outcome::Failed {
+                        device: target.to_string(),
+                        error: ErrorBody::from(&failure),
+                    });
+                }
+            }
+        }
+        if json {
+            put(true, &results, String::new)?;
+        }
+        Ok(worst.code())
+    }
+}

@@ -1,0 +1,198 @@
+//! What the tool prints, and the code it ends with.
+//!
+//! With `--json` every outcome is exactly one JSON value on standard output, a failure too:
+//! `{"error": {"kind", "message", "hint", "errno", "errno_name", "exit_code"}}`. Messages go to standard error in
+//! any case. Nothing here panics where a stream cannot be written to.
+
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use ublk_daemon::wire::{Failure, FailureKind};
+
+/// A failure as scripts see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ErrorBody {
+    /// What kind of failure it is, as [`FailureKind`] names them.
+    pub kind: FailureKind,
+    /// What failed, on what, and why.
+    pub message: String,
+    /// What to do next.
+    pub hint: Option<String>,
+    /// The kernel's number, where it gave one.
+    pub errno: Option<i32>,
+    /// Its symbol: `EBUSY`.
+    pub errno_name: Option<&'static str>,
+    /// The exit code of a command that ends by it.
+    pub exit_code: u8,
+}
+
+impl From<&Failure> for ErrorBody {
+    fn from(failure: &Failure) -> Self {
+        Self {
+            kind: failure.kind,
+            message: failure.text.clone(),
+            hint: failure.hint.clone(),
+            errno: failure.errno.map(ublk_core::Errno::get),
+            errno_name: failure.errno.and_then(ublk_core::Errno::name),
+            exit_code: failure.kind.exit_code(),
+        }
+    }
+}
+
+/// A failed command as one value.
+#[derive(Debug, Serialize)]
+struct Failed {
+    error: ErrorBody,
+}
+
+/// Prints a value: as one line of JSON, or as its text.
+///
+/// # Errors
+/// Standard output that cannot be written to.
+pub fn put<T: Serialize>(
+    json: bool,
+    value: &T,
+    text: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    if json {
+        let mut line = serde_json::to_vec(value)
+            .map_err(|e| Failure::failed(format!("cannot write JSON: {e}")))?;
+        line.push(b'\n');
+        raw(&line)
+    } else {
+        let text = text();
+        let lines: Vec<String> = text.split('\n').map(plain).collect();
+        raw(lines.join("\n").as_bytes())
+    }
+}
+
+/// Prints bytes as they are: what other programs read.
+///
+/// # Errors
+/// As [`put`].
+pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .map_err(|e| Failure::failed(format!("cannot write to standard output: {e}")))
+}
+
+/// Tells people of a failure, on standard error.
+pub fn tell(failure: &Failure) {
+    let mut text = format!("ublkctl: {}\n", plain(&failure.text));
+    if let Some(hint) = &failure.hint {
+        let _ = writeln!(text, "  hint: {}", plain(hint));
+    }
+    // Who does not hear it sees the exit code.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Ends a command that failed before it printed anything.
+pub fn fail(failure: &Failure, json: bool) -> ExitCode {
+    tell(failure);
+    if json {
+        let error = ErrorBody::from(failure);
+        let _ = put(true, &Failed { error }, String::new);
+    }
+    exit_code(failure.kind)
+}
+
+/// The exit code of a kind of failure.
+pub fn exit_code(kind: FailureKind) -> ExitCode {
+    ExitCode::from(kind.exit_code())
+}
+
+/// The worst of several exit codes: a deadline that passed leaves more to look after than a failure, a failure more
+/// than a device that is not there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Worst(u8);
+
+impl Worst {
+    /// Takes one more outcome into account.
+    pub fn add(&mut self, code: u8) {
+        let rank = |code| [0, 32, 2, 1, 3].iter().position(|c| *c == code);
+        if rank(code) > rank(self.0) {
+            self.0 = code;
+        }
+    }
+
+    /// The code to end with.
+    pub fn code(self) -> ExitCode {
+        ExitCode::from(self.0)
+    }
+}
+
+/// A text for a terminal: control characters, and those that turn the direction of writing, are shown as what they are.
+pub fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            c if c.is_ascii_control() => {
+                let _ = write!(plain, "\\x{:02x}", u32::from(c));
+            }
+            c if c.is_control() || is_directional(c) => plain.extend(c.escape_unicode()),
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
+/// Characters that show what follows in another place than it has.
+const fn is_directional(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ublk_core::Errno;
+
+    #[test]
+    fn exit_codes_are_the_contract() {
+        let codes = [
+            (FailureKind::Failed, 1),
+            (FailureKind::Busy, 1),
+            (FailureKind::Usage, 2),
+            (FailureKind::TimedOut, 3),
+            (FailureKind::NoSuchDevice, 32),
+        ];
+        for (kind, code) in codes {
+            assert_eq!(kind.exit_code(), code);
+        }
+    }
+
+    #[test]
+    fn the_worst_outcome_decides() {
+        let of = |codes: &[u8]| {
+            let mut worst = Worst::default();
+            codes.iter().for_each(|c| worst.add(*c));
+            worst.0
+        };
+        assert_eq!(of(&[]), 0);
+        assert_eq!(of(&[0, 32, 0]), 32);
+        assert_eq!(of(&[1, 32]), 1);
+        assert_eq!(of(&[32, 3, 1]), 3);
+    }
+
+    /// Names and paths are other people's: none of their bytes reaches a terminal as a command.
+    #[test]
+    fn l46_control_characters_are_shown() {
+        assert_eq!(plain("a\x1b[2Jb\n\t\u{7f}"), "a\\x1b[2Jb\\x0a\\x09\\x7f");
+        assert_eq!(plain("\u{9b}31m \u{202e}gpj"), "\\u{9b}31m \\u{202e}gpj");
+        assert_eq!(plain("/srv/Dätä 1.img"), "/srv/Dätä 1.img");
+    }
+
+    #[test]
+    fn errors_have_all_that_a_script_asks_for() {
+        let failure = Failure::new(FailureKind::Busy, "it is open")
+            .hint("close it")
+            .errno(Errno::EBUSY);
+        let json = serde_json::to_value(ErrorBody::from(&failure)).unwrap();
+        let wanted = serde_json::json!({
+            "kind": "busy", "message": "it is open", "hint": "close it",
+            "errno": 16, "errno_name": "EBUSY", "exit_code": 1,
+        });
+        assert_eq!(json, wanted);
+    }
+}

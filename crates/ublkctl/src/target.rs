@@ -1,0 +1,228 @@
+//! The device that a word names: a number, a node, a partition, any link to one, or a name.
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use ublk_core::DevId;
+use ublk_daemon::front;
+use ublk_daemon::peer::this_program;
+use ublk_daemon::wire::Failure;
+
+/// How long a look at the devices may take that says why a name is not found.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// As many links as the kernel follows.
+const MAX_LINKS: usize = 40;
+
+/// A device by the word it is asked for with. What it names is looked up when it is needed, so that a device that
+/// is not there is no mistake in the words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target(String);
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<u32> for Target {
+    fn from(id: u32) -> Self {
+        Self(id.to_string())
+    }
+}
+
+/// Takes any word but an empty one, for clap.
+///
+/// # Errors
+/// Why an empty word is none.
+pub fn parse(word: &str) -> Result<Target, String> {
+    if word.is_empty() {
+        return Err("an empty word names no device: give its number, its node, or its name".into());
+    }
+    Ok(Target(word.to_owned()))
+}
+
+impl Target {
+    /// The device that has this number, node or name now.
+    ///
+    /// # Errors
+    /// No such device; and where a name is not found because the driver cannot be asked, that.
+    pub fn resolve(&self) -> Result<DevId, Failure> {
+        let word = self.0.as_str();
+        let found = match of_word(word) {
+            Word::Device(id) => Some(id),
+            Word::Name(name) => match front::named(name) {
+                Some(id) => DevId::new(id).ok(),
+                // A driver that is missing must not look like a name that is.
+                None => front::list(&this_program(), LOOK).map(|_| None)?,
+            },
+            Word::Nothing => None,
+        };
+        found.ok_or_else(|| Failure::no_such_device(word))
+    }
+}
+
+/// What a word can be, without a look at the driver.
+#[derive(Debug, PartialEq, Eq)]
+enum Word<'a> {
+    Device(DevId),
+    Name(&'a str),
+    Nothing,
+}
+
+fn of_word(word: &str) -> Word<'_> {
+    if word.bytes().all(|b| b.is_ascii_digit()) {
+        return match word.parse().ok().and_then(|n| DevId::new(n).ok()) {
+            Some(id) => Word::Device(id),
+            None => Word::Nothing,
+        };
+    }
+    if let Some(name) = word.strip_prefix("/dev/ublkctl/") {
+        return Word::Name(name);
+    }
+    if word.contains('/') {
+        return of_path(Path::new(word)).map_or(Word::Nothing, Word::Device);
+    }
+    of_node(word).map_or(Word::Name(word), Word::Device)
+}
+
+/// The device of a node's name, or of one of its partitions: `ublkb0`, `ublkb0p1`, `ublkc0`.
+pub fn of_node(name: &str) -> Option<DevId> {
+    let (number, partition) = match name.strip_prefix("ublkb") {
+        Some(rest) => rest.split_once('p').unwrap_or((rest, "1")),
+        None => (name.strip_prefix("ublkc")?, "1"),
+    };
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(number) || !digits(partition) {
+        return None;
+    }
+    DevId::new(number.parse().ok()?).ok()
+}
+
+/// The device behind a path. Of a node that is there the kernel is asked which it is; a node below `/dev` that is not
+/// there (any more) is known by its name.
+fn of_path(path: &Path) -> Option<DevId> {
+    let end = followed(path);
+    let Ok(node) = fs::metadata(&end) else {
+        let in_dev = end.parent().and_then(|d| fs::canonicalize(d).ok());
+        return (in_dev? == Path::new("/dev"))
+            .then(|| of_node(end.file_name()?.to_str()?))
+            .flatten();
+    };
+    let kind = match node.file_type() {
+        t if t.is_block_device() => "block",
+        t if t.is_char_device() => "char",
+        _ => return None,
+    };
+    let (major, minor) = (libc::major(node.rdev()), libc::minor(node.rdev()));
+    let link = fs::read_link(format!("/sys/dev/{kind}/{major}:{minor}")).ok()?;
+    of_node(link.file_name()?.to_str()?)
+}
+
+/// Where a path leads by its links.
+fn followed(path: &Path) -> PathBuf {
+    let mut at = path.to_path_buf();
+    for _ in 0..MAX_LINKS {
+        let Ok(next) = fs::read_link(&at) else { break };
+        at = at.parent().unwrap_or(Path::new("/")).join(next);
+    }
+    at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn device(word: &str) -> Option<u32> {
+        match of_word(word) {
+            Word::Device(id) => Some(id.get()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_device_may_be_named_by_number_node_or_partition() {
+        for (word, id) in [
+            ("7", 7),
+            ("007", 7),
+            ("1048575", 1_048_575),
+            ("ublkc12", 12),
+            ("ublkb12p3", 12),
+            ("/dev/ublkb7", 7),
+            ("/dev/ublkc7", 7),
+            ("/dev/ublkb7p2", 7),
+            ("/dev/../dev/ublkb7", 7),
+        ] {
+            assert_eq!(device(word), Some(id), "{word}");
+        }
+    }
+
+    /// What no device can be called by is none; what can be a name is asked for as a name.
+    #[test]
+    fn other_words_are_names_or_nothing() {
+        for word in [
+            "data",
+            "ublkb",
+            "ublkb1x",
+            "ublkc1p1",
+            "all",
+            "-1",
+            "/dev/ublkctl/data",
+        ] {
+            let name = word.trim_start_matches("/dev/ublkctl/");
+            assert_eq!(of_word(word), Word::Name(name), "{word}");
+        }
+        for word in [
+            "1048576",
+            "99999999999999999999",
+            "/dev/null",
+            "/dev/sda1",
+            "/etc/passwd",
+            "./x",
+            "/no/such/ublkb3",
+        ] {
+            assert_eq!(of_word(word), Word::Nothing, "{word}");
+        }
+        assert!(parse("").is_err() && parse("x").is_ok());
+    }
+
+    /// Links lead to what they point to, also where the node is not there (any more), also in steps.
+    #[test]
+    fn links_lead_to_their_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two, round) = (
+            dir.path().join("1"),
+            dir.path().join("2"),
+            dir.path().join("3"),
+        );
+        symlink("/dev/ublkb1000007", &one).unwrap();
+        symlink("1", &two).unwrap();
+        symlink("3", &round).unwrap();
+        assert_eq!(device(two.to_str().unwrap()), Some(1_000_007));
+        assert_eq!(device(round.to_str().unwrap()), None);
+        fs::remove_file(&one).unwrap();
+        symlink("/dev/null", &one).unwrap();
+        assert_eq!(device(two.to_str().unwrap()), None);
+    }
+
+    #[test]
+    fn nodes_and_partitions_are_those_of_a_device() {
+        for name in [
+            "",
+            "sda",
+            "ublkb",
+            "ublkbp1",
+            "ublkb1p",
+            "ublkb+1",
+            "ublkc1p1",
+            "ublkb1048576",
+            "ublkb1x",
+            "../ublkb1",
+        ] {
+            assert_eq!(of_node(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The contract for scripts: with `--json` every outcome of every subcommand is exactly one JSON value on standard
+//! output, without a key twice, and failures say what kind they are. Runs with and without the driver.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn ublkctl(run_dir: &Path, words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ublkctl"))
+        .args(words)
+        .env("UBLKCTL_RUN_DIR", run_dir)
+        .output()
+        .unwrap()
+}
+
+/// The one value of an output.
+fn value(words: &[&str], output: &Output) -> Value {
+    let text = std::str::from_utf8(&output.stdout).unwrap();
+    let line = text.strip_suffix('\n').unwrap_or_default();
+    let value: Value = serde_json::from_str(line)
+        .unwrap_or_else(|e| panic!("{words:?}: {e}: {text:?}, code {:?}", output.status.code()));
+    // Both are written without blanks: a key that came twice is in the text only.
+    let again = serde_json::to_string(&value).unwrap();
+    assert_eq!(again.len(), line.len(), "{words:?}: a key twice? {line}");
+    value
+}
+
+/// A failure has all its fields, and they agree with the exit code.
+fn is_failure(words: &[&str], value: &Value, code: Option<i32>) {
+    let error = value["error"].as_object();
+    let error = error.unwrap_or_else(|| panic!("{words:?}: no error in {value}"));
+    for key in [
+        "kind",
+        "message",
+        "hint",
+        "errno",
+        "errno_name",
+        "exit_code",
+    ] {
+        assert!(error.contains_key(key), "{words:?}: no {key} in {value}");
+    }
+    let message = error["message"].as_str().unwrap();
+    assert!(!message.is_empty() && !message.contains('\n'), "{value}");
+    assert_eq!(error["exit_code"], code.unwrap(), "{words:?}: {value}");
+    let kind = error["kind"].as_str().unwrap();
+    let codes = [("usage", 2), ("timed-out", 3), ("no-such-device", 32)];
+    let wanted = codes
+        .iter()
+        .find(|(k, _)| *k == kind)
+        .map_or(1, |(_, c)| *c);
+    assert_eq!(error["exit_code"], wanted, "{words:?}: {value}");
+}
+
+/// Every subcommand that clap knows, called in good and bad ways.
+fn calls() -> Vec<Vec<&'static str>> {
+    let lines = [
+        "",
+        "frobnicate",
+        "add",
+        "add mem",
+        "add mem --size ten",
+        "add mem --size 1G --data zero-copy",
+        "add null -n 1048575",
+        "add null --foreground -n 1048575",
+        "add file /no/such/file",
+        "up",
+        "up /no/such.toml",
+        "up --foreground /no/such.toml",
+        "down",
+        "down /no/such.toml",
+        "check",
+        "check /no/such.toml",
+        "list",
+        "ls",
+        "list 1048574",
+        "list no-such-name",
+        "info",
+        "info 1048574",
+        "info no-such-name",
+        "info 1048574 no-such-name",
+        "stop",
+        "stop 1048574",
+        "stop 1048574 no-such-name",
+        "delete",
+        "rm 1048574",
+        "delete 1048574 no-such-name /dev/null",
+        "delete --all 3",
+        "recover",
+        "recover 1048574",
+        "recover no-such-name 1048574",
+        "upgrade",
+        "upgrade 1048574",
+        "resize 1048574 1G",
+        "resize 1048574",
+        "gc 1048574",
+        "gc no-such-name",
+        "features",
+        "doctor",
+        "udev-owner sda",
+        "udev-owner ublkc1048574",
+        "completions bash",
+        "completions tcsh",
+        "man",
+        "man /proc/no/such",
+        "help",
+        "help add",
+        "--help",
+        "--version",
+        "add --help",
+        "__server",
+    ];
+    let words = |line: &'static str| line.split(' ').filter(|w| !w.is_empty()).collect();
+    lines.into_iter().map(words).collect()
+}
+
+#[test]
+fn every_outcome_is_one_json_value() {
+    let dir = tempfile::tempdir().unwrap();
+    for words in calls() {
+        // Before and behind the command.
+        for words in [
+            [&["--json"], &words[..]].concat(),
+            [&words[..], &["--json"]].concat(),
+        ] {
+            let output = ublkctl(dir.path(), &words);
+            let value = value(&words, &output);
+            let code = output.status.code();
+            match &value {
+                Value::Object(fields) if fields.contains_key("error") => {
+                    is_failure(&words, &value, code);
+                }
+                // A failure among others, or of a check.
+                Value::Array(all) if code != Some(0) => {
+                    let failed = |v: &&Value| v["error"].is_object() || v["status"] == "fail";
+                    assert!(all.iter().any(|v| failed(&v)), "{words:?}: {value}");
+                }
+                _ => assert_eq!(code, Some(0), "{words:?}: {value}"),
+            }
+        }
+    }
+}
+
+/// Every subcommand of the tool is in the list above, so that a new one is not forgotten.
+#[test]
+fn every_subcommand_is_called() {
+    let dir = tempfile::tempdir().unwrap();
+    let help = ublkctl(dir.path(), &["--help"]).stdout;
+    let help = String::from_utf8(help).unwrap();
+    let commands = help.split("Commands:\n").nth(1).unwrap();
+    let commands = commands.split("\n\n").next().unwrap();
+    let mut seen = 0;
+    for line in commands.lines() {
+        // Names stand in front, with two blanks before them.
+        let Some(name) = line.strip_prefix("  ").filter(|l| !l.starts_with(' ')) else {
+            continue;
+        };
+        let name = name.split(' ').next().unwrap();
+        assert!(
+            calls().iter().any(|c| c.first() == Some(&name)),
+            "{name} is not called"
+        );
+        seen += 1;
+    }
+    assert!(seen >= 15, "{seen} commands in {help}");
+}
+
+/// What is not there is exit code 32, whatever the command and the word; only mistakes in the words are 2.
+#[test]
+fn what_is_not_there_is_32_for_every_command() {
+    if !Path::new("/dev/ublk-control").exists() {
+        eprintln!("skipped: this host has no ublk driver; vm-e2e has the same as a case");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for command in ["list", "info", "stop", "delete", "recover", "upgrade", "gc"] {
+        for word in [
+            "1048574",
+            "1048576",
+            "no-such-name",
+            "/dev/null",
+            "/dev/ublkb1048574p1",
+        ] {
+            let output = ublkctl(dir.path(), &[command, word]);
+            assert_eq!(output.status.code(), Some(32), "{command} {word}");
+        }
+    }
+}
+
+/// A file whose size is another than the configuration says is found before the driver is needed.
+#[test]
+fn check_sees_a_changed_size_under_create() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("devices.toml");
+    let text = |size: &str| {
+        let text = format!(
+            "[device.a]\nbackend = \"file\"\npath = \"a.img\"\ncreate = true\nsize = \"{size}\"\n"
+        );
+        std::fs::write(&config, text).unwrap();
+    };
+    let check = || {
+        let words = ["check", config.to_str().unwrap(), "--json"];
+        let output = ublkctl(&dir.path().join("run"), &words);
+        (output.status.code(), value(&words, &output))
+    };
+    text("1M");
+    assert_eq!(check().0, Some(0), "a file that is yet to be made");
+    std::fs::write(dir.path().join("a.img"), vec![0; 1 << 20]).unwrap();
+    assert_eq!(check().0, Some(0), "the size it has");
+    text("2M");
+    let (code, value) = check();
+    assert_eq!(code, Some(1), "{value}");
+    let message = value[0]["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("1048576 bytes, wanted are 2097152"),
+        "{value}"
+    );
+    assert_eq!(
+        std::fs::read(dir.path().join("a.img")).unwrap().len(),
+        1 << 20
+    );
+}
