@@ -125,7 +125,7 @@ impl Memory {
 }
 
 impl Mapped for Memory {
-    fn region(&self, offset: u64, len: usize) -> MemRef {
+    fn region(&self, offset: u64, len: usize) -> MemRef<'_> {
         match self.at(offset, len) {
             // SAFETY: the range is inside the mapping, which is readable and writable and lives as long as
             // `self`; its bytes are never looked at through a Rust reference, only by `racing` and the kernel.

@@ -21,7 +21,7 @@ impl Plain {
 }
 
 impl Mapped for Plain {
-    fn region(&self, offset: u64, len: usize) -> MemRef {
+    fn region(&self, offset: u64, len: usize) -> MemRef<'_> {
         self.memory.region(offset, len)
     }
 }

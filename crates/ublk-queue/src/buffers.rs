@@ -224,13 +224,13 @@ impl Arena {
     }
 
     /// The first `len` bytes of a tag's place, to be named to the kernel.
-    pub(crate) fn mem(&self, tag: Tag, len: usize) -> MemRef {
+    pub(crate) fn mem(&self, tag: Tag, len: usize) -> MemRef<'_> {
         if len > self.stride {
             too_long(len);
         }
-        // SAFETY: the range is inside the mapping, which outlives every token. Only the holder of the tag's
-        // token makes slices of it, and it lends the range to the kernel for the length of a system call in
-        // which it holds none.
+        // SAFETY: the range is inside the mapping, which lives as long as the arena that is borrowed. Only the holder
+        // of the tag's token makes slices of it; it names the range for the length of a call in which it holds none,
+        // or lends it out for a mutable borrow of the token, during which it cannot make one.
         unsafe { MemRef::new(self.place(tag), len) }
     }
 

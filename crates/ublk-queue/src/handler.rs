@@ -12,8 +12,11 @@ use crate::operations::{Operation, Operations};
 use crate::request::{OwnedRequest, Request};
 use crate::seam::{Port, Wake};
 
+mod direct;
 mod shared;
 
+pub(crate) use direct::Keeper;
+pub use direct::{Backing, Direct, Mapped};
 pub use shared::{ClientShared, DirectShared, InlineShared};
 
 /// What a handler may know of the lane that calls it.
@@ -84,53 +87,19 @@ pub trait Handler {
     /// [`operation_completed`](Handler::operation_completed) are called for a while, until there are none.
     fn leave(&mut self) {}
 
+    /// The handler's memory that the driver may use behind an answer. Only handlers of this crate have one.
+    #[doc(hidden)]
+    const BACKING: Backing<Self> = Backing::NONE;
+
     /// Get-data mode: where the data of a WRITE shall land, asked before [`Handler::handle`] sees the request.
     /// `None` is the tag's buffer. What is given must hold `io.len` bytes.
-    fn place(&mut self, io: &Io) -> Option<MemRef> {
+    ///
+    /// # Safety
+    /// Called by the handler's lane, which has its [`BACKING`](Handler::BACKING) in keeping until the driver is done.
+    #[expect(unsafe_code, reason = "declared here, called by the lane")]
+    unsafe fn place(&mut self, io: &Io) -> Option<MemRef<'static>> {
         let _ = io;
         None
-    }
-}
-
-/// A backend whose content is memory of this process: the driver can copy to and from it, so that data is
-/// copied once.
-pub trait Mapped: Backend {
-    /// The memory of a range inside the device.
-    fn region(&self, offset: u64, len: usize) -> MemRef;
-}
-
-/// Calls a backend on the queue's own thread, and has the driver copy data to and from the backend's memory
-/// where the plan allows it (user copy and get-data).
-#[derive(Debug)]
-pub struct Direct<B>(pub Arc<B>);
-
-impl<B: Mapped> Direct<B> {
-    fn region(&self, offset: u64, len: u64) -> MemRef {
-        self.0.region(offset, usize::try_from(len).unwrap_or(0))
-    }
-}
-
-impl<B: Mapped> Handler for Direct<B> {
-    #[inline]
-    fn handle(&mut self, mut request: Request<'_>) {
-        let (offset, len) = (request.offset(), request.len());
-        let result = match request.op() {
-            Op::Read | Op::Write if request.copies_by_ring() => {
-                return request.complete_by_copy(self.region(offset, len));
-            }
-            Op::Read if request.copies_by_driver() => request.push_from(self.region(offset, len)),
-            Op::Write if request.copies_by_driver() => request.pull_into(self.region(offset, len)),
-            Op::Read if request.takes_any_source() => {
-                return request.complete_from(self.region(offset, len));
-            }
-            Op::Write if request.was_placed() => Ok(()),
-            _ => call(&*self.0, &mut request),
-        };
-        request.complete(result);
-    }
-
-    fn place(&mut self, io: &Io) -> Option<MemRef> {
-        (io.op == Op::Write).then(|| self.region(io.offset, io.len))
     }
 }
 

@@ -23,8 +23,7 @@ use self::forward::Forwards;
 use self::registering::Registrations;
 use crate::batch::{self, Batch};
 use crate::buffers::Dealer;
-use crate::handler::{Handler, LaneContext};
-use crate::memref::MemRef;
+use crate::handler::{Handler, Keeper, LaneContext};
 use crate::operations::{Operation, Operations};
 use crate::request::{Readiness, Request, Slot};
 use crate::seam::{Completion, Descriptors, IoCommand, Port};
@@ -98,6 +97,8 @@ pub(crate) struct Lane<P: Port, D, H> {
     pub(crate) descriptors: D,
     max_io_bytes: u32,
     pub(crate) handler: H,
+    /// Keeps the memory that the handler names to the driver.
+    backing: Option<Keeper>,
     local: Rc<LaneLocal>,
     pub(crate) shared: Arc<LaneShared>,
     /// The handler took the request at hand along; for the time after a panic.
@@ -194,6 +195,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             qid: spec.qid,
             max_io_bytes: spec.bounds.max_io_bytes,
             descriptors: spec.descriptors,
+            backing: H::BACKING.keeper(&spec.handler),
             handler: spec.handler,
             local: Rc::new(LaneLocal::new(Arc::clone(&shared), spec.depth)),
             shared,
@@ -332,6 +334,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 any_source: get_data,
                 placed,
             },
+            H::BACKING.is_some(),
         );
         self.handler.handle(request);
         self.current = NOBODY;
@@ -505,10 +508,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             max_io_bytes: self.max_io_bytes,
         };
         let io = self.descriptors.load(tag).decode(&bounds);
-        let place = io.ok().and_then(|io| {
-            let fits = |place: &MemRef| u64::try_from(place.len()).is_ok_and(|len| len >= io.len);
-            self.handler.place(&io).filter(fits)
-        });
+        let place = io.ok().and_then(|io| self.place_of(&io));
         self.placed[tag.index()] = place.is_some();
         if let Some(dealer) = &mut self.dealer {
             dealer.lend(tag);

@@ -38,7 +38,9 @@ pub mod worker;
 pub use batch::BatchCommand;
 pub use buffers::Pages;
 pub use forward::Forward;
-pub use handler::{ClientShared, Direct, Handler, Inline, LaneContext, Mapped, Pool, Pooled};
+pub use handler::{
+    Backing, ClientShared, Direct, Handler, Inline, LaneContext, Mapped, Pool, Pooled,
+};
 pub use health::{Counters, Health, QueueHealth, State};
 pub use hosting::Threads;
 pub use lane::LaneError;

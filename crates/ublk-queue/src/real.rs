@@ -385,7 +385,7 @@ impl CharDevice {
     fn transfer(
         &self,
         (qid, tag, byte): (QueueId, Tag, u32),
-        mem: MemRef,
+        mem: MemRef<'_>,
         call: impl Fn(RawFd, *mut libc::c_void, usize, libc::off_t) -> isize,
     ) -> Result<(), Errno> {
         let place = UserCopy {
@@ -415,14 +415,14 @@ impl CharDevice {
 }
 
 impl UserCopyPort for CharDevice {
-    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef) -> Result<(), Errno> {
+    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef<'_>) -> Result<(), Errno> {
         self.transfer((qid, tag, from), to, |fd, ptr, len, at| {
             // SAFETY: the range is writable memory by the promise of `MemRef::new`.
             unsafe { libc::pread(fd, ptr, len, at) }
         })
     }
 
-    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef) -> Result<(), Errno> {
+    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno> {
         self.transfer((qid, tag, to), from, |fd, ptr, len, at| {
             // SAFETY: the range is readable memory by the promise of `MemRef::new`.
             unsafe { libc::pwrite(fd, ptr, len, at) }

@@ -36,7 +36,7 @@ pub(crate) enum Slot {
     /// The engine takes it to a file.
     Forwarded(Forward),
     /// User copy: answered well, once the driver has copied all data from or to this memory.
-    Copied(MemRef),
+    Copied(MemRef<'static>),
 }
 
 /// Brings the data of a WRITE into the tag's buffer (user copy, or from memory shared with the client).
@@ -209,15 +209,13 @@ macro_rules! accessors {
         /// engine does not. Other handlers see such data as any other: [`data`](Self::data) and
         /// [`data_mut`](Self::data_mut) copy it.
         #[must_use]
-        pub fn take_shared(&mut self) -> Option<MemRef> {
-            let place = match &self.shared().path {
-                DataPath::Client(client) => client.place(self.tag, self.data_len()),
-                _ => None,
+        pub fn take_shared(&mut self) -> Option<MemRef<'_>> {
+            let DataPath::Client(client) = &self.shared().path else {
+                return None;
             };
-            if place.is_some() && matches!(self.io.op, Op::Read) {
-                self.ready = true;
-            }
-            place
+            let here = client.place(self.tag, self.data_len()).is_some();
+            self.ready |= here && matches!(self.io.op, Op::Read);
+            self.shared().path.client_place(self.tag, self.data_len())
         }
 
         /// True for a READ that [`Request::complete_from`](crate::Request::complete_from) can answer with data from anywhere.
@@ -238,7 +236,7 @@ macro_rules! accessors {
         ///
         /// # Errors
         /// EOPNOTSUPP in another mode; EINVAL for another operation or length; the driver's errno.
-        pub fn push_from(&mut self, from: MemRef) -> Result<(), Errno> {
+        pub fn push_from(&mut self, from: MemRef<'_>) -> Result<(), Errno> {
             let device = device(self.shared(), self.tag).ok_or(Errno::EOPNOTSUPP)?;
             if self.io.op != Op::Read || from.len() != self.data_len() {
                 return Err(Errno::EINVAL);
@@ -252,7 +250,7 @@ macro_rules! accessors {
         ///
         /// # Errors
         /// As for [`push_from`](Self::push_from).
-        pub fn pull_into(&mut self, to: MemRef) -> Result<(), Errno> {
+        pub fn pull_into(&mut self, to: MemRef<'_>) -> Result<(), Errno> {
             let device = device(self.shared(), self.tag).ok_or(Errno::EOPNOTSUPP)?;
             if self.io.op != Op::Write || to.len() != self.data_len() {
                 return Err(Errno::EINVAL);
@@ -324,6 +322,8 @@ pub struct Request<'a> {
     detached: &'a Cell<bool>,
     tag: Tag,
     io: Io,
+    /// The lane has the memory of its handler in keeping ([`Backing`](crate::handler::Backing)).
+    backed: bool,
     /// Nothing is to be moved, or no more: a WRITE's data is in the tag's buffer, a READ's has been pushed.
     ready: bool,
     /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
@@ -341,6 +341,7 @@ impl<'a> Request<'a> {
         tag: Tag,
         io: Io,
         readiness: Readiness,
+        backed: bool,
     ) -> Self {
         let Readiness {
             ready,
@@ -354,6 +355,7 @@ impl<'a> Request<'a> {
             detached,
             tag,
             io,
+            backed,
             ready,
             any_source,
             placed,
@@ -374,10 +376,10 @@ impl<'a> Request<'a> {
         this.slot.set(Slot::Answered(this.answer_of(result), 0));
     }
 
-    /// Get-data: answers a READ with all of its data at `from`, which the driver copies from there.
+    /// Get-data: answers a READ with all of its data at `from`, which the driver copies from there behind the answer.
     ///
     /// In other modes, or where operation or length do not fit, the request is answered with EINVAL.
-    pub fn complete_from(self, from: MemRef) {
+    pub fn complete_from(self, from: MemRef<'static>) {
         if !self.any_source || from.len() != self.data_len() {
             return self.complete(Err(Errno::EINVAL));
         }
@@ -393,10 +395,17 @@ impl<'a> Request<'a> {
         self.shared().copies_by_ring && matches!(self.shared().path, DataPath::Device(_))
     }
 
+    /// True where memory of the handler's may be used behind the answer: the handler is the lane's own, and the lane
+    /// keeps its memory.
+    #[inline(always)]
+    pub(crate) const fn is_backed(&self) -> bool {
+        self.backed
+    }
+
     /// User copy: has the driver copy all data of a READ from `mem`, or of a WRITE to it, and answers with success when that
     /// is done: by an operation on the worker's ring that the answer is linked to. Where the memory does not fit the
     /// request the answer is EINVAL, in other modes EOPNOTSUPP; a copy that fails answers with its errno.
-    pub fn complete_by_copy(self, mem: MemRef) {
+    pub fn complete_by_copy(self, mem: MemRef<'static>) {
         if !self.io.op.has_data() || mem.len() != self.data_len() {
             return self.complete(Err(Errno::EINVAL));
         }

@@ -171,13 +171,13 @@ pub trait UserCopyPort: Send + Sync + 'static {
     ///
     /// # Errors
     /// The driver's errno; EIO for less than was asked.
-    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef) -> Result<(), Errno>;
+    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef<'_>) -> Result<(), Errno>;
 
     /// Copies memory of ours into the data of a READ, from its byte `to` on.
     ///
     /// # Errors
     /// As for [`UserCopyPort::pull`].
-    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef) -> Result<(), Errno>;
+    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno>;
 }
 
 /// No way by a character device: for the modes that have none.
@@ -185,11 +185,11 @@ pub trait UserCopyPort: Send + Sync + 'static {
 pub struct NoDevice;
 
 impl UserCopyPort for NoDevice {
-    fn pull(&self, _qid: QueueId, _tag: Tag, _from: u32, _to: MemRef) -> Result<(), Errno> {
+    fn pull(&self, _qid: QueueId, _tag: Tag, _from: u32, _to: MemRef<'_>) -> Result<(), Errno> {
         Err(Errno::EOPNOTSUPP)
     }
 
-    fn push(&self, _qid: QueueId, _tag: Tag, _to: u32, _from: MemRef) -> Result<(), Errno> {
+    fn push(&self, _qid: QueueId, _tag: Tag, _to: u32, _from: MemRef<'_>) -> Result<(), Errno> {
         Err(Errno::EOPNOTSUPP)
     }
 }

@@ -63,7 +63,7 @@ impl DataPath {
     }
 
     /// Where the data of a tag's request is, if that is in memory shared with the client.
-    pub(crate) fn client_place(&self, tag: Tag, len: usize) -> Option<MemRef> {
+    pub(crate) fn client_place(&self, tag: Tag, len: usize) -> Option<MemRef<'_>> {
         match self {
             Self::Client(path) => path.place(tag, len),
             _ => None,

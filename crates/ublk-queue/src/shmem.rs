@@ -158,7 +158,7 @@ impl ClientPath {
     }
 
     /// Where the `len` bytes of a tag's request are, if they are in shared memory.
-    pub(crate) fn place(&self, tag: Tag, len: usize) -> Option<MemRef> {
+    pub(crate) fn place(&self, tag: Tag, len: usize) -> Option<MemRef<'_>> {
         let place = self.places.get(tag.index())?.load(Ordering::Relaxed);
         // SAFETY: the range is inside the mapping, which `self` keeps; nobody looks at it through a reference.
         NonNull::new(place).map(|place| unsafe { MemRef::new(place, len) })
@@ -168,13 +168,13 @@ impl ClientPath {
     ///
     /// # Errors
     /// EIO for lengths that differ.
-    pub(crate) fn copy(&self, from: MemRef, to: MemRef) -> Result<(), Errno> {
+    pub(crate) fn copy(&self, from: MemRef<'_>, to: MemRef<'_>) -> Result<(), Errno> {
         copy(self.copier, from, to)
     }
 }
 
 /// Copies one place to another of the same length, in whole sectors.
-pub(crate) fn copy(copier: Copier, from: MemRef, to: MemRef) -> Result<(), Errno> {
+pub(crate) fn copy(copier: Copier, from: MemRef<'_>, to: MemRef<'_>) -> Result<(), Errno> {
     if from.len() != to.len() || !from.len().is_multiple_of(crate::racing::UNIT) {
         return Err(Errno::EIO);
     }

@@ -433,7 +433,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     }
 
     /// The handler of a lane, for an owner who drives the worker.
-    pub fn handler(&mut self, lane: usize) -> Option<&mut H> {
+    pub(crate) fn handler(&mut self, lane: usize) -> Option<&mut H> {
         self.lanes.get_mut(lane).map(|lane| &mut lane.handler)
     }
 

@@ -38,7 +38,7 @@ impl Mem {
 }
 
 impl Mapped for Mem {
-    fn region(&self, offset: u64, len: usize) -> MemRef {
+    fn region(&self, offset: u64, len: usize) -> MemRef<'_> {
         let start = usize::try_from(offset).expect("small");
         let place = NonNull::new(self.0[start..start + len].as_ptr().cast_mut().cast());
         // SAFETY: inside the box, which lives as long as `self`; no reference to its bytes is made.

@@ -439,7 +439,7 @@ impl Backend for MappedMem {
 }
 
 impl Mapped for MappedMem {
-    fn region(&self, offset: u64, len: usize) -> MemRef {
+    fn region(&self, offset: u64, len: usize) -> MemRef<'_> {
         let bytes = &self.0[range(offset, len)];
         let first = std::ptr::NonNull::new(bytes[0].get()).expect("not null");
         // SAFETY: the bytes live as long as the backend, and no reference to them is ever made.

@@ -141,14 +141,14 @@ fn range(first: u32, len: usize) -> std::ops::Range<usize> {
 }
 
 impl UserCopyPort for SimDevice {
-    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef) -> Result<(), Errno> {
+    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef<'_>) -> Result<(), Errno> {
         let model = self.0.0.model();
         let data = model.queues[usize::from(qid.get())].pull(tag, range(from, to.len()))?;
         ServerMemory.write(to.addr(), data);
         Ok(())
     }
 
-    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef) -> Result<(), Errno> {
+    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno> {
         let mut model = self.0.0.model();
         let data = model.queues[usize::from(qid.get())].push(tag, range(to, from.len()))?;
         data.copy_from_slice(&ServerMemory.read(from.addr(), from.len()));

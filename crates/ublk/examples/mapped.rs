@@ -20,7 +20,7 @@ struct Counted {
 
 impl Mapped for Counted {
     /// Where a range lies: asked for each request in the modes user copy and get-data, and for no byte more.
-    fn region(&self, offset: u64, len: usize) -> MemRef {
+    fn region(&self, offset: u64, len: usize) -> MemRef<'_> {
         self.regions.fetch_add(1, Ordering::Relaxed);
         self.memory.region(offset, len)
     }

@@ -1,13 +1,12 @@
 //! Handlers of devices that share memory with their clients.
 
-#![forbid(unsafe_code)]
-
 use std::sync::Arc;
 
 use ublk_core::iod::Io;
 use ublk_core::{Backend, Op};
 
-use super::{Direct, Handler, Inline, LaneContext, Mapped};
+use super::direct::Keeper;
+use super::{Backing, Direct, Handler, Inline, LaneContext, Mapped};
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations};
 use crate::racing::Copier;
@@ -49,8 +48,21 @@ impl<H: Handler> Handler for ClientShared<H> {
         self.0.leave();
     }
 
-    fn place(&mut self, io: &Io) -> Option<MemRef> {
-        self.0.place(io)
+    const BACKING: Backing<Self> = match H::BACKING.is_some() {
+        true => Backing::new(Self::keeper),
+        false => Backing::NONE,
+    };
+
+    #[expect(unsafe_code, reason = "the lane's call of the handler inside")]
+    unsafe fn place(&mut self, io: &Io) -> Option<MemRef<'static>> {
+        // SAFETY: the caller's contract; the backing is that of the handler inside.
+        unsafe { self.0.place(io) }
+    }
+}
+
+impl<H: Handler> ClientShared<H> {
+    fn keeper(&self) -> Option<Keeper> {
+        H::BACKING.keeper(&self.0)
     }
 }
 
@@ -73,14 +85,16 @@ impl<B: Mapped> DirectShared<B> {
 
 impl<B: Mapped> Handler for DirectShared<B> {
     const SHARED: bool = true;
+    const BACKING: Backing<Self> = Backing::new(|handler| handler.direct.keeper());
 
     #[inline]
     fn handle(&mut self, mut request: Request<'_>) {
+        let (op, offset, len) = (request.op(), request.offset(), request.len());
         let Some(client) = request.take_shared() else {
             return self.direct.handle(request);
         };
-        let ours = self.direct.region(request.offset(), request.len());
-        let result = match request.op() {
+        let ours = self.direct.region(offset, len);
+        let result = match op {
             Op::Read => shmem::copy(self.copier, ours, client),
             _ => shmem::copy(self.copier, client, ours),
         };

@@ -2,8 +2,9 @@
 //! enter of a batch carries both.
 //!
 //! # Why there is `unsafe` here
-//! The operation names memory to the kernel: that of the handler's promise ([`MemRef::new`]), which lives as long as the
-//! handler's backend. The tag is committed behind the operation, and its next completion comes after the commit.
+//! The operation names memory to the kernel: memory that is there for good, or the handler's, of which the lane has the
+//! keeper ([`Handler::BACKING`]) and leaks it where it ends before the driver. The tag is committed behind the operation,
+//! and its next completion comes after the commit.
 #![expect(unsafe_code, reason = "operations on memory that a handler names")]
 
 use ublk_core::iod::Io;
@@ -19,9 +20,22 @@ use crate::shared::DataPath;
 use crate::user_data::{Kind, UserData};
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
+    /// Get-data: where the handler wants a WRITE's data, if that has room for it.
+    pub(super) fn place_of(&mut self, io: &Io) -> Option<MemRef<'static>> {
+        // SAFETY: the lane keeps the handler's backing (head of this file).
+        let place = unsafe { self.handler.place(io) };
+        place.filter(|place| u64::try_from(place.len()).is_ok_and(|len| len >= io.len))
+    }
+
     /// Has the driver copy all data of a request that is in hand from or to `mem`, and answers it.
     #[inline]
-    pub(super) fn answered_by_copy(&mut self, port: &mut P, tag: Tag, io: &Io, mem: MemRef) {
+    pub(super) fn answered_by_copy(
+        &mut self,
+        port: &mut P,
+        tag: Tag,
+        io: &Io,
+        mem: MemRef<'static>,
+    ) {
         // Data is at most 32 MiB.
         let len = u32::try_from(io.len).unwrap_or(0);
         let place = UserCopy {
@@ -58,7 +72,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 
     /// The same by a system call.
     #[cold]
-    fn answered_by_call(&mut self, port: &mut P, tag: Tag, io: &Io, mem: MemRef) {
+    fn answered_by_call(&mut self, port: &mut P, tag: Tag, io: &Io, mem: MemRef<'static>) {
         let moved = match (&self.shared.path, io.op) {
             (DataPath::Device(device), Op::Read) => device.push(self.qid, tag, 0, mem),
             (DataPath::Device(device), _) => device.pull(self.qid, tag, 0, mem),

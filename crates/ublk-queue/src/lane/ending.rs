@@ -106,6 +106,8 @@ impl<P: Port, D, H> Drop for Lane<P, D, H> {
         if self.driver_has_tags() {
             std::mem::forget(Arc::clone(&self.shared));
             std::mem::forget(std::mem::take(&mut self.batch));
+            // Where the driver has an address of the handler's own memory, its owner stays as well.
+            std::mem::forget(self.backing.take());
         }
     }
 }

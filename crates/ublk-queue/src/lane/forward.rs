@@ -234,7 +234,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 
     /// Where a request's data is, if that is in memory shared with the client.
-    fn client_place(&self, tag: Tag, io: &Io) -> Option<MemRef> {
+    fn client_place(&self, tag: Tag, io: &Io) -> Option<MemRef<'_>> {
         match H::SHARED && io.op.has_data() {
             true => self.shared.path.client_place(tag, len_of(io)),
             false => None,

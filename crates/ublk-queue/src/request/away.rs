@@ -38,10 +38,9 @@ impl KeptRequest {
         &self.lane.shared
     }
 
-    /// The tag's buffer, for an operation of the handler's: `None` where data does not travel through it (zero
-    /// copy). No operation may use it after the request is answered.
+    /// The tag's buffer, to be named to the kernel: `None` where data does not travel through it (zero copy).
     #[must_use]
-    pub fn buffer(&self) -> Option<MemRef> {
+    pub fn buffer(&mut self) -> Option<MemRef<'_>> {
         match self.lane.shared.path {
             DataPath::Registered => None,
             DataPath::Client(_) if is_hidden(&self.lane.shared, self.tag) => None,
@@ -71,7 +70,7 @@ impl KeptRequest {
     }
 
     /// Get-data: answers a READ with all of its data at `from`, as [`Request::complete_from`](crate::Request::complete_from).
-    pub fn complete_from(self, from: MemRef) {
+    pub fn complete_from(self, from: MemRef<'static>) {
         if !self.any_source || from.len() != self.data_len() {
             return self.complete(Err(Errno::EINVAL));
         }

@@ -1,0 +1,114 @@
+//! Backends of memory, from and to which the driver copies.
+//!
+//! # Why there is `unsafe` here
+//! A region is lent by its backend for a borrow, and the driver uses it for longer: until it has taken the answer. A
+//! backend in an `Arc` neither moves nor is written through `&mut` while a count is held, so what it lends to a `&self`
+//! stays valid for as long as one is: the lane holds one ([`Backing`]), and leaks it when it ends before the driver.
+#![expect(
+    unsafe_code,
+    reason = "names a backend's memory for longer than a borrow"
+)]
+
+use std::any::Any;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use ublk_core::iod::Io;
+use ublk_core::{Backend, Op};
+
+use super::{Handler, call};
+use crate::memref::MemRef;
+use crate::request::Request;
+
+/// What keeps the memory that a handler names to the driver.
+pub(crate) type Keeper = Arc<dyn Any + Send + Sync>;
+
+/// How a lane gets what keeps the memory that its handler `H` names to the driver behind answers.
+///
+/// A value with a keeper is made for the handlers of this crate only: another that calls one of them has none, and the
+/// driver then copies before the answer.
+pub struct Backing<H: ?Sized>(Option<fn(&H) -> Option<Keeper>>, PhantomData<fn(&H)>);
+
+impl<H: ?Sized> Backing<H> {
+    /// The handler names no memory that it owns.
+    pub const NONE: Self = Self(None, PhantomData);
+
+    pub(crate) const fn new(keeper: fn(&H) -> Option<Keeper>) -> Self {
+        Self(Some(keeper), PhantomData)
+    }
+
+    pub(crate) const fn is_some(&self) -> bool {
+        self.0.is_some()
+    }
+
+    pub(crate) fn keeper(&self, handler: &H) -> Option<Keeper> {
+        self.0.and_then(|keeper| keeper(handler))
+    }
+}
+
+impl<H: ?Sized> fmt::Debug for Backing<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Backing").field(&self.is_some()).finish()
+    }
+}
+
+/// A backend whose content is memory of this process: the driver can copy to and from it, so that data is
+/// copied once.
+pub trait Mapped: Backend {
+    /// The memory of a range inside the device.
+    fn region(&self, offset: u64, len: usize) -> MemRef<'_>;
+}
+
+/// Calls a backend on the queue's own thread, and has the driver copy data to and from the backend's memory
+/// where the plan allows it (user copy and get-data).
+#[derive(Debug)]
+pub struct Direct<B>(pub Arc<B>);
+
+impl<B: Mapped> Direct<B> {
+    pub(super) fn region(&self, offset: u64, len: u64) -> MemRef<'_> {
+        self.0.region(offset, usize::try_from(len).unwrap_or(0))
+    }
+
+    pub(super) fn keeper(&self) -> Option<Keeper> {
+        Some(Arc::clone(&self.0) as Keeper)
+    }
+
+    /// # Safety
+    /// The lane keeps the backend (head of this file).
+    unsafe fn kept_region(&self, offset: u64, len: u64) -> MemRef<'static> {
+        // SAFETY: the caller's contract, and the head of this file.
+        unsafe { self.region(offset, len).extend() }
+    }
+}
+
+impl<B: Mapped> Handler for Direct<B> {
+    const BACKING: Backing<Self> = Backing::new(Self::keeper);
+
+    #[inline]
+    fn handle(&mut self, mut request: Request<'_>) {
+        let (offset, len, backed) = (request.offset(), request.len(), request.is_backed());
+        let result = match request.op() {
+            Op::Read | Op::Write if backed && request.copies_by_ring() => {
+                // SAFETY: the request is backed.
+                let region = unsafe { self.kept_region(offset, len) };
+                return request.complete_by_copy(region);
+            }
+            Op::Read if request.copies_by_driver() => request.push_from(self.region(offset, len)),
+            Op::Write if request.copies_by_driver() => request.pull_into(self.region(offset, len)),
+            Op::Read if backed && request.takes_any_source() => {
+                // SAFETY: the request is backed.
+                let region = unsafe { self.kept_region(offset, len) };
+                return request.complete_from(region);
+            }
+            Op::Write if request.was_placed() => Ok(()),
+            _ => call(&*self.0, &mut request),
+        };
+        request.complete(result);
+    }
+
+    unsafe fn place(&mut self, io: &Io) -> Option<MemRef<'static>> {
+        // SAFETY: the caller is the handler's lane.
+        (io.op == Op::Write).then(|| unsafe { self.kept_region(io.offset, io.len) })
+    }
+}
