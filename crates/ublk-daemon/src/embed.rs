@@ -14,8 +14,9 @@
 
 use crate::helper::{self, Helper};
 use crate::link::{Link, LinkError};
-use crate::peer::{Peer, this_program};
+use crate::peer::{Peer, Role, this_program};
 use crate::sys::process::{self, Forked, Stream};
+use crate::sys::title;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -44,6 +45,7 @@ pub(crate) fn fork_helper<T>(ours: T) -> Result<(Helper, T), LinkError> {
                 let _ = process::redirect(null.as_fd(), stream);
             }
             let _ = process::new_session();
+            title::set(Role::Helper.name(), None);
             std::process::exit(helper::run(&far, helper::control));
         }
         Forked::Parent(pid) => {

@@ -330,7 +330,9 @@ pub(crate) fn server(kernel: &Arc<Kernel>, signals: Option<Signals>) -> Peer {
 }
 
 impl World for Threads {
-    fn detach(&mut self) {}
+    fn settle(&mut self) {}
+
+    fn named(&mut self, _id: DevId) {}
 
     fn server(&mut self) -> Result<Peer, Failure> {
         if self.0.fails("spawn") {

@@ -24,6 +24,7 @@ pub mod helper;
 pub mod holders;
 mod kill_point;
 pub mod link;
+pub mod log;
 pub mod mounts;
 pub mod names;
 pub mod peer;

@@ -71,16 +71,26 @@ impl Link {
         Ok((Self { fd: a }, Self { fd: b }))
     }
 
+    /// Whether this process's standard input can be a link.
+    ///
+    /// # Errors
+    /// [`LinkError::NotALink`] when a person started the role.
+    pub fn expect_stdin() -> Result<(), LinkError> {
+        if socket::is_seqpacket(io::stdin().as_fd()) {
+            Ok(())
+        } else {
+            Err(LinkError::NotALink)
+        }
+    }
+
     /// The link that this process got as its standard input, which becomes `/dev/null`, so that no
     /// child inherits the link.
     ///
     /// # Errors
     /// [`LinkError::NotALink`] when a person started the role.
     pub fn from_stdin() -> Result<Self, LinkError> {
+        Self::expect_stdin()?;
         let stdin = io::stdin();
-        if !socket::is_seqpacket(stdin.as_fd()) {
-            return Err(LinkError::NotALink);
-        }
         let fd = stdin.as_fd().try_clone_to_owned()?;
         let null = File::open("/dev/null")?;
         process::redirect(null.as_fd(), process::Stream::In)?;

@@ -4,7 +4,7 @@
 use crate::wire::{Failure, FailureKind};
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use ublk_core::DevId;
 
@@ -71,7 +71,7 @@ pub fn link(name: &str, id: DevId) -> io::Result<()> {
 }
 
 fn link_in(dir: &Path, name: &str, id: DevId) -> io::Result<()> {
-    fs::create_dir_all(dir)?;
+    make_directory(dir)?;
     // Made aside and renamed: whoever looks sees one or the other.
     let aside = dir.join(format!(".{id}.new"));
     match fs::remove_file(&aside) {
@@ -80,6 +80,15 @@ fn link_in(dir: &Path, name: &str, id: DevId) -> io::Result<()> {
     }
     symlink(format!("../ublkb{id}"), &aside)?;
     fs::rename(&aside, dir.join(name))
+}
+
+/// Makes the directory for all to look into, whatever the umask.
+fn make_directory(dir: &Path) -> io::Result<()> {
+    match fs::create_dir(dir) {
+        Ok(()) => fs::set_permissions(dir, fs::Permissions::from_mode(0o755)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
+    }
 }
 
 /// Takes the link of a device away, if it is still that device's.
@@ -120,6 +129,8 @@ mod tests {
         let dir = dir.path().join("names");
         let (one, two) = (DevId::new(1).unwrap(), DevId::new(2).unwrap());
         link_in(&dir, "disk", one).unwrap();
+        let mode = fs::metadata(&dir).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755, "for all to look into");
         assert_eq!(resolve_in(&dir, "disk"), Some(1));
         link_in(&dir, "disk", two).unwrap();
         unlink_in(&dir, "disk", one);

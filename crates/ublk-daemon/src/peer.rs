@@ -1,7 +1,9 @@
 //! A role in a process of its own: how it is started, and how its end is seen.
 
 use crate::link::{Link, LinkError};
-use crate::sys::process;
+use crate::state::RUN_DIR_VARIABLE;
+use crate::sys::{process, surroundings, title};
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,6 +31,16 @@ impl Role {
             Self::Agent => "__agent",
             Self::Server => "__server",
             Self::Helper => "__helper",
+        }
+    }
+
+    /// What people know it as.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Server => "server",
+            Self::Helper => "helper",
         }
     }
 
@@ -80,9 +92,12 @@ impl Peer {
     /// When no process or descriptor is left, or the program is not there.
     pub fn spawn(program: &Path, role: Role, messages: Messages) -> Result<Self, LinkError> {
         let (link, theirs) = Link::pair()?;
+        surroundings::keep_children();
         let child = Command::new(program)
-            .arg0("ublkctl")
+            .arg0(format!("{}{}", title::PROGRAM, role.name()))
             .arg(role.word())
+            .env_clear()
+            .envs(environment(std::env::vars_os()))
             .stdin(Stdio::from(theirs.into_fd()))
             .stdout(Stdio::null())
             .stderr(match messages {
@@ -181,8 +196,51 @@ impl fmt::Debug for Peer {
     }
 }
 
+/// What a role needs of the environment: where the state is, by a path that holds wherever it runs, and what messages
+/// are wanted. The rest, which may hold secrets, is none of its business.
+fn environment(
+    all: impl Iterator<Item = (OsString, OsString)>,
+) -> impl Iterator<Item = (OsString, OsString)> {
+    const KEPT: [&str; 3] = ["XDG_RUNTIME_DIR", "XDG_STATE_HOME", "RUST_BACKTRACE"];
+    all.filter_map(|(name, value)| {
+        let text = name.to_str()?;
+        if text == RUN_DIR_VARIABLE {
+            let path = std::path::absolute(&value).map_or(value, PathBuf::into_os_string);
+            return Some((name, path));
+        }
+        (KEPT.contains(&text) || text.starts_with("UBLK")).then_some((name, value))
+    })
+}
+
 /// The program whose hidden subcommands are the roles: this one.
 #[must_use]
 pub fn this_program() -> PathBuf {
     PathBuf::from("/proc/self/exe")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// L45 Of the environment a role has what it needs, with paths that hold elsewhere.
+    #[test]
+    fn l45_the_environment_stays_with_the_caller() {
+        let all = [
+            ("PASSWORD", "secret"),
+            ("LD_PRELOAD", "x.so"),
+            ("PATH", "/bin"),
+            ("UBLKCTL_LOG", "debug"),
+            ("UBLKCTL_RUN_DIR", "here"),
+            ("XDG_RUNTIME_DIR", "/run/user/7"),
+        ];
+        let all = all.map(|(name, value)| (name.into(), value.into()));
+        let kept: Vec<(OsString, OsString)> = environment(all.into_iter()).collect();
+        let here = std::env::current_dir().unwrap().join("here");
+        let wanted: [(OsString, OsString); 3] = [
+            ("UBLKCTL_LOG".into(), "debug".into()),
+            ("UBLKCTL_RUN_DIR".into(), here.into()),
+            ("XDG_RUNTIME_DIR".into(), "/run/user/7".into()),
+        ];
+        assert_eq!(kept, wanted);
+    }
 }

@@ -5,20 +5,26 @@ use crate::embed;
 use crate::engine;
 use crate::helper;
 use crate::link::{Link, LinkError};
+use crate::log;
 use crate::peer::{Role, this_program};
 use crate::server;
 use crate::signals::Signals;
 use crate::state::Store;
-use crate::sys::{memory, process};
+use crate::sys::{memory, process, surroundings, title};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-/// Plays a role whose link is this process's standard input. The exit code.
+/// Plays a role whose link is this process's standard input. The exit code. What the process has inherited is put
+/// aside first, open descriptors too: call it before anything is opened.
 ///
 /// # Errors
 /// [`LinkError::NotALink`] when a person called it.
 pub fn run(role: Role) -> Result<i32, LinkError> {
+    Link::expect_stdin()?;
+    surroundings::shed();
     let link = Link::from_stdin()?;
+    title::set(role.name(), None);
+    log::tell_panics();
     Ok(match role {
         Role::Agent => run_agent(link),
         Role::Server => {
@@ -26,11 +32,8 @@ pub fn run(role: Role) -> Result<i32, LinkError> {
             let signals = Signals::take().ok();
             server::run(link, &mut engine::Real::default(), signals)
         }
-        Role::Helper => {
-            // Out of reach of the terminal: a delete must not be cut in half by control-C.
-            let _ = process::new_session();
-            helper::run(&link, helper::control)
-        }
+        // Out of reach of the terminal: a delete must not be cut in half by control-C.
+        Role::Helper => helper::run(&link, helper::control),
     })
 }
 
@@ -43,8 +46,6 @@ fn spare_from_oom() {
 
 fn run_agent(link: Link) -> i32 {
     spare_from_oom();
-    // Nothing of the caller's file system is kept busy.
-    let _ = std::env::set_current_dir("/");
     // First of all: this process has one thread and no ring yet.
     let (prover, link) = match embed::fork_helper(link) {
         Ok(forked) => forked,

@@ -7,8 +7,9 @@
 
 use crate::kill_point::kill_point;
 use crate::link::{LINK_VERSION, Link, LinkError};
+use crate::peer::Role;
 use crate::signals::Signals;
-use crate::sys::{memory, poll};
+use crate::sys::{memory, poll, title};
 use crate::wire::{AddSpec, Assignment, Failure, FromServer, Health, ToServer};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -128,6 +129,7 @@ impl Server {
             other => return Err(out_of_turn(&other)),
         };
         self.id = Some(assignment.geometry.dev_id().get());
+        title::set(Role::Server.name(), self.id);
         self.recoverable = assignment
             .geometry
             .features()

@@ -1,28 +1,57 @@
 //! Signals as a descriptor to poll.
 
+use crate::sys::surroundings;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-/// SIGINT, SIGTERM and SIGHUP of this process, which from now on only make a descriptor readable.
+/// Signals that ask for the end, which from now on only make a descriptor readable.
 #[derive(Debug)]
 pub struct Signals {
     stream: UnixStream,
 }
 
 impl Signals {
-    /// Takes the signals over, for the rest of the process's life.
+    /// Takes over what a role is asked to end by: SIGINT and SIGTERM, for the rest of its life. It has no terminal that
+    /// could hang up, so SIGHUP is nothing to it.
     ///
     /// # Errors
     /// When no descriptor is left.
     pub fn take() -> io::Result<Self> {
+        Self::of(&[SIGINT, SIGTERM])
+    }
+
+    /// The same for a program that people have started, SIGHUP included. What the caller has ignored stays ignored:
+    /// `nohup` means it.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn take_in_front() -> io::Result<Self> {
+        let wanted = |signal: &i32| *signal == SIGTERM || !surroundings::is_ignored(*signal);
+        let all = [SIGINT, SIGTERM, SIGHUP];
+        let taken: Vec<i32> = all.into_iter().filter(wanted).collect();
+        surroundings::unblock_all()?;
+        Self::of(&taken)
+    }
+
+    fn of(signals: &[i32]) -> io::Result<Self> {
         let (stream, write) = UnixStream::pair()?;
         stream.set_nonblocking(true)?;
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+        for signal in signals {
+            signal_hook::low_level::pipe::register(*signal, write.try_clone()?)?;
         }
         Ok(Self { stream })
+    }
+
+    /// Whether one has come and was not cleared.
+    #[must_use]
+    pub fn came(&self) -> bool {
+        let now = Some(std::time::Instant::now());
+        matches!(
+            crate::sys::poll::readable(&[self.as_fd()], now).as_deref(),
+            Ok([true])
+        )
     }
 
     /// Signals that a test sends by writing to the other end.

@@ -180,7 +180,9 @@ impl Store {
     /// [`StateError::NoDirectory`].
     pub fn of_user() -> Result<Self, StateError> {
         if let Some(dir) = std::env::var_os(RUN_DIR_VARIABLE) {
-            return Ok(Self::at(PathBuf::from(dir)));
+            // Roles run elsewhere, and get it in the same words.
+            let dir = std::path::absolute(&dir).unwrap_or_else(|_| PathBuf::from(dir));
+            return Ok(Self::at(dir));
         }
         if effective_uid() == 0 {
             return Ok(Self::at(PathBuf::from("/run/ublkctl")));
@@ -453,7 +455,8 @@ impl Store {
         Ok(removed)
     }
 
-    /// Opens a log for appending: never through a link, private to its owner.
+    /// Opens a log for appending: never through a link, private to its owner. It is never waited for: a FIFO that
+    /// nobody reads is an error here, and one that is full drops messages later.
     ///
     /// # Errors
     /// Those of the file system.
@@ -462,7 +465,7 @@ impl Store {
             .append(true)
             .create(true)
             .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
             .map_err(|source| StateError::Io {
                 path: path.to_owned(),

@@ -17,15 +17,14 @@ mod udev;
 mod usage;
 
 use clap::Parser;
-use std::io;
 use std::process::ExitCode;
 use tracing::level_filters::LevelFilter;
-use ublk_daemon::roles;
 use ublk_daemon::wire::{Failure, FailureKind};
+use ublk_daemon::{log, roles};
 use usage::asks_for_json;
 
 fn main() -> ExitCode {
-    log();
+    messages();
     let json = asks_for_json(std::env::args_os());
     // Before anything else: a role must start in milliseconds.
     if let Err(e) = roles::take_over() {
@@ -39,7 +38,7 @@ fn main() -> ExitCode {
 }
 
 /// Messages go to standard error, which a role moves to its log.
-fn log() {
+fn messages() {
     let level = std::env::var("UBLKCTL_LOG").ok();
     let level = level
         .and_then(|l| l.parse().ok())
@@ -49,7 +48,7 @@ fn log() {
         .filter(|word| word.starts_with("__"));
     let tracing = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(io::stderr)
+        .with_writer(|| log::Stderr)
         .with_target(false)
         .with_ansi(false);
     match role {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use ublk_daemon::log::{Stderr, plain};
 use ublk_daemon::wire::{Failure, FailureKind};
 
 /// A failure as scripts see it.
@@ -85,7 +86,7 @@ pub fn tell(failure: &Failure) {
         let _ = writeln!(text, "  hint: {}", plain(hint));
     }
     // Who does not hear it sees the exit code.
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+    let _ = Stderr.write_all(text.as_bytes());
 }
 
 /// Ends a command that failed before it printed anything.
@@ -123,26 +124,6 @@ impl Worst {
     }
 }
 
-/// A text for a terminal: control characters, and those that turn the direction of writing, are shown as what they are.
-pub fn plain(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            c if c.is_ascii_control() => {
-                let _ = write!(plain, "\\x{:02x}", u32::from(c));
-            }
-            c if c.is_control() || is_directional(c) => plain.extend(c.escape_unicode()),
-            c => plain.push(c),
-        }
-    }
-    plain
-}
-
-/// Characters that show what follows in another place than it has.
-const fn is_directional(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,14 +154,6 @@ mod tests {
         assert_eq!(of(&[0, 32, 0]), 32);
         assert_eq!(of(&[1, 32]), 1);
         assert_eq!(of(&[32, 3, 1]), 3);
-    }
-
-    /// Names and paths are other people's: none of their bytes reaches a terminal as a command.
-    #[test]
-    fn l46_control_characters_are_shown() {
-        assert_eq!(plain("a\x1b[2Jb\n\t\u{7f}"), "a\\x1b[2Jb\\x0a\\x09\\x7f");
-        assert_eq!(plain("\u{9b}31m \u{202e}gpj"), "\\u{9b}31m \\u{202e}gpj");
-        assert_eq!(plain("/srv/Dätä 1.img"), "/srv/Dätä 1.img");
     }
 
     #[test]

@@ -114,6 +114,7 @@ impl Agent<'_> {
         kill_point("add:added");
         let id = geometry.dev_id();
         tracing::debug!("the device is added");
+        self.world.named(id);
         record.id = Some(id.get());
         self.log = (request.lifetime == Lifetime::Own).then(|| self.log_path(request, id));
         record.log.clone_from(&self.log);

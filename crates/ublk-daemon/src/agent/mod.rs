@@ -16,7 +16,7 @@ use crate::link::{LINK_VERSION, Link, LinkError};
 use crate::peer::{Messages, Peer, Role};
 use crate::signals::Signals;
 use crate::state::{Lock, Record, Store};
-use crate::sys::{poll, process};
+use crate::sys::{memory, poll, surroundings, title};
 use crate::wire::{
     AddRequest, Added, Failure, FromAgent, FromServer, Lifetime, RecoverRequest, ToAgent, ToServer,
 };
@@ -37,8 +37,11 @@ const OPEN: Duration = Duration::from_secs(10);
 
 /// What an agent needs from the outside: the real thing, or a test's.
 pub trait World {
-    /// Leaves the session of the caller, before any process is started.
-    fn detach(&mut self);
+    /// Gives up the caller's choices of scheduling and limits, before any process is started.
+    fn settle(&mut self);
+
+    /// Has the process shown as that of this device.
+    fn named(&mut self, id: DevId);
 
     /// Starts the server process.
     ///
@@ -107,11 +110,13 @@ impl Real {
 }
 
 impl World for Real {
-    fn detach(&mut self) {
-        // Fails only for the leader of a group, which no spawned role is.
-        if let Err(e) = process::new_session() {
-            tracing::warn!("no session of its own: {e}");
-        }
+    fn settle(&mut self) {
+        surroundings::settle();
+        memory::unburden();
+    }
+
+    fn named(&mut self, id: DevId) {
+        title::set(Role::Agent.name(), Some(id.get()));
     }
 
     fn server(&mut self) -> Result<Peer, Failure> {
@@ -241,7 +246,7 @@ impl Agent<'_> {
         };
         let deadline = Instant::now() + Duration::from_millis(request.deadline_ms);
         if request.lifetime == Lifetime::Own {
-            self.world.detach();
+            self.world.settle();
         }
         match self.bring_up(&request, deadline) {
             Ok(added) => {
@@ -259,7 +264,7 @@ impl Agent<'_> {
     fn live_again(&mut self, request: &RecoverRequest) -> Result<(), Failure> {
         let deadline = Instant::now() + Duration::from_millis(request.deadline_ms);
         if request.lifetime == Lifetime::Own {
-            self.world.detach();
+            self.world.settle();
         }
         match self.recover(request, deadline) {
             Ok(added) => {

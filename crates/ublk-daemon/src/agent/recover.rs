@@ -28,6 +28,7 @@ impl Agent<'_> {
         self.world.start_prover()?;
         self.control = Some(self.world.control()?);
         let geometry = self.control()?.info(id, left(deadline))?;
+        self.world.named(id);
         let mut record = self.known(&geometry)?;
         may_recover(request, &geometry, &record)?;
         let params = self.control()?.get_params(id, left(deadline))?;

@@ -4,6 +4,7 @@ use super::notify;
 use crate::agent;
 use crate::engine;
 use crate::link::{LINK_VERSION, LinkError};
+use crate::log;
 use crate::names;
 use crate::peer::{Messages, Peer, Role};
 use crate::policy;
@@ -182,7 +183,7 @@ impl Foreground {
     fn start(program: &Path, lifetime: Lifetime, word: &ToAgent) -> Result<Self, Failure> {
         let signals = match lifetime {
             Lifetime::Own => None,
-            _ => Signals::take().ok(),
+            _ => Signals::take_in_front().ok(),
         };
         let mut agent = Peer::spawn(program, Role::Agent, Messages::Pipe)
             .map_err(|e| Failure::failed(format!("cannot start the agent: {e}")))?;
@@ -278,7 +279,7 @@ impl Foreground {
         let read = self.messages.as_mut().map(|m| m.read(&mut buf));
         match read {
             Some(Ok(n)) if n > 0 => {
-                let _ = io::stderr().write_all(&buf[..n]);
+                let _ = log::Stderr.write_all(&buf[..n]);
             }
             _ => self.messages = None,
         }

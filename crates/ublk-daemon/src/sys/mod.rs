@@ -14,6 +14,8 @@ pub mod memory;
 pub mod poll;
 pub mod process;
 pub mod socket;
+pub mod surroundings;
+pub mod title;
 
 use std::io;
 

@@ -12,11 +12,27 @@ use std::time::Instant;
 /// # Errors
 /// The error of `poll(2)`; an interruption by a signal is not one, the wait goes on.
 pub fn readable(fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -> io::Result<Vec<bool>> {
+    wait(fds, libc::POLLIN, deadline)
+}
+
+/// Waits until `fd` takes a write, or has an error to tell to one. False when the deadline passed.
+///
+/// # Errors
+/// As [`readable`].
+pub fn writable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
+    Ok(wait(&[fd], libc::POLLOUT, deadline)?.contains(&true))
+}
+
+fn wait(
+    fds: &[BorrowedFd<'_>],
+    events: libc::c_short,
+    deadline: Option<Instant>,
+) -> io::Result<Vec<bool>> {
     let mut polled: Vec<libc::pollfd> = fds
         .iter()
         .map(|fd| libc::pollfd {
             fd: fd.as_raw_fd(),
-            events: libc::POLLIN,
+            events,
             revents: 0,
         })
         .collect();

@@ -1,0 +1,209 @@
+//! What a process takes over from the one that started it, set to what a daemon wants (execve(2), L45).
+//!
+//! [`shed`] is for every role, first of all. [`settle`] is for those that outlive their caller: how they are scheduled
+//! and what they may use is then nobody's choice but the machine's. A role that serves in front keeps what its service
+//! manager has set.
+//!
+//! A fork has already cleared timers, pending signals and the signal of the parent's death. The control group stays: it
+//! is how the machine accounts for the process, and who should leave it is the caller's service manager to say.
+
+use super::check;
+use std::io;
+
+/// Descriptors that a daemon should be able to open: the hard limit that systemd gives to every service.
+const DESCRIPTORS: libc::rlim_t = 512 * 1024;
+
+/// The kernel's own default of PR_SET_TIMERSLACK, in nanoseconds.
+const TIMER_SLACK: libc::c_ulong = 50_000;
+
+/// The last signal (`_NSIG`).
+const LAST_SIGNAL: libc::c_int = 64;
+
+/// Lets go of what an exec keeps open or set: descriptors beyond the standard streams, blocked and ignored signals, the
+/// working directory, the umask, the session and its terminal, core files. Call it first of all in a program that was
+/// started as a role: whatever descriptor above 2 there is, is closed.
+pub fn shed() {
+    told("descriptors", close_others());
+    told("signals", signals());
+    told("working directory", std::env::set_current_dir("/"));
+    // SAFETY: umask takes a number, touches no memory and cannot fail.
+    unsafe { libc::umask(0o077) };
+    // Fails only for the leader of a group, which no spawned role is.
+    told("session", super::process::new_session());
+    told("core files", limit(libc::RLIMIT_CORE, 0, 0));
+    told("descriptor limit", raise(libc::RLIMIT_NOFILE));
+}
+
+/// Sets how the process is scheduled and what it may use to what the machine gives to everybody. Each as far as the
+/// caller may.
+pub fn settle() {
+    told("scheduling policy", normal_policy());
+    told("nice value", nice_zero());
+    told("I/O priority", no_io_priority());
+    told("CPU affinity", all_cpus());
+    told("memory policy", default_memory_policy());
+    for (what, option, value) in [
+        ("timer slack", libc::PR_SET_TIMERSLACK, TIMER_SLACK),
+        ("huge pages", libc::PR_SET_THP_DISABLE, 0),
+    ] {
+        told(what, prctl(option, value));
+    }
+    // SAFETY: personality takes a flag word and touches no memory.
+    told(
+        "personality",
+        check(unsafe { libc::personality(0) }).map(drop),
+    );
+    for resource in [
+        libc::RLIMIT_AS,
+        libc::RLIMIT_CPU,
+        libc::RLIMIT_DATA,
+        libc::RLIMIT_FSIZE,
+        libc::RLIMIT_RTTIME,
+    ] {
+        let unlimited = limit(resource, libc::RLIM_INFINITY, libc::RLIM_INFINITY);
+        told("resource limit", unlimited.or_else(|_| raise(resource)));
+    }
+    let most = current(libc::RLIMIT_NOFILE).map_or(0, |limit| limit.rlim_max);
+    let wanted = most.max(DESCRIPTORS);
+    let _ = limit(libc::RLIMIT_NOFILE, wanted, wanted);
+    told("process limit", raise(libc::RLIMIT_NPROC));
+}
+
+/// A user may not change all of it: what stays is worth a line for who looks for it.
+fn told(what: &str, done: io::Result<()>) {
+    if let Err(e) = done {
+        tracing::debug!("the {what} of this process stays as its caller had it: {e}");
+    }
+}
+
+fn close_others() -> io::Result<()> {
+    // SAFETY: close_range takes numbers and touches no memory. The process was exec'd a moment ago and has opened
+    // nothing itself, so no descriptor above 2 has an owner in it.
+    let res = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+    check(i32::try_from(res).map_err(io::Error::other)?).map(drop)
+}
+
+/// No signal is blocked, and every one does what it does by default, but for three: SIGPIPE stays ignored as Rust has
+/// it, SIGHUP is for who has a terminal, and a file that may not grow is an error of its write (SIGXFSZ).
+fn signals() -> io::Result<()> {
+    for signal in 1..=LAST_SIGNAL {
+        let handler = match signal {
+            libc::SIGPIPE | libc::SIGHUP | libc::SIGXFSZ => libc::SIG_IGN,
+            _ if is_ignored(signal) => libc::SIG_DFL,
+            _ => continue,
+        };
+        // SAFETY: both dispositions are constants without code of ours; no handler of this process is replaced, since
+        // none has been installed yet.
+        unsafe { libc::signal(signal, handler) };
+    }
+    unblock_all()
+}
+
+/// Unblocks every signal for the calling thread.
+///
+/// # Errors
+/// None that the kernel documents for these words.
+pub fn unblock_all() -> io::Result<()> {
+    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset writes the whole set it is given, which outlives the call.
+    check(unsafe { libc::sigemptyset(none.as_mut_ptr()) })?;
+    // SAFETY: the set was written by sigemptyset and is only read; the old mask is not asked for.
+    check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) })
+        .map(drop)
+}
+
+/// Has ended children be kept until they are collected: a caller may have said otherwise by ignoring SIGCHLD.
+pub fn keep_children() {
+    if is_ignored(libc::SIGCHLD) {
+        // SAFETY: the disposition is a constant without code of ours, in place of another one.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    }
+}
+
+/// Whether a signal is ignored now.
+#[must_use]
+pub fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: the new action is null, which changes nothing; the old one is written into `action`, which outlives the
+    // call.
+    let res = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: all-zero bytes are a valid sigaction, and the call has at most written another.
+    let action = unsafe { action.assume_init() };
+    res == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+fn normal_policy() -> io::Result<()> {
+    let normal = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters are one live struct that is only read; 0 is the calling thread.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const normal) }).map(drop)
+}
+
+fn nice_zero() -> io::Result<()> {
+    // SAFETY: setpriority takes numbers and touches no memory.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) }).map(drop)
+}
+
+fn no_io_priority() -> io::Result<()> {
+    /// `IOPRIO_WHO_PROCESS` (linux/ioprio.h).
+    const WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: ioprio_set takes three numbers and touches no memory; 0 is the class "none".
+    let res = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, 0) };
+    check(i32::try_from(res).map_err(io::Error::other)?).map(drop)
+}
+
+fn all_cpus() -> io::Result<()> {
+    // The kernel leaves out what the machine, or the cpuset, has not.
+    let all = [u8::MAX; 1024];
+    // SAFETY: the mask is `all.len()` bytes long and only read; the kernel takes any length, as whole words.
+    check(unsafe { libc::sched_setaffinity(0, all.len(), all.as_ptr().cast()) }).map(drop)
+}
+
+fn default_memory_policy() -> io::Result<()> {
+    // SAFETY: MPOL_DEFAULT (0) takes no nodes: the pointer may be null where their count is 0.
+    let res = unsafe {
+        libc::syscall(
+            libc::SYS_set_mempolicy,
+            0,
+            std::ptr::null::<libc::c_ulong>(),
+            0,
+        )
+    };
+    check(i32::try_from(res).map_err(io::Error::other)?).map(drop)
+}
+
+fn prctl(option: libc::c_int, value: libc::c_ulong) -> io::Result<()> {
+    let none: libc::c_ulong = 0;
+    // SAFETY: the two options of this module take numbers and touch no memory.
+    check(unsafe { libc::prctl(option, value, none, none, none) }).map(drop)
+}
+
+/// `RLIMIT_*`, whose type the libraries of the world do not agree upon.
+#[cfg(target_env = "gnu")]
+type Resource = libc::__rlimit_resource_t;
+#[cfg(not(target_env = "gnu"))]
+type Resource = libc::c_int;
+
+fn current(resource: Resource) -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the limit is one live struct that is ours alone to write.
+    check(unsafe { libc::getrlimit(resource, &raw mut limit) })?;
+    Ok(limit)
+}
+
+fn limit(resource: Resource, soft: libc::rlim_t, hard: libc::rlim_t) -> io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
+    // SAFETY: the limit is one live struct that is only read.
+    check(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
+}
+
+/// As far as this process may without asking anybody.
+fn raise(resource: Resource) -> io::Result<()> {
+    let most = current(resource)?.rlim_max;
+    limit(resource, most, most)
+}
