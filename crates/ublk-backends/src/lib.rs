@@ -29,6 +29,6 @@ mod memory;
 mod null;
 
 pub use error::Error;
-pub use file::{Created, File, FileHandler, FileOptions};
+pub use file::{Created, File, FileHandler, FileOptions, Identity, User};
 pub use memory::Memory;
 pub use null::Null;

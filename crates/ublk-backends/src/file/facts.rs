@@ -186,6 +186,12 @@ impl Queue {
         text.trim().parse().ok()
     }
 
+    /// Where on its disk a partition begins, in sectors; 0 for a whole disk.
+    pub(crate) fn start(&self) -> u64 {
+        let text = fs::read_to_string(format!("{}/start", self.0)).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
     /// The same where it has fewer bits; 0 where there is none or it does not fit.
     fn narrow<T: TryFrom<u64> + Default>(&self, name: &str) -> T {
         let number = self.number(name).and_then(|n| T::try_from(n).ok());

@@ -8,14 +8,18 @@ mod core;
 mod create;
 mod facts;
 mod handler;
+mod identity;
 mod layer;
 mod options;
 mod os;
 mod sync;
 mod usage;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use ublk_core::{Backend, DataMode, Errno, Limits};
@@ -25,7 +29,9 @@ use self::os::Os;
 
 pub use create::Created;
 pub use handler::FileHandler;
+pub use identity::Identity;
 pub use options::FileOptions;
+pub use usage::User;
 
 /// A device whose data is in a file.
 ///
@@ -60,6 +66,10 @@ pub struct File {
     core: Core<Os>,
     direct: bool,
     nowait: bool,
+    identity: Identity,
+    users: Vec<User>,
+    /// Holds a claim that came after the open.
+    claimed: OnceLock<fs::File>,
     notes: Vec<String>,
 }
 
@@ -105,8 +115,36 @@ impl File {
         self.core.base
     }
 
-    /// What the user should know: that the file is in use elsewhere and by whom, that direct I/O cannot be had, that
-    /// the end of the file is cut off.
+    /// Which file or disk it is, whatever its path leads to later.
+    #[must_use]
+    pub const fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Who else used the file when it was opened: it is served all the same, and who would lose data by that is the
+    /// caller's to judge. Empty where it was only looked at ([`FileOptions::claim`]).
+    #[must_use]
+    pub fn users(&self) -> &[User] {
+        &self.users
+    }
+
+    /// Locks or claims the file now, for a server that took over from one that had lock and claim to itself. Whether they
+    /// are this server's.
+    pub fn claim(&self) -> bool {
+        let file = &self.core.layer.file;
+        if let Identity::File { .. } = self.identity {
+            return usage::lock(file, self.core.limits.read_only);
+        }
+        let node = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let mut options = fs::OpenOptions::new();
+        match options.read(true).custom_flags(libc::O_EXCL).open(node) {
+            Ok(claim) => self.claimed.set(claim).is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    /// What the user should know of how the file is served: that direct I/O cannot be had, that the end of the file is
+    /// cut off.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes

@@ -3,15 +3,18 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use ublk_core::{Errno, Limits};
 
 use super::core::Core;
 use super::facts::{self, Facts, failed};
 use super::os::{self, Alignment, Os};
-use super::{File, usage};
+use super::usage::{self, User};
+use super::{File, Identity};
 use crate::error::{Error, MAX_SIZE};
 
 /// Largest WRITE_ZEROES: where the file system cannot make zeroes it is data written.
@@ -27,6 +30,14 @@ pub struct FileOptions {
     offset: u64,
     length: Option<u64>,
     block_size: Option<u32>,
+    claim: bool,
+}
+
+/// A file just opened.
+struct Opened {
+    file: fs::File,
+    direct: bool,
+    users: Vec<User>,
 }
 
 /// The part of the file that is the device.
@@ -48,6 +59,7 @@ impl FileOptions {
             offset: 0,
             length: None,
             block_size: None,
+            claim: true,
         }
     }
 
@@ -93,14 +105,60 @@ impl FileOptions {
         self
     }
 
-    /// Opens the file and asks it what it can do. Use by others is no error: [`File::notes`] tells it.
+    /// Locks a regular file (flock) and claims a block device (O_EXCL) for as long as it is open, where nobody else has
+    /// done so; [`File::users`] tells who has. It does by default; without, the file is only looked at.
+    #[must_use]
+    pub const fn claim(mut self, yes: bool) -> Self {
+        self.claim = yes;
+        self
+    }
+
+    /// Opens the file and asks it what it can do. Use by others is no error: [`File::users`] tells it.
     ///
     /// # Errors
     /// [`Error::File`] where the kernel refuses; [`Error::NotStorage`]; [`Error::BlockSize`], [`Error::Unaligned`],
     /// [`Error::Window`], [`Error::Empty`], [`Error::TooLarge`] for numbers that do not fit the file.
     pub fn open(&self) -> Result<File, Error> {
+        let opened = self.open_file()?;
+        self.look_at(opened)
+    }
+
+    /// The same with a descriptor that another server of the device has opened: its lock and its claim belong to the
+    /// open file, so they pass on with it, and the path may lead elsewhere meanwhile. One that was opened for another
+    /// purpose (for reading only, say) is refused.
+    ///
+    /// # Errors
+    /// As [`FileOptions::open`].
+    pub fn open_passed(&self, descriptor: OwnedFd) -> Result<File, Error> {
+        let file = fs::File::from(descriptor);
+        let flags = os::open_flags(&file)
+            .map_err(|e| failed("use the descriptor of the server before", e, ""))?;
+        let wanted = if self.read_only {
+            libc::O_RDONLY
+        } else {
+            libc::O_RDWR
+        };
+        if flags & libc::O_ACCMODE != wanted {
+            return Err(failed(
+                "use the descriptor of the server before",
+                Errno::EBADF,
+                "it was not opened for what this one has to do",
+            ));
+        }
+        self.look_at(Opened {
+            file,
+            direct: flags & libc::O_DIRECT != 0,
+            users: Vec::new(),
+        })
+    }
+
+    fn look_at(&self, opened: Opened) -> Result<File, Error> {
+        let Opened {
+            file,
+            direct,
+            mut users,
+        } = opened;
         let mut notes = Vec::new();
-        let (file, direct) = self.open_file(&mut notes)?;
         let facts = Facts::of(&file)?;
         let direct = direct
             .then(|| facts::alignment(&file, self.read_only, facts.is_block))
@@ -109,9 +167,11 @@ impl FileOptions {
         if window.direct.is_none() {
             os::leave_direct(&file).map_err(|e| failed("leave O_DIRECT", e, ""))?;
         }
-        if !facts.is_block {
-            usage::look(&file, &self.path, self.read_only, &mut notes);
+        if self.claim && !facts.is_block {
+            let locked = !usage::lock(&file, self.read_only);
+            users.extend(usage::of_file(&file, &self.path, locked));
         }
+        let identity = Identity::of(&file).map_err(|e| failed("look at the file", e, ""))?;
         let nowait = facts::supports_nowait(&file, self.offset, window.block);
         let limits = self.limits(&facts, &window, nowait);
         let alignment = window.direct.unwrap_or(Alignment {
@@ -126,6 +186,9 @@ impl FileOptions {
             core: Core::new(layer, self.offset, limits, alignment),
             direct: window.direct.is_some(),
             nowait,
+            identity,
+            users,
+            claimed: OnceLock::new(),
             notes,
         })
     }
@@ -162,7 +225,7 @@ impl FileOptions {
     }
 
     /// Opens with O_DIRECT where it is wanted and can be had.
-    fn open_file(&self, notes: &mut Vec<String>) -> Result<(fs::File, bool), Error> {
+    fn open_file(&self) -> Result<Opened, Error> {
         let open = |flags: i32| {
             let mut options = OpenOptions::new();
             options.read(true).write(!self.read_only);
@@ -179,19 +242,26 @@ impl FileOptions {
         })?;
         facts::check_kind(&meta)?;
         // A block device that nobody else has claimed is claimed: mounting it, or a RAID over it, is then refused.
-        let mut claim = if meta.file_type().is_block_device() {
+        let mut claim = if self.claim && meta.file_type().is_block_device() {
             libc::O_EXCL
         } else {
             0
         };
+        let mut users = Vec::new();
         let mut direct = if self.buffered { 0 } else { libc::O_DIRECT };
         loop {
             match open(claim | direct).map_err(|e| Errno::from_io(&e)) {
-                Ok(file) => return Ok((file, direct != 0)),
+                Ok(file) => {
+                    return Ok(Opened {
+                        file,
+                        direct: direct != 0,
+                        users,
+                    });
+                }
                 Err(Errno::EINVAL) if direct != 0 => direct = 0,
                 Err(Errno::EBUSY) if claim != 0 => {
                     claim = 0;
-                    notes.push(usage::of_block(&self.path, &meta));
+                    users = usage::of_block(&self.path, &meta);
                 }
                 Err(errno) => {
                     let hint = match errno {

@@ -17,6 +17,9 @@ use super::layer::Layer;
 /// `BLKDISCARD` of linux/fs.h, `_IO(0x12, 119)`.
 const BLKDISCARD: libc::Ioctl = 0x1277;
 
+/// `BLKGETDISKSEQ` of linux/fs.h, `_IOR(0x12, 128, __u64)`.
+const BLKGETDISKSEQ: libc::Ioctl = 0x8008_1280_u32 as libc::Ioctl;
+
 /// A system call's answer as a count or an errno.
 fn check(answer: impl Into<i64>) -> Result<usize, Errno> {
     usize::try_from(answer.into()).map_err(|_| Errno::from_io(&io::Error::last_os_error()))
@@ -31,14 +34,9 @@ pub(crate) struct Alignment {
     pub(crate) position: u32,
 }
 
-/// What the file says of O_DIRECT: `None` where it says nothing (before Linux 6.1, and file systems without an
-/// answer), `Some(None)` where it cannot be had.
-///
-/// STATX_DIOALIGN gives what holds for reads and writes; a looser one for reads alone (STATX_DIO_READ_ALIGN, 6.14)
-/// is of no use to a device that is written to.
-pub(crate) fn direct_alignment(file: &fs::File, read_only: bool) -> Option<Option<Alignment>> {
+/// What statx(2) says of an open file.
+fn statx(file: &fs::File, wanted: u32) -> Result<libc::statx, Errno> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
-    let wanted = libc::STATX_DIOALIGN | libc::STATX_DIO_READ_ALIGN;
     // By number: std refers to the function weakly, and in a static program with link-time optimisation that makes
     // our reference weak, too. Nothing pulls it out of libc.a then, and the call goes to address 0.
     // SAFETY: the descriptor is open for the call, the path is an empty NUL-terminated constant, and `found` has
@@ -53,9 +51,18 @@ pub(crate) fn direct_alignment(file: &fs::File, read_only: bool) -> Option<Optio
             found.as_mut_ptr(),
         )
     };
-    check(answer).ok()?;
+    check(answer)?;
     // SAFETY: all bytes were zeroed, and zeroes are a valid statx; the kernel filled in what it has.
-    let found = unsafe { found.assume_init() };
+    Ok(unsafe { found.assume_init() })
+}
+
+/// What the file says of O_DIRECT: `None` where it says nothing (before Linux 6.1, and file systems without an
+/// answer), `Some(None)` where it cannot be had.
+///
+/// STATX_DIOALIGN gives what holds for reads and writes; a looser one for reads alone (STATX_DIO_READ_ALIGN, 6.14)
+/// is of no use to a device that is written to.
+pub(crate) fn direct_alignment(file: &fs::File, read_only: bool) -> Option<Option<Alignment>> {
+    let found = statx(file, libc::STATX_DIOALIGN | libc::STATX_DIO_READ_ALIGN).ok()?;
     if found.stx_mask & libc::STATX_DIOALIGN == 0 {
         return None;
     }
@@ -70,6 +77,35 @@ pub(crate) fn direct_alignment(file: &fs::File, read_only: bool) -> Option<Optio
         memory: found.stx_dio_mem_align,
         position,
     }))
+}
+
+/// When the file was made, in nanoseconds since 1970, where the file system keeps that.
+pub(crate) fn born(file: &fs::File) -> Option<u64> {
+    let found = statx(file, libc::STATX_BTIME).ok()?;
+    if found.stx_mask & libc::STATX_BTIME == 0 {
+        return None;
+    }
+    let seconds = u64::try_from(found.stx_btime.tv_sec).ok()?;
+    seconds
+        .checked_mul(1_000_000_000)?
+        .checked_add(found.stx_btime.tv_nsec.into())
+}
+
+/// The sequence number of the disk behind a block device: no two disks since boot have the same. Linux 5.15.
+pub(crate) fn disk_sequence(file: &fs::File) -> Result<u64, Errno> {
+    let mut sequence = 0_u64;
+    // SAFETY: the request writes one u64, for which `sequence` has room.
+    let answer = unsafe { libc::ioctl(file.as_raw_fd(), BLKGETDISKSEQ, &raw mut sequence) };
+    check(answer)?;
+    Ok(sequence)
+}
+
+/// The flags that a file was opened with, as F_GETFL has them.
+pub(crate) fn open_flags(file: &fs::File) -> Result<i32, Errno> {
+    // SAFETY: F_GETFL has no argument.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    check(flags)?;
+    Ok(flags)
 }
 
 /// Logical and physical block size of a block device.
@@ -87,9 +123,7 @@ pub(crate) fn block_sizes(file: &fs::File) -> Result<(u32, u32), Errno> {
 
 /// Goes on without O_DIRECT.
 pub(crate) fn leave_direct(file: &fs::File) -> Result<(), Errno> {
-    // SAFETY: F_GETFL has no argument.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    check(flags)?;
+    let flags = open_flags(file)?;
     // SAFETY: F_SETFL takes a word of flags by value.
     let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_DIRECT) };
     check(set).map(drop)

@@ -1,65 +1,130 @@
-//! Who else uses a file: found out to be told, never to refuse.
+//! Who else uses a file or a disk. It is told here; what follows from it, callers decide.
 
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::{self, Metadata, TryLockError};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-/// Takes an advisory lock (flock), exclusive unless the device is read-only, and tells who keeps it from us; tells
-/// loop devices and swap space, too. The lock is held as long as the file is open.
-pub(crate) fn look(file: &fs::File, path: &Path, read_only: bool, notes: &mut Vec<String>) {
+/// Somebody else who uses a file or a disk.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum User {
+    /// A file system of it, or of a partition of it, is mounted.
+    Mount {
+        /// Where, as this process sees it.
+        at: String,
+    },
+    /// It is swap space of this machine.
+    Swap,
+    /// A device was made on top of it.
+    Device {
+        /// Its node.
+        node: String,
+    },
+    /// A process serves it as a ublk device, or is about to.
+    Server {
+        /// The process.
+        pid: u32,
+        /// The block device, once there is one.
+        node: Option<String>,
+    },
+    /// A process holds a lock on it (flock).
+    Process {
+        /// The process.
+        pid: u32,
+        /// Its name.
+        name: String,
+    },
+    /// Somebody has locked or claimed it who cannot be seen from here.
+    Unknown,
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mount { at } => write!(f, "mounted at {at}"),
+            Self::Swap => f.write_str("swap space of this machine"),
+            Self::Device { node } => write!(f, "in use by {node}"),
+            Self::Server {
+                pid,
+                node: Some(node),
+            } => write!(f, "served as {node} by process {pid}"),
+            Self::Server { pid, node: None } => write!(f, "about to be served by process {pid}"),
+            Self::Process { pid, name } => write!(f, "locked by process {pid} ({name})"),
+            Self::Unknown => f.write_str("claimed by somebody who cannot be seen from here"),
+        }
+    }
+}
+
+/// Takes an advisory lock (flock), exclusive unless the device is read-only. It is held as long as the file is open. False
+/// where somebody else has it.
+pub(crate) fn lock(file: &fs::File, read_only: bool) -> bool {
     let lock = if read_only {
         file.try_lock_shared()
     } else {
         file.try_lock()
     };
-    let Ok(meta) = file.metadata() else { return };
-    if let Err(TryLockError::WouldBlock) = lock {
-        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-        let pids = lockers(&locks, &meta);
-        let mut users: Vec<_> = pids.into_iter().map(describe).collect();
-        if users.is_empty() {
-            users.push("another process".to_owned());
-        }
-        notes.push(format!("the file is locked by {}", users.join(" and ")));
-    }
-    for name in loops(&meta) {
-        notes.push(format!("the file is in use by /dev/{name}"));
-    }
-    if is_swap(path, &meta) {
-        notes.push("the file is swap space of this machine".to_owned());
-    }
+    // File systems without locks have no other users who could be told of.
+    !matches!(lock, Err(TryLockError::WouldBlock))
 }
 
-/// Says who has claimed a block device.
-pub(crate) fn of_block(path: &Path, meta: &Metadata) -> String {
+/// Who uses a regular file besides this process; `locked` where its lock was refused.
+pub(crate) fn of_file(file: &fs::File, path: &Path, locked: bool) -> Vec<User> {
+    let Ok(meta) = file.metadata() else {
+        return Vec::new();
+    };
+    let mut users = BTreeSet::new();
+    if locked {
+        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+        users.extend(lockers(&locks, &meta).into_iter().map(described));
+        if users.is_empty() {
+            users.insert(User::Unknown);
+        }
+    }
+    users.extend(loops(&meta).into_iter().map(|node| User::Device { node }));
+    if is_swap(path, &meta) {
+        users.insert(User::Swap);
+    }
+    users.into_iter().collect()
+}
+
+/// Who has claimed a block device.
+pub(crate) fn of_block(path: &Path, meta: &Metadata) -> Vec<User> {
     let mut users = BTreeSet::new();
     let device = meta.rdev();
     let number = format!("{}:{}", libc::major(device), libc::minor(device));
     let directory = format!("/sys/dev/block/{number}");
     let mut numbers = vec![number];
+    let mut directories = vec![Path::new(&directory).to_owned()];
     for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
         if let Ok(partition) = fs::read_to_string(entry.path().join("dev")) {
             numbers.push(partition.trim().to_owned());
+            directories.push(entry.path());
         }
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    users.extend(mounted(&mounts, &numbers));
-    let holders = fs::read_dir(format!("{directory}/holders"));
-    for holder in holders.into_iter().flatten().flatten() {
-        users.insert(format!("/dev/{}", holder.file_name().to_string_lossy()));
+    let mounts = mounted(&mounts, &numbers).into_iter();
+    users.extend(mounts.map(|at| User::Mount { at }));
+    let holders = directories.iter().flat_map(|directory| {
+        fs::read_dir(directory.join("holders"))
+            .into_iter()
+            .flatten()
+    });
+    for holder in holders.flatten() {
+        let node = format!("/dev/{}", holder.file_name().to_string_lossy());
+        users.insert(User::Device { node });
     }
     if is_swap(path, meta) {
-        users.insert("the swap of this machine".to_owned());
+        users.insert(User::Swap);
     }
     users.extend(openers(device));
     if users.is_empty() {
-        users.insert("somebody who has claimed it".to_owned());
+        users.insert(User::Unknown);
     }
-    let users: Vec<_> = users.into_iter().collect();
-    format!("the block device is in use: {}", users.join(", "))
+    users.into_iter().collect()
 }
 
 /// Processes with a flock on the file, by /proc/locks (`1: FLOCK  ADVISORY  WRITE 123 fe:00:456 0 EOF`).
@@ -82,13 +147,20 @@ fn lockers(locks: &str, meta: &Metadata) -> Vec<u32> {
     locks.lines().filter_map(holder).collect()
 }
 
-/// A process by what it serves, else by its name.
-fn describe(pid: u32) -> String {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    match served_by(pid) {
-        Some(device) => format!("the server of {device} (process {pid})"),
-        None => format!("process {pid} ({})", name.trim()),
+/// A process by what it serves, else by its name. One of our own program that serves nothing yet is about to.
+fn described(pid: u32) -> User {
+    let program = |pid: &str| fs::metadata(format!("/proc/{pid}/exe")).ok();
+    let node = served_by(pid);
+    let ours = || {
+        let (theirs, ours) = (program(&pid.to_string()), program("self"));
+        theirs.zip(ours).is_some_and(|(a, b)| same(&a, &b)) && pid != std::process::id()
+    };
+    if node.is_some() || ours() {
+        return User::Server { pid, node };
     }
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let name = name.trim().to_owned();
+    User::Process { pid, name }
 }
 
 /// The ublk device that a process serves.
@@ -102,8 +174,8 @@ fn served_by(pid: u32) -> Option<String> {
         })
 }
 
-/// Other processes that serve a ublk device and have this block device open.
-fn openers(device: u64) -> Vec<String> {
+/// Other processes that serve a ublk device, or are about to, and have this block device open.
+fn openers(device: u64) -> Vec<User> {
     let mut users = Vec::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid = process.file_name().to_str().and_then(|n| n.parse().ok());
@@ -115,25 +187,55 @@ fn openers(device: u64) -> Vec<String> {
         };
         let descriptors = fs::read_dir(process.path().join("fd"));
         let mut descriptors = descriptors.into_iter().flatten().flatten();
-        if descriptors.any(has) && served_by(pid).is_some() {
-            users.push(describe(pid));
+        if descriptors.any(has)
+            && let user @ User::Server { .. } = described(pid)
+        {
+            users.push(user);
         }
     }
     users
 }
 
-/// Mount points of the devices with these numbers.
+/// Mount points of the devices with these numbers: by the number of the file system, and by the device that it was
+/// mounted from where it has a number of its own (btrfs).
 fn mounted(mountinfo: &str, numbers: &[String]) -> Vec<String> {
     let point = |line: &str| {
-        let mut fields = line.split(' ');
+        let (fields, more) = line.split_once(" - ")?;
+        let mut fields = fields.split(' ');
         let number = fields.nth(2)?;
-        let point = fields.nth(1)?;
-        numbers
-            .iter()
-            .any(|n| n == number)
-            .then(|| format!("mounted at {point}"))
+        let point = unescaped(fields.nth(1)?);
+        let from = || {
+            let source = unescaped(more.split(' ').nth(1)?);
+            let meta = fs::metadata(source).ok()?;
+            let device = meta.rdev();
+            let block = meta.file_type().is_block_device();
+            block.then(|| format!("{}:{}", libc::major(device), libc::minor(device)))
+        };
+        let is = |number: &str| numbers.iter().any(|n| n == number);
+        (is(number) || from().is_some_and(|from| is(&from))).then_some(point)
     };
     mountinfo.lines().filter_map(point).collect()
+}
+
+/// A field of mountinfo, in which blanks, tabs, line ends and backslashes are three octal digits (L48).
+fn unescaped(field: &str) -> String {
+    let mut text = Vec::new();
+    let mut rest = field.as_bytes();
+    while let Some((&first, behind)) = rest.split_first() {
+        let digits = behind.get(..3).and_then(|d| std::str::from_utf8(d).ok());
+        let code = digits.and_then(|d| u8::from_str_radix(d, 8).ok());
+        match code.filter(|_| first == b'\\') {
+            Some(code) => {
+                text.push(code);
+                rest = behind.get(3..).unwrap_or_default();
+            }
+            None => {
+                text.push(first);
+                rest = behind;
+            }
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Whether two metadata are of one file.
@@ -141,7 +243,7 @@ fn same(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
-/// Loop devices over the file.
+/// Nodes of loop devices over the file.
 fn loops(meta: &Metadata) -> Vec<String> {
     let mut names = Vec::new();
     for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
@@ -149,7 +251,7 @@ fn loops(meta: &Metadata) -> Vec<String> {
         let Ok(backing) = backing else { continue };
         let other = fs::metadata(backing.trim_end_matches('\n'));
         if other.is_ok_and(|other| same(&other, meta)) {
-            names.push(entry.file_name().to_string_lossy().into_owned());
+            names.push(format!("/dev/{}", entry.file_name().to_string_lossy()));
         }
     }
     names
@@ -186,12 +288,17 @@ mod tests {
         );
         assert_eq!(lockers(&table, &meta), [77]);
         let table = "36 35 98:0 /mnt1 /mnt/parent rw,noatime master:1 - ext3 /dev/root rw\n";
-        assert_eq!(
-            mounted(table, &["98:0".to_owned()]),
-            ["mounted at /mnt/parent"]
-        );
+        assert_eq!(mounted(table, &["98:0".to_owned()]), ["/mnt/parent"]);
         assert!(mounted(table, &["98:1".to_owned()]).is_empty());
         assert!(loops(&meta).is_empty() && !is_swap(file.path(), &meta));
+    }
+
+    /// L48 Names in the kernel's table may have blanks.
+    #[test]
+    fn l48_mount_points_are_read_with_their_blanks() {
+        let table = "36 35 98:0 / /mnt/a\\040b\\134c rw shared:1 - ext4 /dev/x rw\n";
+        assert_eq!(mounted(table, &["98:0".to_owned()]), ["/mnt/a b\\c"]);
+        assert_eq!(unescaped("plain\\04"), "plain\\04");
     }
 
     /// A second user of the file is told of the first one, readers are not told of readers.
@@ -199,22 +306,27 @@ mod tests {
     fn a_second_user_is_told_of_the_first() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let open = |read_only| {
-            let mut notes = Vec::new();
             let file = fs::File::open(file.path()).expect("it is there");
-            look(&file, Path::new("x"), read_only, &mut notes);
-            (file, notes)
+            let users = match lock(&file, read_only) {
+                true => Vec::new(),
+                false => of_file(&file, Path::new("x"), true),
+            };
+            (file, users)
         };
-        let (reader, notes) = open(true);
-        assert!(notes.is_empty(), "{notes:?}");
-        let (another, notes) = open(true);
-        assert!(notes.is_empty(), "{notes:?}");
-        let (_writer, notes) = open(false);
-        let pid = format!("process {}", std::process::id());
-        assert!(notes.len() == 1 && notes[0].contains(&pid), "{notes:?}");
+        let (reader, users) = open(true);
+        assert!(users.is_empty(), "{users:?}");
+        let (another, users) = open(true);
+        assert!(users.is_empty(), "{users:?}");
+        let (_writer, users) = open(false);
+        let me = std::process::id();
+        assert!(
+            matches!(users[..], [User::Process { pid, .. }] if pid == me),
+            "{users:?}"
+        );
         drop((reader, another));
-        let (_writer, notes) = open(false);
-        assert!(notes.is_empty(), "{notes:?}");
-        let (_reader, notes) = open(true);
-        assert!(notes.len() == 1, "{notes:?}");
+        let (_writer, users) = open(false);
+        assert!(users.is_empty(), "{users:?}");
+        let (_reader, users) = open(true);
+        assert!(users.len() == 1, "{users:?}");
     }
 }
