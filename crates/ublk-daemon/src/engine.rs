@@ -1,16 +1,18 @@
 //! The data plane behind the server role: a backend of ours served by `ublk-queue`.
 
-use crate::server::{Engine, Running};
+use crate::backing;
+use crate::server::{Backing, Engine, Running};
 use crate::shm;
+use crate::state::{Record, Store};
 use crate::wire::{
-    AddSpec, Assignment, BackendSpec, Failure, FailureKind, FileReport, Health, QueueReport,
-    Serving, ShmReport, Stats,
+    AddSpec, Assignment, BackendSpec, Failure, FailureKind, FileReport, Health, Opening,
+    QueueReport, Serving, ShmReport, Stats,
 };
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use ublk_backends::{Created, File, Memory, Null};
+use ublk_backends::{Created, File, FileOptions, Memory, Null};
 use ublk_core::{Backend, DataMode, Geometry, Limits};
 pub use ublk_queue::Polling;
 use ublk_queue::{Plan, Server, State};
@@ -30,6 +32,8 @@ const LINGER: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct Real {
     opened: Option<(Opened, Limits, Serving)>,
+    /// The server before has lock and claim of the file to itself, until it has gone.
+    claim_later: bool,
 }
 
 /// The limits of a backend, without opening it: for checks before anything is made.
@@ -37,7 +41,29 @@ pub struct Real {
 /// # Errors
 /// What the backend says of the size.
 pub fn limits_of(spec: &AddSpec) -> Result<Limits, Failure> {
-    open(spec).map(|(_, limits)| limits)
+    look(spec).map(|(_, limits)| limits)
+}
+
+/// The same for a device that is there: of what it was made with, wherever that is named now.
+///
+/// # Errors
+/// A path that leads elsewhere, unless that is accepted, and what the file says.
+pub(crate) fn limits_again(
+    record: &Record,
+    spec: &AddSpec,
+    accept: bool,
+) -> Result<Limits, Failure> {
+    let BackendSpec::File { path, .. } = &spec.backend else {
+        return limits_of(spec);
+    };
+    let (opening, _) = backing::way(record, None, accept);
+    let place = opening.instead.as_deref().unwrap_or(path);
+    let file = options(spec, place).claim(false).open();
+    let file = file.map_err(|e| of_file(path, &e))?;
+    if let Some(was) = &opening.backing {
+        backing::check(path, was, &file.identity())?;
+    }
+    Ok(file.limits())
 }
 
 /// Writes down in the specification what was left to the backend: the way of data, and for a file size and block
@@ -46,7 +72,7 @@ pub fn limits_of(spec: &AddSpec) -> Result<Limits, Failure> {
 /// # Errors
 /// What the file says.
 pub fn settle(spec: &mut AddSpec) -> Result<(), Failure> {
-    let (opened, limits) = open(spec)?;
+    let (opened, limits) = look(spec)?;
     // The driver gives a user's server no zero copy.
     let user = spec.unprivileged;
     spec.auto = spec.auto.map(|_| match user {
@@ -119,7 +145,40 @@ fn not_opened(error: &ublk_backends::Error) -> Failure {
     Failure::new(kind, error.to_string())
 }
 
-fn open(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
+/// How the file of a file device is opened at a place.
+fn options(spec: &AddSpec, place: &Path) -> FileOptions {
+    let options = File::options(place).read_only(spec.read_only);
+    let options = options.block_size((spec.block_size != 0).then_some(spec.block_size));
+    match &spec.backend {
+        BackendSpec::File {
+            path: _,
+            offset,
+            length,
+            buffered,
+            discard,
+            force: _,
+        } => options
+            .offset(*offset)
+            .length(*length)
+            .buffered(*buffered)
+            .discard(*discard),
+        BackendSpec::Null { .. } | BackendSpec::Mem { .. } => options,
+    }
+}
+
+/// Opens a backend to look at it: whoever uses its file is not disturbed.
+fn look(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
+    open(spec, |path| {
+        let file = options(spec, path).claim(false).open();
+        file.map_err(|e| of_file(path, &e))
+    })
+}
+
+/// Opens a backend; its file, if it has one, by `open_file`.
+fn open(
+    spec: &AddSpec,
+    open_file: impl FnOnce(&Path) -> Result<File, Failure>,
+) -> Result<(Opened, Limits), Failure> {
     refuse(spec)?;
     let (block, yes) = (spec.block_size, spec.read_only);
     let opened = match &spec.backend {
@@ -131,19 +190,7 @@ fn open(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
             let memory = Memory::new(*size, block).map_err(|e| not_opened(&e))?;
             Opened::Memory(Arc::new(memory.read_only(yes)))
         }
-        BackendSpec::File {
-            path,
-            offset,
-            length,
-            buffered,
-            discard,
-        } => {
-            let options = File::options(path).offset(*offset).length(*length);
-            let options = options.buffered(*buffered).discard(*discard).read_only(yes);
-            let options = options.block_size((block != 0).then_some(block));
-            let file = options.open().map_err(|e| of_file(path, &e))?;
-            Opened::File(Arc::new(file))
-        }
+        BackendSpec::File { path, .. } => Opened::File(Arc::new(open_file(path)?)),
     };
     let limits = match &opened {
         Opened::Null(null) => null.limits(),
@@ -151,6 +198,26 @@ fn open(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
         Opened::File(file) => file.limits(),
     };
     Ok((opened, limits))
+}
+
+/// Opens the file of a file device to serve it.
+fn open_to_serve(
+    spec: &AddSpec,
+    path: &Path,
+    opening: &Opening,
+    passed: Option<OwnedFd>,
+) -> Result<File, Failure> {
+    let place = opening.instead.as_deref().unwrap_or(path);
+    let options = options(spec, place);
+    let store = Store::of_user().ok();
+    backing::opened(path, spec, opening, store.as_ref(), || {
+        let copy = passed.as_ref().and_then(|fd| fd.try_clone().ok());
+        let file = match copy {
+            Some(copy) => options.open_passed(copy),
+            None => options.open(),
+        };
+        file.map_err(|e| of_file(path, &e))
+    })
 }
 
 /// Tells what a user should know of the file.
@@ -168,8 +235,14 @@ fn tell(path: &Path, file: &File) {
 }
 
 impl Engine for Real {
-    fn open(&mut self, spec: &AddSpec) -> Result<Limits, Failure> {
-        let (opened, limits) = open(spec)?;
+    fn open(
+        &mut self,
+        spec: &AddSpec,
+        opening: &Opening,
+        passed: Option<OwnedFd>,
+    ) -> Result<Backing, Failure> {
+        self.claim_later = opening.predecessor.is_some() && passed.is_none();
+        let (opened, limits) = open(spec, |path| open_to_serve(spec, path, opening, passed))?;
         if let (Opened::File(file), BackendSpec::File { path, .. }) = (&opened, &spec.backend) {
             tell(path, file);
             if file.by_ring(spec.mode.data) && !file.supports_nowait() {
@@ -182,8 +255,15 @@ impl Engine for Real {
             }
         }
         polling(&spec.serving)?;
+        let store = match &opened {
+            Opened::File(file) => {
+                let copy = file.as_fd().try_clone_to_owned();
+                copy.ok().map(|copy| (file.identity(), copy))
+            }
+            Opened::Null(_) | Opened::Memory(_) => None,
+        };
         self.opened = Some((opened, limits, spec.serving.clone()));
-        Ok(limits)
+        Ok(Backing { limits, store })
     }
 
     fn arm(&mut self, assignment: &Assignment) -> Result<Box<dyn Running>, Failure> {
@@ -211,6 +291,11 @@ impl Engine for Real {
             Opened::File(file) => Some(Arc::clone(file)),
             Opened::Null(_) | Opened::Memory(_) => None,
         };
+        if let Some(file) = file.as_ref().filter(|_| self.claim_later)
+            && !file.claim()
+        {
+            tracing::debug!("the server before still has lock and claim of the file");
+        }
         let server = match opened {
             Opened::Null(null) => Server::arm(node, geometry, plan, null),
             Opened::Memory(memory) => Server::arm_mapped(node, geometry, plan, memory),
@@ -419,6 +504,7 @@ mod tests {
             length: None,
             buffered: false,
             discard: true,
+            force: false,
         };
         let mut spec = spec(backend, 0);
         spec.read_only = false;

@@ -3,15 +3,16 @@
 use crate::agent::World;
 use crate::link::Link;
 use crate::peer::Peer;
-use crate::server::{self, Engine, Running};
+use crate::server::{self, Backing, Engine, Running};
 use crate::signals::Signals;
 use crate::state::{Phase, Store};
-use crate::wire::{AddSpec, Assignment, BackendSpec, Failure, Health, Stats};
+use crate::wire::{AddSpec, Assignment, BackendSpec, Failure, Health, Opening, Stats};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
+use ublk_backends::Identity;
 use ublk_core::{CpuMask, DevId, Features, Geometry, Limits, Mode};
 use ublk_ctrl::{Command, Controller, Error, Operation, Reply};
 
@@ -44,6 +45,9 @@ struct State {
     store: Option<Store>,
     /// What the store said at ADD and at START.
     seen: Vec<Seen>,
+    /// The file that servers open, and how they came to it.
+    file: Option<std::path::PathBuf>,
+    openings: Vec<(Opening, bool)>,
 }
 
 /// Id and phase of a record, if there was one.
@@ -69,6 +73,29 @@ impl Kernel {
     /// What ADD_DEV was asked for.
     pub(crate) fn asked(&self) -> Features {
         self.state.lock().unwrap().asked
+    }
+
+    /// The data plane opens this file.
+    pub(crate) fn has_file(&self, path: &std::path::Path) {
+        self.state.lock().unwrap().file = Some(path.to_owned());
+    }
+
+    /// The file and the lock on it: those of the server before, where its descriptor came along.
+    fn file(&self, passed: Option<OwnedFd>) -> Option<(Identity, OwnedFd)> {
+        let path = self.state.lock().unwrap().file.clone()?;
+        let file = passed.map_or_else(|| std::fs::File::open(path).unwrap(), Into::into);
+        file.try_lock().unwrap();
+        Some((Identity::of(&file).unwrap(), file.into()))
+    }
+
+    fn opened(&self, opening: &Opening, passed: bool) {
+        let mut state = self.state.lock().unwrap();
+        state.openings.push((opening.clone(), passed));
+    }
+
+    /// How servers were told to come to their backing store, and whether with a descriptor.
+    pub(crate) fn openings(&self) -> Vec<(Opening, bool)> {
+        self.state.lock().unwrap().openings.clone()
     }
 
     fn device(&self) -> Geometry {
@@ -255,12 +282,20 @@ impl Controller for Control {
 pub(crate) struct Data(pub(crate) Arc<Kernel>);
 
 impl Engine for Data {
-    fn open(&mut self, spec: &AddSpec) -> Result<Limits, Failure> {
+    fn open(
+        &mut self,
+        spec: &AddSpec,
+        opening: &Opening,
+        passed: Option<OwnedFd>,
+    ) -> Result<Backing, Failure> {
         if self.0.fails("open") {
             return Err(Failure::failed("open: no memory"));
         }
         self.0.note("open");
-        Ok(Limits::new(spec.backend.size()))
+        self.0.opened(opening, passed.is_some());
+        let limits = Limits::new(spec.backend.size());
+        let store = self.0.file(passed);
+        Ok(Backing { limits, store })
     }
 
     fn arm(&mut self, assignment: &Assignment) -> Result<Box<dyn Running>, Failure> {

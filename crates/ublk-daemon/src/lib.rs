@@ -14,6 +14,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+mod backing;
 pub mod embed;
 pub mod engine;
 mod failure;

@@ -9,10 +9,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// The version that both ends of a link say in their first message.
-pub const LINK_VERSION: u32 = 5;
+pub const LINK_VERSION: u32 = 6;
 
 /// The longest message in bytes. A packet above it is refused unread.
 pub const MAX_MESSAGE: usize = 64 * 1024;
@@ -59,6 +60,8 @@ impl From<io::Error> for LinkError {
 #[derive(Debug)]
 pub struct Link {
     fd: OwnedFd,
+    /// The last descriptor that came with a message and was not taken yet.
+    received: Mutex<Option<OwnedFd>>,
 }
 
 impl Link {
@@ -68,7 +71,12 @@ impl Link {
     /// [`LinkError::Io`] when no descriptor is left.
     pub fn pair() -> Result<(Self, Self), LinkError> {
         let (a, b) = socket::pair()?;
-        Ok((Self { fd: a }, Self { fd: b }))
+        Ok((Self::over(a), Self::over(b)))
+    }
+
+    const fn over(fd: OwnedFd) -> Self {
+        let received = Mutex::new(None);
+        Self { fd, received }
     }
 
     /// Whether this process's standard input can be a link.
@@ -94,7 +102,7 @@ impl Link {
         let fd = stdin.as_fd().try_clone_to_owned()?;
         let null = File::open("/dev/null")?;
         process::redirect(null.as_fd(), process::Stream::In)?;
-        Ok(Self { fd })
+        Ok(Self::over(fd))
     }
 
     /// The descriptor, to hand it to a child.
@@ -114,11 +122,23 @@ impl Link {
     /// # Errors
     /// [`LinkError::Closed`] when nobody reads any more, [`LinkError::TooLong`].
     pub fn send<T: Serialize>(&self, message: &T) -> Result<(), LinkError> {
+        self.send_with(message, None)
+    }
+
+    /// Sends one message, and a descriptor with it, without waiting.
+    ///
+    /// # Errors
+    /// As [`Link::send`].
+    pub fn send_with<T: Serialize>(
+        &self,
+        message: &T,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<(), LinkError> {
         let bytes = serde_json::to_vec(message).map_err(|e| LinkError::Garbled(e.to_string()))?;
         if bytes.len() > MAX_MESSAGE {
             return Err(LinkError::TooLong(bytes.len()));
         }
-        Ok(socket::send(self.fd.as_fd(), &bytes)?)
+        Ok(socket::send(self.fd.as_fd(), &bytes, descriptor)?)
     }
 
     /// Takes a message if one is there.
@@ -128,8 +148,13 @@ impl Link {
     pub fn try_recv<T: DeserializeOwned>(&self) -> Result<Option<T>, LinkError> {
         let mut buf = vec![0; MAX_MESSAGE];
         let len = match socket::recv(self.fd.as_fd(), &mut buf) {
-            Ok(0) => return Err(LinkError::Closed),
-            Ok(len) => len,
+            Ok((0, _)) => return Err(LinkError::Closed),
+            Ok((len, descriptor)) => {
+                if descriptor.is_some() {
+                    *self.received() = descriptor;
+                }
+                len
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(e) => return Err(e.into()),
         };
@@ -137,6 +162,15 @@ impl Link {
         serde_json::from_slice(bytes)
             .map(Some)
             .map_err(|e| LinkError::Garbled(e.to_string()))
+    }
+
+    fn received(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The descriptor that came with the last message that had one. Given once.
+    pub fn take_descriptor(&self) -> Option<OwnedFd> {
+        self.received().take()
     }
 
     /// Waits for a message until the deadline; without one, for as long as it takes.
@@ -191,7 +225,7 @@ mod tests {
         let long = "x".repeat(MAX_MESSAGE);
         assert!(matches!(a.send(&long), Err(LinkError::TooLong(_))));
         // Somebody who does not keep to our limit.
-        socket::send(a.as_fd(), &vec![b' '; MAX_MESSAGE + 7]).unwrap();
+        socket::send(a.as_fd(), &vec![b' '; MAX_MESSAGE + 7], None).unwrap();
         let refused = b.recv::<String>(soon());
         assert!(
             matches!(refused, Err(LinkError::TooLong(n)) if n == MAX_MESSAGE + 7),
@@ -213,7 +247,7 @@ mod tests {
             b"1e999",
             deep.as_bytes(),
         ] {
-            socket::send(a.as_fd(), bytes).unwrap();
+            socket::send(a.as_fd(), bytes, None).unwrap();
             let got = b.recv::<crate::wire::ToServer>(soon());
             assert!(matches!(got, Err(LinkError::Garbled(_))), "{got:?}");
         }
@@ -246,6 +280,33 @@ mod tests {
         let message = "y".repeat(MAX_MESSAGE / 2);
         let stuck = (0..1000).find_map(|_| a.send(&message).err());
         assert!(matches!(stuck, Some(LinkError::Io(_))), "{stuck:?}");
+    }
+
+    /// A descriptor that comes with a message is the same open file: its position and its lock are shared. It is closed
+    /// on exec, and given once.
+    #[test]
+    fn l43_a_descriptor_passes_with_its_lock() {
+        let (a, b) = Link::pair().unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let ours = File::open(file.path()).unwrap();
+        ours.try_lock().unwrap();
+        a.send_with(&1u8, Some(ours.as_fd())).unwrap();
+        a.send(&2u8).unwrap();
+        drop(ours);
+        assert_eq!(b.recv::<u8>(soon()).unwrap(), 1);
+        assert_eq!(b.recv::<u8>(soon()).unwrap(), 2);
+        let other = File::open(file.path()).unwrap();
+        assert!(other.try_lock().is_err(), "the lock is held all the time");
+        let theirs = File::from(b.take_descriptor().unwrap());
+        theirs.try_lock().unwrap();
+        assert!(b.take_descriptor().is_none());
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&theirs);
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+        let flags = info.lines().find_map(|l| l.strip_prefix("flags:")).unwrap();
+        let flags = i32::from_str_radix(flags.trim(), 8).unwrap();
+        assert_ne!(flags & libc::O_CLOEXEC, 0);
+        drop(theirs);
+        other.try_lock().unwrap();
     }
 
     /// L23 The link is closed on exec: O_CLOEXEC stands in the flags the kernel shows.

@@ -10,11 +10,12 @@ use crate::link::{LINK_VERSION, Link, LinkError};
 use crate::peer::Role;
 use crate::signals::Signals;
 use crate::sys::{memory, poll, title};
-use crate::wire::{AddSpec, Assignment, Failure, FromServer, Health, ToServer};
+use crate::wire::{AddSpec, Assignment, Failure, FromServer, Health, Opening, ToServer};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use ublk_backends::Identity;
 use ublk_core::{Features, Limits};
 
 /// How long a server waits for the next word of an agent that has not told it to serve yet.
@@ -25,17 +26,31 @@ const JOIN: Duration = Duration::from_secs(5);
 
 /// Where the server role gets its data plane from: the real one, or a test's.
 pub trait Engine {
-    /// Opens the backend and says what device it can serve.
+    /// Opens the backend, by a descriptor of the server before if there is one, and says what device it can serve.
     ///
     /// # Errors
     /// What the backend says.
-    fn open(&mut self, spec: &AddSpec) -> Result<Limits, Failure>;
+    fn open(
+        &mut self,
+        spec: &AddSpec,
+        opening: &Opening,
+        passed: Option<OwnedFd>,
+    ) -> Result<Backing, Failure>;
 
     /// Opens the character device and returns once every fetch of every queue is with the driver.
     ///
     /// # Errors
     /// The first failure of any queue.
     fn arm(&mut self, assignment: &Assignment) -> Result<Box<dyn Running>, Failure>;
+}
+
+/// What a data plane has opened.
+#[derive(Debug)]
+pub struct Backing {
+    /// The device it can serve.
+    pub limits: Limits,
+    /// Which file or disk it is, and a descriptor of that for the agent, which keeps lock and claim when the server dies.
+    pub store: Option<(Identity, OwnedFd)>,
 }
 
 /// A device being served.
@@ -91,7 +106,12 @@ struct Server {
 impl Server {
     /// Says something to the agent, if there still is one.
     fn tell(&mut self, message: &FromServer) {
-        if let Some(Err(e)) = self.link.as_ref().map(|link| link.send(message)) {
+        self.tell_with(message, None);
+    }
+
+    fn tell_with(&mut self, message: &FromServer, descriptor: Option<BorrowedFd<'_>>) {
+        let link = self.link.as_ref();
+        if let Some(Err(e)) = link.map(|link| link.send_with(message, descriptor)) {
             tracing::warn!("the agent does not listen: {e}");
         }
     }
@@ -103,8 +123,12 @@ impl Server {
     }
 
     fn play(&mut self, engine: &mut dyn Engine) -> Result<(), Failure> {
-        let spec = match self.next()? {
-            ToServer::Describe { version, spec } if version == LINK_VERSION => spec,
+        let (spec, opening) = match self.next()? {
+            ToServer::Describe {
+                version,
+                spec,
+                opening,
+            } if version == LINK_VERSION => (spec, opening),
             ToServer::Describe { version, .. } => {
                 return Err(Failure::failed(LinkError::Version(version).to_string()));
             }
@@ -118,11 +142,16 @@ impl Server {
                 )
             })?;
         }
-        let limits = engine.open(&spec)?;
-        self.tell(&FromServer::Described {
+        let passed = self.link.as_ref().and_then(Link::take_descriptor);
+        let opened = engine.open(&spec, &opening, passed)?;
+        let (backing, descriptor) = opened.store.unzip();
+        let described = FromServer::Described {
             version: LINK_VERSION,
-            limits,
-        });
+            limits: opened.limits,
+            backing,
+        };
+        self.tell_with(&described, descriptor.as_ref().map(AsFd::as_fd));
+        drop(descriptor);
         let assignment = match self.next()? {
             ToServer::Assign(assignment) => assignment,
             ToServer::Quit => return Ok(()),

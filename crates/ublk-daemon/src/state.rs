@@ -21,6 +21,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use ublk_backends::Identity;
 use ublk_core::DevId;
 
 /// The version of the records this code writes and reads.
@@ -127,6 +128,9 @@ pub struct Record {
     /// What is registered with it of the memory that its clients share.
     #[serde(default)]
     pub shm: Option<Registered>,
+    /// Which file or disk is behind it, whatever the path of that leads to later.
+    #[serde(default)]
+    pub backing: Option<Identity>,
 }
 
 impl Record {
@@ -145,6 +149,7 @@ impl Record {
             log: None,
             owner_uid: effective_uid(),
             shm: None,
+            backing: None,
         }
     }
 }
@@ -200,12 +205,17 @@ impl Store {
     /// Whether any record is of a device of this name.
     #[must_use]
     pub fn has_name(&self, name: &str) -> bool {
+        self.records()
+            .any(|record| record.spec.name.as_deref() == Some(name))
+    }
+
+    /// All records that can be read.
+    pub fn records(&self) -> impl Iterator<Item = Record> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let records = entries
+        let paths = entries
             .map(|e| e.path())
             .filter(|p| p.extension().is_some_and(|e| e == "json"));
-        let named = |record: Record| record.spec.name.as_deref() == Some(name);
-        records.filter_map(|path| self.read(&path).ok()?).any(named)
+        paths.filter_map(|path| self.read(&path).ok()?)
     }
 
     /// The store in a directory.

@@ -7,6 +7,7 @@ pub use crate::failure::{Failure, FailureKind};
 use crate::shm::Registered;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use ublk_backends::Identity;
 use ublk_core::{CpuMask, DataMode, Geometry, Limits, Mode, Recovery};
 
 /// What answers the requests of a device.
@@ -37,6 +38,9 @@ pub enum BackendSpec {
         buffered: bool,
         /// DISCARD is offered where the file can give storage back.
         discard: bool,
+        /// It is served although somebody else uses it.
+        #[serde(default)]
+        force: bool,
     },
 }
 
@@ -200,6 +204,9 @@ pub struct RecoverRequest {
     pub size: Option<u64>,
     /// Requests may fail where the policy cannot keep them from it.
     pub allow_errors: bool,
+    /// What its backing store's path leads to now is served, also where that is another than it was made with.
+    #[serde(default)]
+    pub accept_backing: bool,
     /// What ends with the front.
     pub lifetime: Lifetime,
     /// Milliseconds until the front gives up.
@@ -282,6 +289,8 @@ pub enum ToServer {
         version: u32,
         /// What to serve.
         spec: AddSpec,
+        /// How it comes to its backing store. A descriptor of it may come with the message.
+        opening: Opening,
     },
     /// The device exists: open it and arm it.
     Assign(Assignment),
@@ -299,6 +308,19 @@ pub enum ToServer {
     HandOver,
     /// The device will not be started: leave at once.
     Quit,
+}
+
+/// How a server comes to the backing store of its device: nothing for a new device, whose path it opens.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Opening {
+    /// The nonce of the device, if it has one yet.
+    pub nonce: Option<u64>,
+    /// What the device was made with: another is refused.
+    pub backing: Option<Identity>,
+    /// The server before, which may still have it open.
+    pub predecessor: Option<u32>,
+    /// Where to open it instead of its path.
+    pub instead: Option<PathBuf>,
 }
 
 /// The device a server shall serve.
@@ -326,6 +348,9 @@ pub enum FromServer {
         version: u32,
         /// The device it can serve.
         limits: Limits,
+        /// Which file or disk that is. A descriptor of it comes with the message, which keeps its lock and its claim.
+        #[serde(default)]
+        backing: Option<Identity>,
     },
     /// Every fetch of every queue is with the driver.
     Armed {
@@ -473,6 +498,7 @@ mod tests {
             length: None,
             buffered: false,
             discard: true,
+            force: false,
         };
         assert_eq!((file.name(), file.size()), ("file", 0));
         if let BackendSpec::File { length, .. } = &mut file {

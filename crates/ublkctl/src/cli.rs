@@ -125,6 +125,9 @@ pub enum Command {
         /// Every device of ours that waits for a server
         #[arg(long)]
         all: bool,
+        /// Serve what the path of the device's file leads to now, although it was made with another file or disk
+        #[arg(long, conflicts_with = "all")]
+        accept_backing: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -135,6 +138,9 @@ pub enum Command {
         /// Also where the policy or the kernel cannot keep requests from failing
         #[arg(long)]
         allow_errors: bool,
+        /// Serve what the path of the device's file leads to now, although it was made with another file or disk
+        #[arg(long)]
+        accept_backing: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -151,6 +157,9 @@ pub enum Command {
         /// Cut it although somebody holds it
         #[arg(long)]
         force: bool,
+        /// Serve what the path of the device's file leads to now, although it was made with another file or disk
+        #[arg(long)]
+        accept_backing: bool,
         #[command(flatten)]
         wait: Wait,
     },

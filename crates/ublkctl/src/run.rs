@@ -102,23 +102,31 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             };
             return chosen.each(json, delete, |_| String::new());
         }
-        Command::Recover { devices, all, wait } => {
+        Command::Recover {
+            devices,
+            all,
+            accept_backing,
+            wait,
+        } => {
             let chosen = if *all {
                 let waiting = front::recoverable(&program, within(wait))?;
                 Chosen::all(waiting.into_iter().map(DevId::get))
             } else {
                 Chosen::named(devices)
             };
-            let recover = |id| front::recover(&program, id, false, false, within(wait));
+            let accept = *accept_backing;
+            let recover = |id| front::recover(&program, id, false, false, accept, within(wait));
             let path = |added: &Added| format!("{}\n", added.path.display());
             return chosen.each(json, recover, path);
         }
         Command::Upgrade {
             devices,
             allow_errors,
+            accept_backing,
             wait,
         } => {
-            let upgrade = |id| front::recover(&program, id, true, *allow_errors, within(wait));
+            let (allow, accept) = (*allow_errors, *accept_backing);
+            let upgrade = |id| front::recover(&program, id, true, allow, accept, within(wait));
             return Chosen::named(&devices.devices).each(json, upgrade, show::upgraded);
         }
         Command::Resize {
@@ -126,10 +134,12 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             size,
             fill: _,
             force,
+            accept_backing,
             wait,
         } => {
             let id = device.device.resolve()?;
-            let resized = front::resize(&program, id, *size, *force, within(wait))?;
+            let accept = *accept_backing;
+            let resized = front::resize(&program, id, *size, *force, accept, within(wait))?;
             put(json, &resized, || show::resized(&resized))?;
         }
         Command::Gc {
@@ -222,6 +232,7 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
             length,
             buffered,
             no_discard,
+            force,
             create: _,
             size: _,
         } => {
@@ -233,6 +244,7 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
                 length: *length,
                 buffered: *buffered,
                 discard: !no_discard,
+                force: *force,
             };
             (add, backend, 0)
         }

@@ -247,6 +247,10 @@ impl Agent<'_> {
             return Ok(());
         };
         let id = device.id;
+        // Kept only for a next server of this agent's.
+        if !device.record.spec.supervise || self.ears.told_to_end || ending.asked.is_some() {
+            self.backing = None;
+        }
         let cause = match (ending.failed, ending.empty) {
             (Some(failure), _) => Some(failure.to_string()),
             (None, true) => None,

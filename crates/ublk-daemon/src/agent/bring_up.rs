@@ -9,11 +9,13 @@ use crate::shm;
 use crate::state::{self, Phase, ProcessId, Record};
 use crate::sys::poll;
 use crate::wire::{
-    AddRequest, AddSpec, Added, Assignment, Failure, FromServer, Lifetime, Scheduler, ToServer,
+    AddRequest, AddSpec, Added, Assignment, Failure, FromServer, Lifetime, Opening, Scheduler,
+    ToServer,
 };
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use ublk_backends::Identity;
 use ublk_core::{
     CheckedSpec, CpuMask, DevId, DeviceSpec, Features, Limits, Mode, QueueId, Recovery,
 };
@@ -83,8 +85,9 @@ impl Agent<'_> {
         self.tell_server(&ToServer::Describe {
             version: LINK_VERSION,
             spec: spec.clone(),
+            opening: Opening::default(),
         });
-        let limits = self.described(deadline)?;
+        let (limits, backing) = self.described(deadline)?;
         tracing::debug!("the server described its backend");
         let nonce = state::nonce().map_err(|e| Failure::failed(format!("no random word: {e}")))?;
         let more = if spec.recovery.is_recoverable() {
@@ -97,6 +100,7 @@ impl Agent<'_> {
         // Intent is on disk before ADD_DEV, so that a kill leaves nothing nameless (L31).
         let mut record = Record::new(nonce, spec.clone());
         record.server = self.server.as_ref().and_then(|s| ProcessId::of(s.pid));
+        record.backing = backing;
         self.store.write(&record)?;
         kill_point("add:intent");
         let added = self.control()?.add(&checked, left(deadline));
@@ -240,9 +244,20 @@ impl Agent<'_> {
         Ok(self.store.write(&device.record)?)
     }
 
-    pub(super) fn described(&mut self, deadline: Instant) -> Result<Limits, Failure> {
+    /// The device that the server can serve, and which file or disk that is; its descriptor is kept.
+    pub(super) fn described(
+        &mut self,
+        deadline: Instant,
+    ) -> Result<(Limits, Option<Identity>), Failure> {
         match self.hear_server("described", deadline)? {
-            FromServer::Described { version, limits } if version == LINK_VERSION => Ok(limits),
+            FromServer::Described {
+                version,
+                limits,
+                backing,
+            } if version == LINK_VERSION => {
+                self.backing = self.server.as_ref().and_then(|s| s.link.take_descriptor());
+                Ok((limits, backing))
+            }
             other => Err(out_of_turn(&other)),
         }
     }

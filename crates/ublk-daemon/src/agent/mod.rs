@@ -22,7 +22,7 @@ use crate::wire::{
 };
 pub use bring_up::check;
 use relay::Relay;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, Geometry};
@@ -196,6 +196,8 @@ struct Agent<'w> {
     log: Option<PathBuf>,
     /// Held from the moment the device is known to the agent's end.
     lock: Option<Lock>,
+    /// The open file or disk behind the device: lock and claim outlive the server, and the next one goes on with it.
+    backing: Option<OwnedFd>,
 }
 
 /// What an agent was started for.
@@ -222,6 +224,7 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
         relay: Relay::default(),
         log: None,
         lock: None,
+        backing: None,
     };
     match agent.live() {
         Ok(()) => {
@@ -319,7 +322,12 @@ impl Agent<'_> {
     }
 
     fn tell_server(&mut self, message: &ToServer) {
-        if let Some(Err(e)) = self.server.as_ref().map(|s| s.link.send(message)) {
+        self.tell_server_with(message, None);
+    }
+
+    fn tell_server_with(&mut self, message: &ToServer, descriptor: Option<BorrowedFd<'_>>) {
+        let server = self.server.as_ref();
+        if let Some(Err(e)) = server.map(|s| s.link.send_with(message, descriptor)) {
             tracing::warn!("the server does not listen: {e}");
         }
     }

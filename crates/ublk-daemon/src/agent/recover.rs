@@ -2,6 +2,7 @@
 
 use super::bring_up::left;
 use super::{Agent, Device, LEAVE};
+use crate::backing;
 use crate::kill_point::kill_point;
 use crate::link::LINK_VERSION;
 use crate::policy;
@@ -41,11 +42,18 @@ impl Agent<'_> {
         record.spec.backend.set_size(size);
         // All that can fail without the device is done while its old server is at work.
         self.server = Some(self.world.server()?);
-        self.tell_server(&ToServer::Describe {
+        let (opening, passed) =
+            backing::way(&record, self.backing.as_ref(), request.accept_backing);
+        let describe = ToServer::Describe {
             version: LINK_VERSION,
             spec: record.spec.clone(),
-        });
-        ublk_core::recovery::fits(&self.described(deadline)?, &params)
+            opening,
+        };
+        self.tell_server_with(&describe, passed.as_ref().map(AsFd::as_fd));
+        drop(passed);
+        let (limits, backing) = self.described(deadline)?;
+        record.backing = backing;
+        ublk_core::recovery::fits(&limits, &params)
             .map_err(|misfit| Failure::failed(format!("device {id}: {misfit}")))?;
         let held = Instant::now();
         if request.replace {

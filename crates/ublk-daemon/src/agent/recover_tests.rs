@@ -61,6 +61,7 @@ fn recover_for(
         replace,
         size: None,
         allow_errors: false,
+        accept_backing: false,
         lifetime,
         deadline_ms: 5000,
     };
@@ -245,6 +246,50 @@ fn l34_a_supervised_device_comes_back() {
     // Its server ends by the same failure as those before, and is not replaced.
     assert_eq!(agent.agent.join().unwrap(), 1);
     assert!(!kernel.log().iter().any(|l| l == "stop" || l == "delete"));
+}
+
+/// L43 The lock of a supervised device's file is held from one server to the next, and each next one goes on with the
+/// open file of the one before, whatever its path leads to; which file it is stands in the record.
+#[test]
+fn l43_a_file_passes_from_server_to_server() {
+    let (kernel, store, dir) = device(QUIESCED, reissue(), None, Some("queue"));
+    let path = dir.path().join("disk.img");
+    std::fs::write(&path, [0; 4096]).unwrap();
+    kernel.has_file(&path);
+    let mut record = store.last(ID).unwrap().unwrap();
+    record.spec.supervise = true;
+    record.spec.backend = BackendSpec::File {
+        path: path.clone(),
+        offset: 0,
+        length: Some(crate::fakes::SIZE),
+        buffered: false,
+        discard: true,
+        force: false,
+    };
+    store.write(&record).unwrap();
+    let agent = recover(&kernel, &store, false);
+    assert!(matches!(agent.hear(), FromAgent::Live(_)));
+    let other = std::fs::File::open(&path).unwrap();
+    let is = ublk_backends::Identity::of(&other).unwrap();
+    assert_eq!(store.last(ID).unwrap().unwrap().backing, Some(is));
+    std::fs::rename(&path, dir.path().join("renamed")).unwrap();
+    kernel.abort();
+    let until = Instant::now() + Duration::from_secs(20);
+    let back = ublk_ctrl::wait::until(until, || {
+        assert!(other.try_lock().is_err(), "nobody else gets the lock");
+        let lives = kernel.log().iter().filter(|l| *l == "prove").count();
+        Ok::<_, ()>((lives == 2).then_some(()))
+    });
+    assert_eq!(back, Ok(Some(())), "{:?}", kernel.log());
+    let openings = kernel.openings();
+    let with: Vec<_> = openings.iter().map(|(o, fd)| (o.backing, *fd)).collect();
+    assert_eq!(with, [(None, false), (Some(is), true)]);
+    (&agent.signal).write_all(b"x").unwrap();
+    agent.agent.join().unwrap();
+    let free = ublk_ctrl::wait::until(Instant::now() + Duration::from_secs(10), || {
+        Ok::<_, ()>(other.try_lock().is_ok().then_some(()))
+    });
+    assert_eq!(free, Ok(Some(())), "the lock goes with the processes");
 }
 
 /// Upgrades are of live devices with a server, and of policies that keep every request.

@@ -62,6 +62,7 @@ impl Agent<'_> {
                 replace: false,
                 size: None,
                 allow_errors: false,
+                accept_backing: false,
                 lifetime: self.ears.lifetime,
                 deadline_ms: 0,
             };

@@ -93,7 +93,8 @@ pub fn add(
 }
 
 /// Gives a device whose server is gone a new one and returns once it serves; with `replace` it is the
-/// server at work that is replaced. The device's configuration is what the state store has.
+/// server at work that is replaced. The device's configuration is what the state store has; with `accept_backing` the
+/// file or disk may be another than it was made with.
 ///
 /// # Errors
 /// Why it cannot be recovered; it then waits on, for another try or a delete.
@@ -102,6 +103,7 @@ pub fn recover(
     id: DevId,
     replace: bool,
     allow_errors: bool,
+    accept_backing: bool,
     deadline: Duration,
 ) -> Result<Added, Failure> {
     let request = RecoverRequest {
@@ -110,6 +112,7 @@ pub fn recover(
         replace,
         size: None,
         allow_errors,
+        accept_backing,
         lifetime: Lifetime::Own,
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
     };
@@ -129,6 +132,7 @@ pub(super) fn take_up(
         replace: false,
         size: None,
         allow_errors: false,
+        accept_backing: false,
         lifetime,
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
     };
@@ -140,6 +144,7 @@ pub(super) fn replace(
     program: &Path,
     id: DevId,
     size: u64,
+    accept_backing: bool,
     deadline: Duration,
 ) -> Result<Added, Failure> {
     let request = RecoverRequest {
@@ -148,6 +153,7 @@ pub(super) fn replace(
         replace: true,
         size: Some(size),
         allow_errors: false,
+        accept_backing,
         lifetime: Lifetime::Own,
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
     };

@@ -39,6 +39,7 @@ pub fn resize(
     id: DevId,
     size: Option<u64>,
     force: bool,
+    accept_backing: bool,
     deadline: Duration,
 ) -> Result<Resized, Failure> {
     let until = Instant::now() + deadline;
@@ -66,7 +67,7 @@ pub fn resize(
         return Err(Failure::foreign(id)
             .hint("only the program that serves it knows whether its backend has room"));
     };
-    let size = room(&record, size)?;
+    let size = room(&record, size, accept_backing)?;
     let mut resized = Resized {
         id: id.get(),
         path: PathBuf::from(format!("/dev/ublkb{id}")),
@@ -84,7 +85,7 @@ pub fn resize(
             ))
             .hint("delete it and add it again with --recovery reissue"));
         }
-        let added = replace(program, id, size, left())?;
+        let added = replace(program, id, size, accept_backing, left())?;
         if added.size != size {
             return Err(Failure::failed(format!(
                 "device {id} has its new server, but still {} bytes: see its log",
@@ -97,7 +98,7 @@ pub fn resize(
 }
 
 /// The size that the backend can have; for `None` all that a file has now.
-fn room(record: &Record, size: Option<u64>) -> Result<u64, Failure> {
+fn room(record: &Record, size: Option<u64>, accept_backing: bool) -> Result<u64, Failure> {
     let mut spec = record.spec.clone();
     match (&mut spec.backend, size) {
         (BackendSpec::Mem { .. }, _) => {
@@ -117,8 +118,10 @@ fn room(record: &Record, size: Option<u64>) -> Result<u64, Failure> {
             .hint("give a size"));
         }
     }
-    let limits =
-        engine::limits_of(&spec).map_err(|f| f.hint("grow the file first (`truncate -s`)"))?;
+    let limits = engine::limits_again(record, &spec, accept_backing).map_err(|f| match f.hint {
+        Some(_) => f,
+        None => f.hint("grow the file first (`truncate -s`)"),
+    })?;
     Ok(limits.size)
 }
 

@@ -326,6 +326,7 @@ fn differences(has: &AddSpec, id: u32, wanted: &AddSpec) -> Vec<Difference> {
     let open = |option: &str, value: &Value| {
         value.is_null()
             || option == "auto"
+            || option == "force"
             || (option == "data" && any_data)
             || (option == "block-size" && value == &Value::from(0))
     };
@@ -398,6 +399,7 @@ mod tests {
                 length: None,
                 buffered: false,
                 discard: true,
+                force: false,
             },
             block_size: 0,
             name: Some("data".to_owned()),
@@ -472,6 +474,7 @@ mod tests {
             length: None,
             buffered: false,
             discard: true,
+            force: false,
         };
         let mut wanted = Wanted {
             spec,

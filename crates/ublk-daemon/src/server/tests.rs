@@ -27,6 +27,7 @@ fn armed_with(
     let describe = ToServer::Describe {
         version,
         spec: spec(),
+        opening: crate::wire::Opening::default(),
     };
     peer.link.send(&describe).unwrap();
     assert!(matches!(hear(&peer), FromServer::Described { .. }));
@@ -113,6 +114,7 @@ fn bad_words_do_not_end_a_device() {
     let again = ToServer::Describe {
         version: 99,
         spec: spec(),
+        opening: crate::wire::Opening::default(),
     };
     peer.link.send(&again).unwrap();
     peer.link.send(&ToServer::Health { ticket: 1 }).unwrap();
@@ -128,6 +130,7 @@ fn another_version_is_refused_by_name() {
     let describe = ToServer::Describe {
         version: 99,
         spec: spec(),
+        opening: crate::wire::Opening::default(),
     };
     peer.link.send(&describe).unwrap();
     match hear(&peer) {

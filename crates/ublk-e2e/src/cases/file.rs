@@ -34,7 +34,7 @@ pub fn cases() -> Vec<Case> {
         })),
         Case::new("file_read_only", read_only),
         Case::new("l13_file_windows", windows),
-        in_guest(Case::new("file_in_use_is_told", in_use)),
+        in_guest(Case::new("l41_file_in_use_is_refused", in_use)),
         in_guest(Case::new("file_buffered_keeps_data", buffered)),
         in_guest(Case::new("file_keeps_a_file_system", file_system)),
         Case::new("l07_file_flushes_share_syncs", shared_syncs),
@@ -204,51 +204,72 @@ fn windows() -> Result<()> {
     place.remove()
 }
 
-/// A device over what somebody uses is made, and the user is told who that is.
+/// L41 What somebody uses is refused by name, unless it is only read or forced: then that is told. Parts that do not
+/// overlap, and readers beside readers, are fine.
 fn in_use() -> Result<()> {
     let place = Place::new(Kind::Ext4, 0)?;
     let file = place.file("disk.img", SIZE)?;
+    let refused = |words: &[&str], parts: &[&str]| -> Result<()> {
+        cli::failed(add(words)?, code::FAILED, &[parts, &["--force"]].concat()).map(drop)
+    };
     let warned = |words: &[&str], parts: &[&str]| -> Result<()> {
         let output = add(words)?.good()?;
         for part in parts {
             ensure!(output.stderr.contains(part), "no {part:?} in {output}");
         }
+        ensure!(parts.is_empty() == output.stderr.is_empty(), "{output}");
         let id = output.stdout.trim().trim_start_matches("/dev/ublkb");
         cli::ublkctl(&["delete", id])?.good().map(drop)
     };
     let name = path(&file);
-    let quiet = add(&[&name])?.good()?;
-    ensure!(quiet.stderr.is_empty(), "a word for nothing: {quiet}");
-    let first = quiet.stdout.trim().to_owned();
-    warned(&[&name], &["locked by", &first])?;
-    warned(&[&name, "--read-only"], &["locked by", &first])?;
-    cli::ublkctl(&["delete", first.trim_start_matches("/dev/ublkb")])?.good()?;
+    // A part of the file, served.
+    let half = ["--offset", "0", "--length", "8M"];
+    let first = add(&[&[name.as_str()], &half[..]].concat())?.good()?;
+    ensure!(first.stderr.is_empty(), "a word for nothing: {first}");
+    let node = first.stdout.trim().to_owned();
+    let bytes = "bytes 0 to 8388608";
+    refused(&[&name], &["disk.img", bytes, &node])?;
+    refused(&[&name, "--offset", "8388096"], &[bytes, &node])?;
+    warned(&[&name, "--read-only"], &[bytes, &node])?;
+    warned(&[&name, "--force"], &[bytes, &node])?;
+    warned(&[&name, "--offset", "8M"], &[])?;
+    // Under another name it is the same file.
+    let link = place.path("link.img")?;
+    fs::hard_link(&file, &link)?;
+    refused(&[&path(&link)], &["link.img", bytes, &node])?;
+    cli::ublkctl(&["delete", node.trim_start_matches("/dev/ublkb")])?.good()?;
+    warned(&[&name], &[])?;
     // Readers do not disturb each other.
     let reader = Spec::file(&file).with(&["--read-only"]).add()?;
-    let second = add(&[&name, "--read-only"])?.good()?;
-    ensure!(second.stderr.is_empty(), "{second}");
-    cli::ublkctl(&[
-        "delete",
-        second.stdout.trim().trim_start_matches("/dev/ublkb"),
-    ])?
-    .good()?;
+    warned(&[&name, "--read-only"], &[])?;
+    warned(&[&name], &["read as", reader.node()])?;
     reader.delete()?;
+    // A lock of somebody else is told.
+    let held = OpenOptions::new().read(true).open(&file)?;
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive)?;
+    warned(&[&name], &["locked by process"])?;
+    drop(held);
     // Mounted: the RAM disk below the file system that we are on.
     let disk = path(&place::ram_disk(0)?);
+    refused(&[&disk], &["mounted at"])?;
     warned(&[&disk, "--read-only"], &["mounted at"])?;
     // A loop device over the file.
     if !Path::new("/dev/loop0").exists() {
         run::good("modprobe", &["loop"])?;
     }
     run::good("losetup", &["/dev/loop0", &name])?;
-    let told = warned(&[&name], &["/dev/loop0"]);
+    let told = refused(&[&name], &["/dev/loop0"])
+        .and_then(|()| warned(&[&name, "--force"], &["/dev/loop0"]));
     run::good("losetup", &["-d", "/dev/loop0"])?;
     told?;
     // A block device that we serve already.
     let disk = path(&place::ram_disk(1)?);
-    let device = Spec::file(Path::new(&disk)).add()?;
-    warned(&[&disk], &["server of", device.node()])?;
+    let device = Spec::file(Path::new(&disk)).with(&half).add()?;
+    refused(&[&disk], &[bytes, device.node()])?;
+    warned(&[&disk, "--offset", "8M"], &[])?;
     device.delete()?;
+    warned(&[&disk], &[])?;
+    cli::nothing_left(secs(5))?;
     place.remove()
 }
 

@@ -52,6 +52,9 @@ pub enum Backend {
         /// Offer no discard, even where the file could give storage back
         #[arg(long)]
         no_discard: bool,
+        /// Also where it is mounted, or in use by another device: whoever writes beside it destroys data
+        #[arg(long)]
+        force: bool,
     },
 }
 
