@@ -5,6 +5,7 @@
 //! machine; docs/benchmarks.md says how the figures are made and what they do not say.
 
 mod compare;
+mod copies;
 mod figures;
 mod guest;
 mod hot;

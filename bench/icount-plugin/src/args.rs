@@ -1,6 +1,7 @@
 //! The plugin's arguments.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// The arguments, checked.
@@ -14,6 +15,10 @@ pub struct Args {
     pub out: PathBuf,
     /// File of the server's executed blocks.
     pub hot: Option<PathBuf>,
+    /// The kernel's routine that copies from and to user memory.
+    pub user_copy: Range<u64>,
+    /// The kernel's routine that copies between its own pages.
+    pub page_copy: Range<u64>,
 }
 
 impl Args {
@@ -23,6 +28,8 @@ impl Args {
     /// A text that says which argument is missing, unknown or malformed.
     pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Result<Self, String> {
         let (mut lo, mut hi, mut out, mut hot) = (None, None, None, None);
+        // No instruction lies in an empty range.
+        let (mut user_copy, mut page_copy) = (0..0, 0..0);
         for word in words {
             let (name, value) = word
                 .split_once('=')
@@ -32,6 +39,8 @@ impl Args {
                 "hi" => hi = Some(address(value)?),
                 "out" => out = Some(PathBuf::from(value)),
                 "hot" => hot = Some(PathBuf::from(value)),
+                "user-copy" => user_copy = range(value)?,
+                "page-copy" => page_copy = range(value)?,
                 _ => return Err(format!("unknown argument: {name}")),
             }
         }
@@ -40,6 +49,8 @@ impl Args {
             hi: hi.ok_or("no hi=ADDRESS")?,
             out: out.ok_or("no out=PATH")?,
             hot,
+            user_copy,
+            page_copy,
         };
         if args.lo >= args.hi {
             return Err(format!(
@@ -56,6 +67,18 @@ fn address(text: &str) -> Result<u64, String> {
     u64::from_str_radix(digits, 16).map_err(|error| format!("{text}: {error}"))
 }
 
+/// Two addresses with a `-` between them: the first, and the first one behind.
+fn range(text: &str) -> Result<Range<u64>, String> {
+    let (start, end) = text
+        .split_once('-')
+        .ok_or_else(|| format!("no range of addresses: {text}"))?;
+    let range = address(start)?..address(end)?;
+    if range.is_empty() {
+        return Err(format!("no address in {text}"));
+    }
+    Ok(range)
+}
+
 #[cfg(test)]
 mod tests {
     use super::Args;
@@ -66,6 +89,15 @@ mod tests {
         assert_eq!((args.lo, args.hi), (0x1000_0000, 0x1400_0000));
         assert_eq!(args.out.to_str(), Some("/x/y"));
         assert_eq!(args.hot, None);
+        assert!(args.user_copy.is_empty() && args.page_copy.is_empty());
+        let words = [
+            "lo=1",
+            "hi=2",
+            "out=x",
+            "user-copy=ffffffff81000000-ffffffff81000100",
+        ];
+        let args = Args::parse(words.into_iter()).unwrap();
+        assert_eq!(args.user_copy, 0xffff_ffff_8100_0000..0xffff_ffff_8100_0100);
     }
 
     #[test]
@@ -77,6 +109,8 @@ mod tests {
             &["lo=2", "hi=2", "out=x"],
             &["lo=g", "hi=2", "out=x"],
             &["lo=1", "hi=2", "out=x", "more=1"],
+            &["lo=1", "hi=2", "out=x", "page-copy=5"],
+            &["lo=1", "hi=2", "out=x", "page-copy=5-5"],
             &["lo"],
         ] {
             assert!(Args::parse(words.iter().copied()).is_err(), "{words:?}");

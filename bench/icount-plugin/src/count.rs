@@ -1,32 +1,61 @@
 //! Counters: who spends an instruction, and how many each has spent on each vCPU.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Who spends an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The kernel: the upper half of the address space.
+    /// The kernel (the upper half of the address space), but for its copy routines.
     Kernel,
     /// User code in the server's text.
     Server,
     /// All other user code.
     Other,
+    /// The kernel's copy from and to user memory.
+    UserCopy,
+    /// The kernel's copy between its own pages.
+    PageCopy,
+}
+
+/// Where code of the classes lies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// The server's text.
+    pub server: Range<u64>,
+    /// The kernel's copy from and to user memory.
+    pub user_copy: Range<u64>,
+    /// The kernel's copy between its own pages.
+    pub page_copy: Range<u64>,
+}
+
+impl Places {
+    /// The class of the code at an address.
+    pub fn class(&self, address: u64) -> Class {
+        if address >> 47 == 0 {
+            if self.server.contains(&address) {
+                return Class::Server;
+            }
+            return Class::Other;
+        }
+        if self.user_copy.contains(&address) {
+            Class::UserCopy
+        } else if self.page_copy.contains(&address) {
+            Class::PageCopy
+        } else {
+            Class::Kernel
+        }
+    }
 }
 
 impl Class {
     /// Number of classes.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 5;
 
-    /// The class of the code at an address; `lo..hi` is the server's text.
-    pub fn of(address: u64, lo: u64, hi: u64) -> Self {
-        if address >> 47 != 0 {
-            Self::Kernel
-        } else if (lo..hi).contains(&address) {
-            Self::Server
-        } else {
-            Self::Other
-        }
+    /// Whether the code is the kernel's.
+    pub fn is_kernel(self) -> bool {
+        !matches!(self, Self::Server | Self::Other)
     }
 }
 
@@ -49,7 +78,7 @@ impl Counters {
     }
 }
 
-/// The sum over all vCPUs as a line of the snapshot file.
+/// The sum over all vCPUs as a line of the snapshot file; the kernel's share has its copies in it.
 pub fn line(counters: &[Counters]) -> String {
     let sum = |class: Class| -> u64 {
         counters
@@ -57,9 +86,10 @@ pub fn line(counters: &[Counters]) -> String {
             .map(|vcpu| vcpu.of(class).load(Ordering::Relaxed))
             .sum()
     };
+    let (user, pages) = (sum(Class::UserCopy), sum(Class::PageCopy));
     format!(
-        "kernel {} server {} other {}",
-        sum(Class::Kernel),
+        "kernel {} server {} other {} user-copy {user} page-copy {pages}",
+        sum(Class::Kernel) + user + pages,
         sum(Class::Server),
         sum(Class::Other)
     )
@@ -67,28 +97,36 @@ pub fn line(counters: &[Counters]) -> String {
 
 /// A block's class and length in one word, for a callback that gets one pointer-sized value.
 pub fn pack(class: Class, instructions: usize) -> usize {
-    (instructions << 2) | class as usize
+    (instructions << 3) | class as usize
 }
 
 /// What [`pack`] took: the class as an index, and the number of instructions.
 pub fn unpack(word: usize) -> (usize, u64) {
-    (word & 3, (word >> 2) as u64)
+    (word & 7, (word >> 3) as u64)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Class, Counters, line, pack, unpack};
+    use super::{Class, Counters, Places, line, pack, unpack};
 
     #[test]
     fn addresses_have_their_classes() {
-        let of = |address| Class::of(address, 0x1000, 0x2000);
+        let places = Places {
+            server: 0x1000..0x2000,
+            user_copy: 0xffff_ffff_8200_0000..0xffff_ffff_8200_0100,
+            page_copy: 0xffff_ffff_8200_0100..0xffff_ffff_8200_0200,
+        };
+        let of = |address| places.class(address);
         assert_eq!(of(0xffff_ffff_8100_0000), Class::Kernel);
         assert_eq!(of(0xffff_8880_0000_0000), Class::Kernel);
+        assert_eq!(of(0xffff_ffff_8200_00ff), Class::UserCopy);
+        assert_eq!(of(0xffff_ffff_8200_0100), Class::PageCopy);
         assert_eq!(of(0xfff), Class::Other);
         assert_eq!(of(0x1000), Class::Server);
         assert_eq!(of(0x1fff), Class::Server);
         assert_eq!(of(0x2000), Class::Other);
         assert_eq!(of(0x7fff_ffff_f000), Class::Other);
+        assert!(Class::PageCopy.is_kernel() && !Class::Server.is_kernel());
     }
 
     #[test]
@@ -98,10 +136,15 @@ mod tests {
             (0, Class::Server, 5),
             (1, Class::Server, 7),
             (1, Class::Kernel, 1),
+            (0, Class::UserCopy, 10),
+            (1, Class::PageCopy, 100),
         ] {
             let (class, count) = unpack(pack(class, count));
             counters[vcpu].add(class, count);
         }
-        assert_eq!(line(&counters), "kernel 1 server 12 other 0");
+        assert_eq!(
+            line(&counters),
+            "kernel 111 server 12 other 0 user-copy 10 page-copy 100"
+        );
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::args::Args;
-use crate::count::{self, Class, Counters};
+use crate::count::{self, Class, Counters, Places};
 use crate::hot::Hot;
 use crate::qemu;
 
@@ -28,8 +28,7 @@ pub static qemu_plugin_version: c_int = 1;
 static STATE: OnceLock<State> = OnceLock::new();
 
 struct State {
-    lo: u64,
-    hi: u64,
+    places: Places,
     counters: Vec<Counters>,
     marks: AtomicU64,
     out: Mutex<File>,
@@ -41,8 +40,11 @@ impl State {
         let create = |path| File::create(path).map_err(|error| format!("{path:?}: {error}"));
         let hot = args.hot.as_ref().map(create).transpose()?;
         Ok(Self {
-            lo: args.lo,
-            hi: args.hi,
+            places: Places {
+                server: args.lo..args.hi,
+                user_copy: args.user_copy.clone(),
+                page_copy: args.page_copy.clone(),
+            },
             counters: (0..vcpus).map(|_| Counters::default()).collect(),
             marks: AtomicU64::new(0),
             out: Mutex::new(create(&args.out)?),
@@ -123,7 +125,7 @@ extern "C" fn translated(_id: qemu::Id, tb: *mut qemu::Tb) {
     let address = unsafe { qemu::qemu_plugin_tb_vaddr(tb) };
     // SAFETY: as above.
     let length = unsafe { qemu::qemu_plugin_tb_n_insns(tb) };
-    let class = Class::of(address, state.lo, state.hi);
+    let class = state.places.class(address);
     if state.alone() {
         let counter = state.counters[0].of(class).as_ptr().cast();
         // SAFETY: `tb` is valid; `counter` is an aligned u64 of a static that is never moved or
@@ -143,7 +145,7 @@ extern "C" fn translated(_id: qemu::Id, tb: *mut qemu::Tb) {
             qemu::qemu_plugin_register_vcpu_tb_exec_cb(tb, executed, qemu::CB_NO_REGS, word);
         }
     }
-    if class != Class::Kernel {
+    if !class.is_kernel() {
         markers(tb, length);
     }
     if class == Class::Server {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
+use super::copies::Copies;
 use super::label::Seen;
 use super::limits::UsableLimits;
 use super::rows::{self, Row};
@@ -18,6 +19,8 @@ pub struct Snapshot {
     kernel: u64,
     own: u64,
     other: u64,
+    user_copy: u64,
+    page_copy: u64,
 }
 
 /// Instructions per I/O of one row.
@@ -33,6 +36,10 @@ pub struct Figure {
     pub own: f64,
     /// Those of other user code, which is fio.
     pub other: f64,
+    /// All instructions, if every copy of the kernel took one for 8 bytes.
+    pub alike: f64,
+    /// Bytes that the kernel copied.
+    pub copied: f64,
     /// Context switches.
     pub switches: f64,
     /// What the kernel says of the device.
@@ -56,8 +63,15 @@ impl Figure {
     /// The figure in one line.
     pub fn line(&self) -> String {
         format!(
-            "{}: total {:.1}, kernel {:.1}, own {:.1}, fio {:.1}, switches {:.3}",
-            self.name, self.total, self.kernel, self.own, self.other, self.switches
+            "{}: total {:.1}, kernel {:.1}, own {:.1}, fio {:.1}, copied {:.0} bytes, alike {:.1}, switches {:.3}",
+            self.name,
+            self.total,
+            self.kernel,
+            self.own,
+            self.other,
+            self.copied,
+            self.alike,
+            self.switches
         )
     }
 }
@@ -81,6 +95,10 @@ pub fn snapshots(text: &str) -> Result<BTreeMap<u64, Snapshot>> {
             own,
             "other",
             other,
+            "user-copy",
+            user_copy,
+            "page-copy",
+            page_copy,
         ] = words[..]
         else {
             ensure!(line.starts_with("exit "), "a line of the plugin: {line}");
@@ -90,6 +108,8 @@ pub fn snapshots(text: &str) -> Result<BTreeMap<u64, Snapshot>> {
             kernel: kernel.parse()?,
             own: own.parse()?,
             other: other.parse()?,
+            user_copy: user_copy.parse()?,
+            page_copy: page_copy.parse()?,
         };
         all.insert(number.parse()?, snapshot);
     }
@@ -129,9 +149,16 @@ pub fn figure(row: &Row, lines: &[String], snapshots: &BTreeMap<u64, Snapshot>) 
     let kernel = difference(|snapshot| snapshot.kernel)?;
     let own = difference(|snapshot| snapshot.own)?;
     let other = difference(|snapshot| snapshot.other)?;
+    let total = difference(|snapshot| snapshot.kernel + snapshot.own + snapshot.other)?;
+    let copies = Copies {
+        user: difference(|snapshot| snapshot.user_copy)?,
+        pages: difference(|snapshot| snapshot.page_copy)?,
+    };
     Ok(Figure {
         name: row.name.clone(),
-        total: difference(|snapshot| snapshot.kernel + snapshot.own + snapshot.other)?,
+        total,
+        alike: copies.alike(total),
+        copied: copies.bytes(),
         kernel,
         own,
         other,
@@ -269,6 +296,8 @@ impl Figure {
             kernel: 0.0,
             own,
             other: 0.0,
+            alike: total,
+            copied: 0.0,
             switches: 0.0,
             seen: Seen::default(),
             mark: 0,
@@ -282,11 +311,11 @@ mod tests {
     use super::{Usable, figure, snapshots};
     use crate::bench::rows::{self, Row};
 
-    const MARKS: &str = "mark 4 vcpu 0 kernel 100 server 10 other 1\n\
-                         mark 5 vcpu 0 kernel 1100 server 110 other 11\n\
-                         mark 6 vcpu 0 kernel 2000 server 200 other 20\n\
-                         mark 7 vcpu 0 kernel 43000 server 1300 other 30\n\
-                         exit kernel 50000 server 2000 other 40\n";
+    const MARKS: &str = "mark 4 vcpu 0 kernel 100 server 10 other 1 user-copy 0 page-copy 0\n\
+                         mark 5 vcpu 0 kernel 1100 server 110 other 11 user-copy 50 page-copy 300\n\
+                         mark 6 vcpu 0 kernel 2000 server 200 other 20 user-copy 50 page-copy 300\n\
+                         mark 7 vcpu 0 kernel 43000 server 1300 other 30 user-copy 10100 page-copy 30600\n\
+                         exit kernel 50000 server 2000 other 40 user-copy 1 page-copy 2\n";
 
     const SEEN: &str = r#"{"device": "/dev/ram0"}"#;
 
@@ -306,6 +335,7 @@ mod tests {
         let figure = figure(&row, &lines, &marks).unwrap();
         assert_eq!((figure.kernel, figure.own, figure.other), (4.0, 0.1, 0.0));
         assert_eq!((figure.total, figure.switches), (4.1, 1.0));
+        assert_eq!((figure.copied, (figure.alike * 10.0).round()), (16.0, 21.0));
     }
 
     /// L90 Runs that fio cut short, or markers that were not seen, are no figures.

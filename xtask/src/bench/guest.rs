@@ -1,5 +1,6 @@
 //! The guests of the benchmark: how QEMU is told, what comes back.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
+use super::copies::{self, Routines};
 use super::figures::{self, COUNTED, Figure, Usable};
 use super::programs::{self, TEXT};
 use super::rows::{self, EXAMPLE, LIBUBLK, Row};
@@ -14,7 +16,7 @@ use super::select::Selection;
 use super::{hot, wall};
 use crate::guest::accel::{self, Accel, Choice};
 use crate::guest::image::{Contents, Image};
-use crate::guest::{Guest, Machine};
+use crate::guest::{Guest, Machine, Outcome};
 use crate::kernel::Kernel;
 use crate::manifest::Manifest;
 use crate::{build, paths, vm};
@@ -49,6 +51,8 @@ pub struct Bench<'a> {
     _place: TempDir,
     servers: Vec<PathBuf>,
     plugin: PathBuf,
+    /// Where the kernel copies, once a guest was asked.
+    copies: OnceCell<Routines>,
 }
 
 /// What came of a count.
@@ -121,6 +125,7 @@ impl<'a> Bench<'a> {
             _place: place,
             servers,
             plugin: programs::plugin()?,
+            copies: OnceCell::new(),
         })
     }
 
@@ -134,11 +139,12 @@ impl<'a> Bench<'a> {
         // Whatever an earlier run left is not this run's.
         let _ = fs::remove_file(&out);
         let mut plugin = format!(
-            "{},lo={:x},hi={:x},out={}",
+            "{},lo={:x},hi={:x},out={},{}",
             self.plugin.display(),
             TEXT.0,
             TEXT.1,
-            out.display()
+            out.display(),
+            self.copies(&directory)?.arguments()
         );
         if hot {
             plugin += &format!(",hot={}", blocks.display());
@@ -182,6 +188,22 @@ impl<'a> Bench<'a> {
             hot: places,
             command,
         })
+    }
+
+    /// Where the kernel copies: asked of a guest, once.
+    fn copies(&self, directory: &Path) -> Result<Routines> {
+        if let Some(known) = self.copies.get() {
+            return Ok(*known);
+        }
+        let program = [
+            "/usr/bin/bench-guest",
+            "--symbols",
+            copies::USER,
+            copies::PAGES,
+        ];
+        let outcome = self.boot(counting(1), directory, &program, Vec::new(), Vec::new())?;
+        let found = Routines::parse(&outcome.lines)?;
+        Ok(*self.copies.get_or_init(|| found))
     }
 
     /// The program that serves a row, as it is on the host.
@@ -268,6 +290,20 @@ impl<'a> Bench<'a> {
             modules.push(("loop".to_owned(), "max_loop=1".to_owned()));
             modules.push(("ext4".to_owned(), String::new()));
         }
+        let files = vec![("/bench.plan".to_owned(), file)];
+        let program = ["/usr/bin/bench-guest", "/bench.plan"];
+        let outcome = self.boot(machine, directory, &program, modules, files)?;
+        Ok((outcome.lines, outcome.command))
+    }
+
+    fn boot(
+        &self,
+        machine: Machine,
+        directory: &Path,
+        program: &[&str],
+        modules: Vec<(String, String)>,
+        files: Vec<(String, PathBuf)>,
+    ) -> Result<Outcome> {
         let guest = Guest {
             kernel: self.kernel,
             image: &self.image,
@@ -275,10 +311,8 @@ impl<'a> Bench<'a> {
             cmdline: CMDLINE.map(str::to_owned).to_vec(),
             modules,
             sets: Vec::new(),
-            files: vec![("/bench.plan".to_owned(), file)],
-            program: ["/usr/bin/bench-guest", "/bench.plan"]
-                .map(str::to_owned)
-                .to_vec(),
+            files,
+            program: program.iter().map(|word| (*word).to_owned()).collect(),
             env: Vec::new(),
             deadline: DEADLINE,
             directory: directory.to_owned(),
@@ -295,7 +329,7 @@ impl<'a> Bench<'a> {
             }
         })?;
         ensure!(outcome.verdict.is_good(), "{}", outcome.report());
-        Ok((outcome.lines, outcome.command))
+        Ok(outcome)
     }
 }
 

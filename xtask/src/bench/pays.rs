@@ -18,7 +18,7 @@ fn line(figures: &[Figure], mode: &str) -> Option<String> {
     let total = |target: &str, size: u64| {
         let name = format!("{target}-size-{size}k-{mode}");
         let figure = figures.iter().find(|figure| figure.name == name)?;
-        Some(figure.total)
+        Some(figure.alike)
     };
     let mut ratios = Vec::new();
     for size in sizes() {

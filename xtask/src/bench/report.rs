@@ -63,20 +63,22 @@ impl Report {
             let _ = writeln!(
                 text,
                 "Instructions per I/O, {on}:\n\n\
-                 | row | device | total | kernel | own | fio | switches |\n\
-                 |---|---|--:|--:|--:|--:|--:|"
+                 | row | device | total | kernel | own | fio | copied | alike | switches |\n\
+                 |---|---|--:|--:|--:|--:|--:|--:|--:|"
             );
         }
         for figure in &self.figures {
             let _ = writeln!(
                 text,
-                "| {} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {:.3} |",
+                "| {} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {:.0} | {:.1} | {:.3} |",
                 figure.name,
                 figure.seen,
                 figure.total,
                 figure.kernel,
                 figure.own,
                 figure.other,
+                figure.copied,
+                figure.alike,
                 figure.switches
             );
         }

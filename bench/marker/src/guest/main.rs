@@ -8,11 +8,13 @@
 //! @wall NAME JSON
 //! @usable NAME DEVICE ADD_MICROSECONDS READ_MICROSECONDS
 //! @error NAME TEXT
+//! @symbol NAME START END
 //! ```
 //!
 //! `MARK` is the number of the first of four markers: before and after the small run, before and
 //! after the large one. `@seen` has what the kernel says of the device, see `seen.rs`, and
-//! `ring_completions`: what each ring of the server completes in one more run of several jobs.
+//! `ring_completions`: what each ring of the server completes in one more run of several jobs. `@symbol` answers
+//! `bench-guest --symbols NAME…`: where the kernel's function of that name lies.
 
 mod fio;
 mod loops;
@@ -20,6 +22,7 @@ mod plan;
 mod prepare;
 mod seen;
 mod server;
+mod symbols;
 mod usable;
 mod wall;
 
@@ -49,8 +52,15 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let path = std::env::args().nth(1).context("no plan given")?;
-    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    if let Some(("--symbols", names)) = words
+        .split_first()
+        .map(|(word, names)| (word.as_str(), names))
+    {
+        return symbols::print(names);
+    }
+    let path = words.first().context("no plan given")?;
+    let text = fs::read_to_string(path).with_context(|| path.clone())?;
     let mut marks = 0;
     let mut prepared = Prepared::default();
     for row in plan::parse(&text)? {
