@@ -1,45 +1,28 @@
 //! Output for people. Scripts use `--json`.
 
 use crate::doctor::Check;
+use crate::output::plain;
 use crate::size;
 use std::fmt::Write;
-use ublk_daemon::front::{Features, Found, Info, ListEntry, Resized};
+use std::path::Path;
+use ublk_daemon::front::{Backing, Features, Found, Info, ListEntry, Resized};
 use ublk_daemon::state::Phase;
 use ublk_daemon::wire::Added;
+
+/// The columns of `list`.
+const COLUMNS: [&str; 10] = [
+    "ID", "NAME", "DEVICE", "STATE", "SIZE", "QUEUES", "DEPTH", "BACKEND", "BACKING", "SERVER",
+];
 
 /// A table of devices.
 pub fn list(entries: &[ListEntry]) -> String {
     if entries.is_empty() {
         return String::new();
     }
-    let mut rows = vec![
-        [
-            "ID", "DEVICE", "STATE", "SIZE", "QUEUES", "DEPTH", "BACKEND", "SERVER",
-        ]
-        .map(String::from),
-    ];
-    rows.extend(entries.iter().map(|e| {
-        [
-            e.id.to_string(),
-            e.path.display().to_string(),
-            e.state.clone(),
-            e.size.map_or_else(|| "-".to_owned(), size::show),
-            if e.readable {
-                e.queues.to_string()
-            } else {
-                "-".to_owned()
-            },
-            if e.readable {
-                e.depth.to_string()
-            } else {
-                "-".to_owned()
-            },
-            e.backend.clone().unwrap_or_else(|| "foreign".to_owned()),
-            server(e),
-        ]
-    }));
+    let mut rows = vec![COLUMNS.map(String::from)];
+    rows.extend(entries.iter().map(row));
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max();
-    let widths: Vec<usize> = (0..8).map(|c| width(c).unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..COLUMNS.len()).map(|c| width(c).unwrap_or(0)).collect();
     let mut text = String::new();
     for row in &rows {
         let cells: Vec<String> = row
@@ -50,6 +33,34 @@ pub fn list(entries: &[ListEntry]) -> String {
         let _ = writeln!(text, "{}", cells.join("  ").trim_end());
     }
     text
+}
+
+/// The cells of a device. What other people chose in them cannot break the table.
+fn row(e: &ListEntry) -> [String; COLUMNS.len()] {
+    let known = |n: u16| e.readable.then(|| n.to_string());
+    let name = e.name.as_deref().and_then(Path::file_name);
+    let cells = [
+        Some(e.id.to_string()),
+        name.map(|n| n.to_string_lossy().into_owned()),
+        Some(e.path.display().to_string()),
+        Some(e.state.clone()),
+        e.size.map(size::show),
+        known(e.queues),
+        known(e.depth),
+        Some(e.backend.clone().unwrap_or_else(|| "foreign".to_owned())),
+        e.backing.as_ref().map(backing),
+        Some(server(e)),
+    ];
+    cells.map(|cell| cell.map_or_else(|| "-".to_owned(), |text| plain(&text)))
+}
+
+/// Where the data of a device is, in a cell.
+fn backing(b: &Backing) -> String {
+    let path = b.path.display();
+    match b.offset {
+        0 => path.to_string(),
+        offset => format!("{path} from {}", size::show(offset)),
+    }
 }
 
 fn server(e: &ListEntry) -> String {
@@ -98,13 +109,14 @@ pub fn garbage(found: &Found) -> String {
             e.cause.as_deref().unwrap_or("its server is gone")
         };
         let next = e.next.as_deref().unwrap_or_default();
-        let _ = writeln!(text, "{}: {whose}; {next}", e.id);
+        let _ = writeln!(text, "{}: {}; {next}", e.id, plain(whose));
     }
     for id in &found.removed {
         let _ = writeln!(text, "{id}: removed");
     }
     for path in &found.litter {
-        let _ = writeln!(text, "{}: removed, its device is gone", path.display());
+        let path = plain(&path.display().to_string());
+        let _ = writeln!(text, "{path}: removed, its device is gone");
     }
     text
 }
@@ -115,7 +127,7 @@ pub fn info(i: &Info) -> String {
     let or_dash = |v: Option<String>| v.unwrap_or_else(|| "-".to_owned());
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<14} {value}");
+        let _ = writeln!(text, "{name:<14} {}", plain(&value));
     };
     line("device", e.path.display().to_string());
     line("char device", e.char_path.display().to_string());
@@ -136,11 +148,27 @@ pub fn info(i: &Info) -> String {
             .clone()
             .unwrap_or_else(|| "foreign: not made by this ublkctl".to_owned()),
     );
+    if let Some(b) = &e.backing {
+        let length = b
+            .length
+            .map_or_else(String::new, |l| format!(", {}", size::show(l)));
+        line("backing", format!("{}{length}", backing(b)));
+    }
     line("owner", format!("uid {} gid {}", e.owner.uid, e.owner.gid));
     if let Some(name) = &e.name {
         line("name", name.display().to_string());
     }
-    line("recovery", e.recovery.to_string());
+    let supervised = match e.supervised {
+        Some(true) => ", supervised",
+        _ => "",
+    };
+    line("recovery", format!("{}{supervised}", e.recovery));
+    if let (Some(threads), Some(polling)) = (e.threads, &e.polling) {
+        line("threads", format!("{threads} a queue, polling {polling}"));
+    }
+    if let Some(path) = &e.shared_memory {
+        line("shared memory", path.display().to_string());
+    }
     line("server", server(e));
     if let Some(next) = &e.next {
         line("next", next.clone());
@@ -151,7 +179,7 @@ pub fn info(i: &Info) -> String {
         or_dash(i.log.as_ref().map(|l| l.display().to_string())),
     );
     for (qid, cpus) in i.affinity.iter().enumerate() {
-        line(&format!("queue {qid}"), format!("CPUs {}", ranges(cpus)));
+        line(&format!("queue {qid} CPUs"), ranges(cpus));
     }
     if let Some(health) = &i.health {
         let s = &health.stats;
@@ -194,7 +222,7 @@ pub fn info(i: &Info) -> String {
         }
         if let Some(shm) = &health.shm {
             line(
-                "shared memory",
+                "shared I/O",
                 format!(
                     "{}, {} requests in it, {} elsewhere",
                     size::show(shm.bytes),
@@ -295,5 +323,41 @@ mod tests {
         assert_eq!(ranges(&[0, 1, 2, 3, 8, 10, 11]), "0-3,8,10-11");
         assert_eq!(ranges(&[]), "");
         assert_eq!(ranges(&[u32::MAX]), "4294967295");
+    }
+
+    fn entry(name: &str, path: &str, offset: u64) -> ListEntry {
+        serde_json::from_value(serde_json::json!({
+            "id": 3, "path": "/dev/ublkb3", "char_path": "/dev/ublkc3", "state": "live",
+            "queues": 2, "depth": 64, "data": "copy", "batch": false, "size": 4096,
+            "backend": "file", "server_pid": 7, "server_alive": true,
+            "owner": {"uid": 0, "gid": 0}, "foreign": false, "phase": "live", "cause": null,
+            "name": name, "recovery": "none", "supervised": false, "shared_memory": null,
+            "backing": {"path": path, "offset": offset, "length": 4096},
+            "threads": 1, "polling": "off", "orphan": false, "next": null, "readable": true,
+        }))
+        .unwrap()
+    }
+
+    /// A name is a word and a backing store a path, as `losetup -l` and `lsblk` show them.
+    #[test]
+    fn the_table_names_device_and_backing() {
+        let text = list(&[entry("/dev/ublkctl/data", "/srv/d.img", 1 << 20)]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[0].split_whitespace().collect::<Vec<_>>(),
+            COLUMNS.to_vec()
+        );
+        assert!(
+            lines[1].starts_with("3   data  /dev/ublkb3  live   4 KiB  2       64     file     /srv/d.img from 1 MiB  7"),
+            "{text}"
+        );
+    }
+
+    /// A path of several lines is shown in one, and none of its bytes commands the terminal.
+    #[test]
+    fn l46_what_others_named_cannot_break_the_table() {
+        let text = list(&[entry("n", "/srv/a\nID\x1b[31m", 0)]);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("/srv/a\\x0aID\\x1b[31m"), "{text}");
     }
 }

@@ -3,8 +3,8 @@
 
 use super::by_helper;
 use crate::state::{Phase, Record, Store};
-use crate::wire::{Failure, Health};
-use serde::Serialize;
+use crate::wire::{AddSpec, BackendSpec, Failure, Health};
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +18,7 @@ use ublk_ctrl::{Controller, Error};
 const HEALTH: Duration = Duration::from_secs(1);
 
 /// Who made a device.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Owner {
     /// The user who made it.
     pub uid: u32,
@@ -26,8 +26,37 @@ pub struct Owner {
     pub gid: u32,
 }
 
+/// Where the data of a file device is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backing {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// Where in it the device begins, in bytes.
+    pub offset: u64,
+    /// Bytes of it that the device has.
+    pub length: Option<u64>,
+}
+
+impl Backing {
+    fn of(spec: &AddSpec) -> Option<Self> {
+        match &spec.backend {
+            BackendSpec::File {
+                path,
+                offset,
+                length,
+                ..
+            } => Some(Self {
+                path: path.clone(),
+                offset: *offset,
+                length: *length,
+            }),
+            _ => None,
+        }
+    }
+}
+
 /// A line of `list`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ListEntry {
     /// The device.
@@ -66,6 +95,16 @@ pub struct ListEntry {
     pub name: Option<PathBuf>,
     /// What becomes of it when its server dies, by the features in force.
     pub recovery: Recovery,
+    /// What holds the data of a file device; not known of a foreign one.
+    pub backing: Option<Backing>,
+    /// Its agent gives it a new server when its own dies; not known of a foreign device, as what follows.
+    pub supervised: Option<bool>,
+    /// The file of memory that clients share with it.
+    pub shared_memory: Option<PathBuf>,
+    /// Threads of each queue.
+    pub threads: Option<u16>,
+    /// What a thread does before it sleeps, as `--poll` takes it.
+    pub polling: Option<String>,
     /// Its server is gone, and nobody is at work to give it another or to remove it.
     pub orphan: bool,
     /// What to do about it, if something is to be done.
@@ -299,6 +338,7 @@ pub(super) fn record(geometry: &Geometry) -> Option<Record> {
 fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
     let id = geometry.dev_id();
     let server_pid = geometry.server_pid();
+    let spec = record.map(|r| &r.spec);
     let mode = Mode::of(geometry.features());
     // By our record where there is one: kernels up to 6.12 report the pid of a dead server.
     let server_alive = match record.and_then(|r| r.server) {
@@ -338,6 +378,11 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
                 false => crate::names::path(name),
             }),
         recovery,
+        backing: spec.and_then(Backing::of),
+        supervised: spec.map(|s| s.supervise),
+        shared_memory: spec.and_then(|s| s.serving.shm.clone()),
+        threads: spec.map(|s| s.serving.threads),
+        polling: spec.map(|s| s.serving.poll.clone()),
         orphan,
         next,
         readable: true,
@@ -371,6 +416,11 @@ fn unreadable(id: DevId) -> ListEntry {
         cause: None,
         name: None,
         recovery: Recovery::None,
+        backing: None,
+        supervised: None,
+        shared_memory: None,
+        threads: None,
+        polling: None,
         orphan: false,
         next: None,
         readable: false,
@@ -445,6 +495,43 @@ mod tests {
             let json = serde_json::to_value(entry(&geometry, None)).unwrap();
             assert_eq!(json["data"], data.name());
             assert_eq!(told(&geometry, Vec::new(), None).features.asked, None);
+        }
+    }
+
+    /// What a device was made with is shown beside what the kernel says; of a foreign one it is not known.
+    #[test]
+    fn info_and_list_name_backing_and_serving() {
+        let mut spec = fakes::spec();
+        spec.backend = BackendSpec::File {
+            path: "/srv/disk.img".into(),
+            offset: 4096,
+            length: Some(8192),
+            buffered: false,
+            discard: true,
+        };
+        spec.supervise = true;
+        spec.serving.threads = 3;
+        spec.serving.shm = Some("/dev/shm/x".into());
+        let record = Record::new(1, spec);
+        let geometry = fakes::geometry(1, Features::NONE);
+        let json = serde_json::to_value(entry(&geometry, Some(&record))).unwrap();
+        let backing = serde_json::json!({"path": "/srv/disk.img", "offset": 4096, "length": 8192});
+        assert_eq!(json["backing"], backing);
+        assert_eq!(
+            (&json["supervised"], &json["threads"]),
+            (&true.into(), &3.into())
+        );
+        assert_eq!(json["shared_memory"], "/dev/shm/x");
+        assert_eq!(json["polling"], "off");
+        let json = serde_json::to_value(entry(&geometry, None)).unwrap();
+        for key in [
+            "backing",
+            "supervised",
+            "threads",
+            "shared_memory",
+            "polling",
+        ] {
+            assert!(json[key].is_null(), "{key}: {json}");
         }
     }
 }

@@ -14,7 +14,7 @@ mod up;
 
 pub use add::{Foreground, add, check, recover};
 pub use gc::{Found, gc};
-pub use look::{Features, Info, ListEntry, features, info, list, recoverable};
+pub use look::{Backing, Features, Info, ListEntry, features, info, list, recoverable};
 pub use owner::{Ownership, ownership};
 pub use remove::{Stop, delete, stop};
 pub use resize::{Resized, resize};

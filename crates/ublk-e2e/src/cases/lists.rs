@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 
+use super::stop::Backing;
 use crate::case::{Case, feature};
 use crate::cli::{self, Spec, code, ublkctl, ublkctl_json};
 use crate::{json, sysfs};
@@ -12,6 +13,10 @@ pub fn cases() -> Vec<Case> {
         Case::new("features_are_the_kernels", features),
         Case::new("l32_without_an_id_nothing_is_deleted", without_an_id),
         Case::new("stats_count_what_was_done", stats),
+        Case::new("lists_name_backing_and_serving", names_what_is_behind),
+        Case::new("links_nodes_and_partitions_name_a_device", any_word),
+        Case::new("several_devices_have_a_result_each", several),
+        Case::new("all_devices_are_stopped_and_deleted", all_of_ours),
     ]
 }
 
@@ -115,4 +120,138 @@ fn stats() -> Result<()> {
     ensure!(json::number(&after, "errors")? == 0, "{after}");
     drop(direct);
     device.delete()
+}
+
+/// What a device is made of is in `list` and `info`, for people and for scripts.
+fn names_what_is_behind() -> Result<()> {
+    let backing = Backing::new("lists");
+    std::fs::File::create(backing.path())?.set_len(8 << 20)?;
+    let path = backing.path().to_string_lossy().into_owned();
+    let words = [
+        "--name",
+        "seen",
+        "--offset",
+        "1M",
+        "--length",
+        "4M",
+        "--recovery",
+        "reissue",
+    ];
+    let device = Spec::file(backing.path())
+        .with(&words)
+        .with(&["--supervise", "--poll", "fixed:10"])
+        .add()?;
+    let info = device.query()?;
+    let wanted = serde_json::json!({"path": path, "offset": 1 << 20, "length": 4 << 20});
+    ensure!(info["backing"] == wanted, "{info}");
+    ensure!(info["supervised"] == true && info["threads"] == 1, "{info}");
+    ensure!(info["polling"] == "fixed:10", "{info}");
+    ensure!(info["shared_memory"].is_null(), "{info}");
+    let text = ublkctl(&["ls"])?.good()?.stdout;
+    let wanted = format!("{path} from 1 MiB");
+    for part in ["NAME", "BACKING", "seen", &wanted] {
+        ensure!(text.contains(part), "no {part:?} in {text}");
+    }
+    let text = ublkctl(&["info", "seen"])?.good()?.stdout;
+    for part in ["supervised", "1 a queue, polling fixed:10", &wanted] {
+        ensure!(text.contains(part), "no {part:?} in {text}");
+    }
+    device.delete()
+}
+
+/// A device is known by its number, its nodes, its name, any link to one of these, and its partitions.
+fn any_word() -> Result<()> {
+    let device = Spec::mem("16M").with(&["--name", "word"]).add()?;
+    let id = device.id;
+    let aside = std::env::temp_dir().join("ublk-e2e-link");
+    let _ = std::fs::remove_file(&aside);
+    std::os::unix::fs::symlink("/dev/ublkctl/word", &aside)?;
+    let words = [
+        id.to_string(),
+        format!("/dev/ublkb{id}"),
+        format!("ublkc{id}"),
+        format!("/dev/ublkc{id}"),
+        format!("/dev/ublkb{id}p1"),
+        "word".to_owned(),
+        "/dev/ublkctl/word".to_owned(),
+        aside.to_string_lossy().into_owned(),
+        format!("/sys/../dev/ublkb{id}"),
+    ];
+    for word in &words {
+        let info = ublkctl_json(&["info", word])?;
+        ensure!(info["id"] == id, "{word}: {info}");
+        let listed = ublkctl_json(&["list", word])?;
+        ensure!(listed[0]["id"] == id, "{word}: {listed}");
+    }
+    std::fs::remove_file(&aside)?;
+    // A node of another name, and what is none of ublk.
+    let node = std::env::temp_dir().join("ublk-e2e-node");
+    let _ = std::fs::remove_file(&node);
+    let numbers = sysfs::text(id, "dev")?;
+    let (major, minor) = numbers.trim().split_once(':').unwrap_or_default();
+    crate::run::good(
+        "busybox",
+        &["mknod", &node.to_string_lossy(), "b", major, minor],
+    )?;
+    let info = ublkctl_json(&["info", &node.to_string_lossy()]);
+    std::fs::remove_file(&node)?;
+    ensure!(info?["id"] == id);
+    cli::fails(
+        &["delete", "/dev/null"],
+        code::NO_DEVICE,
+        &["no ublk device /dev/null"],
+    )?;
+    ublkctl(&["rm", "/dev/ublkctl/word"])?.good()?;
+    device.forget();
+    cli::nothing_left(crate::wait::secs(5))
+}
+
+/// Each of several devices is tried and told of; the worst decides the exit code; JSON is one array.
+fn several() -> Result<()> {
+    let (one, two) = (Spec::mem("16M").add()?, Spec::null("1G").add()?);
+    let (a, b) = (one.id.to_string(), two.id.to_string());
+    let infos = ublkctl_json(&["info", &a, &b])?;
+    ensure!(
+        infos[0]["id"] == one.id && infos[1]["id"] == two.id,
+        "{infos}"
+    );
+    // Nothing is left out for what is not there, or refused.
+    let output = ublkctl(&["delete", &a, "nobody", &b, "--json"])?;
+    ensure!(output.code() == code::NO_DEVICE, "{output}");
+    let results = cli::one_value(&output)?;
+    ensure!(
+        results[0]["id"] == one.id && results[0]["done"] == "deleted",
+        "{results}"
+    );
+    ensure!(results[1]["device"] == "nobody", "{results}");
+    ensure!(results[1]["error"]["kind"] == "no-such-device", "{results}");
+    ensure!(
+        results[2]["id"] == two.id && results[2]["done"] == "deleted",
+        "{results}"
+    );
+    one.forget();
+    two.forget();
+    cli::nothing_left(crate::wait::secs(5))
+}
+
+/// `--all` is every device of ours, in so many words only (L32).
+fn all_of_ours() -> Result<()> {
+    ensure!(ublkctl_json(&["delete", "--all"])? == serde_json::json!([]));
+    let devices = [Spec::mem("16M").add()?, Spec::null("1G").add()?];
+    let stopped = ublkctl_json(&["stop", "--all"])?;
+    ensure!(
+        stopped.as_array().is_some_and(|all| all.len() == 2),
+        "{stopped}"
+    );
+    for device in &devices {
+        ensure!(json::text(&device.query()?, "state")? == "dead");
+    }
+    ensure!(ublkctl_json(&["stop", "--all"])? == serde_json::json!([]));
+    let deleted = ublkctl_json(&["delete", "--all"])?;
+    ensure!(
+        deleted.as_array().is_some_and(|all| all.len() == 2),
+        "{deleted}"
+    );
+    devices.into_iter().for_each(cli::Device::forget);
+    cli::nothing_left(crate::wait::secs(5))
 }
