@@ -332,7 +332,7 @@ fn a_kernel_without_the_mode_refuses_it_by_name() {
     kernel.lacks(Features::BATCH_IO | Features::AUTO_BUF_REG);
     let play = play_mode(kernel, DataMode::ZeroCopy, true);
     let failure = play.failed();
-    assert_eq!(failure.kind, FailureKind::Failed);
+    assert_eq!(failure.kind, FailureKind::Unsupported);
     for part in [
         "AUTO_BUF_REG (since Linux 6.16)",
         "BATCH_IO (since Linux 7.0)",
