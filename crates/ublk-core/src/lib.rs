@@ -15,6 +15,7 @@ pub mod fuzz;
 pub mod geometry;
 pub mod ids;
 pub mod iod;
+pub mod kernel;
 pub mod limits;
 pub mod mode;
 pub mod params;

@@ -40,6 +40,10 @@ pub struct DeviceSpec {
     pub server_flags: u64,
     /// What the backend declares.
     pub limits: Limits,
+    /// The device is made even on a kernel whose release is known for a crash in ADD_DEV
+    /// ([`Fault::AddCrashes`](crate::kernel::Fault)): for who knows that it is patched.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub trust_kernel: bool,
 }
 
 impl DeviceSpec {
@@ -55,6 +59,7 @@ impl DeviceSpec {
             features: Features::NONE,
             server_flags: 0,
             limits,
+            trust_kernel: false,
         }
     }
 
@@ -97,6 +102,13 @@ impl DeviceSpec {
     #[must_use]
     pub const fn server_flags(mut self, word: u64) -> Self {
         self.server_flags = word;
+        self
+    }
+
+    /// Makes the device even where the kernel's release is known for a crash in ADD_DEV.
+    #[must_use]
+    pub const fn trust_kernel(mut self, trust: bool) -> Self {
+        self.trust_kernel = trust;
         self
     }
 

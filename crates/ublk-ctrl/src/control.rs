@@ -11,8 +11,10 @@ use core::time::Duration;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
+use ublk_core::kernel::{Fault, Release};
 use ublk_core::{
-    CheckedSpec, CpuMask, DevId, DeviceParams, Errno, Features, Geometry, QueueId, negotiate,
+    CheckedSpec, CpuMask, DevId, DevState, DeviceParams, Errno, Features, Geometry, QueueId,
+    negotiate,
 };
 use ublk_sys::{Uapi, ublk_params, ublksrv_ctrl_dev_info};
 
@@ -48,6 +50,10 @@ pub struct Control<P = RingPort> {
     port: P,
     slots: Slots,
     kernel: Option<Features>,
+    /// The kernel's release, where faults are to be known by it.
+    release: Option<Release>,
+    /// Devices that were stopped by this value: none of them starts again.
+    pub(crate) stopped: BTreeSet<DevId>,
     /// Devices found to be unprivileged: their commands carry the character node's path.
     unprivileged: BTreeSet<DevId>,
     nodes: Nodes,
@@ -79,7 +85,7 @@ impl Control {
     /// # Errors
     /// As [`Control::open`].
     pub fn open_at(node: &Path) -> Result<Self, Error> {
-        RingPort::open(node).map(Self::with_port)
+        RingPort::open(node).map(|port| Self::with_port(port).release(crate::sys::release()))
     }
 }
 
@@ -91,9 +97,18 @@ impl<P: CtrlPort> Control<P> {
             port,
             slots,
             kernel: None,
+            release: None,
+            stopped: BTreeSet::new(),
             unprivileged: BTreeSet::new(),
             nodes: Nodes::default(),
         }
+    }
+
+    /// Knows the faults of this kernel; without it, none.
+    #[must_use]
+    pub fn release(mut self, release: Option<Release>) -> Self {
+        self.release = release;
+        self
     }
 
     /// The port: a script's record of what it saw.
@@ -282,9 +297,12 @@ impl<P: CtrlPort> Control<P> {
     ///
     /// # Errors
     /// [`Error::Unsupported`], [`Error::IdInUse`], [`Error::DeviceLimit`], [`Error::NoFreeId`],
-    /// [`Error::NoPermission`], [`Error::TooOld`], [`Error::TimedOut`], [`Error::Refused`].
+    /// [`Error::NoPermission`], [`Error::TooOld`], [`Error::TimedOut`], [`Error::Refused`]; and
+    /// [`Error::KernelFault`] on a kernel that is known to crash in ADD_DEV, before it is sent, unless
+    /// [`DeviceSpec::trust_kernel`](ublk_core::DeviceSpec::trust_kernel) was set.
     pub fn add(&mut self, spec: &CheckedSpec, deadline: Duration) -> Result<Geometry, Error> {
         let until = deadline_in(deadline);
+        self.refuse_crash(spec)?;
         negotiate(spec.spec().features, self.features(deadline)?)?;
         let left = until.saturating_duration_since(Instant::now());
         let request = Request::new(Operation::Add, ublk_sys::UBLK_U_CMD_ADD_DEV, spec.spec().id)
@@ -294,10 +312,25 @@ impl<P: CtrlPort> Control<P> {
         // The number may have been another device's before.
         let id = geometry.dev_id();
         self.unprivileged.remove(&id);
+        self.stopped.remove(&id);
         if geometry.features().contains(Features::UNPRIVILEGED_DEV) {
             self.unprivileged.insert(id);
         }
         Ok(geometry)
+    }
+
+    /// Refuses to add a device on a kernel that would crash (L27).
+    fn refuse_crash(&self, spec: &CheckedSpec) -> Result<(), Error> {
+        match &self.release {
+            Some(release) if release.has(Fault::AddCrashes) && !spec.spec().trust_kernel => {
+                Err(Error::KernelFault {
+                    operation: Operation::Add,
+                    fault: Fault::AddCrashes,
+                    release: release.to_string(),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Sets the parameters of a device just added (SET_PARAMS), by the kernel's geometry. A user's device is
@@ -376,8 +409,16 @@ impl<P: CtrlPort> Control<P> {
     ///
     /// # Errors
     /// [`Error::TimedOut`] where a tag is not fetched, [`Error::Busy`], [`Error::NoSuchDevice`],
-    /// [`Error::Refused`].
+    /// [`Error::Refused`]. [`Error::WrongState`] for a device that was stopped by this value, without asking the
+    /// driver: by kernel it answers EBUSY, waits for ever or crashes. Such a device is deleted and added again.
     pub fn start(&mut self, id: DevId, server_pid: u32, deadline: Duration) -> Result<(), Error> {
+        if self.stopped.contains(&id) {
+            return Err(Error::WrongState {
+                operation: Operation::Start,
+                dev: id,
+                state: DevState::Dead,
+            });
+        }
         let request =
             on(Operation::Start, ublk_sys::UBLK_U_CMD_START_DEV, id).data(server_pid.into());
         self.raw(&request, deadline).map(drop)
@@ -390,6 +431,8 @@ impl<P: CtrlPort> Control<P> {
     /// [`Error::TimedOut`] where the server holds requests, [`Error::NoSuchDevice`].
     pub fn stop(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         let request = on(Operation::Stop, ublk_sys::UBLK_U_CMD_STOP_DEV, id);
+        // Whatever comes of it: a stop that was cancelled may have begun.
+        self.stopped.insert(id);
         self.raw(&request, deadline).map(drop)
     }
 
@@ -400,7 +443,10 @@ impl<P: CtrlPort> Control<P> {
     /// [`Error::TimedOut`] where it is still open, [`Error::NoSuchDevice`].
     pub fn delete(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         let request = on(Operation::Delete, ublk_sys::UBLK_U_CMD_DEL_DEV, id);
-        self.raw(&request, deadline).map(drop)
+        self.raw(&request, deadline)?;
+        // The number may be another device's from now on.
+        self.stopped.remove(&id);
+        Ok(())
     }
 
     /// What the kernel says of a device (GET_DEV_INFO, by path GET_DEV_INFO2); never waits for the device

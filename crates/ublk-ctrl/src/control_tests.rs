@@ -2,6 +2,7 @@ use super::*;
 use crate::fake::{Act, FakeKernel};
 use crate::slots::RESERVE;
 use std::sync::{Arc, Mutex};
+use ublk_core::kernel::Release;
 use ublk_core::{DeviceSpec, Limits};
 use ublk_sys as sys;
 use ublk_sys::ublksrv_ctrl_cmd;
@@ -65,6 +66,47 @@ fn l04_the_answer_is_the_device() {
     let (dev, payload) = sent.lock().unwrap().take().unwrap();
     let params = ublk_params::read_from(&payload).unwrap();
     assert_eq!((dev, params.basic.max_sectors), (3, 128));
+}
+
+/// L27 On a kernel that crashes in ADD_DEV nothing is sent to it, and the message names kernel and cure; who knows
+/// better is believed.
+#[test]
+fn l27_add_is_refused_where_it_would_crash() {
+    let on = |release: &str| {
+        Control::with_port(FakeKernel::new(kernel)).release(Release::parse(release))
+    };
+    for release in ["6.18.5+deb14-amd64", "6.17.0-24-generic"] {
+        let mut control = on(release);
+        let error = control.add(&spec(), LONG).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(release) && text.contains("6.18.6"), "{text}");
+        assert!(text.contains("--trust-kernel"), "{text}");
+        assert!(control.port().seen.is_empty(), "nothing was sent");
+        let trusting = DeviceSpec::new(Limits::new(1 << 30)).trust_kernel(true);
+        control.add(&trusting.check(4096).unwrap(), LONG).unwrap();
+    }
+    on("6.18.6").add(&spec(), LONG).unwrap();
+}
+
+/// L84 A device that was stopped is not started again, whatever the driver would do; a new one of its number is.
+#[test]
+fn l84_what_was_stopped_does_not_start_again() {
+    let mut control = Control::with_port(FakeKernel::new(kernel));
+    let device = control.add(&spec(), LONG).unwrap().dev_id();
+    control.start(device, 1, LONG).unwrap();
+    control.stop(device, LONG).unwrap();
+    let sent = control.port().seen.len();
+    let error = control.start(device, 1, LONG).unwrap_err();
+    assert!(matches!(error, Error::WrongState { .. }), "{error}");
+    assert!(
+        error.to_string().contains("delete it and add it again"),
+        "{error}"
+    );
+    assert_eq!(control.port().seen.len(), sent, "nothing was sent");
+    control.start(id(9), 1, LONG).unwrap();
+    control.delete(device, LONG).unwrap();
+    assert_eq!(control.add(&spec(), LONG).unwrap().dev_id(), device);
+    control.start(device, 1, LONG).unwrap();
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::Operation;
 use core::fmt;
 use core::time::Duration;
 use std::borrow::Cow;
+use ublk_core::kernel::Fault;
 use ublk_core::{DevId, DevState, Errno, Missing};
 
 /// An error of the control plane. Its text says what happened and what to do next; the two halves
@@ -38,6 +39,15 @@ pub enum Error {
     TooOld {
         /// What the kernel answered.
         errno: Errno,
+    },
+    /// The kernel is known, by its release, for a fault in what was asked; nothing was sent to it.
+    KernelFault {
+        /// What was to be done.
+        operation: Operation,
+        /// The fault.
+        fault: Fault,
+        /// The kernel, as `uname -r` tells it.
+        release: String,
     },
     /// Features were asked for that this kernel lacks.
     Unsupported(Missing),
@@ -266,6 +276,11 @@ impl Error {
             Self::TooOld { errno } => {
                 format!("this kernel's ublk driver is older than Linux 6.5: {errno}")
             }
+            Self::KernelFault {
+                operation,
+                fault,
+                release,
+            } => format!("{operation}: not done on kernel {release}: {fault}"),
             Self::Unsupported(missing) => missing.to_string(),
             Self::UnknownCommand { operation, dev } => format!(
                 "{}: the kernel does not know the command, or the device lacks the feature",
@@ -357,15 +372,24 @@ impl Error {
                 Operation::Add => "run as root (CAP_SYS_ADMIN is needed)",
                 _ => "run as root, or as the user who made the device",
             },
-            Self::IoUringDisabled { .. } => {
-                "set `sysctl kernel.io_uring_disabled=0`, or join the group of \
-                 kernel.io_uring_group where it is 1; in a container, allow io_uring in its seccomp \
-                 profile"
-            }
+            Self::IoUringDisabled { sysctl } => match sysctl {
+                Some(1) => {
+                    "run as root, join the group of kernel.io_uring_group, or `sysctl kernel.io_uring_disabled=0`"
+                }
+                Some(0) | None => {
+                    "allow io_uring in the seccomp profile of the container; else look at the sysctl \
+                     kernel.io_uring_disabled, which has to be 0"
+                }
+                // Some distributions ship it so (RHEL).
+                Some(_) => {
+                    "`sysctl kernel.io_uring_disabled=0`, and a file in /etc/sysctl.d to keep it so"
+                }
+            },
             Self::Ring { .. } => {
                 "see the locked-memory and descriptor limits (ulimit -l, ulimit -n)"
             }
             Self::TooOld { .. } => "use Linux 6.5 or newer; 6.12 is the oldest tested",
+            Self::KernelFault { fault, .. } => fault.remedy(),
             Self::Unsupported(_) => "leave the feature out, or use a newer kernel",
             Self::UnknownCommand { operation, .. } => {
                 return match operation.since() {
@@ -446,7 +470,8 @@ fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
     let next = match operation {
         Operation::Start => format!(
             "START_DEV waits until the server has fetched every tag of every queue: look for a \
-             queue that failed, then stop and delete device {id}"
+             queue that failed, then stop and delete device {id}; where none failed the kernel has lost the \
+             command, as some do where several devices are created at once: add it again"
         ),
         Operation::EndRecovery => format!(
             "END_USER_RECOVERY waits until the new server has fetched every tag of every queue: look for a \
@@ -465,6 +490,11 @@ fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
         }
         Operation::NoScheduler => {
             format!("the server of device {id} does not answer what is in flight: see its log")
+        }
+        Operation::Add if !abandoned => {
+            "the kernel did not take the command up, as some do where several devices \
+             are created at once: try again"
+                .into()
         }
         Operation::Add => "some kernels (6.18.4, 6.18.5 and builds with the same backport) never \
              finish ADD_DEV: see `dmesg`, reboot, and use another kernel"
@@ -491,6 +521,9 @@ const fn wrong_state_hint(operation: Operation, state: DevState) -> &'static str
         }
         (Operation::StartRecovery, DevState::Dead) => {
             "it was stopped or never started, so there is nothing to recover: delete it and add it again"
+        }
+        (Operation::Start, _) => {
+            "a stopped device does not start again: delete it and add it again"
         }
         (Operation::UpdateSize, DevState::Quiesced | DevState::FailIo) => "recover it first",
         (Operation::UpdateSize, _) => "only a live device has a size to change",

@@ -1,5 +1,6 @@
 use super::*;
 use ublk_core::Features;
+use ublk_core::kernel::Fault;
 
 fn id(n: u32) -> DevId {
     DevId::new(n).unwrap()
@@ -22,6 +23,11 @@ fn every() -> Vec<Error> {
         Error::Unsupported(Missing {
             features: Features::QUIESCE,
         }),
+        Error::KernelFault {
+            operation: Operation::Add,
+            fault: Fault::AddCrashes,
+            release: "6.18.5".into(),
+        },
         Error::UnknownCommand { operation, dev },
         Error::DeviceLimit,
         Error::NoFreeId,

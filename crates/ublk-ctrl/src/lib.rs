@@ -41,3 +41,9 @@ pub use request::Request;
 pub use shmem::MemoryId;
 pub use sys::page_size;
 pub use thread::ControlThread;
+
+/// The release of the running kernel, for the faults that are known by it; `None` where it cannot be told.
+#[must_use]
+pub fn kernel_release() -> Option<ublk_core::kernel::Release> {
+    sys::release()
+}

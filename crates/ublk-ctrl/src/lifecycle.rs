@@ -155,9 +155,11 @@ impl<P: CtrlPort> Control<P> {
         let left = || end.saturating_duration_since(Instant::now());
         match self.raw(&request, left()) {
             // No disk is what was asked for; no device is not.
-            Err(Error::NoSuchDevice { .. }) => self.info(id, left()).map(drop),
-            other => other.map(drop),
+            Err(Error::NoSuchDevice { .. }) => self.info(id, left()).map(drop)?,
+            other => drop(other?),
         }
+        self.stopped.insert(id);
+        Ok(())
     }
 
     /// Deletes a device without waiting for those who have it open (DEL_DEV_ASYNC, Linux 6.9); its

@@ -6,6 +6,7 @@ use core::fmt;
 use std::fs::{OpenOptions, read_to_string};
 use std::path::Path;
 use ublk_core::Errno;
+use ublk_core::kernel::{Fault, Release};
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,6 +37,8 @@ pub enum Check {
     LockedMemory,
     /// The driver's `ublks_max`.
     DeviceLimit,
+    /// The kernel's release, for faults that are known by it.
+    Kernel,
 }
 
 /// The outcome of a check.
@@ -76,6 +79,7 @@ impl fmt::Display for Check {
             Self::IoUring => "io_uring",
             Self::LockedMemory => "locked memory",
             Self::DeviceLimit => "device limit",
+            Self::Kernel => "kernel",
         })
     }
 }
@@ -142,16 +146,83 @@ pub fn io_uring_sysctl(root: &Path) -> Finding {
         Some(0) => Finding::new(check, Status::Good, "kernel.io_uring_disabled is 0"),
         Some(1) => {
             let group = read("io_uring_group").filter(|g| *g >= 0);
-            let group = group.map_or("no group".into(), |g| format!("group {g}"));
-            let detail = format!("kernel.io_uring_disabled is 1: only root and {group} may use it");
-            Finding::new(check, Status::Warning, detail)
-                .fix("sysctl kernel.io_uring_disabled=0, or run as root")
+            let name = group.map_or("no group".into(), |g| format!("group {g}"));
+            let detail = format!("kernel.io_uring_disabled is 1: only root and {name} may use it");
+            match may_use(root, group) {
+                Some(true) => Finding::new(check, Status::Good, detail + ", as this process may"),
+                told => {
+                    let bad = told == Some(false);
+                    let status = if bad { Status::Bad } else { Status::Warning };
+                    let fix = match group {
+                        Some(group) => format!("run as root, or join group {group}"),
+                        None => "sysctl kernel.io_uring_disabled=0, or run as root".into(),
+                    };
+                    Finding::new(check, status, detail).fix(fix)
+                }
+            }
         }
         Some(value) => {
             let detail = format!("kernel.io_uring_disabled is {value}: nobody may use it");
             Finding::new(check, Status::Bad, detail).fix("sysctl kernel.io_uring_disabled=0")
         }
     }
+}
+
+/// Whether this process is one that `kernel.io_uring_disabled=1` allows; `None` where /proc does not tell.
+fn may_use(root: &Path, group: Option<i64>) -> Option<bool> {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let status = read_to_string(root.join("proc/self/status")).ok()?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(name));
+        line.map(str::trim)
+    };
+    let capabilities = u64::from_str_radix(field("CapEff:")?, 16).ok()?;
+    // Real, effective, saved and that of file access, which counts.
+    let own = field("Gid:")?.split_whitespace().last();
+    let others = field("Groups:").unwrap_or_default().split_whitespace();
+    let member = |group: i64| {
+        let mut groups = others.chain(own).filter_map(|g| g.parse().ok());
+        groups.any(|g: i64| g == group)
+    };
+    Some(capabilities & CAP_SYS_ADMIN != 0 || group.is_some_and(member))
+}
+
+/// Faults of the driver that this kernel is known for, a finding each; one that says so where there is none.
+#[must_use]
+pub fn kernel_faults(root: &Path, release: Option<&Release>) -> Vec<Finding> {
+    let check = Check::Kernel;
+    let Some(release) = release else {
+        return vec![Finding::new(
+            check,
+            Status::Good,
+            "its release is not known",
+        )];
+    };
+    let found: Vec<Finding> = release
+        .faults()
+        .map(|fault| {
+            let detail = format!("{release}: {fault}");
+            let status = match fault {
+                Fault::AddCrashes => Status::Bad,
+                Fault::UbsanReport if !panics_on_warnings(root) => {
+                    let detail = detail + "; harmless while kernel.panic_on_warn is 0";
+                    return Finding::new(check, Status::Good, detail);
+                }
+                _ => Status::Warning,
+            };
+            Finding::new(check, status, detail).fix(fault.remedy())
+        })
+        .collect();
+    if found.is_empty() {
+        let detail = format!("{release}: no fault of its ublk driver is known");
+        return vec![Finding::new(check, Status::Good, detail)];
+    }
+    found
+}
+
+fn panics_on_warnings(root: &Path) -> bool {
+    let text = read_to_string(root.join("proc/sys/kernel/panic_on_warn"));
+    text.is_ok_and(|text| text.trim() != "0")
 }
 
 /// Bytes of locked memory that a device with buffers in locked memory wants at least: one queue of

@@ -43,8 +43,40 @@ fn io_uring_is_allowed_limited_or_forbidden() {
     is(&io_uring_sysctl(root), Status::Warning, "root and no group");
     put(root, "proc/sys/kernel/io_uring_group", "42\n");
     is(&io_uring_sysctl(root), Status::Warning, "group 42");
+    // Who is allowed is told from who is not.
+    let status = |text: &str| put(root, "proc/self/status", text);
+    status("Gid:\t5\t5\t5\t5\nGroups:\t7 41 \nCapEff:\t0000000000000000\n");
+    is(&io_uring_sysctl(root), Status::Bad, "group 42");
+    status("Gid:\t5\t5\t5\t5\nGroups:\t7 42 \nCapEff:\t0000000000000000\n");
+    is(&io_uring_sysctl(root), Status::Good, "as this process may");
+    status("Gid:\t42\t42\t42\t42\nGroups:\t\nCapEff:\t0000000000000000\n");
+    is(&io_uring_sysctl(root), Status::Good, "as this process may");
+    status("Gid:\t5\t5\t5\t5\nGroups:\t\nCapEff:\t0000000000200000\n");
+    is(&io_uring_sysctl(root), Status::Good, "as this process may");
     set("2\n");
     is(&io_uring_sysctl(root), Status::Bad, "nobody");
+}
+
+/// L84 A kernel with a fault is named before it bites, with what to do.
+#[test]
+fn l84_faults_of_the_kernel_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let of = |text: &str| kernel_faults(root, Release::parse(text).as_ref());
+    let one = |text: &str| {
+        let [finding] = of(text).try_into().unwrap();
+        finding
+    };
+    is(&one("7.3.4+deb13-amd64"), Status::Good, "no fault");
+    is(&one("nonsense"), Status::Good, "not known");
+    is(&one("6.18.5-arch1-1"), Status::Bad, "ADD_DEV crashes");
+    is(&one("6.18.40"), Status::Warning, "get lost");
+    is(&one("7.2.12+deb13-amd64"), Status::Good, "UBSAN");
+    put(root, "proc/sys/kernel/panic_on_warn", "1\n");
+    is(&one("7.2.12+deb13-amd64"), Status::Warning, "UBSAN");
+    let found = of("7.0.14");
+    assert_eq!(found.len(), 3, "{found:?}");
+    is(&found[0], Status::Warning, "batch mode");
 }
 
 /// L59 A low limit of locked memory is named, in bytes, with the way to raise it.

@@ -4,7 +4,10 @@
 //! Calls of libc that read or set a number.
 #![expect(unsafe_code, reason = "calls of libc")]
 
+use core::mem::MaybeUninit;
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use ublk_core::kernel::Release;
 
 /// The machine's page size in bytes, for [`DeviceSpec::check`](ublk_core::DeviceSpec::check).
 #[must_use]
@@ -12,6 +15,19 @@ pub fn page_size() -> u32 {
     // SAFETY: sysconf reads a number and touches no memory of ours.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u32::try_from(size).unwrap_or(4096)
+}
+
+/// The release of the running kernel (`uname -r`), where it can be told.
+pub(crate) fn release() -> Option<Release> {
+    let mut name = MaybeUninit::<libc::utsname>::zeroed();
+    // SAFETY: the kernel fills the struct that the pointer is valid for, within the call.
+    if unsafe { libc::uname(name.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: it is made of arrays of bytes, for which zeroes are values, and the kernel has filled it.
+    let name = unsafe { name.assume_init() };
+    let bytes: Vec<u8> = name.release.iter().map(|c| c.cast_unsigned()).collect();
+    Release::parse(CStr::from_bytes_until_nul(&bytes).ok()?.to_str().ok()?)
 }
 
 /// The soft limit of locked memory in bytes; `None` for no limit.
@@ -49,6 +65,12 @@ pub(crate) fn allow_workers(ring: BorrowedFd<'_>, bounded: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_running_kernel_has_a_release() {
+        let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        assert_eq!(super::release().unwrap().to_string(), text.trim());
+    }
+
     #[test]
     fn page_size_is_a_page_size() {
         let size = super::page_size();

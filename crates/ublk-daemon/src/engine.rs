@@ -448,6 +448,7 @@ mod tests {
             scheduler: Default::default(),
             supervise: false,
             unprivileged: false,
+            trust_kernel: false,
         }
     }
 

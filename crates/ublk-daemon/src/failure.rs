@@ -143,6 +143,7 @@ impl From<Error> for Failure {
             Error::TooOld { .. } | Error::Unsupported(_) | Error::UnknownCommand { .. } => {
                 FailureKind::Unsupported
             }
+            Error::KernelFault { .. } => FailureKind::KernelFault,
             Error::Busy { .. } | Error::IdInUse { .. } | Error::Exhausted { .. } => {
                 FailureKind::Busy
             }

@@ -203,6 +203,7 @@ pub(crate) fn spec() -> AddSpec {
         scheduler: Default::default(),
         supervise: false,
         unprivileged: false,
+        trust_kernel: false,
     }
 }
 

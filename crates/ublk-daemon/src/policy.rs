@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::wire::{AddSpec, BackendSpec, Failure, FailureKind};
+use ublk_core::kernel::{Fault, Release};
 use ublk_core::{DataMode, Features, Recovery};
 
 /// Refuses a policy that the backend cannot keep, before anything is made.
@@ -73,11 +74,11 @@ pub fn features(spec: &AddSpec, kernel: Features) -> Result<Features, Failure> {
     Ok(spec.recovery.features() | more)
 }
 
-/// Whether the server of a live device can be replaced without an I/O error.
+/// Whether the server of a live device can be replaced without an I/O error, on a kernel of this release.
 ///
 /// # Errors
 /// Why not.
-pub fn may_replace(granted: Features) -> Result<(), Failure> {
+pub fn may_replace(granted: Features, kernel: Option<&Release>) -> Result<(), Failure> {
     let policy = Recovery::of(granted);
     let why = match policy {
         Recovery::None => {
@@ -87,8 +88,21 @@ pub fn may_replace(granted: Features) -> Result<(), Failure> {
             .hint("stop and delete it and add it again with --recovery reissue"));
         }
         Recovery::Fail => "by its policy `fail` all I/O fails while it has no server",
-        _ if granted.contains(Features::BATCH_IO) => {
-            "in batch mode the driver fails what comes while the device is held"
+        _ if granted.contains(Features::BATCH_IO)
+            && kernel.is_none_or(|k| k.has(Fault::BatchHandOver)) =>
+        {
+            let release = kernel.map_or("of unknown release".to_owned(), Release::to_string);
+            return Err(Failure::new(
+                FailureKind::KernelFault,
+                format!(
+                    "some I/O would fail: kernel {release}: {}",
+                    Fault::BatchHandOver
+                ),
+            )
+            .hint(format!(
+                "{}; --allow-errors does it all the same",
+                Fault::BatchHandOver.remedy()
+            )));
         }
         Recovery::Queue if !granted.contains(Features::QUIESCE) => {
             "this kernel cannot hold its I/O (QUIESCE comes with Linux 6.16), and by its policy `queue` requests in the old server's hands fail"
@@ -185,16 +199,28 @@ mod tests {
             (Recovery::Queue.features(), Some("6.16")),
             (Recovery::Fail.features() | quiesce, Some("policy `fail`")),
             (Features::NONE, Some("without recovery")),
-            (
-                Recovery::Reissue.features() | quiesce | Features::BATCH_IO,
-                Some("batch mode"),
-            ),
         ] {
-            match (may_replace(granted), why) {
+            match (may_replace(granted, None), why) {
                 (Ok(()), None) => {}
                 (Err(failure), Some(why)) => assert!(failure.text.contains(why), "{failure:?}"),
                 other => panic!("{granted}: {other:?}"),
             }
+        }
+    }
+
+    /// L84 A batch device is upgraded only where the kernel is not known to fail its I/O.
+    #[test]
+    fn l84_batch_devices_are_upgraded_by_release() {
+        let granted = Recovery::Reissue.features() | Features::QUIESCE | Features::BATCH_IO;
+        let on = |release: &str| may_replace(granted, Release::parse(release).as_ref());
+        for release in ["7.0.14", "7.2.6", "7.3.0-rc2", "unknown"] {
+            let failure = on(release).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::KernelFault);
+            assert!(failure.text.contains("batch mode"), "{failure:?}");
+            assert!(failure.hint.unwrap().contains("7.2.7"));
+        }
+        for release in ["7.2.7", "7.2.12+deb13-amd64", "7.3.0-rc3", "7.3.4"] {
+            assert!(on(release).is_ok(), "{release}");
         }
     }
 }

@@ -115,6 +115,9 @@ pub struct AddSpec {
     /// It is made by a user without CAP_SYS_ADMIN, and is theirs (UBLK_F_UNPRIVILEGED_DEV, Linux 6.3).
     #[serde(default)]
     pub unprivileged: bool,
+    /// It is made even on a kernel that is known for a crash in ADD_DEV.
+    #[serde(default)]
+    pub trust_kernel: bool,
     /// How each queue is served: the server's own affair.
     #[serde(default)]
     pub serving: Serving,

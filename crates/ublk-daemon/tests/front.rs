@@ -33,6 +33,7 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         scheduler: Default::default(),
         supervise: false,
         unprivileged: false,
+        trust_kernel: false,
     };
     front::add(program, spec, Lifetime::Own, None, deadline)
         .map(|(added, _)| added)

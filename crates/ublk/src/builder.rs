@@ -159,6 +159,15 @@ impl<B: Backend> Builder<B> {
         self
     }
 
+    /// Makes the device even on a kernel whose release is known for a crash in ADD_DEV
+    /// ([`Fault::AddCrashes`](ublk_core::kernel::Fault::AddCrashes)), where that kernel is patched. Without it
+    /// [`Builder::add`] fails there before the kernel is asked.
+    #[must_use]
+    pub fn trust_kernel(mut self, yes: bool) -> Self {
+        self.spec.trust_kernel = yes;
+        self
+    }
+
     /// Asks for a device number instead of the lowest free one.
     #[must_use]
     pub fn id(mut self, id: DevId) -> Self {

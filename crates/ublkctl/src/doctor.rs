@@ -47,6 +47,9 @@ pub fn look(program: &Path, within: Duration) -> Vec<Check> {
     .into_iter()
     .map(Check::from)
     .collect();
+    let release = ublk_ctrl::kernel_release();
+    let faults = probe::kernel_faults(root, release.as_ref());
+    checks.extend(faults.into_iter().map(Check::from));
     let opens = checks
         .iter()
         .any(|c| c.check == "control node" && c.status == "ok");

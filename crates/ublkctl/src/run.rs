@@ -285,6 +285,7 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
         name: add.name.clone(),
         supervise: add.supervise,
         unprivileged: !privilege::is_privileged(),
+        trust_kernel: add.trust_kernel,
     };
     Ok(Wanted {
         spec,

@@ -52,7 +52,8 @@ pub fn check(
         .features(
             spec.mode.features() | spec.recovery.features() | shm::features(spec) | owned | more,
         )
-        .server_flags(nonce);
+        .server_flags(nonce)
+        .trust_kernel(spec.trust_kernel);
     if let Some(id) = spec.id {
         device = device.id(DevId::new(id).map_err(|e| Error::Spec {
             message: e.to_string(),

@@ -272,7 +272,7 @@ fn may_recover(
             ))
             .hint(format!("`ublkctl recover {id}` gives it one")));
         }
-        let may = policy::may_replace(granted);
+        let may = policy::may_replace(granted, ublk_ctrl::kernel_release().as_ref());
         return if request.allow_errors { Ok(()) } else { may };
     }
     if state == DevState::Live && alive {

@@ -325,8 +325,7 @@ fn differences(has: &AddSpec, id: u32, wanted: &AddSpec) -> Vec<Difference> {
     let any_data = wanted.get("auto").is_some_and(|auto| !auto.is_null());
     let open = |option: &str, value: &Value| {
         value.is_null()
-            || option == "auto"
-            || option == "force"
+            || matches!(option, "auto" | "force" | "trust-kernel")
             || (option == "data" && any_data)
             || (option == "block-size" && value == &Value::from(0))
     };

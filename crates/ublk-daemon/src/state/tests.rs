@@ -19,6 +19,7 @@ fn spec() -> AddSpec {
         scheduler: Default::default(),
         supervise: false,
         unprivileged: false,
+        trust_kernel: false,
     }
 }
 

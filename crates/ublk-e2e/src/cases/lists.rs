@@ -11,9 +11,15 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new("list_shows_what_there_is", list),
         Case::new("features_are_the_kernels", features),
-        Case::new("l32_contract_without_an_id_nothing_is_deleted", without_an_id),
+        Case::new(
+            "l32_contract_without_an_id_nothing_is_deleted",
+            without_an_id,
+        ),
         Case::new("stats_count_what_was_done", stats),
-        Case::new("contract_lists_name_backing_and_serving", names_what_is_behind),
+        Case::new(
+            "contract_lists_name_backing_and_serving",
+            names_what_is_behind,
+        ),
         Case::new("contract_any_word_names_a_device", any_word),
         Case::new("contract_several_devices_have_a_result_each", several),
         Case::new("contract_all_devices_are_stopped_and_deleted", all_of_ours),

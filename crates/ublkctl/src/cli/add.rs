@@ -114,6 +114,10 @@ pub struct Add {
     /// What becomes of the device when its server dies; not for mem, whose data dies with it
     #[arg(long, value_enum, default_value_t = Recovery::None)]
     pub recovery: Recovery,
+    /// Make the device even on a kernel whose release is known for a crash in ADD_DEV (see `ublkctl doctor`), where
+    /// that kernel is patched
+    #[arg(long)]
+    pub trust_kernel: bool,
     /// Stay in front until the device is gone; SIGINT and SIGTERM stop and delete it
     #[arg(long)]
     pub foreground: bool,
