@@ -1,11 +1,11 @@
 //! Output for people. Scripts use `--json`.
 
 use crate::doctor::Check;
-use crate::output::plain;
 use crate::size;
 use std::fmt::Write;
 use std::path::Path;
 use ublk_daemon::front::{Backing, Features, Found, Info, ListEntry, Resized};
+use ublk_daemon::log::plain;
 use ublk_daemon::state::Phase;
 use ublk_daemon::wire::Added;
 

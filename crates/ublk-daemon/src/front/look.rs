@@ -508,6 +508,7 @@ mod tests {
             length: Some(8192),
             buffered: false,
             discard: true,
+            force: false,
         };
         spec.supervise = true;
         spec.serving.threads = 3;
