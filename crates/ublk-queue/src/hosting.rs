@@ -243,7 +243,9 @@ impl Host {
     fn take_newcomers(&mut self) {
         let newcomers = std::mem::take(&mut self.inbox.lock().newcomers);
         for newcomer in newcomers {
-            let Some(worker) = newcomer() else { continue };
+            // It contains its handlers' panics; whatever else it may be ends no neighbour (L64).
+            let worker = catch_unwind(AssertUnwindSafe(newcomer));
+            let Ok(Some(worker)) = worker else { continue };
             let free = self.places.iter().position(Option::is_none);
             let at = free.unwrap_or_else(|| {
                 self.places.push(None);
@@ -279,10 +281,12 @@ impl Host {
 
     fn end(&mut self, at: usize) {
         // Closing the ring ends the watch too, but not before the kernel is done with the ring.
-        if let Some(place) = self.places.get_mut(at).and_then(Option::take)
-            && let Some(fd) = place.worker.fd()
-        {
-            self.epoll.remove(fd);
+        if let Some(place) = self.places.get_mut(at).and_then(Option::take) {
+            if let Some(fd) = place.worker.fd() {
+                self.epoll.remove(fd);
+            }
+            // A handler that panics when it is dropped ends its device, which has ended.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(place)));
         }
         while let Some(None) = self.places.last() {
             self.places.pop();

@@ -17,13 +17,14 @@ use ublk_sys::{
     UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA, ublk_auto_buf_reg,
 };
 
-pub(crate) use self::ending::ABORT_WAIT;
-use self::ending::came_back;
+pub(crate) use self::ending::{ABORT_WAIT, Panicked};
+use self::ending::{OnUnwind, PATIENCE, PlaceOf};
 use self::forward::Forwards;
 use self::registering::Registrations;
 use crate::batch::{self, Batch};
 use crate::buffers::Dealer;
 use crate::handler::{Handler, Keeper, LaneContext};
+use crate::memref::MemRef;
 use crate::operations::{Operation, Operations};
 use crate::request::{Readiness, Request, Slot};
 use crate::seam::{Completion, Descriptors, IoCommand, Port};
@@ -105,6 +106,8 @@ pub(crate) struct Lane<P: Port, D, H> {
     detached: Cell<bool>,
     /// The tag whose request the handler has on this thread, or [`NOBODY`]; for the time after a panic.
     current: u16,
+    /// What else the handler was doing when it panicked.
+    panicked: Cell<Option<Panicked>>,
     data: DataMode,
     /// User copy, get-data: the tags have their buffers for the length of a request.
     dealer: Option<Dealer>,
@@ -116,7 +119,8 @@ pub(crate) struct Lane<P: Port, D, H> {
     /// Tags to be armed again after the next enter; never more than there are tags.
     retry: Vec<Tag>,
     retries: u32,
-    /// Tags that were with the driver when the first abort came, and have not come back since.
+    /// Which tags were with the driver when the first abort came, and have not come back since; and how many.
+    expected: Box<[bool]>,
     outstanding: u32,
     /// How many more short waits those are worth.
     patience: u32,
@@ -135,8 +139,8 @@ pub(crate) struct Lane<P: Port, D, H> {
     /// Tags of the fetch completion at hand.
     fetched: Vec<u16>,
     next_fetched: usize,
-    /// Get-data: the tag's WRITE lies where the handler said.
-    placed: Box<[bool]>,
+    /// Get-data: where the tag's WRITE lies.
+    placed: Box<[PlaceOf]>,
     /// Requests that the engine takes to files.
     forwards: Forwards,
     /// Requests that wait for a slot of the ring's table, or have one, on behalf of a handler with operations.
@@ -201,10 +205,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             shared,
             detached: Cell::new(false),
             current: NOBODY,
+            panicked: Cell::new(None),
             retry: Vec::with_capacity(depth),
             retries: 0,
             away: 0,
             leaving: false,
+            expected: vec![false; depth].into_boxed_slice(),
             outstanding: 0,
             patience: 0,
             prepared: false,
@@ -221,7 +227,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             plain: !matches!(spec.data, DataMode::GetData | DataMode::UserCopy),
             buf_base: spec.buf_base,
             files: spec.files,
-            placed: vec![false; depth].into_boxed_slice(),
+            placed: vec![PlaceOf::Buffer; depth].into_boxed_slice(),
             forwards: match H::FORWARDS {
                 true => Forwards::new(spec.depth, spec.file_count),
                 false => Forwards::default(),
@@ -287,7 +293,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
         if !PLAIN && self.leaving {
             // Not `self.came_back()`, which would end the borrow of the place.
-            (self.outstanding, self.patience) = came_back(self.outstanding);
+            self.patience = PATIENCE;
+            let expected = std::mem::take(&mut self.expected[tag.index()]);
+            self.outstanding -= u32::from(expected);
         }
         if !PLAIN && let Some(dealer) = &mut self.dealer {
             dealer.lend(tag);
@@ -318,9 +326,18 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return Ok(());
         }
         self.shared.meters.count(&io);
-        self.current = tag.get();
         let get_data = !PLAIN && self.data == DataMode::GetData;
-        let placed = get_data && std::mem::take(&mut self.placed[tag.index()]);
+        let lies = match get_data {
+            true => std::mem::take(&mut self.placed[tag.index()]),
+            false => PlaceOf::Buffer,
+        };
+        if !PLAIN && lies == PlaceOf::Panicked {
+            place.state = in_hand;
+            self.answered_from(port, tag, Answer::failed(Errno::EIO), 0);
+            return Ok(());
+        }
+        let placed = lies == PlaceOf::Handler;
+        self.current = tag.get();
         // On the stack, so that an inlined handler's answer stays in registers.
         let slot = Cell::new(Slot::Held);
         let request = Request::new(
@@ -401,8 +418,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                     place: number,
                     turn: word.turn,
                 };
+                let guard = OnUnwind::new(&self.panicked, Panicked::Operation);
                 self.handler
                     .operation_completed(operation, completion.res, completion.flags);
+                guard.disarm();
                 Ok(())
             }
             Kind::Forward if Self::REGISTERS => {
@@ -429,7 +448,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             generation: self.generation,
             files: self.files,
         };
-        self.handler.turn(&mut ring)
+        let guard = OnUnwind::new(&self.panicked, Panicked::Turn);
+        let more = self.handler.turn(&mut ring);
+        guard.disarm();
+        more
     }
 
     /// A completion of no command in flight: counted and ignored (L53).
@@ -451,7 +473,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return Ok(());
         }
         if self.leaving {
-            self.came_back();
+            self.came_back(tag);
         }
         match action {
             Action::Ended => self.leaving(),
@@ -508,8 +530,22 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             max_io_bytes: self.max_io_bytes,
         };
         let io = self.descriptors.load(tag).decode(&bounds);
-        let place = io.ok().and_then(|io| self.place_of(&io));
-        self.placed[tag.index()] = place.is_some();
+        let place = io.ok().and_then(|io| self.place_of(tag, &io));
+        let lies = match place {
+            Some(_) => PlaceOf::Handler,
+            None => PlaceOf::Buffer,
+        };
+        self.get_data_at(port, tag, lies, place);
+    }
+
+    fn get_data_at(
+        &mut self,
+        port: &mut P,
+        tag: Tag,
+        lies: PlaceOf,
+        place: Option<MemRef<'static>>,
+    ) {
+        self.placed[tag.index()] = lies;
         if let Some(dealer) = &mut self.dealer {
             dealer.lend(tag);
         }

@@ -2,7 +2,11 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use ublk_core::Errno;
+
+use crate::seam::PollPort;
 
 /// What a queue does before it sleeps.
 ///
@@ -67,7 +71,7 @@ impl FromStr for Polling {
 
 /// The spin of one queue, as its requests have made it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Spin {
+pub struct Spin {
     most: Duration,
     now: Duration,
     adapts: bool,
@@ -78,7 +82,8 @@ const LEAST: Duration = Duration::from_micros(1);
 
 impl Spin {
     /// `None` for a queue that sleeps at once.
-    pub(crate) fn new(polling: Polling) -> Option<Self> {
+    #[must_use]
+    pub fn new(polling: Polling) -> Option<Self> {
         let (most, adapts) = match polling {
             Polling::Off => return None,
             Polling::Fixed(most) => (most, false),
@@ -89,6 +94,40 @@ impl Spin {
             now: most,
             adapts,
         })
+    }
+
+    /// Submits, looks for work for a while, then sleeps. Gives the spin of the next time.
+    ///
+    /// # Errors
+    /// As [`enter`](crate::seam::Port::enter).
+    #[inline(never)]
+    pub fn wait<P: PollPort>(
+        mut self,
+        port: &mut P,
+        want: u32,
+        timeout: Option<Duration>,
+    ) -> Result<Self, Errno> {
+        port.enter(0, None)?;
+        let begun = Instant::now();
+        let length = self.length();
+        let found = loop {
+            if port.has_work() {
+                break true;
+            }
+            if begun.elapsed() >= length {
+                break false;
+            }
+            std::hint::spin_loop();
+        };
+        if found {
+            // First the notice, then whatever it is about: a wake that comes in between leaves another.
+            port.take_notice();
+            port.enter(0, None)?;
+        } else {
+            port.sleep(want, timeout)?;
+        }
+        self.waited(begun.elapsed());
+        Ok(self)
     }
 
     /// How long to spin now.

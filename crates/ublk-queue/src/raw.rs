@@ -12,7 +12,7 @@ use crate::parts::Parts;
 use crate::real::{DescTable, RingPort};
 use crate::request::{KeptRequest, Request};
 use crate::server::{Error, Plan};
-use crate::worker::{LaneHandle, Worker, WorkerError};
+use crate::worker::{LaneHandle, Next, Worker, WorkerError};
 
 /// Keeps what comes for the owner.
 struct Collect(VecDeque<KeptRequest>);
@@ -30,7 +30,7 @@ impl Handler for Collect {
 /// [`turn`](RawQueue::turn) submits the answers given since the last one and brings new requests;
 /// the iterator hands them out. Requests are answered by [`KeptRequest::complete`] at any time; an answer
 /// goes with the next `turn`. Between two turns the owner may sleep in whatever it likes that watches
-/// [`as_fd`](RawQueue::as_fd).
+/// [`as_fd`](RawQueue::as_fd), for as long as the last turn allows ([`Next`]).
 pub struct RawQueue {
     worker: Worker<RingPort, DescTable, Collect>,
     lane: LaneHandle,
@@ -79,16 +79,20 @@ impl RawQueue {
         })
     }
 
-    /// Submits the answers given since the last turn and takes what has come, without sleeping. False once the driver
-    /// has taken the queue back and nothing is in hand: drop the queue then, so that the device can be deleted.
+    /// Submits the answers given since the last turn and takes what has come, without sleeping; says when the next turn
+    /// is due: once [`as_fd`](RawQueue::as_fd) is readable or an answer was given, and in some cases after a time at the
+    /// latest, such as when the kernel was short of memory for a command. [`Next::Ended`] once the driver has taken the
+    /// queue back and nothing is in hand: drop the queue then, so that the device can be deleted.
     ///
     /// # Errors
     /// Why the queue cannot go on.
-    pub fn turn(&mut self) -> Result<bool, WorkerError> {
-        if !self.ended {
-            self.ended = self.worker.step()?;
+    pub fn turn(&mut self) -> Result<Next, WorkerError> {
+        if self.ended {
+            return Ok(Next::Ended);
         }
-        Ok(!self.ended)
+        let next = self.worker.drive()?;
+        self.ended = next == Next::Ended;
+        Ok(next)
     }
 
     /// State and counters.

@@ -8,7 +8,7 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ublk_core::{Errno, Geometry, IoDesc, QueueId, Tag};
 use ublk_sys::offset::{DescMap, UserCopy};
@@ -21,7 +21,7 @@ use crate::batch::{BatchCommand, result_word};
 use crate::buffers::page_size;
 use crate::memref::MemRef;
 use crate::polling::{Polling, Spin};
-use crate::seam::{Completion, Descriptors, Full, IoCommand, Port, UserCopyPort, Wake};
+use crate::seam::{Completion, Descriptors, Full, IoCommand, PollPort, Port, UserCopyPort, Wake};
 use crate::thread::last_errno;
 
 /// A ring of 64-byte SQEs and 16-byte CQEs with the lanes' char devices in its file table.
@@ -180,39 +180,6 @@ pub struct Prepared {
     head: [u8; 8],
 }
 
-impl RingPort {
-    /// Submits, looks for work for a while, then sleeps.
-    #[inline(never)]
-    fn spin_and_wait(
-        &mut self,
-        mut spin: Spin,
-        want: u32,
-        timeout: Option<Duration>,
-    ) -> Result<(), Errno> {
-        self.enter(0, None)?;
-        let begun = Instant::now();
-        let length = spin.length();
-        let found = loop {
-            if self.ring.has_work() {
-                break true;
-            }
-            if begun.elapsed() >= length {
-                break false;
-            }
-            std::hint::spin_loop();
-        };
-        // With work this only brings it in; a wake that came is taken by it.
-        let result = if found {
-            self.enter(0, None)
-        } else {
-            self.ring.submit_and_wait(want, timeout).or_else(trouble)
-        };
-        spin.waited(begun.elapsed());
-        self.spin = Some(spin);
-        result
-    }
-}
-
 impl AsFd for RingPort {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.ring.as_fd()
@@ -264,6 +231,10 @@ impl Port for RingPort {
 
     fn space(&mut self) -> u32 {
         self.ring.sq_space()
+    }
+
+    fn pending(&mut self) -> u32 {
+        self.ring.sq_pending()
     }
 
     fn push_batch(
@@ -331,7 +302,10 @@ impl Port for RingPort {
     fn submit_and_wait(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
         match self.spin {
             None => self.ring.submit_and_wait(want, timeout).or_else(trouble),
-            Some(spin) => self.spin_and_wait(spin, want, timeout),
+            Some(spin) => {
+                self.spin = Some(spin.wait(self, want, timeout)?);
+                Ok(())
+            }
         }
     }
 
@@ -373,6 +347,20 @@ impl Port for RingPort {
             setup.cq_entries,
             if self.spin.is_some() { ", polls" } else { "" }
         )
+    }
+}
+
+impl PollPort for RingPort {
+    fn has_work(&mut self) -> bool {
+        self.ring.has_work()
+    }
+
+    fn take_notice(&mut self) {
+        self.ring.unpark();
+    }
+
+    fn sleep(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
+        self.ring.submit_and_wait(want, timeout).or_else(trouble)
     }
 }
 

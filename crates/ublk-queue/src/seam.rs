@@ -91,6 +91,9 @@ pub trait Port {
     /// Free entries of the submission queue: what is linked is pushed only where all of it fits (L52).
     fn space(&mut self) -> u32;
 
+    /// Entries that were pushed and that the kernel has not taken: a thread with any must not sleep.
+    fn pending(&mut self) -> u32;
+
     /// Puts a batch command into the submission queue. A fetch takes its buffers from the lane's group, which
     /// the port has made. A port that serves no batch lane need not have this.
     ///
@@ -136,7 +139,7 @@ pub trait Port {
     fn wake_handle(&self) -> Self::Wake;
 
     /// For a worker whose thread sleeps elsewhere: announces that sleep, so that a wake is heard there. False if
-    /// there is something to do already. Ends with [`unpark`](Port::unpark).
+    /// there is something to do already, entries to be submitted among it. Ends with [`unpark`](Port::unpark).
     ///
     /// # Errors
     /// As [`enter`](Port::enter).
@@ -149,6 +152,21 @@ pub trait Port {
 
     /// In words, what the ring was granted: for the health report.
     fn describe(&self) -> String;
+}
+
+/// A port whose thread may look for work for a while before it sleeps ([`Polling`](crate::Polling)).
+pub trait PollPort: Port {
+    /// Whether an enter now would bring something without sleeping, or a wake has come. No system call.
+    fn has_work(&mut self) -> bool;
+
+    /// Takes the notice of a wake, which otherwise only a sleep does (L60).
+    fn take_notice(&mut self);
+
+    /// Submits and sleeps at once, as [`submit_and_wait`](Port::submit_and_wait) does without polling.
+    ///
+    /// # Errors
+    /// As [`enter`](Port::enter).
+    fn sleep(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno>;
 }
 
 /// Wakes a worker. A wake between two sleeps is not lost: the next sleep ends at once (L55).

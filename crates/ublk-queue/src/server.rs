@@ -154,6 +154,14 @@ pub enum Error {
         /// The thread's first queue.
         qid: QueueId,
     },
+    /// A panic while a queue was set up: in what makes its handler, as a rule.
+    #[error("queue {qid}: a panic while it was set up: {message}")]
+    SetUpPanicked {
+        /// The thread's first queue.
+        qid: QueueId,
+        /// What was panicked with.
+        message: String,
+    },
 }
 
 /// What is left to say of a server that ended.
@@ -190,13 +198,16 @@ struct Armed {
     ring: String,
 }
 
-type ArmResult = Result<Vec<Armed>, Error>;
+/// The number of a team, and how its thread fared.
+type ArmResult = (usize, Result<Vec<Armed>, Error>);
 
 /// A worker whose tags are all with the driver, and what there is to say of its lanes.
 type SetUp<H> = (Worker<RingPort, DescTable, H>, Vec<Armed>);
 
 /// What a worker's thread needs before it can make anything of its own.
 struct Job<F> {
+    /// The number of the team.
+    number: usize,
     qids: Vec<QueueId>,
     /// Several threads on a queue: which of them this is, and its share.
     thread: u16,
@@ -312,6 +323,7 @@ impl Server {
         let (char_device, plan, make) = (Arc::new(char_device), Arc::new(plan), Arc::new(make));
         let (report, reports) = mpsc::channel::<ArmResult>();
         let threads = teams.len();
+        let mut waits_for = Vec::with_capacity(threads);
         let hosts = plan.hosts.clone().map(|threads| (threads.deal(), threads));
         for (n, team) in teams.into_iter().enumerate() {
             let Team {
@@ -324,7 +336,9 @@ impl Server {
                 (Some(qid), Some(_)) => format!("ublk-{}-q{qid}.{thread}", geometry.dev_id()),
                 (None, _) => continue,
             };
+            waits_for.push(qids.first().copied());
             let job = Job {
+                number: n,
                 qids,
                 thread,
                 share,
@@ -352,7 +366,10 @@ impl Server {
         for _ in 0..threads {
             let left = until.saturating_duration_since(Instant::now());
             match reports.recv_timeout(left) {
-                Ok(armed) => server.lanes.extend(armed?),
+                Ok((number, armed)) => {
+                    server.lanes.extend(armed?);
+                    waits_for[number] = None;
+                }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     return Err(Error::TimedOut {
                         what: "arm",
@@ -360,7 +377,9 @@ impl Server {
                     });
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Panicked { qid: QueueId::ZERO });
+                    let silent = waits_for.iter().flatten().next();
+                    let qid = silent.copied().unwrap_or(QueueId::ZERO);
+                    return Err(Error::Panicked { qid });
                 }
             }
         }
@@ -485,17 +504,17 @@ impl<F> Job<F> {
         H: Handler + 'static,
         F: Fn(QueueId) -> H,
     {
-        let (mut worker, armed) = match self.set_up() {
+        let (mut worker, armed) = match self.set_up_contained() {
             Ok(parts) => parts,
             Err(error) => {
                 // The receiver is gone only if the owner has given up already.
-                let _ = report.send(Err(error));
+                let _ = report.send((self.number, Err(error)));
                 return;
             }
         };
         guard.lanes = armed.iter().map(|armed| armed.lane.clone()).collect();
         // An owner that has given up will send no START_DEV: nobody would ever abort the tags.
-        let result = match report.send(Ok(armed)) {
+        let result = match report.send((self.number, Ok(armed))) {
             Ok(()) => catch_unwind(AssertUnwindSafe(|| worker.run())),
             Err(_) => Ok(Err(WorkerError::Left)),
         };
@@ -519,18 +538,34 @@ impl<F> Job<F> {
         H: Handler + 'static,
         F: Fn(QueueId) -> H,
     {
-        let (worker, armed) = match self.set_up() {
+        let (worker, armed) = match self.set_up_contained() {
             Ok(parts) => parts,
             Err(error) => {
-                let _ = report.send(Err(error));
+                let _ = report.send((self.number, Err(error)));
                 return None;
             }
         };
         guard.lanes = armed.iter().map(|armed| armed.lane.clone()).collect();
         let guest = Guest::new(worker, guard);
         // An owner that has given up: the guest leaves.
-        report.send(Ok(armed)).ok()?;
+        report.send((self.number, Ok(armed))).ok()?;
         Some(Box::new(guest))
+    }
+
+    /// A panic of what makes the handlers is the device's failure, told with its queue, and nobody else's (L64).
+    fn set_up_contained<H>(&self) -> Result<SetUp<H>, Error>
+    where
+        H: Handler + 'static,
+        F: Fn(QueueId) -> H,
+    {
+        catch_unwind(AssertUnwindSafe(|| self.set_up())).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            Err(Error::SetUpPanicked {
+                qid: self.qids.first().copied().unwrap_or(QueueId::ZERO),
+                message: text.unwrap_or_else(|| "without words".to_owned()),
+            })
+        })
     }
 
     fn set_up<H>(&self) -> Result<SetUp<H>, Error>

@@ -70,6 +70,14 @@ impl DataPath {
         }
     }
 
+    /// The memory shared with the client, if there is any.
+    pub(crate) fn client_memory(&self) -> Option<SharedMemory> {
+        match self {
+            Self::Client(path) => Some(path.memory()),
+            _ => None,
+        }
+    }
+
     /// The way of data that is not in shared memory.
     #[inline]
     pub(crate) const fn below(&self) -> &Self {

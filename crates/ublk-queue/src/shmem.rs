@@ -135,6 +135,10 @@ pub(crate) struct ClientPath {
 }
 
 impl ClientPath {
+    pub(crate) fn memory(&self) -> SharedMemory {
+        self.memory.clone()
+    }
+
     pub(crate) fn new(memory: SharedMemory, depth: u16, below: DataPath) -> Self {
         Self {
             memory,

@@ -13,7 +13,7 @@ use ublk_core::{DataMode, Errno, QueueId};
 use crate::buffers::{Arena, Dealer, Pages};
 use crate::handler::{Handler, LaneContext};
 use crate::health::{Counters, State};
-use crate::lane::{ABORT_WAIT, Lane, LaneError};
+use crate::lane::{ABORT_WAIT, Lane, LaneError, Panicked};
 use crate::operations::Operation;
 use crate::seam::{Completion, Descriptors, NoDevice, Port, UserCopyPort, Wake};
 use crate::shared::{DataPath, LaneShared};
@@ -224,7 +224,7 @@ impl LaneHandle {
 
 /// A thread's worth of lanes on one ring. The thread that makes the ring arms and runs the worker.
 pub struct Worker<P: Port, D, H> {
-    /// Dropped before the lanes: the ring is closed while their buffers are still there.
+    // Dropped before the lanes: the ring is closed while their buffers are still there.
     port: P,
     lanes: Vec<Lane<P, D, H>>,
     leave: Arc<AtomicBool>,
@@ -312,7 +312,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         for lane in &mut self.lanes {
             lane.fetch_all(&mut self.port);
         }
-        self.guarded(Self::see_armed)?;
+        while self.guarded(Self::see_armed)?.is_none() {}
         for lane in &self.lanes {
             if lane.shared.status.get() == State::Arming {
                 lane.shared.status.set(State::Armed);
@@ -345,31 +345,62 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     /// # Errors
     /// Why the worker ended before that.
     pub fn run(&mut self) -> Result<(), WorkerError> {
-        self.guarded(Self::serve)
+        while self.guarded(Self::serve)?.is_none() {
+            // A handler whose `turn` panics may have more to do, and shall not keep the thread from sleeping.
+            if self.unusual(1, Some(ABORT_WAIT))? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// One catch for a whole batch: the token's own drop has recorded EIO by the time it is reached, and the
-    /// step begins again with the completion behind.
+    /// step begins again with the completion behind. `None` if a handler's [`turn`](Handler::turn) has panicked: what
+    /// the other lanes had to do has been done, and the step is for the caller to begin again.
     fn guarded<T>(
         &mut self,
         step: fn(&mut Self) -> Result<T, WorkerError>,
-    ) -> Result<T, WorkerError> {
+    ) -> Result<Option<T>, WorkerError> {
         loop {
             match catch_unwind(AssertUnwindSafe(|| step(self))) {
-                Ok(result) => return result,
+                Ok(result) => return result.map(Some),
                 Err(panic) => {
                     #[cfg(feature = "kill-points")]
                     if panic.is::<EndThread>() {
                         std::panic::resume_unwind(panic);
                     }
-                    let mut lanes = self.lanes.iter_mut();
-                    if !lanes.any(|lane| lane.recover_from_panic(&mut self.port)) {
+                    match self.recover_from_panic() {
                         // Not a handler's: a defect of the engine, which ends the thread and is told so.
-                        std::panic::resume_unwind(panic);
+                        None => std::panic::resume_unwind(panic),
+                        Some((lane, Panicked::Turn)) => {
+                            self.finish_round(lane);
+                            return Ok(None);
+                        }
+                        Some(_) => {}
                     }
                 }
             }
         }
+    }
+
+    /// The lane whose handler has panicked, and in what, made fit to go on.
+    #[cold]
+    fn recover_from_panic(&mut self) -> Option<(usize, Panicked)> {
+        let mut lanes = self.lanes.iter_mut().enumerate();
+        lanes.find_map(|(n, lane)| Some((n, lane.recover_from_panic(&mut self.port)?)))
+    }
+
+    /// What a round has left to do after the turn of a lane's handler has panicked.
+    #[cold]
+    fn finish_round(&mut self, from: usize) {
+        for (n, lane) in self.lanes.iter_mut().enumerate().skip(from) {
+            if n > from {
+                lane.contained(|lane| lane.turn(&mut self.port));
+            }
+            lane.take_answers(&mut self.port);
+            lane.flush(&mut self.port);
+        }
+        self.at_work.store(false, Ordering::Relaxed);
     }
 
     /// Takes what is there, then submits and sleeps, until all lanes are empty.
@@ -395,7 +426,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             }
             self.at_work.store(false, Ordering::Relaxed);
             if unusual || again {
-                if self.unusual(if again { 0 } else { want })? {
+                if self.unusual(if again { 0 } else { want }, None)? {
                     return Ok(());
                 }
             } else {
@@ -406,10 +437,11 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
     }
 
-    /// What a loop's end is while queues begin, end or have commands to push again. True at the end of all.
+    /// What a loop's end is while queues begin, end or have commands to push again. True at the end of all. Sleeps for no
+    /// longer than `longest`.
     #[cold]
     #[inline(never)]
-    fn unusual(&mut self, want: u32) -> Result<bool, WorkerError> {
+    fn unusual(&mut self, want: u32, longest: Option<Duration>) -> Result<bool, WorkerError> {
         if self.lanes.iter().all(Lane::is_empty) && self.last_commits_taken()? {
             return Ok(true);
         }
@@ -422,7 +454,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         } else {
             let mut lanes = self.lanes.iter_mut();
             let aborts = lanes.any(Lane::waits_for_aborts).then_some(ABORT_WAIT);
-            aborts.or((want > 1).then_some(AT_ONCE))
+            aborts.or((want > 1).then_some(AT_ONCE)).or(longest)
         };
         self.port.enter(want, timeout).map_err(WorkerError::Ring)?;
         if retries {
@@ -542,12 +574,11 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     fn reap(&mut self) {
         let until = Instant::now() + REAP;
         for lane in &mut self.lanes {
-            lane.handler.leave();
+            lane.contained(|lane| lane.handler.leave());
         }
-        while self.lanes.iter().any(|lane| lane.handler.in_flight() != 0) && Instant::now() < until
-        {
+        while self.lanes.iter().any(|lane| lane.in_flight() != 0) && Instant::now() < until {
             for lane in &mut self.lanes {
-                lane.turn(&mut self.port);
+                lane.contained(|lane| lane.turn(&mut self.port));
             }
             if self.port.enter(1, Some(ABORT_WAIT)).is_err() {
                 return;
@@ -560,7 +591,10 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 if let (Some(UserData { tag, turn, .. }), Some(lane)) = (operation, lane) {
                     let operation = Operation { place: tag, turn };
                     let Completion { res, flags, .. } = completion;
-                    lane.handler.operation_completed(operation, res, flags);
+                    let handler = |lane: &mut Lane<P, D, H>| {
+                        lane.handler.operation_completed(operation, res, flags);
+                    };
+                    lane.contained(handler);
                 }
             }
         }

@@ -165,6 +165,10 @@ impl Port for Flat {
         1024
     }
 
+    fn pending(&mut self) -> u32 {
+        0
+    }
+
     fn enter(&mut self, want: u32, _timeout: Option<Duration>) -> Result<(), Errno> {
         if want == 0 {
             return Ok(());

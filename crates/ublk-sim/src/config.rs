@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ublk_core::DataMode;
+use ublk_queue::Polling;
 
 /// How a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,11 @@ pub struct Faults {
     pub interrupted_io: u8,
     /// An operation on the file fails with EIO.
     pub failed_io: u8,
+    /// An enter takes nothing and shows nothing: io_uring is short of requests or memory, or finds its CQ full
+    /// (EAGAIN, EBUSY, ENOMEM).
+    pub busy: u8,
+    /// An abort is shown at a later enter than the one in which the driver made it.
+    pub late_aborts: u8,
 }
 
 /// A run of the simulated driver.
@@ -66,6 +72,8 @@ pub struct Config {
     pub unregistered_percent: u8,
     /// What goes wrong.
     pub faults: Faults,
+    /// What an engine does before it sleeps.
+    pub polling: Polling,
     /// How it ends.
     pub end: End,
     /// The driver refuses this fetch (lane, tag) with this result.
@@ -107,7 +115,10 @@ impl Config {
                 short_io: 0,
                 interrupted_io: 0,
                 failed_io: 0,
+                busy: 0,
+                late_aborts: 0,
             },
+            polling: Polling::Off,
             end: End::Stop,
             refuse_fetch: None,
             refuse_commit: None,

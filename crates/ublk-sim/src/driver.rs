@@ -15,12 +15,15 @@ pub(crate) trait Memory {
     fn read(&self, addr: u64, len: usize) -> Vec<u8>;
 }
 
+/// The ring of a command, and the word given with it.
+pub(crate) type Word = (usize, u64);
+
 #[derive(Debug, Clone)]
 enum Place {
     NotFetched,
     /// The command waits in the driver.
     Idle {
-        user_data: u64,
+        word: Word,
         addr: u64,
     },
     /// A request is in the server's hands; with user copy, what it has pushed so far.
@@ -47,8 +50,8 @@ pub(crate) struct Queue {
     max_io_bytes: u32,
     data: DataMode,
     batch: bool,
-    /// The multishot fetch that waits.
-    pub(crate) batch_fetch: Option<u64>,
+    /// The multishot fetches that wait.
+    pub(crate) batch_fetches: Vec<Word>,
     pub(crate) last_delivered: Option<u16>,
     /// The client's memory, the number of this queue's first tag there, and how often data is in it.
     client_memory: Option<(ClientMemory, usize)>,
@@ -69,7 +72,7 @@ impl Queue {
             max_io_bytes: config.max_io_bytes,
             data: config.data,
             batch: config.batch,
-            batch_fetch: None,
+            batch_fetches: Vec::new(),
             last_delivered: None,
             client_memory: memory.map(|memory| (memory.clone(), first)),
             shared_percent: config.shared_percent,
@@ -95,7 +98,8 @@ impl Queue {
     /// Addresses the driver may still write to.
     pub(crate) fn armed_addrs(&self) -> Vec<u64> {
         let addr = |place: &Place| match place {
-            Place::Idle { addr, .. } => Some(*addr),
+            // Where the mode has addresses at all.
+            Place::Idle { addr, .. } if *addr != 0 => Some(*addr),
             _ => None,
         };
         self.places.iter().filter_map(addr).collect()
@@ -105,10 +109,11 @@ impl Queue {
     pub(crate) fn command(
         &mut self,
         command: &IoCommand,
-        user_data: u64,
+        word: Word,
         client: &mut Client,
         memory: &impl Memory,
     ) -> Result<Option<Completion>, String> {
+        let user_data = word.1;
         let refused = |errno: Errno| {
             Ok(Some(Completion {
                 user_data,
@@ -123,7 +128,7 @@ impl Queue {
             return refused(Errno::EINVAL);
         };
         let idle = Place::Idle {
-            user_data,
+            word,
             addr: command.addr,
         };
         match (command.cmd_op, &*place) {
@@ -197,7 +202,7 @@ impl Queue {
         rng: &mut Rng,
         client: &mut Client,
         memory: &impl Memory,
-    ) -> Option<Completion> {
+    ) -> Option<(usize, Completion)> {
         let idle = |place: &Place| matches!(place, Place::Idle { .. });
         let idles: Vec<usize> = self
             .places
@@ -212,9 +217,10 @@ impl Queue {
         let sent = client.next(rng)?;
         let tag = idles[rng.below(idles.len())];
         self.last_delivered = u16::try_from(tag).ok();
-        let Place::Idle { user_data, addr } = self.places[tag] else {
+        let Place::Idle { word, addr } = self.places[tag] else {
             return None;
         };
+        let (ring, user_data) = word;
         let mut place = None;
         self.descs[tag] = if self.hostile {
             random_desc(rng, addr)
@@ -253,11 +259,12 @@ impl Queue {
                 self.places[tag] = Place::NeedsData {
                     sent: Box::new(sent),
                 };
-                return Some(Completion {
+                let completion = Completion {
                     user_data,
                     res: 1,
                     flags: 0,
-                });
+                };
+                return Some((ring, completion));
             }
             _ if self.data != DataMode::Copy => {}
             Op::Write => memory.write(addr, &sent.data),
@@ -272,11 +279,12 @@ impl Queue {
             pushed,
             shared: place,
         };
-        Some(Completion {
+        let completion = Completion {
             user_data,
             res: 0,
             flags: 0,
-        })
+        };
+        Some((ring, completion))
     }
 
     /// What the driver's rules say of the `addr` of a command.
@@ -340,20 +348,25 @@ impl Queue {
     }
 
     /// Aborts the idle commands.
-    pub(crate) fn abort(&mut self) -> Vec<Completion> {
+    pub(crate) fn abort(&mut self) -> Vec<(usize, Completion)> {
         self.stopping = true;
         let mut completions = Vec::new();
         for place in &mut self.places {
-            if let Place::Idle { user_data, .. } = *place {
+            if let Place::Idle {
+                word: (ring, user_data),
+                ..
+            } = *place
+            {
                 if self.batch {
                     *place = Place::Aborted;
                     continue;
                 }
-                completions.push(Completion {
+                let completion = Completion {
                     user_data,
                     res: Errno::ENODEV.to_result(),
                     flags: 0,
-                });
+                };
+                completions.push((ring, completion));
                 *place = Place::Aborted;
             }
         }

@@ -1,6 +1,6 @@
 //! What the simulated driver does with commands, and when.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use ublk_core::{Errno, QueueId, Tag};
 use ublk_queue::BatchCommand;
@@ -49,6 +49,32 @@ pub(crate) enum Pushed {
     Operation(Sqe64),
 }
 
+/// One thread's ring.
+#[derive(Debug, Default)]
+pub(crate) struct SimRing {
+    /// Commands pushed and not yet submitted.
+    pub(crate) pending: VecDeque<(u16, Pushed, u64)>,
+    /// Completions made and not yet visible.
+    pub(crate) delayed: Vec<Completion>,
+    /// Aborts that are shown at a later enter than the one that made them.
+    pub(crate) late: Vec<Completion>,
+    pub(crate) visible: VecDeque<Completion>,
+    /// A wake that no sleep has taken.
+    pub(crate) woken: bool,
+    /// What the kernel reads or writes until the completion of this word is shown.
+    pub(crate) lent: HashMap<u64, Lent>,
+    pub(crate) closed: bool,
+}
+
+/// Memory of the server's in the hands of an operation or a batch command.
+#[derive(Debug, Clone)]
+pub(crate) struct Lent {
+    pub(crate) addr: u64,
+    pub(crate) len: usize,
+    /// What the kernel has to find there; nothing where it writes.
+    pub(crate) elements: Option<Vec<u8>>,
+}
+
 pub(crate) struct Model {
     pub(crate) config: Config,
     pub(crate) rng: Rng,
@@ -56,14 +82,14 @@ pub(crate) struct Model {
     pub(crate) queues: Vec<Queue>,
     /// What the client shares with the server.
     pub(crate) client_memory: Option<ClientMemory>,
-    /// Commands pushed and not yet submitted.
-    pub(crate) pending: VecDeque<(u16, Pushed, u64)>,
+    /// One for each port.
+    pub(crate) rings: Vec<SimRing>,
+    /// The ring whose commands are being taken.
+    pub(crate) at: usize,
+    /// Wakes so far.
+    pub(crate) wakes: u64,
     /// Tags behind the buffer ids of fetch completions.
     pub(crate) tag_buffers: Vec<Vec<u16>>,
-    /// Completions made and not yet visible.
-    pub(crate) delayed: Vec<Completion>,
-    pub(crate) visible: VecDeque<Completion>,
-    pub(crate) woken: bool,
     pub(crate) commits: usize,
     /// The tag whose commit is refused, once and for all.
     pub(crate) refused_tag: Option<u16>,
@@ -95,11 +121,10 @@ impl Model {
             client,
             queues,
             client_memory: memory,
-            pending: VecDeque::new(),
+            rings: Vec::new(),
+            at: 0,
+            wakes: 0,
             tag_buffers: vec![Vec::new(); 256],
-            delayed: Vec::new(),
-            visible: VecDeque::new(),
-            woken: false,
             commits: 0,
             refused_tag: None,
             aborted: false,
@@ -119,7 +144,8 @@ impl Model {
         let started = self.queues.iter().all(Queue::all_fetched);
         let all_done = self.client.all_sent() && self.in_hand() == 0;
         let can_send = !self.client.all_sent() && self.in_hand() < self.places();
-        !self.delayed.is_empty() || (started && !self.aborted && (all_done || can_send))
+        let made = |ring: &SimRing| !ring.delayed.is_empty() || !ring.late.is_empty();
+        self.rings.iter().any(made) || (started && !self.aborted && (all_done || can_send))
     }
 
     fn places(&self) -> usize {
@@ -131,13 +157,24 @@ impl Model {
         Err(Errno::ETIMEDOUT)
     }
 
-    /// Takes commands; false if only a part was taken.
-    pub(crate) fn submit(&mut self) -> bool {
-        let all = self.pending.len();
+    /// The ring whose commands are being taken.
+    pub(crate) fn ring(&mut self) -> &mut SimRing {
+        &mut self.rings[self.at]
+    }
+
+    /// Makes a completion of a command of the ring at hand, to be shown some time.
+    pub(crate) fn complete(&mut self, completion: Completion) {
+        self.ring().delayed.push(completion);
+    }
+
+    /// Takes commands of a ring; false if only a part was taken.
+    pub(crate) fn submit(&mut self, ring: usize) -> bool {
+        self.at = ring;
+        let all = self.ring().pending.len();
         let short = all > 1 && self.rng.chance(self.config.faults.short_submit);
         let take = if short { self.rng.below(all) } else { all };
         for _ in 0..take {
-            if let Some((lane, command, user_data)) = self.pending.pop_front() {
+            if let Some((lane, command, user_data)) = self.ring().pending.pop_front() {
                 match command {
                     // Cancelled silently, since the copy it was linked to had CQE_SKIP_SUCCESS.
                     Pushed::Tag(_) if std::mem::take(&mut self.chain_failed) => {}
@@ -170,7 +207,7 @@ impl Model {
         });
         if let Some(res) = refusal {
             // What is refused is refused at once: its completion is there when the enter returns.
-            self.visible.push_back(Completion {
+            self.ring().visible.push_back(Completion {
                 user_data,
                 res,
                 flags: 0,
@@ -186,8 +223,9 @@ impl Model {
             self.report.violations.push(format!("no lane {lane}"));
             return;
         };
-        match queue.command(command, user_data, &mut self.client, &ServerMemory) {
-            Ok(Some(completion)) => self.delayed.push(completion),
+        let word = (self.at, user_data);
+        match queue.command(command, word, &mut self.client, &ServerMemory) {
+            Ok(Some(completion)) => self.complete(completion),
             Ok(None) => {}
             Err(violation) => self.report.violations.push(violation),
         }
@@ -201,18 +239,23 @@ impl Model {
         if command.cmd_op == ublk_sys::UBLK_U_IO_FETCH_IO_CMDS {
             if queue.stopping {
                 let res = Errno::ENODEV.to_result();
-                self.delayed.push(Completion {
+                self.complete(Completion {
                     user_data,
                     res,
                     flags: 0,
                 });
                 return;
             }
-            if queue.batch_fetch.replace(user_data).is_some() {
-                self.report
-                    .violations
-                    .push(format!("lane {lane}: a second fetch"));
+            if !queue.all_fetched() {
+                // A device in recovery refuses it.
+                let text = format!("lane {lane}: a fetch before all tags are prepared");
+                self.report.violations.push(text);
             }
+            if queue.batch_fetches.iter().any(|(ring, _)| *ring == self.at) {
+                let text = format!("lane {lane}: a second fetch");
+                self.report.violations.push(text);
+            }
+            queue.batch_fetches.push((self.at, user_data));
             return;
         }
         let prep = command.cmd_op == ublk_sys::UBLK_U_IO_PREP_IO_CMDS;
@@ -277,7 +320,9 @@ impl Model {
                 let left = left_registered(&self.registered, index);
                 self.report.violations.extend(left);
             }
-            if let Err(violation) = queue.command(&one, 0, &mut self.client, &ServerMemory) {
+            if let Err(violation) =
+                queue.command(&one, (self.at, 0), &mut self.client, &ServerMemory)
+            {
                 self.report.violations.push(violation);
             }
             taken += 1;
@@ -287,23 +332,31 @@ impl Model {
             _ if prep => 0,
             _ => i32::try_from(taken * size).unwrap_or(i32::MAX),
         };
-        self.delayed.push(Completion {
+        let lent = Lent {
+            addr: command.addr,
+            len: bytes.len(),
+            elements: Some(bytes),
+        };
+        self.ring().lent.insert(user_data, lent);
+        self.complete(Completion {
             user_data,
             res,
             flags: 0,
         });
     }
 
-    /// Batch: hands several requests to the fetch that waits; now and then the fetch ends.
+    /// Batch: hands several requests to one of the fetches that wait; now and then the fetch ends.
     fn deliver_batch(&mut self, lane: usize) {
         let queue = &mut self.queues[lane];
-        let Some(user_data) = queue.batch_fetch else {
+        if queue.batch_fetches.is_empty() {
             return;
-        };
+        }
+        let n = self.rng.below(queue.batch_fetches.len());
+        let (ring, user_data) = queue.batch_fetches[n];
         if self.rng.chance(5) {
-            queue.batch_fetch = None;
+            queue.batch_fetches.swap_remove(n);
             let res = Errno::ENOBUFS.to_result();
-            self.delayed.push(Completion {
+            self.rings[ring].delayed.push(Completion {
                 user_data,
                 res,
                 flags: 0,
@@ -323,7 +376,7 @@ impl Model {
         self.tag_buffers[bid] = tags;
         // IORING_CQE_F_BUFFER and IORING_CQE_F_MORE.
         let flags = u32::try_from(bid).unwrap_or(0) << 16 | 3;
-        self.delayed.push(Completion {
+        self.rings[ring].delayed.push(Completion {
             user_data,
             res,
             flags,
@@ -341,23 +394,7 @@ impl Model {
         }
         let quiesce = matches!(self.config.end, End::Quiesce(n) if self.client.completed >= n);
         if quiesce || (self.client.all_sent() && self.in_hand() == 0) {
-            self.aborted = true;
-            if self.config.batch {
-                // A fetch's completions come in order, its end last.
-                self.visible.extend(self.delayed.drain(..));
-            }
-            for queue in &mut self.queues {
-                self.delayed.extend(queue.abort());
-                if let Some(user_data) = queue.batch_fetch.take() {
-                    let res = Errno::ENODEV.to_result();
-                    self.visible.push_back(Completion {
-                        user_data,
-                        res,
-                        flags: 0,
-                    });
-                }
-            }
-            return;
+            return self.abort();
         }
         if self.config.batch {
             for lane in 0..self.queues.len() {
@@ -367,14 +404,56 @@ impl Model {
         }
         for queue in &mut self.queues {
             for _ in 0..self.rng.below(8) {
-                let completion = queue.deliver(&mut self.rng, &mut self.client, &ServerMemory);
-                self.delayed.extend(completion);
+                if let Some((ring, completion)) =
+                    queue.deliver(&mut self.rng, &mut self.client, &ServerMemory)
+                {
+                    self.rings[ring].delayed.push(completion);
+                }
             }
         }
     }
 
-    /// Makes some completions visible, in any order, and now and then one that is nobody's.
-    pub(crate) fn show(&mut self) {
+    /// Aborts the commands that wait in the driver, once.
+    fn abort(&mut self) {
+        self.aborted = true;
+        let late = self.config.faults.late_aborts;
+        for queue in &mut self.queues {
+            for (ring, user_data) in queue.batch_fetches.drain(..) {
+                let completion = Completion {
+                    user_data,
+                    res: Errno::ENODEV.to_result(),
+                    flags: 0,
+                };
+                let ring = &mut self.rings[ring];
+                // A fetch's completions come in order, its end last.
+                ring.visible.extend(ring.delayed.drain(..));
+                match self.rng.chance(late) {
+                    true => ring.late.push(completion),
+                    false => ring.visible.push_back(completion),
+                }
+            }
+            for (ring, completion) in queue.abort() {
+                let ring = &mut self.rings[ring];
+                match self.rng.chance(late) {
+                    true => ring.late.push(completion),
+                    false => ring.delayed.push(completion),
+                }
+            }
+        }
+    }
+
+    /// Time goes by: aborts that were late may be seen from now on.
+    pub(crate) fn pass(&mut self, ring: usize, all: bool) {
+        for n in (0..self.rings[ring].late.len()).rev() {
+            if all || self.rng.chance(60) {
+                let completion = self.rings[ring].late.swap_remove(n);
+                self.rings[ring].delayed.push(completion);
+            }
+        }
+    }
+
+    /// Makes some completions of a ring visible, in any order, and now and then one that is nobody's.
+    pub(crate) fn show(&mut self, ring: usize) {
         if self.rng.chance(self.config.faults.stale) {
             let word = match self.rng.below(3) {
                 // Another generation, another lane, another tag; and never a word of the ring itself.
@@ -382,7 +461,7 @@ impl Model {
                 1 => (self.rng.next_u64() & 0xff) << 16 | 0x100_0000,
                 _ => 0xfff,
             };
-            self.visible.push_back(Completion {
+            self.rings[ring].visible.push_back(Completion {
                 user_data: word,
                 res: 0,
                 flags: 0,
@@ -390,17 +469,28 @@ impl Model {
         }
         // What the driver handed out before it aborted is there at the next enter that looks: nothing new comes
         // in between. Otherwise any part of it may be late.
+        let delayed = self.rings[ring].delayed.len();
         let now = match self.aborted {
-            true => self.delayed.len(),
-            false => self.rng.below(self.delayed.len() + 1),
+            true => delayed,
+            false => self.rng.below(delayed + 1),
         };
         for _ in 0..now {
-            let n = self.rng.below(self.delayed.len());
-            let completion = self.delayed.swap_remove(n);
+            let n = self.rng.below(self.rings[ring].delayed.len());
+            let completion = self.rings[ring].delayed.swap_remove(n);
             if let Some(disk) = &mut self.client.disk {
                 disk.seen(completion.user_data);
             }
-            self.visible.push_back(completion);
+            self.rings[ring].visible.push_back(completion);
+        }
+    }
+
+    /// The server ends a ring: nothing that it is to do may be left, and what it holds is still there.
+    pub(crate) fn close(&mut self, ring: usize) {
+        self.rings[ring].closed = true;
+        let late = self.rings[ring].late.len();
+        if late > 0 {
+            let text = format!("L62: a ring is closed in the midst of {late} aborts");
+            self.report.violations.push(text);
         }
     }
 }

@@ -9,7 +9,7 @@ use uring_lite::Sqe64;
 
 use crate::driver::Memory;
 use crate::memory::ServerMemory;
-use crate::model::Model;
+use crate::model::{Lent, Model};
 
 /// `IORING_OP_*` (linux/io_uring.h).
 const FSYNC: u8 = 3;
@@ -46,7 +46,15 @@ impl Model {
         let skip = raw.flags & CQE_SKIP_SUCCESS != 0;
         self.chain_failed = (short || result.is_err()) && raw.flags & LINK != 0 && skip;
         if short || !(skip && result.is_ok()) {
-            self.delayed.push(Completion {
+            if raw.opcode == READ {
+                let lent = Lent {
+                    addr: raw.addr,
+                    len: wanted,
+                    elements: None,
+                };
+                self.ring().lent.insert(raw.user_data, lent);
+            }
+            self.complete(Completion {
                 user_data: raw.user_data,
                 res,
                 flags: 0,

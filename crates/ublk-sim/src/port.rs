@@ -3,17 +3,20 @@
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ublk_core::{Errno, IoDesc, QueueId, Tag};
-use ublk_queue::seam::{Completion, Descriptors, Full, IoCommand, Port, UserCopyPort, Wake};
+use ublk_queue::polling::Spin;
+use ublk_queue::seam::{
+    Completion, Descriptors, Full, IoCommand, PollPort, Port, UserCopyPort, Wake,
+};
 use ublk_queue::{BatchCommand, MemRef, SharedMemory};
 use uring_lite::Sqe64;
 
 use crate::config::Config;
 use crate::driver::{Memory, Queue};
 use crate::memory::ServerMemory;
-use crate::model::{Model, Pushed, Report};
+use crate::model::{Lent, Model, Pushed, Report, SimRing};
 
 struct Shared {
     model: Mutex<Model>,
@@ -47,16 +50,24 @@ impl Sim {
         }))
     }
 
-    /// The port for a worker; lane `n` is queue `n`.
+    /// The port for a worker, of which each has its own; lane `n` is queue `n`.
     #[must_use]
     pub fn port(&self) -> SimPort {
-        SimPort(self.clone())
+        let mut model = self.0.model();
+        model.rings.push(SimRing::default());
+        SimPort {
+            ring: model.rings.len() - 1,
+            spin: Spin::new(model.config.polling),
+            taken: None,
+            sim: self.clone(),
+        }
     }
 
-    /// The descriptors of a queue.
+    /// The descriptors of a queue, for a worker on the port that was made last.
     #[must_use]
     pub fn descriptors(&self, lane: u16) -> SimDescriptors {
         SimDescriptors {
+            ring: self.0.model().rings.len().saturating_sub(1),
             sim: self.clone(),
             lane,
         }
@@ -95,32 +106,67 @@ impl Sim {
         }
     }
 
-    /// Writes to every buffer the driver still has: what a ring's asynchronous end may do after the
-    /// server believes it is gone (L09). Gives the number of buffers written.
+    /// Writes to every buffer the driver or an operation still has, and reads the elements of batch commands that have
+    /// not completed: what a ring's asynchronous end may do after the server believes it is gone (L09). Gives the number
+    /// of buffers written. Elements that are not there any more are a violation.
     #[must_use]
     pub fn late_writes(&self) -> usize {
-        let model = self.0.model();
+        let mut model = self.0.model();
         let len = usize::try_from(model.config.max_io_bytes).unwrap_or(0);
-        let addrs: Vec<u64> = model.queues.iter().flat_map(Queue::armed_addrs).collect();
-        for addr in &addrs {
-            ServerMemory.write(*addr, &vec![0xee; len]);
+        let addrs = model.queues.iter().flat_map(Queue::armed_addrs);
+        let mut places: Vec<(u64, usize)> = addrs.map(|addr| (addr, len)).collect();
+        let lent: Vec<Lent> = model
+            .rings
+            .iter()
+            .flat_map(|ring| ring.lent.values().cloned())
+            .collect();
+        for lent in lent {
+            match lent.elements {
+                None => places.push((lent.addr, lent.len)),
+                Some(elements) if ServerMemory.read(lent.addr, lent.len) != elements => {
+                    let text = "L09: the elements of a batch command are gone".to_owned();
+                    model.report.violations.push(text);
+                }
+                Some(_) => {}
+            }
         }
-        addrs.len()
+        for (addr, len) in &places {
+            ServerMemory.write(*addr, &vec![0xee; *len]);
+        }
+        places.len()
     }
 }
 
 /// The engine's way to the simulated driver.
 #[derive(Debug)]
-pub struct SimPort(Sim);
+pub struct SimPort {
+    sim: Sim,
+    ring: usize,
+    spin: Option<Spin>,
+    /// The number of wakes at the last wait that a wake kept from sleeping.
+    taken: Option<u64>,
+}
+
+impl Drop for SimPort {
+    fn drop(&mut self) {
+        self.sim.0.model().close(self.ring);
+    }
+}
 
 /// Wakes an engine that sleeps in the simulated driver.
 #[derive(Debug, Clone)]
-pub struct SimWake(Sim);
+pub struct SimWake {
+    sim: Sim,
+    ring: usize,
+}
 
 impl Wake for SimWake {
     fn wake(&self) {
-        self.0.0.model().woken = true;
-        self.0.0.wake.notify_all();
+        let mut model = self.sim.0.model();
+        model.rings[self.ring].woken = true;
+        model.wakes += 1;
+        drop(model);
+        self.sim.0.wake.notify_all();
     }
 }
 
@@ -128,7 +174,19 @@ impl Wake for SimWake {
 #[derive(Debug)]
 pub struct SimDescriptors {
     sim: Sim,
+    ring: usize,
     lane: u16,
+}
+
+impl Drop for SimDescriptors {
+    fn drop(&mut self) {
+        let mut model = self.sim.0.model();
+        if model.rings.get(self.ring).is_some_and(|ring| !ring.closed) {
+            // Its buffers go at the same time.
+            let text = "L22: a lane is dropped before its ring".to_owned();
+            model.report.violations.push(text);
+        }
+    }
 }
 
 /// The simulated character device as the way of data.
@@ -162,6 +220,100 @@ impl Descriptors for SimDescriptors {
     }
 }
 
+impl Shared {
+    /// Sleeps until so many completions of a ring are visible, or a wake has come.
+    fn wait<'a>(
+        &'a self,
+        mut model: MutexGuard<'a, Model>,
+        ring: usize,
+        want: usize,
+        timeout: Option<Duration>,
+    ) -> (MutexGuard<'a, Model>, Result<(), Errno>) {
+        let begun = Instant::now();
+        loop {
+            model.progress();
+            model.show(ring);
+            if model.rings[ring].visible.len() >= want
+                || std::mem::take(&mut model.rings[ring].woken)
+                || timeout.is_some()
+            {
+                self.wake.notify_all();
+                return (model, Ok(()));
+            }
+            model.pass(ring, true);
+            let alone = model.rings.iter().filter(|ring| !ring.closed).count() == 1;
+            if model.can_progress() && alone {
+                continue;
+            }
+            let patience = model.config.patience;
+            if !model.can_progress() && (model.in_hand() == 0 || patience.is_zero()) && alone {
+                let hang = model.hang("sleeps although nothing will ever complete");
+                return (model, hang);
+            }
+            if begun.elapsed() >= patience {
+                let hang = model.hang("L55: sleeps while requests are in hand, and no wake comes");
+                return (model, hang);
+            }
+            self.wake.notify_all();
+            // Others have their turn: what they do may bring something for this ring.
+            let a_while = match alone {
+                true => patience,
+                false => Duration::from_micros(200),
+            };
+            let idle = |model: &mut Model| !model.rings[ring].woken;
+            let waited = self.wake.wait_timeout_while(model, a_while, idle);
+            model = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl SimPort {
+    /// The descriptors of a queue, for the worker on this port.
+    #[must_use]
+    pub fn descriptors(&self, lane: u16) -> SimDescriptors {
+        SimDescriptors {
+            sim: self.sim.clone(),
+            ring: self.ring,
+            lane,
+        }
+    }
+
+    /// What the owner of a worker does that it drives: sleeps until the ring's descriptor is readable, or for that time.
+    /// Whatever is not submitted by then stays so.
+    pub fn sleep_until_readable(&self, timeout: Option<Duration>) {
+        let mut model = self.model();
+        let left = model.rings[self.ring].pending.len();
+        if left > 0 && timeout.is_none() {
+            let text = format!("L61: sleeps with {left} commands that the kernel has not seen");
+            model.report.violations.push(text);
+        }
+        if timeout.is_some() {
+            model.pass(self.ring, false);
+        }
+        // A hang is in the report; the descriptor of a ring that nothing comes to stays as it is.
+        let (mut model, _) = self.sim.0.wait(model, self.ring, 1, timeout);
+        model.rings[self.ring].woken = false;
+    }
+
+    fn model(&self) -> MutexGuard<'_, Model> {
+        self.sim.0.model()
+    }
+
+    fn push_any(&self, lane: u16, pushed: Pushed, user_data: u64) -> Result<(), Full> {
+        let mut model = self.model();
+        let percent = model.config.faults.full;
+        if model.rings[self.ring].pending.len() >= ENTRIES || model.rng.chance(percent) {
+            return Err(Full);
+        }
+        let pending = &mut model.rings[self.ring].pending;
+        pending.push_back((lane, pushed, user_data));
+        Ok(())
+    }
+}
+
+/// Entries of a submission queue.
+const ENTRIES: usize = 4096;
+
 impl Port for SimPort {
     type Wake = SimWake;
 
@@ -172,20 +324,16 @@ impl Port for SimPort {
     }
 
     fn push_operation(&mut self, operation: &Sqe64) -> Result<(), Full> {
-        let mut model = self.0.0.model();
-        let percent = model.config.faults.full;
-        if model.rng.chance(percent) {
-            return Err(Full);
-        }
         let user_data = operation.as_raw().user_data;
-        model
-            .pending
-            .push_back((0, Pushed::Operation(*operation), user_data));
-        Ok(())
+        self.push_any(0, Pushed::Operation(*operation), user_data)
     }
 
     fn space(&mut self) -> u32 {
-        u32::try_from(4096 - self.0.0.model().pending.len()).unwrap_or(0)
+        u32::try_from(ENTRIES).unwrap_or(u32::MAX) - self.pending()
+    }
+
+    fn pending(&mut self) -> u32 {
+        u32::try_from(self.model().rings[self.ring].pending.len()).unwrap_or(u32::MAX)
     }
 
     fn push(&mut self, command: &Self::Command, result: i32, addr: u64) -> Result<(), Full> {
@@ -195,15 +343,7 @@ impl Port for SimPort {
             addr,
             ..command
         };
-        let mut model = self.0.0.model();
-        let (full, percent) = (model.pending.len() >= 4096, model.config.faults.full);
-        if full || model.rng.chance(percent) {
-            return Err(Full);
-        }
-        model
-            .pending
-            .push_back((lane, Pushed::Tag(command), user_data));
-        Ok(())
+        self.push_any(lane, Pushed::Tag(command), user_data)
     }
 
     fn push_batch(
@@ -212,19 +352,11 @@ impl Port for SimPort {
         command: &BatchCommand,
         user_data: u64,
     ) -> Result<(), Full> {
-        let mut model = self.0.0.model();
-        let percent = model.config.faults.full;
-        if model.rng.chance(percent) {
-            return Err(Full);
-        }
-        model
-            .pending
-            .push_back((lane, Pushed::Batch(*command), user_data));
-        Ok(())
+        self.push_any(lane, Pushed::Batch(*command), user_data)
     }
 
     fn take_tags(&mut self, _lane: u16, completion: &Completion, tags: &mut Vec<u16>) {
-        let mut model = self.0.0.model();
+        let mut model = self.model();
         let bid = usize::try_from(completion.flags >> 16).unwrap_or(usize::MAX);
         *tags = model
             .tag_buffers
@@ -234,7 +366,8 @@ impl Port for SimPort {
     }
 
     fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
-        let mut model = self.0.0.model();
+        let ring = self.ring;
+        let mut model = self.model();
         model.report.enters += 1;
         if let Some((_, errno)) = model
             .config
@@ -243,47 +376,78 @@ impl Port for SimPort {
         {
             return Err(Errno::new(errno));
         }
-        if !model.submit() || model.interrupted() {
+        let busy = model.config.faults.busy;
+        if model.rng.chance(busy) {
+            // The caller takes completions and comes back.
             return Ok(());
         }
-        loop {
-            model.progress();
-            model.show();
-            if model.visible.len() >= usize::try_from(want).unwrap_or(usize::MAX)
-                || std::mem::take(&mut model.woken)
-                || timeout.is_some()
-            {
-                return Ok(());
-            }
-            if model.can_progress() {
-                continue;
-            }
-            if model.in_hand() == 0 || model.config.patience.is_zero() {
-                return model.hang("sleeps although nothing will ever complete");
-            }
-            let patience = model.config.patience;
-            let (guard, waited) = self
-                .0
-                .0
-                .wake
-                .wait_timeout_while(model, patience, |model| !model.woken)
-                .unwrap_or_else(PoisonError::into_inner);
-            model = guard;
-            if waited.timed_out() {
-                return model.hang("L55: sleeps while requests are in hand, and no wake comes");
-            }
+        model.pass(ring, false);
+        if !model.submit(ring) || model.interrupted() {
+            return Ok(());
         }
+        let want = usize::try_from(want).unwrap_or(usize::MAX);
+        self.sim.0.wait(model, ring, want, timeout).1
+    }
+
+    fn submit_and_wait(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
+        let Some(spin) = self.spin else {
+            return self.enter(want, timeout);
+        };
+        let (woken, wakes) = {
+            let model = self.model();
+            (model.rings[self.ring].woken, model.wakes)
+        };
+        if woken && self.taken == Some(wakes) {
+            let text = "L60: a wake that has been told keeps the engine from sleeping".to_owned();
+            self.model().report.violations.push(text);
+            return Err(Errno::ETIMEDOUT);
+        }
+        self.taken = woken.then_some(wakes);
+        self.spin = Some(spin.wait(self, want, timeout)?);
+        Ok(())
     }
 
     fn next(&mut self) -> Option<Completion> {
-        self.0.0.model().visible.pop_front()
+        let mut model = self.model();
+        let ring = &mut model.rings[self.ring];
+        let completion = ring.visible.pop_front()?;
+        ring.lent.remove(&completion.user_data);
+        Some(completion)
     }
 
     fn wake_handle(&self) -> SimWake {
-        SimWake(self.0.clone())
+        SimWake {
+            sim: self.sim.clone(),
+            ring: self.ring,
+        }
+    }
+
+    fn park(&mut self) -> Result<bool, Errno> {
+        let mut model = self.model();
+        let ring = &mut model.rings[self.ring];
+        let woken = std::mem::take(&mut ring.woken);
+        Ok(!woken && ring.pending.is_empty() && ring.visible.is_empty())
     }
 
     fn describe(&self) -> String {
         "simulated".to_owned()
+    }
+}
+
+impl PollPort for SimPort {
+    fn has_work(&mut self) -> bool {
+        let mut model = self.model();
+        let ring = self.ring;
+        model.progress();
+        model.show(ring);
+        model.rings[ring].woken || !model.rings[ring].visible.is_empty()
+    }
+
+    fn take_notice(&mut self) {
+        self.model().rings[self.ring].woken = false;
+    }
+
+    fn sleep(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
+        self.enter(want, timeout)
     }
 }

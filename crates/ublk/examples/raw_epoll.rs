@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use rustix::event::epoll;
+use rustix::event::{Timespec, epoll};
 use ublk::core::{DeviceSpec, Op, QueueId};
 use ublk::ctrl::{ControlThread, Controller, nodes, page_size};
-use ublk::queue::{KeptRequest, Plan, RawQueue};
+use ublk::queue::{KeptRequest, Next, Plan, RawQueue};
 use ublk::{DevId, Errno, Limits};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -83,11 +83,16 @@ fn serve(
     watch(&done, CONTROL)?;
 
     let mut events = Vec::with_capacity(8);
-    let mut serving = true;
-    while serving {
+    // How long the queues allow to sleep; nothing once they have all ended.
+    let mut next = Some(Next::Ready);
+    while let Some(sleep) = next {
         events.clear();
         let spare = rustix::buffer::spare_capacity(&mut events);
-        match epoll::wait(&poll, spare, None) {
+        let time = match sleep {
+            Next::Within(time) => Some(Timespec::try_from(time)?),
+            _ => None,
+        };
+        match epoll::wait(&poll, spare, time.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -109,26 +114,33 @@ fn serve(
             }
         }
         // Whatever woke us: a turn of a queue without work costs one system call.
-        serving = false;
+        next = None;
         for queue in &mut queues {
-            serving |= turn(queue, memory)?;
+            next = match (turn(queue, memory)?, next) {
+                (Next::Ended, other) => other,
+                (Next::Within(one), Some(Next::Within(other))) => {
+                    Some(Next::Within(one.min(other)))
+                }
+                (Next::Ready, Some(other)) => Some(other),
+                (next, _) => Some(next),
+            };
         }
     }
     queues.into_iter().for_each(RawQueue::finish);
     Ok(())
 }
 
-/// Answers what has come to a queue. False once the driver has taken it back.
-fn turn(queue: &mut RawQueue, memory: &mut [u8]) -> Result<bool, Failure> {
+/// Answers what has come to a queue, and says when its next turn is due.
+fn turn(queue: &mut RawQueue, memory: &mut [u8]) -> Result<Next, Failure> {
     loop {
-        let alive = queue.turn()?;
+        let next = queue.turn()?;
         let mut idle = true;
         for request in queue.by_ref() {
             answer(request, memory);
             idle = false;
         }
         if idle {
-            return Ok(alive);
+            return Ok(next);
         }
         // Another turn takes the answers to the driver.
     }

@@ -326,7 +326,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
 
     /// For an owner who sleeps elsewhere, in an epoll that watches the ring's descriptor among others: announces the
     /// sleep, so that a [`Waker`] makes the descriptor readable. Submit what was pushed before. `false` if there is
-    /// something already, a completion or a wake: do not sleep. After the sleep comes [`unpark`](Self::unpark); a ring
+    /// something already, a completion, a wake, or entries that the kernel has not taken: do not sleep. After the sleep comes [`unpark`](Self::unpark); a ring
     /// that nothing happened to may stay parked through any number of sleeps.
     ///
     /// # Errors
@@ -337,7 +337,8 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
             self.enter(0, None)?;
         }
         self.cq.release();
-        if self.cq.ready() != 0 {
+        // An entry that stays here has no completion that could end the sleep (L61).
+        if self.cq.ready() != 0 || self.sq.pending() != 0 {
             return Ok(false);
         }
         let mut sides = self.wake.iter();

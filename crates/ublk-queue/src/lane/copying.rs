@@ -12,7 +12,8 @@ use ublk_core::{Answer, DataMode, Errno, Op, Tag, TagState};
 use ublk_sys::offset::UserCopy;
 use uring_lite::op::{self, Fd, SqeFlags};
 
-use super::{Lane, LaneError};
+use super::ending::OnUnwind;
+use super::{Lane, LaneError, Panicked};
 use crate::handler::Handler;
 use crate::memref::MemRef;
 use crate::seam::{Descriptors, Port};
@@ -21,9 +22,11 @@ use crate::user_data::{Kind, UserData};
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Get-data: where the handler wants a WRITE's data, if that has room for it.
-    pub(super) fn place_of(&mut self, io: &Io) -> Option<MemRef<'static>> {
+    pub(super) fn place_of(&mut self, tag: Tag, io: &Io) -> Option<MemRef<'static>> {
+        let guard = OnUnwind::new(&self.panicked, Panicked::Place(tag));
         // SAFETY: the lane keeps the handler's backing (head of this file).
         let place = unsafe { self.handler.place(io) };
+        guard.disarm();
         place.filter(|place| u64::try_from(place.len()).is_ok_and(|len| len >= io.len))
     }
 

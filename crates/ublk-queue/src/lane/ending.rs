@@ -1,6 +1,7 @@
 //! How a lane ends: the driver's aborts, a handler's panic, and what the kernel may still touch.
 
-use std::sync::Arc;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use ublk_core::{Answer, Errno, Input, Tag};
@@ -11,10 +12,59 @@ use crate::health::State;
 use crate::seam::{Descriptors, Port};
 
 /// How many waits of [`ABORT_WAIT`] an ending queue grants the aborts that have not come yet.
-const PATIENCE: u32 = 20;
+pub(super) const PATIENCE: u32 = 20;
 
 /// How long one of them is.
 pub(crate) const ABORT_WAIT: Duration = Duration::from_millis(5);
+
+/// What a handler was called for when it panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Panicked {
+    /// A request.
+    Handle(Tag),
+    /// The place of a WRITE's data, in get-data mode.
+    Place(Tag),
+    /// Its turn.
+    Turn,
+    /// The completion of an operation.
+    Operation,
+}
+
+/// Where the data of a WRITE lies in get-data mode.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum PlaceOf {
+    /// In the tag's buffer.
+    #[default]
+    Buffer,
+    /// Where the handler said.
+    Handler,
+    /// In the tag's buffer, since the handler panicked: the request fails.
+    Panicked,
+}
+
+/// Notes what was being done while a panic unwinds; costs nothing where none does.
+pub(super) struct OnUnwind<'a> {
+    place: &'a Cell<Option<Panicked>>,
+    what: Panicked,
+}
+
+impl<'a> OnUnwind<'a> {
+    #[inline(always)]
+    pub(super) const fn new(place: &'a Cell<Option<Panicked>>, what: Panicked) -> Self {
+        Self { place, what }
+    }
+
+    #[inline(always)]
+    pub(super) const fn disarm(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for OnUnwind<'_> {
+    fn drop(&mut self) {
+        self.place.set(Some(self.what));
+    }
+}
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     pub(super) fn leaving(&mut self) {
@@ -22,20 +72,22 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             self.leaving = true;
             self.plain = false;
             self.shared.status.set(State::Leaving);
-            let with_driver = self
-                .tags
-                .iter()
-                .filter(|tag| tag.state.with_driver())
-                .count();
-            self.outstanding = u32::try_from(with_driver).unwrap_or(u32::MAX);
+            for (expected, place) in self.expected.iter_mut().zip(&self.tags) {
+                *expected = place.state.with_driver();
+                self.outstanding += u32::from(*expected);
+            }
             self.patience = PATIENCE;
         }
     }
 
-    /// A tag came back from the driver after the first abort.
+    /// A tag came back from the driver after the first abort: one that was there then is outstanding no more. What has
+    /// been committed since does not come back, unless it is refused.
     #[cold]
-    pub(super) fn came_back(&mut self) {
-        (self.outstanding, self.patience) = came_back(self.outstanding);
+    pub(super) fn came_back(&mut self, tag: Tag) {
+        self.patience = PATIENCE;
+        if std::mem::take(&mut self.expected[tag.index()]) {
+            self.outstanding -= 1;
+        }
     }
 
     /// True while more aborts are to be expected. The driver aborts tag by tag, so a ring that is closed at the
@@ -47,15 +99,26 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         waits
     }
 
-    /// After a panic of the handler: answers the request it had, if it did not take it along. False if the
+    /// After a panic of the handler: answers the request it had, if it did not take it along. `None` if the
     /// panic was not this lane's handler's.
     #[cold]
-    pub(crate) fn recover_from_panic(&mut self, port: &mut P) -> bool {
+    pub(crate) fn recover_from_panic(&mut self, port: &mut P) -> Option<Panicked> {
         let current = std::mem::replace(&mut self.current, NOBODY);
-        let Ok(tag) = Tag::new(current) else {
-            return false;
+        let what = match (Tag::new(current), self.panicked.take()) {
+            (Ok(tag), _) => Panicked::Handle(tag),
+            (Err(_), what) => what?,
         };
         self.shared.meters.panics.add_shared(1);
+        match what {
+            Panicked::Handle(tag) => self.recover_request(port, tag),
+            // The driver takes no answer before it has brought the data.
+            Panicked::Place(tag) => self.get_data_at(port, tag, PlaceOf::Panicked, None),
+            Panicked::Turn | Panicked::Operation => {}
+        }
+        Some(what)
+    }
+
+    fn recover_request(&mut self, port: &mut P, tag: Tag) {
         // The lane writes down where a tag is when its handler returns.
         let state = &mut self.tags[tag.index()].state;
         if state.with_driver() {
@@ -67,7 +130,27 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             // Answered or not, the worker has not seen it.
             self.answered_from(port, tag, Answer::failed(Errno::EIO), 0);
         }
-        true
+    }
+
+    /// A call of the handler outside of a batch: its panic is counted, and has no other consequence.
+    #[cold]
+    pub(crate) fn contained<T>(&mut self, call: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        let result = catch_unwind(AssertUnwindSafe(|| call(self)));
+        if result.is_err() {
+            self.panicked.take();
+            self.shared.meters.panics.add_shared(1);
+        }
+        result.ok()
+    }
+
+    /// Operations of the handler that the kernel has; none of one that cannot say.
+    #[cold]
+    pub(crate) fn in_flight(&self) -> usize {
+        let count = catch_unwind(AssertUnwindSafe(|| self.handler.in_flight()));
+        count.unwrap_or_else(|_| {
+            self.shared.meters.panics.add_shared(1);
+            0
+        })
     }
 
     /// True once the driver has aborted a tag and the server has nothing in hand and nothing to say:
@@ -81,13 +164,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             && sent
             && self.retry.is_empty()
             && !self.tags.iter().any(|tag| tag.state.in_hand())
-            && (!H::OPERATIONS || self.handler.in_flight() == 0)
+            && (!H::OPERATIONS || self.in_flight() == 0)
     }
-}
-
-/// One tag fewer is outstanding, and the rest is worth waiting for.
-pub(super) const fn came_back(outstanding: u32) -> (u32, u32) {
-    (outstanding.saturating_sub(1), PATIENCE)
 }
 
 impl<P: Port, D, H> Lane<P, D, H> {
@@ -100,14 +178,18 @@ impl<P: Port, D, H> Lane<P, D, H> {
 }
 
 impl<P: Port, D, H> Drop for Lane<P, D, H> {
-    /// However the worker ends: closing a ring is no barrier, so the driver may still write to the buffers and read
-    /// the elements of batch commands (L09). They are leaked on purpose; the address range ends with the process.
+    /// However the worker ends: closing a ring is no barrier, so the kernel may still write to the buffers and read
+    /// the elements of batch commands (L09). These are leaked on purpose, and nothing else is (L63): the address range
+    /// ends with the process.
     fn drop(&mut self) {
         if self.driver_has_tags() {
-            std::mem::forget(Arc::clone(&self.shared));
+            std::mem::forget(self.shared.arena.clone());
             std::mem::forget(std::mem::take(&mut self.batch));
             // Where the driver has an address of the handler's own memory, its owner stays as well.
             std::mem::forget(self.backing.take());
+        }
+        if self.forwards.count > 0 {
+            std::mem::forget(self.shared.path.client_memory());
         }
     }
 }

@@ -136,7 +136,6 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.registrations.set(tag, Step::Done);
         // As the driver's completion found it, which has been counted.
         self.tags[tag.index()].state = TagState::Fetching;
-        self.outstanding += u32::from(self.leaving);
         self.completed_seldom(port, number, 0)
     }
 

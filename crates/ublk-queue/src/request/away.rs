@@ -57,6 +57,21 @@ impl KeptRequest {
         self.data().map(|_| ())
     }
 
+    /// Lets any thread answer the request.
+    #[must_use]
+    pub fn detach(self) -> OwnedRequest {
+        let (tag, io, ready, placed) = (self.tag, self.io, self.ready, self.placed);
+        let lane = Arc::clone(&self.forget().shared);
+        OwnedRequest {
+            lane,
+            tag,
+            io,
+            ready,
+            any_source: false,
+            placed,
+        }
+    }
+
     /// Answers the request; its worker takes the answer before it sleeps.
     pub fn complete(self, result: Result<(), Errno>) {
         let answer = self.answer_of(result);
@@ -79,10 +94,15 @@ impl KeptRequest {
     }
 
     fn record(self, answer: Answer, source: u64) {
+        let tag = self.tag;
+        self.forget().answer((tag, answer, source));
+    }
+
+    /// The lane, of a token that answers nothing any more.
+    fn forget(self) -> Rc<LaneLocal> {
         let this = ManuallyDrop::new(self);
         // SAFETY: `this` is never used again nor dropped, so the Rc is moved out exactly once.
-        let lane = unsafe { std::ptr::read(&raw const this.lane) };
-        lane.answer((this.tag, answer, source));
+        unsafe { std::ptr::read(&raw const this.lane) }
     }
 }
 

@@ -7,8 +7,9 @@ use crate::handler::Handler;
 use crate::lane::{ABORT_WAIT, Lane};
 use crate::seam::{Descriptors, Port};
 
-/// What a worker that is driven wants next.
+/// What a worker that is driven wants next: when its owner has to call it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "who sleeps longer than it says waits for requests that nobody submits"]
 pub enum Next {
     /// To be driven once its ring is readable.
     Ready,
@@ -22,41 +23,27 @@ pub enum Next {
 const ROUNDS: u32 = 8;
 
 impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
-    /// One turn of a worker that its owner drives: submits what was answered and takes what is there, without
-    /// sleeping. True once all lanes are empty.
-    ///
-    /// # Errors
-    /// Why the worker cannot go on.
-    pub fn step(&mut self) -> Result<bool, WorkerError> {
-        for lane in &mut self.lanes {
-            lane.turn(&mut self.port);
-            lane.take_answers(&mut self.port);
-            lane.flush(&mut self.port);
-            lane.shared.meters.enters.add(1);
-        }
-        self.port.enter(0, None).map_err(WorkerError::Ring)?;
-        if self.has_retries() {
-            self.take_retries();
-        }
-        self.mark_serving();
-        self.take_completions_seldom()?;
-        Ok(self.lanes.iter().all(Lane::is_empty) && self.last_commits_taken()?)
-    }
-
-    /// Serves what there is without sleeping, and says when to be called again. A busy worker comes back after some
-    /// batches, its ring still readable.
+    /// Serves what there is without sleeping, and says when to be called again. Whatever the requests made is with the
+    /// kernel by then, or a time is given; a busy worker comes back after some batches, its ring still readable.
     ///
     /// # Errors
     /// Why the worker cannot go on.
     pub fn drive(&mut self) -> Result<Next, WorkerError> {
         self.port.unpark();
-        self.guarded(Self::serve_awake)
+        match self.guarded(Self::serve_awake)? {
+            Some(next) => Ok(next),
+            // A handler's `turn` has panicked: the others have had theirs.
+            None if self.unusual(0, None)? => Ok(Next::Ended),
+            None => Ok(Next::Within(ABORT_WAIT)),
+        }
     }
 
     fn serve_awake(&mut self) -> Result<Next, WorkerError> {
         for lane in &mut self.lanes {
             lane.serve_fetched(&mut self.port)?;
         }
+        // What the kernel has made meanwhile shows by the descriptor once this round has found nothing to submit.
+        let mut enters = true;
         for _ in 0..ROUNDS {
             self.take_completions_seldom()?;
             let mut again = false;
@@ -74,8 +61,11 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 return Err(WorkerError::Left);
             }
             let retries = self.has_retries();
-            // One system call: what was pushed goes, what the kernel has comes.
-            self.port.enter(0, None).map_err(WorkerError::Ring)?;
+            if enters || retries || self.port.pending() > 0 {
+                // One system call: what was pushed goes, what the kernel has comes.
+                self.port.enter(0, None).map_err(WorkerError::Ring)?;
+                enters = false;
+            }
             self.mark_serving();
             if retries {
                 let backoff = self.backoff;
@@ -85,7 +75,12 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                     return Ok(Next::Within(backoff));
                 }
             }
-            if again || !self.port.park().map_err(WorkerError::Ring)? {
+            // Entries that the kernel did not take (EAGAIN, EBUSY) have no completion that ends a sleep (L61).
+            if again
+                || self.has_retries()
+                || self.port.pending() > 0
+                || !self.port.park().map_err(WorkerError::Ring)?
+            {
                 continue;
             }
             let mut lanes = self.lanes.iter_mut();
@@ -95,6 +90,10 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 false => Next::Ready,
             });
         }
-        Ok(Next::Within(Duration::ZERO))
+        let waits = self.has_retries() || self.port.pending() > 0;
+        Ok(Next::Within(match waits {
+            true => self.backoff,
+            false => Duration::ZERO,
+        }))
     }
 }

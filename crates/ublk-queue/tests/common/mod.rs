@@ -180,6 +180,14 @@ impl<P: Port> Port for FilePort<P> {
         self.inner.space()
     }
 
+    fn pending(&mut self) -> u32 {
+        self.inner.pending()
+    }
+
+    fn park(&mut self) -> Result<bool, Errno> {
+        Ok(self.ready.is_empty() && self.pending.is_empty() && self.inner.park()?)
+    }
+
     fn push_batch(
         &mut self,
         lane: u16,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use ublk_core::iod::IoBounds;
-use ublk_core::{Op, QueueId};
+use ublk_core::{Backend, Errno, Limits, Op, QueueId};
 use ublk_queue::seam::Port;
 use ublk_queue::{
     Forward, Handler, LaneHandle, LaneSpec, Next, Request, State, Worker, WorkerError,
@@ -23,6 +23,8 @@ pub const ALL_FAULTS: Faults = Faults {
     short_io: 0,
     interrupted_io: 0,
     failed_io: 0,
+    busy: 5,
+    late_aborts: 50,
 };
 
 /// What came of a run.
@@ -53,12 +55,22 @@ pub fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
     run_by(config, make, Worker::run)
 }
 
-/// The same with an owner who drives the engine.
+/// The same with an owner who drives the engine, and sleeps in between for as long as it is told.
 pub fn run_driven<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
-    run_by(config, make, |worker| {
-        while worker.drive()? != Next::Ended {}
-        Ok(())
-    })
+    run_by(config, make, drive_and_sleep)
+}
+
+pub fn drive_and_sleep<H: Handler>(
+    worker: &mut Worker<SimPort, SimDescriptors, H>,
+) -> Result<(), WorkerError> {
+    for _ in 0..200_000 {
+        match worker.drive()? {
+            Next::Ended => return Ok(()),
+            Next::Ready => worker.port().sleep_until_readable(None),
+            Next::Within(time) => worker.port().sleep_until_readable(Some(time)),
+        }
+    }
+    panic!("the worker does not end");
 }
 
 fn run_by<H: Handler>(
@@ -69,9 +81,30 @@ fn run_by<H: Handler>(
     run_on(&config, Sim::port, Arc::default(), make, serve)
 }
 
+/// The same for an engine that takes the device for one of that size.
+pub fn run_sized<H: Handler>(
+    config: &Config,
+    size: usize,
+    make: impl Fn() -> H,
+    serve: impl FnOnce(&mut Worker<SimPort, SimDescriptors, H>) -> Result<(), WorkerError>,
+) -> Run {
+    run_all(config, size, Sim::port, Arc::default(), make, serve)
+}
+
 /// The same with a ring around the simulated one, until it ends or is told to leave.
 pub fn run_on<P: Port, H: Handler>(
     config: &Config,
+    port: impl FnOnce(&Sim) -> P,
+    leave: Arc<AtomicBool>,
+    make: impl FnMut() -> H,
+    serve: impl FnOnce(&mut Worker<P, SimDescriptors, H>) -> Result<(), WorkerError>,
+) -> Run {
+    run_all(config, config.size, port, leave, make, serve)
+}
+
+fn run_all<P: Port, H: Handler>(
+    config: &Config,
+    size: usize,
     port: impl FnOnce(&Sim) -> P,
     leave: Arc<AtomicBool>,
     mut make: impl FnMut() -> H,
@@ -83,7 +116,7 @@ pub fn run_on<P: Port, H: Handler>(
     for qid in 0..config.queues {
         let id = QueueId::new(qid).expect("few queues");
         let bounds = IoBounds {
-            size: config.size as u64,
+            size: size as u64,
             max_io_bytes: config.max_io_bytes,
         };
         let mut spec = LaneSpec::new(id, config.depth, bounds, sim.descriptors(qid), make());
@@ -138,5 +171,28 @@ impl Handler for ToFile {
             },
         };
         request.forward(to);
+    }
+}
+
+/// A device of zeroes that takes no other data.
+pub struct Filled;
+
+impl Handler for Filled {
+    fn handle(&mut self, mut request: Request<'_>) {
+        let filled = request.data_mut().map(|data| data.fill(0));
+        request.complete(filled);
+    }
+}
+
+/// The same for a pool.
+pub struct Zeroes(pub usize);
+
+impl Backend for Zeroes {
+    fn limits(&self) -> Limits {
+        Limits::new(self.0 as u64)
+    }
+    fn read_at(&self, buf: &mut [u8], _offset: u64) -> Result<(), Errno> {
+        buf.fill(0);
+        Ok(())
     }
 }

@@ -91,6 +91,9 @@ impl Port for Tiny {
     fn space(&mut self) -> u32 {
         u32::MAX
     }
+    fn pending(&mut self) -> u32 {
+        u32::try_from(self.0.borrow().commands.len()).unwrap_or(u32::MAX)
+    }
     fn enter(&mut self, want: u32, _timeout: Option<Duration>) -> Result<(), Errno> {
         let mut driver = self.0.borrow_mut();
         if want > 0 && driver.commands.is_empty() && driver.completions.is_empty() {

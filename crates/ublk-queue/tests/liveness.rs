@@ -1,0 +1,304 @@
+//! Whoever sleeps is woken: owners that drive the engine and sleep for as long as they are told, threads that poll, rings
+//! that take nothing for a while, aborts that are seen late, several threads on a queue.
+
+mod sim;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use sim::{ALL_FAULTS, Filled, drive_and_sleep, run, run_driven, run_on, run_sized};
+use ublk_core::iod::IoBounds;
+use ublk_core::{DataMode, QueueId};
+use ublk_queue::worker::Share;
+use ublk_queue::{
+    Handler, KeptRequest, LaneSpec, Next, Polling, Pool, Request, State, Worker, WorkerError,
+};
+use ublk_sim::{Config, End, Faults, Sim, SimDescriptors, SimPort};
+
+/// Keeps what comes for the owner, as a raw queue does.
+#[derive(Clone, Default)]
+struct Collect(Rc<RefCell<VecDeque<KeptRequest>>>);
+
+impl Handler for Collect {
+    fn handle(&mut self, request: Request<'_>) {
+        self.0.borrow_mut().push_back(request.keep());
+    }
+}
+
+impl Collect {
+    /// Answers what was kept. True if there was anything.
+    fn answer(&self) -> bool {
+        let kept: Vec<_> = self.0.borrow_mut().drain(..).collect();
+        let any = !kept.is_empty();
+        for mut request in kept {
+            if let Ok(data) = request.data_mut() {
+                data.fill(0);
+            }
+            request.complete(Ok(()));
+        }
+        any
+    }
+}
+
+/// What a raw queue's owner does: a turn, the answers, another turn, and sleep once there is nothing to answer.
+fn take_turns(
+    worker: &mut Worker<SimPort, SimDescriptors, Collect>,
+    kept: &Collect,
+) -> Result<(), WorkerError> {
+    for _ in 0..100_000 {
+        let next = worker.drive()?;
+        if kept.answer() {
+            continue;
+        }
+        match next {
+            Next::Ended => return Ok(()),
+            Next::Ready => worker.port().sleep_until_readable(None),
+            Next::Within(time) => worker.port().sleep_until_readable(Some(time)),
+        }
+    }
+    panic!("the queue does not end");
+}
+
+/// A device that holds nothing but zeroes, so that its content can be told.
+fn zeroes(seed: u64) -> Config {
+    Config {
+        read_percent: 100,
+        ..Config::new(seed)
+    }
+}
+
+/// L61 A turn of a queue that its owner drives leaves no command that the kernel has not seen: not those for data, not
+/// refusals of a device made smaller, not those that io_uring refused.
+#[test]
+fn l61_a_turn_leaves_no_command_behind() {
+    let transient = Faults {
+        transient: 10,
+        busy: 10,
+        ..Faults::default()
+    };
+    for seed in 0..20 {
+        for (data, batch, faults, shrink) in [
+            (DataMode::Copy, false, Faults::default(), false),
+            (DataMode::Copy, false, Faults::default(), true),
+            (DataMode::Copy, false, transient, false),
+            (DataMode::GetData, false, Faults::default(), false),
+            (DataMode::GetData, false, transient, false),
+            (DataMode::Copy, true, transient, true),
+        ] {
+            let config = Config {
+                data,
+                batch,
+                faults,
+                read_percent: 50,
+                ..Config::new(seed)
+            };
+            let kept = Collect::default();
+            let run = run_sized(
+                &config,
+                if shrink { config.size / 2 } else { config.size },
+                || kept.clone(),
+                |worker| take_turns(worker, &kept),
+            );
+            let hangs = |text: &&String| !text.contains("wrong data read");
+            assert_eq!(run.report.violations.iter().find(hangs), None, "{seed}");
+            assert_eq!((run.result, run.report.completed), (Ok(()), 1000), "{seed}");
+        }
+    }
+}
+
+/// L61 An enter that took nothing (EAGAIN, EBUSY, ENOMEM) is not the last before an owner's sleep.
+#[test]
+fn l61_a_driven_worker_does_not_sleep_on_what_a_busy_ring_left() {
+    for seed in 0..40 {
+        let faults = Faults {
+            busy: 30,
+            ..Faults::default()
+        };
+        let config = Config {
+            faults,
+            depth: 1 + (seed % 16) as u16,
+            batch: seed % 2 == 1,
+            ..zeroes(seed)
+        };
+        run_driven(config.clone(), || Filled).assert_clean(1000);
+        run(config, || Filled).assert_clean(1000);
+    }
+}
+
+/// L62 Aborts that are seen after commits have crossed them end a queue all the same, however it is driven, and its ring is
+/// not closed in their midst.
+#[test]
+fn l62_late_aborts_end_a_queue() {
+    for seed in 0..60 {
+        let faults = Faults {
+            late_aborts: 70,
+            ..Faults::default()
+        };
+        let config = Config {
+            faults,
+            batch: seed % 3 == 2,
+            end: End::Quiesce(300),
+            ..zeroes(seed)
+        };
+        let kept = Collect::default();
+        for run in [
+            run(config.clone(), || Filled),
+            run_driven(config.clone(), || Filled),
+            run_on(
+                &config,
+                Sim::port,
+                Arc::default(),
+                || kept.clone(),
+                |worker| take_turns(worker, &kept),
+            ),
+        ] {
+            assert_eq!(run.report.violations, Vec::<String>::new(), "{seed}");
+            assert_eq!(run.result, Ok(()), "{seed}");
+            assert_eq!(run.report.unanswered, 0, "what was in hand is committed");
+            assert_eq!(run.lanes[0].state(), State::Empty);
+        }
+    }
+}
+
+/// L60 A worker that polls takes the notice of another thread's answer, and sleeps again.
+#[test]
+fn l60_a_polling_worker_takes_each_wake_once() {
+    let spin = Duration::from_micros(50);
+    for seed in 0..10 {
+        for polling in [Polling::Fixed(spin), Polling::Adaptive(spin)] {
+            let config = Config {
+                polling,
+                depth: 4,
+                faults: if seed % 2 == 0 {
+                    Faults::default()
+                } else {
+                    ALL_FAULTS
+                },
+                ..zeroes(seed)
+            };
+            let pool = Pool::start(&Arc::new(sim::Zeroes(config.size)), 2, 4).expect("threads");
+            run(config.clone(), || pool.handler()).assert_clean(1000);
+            run(config, || Filled).assert_clean(1000);
+        }
+    }
+}
+
+/// Runs several threads on one queue, each with a ring of its own, as the server does.
+fn run_threads(config: &Config, threads: u16) -> Sim {
+    let sim = Sim::new(config.clone());
+    let shares = Share::deal(threads, config.depth, config.max_io_bytes).expect("memory");
+    let ports: Vec<_> = shares.iter().map(|_| sim.port()).collect();
+    std::thread::scope(|scope| {
+        for (port, share) in ports.into_iter().zip(shares) {
+            scope.spawn(|| {
+                let bounds = IoBounds {
+                    size: config.size as u64,
+                    max_io_bytes: config.max_io_bytes,
+                };
+                let descriptors = port.descriptors(0);
+                let mut worker = Worker::new(port, Arc::default());
+                let (qid, depth) = (QueueId::ZERO, config.depth);
+                let mut spec = LaneSpec::new(qid, depth, bounds, descriptors, Filled);
+                (spec.data, spec.batch, spec.share) = (config.data, config.batch, share);
+                spec.device = Box::new(sim.device());
+                let lane = worker.add_lane(spec).expect("memory");
+                let armed = worker.arm();
+                let result = armed.and_then(|()| worker.run());
+                assert_eq!(result, Ok(()));
+                worker.finish(&result);
+                assert_eq!(lane.state(), State::Empty);
+            });
+        }
+    });
+    sim
+}
+
+/// L10 Several threads on a queue answer each request once: each its own tags, or in batch mode whichever comes, and none
+/// fetches before all have prepared theirs.
+#[test]
+fn l10_several_threads_share_a_queue() {
+    for seed in 0..8 {
+        for batch in [false, true] {
+            for threads in [2, 3] {
+                let config = Config {
+                    batch,
+                    faults: if seed % 2 == 0 {
+                        Faults::default()
+                    } else {
+                        ALL_FAULTS
+                    },
+                    ..zeroes(seed)
+                };
+                let report = run_threads(&config, threads).report();
+                assert_eq!(report.violations, Vec::<String>::new(), "{seed} {batch}");
+                assert_eq!((report.completed, report.failed), (1000, 0));
+            }
+        }
+    }
+}
+
+/// L55 An answer from another thread is heard by an owner who sleeps on the ring's descriptor.
+#[test]
+fn l55_answers_of_other_threads_end_an_owners_sleep() {
+    for seed in 0..10 {
+        let config = Config {
+            depth: 4,
+            faults: ALL_FAULTS,
+            ..zeroes(seed)
+        };
+        let pool = Pool::start(&Arc::new(sim::Zeroes(config.size)), 2, 4).expect("threads");
+        let leave = Arc::new(AtomicBool::new(false));
+        let run = run_on(
+            &config,
+            Sim::port,
+            leave,
+            || pool.handler(),
+            drive_and_sleep,
+        );
+        run.assert_clean(1000);
+    }
+}
+
+/// L55 A raw queue's request may go to another thread, whose answer ends the owner's sleep.
+#[test]
+fn l55_a_kept_request_goes_to_another_thread() {
+    for seed in 0..6 {
+        let config = Config {
+            depth: 4,
+            faults: ALL_FAULTS,
+            ..zeroes(seed)
+        };
+        let kept = Collect::default();
+        let (send, receive) = std::sync::mpsc::channel::<ublk_queue::OwnedRequest>();
+        let answering = std::thread::spawn(move || {
+            for mut request in receive {
+                let filled = request.data_mut().map(|data| data.fill(0));
+                request.complete(filled);
+            }
+        });
+        let run = run_on(
+            &config,
+            Sim::port,
+            Arc::default(),
+            || kept.clone(),
+            |worker| loop {
+                let next = worker.drive()?;
+                for request in kept.0.borrow_mut().drain(..) {
+                    send.send(request.detach()).expect("the thread listens");
+                }
+                match next {
+                    Next::Ended => return Ok(()),
+                    Next::Ready => worker.port().sleep_until_readable(None),
+                    Next::Within(time) => worker.port().sleep_until_readable(Some(time)),
+                }
+            },
+        );
+        run.assert_clean(1000);
+        drop(send);
+        answering.join().expect("no panic");
+    }
+}
