@@ -21,6 +21,7 @@ mod loom;
 mod manifest;
 mod matrix;
 mod modinfo;
+mod mutants;
 mod newc;
 mod paths;
 mod recovery;
@@ -66,6 +67,8 @@ enum Task {
     Layout,
     /// The models of the ring's memory order
     Loom,
+    /// Faults of our own making: the test of each must find it
+    Mutants(mutants::Options),
     /// The fuzz targets: one, or all of them in turn
     Fuzz {
         /// Name of a target
@@ -115,6 +118,7 @@ fn main() -> ExitCode {
         Task::Lint => lint::run(),
         Task::Layout => layout::run(),
         Task::Loom => loom::run(),
+        Task::Mutants(options) => mutants::run(&options),
         Task::Fuzz { target, time } => fuzz::run(target, time),
         Task::VmSimpleE2e { accel } => e2e::simple(accel),
         Task::VmE2e(options) => e2e::run(&options),

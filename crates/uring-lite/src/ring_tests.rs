@@ -384,6 +384,18 @@ fn a_serving_ring_submits_and_sleeps_in_one_call() {
     assert_eq!(pop_all(&mut ring), [0, 1]);
 }
 
+/// L61 A ring with entries that the kernel has not taken, as after EAGAIN, does not let its owner sleep elsewhere.
+#[test]
+fn l61_a_ring_with_unsubmitted_entries_does_not_park() {
+    let (mut ring, _kernel) = ring(8, 16);
+    assert_eq!(ring.park(), Ok(true));
+    push(&mut ring, 0..1);
+    assert_eq!(ring.park(), Ok(false));
+    ring.enter(0, None).expect("enter");
+    assert_eq!(pop_all(&mut ring), [0]);
+    assert_eq!(ring.park(), Ok(true));
+}
+
 /// L55 A wake that came before is no sleep. (Completions that are there already end the wait in the kernel.)
 #[test]
 fn l55_a_serving_ring_does_not_sleep_on_a_wake() {

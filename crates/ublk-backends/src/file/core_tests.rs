@@ -28,6 +28,8 @@ struct Fake {
     refuses: Vec<&'static str>,
     /// Each sync tells that it runs, and waits for its end.
     gate: Option<Gate>,
+    /// Of direct I/O: transfers begin at whole ones, as the kernel demands. Nothing is 0 or 1.
+    unit: usize,
 }
 
 #[derive(Debug)]
@@ -37,6 +39,15 @@ struct Gate {
 }
 
 impl Fake {
+    fn place(&self, at: u64) -> Result<usize, Errno> {
+        let at = usize::try_from(at).unwrap();
+        if at.is_multiple_of(self.unit.max(1)) {
+            Ok(at)
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }
+
     fn step(&self, len: usize) -> Result<usize, Errno> {
         match self.next.lock().unwrap().pop_front() {
             Some(Next::Short(n)) => Ok(n.min(len)),
@@ -62,14 +73,14 @@ impl Fake {
 impl Layer for Fake {
     fn read(&self, buf: &mut [u8], at: u64) -> Result<usize, Errno> {
         let data = self.data.lock().unwrap();
-        let at = usize::try_from(at).unwrap();
+        let at = self.place(at)?;
         let n = self.step(buf.len())?.min(data.len().saturating_sub(at));
         buf[..n].copy_from_slice(&data[at..][..n]);
         Ok(n)
     }
     fn write(&self, buf: &[u8], at: u64) -> Result<usize, Errno> {
+        let at = self.place(at)?;
         let n = self.step(buf.len())?;
-        let at = usize::try_from(at).unwrap();
         self.data.lock().unwrap()[at..][..n].copy_from_slice(&buf[..n]);
         Ok(n)
     }
@@ -92,7 +103,8 @@ impl Layer for Fake {
     }
 }
 
-fn core(fake: Fake, position: u32) -> Core<Fake> {
+fn core(mut fake: Fake, position: u32) -> Core<Fake> {
+    fake.unit = usize::try_from(position).unwrap();
     let whole = usize::try_from(BASE + SIZE).unwrap();
     *fake.data.lock().unwrap() = (0..whole)
         .map(|i| u8::try_from(i / 512).unwrap() ^ 0x5a)
@@ -138,6 +150,25 @@ fn l05_l11_short_transfers_are_continued() {
         assert_eq!(read(&core, 8192, 4096), Ok(vec![9; 4096]));
         assert!(core.layer.next.lock().unwrap().is_empty());
     }
+}
+
+/// L05 L11 A transfer by direct I/O that ends off the unit goes on from the last whole one, and is whole in the end.
+#[test]
+fn l05_l11_a_transfer_that_ends_off_the_unit_goes_on_from_a_whole_one() {
+    let core = core(Fake::default(), 512);
+    let want = core.layer.data.lock().unwrap()[4096 + 1024..][..4096].to_vec();
+    let next = |shorts: &[usize]| {
+        let mut next = core.layer.next.lock().unwrap();
+        next.extend(shorts.iter().map(|n| Next::Short(*n)));
+    };
+    next(&[1000, 700]);
+    assert_eq!(read(&core, 1024, 4096), Ok(want));
+    next(&[513, 2047]);
+    let mut memory = Aligned::new(4096);
+    memory.bytes().fill(9);
+    assert_eq!(core.write_at(memory.bytes(), 8192, false), Ok(()));
+    assert_eq!(read(&core, 8192, 4096), Ok(vec![9; 4096]));
+    assert!(core.layer.next.lock().unwrap().is_empty(), "all were met");
 }
 
 /// L05 The end of the file inside the device is an error, and so is a write that does not move; with O_DIRECT what

@@ -247,3 +247,26 @@ fn overlapping_requests_of_many_threads() {
         assert!(seen[1..].iter().any(|s| *s), "the writers did write");
     });
 }
+
+/// L83 What the kernel does not take back, since it is locked, reads as zeroes all the same.
+#[test]
+#[expect(unsafe_code, reason = "locks memory")]
+fn l83_locked_memory_is_zeroed() {
+    let memory = device(64 << 10);
+    memory.write_at(&[7; 64 << 10], 0, false).expect("inside");
+    let place = memory.mapping.at(0, 64 << 10).as_ptr().cast();
+    // SAFETY: the range is the device's mapping; locking changes no byte.
+    if unsafe { libc::mlock(place, 64 << 10) } != 0 {
+        eprintln!("not run: 64 KiB cannot be locked (ulimit -l)");
+        return;
+    }
+    assert!(!memory.mapping.give_back(4096, 4096), "locked");
+    memory.discard(512, 32 << 10).expect("inside");
+    let found = read(&memory, 0, 64 << 10);
+    assert!(is(&found[..512], 7) && is(&found[512..512 + (32 << 10)], 0));
+    assert!(is(&found[512 + (32 << 10)..], 7));
+    memory
+        .write_zeroes(48 << 10, 8 << 10, true)
+        .expect("inside");
+    assert!(is(&read(&memory, 48 << 10, 8 << 10), 0));
+}

@@ -261,6 +261,33 @@ mod loom_tests {
         });
     }
 
+    /// L55 A task that is woken again while the list with it is being taken takes no other off the list: each is found
+    /// after its last wake, and the list comes to its end.
+    #[test]
+    fn loom_a_task_woken_again_loses_no_other() {
+        loom::model(|| {
+            let bell = std::sync::Arc::new(Bell(AtomicU32::new(0)));
+            let shared = Arc::new(Shared::new(2, 1, bell));
+            // Both are in the list: 1 before 0.
+            shared.wake(&shared.nodes[0], false);
+            shared.wake(&shared.nodes[1], false);
+            let again = {
+                let shared = Arc::clone(&shared);
+                loom::thread::spawn(move || shared.wake(&shared.nodes[1], false))
+            };
+            let mut seen = [0, 0];
+            let mut found = |tag: u16| {
+                seen[usize::from(tag)] += 1;
+                assert!(seen[0] + seen[1] <= 3, "the list has no end");
+            };
+            shared.drain(&mut found);
+            again.join().expect("no panic");
+            shared.drain(&mut found);
+            assert_eq!(seen[0], 1);
+            assert!((1..=2).contains(&seen[1]));
+        });
+    }
+
     /// Two tasks woken at once are both found, once each.
     #[test]
     fn loom_each_task_is_found_once() {
