@@ -405,7 +405,9 @@ pub trait Controller: Send {
         done(self, Command::NoScheduler { id }, deadline)
     }
 
-    /// Waits until the block device exists, opens and has its size.
+    /// Waits until the block device exists, may be opened and has its size. A controller in this process does not open it
+    /// ([`Nodes::see_ready`](crate::nodes::Nodes::see_ready)); one in a process of its own does, and sees the partitions
+    /// found by that.
     ///
     /// # Errors
     /// [`Error::TimedOut`], [`Error::WrongSize`], [`Error::NoPermission`] …

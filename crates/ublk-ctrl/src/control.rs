@@ -520,7 +520,8 @@ impl<P: CtrlPort> Control<P> {
             Command::ShareMemory { id, pid, fd } => self
                 .share_descriptor(id, (pid, fd), deadline)
                 .map(Reply::Shared),
-            Command::ProveReady { id, size } => nodes::prove_ready(id, size, deadline).map(done),
+            // Who calls this may be the server itself: no open, which would wait for it (L80).
+            Command::ProveReady { id, size } => nodes::see_ready(id, size, deadline).map(done),
         }
     }
 }

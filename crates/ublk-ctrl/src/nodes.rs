@@ -2,13 +2,14 @@
 #![forbid(unsafe_code)]
 
 use crate::wait::{deadline_in, until};
-use crate::{Error, Operation};
+use crate::{Error, Operation, sys};
 use core::time::Duration;
 use std::fs::{self, File, OpenOptions, read_dir};
 use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use ublk_core::{DevId, Errno};
+use ublk_core::{DevId, Errno, SECTOR_SIZE};
 
 /// Where the nodes are: `/dev` and `/sys`, or the same below another root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,13 +68,39 @@ impl Nodes {
         Ok(file.into())
     }
 
+    /// Waits until the block device exists, may be opened by the caller and has `size` bytes, without opening it: by the
+    /// node and by sysfs. So nothing here waits for an answer of the server, and a process that serves the device can
+    /// ask it of itself (L80). Whether the kernel has looked for partitions by then is not said.
+    ///
+    /// # Errors
+    /// As [`Nodes::prove_ready`].
+    pub fn see_ready(&self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
+        let operation = Operation::ProveReady;
+        let path = self.block_device(id);
+        let disk = self.sys.join(format!("class/block/ublkb{id}"));
+        let mut last = Errno::ENOENT;
+        let found = until(deadline_in(deadline), || {
+            let looked = sys::may_read(&path).and_then(|()| disk_size(&path, &disk));
+            match looked {
+                Ok(size) => return Ok(Some(size)),
+                Err(errno) => last = errno,
+            }
+            may_pass(last)
+                .then_some(None)
+                .ok_or_else(|| refused(operation, id, last))
+        })?;
+        let got = found.ok_or_else(|| not_in_time(operation, id, last, deadline))?;
+        same_size(id, size, got)
+    }
+
     /// Waits until the block device exists, opens for reading and has `size` bytes: what "ready"
     /// means (L38).
     ///
     /// The open reads from the device on most systems (udev and the kernel look for partitions), so
     /// the server must be serving, and a server that does not answer blocks the caller in the
-    /// kernel beyond any deadline: call this from a helper, as [`Controller`](crate::Controller)
-    /// does.
+    /// kernel beyond any deadline. **Call it in another process than the server's**: a server that is killed meanwhile
+    /// would never end, since the open waits for its answers and its end for the open (L80). In the server's own process
+    /// [`Nodes::see_ready`] is the way.
     ///
     /// # Errors
     /// [`Error::TimedOut`] where it does not appear, [`Error::WrongSize`], [`Error::NoPermission`]
@@ -89,11 +116,7 @@ impl Nodes {
             dev: Some(id),
             errno: Errno::from_io(&e),
         })?;
-        if got == size {
-            return Ok(());
-        }
-        let (dev, want) = (id, size);
-        Err(Error::WrongSize { dev, want, got })
+        same_size(id, size, got)
     }
 
     /// Writes back what is dirty in the block device's own cache and empties its server's (fsync). File systems
@@ -160,42 +183,75 @@ fn open(
     id: DevId,
     deadline: Duration,
 ) -> Result<File, Error> {
-    let dev = Some(id);
     let mut last = Errno::ENOENT;
     let found = until(deadline_in(deadline), || match options.open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) => {
             last = Errno::from_io(&error);
-            match last {
-                Errno::ENOENT
-                | Errno::EACCES
-                | Errno::EPERM
-                | Errno::EBUSY
-                | Errno::ENXIO
-                | Errno::ENODEV
-                | Errno::EINTR => Ok(None),
-                errno => Err(Error::Refused {
-                    operation,
-                    dev,
-                    errno,
-                }),
-            }
+            may_pass(last)
+                .then_some(None)
+                .ok_or_else(|| refused(operation, id, last))
         }
     })?;
-    found.ok_or(match last {
+    found.ok_or_else(|| not_in_time(operation, id, last, deadline))
+}
+
+/// Whether waiting may cure it.
+const fn may_pass(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::ENOENT
+            | Errno::EACCES
+            | Errno::EPERM
+            | Errno::EBUSY
+            | Errno::ENXIO
+            | Errno::ENODEV
+            | Errno::EINTR
+    )
+}
+
+const fn refused(operation: Operation, id: DevId, errno: Errno) -> Error {
+    Error::Refused {
+        operation,
+        dev: Some(id),
+        errno,
+    }
+}
+
+/// What kept a node from being there up to the deadline.
+fn not_in_time(operation: Operation, id: DevId, last: Errno, deadline: Duration) -> Error {
+    match last {
         Errno::ENOENT | Errno::EINTR => Error::TimedOut {
             operation,
-            dev,
+            dev: Some(id),
             after: deadline,
             abandoned: false,
         },
-        Errno::ENXIO | Errno::ENODEV => Error::Refused {
-            operation,
-            dev,
-            errno: last,
-        },
-        errno => Error::of_command(operation, dev, errno),
-    })
+        Errno::ENXIO | Errno::ENODEV => refused(operation, id, last),
+        errno => Error::of_command(operation, Some(id), errno),
+    }
+}
+
+const fn same_size(id: DevId, want: u64, got: u64) -> Result<(), Error> {
+    if got == want {
+        return Ok(());
+    }
+    Err(Error::WrongSize { dev: id, want, got })
+}
+
+/// The size of a disk in bytes by its directory in sysfs: ENXIO where it has none, ENOENT where the node is another
+/// disk's (L42).
+fn disk_size(node: &Path, disk: &Path) -> Result<u64, Errno> {
+    let read = |name| fs::read_to_string(disk.join(name)).map_err(|_| Errno::ENXIO);
+    let sectors: u64 = read("size")?.trim().parse().map_err(|_| Errno::ENXIO)?;
+    let found = fs::metadata(node).map_err(|error| Errno::from_io(&error))?;
+    if found.file_type().is_block_device() {
+        let (major, minor) = sys::device_number(found.rdev());
+        if read("dev")?.trim() != format!("{major}:{minor}") {
+            return Err(Errno::ENOENT);
+        }
+    }
+    Ok(sectors.saturating_mul(SECTOR_SIZE))
 }
 
 /// [`Nodes::open_char`] in `/dev`.
@@ -204,6 +260,14 @@ fn open(
 /// As there.
 pub fn open_char(id: DevId, deadline: Duration) -> Result<OwnedFd, Error> {
     Nodes::default().open_char(id, deadline)
+}
+
+/// [`Nodes::see_ready`] in `/dev` and `/sys`.
+///
+/// # Errors
+/// As there.
+pub fn see_ready(id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
+    Nodes::default().see_ready(id, size, deadline)
 }
 
 /// [`Nodes::prove_ready`] in `/dev`.

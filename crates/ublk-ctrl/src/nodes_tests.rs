@@ -42,6 +42,61 @@ fn l38_ready_is_exists_opens_and_size() {
     );
 }
 
+/// What sysfs says of a disk.
+fn disk(nodes: &Nodes, n: u32, sectors: &str) {
+    let disk = nodes.sys.join(format!("class/block/ublkb{n}"));
+    create_dir_all(&disk).unwrap();
+    write(disk.join("size"), sectors).unwrap();
+}
+
+/// L80 Ready is seen without an open: a node that can be opened by nobody at the moment, since its open waits, is no
+/// reason to wait for ever. A FIFO's open waits like that for the other side.
+#[test]
+fn l80_ready_is_seen_without_an_open() {
+    let (_dir, nodes) = root();
+    let late = nodes.clone();
+    let udev = std::thread::spawn(move || {
+        std::thread::sleep(SHORT);
+        disk(&late, 0, "8\n");
+        let fifo = late.block_device(id(0));
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+    });
+    assert_eq!(nodes.see_ready(id(0), 4096, LONG), Ok(()));
+    udev.join().unwrap();
+    let (dev, want, got) = (id(0), 8192, 4096);
+    let wrong = Err(Error::WrongSize { dev, want, got });
+    assert_eq!(nodes.see_ready(id(0), 8192, LONG), wrong);
+}
+
+/// L38 L80 What keeps a device from being ready is told as what it is without an open, too.
+#[test]
+fn l38_what_is_seen_to_keep_a_device_from_being_ready() {
+    let (_dir, nodes) = root();
+    let error = nodes.see_ready(id(1), 4096, SHORT).unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    // A node without its disk.
+    write(nodes.block_device(id(2)), []).unwrap();
+    let error = nodes.see_ready(id(2), 4096, SHORT).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::ENXIO));
+    // Of another disk: the node of a block device that this host has, if it has any.
+    let disks = read_dir("/sys/class/block").into_iter().flatten().flatten();
+    let node = |name: std::ffi::OsString| Path::new("/dev").join(name);
+    let known = disks.map(|disk| node(disk.file_name()));
+    if let Some(known) = known.into_iter().find(|node| node.exists()) {
+        symlink(known, nodes.block_device(id(3))).unwrap();
+        disk(&nodes, 3, "8\n");
+        write(nodes.sys.join("class/block/ublkb3/dev"), "259:77777\n").unwrap();
+        let error = nodes.see_ready(id(3), 4096, SHORT).unwrap_err();
+        assert!(error.errno() != Some(Errno::ENXIO), "{error}");
+    }
+    // What no waiting cures is told at once.
+    symlink("ublkb4", nodes.block_device(id(4))).unwrap();
+    let begun = std::time::Instant::now();
+    assert!(nodes.see_ready(id(4), 4096, LONG).is_err());
+    assert!(begun.elapsed() < LONG / 2);
+}
+
 /// A scheduler is taken away where there is one, and what is `none` already is not touched.
 #[test]
 fn a_scheduler_is_taken_away_where_there_is_one() {

@@ -5,8 +5,11 @@
 #![expect(unsafe_code, reason = "calls of libc")]
 
 use core::mem::MaybeUninit;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use ublk_core::Errno;
 use ublk_core::kernel::Release;
 
 /// The machine's page size in bytes, for [`DeviceSpec::check`](ublk_core::DeviceSpec::check).
@@ -39,6 +42,23 @@ pub(crate) fn memlock_limit() -> Option<u64> {
     // SAFETY: `limit` is a valid rlimit for the kernel to fill, for the length of the call.
     let done = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
     (done == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// Whether this process may read a file, by its effective rights; the errno if not. Opens nothing.
+pub(crate) fn may_read(path: &Path) -> Result<(), Errno> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the pointer is that of a live string with its end, which the call only reads.
+    let done =
+        unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::R_OK, libc::AT_EACCESS) };
+    match done {
+        0 => Ok(()),
+        _ => Err(Errno::from_io(&std::io::Error::last_os_error())),
+    }
+}
+
+/// Major and minor of a device number.
+pub(crate) fn device_number(number: u64) -> (u32, u32) {
+    (libc::major(number), libc::minor(number))
 }
 
 /// `IORING_REGISTER_IOWQ_MAX_WORKERS` (linux/io_uring.h), since Linux 5.15.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ublk_core::{Backend, CpuMask, DevId, Errno, Geometry, QueueId, SharedBuffer, SharedTable};
+use ublk_ctrl::wait::{deadline_in, until};
 use ublk_ctrl::{Controller, nodes};
-use ublk_queue::{Plan, Server, SharedMemory};
+use ublk_queue::{Health, Plan, Server, SharedMemory};
 
 use crate::builder::{ArmFn, Options};
 use crate::device::Device;
@@ -32,6 +33,9 @@ pub struct Armed {
     pub(crate) unscheduled: bool,
     pub(crate) resize: Resize,
 }
+
+/// How long the first answers of a server may take for its device to get rid of the kernel's I/O scheduler.
+const ANSWERED: Duration = Duration::from_secs(1);
 
 /// What the backend says to another size.
 pub(crate) type Resize = Arc<dyn Fn(u64) -> Result<(), Errno> + Send + Sync>;
@@ -174,7 +178,8 @@ impl Armed {
         self.geometry.dev_id()
     }
 
-    /// Sends START_DEV, and proves that `/dev/ublkbN` exists, opens and has its size.
+    /// Sends START_DEV, and sees that `/dev/ublkbN` exists, may be opened and has its size. It is not opened: the open
+    /// would wait for the kernel's search for partitions, and that for our own answers.
     ///
     /// # Errors
     /// What START_DEV said. After a deadline the device is unsettled.
@@ -200,11 +205,20 @@ impl Armed {
         {
             return Err(self.unsettled(error.into()));
         }
-        if self.unscheduled {
+        if self.unscheduled && self.has_answered() {
             // A device that keeps the kernel's choice is slower and nothing else: not every owner may write to sysfs.
             let _ = self.controller.no_scheduler(self.id(), self.deadline);
         }
         Ok(Device::new(self))
+    }
+
+    /// Waits a while until the server has answered what has come, the search for partitions above all: what waits in the
+    /// kernel for requests must not be begun by the process that is to answer them (L80).
+    fn has_answered(&self) -> bool {
+        let busy = |health: &Health| health.queues.iter().any(|queue| queue.in_hand > 0);
+        let look = || Ok::<_, Error>((!busy(&self.server.health())).then_some(()));
+        let found = until(deadline_in(self.deadline.min(ANSWERED)), look);
+        matches!(found, Ok(Some(())))
     }
 
     fn unsettled(self, error: Error) -> Failure<Self> {
