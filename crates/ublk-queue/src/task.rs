@@ -152,6 +152,10 @@ where
         let operations = self.operations.unwrap_or(depth.saturating_mul(2).max(16));
         let zero_copy = matches!(context.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
         let registered = zero_copy.then_some(context.buf_base);
+        if zero_copy {
+            // Sends from registered buffers are writes, which raise it where the other side is gone.
+            crate::thread::block_sigpipe();
+        }
         let wake = context.wake.clone();
         let dealt = Dealer::is_for(context.data);
         let core = Core::new(depth, operations, wake, context.qid, registered, !dealt);

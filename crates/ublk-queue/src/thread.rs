@@ -39,6 +39,18 @@ pub fn set_io_flusher() -> bool {
     unsafe { libc::prctl(PR_GET_IO_FLUSHER, zero, zero, zero, zero) == 1 }
 }
 
+/// Blocks SIGPIPE for the calling thread: writing to a socket whose other side is gone is EPIPE and nothing more. (The
+/// kernel sends it to the thread that writes.)
+pub(crate) fn block_sigpipe() {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the pointer is that of a live set, which the call makes empty.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: the set was made just above.
+    unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE) };
+    // SAFETY: the set was made just above, the call reads it; the old one is not asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
+}
+
 /// An eventfd, closed on exec.
 pub(crate) fn event_fd() -> std::io::Result<OwnedFd> {
     // SAFETY: eventfd has no preconditions; the result is checked below.
@@ -106,6 +118,28 @@ mod tests {
                 has_sys_resource(),
                 "permitted with CAP_SYS_RESOURCE, refused without"
             );
+        })
+        .join()
+        .expect("no panic");
+    }
+
+    /// L11 A queue's thread gets EPIPE from a broken connection, and no signal that ends the process.
+    #[test]
+    fn l11_a_broken_pipe_is_an_errno() {
+        use std::io::Write;
+        std::thread::spawn(|| {
+            block_sigpipe();
+            // SAFETY: the default action, which the runtime has replaced, is to end the process.
+            let old = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+            let (mut near, far) = std::os::unix::net::UnixStream::pair().expect("sockets");
+            drop(far);
+            // SAFETY: the pointer and the length are those of a live array, which the call only reads.
+            let res = unsafe { libc::write(near.as_raw_fd(), [0_u8; 1].as_ptr().cast(), 1) };
+            let errno = last_errno();
+            // SAFETY: the action that was there before.
+            unsafe { libc::signal(libc::SIGPIPE, old) };
+            assert_eq!((res, errno), (-1, Errno::new(libc::EPIPE)));
+            near.flush().expect("nothing to do");
         })
         .join()
         .expect("no panic");

@@ -111,6 +111,17 @@ fn sockets_send_and_receive() {
     });
 }
 
+/// L11 A buffer of which an operation cannot name all is refused, not sent as far as it can be named.
+#[test]
+fn l11_a_buffer_of_4_gib_is_refused() {
+    let (fd, _far) = sockets();
+    // Pages that nobody touches are not there.
+    let huge: &'static [u8] = vec![0; 1 << 32].leak();
+    run(async |ring| {
+        assert_eq!(ring.send_all(&fd, huge).await.0, Err(Errno::EINVAL));
+    });
+}
+
 #[test]
 fn zero_copy_sends_give_the_buffer_back_with_the_notification() {
     let (fd, mut far) = sockets();

@@ -194,17 +194,26 @@ pub(super) unsafe fn entry(
             // SAFETY: as said above.
             unsafe { op::recv(fd, ptr, len, flags) }
         }
-        (Kind::Recv(_), Some(Place::Registered { index, offset, len })) => {
+        // Receiving into a registered buffer is a read, which knows no flags: none is dropped in silence.
+        (Kind::Recv(0), Some(Place::Registered { index, offset, len })) => {
             // SAFETY: as said above.
             unsafe { op::read_fixed(fd, index, u64::from(offset), len, 0) }
         }
+        (Kind::Recv(_), Some(Place::Registered { .. })) => return Err(Errno::EOPNOTSUPP),
         (Kind::Send(flags), Some(Place::Memory { ptr, len })) => {
             // SAFETY: as said above.
             unsafe { op::send(fd, ptr, len, flags | op::MSG_NOSIGNAL) }
         }
-        (Kind::Send(_), Some(Place::Registered { index, offset, len })) => {
+        // Without flags sending from a registered buffer is a write, which sockets of any kind take; the threads of
+        // zero-copy queues block its SIGPIPE. Flags only the zero-copy send knows.
+        (Kind::Send(0 | op::MSG_NOSIGNAL), Some(Place::Registered { index, offset, len })) => {
             // SAFETY: as said above.
             unsafe { op::write_fixed(fd, index, u64::from(offset), len, 0) }
+        }
+        (Kind::Send(flags), Some(Place::Registered { index, offset, len })) => {
+            let (at, flags) = (u64::from(offset), flags | op::MSG_NOSIGNAL);
+            // SAFETY: as said above.
+            unsafe { op::send_zc_fixed(fd, index, at, len, flags) }
         }
         (Kind::SendZeroCopy(flags), Some(Place::Memory { ptr, len })) => {
             // SAFETY: as said above.
@@ -270,4 +279,43 @@ pub(super) unsafe fn entry(
 
 fn pieces(scratch: &Scratch) -> u32 {
     u32::try_from(scratch.count).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use uring_lite::sys;
+
+    use super::*;
+
+    const REGISTERED: Place = Place::Registered {
+        index: 3,
+        offset: 512,
+        len: 4096,
+    };
+
+    fn made(kind: Kind) -> Result<Sqe64, Errno> {
+        let (fd, mut scratch) = (Fd::registered(0), Scratch::new());
+        // SAFETY: names a registered buffer, and is never submitted.
+        unsafe { entry(&kind, fd, Some(REGISTERED), &mut scratch) }
+    }
+
+    /// L11 Flags of sends and receives reach the kernel or the caller's eyes, in zero copy too.
+    #[test]
+    fn l11_no_flag_is_dropped_in_silence() {
+        const MORE: u32 = libc::MSG_MORE.cast_unsigned();
+        for flags in [MORE, op::MSG_WAITALL, MORE | op::MSG_WAITALL] {
+            let sqe = made(Kind::Send(flags)).expect("zero-copy sends take flags");
+            let raw = sqe.as_raw();
+            assert_eq!(raw.opcode, sys::IORING_OP_SEND_ZC);
+            assert_eq!(raw.rw_flags, flags | op::MSG_NOSIGNAL);
+            assert_eq!((raw.buf_index, raw.addr, raw.len), (3, 512, 4096));
+        }
+        let sqe = made(Kind::Send(0)).expect("any socket takes a write");
+        assert_eq!(sqe.as_raw().opcode, sys::IORING_OP_WRITE_FIXED);
+        let sqe = made(Kind::Recv(0)).expect("any socket takes a read");
+        assert_eq!(sqe.as_raw().opcode, sys::IORING_OP_READ_FIXED);
+        for flags in [op::MSG_WAITALL, libc::MSG_PEEK.cast_unsigned()] {
+            assert_eq!(made(Kind::Recv(flags)).err(), Some(Errno::EOPNOTSUPP));
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ublk_core::Errno;
 use uring_lite::op;
 
-use super::buf::{IoBuf, IoBufMut};
+use super::buf::{IoBuf, IoBufMut, Place};
 use super::core::Core;
 use super::entry::{Kind, Scratch};
 use super::fd::SharedFd;
@@ -18,7 +18,10 @@ use super::operation::{Descriptor, Done, Elapsed, Lend, Number, RingOp, Transfer
 ///
 /// Operations that take a buffer own it until they are over and give it back, with the count of bytes or the errno.
 /// Counts may be short. Where a request's own buffer is a registered one (zero copy), `read`, `write`, `recv`, `send`
-/// and `send_zero_copy` use the fixed kind of the operation by themselves.
+/// and `send_zero_copy` use the fixed kind of the operation by themselves. It then depends on the flags which that is:
+/// a `send` with any is a zero-copy send (EOPNOTSUPP from sockets that have none, such as those of UNIX), and a `recv`
+/// with any fails with EOPNOTSUPP, since the kernel's read of a socket knows none ([`recv_all`](Ring::recv_all) fills
+/// such a buffer all the same).
 ///
 /// Descriptors are [`SharedFd`]s, which stay open as long as an operation uses them.
 #[derive(Clone)]
@@ -55,6 +58,16 @@ const fn to_pieces<B: IoBufMut>() -> Lend<Vec<B>> {
 }
 
 const NOTHING: Lend<()> = |(), _| Ok(None);
+
+/// The flags that have an operation move as much as it can, where it takes any. EINVAL for more than can be named.
+fn flags_for_all(place: Place) -> Result<u32, Errno> {
+    match place {
+        // As long, or longer.
+        place if place.len() == u32::MAX => Err(Errno::EINVAL),
+        Place::Memory { .. } => Ok(op::MSG_WAITALL),
+        Place::Registered { .. } => Ok(0),
+    }
+}
 
 impl Ring {
     fn plain<O>(&self, kind: Kind, fd: Option<&SharedFd>) -> RingOp<(), O> {
@@ -203,12 +216,15 @@ impl Ring {
     /// Sends all of a buffer, by as many [`send`](Self::send)s as it takes.
     ///
     /// # Errors
-    /// The first operation's errno.
+    /// The first operation's errno; EINVAL, with nothing sent, for a buffer of 4 GiB or more.
     pub async fn send_all<B: IoBuf>(&self, fd: &SharedFd, buffer: B) -> (Result<(), Errno>, B) {
         let (mut buffer, mut done) = (buffer, 0);
+        let Ok(flags) = flags_for_all(buffer.place()) else {
+            return (Err(Errno::EINVAL), buffer);
+        };
         while done < buffer.place().len() {
             let rest = buffer.slice(done, u32::MAX);
-            let (sent, rest) = self.send(fd, rest, op::MSG_WAITALL).await;
+            let (sent, rest) = self.send(fd, rest, flags).await;
             buffer = rest.into_inner();
             match sent {
                 Ok(sent) => done += sent,
@@ -221,12 +237,16 @@ impl Ring {
     /// Fills a buffer from a socket, by as many [`recv`](Self::recv)s as it takes.
     ///
     /// # Errors
-    /// The first operation's errno; ECONNRESET at the end of the stream.
+    /// The first operation's errno; ECONNRESET at the end of the stream; EINVAL, with nothing received, for a buffer of
+    /// 4 GiB or more.
     pub async fn recv_all<B: IoBufMut>(&self, fd: &SharedFd, buffer: B) -> (Result<(), Errno>, B) {
         let (mut buffer, mut done) = (buffer, 0);
+        let Ok(flags) = flags_for_all(buffer.place()) else {
+            return (Err(Errno::EINVAL), buffer);
+        };
         while done < buffer.place().len() {
             let rest = buffer.slice(done, u32::MAX);
-            let (received, rest) = self.recv(fd, rest, op::MSG_WAITALL).await;
+            let (received, rest) = self.recv(fd, rest, flags).await;
             buffer = rest.into_inner();
             match received {
                 Ok(0) => return (Err(Errno::new(libc::ECONNRESET)), buffer),
