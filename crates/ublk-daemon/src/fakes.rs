@@ -358,7 +358,7 @@ pub(crate) fn server(kernel: &Arc<Kernel>, signals: Option<Signals>) -> Peer {
     let (exit, alive) = UnixStream::pair().unwrap();
     let kernel = Arc::clone(kernel);
     std::thread::spawn(move || {
-        let code = server::run(far, &mut Data(Arc::clone(&kernel)), signals);
+        let code = server::run(far, &mut Data(Arc::clone(&kernel)), signals, None);
         kernel.note(format!("server exit {code}"));
         drop(alive);
     });

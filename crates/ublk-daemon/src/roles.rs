@@ -30,7 +30,8 @@ pub fn run(role: Role) -> Result<i32, LinkError> {
         Role::Server => {
             spare_from_oom();
             let signals = Signals::take().ok();
-            server::run(link, &mut engine::Real::default(), signals)
+            let store = Store::of_user().map_err(|e| tracing::warn!("{e}")).ok();
+            server::run(link, &mut engine::Real::default(), signals, store)
         }
         // Out of reach of the terminal: a delete must not be cut in half by control-C.
         Role::Helper => helper::run(&link, helper::control),

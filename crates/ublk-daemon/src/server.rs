@@ -9,6 +9,7 @@ use crate::kill_point::kill_point;
 use crate::link::{LINK_VERSION, Link, LinkError};
 use crate::peer::Role;
 use crate::signals::Signals;
+use crate::state::{Held, Store};
 use crate::sys::{memory, poll, title};
 use crate::wire::{AddSpec, Assignment, Failure, FromServer, Health, Opening, ToServer};
 use std::io;
@@ -71,12 +72,19 @@ pub trait Running {
     fn finish(&mut self, within: Duration) -> Result<Health, Failure>;
 }
 
-/// Plays the role to its end. The exit code: 0 for the normal end.
-pub fn run(link: Link, engine: &mut dyn Engine, signals: Option<Signals>) -> i32 {
+/// Plays the role to its end. The exit code: 0 for the normal end. In `store` it marks its device as served.
+pub fn run(
+    link: Link,
+    engine: &mut dyn Engine,
+    signals: Option<Signals>,
+    store: Option<Store>,
+) -> i32 {
     let mut server = Server {
         link: Some(link),
         signals,
         id: None,
+        serving: None,
+        store,
         recoverable: false,
         handed_over: false,
         live: false,
@@ -95,6 +103,9 @@ struct Server {
     link: Option<Link>,
     signals: Option<Signals>,
     id: Option<u32>,
+    /// Held as long as this process lives, for those who cannot see it (L47).
+    serving: Option<Held>,
+    store: Option<Store>,
     /// The device outlives this process.
     recoverable: bool,
     /// The device is the next server's.
@@ -159,6 +170,7 @@ impl Server {
         };
         self.id = Some(assignment.geometry.dev_id().get());
         title::set(Role::Server.name(), self.id);
+        self.serving = self.mark();
         self.recoverable = assignment
             .geometry
             .features()
@@ -227,6 +239,12 @@ impl Server {
                 "asked to end, but the agent is gone and only somebody else may stop the device: run `ublkctl delete {id}`"
             );
         }
+    }
+
+    /// Marks the device as served. Without the mark it is served all the same, and whoever sees this process sees that.
+    fn mark(&self) -> Option<Held> {
+        let held = self.store.as_ref()?.serve(self.id?);
+        held.map_err(|e| tracing::warn!("{e}")).ok()
     }
 
     /// Leaves the device to its next server, with what is in hand unanswered: the driver's policy decides

@@ -6,9 +6,11 @@
 //! with the same id. Files are trusted only as far as L40 allows: a private directory of our own
 //! user, no links followed, written aside, synced and renamed, versioned, no pid without its start time.
 
+mod alive;
 mod lock;
-mod process_id;
+pub(crate) mod process_id;
 
+pub use alive::Held;
 pub use lock::Lock;
 pub use process_id::ProcessId;
 
@@ -405,6 +407,7 @@ impl Store {
         remove_if_there(&self.path(id))?;
         remove_if_there(&self.socket(id))?;
         remove_if_there(&self.lock_path(id))?;
+        remove_if_there(&self.serving_path(id))?;
         if record.is_none_or(|r| r.phase != Phase::Ended) {
             remove_if_there(&self.log(id))?;
         }
@@ -416,6 +419,7 @@ impl Store {
     /// # Errors
     /// Those of the file system, except that nothing was there.
     pub fn forget_pending(&self, nonce: u64) -> Result<(), StateError> {
+        remove_if_there(&self.adding_path(nonce))?;
         remove_if_there(&self.pending_path(nonce))
     }
 
@@ -447,8 +451,8 @@ impl Store {
                     continue;
                 }
             };
-            let roles = [record.agent, record.server];
-            if nonces.contains(&record.nonce) || roles.iter().flatten().any(ProcessId::runs) {
+            let at_work = || self.has_agent(&record) || self.has_server(&record);
+            if nonces.contains(&record.nonce) || at_work() {
                 continue;
             }
             match record.id {

@@ -102,6 +102,8 @@ impl Agent<'_> {
         let mut record = Record::new(nonce, spec.clone());
         record.server = self.server.as_ref().and_then(|s| ProcessId::of(s.pid));
         record.backing = backing;
+        // Until the device has a number, and its lock is taken.
+        let _adding = self.store.adding(nonce)?;
         self.store.write(&record)?;
         kill_point("add:intent");
         let added = self.control()?.add(&checked, left(deadline));

@@ -31,7 +31,7 @@ impl Agent<'_> {
         let geometry = self.control()?.info(id, left(deadline))?;
         self.world.named(id);
         let mut record = self.known(&geometry)?;
-        may_recover(request, &geometry, &record)?;
+        may_recover(request, &geometry, &record, self.store.has_server(&record))?;
         let params = self.control()?.get_params(id, left(deadline))?;
         let params = params.ok_or_else(|| {
             Failure::failed(format!("device {id} was never started"))
@@ -256,6 +256,7 @@ fn may_recover(
     request: &RecoverRequest,
     geometry: &Geometry,
     record: &Record,
+    alive: bool,
 ) -> Result<(), Failure> {
     let (id, granted, state) = (geometry.dev_id(), geometry.features(), geometry.state());
     if !granted.contains(Features::USER_RECOVERY) {
@@ -264,7 +265,6 @@ fn may_recover(
         ))
         .hint(format!("`ublkctl delete {id}` removes it")));
     }
-    let alive = record.server.is_some_and(|s| s.runs());
     if request.replace {
         if state != DevState::Live || !alive {
             return Err(Failure::failed(format!(

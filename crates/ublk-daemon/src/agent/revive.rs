@@ -131,7 +131,7 @@ impl Agent<'_> {
                 DevState::Dead => false,
                 DevState::Live => {
                     let record = self.store.find(id.get(), info.server_flags());
-                    let served = |r: &crate::state::Record| r.server.is_some_and(|s| s.runs());
+                    let served = |r: &crate::state::Record| self.store.has_server(r);
                     !record.is_ok_and(|r| r.as_ref().is_some_and(served))
                 }
                 _ => true,

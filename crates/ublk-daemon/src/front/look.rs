@@ -2,7 +2,7 @@
 //! kernel shows in sysfs, so that they work while START or STOP hang.
 
 use super::by_helper;
-use crate::state::{Phase, Record, Store};
+use crate::state::{Phase, Record, Store, process_id};
 use crate::wire::{AddSpec, BackendSpec, Failure, Health};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -335,18 +335,25 @@ pub(super) fn record(geometry: &Geometry) -> Option<Record> {
     }
 }
 
+/// Whether server and agent of a device are at work. By our record where there is one, and the locks beside it: kernels
+/// up to 6.12 report the pid of a dead server.
+fn at_work(geometry: &Geometry, record: Option<&Record>) -> (bool, bool) {
+    match (record, Store::of_user()) {
+        (Some(record), Ok(store)) => (store.has_server(record), store.has_agent(record)),
+        _ => (
+            geometry.server_pid().is_some_and(process_id::may_run),
+            false,
+        ),
+    }
+}
+
 fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
     let id = geometry.dev_id();
     let server_pid = geometry.server_pid();
     let spec = record.map(|r| &r.spec);
     let mode = Mode::of(geometry.features());
-    // By our record where there is one: kernels up to 6.12 report the pid of a dead server.
-    let server_alive = match record.and_then(|r| r.server) {
-        Some(server) => server.runs(),
-        None => server_pid.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists()),
-    };
+    let (server_alive, agent_alive) = at_work(geometry, record);
     let recovery = Recovery::of(geometry.features());
-    let agent_alive = record.and_then(|r| r.agent).is_some_and(|a| a.runs());
     // A device just added has no server yet, but an agent.
     let orphan = !server_alive && !agent_alive;
     let next = orphan.then(|| next(geometry, record.is_none(), recovery));

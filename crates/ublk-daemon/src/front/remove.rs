@@ -6,9 +6,7 @@ use crate::holders::{self, Holders};
 use crate::kill_point::kill_point;
 use crate::names;
 use crate::state::Store;
-use crate::sys::{poll, process};
 use crate::wire::{Failure, FailureKind};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, DevState, Geometry, Recovery};
@@ -189,16 +187,13 @@ fn forget(id: DevId, nonce: u64, until: Instant) {
         Ok(None) => return,
         Err(e) => return tracing::warn!("{e}"),
     };
-    for role in [record.agent, record.server].into_iter().flatten() {
-        // Opened first, checked second: what is checked is then what is waited for.
-        if let Ok(pidfd) = process::pidfd(role.pid)
-            && role.runs()
-        {
-            let gone = poll::readable(&[pidfd.as_fd()], Some(until));
-            if !matches!(gone.as_deref(), Ok([true])) {
-                tracing::warn!("process {} of device {id} has not ended yet", role.pid);
-            }
-        }
+    let gone = || !store.has_agent(&record) && !store.has_server(&record);
+    let gone = wait::until(until, || Ok::<_, Error>(gone().then_some(())));
+    if !matches!(gone, Ok(Some(()))) {
+        let pids = [record.agent, record.server].into_iter().flatten();
+        let pids: Vec<String> = pids.map(|p| p.pid.to_string()).collect();
+        let pids = pids.join(" and ");
+        tracing::warn!("of the processes {pids} of device {id} not all have ended yet");
     }
     names::unlink(record.spec.name.as_deref(), id);
     if let Err(e) = store.remove(id.get(), nonce) {

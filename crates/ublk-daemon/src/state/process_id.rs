@@ -33,6 +33,16 @@ impl ProcessId {
     }
 }
 
+/// Whether there can be a process `pid` of the machine. Who sees a part of them only (pid_namespaces(7)) cannot tell,
+/// and takes nobody for dead (L47).
+#[must_use]
+pub fn may_run(pid: u32) -> bool {
+    // The first namespace has a fixed number (PROC_PID_INIT_INO, linux/proc_ns.h).
+    let own = fs::read_link("/proc/self/ns/pid");
+    let all = own.is_ok_and(|own| own.as_os_str() == "pid:[4026531836]");
+    !all || std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
 /// The fields after the name, which is in brackets and may hold blanks and brackets itself.
 fn after_name(stat: &str) -> Option<std::str::SplitAsciiWhitespace<'_>> {
     Some(stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace())

@@ -10,6 +10,7 @@
 )]
 
 pub mod file;
+pub mod lock;
 pub mod memory;
 pub mod poll;
 pub mod process;

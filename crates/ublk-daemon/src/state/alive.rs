@@ -1,0 +1,165 @@
+//! Who is at work on a device, by the locks that they hold (L47).
+//!
+//! "No such process" is what a PID namespace says of every process outside of it. A lock is let go by its holder's
+//! death and by nothing else, and is seen wherever the run directory is. So processes are only asked beside the locks,
+//! for those of an earlier version, which hold none.
+
+use super::{ProcessId, Record, StateError, Store};
+use crate::sys::lock;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A file that is held for as long as the value lives, beside others who hold it, too.
+#[derive(Debug)]
+pub struct Held {
+    _file: File,
+    /// It goes with the value.
+    passing: Option<PathBuf>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(path) = &self.passing {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Store {
+    pub(super) fn serving_path(&self, id: u32) -> PathBuf {
+        self.dir.join(format!("{id}.serving"))
+    }
+
+    pub(super) fn adding_path(&self, nonce: u64) -> PathBuf {
+        self.dir.join(format!("pending-{nonce:016x}.lock"))
+    }
+
+    /// Marks the device as served, for as long as the value lives. At a hand-over two servers do.
+    ///
+    /// # Errors
+    /// Those of the file system, and [`StateError::Untrusted`].
+    pub fn serve(&self, id: u32) -> Result<Held, StateError> {
+        let file = self.hold(&self.serving_path(id))?;
+        Ok(Held {
+            _file: file,
+            passing: None,
+        })
+    }
+
+    /// Marks a device that has no number yet as being made.
+    ///
+    /// # Errors
+    /// As [`Store::serve`].
+    pub fn adding(&self, nonce: u64) -> Result<Held, StateError> {
+        let path = self.adding_path(nonce);
+        let file = self.hold(&path)?;
+        Ok(Held {
+            _file: file,
+            passing: Some(path),
+        })
+    }
+
+    fn hold(&self, path: &Path) -> Result<File, StateError> {
+        self.prepare()?;
+        let open = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path);
+        let held = open.and_then(|file| lock::share(&file).map(|()| file));
+        held.map_err(|source| StateError::Io {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Whether the agent of the device that this record is of is at work, wherever that is.
+    #[must_use]
+    pub fn has_agent(&self, record: &Record) -> bool {
+        let held = match record.id {
+            Some(id) => is_locked(&self.lock_path(id)),
+            None => is_shared(&self.adding_path(record.nonce)),
+        };
+        held || record.agent.as_ref().is_some_and(ProcessId::runs)
+    }
+
+    /// Whether a server of the device that this record is of is at work, wherever that is.
+    #[must_use]
+    pub fn has_server(&self, record: &Record) -> bool {
+        let held = record
+            .id
+            .is_some_and(|id| is_shared(&self.serving_path(id)));
+        held || record.server.as_ref().is_some_and(ProcessId::runs)
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+}
+
+/// Whether somebody holds the lock of [`Store::lock`]. What cannot be asked counts as held: nothing is taken away then.
+fn is_locked(path: &Path) -> bool {
+    match open(path) {
+        Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
+        Err(e) => e.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+/// Whether somebody holds the file, by asking: nobody's hold is kept off meanwhile.
+fn is_shared(path: &Path) -> bool {
+    match open(path) {
+        Ok(file) => lock::is_shared(&file).unwrap_or(true),
+        Err(e) => e.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes;
+    use std::time::Instant;
+
+    /// L47 Processes that nobody here can see hold their locks all the same: their device is not swept away, nor taken
+    /// for an orphan; when they are gone, so are the locks.
+    #[test]
+    fn l47_locks_tell_who_is_at_work_and_not_proc() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path().join("run"));
+        let elsewhere = Some(ProcessId {
+            pid: u32::MAX,
+            start: 1,
+        });
+        let mut record = Record::new(7, fakes::spec());
+        record.agent = elsewhere;
+        record.server = elsewhere;
+        let adding = store.adding(7).unwrap();
+        store.write(&record).unwrap();
+        assert!(store.has_agent(&record), "it is being made");
+        assert_eq!(store.sweep(&[]).unwrap(), [""; 0].map(PathBuf::from));
+        drop(adding);
+        assert!(!store.has_agent(&record));
+        record.id = Some(3);
+        store.write(&record).unwrap();
+        assert!(!store.has_agent(&record) && !store.has_server(&record));
+        let agent = store.lock(3, Instant::now()).unwrap();
+        let (old, new) = (store.serve(3).unwrap(), store.serve(3).unwrap());
+        assert!(agent.is_some());
+        assert!(store.has_agent(&record) && store.has_server(&record));
+        drop((old, agent));
+        assert!(!store.has_agent(&record) && store.has_server(&record));
+        assert_eq!(store.sweep(&[]).unwrap(), [""; 0].map(PathBuf::from));
+        drop(new);
+        assert!(!store.has_server(&record));
+        assert_eq!(store.sweep(&[]).unwrap().len(), 1);
+        let left = std::fs::read_dir(dir.path().join("run")).unwrap().count();
+        assert_eq!(left, 0, "the locks go with the record");
+    }
+}
