@@ -41,6 +41,8 @@ struct Options {
     shm: Option<String>,
     /// A file device, in the mode that its builder takes by itself.
     file: Option<String>,
+    /// Seconds for which each read is held from the start on; not with `null`, `file` or `direct`.
+    hold: Option<u64>,
 }
 
 /// A device, and what injects faults into it, if that can be done.
@@ -83,6 +85,7 @@ impl Options {
             huge: false,
             shm: None,
             file: None,
+            hold: None,
         };
         for word in words {
             let (key, value) = word.split_once('=').context("KEY=VALUE")?;
@@ -100,6 +103,7 @@ impl Options {
                 "null" => options.null = value.parse()?,
                 "ring" => options.ring = value.parse()?,
                 "file" => options.file = Some(value.to_owned()),
+                "hold" => options.hold = Some(value.parse()?),
                 "shm" => options.shm = Some(value.to_owned()),
                 "huge" => options.huge = value.parse()?,
                 _ => bail!("unknown: {word}"),
@@ -136,6 +140,9 @@ impl Options {
             });
         }
         let (fault, control) = Fault::new(Arc::clone(memory));
+        if let Some(seconds) = self.hold {
+            control.add(Rule::every(Op::Read, Effect::Hold(secs(seconds))));
+        }
         let device = self.build(Builder::new(fault.declare(limits.quick(false))))?;
         Ok(Served {
             device,

@@ -1,7 +1,7 @@
 //! Servers that are killed hard (L31): nothing hangs, and what is left can be removed.
 
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -29,10 +29,35 @@ pub fn cases() -> Vec<Case> {
         "l31_kill_server_that_holds_requests_while_it_is_stopped",
         stuck_stop,
     ));
+    all.push(Case::new(
+        "l80_kill_server_of_the_library_with_its_first_reads_unanswered",
+        first_reads,
+    ));
     all.push(Case::new("l31_kill_agent", kill_agent));
     all.push(Case::new("l31_kill_everything_at_once", kill_everything));
     all.push(Case::new("l31_kill_add_at_any_moment", kill_add));
     all
+}
+
+/// A program on the library is started, and can be killed, while its backend answers not even what the kernel reads to
+/// look for partitions. Kernels before 7.0 look inside START_DEV: there it only has to wait for the answers.
+fn first_reads() -> Result<()> {
+    let features = ublkctl_json(&["features"])?.to_string();
+    let looks_later = features.contains("NO_AUTO_PART_SCAN");
+    let hold = if looks_later { "hold=80" } else { "hold=2" };
+    let begun = Instant::now();
+    let mut embedded = Embedded::start(1, &[hold])?;
+    if !looks_later {
+        return embedded.remove();
+    }
+    let took = begun.elapsed();
+    ensure!(took < secs(60), "start waited for the backend: {took:?}");
+    embedded.wait_count("held", 1)?;
+    let (id, path) = (embedded.id.to_string(), embedded.path.clone());
+    embedded.kill()?;
+    ublkctl(&["delete", &id, "--force"])?.good()?;
+    ensure!(!path.exists(), "{} is left", path.display());
+    Ok(())
 }
 
 /// fio at work on a device until it is told to end or an error ends it.
