@@ -11,7 +11,7 @@ use clap::Args;
 use crate::guest::accel::Choice;
 use crate::results::Results;
 use crate::vm::Vm;
-use crate::{bench, cmd, e2e, layout, loom, paths};
+use crate::{bench, cmd, e2e, layout, loom, mutants, paths};
 
 /// Options of `test`.
 #[derive(Clone, Copy, Debug, Default, Args)]
@@ -34,6 +34,7 @@ pub fn run(options: Options) -> Result<()> {
         &mut limited_with(25 * 60, &["test", "--workspace", "--no-fail-fast"]),
     );
     part(&mut all, "loom", &mut loom::command());
+    faults(&mut all);
     alone(&mut all);
     if options.host_only {
         println!("\n== headers and virtual machines: left out, as --host-only demands");
@@ -63,6 +64,19 @@ pub fn run(options: Options) -> Result<()> {
         start.elapsed().as_secs_f64()
     );
     e2e::conclude(&all)
+}
+
+/// The quick ones of the faults of our own making.
+fn faults(all: &mut Results) {
+    println!("\n== mutants");
+    let quick = mutants::Options {
+        quick: true,
+        ..mutants::Options::default()
+    };
+    match mutants::all(&quick) {
+        Ok(results) => all.add("", &results),
+        Err(error) => all.failed.push(format!("mutants: {error:#}")),
+    }
 }
 
 /// Our tables against the newest kernel headers; they come from the archive the kernels come from.

@@ -31,6 +31,9 @@ impl Handler for Collect {
 /// the iterator hands them out. Requests are answered by [`KeptRequest::complete`] at any time; an answer
 /// goes with the next `turn`. Between two turns the owner may sleep in whatever it likes that watches
 /// [`as_fd`](RawQueue::as_fd), for as long as the last turn allows ([`Next`]).
+///
+/// Take turns until [`Next::Ended`] before you drop it: a ring that is closed in a thread that lives on, with requests
+/// under way, can lose one on kernels before 6.16.
 pub struct RawQueue {
     worker: Worker<RingPort, DescTable, Collect>,
     lane: LaneHandle,

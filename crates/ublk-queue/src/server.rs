@@ -172,13 +172,18 @@ pub struct Report {
     pub health: Health,
 }
 
-/// A device's queues being served. Dropping it makes the threads leave without waiting for them.
+/// A device's queues being served.
+///
+/// # Drop
+/// Dropping it waits for nothing. Before the device has been started the threads leave. One that is in use they serve on,
+/// unseen, until the driver takes its queues back (STOP_DEV, DEL_DEV, QUIESCE_DEV) or the process ends: a ring that is
+/// closed in a thread that lives on can lose a request that is under way, on kernels before 6.16, and whoever waits for
+/// it then waits for ever. [`leave`](Self::leave) is for those who know better: it ends the rings at once, whatever is
+/// under way.
 pub struct Server {
     threads: Vec<JoinHandle<()>>,
     lanes: Vec<Armed>,
     shared: Arc<Shared>,
-    /// Kept until the last request has been answered.
-    _pool: Option<Pool>,
 }
 
 impl fmt::Debug for Server {
@@ -245,8 +250,8 @@ impl Server {
         let tags = usize::from(geometry.depth()) * usize::from(geometry.queues());
         let pool = Pool::start(&backend, plan.pool_threads, tags).map_err(Error::Thread)?;
         let handler = pool.handler();
-        let mut server = Self::arm_with(char_device, geometry, plan, move |_| handler.clone())?;
-        server._pool = Some(pool);
+        let server = Self::arm_with(char_device, geometry, plan, move |_| handler.clone())?;
+        server.shared.keep(pool);
         Ok(server)
     }
 
@@ -318,7 +323,6 @@ impl Server {
             threads: Vec::new(),
             lanes: Vec::new(),
             shared,
-            _pool: None,
         };
         let (char_device, plan, make) = (Arc::new(char_device), Arc::new(plan), Arc::new(make));
         let (report, reports) = mpsc::channel::<ArmResult>();
@@ -454,7 +458,9 @@ impl Server {
     }
 
     /// Makes the threads leave now, without the driver's aborts. Requests in hand are not committed;
-    /// what the driver does with them follows from the device's recovery policy.
+    /// what the driver does with them follows from the device's recovery policy. Kernels before 6.16 may lose one that
+    /// comes at that moment, so that whoever sent it waits until the process has ended: stop the device first, or leave
+    /// in order to end the process.
     pub fn leave(&self) {
         self.shared.leave();
     }
@@ -490,12 +496,6 @@ impl Server {
 
 fn is_told_to_leave(error: &str) -> bool {
     error == WorkerError::Left.to_string()
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.leave();
-    }
 }
 
 impl<F> Job<F> {

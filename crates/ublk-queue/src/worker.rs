@@ -1,6 +1,7 @@
 //! The unit that runs: one thread, one ring, the lanes it hosts.
 
 mod driven;
+mod handle;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,9 +11,9 @@ use std::time::{Duration, Instant};
 use ublk_core::iod::IoBounds;
 use ublk_core::{DataMode, Errno, QueueId};
 
-use crate::buffers::{Arena, Dealer, Pages};
+use crate::buffers::{Arena, Dealer};
 use crate::handler::{Handler, LaneContext};
-use crate::health::{Counters, State};
+use crate::health::State;
 use crate::lane::{ABORT_WAIT, Lane, LaneError, Panicked};
 use crate::operations::Operation;
 use crate::seam::{Completion, Descriptors, NoDevice, Port, UserCopyPort, Wake};
@@ -21,6 +22,7 @@ use crate::shmem::SharedMemory;
 use crate::user_data::{Kind, UserData};
 
 pub use self::driven::Next;
+pub use self::handle::LaneHandle;
 
 /// Why a worker ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -152,75 +154,6 @@ impl<D, H> LaneSpec<D, H> {
 #[cfg(feature = "kill-points")]
 #[derive(Debug, Clone, Copy)]
 pub struct EndThread;
-
-/// A lane as seen from outside its worker's thread.
-#[derive(Clone)]
-pub struct LaneHandle(Arc<LaneShared>);
-
-impl std::fmt::Debug for LaneHandle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LaneHandle")
-            .field("qid", &self.0.qid)
-            .field("state", &self.state())
-            .finish()
-    }
-}
-
-impl LaneHandle {
-    /// The hw queue.
-    #[must_use]
-    pub fn qid(&self) -> QueueId {
-        self.0.qid
-    }
-
-    /// Its state.
-    #[must_use]
-    pub fn state(&self) -> State {
-        self.0.status.get()
-    }
-
-    /// Why it failed, if it did.
-    #[must_use]
-    pub fn first_error(&self) -> Option<String> {
-        self.0.status.first_error()
-    }
-
-    /// Its counters.
-    #[must_use]
-    pub fn counters(&self) -> Counters {
-        self.0.meters.snapshot()
-    }
-
-    /// The device has another size: requests beyond it are refused. A larger one is said before the driver hears of it.
-    pub fn set_size(&self, size: u64) {
-        self.0.set_size(size);
-    }
-
-    /// For the end of a thread: a lane that is neither empty nor failed lost its thread to a panic.
-    pub(crate) fn ended_without_a_word(&self) {
-        if !matches!(self.state(), State::Empty | State::Failed) {
-            self.0.status.fail(format!(
-                "queue {}: the worker's thread panicked",
-                self.qid()
-            ));
-        }
-    }
-
-    /// Bytes of its buffers, mapped and not all taken, and in what pages.
-    #[must_use]
-    pub fn buffers(&self) -> (u64, Pages) {
-        let (bytes, pages) = self.0.arena.extent();
-        (bytes as u64, pages)
-    }
-
-    /// Requests that handlers have taken along and not answered, as of the last batch; at least one while the thread
-    /// is at work on a batch.
-    #[must_use]
-    pub fn in_hand(&self) -> u64 {
-        let at_work = self.0.at_work.load(Ordering::Relaxed);
-        self.0.meters.in_hand.get().max(u64::from(at_work))
-    }
-}
 
 /// A thread's worth of lanes on one ring. The thread that makes the ring arms and runs the worker.
 pub struct Worker<P: Port, D, H> {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use uring_lite::Waker;
 
+use super::Server;
+use crate::handler::Pool;
 use crate::health::State;
 use crate::thread;
 use crate::worker::LaneHandle;
@@ -18,6 +20,8 @@ pub(super) struct Shared {
     running: Mutex<Running>,
     ended: Condvar,
     pub(super) ended_fd: OwnedFd,
+    /// Answers the requests of a backend that may block, for as long as a thread or the owner is there.
+    pool: Mutex<Option<Pool>>,
 }
 
 /// The threads of a server that have not ended.
@@ -51,7 +55,12 @@ impl Shared {
             running: Mutex::default(),
             ended: Condvar::new(),
             ended_fd: thread::event_fd()?,
+            pool: Mutex::default(),
         })
+    }
+
+    pub(super) fn keep(&self, pool: Pool) {
+        *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = Some(pool);
     }
 
     /// Waits until the threads are as wanted. False after the timeout.
@@ -137,5 +146,52 @@ impl Drop for EndGuard {
         }
         drop(running);
         self.shared.ended.notify_all();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let states = self.lanes.iter().map(|armed| armed.lane.state());
+        let in_use = |state| matches!(state, State::Serving | State::Leaving);
+        // Whose rings are closed now could lose a request that is under way.
+        if !states.into_iter().any(in_use) {
+            self.leave();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::super::{Armed, Server};
+    use super::*;
+    use crate::parts::Place;
+
+    /// L09 A server that is dropped under load closes no ring: its threads go on until the driver takes the queues back.
+    /// Before its device is in use they leave.
+    #[test]
+    fn l09_a_server_in_use_is_not_left_by_its_drop() {
+        for (states, leaves) in [
+            (&[State::Armed, State::Arming][..], true),
+            (&[State::Armed, State::Serving], false),
+            (&[State::Empty, State::Leaving], false),
+            (&[State::Empty, State::Failed], true),
+            (&[], true),
+        ] {
+            let shared = Arc::new(Shared::new(2).expect("an eventfd"));
+            let armed = |state: &State| Armed {
+                lane: LaneHandle::in_state(*state),
+                thread: 0,
+                place: Place::default(),
+                ring: String::new(),
+            };
+            drop(Server {
+                threads: Vec::new(),
+                lanes: states.iter().map(armed).collect(),
+                shared: Arc::clone(&shared),
+            });
+            assert_eq!(shared.leave.load(Ordering::Relaxed), leaves, "{states:?}");
+        }
     }
 }

@@ -1,0 +1,97 @@
+//! What the owner of a worker sees of its lanes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ublk_core::QueueId;
+
+use crate::buffers::Pages;
+use crate::health::{Counters, State};
+use crate::shared::LaneShared;
+
+/// A lane as seen from outside its worker's thread.
+#[derive(Clone)]
+pub struct LaneHandle(pub(super) Arc<LaneShared>);
+
+impl std::fmt::Debug for LaneHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LaneHandle")
+            .field("qid", &self.0.qid)
+            .field("state", &self.state())
+            .finish()
+    }
+}
+
+impl LaneHandle {
+    /// The hw queue.
+    #[must_use]
+    pub fn qid(&self) -> QueueId {
+        self.0.qid
+    }
+
+    /// Its state.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.0.status.get()
+    }
+
+    /// Why it failed, if it did.
+    #[must_use]
+    pub fn first_error(&self) -> Option<String> {
+        self.0.status.first_error()
+    }
+
+    /// Its counters.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.0.meters.snapshot()
+    }
+
+    /// The device has another size: requests beyond it are refused. A larger one is said before the driver hears of it.
+    pub fn set_size(&self, size: u64) {
+        self.0.set_size(size);
+    }
+
+    /// A lane of one tag that is nobody's.
+    #[cfg(test)]
+    pub(crate) fn in_state(state: State) -> Self {
+        use crate::seam::{NoDevice, Wake};
+        use crate::shared::DataPath;
+
+        struct Silent;
+        impl Wake for Silent {
+            fn wake(&self) {}
+        }
+        let arena = crate::buffers::Arena::new(1, 4096).expect("memory");
+        let path = DataPath::new(ublk_core::DataMode::Copy, Box::new(NoDevice));
+        let wake = (Arc::new(Silent) as Arc<dyn Wake>, Arc::default());
+        let shared = LaneShared::new(QueueId::ZERO, 1, 4096, arena, path, false, wake);
+        shared.status.set(state);
+        Self(shared)
+    }
+
+    /// For the end of a thread: a lane that is neither empty nor failed lost its thread to a panic.
+    pub(crate) fn ended_without_a_word(&self) {
+        if !matches!(self.state(), State::Empty | State::Failed) {
+            self.0.status.fail(format!(
+                "queue {}: the worker's thread panicked",
+                self.qid()
+            ));
+        }
+    }
+
+    /// Bytes of its buffers, mapped and not all taken, and in what pages.
+    #[must_use]
+    pub fn buffers(&self) -> (u64, Pages) {
+        let (bytes, pages) = self.0.arena.extent();
+        (bytes as u64, pages)
+    }
+
+    /// Requests that handlers have taken along and not answered, as of the last batch; at least one while the thread
+    /// is at work on a batch.
+    #[must_use]
+    pub fn in_hand(&self) -> u64 {
+        let at_work = self.0.at_work.load(Ordering::Relaxed);
+        self.0.meters.in_hand.get().max(u64::from(at_work))
+    }
+}
