@@ -46,6 +46,32 @@ impl Op {
 pub struct IoFlags(pub u32);
 
 impl IoFlags {
+    /// A failure of the device, of its transport or of its driver shall be told at once, not tried again
+    /// (`UBLK_IO_F_FAILFAST_DEV`, `…_TRANSPORT`, `…_DRIVER`): somebody above has another way to the data.
+    pub const FAILFAST: u32 = 7 << 8;
+    /// Metadata of a file system (`UBLK_IO_F_META`): worth more than data to a cache.
+    pub const META: u32 = 1 << 11;
+    /// A page that goes to or comes from swap (`UBLK_IO_F_SWAP`).
+    pub const SWAP: u32 = 1 << 16;
+
+    /// Any of the three FAILFAST bits.
+    #[must_use]
+    pub const fn failfast(self) -> bool {
+        self.0 & Self::FAILFAST != 0
+    }
+
+    /// The META bit.
+    #[must_use]
+    pub const fn meta(self) -> bool {
+        self.0 & Self::META != 0
+    }
+
+    /// The SWAP bit.
+    #[must_use]
+    pub const fn swap(self) -> bool {
+        self.0 & Self::SWAP != 0
+    }
+
     /// Durable before it completes (`UBLK_IO_F_FUA`).
     pub const FUA: u32 = 1 << 13;
     /// WRITE_ZEROES must keep its storage allocated (`UBLK_IO_F_NOUNMAP`).
@@ -203,6 +229,23 @@ mod tests {
             .decode(&BOUNDS)
             .expect("valid");
         assert!(io.flags.no_unmap() && !io.flags.fua());
+    }
+
+    /// L12 The bits are those of the driver's header.
+    #[test]
+    fn l12_flags_are_the_drivers() {
+        use ublk_sys as sys;
+        let failfast = sys::UBLK_IO_F_FAILFAST_DEV
+            | sys::UBLK_IO_F_FAILFAST_TRANSPORT
+            | sys::UBLK_IO_F_FAILFAST_DRIVER;
+        assert_eq!(IoFlags::FAILFAST, failfast);
+        assert_eq!(IoFlags::META, sys::UBLK_IO_F_META);
+        assert_eq!(IoFlags::SWAP, sys::UBLK_IO_F_SWAP);
+        assert_eq!(IoFlags::FUA, sys::UBLK_IO_F_FUA);
+        assert_eq!(IoFlags::NOUNMAP, sys::UBLK_IO_F_NOUNMAP);
+        let flags = IoFlags(sys::UBLK_IO_F_FAILFAST_TRANSPORT | sys::UBLK_IO_F_META);
+        assert!(flags.failfast() && flags.meta() && !flags.swap());
+        assert!(IoFlags(sys::UBLK_IO_F_SWAP).swap());
     }
 
     /// L13 Ranges near and past the end never wrap.

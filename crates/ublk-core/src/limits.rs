@@ -45,6 +45,28 @@ pub struct Limits {
     /// Longest segment of a request in bytes in zero copy, at least 4096, or 0 for no limit. Since Linux 6.15
     /// (`ublk_param_segment`).
     pub max_segment_size: u32,
+    /// Segments of a request in zero copy do not cross a multiple of this many bytes: a power of two from 4096 on, or 0
+    /// for no such boundary. Since Linux 6.15 (`ublk_param_segment`).
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub segment_boundary: u64,
+    /// The four limits of memory above are sent in every mode, not in those of zero copy only: requests are then cut, and
+    /// clients' memory is refused, although the driver copies.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub memory_in_every_mode: bool,
+    /// Smallest preferred I/O in bytes (`io_min`): a power of two, not below the logical block, or 0 for the physical
+    /// block size.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub minimum_io_size: u32,
+    /// Requests do not cross a multiple of this many bytes: whole blocks, or 0 for no such boundary (`chunk_sectors`).
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub chunk_size: u32,
+    /// Segments but for the first begin, and but for the last end, at multiples of this many bytes: a power of two, or 0
+    /// for no such rule (`virt_boundary_mask`). Not together with `max_segment_size`.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub virtual_boundary: u32,
+    /// First byte of the first whole unit of discard: whole blocks below the granularity (`discard_alignment`).
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub discard_alignment: u32,
 }
 
 impl Limits {
@@ -68,6 +90,12 @@ impl Limits {
             dma_alignment: 0,
             max_segments: 0,
             max_segment_size: 0,
+            segment_boundary: 0,
+            memory_in_every_mode: false,
+            minimum_io_size: 0,
+            chunk_size: 0,
+            virtual_boundary: 0,
+            discard_alignment: 0,
         }
     }
 

@@ -24,10 +24,14 @@ pub(crate) fn encode_memory(limits: &Limits, params: &mut ublk_params) {
             ..Default::default()
         };
     }
-    if limits.max_segments != 0 || limits.max_segment_size != 0 {
+    let boundary = limits.segment_boundary;
+    if limits.max_segments != 0 || limits.max_segment_size != 0 || boundary != 0 {
         params.types |= UBLK_PARAM_TYPE_SEGMENT;
         params.seg = ublk_param_segment {
-            seg_boundary_mask: NO_BOUNDARY,
+            seg_boundary_mask: match boundary {
+                0 => NO_BOUNDARY,
+                bytes => bytes - 1,
+            },
             max_segment_size: match limits.max_segment_size {
                 0 => u32::MAX,
                 size => size,
@@ -58,10 +62,15 @@ pub(crate) fn encode(limits: &Limits, max_io_bytes: u32) -> ublk_params {
                 | attr(limits.volatile_cache && limits.fua, UBLK_ATTR_FUA),
             logical_bs_shift: shift_of(limits.logical_block_size),
             physical_bs_shift: shift_of(limits.physical_block_size),
-            io_min_shift: shift_of(limits.physical_block_size),
+            io_min_shift: shift_of(match limits.minimum_io_size {
+                0 => limits.physical_block_size,
+                bytes => bytes,
+            }),
             io_opt_shift: shift_of(optimal),
             // Sectors are 512 bytes whatever the block size (L02); a request is whole blocks.
             max_sectors: sectors(u64::from(max_io_bytes), block),
+            chunk_sectors: sectors(limits.chunk_size.into(), block),
+            virt_boundary_mask: u64::from(limits.virtual_boundary.saturating_sub(1)),
             dev_sectors: limits.size / SECTOR_SIZE,
             ..Default::default()
         },
@@ -71,7 +80,7 @@ pub(crate) fn encode(limits: &Limits, max_io_bytes: u32) -> ublk_params {
         params.types |= UBLK_PARAM_TYPE_DISCARD;
         let granularity = limits.discard_granularity.max(limits.logical_block_size);
         params.discard = ublk_param_discard {
-            discard_alignment: 0,
+            discard_alignment: limits.discard_alignment,
             // Bytes, not a shift and not sectors (L12); never zero where the type is given.
             discard_granularity: granularity,
             max_discard_sectors: sectors(limits.max_discard, granularity.into()),

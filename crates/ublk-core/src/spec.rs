@@ -204,6 +204,38 @@ fn check_limits(limits: &Limits, page_size: u32) -> Result<(), SpecError> {
             least: MIN_SEGMENT.max(page_size),
         });
     }
+    check_boundaries(limits)
+}
+
+/// What requests and their memory may be cut at.
+fn check_boundaries(limits: &Limits) -> Result<(), SpecError> {
+    let block = limits.logical_block_size;
+    let refused = |name, bytes: u64, rule| Err(SpecError::Boundary { name, bytes, rule });
+    let minimum = limits.minimum_io_size;
+    if minimum != 0 && (!minimum.is_power_of_two() || minimum < block || minimum > 1 << 28) {
+        let rule = "a power of two from the logical block size up to 256 MiB";
+        return refused("minimum I/O size", minimum.into(), rule);
+    }
+    let chunk = limits.chunk_size;
+    if !chunk.is_multiple_of(block) {
+        return refused("chunk size", chunk.into(), "whole logical blocks");
+    }
+    let boundary = limits.segment_boundary;
+    if boundary != 0 && (!boundary.is_power_of_two() || boundary < MIN_SEGMENT.into()) {
+        let rule = "a power of two from 4096 on";
+        return refused("segment boundary", boundary, rule);
+    }
+    let boundary = limits.virtual_boundary;
+    if boundary != 0 && (!boundary.is_power_of_two() || limits.max_segment_size != 0) {
+        let rule = "a power of two, and goes without a longest segment";
+        return refused("virtual boundary", boundary.into(), rule);
+    }
+    let alignment = limits.discard_alignment;
+    let below = limits.discard_granularity.max(block);
+    if !alignment.is_multiple_of(block) || (alignment != 0 && alignment >= below) {
+        let rule = "whole logical blocks below the granularity of discard";
+        return refused("discard alignment", alignment.into(), rule);
+    }
     Ok(())
 }
 
@@ -302,7 +334,7 @@ impl CheckedSpec {
         let mut params = params::encode(limits, geometry.max_io_bytes());
         // Elsewhere the driver copies, and clients with less aligned memory are served.
         let registered = Features::SUPPORT_ZERO_COPY | Features::AUTO_BUF_REG;
-        if geometry.features().intersects(registered) {
+        if limits.memory_in_every_mode || geometry.features().intersects(registered) {
             params::encode_memory(limits, &mut params);
         }
         Ok(params)
@@ -390,6 +422,13 @@ pub enum SpecError {
     /// The longest segment is shorter than a page.
     #[error("longest segment {bytes} is below {least} bytes; raise it, or use 0 for no limit")]
     SegmentSize { bytes: u32, least: u32 },
+    /// Requests or their memory cannot be cut so.
+    #[error("{name} {bytes} is not allowed: it is {rule}; use 0 for none")]
+    Boundary {
+        name: &'static str,
+        bytes: u64,
+        rule: &'static str,
+    },
     /// A feature needs another.
     #[error("feature {feature} needs {needs}; ask for that too, or leave it out")]
     FeatureNeeds {

@@ -208,3 +208,42 @@ fn memory_limits_are_sent_in_zero_copy_only() {
         assert_eq!(params.types & 0x30, sent, "{features}");
     }
 }
+
+/// L12 What requests are cut at is checked, and sent as the driver wants it: masks, sectors, bytes, shifts.
+#[test]
+fn l12_boundaries_are_checked_and_sent() {
+    for (bad, name) in [
+        (limits(|l| l.minimum_io_size = 3000), "minimum I/O size"),
+        (limits(|l| l.minimum_io_size = 256), "minimum I/O size"),
+        (limits(|l| l.chunk_size = 700), "chunk size"),
+        (limits(|l| l.segment_boundary = 2048), "segment boundary"),
+        (limits(|l| l.segment_boundary = 5000), "segment boundary"),
+        (limits(|l| l.virtual_boundary = 5000), "virtual boundary"),
+        (
+            limits(|l| (l.virtual_boundary, l.max_segment_size) = (4096, 65536)),
+            "virtual boundary",
+        ),
+        (limits(|l| l.discard_alignment = 100), "discard alignment"),
+        (limits(|l| l.discard_alignment = 4096), "discard alignment"),
+    ] {
+        let message = refused(bad);
+        assert!(message.starts_with(name), "{message}");
+    }
+    let mut spec = spec();
+    spec.limits.minimum_io_size = 16384;
+    spec.limits.chunk_size = 1 << 20;
+    spec.limits.virtual_boundary = 4096;
+    spec.limits.segment_boundary = 65536;
+    spec.limits.memory_in_every_mode = true;
+    spec.limits.max_discard = 1 << 20;
+    spec.limits.discard_granularity = 65536;
+    spec.limits.discard_alignment = 4096;
+    let checked = spec.check(PAGE).unwrap();
+    let params = checked.params(&geometry(&checked, 524_288)).unwrap();
+    assert_eq!(params.basic.io_min_shift, 14);
+    assert_eq!(params.basic.chunk_sectors, 2048);
+    assert_eq!(params.basic.virt_boundary_mask, 4095);
+    assert_eq!(params.discard.discard_alignment, 4096);
+    assert_ne!(params.types & ublk_sys::UBLK_PARAM_TYPE_SEGMENT, 0);
+    assert_eq!(params.seg.seg_boundary_mask, 65535);
+}
