@@ -8,6 +8,7 @@ mod forward;
 mod registering;
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -117,7 +118,7 @@ pub(crate) struct Lane<P: Port, D, H> {
     /// Requests that handlers took along and have not answered.
     away: u32,
     /// Tags to be armed again after the next enter; never more than there are tags.
-    retry: Vec<Tag>,
+    retry: VecDeque<Tag>,
     retries: u32,
     /// Which tags were with the driver when the first abort came, and have not come back since; and how many.
     expected: Box<[bool]>,
@@ -206,7 +207,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             detached: Cell::new(false),
             current: NOBODY,
             panicked: Cell::new(None),
-            retry: Vec::with_capacity(depth),
+            retry: VecDeque::with_capacity(depth),
             retries: 0,
             away: 0,
             leaving: false,
@@ -486,7 +487,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                         errno,
                     });
                 }
-                self.retry.push(tag);
+                self.retry.push_back(tag);
             }
             Action::Fault(errno) => {
                 let batched = self.batched;
@@ -560,9 +561,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     pub(crate) fn take_retries(&mut self, port: &mut P) {
         self.push_stalled(port);
         self.push_stalled_registers(port);
+        // Those that fail once more come behind.
         for _ in 0..self.retry.len() {
-            let tag = self.retry.remove(0);
-            self.arm(port, tag);
+            if let Some(tag) = self.retry.pop_front() {
+                self.arm(port, tag);
+            }
         }
     }
 

@@ -4,6 +4,8 @@
 //! worker takes the whole list. The list is linked through the places themselves, so nothing is
 //! allocated and it cannot be full.
 
+use crossbeam_utils::CachePadded;
+
 use crate::sync::{AtomicI32, AtomicU32, Ordering};
 use ublk_core::{Answer, Errno, Tag};
 
@@ -16,7 +18,8 @@ struct Place {
 
 /// The answers recorded for a lane by other threads.
 pub(crate) struct RemoteAnswers {
-    head: AtomicU32,
+    /// On a line of its own: threads that answer write it while the worker reads what lies around it for each request.
+    head: CachePadded<AtomicU32>,
     places: Box<[Place]>,
 }
 
@@ -27,7 +30,7 @@ impl RemoteAnswers {
             next: AtomicU32::new(END),
         };
         Self {
-            head: AtomicU32::new(END),
+            head: CachePadded::new(AtomicU32::new(END)),
             places: (0..depth).map(place).collect(),
         }
     }

@@ -94,7 +94,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     pub(super) fn push_failed(&mut self, tag: Tag) {
         let place = &mut self.tags[tag.index()];
         (place.state, _) = place.state.step(Input::Cqe(Errno::EAGAIN.to_result()));
-        self.retry.push(tag);
+        self.retry.push_back(tag);
     }
 }
 

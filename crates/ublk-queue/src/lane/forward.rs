@@ -6,6 +6,8 @@
 //! buffers while an operation is in flight.
 #![expect(unsafe_code, reason = "operations on the tags' buffers")]
 
+use std::collections::VecDeque;
+
 use ublk_core::iod::Io;
 use ublk_core::{Answer, DataMode, Errno, IoFlags, Op, Tag};
 use ublk_sys::UBLK_U_IO_REGISTER_IO_BUF;
@@ -76,7 +78,7 @@ pub(super) struct Forwards {
     tags: Box<[Forwarded]>,
     syncs: Box<[Syncs]>,
     /// Tags whose operation could not be pushed.
-    stalled: Vec<Tag>,
+    stalled: VecDeque<Tag>,
     /// Requests that are forwarded and not answered.
     pub(super) count: u32,
 }
@@ -93,7 +95,7 @@ impl Forwards {
         Self {
             tags: vec![Forwarded::NONE; depth].into_boxed_slice(),
             syncs: (0..files).map(syncs).collect(),
-            stalled: Vec::with_capacity(depth),
+            stalled: VecDeque::with_capacity(depth),
             count: 0,
         }
     }
@@ -229,7 +231,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             Forward::Sync { .. } => true,
         };
         if !pushed {
-            self.forwards.stalled.push(tag);
+            self.forwards.stalled.push_back(tag);
         }
     }
 
@@ -437,8 +439,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     #[cold]
     pub(super) fn push_stalled(&mut self, port: &mut P) {
         for _ in 0..self.forwards.stalled.len() {
-            let tag = self.forwards.stalled.remove(0);
-            self.push_forward(port, tag);
+            if let Some(tag) = self.forwards.stalled.pop_front() {
+                self.push_forward(port, tag);
+            }
         }
         for file in 0..self.forwards.syncs.len() {
             self.start_sync(port, u16::try_from(file).unwrap_or(u16::MAX));
