@@ -72,7 +72,6 @@ pub(crate) fn encode(limits: &Limits, max_io_bytes: u32) -> ublk_params {
             chunk_sectors: sectors(limits.chunk_size.into(), block),
             virt_boundary_mask: u64::from(limits.virtual_boundary.saturating_sub(1)),
             dev_sectors: limits.size / SECTOR_SIZE,
-            ..Default::default()
         },
         ..Default::default()
     };

@@ -144,7 +144,7 @@ pub trait Port {
     /// # Errors
     /// As [`enter`](Port::enter).
     fn park(&mut self) -> Result<bool, Errno> {
-        Ok(true)
+        Ok(self.pending() == 0)
     }
 
     /// The end of that sleep.

@@ -75,12 +75,10 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                     return Ok(Next::Within(backoff));
                 }
             }
-            // Entries that the kernel did not take (EAGAIN, EBUSY) have no completion that ends a sleep (L61).
-            if again
-                || self.has_retries()
-                || self.port.pending() > 0
-                || !self.port.park().map_err(WorkerError::Ring)?
-            {
+            // A ring with entries that the kernel did not take (EAGAIN, EBUSY) does not park: they have no completion that
+            // ends a sleep (L61).
+            let sleeps = !again && !self.has_retries();
+            if !sleeps || !self.port.park().map_err(WorkerError::Ring)? {
                 continue;
             }
             let mut lanes = self.lanes.iter_mut();
