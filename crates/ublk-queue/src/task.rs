@@ -243,6 +243,7 @@ impl<Fut> Drop for Lane<Fut> {
         // good, so it is here that they are counted.
         self.slots.clear_all();
         self.core.pool.count_leaks();
+        self.core.end();
     }
 }
 

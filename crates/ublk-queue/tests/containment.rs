@@ -11,6 +11,7 @@ use common::sim::{self, Filled, ToFile, drive_and_sleep, run, run_driven, run_on
 use ublk_core::iod::{Io, IoBounds};
 use ublk_core::{DataMode, Errno, QueueId, Tag};
 use ublk_queue::seam::{Completion, Full, IoCommand, Port, UserCopyPort, Wake};
+use ublk_queue::task::{Async, SharedFd, TaskRequest, leaked_operations};
 use ublk_queue::{
     BatchCommand, Handler, LaneSpec, MemRef, Operation, Operations, Request, State, Worker,
     WorkerError,
@@ -287,6 +288,53 @@ fn l63_a_lane_that_leaves_leaks_nothing_but_buffers() {
             assert!(written > 0 || data != DataMode::Copy, "{data:?}");
         }
     }
+}
+
+/// L63 The same for futures with operations on their requests' buffers under way: the kernel keeps the buffers, and the
+/// character device and the operations' files are closed.
+#[test]
+fn l63_operations_under_way_hold_no_device() {
+    let config = Config {
+        data: DataMode::UserCopy,
+        read_percent: 100,
+        enter_fails: Some((6, 9)),
+        ..Config::new(3)
+    };
+    let sim = Sim::new(config.clone());
+    let device = Arc::new(());
+    let shared = Arc::new(common::Shared::default());
+    *shared.file.lock().expect("no panic") = vec![0; config.size];
+    let mut worker = Worker::new(FilePort::new(sim.port(), shared, 1, 0), Arc::default());
+    let bounds = IoBounds {
+        size: config.size as u64,
+        max_io_bytes: config.max_io_bytes,
+    };
+    let (near, far) = std::os::unix::net::UnixStream::pair().expect("sockets");
+    let file = SharedFd::new(near);
+    let serve = move |mut request: TaskRequest| {
+        let file = file.clone();
+        async move {
+            let offset = request.offset();
+            request.read_from(&file, offset).await
+        }
+    };
+    let (qid, descriptors) = (QueueId::ZERO, sim.descriptors(0));
+    let mut spec = LaneSpec::new(qid, config.depth, bounds, descriptors, Async::new(serve));
+    spec.data = config.data;
+    spec.device = Box::new(Device(Arc::clone(&device)));
+    let lane = worker.add_lane(spec).expect("memory");
+    let before = leaked_operations();
+    let result = worker.arm().and_then(|()| worker.run());
+    assert!(result.is_err());
+    worker.finish(&result);
+    drop(lane);
+    assert!(leaked_operations() > before, "some were under way");
+    assert_eq!(Arc::strong_count(&device), 1);
+    // The other side of an operation's file sees its end.
+    far.set_read_timeout(Some(Duration::from_secs(10)))
+        .expect("a deadline");
+    let read = std::io::Read::read(&mut &far, &mut [0]);
+    assert_eq!(read.expect("closed"), 0);
 }
 
 /// L09 The buffers of requests that are on their way to a file outlive a worker that leaves them, also when the driver has

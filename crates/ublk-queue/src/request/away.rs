@@ -15,6 +15,7 @@ use ublk_core::iod::Io;
 use ublk_core::{Answer, Errno, IoFlags, Op, QueueId, Tag};
 
 use super::{deliver_to_client, device, fetch, is_hidden};
+use crate::buffers::Arena;
 use crate::memref::MemRef;
 use crate::shared::{DataPath, LaneLocal, LaneShared};
 
@@ -91,6 +92,11 @@ impl KeptRequest {
         }
         let answer = self.answer_of(Ok(()));
         self.record(answer, from.addr());
+    }
+
+    /// For a lane that ends before the request is answered: all that is needed of it then are its buffers.
+    pub(crate) fn leave_unanswered(self) -> Arena {
+        self.forget().shared.arena.clone()
     }
 
     fn record(self, answer: Answer, source: u64) {

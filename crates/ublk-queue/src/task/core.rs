@@ -13,6 +13,7 @@ use ublk_core::{Errno, IoFlags, Op, QueueId};
 use super::pool::{Pool, Sink, WakeBy};
 use super::ready::Ready;
 use super::slots::Panicked;
+use crate::buffers::Arena;
 use crate::operations::Operation;
 use crate::request::KeptRequest;
 use crate::seam::Wake;
@@ -66,6 +67,8 @@ pub(super) struct Core {
     tags: Box<[Tag]>,
     /// Tags to be polled, woken on this thread by operations.
     local: RefCell<Vec<u16>>,
+    /// The requests' buffers, from the lane's end on: for whoever still holds one, the kernel included.
+    buffers: Cell<Option<Arena>>,
 }
 
 impl Core {
@@ -86,7 +89,19 @@ impl Core {
             own_buffers,
             tags: (0..tags).map(|_| Tag::new()).collect(),
             local: RefCell::new(Vec::with_capacity(depth)),
+            buffers: Cell::new(None),
         }
+    }
+
+    /// The lane ends: requests that are not answered are let go, and with them what the lane had, such as the character
+    /// device. What operations under way, or buffers that somebody holds, still need stays: the buffers alone (L63).
+    pub(super) fn end(&self) {
+        for state in &self.tags {
+            if let Some(token) = state.token.take() {
+                self.buffers.set(Some(token.leave_unanswered()));
+            }
+        }
+        self.pool.close_descriptors();
     }
 
     /// How the task of a poll is woken: by its tag where that will do.

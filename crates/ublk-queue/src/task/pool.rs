@@ -424,6 +424,13 @@ fn close_unwanted(slot: &Slot) {
 }
 
 impl Pool {
+    /// The ring is closed: what it has taken holds its file itself, and what it has not it never takes.
+    pub(super) fn close_descriptors(&self) {
+        for slot in &self.slots {
+            drop(slot.fd.take());
+        }
+    }
+
     /// Operations that the kernel has and whose ring ends now: what they use is leaked, whoever holds it, and
     /// counted here, once.
     pub(super) fn count_leaks(&self) -> usize {
