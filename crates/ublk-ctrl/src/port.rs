@@ -79,7 +79,7 @@ impl RingPort {
         // The node first: without the module the ring's own troubles matter to nobody.
         let file = OpenOptions::new().read(true).write(true).open(node);
         let node = file.map_err(|e| open_error(Errno::from_io(&e)))?;
-        let ring = Ring::builder(ENTRIES).build().map_err(|e| match e {
+        let mut ring = Ring::builder(ENTRIES).build().map_err(|e| match e {
             SetupError::Disabled { sysctl } => Error::IoUringDisabled { sysctl },
             other => Error::Ring {
                 message: other.to_string(),
@@ -88,7 +88,7 @@ impl RingPort {
         // A blocked command occupies a kernel worker, of which there are four a CPU by default: on a
         // small machine a STOP would wait behind the very commands it is to end (seen with 3 blocked
         // on one CPU of 6.12, with 4 on 7.3).
-        let capacity = if crate::sys::allow_workers(ring.as_fd(), ENTRIES) {
+        let capacity = if ring.allow_workers(ENTRIES).is_ok() {
             CAPACITY
         } else {
             let cpus = std::thread::available_parallelism().map_or(1, usize::from);

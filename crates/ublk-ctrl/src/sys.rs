@@ -6,7 +6,6 @@
 
 use core::mem::MaybeUninit;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use ublk_core::Errno;
@@ -59,28 +58,6 @@ pub(crate) fn may_read(path: &Path) -> Result<(), Errno> {
 /// Major and minor of a device number.
 pub(crate) fn device_number(number: u64) -> (u32, u32) {
     (libc::major(number), libc::minor(number))
-}
-
-/// `IORING_REGISTER_IOWQ_MAX_WORKERS` (linux/io_uring.h), since Linux 5.15.
-const REGISTER_IOWQ_MAX_WORKERS: libc::c_uint = 19;
-
-/// Lets this thread's rings have up to `bounded` kernel workers for operations that block; whether
-/// the kernel agreed. The default is four a CPU.
-pub(crate) fn allow_workers(ring: BorrowedFd<'_>, bounded: u32) -> bool {
-    // The second is for sockets and pipes; 0 leaves it. The kernel writes the old values here.
-    let mut limits: [u32; 2] = [bounded, 0];
-    // SAFETY: the descriptor is a ring's, and the kernel reads and writes the two words of `limits`
-    // within the call.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_io_uring_register,
-            ring.as_raw_fd(),
-            REGISTER_IOWQ_MAX_WORKERS,
-            limits.as_mut_ptr(),
-            limits.len(),
-        )
-    };
-    done == 0
 }
 
 #[cfg(test)]

@@ -307,6 +307,28 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
         Ok(())
     }
 
+    /// Lets this thread's operations that block have up to `bounded` of the kernel's workers
+    /// (`IORING_REGISTER_IOWQ_MAX_WORKERS`, 5.15). Without, there are four a CPU; those of sockets and pipes are without
+    /// bound.
+    ///
+    /// # Errors
+    /// [`RegisterError`].
+    pub fn allow_workers(&mut self, bounded: u32) -> Result<(), RegisterError> {
+        // 0 leaves the second, for sockets and pipes. The kernel writes the old values here.
+        let mut limits = [bounded, 0];
+        // SAFETY: the operation reads and writes two words.
+        unsafe {
+            self.register(
+                sys::IORING_REGISTER_IOWQ_MAX_WORKERS,
+                limits.as_mut_ptr(),
+                2,
+                "limit of workers",
+                "5.15",
+            )
+        }?;
+        Ok(())
+    }
+
     /// Asks which operations exist (`IORING_REGISTER_PROBE`, 5.6).
     ///
     /// # Errors

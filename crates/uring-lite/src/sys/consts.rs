@@ -182,6 +182,8 @@ constants! {
     IORING_REGISTER_BUFFERS2: u32 = 15;
     /// Change registered buffers (5.13).
     IORING_REGISTER_BUFFERS_UPDATE: u32 = 16;
+    /// Set how many kernel workers there may be (5.15).
+    IORING_REGISTER_IOWQ_MAX_WORKERS: u32 = 19;
     /// Register the ring's own descriptor with the task (5.18).
     IORING_REGISTER_RING_FDS: u32 = 20;
     /// Undo `IORING_REGISTER_RING_FDS` (5.18).
