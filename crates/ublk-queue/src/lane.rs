@@ -38,7 +38,7 @@ use crate::worker::{LaneSpec, Share};
 const MAX_RETRIES: u32 = 1000;
 
 /// For what is asked of a request that was taken: the device may be smaller by now.
-const ANYWHERE: IoBounds = IoBounds {
+pub(crate) const ANYWHERE: IoBounds = IoBounds {
     size: u64::MAX,
     max_io_bytes: u32::MAX,
 };
@@ -380,7 +380,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             self.answered_from(port, tag, answer, source);
             return Ok(());
         }
-        let result = place.commit(in_hand, answer, &self.shared);
+        let desc = || self.descriptors.load(tag);
+        let result = place.commit(in_hand, answer, &self.shared, desc);
         let pushed = match result {
             Some(result) if BATCHED => self.batch.add(place.header, result, place.addr),
             Some(result) => port.push(&place.commit, result, place.addr).is_ok(),

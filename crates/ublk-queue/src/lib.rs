@@ -11,6 +11,7 @@
 mod batch;
 mod buffers;
 mod epoll;
+mod failures;
 mod forward;
 pub mod handler;
 pub mod health;
@@ -37,6 +38,7 @@ pub mod worker;
 
 pub use batch::BatchCommand;
 pub use buffers::Pages;
+pub use failures::{Failed, OnFailure};
 pub use forward::Forward;
 pub use handler::{
     Backing, ClientShared, Direct, Handler, Inline, LaneContext, Mapped, Pool, Pooled,

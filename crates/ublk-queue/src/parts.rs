@@ -135,6 +135,7 @@ impl Parts<'_> {
         }
         spec.copies_by_ring = self.copies_by_ring();
         spec.huge_pages = self.plan.huge_pages;
+        spec.on_failure.clone_from(&self.plan.on_failure);
         if shares_memory(geometry) {
             // With nothing of our own a request in somebody else's memory is refused, not served from the wrong place.
             spec.shared = Some(self.plan.shared.clone().unwrap_or_default());

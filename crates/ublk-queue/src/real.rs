@@ -109,6 +109,9 @@ pub struct RingNeeds {
 /// engine submits in between.
 const MAX_SQ_ENTRIES: u32 = 32_768;
 
+/// Most kernel workers of a ring: they are made as they are needed.
+const MAX_WORKERS: u32 = 256;
+
 /// A ring for a worker could not be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -143,6 +146,11 @@ impl RingPort {
             .taskrun_flag(spin.is_some())
             .build()?;
         ring.register_files(files)?;
+        if needs.operations != 0 {
+            // An operation that has to wait, on a file that cannot be asked not to, is a kernel worker's, of which there
+            // are four a CPU: all of them shall wait side by side. An older kernel has its own limit.
+            let _ = ring.allow_workers(needs.operations.min(MAX_WORKERS));
+        }
         if needs.buffers != 0 {
             ring.register_buffers_sparse(needs.buffers)?;
         }

@@ -14,6 +14,7 @@ use ublk_core::{Backend, CpuMask, DataMode, Errno, Geometry, QueueId};
 
 use self::ending::{EndGuard, Running, Shared};
 use self::teams::{Team, teams};
+use crate::failures::OnFailure;
 use crate::handler::{
     ClientShared, Direct, DirectShared, Handler, Inline, InlineShared, Mapped, Pool,
 };
@@ -59,6 +60,8 @@ pub struct Plan {
     /// Memory shared with the device's clients, as it was registered with the driver: for a device made with
     /// [`Features::SHMEM_ZC`](ublk_core::Features::SHMEM_ZC).
     pub shared: Option<SharedMemory>,
+    /// Is told of requests that are answered with an errno.
+    pub on_failure: Option<OnFailure>,
     /// How long arming may take before it counts as failed.
     pub arm_deadline: Duration,
     /// How long the thread of a queue that failed keeps its ring, while the other queues serve on, for an owner that ends
@@ -83,6 +86,7 @@ impl Plan {
             huge_pages: false,
             copies_by_ring: false,
             shared: None,
+            on_failure: None,
             arm_deadline: Duration::from_secs(10),
             linger: Duration::ZERO,
         }

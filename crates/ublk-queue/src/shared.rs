@@ -1,14 +1,16 @@
 //! The parts of a lane that outlive its worker's stack: buffers, answers, meters.
 
 use std::cell::RefCell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use ublk_core::iod::Io;
 use ublk_core::{Answer, DataMode, Errno, IoDesc, QueueId, Tag};
 
 use crate::buffers::Arena;
+use crate::failures::{Failed, OnFailure};
 use crate::health::{Meters, Status};
+use crate::lane::ANYWHERE;
 use crate::memref::MemRef;
 use crate::remote::RemoteAnswers;
 use crate::seam::{UserCopyPort, Wake};
@@ -26,6 +28,7 @@ pub(crate) struct LaneShared {
     pub(crate) path: DataPath,
     /// User copy by operations linked with the commit.
     pub(crate) copies_by_ring: bool,
+    on_failure: OnceLock<OnFailure>,
     /// The worker's thread is awake, with a batch.
     pub(crate) at_work: Arc<AtomicBool>,
     wake: Arc<dyn Wake>,
@@ -106,6 +109,7 @@ impl LaneShared {
             status: Status::new(),
             path,
             copies_by_ring,
+            on_failure: OnceLock::new(),
             at_work,
             wake,
             size: AtomicU64::new(size),
@@ -136,6 +140,29 @@ impl LaneShared {
             self.meters.shared_misses.add(1);
         }
         Ok(())
+    }
+
+    /// Has failures told, from now on.
+    pub(crate) fn tell_failures(&self, to: OnFailure) {
+        // Set once, when the lane is made.
+        let _ = self.on_failure.set(to);
+    }
+
+    /// Counts a request that was answered with an errno, and tells of it.
+    #[cold]
+    pub(crate) fn failed(&self, desc: IoDesc, result: i32) {
+        self.meters.errors.add(1);
+        let Some(on_failure) = self.on_failure.get() else {
+            return;
+        };
+        let io = desc.decode(&ANYWHERE).ok();
+        on_failure.tell(Failed {
+            qid: self.qid,
+            op: io.map(|io| io.op),
+            offset: io.map_or(0, |io| io.offset),
+            len: io.map_or(0, |io| io.len),
+            errno: Errno::new(result.saturating_neg()),
+        });
     }
 
     /// Records an answer from another thread and wakes the worker if it sleeps.

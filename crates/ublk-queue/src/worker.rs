@@ -12,6 +12,7 @@ use ublk_core::iod::IoBounds;
 use ublk_core::{DataMode, Errno, QueueId};
 
 use crate::buffers::{Arena, Dealer};
+use crate::failures::OnFailure;
 use crate::handler::{Handler, LaneContext};
 use crate::health::State;
 use crate::lane::{ABORT_WAIT, Lane, LaneError, Panicked};
@@ -84,6 +85,8 @@ pub struct LaneSpec<D, H> {
     pub copies_by_ring: bool,
     /// Memory shared with the device's clients; for handlers with [`Handler::SHARED`].
     pub shared: Option<SharedMemory>,
+    /// Is told of requests that are answered with an errno.
+    pub on_failure: Option<OnFailure>,
 }
 
 /// Which part of a queue one lane serves, where several threads do: the tags `first`, `first + step`, …
@@ -146,6 +149,7 @@ impl<D, H> LaneSpec<D, H> {
             huge_pages: false,
             copies_by_ring: false,
             shared: None,
+            on_failure: None,
         }
     }
 }
@@ -225,6 +229,9 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             spec.copies_by_ring && !spec.batch,
             (wake, Arc::clone(&self.at_work)),
         );
+        if let Some(on_failure) = spec.on_failure.clone() {
+            shared.tell_failures(on_failure);
+        }
         let lane = Lane::new(
             index,
             spec,

@@ -11,7 +11,7 @@ use ublk_core::{
 };
 use ublk_ctrl::{ControlThread, Controller, page_size};
 
-use ublk_queue::{Mapped, Plan, Polling, Server, Threads};
+use ublk_queue::{Failed, Mapped, OnFailure, Plan, Polling, Server, Threads};
 
 use crate::device::Device;
 use crate::error::Error;
@@ -46,6 +46,7 @@ pub(crate) struct Options {
     pub(crate) shared: Option<Shared>,
     pub(crate) huge_pages: bool,
     pub(crate) copies_by_ring: bool,
+    pub(crate) on_failure: Option<OnFailure>,
     pub(crate) unscheduled: bool,
 }
 
@@ -86,6 +87,7 @@ impl<B: Backend> Builder<B> {
             shared: None,
             huge_pages: false,
             copies_by_ring: false,
+            on_failure: None,
             unscheduled: true,
         };
         Self {
@@ -129,6 +131,14 @@ impl<B: Backend> Builder<B> {
     #[must_use]
     pub fn copies_by_ring(mut self, yes: bool) -> Self {
         self.options.copies_by_ring = yes;
+        self
+    }
+
+    /// Has `tell` called with each request that is answered with an errno, on its queue's thread: see [`OnFailure`] for what
+    /// it must not do there.
+    #[must_use]
+    pub fn on_failure(mut self, tell: impl Fn(Failed) + Send + Sync + 'static) -> Self {
+        self.options.on_failure = Some(OnFailure::new(tell));
         self
     }
 

@@ -129,6 +129,7 @@ impl<B: Backend> Added<B> {
         plan.arm_deadline = deadline;
         plan.huge_pages = self.options.huge_pages;
         plan.copies_by_ring = self.options.copies_by_ring;
+        plan.on_failure.clone_from(&self.options.on_failure);
         if let Some(shared) = &self.options.shared {
             let table = SharedTable::new(&shared.buffers);
             let memory = SharedMemory::map(shared.file.as_fd(), table);

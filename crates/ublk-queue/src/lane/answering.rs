@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ublk_core::{Action, Answer, DataMode, Errno, Input, Op, Tag, TagState};
+use ublk_core::{Action, Answer, DataMode, Errno, Input, IoDesc, Op, Tag, TagState};
 
 use super::{ANYWHERE, Lane, Place};
 use crate::handler::Handler;
@@ -35,7 +35,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             }
         }
         let place = &mut self.tags[tag.index()];
-        if let Some(result) = place.commit(place.state, answer, &self.shared) {
+        let desc = || self.descriptors.load(tag);
+        if let Some(result) = place.commit(place.state, answer, &self.shared, desc) {
             self.push_commit(port, tag, result);
         }
     }
@@ -99,13 +100,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 }
 
 impl<C> Place<C> {
-    /// Answers the request that is in hand at this place: the result for the driver, or nothing if none is in hand.
+    /// Answers the request that is in hand at this place, whose descriptor `desc` is: the result for the driver, or nothing if none is in hand.
     #[inline(always)]
     pub(super) fn commit(
         &mut self,
         in_hand: TagState,
         answer: Answer,
         shared: &LaneShared,
+        desc: impl FnOnce() -> IoDesc,
     ) -> Option<i32> {
         let (next, action) = in_hand.step(Input::Answer(answer));
         let Some(Action::Commit(answer)) = action else {
@@ -114,7 +116,7 @@ impl<C> Place<C> {
         };
         self.state = next;
         if answer.result() < 0 {
-            shared.meters.errors.add(1);
+            shared.failed(desc(), answer.result());
         }
         Some(answer.result())
     }
