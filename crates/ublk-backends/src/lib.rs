@@ -27,6 +27,7 @@ mod file;
 mod mapping;
 mod memory;
 mod null;
+mod pagemap;
 
 pub use error::Error;
 pub use file::{Created, File, FileHandler, FileOptions, Identity, User};

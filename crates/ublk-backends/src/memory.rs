@@ -11,11 +11,12 @@ use ublk_queue::{Mapped, MemRef};
 
 use crate::error::{Error, check};
 use crate::mapping::Mapping;
+use crate::pagemap::Pagemap;
 
 /// Largest DISCARD: one call to the kernel, whose cost is that of the pages in use.
 const MAX_DISCARD: u64 = 1 << 30;
 
-/// Largest WRITE_ZEROES: without leave to unmap it is memory written, on the queue's thread.
+/// Largest WRITE_ZEROES: without leave to unmap, pages that there are are written, on the queue's thread.
 const MAX_WRITE_ZEROES: u64 = 16 << 20;
 
 /// A device of memory: sparse, populated by the first write to a page, given back by discard.
@@ -29,6 +30,8 @@ const MAX_WRITE_ZEROES: u64 = 16 << 20;
 #[derive(Debug)]
 pub struct Memory {
     mapping: Mapping,
+    /// Which pages there are; `None` where the kernel does not tell.
+    pagemap: Option<Pagemap>,
     copier: Copier,
     limits: Limits,
 }
@@ -45,6 +48,7 @@ impl Memory {
         let page = u32::try_from(mapping.page()).unwrap_or(block_size);
         Ok(Self {
             mapping,
+            pagemap: Pagemap::open().ok(),
             copier: Copier::detect(),
             limits: Limits::new(size)
                 .block_size(block_size)
@@ -101,6 +105,45 @@ impl Memory {
         // SAFETY: `len` bytes inside the mapping, which lives as long as `self`; whole sectors, so
         // aligned to eight; all accesses to the mapping's bytes go through `racing`.
         unsafe { self.copier.zero(shared, len) };
+    }
+
+    /// Makes a range that `range` has checked read as zeroes and keeps the pages that it has. One that is not there reads as
+    /// zeroes already and stays away: else zeroes over a large sparse device would take all memory there is.
+    fn zero_kept(&self, offset: usize, len: usize) {
+        let page = self.mapping.page();
+        let end = offset + len;
+        let zero = |begin: usize, count: usize| {
+            let mut at = begin.max(offset);
+            let end = (begin + count).min(end);
+            while at < end {
+                // A page at a time: one that was only read is the kernel's page of zeroes, and stays that.
+                let next = ((at / page + 1) * page).min(end);
+                if !self.is_zero(at, next - at) {
+                    self.zero(at, next - at);
+                }
+                at = next;
+            }
+        };
+        let Some(pagemap) = &self.pagemap else {
+            return zero(offset, len);
+        };
+        let base = self.mapping.at(0, 0).as_ptr().addr() / page;
+        let (first, last) = (offset / page, end.div_ceil(page));
+        pagemap.present(base + first, last - first, |begin, count| {
+            zero((begin - base) * page, count * page);
+        });
+    }
+
+    /// Whether whole sectors of a checked range read as zeroes now.
+    fn is_zero(&self, offset: usize, len: usize) -> bool {
+        let mut sector = [0; UNIT];
+        (offset..offset + len).step_by(UNIT).all(|at| {
+            let shared = self.mapping.at(at, UNIT);
+            // SAFETY: a sector inside the mapping, which lives as long as `self`; all accesses to the mapping's bytes
+            // go through `racing`.
+            unsafe { self.copier.load(shared, &mut sector) };
+            sector.iter().all(|byte| *byte == 0)
+        })
     }
 
     /// Makes a range read as zeroes and gives its whole pages back.
@@ -172,7 +215,7 @@ impl Backend for Memory {
             return self.unmap(offset, len);
         }
         let (offset, len) = self.range(offset, len)?;
-        self.zero(offset, len);
+        self.zero_kept(offset, len);
         Ok(())
     }
 }

@@ -130,7 +130,48 @@ fn l12_write_zeroes_without_unmap_keeps_memory() {
     memory
         .write_zeroes(4 << 20, 4 << 20, false)
         .expect("inside");
-    assert_eq!(memory.resident(), Ok(8 << 20), "and allocates what was not");
+    assert_eq!(memory.resident(), Ok(before), "and allocates nothing");
+}
+
+/// L12 Zeroes that keep the storage take none: over a sparse device larger than this machine, and over what was only
+/// read. Only the bytes of the range become zeroes.
+#[test]
+fn l12_zeroes_over_nothing_take_nothing() {
+    let size = 1 << 40;
+    let memory = device(size);
+    for at in [0, 1 << 30, size - 4096] {
+        memory.write_at(&[7; 4096], at, false).expect("inside");
+    }
+    let before = memory.resident().expect("mincore");
+    assert!(is(&read(&memory, 1 << 20, 8 << 20), 0));
+    let rss = || {
+        let status = std::fs::read_to_string("/proc/self/status").expect("of this process");
+        let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+        let number = line.and_then(|l| l.trim().strip_suffix(" kB"));
+        number
+            .and_then(|n| n.parse::<u64>().ok())
+            .expect("a number")
+    };
+    let anonymous = rss();
+    memory.write_zeroes(512, 64 << 20, false).expect("inside");
+    memory
+        .write_zeroes(1 << 30, 1 << 30, false)
+        .expect("inside");
+    memory
+        .write_zeroes(size - 1024, 512, false)
+        .expect("inside");
+    assert!(
+        rss() < anonymous + (16 << 10),
+        "{} kB before, {} after",
+        anonymous,
+        rss()
+    );
+    assert!(memory.resident().expect("mincore") <= before + (16 << 20));
+    let first = read(&memory, 0, 4096);
+    assert!(is(&first[..512], 7) && is(&first[512..], 0));
+    assert!(is(&read(&memory, 1 << 30, 4096), 0));
+    let last = read(&memory, size - 4096, 4096);
+    assert!(is(&last[..3072], 7) && is(&last[3072..3584], 0) && is(&last[3584..], 7));
 }
 
 /// L13 Offsets near the end of 64 bits do not wrap, and huge sizes are refused with a hint.
