@@ -23,6 +23,8 @@ pub(crate) struct Core<L> {
     /// What O_DIRECT asks; 1 and 1 without it.
     pub(crate) alignment: Alignment,
     pub(crate) syncs: Syncs,
+    /// Zeroes and discards are of whole units; 1 where any range will do.
+    pub(crate) unit: u64,
     /// The file has answered EOPNOTSUPP.
     pub(crate) no_unmap: AtomicBool,
     pub(crate) no_zero: AtomicBool,
@@ -37,8 +39,25 @@ impl<L: Layer> Core<L> {
             size: AtomicU64::new(limits.size),
             alignment,
             syncs: Syncs::default(),
+            unit: 1,
             no_unmap: AtomicBool::new(false),
             no_zero: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes zeroes and discards of whole units of the disk behind.
+    pub(crate) const fn unit(mut self, bytes: u32) -> Self {
+        self.unit = if bytes == 0 { 1 } else { bytes as u64 };
+        self
+    }
+
+    /// The whole units inside a range of the file: begin and end, equal where there is none.
+    const fn whole(&self, at: u64, len: u64) -> (u64, u64) {
+        let last = (at + len) / self.unit * self.unit;
+        // In a range that ends behind the last unit of 64 bits there is no whole one.
+        match at.checked_next_multiple_of(self.unit) {
+            Some(first) if first < last => (first, last),
+            _ => (at, at),
         }
     }
 
@@ -170,11 +189,25 @@ impl<L: Layer> Backend for Core<L> {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        self.layer.discard(self.place(offset, len)?, len)
+        // A discard is advice: what is less than a unit stays.
+        let at = self.place(offset, len)?;
+        let (first, last) = self.whole(at, len);
+        if first == last {
+            return Ok(());
+        }
+        self.layer.discard(first, last - first)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), Errno> {
         let at = self.place(offset, len)?;
+        let (first, last) = self.whole(at, len);
+        // Less than a unit at either end is written, as data.
+        self.write_zeroes_as_data(at, first - at)?;
+        self.write_zeroes_as_data(last, at + len - last)?;
+        if first == last {
+            return Ok(());
+        }
+        let (at, len) = (first, last - first);
         if may_unmap {
             match Self::unless(&self.no_unmap, || self.layer.unmap(at, len)) {
                 Err(Errno::EOPNOTSUPP) => {}

@@ -454,3 +454,43 @@ fn l07_every_flush_has_a_sync_that_began_after_it() {
     assert_eq!(wanted, 4000);
     assert!((1..=4000).contains(&ran), "{ran}");
 }
+
+/// L83 Less than a unit of the disk at either end is written, what is between is asked for as a whole; a discard of less
+/// is none.
+#[test]
+fn l83_odd_ends_are_written() {
+    for (at, len, call) in [
+        (0, 8192, Some("4096 8192")),
+        (512, 512, None),
+        (512, 8192, Some("8192 4096")),
+        (3584, 1024, None),
+        (512, 3584 + 4096, Some("8192 4096")),
+        (4096, 4608, Some("8192 4096")),
+    ] {
+        for way in ["unmap", "zero", "discard"] {
+            let mut core = core(Fake::default(), 1).unit(4096);
+            core.base = BASE;
+            let before = core.layer.data.lock().unwrap().clone();
+            match way {
+                "discard" => core.discard(at, len),
+                _ => core.write_zeroes(at, len, way == "unmap"),
+            }
+            .unwrap();
+            let calls = calls(&core);
+            let wanted: Vec<_> = call.iter().map(|call| format!("{way} {call}")).collect();
+            assert_eq!(calls, wanted, "{at}+{len}");
+            if way == "discard" {
+                continue;
+            }
+            let data = core.layer.data.lock().unwrap();
+            for (place, (is, was)) in (0_u64..).zip(data.iter().zip(&before)) {
+                let inside = (BASE + at..BASE + at + len).contains(&place);
+                assert_eq!(
+                    *is,
+                    if inside { 0 } else { *was },
+                    "{way} {at}+{len} at {place}"
+                );
+            }
+        }
+    }
+}

@@ -11,6 +11,15 @@ use ublk_core::Errno;
 use super::facts::failed;
 use crate::error::{Error, check};
 
+/// What to do about a link that leads nowhere.
+pub(super) const DANGLING: &str = "it is a symbolic link to a file that is not there: remove the link, or give the path \
+                                   that it leads to";
+
+/// Whether a path is a link that leads nowhere.
+pub(super) fn is_dangling(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink()) && !path.exists()
+}
+
 /// A file that was made a moment ago; dropping this removes it again, [`Created::keep`] leaves it.
 #[derive(Debug)]
 #[must_use = "dropped, it removes the file it has made"]
@@ -29,9 +38,11 @@ impl Created {
     pub fn new(path: impl Into<PathBuf>, size: u64) -> Result<Self, Error> {
         check(size, 512)?;
         let path = path.into();
+        let dangling = is_dangling(&path);
         let error = |doing, e: &std::io::Error| {
             let errno = Errno::from_io(e);
             let hint = match errno {
+                Errno::EEXIST if dangling => DANGLING,
                 Errno::EEXIST => "serve it as it is, or name another file",
                 Errno::EFBIG => "give a smaller size: the file system has no files so large",
                 Errno::ENOENT => "make its directory first",

@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use ublk_core::Errno;
 
 use super::aligned::Aligned;
+use super::layout::HEAD;
 use super::os::{self, Alignment};
 use crate::error::Error;
 
@@ -158,14 +159,27 @@ pub(crate) fn alignment(file: &fs::File, read_only: bool, is_block: bool) -> Opt
     })
 }
 
-/// Whether reads can be asked not to wait: what an asynchronous read is made of. File systems that refuse are
-/// served by the kernel's worker threads when a ring asks them.
-pub(crate) fn supports_nowait(file: &fs::File, at: u64, block: u32) -> bool {
-    let mut buffer = Aligned::new(usize::try_from(block).unwrap_or(4096));
-    match os::read_nowait(file, buffer.bytes(), at) {
-        Ok(_) | Err(Errno::EAGAIN) => true,
-        Err(_) => false,
+/// The first bytes of a device that begins at `base` in the file, as many as there are: a look, whose failure is none.
+pub(crate) fn head(file: &fs::File, base: u64) -> Vec<u8> {
+    // By whole pages, which direct I/O is content with.
+    let page = base / 4096 * 4096;
+    let skipped = usize::try_from(base - page).unwrap_or(0);
+    let mut memory = Aligned::new(HEAD + 4096);
+    let bytes = memory.bytes();
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match std::os::unix::fs::FileExt::read_at(file, rest, page + done as u64) {
+            // What ends inside a page is the end of the file.
+            Ok(n) if n > 0 && n.is_multiple_of(4096) => done += n,
+            Ok(n) => {
+                done += n;
+                break;
+            }
+            Err(_) => break,
+        }
     }
+    let end = done.min(skipped + HEAD);
+    bytes.get(skipped..end).unwrap_or_default().to_vec()
 }
 
 /// The directory of a disk's queue in sysfs; that of the whole disk for a partition.

@@ -53,11 +53,11 @@ impl Handler for FileHandler {
 }
 
 impl File {
-    /// Whether requests go to the queue's ring in this mode; else calls are made on the queue's own thread. A file
-    /// that cannot be asked not to wait is cheaper by calls, but only a ring can move data past the server.
+    /// Whether requests go to the queue's ring in this mode; else calls are made on the queue's own thread. A file in
+    /// memory is cheaper by calls, but only a ring can move data past the server.
     #[must_use]
     pub const fn by_ring(&self, data: DataMode) -> bool {
-        self.nowait || matches!(data, DataMode::ZeroCopy | DataMode::ZeroCopyManual)
+        !self.in_memory || matches!(data, DataMode::ZeroCopy | DataMode::ZeroCopyManual)
     }
 
     /// Serves a device with this file, as the file and the device's mode want it: by operations on the queues' rings,

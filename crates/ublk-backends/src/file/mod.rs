@@ -1,7 +1,8 @@
 //! The file backend: a regular file or a block device, or a part of it.
 //!
-//! What a file can do is found out by asking it: `statx` for O_DIRECT and its alignment, a read that must not wait
-//! for asynchronous I/O, a hole punched behind its end for discard. Names of file systems are never looked at.
+//! What a file can do is found out by asking it: `statx` for O_DIRECT and its alignment, a hole punched behind its end for
+//! discard, what is written on it for its block size. Of the kind of its file system one thing is asked: whether it is
+//! memory.
 
 mod aligned;
 mod core;
@@ -10,6 +11,7 @@ mod facts;
 mod handler;
 mod identity;
 mod layer;
+mod layout;
 mod options;
 mod os;
 mod sync;
@@ -42,9 +44,11 @@ pub use usage::User;
 /// * **Errors** of the disk are answered as they are: ENOSPC stays ENOSPC.
 /// * **Discard** punches holes, or is the block device's own. Write-zeroes gives storage back where it may and keeps
 ///   it where it must; where the file system can do neither, zeroes are written.
-/// * **Threads**: requests to a file that can be asked not to wait ([`File::supports_nowait`]) are operations on the
-///   queue's ring; a file that cannot is memory in disguise (tmpfs) and is read and written by calls on the queue's
-///   own thread. [`File::arm`] chooses. As a plain [`Backend`] the calls of the former run on a pool.
+/// * **Threads**: requests are operations on the queue's ring, where those that wait do so side by side; a file that is
+///   memory in disguise ([`File::is_in_memory`]) is read and written by calls on the queue's own thread. [`File::arm`]
+///   chooses. As a plain [`Backend`] the calls of the former run on a pool.
+/// * **Blocks**: a device may have smaller ones than the disk behind it; then its data goes through the page cache, zeroes
+///   at odd places are written, and a discard gives back what whole blocks of the disk it covers (L83).
 ///
 /// ```
 /// use ublk_backends::{Created, File};
@@ -65,12 +69,13 @@ pub use usage::User;
 pub struct File {
     core: Core<Os>,
     direct: bool,
-    nowait: bool,
+    in_memory: bool,
     identity: Identity,
     users: Vec<User>,
     /// Holds a claim that came after the open.
     claimed: OnceLock<fs::File>,
     notes: Vec<String>,
+    choices: Vec<String>,
 }
 
 impl File {
@@ -85,21 +90,23 @@ impl File {
         self.direct
     }
 
-    /// Whether the file can be asked not to wait (RWF_NOWAIT): what asynchronous I/O needs. A ring hands the
-    /// requests of a file that refuses to the kernel's worker threads, which costs more than the call itself.
+    /// Whether the file is memory by the nature of its file system (tmpfs), so that no call on it waits: then a call costs
+    /// less than an operation on a ring, which would hand it to a thread of the kernel. Whatever else waits for a disk or
+    /// a network, also where it says that it cannot be asked not to (RWF_NOWAIT): that refusal tells nothing of what
+    /// waiting costs (L81).
     #[must_use]
-    pub const fn supports_nowait(&self) -> bool {
-        self.nowait
+    pub const fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// The way of data that costs least for this file on a kernel that has it (docs/tuning.md has the figures): zero copy,
-    /// but for a file that cannot be asked not to wait, of which each request would go to a thread of the kernel.
+    /// but for a file in memory, of which each request would go to a thread of the kernel.
     #[must_use]
     pub const fn favoured_data(&self) -> DataMode {
-        if self.nowait {
-            DataMode::ZeroCopy
-        } else {
+        if self.in_memory {
             DataMode::Copy
+        } else {
+            DataMode::ZeroCopy
         }
     }
 
@@ -143,11 +150,18 @@ impl File {
         }
     }
 
-    /// What the user should know of how the file is served: that direct I/O cannot be had, that the end of the file is
-    /// cut off.
+    /// What the user should know of how the file is served: that direct I/O cannot be had, and why.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// What was decided of that which the options left open, where it may surprise: bytes behind the last whole block that
+    /// are not part of the device, and a block size by what is on the disk. Who opens the file again with those numbers
+    /// finds none.
+    #[must_use]
+    pub fn choices(&self) -> &[String] {
+        &self.choices
     }
 
     /// How many FLUSH and FUA requests there were, and how many fdatasync calls served them. Syncs on the queues' rings

@@ -12,13 +12,17 @@ use ublk_core::{Errno, Limits};
 
 use super::core::Core;
 use super::facts::{self, Facts, failed};
+use super::layout::{self, Layout};
 use super::os::{self, Alignment, Os};
 use super::usage::{self, User};
-use super::{File, Identity};
+use super::{File, Identity, create};
 use crate::error::{Error, MAX_SIZE};
 
 /// Largest WRITE_ZEROES: where the file system cannot make zeroes it is data written.
 const MAX_WRITE_ZEROES: u64 = 64 << 20;
+
+/// The largest logical block.
+const PAGE: u32 = 4096;
 
 /// How a file is to be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +102,8 @@ impl FileOptions {
         self
     }
 
-    /// Sets the logical block size; `None` for the smallest that O_DIRECT allows.
+    /// Sets the logical block size; `None` for that which what is on the disk was written with, where it tells, else for
+    /// the smallest that O_DIRECT allows.
     #[must_use]
     pub const fn block_size(mut self, bytes: Option<u32>) -> Self {
         self.block_size = bytes;
@@ -163,7 +168,12 @@ impl FileOptions {
         let direct = direct
             .then(|| facts::alignment(&file, self.read_only, facts.is_block))
             .flatten();
-        let window = self.window(&facts, direct, &mut notes)?;
+        let mut choices = Vec::new();
+        let layout = match self.block_size {
+            Some(_) => Layout::Blank,
+            None => layout::of(&facts::head(&file, self.offset)),
+        };
+        let window = self.window(&facts, direct, layout, &mut notes, &mut choices)?;
         if window.direct.is_none() {
             os::leave_direct(&file).map_err(|e| failed("leave O_DIRECT", e, ""))?;
         }
@@ -172,35 +182,38 @@ impl FileOptions {
             users.extend(usage::of_file(&file, &self.path, locked));
         }
         let identity = Identity::of(&file).map_err(|e| failed("look at the file", e, ""))?;
-        let nowait = facts::supports_nowait(&file, self.offset, window.block);
-        let limits = self.limits(&facts, &window, nowait);
+        let in_memory = !facts.is_block && os::is_in_memory(&file);
+        let limits = self.limits(&facts, &window, in_memory);
         let alignment = window.direct.unwrap_or(Alignment {
             memory: 1,
             position: 1,
         });
+        // A file system writes zeroes below its blocks itself.
+        let unit = if facts.is_block { facts.logical } else { 1 };
         let layer = Os {
             file,
             by_ioctl: facts.by_ioctl,
         };
         Ok(File {
-            core: Core::new(layer, self.offset, limits, alignment),
+            core: Core::new(layer, self.offset, limits, alignment).unit(unit),
             direct: window.direct.is_some(),
-            nowait,
+            in_memory,
             identity,
             users,
             claimed: OnceLock::new(),
             notes,
+            choices,
         })
     }
 
-    fn limits(&self, facts: &Facts, window: &Window, nowait: bool) -> Limits {
+    fn limits(&self, facts: &Facts, window: &Window, in_memory: bool) -> Limits {
         let mut limits = Limits::new(window.length)
             .block_size(window.block)
             .read_only(self.read_only)
             .volatile_cache(!self.read_only)
             .fua(!self.read_only)
             // Memory is copied on the queue's own thread; what may wait for a disk goes to others.
-            .quick(!nowait);
+            .quick(in_memory);
         limits.physical_block_size = facts.physical.max(window.block);
         if facts.optimal >= limits.physical_block_size {
             limits.optimal_io_size = facts.optimal;
@@ -233,10 +246,10 @@ impl FileOptions {
         };
         let meta = fs::metadata(&self.path).map_err(|e| {
             let errno = Errno::from_io(&e);
-            let hint = if errno == Errno::ENOENT {
-                "give the path of a file that is there, or create one with a size"
-            } else {
-                ""
+            let hint = match errno {
+                Errno::ENOENT if create::is_dangling(&self.path) => create::DANGLING,
+                Errno::ENOENT => "give the path of a file that is there, or create one with a size",
+                _ => "",
             };
             failed("find the file", errno, hint)
         })?;
@@ -282,12 +295,18 @@ impl FileOptions {
         &self,
         facts: &Facts,
         direct: Option<Alignment>,
+        layout: Layout,
         notes: &mut Vec<String>,
+        choices: &mut Vec<String>,
     ) -> Result<Window, Error> {
         let size = facts.size;
         let rest = size.saturating_sub(self.offset);
         let asked = self.length.unwrap_or(rest);
-        let (block, direct) = self.blocks(facts, direct, asked, notes)?;
+        let wanted = match self.block_size {
+            Some(block) => Some(block),
+            None => self.by_layout(facts, direct, layout, choices),
+        };
+        let (block, direct) = self.blocks(facts, direct, wanted, asked, notes)?;
         let b = u64::from(block);
         let unaligned = |what, value| Error::Unaligned {
             what,
@@ -324,8 +343,8 @@ impl FileOptions {
             });
         }
         if length != asked {
-            notes.push(format!(
-                "the last {} bytes of the file are no whole block and not part of the device",
+            choices.push(format!(
+                "the last {} bytes of the file are no whole block of {block} bytes and not part of the device",
                 asked - length
             ));
         }
@@ -336,28 +355,79 @@ impl FileOptions {
         })
     }
 
+    /// The block size that what is on the disk was written with, where it tells and would not have it by default: a device
+    /// with another would hide it (L82).
+    fn by_layout(
+        &self,
+        facts: &Facts,
+        direct: Option<Alignment>,
+        layout: Layout,
+        choices: &mut Vec<String>,
+    ) -> Option<u32> {
+        let usual = match direct {
+            Some(direct) if facts.is_block => direct.position.max(facts.logical),
+            Some(direct) => direct.position.max(512),
+            None => facts.logical,
+        }
+        .min(PAGE);
+        match layout {
+            Layout::Blocks(block, what) if block != usual && self.may_have(block) => {
+                choices.push(format!(
+                    "blocks of {block} bytes, by which its {what} is read; {usual} would be usual for the file as it is today"
+                ));
+                Some(block)
+            }
+            Layout::AtMost(most, what) if most < usual => {
+                choices.push(format!(
+                    "blocks of 512 bytes, since its {what} has smaller ones than the {usual} that would be usual for the file \
+                     as it is today"
+                ));
+                Some(512)
+            }
+            Layout::Unknown if usual > 512 && !facts.is_block => {
+                choices.push(format!(
+                    "blocks of {usual} bytes, the smallest for direct I/O; give --block-size 512 if what is on it was written \
+                     with those"
+                ));
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the device's place and length allow that block size.
+    fn may_have(&self, block: u32) -> bool {
+        (self.offset | self.length.unwrap_or(0)).is_multiple_of(block.into())
+    }
+
     /// The logical block size, and whether O_DIRECT goes with it.
     fn blocks(
         &self,
         facts: &Facts,
         direct: Option<Alignment>,
+        wanted: Option<u32>,
         length: u64,
         notes: &mut Vec<String>,
     ) -> Result<(u32, Option<Alignment>), Error> {
-        const PAGE: u32 = 4096;
-        if let Some(block) = self.block_size
+        if let Some(block) = wanted
             && !(block.is_power_of_two() && (512..=PAGE).contains(&block))
         {
             return Err(Error::BlockSize(block));
         }
+        // What is left of the last sector is cut off anyway.
+        let length = if self.length.is_none() {
+            length / 512 * 512
+        } else {
+            length
+        };
         let fits = |block: u32| (self.offset | length).is_multiple_of(block.into());
         if let Some(direct) = direct {
             let unit = direct.position.max(512);
-            let block = self.block_size.unwrap_or(unit);
+            let block = wanted.unwrap_or(unit);
             let why = if unit > PAGE || direct.memory > PAGE {
                 "it wants more than a page"
             } else if block < unit {
-                "its unit is larger than the block size asked for"
+                "its unit is larger than the device's blocks"
             } else if !fits(unit) {
                 "offset or length are no multiple of its unit"
             } else {
@@ -368,7 +438,7 @@ impl FileOptions {
             ));
         }
         let own = facts.logical.min(PAGE);
-        let block = self.block_size.unwrap_or(if fits(own) { own } else { 512 });
+        let block = wanted.unwrap_or(if fits(own) { own } else { 512 });
         Ok((block, None))
     }
 

@@ -20,6 +20,11 @@ const BLKDISCARD: libc::Ioctl = 0x1277;
 /// `BLKGETDISKSEQ` of linux/fs.h, `_IOR(0x12, 128, __u64)`.
 const BLKGETDISKSEQ: libc::Ioctl = 0x8008_1280_u32 as libc::Ioctl;
 
+/// File systems of memory (linux/magic.h).
+const TMPFS_MAGIC: u32 = 0x0102_1994;
+const RAMFS_MAGIC: u32 = 0x8584_58f6;
+const HUGETLBFS_MAGIC: u32 = 0x9584_58f6;
+
 /// A system call's answer as a count or an errno.
 fn check(answer: impl Into<i64>) -> Result<usize, Errno> {
     usize::try_from(answer.into()).map_err(|_| Errno::from_io(&io::Error::last_os_error()))
@@ -121,25 +126,27 @@ pub(crate) fn block_sizes(file: &fs::File) -> Result<(u32, u32), Errno> {
     Ok((ask(libc::BLKSSZGET)?, ask(libc::BLKPBSZGET)?))
 }
 
+/// Whether the file is in memory by the nature of its file system, so that no call on it waits for a disk.
+pub(crate) fn is_in_memory(file: &fs::File) -> bool {
+    let mut found = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the descriptor is open for the call, and `found` has room for the answer.
+    let answer = unsafe { libc::fstatfs(file.as_raw_fd(), found.as_mut_ptr()) };
+    if check(answer).is_err() {
+        return false;
+    }
+    // SAFETY: all bytes were zeroed, and zeroes are a valid statfs; the kernel filled in what it has.
+    let found = unsafe { found.assume_init() };
+    // The type of this field differs between C libraries and machines; the magic numbers have 32 bits.
+    let magic = u32::try_from(found.f_type & 0xffff_ffff);
+    matches!(magic, Ok(TMPFS_MAGIC | RAMFS_MAGIC | HUGETLBFS_MAGIC))
+}
+
 /// Goes on without O_DIRECT.
 pub(crate) fn leave_direct(file: &fs::File) -> Result<(), Errno> {
     let flags = open_flags(file)?;
     // SAFETY: F_SETFL takes a word of flags by value.
     let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_DIRECT) };
     check(set).map(drop)
-}
-
-/// Reads without waiting: EAGAIN where the data is not at hand, another errno where the file cannot be asked so.
-pub(crate) fn read_nowait(file: &fs::File, buf: &mut [u8], at: u64) -> Result<usize, Errno> {
-    let part = libc::iovec {
-        iov_base: buf.as_mut_ptr().cast(),
-        iov_len: buf.len(),
-    };
-    let at = libc::off_t::try_from(at).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: one vector over `buf`, which is borrowed exclusively for the call.
-    let answer =
-        unsafe { libc::preadv2(file.as_raw_fd(), &raw const part, 1, at, libc::RWF_NOWAIT) };
-    check(i64::try_from(answer).unwrap_or(-1))
 }
 
 /// `fallocate`, gone on with after signals.

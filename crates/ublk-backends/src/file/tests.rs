@@ -79,7 +79,7 @@ fn data_is_where_it_belongs() {
             let limits = file.limits();
             assert_eq!((limits.size, file.base()), (2 * MIB, MIB));
             assert!(limits.volatile_cache && limits.fua && limits.max_write_zeroes > 0);
-            assert_eq!(limits.quick, !file.supports_nowait());
+            assert_eq!(limits.quick, file.is_in_memory());
             let block = usize::try_from(limits.logical_block_size).unwrap();
             let last = 2 * MIB - block as u64;
             for (offset, len, byte) in [(0, block, 1), (last, block, 2), (MIB, 300 << 10, 3)] {
@@ -243,8 +243,11 @@ fn l13_windows_are_checked() {
         .unwrap();
     let file = File::options(&path).open().expect("fits");
     assert_eq!(file.limits().size, MIB + 512);
-    let cut = file.notes().iter().find(|n| n.contains("last 188 bytes"));
-    assert!(cut.is_some(), "{:?}", file.notes());
+    let cut = file.choices().iter().find(|n| n.contains("last 188 bytes"));
+    assert!(cut.is_some(), "{:?}", file.choices());
+    // Opened again with what was decided, there is nothing left to say.
+    let again = File::options(&path).length(Some(file.limits().size));
+    assert!(again.open().expect("fits").choices().is_empty());
 }
 
 #[test]
@@ -318,5 +321,145 @@ fn memory_in_disguise_is_served_at_once() {
         return;
     };
     let file = File::options(made(&place, MIB)).open().expect("ours");
-    assert!(!file.supports_nowait() && file.limits().quick);
+    assert!(file.is_in_memory() && file.limits().quick);
+    assert_eq!(file.favoured_data(), DataMode::Copy);
+}
+
+/// L81 What decides how a file is served is whether it is memory, not whether a read of this moment's contents can be
+/// asked not to wait: holes and data are served alike.
+#[test]
+fn l81_holes_and_data_are_served_alike() {
+    for place in places() {
+        let path = made(&place, MIB);
+        let served = || {
+            let file = File::options(&path).open().expect("ours");
+            (
+                file.is_in_memory(),
+                file.limits().quick,
+                file.favoured_data(),
+            )
+        };
+        let sparse = served();
+        std::fs::write(&path, vec![1; usize::try_from(MIB).unwrap()]).expect("room");
+        assert_eq!(served(), sparse);
+    }
+}
+
+/// L82 The block size is that of what is on the disk, and what is no file of today's default is said; opened again with
+/// the number that a record has, the contents do not count.
+#[test]
+fn l82_what_is_on_it_has_its_block_size() {
+    for place in places() {
+        let path = made(&place, MIB);
+        let blank = File::options(&path).open().expect("ours");
+        let usual = blank.limits().logical_block_size;
+        assert!(blank.choices().is_empty(), "{:?}", blank.choices());
+        drop(blank);
+        for size in [512_u32, 4096] {
+            let disk = OpenOptions::new().write(true).open(&path).unwrap();
+            disk.set_len(0).unwrap();
+            disk.set_len(MIB).unwrap();
+            disk.write_all_at(b"EFI PART", size.into()).unwrap();
+            let file = File::options(&path).open().expect("ours");
+            assert_eq!(file.limits().logical_block_size, size);
+            let said = file.choices().iter().any(|c| c.contains("GPT"));
+            assert_eq!(said, size != usual, "{:?}", file.choices());
+            drop(file);
+            let window = File::options(&path).offset(8192).open().expect("ours");
+            assert_eq!(window.limits().logical_block_size, usual, "blank there");
+            drop(window);
+            let other = 4096 + 512 - size;
+            let recorded = File::options(&path).block_size(Some(other)).open();
+            let recorded = recorded.expect("as it was made");
+            assert_eq!(recorded.limits().logical_block_size, other);
+            assert!(recorded.choices().is_empty(), "{:?}", recorded.choices());
+        }
+    }
+}
+
+/// A loop device with blocks of 4096 bytes, gone with the value. `None` where there is none to be had.
+struct Loop(String);
+
+impl Loop {
+    fn over(path: &Path) -> Option<Self> {
+        let words = ["--find", "--show", "--sector-size", "4096"];
+        let made = std::process::Command::new("losetup")
+            .args(words)
+            .arg(path)
+            .output()
+            .ok()?;
+        let node = String::from_utf8(made.stdout).ok()?.trim().to_owned();
+        made.status.success().then_some(Self(node))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup")
+            .args(["-d", &self.0])
+            .status();
+    }
+}
+
+/// L83 A device with smaller blocks than the disk behind it: zeroes at odd places are zeroes there and nowhere else, and a
+/// discard takes what it can.
+#[test]
+fn l83_small_blocks_over_large_ones() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let path = made(&place, MIB);
+    let Some(disk) = Loop::over(&path) else {
+        eprintln!(
+            "SKIP l83_small_blocks_over_large_ones: no loop device with blocks of 4096 bytes"
+        );
+        return;
+    };
+    let file = File::options(&disk.0)
+        .block_size(Some(512))
+        .open()
+        .expect("ours");
+    assert_eq!(
+        (file.limits().logical_block_size, file.is_direct()),
+        (512, false)
+    );
+    for (at, len) in [
+        (512, 512),
+        (4096, 4096),
+        (3584, 1024),
+        (512, 16_384),
+        (7680, 9216),
+    ] {
+        for how in ["zero", "unmap", "discard"] {
+            file.write_at(&[5; 65_536], 0, false).expect("room");
+            match how {
+                "discard" => file.discard(at, len),
+                _ => file.write_zeroes(at, len, how == "unmap"),
+            }
+            .unwrap_or_else(|e| panic!("{how} {at}+{len}: {e}"));
+            let mut back = vec![0; 65_536];
+            file.read_at(&mut back, 0).expect("there");
+            for (sector, bytes) in (0..).zip(back.chunks(512)) {
+                let inside = (at..at + len).contains(&(sector * 512));
+                let is = |byte| bytes.iter().all(|b| *b == byte);
+                let right = if inside {
+                    is(0) || (how == "discard" && is(5))
+                } else {
+                    is(5)
+                };
+                assert!(right, "{how} {at}+{len}, sector {sector}");
+            }
+        }
+    }
+}
+
+/// A link that leads nowhere is called that, by whoever comes to it.
+#[test]
+fn links_that_lead_nowhere_are_named() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let link = place.path().join("link");
+    std::os::unix::fs::symlink(place.path().join("none"), &link).expect("a link");
+    let created = Created::new(&link, MIB).expect_err("never followed");
+    let opened = File::options(&link).open().expect_err("nothing there");
+    for error in [created, opened] {
+        assert!(error.to_string().contains("symbolic link"), "{error}");
+    }
 }
