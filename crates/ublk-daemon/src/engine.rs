@@ -1,6 +1,7 @@
 //! The data plane behind the server role: a backend of ours served by `ublk-queue`.
 
 use crate::backing;
+use crate::failures::Failures;
 use crate::server::{Backing, Engine, Running};
 use crate::shm;
 use crate::state::{Record, Store};
@@ -83,8 +84,13 @@ pub fn settle(spec: &mut AddSpec) -> Result<(), Failure> {
         return Ok(());
     }
     spec.block_size = limits.logical_block_size;
-    if let BackendSpec::File { length, .. } = &mut spec.backend {
+    if let BackendSpec::File { length, path, .. } = &mut spec.backend {
         *length = Some(limits.size);
+        if let Opened::File(file) = &opened {
+            for choice in file.choices() {
+                tracing::warn!("{}: {choice}", path.display());
+            }
+        }
     }
     Ok(())
 }
@@ -227,10 +233,10 @@ fn tell(path: &Path, file: &File) {
     }
     let (memory, position) = file.alignment();
     tracing::debug!(
-        "{}: direct {}, memory by {memory}, positions by {position}, asynchronous {}",
+        "{}: direct {}, memory by {memory}, positions by {position}, in memory {}",
         path.display(),
         file.is_direct(),
-        file.supports_nowait()
+        file.is_in_memory()
     );
 }
 
@@ -245,9 +251,9 @@ impl Engine for Real {
         let (opened, limits) = open(spec, |path| open_to_serve(spec, path, opening, passed))?;
         if let (Opened::File(file), BackendSpec::File { path, .. }) = (&opened, &spec.backend) {
             tell(path, file);
-            if file.by_ring(spec.mode.data) && !file.supports_nowait() {
+            if file.by_ring(spec.mode.data) && file.is_in_memory() {
                 tracing::warn!(
-                    "{}: this file has no asynchronous I/O, so in the mode {} a thread of the kernel makes each \
+                    "{}: this file is memory, which has no asynchronous I/O, so in the mode {} a thread of the kernel makes each \
                      request; --data copy costs less",
                     path.display(),
                     spec.mode.data
@@ -287,6 +293,10 @@ impl Engine for Real {
             shared = memory.len();
             plan.shared = Some(memory);
         }
+        // Without it failures are counted only.
+        let failures = Failures::new().ok();
+        let (failures, on_failure) = failures.unzip();
+        plan.on_failure = on_failure;
         let file = match &opened {
             Opened::File(file) => Some(Arc::clone(file)),
             Opened::Null(_) | Opened::Memory(_) => None,
@@ -305,6 +315,7 @@ impl Engine for Real {
         Ok(Box::new(Served {
             server,
             file,
+            failures,
             shared,
         }))
     }
@@ -332,6 +343,7 @@ fn polling(serving: &Serving) -> Result<Polling, Failure> {
 struct Served {
     server: Server,
     file: Option<Arc<File>>,
+    failures: Option<Failures>,
     /// Bytes shared with clients.
     shared: u64,
 }
@@ -343,7 +355,7 @@ impl Served {
             let (sync_requests, by_calls) = file.syncs();
             FileReport {
                 direct: file.is_direct(),
-                asynchronous: file.supports_nowait(),
+                asynchronous: !file.is_in_memory(),
                 sync_requests,
                 syncs: by_calls + counters.syncs,
             }
@@ -368,6 +380,16 @@ impl Running for Served {
 
     fn health(&self) -> Health {
         self.report(&self.server.health())
+    }
+
+    fn failures_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.failures.as_ref().map(Failures::fd)
+    }
+
+    fn say_failures(&self) {
+        if let Some(failures) = &self.failures {
+            failures.say(|text| tracing::error!("{text}"));
+        }
     }
 
     fn failure(&self) -> Option<Failure> {
@@ -470,11 +492,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         create_file(&path, 1 << 20).unwrap().keep();
-        let asynchronous = File::options(&path).open().unwrap().supports_nowait();
-        let of_file = if asynchronous {
-            DataMode::ZeroCopy
-        } else {
+        let in_memory = File::options(&path).open().unwrap().is_in_memory();
+        let of_file = if in_memory {
             DataMode::Copy
+        } else {
+            DataMode::ZeroCopy
         };
         for (mut spec, pays) in [
             (

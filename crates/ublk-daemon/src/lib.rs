@@ -18,6 +18,7 @@ mod backing;
 pub mod embed;
 pub mod engine;
 mod failure;
+mod failures;
 #[cfg(test)]
 mod fakes;
 pub mod front;

@@ -62,6 +62,14 @@ pub trait Running {
     /// What is known of it now.
     fn health(&self) -> Health;
 
+    /// Readable when requests have failed that are to be said.
+    fn failures_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Says of them what there is to say.
+    fn say_failures(&self) {}
+
     /// Why a queue failed, if one did.
     fn failure(&self) -> Option<Failure>;
 
@@ -195,6 +203,9 @@ impl Server {
             let ready = self
                 .wait(running)
                 .map_err(|e| Failure::failed(format!("cannot wait for events: {e}")))?;
+            if ready.failures || ready.ended {
+                running.say_failures();
+            }
             if ready.ended {
                 return self.end(running);
             }
@@ -214,12 +225,15 @@ impl Server {
         let mut fds = vec![running.ended_fd()];
         fds.extend(self.signals.as_ref().map(AsFd::as_fd));
         fds.extend(self.link.as_ref().map(AsFd::as_fd));
+        let failures = running.failures_fd();
+        fds.extend(failures);
         let mut ready = poll::readable(&fds, None)?.into_iter();
         let mut next = || ready.next().unwrap_or(false);
         Ok(Ready {
             ended: next(),
             signal: self.signals.is_some() && next(),
             link: self.link.is_some() && next(),
+            failures: failures.is_some() && next(),
         })
     }
 
@@ -315,6 +329,7 @@ struct Ready {
     ended: bool,
     signal: bool,
     link: bool,
+    failures: bool,
 }
 
 fn out_of_turn(message: &ToServer) -> Failure {

@@ -475,7 +475,8 @@ pub struct ShmReport {
 pub struct FileReport {
     /// Data goes past the page cache of the server's machine (O_DIRECT).
     pub direct: bool,
-    /// The file can be asked not to wait, so that its I/O may be asynchronous.
+    /// Its requests wait for the disk side by side, as operations on the queue's ring; false for a file in memory, which is
+    /// read and written by calls.
     pub asynchronous: bool,
     /// FLUSH and FUA requests.
     pub sync_requests: u64,

@@ -70,7 +70,7 @@ pub struct Add {
     /// Requests in flight on each queue
     #[arg(short, long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub depth: u16,
-    /// Logical block size: 512 or 4096 [default: 512; file: the smallest for direct I/O]
+    /// Logical block size: 512 or 4096 [default: 512; file: as what is on it was written, else the smallest for direct I/O]
     #[arg(long, value_name = "SIZE", value_parser = small_size)]
     pub block_size: Option<u32>,
     /// Largest request: whole pages up to 32M
@@ -131,7 +131,7 @@ pub struct Add {
 /// Ways of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DataMode {
-    /// What costs least by our measurements: zero copy for a file with asynchronous I/O where the kernel has it,
+    /// What costs least by our measurements: zero copy for a file that is not in memory where the kernel has it,
     /// else copy
     Auto,
     /// The driver copies between the request and a buffer of the server (any kernel)

@@ -1,0 +1,179 @@
+//! Requests that a backend could not carry out, in the log: the first of each kind, then every tenfold.
+//!
+//! The queue's thread only counts, and hands what is to be said to the server's main thread by a socket that takes it or
+//! not: writing a message may wait for a disk, and that may be the device itself.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicU64, Ordering};
+use ublk_core::{Errno, Op};
+use ublk_queue::OnFailure;
+
+/// Operations that are told apart; the last is for descriptors that cannot be read.
+const OPS: usize = 6;
+
+/// Errnos that are told apart; larger ones are counted with the last.
+const ERRNOS: usize = 134;
+
+/// Bytes of a failure on its way: operation, errno, offset, length, count.
+const WORDS: usize = 5;
+
+/// The near end: the failures to be said.
+#[derive(Debug)]
+pub(crate) struct Failures {
+    said: UnixDatagram,
+}
+
+/// How often each kind came, and the way to the main thread.
+struct Counts {
+    counts: Vec<AtomicU64>,
+    say: UnixDatagram,
+}
+
+impl Failures {
+    /// Both ends.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub(crate) fn new() -> io::Result<(Self, OnFailure)> {
+        let (said, say) = UnixDatagram::pair()?;
+        said.set_nonblocking(true)?;
+        say.set_nonblocking(true)?;
+        let counts = (0..OPS * ERRNOS).map(|_| AtomicU64::new(0)).collect();
+        let counts = Counts { counts, say };
+        let hook = OnFailure::new(move |f| counts.count(f.op, f.errno, f.offset, f.len));
+        Ok((Self { said }, hook))
+    }
+
+    /// Readable when there is something to say.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.said.as_fd()
+    }
+
+    /// Says what there is to say.
+    pub(crate) fn say(&self, say: impl Fn(String)) {
+        let mut words = [0; WORDS * 8];
+        while self
+            .said
+            .recv(&mut words)
+            .is_ok_and(|len| len == words.len())
+        {
+            say(text(&words));
+        }
+    }
+}
+
+impl Counts {
+    /// Counts a failure, and hands it over where it is the first of its kind, the tenth, the hundredth …
+    fn count(&self, op: Option<Op>, errno: Errno, offset: u64, len: u64) {
+        let errno = usize::try_from(errno.get()).unwrap_or(0);
+        let kind = index(op) * ERRNOS + errno.min(ERRNOS - 1);
+        let Some(count) = self.counts.get(kind) else {
+            return;
+        };
+        let count = count.fetch_add(1, Ordering::Relaxed) + 1;
+        if 10_u64.pow(count.ilog10()) != count {
+            return;
+        }
+        let numbers = [index(op) as u64, errno as u64, offset, len, count];
+        let mut words = [0; WORDS * 8];
+        for (word, number) in words.as_chunks_mut::<8>().0.iter_mut().zip(numbers) {
+            *word = number.to_ne_bytes();
+        }
+        // With the socket full it is not said; health counts it all the same.
+        let _ = self.say.send(&words);
+    }
+}
+
+fn index(op: Option<Op>) -> usize {
+    match op {
+        Some(Op::Read) => 0,
+        Some(Op::Write) => 1,
+        Some(Op::Flush) => 2,
+        Some(Op::Discard) => 3,
+        Some(Op::WriteZeroes) => 4,
+        None => OPS - 1,
+    }
+}
+
+fn text(words: &[u8; WORDS * 8]) -> String {
+    let mut numbers = [0; WORDS];
+    for (number, word) in numbers.iter_mut().zip(words.as_chunks::<8>().0) {
+        *number = u64::from_ne_bytes(*word);
+    }
+    let [op, errno, offset, len, count] = numbers;
+    let op = [
+        "read",
+        "write",
+        "flush",
+        "discard",
+        "write of zeroes",
+        "request",
+    ]
+    .get(usize::try_from(op).unwrap_or(OPS))
+    .unwrap_or(&"request");
+    let errno = Errno::new(i32::try_from(errno).unwrap_or(0));
+    let place = match (*op, len) {
+        ("flush", _) | (_, 0) => String::new(),
+        _ => format!(" of {len} bytes at {offset}"),
+    };
+    let often = match count {
+        1 => String::new(),
+        _ => format!("; {count} times so far"),
+    };
+    format!("{op}{place} failed: {errno}{often}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    fn pair() -> (Failures, Counts) {
+        let (said, say) = UnixDatagram::pair().unwrap();
+        said.set_nonblocking(true).unwrap();
+        say.set_nonblocking(true).unwrap();
+        let counts = (0..OPS * ERRNOS).map(|_| AtomicU64::new(0)).collect();
+        (Failures { said }, Counts { counts, say })
+    }
+
+    fn said(failures: &Failures) -> Vec<String> {
+        let found = RefCell::new(Vec::new());
+        failures.say(|text| found.borrow_mut().push(text));
+        found.into_inner()
+    }
+
+    /// The first failure of each kind is said with its place, what follows by its number; a storm of them is a few
+    /// lines, and nobody waits for a reader.
+    #[test]
+    fn failures_are_said_by_kind_and_not_one_by_one() {
+        let (failures, counts) = pair();
+        counts.count(Some(Op::Write), Errno::ENOSPC, 8192, 4096);
+        counts.count(Some(Op::Write), Errno::EIO, 512, 512);
+        counts.count(Some(Op::Flush), Errno::EIO, 0, 0);
+        counts.count(None, Errno::EINVAL, 0, 0);
+        let texts = said(&failures);
+        assert_eq!(texts.len(), 4, "{texts:?}");
+        assert!(texts[0].starts_with("write of 4096 bytes at 8192 failed: "));
+        assert!(texts[0].contains("ENOSPC"));
+        assert!(texts[1].starts_with("write of 512 bytes at 512 failed: "));
+        assert!(texts[2].starts_with("flush failed: "));
+        assert!(texts[3].starts_with("request failed: "));
+        for block in 1..=100_000 {
+            counts.count(Some(Op::Write), Errno::ENOSPC, block * 4096, 4096);
+        }
+        let texts = said(&failures);
+        assert_eq!(texts.len(), 5, "{texts:?}");
+        assert!(texts[0].ends_with("; 10 times so far"), "{texts:?}");
+        assert!(texts[4].ends_with("; 100000 times so far"), "{texts:?}");
+        // Nobody reads: kinds are counted on, and nothing waits.
+        for errno in 1..1000 {
+            for op in [Op::Read, Op::Discard, Op::WriteZeroes] {
+                counts.count(Some(op), Errno::new(errno), 0, 4096);
+            }
+        }
+        assert!(!said(&failures).is_empty());
+    }
+}
