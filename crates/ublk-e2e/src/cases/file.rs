@@ -115,6 +115,11 @@ fn full(kind: Kind) -> Result<()> {
     let health = device.query()?;
     ensure!(json::number(&health, "errors")? >= 1, "{health}");
     ensure!(json::text(&health, "state")? == "live", "{health}");
+    // The log has what failed, where and why.
+    let log = fs::read_to_string(json::text(&health, "log")?)?;
+    let said = log.lines().find(|l| l.contains("ENOSPC"));
+    let said = said.with_context(|| format!("no ENOSPC in the log: {log}"))?;
+    ensure!(said.contains("write of") && said.contains(" at "), "{said}");
     // Room again, by the device's own discard.
     run::good("blkdiscard", &["-o", "0", "-l", "2097152", device.node()])?;
     direct.write_pattern(200 << 20, len, 8)?;

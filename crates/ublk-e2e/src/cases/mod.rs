@@ -1,6 +1,7 @@
 //! The cases, by theme.
 
 mod attributes;
+mod backing;
 mod bad_input;
 mod config;
 mod data;
@@ -20,6 +21,7 @@ mod lists;
 mod many;
 mod mayhem;
 mod modes;
+mod odd_disks;
 mod orphans;
 mod processes;
 mod recovery;
@@ -56,6 +58,8 @@ pub fn all(set: Set) -> Vec<Case> {
         kill::cases(),
         hang::cases(),
         recovery::cases(),
+        backing::cases(),
+        odd_disks::cases(),
         deaths::cases(),
         many::cases(),
         mayhem::cases(),
