@@ -20,6 +20,7 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new("config_up_and_down_again_and_again", again),
         Case::new("config_what_differs_is_left_alone", differs),
+        Case::new("config_contract_a_changed_size_is_seen", changed_size),
         Case::new("config_what_is_dead_is_made_anew", dead),
         Case::new("l34_config_takes_up_what_waits", waits),
         Case::new("l30_config_in_front_leaves_and_takes_up", in_front),
@@ -152,6 +153,28 @@ fn differs() -> Result<()> {
     ensure!(server(id)? == before, "it was touched");
     // By its name the device is deleted all the same.
     other.down()?;
+    cli::nothing_left(secs(10))
+}
+
+/// A file that was made with another size than the configuration says now: `check` and `up` see it, and nothing is touched.
+fn changed_size() -> Result<()> {
+    let backing = Backing::new("config-size");
+    let config = Config::new(&of_file(&backing, ""))?;
+    let id = json::number(&config.up()?[0], "id")?;
+    let before = server(id)?;
+    let text = of_file(&backing, "").replace("16M", "24M");
+    let other = Config::new(&text)?;
+    let output = ublkctl(&["up", other.path(), "--json"])?;
+    ensure!(output.code() == code::FAILED, "{output}");
+    let up = cli::one_value(&output)?;
+    ensure!(up[0]["outcome"] == "differs", "{up}");
+    let wanted = serde_json::json!([{"option": "size", "has": "16777216", "wanted": "25165824"}]);
+    ensure!(up[0]["differences"] == wanted, "{up}");
+    ensure!(server(id)? == before, "it was touched");
+    let parts = ["16777216 bytes, wanted are 25165824"];
+    cli::fails(&["check", other.path()], code::FAILED, &parts)?;
+    other.down()?;
+    cli::fails(&["up", other.path()], code::FAILED, &parts)?;
     cli::nothing_left(secs(10))
 }
 

@@ -37,6 +37,13 @@ pub fn cases() -> Vec<Case> {
             .only_if(in_guest(), guest)
             .only_if(kernel() >= (6, 6), "the sysctl came with Linux 6.6"),
         Case::new("doctor_locked_memory_is_low", locked_memory),
+        Case::new(
+            "doctor_contract_io_uring_limited_to_a_group",
+            io_uring_limited,
+        )
+        .only_if(in_guest(), guest)
+        .only_if(kernel() >= (6, 6), "the sysctl came with Linux 6.6"),
+        Case::new("doctor_contract_names_the_kernel", names_the_kernel),
         Case::new("doctor_device_limit", device_limit).only_if(in_guest(), guest),
     ]
 }
@@ -171,6 +178,57 @@ fn io_uring_disabled() -> Result<()> {
     finds(&output, "io_uring", "fail", "io_uring_disabled=0")?;
     finds(&output, "driver", "fail", "io_uring_disabled")?;
     cli::fails(&ADD, code::FAILED, &["io_uring_disabled"])?;
+    // Whatever fails by it says so, with its kind.
+    for words in [
+        &ADD[..],
+        &["list"],
+        &["info", "0"],
+        &["info", "a-name"],
+        &["stop", "0"],
+        &["delete", "0"],
+        &["recover", "0"],
+        &["recover", "--all"],
+        &["upgrade", "0"],
+        &["resize", "0", "1G"],
+        &["gc"],
+        &["features"],
+    ] {
+        let output = cli::ublkctl(&[words, &["--json"]].concat())?;
+        let value = cli::one_value(&output)?;
+        ensure!(output.code() == code::FAILED, "{output}");
+        let error = &value["error"];
+        ensure!(error["kind"] == "io-uring-disabled", "{output}");
+        let said = error["hint"].as_str().unwrap_or_default();
+        ensure!(said.contains("io_uring_disabled=0"), "{output}");
+    }
+    Ok(())
+}
+
+/// With the sysctl at 1 it depends on who asks: root may, a user of the group may, another is told what to do.
+fn io_uring_limited() -> Result<()> {
+    fs::write(DISABLED, "1")?;
+    let _back = Restore(|| {
+        if let Err(error) = fs::write(DISABLED, "0") {
+            eprintln!("{DISABLED}: {error}");
+        }
+    });
+    let output = doctor()?;
+    finds(&output, "io_uring", "ok", "")?;
+    let said = check_of(&output, "io_uring")?["detail"].to_string();
+    ensure!(said.contains("as this process may"), "{said}");
+    Spec::mem("16M").add()?.delete()?;
+    let output = as_nobody(&["doctor", "--json"])?;
+    finds(&output, "io_uring", "fail", "io_uring_disabled=0")?;
+    Ok(())
+}
+
+/// The kernel is looked at for faults that are known by its release, and none of those tested here has one that fails.
+fn names_the_kernel() -> Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let check = check_of(&doctor()?, "kernel")?;
+    ensure!(check["status"] != "fail", "{check}");
+    let said = check["detail"].as_str().unwrap_or_default();
+    ensure!(said.starts_with(release.trim()), "{check}");
     Ok(())
 }
 

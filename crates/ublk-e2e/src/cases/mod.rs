@@ -3,6 +3,7 @@
 mod attributes;
 mod backing;
 mod bad_input;
+mod churn;
 mod config;
 mod data;
 mod deaths;
@@ -55,6 +56,7 @@ pub fn all(set: Set) -> Vec<Case> {
         file_matrix::cases(),
         shared_matrix::cases(),
         lists::cases(),
+        churn::cases(),
         kill::cases(),
         hang::cases(),
         recovery::cases(),

@@ -40,6 +40,10 @@ pub fn cases() -> Vec<Case> {
             move || upgrades(policy),
         ));
     }
+    all.push(Case::new(
+        "l84_contract_upgrade_of_a_batch_device_under_load",
+        batch,
+    ));
     for policy in ["queue", "reissue"] {
         let guest = "kill points are built for the guest only";
         let name = format!("l31_kill_at_every_step_of_upgrade_{policy}");
@@ -154,6 +158,29 @@ fn upgrades(policy: &str) -> Result<()> {
     let known = load.stop(patience() + secs(30))?;
     ensure!(known.done.errors == 0, "{:?}", known.done);
     told(&format!("raw device, {policy}"), &pauses)?;
+    known.check(&device.path).context("through the device")?;
+    device.delete()?;
+    known.check(backing.path()).context("in the file")
+}
+
+/// L84 Where the driver no longer fails the I/O of a batch device that was held, it is upgraded as any other; before,
+/// there is no such device.
+fn batch() -> Result<()> {
+    let backing = Backing::new("upgrades-batch");
+    let words = ["--recovery", "reissue", "--batch", "on", "--max-io", "64K"];
+    let spec = backing.spec("64M", &words).queues(2).depth(16);
+    if sysfs::kernel() < (7, 3) {
+        let words = spec.words();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        cli::fails(&words, code::FAILED, &["batch"])?;
+        return Ok(());
+    }
+    let device = spec.add()?;
+    let load = Load::start(&device.path, THREADS, BLOCKS)?;
+    let pauses = series(&device, &load, case::rounds(UPGRADES.0, UPGRADES.1))?;
+    let known = load.stop(patience() + secs(30))?;
+    ensure!(known.done.errors == 0, "{:?}", known.done);
+    told("raw device in batch mode", &pauses)?;
     known.check(&device.path).context("through the device")?;
     device.delete()?;
     known.check(backing.path()).context("in the file")

@@ -1,0 +1,88 @@
+//! Devices made and deleted by many at once: kernels exist that lose control commands then.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::case::{self, Case};
+use crate::cli::{self, code, ublkctl};
+use crate::run::Output;
+use crate::wait::secs;
+
+pub fn cases() -> Vec<Case> {
+    vec![Case::new(
+        "l84_contract_many_creators_at_once_never_hang",
+        many_creators,
+    )]
+}
+
+/// Creators, and their rounds in the usual run and in a soak.
+const CREATORS: usize = 8;
+const ROUNDS: (usize, usize) = (4, 100);
+
+/// Seconds that a command is given, and how much later its caller has to be free at the latest.
+const DEADLINE: u64 = 20;
+const GRACE: u64 = 15;
+
+/// L84 No command outlives its deadline, each failure has a name and a hint, and said again it works.
+fn many_creators() -> Result<()> {
+    let rounds = case::rounds(ROUNDS.0, ROUNDS.1);
+    let threads: Vec<_> = (0..CREATORS)
+        .map(|n| {
+            std::thread::spawn(move || creator(rounds).with_context(|| format!("creator {n}")))
+        })
+        .collect();
+    let mut retries = 0;
+    for thread in threads {
+        retries += thread.join().map_err(|_| anyhow!("a creator panicked"))??;
+    }
+    case::measured(format!(
+        "{CREATORS} creators, {rounds} rounds each: {retries} commands had to be said again"
+    ));
+    cli::nothing_left(secs(30))
+}
+
+/// How often a command had to be said again.
+fn creator(rounds: usize) -> Result<usize> {
+    let deadline = DEADLINE.to_string();
+    let mut retries = 0;
+    for round in 0..rounds {
+        let words = ["add", "null", "--size", "1G", "--deadline", &deadline];
+        let (output, again) = persistent(&words).with_context(|| format!("round {round}"))?;
+        let node = output.stdout.trim_end().to_owned();
+        ensure!(node.starts_with("/dev/ublkb"), "{output}");
+        let words = ["delete", &node, "--deadline", &deadline];
+        let (_, more) = persistent(&words).with_context(|| format!("round {round}"))?;
+        retries += usize::from(again) + usize::from(more);
+    }
+    Ok(retries)
+}
+
+/// A command that works the first time or the second, and never takes longer than it says; whether it was the second.
+fn persistent(words: &[&str]) -> Result<(Output, bool)> {
+    let first = timely(words)?;
+    if first.status.success() {
+        return Ok((first, false));
+    }
+    let named = matches!(first.code(), code::FAILED | code::TIMED_OUT);
+    ensure!(
+        named && first.stderr.contains("hint:"),
+        "a failure without a name or a hint: {first}"
+    );
+    let second = timely(words)?;
+    // What the first try has done after all is done.
+    let gone = words[0] == "delete" && second.code() == code::NO_DEVICE;
+    ensure!(
+        gone || second.status.success(),
+        "{second}, and before {first}"
+    );
+    Ok((second, true))
+}
+
+fn timely(words: &[&str]) -> Result<Output> {
+    let start = Instant::now();
+    let output = ublkctl(words)?;
+    let took = start.elapsed();
+    ensure!(took < secs(DEADLINE + GRACE), "{took:?} for {output}");
+    Ok(output)
+}
