@@ -4,10 +4,12 @@ mod add;
 #[cfg(test)]
 mod tests;
 
+use crate::completions;
 use crate::size;
 use crate::target::{self, Target};
 pub use add::{Add, Backend};
 use clap::{Args, Parser, Subcommand};
+use clap_complete::engine::ArgValueCandidates;
 use std::path::PathBuf;
 
 const CONTRACT: &str = "\
@@ -78,7 +80,7 @@ pub enum Command {
     #[command(visible_alias = "ls")]
     List {
         /// Devices to list [default: all]
-        #[arg(value_name = "ID", value_parser = target::parse)]
+        #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
         devices: Vec<Target>,
         #[command(flatten)]
         wait: Look,
@@ -120,7 +122,7 @@ pub enum Command {
     /// Give a device whose server is gone a new one; it goes on where the old one left it
     Recover {
         /// Devices, each by its number, its node or a link to it, or its name
-        #[arg(value_name = "ID", value_parser = target::parse, required_unless_present = "all", conflicts_with = "all")]
+        #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices), required_unless_present = "all", conflicts_with = "all")]
         devices: Vec<Target>,
         /// Every device of ours that waits for a server
         #[arg(long)]
@@ -166,7 +168,7 @@ pub enum Command {
     /// Show devices whose server is gone and that nobody takes care of, and remove those named
     Gc {
         /// Orphans to remove
-        #[arg(value_name = "ID", value_parser = target::parse)]
+        #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
         devices: Vec<Target>,
         /// Remove every orphan of ours that no recovery can bring back
         #[arg(long)]
@@ -209,7 +211,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Device {
     /// The device: its number, its node or a link to it, or its name
-    #[arg(value_name = "ID", value_parser = target::parse)]
+    #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
     pub device: Target,
 }
 
@@ -217,7 +219,7 @@ pub struct Device {
 #[derive(Debug, Args)]
 pub struct Devices {
     /// Devices, each by its number, its node or a link to it, or its name
-    #[arg(value_name = "ID", value_parser = target::parse, required = true)]
+    #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices), required = true)]
     pub devices: Vec<Target>,
 }
 
@@ -225,7 +227,7 @@ pub struct Devices {
 #[derive(Debug, Args)]
 pub struct DevicesOrAll {
     /// Devices, each by its number, its node or a link to it, or its name
-    #[arg(value_name = "ID", value_parser = target::parse, required_unless_present = "all", conflicts_with = "all")]
+    #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices), required_unless_present = "all", conflicts_with = "all")]
     pub devices: Vec<Target>,
     /// Every device that this ublkctl and user made
     #[arg(long)]

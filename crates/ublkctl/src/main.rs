@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod completions;
 mod config;
 mod doctor;
 mod many;
@@ -29,6 +30,9 @@ fn main() -> ExitCode {
     // Before anything else: a role must start in milliseconds.
     if let Err(e) = roles::take_over() {
         return output::fail(&Failure::new(FailureKind::Usage, e.to_string()), json);
+    }
+    if completions::answered() {
+        return ExitCode::SUCCESS;
     }
     // A mistake in the words ends here, with exit code 2.
     match cli::Cli::try_parse() {

@@ -4,8 +4,7 @@ use crate::cli::{Add, Backend, Cli, Command, Wait};
 use crate::many::Chosen;
 use crate::output::{exit_code, put, raw, tell};
 use crate::target::Target;
-use crate::{config, doctor, pages, show, udev};
-use clap::CommandFactory;
+use crate::{completions, config, doctor, pages, show, udev};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -172,9 +171,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             }
         }
         Command::Completions { shell } => {
-            let mut text = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "ublkctl", &mut text);
-            pages::text(json, "script", &text)?;
+            pages::text(json, "script", &completions::script(*shell)?)?;
         }
         Command::Man { dir } => pages::man(dir.as_deref(), json)?,
     }

@@ -165,23 +165,6 @@ fn hidden_roles_are_not_for_people() {
     assert!(help.contains("32 no such device") && help.contains("10 GiB"));
 }
 
-#[test]
-fn completions_and_man_pages_are_generated() {
-    let dir = tempfile::tempdir().unwrap();
-    for shell in ["bash", "zsh", "fish"] {
-        let output = ublkctl(dir.path(), &["completions", shell]);
-        assert_eq!(code(&output), Some(0));
-        assert!(text(&output.stdout).contains("read-only"), "{shell}");
-    }
-    let page = text(&ublkctl(dir.path(), &["man"]).stdout);
-    assert!(page.contains(".TH") && page.contains("doctor"));
-    let pages = dir.path().join("man");
-    let output = ublkctl(dir.path(), &["man", pages.to_str().unwrap()]);
-    assert_eq!(code(&output), Some(0));
-    let page = std::fs::read_to_string(pages.join("ublkctl-add-mem.1")).unwrap();
-    assert!(page.contains("block\\-size"));
-}
-
 /// L40 A run directory that others can use is refused.
 #[test]
 fn l40_an_open_run_directory_is_refused() {

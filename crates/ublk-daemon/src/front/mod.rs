@@ -11,6 +11,7 @@ mod owner;
 mod remove;
 mod resize;
 mod up;
+mod words;
 
 pub use add::{Foreground, add, check, recover};
 pub use gc::{Found, gc};
@@ -19,6 +20,7 @@ pub use owner::{Ownership, ownership};
 pub use remove::{Stop, delete, stop};
 pub use resize::{Resized, resize};
 pub use up::{Difference, Outcome, Up, Wanted, down, make, named, up, vet};
+pub use words::{Word, words};
 
 use crate::helper::Helper;
 use crate::wire::Failure;

@@ -1,0 +1,81 @@
+//! What a device can be asked for by: for the completions of a shell.
+
+use crate::state::Store;
+use std::collections::BTreeMap;
+use std::path::Path;
+use ublk_ctrl::nodes::Nodes;
+
+/// A word for a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Word {
+    /// Its number or its name.
+    pub word: String,
+    /// What it is, in a few words.
+    pub about: String,
+}
+
+/// Numbers and names of the devices there are, as far as this user has written them down, without a word to the
+/// driver: a shell waits for it.
+#[must_use]
+pub fn words() -> Vec<Word> {
+    words_of(Path::new("/"), Store::of_user().ok().as_ref())
+}
+
+fn words_of(root: &Path, store: Option<&Store>) -> Vec<Word> {
+    let ids = Nodes::under(root).list_devices().unwrap_or_default();
+    let mut devices: BTreeMap<u32, String> =
+        ids.iter().map(|id| (id.get(), String::new())).collect();
+    // Where the driver cannot be seen, what is written down is all there is to offer.
+    let seen = root.join("sys/class/ublk-char").is_dir();
+    let mut names = Vec::new();
+    for record in store.into_iter().flat_map(Store::records) {
+        let Some(id) = record.id.filter(|id| !seen || devices.contains_key(id)) else {
+            continue;
+        };
+        devices.insert(id, record.spec.backend.name().to_owned());
+        names.extend(record.spec.name.map(|word| Word {
+            word,
+            about: format!("device {id}, {}", record.spec.backend.name()),
+        }));
+    }
+    let numbers = devices.into_iter().map(|(id, backend)| Word {
+        word: id.to_string(),
+        about: backend,
+    });
+    names.sort_by(|a, b| a.word.cmp(&b.word));
+    numbers.chain(names).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes;
+    use crate::state::Record;
+
+    #[test]
+    fn devices_that_are_there_are_offered_by_number_and_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path().join("run"));
+        store.prepare().unwrap();
+        for (id, name) in [(3, "data"), (4, "gone")] {
+            let mut spec = fakes::spec();
+            spec.name = Some(name.to_owned());
+            let mut record = Record::new(id, spec);
+            record.id = u32::try_from(id).ok();
+            store.write(&record).unwrap();
+        }
+        let words = |root: &Path| -> Vec<String> {
+            words_of(root, Some(&store))
+                .into_iter()
+                .map(|w| w.word)
+                .collect()
+        };
+        assert_eq!(words(dir.path()), ["3", "4", "data", "gone"]);
+        for n in [3, 12] {
+            std::fs::create_dir_all(dir.path().join(format!("sys/class/ublk-char/ublkc{n}")))
+                .unwrap();
+        }
+        assert_eq!(words(dir.path()), ["3", "12", "data"]);
+        assert_eq!(words_of(dir.path(), None).len(), 2);
+    }
+}

@@ -1,0 +1,54 @@
+//! Completions of shells. The shell asks this program at each key: commands, options, and the devices there are.
+
+use crate::cli::Cli;
+use clap::CommandFactory;
+use clap_complete::engine::CompletionCandidate;
+use clap_complete::env::{CompleteEnv, Shells};
+use std::io;
+use ublk_daemon::front;
+use ublk_daemon::wire::Failure;
+
+/// How a shell says that it asks, and which one it is.
+const VARIABLE: &str = "UBLKCTL_COMPLETE";
+
+/// Answers a shell that asks, if one does. What goes wrong is told to nobody: a line is being typed.
+pub fn answered() -> bool {
+    if std::env::var_os(VARIABLE).is_none() {
+        return false;
+    }
+    let here = std::env::current_dir().ok();
+    let answer = CompleteEnv::with_factory(Cli::command)
+        .var(VARIABLE)
+        .bin("ublkctl");
+    !matches!(
+        answer.try_complete(std::env::args_os(), here.as_deref()),
+        Ok(false)
+    )
+}
+
+/// What a shell has to be told once, to ask from then on.
+///
+/// # Errors
+/// A shell that cannot ask.
+pub fn script(shell: clap_complete::Shell) -> Result<Vec<u8>, Failure> {
+    let name = shell.to_string();
+    let shells = Shells::builtins();
+    let unknown = || Failure::failed(format!("no completions for {name}"));
+    let completer = shells.completer(&name).ok_or_else(unknown)?;
+    let mut text = Vec::new();
+    let program = "ublkctl";
+    completer
+        .write_registration(VARIABLE, program, program, program, &mut text)
+        .map_err(|e: io::Error| Failure::failed(format!("cannot write completions: {e}")))?;
+    Ok(text)
+}
+
+/// The devices there are, for an operand that is one.
+pub fn devices() -> Vec<CompletionCandidate> {
+    let words = front::words().into_iter();
+    words
+        .map(|w| {
+            CompletionCandidate::new(w.word).help((!w.about.is_empty()).then(|| w.about.into()))
+        })
+        .collect()
+}
