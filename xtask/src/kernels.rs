@@ -222,7 +222,7 @@ impl Kernels {
             let (policy, event) = name.split_once(", ").unwrap_or((name, ""));
             kernel.recovery(policy, event)
         });
-        text
+        text + include_str!("known_faults.md")
     }
 
     fn table(
