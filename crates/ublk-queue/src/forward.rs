@@ -5,6 +5,7 @@
 /// when they are done. Data goes by the plan's way: through the tag's buffer, or as a registered buffer that nobody
 /// looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Forward {
     /// The data of a READ or WRITE, from or to this byte of the file.
     Data {

@@ -23,6 +23,9 @@ use super::operation::{Descriptor, Done, Elapsed, Lend, Number, RingOp, Transfer
 /// with any fails with EOPNOTSUPP, since the kernel's read of a socket knows none ([`recv_all`](Ring::recv_all) fills
 /// such a buffer all the same).
 ///
+/// A header in memory and a payload in a registered buffer are two operations, since the kernel's vectored sends take
+/// pieces of one kind: send the header with `MSG_MORE`, then the payload, and the network sends them as one.
+///
 /// Descriptors are [`SharedFd`]s, which stay open as long as an operation uses them.
 #[derive(Clone)]
 pub struct Ring(pub(super) Rc<Core>);
