@@ -1,13 +1,16 @@
 //! Pure and safe ublk logic, without I/O and without a clock.
 //!
 //! What the control plane (`ublk-ctrl`) and the data plane (`ublk-queue`) must tell each other is a
-//! value of this crate: a [`Geometry`] made only from the kernel's reply, the queue's [`CpuMask`],
+//! value of this crate: the [`Geometry`] of the kernel's reply, bound to the device it is of by an [`OpenDevice`], the queue's [`CpuMask`],
 //! the [`Limits`] a backend declares. The protocol of a tag is here too, as a machine
 //! ([`TagState`]) that turns one input into at most one action.
-#![forbid(unsafe_code)]
+//!
+//! There is no unsafe code, but for the declaration of [`OpenDevice::new`].
+#![deny(unsafe_code)]
 
 pub mod backend;
 pub mod cpumask;
+pub mod device;
 pub mod errno;
 pub mod features;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -27,6 +30,7 @@ pub mod tag;
 
 pub use backend::Backend;
 pub use cpumask::CpuMask;
+pub use device::OpenDevice;
 pub use errno::Errno;
 pub use features::{FeatureInfo, Features, Missing, negotiate};
 pub use geometry::{BadReply, Geometry};

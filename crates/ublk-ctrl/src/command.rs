@@ -1,11 +1,17 @@
 //! The commands as values, and the trait that takes them: what crosses the agent's socket.
-#![forbid(unsafe_code)]
+#![expect(
+    unsafe_code,
+    reason = "a controller promises that replies are the driver's"
+)]
 
-use crate::{Error, Operation};
+use crate::wait::deadline_in;
+use crate::{Error, Operation, nodes};
 use core::time::Duration;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Instant;
 use ublk_core::{
-    CheckedSpec, CpuMask, DevId, DeviceParams, Features, Geometry, QueueId, SharedBuffer,
+    CheckedSpec, CpuMask, DevId, DeviceParams, Features, Geometry, OpenDevice, QueueId,
+    SharedBuffer,
 };
 
 /// A command of the control plane.
@@ -208,9 +214,13 @@ pub enum Reply {
 /// `abandoned` says that the command may have its effect yet. Never call from a thread that serves
 /// a queue (L20).
 ///
+/// # Safety
+/// [`Reply::Geometry`] to [`Command::Info`] is what the driver says of that device, asked for during the call: the data
+/// plane gives the driver buffers of the size that it says, and a smaller one than the driver's is memory overwritten.
+///
 /// # Errors
 /// Every method gives the [`Error`] that names operation, device and errno.
-pub trait Controller: Send {
+pub unsafe trait Controller: Send {
     /// Issues a command and waits for its answer until the deadline.
     ///
     /// # Errors
@@ -297,6 +307,31 @@ pub trait Controller: Send {
             Reply::Geometry(geometry) => Ok(geometry),
             other => Err(unexpected(Operation::Info, &other)),
         }
+    }
+
+    /// Opens the character device at udev's pace (see [`Nodes::open_char`](crate::nodes::Nodes::open_char)) and asks
+    /// what device it is of, for whoever serves it.
+    ///
+    /// # Errors
+    /// As for opening the node, and for [`info`](Controller::info).
+    fn open_device(&mut self, id: DevId, deadline: Duration) -> Result<OpenDevice, Error> {
+        let until = deadline_in(deadline);
+        let node = nodes::open_char(id, deadline)?;
+        if !nodes::is_char_of(&node, id) {
+            return Err(Error::BadReply {
+                operation: Operation::OpenChar,
+                message: format!(
+                    "/dev/ublkc{id} is the node of another device: look at udev's rules"
+                ),
+            });
+        }
+        let geometry = self.info(id, until.saturating_duration_since(Instant::now()))?;
+        if geometry.dev_id() != id {
+            return Err(unexpected(Operation::Info, &Reply::Geometry(geometry)));
+        }
+        // SAFETY: the node is the device's, by its number, and no other device has had it since it was opened, after
+        // which the driver was asked (the trait's promise).
+        Ok(unsafe { OpenDevice::new(node, geometry) })
     }
 
     /// The CPUs that submit to a hw queue.
@@ -418,7 +453,8 @@ pub trait Controller: Send {
 
 /// One controller for many devices: commands are issued one after the other, so that one which waits for its deadline
 /// holds up the others.
-impl<C: Controller> Controller for std::sync::Arc<std::sync::Mutex<C>> {
+// SAFETY: replies are those of the controller inside.
+unsafe impl<C: Controller> Controller for std::sync::Arc<std::sync::Mutex<C>> {
     fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
         let mut controller = match self.lock() {
             Ok(controller) => controller,
@@ -428,7 +464,8 @@ impl<C: Controller> Controller for std::sync::Arc<std::sync::Mutex<C>> {
     }
 }
 
-impl<C: Controller + ?Sized> Controller for Box<C> {
+// SAFETY: replies are those of the controller inside.
+unsafe impl<C: Controller + ?Sized> Controller for Box<C> {
     fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
         (**self).call(command, deadline)
     }

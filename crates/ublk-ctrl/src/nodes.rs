@@ -262,6 +262,14 @@ pub fn open_char(id: DevId, deadline: Duration) -> Result<OwnedFd, Error> {
     Nodes::default().open_char(id, deadline)
 }
 
+/// Whether an open file is the character device of that number: the driver numbers the nodes by it.
+pub(crate) fn is_char_of(file: &OwnedFd, id: DevId) -> bool {
+    let file = file.try_clone().map(File::from);
+    let found = file.and_then(|file| file.metadata());
+    let minor = |found: fs::Metadata| libc::minor(found.rdev());
+    found.is_ok_and(|found| found.file_type().is_char_device() && minor(found) == id.get())
+}
+
 /// [`Nodes::see_ready`] in `/dev` and `/sys`.
 ///
 /// # Errors

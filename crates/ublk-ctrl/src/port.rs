@@ -34,7 +34,11 @@ pub struct Completion {
 }
 
 /// What carries control commands to the kernel and brings completions back.
-pub trait CtrlPort {
+///
+/// # Safety
+/// A completion is shown once, when the kernel no more uses the memory of its command, and that memory then holds what
+/// the driver wrote there. (A scripted kernel is nobody's driver: no device that it tells of is to be served.)
+pub unsafe trait CtrlPort {
     /// Queues a command. The memory of `buffer` stays valid until its completion was returned by
     /// [`CtrlPort::wait`].
     ///
@@ -135,7 +139,8 @@ fn open_error(errno: Errno) -> Error {
     }
 }
 
-impl CtrlPort for RingPort {
+// SAFETY: completions are those of the kernel's own ring, to which only this port pushes.
+unsafe impl CtrlPort for RingPort {
     fn submit(
         &mut self,
         user_data: u64,

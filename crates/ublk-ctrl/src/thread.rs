@@ -1,5 +1,8 @@
 //! Control commands on a thread of their own.
-#![forbid(unsafe_code)]
+#![expect(
+    unsafe_code,
+    reason = "a controller promises that replies are the driver's"
+)]
 
 use crate::wait::deadline_in;
 use crate::{CANCEL_GRACE, Command, Control, Controller, Error, Reply};
@@ -17,7 +20,7 @@ const MAX_LOST: usize = 8;
 const MARGIN: Duration = CANCEL_GRACE.saturating_mul(2);
 
 /// What answers commands on the thread.
-pub type Handler = Box<dyn FnMut(Command, Duration) -> Result<Reply, Error>>;
+pub(crate) type Handler = Box<dyn FnMut(Command, Duration) -> Result<Reply, Error>>;
 
 type Make = Arc<dyn Fn() -> Result<Handler, Error> + Send + Sync>;
 type Answer = Result<Reply, Error>;
@@ -79,7 +82,7 @@ impl ControlThread {
     ///
     /// # Errors
     /// What the maker gives, or [`Error::ControllerGone`].
-    pub fn with<M>(make: M, deadline: Duration) -> Result<Self, Error>
+    pub(crate) fn with<M>(make: M, deadline: Duration) -> Result<Self, Error>
     where
         M: Fn() -> Result<Handler, Error> + Send + Sync + 'static,
     {
@@ -104,7 +107,8 @@ impl ControlThread {
     }
 }
 
-impl Controller for ControlThread {
+// SAFETY: replies are those of the `Control` of its thread.
+unsafe impl Controller for ControlThread {
     fn call(&mut self, command: Command, deadline: Duration) -> Answer {
         let (answer, wait) = sync_channel(1);
         let job = Job {

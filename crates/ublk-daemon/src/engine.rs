@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ublk_backends::{Created, File, FileOptions, Memory, Null};
-use ublk_core::{Backend, DataMode, Geometry, Limits};
+use ublk_core::{Backend, DataMode, Limits, OpenDevice};
 pub use ublk_queue::Polling;
 use ublk_queue::{Plan, Server, State};
 
@@ -280,7 +280,7 @@ impl Engine for Real {
         let geometry = &assignment.geometry;
         let within = Duration::from_millis(assignment.deadline_ms);
         let begun = Instant::now();
-        let node = ublk_ctrl::nodes::open_char(geometry.dev_id(), within)?;
+        let device = crate::sys::device::open(geometry, within)?;
         let mut plan = Plan::new(limits.size).affinity(assignment.affinity.clone());
         plan.arm_deadline = within.saturating_sub(begun.elapsed());
         plan.threads_per_queue = serving.threads;
@@ -307,9 +307,9 @@ impl Engine for Real {
             tracing::debug!("the server before still has lock and claim of the file");
         }
         let server = match opened {
-            Opened::Null(null) => Server::arm(node, geometry, plan, null),
-            Opened::Memory(memory) => Server::arm_mapped(node, geometry, plan, memory),
-            Opened::File(file) => arm_file(node, geometry, plan, file),
+            Opened::Null(null) => Server::arm(device, plan, null),
+            Opened::Memory(memory) => Server::arm_mapped(device, plan, memory),
+            Opened::File(file) => arm_file(device, plan, file),
         };
         let server = server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))?;
         Ok(Box::new(Served {
@@ -321,17 +321,12 @@ impl Engine for Real {
     }
 }
 
-fn arm_file(
-    node: OwnedFd,
-    geometry: &Geometry,
-    plan: Plan,
-    file: Arc<File>,
-) -> Result<Server, ublk_queue::Error> {
+fn arm_file(device: OpenDevice, plan: Plan, file: Arc<File>) -> Result<Server, ublk_queue::Error> {
     #[cfg(feature = "kill-points")]
     if let Some(trap) = crate::trap::Trap::from_env(&file) {
-        return Server::arm(node, geometry, plan, trap);
+        return Server::arm(device, plan, trap);
     }
-    File::arm(node, geometry, plan, file)
+    File::arm(device, plan, file)
 }
 
 fn polling(serving: &Serving) -> Result<Polling, Failure> {

@@ -210,7 +210,9 @@ pub(crate) fn spec() -> AddSpec {
 /// The control plane of the fake kernel.
 pub(crate) struct Control(pub(crate) Arc<Kernel>);
 
-impl Controller for Control {
+#[expect(unsafe_code, reason = "plays the driver")]
+// SAFETY: no device of the fake kernel is served by a data plane.
+unsafe impl Controller for Control {
     fn call(&mut self, command: Command, _deadline: Duration) -> Result<Reply, Error> {
         let step = match command {
             Command::Affinity { queue, .. } => format!("affinity {queue}"),

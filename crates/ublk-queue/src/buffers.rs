@@ -192,6 +192,11 @@ impl Arena {
         }
     }
 
+    /// Whether a place is as long as that.
+    pub(crate) fn holds(&self, max_io_bytes: u32) -> bool {
+        usize::try_from(max_io_bytes).is_ok_and(|bytes| bytes <= self.stride)
+    }
+
     /// Bytes that are mapped, and in what pages.
     pub(crate) const fn extent(&self) -> (usize, Pages) {
         (self.len, self.pages)

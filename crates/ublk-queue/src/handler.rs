@@ -8,9 +8,10 @@ use ublk_core::iod::Io;
 use ublk_core::{Backend, DataMode, Errno, IoFlags, Op, QueueId};
 
 use crate::memref::MemRef;
-use crate::operations::{Operation, Operations};
+use crate::operations::{Operation, Operations, RingId};
 use crate::request::{OwnedRequest, Request};
 use crate::seam::{Port, Wake};
+use crate::shared::LaneShared;
 
 mod direct;
 mod shared;
@@ -19,24 +20,80 @@ pub(crate) use direct::Keeper;
 pub use direct::{Backing, Direct, Mapped};
 pub use shared::{ClientShared, DirectShared, InlineShared};
 
-/// What a handler may know of the lane that calls it.
+/// What a handler may know of the lane that calls it. Made by the engine only, and not to be changed: handlers rely
+/// on it where they touch a request's memory.
 #[derive(Clone)]
-#[non_exhaustive]
 pub struct LaneContext {
+    pub(crate) qid: QueueId,
+    pub(crate) depth: u16,
+    pub(crate) data: DataMode,
+    pub(crate) max_io_bytes: u32,
+    pub(crate) buf_base: u16,
+    pub(crate) shares_memory: bool,
+    pub(crate) wake: Arc<dyn Wake>,
+    pub(crate) ring: RingId,
+    /// Whose requests the handler gets.
+    pub(crate) lane: Arc<LaneShared>,
+}
+
+impl LaneContext {
     /// Hw queue.
-    pub qid: QueueId,
+    #[must_use]
+    pub const fn qid(&self) -> QueueId {
+        self.qid
+    }
+
     /// Tags of the queue.
-    pub depth: u16,
+    #[must_use]
+    pub const fn depth(&self) -> u16 {
+        self.depth
+    }
+
     /// How data travels.
-    pub data: DataMode,
+    #[must_use]
+    pub const fn data(&self) -> DataMode {
+        self.data
+    }
+
     /// Bytes of the buffer behind each tag.
-    pub max_io_bytes: u32,
+    #[must_use]
+    pub const fn max_io_bytes(&self) -> u32 {
+        self.max_io_bytes
+    }
+
     /// Index of tag 0's buffer in the ring's table, the others behind it; in zero copy.
-    pub buf_base: u16,
+    #[must_use]
+    pub const fn buf_base(&self) -> u16 {
+        self.buf_base
+    }
+
     /// Whether the device shares memory with its clients.
-    pub shares_memory: bool,
+    #[must_use]
+    pub const fn shares_memory(&self) -> bool {
+        self.shares_memory
+    }
+
     /// Wakes the worker: [`Handler::turn`] is called soon after.
-    pub wake: Arc<dyn Wake>,
+    #[must_use]
+    pub fn wake(&self) -> Arc<dyn Wake> {
+        Arc::clone(&self.wake)
+    }
+
+    /// The worker's ring, whose table of buffers the lane's registered ones are in.
+    #[must_use]
+    pub const fn ring(&self) -> RingId {
+        self.ring
+    }
+}
+
+impl std::fmt::Debug for LaneContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LaneContext")
+            .field("qid", &self.qid)
+            .field("depth", &self.depth)
+            .field("data", &self.data)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Answers the requests of one queue, on the queue's thread.
@@ -74,7 +131,12 @@ pub trait Handler {
     }
 
     /// Takes the completion of an operation: its result and `IORING_CQE_F_*`.
-    fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
+    ///
+    /// # Safety
+    /// Called by the handler's lane, for a completion of an operation that the handler has pushed there: the handler
+    /// takes back what it lent, and a result for what it is.
+    #[expect(unsafe_code, reason = "declared here, called by the lane")]
+    unsafe fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
         let _ = (operation, res, flags);
     }
 

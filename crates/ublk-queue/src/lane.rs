@@ -26,7 +26,7 @@ use crate::batch::{self, Batch};
 use crate::buffers::Dealer;
 use crate::handler::{Handler, Keeper, LaneContext};
 use crate::memref::MemRef;
-use crate::operations::{Operation, Operations};
+use crate::operations::{Operation, Operations, RingId};
 use crate::request::{Readiness, Request, Slot};
 use crate::seam::{Completion, Descriptors, IoCommand, Port};
 use crate::shared::{LaneLocal, LaneShared};
@@ -130,6 +130,7 @@ pub(crate) struct Lane<P: Port, D, H> {
     buf_base: u16,
     /// First slot of the plan's files in the ring's table.
     files: u32,
+    ring: RingId,
     /// The commands of batch mode; nothing is added where that is not the plan.
     batch: Batch,
     batched: bool,
@@ -228,6 +229,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             plain: !matches!(spec.data, DataMode::GetData | DataMode::UserCopy),
             buf_base: spec.buf_base,
             files: spec.files,
+            ring: context.ring,
             placed: vec![PlaceOf::Buffer; depth].into_boxed_slice(),
             forwards: match H::FORWARDS {
                 true => Forwards::new(spec.depth, spec.file_count),
@@ -420,10 +422,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                     place: number,
                     turn: word.turn,
                 };
-                let guard = OnUnwind::new(&self.panicked, Panicked::Operation);
-                self.handler
-                    .operation_completed(operation, completion.res, completion.flags);
-                guard.disarm();
+                self.operation_completed(operation, completion.res, completion.flags);
                 Ok(())
             }
             Kind::Forward if Self::REGISTERS => {
@@ -449,6 +448,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             lane: self.index,
             generation: self.generation,
             files: self.files,
+            ring: self.ring,
         };
         let guard = OnUnwind::new(&self.panicked, Panicked::Turn);
         let more = self.handler.turn(&mut ring);

@@ -1,5 +1,7 @@
 //! Operations of a handler on its worker's ring.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use uring_lite::{Sqe64, op::Fd};
 
 use crate::seam::{Full, Port};
@@ -14,12 +16,25 @@ pub struct Operation {
     pub turn: u16,
 }
 
+/// A worker's ring, told apart from all others of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RingId(u64);
+
+impl RingId {
+    /// That of a new ring.
+    pub(crate) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// The way for operations into the submission queue; they go with the worker's next enter.
 pub struct Operations<'a, P> {
     pub(crate) port: &'a mut P,
     pub(crate) lane: u16,
     pub(crate) generation: u16,
     pub(crate) files: u32,
+    pub(crate) ring: RingId,
 }
 
 impl<P: Port> Operations<'_, P> {

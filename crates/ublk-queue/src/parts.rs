@@ -1,11 +1,15 @@
 //! A worker made of its parts on the thread that will run it: ring, descriptors, buffers, handlers.
+#![expect(
+    unsafe_code,
+    reason = "makes the kernel's port for lanes of its device"
+)]
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use ublk_core::iod::IoBounds;
-use ublk_core::{CpuMask, DataMode, Features, Geometry, Mode, QueueId};
+use ublk_core::{CpuMask, DataMode, Features, Geometry, Mode, OpenDevice, QueueId};
 
 use crate::handler::Handler;
 use crate::real::{CharDevice, DescTable, RingNeeds, RingPort};
@@ -19,8 +23,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) qids: &'a [QueueId],
     /// Its share of them, if it has not the whole.
     pub(crate) share: Option<&'a Share>,
-    pub(crate) char_device: &'a Arc<OwnedFd>,
-    pub(crate) geometry: &'a Geometry,
+    pub(crate) device: &'a OpenDevice,
     pub(crate) plan: &'a Plan,
 }
 
@@ -59,7 +62,7 @@ impl Parts<'_> {
     }
 
     fn copies_by_ring(&self) -> bool {
-        let mode = Mode::of(self.geometry.features());
+        let mode = Mode::of(self.device.geometry().features());
         self.plan.copies_by_ring && mode.data == DataMode::UserCopy && !mode.batch
     }
 
@@ -67,13 +70,13 @@ impl Parts<'_> {
     pub(crate) fn port<H: Handler>(&self) -> Result<RingPort, Error> {
         let qid = self.qids.first().copied().unwrap_or(QueueId::ZERO);
         let count = u32::try_from(self.qids.len()).unwrap_or(u32::MAX);
-        let tags = u32::from(self.geometry.depth()).saturating_mul(count);
-        let mut files = vec![self.char_device.as_fd(); self.qids.len()];
+        let tags = u32::from(self.device.geometry().depth()).saturating_mul(count);
+        let mut files = vec![self.device.as_fd(); self.qids.len()];
         files.extend(self.plan.files.iter().map(|file| file.as_fd()));
-        let mode = Mode::of(self.geometry.features());
+        let mode = Mode::of(self.device.geometry().features());
         if self.copies_by_ring() {
             // Else io_uring takes the device for one that waits, and hands each operation to a kernel thread.
-            thread::set_nonblocking(self.char_device.as_fd());
+            thread::set_nonblocking(self.device.as_fd());
         }
         let zero_copy = matches!(mode.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
         let needs = RingNeeds {
@@ -88,7 +91,9 @@ impl Parts<'_> {
             batch: mode.batch,
             polling: self.plan.polling,
         };
-        RingPort::new(&needs, &files).map_err(|source| Error::Ring { qid, source })
+        // SAFETY: the worker that gets it has the lanes that `lane` makes, of this device as the driver reports it.
+        let port = unsafe { RingPort::new(&needs, &files) };
+        port.map_err(|source| Error::Ring { qid, source })
     }
 
     /// Makes the lanes on the ring and gives every tag to the driver.
@@ -115,12 +120,15 @@ impl Parts<'_> {
         index: usize,
         handler: H,
     ) -> Result<LaneSpec<DescTable, H>, Error> {
-        let (geometry, mode) = (self.geometry, Mode::of(self.geometry.features()));
+        let (geometry, mode) = (
+            self.device.geometry(),
+            Mode::of(self.device.geometry().features()),
+        );
         let bounds = IoBounds {
             size: self.plan.size,
             max_io_bytes: geometry.max_io_bytes(),
         };
-        let descriptors = DescTable::map(self.char_device.as_fd(), geometry, qid)
+        let descriptors = DescTable::map(self.device.as_fd(), geometry, qid)
             .map_err(|errno| Error::Map { qid, errno })?;
         let depth = geometry.depth();
         let mut spec = LaneSpec::new(qid, depth, bounds, descriptors, handler);
@@ -129,9 +137,9 @@ impl Parts<'_> {
         spec.buf_base = u16::try_from(index).unwrap_or(0).saturating_mul(depth);
         spec.files = u32::try_from(self.qids.len()).unwrap_or(u32::MAX);
         spec.file_count = u16::try_from(self.plan.files.len()).unwrap_or(u16::MAX);
-        spec.device = Box::new(CharDevice(Arc::clone(self.char_device)));
+        spec.device = Box::new(CharDevice(Arc::clone(self.device.char_device())));
         if let Some(share) = self.share {
-            spec.share = share.clone();
+            spec.share = share.again();
         }
         spec.copies_by_ring = self.copies_by_ring();
         spec.huge_pages = self.plan.huge_pages;

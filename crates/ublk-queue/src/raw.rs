@@ -1,11 +1,11 @@
 //! The queue as its owner's own: requests by the call, answers whenever, for those with an event loop of their own.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use ublk_core::{Geometry, QueueId};
+use ublk_core::{OpenDevice, QueueId};
 
 use crate::handler::Handler;
 use crate::parts::Parts;
@@ -54,21 +54,15 @@ impl RawQueue {
     ///
     /// # Errors
     /// The ring or the buffers could not be had, or the driver refused a fetch.
-    pub fn arm(
-        char_device: &Arc<OwnedFd>,
-        geometry: &Geometry,
-        plan: &Plan,
-        qid: QueueId,
-    ) -> Result<Self, Error> {
+    pub fn arm(device: &OpenDevice, plan: &Plan, qid: QueueId) -> Result<Self, Error> {
         let parts = Parts {
             qids: &[qid],
             share: None,
-            char_device,
-            geometry,
+            device,
             plan,
         };
         let leave = Arc::new(AtomicBool::new(false));
-        let depth = usize::from(geometry.depth());
+        let depth = usize::from(device.geometry().depth());
         let port = parts.port::<Collect>()?;
         let make = |_| Collect(VecDeque::with_capacity(depth));
         let (worker, mut lanes) = parts.worker(port, leave, make)?;

@@ -35,9 +35,13 @@ pub struct RingPort {
 }
 
 /// A group of buffers for the tags of a multishot fetch.
+///
+/// # Invariants
+/// `bytes` is a live allocation of [`TAG_BUFFERS`] times [`TAG_BUFFER`] bytes, to which no reference exists: while the
+/// kernel has one of its buffers, it may write there at any time.
 struct TagBuffers {
     ring: BufRing,
-    bytes: Box<[u8]>,
+    bytes: NonNull<[u8]>,
 }
 
 /// `IORING_URING_CMD_MULTISHOT` (linux/io_uring.h, 6.18).
@@ -50,9 +54,10 @@ const TAG_BUFFERS: u16 = 32;
 
 impl TagBuffers {
     fn new(ring: &mut Ring<Sqe64, Cqe16>, lane: u16) -> Result<Self, RegisterError> {
+        let bytes = vec![0; TAG_BUFFER * usize::from(TAG_BUFFERS)];
         let mut buffers = Self {
             ring: ring.register_buf_ring(lane, TAG_BUFFERS, false)?,
-            bytes: vec![0; TAG_BUFFER * usize::from(TAG_BUFFERS)].into_boxed_slice(),
+            bytes: NonNull::from(Box::leak(bytes.into_boxed_slice())),
         };
         for bid in 0..TAG_BUFFERS {
             buffers.give(bid);
@@ -60,29 +65,50 @@ impl TagBuffers {
         Ok(buffers)
     }
 
+    /// The first byte of a buffer.
+    fn place(&self, bid: u16) -> Option<NonNull<u8>> {
+        let first = self.bytes.cast::<u8>();
+        // SAFETY: below the number of buffers, so inside the allocation (invariant).
+        (bid < TAG_BUFFERS).then(|| unsafe { first.add(usize::from(bid) * TAG_BUFFER) })
+    }
+
     /// Gives a buffer to the kernel, for the first time or again.
     fn give(&mut self, bid: u16) {
-        let at = usize::from(bid) * TAG_BUFFER;
-        let Some(place) = self.bytes.get_mut(at..at + TAG_BUFFER) else {
+        let Some(first) = self.place(bid) else {
             return;
         };
-        let (first, len) = (NonNull::from(place).cast::<u8>(), 256);
         // SAFETY: 256 bytes of `bytes`, which the port frees only after it has unregistered the group; we read
         // them between the CQE that names `bid` and the next `give` only. There is room: the group has as
         // many entries as buffers, and this one is not in it.
-        let given = unsafe { self.ring.add(first, len, bid) };
+        let given = unsafe { self.ring.add(first, 256, bid) };
         if given.is_ok() {
             self.ring.advance();
         }
+    }
+
+    /// Copies the tags out of a buffer that the kernel has filled with `len` bytes, and gives it back.
+    fn take(&mut self, bid: u16, len: usize, tags: &mut Vec<u16>) {
+        if let Some(first) = self.place(bid) {
+            for at in (0..len.min(TAG_BUFFER) / 2).map(|n| 2 * n) {
+                // SAFETY: `at` and the byte behind it are inside the buffer.
+                let place = unsafe { first.add(at) }.cast::<[u8; 2]>();
+                // SAFETY: ours from the CQE that named it until it is given back, and any bytes will do.
+                tags.push(u16::from_ne_bytes(unsafe { place.read() }));
+            }
+        }
+        self.ring.taken();
+        self.give(bid);
     }
 }
 
 impl Drop for RingPort {
     fn drop(&mut self) {
         for TagBuffers { ring, bytes } in self.groups.drain(..) {
-            if self.ring.unregister_buf_ring(ring).is_err() {
-                // The kernel may still fill them.
-                std::mem::forget(bytes);
+            // Else the kernel may still fill them, and they are left to it.
+            if self.ring.unregister_buf_ring(ring).is_ok() {
+                // SAFETY: made by `Box::leak`, freed here only; no group has its buffers and no fetch is left that
+                // could fill one: a fetch selects a buffer when it has tags for it, and then needs the group.
+                drop(unsafe { Box::from_raw(bytes.as_ptr()) });
             }
         }
     }
@@ -134,9 +160,15 @@ impl RingPort {
     /// A ring whose table of files begins with the char devices of the lanes, in the lanes' order. Make it on the
     /// thread that will serve.
     ///
+    /// # Safety
+    /// Whoever pushes a command or an operation keeps what it names, as the driver or the operation uses it, until its
+    /// last completion. A [`Worker`](crate::Worker) does, if each of its lanes is a queue of the device behind the
+    /// lane's file, with the driver's own depth, buffer size, data mode and descriptors, and the lanes of one queue were
+    /// dealt their shares together.
+    ///
     /// # Errors
     /// What set-up or registration says.
-    pub fn new(needs: &RingNeeds, files: &[BorrowedFd<'_>]) -> Result<Self, RingError> {
+    pub unsafe fn new(needs: &RingNeeds, files: &[BorrowedFd<'_>]) -> Result<Self, RingError> {
         let spin = Spin::new(needs.polling);
         // One entry more than tags on either side: the waker's. Every tag has at most one command in flight and
         // every place for an operation one operation, so neither queue can overflow.
@@ -194,7 +226,9 @@ impl AsFd for RingPort {
     }
 }
 
-impl Port for RingPort {
+// SAFETY: completions are those of the kernel's own ring, on which only the port pushes, and to which no other ring
+// can send (`msg_ring` is unsafe, and forbids it). Entries go to that ring once, and nowhere else.
+unsafe impl Port for RingPort {
     type Wake = Waker;
 
     type Command = Prepared;
@@ -284,20 +318,7 @@ impl Port for RingPort {
         else {
             return;
         };
-        let at = usize::from(bid) * TAG_BUFFER;
-        let len = usize::try_from(completion.res).unwrap_or(0).min(TAG_BUFFER);
-        if let Some(bytes) = group.bytes.get(at..at + len) {
-            // Ours from the CQE on, until it is given back.
-            tags.extend(
-                bytes
-                    .as_chunks::<2>()
-                    .0
-                    .iter()
-                    .map(|tag| u16::from_ne_bytes(*tag)),
-            );
-        }
-        group.ring.taken();
-        group.give(bid);
+        group.take(bid, usize::try_from(completion.res).unwrap_or(0), tags);
     }
 
     fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {

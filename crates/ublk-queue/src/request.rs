@@ -395,6 +395,12 @@ impl<'a> Request<'a> {
         self.shared().copies_by_ring && matches!(self.shared().path, DataPath::Device(_))
     }
 
+    /// Whether it came by this lane.
+    #[inline(always)]
+    pub(crate) fn is_of(&self, lane: &Arc<LaneShared>) -> bool {
+        Arc::ptr_eq(&self.lane.shared, lane)
+    }
+
     /// True where memory of the handler's may be used behind the answer: the handler is the lane's own, and the lane
     /// keeps its memory.
     #[inline(always)]

@@ -2,6 +2,12 @@
 //!
 //! The engine is generic over this seam and monomorphised, so the code that runs on a real ring
 //! ([`crate::real`]), on a simulated driver and under a fuzzer is the same.
+//!
+//! The engine believes what comes through it: a completion makes a request's only token, and frees what an operation
+//! was lent. So [`Port`] is unsafe to implement, and a port of the kernel's is unsafe to make
+//! ([`RingPort::new`](crate::real::RingPort::new)). [`Descriptors`] and [`UserCopyPort`] need no promise: descriptors are
+//! checked against the device's bounds, and memory is lent for a call.
+#![expect(unsafe_code, reason = "the port's promises, and whom they bind")]
 
 use std::time::Duration;
 
@@ -53,7 +59,17 @@ pub struct IoCommand {
 pub struct Full;
 
 /// A ring with the char devices of the worker's lanes registered in it.
-pub trait Port {
+///
+/// # Safety
+/// A completion is shown for what was pushed only, as the driver or the ring made it: one with the word of a tag's
+/// command says that the driver has handed that tag over, which it does once from one commit to the next, on one of
+/// the queue's lanes; one with an operation's word says that nobody uses its memory any more, as far as its flags do not
+/// say otherwise, and carries its own result. What [`take_tags`](Port::take_tags) gives are tags handed over in the same
+/// sense.
+///
+/// What a method takes is used in that call only, and once: an entry or command is pushed where it is the kernel's to
+/// take, or not at all, and no copy of it or of an address in it is used later.
+pub unsafe trait Port {
     /// Wakes the worker from another thread.
     type Wake: Wake;
 

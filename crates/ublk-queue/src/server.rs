@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ublk_core::{Backend, CpuMask, DataMode, Errno, Geometry, QueueId};
+use ublk_core::{Backend, CpuMask, DataMode, Errno, OpenDevice, QueueId};
 
 use self::ending::{EndGuard, Running, Shared};
 use self::teams::{Team, teams};
@@ -221,8 +221,7 @@ struct Job<F> {
     /// Several threads on a queue: which of them this is, and its share.
     thread: u16,
     share: Option<Share>,
-    char_device: Arc<OwnedFd>,
-    geometry: Geometry,
+    device: OpenDevice,
     plan: Arc<Plan>,
     make: Arc<F>,
     shared: Arc<Shared>,
@@ -235,26 +234,20 @@ impl Server {
     ///
     /// # Errors
     /// The first failure of any queue; the other threads have left by then.
-    pub fn arm<B: Backend>(
-        char_device: OwnedFd,
-        geometry: &Geometry,
-        plan: Plan,
-        backend: Arc<B>,
-    ) -> Result<Self, Error> {
-        if backend.limits().quick && shares_memory(geometry) {
-            return Self::arm_with(char_device, geometry, plan, move |_| {
+    pub fn arm<B: Backend>(device: OpenDevice, plan: Plan, backend: Arc<B>) -> Result<Self, Error> {
+        if backend.limits().quick && shares_memory(device.geometry()) {
+            return Self::arm_with(device, plan, move |_| {
                 InlineShared::new(Arc::clone(&backend))
             });
         }
         if backend.limits().quick {
-            return Self::arm_with(char_device, geometry, plan, move |_| {
-                Inline::new(Arc::clone(&backend))
-            });
+            return Self::arm_with(device, plan, move |_| Inline::new(Arc::clone(&backend)));
         }
+        let geometry = device.geometry();
         let tags = usize::from(geometry.depth()) * usize::from(geometry.queues());
         let pool = Pool::start(&backend, plan.pool_threads, tags).map_err(Error::Thread)?;
         let handler = pool.handler();
-        let server = Self::arm_with(char_device, geometry, plan, move |_| handler.clone())?;
+        let server = Self::arm_with(device, plan, move |_| handler.clone())?;
         server.shared.keep(pool);
         Ok(server)
     }
@@ -265,23 +258,20 @@ impl Server {
     /// # Errors
     /// As for [`Server::arm`].
     pub fn arm_mapped<B: Mapped>(
-        char_device: OwnedFd,
-        geometry: &Geometry,
+        device: OpenDevice,
         plan: Plan,
         backend: Arc<B>,
     ) -> Result<Self, Error> {
-        if shares_memory(geometry) && backend.limits().quick {
-            return Self::arm_with(char_device, geometry, plan, move |_| {
+        if shares_memory(device.geometry()) && backend.limits().quick {
+            return Self::arm_with(device, plan, move |_| {
                 DirectShared::new(Arc::clone(&backend))
             });
         }
-        match DataMode::of(geometry.features()) {
+        match DataMode::of(device.geometry().features()) {
             DataMode::UserCopy | DataMode::GetData => {
-                Self::arm_with(char_device, geometry, plan, move |_| {
-                    Direct(Arc::clone(&backend))
-                })
+                Self::arm_with(device, plan, move |_| Direct(Arc::clone(&backend)))
             }
-            _ => Self::arm(char_device, geometry, plan, backend),
+            _ => Self::arm(device, plan, backend),
         }
     }
 
@@ -289,30 +279,18 @@ impl Server {
     ///
     /// # Errors
     /// As for [`Server::arm`].
-    pub fn arm_with<H, F>(
-        char_device: OwnedFd,
-        geometry: &Geometry,
-        plan: Plan,
-        make: F,
-    ) -> Result<Self, Error>
+    pub fn arm_with<H, F>(device: OpenDevice, plan: Plan, make: F) -> Result<Self, Error>
     where
         H: Handler + 'static,
         F: Fn(QueueId) -> H + Send + Sync + 'static,
     {
-        if shares_memory(geometry) && !H::SHARED {
-            return Self::arm_all(char_device, geometry, plan, move |qid| {
-                ClientShared(make(qid))
-            });
+        if shares_memory(device.geometry()) && !H::SHARED {
+            return Self::arm_all(device, plan, move |qid| ClientShared(make(qid)));
         }
-        Self::arm_all(char_device, geometry, plan, make)
+        Self::arm_all(device, plan, make)
     }
 
-    fn arm_all<H, F>(
-        char_device: OwnedFd,
-        geometry: &Geometry,
-        mut plan: Plan,
-        make: F,
-    ) -> Result<Self, Error>
+    fn arm_all<H, F>(device: OpenDevice, mut plan: Plan, make: F) -> Result<Self, Error>
     where
         H: Handler + 'static,
         F: Fn(QueueId) -> H + Send + Sync + 'static,
@@ -320,7 +298,8 @@ impl Server {
         if plan.hosts.is_some() {
             (plan.affinity, plan.polling) = (Vec::new(), Polling::Off);
         }
-        let teams = teams(geometry, &plan)?;
+        let geometry = *device.geometry();
+        let teams = teams(&geometry, &plan)?;
         let deadline = plan.arm_deadline;
         let shared = Arc::new(Shared::new(teams.len()).map_err(Error::Thread)?);
         let mut server = Self {
@@ -328,7 +307,7 @@ impl Server {
             lanes: Vec::new(),
             shared,
         };
-        let (char_device, plan, make) = (Arc::new(char_device), Arc::new(plan), Arc::new(make));
+        let (plan, make) = (Arc::new(plan), Arc::new(make));
         let (report, reports) = mpsc::channel::<ArmResult>();
         let threads = teams.len();
         let mut waits_for = Vec::with_capacity(threads);
@@ -350,8 +329,7 @@ impl Server {
                 qids,
                 thread,
                 share,
-                char_device: Arc::clone(&char_device),
-                geometry: *geometry,
+                device: device.clone(),
                 plan: Arc::clone(&plan),
                 make: Arc::clone(&make),
                 shared: Arc::clone(&server.shared),
@@ -580,8 +558,7 @@ impl<F> Job<F> {
         let parts = Parts {
             qids: &self.qids,
             share: self.share.as_ref(),
-            char_device: &self.char_device,
-            geometry: &self.geometry,
+            device: &self.device,
             plan: &self.plan,
         };
         let place = parts.settle();

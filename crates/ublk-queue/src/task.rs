@@ -41,6 +41,7 @@ mod slots;
 
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use ublk_core::iod::Io;
@@ -64,6 +65,7 @@ use crate::handler::{Handler, LaneContext};
 use crate::operations::{Operation, Operations};
 use crate::request::Request;
 use crate::seam::{Full, Port};
+use crate::shared::LaneShared;
 
 // What stays on its worker's thread, whose cells it shares.
 static_assertions::assert_not_impl_any!(TaskRequest: Send, Sync);
@@ -85,6 +87,8 @@ pub struct Async<F, Fut> {
 }
 
 struct Lane<Fut> {
+    /// Whose requests these are: the executor knows their tags and buffers.
+    shared: Arc<LaneShared>,
     slots: Slots<Fut>,
     core: Rc<Core>,
     /// Those who are polled in this turn.
@@ -158,8 +162,10 @@ where
         }
         let wake = context.wake.clone();
         let dealt = Dealer::is_for(context.data);
-        let core = Core::new(depth, operations, wake, context.qid, registered, !dealt);
+        let whose = (context.qid, context.ring);
+        let core = Core::new(depth, operations, wake, whose, registered, !dealt);
         self.lane = Some(Lane {
+            shared: Arc::clone(&context.lane),
             slots: Slots::new(usize::from(depth)),
             core: Rc::new(core),
             batch: Vec::with_capacity(usize::from(depth)),
@@ -174,6 +180,10 @@ where
             // Never attached: nobody has told the depth.
             return request.complete(Err(Errno::EIO));
         };
+        if !request.is_of(&lane.shared) {
+            // Another lane's, handed on by a handler around this one.
+            return request.complete(Err(Errno::EINVAL));
+        }
         let tag = request.tag();
         let io = Io {
             op: request.op(),
@@ -206,6 +216,9 @@ where
         let Some(lane) = &mut self.lane else {
             return false;
         };
+        if ring.ring != lane.core.ring {
+            return false;
+        }
         lane.core.ready.settle(false);
         let mut rounds = ROUNDS;
         let mut pushed = lane.core.flush(ring);
@@ -219,7 +232,8 @@ where
         again
     }
 
-    fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
+    #[expect(unsafe_code, reason = "the lane's call")]
+    unsafe fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
         if let Some(lane) = &self.lane {
             lane.core.completed(operation, res, flags);
         }

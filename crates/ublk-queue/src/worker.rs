@@ -16,7 +16,7 @@ use crate::failures::OnFailure;
 use crate::handler::{Handler, LaneContext};
 use crate::health::State;
 use crate::lane::{ABORT_WAIT, Lane, LaneError, Panicked};
-use crate::operations::Operation;
+use crate::operations::{Operation, RingId};
 use crate::seam::{Completion, Descriptors, NoDevice, Port, UserCopyPort, Wake};
 use crate::shared::{DataPath, LaneShared};
 use crate::shmem::SharedMemory;
@@ -93,11 +93,14 @@ pub struct LaneSpec<D, H> {
 ///
 /// With commands of one tag each the tags stay where they were fetched (PER_IO_DAEMON, 6.16); in batch mode they go to
 /// whichever thread's fetch comes first (7.0). The buffers are the queue's.
-#[derive(Clone)]
+///
+/// A lane has its share to itself: a share is dealt once and cannot be copied.
 pub struct Share {
     pub(crate) first: u16,
     pub(crate) step: u16,
     pub(crate) arena: Option<Arena>,
+    /// Tags that the arena was mapped for; 0 without one.
+    depth: u16,
     /// Batch: lanes of the queue that have not prepared their tags. No fetch before there are none.
     pub(crate) unprepared: Option<Arc<AtomicU32>>,
 }
@@ -108,6 +111,7 @@ impl Share {
         first: 0,
         step: 1,
         arena: None,
+        depth: 0,
         unprepared: None,
     };
 
@@ -122,9 +126,27 @@ impl Share {
             first,
             step: lanes,
             arena: Some(arena.clone()),
+            depth,
             unprepared: Some(Arc::clone(&unprepared)),
         };
         Ok((0..lanes).map(share).collect())
+    }
+
+    /// The same share, for the one lane of it that is made.
+    pub(crate) fn again(&self) -> Self {
+        Self {
+            first: self.first,
+            step: self.step,
+            arena: self.arena.clone(),
+            depth: self.depth,
+            unprepared: self.unprepared.clone(),
+        }
+    }
+
+    /// Whether its buffers, if it has any, are those of such a queue.
+    fn fits(&self, depth: u16, max_io_bytes: u32) -> bool {
+        let holds = |arena: &Arena| self.depth == depth && arena.holds(max_io_bytes);
+        self.arena.as_ref().is_none_or(holds)
     }
 }
 
@@ -169,6 +191,7 @@ pub struct Worker<P: Port, D, H> {
     at_work: Arc<AtomicBool>,
     backoff: Duration,
     serving: bool,
+    ring: RingId,
     /// The lane of the last completion.
     recent: usize,
 }
@@ -184,6 +207,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             at_work: Arc::default(),
             backoff: RETRY_MIN,
             serving: false,
+            ring: RingId::next(),
             recent: 0,
         }
     }
@@ -192,10 +216,14 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     /// 0 for the first one added.
     ///
     /// # Errors
-    /// ENOMEM when the buffers cannot be mapped, ENOSPC beyond 65,536 lanes, EOPNOTSUPP for memory shared with clients
+    /// ENOMEM when the buffers cannot be mapped, EINVAL for a share of another depth or of smaller buffers, ENOSPC beyond
+    /// 65,536 lanes, EOPNOTSUPP for memory shared with clients
     /// of a handler that does not ask for it, or in get-data mode.
     pub fn add_lane(&mut self, mut spec: LaneSpec<D, H>) -> Result<LaneHandle, Errno> {
         let index = u16::try_from(self.lanes.len()).map_err(|_| Errno::ENOSPC)?;
+        if !spec.share.fits(spec.depth, spec.bounds.max_io_bytes) {
+            return Err(Errno::EINVAL);
+        }
         // Where the driver is not told of them, a lane has all its buffers to itself.
         let dealt = Dealer::is_for(spec.data);
         let mut arena = match spec.share.arena.take().filter(|_| !dealt) {
@@ -211,15 +239,6 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
         let shares = client.is_some();
         let path = DataPath::new(spec.data, device).shared_with(client, spec.depth);
-        let context = LaneContext {
-            qid: spec.qid,
-            depth: spec.depth,
-            data: spec.data,
-            max_io_bytes: spec.bounds.max_io_bytes,
-            buf_base: spec.buf_base,
-            shares_memory: shares,
-            wake: Arc::clone(&wake),
-        };
         let shared = LaneShared::new(
             spec.qid,
             spec.depth,
@@ -227,11 +246,22 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             arena,
             path,
             spec.copies_by_ring && !spec.batch,
-            (wake, Arc::clone(&self.at_work)),
+            (Arc::clone(&wake), Arc::clone(&self.at_work)),
         );
         if let Some(on_failure) = spec.on_failure.clone() {
             shared.tell_failures(on_failure);
         }
+        let context = LaneContext {
+            qid: spec.qid,
+            depth: spec.depth,
+            data: spec.data,
+            max_io_bytes: spec.bounds.max_io_bytes,
+            buf_base: spec.buf_base,
+            shares_memory: shares,
+            wake,
+            ring: self.ring,
+            lane: Arc::clone(&shared),
+        };
         let lane = Lane::new(
             index,
             spec,
@@ -532,7 +562,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                     let operation = Operation { place: tag, turn };
                     let Completion { res, flags, .. } = completion;
                     let handler = |lane: &mut Lane<P, D, H>| {
-                        lane.handler.operation_completed(operation, res, flags);
+                        lane.operation_completed(operation, res, flags);
                     };
                     lane.contained(handler);
                 }

@@ -76,8 +76,9 @@ impl<H: Handler> Handler for Watched<H> {
         self.watch(|inner| inner.turn(ring))
     }
 
-    fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
-        self.watch(|inner| inner.operation_completed(operation, res, flags));
+    unsafe fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
+        // SAFETY: the lane's own call, of an operation of the handler inside.
+        self.watch(|inner| unsafe { inner.operation_completed(operation, res, flags) });
     }
 
     fn in_flight(&self) -> usize {

@@ -126,7 +126,8 @@ impl Handler for Panics {
         false
     }
 
-    fn operation_completed(&mut self, _: Operation, _: i32, _: u32) {
+    #[expect(unsafe_code, reason = "declared so; has lent nothing")]
+    unsafe fn operation_completed(&mut self, _: Operation, _: i32, _: u32) {
         self.in_flight = 0;
         if self.when == In::Completion {
             self.maybe();
@@ -213,7 +214,9 @@ impl Wake for Bell {
     fn wake(&self) {}
 }
 
-impl<P: Port> Port for Counted<P> {
+#[expect(unsafe_code, reason = "hands through what another port promises")]
+// SAFETY: all is the inner port's.
+unsafe impl<P: Port> Port for Counted<P> {
     type Wake = Bell;
     type Command = P::Command;
     fn prepare(&self, lane: u16, command: &IoCommand, word: u64) -> P::Command {

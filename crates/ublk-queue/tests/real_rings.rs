@@ -1,11 +1,15 @@
 //! Workers and servers on real rings, without a driver: what their threads do when nothing comes or set-up goes wrong.
+#![expect(
+    unsafe_code,
+    reason = "a ring that nothing is pushed to, and a device that is none"
+)]
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ublk_core::{Geometry, QueueId};
+use ublk_core::{Geometry, OpenDevice, QueueId};
 use ublk_queue::real::{RingNeeds, RingPort};
 use ublk_queue::seam::Port;
 use ublk_queue::{Error, Plan, Polling, Request, Server, Threads};
@@ -22,7 +26,9 @@ fn l60_a_wake_keeps_a_polling_ring_awake_once() {
             polling,
             ..RingNeeds::default()
         };
-        let mut port = RingPort::new(&needs, &[null.as_fd()]).expect("a ring");
+        // SAFETY: nothing is pushed.
+        let port = unsafe { RingPort::new(&needs, &[null.as_fd()]) };
+        let mut port = port.expect("a ring");
         // Arms the waker's poll, as a worker's first loop does.
         port.enter(1, Some(Duration::from_millis(1)))
             .expect("a ring that works");
@@ -50,7 +56,9 @@ fn l55_a_wake_ends_a_polling_wait() {
             polling: Polling::Fixed(Duration::from_millis(1)),
             ..RingNeeds::default()
         };
-        let mut port = RingPort::new(&needs, &[null.as_fd()]).expect("a ring");
+        // SAFETY: nothing is pushed.
+        let port = unsafe { RingPort::new(&needs, &[null.as_fd()]) };
+        let mut port = port.expect("a ring");
         let wake = port.wake_handle();
         let begun = Instant::now();
         std::thread::scope(|scope| {
@@ -78,9 +86,11 @@ fn geometry(queues: u16) -> Geometry {
 }
 
 /// No driver's device: its commands are refused.
-fn zero() -> OwnedFd {
+fn zero(queues: u16) -> OpenDevice {
     let zero = File::options().read(true).write(true).open("/dev/zero");
-    zero.expect("there").into()
+    let zero = OwnedFd::from(zero.expect("there"));
+    // SAFETY: no driver writes to anything: it takes none of the commands.
+    unsafe { OpenDevice::new(zero, geometry(queues)) }
 }
 
 fn plan(hosts: Option<Arc<Threads>>) -> Plan {
@@ -104,7 +114,7 @@ fn l64_a_newcomers_panic_ends_no_shared_thread() {
     let threads = Threads::start(1).expect("a thread");
     let arm = |panics: bool| {
         let plan = plan(Some(Arc::clone(&threads)));
-        Server::arm_with(zero(), &geometry(1), plan, move |_| {
+        Server::arm_with(zero(1), plan, move |_| {
             if panics {
                 panic_on_purpose();
             }
@@ -126,7 +136,7 @@ fn l64_a_newcomers_panic_ends_no_shared_thread() {
 #[test]
 fn l64_a_set_up_panic_names_its_queue_at_once() {
     let begun = Instant::now();
-    let server = Server::arm_with(zero(), &geometry(2), plan(None), |qid: QueueId| {
+    let server = Server::arm_with(zero(2), plan(None), |qid: QueueId| {
         if qid != QueueId::ZERO {
             panic_on_purpose();
         }

@@ -8,13 +8,12 @@
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 use ublk::core::{DeviceSpec, Op, QueueId};
-use ublk::ctrl::{ControlThread, Controller, nodes, page_size};
+use ublk::ctrl::{ControlThread, Controller, page_size};
 use ublk::queue::{KeptRequest, Next, Plan, RawQueue};
 use ublk::{DevId, Errno, Limits};
 
@@ -41,12 +40,11 @@ fn main() -> Result<(), Failure> {
     let id = geometry.dev_id();
     let served = (|| {
         control.set_params(&spec, &geometry, DEADLINE)?;
-        let device = Arc::new(nodes::open_char(id, DEADLINE)?);
+        let device = control.open_device(id, DEADLINE)?;
         let plan = Plan::new(size);
         let qids = (0..geometry.queues()).filter_map(|qid| QueueId::new(qid).ok());
-        let queues: Result<Vec<_>, _> = qids
-            .map(|qid| RawQueue::arm(&device, &geometry, &plan, qid))
-            .collect();
+        let queues: Result<Vec<_>, _> =
+            qids.map(|qid| RawQueue::arm(&device, &plan, qid)).collect();
         drop(device);
         serve(queues?, &mut memory, id, size)
     })();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ublk_backends::File;
 use ublk_core::{
-    Backend, DataMode, DevId, DeviceSpec, Features, Geometry, Mode, Recovery, SharedBuffer,
+    Backend, DataMode, DevId, DeviceSpec, Features, Mode, OpenDevice, Recovery, SharedBuffer,
 };
 use ublk_ctrl::{ControlThread, Controller, page_size};
 
@@ -30,8 +30,7 @@ pub struct Builder<B> {
 }
 
 /// How the data plane takes the backend.
-pub(crate) type ArmFn<B> =
-    fn(OwnedFd, &Geometry, Plan, Arc<B>) -> Result<Server, ublk_queue::Error>;
+pub(crate) type ArmFn<B> = fn(OpenDevice, Plan, Arc<B>) -> Result<Server, ublk_queue::Error>;
 
 /// What the stages keep from the builder.
 #[derive(Debug, Clone)]

@@ -48,8 +48,8 @@ where
     /// will call it. What the device can do follows from `limits`.
     pub fn handlers(limits: Limits, make: F) -> Self {
         Self {
-            arm: |device, geometry, plan, handlers| {
-                Server::arm_with(device, geometry, plan, move |qid| (handlers.make)(qid))
+            arm: |device, plan, handlers| {
+                Server::arm_with(device, plan, move |qid| (handlers.make)(qid))
             },
             ..Self::shared(Arc::new(Handlers { limits, make }))
         }

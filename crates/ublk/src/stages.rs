@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ublk_core::{Backend, CpuMask, DevId, Errno, Geometry, QueueId, SharedBuffer, SharedTable};
+use ublk_ctrl::Controller;
 use ublk_ctrl::wait::{deadline_in, until};
-use ublk_ctrl::{Controller, nodes};
 use ublk_queue::{Health, Plan, Server, SharedMemory};
 
 use crate::builder::{ArmFn, Options};
@@ -138,13 +138,8 @@ impl<B: Backend> Added<B> {
         if self.options.pin && plan.hosts.is_none() {
             plan.affinity = self.affinity(deadline)?;
         }
-        let char_device = nodes::open_char(self.id(), deadline)?;
-        Ok((self.arm)(
-            char_device,
-            &self.geometry,
-            plan,
-            Arc::clone(&self.backend),
-        )?)
+        let device = self.controller.open_device(self.id(), deadline)?;
+        Ok((self.arm)(device, plan, Arc::clone(&self.backend))?)
     }
 
     fn affinity(&mut self, deadline: Duration) -> Result<Vec<CpuMask>, ublk_ctrl::Error> {

@@ -2,10 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use ublk_core::{Backend, DataMode, Geometry, Mode, Op};
+use ublk_core::{Backend, DataMode, Mode, Op, OpenDevice};
 use ublk_queue::{Error, Forward, Handler, Plan, Pool, Pooled, Request, Server};
 
 use super::File;
@@ -65,14 +65,10 @@ impl File {
     ///
     /// # Errors
     /// As for [`Server::arm`].
-    pub fn arm(
-        char_device: OwnedFd,
-        geometry: &Geometry,
-        mut plan: Plan,
-        file: Arc<Self>,
-    ) -> Result<Server, Error> {
+    pub fn arm(device: OpenDevice, mut plan: Plan, file: Arc<Self>) -> Result<Server, Error> {
+        let geometry = *device.geometry();
         if !file.by_ring(Mode::of(geometry.features()).data) {
-            return Server::arm(char_device, geometry, plan, file);
+            return Server::arm(device, plan, file);
         }
         let descriptor = file.as_fd().try_clone_to_owned().map_err(Error::Thread)?;
         plan.files = vec![Arc::new(descriptor)];
@@ -82,7 +78,7 @@ impl File {
         let threads = if rare { THREADS } else { 0 };
         let pool = Pool::start(&file, threads, tags).map_err(Error::Thread)?;
         let pool = Arc::new(pool);
-        Server::arm_with(char_device, geometry, plan, move |_| FileHandler {
+        Server::arm_with(device, plan, move |_| FileHandler {
             file: Arc::clone(&file),
             rare: pool.handler(),
             _pool: Arc::clone(&pool),

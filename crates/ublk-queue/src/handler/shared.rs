@@ -36,8 +36,10 @@ impl<H: Handler> Handler for ClientShared<H> {
         self.0.turn(ring)
     }
 
-    fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
-        self.0.operation_completed(operation, res, flags);
+    #[expect(unsafe_code, reason = "the lane's call of the handler inside")]
+    unsafe fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
+        // SAFETY: the caller's contract; what this handler has pushed, the one inside has.
+        unsafe { self.0.operation_completed(operation, res, flags) };
     }
 
     fn in_flight(&self) -> usize {

@@ -5,7 +5,10 @@
 //! The operation names memory to the kernel: memory that is there for good, or the handler's, of which the lane has the
 //! keeper ([`Handler::BACKING`]) and leaks it where it ends before the driver. The tag is committed behind the operation,
 //! and its next completion comes after the commit.
-#![expect(unsafe_code, reason = "operations on memory that a handler names")]
+#![expect(
+    unsafe_code,
+    reason = "operations on memory that a handler names, and their ends"
+)]
 
 use ublk_core::iod::Io;
 use ublk_core::{Answer, DataMode, Errno, Op, Tag, TagState};
@@ -16,6 +19,7 @@ use super::ending::OnUnwind;
 use super::{Lane, LaneError, Panicked};
 use crate::handler::Handler;
 use crate::memref::MemRef;
+use crate::operations::Operation;
 use crate::seam::{Descriptors, Port};
 use crate::shared::DataPath;
 use crate::user_data::{Kind, UserData};
@@ -28,6 +32,15 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let place = unsafe { self.handler.place(io) };
         guard.disarm();
         place.filter(|place| u64::try_from(place.len()).is_ok_and(|len| len >= io.len))
+    }
+
+    /// Tells the handler that an operation of its own is over.
+    pub(crate) fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
+        let guard = OnUnwind::new(&self.panicked, Panicked::Operation);
+        // SAFETY: by the word of the completion the handler's own: it has lane, life and kind, which `Operations::push`
+        // gave it, and the port shows completions of what was pushed only.
+        unsafe { self.handler.operation_completed(operation, res, flags) };
+        guard.disarm();
     }
 
     /// Has the driver copy all data of a request that is in hand from or to `mem`, and answers it.

@@ -8,6 +8,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::operations::RingId;
+
 /// Where the bytes of a buffer are, for the kernel.
 #[derive(Debug, Clone, Copy)]
 pub enum Place {
@@ -20,6 +22,8 @@ pub enum Place {
     },
     /// A buffer of the ring's table, whose bytes only the kernel reaches: a request's data in zero copy.
     Registered {
+        /// The ring whose table it is; operations of others are refused.
+        ring: RingId,
         /// Index in the table.
         index: u16,
         /// First byte, counted from the buffer's beginning.
@@ -35,6 +39,14 @@ impl Place {
     pub const fn len(&self) -> u32 {
         match self {
             Self::Memory { len, .. } | Self::Registered { len, .. } => *len,
+        }
+    }
+
+    /// Whether operations of a ring can use it.
+    pub(super) fn is_for(&self, own: RingId) -> bool {
+        match self {
+            Self::Memory { .. } => true,
+            Self::Registered { ring, .. } => *ring == own,
         }
     }
 
@@ -61,7 +73,13 @@ impl Place {
                 ptr: ptr.wrapping_add(from as usize),
                 len: bytes,
             },
-            Self::Registered { index, offset, .. } => Self::Registered {
+            Self::Registered {
+                ring,
+                index,
+                offset,
+                ..
+            } => Self::Registered {
+                ring,
                 index,
                 offset: offset + from,
                 len: bytes,
@@ -212,11 +230,15 @@ mod tests {
     #[test]
     fn a_part_of_a_registered_buffer_counts_from_its_beginning() {
         let whole = Place::Registered {
+            ring: RingId::next(),
             index: 3,
             offset: 512,
             len: 1024,
         };
-        let Place::Registered { index, offset, len } = whole.part(100, 2000) else {
+        let Place::Registered {
+            index, offset, len, ..
+        } = whole.part(100, 2000)
+        else {
             panic!("registered");
         };
         assert_eq!((index, offset, len), (3, 612, 924));

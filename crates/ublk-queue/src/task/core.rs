@@ -14,7 +14,7 @@ use super::pool::{Pool, Sink, WakeBy};
 use super::ready::Ready;
 use super::slots::Panicked;
 use crate::buffers::Arena;
-use crate::operations::Operation;
+use crate::operations::{Operation, RingId};
 use crate::request::KeptRequest;
 use crate::seam::Wake;
 
@@ -60,6 +60,8 @@ pub(super) struct Core {
     pub(super) pool: Pool,
     pub(super) ready: Ready,
     pub(super) qid: QueueId,
+    /// The ring that operations go to.
+    pub(super) ring: RingId,
     /// Index of tag 0's buffer in the ring's table, in zero copy.
     pub(super) registered: Option<u16>,
     /// A tag's buffer is its own, so where it is need be asked only once.
@@ -76,7 +78,7 @@ impl Core {
         tags: u16,
         operations: u16,
         wake: Arc<dyn Wake>,
-        qid: QueueId,
+        (qid, ring): (QueueId, RingId),
         registered: Option<u16>,
         own_buffers: bool,
     ) -> Self {
@@ -85,6 +87,7 @@ impl Core {
             pool: Pool::new(operations, 4 * depth),
             ready: Ready::new(tags, wake),
             qid,
+            ring,
             registered,
             own_buffers,
             tags: (0..tags).map(|_| Tag::new()).collect(),

@@ -182,11 +182,21 @@ pub(super) unsafe fn entry(
             // SAFETY: as said above.
             unsafe { op::write(fd, ptr, len, at) }
         }
-        (Kind::Read(at), Some(Place::Registered { index, offset, len })) => {
+        (
+            Kind::Read(at),
+            Some(Place::Registered {
+                index, offset, len, ..
+            }),
+        ) => {
             // SAFETY: as said above.
             unsafe { op::read_fixed(fd, index, u64::from(offset), len, at) }
         }
-        (Kind::Write(at), Some(Place::Registered { index, offset, len })) => {
+        (
+            Kind::Write(at),
+            Some(Place::Registered {
+                index, offset, len, ..
+            }),
+        ) => {
             // SAFETY: as said above.
             unsafe { op::write_fixed(fd, index, u64::from(offset), len, at) }
         }
@@ -195,7 +205,12 @@ pub(super) unsafe fn entry(
             unsafe { op::recv(fd, ptr, len, flags) }
         }
         // Receiving into a registered buffer is a read, which knows no flags: none is dropped in silence.
-        (Kind::Recv(0), Some(Place::Registered { index, offset, len })) => {
+        (
+            Kind::Recv(0),
+            Some(Place::Registered {
+                index, offset, len, ..
+            }),
+        ) => {
             // SAFETY: as said above.
             unsafe { op::read_fixed(fd, index, u64::from(offset), len, 0) }
         }
@@ -206,11 +221,21 @@ pub(super) unsafe fn entry(
         }
         // Without flags sending from a registered buffer is a write, which sockets of any kind take; the threads of
         // zero-copy queues block its SIGPIPE. Flags only the zero-copy send knows.
-        (Kind::Send(0 | op::MSG_NOSIGNAL), Some(Place::Registered { index, offset, len })) => {
+        (
+            Kind::Send(0 | op::MSG_NOSIGNAL),
+            Some(Place::Registered {
+                index, offset, len, ..
+            }),
+        ) => {
             // SAFETY: as said above.
             unsafe { op::write_fixed(fd, index, u64::from(offset), len, 0) }
         }
-        (Kind::Send(flags), Some(Place::Registered { index, offset, len })) => {
+        (
+            Kind::Send(flags),
+            Some(Place::Registered {
+                index, offset, len, ..
+            }),
+        ) => {
             let (at, flags) = (u64::from(offset), flags | op::MSG_NOSIGNAL);
             // SAFETY: as said above.
             unsafe { op::send_zc_fixed(fd, index, at, len, flags) }
@@ -219,7 +244,12 @@ pub(super) unsafe fn entry(
             // SAFETY: as said above.
             unsafe { op::send_zc(fd, ptr, len, flags | op::MSG_NOSIGNAL) }
         }
-        (Kind::SendZeroCopy(flags), Some(Place::Registered { index, offset, len })) => {
+        (
+            Kind::SendZeroCopy(flags),
+            Some(Place::Registered {
+                index, offset, len, ..
+            }),
+        ) => {
             let (at, flags) = (u64::from(offset), flags | op::MSG_NOSIGNAL);
             // SAFETY: as said above.
             unsafe { op::send_zc_fixed(fd, index, at, len, flags) }
@@ -286,17 +316,21 @@ mod tests {
     use uring_lite::sys;
 
     use super::*;
+    use crate::operations::RingId;
 
-    const REGISTERED: Place = Place::Registered {
-        index: 3,
-        offset: 512,
-        len: 4096,
-    };
+    fn registered() -> Place {
+        Place::Registered {
+            ring: RingId::next(),
+            index: 3,
+            offset: 512,
+            len: 4096,
+        }
+    }
 
     fn made(kind: Kind) -> Result<Sqe64, Errno> {
         let (fd, mut scratch) = (Fd::registered(0), Scratch::new());
         // SAFETY: names a registered buffer, and is never submitted.
-        unsafe { entry(&kind, fd, Some(REGISTERED), &mut scratch) }
+        unsafe { entry(&kind, fd, Some(registered()), &mut scratch) }
     }
 
     /// L11 Flags of sends and receives reach the kernel or the caller's eyes, in zero copy too.

@@ -14,7 +14,7 @@ use uring_lite::{Cqe16, EnterError, RegisterError, SetupError, Sqe64};
 use super::core::Core;
 use super::pool::Sink;
 use super::ring::Ring;
-use crate::operations::Operation;
+use crate::operations::{Operation, RingId};
 use crate::seam::Full;
 use crate::user_data::UserData;
 
@@ -74,7 +74,7 @@ impl Local {
                 1,
                 operations,
                 waker,
-                QueueId::ZERO,
+                (QueueId::ZERO, RingId::next()),
                 None,
                 true,
             ))),

@@ -152,10 +152,15 @@ impl<B: 'static, O> RingOp<B, O> {
     }
 
     fn submit(&mut self, place: u16) -> State {
-        let (buffer, lend) = (self.buffer.as_mut(), self.lend);
-        let lend = |scratch: &mut Scratch| match buffer {
-            Some(buffer) => lend(buffer, scratch),
-            None => Ok(None),
+        let (buffer, lend, ring) = (self.buffer.as_mut(), self.lend, self.core.ring);
+        let lend = |scratch: &mut Scratch| {
+            let Some(buffer) = buffer else {
+                return Ok(None);
+            };
+            let place = lend(buffer, scratch)?;
+            // By its index it would be other pages there.
+            let fits = place.is_none_or(|place| place.is_for(ring));
+            if fits { Ok(place) } else { Err(Errno::EINVAL) }
         };
         // SAFETY: `self.buffer` lends memory that is valid while the buffer's value lives, wherever that moves. It
         // is not touched nor dropped before the operation is done: `poll` takes it out after the result, and

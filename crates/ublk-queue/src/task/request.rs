@@ -114,6 +114,7 @@ impl TaskRequest {
                 len,
             }),
             Some(base) => Ok(Place::Registered {
+                ring: self.core.ring,
                 index: base + self.tag.get(),
                 offset: 0,
                 len,

@@ -144,7 +144,10 @@ fn perform(one: &Pending, file: &mut [u8]) -> i32 {
     }
 }
 
-impl<P: Port> Port for FilePort<P> {
+#[expect(unsafe_code, reason = "plays the kernel")]
+// SAFETY: completions are the inner port's, or of operations that this one has carried out; what is pushed goes to the
+// inner port or into `pending`, once.
+unsafe impl<P: Port> Port for FilePort<P> {
     type Wake = P::Wake;
     type Command = P::Command;
 

@@ -75,7 +75,8 @@ impl Wake for NoWake {
     fn wake(&self) {}
 }
 
-impl Port for Tiny {
+// SAFETY: a command completes once, when the driver has something for its tag; addresses are used before that only.
+unsafe impl Port for Tiny {
     type Wake = NoWake;
     type Command = (IoCommand, u64);
 
