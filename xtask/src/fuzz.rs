@@ -73,13 +73,19 @@ fn targets() -> Result<Vec<String>> {
 /// Cargo of the nightly toolchain, which the sanitizer needs, in the checkout.
 fn nightly() -> Command {
     let mut command = Command::new("cargo");
-    // What the stable cargo that runs us has set would choose its compiler again.
+    leave_toolchain(&mut command);
+    command.arg("+nightly");
+    command
+}
+
+/// Has a command in the checkout choose its toolchain itself: what the stable cargo that runs us has set would choose
+/// its own again.
+pub fn leave_toolchain(command: &mut Command) {
     command
         .env_remove("CARGO")
         .env_remove("RUSTUP_TOOLCHAIN")
-        .env_remove("RUSTC");
-    command.current_dir(paths::root()).arg("+nightly");
-    command
+        .env_remove("RUSTC")
+        .current_dir(paths::root());
 }
 
 fn require(what: &str, arguments: &[&str], install: &str) -> Result<()> {

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod asan;
 mod bench;
 mod build;
 mod ci;
@@ -69,6 +70,8 @@ enum Task {
     Loom,
     /// Faults of our own making: the test of each must find it
     Mutants(mutants::Options),
+    /// The tests of ring, engine and backends under AddressSanitizer, which needs nightly Rust
+    Asan,
     /// The fuzz targets: one, or all of them in turn
     Fuzz {
         /// Name of a target
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
         Task::Layout => layout::run(),
         Task::Loom => loom::run(),
         Task::Mutants(options) => mutants::run(&options),
+        Task::Asan => asan::run(),
         Task::Fuzz { target, time } => fuzz::run(target, time),
         Task::VmSimpleE2e { accel } => e2e::simple(accel),
         Task::VmE2e(options) => e2e::run(&options),

@@ -1,0 +1,206 @@
+//! What compiles without `unsafe` and could break memory fails instead.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ublk_backends::Memory;
+use ublk_core::iod::IoBounds;
+use ublk_core::{DataMode, Errno, Geometry, QueueId, SharedBuffer, SharedTable, Tag};
+use ublk_queue::real::DescTable;
+use ublk_queue::seam::{Descriptors, Port};
+use ublk_queue::task::{Async, IoBuf, Local, SharedFd, TaskRequest};
+use ublk_queue::worker::Share;
+use ublk_queue::{
+    Handler, LaneContext, LaneHandle, LaneSpec, Mapped, Operations, Request, SharedMemory, Worker,
+};
+use ublk_sim::{Config, Sim};
+
+/// Serves a simulated device to its end, each lane with what `make` gives.
+fn serve<H: Handler>(config: &Config, mut make: impl FnMut() -> H) -> (Vec<LaneHandle>, Sim) {
+    let sim = Sim::new(config.clone());
+    let mut worker = Worker::new(sim.port(), Arc::default());
+    let mut lanes = Vec::new();
+    for number in 0..config.queues {
+        let qid = QueueId::new(number).expect("small");
+        let bounds = IoBounds {
+            size: config.size as u64,
+            max_io_bytes: config.max_io_bytes,
+        };
+        let mut spec = LaneSpec::new(qid, config.depth, bounds, sim.descriptors(number), make());
+        spec.data = config.data;
+        spec.buf_base = number * config.depth;
+        spec.device = Box::new(sim.device());
+        lanes.push(worker.add_lane(spec).expect("memory"));
+    }
+    worker.arm().expect("armed");
+    let result = worker.run();
+    worker.finish(&result);
+    result.expect("served to the end");
+    (lanes, sim)
+}
+
+/// One handler for two lanes, behind the back of either.
+struct Shared<H>(Rc<RefCell<H>>);
+
+impl<H: Handler> Handler for Shared<H> {
+    const OPERATIONS: bool = true;
+
+    fn handle(&mut self, request: Request<'_>) {
+        self.0.borrow_mut().handle(request);
+    }
+
+    fn attach(&mut self, context: &LaneContext) {
+        self.0.borrow_mut().attach(context);
+    }
+
+    fn turn<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
+        self.0.borrow_mut().turn(ring)
+    }
+}
+
+async fn at_once(_: TaskRequest) -> Result<(), Errno> {
+    Ok(())
+}
+
+/// L65 An executor knows tags and buffers of one lane: requests of another, by tags that it has too, are refused.
+#[test]
+fn l65_an_executor_serves_one_lane_only() {
+    let config = Config {
+        queues: 2,
+        ..Config::new(1)
+    };
+    let handler = Rc::new(RefCell::new(Async::new(at_once)));
+    let (lanes, _) = serve(&config, || Shared(Rc::clone(&handler)));
+    let counts = |lane: &LaneHandle| {
+        let counters = lane.counters();
+        (counters.reads + counters.writes, counters.errors)
+    };
+    // It was attached to the second lane last.
+    let ((first, refused), (second, none)) = (counts(&lanes[0]), counts(&lanes[1]));
+    assert!(first > 0 && second > 0, "{first} and {second} requests");
+    assert!(refused >= first, "{refused} refused of {first}");
+    assert_eq!(none, 0);
+}
+
+/// L65 A registered buffer is of its own ring: another's operations would find other pages by its index.
+#[test]
+fn l65_a_registered_buffer_is_refused_by_another_ring() {
+    let config = Config {
+        data: DataMode::ZeroCopy,
+        ..Config::new(2)
+    };
+    let other = Local::new(4).expect("a ring").ring();
+    let file = SharedFd::new(File::open("/dev/zero").expect("open"));
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&refused);
+    let task = move |mut request: TaskRequest| {
+        let (other, file, count) = (other.clone(), file.clone(), Arc::clone(&count));
+        async move {
+            let Ok(buffer) = request.take_data() else {
+                return Ok(());
+            };
+            let (result, buffer) = other.read(&file, buffer, 0).await;
+            assert_eq!(result, Err(Errno::EINVAL));
+            count.fetch_add(1, Ordering::Relaxed);
+            request.give_back(buffer);
+            Err(Errno::EIO)
+        }
+    };
+    serve(&config, || Async::new(task.clone()));
+    assert!(refused.load(Ordering::Relaxed) > 100);
+}
+
+/// L65 L03 A share that was dealt for smaller buffers, or for fewer tags, fits no lane.
+#[test]
+fn l65_a_share_of_another_queue_is_refused() {
+    let config = Config::new(3);
+    let add = |depth, bytes| {
+        let sim = Sim::new(config.clone());
+        let mut worker = Worker::new(sim.port(), Arc::default());
+        let bounds = IoBounds {
+            size: config.size as u64,
+            max_io_bytes: config.max_io_bytes,
+        };
+        let handler = |request: Request<'_>| request.complete(Ok(()));
+        let mut spec = LaneSpec::new(
+            QueueId::ZERO,
+            config.depth,
+            bounds,
+            sim.descriptors(0),
+            handler,
+        );
+        spec.share = Share::deal(1, depth, bytes).expect("memory").remove(0);
+        worker.add_lane(spec).map(drop)
+    };
+    let (depth, bytes) = (config.depth, config.max_io_bytes);
+    assert_eq!(add(depth, bytes), Ok(()));
+    assert_eq!(add(depth, bytes / 2), Err(Errno::EINVAL));
+    assert_eq!(add(depth - 1, bytes), Err(Errno::EINVAL));
+    assert_eq!(add(depth + 1, bytes), Err(Errno::EINVAL));
+}
+
+/// L65 A tag beyond the depth has no descriptor.
+#[test]
+fn l65_a_tag_beyond_the_depth_is_refused() {
+    let info = ublk_sys::ublksrv_ctrl_dev_info {
+        nr_hw_queues: 1,
+        queue_depth: 4,
+        max_io_buf_bytes: 4096,
+        ..Default::default()
+    };
+    let geometry = Geometry::from_reply(&info).expect("good numbers");
+    let zero = OwnedFd::from(File::open("/dev/zero").expect("open"));
+    let table = DescTable::map(zero.as_fd(), &geometry, QueueId::ZERO).expect("mapped");
+    let load = |tag| {
+        let tag = Tag::new(tag).expect("below 4096");
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| table.load(tag)))
+    };
+    assert!(load(3).is_ok());
+    for tag in [4, 5, 4095] {
+        assert!(load(tag).is_err(), "tag {tag}");
+    }
+}
+
+/// L65 Memory outside of a device, or of a shared file, is not named.
+#[test]
+fn l65_ranges_outside_name_no_memory() {
+    let memory = Memory::new(1 << 20, 512).expect("memory");
+    assert_eq!(memory.region(0, 1 << 20).len(), 1 << 20);
+    for (offset, len) in [(1 << 20, 512), (0, (1 << 20) + 512), (u64::MAX - 511, 512)] {
+        assert!(memory.region(offset, len).is_empty(), "{len} at {offset}");
+    }
+    let path = std::env::temp_dir().join(format!("soundness-{}", std::process::id()));
+    let options = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .to_owned();
+    let file = options.open(&path).expect("new");
+    std::fs::remove_file(&path).expect("there");
+    file.set_len(4096).expect("a file of ours");
+    let buffer = |len| SharedBuffer {
+        index: 0,
+        offset: 0,
+        len,
+    };
+    assert!(SharedMemory::map(file.as_fd(), SharedTable::new(&[buffer(4096)])).is_ok());
+    assert!(SharedMemory::map(file.as_fd(), SharedTable::new(&[buffer(8192)])).is_err());
+}
+
+/// L65 A part of a buffer is inside of it, whatever is asked for.
+#[test]
+fn l65_a_slice_is_cut_to_its_buffer() {
+    for (from, len, bytes) in [
+        (0, 200, 100),
+        (90, 20, 10),
+        (200, 1, 0),
+        (u32::MAX, u32::MAX, 0),
+    ] {
+        let slice = vec![0_u8; 100].slice(from, len);
+        assert_eq!(slice.place().len(), bytes);
+    }
+}
