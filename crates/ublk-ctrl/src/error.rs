@@ -362,7 +362,10 @@ impl Error {
                  extra modules or use a kernel built with CONFIG_BLK_DEV_UBLK (Linux 6.5 or newer)"
             }
             Self::NoPermission { operation, .. } => match operation {
-                Operation::OpenChar | Operation::ProveReady | Operation::Sync => {
+                Operation::OpenChar
+                | Operation::ProveReady
+                | Operation::Sync
+                | Operation::Claim => {
                     "run as root, or as the owner udev gave the node to; a user's own devices want the udev \
                      rules (udev/60-ublkctl.rules)"
                 }
@@ -488,6 +491,10 @@ fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
         Operation::Sync => {
             format!("the server of device {id} does not answer what is written back: see its log")
         }
+        Operation::Claim => format!(
+            "the disk of device {id} does not open: its server does not answer, or somebody's last close waits for it; \
+             see its log"
+        ),
         Operation::NoScheduler => {
             format!("the server of device {id} does not answer what is in flight: see its log")
         }
@@ -557,6 +564,9 @@ fn refused_hint(operation: Operation, errno: Errno) -> &'static str {
             Operation::RegisterMemory,
             Errno::EFAULT | Errno::EINVAL | Errno::ENODEV | Errno::EOPNOTSUPP,
         ) => "only memory can be shared: a memfd, or a file of tmpfs or hugetlbfs, of whole pages",
+        (Operation::Claim, Errno::ENOENT) => {
+            "its node is missing in this /dev: a container's /dev, or udev, does not get new nodes"
+        }
         (Operation::Sync, _) => "the server or its backend failed: see its log and `dmesg`",
         (Operation::UnregisterMemory, _) => "the memory is not registered with this device",
         (_, Errno::ENOMEM) => "free memory, or ask for fewer queues, less depth or smaller I/O",

@@ -53,6 +53,8 @@ pub enum Operation {
     ProveReady,
     /// Writing back what is dirty of `/dev/ublkbN`.
     Sync,
+    /// Opening `/dev/ublkbN` to see who uses it.
+    Claim,
     /// Taking the I/O scheduler away from `/dev/ublkbN`.
     NoScheduler,
     /// Listing the devices.
@@ -97,6 +99,7 @@ impl Operation {
             Self::OpenChar => "open the character device",
             Self::ProveReady => "wait until ready",
             Self::Sync => "sync",
+            Self::Claim => "look who uses",
             Self::NoScheduler => "set no I/O scheduler",
             Self::List => "list devices",
         }
@@ -114,6 +117,7 @@ impl Operation {
             | Self::Delete
             | Self::Quiesce
             | Self::Sync
+            | Self::Claim
             | Self::UpdateSize => format!("{self} device {dev}"),
             Self::TryStop | Self::DeleteAsync => format!("{self}: device {dev}"),
             Self::Raw(_) => format!("{self} on device {dev}"),

@@ -4,12 +4,18 @@
 //! hang. So whoever is waited for lets a helper do both: past the deadline it reports and goes on,
 //! and the helper stays behind. [`Helper`] is the near end, a [`Controller`] like any other.
 
+use crate::holders::{self, Claim, Holders};
 use crate::link::{LINK_VERSION, Link, LinkError};
 use crate::peer::{Messages, Peer, Role};
+use crate::write_back::{Unwritten, write_back};
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use ublk_ctrl::{CANCEL_GRACE, Command, Control, Controller, Error, Reply};
+use ublk_core::{DevId, Errno};
+use ublk_ctrl::{CANCEL_GRACE, Command, Control, Controller, Error, Operation, Reply, wait};
 
 /// Beyond the command's own deadline and the cancelling: for two processes to be scheduled.
 const SLACK: Duration = Duration::from_secs(1);
@@ -18,14 +24,58 @@ const SLACK: Duration = Duration::from_secs(1);
 struct Ask {
     version: u32,
     ticket: u64,
-    command: Command,
+    task: Task,
     deadline: Duration,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Answer {
     ticket: u64,
-    result: Result<Reply, Error>,
+    result: Result<Told, Error>,
+}
+
+/// What a helper does.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Task {
+    /// A control command.
+    Command(Command),
+    /// The same, if the device still is the one with this word: looked at right before the command.
+    Same { nonce: u64, command: Command },
+    /// Tells who uses the device, and holds a claim of it from then on: nobody else can claim it, and its number goes
+    /// to no other device, until it is deleted, released, or the helper ends.
+    Claim { id: DevId },
+    /// Tells who uses the device, its claims as they were.
+    Look { id: DevId },
+    /// Lets go of the claim.
+    Release,
+    /// Writes back all that is dirty of the device.
+    WriteBack { id: DevId },
+}
+
+impl Task {
+    const fn operation(&self) -> Operation {
+        match self {
+            Self::Command(command) | Self::Same { command, .. } => command.operation(),
+            Self::Claim { .. } | Self::Look { .. } | Self::Release => Operation::Claim,
+            Self::WriteBack { .. } => Operation::Sync,
+        }
+    }
+
+    const fn dev(&self) -> Option<DevId> {
+        match self {
+            Self::Command(command) | Self::Same { command, .. } => command.dev(),
+            Self::Claim { id } | Self::Look { id } | Self::WriteBack { id } => Some(*id),
+            Self::Release => None,
+        }
+    }
+}
+
+/// What a helper answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Told {
+    Reply(Reply),
+    Holders(Holders),
+    Unwritten(Vec<Unwritten>),
 }
 
 /// A helper process, seen from the one it helps.
@@ -84,6 +134,118 @@ impl Helper {
     }
 }
 
+/// How often whoever waits looks whether there is still something to wait for.
+const LOOK: Duration = Duration::from_millis(200);
+
+impl Helper {
+    /// Has a task done. `hopeless` is asked now and then while it lasts: whether it has become so.
+    pub(crate) fn ask(
+        &mut self,
+        task: Task,
+        deadline: Duration,
+        hopeless: &mut dyn FnMut() -> bool,
+    ) -> Result<Told, Error> {
+        self.ticket += 1;
+        let ticket = self.ticket;
+        let begun = Instant::now();
+        let until = begun + deadline + CANCEL_GRACE + SLACK;
+        let ask = Ask {
+            version: LINK_VERSION,
+            ticket,
+            task,
+            deadline,
+        };
+        if let Err(e) = self.peer.link.send(&ask) {
+            return Err(self.gone(&e));
+        }
+        loop {
+            let look = until.min(Instant::now() + LOOK);
+            match self.peer.link.recv::<Answer>(look) {
+                Ok(answer) if answer.ticket == ticket => return answer.result,
+                // Of a call that was given up.
+                Ok(_) => {}
+                Err(LinkError::TimedOut) if look < until && !hopeless() => {}
+                Err(LinkError::TimedOut) => {
+                    return Err(Error::TimedOut {
+                        operation: task.operation(),
+                        dev: task.dev(),
+                        after: deadline.min(begun.elapsed()),
+                        abandoned: true,
+                    });
+                }
+                Err(e) => return Err(self.gone(&e)),
+            }
+        }
+    }
+
+    fn holders(&mut self, task: Task, deadline: Duration) -> Result<Holders, Error> {
+        match self.ask(task, deadline, &mut || false)? {
+            Told::Holders(holders) => Ok(holders.without(&[std::process::id(), self.peer.pid])),
+            other => Err(unexpected(&task, &other)),
+        }
+    }
+
+    /// Who uses a device. The helper claims it, where nobody does, until it is deleted or the helper ends.
+    ///
+    /// # Errors
+    /// The disk cannot be opened, or not by the deadline.
+    pub fn claim(&mut self, id: DevId, deadline: Duration) -> Result<Holders, Error> {
+        self.holders(Task::Claim { id }, deadline)
+    }
+
+    /// Who uses a device, after [`Helper::claim`]; or without it, as far as that is seen without opening the disk.
+    ///
+    /// # Errors
+    /// The deadline.
+    pub fn look(&mut self, id: DevId, deadline: Duration) -> Result<Holders, Error> {
+        self.holders(Task::Look { id }, deadline)
+    }
+
+    /// Lets go of the claim.
+    ///
+    /// # Errors
+    /// The deadline.
+    pub fn release(&mut self, deadline: Duration) -> Result<(), Error> {
+        self.ask(Task::Release, deadline, &mut || false).map(drop)
+    }
+
+    /// Writes back all that is dirty of a device: what could not be. Given up when `hopeless` says so.
+    ///
+    /// # Errors
+    /// The deadline, or hopelessness.
+    pub fn write_back(
+        &mut self,
+        id: DevId,
+        deadline: Duration,
+        hopeless: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<Unwritten>, Error> {
+        let task = Task::WriteBack { id };
+        match self.ask(task, deadline, hopeless)? {
+            Told::Unwritten(failed) => Ok(failed),
+            other => Err(unexpected(&task, &other)),
+        }
+    }
+
+    /// Issues a command if the device still has this word, looked at right before it.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDevice`] where it is another device, and those of the command.
+    pub fn same(&mut self, nonce: u64, command: Command, deadline: Duration) -> Result<(), Error> {
+        let task = Task::Same { nonce, command };
+        match self.ask(task, deadline, &mut || false)? {
+            Told::Reply(Reply::Done) => Ok(()),
+            other => Err(unexpected(&task, &other)),
+        }
+    }
+}
+
+fn unexpected(task: &Task, told: &Told) -> Error {
+    Error::BadReply {
+        operation: task.operation(),
+        message: format!("answered by {told:?}"),
+    }
+}
+
 #[expect(
     unsafe_code,
     reason = "a controller promises that replies are the driver's"
@@ -91,33 +253,10 @@ impl Helper {
 // SAFETY: replies are made by `Control` in the helper process, which is this very program and nobody else's.
 unsafe impl Controller for Helper {
     fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
-        self.ticket += 1;
-        let ticket = self.ticket;
-        let until = Instant::now() + deadline + CANCEL_GRACE + SLACK;
-        let ask = Ask {
-            version: LINK_VERSION,
-            ticket,
-            command,
-            deadline,
-        };
-        if let Err(e) = self.peer.link.send(&ask) {
-            return Err(self.gone(&e));
-        }
-        loop {
-            match self.peer.link.recv::<Answer>(until) {
-                Ok(answer) if answer.ticket == ticket => return answer.result,
-                // Of a call that was given up.
-                Ok(_) => {}
-                Err(LinkError::TimedOut) => {
-                    return Err(Error::TimedOut {
-                        operation: command.operation(),
-                        dev: command.dev(),
-                        after: deadline,
-                        abandoned: true,
-                    });
-                }
-                Err(e) => return Err(self.gone(&e)),
-            }
+        let task = Task::Command(command);
+        match self.ask(task, deadline, &mut || false)? {
+            Told::Reply(reply) => Ok(reply),
+            other => Err(unexpected(&task, &other)),
         }
     }
 }
@@ -138,8 +277,12 @@ pub fn control() -> Result<Handler, Error> {
 
 /// Plays the role to its end, which is when the other side hangs up. `open` makes what answers when
 /// the first command needs it.
-pub fn run(link: &Link, mut open: impl FnMut() -> Result<Handler, Error>) -> i32 {
-    let mut control = None;
+pub fn run(link: &Link, open: impl FnMut() -> Result<Handler, Error>) -> i32 {
+    let mut hands = Hands {
+        open,
+        control: None,
+        claim: None,
+    };
     loop {
         let ask: Ask = match link.recv(None) {
             Ok(ask) => ask,
@@ -153,7 +296,7 @@ pub fn run(link: &Link, mut open: impl FnMut() -> Result<Handler, Error>) -> i32
             tracing::error!("{}", LinkError::Version(ask.version));
             return 1;
         }
-        let result = answer(&mut control, &mut open, ask.command, ask.deadline);
+        let result = hands.work(ask.task, ask.deadline);
         let reply = Answer {
             ticket: ask.ticket,
             result,
@@ -164,27 +307,230 @@ pub fn run(link: &Link, mut open: impl FnMut() -> Result<Handler, Error>) -> i32
     }
 }
 
-fn answer(
-    control: &mut Option<Handler>,
-    open: &mut impl FnMut() -> Result<Handler, Error>,
-    command: Command,
-    deadline: Duration,
-) -> Result<Reply, Error> {
-    // What needs no ring must not wait for one.
-    if let Command::Sync { id } = command {
-        for point in crate::mounts::of_device(id.get()) {
-            if let Err(e) = crate::sys::file::sync_file_system(std::path::Path::new(&point)) {
-                tracing::warn!("{point}: {e}");
+/// A helper at work.
+struct Hands<F> {
+    open: F,
+    control: Option<Handler>,
+    claim: Option<Claim>,
+}
+
+impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
+    fn work(&mut self, task: Task, deadline: Duration) -> Result<Told, Error> {
+        match task {
+            Task::Command(command) => self.command(command, deadline).map(Told::Reply),
+            Task::Same { nonce, command } => self.same(nonce, command, deadline).map(Told::Reply),
+            Task::Claim { id } => {
+                // Never two claims of ours, one in the way of the other.
+                self.claim = None;
+                let claim = Claim::ask(id.get()).map_err(|e| {
+                    Error::of_command(Operation::Claim, Some(id), Errno::from_io(&e))
+                })?;
+                self.claim = Some(claim);
+                Ok(Told::Holders(self.look(id)))
             }
+            Task::Look { id } => Ok(Told::Holders(self.look(id))),
+            Task::Release => {
+                self.claim = None;
+                Ok(Told::Reply(Reply::Done))
+            }
+            Task::WriteBack { id } => Ok(Told::Unwritten(write_back(id))),
         }
-        return ublk_ctrl::nodes::sync(id).map(|()| Reply::Done);
     }
-    if let Command::ProveReady { id, size } = command {
-        return ublk_ctrl::nodes::prove_ready(id, size, deadline).map(|()| Reply::Done);
+
+    fn look(&self, id: DevId) -> Holders {
+        let mut holders = holders::of_device(id.get());
+        if let Some(claim) = &self.claim {
+            holders.claimed.clone_from(&claim.taken);
+            holders.dirty = claim.dirty();
+        }
+        holders
     }
-    let control = match control {
-        Some(control) => control,
-        None => control.insert(open()?),
-    };
-    control(command, deadline)
+
+    fn control(&mut self) -> Result<&mut Handler, Error> {
+        match &mut self.control {
+            Some(control) => Ok(control),
+            none => Ok(none.insert((self.open)()?)),
+        }
+    }
+
+    fn command(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
+        // What needs no ring must not wait for one.
+        match command {
+            Command::Sync { id } => match write_back(id).first() {
+                None => Ok(Reply::Done),
+                Some(failed) => Err(Error::of_command(Operation::Sync, Some(id), failed.errno)),
+            },
+            Command::ProveReady { id, size } => {
+                ublk_ctrl::nodes::prove_ready(id, size, deadline).map(|()| Reply::Done)
+            }
+            _ => (self.control()?)(command, deadline),
+        }
+    }
+
+    /// L42 The device is looked at between whatever came before and the command that destroys. Its number cannot
+    /// change hands in between where the claim holds it open.
+    fn same(&mut self, nonce: u64, command: Command, deadline: Duration) -> Result<Reply, Error> {
+        let (operation, dev) = (command.operation(), command.dev());
+        let Some(id) = dev else {
+            return Err(Error::Spec {
+                message: format!("{operation}: of no device"),
+            });
+        };
+        let until = Instant::now() + deadline;
+        match self.command(Command::Info { id }, deadline)? {
+            Reply::Geometry(found) if found.server_flags() == nonce => {}
+            _ => return Err(Error::NoSuchDevice { operation, dev }),
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        match command {
+            // A delete waits for the claim, too: it is let go as soon as the driver has taken the device away.
+            Command::Delete { .. } | Command::DeleteAsync { .. } => {
+                self.letting_go(command, left, &|| !is_listed(id))
+            }
+            // One that is stuck keeps nobody else from asking who uses the device.
+            Command::Stop { .. } => {
+                let enough = Instant::now() + SLACK;
+                self.letting_go(command, left, &|| Instant::now() >= enough)
+            }
+            _ => self.command(command, left),
+        }
+    }
+
+    /// Issues a command and lets go of the claim meanwhile, once `when` says so.
+    fn letting_go(
+        &mut self,
+        command: Command,
+        deadline: Duration,
+        when: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Reply, Error> {
+        let claim = Mutex::new(self.claim.take());
+        let control = self.control()?;
+        let ended = AtomicBool::new(false);
+        let result = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // There is no event for it.
+                let _ = wait::until(wait::deadline_in(deadline), || {
+                    let now = ended.load(Ordering::Acquire) || when();
+                    Ok::<_, Infallible>(now.then_some(()))
+                });
+                if !ended.load(Ordering::Acquire)
+                    && let Ok(mut claim) = claim.lock()
+                {
+                    *claim = None;
+                }
+            });
+            let done = control(command, deadline);
+            ended.store(true, Ordering::Release);
+            done
+        });
+        // A process with a command that is stuck cannot end, and must not be what the command waits for.
+        if result.is_ok() && matches!(command, Command::Stop { .. }) {
+            self.claim = claim.into_inner().unwrap_or_default();
+        }
+        result
+    }
+}
+
+/// Whether the driver still shows the device: not once it is being deleted.
+fn is_listed(id: DevId) -> bool {
+    let listed = ublk_ctrl::nodes::list_devices();
+    listed.is_ok_and(|ids| ids.contains(&id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes;
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use ublk_core::Features;
+
+    const ID: u32 = fakes::ID;
+
+    /// A helper on a thread, whose driver has one device with the word 7, and the commands that reach it.
+    fn helper(delay: Duration) -> (Helper, mpsc::Receiver<Command>) {
+        let (near, far) = Link::pair().unwrap();
+        let (exit, alive) = UnixStream::pair().unwrap();
+        let (sender, commands) = mpsc::channel();
+        std::thread::spawn(move || {
+            run(&far, || {
+                let sender = sender.clone();
+                Ok(Box::new(move |command, _| {
+                    std::thread::sleep(delay);
+                    if let Command::Info { .. } = command {
+                        let info = fakes::geometry_in(1, 7, Features::NONE);
+                        return Ok(Reply::Geometry(info));
+                    }
+                    let _ = sender.send(command);
+                    Ok(Reply::Done)
+                }))
+            });
+            drop(alive);
+        });
+        (Helper::new(Peer::thread(near, exit.into(), 4242)), commands)
+    }
+
+    /// L42 What destroys goes to the device that was meant, and to no later one of its number.
+    #[test]
+    fn l42_a_command_reaches_the_device_that_was_meant() {
+        let id = DevId::new(ID).unwrap();
+        let soon = Duration::from_secs(5);
+        let (mut helper, commands) = helper(Duration::ZERO);
+        for command in [
+            Command::Stop { id },
+            Command::Delete { id },
+            Command::TryStop { id },
+        ] {
+            let other = helper.same(8, command, soon);
+            assert!(
+                matches!(other, Err(Error::NoSuchDevice { .. })),
+                "{other:?}"
+            );
+            assert!(commands.try_recv().is_err());
+            helper.same(7, command, soon).unwrap();
+            assert_eq!(commands.try_recv(), Ok(command));
+        }
+        let of_none = helper.same(7, Command::Features, soon);
+        assert!(matches!(of_none, Err(Error::Spec { .. })), "{of_none:?}");
+    }
+
+    /// L22 Who waits for what nobody will do stops waiting.
+    #[test]
+    fn l22_a_wait_without_hope_ends() {
+        let (mut helper, _commands) = helper(Duration::from_secs(20));
+        let begun = Instant::now();
+        let mut looks = 0;
+        let task = Task::Command(Command::Features);
+        let given_up = helper.ask(task, Duration::from_secs(60), &mut || {
+            looks += 1;
+            looks == 2
+        });
+        let error = given_up.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::TimedOut {
+                    abandoned: true,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+
+    /// L41 A device that is not there has neither a claim nor users.
+    #[test]
+    fn l41_a_disk_that_is_not_there_is_not_claimed() {
+        let (mut helper, _commands) = helper(Duration::ZERO);
+        let id = DevId::new(1_048_575).unwrap();
+        let soon = Duration::from_secs(5);
+        let error = helper.claim(id, soon).unwrap_err();
+        assert!(
+            error.to_string().contains("missing in this /dev"),
+            "{error}"
+        );
+        assert!(helper.look(id, soon).unwrap().is_empty());
+        helper.release(soon).unwrap();
+    }
 }

@@ -1,152 +1,293 @@
-//! Who holds a block device: mounts, swap, other devices on top, open descriptors by process.
+//! Who uses a block device (L41).
+//!
+//! Two questions have one answer each from the kernel. *Does anybody claim it?* An exclusive open of the disk fails with
+//! EBUSY for every mount, swap, dm, md, LIO or whatever else claims the disk or one of its partitions, in whatever
+//! namespace. That is asked by [`Claim::ask`]. *Who?* The tables of /proc and /sys name the claimers, and those who use
+//! the device without a claim: loop devices, nvmet, and processes that have it open.
+//!
+//! Who has it open for reading only (udev, blkid) loses nothing by a stop and is no reason to refuse one; who can write is.
 #![forbid(unsafe_code)]
 
-use crate::mounts;
-use std::collections::BTreeMap;
+use crate::layers::{Layer, Layers, names};
+use crate::mounts::{self, Mount};
+use crate::openers::{self, Opener};
+use crate::sys::file::{block_device, dirty_pages};
 use std::fmt::Write;
-use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
-/// Who holds a device.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+/// How many of each kind are told at most.
+const MOST: usize = 32;
+
+/// Who uses a device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Holders {
-    /// Where its file systems are mounted, in the mount namespace of this process.
-    pub mounts: Vec<String>,
-    /// Devices made on top of it, and swap.
+    /// Nodes that somebody claims, the disk's or a partition's.
+    pub claimed: Vec<String>,
+    /// Where file systems on it are mounted, in every mount namespace.
+    pub mounts: Vec<Mount>,
+    /// Devices made on top of it, swap, exports.
     pub devices: Vec<String>,
     /// Processes that have it or one of its partitions open.
-    pub processes: Vec<Holder>,
-}
-
-/// A process that has a device open.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Holder {
-    /// Its number.
-    pub pid: u32,
-    /// Its name.
-    pub name: String,
-    /// Its descriptors.
-    pub descriptors: Vec<u32>,
+    pub processes: Vec<Opener>,
+    /// Bytes in its cache that are not written back.
+    pub dirty: u64,
 }
 
 impl Holders {
-    /// Whether nobody holds it.
+    /// Whether nobody has anything to do with it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.mounts.is_empty() && self.devices.is_empty() && self.processes.is_empty()
+        self.claimed.is_empty()
+            && self.mounts.is_empty()
+            && self.devices.is_empty()
+            && self.processes.is_empty()
+    }
+
+    /// Whether what claims it has a name, or nothing does.
+    #[must_use]
+    pub fn is_explained(&self) -> bool {
+        self.claimed.is_empty() || !self.mounts.is_empty() || !self.devices.is_empty()
+    }
+
+    /// Those who would lose something by a stop: all but processes that only read.
+    #[must_use]
+    pub fn losing(&self) -> Self {
+        let mut losing = self.clone();
+        losing.processes.retain(|p| p.writes);
+        losing
+    }
+
+    /// Without the processes of these numbers.
+    #[must_use]
+    pub fn without(mut self, pids: &[u32]) -> Self {
+        self.processes.retain(|p| !pids.contains(&p.pid));
+        self
     }
 }
 
 impl std::fmt::Display for Holders {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut parts: Vec<String> = Vec::new();
-        parts.extend(self.mounts.iter().map(|m| format!("mounted at {m}")));
+        parts.extend(self.mounts.iter().map(|m| match &m.namespace {
+            None => format!("mounted at {}", printable(&m.point)),
+            Some((pid, name)) => format!(
+                "mounted at {} in the mount namespace of process {pid} ({name})",
+                printable(&m.point)
+            ),
+        }));
         parts.extend(self.devices.iter().map(|d| format!("used by {d}")));
         for p in &self.processes {
-            let mut text = format!("open in process {} ({}), descriptor", p.pid, p.name);
+            let how = if p.writes { "open" } else { "open for reading" };
+            let mut text = format!("{how} in process {} ({})", p.pid, p.name);
+            if !p.descriptors.is_empty() {
+                text += ", descriptor";
+            }
             for fd in &p.descriptors {
                 let _ = write!(text, " {fd}");
             }
             parts.push(text);
         }
+        if !self.is_explained() {
+            parts.push(format!(
+                "claimed ({}) by the kernel or by a process that cannot be seen from here",
+                self.claimed.join(", ")
+            ));
+        }
         f.write_str(&parts.join("; "))
     }
 }
 
-/// Who holds `/dev/ublkbID` or a partition of it now. Processes of others are seen by root only.
-#[must_use]
-pub fn of_device(id: u32) -> Holders {
-    Holders {
-        mounts: mounts::of_device(id),
-        devices: devices(id),
-        processes: processes(&mounts::numbers(id)),
-    }
+/// A path for a message of one line.
+fn printable(path: &Path) -> String {
+    path.display().to_string().escape_debug().to_string()
 }
 
-/// Names below `holders` in sysfs, and swap.
-fn devices(id: u32) -> Vec<String> {
-    let block = format!("/sys/block/ublkb{id}");
-    let mut found = Vec::new();
-    let mut dirs = vec![format!("{block}/holders")];
-    for entry in fs::read_dir(&block).into_iter().flatten().flatten() {
-        dirs.push(format!("{}/holders", entry.path().display()));
-    }
-    for dir in dirs {
-        let names = fs::read_dir(dir).into_iter().flatten().flatten();
-        found.extend(names.map(|n| n.file_name().to_string_lossy().into_owned()));
-    }
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let node = format!("/dev/ublkb{id}");
-    let mine = |line: &&str| {
-        let path = line.split_whitespace().next().unwrap_or_default();
-        let rest = path.strip_prefix(&node);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('p'))
+/// Who uses `/dev/ublkbID` or a partition of it now, as far as /proc and /sys tell: no claims, which
+/// [`Claim::ask`] finds. Its disk may be gone already.
+#[must_use]
+pub fn of_device(id: u32) -> Holders {
+    let layers = Layers::of_device(id);
+    let mut holders = Holders {
+        mounts: mounts::of_layers(&layers),
+        devices: devices(&layers),
+        processes: openers::of_layers(&layers),
+        ..Holders::default()
     };
-    found.extend(swaps.lines().filter(mine).map(|_| "swap".to_owned()));
+    holders.mounts.truncate(MOST);
+    holders.devices.truncate(MOST);
+    // Those who lose something come first, lest they are cut off.
+    holders.processes.sort_by_key(|p| !p.writes);
+    holders.processes.truncate(MOST);
+    for process in &mut holders.processes {
+        process.descriptors.truncate(MOST);
+    }
+    holders
+}
+
+/// What lies on it: devices, swap, exports.
+fn devices(layers: &Layers) -> Vec<String> {
+    let named = |layer: &Layer| match &layer.label {
+        Some(label) => format!("{} ({label})", layer.name),
+        None => layer.name.clone(),
+    };
+    let mut found: Vec<String> = layers.upper.iter().map(named).collect();
+    let swaps = fs::read("/proc/swaps").unwrap_or_default();
+    found.extend(swaps.split(|b| *b == b'\n').filter_map(|line| {
+        let path = mounts::unescape(line.split(u8::is_ascii_whitespace).next()?);
+        is_on(&path, layers).then(|| "swap".to_owned())
+    }));
+    found.extend(exports(layers));
     found
 }
 
-/// Processes with a descriptor of one of these block devices (`major:minor`).
-fn processes(numbers: &[String]) -> Vec<Holder> {
-    let mut found: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-    let of = |name: std::ffi::OsString| name.to_str()?.parse::<u32>().ok();
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = of(process.file_name()) else {
-            continue;
-        };
-        let fds = fs::read_dir(process.path().join("fd"));
-        for fd in fds.into_iter().flatten().flatten() {
-            // A link to the open file itself, not to its name.
-            let Ok(meta) = fs::metadata(fd.path()) else {
-                continue;
-            };
-            if meta.file_type().is_block_device() && numbers.contains(&number(meta.rdev())) {
-                found.entry(pid).or_default().extend(of(fd.file_name()));
+/// Whether a node is one of the device's, or of what lies on it.
+fn is_on(path: &Path, layers: &Layers) -> bool {
+    layers.names(&path.to_string_lossy())
+        || block_device(path).is_some_and(|(a, b)| layers.has(&format!("{a}:{b}")))
+}
+
+/// Namespaces of nvmet that export it: they make no claim.
+fn exports(layers: &Layers) -> Vec<String> {
+    let all = layers.sys().join("kernel/config/nvmet/subsystems");
+    let mut found = Vec::new();
+    for subsystem in names(&all) {
+        let spaces = all.join(&subsystem).join("namespaces");
+        for space in names(&spaces) {
+            let read = |file: &str| fs::read_to_string(spaces.join(&space).join(file));
+            let enabled = read("enable").is_ok_and(|text| text.trim() == "1");
+            let path = read("device_path").map(|text| PathBuf::from(text.trim()));
+            if enabled && path.is_ok_and(|path| is_on(&path, layers)) {
+                found.push(format!("nvmet ({subsystem}, namespace {space})"));
             }
         }
     }
-    let named = |(pid, mut descriptors): (u32, Vec<u32>)| {
-        descriptors.sort_unstable();
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Holder {
-            pid,
-            name: name.trim().to_owned(),
-            descriptors,
-        }
-    };
-    found.into_iter().map(named).collect()
+    found
 }
 
-/// A device number as sysfs writes it.
-fn number(rdev: u64) -> String {
-    format!("{}:{}", libc::major(rdev), libc::minor(rdev))
+/// An open disk: nobody else can claim it, or any partition of it, while it is held exclusively; and while it is open at
+/// all, its number goes to no other device.
+#[derive(Debug)]
+pub struct Claim {
+    disk: File,
+    /// Partitions have caches of their own.
+    parts: Vec<File>,
+    /// Nodes that somebody else claims; none where the claim is ours.
+    pub taken: Vec<String>,
+}
+
+impl Claim {
+    /// Opens the disk, exclusively where nobody claims it. May wait for the disk's server: have it done by a helper.
+    ///
+    /// # Errors
+    /// The error of `open(2)`, save EBUSY.
+    pub fn ask(id: u32) -> io::Result<Self> {
+        let node = PathBuf::from(format!("/dev/ublkb{id}"));
+        let disk = exclusively(&node)
+            .map(Some)
+            .or_else(|e| match e.raw_os_error() {
+                Some(libc::EBUSY) => Ok(None),
+                _ => Err(e),
+            })?;
+        let layers = Layers::of_device(id);
+        let parts: Vec<PathBuf> = layers.own.iter().skip(1).map(Layer::node).collect();
+        let opened = |parts: &[PathBuf]| parts.iter().filter_map(|p| File::open(p).ok()).collect();
+        if let Some(disk) = disk {
+            return Ok(Self {
+                disk,
+                parts: opened(&parts),
+                taken: Vec::new(),
+            });
+        }
+        let busy = |node: &&PathBuf| {
+            let error = exclusively(node).err();
+            error.is_some_and(|e| e.raw_os_error() == Some(libc::EBUSY))
+        };
+        // A claim of a partition is one of the disk, too, and one of the disk one of every partition.
+        let mut taken: Vec<&PathBuf> = parts.iter().filter(busy).collect();
+        if taken.len() == parts.len() {
+            taken.insert(0, &node);
+        }
+        taken.truncate(MOST);
+        Ok(Self {
+            disk: File::open(&node)?,
+            parts: opened(&parts),
+            taken: taken.iter().map(|t| t.display().to_string()).collect(),
+        })
+    }
+
+    /// Bytes of its cache that are not written back. 0 where the kernel does not say.
+    #[must_use]
+    pub fn dirty(&self) -> u64 {
+        let all = std::iter::once(&self.disk).chain(&self.parts);
+        let pages: u64 = all.map(|f| dirty_pages(f).unwrap_or_default()).sum();
+        pages.saturating_mul(ublk_ctrl::page_size().into())
+    }
+}
+
+fn exclusively(node: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_EXCL)
+        .open(node)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A process is found by the device behind its descriptor; a character device is none.
+    fn opener(writes: bool) -> Opener {
+        Opener {
+            pid: 7,
+            name: "fio".to_owned(),
+            descriptors: vec![3, 5],
+            writes,
+        }
+    }
+
     #[test]
-    fn holders_are_found_by_their_descriptors() {
-        let null = fs::File::open("/dev/null").unwrap();
-        let rdev = null.metadata().unwrap().rdev();
-        assert_eq!(number(rdev), "1:3");
-        assert!(processes(&["1:3".to_owned()]).is_empty());
+    fn holders_are_told_in_one_line() {
         assert!(of_device(1_048_575).is_empty());
         let holders = Holders {
-            mounts: vec!["/mnt".to_owned()],
-            devices: vec!["dm-0".to_owned()],
-            processes: vec![Holder {
-                pid: 7,
-                name: "fio".to_owned(),
-                descriptors: vec![3, 5],
-            }],
+            mounts: vec![
+                Mount {
+                    point: "/mnt/a b".into(),
+                    namespace: None,
+                },
+                Mount {
+                    point: "/data\n".into(),
+                    namespace: Some((9, "sh".to_owned())),
+                },
+            ],
+            devices: vec!["dm-0 (lin)".to_owned()],
+            processes: vec![opener(true)],
+            claimed: vec!["/dev/ublkb3".to_owned()],
+            dirty: 0,
         };
         assert_eq!(
             holders.to_string(),
-            "mounted at /mnt; used by dm-0; open in process 7 (fio), descriptor 3 5"
+            "mounted at /mnt/a b; mounted at /data\\n in the mount namespace of process 9 (sh); used by dm-0 (lin); \
+             open in process 7 (fio), descriptor 3 5"
         );
+    }
+
+    /// L41 A claim whose holder has no name is one all the same; who only reads is in nobody's way.
+    #[test]
+    fn l41_claims_count_without_a_name_and_readers_do_not() {
+        let mut holders = Holders {
+            processes: vec![opener(false)],
+            ..Holders::default()
+        };
+        assert!(holders.losing().is_empty() && !holders.is_empty());
+        assert!(holders.to_string().contains("open for reading"));
+        holders.claimed.push("/dev/ublkb3p1".to_owned());
+        assert!(!holders.losing().is_empty() && !holders.is_explained());
+        assert!(holders.to_string().contains("claimed (/dev/ublkb3p1)"));
+        assert!(holders.clone().without(&[7]).processes.is_empty());
+        holders.devices.push("swap".to_owned());
+        assert!(holders.is_explained());
     }
 }

@@ -25,10 +25,12 @@ pub mod front;
 pub mod helper;
 pub mod holders;
 mod kill_point;
+mod layers;
 pub mod link;
 pub mod log;
 pub mod mounts;
 pub mod names;
+pub mod openers;
 pub mod peer;
 pub mod policy;
 pub mod privilege;
@@ -41,3 +43,4 @@ mod sys;
 #[cfg(feature = "kill-points")]
 mod trap;
 pub mod wire;
+pub mod write_back;

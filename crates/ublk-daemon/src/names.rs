@@ -17,7 +17,8 @@ pub fn path(name: &str) -> PathBuf {
     Path::new(DIR).join(name)
 }
 
-/// Whether this can be a name: letters, digits, `-`, `_` and `.`, at most 64, not a number, and no path.
+/// Whether this can be a name: letters, digits, `-`, `_` and `.`, at most 64, not a number, no path, and nothing that is
+/// the name of a node of a device (L42).
 ///
 /// # Errors
 /// A usage failure with the rule.
@@ -27,6 +28,15 @@ pub fn check(name: &str) -> Result<(), Failure> {
         && name.bytes().all(plain)
         && !name.starts_with('.')
         && !name.bytes().all(|b| b.is_ascii_digit());
+    if good && is_node(name) {
+        let failure = Failure::new(
+            FailureKind::Usage,
+            format!("`{name}` is no name for a device: it is the node of one"),
+        );
+        return Err(
+            failure.hint("choose a name that does not begin with `ublkb` or `ublkc` and a digit")
+        );
+    }
     if good {
         return Ok(());
     }
@@ -35,6 +45,13 @@ pub fn check(name: &str) -> Result<(), Failure> {
         format!("`{name}` is no name for a device"),
     )
     .hint("letters, digits, `-`, `_` and `.`, up to 64, no dot in front, not only digits"))
+}
+
+/// Whether a word is, or begins as, the name of a node: `ublkb3`, `ublkc3`, `ublkb3p1`.
+#[must_use]
+pub fn is_node(word: &str) -> bool {
+    let rest = word.strip_prefix("ublkb").or(word.strip_prefix("ublkc"));
+    rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// Whether a name can be given: no device has it, neither `holder` nor another.
@@ -120,6 +137,17 @@ mod tests {
         let long = "x".repeat(65);
         for bad in ["", "..", ".hidden", "a/b", "17", "a b", "ä", long.as_str()] {
             assert_eq!(check(bad).unwrap_err().kind, FailureKind::Usage, "{bad}");
+        }
+    }
+
+    /// L42 A name that is a node's could be taken for that device.
+    #[test]
+    fn l42_nodes_are_no_names() {
+        for node in ["ublkb4", "ublkc0", "ublkb3p1", "ublkb4x"] {
+            assert_eq!(check(node).unwrap_err().kind, FailureKind::Usage, "{node}");
+        }
+        for name in ["ublkbackup", "ublkcd", "ublk1", "my-ublkb4"] {
+            assert!(check(name).is_ok(), "{name}");
         }
     }
 

@@ -220,6 +220,32 @@ impl Store {
         paths.filter_map(|path| self.read(&path).ok()?)
     }
 
+    /// Whether an agent that is at work is about to add a device of this name: its record has no number yet.
+    #[must_use]
+    pub fn is_adding(&self, name: &str) -> bool {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let pending = entries.map(|e| e.path()).filter(|p| {
+            let file = p.file_name().unwrap_or_default().to_string_lossy();
+            file.starts_with("pending-") && file.ends_with(".json")
+        });
+        let adds =
+            |record: &Record| record.spec.name.as_deref() == Some(name) && self.has_agent(record);
+        pending
+            .filter_map(|path| self.read(&path).ok()?)
+            .any(|r| adds(&r))
+    }
+
+    /// The numbers of which there are records.
+    #[must_use]
+    pub fn ids(&self) -> Vec<u32> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let id = |entry: fs::DirEntry| {
+            let name = entry.file_name();
+            name.to_str()?.strip_suffix(".json")?.parse().ok()
+        };
+        entries.filter_map(id).collect()
+    }
+
     /// The store in a directory.
     #[must_use]
     pub const fn at(dir: PathBuf) -> Self {
@@ -441,6 +467,7 @@ impl Store {
         let mut removed = Vec::new();
         for path in entries.flatten().map(|e| e.path()) {
             if path.extension().is_none_or(|e| e != "json") {
+                self.sweep_lock(path)?;
                 continue;
             }
             let record = match self.read(&path) {

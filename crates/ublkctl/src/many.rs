@@ -4,7 +4,7 @@ use crate::output::{ErrorBody, Worst, put, tell};
 use crate::target::Target;
 use serde::Serialize;
 use std::process::ExitCode;
-use ublk_core::DevId;
+use ublk_daemon::front;
 use ublk_daemon::wire::Failure;
 
 /// The result of one of several devices.
@@ -35,9 +35,9 @@ impl Chosen {
     }
 
     /// Devices that were not named one by one.
-    pub fn all(ids: impl IntoIterator<Item = u32>) -> Self {
+    pub fn all(found: impl IntoIterator<Item = front::Target>) -> Self {
         Self {
-            targets: ids.into_iter().map(Target::from).collect(),
+            targets: found.into_iter().map(Target::from).collect(),
             one: false,
         }
     }
@@ -49,7 +49,7 @@ impl Chosen {
     pub fn each<T: Serialize>(
         &self,
         json: bool,
-        mut act: impl FnMut(DevId) -> Result<T, Failure>,
+        mut act: impl FnMut(front::Target) -> Result<T, Failure>,
         text: impl Fn(&T) -> String,
     ) -> Result<ExitCode, Failure> {
         if let (true, [target]) = (self.one, self.targets.as_slice()) {

@@ -59,7 +59,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         }
         Command::Info { devices, wait } => {
             let deadline = Duration::from_secs(wait.deadline);
-            let look = |id| front::info(&program, id, deadline);
+            let look = |device: front::Target| front::info(&program, device.id, deadline);
             return Chosen::named(&devices.devices).each(json, look, show::info);
         }
         Command::Stop {
@@ -78,8 +78,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             } else {
                 Chosen::named(&devices.devices)
             };
-            let stop = |id| {
-                front::stop(&program, id, how, within(wait)).map(|()| Done::new(id, "stopped"))
+            let stop = |device: front::Target| {
+                front::stop(&program, device, how, within(wait))
+                    .map(|()| Done::new(device.id, "stopped"))
             };
             return chosen.each(json, stop, |_| String::new());
         }
@@ -95,9 +96,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             } else {
                 Chosen::named(&devices.devices)
             };
-            let delete = |id| {
-                front::delete(&program, id, how, *no_wait, within(wait))
-                    .map(|()| Done::new(id, "deleted"))
+            let delete = |device: front::Target| {
+                front::delete(&program, device, how, *no_wait, within(wait))
+                    .map(|()| Done::new(device.id, "deleted"))
             };
             return chosen.each(json, delete, |_| String::new());
         }
@@ -109,12 +110,14 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         } => {
             let chosen = if *all {
                 let waiting = front::recoverable(&program, within(wait))?;
-                Chosen::all(waiting.into_iter().map(DevId::get))
+                Chosen::all(waiting.into_iter().map(front::Target::from))
             } else {
                 Chosen::named(devices)
             };
             let accept = *accept_backing;
-            let recover = |id| front::recover(&program, id, false, false, accept, within(wait));
+            let recover = |device: front::Target| {
+                front::recover(&program, device.id, false, false, accept, within(wait))
+            };
             let path = |added: &Added| format!("{}\n", added.path.display());
             return chosen.each(json, recover, path);
         }
@@ -125,7 +128,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             wait,
         } => {
             let (allow, accept) = (*allow_errors, *accept_backing);
-            let upgrade = |id| front::recover(&program, id, true, allow, accept, within(wait));
+            let upgrade = |device: front::Target| {
+                front::recover(&program, device.id, true, allow, accept, within(wait))
+            };
             return Chosen::named(&devices.devices).each(json, upgrade, show::upgraded);
         }
         Command::Resize {
@@ -136,7 +141,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             accept_backing,
             wait,
         } => {
-            let id = device.device.resolve()?;
+            let id = device.device.resolve()?.id;
             let accept = *accept_backing;
             let resized = front::resize(&program, id, *size, *force, accept, within(wait))?;
             put(json, &resized, || show::resized(&resized))?;
@@ -193,14 +198,15 @@ impl Done {
 
 /// The devices that words name.
 fn resolved(targets: &[Target]) -> Result<Vec<DevId>, Failure> {
-    targets.iter().map(Target::resolve).collect()
+    let ids = targets.iter().map(|t| t.resolve().map(|found| found.id));
+    ids.collect()
 }
 
 /// Every device of ours that is `fit`, the last one first: what was made later may stand on what was made before.
 fn ours(fit: impl Fn(&ListEntry) -> bool) -> Result<Chosen, Failure> {
     let entries = front::list(&this_program(), LOOK)?;
     let ours = entries.iter().filter(|e| !e.foreign && fit(e));
-    Ok(Chosen::all(ours.map(|e| e.id).rev()))
+    Ok(Chosen::all(ours.filter_map(ListEntry::target).rev()))
 }
 
 const fn within(wait: &Wait) -> Duration {

@@ -19,17 +19,25 @@ const MAX_LINKS: usize = 40;
 /// A device by the word it is asked for with. What it names is looked up when it is needed, so that a device that
 /// is not there is no mistake in the words.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target(String);
+pub enum Target {
+    /// By a word.
+    Word(String),
+    /// As it was found in a list.
+    Found(front::Target),
+}
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        match self {
+            Self::Word(word) => f.write_str(word),
+            Self::Found(found) => found.id.fmt(f),
+        }
     }
 }
 
-impl From<u32> for Target {
-    fn from(id: u32) -> Self {
-        Self(id.to_string())
+impl From<front::Target> for Target {
+    fn from(found: front::Target) -> Self {
+        Self::Found(found)
     }
 }
 
@@ -41,20 +49,23 @@ pub fn parse(word: &str) -> Result<Target, String> {
     if word.is_empty() {
         return Err("an empty word names no device: give its number, its node, or its name".into());
     }
-    Ok(Target(word.to_owned()))
+    Ok(Target::Word(word.to_owned()))
 }
 
 impl Target {
-    /// The device that has this number, node or name now.
+    /// The device that has this number, node or name now. A name's is known by more than its number.
     ///
     /// # Errors
     /// No such device; and where a name is not found because the driver cannot be asked, that.
-    pub fn resolve(&self) -> Result<DevId, Failure> {
-        let word = self.0.as_str();
+    pub fn resolve(&self) -> Result<front::Target, Failure> {
+        let word = match self {
+            Self::Word(word) => word.as_str(),
+            Self::Found(found) => return Ok(*found),
+        };
         let found = match of_word(word) {
-            Word::Device(id) => Some(id),
-            Word::Name(name) => match front::named(name) {
-                Some(id) => DevId::new(id).ok(),
+            Word::Device(id) => Some(id.into()),
+            Word::Name(name) => match front::target(name) {
+                Some(found) => Some(found),
                 // A driver that is missing must not look like a name that is.
                 None => front::list(&this_program(), LOOK).map(|_| None)?,
             },

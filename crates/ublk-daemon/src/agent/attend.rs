@@ -3,6 +3,7 @@
 use super::{Agent, LEAVE};
 use crate::kill_point::kill_point;
 use crate::link::LinkError;
+use crate::names;
 use crate::state::Phase;
 use crate::sys::poll;
 use crate::wire::{Failure, FromServer, Health, Lifetime, ToAgent, ToServer};
@@ -221,14 +222,12 @@ impl Agent<'_> {
         };
         let id = device.id;
         tracing::info!("device {id} is stopped and deleted, asked by {why}");
-        let device_features = device.geometry.features();
         device.record.phase = Phase::Leaving;
         self.save();
         kill_point("stop:before");
-        // Of such a device the driver fails the write-back that STOP_DEV begins.
-        if Recovery::of(device_features).stop_loses_dirty_data()
-            && let Err(e) = self.world.sync(id, LEAVE)
-        {
+        // STOP_DEV writes back nothing of a device that outlives its server, and of others nothing that is dirty in the
+        // devices on top of it.
+        if let Err(e) = self.world.sync(id, LEAVE) {
             tracing::error!("what is not written back is lost: {e}");
         }
         let Ok(control) = self.control() else { return };
@@ -272,6 +271,10 @@ impl Agent<'_> {
             Some(_) => Phase::Ended,
         };
         device.record.cause.clone_from(&cause);
+        if device.record.phase == Phase::Stopped {
+            // Its disk is gone, and the name must not lead to the next one with its number.
+            names::unlink(device.record.spec.name.as_deref(), id);
+        }
         match ours {
             Ok(info) if info.server_flags() == device.record.nonce => {
                 if let Err(e) = self.store.write(&device.record) {

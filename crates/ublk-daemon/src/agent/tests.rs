@@ -107,7 +107,7 @@ fn l22_stop_while_serving_and_delete_after_empty() {
     let front = play.front.as_ref().unwrap();
     front.send(&ToAgent::Leave).unwrap();
     assert_eq!(play.hear(), FromAgent::Gone);
-    let down = ["stop", "empty", "server exit 0", "delete"];
+    let down = ["sync", "stop", "empty", "server exit 0", "delete"];
     assert_eq!(play.kernel.log(), [&UP[..], &down].concat());
     assert_eq!(play.records(), 0, "no record, socket or log is left");
     assert_eq!(play.agent.join().unwrap(), 0);

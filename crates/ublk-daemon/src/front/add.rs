@@ -1,6 +1,6 @@
 //! `add`: starts an agent and waits until the device serves, or for the reason why not.
 
-use super::notify;
+use super::{by_helper, notify};
 use crate::agent;
 use crate::engine;
 use crate::link::{LINK_VERSION, LinkError};
@@ -13,7 +13,7 @@ use crate::signals::Signals;
 use crate::state::Store;
 use crate::sys::poll;
 use crate::wire::{
-    AddRequest, AddSpec, Added, Failure, FromAgent, Lifetime, RecoverRequest, ToAgent,
+    AddRequest, AddSpec, Added, Failure, FailureKind, FromAgent, Lifetime, RecoverRequest, ToAgent,
 };
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::ChildStderr;
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, Errno, Features};
-use ublk_ctrl::{Error, Operation};
+use ublk_ctrl::{Controller, Error, Operation};
 
 /// How long an agent that hung up may take to end, so that its end can be told.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -74,9 +74,34 @@ pub fn add(
     log: Option<PathBuf>,
     deadline: Duration,
 ) -> Result<(Added, Foreground), Failure> {
+    let until = Instant::now() + deadline;
+    let _name = super::up::reserve(spec.name.as_deref(), until)?;
+    let left = until.saturating_duration_since(Instant::now());
+    add_reserved(program, spec, lifetime, log, left)
+}
+
+/// [`add`] by whoever has reserved the name.
+pub(super) fn add_reserved(
+    program: &Path,
+    spec: AddSpec,
+    lifetime: Lifetime,
+    log: Option<PathBuf>,
+    deadline: Duration,
+) -> Result<(Added, Foreground), Failure> {
     check(&spec)?;
     if let Some(name) = &spec.name {
-        names::free(name, super::named(name))?;
+        names::free(
+            name,
+            super::named(name).or_else(|| others(program, name, deadline)),
+        )?;
+        let store = Store::of_user()?;
+        // The command that began it may have been killed.
+        if store.is_adding(name) {
+            return Err(
+                Failure::failed(format!("a device of the name {name} is being added"))
+                    .hint("see `ublkctl list`, and try again"),
+            );
+        }
     }
     run_directory()?;
     let until = Instant::now() + deadline;
@@ -173,6 +198,17 @@ fn ask_agent(
     // The agent gives up at the deadline and says why; a moment for its words.
     let added = device.live(until + LAST_WORDS)?;
     Ok((added, device))
+}
+
+/// The device that a link of this name leads to, where it is none of ours: another user's has the name then. Of our own
+/// devices what was written down tells the name.
+fn others(program: &Path, name: &str, deadline: Duration) -> Option<u32> {
+    let id = DevId::new(names::resolve(name)?).ok()?;
+    match by_helper(program, |helper| helper.info(id, deadline)) {
+        Ok(info) if super::look::record(&info).is_some() => None,
+        Err(failure) if failure.kind == FailureKind::NoSuchDevice => None,
+        _ => Some(id.get()),
+    }
 }
 
 /// A device whose agent is held by this process.

@@ -1,8 +1,8 @@
 //! `gc`: what dead processes have left, and its removal.
 
-use super::{ListEntry, Stop, delete, list};
+use super::{ListEntry, Stop, Target, by_helper, delete, list};
 use crate::state::Store;
-use crate::wire::Failure;
+use crate::wire::{Failure, FailureKind};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -49,16 +49,50 @@ pub fn gc(
         let named = ids.iter().any(|id| id.get() == e.id);
         named || (all && !e.foreign && !waits(e))
     };
-    let ours: Vec<u32> = found.orphans.iter().filter(chosen).map(|e| e.id).collect();
-    for id in ours {
-        let dev = DevId::new(id).map_err(|e| Failure::failed(e.to_string()))?;
-        delete(program, dev, how, false, deadline)?;
-        found.orphans.retain(|e| e.id != id);
-        found.removed.push(id);
+    let ours: Vec<Target> = found
+        .orphans
+        .iter()
+        .filter(chosen)
+        .filter_map(ListEntry::target)
+        .collect();
+    let mut first = None;
+    for orphan in ours {
+        match remove(program, orphan, how, deadline) {
+            Ok(()) => {
+                let id = orphan.id.get();
+                found.orphans.retain(|e| e.id != id);
+                found.removed.push(id);
+            }
+            // Each is tried, and the first failure is the command's.
+            Err(failure) => {
+                if let Some(earlier) = first.replace(failure) {
+                    tracing::error!("{earlier}");
+                    first = Some(earlier);
+                }
+            }
+        }
     }
     let nonces = super::look::nonces(program, deadline)?;
     found.litter = Store::of_user()?.sweep(&nonces)?;
-    Ok(found)
+    first.map_or(Ok(found), Err)
+}
+
+/// Deletes an orphan. One that is dead has nothing left to lose, but whoever still uses it would be waited for in vain.
+fn remove(program: &Path, orphan: Target, how: Stop, deadline: Duration) -> Result<(), Failure> {
+    if how == Stop::Safe {
+        let holders = by_helper(program, |helper| helper.look(orphan.id, deadline))?;
+        if !holders.is_empty() {
+            let id = orphan.id;
+            return Err(Failure::new(FailureKind::Busy, format!(
+                "device {id} has no server and is {holders}: it is not removed"
+            ))
+            .hint(format!(
+                "`ublkctl info {id}` says whether it can be recovered; unmount it and close it first, or --force, \
+                 which waits for them"
+            )));
+        }
+    }
+    delete(program, orphan, how, false, deadline)
 }
 
 /// Whether a device waits for a server.

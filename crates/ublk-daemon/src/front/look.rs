@@ -1,7 +1,7 @@
 //! `list`, `info`, `features`: only commands that never take the device mutex, and what the
 //! kernel shows in sysfs, so that they work while START or STOP hang.
 
-use super::by_helper;
+use super::{Target, by_helper};
 use crate::state::{Phase, Record, Store, process_id};
 use crate::wire::{AddSpec, BackendSpec, Failure, Health};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,9 @@ use ublk_ctrl::{Controller, Error};
 
 /// How long an agent may take to tell the health of its server.
 const HEALTH: Duration = Duration::from_secs(1);
+
+/// The state of a device that is being deleted, which the driver has no word for.
+pub(super) const DELETING: &str = "deleting";
 
 /// Who made a device.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -65,7 +68,8 @@ pub struct ListEntry {
     pub path: PathBuf,
     /// Its character device.
     pub char_path: PathBuf,
-    /// `live`, `dead`, `quiesced`, `fail-io`.
+    /// `live`, `dead`, `quiesced`, `fail-io`; `deleting` once the driver has taken it away and somebody still has it
+    /// open, and then its number is free when the last one is gone.
     pub state: String,
     /// Hw queues.
     pub queues: u16,
@@ -112,6 +116,20 @@ pub struct ListEntry {
     /// Whether the caller may ask the driver about it; of another user's device little is known: `state` is
     /// `unknown`, counts are 0.
     pub readable: bool,
+    /// What tells it from others with its number; of no use to people.
+    #[serde(skip)]
+    nonce: u64,
+}
+
+impl ListEntry {
+    /// The device, and no later one of its number.
+    #[must_use]
+    pub fn target(&self) -> Option<Target> {
+        Some(Target {
+            id: DevId::new(self.id).ok()?,
+            nonce: self.readable.then_some(self.nonce),
+        })
+    }
 }
 
 /// Features of a device.
@@ -219,7 +237,16 @@ pub(super) fn known(
         }
         None => (unreadable(*id), None),
     };
-    Ok(found.iter().map(told).collect())
+    let mut all: Vec<_> = found.iter().map(told).collect();
+    for (entry, _) in all.iter_mut().filter(|(e, _)| e.state == DELETING) {
+        let id = DevId::new(entry.id).map_err(|e| Failure::failed(e.to_string()))?;
+        let holders = by_helper(program, |helper| helper.look(id, HEALTH)).unwrap_or_default();
+        entry.next = Some(match holders.is_empty() {
+            true => "goes by itself when its last opener is gone".to_owned(),
+            false => format!("goes by itself; it is {holders}"),
+        });
+    }
+    Ok(all)
 }
 
 /// Every device with what the driver tells the caller of it: nothing, where they may not ask.
@@ -230,7 +257,14 @@ fn geometries(
     let until = Instant::now() + deadline;
     let left = || until.saturating_duration_since(Instant::now());
     by_helper(program, |helper| {
-        let ids = ublk_ctrl::nodes::list_devices()?;
+        let mut ids = ublk_ctrl::nodes::list_devices()?;
+        let listed = ids.len();
+        // The driver no longer shows a device that is being deleted, but still knows its number.
+        let recorded = Store::of_user()
+            .map(|store| store.ids())
+            .unwrap_or_default();
+        let recorded = recorded.into_iter().filter_map(|id| DevId::new(id).ok());
+        ids.extend(recorded.filter(|id| !ids.contains(id)).collect::<Vec<_>>());
         if ids.is_empty() {
             // No device, and why: a missing driver must not look like an empty list.
             match helper.features(left()) {
@@ -239,16 +273,27 @@ fn geometries(
             }
         }
         let mut found = Vec::with_capacity(ids.len());
-        for id in ids {
+        for (at, id) in ids.into_iter().enumerate() {
             match helper.info(id, left()) {
                 Ok(geometry) => found.push((id, Some(geometry))),
                 Err(Error::NoSuchDevice { .. }) => {}
+                // A user's is asked for by its node, which is gone.
+                Err(Error::Refused { .. } | Error::NoPermission { .. }) if at >= listed => {
+                    found.push((id, None));
+                }
                 Err(Error::NoPermission { .. }) => found.push((id, None)),
                 Err(e) => return Err(e),
             }
         }
+        found.sort_unstable_by_key(|(id, _)| *id);
         Ok(found)
     })
+}
+
+/// Whether the driver has taken a device away that it still knows: it is shown no more.
+fn is_deleting(id: DevId) -> bool {
+    let listed = ublk_ctrl::nodes::list_devices();
+    listed.is_ok_and(|ids| !ids.contains(&id))
 }
 
 /// The words of the devices there are, by which records are known to be theirs.
@@ -354,15 +399,19 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
     let mode = Mode::of(geometry.features());
     let (server_alive, agent_alive) = at_work(geometry, record);
     let recovery = Recovery::of(geometry.features());
+    let deleting = is_deleting(id);
     // A device just added has no server yet, but an agent.
-    let orphan = !server_alive && !agent_alive;
+    let orphan = !server_alive && !agent_alive && !deleting;
     let next = orphan.then(|| next(geometry, record.is_none(), recovery));
     let size = sysfs(id, "size").and_then(|sectors| sectors.checked_mul(ublk_core::SECTOR_SIZE));
     ListEntry {
         id: id.get(),
         path: PathBuf::from(format!("/dev/ublkb{id}")),
         char_path: PathBuf::from(format!("/dev/ublkc{id}")),
-        state: geometry.state().to_string(),
+        state: match deleting {
+            true => DELETING.to_owned(),
+            false => geometry.state().to_string(),
+        },
         queues: geometry.queues(),
         depth: geometry.depth(),
         data: mode.data,
@@ -393,6 +442,7 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
         orphan,
         next,
         readable: true,
+        nonce: geometry.server_flags(),
     }
 }
 
@@ -404,7 +454,10 @@ fn unreadable(id: DevId) -> ListEntry {
     ListEntry {
         id: id.get(),
         path: PathBuf::from(format!("/dev/ublkb{id}")),
-        state: "unknown".to_owned(),
+        state: match is_deleting(id) {
+            true => DELETING.to_owned(),
+            false => "unknown".to_owned(),
+        },
         queues: 0,
         depth: 0,
         data: DataMode::default(),
@@ -431,6 +484,7 @@ fn unreadable(id: DevId) -> ListEntry {
         orphan: false,
         next: None,
         readable: false,
+        nonce: 0,
     }
 }
 

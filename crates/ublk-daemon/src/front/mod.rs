@@ -19,13 +19,30 @@ pub use look::{Backing, Features, Info, ListEntry, features, info, list, recover
 pub use owner::{Ownership, ownership};
 pub use remove::{Stop, delete, stop};
 pub use resize::{Resized, resize};
-pub use up::{Difference, Outcome, Up, Wanted, down, make, named, up, vet};
+pub use up::{Difference, Outcome, Up, Wanted, down, make, named, target, up, vet};
 pub use words::{Word, words};
 
 use crate::helper::Helper;
 use crate::wire::Failure;
 use std::path::Path;
+use ublk_core::DevId;
 use ublk_ctrl::Error;
+
+/// A device that a command is about: a number, and the word that tells it from earlier and later devices of that
+/// number (`ublksrv_flags`), where the caller has seen it already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// The number.
+    pub id: DevId,
+    /// The word; `None` for whichever device has the number when the command begins.
+    pub nonce: Option<u64>,
+}
+
+impl From<DevId> for Target {
+    fn from(id: DevId) -> Self {
+        Self { id, nonce: None }
+    }
+}
 
 /// Runs commands by a helper and collects it; past the deadline it is left behind, and named.
 fn by_helper<T>(
@@ -34,20 +51,33 @@ fn by_helper<T>(
 ) -> Result<T, Failure> {
     let mut helper = Helper::start(program)?;
     let result = commands(&mut helper);
-    if let Err(
-        error @ Error::TimedOut {
-            abandoned: true, ..
-        },
-    ) = result
+    if let Err(error) = &result
+        && is_abandoned(error)
     {
-        let mut failure = Failure::from(error);
-        let pid = helper.pid();
-        failure.text = format!(
-            "{} (helper process {pid} is left behind with it)",
-            failure.text
-        );
-        return Err(failure);
+        return Err(left_behind(&helper, error.clone()));
     }
     helper.finish();
     Ok(result?)
+}
+
+/// Whether a helper is stuck in what it was asked.
+const fn is_abandoned(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::TimedOut {
+            abandoned: true,
+            ..
+        }
+    )
+}
+
+/// The failure of a command that a helper is stuck in, which is named.
+fn left_behind(helper: &Helper, error: Error) -> Failure {
+    let mut failure = Failure::from(error);
+    let pid = helper.pid();
+    failure.text = format!(
+        "{} (helper process {pid} is left behind with it)",
+        failure.text
+    );
+    failure
 }

@@ -1,19 +1,33 @@
-//! `stop` and `delete`: by a helper, within a deadline.
+//! `stop` and `delete`: by a helper, within a deadline; nothing is lost, and never another device's.
+//!
+//! The helper claims the disk before anything is decided and holds it until the driver has taken it away. So nobody
+//! else can mount it, put swap or another device on it meanwhile, and its number goes to no other device between the
+//! look at its word and the command (L42). Who opens it for writing without a claim is looked for twice: before the
+//! write-back, and after it.
 
-use super::by_helper;
+mod verdict;
+mod watch;
+
+use super::{Target, is_abandoned, left_behind};
 use crate::helper::Helper;
-use crate::holders::{self, Holders};
+use crate::holders::Holders;
 use crate::kill_point::kill_point;
 use crate::names;
-use crate::state::Store;
+use crate::state::{Lock, Record, Store};
 use crate::wire::{Failure, FailureKind};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use ublk_core::{DevId, DevState, Geometry, Recovery};
-use ublk_ctrl::{Controller, Error, wait};
+use ublk_core::{DevId, DevState, Geometry};
+use ublk_ctrl::{Command, Controller, Error, wait};
+use verdict::{Needs, verdict};
+use watch::Watch;
 
-/// How long an opener that is only looking (udev, right after the start) is waited for.
+/// How long an opener that is only looking (udev, right after the start) is waited for, and a claim that nobody can
+/// be named for, such as that of `mkfs` at its end.
 const LOOKING: Duration = Duration::from_secs(2);
+
+/// How long the disk may take to open.
+const OPEN: Duration = Duration::from_secs(5);
 
 /// How a device is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,14 +46,18 @@ pub enum Stop {
 /// end; the character device stays until [`delete`].
 ///
 /// # Errors
-/// No such device; somebody holds it and would lose data; or the deadline, with the process left behind.
-pub fn stop(program: &Path, id: DevId, how: Stop, deadline: Duration) -> Result<(), Failure> {
+/// No such device; somebody uses it and would lose data; not all could be written back; or the deadline, with the
+/// process left behind.
+pub fn stop(
+    program: &Path,
+    device: impl Into<Target>,
+    how: Stop,
+    deadline: Duration,
+) -> Result<(), Failure> {
     let until = Instant::now() + deadline;
-    if how == Stop::IfUnused {
-        return stop_if_unused(program, id, until);
-    }
-    secure(program, id, how, until)?;
-    by_helper(program, |helper| helper.stop(id, left(until))).map_err(|f| with_holders(f, id))
+    let mut removal = Removal::begin(program, device.into(), how, until)?;
+    let done = removal.stop();
+    removal.end(done, "stopped")
 }
 
 /// Stops a device and removes it: STOP while its server serves, then DEL, which waits until the
@@ -50,200 +68,376 @@ pub fn stop(program: &Path, id: DevId, how: Stop, deadline: Duration) -> Result<
 /// As for [`stop`].
 pub fn delete(
     program: &Path,
-    id: DevId,
+    device: impl Into<Target>,
     how: Stop,
     no_wait: bool,
     deadline: Duration,
 ) -> Result<(), Failure> {
     let until = Instant::now() + deadline;
-    if how == Stop::IfUnused {
-        stop_if_unused(program, id, until)?;
-    } else {
-        secure(program, id, how, until)?;
-    }
-    let removed = by_helper(program, |helper| {
-        let info = helper.info(id, left(until))?;
-        helper.stop(id, left(until))?;
+    let mut removal = Removal::begin(program, device.into(), how, until)?;
+    let done = removal.stop().and_then(|()| {
         kill_point("delete:stopped");
-        let deleted = if no_wait {
-            helper.delete_async(id, left(until))
-        } else {
-            helper.delete(id, left(until))
-        };
-        match deleted {
-            // The agent was faster, or somebody else: gone is what was asked for.
-            Ok(()) | Err(Error::NoSuchDevice { .. }) => Ok(info),
-            Err(e) => Err(e),
-        }
+        removal.delete(no_wait)?;
+        kill_point("delete:deleted");
+        removal.forget();
+        Ok(())
     });
-    let info = removed.map_err(|f| with_holders(f, id))?;
-    kill_point("delete:deleted");
-    forget(id, info.server_flags(), until);
-    Ok(())
+    removal.end(done, "deleted")
 }
 
 fn left(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now())
 }
 
-/// A deadline that passed, with those who may be the reason.
-fn with_holders(mut failure: Failure, id: DevId) -> Failure {
-    let holders = holders::of_device(id.get());
-    if failure.kind == FailureKind::TimedOut && !holders.is_empty() {
-        failure.text = format!("{}; it is {holders}", failure.text);
-    }
-    failure
+/// A device on its way out.
+struct Removal<'a> {
+    program: &'a Path,
+    how: Stop,
+    until: Instant,
+    id: DevId,
+    /// What tells it from others with its number.
+    nonce: u64,
+    info: Geometry,
+    record: Option<Record>,
+    helper: Helper,
+    /// Who used it before it was stopped: afterwards the disk has left sysfs.
+    holders: Holders,
+    /// What was not written back.
+    lost: Vec<String>,
+    /// One command at a time takes a device away.
+    _lock: Option<Lock>,
 }
 
-/// Sees that a stop loses nothing. Of a device that outlives its server the driver fails the write-back that
-/// STOP_DEV itself begins, although the server is healthy: so all that is dirty is written back before.
-fn secure(program: &Path, id: DevId, how: Stop, until: Instant) -> Result<(), Failure> {
-    let force = how == Stop::Force;
-    let info = by_helper(program, |helper| helper.info(id, left(until)))?;
-    let holders = holders::of_device(id.get());
-    match verdict(&info, &holders, force)? {
-        Needs::Nothing => Ok(()),
-        Needs::Sync => {
-            let synced = by_helper(program, |helper: &mut Helper| helper.sync(id, left(until)));
-            match synced {
-                Err(failure) if force => {
-                    tracing::warn!("what is not written back is lost: {failure}");
-                    Ok(())
-                }
-                Err(failure) => Err(with_holders(failure, id).hint(
-                    "nothing was stopped; --force stops it and loses what is not written back",
-                )),
-                Ok(()) => Ok(()),
+impl<'a> Removal<'a> {
+    fn begin(
+        program: &'a Path,
+        device: Target,
+        how: Stop,
+        until: Instant,
+    ) -> Result<Self, Failure> {
+        let id = device.id;
+        let patience = match how {
+            // Whoever forces it may have seen another command hang.
+            Stop::Force => until.min(Instant::now() + LOOKING),
+            _ => until,
+        };
+        let mut helper = Helper::start(program)?;
+        let info = match helper.info(id, left(until)) {
+            Ok(info) => info,
+            Err(e) if is_abandoned(&e) => return Err(left_behind(&helper, e)),
+            Err(e) => {
+                helper.finish();
+                return Err(e.into());
+            }
+        };
+        let nonce = device.nonce.unwrap_or(info.server_flags());
+        let lock = lock(id, patience);
+        if lock.is_none() && how != Stop::Force && left(until).is_zero() {
+            return Err(Failure::timed_out(format!(
+                "device {id}: another command stops or deletes it"
+            ))
+            .hint(format!("see `ublkctl info {id}`, and try again")));
+        }
+        let mut removal = Self {
+            program,
+            how,
+            until,
+            id,
+            nonce,
+            record: super::look::record(&info),
+            info,
+            helper,
+            holders: Holders::default(),
+            lost: Vec::new(),
+            _lock: lock,
+        };
+        // It may have gone, and another come, while the lock was waited for.
+        removal.refresh()?;
+        Ok(removal)
+    }
+
+    fn is_forced(&self) -> bool {
+        self.how == Stop::Force
+    }
+
+    /// The device as the driver has it now.
+    fn refresh(&mut self) -> Result<(), Failure> {
+        let within = left(self.until);
+        let info = self.helper.info(self.id, within);
+        self.info = info.map_err(|e| self.failure(e))?;
+        if self.info.server_flags() == self.nonce {
+            return Ok(());
+        }
+        Err(Failure::new(
+            FailureKind::NoSuchDevice,
+            format!(
+                "the device is gone: its number {} is another one's now",
+                self.id
+            ),
+        )
+        .hint("list the devices to see which there are"))
+    }
+
+    /// An error of the helper; one that is stuck is left behind, and replaced for what comes next.
+    fn failure(&mut self, error: Error) -> Failure {
+        if !is_abandoned(&error) {
+            return error.into();
+        }
+        let failure = left_behind(&self.helper, error);
+        if let Ok(helper) = Helper::start(self.program) {
+            self.helper = helper;
+        }
+        failure
+    }
+
+    /// STOP_DEV, once it is sure that nothing is lost by it, or that somebody wants it all the same.
+    fn stop(&mut self) -> Result<(), Failure> {
+        if self.how == Stop::IfUnused {
+            self.stop_if_unused()?;
+        } else {
+            self.secure()?;
+            let stop = Command::Stop { id: self.id };
+            let within = left(self.until);
+            let stopped = self.helper.same(self.nonce, stop, within);
+            stopped.map_err(|e| {
+                let failure = self.failure(e);
+                self.with_holders(failure)
+            })?;
+        }
+        // The name is free, and nobody finds another device by it.
+        if let Some(record) = &self.record {
+            names::unlink(record.spec.name.as_deref(), self.id);
+        }
+        Ok(())
+    }
+
+    /// DEL_DEV. A device that is gone already is what was asked for.
+    fn delete(&mut self, no_wait: bool) -> Result<(), Failure> {
+        let id = self.id;
+        let command = match no_wait {
+            true => Command::DeleteAsync { id },
+            false => Command::Delete { id },
+        };
+        match self.helper.same(self.nonce, command, left(self.until)) {
+            Ok(()) | Err(Error::NoSuchDevice { .. }) => Ok(()),
+            Err(e) => {
+                let failure = self.failure(e);
+                Err(self.with_holders(failure))
             }
         }
     }
-}
 
-/// What has to be done before a stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Needs {
-    Nothing,
-    Sync,
-}
-
-fn verdict(info: &Geometry, holders: &Holders, force: bool) -> Result<Needs, Failure> {
-    let (id, state) = (info.dev_id(), info.state());
-    let policy = Recovery::of(info.features());
-    match state {
-        DevState::Live if policy.stop_loses_dirty_data() => {
-            if !holders.mounts.is_empty() && !force {
-                return Err(Failure::failed(format!(
-                    "device {id} is {holders}: a stop would fail what the file system writes from then on"
-                ))
-                .hint("unmount it first; --force writes back what is dirty now and stops it all the same"));
-            }
-            Ok(Needs::Sync)
+    /// The end of a command, with which its claim ends, too. What was lost by it makes it fail, whatever else it did.
+    fn end(self, result: Result<(), Failure>, done: &str) -> Result<(), Failure> {
+        self.helper.finish();
+        result?;
+        if self.lost.is_empty() {
+            return Ok(());
         }
-        _ if state.is_recoverable() && !holders.is_empty() && !force => Err(Failure::failed(format!(
-            "device {id} waits for a server and is {holders}: what they have not written yet would be lost"
+        Err(Failure::failed(format!(
+            "device {} is {done}, but not all was written back: {}",
+            self.id,
+            self.lost.join("; ")
         ))
-        .hint(format!(
-            "`ublkctl recover {id}` gives it one; --force stops it all the same"
-        ))),
-        _ => Ok(Needs::Nothing),
+        .hint("what was dirty then is lost; see `dmesg`"))
     }
-}
 
-fn stop_if_unused(program: &Path, id: DevId, until: Instant) -> Result<(), Failure> {
-    let stopped = by_helper(program, |helper| {
+    /// A failure, of a deadline with those who may be the reason: those there are now, or those there were.
+    fn with_holders(&mut self, mut failure: Failure) -> Failure {
+        if failure.kind != FailureKind::TimedOut {
+            return failure;
+        }
+        let now = self.helper.look(self.id, LOOKING).unwrap_or_default();
+        let ours = self.ours();
+        let now = now.without(&ours);
+        let holders = if now.is_empty() { &self.holders } else { &now };
+        if !holders.is_empty() {
+            failure.text = format!("{}; it is {holders}", failure.text);
+        }
+        failure
+    }
+
+    /// Our own processes, which never count as users.
+    fn ours(&self) -> Vec<u32> {
+        let record = self.record.as_ref();
+        let roles = record.map(|r| [r.agent, r.server]).unwrap_or_default();
+        roles.into_iter().flatten().map(|role| role.pid).collect()
+    }
+
+    /// Sees that a stop loses nothing, or says what it does.
+    fn secure(&mut self) -> Result<(), Failure> {
+        let unknown = self.ask()?;
+        let needs = verdict(&self.info, &self.holders, unknown, self.is_forced())?;
+        if self.is_forced() && !self.holders.losing().is_empty() {
+            let state = self.info.state();
+            let lost = match state.is_recoverable() {
+                true => "what is not written yet is lost",
+                false => "what is written from now on is lost",
+            };
+            tracing::warn!("device {} is {}: {lost}", self.id, self.holders);
+        }
+        if needs == Needs::Nothing {
+            return Ok(());
+        }
+        self.write_back()?;
+        if self.is_forced() || self.info.state() != DevState::Live {
+            return Ok(());
+        }
+        // Who came without a claim while the rest was written back.
+        let found = self.helper.look(self.id, left(self.until).max(LOOKING));
+        let found = found.map_err(|e| self.failure(e))?;
+        self.holders = found.without(&self.ours());
+        verdict(&self.info, &self.holders, None, false).map(drop)
+    }
+
+    /// Asks who uses the device, and claims it. Why nobody knows, where that is so.
+    fn ask(&mut self) -> Result<Option<Failure>, Failure> {
+        let patience = Instant::now() + LOOKING;
+        loop {
+            let within = left(self.until);
+            let found = if self.info.state() == DevState::Dead {
+                self.helper.look(self.id, OPEN.min(within))
+            } else {
+                self.helper.claim(self.id, OPEN.min(within / 2))
+            };
+            match found {
+                Ok(holders) => self.holders = holders.without(&self.ours()),
+                Err(e) => {
+                    let failure = self.failure(e);
+                    // Its disk may have gone at this moment.
+                    self.refresh()?;
+                    if self.info.state() == DevState::Dead {
+                        return Ok(None);
+                    }
+                    return Ok(Some(failure));
+                }
+            }
+            let looking = !self.is_forced() && !self.holders.is_explained();
+            if !looking || Instant::now() >= patience.min(self.until) {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Writes back all that is dirty. Of a device that outlives its server the driver fails the write-back that
+    /// STOP_DEV itself begins, although the server is healthy; of every other it tells nobody of its errors.
+    fn write_back(&mut self) -> Result<(), Failure> {
+        let within = left(self.until);
+        // A stop that is forced needs time of its own.
+        let within = if self.is_forced() { within / 2 } else { within };
+        let mut watch = Watch::new(self.program, self.id, self.record.clone());
+        // By a helper of its own: stuck in it, it must not keep the claim.
+        let mut writer = Helper::start(self.program)?;
+        let written = writer.write_back(self.id, within, &mut || watch.is_dead());
+        let why = match written {
+            Ok(failed) if failed.is_empty() => {
+                writer.finish();
+                return Ok(());
+            }
+            Ok(failed) => {
+                writer.finish();
+                let failed: Vec<String> = failed.iter().map(ToString::to_string).collect();
+                let failed = failed.join("; ");
+                Failure::failed(format!("device {} is not written back: {failed}", self.id))
+            }
+            Err(_) if watch.dead => Failure::failed(format!(
+                "the server of device {} is dead: what is dirty cannot be written back",
+                self.id
+            )),
+            Err(e) => self.with_holders(match is_abandoned(&e) {
+                true => left_behind(&writer, e),
+                false => e.into(),
+            }),
+        };
+        self.refresh()?;
+        if self.info.state() == DevState::Dead {
+            // Its server died and took the disk with it: there is nothing left that a stop could lose.
+            tracing::warn!("{why}");
+            return Ok(());
+        }
+        if self.is_forced() {
+            self.lost.push(why.text);
+            return Ok(());
+        }
+        let id = self.id;
+        let hint = match self.info.state() {
+            DevState::Live if !watch.dead => {
+                "nothing was stopped; --force stops it and loses what is not written back"
+                    .to_owned()
+            }
+            _ => format!(
+                "nothing was stopped; `ublkctl recover {id}` gives it a new server, --force stops it and loses what \
+                 is not written back"
+            ),
+        };
+        Err(why.hint(hint))
+    }
+
+    fn stop_if_unused(&mut self) -> Result<(), Failure> {
+        let (nonce, until) = (self.nonce, self.until);
+        let command = Command::TryStop { id: self.id };
         let mut busy = None;
+        let helper = &mut self.helper;
         let tries = until.min(Instant::now() + LOOKING);
-        let stopped = wait::until(tries, || match helper.try_stop(id, left(until)) {
+        let stopped = wait::until(tries, || match helper.same(nonce, command, left(until)) {
             Ok(()) => Ok(Some(())),
             Err(e @ Error::Busy { .. }) => {
                 busy = Some(e);
                 Ok(None)
             }
             Err(e) => Err(e),
-        })?;
-        match (stopped, busy) {
-            (None, Some(busy)) => Err(busy),
-            _ => Ok(()),
-        }
-    });
-    stopped.map_err(|mut failure| {
-        let holders = holders::of_device(id.get());
+        });
+        let error = match (stopped, busy) {
+            (Ok(Some(())), _) | (Ok(None), None) => return Ok(()),
+            (Ok(None), Some(busy)) => busy,
+            (Err(e), _) => e,
+        };
+        let mut failure = self.failure(error);
+        let holders = self.helper.look(self.id, LOOKING).unwrap_or_default();
+        let holders = holders.without(&self.ours());
         if !holders.is_empty() {
             failure.text = format!("{}; it is {holders}", failure.text);
         }
-        failure
-    })
+        Err(failure)
+    }
+
+    /// Waits for the agent to leave and removes what was kept of the device. The device is gone: what
+    /// fails here is litter, and said as such.
+    fn forget(&self) {
+        let store = match Store::of_user() {
+            Ok(store) => store,
+            Err(e) => return tracing::debug!("{e}"),
+        };
+        let record = match store.find(self.id.get(), self.nonce) {
+            Ok(Some(record)) => record,
+            Ok(None) => return,
+            Err(e) => return tracing::warn!("{e}"),
+        };
+        let gone = || !store.has_agent(&record) && !store.has_server(&record);
+        let gone = wait::until(self.until, || Ok::<_, Error>(gone().then_some(())));
+        if !matches!(gone, Ok(Some(()))) {
+            let pids = [record.agent, record.server].into_iter().flatten();
+            let pids: Vec<String> = pids.map(|p| p.pid.to_string()).collect();
+            let (pids, id) = (pids.join(" and "), self.id);
+            tracing::warn!("of the processes {pids} of device {id} not all have ended yet");
+        }
+        names::unlink(record.spec.name.as_deref(), self.id);
+        if let Err(e) = store.remove(self.id.get(), self.nonce) {
+            tracing::warn!("{e}");
+        }
+    }
 }
 
-/// Waits for the agent to leave and removes what was kept of the device. The device is gone: what
-/// fails here is litter, and said as such.
-fn forget(id: DevId, nonce: u64, until: Instant) {
-    let store = match Store::of_user() {
-        Ok(store) => store,
-        Err(e) => return tracing::debug!("{e}"),
-    };
-    let record = match store.find(id.get(), nonce) {
-        Ok(Some(record)) => record,
-        Ok(None) => return,
-        Err(e) => return tracing::warn!("{e}"),
-    };
-    let gone = || !store.has_agent(&record) && !store.has_server(&record);
-    let gone = wait::until(until, || Ok::<_, Error>(gone().then_some(())));
-    if !matches!(gone, Ok(Some(()))) {
-        let pids = [record.agent, record.server].into_iter().flatten();
-        let pids: Vec<String> = pids.map(|p| p.pid.to_string()).collect();
-        let pids = pids.join(" and ");
-        tracing::warn!("of the processes {pids} of device {id} not all have ended yet");
-    }
-    names::unlink(record.spec.name.as_deref(), id);
-    if let Err(e) = store.remove(id.get(), nonce) {
-        tracing::warn!("{e}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fakes::geometry_in;
-    use crate::holders::Holder;
-    use ublk_core::Features;
-
-    /// L22 A stop of a device that outlives its server syncs first and spares mounted file systems; what waits for
-    /// a server is stopped only where nobody loses by it; `--force` does it all.
-    #[test]
-    fn l22_stops_lose_nothing_unless_forced() {
-        let mut mounted = Holders::default();
-        mounted.mounts.push("/mnt".to_owned());
-        let mut open = Holders::default();
-        open.processes.push(Holder {
-            pid: 9,
-            name: "dd".to_owned(),
-            descriptors: vec![3],
-        });
-        let free = Holders::default();
-        let (live, quiesced, dead, fail_io) = (1, 2, 0, 3);
-        let of = |policy: Recovery| policy.features();
-        let refused = None;
-        let (nothing, sync) = (Some(Needs::Nothing), Some(Needs::Sync));
-        type Row<'a> = (u16, Features, &'a Holders, Option<Needs>, Option<Needs>);
-        let table: [Row<'_>; 12] = [
-            (live, of(Recovery::None), &mounted, nothing, nothing),
-            (live, of(Recovery::Fail), &mounted, nothing, nothing),
-            (live, of(Recovery::Queue), &mounted, refused, sync),
-            (live, of(Recovery::Reissue), &mounted, refused, sync),
-            (live, of(Recovery::Queue), &open, sync, sync),
-            (live, of(Recovery::Reissue), &free, sync, sync),
-            (quiesced, of(Recovery::Queue), &free, nothing, nothing),
-            (quiesced, of(Recovery::Queue), &open, refused, nothing),
-            (quiesced, of(Recovery::Reissue), &mounted, refused, nothing),
-            (fail_io, of(Recovery::Fail), &mounted, refused, nothing),
-            (dead, of(Recovery::Queue), &open, nothing, nothing),
-            (dead, of(Recovery::None), &free, nothing, nothing),
-        ];
-        for (state, features, holders, safe, forced) in table {
-            let info = geometry_in(state, 1, features);
-            let got = |force| verdict(&info, holders, force).ok();
-            assert_eq!((got(false), got(true)), (safe, forced), "{state} {holders}");
+/// The right to take a device away. Without a run directory, or with a full one, it is done all the same: the
+/// device's word is compared again.
+fn lock(id: DevId, patience: Instant) -> Option<Lock> {
+    let store = Store::of_user().ok()?;
+    match store.lock_removal(id.get(), patience) {
+        Ok(lock) => lock,
+        Err(e) => {
+            tracing::debug!("{e}");
+            None
         }
     }
 }

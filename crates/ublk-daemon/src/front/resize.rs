@@ -3,14 +3,17 @@
 use super::add::replace;
 use super::by_helper;
 use crate::engine;
-use crate::holders;
+use crate::holders::Holders;
 use crate::state::{Record, Store};
 use crate::wire::{BackendSpec, Failure, FailureKind};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, DevState, Recovery};
-use ublk_ctrl::{Controller, Error, Operation};
+use ublk_ctrl::{Command, Controller, Error, Operation, wait};
+
+/// How long whoever is only looking is waited for.
+const LOOKING: Duration = Duration::from_secs(2);
 
 /// What `resize` has done: what it prints as JSON.
 #[derive(Debug, Clone, Serialize)]
@@ -76,8 +79,7 @@ pub fn resize(
         pause_us: None,
     };
     if size < before {
-        shrink_spares(id, before, size, force)?;
-        by_helper(program, |helper| helper.update_size(id, size, left()))?;
+        shrink(program, &record, size, before, force, until)?;
     } else if size > before {
         if !Recovery::of(info.features()).is_recoverable() {
             return Err(Failure::failed(format!(
@@ -125,10 +127,36 @@ fn room(record: &Record, size: Option<u64>, accept_backing: bool) -> Result<u64,
     Ok(limits.size)
 }
 
-/// Refuses to cut a device that somebody holds.
-fn shrink_spares(id: DevId, before: u64, size: u64, force: bool) -> Result<(), Failure> {
-    let holders = holders::of_device(id.get());
-    if force || holders.is_empty() {
+/// Makes a device smaller, unless somebody uses it. Nobody else can claim it meanwhile.
+fn shrink(
+    program: &Path,
+    record: &Record,
+    size: u64,
+    before: u64,
+    force: bool,
+    until: Instant,
+) -> Result<(), Failure> {
+    let id = record.id.and_then(|id| DevId::new(id).ok());
+    let id = id.ok_or_else(|| Failure::failed("a device without a number"))?;
+    let left = || until.saturating_duration_since(Instant::now());
+    let ours = [record.agent, record.server].into_iter().flatten();
+    let ours: Vec<u32> = ours.map(|role| role.pid).collect();
+    let mut holders = Holders::default();
+    by_helper(program, |helper| {
+        if !force {
+            // Who is only looking, udev for one, is waited for.
+            wait::until(until.min(Instant::now() + LOOKING), || {
+                holders = helper.claim(id, left())?.without(&ours);
+                let lasting = !holders.losing().is_empty() && holders.is_explained();
+                Ok::<_, Error>((holders.is_empty() || lasting).then_some(()))
+            })?;
+            if !holders.is_empty() {
+                return Ok(());
+            }
+        }
+        helper.same(record.nonce, Command::UpdateSize { id, size }, left())
+    })?;
+    if holders.is_empty() {
         return Ok(());
     }
     Err(Failure::failed(format!(

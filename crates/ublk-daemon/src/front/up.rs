@@ -1,12 +1,13 @@
 //! `up` and `down`: devices as a configuration wants them, each known by its name.
 
+use super::add::add_reserved;
 use super::add::{run_directory, take_up};
-use super::look::known;
-use super::{Foreground, ListEntry, Stop, add, check, delete};
+use super::look::{DELETING, known};
+use super::{Foreground, ListEntry, Stop, Target, check, delete};
 use crate::engine;
 use crate::names;
 use crate::peer::this_program;
-use crate::state::{Phase, Record, Store};
+use crate::state::{Lock, Phase, Record, Store};
 use crate::wire::{AddSpec, Added, BackendSpec, Failure, FailureKind, Lifetime};
 use serde::Serialize;
 use serde_json::Value;
@@ -89,11 +90,45 @@ pub fn make(
     lifetime: Lifetime,
     deadline: Duration,
 ) -> Result<(Added, Foreground), Failure> {
+    let until = Instant::now() + deadline;
+    let _name = reserve(wanted.spec.name.as_deref(), until)?;
+    make_reserved(program, wanted, lifetime, left(until))
+}
+
+fn left(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now())
+}
+
+/// The name of a device that is about to be made: nobody else makes one of that name while the value lives, and the
+/// kernel gives it up where its owner is killed.
+///
+/// # Errors
+/// Another command has it up to the deadline; or what the run directory says.
+pub(super) fn reserve(name: Option<&str>, until: Instant) -> Result<Option<Lock>, Failure> {
+    let Some(name) = name else { return Ok(None) };
+    // A name that is none must not become a path.
+    names::check(name)?;
+    run_directory()?;
+    let lock = Store::of_user()?.lock_name(name, until)?;
+    let busy = || {
+        Failure::timed_out(format!("{name}: another command brings it up"))
+            .hint("see `ublkctl list`, and try again")
+    };
+    lock.map(Some).ok_or_else(busy)
+}
+
+/// [`make`] by whoever has reserved the name.
+fn make_reserved(
+    program: &Path,
+    wanted: &Wanted,
+    lifetime: Lifetime,
+    deadline: Duration,
+) -> Result<(Added, Foreground), Failure> {
     let mut spec = wanted.spec.clone();
     let created = create(wanted)?;
     engine::settle(&mut spec)?;
     fits(wanted, &spec)?;
-    let made = add(program, spec, lifetime, wanted.log.clone(), deadline);
+    let made = add_reserved(program, spec, lifetime, wanted.log.clone(), deadline);
     if let Some(created) = created {
         // A device that may yet come to serve needs its file.
         let failure = made.as_ref().err();
@@ -170,14 +205,8 @@ pub fn up(
     let left = || until.saturating_duration_since(Instant::now());
     let name = wanted.spec.name.clone();
     let name = name.ok_or_else(|| Failure::new(FailureKind::Usage, "a device without a name"))?;
-    run_directory()?;
-    let store = Store::of_user()?;
     // Two at once would make two devices.
-    let lock = store.lock_name(&name, until)?;
-    let _lock = lock.ok_or_else(|| {
-        Failure::timed_out(format!("{name}: another command brings it up"))
-            .hint("see `ublkctl list`, and try again")
-    })?;
+    let _lock = reserve(Some(&name), until)?;
     let found = settled(program, &name, until)?;
     let done = |id: u32, outcome, differences| Up {
         name: name.clone(),
@@ -190,7 +219,8 @@ pub fn up(
         let id = DevId::new(entry.id).map_err(|e| Failure::failed(e.to_string()))?;
         if entry.state == "dead" {
             tracing::info!("{name}: device {id} is dead, it is removed and made anew");
-            delete(program, id, Stop::Safe, false, left())?;
+            let nonce = Some(record.nonce);
+            delete(program, Target { id, nonce }, Stop::Safe, false, left())?;
         } else {
             let mut differences = differences(&record.spec, entry.id, &wanted.spec);
             differences.extend(other_size(wanted, &entry, &record));
@@ -214,7 +244,7 @@ pub fn up(
             return Ok((done(entry.id, Outcome::Unchanged, differences), None));
         }
     }
-    let (added, device) = make(program, wanted, lifetime, left())?;
+    let (added, device) = make_reserved(program, wanted, lifetime, left())?;
     Ok((done(added.id, Outcome::Added, Vec::new()), Some(device)))
 }
 
@@ -230,7 +260,7 @@ pub fn down(
 ) -> Result<Option<u32>, Failure> {
     let until = Instant::now() + deadline;
     let left = || until.saturating_duration_since(Instant::now());
-    let Some((entry, _)) = find(program, name, left())? else {
+    let Some((entry, record)) = find(program, name, left())? else {
         // A link without a record of the caller's: somebody else's device, and not one that is absent.
         return match names::resolve(name) {
             Some(id) if Path::new(&format!("/dev/ublkb{id}")).exists() => Err(Failure::failed(
@@ -241,7 +271,8 @@ pub fn down(
         };
     };
     let id = DevId::new(entry.id).map_err(|e| Failure::failed(e.to_string()))?;
-    match delete(program, id, how, false, left()) {
+    let nonce = Some(record.nonce);
+    match delete(program, Target { id, nonce }, how, false, left()) {
         Ok(()) => Ok(Some(entry.id)),
         // Somebody else was faster.
         Err(failure) if failure.kind == FailureKind::NoSuchDevice => Ok(None),
@@ -249,16 +280,25 @@ pub fn down(
     }
 }
 
-/// The device of a name: by its link, else by what we have written down of our own devices.
+/// The number of the device of a name, see [`target`].
 #[must_use]
 pub fn named(name: &str) -> Option<u32> {
-    names::resolve(name).or_else(|| {
-        let store = Store::of_user().ok()?;
-        // Only then is the kernel asked whether that device is still there.
-        let found = store
-            .has_name(name)
-            .then(|| find(&this_program(), name, LOOK));
-        found?.ok()?.map(|(entry, _)| entry.id)
+    target(name).map(|target| target.id.get())
+}
+
+/// The device of a name, by what we have written down of our own devices. Its link alone is no proof: it may be left of
+/// a device whose number another has now (L42).
+#[must_use]
+pub fn target(name: &str) -> Option<Target> {
+    let store = Store::of_user().ok()?;
+    // Only then is the kernel asked whether that device is still there.
+    let found = store
+        .has_name(name)
+        .then(|| find(&this_program(), name, LOOK));
+    let (entry, record) = found?.ok()??;
+    Some(Target {
+        id: DevId::new(entry.id).ok()?,
+        nonce: Some(record.nonce),
     })
 }
 
@@ -271,7 +311,8 @@ fn find(
     let all = known(program, deadline)?;
     let named = all.into_iter().filter_map(|(entry, record)| {
         let record = record.filter(|r| r.spec.name.as_deref() == Some(name))?;
-        Some((entry, record))
+        // One that is being deleted has given up its name.
+        (entry.state != DELETING).then_some((entry, record))
     });
     Ok(named.min_by_key(|(entry, _)| entry.state == "dead"))
 }

@@ -55,6 +55,33 @@ impl Store {
         }))
     }
 
+    /// The right to take a device of this number away, in the same way.
+    ///
+    /// # Errors
+    /// As [`Store::lock`].
+    pub fn lock_removal(&self, id: u32, deadline: Instant) -> Result<Option<Lock>, StateError> {
+        let path = self.dir.join(format!("{id}.removal.lock"));
+        let lock = self.lock_file(path, deadline)?;
+        Ok(lock.map(|(_file, path)| Lock {
+            _file,
+            passing: Some(path),
+        }))
+    }
+
+    /// Removes the file of a lock for the length of a command whose command was killed.
+    pub(super) fn sweep_lock(&self, path: PathBuf) -> Result<(), StateError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let passing = name.ends_with(".removal.lock")
+            || (name.starts_with("name-") && name.ends_with(".lock"));
+        if passing && let Some((_file, path)) = self.lock_file(path.clone(), Instant::now())? {
+            drop(Lock {
+                _file,
+                passing: Some(path),
+            });
+        }
+        Ok(())
+    }
+
     fn lock_file(
         &self,
         path: PathBuf,
@@ -131,5 +158,29 @@ mod tests {
         let left = std::fs::read_dir(dir.path().join("run")).unwrap().count();
         assert_eq!(left, 0, "its file goes with it");
         assert!(store.lock_name("data", now).unwrap().is_some());
+    }
+
+    /// L42 One command at a time takes a device away, whoever is its agent.
+    #[test]
+    fn l42_a_device_is_taken_away_by_one_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path().join("run"));
+        let now = Instant::now();
+        let agent = store.lock(3, now).unwrap();
+        let first = store.lock_removal(3, now).unwrap();
+        assert!(agent.is_some() && first.is_some());
+        assert!(store.lock_removal(3, now).unwrap().is_none());
+        assert!(store.lock_removal(4, now).unwrap().is_some());
+        let files = || std::fs::read_dir(dir.path().join("run")).unwrap().count();
+        store.sweep(&[]).unwrap();
+        assert_eq!(files(), 2, "the agent's, and the one that is held");
+        // As a kill would: the kernel lets go of the lock, the file stays.
+        let mut killed = first.unwrap();
+        killed.passing = None;
+        drop(killed);
+        assert_eq!(files(), 2);
+        store.sweep(&[]).unwrap();
+        assert_eq!(files(), 1);
+        assert!(store.lock_removal(3, now).unwrap().is_some());
     }
 }

@@ -185,3 +185,25 @@ fn nonces_differ_and_are_not_zero() {
     let (a, b) = (nonce().unwrap(), nonce().unwrap());
     assert!(a != b && a != 0 && b != 0);
 }
+
+/// L42 A name is taken while its device is being added, by an agent that is at work.
+#[test]
+fn l42_a_name_is_taken_while_its_device_is_added() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(dir.path().join("run"));
+    let mut spec = crate::fakes::spec();
+    spec.name = Some("data".to_owned());
+    let mut record = Record::new(5, spec);
+    store.write(&record).unwrap();
+    assert!(store.is_adding("data") && !store.is_adding("other"));
+    record.agent = record.agent.map(|a| ProcessId {
+        start: a.start.wrapping_add(1),
+        ..a
+    });
+    store.write(&record).unwrap();
+    assert!(!store.is_adding("data"), "its agent was killed");
+    assert!(store.ids().is_empty());
+    record.id = Some(3);
+    store.write(&record).unwrap();
+    assert_eq!(store.ids(), [3]);
+}

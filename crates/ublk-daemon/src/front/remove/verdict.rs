@@ -1,0 +1,164 @@
+//! What a stop needs, and what is a reason to refuse it.
+#![forbid(unsafe_code)]
+
+use crate::holders::Holders;
+use crate::wire::{Failure, FailureKind};
+use ublk_core::{DevState, Geometry, Recovery};
+
+/// What has to be done before a stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// Nothing can be lost, or it is not to be had any more.
+    Nothing,
+    /// What is dirty has to be written back.
+    Sync,
+}
+
+/// What a stop needs, or why it would lose something. `unknown` says why nobody could be asked who uses the device.
+pub(super) fn verdict(
+    info: &Geometry,
+    holders: &Holders,
+    unknown: Option<Failure>,
+    force: bool,
+) -> Result<Needs, Failure> {
+    let (id, state) = (info.dev_id(), info.state());
+    match state {
+        DevState::Live => {
+            if force {
+                return Ok(Needs::Sync);
+            }
+            if let Some(failure) = unknown {
+                let hint = failure.hint.clone().unwrap_or_default();
+                return Err(failure.hint(format!(
+                    "{hint}; nothing was stopped, --force stops it all the same"
+                )));
+            }
+            let losing = holders.losing();
+            if losing.is_empty() {
+                return Ok(Needs::Sync);
+            }
+            Err(
+                Failure::new(FailureKind::Busy, format!("device {id} is {losing}: nothing was stopped")).hint(
+                    "unmount it and close it first; --force writes back what is dirty now and stops it all the same: \
+                     what is written later is lost",
+                ),
+            )
+        }
+        _ if force || !state.is_recoverable() => Ok(Needs::Nothing),
+        _ => {
+            let policy = Recovery::of(info.features());
+            let why = if !holders.is_empty() {
+                format!("is {holders}: what they have not written yet would be lost")
+            } else if holders.dirty != 0 && policy.stop_loses_dirty_data() {
+                format!("has {} bytes that are not written back", holders.dirty)
+            } else if unknown.is_some_and(|f| f.kind == FailureKind::TimedOut) {
+                "does not open: somebody's last close waits for what is written back".to_owned()
+            } else {
+                return Ok(Needs::Nothing);
+            };
+            Err(
+                Failure::new(FailureKind::Busy, format!("device {id} waits for a server and {why}")).hint(format!(
+                    "`ublkctl recover {id}` gives it one; --force stops it all the same, and that is lost"
+                )),
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fakes::geometry_in;
+    use crate::mounts::Mount;
+    use crate::openers::Opener;
+    use ublk_core::Features;
+
+    fn mounted() -> Holders {
+        let mut mounted = Holders::default();
+        mounted.mounts.push(Mount {
+            point: "/mnt".into(),
+            namespace: None,
+        });
+        mounted
+    }
+
+    fn open(writes: bool) -> Holders {
+        let mut open = Holders::default();
+        open.processes.push(Opener {
+            pid: 9,
+            name: "dd".to_owned(),
+            descriptors: vec![3],
+            writes,
+        });
+        open
+    }
+
+    /// L22, L41 A stop spares whoever would lose something, whatever the policy; what waits for a server is stopped
+    /// only where nobody loses by it; `--force` does it all. Of what is live all that is dirty is written back first.
+    #[test]
+    fn l22_l41_stops_lose_nothing_unless_forced() {
+        let mut claimed = Holders::default();
+        claimed.claimed.push("/dev/ublkb7".to_owned());
+        let dirty = Holders {
+            dirty: 4096,
+            ..Holders::default()
+        };
+        let (mounted, writer, reader) = (mounted(), open(true), open(false));
+        let free = Holders::default();
+        let (live, quiesced, dead, fail_io) = (1, 2, 0, 3);
+        let of = |policy: Recovery| policy.features();
+        let refused = None;
+        let (nothing, sync) = (Some(Needs::Nothing), Some(Needs::Sync));
+        type Row<'a> = (u16, Features, &'a Holders, Option<Needs>, Option<Needs>);
+        let mut table: Vec<Row<'_>> = vec![
+            (quiesced, of(Recovery::Queue), &free, nothing, nothing),
+            (quiesced, of(Recovery::Queue), &reader, refused, nothing),
+            (quiesced, of(Recovery::Reissue), &mounted, refused, nothing),
+            (quiesced, of(Recovery::Reissue), &dirty, refused, nothing),
+            (fail_io, of(Recovery::Fail), &mounted, refused, nothing),
+            (fail_io, of(Recovery::Fail), &dirty, nothing, nothing),
+            (dead, of(Recovery::Queue), &writer, nothing, nothing),
+            (dead, of(Recovery::None), &free, nothing, nothing),
+        ];
+        for policy in Recovery::ALL {
+            for holders in [&mounted, &claimed, &writer] {
+                table.push((live, of(policy), holders, refused, sync));
+            }
+            for holders in [&reader, &free, &dirty] {
+                table.push((live, of(policy), holders, sync, sync));
+            }
+        }
+        for (state, features, holders, safe, forced) in table {
+            let info = geometry_in(state, 1, features);
+            let got = |force| verdict(&info, holders, None, force).ok();
+            assert_eq!((got(false), got(true)), (safe, forced), "{state} {holders}");
+        }
+    }
+
+    /// Who uses the device could not be asked: that is no leave to stop it.
+    #[test]
+    fn l41_what_is_not_known_is_refused() {
+        let unknown = |kind| Some(Failure::new(kind, "open: no answer"));
+        let free = Holders::default();
+        let live = geometry_in(1, 1, Recovery::None.features());
+        for kind in [FailureKind::TimedOut, FailureKind::Failed] {
+            let failure = verdict(&live, &free, unknown(kind), false).unwrap_err();
+            assert_eq!(failure.kind, kind);
+            assert!(failure.hint.unwrap().contains("nothing was stopped"));
+            assert_eq!(verdict(&live, &free, unknown(kind), true), Ok(Needs::Sync));
+        }
+        let waits = geometry_in(2, 1, Recovery::Queue.features());
+        let failure = verdict(&waits, &free, unknown(FailureKind::TimedOut), false).unwrap_err();
+        assert!(failure.text.contains("last close"), "{failure}");
+    }
+
+    #[test]
+    fn the_one_who_is_in_the_way_is_named() {
+        let live = geometry_in(1, 1, Recovery::None.features());
+        let failure = verdict(&live, &mounted(), None, false).unwrap_err();
+        assert!(failure.text.contains("mounted at /mnt"), "{failure}");
+        assert!(failure.hint.unwrap().contains("--force"));
+        let failure = verdict(&live, &open(true), None, false).unwrap_err();
+        assert!(failure.text.contains("process 9 (dd)"), "{failure}");
+    }
+}
