@@ -178,7 +178,7 @@ fn clean_up() {
     for path in crate::sysfs::present() {
         if let Some(id) = path.strip_prefix("/dev/ublkc") {
             // Nobody would read this failure; the next case will name what is still there.
-            let _ = cli::ublkctl(&["delete", id]);
+            let _ = cli::ublkctl(&["delete", "--force", id]);
         }
     }
 }

@@ -307,7 +307,7 @@ impl Drop for Device {
     fn drop(&mut self) {
         if !self.gone {
             // The case has failed already; its own error is the one to tell.
-            let _ = ublkctl(&["delete", &self.id.to_string()]);
+            let _ = ublkctl(&["delete", "--force", &self.id.to_string()]);
         }
     }
 }

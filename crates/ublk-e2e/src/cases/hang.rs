@@ -79,9 +79,15 @@ fn stands_still() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     let id = device.id.to_string();
     let still = Still::new(&device)?;
-    in_time(&["stop", &id], TIMED_OUT, &["end the server"])?;
-    in_time(&["delete", &id], TIMED_OUT, &[])?;
-    in_time(&["delete", "--async", &id], TIMED_OUT, &[])?;
+    // Whoever writes is in the way of a stop; forced, it is waited for.
+    in_time(&["stop", &id], code::FAILED, &["open in process"])?;
+    in_time(
+        &["stop", "--force", &id],
+        TIMED_OUT,
+        &["end the server", "open in process"],
+    )?;
+    in_time(&["delete", "--force", &id], TIMED_OUT, &[])?;
+    in_time(&["delete", "--force", "--async", &id], TIMED_OUT, &[])?;
     ublkctl_json(&["list"])?;
     let begun = Instant::now();
     ublkctl_json(&["info", &id])?;
@@ -93,7 +99,7 @@ fn stands_still() -> Result<()> {
     procfs::kill(still.server, Signal::CONT)?;
     ensure!(still.written(), "a stop failed a write that was on its way");
     device.forget();
-    let gone = ublkctl(&["delete", &id])?;
+    let gone = ublkctl(&["delete", "--force", &id])?;
     ensure!([0, code::NO_DEVICE].contains(&gone.code()), "{gone}");
     procfs::nothing_stuck(secs(10))?;
     cli::nothing_left(secs(20))

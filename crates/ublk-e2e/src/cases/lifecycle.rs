@@ -258,8 +258,11 @@ fn stop_writes_back() -> Result<()> {
 fn held_open() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     let direct = device.open()?;
+    let id = device.id.to_string();
+    let me = format!("open in process {}", std::process::id());
+    cli::fails(&["delete", &id], cli::code::FAILED, &[&me, "--force"])?;
     let start = Instant::now();
-    let output = ublkctl(&["delete", &device.id.to_string(), "--deadline", "5"])?;
+    let output = ublkctl(&["delete", "--force", &id, "--deadline", "5"])?;
     ensure!(start.elapsed() < secs(15), "it took {:?}", start.elapsed());
     ensure!([0, 3].contains(&output.code()), "{output}");
     ensure!(

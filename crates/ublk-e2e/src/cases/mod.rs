@@ -15,7 +15,9 @@ mod file;
 mod file_matrix;
 mod file_systems;
 mod hang;
+mod identity;
 mod idle;
+mod in_use;
 mod kill;
 mod lifecycle;
 mod lists;
@@ -67,6 +69,8 @@ pub fn all(set: Set) -> Vec<Case> {
         mayhem::cases(),
         orphans::cases(),
         resize::cases(),
+        identity::cases(),
+        in_use::cases(),
         stop::cases(),
         stuck::cases(),
         unprivileged::cases(),

@@ -69,7 +69,8 @@ impl Drop for Backing {
 /// Bytes that are written to the page cache.
 const LEN: usize = 4 << 20;
 
-/// A buffered write that nobody has synced, of a file that is still open, is in the backend after a stop.
+/// A buffered write that nobody has synced is in the backend after a stop. While somebody could still write there is
+/// none, unless it is forced.
 fn writes_back(policy: &str, verb: &str) -> Result<()> {
     let backing = Backing::new("stop");
     let device = backing.spec("16M", &["--recovery", policy]).add()?;
@@ -78,12 +79,18 @@ fn writes_back(policy: &str, verb: &str) -> Result<()> {
     let node = File::options().write(true).open(&device.path)?;
     node.write_all_at(&data, 0)?;
     let id = device.id.to_string();
+    let me = format!("open in process {}", std::process::id());
+    cli::fails(&[verb, &id], code::FAILED, &[&me, "--force"])?;
+    ensure!(device.query()?["state"] == "live");
+    // Who only reads keeps what is dirty in the cache.
+    let reader = File::open(&device.path)?;
+    drop(node);
     // What has it open lets a delete wait, so it goes away by itself a little later.
     let closer = std::thread::spawn(move || {
         let gone = until("the end of the disk", secs(20), || {
             Ok((!sysfs::directory(device.id).exists()).then_some(()))
         });
-        drop(node);
+        drop(reader);
         device.forget();
         gone
     });

@@ -391,8 +391,8 @@ fn others() -> Result<()> {
     )?;
     failed(
         bob.ublkctl(&["delete", "roots"])?,
-        code::FAILED,
-        &["as the user who made"],
+        code::NO_DEVICE,
+        &["roots"],
     )?;
     roots.delete()?;
     let (theirs, bobs) = bob.add(&["null"])?;
