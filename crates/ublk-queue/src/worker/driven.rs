@@ -51,7 +51,6 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 again |= lane.turn(&mut self.port);
                 lane.take_answers(&mut self.port);
                 lane.flush(&mut self.port);
-                lane.shared.meters.enters.add(1);
                 lane.shared.meters.in_hand.set(u64::from(lane.away()));
             }
             if self.lanes.iter().all(Lane::is_empty) && self.last_commits_taken()? {
@@ -64,6 +63,9 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             if enters || retries || self.port.pending() > 0 {
                 // One system call: what was pushed goes, what the kernel has comes.
                 self.port.enter(0, None).map_err(WorkerError::Ring)?;
+                for lane in &self.lanes {
+                    lane.shared.meters.enters.add(1);
+                }
                 enters = false;
             }
             self.mark_serving();
