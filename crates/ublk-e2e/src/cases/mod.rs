@@ -14,6 +14,7 @@ mod faults;
 mod file;
 mod file_matrix;
 mod file_systems;
+mod handover;
 mod hang;
 mod identity;
 mod idle;
@@ -75,6 +76,7 @@ pub fn all(set: Set) -> Vec<Case> {
         stuck::cases(),
         unprivileged::cases(),
         upgrade::cases(),
+        handover::cases(),
     ]
     .into_iter()
     .flatten()

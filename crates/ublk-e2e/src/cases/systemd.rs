@@ -21,13 +21,16 @@ const BOOT: (&str, &str) = ("ublkctl@boot.service", "mnt-boot.mount");
 /// A period of the watchdog that an emulated guest can keep.
 const WATCHDOG: &str = "[Service]\nWatchdogSec=10s\n";
 
+/// Upgrades of a case: in the usual run, and in a soak.
+const UPGRADES: (usize, usize) = (3, 50);
+
 const REISSUE: &str = "recovery = \"reissue\"\n";
 
 /// What a case does.
 pub(super) type Body = fn() -> Result<()>;
 
 pub fn cases() -> Vec<Case> {
-    let all: [(&str, Body); 8] = [
+    let all: [(&str, Body); 9] = [
         ("systemd_boot_mounts_after_its_device", at_boot),
         ("systemd_a_mount_starts_its_device", on_demand),
         ("systemd_a_killed_device_comes_back_under_its_mount", killed),
@@ -35,6 +38,10 @@ pub fn cases() -> Vec<Case> {
         ("l24_systemd_the_watchdog_ends_a_stuck_queue", stuck),
         ("systemd_stop_writes_back_and_deletes", stop),
         ("systemd_stop_while_mounted_leaves_the_device", stop_mounted),
+        (
+            "l44_systemd_an_upgraded_device_stays_with_its_unit",
+            upgraded,
+        ),
         ("l36_systemd_servers_keep_no_file_system_busy", no_pins),
     ];
     all.into_iter()
@@ -112,8 +119,8 @@ fn on_demand() -> Result<()> {
     files::compare(device.mount()?, 10)
 }
 
-/// Whichever of the three processes is killed: systemd starts the unit again, which takes the waiting device up, while
-/// a load on the mounted file system goes on without an error.
+/// Whichever of the three processes is killed: systemd starts the unit again, which takes the waiting device up, or the
+/// front gives the server another agent, while a load on the mounted file system goes on without an error.
 fn killed() -> Result<()> {
     let device = Served::new("killed", 4, 64 << 20, REISSUE, "")?.with_file_system()?;
     let at = device.mount()?;
@@ -122,14 +129,25 @@ fn killed() -> Result<()> {
     fs::write(&path, vec![0; 64 * BLOCK])?;
     fs::File::open(&path)?.sync_all()?;
     let load = Load::start(&path, 3, 64)?;
-    for (restarts, whom) in (1..).zip(["server", "agent", "front"]) {
+    for (restarts, whom) in [(1, "server"), (1, "agent"), (2, "front")] {
         load.more(20, BACK)?;
+        let (server, agent) = (device.server()?, device.number("agent_pid")?);
         let pid = match whom {
             "server" => device.server()?,
             "agent" => device.number("agent_pid")?,
             _ => property(&device.unit, "MainPID")?.parse()?,
         };
         procfs::kill(pid, Signal::KILL)?;
+        if whom == "agent" {
+            // L49 In the same life of the unit, with the same server.
+            until("another agent", BACK, || {
+                Ok(device
+                    .number("agent_pid")
+                    .is_ok_and(|now| now != agent)
+                    .then_some(()))
+            })?;
+            ensure!(device.server()? == server, "it has another server");
+        }
         device
             .back(restarts, BACK)
             .with_context(|| format!("the {whom} was killed"))?;
@@ -260,6 +278,54 @@ fn stop_mounted() -> Result<()> {
     device.unmount()?;
     let node = device.node.to_string_lossy().into_owned();
     run::good("e2fsck", &["-f", "-n", &node])?;
+    device.stop()?;
+    ensure!(device.state()?.is_none(), "the device is still there");
+    Ok(())
+}
+
+/// Upgrades of a device in use: its unit goes on with the new processes, feeds its watchdog, and stops them when it is
+/// stopped.
+fn upgraded() -> Result<()> {
+    let device = Served::new("upgraded", 10, 64 << 20, REISSUE, WATCHDOG)?.with_file_system()?;
+    let at = device.mount()?;
+    let path = at.join("load");
+    fs::write(&path, vec![0; 64 * BLOCK])?;
+    fs::File::open(&path)?.sync_all()?;
+    let main = property(&device.unit, "MainPID")?;
+    let load = Load::start(&path, 3, 64)?;
+    let rounds = crate::case::rounds(UPGRADES.0, UPGRADES.1);
+    for round in 0..rounds {
+        let at = || format!("upgrade {round}");
+        load.more(20, BACK).with_context(at)?;
+        let before = device.server()?;
+        crate::cli::ublkctl(&["upgrade", "10", "--deadline", "50"])?
+            .good()
+            .with_context(at)?;
+        ensure!(device.server()? != before, "{}", at());
+        ensure!(
+            property(&device.unit, "ActiveState")? == "active",
+            "{}",
+            at()
+        );
+        ensure!(property(&device.unit, "MainPID")? == main, "{}", at());
+    }
+    // Longer than the watchdog has patience.
+    std::thread::sleep(secs(17));
+    load.more(20, BACK)?;
+    ensure!(device.restarts()? == 0, "the unit was started again");
+    let known = load.stop(BACK)?;
+    ensure!(known.done.errors == 0, "{:?}", known.done);
+    known.check(&path)?;
+    for role in [device.server()?, device.number("agent_pid")?] {
+        let group = fs::read_to_string(format!("/proc/{role}/cgroup"))?;
+        ensure!(group.contains(&device.unit), "process {role} is in {group}");
+    }
+    crate::case::measured(format!("{rounds} upgrades under the unit"));
+    // What dies now is the unit's affair as before.
+    procfs::kill(device.server()?, Signal::KILL)?;
+    device.back(1, BACK)?;
+    crate::cli::ublkctl(&["upgrade", "10", "--deadline", "50"])?.good()?;
+    device.unmount()?;
     device.stop()?;
     ensure!(device.state()?.is_none(), "the device is still there");
     Ok(())
