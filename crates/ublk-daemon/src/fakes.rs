@@ -60,6 +60,11 @@ impl Kernel {
         Arc::new(kernel)
     }
 
+    /// From now on this step fails, and no other.
+    pub(crate) fn set_fail(&self, step: Option<&'static str>) {
+        self.state.lock().unwrap().fail = step;
+    }
+
     /// A driver without these features.
     pub(crate) fn lacks(&self, features: Features) {
         self.state.lock().unwrap().lacks = features;
@@ -314,6 +319,10 @@ impl Engine for Data {
             let _ = (&ended).read(&mut [0]);
             return Err(Failure::failed("arm: aborted"));
         }
+        if self.0.fails("slow arm") {
+            self.0.note("arming slowly");
+            std::thread::sleep(Duration::from_millis(300));
+        }
         self.0.note("armed");
         Ok(Box::new(Serving(Arc::clone(&self.0), ended)))
     }
@@ -397,7 +406,13 @@ impl World for Threads {
         Ok(())
     }
 
-    fn prove(&mut self, id: DevId, size: u64, _deadline: Duration) -> Result<(), Error> {
+    fn prove(
+        &mut self,
+        id: DevId,
+        size: u64,
+        _server: Option<BorrowedFd<'_>>,
+        _deadline: Duration,
+    ) -> Result<(), Error> {
         self.0.note("prove");
         assert_eq!((id.get(), size), (ID, SIZE));
         if self.0.fails("prove") {

@@ -27,6 +27,7 @@ pub mod holders;
 mod kill_point;
 mod layers;
 pub mod link;
+pub mod listener;
 pub mod log;
 pub mod mounts;
 pub mod names;

@@ -105,6 +105,12 @@ impl Link {
         Ok(Self::over(fd))
     }
 
+    /// A connected socket of sequenced packets as a link.
+    #[must_use]
+    pub const fn from_fd(fd: OwnedFd) -> Self {
+        Self::over(fd)
+    }
+
     /// The descriptor, to hand it to a child.
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {

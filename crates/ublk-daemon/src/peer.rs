@@ -79,6 +79,8 @@ pub struct Peer {
 enum Reap {
     Spawned(Child),
     Forked,
+    /// Somebody else's child.
+    Adopted,
     #[cfg(test)]
     Thread,
 }
@@ -130,6 +132,19 @@ impl Peer {
         })
     }
 
+    /// A role that another process started.
+    ///
+    /// # Errors
+    /// When no descriptor is left, or the process has ended.
+    pub fn adopted(pid: u32, link: Link) -> io::Result<Self> {
+        Ok(Self {
+            link,
+            pid,
+            exit: process::pidfd(pid)?,
+            reap: Reap::Adopted,
+        })
+    }
+
     /// A role played by a thread of a test; `exit` can be read once it has ended.
     #[cfg(test)]
     pub(crate) const fn thread(link: Link, exit: OwnedFd, pid: u32) -> Self {
@@ -160,17 +175,23 @@ impl Peer {
         let status = match &mut self.reap {
             Reap::Spawned(child) => child.try_wait(),
             Reap::Forked => process::reap(self.pid),
-            #[cfg(test)]
-            Reap::Thread => {
-                let now = Some(std::time::Instant::now());
-                let ready = crate::sys::poll::readable(&[self.exit.as_fd()], now);
-                return matches!(ready.as_deref(), Ok([true])).then(|| "thread".to_owned());
+            Reap::Adopted => {
+                let how = "how, only its parent knows";
+                return self.is_over().then(|| how.to_owned());
             }
+            #[cfg(test)]
+            Reap::Thread => return self.is_over().then(|| "thread".to_owned()),
         };
         match status {
             Ok(status) => status.map(|s| s.to_string()),
             Err(e) => Some(format!("unknown end: {e}")),
         }
+    }
+
+    fn is_over(&self) -> bool {
+        let now = Some(std::time::Instant::now());
+        let ready = crate::sys::poll::readable(&[self.exit.as_fd()], now);
+        matches!(ready.as_deref(), Ok([true]))
     }
 
     /// The exit code of an ended process, if it had one.

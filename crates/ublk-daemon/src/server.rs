@@ -7,6 +7,7 @@
 
 use crate::kill_point::kill_point;
 use crate::link::{LINK_VERSION, Link, LinkError};
+use crate::listener::Listener;
 use crate::peer::Role;
 use crate::signals::Signals;
 use crate::state::{Held, Store};
@@ -96,6 +97,7 @@ pub fn run(
         recoverable: false,
         handed_over: false,
         live: false,
+        attach: None,
     };
     match server.play(engine) {
         Ok(()) => 0,
@@ -120,6 +122,8 @@ struct Server {
     handed_over: bool,
     /// The agent has said that the device serves.
     live: bool,
+    /// Where another agent finds a server that has lost its own.
+    attach: Option<Listener>,
 }
 
 impl Server {
@@ -176,6 +180,8 @@ impl Server {
             ToServer::Quit => return Ok(()),
             other => return Err(out_of_turn(&other)),
         };
+        let attach = self.link.as_ref().and_then(Link::take_descriptor);
+        self.attach = attach.and_then(|fd| Listener::from_fd(fd).ok());
         self.id = Some(assignment.geometry.dev_id().get());
         title::set(Role::Server.name(), self.id);
         self.serving = self.mark();
@@ -212,6 +218,9 @@ impl Server {
             if ready.signal {
                 self.asked_to_end();
             }
+            if ready.agent {
+                self.meet_agent();
+            }
             if ready.link && self.listen(running) {
                 return Ok(());
             }
@@ -227,6 +236,8 @@ impl Server {
         fds.extend(self.link.as_ref().map(AsFd::as_fd));
         let failures = running.failures_fd();
         fds.extend(failures);
+        let attach = self.attach.as_ref().filter(|_| self.link.is_none());
+        fds.extend(attach.map(AsFd::as_fd));
         let mut ready = poll::readable(&fds, None)?.into_iter();
         let mut next = || ready.next().unwrap_or(false);
         Ok(Ready {
@@ -234,7 +245,23 @@ impl Server {
             signal: self.signals.is_some() && next(),
             link: self.link.is_some() && next(),
             failures: failures.is_some() && next(),
+            agent: self.link.is_none() && self.attach.is_some() && next(),
         })
+    }
+
+    /// Takes a new agent in the place of the one that is gone.
+    fn meet_agent(&mut self) {
+        let Some(link) = self.attach.as_ref().and_then(Listener::accept) else {
+            return;
+        };
+        let version = LINK_VERSION;
+        match link.send(&FromServer::Attached { version }) {
+            Ok(()) => {
+                tracing::info!("another agent has the device in its care");
+                self.link = Some(link);
+            }
+            Err(e) => tracing::warn!("an agent came and left again: {e}"),
+        }
     }
 
     fn asked_to_end(&mut self) {
@@ -296,7 +323,7 @@ impl Server {
                 Err(_) if !self.live => return true,
                 Err(e) => {
                     tracing::warn!(
-                        "the agent is gone ({e}); the device goes on, `ublkctl delete {}` ends it",
+                        "the agent is gone ({e}); the device goes on, `ublkctl recover {}` gives it another",
                         self.id.unwrap_or_default()
                     );
                     self.link = None;
@@ -330,6 +357,7 @@ struct Ready {
     signal: bool,
     link: bool,
     failures: bool,
+    agent: bool,
 }
 
 fn out_of_turn(message: &ToServer) -> Failure {

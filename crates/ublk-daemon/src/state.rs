@@ -8,16 +8,18 @@
 
 mod alive;
 mod lock;
+mod prepared;
 pub(crate) mod process_id;
 
 pub use alive::Held;
 pub use lock::Lock;
+pub use prepared::Prepared;
 pub use process_id::ProcessId;
 
 use crate::names;
 use crate::shm::Registered;
 use crate::sys::process::effective_uid;
-use crate::wire::AddSpec;
+use crate::wire::{AddSpec, Lifetime};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -133,6 +135,9 @@ pub struct Record {
     /// Which file or disk is behind it, whatever the path of that leads to later.
     #[serde(default)]
     pub backing: Option<Identity>,
+    /// What ends its processes; unknown of records that an earlier version wrote.
+    #[serde(default)]
+    pub lifetime: Option<Lifetime>,
 }
 
 impl Record {
@@ -152,6 +157,7 @@ impl Record {
             owner_uid: effective_uid(),
             shm: None,
             backing: None,
+            lifetime: None,
         }
     }
 }
@@ -256,6 +262,18 @@ impl Store {
     #[must_use]
     pub fn socket(&self, id: u32) -> PathBuf {
         self.dir.join(format!("{id}.sock"))
+    }
+
+    /// Where the next agent of a device asks the one at work to hand it over.
+    #[must_use]
+    pub fn next_socket(&self, id: u32) -> PathBuf {
+        self.dir.join(format!("{id}.next"))
+    }
+
+    /// Where a server that has lost its agent meets another.
+    #[must_use]
+    pub fn server_socket(&self, id: u32) -> PathBuf {
+        self.dir.join(format!("{id}.server"))
     }
 
     /// Where the messages of a device go by default.
@@ -432,6 +450,8 @@ impl Store {
         }
         remove_if_there(&self.path(id))?;
         remove_if_there(&self.socket(id))?;
+        remove_if_there(&self.next_socket(id))?;
+        remove_if_there(&self.server_socket(id))?;
         remove_if_there(&self.lock_path(id))?;
         remove_if_there(&self.serving_path(id))?;
         if record.is_none_or(|r| r.phase != Phase::Ended) {

@@ -372,6 +372,11 @@ pub enum FromServer {
     },
     /// A queue failed, hence the device has.
     Failed(Failure),
+    /// First word to an agent that found the server at work without one.
+    Attached {
+        /// [`crate::link::LINK_VERSION`] of the server.
+        version: u32,
+    },
     /// The answer to [`ToServer::Health`].
     Health {
         /// Of the question.

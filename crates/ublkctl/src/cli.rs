@@ -68,6 +68,9 @@ pub enum Command {
         /// Also where somebody loses data by it
         #[arg(long)]
         force: bool,
+        /// Only devices that serve in front (`up --foreground`): one that another agent has taken over stays
+        #[arg(long)]
+        in_front: bool,
         #[command(flatten)]
         wait: Wait,
     },

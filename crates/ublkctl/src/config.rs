@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-use ublk_daemon::front::{self, Difference, Outcome, Stop, Up};
+use ublk_daemon::front::{self, Difference, Down, Outcome, Stop, Up};
 use ublk_daemon::peer::this_program;
 use ublk_daemon::wire::{Failure, FailureKind, Lifetime};
 
@@ -18,7 +18,7 @@ use ublk_daemon::wire::{Failure, FailureKind, Lifetime};
 #[derive(Debug, Default, Serialize)]
 struct Line {
     name: String,
-    /// `added`, `recovered`, `unchanged`, `differs`, `deleted`, `absent`, `failed`, `valid`.
+    /// `added`, `recovered`, `unchanged`, `differs`, `deleted`, `handed-over`, `absent`, `failed`, `valid`.
     outcome: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<u32>,
@@ -65,6 +65,13 @@ impl Line {
             outcome: outcome.to_owned(),
             text: outcome.to_owned(),
             ..Self::default()
+        }
+    }
+
+    fn of(name: &str, outcome: &str, id: u32) -> Self {
+        Self {
+            id: Some(id),
+            ..Self::new(name, outcome)
         }
     }
 }
@@ -185,16 +192,19 @@ pub fn foreground(
 ///
 /// # Errors
 /// Those of the file. What a device fails with is printed and decides the exit code.
-pub fn down(config: &Config, how: Stop, within: Duration, json: bool) -> Result<ExitCode, Failure> {
+pub fn down(
+    config: &Config,
+    how: Stop,
+    in_front: bool,
+    within: Duration,
+    json: bool,
+) -> Result<ExitCode, Failure> {
     let mut report = Report::default();
     for entry in chosen(config)?.iter().rev() {
-        match front::down(&this_program(), &entry.name, how, within) {
-            Ok(Some(id)) => {
-                let mut line = Line::new(&entry.name, "deleted");
-                line.id = Some(id);
-                report.lines.push(line);
-            }
-            Ok(None) => report.lines.push(Line::new(&entry.name, "absent")),
+        match front::down(&this_program(), &entry.name, how, in_front, within) {
+            Ok(Down::Deleted(id)) => report.lines.push(Line::of(&entry.name, "deleted", id)),
+            Ok(Down::HandedOver(id)) => report.lines.push(Line::of(&entry.name, "handed-over", id)),
+            Ok(_) => report.lines.push(Line::new(&entry.name, "absent")),
             Err(failure) => report.fail(&entry.name, &failure),
         }
     }

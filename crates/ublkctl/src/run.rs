@@ -38,10 +38,11 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Down {
             config,
             force,
+            in_front,
             wait,
         } => {
             let how = if *force { Stop::Force } else { Stop::Safe };
-            return config::down(config, how, within(wait), json);
+            return config::down(config, how, *in_front, within(wait), json);
         }
         Command::Check { config } => return config::check(config, json),
         Command::List { devices, wait } => {

@@ -1,5 +1,6 @@
 //! The long part of an agent's life: events, and the way out.
 
+use super::recover::Pace;
 use super::{Agent, LEAVE};
 use crate::kill_point::kill_point;
 use crate::link::LinkError;
@@ -9,20 +10,19 @@ use crate::sys::poll;
 use crate::wire::{Failure, FromServer, Health, Lifetime, ToAgent, ToServer};
 use std::io;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use ublk_core::{DevState, Features, Geometry, Recovery};
 use ublk_ctrl::Error;
-
-/// How long after one QUIESCE_DEV the next is sent, while the server is still there.
-const QUIESCE_AGAIN: Duration = Duration::from_millis(5);
 
 /// What is known of the end so far.
 #[derive(Debug, Default)]
 struct Ending {
     /// The agent stopped the device, and why.
     asked: Option<String>,
-    /// The server was asked to leave the device to the next one.
-    handing_over: bool,
+    /// The server was asked to leave the device to the next one, and by when it has to be gone.
+    handing_over: Option<Instant>,
+    /// When QUIESCE_DEV is sent once more, while the server is still there.
+    pace: Option<Pace>,
     /// The server said it is empty.
     empty: bool,
     /// The server said it failed.
@@ -40,6 +40,7 @@ struct Ready {
     signal: bool,
     front: bool,
     caller: bool,
+    successor: bool,
 }
 
 impl Agent<'_> {
@@ -47,7 +48,7 @@ impl Agent<'_> {
     /// Without an event it sleeps: nothing in it has a clock.
     pub(super) fn attend(&mut self) -> Result<(), Failure> {
         let mut ending = Ending::default();
-        while ending.exit.is_none() {
+        while !self.heir.has_yielded() && (ending.exit.is_none() || self.heir.is_yielding()) {
             let ready = self
                 .wait(&ending)
                 .map_err(|e| Failure::failed(format!("cannot wait for events: {e}")))?;
@@ -61,7 +62,10 @@ impl Agent<'_> {
                 if let Some(signals) = &mut self.ears.signals {
                     signals.clear();
                 }
-                self.asked_to_end(&mut ending, "a signal");
+                self.signalled(&mut ending);
+            }
+            if ready.successor {
+                self.hear_successor();
             }
             if ready.front {
                 self.hear_front(&mut ending);
@@ -69,9 +73,11 @@ impl Agent<'_> {
             if ready.caller {
                 self.ask_health();
             }
-            if ending.handing_over && ending.exit.is_none() {
-                self.quiesce();
-            }
+            self.press(&mut ending)?;
+        }
+        if self.heir.has_yielded() {
+            self.relay.abandon();
+            return Ok(());
         }
         self.relay.close();
         self.close(ending)
@@ -81,8 +87,16 @@ impl Agent<'_> {
         let Some(server) = &self.server else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        let mut fds = vec![server.exit_fd()];
-        let mut kinds: Vec<fn(&mut Ready) -> &mut bool> = vec![|r| &mut r.exit];
+        let mut fds = Vec::new();
+        let mut kinds: Vec<fn(&mut Ready) -> &mut bool> = Vec::new();
+        if ending.exit.is_none() {
+            fds.push(server.exit_fd());
+            kinds.push(|r| &mut r.exit);
+        }
+        if let Some(successor) = self.heir.fd() {
+            fds.push(successor);
+            kinds.push(|r| &mut r.successor);
+        }
         if !ending.hung_up {
             fds.push(server.link.as_fd());
             kinds.push(|r| &mut r.link);
@@ -91,7 +105,13 @@ impl Agent<'_> {
             fds.push(signals.as_fd());
             kinds.push(|r| &mut r.signal);
         }
-        if let Some(front) = &self.ears.front {
+        // What the front says is for whoever has the device in the end.
+        if let Some(front) = self
+            .ears
+            .front
+            .as_ref()
+            .filter(|_| !self.heir.is_yielding())
+        {
             fds.push(front.as_fd());
             kinds.push(|r| &mut r.front);
         }
@@ -101,7 +121,12 @@ impl Agent<'_> {
         }
         let mut ready = Ready::default();
         // Without an event it sleeps, except for a server that hears nothing of a QUIESCE.
-        let again = ending.handing_over.then(|| Instant::now() + QUIESCE_AGAIN);
+        let again = [ending.pace.as_ref().map(Pace::next), ending.handing_over];
+        let again = again
+            .into_iter()
+            .flatten()
+            .min()
+            .filter(|_| ending.exit.is_none());
         for (yes, kind) in poll::readable(&fds, again)?.into_iter().zip(kinds) {
             *kind(&mut ready) = yes;
         }
@@ -114,6 +139,10 @@ impl Agent<'_> {
             let Some(server) = &self.server else { return };
             match server.link.try_recv() {
                 Ok(None) => return,
+                // By its successor, where the driver cannot take it away.
+                Ok(Some(FromServer::Leave { .. })) if self.heir.is_yielding() => {
+                    self.tell_server(&ToServer::HandOver);
+                }
                 Ok(Some(FromServer::Leave { why })) => self.asked_to_end(ending, &why),
                 Ok(Some(FromServer::Empty { health })) => {
                     ending.empty = true;
@@ -160,6 +189,54 @@ impl Agent<'_> {
         }
     }
 
+    /// While a successor is at it, a signal means this process alone.
+    fn signalled(&mut self, ending: &mut Ending) {
+        if self.heir.is_yielding() {
+            self.ears.told_to_end = true;
+        } else {
+            self.asked_to_end(ending, "a signal");
+        }
+    }
+
+    /// Sees that a server leaves whose device's I/O is held. One that was asked to leave the device to the next and does
+    /// not is given up: nobody but a person can tell whether what it has in hand may be lost.
+    fn press(&mut self, ending: &mut Ending) -> Result<(), Failure> {
+        if ending.exit.is_some() {
+            return Ok(());
+        }
+        if self.heir.is_deserted() && ending.pace.is_none() {
+            ending.pace = Some(Pace::new());
+        }
+        if ending
+            .handing_over
+            .is_some_and(|until| Instant::now() >= until)
+        {
+            return Err(self.no_way_out());
+        }
+        if self.can_quiesce() && ending.pace.as_mut().is_some_and(Pace::is_due) {
+            self.quiesce();
+        }
+        Ok(())
+    }
+
+    /// The failure of a server that does not leave its device, which stays as it is.
+    fn no_way_out(&mut self) -> Failure {
+        self.relay.close();
+        let pid = self.server.as_ref().map_or(0, |s| s.pid);
+        let Some(device) = &mut self.device else {
+            return Failure::failed(format!("process {pid} does not end"));
+        };
+        let id = device.id;
+        let text = format!(
+            "device {id}: its server, process {pid}, does not leave it to the next one; its I/O is held"
+        );
+        device.record.cause = Some(text.clone());
+        self.save();
+        Failure::timed_out(text).hint(format!(
+            "once process {pid} has answered what it has in hand, or was killed, `ublkctl recover {id}` gives the device a new server"
+        ))
+    }
+
     /// A signal asks for the end of the processes. A recoverable device is left to the next server (L30),
     /// unless it lives no longer than its front; every other is stopped and deleted.
     fn asked_to_end(&mut self, ending: &mut Ending, why: &str) {
@@ -170,13 +247,14 @@ impl Agent<'_> {
         if self.ears.lifetime == Lifetime::Front || !recoverable {
             return self.leave(ending, why);
         }
-        if ending.handing_over || ending.asked.is_some() {
+        if ending.handing_over.is_some() || ending.asked.is_some() {
             return;
         }
         if self.ears.lifetime == Lifetime::Left {
             self.write_back();
         }
-        ending.handing_over = true;
+        ending.handing_over = Some(Instant::now() + LEAVE);
+        ending.pace = Some(Pace::new());
         self.ears.told_to_end = true;
         tracing::info!("the device is left to the next server, asked by {why}");
         self.set_phase(Phase::HandingOver);
@@ -247,7 +325,8 @@ impl Agent<'_> {
         };
         let id = device.id;
         // Kept only for a next server of this agent's.
-        if !device.record.spec.supervise || self.ears.told_to_end || ending.asked.is_some() {
+        let revived = device.record.spec.supervise || self.heir.is_deserted();
+        if !revived || self.ears.told_to_end || ending.asked.is_some() {
             self.backing = None;
         }
         let cause = match (ending.failed, ending.empty) {
@@ -264,7 +343,7 @@ impl Agent<'_> {
         }
         // Only while the device is still this one: a record is no obstacle, but litter.
         let ours = self.control()?.info(id, LEAVE);
-        let left = ending.handing_over || is_left(&ours);
+        let left = ending.handing_over.is_some() || is_left(&ours);
         device.record.phase = match cause {
             None if left => Phase::Left,
             None => Phase::Stopped,
@@ -284,7 +363,11 @@ impl Agent<'_> {
             _ => self.forget(&device),
         }
         // The next agent need not wait for the end of this process.
-        self.lock = None;
+        let goes_on = device.record.spec.supervise && !self.ears.told_to_end;
+        if !goes_on && !self.heir.is_deserted() {
+            self.heir.close();
+            self.lock = None;
+        }
         let next = if Recovery::of(device.geometry.features()).is_recoverable() {
             format!(
                 "`ublkctl recover {id}` gives it a new server, `ublkctl delete {id}` removes it"

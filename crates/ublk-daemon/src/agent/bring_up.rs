@@ -3,7 +3,9 @@
 use super::{Agent, Device, LEAVE};
 use crate::kill_point::kill_point;
 use crate::link::LINK_VERSION;
+use crate::listener::Listener;
 use crate::names;
+use crate::peer::Peer;
 use crate::policy;
 use crate::shm;
 use crate::state::{self, Phase, ProcessId, Record};
@@ -17,7 +19,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use ublk_backends::Identity;
 use ublk_core::{
-    CheckedSpec, CpuMask, DevId, DeviceSpec, Features, Limits, Mode, QueueId, Recovery,
+    CheckedSpec, CpuMask, DevId, DeviceSpec, Features, Geometry, Limits, Mode, QueueId, Recovery,
 };
 use ublk_ctrl::Error;
 
@@ -125,6 +127,7 @@ impl Agent<'_> {
         record.id = Some(id.get());
         self.log = (request.lifetime == Lifetime::Own).then(|| self.log_path(request, id));
         record.log.clone_from(&self.log);
+        record.lifetime = Some(request.lifetime);
         self.device = Some(Device {
             id,
             geometry,
@@ -176,12 +179,8 @@ impl Agent<'_> {
         let affinity = self.affinity(id, geometry.queues(), deadline)?;
         tracing::debug!("parameters are set");
         kill_point("add:parameters");
-        self.tell_server(&ToServer::Assign(Assignment {
-            geometry,
-            affinity,
-            deadline_ms: u64::try_from(left(deadline).as_millis()).unwrap_or(u64::MAX),
-            shm: self.device.as_ref().and_then(|d| d.record.shm.clone()),
-        }));
+        self.prepare_sockets(id);
+        self.assign(geometry, affinity, deadline);
         // State is on disk before START_DEV. The server arms meanwhile.
         self.enter(Phase::Starting)?;
         let pid = self.armed(deadline)?;
@@ -193,7 +192,8 @@ impl Agent<'_> {
         self.control()?.start(id, pid, left(deadline))?;
         tracing::debug!("the device is started");
         kill_point("start:started");
-        self.world.prove(id, limits.size, left(deadline))?;
+        let server = self.server.as_ref().map(Peer::exit_fd);
+        self.world.prove(id, limits.size, server, left(deadline))?;
         tracing::debug!("the device is proved ready");
         kill_point("start:ready");
         // A user may not write to sysfs.
@@ -202,9 +202,32 @@ impl Agent<'_> {
         }
         self.link();
         self.enter(Phase::Live)?;
-        self.open_relay(id);
+        self.meetable();
         let (block_size, read_only) = (limits.logical_block_size, limits.read_only);
         Ok(self.describe(spec.backend.name(), limits.size, block_size, read_only, pid))
+    }
+
+    /// Makes the sockets that others meet agent and server by. Without them it serves all the same.
+    fn prepare_sockets(&mut self, id: DevId) {
+        match Listener::prepare(&self.store.next_socket(id.get())) {
+            Ok(next) => self.next = Some(next),
+            Err(e) => tracing::warn!("nobody can ask this agent to hand the device over: {e}"),
+        }
+        match Listener::prepare(&self.store.server_socket(id.get())) {
+            Ok(attach) => self.attach = Some(attach),
+            Err(e) => tracing::warn!("no other agent can meet the server: {e}"),
+        }
+    }
+
+    /// Gives the server its device, and the socket by which it can be met should it lose its agent.
+    pub(super) fn assign(&mut self, geometry: Geometry, affinity: Vec<CpuMask>, deadline: Instant) {
+        let word = ToServer::Assign(Assignment {
+            geometry,
+            affinity,
+            deadline_ms: u64::try_from(left(deadline).as_millis()).unwrap_or(u64::MAX),
+            shm: self.device.as_ref().and_then(|d| d.record.shm.clone()),
+        });
+        self.tell_server_with(&word, self.attach.as_ref().map(AsFd::as_fd));
     }
 
     /// Has the device without an I/O scheduler. With the kernel's it serves all the same.

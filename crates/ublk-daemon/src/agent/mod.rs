@@ -10,9 +10,11 @@ mod bring_up;
 mod recover;
 mod relay;
 mod revive;
+mod succession;
 
-use crate::helper::Helper;
+use crate::helper::{self, Helper};
 use crate::link::{LINK_VERSION, Link, LinkError};
+use crate::listener::Listener;
 use crate::peer::{Messages, Peer, Role};
 use crate::signals::Signals;
 use crate::state::{Lock, Record, Store};
@@ -25,8 +27,9 @@ use relay::Relay;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use succession::{Heir, Predecessor};
 use ublk_core::{DevId, Geometry};
-use ublk_ctrl::{ControlThread, Controller, Error};
+use ublk_ctrl::{Command, ControlThread, Controller, Error};
 
 /// How long STOP_DEV, DEL_DEV and a server's exit are waited for before the agent says that they
 /// take long. It has nobody to return to, so it goes on waiting where it can.
@@ -58,8 +61,14 @@ pub trait World {
     /// Proves that the block device exists, opens and has its size, in another process.
     ///
     /// # Errors
-    /// Why it is not so by the deadline.
-    fn prove(&mut self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error>;
+    /// Why it is not so by the deadline; it is not waited for longer than `server` lives.
+    fn prove(
+        &mut self,
+        id: DevId,
+        size: u64,
+        server: Option<BorrowedFd<'_>>,
+        deadline: Duration,
+    ) -> Result<(), Error>;
 
     /// Takes the device's I/O scheduler away, by the prover, which may get stuck in it.
     ///
@@ -130,11 +139,29 @@ impl World for Real {
         Ok(())
     }
 
-    fn prove(&mut self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
+    fn prove(
+        &mut self,
+        id: DevId,
+        size: u64,
+        server: Option<BorrowedFd<'_>>,
+        deadline: Duration,
+    ) -> Result<(), Error> {
         let prover = self.prover.as_mut().ok_or_else(|| Error::ControllerGone {
             message: "the prover was not started".to_owned(),
         })?;
-        prover.prove_ready(id, size, deadline)
+        let command = Command::ProveReady { id, size };
+        let ended = || {
+            let now = Some(Instant::now());
+            let ready = server.map(|fd| poll::readable(&[fd], now));
+            matches!(ready, Some(Ok(ready)) if ready == [true])
+        };
+        let task = helper::Task::Command(command);
+        match prover.ask(task, deadline, &mut { ended }) {
+            Err(Error::TimedOut { .. }) if ended() => Err(Error::ControllerGone {
+                message: format!("the server ended during {}", command.operation()),
+            }),
+            done => done.map(drop),
+        }
     }
 
     fn no_scheduler(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
@@ -198,6 +225,16 @@ struct Agent<'w> {
     lock: Option<Lock>,
     /// The open file or disk behind the device: lock and claim outlive the server, and the next one goes on with it.
     backing: Option<OwnedFd>,
+    /// I/O may be held: neither the caller nor a signal cancels anything.
+    held: bool,
+    /// The agent that has the device, as long as there is a way back to it.
+    predecessor: Option<Predecessor>,
+    /// The front that the agent before this one served for, to be this one's.
+    adopted: Option<(Link, Lifetime)>,
+    /// Reserved: where the next agent, and that of a server which has lost its own, will be met.
+    next: Option<Listener>,
+    attach: Option<Listener>,
+    heir: Heir,
 }
 
 /// What an agent was started for.
@@ -225,8 +262,20 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
         log: None,
         lock: None,
         backing: None,
+        held: false,
+        predecessor: None,
+        adopted: None,
+        next: None,
+        attach: None,
+        heir: Heir::default(),
     };
-    match agent.live() {
+    let lived = agent.live();
+    agent.heir.close();
+    if agent.heir.has_yielded() {
+        // The front is another's, too.
+        return 0;
+    }
+    match lived {
         Ok(()) => {
             agent.tell_front(&FromAgent::Gone);
             0
@@ -276,6 +325,13 @@ impl Agent<'_> {
             }
             Err(failure) => {
                 self.give_up(&failure);
+                let forsaken = self.held && request.replace && self.predecessor.is_none();
+                // From here on the agent before this one has it again.
+                self.lock = self.lock.take().filter(|_| forsaken);
+                self.predecessor = None;
+                if forsaken {
+                    return self.go_on(request.id, failure);
+                }
                 Err(failure)
             }
         }
@@ -309,7 +365,9 @@ impl Agent<'_> {
         }
         tracing::info!("device {} serves, server {}", added.id, added.server_pid);
         self.tell_front(&FromAgent::Live(added));
-        if lifetime == Lifetime::Own {
+        if let Some((front, lifetime)) = self.adopted.take() {
+            (self.ears.front, self.ears.lifetime) = (Some(front), lifetime);
+        } else if lifetime == Lifetime::Own {
             self.ears.front = None;
         }
         self.world.end_prover();
@@ -325,7 +383,7 @@ impl Agent<'_> {
         self.tell_server_with(message, None);
     }
 
-    fn tell_server_with(&mut self, message: &ToServer, descriptor: Option<BorrowedFd<'_>>) {
+    fn tell_server_with(&self, message: &ToServer, descriptor: Option<BorrowedFd<'_>>) {
         let server = self.server.as_ref();
         if let Some(Err(e)) = server.map(|s| s.link.send_with(message, descriptor)) {
             tracing::warn!("the server does not listen: {e}");
@@ -365,8 +423,10 @@ impl Agent<'_> {
                 )));
             }
             let mut fds = vec![server.exit_fd()];
-            fds.extend(self.ears.signals.as_ref().map(AsFd::as_fd));
-            fds.extend(self.ears.front.as_ref().map(AsFd::as_fd));
+            if !self.held {
+                fds.extend(self.ears.signals.as_ref().map(AsFd::as_fd));
+                fds.extend(self.ears.front.as_ref().map(AsFd::as_fd));
+            }
             let others = 1..fds.len();
             if !hung_up {
                 fds.push(server.link.as_fd());

@@ -1,24 +1,80 @@
 //! A new server for a device that has lost its old one, or shall lose it: recovery and upgrade.
 
 use super::bring_up::left;
+use super::succession::{Predecessor, join_group};
 use super::{Agent, Device, LEAVE};
 use crate::backing;
 use crate::kill_point::kill_point;
-use crate::link::LINK_VERSION;
+use crate::link::{LINK_VERSION, LinkError};
+use crate::listener::{self, Listener};
+use crate::peer::Peer;
 use crate::policy;
-use crate::state::{Phase, ProcessId, Record};
+use crate::state::{Phase, Prepared, ProcessId, Record};
 use crate::sys::{poll, process};
-use crate::wire::{Added, Assignment, Failure, FailureKind, Lifetime, RecoverRequest, ToServer};
+use crate::wire::{Added, Failure, FailureKind, FromServer, Lifetime, RecoverRequest, ToServer};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, DevState, DeviceParams, Features, Geometry};
-use ublk_ctrl::{Error, wait};
+use ublk_ctrl::Error;
 
 /// How long a server that failed to take a device over may take to end.
 const QUIT: Duration = Duration::from_secs(5);
 
+/// How long others may have the lock who only look at it.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// How QUIESCE_DEV is repeated for a server that hears nothing of it: soon, and ever more rarely.
+#[derive(Debug)]
+pub(super) struct Pace {
+    next: Instant,
+    pause: Duration,
+}
+
+impl Pace {
+    const FIRST: Duration = Duration::from_millis(5);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    pub(super) fn new() -> Self {
+        Self {
+            next: Instant::now(),
+            pause: Self::FIRST,
+        }
+    }
+
+    /// When the next one is due.
+    pub(super) const fn next(&self) -> Instant {
+        self.next
+    }
+
+    /// Whether one is due; the next is then later than this one was.
+    pub(super) fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let due = now >= self.next;
+        if due {
+            self.next = now + self.pause;
+            self.pause = (self.pause * 2).min(Self::LONGEST);
+        }
+        due
+    }
+}
+
+/// What a device needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// A server.
+    Server,
+    /// Another server than the one at work.
+    Other,
+    /// An agent, if it has none.
+    Agent,
+}
+
 impl Agent<'_> {
     /// Gives a device a new server. On failure [`Agent::give_up`] lets go of the device as it is.
+    ///
+    /// All that can fail without the device is done while its old server is at work: lock, descriptors, record and
+    /// sockets are there, the new server has its backend open. From the moment at which I/O is held nothing is needed
+    /// of the caller or of the run directory (L44).
     pub(super) fn recover(
         &mut self,
         request: &RecoverRequest,
@@ -26,21 +82,30 @@ impl Agent<'_> {
     ) -> Result<Added, Failure> {
         let id =
             DevId::new(request.id).map_err(|e| Failure::new(FailureKind::Usage, e.to_string()))?;
+        self.held = false;
         self.world.start_prover()?;
         self.control = Some(self.world.control()?);
         let geometry = self.control()?.info(id, left(deadline))?;
         self.world.named(id);
         let mut record = self.known(&geometry)?;
-        may_recover(request, &geometry, &record, self.store.has_server(&record))?;
-        let params = self.control()?.get_params(id, left(deadline))?;
-        let params = params.ok_or_else(|| {
-            Failure::failed(format!("device {id} was never started"))
-                .hint(format!("`ublkctl delete {id}` removes it"))
-        })?;
+        let served = self.store.has_server(&record);
+        let mut way = way(request, &geometry, served)?;
+        self.take_care(&geometry, way, deadline)?;
+        if way == Way::Agent {
+            if self.lock.is_none() {
+                return Err(nothing_missing(id, &record));
+            }
+            // Its agent ended while it held the I/O: there is only a way on.
+            if record.phase != Phase::HandingOver {
+                return self.attach(request, geometry, record, deadline);
+            }
+            way = Way::Other;
+        }
+        let params = self.params(id, deadline)?;
         // The driver knows the size it has, whatever it was made with.
         let size = request.size.unwrap_or(params.size);
         record.spec.backend.set_size(size);
-        // All that can fail without the device is done while its old server is at work.
+        self.join(&record);
         self.server = Some(self.world.server()?);
         let (opening, passed) =
             backing::way(&record, self.backing.as_ref(), request.accept_backing);
@@ -55,42 +120,33 @@ impl Agent<'_> {
         record.backing = backing;
         ublk_core::recovery::fits(&limits, &params)
             .map_err(|misfit| Failure::failed(format!("device {id}: {misfit}")))?;
-        let held = Instant::now();
-        if request.replace {
-            self.send_away(&geometry, &record, deadline)?;
+        let old = record.server;
+        self.sign(request, &mut record);
+        let prepared = self.reserve(&record, way)?;
+        if way == Way::Server && self.predecessor.is_none() {
+            let begun = Record {
+                phase: Phase::Recovering,
+                ..record.clone()
+            };
+            if let Err(e) = self.store.write(&begun) {
+                tracing::warn!("cannot keep the state of the device: {e}");
+            }
         }
-        self.lock = self.store.lock(id.get(), deadline)?;
-        if self.lock.is_none() {
-            return Err(
-                Failure::timed_out(format!("another agent has device {id} in its care"))
-                    .hint(format!("`ublkctl info {id}` names it")),
-            );
-        }
-        kill_point("recover:locked");
-        record.phase = Phase::Recovering;
-        record.cause = None;
-        record.agent = ProcessId::of(std::process::id());
-        record.server = self.server.as_ref().and_then(|s| ProcessId::of(s.pid));
-        self.log = (request.lifetime == Lifetime::Own).then(|| {
-            record
-                .log
-                .clone()
-                .unwrap_or_else(|| self.store.log(id.get()))
-        });
-        record.log.clone_from(&self.log);
-        self.store.write(&record)?;
         self.device = Some(Device {
             id,
             geometry,
             record,
             started: true,
         });
+        let held = Instant::now();
+        self.hold(way, old, deadline)?;
         let pid = self.take_over(id, deadline)?;
         self.control()?.end_recovery(id, pid, left(deadline))?;
         let pause = held.elapsed();
         kill_point("recover:ended");
         tracing::debug!("device {id} has a new server, process {pid}");
         // From here on the device serves: what fails now is told and changes nothing.
+        self.settle(prepared);
         let mut params = params;
         if size != params.size {
             match self.control()?.update_size(id, size, left(deadline)) {
@@ -98,17 +154,197 @@ impl Agent<'_> {
                 Err(e) => tracing::warn!("{e}"),
             }
         }
-        if let Err(e) = self.world.prove(id, params.size, left(deadline)) {
+        let server = self.server.as_ref().map(Peer::exit_fd);
+        if let Err(e) = self.world.prove(id, params.size, server, left(deadline)) {
             tracing::warn!("{e}");
         }
         self.link();
-        self.set_phase(Phase::Live);
-        self.open_relay(id);
         let mut added = self.added(&params, pid);
         if request.replace {
             added.pause_us = u64::try_from(pause.as_micros()).ok();
         }
         Ok(added)
+    }
+
+    fn params(&mut self, id: DevId, deadline: Instant) -> Result<DeviceParams, Failure> {
+        let params = self.control()?.get_params(id, left(deadline))?;
+        params.ok_or_else(|| {
+            Failure::failed(format!("device {id} was never started"))
+                .hint(format!("`ublkctl delete {id}` removes it"))
+        })
+    }
+
+    /// Sees that no other agent acts for the device: by its lock, which one at work hands over. One of an earlier
+    /// version gives the lock back when its server is gone; [`Agent::take_over`] waits for that.
+    fn take_care(
+        &mut self,
+        geometry: &Geometry,
+        way: Way,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let id = geometry.dev_id().get();
+        if self.lock.is_none() {
+            // Whoever asks whether it is held has it for a moment.
+            self.lock = self.store.lock(id, Instant::now() + GLANCE)?;
+        }
+        if self.lock.is_some() || way == Way::Agent {
+            return Ok(());
+        }
+        if let Some((predecessor, lock)) =
+            Predecessor::ask(&self.store, id, geometry.server_flags())?
+        {
+            self.lock = Some(lock);
+            self.predecessor = Some(predecessor);
+        } else if way == Way::Server {
+            self.locked(id, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the lock of the device.
+    fn locked(&mut self, id: u32, deadline: Instant) -> Result<(), Failure> {
+        if self.lock.is_none() {
+            self.lock = self.store.lock(id, deadline)?;
+        }
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        Err(
+            Failure::timed_out(format!("another agent has device {id} in its care"))
+                .hint(format!("`ublkctl info {id}` names it")),
+        )
+    }
+
+    /// Takes the place of an agent that serves for a front: where messages go, and whose service it belongs to.
+    fn join(&mut self, record: &Record) {
+        let Some(predecessor) = &self.predecessor else {
+            return;
+        };
+        if let Some(messages) = &predecessor.messages {
+            if let Err(e) = process::redirect(messages.as_fd(), process::Stream::Err) {
+                tracing::warn!("messages do not go to the device's service: {e}");
+            }
+            if let Some(agent) = record.agent
+                && let Err(e) = join_group(agent.pid)
+            {
+                tracing::warn!("agent and server stay in the caller's control group: {e}");
+            }
+        }
+    }
+
+    /// What ends with the front, and where messages go, for the life that begins.
+    fn sign(&mut self, request: &RecoverRequest, record: &mut Record) {
+        let adopted = self.predecessor.as_ref().filter(|p| p.front.is_some());
+        let lifetime = adopted.map_or(request.lifetime, |p| p.lifetime);
+        let id = request.id;
+        let log = || record.log.clone().unwrap_or_else(|| self.store.log(id));
+        self.log = (lifetime == Lifetime::Own).then(log);
+        record.log.clone_from(&self.log);
+        record.lifetime = Some(lifetime);
+        record.phase = Phase::Live;
+        record.cause = None;
+        record.agent = ProcessId::of(std::process::id());
+        record.server = self.server.as_ref().and_then(|s| ProcessId::of(s.pid));
+    }
+
+    /// Takes what the run directory has to give. Without it a device at work keeps its server; one that waits gets one
+    /// all the same.
+    fn reserve(&mut self, record: &Record, way: Way) -> Result<Option<Prepared>, Failure> {
+        let id = record.id.unwrap_or_default();
+        let sockets = self.relay.prepare(&self.store.socket(id)).and_then(|()| {
+            self.next = Some(Listener::prepare(&self.store.next_socket(id))?);
+            self.attach = Some(Listener::prepare(&self.store.server_socket(id))?);
+            Ok(())
+        });
+        let prepared = self.store.prepare_record(record);
+        if way == Way::Other {
+            sockets.map_err(|e| {
+                Failure::failed(format!("device {id}: no socket in the run directory: {e}"))
+                    .hint("nothing was changed: make room there and try again")
+            })?;
+            return Ok(Some(prepared?));
+        }
+        if let Err(e) = sockets {
+            tracing::warn!("no sockets for health and the next agent: {e}");
+        }
+        if let Err(e) = &prepared {
+            tracing::warn!("cannot keep the state of the device: {e}");
+        }
+        Ok(prepared.ok())
+    }
+
+    /// Puts everything in its place that was reserved: the device is this agent's.
+    fn settle(&mut self, prepared: Option<Prepared>) {
+        if let Some(Err(e)) = prepared.map(Prepared::publish) {
+            tracing::warn!("cannot keep the state of the device: {e}");
+        }
+        self.meetable();
+        if let Some(predecessor) = self.predecessor.take() {
+            predecessor.done();
+            if let Some(front) = predecessor.front {
+                self.adopted = Some((front, predecessor.lifetime));
+            }
+        }
+    }
+
+    /// Publishes the sockets of a device that serves.
+    pub(super) fn meetable(&mut self) {
+        let Some(id) = self.device.as_ref().map(|d| d.id) else {
+            return;
+        };
+        self.open_relay(id);
+        if let Some(next) = self.next.take() {
+            self.heir.listen(next);
+        }
+        if let Some(mut attach) = self.attach.take()
+            && let Err(e) = attach.publish()
+        {
+            tracing::warn!("no other agent can meet the server: {e}");
+        }
+    }
+
+    /// Becomes the agent of a device whose server is at work without one.
+    fn attach(
+        &mut self,
+        request: &RecoverRequest,
+        geometry: Geometry,
+        mut record: Record,
+        deadline: Instant,
+    ) -> Result<Added, Failure> {
+        let id = geometry.dev_id();
+        let pid = record.server.map_or(0, |s| s.pid);
+        let alone = |why: String| {
+            Failure::failed(format!(
+                "device {id} is served by process {pid}, whose agent is gone, and which takes no other: {why}"
+            ))
+            .hint(format!("`ublkctl upgrade {id}` replaces both"))
+        };
+        let link = listener::connect(&self.store.server_socket(id.get()))
+            .map_err(|e| alone(e.to_string()))?;
+        match link.recv(deadline.min(Instant::now() + QUIT)) {
+            Ok(FromServer::Attached { version }) if version == LINK_VERSION => {}
+            Ok(FromServer::Attached { version }) => {
+                return Err(alone(LinkError::Version(version).to_string()));
+            }
+            Ok(other) => return Err(alone(format!("it says {other:?}"))),
+            Err(e) => return Err(alone(e.to_string())),
+        }
+        let params = self.params(id, deadline)?;
+        let server = record.server;
+        self.server = Some(Peer::adopted(pid, link).map_err(|e| alone(e.to_string()))?);
+        self.sign(request, &mut record);
+        record.server = server;
+        let prepared = self.reserve(&record, Way::Server)?;
+        self.device = Some(Device {
+            id,
+            geometry,
+            record,
+            started: true,
+        });
+        self.attach = None;
+        self.settle(prepared);
+        tracing::info!("device {id} has an agent again, its server is process {pid}");
+        Ok(self.added(&params, pid))
     }
 
     /// Our record of the device that has this number now; a device without one is somebody else's (L34).
@@ -121,77 +357,79 @@ impl Agent<'_> {
         })
     }
 
-    /// START_USER_RECOVERY, then the new server with all its fetches. The process that opened the
-    /// character device.
+    /// The new server with all its fetches. The process that opened the character device.
     fn take_over(&mut self, id: DevId, deadline: Instant) -> Result<u32, Failure> {
-        self.control()?.start_recovery(id, left(deadline))?;
-        kill_point("recover:started");
+        // Of an earlier version's agent, which is about to leave.
+        self.locked(id.get(), deadline)?;
+        kill_point("recover:locked");
         let geometry = self.control()?.info(id, left(deadline))?;
         if let Some(device) = &mut self.device {
             device.geometry = geometry;
         }
         let affinity = self.affinity(id, geometry.queues(), deadline)?;
-        self.tell_server(&ToServer::Assign(Assignment {
-            geometry,
-            affinity,
-            deadline_ms: u64::try_from(left(deadline).as_millis()).unwrap_or(u64::MAX),
-            shm: self.device.as_ref().and_then(|d| d.record.shm.clone()),
-        }));
+        self.assign(geometry, affinity, deadline);
         let pid = self.armed(deadline)?;
         kill_point("recover:armed");
         Ok(pid)
     }
 
-    /// Has the old server leave the device. With QUIESCE the driver holds new I/O and takes back what is
-    /// idle, and the server ends when it has answered all it has; said again and again, since a server
-    /// whose tags are all busy hears nothing of it. Without, it is asked to leave what it has to its
-    /// successor.
-    fn send_away(
-        &mut self,
-        geometry: &Geometry,
-        record: &Record,
-        deadline: Instant,
-    ) -> Result<(), Failure> {
+    /// Holds the device's I/O until its old server has let go of it, and begins its recovery: START_USER_RECOVERY
+    /// succeeds as soon as the character device is free, whatever the old process has still to do. With QUIESCE the
+    /// driver holds new I/O and takes back what is idle, and the server ends when it has answered all it has; said
+    /// again and again, since a server whose tags are all busy hears nothing of it. Without, it is asked to leave what
+    /// it has to its successor.
+    fn hold(&mut self, way: Way, old: Option<ProcessId>, deadline: Instant) -> Result<(), Failure> {
+        let Some(geometry) = self.device.as_ref().map(|d| d.geometry) else {
+            return Ok(());
+        };
         let id = geometry.dev_id();
-        let Some(old) = record.server.filter(ProcessId::runs) else {
-            return Ok(());
-        };
-        kill_point("upgrade:before");
-        let gone = if geometry.features().contains(Features::QUIESCE) {
-            let mut quiesced = Ok(());
-            let gone = wait::until(deadline, || {
-                quiesced = self.quiesce_once(id, deadline);
-                quiesced.clone()?;
-                kill_point("upgrade:held");
-                Ok::<_, Error>((!old.runs()).then_some(()))
-            })?;
-            kill_point("upgrade:quiesced");
-            gone.is_some()
-        } else {
-            let pidfd = process::pidfd(old.pid);
-            // Opened first, checked second: what is signalled is then what was checked.
-            if let Ok(pidfd) = &pidfd
-                && old.runs()
-            {
-                process::signal(pidfd.as_fd(), libc::SIGTERM)
-                    .map_err(|e| Failure::failed(format!("cannot signal the old server: {e}")))?;
-                kill_point("upgrade:asked");
-                let gone = poll::readable(&[pidfd.as_fd()], Some(deadline));
-                matches!(gone.as_deref(), Ok([true]))
-            } else {
-                true
+        // Opened first, checked second: what is signalled is then what was checked.
+        let pidfd = old.and_then(|old| process::pidfd(old.pid).ok());
+        let pidfd = pidfd.filter(|_| old.is_some_and(|old| old.runs()));
+        let other = way == Way::Other;
+        let quiesces = other && geometry.features().contains(Features::QUIESCE);
+        if other {
+            kill_point("upgrade:before");
+            if let Some(predecessor) = &self.predecessor {
+                predecessor.holding()?;
             }
-        };
-        if gone {
-            return Ok(());
         }
-        Err(Failure::timed_out(format!(
-            "the old server, process {}, has requests in hand that it does not answer; I/O of device {id} is held",
-            old.pid
-        ))
-        .hint(format!(
-            "once it has answered, or was killed, `ublkctl recover {id}` gives the device its new server"
-        )))
+        self.held = true;
+        if let Some(pidfd) = pidfd.as_ref().filter(|_| other && !quiesces) {
+            process::signal(pidfd.as_fd(), libc::SIGTERM)
+                .map_err(|e| Failure::failed(format!("cannot signal the old server: {e}")))?;
+            kill_point("upgrade:asked");
+        }
+        let mut pace = Pace::new();
+        loop {
+            if quiesces && pace.is_due() {
+                self.quiesce_once(id, deadline)?;
+                kill_point("upgrade:held");
+            }
+            let mut within = left(deadline);
+            if quiesces {
+                within = within.min(left(pace.next()));
+            }
+            match self.control()?.start_recovery(id, within) {
+                Ok(()) => break,
+                Err(
+                    Error::Busy { .. }
+                    | Error::WrongState {
+                        state: DevState::Live,
+                        ..
+                    },
+                ) => {}
+                Err(e) => return Err(e.into()),
+            }
+            if Instant::now() >= deadline {
+                return Err(not_free(id, old));
+            }
+        }
+        if quiesces {
+            kill_point("upgrade:quiesced");
+        }
+        kill_point("recover:started");
+        Ok(())
     }
 
     /// One QUIESCE_DEV. That the device is quiesced already is what is wanted.
@@ -220,7 +458,10 @@ impl Agent<'_> {
             }
             let _ = server.ended();
         }
-        if let Some(device) = &mut self.device {
+        (self.next, self.attach) = (None, None);
+        let device = self.device.as_mut();
+        // What has an agent to go back to is that agent's, and so is its record.
+        if let Some(device) = device.filter(|_| self.predecessor.is_none()) {
             device.record.phase = Phase::Ended;
             device.record.cause = Some(format!("recovery failed: {failure}"));
             self.save();
@@ -251,14 +492,14 @@ impl Agent<'_> {
     }
 }
 
-/// Whether this device can be given a new server now.
-fn may_recover(
-    request: &RecoverRequest,
-    geometry: &Geometry,
-    record: &Record,
-    alive: bool,
-) -> Result<(), Failure> {
+/// What a device needs that is to be recovered or upgraded.
+fn way(request: &RecoverRequest, geometry: &Geometry, served: bool) -> Result<Way, Failure> {
     let (id, granted, state) = (geometry.dev_id(), geometry.features(), geometry.state());
+    let alive = state == DevState::Live && served;
+    // Any device can have an agent.
+    if alive && !request.replace {
+        return Ok(Way::Agent);
+    }
     if !granted.contains(Features::USER_RECOVERY) {
         return Err(Failure::failed(format!(
             "device {id} was made without recovery, so no other server can take it over"
@@ -266,23 +507,18 @@ fn may_recover(
         .hint(format!("`ublkctl delete {id}` removes it")));
     }
     if request.replace {
-        if state != DevState::Live || !alive {
+        if !alive {
             return Err(Failure::failed(format!(
                 "device {id} is {state}, without a server to replace"
             ))
             .hint(format!("`ublkctl recover {id}` gives it one")));
         }
         let may = policy::may_replace(granted, ublk_ctrl::kernel_release().as_ref());
-        return if request.allow_errors { Ok(()) } else { may };
-    }
-    if state == DevState::Live && alive {
-        let pid = record.server.map_or(0, |s| s.pid);
-        return Err(Failure::failed(format!(
-            "device {id} is live, served by process {pid}: there is nothing to recover"
-        ))
-        .hint(format!(
-            "`ublkctl upgrade {id}` replaces a server that works; kill process {pid} if it does not answer"
-        )));
+        return if request.allow_errors {
+            Ok(Way::Other)
+        } else {
+            may.map(|()| Way::Other)
+        };
     }
     if state == DevState::Dead {
         return Err(Failure::failed(format!(
@@ -290,5 +526,30 @@ fn may_recover(
         ))
         .hint(format!("`ublkctl delete {id}` removes it")));
     }
-    Ok(())
+    Ok(Way::Server)
+}
+
+/// Nothing is missing.
+fn nothing_missing(id: DevId, record: &Record) -> Failure {
+    let pid = record.server.map_or(0, |s| s.pid);
+    Failure::failed(format!(
+        "device {id} is live, served by process {pid}: there is nothing to recover"
+    ))
+    .hint(format!(
+        "`ublkctl upgrade {id}` replaces a server that works; kill process {pid} if it does not answer"
+    ))
+}
+
+/// The character device is still open at the deadline.
+fn not_free(id: DevId, old: Option<ProcessId>) -> Failure {
+    let who = match old.filter(ProcessId::runs) {
+        Some(old) => format!(
+            "the old server, process {}, has requests in hand that it does not answer, or does not end",
+            old.pid
+        ),
+        None => "somebody still has its character device open".to_owned(),
+    };
+    Failure::timed_out(format!("{who}; I/O of device {id} is held")).hint(format!(
+        "its agent gives it a new server once that has let go: `ublkctl info {id}` tells; kill a server that does not answer"
+    ))
 }

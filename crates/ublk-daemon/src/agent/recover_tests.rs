@@ -201,6 +201,8 @@ fn l34_what_cannot_be_recovered_is_refused() {
     for (state, features, server, nonce, text) in cases {
         let (kernel, store, _dir) = device(state, features, server, None);
         kernel.exists(nonce, features, state);
+        // Of what is served, its agent.
+        let _lock = server.map(|_| store.lock(ID, Instant::now()).unwrap());
         let agent = recover(&kernel, &store, false);
         let failure = agent.failed();
         assert!(failure.text.contains(text), "{failure:?}");
@@ -309,4 +311,154 @@ fn l35_what_cannot_be_upgraded_is_refused() {
         assert_eq!(kernel.log(), ["get info"], "{text}");
         agent.agent.join().unwrap();
     }
+}
+
+/// A live device with its agent, as an upgrade finds it: its server is a process that runs.
+fn served() -> (Arc<Kernel>, Store, tempfile::TempDir, Recovered) {
+    let (kernel, store, dir) = device(QUIESCED, reissue(), None, None);
+    let agent = recover(&kernel, &store, false);
+    assert!(matches!(agent.hear(), FromAgent::Live(_)));
+    has_server(&store);
+    (kernel, store, dir, agent)
+}
+
+fn has_server(store: &Store) {
+    let mut record = store.last(ID).unwrap().unwrap();
+    record.server = ProcessId::of(std::process::id());
+    store.write(&record).unwrap();
+}
+
+/// L44 The agent at work hands the device over with its lock and leaves without a word; its successor can do the same.
+#[test]
+fn l44_a_device_is_handed_from_agent_to_agent() {
+    let (kernel, store, _dir, mut old) = served();
+    for _ in 0..3 {
+        let new = recover(&kernel, &store, true);
+        let FromAgent::Live(added) = new.hear() else {
+            panic!("not live: {:?}", kernel.log());
+        };
+        assert!(added.pause_us.is_some());
+        assert_eq!(old.agent.join().unwrap(), 0);
+        let nobody = old
+            .front
+            .recv::<FromAgent>(Instant::now() + Duration::from_secs(5));
+        assert!(matches!(nobody, Err(LinkError::Closed)), "{nobody:?}");
+        assert!(store.lock(ID, Instant::now()).unwrap().is_none());
+        assert_eq!(store.last(ID).unwrap().unwrap().phase, Phase::Live);
+        has_server(&store);
+        old = new;
+    }
+    (&old.signal).write_all(b"x").unwrap();
+    assert_eq!(old.agent.join().unwrap(), 0);
+    assert!(store.lock(ID, Instant::now()).unwrap().is_some());
+    let left: Vec<_> = std::fs::read_dir(store.lock_path(ID).parent().unwrap())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .filter(|name| !["7.json", "7.lock", "7.log", "7.server"].contains(&name.to_str().unwrap()))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// L44 A hand-over that fails before I/O is held changes nothing; one that fails afterwards has the agent at work give
+/// the device another server, supervised or not.
+#[test]
+fn l44_a_hand_over_that_fails_has_a_way_back() {
+    for (step, held) in [("open", false), ("arm", true), ("end recovery", true)] {
+        let (kernel, store, _dir, old) = served();
+        let before = store.last(ID).unwrap();
+        let lives = |log: Vec<String>| log.iter().filter(|l| *l == "prove").count();
+        kernel.set_fail(Some(step));
+        let new = recover(&kernel, &store, true);
+        assert!(!new.failed().text.is_empty());
+        assert_eq!(new.agent.join().unwrap(), 1, "{step}");
+        kernel.set_fail(None);
+        if held {
+            let until = Instant::now() + Duration::from_secs(20);
+            let back = ublk_ctrl::wait::until(until, || {
+                Ok::<_, ()>((lives(kernel.log()) == 2).then_some(()))
+            });
+            assert_eq!(back, Ok(Some(())), "{step}: {:?}", kernel.log());
+        } else {
+            assert!(!kernel.log().contains(&"quiesce".to_owned()), "{step}");
+            assert_eq!(store.last(ID).unwrap(), before);
+        }
+        assert!(store.lock(ID, Instant::now()).unwrap().is_none());
+        (&old.signal).write_all(b"x").unwrap();
+        assert_eq!(old.agent.join().unwrap(), 0, "{step}");
+        assert_eq!(store.last(ID).unwrap().unwrap().phase, Phase::Left);
+    }
+}
+
+/// L44 Once I/O is held the caller of an upgrade may go away: it is finished all the same. Before, it is given up.
+#[test]
+fn l44_an_upgrade_does_not_need_its_caller_once_io_is_held() {
+    let (kernel, store, _dir, old) = served();
+    kernel.set_fail(Some("slow arm"));
+    let new = recover(&kernel, &store, true);
+    kernel.wait_for("arming slowly");
+    drop(new.front);
+    (&new.signal).write_all(b"x").unwrap();
+    assert_eq!(old.agent.join().unwrap(), 0);
+    // The signal was for the process, and comes to its right then.
+    assert_eq!(new.agent.join().unwrap(), 0);
+    let log = kernel.log();
+    assert!(
+        log.iter().filter(|l| *l == "end recovery").count() == 2,
+        "{log:?}"
+    );
+}
+
+/// L49 A server whose agent is gone takes another, which knows all about it.
+#[test]
+fn l49_a_server_without_an_agent_gets_one() {
+    let (kernel, store, _dir) = device(LIVE, reissue(), None, None);
+    let mut socket = Listener::prepare(&store.server_socket(ID)).unwrap();
+    let mut server = crate::fakes::server(&kernel, None);
+    let spec = store.last(ID).unwrap().unwrap().spec;
+    let version = LINK_VERSION;
+    server
+        .link
+        .send(&ToServer::Describe {
+            version,
+            spec,
+            opening: crate::wire::Opening::default(),
+        })
+        .unwrap();
+    let soon = Instant::now() + Duration::from_secs(5);
+    assert!(matches!(
+        server.link.recv(soon),
+        Ok(FromServer::Described { .. })
+    ));
+    let geometry = crate::fakes::geometry(NONCE, reissue());
+    let assignment = crate::wire::Assignment {
+        geometry,
+        affinity: vec![ublk_core::CpuMask::new(); 2],
+        deadline_ms: 5000,
+        shm: None,
+    };
+    let word = ToServer::Assign(assignment);
+    server.link.send_with(&word, Some(socket.as_fd())).unwrap();
+    assert!(matches!(
+        server.link.recv(soon),
+        Ok(FromServer::Armed { .. })
+    ));
+    server.link.send(&ToServer::Live { log: None }).unwrap();
+    socket.publish().unwrap();
+    has_server(&store);
+    // The agent dies.
+    server.link = Link::pair().unwrap().0;
+    drop(socket);
+    let agent = recover(&kernel, &store, false);
+    let FromAgent::Live(added) = agent.hear() else {
+        panic!("not live");
+    };
+    assert_eq!(added.server_pid, std::process::id());
+    assert!(!kernel.log().contains(&"start recovery".to_owned()));
+    let mut health = String::new();
+    let mut stream = UnixStream::connect(store.socket(ID)).unwrap();
+    std::io::Read::read_to_string(&mut stream, &mut health).unwrap();
+    assert!(health.contains("\"reads\":42"), "{health}");
+    // Nobody gets a second one.
+    let second = recover(&kernel, &store, false).failed();
+    assert!(second.text.contains("nothing to recover"), "{second:?}");
 }

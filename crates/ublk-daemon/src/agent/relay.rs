@@ -20,14 +20,30 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    pub(super) fn open(&mut self, path: &Path) -> io::Result<()> {
-        match fs::remove_file(path) {
+    /// Makes the socket beside `path`, where nobody looks for it.
+    pub(super) fn prepare(&mut self, path: &Path) -> io::Result<()> {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(format!(".{}", std::process::id()));
+        let aside = PathBuf::from(aside);
+        match fs::remove_file(&aside) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let listener = UnixListener::bind(path)?;
+        let listener = UnixListener::bind(&aside)?;
         listener.set_nonblocking(true)?;
-        self.listener = Some((listener, path.to_owned()));
+        self.listener = Some((listener, aside));
+        Ok(())
+    }
+
+    /// Puts the socket where callers look for it, in the place of an earlier one; made now, if it was not prepared.
+    pub(super) fn open(&mut self, path: &Path) -> io::Result<()> {
+        if self.listener.is_none() {
+            self.prepare(path)?;
+        }
+        if let Some((_, at)) = &mut self.listener {
+            fs::rename(&*at, path)?;
+            path.clone_into(at);
+        }
         Ok(())
     }
 
@@ -57,6 +73,12 @@ impl Relay {
         if let Ok(bytes) = serde_json::to_vec(health) {
             let _ = stream.write_all(&bytes);
         }
+    }
+
+    /// Hangs up on everybody; the socket at its place is another's.
+    pub(super) fn abandon(&mut self) {
+        self.waiting.clear();
+        self.listener = None;
     }
 
     /// Hangs up on everybody and takes the socket away.

@@ -1,10 +1,9 @@
 //! Supervision: an agent that brings its device back by itself.
 
-use super::bring_up::left;
 use super::{Agent, Device};
 use crate::link::LINK_VERSION;
 use crate::sys::poll;
-use crate::wire::{Failure, Lifetime, RecoverRequest, ToServer};
+use crate::wire::{Failure, FromAgent, Lifetime, RecoverRequest, ToServer};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, DevState};
@@ -19,42 +18,105 @@ const STEADY: Duration = Duration::from_secs(60);
 /// How long a try may take.
 const TRY: Duration = Duration::from_secs(60);
 
+/// How long a device that is not supervised is given new servers after a hand-over that failed.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// What came of reviving a device.
+enum Revived {
+    /// It serves. The pause before the next try, should it die soon.
+    Served(Duration),
+    /// Another agent has it.
+    Yielded,
+    /// This agent was told to end.
+    ToldToEnd,
+}
+
+/// How a pause ended.
+enum Rest {
+    Over,
+    Yielded,
+    ToldToEnd,
+}
+
 impl Agent<'_> {
-    /// Attends the device, and gives it a new server whenever its own dies, if it is supervised.
+    /// Attends the device, and gives it a new server whenever its own dies, if it is supervised, or when another agent
+    /// has failed to.
     pub(super) fn attend_always(&mut self) -> Result<(), Failure> {
         let mut pause = FIRST;
         loop {
-            let supervised = self.device.as_ref().filter(|d| d.record.spec.supervise);
-            let id = supervised.map(|d| d.id);
+            let device = self.device.as_ref();
+            let (id, supervised) =
+                device.map_or((None, false), |d| (Some(d.id), d.record.spec.supervise));
             let begun = Instant::now();
-            let failure = match self.attend() {
-                Ok(()) => return Ok(()),
-                Err(failure) => failure,
+            let lived = self.attend();
+            let deserted = self.heir.is_deserted();
+            if lived.is_ok() && !deserted {
+                return Ok(());
+            }
+            let failure = lived.err();
+            let wanted = !self.ears.told_to_end && (supervised || deserted);
+            let Some(id) = id.filter(|_| wanted) else {
+                return failure.map_or(Ok(()), Err);
             };
-            let Some(id) = id.filter(|_| !self.ears.told_to_end) else {
-                return Err(failure);
-            };
-            if begun.elapsed() >= STEADY {
+            if deserted {
+                pause = Duration::ZERO;
+            } else if begun.elapsed() >= STEADY {
                 pause = FIRST;
             }
-            tracing::error!("{failure}; it is supervised");
-            if !self.revive(id, &mut pause)? {
-                if self.ears.lifetime == Lifetime::Front {
-                    self.take_away(id);
+            match failure {
+                Some(failure) if supervised => tracing::error!("{failure}; it is supervised"),
+                Some(failure) => tracing::error!("{failure}"),
+                None => tracing::error!("device {id} was left without a server by a hand-over"),
+            }
+            match self.revive(id, pause, supervised)? {
+                Revived::Served(next) => pause = next,
+                Revived::Yielded => return Ok(()),
+                Revived::ToldToEnd => {
+                    if self.ears.lifetime == Lifetime::Front {
+                        self.take_away(id);
+                    }
+                    return Ok(());
                 }
-                return Ok(());
             }
         }
     }
 
-    /// Tries until the device has a new server. False when a signal ends that: the device waits on.
-    fn revive(&mut self, id: DevId, pause: &mut Duration) -> Result<bool, Failure> {
+    /// A hand-over failed while the I/O was held, and there is no agent to go back to: this one goes on by itself.
+    pub(super) fn go_on(&mut self, id: u32, failure: Failure) -> Result<(), Failure> {
+        let Ok(dev) = DevId::new(id) else {
+            return Err(failure);
+        };
+        self.device = None;
+        self.tell_front(&FromAgent::Failed(failure.clone()));
+        if self.ears.lifetime == Lifetime::Own {
+            self.ears.front = None;
+        }
+        crate::roles::log_to(&self.log.clone().unwrap_or_else(|| self.store.log(id)));
+        tracing::error!("{failure}; this agent goes on trying");
+        match self.revive(dev, FIRST, false)? {
+            Revived::Served(_) => self.attend_always(),
+            Revived::Yielded | Revived::ToldToEnd => Ok(()),
+        }
+    }
+
+    /// Tries until the device has a new server: without end if it is supervised.
+    fn revive(
+        &mut self,
+        id: DevId,
+        mut pause: Duration,
+        supervised: bool,
+    ) -> Result<Revived, Failure> {
+        let begun = Instant::now();
         loop {
-            if self.told_to_end(*pause) {
-                tracing::info!("device {id} waits for a server; this agent was told to end");
-                return Ok(false);
+            match self.rest(pause) {
+                Rest::Over => {}
+                Rest::Yielded => return Ok(Revived::Yielded),
+                Rest::ToldToEnd => {
+                    tracing::info!("device {id} waits for a server; this agent was told to end");
+                    return Ok(Revived::ToldToEnd);
+                }
             }
-            *pause = (*pause * 2).min(LONGEST);
+            pause = (pause * 2).clamp(FIRST, LONGEST);
             let deadline = Instant::now() + TRY;
             let request = RecoverRequest {
                 version: LINK_VERSION,
@@ -71,19 +133,50 @@ impl Agent<'_> {
                     let log = self.log.clone();
                     self.tell_server(&ToServer::Live { log });
                     self.world.end_prover();
+                    self.heir.is_served();
                     let pid = added.server_pid;
                     tracing::info!("device {id} serves again, server {pid}");
-                    return Ok(true);
+                    return Ok(Revived::Served(pause));
                 }
                 Err(failure) => {
                     self.give_up(&failure);
                     self.device = None;
-                    self.lock = None;
-                    if !self.waits(id) {
+                    self.held = false;
+                    if !self.waits(id) || (!supervised && begun.elapsed() >= GRACE) {
+                        self.lock = None;
                         return Err(failure);
                     }
                     tracing::error!("{failure}; next try in {} s", pause.as_secs_f32());
                 }
+            }
+        }
+    }
+
+    /// Waits for the next try. Another agent may have the device meanwhile; the front and signals end it.
+    fn rest(&mut self, pause: Duration) -> Rest {
+        let until = Instant::now() + pause;
+        loop {
+            let yielding = self.heir.is_yielding();
+            let mut fds = Vec::new();
+            fds.extend(self.heir.fd());
+            let others = fds.len()..;
+            if !yielding {
+                fds.extend(self.ears.signals.as_ref().map(AsFd::as_fd));
+                fds.extend(self.ears.front.as_ref().map(AsFd::as_fd));
+            }
+            let ready = poll::readable(&fds, (!yielding).then_some(until));
+            let ready = ready.unwrap_or_default();
+            if ready.get(others).is_some_and(|r| r.contains(&true)) {
+                return Rest::ToldToEnd;
+            }
+            if ready.contains(&true) {
+                self.hear_successor();
+            }
+            if self.heir.has_yielded() {
+                return Rest::Yielded;
+            }
+            if !self.heir.is_yielding() && Instant::now() >= until {
+                return Rest::Over;
             }
         }
     }
@@ -111,31 +204,14 @@ impl Agent<'_> {
         }
     }
 
-    /// Whether a signal or the front asks for the end before the pause is over.
-    fn told_to_end(&self, pause: Duration) -> bool {
-        let mut fds = Vec::new();
-        fds.extend(self.ears.signals.as_ref().map(AsFd::as_fd));
-        fds.extend(self.ears.front.as_ref().map(AsFd::as_fd));
-        let ready = poll::readable(&fds, Some(Instant::now() + pause));
-        ready.is_ok_and(|ready| ready.contains(&true))
-    }
-
-    /// Whether the device still has no server: nobody stopped, deleted or recovered it meanwhile.
+    /// Whether the device still needs a server: nobody stopped or deleted it meanwhile. Nobody else can have given it
+    /// one, since its lock is held.
     fn waits(&mut self, id: DevId) -> bool {
-        let deadline = Instant::now() + TRY;
         let Ok(control) = self.control() else {
             return true;
         };
-        match control.info(id, left(deadline)) {
-            Ok(info) => match info.state() {
-                DevState::Dead => false,
-                DevState::Live => {
-                    let record = self.store.find(id.get(), info.server_flags());
-                    let served = |r: &crate::state::Record| self.store.has_server(r);
-                    !record.is_ok_and(|r| r.as_ref().is_some_and(served))
-                }
-                _ => true,
-            },
+        match control.info(id, TRY) {
+            Ok(info) => info.state() != DevState::Dead,
             Err(ublk_ctrl::Error::NoSuchDevice { .. }) => false,
             Err(_) => true,
         }

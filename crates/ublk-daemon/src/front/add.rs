@@ -6,7 +6,7 @@ use crate::engine;
 use crate::link::{LINK_VERSION, LinkError};
 use crate::log;
 use crate::names;
-use crate::peer::{Messages, Peer, Role};
+use crate::peer::{Messages, Peer, Role, this_program};
 use crate::policy;
 use crate::shm;
 use crate::signals::Signals;
@@ -26,6 +26,9 @@ use ublk_ctrl::{Controller, Error, Operation};
 
 /// How long an agent that hung up may take to end, so that its end can be told.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long it may take to give a device another agent.
+const ANOTHER: Duration = Duration::from_secs(30);
 
 /// Checks a device by the rules of backends and driver, before anything is started.
 ///
@@ -151,7 +154,12 @@ pub(super) fn take_up(
     lifetime: Lifetime,
     deadline: Duration,
 ) -> Result<(Added, Foreground), Failure> {
-    let request = RecoverRequest {
+    ask_agent(program, again(id, lifetime, deadline), deadline)
+}
+
+/// What an agent is asked for that shall see that a device has a server, and itself.
+fn again(id: DevId, lifetime: Lifetime, deadline: Duration) -> RecoverRequest {
+    RecoverRequest {
         version: LINK_VERSION,
         id: id.get(),
         replace: false,
@@ -160,8 +168,7 @@ pub(super) fn take_up(
         accept_backing: false,
         lifetime,
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
-    };
-    ask_agent(program, request, deadline)
+    }
 }
 
 /// Replaces the server of a live device by one that serves `size` bytes, and gives the device that size.
@@ -218,6 +225,7 @@ pub struct Foreground {
     messages: Option<ChildStderr>,
     signals: Option<Signals>,
     serves: Option<Added>,
+    lifetime: Lifetime,
 }
 
 impl Foreground {
@@ -227,6 +235,15 @@ impl Foreground {
             Lifetime::Own => None,
             _ => Signals::take_in_front().ok(),
         };
+        Self::with_signals(program, lifetime, signals, word)
+    }
+
+    fn with_signals(
+        program: &Path,
+        lifetime: Lifetime,
+        signals: Option<Signals>,
+        word: &ToAgent,
+    ) -> Result<Self, Failure> {
         let mut agent = Peer::spawn(program, Role::Agent, Messages::Pipe)
             .map_err(|e| Failure::failed(format!("cannot start the agent: {e}")))?;
         let messages = agent.take_messages();
@@ -237,6 +254,7 @@ impl Foreground {
             messages,
             signals,
             serves: None,
+            lifetime,
         })
     }
 
@@ -249,10 +267,39 @@ impl Foreground {
             notify::serves(added);
         }
         loop {
-            match self.hear(None)? {
-                Some(FromAgent::Gone) => return Ok(()),
-                Some(FromAgent::Failed(failure)) => return Err(failure),
-                _ => {}
+            match self.hear(None) {
+                Ok(Some(FromAgent::Gone)) => return Ok(()),
+                Ok(Some(FromAgent::Failed(failure))) => return Err(failure),
+                Ok(_) => {}
+                Err(failure) => self.another_agent(failure)?,
+            }
+        }
+    }
+
+    /// Gives the device of an agent that died another one, which takes care of its server or, where that is gone, too,
+    /// of a new one (L49). The agent's death is the failure where that cannot be done.
+    fn another_agent(&mut self, death: Failure) -> Result<(), Failure> {
+        let id = self.serves.as_ref().and_then(|a| DevId::new(a.id).ok());
+        let Some(id) = id else {
+            return Err(death);
+        };
+        tracing::error!("{death}; device {id} gets another agent");
+        let request = again(id, self.lifetime, ANOTHER);
+        let program = this_program();
+        let mut next = Self::with_signals(
+            &program,
+            self.lifetime,
+            self.signals.take(),
+            &ToAgent::Recover(request),
+        )?;
+        match next.live(Instant::now() + ANOTHER + LAST_WORDS) {
+            Ok(_) => {
+                *self = next;
+                Ok(())
+            }
+            Err(failure) => {
+                tracing::error!("{failure}");
+                Err(death)
             }
         }
     }

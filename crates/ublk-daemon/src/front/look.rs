@@ -87,6 +87,8 @@ pub struct ListEntry {
     pub server_pid: Option<u32>,
     /// Whether that process still runs.
     pub server_alive: bool,
+    /// Whether its agent still runs; not known of a foreign device. Without one nobody gives it a new server.
+    pub agent_alive: Option<bool>,
     /// Who made it.
     pub owner: Owner,
     /// No record of ours says that ublkctl made it.
@@ -306,7 +308,7 @@ pub(super) fn nonces(program: &Path, deadline: Duration) -> Result<Vec<u64>, Fai
     Ok(readable.map(Geometry::server_flags).collect())
 }
 
-/// The devices of ours that wait for a server.
+/// The devices of ours that wait for a server, or have one without an agent.
 ///
 /// # Errors
 /// As [`list`].
@@ -314,7 +316,8 @@ pub fn recoverable(program: &Path, deadline: Duration) -> Result<Vec<DevId>, Fai
     let waits = |e: &ListEntry| {
         let state = matches!(e.state.as_str(), "quiesced" | "fail-io");
         let missed = e.state == "live" && e.recovery.is_recoverable();
-        e.orphan && !e.foreign && (state || missed)
+        let alone = e.state == "live" && e.server_alive && e.agent_alive == Some(false);
+        !e.foreign && (alone || (e.orphan && (state || missed)))
     };
     let entries = list(program, deadline)?;
     let ids = entries.iter().filter(|e| waits(e));
@@ -402,7 +405,14 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
     let deleting = is_deleting(id);
     // A device just added has no server yet, but an agent.
     let orphan = !server_alive && !agent_alive && !deleting;
-    let next = orphan.then(|| next(geometry, record.is_none(), recovery));
+    let alone = server_alive && !agent_alive && record.is_some();
+    let next = match (orphan, alone) {
+        (true, _) => Some(next(geometry, record.is_none(), recovery)),
+        (_, true) => Some(format!(
+            "its agent is gone: `ublkctl recover {id}` gives it another"
+        )),
+        _ => None,
+    };
     let size = sysfs(id, "size").and_then(|sectors| sectors.checked_mul(ublk_core::SECTOR_SIZE));
     ListEntry {
         id: id.get(),
@@ -420,6 +430,7 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
         backend: record.map(|r| r.spec.backend.name().to_owned()),
         server_pid,
         server_alive,
+        agent_alive: record.map(|_| agent_alive),
         owner: Owner {
             uid: geometry.owner_uid(),
             gid: geometry.owner_gid(),
@@ -466,6 +477,7 @@ fn unreadable(id: DevId) -> ListEntry {
         backend: None,
         server_pid: None,
         server_alive: false,
+        agent_alive: None,
         owner: Owner {
             uid: node.as_ref().map_or(0, MetadataExt::uid),
             gid: node.as_ref().map_or(0, MetadataExt::gid),

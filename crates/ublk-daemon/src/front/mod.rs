@@ -19,7 +19,7 @@ pub use look::{Backing, Features, Info, ListEntry, features, info, list, recover
 pub use owner::{Ownership, ownership};
 pub use remove::{Stop, delete, stop};
 pub use resize::{Resized, resize};
-pub use up::{Difference, Outcome, Up, Wanted, down, make, named, target, up, vet};
+pub use up::{Difference, Down, Outcome, Up, Wanted, down, make, named, target, up, vet};
 pub use words::{Word, words};
 
 use crate::helper::Helper;

@@ -43,7 +43,7 @@ pub struct Wanted {
 pub enum Outcome {
     /// It was made.
     Added,
-    /// It waited for a server and has one.
+    /// It waited for a server, or its server for an agent, and has one.
     Recovered,
     /// It ran already, as wanted; nothing was done.
     Unchanged,
@@ -227,7 +227,7 @@ pub fn up(
             if !differences.is_empty() {
                 return Ok((done(entry.id, Outcome::Differs, differences), None));
             }
-            if entry.orphan {
+            if entry.orphan || entry.agent_alive == Some(false) {
                 let (added, device) = take_up(program, id, lifetime, left())?;
                 return Ok((
                     done(added.id, Outcome::Recovered, differences),
@@ -248,7 +248,20 @@ pub fn up(
     Ok((done(added.id, Outcome::Added, Vec::new()), Some(device)))
 }
 
-/// Stops and deletes the device of a name, as [`delete`] does. Its number; `None` where there is none.
+/// What `down` did with a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Down {
+    /// It was stopped and deleted.
+    Deleted(u32),
+    /// There is none of that name.
+    Absent,
+    /// It does not serve in front any more: another agent has it in its care.
+    HandedOver(u32),
+}
+
+/// Stops and deletes the device of a name, as [`delete`] does. With `in_front` only one whose processes end with a
+/// front: a service that stops takes no device with it that was handed over to an agent of its own.
 ///
 /// # Errors
 /// As [`delete`].
@@ -256,8 +269,9 @@ pub fn down(
     program: &Path,
     name: &str,
     how: Stop,
+    in_front: bool,
     deadline: Duration,
-) -> Result<Option<u32>, Failure> {
+) -> Result<Down, Failure> {
     let until = Instant::now() + deadline;
     let left = || until.saturating_duration_since(Instant::now());
     let Some((entry, record)) = find(program, name, left())? else {
@@ -267,15 +281,18 @@ pub fn down(
                 format!("{name} is device {id}, which this user did not make"),
             )
             .hint("run as the user who made it, or as root; see `ublkctl list`")),
-            _ => Ok(None),
+            _ => Ok(Down::Absent),
         };
     };
+    if in_front && record.lifetime == Some(Lifetime::Own) {
+        return Ok(Down::HandedOver(entry.id));
+    }
     let id = DevId::new(entry.id).map_err(|e| Failure::failed(e.to_string()))?;
     let nonce = Some(record.nonce);
     match delete(program, Target { id, nonce }, how, false, left()) {
-        Ok(()) => Ok(Some(entry.id)),
+        Ok(()) => Ok(Down::Deleted(entry.id)),
         // Somebody else was faster.
-        Err(failure) if failure.kind == FailureKind::NoSuchDevice => Ok(None),
+        Err(failure) if failure.kind == FailureKind::NoSuchDevice => Ok(Down::Absent),
         Err(failure) => Err(failure),
     }
 }

@@ -3,6 +3,7 @@
 use super::{StateError, Store};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -10,9 +11,26 @@ use std::time::Instant;
 /// The right to be the agent of a device, held as long as the value lives.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
     /// The file goes with the lock: it means nothing without it.
     passing: Option<PathBuf>,
+}
+
+impl Lock {
+    /// The right that another process has handed over: it is held as long as either of them lives.
+    #[must_use]
+    pub fn of_descriptor(fd: OwnedFd) -> Self {
+        Self {
+            file: fd.into(),
+            passing: None,
+        }
+    }
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl Drop for Lock {
@@ -25,7 +43,7 @@ impl Drop for Lock {
 }
 
 impl Store {
-    pub(super) fn lock_path(&self, id: u32) -> PathBuf {
+    pub(crate) fn lock_path(&self, id: u32) -> PathBuf {
         self.dir.join(format!("{id}.lock"))
     }
 
@@ -36,8 +54,8 @@ impl Store {
     /// Those of the file system, and [`StateError::Untrusted`].
     pub fn lock(&self, id: u32, deadline: Instant) -> Result<Option<Lock>, StateError> {
         let lock = self.lock_file(self.lock_path(id), deadline)?;
-        Ok(lock.map(|(_file, _)| Lock {
-            _file,
+        Ok(lock.map(|(file, _)| Lock {
+            file,
             passing: None,
         }))
     }
@@ -49,8 +67,8 @@ impl Store {
     pub fn lock_name(&self, name: &str, deadline: Instant) -> Result<Option<Lock>, StateError> {
         let path = self.dir.join(format!("name-{name}.lock"));
         let lock = self.lock_file(path, deadline)?;
-        Ok(lock.map(|(_file, path)| Lock {
-            _file,
+        Ok(lock.map(|(file, path)| Lock {
+            file,
             passing: Some(path),
         }))
     }
@@ -62,8 +80,8 @@ impl Store {
     pub fn lock_removal(&self, id: u32, deadline: Instant) -> Result<Option<Lock>, StateError> {
         let path = self.dir.join(format!("{id}.removal.lock"));
         let lock = self.lock_file(path, deadline)?;
-        Ok(lock.map(|(_file, path)| Lock {
-            _file,
+        Ok(lock.map(|(file, path)| Lock {
+            file,
             passing: Some(path),
         }))
     }
@@ -73,9 +91,9 @@ impl Store {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let passing = name.ends_with(".removal.lock")
             || (name.starts_with("name-") && name.ends_with(".lock"));
-        if passing && let Some((_file, path)) = self.lock_file(path.clone(), Instant::now())? {
+        if passing && let Some((file, path)) = self.lock_file(path.clone(), Instant::now())? {
             drop(Lock {
-                _file,
+                file,
                 passing: Some(path),
             });
         }

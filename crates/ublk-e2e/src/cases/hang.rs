@@ -105,8 +105,8 @@ fn stands_still() -> Result<()> {
     cli::nothing_left(secs(20))
 }
 
-/// L27 An upgrade whose old server does not answer: told in time; killed, the device is recovered, and the write
-/// is done after all.
+/// L27 L44 An upgrade whose old server does not answer: told in time; killed, its agent gives the device another by
+/// itself, and the write is done after all.
 fn upgrade() -> Result<()> {
     let backing = Backing::new("still");
     let device = backing.spec("16M", &["--recovery", "reissue"]).add()?;
@@ -118,9 +118,13 @@ fn upgrade() -> Result<()> {
         &["is live", "kill process"],
     )?;
     in_time(&["upgrade", &id], TIMED_OUT, &["old server"])?;
-    procfs::kill(still.server, Signal::KILL)?;
-    device.wait_state("quiesced", patience())?;
-    ublkctl(&["recover", &id])?.good()?;
+    let old = still.server;
+    procfs::kill(old, Signal::KILL)?;
+    until("another server", patience() + secs(20), || {
+        let info = device.query()?;
+        let other = info["server_alive"] == true && info["server_pid"] != old;
+        Ok((info["state"] == "live" && other).then_some(()))
+    })?;
     ensure!(still.written(), "the write failed");
     device.open()?.check_pattern(0, 4096, 1)?;
     device.delete()?;

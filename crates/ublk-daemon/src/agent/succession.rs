@@ -1,0 +1,313 @@
+//! One agent after another: how a device changes hands while it is in use.
+//!
+//! The agent at work listens for its successor. Asked, it *yields*: it gives the lock of the device, and the front that
+//! it serves for, to the successor, and does nothing by itself from then on, but it stays. Told that the device is the
+//! successor's it leaves without a word. Should the successor end before that, the device is its own as before; if its
+//! I/O was being held already, it goes on where the successor stopped: no hand-over can leave a device without anybody
+//! (L44).
+#![forbid(unsafe_code)]
+
+use super::Agent;
+use crate::link::{LINK_VERSION, Link, LinkError};
+use crate::listener::{self, Listener};
+use crate::state::{Lock, Store};
+use crate::wire::{Failure, Lifetime};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long the agent at work may take to yield.
+const YIELD: Duration = Duration::from_secs(5);
+
+/// What a successor says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+enum ToPredecessor {
+    /// I am to have the device.
+    TakeOver {
+        /// [`LINK_VERSION`] of the successor.
+        version: u32,
+        /// Of the device.
+        nonce: u64,
+    },
+    /// Its I/O is being held from now on.
+    Holding,
+    /// I have it.
+    Done,
+}
+
+/// What the agent at work says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+enum FromPredecessor {
+    /// This is yours, too: a descriptor comes along.
+    Yours {
+        /// What it is.
+        held: Held,
+    },
+    /// That was all.
+    Yielding {
+        /// What ends the processes of the device.
+        lifetime: Lifetime,
+    },
+    /// No.
+    Refused {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What an agent holds of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Held {
+    /// The lock of the device.
+    Lock,
+    /// The link to the front that it serves for.
+    Front,
+    /// Where messages go.
+    Messages,
+}
+
+/// The end of the agent at work.
+#[derive(Debug, Default)]
+pub(super) struct Heir {
+    listener: Option<Listener>,
+    successor: Option<Link>,
+    state: State,
+}
+
+/// How far the device has changed hands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Own,
+    Yielding,
+    /// The successor holds the device's I/O.
+    Held,
+    Yielded,
+    /// The successor ended while it held the device's I/O.
+    Deserted,
+}
+
+impl Heir {
+    /// Listens for successors.
+    pub(super) fn listen(&mut self, mut listener: Listener) {
+        if let Err(e) = listener.publish() {
+            tracing::warn!("nobody can ask this agent to hand the device over: {e}");
+        }
+        *self = Self {
+            listener: Some(listener),
+            ..Self::default()
+        };
+    }
+
+    /// What to wait for: a successor, or its next word.
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.successor {
+            Some(successor) => Some(successor.as_fd()),
+            None => self.listener.as_ref().map(AsFd::as_fd),
+        }
+    }
+
+    /// Whether the device is a successor's to deal with.
+    pub(super) const fn is_yielding(&self) -> bool {
+        matches!(self.state, State::Yielding | State::Held)
+    }
+
+    /// Whether the device is a successor's.
+    pub(super) const fn has_yielded(&self) -> bool {
+        matches!(self.state, State::Yielded)
+    }
+
+    /// Whether a successor left the device with its I/O held.
+    pub(super) const fn is_deserted(&self) -> bool {
+        matches!(self.state, State::Deserted)
+    }
+
+    /// The device is served again.
+    pub(super) fn is_served(&mut self) {
+        self.state = State::Own;
+    }
+
+    /// Listens no more, and takes the socket away unless it is a successor's.
+    pub(super) fn close(&mut self) {
+        if let Some(listener) = self.listener.take()
+            && !self.has_yielded()
+        {
+            listener.remove();
+        }
+        self.successor = None;
+    }
+}
+
+impl Agent<'_> {
+    /// Takes what a successor has to say.
+    pub(super) fn hear_successor(&mut self) {
+        let Some(successor) = &self.heir.successor else {
+            self.heir.successor = self.heir.listener.as_ref().and_then(Listener::accept);
+            return;
+        };
+        let word = match successor.try_recv() {
+            Ok(None) => return,
+            Ok(Some(word)) => word,
+            Err(e) => return self.forsaken(&e),
+        };
+        match word {
+            ToPredecessor::TakeOver { version, nonce } => self.yield_to(version, nonce),
+            ToPredecessor::Holding if self.heir.is_yielding() => self.heir.state = State::Held,
+            ToPredecessor::Done if self.heir.is_yielding() => self.heir.state = State::Yielded,
+            other => tracing::warn!("the next agent spoke out of turn: {other:?}"),
+        }
+    }
+
+    /// The successor is gone.
+    fn forsaken(&mut self, error: &LinkError) {
+        self.heir.successor = None;
+        if self.heir.state == State::Held {
+            tracing::error!(
+                "the hand-over failed while the device's I/O was held ({error}): this agent gives it another server"
+            );
+            self.heir.state = State::Deserted;
+        } else if self.heir.is_yielding() {
+            tracing::info!("the hand-over was given up before the device's I/O was held");
+            self.heir.state = State::Own;
+        }
+    }
+
+    fn yield_to(&mut self, version: u32, nonce: u64) {
+        let Some(successor) = &self.heir.successor else {
+            return;
+        };
+        let ours = self.device.as_ref().map(|d| d.record.nonce);
+        let why = match (ours, &self.lock) {
+            _ if version != LINK_VERSION => Some(LinkError::Version(version).to_string()),
+            (Some(ours), _) if ours != nonce => Some("it is another device".to_owned()),
+            (_, None) => Some("its agent is on its way out".to_owned()),
+            _ => None,
+        };
+        if let Some(why) = why {
+            let _ = successor.send(&FromPredecessor::Refused { why });
+            return;
+        }
+        let mut fds = Vec::new();
+        if let Some(lock) = &self.lock {
+            fds.push((Held::Lock, lock.as_fd()));
+        }
+        let stderr = io::stderr();
+        if let Some(front) = self
+            .ears
+            .front
+            .as_ref()
+            .filter(|_| self.ears.lifetime != Lifetime::Own)
+        {
+            fds.push((Held::Front, front.as_fd()));
+            fds.push((Held::Messages, stderr.as_fd()));
+        }
+        let lifetime = self.ears.lifetime;
+        let given = fds.into_iter().try_for_each(|(held, fd)| {
+            successor.send_with(&FromPredecessor::Yours { held }, Some(fd))
+        });
+        match given.and_then(|()| successor.send(&FromPredecessor::Yielding { lifetime })) {
+            Ok(()) => self.heir.state = State::Yielding,
+            Err(e) => tracing::warn!("the next agent does not listen: {e}"),
+        }
+    }
+}
+
+/// The agent at work, seen from its successor; dropped before [`Predecessor::done`] it has its device back.
+#[derive(Debug)]
+pub(super) struct Predecessor {
+    link: Link,
+    /// What ends the processes of the device.
+    pub(super) lifetime: Lifetime,
+    /// The front that it serves for.
+    pub(super) front: Option<Link>,
+    /// Where that front takes messages.
+    pub(super) messages: Option<OwnedFd>,
+}
+
+impl Predecessor {
+    /// Asks the agent at work for the device; `None` where none listens: it is gone, or of an earlier version.
+    ///
+    /// # Errors
+    /// It refuses, or does not answer.
+    pub(super) fn ask(store: &Store, id: u32, nonce: u64) -> Result<Option<(Self, Lock)>, Failure> {
+        let path = store.next_socket(id);
+        let Ok(link) = listener::connect(&path) else {
+            return Ok(None);
+        };
+        let version = LINK_VERSION;
+        let deaf = |e: LinkError| {
+            Failure::timed_out(format!("the agent of device {id} does not hand it over: {e}"))
+                .hint("wait for another command on this device; else kill its agent (`ublkctl info` names it) and try again")
+        };
+        link.send(&ToPredecessor::TakeOver { version, nonce })
+            .map_err(deaf)?;
+        let mut lock = None;
+        let mut predecessor = Self {
+            link,
+            lifetime: Lifetime::Own,
+            front: None,
+            messages: None,
+        };
+        let until = Instant::now() + YIELD;
+        loop {
+            let held = match predecessor.link.recv(until).map_err(deaf)? {
+                FromPredecessor::Yours { held } => held,
+                FromPredecessor::Yielding { lifetime } => {
+                    predecessor.lifetime = lifetime;
+                    break;
+                }
+                FromPredecessor::Refused { why } => {
+                    return Err(Failure::failed(format!(
+                        "the agent of device {id} does not hand it over: {why}"
+                    )));
+                }
+            };
+            let Some(fd) = predecessor.link.take_descriptor() else {
+                continue;
+            };
+            match held {
+                Held::Lock => lock = Some(Lock::of_descriptor(fd)),
+                Held::Front => predecessor.front = Some(Link::from_fd(fd)),
+                Held::Messages => predecessor.messages = Some(fd),
+            }
+        }
+        let lock = lock.ok_or_else(|| {
+            Failure::failed(format!("the agent of device {id} handed over no lock"))
+        })?;
+        Ok(Some((predecessor, lock)))
+    }
+
+    /// Says that the device's I/O is held from now on.
+    ///
+    /// # Errors
+    /// It is gone, so there is no way back.
+    pub(super) fn holding(&self) -> Result<(), LinkError> {
+        self.link.send(&ToPredecessor::Holding)
+    }
+
+    /// Says that the device has changed hands.
+    pub(super) fn done(&self) {
+        if let Err(e) = self.link.send(&ToPredecessor::Done) {
+            tracing::debug!("the agent before this one is gone already: {e}");
+        }
+    }
+}
+
+/// Moves this process into the control group of another, with all that it starts from then on: the service that the
+/// device belongs to has its processes.
+///
+/// # Errors
+/// No control groups of version 2, no right.
+pub(super) fn join_group(of: u32) -> io::Result<()> {
+    let text = fs::read_to_string(format!("/proc/{of}/cgroup"))?;
+    let group = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    let group = group.ok_or(io::ErrorKind::NotFound)?;
+    let path = Path::new("/sys/fs/cgroup").join(group).join("cgroup.procs");
+    fs::write(path, std::process::id().to_string())
+}
