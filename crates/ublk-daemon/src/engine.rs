@@ -9,8 +9,8 @@ use crate::wire::{
     AddSpec, Assignment, BackendSpec, Failure, FailureKind, FileReport, Health, Opening,
     QueueReport, Serving, ShmReport, Stats,
 };
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ublk_backends::{Created, File, FileOptions, Memory, Null};
@@ -57,8 +57,16 @@ pub(crate) fn limits_again(
     let BackendSpec::File { path, .. } = &spec.backend else {
         return limits_of(spec);
     };
-    let (opening, _) = backing::way(record, None, accept);
-    let place = opening.instead.as_deref().unwrap_or(path);
+    let (opening, passed) = backing::way(record, None, accept);
+    // A link of /proc leads to the open file itself, whatever it is named now.
+    let link = passed.map(|fd| {
+        (
+            PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())),
+            fd,
+        )
+    });
+    let link = link.as_ref().map(|(link, _)| link.as_path());
+    let place = link.or(opening.instead.as_deref()).unwrap_or(path);
     let file = options(spec, place).claim(false).open();
     let file = file.map_err(|e| of_file(path, &e))?;
     if let Some(was) = &opening.backing {
