@@ -297,3 +297,19 @@ impl Ring {
         self.plain(Kind::Nop, None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// L11 A buffer that is longer than an operation can name is refused, not moved as far as it can be named.
+    #[test]
+    fn l11_what_cannot_be_named_is_refused() {
+        let memory = |len| Place::Memory {
+            ptr: std::ptr::null_mut(),
+            len,
+        };
+        assert_eq!(flags_for_all(memory(u32::MAX)), Err(Errno::EINVAL));
+        assert_eq!(flags_for_all(memory(u32::MAX - 1)), Ok(op::MSG_WAITALL));
+    }
+}
