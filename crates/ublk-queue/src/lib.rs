@@ -5,6 +5,24 @@
 //! commits, and submits a whole batch with the one `io_uring_enter` it then sleeps in. [`Server`] puts
 //! workers on threads, pinned by the kernel's queue affinity, and reports their [`Health`].
 //!
+//! # What safe code cannot break
+//! No safe function lets its caller have memory read or written that is not its own, or a request answered twice.
+//!
+//! | what is given | safe, because | else |
+//! |---|---|---|
+//! | memory to copy to or from ([`Request::push_from`], [`seam::UserCopyPort`]) | a [`MemRef`] is a loan for the call | [`MemRef::new`] is unsafe |
+//! | memory for the driver behind an answer ([`Request::complete_from`], [`Request::complete_by_copy`]) | `MemRef<'static>`; of a [`Direct`] backend the lane holds the owner | [`Handler::place`] is unsafe to call |
+//! | a request's bytes | the one token gives slices and buffer, each for a borrow | |
+//! | buffers of operations ([`task::IoBuf`]) | the operation owns them until its last completion | the trait is unsafe |
+//! | a registered buffer ([`task::Place`]) | named with its ring; others refuse it | |
+//! | descriptors ([`task::SharedFd`]) | held until the operation is over | |
+//! | a device ([`Server::arm`], [`RawQueue::arm`]) | an `OpenDevice` is one device's node and the driver's word on it | `OpenDevice::new` is unsafe |
+//! | a share of a queue ([`worker::Share`]) | dealt once, compared with its lane | |
+//! | tags, queues, file numbers, places | compared with depth, files, pool; what is beyond is refused | |
+//! | completions ([`seam::Port`], [`Handler::operation_completed`]) | | the trait and the call are unsafe |
+//! | a ring for lanes ([`real::RingPort::new`]) | | unsafe |
+//! | requests of another lane, to an [`Async`](task::Async) inside another handler | compared with its own lane, refused | |
+//!
 //! Nothing here starts, stops or deletes a device: that is the control plane's (`ublk-ctrl`), and the
 //! two share only values of `ublk-core`.
 

@@ -21,6 +21,22 @@
 //! mapping, on the heap with a fake kernel side (feature `test-utils`), and under loom.
 //!
 //! Needs Linux 5.19; the best rung of the ladder needs 6.1.
+//!
+//! # What safe code cannot break
+//! No safe function lets its caller have the kernel touch memory or descriptors that are not its own.
+//!
+//! | what is given | safe, because | else |
+//! |---|---|---|
+//! | an address: [`op::read`] and all that name memory, [`Sqe64::addr`], [`Sqe64::len`], [`Sqe64::buf_index`] | | unsafe, for every push of the entry or a copy |
+//! | a descriptor in an entry | a slot of the ring's own table ([`Fd::registered`]) is held by the ring | [`Fd::raw`] is unsafe |
+//! | a descriptor to close | [`Ring::push_close`] takes it by value | [`op::close`] is unsafe |
+//! | a descriptor to register | the kernel takes a reference during the call | |
+//! | a `user_data` | own completions only: an owner knows what it pushed | [`op::msg_ring`], to other rings, is unsafe |
+//! | buffers for a group | [`BufRing`] itself is pinned by the kernel | [`BufRing::add`] is unsafe |
+//! | a number of an operation to cancel | it completes with its own result all the same | |
+//!
+//! Entries are `Copy` and hold nothing; queues and completions are copied in and out by value; a [`Ring`] stays on its
+//! thread.
 
 mod buf_ring;
 mod cq;
