@@ -66,6 +66,10 @@ impl Agent<'_> {
             }
             if ready.successor {
                 self.hear_successor();
+                let own = !self.heir.is_yielding() && !self.heir.has_yielded();
+                if own && self.ears.told_to_end {
+                    self.asked_to_end(&mut ending, "a signal during a hand-over");
+                }
             }
             if ready.front {
                 self.hear_front(&mut ending);

@@ -389,6 +389,24 @@ fn l44_a_hand_over_that_fails_has_a_way_back() {
     }
 }
 
+/// L44 A signal that comes while a successor has the device is for the agent at work once more when the hand-over is
+/// given up.
+#[test]
+fn l44_a_signal_during_a_hand_over_that_is_given_up_counts() {
+    let (_kernel, store, _dir, old) = served();
+    let nonce = store.last(ID).unwrap().unwrap().nonce;
+    let asked = crate::agent::succession::Predecessor::ask(&store, ID, nonce).unwrap();
+    let (successor, lock) = asked.expect("the agent at work listens");
+    (&old.signal).write_all(b"x").unwrap();
+    drop((successor, lock));
+    let until = Instant::now() + Duration::from_secs(20);
+    let ended =
+        ublk_ctrl::wait::until(until, || Ok::<_, ()>(old.agent.is_finished().then_some(())));
+    assert_eq!(ended, Ok(Some(())), "the agent goes on");
+    assert_eq!(old.agent.join().unwrap(), 0);
+    assert_eq!(store.last(ID).unwrap().unwrap().phase, Phase::Left);
+}
+
 /// L44 Once I/O is held the caller of an upgrade may go away: it is finished all the same. Before, it is given up.
 #[test]
 fn l44_an_upgrade_does_not_need_its_caller_once_io_is_held() {
