@@ -211,19 +211,16 @@ fn stuck_stop() -> Result<()> {
     let mut embedded = Embedded::start(2, &["depth=16"])?;
     let writers = held(&mut embedded, 3)?;
     let id = embedded.id;
-    let mut stop = cli::command(&["stop", "--force", &id.to_string(), "--deadline", "16"])
+    let mut stop = cli::command(&["stop", "--force", &id.to_string(), "--deadline", "60"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    // Half of the time goes by with a write-back that nobody answers. The stop is under way when the disk is going: it
-    // then waits for the held requests.
-    let begun = Instant::now();
-    until("a stop that waits", secs(14), || {
+    // The stop is under way when the disk is going: it then waits for the held requests.
+    until("a stop that waits", secs(10), || {
         let helper = procfs::stuck().iter().any(|t| t.name.contains("ublk"));
         let gone = !sysfs::directory(id).exists();
-        let stops = begun.elapsed() > secs(10);
-        Ok((gone || (helper && stops)).then_some(()))
+        Ok((helper || gone).then_some(()))
     })
     .or_else(|error| match stop.try_wait() {
         Ok(None) => Ok(()),
@@ -235,8 +232,8 @@ fn stuck_stop() -> Result<()> {
     embedded.kill()?;
     none_done(writers)?;
     let end = until("the end of `stop`", secs(70), || Ok(stop.try_wait()?))?;
-    // Stopped, and it says that not all was written back.
-    ensure!(end.code() == Some(cli::code::FAILED), "stop: {end}");
+    // Direct writes leave nothing to write back: their writers are told, and the stop has nothing to report.
+    ensure!(end.success(), "stop: {end}");
     remove_orphan(id)
 }
 
