@@ -276,6 +276,12 @@ impl Store {
         self.dir.join(format!("{id}.server"))
     }
 
+    /// What is known of the starts of a service.
+    #[must_use]
+    pub fn starts(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("name-{name}.starts"))
+    }
+
     /// Where the messages of a device go by default.
     #[must_use]
     pub fn log(&self, id: u32) -> PathBuf {

@@ -227,6 +227,8 @@ pub enum ToAgent {
     Recover(RecoverRequest),
     /// Stop and delete it (foreground: the front got a signal).
     Leave,
+    /// Whoever asked for the device knows its name: from now on it lives without the front.
+    Keep,
 }
 
 /// What the agent says to the front.

@@ -172,6 +172,7 @@ pub fn foreground(
     } else {
         Lifetime::Front
     };
+    let pace = front::Pace::keep(&entry.name);
     let (up, device) = front::up(&this_program(), &entry.wanted, lifetime, within)?;
     let line = Line::up(up);
     let Some(device) = device else {
@@ -185,7 +186,13 @@ pub fn foreground(
     };
     let path = line.path.as_deref().unwrap_or(Path::new(""));
     put(json, &line, || format!("{}\n", path.display()))?;
-    Ok(stay(device))
+    let code = stay(device);
+    if code == ExitCode::SUCCESS
+        && let Some(pace) = pace
+    {
+        pace.forget();
+    }
+    Ok(code)
 }
 
 /// Takes down the devices of a file, the last one first; each is tried.

@@ -308,12 +308,20 @@ fn add(backend: &Backend, json: bool) -> Result<ExitCode, Failure> {
     };
     let wanted = wanted(backend)?;
     let (added, device) = front::make(&this_program(), &wanted, lifetime, within(&add.wait))?;
-    put(json, &added, || format!("{}\n", added.path.display()))?;
-    Ok(if add.foreground {
-        stay(device)
-    } else {
-        ExitCode::SUCCESS
-    })
+    let told = put(json, &added, || format!("{}\n", added.path.display()));
+    if let Err(failure) = told {
+        let path = added.path.display();
+        let gone = device.take_back(within(&add.wait));
+        return Err(match gone {
+            Ok(()) => failure.hint(format!("{path} was taken back")),
+            Err(e) => failure.hint(format!("{path} is still there: {e}")),
+        });
+    }
+    if add.foreground {
+        return Ok(stay(device));
+    }
+    device.keep()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Stays in front of a device that was printed until it is gone. How it ends is told in words and by the exit code:

@@ -174,6 +174,7 @@ impl Agent<'_> {
         };
         match front.try_recv::<ToAgent>() {
             Ok(None) => {}
+            Ok(Some(ToAgent::Keep)) => self.keep(),
             Ok(Some(ToAgent::Leave)) => self.asked_to_end(ending, "the front"),
             Ok(Some(ToAgent::Add(_) | ToAgent::Recover(_))) => {
                 tracing::warn!("the front spoke out of turn");
@@ -184,6 +185,17 @@ impl Agent<'_> {
                     self.asked_to_end(ending, "the end of the front");
                 }
             }
+        }
+    }
+
+    /// The device lives on its own from now on, and is written down so where it changed hands meanwhile.
+    fn keep(&mut self) {
+        self.ears.lifetime = Lifetime::Own;
+        self.ears.front = None;
+        let own = Some(Lifetime::Own);
+        if let Some(device) = self.device.as_mut().filter(|d| d.record.lifetime != own) {
+            device.record.lifetime = own;
+            self.save();
         }
     }
 

@@ -303,6 +303,7 @@ impl Agent<'_> {
         match self.bring_up(&request, deadline) {
             Ok(added) => {
                 self.announce(request.lifetime, added);
+                self.await_keep(request.lifetime);
                 self.attend_always()
             }
             Err(failure) => {
@@ -321,6 +322,7 @@ impl Agent<'_> {
         match self.recover(request, deadline) {
             Ok(added) => {
                 self.announce(request.lifetime, added);
+                self.take_front(request.lifetime);
                 self.attend_always()
             }
             Err(failure) => {
@@ -349,7 +351,7 @@ impl Agent<'_> {
             | ToAgent::Recover(RecoverRequest { version, .. }) => {
                 Err(LinkError::Version(version).into())
             }
-            ToAgent::Leave => Err(Failure::failed(
+            ToAgent::Leave | ToAgent::Keep => Err(Failure::failed(
                 "told to leave before there was anything to do",
             )),
         }
@@ -364,13 +366,28 @@ impl Agent<'_> {
             crate::roles::log_to(log);
         }
         tracing::info!("device {} serves, server {}", added.id, added.server_pid);
-        self.tell_front(&FromAgent::Live(added));
+        if !self.tell_front(&FromAgent::Live(added)) {
+            tracing::info!("who asked for it is gone");
+        }
+        self.world.end_prover();
+    }
+
+    /// A new device is nobody's until somebody knows its name: until the front says that it has told it, the device
+    /// lives no longer than the front does.
+    fn await_keep(&mut self, lifetime: Lifetime) {
+        if lifetime == Lifetime::Own {
+            self.ears.lifetime = Lifetime::Front;
+        }
+    }
+
+    /// Who asked for a recovery has been told, and is not what the device lives for: the front of the agent before this
+    /// one is, if there is one.
+    fn take_front(&mut self, lifetime: Lifetime) {
         if let Some((front, lifetime)) = self.adopted.take() {
             (self.ears.front, self.ears.lifetime) = (Some(front), lifetime);
         } else if lifetime == Lifetime::Own {
             self.ears.front = None;
         }
-        self.world.end_prover();
     }
 
     /// Whether there was a front to tell.

@@ -42,7 +42,7 @@ fn play_on(kernel: Arc<Kernel>, spec: AddSpec, foreground: bool, deadline_ms: u6
             Lifetime::Own
         },
         // The log of a test's thread would be that of the test.
-        log: None,
+        log: Some("/nonexistent/log".into()),
         deadline_ms,
     };
     front.send(&ToAgent::Add(request)).unwrap();
@@ -221,6 +221,7 @@ fn a_device_in_the_foreground_ends_with_its_front() {
 
     let mut back = play(None, false, 10_000);
     back.live();
+    back.front.as_ref().unwrap().send(&ToAgent::Keep).unwrap();
     back.front = None;
     // Still there and answering.
     assert_eq!(health(&back.store).stats.reads, 42);
@@ -362,4 +363,26 @@ fn l04_a_mode_dropped_in_silence_is_not_replaced() {
     let log = play.kernel.log();
     assert_eq!(log.last().map(String::as_str), Some("delete"));
     assert!(!log.contains(&"armed".to_owned()), "{log:?}");
+}
+
+/// L31 A new device is nobody's until its name was told: a front that ends before takes it along, however it ends; one
+/// that has told it leaves it.
+#[test]
+fn l31_a_device_that_nobody_heard_of_is_taken_back() {
+    let mut play = play(None, false, 10_000);
+    play.live();
+    drop(play.front.take());
+    assert_eq!(play.agent.join().unwrap(), 0);
+    let log = play.kernel.log();
+    assert!(
+        log.ends_with(&["stop", "empty", "server exit 0", "delete"].map(str::to_owned)),
+        "{log:?}"
+    );
+    let mut play = self::play(None, false, 10_000);
+    play.live();
+    play.front.as_ref().unwrap().send(&ToAgent::Keep).unwrap();
+    drop(play.front.take());
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!play.agent.is_finished());
+    assert!(!play.kernel.log().iter().any(|step| step == "stop"));
 }

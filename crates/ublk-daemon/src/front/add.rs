@@ -226,13 +226,16 @@ pub struct Foreground {
     signals: Option<Signals>,
     serves: Option<Added>,
     lifetime: Lifetime,
+    /// A signal came, and the agent was told.
+    told: bool,
 }
 
 impl Foreground {
     /// Starts an agent and says its first word to it.
     fn start(program: &Path, lifetime: Lifetime, word: &ToAgent) -> Result<Self, Failure> {
-        let signals = match lifetime {
-            Lifetime::Own => None,
+        // Interrupted, a device that is being made is taken back; one that is being recovered goes on.
+        let signals = match (lifetime, word) {
+            (Lifetime::Own, ToAgent::Recover(_)) => None,
             _ => Signals::take_in_front().ok(),
         };
         Self::with_signals(program, lifetime, signals, word)
@@ -244,6 +247,14 @@ impl Foreground {
         signals: Option<Signals>,
         word: &ToAgent,
     ) -> Result<Self, Failure> {
+        let written = serde_json::to_vec(word);
+        written.map_err(|e| {
+            Failure::new(
+                FailureKind::Usage,
+                format!("this cannot be written down: {e}"),
+            )
+            .hint("give files names that are UTF-8")
+        })?;
         let mut agent = Peer::spawn(program, Role::Agent, Messages::Pipe)
             .map_err(|e| Failure::failed(format!("cannot start the agent: {e}")))?;
         let messages = agent.take_messages();
@@ -255,6 +266,7 @@ impl Foreground {
             signals,
             serves: None,
             lifetime,
+            told: false,
         })
     }
 
@@ -306,6 +318,8 @@ impl Foreground {
 
     fn live(&mut self, until: Instant) -> Result<Added, Failure> {
         match self.hear(Some(until))? {
+            // It was about to serve when the signal came.
+            Some(FromAgent::Live(_)) if self.told => self.taken_back(until),
             Some(FromAgent::Live(added)) => {
                 self.serves = Some(added.clone());
                 Ok(added)
@@ -326,6 +340,39 @@ impl Foreground {
         }
     }
 
+    /// Has a device of its own live on without this process, whose caller has been told its name. One that is not
+    /// kept is taken back.
+    ///
+    /// # Errors
+    /// The agent is gone.
+    pub fn keep(self) -> Result<(), Failure> {
+        let kept = self.agent.link.send(&ToAgent::Keep);
+        kept.map_err(|e| Failure::failed(format!("agent process {}: {e}", self.agent.pid)))
+    }
+
+    /// Takes back a device that nobody shall have, and says whether it is gone.
+    ///
+    /// # Errors
+    /// It is still there at the deadline.
+    pub fn take_back(mut self, within: Duration) -> Result<(), Failure> {
+        let _ = self.agent.link.send(&ToAgent::Leave);
+        match self.hear(Some(Instant::now() + within))? {
+            Some(FromAgent::Gone) => Ok(()),
+            Some(FromAgent::Failed(failure)) => Err(failure),
+            _ => Err(Failure::timed_out("it is not gone yet")),
+        }
+    }
+
+    fn taken_back(&mut self, until: Instant) -> Result<Added, Failure> {
+        let until = until.max(Instant::now() + LAST_WORDS);
+        Err(match self.hear(Some(until))? {
+            Some(FromAgent::Gone) => Failure::failed("interrupted; the device was taken back"),
+            Some(FromAgent::Failed(failure)) => failure,
+            _ => Failure::timed_out("interrupted; the device is still being taken back")
+                .hint("see `ublkctl list`"),
+        })
+    }
+
     /// The agent's next word, `None` at the deadline. Meanwhile messages are passed on to standard
     /// error, and signals to the agent.
     fn hear(&mut self, deadline: Option<Instant>) -> Result<Option<FromAgent>, Failure> {
@@ -342,6 +389,7 @@ impl Foreground {
                 if let Some(signals) = &mut self.signals {
                     signals.clear();
                 }
+                self.told = true;
                 notify::stopping();
                 let _ = self.agent.link.send(&ToAgent::Leave);
             }

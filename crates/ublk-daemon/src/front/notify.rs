@@ -14,6 +14,9 @@ use ublk_core::DevId;
 /// How often in a period of the watchdog the queues are looked at.
 const LOOKS: u32 = 8;
 
+/// How long a start may take after a pause.
+const START: Duration = Duration::from_secs(60);
+
 /// Tells that the device serves, and from then on how it does where a watchdog wants to know.
 pub(super) fn serves(added: &Added) {
     let status = format!("{} serves", added.path.display());
@@ -31,6 +34,17 @@ pub(super) fn serves(added: &Added) {
 /// Tells that the service ends because somebody asked for it.
 pub(super) fn stopping() {
     say(&[NotifyState::Stopping]);
+}
+
+/// Tells that the start is put off, and that this is no reason to give it up.
+pub(super) fn waiting(pause: Duration, starts: u32) {
+    let status = format!("start {starts} in a row, in {} s", pause.as_secs());
+    let more = (pause + START).as_micros();
+    let more = u32::try_from(more).unwrap_or(u32::MAX);
+    say(&[
+        NotifyState::ExtendTimeoutUsec(more),
+        NotifyState::Status(&status),
+    ]);
 }
 
 fn say(state: &[NotifyState<'_>]) {

@@ -245,6 +245,11 @@ pub fn up(
         }
     }
     let (added, device) = make_reserved(program, wanted, lifetime, left())?;
+    if lifetime == Lifetime::Own {
+        // The file says its name.
+        device.keep()?;
+        return Ok((done(added.id, Outcome::Added, Vec::new()), None));
+    }
     Ok((done(added.id, Outcome::Added, Vec::new()), Some(device)))
 }
 

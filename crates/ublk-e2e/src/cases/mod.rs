@@ -34,6 +34,7 @@ mod shared_matrix;
 mod shared_memory;
 mod stop;
 mod stuck;
+mod surroundings;
 mod systemd;
 mod udev;
 mod unprivileged;
@@ -74,6 +75,7 @@ pub fn all(set: Set) -> Vec<Case> {
         in_use::cases(),
         stop::cases(),
         stuck::cases(),
+        surroundings::cases(),
         unprivileged::cases(),
         upgrade::cases(),
         handover::cases(),

@@ -30,12 +30,14 @@ const REISSUE: &str = "recovery = \"reissue\"\n";
 pub(super) type Body = fn() -> Result<()>;
 
 pub fn cases() -> Vec<Case> {
-    let all: [(&str, Body); 9] = [
+    let all: [(&str, Body); 11] = [
         ("systemd_boot_mounts_after_its_device", at_boot),
         ("systemd_a_mount_starts_its_device", on_demand),
         ("systemd_a_killed_device_comes_back_under_its_mount", killed),
         ("l24_systemd_the_watchdog_ends_a_silent_server", silent),
         ("l24_systemd_the_watchdog_ends_a_stuck_queue", stuck),
+        ("systemd_failing_starts_are_paced", paced),
+        ("systemd_a_wrong_configuration_is_final", wrong),
         ("systemd_stop_writes_back_and_deletes", stop),
         ("systemd_stop_while_mounted_leaves_the_device", stop_mounted),
         (
@@ -112,6 +114,11 @@ fn on_demand() -> Result<()> {
         );
     }
     ensure!(procfs::status(server, "VmLck")? > 0, "no memory is locked");
+    let scheduler = fs::read_to_string("/sys/block/ublkb3/queue/scheduler")?;
+    ensure!(
+        scheduler.contains("[none]") || scheduler.trim() == "none",
+        "{scheduler}"
+    );
     // Stopped and started, it has what was written.
     device.unmount()?;
     device.stop()?;
@@ -222,6 +229,38 @@ fn write(node: &Path, generation: u64) -> Result<()> {
     file.file().read_exact_at(buffer.bytes_mut(), 0)?;
     ensure!(buffer.bytes() == wanted, "other data came back");
     Ok(())
+}
+
+/// A backend that is not there is tried again, and ever more rarely; when it is back, so is the device, soon.
+fn paced() -> Result<()> {
+    let device = Served::new("paced", 12, 4 << 20, "", "")?;
+    fs::remove_file(&device.file)?;
+    systemctl(&["start", "--no-block", &device.unit])?;
+    std::thread::sleep(secs(8));
+    let tries = device.restarts()?;
+    ensure!(
+        (2..=7).contains(&tries),
+        "{tries} tries in 8 s\n{}",
+        crate::systemd::journal(&device.unit)
+    );
+    fs::File::create(&device.file)?.set_len(4 << 20)?;
+    says(&device.unit, "ActiveState", "active", secs(60))?;
+    ensure!(device.state()?.as_deref() == Some("live"));
+    device.stop()?;
+    ensure!(
+        !Path::new("/run/ublkctl/name-paced.starts").exists(),
+        "a good end is not forgotten"
+    );
+    Ok(())
+}
+
+/// A mistake that no other try mends is told once.
+fn wrong() -> Result<()> {
+    let device = Served::new("wrong", 13, 4 << 20, "quues = 2\n", "")?;
+    ensure!(systemctl(&["start", &device.unit]).is_err());
+    std::thread::sleep(secs(2));
+    ensure!(device.restarts()? == 0, "{} restarts", device.restarts()?);
+    says(&device.unit, "ActiveState", "failed", secs(5))
 }
 
 /// A stop writes back what is dirty, deletes the device, and is no failure. Both with recovery and without.

@@ -1,7 +1,7 @@
 //! The shipped udev rules, by a real udev: in the guest that runs systemd.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,6 +19,8 @@ use crate::wait::{secs, until};
 const ALICE: u32 = 1000;
 const BOB: u32 = 1001;
 const GROUP: u32 = 2001;
+/// The group of disks.
+const DISK: u32 = 6;
 
 pub fn cases() -> Vec<Case> {
     let all: [(&str, Body); 2] = [
@@ -104,6 +106,21 @@ fn owned(node: &str, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// The UUID of an ext4 (`s_uuid`, 0x68 bytes into the superblock).
+fn uuid(image: &Path) -> Result<String> {
+    let mut bytes = [0; 16];
+    fs::File::open(image)?.read_exact_at(&mut bytes, 1024 + 0x68)?;
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let parts = [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ];
+    Ok(parts.join("-"))
+}
+
 /// fstab by the name of the device alone: udev makes the link, systemd waits for it, also after a crash.
 fn named() -> Result<()> {
     let device = Served::new("named", 11, 64 << 20, "recovery = \"reissue\"\n", "")?;
@@ -123,6 +140,19 @@ fn named() -> Result<()> {
         "active",
         secs(10),
     )?;
+    // As of any disk: links by what is on it, and nodes that are root's.
+    let by_uuid = Path::new("/dev/disk/by-uuid").join(uuid(&device.file)?);
+    let same =
+        || Ok((fs::canonicalize(&by_uuid).ok().as_deref() == Some(&*device.node)).then_some(()));
+    until("the link by UUID", secs(10), same)?;
+    for (path, gid, mode) in [
+        (device.node.clone(), DISK, 0o660),
+        (format!("/dev/ublkc{}", device.id).into(), 0, 0o600),
+    ] {
+        let data = fs::metadata(&path)?;
+        let found = (data.uid(), data.gid(), data.mode() & 0o777);
+        ensure!(found == (0, gid, mode), "{}: {found:?}", path.display());
+    }
     crate::procfs::kill(device.server()?, rustix::process::Signal::KILL)?;
     device.back(1, BACK)?;
     ensure!(device.is_mounted()? && link.exists());

@@ -1,0 +1,346 @@
+//! What a device's processes keep of the place they were started from, and what they may do (L45 to L47).
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+
+use crate::case::Case;
+use crate::cli::{self, Device, Spec, nothing_left, patience, program, ublkctl, ublkctl_json};
+use crate::wait::{secs, until};
+use crate::{json, procfs, run};
+
+pub fn cases() -> Vec<Case> {
+    type Body = fn() -> Result<()>;
+    let all: [(&str, Body); 9] = [
+        ("l45_surroundings_are_not_kept", careless),
+        ("l45_surroundings_locks_are_let_go", caller_lock),
+        ("l46_surroundings_without_room_for_messages", unwritable),
+        ("l47_surroundings_of_another_pid_namespace", namespace),
+        ("surroundings_see_processes_by_name", named),
+        ("surroundings_hang_up_and_no_device_ends", hang_up),
+        ("l31_surroundings_interrupt_an_add", interrupted),
+        ("surroundings_by_a_relative_directory", relative),
+        ("surroundings_with_records_of_another_version", versions),
+    ];
+    all.into_iter()
+        .map(|(name, body)| Case::new(name, body))
+        .collect()
+}
+
+/// A directory of a case, gone with it.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Result<Self> {
+        let path = PathBuf::from(format!("/tmp/ublk-e2e-{name}"));
+        fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs a script of the shell, with the tool's path as `$T`.
+fn shell(directory: &Path, script: &str) -> Result<run::Output> {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).env("T", program());
+    run::output(command.current_dir(directory), secs(60))
+}
+
+/// The processes of a device: server and agent.
+fn processes(device: &Device) -> Result<[u32; 2]> {
+    let agent = json::number(&device.query()?, "agent_pid")?;
+    Ok([device.server_now()?, u32::try_from(agent)?])
+}
+
+fn text(pid: u32, name: &str) -> Result<String> {
+    let bytes =
+        fs::read(format!("/proc/{pid}/{name}")).with_context(|| format!("{name} of {pid}"))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// L45 Descriptors, limits, umask, nice value, CPUs, directory, environment, signals: all are the machine's own.
+fn careless() -> Result<()> {
+    let directory = Directory::new("careless")?;
+    let script = "exec 7>kept; umask 0; ulimit -f 8; ulimit -n 50; trap '' HUP INT CHLD USR1; \
+                  export SECRET=kept; exec nice -n 5 $T add mem --size 16M";
+    let output = shell(&directory.0, script)?.good()?;
+    let device = Device::of(
+        &output,
+        &Spec {
+            depth: 128,
+            ..Spec::mem("16M")
+        },
+    )?;
+    for pid in processes(&device)? {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+            let link = fs::read_link(entry.path()).unwrap_or_default();
+            ensure!(
+                !link.starts_with(&directory.0),
+                "{} is open",
+                link.display()
+            );
+        }
+        ensure!(!text(pid, "environ")?.contains("SECRET"));
+        ensure!(fs::read_link(format!("/proc/{pid}/cwd"))? == Path::new("/"));
+        let limits = text(pid, "limits")?;
+        let limit = |name: &str| {
+            let line = limits.lines().find_map(|l| l.strip_prefix(name));
+            line.unwrap_or_default()
+                .split_whitespace()
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        ensure!(limit("Max file size") == "unlimited", "{limits}");
+        ensure!(limit("Max core file size") == "0", "{limits}");
+        ensure!(
+            limit("Max open files").parse::<u64>()? >= 100_000,
+            "{limits}"
+        );
+        let stat = text(pid, "stat")?;
+        let fields: Vec<&str> = stat
+            .rsplit_once(") ")
+            .context("fields")?
+            .1
+            .split(' ')
+            .collect();
+        // Fields 6 and 19 of proc(5), counted from the third.
+        ensure!(fields[16] == "0", "nice {}", fields[16]);
+        ensure!(fields[3] != "0" && fields[4] == "0", "a terminal: {stat}");
+        let status = text(pid, "status")?;
+        ensure!(status.contains("Umask:\t0077"), "{status}");
+    }
+    device.delete()
+}
+
+/// L45 `flock FILE ublkctl add` holds the file while the command runs, and no longer.
+fn caller_lock() -> Result<()> {
+    let directory = Directory::new("flock")?;
+    let file = directory.join("lock");
+    let lock = file.to_string_lossy().into_owned();
+    let tool = program();
+    let words = [
+        lock.as_str(),
+        &tool,
+        "add",
+        "null",
+        "--size",
+        "16M",
+        "--depth",
+        "64",
+    ];
+    let output = run::good("flock", &words)?;
+    let device = Device::of(&output, &Spec::null("16M"))?;
+    let locked = rustix::fs::flock(
+        fs::File::open(&file)?.as_fd(),
+        rustix::fs::FlockOperation::NonBlockingLockExclusive,
+    );
+    locked.context("the lock is kept")?;
+    device.delete()
+}
+
+/// L46 Standard error on a full disk, a log on one, a log that is a FIFO without a reader: the device serves, and what
+/// ends is brought back as ever.
+fn unwritable() -> Result<()> {
+    let directory = Directory::new("unwritable")?;
+    let image = directory.join("image");
+    fs::File::create(&image)?.set_len(16 << 20)?;
+    let fifo = directory.join("fifo");
+    run::good("mkfifo", &[&*fifo.to_string_lossy()])?;
+    let fifo = fifo.to_string_lossy().into_owned();
+    for log in ["/dev/full", &fifo] {
+        let words = ["--recovery", "reissue", "--supervise", "--log", log];
+        let spec = Spec::file(&image).with(&words);
+        let mut command = cli::command(&[]);
+        command.args(spec.words()).env("UBLKCTL_LOG", "trace");
+        let full = fs::File::options().write(true).open("/dev/full")?;
+        command.stdout(Stdio::piped()).stderr(full);
+        let output = command.output()?;
+        ensure!(output.status.success(), "{log}: {output:?}");
+        let path = String::from_utf8(output.stdout)?;
+        let id = path
+            .trim()
+            .strip_prefix("/dev/ublkb")
+            .context("a path")?
+            .to_owned();
+        let pid = |key: &str| -> Result<u32> {
+            let info = ublkctl_json(&["info", &id])?;
+            Ok(u32::try_from(json::number(&info, key)?)?)
+        };
+        let (server, agent) = (pid("server_pid")?, pid("agent_pid")?);
+        procfs::kill(server, Signal::KILL)?;
+        until("another server", patience() + secs(10), || {
+            let info = ublkctl_json(&["info", &id])?;
+            let live = json::text(&info, "state")? == "live";
+            let other = json::number(&info, "server_pid").is_ok_and(|now| now != u64::from(server));
+            Ok((live && other).then_some(()))
+        })
+        .with_context(|| log.to_owned())?;
+        ensure!(pid("agent_pid")? == agent, "{log}: the agent is another");
+        ublkctl(&["delete", &id])?.good()?;
+    }
+    Ok(())
+}
+
+/// L47 Where no process of a device can be seen, it is no orphan all the same, and `gc --all` removes nothing.
+fn namespace() -> Result<()> {
+    let device = Spec::mem("16M").add()?;
+    let id = device.id.to_string();
+    let tool = program();
+    let inside = |words: &[&str]| {
+        let unshare = ["--pid", "--fork", "--mount-proc", tool.as_str()];
+        run::good("unshare", &[&unshare, words].concat())
+    };
+    let listed: serde_json::Value = serde_json::from_str(&inside(&["list", "--json"])?.stdout)?;
+    let entry = &listed[0];
+    ensure!(
+        entry["orphan"] == false && entry["server_alive"] == true,
+        "{entry}"
+    );
+    inside(&["gc", "--all"])?;
+    ensure!(json::text(&device.query()?, "state")? == "live");
+    let again = inside(&["gc", &id]);
+    ensure!(again.is_err(), "it was removed by its number");
+    let server = device.server()?;
+    ensure!(device.server_now()? == server);
+    device.delete()
+}
+
+/// `ps` says what a process is, and whose.
+fn named() -> Result<()> {
+    let device = Spec::mem("16M").add()?;
+    let id = device.id;
+    for (pid, role) in processes(&device)?.into_iter().zip(["server", "agent"]) {
+        let line = text(pid, "cmdline")?;
+        ensure!(
+            line.trim_end_matches('\0') == format!("ublkctl: {role} {id}"),
+            "{line:?}"
+        );
+        ensure!(text(pid, "comm")? == format!("ublk-{role}-{id}\n"));
+    }
+    device.delete()
+}
+
+/// SIGHUP is for who has a terminal: neither agent nor server end by it.
+fn hang_up() -> Result<()> {
+    let device = Spec::mem("16M").add()?;
+    let both = processes(&device)?;
+    for pid in both {
+        procfs::kill(pid, Signal::HUP)?;
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    ensure!(processes(&device)? == both, "other processes");
+    device.open()?;
+    device.delete()
+}
+
+/// L31 An `add` that is interrupted, at whatever moment, has named its device or takes it back; so has one whose path
+/// nobody can read.
+fn interrupted() -> Result<()> {
+    let add = ["add", "mem", "--size", "16M"];
+    let signals = [Signal::INT, Signal::TERM, Signal::HUP, Signal::KILL];
+    for (round, signal) in (0..16).zip(signals.into_iter().cycle()) {
+        let mut command = cli::command(&add);
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        std::thread::sleep(Duration::from_millis(30 * round));
+        procfs::kill(child.id(), signal)?;
+        let output = child.wait_with_output()?;
+        let path = String::from_utf8(output.stdout)?;
+        match path.trim().strip_prefix("/dev/ublkb") {
+            Some(id) => {
+                let deleted = ublkctl(&["delete", id])?;
+                let gone = [0, cli::code::NO_DEVICE].contains(&deleted.code());
+                ensure!(gone, "round {round}: {deleted}");
+            }
+            None => ensure!(!output.status.success(), "round {round}: nothing was said"),
+        }
+        nothing_left(secs(20)).with_context(|| format!("round {round}, {signal:?}"))?;
+    }
+    let full = fs::File::options().write(true).open("/dev/full")?;
+    let output = cli::command(&add).stdout(full).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(cli::code::FAILED),
+        "{output:?}"
+    );
+    ensure!(said.contains("was taken back"), "{said}");
+    nothing_left(secs(20))
+}
+
+/// State in a directory that is named from where the command runs: every process finds it.
+fn relative() -> Result<()> {
+    let directory = Directory::new("relative")?;
+    let here = |words: &[&str]| {
+        let mut command = cli::command(words);
+        command
+            .current_dir(&directory.0)
+            .env("UBLKCTL_RUN_DIR", "run");
+        run::output(&mut command, secs(60))?.good()
+    };
+    let path = here(&["add", "mem", "--size", "16M"])?.stdout;
+    let id = path
+        .trim()
+        .strip_prefix("/dev/ublkb")
+        .context("a path")?
+        .to_owned();
+    ensure!(directory.join("run").join(format!("{id}.json")).exists());
+    ensure!(!Path::new("/run").join(format!("{id}.json")).exists());
+    let info = here(&["info", &id, "--json"])?.stdout;
+    ensure!(
+        info.contains("\"foreign\":false") && info.contains("\"health\":{"),
+        "{info}"
+    );
+    here(&["delete", &id])?;
+    Ok(())
+}
+
+/// One record of another version, or of none, is told, and keeps no command from the other devices.
+fn versions() -> Result<()> {
+    let (one, two) = (Spec::mem("16M").add()?, Spec::mem("16M").add()?);
+    let record = PathBuf::from(format!("/run/ublkctl/{}.json", one.id));
+    let text = fs::read_to_string(&record)?;
+    let mut other: serde_json::Value = serde_json::from_str(&text)?;
+    other["version"] = 99.into();
+    for bad in [other.to_string(), "{".to_owned()] {
+        ensure!(bad != text);
+        fs::write(&record, bad)?;
+        let listed = ublkctl(&["list", "--json"])?.good()?;
+        ensure!(
+            listed.stderr.contains(&*record.to_string_lossy()),
+            "{listed}"
+        );
+        let listed: serde_json::Value = serde_json::from_str(&listed.stdout)?;
+        ensure!(
+            listed.as_array().is_some_and(|all| all.len() == 2),
+            "{listed}"
+        );
+        let known = listed.as_array().into_iter().flatten();
+        ensure!(
+            known.filter(|e| e["foreign"] == false).count() == 1,
+            "{listed}"
+        );
+        ublkctl(&["gc", "--all"])?.good()?;
+        ensure!(record.exists() && json::text(&two.query()?, "state")? == "live");
+    }
+    fs::write(&record, text)?;
+    one.delete()?;
+    two.delete()?;
+    nothing_left(secs(10))
+}
