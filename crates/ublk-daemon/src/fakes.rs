@@ -6,7 +6,7 @@ use crate::peer::Peer;
 use crate::server::{self, Backing, Engine, Running};
 use crate::signals::Signals;
 use crate::state::{Phase, Store};
-use crate::wire::{AddSpec, Assignment, BackendSpec, Failure, Health, Opening, Stats};
+use crate::wire::{AddSpec, Assignment, BackendSpec, Failure, Health, Opening, QueueReport, Stats};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -345,7 +345,7 @@ impl Running for Serving {
             },
             file: None,
             shm: None,
-            queues: Vec::new(),
+            queues: queues(if self.0.fails("many threads") { 900 } else { 0 }),
         }
     }
 
@@ -452,4 +452,21 @@ impl World for Threads {
         }
         Ok(Box::new(Control(Arc::clone(&self.0))))
     }
+}
+
+/// The health of so many queues, each as long-winded as a real one.
+fn queues(count: u16) -> Vec<QueueReport> {
+    let queue = |qid| QueueReport {
+        qid,
+        thread: 0,
+        state: "serving".to_owned(),
+        in_hand: 0,
+        batches: u64::MAX,
+        pinned: Some((0..16).collect()),
+        io_flusher: true,
+        setup: "single-issuer defer-taskrun registered-fd registered-files no-sqarray".to_owned(),
+        buffer_bytes: 64 << 20,
+        pages: "small pages".to_owned(),
+    };
+    (0..count).map(queue).collect()
 }

@@ -15,8 +15,9 @@ use std::time::Instant;
 /// The version that both ends of a link say in their first message.
 pub const LINK_VERSION: u32 = 6;
 
-/// The longest message in bytes. A packet above it is refused unread.
-pub const MAX_MESSAGE: usize = 64 * 1024;
+/// The longest message in bytes. A packet above it is refused unread; a longer one would not fit into what a socket may
+/// hold (net.core.wmem_default).
+pub const MAX_MESSAGE: usize = 192 * 1024;
 
 /// Why a link could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +146,23 @@ impl Link {
             return Err(LinkError::TooLong(bytes.len()));
         }
         Ok(socket::send(self.fd.as_fd(), &bytes, descriptor)?)
+    }
+
+    /// The same where there is room by the deadline: for what comes in many messages.
+    ///
+    /// # Errors
+    /// As [`Link::send`], and an [`io::ErrorKind::WouldBlock`] where nobody reads.
+    pub fn send_by<T: Serialize>(&self, message: &T, deadline: Instant) -> Result<(), LinkError> {
+        loop {
+            match self.send(message) {
+                Err(LinkError::Io(e)) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if !poll::writable(self.fd.as_fd(), Some(deadline))? {
+                        return Err(e.into());
+                    }
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Takes a message if one is there.

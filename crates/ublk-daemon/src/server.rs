@@ -23,6 +23,12 @@ use ublk_core::{Features, Limits};
 /// How long a server waits for the next word of an agent that has not told it to serve yet.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How many queues' health goes into one message.
+const QUEUES: usize = 128;
+
+/// How long an agent may take to read it all.
+const REPORT: Duration = Duration::from_secs(1);
+
 /// How long the threads of an ended server may take to be joined.
 const JOIN: Duration = Duration::from_secs(5);
 
@@ -282,6 +288,30 @@ impl Server {
         }
     }
 
+    /// Tells the health, in as many messages as the queues take: those of hundreds of threads do not go into one.
+    fn report(&mut self, ticket: u64, mut health: Health) {
+        let Some(link) = &self.link else { return };
+        let deadline = Instant::now() + REPORT;
+        let mut queues = std::mem::take(&mut health.queues);
+        loop {
+            let rest = queues.split_off(queues.len().min(QUEUES));
+            let more = !rest.is_empty();
+            health.queues = std::mem::replace(&mut queues, rest);
+            let health = health.clone();
+            let part = FromServer::Health {
+                ticket,
+                health,
+                more,
+            };
+            if let Err(e) = link.send_by(&part, deadline) {
+                return tracing::warn!("the agent does not listen: {e}");
+            }
+            if !more {
+                return;
+            }
+        }
+    }
+
     /// Marks the device as served. Without the mark it is served all the same, and whoever sees this process sees that.
     fn mark(&self) -> Option<Held> {
         let held = self.store.as_ref()?.serve(self.id?);
@@ -311,8 +341,7 @@ impl Server {
                     self.live(log.as_deref());
                 }
                 Ok(Some(ToServer::Health { ticket })) => {
-                    let health = running.health();
-                    self.tell(&FromServer::Health { ticket, health });
+                    self.report(ticket, running.health());
                 }
                 Ok(Some(ToServer::HandOver)) => self.hand_over(),
                 Ok(Some(ToServer::Quit)) => return true,
@@ -343,7 +372,9 @@ impl Server {
         if let Some(failure) = running.failure() {
             return Err(failure);
         }
-        let health = running.finish(JOIN)?;
+        let mut health = running.finish(JOIN)?;
+        // Nobody asks for them any more, and of hundreds the word would be too long to be said.
+        health.queues.clear();
         tracing::info!("device {} is empty", self.id.unwrap_or_default());
         self.tell(&FromServer::Empty {
             health: Some(health),

@@ -385,6 +385,9 @@ pub enum FromServer {
         ticket: u64,
         /// The snapshot.
         health: Health,
+        /// More of its queues follow, in another message of this ticket.
+        #[serde(default)]
+        more: bool,
     },
 }
 

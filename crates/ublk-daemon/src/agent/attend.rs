@@ -155,8 +155,12 @@ impl Agent<'_> {
                     }
                 }
                 Ok(Some(FromServer::Failed(failure))) => ending.failed = Some(failure),
-                Ok(Some(FromServer::Health { ticket, health })) => {
-                    self.relay.answer(ticket, &health);
+                Ok(Some(FromServer::Health {
+                    ticket,
+                    health,
+                    more,
+                })) => {
+                    self.relay.answer(ticket, health, more);
                 }
                 Ok(Some(other)) => tracing::warn!("the server spoke out of turn: {other:?}"),
                 Err(e @ (LinkError::Garbled(_) | LinkError::TooLong(_))) => tracing::warn!("{e}"),

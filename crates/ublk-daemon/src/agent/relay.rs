@@ -6,17 +6,29 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Callers that may wait at once; more are hung up on.
 const MAX_WAITING: usize = 16;
+
+/// How long a caller may take to read what does not fit into its socket.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// The socket and who waits at it. The directory it lies in is private, so whoever connects is the
 /// same user or root.
 #[derive(Debug, Default)]
 pub(super) struct Relay {
     listener: Option<(UnixListener, PathBuf)>,
-    waiting: Vec<(u64, UnixStream)>,
+    waiting: Vec<Waiting>,
     ticket: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    ticket: u64,
+    stream: UnixStream,
+    /// What the server has told so far.
+    health: Option<Health>,
 }
 
 impl Relay {
@@ -55,23 +67,38 @@ impl Relay {
     pub(super) fn accept(&mut self) -> Option<u64> {
         let (listener, _) = self.listener.as_ref()?;
         let (stream, _) = listener.accept().ok()?;
-        stream.set_nonblocking(true).ok()?;
+        stream.set_write_timeout(Some(PATIENCE)).ok()?;
         if self.waiting.len() >= MAX_WAITING {
             self.waiting.remove(0);
         }
         self.ticket += 1;
-        self.waiting.push((self.ticket, stream));
+        self.waiting.push(Waiting {
+            ticket: self.ticket,
+            stream,
+            health: None,
+        });
         Some(self.ticket)
     }
 
-    /// Gives a caller its answer. One that does not read loses it: the agent does not wait.
-    pub(super) fn answer(&mut self, ticket: u64, health: &Health) {
-        let Some(at) = self.waiting.iter().position(|(t, _)| *t == ticket) else {
+    /// Takes what the server tells of its health, and gives it to the caller when that is all. One that does not read
+    /// loses it.
+    pub(super) fn answer(&mut self, ticket: u64, part: Health, more: bool) {
+        let Some(at) = self.waiting.iter().position(|w| w.ticket == ticket) else {
             return;
         };
-        let (_, mut stream) = self.waiting.swap_remove(at);
-        if let Ok(bytes) = serde_json::to_vec(health) {
-            let _ = stream.write_all(&bytes);
+        let Some(waiting) = self.waiting.get_mut(at) else {
+            return;
+        };
+        match &mut waiting.health {
+            Some(health) => health.queues.extend(part.queues),
+            health => *health = Some(part),
+        }
+        if more {
+            return;
+        }
+        let mut waiting = self.waiting.swap_remove(at);
+        if let Ok(bytes) = serde_json::to_vec(&waiting.health) {
+            let _ = waiting.stream.write_all(&bytes);
         }
     }
 

@@ -386,3 +386,14 @@ fn l31_a_device_that_nobody_heard_of_is_taken_back() {
     assert!(!play.agent.is_finished());
     assert!(!play.kernel.log().iter().any(|step| step == "stop"));
 }
+
+/// The health of hundreds of threads is told whole, and their end is a good one.
+#[test]
+fn the_health_of_hundreds_of_threads_is_told() {
+    let play = play(Some("many threads"), true, 10_000);
+    play.live();
+    let told = health(&play.store);
+    assert_eq!((told.queues.len(), told.queues[899].qid), (900, 899));
+    play.front.as_ref().unwrap().send(&ToAgent::Leave).unwrap();
+    assert_eq!(play.hear(), FromAgent::Gone);
+}

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 use ublk_core::{DataMode, DevId, DevState, Geometry, Mode, QueueId, Recovery};
 use ublk_ctrl::{Controller, Error};
 
+/// The longest health of a server in bytes, for thousands of queues.
+const MAX_HEALTH: u64 = 16 << 20;
+
 /// How long an agent may take to tell the health of its server.
 const HEALTH: Duration = Duration::from_secs(1);
 
@@ -527,7 +530,7 @@ pub(super) fn health(id: DevId, within: Duration) -> Option<Health> {
     stream.set_read_timeout(Some(within)).ok()?;
     let mut bytes = Vec::new();
     std::io::Read::by_ref(&mut stream)
-        .take(1 << 20)
+        .take(MAX_HEALTH)
         .read_to_end(&mut bytes)
         .ok()?;
     serde_json::from_slice(&bytes).ok()
