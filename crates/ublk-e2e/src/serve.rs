@@ -41,7 +41,7 @@ struct Options {
     shm: Option<String>,
     /// A file device, in the mode that its builder takes by itself.
     file: Option<String>,
-    /// Seconds for which each read is held from the start on; not with `null`, `file` or `direct`.
+    /// Milliseconds for which each read is held from the start on; not with `null`, `file` or `direct`.
     hold: Option<u64>,
 }
 
@@ -140,8 +140,9 @@ impl Options {
             });
         }
         let (fault, control) = Fault::new(Arc::clone(memory));
-        if let Some(seconds) = self.hold {
-            control.add(Rule::every(Op::Read, Effect::Hold(secs(seconds))));
+        if let Some(milliseconds) = self.hold {
+            let held = Duration::from_millis(milliseconds);
+            control.add(Rule::every(Op::Read, Effect::Hold(held)));
         }
         let device = self.build(Builder::new(fault.declare(limits.quick(false))))?;
         Ok(Served {
