@@ -382,8 +382,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             self.answered_from(port, tag, answer, source);
             return Ok(());
         }
-        let desc = || self.descriptors.load(tag);
-        let result = place.commit(in_hand, answer, &self.shared, desc);
+        let (shared, descriptors) = (&self.shared, &self.descriptors);
+        let failed = |result| shared.failed(descriptors, tag, result);
+        let result = place.commit(in_hand, answer, shared, failed);
         let pushed = match result {
             Some(result) if BATCHED => self.batch.add(place.header, result, place.addr),
             Some(result) => port.push(&place.commit, result, place.addr).is_ok(),

@@ -13,7 +13,7 @@ use crate::health::{Meters, Status};
 use crate::lane::ANYWHERE;
 use crate::memref::MemRef;
 use crate::remote::RemoteAnswers;
-use crate::seam::{UserCopyPort, Wake};
+use crate::seam::{Descriptors, UserCopyPort, Wake};
 use crate::shmem::{ClientPath, SharedMemory};
 
 /// Shared between the worker, the requests other threads hold, and the server's health report.
@@ -148,14 +148,16 @@ impl LaneShared {
         let _ = self.on_failure.set(to);
     }
 
-    /// Counts a request that was answered with an errno, and tells of it.
+    /// Counts a request that was answered with an errno, and tells of it. Nothing of that, the look at the descriptor
+    /// included, is to be in the code of those that were answered well.
     #[cold]
-    pub(crate) fn failed(&self, desc: IoDesc, result: i32) {
+    #[inline(never)]
+    pub(crate) fn failed(&self, descriptors: &impl Descriptors, tag: Tag, result: i32) {
         self.meters.errors.add(1);
         let Some(on_failure) = self.on_failure.get() else {
             return;
         };
-        let io = desc.decode(&ANYWHERE).ok();
+        let io = descriptors.load(tag).decode(&ANYWHERE).ok();
         on_failure.tell(Failed {
             qid: self.qid,
             op: io.map(|io| io.op),

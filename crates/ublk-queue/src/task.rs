@@ -176,14 +176,11 @@ where
     // As for `Inline`: a call would keep every request in memory instead of registers.
     #[inline(always)]
     fn handle(&mut self, mut request: Request<'_>) {
-        let Some(lane) = &mut self.lane else {
-            // Never attached: nobody has told the depth.
-            return request.complete(Err(Errno::EIO));
-        };
-        if !request.is_of(&lane.shared) {
-            // Another lane's, handed on by a handler around this one.
+        let lane = self.lane.as_mut();
+        let Some(lane) = lane.filter(|lane| request.is_of(&lane.shared)) else {
+            // Never attached, or another lane's request, handed on by a handler around this one.
             return request.complete(Err(Errno::EINVAL));
-        }
+        };
         let tag = request.tag();
         let io = Io {
             op: request.op(),

@@ -79,11 +79,11 @@ pub struct Difference {
     pub wanted: String,
 }
 
-/// Makes a device with the file below it, as [`add`] does. A file that was made goes again with a device that
+/// Makes a device with the file below it, as [`add`](super::add) does. A file that was made goes again with a device that
 /// came to nothing.
 ///
 /// # Errors
-/// As [`add`], and what the file system says.
+/// As [`add`](super::add), and what the file system says.
 pub fn make(
     program: &Path,
     wanted: &Wanted,
@@ -194,7 +194,7 @@ fn file(spec: &AddSpec) -> PathBuf {
 ///
 /// # Errors
 /// A device without a name, one that runs already where its processes should be this front's, and all that
-/// [`add`] and [`recover`](super::recover) say.
+/// [`add`](super::add) and [`recover`](super::recover) say.
 pub fn up(
     program: &Path,
     wanted: &Wanted,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ublk_core::{Action, Answer, DataMode, Errno, Input, IoDesc, Op, Tag, TagState};
+use ublk_core::{Action, Answer, DataMode, Errno, Input, Op, Tag, TagState};
 
 use super::{ANYWHERE, Lane, Place};
 use crate::handler::Handler;
@@ -35,8 +35,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             }
         }
         let place = &mut self.tags[tag.index()];
-        let desc = || self.descriptors.load(tag);
-        if let Some(result) = place.commit(place.state, answer, &self.shared, desc) {
+        let (shared, descriptors) = (&self.shared, &self.descriptors);
+        let failed = |result| shared.failed(descriptors, tag, result);
+        if let Some(result) = place.commit(place.state, answer, shared, failed) {
             self.push_commit(port, tag, result);
         }
     }
@@ -100,14 +101,15 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 }
 
 impl<C> Place<C> {
-    /// Answers the request that is in hand at this place, whose descriptor `desc` is: the result for the driver, or nothing if none is in hand.
+    /// Answers the request that is in hand at this place: the result for the driver, or nothing if none is in hand.
+    /// `failed` is called with a result that is an errno.
     #[inline(always)]
     pub(super) fn commit(
         &mut self,
         in_hand: TagState,
         answer: Answer,
         shared: &LaneShared,
-        desc: impl FnOnce() -> IoDesc,
+        failed: impl FnOnce(i32),
     ) -> Option<i32> {
         let (next, action) = in_hand.step(Input::Answer(answer));
         let Some(Action::Commit(answer)) = action else {
@@ -116,7 +118,7 @@ impl<C> Place<C> {
         };
         self.state = next;
         if answer.result() < 0 {
-            shared.failed(desc(), answer.result());
+            failed(answer.result());
         }
         Some(answer.result())
     }
