@@ -44,11 +44,10 @@ pub fn cases() -> Vec<Case> {
 fn first_reads() -> Result<()> {
     let features = ublkctl_json(&["features"])?.to_string();
     let looks_later = features.contains("NO_AUTO_PART_SCAN");
-    // It reads some dozens of places, one after the other, and a task that waits two minutes is a fault to the kernel.
-    let hold = if looks_later {
-        "hold=80000"
-    } else {
-        "hold=100"
+    // Where reads fail the kernel reads hundreds of times, and a task of its own must not wait for two minutes.
+    let hold = match looks_later {
+        true => "hold=80000",
+        false => "hold-first=2000",
     };
     let begun = Instant::now();
     let mut embedded = Embedded::start(1, &[hold])?;
