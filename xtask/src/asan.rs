@@ -12,7 +12,7 @@ const CRATES: [&str; 3] = ["uring-lite", "ublk-queue", "ublk-backends"];
 
 /// The command: nightly, which has the sanitizer; a target directory of its own and an explicit target, so that build
 /// scripts and procedural macros go without; copies that the sanitizer can see into.
-pub fn command() -> Command {
+fn command() -> Command {
     let mut command = Command::new("timeout");
     command.args(["--kill-after=10", "1500", "cargo", "+nightly"]);
     fuzz::leave_toolchain(&mut command);
@@ -32,7 +32,7 @@ pub fn command() -> Command {
 }
 
 /// Why it cannot run here, if it cannot.
-pub fn missing() -> Option<&'static str> {
+fn missing() -> Option<&'static str> {
     let mut probe = Command::new("cargo");
     fuzz::leave_toolchain(&mut probe);
     probe.args(["+nightly", "--version"]);

@@ -11,7 +11,7 @@ use clap::Args;
 use crate::guest::accel::Choice;
 use crate::results::Results;
 use crate::vm::Vm;
-use crate::{asan, bench, cmd, e2e, layout, loom, mutants, paths};
+use crate::{bench, cmd, e2e, layout, loom, mutants, paths};
 
 /// Options of `test`.
 #[derive(Clone, Copy, Debug, Default, Args)]
@@ -35,7 +35,6 @@ pub fn run(options: Options) -> Result<()> {
     );
     part(&mut all, "loom", &mut loom::command());
     faults(&mut all);
-    sanitizer(&mut all);
     alone(&mut all);
     part(&mut all, "soundness", &mut soundness());
     if options.host_only {
@@ -104,17 +103,6 @@ fn part(all: &mut Results, name: &str, command: &mut Command) {
     }
     println!("{name}: {}", results.sum());
     all.add("", &results);
-}
-
-/// Ring, engine and backends under AddressSanitizer, where there is one.
-fn sanitizer(all: &mut Results) {
-    match asan::missing() {
-        None => part(all, "asan", &mut asan::command()),
-        Some(why) => {
-            println!("\n== asan: skipped: {why}");
-            all.skipped.push(("asan".to_owned(), why.to_owned()));
-        }
-    }
 }
 
 /// The crate that tries to break soundness without `unsafe`, outside of the workspace like its readers' own.
