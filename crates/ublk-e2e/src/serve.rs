@@ -41,10 +41,8 @@ struct Options {
     shm: Option<String>,
     /// A file device, in the mode that its builder takes by itself.
     file: Option<String>,
-    /// Milliseconds for which a read is held, then to fail, from the start on; not with `null`, `file` or `direct`.
+    /// Milliseconds for which each read is held, then to fail, from the start on; not with `null`, `file` or `direct`.
     hold: Option<u64>,
-    /// Only the first of them is.
-    hold_first: bool,
 }
 
 /// A device, and what injects faults into it, if that can be done.
@@ -88,7 +86,6 @@ impl Options {
             shm: None,
             file: None,
             hold: None,
-            hold_first: false,
         };
         for word in words {
             let (key, value) = word.split_once('=').context("KEY=VALUE")?;
@@ -107,10 +104,6 @@ impl Options {
                 "ring" => options.ring = value.parse()?,
                 "file" => options.file = Some(value.to_owned()),
                 "hold" => options.hold = Some(value.parse()?),
-                "hold-first" => {
-                    options.hold = Some(value.parse()?);
-                    options.hold_first = true;
-                }
                 "shm" => options.shm = Some(value.to_owned()),
                 "huge" => options.huge = value.parse()?,
                 _ => bail!("unknown: {word}"),
@@ -149,11 +142,7 @@ impl Options {
         let (fault, control) = Fault::new(Arc::clone(memory));
         if let Some(milliseconds) = self.hold {
             let held = Duration::from_millis(milliseconds);
-            let rule = Rule::every(Op::Read, Effect::Hold(held));
-            control.add(match self.hold_first {
-                true => rule.nth(1),
-                false => rule,
-            });
+            control.add(Rule::every(Op::Read, Effect::Hold(held)));
         }
         let device = self.build(Builder::new(fault.declare(limits.quick(false))))?;
         Ok(Served {
