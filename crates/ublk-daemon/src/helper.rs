@@ -6,7 +6,7 @@
 
 use crate::holders::{self, Claim, Holders};
 use crate::link::{LINK_VERSION, Link, LinkError};
-use crate::peer::{Messages, Peer, Role};
+use crate::peer::{Messages, Peer, Role, Standing};
 use crate::write_back::{Unwritten, write_back};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
@@ -92,7 +92,7 @@ impl Helper {
     /// # Errors
     /// [`Error::ControllerGone`] when it cannot be started.
     pub fn start(program: &Path) -> Result<Self, Error> {
-        Peer::spawn(program, Role::Helper, Messages::Nowhere)
+        Peer::spawn(program, Role::Helper, Standing::Alone, Messages::Nowhere)
             .map(Self::new)
             .map_err(|e| Error::ControllerGone {
                 message: format!("cannot start {}: {e}", program.display()),

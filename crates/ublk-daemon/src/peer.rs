@@ -65,6 +65,16 @@ pub enum Messages {
     Nowhere,
 }
 
+/// Where a role stands among the sessions of the machine. Either way no signal of a terminal reaches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// In a session of its own, without a terminal: it outlives whoever starts it.
+    Alone,
+    /// In its caller's session, in a process group of its own. The scheduler weighs sessions against each other
+    /// (autogroups, sched(7)): a wake-up from one into another costs some 300 instructions more than one within.
+    Beside,
+}
+
 /// A started role.
 pub struct Peer {
     /// The link to it.
@@ -92,10 +102,19 @@ impl Peer {
     ///
     /// # Errors
     /// When no process or descriptor is left, or the program is not there.
-    pub fn spawn(program: &Path, role: Role, messages: Messages) -> Result<Self, LinkError> {
+    pub fn spawn(
+        program: &Path,
+        role: Role,
+        standing: Standing,
+        messages: Messages,
+    ) -> Result<Self, LinkError> {
         let (link, theirs) = Link::pair()?;
         surroundings::keep_children();
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        if standing == Standing::Beside {
+            command.process_group(0);
+        }
+        let child = command
             .arg0(format!("{}{}", title::PROGRAM, role.name()))
             .arg(role.word())
             .env_clear()

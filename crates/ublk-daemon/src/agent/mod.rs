@@ -15,7 +15,7 @@ mod succession;
 use crate::helper::{self, Helper};
 use crate::link::{LINK_VERSION, Link, LinkError};
 use crate::listener::Listener;
-use crate::peer::{Messages, Peer, Role};
+use crate::peer::{Messages, Peer, Role, Standing};
 use crate::signals::Signals;
 use crate::state::{Lock, Record, Store};
 use crate::sys::{memory, poll, surroundings, title};
@@ -129,7 +129,9 @@ impl World for Real {
     }
 
     fn server(&mut self) -> Result<Peer, Failure> {
-        Ok(Peer::spawn(&self.program, Role::Server, Messages::Inherit)?)
+        let (role, standing) = (Role::Server, Standing::Beside);
+        let server = Peer::spawn(&self.program, role, standing, Messages::Inherit);
+        Ok(server?)
     }
 
     fn start_prover(&mut self) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use crate::engine;
 use crate::link::{LINK_VERSION, LinkError};
 use crate::log;
 use crate::names;
-use crate::peer::{Messages, Peer, Role, this_program};
+use crate::peer::{Messages, Peer, Role, Standing, this_program};
 use crate::policy;
 use crate::shm;
 use crate::signals::Signals;
@@ -255,7 +255,11 @@ impl Foreground {
             )
             .hint("give files names that are UTF-8")
         })?;
-        let mut agent = Peer::spawn(program, Role::Agent, Messages::Pipe)
+        let standing = match lifetime {
+            Lifetime::Own => Standing::Alone,
+            Lifetime::Front | Lifetime::Left => Standing::Beside,
+        };
+        let mut agent = Peer::spawn(program, Role::Agent, standing, Messages::Pipe)
             .map_err(|e| Failure::failed(format!("cannot start the agent: {e}")))?;
         let messages = agent.take_messages();
         // An agent that died at once is found by the answer that does not come.

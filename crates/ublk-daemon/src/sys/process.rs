@@ -13,6 +13,14 @@ pub fn new_session() -> io::Result<()> {
     check(unsafe { libc::setsid() }).map(drop)
 }
 
+/// Whether the caller leads a process group, as one does that was started into a group of its own.
+#[must_use]
+pub fn leads_group() -> bool {
+    // SAFETY: the call takes nothing, touches no memory and cannot fail.
+    let group = unsafe { libc::getpgrp() };
+    u32::try_from(group).is_ok_and(|group| group == std::process::id())
+}
+
 /// The effective user.
 #[must_use]
 pub fn effective_uid() -> u32 {

@@ -20,16 +20,18 @@ const TIMER_SLACK: libc::c_ulong = 50_000;
 const LAST_SIGNAL: libc::c_int = 64;
 
 /// Lets go of what an exec keeps open or set: descriptors beyond the standard streams, blocked and ignored signals, the
-/// working directory, the umask, the session and its terminal, core files. Call it first of all in a program that was
-/// started as a role: whatever descriptor above 2 there is, is closed.
+/// working directory, the umask, the session and its terminal (unless this process leads a group of it), core files. Call
+/// it first of all in a program that was started as a role: whatever descriptor above 2 there is, is closed.
 pub fn shed() {
     told("descriptors", close_others());
     told("signals", signals());
     told("working directory", std::env::set_current_dir("/"));
     // SAFETY: umask takes a number, touches no memory and cannot fail.
     unsafe { libc::umask(0o077) };
-    // Fails only for the leader of a group, which no spawned role is.
-    told("session", super::process::new_session());
+    // Who started it into a group of its own wants it in the session.
+    if !super::process::leads_group() {
+        told("session", super::process::new_session());
+    }
     told("core files", limit(libc::RLIMIT_CORE, 0, 0));
     told("descriptor limit", raise(libc::RLIMIT_NOFILE));
 }

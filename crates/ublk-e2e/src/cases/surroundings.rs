@@ -1,7 +1,9 @@
 //! What a device's processes keep of the place they were started from, and what they may do (L45 to L47).
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -16,13 +18,14 @@ use crate::{json, procfs, run};
 
 pub fn cases() -> Vec<Case> {
     type Body = fn() -> Result<()>;
-    let all: [(&str, Body); 9] = [
+    let all: [(&str, Body); 10] = [
         ("l45_surroundings_are_not_kept", careless),
         ("l45_surroundings_locks_are_let_go", caller_lock),
         ("l46_surroundings_without_room_for_messages", unwritable),
         ("l47_surroundings_of_another_pid_namespace", namespace),
         ("surroundings_see_processes_by_name", named),
         ("surroundings_hang_up_and_no_device_ends", hang_up),
+        ("surroundings_in_front_are_one_session", terminal),
         ("l31_surroundings_interrupt_an_add", interrupted),
         ("surroundings_by_a_relative_directory", relative),
         ("surroundings_with_records_of_another_version", versions),
@@ -246,6 +249,56 @@ fn hang_up() -> Result<()> {
     ensure!(processes(&device)? == both, "other processes");
     device.open()?;
     device.delete()
+}
+
+/// Process group and session of a process: fields 5 and 6 of proc(5).
+fn standing(pid: u32) -> Result<[u32; 2]> {
+    let stat = text(pid, "stat")?;
+    let (_, fields) = stat.rsplit_once(") ").context("fields")?;
+    let mut fields = fields.split(' ').skip(2).map(str::parse);
+    let mut next = || fields.next().context("too few fields")?.context("a number");
+    Ok([next()?, next()?])
+}
+
+/// In front, all processes share the session, so that the scheduler has them in one group; a control-C reaches the front
+/// alone, which takes its device back. A device on its own has left the session.
+fn terminal() -> Result<()> {
+    let device = Spec::mem("16M").add()?;
+    let [server, agent] = processes(&device)?;
+    ensure!(standing(agent)? == [agent, agent]);
+    ensure!(standing(server)? == [server, agent]);
+    device.delete()?;
+    let spec = Spec::mem("16M").with(&["--foreground"]);
+    let words = spec.words();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut child = cli::command(&words)
+        .process_group(0)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut path = String::new();
+    BufReader::new(child.stdout.take().context("piped")?).read_line(&mut path)?;
+    let info = ublkctl_json(&["info", path.trim()])?;
+    let front = child.id();
+    let [group, session] = standing(front)?;
+    ensure!(group == front, "{group}");
+    for role in ["agent_pid", "server_pid"] {
+        let pid = u32::try_from(json::number(&info, role)?)?;
+        ensure!(
+            standing(pid)? == [pid, session],
+            "{role}: {:?}",
+            standing(pid)?
+        );
+    }
+    let group = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process_group(group, Signal::INT)?;
+    let ended = until(
+        "the end after control-C",
+        secs(20),
+        || Ok(child.try_wait()?),
+    )?;
+    ensure!(ended.success(), "it ended with {ended}");
+    nothing_left(secs(5))
 }
 
 /// L31 An `add` that is interrupted, at whatever moment, has named its device or takes it back; so has one whose path
