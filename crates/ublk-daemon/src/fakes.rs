@@ -48,6 +48,8 @@ struct State {
     /// The file that servers open, and how they came to it.
     file: Option<std::path::PathBuf>,
     openings: Vec<(Opening, bool)>,
+    /// What a signal to the last server is written to.
+    signal: Option<UnixStream>,
 }
 
 /// Id and phase of a record, if there was one.
@@ -58,6 +60,13 @@ impl Kernel {
         let kernel = Self::default();
         kernel.state.lock().unwrap().fail = fail;
         Arc::new(kernel)
+    }
+
+    /// Sends a signal to the last server.
+    pub(crate) fn signal_server(&self) {
+        let state = self.state.lock().unwrap();
+        let mut signal = state.signal.as_ref().expect("a server");
+        signal.write_all(b"x").unwrap();
     }
 
     /// From now on this step fails, and no other.
@@ -399,7 +408,9 @@ impl World for Threads {
             });
             return Ok(Peer::thread(near, exit.into(), 4242));
         }
-        Ok(server(&self.0, None))
+        let (signals, signal) = UnixStream::pair().unwrap();
+        self.0.state.lock().unwrap().signal = Some(signal);
+        Ok(server(&self.0, Some(Signals::fake(signals))))
     }
 
     fn start_prover(&mut self) -> Result<(), Error> {

@@ -21,6 +21,10 @@ struct Ending {
     asked: Option<String>,
     /// The server was asked to leave the device to the next one, and by when it has to be gone.
     handing_over: Option<Instant>,
+    /// The server of a supervised device leaves, and another one shall come.
+    deserting: bool,
+    /// When it is said of such a server that it does not leave.
+    patience: Option<Instant>,
     /// When QUIESCE_DEV is sent once more, while the server is still there.
     pace: Option<Pace>,
     /// The server said it is empty.
@@ -125,7 +129,8 @@ impl Agent<'_> {
         }
         let mut ready = Ready::default();
         // Without an event it sleeps, except for a server that hears nothing of a QUIESCE.
-        let again = [ending.pace.as_ref().map(Pace::next), ending.handing_over];
+        let pace = ending.pace.as_ref().map(Pace::next);
+        let again = [pace, ending.handing_over, ending.patience];
         let again = again
             .into_iter()
             .flatten()
@@ -147,7 +152,7 @@ impl Agent<'_> {
                 Ok(Some(FromServer::Leave { .. })) if self.heir.is_yielding() => {
                     self.tell_server(&ToServer::HandOver);
                 }
-                Ok(Some(FromServer::Leave { why })) => self.asked_to_end(ending, &why),
+                Ok(Some(FromServer::Leave { why })) => self.server_leaves(ending, &why),
                 Ok(Some(FromServer::Empty { health })) => {
                     ending.empty = true;
                     if let Some(health) = health {
@@ -233,6 +238,13 @@ impl Agent<'_> {
         {
             return Err(self.no_way_out());
         }
+        if ending.patience.is_some_and(|until| Instant::now() >= until) {
+            ending.patience = None;
+            let text = self.does_not_leave();
+            tracing::error!(
+                "{text}; once it has answered what it has in hand, or was killed, the device gets another"
+            );
+        }
         if self.can_quiesce() && ending.pace.as_mut().is_some_and(Pace::is_due) {
             self.quiesce();
         }
@@ -242,9 +254,20 @@ impl Agent<'_> {
     /// The failure of a server that does not leave its device, which stays as it is.
     fn no_way_out(&mut self) -> Failure {
         self.relay.close();
+        let failure = Failure::timed_out(self.does_not_leave());
+        let Some(id) = self.device.as_ref().map(|d| d.id) else {
+            return failure;
+        };
+        failure.hint(format!(
+            "once that process has answered what it has in hand, or was killed, `ublkctl recover {id}` gives the device a new server"
+        ))
+    }
+
+    /// Writes down that the server does not leave its device, and what to say of it.
+    fn does_not_leave(&mut self) -> String {
         let pid = self.server.as_ref().map_or(0, |s| s.pid);
         let Some(device) = &mut self.device else {
-            return Failure::failed(format!("process {pid} does not end"));
+            return format!("process {pid} does not end");
         };
         let id = device.id;
         let text = format!(
@@ -252,9 +275,31 @@ impl Agent<'_> {
         );
         device.record.cause = Some(text.clone());
         self.save();
-        Failure::timed_out(text).hint(format!(
-            "once process {pid} has answered what it has in hand, or was killed, `ublkctl recover {id}` gives the device a new server"
-        ))
+        text
+    }
+
+    /// A signal to the server. Of a supervised device that is a death like any other: another server takes its place once
+    /// this one has answered what it has in hand, where the driver can hold the rest back. For any other device, and once
+    /// the agent has been told to end, it asks for the end.
+    fn server_leaves(&mut self, ending: &mut Ending, why: &str) {
+        let device = self.device.as_ref();
+        let supervised = device.is_some_and(|d| d.record.spec.supervise);
+        if !supervised || self.ears.told_to_end || ending.asked.is_some() {
+            return self.asked_to_end(ending, why);
+        }
+        if ending.deserting {
+            return;
+        }
+        ending.deserting = true;
+        ending.patience = Some(Instant::now() + LEAVE);
+        tracing::info!("{why}; the device gets another server");
+        // While a device of batch commands is held the driver fails its I/O.
+        let batch = device.is_some_and(|d| d.geometry.features().contains(Features::BATCH_IO));
+        if self.can_quiesce() && !batch {
+            ending.pace = Some(Pace::new());
+        } else {
+            self.tell_server(&ToServer::HandOver);
+        }
     }
 
     /// A signal asks for the end of the processes. A recoverable device is left to the next server (L30),
@@ -351,6 +396,9 @@ impl Agent<'_> {
         }
         let cause = match (ending.failed, ending.empty) {
             (Some(failure), _) => Some(failure.to_string()),
+            (None, true) if ending.deserting && !self.ears.told_to_end => {
+                Some("its server was told to end by a signal".to_owned())
+            }
             (None, true) => None,
             (None, false) => Some(format!("the server process ended ({exit})")),
         };

@@ -250,6 +250,44 @@ fn l34_a_supervised_device_comes_back() {
     assert!(!kernel.log().iter().any(|l| l == "stop" || l == "delete"));
 }
 
+/// L34 A signal to the server of a supervised device is its death like any other: another one takes its place, also where
+/// the driver cannot hold I/O meanwhile, and in front. A signal to the agent is still the end.
+#[test]
+fn l34_a_signal_to_a_supervised_server_brings_another() {
+    for (features, lifetime) in [
+        (reissue(), Lifetime::Own),
+        (reissue(), Lifetime::Left),
+        (Recovery::Reissue.features(), Lifetime::Own),
+        (reissue() | Features::BATCH_IO, Lifetime::Own),
+    ] {
+        let (kernel, store, _dir) = device(QUIESCED, features, None, None);
+        let mut record = store.last(ID).unwrap().unwrap();
+        record.spec.supervise = true;
+        store.write(&record).unwrap();
+        let agent = recover_for(&kernel, &store, false, lifetime);
+        assert!(matches!(agent.hear(), FromAgent::Live(_)));
+        for lives in 2..4 {
+            kernel.signal_server();
+            let until = Instant::now() + Duration::from_secs(20);
+            let back = ublk_ctrl::wait::until(until, || {
+                let proved = kernel.log().iter().filter(|l| *l == "prove").count();
+                Ok::<_, ()>((proved == lives).then_some(()))
+            });
+            assert_eq!(back, Ok(Some(())), "{:?}", kernel.log());
+        }
+        let held = kernel.log().iter().any(|l| l == "quiesce");
+        let can_hold =
+            features.contains(Features::QUIESCE) && !features.contains(Features::BATCH_IO);
+        assert_eq!(held, can_hold, "{:?}", kernel.log());
+        assert!(!agent.agent.is_finished());
+        (&agent.signal).write_all(b"x").unwrap();
+        assert_eq!(agent.agent.join().unwrap(), 0);
+        let record = store.last(ID).unwrap().unwrap();
+        assert_eq!((record.phase, record.cause), (Phase::Left, None));
+        assert!(!kernel.log().iter().any(|l| l == "stop" || l == "delete"));
+    }
+}
+
 /// L43 The lock of a supervised device's file is held from one server to the next, and each next one goes on with the
 /// open file of the one before, whatever its path leads to; which file it is stands in the record.
 #[test]

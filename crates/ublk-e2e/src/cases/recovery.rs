@@ -1,10 +1,13 @@
 //! Devices that outlive their server (L30, L34).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
+use super::stop::Backing;
 use crate::case::Case;
 use crate::cli::{self, Device, Spec, code, patience, ublkctl, ublkctl_json};
 use crate::embed::Embedded;
@@ -53,6 +56,10 @@ pub fn cases() -> Vec<Case> {
     all.push(Case::new("l34_only_what_waits_is_recovered", refused));
     all.push(Case::new("l34_recover_all", recover_all));
     all.push(Case::new("l34_a_supervised_device_comes_back", supervised));
+    all.push(Case::new(
+        "l34_a_signal_to_a_supervised_server_brings_another",
+        signalled,
+    ));
     all.push(Case::new("l34_a_foreign_device_is_not_recovered", foreign));
     all.push(Case::new(
         "l40_a_state_file_of_others_is_not_trusted",
@@ -255,6 +262,50 @@ fn supervised() -> Result<()> {
         ensure!(json::number(&device.query()?, "agent_pid")? == agent);
     }
     device.delete()
+}
+
+/// A signal to the server of a supervised device is its death like any other: the next one takes its place, and no request
+/// fails. SIGHUP is nothing to it.
+fn signalled() -> Result<()> {
+    for more in [&["--batch", "off"][..], &["--batch", "auto"]] {
+        let backing = Backing::new("signalled");
+        let spec = backing.spec("16M", &["--recovery", "reissue", "--supervise"]);
+        let device = spec.with(more).add()?;
+        let agent = json::number(&device.info, "agent_pid")?;
+        let (path, stop) = (device.path.clone(), Arc::new(AtomicBool::new(false)));
+        let told = Arc::clone(&stop);
+        let load = std::thread::spawn(move || {
+            let direct = crate::direct_io::Direct::open(&path)?;
+            let mut rounds = 0;
+            while !told.load(Ordering::Relaxed) {
+                direct.write_pattern(0, 256 << 10, rounds)?;
+                direct.check_pattern(0, 256 << 10, rounds)?;
+                rounds += 1;
+            }
+            Ok(rounds)
+        });
+        for signal in [Signal::TERM, Signal::INT, Signal::TERM] {
+            let before = device.server_now()?;
+            procfs::kill(before, signal)?;
+            until("another server", patience() + secs(20), || {
+                let info = device.query()?;
+                let other = info["server_alive"] == true && info["server_pid"] != before;
+                Ok((info["state"] == "live" && other).then_some(()))
+            })
+            .with_context(|| format!("{signal:?}, {more:?}"))?;
+            ensure!(json::number(&device.query()?, "agent_pid")? == agent);
+        }
+        let before = device.server_now()?;
+        procfs::kill(before, Signal::HUP)?;
+        std::thread::sleep(secs(1));
+        ensure!(device.server_now()? == before, "ended by SIGHUP");
+        stop.store(true, Ordering::Relaxed);
+        let rounds: Result<u64> = end(load)?;
+        let rounds = rounds.with_context(|| format!("{more:?}"))?;
+        ensure!(rounds > 0, "nothing was written");
+        device.delete()?;
+    }
+    Ok(())
 }
 
 /// A recoverable device of another program: shown, deleted when asked, never recovered.
