@@ -53,16 +53,18 @@ impl<C, M: CqMemory<C>> Cq<C, M> {
     /// Copies the next entry out. Looks at shared memory only when the cache says empty.
     #[inline]
     pub fn pop(&mut self) -> Option<C> {
-        if self.head == self.tail {
+        // In a register: an acquire load would have it read again.
+        let head = self.head;
+        if head == self.tail {
             // Acquire: pairs with the kernel's release of cq.tail; the CQEs before it are then complete.
             self.tail = self.mem.tail().load_acquire();
-            if self.head == self.tail {
+            if head == self.tail {
                 return None;
             }
         }
         // SAFETY: masked, so below `entries`; published because head ≠ tail, and ours until `release`.
-        let entry = unsafe { self.mem.read(self.head & self.mask) };
-        self.head = self.head.wrapping_add(1);
+        let entry = unsafe { self.mem.read(head & self.mask) };
+        self.head = head.wrapping_add(1);
         Some(entry)
     }
 
@@ -77,10 +79,11 @@ impl<C, M: CqMemory<C>> Cq<C, M> {
     /// Gives all popped entries back to the kernel.
     #[inline]
     pub fn release(&mut self) {
-        if self.released != self.head {
+        let head = self.head;
+        if self.released != head {
             // Release: our CQE reads are done before the kernel may overwrite them.
-            self.mem.head().store_release(self.head);
-            self.released = self.head;
+            self.mem.head().store_release(head);
+            self.released = head;
         }
     }
 

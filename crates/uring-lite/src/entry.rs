@@ -89,16 +89,28 @@ impl Sqe64 {
 }
 
 impl Sqe64 {
-    /// The same entry for another range of its file, from the same address.
+    /// The first word of the payload, in memory order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn payload_head(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0.cmd;
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
+
+    /// Makes it an entry for another range of its file, from the same address.
     ///
     /// # Safety
     /// The entry's memory is valid for `len` bytes of what the operation does until its last CQE.
     #[inline(always)]
-    #[must_use]
-    pub const unsafe fn with_range(mut self, offset: u64, len: u32) -> Self {
+    pub const unsafe fn set_range(&mut self, offset: u64, len: u32) {
         self.0.off = offset;
         self.0.len = len;
-        self
+    }
+
+    /// The first byte in its file of a read or write.
+    #[must_use]
+    pub const fn offset(&self) -> u64 {
+        self.0.off
     }
 }
 

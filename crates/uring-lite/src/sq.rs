@@ -19,8 +19,8 @@ use crate::memory::{SharedWord, SqMemory};
 ///
 /// # Invariants
 /// - `mask` is `entries − 1` and `entries` is a power of two, so `index & mask` is below `entries`.
-/// - Indices run free as `u32`; `tail − head` (wrapping) is the number of entries not yet known to be taken, and
-///   never above `entries`.
+/// - Indices run free as `u32`; `limit − tail` (wrapping) is the number of entries known to be free, and never above
+///   `entries`.
 /// - Only this struct writes the shared tail.
 pub struct Sq<S, M> {
     mem: M,
@@ -28,8 +28,8 @@ pub struct Sq<S, M> {
     mask: u32,
     /// Local tail; entries up to here are written.
     tail: u32,
-    /// The shared head as last seen.
-    head: u32,
+    /// The tail at which the queue is full, as far as the shared head was last seen: so a push compares two words.
+    limit: u32,
     _entry: PhantomData<S>,
 }
 
@@ -42,32 +42,33 @@ impl<S: Copy, M: SqMemory<S>> Sq<S, M> {
         }
         // Relaxed: own index, we are its only writer.
         let tail = mem.tail().load_relaxed();
-        // Acquire: pairs with the kernel's release of sq.head.
-        let head = mem.head().load_acquire();
-        Some(Self {
+        let mut queue = Self {
             mem,
             entries,
             mask: entries - 1,
             tail,
-            head,
+            limit: tail,
             _entry: PhantomData,
-        })
+        };
+        queue.space();
+        Some(queue)
     }
 
     /// Free entries, as far as the cached head tells.
     #[inline]
     fn cached_space(&self) -> u32 {
-        // Cannot underflow while the kernel keeps head ≤ tail; if it did not, there is no space.
-        self.entries
-            .saturating_sub(self.tail.wrapping_sub(self.head))
+        self.limit.wrapping_sub(self.tail)
     }
 
     /// Free entries, after a look at the shared head.
     #[inline]
     pub fn space(&mut self) -> u32 {
         // Acquire: pairs with the kernel's release of sq.head; only then are the entries ours again.
-        self.head = self.mem.head().load_acquire();
-        self.cached_space()
+        let head = self.mem.head().load_acquire();
+        // Cannot underflow while the kernel keeps head ≤ tail; if it did not, there is no space.
+        let free = self.entries.saturating_sub(self.tail.wrapping_sub(head));
+        self.limit = self.tail.wrapping_add(free);
+        free
     }
 
     /// Writes one entry behind the local tail; the kernel does not see it before [`publish`](Self::publish).
@@ -88,7 +89,7 @@ impl<S: Copy, M: SqMemory<S>> Sq<S, M> {
         if self.cached_space() == 0 && self.space() == 0 {
             return Err(Full);
         }
-        // SAFETY: masked, so below `entries`; not taken by the kernel because tail − head < entries was just seen.
+        // SAFETY: masked, so below `entries`; not taken by the kernel because limit − tail > 0 was just seen.
         unsafe { self.mem.write(self.tail & self.mask, &make()) };
         self.tail = self.tail.wrapping_add(1);
         Ok(())
@@ -126,10 +127,9 @@ impl<S: Copy, M: SqMemory<S>> Sq<S, M> {
 
     /// Entries pushed and not yet taken by the kernel.
     #[inline]
-    pub fn pending(&mut self) -> u32 {
+    pub fn pending(&self) -> u32 {
         // Acquire: pairs with the kernel's release of sq.head.
-        self.head = self.mem.head().load_acquire();
-        self.tail.wrapping_sub(self.head)
+        self.tail.wrapping_sub(self.mem.head().load_acquire())
     }
 
     /// `IORING_SQ_*` as they are now; a hint, so relaxed.
