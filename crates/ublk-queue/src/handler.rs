@@ -115,6 +115,10 @@ pub trait Handler {
     /// Those without pay nothing for it.
     const SHARED: bool = false;
 
+    /// Whether requests stay with this handler until they are answered. Only handlers of this crate can say so.
+    #[doc(hidden)]
+    const CLOSED: Closed = Closed::NO;
+
     /// Takes a request.
     fn handle(&mut self, request: Request<'_>);
 
@@ -162,6 +166,23 @@ pub trait Handler {
     unsafe fn place(&mut self, io: &Io) -> Option<MemRef<'static>> {
         let _ = io;
         None
+    }
+}
+
+/// Whether a handler gives no request to another handler. Those of this crate that do not have none but their own lane's,
+/// and need not ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed(bool);
+
+impl Closed {
+    /// It may.
+    pub const NO: Self = Self(false);
+
+    /// It does not. A handler around it, which might, is another type, and has its own word.
+    pub(crate) const YES: Self = Self(true);
+
+    pub(crate) const fn is_closed(self) -> bool {
+        self.0
     }
 }
 

@@ -27,10 +27,10 @@ use crate::buffers::Dealer;
 use crate::handler::{Handler, Keeper, LaneContext};
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations, RingId};
-use crate::request::{Readiness, Request, Slot};
+use crate::request::{Known, Request, Slot};
 use crate::seam::{Completion, Descriptors, IoCommand, Port};
 use crate::shared::{LaneLocal, LaneShared};
-use crate::user_data::{Kind, UserData};
+use crate::user_data::{Kind, NO_OWNER, UserData};
 use crate::worker::{LaneSpec, Share};
 
 /// How often a command that io_uring itself refuses (no memory, cancelled) is pushed again before
@@ -79,6 +79,8 @@ pub enum LaneError {
 /// What a lane keeps of a tag.
 pub(crate) struct Place<C> {
     state: TagState,
+    /// Which tag it is: so the number in a completion, which finds the place, need not be checked once more.
+    tag: Tag,
     /// The `addr` of the tag's next command: in copy mode always the tag's buffer, in get-data where a READ's
     /// data is, else 0.
     addr: u64,
@@ -112,8 +114,9 @@ pub(crate) struct Lane<P: Port, D, H> {
     data: DataMode,
     /// User copy, get-data: the tags have their buffers for the length of a request.
     dealer: Option<Dealer>,
-    /// Data is in the tag's buffer or nowhere, and the lane is not ending: the quick way of a request.
-    plain: bool,
+    /// The owner whose tags go the quick way: the lane's own while data is in the tag's buffer or nowhere and the lane
+    /// is not ending, else nobody.
+    pub(crate) quick: u64,
     leaving: bool,
     /// Requests that handlers took along and have not answered.
     away: u32,
@@ -184,6 +187,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             let word = UserData::new(index, spec.generation, tag).pack();
             Place {
                 state: TagState::Idle,
+                tag,
                 addr,
                 header: batch::header(tag, spec.buf_base),
                 commit: port.prepare(index, &command, word),
@@ -192,10 +196,15 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let tags = (0..spec.depth).filter_map(|tag| Tag::new(tag).ok());
         let tags = tags.map(place).collect();
         spec.handler.attach(context);
+        let owner = UserData::owner_of(UserData::new(index, spec.generation, Tag::ZERO).pack());
         Self {
             index,
             generation: spec.generation,
-            owner: UserData::owner_of(UserData::new(index, spec.generation, Tag::ZERO).pack()),
+            owner,
+            quick: match spec.data {
+                DataMode::GetData | DataMode::UserCopy => NO_OWNER,
+                _ => owner,
+            },
             tags,
             share: spec.share,
             qid: spec.qid,
@@ -226,7 +235,6 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             next_fetched: 0,
             data: spec.data,
             dealer,
-            plain: !matches!(spec.data, DataMode::GetData | DataMode::UserCopy),
             buf_base: spec.buf_base,
             files: spec.files,
             ring: context.ring,
@@ -267,17 +275,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.flush(port);
     }
 
-    /// Takes the completion of a tag's command and carries out what follows: the way of every request.
+    /// Takes the completion of a tag's command and carries out what follows: the way of every request of a
+    /// [quick](Self::quick) lane.
     #[inline(always)]
     pub(crate) fn completed(&mut self, port: &mut P, tag: u16, res: i32) -> Result<(), LaneError> {
-        if self.plain {
-            self.carry::<true, false>(port, tag, res)
-        } else {
-            self.completed_seldom(port, tag, res)
-        }
+        self.carry::<true, false>(port, tag, res)
     }
 
-    /// `PLAIN`: see [`Lane::plain`]; `BATCHED`, which only matters then: the answer goes into a batch. What is
+    /// `PLAIN`: see [`Lane::quick`]; `BATCHED`, which only matters then: the answer goes into a batch. What is
     /// known here need not be asked for each request.
     #[inline(always)]
     fn carry<const PLAIN: bool, const BATCHED: bool>(
@@ -286,14 +291,16 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         tag: u16,
         res: i32,
     ) -> Result<(), LaneError> {
-        let (Some(place), Ok(tag)) = (self.tags.get_mut(usize::from(tag)), Tag::new(tag)) else {
+        let Some(place) = self.tags.get_mut(usize::from(tag)) else {
             self.stale();
             return Ok(());
         };
-        let (in_hand, action) = place.state.step(Input::Cqe(res));
-        if !matches!(action, Some(Action::Serve)) {
+        let tag = place.tag;
+        if !matches!(place.state.step(Input::Cqe(res)).1, Some(Action::Serve)) {
             return self.not_served(port, tag, res);
         }
+        // Where every tag is that is to be served.
+        let in_hand = TagState::InHand;
         if !PLAIN && self.leaving {
             // Not `self.came_back()`, which would end the borrow of the place.
             self.patience = PATIENCE;
@@ -349,12 +356,13 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             &self.detached,
             tag,
             io,
-            Readiness {
+            Known {
                 ready: PLAIN && !H::SHARED,
                 any_source: get_data,
                 placed,
+                backed: H::BACKING.is_some(),
+                closed: H::CLOSED.is_closed(),
             },
-            H::BACKING.is_some(),
         );
         self.handler.handle(request);
         self.current = NOBODY;
@@ -396,9 +404,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         Ok(())
     }
 
-    /// The same, where it need not be quick.
+    /// The same of any lane, where it need not be as quick.
     #[inline(never)]
-    fn completed_seldom(&mut self, port: &mut P, tag: u16, res: i32) -> Result<(), LaneError> {
+    pub(crate) fn completed_seldom(
+        &mut self,
+        port: &mut P,
+        tag: u16,
+        res: i32,
+    ) -> Result<(), LaneError> {
         self.carry::<false, false>(port, tag, res)
     }
 
@@ -414,7 +427,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         };
         let number = word.tag;
         match word.kind {
-            Kind::Tag => self.completed(port, number, completion.res),
+            Kind::Tag => self.completed_seldom(port, number, completion.res),
             Kind::Fetch => self.fetch_completed(port, completion),
             Kind::Prep => self.elems_completed(port, true, number, completion.res),
             Kind::Commit => self.elems_completed(port, false, number, completion.res),
@@ -574,7 +587,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// True while the lane ends, or has commands to push again.
     #[inline]
     pub(crate) fn is_unusual(&self) -> bool {
-        self.leaving || self.has_retries()
+        // Not `||`: all of it is looked at anyway, and without branches.
+        self.leaving | self.has_retries()
     }
 
     /// True if something waits to be pushed again.

@@ -23,6 +23,7 @@ use crate::memref::MemRef;
 use crate::polling::{Polling, Spin};
 use crate::seam::{Completion, Descriptors, Full, IoCommand, PollPort, Port, UserCopyPort, Wake};
 use crate::thread::last_errno;
+use crate::user_data::{NO_OWNER, UserData};
 
 /// A ring of 64-byte SQEs and 16-byte CQEs with the lanes' char devices in its file table.
 pub struct RingPort {
@@ -214,12 +215,9 @@ fn trouble(error: EnterError) -> Result<(), Errno> {
     }
 }
 
-/// The SQE of a command, and the first half of its payload without the result.
+/// The SQE of a command, but for result and address.
 #[derive(Debug, Clone, Copy)]
-pub struct Prepared {
-    sqe: Sqe64,
-    head: [u8; 8],
-}
+pub struct Prepared(Sqe64);
 
 impl AsFd for RingPort {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -248,28 +246,21 @@ unsafe impl Port for RingPort {
         // part owns it, and a lane that leaves tags with the driver leaks it (`Lane::drop`).
         let sqe = unsafe { op::uring_cmd(fd, command.cmd_op, &payload) };
         // SAFETY: not an address here but the word of an automatic buffer registration, or 0.
-        let sqe = unsafe { sqe.addr(command.buf_reg) }.user_data(user_data);
-        let (head, _) = payload.split_first_chunk().unwrap_or((&[0; 8], &[]));
-        Prepared { sqe, head: *head }
+        Prepared(unsafe { sqe.addr(command.buf_reg) }.user_data(user_data))
     }
 
     #[inline(always)]
     fn push(&mut self, command: &Prepared, result: i32, addr: u64) -> Result<(), Full> {
         // `ublksrv_io_cmd` as two words, in the memory's order.
-        let head = u64::from_ne_bytes(command.head) | result_word(result);
+        let head = command.0.payload_head() | result_word(result);
         // SAFETY: as in `prepare`.
-        let sqe = || unsafe { command.sqe.with_payload([head, addr]) };
+        let sqe = || unsafe { command.0.with_payload([head, addr]) };
         self.ring.push_with(sqe).map_err(|_| Full)
     }
 
     #[inline]
     fn push_operation(&mut self, operation: &Sqe64) -> Result<(), Full> {
         self.ring.push(operation).map_err(|_| Full)
-    }
-
-    #[inline(always)]
-    fn push_operation_with(&mut self, make: impl FnOnce() -> Sqe64) -> Result<(), Full> {
-        self.ring.push_with(make).map_err(|_| Full)
     }
 
     fn space(&mut self) -> u32 {
@@ -341,7 +332,13 @@ unsafe impl Port for RingPort {
 
     #[inline]
     fn next(&mut self) -> Option<Completion> {
-        self.ring.next_cqe().map(|cqe| Completion {
+        self.next_of(NO_OWNER)
+    }
+
+    #[inline(always)]
+    fn next_of(&mut self, owner: u64) -> Option<Completion> {
+        let of_owner = |word| UserData::tag_of(word, owner).is_some();
+        self.ring.next_cqe_with(of_owner).map(|cqe| Completion {
             user_data: cqe.user_data,
             res: cqe.res,
             flags: cqe.flags,

@@ -303,15 +303,19 @@ mod away;
 
 pub use away::{KeptRequest, OwnedRequest};
 
-/// Where a request's data is at the start.
+/// What is known of a request when it comes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Readiness {
-    /// In the tag's buffer, or nowhere that anybody could bring it from.
+pub(crate) struct Known {
+    /// Its data is in the tag's buffer, or nowhere that anybody could bring it from.
     pub(crate) ready: bool,
     /// Get-data: a READ's data may be anywhere.
     pub(crate) any_source: bool,
     /// Get-data: a WRITE's data is where the handler said.
     pub(crate) placed: bool,
+    /// The lane has the memory of its handler in keeping.
+    pub(crate) backed: bool,
+    /// The lane's own handler gives it to no other.
+    pub(crate) closed: bool,
 }
 
 /// A request on its worker's thread. Not `Send`: [`Request::detach`] makes one that is.
@@ -324,6 +328,8 @@ pub struct Request<'a> {
     io: Io,
     /// The lane has the memory of its handler in keeping ([`Backing`](crate::handler::Backing)).
     backed: bool,
+    /// It was given to the lane's own handler, which gives it to no other ([`Closed`](crate::handler::Closed)).
+    closed: bool,
     /// Nothing is to be moved, or no more: a WRITE's data is in the tag's buffer, a READ's has been pushed.
     ready: bool,
     /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
@@ -340,14 +346,15 @@ impl<'a> Request<'a> {
         detached: &'a Cell<bool>,
         tag: Tag,
         io: Io,
-        readiness: Readiness,
-        backed: bool,
+        known: Known,
     ) -> Self {
-        let Readiness {
+        let Known {
             ready,
             any_source,
             placed,
-        } = readiness;
+            backed,
+            closed,
+        } = known;
         let any_source = any_source && matches!(io.op, Op::Read);
         Self {
             lane,
@@ -356,6 +363,7 @@ impl<'a> Request<'a> {
             tag,
             io,
             backed,
+            closed,
             ready,
             any_source,
             placed,
@@ -395,10 +403,11 @@ impl<'a> Request<'a> {
         self.shared().copies_by_ring && matches!(self.shared().path, DataPath::Device(_))
     }
 
-    /// Whether it came by this lane.
+    /// Whether it came by this lane, asked by a handler of this crate that the lane has been given to. One that is the
+    /// lane's own handler knows without a look.
     #[inline(always)]
     pub(crate) fn is_of(&self, lane: &Arc<LaneShared>) -> bool {
-        Arc::ptr_eq(&self.lane.shared, lane)
+        self.closed || Arc::ptr_eq(&self.lane.shared, lane)
     }
 
     /// True where memory of the handler's may be used behind the answer: the handler is the lane's own, and the lane

@@ -95,15 +95,6 @@ pub unsafe trait Port {
         Err(Full)
     }
 
-    /// The same for an operation that is made when there is room for it.
-    ///
-    /// # Errors
-    /// [`Full`], with nothing made.
-    #[inline(always)]
-    fn push_operation_with(&mut self, make: impl FnOnce() -> Sqe64) -> Result<(), Full> {
-        self.push_operation(&make())
-    }
-
     /// Free entries of the submission queue: what is linked is pushed only where all of it fits (L52).
     fn space(&mut self) -> u32;
 
@@ -150,6 +141,14 @@ pub unsafe trait Port {
 
     /// The next completion, if one is there. Wakes are not shown.
     fn next(&mut self) -> Option<Completion>;
+
+    /// The same for a caller who waits for tags of one `owner` above all (lane and life in the word):
+    /// a port need not ask of those what else they might be.
+    #[inline(always)]
+    fn next_of(&mut self, owner: u64) -> Option<Completion> {
+        let _ = owner;
+        self.next()
+    }
 
     /// A handle that wakes this port from any thread.
     fn wake_handle(&self) -> Self::Wake;

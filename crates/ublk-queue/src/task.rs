@@ -61,7 +61,7 @@ use self::core::{Core, Ended};
 use self::pool::Sink;
 use self::slots::{Panicked, Slots};
 use crate::buffers::Dealer;
-use crate::handler::{Handler, LaneContext};
+use crate::handler::{Closed, Handler, LaneContext};
 use crate::operations::{Operation, Operations};
 use crate::request::Request;
 use crate::seam::{Full, Port};
@@ -150,6 +150,7 @@ where
     Fut: Future<Output = Result<(), Errno>> + 'static,
 {
     const OPERATIONS: bool = true;
+    const CLOSED: Closed = Closed::YES;
 
     fn attach(&mut self, context: &LaneContext) {
         let depth = context.depth;

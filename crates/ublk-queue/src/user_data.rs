@@ -41,6 +41,9 @@ pub enum Kind {
     Sync,
 }
 
+/// An owner of no word: [`UserData::tag_of`] finds none of its tags.
+pub(crate) const NO_OWNER: u64 = u64::MAX;
+
 impl UserData {
     /// The word for the command of a tag.
     #[must_use]

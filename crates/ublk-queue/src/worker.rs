@@ -190,7 +190,8 @@ pub struct Worker<P: Port, D, H> {
     /// The thread is awake, with a batch.
     at_work: Arc<AtomicBool>,
     backoff: Duration,
-    serving: bool,
+    /// No batch has been served yet.
+    starting: bool,
     ring: RingId,
     /// The lane of the last completion.
     recent: usize,
@@ -206,7 +207,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             leave,
             at_work: Arc::default(),
             backoff: RETRY_MIN,
-            serving: false,
+            starting: true,
             ring: RingId::next(),
             recent: 0,
         }
@@ -384,7 +385,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             self.take_completions()?;
             let mut again = false;
             let mut want = 1;
-            let mut unusual = self.leave.load(Ordering::Relaxed) || !self.serving;
+            let mut unusual = self.leave.load(Ordering::Relaxed) | self.starting;
             for lane in &mut self.lanes {
                 again |= lane.turn(&mut self.port);
                 lane.take_answers(&mut self.port);
@@ -399,12 +400,21 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 if self.unusual(if again { 0 } else { want }, None)? {
                     return Ok(());
                 }
+            } else if want == 1 {
+                self.port
+                    .submit_and_wait(1, None)
+                    .map_err(WorkerError::Ring)?;
             } else {
-                let timeout = (want > 1).then_some(AT_ONCE);
-                let entered = self.port.submit_and_wait(want, timeout);
-                entered.map_err(WorkerError::Ring)?;
+                self.wait_for_more(want)?;
             }
         }
+    }
+
+    /// Submits batch commands, and sleeps until they and a request are there.
+    #[inline(never)]
+    fn wait_for_more(&mut self, want: u32) -> Result<(), WorkerError> {
+        let entered = self.port.submit_and_wait(want, Some(AT_ONCE));
+        entered.map_err(WorkerError::Ring)
     }
 
     /// What a loop's end is while queues begin, end or have commands to push again. True at the end of all. Sleeps for no
@@ -461,8 +471,8 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     }
 
     fn mark_serving(&mut self) {
-        if !self.serving {
-            self.serving = true;
+        if self.starting {
+            self.starting = false;
             for lane in &self.lanes {
                 if lane.shared.status.get() == State::Armed {
                     lane.shared.status.set(State::Serving);
@@ -483,17 +493,21 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         while let Some(lane) = self.lanes.get_mut(self.recent) {
             // The common case by one comparison: a tag of the lane that the last completion was for.
             let completion = loop {
-                let Some(completion) = self.port.next() else {
+                // In a register: the port's own writes would have it read again.
+                let quick = lane.quick;
+                let Some(completion) = self.port.next_of(quick) else {
                     return Ok(());
                 };
                 let word = completion.user_data;
-                if let Some(tag) = UserData::tag_of(word, lane.owner) {
+                if let Some(tag) = UserData::tag_of(word, quick) {
                     lane.completed(&mut self.port, tag, completion.res)?;
                 } else if H::FORWARDS
                     && let Some(tag) = UserData::tag_of(word, lane.forward_owner())
                     && lane.forward_answered(&mut self.port, tag, completion.res)
                 {
                     // The next.
+                } else if let Some(tag) = UserData::tag_of(word, lane.owner) {
+                    lane.completed_seldom(&mut self.port, tag, completion.res)?;
                 } else if lane.is_fetch(&completion) {
                     lane.tags_fetched(&mut self.port, &completion)?;
                 } else if lane.commit_taken(&completion) {

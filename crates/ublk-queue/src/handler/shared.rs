@@ -6,7 +6,7 @@ use ublk_core::iod::Io;
 use ublk_core::{Backend, Op};
 
 use super::direct::Keeper;
-use super::{Backing, Direct, Handler, Inline, LaneContext, Mapped};
+use super::{Backing, Closed, Direct, Handler, Inline, LaneContext, Mapped};
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations};
 use crate::racing::Copier;
@@ -22,6 +22,7 @@ impl<H: Handler> Handler for ClientShared<H> {
     const OPERATIONS: bool = H::OPERATIONS;
     const FORWARDS: bool = H::FORWARDS;
     const SHARED: bool = true;
+    const CLOSED: Closed = H::CLOSED;
 
     #[inline]
     fn handle(&mut self, request: Request<'_>) {

@@ -42,6 +42,30 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
+    /// Answers a request that is in hand, of a tag that has its own buffer, and whose pages the server has not put into
+    /// the ring's table.
+    #[inline(always)]
+    pub(super) fn answered_plainly(&mut self, port: &mut P, tag: u16, answer: Answer) {
+        let Some(place) = self.tags.get_mut(usize::from(tag)) else {
+            return self.stale();
+        };
+        let tag = place.tag;
+        debug_assert!(self.dealer.is_none() && !self.registrations.is_done(tag));
+        let (shared, descriptors) = (&self.shared, &self.descriptors);
+        let failed = |result| shared.failed(descriptors, tag, result);
+        let Some(result) = place.commit(place.state, answer, shared, failed) else {
+            return;
+        };
+        let pushed = if self.batched {
+            self.batch.add(place.header, result, place.addr)
+        } else {
+            port.push(&place.commit, result, place.addr).is_ok()
+        };
+        if !pushed {
+            self.push_failed(tag);
+        }
+    }
+
     /// Takes the answers that were recorded outside a call of the handler.
     #[inline]
     pub(crate) fn take_answers(&mut self, port: &mut P) {

@@ -128,7 +128,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     #[inline(always)]
     pub(crate) fn serve_fetched(&mut self, port: &mut P) -> Result<(), LaneError> {
         // Nothing in here makes a plain lane another.
-        let plain = self.plain;
+        let plain = self.quick == self.owner;
         while let Some(&tag) = self.fetched.get(self.next_fetched) {
             self.next_fetched += 1;
             if plain {

@@ -10,6 +10,7 @@ use super::{Lane, NOBODY};
 use crate::handler::Handler;
 use crate::health::State;
 use crate::seam::{Descriptors, Port};
+use crate::user_data::NO_OWNER;
 
 /// How many waits of [`ABORT_WAIT`] an ending queue grants the aborts that have not come yet.
 pub(super) const PATIENCE: u32 = 20;
@@ -70,7 +71,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     pub(super) fn leaving(&mut self) {
         if !self.leaving {
             self.leaving = true;
-            self.plain = false;
+            self.quick = NO_OWNER;
             self.shared.status.set(State::Leaving);
             for (expected, place) in self.expected.iter_mut().zip(&self.tags) {
                 *expected = place.state.with_driver();

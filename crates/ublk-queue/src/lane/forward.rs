@@ -38,7 +38,8 @@ pub(super) struct Forwarded {
     again: u8,
     /// An operation of this tag is to be pushed, or with the kernel.
     active: bool,
-    /// The result of an operation that leaves nothing to do but to answer; 0 where more is to do.
+    /// An operation that went the short way is with the kernel, and this is the result after which there is nothing to
+    /// do but to answer; else 0. What it was for is in `made` and nowhere else.
     enough: i32,
     /// The tag's last operation on data, from its first byte, and what it was for.
     made: Option<(u16, Op, Sqe64)>,
@@ -122,20 +123,18 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             durable: false,
         } = to
             && let Some(forwarded) = self.forwards.tags.get_mut(tag.index())
-            && let Some((made_file, made_op, sqe)) = &forwarded.made
+            && let Some((made_file, made_op, sqe)) = &mut forwarded.made
             && (*made_file, *made_op) == (file, io.op)
             && !io.flags.needs_registration()
             && !(H::SHARED && io.flags.in_shared_memory())
-        {
             // Data is at most what a tag's buffer holds, 32 MiB.
-            let len = u32::try_from(io.len).unwrap_or(0);
+            && let Ok(enough @ 1..) = i32::try_from(io.len)
+        {
             // SAFETY: the tag's buffer, or its registered pages, as when the operation was made; the decoder has
             // checked that `len` bytes are inside.
-            let pushed = port.push_operation_with(|| unsafe { sqe.with_range(offset, len) });
-            if pushed.is_ok() {
-                (forwarded.io, forwarded.to) = (io, to);
-                (forwarded.done, forwarded.again, forwarded.active) = (0, 0, true);
-                forwarded.enough = i32::try_from(len).unwrap_or(0);
+            unsafe { sqe.set_range(offset, enough.cast_unsigned()) };
+            if port.push_operation(sqe).is_ok() {
+                forwarded.enough = enough;
                 self.forwards.count += 1;
                 return;
             }
@@ -147,18 +146,40 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// another, with nothing done.
     #[inline(always)]
     pub(crate) fn forward_answered(&mut self, port: &mut P, tag: u16, res: i32) -> bool {
-        let index = usize::from(tag);
-        let (Some(forwarded), Ok(tag)) = (self.forwards.tags.get_mut(index), Tag::new(tag)) else {
+        let Some(forwarded) = self.forwards.tags.get_mut(usize::from(tag)) else {
             return false;
         };
         if forwarded.enough != res || res <= 0 {
             return false;
         }
-        (forwarded.enough, forwarded.active) = (0, false);
+        forwarded.enough = 0;
         self.forwards.count -= 1;
+        // Of a tag that has its own buffer, and whose pages the server has not put into the ring's table: else its
+        // operations do not go the short way.
         let answer = Answer::full(res.unsigned_abs());
-        self.answered(port, tag, answer);
+        self.answered_plainly(port, tag, answer);
         true
+    }
+
+    /// Notes what an operation that went the short way was for, since there is more to do.
+    #[cold]
+    fn recall(&mut self, tag: usize) {
+        let forwarded = &mut self.forwards.tags[tag];
+        let len = std::mem::take(&mut forwarded.enough).unsigned_abs();
+        if let Some((file, op, sqe)) = &forwarded.made {
+            let (file, op, offset) = (*file, *op, sqe.offset());
+            forwarded.io = Io {
+                op,
+                len: u64::from(len),
+                ..Forwarded::NONE.io
+            };
+            forwarded.to = Forward::Data {
+                file,
+                offset,
+                durable: false,
+            };
+            (forwarded.done, forwarded.again, forwarded.active) = (0, 0, true);
+        }
     }
 
     /// The words of this lane's operations on data, without the tag.
@@ -306,6 +327,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         turn: u16,
         res: i32,
     ) -> Result<(), LaneError> {
+        let short = self.forwards.tags.get(usize::from(tag));
+        if short.is_some_and(|forwarded| forwarded.enough != 0) {
+            self.recall(usize::from(tag));
+        }
         let (Ok(tag), Some(forwarded)) = (
             Tag::new(tag),
             self.forwards
@@ -317,7 +342,6 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return Ok(());
         };
         let is_data = matches!(forwarded.to, Forward::Data { .. });
-        forwarded.enough = 0;
         let io = forwarded.io;
         if is_data
             && turn != REGISTER
