@@ -217,6 +217,7 @@ pub fn on_host(filter: Option<&str>) -> Result<Results> {
         ("ublk", "examples/mapped"),
         ("ublk", "examples/threads"),
         ("ublk", "examples/many"),
+        ("ublk", "examples/zoned"),
     ])?;
     let mut results = Results::default();
     let mut command = Command::new(&built[0]);

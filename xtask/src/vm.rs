@@ -15,7 +15,7 @@ use crate::manifest::Manifest;
 use crate::{build, host, paths};
 
 /// Our programs that every guest has.
-pub const PROGRAMS: [(&str, &str); 13] = [
+pub const PROGRAMS: [(&str, &str); 14] = [
     ("ublkctl", "ublkctl"),
     ("ublk-e2e", "ublk-e2e"),
     ("ublk-guest", "ublk-demo"),
@@ -29,6 +29,7 @@ pub const PROGRAMS: [(&str, &str); 13] = [
     ("ublk", "examples/mapped"),
     ("ublk", "examples/threads"),
     ("ublk", "examples/many"),
+    ("ublk", "examples/zoned"),
 ];
 
 /// The images that guests boot.

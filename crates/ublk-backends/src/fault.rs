@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ublk_core::{Backend, Errno, Limits, Op};
+use ublk_core::{Backend, Errno, Limits, Op, ZoneAction, ZoneReport};
 
 /// What happens to a chosen request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +92,7 @@ impl Rule {
 
 /// How many requests of each operation arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Counts {
     /// READ.
     pub reads: u64,
@@ -107,6 +108,8 @@ pub struct Counts {
     pub write_zeroes: u64,
     /// WRITE_ZEROES that may not unmap, counted in `write_zeroes` too.
     pub no_unmap: u64,
+    /// ZONE_APPEND, and what else is about zones.
+    pub zones: u64,
     /// Requests waiting in [`Effect::Hold`] now.
     pub held: u64,
 }
@@ -213,6 +216,7 @@ impl<B: Backend> Fault<B> {
             Op::Flush => counts.flushes += 1,
             Op::Discard => counts.discards += 1,
             Op::WriteZeroes => counts.write_zeroes += 1,
+            _ => counts.zones += 1,
         }
         counts.fua_writes += u64::from(op == Op::Write && flag);
         counts.no_unmap += u64::from(op == Op::WriteZeroes && flag);
@@ -289,6 +293,32 @@ impl<B: Backend> Backend for Fault<B> {
         self.inner.write_zeroes(offset, len, may_unmap)
     }
 
+    fn report_zones(&self, offset: u64, report: &mut ZoneReport<'_>) -> Result<(), Errno> {
+        self.meet(Op::ReportZones, offset, 0, false)?;
+        self.inner.report_zones(offset, report)
+    }
+
+    fn zone_append(&self, buf: &[u8], zone: u64) -> Result<u64, Errno> {
+        self.meet(Op::ZoneAppend, zone, buf.len() as u64, false)?;
+        self.inner.zone_append(buf, zone)
+    }
+
+    fn manage_zone(&self, action: ZoneAction, zone: u64) -> Result<(), Errno> {
+        let op = match action {
+            ZoneAction::Open => Op::ZoneOpen,
+            ZoneAction::Close => Op::ZoneClose,
+            ZoneAction::Finish => Op::ZoneFinish,
+            _ => Op::ZoneReset,
+        };
+        self.meet(op, zone, 0, false)?;
+        self.inner.manage_zone(action, zone)
+    }
+
+    fn reset_all_zones(&self) -> Result<(), Errno> {
+        self.meet(Op::ZoneResetAll, 0, 0, false)?;
+        self.inner.reset_all_zones()
+    }
+
     fn resize(&self, size: u64) -> Result<(), Errno> {
         self.inner.resize(size)
     }
@@ -333,6 +363,7 @@ mod tests {
             discards: 1,
             write_zeroes: 1,
             no_unmap: 1,
+            zones: 0,
             held: 0,
         };
         assert_eq!(control.counts(), counts);

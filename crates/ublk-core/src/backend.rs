@@ -1,6 +1,6 @@
 //! The blocking backend trait: about ten lines of safe code make a device.
 
-use crate::{Errno, Limits};
+use crate::{Errno, Limits, ZoneAction, ZoneReport};
 
 /// What answers a device's requests, by calls that return when the work is done.
 ///
@@ -87,6 +87,44 @@ pub trait Backend: Send + Sync + 'static {
         Err(Errno::EOPNOTSUPP)
     }
 
+    /// Reports zones, in their order, from the one that begins at `offset` on, until the last or until the report has no
+    /// [room](ZoneReport::room). Sent only where [`Limits::zones`] are declared: when the device starts, and whenever the
+    /// block layer has lost sight of them.
+    ///
+    /// # Errors
+    /// The errno the block layer shall see; a device whose zones cannot be reported does not start.
+    fn report_zones(&self, offset: u64, report: &mut ZoneReport<'_>) -> Result<(), Errno> {
+        let _ = (offset, report);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Writes the whole of `buf` at the write pointer of the zone that begins at `zone`, or fails; gives the byte of the
+    /// device where it landed. Several may be under way in a zone. Sent only where [`Limits::zones`] are declared.
+    ///
+    /// # Errors
+    /// The errno the block layer shall see; ENOSPC where the zone has no room for all of it.
+    fn zone_append(&self, buf: &[u8], zone: u64) -> Result<u64, Errno> {
+        let _ = (buf, zone);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Does something to the zone that begins at `zone`. Sent only where [`Limits::zones`] are declared.
+    ///
+    /// # Errors
+    /// The errno the block layer shall see.
+    fn manage_zone(&self, action: ZoneAction, zone: u64) -> Result<(), Errno> {
+        let _ = (action, zone);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Resets all zones that have a write pointer: they are empty, and their data gone.
+    ///
+    /// # Errors
+    /// The errno the block layer shall see.
+    fn reset_all_zones(&self) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
     /// The device is to have `size` bytes (Linux 6.16): room for them is there when this returns. Called before the
     /// block layer hears of a larger size, and after it has heard of a smaller one; requests go on meanwhile.
     ///
@@ -116,6 +154,18 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
     }
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), Errno> {
         (**self).write_zeroes(offset, len, may_unmap)
+    }
+    fn report_zones(&self, offset: u64, report: &mut ZoneReport<'_>) -> Result<(), Errno> {
+        (**self).report_zones(offset, report)
+    }
+    fn zone_append(&self, buf: &[u8], zone: u64) -> Result<u64, Errno> {
+        (**self).zone_append(buf, zone)
+    }
+    fn manage_zone(&self, action: ZoneAction, zone: u64) -> Result<(), Errno> {
+        (**self).manage_zone(action, zone)
+    }
+    fn reset_all_zones(&self) -> Result<(), Errno> {
+        (**self).reset_all_zones()
     }
     fn resize(&self, size: u64) -> Result<(), Errno> {
         (**self).resize(size)

@@ -39,31 +39,42 @@ fn descriptor(raw: &ublk_sys::ublksrv_io_desc, desc: &IoDesc, bounds: &IoBounds)
         ublk_sys::UBLK_IO_OP_FLUSH => Op::Flush,
         ublk_sys::UBLK_IO_OP_DISCARD => Op::Discard,
         ublk_sys::UBLK_IO_OP_WRITE_ZEROES => Op::WriteZeroes,
+        ublk_sys::UBLK_IO_OP_ZONE_OPEN => Op::ZoneOpen,
+        ublk_sys::UBLK_IO_OP_ZONE_CLOSE => Op::ZoneClose,
+        ublk_sys::UBLK_IO_OP_ZONE_FINISH => Op::ZoneFinish,
+        ublk_sys::UBLK_IO_OP_ZONE_APPEND => Op::ZoneAppend,
+        ublk_sys::UBLK_IO_OP_ZONE_RESET_ALL => Op::ZoneResetAll,
+        ublk_sys::UBLK_IO_OP_ZONE_RESET => Op::ZoneReset,
+        ublk_sys::UBLK_IO_OP_REPORT_ZONES => Op::ReportZones,
         _ => {
             assert_eq!(desc.decode(bounds), Err(Errno::EOPNOTSUPP));
             return;
         }
     };
+    let no_range = matches!(op, Op::Flush | Op::ZoneResetAll);
+    let at = u128::from(raw.start_sector) * 512;
     let (start, len) = match op {
-        Op::Flush => (0, 0),
-        _ => (
-            u128::from(raw.start_sector) * 512,
-            u128::from(raw.nr_sectors) * 512,
-        ),
+        Op::Flush | Op::ZoneResetAll => (0, 0),
+        Op::ZoneOpen | Op::ZoneClose | Op::ZoneFinish | Op::ZoneReset => (at, 0),
+        Op::ReportZones => (at, u128::from(raw.nr_zones()) * 64),
+        _ => (at, u128::from(raw.nr_sectors) * 512),
     };
     let whole = u128::from(bounds.size) / 512 * 512;
-    let fits = start + len <= whole && (!op.has_data() || len <= u128::from(bounds.max_io_bytes));
+    // What is about a zone begins inside the device, and a report is no range of it.
+    let end = match op {
+        Op::Read | Op::Write | Op::Discard | Op::WriteZeroes => start + len,
+        Op::ZoneAppend => start + len.max(512),
+        _ => start + 512,
+    };
+    let fits = end <= whole && (!op.has_data() || len <= u128::from(bounds.max_io_bytes));
     match desc.decode(bounds) {
         Ok(io) => {
-            assert!(
-                fits || op == Op::Flush,
-                "let through: {desc:?} of {bounds:?}"
-            );
+            assert!(fits || no_range, "let through: {desc:?} of {bounds:?}");
             assert_eq!((io.op, io.flags), (op, IoFlags(raw.flags())));
             assert_eq!((u128::from(io.offset), u128::from(io.len)), (start, len));
         }
         Err(errno) => {
-            assert!(!fits && op != Op::Flush, "refused: {desc:?} of {bounds:?}");
+            assert!(!fits && !no_range, "refused: {desc:?} of {bounds:?}");
             assert_eq!(errno, Errno::EIO);
         }
     }

@@ -1,6 +1,6 @@
 //! The I/O descriptor, decoded: operation, flags, byte range.
 
-use crate::{Errno, SECTOR_SIZE};
+use crate::{Errno, SECTOR_SIZE, Zone};
 
 /// A descriptor as copied out of the driver's table (`struct ublksrv_io_desc`, linux/ublk_cmd.h).
 #[doc(alias = "ublksrv_io_desc")]
@@ -16,9 +16,11 @@ pub struct IoDesc {
     pub addr: u64,
 }
 
-/// What is asked of the backend. Operations of zoned devices are not offered, so never arrive.
+/// What is asked of the backend, by the driver's numbers. Those of zones come to zoned devices only
+/// ([`Limits::zones`](crate::Limits::zones)); whoever does not know an operation answers EOPNOTSUPP.
 #[doc(alias = "UBLK_IO_OP_READ")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 #[repr(u8)]
 pub enum Op {
     /// Read data (`UBLK_IO_OP_READ`).
@@ -31,13 +33,47 @@ pub enum Op {
     Discard = 3,
     /// Make a range read as zeroes (`UBLK_IO_OP_WRITE_ZEROES`).
     WriteZeroes = 5,
+    /// Open the zone that begins at the offset (`UBLK_IO_OP_ZONE_OPEN`, 6.6).
+    ZoneOpen = 10,
+    /// Close it (`UBLK_IO_OP_ZONE_CLOSE`, 6.6).
+    ZoneClose = 11,
+    /// Make it full (`UBLK_IO_OP_ZONE_FINISH`, 6.6).
+    ZoneFinish = 12,
+    /// Write data where the zone's write pointer is, and tell where that was (`UBLK_IO_OP_ZONE_APPEND`, 6.6). The
+    /// offset is the zone's first byte.
+    ZoneAppend = 13,
+    /// Reset the write pointers of all zones (`UBLK_IO_OP_ZONE_RESET_ALL`, 6.6).
+    ZoneResetAll = 14,
+    /// Reset the zone's write pointer (`UBLK_IO_OP_ZONE_RESET`, 6.6).
+    ZoneReset = 15,
+    /// Report zones, from the one at the offset on: 64 bytes each, as many as the length has room for
+    /// (`UBLK_IO_OP_REPORT_ZONES`, 6.6). See [`ZoneReport`](crate::ZoneReport).
+    ReportZones = 18,
 }
 
 impl Op {
-    /// True for the operations that carry data.
+    /// How many numbers operations have: each is below, as `Op as usize`.
+    pub const NUMBERS: usize = 19;
+
+    /// True for the operations that carry data, either way.
     #[must_use]
+    #[inline]
     pub const fn has_data(self) -> bool {
-        matches!(self, Self::Read | Self::Write)
+        self.brings_data() || self.wants_data()
+    }
+
+    /// True for those that carry data to the server: WRITE and ZONE_APPEND.
+    #[must_use]
+    #[inline]
+    pub const fn brings_data(self) -> bool {
+        matches!(self, Self::Write | Self::ZoneAppend)
+    }
+
+    /// True for those that want data of the server: READ and REPORT_ZONES.
+    #[must_use]
+    #[inline]
+    pub const fn wants_data(self) -> bool {
+        matches!(self, Self::Read | Self::ReportZones)
     }
 }
 
@@ -115,10 +151,27 @@ pub struct Io {
     pub op: Op,
     /// Its flags.
     pub flags: IoFlags,
-    /// First byte; 0 for FLUSH.
+    /// First byte; 0 for FLUSH. Of the zone, for what is about one.
     pub offset: u64,
-    /// Bytes; 0 for FLUSH. For data at most the bounds' `max_io_bytes`.
+    /// Bytes; 0 for FLUSH and for what is done to a zone. For data at most the bounds' `max_io_bytes`.
     pub len: u64,
+}
+
+impl Io {
+    /// Where the data of a ZONE_APPEND landed, in sectors as the driver is told, for a place in bytes.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP for another operation; EIO for a place before the zone, between sectors, or without end.
+    pub const fn landed(&self, at: u64) -> Result<u64, Errno> {
+        if !matches!(self.op, Op::ZoneAppend) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        if at < self.offset || !at.is_multiple_of(SECTOR_SIZE) || at.checked_add(self.len).is_none()
+        {
+            return Err(Errno::EIO);
+        }
+        Ok(at / SECTOR_SIZE)
+    }
 }
 
 /// The bounds of a queue's requests: what a descriptor is checked against.
@@ -171,7 +224,7 @@ impl IoDesc {
             }
             3 => Op::Discard,
             5 => Op::WriteZeroes,
-            _ => return Err(Errno::EOPNOTSUPP),
+            op => return self.decode_zoned(op, flags, bounds),
         };
         if self.start_sector <= size && self.nr_sectors as u64 <= size - self.start_sector {
             Ok(Io {
@@ -183,6 +236,44 @@ impl IoDesc {
         } else {
             Err(Errno::EIO)
         }
+    }
+
+    /// The same for the operations of zoned devices, which come to no other.
+    #[cold]
+    #[inline(never)]
+    const fn decode_zoned(&self, op: u32, flags: IoFlags, bounds: &IoBounds) -> Result<Io, Errno> {
+        let size = bounds.size / SECTOR_SIZE;
+        let (op, len) = match op {
+            10 => (Op::ZoneOpen, 0),
+            11 => (Op::ZoneClose, 0),
+            12 => (Op::ZoneFinish, 0),
+            13 => (Op::ZoneAppend, self.nr_sectors as u64 * SECTOR_SIZE),
+            14 => {
+                return Ok(Io {
+                    op: Op::ZoneResetAll,
+                    flags,
+                    offset: 0,
+                    len: 0,
+                });
+            }
+            15 => (Op::ZoneReset, 0),
+            18 => (
+                Op::ReportZones,
+                self.nr_sectors as u64 * Zone::ENCODED as u64,
+            ),
+            _ => return Err(Errno::EOPNOTSUPP),
+        };
+        let outside = self.start_sector >= size
+            || (matches!(op, Op::ZoneAppend) && self.nr_sectors as u64 > size - self.start_sector);
+        if outside || len > bounds.max_io_bytes as u64 {
+            return Err(Errno::EIO);
+        }
+        Ok(Io {
+            op,
+            flags,
+            offset: self.start_sector * SECTOR_SIZE,
+            len,
+        })
     }
 }
 
@@ -270,12 +361,63 @@ mod tests {
             .decode(&BOUNDS)
             .expect("a flush has all ones as sector");
         assert_eq!((io.op, io.len), (Op::Flush, 0));
-        for op in [4, 6, 10, 13, 18, 255] {
+        for op in [4, 6, 9, 16, 17, 19, 255] {
             assert_eq!(
                 desc(op, 0, 1).decode(&BOUNDS),
                 Err(Errno::EOPNOTSUPP),
                 "op {op}"
             );
         }
+    }
+
+    /// L03, L13 What is about zones lies inside the device and the tag's buffer too; its numbers are the driver's.
+    #[test]
+    fn l03_l13_operations_of_zones_are_bounded() {
+        use ublk_sys as sys;
+        let at = |op: u8, start, n| desc(op.into(), start, n).decode(&BOUNDS);
+        let io = at(sys::UBLK_IO_OP_ZONE_APPEND, 1024, 8).expect("inside");
+        assert_eq!(
+            (io.op, io.offset, io.len),
+            (Op::ZoneAppend, 512 << 10, 4096)
+        );
+        assert_eq!(at(sys::UBLK_IO_OP_ZONE_APPEND, 0, 129), Err(Errno::EIO));
+        assert_eq!(at(sys::UBLK_IO_OP_ZONE_APPEND, 2047, 2), Err(Errno::EIO));
+        let io = at(sys::UBLK_IO_OP_REPORT_ZONES, 1024, 1024).expect("64 KiB of zones");
+        assert_eq!(
+            (io.op, io.offset, io.len),
+            (Op::ReportZones, 512 << 10, 64 << 10)
+        );
+        assert_eq!(at(sys::UBLK_IO_OP_REPORT_ZONES, 0, 1025), Err(Errno::EIO));
+        assert_eq!(at(sys::UBLK_IO_OP_REPORT_ZONES, 2048, 1), Err(Errno::EIO));
+        for (number, op) in [
+            (sys::UBLK_IO_OP_ZONE_OPEN, Op::ZoneOpen),
+            (sys::UBLK_IO_OP_ZONE_CLOSE, Op::ZoneClose),
+            (sys::UBLK_IO_OP_ZONE_FINISH, Op::ZoneFinish),
+            (sys::UBLK_IO_OP_ZONE_RESET, Op::ZoneReset),
+        ] {
+            let io = at(number, 1024, 0).expect("inside");
+            assert_eq!((io.op, io.offset, io.len), (op, 512 << 10, 0));
+            assert!(number == op as u8 && !op.has_data());
+            assert_eq!(at(number, u64::MAX, 0), Err(Errno::EIO));
+        }
+        let io = at(sys::UBLK_IO_OP_ZONE_RESET_ALL, 77, 0).expect("no range");
+        assert_eq!((io.op, io.offset, io.len), (Op::ZoneResetAll, 0, 0));
+    }
+
+    #[test]
+    fn an_append_lands_in_whole_sectors_behind_its_zones_start() {
+        let io = |op, offset| Io {
+            op,
+            flags: IoFlags::default(),
+            offset,
+            len: 4096,
+        };
+        let append = io(Op::ZoneAppend, 1 << 20);
+        assert_eq!(append.landed((1 << 20) + 512), Ok(2049));
+        assert_eq!(io(Op::ZoneAppend, 0).landed(0), Ok(0));
+        assert_eq!(append.landed((1 << 20) - 512), Err(Errno::EIO));
+        assert_eq!(append.landed((1 << 20) + 1), Err(Errno::EIO));
+        assert_eq!(append.landed(u64::MAX - 511), Err(Errno::EIO));
+        assert_eq!(io(Op::Write, 0).landed(0), Err(Errno::EOPNOTSUPP));
     }
 }

@@ -27,6 +27,7 @@ pub mod shmem;
 pub mod spec;
 pub mod state;
 pub mod tag;
+pub mod zone;
 
 pub use backend::Backend;
 pub use cpumask::CpuMask;
@@ -44,3 +45,4 @@ pub use shmem::{SharedBuffer, SharedTable};
 pub use spec::{CheckedSpec, DeviceSpec, MAX_IO_BYTES, SpecError};
 pub use state::DevState;
 pub use tag::{Action, Answer, Input, TagState};
+pub use zone::{Zone, ZoneAction, ZoneCondition, ZoneKind, ZoneReport, Zones};

@@ -1,5 +1,7 @@
 //! What a backend says of itself before the device is made.
 
+use crate::Zones;
+
 /// The device a backend can serve: its size and what it is able to do.
 ///
 /// Rust cannot see whether a default method was overridden, so a backend declares; what it does not
@@ -67,6 +69,10 @@ pub struct Limits {
     /// First byte of the first whole unit of discard: whole blocks below the granularity (`discard_alignment`).
     #[cfg_attr(feature = "serde", serde(default))]
     pub discard_alignment: u32,
+    /// The zones of a zoned device, or `None` for an ordinary one. The features then have
+    /// [`Features::ZONED`](crate::Features::ZONED) and a way of data without copies by the driver.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub zones: Option<Zones>,
 }
 
 impl Limits {
@@ -96,6 +102,7 @@ impl Limits {
             chunk_size: 0,
             virtual_boundary: 0,
             discard_alignment: 0,
+            zones: None,
         }
     }
 
@@ -149,6 +156,13 @@ impl Limits {
     #[must_use]
     pub const fn quick(mut self, yes: bool) -> Self {
         self.quick = yes;
+        self
+    }
+
+    /// Makes the device a zoned one.
+    #[must_use]
+    pub const fn zones(mut self, zones: Zones) -> Self {
+        self.zones = Some(zones);
         self
     }
 

@@ -5,8 +5,8 @@ use core::fmt;
 use ublk_sys::{
     UBLK_ATTR_FUA, UBLK_ATTR_READ_ONLY, UBLK_ATTR_ROTATIONAL, UBLK_ATTR_VOLATILE_CACHE,
     UBLK_PARAM_TYPE_BASIC, UBLK_PARAM_TYPE_DEVT, UBLK_PARAM_TYPE_DISCARD,
-    UBLK_PARAM_TYPE_DMA_ALIGN, UBLK_PARAM_TYPE_SEGMENT, ublk_param_basic, ublk_param_discard,
-    ublk_param_dma_align, ublk_param_segment, ublk_params,
+    UBLK_PARAM_TYPE_DMA_ALIGN, UBLK_PARAM_TYPE_SEGMENT, UBLK_PARAM_TYPE_ZONED, ublk_param_basic,
+    ublk_param_discard, ublk_param_dma_align, ublk_param_segment, ublk_param_zoned, ublk_params,
 };
 
 /// The largest DISCARD or WRITE_ZEROES a bio can carry, in sectors (`UINT_MAX >> 9`).
@@ -69,12 +69,25 @@ pub(crate) fn encode(limits: &Limits, max_io_bytes: u32) -> ublk_params {
             io_opt_shift: shift_of(optimal),
             // Sectors are 512 bytes whatever the block size (L02); a request is whole blocks.
             max_sectors: sectors(u64::from(max_io_bytes), block),
-            chunk_sectors: sectors(limits.chunk_size.into(), block),
+            // Zones are a power of two and are checked: not lowered to what a bio can carry.
+            chunk_sectors: limits.zones.map_or_else(
+                || sectors(limits.chunk_size.into(), block),
+                |zones| u32::try_from(zones.size / SECTOR_SIZE).unwrap_or(0),
+            ),
             virt_boundary_mask: u64::from(limits.virtual_boundary.saturating_sub(1)),
             dev_sectors: limits.size / SECTOR_SIZE,
         },
         ..Default::default()
     };
+    if let Some(zones) = limits.zones {
+        params.types |= UBLK_PARAM_TYPE_ZONED;
+        params.zoned = ublk_param_zoned {
+            max_open_zones: zones.max_open,
+            max_active_zones: zones.max_active,
+            max_zone_append_sectors: sectors(zones.max_append.min(max_io_bytes).into(), block),
+            ..Default::default()
+        };
+    }
     if limits.max_discard != 0 || limits.max_write_zeroes != 0 {
         params.types |= UBLK_PARAM_TYPE_DISCARD;
         let granularity = limits.discard_granularity.max(limits.logical_block_size);
@@ -208,6 +221,7 @@ impl fmt::Display for DeviceParams {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Zones;
 
     const GIB: u64 = 1 << 30;
 
@@ -286,6 +300,22 @@ mod tests {
         let mut huge = p;
         huge.basic.dev_sectors = u64::MAX;
         assert_eq!(DeviceParams::decode(&huge).unwrap().size, u64::MAX);
+    }
+
+    /// L06 What a backend declares of zones is sent, in sectors; an append is no longer than a request.
+    #[test]
+    fn l06_zones_are_sent() {
+        let zones = Zones::new(1 << 20, 256 << 10).at_once(4, 8);
+        let p = encode(&Limits::new(GIB).zones(zones), 64 << 10);
+        assert_eq!(p.types, UBLK_PARAM_TYPE_BASIC | UBLK_PARAM_TYPE_ZONED);
+        assert_eq!(p.basic.chunk_sectors, 2048);
+        assert_eq!((p.zoned.max_open_zones, p.zoned.max_active_zones), (4, 8));
+        assert_eq!(p.zoned.max_zone_append_sectors, 128);
+        let plain = encode(&Limits::new(GIB), 64 << 10);
+        assert_eq!(
+            (plain.basic.chunk_sectors, plain.zoned.max_open_zones),
+            (0, 0)
+        );
     }
 
     /// What a backend says of memory is sent in the driver's form, and only what it says.

@@ -48,7 +48,7 @@ pub struct DeviceSpec {
 
 impl DeviceSpec {
     /// A device with these limits, and else: any number, one queue of 128 tags, requests up to
-    /// 1 MiB, no feature asked for, no nonce.
+    /// 1 MiB, no feature asked for but ZONED where the limits have zones, no nonce.
     #[must_use]
     pub const fn new(limits: Limits) -> Self {
         Self {
@@ -56,7 +56,10 @@ impl DeviceSpec {
             queues: 1,
             depth: 128,
             max_io_bytes: 1 << 20,
-            features: Features::NONE,
+            features: match limits.zones {
+                Some(_) => Features::ZONED,
+                None => Features::NONE,
+            },
             server_flags: 0,
             limits,
             trust_kernel: false,
@@ -91,10 +94,13 @@ impl DeviceSpec {
         self
     }
 
-    /// Asks for features.
+    /// Asks for features, in place of those asked for before; ZONED stays with limits that have zones.
     #[must_use]
     pub const fn features(mut self, features: Features) -> Self {
-        self.features = features;
+        self.features = match self.limits.zones {
+            Some(_) => features.with(Features::ZONED),
+            None => features,
+        };
         self
     }
 
@@ -129,7 +135,11 @@ impl DeviceSpec {
         count("queues", self.queues)?;
         check_max_io(self.max_io_bytes, page_size)?;
         check_limits(&self.limits, page_size)?;
+        check_zones(&self.limits)?;
         check_features(self.features)?;
+        if self.limits.zones.is_some() != self.features.contains(Features::ZONED) {
+            return Err(SpecError::Undeclared);
+        }
         Ok(CheckedSpec {
             spec: self,
             page_size,
@@ -239,6 +249,43 @@ fn check_boundaries(limits: &Limits) -> Result<(), SpecError> {
     Ok(())
 }
 
+/// What the driver wants of zones, or the block layer when the device starts.
+fn check_zones(limits: &Limits) -> Result<(), SpecError> {
+    let Some(zones) = limits.zones else {
+        return Ok(());
+    };
+    let block = u64::from(limits.logical_block_size);
+    let refused = |name, value, rule| Err(SpecError::Zones { name, value, rule });
+    if !zones.size.is_power_of_two() || zones.size < block || zones.size / 512 > 1 << 31 {
+        let rule = "a power of two from the logical block size to 1 TiB";
+        return refused("zone size", zones.size, rule);
+    }
+    if limits.chunk_size != 0 {
+        return refused(
+            "chunk size",
+            limits.chunk_size.into(),
+            "0: zones are the chunks",
+        );
+    }
+    let append = u64::from(zones.max_append);
+    if append < block || append > zones.size || !append.is_multiple_of(block) {
+        let rule = "whole logical blocks, not 0 and not above the zone size";
+        return refused("largest append", append, rule);
+    }
+    // The driver divides without rounding up: a last zone that is shorter does not count.
+    let count = limits.size / zones.size;
+    if u64::from(zones.max_open.max(zones.max_active)) > count {
+        let most = zones.max_open.max(zones.max_active);
+        let rule = "no more than there are whole zones, or 0 for no limit";
+        return refused("open or active zones at once", most.into(), rule);
+    }
+    if zones.max_active != 0 && zones.max_open > zones.max_active {
+        let rule = "not above the active zones at once";
+        return refused("open zones at once", zones.max_open.into(), rule);
+    }
+    Ok(())
+}
+
 /// Combinations the driver refuses with EINVAL, or takes and ignores.
 fn check_features(asked: Features) -> Result<(), SpecError> {
     type F = Features;
@@ -274,10 +321,6 @@ fn check_features(asked: Features) -> Result<(), SpecError> {
         if asked.contains(one) && asked.contains(other) {
             return Err(SpecError::FeaturesExclude { one, other });
         }
-    }
-    if asked.contains(F::ZONED) {
-        // Limits have no zones to declare, and SET_PARAMS would fail without them.
-        return Err(SpecError::NotDeclarable { feature: F::ZONED });
     }
     Ok(())
 }
@@ -438,9 +481,18 @@ pub enum SpecError {
     /// Two features exclude each other.
     #[error("features {one} and {other} exclude each other; leave one out")]
     FeaturesExclude { one: Features, other: Features },
-    /// A feature needs parameters that limits cannot declare.
-    #[error("feature {feature} needs parameters that limits cannot declare yet; leave it out")]
-    NotDeclarable { feature: Features },
+    /// The zones are not those of a zoned device.
+    #[error("{name} {value} is not allowed: it is {rule}")]
+    Zones {
+        name: &'static str,
+        value: u64,
+        rule: &'static str,
+    },
+    /// A zoned device whose limits have no zones, or the other way round.
+    #[error(
+        "the feature UBLK_F_ZONED goes with limits that declare zones, and these with the feature; give both or neither"
+    )]
+    Undeclared,
 }
 
 /// The serialised form of a checked spec, checked again when it is read back.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Zones;
 
 const PAGE: u32 = 4096;
 const GIB: u64 = 1 << 30;
@@ -110,6 +111,41 @@ fn l12_discard_rules() {
     assert!(limits(|l| *l = l.fua(true)).is_ok());
 }
 
+/// Zones are checked by what the driver and the block layer want of them, and bring the feature.
+#[test]
+fn zones_are_checked() {
+    const MIB: u64 = 1 << 20;
+    let zoned = |zones| {
+        let limits = Limits::new(64 * MIB).block_size(4096).zones(zones);
+        DeviceSpec::new(limits).features(Features::USER_COPY)
+    };
+    let good = Zones::new(MIB, 65536);
+    let checked = zoned(good.at_once(3, 4)).check(PAGE).unwrap();
+    assert!(checked.spec().features.contains(Features::ZONED));
+    assert!(zoned(good.at_once(64, 0)).check(PAGE).is_ok());
+    for (zones, what) in [
+        (Zones::new(MIB + 4096, 4096), "zone size 1052672"),
+        (Zones::new(2048, 2048), "zone size 2048"),
+        (Zones::new(MIB, 0), "largest append 0"),
+        (Zones::new(MIB, 512), "largest append 512"),
+        (Zones::new(65536, 131_072), "largest append 131072"),
+        (good.at_once(65, 0), "at once 65"),
+        (good.at_once(5, 4), "open zones at once 5"),
+    ] {
+        let message = refused(zoned(zones).check(PAGE));
+        assert!(message.contains(what), "{message}");
+    }
+    let mut both = zoned(good);
+    both.limits.chunk_size = 65536;
+    assert!(refused(both.check(PAGE)).contains("chunk size 65536"));
+    // Data copied by the driver cannot say where an append landed.
+    let copied = zoned(good).features(Features::NONE);
+    assert!(refused(copied.check(PAGE)).contains("needs USER_COPY"));
+    let mut without = zoned(good);
+    without.features = Features::USER_COPY;
+    assert!(refused(without.check(PAGE)).contains("both or neither"));
+}
+
 #[test]
 fn feature_combinations() {
     type F = Features;
@@ -132,7 +168,10 @@ fn feature_combinations() {
         (F::QUIESCE, "needs USER_RECOVERY"),
         (F::INTEGRITY, "needs USER_COPY"),
         (F::ZONED, "needs USER_COPY or SUPPORT_ZERO_COPY"),
-        (F::ZONED | F::USER_COPY, "cannot declare"),
+        (
+            F::ZONED | F::USER_COPY,
+            "goes with limits that declare zones",
+        ),
         (
             F::USER_RECOVERY | F::USER_RECOVERY_REISSUE | F::USER_RECOVERY_FAIL_IO,
             "exclude each other",

@@ -94,7 +94,8 @@ fn index(op: Option<Op>) -> usize {
         Some(Op::Flush) => 2,
         Some(Op::Discard) => 3,
         Some(Op::WriteZeroes) => 4,
-        None => OPS - 1,
+        // Zoned devices are not the tool's.
+        _ => OPS - 1,
     }
 }
 

@@ -75,10 +75,19 @@ pub struct Mounted {
 impl Mounted {
     /// Mounts a device below the temporary directory.
     pub fn new(device: &Device, kind: Kind, flags: MountFlags) -> Result<Self> {
-        let at = std::env::temp_dir().join(format!("ublk-e2e-{}", device.id));
+        Self::at(device.node(), kind.name(), flags)
+    }
+
+    /// The same for a node of a device that is not the tool's.
+    pub fn node(node: &str, kind: &str) -> Result<Self> {
+        Self::at(node, kind, MountFlags::empty())
+    }
+
+    fn at(node: &str, kind: &str, flags: MountFlags) -> Result<Self> {
+        let name = node.trim_start_matches("/dev/");
+        let at = std::env::temp_dir().join(format!("ublk-e2e-{name}"));
         fs::create_dir_all(&at)?;
-        mount(&device.path, &at, kind.name(), flags, None)
-            .with_context(|| format!("mount {} as {}", device.path.display(), kind.name()))?;
+        mount(node, &at, kind, flags, None).with_context(|| format!("mount {node} as {kind}"))?;
         Ok(Self { at, gone: false })
     }
 

@@ -50,6 +50,11 @@ impl std::fmt::Display for Output {
     }
 }
 
+/// Loads a module of the image.
+pub fn module(name: &str) -> Result<()> {
+    good("modprobe", &[name]).map(drop)
+}
+
 /// The words of a command.
 pub fn line(command: &Command) -> String {
     let mut text = command.get_program().to_string_lossy().into_owned();

@@ -33,8 +33,8 @@ pub struct BatchCommand {
     pub addr: u64,
 }
 
-/// Elements of a PREP or COMMIT that may be on its way: a header of 8 bytes each and, with a buffer address, 8
-/// more.
+/// Elements of a PREP or COMMIT that may be on its way: a header of 8 bytes each and, with a buffer address or the
+/// sector of an append, 8 more.
 #[derive(Default)]
 struct Elems {
     /// Room for an element of every tag; empty unless on its way.
@@ -82,10 +82,11 @@ pub(crate) fn header(tag: Tag, buf_base: u16) -> u64 {
 }
 
 impl Batch {
-    pub(crate) fn new(qid: u16, depth: u16, data: DataMode) -> Self {
+    pub(crate) fn new(qid: u16, depth: u16, data: DataMode, zoned: bool) -> Self {
+        // One or the other: in copy mode no device is zoned.
         let shape = ElemShape {
             buf_addr: data == DataMode::Copy,
-            zone_lba: false,
+            zone_lba: zoned,
         };
         let fallback = if data == DataMode::ZeroCopy {
             UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK
@@ -110,7 +111,7 @@ impl Batch {
     }
 
     /// Adds the answer of a tag (or, for PREP, a tag) to the commit being filled: its [`header`], the result, and
-    /// the buffer's address where elements have one. False if there is no room, which no two answers for a tag
+    /// the buffer's address, or the sector where an append landed, where elements have one. False if there is no room, which no two answers for a tag
     /// should make: nothing was changed.
     #[inline(always)]
     pub(crate) fn add(&mut self, header: u64, result: i32, addr: u64) -> bool {

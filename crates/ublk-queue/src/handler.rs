@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use ublk_core::iod::Io;
-use ublk_core::{Backend, DataMode, Errno, IoFlags, Op, QueueId};
+use ublk_core::{Backend, DataMode, Errno, IoFlags, Op, QueueId, ZoneAction, ZoneReport};
 
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations, RingId};
@@ -13,12 +13,14 @@ use crate::request::{OwnedRequest, Request};
 use crate::seam::{Port, Wake};
 use crate::shared::LaneShared;
 
+mod around;
 mod direct;
 mod shared;
 
+pub use around::{ClientShared, Zoned};
 pub(crate) use direct::Keeper;
 pub use direct::{Backing, Direct, Mapped};
-pub use shared::{ClientShared, DirectShared, InlineShared};
+pub use shared::{DirectShared, InlineShared};
 
 /// What a handler may know of the lane that calls it. Made by the engine only, and not to be changed: handlers rely
 /// on it where they touch a request's memory.
@@ -118,6 +120,10 @@ pub trait Handler {
     /// Whether requests stay with this handler until they are answered. Only handlers of this crate can say so.
     #[doc(hidden)]
     const CLOSED: Closed = Closed::NO;
+
+    /// True for a handler that answers the requests of a zoned device, whose lane then tells the driver where appends have
+    /// landed: [`Zoned`] makes one of any other. Those without pay nothing for it.
+    const ZONES: bool = false;
 
     /// Takes a request.
     fn handle(&mut self, request: Request<'_>);
@@ -219,6 +225,7 @@ trait Token {
     fn parts(&mut self) -> (Op, u64, u64, IoFlags);
     fn data(&mut self) -> Result<&[u8], Errno>;
     fn data_mut(&mut self) -> Result<&mut [u8], Errno>;
+    fn land(&self, at: u64) -> Result<(), Errno>;
 }
 
 macro_rules! token {
@@ -235,6 +242,9 @@ macro_rules! token {
             #[inline]
             fn data_mut(&mut self) -> Result<&mut [u8], Errno> {
                 self.data_mut()
+            }
+            fn land(&self, at: u64) -> Result<(), Errno> {
+                self.land(at)
             }
         }
     };
@@ -254,6 +264,27 @@ fn call<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> 
         Op::Flush => backend.flush(),
         Op::Discard => backend.discard(offset, len),
         Op::WriteZeroes => backend.write_zeroes(offset, len, !flags.no_unmap()),
+        _ => call_for_zones(backend, request),
+    }
+}
+
+/// The same for what only zoned devices are asked for.
+#[cold]
+#[inline(never)]
+fn call_for_zones<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> {
+    let (op, zone, ..) = request.parts();
+    match op {
+        Op::ReportZones => backend.report_zones(zone, &mut ZoneReport::new(request.data_mut()?)),
+        Op::ZoneAppend => {
+            let at = backend.zone_append(request.data()?, zone)?;
+            request.land(at)
+        }
+        Op::ZoneOpen => backend.manage_zone(ZoneAction::Open, zone),
+        Op::ZoneClose => backend.manage_zone(ZoneAction::Close, zone),
+        Op::ZoneFinish => backend.manage_zone(ZoneAction::Finish, zone),
+        Op::ZoneReset => backend.manage_zone(ZoneAction::Reset, zone),
+        Op::ZoneResetAll => backend.reset_all_zones(),
+        _ => Err(Errno::EOPNOTSUPP),
     }
 }
 

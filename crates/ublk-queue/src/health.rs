@@ -64,10 +64,16 @@ pub struct Counters {
     pub discards: u64,
     /// WRITE_ZEROES requests taken.
     pub write_zeroes: u64,
+    /// ZONE_APPEND requests taken.
+    pub zone_appends: u64,
+    /// Other requests about zones taken: to report, open, close, finish and reset them.
+    pub zone_actions: u64,
     /// Bytes of READ requests.
     pub read_bytes: u64,
     /// Bytes of WRITE requests.
     pub write_bytes: u64,
+    /// Bytes of ZONE_APPEND requests.
+    pub zone_append_bytes: u64,
     /// Requests answered with an errno.
     pub errors: u64,
     /// Panics of a handler, contained (L25).
@@ -96,6 +102,9 @@ impl Counters {
         self.flushes += other.flushes;
         self.discards += other.discards;
         self.write_zeroes += other.write_zeroes;
+        self.zone_appends += other.zone_appends;
+        self.zone_actions += other.zone_actions;
+        self.zone_append_bytes += other.zone_append_bytes;
         self.read_bytes += other.read_bytes;
         self.write_bytes += other.write_bytes;
         self.errors += other.errors;
@@ -185,9 +194,9 @@ impl Counter {
 #[derive(Default)]
 pub(crate) struct Meters {
     /// Requests by op (index `Op as usize`).
-    ops: [Counter; 6],
+    ops: [Counter; Op::NUMBERS],
     /// Bytes by op.
-    bytes: [Counter; 6],
+    bytes: [Counter; Op::NUMBERS],
     pub(crate) errors: Counter,
     pub(crate) panics: Counter,
     pub(crate) dropped: Counter,
@@ -215,6 +224,19 @@ impl Meters {
             flushes: op(Op::Flush),
             discards: op(Op::Discard),
             write_zeroes: op(Op::WriteZeroes),
+            zone_appends: op(Op::ZoneAppend),
+            zone_actions: [
+                Op::ZoneOpen,
+                Op::ZoneClose,
+                Op::ZoneFinish,
+                Op::ZoneReset,
+                Op::ZoneResetAll,
+                Op::ReportZones,
+            ]
+            .into_iter()
+            .map(op)
+            .sum(),
+            zone_append_bytes: self.bytes[Op::ZoneAppend as usize].get(),
             read_bytes: self.bytes[Op::Read as usize].get(),
             write_bytes: self.bytes[Op::Write as usize].get(),
             errors: self.errors.get(),

@@ -114,9 +114,11 @@ pub(crate) struct Lane<P: Port, D, H> {
     data: DataMode,
     /// User copy, get-data: the tags have their buffers for the length of a request.
     dealer: Option<Dealer>,
-    /// The owner whose tags go the quick way: the lane's own while data is in the tag's buffer or nowhere and the lane
-    /// is not ending, else nobody.
+    /// The owner whose tags go the quick way: the lane's own while data is in the tag's buffer or nowhere, no zones are to
+    /// be thought of, and the lane is not ending; else nobody.
     pub(crate) quick: u64,
+    /// The device is zoned: an answer may carry where an append landed.
+    zoned: bool,
     leaving: bool,
     /// Requests that handlers took along and have not answered.
     away: u32,
@@ -203,6 +205,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             owner,
             quick: match spec.data {
                 DataMode::GetData | DataMode::UserCopy => NO_OWNER,
+                _ if spec.zoned => NO_OWNER,
                 _ => owner,
             },
             tags,
@@ -228,13 +231,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             batched: spec.batch,
             fetch_word: UserData::batch(index, spec.generation, Kind::Fetch, 0).pack(),
             batch: match spec.batch {
-                true => Batch::new(shared_qid, spec.depth, spec.data),
+                true => Batch::new(shared_qid, spec.depth, spec.data, spec.zoned),
                 false => Batch::default(),
             },
             fetched: Vec::with_capacity(usize::from(spec.depth)),
             next_fetched: 0,
             data: spec.data,
             dealer,
+            zoned: spec.zoned,
             buf_base: spec.buf_base,
             files: spec.files,
             ring: context.ring,

@@ -59,7 +59,7 @@ pub use buffers::Pages;
 pub use failures::{Failed, OnFailure};
 pub use forward::Forward;
 pub use handler::{
-    Backing, ClientShared, Direct, Handler, Inline, LaneContext, Mapped, Pool, Pooled,
+    Backing, ClientShared, Direct, Handler, Inline, LaneContext, Mapped, Pool, Pooled, Zoned,
 };
 pub use health::{Counters, Health, QueueHealth, State};
 pub use hosting::Threads;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use ublk_core::iod::IoBounds;
-use ublk_core::{CpuMask, DataMode, Features, Geometry, Mode, OpenDevice, QueueId};
+use ublk_core::{CpuMask, DataMode, Errno, Features, Geometry, Mode, OpenDevice, QueueId};
 
 use crate::handler::Handler;
 use crate::real::{CharDevice, DescTable, RingNeeds, RingPort};
@@ -35,6 +35,11 @@ pub(crate) type Armed<H> = (Worker<RingPort, DescTable, H>, Vec<LaneHandle>);
 pub(crate) struct Place {
     pub(crate) pinned: Option<CpuMask>,
     pub(crate) io_flusher: bool,
+}
+
+/// Whether the device is zoned.
+pub(crate) fn is_zoned(geometry: &Geometry) -> bool {
+    geometry.features().contains(Features::ZONED)
 }
 
 /// Whether requests of the device may lie in memory shared with clients.
@@ -108,7 +113,10 @@ impl Parts<'_> {
         for qid in self.qids.iter().copied() {
             let spec = self.lane(qid, lanes.len(), make(qid))?;
             let lane = worker.add_lane(spec);
-            lanes.push(lane.map_err(|errno| Error::Buffers { qid, errno })?);
+            lanes.push(lane.map_err(|errno| match errno {
+                Errno::EOPNOTSUPP => Error::Handler { qid },
+                errno => Error::Buffers { qid, errno },
+            })?);
         }
         worker.arm()?;
         Ok((worker, lanes))
@@ -134,6 +142,7 @@ impl Parts<'_> {
         let mut spec = LaneSpec::new(qid, depth, bounds, descriptors, handler);
         spec.data = mode.data;
         spec.batch = mode.batch;
+        spec.zoned = is_zoned(geometry);
         spec.buf_base = u16::try_from(index).unwrap_or(0).saturating_mul(depth);
         spec.files = u32::try_from(self.qids.len()).unwrap_or(u32::MAX);
         spec.file_count = u16::try_from(self.plan.files.len()).unwrap_or(u16::MAX);

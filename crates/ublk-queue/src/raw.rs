@@ -19,6 +19,7 @@ struct Collect(VecDeque<KeptRequest>);
 
 impl Handler for Collect {
     const SHARED: bool = true;
+    const ZONES: bool = true;
 
     fn handle(&mut self, request: Request<'_>) {
         self.0.push_back(request.keep());

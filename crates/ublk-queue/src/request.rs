@@ -79,6 +79,47 @@ fn is_hidden(lane: &LaneShared, tag: Tag) -> bool {
     !here && matches!(lane.path.below(), DataPath::Registered)
 }
 
+/// [`Op::brings_data`], with what zoned devices have out of the way of WRITE.
+#[inline(always)]
+pub(crate) fn brings_data(op: Op) -> bool {
+    #[cold]
+    const fn other(op: Op) -> bool {
+        op.brings_data()
+    }
+    matches!(op, Op::Write) || other(op)
+}
+
+/// [`Op::wants_data`], with what zoned devices have out of the way of READ.
+#[inline(always)]
+pub(crate) fn wants_data(op: Op) -> bool {
+    #[cold]
+    const fn other(op: Op) -> bool {
+        op.wants_data()
+    }
+    matches!(op, Op::Read) || other(op)
+}
+
+/// The answer to another operation than READ and WRITE that was carried out.
+#[cold]
+fn answer_of_others(lane: &LaneShared, tag: Tag, io: &Io) -> Answer {
+    match io.op {
+        // Else the client would be told that its data is at the device's first byte.
+        Op::ZoneAppend if !lane.words.is_set(tag) => Answer::failed(Errno::EIO),
+        // The decoder has compared it with a u32.
+        op if op.has_data() => Answer::full(u32::try_from(io.len).unwrap_or(0)),
+        _ => Answer::full(0),
+    }
+}
+
+/// Notes where an append landed, for the answer that follows.
+fn land(lane: &LaneShared, tag: Tag, io: &Io, at: u64) -> Result<(), Errno> {
+    let sector = io.landed(at)?;
+    match lane.words.set(tag, sector) {
+        true => Ok(()),
+        false => Err(Errno::EOPNOTSUPP),
+    }
+}
+
 /// The character device, where this request's data goes by it.
 fn device(lane: &LaneShared, tag: Tag) -> Option<&dyn UserCopyPort> {
     match &lane.path {
@@ -142,14 +183,14 @@ macro_rules! accessors {
             self.tag
         }
 
-        /// The data of a WRITE; empty for other operations. In user copy it is fetched at the first call.
+        /// The data of a WRITE or ZONE_APPEND; empty for other operations. In user copy it is fetched at the first call.
         ///
         /// # Errors
         /// EOPNOTSUPP where the plan moves data past the server (zero copy), or into memory of the
         /// backend's own; the driver's errno where the data cannot be fetched.
         #[inline]
         pub fn data(&mut self) -> Result<&[u8], Errno> {
-            if !matches!(self.io.op, Op::Write) {
+            if !brings_data(self.io.op) {
                 return Ok(&[]);
             }
             if matches!(self.shared().path, DataPath::Registered) {
@@ -166,14 +207,14 @@ macro_rules! accessors {
             Ok(unsafe { self.shared().arena.slice(self.tag, len) })
         }
 
-        /// Where the data of a READ goes; empty for other operations. Zeroes, or old data of this
+        /// Where the data of a READ or REPORT_ZONES goes; empty for other operations. Zeroes, or old data of this
         /// device, at entry: fill all of it or fail (L05).
         ///
         /// # Errors
         /// EOPNOTSUPP where the plan moves data past the server (zero copy).
         #[inline]
         pub fn data_mut(&mut self) -> Result<&mut [u8], Errno> {
-            if !matches!(self.io.op, Op::Read) {
+            if !wants_data(self.io.op) {
                 return Ok(&mut []);
             }
             if !matches!(self.shared().path, DataPath::Buffer | DataPath::Device(_))
@@ -232,13 +273,13 @@ macro_rules! accessors {
             self.placed
         }
 
-        /// User copy: has the driver copy `from` into the whole data of a READ.
+        /// User copy: has the driver copy `from` into the whole data of a READ or REPORT_ZONES.
         ///
         /// # Errors
         /// EOPNOTSUPP in another mode; EINVAL for another operation or length; the driver's errno.
         pub fn push_from(&mut self, from: MemRef<'_>) -> Result<(), Errno> {
             let device = device(self.shared(), self.tag).ok_or(Errno::EOPNOTSUPP)?;
-            if self.io.op != Op::Read || from.len() != self.data_len() {
+            if !wants_data(self.io.op) || from.len() != self.data_len() {
                 return Err(Errno::EINVAL);
             }
             device.push(self.shared().qid, self.tag, 0, from)?;
@@ -246,23 +287,36 @@ macro_rules! accessors {
             Ok(())
         }
 
-        /// User copy: has the driver copy the whole data of a WRITE to `to`.
+        /// User copy: has the driver copy the whole data of a WRITE or ZONE_APPEND to `to`.
         ///
         /// # Errors
         /// As for [`push_from`](Self::push_from).
         pub fn pull_into(&mut self, to: MemRef<'_>) -> Result<(), Errno> {
             let device = device(self.shared(), self.tag).ok_or(Errno::EOPNOTSUPP)?;
-            if self.io.op != Op::Write || to.len() != self.data_len() {
+            if !brings_data(self.io.op) || to.len() != self.data_len() {
                 return Err(Errno::EINVAL);
             }
             device.pull(self.shared().qid, self.tag, 0, to)
+        }
+
+        /// Answers a ZONE_APPEND whose data has landed at byte `at` of the device. For another operation, a place that is
+        /// none behind the zone's first byte, or a handler without [`Handler::ZONES`](crate::Handler::ZONES), the answer
+        /// is an errno.
+        pub fn complete_append(self, at: u64) {
+            let landed = self.land(at);
+            self.complete(landed);
+        }
+
+        /// Notes where an append landed, for the answer that follows.
+        pub(crate) fn land(&self, at: u64) -> Result<(), Errno> {
+            land(self.shared(), self.tag, &self.io, at)
         }
 
         /// The answer the driver gets for a handler's result. In user copy a READ's data goes its way here.
         #[inline(always)]
         fn answer_of(&self, result: Result<(), Errno>) -> Answer {
             match result.and_then(|()| self.deliver()) {
-                Ok(()) if self.io.op.has_data() =>
+                Ok(()) if matches!(self.io.op, Op::Read | Op::Write) =>
                 {
                     #[expect(
                         clippy::cast_possible_truncation,
@@ -270,14 +324,14 @@ macro_rules! accessors {
                     )]
                     Answer::full(self.io.len as u32)
                 }
-                Ok(()) => Answer::full(0),
+                Ok(()) => answer_of_others(self.shared(), self.tag, &self.io),
                 Err(errno) => Answer::failed(errno),
             }
         }
 
         #[inline(always)]
         fn deliver(&self) -> Result<(), Errno> {
-            if self.ready || self.io.op != Op::Read {
+            if self.ready || !wants_data(self.io.op) {
                 return Ok(());
             }
             match &self.shared().path {
@@ -442,14 +496,14 @@ impl<'a> Request<'a> {
             tag: this.tag,
             io: this.io,
             ready: this.ready,
-            any_source: false,
+            any_source: this.any_source,
             placed: this.placed,
         }
     }
 
     /// Has the engine take the request to a file and answer it when that is done. Only for handlers with
     /// [`Handler::FORWARDS`](crate::Handler::FORWARDS), else the answer is EOPNOTSUPP; EINVAL for data of a
-    /// request that has none, data that was placed elsewhere, or a file that is not there.
+    /// request that has none, data that was placed elsewhere or is an append's or a report's, or a file that is not there.
     #[inline(always)]
     pub fn forward(self, to: Forward) {
         if self.placed {

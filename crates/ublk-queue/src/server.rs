@@ -16,11 +16,11 @@ use self::ending::{EndGuard, Running, Shared};
 use self::teams::{Team, teams};
 use crate::failures::OnFailure;
 use crate::handler::{
-    ClientShared, Direct, DirectShared, Handler, Inline, InlineShared, Mapped, Pool,
+    ClientShared, Direct, DirectShared, Handler, Inline, InlineShared, Mapped, Pool, Zoned,
 };
 use crate::health::{Counters, Health, QueueHealth, State};
 use crate::hosting::{Guest, Hosted, Threads};
-use crate::parts::{Parts, Place, shares_memory};
+use crate::parts::{Parts, Place, is_zoned, shares_memory};
 use crate::polling::Polling;
 use crate::real::{DescTable, RingPort};
 use crate::seam::Port;
@@ -124,6 +124,14 @@ pub enum Error {
         qid: QueueId,
         /// The driver's errno.
         errno: Errno,
+    },
+    /// The queue's handler is none for the device.
+    #[error(
+        "queue {qid}: the handler does not serve zones, or shared memory in this mode; wrap it in Zoned, or ClientShared"
+    )]
+    Handler {
+        /// Hw queue.
+        qid: QueueId,
     },
     /// The buffers of a queue could not be mapped.
     #[error(
@@ -235,6 +243,12 @@ impl Server {
     /// # Errors
     /// The first failure of any queue; the other threads have left by then.
     pub fn arm<B: Backend>(device: OpenDevice, plan: Plan, backend: Arc<B>) -> Result<Self, Error> {
+        let zoned = is_zoned(device.geometry());
+        if backend.limits().quick && zoned {
+            return Self::arm_with(device, plan, move |_| {
+                Zoned(Inline::new(Arc::clone(&backend)))
+            });
+        }
         if backend.limits().quick && shares_memory(device.geometry()) {
             return Self::arm_with(device, plan, move |_| {
                 InlineShared::new(Arc::clone(&backend))
@@ -247,7 +261,10 @@ impl Server {
         let tags = usize::from(geometry.depth()) * usize::from(geometry.queues());
         let pool = Pool::start(&backend, plan.pool_threads, tags).map_err(Error::Thread)?;
         let handler = pool.handler();
-        let server = Self::arm_with(device, plan, move |_| handler.clone())?;
+        let server = match zoned {
+            true => Self::arm_with(device, plan, move |_| Zoned(handler.clone())),
+            false => Self::arm_with(device, plan, move |_| handler.clone()),
+        }?;
         server.shared.keep(pool);
         Ok(server)
     }
@@ -262,6 +279,9 @@ impl Server {
         plan: Plan,
         backend: Arc<B>,
     ) -> Result<Self, Error> {
+        if is_zoned(device.geometry()) {
+            return Self::arm(device, plan, backend);
+        }
         if shares_memory(device.geometry()) && backend.limits().quick {
             return Self::arm_with(device, plan, move |_| {
                 DirectShared::new(Arc::clone(&backend))
@@ -275,7 +295,8 @@ impl Server {
         }
     }
 
-    /// Serves a device with a handler per queue, made on the thread that will call it.
+    /// Serves a device with a handler per queue, made on the thread that will call it. For a zoned device it is one with
+    /// [`Handler::ZONES`].
     ///
     /// # Errors
     /// As for [`Server::arm`].

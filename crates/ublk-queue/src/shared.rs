@@ -34,6 +34,46 @@ pub(crate) struct LaneShared {
     wake: Arc<dyn Wake>,
     /// Bytes of the device.
     size: AtomicU64,
+    /// Where the data of an answer is, or has landed.
+    pub(crate) words: Words,
+}
+
+/// A word that goes with a tag's answer, written by whoever has its request and taken by the worker: in get-data the
+/// address of a READ's data that another thread named, in a zoned device the sector where an append landed. Lanes that
+/// need none have none.
+#[derive(Clone, Default)]
+pub(crate) struct Words(Arc<[AtomicU64]>);
+
+impl Words {
+    /// Nobody has written it.
+    const NONE: u64 = u64::MAX;
+
+    pub(crate) fn new(depth: u16) -> Self {
+        Self((0..depth).map(|_| AtomicU64::new(Self::NONE)).collect())
+    }
+
+    /// Writes a tag's word. False where there is no place for it.
+    pub(crate) fn set(&self, tag: Tag, word: u64) -> bool {
+        let place = self.0.get(tag.index());
+        // Relaxed: the answer that follows is handed on by whatever orders that.
+        place.is_some_and(|place| {
+            place.store(word, Ordering::Relaxed);
+            true
+        })
+    }
+
+    /// Whether a tag's word is written.
+    pub(crate) fn is_set(&self, tag: Tag) -> bool {
+        let place = self.0.get(tag.index());
+        place.is_some_and(|place| place.load(Ordering::Relaxed) != Self::NONE)
+    }
+
+    /// Takes a tag's word, if it is written.
+    pub(crate) fn take(&self, tag: Tag) -> Option<u64> {
+        let place = self.0.get(tag.index())?;
+        let word = place.swap(Self::NONE, Ordering::Relaxed);
+        (word != Self::NONE).then_some(word)
+    }
 }
 
 /// How the data of this lane's requests travels.
@@ -97,7 +137,7 @@ impl LaneShared {
         depth: u16,
         size: u64,
         arena: Arena,
-        path: DataPath,
+        (path, words): (DataPath, Words),
         copies_by_ring: bool,
         (wake, at_work): (Arc<dyn Wake>, Arc<AtomicBool>),
     ) -> Arc<Self> {
@@ -113,6 +153,7 @@ impl LaneShared {
             at_work,
             wake,
             size: AtomicU64::new(size),
+            words,
         })
     }
 

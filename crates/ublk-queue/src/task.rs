@@ -45,7 +45,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use ublk_core::iod::Io;
-use ublk_core::{DataMode, Errno, Op};
+use ublk_core::{DataMode, Errno};
 use uring_lite::Sqe64;
 
 pub use self::buf::{IoBuf, IoBufMut, Place, Slice};
@@ -63,7 +63,7 @@ use self::slots::{Panicked, Slots};
 use crate::buffers::Dealer;
 use crate::handler::{Closed, Handler, LaneContext};
 use crate::operations::{Operation, Operations};
-use crate::request::Request;
+use crate::request::{Request, brings_data};
 use crate::seam::{Full, Port};
 use crate::shared::LaneShared;
 
@@ -164,7 +164,8 @@ where
         let wake = context.wake.clone();
         let dealt = Dealer::is_for(context.data);
         let whose = (context.qid, context.ring);
-        let core = Core::new(depth, operations, wake, whose, registered, !dealt);
+        let words = context.lane.words.clone();
+        let core = Core::new(depth, operations, wake, whose, registered, !dealt, words);
         self.lane = Some(Lane {
             shared: Arc::clone(&context.lane),
             slots: Slots::new(usize::from(depth)),
@@ -190,7 +191,7 @@ where
             len: request.len(),
         };
         if lane.fetches
-            && io.op == Op::Write
+            && brings_data(io.op)
             && let Err(errno) = request.data()
         {
             return request.complete(Err(errno));

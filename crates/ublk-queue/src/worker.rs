@@ -18,7 +18,7 @@ use crate::health::State;
 use crate::lane::{ABORT_WAIT, Lane, LaneError, Panicked};
 use crate::operations::{Operation, RingId};
 use crate::seam::{Completion, Descriptors, NoDevice, Port, UserCopyPort, Wake};
-use crate::shared::{DataPath, LaneShared};
+use crate::shared::{DataPath, LaneShared, Words};
 use crate::shmem::SharedMemory;
 use crate::user_data::{Kind, UserData};
 
@@ -69,6 +69,8 @@ pub struct LaneSpec<D, H> {
     pub data: DataMode,
     /// Whether commands carry many tags, as ADD_DEV granted it.
     pub batch: bool,
+    /// Whether the device is zoned; for handlers with [`Handler::ZONES`].
+    pub zoned: bool,
     /// First index of the lane's `depth` buffers in the ring's table; for the zero-copy modes.
     pub buf_base: u16,
     /// First slot of the handler's files in the ring's table.
@@ -163,6 +165,7 @@ impl<D, H> LaneSpec<D, H> {
             generation: 0,
             data: DataMode::Copy,
             batch: false,
+            zoned: false,
             buf_base: 0,
             files: 0,
             file_count: 0,
@@ -218,8 +221,8 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     ///
     /// # Errors
     /// ENOMEM when the buffers cannot be mapped, EINVAL for a share of another depth or of smaller buffers, ENOSPC beyond
-    /// 65,536 lanes, EOPNOTSUPP for memory shared with clients
-    /// of a handler that does not ask for it, or in get-data mode.
+    /// 65,536 lanes, EOPNOTSUPP for memory shared with clients or zones of a handler that does not ask for them, for shared
+    /// memory in get-data mode, and for zones where the driver copies.
     pub fn add_lane(&mut self, mut spec: LaneSpec<D, H>) -> Result<LaneHandle, Errno> {
         let index = u16::try_from(self.lanes.len()).map_err(|_| Errno::ENOSPC)?;
         if !spec.share.fits(spec.depth, spec.bounds.max_io_bytes) {
@@ -238,6 +241,14 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         if client.is_some() && (!H::SHARED || spec.data == DataMode::GetData) {
             return Err(Errno::EOPNOTSUPP);
         }
+        let copied = matches!(spec.data, DataMode::Copy | DataMode::GetData);
+        if spec.zoned && (!H::ZONES || copied) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let words = match spec.zoned || spec.data == DataMode::GetData {
+            true => Words::new(spec.depth),
+            false => Words::default(),
+        };
         let shares = client.is_some();
         let path = DataPath::new(spec.data, device).shared_with(client, spec.depth);
         let shared = LaneShared::new(
@@ -245,7 +256,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             spec.depth,
             spec.bounds.size,
             arena,
-            path,
+            (path, words),
             spec.copies_by_ring && !spec.batch,
             (Arc::clone(&wake), Arc::clone(&self.at_work)),
         );

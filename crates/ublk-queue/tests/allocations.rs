@@ -98,7 +98,7 @@ async fn serve(mut request: TaskRequest, file: SharedFd, waste: bool) -> Result<
         Op::Write => request.write_to(&file, offset).await,
         Op::Flush => request.ring().fdatasync(&file).await,
         // What the backend keeps is not looked at.
-        Op::Discard | Op::WriteZeroes => Err(Errno::EOPNOTSUPP),
+        _ => Err(Errno::EOPNOTSUPP),
     }
 }
 

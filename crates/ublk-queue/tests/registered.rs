@@ -22,7 +22,7 @@ async fn serve(mut request: TaskRequest, file: SharedFd) -> Result<(), Errno> {
             }
         }
         Op::Flush => request.ring().fdatasync(&file).await,
-        Op::Discard | Op::WriteZeroes => {
+        _ => {
             let len = request.len();
             request.ring().fallocate(&file, 3, offset, len).await
         }

@@ -447,6 +447,65 @@ impl Mapped for MappedMem {
     }
 }
 
+/// Get-data: a READ is answered from memory anywhere by each kind of token, from another thread too.
+#[test]
+fn l10_reads_are_answered_from_anywhere_by_any_token() {
+    for seed in 0..16 {
+        let config = Config {
+            data: DataMode::GetData,
+            faults: ALL_FAULTS,
+            ..Config::new(seed)
+        };
+        let mem: &'static MappedMem = Box::leak(Box::new(MappedMem(
+            (0..config.size)
+                .map(|_| std::cell::UnsafeCell::new(0))
+                .collect(),
+        )));
+        let (requests, taken) = std::sync::mpsc::channel::<(OwnedRequest, MemRef<'static>)>();
+        let other = std::thread::spawn(move || {
+            for (request, region) in taken {
+                request.complete_from(region);
+            }
+        });
+        let make = || {
+            let (requests, mut count) = (requests.clone(), 0u32);
+            move |mut request: Request<'_>| {
+                let (offset, len) = (request.offset(), request.len());
+                let region = || mem.region(offset, usize::try_from(len).expect("small"));
+                count += 1;
+                let result = match request.op() {
+                    Op::Read => {
+                        assert!(request.takes_any_source());
+                        return match count % 4 {
+                            0 => request.complete_from(region()),
+                            1 => request.keep().complete_from(region()),
+                            2 => request.detach().complete_from(region()),
+                            _ => drop(requests.send((request.keep().detach(), region()))),
+                        };
+                    }
+                    Op::Write => {
+                        let to = region();
+                        request.data().map(|data| {
+                            // SAFETY: as long as the data, and nobody else's while the request is in hand.
+                            unsafe {
+                                to.ptr()
+                                    .as_ptr()
+                                    .copy_from_nonoverlapping(data.as_ptr(), data.len())
+                            };
+                        })
+                    }
+                    Op::Flush => Ok(()),
+                    _ => mem.write_zeroes(offset, len, true),
+                };
+                request.complete(result);
+            }
+        };
+        run(config, make).assert_clean(1000);
+        drop(requests);
+        other.join().expect("no panic");
+    }
+}
+
 /// L11, L52 Copies by the ring are whole, and those that fail or are short fail their request and no other: the commit that
 /// was linked to them is never lost nor done twice.
 #[test]

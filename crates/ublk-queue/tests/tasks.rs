@@ -31,7 +31,7 @@ async fn serve(mut request: TaskRequest, file: SharedFd) -> Result<(), Errno> {
         Op::Read => request.read_from(&file, offset).await,
         Op::Write => request.write_to(&file, offset).await,
         Op::Flush => request.ring().fdatasync(&file).await,
-        Op::Discard | Op::WriteZeroes => {
+        _ => {
             let zeroes = vec![0; usize::try_from(request.len()).expect("small")];
             request
                 .ring()

@@ -4,9 +4,10 @@ use ublk_core::Op;
 
 use crate::disk::{Disk, Promise};
 use crate::rng::Rng;
+use crate::zones::Zones;
 
 /// Content is tracked, and requests are aligned, in blocks of this size.
-const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 
 /// A request on its way.
 #[derive(Debug, Clone)]
@@ -24,7 +25,9 @@ pub(crate) struct Sent {
 
 /// Makes requests that do not overlap in time, and knows what each read must return.
 pub(crate) struct Client {
-    content: Vec<u8>,
+    pub(crate) content: Vec<u8>,
+    /// Of a zoned device.
+    pub(crate) zones: Option<Zones>,
     /// Blocks of which a failed request may have changed a part.
     unknown: Vec<bool>,
     /// Where the server keeps the data, if what it promises is to be checked.
@@ -42,6 +45,7 @@ impl Client {
         let max_blocks = usize::try_from(max_io_bytes).unwrap_or(BLOCK) / BLOCK;
         Self {
             content: vec![0; size],
+            zones: None,
             unknown: vec![false; size / BLOCK],
             disk: None,
             busy: vec![false; size / BLOCK],
@@ -64,7 +68,11 @@ impl Client {
         }
         let blocks = 1 + rng.below(self.max_blocks.min(self.busy.len()));
         let first = rng.below(self.busy.len() - blocks + 1);
-        let op = if rng.chance(self.read_percent) {
+        let reads = rng.chance(self.read_percent);
+        if !reads && let Some((op, range, len)) = self.zoned(rng, blocks) {
+            return self.send(rng, op, range, len);
+        }
+        let op = if reads {
             Op::Read
         } else {
             match rng.below(20) {
@@ -79,14 +87,25 @@ impl Client {
         } else {
             first..first + blocks
         };
-        if self.busy[range.clone()].iter().any(|busy| *busy) {
+        let len = range.len() * BLOCK;
+        self.send(rng, op, range, len)
+    }
+
+    fn send(
+        &mut self,
+        rng: &mut Rng,
+        op: Op,
+        range: std::ops::Range<usize>,
+        len: usize,
+    ) -> Option<Sent> {
+        let reach = self.reach(op, range.clone());
+        if self.busy[reach.clone()].iter().any(|busy| *busy) {
             return None;
         }
-        self.busy[range.clone()].fill(true);
+        self.busy[reach].fill(true);
         self.left -= 1;
-        let len = range.len() * BLOCK;
         let mut data = Vec::new();
-        if op == Op::Write {
+        if op.brings_data() {
             data = (0..len / 8)
                 .flat_map(|_| rng.next_u64().to_ne_bytes())
                 .collect();
@@ -106,20 +125,25 @@ impl Client {
         })
     }
 
-    /// Takes the answer of a request; says what is wrong with it.
+    /// Takes the answer of a request, and the `addr` it came with; says what is wrong with it.
     pub(crate) fn completed(
         &mut self,
         sent: &Sent,
         result: i32,
+        addr: u64,
         buffer: &[u8],
     ) -> Result<(), String> {
         let range = sent.offset..sent.offset + sent.len;
-        self.busy[range.start / BLOCK..range.end / BLOCK].fill(false);
-        self.completed += 1;
         let blocks = range.start / BLOCK..range.end / BLOCK;
+        let reach = self.reach(sent.op, blocks.clone());
+        self.busy[reach].fill(false);
+        self.completed += 1;
+        if matches!(sent.op, Op::ZoneAppend | Op::ZoneReset | Op::ReportZones) {
+            self.completed_zoned(sent, result < 0, addr, buffer)?;
+        }
         if result < 0 {
             self.failed += 1;
-            if sent.op != Op::Read {
+            if matches!(sent.op, Op::Write | Op::Discard | Op::WriteZeroes) {
                 self.unknown[blocks].fill(true);
             }
             return Ok(());
@@ -145,7 +169,7 @@ impl Client {
             }
             Op::Write => self.content[range].copy_from_slice(&sent.data),
             Op::Discard | Op::WriteZeroes => self.content[range].fill(0),
-            Op::Read | Op::Flush => {}
+            _ => {}
         }
         Ok(())
     }

@@ -50,6 +50,8 @@ pub struct Config {
     pub data: DataMode,
     /// Whether commands carry many tags.
     pub batch: bool,
+    /// Bytes of the zones of a zoned device, or 0 for an ordinary one.
+    pub zone_size: usize,
     /// Queues (lanes of the one worker).
     pub queues: u16,
     /// Tags per queue.
@@ -96,6 +98,7 @@ impl Config {
             seed,
             data: DataMode::Copy,
             batch: false,
+            zone_size: 0,
             queues: 1,
             depth: 16,
             size: 1 << 20,

@@ -1,6 +1,6 @@
 //! The driver's side of a queue: who owns each tag, and what it may do.
 
-use ublk_core::{DataMode, Errno, IoDesc, IoFlags, Op, Tag};
+use ublk_core::{DataMode, Errno, IoDesc, IoFlags, Op, Tag, Zone};
 use ublk_queue::seam::{Completion, IoCommand};
 use ublk_sys::{UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA};
 
@@ -124,12 +124,13 @@ impl Queue {
         let tag = command.tag;
         self.check_addr(command)?;
         let copy_mode = self.data == DataMode::Copy;
+        let has_addr = matches!(self.data, DataMode::Copy | DataMode::GetData);
         let Some(place) = self.places.get_mut(tag.index()) else {
             return refused(Errno::EINVAL);
         };
         let idle = Place::Idle {
             word,
-            addr: command.addr,
+            addr: if has_addr { command.addr } else { 0 },
         };
         match (command.cmd_op, &*place) {
             (UBLK_U_IO_FETCH_REQ, Place::NotFetched) => {
@@ -165,7 +166,11 @@ impl Queue {
                         "tag {tag} commits with another buffer than it was given"
                     ));
                 }
-                let reads = sent.op == Op::Read && command.result > 0;
+                let landed = sent.op == Op::ZoneAppend && command.result >= 0;
+                if !has_addr && !landed && command.addr != 0 {
+                    return Err(format!("tag {tag}: an address where this mode has none"));
+                }
+                let reads = sent.op.wants_data() && command.result > 0;
                 let buffer = match self.data {
                     _ if let (Some(place), Some((memory, _))) = (shared, &self.client_memory) => {
                         memory.read(*place, if reads { sent.len } else { 0 })
@@ -179,7 +184,7 @@ impl Queue {
                 // After an abort the fetch half never completes; its CQE comes with the ring's end only.
                 *place = if self.stopping { Place::Aborted } else { idle };
                 if !self.hostile {
-                    client.completed(&sent, command.result, &buffer)?;
+                    client.completed(&sent, command.result, command.addr, &buffer)?;
                 } else {
                     client.completed += 1;
                 }
@@ -235,7 +240,7 @@ impl Queue {
             let at = client_memory.place(first + tag);
             // Whoever does not fill the client's memory shows this to it.
             let garbage = vec![0xdb; sent.len];
-            let is_write = sent.op == Op::Write;
+            let is_write = sent.op.brings_data();
             client_memory.write(at, if is_write { &sent.data } else { &garbage });
             self.descs[tag].op_flags |= IoFlags::SHMEM_ZC;
             self.descs[tag].addr = client_memory.addr(at);
@@ -272,7 +277,8 @@ impl Queue {
             Op::Read => memory.write(addr, &vec![0xdb; sent.len]),
             _ => {}
         }
-        let pushed = vec![0xdb; if sent.op == Op::Read { sent.len } else { 0 }];
+        let wanted = if sent.op.wants_data() { sent.len } else { 0 };
+        let pushed = vec![0xdb; wanted];
         self.places[tag] = Place::Delivered {
             sent: Box::new(sent),
             addr,
@@ -302,7 +308,7 @@ impl Queue {
                 "L03: the buffer of tag {tag} overlaps another tag's"
             )),
             DataMode::UserCopy | DataMode::ZeroCopy | DataMode::ZeroCopyManual
-                if command.addr != 0 =>
+                if command.addr != 0 && command.cmd_op != UBLK_U_IO_COMMIT_AND_FETCH_REQ =>
             {
                 Err(format!("tag {tag}: an address where this mode has none"))
             }
@@ -320,7 +326,7 @@ impl Queue {
     pub(crate) fn pull(&self, tag: Tag, range: std::ops::Range<usize>) -> Result<&[u8], Errno> {
         match self.places.get(tag.index()) {
             Some(Place::Delivered { sent, shared, .. })
-                if sent.op == Op::Write && shared.is_none() =>
+                if sent.op.brings_data() && shared.is_none() =>
             {
                 sent.data.get(range).ok_or(Errno::EINVAL)
             }
@@ -341,7 +347,7 @@ impl Queue {
                 pushed,
                 shared: None,
                 ..
-            }) if sent.op == Op::Read => pushed.get_mut(range).ok_or(Errno::EINVAL),
+            }) if sent.op.wants_data() => pushed.get_mut(range).ok_or(Errno::EINVAL),
             Some(Place::Delivered { .. }) => Err(Errno::EACCES),
             _ => Err(Errno::EINVAL),
         }
@@ -381,7 +387,11 @@ fn desc_of(sent: &Sent, addr: u64) -> IoDesc {
     } else {
         sector(sent.offset)
     };
-    let nr_sectors = u32::try_from(sector(sent.len)).unwrap_or(u32::MAX);
+    let unit = match sent.op {
+        Op::ReportZones => Zone::ENCODED,
+        _ => 512,
+    };
+    let nr_sectors = u32::try_from(sent.len / unit).unwrap_or(u32::MAX);
     IoDesc {
         op_flags: sent.op as u32 | if sent.fua { 1 << 13 } else { 0 },
         nr_sectors,

@@ -23,6 +23,7 @@ mod operations;
 mod port;
 mod rng;
 mod shared;
+mod zones;
 
 pub use config::{Config, End, Faults};
 pub use model::Report;

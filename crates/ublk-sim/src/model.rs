@@ -8,13 +8,14 @@ use ublk_queue::seam::{Completion, IoCommand};
 use ublk_sys::batch::ElemShape;
 use uring_lite::Sqe64;
 
-use crate::client::Client;
+use crate::client::{BLOCK, Client};
 use crate::config::{Config, End};
 use crate::disk::Disk;
 use crate::driver::{Memory, Queue};
 use crate::memory::ServerMemory;
 use crate::rng::Rng;
 use crate::shared::ClientMemory;
+use crate::zones::Zones;
 
 /// What a run showed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -115,6 +116,7 @@ impl Model {
             config.max_io_bytes,
         );
         let queues = (0..config.queues).map(queue).collect();
+        client.zones = Zones::new(config.zone_size, config.size / BLOCK);
         client.disk = config.file.then(|| Disk::new(config.size));
         Self {
             rng: Rng::new(config.seed),
@@ -312,7 +314,8 @@ impl Model {
                 qid,
                 tag,
                 result,
-                addr: elem.buf_addr,
+                // An element has one of them, by its shape.
+                addr: elem.buf_addr | elem.zone_lba,
                 buf_reg: 0,
             };
             let index = lane * self.config.depth + tag.get();

@@ -36,6 +36,7 @@ async fn serve(mut request: TaskRequest, file: SharedFd) -> Result<(), Errno> {
             ring.fallocate(&file, PUNCH_HOLE | KEEP_SIZE, offset, len)
                 .await
         }
+        _ => Err(Errno::EOPNOTSUPP),
     }
 }
 

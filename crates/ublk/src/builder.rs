@@ -89,18 +89,22 @@ impl<B: Backend> Builder<B> {
             on_failure: None,
             unscheduled: true,
         };
+        let favoured = match spec.limits.zones {
+            Some(_) => DataMode::UserCopy,
+            None => DataMode::Copy,
+        };
         Self {
             backend,
             spec,
             controller: None,
-            favoured: DataMode::Copy,
+            favoured,
             options,
             arm: Server::arm,
         }
     }
 
     /// Sets how data and commands travel, which is by copy, one by one, unless a constructor says otherwise
-    /// ([`Builder::file`]). [`Builder::add`] fails where the kernel lacks the mode; the mode in force is
+    /// ([`Builder::file`]), or by user copy for a zoned device, which has no copy mode. [`Builder::add`] fails where the kernel lacks the mode; the mode in force is
     /// `Mode::of(device.geometry().features())`.
     #[must_use]
     pub fn mode(mut self, mode: Mode) -> Self {
@@ -296,6 +300,9 @@ impl<B: Backend> Builder<B> {
     pub fn add(self) -> Result<Added<B>, Error> {
         let mut spec = self.spec;
         let mut options = self.options;
+        if spec.limits.zones.is_some() && self.favoured == DataMode::UserCopy {
+            spec.features |= Features::USER_COPY;
+        }
         // A mistake is told before anything is opened.
         spec.check(page_size())?;
         let mut controller = match self.controller {

@@ -47,7 +47,7 @@ impl Handler for FileHandler {
                 self.file.core.syncs.count();
                 request.forward(Forward::Sync { file: 0 });
             }
-            Op::Discard | Op::WriteZeroes => self.rare.handle(request),
+            _ => self.rare.handle(request),
         }
     }
 }

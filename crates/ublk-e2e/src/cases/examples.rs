@@ -14,8 +14,9 @@ use super::many::{Raised, descriptors, per_second};
 use crate::case::{self, Case, Set, measured};
 use crate::cli::cpus;
 use crate::direct_io::Direct;
+use crate::fs::{self, Mounted};
 use crate::wait::{secs, until};
-use crate::{pattern, procfs, sysfs};
+use crate::{pattern, procfs, run, sysfs};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -36,6 +37,11 @@ pub fn cases() -> Vec<Case> {
         Case::new("example_file_keeps_data_in_the_file", file),
         Case::new("example_mapped_copies_once", mapped),
         Case::new("example_threads_keeps_data", threads),
+        Case::new("example_zoned_is_written_in_sequence", zoned),
+        Case::new("example_zoned_holds_a_file_system", || {
+            zoned_btrfs(&["128"])
+        }),
+        Case::new("example_zoned_in_batches_holds_a_file_system", zoned_batch),
         Case::new("example_many_share_threads", many).only_if(
             case::set() != Set::Soak || sysfs::in_guest(),
             "the driver's limit is changed in the test guest only",
@@ -277,6 +283,102 @@ fn keeps_data_on(example: Example, size: u64, queues: usize) -> Result<()> {
     );
     drop(direct);
     example.interrupt()
+}
+
+/// The place of an append goes with its element of a batch. An older kernel refuses the mode by name.
+fn zoned_batch() -> Result<()> {
+    if sysfs::kernel() >= (7, 0) {
+        return zoned_btrfs(&["128", "batch"]);
+    }
+    let output = Command::new(program("ublk", "zoned"))
+        .args(["16", "batch"])
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        !output.status.success() && text.contains("BATCH_IO"),
+        "{text}"
+    );
+    Ok(())
+}
+
+/// What `blkzone report` says of one zone.
+fn zone(path: &str, offset: u64) -> Result<String> {
+    let offset = format!("{}", offset / 512);
+    Ok(run::good("blkzone", &["report", "-o", &offset, "-c", "1", path])?.stdout)
+}
+
+/// Zones are what the kernel sees: written in order or not at all, opened, closed, finished, reset.
+fn zoned() -> Result<()> {
+    const ZONE: u64 = 4 << 20;
+    let example = Example::start("zoned", &["16"])?;
+    example.check(16 * ZONE, 2)?;
+    for (name, wanted) in [
+        ("queue/chunk_sectors", ZONE / 512),
+        ("queue/nr_zones", 16),
+        ("queue/zone_append_max_bytes", 1 << 20),
+    ] {
+        let found = sysfs::number(example.id, name)?;
+        ensure!(found == wanted, "{name} is {found}, declared {wanted}");
+    }
+    let model = sysfs::text(example.id, "queue/zoned")?;
+    ensure!(model == "host-managed", "{model}");
+    let path = example.path.to_string_lossy().into_owned();
+    let direct = Direct::open(&example.path)?;
+    let at = 3 * ZONE;
+    direct.write_pattern(at, 2 << 20, 1)?;
+    direct.check_pattern(at, 2 << 20, 1)?;
+    direct.check_zero(at + (2 << 20), 65_536)?;
+    ensure!(
+        direct.write_pattern(at + ZONE - 4096, 4096, 1).is_err(),
+        "a write beyond the write pointer passed"
+    );
+    direct.check_pattern(at, 2 << 20, 1)?;
+    let start = format!("{}", at / 512);
+    for (command, wanted) in [
+        ("", "2(oi)"),
+        ("close", "4(cl)"),
+        ("open", "3(oe)"),
+        ("finish", "14(fu)"),
+        ("reset", "1(em)"),
+    ] {
+        if !command.is_empty() {
+            run::good("blkzone", &[command, "-o", &start, "-c", "1", &path])?;
+        }
+        let shown = zone(&path, at)?;
+        ensure!(shown.contains(wanted), "after {command:?}: {shown}");
+    }
+    direct.check_zero(at, 65_536)?;
+    direct.write_pattern(at, 65_536, 2)?;
+    // All of them at once.
+    run::good("blkzone", &["reset", &path])?;
+    let shown = zone(&path, at)?;
+    ensure!(shown.contains("1(em)"), "{shown}");
+    direct.check_zero(at, 65_536)?;
+    drop(direct);
+    example.interrupt()
+}
+
+/// A file system for zones keeps its files, most of whose data it appends.
+fn zoned_btrfs(words: &[&str]) -> Result<()> {
+    let mut example = Example::start("zoned", words)?;
+    let path = example.path.to_string_lossy().into_owned();
+    let words = ["-q", "-O", "zoned", "-d", "single", "-m", "single", &path];
+    run::good("mkfs.btrfs", &words)?;
+    run::module("btrfs")?;
+    for round in 0..2 {
+        let mounted = Mounted::node(&path, "btrfs")?;
+        if round == 0 {
+            fs::fill(&mounted.at, 40)?;
+        }
+        fs::compare(&mounted.at, 40)?;
+        mounted.unmount()?;
+    }
+    let lines = example.lines.take().context("running")?;
+    example.interrupt()?;
+    let line = lines.recv_timeout(secs(10)).context("no count")??;
+    let count = line.split_once(' ').context("a number")?.0.parse::<u64>()?;
+    ensure!(count > 20, "{line}");
+    Ok(())
 }
 
 fn file() -> Result<()> {

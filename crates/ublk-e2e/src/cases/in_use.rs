@@ -184,13 +184,13 @@ impl Used {
             User::Ext4 => used.mount("ext4", node, fresh)?,
             User::Xfs => used.mount("xfs", node, fresh)?,
             User::Btrfs => {
-                module("btrfs")?;
+                run::module("btrfs")?;
                 used.mount("btrfs", node, fresh)?;
             }
             User::Dm => {
                 let sectors = (320_u64 << 20) / 512;
                 let table = format!("0 {sectors} linear {node} 0");
-                module("dm_mod")?;
+                run::module("dm_mod")?;
                 run::good("dmsetup", &["create", "lin", "--table", &table])?;
                 used.then(|| run::good("dmsetup", &["remove", "--retry", "lin"]).map(drop));
                 used.mount("ext4", &dm_node("lin")?, fresh)?;
@@ -208,7 +208,7 @@ impl Used {
                 used.parts.push("used by swap".to_owned());
             }
             User::Loop => {
-                module("loop")?;
+                run::module("loop")?;
                 let output = run::good("losetup", &["-f"])?;
                 let name = output.stdout.trim().to_owned();
                 run::good("losetup", &[&name, node])?;
@@ -267,7 +267,7 @@ impl Used {
 
     /// A logical volume, without udev.
     fn lvm(&mut self, node: &str, fresh: bool) -> Result<()> {
-        module("dm_mod")?;
+        run::module("dm_mod")?;
         if fresh {
             lvm(&["pvcreate", "-q", "-ff", "-y", node])?;
             lvm(&["vgcreate", "-q", "vg", node])?;
@@ -290,7 +290,7 @@ impl Used {
 
     /// One half of a mirror.
     fn md(&mut self, node: &str, fresh: bool) -> Result<()> {
-        module("raid1")?;
+        run::module("raid1")?;
         if fresh {
             let words = ["--level=1", "--raid-devices=2", "--metadata=1.2"];
             let words = [
@@ -425,10 +425,6 @@ impl Drop for Sleeper {
     fn drop(&mut self) {
         self.end();
     }
-}
-
-fn module(name: &str) -> Result<()> {
-    run::good("modprobe", &[name]).map(drop)
 }
 
 /// The kernel's own node of a dm device: nobody else makes one here.

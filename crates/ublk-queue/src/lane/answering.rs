@@ -35,6 +35,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             }
         }
         let place = &mut self.tags[tag.index()];
+        if H::ZONES && self.zoned {
+            // Kept for a commit that has to be pushed again; 0 for all but appends, or the driver refuses it.
+            place.addr = self.shared.words.take(tag).unwrap_or(0);
+        }
         let (shared, descriptors) = (&self.shared, &self.descriptors);
         let failed = |result| shared.failed(descriptors, tag, result);
         if let Some(result) = place.commit(place.state, answer, shared, failed) {
@@ -86,6 +90,16 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 
     /// Takes the answers that other threads recorded.
     fn take_remote(&mut self, port: &mut P) {
+        if self.data == DataMode::GetData {
+            let words = self.shared.words.clone();
+            return self.take_remote_from(port, |tag| words.take(tag).unwrap_or(0));
+        }
+        self.take_remote_from(port, |_| 0);
+    }
+
+    /// The same, with the word of where a READ's data is.
+    #[inline(always)]
+    fn take_remote_from(&mut self, port: &mut P, source: impl Fn(Tag) -> u64) {
         let shared = Arc::clone(&self.shared);
         shared.remote.drain(|tag, result| {
             let answer = match result {
@@ -93,7 +107,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 Err(errno) => Answer::failed(errno),
             };
             self.away -= 1;
-            self.answered_from(port, tag, answer, 0);
+            self.answered_from(port, tag, answer, source(tag));
         });
     }
 

@@ -11,7 +11,7 @@
 )]
 
 use ublk_core::iod::Io;
-use ublk_core::{Answer, DataMode, Errno, Op, Tag, TagState};
+use ublk_core::{Answer, DataMode, Errno, Tag, TagState};
 use ublk_sys::offset::UserCopy;
 use uring_lite::op::{self, Fd, SqeFlags};
 
@@ -66,7 +66,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return self.answered_by_call(port, tag, io, mem);
         }
         let (fd, ptr) = (Fd::registered(u32::from(self.index)), mem.ptr().as_ptr());
-        let sqe = if io.op == Op::Read {
+        let sqe = if io.op.wants_data() {
             // SAFETY: `len` readable bytes, by the promise of `MemRef::new`, until the completion (head of this file).
             unsafe { op::write(fd, ptr, len, at) }
         } else {
@@ -89,9 +89,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// The same by a system call.
     #[cold]
     fn answered_by_call(&mut self, port: &mut P, tag: Tag, io: &Io, mem: MemRef<'static>) {
-        let moved = match (&self.shared.path, io.op) {
-            (DataPath::Device(device), Op::Read) => device.push(self.qid, tag, 0, mem),
-            (DataPath::Device(device), _) => device.pull(self.qid, tag, 0, mem),
+        let moved = match (&self.shared.path, io.op.wants_data()) {
+            (DataPath::Device(device), true) => device.push(self.qid, tag, 0, mem),
+            (DataPath::Device(device), false) => device.pull(self.qid, tag, 0, mem),
             _ => Err(Errno::EOPNOTSUPP),
         };
         let len = u32::try_from(io.len).unwrap_or(0);

@@ -127,6 +127,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             && (*made_file, *made_op) == (file, io.op)
             && !io.flags.needs_registration()
             && !(H::SHARED && io.flags.in_shared_memory())
+            && !(H::ZONES && self.zoned)
             // Data is at most what a tag's buffer holds, 32 MiB.
             && let Ok(enough @ 1..) = i32::try_from(io.len)
         {
@@ -191,7 +192,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     #[inline(never)]
     fn forward_seldom(&mut self, port: &mut P, tag: Tag, io: Io, to: Forward) {
         let (file, fits) = match to {
-            Forward::Data { file, .. } => (file, io.op.has_data()),
+            // Where an append lands, and what a report says, no file knows.
+            Forward::Data { file, .. } => (file, matches!(io.op, Op::Read | Op::Write)),
             Forward::Sync { file } | Forward::Allocate { file, .. } => (file, true),
         };
         let known = usize::from(file) < self.forwards.syncs.len();

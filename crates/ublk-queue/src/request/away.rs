@@ -14,10 +14,36 @@ use std::sync::Arc;
 use ublk_core::iod::Io;
 use ublk_core::{Answer, Errno, IoFlags, Op, QueueId, Tag};
 
-use super::{deliver_to_client, device, fetch, is_hidden};
+use super::{
+    answer_of_others, brings_data, deliver_to_client, device, fetch, is_hidden, land, wants_data,
+};
 use crate::buffers::Arena;
 use crate::memref::MemRef;
 use crate::shared::{DataPath, LaneLocal, LaneShared};
+
+/// What names a request's buffer to the kernel, for tokens that are held.
+macro_rules! buffer {
+    () => {
+        /// The tag's buffer, to be named to the kernel: `None` where data does not travel through it (zero copy).
+        #[must_use]
+        pub fn buffer(&mut self) -> Option<MemRef<'_>> {
+            match self.shared().path {
+                DataPath::Registered => None,
+                DataPath::Client(_) if is_hidden(self.shared(), self.tag) => None,
+                _ => Some(self.shared().arena.mem(self.tag, self.data_len())),
+            }
+        }
+
+        /// Says that the tag's buffer holds the data of this WRITE (fetched where it has to be), so that an
+        /// operation can take it from there.
+        ///
+        /// # Errors
+        /// As [`data`](Self::data).
+        pub fn fetch_data(&mut self) -> Result<(), Errno> {
+            self.data().map(|_| ())
+        }
+    };
+}
 
 /// A request that its worker's thread may hold and answer later.
 pub struct KeptRequest {
@@ -39,36 +65,20 @@ impl KeptRequest {
         &self.lane.shared
     }
 
-    /// The tag's buffer, to be named to the kernel: `None` where data does not travel through it (zero copy).
-    #[must_use]
-    pub fn buffer(&mut self) -> Option<MemRef<'_>> {
-        match self.lane.shared.path {
-            DataPath::Registered => None,
-            DataPath::Client(_) if is_hidden(&self.lane.shared, self.tag) => None,
-            _ => Some(self.lane.shared.arena.mem(self.tag, self.data_len())),
-        }
-    }
-
-    /// Says that the tag's buffer holds the data of this WRITE (fetched where it has to be), so that an
-    /// operation can take it from there.
-    ///
-    /// # Errors
-    /// As [`data`](Self::data).
-    pub fn fetch_data(&mut self) -> Result<(), Errno> {
-        self.data().map(|_| ())
-    }
+    buffer!();
 
     /// Lets any thread answer the request.
     #[must_use]
     pub fn detach(self) -> OwnedRequest {
-        let (tag, io, ready, placed) = (self.tag, self.io, self.ready, self.placed);
+        let (tag, io, ready) = (self.tag, self.io, self.ready);
+        let (any_source, placed) = (self.any_source, self.placed);
         let lane = Arc::clone(&self.forget().shared);
         OwnedRequest {
             lane,
             tag,
             io,
             ready,
-            any_source: false,
+            any_source,
             placed,
         }
     }
@@ -128,7 +138,9 @@ impl fmt::Debug for KeptRequest {
     }
 }
 
-/// A request that any thread may hold and answer.
+/// A request that any thread may hold and answer. It has what a [`Request`](crate::Request) has, but for what needs the
+/// queue's ring: it is not [forwarded](crate::Request::forward), nor copied [behind its
+/// answer](crate::Request::complete_by_copy).
 pub struct OwnedRequest {
     pub(super) lane: Arc<LaneShared>,
     pub(super) tag: Tag,
@@ -154,8 +166,20 @@ impl OwnedRequest {
         self.record(answer);
     }
 
+    buffer!();
+
+    /// Get-data: answers a READ with all of its data at `from`, as [`Request::complete_from`](crate::Request::complete_from).
+    pub fn complete_from(self, from: MemRef<'static>) {
+        let fits = self.any_source && from.len() == self.data_len();
+        if !fits || !self.lane.words.set(self.tag, from.addr()) {
+            return self.complete(Err(Errno::EINVAL));
+        }
+        let answer = self.answer_of(Ok(()));
+        self.record(answer);
+    }
+
     /// Answers EIO for a handler that panicked, and counts it (L25).
-    pub(crate) fn panicked(self) {
+    pub fn panicked(self) {
         self.lane.meters.panics.add_shared(1);
         self.record(Answer::failed(Errno::EIO));
     }

@@ -17,6 +17,7 @@ use crate::buffers::Arena;
 use crate::operations::{Operation, RingId};
 use crate::request::KeptRequest;
 use crate::seam::Wake;
+use crate::shared::Words;
 
 /// How a task ended.
 pub(super) type Ended = Result<Result<(), Errno>, Panicked>;
@@ -64,6 +65,8 @@ pub(super) struct Core {
     pub(super) ring: RingId,
     /// Index of tag 0's buffer in the ring's table, in zero copy.
     pub(super) registered: Option<u16>,
+    /// Where a tag's append has landed; of a zoned device.
+    pub(super) words: Words,
     /// A tag's buffer is its own, so where it is need be asked only once.
     own_buffers: bool,
     tags: Box<[Tag]>,
@@ -81,6 +84,7 @@ impl Core {
         (qid, ring): (QueueId, RingId),
         registered: Option<u16>,
         own_buffers: bool,
+        words: Words,
     ) -> Self {
         let depth = usize::from(tags);
         Self {
@@ -90,6 +94,7 @@ impl Core {
             ring,
             registered,
             own_buffers,
+            words,
             tags: (0..tags).map(|_| Tag::new()).collect(),
             local: RefCell::new(Vec::with_capacity(depth)),
             buffers: Cell::new(None),

@@ -16,6 +16,7 @@ use super::pool::Sink;
 use super::ring::Ring;
 use crate::operations::{Operation, RingId};
 use crate::seam::Full;
+use crate::shared::Words;
 use crate::user_data::UserData;
 
 /// How long the end waits for operations that were cancelled.
@@ -77,6 +78,7 @@ impl Local {
                 (QueueId::ZERO, RingId::next()),
                 None,
                 true,
+                Words::default(),
             ))),
         })
     }

@@ -21,6 +21,7 @@ use super::buf::{IoBuf, IoBufMut, Place};
 use super::core::Core;
 use super::fd::SharedFd;
 use super::ring::Ring;
+use crate::request::{brings_data, wants_data};
 
 /// A request in the hands of an async handler. The task's result is its answer, given when this is dropped as well.
 ///
@@ -129,13 +130,26 @@ impl TaskRequest {
         }
     }
 
-    /// The data of a WRITE; empty for other operations.
+    /// Says at which byte of the device the data of a ZONE_APPEND has landed, before the task ends well.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP for another operation, or a handler without [`Handler::ZONES`](crate::Handler::ZONES); EIO for a place
+    /// before the zone's first byte or between sectors.
+    pub fn landed(&mut self, at: u64) -> Result<(), Errno> {
+        let sector = self.io().landed(at)?;
+        match self.core.words.set(self.tag, sector) {
+            true => Ok(()),
+            false => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    /// The data of a WRITE or ZONE_APPEND; empty for other operations.
     ///
     /// # Errors
     /// EOPNOTSUPP where the plan moves data past the server (zero copy), EBUSY while the buffer is
     /// [taken](Self::take_data).
     pub fn data(&mut self) -> Result<&[u8], Errno> {
-        if self.op() != Op::Write {
+        if !brings_data(self.op()) {
             return Ok(&[]);
         }
         let (ptr, len) = self.memory()?;
@@ -144,13 +158,13 @@ impl TaskRequest {
         Ok(unsafe { std::slice::from_raw_parts(ptr, len) })
     }
 
-    /// Where the data of a READ goes; empty for other operations. Zeroes, or old data of this device, at entry:
+    /// Where the data of a READ or REPORT_ZONES goes; empty for other operations. Zeroes, or old data of this device, at entry:
     /// fill all of it or fail (L05).
     ///
     /// # Errors
     /// As [`data`](Self::data).
     pub fn data_mut(&mut self) -> Result<&mut [u8], Errno> {
-        if self.op() != Op::Read {
+        if !wants_data(self.op()) {
             return Ok(&mut []);
         }
         let (ptr, len) = self.memory()?;

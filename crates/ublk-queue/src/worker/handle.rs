@@ -56,7 +56,7 @@ impl LaneHandle {
     #[cfg(test)]
     pub(crate) fn in_state(state: State) -> Self {
         use crate::seam::{NoDevice, Wake};
-        use crate::shared::DataPath;
+        use crate::shared::{DataPath, Words};
 
         struct Silent;
         impl Wake for Silent {
@@ -65,7 +65,15 @@ impl LaneHandle {
         let arena = crate::buffers::Arena::new(1, 4096).expect("memory");
         let path = DataPath::new(ublk_core::DataMode::Copy, Box::new(NoDevice));
         let wake = (Arc::new(Silent) as Arc<dyn Wake>, Arc::default());
-        let shared = LaneShared::new(QueueId::ZERO, 1, 4096, arena, path, false, wake);
+        let shared = LaneShared::new(
+            QueueId::ZERO,
+            1,
+            4096,
+            arena,
+            (path, Words::default()),
+            false,
+            wake,
+        );
         shared.status.set(state);
         Self(shared)
     }

@@ -123,6 +123,7 @@ fn run_all<P: Port, H: Handler>(
         spec.generation = 3;
         spec.data = config.data;
         spec.batch = config.batch;
+        spec.zoned = config.zone_size != 0;
         spec.file_count = 1;
         spec.buf_base = qid * config.depth;
         spec.device = Box::new(sim.device());
@@ -148,6 +149,27 @@ fn run_all<P: Port, H: Handler>(
     }
 }
 
+/// Adds one lane of the device, with a handler that knows of zones or not.
+pub fn lane(config: &Config, zones: bool) -> Result<(), Errno> {
+    fn add<H: Handler>(config: &Config, handler: H) -> Result<(), Errno> {
+        let sim = Sim::new(config.clone());
+        let mut worker = Worker::new(sim.port(), Arc::default());
+        let bounds = IoBounds {
+            size: config.size as u64,
+            max_io_bytes: config.max_io_bytes,
+        };
+        let descriptors = sim.descriptors(0);
+        let mut spec = LaneSpec::new(QueueId::ZERO, config.depth, bounds, descriptors, handler);
+        spec.data = config.data;
+        spec.zoned = config.zone_size != 0;
+        worker.add_lane(spec).map(|_| ())
+    }
+    match zones {
+        true => add(config, ublk_queue::Zoned(Filled)),
+        false => add(config, Filled),
+    }
+}
+
 /// Takes every request to the file behind the operations.
 pub struct ToFile;
 
@@ -163,7 +185,7 @@ impl Handler for ToFile {
                 durable,
             },
             Op::Flush => Forward::Sync { file: 0 },
-            Op::Discard | Op::WriteZeroes => Forward::Allocate {
+            _ => Forward::Allocate {
                 file: 0,
                 mode: 3,
                 offset,

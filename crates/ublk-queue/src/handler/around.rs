@@ -1,0 +1,82 @@
+//! Any handler, in a device of a kind that its lane has to know of.
+
+use ublk_core::iod::Io;
+
+use super::direct::Keeper;
+use super::{Backing, Closed, Handler, LaneContext};
+use crate::memref::MemRef;
+use crate::operations::{Operation, Operations};
+use crate::request::Request;
+use crate::seam::Port;
+
+/// A handler around any other, all of which it hands on.
+macro_rules! around {
+    ($(#[$doc:meta])* $name:ident, zones = $zones:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone)]
+        pub struct $name<H>(pub H);
+
+        impl<H: Handler> Handler for $name<H> {
+            const OPERATIONS: bool = H::OPERATIONS;
+            const FORWARDS: bool = H::FORWARDS;
+            const SHARED: bool = true;
+            const ZONES: bool = $zones;
+            const CLOSED: Closed = H::CLOSED;
+
+            #[inline]
+            fn handle(&mut self, request: Request<'_>) {
+                self.0.handle(request);
+            }
+
+            fn attach(&mut self, context: &LaneContext) {
+                self.0.attach(context);
+            }
+
+            fn turn<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
+                self.0.turn(ring)
+            }
+
+            #[expect(unsafe_code, reason = "the lane's call of the handler inside")]
+            unsafe fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
+                // SAFETY: the caller's contract; what this handler has pushed, the one inside has.
+                unsafe { self.0.operation_completed(operation, res, flags) };
+            }
+
+            fn in_flight(&self) -> usize {
+                self.0.in_flight()
+            }
+
+            fn leave(&mut self) {
+                self.0.leave();
+            }
+
+            const BACKING: Backing<Self> = match H::BACKING.is_some() {
+                true => Backing::new(Self::keeper),
+                false => Backing::NONE,
+            };
+
+            #[expect(unsafe_code, reason = "the lane's call of the handler inside")]
+            unsafe fn place(&mut self, io: &Io) -> Option<MemRef<'static>> {
+                // SAFETY: the caller's contract; the backing is that of the handler inside.
+                unsafe { self.0.place(io) }
+            }
+        }
+
+        impl<H: Handler> $name<H> {
+            fn keeper(&self) -> Option<Keeper> {
+                H::BACKING.keeper(&self.0)
+            }
+        }
+    };
+}
+
+around! {
+    /// Any handler, in a device that shares memory with its clients: the lane then looks where the data of each request is.
+    ClientShared, zones = H::ZONES
+}
+
+around! {
+    /// Any handler, in a zoned device: its lane tells the driver where appends have landed. It finds data in memory shared
+    /// with clients too, as [`ClientShared`] does.
+    Zoned, zones = true
+}
