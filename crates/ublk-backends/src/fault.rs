@@ -14,6 +14,7 @@ use ublk_core::{Backend, Errno, Limits, Op, ZoneAction, ZoneReport};
 
 /// What happens to a chosen request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Effect {
     /// It fails with this errno; the wrapped backend is not asked.
     Fail(Errno),
@@ -26,6 +27,7 @@ pub enum Effect {
 
 /// Which requests are chosen, and what happens to them.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Rule {
     /// This operation only; any if `None`.
     pub op: Option<Op>,

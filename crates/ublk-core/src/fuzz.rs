@@ -15,19 +15,14 @@ pub fn descriptors(bytes: &[u8]) {
         return;
     };
     let [a, b, c, d, e, f, g, h, i, j, k, l] = *head;
-    let bounds = IoBounds {
-        size: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-        max_io_bytes: u32::from_ne_bytes([i, j, k, l]),
-    };
+    let bounds = IoBounds::new(
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+    );
     let (slots, _) = table.as_chunks::<24>();
     for slot in slots {
         let raw = ublk_sys::ublksrv_io_desc::from_bytes(slot);
-        let desc = IoDesc {
-            op_flags: raw.op_flags,
-            nr_sectors: raw.nr_sectors,
-            start_sector: raw.start_sector,
-            addr: raw.addr,
-        };
+        let desc = IoDesc::new(raw.op_flags, raw.start_sector, raw.nr_sectors, raw.addr);
         descriptor(&raw, &desc, &bounds);
     }
 }

@@ -35,6 +35,7 @@ pub struct Geometry {
 /// A reply that no driver known here would give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the kernel's device info has {field} {value}, outside {min} to {max}")]
+#[non_exhaustive]
 pub struct BadReply {
     /// The field, by its name in `ublksrv_ctrl_dev_info`.
     pub field: &'static str,

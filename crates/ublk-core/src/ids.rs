@@ -8,6 +8,7 @@ pub const SECTOR_SIZE: u64 = 512;
 /// Returned when a number is outside the range an identifier allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {value} is out of range: at most {max}")]
+#[non_exhaustive]
 pub struct OutOfRange {
     /// What was to be made, in the kernel's words.
     pub what: &'static str,

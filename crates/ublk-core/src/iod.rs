@@ -5,6 +5,7 @@ use crate::{Errno, SECTOR_SIZE, Zone};
 /// A descriptor as copied out of the driver's table (`struct ublksrv_io_desc`, linux/ublk_cmd.h).
 #[doc(alias = "ublksrv_io_desc")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct IoDesc {
     /// Operation in the low 8 bits, `UBLK_IO_F_*` in the others.
     pub op_flags: u32,
@@ -146,6 +147,7 @@ impl IoFlags {
 
 /// A request of the block layer in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Io {
     /// The operation.
     pub op: Op,
@@ -158,6 +160,18 @@ pub struct Io {
 }
 
 impl Io {
+    /// A request of these parts.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(op: Op, flags: IoFlags, offset: u64, len: u64) -> Self {
+        Self {
+            op,
+            flags,
+            offset,
+            len,
+        }
+    }
+
     /// Where the data of a ZONE_APPEND landed, in sectors as the driver is told, for a place in bytes.
     ///
     /// # Errors
@@ -176,6 +190,7 @@ impl Io {
 
 /// The bounds of a queue's requests: what a descriptor is checked against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct IoBounds {
     /// Size of the device in bytes.
     pub size: u64,
@@ -183,7 +198,28 @@ pub struct IoBounds {
     pub max_io_bytes: u32,
 }
 
+impl IoBounds {
+    /// The bounds of a device of `size` bytes, with buffers of `max_io_bytes`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(size: u64, max_io_bytes: u32) -> Self {
+        Self { size, max_io_bytes }
+    }
+}
+
 impl IoDesc {
+    /// A descriptor of these words; see the fields.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(op_flags: u32, start_sector: u64, nr_sectors: u32, addr: u64) -> Self {
+        Self {
+            op_flags,
+            nr_sectors,
+            start_sector,
+            addr,
+        }
+    }
+
     /// The request in bytes, checked against the device's bounds: nothing a driver could put into
     /// the table makes the server touch memory or storage outside them.
     ///

@@ -104,6 +104,7 @@ impl FromStr for DataMode {
 /// The axes together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct Mode {
     /// How data travels.
     pub data: DataMode,
@@ -112,6 +113,19 @@ pub struct Mode {
 }
 
 impl Mode {
+    /// Data by this way, and a command for each tag.
+    #[must_use]
+    pub const fn new(data: DataMode) -> Self {
+        Self { data, batch: false }
+    }
+
+    /// Has commands carry many tags, or not.
+    #[must_use]
+    pub const fn batched(mut self, yes: bool) -> Self {
+        self.batch = yes;
+        self
+    }
+
     /// The features a device of this mode must have.
     #[must_use]
     pub const fn features(self) -> Features {

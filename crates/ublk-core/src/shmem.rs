@@ -10,6 +10,7 @@ use ublk_sys::word::ShmemAddr;
 /// not copied, and their descriptors name the place by index and offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct SharedBuffer {
     /// The index, as the driver gave it.
     pub index: u16,
@@ -17,6 +18,14 @@ pub struct SharedBuffer {
     pub offset: u64,
     /// Its bytes, at most 4 GiB.
     pub len: u64,
+}
+
+impl SharedBuffer {
+    /// What was registered of a file: the driver's index, and the range.
+    #[must_use]
+    pub const fn new(index: u16, offset: u64, len: u64) -> Self {
+        Self { index, offset, len }
+    }
 }
 
 /// All that is registered of one file.

@@ -5,6 +5,7 @@ use core::fmt;
 /// State of a device (`ublksrv_ctrl_dev_info.state`, `UBLK_S_DEV_*` of linux/ublk_cmd.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub enum DevState {
     /// Added and not started, or stopped: only the character device exists. `UBLK_S_DEV_DEAD`.
     Dead,

@@ -40,6 +40,7 @@ impl Answer {
 
 /// Where a tag is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TagState {
     /// Never fetched: the driver does not know that the server serves this tag.
     Idle,
@@ -65,6 +66,7 @@ pub enum TagState {
 
 /// What happens to a tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Input {
     /// The server wants the tag's first request, or to push a failed command again.
     Arm,
@@ -79,6 +81,7 @@ pub enum Input {
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Action {
     /// Push FETCH_REQ.
     Fetch,

@@ -544,11 +544,7 @@ mod tests {
             Reply::Params(params),
             Reply::Params(None),
             Reply::Affinity(CpuMask::from_iter([1, 2000])),
-            Reply::Shared(vec![SharedBuffer {
-                index: 3,
-                offset: 4096,
-                len: 8192,
-            }]),
+            Reply::Shared(vec![SharedBuffer::new(3, 4096, 8192)]),
         ]);
     }
 }

@@ -10,6 +10,7 @@ use ublk_sys::ublksrv_ctrl_cmd;
 
 /// What the script does with a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Act {
     /// Answers at once.
     Answer(Result<u32, Errno>),
@@ -24,6 +25,7 @@ type Script = Box<dyn FnMut(u32, &ublksrv_ctrl_cmd, &Buffer) -> Act + Send>;
 /// A [`CtrlPort`] whose kernel is a closure: given opcode, header and payload, it answers by filling
 /// the payload and saying how the command ends. Time is over at once whenever there is nothing to
 /// deliver, so deadlines of hours cost nothing.
+#[non_exhaustive]
 pub struct FakeKernel {
     script: Script,
     ready: VecDeque<Completion>,

@@ -12,6 +12,7 @@ use ublk_core::kernel::{Fault, Release};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+#[non_exhaustive]
 pub enum Status {
     /// As it should be.
     Good,
@@ -44,6 +45,7 @@ pub enum Check {
 /// The outcome of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct Finding {
     /// What was looked at.
     pub check: Check,

@@ -99,11 +99,7 @@ impl<P: CtrlPort> Control<P> {
             let len = PART.min(size - offset);
             let left = end.saturating_duration_since(Instant::now());
             match self.share_part(id, file, offset, len, left) {
-                Ok(memory) => shared.push(SharedBuffer {
-                    index: memory.get(),
-                    offset,
-                    len,
-                }),
+                Ok(memory) => shared.push(SharedBuffer::new(memory.get(), offset, len)),
                 Err(error) => {
                     for buffer in shared {
                         // The first error is the one to tell; the device's end takes back the rest.
@@ -195,7 +191,7 @@ mod tests {
         let id = DevId::new(1).unwrap();
         // Half a page more, which no request of whole blocks needs.
         let file = sparse((2 << 30) + 8192 + 2048);
-        let buffer = |index, offset, len| SharedBuffer { index, offset, len };
+        let buffer = |index, offset, len| SharedBuffer::new(index, offset, len);
         assert_eq!(
             control.share_file(id, &file, LONG).unwrap(),
             [

@@ -582,7 +582,7 @@ mod tests {
         for data in DataMode::ALL {
             for batch in [false, true] {
                 for backend in [&null, &mem] {
-                    let mode = Mode { data, batch };
+                    let mode = Mode::new(data).batched(batch);
                     let why = match (data, backend) {
                         (DataMode::GetData, _) if batch => Some("no get-data command"),
                         (

@@ -119,10 +119,7 @@ mod tests {
     use ublk_core::Mode;
 
     fn spec(backend: BackendSpec, recovery: Recovery, batch: bool) -> AddSpec {
-        let mode = Mode {
-            batch,
-            ..Mode::default()
-        };
+        let mode = Mode::default().batched(batch);
         AddSpec {
             backend,
             recovery,

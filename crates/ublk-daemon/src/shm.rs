@@ -125,11 +125,7 @@ mod tests {
         std::fs::write(&path, [1; 8192]).unwrap();
         assert!(check(&spec(&path)).is_ok());
         assert_eq!(features(&spec(&path)), Features::SHMEM_ZC);
-        let buffers = vec![SharedBuffer {
-            index: 0,
-            offset: 0,
-            len: 8192,
-        }];
+        let buffers = vec![SharedBuffer::new(0, 0, 8192)];
         let known = registered(&path, &open(&path).unwrap(), buffers).unwrap();
         assert_eq!(map(&path, &known).unwrap().len(), 8192);
         let other = directory.path().join("other");
@@ -147,10 +143,7 @@ mod tests {
         let path = directory.path().join("memory");
         std::fs::write(&path, [1; 8192]).unwrap();
         let mut spec = spec(&path);
-        spec.mode = Mode {
-            data: DataMode::GetData,
-            batch: false,
-        };
+        spec.mode = Mode::new(DataMode::GetData);
         assert_eq!(check(&spec).unwrap_err().kind, FailureKind::Usage);
         spec.serving.shm = None;
         assert!(check(&spec).is_ok());

@@ -30,10 +30,7 @@ pub fn idle(words: &[String]) -> Result<Value> {
         anyhow::bail!("--idle COUNT DATA");
     };
     let count: u64 = count.parse()?;
-    let mode = Mode {
-        data: data.parse::<DataMode>()?,
-        batch: false,
-    };
+    let mode = Mode::new(data.parse::<DataMode>()?);
     // One controller for all: each of its own would have a thread and a ring.
     let control = Arc::new(Mutex::new(ControlThread::start(secs(30))?));
     let make = || -> Result<Device> {

@@ -18,6 +18,7 @@ const COMMITS: u16 = 8;
 
 /// A batch command (`struct ublk_batch_io`, linux/ublk_cmd.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BatchCommand {
     /// Encoded opcode, `UBLK_U_IO_*_IO_CMDS`.
     pub cmd_op: u32,

@@ -38,10 +38,7 @@ use crate::worker::{LaneSpec, Share};
 const MAX_RETRIES: u32 = 1000;
 
 /// For what is asked of a request that was taken: the device may be smaller by now.
-pub(crate) const ANYWHERE: IoBounds = IoBounds {
-    size: u64::MAX,
-    max_io_bytes: u32::MAX,
-};
+pub(crate) const ANYWHERE: IoBounds = IoBounds::new(u64::MAX, u32::MAX);
 
 /// No tag.
 const NOBODY: u16 = u16::MAX;
@@ -315,10 +312,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             dealer.lend(tag);
         }
         let desc = self.descriptors.load(tag);
-        let bounds = IoBounds {
-            size: self.shared.size(),
-            max_io_bytes: self.max_io_bytes,
-        };
+        let bounds = IoBounds::new(self.shared.size(), self.max_io_bytes);
         let io = match desc.decode(&bounds) {
             Ok(io) => io,
             Err(errno) => {
@@ -525,7 +519,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 });
             }
             Action::GetData => self.get_data(port, tag),
-            Action::Fetch | Action::Serve | Action::Commit(_) | Action::Stale => {}
+            _ => {}
         }
         Ok(())
     }
@@ -545,10 +539,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 
     /// Get-data: names the place of a WRITE's data, the handler's choice or the tag's buffer.
     fn get_data(&mut self, port: &mut P, tag: Tag) {
-        let bounds = IoBounds {
-            size: self.shared.size(),
-            max_io_bytes: self.max_io_bytes,
-        };
+        let bounds = IoBounds::new(self.shared.size(), self.max_io_bytes);
         let io = self.descriptors.load(tag).decode(&bounds);
         let place = io.ok().and_then(|io| self.place_of(tag, &io));
         let lies = match place {

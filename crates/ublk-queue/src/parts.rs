@@ -132,10 +132,7 @@ impl Parts<'_> {
             self.device.geometry(),
             Mode::of(self.device.geometry().features()),
         );
-        let bounds = IoBounds {
-            size: self.plan.size,
-            max_io_bytes: geometry.max_io_bytes(),
-        };
+        let bounds = IoBounds::new(self.plan.size, geometry.max_io_bytes());
         let descriptors = DescTable::map(self.device.as_fd(), geometry, qid)
             .map_err(|errno| Error::Map { qid, errno })?;
         let depth = geometry.depth();

@@ -118,6 +118,7 @@ impl Drop for RingPort {
 
 /// What a worker's ring must have room for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RingNeeds {
     /// Commands at once: the sum of the lanes' depths.
     pub commands: u32,
@@ -541,12 +542,7 @@ impl Descriptors for DescTable {
         // pattern is a descriptor. Volatile and by value, since the kernel writes there (L57): it does
         // so before the CQE that the caller has taken with acquire ordering, and not before the commit.
         let raw = unsafe { place.as_ptr().read_volatile() };
-        IoDesc {
-            op_flags: raw.op_flags,
-            nr_sectors: raw.nr_sectors,
-            start_sector: raw.start_sector,
-            addr: raw.addr,
-        }
+        IoDesc::new(raw.op_flags, raw.start_sector, raw.nr_sectors, raw.addr)
     }
 }
 

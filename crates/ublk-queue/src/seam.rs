@@ -38,6 +38,7 @@ impl Completion {
 
 /// An I/O command for the driver (`struct ublksrv_io_cmd`, linux/ublk_cmd.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct IoCommand {
     /// Encoded opcode, `UBLK_U_IO_*`.
     pub cmd_op: u32,
@@ -47,10 +48,25 @@ pub struct IoCommand {
     pub tag: Tag,
     /// Result of the request being committed; 0 for a fetch.
     pub result: i32,
-    /// Address of the tag's buffer, in the modes that have one.
+    /// Address of the tag's buffer, in the modes that have one; in a zoned device the sector where an append landed.
     pub addr: u64,
     /// The word of an automatic buffer registration (`struct ublk_auto_buf_reg`), or 0.
     pub buf_reg: u64,
+}
+
+impl IoCommand {
+    /// A command of a tag, without result, address and registration.
+    #[must_use]
+    pub const fn new(cmd_op: u32, qid: QueueId, tag: Tag) -> Self {
+        Self {
+            cmd_op,
+            qid,
+            tag,
+            result: 0,
+            addr: 0,
+            buf_reg: 0,
+        }
+    }
 }
 
 /// The submission queue has no room; nothing was changed (L54).

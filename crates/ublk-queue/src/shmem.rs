@@ -215,21 +215,13 @@ mod tests {
                 Ok(open)
             });
         let file = file.expect("ours");
-        let buffer = |index, offset, len| SharedBuffer { index, offset, len };
+        let buffer = SharedBuffer::new;
         let table = SharedTable::new(&[buffer(2, 0, 8192), buffer(5, 8192, 8192)]);
         let memory = SharedMemory::map(file.as_fd(), table.clone()).expect("mapped");
         assert_eq!(memory.len(), 16384);
         let path = ClientPath::new(memory, 2, DataPath::Buffer);
-        let mut io = Io {
-            op: Op::Write,
-            flags: IoFlags(IoFlags::SHMEM_ZC),
-            offset: 0,
-            len: 4096,
-        };
-        let mut desc = IoDesc {
-            addr: 5 << 32 | 4096,
-            ..IoDesc::default()
-        };
+        let mut io = Io::new(Op::Write, IoFlags(IoFlags::SHMEM_ZC), 0, 4096);
+        let mut desc = IoDesc::new(0, 0, 0, 5 << 32 | 4096);
         assert_eq!(path.locate(tag(1), &desc, &io), Ok(true));
         let place = path.place(tag(1), 4096).expect("a hit");
         let mut own = vec![0_u8; 4096];

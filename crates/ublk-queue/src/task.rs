@@ -184,12 +184,12 @@ where
             return request.complete(Err(Errno::EINVAL));
         };
         let tag = request.tag();
-        let io = Io {
-            op: request.op(),
-            flags: request.flags(),
-            offset: request.offset(),
-            len: request.len(),
-        };
+        let io = Io::new(
+            request.op(),
+            request.flags(),
+            request.offset(),
+            request.len(),
+        );
         if lane.fetches
             && brings_data(io.op)
             && let Err(errno) = request.data()

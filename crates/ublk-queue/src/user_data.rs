@@ -7,6 +7,7 @@ use ublk_core::Tag;
 /// The generation tells a completion of an earlier life of a lane's place from one of the present
 /// (L53).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct UserData {
     /// Tag of the queue, as the kernel numbers it.
     pub tag: u16,
@@ -22,6 +23,7 @@ pub struct UserData {
 
 /// The kinds of commands a completion can belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// A command of one tag.
     Tag,

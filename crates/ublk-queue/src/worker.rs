@@ -52,6 +52,7 @@ const REAP: Duration = Duration::from_secs(1);
 const AT_ONCE: Duration = Duration::from_millis(5);
 
 /// A lane to be hosted by a worker.
+#[non_exhaustive]
 pub struct LaneSpec<D, H> {
     /// Hw queue.
     pub qid: QueueId,

@@ -272,10 +272,7 @@ fn l63_a_lane_that_leaves_leaks_nothing_but_buffers() {
                 bell: Arc::clone(&bell),
             };
             let mut worker = Worker::new(port, Arc::default());
-            let bounds = IoBounds {
-                size: config.size as u64,
-                max_io_bytes: config.max_io_bytes,
-            };
+            let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
             let (qid, descriptors) = (QueueId::ZERO, sim.descriptors(0));
             let mut spec = LaneSpec::new(qid, config.depth, bounds, descriptors, Filled);
             (spec.data, spec.batch) = (data, batch);
@@ -308,10 +305,7 @@ fn l63_operations_under_way_hold_no_device() {
     let shared = Arc::new(common::Shared::default());
     *shared.file.lock().expect("no panic") = vec![0; config.size];
     let mut worker = Worker::new(FilePort::new(sim.port(), shared, 1, 0), Arc::default());
-    let bounds = IoBounds {
-        size: config.size as u64,
-        max_io_bytes: config.max_io_bytes,
-    };
+    let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
     let (near, far) = std::os::unix::net::UnixStream::pair().expect("sockets");
     let file = SharedFd::new(near);
     let serve = move |mut request: TaskRequest| {
@@ -392,10 +386,7 @@ fn l22_a_ring_is_closed_before_its_lanes_go() {
     let sim = Sim::new(Config::new(1));
     let config = Config::new(1);
     let mut worker = Worker::new(sim.port(), Arc::default());
-    let bounds = IoBounds {
-        size: config.size as u64,
-        max_io_bytes: config.max_io_bytes,
-    };
+    let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
     let handler = |request: Request<'_>| {
         count.fetch_add(1, Ordering::Relaxed);
         Filled.handle(request);

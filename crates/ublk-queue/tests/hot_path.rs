@@ -81,10 +81,7 @@ struct Reads;
 
 impl Descriptors for Reads {
     fn load(&self, _tag: Tag) -> IoDesc {
-        IoDesc {
-            nr_sectors: 8,
-            ..IoDesc::default()
-        }
+        IoDesc::new(0, 0, 8, 0)
     }
 }
 
@@ -233,10 +230,7 @@ fn l37_requests_allocate_nothing_read_no_clock_and_a_batch_is_one_enter() {
     for batch in [false, true] {
         let enters = Arc::new(AtomicUsize::new(0));
         let mut worker = Worker::new(Flat::new(&enters), Arc::new(AtomicBool::new(false)));
-        let bounds = IoBounds {
-            size: 1 << 30,
-            max_io_bytes: 4096,
-        };
+        let bounds = IoBounds::new(1 << 30, 4096);
         let handler = Inline::new(Arc::new(Nothing));
         let mut spec = LaneSpec::new(QueueId::ZERO, DEPTH, bounds, Reads, handler);
         spec.batch = batch;

@@ -195,10 +195,7 @@ fn run_threads(config: &Config, threads: u16) -> Sim {
     std::thread::scope(|scope| {
         for (port, share) in ports.into_iter().zip(shares) {
             scope.spawn(|| {
-                let bounds = IoBounds {
-                    size: config.size as u64,
-                    max_io_bytes: config.max_io_bytes,
-                };
+                let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
                 let descriptors = port.descriptors(0);
                 let mut worker = Worker::new(port, Arc::default());
                 let (qid, depth) = (QueueId::ZERO, config.depth);

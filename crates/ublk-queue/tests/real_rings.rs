@@ -14,18 +14,19 @@ use ublk_queue::real::{RingNeeds, RingPort};
 use ublk_queue::seam::Port;
 use ublk_queue::{Error, Plan, Polling, Request, Server, Threads};
 
+fn needs(polling: Polling) -> RingNeeds {
+    let mut needs = RingNeeds::default();
+    (needs.commands, needs.lanes, needs.polling) = (4, 1, polling);
+    needs
+}
+
 /// L60 One wake ends one wait: a worker that polls then sleeps again, as one that does not poll.
 #[test]
 fn l60_a_wake_keeps_a_polling_ring_awake_once() {
     let spin = Duration::from_micros(50);
     for polling in [Polling::Off, Polling::Fixed(spin), Polling::Adaptive(spin)] {
         let null = File::open("/dev/null").expect("there");
-        let needs = RingNeeds {
-            commands: 4,
-            lanes: 1,
-            polling,
-            ..RingNeeds::default()
-        };
+        let needs = needs(polling);
         // SAFETY: nothing is pushed.
         let port = unsafe { RingPort::new(&needs, &[null.as_fd()]) };
         let mut port = port.expect("a ring");
@@ -50,12 +51,7 @@ fn l60_a_wake_keeps_a_polling_ring_awake_once() {
 fn l55_a_wake_ends_a_polling_wait() {
     for after in [Duration::from_micros(20), Duration::from_millis(20)] {
         let null = File::open("/dev/null").expect("there");
-        let needs = RingNeeds {
-            commands: 4,
-            lanes: 1,
-            polling: Polling::Fixed(Duration::from_millis(1)),
-            ..RingNeeds::default()
-        };
+        let needs = needs(Polling::Fixed(Duration::from_millis(1)));
         // SAFETY: nothing is pushed.
         let port = unsafe { RingPort::new(&needs, &[null.as_fd()]) };
         let mut port = port.expect("a ring");

@@ -392,12 +392,12 @@ fn desc_of(sent: &Sent, addr: u64) -> IoDesc {
         _ => 512,
     };
     let nr_sectors = u32::try_from(sent.len / unit).unwrap_or(u32::MAX);
-    IoDesc {
-        op_flags: sent.op as u32 | if sent.fua { 1 << 13 } else { 0 },
+    IoDesc::new(
+        sent.op as u32 | if sent.fua { 1 << 13 } else { 0 },
+        start,
         nr_sectors,
-        start_sector: start,
         addr,
-    }
+    )
 }
 
 fn random_desc(rng: &mut Rng, addr: u64) -> IoDesc {
@@ -406,10 +406,5 @@ fn random_desc(rng: &mut Rng, addr: u64) -> IoDesc {
     let start = b >> (rng.below(64));
     let op_flags = u32::try_from(a >> 32).unwrap_or(0) >> rng.below(32);
     let nr_sectors = u32::try_from(a & 0xffff_ffff).unwrap_or(0) >> rng.below(32);
-    IoDesc {
-        op_flags,
-        nr_sectors,
-        start_sector: start,
-        addr,
-    }
+    IoDesc::new(op_flags, start, nr_sectors, addr)
 }

@@ -308,16 +308,10 @@ impl Model {
                 ublk_sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ
             };
             let qid = QueueId::new(command.qid).unwrap_or(QueueId::ZERO);
-            let result = elem.header.result;
-            let one = IoCommand {
-                cmd_op,
-                qid,
-                tag,
-                result,
-                // An element has one of them, by its shape.
-                addr: elem.buf_addr | elem.zone_lba,
-                buf_reg: 0,
-            };
+            let mut one = IoCommand::new(cmd_op, qid, tag);
+            one.result = elem.header.result;
+            // An element has one of them, by its shape.
+            one.addr = elem.buf_addr | elem.zone_lba;
             let index = lane * self.config.depth + tag.get();
             if !prep {
                 let left = left_registered(&self.registered, index);

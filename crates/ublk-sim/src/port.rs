@@ -340,12 +340,8 @@ unsafe impl Port for SimPort {
     }
 
     fn push(&mut self, command: &Self::Command, result: i32, addr: u64) -> Result<(), Full> {
-        let (lane, command, user_data) = *command;
-        let command = IoCommand {
-            result,
-            addr,
-            ..command
-        };
+        let (lane, mut command, user_data) = *command;
+        (command.result, command.addr) = (result, addr);
         self.push_any(lane, Pushed::Tag(command), user_data)
     }
 

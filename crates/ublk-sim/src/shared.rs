@@ -49,11 +49,7 @@ impl ClientMemory {
     pub(crate) fn table(&self) -> SharedTable {
         let half = u64::try_from(self.half).unwrap_or(u64::MAX);
         let [first, second] = HALVES;
-        let buffer = |index, offset| SharedBuffer {
-            index,
-            offset,
-            len: half,
-        };
+        let buffer = |index, offset| SharedBuffer::new(index, offset, half);
         SharedTable::new(&[buffer(first, 0), buffer(second, half)])
     }
 

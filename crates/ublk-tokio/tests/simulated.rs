@@ -70,10 +70,7 @@ fn run<H: Handler>(
     let mut lanes = Vec::new();
     for qid in 0..config.queues {
         let id = QueueId::new(qid).expect("few queues");
-        let bounds = IoBounds {
-            size: config.size as u64,
-            max_io_bytes: config.max_io_bytes,
-        };
+        let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
         let spec = LaneSpec::new(id, config.depth, bounds, sim.descriptors(qid), make());
         lanes.push(worker.add_lane(spec).expect("memory"));
     }

@@ -55,7 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = SharedFd::new(file);
     ublk::tasks(limits, move |request| serve(request, file.clone()))
         .queues(queues)
-        .mode(Mode { data, batch: false })
+        .mode(Mode::new(data))
         .run(|device| println!("{}", device.path().display()))?;
     Ok(())
 }

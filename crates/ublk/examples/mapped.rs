@@ -54,10 +54,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         memory: Memory::new(size, 512)?,
         regions: Arc::clone(&regions),
     };
-    let mode = Mode {
-        data: DataMode::UserCopy,
-        batch: false,
-    };
+    let mode = Mode::new(DataMode::UserCopy);
     Builder::mapped(backend)
         .mode(mode)
         .run(|device| println!("{}", device.path().display()))?;

@@ -129,10 +129,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let zones = args.next().map_or(Ok(64), |arg| arg.parse())?;
     // Data goes by `pread` and `pwrite` of the character device: the driver copies nothing for a zoned device.
-    let mode = Mode {
-        data: DataMode::UserCopy,
-        batch: args.next().is_some_and(|arg| arg == "batch"),
-    };
+    let mode = Mode::new(DataMode::UserCopy).batched(args.next().is_some_and(|arg| arg == "batch"));
     let empty = || {
         Mutex::new(Written {
             data: Vec::new(),

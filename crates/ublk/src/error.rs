@@ -82,6 +82,7 @@ impl From<ublk_core::SpecError> for Error {
 
 /// A stage that was not reached: why, and what is left.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Failure<S> {
     /// Why.
     pub error: Error,
@@ -91,6 +92,7 @@ pub struct Failure<S> {
 
 /// What is left after a failure.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Left<S> {
     /// The stage it began with, as it was.
     Same(Box<S>),

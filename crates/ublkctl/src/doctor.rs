@@ -26,7 +26,7 @@ impl From<Finding> for Check {
             status: match finding.status {
                 Status::Good => "ok",
                 Status::Warning => "warn",
-                Status::Bad => "fail",
+                _ => "fail",
             },
             detail: finding.detail,
             fix: finding.fix,

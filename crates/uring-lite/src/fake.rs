@@ -18,6 +18,7 @@ use crate::{heap, op};
 
 /// When submitted entries complete (with `res` 0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Completion {
     /// While they are submitted.
     AtOnce,
@@ -31,6 +32,7 @@ pub enum Completion {
 
 /// What the next `enter` does instead of its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Trouble {
     /// Fails with this errno (of libc) and does nothing.
     Fail(i32),
@@ -42,6 +44,7 @@ pub enum Trouble {
 
 /// One call of `enter`, as the kernel saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Call {
     /// Entries offered.
     pub to_submit: u32,

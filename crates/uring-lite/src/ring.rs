@@ -48,6 +48,7 @@ static_assertions::assert_not_impl_any!(Ring<Sqe64, Cqe16, Linux>: Send, Sync);
 
 /// What one [`enter`](Ring::enter) did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Entered {
     /// Entries the kernel took.
     pub submitted: u32,

@@ -16,6 +16,7 @@ use crate::syscall;
 
 /// How completion work reaches the ring's thread; best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Ladder {
     /// Only inside `enter` (`SINGLE_ISSUER` and `DEFER_TASKRUN`, 6.1): no interrupts of the running thread.
     SingleIssuerDefer,
@@ -27,6 +28,7 @@ pub enum Ladder {
 
 /// What was granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Setup {
     /// Rung of the ladder.
     pub ladder: Ladder,

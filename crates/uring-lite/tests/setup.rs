@@ -43,7 +43,7 @@ fn every_rung<S: SqEntry, C: CqEntry>() {
         let expected = match setup.ladder {
             Ladder::SingleIssuerDefer => defer,
             Ladder::CoopTaskrun => coop,
-            Ladder::Plain => 0,
+            _ => 0,
         };
         assert_eq!(setup.flags & (defer | coop), expected);
         assert_eq!((setup.sq_entries, setup.cq_entries), (8, 16));

@@ -26,10 +26,7 @@ fn serve<H: Handler>(config: &Config, mut make: impl FnMut() -> H) -> (Vec<LaneH
     let mut lanes = Vec::new();
     for number in 0..config.queues {
         let qid = QueueId::new(number).expect("small");
-        let bounds = IoBounds {
-            size: config.size as u64,
-            max_io_bytes: config.max_io_bytes,
-        };
+        let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
         let mut spec = LaneSpec::new(qid, config.depth, bounds, sim.descriptors(number), make());
         spec.data = config.data;
         spec.buf_base = number * config.depth;
@@ -121,10 +118,7 @@ fn l65_a_share_of_another_queue_is_refused() {
     let add = |depth, bytes| {
         let sim = Sim::new(config.clone());
         let mut worker = Worker::new(sim.port(), Arc::default());
-        let bounds = IoBounds {
-            size: config.size as u64,
-            max_io_bytes: config.max_io_bytes,
-        };
+        let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
         let handler = |request: Request<'_>| request.complete(Ok(()));
         let mut spec = LaneSpec::new(
             QueueId::ZERO,
@@ -182,11 +176,7 @@ fn l65_ranges_outside_name_no_memory() {
     let file = options.open(&path).expect("new");
     std::fs::remove_file(&path).expect("there");
     file.set_len(4096).expect("a file of ours");
-    let buffer = |len| SharedBuffer {
-        index: 0,
-        offset: 0,
-        len,
-    };
+    let buffer = |len| SharedBuffer::new(0, 0, len);
     assert!(SharedMemory::map(file.as_fd(), SharedTable::new(&[buffer(4096)])).is_ok());
     assert!(SharedMemory::map(file.as_fd(), SharedTable::new(&[buffer(8192)])).is_err());
 }

@@ -24,7 +24,7 @@ fn play(fail: Option<&'static str>, foreground: bool, deadline_ms: u64) -> Play 
 
 /// The same on a kernel that was told how to be, in a mode.
 fn play_mode(kernel: Arc<Kernel>, data: DataMode, batch: bool) -> Play {
-    let mode = Mode { data, batch };
+    let mode = Mode::new(data).batched(batch);
     play_on(kernel, AddSpec { mode, ..spec() }, true, 10_000)
 }
 
@@ -290,13 +290,16 @@ fn l04_the_mode_is_asked_of_the_kernel_and_told_as_granted() {
     ] {
         let play = play_mode(Kernel::new(None), data, batch);
         let added = play.live();
-        assert_eq!(play.kernel.asked(), Mode { data, batch }.features());
+        assert_eq!(
+            play.kernel.asked(),
+            Mode::new(data).batched(batch).features()
+        );
         assert_eq!((added.data, added.batch), (data, batch));
         let named = |name: &str| added.features.iter().any(|f| f == name);
         assert!(named("CMD_IOCTL_ENCODE"), "{:?}", added.features);
         assert_eq!(named("BATCH_IO"), batch, "{:?}", added.features);
         let record = play.store.last(ID).unwrap().unwrap();
-        assert_eq!(record.spec.mode, Mode { data, batch });
+        assert_eq!(record.spec.mode, Mode::new(data).batched(batch));
         play.front.as_ref().unwrap().send(&ToAgent::Leave).unwrap();
         assert_eq!(play.hear(), FromAgent::Gone);
     }

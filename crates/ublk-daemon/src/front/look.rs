@@ -546,10 +546,7 @@ mod tests {
     /// is shown beside it.
     #[test]
     fn l04_info_and_list_show_the_granted_mode() {
-        let asked = Mode {
-            data: DataMode::UserCopy,
-            batch: true,
-        };
+        let asked = Mode::new(DataMode::UserCopy).batched(true);
         let mut spec = fakes::spec();
         spec.mode = asked;
         let record = Record::new(1, spec);

@@ -47,12 +47,7 @@ pub(super) struct Forwarded {
 
 impl Forwarded {
     const NONE: Self = Self {
-        io: Io {
-            op: Op::Flush,
-            flags: IoFlags(0),
-            offset: 0,
-            len: 0,
-        },
+        io: Io::new(Op::Flush, IoFlags(0), 0, 0),
         to: Forward::Sync { file: 0 },
         done: 0,
         again: 0,
@@ -169,11 +164,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let len = std::mem::take(&mut forwarded.enough).unsigned_abs();
         if let Some((file, op, sqe)) = &forwarded.made {
             let (file, op, offset) = (*file, *op, sqe.offset());
-            forwarded.io = Io {
-                op,
-                len: u64::from(len),
-                ..Forwarded::NONE.io
-            };
+            forwarded.io = Io::new(op, Forwarded::NONE.io.flags, 0, u64::from(len));
             forwarded.to = Forward::Data {
                 file,
                 offset,

@@ -12,6 +12,7 @@ use crate::operations::RingId;
 
 /// Where the bytes of a buffer are, for the kernel.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub enum Place {
     /// Memory of this process.
     Memory {

@@ -40,12 +40,7 @@ struct Tag {
 
 impl Tag {
     const fn new() -> Self {
-        const NONE: Io = Io {
-            op: Op::Flush,
-            flags: IoFlags(0),
-            offset: 0,
-            len: 0,
-        };
+        const NONE: Io = Io::new(Op::Flush, IoFlags(0), 0, 0);
         Self {
             io: Cell::new(NONE),
             memory: Cell::new(std::ptr::null_mut()),

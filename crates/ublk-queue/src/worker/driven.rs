@@ -7,7 +7,8 @@ use crate::handler::Handler;
 use crate::lane::{ABORT_WAIT, Lane};
 use crate::seam::{Descriptors, Port};
 
-/// What a worker that is driven wants next: when its owner has to call it again.
+/// What a worker that is driven wants next: when its owner has to call it again. There are no more answers than these: one
+/// that an owner does not know would be slept through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "who sleeps longer than it says waits for requests that nobody submits"]
 pub enum Next {

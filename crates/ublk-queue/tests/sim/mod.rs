@@ -115,10 +115,7 @@ fn run_all<P: Port, H: Handler>(
     let mut lanes = Vec::new();
     for qid in 0..config.queues {
         let id = QueueId::new(qid).expect("few queues");
-        let bounds = IoBounds {
-            size: size as u64,
-            max_io_bytes: config.max_io_bytes,
-        };
+        let bounds = IoBounds::new(size as u64, config.max_io_bytes);
         let mut spec = LaneSpec::new(id, config.depth, bounds, sim.descriptors(qid), make());
         spec.generation = 3;
         spec.data = config.data;
@@ -154,10 +151,7 @@ pub fn lane(config: &Config, zones: bool) -> Result<(), Errno> {
     fn add<H: Handler>(config: &Config, handler: H) -> Result<(), Errno> {
         let sim = Sim::new(config.clone());
         let mut worker = Worker::new(sim.port(), Arc::default());
-        let bounds = IoBounds {
-            size: config.size as u64,
-            max_io_bytes: config.max_io_bytes,
-        };
+        let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
         let descriptors = sim.descriptors(0);
         let mut spec = LaneSpec::new(QueueId::ZERO, config.depth, bounds, descriptors, handler);
         spec.data = config.data;

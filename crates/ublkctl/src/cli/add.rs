@@ -217,10 +217,7 @@ impl Add {
             DataMode::ZeroCopy => Core::ZeroCopy,
             DataMode::ZeroCopyManual => Core::ZeroCopyManual,
         };
-        Mode {
-            data,
-            batch: matches!(self.batch, Batch::On),
-        }
+        Mode::new(data).batched(matches!(self.batch, Batch::On))
     }
 }
 

@@ -80,7 +80,7 @@ fn modes_are_named_as_in_the_core() {
     assert_eq!(mode("auto", "auto"), Mode::default());
     for data in ublk_core::DataMode::ALL {
         for (word, batch) in [("on", true), ("off", false), ("auto", false)] {
-            assert_eq!(mode(data.name(), word), Mode { data, batch });
+            assert_eq!(mode(data.name(), word), Mode::new(data).batched(batch));
         }
     }
 }

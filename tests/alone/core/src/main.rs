@@ -27,16 +27,8 @@ fn main() {
     assert_eq!(action, Action::Fetch);
     let (tag, action) = step(tag, Input::Cqe(0));
     assert_eq!(action, Action::Serve);
-    let descriptor = IoDesc {
-        op_flags: 1,
-        nr_sectors: 16,
-        start_sector: 8,
-        addr: 0,
-    };
-    let bounds = IoBounds {
-        size: 1 << 30,
-        max_io_bytes: 64 << 10,
-    };
+    let descriptor = IoDesc::new(1, 8, 16, 0);
+    let bounds = IoBounds::new(1 << 30, 64 << 10);
     let io = descriptor.decode(&bounds).expect("inside the device");
     assert_eq!((io.op, io.offset, io.len), (Op::Write, 4096, 8192));
     let answer = Answer::full(8192);

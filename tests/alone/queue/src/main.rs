@@ -55,12 +55,7 @@ impl Driver {
             unsafe { std::ptr::write_bytes(command.addr as *mut u8, byte, BLOCK) };
         }
         self.current = Some((op, byte));
-        self.descriptor = IoDesc {
-            op_flags: op as u32,
-            nr_sectors: 8,
-            start_sector: 16,
-            addr: command.addr,
-        };
+        self.descriptor = IoDesc::new(op as u32, 16, 8, command.addr);
         self.completions.push_back(Completion { user_data, res: 0, flags: 0 });
     }
 }
@@ -85,7 +80,8 @@ unsafe impl Port for Tiny {
     }
     fn push(&mut self, command: &Self::Command, result: i32, addr: u64) -> Result<(), Full> {
         let (command, user_data) = *command;
-        let command = IoCommand { result, addr, ..command };
+        let mut command = command;
+        (command.result, command.addr) = (result, addr);
         self.0.borrow_mut().commands.push((command, user_data));
         Ok(())
     }
@@ -138,10 +134,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         request.complete(result);
     };
     let mut worker = Worker::new(tiny.clone(), Arc::new(AtomicBool::new(false)));
-    let bounds = IoBounds {
-        size: 1 << 20,
-        max_io_bytes: BLOCK as u32,
-    };
+    let bounds = IoBounds::new(1 << 20, BLOCK as u32);
     let queue = QueueId::new(0)?;
     let lane = worker.add_lane(LaneSpec::new(queue, 1, bounds, tiny.clone(), handler))?;
     worker.arm()?;
