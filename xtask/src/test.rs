@@ -36,6 +36,7 @@ pub fn run(options: Options) -> Result<()> {
     part(&mut all, "loom", &mut loom::command());
     faults(&mut all);
     alone(&mut all);
+    fuzz_targets(&mut all);
     part(&mut all, "soundness", &mut soundness());
     if options.host_only {
         println!("\n== headers and virtual machines: left out, as --host-only demands");
@@ -115,6 +116,29 @@ fn soundness() -> Command {
     command
 }
 
+/// The fuzz targets, a workspace of their own, compile against the crates as they are. They run by `cargo xtask fuzz`.
+fn fuzz_targets(all: &mut Results) {
+    println!("\n== fuzz targets");
+    let mut command = limited_with(10 * 60, &["check", "--quiet", "--bins"]);
+    command
+        .arg("--manifest-path")
+        .arg(paths::root().join("fuzz/Cargo.toml"))
+        .env("CARGO_TARGET_DIR", paths::target().join("alone"));
+    compiles(all, "fuzz targets", &mut command);
+}
+
+/// Runs a command that says nothing but whether it went well.
+fn compiles(all: &mut Results, name: &str, command: &mut Command) {
+    match cmd::watch(command, |_| ()) {
+        Ok(true) => {
+            println!("test {name} ... ok");
+            all.passed += 1;
+        }
+        Ok(false) => all.failed.push(format!("{name}: {}", cmd::line(command))),
+        Err(error) => all.failed.push(format!("{name}: {error:#}")),
+    }
+}
+
 /// The programs that use one library crate alone: each is compiled, outside of the workspace, and
 /// run.
 fn alone(all: &mut Results) {
@@ -137,16 +161,7 @@ fn alone(all: &mut Results) {
             .arg("--manifest-path")
             .arg(project.join("Cargo.toml"));
         command.env("CARGO_TARGET_DIR", paths::target().join("alone"));
-        match cmd::watch(&mut command, |_| ()) {
-            Ok(true) => {
-                println!("test alone {name} ... ok");
-                all.passed += 1;
-            }
-            Ok(false) => all
-                .failed
-                .push(format!("alone {name}: {}", cmd::line(&command))),
-            Err(error) => all.failed.push(format!("alone {name}: {error:#}")),
-        }
+        compiles(all, &format!("alone {name}"), &mut command);
     }
     if projects.is_empty() {
         all.failed
