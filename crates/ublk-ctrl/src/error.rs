@@ -472,9 +472,10 @@ fn span(length: Duration) -> String {
 fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
     let next = match operation {
         Operation::Start => format!(
-            "START_DEV waits until the server has fetched every tag of every queue: look for a \
-             queue that failed, then stop and delete device {id}; where none failed the kernel has lost the \
-             command, as some do where several devices are created at once: add it again"
+            "START_DEV waits until the server has fetched every tag of every queue, and before Linux 7.0 for its \
+             answers to the search for partitions: look for a queue that failed and for a backend that does not \
+             answer, then stop and delete device {id}; where all did well the kernel has lost the command, as some \
+             do where several devices are created at once: add it again"
         ),
         Operation::EndRecovery => format!(
             "END_USER_RECOVERY waits until the new server has fetched every tag of every queue: look for a \

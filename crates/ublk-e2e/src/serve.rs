@@ -41,6 +41,10 @@ struct Options {
     shm: Option<String>,
     /// A file device, in the mode that its builder takes by itself.
     file: Option<String>,
+    /// Milliseconds that each step may take.
+    deadline: u64,
+    /// The kernel looks for partitions.
+    partitions: bool,
     /// Milliseconds for which each read is held, then to fail, from the start on; not with `null`, `file` or `direct`.
     hold: Option<u64>,
 }
@@ -85,6 +89,8 @@ impl Options {
             huge: false,
             shm: None,
             file: None,
+            deadline: 30_000,
+            partitions: true,
             hold: None,
         };
         for word in words {
@@ -103,6 +109,8 @@ impl Options {
                 "null" => options.null = value.parse()?,
                 "ring" => options.ring = value.parse()?,
                 "file" => options.file = Some(value.to_owned()),
+                "deadline" => options.deadline = value.parse()?,
+                "partitions" => options.partitions = value.parse()?,
                 "hold" => options.hold = Some(value.parse()?),
                 "shm" => options.shm = Some(value.to_owned()),
                 "huge" => options.huge = value.parse()?,
@@ -157,6 +165,8 @@ impl Options {
             .max_io_bytes(128 << 10)
             .mode(self.mode)
             .copies_by_ring(self.ring)
+            .partitions(self.partitions)
+            .deadline(Duration::from_millis(self.deadline))
             .huge_pages(self.huge)
             .recovery(self.recovery);
         let builder = match &self.shm {

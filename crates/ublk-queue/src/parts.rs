@@ -118,7 +118,9 @@ impl Parts<'_> {
                 errno => Error::Buffers { qid, errno },
             })?);
         }
+        let unsearched = (!self.plan.partitions).then(thread::WithoutAdmin::here);
         worker.arm()?;
+        drop(unsearched);
         Ok((worker, lanes))
     }
 

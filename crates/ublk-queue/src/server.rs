@@ -57,6 +57,10 @@ pub struct Plan {
     /// commits are linked to, instead of by a system call for each request. Not in batch mode. It costs about 400
     /// instructions more a request than the call (docs/tuning.md), so it is off.
     pub copies_by_ring: bool,
+    /// Whether the kernel may look for partitions when the device starts. Without, the driver is given the tags by threads
+    /// that have laid down CAP_SYS_ADMIN for that moment: it then lets the kernel look neither at once nor later. For
+    /// kernels before 7.0, which have no [`Features::NO_AUTO_PART_SCAN`](ublk_core::Features::NO_AUTO_PART_SCAN).
+    pub partitions: bool,
     /// Memory shared with the device's clients, as it was registered with the driver: for a device made with
     /// [`Features::SHMEM_ZC`](ublk_core::Features::SHMEM_ZC).
     pub shared: Option<SharedMemory>,
@@ -85,6 +89,7 @@ impl Plan {
             files: Vec::new(),
             huge_pages: false,
             copies_by_ring: false,
+            partitions: true,
             shared: None,
             on_failure: None,
             arm_deadline: Duration::from_secs(10),

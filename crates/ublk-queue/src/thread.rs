@@ -1,6 +1,7 @@
 //! What a queue's thread sets up for itself: CPUs, the I/O flusher mark; and the event of its end.
-#![expect(unsafe_code, reason = "sched_setaffinity, prctl and eventfd")]
+#![expect(unsafe_code, reason = "sched_setaffinity, prctl, capset and eventfd")]
 
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use ublk_core::{CpuMask, Errno};
@@ -37,6 +38,70 @@ pub fn set_io_flusher() -> bool {
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, one, zero, zero, zero) };
     // SAFETY: as above.
     unsafe { libc::prctl(PR_GET_IO_FLUSHER, zero, zero, zero, zero) == 1 }
+}
+
+/// `CAP_SYS_ADMIN` (linux/capability.h), in the first word of a thread's capabilities.
+const CAP_SYS_ADMIN: u32 = 1 << 21;
+
+/// `struct __user_cap_header_struct`, version 3 (linux/capability.h), of the calling thread.
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: libc::c_int,
+}
+
+/// `struct __user_cap_data_struct`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct CapData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+const CAP_HEADER: CapHeader = CapHeader {
+    version: 0x2008_0522,
+    pid: 0,
+};
+
+fn set_capabilities(caps: &[CapData; 2]) -> bool {
+    let mut header = CAP_HEADER;
+    // SAFETY: the pointers are those of live structs, of as many as version 3 has; the call writes at most the header.
+    unsafe { libc::syscall(libc::SYS_capset, &raw mut header, caps.as_ptr()) == 0 }
+}
+
+/// The calling thread without `CAP_SYS_ADMIN` in effect, until this is dropped there. A device of which not all queues
+/// are fetched with it is not searched for partitions (`ublk_ctrl_start_dev`, drivers/block/ublk_drv.c).
+#[derive(Debug)]
+pub(crate) struct WithoutAdmin {
+    /// What it had, where that has been changed.
+    had: Option<[CapData; 2]>,
+    /// Of this thread.
+    _here: PhantomData<*const ()>,
+}
+
+impl WithoutAdmin {
+    pub(crate) fn here() -> Self {
+        let (mut header, mut had) = (CAP_HEADER, [CapData::default(); 2]);
+        // SAFETY: the pointers are those of live structs for the call to fill, of as many as version 3 has.
+        let read = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, had.as_mut_ptr()) };
+        let mut without = had;
+        without[0].effective &= !CAP_SYS_ADMIN;
+        let changed = read == 0 && without[0].effective != had[0].effective;
+        Self {
+            had: (changed && set_capabilities(&without)).then_some(had),
+            _here: PhantomData,
+        }
+    }
+}
+
+impl Drop for WithoutAdmin {
+    fn drop(&mut self) {
+        if let Some(had) = &self.had {
+            // What is permitted can be had again.
+            set_capabilities(had);
+        }
+    }
 }
 
 /// Blocks SIGPIPE for the calling thread: writing to a socket whose other side is gone is EPIPE and nothing more. (The
@@ -95,14 +160,33 @@ pub(crate) fn last_errno() -> Errno {
 mod tests {
     use super::*;
 
-    /// CAP_SYS_RESOURCE (bit 24) is among this process's effective capabilities.
+    /// CAP_SYS_RESOURCE (bit 24) is among this thread's effective capabilities.
     fn has_sys_resource() -> bool {
-        let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
+        has_capability(24)
+    }
+
+    fn has_capability(bit: u32) -> bool {
+        let status = std::fs::read_to_string("/proc/thread-self/status").expect("procfs");
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix("CapEff:"))
             .expect("a CapEff line");
-        u64::from_str_radix(line.trim(), 16).expect("hexadecimal") & (1 << 24) != 0
+        u64::from_str_radix(line.trim(), 16).expect("hexadecimal") & (1 << bit) != 0
+    }
+
+    /// L80 The capability is gone for as long as it is to be, and nothing else is.
+    #[test]
+    fn l80_sys_admin_is_laid_down_and_taken_up() {
+        std::thread::spawn(|| {
+            let (admin, resource) = (has_capability(21), has_sys_resource());
+            let without = WithoutAdmin::here();
+            assert_eq!(without.had.is_some(), admin);
+            assert!(!has_capability(21) && has_sys_resource() == resource);
+            drop(without);
+            assert_eq!(has_capability(21), admin);
+        })
+        .join()
+        .expect("no panic");
     }
 
     /// L37 The mark is set to 1, not 0, and what is reported is what the kernel says.

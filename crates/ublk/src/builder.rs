@@ -47,6 +47,7 @@ pub(crate) struct Options {
     pub(crate) copies_by_ring: bool,
     pub(crate) on_failure: Option<OnFailure>,
     pub(crate) unscheduled: bool,
+    pub(crate) partitions: bool,
 }
 
 /// Memory shared with the device's clients, and what the driver knows of it.
@@ -88,6 +89,7 @@ impl<B: Backend> Builder<B> {
             copies_by_ring: false,
             on_failure: None,
             unscheduled: true,
+            partitions: true,
         };
         let favoured = match spec.limits.zones {
             Some(_) => DataMode::UserCopy,
@@ -240,6 +242,18 @@ impl<B: Backend> Builder<B> {
         self
     }
 
+    /// Says whether the kernel looks for partitions when the device starts. It does by default.
+    ///
+    /// Kernels before 7.0 do so inside START_DEV, which then waits for the backend's answers: [`Builder::start`] fails at its
+    /// deadline where they take longer, and a program that is killed meanwhile does not end before the next boot, since
+    /// nobody is left to answer. Without the search START_DEV waits for no answer (a zoned device's report excepted). Since
+    /// 7.0 the partitions can still be had by asking for them (`blockdev --rereadpt`); before, the device has none.
+    #[must_use]
+    pub const fn partitions(mut self, yes: bool) -> Self {
+        self.options.partitions = yes;
+        self
+    }
+
     /// Serves all queues from this many threads instead of one each.
     #[must_use]
     pub fn threads(mut self, threads: u16) -> Self {
@@ -315,6 +329,13 @@ impl<B: Backend> Builder<B> {
             && controller.features(deadline)?.contains(Features::QUIESCE)
         {
             spec.features |= Features::QUIESCE;
+        }
+        if !options.partitions
+            && controller
+                .features(deadline)?
+                .contains(Features::NO_AUTO_PART_SCAN)
+        {
+            spec.features |= Features::NO_AUTO_PART_SCAN;
         }
         let favoured = self.favoured.features();
         if self.favoured != DataMode::Copy

@@ -5,7 +5,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ublk_core::{Backend, CpuMask, DevId, Errno, Geometry, QueueId, SharedBuffer, SharedTable};
+use ublk_core::{
+    Backend, CpuMask, DevId, Errno, Features, Geometry, QueueId, SharedBuffer, SharedTable,
+};
 use ublk_ctrl::Controller;
 use ublk_ctrl::wait::{deadline_in, until};
 use ublk_queue::{Health, Plan, Server, SharedMemory};
@@ -129,6 +131,11 @@ impl<B: Backend> Added<B> {
         plan.arm_deadline = deadline;
         plan.huge_pages = self.options.huge_pages;
         plan.copies_by_ring = self.options.copies_by_ring;
+        let by_flag = self
+            .geometry
+            .features()
+            .contains(Features::NO_AUTO_PART_SCAN);
+        plan.partitions = self.options.partitions || by_flag;
         plan.on_failure.clone_from(&self.options.on_failure);
         if let Some(shared) = &self.options.shared {
             let table = SharedTable::new(&shared.buffers);

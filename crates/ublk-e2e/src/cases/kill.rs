@@ -8,6 +8,7 @@ use rustix::process::Signal;
 
 use crate::case::Case;
 use crate::cli::{self, Device, Spec, patience, ublkctl, ublkctl_json};
+use crate::direct_io::Direct;
 use crate::embed::Embedded;
 use crate::wait::{secs, until};
 use crate::{json, procfs, sysfs};
@@ -33,9 +34,18 @@ pub fn cases() -> Vec<Case> {
     if looks_later() {
         all.push(Case::new(
             "l80_kill_server_of_the_library_with_its_first_reads_unanswered",
-            first_reads,
+            || killed_with_reads_held(&["hold=80000"]),
+        ));
+    } else {
+        all.push(Case::new(
+            "l80_start_waits_for_the_first_reads_and_comes_back",
+            slow_first_reads,
         ));
     }
+    all.push(Case::new(
+        "l80_kill_server_of_the_library_of_a_device_without_partitions",
+        || killed_with_reads_held(&["hold=80000", "partitions=false"]),
+    ));
     all.push(Case::new("l31_kill_agent", kill_agent));
     all.push(Case::new("l31_kill_everything_at_once", kill_everything));
     all.push(Case::new("l31_kill_add_at_any_moment", kill_add));
@@ -53,19 +63,48 @@ fn looks_later() -> bool {
     major.is_some_and(|major: u32| major >= 7)
 }
 
-/// A program on the library is started, and can be killed, while its backend answers not even what the kernel reads to
-/// look for partitions.
-fn first_reads() -> Result<()> {
+/// A program on the library is started, and can be killed, while its backend answers not even what is read first: by the
+/// kernel in search of partitions, or by us where it does not search.
+fn killed_with_reads_held(words: &[&str]) -> Result<()> {
     let begun = Instant::now();
-    let mut embedded = Embedded::start(1, &["hold=80000"])?;
+    let mut embedded = Embedded::start(1, words)?;
     let took = begun.elapsed();
     ensure!(took < secs(60), "start waited for the backend: {took:?}");
+    let path = embedded.path.clone();
+    let reader = std::thread::spawn(move || Direct::open_read(&path)?.read(0, 4096));
     embedded.wait_count("held", 1)?;
     let (id, path) = (embedded.id.to_string(), embedded.path.clone());
     embedded.kill()?;
     ublkctl(&["delete", &id, "--force"])?.good()?;
     ensure!(!path.exists(), "{} is left", path.display());
+    until("the reader's end", secs(20), || {
+        Ok(reader.is_finished().then_some(()))
+    })?;
+    let read = reader.join();
+    ensure!(matches!(read, Ok(Err(_))), "the read that was held is well");
     Ok(())
+}
+
+/// Where START_DEV itself waits for the search for partitions, it comes back when the backend answers, be it with an error;
+/// and a start that is past its deadline says so, and leaves a device that can be deleted once all is answered. (A program that is killed before
+/// that never ends: nobody is left to answer.)
+fn slow_first_reads() -> Result<()> {
+    let embedded = Embedded::start(1, &["hold=100"])?;
+    embedded.remove()?;
+    let mut embedded = Embedded::idle(&["queues=1", "hold=700", "deadline=2000"])?;
+    let error = embedded
+        .ask("start")
+        .map_or_else(|e| format!("{e:#}"), |a| a.to_string());
+    ensure!(error.contains("search for partitions"), "{error}");
+    let listed = ublkctl_json(&["list"])?;
+    let id = json::number(&listed[0], "id")?.to_string();
+    // Its own stop waited for the search too, and had its deadline.
+    until("the end of the search", secs(60), || {
+        let output = ublkctl(&["delete", &id, "--force"])?;
+        Ok((output.code() == 0).then_some(()))
+    })?;
+    embedded.end()?;
+    procfs::nothing_stuck(patience())
 }
 
 /// fio at work on a device until it is told to end or an error ends it.
