@@ -38,7 +38,7 @@ type Answer = Result<Reply, Error>;
 /// server's own process and that process is then killed (SIGKILL, or its queue threads die) with a
 /// request unanswered, its exit waits for the STOP, the STOP waits for the request, and the request
 /// fails only when the process has exited: nothing but a reboot ends it. The same holds for START
-/// on kernels that scan for partitions inside it (up to about 6.18), and for zoned devices. Later kernels scan behind it;
+/// on kernels that scan for partitions inside it (before 7.0), and for zoned devices. Later kernels scan behind it;
 /// whoever opens the device then waits for the scan, in the kernel, and the scan for the server: so a server's own process
 /// opens its device never, neither to prove that it is ready ([`Nodes::see_ready`](crate::nodes::Nodes::see_ready)) nor
 /// for anything else, before it has answered the first reads. [`Command::Sync`] and [`Command::NoScheduler`] wait for

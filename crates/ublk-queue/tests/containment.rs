@@ -12,6 +12,7 @@ use ublk_core::iod::{Io, IoBounds};
 use ublk_core::{DataMode, Errno, QueueId, Tag};
 use ublk_queue::seam::{Completion, Full, IoCommand, Port, UserCopyPort, Wake};
 use ublk_queue::task::{Async, SharedFd, TaskRequest, leaked_operations};
+use ublk_queue::worker::Share;
 use ublk_queue::{
     BatchCommand, Handler, LaneSpec, MemRef, Operation, Operations, Request, State, Worker,
     WorkerError,
@@ -159,7 +160,7 @@ fn l25_a_panic_between_requests_costs_none() {
             first.assert_clean(300);
             assert!(first.panics() > 2, "{}", first.panics());
             let shared = Arc::new(common::Shared::default());
-            let port = |sim: &Sim| FilePort::new(sim.port(), Arc::clone(&shared), 1, 0);
+            let port = |sim: &Sim| FilePort::new(sim::port(sim), Arc::clone(&shared), 1, 0);
             let driven = run_on(
                 &config,
                 port,
@@ -268,7 +269,7 @@ fn l63_a_lane_that_leaves_leaks_nothing_but_buffers() {
             let sim = Sim::new(config.clone());
             let (bell, device) = (Arc::new(()), Arc::new(()));
             let port = Counted {
-                inner: sim.port(),
+                inner: sim::port(&sim),
                 bell: Arc::clone(&bell),
             };
             let mut worker = Worker::new(port, Arc::default());
@@ -304,7 +305,7 @@ fn l63_operations_under_way_hold_no_device() {
     let device = Arc::new(());
     let shared = Arc::new(common::Shared::default());
     *shared.file.lock().expect("no panic") = vec![0; config.size];
-    let mut worker = Worker::new(FilePort::new(sim.port(), shared, 1, 0), Arc::default());
+    let mut worker = Worker::new(FilePort::new(sim::port(&sim), shared, 1, 0), Arc::default());
     let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
     let (near, far) = std::os::unix::net::UnixStream::pair().expect("sockets");
     let file = SharedFd::new(near);
@@ -385,7 +386,7 @@ fn l22_a_ring_is_closed_before_its_lanes_go() {
     let count = AtomicUsize::new(0);
     let sim = Sim::new(Config::new(1));
     let config = Config::new(1);
-    let mut worker = Worker::new(sim.port(), Arc::default());
+    let mut worker = Worker::new(sim::port(&sim), Arc::default());
     let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
     let handler = |request: Request<'_>| {
         count.fetch_add(1, Ordering::Relaxed);
@@ -410,7 +411,7 @@ fn l25_a_panic_in_a_driven_queue_lets_it_sleep() {
     let mut calls = 0;
     let run = run_on(
         &config,
-        Sim::port,
+        sim::port,
         Arc::default(),
         || {
             move |request: Request<'_>| {
@@ -425,4 +426,30 @@ fn l25_a_panic_in_a_driven_queue_lets_it_sleep() {
     );
     run.assert_clean(300);
     assert_eq!(run.report.failed, 30);
+}
+
+/// L65 L03 A share that was dealt for smaller buffers, or for fewer tags, fits no lane.
+#[test]
+fn l65_a_share_of_another_queue_is_refused() {
+    let config = Config::new(3);
+    let add = |depth, bytes| {
+        let sim = Sim::new(config.clone());
+        let mut worker = Worker::new(sim::port(&sim), Arc::default());
+        let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
+        let handler = |request: Request<'_>| request.complete(Ok(()));
+        let mut spec = LaneSpec::new(
+            QueueId::ZERO,
+            config.depth,
+            bounds,
+            sim.descriptors(0),
+            handler,
+        );
+        spec.share = Share::deal(1, depth, bytes).expect("memory").remove(0);
+        worker.add_lane(spec).map(drop)
+    };
+    let (depth, bytes) = (config.depth, config.max_io_bytes);
+    assert_eq!(add(depth, bytes), Ok(()));
+    assert_eq!(add(depth, bytes / 2), Err(Errno::EINVAL));
+    assert_eq!(add(depth - 1, bytes), Err(Errno::EINVAL));
+    assert_eq!(add(depth + 1, bytes), Err(Errno::EINVAL));
 }

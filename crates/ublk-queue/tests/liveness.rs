@@ -150,7 +150,7 @@ fn l62_late_aborts_end_a_queue() {
             run_driven(config.clone(), || Filled),
             run_on(
                 &config,
-                Sim::port,
+                sim::port,
                 Arc::default(),
                 || kept.clone(),
                 |worker| take_turns(worker, &kept),
@@ -191,7 +191,7 @@ fn l60_a_polling_worker_takes_each_wake_once() {
 fn run_threads(config: &Config, threads: u16) -> Sim {
     let sim = Sim::new(config.clone());
     let shares = Share::deal(threads, config.depth, config.max_io_bytes).expect("memory");
-    let ports: Vec<_> = shares.iter().map(|_| sim.port()).collect();
+    let ports: Vec<_> = shares.iter().map(|_| sim::port(&sim)).collect();
     std::thread::scope(|scope| {
         for (port, share) in ports.into_iter().zip(shares) {
             scope.spawn(|| {
@@ -251,7 +251,7 @@ fn l55_answers_of_other_threads_end_an_owners_sleep() {
         let leave = Arc::new(AtomicBool::new(false));
         let run = run_on(
             &config,
-            Sim::port,
+            sim::port,
             leave,
             || pool.handler(),
             drive_and_sleep,
@@ -279,7 +279,7 @@ fn l55_a_kept_request_goes_to_another_thread() {
         });
         let run = run_on(
             &config,
-            Sim::port,
+            sim::port,
             Arc::default(),
             || kept.clone(),
             |worker| loop {

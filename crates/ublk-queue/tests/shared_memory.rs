@@ -227,7 +227,7 @@ fn handlers_and_modes_that_cannot_share_memory_are_refused() {
     let config = config(1, DataMode::Copy, false);
     let sim = Sim::new(config.clone());
     let mem = Mem::new(config.size);
-    let mut worker = Worker::new(sim.port(), Arc::new(AtomicBool::new(false)));
+    let mut worker = Worker::new(sim::port(&sim), Arc::new(AtomicBool::new(false)));
     let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
     let handler = Inline::new(mem);
     let mut spec = LaneSpec::new(QueueId::ZERO, 4, bounds, sim.descriptors(0), handler);

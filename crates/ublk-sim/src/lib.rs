@@ -7,7 +7,8 @@
 //! aborts, and shows the aborts late, at moments that its seed decides. The same seed gives the same run as long as
 //! one thread drives it.
 //!
-//! Each [`Sim::port`] is a ring of its own, so several threads can serve a queue. Whoever sleeps, in an enter or as an owner
+//! [`Sim::serve`] serves a device to its end on the calling thread, without `unsafe`. Each [`Sim::port`] is a ring of its own,
+//! so several threads can serve a queue. Whoever sleeps, in an enter or as an owner
 //! who drives a worker ([`SimPort::sleep_until_readable`]), is woken by what would wake it and by nothing else: a sleep
 //! that nothing would end is a violation, and so is one with commands that were not submitted, a second look at a wake
 //! that was told, a ring that is closed in the midst of aborts or after its lanes, and memory that is gone while the
@@ -22,6 +23,7 @@ mod model;
 mod operations;
 mod port;
 mod rng;
+mod serve;
 mod shared;
 mod zones;
 

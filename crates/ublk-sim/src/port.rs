@@ -1,5 +1,8 @@
 //! The simulated kernel as a [`Port`] of the engine.
-#![expect(unsafe_code, reason = "a port promises that its completions are true")]
+#![expect(
+    unsafe_code,
+    reason = "a port promises that its completions are true, and writes where it is told to"
+)]
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -51,9 +54,15 @@ impl Sim {
         }))
     }
 
-    /// The port for a worker, of which each has its own; lane `n` is queue `n`.
+    /// The port for a worker, of which each has its own; lane `n` is queue `n`. [`Sim::serve`] has one of its own.
+    ///
+    /// # Safety
+    /// As the driver does, the simulated one reads and writes at the addresses of commands and operations. Whoever pushes
+    /// some keeps what they name, for as many bytes as the configuration has for a request, until their last completion. A
+    /// [`Worker`](ublk_queue::Worker) does, if each of its lanes is a queue of this device: with its depth, buffer size,
+    /// data mode and descriptors.
     #[must_use]
-    pub fn port(&self) -> SimPort {
+    pub unsafe fn port(&self) -> SimPort {
         let mut model = self.0.model();
         model.rings.push(SimRing::default());
         SimPort {
@@ -90,6 +99,11 @@ impl Sim {
         memory
             .map(|memory| SharedMemory::map(memory.file.as_fd(), memory.table()))
             .transpose()
+    }
+
+    /// What the driver was made with.
+    pub(crate) fn config(&self) -> Config {
+        self.0.model().config.clone()
     }
 
     /// What has been seen so far.

@@ -1,14 +1,13 @@
 //! Requests of the simulated driver, answered from a runtime's threads.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
-use ublk_core::iod::IoBounds;
-use ublk_core::{Op, QueueId};
-use ublk_queue::{Handler, LaneHandle, LaneSpec, OwnedRequest, Worker, WorkerError};
+use ublk_core::Op;
+use ublk_queue::{Handler, LaneHandle, OwnedRequest, WorkerError};
 use ublk_sim::{Config, Faults, Report, Sim};
 use ublk_tokio::{Spawn, channel};
 
@@ -66,16 +65,7 @@ fn run<H: Handler>(
     make: impl Fn() -> H,
 ) -> (Result<(), WorkerError>, Vec<LaneHandle>, Report) {
     let sim = Sim::new(config.clone());
-    let mut worker = Worker::new(sim.port(), Arc::new(AtomicBool::new(false)));
-    let mut lanes = Vec::new();
-    for qid in 0..config.queues {
-        let id = QueueId::new(qid).expect("few queues");
-        let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
-        let spec = LaneSpec::new(id, config.depth, bounds, sim.descriptors(qid), make());
-        lanes.push(worker.add_lane(spec).expect("memory"));
-    }
-    let result = worker.arm().and_then(|()| worker.run());
-    worker.finish(&result);
+    let (result, lanes) = sim.serve(|_| make()).expect("memory");
     (result, lanes, sim.report())
 }
 

@@ -11,6 +11,7 @@ use ublk_ctrl::Control;
 use ublk_queue::racing::Copier;
 use ublk_queue::real::{RingNeeds, RingPort};
 use ublk_queue::{Handler, MemRef, Operation};
+use ublk_sim::{Config, Sim};
 use uring_lite::op::{self, Fd};
 use uring_lite::{BufRing, Ring, Sqe64};
 
@@ -61,6 +62,7 @@ pub fn memory(byte: &mut u8, copier: Copier, slice: &mut [u8]) {
 /// The seam: the kernel's port, and what the lane alone may say to its handler.
 pub fn seam<H: Handler>(handler: &mut H, operation: Operation, io: &Io, file: &File) {
     let _ = RingPort::new(&RingNeeds::default(), &[file.as_fd()]); //~ E0133
+    let _ = Sim::new(Config::new(0)).port(); //~ E0133
     handler.operation_completed(operation, 0, 0); //~ E0133
     let _ = handler.place(io); //~ E0133
 }

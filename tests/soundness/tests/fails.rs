@@ -8,34 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ublk_backends::Memory;
-use ublk_core::iod::IoBounds;
 use ublk_core::{DataMode, Errno, Geometry, QueueId, SharedBuffer, SharedTable, Tag};
 use ublk_queue::real::DescTable;
 use ublk_queue::seam::{Descriptors, Port};
 use ublk_queue::task::{Async, IoBuf, Local, SharedFd, TaskRequest};
-use ublk_queue::worker::Share;
-use ublk_queue::{
-    Handler, LaneContext, LaneHandle, LaneSpec, Mapped, Operations, Request, SharedMemory, Worker,
-};
+use ublk_queue::{Handler, LaneContext, LaneHandle, Mapped, Operations, Request, SharedMemory};
 use ublk_sim::{Config, Sim};
 
 /// Serves a simulated device to its end, each lane with what `make` gives.
 fn serve<H: Handler>(config: &Config, mut make: impl FnMut() -> H) -> (Vec<LaneHandle>, Sim) {
     let sim = Sim::new(config.clone());
-    let mut worker = Worker::new(sim.port(), Arc::default());
-    let mut lanes = Vec::new();
-    for number in 0..config.queues {
-        let qid = QueueId::new(number).expect("small");
-        let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
-        let mut spec = LaneSpec::new(qid, config.depth, bounds, sim.descriptors(number), make());
-        spec.data = config.data;
-        spec.buf_base = number * config.depth;
-        spec.device = Box::new(sim.device());
-        lanes.push(worker.add_lane(spec).expect("memory"));
-    }
-    worker.arm().expect("armed");
-    let result = worker.run();
-    worker.finish(&result);
+    let (result, lanes) = sim.serve(|_| make()).expect("memory");
     result.expect("served to the end");
     (lanes, sim)
 }
@@ -109,32 +92,6 @@ fn l65_a_registered_buffer_is_refused_by_another_ring() {
     };
     serve(&config, || Async::new(task.clone()));
     assert!(refused.load(Ordering::Relaxed) > 100);
-}
-
-/// L65 L03 A share that was dealt for smaller buffers, or for fewer tags, fits no lane.
-#[test]
-fn l65_a_share_of_another_queue_is_refused() {
-    let config = Config::new(3);
-    let add = |depth, bytes| {
-        let sim = Sim::new(config.clone());
-        let mut worker = Worker::new(sim.port(), Arc::default());
-        let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
-        let handler = |request: Request<'_>| request.complete(Ok(()));
-        let mut spec = LaneSpec::new(
-            QueueId::ZERO,
-            config.depth,
-            bounds,
-            sim.descriptors(0),
-            handler,
-        );
-        spec.share = Share::deal(1, depth, bytes).expect("memory").remove(0);
-        worker.add_lane(spec).map(drop)
-    };
-    let (depth, bytes) = (config.depth, config.max_io_bytes);
-    assert_eq!(add(depth, bytes), Ok(()));
-    assert_eq!(add(depth, bytes / 2), Err(Errno::EINVAL));
-    assert_eq!(add(depth - 1, bytes), Err(Errno::EINVAL));
-    assert_eq!(add(depth + 1, bytes), Err(Errno::EINVAL));
 }
 
 /// L65 A tag beyond the depth has no descriptor.

@@ -260,7 +260,7 @@ pub fn run_until<H: Handler>(
         seen: Mutex::default(),
     });
     let (seed, full) = (config.seed + 1, u64::from(config.faults.full));
-    let port = |sim: &Sim| FilePort::new(sim.port(), Arc::clone(&shared), seed, full);
+    let port = |device: &Sim| FilePort::new(sim::port(device), Arc::clone(&shared), seed, full);
     let run = sim::run_on(config, port, leave, make, Worker::run);
     Run { run, shared }
 }

@@ -73,12 +73,22 @@ pub fn drive_and_sleep<H: Handler>(
     panic!("the worker does not end");
 }
 
+/// The ring of a worker whose lanes are those of the device, as all tests make them.
+#[expect(
+    unsafe_code,
+    reason = "the simulated driver writes to the lanes' buffers"
+)]
+pub fn port(sim: &Sim) -> SimPort {
+    // SAFETY: lanes have the configuration's depth, buffer size and data mode.
+    unsafe { sim.port() }
+}
+
 fn run_by<H: Handler>(
     config: Config,
     make: impl Fn() -> H,
     serve: impl FnOnce(&mut Worker<SimPort, SimDescriptors, H>) -> Result<(), WorkerError>,
 ) -> Run {
-    run_on(&config, Sim::port, Arc::default(), make, serve)
+    run_on(&config, port, Arc::default(), make, serve)
 }
 
 /// The same for an engine that takes the device for one of that size.
@@ -88,7 +98,7 @@ pub fn run_sized<H: Handler>(
     make: impl Fn() -> H,
     serve: impl FnOnce(&mut Worker<SimPort, SimDescriptors, H>) -> Result<(), WorkerError>,
 ) -> Run {
-    run_all(config, size, Sim::port, Arc::default(), make, serve)
+    run_all(config, size, port, Arc::default(), make, serve)
 }
 
 /// The same with a ring around the simulated one, until it ends or is told to leave.
@@ -150,7 +160,7 @@ fn run_all<P: Port, H: Handler>(
 pub fn lane(config: &Config, zones: bool) -> Result<(), Errno> {
     fn add<H: Handler>(config: &Config, handler: H) -> Result<(), Errno> {
         let sim = Sim::new(config.clone());
-        let mut worker = Worker::new(sim.port(), Arc::default());
+        let mut worker = Worker::new(port(&sim), Arc::default());
         let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
         let descriptors = sim.descriptors(0);
         let mut spec = LaneSpec::new(QueueId::ZERO, config.depth, bounds, descriptors, handler);
