@@ -48,8 +48,8 @@ struct State {
     /// The file that servers open, and how they came to it.
     file: Option<std::path::PathBuf>,
     openings: Vec<(Opening, bool)>,
-    /// What a signal to the last server is written to.
-    signal: Option<UnixStream>,
+    /// What a signal to a server is written to, of all of them: a stream that is closed looks like one.
+    signals: Vec<UnixStream>,
 }
 
 /// Id and phase of a record, if there was one.
@@ -65,7 +65,7 @@ impl Kernel {
     /// Sends a signal to the last server.
     pub(crate) fn signal_server(&self) {
         let state = self.state.lock().unwrap();
-        let mut signal = state.signal.as_ref().expect("a server");
+        let mut signal = state.signals.last().expect("a server");
         signal.write_all(b"x").unwrap();
     }
 
@@ -409,7 +409,7 @@ impl World for Threads {
             return Ok(Peer::thread(near, exit.into(), 4242));
         }
         let (signals, signal) = UnixStream::pair().unwrap();
-        self.0.state.lock().unwrap().signal = Some(signal);
+        self.0.state.lock().unwrap().signals.push(signal);
         Ok(server(&self.0, Some(Signals::fake(signals))))
     }
 

@@ -16,7 +16,7 @@ use uring_lite::op::{self, Fd};
 use uring_lite::{BufRing, Ring, Sqe64};
 
 /// Entries that name memory, descriptors, or completions of others.
-pub fn entries(file: &File, sqe: Sqe64, byte: &mut u8) {
+pub fn entries(file: &File, mut sqe: Sqe64, byte: &mut u8) {
     let fd = Fd::registered(0);
     let _ = Fd::raw(file.as_fd()); //~ E0133
     let _ = op::msg_ring(fd, 7, 0); //~ E0133
@@ -40,7 +40,7 @@ pub fn entries(file: &File, sqe: Sqe64, byte: &mut u8) {
     let _ = sqe.buf_index(1); //~ E0133
     let _ = sqe.cmd_flags(1); //~ E0133
     let _ = sqe.with_payload([0; 2]); //~ E0133
-    let _ = sqe.with_range(0, 1); //~ E0133
+    let _ = sqe.set_range(0, 1); //~ E0133
 }
 
 /// Memory that a ring is told of.
