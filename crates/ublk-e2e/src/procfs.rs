@@ -93,6 +93,25 @@ pub fn nothing_stuck(limit: Duration) -> Result<()> {
     settled.with_context(|| format!("stuck: {:?}", stuck()))
 }
 
+/// Where the processes of the tool and all in an uninterruptible wait are in the kernel: for the message of a hang.
+pub fn whereabouts() -> String {
+    let ours = |stat: &Stat| stat.name.starts_with("ublk") || stat.state == 'D';
+    let threads = processes().into_iter().flat_map(|p| threads(p.id));
+    let mut text = String::new();
+    for thread in threads.filter(ours) {
+        let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", thread.id));
+        let words = read("cmdline").unwrap_or_default().replace('\0', " ");
+        let Stat {
+            id, name, state, ..
+        } = thread;
+        text += &format!("\n{id} {name} {state}: {words}");
+        for line in read("stack").unwrap_or_default().lines().take(9) {
+            text += &format!("\n    {line}");
+        }
+    }
+    text
+}
+
 /// Sends a signal.
 pub fn kill(pid: u32, signal: Signal) -> Result<()> {
     let pid = i32::try_from(pid)

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::procfs;
 use crate::wait::{secs, until};
 
 /// What a program said and how it ended.
@@ -80,10 +81,11 @@ pub fn output(command: &mut Command, limit: Duration) -> Result<Output> {
         Ok(child.try_wait()?)
     });
     let Ok(status) = status else {
+        let whereabouts = procfs::whereabouts();
         let _ = child.kill();
         let said = stderr.recv_timeout(secs(2)).unwrap_or_default();
         bail!(
-            "`{text}` did not end within {} s; stderr: {said}",
+            "`{text}` did not end within {} s; stderr: {said}{whereabouts}",
             limit.as_secs()
         );
     };

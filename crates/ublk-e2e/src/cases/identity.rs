@@ -238,8 +238,11 @@ fn death() -> Result<()> {
         let output = ublkctl(&["delete", &id, "--deadline", "60"])?;
         ensure!(begun.elapsed() < soon, "{:?}: {output}", begun.elapsed());
         cli::failed(output, code::FAILED, &["server", "ublkctl recover"])?;
+        // Its program runs before the last descriptor is closed, which waits for the stop: closed between fork and exec,
+        // that of the child would be the last one, and the child would wait for itself.
+        let mut delete = cli::command(&["delete", "--force", &id]).spawn()?;
         let closer = std::thread::spawn(move || drop(reader));
-        ublkctl(&["delete", "--force", &id])?;
+        until("the end of the delete", secs(60), || Ok(delete.try_wait()?))?;
         closer.join().map_err(|_| anyhow::anyhow!("a panic"))?;
         device.forget();
     }
