@@ -9,6 +9,7 @@ mod copies;
 mod figures;
 mod guest;
 mod hot;
+mod kublk;
 mod label;
 mod limits;
 mod pays;

@@ -100,7 +100,7 @@ fn numbers(version: &str) -> Vec<u64> {
 }
 
 /// `6.12` of `6.12.117+deb13-amd64`.
-fn series_of(release: &str) -> String {
+pub fn series_of(release: &str) -> String {
     let numbers = numbers(release);
     match numbers.as_slice() {
         [major, minor, ..] => format!("{major}.{minor}"),

@@ -11,9 +11,9 @@ use tempfile::TempDir;
 use super::copies::{self, Routines};
 use super::figures::{self, COUNTED, Figure, Usable};
 use super::programs::{self, TEXT};
-use super::rows::{self, EXAMPLE, LIBUBLK, Row};
+use super::rows::{self, EXAMPLE, KUBLK, LIBUBLK, Row};
 use super::select::Selection;
-use super::{hot, wall};
+use super::{hot, kublk, wall};
 use crate::guest::accel::{self, Accel, Choice};
 use crate::guest::image::{Contents, Image};
 use crate::guest::{Guest, Machine, Outcome};
@@ -105,7 +105,7 @@ impl<'a> Bench<'a> {
         ];
         let mut built = build::guest(&vm::with_init(&programs))?;
         let init = built.remove(0);
-        let servers = servers(selection)?;
+        let servers = servers(manifest, kernel, selection)?;
         built.extend(servers.iter().cloned());
         let contents = Contents {
             init,
@@ -335,7 +335,11 @@ impl<'a> Bench<'a> {
 
 /// Builds the servers that the rows need; rows whose server cannot be built here leave the
 /// selection.
-fn servers(selection: &mut Selection) -> Result<Vec<PathBuf>> {
+fn servers(
+    manifest: &Manifest,
+    kernel: &Kernel,
+    selection: &mut Selection,
+) -> Result<Vec<PathBuf>> {
     // Also reads back what a device is, whoever serves it.
     let mut servers = vec![programs::ublkctl()?];
     let words = |row: Row| row.target.server.split(' ').next().map(str::to_owned);
@@ -351,6 +355,12 @@ fn servers(selection: &mut Selection) -> Result<Vec<PathBuf>> {
                 // It needs the crate registry and libclang; without them the rest is still worth
                 // measuring.
                 Err(error) => selection.skip(LIBUBLK, &format!("{error:#}")),
+            }
+        } else if program == KUBLK {
+            match kublk::build(manifest, kernel) {
+                Ok(program) => servers.push(program),
+                // Likewise without the kernel's source or a C compiler.
+                Err(error) => selection.skip(KUBLK, &format!("{error:#}")),
             }
         }
     }

@@ -61,7 +61,10 @@ pub fn example(name: &str) -> Result<PathBuf> {
 }
 
 /// Makes sure that a program's text is what is counted as a server's own.
-fn placed(program: PathBuf) -> Result<PathBuf> {
+///
+/// # Errors
+/// It is not, or the program cannot be read.
+pub fn placed(program: PathBuf) -> Result<PathBuf> {
     let bytes = fs::read(&program).with_context(|| program.display().to_string())?;
     let entry = bytes.get(24..32).and_then(|bytes| bytes.try_into().ok());
     let entry = u64::from_le_bytes(entry.context("an ELF file has an entry address")?);

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::label::Label;
-pub use targets::{EXAMPLE, LIBUBLK, Target};
+pub use targets::{EXAMPLE, KUBLK, LIBUBLK, Target};
 use works::Work;
 
 /// Name of the row about the time from `add` to the first read.
@@ -137,6 +137,7 @@ pub fn plan(rows: &[Row]) -> String {
         }
         for (key, value) in [
             ("server", &row.target.server),
+            ("stop", &row.target.stop),
             ("device", &row.target.device),
             ("loop", &row.target.looped),
             ("fio", &row.fio),

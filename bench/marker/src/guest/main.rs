@@ -88,7 +88,10 @@ fn measure(row: &Row, marks: &mut u64) -> Result<String> {
     if row.server.is_empty() {
         return work(row, &row.device, marks);
     }
-    let server = Server::start(&row.server)?;
+    let server = match row.stop.as_slice() {
+        [] => Server::start(&row.server)?,
+        stop => Server::start_silent(&row.server, &row.device, stop)?,
+    };
     let answer = work(row, server.device(), marks);
     // A server that does not end well spoils its figures: it did something else than serve.
     let end = server.stop();

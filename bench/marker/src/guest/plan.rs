@@ -7,7 +7,8 @@
 //! | `usable` | name of a row about the time from `add` to the first read |
 //! | `prepare` | something that must be there first: a word and its values; done once in a guest |
 //! | `server` | command of the server; it prints the device path once the device serves I/O |
-//! | `device` | path of a device that is there without a server |
+//! | `device` | path of a device that is there without a server, or that the server makes without saying so |
+//! | `stop` | command that ends a server of that kind and deletes its device, which has no scheduler meanwhile |
 //! | `loop` | `buffered` or `direct`, and the file that a loop device is made of |
 //! | `fio` | arguments of fio, but for `--filename` and the amount; a second line adds to them |
 //! | `jobs` | jobs that fio runs with these arguments (1) |
@@ -39,8 +40,10 @@ pub struct Row {
     pub prepare: Vec<Vec<String>>,
     /// The server's command.
     pub server: Vec<String>,
-    /// The device, when no server makes it.
+    /// The device, when no server makes it, or one that does not say which.
     pub device: String,
+    /// The command that ends a server of that kind.
+    pub stop: Vec<String>,
     /// The file of a loop device, and whether it is read and written past the page cache.
     pub looped: Option<(String, bool)>,
     /// The arguments of fio.
@@ -61,6 +64,7 @@ impl Row {
             prepare: Vec::new(),
             server: Vec::new(),
             device: String::new(),
+            stop: Vec::new(),
             looped: None,
             fio: Vec::new(),
             jobs: 1,
@@ -75,7 +79,14 @@ impl Row {
             !self.device.is_empty(),
             self.looped.is_some(),
         ];
-        if sources.iter().filter(|there| **there).count() != 1 {
+        let silent = sources == [true, true, false];
+        if silent == self.stop.is_empty() {
+            bail!(
+                "{}: a server and a device need a stop, and a stop these",
+                self.name
+            );
+        }
+        if !silent && sources.iter().filter(|there| **there).count() != 1 {
             bail!("{}: one of a server, a device and a loop device", self.name);
         }
         if (self.kind == Kind::Usable) != self.fio.is_empty() {
@@ -112,6 +123,7 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
         let words = value.split_whitespace().map(str::to_owned);
         match key {
             "server" => row.server = words.collect(),
+            "stop" => row.stop = words.collect(),
             "device" => row.device = value.to_owned(),
             "prepare" => row.prepare.push(words.collect()),
             "loop" => {
@@ -147,6 +159,8 @@ mod tests {
         assert_eq!(rows[1].device, "/dev/nullb0");
         assert_eq!((rows[1].jobs, rows[1].ios), (1, 10_000));
         assert_eq!((rows[1].kind, rows[2].kind), (Kind::Counted, Kind::Usable));
+        let silent = parse("row a\nserver x\nstop x del\ndevice /dev/y\nfio --x").unwrap();
+        assert_eq!(silent[0].stop, ["x", "del"]);
         assert_eq!(rows[3].kind, Kind::Wall);
         assert_eq!(rows[3].prepare, [["tmpfs", "/a/b", "256"]]);
         assert_eq!(rows[3].looped, Some(("/a/b".to_owned(), true)));
@@ -160,6 +174,8 @@ mod tests {
             "row a\nserver x",
             "row a\nserver x\ndevice y\nfio --x",
             "row a\nserver x\nloop direct /y\nfio --x",
+            "row a\nserver x\nstop z\nfio --x",
+            "row a\ndevice y\nstop z\nfio --x",
             "row a\nserver x\nfio --x\njobs 0",
             "row a\nserver x\nfio --x\nios many",
             "row a\nloop direct\nfio --x",

@@ -1,10 +1,12 @@
 //! A server in the foreground: started, spoken to, stopped.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -16,6 +18,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub struct Server {
     child: Child,
     device: String,
+    /// What ends it and deletes its device; empty for one that does both at SIGTERM.
+    stop: Vec<String>,
 }
 
 impl Server {
@@ -52,7 +56,42 @@ impl Server {
                 command.join(" ")
             );
         }
-        Ok(Self { child, device })
+        Ok(Self {
+            child,
+            device,
+            stop: Vec::new(),
+        })
+    }
+
+    /// Starts a server that says nothing, waits for its device, and takes the scheduler off it that the kernel chose.
+    ///
+    /// # Errors
+    /// It cannot be started, or its device is not there in time.
+    pub fn start_silent(command: &[String], device: &str, stop: &[String]) -> Result<Self> {
+        let (program, arguments) = command.split_first().context("no server")?;
+        let mut child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| program.clone())?;
+        let until = Instant::now() + DEADLINE;
+        while !Path::new(device).exists() {
+            if child.try_wait()?.is_some() || Instant::now() > until {
+                let _ = child.kill();
+                let status = child.wait()?;
+                bail!("no {device} ({status}): {}", command.join(" "));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        let name = device.trim_start_matches("/dev/");
+        let scheduler = format!("/sys/block/{name}/queue/scheduler");
+        fs::write(&scheduler, "none").with_context(|| scheduler)?;
+        Ok(Self {
+            child,
+            device: device.to_owned(),
+            stop: stop.to_vec(),
+        })
     }
 
     /// The path of its device.
@@ -60,7 +99,7 @@ impl Server {
         &self.device
     }
 
-    /// Ends it with SIGTERM and waits.
+    /// Ends it, with SIGTERM or by its own command, and waits.
     ///
     /// # Errors
     /// It does not end in time, or not with status 0.
@@ -70,7 +109,14 @@ impl Server {
             let mut command = Command::new("/usr/bin/busybox");
             command.args(["kill", signal, &pid]).status()
         };
-        let told = kill("-TERM")?;
+        let told = match self.stop.split_first() {
+            None => kill("-TERM")?,
+            Some((program, arguments)) => Command::new(program)
+                .args(arguments)
+                .stdout(Stdio::null())
+                .status()
+                .with_context(|| program.clone())?,
+        };
         let (sender, ended) = mpsc::channel();
         thread::spawn(move || sender.send(self.child.wait()));
         match ended.recv_timeout(DEADLINE) {

@@ -1,4 +1,4 @@
-//! What the work is done to: our devices in each mode, the kernel's own, and libublk's.
+//! What the work is done to: our devices in each mode, the kernel's own, libublk's, and those of the kernel's test server.
 
 use super::super::label::Label;
 
@@ -17,6 +17,8 @@ const SHARED_MEMORY: &str = "tmpfs /mnt/shared/memory 8";
 pub const EXAMPLE: &str = "/usr/bin/ublk-example-";
 /// The program of libublk's rows in the image.
 pub const LIBUBLK: &str = "/usr/bin/bench-libublk";
+/// The program of the rows of the kernel's own test server in the image.
+pub const KUBLK: &str = "/usr/bin/kublk";
 
 /// Something with a block device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,8 +27,10 @@ pub struct Target {
     pub name: String,
     /// Command of the server, empty for the kernel's own devices.
     pub server: String,
-    /// The device that is there without a server.
+    /// The device that is there without a server, or that a server makes without a word.
     pub device: String,
+    /// What ends a server that leaves its device behind when it is told to end; without a scheduler like ours.
+    pub stop: String,
     /// How and of which file the kernel makes a loop device.
     pub looped: String,
     /// What fio is told besides its work.
@@ -75,6 +79,21 @@ impl Target {
             server: format!("{LIBUBLK} {words} -q {queues} -d 128"),
             label: Label::ublk(queues, data, false),
             jobs: queues,
+            ..Self::default()
+        }
+    }
+
+    /// One of the kernel's test server; `data` is the mode that the kernel must report.
+    fn kublk(name: &str, words: &str, data: &str) -> Self {
+        let target = words.split(' ').next().unwrap_or_default();
+        let rest = words.strip_prefix(target).unwrap_or_default();
+        Self {
+            name: format!("kublk_{name}"),
+            server: format!("{KUBLK} add -t {target} -n 0 -q 1 -d 128 --foreground{rest}"),
+            device: "/dev/ublkb0".to_owned(),
+            stop: format!("{KUBLK} del -n 0"),
+            label: Label::ublk(1, data, words.contains("--batch")),
+            jobs: 1,
             ..Self::default()
         }
     }
@@ -181,6 +200,28 @@ pub fn counted() -> Vec<Target> {
         Target::libublk("libublk_null_zero_copy", "null --zero-copy", "zero-copy", 1),
         Target::libublk("libublk_null_async", "null --async", "copy", 1),
         Target::libublk("libublk_mem", "mem --size 256", "copy", 1),
+        Target::kublk("null", "null", "copy"),
+        Target::kublk("null_zero_copy", "null --auto_zc", "zero-copy"),
+        Target::kublk("null_batch", "null --batch", "copy"),
+        Target::kublk(
+            "null_batch_zero_copy",
+            "null --batch --auto_zc",
+            "zero-copy",
+        ),
+        Target::kublk("loop_tmpfs", &format!("loop {TMPFS}"), "copy").on(ON_TMPFS),
+        Target::kublk("loop_ext4", &format!("loop {EXT4}"), "copy").on(ON_EXT4),
+        Target::kublk(
+            "loop_ext4_zero_copy",
+            &format!("loop --auto_zc {EXT4}"),
+            "zero-copy",
+        )
+        .on(ON_EXT4),
+        Target::kublk(
+            "loop_ext4_batch_zero_copy",
+            &format!("loop --batch --auto_zc {EXT4}"),
+            "zero-copy",
+        )
+        .on(ON_EXT4),
         // By default it has one queue more, for requests that are polled for; without it the driver
         // completes in another, dearer way.
         Target::device("null_blk", "/dev/nullb0", Label::mq(2, 64)),
