@@ -123,6 +123,15 @@ pub enum Error {
         /// What is wrong with the answer.
         message: String,
     },
+    /// The kernel has the device, and this `/dev` no node of it: it is no devtmpfs, and nobody makes nodes in it.
+    NoNode {
+        /// What was tried.
+        operation: Operation,
+        /// Which device.
+        dev: DevId,
+        /// The node that is not there.
+        node: String,
+    },
     /// The block device has another size than it was made with.
     WrongSize {
         /// Which device.
@@ -195,7 +204,9 @@ impl Error {
             | Self::NoSuchDevice { dev, .. }
             | Self::TimedOut { dev, .. }
             | Self::Refused { dev, .. } => *dev,
-            Self::WrongSize { dev, .. } | Self::WrongState { dev, .. } => Some(*dev),
+            Self::NoNode { dev, .. }
+            | Self::WrongSize { dev, .. }
+            | Self::WrongState { dev, .. } => Some(*dev),
             _ => None,
         }
     }
@@ -213,7 +224,7 @@ impl Error {
             Self::UnknownCommand { .. } => Some(Errno::EOPNOTSUPP),
             Self::NoFreeId => Some(Errno::ENOSPC),
             Self::DeviceLimit => Some(Errno::EACCES),
-            Self::MissingModule => Some(Errno::ENOENT),
+            Self::MissingModule | Self::NoNode { .. } => Some(Errno::ENOENT),
             _ => None,
         }
     }
@@ -343,6 +354,14 @@ impl Error {
             }
             Self::Spec { message } => message.clone(),
             Self::BadReply { operation, message } => format!("{operation}: {message}"),
+            Self::NoNode {
+                operation,
+                dev,
+                node,
+            } => format!(
+                "{}: the kernel has the device, but there is no {node}",
+                operation.on(Some(*dev))
+            ),
             Self::WrongSize { dev, want, got } => {
                 format!("device {dev} has {got} bytes, not the {want} it was made with")
             }
@@ -445,6 +464,10 @@ impl Error {
             Self::Spec { .. } => "nothing was sent to the kernel; change the request",
             Self::BadReply { .. } => {
                 "this is a bug, here or in the kernel: report it with `uname -r`"
+            }
+            Self::NoNode { .. } => {
+                "this /dev gets no new nodes, as that of a container or chroot that is no devtmpfs: bind the machine's \
+                 /dev there, or run this outside"
             }
             Self::WrongSize { .. } => "another device may have taken the number: list the devices",
             Self::Refused {

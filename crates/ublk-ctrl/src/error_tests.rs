@@ -44,6 +44,11 @@ fn every() -> Vec<Error> {
             operation,
             message: message.clone(),
         },
+        Error::NoNode {
+            operation,
+            dev: id(7),
+            node: "/dev/ublkc7".to_owned(),
+        },
         Error::WrongSize {
             dev: id(7),
             want: 2,

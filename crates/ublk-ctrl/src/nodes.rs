@@ -9,13 +9,18 @@ use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 use ublk_core::{DevId, Errno, SECTOR_SIZE};
+
+/// How long whoever makes nodes in a `/dev` that is no devtmpfs (mdev, the manager of a container) may take.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Where the nodes are: `/dev` and `/sys`, or the same below another root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nodes {
     dev: PathBuf,
     sys: PathBuf,
+    mounts: PathBuf,
 }
 
 impl Default for Nodes {
@@ -31,6 +36,7 @@ impl Nodes {
         Self {
             dev: root.join("dev"),
             sys: root.join("sys"),
+            mounts: root.join("proc/self/mountinfo"),
         }
     }
 
@@ -57,15 +63,22 @@ impl Nodes {
     /// are waited for.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] where it does not appear, [`Error::NoPermission`], [`Error::Busy`] where
-    /// that lasts, [`Error::Refused`].
+    /// [`Error::TimedOut`] where it does not appear, [`Error::NoNode`] where it never will,
+    /// [`Error::NoPermission`], [`Error::Busy`] where that lasts, [`Error::Refused`].
     pub fn open_char(&self, id: DevId, deadline: Duration) -> Result<OwnedFd, Error> {
-        let path = self.char_device(id);
         let mut options = OpenOptions::new();
         // std sets O_CLOEXEC (L23).
         options.read(true).write(true);
-        let file = open(&options, &path, Operation::OpenChar, id, deadline)?;
-        Ok(file.into())
+        Ok(self.open(&options, &self.server_end(id), deadline)?.into())
+    }
+
+    /// Whether a server in this `/dev` can come to the character device of a device that exists: before a server that
+    /// can is replaced.
+    ///
+    /// # Errors
+    /// [`Error::NoNode`] where no node is and none will be.
+    pub fn can_serve(&self, id: DevId) -> Result<(), Error> {
+        self.may_appear(&self.server_end(id), Errno::ENOENT)
     }
 
     /// Waits until the block device exists, may be opened by the caller and has `size` bytes, without opening it: by the
@@ -75,21 +88,11 @@ impl Nodes {
     /// # Errors
     /// As [`Nodes::prove_ready`].
     pub fn see_ready(&self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
-        let operation = Operation::ProveReady;
-        let path = self.block_device(id);
-        let disk = self.sys.join(format!("class/block/ublkb{id}"));
-        let mut last = Errno::ENOENT;
-        let found = until(deadline_in(deadline), || {
-            let looked = sys::may_read(&path).and_then(|()| disk_size(&path, &disk));
-            match looked {
-                Ok(size) => return Ok(Some(size)),
-                Err(errno) => last = errno,
-            }
-            may_pass(last)
-                .then_some(None)
-                .ok_or_else(|| refused(operation, id, last))
-        })?;
-        let got = found.ok_or_else(|| not_in_time(operation, id, last, deadline))?;
+        let node = self.disk(id);
+        let looked = self.wait(&node, deadline, || {
+            sys::may_read(&node.path).and_then(|()| disk_size(&node.path, &node.kernel))
+        });
+        let got = looked?;
         same_size(id, size, got)
     }
 
@@ -106,10 +109,9 @@ impl Nodes {
     /// [`Error::TimedOut`] where it does not appear, [`Error::WrongSize`], [`Error::NoPermission`]
     /// where that lasts, [`Error::Refused`] with ENXIO or ENODEV where it went away again.
     pub fn prove_ready(&self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
-        let path = self.block_device(id);
         let mut options = OpenOptions::new();
         options.read(true);
-        let mut node = open(&options, &path, Operation::ProveReady, id, deadline)?;
+        let mut node = self.open(&options, &self.disk(id), deadline)?;
         // The end of a block device is its size, as BLKGETSIZE64 tells it (blkdev_llseek).
         let got = node.seek(SeekFrom::End(0)).map_err(|e| Error::Refused {
             operation: Operation::ProveReady,
@@ -172,28 +174,107 @@ impl Nodes {
         ids.sort_unstable();
         Ok(ids)
     }
-}
 
-/// Opens a node, waiting for what passes: it does not exist yet, udev has not given it to us yet,
-/// its disk is not there yet, or somebody has it.
-fn open(
-    options: &OpenOptions,
-    path: &Path,
-    operation: Operation,
-    id: DevId,
-    deadline: Duration,
-) -> Result<File, Error> {
-    let mut last = Errno::ENOENT;
-    let found = until(deadline_in(deadline), || match options.open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) => {
-            last = Errno::from_io(&error);
+    fn server_end(&self, id: DevId) -> Awaited {
+        Awaited {
+            path: self.char_device(id),
+            kernel: self.sys.join(format!("class/ublk-char/ublkc{id}")),
+            operation: Operation::OpenChar,
+            id,
+        }
+    }
+
+    fn disk(&self, id: DevId) -> Awaited {
+        Awaited {
+            path: self.block_device(id),
+            kernel: self.sys.join(format!("class/block/ublkb{id}")),
+            operation: Operation::ProveReady,
+            id,
+        }
+    }
+
+    /// Opens a node, waiting for what passes: it does not exist yet, udev has not given it to us yet,
+    /// its disk is not there yet, or somebody has it.
+    fn open(
+        &self,
+        options: &OpenOptions,
+        node: &Awaited,
+        deadline: Duration,
+    ) -> Result<File, Error> {
+        let open = || options.open(&node.path);
+        self.wait(node, deadline, || open().map_err(|e| Errno::from_io(&e)))
+    }
+
+    /// Looks at a node until it is as it should be, as long as waiting may cure what is wrong with it.
+    fn wait<T>(
+        &self,
+        node: &Awaited,
+        deadline: Duration,
+        mut look: impl FnMut() -> Result<T, Errno>,
+    ) -> Result<T, Error> {
+        let Awaited { operation, id, .. } = *node;
+        let mut last = Errno::ENOENT;
+        let mut judge_at = Some(Instant::now() + GRACE);
+        let found = until(deadline_in(deadline), || {
+            match look() {
+                Ok(found) => return Ok(Some(found)),
+                Err(errno) => last = errno,
+            }
+            if judge_at.is_some_and(|at| Instant::now() >= at) {
+                judge_at = None;
+                self.may_appear(node, last)?;
+            }
             may_pass(last)
                 .then_some(None)
                 .ok_or_else(|| refused(operation, id, last))
+        })?;
+        if let Some(found) = found {
+            return Ok(found);
         }
-    })?;
-    found.ok_or_else(|| not_in_time(operation, id, last, deadline))
+        self.may_appear(node, last)?;
+        Err(not_in_time(operation, id, last, deadline))
+    }
+
+    /// Whether somebody may still make a node that is not there: the kernel, as soon as it has the device, where this
+    /// `/dev` is a devtmpfs.
+    fn may_appear(&self, node: &Awaited, last: Errno) -> Result<(), Error> {
+        let never = last == Errno::ENOENT
+            && !node.path.exists()
+            && node.kernel.exists()
+            && self.is_devtmpfs() == Some(false);
+        if !never {
+            return Ok(());
+        }
+        Err(Error::NoNode {
+            operation: node.operation,
+            dev: node.id,
+            node: node.path.display().to_string(),
+        })
+    }
+
+    /// Whether `/dev` is a devtmpfs, by the mount that has its device number (proc_pid_mountinfo(5)); `None` where that
+    /// cannot be told.
+    fn is_devtmpfs(&self) -> Option<bool> {
+        let (major, minor) = sys::device_number(fs::metadata(&self.dev).ok()?.dev());
+        let number = format!("{major}:{minor}");
+        let mounts = fs::read_to_string(&self.mounts).ok()?;
+        let kind = |line: &str| {
+            let (mount, kind) = line.split_once(" - ")?;
+            let is_it = mount.split(' ').nth(2) == Some(&number);
+            is_it.then(|| kind.starts_with("devtmpfs "))
+        };
+        // The mount of a chroot's plain directory is out of sight.
+        Some(mounts.lines().find_map(kind).unwrap_or(false))
+    }
+}
+
+/// A node that is waited for.
+struct Awaited {
+    path: PathBuf,
+    /// What sysfs has of it once the kernel has it.
+    kernel: PathBuf,
+    operation: Operation,
+    id: DevId,
 }
 
 /// Whether waiting may cure it.
@@ -260,6 +341,14 @@ fn disk_size(node: &Path, disk: &Path) -> Result<u64, Errno> {
 /// As there.
 pub fn open_char(id: DevId, deadline: Duration) -> Result<OwnedFd, Error> {
     Nodes::default().open_char(id, deadline)
+}
+
+/// [`Nodes::can_serve`] in `/dev`.
+///
+/// # Errors
+/// As there.
+pub fn can_serve(id: DevId) -> Result<(), Error> {
+    Nodes::default().can_serve(id)
 }
 
 /// Whether an open file is the character device of that number: the driver numbers the nodes by it.

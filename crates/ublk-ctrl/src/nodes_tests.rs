@@ -97,6 +97,57 @@ fn l38_what_is_seen_to_keep_a_device_from_being_ready() {
     assert!(begun.elapsed() < LONG / 2);
 }
 
+/// A node that the kernel has made nowhere that this `/dev` shows is told as that, long before the deadline; in a devtmpfs,
+/// or while the kernel has no such device, it is waited for.
+#[test]
+fn a_dev_without_new_nodes_is_told_as_that() {
+    let (dir, nodes) = root();
+    disk(&nodes, 1, "8\n");
+    create_dir_all(dir.path().join("sys/class/ublk-char/ublkc1")).unwrap();
+    create_dir_all(dir.path().join("proc/self")).unwrap();
+    let (major, minor) = sys::device_number(std::fs::metadata(dir.path()).unwrap().dev());
+    let mounted = |kind: &str| {
+        let text = format!(
+            "21 1 0:5 / / rw - rootfs none rw\n22 21 {major}:{minor} / /dev rw,nosuid shared:2 - {kind} dev rw\n"
+        );
+        write(&nodes.mounts, text).unwrap();
+    };
+    let no_node = |error: &Error| matches!(error, Error::NoNode { .. });
+    for (kind, dev, told) in [
+        (Some("tmpfs"), 1, true),
+        (Some("devtmpfs"), 1, false),
+        (Some("tmpfs"), 2, false),
+        (None, 1, true),
+    ] {
+        match kind {
+            Some(kind) => mounted(kind),
+            None => write(&nodes.mounts, "21 1 0:5 / / rw - rootfs none rw\n").unwrap(),
+        }
+        let looks = [
+            nodes.open_char(id(dev), SHORT).map(drop),
+            nodes.prove_ready(id(dev), 4096, SHORT),
+            nodes.see_ready(id(dev), 4096, SHORT),
+        ];
+        for error in looks.map(Result::unwrap_err) {
+            assert_eq!(no_node(&error), told, "{kind:?}: {error}");
+        }
+        let at_once = nodes.can_serve(id(dev));
+        assert_eq!(at_once.is_err(), told, "{kind:?}: {at_once:?}");
+    }
+    mounted("tmpfs");
+    let begun = Instant::now();
+    let error = nodes.open_char(id(1), LONG).unwrap_err();
+    assert!(no_node(&error) && begun.elapsed() < LONG / 4, "{error}");
+    assert_eq!(
+        (error.kind(), error.dev()),
+        (crate::Kind::Other, Some(id(1)))
+    );
+    assert!(error.to_string().contains("/dev/ublkc1"), "{error}");
+    std::fs::remove_file(&nodes.mounts).unwrap();
+    let error = nodes.open_char(id(1), SHORT).unwrap_err();
+    assert_eq!(error.kind(), crate::Kind::TimedOut, "{error}");
+}
+
 /// A scheduler is taken away where there is one, and what is `none` already is not touched.
 #[test]
 fn a_scheduler_is_taken_away_where_there_is_one() {

@@ -199,6 +199,9 @@ fn ask_agent(
     deadline: Duration,
 ) -> Result<(Added, Foreground), Failure> {
     run_directory()?;
+    if let Ok(id) = DevId::new(request.id) {
+        ublk_ctrl::nodes::can_serve(id)?;
+    }
     let until = Instant::now() + deadline;
     let lifetime = request.lifetime;
     let mut device = Foreground::start(program, lifetime, &ToAgent::Recover(request))?;

@@ -18,11 +18,12 @@ use crate::{json, procfs, run};
 
 pub fn cases() -> Vec<Case> {
     type Body = fn() -> Result<()>;
-    let all: [(&str, Body); 10] = [
+    let all: [(&str, Body); 11] = [
         ("l45_surroundings_are_not_kept", careless),
         ("l45_surroundings_locks_are_let_go", caller_lock),
         ("l46_surroundings_without_room_for_messages", unwritable),
         ("l47_surroundings_of_another_pid_namespace", namespace),
+        ("surroundings_without_new_nodes_in_dev", no_new_nodes),
         ("surroundings_see_processes_by_name", named),
         ("surroundings_hang_up_and_no_device_ends", hang_up),
         ("surroundings_in_front_are_one_session", terminal),
@@ -220,6 +221,35 @@ fn namespace() -> Result<()> {
     ensure!(again.is_err(), "it was removed by its number");
     let server = device.server()?;
     ensure!(device.server_now()? == server);
+    device.delete()
+}
+
+/// A `/dev` that gets no new nodes, as a container's: `add` says so at once and takes its device back, and no server that
+/// has its node is given up for one that could not have it.
+fn no_new_nodes() -> Result<()> {
+    let directory = Directory::new("dev")?;
+    let dev = directory.0.to_string_lossy().into_owned();
+    let inside = |words: &str| {
+        let script = format!(
+            "mount -t tmpfs dev {dev} && cp -a /dev/null /dev/zero /dev/urandom /dev/ublk-control {dev} && \
+             mount --bind {dev} /dev && exec {} {words}",
+            program()
+        );
+        let mut command = Command::new("unshare");
+        run::output(command.args(["--mount", "sh", "-c", &script]), secs(120))
+    };
+    let begun = std::time::Instant::now();
+    let output = inside("add mem --size 16M --deadline 100")?;
+    let parts = ["there is no /dev/ublkc0", "devtmpfs"];
+    cli::failed(output, cli::code::FAILED, &parts)?;
+    ensure!(begun.elapsed() < secs(50), "{:?}", begun.elapsed());
+    nothing_left(secs(5))?;
+    let device = Spec::null("16M").with(&["--recovery", "reissue"]).add()?;
+    let server = device.server()?;
+    let output = inside(&format!("upgrade {}", device.id))?;
+    cli::failed(output, cli::code::FAILED, &parts)?;
+    ensure!(device.server_now()? == server, "another server");
+    device.open()?.read(0, 4096)?;
     device.delete()
 }
 
