@@ -2,6 +2,7 @@
 
 use crate::backing;
 use crate::failures::Failures;
+use crate::sandbox;
 use crate::server::{Backing, Engine, Running};
 use crate::shm;
 use crate::state::{Record, Store};
@@ -35,6 +36,21 @@ pub struct Real {
     opened: Option<(Opened, Limits, Serving)>,
     /// The server before has lock and claim of the file to itself, until it has gone.
     claim_later: bool,
+    /// The memory that the device's clients share, open.
+    shm: Option<std::fs::File>,
+    /// The process is this engine's alone: what it does not need for serving it gives up.
+    confined: bool,
+}
+
+impl Real {
+    /// For a process that does nothing but serve: see [`sandbox`].
+    #[must_use]
+    pub fn confined() -> Self {
+        Self {
+            confined: true,
+            ..Self::default()
+        }
+    }
 }
 
 /// The limits of a backend, without opening it: for checks before anything is made.
@@ -276,6 +292,7 @@ impl Engine for Real {
             }
             Opened::Null(_) | Opened::Memory(_) => None,
         };
+        self.shm = spec.serving.shm.as_deref().map(shm::open).transpose()?;
         self.opened = Some((opened, limits, spec.serving.clone()));
         Ok(Backing { limits, store })
     }
@@ -296,8 +313,10 @@ impl Engine for Real {
         plan.huge_pages = serving.huge_pages;
         plan.linger = LINGER;
         let mut shared = 0;
-        if let (Some(path), Some(registered)) = (&serving.shm, &assignment.shm) {
-            let memory = shm::map(path, registered)?;
+        if let (Some(path), Some(file), Some(registered)) =
+            (&serving.shm, &self.shm, &assignment.shm)
+        {
+            let memory = shm::map(path, file, registered)?;
             shared = memory.len();
             plan.shared = Some(memory);
         }
@@ -314,12 +333,19 @@ impl Engine for Real {
         {
             tracing::debug!("the server before still has lock and claim of the file");
         }
+        if self.confined {
+            sandbox::drop_capabilities();
+            plan.gives_up_admin = true;
+        }
         let server = match opened {
             Opened::Null(null) => Server::arm(device, plan, null),
             Opened::Memory(memory) => Server::arm_mapped(device, plan, memory),
             Opened::File(file) => arm_file(device, plan, file),
         };
         let server = server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))?;
+        if self.confined {
+            sandbox::filter_calls();
+        }
         Ok(Box::new(Served {
             server,
             file,

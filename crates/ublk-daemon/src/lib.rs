@@ -36,6 +36,7 @@ pub mod peer;
 pub mod policy;
 pub mod privilege;
 pub mod roles;
+pub mod sandbox;
 pub mod server;
 pub mod shm;
 pub mod signals;

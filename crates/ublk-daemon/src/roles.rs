@@ -11,7 +11,7 @@ use crate::server;
 use crate::signals::Signals;
 use crate::state::Store;
 use crate::sys::{memory, process, surroundings, title};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 /// Plays a role whose link is this process's standard input. The exit code. What the process has inherited is put
@@ -31,7 +31,7 @@ pub fn run(role: Role) -> Result<i32, LinkError> {
             spare_from_oom();
             let signals = Signals::take().ok();
             let store = Store::of_user().map_err(|e| tracing::warn!("{e}")).ok();
-            server::run(link, &mut engine::Real::default(), signals, store)
+            server::run(link, &mut engine::Real::confined(), signals, store)
         }
         // Out of reach of the terminal: a delete must not be cut in half by control-C.
         Role::Helper => helper::run(&link, helper::control),
@@ -69,13 +69,16 @@ fn run_agent(link: Link) -> i32 {
 
 /// Moves this process's messages to a file.
 pub(crate) fn log_to(path: &Path) {
-    let moved = Store::open_log(path)
-        .map_err(|e| e.to_string())
-        .and_then(|file| {
-            process::redirect(file.as_fd(), process::Stream::Err).map_err(|e| e.to_string())
-        });
-    if let Err(e) = moved {
-        tracing::warn!("cannot log to {}: {e}", path.display());
+    match Store::open_log(path) {
+        Ok(file) => log_into(file.as_fd()),
+        Err(e) => tracing::warn!("cannot log to {}: {e}", path.display()),
+    }
+}
+
+/// The same to one that is open.
+pub(crate) fn log_into(file: BorrowedFd<'_>) {
+    if let Err(e) = process::redirect(file, process::Stream::Err) {
+        tracing::warn!("cannot log to the file of this device: {e}");
     }
 }
 

@@ -15,7 +15,6 @@ use crate::sys::{memory, poll, title};
 use crate::wire::{AddSpec, Assignment, Failure, FromServer, Health, Opening, ToServer};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::time::{Duration, Instant};
 use ublk_backends::Identity;
 use ublk_core::{Features, Limits};
@@ -336,10 +335,7 @@ impl Server {
             };
             match link.try_recv() {
                 Ok(None) => return false,
-                Ok(Some(ToServer::Live { log })) => {
-                    self.live = true;
-                    self.live(log.as_deref());
-                }
+                Ok(Some(ToServer::Live)) => self.live(),
                 Ok(Some(ToServer::Health { ticket })) => {
                     self.report(ticket, running.health());
                 }
@@ -361,9 +357,10 @@ impl Server {
         }
     }
 
-    fn live(&self, log: Option<&Path>) {
-        if let Some(log) = log {
-            crate::roles::log_to(log);
+    fn live(&mut self) {
+        self.live = true;
+        if let Some(log) = self.link.as_ref().and_then(Link::take_descriptor) {
+            crate::roles::log_into(log.as_fd());
         }
         tracing::info!("device {} serves", self.id.unwrap_or_default());
     }

@@ -85,13 +85,12 @@ pub fn registered(
     })
 }
 
-/// Maps the memory of a device: it must be the very file that was registered, since places in it are all that requests
-/// tell.
+/// Maps the memory of a device from its open file: it must be the very file that was registered, since places in it are
+/// all that requests tell.
 ///
 /// # Errors
 /// Another file of that name, or what mmap says.
-pub fn map(path: &Path, registered: &Registered) -> Result<SharedMemory, Failure> {
-    let file = open(path)?;
+pub fn map(path: &Path, file: &File, registered: &Registered) -> Result<SharedMemory, Failure> {
     let of = file.metadata().map_err(|e| failed(path, &e))?;
     if (of.dev(), of.ino()) != (registered.device, registered.inode) {
         let failure = failed(
@@ -127,11 +126,14 @@ mod tests {
         assert_eq!(features(&spec(&path)), Features::SHMEM_ZC);
         let buffers = vec![SharedBuffer::new(0, 0, 8192)];
         let known = registered(&path, &open(&path).unwrap(), buffers).unwrap();
-        assert_eq!(map(&path, &known).unwrap().len(), 8192);
+        assert_eq!(
+            map(&path, &open(&path).unwrap(), &known).unwrap().len(),
+            8192
+        );
         let other = directory.path().join("other");
         std::fs::write(&other, [1; 8192]).unwrap();
         std::fs::rename(&other, &path).unwrap();
-        let failure = map(&path, &known).unwrap_err();
+        let failure = map(&path, &open(&path).unwrap(), &known).unwrap_err();
         assert!(failure.text.contains("another file"), "{failure:?}");
     }
 

@@ -299,11 +299,8 @@ pub enum ToServer {
     },
     /// The device exists: open it and arm it.
     Assign(Assignment),
-    /// START_DEV is done: the device serves. Messages go to `log` from now on.
-    Live {
-        /// File for the messages, `None` to keep standard error.
-        log: Option<PathBuf>,
-    },
+    /// START_DEV is done: the device serves. The file for the messages from now on comes along, open, if there is one.
+    Live,
     /// Report your health.
     Health {
         /// Comes back in the answer.

@@ -323,6 +323,16 @@ impl Pool {
         threads: usize,
         tags: usize,
     ) -> std::io::Result<Self> {
+        Self::start_as(backend, threads, tags, false)
+    }
+
+    /// The same with threads that give up CAP_SYS_ADMIN, if the plan has them do so.
+    pub(crate) fn start_as<B: Backend>(
+        backend: &Arc<B>,
+        threads: usize,
+        tags: usize,
+        gives_up_admin: bool,
+    ) -> std::io::Result<Self> {
         let jobs = Arc::new(Jobs::default());
         jobs.lock().requests.reserve(tags);
         let mut pool = Self {
@@ -336,6 +346,9 @@ impl Pool {
                 .spawn(move || {
                     // As on the queues' threads: memory reclaim must not wait for our own device (L37).
                     crate::thread::set_io_flusher();
+                    if gives_up_admin {
+                        crate::thread::give_up_admin();
+                    }
                     while let Some(mut request) = jobs.next() {
                         let call = std::panic::AssertUnwindSafe(|| call(&*backend, &mut request));
                         match std::panic::catch_unwind(call) {

@@ -61,6 +61,9 @@ pub struct Plan {
     /// that have laid down CAP_SYS_ADMIN for that moment: it then lets the kernel look neither at once nor later. For
     /// kernels before 7.0, which have no [`Features::NO_AUTO_PART_SCAN`](ublk_core::Features::NO_AUTO_PART_SCAN).
     pub partitions: bool,
+    /// Has the threads give up CAP_SYS_ADMIN for good: a queue's once it is armed, a pool's as soon as it runs. (The driver
+    /// lets the kernel look for partitions only where every queue was armed with it.) Not for `hosts`, which serve others.
+    pub gives_up_admin: bool,
     /// Memory shared with the device's clients, as it was registered with the driver: for a device made with
     /// [`Features::SHMEM_ZC`](ublk_core::Features::SHMEM_ZC).
     pub shared: Option<SharedMemory>,
@@ -90,6 +93,7 @@ impl Plan {
             huge_pages: false,
             copies_by_ring: false,
             partitions: true,
+            gives_up_admin: false,
             shared: None,
             on_failure: None,
             arm_deadline: Duration::from_secs(10),
@@ -264,7 +268,8 @@ impl Server {
         }
         let geometry = device.geometry();
         let tags = usize::from(geometry.depth()) * usize::from(geometry.queues());
-        let pool = Pool::start(&backend, plan.pool_threads, tags).map_err(Error::Thread)?;
+        let pool = Pool::start_as(&backend, plan.pool_threads, tags, plan.gives_up_admin);
+        let pool = pool.map_err(Error::Thread)?;
         let handler = pool.handler();
         let server = match zoned {
             true => Self::arm_with(device, plan, move |_| Zoned(handler.clone())),

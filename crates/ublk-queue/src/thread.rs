@@ -30,14 +30,27 @@ pub fn pin(mask: &CpuMask) -> Result<(), Errno> {
 
 /// Marks the calling thread as one that memory reclaim may depend on (PR_SET_IO_FLUSHER with 1, since
 /// Linux 5.6), so that its own allocations never wait for I/O to the device it serves, and reads the
-/// mark back (L37). False without CAP_SYS_RESOURCE.
+/// mark back (L37). Without CAP_SYS_RESOURCE it has the mark only if the thread that made it had.
 pub fn set_io_flusher() -> bool {
     let one: libc::c_ulong = 1;
     let zero: libc::c_ulong = 0;
     // SAFETY: prctl with these arguments reads and writes no memory of ours.
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, one, zero, zero, zero) };
     // SAFETY: as above.
-    unsafe { libc::prctl(PR_GET_IO_FLUSHER, zero, zero, zero, zero) == 1 }
+    match unsafe { libc::prctl(PR_GET_IO_FLUSHER, zero, zero, zero, zero) } {
+        -1 => is_marked(),
+        marked => marked == 1,
+    }
+}
+
+/// The same by the flags that everybody may read (`PF_MEMALLOC_NOIO`, field 9 of proc_pid_stat(5)).
+fn is_marked() -> bool {
+    const PF_MEMALLOC_NOIO: u64 = 0x0008_0000;
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap_or_default();
+    let flags = stat
+        .rsplit_once(") ")
+        .and_then(|(_, fields)| fields.split(' ').nth(9 - 3)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & PF_MEMALLOC_NOIO != 0)
 }
 
 /// `CAP_SYS_ADMIN` (linux/capability.h), in the first word of a thread's capabilities.
@@ -102,6 +115,23 @@ impl Drop for WithoutAdmin {
             set_capabilities(had);
         }
     }
+}
+
+/// Has the calling thread give up `CAP_SYS_ADMIN` for good: false where it cannot, which is reported to nobody else.
+pub fn give_up_admin() -> bool {
+    let (mut header, mut caps) = (CAP_HEADER, [CapData::default(); 2]);
+    // SAFETY: the pointers are those of live structs for the call to fill, of as many as version 3 has.
+    if unsafe { libc::syscall(libc::SYS_capget, &raw mut header, caps.as_mut_ptr()) } != 0 {
+        return false;
+    }
+    for set in [
+        &mut caps[0].effective,
+        &mut caps[0].permitted,
+        &mut caps[0].inheritable,
+    ] {
+        *set &= !CAP_SYS_ADMIN;
+    }
+    set_capabilities(&caps)
 }
 
 /// Blocks SIGPIPE for the calling thread: writing to a socket whose other side is gone is EPIPE and nothing more. (The
@@ -184,6 +214,23 @@ mod tests {
             assert!(!has_capability(21) && has_sys_resource() == resource);
             drop(without);
             assert_eq!(has_capability(21), admin);
+        })
+        .join()
+        .expect("no panic");
+    }
+
+    /// What is given up is gone for good, and nothing else is.
+    #[test]
+    fn sys_admin_is_given_up_for_good() {
+        std::thread::spawn(|| {
+            let resource = has_sys_resource();
+            assert!(give_up_admin());
+            drop(WithoutAdmin::here());
+            assert!(!has_capability(21) && has_sys_resource() == resource);
+            let mut caps = [CapData::default(); 2];
+            caps[0].effective = CAP_SYS_ADMIN;
+            caps[0].permitted = CAP_SYS_ADMIN;
+            assert!(!set_capabilities(&caps), "it came back");
         })
         .join()
         .expect("no panic");

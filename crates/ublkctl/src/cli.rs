@@ -24,7 +24,8 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 timed out, 32 no such device; of severa
 Sizes: 512, 4K, 10G; each unit is 1024 times the one before (10G is 10 GiB).
 
 Environment: UBLKCTL_RUN_DIR names another directory for state than /run/ublkctl (root) or \
-ublkctl in $XDG_RUNTIME_DIR, /run/user/UID or $XDG_STATE_HOME; UBLKCTL_LOG sets how much is said: error, warn, info (default), debug, trace.";
+ublkctl in $XDG_RUNTIME_DIR, /run/user/UID or $XDG_STATE_HOME; UBLKCTL_LOG sets how much is said: error, warn, info (default), debug, trace; \
+UBLKCTL_SECCOMP=log has the system calls that a server is refused logged by the kernel and let through, =off filters none.";
 
 /// Make, list, stop and delete ublk devices: block devices served by a process.
 #[derive(Debug, Parser)]

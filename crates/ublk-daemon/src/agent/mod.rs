@@ -362,9 +362,8 @@ impl Agent<'_> {
     /// Says that the device serves, and lets go of the front's standard error.
     fn announce(&mut self, lifetime: Lifetime, added: Added) {
         self.ears.lifetime = lifetime;
-        let log = self.log.clone();
-        self.tell_server(&ToServer::Live { log: log.clone() });
-        if let Some(log) = &log {
+        self.tell_live();
+        if let Some(log) = &self.log {
             crate::roles::log_to(log);
         }
         tracing::info!("device {} serves, server {}", added.id, added.server_pid);
@@ -400,6 +399,16 @@ impl Agent<'_> {
 
     fn tell_server(&mut self, message: &ToServer) {
         self.tell_server_with(message, None);
+    }
+
+    /// Says to the server that its device serves, and gives it the file for its messages: it may open none any more.
+    fn tell_live(&self) {
+        let log = self.log.as_deref().map(Store::open_log);
+        let log = log.and_then(|opened| {
+            let told = |e| tracing::debug!("the server has no log: {e}");
+            opened.map_err(told).ok()
+        });
+        self.tell_server_with(&ToServer::Live, log.as_ref().map(AsFd::as_fd));
     }
 
     fn tell_server_with(&self, message: &ToServer, descriptor: Option<BorrowedFd<'_>>) {

@@ -498,7 +498,7 @@ fn l49_a_server_without_an_agent_gets_one() {
         server.link.recv(soon),
         Ok(FromServer::Armed { .. })
     ));
-    server.link.send(&ToServer::Live { log: None }).unwrap();
+    server.link.send(&ToServer::Live).unwrap();
     socket.publish().unwrap();
     has_server(&store);
     // The agent dies.

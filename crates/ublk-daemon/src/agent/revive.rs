@@ -3,7 +3,7 @@
 use super::{Agent, Device};
 use crate::link::LINK_VERSION;
 use crate::sys::poll;
-use crate::wire::{Failure, FromAgent, Lifetime, RecoverRequest, ToServer};
+use crate::wire::{Failure, FromAgent, Lifetime, RecoverRequest};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, DevState};
@@ -130,8 +130,7 @@ impl Agent<'_> {
             };
             match self.recover(&request, deadline) {
                 Ok(added) => {
-                    let log = self.log.clone();
-                    self.tell_server(&ToServer::Live { log });
+                    self.tell_live();
                     self.world.end_prover();
                     self.heir.is_served();
                     let pid = added.server_pid;

@@ -67,7 +67,7 @@ fn l30_a_signal_is_passed_on_and_the_server_serves_on() {
 fn l31_a_server_outlives_its_agent() {
     let kernel = Kernel::new(None);
     let (mut peer, mut signal) = armed(&kernel);
-    peer.link.send(&ToServer::Live { log: None }).unwrap();
+    peer.link.send(&ToServer::Live).unwrap();
     peer.link.send(&ToServer::Health { ticket: 1 }).unwrap();
     assert!(matches!(hear(&peer), FromServer::Health { .. }));
     let (link, _far) = Link::pair().unwrap();
@@ -98,7 +98,7 @@ fn l30_a_server_hands_its_device_over() {
         (ublk_core::Features::NONE, false),
     ] {
         let (peer, _signal) = armed_with(&kernel, features);
-        peer.link.send(&ToServer::Live { log: None }).unwrap();
+        peer.link.send(&ToServer::Live).unwrap();
         peer.link.send(&ToServer::HandOver).unwrap();
         assert_eq!(ended(&peer, Duration::from_millis(300)), ends);
         assert!(!kernel.log().contains(&"empty".to_owned()));

@@ -71,6 +71,15 @@ pub fn settle() {
     told("process limit", raise(libc::RLIMIT_NPROC));
 }
 
+/// Has memory locked without limit. Whether it may be: without CAP_IPC_LOCK the limit counts.
+pub fn lock_without_limit() -> bool {
+    let unlimited = libc::RLIM_INFINITY;
+    let done = limit(libc::RLIMIT_MEMLOCK, unlimited, unlimited);
+    let without = done.is_ok();
+    told("limit of locked memory", done);
+    without
+}
+
 /// A user may not change all of it: what stays is worth a line for who looks for it.
 fn told(what: &str, done: io::Result<()>) {
     if let Err(e) = done {

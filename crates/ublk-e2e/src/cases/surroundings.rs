@@ -18,7 +18,7 @@ use crate::{json, procfs, run};
 
 pub fn cases() -> Vec<Case> {
     type Body = fn() -> Result<()>;
-    let all: [(&str, Body); 11] = [
+    let all: [(&str, Body); 12] = [
         ("l45_surroundings_are_not_kept", careless),
         ("l45_surroundings_locks_are_let_go", caller_lock),
         ("l46_surroundings_without_room_for_messages", unwritable),
@@ -28,6 +28,7 @@ pub fn cases() -> Vec<Case> {
         ("surroundings_hang_up_and_no_device_ends", hang_up),
         ("surroundings_in_front_are_one_session", terminal),
         ("l31_surroundings_interrupt_an_add", interrupted),
+        ("surroundings_are_closed_to_servers", confined),
         ("surroundings_by_a_relative_directory", relative),
         ("surroundings_with_records_of_another_version", versions),
     ];
@@ -365,6 +366,39 @@ fn interrupted() -> Result<()> {
     );
     ensure!(said.contains("was taken back"), "{said}");
     nothing_left(secs(20))
+}
+
+/// Every thread of a server is without capabilities and filtered, whatever it serves; the agent keeps what it needs.
+fn confined() -> Result<()> {
+    let directory = Directory::new("confined")?;
+    let image = directory.join("image");
+    fs::File::create(&image)?.set_len(16 << 20)?;
+    for spec in [Spec::mem("16M").queues(2), Spec::file(&image)] {
+        let device = spec.add()?;
+        let [server, _] = processes(&device)?;
+        let threads = procfs::threads(server);
+        ensure!(threads.len() >= 2, "{threads:?}");
+        for thread in threads {
+            let status = text(server, &format!("task/{}/status", thread.id))?;
+            for line in [
+                "CapInh:\t0000000000000000",
+                "CapPrm:\t0000000000000000",
+                "CapEff:\t0000000000000000",
+                "CapBnd:\t0000000000000000",
+                "CapAmb:\t0000000000000000",
+                "NoNewPrivs:\t1",
+                "Seccomp:\t2",
+            ] {
+                ensure!(status.contains(line), "no {line}: {status}");
+            }
+        }
+        // Confined, it serves: data, syncs, discards.
+        let node = device.node();
+        run::good("mkfs.ext4", &["-q", "-F", node])?;
+        run::good("e2fsck", &["-f", "-n", node])?;
+        device.delete()?;
+    }
+    Ok(())
 }
 
 /// State in a directory that is named from where the command runs: every process finds it.

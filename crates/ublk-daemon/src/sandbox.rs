@@ -1,0 +1,303 @@
+//! What a server gives up before it serves: capabilities, new privileges, system calls.
+//!
+//! A server parses what a kernel queue and other people's files give it. Whoever finds a mistake there shall find a
+//! process that can serve and do nothing else. The server therefore opens its backend, its memory and its device first
+//! (the agent passes the log, open), and then
+//!
+//! 1. [`drop_capabilities`] empties every set but for CAP_SYS_ADMIN while the process has one thread, so that later
+//!    threads, and what rings do on their own, have none either;
+//! 2. each queue's thread gives up that one when its queue is armed ([`Plan::gives_up_admin`](ublk_queue::Plan)): the
+//!    driver has the kernel look for partitions only where every queue was armed with it;
+//! 3. [`filter_calls`] does the same for the calling thread, and limits all threads at once (SECCOMP_FILTER_FLAG_TSYNC) to
+//!    the calls listed here. Any other call fails with EPERM: that may fail a request or lose a message, it never ends a
+//!    device.
+//!
+//! The operations of a ring are no system calls and pass by the filter; without capabilities they reach what the user of
+//! the process may reach. Both steps go as far as the process may: a user has no capabilities to lose.
+#![forbid(unsafe_code)]
+
+use crate::sys::surroundings;
+use caps::{CapSet, Capability, CapsHashSet};
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch,
+};
+use std::collections::BTreeMap;
+
+/// The environment variable that has the filter log what it would refuse (`log`), or leaves it out (`off`): to find out
+/// whether it is in the way.
+pub const VARIABLE: &str = "UBLKCTL_SECCOMP";
+
+/// Gives up the capabilities of the calling thread, which must be the only one. What they are good for later is settled
+/// first: memory may be locked without limit, and this thread's mark of memory reclaim passes to the threads it makes.
+///
+/// CAP_SYS_ADMIN stays until the queues are armed, and CAP_IPC_LOCK for good where the limit of locked memory cannot be
+/// raised.
+pub fn drop_capabilities() {
+    ublk_queue::thread::set_io_flusher();
+    let held = caps::read(None, CapSet::Permitted).unwrap_or_default();
+    let kept = kept(&held, !surroundings::lock_without_limit());
+    if kept.contains(&Capability::CAP_IPC_LOCK) {
+        tracing::warn!(
+            "the server keeps CAP_IPC_LOCK: the limit of locked memory cannot be raised"
+        );
+    }
+    // The bounding set needs CAP_SETPCAP, and the effective set is part of the permitted one: this order.
+    for (set, given_up) in [
+        (CapSet::Ambient, caps::clear(None, CapSet::Ambient)),
+        (CapSet::Bounding, caps::clear(None, CapSet::Bounding)),
+        (CapSet::Inheritable, caps::clear(None, CapSet::Inheritable)),
+        (CapSet::Effective, caps::set(None, CapSet::Effective, &kept)),
+        (CapSet::Permitted, caps::set(None, CapSet::Permitted, &kept)),
+    ] {
+        if let Err(e) = given_up {
+            tracing::debug!("the {set:?} capabilities stay: {e}");
+        }
+    }
+    if caps::read(None, CapSet::Permitted).is_ok_and(|left| left != kept) {
+        tracing::warn!("the server cannot give up its capabilities");
+    }
+}
+
+/// Of the capabilities held those that arming and serving take.
+fn kept(held: &CapsHashSet, for_locked_memory: bool) -> CapsHashSet {
+    [
+        (true, Capability::CAP_SYS_ADMIN),
+        (for_locked_memory, Capability::CAP_IPC_LOCK),
+    ]
+    .into_iter()
+    .filter_map(|(needed, capability)| (needed && held.contains(&capability)).then_some(capability))
+    .collect()
+}
+
+/// Gives up what arming took, and refuses every call but those of a server that serves, to all threads of this process,
+/// for good. A server on a kernel or an architecture that cannot filter serves without, and says so.
+pub fn filter_calls() {
+    if !ublk_queue::thread::give_up_admin() {
+        tracing::warn!("the server cannot give up CAP_SYS_ADMIN");
+    }
+    let action = match std::env::var(VARIABLE).as_deref() {
+        Ok("off") => return,
+        Ok("log") => SeccompAction::Log,
+        _ => SeccompAction::Errno(libc::EPERM.unsigned_abs()),
+    };
+    let done = programs(action).map_err(|e| e.to_string());
+    let done = done.and_then(|programs| {
+        let mut programs = programs.iter();
+        programs
+            .try_for_each(|program| seccompiler::apply_filter_all_threads(program))
+            .map_err(|e| e.to_string())
+    });
+    if let Err(e) = done {
+        tracing::warn!("the server's system calls are not filtered: {e}");
+    }
+}
+
+/// Two filters, both of which a call has to pass. The first sends clone3, whose flags are in memory where no filter
+/// sees them, back to clone, as C libraries expect it of old kernels.
+fn programs(action: SeccompAction) -> Result<[BpfProgram; 2], BackendError> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    let absent = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let without = SeccompFilter::new(clone3, SeccompAction::Allow, absent, arch)?;
+    let listed = SeccompFilter::new(rules()?, action, SeccompAction::Allow, arch)?;
+    Ok([without.try_into()?, listed.try_into()?])
+}
+
+/// The calls, and of some the arguments. The kernel looks only once at those without: for them it keeps a bitmap
+/// (Linux 5.11), so that their place in the filter costs nothing.
+fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+    use SeccompCmpArgLen::{Dword, Qword};
+    use SeccompCmpOp::{Eq, MaskedEq};
+    let one = |arg, len, op, value| -> Result<SeccompRule, BackendError> {
+        SeccompRule::new(vec![SeccompCondition::new(arg, len, op, value)?])
+    };
+    let any = |arg, values: &[u64]| -> Result<Vec<SeccompRule>, BackendError> {
+        values
+            .iter()
+            .map(|value| one(arg, Dword, Eq, *value))
+            .collect()
+    };
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    // Files are opened to be read: /proc by a late thread, the program by a backtrace.
+    let writes = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC).unsigned_abs();
+    let read_only = |arg| one(arg, Dword, MaskedEq(writes.into()), 0);
+    rules.insert(libc::SYS_openat, vec![read_only(2)?]);
+    #[cfg(target_arch = "x86_64")]
+    rules.insert(libc::SYS_open, vec![read_only(1)?]);
+    // No memory becomes code.
+    let code = u64::from(libc::PROT_EXEC.unsigned_abs());
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![one(2, Dword, MaskedEq(code), 0)?]);
+    }
+    // Threads are made, not processes, and only this one ends itself.
+    let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+    let thread = one(0, Qword, MaskedEq(thread), thread)?;
+    rules.insert(libc::SYS_clone, vec![thread]);
+    let own = one(0, Dword, Eq, std::process::id().into())?;
+    rules.insert(libc::SYS_tgkill, vec![own]);
+    // Limits are asked for, not set.
+    rules.insert(libc::SYS_prlimit64, vec![one(2, Qword, Eq, 0)?]);
+    rules.insert(libc::SYS_prctl, any(0, &PRCTLS)?);
+    rules.insert(libc::SYS_ioctl, any(1, &IOCTLS)?);
+    Ok(rules)
+}
+
+/// PR_SET_NAME, PR_GET_NAME; PR_SET_IO_FLUSHER, PR_GET_IO_FLUSHER; PR_SET_VMA, by which glibc names what malloc maps
+/// (linux/prctl.h).
+const PRCTLS: [u64; 5] = [15, 16, 57, 58, 0x5356_4d41];
+
+/// BLKDISCARD (linux/fs.h); FIONBIO, FIOCLEX (asm-generic/ioctls.h).
+const IOCTLS: [u64; 3] = [0x1277, 0x5421, 0x5451];
+
+const CALLS: &[i64] = &[
+    // The rings.
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    // Backends, and the data of user copy.
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev2,
+    libc::SYS_lseek,
+    libc::SYS_fallocate,
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    // Memory.
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_mincore,
+    libc::SYS_membarrier,
+    // Threads and their end. What becomes of clone3 is the first filter's.
+    libc::SYS_clone3,
+    libc::SYS_set_robust_list,
+    libc::SYS_get_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_rseq,
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_getcpu,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    // Signals.
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    // Time and chance.
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_getrandom,
+    // The link, another agent that comes, the log, and waiting for all of them.
+    libc::SYS_accept4,
+    libc::SYS_getsockopt,
+    libc::SYS_ppoll,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    libc::SYS_fcntl,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_close,
+    libc::SYS_eventfd2,
+    // What is read in /proc and by a backtrace.
+    libc::SYS_readlinkat,
+    libc::SYS_getdents64,
+    libc::SYS_getcwd,
+    libc::SYS_uname,
+    libc::SYS_sysinfo,
+    // The older words that C libraries use on this architecture.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_arch_prctl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    // How musl ends a process by a signal.
+    #[cfg(target_env = "musl")]
+    libc::SYS_tkill,
+    // How a test kills a role at a named place.
+    #[cfg(feature = "kill-points")]
+    libc::SYS_pidfd_open,
+    #[cfg(feature = "kill-points")]
+    libc::SYS_pidfd_send_signal,
+    #[cfg(feature = "kill-points")]
+    libc::SYS_kill,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything listed compiles to filters that the kernel takes (BPF_MAXINSNS), and no call by which a process gets
+    /// more than it has is in them.
+    #[test]
+    fn the_list_makes_filters_without_a_way_out() {
+        let [without, listed] = programs(SeccompAction::Errno(1)).unwrap();
+        assert!((1..100).contains(&without.len()), "{}", without.len());
+        assert!((100..4096).contains(&listed.len()), "{}", listed.len());
+        let rules = rules().unwrap();
+        for call in [
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_ptrace,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_mount,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_bpf,
+            libc::SYS_io_uring_setup,
+            libc::SYS_openat2,
+            libc::SYS_unlinkat,
+            libc::SYS_renameat2,
+            libc::SYS_process_vm_writev,
+            libc::SYS_init_module,
+            libc::SYS_pkey_mprotect,
+        ] {
+            assert!(!rules.contains_key(&call), "{call}");
+        }
+    }
+
+    /// What a server cannot serve without is kept if it was there, and nothing else.
+    #[test]
+    fn only_what_serving_takes_is_kept() {
+        use Capability::{CAP_DAC_OVERRIDE, CAP_IPC_LOCK, CAP_SYS_ADMIN};
+        let all: CapsHashSet = [CAP_DAC_OVERRIDE, CAP_IPC_LOCK, CAP_SYS_ADMIN].into();
+        assert_eq!(kept(&all, false), [CAP_SYS_ADMIN].into());
+        assert_eq!(kept(&all, true), [CAP_IPC_LOCK, CAP_SYS_ADMIN].into());
+        assert!(kept(&CapsHashSet::new(), true).is_empty());
+    }
+}
