@@ -63,6 +63,13 @@ impl Op {
         self.brings_data() || self.wants_data()
     }
 
+    /// True for those that only zoned devices are asked for.
+    #[must_use]
+    #[inline]
+    pub const fn is_of_zones(self) -> bool {
+        self as u8 >= Self::ZoneOpen as u8
+    }
+
     /// True for those that carry data to the server: WRITE and ZONE_APPEND.
     #[must_use]
     #[inline]
@@ -277,7 +284,7 @@ impl IoDesc {
     /// The same for the operations of zoned devices, which come to no other.
     #[cold]
     #[inline(never)]
-    const fn decode_zoned(&self, op: u32, flags: IoFlags, bounds: &IoBounds) -> Result<Io, Errno> {
+    const fn decode_zoned(self, op: u32, flags: IoFlags, bounds: &IoBounds) -> Result<Io, Errno> {
         let size = bounds.size / SECTOR_SIZE;
         let (op, len) = match op {
             10 => (Op::ZoneOpen, 0),

@@ -214,9 +214,8 @@ impl<B: Backend> Inline<B> {
 
 impl<B: Backend> Handler for Inline<B> {
     #[inline(always)]
-    fn handle(&mut self, mut request: Request<'_>) {
-        let result = call(&*self.backend, &mut request);
-        request.complete(result);
+    fn handle(&mut self, request: Request<'_>) {
+        answer(&*self.backend, request);
     }
 }
 
@@ -252,9 +251,35 @@ macro_rules! token {
 token!(Request<'_>);
 token!(OwnedRequest);
 
-/// Makes the call of the backend that a request asks for.
+/// Answers a request by the call of the backend that it asks for.
 #[inline(always)]
+fn answer<B: Backend>(backend: &B, mut request: Request<'_>) {
+    // By value, and before all else: a request of which no call takes the address stays in registers.
+    if request.op().is_of_zones() {
+        return answer_for_zones(backend, request);
+    }
+    let result = call_for_blocks(backend, &mut request);
+    request.complete(result);
+}
+
+#[cold]
+#[inline(never)]
+fn answer_for_zones<B: Backend>(backend: &B, mut request: Request<'_>) {
+    let result = call_for_zones(backend, &mut request);
+    request.complete(result);
+}
+
+/// Makes the call of the backend that a request asks for.
 fn call<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> {
+    match request.parts() {
+        (op, ..) if op.is_of_zones() => call_for_zones(backend, request),
+        _ => call_for_blocks(backend, request),
+    }
+}
+
+/// The same for what every device may be asked for.
+#[inline(always)]
+fn call_for_blocks<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> {
     let (op, offset, len, flags) = request.parts();
     match op {
         Op::Read if B::is_blind() => backend.read_at(&mut [], offset),
@@ -264,13 +289,11 @@ fn call<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> 
         Op::Flush => backend.flush(),
         Op::Discard => backend.discard(offset, len),
         Op::WriteZeroes => backend.write_zeroes(offset, len, !flags.no_unmap()),
-        _ => call_for_zones(backend, request),
+        _ => Err(Errno::EOPNOTSUPP),
     }
 }
 
 /// The same for what only zoned devices are asked for.
-#[cold]
-#[inline(never)]
 fn call_for_zones<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> {
     let (op, zone, ..) = request.parts();
     match op {

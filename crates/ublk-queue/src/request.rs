@@ -101,7 +101,7 @@ pub(crate) fn wants_data(op: Op) -> bool {
 
 /// The answer to another operation than READ and WRITE that was carried out.
 #[cold]
-fn answer_of_others(lane: &LaneShared, tag: Tag, io: &Io) -> Answer {
+fn answer_of_others(lane: &LaneShared, tag: Tag, io: Io) -> Answer {
     match io.op {
         // Else the client would be told that its data is at the device's first byte.
         Op::ZoneAppend if !lane.words.is_set(tag) => Answer::failed(Errno::EIO),
@@ -324,7 +324,7 @@ macro_rules! accessors {
                     )]
                     Answer::full(self.io.len as u32)
                 }
-                Ok(()) => answer_of_others(self.shared(), self.tag, &self.io),
+                Ok(()) => answer_of_others(self.shared(), self.tag, self.io),
                 Err(errno) => Answer::failed(errno),
             }
         }

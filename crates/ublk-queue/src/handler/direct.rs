@@ -17,7 +17,7 @@ use std::sync::Arc;
 use ublk_core::iod::Io;
 use ublk_core::{Backend, Op};
 
-use super::{Handler, call};
+use super::{Handler, answer};
 use crate::memref::MemRef;
 use crate::request::Request;
 
@@ -102,7 +102,7 @@ impl<B: Mapped> Handler for Direct<B> {
                 return request.complete_from(region);
             }
             Op::Write if request.was_placed() => Ok(()),
-            _ => call(&*self.0, &mut request),
+            _ => return answer(&*self.0, request),
         };
         request.complete(result);
     }
