@@ -235,6 +235,20 @@ impl IoDesc {
     /// data larger than the tag's buffer.
     #[inline(always)]
     pub const fn decode(&self, bounds: &IoBounds) -> Result<Io, Errno> {
+        self.decode_if(true, bounds)
+    }
+
+    /// The same for a device that is not zoned, which costs less: an operation of zones is not served.
+    ///
+    /// # Errors
+    /// As for [`decode`](Self::decode).
+    #[inline(always)]
+    pub const fn decode_unzoned(&self, bounds: &IoBounds) -> Result<Io, Errno> {
+        self.decode_if(false, bounds)
+    }
+
+    #[inline(always)]
+    const fn decode_if(&self, zoned: bool, bounds: &IoBounds) -> Result<Io, Errno> {
         let flags = IoFlags(self.op_flags & !0xff);
         let len = self.nr_sectors as u64 * SECTOR_SIZE;
         // Sectors, not bytes: the product could wrap (L13).
@@ -267,6 +281,7 @@ impl IoDesc {
             }
             3 => Op::Discard,
             5 => Op::WriteZeroes,
+            _ if !zoned => return Err(Errno::EOPNOTSUPP),
             op => return self.decode_zoned(op, flags, bounds),
         };
         if self.start_sector <= size && self.nr_sectors as u64 <= size - self.start_sector {
@@ -445,6 +460,19 @@ mod tests {
         }
         let io = at(sys::UBLK_IO_OP_ZONE_RESET_ALL, 77, 0).expect("no range");
         assert_eq!((io.op, io.offset, io.len), (Op::ZoneResetAll, 0, 0));
+    }
+
+    /// A device that is not zoned serves all but the operations of zones.
+    #[test]
+    fn an_unzoned_device_serves_the_rest() {
+        for op in 0..=255 {
+            let desc = desc(op, 1024, 8);
+            let served = match desc.decode(&BOUNDS) {
+                Ok(io) if io.op.is_of_zones() => Err(Errno::EOPNOTSUPP),
+                other => other,
+            };
+            assert_eq!(desc.decode_unzoned(&BOUNDS), served, "operation {op}");
+        }
     }
 
     #[test]

@@ -313,7 +313,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
         let desc = self.descriptors.load(tag);
         let bounds = IoBounds::new(self.shared.size(), self.max_io_bytes);
-        let io = match desc.decode(&bounds) {
+        let decoded = match H::ZONES {
+            true => desc.decode(&bounds),
+            false => desc.decode_unzoned(&bounds),
+        };
+        let io = match decoded {
             Ok(io) => io,
             Err(errno) => {
                 place.state = in_hand;
