@@ -197,14 +197,14 @@ where
             return request.complete(Err(errno));
         }
         let (at, core) = (tag.index(), &lane.core);
-        core.begin(at, io, || request.memory());
+        let state = core.begin(at, io, || request.memory());
         core.ready.settle(false);
         let task = TaskRequest::new(Rc::clone(core), tag);
         let waker = core.ready.lend(at);
         let mut context = Context::from_waker(&waker);
         let make = &self.make;
         match lane.slots.start(at, || make(task), &mut context) {
-            Ok(Poll::Ready(result)) if !core.is_leased(at) => request.complete(result),
+            Ok(Poll::Ready(result)) if !state.is_leased() => request.complete(result),
             Ok(Poll::Pending) => core.keep(at, request.keep()),
             Ok(Poll::Ready(result)) => finish_later(core, request, Ok(result)),
             Err(Panicked) => finish_later(core, request, Err(Panicked)),

@@ -23,7 +23,7 @@ use crate::shared::Words;
 pub(super) type Ended = Result<Result<(), Errno>, Panicked>;
 
 /// One tag's request, as far as its task's future is not concerned.
-struct Tag {
+pub(super) struct Tag {
     io: Cell<Io>,
     /// Where the tag's buffer is; null before the first request, and where nobody reaches the bytes.
     memory: Cell<*mut u8>,
@@ -49,6 +49,12 @@ impl Tag {
             token: Cell::new(None),
             ended: Cell::new(None),
         }
+    }
+
+    /// Whether somebody holds on to the request.
+    #[inline(always)]
+    pub(super) fn is_leased(&self) -> bool {
+        self.leases.get() != 0
     }
 }
 
@@ -154,7 +160,7 @@ impl Core {
 
     /// A request of a tag begins, with the one lease of its `TaskRequest`. `memory` says where its buffer is.
     #[inline(always)]
-    pub(super) fn begin(&self, tag: usize, io: Io, memory: impl FnOnce() -> *mut u8) {
+    pub(super) fn begin(&self, tag: usize, io: Io, memory: impl FnOnce() -> *mut u8) -> &Tag {
         let state = &self.tags[tag];
         state.io.set(io);
         state.leases.set(1);
@@ -162,6 +168,7 @@ impl Core {
         if (!self.own_buffers || state.memory.get().is_null()) && ours() {
             state.memory.set(memory());
         }
+        state
     }
 
     /// What a tag's request is, while somebody has a lease of it.
@@ -173,12 +180,6 @@ impl Core {
     /// Where a tag's buffer is.
     pub(super) fn memory(&self, tag: usize) -> *mut u8 {
         self.tags[tag].memory.get()
-    }
-
-    /// Whether somebody holds on to a tag's request.
-    #[inline(always)]
-    pub(super) fn is_leased(&self, tag: usize) -> bool {
-        self.tags[tag].leases.get() != 0
     }
 
     /// One more holds on to a tag's request.
