@@ -106,7 +106,10 @@ impl Fault {
                 "use Linux 6.18.6 or newer, or the distribution's next kernel; \
                  where this kernel is known to be patched, say so (`add --trust-kernel`)"
             }
-            Self::BatchHandOver => "use Linux 7.2.7 or newer, or devices without batch commands",
+            Self::BatchHandOver => {
+                "give devices that are to be upgraded no batch commands (`add --batch off`); \
+                 from Linux 7.2.7 on only what comes while one is held fails"
+            }
             Self::LostCommands => {
                 "a command that is lost ends at its deadline: say it again; create devices one after the other"
             }

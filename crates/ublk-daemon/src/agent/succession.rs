@@ -265,6 +265,10 @@ impl Predecessor {
                 FromPredecessor::Refused { why } => {
                     return Err(Failure::failed(format!(
                         "the agent of device {id} does not hand it over: {why}"
+                    ))
+                    .hint(format!(
+                        "where it is of another version of ublkctl, kill it with SIGKILL (`ublkctl info {id}` names it) \
+                         and upgrade again: the server serves on meanwhile"
                     )));
                 }
             };
