@@ -114,7 +114,10 @@ impl Served {
         let at = PathBuf::from(format!("/mnt/{name}"));
         fs::create_dir_all(&at)?;
         let before = fs::read_to_string(FSTAB)?;
-        let options = format!("noauto,x-systemd.wants={}", self.unit);
+        let options = format!(
+            "noauto,x-systemd.wants={},x-systemd.before=user.slice",
+            self.unit
+        );
         let line = format!("{node} {} ext4 {options} 0 0\n", at.display());
         fs::write(FSTAB, format!("{before}{line}"))?;
         systemctl(&["daemon-reload"])?;

@@ -23,6 +23,8 @@ const WATCHDOG: &str = "[Service]\nWatchdogSec=10s\n";
 
 /// Upgrades of a case: in the usual run, and in a soak.
 const UPGRADES: (usize, usize) = (3, 50);
+/// Ends of everything under load, likewise.
+const ENDS: (usize, usize) = (2, 20);
 
 const REISSUE: &str = "recovery = \"reissue\"\n";
 
@@ -30,7 +32,7 @@ const REISSUE: &str = "recovery = \"reissue\"\n";
 pub(super) type Body = fn() -> Result<()>;
 
 pub fn cases() -> Vec<Case> {
-    let all: [(&str, Body); 11] = [
+    let all: [(&str, Body); 12] = [
         ("systemd_boot_mounts_after_its_device", at_boot),
         ("systemd_a_mount_starts_its_device", on_demand),
         ("systemd_a_killed_device_comes_back_under_its_mount", killed),
@@ -40,6 +42,7 @@ pub fn cases() -> Vec<Case> {
         ("systemd_a_wrong_configuration_is_final", wrong),
         ("systemd_stop_writes_back_and_deletes", stop),
         ("systemd_stop_while_mounted_leaves_the_device", stop_mounted),
+        ("systemd_sessions_end_before_their_device", sessions),
         (
             "l44_systemd_an_upgraded_device_stays_with_its_unit",
             upgraded,
@@ -320,6 +323,48 @@ fn stop_mounted() -> Result<()> {
     device.stop()?;
     ensure!(device.state()?.is_none(), "the device is still there");
     Ok(())
+}
+
+/// What a shutdown does, under load: a session that writes, and takes its time to end, ends before its mount, and that before
+/// the device, which is deleted with all that was written.
+fn sessions() -> Result<()> {
+    // It writes until SIGTERM, holds its file for a second more, and says when it ends.
+    const SESSION: &str = "exec 3>>$0; end=; trap end=1 TERM; \
+        while [ -z \"$end\" ]; do echo busy >&3; done; sleep 1; echo ended >&3";
+    let device = Served::new("sessions", 14, 64 << 20, "", "")?.with_file_system()?;
+    let rounds = crate::case::rounds(ENDS.0, ENDS.1);
+    for round in 0..rounds {
+        let log = device.mount()?.join(format!("log{round}"));
+        let log = log.to_string_lossy().into_owned();
+        let words = ["--slice=user.slice", "--unit=session", "/bin/sh", "-c"];
+        run::good("systemd-run", &[&words[..], &[SESSION, &log]].concat())?;
+        until("the session to write", secs(20), || {
+            Ok(fs::metadata(&log).is_ok_and(|m| m.len() > 0).then_some(()))
+        })?;
+        let mount = device.mount_unit()?;
+        systemctl(&["stop", "user.slice", mount, &device.unit])?;
+        for unit in [mount, &device.unit] {
+            let result = property(unit, "Result")?;
+            ensure!(
+                result == "success",
+                "round {round}: {unit} ended with {result}"
+            );
+        }
+        ensure!(
+            !device.is_mounted()? && device.state()?.is_none(),
+            "round {round}: it is still there"
+        );
+        let file = device.file.to_string_lossy().into_owned();
+        run::good("e2fsck", &["-f", "-n", &file])?;
+        let said = fs::read_to_string(device.mount()?.join(format!("log{round}")))?;
+        ensure!(
+            said.ends_with("\nended\n"),
+            "round {round}: the session did not come to its end"
+        );
+        device.unmount()?;
+    }
+    crate::case::measured(format!("{rounds} ends under load"));
+    device.stop()
 }
 
 /// Upgrades of a device in use: its unit goes on with the new processes, feeds its watchdog, and stops them when it is
