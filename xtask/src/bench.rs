@@ -20,6 +20,7 @@ mod scaling;
 mod select;
 mod short;
 mod wall;
+mod written;
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -69,6 +70,9 @@ pub struct Options {
     /// Also print where the server's own instructions go
     #[arg(long, requires = "icount")]
     hot: bool,
+    /// Write what all counted rows showed into docs/benchmarks.md
+    #[arg(long, requires = "icount", conflicts_with = "filter")]
+    write_docs: bool,
     /// Count that many times; the figures must be the same each time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10))]
     repeat: u32,
@@ -93,6 +97,7 @@ impl Options {
             json: None,
             compare: None,
             hot: false,
+            write_docs: false,
             repeat: 1,
         }
     }
@@ -138,6 +143,9 @@ pub fn run(options: &Options) -> Result<()> {
         let (worse, sum) = old.regressions(&report)?;
         println!("\n{sum}");
         faults.extend(worse);
+    }
+    if options.write_docs {
+        written::write(&report)?;
     }
     if let Some(path) = &options.json {
         report.write(path, &faults)?;

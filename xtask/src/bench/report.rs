@@ -55,10 +55,15 @@ impl Report {
         })
     }
 
+    /// What it was measured on.
+    pub fn on(&self) -> String {
+        format!("Linux {}, {}, {}", self.kernel, self.qemu, self.fio)
+    }
+
     /// Markdown tables of all rows, and the commands behind them.
     pub fn tables(&self) -> String {
         let mut text = String::new();
-        let on = format!("Linux {}, {}, {}", self.kernel, self.qemu, self.fio);
+        let on = self.on();
         if !self.figures.is_empty() {
             let _ = writeln!(
                 text,
