@@ -11,6 +11,14 @@
 //! START_DEV waits until every tag of every queue is fetched, so no thread that serves a queue may
 //! issue it (L20). A process with an unfinished command cannot exit; [`ControlThread`] says what
 //! that means and who should care.
+//!
+//! # What safe code cannot break
+//! | what is given | safe, because | else |
+//! |---|---|---|
+//! | a buffer for a reply | it is the command's own, and leaked with a command that the kernel does not give back in time | |
+//! | an answer to a command | [`ControlThread`] has it from the driver | [`Controller`] and [`CtrlPort`](port::CtrlPort) are unsafe to implement: geometry and completions are believed |
+//! | memory to share | [`Control::share_file`] maps the file for the length of the command: no Rust object is in it | [`Control::register_memory`] is unsafe |
+//! | a node by its path | [`nodes`] compares its device number with the driver's | `OpenDevice::new` is unsafe |
 #![deny(unsafe_code)]
 
 mod buffer;

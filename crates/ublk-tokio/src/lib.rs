@@ -32,6 +32,10 @@
 //!
 //! A request that is dropped, as by a task that panicked or was aborted, is answered with EIO and counted. Where a
 //! request needs no other thread, `ublk::tasks` does without a runtime and costs a fraction.
+//!
+//! # What safe code cannot break
+//! This crate forbids `unsafe`: an `OwnedRequest` is the only way to its tag's buffer, whichever task has it, and a runtime
+//! that is shut down drops those it has.
 #![forbid(unsafe_code)]
 
 use std::future::Future;

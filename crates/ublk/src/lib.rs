@@ -26,6 +26,11 @@
 //! each failure giving back the stage it began with. The layers below are re-exported: [`core`],
 //! [`ctrl`], [`queue`], [`backends`].
 //!
+//! # What safe code cannot break
+//! This crate forbids `unsafe` and has no unsafe function of its own: a backend, a handler or a future that is wrong costs its
+//! device data or time, never this process its memory. What the layers below ask to be promised (a handler of one's own that
+//! pushes operations, a controller that answers commands) is unsafe to implement there.
+//!
 //! # Who issues the control commands
 //! A process with a blocking control command in flight cannot exit: not even SIGKILL ends it before
 //! the command does. By default the commands run on a thread of this process, each with a deadline
