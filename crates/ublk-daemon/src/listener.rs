@@ -14,6 +14,20 @@ use std::path::{Path, PathBuf};
 /// Callers that may wait for [`Listener::accept`].
 const BACKLOG: i32 = 4;
 
+/// A free path beside `path`, for a socket until it is wanted: to rename it needs neither room nor a descriptor.
+///
+/// # Errors
+/// What lies there does not go away.
+pub fn aside(path: &Path) -> io::Result<PathBuf> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".{}", std::process::id()));
+    let aside = PathBuf::from(aside);
+    match fs::remove_file(&aside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(aside),
+    }
+}
+
 /// A socket that links are made through.
 #[derive(Debug)]
 pub struct Listener {
@@ -31,13 +45,7 @@ impl Listener {
     /// # Errors
     /// Those of the file system; a path that no socket address has room for.
     pub fn prepare(path: &Path) -> io::Result<Self> {
-        let mut aside = path.as_os_str().to_owned();
-        aside.push(format!(".{}", std::process::id()));
-        let aside = PathBuf::from(aside);
-        match fs::remove_file(&aside) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
+        let aside = aside(path)?;
         let fd = socket()?;
         rustix::net::bind(&fd, &SocketAddrUnix::new(&aside)?)?;
         rustix::net::listen(&fd, BACKLOG)?;

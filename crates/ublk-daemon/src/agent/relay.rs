@@ -1,5 +1,6 @@
 //! The agent's socket: whoever connects is given the server's health and hung up on.
 
+use crate::listener;
 use crate::wire::Health;
 use std::fs;
 use std::io::{self, Write};
@@ -34,13 +35,7 @@ struct Waiting {
 impl Relay {
     /// Makes the socket beside `path`, where nobody looks for it.
     pub(super) fn prepare(&mut self, path: &Path) -> io::Result<()> {
-        let mut aside = path.as_os_str().to_owned();
-        aside.push(format!(".{}", std::process::id()));
-        let aside = PathBuf::from(aside);
-        match fs::remove_file(&aside) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
+        let aside = listener::aside(path)?;
         let listener = UnixListener::bind(&aside)?;
         listener.set_nonblocking(true)?;
         self.listener = Some((listener, aside));
