@@ -7,7 +7,7 @@
 use crate::holders::{self, Claim, Holders};
 use crate::link::{LINK_VERSION, Link, LinkError};
 use crate::peer::{Messages, Peer, Role, Standing};
-use crate::write_back::{Unwritten, write_back};
+use crate::write_back::{Unwritten, note_unwritten, write_back};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::path::Path;
@@ -49,7 +49,7 @@ pub(crate) enum Task {
     /// Lets go of the claim.
     Release,
     /// Writes back all that is dirty of the device.
-    WriteBack { id: DevId },
+    WriteBack { id: DevId, nonce: u64 },
 }
 
 impl Task {
@@ -64,7 +64,7 @@ impl Task {
     const fn dev(&self) -> Option<DevId> {
         match self {
             Self::Command(command) | Self::Same { command, .. } => command.dev(),
-            Self::Claim { id } | Self::Look { id } | Self::WriteBack { id } => Some(*id),
+            Self::Claim { id } | Self::Look { id } | Self::WriteBack { id, .. } => Some(*id),
             Self::Release => None,
         }
     }
@@ -209,17 +209,19 @@ impl Helper {
         self.ask(Task::Release, deadline, &mut || false).map(drop)
     }
 
-    /// Writes back all that is dirty of a device: what could not be. Given up when `hopeless` says so.
+    /// Writes back all that is dirty of a device, and notes by its word if that fails: what could not be. Given up when
+    /// `hopeless` says so.
     ///
     /// # Errors
     /// The deadline, or hopelessness.
     pub fn write_back(
         &mut self,
         id: DevId,
+        nonce: u64,
         deadline: Duration,
         hopeless: &mut dyn FnMut() -> bool,
     ) -> Result<Vec<Unwritten>, Error> {
-        let task = Task::WriteBack { id };
+        let task = Task::WriteBack { id, nonce };
         match self.ask(task, deadline, hopeless)? {
             Told::Unwritten(failed) => Ok(failed),
             other => Err(unexpected(&task, &other)),
@@ -333,7 +335,14 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
                 self.claim = None;
                 Ok(Told::Reply(Reply::Done))
             }
-            Task::WriteBack { id } => Ok(Told::Unwritten(write_back(id))),
+            Task::WriteBack { id, nonce } => {
+                let failed = write_back(id);
+                // By whoever sees it: the one that asked may be gone, and the kernel does not tell it twice.
+                if !failed.is_empty() {
+                    note_unwritten(nonce);
+                }
+                Ok(Told::Unwritten(failed))
+            }
         }
     }
 

@@ -10,6 +10,7 @@ mod alive;
 mod lock;
 mod prepared;
 pub(crate) mod process_id;
+mod unwritten;
 
 pub use alive::Held;
 pub use lock::Lock;
@@ -450,6 +451,7 @@ impl Store {
     /// Those of the file system, except that nothing was there.
     pub fn remove(&self, id: u32, nonce: u64) -> Result<(), StateError> {
         remove_if_there(&self.pending_path(nonce))?;
+        self.forget_unwritten(nonce)?;
         let record = self.read(&self.path(id))?;
         if record.as_ref().is_some_and(|r| r.nonce != nonce) {
             return Ok(());
@@ -493,6 +495,7 @@ impl Store {
         let mut removed = Vec::new();
         for path in entries.flatten().map(|e| e.path()) {
             if path.extension().is_none_or(|e| e != "json") {
+                self.sweep_unwritten(&path, nonces)?;
                 self.sweep_lock(path)?;
                 continue;
             }

@@ -3,6 +3,7 @@
 
 use crate::layers::Layers;
 use crate::mounts;
+use crate::state::Store;
 use crate::sys::file::sync_file_system;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -63,6 +64,14 @@ pub fn write_back(id: DevId) -> Vec<Unwritten> {
         note(node.display().to_string(), sync(&node));
     }
     failed
+}
+
+/// Notes that not all of a device was written back, so that whoever stops it later hears of it, too.
+pub fn note_unwritten(nonce: u64) {
+    let noted = Store::of_user().and_then(|store| store.note_unwritten(nonce));
+    if let Err(e) = noted {
+        tracing::warn!("that data was not written back cannot be kept in mind: {e}");
+    }
 }
 
 fn sync(node: &Path) -> io::Result<()> {

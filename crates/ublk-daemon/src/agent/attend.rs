@@ -330,10 +330,17 @@ impl Agent<'_> {
 
     /// Writes back what is dirty of the device: nobody may be there to do so before the machine goes down.
     fn write_back(&mut self) {
-        if let Some(id) = self.device.as_ref().map(|d| d.id)
-            && let Err(e) = self.world.sync(id, LEAVE)
+        let Some((id, nonce)) = self.device.as_ref().map(|d| (d.id, d.record.nonce)) else {
+            return;
+        };
+        let Err(e) = self.world.sync(id, LEAVE) else {
+            return;
+        };
+        tracing::error!("device {id}: not all is written back: {e}");
+        if !matches!(e, Error::TimedOut { .. })
+            && let Err(e) = self.store.note_unwritten(nonce)
         {
-            tracing::error!("device {id}: not all is written back: {e}");
+            tracing::warn!("{e}");
         }
     }
 

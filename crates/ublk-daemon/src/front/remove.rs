@@ -277,7 +277,7 @@ impl<'a> Removal<'a> {
             tracing::warn!("device {} is {}: {lost}", self.id, self.holders);
         }
         if needs == Needs::Nothing {
-            return Ok(());
+            return self.allow_for_unwritten();
         }
         self.write_back()?;
         if self.is_forced() || self.info.state() != DevState::Live {
@@ -329,17 +329,20 @@ impl<'a> Removal<'a> {
         let mut watch = Watch::new(self.program, self.id, self.record.clone());
         // By a helper of its own: stuck in it, it must not keep the claim.
         let mut writer = Helper::start(self.program)?;
-        let written = writer.write_back(self.id, within, &mut || watch.is_dead());
+        let written = writer.write_back(self.id, self.nonce, within, &mut || watch.is_dead());
         let why = match written {
             Ok(failed) if failed.is_empty() => {
                 writer.finish();
-                return Ok(());
+                return self.allow_for_unwritten();
             }
             Ok(failed) => {
                 writer.finish();
                 let failed: Vec<String> = failed.iter().map(ToString::to_string).collect();
                 let failed = failed.join("; ");
-                Failure::failed(format!("device {} is not written back: {failed}", self.id))
+                Failure::failed(format!(
+                    "device {} is not written back, and the kernel does not try again: {failed}",
+                    self.id
+                ))
             }
             Err(_) if watch.dead => Failure::failed(format!(
                 "the server of device {} is dead: what is dirty cannot be written back",
@@ -374,7 +377,29 @@ impl<'a> Removal<'a> {
         Err(why.hint(hint))
     }
 
+    /// L22 What an earlier write-back could not write is lost by a stop, although nothing is dirty any more.
+    fn allow_for_unwritten(&mut self) -> Result<(), Failure> {
+        let noted = Store::of_user().is_ok_and(|store| store.is_unwritten(self.nonce));
+        if !noted || self.info.state() == DevState::Dead {
+            return Ok(());
+        }
+        let why = "an earlier write-back failed, and the kernel does not try again";
+        if self.is_forced() {
+            self.lost.push(why.to_owned());
+            return Ok(());
+        }
+        Err(Failure::failed(format!(
+            "device {} is not written back: {why}",
+            self.id
+        ))
+        .hint(
+            "nothing was stopped; write again what was written since the last good sync, and stop it with --force: what is \
+             dirty then is written back first",
+        ))
+    }
+
     fn stop_if_unused(&mut self) -> Result<(), Failure> {
+        self.allow_for_unwritten()?;
         let (nonce, until) = (self.nonce, self.until);
         let command = Command::TryStop { id: self.id };
         let mut busy = None;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use rustix::process::Signal;
 
 use super::stop::Backing;
@@ -270,6 +270,18 @@ fn full() -> Result<()> {
         )?;
         ensure!(device.query()?["state"] == "live");
         drop(reader);
+        // The kernel tells it once: who asks again, with room or without, must not hear that all is well.
+        mount_remount(&at, MountFlags::empty(), c"size=200m")?;
+        let mut ways = vec![vec!["delete", &id], vec!["stop", &id]];
+        if sysfs::kernel() >= (7, 0) {
+            ways.push(vec!["stop", "--if-unused", &id]);
+        }
+        for words in &ways {
+            cli::fails(words, code::FAILED, &["not written back", "earlier"])
+                .with_context(|| words.join(" "))?;
+        }
+        ensure!(device.query()?["state"] == "live");
+        mount_remount(&at, MountFlags::empty(), c"size=4m")?;
         let reader = dirty(&device, 16 << 20)?;
         cli::fails(
             &["stop", "--force", &id],
