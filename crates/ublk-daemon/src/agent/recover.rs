@@ -23,6 +23,9 @@ const QUIT: Duration = Duration::from_secs(5);
 /// How long others may have the lock who only look at it.
 const GLANCE: Duration = Duration::from_millis(20);
 
+/// How often a device is looked at that somebody else gives a server.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// How QUIESCE_DEV is repeated for a server that hears nothing of it: soon, and ever more rarely.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -90,7 +93,7 @@ impl Agent<'_> {
         let mut record = self.known(&geometry)?;
         let served = self.store.has_server(&record);
         let mut way = way(request, &geometry, served)?;
-        self.take_care(&geometry, way, deadline)?;
+        self.take_care(request, &geometry, way, deadline)?;
         if way == Way::Agent {
             if self.lock.is_none() {
                 return Err(nothing_missing(id, &record));
@@ -178,6 +181,7 @@ impl Agent<'_> {
     /// version gives the lock back when its server is gone; [`Agent::take_over`] waits for that.
     fn take_care(
         &mut self,
+        request: &RecoverRequest,
         geometry: &Geometry,
         way: Way,
         deadline: Instant,
@@ -191,14 +195,37 @@ impl Agent<'_> {
             return Ok(());
         }
         if let Some((predecessor, lock)) =
-            Predecessor::ask(&self.store, id, geometry.server_flags())?
+            Predecessor::ask(&self.store, id, geometry.server_flags(), deadline)?
         {
             self.lock = Some(lock);
             self.predecessor = Some(predecessor);
         } else if way == Way::Server {
-            self.locked(id, deadline)?;
+            self.outlast(request, geometry, deadline)?;
         }
         Ok(())
+    }
+
+    /// Waits for the lock of a device that another agent is giving a server, as long as it still needs one.
+    fn outlast(
+        &mut self,
+        request: &RecoverRequest,
+        geometry: &Geometry,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let id = geometry.dev_id();
+        loop {
+            let glance = deadline.min(Instant::now() + LOOK);
+            self.lock = self.store.lock(id.get(), glance)?;
+            if self.lock.is_some() || Instant::now() >= deadline {
+                return self.locked(id.get(), deadline);
+            }
+            let now = self.control()?.info(id, left(deadline))?;
+            let record = self.known(&now)?;
+            let served = self.store.has_server(&record);
+            if way(request, &now, served)? != Way::Server {
+                return Err(nothing_missing(id, &record));
+            }
+        }
     }
 
     /// Waits for the lock of the device.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::fakes::{ID, Kernel, Threads, spec};
 use crate::state::{Phase, ProcessId};
-use crate::wire::BackendSpec;
+use crate::wire::{BackendSpec, FailureKind};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -224,6 +224,28 @@ fn l34_another_agents_device_is_not_taken() {
     agent.agent.join().unwrap();
 }
 
+/// L34 Of two that give a device a server, the second hears at once that it has one.
+#[test]
+fn l34_two_recoveries_do_not_wait_for_each_other() {
+    let (kernel, store, _dir) = device(QUIESCED, reissue(), None, None);
+    let lock = store.lock(ID, Instant::now()).unwrap().unwrap();
+    let second = recover(&kernel, &store, false);
+    std::thread::sleep(Duration::from_millis(300));
+    // The first has done it.
+    has_server(&store);
+    kernel.exists(NONCE, reissue(), LIVE);
+    let begun = Instant::now();
+    let failure = second.failed();
+    assert!(
+        failure.text.contains("there is nothing to recover"),
+        "{failure:?}"
+    );
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(!kernel.log().iter().any(|l| l == "start recovery"));
+    drop(lock);
+    second.agent.join().unwrap();
+}
+
 /// L34 A supervised device is brought back by its own agent, again and again, until it is told to end; then it
 /// waits.
 #[test]
@@ -397,6 +419,33 @@ fn l44_a_device_is_handed_from_agent_to_agent() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// L44 An agent that leaves while it is asked was replaced by another command: nobody is told to kill the new one. One that
+/// says nothing is waited for no longer than the command may take.
+#[test]
+fn l44_who_asks_an_agent_that_leaves_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(dir.path().join("run"));
+    store.prepare().unwrap();
+    let mut listener = crate::listener::Listener::prepare(&store.next_socket(ID)).unwrap();
+    listener.publish().unwrap();
+    let ask = |within| {
+        let until = Instant::now() + within;
+        crate::agent::succession::Predecessor::ask(&store, ID, NONCE, until).expect_err("no answer")
+    };
+    let begun = Instant::now();
+    let failure = ask(Duration::from_millis(200));
+    assert_eq!(failure.kind, FailureKind::TimedOut, "{failure:?}");
+    assert!(failure.hint.is_some_and(|hint| hint.contains("kill -CONT")));
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    let leaves = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        drop(listener);
+    });
+    let failure = ask(Duration::from_secs(5));
+    assert_eq!(failure.kind, FailureKind::Busy, "{failure:?}");
+    leaves.join().unwrap();
+}
+
 /// L44 A hand-over that fails before I/O is held changes nothing; one that fails afterwards has the agent at work give
 /// the device another server, supervised or not.
 #[test]
@@ -433,7 +482,8 @@ fn l44_a_hand_over_that_fails_has_a_way_back() {
 fn l44_a_signal_during_a_hand_over_that_is_given_up_counts() {
     let (_kernel, store, _dir, old) = served();
     let nonce = store.last(ID).unwrap().unwrap().nonce;
-    let asked = crate::agent::succession::Predecessor::ask(&store, ID, nonce).unwrap();
+    let until = Instant::now() + Duration::from_secs(5);
+    let asked = crate::agent::succession::Predecessor::ask(&store, ID, nonce, until).unwrap();
     let (successor, lock) = asked.expect("the agent at work listens");
     (&old.signal).write_all(b"x").unwrap();
     drop((successor, lock));

@@ -11,7 +11,7 @@ use super::Agent;
 use crate::link::{LINK_VERSION, Link, LinkError};
 use crate::listener::{self, Listener};
 use crate::state::{Lock, Store};
-use crate::wire::{Failure, Lifetime};
+use crate::wire::{Failure, FailureKind, Lifetime};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -234,16 +234,32 @@ impl Predecessor {
     /// Asks the agent at work for the device; `None` where none listens: it is gone, or of an earlier version.
     ///
     /// # Errors
-    /// It refuses, or does not answer.
-    pub(super) fn ask(store: &Store, id: u32, nonce: u64) -> Result<Option<(Self, Lock)>, Failure> {
+    /// It refuses, does not answer, or leaves: whoever asked before has the device.
+    pub(super) fn ask(
+        store: &Store,
+        id: u32,
+        nonce: u64,
+        deadline: Instant,
+    ) -> Result<Option<(Self, Lock)>, Failure> {
         let path = store.next_socket(id);
         let Ok(link) = listener::connect(&path) else {
             return Ok(None);
         };
         let version = LINK_VERSION;
         let deaf = |e: LinkError| {
-            Failure::timed_out(format!("the agent of device {id} does not hand it over: {e}"))
-                .hint("wait for another command on this device; else kill its agent (`ublkctl info` names it) and try again")
+            match e {
+            LinkError::Closed => Failure::new(
+                FailureKind::Busy,
+                format!("the agent of device {id} left while it was asked: another command has replaced it, or it ended"),
+            )
+            .hint(format!(
+                "`ublkctl info {id}` names who is at work now; say it again if they are to be replaced, too"
+            )),
+            e => Failure::timed_out(format!("the agent of device {id} does not hand it over: {e}")).hint(format!(
+                "it may be stopped (`kill -CONT`; `ublkctl info {id}` names it) or busy with another command; if it stays \
+                 silent, kill it with SIGKILL, which its server survives, and try again"
+            )),
+        }
         };
         link.send(&ToPredecessor::TakeOver { version, nonce })
             .map_err(deaf)?;
@@ -254,7 +270,7 @@ impl Predecessor {
             front: None,
             messages: None,
         };
-        let until = Instant::now() + YIELD;
+        let until = deadline.min(Instant::now() + YIELD);
         loop {
             let held = match predecessor.link.recv(until).map_err(deaf)? {
                 FromPredecessor::Yours { held } => held,
