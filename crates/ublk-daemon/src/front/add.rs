@@ -340,7 +340,7 @@ impl Foreground {
                 Err(Failure::failed("the agent ended before the device served"))
             }
             None => Err(Failure::timed_out(format!(
-                "the device did not serve in time; agent process {} was told to take it back",
+                "the device did not serve in time; agent process {} was told to end what it began",
                 self.agent.pid
             ))
             .hint("see `ublkctl list` for what is left, and `ublkctl doctor`")),
