@@ -8,7 +8,9 @@ use crate::run::wanted;
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser};
 use std::any::TypeId;
-use std::io::Read;
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use ublk_daemon::front::Wanted;
@@ -36,13 +38,7 @@ pub struct Entry {
 /// A file that cannot be read; the first mistake in it, as a usage failure with its line.
 pub fn read(path: &Path) -> Result<Vec<Entry>, Failure> {
     let failed = |why: String| Failure::failed(format!("{}: {why}", path.display()));
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
-    let read = file.take(MAX_FILE + 1).read_to_string(&mut text);
-    let length = read.map_err(|e| failed(e.to_string()))?;
-    if length as u64 > MAX_FILE {
-        return Err(failed(format!("longer than {MAX_FILE} bytes")));
-    }
+    let text = text_of(path)?;
     let absolute = std::path::absolute(path).map_err(|e| failed(e.to_string()))?;
     let directory = absolute.parent().unwrap_or(Path::new("/"));
     parse(&text, directory).map_err(|mistake| {
@@ -55,6 +51,50 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, Failure> {
         let mut failure = Failure::new(FailureKind::Usage, text);
         failure.hint = mistake.hint;
         failure
+    })
+}
+
+/// The text of a file. It is never waited for: a pipe is none.
+fn text_of(path: &Path) -> Result<String, Failure> {
+    let name = path.display();
+    let usage = |why: &str| Failure::new(FailureKind::Usage, format!("{name}: {why}"));
+    let failed = |e: std::io::Error| match e.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => usage("there is no such file")
+            .hint("name the file that describes the devices (docs/operations.md)"),
+        ErrorKind::PermissionDenied => {
+            Failure::new(FailureKind::NoPermission, format!("{name}: {e}"))
+                .hint("run it as a user who may read it")
+        }
+        _ => Failure::failed(format!("{name}: {e}")),
+    };
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path);
+    let file = opened.map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    let other = match () {
+        () if kind.is_file() => None,
+        () if kind.is_dir() => Some("a directory"),
+        () if kind.is_fifo() => Some("a pipe"),
+        () => Some("a device or a socket"),
+    };
+    if let Some(other) = other {
+        return Err(usage(&format!("it is {other}, not a file")));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(usage(&format!("it is longer than {MAX_FILE} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let good = e.utf8_error().valid_up_to();
+        let before = &e.as_bytes()[..good];
+        let line = 1 + before.iter().filter(|b| **b == b'\n').count();
+        let text = format!("{name}:{line}: it is not UTF-8");
+        Failure::new(FailureKind::Usage, text).hint("write it as UTF-8 text")
     })
 }
 

@@ -132,13 +132,38 @@ fn values_are_never_options() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_a_failure() {
-    let failure = read(Path::new("/no/such/file.toml")).unwrap_err();
-    assert_eq!(failure.kind, FailureKind::Failed);
+fn a_mistake_is_told_with_its_file_and_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.toml");
     std::fs::write(&path, "[device.a]\nbackend = 1\n").unwrap();
     let failure = read(&path).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Usage);
     assert!(failure.text.contains("a.toml:2:"), "{failure}");
+}
+
+/// L45 What is no text is told as the mistake it is, with its line, and never waited for: a unit must not try it for ever.
+#[test]
+fn l45_what_is_no_configuration_is_a_mistake_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("bytes"), b"# one\n\xff\n").unwrap();
+    std::fs::write(at("long"), vec![b'#'; (1 << 20) + 1]).unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(at("pipe"))
+        .status();
+    assert!(made.unwrap().success());
+    for (name, said) in [
+        ("bytes", "bytes:2: it is not UTF-8"),
+        ("long", "longer than 1048576 bytes"),
+        ("pipe", "it is a pipe"),
+        ("", "it is a directory"),
+        ("missing", "no such file"),
+        ("bytes/below", "no such file"),
+    ] {
+        let failure = read(&at(name)).expect_err("read");
+        assert_eq!(failure.kind, FailureKind::Usage, "{failure:?}");
+        assert!(failure.text.contains(said), "{failure:?}");
+    }
+    let null = read(Path::new("/dev/null")).expect_err("read");
+    assert!(null.text.contains("a device"), "{null:?}");
 }
