@@ -46,3 +46,5 @@ mod sys;
 mod trap;
 pub mod wire;
 pub mod write_back;
+
+pub use sys::closed;

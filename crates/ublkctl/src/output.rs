@@ -8,6 +8,7 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use ublk_daemon::closed;
 use ublk_daemon::log::{Stderr, plain};
 use ublk_daemon::wire::{Failure, FailureKind};
 
@@ -74,7 +75,12 @@ pub fn put<T: Serialize>(
 /// As [`put`].
 pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    out.write_all(bytes)
+    let open = match closed::standard_output() {
+        // As if nothing had been put in its place.
+        true => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        false => Ok(()),
+    };
+    open.and_then(|()| out.write_all(bytes))
         .and_then(|()| out.flush())
         .map_err(|e| Failure::failed(format!("cannot write to standard output: {e}")))
 }

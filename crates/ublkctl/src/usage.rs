@@ -1,9 +1,10 @@
 //! What clap has to say instead of a command: mistakes in the words, help and the version.
 
-use crate::output::{fail, put};
+use crate::output::{fail, put, raw};
 use clap::error::ErrorKind;
 use serde_json::json;
 use std::ffi::OsString;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use ublk_daemon::wire::{Failure, FailureKind};
 
@@ -15,11 +16,15 @@ pub fn asks_for_json(words: impl IntoIterator<Item = OsString>) -> bool {
 
 /// Tells what clap says, as clap does or as JSON; the exit code.
 pub fn told(error: &clap::Error, json: bool) -> ExitCode {
-    if !json {
+    let code = ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+    if !json && (error.use_stderr() || io::stdout().is_terminal()) {
         let _ = error.print();
-        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        return code;
     }
     let text = error.render().to_string();
+    if !json {
+        return raw(text.as_bytes()).map_or_else(|failure| fail(&failure, false), |()| code);
+    }
     let value = match error.kind() {
         ErrorKind::DisplayHelp => json!({ "help": text }),
         ErrorKind::DisplayVersion => json!({ "version": env!("CARGO_PKG_VERSION") }),
@@ -33,26 +38,25 @@ pub fn told(error: &clap::Error, json: bool) -> ExitCode {
 
 /// A mistake in the words: what it is in one line, and how the command is used.
 fn failure(kind: ErrorKind, text: &str) -> Failure {
-    let lines = || text.lines().map(str::trim).filter(|l| !l.is_empty());
-    let usage = lines().find(|l| l.starts_with("Usage:"));
+    let paragraphs = text.split("\n\n");
+    let mut paragraphs = paragraphs.map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
+    let first = paragraphs.next().unwrap_or_default();
     let message = match kind {
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is missing".to_owned(),
-        _ => {
-            let first: Vec<&str> = lines().take_while(|l| !l.starts_with("Usage:")).collect();
-            let first = first.join(" ");
-            first.strip_prefix("error: ").unwrap_or(&first).to_owned()
-        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is missing",
+        _ => first.strip_prefix("error: ").unwrap_or(&first),
     };
-    let failure = Failure::new(FailureKind::Usage, message);
-    match usage {
-        Some(usage) => failure.hint(format!("{usage}; --help says more")),
-        None => failure.hint("--help says more"),
-    }
+    let mut hints: Vec<String> = paragraphs
+        .filter(|p| p.starts_with("Usage:") || p.starts_with("tip:"))
+        .collect();
+    hints.push("--help says more".to_owned());
+    Failure::new(FailureKind::Usage, message).hint(hints.join("; "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Cli;
+    use clap::Parser;
 
     #[test]
     fn json_is_asked_for_anywhere_before_the_operands() {
@@ -60,5 +64,24 @@ mod tests {
         assert!(asks("ublkctl --json list") && asks("ublkctl add mem --json"));
         assert!(!asks("ublkctl add file -- --json") && !asks("ublkctl list --jso"));
         assert!(!asks("--json"));
+    }
+
+    /// What clap says is taken apart: what is wrong, a tip, how the command is used.
+    #[test]
+    fn the_message_is_the_mistake_alone() {
+        let told = |words: &str| {
+            let error = Cli::try_parse_from(words.split(' ')).expect_err("a mistake");
+            failure(error.kind(), &error.render().to_string())
+        };
+        let number = told("ublkctl add null --deadline 0");
+        assert!(number.text.ends_with("0 is not in 1..=3600"), "{number:?}");
+        assert_eq!(number.hint.as_deref(), Some("--help says more"));
+        let word = told("ublkctl list --jso");
+        assert_eq!(word.text, "unexpected argument '--jso' found");
+        let hint = word.hint.unwrap_or_default();
+        assert!(
+            hint.starts_with("tip: ") && hint.contains("Usage: "),
+            "{hint}"
+        );
     }
 }

@@ -175,3 +175,30 @@ fn l40_an_open_run_directory_is_refused() {
     assert_eq!(code(&output), Some(1));
     assert!(text(&output.stderr).contains("0700"));
 }
+
+/// L45 What cannot be printed was not done: to a standard output that is full, or closed, in whose place Rust's runtime has
+/// put /dev/null.
+#[test]
+fn l45_nothing_is_printed_to_nobody() {
+    for to in [">/dev/full", ">&-"] {
+        for words in [
+            "--help",
+            "--version",
+            "list --help",
+            "man",
+            "completions bash",
+        ] {
+            let program = env!("CARGO_BIN_EXE_ublkctl");
+            let ended = Command::new("/bin/sh")
+                .args(["-c", &format!("exec {program} {words} {to}")])
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+            assert_eq!(ended.status.code(), Some(1), "{words} {to}: {said}");
+            assert!(
+                said.contains("cannot write to standard output"),
+                "{words} {to}: {said}"
+            );
+        }
+    }
+}

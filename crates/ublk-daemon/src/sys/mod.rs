@@ -9,6 +9,7 @@
     reason = "the one module of system calls, see the paragraph above"
 )]
 
+pub mod closed;
 pub mod device;
 pub mod file;
 pub mod lock;

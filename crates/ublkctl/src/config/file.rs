@@ -211,6 +211,7 @@ fn device(name: &str, at: usize, table: &DeTable<'_>, directory: &Path) -> Resul
             at,
         });
         let takes_value = argument.get_action().takes_values();
+        let is_path = argument.get_value_parser().type_id() == TypeId::of::<PathBuf>();
         let value = match (value.get_ref(), takes_value) {
             (DeValue::Boolean(true), false) => {
                 words.push(format!("--{option}"));
@@ -219,13 +220,18 @@ fn device(name: &str, at: usize, table: &DeTable<'_>, directory: &Path) -> Resul
             (DeValue::Boolean(false), false) => continue,
             (_, false) => return Err(Mistake::new(at, format!("{option}: give true or false"))),
             (DeValue::String(text), true) => text.to_string(),
+            (_, true) if is_path => {
+                return Err(Mistake::new(
+                    at,
+                    format!("{option}: give a path, in quotes"),
+                ));
+            }
             (DeValue::Integer(number), true) if number.radix() == 10 => number.as_str().to_owned(),
             (_, true) => {
                 let text = format!("{option}: give a string or a whole number");
                 return Err(Mistake::new(at, text));
             }
         };
-        let is_path = argument.get_value_parser().type_id() == TypeId::of::<PathBuf>();
         let value = if is_path {
             let path = directory.join(&value);
             let text = path.to_str().map(str::to_owned);

@@ -127,6 +127,8 @@ fn values_are_never_options() {
     let all = parse(text, Path::new("/srv")).unwrap();
     assert_eq!(path_of(&all[0]), Path::new("/srv/--create"));
     assert_eq!(all[0].wanted.create, None);
+    let text = "[device.a]\nbackend = \"file\"\npath = 5\n";
+    assert!(wrong(text).1.contains("a path, in quotes"));
     let text = "[device.a]\nbackend = \"mem\"\nsize = \"1G --read-only\"\n";
     assert_eq!(wrong(text).0, 3);
 }
