@@ -119,7 +119,8 @@ impl Agent<'_> {
         };
         self.tell_server_with(&describe, passed.as_ref().map(AsFd::as_fd));
         drop(passed);
-        let (limits, backing) = self.described(deadline)?;
+        let described = self.described(deadline);
+        let (limits, backing) = described.map_err(|f| of_a_device(f, request, size))?;
         record.backing = backing;
         ublk_core::recovery::fits(&limits, &params)
             .map_err(|misfit| Failure::failed(format!("device {id}: {misfit}")))?;
@@ -535,10 +536,14 @@ fn way(request: &RecoverRequest, geometry: &Geometry, served: bool) -> Result<Wa
     }
     if request.replace {
         if !alive {
+            let hint = match state {
+                DevState::Dead => format!("`ublkctl delete {id}` removes it"),
+                _ => format!("`ublkctl recover {id}` gives it one"),
+            };
             return Err(Failure::failed(format!(
                 "device {id} is {state}, without a server to replace"
             ))
-            .hint(format!("`ublkctl recover {id}` gives it one")));
+            .hint(hint));
         }
         let may = policy::may_replace(granted, ublk_ctrl::kernel_release().as_ref());
         return if request.allow_errors {
@@ -554,6 +559,20 @@ fn way(request: &RecoverRequest, geometry: &Geometry, served: bool) -> Result<Wa
         .hint(format!("`ublkctl delete {id}` removes it")));
     }
     Ok(Way::Server)
+}
+
+/// What is wrong with the backend of a device that exists is no mistake in the words, unless they say the size.
+pub(super) fn of_a_device(mut failure: Failure, request: &RecoverRequest, size: u64) -> Failure {
+    if failure.kind == FailureKind::Usage && request.size.is_none() {
+        failure.kind = FailureKind::Failed;
+        failure.hint.get_or_insert_with(|| {
+            format!(
+                "the device has {size} bytes: where its file was cut, `truncate -s {size}` gives it its length back, \
+                 and what was cut reads as zeroes"
+            )
+        });
+    }
+    failure
 }
 
 /// Nothing is missing.

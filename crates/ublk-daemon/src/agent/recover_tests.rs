@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ublk_core::{Features, Recovery};
 
 const NONCE: u64 = 77;
+const DEAD: u16 = 0;
 const LIVE: u16 = 1;
 const QUIESCED: u16 = 2;
 
@@ -361,6 +362,7 @@ fn l35_what_cannot_be_upgraded_is_refused() {
     let queue = Recovery::Queue.features();
     for (state, features, server, text) in [
         (QUIESCED, reissue(), None, "without a server to replace"),
+        (DEAD, reissue(), None, "without a server to replace"),
         (LIVE, queue, me, "6.16"),
         (LIVE, Recovery::Fail.features(), me, "policy `fail`"),
     ] {
@@ -368,9 +370,37 @@ fn l35_what_cannot_be_upgraded_is_refused() {
         let agent = recover(&kernel, &store, true);
         let failure = agent.failed();
         assert!(failure.text.contains(text), "{failure:?}");
+        if state == DEAD {
+            // `recover` would send it back.
+            assert!(failure.hint.is_some_and(|h| h.contains("ublkctl delete")));
+        }
         assert_eq!(kernel.log(), ["get info"], "{text}");
         agent.agent.join().unwrap();
     }
+}
+
+/// A cut file under a device that exists is no mistake in the words.
+#[test]
+fn l43_a_cut_file_is_a_failure_of_the_device() {
+    let request = |size| RecoverRequest {
+        version: LINK_VERSION,
+        id: ID,
+        replace: true,
+        size,
+        allow_errors: false,
+        accept_backing: false,
+        lifetime: Lifetime::Own,
+        deadline_ms: 5000,
+    };
+    let cut = || Failure::new(FailureKind::Usage, "the file ends before");
+    let told = super::recover::of_a_device(cut(), &request(None), 64 << 20);
+    assert_eq!(told.kind, FailureKind::Failed);
+    assert!(
+        told.hint
+            .is_some_and(|h| h.contains("truncate -s 67108864"))
+    );
+    let asked = super::recover::of_a_device(cut(), &request(Some(1 << 30)), 1 << 30);
+    assert_eq!(asked, cut());
 }
 
 /// A live device with its agent, as an upgrade finds it: its server is a process that runs.
