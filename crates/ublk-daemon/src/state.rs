@@ -7,6 +7,7 @@
 //! user, no links followed, written aside, synced and renamed, versioned, no pid without its start time.
 
 mod alive;
+mod aside;
 mod lock;
 mod prepared;
 pub(crate) mod process_id;
@@ -495,6 +496,10 @@ impl Store {
         let mut removed = Vec::new();
         for path in entries.flatten().map(|e| e.path()) {
             if path.extension().is_none_or(|e| e != "json") {
+                if self.sweep_aside(&path, nonces)? {
+                    removed.push(path);
+                    continue;
+                }
                 self.sweep_unwritten(&path, nonces)?;
                 self.sweep_lock(path)?;
                 continue;
