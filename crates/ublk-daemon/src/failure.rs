@@ -167,7 +167,19 @@ impl From<LinkError> for Failure {
 
 impl From<StateError> for Failure {
     fn from(error: StateError) -> Self {
-        Self::failed(format!("state: {error}"))
+        let hint = match &error {
+            StateError::Garbled { .. }
+            | StateError::Version { .. }
+            | StateError::Untrusted { .. } => Some(
+                "the device goes on, and `ublkctl delete N`, by its number, still works; add it again then",
+            ),
+            _ => None,
+        };
+        let failure = Self::failed(format!("state: {error}"));
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use crate::output::{ErrorBody, Worst, put, tell};
 use crate::target::Target;
 use serde::Serialize;
 use std::process::ExitCode;
-use ublk_daemon::front;
+use ublk_daemon::front::{self, ListEntry};
 use ublk_daemon::wire::Failure;
 
 /// The result of one of several devices.
@@ -22,6 +22,8 @@ enum Outcome<T> {
 /// Devices, and whether the caller asked for exactly one of them: then the result is its own, no list of one.
 pub struct Chosen {
     targets: Vec<Target>,
+    /// Devices that may be among them, and why that is not known.
+    unknown: Vec<(u32, Failure)>,
     one: bool,
 }
 
@@ -30,6 +32,7 @@ impl Chosen {
     pub fn named(targets: &[Target]) -> Self {
         Self {
             targets: targets.to_vec(),
+            unknown: Vec::new(),
             one: targets.len() == 1,
         }
     }
@@ -38,8 +41,23 @@ impl Chosen {
     pub fn all(found: impl IntoIterator<Item = front::Target>) -> Self {
         Self {
             targets: found.into_iter().map(Target::from).collect(),
+            unknown: Vec::new(),
             one: false,
         }
+    }
+
+    /// And those whose record cannot be read: each is a failure.
+    pub fn and_unknown<'a>(mut self, entries: impl IntoIterator<Item = &'a ListEntry>) -> Self {
+        let unknown = entries.into_iter().filter_map(|e| {
+            let why = e.record_error.as_ref()?;
+            let failure = Failure::failed(format!(
+                "device {} may be one of them, but its record cannot be read: {why}",
+                e.id
+            ));
+            Some((e.id, failure.hint(e.next.clone().unwrap_or_default())))
+        });
+        self.unknown = unknown.collect();
+        self
     }
 
     /// Does something with each device, and prints what `text` makes of the results, or all of them as one value.
@@ -58,6 +76,14 @@ impl Chosen {
             return Ok(ExitCode::SUCCESS);
         }
         let (mut results, mut worst) = (Vec::new(), Worst::default());
+        for (id, failure) in &self.unknown {
+            tell(failure);
+            worst.add(failure.kind.exit_code());
+            results.push(Outcome::Failed {
+                device: id.to_string(),
+                error: ErrorBody::from(failure),
+            });
+        }
         for target in &self.targets {
             match target.resolve().and_then(&mut act) {
                 Ok(value) => {

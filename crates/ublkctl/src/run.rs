@@ -111,7 +111,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         } => {
             let chosen = if *all {
                 let waiting = front::recoverable(&program, within(wait))?;
+                let all = front::list(&program, within(wait))?;
                 Chosen::all(waiting.into_iter().map(front::Target::from))
+                    .and_unknown(all.iter().filter(|e| e.orphan))
             } else {
                 Chosen::named(devices)
             };
@@ -207,7 +209,8 @@ fn resolved(targets: &[Target]) -> Result<Vec<DevId>, Failure> {
 fn ours(fit: impl Fn(&ListEntry) -> bool) -> Result<Chosen, Failure> {
     let entries = front::list(&this_program(), LOOK)?;
     let ours = entries.iter().filter(|e| !e.foreign && fit(e));
-    Ok(Chosen::all(ours.filter_map(ListEntry::target).rev()))
+    let unknown = entries.iter().filter(|e| fit(e));
+    Ok(Chosen::all(ours.filter_map(ListEntry::target).rev()).and_unknown(unknown))
 }
 
 const fn within(wait: &Wait) -> Duration {

@@ -47,7 +47,10 @@ fn row(e: &ListEntry) -> [String; COLUMNS.len()] {
         e.size.map(size::show),
         known(e.queues),
         known(e.depth),
-        Some(e.backend.clone().unwrap_or_else(|| "foreign".to_owned())),
+        Some(e.backend.clone().unwrap_or_else(|| match e.record_error {
+            Some(_) => "unknown".to_owned(),
+            None => "foreign".to_owned(),
+        })),
         e.backing.as_ref().map(backing),
         Some(server(e)),
     ];
@@ -103,7 +106,9 @@ pub fn resized(r: &Resized) -> String {
 pub fn garbage(found: &Found) -> String {
     let mut text = list(&found.orphans);
     for e in &found.orphans {
-        let whose = if e.foreign {
+        let whose = if let Some(why) = &e.record_error {
+            why
+        } else if e.foreign {
             "not made by this ublkctl"
         } else {
             e.cause.as_deref().unwrap_or("its server is gone")
@@ -144,9 +149,10 @@ pub fn info(i: &Info) -> String {
     line("features", i.features.granted.join(" "));
     line(
         "backend",
-        e.backend
-            .clone()
-            .unwrap_or_else(|| "foreign: not made by this ublkctl".to_owned()),
+        e.backend.clone().unwrap_or_else(|| match &e.record_error {
+            Some(why) => format!("unknown, its record cannot be read: {why}"),
+            None => "foreign: not made by this ublkctl".to_owned(),
+        }),
     );
     if let Some(b) = &e.backing {
         let length = b

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use ublk_core::DevId;
-use ublk_daemon::front;
+use ublk_daemon::front::{self, ListEntry};
 use ublk_daemon::peer::this_program;
 use ublk_daemon::wire::Failure;
 
@@ -67,12 +67,25 @@ impl Target {
             Word::Name(name) => match front::target(name) {
                 Some(found) => Some(found),
                 // A driver that is missing must not look like a name that is.
-                None => front::list(&this_program(), LOOK).map(|_| None)?,
+                None => none_of(name, &front::list(&this_program(), LOOK)?)?,
             },
             Word::Nothing => None,
         };
         found.ok_or_else(|| Failure::no_such_device(word))
     }
+}
+
+/// A name that no record has; a record that cannot be read may have it.
+fn none_of(name: &str, entries: &[ListEntry]) -> Result<Option<front::Target>, Failure> {
+    let unknown = entries
+        .iter()
+        .find_map(|e| Some((e.id, e.record_error.as_ref()?)));
+    unknown.map_or(Ok(None), |(id, why)| {
+        Err(Failure::failed(format!(
+            "no device is known to be {name}, but the record of device {id} cannot be read: {why}"
+        ))
+        .hint("name the device by its number; `ublkctl list` shows them"))
+    })
 }
 
 /// What a word can be, without a look at the driver.
@@ -145,6 +158,35 @@ fn followed(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn entry(id: u32, record_error: Option<&str>) -> ListEntry {
+        serde_json::from_value(serde_json::json!({
+            "id": id, "path": "/dev/ublkb3", "char_path": "/dev/ublkc3", "state": "live",
+            "queues": 2, "depth": 64, "data": "copy", "batch": false, "size": 4096,
+            "backend": null, "server_pid": 7, "server_alive": true,
+            "owner": {"uid": 0, "gid": 0}, "foreign": true, "phase": null, "cause": null,
+            "name": null, "recovery": "none", "supervised": null, "shared_memory": null,
+            "backing": null, "threads": null, "polling": null, "orphan": false, "next": null,
+            "readable": true, "record_error": record_error,
+        }))
+        .expect("an entry")
+    }
+
+    /// L42 A name that nobody has is none, unless there is a record that may have it and cannot be read.
+    #[test]
+    fn l42_a_record_that_cannot_be_read_may_have_the_name() {
+        assert_eq!(none_of("data", &[entry(1, None)]), Ok(None));
+        let all = [
+            entry(1, None),
+            entry(2, Some("/run/2.json is no state file")),
+        ];
+        let failure = none_of("data", &all).expect_err("not known");
+        assert_eq!(failure.kind.exit_code(), 1);
+        assert!(
+            failure.text.contains("the record of device 2"),
+            "{failure:?}"
+        );
+    }
     use std::os::unix::fs::symlink;
 
     fn device(word: &str) -> Option<u32> {

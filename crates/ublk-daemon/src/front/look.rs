@@ -2,7 +2,7 @@
 //! kernel shows in sysfs, so that they work while START or STOP hang.
 
 use super::{Target, by_helper};
-use crate::state::{Phase, Record, Store, process_id};
+use crate::state::{Phase, Record, StateError, Store, process_id};
 use crate::wire::{AddSpec, BackendSpec, Failure, Health};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -96,6 +96,9 @@ pub struct ListEntry {
     pub owner: Owner,
     /// No record of ours says that ublkctl made it.
     pub foreign: bool,
+    /// Why our record of it cannot be read, where there is one: whether it is ours is not known then.
+    #[serde(default)]
+    pub record_error: Option<String>,
     /// How far our processes have come with it.
     pub phase: Option<Phase>,
     /// Why it ended, if it did.
@@ -376,14 +379,17 @@ fn told(geometry: &Geometry, affinity: Vec<Vec<u32>>, record: Option<&Record>) -
 
 /// Our record of the device that has this id and this nonce now.
 pub(super) fn record(geometry: &Geometry) -> Option<Record> {
-    let store = Store::of_user().ok()?;
-    match store.find(geometry.dev_id().get(), geometry.server_flags()) {
-        Ok(record) => record,
-        Err(e) => {
-            tracing::warn!("{e}");
-            None
-        }
-    }
+    readable_record(geometry).unwrap_or_else(|e| {
+        tracing::warn!("{e}");
+        None
+    })
+}
+
+fn readable_record(geometry: &Geometry) -> Result<Option<Record>, StateError> {
+    let Ok(store) = Store::of_user() else {
+        return Ok(None);
+    };
+    store.find(geometry.dev_id().get(), geometry.server_flags())
 }
 
 /// Whether server and agent of a device are at work. By our record where there is one, and the locks beside it: kernels
@@ -409,7 +415,14 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
     // A device just added has no server yet, but an agent.
     let orphan = !server_alive && !agent_alive && !deleting;
     let alone = server_alive && !agent_alive && record.is_some();
+    let record_error = match record {
+        Some(_) => None,
+        None => readable_record(geometry).err().map(|e| e.to_string()),
+    };
     let next = match (orphan, alone) {
+        _ if record_error.is_some() => Some(format!(
+            "its record cannot be read: `ublkctl delete {id}`, by its number, still works"
+        )),
         (true, _) => Some(next(geometry, record.is_none(), recovery)),
         (_, true) => Some(format!(
             "its agent is gone: `ublkctl recover {id}` gives it another"
@@ -439,6 +452,7 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
             gid: geometry.owner_gid(),
         },
         foreign: record.is_none(),
+        record_error,
         phase: record.map(|r| r.phase),
         cause: record.and_then(|r| r.cause.clone()),
         name: record
@@ -487,6 +501,7 @@ fn unreadable(id: DevId) -> ListEntry {
         },
         char_path,
         foreign: true,
+        record_error: None,
         phase: None,
         cause: None,
         name: None,
