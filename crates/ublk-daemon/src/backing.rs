@@ -7,7 +7,7 @@
 
 use crate::state::{Phase, ProcessId, Record, Store};
 use crate::sys::process;
-use crate::wire::{AddSpec, BackendSpec, Failure, Opening};
+use crate::wire::{AddSpec, BackendSpec, Failure, FailureKind, Opening};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -176,7 +176,8 @@ pub(crate) fn opened(
             }
             Verdict::Refused(text) => text,
         };
-        return Err(Failure::failed(format!("{}: {refused}", path.display())).hint(IN_USE));
+        let text = format!("{}: {refused}", path.display());
+        return Err(Failure::new(FailureKind::Busy, text).hint(IN_USE));
     }
 }
 

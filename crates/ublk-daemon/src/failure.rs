@@ -150,8 +150,23 @@ impl From<Error> for Failure {
             _ => FailureKind::Failed,
         };
         let mut failure = Self::new(kind, error.summary()).hint(error.hint());
+        if let Error::ControllerGone { message } = &error {
+            failure =
+                Self::failed(format!("the driver cannot be asked: {message}")).hint(starting());
+        }
         failure.errno = error.errno();
         failure
+    }
+}
+
+/// What to do where the tool cannot start itself in another role.
+#[must_use]
+pub fn starting() -> &'static str {
+    match std::path::Path::new("/proc/self/exe").exists() {
+        false => "mount /proc: the tool starts itself again from there",
+        true => {
+            "`ulimit -n` and `ulimit -u` must leave room for another process; `ublkctl list` shows what there is"
+        }
     }
 }
 

@@ -60,7 +60,8 @@ pub fn is_node(word: &str) -> bool {
 /// Who has it.
 pub fn free(name: &str, holder: Option<u32>) -> Result<(), Failure> {
     match holder {
-        Some(id) if Path::new(&format!("/dev/ublkc{id}")).exists() => Err(Failure::failed(
+        Some(id) if Path::new(&format!("/dev/ublkc{id}")).exists() => Err(Failure::new(
+            FailureKind::Busy,
             format!("the name {name} is that of device {id}"),
         )
         .hint(format!("choose another name, or `ublkctl delete {id}`"))),

@@ -194,7 +194,7 @@ impl Store {
     /// # Errors
     /// [`StateError::NoDirectory`].
     pub fn of_user() -> Result<Self, StateError> {
-        if let Some(dir) = std::env::var_os(RUN_DIR_VARIABLE) {
+        if let Some(dir) = std::env::var_os(RUN_DIR_VARIABLE).filter(|dir| !dir.is_empty()) {
             // Roles run elsewhere, and get it in the same words.
             let dir = std::path::absolute(&dir).unwrap_or_else(|_| PathBuf::from(dir));
             return Ok(Self::at(dir));

@@ -3,6 +3,7 @@
 use super::{by_helper, notify};
 use crate::agent;
 use crate::engine;
+use crate::failure::starting;
 use crate::link::{LINK_VERSION, LinkError};
 use crate::log;
 use crate::names;
@@ -262,8 +263,10 @@ impl Foreground {
             Lifetime::Own => Standing::Alone,
             Lifetime::Front | Lifetime::Left => Standing::Beside,
         };
-        let mut agent = Peer::spawn(program, Role::Agent, standing, Messages::Pipe)
-            .map_err(|e| Failure::failed(format!("cannot start the agent: {e}")))?;
+        let mut agent =
+            Peer::spawn(program, Role::Agent, standing, Messages::Pipe).map_err(|e| {
+                Failure::failed(format!("cannot start the agent: {e}")).hint(starting())
+            })?;
         let messages = agent.take_messages();
         // An agent that died at once is found by the answer that does not come.
         let _ = agent.link.send(word);

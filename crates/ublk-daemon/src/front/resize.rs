@@ -101,6 +101,13 @@ pub fn resize(
 
 /// The size that the backend can have; for `None` all that a file has now.
 fn room(record: &Record, size: Option<u64>, accept_backing: bool) -> Result<u64, Failure> {
+    let block = u64::from(record.spec.block_size);
+    if let Some(size) = size.filter(|size| *size == 0 || !size.is_multiple_of(block)) {
+        let text = format!("a device of {size} bytes cannot be: its blocks have {block}");
+        let least = size.max(1).next_multiple_of(block);
+        return Err(Failure::new(FailureKind::Usage, text)
+            .hint(format!("give whole blocks, {least} bytes for one")));
+    }
     let mut spec = record.spec.clone();
     match (&mut spec.backend, size) {
         (BackendSpec::Mem { .. }, _) => {
@@ -159,9 +166,12 @@ fn shrink(
     if holders.is_empty() {
         return Ok(());
     }
-    Err(Failure::failed(format!(
-        "device {id} would lose its last {} bytes and is {holders}",
-        before - size
-    ))
+    Err(Failure::new(
+        FailureKind::Busy,
+        format!(
+            "device {id} would lose its last {} bytes and is {holders}",
+            before - size
+        ),
+    )
     .hint("shrink what is on it first, and close it; --force cuts it all the same"))
 }
