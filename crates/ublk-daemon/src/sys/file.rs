@@ -34,9 +34,12 @@ pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 pub fn block_device(path: &Path) -> Option<(u32, u32)> {
     let path = CString::new(path.as_os_str().as_bytes()).ok()?;
     let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // By number: std refers to the function weakly, which in a static program with link-time optimisation makes our
+    // reference weak, too, and the call goes to address 0.
     // SAFETY: `path` is a string with its NUL and `found` room for one statx; both outlive the call.
     let res = unsafe {
-        libc::statx(
+        libc::syscall(
+            libc::SYS_statx,
             libc::AT_FDCWD,
             path.as_ptr(),
             libc::AT_STATX_DONT_SYNC,
@@ -44,7 +47,9 @@ pub fn block_device(path: &Path) -> Option<(u32, u32)> {
             found.as_mut_ptr(),
         )
     };
-    check(res).ok()?;
+    if res != 0 {
+        return None;
+    }
     // SAFETY: it was zeroed, which is a value of every field, and the call succeeded.
     let found = unsafe { found.assume_init() };
     let kind = u32::from(found.stx_mode) & libc::S_IFMT;
