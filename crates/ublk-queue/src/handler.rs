@@ -9,6 +9,7 @@ use ublk_core::{Backend, DataMode, Errno, IoFlags, Op, QueueId, ZoneAction, Zone
 
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations, RingId};
+use crate::panics::caught;
 use crate::request::{OwnedRequest, Request};
 use crate::seam::{Port, Wake};
 use crate::shared::LaneShared;
@@ -373,10 +374,9 @@ impl Pool {
                         crate::thread::give_up_admin();
                     }
                     while let Some(mut request) = jobs.next() {
-                        let call = std::panic::AssertUnwindSafe(|| call(&*backend, &mut request));
-                        match std::panic::catch_unwind(call) {
-                            Ok(result) => request.complete(result),
-                            Err(_) => request.panicked(),
+                        match caught(|| call(&*backend, &mut request)) {
+                            Some(result) => request.complete(result),
+                            None => request.panicked(),
                         }
                     }
                 })?;

@@ -5,7 +5,6 @@
 //! watches them all. An idle device costs its descriptors and its mappings, and no wake-up.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use ublk_core::CpuMask;
 
 use crate::epoll::Epoll;
 use crate::handler::Handler;
+use crate::panics::caught;
 use crate::real::{DescTable, RingPort};
 use crate::thread;
 use crate::worker::{Next, Worker, WorkerError};
@@ -54,11 +54,11 @@ impl<H: Handler, G> Hosted for Guest<H, G> {
             return Next::Ended;
         };
         // What is not a handler's panic is a defect of the engine: it ends this device and not its neighbours.
-        self.result = match catch_unwind(AssertUnwindSafe(|| worker.drive())) {
-            Ok(Ok(Next::Ended)) => Some(Ok(())),
-            Ok(Ok(next)) => return next,
-            Ok(Err(error)) => Some(Err(error)),
-            Err(_) => None,
+        self.result = match caught(|| worker.drive()) {
+            Some(Ok(Next::Ended)) => Some(Ok(())),
+            Some(Ok(next)) => return next,
+            Some(Err(error)) => Some(Err(error)),
+            None => None,
         };
         Next::Ended
     }
@@ -244,8 +244,9 @@ impl Host {
         let newcomers = std::mem::take(&mut self.inbox.lock().newcomers);
         for newcomer in newcomers {
             // It contains its handlers' panics; whatever else it may be ends no neighbour (L64).
-            let worker = catch_unwind(AssertUnwindSafe(newcomer));
-            let Ok(Some(worker)) = worker else { continue };
+            let Some(worker) = caught(newcomer).flatten() else {
+                continue;
+            };
             let free = self.places.iter().position(Option::is_none);
             let at = free.unwrap_or_else(|| {
                 self.places.push(None);
@@ -286,7 +287,7 @@ impl Host {
                 self.epoll.remove(fd);
             }
             // A handler that panics when it is dropped ends its device, which has ended.
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(place)));
+            caught(|| drop(place));
         }
         while let Some(None) = self.places.last() {
             self.places.pop();

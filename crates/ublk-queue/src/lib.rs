@@ -37,6 +37,7 @@ mod hosting;
 mod lane;
 pub mod memref;
 pub mod operations;
+mod panics;
 mod parts;
 pub mod polling;
 pub mod racing;

@@ -5,7 +5,6 @@ mod teams;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use crate::handler::{
 };
 use crate::health::{Counters, Health, QueueHealth, State};
 use crate::hosting::{Guest, Hosted, Threads};
+use crate::panics::{catch, caught, discard};
 use crate::parts::{Parts, Place, is_zoned, shares_memory};
 use crate::polling::Polling;
 use crate::real::{DescTable, RingPort};
@@ -528,13 +528,13 @@ impl<F> Job<F> {
         guard.lanes = armed.iter().map(|armed| armed.lane.clone()).collect();
         // An owner that has given up will send no START_DEV: nobody would ever abort the tags.
         let result = match report.send((self.number, Ok(armed))) {
-            Ok(()) => catch_unwind(AssertUnwindSafe(|| worker.run())),
-            Err(_) => Ok(Err(WorkerError::Left)),
+            Ok(()) => caught(|| worker.run()),
+            Err(_) => Some(Err(WorkerError::Left)),
         };
         match &result {
-            Ok(result) => worker.settle(result),
+            Some(result) => worker.settle(result),
             // No handler's panic: a defect of the engine.
-            Err(_) => guard.tell_panic(),
+            None => guard.tell_panic(),
         }
         if guard.has_failed() && !self.plan.linger.is_zero() {
             self.shared.linger(self.plan.linger);
@@ -571,9 +571,10 @@ impl<F> Job<F> {
         H: Handler + 'static,
         F: Fn(QueueId) -> H,
     {
-        catch_unwind(AssertUnwindSafe(|| self.set_up())).unwrap_or_else(|panic| {
+        catch(|| self.set_up()).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
             let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            discard(panic);
             Err(Error::SetUpPanicked {
                 qid: self.qids.first().copied().unwrap_or(QueueId::ZERO),
                 message: text.unwrap_or_else(|| "without words".to_owned()),

@@ -3,7 +3,6 @@
 mod driven;
 mod handle;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +16,7 @@ use crate::handler::{Handler, LaneContext};
 use crate::health::State;
 use crate::lane::{ABORT_WAIT, Lane, LaneError, Panicked};
 use crate::operations::{Operation, RingId};
+use crate::panics::{catch, discard};
 use crate::seam::{Completion, Descriptors, NoDevice, Port, UserCopyPort, Wake};
 use crate::shared::{DataPath, LaneShared, Words};
 use crate::shmem::SharedMemory;
@@ -345,7 +345,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         step: fn(&mut Self) -> Result<T, WorkerError>,
     ) -> Result<Option<T>, WorkerError> {
         loop {
-            match catch_unwind(AssertUnwindSafe(|| step(self))) {
+            match catch(|| step(self)) {
                 Ok(result) => return result.map(Some),
                 Err(panic) => {
                     #[cfg(feature = "kill-points")]
@@ -356,10 +356,11 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                         // Not a handler's: a defect of the engine, which ends the thread and is told so.
                         None => std::panic::resume_unwind(panic),
                         Some((lane, Panicked::Turn)) => {
+                            discard(panic);
                             self.finish_round(lane);
                             return Ok(None);
                         }
-                        Some(_) => {}
+                        Some(_) => discard(panic),
                     }
                 }
             }

@@ -453,3 +453,40 @@ fn l65_a_share_of_another_queue_is_refused() {
     assert_eq!(add(depth - 1, bytes), Err(Errno::EINVAL));
     assert_eq!(add(depth + 1, bytes), Err(Errno::EINVAL));
 }
+
+/// Panics once more when it is dropped.
+struct Bomb(u32);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if self.0 > 0 && !std::thread::panicking() {
+            std::panic::resume_unwind(Box::new(Self(self.0 - 1)));
+        }
+    }
+}
+
+/// Panics at the fiftieth request, with a load that panics.
+struct Loaded(u32);
+
+impl Handler for Loaded {
+    fn handle(&mut self, mut request: Request<'_>) {
+        self.0 += 1;
+        if self.0 == 50 {
+            std::panic::resume_unwind(Box::new(Bomb(2)));
+        }
+        let filled = request.data_mut().map(|data| data.fill(0));
+        request.complete(filled);
+    }
+}
+
+/// L25 What a panic carries may panic when it is dropped: that costs the same one request, and no thread.
+#[test]
+fn l25_what_a_panic_carries_is_contained() {
+    let config = Config {
+        read_percent: 0,
+        requests: 300,
+        ..Config::new(7)
+    };
+    let run = common::run(&config, || Loaded(0));
+    assert_eq!(run.panics(), 1);
+}

@@ -1,7 +1,6 @@
 //! How a lane ends: the driver's aborts, a handler's panic, and what the kernel may still touch.
 
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use ublk_core::{Answer, Errno, Input, Tag};
@@ -9,6 +8,7 @@ use ublk_core::{Answer, Errno, Input, Tag};
 use super::{Lane, NOBODY};
 use crate::handler::Handler;
 use crate::health::State;
+use crate::panics::caught;
 use crate::seam::{Descriptors, Port};
 use crate::user_data::NO_OWNER;
 
@@ -136,19 +136,19 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// A call of the handler outside of a batch: its panic is counted, and has no other consequence.
     #[cold]
     pub(crate) fn contained<T>(&mut self, call: impl FnOnce(&mut Self) -> T) -> Option<T> {
-        let result = catch_unwind(AssertUnwindSafe(|| call(self)));
-        if result.is_err() {
+        let result = caught(|| call(self));
+        if result.is_none() {
             self.panicked.take();
             self.shared.meters.panics.add_shared(1);
         }
-        result.ok()
+        result
     }
 
     /// Operations of the handler that the kernel has; none of one that cannot say.
     #[cold]
     pub(crate) fn in_flight(&self) -> usize {
-        let count = catch_unwind(AssertUnwindSafe(|| self.handler.in_flight()));
-        count.unwrap_or_else(|_| {
+        let count = caught(|| self.handler.in_flight());
+        count.unwrap_or_else(|| {
             self.shared.meters.panics.add_shared(1);
             0
         })

@@ -7,11 +7,11 @@
 //! makes a claim about the futures inside, which may point into themselves.
 #![expect(unsafe_code, reason = "pins futures in memory of its own")]
 
+use crate::panics::{catch, caught, discard};
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::future::Future;
 use std::mem::MaybeUninit;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -35,7 +35,7 @@ impl<F> Slot<F> {
         }
         let future = self.future.get().cast::<F>();
         // SAFETY: `live` was set, so there is a future; it is cleared, so it is dropped once, in place.
-        catch_unwind(AssertUnwindSafe(|| unsafe { future.drop_in_place() })).is_ok()
+        caught(|| unsafe { future.drop_in_place() }).is_some()
     }
 }
 
@@ -57,8 +57,8 @@ impl<F: Future> Slot<F> {
     #[cold]
     fn panicked(&self, panic: Box<dyn Any + Send>) -> Result<Poll<F::Output>, Panicked> {
         self.clear();
-        // Its own drop may panic, too, and nobody is told more than that there was one.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+        // Nobody is told more than that there was one.
+        discard(panic);
         Err(Panicked)
     }
 }
@@ -92,7 +92,7 @@ impl<F: Future> Slots<F> {
             slot.clear();
         }
         let place = slot.future.get().cast::<F>();
-        let result = catch_unwind(AssertUnwindSafe(|| {
+        let result = catch(|| {
             let future = make();
             // SAFETY: memory for one future, of which this is the only user (`&mut self`), and which holds none.
             unsafe { place.write(future) };
@@ -102,7 +102,7 @@ impl<F: Future> Slots<F> {
             // SAFETY: it stays where it is until it is dropped (the head of this file).
             let future = unsafe { Pin::new_unchecked(future) };
             future.poll(context)
-        }));
+        });
         slot.polled(result)
     }
 
@@ -125,7 +125,7 @@ impl<F: Future> Slots<F> {
         // SAFETY: it stays where it is until it is dropped (the head of this file).
         let future = unsafe { Pin::new_unchecked(future) };
         // Its state is not looked at after a panic: it is dropped.
-        let result = catch_unwind(AssertUnwindSafe(|| future.poll(context)));
+        let result = catch(|| future.poll(context));
         slot.polled(result)
     }
 }
