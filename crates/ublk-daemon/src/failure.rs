@@ -150,23 +150,25 @@ impl From<Error> for Failure {
             _ => FailureKind::Failed,
         };
         let mut failure = Self::new(kind, error.summary()).hint(error.hint());
-        if let Error::ControllerGone { message } = &error {
-            failure =
-                Self::failed(format!("the driver cannot be asked: {message}")).hint(starting());
+        if let Error::ControllerGone { message } = &error
+            && message.starts_with(NO_START)
+        {
+            failure = Self::failed(message.as_str()).hint(starting());
         }
         failure.errno = error.errno();
         failure
     }
 }
 
+/// What the message of a helper that could not be started begins with.
+pub(crate) const NO_START: &str = "cannot start a helper process";
+
 /// What to do where the tool cannot start itself in another role.
 #[must_use]
 pub fn starting() -> &'static str {
     match std::path::Path::new("/proc/self/exe").exists() {
         false => "mount /proc: the tool starts itself again from there",
-        true => {
-            "`ulimit -n` and `ulimit -u` must leave room for another process; `ublkctl list` shows what there is"
-        }
+        true => "`ulimit -n` and `ulimit -u` must leave room for another process: raise them",
     }
 }
 
@@ -212,6 +214,20 @@ mod tests {
             assert_eq!(of(operation), Failure::no_such_device(7));
         }
         assert_eq!(Failure::no_such_device("x").kind.exit_code(), 32);
+    }
+
+    /// A helper that does not start is one thing, and a server that ends another.
+    #[test]
+    fn what_is_gone_is_told_apart() {
+        let of = |message: &str| {
+            Failure::from(Error::ControllerGone {
+                message: message.to_owned(),
+            })
+        };
+        let start = of(&format!("{NO_START}: too many open files"));
+        assert!(start.hint.is_some_and(|h| h.contains("ulimit")));
+        let ended = of("the server ended during prove ready");
+        assert!(ended.hint.is_some_and(|h| !h.contains("ulimit")));
     }
 
     /// The kernel's number survives, and kinds of the same exit code are told apart.

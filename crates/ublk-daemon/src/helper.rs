@@ -4,6 +4,7 @@
 //! hang. So whoever is waited for lets a helper do both: past the deadline it reports and goes on,
 //! and the helper stays behind. [`Helper`] is the near end, a [`Controller`] like any other.
 
+use crate::failure::NO_START;
 use crate::holders::{self, Claim, Holders};
 use crate::link::{LINK_VERSION, Link, LinkError};
 use crate::peer::{Messages, Peer, Role, Standing};
@@ -95,7 +96,7 @@ impl Helper {
         Peer::spawn(program, Role::Helper, Standing::Alone, Messages::Nowhere)
             .map(Self::new)
             .map_err(|e| Error::ControllerGone {
-                message: format!("cannot start {}: {e}", program.display()),
+                message: format!("{NO_START} ({}): {e}", program.display()),
             })
     }
 

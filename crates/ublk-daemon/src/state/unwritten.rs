@@ -16,11 +16,15 @@ impl Store {
         self.dir.join(format!("{nonce:016x}.{EXTENSION}"))
     }
 
-    /// Notes that data of the device with this word was not written back.
+    /// Notes that data of the device with this word was not written back. Nothing of one without a word, 0: other programs'
+    /// devices have it in common.
     ///
     /// # Errors
     /// Those of the file system, and [`StateError::Untrusted`].
     pub fn note_unwritten(&self, nonce: u64) -> Result<(), StateError> {
+        if nonce == 0 {
+            return Ok(());
+        }
         self.prepare()?;
         let path = self.unwritten_path(nonce);
         OpenOptions::new()
@@ -36,7 +40,7 @@ impl Store {
     /// Whether that was noted.
     #[must_use]
     pub fn is_unwritten(&self, nonce: u64) -> bool {
-        self.unwritten_path(nonce).symlink_metadata().is_ok()
+        nonce != 0 && self.unwritten_path(nonce).symlink_metadata().is_ok()
     }
 
     /// The device is gone, and with it what it had not written.
@@ -77,5 +81,7 @@ mod tests {
         store.note_unwritten(9).expect("noted");
         store.sweep(&[7]).expect("swept");
         assert!(!store.is_unwritten(9), "nobody has it any more");
+        store.note_unwritten(0).expect("not noted");
+        assert!(!store.is_unwritten(0), "the word of many");
     }
 }
