@@ -30,13 +30,16 @@ fn a_confined_process_serves_and_no_more() {
     let (near, far) = UnixDatagram::pair().expect("a pair");
     // A thread that is there already, as a queue's is, and tells what it may do afterwards.
     let (go, wait) = mpsc::channel::<()>();
+    let (given, gave) = mpsc::channel();
     let late = new.clone();
     sandbox::drop_capabilities();
     let queue = thread::spawn(move || {
-        assert!(ublk_queue::thread::give_up_admin());
+        let _ = given.send(ublk_queue::thread::give_up_admin());
         let _ = wait.recv();
         (File::create(late).map(drop), status("CapEff"))
     });
+    // As a server does: the filter comes when the queues are armed, and refuses the call.
+    assert_eq!(gave.recv(), Ok(true));
     sandbox::filter_calls();
     drop(go);
     let (created, effective) = queue.join().expect("the thread ends");
