@@ -108,8 +108,9 @@ pub enum Command {
         /// The device.
         id: DevId,
     },
-    /// Takes the I/O scheduler away that the kernel gave the device, if it did. Waits until no request is in flight, beyond
-    /// any deadline, so have it said by a helper. Answered by [`Reply::Done`].
+    /// Takes the I/O scheduler away that the kernel gave the device, if it did, by a child process, which waits until no request
+    /// is in flight ([`Nodes::no_scheduler_by_child`](crate::nodes::Nodes::no_scheduler_by_child)). Answered by
+    /// [`Reply::Done`].
     NoScheduler {
         /// The device.
         id: DevId,
@@ -432,7 +433,8 @@ pub unsafe trait Controller: Send {
         }
     }
 
-    /// Takes the I/O scheduler away that the kernel gave the device, if it did: see [`crate::nodes::Nodes::no_scheduler`].
+    /// Takes the I/O scheduler away that the kernel gave the device, if it did: see
+    /// [`Nodes::no_scheduler_by_child`](crate::nodes::Nodes::no_scheduler_by_child).
     ///
     /// # Errors
     /// [`Error::NoPermission`], [`Error::Refused`] by sysfs, [`Error::TimedOut`] while requests are in flight.

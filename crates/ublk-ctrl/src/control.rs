@@ -9,7 +9,7 @@ use crate::operation::OnEintr;
 use crate::port::{Completion, CtrlPort, RingPort};
 use crate::slots::{Slots, Ticket};
 use crate::wait::{self, deadline_in};
-use crate::{Buffer, Command, Controller, Error, Operation, Reply, Request, nodes};
+use crate::{Buffer, Command, Controller, Error, Operation, Reply, Request, nodes, scheduler};
 use core::time::Duration;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -519,7 +519,8 @@ impl<P: CtrlPort> Control<P> {
             Command::TryStop { id } => self.try_stop(id, deadline).map(done),
             Command::DeleteAsync { id } => self.delete_async(id, deadline).map(done),
             Command::Sync { id } => nodes::sync(id).map(done),
-            Command::NoScheduler { id } => nodes::no_scheduler(id).map(done),
+            // Nor a wait for its answers.
+            Command::NoScheduler { id } => scheduler::no_scheduler_by_child(id, deadline).map(done),
             Command::ShareMemory { id, pid, fd } => self
                 .share_descriptor(id, (pid, fd), deadline)
                 .map(Reply::Shared),

@@ -346,6 +346,7 @@ impl Error {
                     (Operation::ProveReady | Operation::OpenChar, false) => {
                         format!("{what}: no such node after {after}")
                     }
+                    (Operation::NoScheduler, false) => format!("{what}: not done after {after}"),
                     _ => format!("{what}: cancelled after {after}"),
                 }
             }

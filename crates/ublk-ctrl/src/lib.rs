@@ -33,6 +33,7 @@ pub mod operation;
 pub mod port;
 pub mod probe;
 mod request;
+pub mod scheduler;
 mod share;
 mod shmem;
 mod slots;

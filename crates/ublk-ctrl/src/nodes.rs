@@ -132,25 +132,6 @@ impl Nodes {
         synced.map_err(|e| Error::of_command(Operation::Sync, Some(id), Errno::from_io(&e)))
     }
 
-    /// Takes the I/O scheduler away from a device that the kernel gave one: its only queue is sorted by `mq-deadline`
-    /// else (block/elevator.c), which costs a fifth of a small request and does nothing for a device whose own medium
-    /// is scheduled below it. Waits until no request is in flight: call it from a helper.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] with the errno of sysfs, [`Error::NoPermission`].
-    pub fn no_scheduler(&self, id: DevId) -> Result<(), Error> {
-        let path = self
-            .sys
-            .join(format!("class/block/ublkb{id}/queue/scheduler"));
-        let set = fs::read_to_string(&path).and_then(|schedulers| {
-            if schedulers.contains("[none]") {
-                return Ok(());
-            }
-            fs::write(&path, "none")
-        });
-        set.map_err(|e| Error::of_command(Operation::NoScheduler, Some(id), Errno::from_io(&e)))
-    }
-
     /// The devices there are, in order, without a command: from sysfs, else from the nodes. Takes no
     /// lock of the driver, so it works while a device is stuck.
     ///
@@ -173,6 +154,11 @@ impl Nodes {
             .collect();
         ids.sort_unstable();
         Ok(ids)
+    }
+
+    pub(crate) fn scheduler(&self, id: DevId) -> PathBuf {
+        self.sys
+            .join(format!("class/block/ublkb{id}/queue/scheduler"))
     }
 
     fn server_end(&self, id: DevId) -> Awaited {
@@ -381,14 +367,6 @@ pub fn prove_ready(id: DevId, size: u64, deadline: Duration) -> Result<(), Error
 /// As there.
 pub fn sync(id: DevId) -> Result<(), Error> {
     Nodes::default().sync(id)
-}
-
-/// [`Nodes::no_scheduler`] in `/sys`.
-///
-/// # Errors
-/// As there.
-pub fn no_scheduler(id: DevId) -> Result<(), Error> {
-    Nodes::default().no_scheduler(id)
 }
 
 /// [`Nodes::list_devices`] of this machine.

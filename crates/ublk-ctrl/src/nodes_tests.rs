@@ -148,25 +148,6 @@ fn a_dev_without_new_nodes_is_told_as_that() {
     assert_eq!(error.kind(), crate::Kind::TimedOut, "{error}");
 }
 
-/// A scheduler is taken away where there is one, and what is `none` already is not touched.
-#[test]
-fn a_scheduler_is_taken_away_where_there_is_one() {
-    let (_dir, nodes) = root();
-    let queue = nodes.sys.join("class/block/ublkb1/queue");
-    std::fs::create_dir_all(&queue).unwrap();
-    let file = queue.join("scheduler");
-    for (before, after) in [
-        ("none [mq-deadline] kyber\n", "none"),
-        ("[none] mq-deadline\n", "[none] mq-deadline\n"),
-    ] {
-        write(&file, before).unwrap();
-        assert_eq!(nodes.no_scheduler(id(1)), Ok(()));
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), after);
-    }
-    let error = nodes.no_scheduler(id(2)).unwrap_err();
-    assert_eq!(error.errno(), Some(Errno::ENOENT));
-}
-
 /// L38 A node that never comes, never opens, or lost its disk: each told as what it is.
 #[test]
 fn l38_what_keeps_a_device_from_being_ready() {

@@ -41,8 +41,8 @@ type Answer = Result<Reply, Error>;
 /// on kernels that scan for partitions inside it (before 7.0), and for zoned devices. Later kernels scan behind it;
 /// whoever opens the device then waits for the scan, in the kernel, and the scan for the server: so a server's own process
 /// opens its device never, neither to prove that it is ready ([`Nodes::see_ready`](crate::nodes::Nodes::see_ready)) nor
-/// for anything else, before it has answered the first reads. [`Command::Sync`] and [`Command::NoScheduler`] wait for
-/// requests in the same way.
+/// for anything else, before it has answered the first reads. [`Command::Sync`] waits for requests in the same way.
+/// [`Command::NoScheduler`] does so in a child process, which keeps nothing of ours.
 /// So in a process that also serves: let the queues answer everything before STOP, never kill it
 /// hard while it stops, or issue the commands from another process (an agent), which is what
 /// programs that must survive `kill -9` do.

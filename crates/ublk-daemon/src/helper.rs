@@ -373,6 +373,9 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
             Command::ProveReady { id, size } => {
                 ublk_ctrl::nodes::prove_ready(id, size, deadline).map(|()| Reply::Done)
             }
+            Command::NoScheduler { id } => {
+                ublk_ctrl::scheduler::no_scheduler(id).map(|()| Reply::Done)
+            }
             _ => (self.control()?)(command, deadline),
         }
     }

@@ -9,8 +9,7 @@ use ublk_core::{
     Backend, CpuMask, DevId, Errno, Features, Geometry, QueueId, SharedBuffer, SharedTable,
 };
 use ublk_ctrl::Controller;
-use ublk_ctrl::wait::{deadline_in, until};
-use ublk_queue::{Health, Plan, Server, SharedMemory};
+use ublk_queue::{Plan, Server, SharedMemory};
 
 use crate::builder::{ArmFn, Options};
 use crate::device::Device;
@@ -36,8 +35,8 @@ pub struct Armed {
     pub(crate) resize: Resize,
 }
 
-/// How long the first answers of a server may take for its device to get rid of the kernel's I/O scheduler.
-const ANSWERED: Duration = Duration::from_secs(1);
+/// How long a start waits for the end of the kernel's I/O scheduler, which comes when the first reads are answered.
+const UNSCHEDULED: Duration = Duration::from_secs(1);
 
 /// What the backend says to another size.
 pub(crate) type Resize = Arc<dyn Fn(u64) -> Result<(), Errno> + Send + Sync>;
@@ -208,20 +207,12 @@ impl Armed {
         {
             return Err(self.unsettled(error.into()));
         }
-        if self.unscheduled && self.has_answered() {
+        if self.unscheduled {
             // A device that keeps the kernel's choice is slower and nothing else: not every owner may write to sysfs.
-            let _ = self.controller.no_scheduler(self.id(), self.deadline);
+            let within = self.deadline.min(UNSCHEDULED);
+            let _ = self.controller.no_scheduler(self.id(), within);
         }
         Ok(Device::new(self))
-    }
-
-    /// Waits a while until the server has answered what has come, the search for partitions above all: what waits in the
-    /// kernel for requests must not be begun by the process that is to answer them (L80).
-    fn has_answered(&self) -> bool {
-        let busy = |health: &Health| health.queues.iter().any(|queue| queue.in_hand > 0);
-        let look = || Ok::<_, Error>((!busy(&self.server.health())).then_some(()));
-        let found = until(deadline_in(self.deadline.min(ANSWERED)), look);
-        matches!(found, Ok(Some(())))
     }
 
     fn unsettled(self, error: Error) -> Failure<Self> {
