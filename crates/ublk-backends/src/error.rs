@@ -66,7 +66,7 @@ pub enum Error {
     /// The file has no whole block to serve.
     #[error(
         "the file has {size} bytes, which leaves no block of {block_size} bytes from offset {offset} on; \
-         make it longer (truncate -s), or create one with a size"
+         make it longer (truncate -s)"
     )]
     Empty {
         /// Bytes of the file.

@@ -200,7 +200,18 @@ fn options(spec: &AddSpec, place: &Path) -> FileOptions {
 fn look(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
     open(spec, |path| {
         let file = options(spec, path).claim(false).open();
-        file.map_err(|e| of_file(path, &e))
+        file.map_err(|e| {
+            let failure = of_file(path, &e);
+            match e {
+                ublk_backends::Error::File {
+                    errno: ublk_core::Errno::ENOENT,
+                    ..
+                } if !path.is_symlink() => {
+                    failure.hint("`--create --size SIZE` makes a sparse file of that size")
+                }
+                _ => failure,
+            }
+        })
     })
 }
 
@@ -588,6 +599,12 @@ mod tests {
         assert!(failure.text.contains("disk.img"), "{failure:?}");
         let failure = limits_of(&file(Path::new("/no/such/file"))).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Failed);
+        let hint = failure.hint.unwrap_or_default();
+        assert!(hint.contains("--create --size"), "{hint}");
+        let loops = path.with_file_name("loop.img");
+        std::os::unix::fs::symlink(&loops, &loops).unwrap();
+        let failure = limits_of(&file(&loops)).unwrap_err();
+        assert!(failure.text.contains("ELOOP"), "{failure:?}");
     }
 
     /// L13 No machine has so much address space: not the caller's arithmetic but the machine's limit.

@@ -3,7 +3,6 @@
 use crate::doctor::Check;
 use crate::size;
 use std::fmt::Write;
-use std::path::Path;
 use ublk_daemon::front::{Backing, Features, Found, Info, ListEntry, Resized};
 use ublk_daemon::log::plain;
 use ublk_daemon::state::Phase;
@@ -38,10 +37,9 @@ pub fn list(entries: &[ListEntry]) -> String {
 /// The cells of a device. What other people chose in them cannot break the table.
 fn row(e: &ListEntry) -> [String; COLUMNS.len()] {
     let known = |n: u16| e.readable.then(|| n.to_string());
-    let name = e.name.as_deref().and_then(Path::file_name);
     let cells = [
         Some(e.id.to_string()),
-        name.map(|n| n.to_string_lossy().into_owned()),
+        e.name.clone(),
         Some(e.path.display().to_string()),
         Some(e.state.clone()),
         e.size.map(size::show),
@@ -162,7 +160,11 @@ pub fn info(i: &Info) -> String {
     }
     line("owner", format!("uid {} gid {}", e.owner.uid, e.owner.gid));
     if let Some(name) = &e.name {
-        line("name", name.display().to_string());
+        let link = e.link.as_ref();
+        line(
+            "name",
+            link.map_or_else(|| name.clone(), |link| link.display().to_string()),
+        );
     }
     let supervised = match e.supervised {
         Some(true) => ", supervised",
@@ -337,7 +339,7 @@ mod tests {
             "queues": 2, "depth": 64, "data": "copy", "batch": false, "size": 4096,
             "backend": "file", "server_pid": 7, "server_alive": true,
             "owner": {"uid": 0, "gid": 0}, "foreign": false, "phase": "live", "cause": null,
-            "name": name, "recovery": "none", "supervised": false, "shared_memory": null,
+            "name": name, "link": null, "recovery": "none", "supervised": false, "shared_memory": null,
             "backing": {"path": path, "offset": offset, "length": 4096},
             "threads": 1, "polling": "off", "orphan": false, "next": null, "readable": true,
         }))
@@ -347,7 +349,7 @@ mod tests {
     /// A name is a word and a backing store a path, as `losetup -l` and `lsblk` show them.
     #[test]
     fn the_table_names_device_and_backing() {
-        let text = list(&[entry("/dev/ublkctl/data", "/srv/d.img", 1 << 20)]);
+        let text = list(&[entry("data", "/srv/d.img", 1 << 20)]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[0].split_whitespace().collect::<Vec<_>>(),

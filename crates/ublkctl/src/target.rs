@@ -165,7 +165,7 @@ mod tests {
             "queues": 2, "depth": 64, "data": "copy", "batch": false, "size": 4096,
             "backend": null, "server_pid": 7, "server_alive": true,
             "owner": {"uid": 0, "gid": 0}, "foreign": true, "phase": null, "cause": null,
-            "name": null, "recovery": "none", "supervised": null, "shared_memory": null,
+            "name": null, "link": null, "recovery": "none", "supervised": null, "shared_memory": null,
             "backing": null, "threads": null, "polling": null, "orphan": false, "next": null,
             "readable": true, "record_error": record_error,
         }))

@@ -248,7 +248,7 @@ impl FileOptions {
             let errno = Errno::from_io(&e);
             let hint = match errno {
                 Errno::ENOENT if create::is_dangling(&self.path) => create::DANGLING,
-                Errno::ENOENT => "give the path of a file that is there, or create one with a size",
+                Errno::ENOENT => "give the path of a file that is there",
                 _ => "",
             };
             failed("find the file", errno, hint)

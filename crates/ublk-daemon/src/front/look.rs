@@ -103,8 +103,10 @@ pub struct ListEntry {
     pub phase: Option<Phase>,
     /// Why it ended, if it did.
     pub cause: Option<String>,
-    /// The link of its name, where it has one; the bare name of a user's device, which has no link.
-    pub name: Option<PathBuf>,
+    /// Its name, where it has one.
+    pub name: Option<String>,
+    /// The link of its name; a user's device has none.
+    pub link: Option<PathBuf>,
     /// What becomes of it when its server dies, by the features in force.
     pub recovery: Recovery,
     /// What holds the data of a file device; not known of a foreign one.
@@ -455,12 +457,11 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
         record_error,
         phase: record.map(|r| r.phase),
         cause: record.and_then(|r| r.cause.clone()),
-        name: record
-            .and_then(|r| Some((r.spec.name.as_deref()?, r.spec.unprivileged)))
-            .map(|(name, bare)| match bare {
-                true => PathBuf::from(name),
-                false => crate::names::path(name),
-            }),
+        name: spec.and_then(|s| s.name.clone()),
+        link: spec
+            .filter(|s| !s.unprivileged)
+            .and_then(|s| s.name.as_deref())
+            .map(crate::names::path),
         recovery,
         backing: spec.and_then(Backing::of),
         supervised: spec.map(|s| s.supervise),
@@ -505,6 +506,7 @@ fn unreadable(id: DevId) -> ListEntry {
         phase: None,
         cause: None,
         name: None,
+        link: None,
         recovery: Recovery::None,
         backing: None,
         supervised: None,

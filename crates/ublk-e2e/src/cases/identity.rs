@@ -38,10 +38,7 @@ fn link(name: &str) -> PathBuf {
 fn named(name: &str) -> Result<Vec<u64>> {
     let list = ublkctl_json(&["list"])?;
     let all = list.as_array().context("a list")?;
-    let path = link(name);
-    let ours = all
-        .iter()
-        .filter(|e| e["name"] == path.to_string_lossy().as_ref());
+    let ours = all.iter().filter(|e| e["name"] == name);
     Ok(ours.filter_map(|e| e["id"].as_u64()).collect())
 }
 
