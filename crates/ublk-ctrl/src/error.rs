@@ -335,19 +335,20 @@ impl Error {
             Self::TimedOut {
                 operation,
                 dev,
-                after,
+                after: _,
                 abandoned,
             } => {
-                let (what, after) = (on(operation, dev), span(*after));
+                // What a command had is what others had left of the caller's time: no figure to tell a user.
+                let what = on(operation, dev);
                 match (operation, abandoned) {
                     (_, true) => {
-                        format!("{what}: not done after {after}, and it cannot be cancelled")
+                        format!("{what}: not done by the deadline, and it cannot be cancelled")
                     }
                     (Operation::ProveReady | Operation::OpenChar, false) => {
-                        format!("{what}: no such node after {after}")
+                        format!("{what}: no such node by the deadline")
                     }
-                    (Operation::NoScheduler, false) => format!("{what}: not done after {after}"),
-                    _ => format!("{what}: cancelled after {after}"),
+                    (Operation::NoScheduler, false) => format!("{what}: not done by the deadline"),
+                    _ => format!("{what}: cancelled at the deadline"),
                 }
             }
             Self::Exhausted { operation, pending } => {
@@ -482,16 +483,6 @@ impl Error {
 }
 
 /// A length of time for people: `300 ms`, `2.5 s`.
-fn span(length: Duration) -> String {
-    // Rounded up: a wait is handed on with what is left of it, a little less than was asked for.
-    let ms = length.as_nanos().div_ceil(1_000_000);
-    if ms < 1000 {
-        return format!("{ms} ms");
-    }
-    let tenths = ms.div_ceil(100);
-    format!("{}.{} s", tenths / 10, tenths % 10)
-}
-
 /// L27: names what to do, by command.
 fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
     let next = match operation {

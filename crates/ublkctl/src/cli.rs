@@ -186,12 +186,12 @@ pub enum Command {
     /// Show what the kernel's ublk driver can do
     Features {
         #[command(flatten)]
-        wait: Wait,
+        wait: Look,
     },
     /// Check that ublk devices can be made here, and say how to mend what is not right
     Doctor {
         #[command(flatten)]
-        wait: Wait,
+        wait: Look,
     },
     /// For udev rules: print whose a device is, as KEY=VALUE lines
     UdevOwner {

@@ -160,11 +160,11 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             put(json, &found, || show::garbage(&found))?;
         }
         Command::Features { wait } => {
-            let features = front::features(&program, within(wait))?;
+            let features = front::features(&program, Duration::from_secs(wait.deadline))?;
             put(json, &features, || show::features(&features))?;
         }
         Command::Doctor { wait } => {
-            let findings = doctor::look(&program, within(wait));
+            let findings = doctor::look(&program, Duration::from_secs(wait.deadline));
             put(json, &findings, || show::findings(&findings))?;
             if doctor::is_ill(&findings) {
                 return Ok(ExitCode::FAILURE);

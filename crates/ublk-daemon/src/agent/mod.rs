@@ -413,8 +413,10 @@ impl Agent<'_> {
 
     fn tell_server_with(&self, message: &ToServer, descriptor: Option<BorrowedFd<'_>>) {
         let server = self.server.as_ref();
-        if let Some(Err(e)) = server.map(|s| s.link.send_with(message, descriptor)) {
-            tracing::warn!("the server does not listen: {e}");
+        match server.map(|s| s.link.send_with(message, descriptor)) {
+            // Its last words are still to be heard, and say why.
+            None | Some(Ok(()) | Err(LinkError::Closed)) => {}
+            Some(Err(e)) => tracing::warn!("the server does not listen: {e}"),
         }
     }
 

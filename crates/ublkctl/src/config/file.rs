@@ -57,15 +57,19 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, Failure> {
 /// The text of a file. It is never waited for: a pipe is none.
 fn text_of(path: &Path) -> Result<String, Failure> {
     let name = path.display();
-    let usage = |why: &str| Failure::new(FailureKind::Usage, format!("{name}: {why}"));
+    let usage = |why: &str| {
+        let failure = Failure::new(FailureKind::Usage, format!("{name}: {why}"));
+        failure.hint("name the file that describes the devices (docs/operations.md)")
+    };
     let failed = |e: std::io::Error| match e.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => usage("there is no such file")
-            .hint("name the file that describes the devices (docs/operations.md)"),
+        ErrorKind::NotFound | ErrorKind::NotADirectory => usage("there is no such file"),
+        _ if e.raw_os_error() == Some(libc::ELOOP) => usage("its links lead back to themselves"),
         ErrorKind::PermissionDenied => {
             Failure::new(FailureKind::NoPermission, format!("{name}: {e}"))
                 .hint("run it as a user who may read it")
         }
-        _ => Failure::failed(format!("{name}: {e}")),
+        _ => Failure::failed(format!("{name}: {e}"))
+            .hint("see what the kernel says of its disk (`dmesg`)"),
     };
     let opened = OpenOptions::new()
         .read(true)

@@ -150,6 +150,7 @@ fn l45_what_is_no_configuration_is_a_mistake_and_not_waited_for() {
     let at = |name: &str| dir.path().join(name);
     std::fs::write(at("bytes"), b"# one\n\xff\n").unwrap();
     std::fs::write(at("long"), vec![b'#'; (1 << 20) + 1]).unwrap();
+    std::os::unix::fs::symlink(at("loop"), at("loop")).unwrap();
     let made = std::process::Command::new("mkfifo")
         .arg(at("pipe"))
         .status();
@@ -160,11 +161,13 @@ fn l45_what_is_no_configuration_is_a_mistake_and_not_waited_for() {
         ("pipe", "it is a pipe"),
         ("", "it is a directory"),
         ("missing", "no such file"),
+        ("loop", "its links lead back"),
         ("bytes/below", "no such file"),
     ] {
         let failure = read(&at(name)).expect_err("read");
         assert_eq!(failure.kind, FailureKind::Usage, "{failure:?}");
         assert!(failure.text.contains(said), "{failure:?}");
+        assert!(failure.hint.is_some(), "{failure:?}");
     }
     let null = read(Path::new("/dev/null")).expect_err("read");
     assert!(null.text.contains("a device"), "{null:?}");
