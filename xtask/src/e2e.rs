@@ -52,6 +52,13 @@ pub struct Options {
     pub accel: Choice,
 }
 
+impl Options {
+    /// Which cases run on the kernels that get all.
+    const fn set(&self) -> Set {
+        if self.soak { Set::Soak } else { Set::Full }
+    }
+}
+
 /// Which cases run on a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Set {
@@ -81,7 +88,7 @@ impl Set {
 pub fn simple(accel: Choice) -> Result<()> {
     let vm = Vm::new(accel)?;
     let names = [vm.manifest.default[0].clone()];
-    let results = guests(&vm, &names, Some("simple_"))?;
+    let results = guests(&vm, &names, Set::Full, Some("simple_"))?;
     conclude(&results)
 }
 
@@ -99,12 +106,13 @@ pub fn run(options: &Options) -> Result<()> {
         Some(kind) => (kind == Kind::Plain, kind == Kind::Systemd),
         None => (true, !chosen),
     };
+    let set = options.set();
     let mut results = Results::default();
     if plain {
         results.add("", &several(options, filter)?);
     }
     if with_systemd {
-        results.add("", &systemd(options.accel, &options.kernel, filter)?);
+        results.add("", &systemd(options.accel, &options.kernel, set, filter)?);
     }
     conclude(&results)
 }
@@ -112,7 +120,7 @@ pub fn run(options: &Options) -> Result<()> {
 /// Runs the kernels that the options name.
 fn several(options: &Options, filter: Option<&str>) -> Result<Results> {
     let vm = Vm::new(options.accel)?;
-    let usual = if options.soak { Set::Soak } else { Set::Full };
+    let usual = options.set();
     let (mut jobs, mut missing) = (Vec::new(), Vec::new());
     if options.all_kernels {
         let wanted = |name: &&String| options.kernel.is_empty() || options.kernel.contains(name);
@@ -153,7 +161,7 @@ fn several(options: &Options, filter: Option<&str>) -> Result<Results> {
 ///
 /// # Errors
 /// As [`guests`].
-pub fn systemd(accel: Choice, names: &[String], filter: Option<&str>) -> Result<Results> {
+pub fn systemd(accel: Choice, names: &[String], set: Set, filter: Option<&str>) -> Result<Results> {
     let vm = match Vm::systemd(accel) {
         Ok(vm) => vm,
         Err(error) if error.is::<NoPackages>() => {
@@ -166,7 +174,8 @@ pub fn systemd(accel: Choice, names: &[String], filter: Option<&str>) -> Result<
         Err(error) => return Err(error),
     };
     let newest = ["newest".to_owned()];
-    guests(&vm, if names.is_empty() { &newest } else { names }, filter)
+    let names = if names.is_empty() { &newest } else { names };
+    guests(&vm, names, set, filter)
 }
 
 /// Runs all cases on each kernel, as many at once as this machine has processors, and sums the results; failures of
@@ -174,9 +183,8 @@ pub fn systemd(accel: Choice, names: &[String], filter: Option<&str>) -> Result<
 ///
 /// # Errors
 /// A kernel or the image cannot be made ready.
-pub fn guests(vm: &Vm, names: &[String], filter: Option<&str>) -> Result<Results> {
+pub fn guests(vm: &Vm, names: &[String], set: Set, filter: Option<&str>) -> Result<Results> {
     let kernels = vm.kernels(names)?.into_iter();
-    let set = Set::Full;
     let jobs = kernels.map(|kernel| Job { kernel, set }).collect();
     let reports = lanes::run(vm, jobs, filter, lanes::default_jobs())?;
     print!("{}", lanes::summary(&reports, &[]));

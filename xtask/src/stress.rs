@@ -74,7 +74,12 @@ fn round(
     options: &Options,
     first: &mut Option<Vec<Figure>>,
 ) -> Result<(String, Vec<String>)> {
-    let cases = e2e::guests(vm, &options.kernel, options.filter.as_deref())?;
+    let cases = e2e::guests(
+        vm,
+        &options.kernel,
+        e2e::Set::Full,
+        options.filter.as_deref(),
+    )?;
     let mut faults = cases.failed.clone();
     if cases.passed == 0 {
         faults.push("no case ran".to_owned());

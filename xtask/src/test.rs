@@ -43,12 +43,12 @@ pub fn run(options: Options) -> Result<()> {
     } else {
         headers(&mut all);
         println!("\n== virtual machines");
-        match Vm::new(Choice::Auto).and_then(|vm| e2e::guests(&vm, &[], None)) {
+        match Vm::new(Choice::Auto).and_then(|vm| e2e::guests(&vm, &[], e2e::Set::Full, None)) {
             Ok(results) => all.add("", &results),
             Err(error) => all.failed.push(format!("virtual machines: {error:#}")),
         }
         println!("\n== virtual machine with systemd");
-        match e2e::systemd(Choice::Auto, &[], None) {
+        match e2e::systemd(Choice::Auto, &[], e2e::Set::Full, None) {
             Ok(results) => all.add("systemd ", &results),
             Err(error) => all.failed.push(format!("systemd: {error:#}")),
         }
