@@ -72,6 +72,32 @@ fn requests_are_served_by_operations_in_every_mode() {
     }
 }
 
+/// L13 A range of a file that ends behind 64 bits is refused, also where the file is a stream and looks at no offset; the
+/// request still has its data.
+#[test]
+fn l13_a_range_behind_64_bits_is_refused() {
+    let config = Config::new(5);
+    let file = descriptor();
+    let run = run(&config, || {
+        let file = file.clone();
+        Async::new(move |mut request: TaskRequest| {
+            let file = file.clone();
+            async move {
+                let last = u64::MAX - request.len() / 2;
+                let refused = match request.op() {
+                    Op::Read => request.read_from(&file, last).await,
+                    Op::Write => request.write_to(&file, last).await,
+                    _ => Err(Errno::EOVERFLOW),
+                };
+                assert_eq!(refused, Err(Errno::EOVERFLOW));
+                serve(request, file).await
+            }
+        })
+    });
+    run.assert_clean(1000);
+    assert_eq!(run.report.failed, 0);
+}
+
 /// With fewer places than requests, tasks wait for each other and all are served.
 #[test]
 fn an_exhausted_pool_serves_all() {

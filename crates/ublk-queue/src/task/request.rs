@@ -206,7 +206,7 @@ impl TaskRequest {
     /// Fills a READ's data from a file, from its byte `offset` on.
     ///
     /// # Errors
-    /// The operation's errno; EIO where the file ends before (L05).
+    /// The operation's errno; EIO where the file ends before (L05), EOVERFLOW for a range that ends behind 64 bits.
     pub async fn read_from(&mut self, file: &SharedFd, offset: u64) -> Result<(), Errno> {
         self.transfer(file, offset, Op::Read).await
     }
@@ -214,7 +214,7 @@ impl TaskRequest {
     /// Writes a WRITE's data to a file, from its byte `offset` on.
     ///
     /// # Errors
-    /// The operation's errno; EIO where the file takes no more (L11).
+    /// The operation's errno; EIO where the file takes no more (L11), EOVERFLOW for a range that ends behind 64 bits.
     pub async fn write_to(&mut self, file: &SharedFd, offset: u64) -> Result<(), Errno> {
         self.transfer(file, offset, Op::Write).await
     }
@@ -223,6 +223,8 @@ impl TaskRequest {
         if self.op() != op {
             return Err(Errno::EINVAL);
         }
+        // L13: a stream looks at no offset, and would let the sum below wrap after a short transfer.
+        offset.checked_add(self.len()).ok_or(Errno::EOVERFLOW)?;
         let ring = self.ring();
         let mut buffer = self.take_data()?;
         let (mut done, len) = (0, buffer.place.len());

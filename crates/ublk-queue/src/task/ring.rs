@@ -77,7 +77,8 @@ impl Ring {
         RingOp::new(&self.0, kind, fd, (), NOTHING)
     }
 
-    /// Reads at `offset` of a file (`IORING_OP_READ`, `READ_FIXED`).
+    /// Reads at `offset` of a file (`IORING_OP_READ`, `READ_FIXED`); at its own position where that is `u64::MAX`, as the
+    /// kernel has it.
     pub fn read<B: IoBufMut>(
         &self,
         fd: &SharedFd,
@@ -87,7 +88,7 @@ impl Ring {
         RingOp::new(&self.0, Kind::Read(offset), Some(fd), buffer, to_buffer())
     }
 
-    /// Writes at `offset` of a file (`IORING_OP_WRITE`, `WRITE_FIXED`).
+    /// Writes at `offset` of a file (`IORING_OP_WRITE`, `WRITE_FIXED`); at its own position where that is `u64::MAX`.
     pub fn write<B: IoBuf>(&self, fd: &SharedFd, buffer: B, offset: u64) -> RingOp<B, Transferred> {
         RingOp::new(
             &self.0,
