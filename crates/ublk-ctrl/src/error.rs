@@ -6,7 +6,7 @@ use core::fmt;
 use core::time::Duration;
 use std::borrow::Cow;
 use ublk_core::kernel::Fault;
-use ublk_core::{DevId, DevState, Errno, Missing};
+use ublk_core::{DevId, DevState, Errno, Features, Missing, Mode, Recovery};
 
 /// An error of the control plane. Its text says what happened and what to do next; the two halves
 /// are also to be had apart, by [`Error::summary`] and [`Error::hint`].
@@ -51,6 +51,20 @@ pub enum Error {
     },
     /// Features were asked for that this kernel lacks.
     Unsupported(Missing),
+    /// The driver made the device without features that were asked for, which it drops without an error.
+    NotGranted {
+        /// The device; it exists.
+        dev: DevId,
+        /// What was asked for.
+        asked: Features,
+        /// What was dropped of it.
+        refused: Features,
+    },
+    /// Before Linux 7.3 a device in batch mode that was recovered may go on failing I/O.
+    BatchNotRecoverable {
+        /// The recovery policy that was asked for.
+        recovery: Recovery,
+    },
     /// The kernel does not know the command, or the device lacks the feature for it.
     UnknownCommand {
         /// What was tried.
@@ -205,6 +219,7 @@ impl Error {
             | Self::TimedOut { dev, .. }
             | Self::Refused { dev, .. } => *dev,
             Self::NoNode { dev, .. }
+            | Self::NotGranted { dev, .. }
             | Self::WrongSize { dev, .. }
             | Self::WrongState { dev, .. } => Some(*dev),
             _ => None,
@@ -355,6 +370,18 @@ impl Error {
                 format!("{operation}: {pending} earlier commands are stuck in the kernel")
             }
             Self::Spec { message } => message.clone(),
+            Self::NotGranted { refused, .. } if refused.contains(Features::UNPRIVILEGED_DEV) => {
+                "the device is not an unprivileged one: its maker has CAP_SYS_ADMIN".into()
+            }
+            Self::NotGranted { asked, refused, .. } => format!(
+                "the kernel did not grant {refused}, so there is no mode {} with recovery {}",
+                Mode::of(*asked),
+                Recovery::of(*asked)
+            ),
+            Self::BatchNotRecoverable { recovery } => format!(
+                "batch mode with recovery {recovery}: before Linux 7.3 a recovered device in batch mode may go on \
+                 failing I/O"
+            ),
             Self::BadReply { operation, message } => format!("{operation}: {message}"),
             Self::NoNode {
                 operation,
@@ -464,6 +491,13 @@ impl Error {
                  process, and the machine where it cannot end"
             }
             Self::Spec { .. } => "nothing was sent to the kernel; change the request",
+            Self::NotGranted { refused, .. } if refused.contains(Features::UNPRIVILEGED_DEV) => {
+                "run as the unprivileged user, without capabilities"
+            }
+            Self::NotGranted { .. } => {
+                "ask for another mode (--data, --batch) or recovery policy (--recovery)"
+            }
+            Self::BatchNotRecoverable { .. } => "leave out batch mode (--batch on) or recovery",
             Self::BadReply { .. } => {
                 "this is a bug, here or in the kernel: report it with `uname -r`"
             }

@@ -21,6 +21,7 @@
 //! | a node by its path | [`nodes`] compares its device number with the driver's | `OpenDevice::new` is unsafe |
 #![deny(unsafe_code)]
 
+pub mod bring_up;
 mod buffer;
 pub mod command;
 pub mod control;

@@ -48,32 +48,6 @@ fn of_user(spec: &AddSpec) -> Result<(), Failure> {
     }
 }
 
-/// The features of a policy on a kernel: those it needs, and QUIESCE where the kernel has it, without
-/// which a server cannot be replaced without holding I/O by hand.
-///
-/// # Errors
-/// A combination that this kernel's driver does not serve well.
-pub fn features(spec: &AddSpec, kernel: Features) -> Result<Features, Failure> {
-    if !spec.recovery.is_recoverable() {
-        return Ok(Features::NONE);
-    }
-    // Descriptors of a chosen size came with the same kernel as batch mode that recovers.
-    if spec.mode.batch && !kernel.contains(Features::IO_DESC_SIZE) {
-        return Err(Failure::failed(format!(
-            "--batch on with --recovery {}: before Linux 7.3 a recovered device in batch mode may go on failing I/O",
-            spec.recovery
-        ))
-        .hint("leave out --batch on"));
-    }
-    let quiesce = kernel.contains(Features::QUIESCE);
-    let more = if quiesce {
-        Features::QUIESCE
-    } else {
-        Features::NONE
-    };
-    Ok(spec.recovery.features() | more)
-}
-
 /// Whether the server of a live device can be replaced without an I/O error, on a kernel of this release.
 ///
 /// # Errors
@@ -163,25 +137,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    /// QUIESCE is asked for where it is to be had, batches are not recovered before 7.3.
-    #[test]
-    fn policies_are_features_of_the_kernel() {
-        let null = |policy, batch| spec(BackendSpec::Null { size: 4096 }, policy, batch);
-        let old = Features::from_bits(0x1fe);
-        let new = Features::from_bits(0x1f_ffff);
-        let between = new.without(Features::IO_DESC_SIZE);
-        assert_eq!(
-            features(&null(Recovery::None, true), old).unwrap(),
-            Features::NONE
-        );
-        let queue = null(Recovery::Queue, false);
-        assert_eq!(features(&queue, old).unwrap(), Features::USER_RECOVERY);
-        let wanted = Features::USER_RECOVERY | Features::QUIESCE;
-        assert_eq!(features(&queue, new).unwrap(), wanted);
-        assert!(features(&null(Recovery::Reissue, true), between).is_err());
-        assert!(features(&null(Recovery::Reissue, true), new).is_ok());
     }
 
     /// L35 Where replacing a server would cost requests it is refused with the reason.

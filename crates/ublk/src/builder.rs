@@ -9,7 +9,7 @@ use ublk_backends::File;
 use ublk_core::{
     Backend, DataMode, DevId, DeviceSpec, Features, Mode, OpenDevice, Recovery, SharedBuffer,
 };
-use ublk_ctrl::{ControlThread, Controller, page_size};
+use ublk_ctrl::{ControlThread, Controller, bring_up, page_size};
 
 use ublk_queue::{Failed, Mapped, OnFailure, Plan, Polling, Server, Threads};
 
@@ -309,8 +309,8 @@ impl<B: Backend> Builder<B> {
     /// Checks the spec, sends ADD_DEV and SET_PARAMS. `/dev/ublkcN` exists afterwards.
     ///
     /// # Errors
-    /// A rule of the driver that the spec breaks, or what the driver said. Nothing is left behind,
-    /// unless the error is a deadline's.
+    /// A rule of the driver that the spec breaks, what the driver said, or a feature that it did not grant. Nothing is left
+    /// behind, unless the error is a deadline's.
     pub fn add(self) -> Result<Added<B>, Error> {
         let mut spec = self.spec;
         let mut options = self.options;
@@ -324,30 +324,20 @@ impl<B: Backend> Builder<B> {
             None => Box::new(ControlThread::start(options.deadline)?),
         };
         let deadline = options.deadline;
-        // Where it is to be had, a recoverable device can be held for its next server.
-        if Recovery::of(spec.features).is_recoverable()
-            && controller.features(deadline)?.contains(Features::QUIESCE)
-        {
-            spec.features |= Features::QUIESCE;
+        let mut optional = Features::NONE;
+        if !options.partitions {
+            optional |= Features::NO_AUTO_PART_SCAN;
         }
-        if !options.partitions
-            && controller
-                .features(deadline)?
-                .contains(Features::NO_AUTO_PART_SCAN)
-        {
-            spec.features |= Features::NO_AUTO_PART_SCAN;
-        }
-        let favoured = self.favoured.features();
-        if self.favoured != DataMode::Copy
-            && DataMode::of(spec.features) == DataMode::Copy
+        if DataMode::of(spec.features) == DataMode::Copy
             && !spec.features.contains(Features::UNPRIVILEGED_DEV)
-            && controller.features(deadline)?.contains(favoured)
         {
-            spec.features |= favoured;
+            optional |= self.favoured.features();
         }
+        spec.features = bring_up::negotiate(&mut *controller, spec.features, optional, deadline)?;
         let checked = spec.check(page_size())?;
         let geometry = controller.add(&checked, deadline)?;
-        let prepared = controller.set_params(&checked, &geometry, deadline);
+        let prepared = bring_up::granted(&checked, &geometry);
+        let prepared = prepared.and_then(|()| controller.set_params(&checked, &geometry, deadline));
         let prepared = prepared.and_then(|()| match &mut options.shared {
             Some(shared) => {
                 let (id, file) = (geometry.dev_id(), shared.file.as_fd());

@@ -6,7 +6,6 @@ use crate::link::LINK_VERSION;
 use crate::listener::Listener;
 use crate::names;
 use crate::peer::Peer;
-use crate::policy;
 use crate::shm;
 use crate::state::{self, Phase, ProcessId, Record};
 use crate::sys::poll;
@@ -21,7 +20,7 @@ use ublk_backends::Identity;
 use ublk_core::{
     CheckedSpec, CpuMask, DevId, DeviceSpec, Features, Geometry, Limits, Mode, QueueId, Recovery,
 };
-use ublk_ctrl::Error;
+use ublk_ctrl::{Error, bring_up};
 
 /// How long a device may take to answer what is in flight, to be without an I/O scheduler.
 const UNSCHEDULE: Duration = Duration::from_secs(2);
@@ -93,12 +92,9 @@ impl Agent<'_> {
         let (limits, backing) = self.described(deadline)?;
         tracing::debug!("the server described its backend");
         let nonce = state::nonce().map_err(|e| Failure::failed(format!("no random word: {e}")))?;
-        let more = if spec.recovery.is_recoverable() {
-            let kernel = self.control()?.features(left(deadline))?;
-            policy::features(spec, kernel)?
-        } else {
-            Features::NONE
-        };
+        let asked = spec.mode.features() | spec.recovery.features();
+        let control = &mut **self.control()?;
+        let more = bring_up::negotiate(control, asked, Features::NONE, left(deadline))?;
         let checked = check(spec, limits, more, nonce)?;
         // Intent is on disk before ADD_DEV, so that a kill leaves nothing nameless (L31).
         let mut record = Record::new(nonce, spec.clone());
@@ -137,21 +133,7 @@ impl Agent<'_> {
         // An earlier agent of that number is on its way out; the device is nobody else's.
         self.lock = self.store.lock(id.get(), deadline)?;
         // A mode is never replaced in silence, and neither by the kernel.
-        let refused = checked.refused(&geometry);
-        if !refused.is_empty() {
-            if refused.contains(Features::UNPRIVILEGED_DEV) {
-                return Err(Failure::failed(
-                    "the device is not a user's: its maker has CAP_SYS_ADMIN after all",
-                )
-                .hint("run it as that user, without capabilities"));
-            }
-            let text = format!(
-                "the kernel did not grant {refused}, so there is no mode {} with recovery {}",
-                spec.mode, spec.recovery
-            );
-            return Err(Failure::failed(text)
-                .hint("ask for another mode with --data or --batch, or another --recovery"));
-        }
+        bring_up::granted(&checked, &geometry)?;
         if geometry.queues() != spec.queues {
             tracing::info!(
                 "{} queues were asked for, the kernel made {} (at most one per CPU)",

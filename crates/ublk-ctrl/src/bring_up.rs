@@ -1,0 +1,60 @@
+//! What a new device asks the kernel for, and whether it was granted: the same for an embedding program and for the tool.
+#![forbid(unsafe_code)]
+
+use crate::{Controller, Error};
+use core::time::Duration;
+use ublk_core::{CheckedSpec, Features, Geometry, Recovery};
+
+/// The features to ask for: all of `asked`, and those of `optional` that this kernel has. A recoverable device also gets
+/// QUIESCE (6.16) where the kernel has it: without it, I/O cannot be held while a live server is replaced.
+///
+/// Asks for the kernel's features only where the answer depends on them.
+///
+/// # Errors
+/// [`Error::BatchNotRecoverable`] for batch mode with recovery before Linux 7.3, and what GET_FEATURES said.
+pub fn negotiate<C: Controller + ?Sized>(
+    controller: &mut C,
+    asked: Features,
+    optional: Features,
+    deadline: Duration,
+) -> Result<Features, Error> {
+    let recovery = Recovery::of(asked);
+    let quiesce = match recovery.is_recoverable() {
+        true => Features::QUIESCE,
+        false => Features::NONE,
+    };
+    let optional = (optional | quiesce).without(asked);
+    if optional.is_empty() {
+        return Ok(asked);
+    }
+    let kernel = controller.features(deadline)?;
+    // IO_DESC_SIZE came with the kernel whose batch mode recovers (7.3).
+    let batch = asked.contains(Features::BATCH_IO);
+    if recovery.is_recoverable() && batch && !kernel.contains(Features::IO_DESC_SIZE) {
+        return Err(Error::BatchNotRecoverable { recovery });
+    }
+    // What the kernel lacks of them.
+    let lacking = optional.without(kernel);
+    Ok(asked | optional.without(lacking))
+}
+
+/// Compares what ADD_DEV granted with what was asked for. The driver drops some features without an error: recovery and the
+/// modes without a copy for an unprivileged caller, UNPRIVILEGED_DEV for a privileged one.
+///
+/// # Errors
+/// [`Error::NotGranted`]; the device exists and is the caller's to delete.
+pub fn granted(asked: &CheckedSpec, geometry: &Geometry) -> Result<(), Error> {
+    let refused = asked.refused(geometry);
+    if refused.is_empty() {
+        return Ok(());
+    }
+    Err(Error::NotGranted {
+        dev: geometry.dev_id(),
+        asked: geometry.features() | refused,
+        refused,
+    })
+}
+
+#[cfg(test)]
+#[path = "bring_up_tests.rs"]
+mod tests;

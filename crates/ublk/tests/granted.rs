@@ -1,0 +1,57 @@
+//! What the driver drops without an error is an error of the builder, in the tool's words.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ublk::backends::Null;
+use ublk::core::{DataMode, Mode};
+use ublk::{Builder, Errno, Features, Recovery};
+use ublk_ctrl::Control;
+use ublk_ctrl::fake::{Act, FakeKernel};
+use ublk_sys::{self as sys, ublksrv_ctrl_dev_info};
+
+/// A kernel that has everything and drops these features of a device; with the commands that it saw.
+fn kernel(dropped: Features) -> (Control<FakeKernel>, Arc<Mutex<Vec<u32>>>) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let fake = FakeKernel::new(move |op, _, buffer| {
+        log.lock().expect("no panic").push(op);
+        match op {
+            sys::UBLK_U_CMD_GET_FEATURES => buffer.fill(&0x1f_ffff_u64.to_ne_bytes()),
+            sys::UBLK_U_CMD_ADD_DEV => {
+                let bytes = buffer.read().try_into().expect("a device's information");
+                let mut info = ublksrv_ctrl_dev_info::from_bytes(&bytes);
+                info.dev_id = 0;
+                info.flags &= !dropped.bits();
+                buffer.fill(&info.to_bytes());
+            }
+            sys::UBLK_U_CMD_SET_PARAMS => return Act::Answer(Err(Errno::EIO)),
+            _ => {}
+        }
+        Act::Answer(Ok(0))
+    });
+    (Control::with_port(fake), seen)
+}
+
+/// Mode, recovery policy and owner: nobody gets another device than was asked for, and none is left behind.
+#[test]
+fn what_is_not_granted_is_an_error() {
+    let null =
+        || Builder::new(Null::new(1 << 20, 512).expect("a size")).deadline(Duration::from_secs(60));
+    let user_copy = null().mode(Mode::new(DataMode::UserCopy));
+    let recovered = null().recovery(Recovery::Reissue);
+    let unprivileged = null().features(Features::UNPRIVILEGED_DEV);
+    for (builder, dropped, told) in [
+        (user_copy, Features::USER_COPY, "no mode user-copy"),
+        (recovered, Features::USER_RECOVERY, "with recovery reissue"),
+        (unprivileged, Features::UNPRIVILEGED_DEV, "CAP_SYS_ADMIN"),
+        // It goes on to the parameters, which this kernel refuses.
+        (null(), Features::USER_COPY, "EIO"),
+    ] {
+        let (control, seen) = kernel(dropped);
+        let error = builder.controller(control).add().expect_err("refused");
+        assert!(error.to_string().contains(told), "{error}");
+        let seen = seen.lock().expect("no panic");
+        assert_eq!(seen.last(), Some(&sys::UBLK_U_CMD_DEL_DEV), "{told}");
+    }
+}
