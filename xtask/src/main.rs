@@ -11,6 +11,7 @@ mod deb;
 mod demo;
 mod e2e;
 mod expected;
+mod failure_modes;
 mod fuzz;
 mod guest;
 mod host;
@@ -64,6 +65,8 @@ enum Task {
     Ci(ci::Options),
     /// Format, clippy with warnings denied, licences and sources of dependencies
     Lint,
+    /// The page of known failure modes (docs/failure-modes.md) against the tests named after them
+    FailureModes,
     /// Our structs and constants against the newest kernel headers on offer
     Layout,
     /// The models of the ring's memory order
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(options),
         Task::Ci(options) => ci::run(options),
         Task::Lint => lint::run(),
+        Task::FailureModes => failure_modes::run(),
         Task::Layout => layout::run(),
         Task::Loom => loom::run(),
         Task::Mutants(options) => mutants::run(&options),
