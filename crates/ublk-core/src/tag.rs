@@ -149,7 +149,7 @@ impl TagState {
             Self::GettingData => Self::RetryCommit(Answer::failed(Errno::EIO)),
             _ => Self::RetryFetch,
         };
-        // ECANCELED: a link broke or the ring is dying. ENOMEM, EAGAIN, EINTR: io_uring's own trouble.
+        // ECANCELED: a link broke or the ring is dying. ENOMEM, EAGAIN, EINTR: io_uring's own errors.
         let transient = matches!(
             errno,
             Errno::ECANCELED | Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR

@@ -80,7 +80,7 @@ pub struct RingPort {
 
 impl RingPort {
     pub(crate) fn open(node: &Path) -> Result<Self, Error> {
-        // The node first: without the module the ring's own troubles matter to nobody.
+        // The node first: without the module the ring's own errors matter to nobody.
         let file = OpenOptions::new().read(true).write(true).open(node);
         let node = file.map_err(|e| open_error(Errno::from_io(&e)))?;
         let mut ring = Ring::builder(ENTRIES).build().map_err(|e| match e {

@@ -389,7 +389,7 @@ struct Ready {
 }
 
 fn out_of_turn(message: &ToServer) -> Failure {
-    Failure::failed(format!("the agent spoke out of turn: {message:?}"))
+    Failure::failed(format!("unexpected message from the agent: {message:?}"))
 }
 
 #[cfg(test)]

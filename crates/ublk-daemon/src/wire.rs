@@ -473,7 +473,7 @@ pub struct ShmReport {
     pub bytes: u64,
     /// Requests whose data was in it, so that the driver copied nothing.
     pub hits: u64,
-    /// Requests with data elsewhere, which went the way of the device's mode.
+    /// Misses: requests with data outside, which the mode of the device served.
     pub fallbacks: u64,
 }
 

@@ -27,7 +27,7 @@ Environment: UBLKCTL_RUN_DIR names another directory for state than /run/ublkctl
 ublkctl in $XDG_RUNTIME_DIR, /run/user/UID or $XDG_STATE_HOME; UBLKCTL_LOG sets how much is said: error, warn, info (default), debug, trace; \
 UBLKCTL_SECCOMP=log has the system calls that a server is refused logged by the kernel and let through, =off filters none.";
 
-/// Make, list, stop and delete ublk devices: block devices served by a process.
+/// Create, list, stop and delete ublk devices: block devices served by a process.
 #[derive(Debug, Parser)]
 #[command(name = "ublkctl", version, after_long_help = CONTRACT)]
 pub struct Cli {
@@ -42,45 +42,45 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a device and serve it; prints its path once it serves I/O
+    /// Create a device and serve it; prints its path once it serves I/O
     Add {
         /// What answers the requests
         #[command(subcommand)]
         backend: Backend,
     },
-    /// Bring up the devices of a configuration file; those that run as it says are left alone
+    /// Bring up the devices of a configuration file; those that already run as configured are left alone
     Up {
         #[command(flatten)]
         config: Config,
-        /// Serve one device and stay in front until it is gone; SIGINT and SIGTERM stop and delete it. One that
-        /// waits for a server, or is dead, from an earlier life is taken up again
+        /// Serve one device and stay in the foreground until it is gone; SIGINT and SIGTERM stop and delete it. A device
+        /// left over without a server is taken up again
         #[arg(long)]
         foreground: bool,
-        /// With --foreground: SIGINT and SIGTERM write a recoverable device back and leave it to its next server
+        /// With --foreground: on SIGINT and SIGTERM, write back a recoverable device and leave it for its next server
         #[arg(long, requires = "foreground")]
         leave: bool,
         #[command(flatten)]
         wait: Wait,
     },
-    /// Stop and delete the devices of a configuration file, the last one first; those that are not there are no error
+    /// Stop and delete the devices of a configuration file, last one first; devices that do not exist are skipped
     Down {
         #[command(flatten)]
         config: Config,
-        /// Also where somebody loses data by it
+        /// Proceed even if unwritten data is lost
         #[arg(long)]
         force: bool,
-        /// Only devices that serve in front (`up --foreground`): one that another agent has taken over stays
+        /// Only devices served in the foreground (`up --foreground`): one that another agent has taken over stays
         #[arg(long)]
         in_front: bool,
         #[command(flatten)]
         wait: Wait,
     },
-    /// Check a configuration file: words, values, and what it is about
+    /// Check a configuration file: its keys, its values, and the files it names
     Check {
         #[command(flatten)]
         config: Config,
     },
-    /// List the devices of this machine, ours and others'
+    /// List the devices of this machine, including those of other programs
     #[command(visible_alias = "ls")]
     List {
         /// Devices to list [default: all]
@@ -89,62 +89,62 @@ pub enum Command {
         #[command(flatten)]
         wait: Look,
     },
-    /// Show everything known of a device
+    /// Show everything known about a device
     Info {
         #[command(flatten)]
         devices: Devices,
         #[command(flatten)]
         wait: Look,
     },
-    /// Stop a device: its data is written back, then /dev/ublkbN goes; /dev/ublkcN stays until `delete`
+    /// Stop a device: write back its data, then remove /dev/ublkbN; /dev/ublkcN stays until `delete`
     Stop {
         #[command(flatten)]
         devices: DevicesOrAll,
-        /// Only if nobody has it open (Linux 7.0)
+        /// Stop it only if nobody has it open (Linux 7.0)
         #[arg(long, conflicts_with = "force")]
         if_unused: bool,
-        /// Also where somebody loses data by it
+        /// Proceed even if unwritten data is lost
         #[arg(long)]
         force: bool,
         #[command(flatten)]
         wait: Wait,
     },
-    /// Stop a device and remove it for good
+    /// Stop a device and remove it
     #[command(visible_alias = "rm")]
     Delete {
         #[command(flatten)]
         devices: DevicesOrAll,
-        /// Do not wait for those who have it open; its number is free when they are gone (Linux 6.9)
+        /// Do not wait until everybody has closed it; its number becomes free after that (Linux 6.9)
         #[arg(long = "async")]
         no_wait: bool,
-        /// Also where somebody loses data by it
+        /// Proceed even if unwritten data is lost
         #[arg(long)]
         force: bool,
         #[command(flatten)]
         wait: Wait,
     },
-    /// Give a device whose server is gone a new one; it goes on where the old one left it
+    /// Start a new server for a device whose server is gone; I/O continues where the old one left off
     Recover {
         /// Devices, each by its number, its node or a link to it, or its name
         #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices), required_unless_present = "all", conflicts_with = "all")]
         devices: Vec<Target>,
-        /// Every device of ours that waits for a server
+        /// Every device of this user that waits for a server
         #[arg(long)]
         all: bool,
-        /// Serve what the path of the device's file leads to now, although it was made with another file or disk
+        /// Serve whatever file or disk is at the device's path now, even if it is not the one the device was created with
         #[arg(long, conflicts_with = "all")]
         accept_backing: bool,
         #[command(flatten)]
         wait: Wait,
     },
-    /// Replace the running server of a device by this program, while the device is in use; I/O waits meanwhile
+    /// Replace the running server of a device with this program while the device is in use; I/O waits meanwhile
     Upgrade {
         #[command(flatten)]
         devices: Devices,
-        /// Also where the policy or the kernel cannot keep requests from failing
+        /// Proceed even if requests may fail, by the recovery policy or on this kernel
         #[arg(long)]
         allow_errors: bool,
-        /// Serve what the path of the device's file leads to now, although it was made with another file or disk
+        /// Serve whatever file or disk is at the device's path now, even if it is not the one the device was created with
         #[arg(long)]
         accept_backing: bool,
         #[command(flatten)]
@@ -157,27 +157,27 @@ pub enum Command {
         /// The new size
         #[arg(value_name = "SIZE", value_parser = size::parse, required_unless_present = "fill", conflicts_with = "fill")]
         size: Option<u64>,
-        /// All that the file of a file device has now
+        /// Use the current size of the device's file
         #[arg(long)]
         fill: bool,
-        /// Cut it although somebody holds it
+        /// Shrink it even if it is in use
         #[arg(long)]
         force: bool,
-        /// Serve what the path of the device's file leads to now, although it was made with another file or disk
+        /// Serve whatever file or disk is at the device's path now, even if it is not the one the device was created with
         #[arg(long)]
         accept_backing: bool,
         #[command(flatten)]
         wait: Wait,
     },
-    /// Show devices whose server is gone and that nobody takes care of, and remove those named
+    /// Show devices whose server is gone and that no agent looks after, and remove those named
     Gc {
         /// Orphans to remove
         #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
         devices: Vec<Target>,
-        /// Remove every orphan of ours that no recovery can bring back
+        /// Remove every orphan of this user that cannot be recovered
         #[arg(long)]
         all: bool,
-        /// Also where somebody loses data by it
+        /// Proceed even if unwritten data is lost
         #[arg(long)]
         force: bool,
         #[command(flatten)]
@@ -188,7 +188,7 @@ pub enum Command {
         #[command(flatten)]
         wait: Look,
     },
-    /// Check that ublk devices can be made here, and say how to mend what is not right
+    /// Check whether ublk devices can be created here, and say how to fix what is wrong
     Doctor {
         #[command(flatten)]
         wait: Look,
@@ -211,7 +211,7 @@ pub enum Command {
     },
 }
 
-/// The device a command is about. There is no default: a command without it does nothing (L32).
+/// The device to act on. There is no default: a command without it does nothing (L32).
 #[derive(Debug, Args)]
 pub struct Device {
     /// The device: its number, its node or a link to it, or its name
@@ -219,7 +219,7 @@ pub struct Device {
     pub device: Target,
 }
 
-/// The devices a command is about: at least one.
+/// The devices to act on: at least one.
 #[derive(Debug, Args)]
 pub struct Devices {
     /// Devices, each by its number, its node or a link to it, or its name
@@ -227,18 +227,18 @@ pub struct Devices {
     pub devices: Vec<Target>,
 }
 
-/// The devices a command is about: at least one, or all in so many words.
+/// The devices to act on: at least one, or all if said explicitly.
 #[derive(Debug, Args)]
 pub struct DevicesOrAll {
     /// Devices, each by its number, its node or a link to it, or its name
     #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices), required_unless_present = "all", conflicts_with = "all")]
     pub devices: Vec<Target>,
-    /// Every device that this ublkctl and user made
+    /// Every device that this user created with ublkctl
     #[arg(long)]
     pub all: bool,
 }
 
-/// The devices a command is about, by a file.
+/// The devices to act on, from a file.
 #[derive(Debug, Args)]
 pub struct Config {
     /// A table `[device.NAME]` for each device, with `backend` and the long options of `add` as keys (TOML)
@@ -252,7 +252,7 @@ pub struct Config {
 /// How long to wait.
 #[derive(Debug, Args)]
 pub struct Wait {
-    /// Seconds to wait for each device; what is not done by then goes on without the caller (exit code 3)
+    /// Seconds to wait for each device; what is not finished by then continues in the background (exit code 3)
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub deadline: u64,
 }

@@ -232,7 +232,7 @@ pub fn info(i: &Info) -> String {
             line(
                 "shared I/O",
                 format!(
-                    "{}, {} requests in it, {} elsewhere",
+                    "{}, {} hits, {} misses",
                     size::show(shm.bytes),
                     shm.hits,
                     shm.fallbacks

@@ -167,7 +167,7 @@ impl Agent<'_> {
                 })) => {
                     self.relay.answer(ticket, health, more);
                 }
-                Ok(Some(other)) => tracing::warn!("the server spoke out of turn: {other:?}"),
+                Ok(Some(other)) => tracing::warn!("unexpected message from the server: {other:?}"),
                 Err(e @ (LinkError::Garbled(_) | LinkError::TooLong(_))) => tracing::warn!("{e}"),
                 Err(_) => {
                     ending.hung_up = true;
@@ -186,7 +186,7 @@ impl Agent<'_> {
             Ok(Some(ToAgent::Keep)) => self.keep(),
             Ok(Some(ToAgent::Leave)) => self.asked_to_end(ending, "the front"),
             Ok(Some(ToAgent::Add(_) | ToAgent::Recover(_))) => {
-                tracing::warn!("the front spoke out of turn");
+                tracing::warn!("unexpected message from the front");
             }
             Err(_) => {
                 self.ears.front = None;

@@ -382,5 +382,5 @@ impl Agent<'_> {
 }
 
 fn out_of_turn(word: &FromServer) -> Failure {
-    Failure::failed(format!("the server spoke out of turn: {word:?}"))
+    Failure::failed(format!("unexpected message from the server: {word:?}"))
 }

@@ -381,7 +381,7 @@ impl Agent<'_> {
         let record = self.store.find(id.get(), geometry.server_flags())?;
         record.ok_or_else(|| {
             Failure::foreign(id)
-                .hint("the program that made it must recover it: its requests are none of ours")
+                .hint("it was created by another program, which alone can recover it")
         })
     }
 

@@ -160,7 +160,7 @@ impl Agent<'_> {
             ToPredecessor::TakeOver { version, nonce } => self.yield_to(version, nonce),
             ToPredecessor::Holding if self.heir.is_yielding() => self.heir.state = State::Held,
             ToPredecessor::Done if self.heir.is_yielding() => self.heir.state = State::Yielded,
-            other => tracing::warn!("the next agent spoke out of turn: {other:?}"),
+            other => tracing::warn!("unexpected message from the next agent: {other:?}"),
         }
     }
 

@@ -258,7 +258,7 @@ fn file(kind: Kind, mode: Mode) -> Result<()> {
     told("fua");
     let (hits, misses) = counts(&device)?;
     measured(format!(
-        "{} {}: {hits} hits, {misses} elsewhere",
+        "{} {}: {hits} hits, {misses} misses",
         kind.name(),
         mode.name()
     ));

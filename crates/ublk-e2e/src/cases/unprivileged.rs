@@ -1,4 +1,4 @@
-//! Devices of ordinary users: their own to make, use, stop and delete, and nobody else's.
+//! Unprivileged devices: their users' own to make, use, stop and delete, and nobody else's.
 //!
 //! The guest has no udev: a thread plays the shipped rule, by the same question to the same command.
 

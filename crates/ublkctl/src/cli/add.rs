@@ -11,7 +11,7 @@ use ublk_daemon::wire;
 /// What answers the requests of a new device.
 #[derive(Debug, Subcommand)]
 pub enum Backend {
-    /// Accepts everything and keeps nothing: to measure the way to it
+    /// Completes requests without data: for measuring the path to the server
     Null {
         #[command(flatten)]
         add: Add,
@@ -19,7 +19,7 @@ pub enum Backend {
         #[arg(long, value_name = "SIZE", default_value = "250G", value_parser = size::parse)]
         size: u64,
     },
-    /// Memory, taken as it is written and given back by discard
+    /// Memory, allocated on write and freed by discard
     Mem {
         #[command(flatten)]
         add: Add,
@@ -34,25 +34,25 @@ pub enum Backend {
         /// The file
         #[arg(value_name = "PATH")]
         path: PathBuf,
-        /// Make the file, sparse and of --size; one that is there is never touched
+        /// Create a sparse file of --size; an existing file is never touched
         #[arg(long, requires = "size", conflicts_with_all = ["offset", "length", "read_only"])]
         create: bool,
-        /// Size of the file to make
+        /// Size of the file to create
         #[arg(long, value_name = "SIZE", requires = "create", value_parser = size::parse)]
         size: Option<u64>,
-        /// Where in the file the device begins
+        /// Offset in the file at which the device begins
         #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size::parse)]
         offset: u64,
         /// Size of the device [default: the rest of the file]
         #[arg(long, value_name = "SIZE", value_parser = size::parse)]
         length: Option<u64>,
-        /// Go through the page cache even where direct I/O could be had
+        /// Use the page cache even if direct I/O is available
         #[arg(long)]
         buffered: bool,
-        /// Offer no discard, even where the file could give storage back
+        /// Do not offer discard, even if the file supports it
         #[arg(long)]
         no_discard: bool,
-        /// Also where it is mounted, or in use by another device: whoever writes beside it destroys data
+        /// Proceed even if it is mounted or serves another device: two writers corrupt its data
         #[arg(long)]
         force: bool,
     },
@@ -64,82 +64,80 @@ pub struct Add {
     /// Number of the device [default: the lowest free one]
     #[arg(short = 'n', long, value_name = "ID", value_parser = clap::value_parser!(u32).range(0..1 << 20))]
     pub id: Option<u32>,
-    /// Hw queues, each served by a thread; the kernel makes at most one per CPU
+    /// Hardware queues, each served by a thread; the kernel creates at most one per CPU
     #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub queues: u16,
     /// Requests in flight on each queue
     #[arg(short, long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub depth: u16,
-    /// Logical block size: 512 or 4096 [default: 512; file: as what is on it was written, else the smallest for direct I/O]
+    /// Logical block size: 512 or 4096 [default: 512; file: that of its contents, else the smallest for direct I/O]
     #[arg(long, value_name = "SIZE", value_parser = small_size)]
     pub block_size: Option<u32>,
-    /// Largest request: whole pages up to 32M
+    /// Largest request: a multiple of the page size, up to 32M
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = small_size)]
     pub max_io: u32,
     /// The I/O scheduler of the device: none, or what the kernel chooses (mq-deadline for one queue)
     #[arg(long, value_enum, default_value_t = Scheduler::None)]
     pub scheduler: Scheduler,
-    /// How data travels between the kernel and the server; a mode that this kernel lacks is refused by the name
-    /// of the feature
+    /// How data is moved between the kernel and the server; a mode that this kernel lacks is refused, naming the
+    /// missing feature
     #[arg(long, value_enum, default_value_t = DataMode::Auto)]
     pub data: DataMode,
-    /// Whether commands to the driver go in batches
+    /// Whether commands to the driver are sent in batches
     #[arg(long, value_enum, default_value_t = Batch::Auto)]
     pub batch: Batch,
-    /// Threads of each queue, for a backend whose work is more than one CPU can do (more than one: Linux 6.16)
+    /// Threads per queue, for a backend that needs more than one CPU (more than one: Linux 6.16)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub threads: u16,
-    /// What a thread does before it sleeps: off, fixed or adaptive, the latter two with :MICROSECONDS if wanted
+    /// Polling before a thread sleeps: off, fixed or adaptive; the latter two take an optional :MICROSECONDS
     #[arg(long, value_name = "HOW", default_value_t = Polling::Off)]
     pub poll: Polling,
-    /// Buffers in huge pages where they are to be had: for large requests; one is taken whole by its first byte
+    /// Allocate buffers in huge pages where available, for large requests; the first byte takes a whole page
     #[arg(long)]
     pub huge_pages: bool,
-    /// Memory that clients do direct I/O from, so that nobody copies their data (Linux 7.1): a file of hugetlbfs or
-    /// tmpfs that they map, or /proc/PID/fd/N of a memfd; requests from elsewhere go the way of --data
+    /// Memory shared with clients, whose direct I/O from it is not copied (Linux 7.1): a file on hugetlbfs or tmpfs
+    /// that they map, or /proc/PID/fd/N of a memfd; requests from other memory use the mode of --data
     #[arg(long, value_name = "PATH")]
     pub shm: Option<PathBuf>,
-    /// The device refuses writes
+    /// Make the device read-only
     #[arg(long)]
     pub read_only: bool,
-    /// Give the device a new server by itself when its own dies, with pauses that grow; needs --recovery
+    /// Restart the server when it dies, with growing pauses; needs --recovery
     #[arg(long)]
     pub supervise: bool,
-    /// Lock the server's memory, so that it never waits for pages to be read in
+    /// Lock the server's memory, so that it never waits for a page fault
     #[arg(long)]
     pub lock_memory: bool,
-    /// A link to the device in /dev/ublkctl, kept across recovery; commands take it for the number
+    /// Name of a link in /dev/ublkctl, kept across recovery; commands accept it instead of the number
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// What becomes of the device when its server dies; not for mem, whose data dies with it
+    /// What happens to the device when its server dies; not for mem, whose data is lost with it
     #[arg(long, value_enum, default_value_t = Recovery::None)]
     pub recovery: Recovery,
-    /// Make the device even on a kernel whose release is known for a crash in ADD_DEV (see `ublkctl doctor`), where
-    /// that kernel is patched
+    /// Create the device even if this kernel release is known to crash in ADD_DEV (see `ublkctl doctor`), because
+    /// this build is patched
     #[arg(long)]
     pub trust_kernel: bool,
-    /// Stay in front until the device is gone; SIGINT and SIGTERM stop and delete it
+    /// Stay in the foreground until the device is gone; SIGINT and SIGTERM stop and delete it
     #[arg(long)]
     pub foreground: bool,
-    /// File for the messages of the device's processes [default: ID.log in the run directory]
+    /// Log file of the device's processes [default: ID.log in the run directory]
     #[arg(long, value_name = "FILE", conflicts_with = "foreground")]
     pub log: Option<PathBuf>,
     #[command(flatten)]
     pub wait: Wait,
 }
 
-/// Ways of data.
+/// Data modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DataMode {
-    /// What costs least by our measurements: zero copy for a file that is not in memory where the kernel has it,
-    /// else copy
+    /// The cheapest by our measurements: zero copy for a file that is not in memory, if the kernel has it; else copy
     Auto,
     /// The driver copies between the request and a buffer of the server (any kernel)
     Copy,
-    /// The driver copies, to and from the memory of a mem device itself; two commands for each write (any kernel)
+    /// The driver copies, directly to and from the memory of a mem device; two commands per write (any kernel)
     GetData,
-    /// The server copies, to and from the memory of a mem device itself; a system call for each request (any
-    /// kernel)
+    /// The server copies, directly to and from the memory of a mem device; one system call per request (any kernel)
     UserCopy,
     /// No copy: the driver registers the request's pages with the server's ring (Linux 6.16); not for mem, which
     /// has no file to forward requests to
@@ -151,13 +149,13 @@ pub enum DataMode {
 /// Recovery policies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Recovery {
-    /// It dies with its server: I/O fails, /dev/ublkbN goes
+    /// None: when the server dies, I/O fails and /dev/ublkbN is removed
     None,
-    /// I/O waits for the next server (`recover`); what the dead one had in hand fails
+    /// I/O waits for the next server (`recover`); requests in flight fail
     Queue,
-    /// I/O waits for the next server; what the dead one had in hand is sent again, so it may be done twice
+    /// I/O waits for the next server; requests in flight are reissued, so a write may be done twice
     Reissue,
-    /// I/O fails at once until there is a next server (Linux 6.13)
+    /// I/O fails immediately until there is a new server (Linux 6.13)
     Fail,
 }
 
@@ -175,7 +173,7 @@ impl From<Recovery> for ublk_core::Recovery {
 /// The I/O scheduler of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Scheduler {
-    /// Requests come as they were made: what is behind the device sorts its own
+    /// No scheduler: the storage behind the device has its own
     None,
     /// mq-deadline for one queue, none for several; its sorting costs a fifth of a small request
     Kernel,
@@ -190,24 +188,24 @@ impl From<Scheduler> for wire::Scheduler {
     }
 }
 
-/// Whether commands go in batches.
+/// Whether commands are sent in batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Batch {
-    /// A command carries many requests (Linux 7.0); not with get-data, which has no such command
+    /// One command carries many requests (Linux 7.0); not with get-data
     On,
-    /// A command for each request
+    /// One command per request
     Off,
     /// Off: batches save 6 % of a request's instructions at depth 64 and cost 10 % at depth 1
     Auto,
 }
 
 impl Add {
-    /// That the way of data is left open.
+    /// That the data mode is left open.
     pub fn auto(&self) -> Option<ublk_core::DataMode> {
         matches!(self.data, DataMode::Auto).then_some(ublk_core::DataMode::Copy)
     }
 
-    /// The mode asked for; copy without batches where that is left open.
+    /// The requested mode; copy without batches if left open.
     pub const fn mode(&self) -> Mode {
         use ublk_core::DataMode as Core;
         let data = match self.data {
