@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ublk_core::{Backend, Errno, Limits, Op, ZoneAction, ZoneReport};
+use ublk_core::{Backend, Errno, Limits, Op, ZoneAction, ZoneReport, deadline_in};
 
 /// What happens to a chosen request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,7 +241,7 @@ impl<B: Backend> Fault<B> {
 
 /// Waits for the next release.
 fn hold(shared: &Shared, mut state: MutexGuard<'_, State>, limit: Duration) -> Result<(), Errno> {
-    let deadline = Instant::now() + limit;
+    let deadline = deadline_in(limit);
     let before = state.released;
     state.counts.held += 1;
     shared.changed.notify_all();

@@ -10,6 +10,7 @@
 
 pub mod backend;
 pub mod cpumask;
+mod deadline;
 pub mod device;
 pub mod errno;
 pub mod features;
@@ -31,6 +32,7 @@ pub mod zone;
 
 pub use backend::Backend;
 pub use cpumask::CpuMask;
+pub use deadline::deadline_in;
 pub use device::OpenDevice;
 pub use errno::Errno;
 pub use features::{FeatureInfo, Features, Missing, negotiate};

@@ -4,6 +4,8 @@
 use core::time::Duration;
 use std::time::Instant;
 
+pub use ublk_core::deadline_in;
+
 /// First pause between two looks.
 const FIRST: Duration = Duration::from_micros(100);
 /// Longest pause between two looks.
@@ -30,14 +32,6 @@ pub fn until<T, E>(
         std::thread::sleep(pause.min(left));
         pause = (pause * 2).min(LONGEST);
     }
-}
-
-/// The moment a wait of this length ends, from now; a length beyond the clock counts as a century.
-#[must_use]
-pub fn deadline_in(length: Duration) -> Instant {
-    let now = Instant::now();
-    let century = Duration::from_secs(100 * 365 * 86_400);
-    now.checked_add(length).unwrap_or(now + century)
 }
 
 #[cfg(test)]

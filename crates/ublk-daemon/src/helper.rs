@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use ublk_core::deadline_in;
 use ublk_core::{DevId, Errno};
 use ublk_ctrl::{CANCEL_GRACE, Command, Control, Controller, Error, Operation, Reply, wait};
 
@@ -389,7 +390,7 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
                 message: format!("{operation}: of no device"),
             });
         };
-        let until = Instant::now() + deadline;
+        let until = deadline_in(deadline);
         match self.command(Command::Info { id }, deadline)? {
             Reply::Geometry(found) if found.server_flags() == nonce => {}
             _ => return Err(Error::NoSuchDevice { operation, dev }),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ublk_core::CpuMask;
+use ublk_core::{CpuMask, deadline_in};
 
 use crate::epoll::Epoll;
 use crate::handler::Handler;
@@ -273,7 +273,7 @@ impl Host {
         match place.worker.drive() {
             Next::Ready => {}
             Next::Within(time) => {
-                place.by = Some(Instant::now() + time);
+                place.by = Some(deadline_in(time));
                 self.timed += 1;
             }
             Next::Ended => self.end(at),

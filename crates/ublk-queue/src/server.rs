@@ -9,7 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ublk_core::{Backend, CpuMask, DataMode, Errno, OpenDevice, QueueId};
+use ublk_core::{Backend, CpuMask, DataMode, Errno, OpenDevice, QueueId, deadline_in};
 
 use self::ending::{EndGuard, Running, Shared};
 use self::teams::{Team, teams};
@@ -379,7 +379,7 @@ impl Server {
             server.threads.push(thread);
         }
         drop(report);
-        let until = Instant::now() + deadline;
+        let until = deadline_in(deadline);
         for _ in 0..threads {
             let left = until.saturating_duration_since(Instant::now());
             match reports.recv_timeout(left) {
@@ -484,7 +484,7 @@ impl Server {
     /// # Errors
     /// [`Error::TimedOut`] while a thread still serves: the server goes on, call again.
     pub fn finish(&mut self, deadline: Duration) -> Result<Report, Error> {
-        let until = Instant::now() + deadline;
+        let until = deadline_in(deadline);
         let mut ended = self.wait(Some(deadline));
         if ended && self.shared.running().failed {
             self.leave();

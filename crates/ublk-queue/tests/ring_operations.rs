@@ -341,3 +341,12 @@ fn a_future_that_is_never_ready_is_told_and_its_operations_end() {
     drop(local);
     assert_eq!(leaked_operations(), before);
 }
+
+/// L13 A limit without an end is one.
+#[test]
+fn l13_the_longest_limit_is_a_limit() {
+    let mut local = Local::new(4).expect("these tests need io_uring");
+    let ring = local.ring();
+    let nop = local.run(Duration::MAX, async { ring.nop().await });
+    assert!(matches!(nop, Ok(Ok(()))), "{nop:?}");
+}

@@ -22,6 +22,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ChildStderr;
 use std::time::{Duration, Instant};
+use ublk_core::deadline_in;
 use ublk_core::{DevId, Errno, Features};
 use ublk_ctrl::{Controller, Error, Operation};
 
@@ -78,7 +79,7 @@ pub fn add(
     log: Option<PathBuf>,
     deadline: Duration,
 ) -> Result<(Added, Foreground), Failure> {
-    let until = Instant::now() + deadline;
+    let until = deadline_in(deadline);
     let _name = super::up::reserve(spec.name.as_deref(), until)?;
     let left = until.saturating_duration_since(Instant::now());
     add_reserved(program, spec, lifetime, log, left)
@@ -108,7 +109,7 @@ pub(super) fn add_reserved(
         }
     }
     run_directory()?;
-    let until = Instant::now() + deadline;
+    let until = deadline_in(deadline);
     let request = AddRequest {
         version: LINK_VERSION,
         spec,
@@ -203,7 +204,7 @@ fn ask_agent(
     if let Ok(id) = DevId::new(request.id) {
         ublk_ctrl::nodes::can_serve(id)?;
     }
-    let until = Instant::now() + deadline;
+    let until = deadline_in(deadline);
     let lifetime = request.lifetime;
     let mut device = Foreground::start(program, lifetime, &ToAgent::Recover(request))?;
     // The agent gives up at the deadline and says why; a moment for its words.

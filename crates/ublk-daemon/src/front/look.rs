@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use ublk_core::deadline_in;
 use ublk_core::{DataMode, DevId, DevState, Geometry, Mode, QueueId, Recovery};
 use ublk_ctrl::{Controller, Error};
 
@@ -264,7 +265,7 @@ fn geometries(
     program: &Path,
     deadline: Duration,
 ) -> Result<Vec<(DevId, Option<Geometry>)>, Failure> {
-    let until = Instant::now() + deadline;
+    let until = deadline_in(deadline);
     let left = || until.saturating_duration_since(Instant::now());
     by_helper(program, |helper| {
         let mut ids = ublk_ctrl::nodes::list_devices()?;
@@ -337,7 +338,7 @@ pub fn recoverable(program: &Path, deadline: Duration) -> Result<Vec<DevId>, Fai
 /// # Errors
 /// No such device, no driver, no permission, a deadline.
 pub fn info(program: &Path, id: DevId, deadline: Duration) -> Result<Info, Failure> {
-    let until = Instant::now() + deadline;
+    let until = deadline_in(deadline);
     let left = || until.saturating_duration_since(Instant::now());
     let (geometry, affinity) = by_helper(program, |helper| {
         let geometry = helper.info(id, left())?;

@@ -17,6 +17,7 @@ use crate::state::{Lock, Record, Store};
 use crate::wire::{Failure, FailureKind};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use ublk_core::deadline_in;
 use ublk_core::{DevId, DevState, Geometry};
 use ublk_ctrl::{Command, Controller, Error, wait};
 use verdict::{Needs, verdict};
@@ -54,7 +55,7 @@ pub fn stop(
     how: Stop,
     deadline: Duration,
 ) -> Result<(), Failure> {
-    let until = Instant::now() + deadline;
+    let until = deadline_in(deadline);
     let mut removal = Removal::begin(program, device.into(), how, until)?;
     let done = removal.stop();
     removal.end(done, "stopped")
@@ -73,7 +74,7 @@ pub fn delete(
     no_wait: bool,
     deadline: Duration,
 ) -> Result<(), Failure> {
-    let until = Instant::now() + deadline;
+    let until = deadline_in(deadline);
     let mut removal = Removal::begin(program, device.into(), how, until)?;
     let done = removal.stop().and_then(|()| {
         kill_point("delete:stopped");

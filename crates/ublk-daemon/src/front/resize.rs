@@ -9,6 +9,7 @@ use crate::wire::{BackendSpec, Failure, FailureKind};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use ublk_core::deadline_in;
 use ublk_core::{DevId, DevState, Recovery};
 use ublk_ctrl::{Command, Controller, Error, Operation, wait};
 
@@ -45,7 +46,7 @@ pub fn resize(
     accept_backing: bool,
     deadline: Duration,
 ) -> Result<Resized, Failure> {
-    let until = Instant::now() + deadline;
+    let until = deadline_in(deadline);
     let left = || until.saturating_duration_since(Instant::now());
     let (info, before) = by_helper(program, |helper| {
         let info = helper.info(id, left())?;

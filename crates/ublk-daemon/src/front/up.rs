@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use ublk_core::DevId;
+use ublk_core::deadline_in;
 use ublk_ctrl::wait;
 
 /// How long processes of an earlier life may take to end.
@@ -90,7 +91,7 @@ pub fn make(
     lifetime: Lifetime,
     deadline: Duration,
 ) -> Result<(Added, Foreground), Failure> {
-    let until = Instant::now() + deadline;
+    let until = deadline_in(deadline);
     let _name = reserve(wanted.spec.name.as_deref(), until)?;
     make_reserved(program, wanted, lifetime, left(until))
 }
@@ -201,7 +202,7 @@ pub fn up(
     lifetime: Lifetime,
     deadline: Duration,
 ) -> Result<(Up, Option<Foreground>), Failure> {
-    let until = Instant::now() + deadline;
+    let until = deadline_in(deadline);
     let left = || until.saturating_duration_since(Instant::now());
     let name = wanted.spec.name.clone();
     let name = name.ok_or_else(|| Failure::new(FailureKind::Usage, "a device without a name"))?;
@@ -277,7 +278,7 @@ pub fn down(
     in_front: bool,
     deadline: Duration,
 ) -> Result<Down, Failure> {
-    let until = Instant::now() + deadline;
+    let until = deadline_in(deadline);
     let left = || until.saturating_duration_since(Instant::now());
     let Some((entry, record)) = find(program, name, left())? else {
         // A link without a record of the caller's: somebody else's device, and not one that is absent.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ublk_core::QueueId;
+use ublk_core::{QueueId, deadline_in};
 use uring_lite::{Cqe16, EnterError, RegisterError, SetupError, Sqe64};
 
 use super::core::Core;
@@ -98,7 +98,7 @@ impl Local {
         limit: Duration,
         future: impl Future<Output = T>,
     ) -> Result<T, LocalError> {
-        let until = Instant::now() + limit;
+        let until = deadline_in(limit);
         let core = Rc::clone(&self.core.0);
         let mut future = pin!(future);
         let mut tags = Vec::with_capacity(1);
