@@ -136,11 +136,26 @@ impl<P: CtrlPort> Control<P> {
     ///
     /// # Errors
     /// The errno as [`Error::of_command`] tells it, [`Error::TimedOut`], [`Error::Exhausted`],
-    /// [`Error::Ring`].
+    /// [`Error::Ring`]; [`Error::Spec`] for REG_BUF, whose payload names memory: [`Control::register_memory`] is for that.
     ///
     /// A device of an unprivileged user is found out by the EINVAL that any command without the path of its
     /// character node gets, before it has any effect: the command is then sent with the path.
     pub fn raw(&mut self, request: &Request, deadline: Duration) -> Result<(u32, Vec<u8>), Error> {
+        if request.cmd_op() == ublk_sys::UBLK_U_CMD_REG_BUF {
+            return Err(Error::Spec {
+                message: "REG_BUF names memory, for which nobody vouches here: use register_memory"
+                    .into(),
+            });
+        }
+        self.deliver(request, deadline)
+    }
+
+    /// [`Control::raw`] for every command.
+    pub(crate) fn deliver(
+        &mut self,
+        request: &Request,
+        deadline: Duration,
+    ) -> Result<(u32, Vec<u8>), Error> {
         let by_path = request.has_path() || matches!(request.operation(), Operation::Add);
         let Some(id) = request.dev().filter(|_| !by_path) else {
             return self.send(request, deadline);
@@ -195,7 +210,9 @@ impl<P: CtrlPort> Control<P> {
                 Err(errno) => errno,
             };
             let end = matches!(errno, Errno::EINTR | Errno::ECANCELED);
-            if ended.cancelled && end {
+            // A command that is interrupted again and again has a deadline as others have (L27).
+            let late = interrupted && Instant::now() >= until;
+            if end && (ended.cancelled || late) {
                 return Err(Error::TimedOut {
                     operation,
                     dev,

@@ -316,6 +316,18 @@ fn l50_interrupted_commands() {
     assert_eq!(control.port().seen.len(), 1, "may have had half its effect");
 }
 
+/// L65 A command whose payload names memory is none that safe code can send.
+#[test]
+fn l65_memory_is_not_named_by_raw_commands() {
+    let mut control = Control::with_port(FakeKernel::new(|_, _, _| DONE));
+    let request = Request::new(Operation::Raw(0x18), sys::UBLK_U_CMD_REG_BUF, Some(id(1)));
+    assert!(matches!(
+        control.raw(&request, LONG),
+        Err(Error::Spec { .. })
+    ));
+    assert!(control.port().seen.is_empty());
+}
+
 /// L32 A device that is not there is an error, whatever is asked of it, and no command means "all".
 #[test]
 fn l32_a_missing_device_is_an_error() {
@@ -391,4 +403,15 @@ fn the_real_ring_carries_commands() {
     let begun = Instant::now();
     assert_eq!(control.port.wait(Duration::from_millis(20)), Ok(None));
     assert!(begun.elapsed() >= Duration::from_millis(20));
+}
+
+/// L27 A command that is interrupted without end is given up at the deadline.
+#[test]
+fn l27_interrupts_without_end_have_a_deadline() {
+    let kernel = FakeKernel::new(|_, _, _| Act::Answer(Err(Errno::EINTR)));
+    let mut control = Control::with_port(kernel);
+    for deadline in [Duration::ZERO, Duration::from_millis(20)] {
+        let stopped = control.stop(DevId::new(1).unwrap(), deadline).unwrap_err();
+        assert_eq!(stopped.kind(), crate::Kind::TimedOut, "{stopped}");
+    }
 }

@@ -80,7 +80,7 @@ impl<P: CtrlPort> Control<P> {
             ..Default::default()
         };
         let request = on(operation, ublk_sys::UBLK_U_CMD_REG_BUF, id);
-        let (index, _) = self.raw(&request.payload(memory.to_bytes().to_vec()), deadline)?;
+        let (index, _) = self.deliver(&request.payload(memory.to_bytes().to_vec()), deadline)?;
         let index = u16::try_from(index).map_err(|_| Error::BadReply {
             operation,
             message: format!("index {index} is beyond what a descriptor can carry"),

@@ -5,11 +5,11 @@
 )]
 
 use crate::wait::deadline_in;
-use crate::{CANCEL_GRACE, Command, Control, Controller, Error, Reply};
+use crate::{CANCEL_GRACE, Command, Control, Controller, Error, Operation, Reply};
 use core::time::Duration;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 /// Threads that may be stuck in the kernel before another command is refused.
@@ -48,9 +48,17 @@ type Answer = Result<Reply, Error>;
 /// programs that must survive `kill -9` do.
 pub struct ControlThread {
     make: Make,
-    jobs: Option<Sender<Job>>,
-    /// Threads whose answer never came.
-    lost: usize,
+    /// The thread in service.
+    thread: Option<Thread>,
+    /// Threads whose answer did not come in time, as long as they live.
+    lost: Vec<Weak<()>>,
+}
+
+/// A thread that issues commands.
+struct Thread {
+    jobs: Sender<Job>,
+    /// The thread's own: it is gone when that has ended.
+    life: Weak<()>,
 }
 
 struct Job {
@@ -87,23 +95,31 @@ impl ControlThread {
         M: Fn() -> Result<Handler, Error> + Send + Sync + 'static,
     {
         let make: Make = Arc::new(make);
-        let jobs = Some(spawn(&make, deadline)?);
-        let lost = 0;
-        Ok(Self { make, jobs, lost })
+        let thread = Some(spawn(&make, deadline)?);
+        let lost = Vec::new();
+        Ok(Self { make, thread, lost })
     }
 
     /// The thread in service, a new one where the last is lost.
     fn jobs(&mut self, command: &Command, deadline: Duration) -> Result<&Sender<Job>, Error> {
-        if self.lost >= MAX_LOST {
+        // What has ended since is stuck no more.
+        self.lost.retain(|life| life.strong_count() > 0);
+        let most = match command.operation() {
+            // What ends a device finds room behind what is stuck in it.
+            Operation::Stop | Operation::Delete => MAX_LOST + 2,
+            _ => MAX_LOST,
+        };
+        if self.lost.len() >= most {
             return Err(Error::Exhausted {
                 operation: command.operation(),
-                pending: self.lost,
+                pending: self.lost.len(),
             });
         }
-        match self.jobs {
-            Some(ref jobs) => Ok(jobs),
-            None => Ok(self.jobs.insert(spawn(&self.make, deadline)?)),
-        }
+        let thread = match self.thread.take() {
+            Some(thread) => thread,
+            None => spawn(&self.make, deadline)?,
+        };
+        Ok(&self.thread.insert(thread).jobs)
     }
 }
 
@@ -123,10 +139,10 @@ unsafe impl Controller for ControlThread {
         };
         got.unwrap_or_else(|error| {
             // Stuck or dead: its channel closes, and it ends when the kernel lets it go.
-            self.jobs = None;
+            let thread = self.thread.take();
             match error {
                 RecvTimeoutError::Timeout => {
-                    self.lost += 1;
+                    self.lost.extend(thread.map(|thread| thread.life));
                     Err(Error::TimedOut {
                         operation: command.operation(),
                         dev: command.dev(),
@@ -145,32 +161,37 @@ unsafe impl Controller for ControlThread {
 impl fmt::Debug for ControlThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ControlThread")
-            .field("lost", &self.lost)
+            .field("lost", &self.lost.len())
             .finish_non_exhaustive()
     }
 }
 
 /// Starts a thread and waits until its handler is made.
-fn spawn(make: &Make, deadline: Duration) -> Result<Sender<Job>, Error> {
+fn spawn(make: &Make, deadline: Duration) -> Result<Thread, Error> {
     let gone = |message: String| Error::ControllerGone { message };
     let make = Arc::clone(make);
     let (jobs, work) = channel();
     let (made, opened) = sync_channel(1);
-    let body = move || match make() {
-        Ok(handler) => {
-            // Nobody waits any more: then nobody sends work either.
-            if made.send(Ok(())).is_ok() {
-                serve(handler, &work);
+    let token = Arc::new(());
+    let life = Arc::downgrade(&token);
+    let body = move || {
+        match make() {
+            Ok(handler) => {
+                // Nobody waits any more: then nobody sends work either.
+                if made.send(Ok(())).is_ok() {
+                    serve(handler, &work);
+                }
             }
+            Err(error) => drop(made.send(Err(error))),
         }
-        Err(error) => drop(made.send(Err(error))),
+        drop(token);
     };
     std::thread::Builder::new()
         .name("ublk-ctrl".into())
         .spawn(body)
         .map_err(|e| gone(format!("no thread for it: {e}")))?;
     match opened.recv_timeout(deadline) {
-        Ok(result) => result.map(|()| jobs),
+        Ok(result) => result.map(|()| Thread { jobs, life }),
         Err(RecvTimeoutError::Timeout) => {
             Err(gone(format!("opening took longer than {deadline:?}")))
         }

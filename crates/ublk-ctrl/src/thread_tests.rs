@@ -52,6 +52,11 @@ fn host() -> Host {
     }
 }
 
+/// As many late threads as there may be, that live as long as this.
+fn late(life: &Arc<()>) -> Vec<Weak<()>> {
+    (0..MAX_LOST).map(|_| Arc::downgrade(life)).collect()
+}
+
 /// L20 No command is issued on the caller's thread, which may serve a queue.
 #[test]
 fn l20_commands_run_on_another_thread() {
@@ -81,7 +86,9 @@ fn l27_a_stuck_thread_is_left_behind() {
     assert!(error.to_string().contains("then stop again"), "{error}");
     assert_eq!(host.control.features(LONG), Ok(Features::USER_COPY));
     assert_eq!(host.made.load(Ordering::Relaxed), 2);
-    host.control.lost = MAX_LOST;
+    // They live for as long as this does.
+    let life = Arc::new(());
+    host.control.lost = late(&life);
     let error = host.control.features(LONG).expect_err("too many");
     assert!(matches!(
         error,
@@ -124,4 +131,22 @@ fn a_failed_start_is_told() {
     assert_eq!(error.expect_err("fails"), Error::MissingModule);
     let error = ControlThread::with(|| panic!("scripted panic"), LONG);
     assert!(matches!(error, Err(Error::ControllerGone { .. })));
+}
+
+/// L27 A command that was late and has ended counts no more; one that ends a device finds room behind those that have not.
+#[test]
+fn l27_what_was_late_and_has_ended_counts_no_more() {
+    let mut host = host();
+    let ended = Arc::new(());
+    host.control.lost = late(&ended);
+    let delete = Command::Delete { id: id(4) };
+    assert!(host.control.call(delete, LONG).is_ok());
+    assert!(host.control.features(LONG).is_err());
+    drop(ended);
+    assert!(host.control.features(LONG).is_ok());
+    // A thread left behind in the kernel is one as long as it is there.
+    for pending in 1..=2 {
+        host.control.stop(id(4), SHORT).expect_err("stuck");
+        assert_eq!(host.control.lost.len(), pending);
+    }
 }

@@ -32,6 +32,8 @@ pub struct BufRing {
     bufs: NonNull<sys::io_uring_buf>,
     shared_tail: NonNull<AtomicU16>,
     entries: u16,
+    /// The id of the ring that has the group.
+    ring: u64,
     bgid: u16,
     tail: u16,
     in_ring: u16,
@@ -39,7 +41,7 @@ pub struct BufRing {
 }
 
 impl BufRing {
-    pub(crate) fn new(bgid: u16, entries: u16) -> Result<Self, Errno> {
+    pub(crate) fn new(ring: u64, bgid: u16, entries: u16) -> Result<Self, Errno> {
         let invalid = Errno::new(libc::EINVAL);
         if !entries.is_power_of_two() || entries > 32768 {
             return Err(invalid);
@@ -51,6 +53,7 @@ impl BufRing {
             bufs,
             shared_tail,
             entries,
+            ring,
             bgid,
             tail: 0,
             in_ring: 0,
@@ -60,6 +63,11 @@ impl BufRing {
 
     pub(crate) fn address(&self) -> u64 {
         self.bufs.as_ptr() as u64
+    }
+
+    /// Whether it is a group of the ring with this id.
+    pub(crate) const fn is_of(&self, ring: u64) -> bool {
+        self.ring == ring
     }
 
     /// The group, for [`buf_index`](crate::Sqe64::buf_index) with `BUFFER_SELECT`.
@@ -126,7 +134,7 @@ mod tests {
 
     #[test]
     fn adding_leaves_the_tail_that_lies_in_the_first_entry() {
-        let mut ring = BufRing::new(1, 2).expect("memory");
+        let mut ring = BufRing::new(0, 1, 2).expect("memory");
         let mut memory = [0_u8; 8];
         let mut add = |ring: &mut BufRing, bid| {
             // SAFETY: no kernel knows this ring.

@@ -28,8 +28,8 @@ pub use file::{
     close, close_registered, fallocate, fsync, read, read_fixed, readv, write, write_fixed, writev,
 };
 pub use net::{
-    MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, accept, accept_multishot, connect, recv, recvmsg,
-    send, send_zc, send_zc_fixed, sendmsg, sendmsg_zc, shutdown, socket,
+    MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, MSG_ZEROCOPY, accept, accept_multishot, connect, recv,
+    recvmsg, send, send_zc, send_zc_fixed, sendmsg, sendmsg_zc, shutdown, socket,
 };
 pub use wait::{
     POLL_IN, POLL_OUT, Timespec, async_cancel, async_cancel_all, async_cancel_any,
@@ -105,13 +105,19 @@ impl SqeFlags {
     pub const fn bits(self) -> u8 {
         self.0
     }
+
+    /// These flags and others.
+    #[must_use]
+    pub const fn and(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
 }
 
 impl std::ops::BitOr for SqeFlags {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+        self.and(other)
     }
 }
 

@@ -266,7 +266,8 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
     ) -> Result<BufRing, RegisterError> {
         let what = "buffer ring";
         let since = if incremental { "6.12" } else { "5.19" };
-        let ring = BufRing::new(bgid, entries).map_err(|errno| error(errno, what, since))?;
+        let ring =
+            BufRing::new(self.id(), bgid, entries).map_err(|errno| error(errno, what, since))?;
         let mut arg = sys::io_uring_buf_reg {
             ring_addr: ring.address(),
             ring_entries: u32::from(entries),
@@ -287,8 +288,13 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
     /// Forgets a group. Operations in flight that took a buffer keep it until their CQE.
     ///
     /// # Errors
-    /// [`RegisterError`]: not this ring's group. The mapping is gone all the same.
+    /// [`RegisterError`], with ENOENT where it is not this ring's group. The mapping is gone all the same.
     pub fn unregister_buf_ring(&mut self, ring: BufRing) -> Result<(), RegisterError> {
+        let (what, since) = ("end of a buffer ring", "5.19");
+        // Another ring may have a group of the same number, whose buffers the kernel would go on using.
+        if !ring.is_of(self.id()) {
+            return Err(error(Errno::new(libc::ENOENT), what, since));
+        }
         let mut arg = sys::io_uring_buf_reg {
             bgid: ring.bgid(),
             ..Default::default()
@@ -299,8 +305,8 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
                 sys::IORING_UNREGISTER_PBUF_RING,
                 &raw mut arg,
                 1,
-                "end of a buffer ring",
-                "5.19",
+                what,
+                since,
             )
         }?;
         drop(ring);

@@ -9,6 +9,7 @@
 
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::cq::Cq;
@@ -41,7 +42,15 @@ pub struct Ring<S: SqEntry = Sqe64, C: CqEntry = Cqe16, P: Port<S, C> = Linux> {
     overflow_enters: u64,
     // Behind the queues, which point into its mappings.
     port: P,
+    /// Tells it apart from all others of the process, those that are gone too.
+    id: u64,
     _thread: PhantomData<*mut ()>,
+}
+
+/// The id of a new ring.
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 static_assertions::assert_not_impl_any!(Ring<Sqe64, Cqe16, Linux>: Send, Sync);
@@ -100,6 +109,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
             wake: None,
             overflow_enters: 0,
             port,
+            id: next_id(),
             _thread: PhantomData,
         })
     }
@@ -472,6 +482,10 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         {
             side.armed = false;
         }
+    }
+
+    pub(crate) const fn id(&self) -> u64 {
+        self.id
     }
 
     /// The kernel side.

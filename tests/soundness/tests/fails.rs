@@ -14,6 +14,7 @@ use ublk_queue::seam::{Descriptors, Port};
 use ublk_queue::task::{Async, IoBuf, Local, SharedFd, TaskRequest};
 use ublk_queue::{Handler, LaneContext, LaneHandle, Mapped, Operations, Request, SharedMemory};
 use ublk_sim::{Config, Sim};
+use uring_lite::Ring;
 
 /// Serves a simulated device to its end, each lane with what `make` gives.
 fn serve<H: Handler>(config: &Config, mut make: impl FnMut() -> H) -> (Vec<LaneHandle>, Sim) {
@@ -150,4 +151,21 @@ fn l65_a_slice_is_cut_to_its_buffer() {
         let slice = vec![0_u8; 100].slice(from, len);
         assert_eq!(slice.place().len(), bytes);
     }
+}
+
+/// L65 A group of buffers is ended by its own ring only: the kernel would go on writing to those of the other.
+#[test]
+fn l65_a_group_is_ended_by_its_ring() {
+    let mut rings: [Ring; 2] =
+        [0; 2].map(|_| Ring::builder(4).build().expect("these tests need io_uring"));
+    let groups = rings
+        .each_mut()
+        .map(|ring| ring.register_buf_ring(1, 8, false).expect("a group"));
+    let [first, second] = groups;
+    assert!(rings[0].unregister_buf_ring(second).is_err());
+    // Neither is gone.
+    for ring in &mut rings {
+        assert!(ring.register_buf_ring(1, 8, false).is_err());
+    }
+    assert!(rings[0].unregister_buf_ring(first).is_ok());
 }

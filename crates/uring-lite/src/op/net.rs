@@ -15,6 +15,9 @@ use crate::sys;
 pub const MSG_WAITALL: u32 = 0x100;
 /// No SIGPIPE when the other side is gone (`MSG_NOSIGNAL`).
 pub const MSG_NOSIGNAL: u32 = 0x4000;
+/// The network reads the memory behind the completion, and tells on the socket's error queue when it is done
+/// (`MSG_ZEROCOPY`, of sockets with `SO_ZEROCOPY`). [`send_zc`] tells by a CQE.
+pub const MSG_ZEROCOPY: u32 = 0x400_0000;
 /// `EAGAIN` rather than waiting (`MSG_DONTWAIT`).
 pub const MSG_DONTWAIT: u32 = 0x40;
 
@@ -28,7 +31,7 @@ fn transfer(opcode: u8, fd: Fd, addr: u64, len: u32, flags: u32) -> Sqe64 {
 /// `IORING_OP_SEND` (5.6): completes with the count of bytes.
 ///
 /// # Safety
-/// `buf` is valid for reads of `len` bytes until the CQE.
+/// `buf` is valid for reads of `len` bytes until the CQE; with [`MSG_ZEROCOPY`] until the socket's error queue says so.
 #[inline]
 #[must_use]
 pub unsafe fn send(fd: Fd, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
