@@ -1,6 +1,7 @@
 //! What a worker calls for each request.
 
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
@@ -120,7 +121,7 @@ pub trait Handler {
 
     /// Whether requests stay with this handler until they are answered. Only handlers of this crate can say so.
     #[doc(hidden)]
-    const CLOSED: Closed = Closed::NO;
+    const CLOSED: Closed<Self> = Closed::NO;
 
     /// True for a handler that answers the requests of a zoned device, whose lane then tells the driver where appends have
     /// landed: [`Zoned`] makes one of any other. Those without pay nothing for it.
@@ -177,19 +178,29 @@ pub trait Handler {
 }
 
 /// Whether a handler gives no request to another handler. Those of this crate that do not have none but their own lane's,
-/// and need not ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Closed(bool);
+/// and need not ask. It is the word of one type: a handler around another, which might give requests away, has its own.
+pub struct Closed<H: ?Sized>(bool, PhantomData<fn(&H)>);
 
-impl Closed {
+impl<H: ?Sized> Closed<H> {
     /// It may.
-    pub const NO: Self = Self(false);
+    pub const NO: Self = Self(false, PhantomData);
 
-    /// It does not. A handler around it, which might, is another type, and has its own word.
-    pub(crate) const YES: Self = Self(true);
+    /// It does not.
+    pub(crate) const YES: Self = Self(true, PhantomData);
 
-    pub(crate) const fn is_closed(self) -> bool {
+    /// The word of a handler of this crate that gives all its requests to an `I` that it owns.
+    pub(crate) const fn as_inside<I: ?Sized>(inside: &Closed<I>) -> Self {
+        Self(inside.0, PhantomData)
+    }
+
+    pub(crate) const fn is_closed(&self) -> bool {
         self.0
+    }
+}
+
+impl<H: ?Sized> std::fmt::Debug for Closed<H> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Closed").field(&self.0).finish()
     }
 }
 
@@ -341,7 +352,7 @@ impl Pool {
     /// Starts `threads` threads that call `backend`, with room for `tags` waiting requests.
     ///
     /// # Errors
-    /// The error of starting a thread.
+    /// The error of starting a thread; `InvalidInput` for room that no memory has.
     pub fn start<B: Backend>(
         backend: &Arc<B>,
         threads: usize,
@@ -358,10 +369,13 @@ impl Pool {
         gives_up_admin: bool,
     ) -> std::io::Result<Self> {
         let jobs = Arc::new(Jobs::default());
-        jobs.lock().requests.reserve(tags);
+        let too_many = |_| std::io::Error::from(std::io::ErrorKind::InvalidInput);
+        let reserved = jobs.lock().requests.try_reserve(tags);
+        reserved.map_err(too_many)?;
+        // Each is started, so no more are made room for than there can be.
         let mut pool = Self {
             jobs,
-            threads: Vec::with_capacity(threads),
+            threads: Vec::new(),
         };
         for n in 0..threads.max(1) {
             let (jobs, backend) = (Arc::clone(&pool.jobs), Arc::clone(backend));
@@ -426,7 +440,14 @@ impl Jobs {
 impl Handler for Pooled {
     fn handle(&mut self, request: Request<'_>) {
         let request = request.detach();
-        self.0.lock().requests.push_back(request);
+        let mut waiting = self.0.lock();
+        if waiting.closed {
+            // Nobody takes it any more. Dropped, it is answered with EIO, behind the lock.
+            drop(waiting);
+            return drop(request);
+        }
+        waiting.requests.push_back(request);
+        drop(waiting);
         self.0.arrived.notify_one();
     }
 }

@@ -66,7 +66,7 @@ pub use health::{Counters, Health, QueueHealth, State};
 pub use hosting::Threads;
 pub use lane::LaneError;
 pub use memref::MemRef;
-pub use operations::{Operation, Operations, RingId};
+pub use operations::{NotPushed, Operation, Operations, RingId};
 pub use polling::Polling;
 pub use raw::RawQueue;
 pub use request::{KeptRequest, OwnedRequest, Request};

@@ -142,7 +142,7 @@ impl Spin {
         }
         if time <= self.most {
             // Twice what it took: the next may come a little later.
-            self.now = (time * 2).clamp(LEAST, self.most);
+            self.now = (time * 2).max(LEAST).min(self.most);
         } else {
             // Halved, so that one long pause does not end what was worth it, and several do.
             self.now /= 2;
@@ -190,6 +190,19 @@ mod tests {
             spin.waited(Duration::from_millis(1));
         }
         assert_eq!(spin.length(), Duration::ZERO);
+    }
+
+    /// A spin shorter than any that is worth it is one, too.
+    #[test]
+    fn a_spin_below_a_microsecond_does_not_panic() {
+        for nanos in [0, 1, 300, 999, 1000] {
+            let most = Duration::from_nanos(nanos);
+            let mut spin = Spin::new(Polling::Adaptive(most)).expect("spins");
+            for time in [Duration::ZERO, most, US, most] {
+                spin.waited(time);
+                assert!(spin.length() <= most);
+            }
+        }
     }
 
     #[test]

@@ -128,7 +128,7 @@ where
 
 impl<P: Port> Sink for Operations<'_, P> {
     fn push(&mut self, sqe: Sqe64, operation: Operation) -> Result<(), Full> {
-        Operations::push(self, sqe, operation)
+        self.put(sqe, operation)
     }
 
     fn word(&self, operation: Operation) -> u64 {
@@ -150,7 +150,7 @@ where
     Fut: Future<Output = Result<(), Errno>> + 'static,
 {
     const OPERATIONS: bool = true;
-    const CLOSED: Closed = Closed::YES;
+    const CLOSED: Closed<Self> = Closed::YES;
 
     fn attach(&mut self, context: &LaneContext) {
         let depth = context.depth;

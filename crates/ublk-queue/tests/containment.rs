@@ -14,11 +14,11 @@ use ublk_queue::seam::{Completion, Full, IoCommand, Port, UserCopyPort, Wake};
 use ublk_queue::task::{Async, SharedFd, TaskRequest, leaked_operations};
 use ublk_queue::worker::Share;
 use ublk_queue::{
-    BatchCommand, Handler, LaneSpec, MemRef, Operation, Operations, Request, State, Worker,
-    WorkerError,
+    BatchCommand, Handler, LaneSpec, MemRef, NotPushed, Operation, Operations, Request, State,
+    Worker, WorkerError,
 };
 use ublk_sim::{Config, Faults, Sim};
-use uring_lite::op;
+use uring_lite::op::{self, SqeFlags};
 
 fn panic_on_purpose() -> ! {
     // Without the message of the panic hook.
@@ -120,6 +120,16 @@ impl Handler for Panics {
             In::Completion => {}
         }
         let operation = Operation { place: 1, turn: 1 };
+        // Entries that would take commits with them, or end unseen, are refused.
+        for tie in [
+            SqeFlags::LINK,
+            SqeFlags::HARDLINK,
+            SqeFlags::DRAIN,
+            SqeFlags::CQE_SKIP_SUCCESS,
+        ] {
+            let pushed = ring.push(op::nop().flags(tie), operation);
+            assert_eq!(pushed, Err(NotPushed::Tied));
+        }
         // Not for ever: a lane ends when its handler has no operation.
         if self.in_flight == 0 && self.left > 0 && ring.push(op::nop(), operation).is_ok() {
             (self.in_flight, self.left) = (1, self.left - 1);

@@ -299,3 +299,19 @@ fn l55_a_kept_request_goes_to_another_thread() {
         answering.join().expect("no panic");
     }
 }
+
+/// L10 Requests for a pool that is gone are answered, with EIO, and the queue ends.
+#[test]
+fn l10_a_pool_that_is_gone_answers() {
+    let config = Config::new(1);
+    let pool = Pool::start(&Arc::new(sim::Zeroes(config.size)), 2, 4).expect("threads");
+    let handler = pool.handler();
+    drop(pool);
+    let run = run(config, || handler.clone());
+    assert_eq!(run.result, Ok(()));
+    assert!(run.report.failed > 0, "{:?}", run.report);
+    assert_eq!(run.report.violations, Vec::<String>::new());
+    // Numbers that no machine has are an error.
+    let backend = Arc::new(sim::Zeroes(4096));
+    assert!(Pool::start(&backend, 1, usize::MAX).is_err());
+}

@@ -505,3 +505,35 @@ fn l56_a_worker_that_is_told_to_leave_reaps_its_operations() {
     drop(run);
     assert_eq!(Arc::strong_count(&bytes), 1);
 }
+
+/// A transfer that its task gave up (a timeout) is tried again once the kernel has given the buffer back.
+#[test]
+fn a_transfer_that_is_given_up_can_be_tried_again() {
+    let config = Config::new(9);
+    let (file, busy) = (descriptor(), Rc::new(Cell::new(0)));
+    let run = run(&config, || {
+        let (file, busy) = (file.clone(), Rc::clone(&busy));
+        Async::new(move |mut request: TaskRequest| {
+            let (file, busy) = (file.clone(), Rc::clone(&busy));
+            async move {
+                if request.op() == Op::Read {
+                    let (offset, ring) = (request.offset(), request.ring());
+                    let mut given_up = Box::pin(request.read_from(&file, offset));
+                    assert!(poll_once(&mut given_up).await.is_pending());
+                    // Until the kernel has it.
+                    ring.nop().await?;
+                    drop(given_up);
+                    // Another operation of the ring may still fill it.
+                    while request.data_mut().is_err() {
+                        busy.set(busy.get() + 1);
+                        ring.nop().await?;
+                    }
+                }
+                serve(request, file).await
+            }
+        })
+    });
+    run.assert_clean(1000);
+    assert_eq!(run.report.failed, 0);
+    assert!(busy.get() > 0);
+}

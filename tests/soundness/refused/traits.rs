@@ -1,12 +1,14 @@
 //! What the engine believes is unsafe to implement, and stays on its thread.
 
+use std::future::Ready;
 use std::time::Duration;
 
 use ublk_core::Errno;
 use ublk_ctrl::{Buffer, Command, Controller, Error, Reply};
 use ublk_ctrl::port::{self, CtrlPort};
 use ublk_queue::seam::{Completion, Full, IoCommand, Port, Wake};
-use ublk_queue::task::{IoBuf, IoBufMut, Place, TagBuf, TaskRequest};
+use ublk_queue::handler::{Closed, Handler};
+use ublk_queue::task::{Async, IoBuf, IoBufMut, Place, TagBuf, TaskRequest};
 use ublk_queue::worker::Share;
 use ublk_queue::{KeptRequest, MemRef, RawQueue, Request};
 use uring_lite::Ring;
@@ -78,6 +80,18 @@ impl IoBuf for Forger { //~ E0200
 impl IoBufMut for Forger { //~ E0200
     fn place_mut(&mut self) -> Place {
         unimplemented!()
+    }
+}
+
+/// A handler's word that it gives requests to no other is its own: one around it cannot borrow it.
+struct Around(Inner);
+
+type Inner = Async<fn(TaskRequest) -> Ready<Result<(), Errno>>, Ready<Result<(), Errno>>>;
+
+impl Handler for Around {
+    const CLOSED: Closed<Self> = <Inner as Handler>::CLOSED; //~ E0308
+    fn handle(&mut self, request: Request<'_>) {
+        self.0.handle(request);
     }
 }
 

@@ -21,7 +21,7 @@ macro_rules! around {
             const FORWARDS: bool = H::FORWARDS;
             const SHARED: bool = true;
             const ZONES: bool = $zones;
-            const CLOSED: Closed = H::CLOSED;
+            const CLOSED: Closed<Self> = Closed::as_inside(&H::CLOSED);
 
             #[inline]
             fn handle(&mut self, request: Request<'_>) {

@@ -182,6 +182,11 @@ impl Core {
         self.tags[tag].memory.get()
     }
 
+    /// How many hold on to a tag's request.
+    pub(super) fn leases(&self, tag: usize) -> u8 {
+        self.tags[tag].leases.get()
+    }
+
     /// One more holds on to a tag's request.
     pub(super) fn lease(&self, tag: usize) {
         let leases = &self.tags[tag].leases;

@@ -154,6 +154,17 @@ impl Kind {
     pub(super) const fn gives_descriptor(&self) -> bool {
         matches!(self, Self::Accept | Self::Socket(..))
     }
+
+    /// The flags of a send, 0 for anything else.
+    const fn send_flags(&self) -> u32 {
+        match *self {
+            Self::Send(flags)
+            | Self::SendZeroCopy(flags)
+            | Self::SendPieces(flags)
+            | Self::SendPiecesZeroCopy(flags) => flags,
+            _ => 0,
+        }
+    }
 }
 
 /// The entry for an operation, its `user_data` not set.
@@ -163,13 +174,18 @@ impl Kind {
 /// `scratch` are valid for what `kind` does.
 ///
 /// # Errors
-/// EOPNOTSUPP for a registered buffer where the operation takes none; EINVAL without a buffer that it needs.
+/// EOPNOTSUPP for a registered buffer where the operation takes none; EINVAL without a buffer that it needs, and for
+/// MSG_ZEROCOPY.
 pub(super) unsafe fn entry(
     kind: &Kind,
     fd: Fd,
     place: Option<Place>,
     scratch: &mut Scratch,
 ) -> Result<Sqe64, Errno> {
+    if kind.send_flags() & op::MSG_ZEROCOPY != 0 {
+        // The network would read a buffer that has been given back.
+        return Err(Errno::EINVAL);
+    }
     // SAFETY (of every entry below): the caller's contract, for buffer, pieces, message, address and time.
     let sqe = match (*kind, place) {
         (Kind::Nop, _) => op::nop(),
@@ -350,6 +366,20 @@ mod tests {
         assert_eq!(sqe.as_raw().opcode, sys::IORING_OP_READ_FIXED);
         for flags in [op::MSG_WAITALL, libc::MSG_PEEK.cast_unsigned()] {
             assert_eq!(made(Kind::Recv(flags)).err(), Some(Errno::EOPNOTSUPP));
+        }
+    }
+
+    /// L09 A send after whose completion the network still reads the buffer is refused.
+    #[test]
+    fn l09_a_send_that_outlives_its_completion_is_refused() {
+        for send in [
+            Kind::Send,
+            Kind::SendZeroCopy,
+            Kind::SendPieces,
+            Kind::SendPiecesZeroCopy,
+        ] {
+            let kind = send(op::MSG_ZEROCOPY | op::MSG_DONTWAIT);
+            assert_eq!(made(kind).err(), Some(Errno::EINVAL));
         }
     }
 }

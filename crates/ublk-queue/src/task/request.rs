@@ -3,7 +3,7 @@
 //! General safety argument. A tag's bytes belong to the server from the CQE that brings the request to the commit that
 //! answers it, and the executor does not answer while the tag has leases. A `TaskRequest` is a lease, and so is a
 //! `TagBuf`; each is given back when the value is dropped. The data is in one of the two: in the `TaskRequest`, until a
-//! `TagBuf` is taken out of it, and again once that was given back. So who has the data is alone with the bytes: nobody
+//! `TagBuf` is taken out of it, and again once that is gone. So who has the data is alone with the bytes: nobody
 //! but a `TagBuf` lends them to the kernel, and only a `TaskRequest` with the data makes slices of them. One that is
 //! leaked leaks its lease: the request is never answered, and its memory never used again. The memory itself lives with
 //! the lane's shared part, which the request's token holds; and the token is there as long as there are leases: on the
@@ -26,22 +26,18 @@ use crate::request::{brings_data, wants_data};
 /// A request in the hands of an async handler. The task's result is its answer, given when this is dropped as well.
 ///
 /// # Invariants
-/// This is a lease of its tag, and the only `TaskRequest` of it. With `data`, no `TagBuf` of the request exists.
+/// This is a lease of its tag, and the only `TaskRequest` of it: as long as it is the only lease, no `TagBuf` of the
+/// request exists, and the data is here.
 pub struct TaskRequest {
     core: Rc<Core>,
     tag: Tag,
-    data: bool,
 }
 
 impl TaskRequest {
     /// The request of a tag; the caller has just begun it, with one lease.
     #[inline(always)]
     pub(super) const fn new(core: Rc<Core>, tag: Tag) -> Self {
-        Self {
-            core,
-            tag,
-            data: true,
-        }
+        Self { core, tag }
     }
 
     #[inline]
@@ -100,7 +96,7 @@ impl TaskRequest {
     /// Where the data is.
     fn place(&self) -> Result<Place, Errno> {
         let io = self.io();
-        if !self.data {
+        if self.core.leases(self.tag.index()) != 1 {
             return Err(Errno::EBUSY);
         }
         let len = u32::try_from(io.len).map_err(|_| Errno::EINVAL)?;
@@ -185,7 +181,6 @@ impl TaskRequest {
             return Err(Errno::EINVAL);
         }
         let place = self.place()?;
-        self.data = false;
         self.core.lease(self.tag.index());
         Ok(TagBuf {
             core: Rc::clone(&self.core),
@@ -194,13 +189,10 @@ impl TaskRequest {
         })
     }
 
-    /// Gives the buffer back, so that [`data`](Self::data) and [`data_mut`](Self::data_mut) give it again. Another
-    /// request's is dropped.
+    /// Gives the buffer back, so that [`data`](Self::data) and [`data_mut`](Self::data_mut) give it again. To drop it
+    /// does the same; an operation that is dropped keeps it until the kernel is done.
     pub fn give_back(&mut self, buffer: TagBuf) {
-        // A buffer of this tag is of this request: the tag brings no other while there are leases.
-        if buffer.tag == self.tag && Rc::ptr_eq(&buffer.core, &self.core) {
-            self.data = true;
-        }
+        drop(buffer);
     }
 
     /// Fills a READ's data from a file, from its byte `offset` on.

@@ -148,7 +148,8 @@ impl Ring {
         RingOp::new(&self.0, Kind::Recv(flags), Some(fd), buffer, to_buffer())
     }
 
-    /// Sends to a socket, with `MSG_*` flags (`IORING_OP_SEND`); never raises SIGPIPE.
+    /// Sends to a socket, with `MSG_*` flags (`IORING_OP_SEND`); never raises SIGPIPE. EINVAL for MSG_ZEROCOPY, with which
+    /// the network would use the buffer after it was given back: [`send_zero_copy`](Self::send_zero_copy) is for that.
     pub fn send<B: IoBuf>(&self, fd: &SharedFd, buffer: B, flags: u32) -> RingOp<B, Transferred> {
         RingOp::new(&self.0, Kind::Send(flags), Some(fd), buffer, from_buffer())
     }
