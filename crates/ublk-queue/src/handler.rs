@@ -157,6 +157,12 @@ pub trait Handler {
         0
     }
 
+    /// True if operations wait to be pushed. Asked where a thread serves several queues, whose handlers may have made some
+    /// since this one's turn: its [`turn`](Handler::turn) then comes again before the thread sleeps.
+    fn is_due(&self) -> bool {
+        false
+    }
+
     /// The worker ends before its lanes are empty: cancel the operations under way. [`turn`](Handler::turn) and
     /// [`operation_completed`](Handler::operation_completed) are called for a while, until there are none.
     fn leave(&mut self) {}

@@ -239,6 +239,11 @@ impl LaneLocal {
         self.answers.borrow_mut().push(answer);
     }
 
+    /// Whether answers wait to be taken.
+    pub(crate) fn has_answers(&self) -> bool {
+        !self.answers.borrow().is_empty()
+    }
+
     /// An answer that was recorded, the last one first.
     #[inline]
     pub(crate) fn next_answer(&self) -> Option<LocalAnswer> {

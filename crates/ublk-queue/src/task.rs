@@ -242,6 +242,11 @@ where
         self.lane.as_ref().map_or(0, |lane| lane.core.pool.busy())
     }
 
+    fn is_due(&self) -> bool {
+        let core = self.lane.as_ref().map(|lane| &lane.core);
+        core.is_some_and(|core| core.pool.has_orders())
+    }
+
     fn leave(&mut self) {
         if let Some(lane) = &mut self.lane {
             // Operations become orphans, which are cancelled; requests stay unanswered.

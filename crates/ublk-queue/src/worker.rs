@@ -196,6 +196,8 @@ pub struct Worker<P: Port, D, H> {
     backoff: Duration,
     /// No batch has been served yet.
     starting: bool,
+    /// Each end of a loop is looked at as an unusual one.
+    watchful: bool,
     ring: RingId,
     /// The lane of the last completion.
     recent: usize,
@@ -212,6 +214,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             at_work: Arc::default(),
             backoff: RETRY_MIN,
             starting: true,
+            watchful: true,
             ring: RingId::next(),
             recent: 0,
         }
@@ -398,7 +401,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             self.take_completions()?;
             let mut again = false;
             let mut want = 1;
-            let mut unusual = self.leave.load(Ordering::Relaxed) | self.starting;
+            let mut unusual = self.leave.load(Ordering::Relaxed) | self.watchful;
             for lane in &mut self.lanes {
                 again |= lane.turn(&mut self.port);
                 lane.take_answers(&mut self.port);
@@ -442,6 +445,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             return Err(WorkerError::Left);
         }
         let retries = self.has_retries();
+        let want = if self.has_late() { 0 } else { want };
         let timeout = if retries {
             Some(self.backoff)
         } else {
@@ -455,6 +459,11 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
         self.mark_serving();
         Ok(false)
+    }
+
+    /// True if the lanes have something left of each other's turns, which must not be slept on (L55).
+    pub(crate) fn has_late(&self) -> bool {
+        self.lanes.len() > 1 && self.lanes.iter().any(Lane::is_late)
     }
 
     /// The handler of a lane, for an owner who drives the worker.
@@ -486,6 +495,8 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     fn mark_serving(&mut self) {
         if self.starting {
             self.starting = false;
+            // One that serves several looks at what they left each other before each sleep.
+            self.watchful = self.lanes.len() > 1;
             for lane in &self.lanes {
                 if lane.shared.status.get() == State::Armed {
                     lane.shared.status.set(State::Serving);

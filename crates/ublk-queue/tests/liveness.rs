@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use sim::{ALL_FAULTS, Filled, drive_and_sleep, run, run_driven, run_on, run_sized};
 use ublk_core::iod::IoBounds;
-use ublk_core::{DataMode, QueueId};
+use ublk_core::{DataMode, Errno, QueueId};
+use ublk_queue::seam::Port;
 use ublk_queue::worker::Share;
 use ublk_queue::{
-    Handler, KeptRequest, LaneSpec, Next, Polling, Pool, Request, State, Worker, WorkerError,
+    Handler, KeptRequest, LaneContext, LaneSpec, Next, Operations, Polling, Pool, Request, State,
+    Worker, WorkerError,
 };
 use ublk_sim::{Config, End, Faults, Sim, SimDescriptors, SimPort};
 
@@ -314,4 +316,57 @@ fn l10_a_pool_that_is_gone_answers() {
     // Numbers that no machine has are an error.
     let backend = Arc::new(sim::Zeroes(4096));
     assert!(Pool::start(&backend, 1, usize::MAX).is_err());
+}
+
+/// Keeps the requests of the first queue; the second one's turn answers them.
+struct Relay {
+    kept: Rc<RefCell<Vec<KeptRequest>>>,
+    answers: bool,
+}
+
+impl Handler for Relay {
+    const OPERATIONS: bool = true;
+
+    fn attach(&mut self, context: &LaneContext) {
+        self.answers = context.qid() != QueueId::ZERO;
+    }
+
+    fn handle(&mut self, request: Request<'_>) {
+        match self.answers {
+            true => Filled.handle(request),
+            false => self.kept.borrow_mut().push(request.keep()),
+        }
+    }
+
+    fn turn<P: Port>(&mut self, _: &mut Operations<'_, P>) -> bool {
+        if self.answers {
+            for request in self.kept.borrow_mut().drain(..) {
+                request.complete(Err(Errno::EIO));
+            }
+        }
+        false
+    }
+}
+
+/// L55 An answer that one queue's turn gives to a request of another queue of its thread is taken before the thread sleeps.
+#[test]
+fn l55_queues_of_a_thread_answer_for_each_other() {
+    for seed in 0..20 {
+        let config = Config {
+            queues: 2,
+            depth: 4,
+            requests: 20,
+            read_percent: 100,
+            ..Config::new(seed)
+        };
+        let kept = Rc::default();
+        let relay = || Relay {
+            kept: Rc::clone(&kept),
+            answers: false,
+        };
+        for run in [run(config.clone(), relay), run_driven(config, relay)] {
+            assert_eq!(run.result, Ok(()), "{seed}");
+            assert_eq!(run.report.violations, Vec::<String>::new(), "{seed}");
+        }
+    }
 }

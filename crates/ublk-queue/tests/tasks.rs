@@ -16,7 +16,7 @@ use common::sim::ALL_FAULTS;
 use common::{run, run_until};
 use ublk_core::{DataMode, Errno, Op};
 use ublk_queue::WorkerError;
-use ublk_queue::task::{Async, IoBuf, SharedFd, TaskRequest};
+use ublk_queue::task::{Async, IoBuf, Ring, SharedFd, TaskRequest};
 use ublk_sim::{Config, End};
 
 /// Stands for the file of the simulated ring, which looks at no descriptor.
@@ -536,4 +536,42 @@ fn a_transfer_that_is_given_up_can_be_tried_again() {
     run.assert_clean(1000);
     assert_eq!(run.report.failed, 0);
     assert!(busy.get() > 0);
+}
+
+/// L55 An operation that a queue's task makes on the ring of another queue of its thread is pushed before the thread sleeps.
+#[test]
+fn l55_a_task_may_use_the_ring_of_another_queue_of_its_thread() {
+    for (seed, requests) in (0..30).flat_map(|seed| [3, 8, 20].map(|n| (seed, n))) {
+        // Few requests, so that nothing else ends a sleep.
+        let config = Config {
+            queues: 2,
+            depth: 4,
+            requests,
+            read_percent: 100,
+            ..Config::new(seed)
+        };
+        let first: Rc<RefCell<Option<Ring>>> = Rc::default();
+        let borrows = || {
+            let first = Rc::clone(&first);
+            Async::new(move |mut request: TaskRequest| {
+                let first = Rc::clone(&first);
+                async move {
+                    if request.qid().get() == 0 {
+                        first.borrow_mut().get_or_insert_with(|| request.ring());
+                    } else {
+                        request.ring().nop().await?;
+                        let other = first.borrow().clone();
+                        if let Some(other) = other {
+                            other.nop().await?;
+                        }
+                    }
+                    request.data_mut()?.fill(0);
+                    Ok(())
+                }
+            })
+        };
+        let run = run(&config, borrows);
+        assert_eq!(run.report.violations, Vec::<String>::new(), "{seed}");
+        first.take();
+    }
 }

@@ -263,6 +263,9 @@ impl<B: Backend> Builder<B> {
 
     /// Serves the device from threads that serve others too, instead of its own: for many devices that are seldom busy
     /// at once. Costs a busy device two system calls more per batch. Polling and pinning are then the threads' own.
+    ///
+    /// A request that a handler keeps on its thread ([`Request::keep`](crate::Request::keep), a task's) is answered by its own
+    /// device's handlers: what a handler of another device does to it is seen with its own device's next event.
     #[must_use]
     pub fn shared_threads(mut self, threads: &Arc<Threads>) -> Self {
         self.options.hosts = Some(Arc::clone(threads));

@@ -46,6 +46,10 @@ macro_rules! around {
                 self.0.in_flight()
             }
 
+            fn is_due(&self) -> bool {
+                self.0.is_due()
+            }
+
             fn leave(&mut self) {
                 self.0.leave();
             }

@@ -144,6 +144,20 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         result
     }
 
+    /// True if a lane whose turn came later has answered requests of this one, or made operations of its handler.
+    pub(crate) fn is_late(&self) -> bool {
+        self.local.has_answers() || (H::OPERATIONS && self.is_due())
+    }
+
+    /// As the handler says; false of one that cannot.
+    fn is_due(&self) -> bool {
+        let due = caught(|| self.handler.is_due());
+        due.unwrap_or_else(|| {
+            self.shared.meters.panics.add_shared(1);
+            false
+        })
+    }
+
     /// Operations of the handler that the kernel has; none of one that cannot say.
     #[cold]
     pub(crate) fn in_flight(&self) -> usize {

@@ -80,7 +80,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             }
             // A ring with entries that the kernel did not take (EAGAIN, EBUSY) does not park: they have no completion that
             // ends a sleep (L61).
-            let sleeps = !again && !self.has_retries();
+            let sleeps = !again && !self.has_retries() && !self.has_late();
             if !sleeps || !self.port.park().map_err(WorkerError::Ring)? {
                 continue;
             }
