@@ -25,7 +25,7 @@ use crate::{Errno, Limits, ZoneAction, ZoneReport};
 /// }
 /// ```
 pub trait Backend: Send + Sync + 'static {
-    /// The device this backend can serve. Asked once, before the device is made.
+    /// The device this backend can serve. Asked before the device is made and while it starts; gives the same each time.
     fn limits(&self) -> Limits;
 
     /// Whether the backend looks at no data. It is then called with empty slices, whatever the plan, so zero copy

@@ -137,6 +137,13 @@ impl Mode {
         self.data.features().with(batch)
     }
 
+    /// The features by which modes differ.
+    pub const ALL_FEATURES: Features = Features::NEED_GET_DATA
+        .with(Features::USER_COPY)
+        .with(Features::SUPPORT_ZERO_COPY)
+        .with(Features::AUTO_BUF_REG)
+        .with(Features::BATCH_IO);
+
     /// The mode of a device with these features.
     #[must_use]
     pub const fn of(features: Features) -> Self {

@@ -52,6 +52,11 @@ impl Recovery {
         }
     }
 
+    /// The features by which policies differ.
+    pub const ALL_FEATURES: Features = Features::USER_RECOVERY
+        .with(Features::USER_RECOVERY_REISSUE)
+        .with(Features::USER_RECOVERY_FAIL_IO);
+
     /// The policy of a device with these features.
     #[must_use]
     pub const fn of(features: Features) -> Self {

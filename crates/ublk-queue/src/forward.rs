@@ -11,7 +11,7 @@ pub enum Forward {
     Data {
         /// Number of the file.
         file: u16,
-        /// First byte in the file.
+        /// First byte in the file; `u64::MAX` is the file's own position, as the kernel has it.
         offset: u64,
         /// A WRITE is answered only once it is durable (FUA): it shares the next sync.
         durable: bool,

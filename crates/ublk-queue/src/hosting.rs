@@ -123,8 +123,11 @@ impl Threads {
     /// Starts a thread for each mask, pinned to its CPUs; an empty mask pins nothing.
     ///
     /// # Errors
-    /// As for [`start`](Threads::start), or a mask has no CPU that this process may use.
+    /// As for [`start`](Threads::start), or a mask has no CPU that this process may use; `InvalidInput` for no mask at all.
     pub fn pinned(masks: &[CpuMask]) -> std::io::Result<Arc<Self>> {
+        if masks.is_empty() {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        }
         let mut threads = Self {
             inboxes: Vec::with_capacity(masks.len()),
             next: AtomicUsize::new(0),

@@ -148,7 +148,10 @@ impl Parts<'_> {
         spec.buf_base = u16::try_from(index).unwrap_or(0).saturating_mul(depth);
         spec.files = u32::try_from(self.qids.len()).unwrap_or(u32::MAX);
         spec.file_count = u16::try_from(self.plan.files.len()).unwrap_or(u16::MAX);
-        spec.device = Box::new(CharDevice(Arc::clone(self.device.char_device())));
+        if mode.data == DataMode::UserCopy {
+            let device = CharDevice::new(self.device.as_fd());
+            spec.device = Box::new(device.map_err(|errno| Error::Map { qid, errno })?);
+        }
         if let Some(share) = self.share {
             spec.share = share.again();
         }

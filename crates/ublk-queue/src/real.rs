@@ -5,9 +5,11 @@
 )]
 
 use std::fmt;
+use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use ublk_core::{Errno, Geometry, IoDesc, QueueId, Tag};
@@ -392,11 +394,36 @@ impl PollPort for RingPort {
     }
 }
 
-/// The character device as the way of data.
-#[derive(Debug, Clone)]
-pub struct CharDevice(pub Arc<OwnedFd>);
+/// The character device as the way of data: a descriptor of a lane's own.
+#[derive(Debug)]
+pub struct CharDevice {
+    fd: OwnedFd,
+    /// Leads to no data; takes the descriptor's place at the end.
+    nowhere: Arc<OwnedFd>,
+}
 
 impl CharDevice {
+    /// Duplicates the descriptor of a device.
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE: no descriptor is left.
+    pub fn new(device: BorrowedFd<'_>) -> Result<Self, Errno> {
+        static NOWHERE: Mutex<Weak<OwnedFd>> = Mutex::new(Weak::new());
+        let errno = |e: std::io::Error| Errno::from_io(&e);
+        let fd = device.try_clone_to_owned().map_err(errno)?;
+        let mut known = NOWHERE.lock().unwrap_or_else(PoisonError::into_inner);
+        let nowhere = match known.upgrade() {
+            Some(nowhere) => nowhere,
+            None => {
+                let mut path = OpenOptions::new();
+                let opened = path.read(true).custom_flags(libc::O_PATH).open("/");
+                Arc::new(OwnedFd::from(opened.map_err(errno)?))
+            }
+        };
+        *known = Arc::downgrade(&nowhere);
+        Ok(Self { fd, nowhere })
+    }
+
     /// The whole of a range must go: a short count would leave stale bytes with a reader or a writer (L05).
     fn transfer(
         &self,
@@ -412,7 +439,7 @@ impl CharDevice {
         };
         let at = place.encode().map_err(|_| Errno::EINVAL)?;
         let at = libc::off_t::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
-        let fd = self.0.as_raw_fd();
+        let fd = self.fd.as_raw_fd();
         let mut done = 0;
         while done < mem.len() {
             let moved = libc::off_t::try_from(done).map_err(|_| Errno::EOVERFLOW)?;
@@ -444,6 +471,15 @@ impl UserCopyPort for CharDevice {
             unsafe { libc::pwrite(fd, ptr, len, at) }
         })
     }
+
+    fn retire(&self) {
+        let (from, to) = (self.nowhere.as_raw_fd(), self.fd.as_raw_fd());
+        // SAFETY: replaces what our own descriptor leads to, at once: whoever uses it at this moment has the one or the
+        // other (EBADF), and the number stays ours until it is dropped.
+        let done = unsafe { libc::dup3(from, to, libc::O_CLOEXEC) };
+        // EBUSY is a race with an open of the same number, which is open already.
+        debug_assert_eq!(done, to);
+    }
 }
 
 impl Wake for Waker {
@@ -473,7 +509,8 @@ impl fmt::Debug for DescTable {
 }
 
 impl DescTable {
-    /// Maps the descriptors of a queue at the driver's own stride (L01), not inherited by children.
+    /// Maps the descriptors of a queue at the driver's own stride (L01), not inherited by children. Of a character device: a
+    /// file that is shorter than the table raises SIGBUS at the first look, as any mapping does.
     ///
     /// # Errors
     /// EINVAL when another process has mapped this device, or the queue is not there.
@@ -550,5 +587,30 @@ impl Drop for DescTable {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours (invariant) and nothing borrows from it: descriptors are copies.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    /// L63 A device that is let go of is closed, whoever still has the value, and transfers by it fail.
+    #[test]
+    fn l63_a_retired_device_is_closed() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let device = CharDevice::new(writer.as_fd()).unwrap();
+        let another = CharDevice::new(writer.as_fd()).unwrap();
+        drop(writer);
+        device.retire();
+        another.retire();
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+        let zeroes = [0; 512];
+        let from = NonNull::from(&zeroes).cast();
+        // SAFETY: readable for as long as the call.
+        let from = unsafe { MemRef::new(from, zeroes.len()) };
+        let pushed = device.push(QueueId::ZERO, Tag::ZERO, 0, from);
+        assert_eq!(pushed, Err(Errno::EBADF));
     }
 }

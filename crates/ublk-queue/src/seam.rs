@@ -227,6 +227,10 @@ pub trait UserCopyPort: Send + Sync + 'static {
     /// # Errors
     /// As for [`UserCopyPort::pull`].
     fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno>;
+
+    /// Lets go of the device, for good: the lane has ended, and whoever still has a request or a handle of it must not keep
+    /// the device from being deleted (L63). Transfers fail from now on.
+    fn retire(&self) {}
 }
 
 /// No way by a character device: for the modes that have none.

@@ -113,6 +113,13 @@ impl DataPath {
         }
     }
 
+    /// Lets go of the character device.
+    pub(crate) fn retire(&self) {
+        if let Self::Device(device) = self.below() {
+            device.retire();
+        }
+    }
+
     /// The memory shared with the client, if there is any.
     pub(crate) fn client_memory(&self) -> Option<SharedMemory> {
         match self {

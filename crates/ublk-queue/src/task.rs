@@ -117,8 +117,8 @@ where
         }
     }
 
-    /// How many operations may be under way at once; beyond, futures wait for each other. Twice the queue's depth,
-    /// at least 16, unless told otherwise.
+    /// How many operations may be under way at once; beyond, futures wait for each other. Twice the queue's depth, at least 16,
+    /// unless told otherwise. An operation that is leaked (`mem::forget`) keeps its place for ever.
     #[must_use]
     pub const fn operations(mut self, operations: u16) -> Self {
         self.operations = Some(operations);

@@ -121,8 +121,11 @@ impl Share {
     /// The shares of a queue for so many lanes.
     ///
     /// # Errors
-    /// ENOMEM when the buffers cannot be mapped.
+    /// ENOMEM when the buffers cannot be mapped, EINVAL for more lanes than tags: one without any would never be armed.
     pub fn deal(lanes: u16, depth: u16, max_io_bytes: u32) -> Result<Vec<Self>, Errno> {
+        if lanes > depth {
+            return Err(Errno::EINVAL);
+        }
         let arena = Arena::new(depth, max_io_bytes)?;
         let unprepared = Arc::new(AtomicU32::new(u32::from(lanes)));
         let share = |first| Self {

@@ -2,8 +2,8 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::FilePort;
@@ -202,9 +202,12 @@ fn l25_a_panic_in_leave_is_contained() {
 }
 
 /// A character device, of which it shows who has it.
-struct Device(#[expect(dead_code, reason = "counted")] Arc<()>);
+struct Device(Mutex<Option<Arc<()>>>);
 
 impl UserCopyPort for Device {
+    fn retire(&self) {
+        self.0.lock().expect("no panic").take();
+    }
     fn pull(&self, _: QueueId, _: Tag, _: u32, _: MemRef<'_>) -> Result<(), Errno> {
         Ok(())
     }
@@ -287,7 +290,7 @@ fn l63_a_lane_that_leaves_leaks_nothing_but_buffers() {
             let (qid, descriptors) = (QueueId::ZERO, sim.descriptors(0));
             let mut spec = LaneSpec::new(qid, config.depth, bounds, descriptors, Filled);
             (spec.data, spec.batch) = (data, batch);
-            spec.device = Box::new(Device(Arc::clone(&device)));
+            spec.device = Box::new(Device(Mutex::new(Some(Arc::clone(&device)))));
             let lane = worker.add_lane(spec).expect("memory");
             worker.arm().expect("taken");
             worker.finish(&Err(WorkerError::Left));
@@ -329,15 +332,18 @@ fn l63_operations_under_way_hold_no_device() {
     let (qid, descriptors) = (QueueId::ZERO, sim.descriptors(0));
     let mut spec = LaneSpec::new(qid, config.depth, bounds, descriptors, Async::new(serve));
     spec.data = config.data;
-    spec.device = Box::new(Device(Arc::clone(&device)));
+    spec.device = Box::new(Device(Mutex::new(Some(Arc::clone(&device)))));
     let lane = worker.add_lane(spec).expect("memory");
     let before = leaked_operations();
     let result = worker.arm().and_then(|()| worker.run());
     assert!(result.is_err());
     worker.finish(&result);
-    drop(lane);
     assert!(leaked_operations() > before, "some were under way");
-    assert_eq!(Arc::strong_count(&device), 1);
+    // By whoever looks at its health no more than by the worker.
+    assert_eq!(
+        (Arc::strong_count(&device), lane.state()),
+        (1, State::Failed)
+    );
     // The other side of an operation's file sees its end.
     far.set_read_timeout(Some(Duration::from_secs(10)))
         .expect("a deadline");

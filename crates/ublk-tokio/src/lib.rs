@@ -61,7 +61,7 @@ pub enum Error {
 /// A channel with room for `tags` requests: give it the tags of all queues together, depth times queues.
 ///
 /// # Panics
-/// With no tags at all.
+/// With no tags at all, or more than a channel of tokio holds (`usize::MAX >> 3`).
 #[must_use]
 pub fn channel(tags: usize) -> (Feed, Requests) {
     let (sender, receiver) = mpsc::channel(tags);

@@ -110,7 +110,7 @@ impl<B: Backend> Builder<B> {
     /// `Mode::of(device.geometry().features())`.
     #[must_use]
     pub fn mode(mut self, mode: Mode) -> Self {
-        self.spec.features |= mode.features();
+        self.spec.features = self.spec.features.without(Mode::ALL_FEATURES) | mode.features();
         self.favoured = DataMode::Copy;
         self
     }
@@ -120,7 +120,7 @@ impl<B: Backend> Builder<B> {
     /// request may be carried out twice (L14).
     #[must_use]
     pub fn recovery(mut self, policy: Recovery) -> Self {
-        self.spec.features |= policy.features();
+        self.spec.features = self.spec.features.without(Recovery::ALL_FEATURES) | policy.features();
         self
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use ublk_core::{Backend, DevId, Features, Geometry, Recovery};
@@ -324,7 +325,8 @@ fn is_deadline(error: &Error) -> bool {
 
 impl<B: Backend> Builder<B> {
     /// Starts the device, calls `ready` with it, and serves until SIGINT, SIGTERM, a stop from
-    /// outside, or a failure; then stops and deletes it.
+    /// outside, or a failure; then stops and deletes it. A device that does not stop by the deadline, since its backend does not
+    /// answer, is given up.
     ///
     /// # Errors
     /// Why it could not be started, why it failed, or why it could not be removed.
@@ -334,18 +336,23 @@ impl<B: Backend> Builder<B> {
         let device = self.start()?;
         ready(&device);
         let close = signals.handle();
-        let stopped = thread::scope(|scope| {
-            let device = &device;
-            scope.spawn(move || {
-                let _ = device.wait(None);
-                close.close();
-            });
-            // Ends with a signal, or when the thread above closes it.
-            match signals.forever().next() {
-                Some(_) => device.live().send_stop(),
-                None => Ok(()),
-            }
-        });
+        // The thread's own, so that it is left to itself where the device does not end by the deadline.
+        let ended = device.live().server.ended_fd().try_clone_to_owned();
+        let ended = ended.map_err(Error::Signals)?;
+        let watch = move || {
+            let mut fds = [PollFd::new(&ended, PollFlags::IN)];
+            while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
+            close.close();
+        };
+        let watching = thread::Builder::new()
+            .name("ublk-watch".into())
+            .spawn(watch);
+        watching.map_err(Error::Signals)?;
+        // Ends with a signal, or when the thread above closes it.
+        let stopped = match signals.forever().next() {
+            Some(_) => device.live().send_stop(),
+            None => Ok(()),
+        };
         let health = device.health();
         stopped?;
         device.remove()?;

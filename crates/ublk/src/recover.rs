@@ -25,8 +25,8 @@ pub struct Rearmed {
 
 impl<B: Backend> Builder<B> {
     /// Takes a device whose server is gone, waiting until the driver has seen the last of that (L34). The
-    /// device is as it was made: of this builder only backend, controller, threads, pinning and deadline
-    /// count.
+    /// device is as it was made: of this builder all counts that concerns the server (backend, controller, threads, pinning,
+    /// polling, buffers, shared memory, deadline), and nothing that concerns the device.
     ///
     /// Whose device it is the driver does not know: [`Builder::server_flags`] of the one who made it tells, in
     /// [`Recovering::geometry`].

@@ -123,6 +123,9 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
     ///
     /// # Errors
     /// [`Full`], with nothing changed (L54).
+    ///
+    /// # Panics
+    /// For `u64::MAX` as `user_data`, which is the waker's, where assertions are on.
     #[inline]
     pub fn push(&mut self, entry: &S) -> Result<(), Full> {
         debug_assert_ne!(

@@ -197,6 +197,7 @@ impl<P: Port, D, H> Drop for Lane<P, D, H> {
     /// the elements of batch commands (L09). These are leaked on purpose, and nothing else is (L63): the address range
     /// ends with the process.
     fn drop(&mut self) {
+        self.shared.path.retire();
         if self.driver_has_tags() {
             std::mem::forget(self.shared.arena.clone());
             std::mem::forget(std::mem::take(&mut self.batch));

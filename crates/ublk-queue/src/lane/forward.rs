@@ -265,7 +265,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     fn data_operation(&self, tag: Tag, forwarded: &Forwarded, file: u16, offset: u64) -> Sqe64 {
         let (fd, io, done) = (self.file(file), &forwarded.io, forwarded.done);
         let len = u32::try_from(io.len).unwrap_or(0) - done;
-        let at = offset.wrapping_add(u64::from(done));
+        // Behind 64 bits: where no file is, so that the kernel refuses it (L13). A stream looks at no offset.
+        let at = offset.checked_add(u64::from(done));
+        let at = at.unwrap_or(i64::MAX.cast_unsigned());
         let here = self.client_place(tag, io);
         if here.is_none() && matches!(self.shared.path.below(), DataPath::Registered) {
             let rw = match io.op {
