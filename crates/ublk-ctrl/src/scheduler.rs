@@ -48,7 +48,7 @@ impl Nodes {
     pub fn no_scheduler_by_child(&self, id: DevId, within: Duration) -> Result<(), Error> {
         let (ended, wait) = sync_channel(1);
         let path = self.scheduler(id);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("ublk-scheduler".into())
             .spawn(move || {
                 // Nobody listens behind the deadline; the child has its end taken all the same.
@@ -56,7 +56,11 @@ impl Nodes {
             })
             .map_err(|e| refused(id, &e))?;
         match wait.recv_timeout(within) {
-            Ok(set) => set.map_err(|e| refused(id, &e)),
+            Ok(set) => {
+                // Its last word: it has nothing more to wait for.
+                let _ = thread.join();
+                set.map_err(|e| refused(id, &e))
+            }
             Err(_) => Err(Error::TimedOut {
                 operation: Operation::NoScheduler,
                 dev: Some(id),
