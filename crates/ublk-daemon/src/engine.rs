@@ -140,11 +140,9 @@ pub fn create_file(path: &Path, size: u64) -> Result<Created, Failure> {
 
 /// A file's failure, with its name.
 fn of_file(path: &Path, error: &ublk_backends::Error) -> Failure {
-    let failure = not_opened(error);
-    Failure::new(
-        failure.kind,
-        format!("{}: {}", path.display(), failure.text),
-    )
+    let mut failure = not_opened(error);
+    failure.text = format!("{}: {}", path.display(), failure.text);
+    failure
 }
 
 /// Modes that this backend cannot be served in, with the reason: never replaced in silence.
@@ -172,7 +170,13 @@ fn not_opened(error: &ublk_backends::Error) -> Failure {
     } else {
         FailureKind::Failed
     };
-    Failure::new(kind, error.to_string())
+    let mut failure = Failure::new(kind, error.to_string());
+    if let ublk_backends::Error::File { errno, .. } | ublk_backends::Error::Reserve { errno, .. } =
+        error
+    {
+        failure.errno = Some(*errno);
+    }
+    failure
 }
 
 /// How the file of a file device is opened at a place.
@@ -605,6 +609,7 @@ mod tests {
         std::os::unix::fs::symlink(&loops, &loops).unwrap();
         let failure = limits_of(&file(&loops)).unwrap_err();
         assert!(failure.text.contains("ELOOP"), "{failure:?}");
+        assert_eq!(failure.errno, Some(ublk_core::Errno::ELOOP));
     }
 
     /// L13 No machine has so much address space: not the caller's arithmetic but the machine's limit.

@@ -203,9 +203,9 @@ pub fn info(i: &Info) -> String {
             ),
         );
         line(
-            "trouble",
+            "errors",
             format!(
-                "{} errors, {} panics contained, {} dropped, {} refused",
+                "{} requests failed, {} panics contained, {} dropped, {} refused",
                 s.errors, s.panics, s.dropped, s.refused
             ),
         );

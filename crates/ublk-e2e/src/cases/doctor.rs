@@ -1,4 +1,4 @@
-//! Every finding of `doctor`, provoked once; and what `add` says in the same trouble.
+//! Every finding of `doctor`, provoked once; and what `add` says in the same situation.
 //!
 //! Most cases change the whole machine for a moment, so they run in the test guest only.
 
