@@ -5,7 +5,7 @@ use crate::{Controller, Error};
 use core::time::Duration;
 use ublk_core::{CheckedSpec, Features, Geometry, Recovery};
 
-/// The features to ask for: all of `asked`, and those of `optional` that this kernel has. A recoverable device also gets
+/// The features to ask for: all of `asked`, and each set of `optional` that this kernel has whole. A recoverable device also gets
 /// QUIESCE (6.16) where the kernel has it: without it, I/O cannot be held while a live server is replaced.
 ///
 /// Asks for the kernel's features only where the answer depends on them.
@@ -15,16 +15,12 @@ use ublk_core::{CheckedSpec, Features, Geometry, Recovery};
 pub fn negotiate<C: Controller + ?Sized>(
     controller: &mut C,
     asked: Features,
-    optional: Features,
+    optional: &[Features],
     deadline: Duration,
 ) -> Result<Features, Error> {
     let recovery = Recovery::of(asked);
-    let quiesce = match recovery.is_recoverable() {
-        true => Features::QUIESCE,
-        false => Features::NONE,
-    };
-    let optional = (optional | quiesce).without(asked);
-    if optional.is_empty() {
+    let news = |set: &Features| !set.without(asked).is_empty();
+    if !recovery.is_recoverable() && !optional.iter().any(news) {
         return Ok(asked);
     }
     let kernel = controller.features(deadline)?;
@@ -33,9 +29,15 @@ pub fn negotiate<C: Controller + ?Sized>(
     if recovery.is_recoverable() && batch && !kernel.contains(Features::IO_DESC_SIZE) {
         return Err(Error::BatchNotRecoverable { recovery });
     }
-    // What the kernel lacks of them.
-    let lacking = optional.without(kernel);
-    Ok(asked | optional.without(lacking))
+    let quiesce = match recovery.is_recoverable() {
+        true => Features::QUIESCE,
+        false => Features::NONE,
+    };
+    let had = optional
+        .iter()
+        .chain([&quiesce])
+        .filter(|set| kernel.contains(**set));
+    Ok(had.fold(asked, |all, set| all | *set))
 }
 
 /// Compares what ADD_DEV granted with what was asked for. The driver drops some features without an error: recovery and the

@@ -20,7 +20,7 @@ fn what_is_optional_is_asked_for_where_the_kernel_has_it() {
     let new = Features::from_bits(0x1f_ffff);
     let old = Features::from_bits(0x1fe);
     let ask =
-        |kernel_has, asked, optional| negotiate(&mut kernel(kernel_has), asked, optional, LONG);
+        |kernel_has, asked, optional| negotiate(&mut kernel(kernel_has), asked, &[optional], LONG);
     let queue = Recovery::Queue.features();
     assert_eq!(ask(old, queue, Features::NONE), Ok(queue));
     assert_eq!(
@@ -30,10 +30,23 @@ fn what_is_optional_is_asked_for_where_the_kernel_has_it() {
     let scan = Features::NO_AUTO_PART_SCAN;
     assert_eq!(ask(old, Features::NONE, scan), Ok(Features::NONE));
     assert_eq!(ask(new, Features::NONE, scan), Ok(scan));
+    // A mode of two features is had whole or not at all.
+    let both = Features::AUTO_BUF_REG | Features::SUPPORT_ZERO_COPY;
+    assert_eq!(
+        ask(new.without(Features::AUTO_BUF_REG), Features::NONE, both),
+        Ok(Features::NONE)
+    );
+    assert_eq!(ask(new, Features::NONE, both), Ok(both));
     let batch = Features::BATCH_IO;
     let between = new.without(Features::IO_DESC_SIZE);
     for recovery in Recovery::ALL {
-        let asked = batch | recovery.features();
+        let asked = batch
+            | recovery.features()
+            | if recovery.is_recoverable() {
+                Features::QUIESCE
+            } else {
+                Features::NONE
+            };
         let got = ask(between, asked, Features::NONE);
         match recovery.is_recoverable() {
             true => assert_eq!(got, Err(Error::BatchNotRecoverable { recovery })),

@@ -327,16 +327,16 @@ impl<B: Backend> Builder<B> {
             None => Box::new(ControlThread::start(options.deadline)?),
         };
         let deadline = options.deadline;
-        let mut optional = Features::NONE;
+        let mut optional = [Features::NONE; 2];
         if !options.partitions {
-            optional |= Features::NO_AUTO_PART_SCAN;
+            optional[0] = Features::NO_AUTO_PART_SCAN;
         }
         if DataMode::of(spec.features) == DataMode::Copy
             && !spec.features.contains(Features::UNPRIVILEGED_DEV)
         {
-            optional |= self.favoured.features();
+            optional[1] = self.favoured.features();
         }
-        spec.features = bring_up::negotiate(&mut *controller, spec.features, optional, deadline)?;
+        spec.features = bring_up::negotiate(&mut *controller, spec.features, &optional, deadline)?;
         let checked = spec.check(page_size())?;
         let geometry = controller.add(&checked, deadline)?;
         let prepared = bring_up::granted(&checked, &geometry);

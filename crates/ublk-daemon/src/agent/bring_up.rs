@@ -94,7 +94,7 @@ impl Agent<'_> {
         let nonce = state::nonce().map_err(|e| Failure::failed(format!("no random word: {e}")))?;
         let asked = spec.mode.features() | spec.recovery.features();
         let control = &mut **self.control()?;
-        let more = bring_up::negotiate(control, asked, Features::NONE, left(deadline))?;
+        let more = bring_up::negotiate(control, asked, &[], left(deadline))?;
         let checked = check(spec, limits, more, nonce)?;
         // Intent is on disk before ADD_DEV, so that a kill leaves nothing nameless (L31).
         let mut record = Record::new(nonce, spec.clone());
