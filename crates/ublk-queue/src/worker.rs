@@ -199,8 +199,6 @@ pub struct Worker<P: Port, D, H> {
     backoff: Duration,
     /// No batch has been served yet.
     starting: bool,
-    /// Each end of a loop is looked at as an unusual one.
-    watchful: bool,
     ring: RingId,
     /// The lane of the last completion.
     recent: usize,
@@ -217,7 +215,6 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             at_work: Arc::default(),
             backoff: RETRY_MIN,
             starting: true,
-            watchful: true,
             ring: RingId::next(),
             recent: 0,
         }
@@ -404,7 +401,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             self.take_completions()?;
             let mut again = false;
             let mut want = 1;
-            let mut unusual = self.leave.load(Ordering::Relaxed) | self.watchful;
+            let mut unusual = self.leave.load(Ordering::Relaxed) | self.starting;
             for lane in &mut self.lanes {
                 again |= lane.turn(&mut self.port);
                 lane.take_answers(&mut self.port);
@@ -414,6 +411,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 meters.in_hand.set(u64::from(lane.away()));
                 unusual |= lane.is_unusual();
             }
+            again |= self.has_late();
             self.at_work.store(false, Ordering::Relaxed);
             if unusual || again {
                 if self.unusual(if again { 0 } else { want }, None)? {
@@ -448,7 +446,6 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             return Err(WorkerError::Left);
         }
         let retries = self.has_retries();
-        let want = if self.has_late() { 0 } else { want };
         let timeout = if retries {
             Some(self.backoff)
         } else {
@@ -498,8 +495,6 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     fn mark_serving(&mut self) {
         if self.starting {
             self.starting = false;
-            // One that serves several looks at what they left each other before each sleep.
-            self.watchful = self.lanes.len() > 1;
             for lane in &self.lanes {
                 if lane.shared.status.get() == State::Armed {
                     lane.shared.status.set(State::Serving);
