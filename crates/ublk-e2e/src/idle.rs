@@ -2,6 +2,7 @@
 //! and how many threads they took; and what one small write to each took besides.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -12,12 +13,25 @@ use ublk::{Builder, Device};
 
 use crate::direct_io::Direct;
 use crate::procfs;
-use crate::wait::secs;
+use crate::wait::{secs, until};
 
 const GIB: u64 = 1 << 30;
 
+/// How long the number of threads stays the same before it counts.
+const STEADY: Duration = Duration::from_millis(200);
+
+/// Resident bytes and threads, once the number of these has been the same for a while: a thread that was joined is still
+/// counted until the kernel has taken it from its list.
 fn used() -> Result<(u64, u64)> {
     let own = std::process::id();
+    let (mut seen, mut since) = (procfs::status(own, "Threads")?, Instant::now());
+    until("a steady number of threads", secs(10), || {
+        let now = procfs::status(own, "Threads")?;
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+        Ok((since.elapsed() >= STEADY).then_some(()))
+    })?;
     Ok((
         procfs::status(own, "VmRSS")?,
         procfs::status(own, "Threads")?,

@@ -276,8 +276,23 @@ fn answer<B: Backend>(backend: &B, mut request: Request<'_>) {
     if request.op().is_of_zones() {
         return answer_for_zones(backend, request);
     }
+    if B::is_blind() && matches!(request.op(), Op::Read | Op::Write) {
+        // Apart, so that one comparison tells them from the others, here and where they are completed.
+        let result = call_blindly(backend, &mut request);
+        return request.complete(result);
+    }
     let result = call_for_blocks(backend, &mut request);
     request.complete(result);
+}
+
+/// A read or a write of a backend that looks at no data.
+#[inline(always)]
+fn call_blindly<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> {
+    let (op, offset, _, flags) = request.parts();
+    match op {
+        Op::Read => backend.read_at(&mut [], offset),
+        _ => backend.write_at(&[], offset, flags.fua()),
+    }
 }
 
 #[cold]
@@ -300,9 +315,8 @@ fn call<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> 
 fn call_for_blocks<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> {
     let (op, offset, len, flags) = request.parts();
     match op {
-        Op::Read if B::is_blind() => backend.read_at(&mut [], offset),
+        Op::Read | Op::Write if B::is_blind() => call_blindly(backend, request),
         Op::Read => backend.read_at(request.data_mut()?, offset),
-        Op::Write if B::is_blind() => backend.write_at(&[], offset, flags.fua()),
         Op::Write => backend.write_at(request.data()?, offset, flags.fua()),
         Op::Flush => backend.flush(),
         Op::Discard => backend.discard(offset, len),

@@ -199,6 +199,9 @@ pub struct Worker<P: Port, D, H> {
     backoff: Duration,
     /// No batch has been served yet.
     starting: bool,
+    /// Rounds end by [`Worker::unusual`]: no batch has been served yet, or there are lanes that may leave something to each
+    /// other. What a thread with one lane need not ask costs it nothing.
+    watchful: bool,
     ring: RingId,
     /// The lane of the last completion.
     recent: usize,
@@ -215,6 +218,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             at_work: Arc::default(),
             backoff: RETRY_MIN,
             starting: true,
+            watchful: true,
             ring: RingId::next(),
             recent: 0,
         }
@@ -287,6 +291,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             &context,
         );
         self.lanes.push(lane);
+        self.watchful |= self.lanes.len() > 1;
         Ok(LaneHandle(shared))
     }
 
@@ -401,7 +406,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             self.take_completions()?;
             let mut again = false;
             let mut want = 1;
-            let mut unusual = self.leave.load(Ordering::Relaxed) | self.starting;
+            let mut unusual = self.leave.load(Ordering::Relaxed) | self.watchful;
             for lane in &mut self.lanes {
                 again |= lane.turn(&mut self.port);
                 lane.take_answers(&mut self.port);
@@ -411,9 +416,9 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 meters.in_hand.set(u64::from(lane.away()));
                 unusual |= lane.is_unusual();
             }
-            again |= self.has_late();
             self.at_work.store(false, Ordering::Relaxed);
             if unusual || again {
+                let again = again || self.has_late();
                 if self.unusual(if again { 0 } else { want }, None)? {
                     return Ok(());
                 }
@@ -446,14 +451,22 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             return Err(WorkerError::Left);
         }
         let retries = self.has_retries();
-        let timeout = if retries {
-            Some(self.backoff)
-        } else {
-            let mut lanes = self.lanes.iter_mut();
-            let aborts = lanes.any(Lane::waits_for_aborts).then_some(ABORT_WAIT);
-            aborts.or((want > 1).then_some(AT_ONCE)).or(longest)
+        let mut lanes = self.lanes.iter_mut();
+        let aborts = !retries && lanes.any(Lane::waits_for_aborts);
+        let longest = match (retries, aborts) {
+            (true, _) => Some(self.backoff),
+            (_, true) => Some(ABORT_WAIT),
+            _ => longest,
         };
-        self.port.enter(want, timeout).map_err(WorkerError::Ring)?;
+        let entered = match longest {
+            // A thread with several lanes polls as one with a single lane does.
+            None if want > 0 => {
+                let at_once = (want > 1).then_some(AT_ONCE);
+                self.port.submit_and_wait(want, at_once)
+            }
+            _ => self.port.enter(want, longest),
+        };
+        entered.map_err(WorkerError::Ring)?;
         if retries {
             self.take_retries();
         }
@@ -495,6 +508,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     fn mark_serving(&mut self) {
         if self.starting {
             self.starting = false;
+            self.watchful = self.lanes.len() > 1;
             for lane in &self.lanes {
                 if lane.shared.status.get() == State::Armed {
                     lane.shared.status.set(State::Serving);
