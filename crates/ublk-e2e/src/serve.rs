@@ -35,7 +35,6 @@ struct Options {
     direct: bool,
     recovery: Recovery,
     null: bool,
-    ring: bool,
     huge: bool,
     /// Memory that clients share.
     shm: Option<String>,
@@ -85,7 +84,6 @@ impl Options {
             direct: false,
             recovery: Recovery::None,
             null: false,
-            ring: false,
             huge: false,
             shm: None,
             file: None,
@@ -107,7 +105,6 @@ impl Options {
                 "direct" => options.direct = value.parse()?,
                 "recovery" => options.recovery = value.parse()?,
                 "null" => options.null = value.parse()?,
-                "ring" => options.ring = value.parse()?,
                 "file" => options.file = Some(value.to_owned()),
                 "deadline" => options.deadline = value.parse()?,
                 "partitions" => options.partitions = value.parse()?,
@@ -164,7 +161,6 @@ impl Options {
         let builder = builder
             .max_io_bytes(128 << 10)
             .mode(self.mode)
-            .copies_by_ring(self.ring)
             .partitions(self.partitions)
             .deadline(Duration::from_millis(self.deadline))
             .huge_pages(self.huge)

@@ -2,7 +2,7 @@
 
 mod answering;
 mod batching;
-mod copying;
+mod calls;
 mod ending;
 mod forward;
 mod registering;
@@ -375,12 +375,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 self.forward(port, tag, io, to);
                 return Ok(());
             }
-            Slot::Copied(mem) if !PLAIN => {
-                place.state = in_hand;
-                self.answered_by_copy(port, tag, &io, mem);
-                return Ok(());
-            }
-            Slot::Forwarded(_) | Slot::Copied(_) => (Answer::failed(Errno::EOPNOTSUPP), 0),
+            Slot::Forwarded(_) => (Answer::failed(Errno::EOPNOTSUPP), 0),
             Slot::Held | Slot::Detached => {
                 place.state = in_hand;
                 self.taken_along();
@@ -449,7 +444,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 self.sync_completed(port, number, completion.res);
                 Ok(())
             }
-            Kind::Link => self.link_failed(port, number, completion.res),
+            // What it was pushed with tells: the commit behind it, or the file's operation.
+            Kind::Unregister => Ok(()),
         }
     }
 

@@ -11,7 +11,7 @@
 //! | what is given | safe, because | else |
 //! |---|---|---|
 //! | memory to copy to or from ([`Request::push_from`], [`seam::UserCopyPort`]) | a [`MemRef`] is a loan for the call | [`MemRef::new`] is unsafe |
-//! | memory for the driver behind an answer ([`Request::complete_from`], [`Request::complete_by_copy`]) | `MemRef<'static>`; of a [`Direct`] backend the lane holds the owner | [`Handler::place`] is unsafe to call |
+//! | memory for the driver behind an answer ([`Request::complete_from`]) | `MemRef<'static>`; of a [`Direct`] backend the lane holds the owner | [`Handler::place`] is unsafe to call |
 //! | a request's bytes | the one token gives slices and buffer, each for a borrow | |
 //! | buffers of operations ([`task::IoBuf`]) | the operation owns them until its last completion | the trait is unsafe |
 //! | a registered buffer ([`task::Place`]) | named with its ring; others refuse it | |

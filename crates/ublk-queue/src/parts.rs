@@ -66,11 +66,6 @@ impl Parts<'_> {
         }
     }
 
-    fn copies_by_ring(&self) -> bool {
-        let mode = Mode::of(self.device.geometry().features());
-        self.plan.copies_by_ring && mode.data == DataMode::UserCopy && !mode.batch
-    }
-
     /// Makes the ring on the calling thread.
     pub(crate) fn port<H: Handler>(&self) -> Result<RingPort, Error> {
         let qid = self.qids.first().copied().unwrap_or(QueueId::ZERO);
@@ -79,14 +74,10 @@ impl Parts<'_> {
         let mut files = vec![self.device.as_fd(); self.qids.len()];
         files.extend(self.plan.files.iter().map(|file| file.as_fd()));
         let mode = Mode::of(self.device.geometry().features());
-        if self.copies_by_ring() {
-            // Else io_uring takes the device for one that waits, and hands each operation to a kernel thread.
-            thread::set_nonblocking(self.device.as_fd());
-        }
         let zero_copy = matches!(mode.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
         let needs = RingNeeds {
             commands: tags,
-            operations: if H::OPERATIONS || H::FORWARDS || self.copies_by_ring() {
+            operations: if H::OPERATIONS || H::FORWARDS {
                 tags
             } else {
                 0
@@ -155,7 +146,6 @@ impl Parts<'_> {
         if let Some(share) = self.share {
             spec.share = share.again();
         }
-        spec.copies_by_ring = self.copies_by_ring();
         spec.huge_pages = self.plan.huge_pages;
         spec.on_failure.clone_from(&self.plan.on_failure);
         if shares_memory(geometry) {

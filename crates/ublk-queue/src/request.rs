@@ -35,8 +35,6 @@ pub(crate) enum Slot {
     Detached,
     /// The engine takes it to a file.
     Forwarded(Forward),
-    /// User copy: answered well, once the driver has copied all data from or to this memory.
-    Copied(MemRef<'static>),
 }
 
 /// Brings the data of a WRITE into the tag's buffer (user copy, or from memory shared with the client).
@@ -450,13 +448,6 @@ impl<'a> Request<'a> {
             .set(Slot::Answered(this.answer_of(Ok(())), from.addr()));
     }
 
-    /// True where [`complete_by_copy`](Self::complete_by_copy) has the driver copy behind the answer.
-    #[inline]
-    #[must_use]
-    pub fn copies_by_ring(&self) -> bool {
-        self.shared().copies_by_ring && matches!(self.shared().path, DataPath::Device(_))
-    }
-
     /// Whether it came by this lane, asked by a handler of this crate that the lane has been given to. One that is the
     /// lane's own handler knows without a look.
     #[inline(always)]
@@ -469,20 +460,6 @@ impl<'a> Request<'a> {
     #[inline(always)]
     pub(crate) const fn is_backed(&self) -> bool {
         self.backed
-    }
-
-    /// User copy: has the driver copy all data of a READ from `mem`, or of a WRITE to it, and answers with success when that
-    /// is done: by an operation on the worker's ring that the answer is linked to. Where the memory does not fit the
-    /// request the answer is EINVAL, in other modes EOPNOTSUPP; a copy that fails answers with its errno.
-    pub fn complete_by_copy(self, mem: MemRef<'static>) {
-        if !self.io.op.has_data() || mem.len() != self.data_len() {
-            return self.complete(Err(Errno::EINVAL));
-        }
-        if !matches!(self.shared().path, DataPath::Device(_)) {
-            return self.complete(Err(Errno::EOPNOTSUPP));
-        }
-        let this = ManuallyDrop::new(self);
-        this.slot.set(Slot::Copied(mem));
     }
 
     /// Takes the request along, to be answered later and from any thread.

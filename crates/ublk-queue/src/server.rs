@@ -53,10 +53,6 @@ pub struct Plan {
     /// Has the queues' buffers in huge pages where they are to be had and a queue needs at least one (2 MiB): fewer
     /// misses of the TLB where requests are large, but a page is taken whole by its first byte.
     pub huge_pages: bool,
-    /// User copy: has the driver copy to and from a backend's own memory ([`Mapped`]) by operations on the ring that the
-    /// commits are linked to, instead of by a system call for each request. Not in batch mode. It costs about 400
-    /// instructions more a request than the call (docs/tuning.md), so it is off.
-    pub copies_by_ring: bool,
     /// Whether the kernel may look for partitions when the device starts. Without, the driver is given the tags by threads
     /// that have laid down CAP_SYS_ADMIN for that moment: it then lets the kernel look neither at once nor later. For
     /// kernels before 7.0, which have no [`Features::NO_AUTO_PART_SCAN`](ublk_core::Features::NO_AUTO_PART_SCAN).
@@ -91,7 +87,6 @@ impl Plan {
             pool_threads: 4,
             files: Vec::new(),
             huge_pages: false,
-            copies_by_ring: false,
             partitions: true,
             gives_up_admin: false,
             shared: None,

@@ -26,8 +26,6 @@ pub(crate) struct LaneShared {
     pub(crate) meters: Meters,
     pub(crate) status: Status,
     pub(crate) path: DataPath,
-    /// User copy by operations linked with the commit.
-    pub(crate) copies_by_ring: bool,
     on_failure: OnceLock<OnFailure>,
     /// The worker's thread is awake, with a batch.
     pub(crate) at_work: Arc<AtomicBool>,
@@ -145,7 +143,6 @@ impl LaneShared {
         size: u64,
         arena: Arena,
         (path, words): (DataPath, Words),
-        copies_by_ring: bool,
         (wake, at_work): (Arc<dyn Wake>, Arc<AtomicBool>),
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -155,7 +152,6 @@ impl LaneShared {
             meters: Meters::default(),
             status: Status::new(),
             path,
-            copies_by_ring,
             on_failure: OnceLock::new(),
             at_work,
             wake,

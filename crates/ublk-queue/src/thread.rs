@@ -172,16 +172,6 @@ pub(crate) fn drain_event(fd: BorrowedFd<'_>) {
     unsafe { libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
 }
 
-/// Sets O_NONBLOCK, which the driver itself does not look at.
-pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) {
-    // SAFETY: fcntl with these commands reads and sets flags, and touches no memory of ours.
-    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-    if flags >= 0 {
-        // SAFETY: as above. A refusal costs speed, nothing else.
-        unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
-    }
-}
-
 pub(crate) fn last_errno() -> Errno {
     Errno::from_io(&std::io::Error::last_os_error())
 }

@@ -37,8 +37,8 @@ pub enum Kind {
     Operation,
     /// The operation that moves the data of a forwarded request.
     Forward,
-    /// An operation linked before a command of its tag: it completes only when it failed.
-    Link,
+    /// Takes the tag's pages out of the ring's table before its commit: it completes only when it failed.
+    Unregister,
     /// A sync that answers requests; the file's slot in place of the tag.
     Sync,
 }
@@ -134,7 +134,7 @@ impl UserData {
             3 => Kind::Commit,
             4 => Kind::Operation,
             5 => Kind::Forward,
-            6 => Kind::Link,
+            6 => Kind::Unregister,
             _ => Kind::Sync,
         };
         #[expect(
@@ -168,7 +168,7 @@ mod tests {
             Kind::Prep,
             Kind::Commit,
             Kind::Forward,
-            Kind::Link,
+            Kind::Unregister,
             Kind::Sync,
         ] {
             let word = UserData::batch(3, 9, kind, 7);

@@ -84,8 +84,6 @@ pub struct LaneSpec<D, H> {
     pub share: Share,
     /// The buffers shall be in huge pages where they are to be had.
     pub huge_pages: bool,
-    /// User copy: whether [`Request::copies_by_ring`](crate::Request::copies_by_ring). Not in batch mode.
-    pub copies_by_ring: bool,
     /// Memory shared with the device's clients; for handlers with [`Handler::SHARED`].
     pub shared: Option<SharedMemory>,
     /// Is told of requests that are answered with an errno.
@@ -176,7 +174,6 @@ impl<D, H> LaneSpec<D, H> {
             device: Box::new(NoDevice),
             share: Share::WHOLE,
             huge_pages: false,
-            copies_by_ring: false,
             shared: None,
             on_failure: None,
         }
@@ -265,7 +262,6 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             spec.bounds.size,
             arena,
             (path, words),
-            spec.copies_by_ring && !spec.batch,
             (Arc::clone(&wake), Arc::clone(&self.at_work)),
         );
         if let Some(on_failure) = spec.on_failure.clone() {

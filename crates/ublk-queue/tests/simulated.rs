@@ -506,37 +506,6 @@ fn l10_reads_are_answered_from_anywhere_by_any_token() {
     }
 }
 
-/// L11, L52 Copies by the ring are whole, and those that fail or are short fail their request and no other: the commit that
-/// was linked to them is never lost nor done twice.
-#[test]
-fn l11_l52_copies_linked_with_commits_are_whole_or_an_error() {
-    for seed in 0..60 {
-        let clean = Config {
-            data: DataMode::UserCopy,
-            queues: 2,
-            copies_by_ring: true,
-            ..Config::new(seed)
-        };
-        let mem = MappedMem::new(clean.size);
-        let served = run(clean.clone(), || Direct(Arc::clone(&mem)));
-        served.assert_clean(1000);
-        assert_eq!(served.report.failed, 0);
-        assert!(served.report.copies > 800, "{:?}", served.report);
-        let faults = Faults {
-            short_io: 10,
-            failed_io: 10,
-            transient: 10,
-            interrupt: 10,
-            stale: 5,
-            ..Faults::default()
-        };
-        let mem = MappedMem::new(clean.size);
-        let served = run(Config { faults, ..clean }, || Direct(Arc::clone(&mem)));
-        served.assert_clean(1000);
-        assert!(served.report.failed > 50, "{:?}", served.report);
-    }
-}
-
 /// User copy and get-data move data right, by the tag's buffer and straight to the backend's memory.
 #[test]
 fn data_modes_move_the_right_bytes_under_all_faults() {

@@ -66,8 +66,6 @@ pub struct Config {
     pub read_percent: u8,
     /// The server keeps the data in the simulated file: what FLUSH and FUA promise is checked there.
     pub file: bool,
-    /// The engine shall copy by operations on the ring in user copy.
-    pub copies_by_ring: bool,
     /// Percent of the requests with data whose data is in memory that the client shares with the server.
     pub shared_percent: u8,
     /// Automatic zero copy: percent of the requests with data whose pages the driver could not register.
@@ -106,7 +104,6 @@ impl Config {
             requests: 1000,
             read_percent: 50,
             file: false,
-            copies_by_ring: false,
             shared_percent: 0,
             unregistered_percent: 0,
             faults: Faults {

@@ -34,8 +34,6 @@ pub struct Report {
     pub operations: usize,
     /// Syncs of the simulated file.
     pub syncs: usize,
-    /// Copies of data by operations on the character device.
-    pub copies: usize,
     /// Requests whose data was in the client's memory.
     pub shared_hits: usize,
     /// Whatever the driver would refuse, hang on or lose data by; empty for a correct server.
@@ -178,7 +176,7 @@ impl Model {
         for _ in 0..take {
             if let Some((lane, command, user_data)) = self.ring().pending.pop_front() {
                 match command {
-                    // Cancelled silently, since the copy it was linked to had CQE_SKIP_SUCCESS.
+                    // Cancelled silently, since what it was linked to had CQE_SKIP_SUCCESS.
                     Pushed::Tag(_) if std::mem::take(&mut self.chain_failed) => {}
                     Pushed::Tag(command) => self.command(lane, &command, user_data),
                     Pushed::Batch(command) => self.batch_command(lane, &command, user_data),

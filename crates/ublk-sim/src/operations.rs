@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use ublk_core::{Errno, Tag};
 use ublk_queue::seam::Completion;
-use ublk_sys::offset::UserCopy;
 use uring_lite::Sqe64;
 
 use crate::driver::Memory;
@@ -36,16 +35,13 @@ impl Model {
         }
         let result = self.carry_out(sqe);
         let wanted = usize::try_from(raw.len).unwrap_or(0);
-        let is_copy = raw.off >= ublk_sys::UBLKSRV_IO_BUF_OFFSET && raw.opcode != URING_CMD;
-        // A copy that is short breaks the chain as one that fails does.
-        let short = is_copy && result.is_ok_and(|bytes| bytes < wanted);
         let res = match result {
             Ok(bytes) => i32::try_from(bytes).unwrap_or(i32::MAX),
             Err(errno) => errno.to_result(),
         };
         let skip = raw.flags & CQE_SKIP_SUCCESS != 0;
-        self.chain_failed = (short || result.is_err()) && raw.flags & LINK != 0 && skip;
-        if short || !(skip && result.is_ok()) {
+        self.chain_failed = result.is_err() && raw.flags & LINK != 0 && skip;
+        if !(skip && result.is_ok()) {
             if raw.opcode == READ {
                 let lent = Lent {
                     addr: raw.addr,
@@ -77,10 +73,6 @@ impl Model {
         }
         let short = self.rng.chance(faults.short_io);
         let part = self.rng.below(8);
-        if raw.off >= ublk_sys::UBLKSRV_IO_BUF_OFFSET {
-            let len = usize::try_from(raw.len).map_err(|_| Errno::EINVAL)?;
-            return self.user_copy(sqe, if short { len / 2 } else { len });
-        }
         let Some(disk) = &mut self.client.disk else {
             self.report
                 .violations
@@ -115,24 +107,6 @@ impl Model {
             READ_FIXED | WRITE_FIXED => return self.fixed(sqe, range),
             _ => return Err(Errno::EINVAL),
         }
-        Ok(len)
-    }
-
-    /// A copy from or to the data of a request, through the character device.
-    fn user_copy(&mut self, sqe: &Sqe64, len: usize) -> Result<usize, Errno> {
-        let raw = sqe.as_raw();
-        let place = UserCopy::decode(raw.off).map_err(|_| Errno::EINVAL)?;
-        let tag = Tag::new(place.tag).map_err(|_| Errno::EINVAL)?;
-        let from = usize::try_from(place.byte).map_err(|_| Errno::EINVAL)?;
-        let queue = self.queues.get_mut(usize::from(place.qid));
-        let queue = queue.ok_or(Errno::EINVAL)?;
-        if raw.opcode == READ {
-            ServerMemory.write(raw.addr, queue.pull(tag, from..from + len)?);
-        } else {
-            let data = ServerMemory.read(raw.addr, len);
-            queue.push(tag, from..from + len)?.copy_from_slice(&data);
-        }
-        self.report.copies += 1;
         Ok(len)
     }
 

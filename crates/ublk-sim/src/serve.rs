@@ -38,7 +38,6 @@ impl Sim {
             spec.file_count = u16::from(config.file);
             spec.buf_base = number * config.depth;
             spec.device = Box::new(self.device());
-            spec.copies_by_ring = config.copies_by_ring;
             spec.shared.clone_from(&memory);
             lanes.push(worker.add_lane(spec)?);
         }

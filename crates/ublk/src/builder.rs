@@ -44,7 +44,6 @@ pub(crate) struct Options {
     pub(crate) pool_threads: usize,
     pub(crate) shared: Option<Shared>,
     pub(crate) huge_pages: bool,
-    pub(crate) copies_by_ring: bool,
     pub(crate) on_failure: Option<OnFailure>,
     pub(crate) unscheduled: bool,
     pub(crate) partitions: bool,
@@ -86,7 +85,6 @@ impl<B: Backend> Builder<B> {
             pool_threads: 4,
             shared: None,
             huge_pages: false,
-            copies_by_ring: false,
             on_failure: None,
             unscheduled: true,
             partitions: true,
@@ -128,14 +126,6 @@ impl<B: Backend> Builder<B> {
     #[must_use]
     pub fn huge_pages(mut self, yes: bool) -> Self {
         self.options.huge_pages = yes;
-        self
-    }
-
-    /// In user copy, has the driver copy to and from a backend's own memory by operations on the ring: see
-    /// [`Plan::copies_by_ring`].
-    #[must_use]
-    pub fn copies_by_ring(mut self, yes: bool) -> Self {
-        self.options.copies_by_ring = yes;
         self
     }
 

@@ -129,7 +129,6 @@ impl<B: Backend> Added<B> {
         plan.pool_threads = self.options.pool_threads;
         plan.arm_deadline = deadline;
         plan.huge_pages = self.options.huge_pages;
-        plan.copies_by_ring = self.options.copies_by_ring;
         let by_flag = self
             .geometry
             .features()

@@ -23,12 +23,6 @@ pub fn behind_the_answer(request: Request<'_>, memory: &Memory) {
     request.complete_from(memory.region(0, 4096)); //~ E0521
 }
 
-/// The same for a copy by the ring.
-pub fn by_the_ring(request: Request<'_>) {
-    let memory = Memory::new(1 << 20, 512).expect("memory");
-    request.complete_by_copy(memory.region(0, 4096)); //~ E0597
-}
-
 /// A request's bytes, written by a system call while a slice of them is there.
 pub fn written_while_borrowed(request: &mut KeptRequest, device: &CharDevice) {
     let data = request.data().expect("a write");

@@ -53,7 +53,6 @@ pub fn cases() -> Vec<Case> {
         .into_iter()
         .map(|v| Case::new(v.name("keeps_data"), move || keeps_data(v)))
         .collect();
-    all.push(Case::new("mode_user_copy_by_ring_keeps_data", by_ring));
     for data in ["zero-copy", "zero-copy-manual"] {
         let v = variant(data, false, false);
         let name = v.name("is_no_mode_for_slices");
@@ -264,25 +263,6 @@ fn keeps_data(variant: Variant) -> Result<()> {
     fio(&embedded).context("fio")?;
     let health = embedded.ask("health")?;
     ensure!(json::text(&health, "state")? == "serving", "{health}");
-    embedded.remove()
-}
-
-/// User copy by operations that the commits are linked to, with buffers in huge pages for what is no data of the memory.
-fn by_ring() -> Result<()> {
-    let words = [
-        "data=user-copy",
-        "direct=true",
-        "ring=true",
-        "huge=true",
-        "cache=true",
-    ];
-    let mut embedded = Embedded::start(QUEUES, &words)?;
-    patterns(&mut embedded).context("patterns")?;
-    no_data(&mut embedded).context("flush, discard, write-zeroes")?;
-    fio(&embedded).context("fio")?;
-    let health = embedded.ask("health")?;
-    ensure!(json::text(&health, "state")? == "serving", "{health}");
-    ensure!(json::number(&health, "errors")? == 0, "{health}");
     embedded.remove()
 }
 

@@ -89,11 +89,6 @@ impl<B: Mapped> Handler for Direct<B> {
     fn handle(&mut self, mut request: Request<'_>) {
         let (offset, len, backed) = (request.offset(), request.len(), request.is_backed());
         let result = match request.op() {
-            Op::Read | Op::Write if backed && request.copies_by_ring() => {
-                // SAFETY: the request is backed.
-                let region = unsafe { self.kept_region(offset, len) };
-                return request.complete_by_copy(region);
-            }
             Op::Read if request.copies_by_driver() => request.push_from(self.region(offset, len)),
             Op::Write if request.copies_by_driver() => request.pull_into(self.region(offset, len)),
             Op::Read if backed && request.takes_any_source() => {

@@ -162,7 +162,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 
     #[cold]
     fn push_unregister(&mut self, port: &mut P, tag: Tag) -> bool {
-        let word = UserData::batch(self.index, self.generation, Kind::Link, tag.get());
+        let word = UserData::batch(self.index, self.generation, Kind::Unregister, tag.get());
         let unregister = self
             .buffer_command(UBLK_U_IO_UNREGISTER_IO_BUF, word, tag)
             .flags(SqeFlags::CQE_SKIP_SUCCESS);

@@ -71,7 +71,6 @@ impl LaneHandle {
             4096,
             arena,
             (path, Words::default()),
-            false,
             wake,
         );
         shared.status.set(state);

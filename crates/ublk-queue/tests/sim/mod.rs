@@ -134,7 +134,6 @@ fn run_all<P: Port, H: Handler>(
         spec.file_count = 1;
         spec.buf_base = qid * config.depth;
         spec.device = Box::new(sim.device());
-        spec.copies_by_ring = config.copies_by_ring;
         spec.shared = sim.shared_memory().expect("mapped");
         lanes.push(worker.add_lane(spec).expect("memory"));
     }
