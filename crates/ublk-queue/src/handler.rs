@@ -11,8 +11,8 @@ use ublk_core::{Backend, DataMode, Errno, IoFlags, Op, QueueId, ZoneAction, Zone
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations, RingId};
 use crate::panics::caught;
+use crate::port::{Port, Wake};
 use crate::request::{OwnedRequest, Request};
-use crate::seam::{Port, Wake};
 use crate::shared::LaneShared;
 
 mod around;
@@ -20,8 +20,9 @@ mod direct;
 mod shared;
 
 pub use around::{ClientShared, Zoned};
-pub(crate) use direct::Keeper;
-pub use direct::{Backing, Direct, Mapped};
+pub use direct::{Direct, Mapped};
+
+pub use crate::backing::Backing;
 pub use shared::{DirectShared, InlineShared};
 
 /// What a handler may know of the lane that calls it. Made by the engine only, and not to be changed: handlers rely

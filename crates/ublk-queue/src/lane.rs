@@ -5,7 +5,9 @@ mod batching;
 mod calls;
 mod ending;
 mod forward;
+mod handle;
 mod registering;
+mod spec;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -21,17 +23,19 @@ use ublk_sys::{
 pub(crate) use self::ending::{ABORT_WAIT, Panicked};
 use self::ending::{OnUnwind, PATIENCE, PlaceOf};
 use self::forward::Forwards;
+pub use self::handle::LaneHandle;
 use self::registering::Registrations;
+pub use self::spec::{LaneSpec, Share};
+use crate::backing::Keeper;
 use crate::batch::{self, Batch};
 use crate::buffers::Dealer;
-use crate::handler::{Handler, Keeper, LaneContext};
+use crate::handler::{Handler, LaneContext};
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations, RingId};
+use crate::port::{Completion, Descriptors, IoCommand, Port};
 use crate::request::{Known, Request, Slot};
-use crate::seam::{Completion, Descriptors, IoCommand, Port};
 use crate::shared::{LaneLocal, LaneShared};
 use crate::user_data::{Kind, NO_OWNER, UserData};
-use crate::worker::{LaneSpec, Share};
 
 /// How often a command that io_uring itself refuses (no memory, cancelled) is pushed again before
 /// the queue gives up.

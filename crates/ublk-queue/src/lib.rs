@@ -10,7 +10,7 @@
 //!
 //! | what is given | safe, because | else |
 //! |---|---|---|
-//! | memory to copy to or from ([`Request::push_from`], [`seam::UserCopyPort`]) | a [`MemRef`] is a loan for the call | [`MemRef::new`] is unsafe |
+//! | memory to copy to or from ([`Request::push_from`], [`port::UserCopyPort`]) | a [`MemRef`] is a loan for the call | [`MemRef::new`] is unsafe |
 //! | memory for the driver behind an answer ([`Request::complete_from`]) | `MemRef<'static>`; of a [`Direct`] backend the lane holds the owner | [`Handler::place`] is unsafe to call |
 //! | a request's bytes | the one token gives slices and buffer, each for a borrow | |
 //! | buffers of operations ([`task::IoBuf`]) | the operation owns them until its last completion | the trait is unsafe |
@@ -19,33 +19,32 @@
 //! | a device ([`Server::arm`], [`RawQueue::arm`]) | an `OpenDevice` is one device's node and the driver's word on it | `OpenDevice::new` is unsafe |
 //! | a share of a queue ([`worker::Share`]) | dealt once, compared with its lane | |
 //! | tags, queues, file numbers, places | compared with depth, files, pool; what is beyond is refused | |
-//! | completions ([`seam::Port`], [`Handler::operation_completed`]) | | the trait and the call are unsafe |
-//! | a ring for lanes ([`real::RingPort::new`]) | | unsafe |
+//! | completions ([`port::Port`], [`Handler::operation_completed`]) | | the trait and the call are unsafe |
+//! | a ring for lanes ([`port::RingPort::new`]) | | unsafe |
 //! | requests of another lane, to an [`Async`](task::Async) inside another handler | compared with its own lane, refused | |
 //!
 //! Nothing here starts, stops or deletes a device: that is the control plane's (`ublk-ctrl`), and the
 //! two share only values of `ublk-core`.
 
+mod backing;
 mod batch;
 mod buffers;
+mod data_path;
 mod epoll;
 mod failures;
 mod forward;
 pub mod handler;
 pub mod health;
-mod hosting;
 mod lane;
 pub mod memref;
 pub mod operations;
 mod panics;
-mod parts;
 pub mod polling;
+pub mod port;
 pub mod racing;
 pub mod raw;
-pub mod real;
 mod remote;
 pub mod request;
-pub mod seam;
 mod server;
 mod shared;
 mod shmem;
@@ -63,15 +62,14 @@ pub use handler::{
     Backing, ClientShared, Direct, Handler, Inline, LaneContext, Mapped, Pool, Pooled, Zoned,
 };
 pub use health::{Counters, Health, QueueHealth, State};
-pub use hosting::Threads;
-pub use lane::LaneError;
+pub use lane::{LaneError, LaneHandle, LaneSpec, Share};
 pub use memref::MemRef;
 pub use operations::{NotPushed, Operation, Operations, RingId};
 pub use polling::Polling;
 pub use raw::RawQueue;
 pub use request::{KeptRequest, OwnedRequest, Request};
-pub use server::{Error, Plan, Report, Server};
+pub use server::{Error, Plan, Report, Server, Threads};
 pub use shmem::SharedMemory;
 #[cfg(feature = "kill-points")]
 pub use worker::EndThread;
-pub use worker::{LaneHandle, LaneSpec, Next, Worker, WorkerError};
+pub use worker::{Next, Worker, WorkerError};

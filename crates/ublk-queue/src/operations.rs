@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use uring_lite::Sqe64;
 use uring_lite::op::{Fd, SqeFlags};
 
-use crate::seam::{Full, Port};
+use crate::port::{Full, Port};
 use crate::user_data::UserData;
 
 /// A use of a place in a handler's pool of operations: comes back with the completion.

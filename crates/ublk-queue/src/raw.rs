@@ -8,9 +8,9 @@ use std::sync::atomic::AtomicBool;
 use ublk_core::{OpenDevice, QueueId};
 
 use crate::handler::Handler;
-use crate::parts::Parts;
-use crate::real::{DescTable, RingPort};
+use crate::port::{DescTable, RingPort};
 use crate::request::{KeptRequest, Request};
+use crate::server::Parts;
 use crate::server::{Error, Plan};
 use crate::worker::{LaneHandle, Next, Worker, WorkerError};
 

@@ -18,10 +18,11 @@ use std::sync::Arc;
 use ublk_core::iod::Io;
 use ublk_core::{Answer, Errno, IoFlags, Op, QueueId, Tag};
 
+use crate::data_path::DataPath;
 use crate::forward::Forward;
 use crate::memref::MemRef;
-use crate::seam::UserCopyPort;
-use crate::shared::{DataPath, LaneLocal, LaneShared};
+use crate::port::UserCopyPort;
+use crate::shared::{LaneLocal, LaneShared};
 
 /// What became of the request that the worker gave to its handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -378,7 +379,7 @@ pub struct Request<'a> {
     detached: &'a Cell<bool>,
     tag: Tag,
     io: Io,
-    /// The lane has the memory of its handler in keeping ([`Backing`](crate::handler::Backing)).
+    /// The lane has the memory of its handler in keeping ([`Backing`](crate::backing::Backing)).
     backed: bool,
     /// It was given to the lane's own handler, which gives it to no other ([`Closed`](crate::handler::Closed)).
     closed: bool,

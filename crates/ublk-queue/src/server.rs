@@ -1,184 +1,38 @@
 //! The server half of a device: workers on threads, their health, their end.
 
 mod ending;
-mod teams;
+mod error;
+mod parts;
+mod plan;
+mod shared_threads;
+mod threads;
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ublk_core::{Backend, CpuMask, DataMode, Errno, OpenDevice, QueueId, deadline_in};
+use ublk_core::{Backend, DataMode, OpenDevice, QueueId, deadline_in};
 
 use self::ending::{EndGuard, Running, Shared};
-use self::teams::{Team, teams};
-use crate::failures::OnFailure;
+use self::parts::{Place, is_zoned, shares_memory};
+use self::shared_threads::{Guest, Hosted};
+use self::threads::{Team, teams};
 use crate::handler::{
     ClientShared, Direct, DirectShared, Handler, Inline, InlineShared, Mapped, Pool, Zoned,
 };
 use crate::health::{Counters, Health, QueueHealth, State};
-use crate::hosting::{Guest, Hosted, Threads};
 use crate::panics::{catch, caught, discard};
-use crate::parts::{Parts, Place, is_zoned, shares_memory};
 use crate::polling::Polling;
-use crate::real::{DescTable, RingPort};
-use crate::seam::Port;
-use crate::shmem::SharedMemory;
+use crate::port::Port;
+use crate::port::{DescTable, RingPort};
 use crate::worker::{LaneHandle, Share, Worker, WorkerError};
 
-/// How a device is to be served.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Plan {
-    /// Size of the device in bytes: requests beyond it are refused.
-    pub size: u64,
-    /// CPUs of each hw queue, as GET_QUEUE_AFFINITY has them; empty for no pinning.
-    pub affinity: Vec<CpuMask>,
-    /// Threads for all queues together; `None` is one for each queue. Queues are dealt round-robin.
-    pub threads: Option<u16>,
-    /// Threads that serve other devices too, instead of the server's own: `threads` and `polling` are set aside, and so
-    /// is `affinity`, since these threads are pinned or not already.
-    pub hosts: Option<Arc<Threads>>,
-    /// Threads of each queue, for a backend whose own work is more than one CPU can do; more than one needs
-    /// PER_IO_DAEMON (6.16) or batch mode (7.0), and sets `threads` aside.
-    pub threads_per_queue: u16,
-    /// What a thread does before it sleeps.
-    pub polling: Polling,
-    /// Threads of the pool for a backend that is not quick.
-    pub pool_threads: usize,
-    /// Files for handlers that forward requests to them or have operations on them: registered with each ring, and
-    /// named by their place here.
-    pub files: Vec<Arc<OwnedFd>>,
-    /// Has the queues' buffers in huge pages where they are to be had and a queue needs at least one (2 MiB): fewer
-    /// misses of the TLB where requests are large, but a page is taken whole by its first byte.
-    pub huge_pages: bool,
-    /// Whether the kernel may look for partitions when the device starts. Without, the driver is given the tags by threads
-    /// that have laid down CAP_SYS_ADMIN for that moment: it then lets the kernel look neither at once nor later. For
-    /// kernels before 7.0, which have no [`Features::NO_AUTO_PART_SCAN`](ublk_core::Features::NO_AUTO_PART_SCAN).
-    pub partitions: bool,
-    /// Has the threads give up CAP_SYS_ADMIN for good: a queue's once it is armed, a pool's as soon as it runs. (The driver
-    /// lets the kernel look for partitions only where every queue was armed with it.) Not for `hosts`, which serve others.
-    pub gives_up_admin: bool,
-    /// Memory shared with the device's clients, as it was registered with the driver: for a device made with
-    /// [`Features::SHMEM_ZC`](ublk_core::Features::SHMEM_ZC).
-    pub shared: Option<SharedMemory>,
-    /// Is told of requests that are answered with an errno.
-    pub on_failure: Option<OnFailure>,
-    /// How long arming may take before it counts as failed.
-    pub arm_deadline: Duration,
-    /// How long the thread of a queue that failed keeps its ring, while the other queues serve on, for an owner that ends
-    /// its process for it: all rings then go at once. Where they go one by one with requests in hand, drivers before
-    /// Linux 6.16 may wait for one of them for ever. Zero, the usual: all threads leave. Not for `hosts`.
-    pub linger: Duration,
-}
-
-impl Plan {
-    /// One thread per queue, not pinned, four pool threads, ten seconds to arm.
-    #[must_use]
-    pub const fn new(size: u64) -> Self {
-        Self {
-            size,
-            affinity: Vec::new(),
-            threads: None,
-            hosts: None,
-            threads_per_queue: 1,
-            polling: Polling::Off,
-            pool_threads: 4,
-            files: Vec::new(),
-            huge_pages: false,
-            partitions: true,
-            gives_up_admin: false,
-            shared: None,
-            on_failure: None,
-            arm_deadline: Duration::from_secs(10),
-            linger: Duration::ZERO,
-        }
-    }
-
-    /// Pins each queue's thread to the queue's CPUs.
-    #[must_use]
-    pub fn affinity(mut self, masks: Vec<CpuMask>) -> Self {
-        self.affinity = masks;
-        self
-    }
-}
-
-/// Why a server could not be armed, or ended early.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// A thread could not be started.
-    #[error("cannot start a thread: {0}; see `ulimit -u` and the cgroup's pids.max")]
-    Thread(#[source] std::io::Error),
-    /// A queue's ring could not be made.
-    #[error("queue {qid}: cannot make a ring: {source}")]
-    Ring {
-        /// The thread's first queue.
-        qid: QueueId,
-        /// What io_uring said.
-        source: crate::real::RingError,
-    },
-    /// The descriptors of a queue could not be mapped.
-    #[error(
-        "queue {qid}: cannot map the I/O descriptors: {errno}; is another process serving this device?"
-    )]
-    Map {
-        /// Hw queue.
-        qid: QueueId,
-        /// The driver's errno.
-        errno: Errno,
-    },
-    /// The queue's handler is none for the device.
-    #[error(
-        "queue {qid}: the handler does not serve zones, or shared memory in this mode; wrap it in Zoned, or ClientShared"
-    )]
-    Handler {
-        /// Hw queue.
-        qid: QueueId,
-    },
-    /// The buffers of a queue could not be mapped.
-    #[error(
-        "queue {qid}: cannot map the buffers: {errno}; lower the depth or the maximum I/O size"
-    )]
-    Buffers {
-        /// Hw queue.
-        qid: QueueId,
-        /// The errno of mmap.
-        errno: Errno,
-    },
-    /// A worker ended with an error.
-    #[error(transparent)]
-    Worker(#[from] WorkerError),
-    /// The kernel lets one thread serve a queue, not several.
-    #[error(
-        "several threads on a queue need per-I/O daemons (Linux 6.16) or batch mode (7.0), which this device has not; \
-         use more queues instead"
-    )]
-    ThreadsPerQueue,
-    /// The threads did not arm, or did not end, in time.
-    #[error("the queues' threads did not {what} within {deadline:?}")]
-    TimedOut {
-        /// `arm` or `end`.
-        what: &'static str,
-        /// The time given.
-        deadline: Duration,
-    },
-    /// A worker's thread panicked outside a handler.
-    #[error("queue {qid}: the worker's thread panicked")]
-    Panicked {
-        /// The thread's first queue.
-        qid: QueueId,
-    },
-    /// A panic while a queue was set up: in what makes its handler, as a rule.
-    #[error("queue {qid}: a panic while it was set up: {message}")]
-    SetUpPanicked {
-        /// The thread's first queue.
-        qid: QueueId,
-        /// What was panicked with.
-        message: String,
-    },
-}
+pub use self::error::Error;
+pub(crate) use self::parts::Parts;
+pub use self::plan::Plan;
+pub use self::shared_threads::Threads;
 
 /// What is left to say of a server that ended.
 #[derive(Debug, Clone)]

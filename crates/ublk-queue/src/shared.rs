@@ -5,16 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use ublk_core::iod::Io;
-use ublk_core::{Answer, DataMode, Errno, IoDesc, QueueId, Tag};
+use ublk_core::{Answer, Errno, IoDesc, QueueId, Tag};
 
 use crate::buffers::Arena;
+use crate::data_path::DataPath;
 use crate::failures::{Failed, OnFailure};
 use crate::health::{Meters, Status};
 use crate::lane::ANYWHERE;
-use crate::memref::MemRef;
+use crate::port::{Descriptors, Wake};
 use crate::remote::RemoteAnswers;
-use crate::seam::{Descriptors, UserCopyPort, Wake};
-use crate::shmem::{ClientPath, SharedMemory};
 
 /// Shared between the worker, the requests other threads hold, and the server's health report.
 ///
@@ -71,68 +70,6 @@ impl Words {
         let place = self.0.get(tag.index())?;
         let word = place.swap(Self::NONE, Ordering::Relaxed);
         (word != Self::NONE).then_some(word)
-    }
-}
-
-/// How the data of this lane's requests travels.
-pub(crate) enum DataPath {
-    /// In the tag's buffer: copy and get-data.
-    Buffer,
-    /// By the character device: user copy.
-    Device(Box<dyn UserCopyPort>),
-    /// As a registered buffer that only forwarding operations reach; nobody sees bytes.
-    Registered,
-    /// In memory shared with the client where it happens to be there, else the way below.
-    Client(Box<ClientPath>),
-}
-
-impl DataPath {
-    pub(crate) fn new(mode: DataMode, device: Box<dyn UserCopyPort>) -> Self {
-        match mode {
-            DataMode::UserCopy => Self::Device(device),
-            DataMode::ZeroCopy | DataMode::ZeroCopyManual => Self::Registered,
-            _ => Self::Buffer,
-        }
-    }
-
-    /// The same for a device that shares memory with its clients.
-    pub(crate) fn shared_with(self, memory: Option<SharedMemory>, depth: u16) -> Self {
-        match memory {
-            Some(memory) => Self::Client(Box::new(ClientPath::new(memory, depth, self))),
-            None => self,
-        }
-    }
-
-    /// Where the data of a tag's request is, if that is in memory shared with the client.
-    pub(crate) fn client_place(&self, tag: Tag, len: usize) -> Option<MemRef<'_>> {
-        match self {
-            Self::Client(path) => path.place(tag, len),
-            _ => None,
-        }
-    }
-
-    /// Lets go of the character device.
-    pub(crate) fn retire(&self) {
-        if let Self::Device(device) = self.below() {
-            device.retire();
-        }
-    }
-
-    /// The memory shared with the client, if there is any.
-    pub(crate) fn client_memory(&self) -> Option<SharedMemory> {
-        match self {
-            Self::Client(path) => Some(path.memory()),
-            _ => None,
-        }
-    }
-
-    /// The way of data that is not in shared memory.
-    #[inline]
-    pub(crate) const fn below(&self) -> &Self {
-        match self {
-            Self::Client(path) => &path.below,
-            path => path,
-        }
     }
 }
 

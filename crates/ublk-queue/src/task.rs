@@ -63,8 +63,8 @@ use self::slots::{Panicked, Slots};
 use crate::buffers::Dealer;
 use crate::handler::{Closed, Handler, LaneContext};
 use crate::operations::{Operation, Operations};
+use crate::port::{Full, Port};
 use crate::request::{Request, brings_data};
-use crate::seam::{Full, Port};
 use crate::shared::LaneShared;
 
 // What stays on its worker's thread, whose cells it shares.

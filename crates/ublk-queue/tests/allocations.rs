@@ -9,7 +9,7 @@ use std::fs::File;
 
 use common::run;
 use ublk_core::{Errno, Op};
-use ublk_queue::seam::Port;
+use ublk_queue::port::Port;
 use ublk_queue::task::{Async, SharedFd, TaskRequest};
 use ublk_queue::{Handler, LaneContext, Operation, Operations, Request};
 use ublk_sim::Config;

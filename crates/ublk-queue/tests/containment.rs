@@ -10,7 +10,7 @@ use common::FilePort;
 use common::sim::{self, Filled, ToFile, drive_and_sleep, run, run_driven, run_on};
 use ublk_core::iod::{Io, IoBounds};
 use ublk_core::{DataMode, Errno, QueueId, Tag};
-use ublk_queue::seam::{Completion, Full, IoCommand, Port, UserCopyPort, Wake};
+use ublk_queue::port::{Completion, Full, IoCommand, Port, UserCopyPort, Wake};
 use ublk_queue::task::{Async, SharedFd, TaskRequest, leaked_operations};
 use ublk_queue::worker::Share;
 use ublk_queue::{

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ublk_core::iod::IoBounds;
 use ublk_core::{Backend, Errno, IoDesc, Limits, QueueId, Tag};
-use ublk_queue::seam::{Completion, Descriptors, Full, IoCommand, Port, Wake};
+use ublk_queue::port::{Completion, Descriptors, Full, IoCommand, Port, Wake};
 use ublk_queue::{BatchCommand, Inline, LaneSpec, Worker};
 
 /// Counts allocations while it is told to.

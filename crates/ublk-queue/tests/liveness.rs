@@ -13,7 +13,7 @@ use std::time::Duration;
 use sim::{ALL_FAULTS, Filled, drive_and_sleep, run, run_driven, run_on, run_sized};
 use ublk_core::iod::IoBounds;
 use ublk_core::{DataMode, Errno, QueueId};
-use ublk_queue::seam::Port;
+use ublk_queue::port::Port;
 use ublk_queue::worker::Share;
 use ublk_queue::{
     Handler, KeptRequest, LaneContext, LaneSpec, Next, Operations, Polling, Pool, Request, State,

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ublk_core::{Geometry, OpenDevice, QueueId};
-use ublk_queue::real::{RingNeeds, RingPort};
-use ublk_queue::seam::Port;
+use ublk_queue::port::Port;
+use ublk_queue::port::{RingNeeds, RingPort};
 use ublk_queue::{Error, Plan, Polling, Request, Server, Threads};
 
 fn needs(polling: Polling) -> RingNeeds {

@@ -1,7 +1,7 @@
 //! The driver's side of a queue: who owns each tag, and what it may do.
 
 use ublk_core::{DataMode, Errno, IoDesc, IoFlags, Op, Tag, Zone};
-use ublk_queue::seam::{Completion, IoCommand};
+use ublk_queue::port::{Completion, IoCommand};
 use ublk_sys::{UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA};
 
 use crate::client::{Client, Sent};

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use ublk_core::{Errno, QueueId, Tag};
 use ublk_queue::BatchCommand;
-use ublk_queue::seam::{Completion, IoCommand};
+use ublk_queue::port::{Completion, IoCommand};
 use ublk_sys::batch::ElemShape;
 use uring_lite::Sqe64;
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use ublk_core::{Errno, Tag};
-use ublk_queue::seam::Completion;
+use ublk_queue::port::Completion;
 use uring_lite::Sqe64;
 
 use crate::driver::Memory;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use ublk_core::{Errno, IoDesc, QueueId, Tag};
 use ublk_queue::polling::Spin;
-use ublk_queue::seam::{
+use ublk_queue::port::{
     Completion, Descriptors, Full, IoCommand, PollPort, Port, UserCopyPort, Wake,
 };
 use ublk_queue::{BatchCommand, MemRef, SharedMemory};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ublk_backends::Memory;
 use ublk_core::{QueueId, Tag};
-use ublk_queue::real::CharDevice;
-use ublk_queue::seam::UserCopyPort;
+use ublk_queue::port::CharDevice;
+use ublk_queue::port::UserCopyPort;
 use ublk_queue::task::{Ring as TaskRing, SharedFd, TaskRequest};
 use ublk_queue::{KeptRequest, Mapped, Request};
 use uring_lite::Ring;

@@ -9,7 +9,7 @@ use ublk_core::iod::Io;
 use ublk_core::{DevId, Geometry, OpenDevice};
 use ublk_ctrl::Control;
 use ublk_queue::racing::Copier;
-use ublk_queue::real::{RingNeeds, RingPort};
+use ublk_queue::port::{RingNeeds, RingPort};
 use ublk_queue::{Handler, MemRef, Operation};
 use ublk_sim::{Config, Sim};
 use uring_lite::op::{self, Fd};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ublk_core::{Geometry, OpenDevice};
 use ublk_ctrl::ControlThread;
-use ublk_queue::seam::{Descriptors, Port};
+use ublk_queue::port::{Descriptors, Port};
 use ublk_queue::task::TagBuf;
 use ublk_queue::{Backing, Direct, Handler, LaneContext, MemRef, OwnedRequest, RingId, Worker};
 use uring_lite::{Cqe16, Fd, Sqe64};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ublk_core::Errno;
 use ublk_ctrl::{Buffer, Command, Controller, Error, Reply};
 use ublk_ctrl::port::{self, CtrlPort};
-use ublk_queue::seam::{Completion, Full, IoCommand, Port, Wake};
+use ublk_queue::port::{Completion, Full, IoCommand, Port, Wake};
 use ublk_queue::handler::{Closed, Handler};
 use ublk_queue::task::{Async, IoBuf, IoBufMut, Place, TagBuf, TaskRequest};
 use ublk_queue::worker::Share;

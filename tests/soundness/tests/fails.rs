@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ublk_backends::Memory;
 use ublk_core::{DataMode, Errno, Geometry, QueueId, SharedBuffer, SharedTable, Tag};
-use ublk_queue::real::DescTable;
-use ublk_queue::seam::{Descriptors, Port};
+use ublk_queue::port::DescTable;
+use ublk_queue::port::{Descriptors, Port};
 use ublk_queue::task::{Async, IoBuf, Local, SharedFd, TaskRequest};
 use ublk_queue::{Handler, LaneContext, LaneHandle, Mapped, Operations, Request, SharedMemory};
 use ublk_sim::{Config, Sim};

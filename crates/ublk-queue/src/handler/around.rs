@@ -2,12 +2,12 @@
 
 use ublk_core::iod::Io;
 
-use super::direct::Keeper;
-use super::{Backing, Closed, Handler, LaneContext};
+use super::{Closed, Handler, LaneContext};
+use crate::backing::{Backing, Keeper};
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations};
+use crate::port::Port;
 use crate::request::Request;
-use crate::seam::Port;
 
 /// A handler around any other, all of which it hands on.
 macro_rules! around {

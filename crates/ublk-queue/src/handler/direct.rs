@@ -9,49 +9,15 @@
     reason = "names a backend's memory for longer than a borrow"
 )]
 
-use std::any::Any;
-use std::fmt;
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use ublk_core::iod::Io;
 use ublk_core::{Backend, Op};
 
 use super::{Handler, answer};
+use crate::backing::{Backing, Keeper};
 use crate::memref::MemRef;
 use crate::request::Request;
-
-/// What keeps the memory that a handler names to the driver.
-pub(crate) type Keeper = Arc<dyn Any + Send + Sync>;
-
-/// How a lane gets what keeps the memory that its handler `H` names to the driver behind answers.
-///
-/// A value with a keeper is made for the handlers of this crate only: another that calls one of them has none, and the
-/// driver then copies before the answer.
-pub struct Backing<H: ?Sized>(Option<fn(&H) -> Option<Keeper>>, PhantomData<fn(&H)>);
-
-impl<H: ?Sized> Backing<H> {
-    /// The handler names no memory that it owns.
-    pub const NONE: Self = Self(None, PhantomData);
-
-    pub(crate) const fn new(keeper: fn(&H) -> Option<Keeper>) -> Self {
-        Self(Some(keeper), PhantomData)
-    }
-
-    pub(crate) const fn is_some(&self) -> bool {
-        self.0.is_some()
-    }
-
-    pub(crate) fn keeper(&self, handler: &H) -> Option<Keeper> {
-        self.0.and_then(|keeper| keeper(handler))
-    }
-}
-
-impl<H: ?Sized> fmt::Debug for Backing<H> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Backing").field(&self.is_some()).finish()
-    }
-}
 
 /// A backend whose content is memory of this process: the driver can copy to and from it, so that data is
 /// copied once.

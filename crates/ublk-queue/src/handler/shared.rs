@@ -5,9 +5,9 @@ use std::sync::Arc;
 use ublk_core::{Backend, Op};
 
 use super::{Backing, Direct, Handler, Inline, Mapped};
+use crate::data_path;
 use crate::racing::Copier;
 use crate::request::Request;
-use crate::shmem;
 
 /// As [`Direct`], in a device that shares memory: one copy, between the backend's memory and the client's.
 #[derive(Debug)]
@@ -41,8 +41,8 @@ impl<B: Mapped> Handler for DirectShared<B> {
         };
         let ours = self.direct.region(offset, len);
         let result = match op {
-            Op::Read => shmem::copy(self.copier, ours, client),
-            _ => shmem::copy(self.copier, client, ours),
+            Op::Read => data_path::copy(self.copier, ours, client),
+            _ => data_path::copy(self.copier, client, ours),
         };
         request.complete(result);
     }

@@ -6,7 +6,7 @@ use ublk_core::{Action, Answer, DataMode, Errno, Input, Op, Tag, TagState};
 
 use super::{ANYWHERE, Lane, Place};
 use crate::handler::Handler;
-use crate::seam::{Descriptors, Port};
+use crate::port::{Descriptors, Port};
 use crate::shared::LaneShared;
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {

@@ -7,7 +7,7 @@ use ublk_core::{Errno, Tag};
 use super::{Lane, LaneError};
 use crate::batch::Fetch;
 use crate::handler::Handler;
-use crate::seam::{Completion, Descriptors, Full, Port};
+use crate::port::{Completion, Descriptors, Full, Port};
 use crate::user_data::{Kind, UserData};
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {

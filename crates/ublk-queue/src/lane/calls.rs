@@ -13,7 +13,7 @@ use super::{Lane, Panicked};
 use crate::handler::Handler;
 use crate::memref::MemRef;
 use crate::operations::Operation;
-use crate::seam::{Descriptors, Port};
+use crate::port::{Descriptors, Port};
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Get-data: where the handler wants a WRITE's data, if that has room for it.

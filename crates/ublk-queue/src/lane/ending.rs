@@ -9,7 +9,7 @@ use super::{Lane, NOBODY};
 use crate::handler::Handler;
 use crate::health::State;
 use crate::panics::caught;
-use crate::seam::{Descriptors, Port};
+use crate::port::{Descriptors, Port};
 use crate::user_data::NO_OWNER;
 
 /// How many waits of [`ABORT_WAIT`] an ending queue grants the aborts that have not come yet.

@@ -15,11 +15,11 @@ use uring_lite::Sqe64;
 use uring_lite::op::{self, Fd, SqeFlags};
 
 use super::{Lane, LaneError};
+use crate::data_path::DataPath;
 use crate::forward::Forward;
 use crate::handler::Handler;
 use crate::memref::MemRef;
-use crate::seam::{Descriptors, Port};
-use crate::shared::DataPath;
+use crate::port::{Descriptors, Port};
 use crate::user_data::{Kind, UserData};
 
 /// How often an operation that was interrupted, or found the kernel busy, is pushed again.

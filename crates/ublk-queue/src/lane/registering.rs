@@ -17,7 +17,7 @@ use uring_lite::op::{self, Fd, SqeFlags};
 use super::forward::make_room;
 use super::{Lane, LaneError};
 use crate::handler::Handler;
-use crate::seam::{Descriptors, Port};
+use crate::port::{Descriptors, Port};
 use crate::user_data::{Kind, UserData};
 
 /// How a tag's request stands with the ring's table.

@@ -18,8 +18,9 @@ use super::{
     answer_of_others, brings_data, deliver_to_client, device, fetch, is_hidden, land, wants_data,
 };
 use crate::buffers::Arena;
+use crate::data_path::DataPath;
 use crate::memref::MemRef;
-use crate::shared::{DataPath, LaneLocal, LaneShared};
+use crate::shared::{LaneLocal, LaneShared};
 
 /// What names a request's buffer to the kernel, for tokens that are held.
 macro_rules! buffer {
@@ -138,9 +139,8 @@ impl fmt::Debug for KeptRequest {
     }
 }
 
-/// A request that any thread may hold and answer. It has what a [`Request`](crate::Request) has, but for what needs the
-/// queue's ring: it is not [forwarded](crate::Request::forward), nor copied [behind its
-/// answer](crate::Request::complete_by_copy).
+/// A request that any thread may hold and answer. It has what a [`Request`](crate::Request) has, but that it is not
+/// [forwarded](crate::Request::forward), which needs the queue's ring.
 pub struct OwnedRequest {
     pub(super) lane: Arc<LaneShared>,
     pub(super) tag: Tag,

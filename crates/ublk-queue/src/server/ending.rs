@@ -166,7 +166,7 @@ mod tests {
 
     use super::super::{Armed, Server};
     use super::*;
-    use crate::parts::Place;
+    use crate::server::parts::Place;
 
     /// L09 A server that is dropped under load closes no ring: its threads go on until the driver takes the queues back.
     /// Before its device is in use they leave.

@@ -15,8 +15,8 @@ use super::ready::Ready;
 use super::slots::Panicked;
 use crate::buffers::Arena;
 use crate::operations::{Operation, RingId};
+use crate::port::Wake;
 use crate::request::KeptRequest;
-use crate::seam::Wake;
 use crate::shared::Words;
 
 /// How a task ended.

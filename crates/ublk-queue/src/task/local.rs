@@ -15,7 +15,7 @@ use super::core::Core;
 use super::pool::Sink;
 use super::ring::Ring;
 use crate::operations::{Operation, RingId};
-use crate::seam::Full;
+use crate::port::Full;
 use crate::shared::Words;
 use crate::user_data::UserData;
 

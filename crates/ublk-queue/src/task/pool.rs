@@ -28,7 +28,7 @@ use super::buf::Place;
 use super::entry::{Kind, Scratch, entry};
 use super::fd::SharedFd;
 use crate::operations::Operation;
-use crate::seam::Full;
+use crate::port::Full;
 
 /// Turns of a place before they begin again.
 const TURNS: u16 = 4096;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicPtr;
 use std::task::{RawWaker, RawWakerVTable, Waker};
 
-use crate::seam::Wake;
+use crate::port::Wake;
 use crate::sync::{AtomicU32, Ordering};
 
 const END: u32 = u32::MAX;

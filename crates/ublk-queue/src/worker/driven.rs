@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Worker, WorkerError};
 use crate::handler::Handler;
 use crate::lane::{ABORT_WAIT, Lane};
-use crate::seam::{Descriptors, Port};
+use crate::port::{Descriptors, Port};
 
 /// What a worker that is driven wants next: when its owner has to call it again. There are no more answers than these: one
 /// that an owner does not know would be slept through.

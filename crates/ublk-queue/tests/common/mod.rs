@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ublk_core::Errno;
-use ublk_queue::seam::{Completion, Full, IoCommand, Port};
+use ublk_queue::port::{Completion, Full, IoCommand, Port};
 use ublk_queue::{BatchCommand, Handler, Worker};
 use ublk_sim::{Config, Sim};
 use uring_lite::{Sqe64, sys};

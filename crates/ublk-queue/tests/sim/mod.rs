@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use ublk_core::iod::IoBounds;
 use ublk_core::{Backend, Errno, Limits, Op, QueueId};
-use ublk_queue::seam::Port;
+use ublk_queue::port::Port;
 use ublk_queue::{
     Forward, Handler, LaneHandle, LaneSpec, Next, Request, State, Worker, WorkerError,
 };

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ublk_core::iod::IoBounds;
 use ublk_core::{Errno, IoDesc, Op, QueueId, Tag};
-use ublk_queue::seam::{Completion, Descriptors, Full, IoCommand, Port, Wake};
+use ublk_queue::port::{Completion, Descriptors, Full, IoCommand, Port, Wake};
 use ublk_queue::{LaneSpec, Request, State, Worker};
 
 const BLOCK: usize = 4096;

@@ -11,7 +11,7 @@ use crate::shared::LaneShared;
 
 /// A lane as seen from outside its worker's thread.
 #[derive(Clone)]
-pub struct LaneHandle(pub(super) Arc<LaneShared>);
+pub struct LaneHandle(Arc<LaneShared>);
 
 impl std::fmt::Debug for LaneHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -23,6 +23,10 @@ impl std::fmt::Debug for LaneHandle {
 }
 
 impl LaneHandle {
+    pub(crate) const fn new(lane: Arc<LaneShared>) -> Self {
+        Self(lane)
+    }
+
     /// The hw queue.
     #[must_use]
     pub fn qid(&self) -> QueueId {
@@ -55,8 +59,9 @@ impl LaneHandle {
     /// A lane of one tag that is nobody's.
     #[cfg(test)]
     pub(crate) fn in_state(state: State) -> Self {
-        use crate::seam::{NoDevice, Wake};
-        use crate::shared::{DataPath, Words};
+        use crate::data_path::DataPath;
+        use crate::port::{NoDevice, Wake};
+        use crate::shared::Words;
 
         struct Silent;
         impl Wake for Silent {

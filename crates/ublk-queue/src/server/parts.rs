@@ -11,9 +11,10 @@ use std::sync::atomic::AtomicBool;
 use ublk_core::iod::IoBounds;
 use ublk_core::{CpuMask, DataMode, Errno, Features, Geometry, Mode, OpenDevice, QueueId};
 
+use super::error::Error;
+use super::plan::Plan;
 use crate::handler::Handler;
-use crate::real::{CharDevice, DescTable, RingNeeds, RingPort};
-use crate::server::{Error, Plan};
+use crate::port::{CharDevice, DescTable, RingNeeds, RingPort};
 use crate::thread;
 use crate::worker::{LaneHandle, LaneSpec, Share, Worker};
 

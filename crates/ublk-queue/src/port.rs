@@ -1,13 +1,17 @@
-//! The kernel seam: everything the engine needs of a kernel, as traits.
+//! Everything the engine needs of a kernel, as traits, and what a real kernel has for them.
 //!
-//! The engine is generic over this seam and monomorphised, so the code that runs on a real ring
-//! ([`crate::real`]), on a simulated driver and under a fuzzer is the same.
+//! The engine is generic over them and monomorphised, so the code that runs on a real ring ([`RingPort`]), on a simulated
+//! driver and under a fuzzer is the same.
 //!
 //! The engine believes what comes through it: a completion makes a request's only token, and frees what an operation
 //! was lent. So [`Port`] is unsafe to implement, and a port of the kernel's is unsafe to make
-//! ([`RingPort::new`](crate::real::RingPort::new)). [`Descriptors`] and [`UserCopyPort`] need no promise: descriptors are
+//! ([`RingPort::new`]). [`Descriptors`] and [`UserCopyPort`] need no promise: descriptors are
 //! checked against the device's bounds, and memory is lent for a call.
 #![expect(unsafe_code, reason = "the port's promises, and whom they bind")]
+
+mod char_device;
+mod descriptors;
+mod ring;
 
 use std::time::Duration;
 
@@ -16,6 +20,10 @@ use uring_lite::Sqe64;
 
 use crate::batch::BatchCommand;
 use crate::memref::MemRef;
+
+pub use self::char_device::CharDevice;
+pub use self::descriptors::DescTable;
+pub use self::ring::{Prepared, RingError, RingNeeds, RingPort};
 
 /// A completion copied out of the completion queue (L57).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,30 +1,20 @@
-//! The kernel seam on a real ring and the driver's own descriptor table.
-#![expect(
-    unsafe_code,
-    reason = "maps the driver's descriptors; lends buffers to the kernel by command"
-)]
+//! The port of a real ring.
+#![expect(unsafe_code, reason = "lends buffers to the kernel by command")]
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use ublk_core::{Errno, Geometry, IoDesc, QueueId, Tag};
-use ublk_sys::offset::{DescMap, UserCopy};
-use ublk_sys::{ublk_batch_io, ublksrv_io_cmd, ublksrv_io_desc};
+use ublk_core::Errno;
+use ublk_sys::{ublk_batch_io, ublksrv_io_cmd};
 use uring_lite::{
     BufRing, Cqe16, EnterError, Fd, RegisterError, Ring, SetupError, Sqe64, SqeFlags, Waker, op,
 };
 
+use super::{Completion, Full, IoCommand, PollPort, Port, Wake};
 use crate::batch::{BatchCommand, result_word};
-use crate::buffers::page_size;
-use crate::memref::MemRef;
 use crate::polling::{Polling, Spin};
-use crate::seam::{Completion, Descriptors, Full, IoCommand, PollPort, Port, UserCopyPort, Wake};
-use crate::thread::last_errno;
 use crate::user_data::{NO_OWNER, UserData};
 
 /// A ring of 64-byte SQEs and 16-byte CQEs with the lanes' char devices in its file table.
@@ -394,222 +384,8 @@ impl PollPort for RingPort {
     }
 }
 
-/// The character device as the way of data: a descriptor of a lane's own.
-#[derive(Debug)]
-pub struct CharDevice {
-    fd: OwnedFd,
-    /// Leads to no data; takes the descriptor's place at the end.
-    nowhere: Arc<OwnedFd>,
-}
-
-impl CharDevice {
-    /// Duplicates the descriptor of a device.
-    ///
-    /// # Errors
-    /// EMFILE, ENFILE: no descriptor is left.
-    pub fn new(device: BorrowedFd<'_>) -> Result<Self, Errno> {
-        static NOWHERE: Mutex<Weak<OwnedFd>> = Mutex::new(Weak::new());
-        let errno = |e: std::io::Error| Errno::from_io(&e);
-        let fd = device.try_clone_to_owned().map_err(errno)?;
-        let mut known = NOWHERE.lock().unwrap_or_else(PoisonError::into_inner);
-        let nowhere = match known.upgrade() {
-            Some(nowhere) => nowhere,
-            None => {
-                let mut path = OpenOptions::new();
-                let opened = path.read(true).custom_flags(libc::O_PATH).open("/");
-                Arc::new(OwnedFd::from(opened.map_err(errno)?))
-            }
-        };
-        *known = Arc::downgrade(&nowhere);
-        Ok(Self { fd, nowhere })
-    }
-
-    /// The whole of a range must go: a short count would leave stale bytes with a reader or a writer (L05).
-    fn transfer(
-        &self,
-        (qid, tag, byte): (QueueId, Tag, u32),
-        mem: MemRef<'_>,
-        call: impl Fn(RawFd, *mut libc::c_void, usize, libc::off_t) -> isize,
-    ) -> Result<(), Errno> {
-        let place = UserCopy {
-            qid: qid.get(),
-            tag: tag.get(),
-            byte,
-            integrity: false,
-        };
-        let at = place.encode().map_err(|_| Errno::EINVAL)?;
-        let at = libc::off_t::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
-        let fd = self.fd.as_raw_fd();
-        let mut done = 0;
-        while done < mem.len() {
-            let moved = libc::off_t::try_from(done).map_err(|_| Errno::EOVERFLOW)?;
-            let ptr = mem.ptr().as_ptr().wrapping_add(done).cast();
-            match usize::try_from(call(fd, ptr, mem.len() - done, at + moved)) {
-                Ok(0) => return Err(Errno::EIO),
-                Ok(n) => done += n,
-                Err(_) => match last_errno() {
-                    Errno::EINTR => {}
-                    errno => return Err(errno),
-                },
-            }
-        }
-        Ok(())
-    }
-}
-
-impl UserCopyPort for CharDevice {
-    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef<'_>) -> Result<(), Errno> {
-        self.transfer((qid, tag, from), to, |fd, ptr, len, at| {
-            // SAFETY: the range is writable memory by the promise of `MemRef::new`.
-            unsafe { libc::pread(fd, ptr, len, at) }
-        })
-    }
-
-    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno> {
-        self.transfer((qid, tag, to), from, |fd, ptr, len, at| {
-            // SAFETY: the range is readable memory by the promise of `MemRef::new`.
-            unsafe { libc::pwrite(fd, ptr, len, at) }
-        })
-    }
-
-    fn retire(&self) {
-        let (from, to) = (self.nowhere.as_raw_fd(), self.fd.as_raw_fd());
-        // SAFETY: replaces what our own descriptor leads to, at once: whoever uses it at this moment has the one or the
-        // other (EBADF), and the number stays ours until it is dropped.
-        while unsafe { libc::dup3(from, to, libc::O_CLOEXEC) } < 0 && last_errno() == Errno::EINTR {
-        }
-    }
-}
-
 impl Wake for Waker {
     fn wake(&self) {
         Waker::wake(self);
-    }
-}
-
-/// The driver's descriptors of one queue, mapped read-only.
-///
-/// # Invariants
-/// `base` is the start of a live mapping of `len` bytes that this value owns; it holds `depth`
-/// descriptors, one every `stride` bytes.
-pub struct DescTable {
-    base: NonNull<u8>,
-    len: usize,
-    depth: u16,
-    stride: usize,
-}
-
-impl fmt::Debug for DescTable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DescTable")
-            .field("len", &self.len)
-            .finish_non_exhaustive()
-    }
-}
-
-impl DescTable {
-    /// Maps the descriptors of a queue at the driver's own stride (L01), not inherited by children. Of a character device: a
-    /// file that is shorter than the table raises SIGBUS at the first look, as any mapping does.
-    ///
-    /// # Errors
-    /// EINVAL when another process has mapped this device, or the queue is not there.
-    pub fn map(
-        char_device: BorrowedFd<'_>,
-        geometry: &Geometry,
-        qid: QueueId,
-    ) -> Result<Self, Errno> {
-        let place = DescMap::new(
-            qid.get(),
-            geometry.depth(),
-            geometry.io_desc_size(),
-            page_size(),
-        )
-        .map_err(|_| Errno::EINVAL)?;
-        let offset = libc::off_t::try_from(place.offset).map_err(|_| Errno::EOVERFLOW)?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours; the
-        // result is checked below.
-        let addr = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                place.len,
-                libc::PROT_READ,
-                libc::MAP_SHARED | libc::MAP_POPULATE,
-                char_device.as_raw_fd(),
-                offset,
-            )
-        };
-        if addr == libc::MAP_FAILED {
-            return Err(last_errno());
-        }
-        let base = NonNull::new(addr.cast::<u8>()).ok_or(Errno::EFAULT)?;
-        let stride = usize::from(geometry.io_desc_size());
-        let table = Self {
-            base,
-            len: place.len,
-            depth: geometry.depth(),
-            stride,
-        };
-        // SAFETY: the range is the mapping just made. A child that kept it would keep the device (L23).
-        let res = unsafe { libc::madvise(addr, place.len, libc::MADV_DONTFORK) };
-        if res == 0 {
-            Ok(table)
-        } else {
-            Err(last_errno())
-        }
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn beyond(tag: Tag) -> ! {
-    panic!("tag {tag} is beyond the queue's depth")
-}
-
-impl Descriptors for DescTable {
-    #[inline]
-    fn load(&self, tag: Tag) -> IoDesc {
-        if tag.get() >= self.depth {
-            beyond(tag);
-        }
-        // SAFETY: tag < depth and depth × stride ≤ len, so the offset is inside the mapping.
-        let place = unsafe { self.base.add(tag.index() * self.stride) };
-        let place = place.cast::<ublksrv_io_desc>();
-        // SAFETY: the place is inside the mapping and aligned (the stride is a multiple of 8); every bit
-        // pattern is a descriptor. Volatile and by value, since the kernel writes there (L57): it does
-        // so before the CQE that the caller has taken with acquire ordering, and not before the commit.
-        let raw = unsafe { place.as_ptr().read_volatile() };
-        IoDesc::new(raw.op_flags, raw.start_sector, raw.nr_sectors, raw.addr)
-    }
-}
-
-impl Drop for DescTable {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours (invariant) and nothing borrows from it: descriptors are copies.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Read;
-
-    use super::*;
-
-    /// L63 A device that is let go of is closed, whoever still has the value, and transfers by it fail.
-    #[test]
-    fn l63_a_retired_device_is_closed() {
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        let device = CharDevice::new(writer.as_fd()).unwrap();
-        let another = CharDevice::new(writer.as_fd()).unwrap();
-        drop(writer);
-        device.retire();
-        another.retire();
-        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
-        let zeroes = [0; 512];
-        let from = NonNull::from(&zeroes).cast();
-        // SAFETY: readable for as long as the call.
-        let from = unsafe { MemRef::new(from, zeroes.len()) };
-        let pushed = device.push(QueueId::ZERO, Tag::ZERO, 0, from);
-        assert_eq!(pushed, Err(Errno::EBADF));
     }
 }

@@ -14,7 +14,7 @@ use ublk_core::{CpuMask, deadline_in};
 use crate::epoll::Epoll;
 use crate::handler::Handler;
 use crate::panics::caught;
-use crate::real::{DescTable, RingPort};
+use crate::port::{DescTable, RingPort};
 use crate::thread;
 use crate::worker::{Next, Worker, WorkerError};
 

@@ -2,7 +2,8 @@
 
 use ublk_core::{Features, Geometry, QueueId};
 
-use super::{Error, Plan};
+use super::error::Error;
+use super::plan::Plan;
 use crate::worker::Share;
 
 /// A thread to be: its queues, or its part of one.

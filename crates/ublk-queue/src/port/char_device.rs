@@ -1,0 +1,128 @@
+//! A request's data by the character device (user copy).
+#![expect(unsafe_code, reason = "lends memory to system calls")]
+
+use std::fs::OpenOptions;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use ublk_core::{Errno, QueueId, Tag};
+use ublk_sys::offset::UserCopy;
+
+use super::UserCopyPort;
+use crate::memref::MemRef;
+use crate::thread::last_errno;
+
+/// The character device as the way of data: a descriptor of a lane's own.
+#[derive(Debug)]
+pub struct CharDevice {
+    fd: OwnedFd,
+    /// Leads to no data; takes the descriptor's place at the end.
+    nowhere: Arc<OwnedFd>,
+}
+
+impl CharDevice {
+    /// Duplicates the descriptor of a device.
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE: no descriptor is left.
+    pub fn new(device: BorrowedFd<'_>) -> Result<Self, Errno> {
+        static NOWHERE: Mutex<Weak<OwnedFd>> = Mutex::new(Weak::new());
+        let errno = |e: std::io::Error| Errno::from_io(&e);
+        let fd = device.try_clone_to_owned().map_err(errno)?;
+        let mut known = NOWHERE.lock().unwrap_or_else(PoisonError::into_inner);
+        let nowhere = match known.upgrade() {
+            Some(nowhere) => nowhere,
+            None => {
+                let mut path = OpenOptions::new();
+                let opened = path.read(true).custom_flags(libc::O_PATH).open("/");
+                Arc::new(OwnedFd::from(opened.map_err(errno)?))
+            }
+        };
+        *known = Arc::downgrade(&nowhere);
+        Ok(Self { fd, nowhere })
+    }
+
+    /// The whole of a range must go: a short count would leave stale bytes with a reader or a writer (L05).
+    fn transfer(
+        &self,
+        (qid, tag, byte): (QueueId, Tag, u32),
+        mem: MemRef<'_>,
+        call: impl Fn(RawFd, *mut libc::c_void, usize, libc::off_t) -> isize,
+    ) -> Result<(), Errno> {
+        let place = UserCopy {
+            qid: qid.get(),
+            tag: tag.get(),
+            byte,
+            integrity: false,
+        };
+        let at = place.encode().map_err(|_| Errno::EINVAL)?;
+        let at = libc::off_t::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
+        let fd = self.fd.as_raw_fd();
+        let mut done = 0;
+        while done < mem.len() {
+            let moved = libc::off_t::try_from(done).map_err(|_| Errno::EOVERFLOW)?;
+            let ptr = mem.ptr().as_ptr().wrapping_add(done).cast();
+            match usize::try_from(call(fd, ptr, mem.len() - done, at + moved)) {
+                Ok(0) => return Err(Errno::EIO),
+                Ok(n) => done += n,
+                Err(_) => match last_errno() {
+                    Errno::EINTR => {}
+                    errno => return Err(errno),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+impl UserCopyPort for CharDevice {
+    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef<'_>) -> Result<(), Errno> {
+        self.transfer((qid, tag, from), to, |fd, ptr, len, at| {
+            // SAFETY: the range is writable memory by the promise of `MemRef::new`.
+            unsafe { libc::pread(fd, ptr, len, at) }
+        })
+    }
+
+    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno> {
+        self.transfer((qid, tag, to), from, |fd, ptr, len, at| {
+            // SAFETY: the range is readable memory by the promise of `MemRef::new`.
+            unsafe { libc::pwrite(fd, ptr, len, at) }
+        })
+    }
+
+    fn retire(&self) {
+        let (from, to) = (self.nowhere.as_raw_fd(), self.fd.as_raw_fd());
+        // SAFETY: replaces what our own descriptor leads to, at once: whoever uses it at this moment has the one or the
+        // other (EBADF), and the number stays ours until it is dropped.
+        while unsafe { libc::dup3(from, to, libc::O_CLOEXEC) } < 0 && last_errno() == Errno::EINTR {
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    use std::ptr::NonNull;
+
+    use super::*;
+
+    /// L63 A device that is let go of is closed, whoever still has the value, and transfers by it fail.
+    #[test]
+    fn l63_a_retired_device_is_closed() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let device = CharDevice::new(writer.as_fd()).unwrap();
+        let another = CharDevice::new(writer.as_fd()).unwrap();
+        drop(writer);
+        device.retire();
+        another.retire();
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+        let zeroes = [0; 512];
+        let from = NonNull::from(&zeroes).cast();
+        // SAFETY: readable for as long as the call.
+        let from = unsafe { MemRef::new(from, zeroes.len()) };
+        let pushed = device.push(QueueId::ZERO, Tag::ZERO, 0, from);
+        assert_eq!(pushed, Err(Errno::EBADF));
+    }
+}
