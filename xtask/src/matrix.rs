@@ -40,11 +40,11 @@ pub struct Never {
 }
 
 /// Backend, mode, operation.
-pub type Place = (String, String, String);
+pub type Axes = (String, String, String);
 
 /// What became of the cells.
 #[derive(Clone, Debug, Default)]
-pub struct Cells(BTreeMap<Place, String>);
+pub struct Cells(BTreeMap<Axes, String>);
 
 impl Cells {
     /// Takes a line of the cases: `CELL backend mode operation outcome`.
@@ -57,7 +57,7 @@ impl Cells {
     }
 
     /// What was told of each cell.
-    pub fn cells(&self) -> impl Iterator<Item = (&Place, &String)> {
+    pub fn cells(&self) -> impl Iterator<Item = (&Axes, &String)> {
         self.0.iter()
     }
 
@@ -160,7 +160,7 @@ impl Cells {
 
 impl Matrix {
     /// What is expected of a cell, and why it cannot be.
-    fn outcome(&self, place: &Place, series: &str) -> (&'static str, Option<&str>) {
+    fn outcome(&self, place: &Axes, series: &str) -> (&'static str, Option<&str>) {
         let (backend, mode, operation) = place;
         let has = |list: &[String], name: &String| list.is_empty() || list.contains(name);
         let never = self.never.iter().find(|never| {

@@ -44,11 +44,11 @@ pub struct Expect {
 }
 
 /// Policy, event, load.
-pub type Place = (String, String, String);
+pub type Axes = (String, String, String);
 
 /// What became of the cells.
 #[derive(Clone, Debug, Default)]
-pub struct Deaths(BTreeMap<Place, String>);
+pub struct Deaths(BTreeMap<Axes, String>);
 
 impl Deaths {
     /// Takes a line of the cases: `RECOVERY policy event load outcome`.
@@ -61,7 +61,7 @@ impl Deaths {
     }
 
     /// What was told of each cell.
-    pub fn cells(&self) -> impl Iterator<Item = (&Place, &String)> {
+    pub fn cells(&self) -> impl Iterator<Item = (&Axes, &String)> {
         self.0.iter()
     }
 
@@ -136,7 +136,7 @@ impl Deaths {
 }
 
 impl Recovery {
-    fn places(&self) -> Vec<Place> {
+    fn places(&self) -> Vec<Axes> {
         let mut places = Vec::new();
         for policy in &self.policies {
             for event in &self.events {
@@ -149,7 +149,7 @@ impl Recovery {
     }
 
     /// What is expected of a cell.
-    fn outcome(&self, place: &Place, series: &str) -> &str {
+    fn outcome(&self, place: &Axes, series: &str) -> &str {
         let (policy, event, load) = place;
         let since = self.since.get(policy);
         if since.is_some_and(|since| version(series) < version(since)) {

@@ -125,12 +125,12 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct SharedState {
     state: Mutex<State>,
     changed: Condvar,
 }
 
-impl Shared {
+impl SharedState {
     /// The state, also after a panic on order: every change to it is whole before the lock is given up.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -139,7 +139,7 @@ impl Shared {
 
 /// The handle of a [`Fault`]: rules in, counts out, from any thread.
 #[derive(Debug, Clone, Default)]
-pub struct Control(Arc<Shared>);
+pub struct Control(Arc<SharedState>);
 
 impl Control {
     /// Adds a rule; of several that match a request the first added wins.
@@ -240,7 +240,11 @@ impl<B: Backend> Fault<B> {
 }
 
 /// Waits for the next release.
-fn hold(shared: &Shared, mut state: MutexGuard<'_, State>, limit: Duration) -> Result<(), Errno> {
+fn hold(
+    shared: &SharedState,
+    mut state: MutexGuard<'_, State>,
+    limit: Duration,
+) -> Result<(), Errno> {
     let deadline = deadline_in(limit);
     let before = state.released;
     state.counts.held += 1;

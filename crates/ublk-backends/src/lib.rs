@@ -21,7 +21,7 @@
 //! ```
 //!
 //! # What safe code cannot break
-//! No function here is unsafe. [`Memory`] is copied to and from by `ublk_queue::racing`, whose accesses may race, and is
+//! No function here is unsafe. [`Memory`] is copied to and from by `ublk_queue::racy_copy`, whose accesses may race, and is
 //! never a slice: clients may read a block that another client writes. What names it to the kernel is a loan
 //! (`MemRef`) that borrows it, or is held by the lane for good. [`File`] gives the kernel data of requests, its own aligned
 //! copies, and descriptors that it holds open.

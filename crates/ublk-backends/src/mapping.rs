@@ -24,7 +24,7 @@ pub(crate) struct Mapping {
 // SAFETY: the mapping belongs to the process, not to a thread; `Mapping` has no other state.
 unsafe impl Send for Mapping {}
 // SAFETY: `&Mapping` gives out raw pointers only; who reads or writes through them has to answer for
-// races (`ublk_queue::racing`). madvise and mincore may be called by several threads at once.
+// races (`ublk_queue::racy_copy`). madvise and mincore may be called by several threads at once.
 unsafe impl Sync for Mapping {}
 
 /// The page size of the running kernel, in bytes.
@@ -95,7 +95,7 @@ impl Mapping {
     fn advise(&self, offset: usize, len: usize, advice: libc::c_int) -> Result<(), Errno> {
         let start = self.at(offset, len);
         // SAFETY: the range is inside our own mapping (`at`), which holds no Rust objects: its bytes
-        // are accessed by the copies of `ublk_queue::racing` only, for which any byte value is valid, so that
+        // are accessed by the copies of `ublk_queue::racy_copy` only, for which any byte value is valid, so that
         // pages turning into zeroes (DONTNEED) break no invariant.
         let done = unsafe { libc::madvise(start.as_ptr().cast(), len, advice) };
         if done != 0 {

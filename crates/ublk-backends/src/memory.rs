@@ -1,12 +1,12 @@
 //! The memory backend.
 
-// Re-opened here for the calls of `racing`: this type owns the mapping and checks every range.
+// Re-opened here for the calls of `racy_copy`: this type owns the mapping and checks every range.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
 
 use ublk_core::{Backend, Errno, Limits};
-use ublk_queue::racing::{Copier, UNIT};
+use ublk_queue::racy_copy::{Copier, UNIT};
 use ublk_queue::{Mapped, MemRef};
 
 use crate::error::{Error, check};
@@ -103,7 +103,7 @@ impl Memory {
     fn zero(&self, offset: usize, len: usize) {
         let shared = self.mapping.at(offset, len);
         // SAFETY: `len` bytes inside the mapping, which lives as long as `self`; whole sectors, so
-        // aligned to eight; all accesses to the mapping's bytes go through `racing`.
+        // aligned to eight; all accesses to the mapping's bytes go through `racy_copy`.
         unsafe { self.copier.zero(shared, len) };
     }
 
@@ -140,7 +140,7 @@ impl Memory {
         (offset..offset + len).step_by(UNIT).all(|at| {
             let shared = self.mapping.at(at, UNIT);
             // SAFETY: a sector inside the mapping, which lives as long as `self`; all accesses to the mapping's bytes
-            // go through `racing`.
+            // go through `racy_copy`.
             unsafe { self.copier.load(shared, &mut sector) };
             sector.iter().all(|byte| *byte == 0)
         })
@@ -171,7 +171,7 @@ impl Mapped for Memory {
     fn region(&self, offset: u64, len: usize) -> MemRef<'_> {
         match self.at(offset, len) {
             // SAFETY: the range is inside the mapping, which is readable and writable and lives as long as
-            // `self`; its bytes are never looked at through a Rust reference, only by `racing` and the kernel.
+            // `self`; its bytes are never looked at through a Rust reference, only by `racy_copy` and the kernel.
             Ok(first) => unsafe { MemRef::new(first, len) },
             // Outside the device: no bytes, which fits no request.
             Err(_) => MemRef::EMPTY,
@@ -189,7 +189,7 @@ impl Backend for Memory {
         let shared = self.at(offset, buf.len())?;
         // SAFETY: `at` checked that `buf.len()` bytes behind `shared` are inside the mapping, which
         // lives as long as `self`, and that both are whole sectors; all accesses to the mapping's
-        // bytes go through `racing`.
+        // bytes go through `racy_copy`.
         unsafe { self.copier.load(shared, buf) };
         Ok(())
     }

@@ -64,7 +64,7 @@ pub fn start_program(path: &Path) -> Result<Helper, Error> {
     Helper::start(path)
 }
 
-/// Starts the helper from this very program, if its `main` begins with [`crate::roles::take_over`].
+/// Starts the helper from this very program, if its `main` begins with [`crate::roles::play`].
 ///
 /// # Errors
 /// [`Error::ControllerGone`] when it cannot be started.

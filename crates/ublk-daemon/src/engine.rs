@@ -96,7 +96,7 @@ pub(crate) fn limits_again(
 ///
 /// # Errors
 /// What the file says.
-pub fn settle(spec: &mut AddSpec) -> Result<(), Failure> {
+pub fn resolve(spec: &mut AddSpec) -> Result<(), Failure> {
     let (opened, limits) = look(spec)?;
     // The driver gives a user's server no zero copy.
     let user = spec.unprivileged;
@@ -553,13 +553,13 @@ mod tests {
             ),
             (file(&path), of_file),
         ] {
-            settle(&mut spec).unwrap();
+            resolve(&mut spec).unwrap();
             assert_eq!(spec.auto, None);
             spec.auto = Some(DataMode::GetData);
-            settle(&mut spec).unwrap();
+            resolve(&mut spec).unwrap();
             assert_eq!(spec.auto, Some(pays));
             spec.unprivileged = true;
-            settle(&mut spec).unwrap();
+            resolve(&mut spec).unwrap();
             assert_eq!(spec.auto, Some(DataMode::Copy));
         }
     }
@@ -585,7 +585,7 @@ mod tests {
         let path = directory.path().join("disk.img");
         create_file(&path, 1 << 20).unwrap().keep();
         let mut spec = file(&path);
-        settle(&mut spec).unwrap();
+        resolve(&mut spec).unwrap();
         assert_eq!(spec.backend.size(), (1 << 20) - 4096);
         assert!(spec.block_size >= 512);
         let grown = std::fs::OpenOptions::new().write(true).open(&path).unwrap();

@@ -386,7 +386,7 @@ pub(crate) fn server(kernel: &Arc<Kernel>, signals: Option<Signals>) -> Peer {
 }
 
 impl World for Threads {
-    fn settle(&mut self) {}
+    fn drop_caller_limits(&mut self) {}
 
     fn named(&mut self, _id: DevId) {}
 

@@ -48,7 +48,7 @@ fn spare_from_oom() {
 fn run_agent(link: Link) -> i32 {
     spare_from_oom();
     // First of all: this process has one thread and no ring yet.
-    let (prover, link) = match embed::fork_helper(link) {
+    let (helper, link) = match embed::fork_helper(link) {
         Ok(forked) => forked,
         Err(e) => {
             tracing::error!("cannot start a helper: {e}");
@@ -63,7 +63,7 @@ fn run_agent(link: Link) -> i32 {
             return 1;
         }
     };
-    let mut world = agent::Real::new(this_program()).prover(prover);
+    let mut world = agent::Real::new(this_program()).helper(helper);
     agent::run(&mut world, store, link, signals)
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn log_into(file: BorrowedFd<'_>) {
 ///
 /// # Errors
 /// [`LinkError::NotALink`] when a person gave a hidden subcommand.
-pub fn take_over() -> Result<(), LinkError> {
+pub fn play() -> Result<(), LinkError> {
     let mut words = std::env::args_os().skip(1);
     let role = words
         .next()

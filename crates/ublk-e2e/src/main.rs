@@ -17,7 +17,6 @@ mod fs;
 mod idle;
 mod json;
 mod pattern;
-mod place;
 mod plain;
 mod procfs;
 mod run;
@@ -26,6 +25,7 @@ mod shared_client;
 mod sysfs;
 mod systemd;
 mod verifier;
+mod volume;
 mod wait;
 
 use std::process::ExitCode;

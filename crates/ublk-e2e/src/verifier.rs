@@ -75,13 +75,13 @@ type Possible = Vec<u64>;
 /// The load at work.
 pub struct Load {
     threads: Vec<JoinHandle<Result<Vec<Possible>>>>,
-    shared: Arc<Shared>,
+    shared: Arc<LoadState>,
     path: PathBuf,
     run: u64,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct LoadState {
     stop: AtomicBool,
     writes: AtomicU64,
     reads: AtomicU64,
@@ -111,7 +111,7 @@ pub struct Known {
 impl Load {
     /// Starts `threads` threads on the first `blocks` blocks of a device or file, which hold zeroes.
     pub fn start(path: &Path, threads: usize, blocks: usize) -> Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(LoadState::default());
         let run = u64::from(std::process::id()) << 20 | blocks as u64;
         let mut load = Self {
             threads: Vec::new(),
@@ -199,7 +199,7 @@ impl Known {
 /// One thread's work on its blocks.
 fn work(
     file: &Direct,
-    shared: &Shared,
+    shared: &LoadState,
     mine: Vec<usize>,
     run: u64,
     seed: u64,

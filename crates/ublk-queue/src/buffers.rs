@@ -1,10 +1,10 @@
 //! The data buffers of a lane: one mapping, one place per tag. The place is the tag's own where the driver has it in
-//! each command (copy mode); elsewhere a [`Dealer`] gives it with the request, so that memory grows with what is in
+//! each command (copy mode); elsewhere a [`BufferPool`] gives it with the request, so that memory grows with what is in
 //! flight and not with the depth.
 //!
 //! General safety argument. The arena is an anonymous private mapping made by [`Arena::new`] and
 //! removed by its `Drop`, so its pages are zero before first use, and an address inside it stays
-//! valid as long as the arena lives. The place of a tag is disjoint from every other, dealt or not: a dealer has each
+//! valid as long as the arena lives. The place of a tag is disjoint from every other, dealt or not: a pool has each
 //! place once, and takes it back only when the request has been answered. Who may touch a
 //! place follows the tag's protocol: between the CQE that delivers a request and its commit the
 //! server owns it, and there exactly one request token (which holds the lane's shared part, and with
@@ -41,13 +41,13 @@ pub(crate) struct Arena {
 const NOWHERE: u16 = u16::MAX;
 
 /// Deals the places of an arena to the tags that have a request, the last one that came back first.
-pub(crate) struct Dealer {
+pub(crate) struct BufferPool {
     /// Written by the lane's thread only, before the request is given to another; so relaxed accesses do.
     dealt: Arc<[AtomicU16]>,
     free: Vec<u16>,
 }
 
-impl Dealer {
+impl BufferPool {
     /// Whether places are dealt in this mode: where the driver is told of none before there is a request.
     pub(crate) const fn is_for(data: DataMode) -> bool {
         matches!(data, DataMode::UserCopy | DataMode::GetData)
@@ -183,10 +183,10 @@ impl Arena {
     }
 
     /// From now on the places of this value, of which there is no clone yet, are dealt.
-    pub(crate) fn deal(&mut self, depth: u16) -> Dealer {
+    pub(crate) fn deal(&mut self, depth: u16) -> BufferPool {
         let dealt: Arc<[_]> = (0..depth).map(|_| AtomicU16::new(NOWHERE)).collect();
         self.dealt = Some(Arc::clone(&dealt));
-        Dealer {
+        BufferPool {
             dealt,
             free: (0..depth).rev().collect(),
         }
@@ -377,19 +377,19 @@ mod tests {
     #[test]
     fn places_that_are_dealt_are_few_and_disjoint() {
         let mut arena = Arena::new(4, 4096).expect("memory");
-        let mut dealer = arena.deal(4);
-        dealer.lend(tag(3));
+        let mut buffers = arena.deal(4);
+        buffers.lend(tag(3));
         let first = arena.addr(tag(3));
-        dealer.lend(tag(3));
+        buffers.lend(tag(3));
         assert_eq!(arena.addr(tag(3)), first, "a tag keeps what it has");
-        dealer.lend(tag(1));
+        buffers.lend(tag(1));
         assert!(arena.addr(tag(1)).abs_diff(first) >= 4096);
-        dealer.take_back(tag(3));
-        dealer.take_back(tag(3));
-        dealer.lend(tag(2));
+        buffers.take_back(tag(3));
+        buffers.take_back(tag(3));
+        buffers.lend(tag(2));
         assert_eq!(arena.addr(tag(2)), first, "the last one back");
-        dealer.lend(tag(0));
-        dealer.lend(tag(3));
+        buffers.lend(tag(0));
+        buffers.lend(tag(3));
         let mut all: Vec<_> = (0..4).map(|n| arena.addr(tag(n))).collect();
         all.sort_unstable();
         all.dedup();

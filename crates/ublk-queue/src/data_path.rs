@@ -13,7 +13,7 @@ use ublk_core::{DataMode, Errno, IoDesc, Tag};
 
 use crate::memref::MemRef;
 use crate::port::UserCopyPort;
-use crate::racing::Copier;
+use crate::racy_copy::Copier;
 use crate::shmem::SharedMemory;
 
 /// How the data of a lane's requests travels.
@@ -133,7 +133,7 @@ impl ClientPath {
 
 /// Copies one place to another of the same length, in whole sectors.
 pub(crate) fn copy(copier: Copier, from: MemRef<'_>, to: MemRef<'_>) -> Result<(), Errno> {
-    if from.len() != to.len() || !from.len().is_multiple_of(crate::racing::UNIT) {
+    if from.len() != to.len() || !from.len().is_multiple_of(crate::racy_copy::UNIT) {
         return Err(Errno::EIO);
     }
     // SAFETY: both are mapped and looked at by no reference (the promise of `MemRef::new`); lengths are checked above.

@@ -21,19 +21,19 @@ use ublk_sys::{
 };
 
 pub(crate) use self::ending::{ABORT_WAIT, Panicked};
-use self::ending::{OnUnwind, PATIENCE, PlaceOf};
+use self::ending::{DataLocation, OnUnwind, PATIENCE};
 use self::forward::Forwards;
 pub use self::handle::LaneHandle;
 use self::registering::Registrations;
 pub use self::spec::{LaneSpec, Share};
 use crate::backing::Keeper;
 use crate::batch::{self, Batch};
-use crate::buffers::Dealer;
+use crate::buffers::BufferPool;
 use crate::handler::{Handler, LaneContext};
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations, RingId};
 use crate::port::{Completion, Descriptors, IoCommand, Port};
-use crate::request::{Known, Request, Slot};
+use crate::request::{Known, Outcome, Request};
 use crate::shared::{LaneLocal, LaneShared};
 use crate::user_data::{Kind, NO_OWNER, UserData};
 
@@ -78,7 +78,7 @@ pub enum LaneError {
 }
 
 /// What a lane keeps of a tag.
-pub(crate) struct Place<C> {
+pub(crate) struct TagSlot<C> {
     state: TagState,
     /// Which tag it is: so the number in a completion, which finds the place, need not be checked once more.
     tag: Tag,
@@ -98,7 +98,7 @@ pub(crate) struct Lane<P: Port, D, H> {
     generation: u16,
     /// What [`UserData::owner_of`] says of this life's words.
     pub(crate) owner: u64,
-    tags: Box<[Place<P::Command>]>,
+    tags: Box<[TagSlot<P::Command>]>,
     pub(crate) descriptors: D,
     max_io_bytes: u32,
     pub(crate) handler: H,
@@ -114,7 +114,7 @@ pub(crate) struct Lane<P: Port, D, H> {
     panicked: Cell<Option<Panicked>>,
     data: DataMode,
     /// User copy, get-data: the tags have their buffers for the length of a request.
-    dealer: Option<Dealer>,
+    buffers: Option<BufferPool>,
     /// The owner whose tags go the quick way: the lane's own while data is in the tag's buffer or nowhere, no zones are to
     /// be thought of, and the lane is not ending; else nobody.
     pub(crate) quick: u64,
@@ -148,7 +148,7 @@ pub(crate) struct Lane<P: Port, D, H> {
     fetched: Vec<u16>,
     next_fetched: usize,
     /// Get-data: where the tag's WRITE lies.
-    placed: Box<[PlaceOf]>,
+    placed: Box<[DataLocation]>,
     /// Requests that the engine takes to files.
     forwards: Forwards,
     /// Requests that wait for a slot of the ring's table, or have one, on behalf of a handler with operations.
@@ -161,7 +161,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         index: u16,
         mut spec: LaneSpec<D, H>,
         shared: Arc<LaneShared>,
-        dealer: Option<Dealer>,
+        buffers: Option<BufferPool>,
         port: &P,
         context: &LaneContext,
     ) -> Self {
@@ -188,7 +188,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 buf_reg,
             };
             let word = UserData::new(index, spec.generation, tag).pack();
-            Place {
+            TagSlot {
                 state: TagState::Idle,
                 tag,
                 addr,
@@ -238,12 +238,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             fetched: Vec::with_capacity(usize::from(spec.depth)),
             next_fetched: 0,
             data: spec.data,
-            dealer,
+            buffers,
             zoned: spec.zoned,
             buf_base: spec.buf_base,
             files: spec.files,
             ring: context.ring,
-            placed: vec![PlaceOf::Buffer; depth].into_boxed_slice(),
+            placed: vec![DataLocation::Buffer; depth].into_boxed_slice(),
             forwards: match H::FORWARDS {
                 true => Forwards::new(spec.depth, spec.file_count),
                 false => Forwards::default(),
@@ -284,13 +284,13 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// [quick](Self::quick) lane.
     #[inline(always)]
     pub(crate) fn completed(&mut self, port: &mut P, tag: u16, res: i32) -> Result<(), LaneError> {
-        self.carry::<true, false>(port, tag, res)
+        self.dispatch::<true, false>(port, tag, res)
     }
 
     /// `PLAIN`: see [`Lane::quick`]; `BATCHED`, which only matters then: the answer goes into a batch. What is
     /// known here need not be asked for each request.
     #[inline(always)]
-    fn carry<const PLAIN: bool, const BATCHED: bool>(
+    fn dispatch<const PLAIN: bool, const BATCHED: bool>(
         &mut self,
         port: &mut P,
         tag: u16,
@@ -312,8 +312,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             let expected = std::mem::take(&mut self.expected[tag.index()]);
             self.outstanding -= u32::from(expected);
         }
-        if !PLAIN && let Some(dealer) = &mut self.dealer {
-            dealer.lend(tag);
+        if !PLAIN && let Some(buffers) = &mut self.buffers {
+            buffers.lend(tag);
         }
         let desc = self.descriptors.load(tag);
         let bounds = IoBounds::new(self.shared.size(), self.max_io_bytes);
@@ -345,20 +345,20 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let get_data = !PLAIN && self.data == DataMode::GetData;
         let lies = match get_data {
             true => std::mem::take(&mut self.placed[tag.index()]),
-            false => PlaceOf::Buffer,
+            false => DataLocation::Buffer,
         };
-        if !PLAIN && lies == PlaceOf::Panicked {
+        if !PLAIN && lies == DataLocation::Panicked {
             place.state = in_hand;
             self.answered_from(port, tag, Answer::failed(Errno::EIO), 0);
             return Ok(());
         }
-        let placed = lies == PlaceOf::Handler;
+        let placed = lies == DataLocation::Handler;
         self.current = tag.get();
         // On the stack, so that an inlined handler's answer stays in registers.
-        let slot = Cell::new(Slot::Held);
+        let outcome = Cell::new(Outcome::Held);
         let request = Request::new(
             &self.local,
-            &slot,
+            &outcome,
             &self.detached,
             tag,
             io,
@@ -372,15 +372,15 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         );
         self.handler.handle(request);
         self.current = NOBODY;
-        let (answer, source) = match slot.get() {
-            Slot::Answered(answer, source) => (answer, source),
-            Slot::Forwarded(to) if H::FORWARDS => {
+        let (answer, source) = match outcome.get() {
+            Outcome::Answered(answer, source) => (answer, source),
+            Outcome::Forwarded(to) if H::FORWARDS => {
                 place.state = in_hand;
                 self.forward(port, tag, io, to);
                 return Ok(());
             }
-            Slot::Forwarded(_) => (Answer::failed(Errno::EOPNOTSUPP), 0),
-            Slot::Held | Slot::Detached => {
+            Outcome::Forwarded(_) => (Answer::failed(Errno::EOPNOTSUPP), 0),
+            Outcome::Held | Outcome::Detached => {
                 place.state = in_hand;
                 self.taken_along();
                 return Ok(());
@@ -413,7 +413,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         tag: u16,
         res: i32,
     ) -> Result<(), LaneError> {
-        self.carry::<false, false>(port, tag, res)
+        self.dispatch::<false, false>(port, tag, res)
     }
 
     /// Takes the completion of anything but a tag's command.
@@ -547,8 +547,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let io = self.descriptors.load(tag).decode(&bounds);
         let place = io.ok().and_then(|io| self.place_of(tag, &io));
         let lies = match place {
-            Some(_) => PlaceOf::Handler,
-            None => PlaceOf::Buffer,
+            Some(_) => DataLocation::Handler,
+            None => DataLocation::Buffer,
         };
         self.get_data_at(port, tag, lies, place);
     }
@@ -557,12 +557,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         &mut self,
         port: &mut P,
         tag: Tag,
-        lies: PlaceOf,
+        lies: DataLocation,
         place: Option<MemRef<'static>>,
     ) {
         self.placed[tag.index()] = lies;
-        if let Some(dealer) = &mut self.dealer {
-            dealer.lend(tag);
+        if let Some(buffers) = &mut self.buffers {
+            buffers.lend(tag);
         }
         let addr = place.map_or_else(|| self.shared.arena.addr(tag), |place| place.addr());
         let place = &mut self.tags[tag.index()];

@@ -14,7 +14,7 @@
 //! | memory for the driver behind an answer ([`Request::complete_from`]) | `MemRef<'static>`; of a [`Direct`] backend the lane holds the owner | [`Handler::place`] is unsafe to call |
 //! | a request's bytes | the one token gives slices and buffer, each for a borrow | |
 //! | buffers of operations ([`task::IoBuf`]) | the operation owns them until its last completion | the trait is unsafe |
-//! | a registered buffer ([`task::Place`]) | named with its ring; others refuse it | |
+//! | a registered buffer ([`task::BufferLocation`]) | named with its ring; others refuse it | |
 //! | descriptors ([`task::SharedFd`]) | held until the operation is over | |
 //! | a device ([`Server::arm`], [`RawQueue::arm`]) | an `OpenDevice` is one device's node and the driver's word on it | `OpenDevice::new` is unsafe |
 //! | a share of a queue ([`worker::Share`]) | dealt once, compared with its lane | |
@@ -41,7 +41,7 @@ pub mod operations;
 mod panics;
 pub mod polling;
 pub mod port;
-pub mod racing;
+pub mod racy_copy;
 pub mod raw;
 mod remote;
 pub mod request;

@@ -11,7 +11,7 @@ use ublk_core::{Answer, Errno, Tag};
 
 const END: u32 = u32::MAX;
 
-struct Place {
+struct AnswerSlot {
     result: AtomicI32,
     next: AtomicU32,
 }
@@ -20,12 +20,12 @@ struct Place {
 pub(crate) struct RemoteAnswers {
     /// On a line of its own: threads that answer write it while the worker reads what lies around it for each request.
     head: CachePadded<AtomicU32>,
-    places: Box<[Place]>,
+    places: Box<[AnswerSlot]>,
 }
 
 impl RemoteAnswers {
     pub(crate) fn new(depth: u16) -> Self {
-        let place = |_| Place {
+        let place = |_| AnswerSlot {
             result: AtomicI32::new(0),
             next: AtomicU32::new(END),
         };

@@ -26,7 +26,7 @@ use crate::shared::{LaneLocal, LaneShared};
 
 /// What became of the request that the worker gave to its handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Slot {
+pub(crate) enum Outcome {
     /// The handler holds the token.
     Held,
     /// Answered on the worker's own thread; in get-data mode with the address where a READ's data is, or 0
@@ -245,7 +245,7 @@ macro_rules! accessors {
         }
 
         /// The data of this request in memory shared with the client, where it is there (Linux 7.1): the handler copies
-        /// to or from it by ways that may race ([`racing`](crate::racing)), or names it to the kernel, and the
+        /// to or from it by ways that may race ([`racy_copy`](crate::racy_copy)), or names it to the kernel, and the
         /// engine does not. Other handlers see such data as any other: [`data`](Self::data) and
         /// [`data_mut`](Self::data_mut) copy it.
         #[must_use]
@@ -374,7 +374,7 @@ pub(crate) struct Known {
 /// A request on its worker's thread. Not `Send`: [`Request::detach`] makes one that is.
 pub struct Request<'a> {
     lane: &'a Rc<LaneLocal>,
-    slot: &'a Cell<Slot>,
+    slot: &'a Cell<Outcome>,
     /// Outlives a panic of the handler, which the slot does not.
     detached: &'a Cell<bool>,
     tag: Tag,
@@ -395,7 +395,7 @@ impl<'a> Request<'a> {
     #[inline(always)]
     pub(crate) fn new(
         lane: &'a Rc<LaneLocal>,
-        slot: &'a Cell<Slot>,
+        slot: &'a Cell<Outcome>,
         detached: &'a Cell<bool>,
         tag: Tag,
         io: Io,
@@ -434,7 +434,7 @@ impl<'a> Request<'a> {
     #[inline(always)]
     pub fn complete(self, result: Result<(), Errno>) {
         let this = ManuallyDrop::new(self);
-        this.slot.set(Slot::Answered(this.answer_of(result), 0));
+        this.slot.set(Outcome::Answered(this.answer_of(result), 0));
     }
 
     /// Get-data: answers a READ with all of its data at `from`, which the driver copies from there behind the answer.
@@ -446,7 +446,7 @@ impl<'a> Request<'a> {
         }
         let this = ManuallyDrop::new(self);
         this.slot
-            .set(Slot::Answered(this.answer_of(Ok(())), from.addr()));
+            .set(Outcome::Answered(this.answer_of(Ok(())), from.addr()));
     }
 
     /// Whether it came by this lane, asked by a handler of this crate that the lane has been given to. One that is the
@@ -467,7 +467,7 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn detach(self) -> OwnedRequest {
         let this = ManuallyDrop::new(self);
-        this.slot.set(Slot::Detached);
+        this.slot.set(Outcome::Detached);
         this.detached.set(true);
         OwnedRequest {
             lane: Arc::clone(&this.lane.shared),
@@ -488,7 +488,7 @@ impl<'a> Request<'a> {
             return self.complete(Err(Errno::EINVAL));
         }
         let this = ManuallyDrop::new(self);
-        this.slot.set(Slot::Forwarded(to));
+        this.slot.set(Outcome::Forwarded(to));
     }
 
     /// Where the tag's buffer is, whatever the request: for handlers of this crate, which keep to the rules of the
@@ -502,7 +502,7 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn keep(self) -> KeptRequest {
         let this = ManuallyDrop::new(self);
-        this.slot.set(Slot::Detached);
+        this.slot.set(Outcome::Detached);
         this.detached.set(true);
         KeptRequest {
             lane: Rc::clone(this.lane),
@@ -520,7 +520,8 @@ impl Drop for Request<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         self.shared().meters.dropped.add_shared(1);
-        self.slot.set(Slot::Answered(Answer::failed(Errno::EIO), 0));
+        self.slot
+            .set(Outcome::Answered(Answer::failed(Errno::EIO), 0));
     }
 }
 

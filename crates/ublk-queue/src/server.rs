@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use ublk_core::{Backend, DataMode, OpenDevice, QueueId, deadline_in};
 
-use self::ending::{EndGuard, Running, Shared};
-use self::parts::{Place, is_zoned, shares_memory};
+use self::ending::{EndGuard, Running, ServerState};
+use self::parts::{ThreadSetup, is_zoned, shares_memory};
 use self::shared_threads::{Guest, Hosted};
-use self::threads::{Team, teams};
+use self::threads::{Assignment, assignments};
 use crate::handler::{
     ClientShared, Direct, DirectShared, Handler, Inline, InlineShared, Mapped, Pool, Zoned,
 };
@@ -52,8 +52,8 @@ pub struct Report {
 /// under way.
 pub struct Server {
     threads: Vec<JoinHandle<()>>,
-    lanes: Vec<Armed>,
-    shared: Arc<Shared>,
+    lanes: Vec<ArmedLane>,
+    shared: Arc<ServerState>,
 }
 
 impl fmt::Debug for Server {
@@ -65,23 +65,23 @@ impl fmt::Debug for Server {
 }
 
 /// What a thread reports once the driver has its fetches.
-struct Armed {
+struct ArmedLane {
     lane: LaneHandle,
     /// Which of the queue's threads it is.
     thread: u16,
-    place: Place,
+    place: ThreadSetup,
     ring: String,
 }
 
-/// The number of a team, and how its thread fared.
-type ArmResult = (usize, Result<Vec<Armed>, Error>);
+/// The number of an assignment, and how its thread fared.
+type ArmResult = (usize, Result<Vec<ArmedLane>, Error>);
 
 /// A worker whose tags are all with the driver, and what there is to say of its lanes.
-type SetUp<H> = (Worker<RingPort, DescTable, H>, Vec<Armed>);
+type SetUp<H> = (Worker<RingPort, DescTable, H>, Vec<ArmedLane>);
 
 /// What a worker's thread needs before it can make anything of its own.
 struct Job<F> {
-    /// The number of the team.
+    /// The number of the assignment.
     number: usize,
     qids: Vec<QueueId>,
     /// Several threads on a queue: which of them this is, and its share.
@@ -90,7 +90,7 @@ struct Job<F> {
     device: OpenDevice,
     plan: Arc<Plan>,
     make: Arc<F>,
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
 }
 
 impl Server {
@@ -179,9 +179,9 @@ impl Server {
             (plan.affinity, plan.polling) = (Vec::new(), Polling::Off);
         }
         let geometry = *device.geometry();
-        let teams = teams(&geometry, &plan)?;
+        let assignments = assignments(&geometry, &plan)?;
         let deadline = plan.arm_deadline;
-        let shared = Arc::new(Shared::new(teams.len()).map_err(Error::Thread)?);
+        let shared = Arc::new(ServerState::new(assignments.len()).map_err(Error::Thread)?);
         let mut server = Self {
             threads: Vec::new(),
             lanes: Vec::new(),
@@ -189,15 +189,15 @@ impl Server {
         };
         let (plan, make) = (Arc::new(plan), Arc::new(make));
         let (report, reports) = mpsc::channel::<ArmResult>();
-        let threads = teams.len();
+        let threads = assignments.len();
         let mut waits_for = Vec::with_capacity(threads);
         let hosts = plan.hosts.clone().map(|threads| (threads.deal(), threads));
-        for (n, team) in teams.into_iter().enumerate() {
-            let Team {
+        for (n, assignment) in assignments.into_iter().enumerate() {
+            let Assignment {
                 qids,
                 thread,
                 share,
-            } = team;
+            } = assignment;
             let name = match (qids.first(), &share) {
                 (Some(qid), None) => format!("ublk-{}-q{qid}", geometry.dev_id()),
                 (Some(qid), Some(_)) => format!("ublk-{}-q{qid}.{thread}", geometry.dev_id()),
@@ -381,7 +381,7 @@ impl<F> Job<F> {
             Err(_) => Some(Err(WorkerError::Left)),
         };
         match &result {
-            Some(result) => worker.settle(result),
+            Some(result) => worker.record_end(result),
             // No handler's panic: a defect of the engine.
             None => guard.tell_panic(),
         }
@@ -442,13 +442,13 @@ impl<F> Job<F> {
             device: &self.device,
             plan: &self.plan,
         };
-        let place = parts.settle();
+        let place = parts.set_up_thread();
         let port = parts.port::<H>()?;
         self.shared.wakers().push(port.wake_handle());
         let ring = port.describe();
         let leave = Arc::clone(&self.shared.leave);
         let (worker, lanes) = parts.worker(port, leave, |qid| (self.make)(qid))?;
-        let armed = |lane| Armed {
+        let armed = |lane| ArmedLane {
             lane,
             thread: self.thread,
             place: place.clone(),

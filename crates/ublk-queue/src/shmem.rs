@@ -3,7 +3,7 @@
 //! General safety argument. The mapping is this process's own, made by [`SharedMemory::map`] and removed when the last
 //! value that has it is dropped: the lanes' shared parts do, and with them every request. Clients read and write its
 //! bytes at any time, and so does the kernel. So no reference to them is ever made: they are named to the kernel by
-//! address, or copied by [`Copier`](crate::racing::Copier).
+//! address, or copied by [`Copier`](crate::racy_copy::Copier).
 #![expect(unsafe_code, reason = "maps memory that others write")]
 
 use std::fmt;

@@ -48,7 +48,7 @@ use ublk_core::iod::Io;
 use ublk_core::{DataMode, Errno};
 use uring_lite::Sqe64;
 
-pub use self::buf::{IoBuf, IoBufMut, Place, Slice};
+pub use self::buf::{BufferLocation, IoBuf, IoBufMut, Slice};
 pub use self::entry::MAX_PIECES;
 pub use self::fd::SharedFd;
 pub use self::local::{Local, LocalError};
@@ -60,7 +60,7 @@ pub use self::ring::Ring;
 use self::core::{Core, Ended};
 use self::pool::Sink;
 use self::slots::{Panicked, Slots};
-use crate::buffers::Dealer;
+use crate::buffers::BufferPool;
 use crate::handler::{Closed, Handler, LaneContext};
 use crate::operations::{Operation, Operations};
 use crate::port::{Full, Port};
@@ -162,7 +162,7 @@ where
             crate::thread::block_sigpipe();
         }
         let wake = context.wake.clone();
-        let dealt = Dealer::is_for(context.data);
+        let dealt = BufferPool::is_for(context.data);
         let whose = (context.qid, context.ring);
         let words = context.lane.words.clone();
         let core = Core::new(depth, operations, wake, whose, registered, !dealt, words);

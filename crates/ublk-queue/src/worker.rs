@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ublk_core::{DataMode, Errno};
 
-use crate::buffers::{Arena, Dealer};
+use crate::buffers::{Arena, BufferPool};
 use crate::data_path::DataPath;
 use crate::handler::{Handler, LaneContext};
 use crate::health::State;
@@ -102,12 +102,12 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             return Err(Errno::EINVAL);
         }
         // Where the driver is not told of them, a lane has all its buffers to itself.
-        let dealt = Dealer::is_for(spec.data);
+        let dealt = BufferPool::is_for(spec.data);
         let mut arena = match spec.share.arena.take().filter(|_| !dealt) {
             Some(arena) => arena,
             None => Arena::with(spec.depth, spec.bounds.max_io_bytes, spec.huge_pages)?,
         };
-        let dealer = dealt.then(|| arena.deal(spec.depth));
+        let buffers = dealt.then(|| arena.deal(spec.depth));
         let wake: Arc<dyn Wake> = Arc::new(self.port.wake_handle());
         let device = std::mem::replace(&mut spec.device, Box::new(NoDevice));
         let client = spec.shared.take();
@@ -150,7 +150,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             index,
             spec,
             Arc::clone(&shared),
-            dealer,
+            buffers,
             &self.port,
             &context,
         );
@@ -486,11 +486,11 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
 
     /// Ends the worker: the ring is closed, buffers are freed where nobody else holds them.
     pub fn finish(mut self, result: &Result<(), WorkerError>) {
-        self.settle(result);
+        self.record_end(result);
     }
 
     /// Says how the worker ended; its ring is there until it is dropped.
-    pub(crate) fn settle(&mut self, result: &Result<(), WorkerError>) {
+    pub(crate) fn record_end(&mut self, result: &Result<(), WorkerError>) {
         self.at_work.store(false, Ordering::Relaxed);
         if H::OPERATIONS && result.is_err() {
             self.reap();

@@ -169,7 +169,7 @@ fn l25_a_panic_between_requests_costs_none() {
             let first = common::run(&config, || Panics::new(when));
             first.assert_clean(300);
             assert!(first.panics() > 2, "{}", first.panics());
-            let shared = Arc::new(common::Shared::default());
+            let shared = Arc::new(common::FileState::default());
             let port = |sim: &Sim| FilePort::new(sim::port(sim), Arc::clone(&shared), 1, 0);
             let driven = run_on(
                 &config,
@@ -316,7 +316,7 @@ fn l63_operations_under_way_hold_no_device() {
     };
     let sim = Sim::new(config.clone());
     let device = Arc::new(());
-    let shared = Arc::new(common::Shared::default());
+    let shared = Arc::new(common::FileState::default());
     *shared.file.lock().expect("no panic") = vec![0; config.size];
     let mut worker = Worker::new(FilePort::new(sim::port(&sim), shared, 1, 0), Arc::default());
     let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);

@@ -18,7 +18,7 @@ use sim::ToFile;
 use ublk_core::iod::IoBounds;
 use ublk_core::{Backend, DataMode, Errno, Limits, Op, QueueId};
 use ublk_queue::handler::{DirectShared, InlineShared};
-use ublk_queue::racing::Copier;
+use ublk_queue::racy_copy::Copier;
 use ublk_queue::task::{Async, TaskRequest};
 use ublk_queue::{
     ClientShared, Counters, Direct, Handler, Inline, LaneSpec, Mapped, MemRef, Pool, Worker,

@@ -19,7 +19,7 @@ pub(crate) trait Memory {
 pub(crate) type Word = (usize, u64);
 
 #[derive(Debug, Clone)]
-enum Place {
+enum TagPhase {
     NotFetched,
     /// The command waits in the driver.
     Idle {
@@ -43,7 +43,7 @@ enum Place {
 
 /// One queue of the simulated device.
 pub(crate) struct Queue {
-    places: Vec<Place>,
+    places: Vec<TagPhase>,
     pub(crate) descs: Vec<IoDesc>,
     pub(crate) stopping: bool,
     hostile: bool,
@@ -65,7 +65,7 @@ impl Queue {
         let first = usize::from(config.depth) * usize::from(number);
         let depth = usize::from(config.depth);
         Self {
-            places: vec![Place::NotFetched; depth],
+            places: vec![TagPhase::NotFetched; depth],
             descs: vec![IoDesc::default(); depth],
             stopping: false,
             hostile: config.hostile,
@@ -85,21 +85,26 @@ impl Queue {
         !self
             .places
             .iter()
-            .any(|place| matches!(place, Place::NotFetched))
+            .any(|place| matches!(place, TagPhase::NotFetched))
     }
 
     pub(crate) fn in_hand(&self) -> usize {
         self.places
             .iter()
-            .filter(|place| matches!(place, Place::Delivered { .. } | Place::NeedsData { .. }))
+            .filter(|place| {
+                matches!(
+                    place,
+                    TagPhase::Delivered { .. } | TagPhase::NeedsData { .. }
+                )
+            })
             .count()
     }
 
     /// Addresses the driver may still write to.
     pub(crate) fn armed_addrs(&self) -> Vec<u64> {
-        let addr = |place: &Place| match place {
+        let addr = |place: &TagPhase| match place {
             // Where the mode has addresses at all.
-            Place::Idle { addr, .. } if *addr != 0 => Some(*addr),
+            TagPhase::Idle { addr, .. } if *addr != 0 => Some(*addr),
             _ => None,
         };
         self.places.iter().filter_map(addr).collect()
@@ -128,19 +133,19 @@ impl Queue {
         let Some(place) = self.places.get_mut(tag.index()) else {
             return refused(Errno::EINVAL);
         };
-        let idle = Place::Idle {
+        let idle = TagPhase::Idle {
             word,
             addr: if has_addr { command.addr } else { 0 },
         };
         match (command.cmd_op, &*place) {
-            (UBLK_U_IO_FETCH_REQ, Place::NotFetched) => {
+            (UBLK_U_IO_FETCH_REQ, TagPhase::NotFetched) => {
                 *place = idle;
                 Ok(None)
             }
-            (UBLK_U_IO_NEED_GET_DATA, Place::NeedsData { sent }) => {
+            (UBLK_U_IO_NEED_GET_DATA, TagPhase::NeedsData { sent }) => {
                 memory.write(command.addr, &sent.data);
                 let sent = sent.clone();
-                *place = Place::Delivered {
+                *place = TagPhase::Delivered {
                     sent,
                     addr: command.addr,
                     pushed: Vec::new(),
@@ -154,7 +159,7 @@ impl Queue {
             }
             (
                 UBLK_U_IO_COMMIT_AND_FETCH_REQ,
-                Place::Delivered {
+                TagPhase::Delivered {
                     sent,
                     addr,
                     pushed,
@@ -182,7 +187,11 @@ impl Queue {
                 };
                 let sent = sent.clone();
                 // After an abort the fetch half never completes; its CQE comes with the ring's end only.
-                *place = if self.stopping { Place::Aborted } else { idle };
+                *place = if self.stopping {
+                    TagPhase::Aborted
+                } else {
+                    idle
+                };
                 if !self.hostile {
                     client.completed(&sent, command.result, command.addr, &buffer)?;
                 } else {
@@ -208,7 +217,7 @@ impl Queue {
         client: &mut Client,
         memory: &impl Memory,
     ) -> Option<(usize, Completion)> {
-        let idle = |place: &Place| matches!(place, Place::Idle { .. });
+        let idle = |place: &TagPhase| matches!(place, TagPhase::Idle { .. });
         let idles: Vec<usize> = self
             .places
             .iter()
@@ -222,7 +231,7 @@ impl Queue {
         let sent = client.next(rng)?;
         let tag = idles[rng.below(idles.len())];
         self.last_delivered = u16::try_from(tag).ok();
-        let Place::Idle { word, addr } = self.places[tag] else {
+        let TagPhase::Idle { word, addr } = self.places[tag] else {
             return None;
         };
         let (ring, user_data) = word;
@@ -261,7 +270,7 @@ impl Queue {
             }
             _ if place.is_some() => {}
             Op::Write if self.data == DataMode::GetData => {
-                self.places[tag] = Place::NeedsData {
+                self.places[tag] = TagPhase::NeedsData {
                     sent: Box::new(sent),
                 };
                 let completion = Completion {
@@ -279,7 +288,7 @@ impl Queue {
         }
         let wanted = if sent.op.wants_data() { sent.len } else { 0 };
         let pushed = vec![0xdb; wanted];
-        self.places[tag] = Place::Delivered {
+        self.places[tag] = TagPhase::Delivered {
             sent: Box::new(sent),
             addr,
             pushed,
@@ -296,8 +305,8 @@ impl Queue {
     /// What the driver's rules say of the `addr` of a command.
     fn check_addr(&self, command: &IoCommand) -> Result<(), String> {
         let tag = command.tag;
-        let overlaps = |(n, place): (usize, &Place)| match place {
-            Place::Idle { addr, .. } | Place::Delivered { addr, .. } => {
+        let overlaps = |(n, place): (usize, &TagPhase)| match place {
+            TagPhase::Idle { addr, .. } | TagPhase::Delivered { addr, .. } => {
                 n != tag.index() && addr.abs_diff(command.addr) < u64::from(self.max_io_bytes)
             }
             _ => false,
@@ -325,12 +334,12 @@ impl Queue {
     /// The data of a WRITE in the server's hands (user copy).
     pub(crate) fn pull(&self, tag: Tag, range: std::ops::Range<usize>) -> Result<&[u8], Errno> {
         match self.places.get(tag.index()) {
-            Some(Place::Delivered { sent, shared, .. })
+            Some(TagPhase::Delivered { sent, shared, .. })
                 if sent.op.brings_data() && shared.is_none() =>
             {
                 sent.data.get(range).ok_or(Errno::EINVAL)
             }
-            Some(Place::Delivered { .. }) => Err(Errno::EACCES),
+            Some(TagPhase::Delivered { .. }) => Err(Errno::EACCES),
             _ => Err(Errno::EINVAL),
         }
     }
@@ -342,13 +351,13 @@ impl Queue {
         range: std::ops::Range<usize>,
     ) -> Result<&mut [u8], Errno> {
         match self.places.get_mut(tag.index()) {
-            Some(Place::Delivered {
+            Some(TagPhase::Delivered {
                 sent,
                 pushed,
                 shared: None,
                 ..
             }) if sent.op.wants_data() => pushed.get_mut(range).ok_or(Errno::EINVAL),
-            Some(Place::Delivered { .. }) => Err(Errno::EACCES),
+            Some(TagPhase::Delivered { .. }) => Err(Errno::EACCES),
             _ => Err(Errno::EINVAL),
         }
     }
@@ -358,13 +367,13 @@ impl Queue {
         self.stopping = true;
         let mut completions = Vec::new();
         for place in &mut self.places {
-            if let Place::Idle {
+            if let TagPhase::Idle {
                 word: (ring, user_data),
                 ..
             } = *place
             {
                 if self.batch {
-                    *place = Place::Aborted;
+                    *place = TagPhase::Aborted;
                     continue;
                 }
                 let completion = Completion {
@@ -373,7 +382,7 @@ impl Queue {
                     flags: 0,
                 };
                 completions.push((ring, completion));
-                *place = Place::Aborted;
+                *place = TagPhase::Aborted;
             }
         }
         completions

@@ -22,12 +22,12 @@ use crate::driver::{Memory, Queue};
 use crate::memory::ServerMemory;
 use crate::model::{Lent, Model, Pushed, Report, SimRing};
 
-struct Shared {
+struct SharedModel {
     model: Mutex<Model>,
     wake: Condvar,
 }
 
-impl Shared {
+impl SharedModel {
     fn model(&self) -> MutexGuard<'_, Model> {
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -35,7 +35,7 @@ impl Shared {
 
 /// A simulated driver with its device and workload.
 #[derive(Clone)]
-pub struct Sim(Arc<Shared>);
+pub struct Sim(Arc<SharedModel>);
 
 impl fmt::Debug for Sim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,7 +48,7 @@ impl Sim {
     #[must_use]
     pub fn new(config: Config) -> Self {
         let model = Model::new(config);
-        Self(Arc::new(Shared {
+        Self(Arc::new(SharedModel {
             model: Mutex::new(model),
             wake: Condvar::new(),
         }))
@@ -235,7 +235,7 @@ impl Descriptors for SimDescriptors {
     }
 }
 
-impl Shared {
+impl SharedModel {
     /// Sleeps until so many completions of a ring are visible, or a wake has come.
     fn wait<'a>(
         &'a self,

@@ -42,7 +42,7 @@ pub(crate) struct Options {
     pub(crate) threads_per_queue: u16,
     pub(crate) polling: Polling,
     pub(crate) pool_threads: usize,
-    pub(crate) shared: Option<Shared>,
+    pub(crate) shared: Option<ClientMemory>,
     pub(crate) huge_pages: bool,
     pub(crate) on_failure: Option<OnFailure>,
     pub(crate) unscheduled: bool,
@@ -51,7 +51,7 @@ pub(crate) struct Options {
 
 /// Memory shared with the device's clients, and what the driver knows of it.
 #[derive(Debug, Clone)]
-pub(crate) struct Shared {
+pub(crate) struct ClientMemory {
     pub(crate) file: Arc<OwnedFd>,
     pub(crate) buffers: Vec<SharedBuffer>,
 }
@@ -157,7 +157,7 @@ impl<B: Backend> Builder<B> {
         buffers: Vec<SharedBuffer>,
     ) -> Self {
         self.spec.features |= Features::SHMEM_ZC;
-        self.options.shared = Some(Shared {
+        self.options.shared = Some(ClientMemory {
             file: Arc::new(file.into()),
             buffers,
         });

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     messages();
     let json = asks_for_json(std::env::args_os());
     // Before anything else: a role must start in milliseconds.
-    if let Err(e) = roles::take_over() {
+    if let Err(e) = roles::play() {
         return output::fail(&Failure::new(FailureKind::Usage, e.to_string()), json);
     }
     if completions::answered() {

@@ -37,7 +37,7 @@ impl<T> UnsafeCell<T> {
 
 /// Words and entries of one queue. For the SQ `flags` and `count` are flags and dropped, for the CQ `count` is
 /// overflow.
-struct Shared<T> {
+struct QueueMemory<T> {
     head: AtomicU32,
     tail: AtomicU32,
     flags: AtomicU32,
@@ -47,11 +47,11 @@ struct Shared<T> {
 
 // SAFETY: slots are read and written by one side at a time, which the indices hand over with release and acquire;
 // the unsafe methods that touch them demand it. T goes from thread to thread, so it is Send.
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send> Sync for QueueMemory<T> {}
 // SAFETY: owned values of a Send type, and atomics.
-unsafe impl<T: Send> Send for Shared<T> {}
+unsafe impl<T: Send> Send for QueueMemory<T> {}
 
-impl<T: Copy> Shared<T> {
+impl<T: Copy> QueueMemory<T> {
     fn new(entries: u32, start: u32, fill: T) -> Arc<Self> {
         Arc::new(Self {
             head: AtomicU32::new(start),
@@ -82,17 +82,17 @@ impl<T: Copy> Shared<T> {
 }
 
 /// Submission queue memory, the application's side.
-pub struct HeapSq<S>(Arc<Shared<S>>);
+pub struct HeapSq<S>(Arc<QueueMemory<S>>);
 
 /// Submission queue, the kernel's side.
 pub struct KernelSq<S> {
-    shared: Arc<Shared<S>>,
+    shared: Arc<QueueMemory<S>>,
     head: u32,
 }
 
 /// A submission queue whose indices start at `start`; `fill` is what unwritten entries hold.
 pub fn sq<S: Copy>(entries: u32, start: u32, fill: S) -> (HeapSq<S>, KernelSq<S>) {
-    let shared = Shared::new(entries, start, fill);
+    let shared = QueueMemory::new(entries, start, fill);
     (
         HeapSq(Arc::clone(&shared)),
         KernelSq {
@@ -154,17 +154,17 @@ impl<S: Copy> KernelSq<S> {
 }
 
 /// Completion queue memory, the application's side.
-pub struct HeapCq<C>(Arc<Shared<C>>);
+pub struct HeapCq<C>(Arc<QueueMemory<C>>);
 
 /// Completion queue, the kernel's side.
 pub struct KernelCq<C> {
-    shared: Arc<Shared<C>>,
+    shared: Arc<QueueMemory<C>>,
     tail: u32,
 }
 
 /// A completion queue whose indices start at `start`; `fill` is what unwritten entries hold.
 pub fn cq<C: Copy>(entries: u32, start: u32, fill: C) -> (HeapCq<C>, KernelCq<C>) {
-    let shared = Shared::new(entries, start, fill);
+    let shared = QueueMemory::new(entries, start, fill);
     (
         HeapCq(Arc::clone(&shared)),
         KernelCq {

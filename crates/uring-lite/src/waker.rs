@@ -16,7 +16,7 @@ use crate::syscall;
 pub const WAKE_USER_DATA: u64 = u64::MAX;
 
 #[derive(Debug)]
-struct Shared {
+struct WakerState {
     /// On a line of its own: wakers write it while the ring's thread works.
     park: CachePadded<Park>,
     bell: OwnedFd,
@@ -29,13 +29,13 @@ struct Shared {
 /// [`woken`](crate::Entered::woken). So: make the work visible, then wake; and in the loop, look for work after
 /// every `enter`. What was written before `wake` is visible after the `enter` it ended.
 #[derive(Clone, Debug)]
-pub struct Waker(Arc<Shared>);
+pub struct Waker(Arc<WakerState>);
 
 static_assertions::assert_impl_all!(Waker: Send, Sync, Clone);
 
 impl Waker {
     pub(crate) fn new() -> Result<Self, Errno> {
-        Ok(Self(Arc::new(Shared {
+        Ok(Self(Arc::new(WakerState {
             park: CachePadded::default(),
             bell: syscall::eventfd()?,
         })))

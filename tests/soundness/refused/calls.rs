@@ -8,7 +8,7 @@ use std::time::Duration;
 use ublk_core::iod::Io;
 use ublk_core::{DevId, Geometry, OpenDevice};
 use ublk_ctrl::Control;
-use ublk_queue::racing::Copier;
+use ublk_queue::racy_copy::Copier;
 use ublk_queue::port::{RingNeeds, RingPort};
 use ublk_queue::{Handler, MemRef, Operation};
 use ublk_sim::{Config, Sim};

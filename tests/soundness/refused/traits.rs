@@ -8,7 +8,7 @@ use ublk_ctrl::{Buffer, Command, Controller, Error, Reply};
 use ublk_ctrl::port::{self, CtrlPort};
 use ublk_queue::port::{Completion, Full, IoCommand, Port, Wake};
 use ublk_queue::handler::{Closed, Handler};
-use ublk_queue::task::{Async, IoBuf, IoBufMut, Place, TagBuf, TaskRequest};
+use ublk_queue::task::{Async, IoBuf, IoBufMut, BufferLocation, TagBuf, TaskRequest};
 use ublk_queue::worker::Share;
 use ublk_queue::{KeptRequest, MemRef, RawQueue, Request};
 use uring_lite::Ring;
@@ -72,13 +72,13 @@ impl CtrlPort for Forger { //~ E0200
 }
 
 impl IoBuf for Forger { //~ E0200
-    fn place(&self) -> Place {
+    fn place(&self) -> BufferLocation {
         unimplemented!()
     }
 }
 
 impl IoBufMut for Forger { //~ E0200
-    fn place_mut(&mut self) -> Place {
+    fn place_mut(&mut self) -> BufferLocation {
         unimplemented!()
     }
 }

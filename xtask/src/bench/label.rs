@@ -54,7 +54,7 @@ pub struct Seen {
     pub ring_completions: Option<Vec<u32>>,
     /// Requests in memory shared with the client, and others, where there is such memory.
     #[serde(default)]
-    pub shm: Option<Shared>,
+    pub shm: Option<SharedHits>,
     /// How a queue polls, where the server tells.
     #[serde(default)]
     pub poll: Option<serde_json::Value>,
@@ -62,7 +62,7 @@ pub struct Seen {
 
 /// Requests that the server has counted.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Shared {
+pub struct SharedHits {
     /// Those whose data was in shared memory.
     pub hits: u64,
     /// The others.
@@ -140,7 +140,7 @@ impl Label {
         says("batches", flag(self.batch), flag(seen.batch));
         says("direct I/O", flag(self.direct), flag(seen.direct));
         // Sequential requests that were merged have their data in several places, which no request in shared memory may.
-        let mostly = |shm: &Shared| shm.hits > 2 * shm.fallbacks;
+        let mostly = |shm: &SharedHits| shm.hits > 2 * shm.fallbacks;
         if self.shm && !seen.shm.as_ref().is_some_and(mostly) {
             let told = seen.shm.as_ref().map_or_else(
                 || "nothing".to_owned(),

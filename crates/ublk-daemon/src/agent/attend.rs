@@ -63,7 +63,7 @@ impl Agent<'_> {
                 self.listen(&mut ending);
             }
             if ready.signal {
-                if let Some(signals) = &mut self.ears.signals {
+                if let Some(signals) = &mut self.inputs.signals {
                     signals.clear();
                 }
                 self.signalled(&mut ending);
@@ -71,7 +71,7 @@ impl Agent<'_> {
             if ready.successor {
                 self.hear_successor();
                 let own = !self.heir.is_yielding() && !self.heir.has_yielded();
-                if own && self.ears.told_to_end {
+                if own && self.inputs.told_to_end {
                     self.asked_to_end(&mut ending, "a signal during a hand-over");
                 }
             }
@@ -109,13 +109,13 @@ impl Agent<'_> {
             fds.push(server.link.as_fd());
             kinds.push(|r| &mut r.link);
         }
-        if let Some(signals) = &self.ears.signals {
+        if let Some(signals) = &self.inputs.signals {
             fds.push(signals.as_fd());
             kinds.push(|r| &mut r.signal);
         }
         // What the front says is for whoever has the device in the end.
         if let Some(front) = self
-            .ears
+            .inputs
             .front
             .as_ref()
             .filter(|_| !self.heir.is_yielding())
@@ -178,7 +178,7 @@ impl Agent<'_> {
     }
 
     fn hear_front(&mut self, ending: &mut Ending) {
-        let Some(front) = &self.ears.front else {
+        let Some(front) = &self.inputs.front else {
             return;
         };
         match front.try_recv::<ToAgent>() {
@@ -189,8 +189,8 @@ impl Agent<'_> {
                 tracing::warn!("unexpected message from the front");
             }
             Err(_) => {
-                self.ears.front = None;
-                if self.ears.lifetime != Lifetime::Own {
+                self.inputs.front = None;
+                if self.inputs.lifetime != Lifetime::Own {
                     self.asked_to_end(ending, "the end of the front");
                 }
             }
@@ -199,8 +199,8 @@ impl Agent<'_> {
 
     /// The device lives on its own from now on, and is written down so where it changed hands meanwhile.
     fn keep(&mut self) {
-        self.ears.lifetime = Lifetime::Own;
-        self.ears.front = None;
+        self.inputs.lifetime = Lifetime::Own;
+        self.inputs.front = None;
         let own = Some(Lifetime::Own);
         if let Some(device) = self.device.as_mut().filter(|d| d.record.lifetime != own) {
             device.record.lifetime = own;
@@ -217,7 +217,7 @@ impl Agent<'_> {
     /// While a successor is at it, a signal means this process alone.
     fn signalled(&mut self, ending: &mut Ending) {
         if self.heir.is_yielding() {
-            self.ears.told_to_end = true;
+            self.inputs.told_to_end = true;
         } else {
             self.asked_to_end(ending, "a signal");
         }
@@ -284,7 +284,7 @@ impl Agent<'_> {
     fn server_leaves(&mut self, ending: &mut Ending, why: &str) {
         let device = self.device.as_ref();
         let supervised = device.is_some_and(|d| d.record.spec.supervise);
-        if !supervised || self.ears.told_to_end || ending.asked.is_some() {
+        if !supervised || self.inputs.told_to_end || ending.asked.is_some() {
             return self.asked_to_end(ending, why);
         }
         if ending.deserting {
@@ -309,18 +309,18 @@ impl Agent<'_> {
             .device
             .as_ref()
             .is_some_and(|d| Recovery::of(d.geometry.features()).is_recoverable());
-        if self.ears.lifetime == Lifetime::Front || !recoverable {
+        if self.inputs.lifetime == Lifetime::Front || !recoverable {
             return self.leave(ending, why);
         }
         if ending.handing_over.is_some() || ending.asked.is_some() {
             return;
         }
-        if self.ears.lifetime == Lifetime::Left {
+        if self.inputs.lifetime == Lifetime::Left {
             self.write_back();
         }
         ending.handing_over = Some(Instant::now() + LEAVE);
         ending.pace = Some(Pace::new());
-        self.ears.told_to_end = true;
+        self.inputs.told_to_end = true;
         tracing::info!("the device is left to the next server, asked by {why}");
         self.set_phase(Phase::HandingOver);
         if !self.can_quiesce() {
@@ -398,12 +398,12 @@ impl Agent<'_> {
         let id = device.id;
         // Kept only for a next server of this agent's.
         let revived = device.record.spec.supervise || self.heir.is_deserted();
-        if !revived || self.ears.told_to_end || ending.asked.is_some() {
+        if !revived || self.inputs.told_to_end || ending.asked.is_some() {
             self.backing = None;
         }
         let cause = match (ending.failed, ending.empty) {
             (Some(failure), _) => Some(failure.to_string()),
-            (None, true) if ending.deserting && !self.ears.told_to_end => {
+            (None, true) if ending.deserting && !self.inputs.told_to_end => {
                 Some("its server was told to end by a signal".to_owned())
             }
             (None, true) => None,
@@ -438,7 +438,7 @@ impl Agent<'_> {
             _ => self.forget(&device),
         }
         // The next agent need not wait for the end of this process.
-        let goes_on = device.record.spec.supervise && !self.ears.told_to_end;
+        let goes_on = device.record.spec.supervise && !self.inputs.told_to_end;
         if !goes_on && !self.heir.is_deserted() {
             self.heir.close();
             self.lock = None;

@@ -74,7 +74,7 @@ impl Agent<'_> {
         // Both processes are started before the control ring exists, and get going meanwhile.
         self.server = Some(self.world.server()?);
         self.world.start_prover()?;
-        tracing::debug!("server and prover are started");
+        tracing::debug!("server and helper are started");
         self.control = Some(self.world.control()?);
         tracing::debug!("the control ring is open");
         if let Some(data) = spec.auto {

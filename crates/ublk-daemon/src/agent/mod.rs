@@ -41,7 +41,7 @@ const OPEN: Duration = Duration::from_secs(10);
 /// What an agent needs from the outside: the real thing, or a test's.
 pub trait World {
     /// Gives up the caller's choices of scheduling and limits, before any process is started.
-    fn settle(&mut self);
+    fn drop_caller_limits(&mut self);
 
     /// Has the process shown as that of this device.
     fn named(&mut self, id: DevId);
@@ -70,7 +70,7 @@ pub trait World {
         deadline: Duration,
     ) -> Result<(), Error>;
 
-    /// Takes the device's I/O scheduler away, by the prover, which may get stuck in it.
+    /// Takes the device's I/O scheduler away, by the helper, which may get stuck in it.
     ///
     /// # Errors
     /// Why it is not so by the deadline.
@@ -82,7 +82,7 @@ pub trait World {
     /// What could not be written back by the deadline.
     fn sync(&mut self, id: DevId, deadline: Duration) -> Result<(), Error>;
 
-    /// The prover is not needed any more. It is collected here, if it can still end.
+    /// The helper is not needed any more. It is collected here, if it can still end.
     fn end_prover(&mut self);
 
     /// Opens the control plane.
@@ -96,7 +96,7 @@ pub trait World {
 #[derive(Debug)]
 pub struct Real {
     program: PathBuf,
-    prover: Option<Helper>,
+    helper: Option<Helper>,
 }
 
 impl Real {
@@ -105,22 +105,22 @@ impl Real {
     pub const fn new(program: PathBuf) -> Self {
         Self {
             program,
-            prover: None,
+            helper: None,
         }
     }
 
-    /// Uses a prover that was made before there was a thread or a ring: a fork is cheaper than a
+    /// Uses a helper that was made before there was a thread or a ring: a fork is cheaper than a
     /// program.
     #[must_use]
-    pub fn prover(mut self, prover: Helper) -> Self {
-        self.prover = Some(prover);
+    pub fn helper(mut self, helper: Helper) -> Self {
+        self.helper = Some(helper);
         self
     }
 }
 
 impl World for Real {
-    fn settle(&mut self) {
-        surroundings::settle();
+    fn drop_caller_limits(&mut self) {
+        surroundings::reset_limits();
         memory::unburden();
     }
 
@@ -135,8 +135,8 @@ impl World for Real {
     }
 
     fn start_prover(&mut self) -> Result<(), Error> {
-        if self.prover.is_none() {
-            self.prover = Some(Helper::start(&self.program)?);
+        if self.helper.is_none() {
+            self.helper = Some(Helper::start(&self.program)?);
         }
         Ok(())
     }
@@ -148,8 +148,8 @@ impl World for Real {
         server: Option<BorrowedFd<'_>>,
         deadline: Duration,
     ) -> Result<(), Error> {
-        let prover = self.prover.as_mut().ok_or_else(|| Error::ControllerGone {
-            message: "the prover was not started".to_owned(),
+        let helper = self.helper.as_mut().ok_or_else(|| Error::ControllerGone {
+            message: "the helper was not started".to_owned(),
         })?;
         let command = Command::ProveReady { id, size };
         let ended = || {
@@ -158,7 +158,7 @@ impl World for Real {
             matches!(ready, Some(Ok(ready)) if ready == [true])
         };
         let task = helper::Task::Command(command);
-        match prover.ask(task, deadline, &mut { ended }) {
+        match helper.ask(task, deadline, &mut { ended }) {
             Err(Error::TimedOut { .. }) if ended() => Err(Error::ControllerGone {
                 message: format!("the server ended during {}", command.operation()),
             }),
@@ -167,8 +167,8 @@ impl World for Real {
     }
 
     fn no_scheduler(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
-        match &mut self.prover {
-            Some(prover) => prover.no_scheduler(id, deadline),
+        match &mut self.helper {
+            Some(helper) => helper.no_scheduler(id, deadline),
             None => Ok(()),
         }
     }
@@ -183,8 +183,8 @@ impl World for Real {
     }
 
     fn end_prover(&mut self) {
-        if let Some(prover) = self.prover.take() {
-            prover.finish();
+        if let Some(helper) = self.helper.take() {
+            helper.finish();
         }
     }
 
@@ -196,7 +196,7 @@ impl World for Real {
 
 /// The links and signals an agent listens to besides its server.
 #[derive(Debug)]
-pub(crate) struct Ears {
+pub(crate) struct Inputs {
     front: Option<Link>,
     signals: Option<Signals>,
     /// What ends with the front.
@@ -217,7 +217,7 @@ struct Device {
 struct Agent<'w> {
     world: &'w mut dyn World,
     store: Store,
-    ears: Ears,
+    inputs: Inputs,
     server: Option<Peer>,
     control: Option<Box<dyn Controller>>,
     device: Option<Device>,
@@ -251,7 +251,7 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
     let mut agent = Agent {
         world,
         store,
-        ears: Ears {
+        inputs: Inputs {
             front: Some(front),
             signals,
             lifetime: Lifetime::Front,
@@ -300,7 +300,7 @@ impl Agent<'_> {
         };
         let deadline = Instant::now() + Duration::from_millis(request.deadline_ms);
         if request.lifetime == Lifetime::Own {
-            self.world.settle();
+            self.world.drop_caller_limits();
         }
         match self.bring_up(&request, deadline) {
             Ok(added) => {
@@ -319,7 +319,7 @@ impl Agent<'_> {
     fn live_again(&mut self, request: &RecoverRequest) -> Result<(), Failure> {
         let deadline = Instant::now() + Duration::from_millis(request.deadline_ms);
         if request.lifetime == Lifetime::Own {
-            self.world.settle();
+            self.world.drop_caller_limits();
         }
         match self.recover(request, deadline) {
             Ok(added) => {
@@ -342,7 +342,7 @@ impl Agent<'_> {
     }
 
     fn request(&self) -> Result<Task, Failure> {
-        let link = self.ears.front.as_ref();
+        let link = self.inputs.front.as_ref();
         let link = link.ok_or_else(|| Failure::failed("no front"))?;
         match link.recv(Instant::now() + LEAVE)? {
             ToAgent::Add(request) if request.version == LINK_VERSION => Ok(Task::Add(request)),
@@ -361,7 +361,7 @@ impl Agent<'_> {
 
     /// Says that the device serves, and lets go of the front's standard error.
     fn announce(&mut self, lifetime: Lifetime, added: Added) {
-        self.ears.lifetime = lifetime;
+        self.inputs.lifetime = lifetime;
         self.tell_live();
         if let Some(log) = &self.log {
             crate::roles::log_to(log);
@@ -377,7 +377,7 @@ impl Agent<'_> {
     /// lives no longer than the front does.
     fn await_keep(&mut self, lifetime: Lifetime) {
         if lifetime == Lifetime::Own {
-            self.ears.lifetime = Lifetime::Front;
+            self.inputs.lifetime = Lifetime::Front;
         }
     }
 
@@ -385,15 +385,15 @@ impl Agent<'_> {
     /// one is, if there is one.
     fn take_front(&mut self, lifetime: Lifetime) {
         if let Some((front, lifetime)) = self.adopted.take() {
-            (self.ears.front, self.ears.lifetime) = (Some(front), lifetime);
+            (self.inputs.front, self.inputs.lifetime) = (Some(front), lifetime);
         } else if lifetime == Lifetime::Own {
-            self.ears.front = None;
+            self.inputs.front = None;
         }
     }
 
     /// Whether there was a front to tell.
     fn tell_front(&mut self, message: &FromAgent) -> bool {
-        let front = self.ears.front.as_ref();
+        let front = self.inputs.front.as_ref();
         front.is_some_and(|front| front.send(message).is_ok())
     }
 
@@ -454,8 +454,8 @@ impl Agent<'_> {
             }
             let mut fds = vec![server.exit_fd()];
             if !self.held {
-                fds.extend(self.ears.signals.as_ref().map(AsFd::as_fd));
-                fds.extend(self.ears.front.as_ref().map(AsFd::as_fd));
+                fds.extend(self.inputs.signals.as_ref().map(AsFd::as_fd));
+                fds.extend(self.inputs.front.as_ref().map(AsFd::as_fd));
             }
             let others = 1..fds.len();
             if !hung_up {

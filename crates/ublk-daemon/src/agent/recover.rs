@@ -144,13 +144,13 @@ impl Agent<'_> {
         });
         let held = Instant::now();
         self.hold(way, old, deadline)?;
-        let pid = self.take_over(id, deadline)?;
+        let pid = self.arm_replacement(id, deadline)?;
         self.control()?.end_recovery(id, pid, left(deadline))?;
         let pause = held.elapsed();
         kill_point("recover:ended");
         tracing::debug!("device {id} has a new server, process {pid}");
         // From here on the device serves: what fails now is told and changes nothing.
-        self.settle(prepared);
+        self.publish(prepared);
         let mut params = params;
         if size != params.size {
             match self.control()?.update_size(id, size, left(deadline)) {
@@ -179,7 +179,7 @@ impl Agent<'_> {
     }
 
     /// Sees that no other agent acts for the device: by its lock, which one at work hands over. One of an earlier
-    /// version gives the lock back when its server is gone; [`Agent::take_over`] waits for that.
+    /// version gives the lock back when its server is gone; [`Agent::arm_replacement`] waits for that.
     fn take_care(
         &mut self,
         request: &RecoverRequest,
@@ -302,7 +302,7 @@ impl Agent<'_> {
     }
 
     /// Puts everything in its place that was reserved: the device is this agent's.
-    fn settle(&mut self, prepared: Option<Prepared>) {
+    fn publish(&mut self, prepared: Option<Prepared>) {
         if let Some(Err(e)) = prepared.map(Prepared::publish) {
             tracing::warn!("cannot keep the state of the device: {e}");
         }
@@ -370,7 +370,7 @@ impl Agent<'_> {
             started: true,
         });
         self.attach = None;
-        self.settle(prepared);
+        self.publish(prepared);
         tracing::info!("device {id} has an agent again, its server is process {pid}");
         Ok(self.added(&params, pid))
     }
@@ -386,7 +386,7 @@ impl Agent<'_> {
     }
 
     /// The new server with all its fetches. The process that opened the character device.
-    fn take_over(&mut self, id: DevId, deadline: Instant) -> Result<u32, Failure> {
+    fn arm_replacement(&mut self, id: DevId, deadline: Instant) -> Result<u32, Failure> {
         // Of an earlier version's agent, which is about to leave.
         self.locked(id.get(), deadline)?;
         kill_point("recover:locked");

@@ -54,7 +54,7 @@ impl Agent<'_> {
                 return Ok(());
             }
             let failure = lived.err();
-            let wanted = !self.ears.told_to_end && (supervised || deserted);
+            let wanted = !self.inputs.told_to_end && (supervised || deserted);
             let Some(id) = id.filter(|_| wanted) else {
                 return failure.map_or(Ok(()), Err);
             };
@@ -72,7 +72,7 @@ impl Agent<'_> {
                 Revived::Served(next) => pause = next,
                 Revived::Yielded => return Ok(()),
                 Revived::ToldToEnd => {
-                    if self.ears.lifetime == Lifetime::Front {
+                    if self.inputs.lifetime == Lifetime::Front {
                         self.take_away(id);
                     }
                     return Ok(());
@@ -88,8 +88,8 @@ impl Agent<'_> {
         };
         self.device = None;
         self.tell_front(&FromAgent::Failed(failure.clone()));
-        if self.ears.lifetime == Lifetime::Own {
-            self.ears.front = None;
+        if self.inputs.lifetime == Lifetime::Own {
+            self.inputs.front = None;
         }
         crate::roles::log_to(&self.log.clone().unwrap_or_else(|| self.store.log(id)));
         tracing::error!("{failure}; this agent goes on trying");
@@ -125,7 +125,7 @@ impl Agent<'_> {
                 size: None,
                 allow_errors: false,
                 accept_backing: false,
-                lifetime: self.ears.lifetime,
+                lifetime: self.inputs.lifetime,
                 deadline_ms: 0,
             };
             match self.recover(&request, deadline) {
@@ -160,8 +160,8 @@ impl Agent<'_> {
             fds.extend(self.heir.fd());
             let others = fds.len()..;
             if !yielding {
-                fds.extend(self.ears.signals.as_ref().map(AsFd::as_fd));
-                fds.extend(self.ears.front.as_ref().map(AsFd::as_fd));
+                fds.extend(self.inputs.signals.as_ref().map(AsFd::as_fd));
+                fds.extend(self.inputs.front.as_ref().map(AsFd::as_fd));
             }
             let ready = poll::readable(&fds, (!yielding).then_some(until));
             let ready = ready.unwrap_or_default();

@@ -199,15 +199,15 @@ impl Agent<'_> {
         }
         let stderr = io::stderr();
         if let Some(front) = self
-            .ears
+            .inputs
             .front
             .as_ref()
-            .filter(|_| self.ears.lifetime != Lifetime::Own)
+            .filter(|_| self.inputs.lifetime != Lifetime::Own)
         {
             fds.push((Held::Front, front.as_fd()));
             fds.push((Held::Messages, stderr.as_fd()));
         }
-        let lifetime = self.ears.lifetime;
+        let lifetime = self.inputs.lifetime;
         let given = fds.into_iter().try_for_each(|(held, fd)| {
             successor.send_with(&FromPredecessor::Yours { held }, Some(fd))
         });

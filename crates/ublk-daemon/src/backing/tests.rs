@@ -4,16 +4,16 @@ use std::os::unix::fs::FileExt;
 
 const MIB: u64 = 1 << 20;
 
-struct Place {
+struct Fixture {
     directory: tempfile::TempDir,
     path: PathBuf,
 }
 
-fn place() -> Place {
+fn place() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk.img");
     ublk_backends::Created::new(&path, 4 * MIB).unwrap().keep();
-    Place { directory, path }
+    Fixture { directory, path }
 }
 
 fn spec(path: &Path, offset: u64, length: u64) -> AddSpec {

@@ -127,7 +127,7 @@ fn make_reserved(
 ) -> Result<(Added, Foreground), Failure> {
     let mut spec = wanted.spec.clone();
     let created = create(wanted)?;
-    engine::settle(&mut spec)?;
+    engine::resolve(&mut spec)?;
     fits(wanted, &spec)?;
     let made = add_reserved(program, spec, lifetime, wanted.log.clone(), deadline);
     if let Some(created) = created {
@@ -154,7 +154,7 @@ pub fn vet(wanted: &Wanted) -> Result<(), Failure> {
         return Ok(());
     }
     let mut spec = wanted.spec.clone();
-    engine::settle(&mut spec)?;
+    engine::resolve(&mut spec)?;
     fits(wanted, &spec)
 }
 

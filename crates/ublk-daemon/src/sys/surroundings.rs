@@ -1,6 +1,6 @@
 //! What a process takes over from the one that started it, set to what a daemon wants (execve(2), L45).
 //!
-//! [`shed`] is for every role, first of all. [`settle`] is for those that outlive their caller: how they are scheduled
+//! [`shed`] is for every role, first of all. [`reset_limits`] is for those that outlive their caller: how they are scheduled
 //! and what they may use is then nobody's choice but the machine's. A role that serves in front keeps what its service
 //! manager has set.
 //!
@@ -38,7 +38,7 @@ pub fn shed() {
 
 /// Sets how the process is scheduled and what it may use to what the machine gives to everybody. Each as far as the
 /// caller may.
-pub fn settle() {
+pub fn reset_limits() {
     told("scheduling policy", normal_policy());
     told("nice value", nice_zero());
     told("I/O priority", no_io_priority());

@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::case::Case;
 use crate::cli::{self, Device, Spec, code, ublkctl};
-use crate::place::{self, Kind, Place};
+use crate::volume::{self, Kind, Volume};
 use crate::wait::{secs, until};
 use crate::{json, run, sysfs};
 
@@ -30,7 +30,7 @@ pub fn cases() -> Vec<Case> {
 
 /// A device over a file that holds a pattern, and another file to take its place.
 struct Renamed {
-    place: Place,
+    place: Volume,
     path: PathBuf,
     old: PathBuf,
     device: Device,
@@ -38,7 +38,7 @@ struct Renamed {
 
 impl Renamed {
     fn new(words: &[&str]) -> Result<Self> {
-        let place = Place::new(Kind::Tmpfs, 64 << 20)?;
+        let place = Volume::new(Kind::Tmpfs, 64 << 20)?;
         let path = place.file("disk.img", SIZE)?;
         let words = [&["--recovery", "reissue"], words].concat();
         let device = Spec::file(&path).with(&words).add()?;
@@ -70,7 +70,7 @@ impl Renamed {
         let direct = self.device.open()?;
         direct.check_pattern(0, PIECE, generation)?;
         direct.write_pattern(0, PIECE, generation + 1)?;
-        place::check_behind(&self.old, 0, PIECE, 0, generation + 1)
+        volume::check_behind(&self.old, 0, PIECE, 0, generation + 1)
     }
 
     fn remove(self) -> Result<()> {
@@ -168,7 +168,7 @@ fn disk() -> Result<()> {
     if !std::path::Path::new("/dev/loop0").exists() {
         run::good("modprobe", &["loop"])?;
     }
-    let place = Place::new(Kind::Tmpfs, 64 << 20)?;
+    let place = Volume::new(Kind::Tmpfs, 64 << 20)?;
     let attach = |name: &str| -> Result<()> {
         let file = place.file(name, SIZE)?;
         run::good("losetup", &["/dev/loop1", &file.to_string_lossy()]).map(drop)

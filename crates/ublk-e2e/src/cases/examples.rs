@@ -391,7 +391,7 @@ fn file() -> Result<()> {
     direct.write_pattern(4096, 1 << 20, 1)?;
     direct.check_pattern(4096, 1 << 20, 1)?;
     direct.file().sync_all()?;
-    crate::place::check_behind(&path, 4096, 1 << 20, 4096, 1)?;
+    crate::volume::check_behind(&path, 4096, 1 << 20, 4096, 1)?;
     // The file is cut short: an error, not old data (L05).
     std::fs::File::options()
         .write(true)

@@ -10,8 +10,8 @@ use super::file_matrix::errno_of;
 use crate::case::{Case, measured};
 use crate::cli::{self, Spec, code};
 use crate::direct_io::Buffer;
-use crate::place::{self, Kind, Place};
 use crate::run::Output;
+use crate::volume::{self, Kind, Volume};
 use crate::wait::secs;
 use crate::{json, run, sysfs};
 
@@ -53,26 +53,26 @@ fn path(path: &Path) -> String {
 /// `--create` makes a sparse file of the size and serves it; it never touches one that is there, and takes its own
 /// away again when no device comes of it.
 fn create() -> Result<()> {
-    let place = Place::new(Kind::Tmpfs, 64 << 20)?;
+    let place = Volume::new(Kind::Tmpfs, 64 << 20)?;
     let file = place.path("new.img")?;
     let name = path(&file);
     let create = ["--create", "--size", "1G"];
     let device = Spec::file(&file).with(&create).add()?;
     ensure!(sysfs::number(device.id, "size")? * 512 == 1 << 30);
-    ensure!(place::used(&file)? == 0, "not sparse");
+    ensure!(volume::used(&file)? == 0, "not sparse");
     let direct = device.open()?;
     direct.check_zero(0, 1 << 20)?;
     direct.write_pattern((1 << 30) - 4096, 4096, 1)?;
     direct.check_pattern((1 << 30) - 4096, 4096, 1)?;
     drop(direct);
     device.delete()?;
-    place::check_behind(&file, (1 << 30) - 4096, 4096, (1 << 30) - 4096, 1)?;
+    volume::check_behind(&file, (1 << 30) - 4096, 4096, (1 << 30) - 4096, 1)?;
     cli::failed(
         add(&[&[name.as_str()], &create[..]].concat())?,
         code::FAILED,
         &["new.img", "EEXIST", "as it is"],
     )?;
-    place::check_behind(&file, (1 << 30) - 4096, 4096, (1 << 30) - 4096, 1)?;
+    volume::check_behind(&file, (1 << 30) - 4096, 4096, (1 << 30) - 4096, 1)?;
     // Served as it is; and what was made for a device that came to nothing is gone.
     Spec::file(&file).add()?.delete()?;
     let other = path(&place.path("other.img")?);
@@ -92,7 +92,7 @@ fn create() -> Result<()> {
 /// A sparse file on a file system that is too small: ENOSPC arrives as such, what was written stays, and with room
 /// again the device goes on.
 fn full(kind: Kind) -> Result<()> {
-    let place = Place::new(kind, 8 << 20)?;
+    let place = Volume::new(kind, 8 << 20)?;
     let file = place.file("disk.img", 256 << 20)?;
     let device = Spec::file(&file).add()?;
     let direct = device.open()?;
@@ -132,9 +132,9 @@ fn full(kind: Kind) -> Result<()> {
 
 /// Read-only: the kernel refuses writes, and the file is open for reading only.
 fn read_only() -> Result<()> {
-    let place = Place::new(Kind::Tmpfs, 32 << 20)?;
+    let place = Volume::new(Kind::Tmpfs, 32 << 20)?;
     let file = place.file("disk.img", SIZE)?;
-    place::write_behind(&file, 0, 1 << 20, 0, 3)?;
+    volume::write_behind(&file, 0, 1 << 20, 0, 3)?;
     let device = Spec::file(&file).with(&["--read-only"]).add()?;
     ensure!(sysfs::number(device.id, "ro")? == 1);
     let direct = crate::direct_io::Direct::open_read(&device.path)?;
@@ -165,7 +165,7 @@ fn read_only() -> Result<()> {
 
 /// L13 What is outside of the file is refused with the numbers; nothing of a refused device is left.
 fn windows() -> Result<()> {
-    let place = Place::new(Kind::Tmpfs, 32 << 20)?;
+    let place = Volume::new(Kind::Tmpfs, 32 << 20)?;
     let file = path(&place.file("disk.img", SIZE)?);
     let refused = |words: &[&str], parts: &[&str]| -> Result<()> {
         let words = [&[file.as_str()], words].concat();
@@ -212,7 +212,7 @@ fn windows() -> Result<()> {
 /// L41 What somebody uses is refused by name, unless it is only read or forced: then that is told. Parts that do not
 /// overlap, and readers beside readers, are fine.
 fn in_use() -> Result<()> {
-    let place = Place::new(Kind::Ext4, 0)?;
+    let place = Volume::new(Kind::Ext4, 0)?;
     let file = place.file("disk.img", SIZE)?;
     let refused = |words: &[&str], parts: &[&str]| -> Result<()> {
         cli::failed(add(words)?, code::FAILED, &[parts, &["--force"]].concat()).map(drop)
@@ -255,7 +255,7 @@ fn in_use() -> Result<()> {
     warned(&[&name], &["locked by process"])?;
     drop(held);
     // Mounted: the RAM disk below the file system that we are on.
-    let disk = path(&place::ram_disk(0)?);
+    let disk = path(&volume::ram_disk(0)?);
     refused(&[&disk], &["mounted at"])?;
     warned(&[&disk, "--read-only"], &["mounted at"])?;
     // A loop device over the file.
@@ -268,7 +268,7 @@ fn in_use() -> Result<()> {
     run::good("losetup", &["-d", "/dev/loop0"])?;
     told?;
     // A block device that we serve already.
-    let disk = path(&place::ram_disk(1)?);
+    let disk = path(&volume::ram_disk(1)?);
     let device = Spec::file(Path::new(&disk)).with(&half).add()?;
     refused(&[&disk], &[bytes, device.node()])?;
     warned(&[&disk, "--offset", "8M"], &[])?;
@@ -279,7 +279,7 @@ fn in_use() -> Result<()> {
 }
 
 fn buffered() -> Result<()> {
-    let place = Place::new(Kind::Ext4, 0)?;
+    let place = Volume::new(Kind::Ext4, 0)?;
     let file = place.file("disk.img", SIZE)?;
     for (words, direct) in [(&["--buffered"][..], false), (&[], true)] {
         let device = Spec::file(&file).with(words).add()?;
@@ -297,7 +297,7 @@ fn buffered() -> Result<()> {
             .sync_all()?;
         // On the disk, not only in the cache.
         fs::write("/proc/sys/vm/drop_caches", "3")?;
-        place::check_behind(&file, 0, 4 << 20, 0, u64::from(direct) + 1)?;
+        volume::check_behind(&file, 0, 4 << 20, 0, u64::from(direct) + 1)?;
         drop(io);
         device.delete()?;
     }
@@ -307,7 +307,7 @@ fn buffered() -> Result<()> {
 /// A file system on a file device, filled, unmounted, checked, and found again by a second device over the file.
 fn file_system() -> Result<()> {
     use crate::fs::{Kind as Fs, Mounted, compare, fill};
-    let place = Place::new(Kind::Ext4, 0)?;
+    let place = Volume::new(Kind::Ext4, 0)?;
     let file = place.file("disk.img", 64 << 20)?;
     let device = Spec::file(&file).queues(2).add()?;
     Fs::Ext4.make(&device)?;
@@ -334,7 +334,7 @@ fn shared_syncs() -> Result<()> {
     } else {
         Kind::Tmpfs
     };
-    let place = Place::new(kind, 32 << 20)?;
+    let place = Volume::new(kind, 32 << 20)?;
     let file = place.file("disk.img", SIZE)?;
     let device = Spec::file(&file).add()?;
     std::thread::scope(|scope| {
@@ -380,13 +380,13 @@ fn shared_syncs() -> Result<()> {
     let len = usize::try_from(WRITERS * ROUNDS * 4096)?;
     device.open()?.check_pattern(0, len, 1)?;
     device.delete()?;
-    place::check_behind(&file, 0, len, 0, 1)?;
+    volume::check_behind(&file, 0, len, 0, 1)?;
     place.remove()
 }
 
 /// Block sizes and discard are those of the disk below.
 fn limits() -> Result<()> {
-    let disk = place::ram_disk(1)?;
+    let disk = volume::ram_disk(1)?;
     let of = |name: &str| -> Result<u64> {
         let path = format!("/sys/block/ram1/queue/{name}");
         Ok(fs::read_to_string(path)?.trim().parse()?)

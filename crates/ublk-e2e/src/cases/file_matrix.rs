@@ -13,7 +13,7 @@ use crate::cli::{self, Device, Spec};
 use crate::direct_io::Buffer;
 use crate::embed::Embedded;
 use crate::fio::Fio;
-use crate::place::{self, Kind, Place};
+use crate::volume::{self, Kind, Volume};
 use crate::{json, run, sysfs};
 
 /// The device, and where in a file it begins.
@@ -193,7 +193,7 @@ fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
 
 /// A device of the tool over a window of a file.
 fn file(kind: Kind, mode: Mode) -> Result<()> {
-    let place = Place::new(kind, 64 << 20)?;
+    let place = Volume::new(kind, 64 << 20)?;
     let path = place.file("disk.img", BASE + SIZE + BASE)?;
     let (base, size) = (BASE.to_string(), SIZE.to_string());
     let window = ["--offset", &base, "--length", &size, "--max-io", "128K"];
@@ -258,7 +258,7 @@ impl Subject {
         }
         sync(&self.device.path)?;
         for (generation, (offset, len)) in (1..).zip(RANGES) {
-            place::check_behind(&self.path, BASE + offset, len, offset, generation)?;
+            volume::check_behind(&self.path, BASE + offset, len, offset, generation)?;
         }
         let outside = File::open(&self.path)?;
         for at in [0, BASE - 4096, BASE + SIZE, BASE + SIZE + BASE - 4096] {
@@ -277,7 +277,7 @@ impl Subject {
             direct.check_pattern(offset, len, generation)?;
         }
         direct.check_zero(65_536, 4096)?;
-        place::write_behind(&self.path, BASE + (2 << 20), 300 << 10, 7, 99)?;
+        volume::write_behind(&self.path, BASE + (2 << 20), 300 << 10, 7, 99)?;
         let read = direct.read(2 << 20, 300 << 10)?;
         crate::pattern::check(read.bytes(), 7, 99)?;
         ensure!(direct.read(SIZE, 512).is_err(), "past the end");
@@ -295,7 +295,7 @@ impl Subject {
         for way in ["discard", "zero-out", "punch"] {
             direct.write_pattern(from - 65_536, usize::try_from(len)? + 131_072, 5)?;
             sync(&self.device.path)?;
-            let full = place::used(&self.path)?;
+            let full = volume::used(&self.path)?;
             match way {
                 "discard" => discard(&self.device.path, from, len)?,
                 "zero-out" => zero_out(&self.device.path, from, len)?,
@@ -308,7 +308,7 @@ impl Subject {
             direct.check_pattern(from - 65_536, 65_536, 5)?;
             direct.check_pattern(from + len, 65_536, 5)?;
             sync(&self.device.path)?;
-            let left = place::used(&self.path)?;
+            let left = volume::used(&self.path)?;
             if self.kind.counts_blocks() {
                 let gave = full.saturating_sub(left);
                 if way == "zero-out" {
@@ -359,7 +359,7 @@ impl Subject {
             after.1 - before.1 == flushes + 1 && after.2 - before.2 == flushes + 1,
             "a durable write: {before:?} before, {after:?} after"
         );
-        place::check_behind(&self.path, BASE + 8192, 4096, 8192, 3)
+        volume::check_behind(&self.path, BASE + 8192, 4096, 8192, 3)
     }
 
     /// L05 A file cut short answers what is gone with EIO, and the rest, and all of it once it is whole again.
@@ -396,7 +396,7 @@ pub(super) fn cut_loop(
     words: &[&str],
     read: &dyn Fn(&Path, u64, usize) -> Result<()>,
 ) -> Result<()> {
-    let place = Place::new(Kind::Tmpfs, 64 << 20)?;
+    let place = Volume::new(Kind::Tmpfs, 64 << 20)?;
     let path = place.file("loop.img", SIZE)?;
     let (node, text) = ("/dev/loop0", path.to_string_lossy().into_owned());
     if !Path::new(node).exists() {

@@ -11,7 +11,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use crate::case::{Case, measured};
 use crate::cli::{self, Spec, code, ublkctl};
 use crate::fio::Fio;
-use crate::place::{self, Kind, Place};
+use crate::volume::{self, Kind, Volume};
 use crate::wait::{secs, until};
 use crate::{json, run, sysfs};
 
@@ -77,7 +77,7 @@ fn reads(file: &str) -> Result<f64> {
 /// L81 Requests that wait for a disk wait side by side, on a file system and on the disk itself, although neither can be
 /// asked not to wait: as fast as without us.
 fn slow() -> Result<()> {
-    let disk = place::ram_disk(1)?;
+    let disk = volume::ram_disk(1)?;
     // Filled first, with the disk as fast as it is.
     run::good(
         "mkfs.ext4",
@@ -219,7 +219,7 @@ fn block_size() -> Result<()> {
 
 /// Bytes that are no whole block, and links that lead nowhere, are named by `add`.
 fn named() -> Result<()> {
-    let place = Place::new(Kind::Tmpfs, 32 << 20)?;
+    let place = Volume::new(Kind::Tmpfs, 32 << 20)?;
     let file = place.file("disk.img", SIZE + 100)?;
     let name = file.to_string_lossy().into_owned();
     let output = ublkctl(&["add", "file", &name])?.good()?;

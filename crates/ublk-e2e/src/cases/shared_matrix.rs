@@ -12,8 +12,8 @@ use super::shared_memory::{MEMORY, Memory, SIZE, add, counts, exchange, fio, lac
 use crate::case::{Case, cell, measured};
 use crate::cli::{self, Device, Spec};
 use crate::embed::Embedded;
-use crate::place::{self, Kind, Place};
 use crate::shared_client::SharedBuffers;
+use crate::volume::{self, Kind, Volume};
 use crate::wait::secs;
 use crate::{json, pattern, sysfs};
 
@@ -222,7 +222,7 @@ fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
 /// A device of the tool over a file.
 fn file(kind: Kind, mode: Mode) -> Result<()> {
     let memory = Memory::new()?;
-    let place = Place::new(kind, 64 << 20)?;
+    let place = Volume::new(kind, 64 << 20)?;
     let path = place.file("disk.img", SIZE)?;
     let size = SIZE.to_string();
     let spec = Spec::file(&path).with(&mode.words());
@@ -254,7 +254,7 @@ fn file(kind: Kind, mode: Mode) -> Result<()> {
     let before = syncs(&device)?;
     client.write_with(libc::O_DSYNC, 8192, 4096, 3)?;
     ensure!(syncs(&device)? > before, "no sync");
-    place::check_behind(&path, 8192, 4096, 8192, 3)?;
+    volume::check_behind(&path, 8192, 4096, 8192, 3)?;
     told("fua");
     let (hits, misses) = counts(&device)?;
     measured(format!(

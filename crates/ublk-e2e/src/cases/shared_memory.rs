@@ -12,8 +12,8 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use crate::case::Case;
 use crate::cli::{self, Device, Spec, code};
 use crate::fio::Fio;
-use crate::place::{Kind, Place};
 use crate::shared_client::SharedBuffers;
+use crate::volume::{Kind, Volume};
 use crate::wait::secs;
 use crate::{json, pattern, sysfs};
 
@@ -260,7 +260,7 @@ fn threads() -> Result<()> {
 /// of its name for it.
 fn recovered() -> Result<()> {
     let memory = Memory::new()?;
-    let place = Place::new(Kind::Tmpfs, 64 << 20)?;
+    let place = Volume::new(Kind::Tmpfs, 64 << 20)?;
     let path = place.file("disk.img", SIZE)?;
     let spec = Spec::file(&path).with(&["--recovery", "reissue"]);
     if let Some(device) = add(&spec, memory.path())? {
@@ -295,7 +295,7 @@ fn refused() -> Result<()> {
     cli::fails(&node, code::FAILED, &["memory"])?;
     if sysfs::kernel() >= SINCE && sysfs::in_guest() {
         // A file of a disk's file system is no memory.
-        let place = Place::new(Kind::Ext4, 0)?;
+        let place = Volume::new(Kind::Ext4, 0)?;
         let path = place.file("memory", MEMORY as u64)?;
         let on_disk = [&words[..], &[path.to_str().unwrap_or_default()]].concat();
         cli::fails(&on_disk, code::FAILED, &["memory can be shared"])?;

@@ -6,7 +6,7 @@ use ublk_core::{Backend, Op};
 
 use super::{Backing, Direct, Handler, Inline, Mapped};
 use crate::data_path;
-use crate::racing::Copier;
+use crate::racy_copy::Copier;
 use crate::request::Request;
 
 /// As [`Direct`], in a device that shares memory: one copy, between the backend's memory and the client's.

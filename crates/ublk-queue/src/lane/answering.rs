@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ublk_core::{Action, Answer, DataMode, Errno, Input, Op, Tag, TagState};
 
-use super::{ANYWHERE, Lane, Place};
+use super::{ANYWHERE, Lane, TagSlot};
 use crate::handler::Handler;
 use crate::port::{Descriptors, Port};
 use crate::shared::LaneShared;
@@ -26,12 +26,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Answers a request that is in hand.
     #[inline(always)]
     pub(super) fn answered(&mut self, port: &mut P, tag: Tag, answer: Answer) {
-        if let Some(dealer) = &mut self.dealer {
+        if let Some(buffers) = &mut self.buffers {
             // In get-data mode the driver takes a READ's data from there when it takes the commit, however late.
             let io = || self.descriptors.load(tag).decode(&ANYWHERE);
             let is_read = || io().is_ok_and(|io| io.op == Op::Read);
             if self.data != DataMode::GetData || !is_read() {
-                dealer.take_back(tag);
+                buffers.take_back(tag);
             }
         }
         let place = &mut self.tags[tag.index()];
@@ -54,7 +54,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return self.stale();
         };
         let tag = place.tag;
-        debug_assert!(self.dealer.is_none() && !self.registrations.is_done(tag));
+        debug_assert!(self.buffers.is_none() && !self.registrations.is_done(tag));
         let (shared, descriptors) = (&self.shared, &self.descriptors);
         let failed = |result| shared.failed(descriptors, tag, result);
         let Some(result) = place.commit(place.state, answer, shared, failed) else {
@@ -138,7 +138,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 }
 
-impl<C> Place<C> {
+impl<C> TagSlot<C> {
     /// Answers the request that is in hand at this place: the result for the driver, or nothing if none is in hand.
     /// `failed` is called with a result that is an errno.
     #[inline(always)]

@@ -132,7 +132,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         while let Some(&tag) = self.fetched.get(self.next_fetched) {
             self.next_fetched += 1;
             if plain {
-                self.carry::<true, true>(port, tag, 0)?;
+                self.dispatch::<true, true>(port, tag, 0)?;
             } else {
                 self.completed_seldom(port, tag, 0)?;
             }

@@ -33,7 +33,7 @@ pub(crate) enum Panicked {
 
 /// Where the data of a WRITE lies in get-data mode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum PlaceOf {
+pub(super) enum DataLocation {
     /// In the tag's buffer.
     #[default]
     Buffer,
@@ -113,7 +113,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         match what {
             Panicked::Handle(tag) => self.recover_request(port, tag),
             // The driver takes no answer before it has brought the data.
-            Panicked::Place(tag) => self.get_data_at(port, tag, PlaceOf::Panicked, None),
+            Panicked::Place(tag) => self.get_data_at(port, tag, DataLocation::Panicked, None),
             Panicked::Turn | Panicked::Operation => {}
         }
         Some(what)

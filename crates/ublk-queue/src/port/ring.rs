@@ -198,7 +198,7 @@ impl RingPort {
 
 /// What a failed enter means for the worker.
 #[cold]
-fn trouble(error: EnterError) -> Result<(), Errno> {
+fn after_failed_enter(error: EnterError) -> Result<(), Errno> {
     match error {
         // Short of requests or memory, or the CQ is full: the caller takes completions and comes back.
         error if error.is_transient() => Ok(()),
@@ -309,13 +309,16 @@ unsafe impl Port for RingPort {
     fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
         self.ring
             .enter(want, timeout)
-            .map_or_else(trouble, |_| Ok(()))
+            .map_or_else(after_failed_enter, |_| Ok(()))
     }
 
     #[inline(always)]
     fn submit_and_wait(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
         match self.spin {
-            None => self.ring.submit_and_wait(want, timeout).or_else(trouble),
+            None => self
+                .ring
+                .submit_and_wait(want, timeout)
+                .or_else(after_failed_enter),
             Some(spin) => {
                 self.spin = Some(spin.wait(self, want, timeout)?);
                 Ok(())
@@ -345,7 +348,7 @@ unsafe impl Port for RingPort {
     fn park(&mut self) -> Result<bool, Errno> {
         match self.ring.park() {
             Ok(parked) => Ok(parked),
-            Err(error) => trouble(error).map(|()| false),
+            Err(error) => after_failed_enter(error).map(|()| false),
         }
     }
 
@@ -380,7 +383,9 @@ impl PollPort for RingPort {
     }
 
     fn sleep(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), Errno> {
-        self.ring.submit_and_wait(want, timeout).or_else(trouble)
+        self.ring
+            .submit_and_wait(want, timeout)
+            .or_else(after_failed_enter)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::thread;
 use crate::worker::LaneHandle;
 
 /// What the owner and the threads of a server share.
-pub(super) struct Shared {
+pub(super) struct ServerState {
     pub(super) leave: Arc<AtomicBool>,
     wakers: Mutex<Vec<Waker>>,
     running: Mutex<Running>,
@@ -43,7 +43,7 @@ impl Running {
     }
 }
 
-impl Shared {
+impl ServerState {
     /// For so many threads.
     ///
     /// # Errors
@@ -107,12 +107,12 @@ impl Shared {
 
 /// Counts a thread as running, and says so when it has ended, however it ended (L24).
 pub(super) struct EndGuard {
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     pub(super) lanes: Vec<LaneHandle>,
 }
 
 impl EndGuard {
-    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+    pub(super) fn new(shared: &Arc<ServerState>) -> Self {
         shared.running().threads += 1;
         Self {
             shared: Arc::clone(shared),
@@ -164,9 +164,9 @@ impl Drop for Server {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use super::super::{Armed, Server};
+    use super::super::{ArmedLane, Server};
     use super::*;
-    use crate::server::parts::Place;
+    use crate::server::parts::ThreadSetup;
 
     /// L09 A server that is dropped under load closes no ring: its threads go on until the driver takes the queues back.
     /// Before its device is in use they leave.
@@ -179,11 +179,11 @@ mod tests {
             (&[State::Empty, State::Failed], true),
             (&[], true),
         ] {
-            let shared = Arc::new(Shared::new(2).expect("an eventfd"));
-            let armed = |state: &State| Armed {
+            let shared = Arc::new(ServerState::new(2).expect("an eventfd"));
+            let armed = |state: &State| ArmedLane {
                 lane: LaneHandle::in_state(*state),
                 thread: 0,
-                place: Place::default(),
+                place: ThreadSetup::default(),
                 ring: String::new(),
             };
             drop(Server {

@@ -29,11 +29,11 @@ pub(crate) struct Parts<'a> {
 }
 
 /// A worker whose tags are all with the driver, and its lanes as seen from outside.
-pub(crate) type Armed<H> = (Worker<RingPort, DescTable, H>, Vec<LaneHandle>);
+pub(crate) type ArmedWorker<H> = (Worker<RingPort, DescTable, H>, Vec<LaneHandle>);
 
 /// What a worker's thread got, besides its ring.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Place {
+pub(crate) struct ThreadSetup {
     pub(crate) pinned: Option<CpuMask>,
     pub(crate) io_flusher: bool,
 }
@@ -51,7 +51,7 @@ pub(crate) fn shares_memory(geometry: &Geometry) -> bool {
 impl Parts<'_> {
     /// Pins the calling thread to the CPUs of its queues, before it touches any memory, so that this is the CPUs' own
     /// node's; and marks it as one that memory reclaim must not wait for (L37).
-    pub(crate) fn settle(&self) -> Place {
+    pub(crate) fn set_up_thread(&self) -> ThreadSetup {
         let mut mask = CpuMask::new();
         let affinity = &self.plan.affinity;
         let masks = self
@@ -61,7 +61,7 @@ impl Parts<'_> {
         for cpu in masks.flatten().flat_map(CpuMask::iter) {
             mask.insert(cpu);
         }
-        Place {
+        ThreadSetup {
             pinned: (!mask.is_empty() && thread::pin(&mask).is_ok()).then_some(mask),
             io_flusher: thread::set_io_flusher(),
         }
@@ -99,7 +99,7 @@ impl Parts<'_> {
         port: RingPort,
         leave: Arc<AtomicBool>,
         make: impl Fn(QueueId) -> H,
-    ) -> Result<Armed<H>, Error> {
+    ) -> Result<ArmedWorker<H>, Error> {
         let mut worker = Worker::new(port, leave);
         let mut lanes = Vec::with_capacity(self.qids.len());
         for qid in self.qids.iter().copied() {

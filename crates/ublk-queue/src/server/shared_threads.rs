@@ -200,12 +200,12 @@ const BELL: u64 = u64::MAX;
 struct Host {
     epoll: Epoll,
     inbox: Arc<Inbox>,
-    places: Vec<Option<Place>>,
+    places: Vec<Option<HostedWorker>>,
     /// How many of the places have a time by which they are to be driven: usually none.
     timed: usize,
 }
 
-struct Place {
+struct HostedWorker {
     worker: Box<dyn Hosted>,
     by: Option<Instant>,
 }
@@ -258,7 +258,7 @@ impl Host {
             let token = u64::try_from(at).unwrap_or(BELL);
             let fd = worker.fd();
             let watched = fd.map_or(Ok(()), |fd| self.epoll.add(fd, token));
-            self.places[at] = Some(Place { worker, by: None });
+            self.places[at] = Some(HostedWorker { worker, by: None });
             match watched {
                 // What came before the ring was watched is served now.
                 Ok(()) => self.drive(at),
@@ -300,7 +300,7 @@ impl Host {
     fn drive_late(&mut self) {
         let now = Instant::now();
         for at in 0..self.places.len() {
-            let late = |place: &Place| place.by.is_some_and(|by| by <= now);
+            let late = |place: &HostedWorker| place.by.is_some_and(|by| by <= now);
             if self
                 .places
                 .get(at)

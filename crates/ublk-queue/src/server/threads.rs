@@ -7,14 +7,14 @@ use super::plan::Plan;
 use crate::worker::Share;
 
 /// A thread to be: its queues, or its part of one.
-pub(super) struct Team {
+pub(super) struct Assignment {
     pub(super) qids: Vec<QueueId>,
     pub(super) thread: u16,
     pub(super) share: Option<Share>,
 }
 
 /// Deals queues to threads, or threads to queues.
-pub(super) fn teams(geometry: &Geometry, plan: &Plan) -> Result<Vec<Team>, Error> {
+pub(super) fn assignments(geometry: &Geometry, plan: &Plan) -> Result<Vec<Assignment>, Error> {
     let queues = geometry.queues();
     let qids = |from: u16, step: u16| {
         let qids = (from..queues).step_by(usize::from(step));
@@ -26,28 +26,28 @@ pub(super) fn teams(geometry: &Geometry, plan: &Plan) -> Result<Vec<Team>, Error
         let hosts = plan.hosts.as_ref().map(|threads| threads.count());
         let threads = hosts.map_or(own, |count| u16::try_from(count).unwrap_or(u16::MAX));
         let threads = threads.clamp(1, queues.max(1));
-        let team = |n| Team {
+        let assignment = |n| Assignment {
             qids: qids(n, threads),
             thread: 0,
             share: None,
         };
-        return Ok((0..threads).map(team).collect());
+        return Ok((0..threads).map(assignment).collect());
     }
     let able = Features::PER_IO_DAEMON | Features::BATCH_IO;
     if !geometry.features().intersects(able) {
         return Err(Error::ThreadsPerQueue);
     }
-    let mut teams = Vec::new();
+    let mut assignments = Vec::new();
     for qid in qids(0, 1) {
         let shares = Share::deal(each, geometry.depth(), geometry.max_io_bytes());
         let shares = shares.map_err(|errno| Error::Buffers { qid, errno })?;
         for (thread, share) in (0..).zip(shares) {
-            teams.push(Team {
+            assignments.push(Assignment {
                 qids: vec![qid],
                 thread,
                 share: Some(share),
             });
         }
     }
-    Ok(teams)
+    Ok(assignments)
 }

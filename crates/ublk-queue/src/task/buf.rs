@@ -13,7 +13,7 @@ use crate::operations::RingId;
 /// Where the bytes of a buffer are, for the kernel.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
-pub enum Place {
+pub enum BufferLocation {
     /// Memory of this process.
     Memory {
         /// First byte.
@@ -34,7 +34,7 @@ pub enum Place {
     },
 }
 
-impl Place {
+impl BufferLocation {
     /// Bytes.
     #[must_use]
     pub const fn len(&self) -> u32 {
@@ -96,7 +96,7 @@ impl Place {
 /// they are initialised and readable, and nobody writes to them but through the value.
 pub unsafe trait IoBuf: 'static {
     /// Where its bytes are.
-    fn place(&self) -> Place;
+    fn place(&self) -> BufferLocation;
 
     /// The part of it from byte `from` on, of at most `len` bytes, as a buffer; [`Slice::into_inner`] gives the
     /// whole back.
@@ -119,21 +119,21 @@ pub unsafe trait IoBuf: 'static {
 /// writes them but through the value.
 pub unsafe trait IoBufMut: IoBuf {
     /// Where its bytes are.
-    fn place_mut(&mut self) -> Place;
+    fn place_mut(&mut self) -> BufferLocation;
 }
 
 // SAFETY: the heap memory of a vector stays where it is when the vector is moved or leaked; its first `len` bytes are
 // initialised; a vector's bytes are its own.
 unsafe impl IoBuf for Vec<u8> {
-    fn place(&self) -> Place {
-        Place::of(self)
+    fn place(&self) -> BufferLocation {
+        BufferLocation::of(self)
     }
 }
 
 // SAFETY: as above; `&mut self` gives a pointer that may write.
 unsafe impl IoBufMut for Vec<u8> {
-    fn place_mut(&mut self) -> Place {
-        Place::Memory {
+    fn place_mut(&mut self) -> BufferLocation {
+        BufferLocation::Memory {
             ptr: self.as_mut_ptr(),
             len: u32::try_from(self.len()).unwrap_or(u32::MAX),
         }
@@ -142,30 +142,30 @@ unsafe impl IoBufMut for Vec<u8> {
 
 // SAFETY: bytes that live for ever and that nobody writes.
 unsafe impl IoBuf for &'static [u8] {
-    fn place(&self) -> Place {
-        Place::of(self)
+    fn place(&self) -> BufferLocation {
+        BufferLocation::of(self)
     }
 }
 
 // SAFETY: bytes that live for ever and that nobody writes.
 unsafe impl<const N: usize> IoBuf for &'static [u8; N] {
-    fn place(&self) -> Place {
-        Place::of(self.as_slice())
+    fn place(&self) -> BufferLocation {
+        BufferLocation::of(self.as_slice())
     }
 }
 
 // SAFETY: shared bytes stay where they are while a count is held, and nobody writes to them while there is another
 // count than a writer's own: `Arc::get_mut` refuses, since the operation holds one.
 unsafe impl IoBuf for Arc<[u8]> {
-    fn place(&self) -> Place {
-        Place::of(self)
+    fn place(&self) -> BufferLocation {
+        BufferLocation::of(self)
     }
 }
 
 // SAFETY: as for `Arc`.
 unsafe impl IoBuf for Rc<[u8]> {
-    fn place(&self) -> Place {
-        Place::of(self)
+    fn place(&self) -> BufferLocation {
+        BufferLocation::of(self)
     }
 }
 
@@ -186,14 +186,14 @@ impl<B> Slice<B> {
 
 // SAFETY: a part of what the whole's implementation vouches for.
 unsafe impl<B: IoBuf> IoBuf for Slice<B> {
-    fn place(&self) -> Place {
+    fn place(&self) -> BufferLocation {
         self.whole.place().part(self.from, self.len)
     }
 }
 
 // SAFETY: a part of what the whole's implementation vouches for.
 unsafe impl<B: IoBufMut> IoBufMut for Slice<B> {
-    fn place_mut(&mut self) -> Place {
+    fn place_mut(&mut self) -> BufferLocation {
         self.whole.place_mut().part(self.from, self.len)
     }
 }
@@ -202,10 +202,10 @@ unsafe impl<B: IoBufMut> IoBufMut for Slice<B> {
 mod tests {
     use super::*;
 
-    fn address(place: Place) -> (usize, u32) {
+    fn address(place: BufferLocation) -> (usize, u32) {
         match place {
-            Place::Memory { ptr, len } => (ptr.addr(), len),
-            Place::Registered { .. } => panic!("memory"),
+            BufferLocation::Memory { ptr, len } => (ptr.addr(), len),
+            BufferLocation::Registered { .. } => panic!("memory"),
         }
     }
 
@@ -230,13 +230,13 @@ mod tests {
 
     #[test]
     fn a_part_of_a_registered_buffer_counts_from_its_beginning() {
-        let whole = Place::Registered {
+        let whole = BufferLocation::Registered {
             ring: RingId::next(),
             index: 3,
             offset: 512,
             len: 1024,
         };
-        let Place::Registered {
+        let BufferLocation::Registered {
             index, offset, len, ..
         } = whole.part(100, 2000)
         else {

@@ -13,7 +13,7 @@ use ublk_core::Errno;
 use uring_lite::op::{self, Timespec};
 use uring_lite::{Fd, Sqe64};
 
-use super::buf::Place;
+use super::buf::BufferLocation;
 
 /// Pieces that a vectored operation can have.
 pub const MAX_PIECES: usize = 8;
@@ -85,10 +85,13 @@ impl Scratch {
     }
 
     /// Notes the pieces of a vectored operation.
-    pub(super) fn set_pieces(&mut self, places: impl Iterator<Item = Place>) -> Result<(), Errno> {
+    pub(super) fn set_pieces(
+        &mut self,
+        places: impl Iterator<Item = BufferLocation>,
+    ) -> Result<(), Errno> {
         self.count = 0;
         for place in places {
-            let Place::Memory { ptr, len } = place else {
+            let BufferLocation::Memory { ptr, len } = place else {
                 // A registered buffer goes alone.
                 return Err(Errno::EOPNOTSUPP);
             };
@@ -179,7 +182,7 @@ impl Kind {
 pub(super) unsafe fn entry(
     kind: &Kind,
     fd: Fd,
-    place: Option<Place>,
+    place: Option<BufferLocation>,
     scratch: &mut Scratch,
 ) -> Result<Sqe64, Errno> {
     if kind.send_flags() & op::MSG_ZEROCOPY != 0 {
@@ -190,17 +193,17 @@ pub(super) unsafe fn entry(
     let sqe = match (*kind, place) {
         (Kind::Nop, _) => op::nop(),
         // Sockets have no offset, and ignore it.
-        (Kind::Read(at), Some(Place::Memory { ptr, len })) => {
+        (Kind::Read(at), Some(BufferLocation::Memory { ptr, len })) => {
             // SAFETY: as said above.
             unsafe { op::read(fd, ptr, len, at) }
         }
-        (Kind::Write(at), Some(Place::Memory { ptr, len })) => {
+        (Kind::Write(at), Some(BufferLocation::Memory { ptr, len })) => {
             // SAFETY: as said above.
             unsafe { op::write(fd, ptr, len, at) }
         }
         (
             Kind::Read(at),
-            Some(Place::Registered {
+            Some(BufferLocation::Registered {
                 index, offset, len, ..
             }),
         ) => {
@@ -209,29 +212,29 @@ pub(super) unsafe fn entry(
         }
         (
             Kind::Write(at),
-            Some(Place::Registered {
+            Some(BufferLocation::Registered {
                 index, offset, len, ..
             }),
         ) => {
             // SAFETY: as said above.
             unsafe { op::write_fixed(fd, index, u64::from(offset), len, at) }
         }
-        (Kind::Recv(flags), Some(Place::Memory { ptr, len })) => {
+        (Kind::Recv(flags), Some(BufferLocation::Memory { ptr, len })) => {
             // SAFETY: as said above.
             unsafe { op::recv(fd, ptr, len, flags) }
         }
         // Receiving into a registered buffer is a read, which knows no flags: none is dropped in silence.
         (
             Kind::Recv(0),
-            Some(Place::Registered {
+            Some(BufferLocation::Registered {
                 index, offset, len, ..
             }),
         ) => {
             // SAFETY: as said above.
             unsafe { op::read_fixed(fd, index, u64::from(offset), len, 0) }
         }
-        (Kind::Recv(_), Some(Place::Registered { .. })) => return Err(Errno::EOPNOTSUPP),
-        (Kind::Send(flags), Some(Place::Memory { ptr, len })) => {
+        (Kind::Recv(_), Some(BufferLocation::Registered { .. })) => return Err(Errno::EOPNOTSUPP),
+        (Kind::Send(flags), Some(BufferLocation::Memory { ptr, len })) => {
             // SAFETY: as said above.
             unsafe { op::send(fd, ptr, len, flags | op::MSG_NOSIGNAL) }
         }
@@ -239,7 +242,7 @@ pub(super) unsafe fn entry(
         // zero-copy queues block its SIGPIPE. Flags only the zero-copy send knows.
         (
             Kind::Send(0 | op::MSG_NOSIGNAL),
-            Some(Place::Registered {
+            Some(BufferLocation::Registered {
                 index, offset, len, ..
             }),
         ) => {
@@ -248,7 +251,7 @@ pub(super) unsafe fn entry(
         }
         (
             Kind::Send(flags),
-            Some(Place::Registered {
+            Some(BufferLocation::Registered {
                 index, offset, len, ..
             }),
         ) => {
@@ -256,13 +259,13 @@ pub(super) unsafe fn entry(
             // SAFETY: as said above.
             unsafe { op::send_zc_fixed(fd, index, at, len, flags) }
         }
-        (Kind::SendZeroCopy(flags), Some(Place::Memory { ptr, len })) => {
+        (Kind::SendZeroCopy(flags), Some(BufferLocation::Memory { ptr, len })) => {
             // SAFETY: as said above.
             unsafe { op::send_zc(fd, ptr, len, flags | op::MSG_NOSIGNAL) }
         }
         (
             Kind::SendZeroCopy(flags),
-            Some(Place::Registered {
+            Some(BufferLocation::Registered {
                 index, offset, len, ..
             }),
         ) => {
@@ -334,8 +337,8 @@ mod tests {
     use super::*;
     use crate::operations::RingId;
 
-    fn registered() -> Place {
-        Place::Registered {
+    fn registered() -> BufferLocation {
+        BufferLocation::Registered {
             ring: RingId::next(),
             index: 3,
             offset: 512,

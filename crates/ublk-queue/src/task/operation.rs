@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use ublk_core::Errno;
 
-use super::buf::Place;
+use super::buf::BufferLocation;
 use super::core::Core;
 use super::entry::{Kind, Scratch};
 use super::fd::SharedFd;
@@ -76,7 +76,7 @@ fn owned(fd: u32) -> SharedFd {
 }
 
 /// What a buffer lends to the kernel; pieces are noted in the scratch.
-pub(super) type Lend<B> = fn(&mut B, &mut Scratch) -> Result<Option<Place>, Errno>;
+pub(super) type Lend<B> = fn(&mut B, &mut Scratch) -> Result<Option<BufferLocation>, Errno>;
 
 #[derive(Debug, Clone, Copy)]
 enum State {

@@ -24,7 +24,7 @@ use std::task::Waker;
 use ublk_core::Errno;
 use uring_lite::{Fd, Sqe64, SqeFlags, op, sys};
 
-use super::buf::Place;
+use super::buf::BufferLocation;
 use super::entry::{Kind, Scratch, entry};
 use super::fd::SharedFd;
 use crate::operations::Operation;
@@ -69,7 +69,7 @@ enum State {
     Done,
 }
 
-struct Slot {
+struct OperationSlot {
     state: Cell<State>,
     turn: Cell<u16>,
     res: Cell<i32>,
@@ -87,7 +87,7 @@ struct Slot {
     scratch: UnsafeCell<Scratch>,
 }
 
-impl Slot {
+impl OperationSlot {
     fn new() -> Self {
         Self {
             state: Cell::new(State::Free),
@@ -133,7 +133,7 @@ pub(super) enum Asked {
 }
 
 pub(super) struct Pool {
-    slots: Box<[Slot]>,
+    slots: Box<[OperationSlot]>,
     free: RefCell<Vec<u16>>,
     queue: RefCell<VecDeque<Order>>,
     line: RefCell<VecDeque<Waiting>>,
@@ -151,7 +151,7 @@ impl Pool {
         let places = places.clamp(1, 1 << 15);
         let count = usize::from(places);
         Self {
-            slots: (0..places).map(|_| Slot::new()).collect(),
+            slots: (0..places).map(|_| OperationSlot::new()).collect(),
             free: RefCell::new((0..places).rev().collect()),
             queue: RefCell::new(VecDeque::with_capacity(4 * count)),
             line: RefCell::new(VecDeque::with_capacity(line.max(count))),
@@ -233,7 +233,7 @@ impl Pool {
         place: u16,
         kind: &Kind,
         fd: Option<&SharedFd>,
-        lend: impl FnOnce(&mut Scratch) -> Result<Option<Place>, Errno>,
+        lend: impl FnOnce(&mut Scratch) -> Result<Option<BufferLocation>, Errno>,
     ) -> Result<Operation, Errno> {
         let slot = &self.slots[usize::from(place)];
         let raw = match fd {
@@ -416,7 +416,7 @@ impl Pool {
 }
 
 /// A descriptor that came for nobody is closed.
-fn close_unwanted(slot: &Slot) {
+fn close_unwanted(slot: &OperationSlot) {
     if slot.gives_descriptor.get() && slot.res.get() >= 0 {
         // SAFETY: the operation made this descriptor for its future, which is gone without having taken it.
         drop(unsafe { OwnedFd::from_raw_fd(slot.res.get()) });

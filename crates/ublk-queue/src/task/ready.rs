@@ -1,6 +1,6 @@
 //! Who is to be polled: a lock-free list with one place per tag, and the wakers that push onto it.
 //!
-//! General safety argument. A task's waker is a pointer to its [`Node`]. Nodes live in a box that the [`Shared`]
+//! General safety argument. A task's waker is a pointer to its [`Node`]. Nodes live in a box that the [`ReadyList`]
 //! part owns, which is allocated once and never moved nor freed before the last reference count of its `Arc` is
 //! gone. Each waker that somebody owns holds one of those counts: `clone` takes one, `wake` and `drop` give it
 //! back. The waker that a poll lends is not owned by anybody (`ManuallyDrop`): the executor, which holds a count of
@@ -26,11 +26,11 @@ struct Node {
     queued: AtomicU32,
     next: AtomicU32,
     /// The shared part that owns this node; written once, before there is any waker.
-    shared: AtomicPtr<Shared>,
+    shared: AtomicPtr<ReadyList>,
 }
 
 /// What wakers of any thread reach.
-struct Shared {
+struct ReadyList {
     head: AtomicU32,
     /// 1 while the worker may sleep without a further look at this list.
     settled: AtomicU32,
@@ -41,9 +41,9 @@ struct Shared {
 }
 
 // Wakers go to any thread.
-static_assertions::assert_impl_all!(Shared: Send, Sync);
+static_assertions::assert_impl_all!(ReadyList: Send, Sync);
 
-impl Shared {
+impl ReadyList {
     fn new(tags: u16, owner: usize, wake: Arc<dyn Wake>) -> Self {
         let node = |tag| Node {
             tag,
@@ -110,12 +110,12 @@ fn here() -> usize {
 }
 
 /// The executor's side of the list.
-pub(super) struct Ready(Arc<Shared>);
+pub(super) struct Ready(Arc<ReadyList>);
 
 impl Ready {
     /// A list for so many tags, whose worker this thread is.
     pub(super) fn new(tags: u16, wake: Arc<dyn Wake>) -> Self {
-        let shared = Arc::into_raw(Arc::new(Shared::new(tags, here(), wake)));
+        let shared = Arc::into_raw(Arc::new(ReadyList::new(tags, here(), wake)));
         // SAFETY: from `into_raw` just above, taken back once.
         let this = Self(unsafe { Arc::from_raw(shared) });
         for node in &this.0.nodes {
@@ -166,7 +166,7 @@ static VTABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, re
 
 /// # Safety
 /// `data` is the pointer of a waker with [`VTABLE`].
-unsafe fn shared_of(data: *const ()) -> *const Shared {
+unsafe fn shared_of(data: *const ()) -> *const ReadyList {
     // SAFETY: the waker keeps (or borrows what keeps) the node's shared part alive.
     let node = unsafe { &*data.cast::<Node>() };
     node.shared.load(Ordering::Relaxed).cast_const()
@@ -235,7 +235,7 @@ mod loom_tests {
     fn loom_the_last_poll_sees_what_was_written_before_a_wake() {
         loom::model(|| {
             let bell = std::sync::Arc::new(Bell(AtomicU32::new(0)));
-            let shared = Arc::new(Shared::new(2, 1, bell.clone()));
+            let shared = Arc::new(ReadyList::new(2, 1, bell.clone()));
             let data = Arc::new([AtomicU32::new(0), AtomicU32::new(0)]);
             let threads: Vec<_> = (0..2)
                 .map(|n: usize| {
@@ -267,7 +267,7 @@ mod loom_tests {
     fn loom_a_task_woken_again_loses_no_other() {
         loom::model(|| {
             let bell = std::sync::Arc::new(Bell(AtomicU32::new(0)));
-            let shared = Arc::new(Shared::new(2, 1, bell));
+            let shared = Arc::new(ReadyList::new(2, 1, bell));
             // Both are in the list: 1 before 0.
             shared.wake(&shared.nodes[0], false);
             shared.wake(&shared.nodes[1], false);
@@ -293,7 +293,7 @@ mod loom_tests {
     fn loom_each_task_is_found_once() {
         loom::model(|| {
             let bell = std::sync::Arc::new(Bell(AtomicU32::new(0)));
-            let shared = Arc::new(Shared::new(2, 1, bell));
+            let shared = Arc::new(ReadyList::new(2, 1, bell));
             let threads: Vec<_> = (0..2)
                 .map(|n: usize| {
                     let shared = Arc::clone(&shared);

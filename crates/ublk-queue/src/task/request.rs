@@ -17,7 +17,7 @@ use std::rc::Rc;
 use ublk_core::iod::Io;
 use ublk_core::{Errno, IoFlags, Op, QueueId, Tag};
 
-use super::buf::{IoBuf, IoBufMut, Place};
+use super::buf::{BufferLocation, IoBuf, IoBufMut};
 use super::core::Core;
 use super::fd::SharedFd;
 use super::ring::Ring;
@@ -94,23 +94,23 @@ impl TaskRequest {
     }
 
     /// Where the data is.
-    fn place(&self) -> Result<Place, Errno> {
+    fn place(&self) -> Result<BufferLocation, Errno> {
         let io = self.io();
         if self.core.leases(self.tag.index()) != 1 {
             return Err(Errno::EBUSY);
         }
         let len = u32::try_from(io.len).map_err(|_| Errno::EINVAL)?;
         match self.core.registered {
-            None => Ok(Place::Memory {
+            None => Ok(BufferLocation::Memory {
                 ptr: self.core.memory(self.tag.index()),
                 len,
             }),
             // In memory shared with the client: the handler has copied it, or will.
-            Some(_) if io.flags.in_shared_memory() => Ok(Place::Memory {
+            Some(_) if io.flags.in_shared_memory() => Ok(BufferLocation::Memory {
                 ptr: self.core.memory(self.tag.index()),
                 len,
             }),
-            Some(base) => Ok(Place::Registered {
+            Some(base) => Ok(BufferLocation::Registered {
                 ring: self.core.ring,
                 index: base + self.tag.get(),
                 offset: 0,
@@ -121,8 +121,8 @@ impl TaskRequest {
 
     fn memory(&self) -> Result<(*mut u8, usize), Errno> {
         match self.place()? {
-            Place::Memory { ptr, len } => Ok((ptr, len as usize)),
-            Place::Registered { .. } => Err(Errno::EOPNOTSUPP),
+            BufferLocation::Memory { ptr, len } => Ok((ptr, len as usize)),
+            BufferLocation::Registered { .. } => Err(Errno::EOPNOTSUPP),
         }
     }
 
@@ -265,21 +265,21 @@ impl fmt::Debug for TaskRequest {
 /// This is a lease of its tag, and the only `TagBuf` of it; `place` is where the data is.
 pub struct TagBuf {
     core: Rc<Core>,
-    place: Place,
+    place: BufferLocation,
     tag: Tag,
 }
 
 // SAFETY: the tag's place in the lane's arena does not move, is initialised, and outlives the lease (the head of this
 // file); with it nobody else reaches the bytes. A registered buffer's bytes are the kernel's.
 unsafe impl IoBuf for TagBuf {
-    fn place(&self) -> Place {
+    fn place(&self) -> BufferLocation {
         self.place
     }
 }
 
 // SAFETY: as above; the arena's memory is writable, whatever the direction of the request.
 unsafe impl IoBufMut for TagBuf {
-    fn place_mut(&mut self) -> Place {
+    fn place_mut(&mut self) -> BufferLocation {
         self.place
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ublk_core::Errno;
 use uring_lite::op;
 
-use super::buf::{IoBuf, IoBufMut, Place};
+use super::buf::{BufferLocation, IoBuf, IoBufMut};
 use super::core::Core;
 use super::entry::{Kind, Scratch};
 use super::fd::SharedFd;
@@ -63,12 +63,12 @@ const fn to_pieces<B: IoBufMut>() -> Lend<Vec<B>> {
 const NOTHING: Lend<()> = |(), _| Ok(None);
 
 /// The flags that have an operation move as much as it can, where it takes any. EINVAL for more than can be named.
-fn flags_for_all(place: Place) -> Result<u32, Errno> {
+fn flags_for_all(place: BufferLocation) -> Result<u32, Errno> {
     match place {
         // As long, or longer.
         place if place.len() == u32::MAX => Err(Errno::EINVAL),
-        Place::Memory { .. } => Ok(op::MSG_WAITALL),
-        Place::Registered { .. } => Ok(0),
+        BufferLocation::Memory { .. } => Ok(op::MSG_WAITALL),
+        BufferLocation::Registered { .. } => Ok(0),
     }
 }
 
@@ -307,7 +307,7 @@ mod tests {
     /// L11 A buffer that is longer than an operation can name is refused, not moved as far as it can be named.
     #[test]
     fn l11_what_cannot_be_named_is_refused() {
-        let memory = |len| Place::Memory {
+        let memory = |len| BufferLocation::Memory {
             ptr: std::ptr::null_mut(),
             len,
         };

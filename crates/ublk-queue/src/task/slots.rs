@@ -15,7 +15,7 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-struct Slot<F> {
+struct TaskSlot<F> {
     /// # Invariants
     /// True only while `future` holds one.
     live: Cell<bool>,
@@ -26,7 +26,7 @@ struct Slot<F> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Panicked;
 
-impl<F> Slot<F> {
+impl<F> TaskSlot<F> {
     /// Drops the future, if there is one. False if that panicked.
     #[inline(always)]
     fn clear(&self) -> bool {
@@ -39,7 +39,7 @@ impl<F> Slot<F> {
     }
 }
 
-impl<F: Future> Slot<F> {
+impl<F: Future> TaskSlot<F> {
     /// What a poll gave; a future that is ready, or panicked, is dropped.
     #[inline(always)]
     fn polled(
@@ -64,12 +64,12 @@ impl<F: Future> Slot<F> {
 }
 
 /// One place for a future per tag.
-pub(super) struct Slots<F>(Box<[Slot<F>]>);
+pub(super) struct Slots<F>(Box<[TaskSlot<F>]>);
 
 impl<F: Future> Slots<F> {
     /// Places for so many tags.
     pub(super) fn new(tags: usize) -> Self {
-        let slot = |_| Slot {
+        let slot = |_| TaskSlot {
             live: Cell::new(false),
             future: UnsafeCell::new(MaybeUninit::uninit()),
         };

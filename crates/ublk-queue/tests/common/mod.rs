@@ -30,7 +30,7 @@ pub struct Seen {
 
 /// The file behind operations, and what was seen of them.
 #[derive(Debug, Default)]
-pub struct Shared {
+pub struct FileState {
     pub file: Mutex<Vec<u8>>,
     pub seen: Mutex<Seen>,
 }
@@ -45,7 +45,7 @@ struct Pending {
 /// A port with operations on a file in memory.
 pub struct FilePort<P> {
     inner: P,
-    shared: Arc<Shared>,
+    shared: Arc<FileState>,
     pending: Vec<Pending>,
     ready: Vec<Completion>,
     rng: u64,
@@ -54,7 +54,7 @@ pub struct FilePort<P> {
 }
 
 impl<P: Port> FilePort<P> {
-    pub fn new(inner: P, shared: Arc<Shared>, seed: u64, full: u64) -> Self {
+    pub fn new(inner: P, shared: Arc<FileState>, seed: u64, full: u64) -> Self {
         Self {
             inner,
             shared,
@@ -227,7 +227,7 @@ unsafe impl<P: Port> Port for FilePort<P> {
 /// What came of a run, and of its file.
 pub struct Run {
     run: sim::Run,
-    pub shared: Arc<Shared>,
+    pub shared: Arc<FileState>,
 }
 
 impl Deref for Run {
@@ -255,7 +255,7 @@ pub fn run_until<H: Handler>(
     leave: Arc<AtomicBool>,
     make: impl FnMut() -> H,
 ) -> Run {
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(FileState {
         file: Mutex::new(vec![0; config.size]),
         seen: Mutex::default(),
     });

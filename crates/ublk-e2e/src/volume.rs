@@ -57,13 +57,13 @@ pub fn ram_disk(number: usize) -> Result<PathBuf> {
 
 /// A mounted file system, or none; unmounted when dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct Volume {
     kind: Kind,
     at: PathBuf,
     mounted: bool,
 }
 
-impl Place {
+impl Volume {
     /// Makes it, with room for `room` bytes on tmpfs.
     pub fn new(kind: Kind, room: u64) -> Result<Self> {
         let at = std::env::temp_dir().join(format!("ublk-e2e-{}", kind.name()));
@@ -141,7 +141,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Volume {
     fn drop(&mut self) {
         if self.mounted {
             // The case has failed already.
