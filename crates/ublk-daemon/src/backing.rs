@@ -5,9 +5,11 @@
 //! by its agent, which keeps a copy, or from the old server itself. Nobody else can come in between.
 #![forbid(unsafe_code)]
 
+use crate::failure::{Failure, FailureKind};
+use crate::link::message::Opening;
+use crate::spec::{AddSpec, BackendSpec};
 use crate::state::{Phase, ProcessId, Record, Store};
 use crate::sys::process;
-use crate::wire::{AddSpec, BackendSpec, Failure, FailureKind, Opening};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};

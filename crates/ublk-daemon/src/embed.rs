@@ -13,8 +13,8 @@
 //! ```
 
 use crate::helper::{self, Helper};
+use crate::link::peer::{Peer, Role, this_program};
 use crate::link::{Link, LinkError};
-use crate::peer::{Peer, Role, this_program};
 use crate::sys::process::{self, Forked, Stream};
 use crate::sys::title;
 use std::fs::File;

@@ -3,8 +3,6 @@
 //! One cause has one message: causes that several commands meet are made here, by name.
 #![forbid(unsafe_code)]
 
-use crate::link::LinkError;
-use crate::state::StateError;
 use serde::{Deserialize, Serialize};
 use ublk_core::{DevId, Errno};
 use ublk_ctrl::Error;
@@ -169,34 +167,6 @@ pub fn starting() -> &'static str {
     match std::path::Path::new("/proc/self/exe").exists() {
         false => "mount /proc: the tool starts itself again from there",
         true => "`ulimit -n` and `ulimit -u` must leave room for another process: raise them",
-    }
-}
-
-impl From<LinkError> for Failure {
-    fn from(error: LinkError) -> Self {
-        let kind = match error {
-            LinkError::TimedOut => FailureKind::TimedOut,
-            _ => FailureKind::Failed,
-        };
-        Self::new(kind, error.to_string())
-    }
-}
-
-impl From<StateError> for Failure {
-    fn from(error: StateError) -> Self {
-        let hint = match &error {
-            StateError::Garbled { .. }
-            | StateError::Version { .. }
-            | StateError::Untrusted { .. } => Some(
-                "the device goes on, and `ublkctl delete N`, by its number, still works; add it again then",
-            ),
-            _ => None,
-        };
-        let failure = Self::failed(format!("state: {error}"));
-        match hint {
-            Some(hint) => failure.hint(hint),
-            None => failure,
-        }
     }
 }
 

@@ -1,12 +1,16 @@
 //! For tests: a kernel and a data plane that only write down what was asked of them.
 
 use crate::agent::World;
+use crate::failure::Failure;
 use crate::link::Link;
-use crate::peer::Peer;
-use crate::server::{self, Backing, Engine, Running};
+use crate::link::message::{Assignment, Opening};
+use crate::link::peer::Peer;
+use crate::report::{Health, QueueReport, Stats};
+use crate::server;
+use crate::server::engine::{Backing, Engine, Running};
 use crate::signals::Signals;
+use crate::spec::{AddSpec, BackendSpec};
 use crate::state::{Phase, Store};
-use crate::wire::{AddSpec, Assignment, BackendSpec, Failure, Health, Opening, QueueReport, Stats};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -212,7 +216,7 @@ pub(crate) fn spec() -> AddSpec {
         mode: Mode::default(),
         auto: None,
         recovery: ublk_core::Recovery::None,
-        serving: crate::wire::Serving::default(),
+        serving: crate::spec::Serving::default(),
         name: None,
         scheduler: Default::default(),
         supervise: false,
@@ -401,8 +405,8 @@ impl World for Threads {
             std::thread::spawn(move || {
                 let far = far;
                 while !matches!(
-                    far.recv::<crate::wire::ToServer>(None),
-                    Ok(crate::wire::ToServer::Quit) | Err(_)
+                    far.recv::<crate::link::message::ToServer>(None),
+                    Ok(crate::link::message::ToServer::Quit) | Err(_)
                 ) {}
                 drop(alive);
             });

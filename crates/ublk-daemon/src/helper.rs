@@ -5,10 +5,10 @@
 //! and the helper stays behind. [`Helper`] is the near end, a [`Controller`] like any other.
 
 use crate::failure::NO_START;
-use crate::holders::{self, Claim, Holders};
+use crate::in_use::holders::{self, Claim, Holders};
+use crate::in_use::write_back::{Unwritten, note_unwritten, write_back};
+use crate::link::peer::{Messages, Peer, Role, Standing};
 use crate::link::{LINK_VERSION, Link, LinkError};
-use crate::peer::{Messages, Peer, Role, Standing};
-use crate::write_back::{Unwritten, note_unwritten, write_back};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::path::Path;

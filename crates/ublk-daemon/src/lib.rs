@@ -14,37 +14,28 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod backend;
 mod backing;
 pub mod embed;
-pub mod engine;
-mod failure;
-mod failures;
+pub mod failure;
 #[cfg(test)]
 mod fakes;
 pub mod front;
 pub mod helper;
-pub mod holders;
+pub mod in_use;
 mod kill_point;
-mod layers;
 pub mod link;
-pub mod listener;
 pub mod log;
-pub mod mounts;
 pub mod names;
-pub mod openers;
-pub mod peer;
 pub mod policy;
 pub mod privilege;
+pub mod report;
 pub mod roles;
-pub mod sandbox;
 pub mod server;
 pub mod shm;
 pub mod signals;
+pub mod spec;
 pub mod state;
 mod sys;
-#[cfg(feature = "kill-points")]
-mod trap;
-pub mod wire;
-pub mod write_back;
 
 pub use sys::closed;

@@ -4,6 +4,11 @@
 //! expected, is an error of the link and never allocates what the other end chooses. Sending never
 //! waits: a role that does not read must not hold up the one that speaks.
 
+pub mod listener;
+pub mod message;
+pub mod peer;
+
+use crate::failure::{Failure, FailureKind};
 use crate::sys::{poll, process, socket};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
@@ -54,6 +59,16 @@ impl From<io::Error> for LinkError {
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::Closed,
             _ => Self::Io(error),
         }
+    }
+}
+
+impl From<LinkError> for Failure {
+    fn from(error: LinkError) -> Self {
+        let kind = match error {
+            LinkError::TimedOut => FailureKind::TimedOut,
+            _ => FailureKind::Failed,
+        };
+        Self::new(kind, error.to_string())
     }
 }
 
@@ -272,7 +287,7 @@ mod tests {
             deep.as_bytes(),
         ] {
             socket::send(a.as_fd(), bytes, None).unwrap();
-            let got = b.recv::<crate::wire::ToServer>(soon());
+            let got = b.recv::<crate::link::message::ToServer>(soon());
             assert!(matches!(got, Err(LinkError::Garbled(_))), "{got:?}");
         }
     }

@@ -5,10 +5,12 @@
 //! names and paths may hold, are written as escapes, so that no message drives a terminal.
 #![forbid(unsafe_code)]
 
-use crate::sys::poll;
+use crate::state::Store;
+use crate::sys::{poll, process};
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -104,6 +106,21 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8], deadline: Instant) -> bool {
         }
     }
     true
+}
+
+/// Moves this process's messages to a file.
+pub(crate) fn to(path: &Path) {
+    match Store::open_log(path) {
+        Ok(file) => into(file.as_fd()),
+        Err(e) => tracing::warn!("cannot log to {}: {e}", path.display()),
+    }
+}
+
+/// The same to one that is open.
+pub(crate) fn into(file: BorrowedFd<'_>) {
+    if let Err(e) = process::redirect(file, process::Stream::Err) {
+        tracing::warn!("cannot log to the file of this device: {e}");
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Names of devices: links below a directory of ours, kept while servers come and go.
 #![forbid(unsafe_code)]
 
-use crate::wire::{Failure, FailureKind};
+use crate::failure::{Failure, FailureKind};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};

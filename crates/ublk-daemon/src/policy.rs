@@ -1,7 +1,8 @@
 //! Recovery policies: what may be asked for, and what can be kept.
 #![forbid(unsafe_code)]
 
-use crate::wire::{AddSpec, BackendSpec, Failure, FailureKind};
+use crate::failure::{Failure, FailureKind};
+use crate::spec::{AddSpec, BackendSpec};
 use ublk_core::kernel::{Fault, Release};
 use ublk_core::{DataMode, Features, Recovery};
 

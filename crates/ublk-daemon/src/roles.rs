@@ -2,17 +2,14 @@
 
 use crate::agent;
 use crate::embed;
-use crate::engine;
 use crate::helper;
+use crate::link::peer::{Role, this_program};
 use crate::link::{Link, LinkError};
 use crate::log;
-use crate::peer::{Role, this_program};
 use crate::server;
 use crate::signals::Signals;
 use crate::state::Store;
-use crate::sys::{memory, process, surroundings, title};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use crate::sys::{memory, surroundings, title};
 
 /// Plays a role whose link is this process's standard input. The exit code. What the process has inherited is put
 /// aside first, open descriptors too: call it before anything is opened.
@@ -31,7 +28,12 @@ pub fn run(role: Role) -> Result<i32, LinkError> {
             spare_from_oom();
             let signals = Signals::take().ok();
             let store = Store::of_user().map_err(|e| tracing::warn!("{e}")).ok();
-            server::run(link, &mut engine::Real::confined(), signals, store)
+            server::run(
+                link,
+                &mut server::data_plane::Real::confined(),
+                signals,
+                store,
+            )
         }
         // Out of reach of the terminal: a delete must not be cut in half by control-C.
         Role::Helper => helper::run(&link, helper::control),
@@ -65,21 +67,6 @@ fn run_agent(link: Link) -> i32 {
     };
     let mut world = agent::Real::new(this_program()).helper(helper);
     agent::run(&mut world, store, link, signals)
-}
-
-/// Moves this process's messages to a file.
-pub(crate) fn log_to(path: &Path) {
-    match Store::open_log(path) {
-        Ok(file) => log_into(file.as_fd()),
-        Err(e) => tracing::warn!("cannot log to {}: {e}", path.display()),
-    }
-}
-
-/// The same to one that is open.
-pub(crate) fn log_into(file: BorrowedFd<'_>) {
-    if let Err(e) = process::redirect(file, process::Stream::Err) {
-        tracing::warn!("cannot log to the file of this device: {e}");
-    }
 }
 
 /// Plays a role and exits, if this process was started as one: the first call of a `main` whose

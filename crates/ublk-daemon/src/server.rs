@@ -5,19 +5,28 @@
 //! write back what is dirty (L22). It ends when the driver has aborted every tag and nothing is in
 //! hand. Without its agent it goes on serving.
 
+pub mod data_plane;
+pub mod engine;
+mod failures;
+pub mod sandbox;
+#[cfg(feature = "kill-points")]
+mod trap;
+
+use self::engine::{Engine, Running};
+use crate::failure::Failure;
 use crate::kill_point::kill_point;
+use crate::link::listener::Listener;
+use crate::link::message::{FromServer, ToServer};
+use crate::link::peer::Role;
 use crate::link::{LINK_VERSION, Link, LinkError};
-use crate::listener::Listener;
-use crate::peer::Role;
+use crate::report::Health;
 use crate::signals::Signals;
 use crate::state::{Held, Store};
 use crate::sys::{memory, poll, title};
-use crate::wire::{AddSpec, Assignment, Failure, FromServer, Health, Opening, ToServer};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
-use ublk_backends::Identity;
-use ublk_core::{Features, Limits};
+use ublk_core::Features;
 
 /// How long a server waits for the next word of an agent that has not told it to serve yet.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -30,61 +39,6 @@ const REPORT: Duration = Duration::from_secs(1);
 
 /// How long the threads of an ended server may take to be joined.
 const JOIN: Duration = Duration::from_secs(5);
-
-/// Where the server role gets its data plane from: the real one, or a test's.
-pub trait Engine {
-    /// Opens the backend, by a descriptor of the server before if there is one, and says what device it can serve.
-    ///
-    /// # Errors
-    /// What the backend says.
-    fn open(
-        &mut self,
-        spec: &AddSpec,
-        opening: &Opening,
-        passed: Option<OwnedFd>,
-    ) -> Result<Backing, Failure>;
-
-    /// Opens the character device and returns once every fetch of every queue is with the driver.
-    ///
-    /// # Errors
-    /// The first failure of any queue.
-    fn arm(&mut self, assignment: &Assignment) -> Result<Box<dyn Running>, Failure>;
-}
-
-/// What a data plane has opened.
-#[derive(Debug)]
-pub struct Backing {
-    /// The device it can serve.
-    pub limits: Limits,
-    /// Which file or disk it is, and a descriptor of that for the agent, which keeps lock and claim when the server dies.
-    pub store: Option<(Identity, OwnedFd)>,
-}
-
-/// A device being served.
-pub trait Running {
-    /// Readable once all threads have ended.
-    fn ended_fd(&self) -> BorrowedFd<'_>;
-
-    /// What is known of it now.
-    fn health(&self) -> Health;
-
-    /// Readable when requests have failed that are to be said.
-    fn failures_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    /// Says of them what there is to say.
-    fn say_failures(&self) {}
-
-    /// Why a queue failed, if one did.
-    fn failure(&self) -> Option<Failure>;
-
-    /// Joins the threads and closes rings, mappings and character device.
-    ///
-    /// # Errors
-    /// The cause, if it is not the normal end.
-    fn finish(&mut self, within: Duration) -> Result<Health, Failure>;
-}
 
 /// Plays the role to its end. The exit code: 0 for the normal end. In `store` it marks its device as served.
 pub fn run(
@@ -360,7 +314,7 @@ impl Server {
     fn live(&mut self) {
         self.live = true;
         if let Some(log) = self.link.as_ref().and_then(Link::take_descriptor) {
-            crate::roles::log_into(log.as_fd());
+            crate::log::into(log.as_fd());
         }
         tracing::info!("device {} serves", self.id.unwrap_or_default());
     }

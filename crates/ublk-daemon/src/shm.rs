@@ -1,25 +1,14 @@
 //! The memory that a device shares with its clients: the file of it, and that it is still the one it was.
 #![forbid(unsafe_code)]
 
-use crate::wire::{AddSpec, Failure, FailureKind};
-use serde::{Deserialize, Serialize};
+use crate::failure::{Failure, FailureKind};
+use crate::spec::{AddSpec, Registered};
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use ublk_core::{DataMode, Features, SharedBuffer, SharedTable};
 use ublk_queue::SharedMemory;
-
-/// What was registered with a device, and of which file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registered {
-    /// The file's device (`st_dev`).
-    pub device: u64,
-    /// Its number there (`st_ino`).
-    pub inode: u64,
-    /// What the driver knows of it.
-    pub buffers: Vec<SharedBuffer>,
-}
 
 fn failed(path: &Path, why: &dyn std::fmt::Display) -> Failure {
     Failure::failed(format!("--shm {}: {why}", path.display()))

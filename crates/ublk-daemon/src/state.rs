@@ -8,20 +8,22 @@
 
 mod alive;
 mod aside;
+mod error;
 mod lock;
 mod prepared;
 pub(crate) mod process_id;
 mod unwritten;
 
 pub use alive::Held;
+pub use error::StateError;
 pub use lock::Lock;
 pub use prepared::Prepared;
 pub use process_id::ProcessId;
 
+use crate::link::message::Lifetime;
 use crate::names;
-use crate::shm::Registered;
+use crate::spec::{AddSpec, Registered};
 use crate::sys::process::effective_uid;
-use crate::wire::{AddSpec, Lifetime};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -38,49 +40,6 @@ const MAX_RECORD: u64 = 64 * 1024;
 
 /// The environment variable that names another run directory.
 pub const RUN_DIR_VARIABLE: &str = "UBLKCTL_RUN_DIR";
-
-/// Why a record could not be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StateError {
-    /// A file or the directory could not be used.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// What was used.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// A file or the directory is not ours alone.
-    #[error("{} is not trusted: {why}", path.display())]
-    Untrusted {
-        /// What is not trusted.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// The bytes are no record.
-    #[error("{} is no state file: {why}", path.display())]
-    Garbled {
-        /// The file.
-        path: PathBuf,
-        /// What the reader found.
-        why: String,
-    },
-    /// Another version wrote it.
-    #[error("{} has version {version}, this ublkctl reads {STATE_VERSION}", path.display())]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        version: u32,
-    },
-    /// A user without a run directory.
-    #[error(
-        "no run directory: set XDG_RUNTIME_DIR, XDG_STATE_HOME or {RUN_DIR_VARIABLE} to a directory of your own"
-    )]
-    NoDirectory,
-}
 
 /// How far a device has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

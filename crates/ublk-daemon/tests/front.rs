@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use ublk_core::DevId;
 use ublk_ctrl::{Controller, Error};
+use ublk_daemon::failure::{Failure, FailureKind};
 use ublk_daemon::front::{self, Stop};
 use ublk_daemon::helper::Helper;
-use ublk_daemon::wire::{AddSpec, BackendSpec, Failure, FailureKind, Lifetime};
+use ublk_daemon::link::message::Lifetime;
+use ublk_daemon::spec::{AddSpec, BackendSpec};
 
 fn script(dir: &Path, text: &str) -> PathBuf {
     let path = dir.join("program");
@@ -28,7 +30,7 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         mode: ublk_core::Mode::default(),
         auto: None,
         recovery: ublk_core::Recovery::None,
-        serving: ublk_daemon::wire::Serving::default(),
+        serving: ublk_daemon::spec::Serving::default(),
         name: None,
         scheduler: Default::default(),
         supervise: false,

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
-use ublk_daemon::sandbox;
+use ublk_daemon::server::sandbox;
 
 fn main() {
     if std::env::args().any(|word| word == "--list") {

@@ -41,9 +41,6 @@ use crate::user_data::{Kind, NO_OWNER, UserData};
 /// the queue gives up.
 const MAX_RETRIES: u32 = 1000;
 
-/// For what is asked of a request that was taken: the device may be smaller by now.
-pub(crate) const ANYWHERE: IoBounds = IoBounds::new(u64::MAX, u32::MAX);
-
 /// No tag.
 const NOBODY: u16 = u16::MAX;
 

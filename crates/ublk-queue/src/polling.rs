@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ublk_core::Errno;
 
-use crate::port::PollPort;
+use crate::port::traits::PollPort;
 
 /// What a queue does before it sleeps.
 ///
@@ -99,7 +99,7 @@ impl Spin {
     /// Submits, looks for work for a while, then sleeps. Gives the spin of the next time.
     ///
     /// # Errors
-    /// As [`enter`](crate::port::Port::enter).
+    /// As [`enter`](crate::port::traits::Port::enter).
     #[inline(never)]
     pub fn wait<P: PollPort>(
         mut self,

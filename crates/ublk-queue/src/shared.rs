@@ -5,15 +5,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use ublk_core::iod::Io;
+use ublk_core::iod::IoBounds;
 use ublk_core::{Answer, Errno, IoDesc, QueueId, Tag};
 
 use crate::buffers::Arena;
 use crate::data_path::DataPath;
 use crate::failures::{Failed, OnFailure};
 use crate::health::{Meters, Status};
-use crate::lane::ANYWHERE;
 use crate::port::{Descriptors, Wake};
 use crate::remote::RemoteAnswers;
+
+/// For what is asked of a request that was taken: the device may be smaller by now.
+pub(crate) const ANYWHERE: IoBounds = IoBounds::new(u64::MAX, u32::MAX);
 
 /// Shared between the worker, the requests other threads hold, and the server's health report.
 ///

@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ublk_backends::File;
-use ublk_core::{
-    Backend, DataMode, DevId, DeviceSpec, Features, Mode, OpenDevice, Recovery, SharedBuffer,
-};
+use ublk_core::{Backend, DataMode, DevId, DeviceSpec, Features, Mode, Recovery, SharedBuffer};
 use ublk_ctrl::{ControlThread, Controller, bring_up, page_size};
 
-use ublk_queue::{Failed, Mapped, OnFailure, Plan, Polling, Server, Threads};
+use ublk_queue::{Failed, Mapped, OnFailure, Polling, Server, Threads};
 
 use crate::device::Device;
 use crate::error::Error;
+use crate::options::{ArmFn, ClientMemory, Options};
 use crate::stages::{Added, clean_up};
 
 /// Makes a device from a backend. Without more it has one queue of 128 tags and requests of up to
@@ -27,33 +26,6 @@ pub struct Builder<B> {
     pub(crate) favoured: DataMode,
     pub(crate) options: Options,
     pub(crate) arm: ArmFn<B>,
-}
-
-/// How the data plane takes the backend.
-pub(crate) type ArmFn<B> = fn(OpenDevice, Plan, Arc<B>) -> Result<Server, ublk_queue::Error>;
-
-/// What the stages keep from the builder.
-#[derive(Debug, Clone)]
-pub(crate) struct Options {
-    pub(crate) deadline: Duration,
-    pub(crate) pin: bool,
-    pub(crate) threads: Option<u16>,
-    pub(crate) hosts: Option<Arc<Threads>>,
-    pub(crate) threads_per_queue: u16,
-    pub(crate) polling: Polling,
-    pub(crate) pool_threads: usize,
-    pub(crate) shared: Option<ClientMemory>,
-    pub(crate) huge_pages: bool,
-    pub(crate) on_failure: Option<OnFailure>,
-    pub(crate) unscheduled: bool,
-    pub(crate) partitions: bool,
-}
-
-/// Memory shared with the device's clients, and what the driver knows of it.
-#[derive(Debug, Clone)]
-pub(crate) struct ClientMemory {
-    pub(crate) file: Arc<OwnedFd>,
-    pub(crate) buffers: Vec<SharedBuffer>,
 }
 
 impl<B> fmt::Debug for Builder<B> {
@@ -122,7 +94,7 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Has the queues' buffers in huge pages where they are to be had: see [`Plan::huge_pages`].
+    /// Has the queues' buffers in huge pages where they are to be had: see [`Plan::huge_pages`](ublk_queue::Plan::huge_pages).
     #[must_use]
     pub fn huge_pages(mut self, yes: bool) -> Self {
         self.options.huge_pages = yes;

@@ -1,20 +1,17 @@
 //! A device that serves I/O.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use ublk_core::{Backend, DevId, Features, Geometry, Recovery};
+use ublk_core::{DevId, Features, Geometry, Recovery};
 use ublk_ctrl::Controller;
 use ublk_ctrl::wait::deadline_in;
-use ublk_queue::{Health, Server, State};
+use ublk_queue::{Health, Server};
 
-use crate::builder::Builder;
 use crate::error::{Error, Failure, Left};
 use crate::stages::{Armed, Resize, Stage, Stopped, Unsettled};
 
@@ -114,8 +111,18 @@ impl Device {
         self.live().server.wait(timeout)
     }
 
+    /// Readable once the device has ended.
+    pub(crate) fn ended_fd(&self) -> BorrowedFd<'_> {
+        self.live().server.ended_fd()
+    }
+
+    /// Sends STOP_DEV while the queues serve on.
+    pub(crate) fn send_stop(&self) -> Result<(), Error> {
+        self.live().send_stop()
+    }
+
     /// Gives the device another size, in bytes, while it is in use (UPDATE_SIZE, Linux 6.16). A larger one the backend has
-    /// room for first ([`Backend::resize`]), and requests behind the old end are taken before anybody can send them; a
+    /// room for first ([`Backend::resize`](ublk_core::Backend::resize)), and requests behind the old end are taken before anybody can send them; a
     /// smaller one cuts what is behind it off, whoever uses it.
     ///
     /// # Errors
@@ -162,7 +169,7 @@ impl Device {
         }
     }
 
-    /// Leaves a recoverable device to its next server ([`Builder::recover`], here or in another process): new
+    /// Leaves a recoverable device to its next server ([`Builder::recover`](crate::Builder::recover), here or in another process): new
     /// requests wait, or fail, by its policy; the device itself stays.
     ///
     /// What is in hand is answered first. That takes QUIESCE (Linux 6.16): before, a device is left by the end of
@@ -321,44 +328,4 @@ fn is_deadline(error: &Error) -> bool {
         Error::Control(ublk_ctrl::Error::TimedOut { .. })
             | Error::Server(ublk_queue::Error::TimedOut { .. })
     )
-}
-
-impl<B: Backend> Builder<B> {
-    /// Starts the device, calls `ready` with it, and serves until SIGINT, SIGTERM, a stop from
-    /// outside, or a failure; then stops and deletes it. A device that does not stop by the deadline, since its backend does not
-    /// answer, is given up.
-    ///
-    /// # Errors
-    /// Why it could not be started, why it failed, or why it could not be removed.
-    pub fn run(self, ready: impl FnOnce(&Device)) -> Result<(), Error> {
-        // Before the device: a signal that comes while it is made is not lost.
-        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(Error::Signals)?;
-        let device = self.start()?;
-        ready(&device);
-        let close = signals.handle();
-        // The thread's own, so that it is left to itself where the device does not end by the deadline.
-        let ended = device.live().server.ended_fd().try_clone_to_owned();
-        let ended = ended.map_err(Error::Signals)?;
-        let watch = move || {
-            let mut fds = [PollFd::new(&ended, PollFlags::IN)];
-            while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
-            close.close();
-        };
-        let watching = thread::Builder::new()
-            .name("ublk-watch".into())
-            .spawn(watch);
-        watching.map_err(Error::Signals)?;
-        // Ends with a signal, or when the thread above closes it.
-        let stopped = match signals.forever().next() {
-            Some(_) => device.live().send_stop(),
-            None => Ok(()),
-        };
-        let health = device.health();
-        stopped?;
-        device.remove()?;
-        match health.first_error {
-            Some(cause) if health.state == State::Failed => Err(Error::Failed { cause }),
-            _ => Ok(()),
-        }
-    }
 }

@@ -44,7 +44,9 @@ mod builder;
 mod device;
 mod error;
 mod handlers;
+mod options;
 mod recover;
+mod run;
 mod stages;
 
 pub use builder::Builder;

@@ -11,9 +11,9 @@ use ublk_core::{
 use ublk_ctrl::Controller;
 use ublk_queue::{Plan, Server, SharedMemory};
 
-use crate::builder::{ArmFn, Options};
 use crate::device::Device;
 use crate::error::{Error, Failure, Left};
+use crate::options::{ArmFn, Options};
 
 /// ADD_DEV and SET_PARAMS are done: `/dev/ublkcN` exists, nobody serves yet.
 pub struct Added<B> {

@@ -11,6 +11,7 @@ pub use add::{Add, Backend};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::engine::ArgValueCandidates;
 use std::path::PathBuf;
+use std::time::Duration;
 
 const CONTRACT: &str = "\
 Output: `add` prints one line, the device path, once the device serves I/O. Messages go to standard \
@@ -263,4 +264,18 @@ pub struct Look {
     /// Seconds to wait
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub deadline: u64,
+}
+
+impl Wait {
+    /// The same as a time.
+    pub const fn time(&self) -> Duration {
+        Duration::from_secs(self.deadline)
+    }
+}
+
+impl Look {
+    /// The same as a time.
+    pub const fn time(&self) -> Duration {
+        Duration::from_secs(self.deadline)
+    }
 }

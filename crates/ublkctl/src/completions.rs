@@ -5,8 +5,8 @@ use clap::CommandFactory;
 use clap_complete::engine::CompletionCandidate;
 use clap_complete::env::{CompleteEnv, Shells};
 use std::io;
+use ublk_daemon::failure::Failure;
 use ublk_daemon::front;
-use ublk_daemon::wire::Failure;
 
 /// How a shell says that it asks, and which one it is.
 const VARIABLE: &str = "UBLKCTL_COMPLETE";

@@ -3,16 +3,17 @@
 mod file;
 
 use crate::cli::Config;
+use crate::device::stay;
 use crate::output::{ErrorBody, Worst, put, tell};
-use crate::run::stay;
 use file::{Entry, read};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+use ublk_daemon::failure::{Failure, FailureKind};
 use ublk_daemon::front::{self, Difference, Down, Outcome, Stop, Up};
-use ublk_daemon::peer::this_program;
-use ublk_daemon::wire::{Failure, FailureKind, Lifetime};
+use ublk_daemon::link::message::Lifetime;
+use ublk_daemon::link::peer::this_program;
 
 /// What became of a device: an element of what `up`, `down` and `check` print as JSON.
 #[derive(Debug, Default, Serialize)]

@@ -6,6 +6,7 @@
 mod cli;
 mod completions;
 mod config;
+mod device;
 mod doctor;
 mod many;
 mod output;
@@ -20,7 +21,7 @@ mod usage;
 use clap::Parser;
 use std::process::ExitCode;
 use tracing::level_filters::LevelFilter;
-use ublk_daemon::wire::{Failure, FailureKind};
+use ublk_daemon::failure::{Failure, FailureKind};
 use ublk_daemon::{log, roles};
 use usage::asks_for_json;
 

@@ -4,8 +4,8 @@ use crate::output::{ErrorBody, Worst, put, tell};
 use crate::target::Target;
 use serde::Serialize;
 use std::process::ExitCode;
+use ublk_daemon::failure::Failure;
 use ublk_daemon::front::{self, ListEntry};
-use ublk_daemon::wire::Failure;
 
 /// The result of one of several devices.
 #[derive(Debug, Serialize)]

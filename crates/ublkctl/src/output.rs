@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use ublk_daemon::closed;
+use ublk_daemon::failure::{Failure, FailureKind};
 use ublk_daemon::log::{Stderr, plain};
-use ublk_daemon::wire::{Failure, FailureKind};
 
 /// A failure as scripts see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

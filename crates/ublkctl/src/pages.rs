@@ -7,7 +7,7 @@ use serde_json::json;
 use std::fs;
 use std::io;
 use std::path::Path;
-use ublk_daemon::wire::Failure;
+use ublk_daemon::failure::Failure;
 
 /// When the pages last changed in what they say.
 const DATE: &str = "2026-11-27";

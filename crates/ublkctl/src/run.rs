@@ -1,20 +1,19 @@
 //! The commands, carried out.
 
-use crate::cli::{Add, Backend, Cli, Command, Wait};
+use crate::cli::{Cli, Command};
 use crate::many::Chosen;
-use crate::output::{exit_code, put, raw, tell};
+use crate::output::{put, raw};
 use crate::target::Target;
-use crate::{completions, config, doctor, pages, show, udev};
+use crate::{completions, config, device, doctor, pages, show, udev};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use ublk_core::DevId;
+use ublk_daemon::failure::Failure;
 use ublk_daemon::front;
-use ublk_daemon::front::{Foreground, ListEntry, Stop, Wanted};
-use ublk_daemon::peer::this_program;
-use ublk_daemon::privilege;
-use ublk_daemon::wire::{AddSpec, Added, BackendSpec, Failure, Lifetime, Serving};
+use ublk_daemon::front::{ListEntry, Stop};
+use ublk_daemon::link::peer::this_program;
+use ublk_daemon::report::Added;
 
 /// How long a look at the devices may take that chooses among them.
 const LOOK: Duration = Duration::from_secs(5);
@@ -27,14 +26,14 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let program = this_program();
     let json = cli.json;
     match &cli.command {
-        Command::Add { backend } => return add(backend, json),
+        Command::Add { backend } => return device::add(backend, json),
         Command::Up {
             config,
             foreground: true,
             leave,
             wait,
-        } => return config::foreground(config, *leave, within(wait), json),
-        Command::Up { config, wait, .. } => return config::up(config, within(wait), json),
+        } => return config::foreground(config, *leave, wait.time(), json),
+        Command::Up { config, wait, .. } => return config::up(config, wait.time(), json),
         Command::Down {
             config,
             force,
@@ -42,11 +41,11 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             wait,
         } => {
             let how = if *force { Stop::Force } else { Stop::Safe };
-            return config::down(config, how, *in_front, within(wait), json);
+            return config::down(config, how, *in_front, wait.time(), json);
         }
         Command::Check { config } => return config::check(config, json),
         Command::List { devices, wait } => {
-            let deadline = Duration::from_secs(wait.deadline);
+            let deadline = wait.time();
             let wanted = resolved(devices)?;
             let mut entries = front::list(&program, deadline)?;
             if let Some(gone) = wanted
@@ -59,7 +58,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             put(json, &entries, || show::list(&entries))?;
         }
         Command::Info { devices, wait } => {
-            let deadline = Duration::from_secs(wait.deadline);
+            let deadline = wait.time();
             let look = |device: front::Target| front::info(&program, device.id, deadline);
             return Chosen::named(&devices.devices).each(json, look, show::info);
         }
@@ -80,7 +79,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
                 Chosen::named(&devices.devices)
             };
             let stop = |device: front::Target| {
-                front::stop(&program, device, how, within(wait))
+                front::stop(&program, device, how, wait.time())
                     .map(|()| Done::new(device.id, "stopped"))
             };
             return chosen.each(json, stop, |_| String::new());
@@ -98,7 +97,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
                 Chosen::named(&devices.devices)
             };
             let delete = |device: front::Target| {
-                front::delete(&program, device, how, *no_wait, within(wait))
+                front::delete(&program, device, how, *no_wait, wait.time())
                     .map(|()| Done::new(device.id, "deleted"))
             };
             return chosen.each(json, delete, |_| String::new());
@@ -110,8 +109,8 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             wait,
         } => {
             let chosen = if *all {
-                let waiting = front::recoverable(&program, within(wait))?;
-                let all = front::list(&program, within(wait))?;
+                let waiting = front::recoverable(&program, wait.time())?;
+                let all = front::list(&program, wait.time())?;
                 Chosen::all(waiting.into_iter().map(front::Target::from))
                     .and_unknown(all.iter().filter(|e| e.orphan))
             } else {
@@ -119,7 +118,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             };
             let accept = *accept_backing;
             let recover = |device: front::Target| {
-                front::recover(&program, device.id, false, false, accept, within(wait))
+                front::recover(&program, device.id, false, false, accept, wait.time())
             };
             let path = |added: &Added| format!("{}\n", added.path.display());
             return chosen.each(json, recover, path);
@@ -132,7 +131,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         } => {
             let (allow, accept) = (*allow_errors, *accept_backing);
             let upgrade = |device: front::Target| {
-                front::recover(&program, device.id, true, allow, accept, within(wait))
+                front::recover(&program, device.id, true, allow, accept, wait.time())
             };
             return Chosen::named(&devices.devices).each(json, upgrade, show::upgraded);
         }
@@ -146,7 +145,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         } => {
             let id = device.device.resolve()?.id;
             let accept = *accept_backing;
-            let resized = front::resize(&program, id, *size, *force, accept, within(wait))?;
+            let resized = front::resize(&program, id, *size, *force, accept, wait.time())?;
             put(json, &resized, || show::resized(&resized))?;
         }
         Command::Gc {
@@ -156,15 +155,15 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             wait,
         } => {
             let how = if *force { Stop::Force } else { Stop::Safe };
-            let found = front::gc(&program, &resolved(devices)?, *all, how, within(wait))?;
+            let found = front::gc(&program, &resolved(devices)?, *all, how, wait.time())?;
             put(json, &found, || show::garbage(&found))?;
         }
         Command::Features { wait } => {
-            let features = front::features(&program, Duration::from_secs(wait.deadline))?;
+            let features = front::features(&program, wait.time())?;
             put(json, &features, || show::features(&features))?;
         }
         Command::Doctor { wait } => {
-            let findings = doctor::look(&program, Duration::from_secs(wait.deadline));
+            let findings = doctor::look(&program, wait.time());
             put(json, &findings, || show::findings(&findings))?;
             if doctor::is_ill(&findings) {
                 return Ok(ExitCode::FAILURE);
@@ -211,130 +210,4 @@ fn ours(fit: impl Fn(&ListEntry) -> bool) -> Result<Chosen, Failure> {
     let ours = entries.iter().filter(|e| !e.foreign && fit(e));
     let unknown = entries.iter().filter(|e| fit(e));
     Ok(Chosen::all(ours.filter_map(ListEntry::target).rev()).and_unknown(unknown))
-}
-
-const fn within(wait: &Wait) -> Duration {
-    Duration::from_secs(wait.deadline)
-}
-
-/// A path as every process of the device sees it.
-fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
-    let absolute = |path: &Path| {
-        std::path::absolute(path).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
-    };
-    path.map(absolute).transpose()
-}
-
-/// The common words of `add` and the backend. The block size that a null or memory device has when none is asked
-/// for; a file has its own.
-fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
-    const BLOCK: u32 = 512;
-    Ok(match backend {
-        Backend::Null { add, size } => (add, BackendSpec::Null { size: *size }, BLOCK),
-        Backend::Mem { add, size } => (add, BackendSpec::Mem { size: *size }, BLOCK),
-        Backend::File {
-            add,
-            path,
-            offset,
-            length,
-            buffered,
-            no_discard,
-            force,
-            create: _,
-            size: _,
-        } => {
-            let absolute = std::path::absolute(path)
-                .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
-            let backend = BackendSpec::File {
-                path: absolute,
-                offset: *offset,
-                length: *length,
-                buffered: *buffered,
-                discard: !no_discard,
-                force: *force,
-            };
-            (add, backend, 0)
-        }
-    })
-}
-
-/// The device that the words of `add` describe.
-///
-/// # Errors
-/// A path that cannot be made absolute.
-pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
-    let (add, spec, block_size) = parts(backend)?;
-    let create = match backend {
-        Backend::File {
-            create: true, size, ..
-        } => *size,
-        _ => None,
-    };
-    let spec = AddSpec {
-        backend: spec,
-        id: add.id,
-        queues: add.queues,
-        depth: add.depth,
-        block_size: add.block_size.unwrap_or(block_size),
-        max_io_bytes: add.max_io,
-        read_only: add.read_only,
-        mode: add.mode(),
-        auto: add.auto(),
-        recovery: add.recovery.into(),
-        scheduler: add.scheduler.into(),
-        serving: Serving {
-            threads: add.threads,
-            poll: add.poll.to_string(),
-            huge_pages: add.huge_pages,
-            shm: absolute(add.shm.as_deref())?,
-            lock_memory: add.lock_memory,
-        },
-        name: add.name.clone(),
-        supervise: add.supervise,
-        unprivileged: !privilege::is_privileged(),
-        trust_kernel: add.trust_kernel,
-    };
-    Ok(Wanted {
-        spec,
-        create,
-        reuse: false,
-        log: add.log.clone(),
-    })
-}
-
-fn add(backend: &Backend, json: bool) -> Result<ExitCode, Failure> {
-    let (add, _, _) = parts(backend)?;
-    let lifetime = if add.foreground {
-        Lifetime::Front
-    } else {
-        Lifetime::Own
-    };
-    let wanted = wanted(backend)?;
-    let (added, device) = front::make(&this_program(), &wanted, lifetime, within(&add.wait))?;
-    let told = put(json, &added, || format!("{}\n", added.path.display()));
-    if let Err(failure) = told {
-        let path = added.path.display();
-        let gone = device.take_back(within(&add.wait));
-        return Err(match gone {
-            Ok(()) => failure.hint(format!("{path} was taken back")),
-            Err(e) => failure.hint(format!("{path} is still there: {e}")),
-        });
-    }
-    if add.foreground {
-        return Ok(stay(device));
-    }
-    device.keep()?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Stays in front of a device that was printed until it is gone. How it ends is told in words and by the exit code:
-/// the one value on standard output is out.
-pub fn stay(device: Foreground) -> ExitCode {
-    match device.wait() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            tell(&failure);
-            exit_code(failure.kind)
-        }
-    }
 }

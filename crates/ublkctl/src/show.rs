@@ -5,8 +5,8 @@ use crate::size;
 use std::fmt::Write;
 use ublk_daemon::front::{Backing, Features, Found, Info, ListEntry, Resized};
 use ublk_daemon::log::plain;
+use ublk_daemon::report::Added;
 use ublk_daemon::state::Phase;
-use ublk_daemon::wire::Added;
 
 /// The columns of `list`.
 const COLUMNS: [&str; 10] = [

@@ -6,9 +6,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use ublk_core::DevId;
+use ublk_daemon::failure::Failure;
 use ublk_daemon::front::{self, ListEntry};
-use ublk_daemon::peer::this_program;
-use ublk_daemon::wire::Failure;
+use ublk_daemon::link::peer::this_program;
 
 /// How long a look at the devices may take that says why a name is not found.
 const LOOK: Duration = Duration::from_secs(5);

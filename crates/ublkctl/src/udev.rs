@@ -5,8 +5,8 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
+use ublk_daemon::failure::{Failure, FailureKind};
 use ublk_daemon::front::{self, Ownership};
-use ublk_daemon::wire::{Failure, FailureKind};
 
 /// How long the driver may take to answer: udev waits.
 const DEADLINE: Duration = Duration::from_secs(5);

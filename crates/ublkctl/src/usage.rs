@@ -6,7 +6,7 @@ use serde_json::json;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
-use ublk_daemon::wire::{Failure, FailureKind};
+use ublk_daemon::failure::{Failure, FailureKind};
 
 /// Whether the words ask for JSON, however wrong the rest of them is.
 pub fn asks_for_json(words: impl IntoIterator<Item = OsString>) -> bool {

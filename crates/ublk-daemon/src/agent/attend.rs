@@ -2,12 +2,14 @@
 
 use super::recover::Pace;
 use super::{Agent, LEAVE};
+use crate::failure::Failure;
 use crate::kill_point::kill_point;
 use crate::link::LinkError;
+use crate::link::message::{FromServer, Lifetime, ToAgent, ToServer};
 use crate::names;
+use crate::report::Health;
 use crate::state::Phase;
 use crate::sys::poll;
-use crate::wire::{Failure, FromServer, Health, Lifetime, ToAgent, ToServer};
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;

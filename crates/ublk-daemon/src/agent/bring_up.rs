@@ -1,18 +1,18 @@
 //! From nothing to a device that serves, and back when a step fails.
 
 use super::{Agent, Device, LEAVE};
+use crate::failure::Failure;
 use crate::kill_point::kill_point;
 use crate::link::LINK_VERSION;
-use crate::listener::Listener;
+use crate::link::listener::Listener;
+use crate::link::message::{AddRequest, Assignment, FromServer, Lifetime, Opening, ToServer};
+use crate::link::peer::Peer;
 use crate::names;
-use crate::peer::Peer;
+use crate::report::Added;
 use crate::shm;
+use crate::spec::{AddSpec, Scheduler};
 use crate::state::{self, Phase, ProcessId, Record};
 use crate::sys::poll;
-use crate::wire::{
-    AddRequest, AddSpec, Added, Assignment, Failure, FromServer, Lifetime, Opening, Scheduler,
-    ToServer,
-};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -12,16 +12,18 @@ mod relay;
 mod revive;
 mod succession;
 
+use crate::failure::Failure;
 use crate::helper::{self, Helper};
+use crate::link::listener::Listener;
+use crate::link::message::{
+    AddRequest, FromAgent, FromServer, Lifetime, RecoverRequest, ToAgent, ToServer,
+};
+use crate::link::peer::{Messages, Peer, Role, Standing};
 use crate::link::{LINK_VERSION, Link, LinkError};
-use crate::listener::Listener;
-use crate::peer::{Messages, Peer, Role, Standing};
+use crate::report::Added;
 use crate::signals::Signals;
 use crate::state::{Lock, Record, Store};
 use crate::sys::{memory, poll, surroundings, title};
-use crate::wire::{
-    AddRequest, Added, Failure, FromAgent, FromServer, Lifetime, RecoverRequest, ToAgent, ToServer,
-};
 pub use bring_up::check;
 use relay::Relay;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -364,7 +366,7 @@ impl Agent<'_> {
         self.inputs.lifetime = lifetime;
         self.tell_live();
         if let Some(log) = &self.log {
-            crate::roles::log_to(log);
+            crate::log::to(log);
         }
         tracing::info!("device {} serves, server {}", added.id, added.server_pid);
         if !self.tell_front(&FromAgent::Live(added)) {

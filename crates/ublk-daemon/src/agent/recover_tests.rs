@@ -1,7 +1,8 @@
 use super::*;
+use crate::failure::FailureKind;
 use crate::fakes::{ID, Kernel, Threads, spec};
+use crate::spec::BackendSpec;
 use crate::state::{Phase, ProcessId};
-use crate::wire::{BackendSpec, FailureKind};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -456,7 +457,7 @@ fn l44_who_asks_an_agent_that_leaves_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::at(dir.path().join("run"));
     store.prepare().unwrap();
-    let mut listener = crate::listener::Listener::prepare(&store.next_socket(ID)).unwrap();
+    let mut listener = crate::link::listener::Listener::prepare(&store.next_socket(ID)).unwrap();
     listener.publish().unwrap();
     let ask = |within| {
         let until = Instant::now() + within;
@@ -557,7 +558,7 @@ fn l49_a_server_without_an_agent_gets_one() {
         .send(&ToServer::Describe {
             version,
             spec,
-            opening: crate::wire::Opening::default(),
+            opening: crate::link::message::Opening::default(),
         })
         .unwrap();
     let soon = Instant::now() + Duration::from_secs(5);
@@ -566,7 +567,7 @@ fn l49_a_server_without_an_agent_gets_one() {
         Ok(FromServer::Described { .. })
     ));
     let geometry = crate::fakes::geometry(NONCE, reissue());
-    let assignment = crate::wire::Assignment {
+    let assignment = crate::link::message::Assignment {
         geometry,
         affinity: vec![ublk_core::CpuMask::new(); 2],
         deadline_ms: 5000,

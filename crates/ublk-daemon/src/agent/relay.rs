@@ -1,7 +1,7 @@
 //! The agent's socket: whoever connects is given the server's health and hung up on.
 
-use crate::listener;
-use crate::wire::Health;
+use crate::link::listener;
+use crate::report::Health;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};

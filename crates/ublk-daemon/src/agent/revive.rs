@@ -1,9 +1,10 @@
 //! Supervision: an agent that brings its device back by itself.
 
 use super::{Agent, Device};
+use crate::failure::Failure;
 use crate::link::LINK_VERSION;
+use crate::link::message::{FromAgent, Lifetime, RecoverRequest};
 use crate::sys::poll;
-use crate::wire::{Failure, FromAgent, Lifetime, RecoverRequest};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, DevState};
@@ -91,7 +92,7 @@ impl Agent<'_> {
         if self.inputs.lifetime == Lifetime::Own {
             self.inputs.front = None;
         }
-        crate::roles::log_to(&self.log.clone().unwrap_or_else(|| self.store.log(id)));
+        crate::log::to(&self.log.clone().unwrap_or_else(|| self.store.log(id)));
         tracing::error!("{failure}; this agent goes on trying");
         match self.revive(dev, FIRST, false)? {
             Revived::Served(_) => self.attend_always(),

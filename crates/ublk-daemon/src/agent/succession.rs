@@ -8,10 +8,11 @@
 #![forbid(unsafe_code)]
 
 use super::Agent;
+use crate::failure::{Failure, FailureKind};
+use crate::link::listener::{self, Listener};
+use crate::link::message::Lifetime;
 use crate::link::{LINK_VERSION, Link, LinkError};
-use crate::listener::{self, Listener};
 use crate::state::{Lock, Store};
-use crate::wire::{Failure, FailureKind, Lifetime};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;

@@ -1,8 +1,11 @@
 use super::*;
+use crate::failure::FailureKind;
 use crate::fakes::{ID, Kernel, Threads, spec};
 use crate::link::LINK_VERSION;
+use crate::link::message::Lifetime;
+use crate::report::Health;
+use crate::spec::AddSpec;
 use crate::state::Phase;
-use crate::wire::{AddSpec, FailureKind, Health, Lifetime};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;

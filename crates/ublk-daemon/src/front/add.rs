@@ -1,30 +1,30 @@
 //! `add`: starts an agent and waits until the device serves, or for the reason why not.
 
+use super::reserve::{reserve, run_directory};
 use super::{by_helper, notify};
 use crate::agent;
-use crate::engine;
+use crate::backend;
 use crate::failure::starting;
+use crate::failure::{Failure, FailureKind};
+use crate::link::message::{AddRequest, FromAgent, Lifetime, RecoverRequest, ToAgent};
+use crate::link::peer::{Messages, Peer, Role, Standing, this_program};
 use crate::link::{LINK_VERSION, LinkError};
 use crate::log;
 use crate::names;
-use crate::peer::{Messages, Peer, Role, Standing, this_program};
 use crate::policy;
+use crate::report::Added;
 use crate::shm;
 use crate::signals::Signals;
+use crate::spec::AddSpec;
 use crate::state::Store;
 use crate::sys::poll;
-use crate::wire::{
-    AddRequest, AddSpec, Added, Failure, FailureKind, FromAgent, Lifetime, RecoverRequest, ToAgent,
-};
-use std::fs::OpenOptions;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ChildStderr;
 use std::time::{Duration, Instant};
-use ublk_core::deadline_in;
-use ublk_core::{DevId, Errno, Features};
-use ublk_ctrl::{Controller, Error, Operation};
+use ublk_core::{DevId, Features, deadline_in};
+use ublk_ctrl::Controller;
 
 /// How long an agent that hung up may take to end, so that its end can be told.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -42,29 +42,9 @@ pub fn check(spec: &AddSpec) -> Result<(), Failure> {
     if let Some(name) = &spec.name {
         names::check(name)?;
     }
-    let limits = engine::limits_of(spec)?;
+    let limits = backend::limits_of(spec)?;
     agent::check(spec, limits, Features::NONE, 0)?;
     Ok(())
-}
-
-/// Makes the run directory. A user who has none is first told that there is no permission to make
-/// devices, if that is so: the directory would not help.
-pub(super) fn run_directory() -> Result<(), Failure> {
-    let error = match Store::of_user() {
-        Ok(store) => return Ok(store.prepare()?),
-        Err(error) => error,
-    };
-    let node = ublk_ctrl::nodes::Nodes::default().control();
-    match OpenOptions::new().read(true).write(true).open(node) {
-        Ok(_) => Err(error.into()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::MissingModule.into()),
-        Err(e) => Err(Error::NoPermission {
-            operation: Operation::Open,
-            dev: None,
-            errno: Errno::from_io(&e),
-        }
-        .into()),
-    }
 }
 
 /// Makes a device and returns once it serves. By its [`Lifetime`] the agent goes on without the front, or ends
@@ -80,7 +60,7 @@ pub fn add(
     deadline: Duration,
 ) -> Result<(Added, Foreground), Failure> {
     let until = deadline_in(deadline);
-    let _name = super::up::reserve(spec.name.as_deref(), until)?;
+    let _name = reserve(spec.name.as_deref(), until)?;
     let left = until.saturating_duration_since(Instant::now());
     add_reserved(program, spec, lifetime, log, left)
 }

@@ -1,8 +1,8 @@
 //! `gc`: what dead processes have left, and its removal.
 
 use super::{ListEntry, Stop, Target, by_helper, delete, list};
+use crate::failure::{Failure, FailureKind};
 use crate::state::Store;
-use crate::wire::{Failure, FailureKind};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -2,8 +2,10 @@
 //! kernel shows in sysfs, so that they work while START or STOP hang.
 
 use super::{Target, by_helper};
+use crate::failure::Failure;
+use crate::report::Health;
+use crate::spec::{AddSpec, BackendSpec};
 use crate::state::{Phase, Record, StateError, Store, process_id};
-use crate::wire::{AddSpec, BackendSpec, Failure, Health};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Read;

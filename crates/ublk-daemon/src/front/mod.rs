@@ -10,6 +10,7 @@ mod notify;
 mod owner;
 mod pace;
 mod remove;
+mod reserve;
 mod resize;
 mod up;
 mod words;
@@ -24,8 +25,8 @@ pub use resize::{Resized, resize};
 pub use up::{Difference, Down, Outcome, Up, Wanted, down, make, named, target, up, vet};
 pub use words::{Word, words};
 
+use crate::failure::Failure;
 use crate::helper::Helper;
-use crate::wire::Failure;
 use std::path::Path;
 use ublk_core::DevId;
 use ublk_ctrl::Error;

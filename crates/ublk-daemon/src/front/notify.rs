@@ -5,7 +5,7 @@
 //! between one and one and a half periods after the queue stopped. An idle queue is no reason.
 
 use super::look::health;
-use crate::wire::{Added, Health};
+use crate::report::{Added, Health};
 use sd_notify::NotifyState;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -139,7 +139,7 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{QueueReport, Stats};
+    use crate::report::{QueueReport, Stats};
 
     const PERIOD: Duration = Duration::from_secs(8);
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ublk_core::{DevId, Features};
 use ublk_ctrl::Controller;
 
-use crate::wire::Failure;
+use crate::failure::Failure;
 
 /// What a rule needs to know of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]

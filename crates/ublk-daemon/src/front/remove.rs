@@ -9,12 +9,12 @@ mod verdict;
 mod watch;
 
 use super::{Target, is_abandoned, left_behind};
+use crate::failure::{Failure, FailureKind};
 use crate::helper::Helper;
-use crate::holders::Holders;
+use crate::in_use::holders::Holders;
 use crate::kill_point::kill_point;
 use crate::names;
 use crate::state::{Lock, Record, Store};
-use crate::wire::{Failure, FailureKind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use ublk_core::deadline_in;

@@ -2,10 +2,11 @@
 
 use super::add::replace;
 use super::by_helper;
-use crate::engine;
-use crate::holders::Holders;
+use crate::backend;
+use crate::failure::{Failure, FailureKind};
+use crate::in_use::holders::Holders;
+use crate::spec::BackendSpec;
 use crate::state::{Record, Store};
-use crate::wire::{BackendSpec, Failure, FailureKind};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -128,10 +129,11 @@ fn room(record: &Record, size: Option<u64>, accept_backing: bool) -> Result<u64,
             .hint("give a size"));
         }
     }
-    let limits = engine::limits_again(record, &spec, accept_backing).map_err(|f| match f.hint {
-        Some(_) => f,
-        None => f.hint("grow the file first (`truncate -s`)"),
-    })?;
+    let limits =
+        backend::limits_again(record, &spec, accept_backing).map_err(|f| match f.hint {
+            Some(_) => f,
+            None => f.hint("grow the file first (`truncate -s`)"),
+        })?;
     Ok(limits.size)
 }
 

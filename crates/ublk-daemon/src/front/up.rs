@@ -1,14 +1,18 @@
 //! `up` and `down`: devices as a configuration wants them, each known by its name.
 
 use super::add::add_reserved;
-use super::add::{run_directory, take_up};
+use super::add::take_up;
 use super::look::{DELETING, known};
+use super::reserve::reserve;
 use super::{Foreground, ListEntry, Stop, Target, check, delete};
-use crate::engine;
+use crate::backend;
+use crate::failure::{Failure, FailureKind};
+use crate::link::message::Lifetime;
+use crate::link::peer::this_program;
 use crate::names;
-use crate::peer::this_program;
-use crate::state::{Lock, Phase, Record, Store};
-use crate::wire::{AddSpec, Added, BackendSpec, Failure, FailureKind, Lifetime};
+use crate::report::Added;
+use crate::spec::{AddSpec, BackendSpec};
+use crate::state::{Phase, Record, Store};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -100,24 +104,6 @@ fn left(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now())
 }
 
-/// The name of a device that is about to be made: nobody else makes one of that name while the value lives, and the
-/// kernel gives it up where its owner is killed.
-///
-/// # Errors
-/// Another command has it up to the deadline; or what the run directory says.
-pub(super) fn reserve(name: Option<&str>, until: Instant) -> Result<Option<Lock>, Failure> {
-    let Some(name) = name else { return Ok(None) };
-    // A name that is none must not become a path.
-    names::check(name)?;
-    run_directory()?;
-    let lock = Store::of_user()?.lock_name(name, until)?;
-    let busy = || {
-        Failure::timed_out(format!("{name}: another command brings it up"))
-            .hint("see `ublkctl list`, and try again")
-    };
-    lock.map(Some).ok_or_else(busy)
-}
-
 /// [`make`] by whoever has reserved the name.
 fn make_reserved(
     program: &Path,
@@ -127,7 +113,7 @@ fn make_reserved(
 ) -> Result<(Added, Foreground), Failure> {
     let mut spec = wanted.spec.clone();
     let created = create(wanted)?;
-    engine::resolve(&mut spec)?;
+    backend::resolve(&mut spec)?;
     fits(wanted, &spec)?;
     let made = add_reserved(program, spec, lifetime, wanted.log.clone(), deadline);
     if let Some(created) = created {
@@ -154,7 +140,7 @@ pub fn vet(wanted: &Wanted) -> Result<(), Failure> {
         return Ok(());
     }
     let mut spec = wanted.spec.clone();
-    engine::resolve(&mut spec)?;
+    backend::resolve(&mut spec)?;
     fits(wanted, &spec)
 }
 
@@ -179,7 +165,7 @@ fn create(wanted: &Wanted) -> Result<Option<ublk_backends::Created>, Failure> {
     if wanted.reuse && std::fs::symlink_metadata(&path).is_ok() {
         return Ok(None);
     }
-    engine::create_file(&path, size).map(Some)
+    backend::create_file(&path, size).map(Some)
 }
 
 /// The file of a file device.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::fakes::{Kernel, geometry, server, spec};
-use crate::peer::Peer;
+use crate::link::message::{Assignment, Opening};
+use crate::link::peer::Peer;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use ublk_core::CpuMask;
@@ -27,7 +28,7 @@ fn armed_with(
     let describe = ToServer::Describe {
         version,
         spec: spec(),
-        opening: crate::wire::Opening::default(),
+        opening: Opening::default(),
     };
     peer.link.send(&describe).unwrap();
     assert!(matches!(hear(&peer), FromServer::Described { .. }));
@@ -114,7 +115,7 @@ fn bad_words_do_not_end_a_device() {
     let again = ToServer::Describe {
         version: 99,
         spec: spec(),
-        opening: crate::wire::Opening::default(),
+        opening: Opening::default(),
     };
     peer.link.send(&again).unwrap();
     peer.link.send(&ToServer::Health { ticket: 1 }).unwrap();
@@ -130,7 +131,7 @@ fn another_version_is_refused_by_name() {
     let describe = ToServer::Describe {
         version: 99,
         spec: spec(),
-        opening: crate::wire::Opening::default(),
+        opening: Opening::default(),
     };
     peer.link.send(&describe).unwrap();
     match hear(&peer) {

@@ -1,7 +1,7 @@
 //! What a process that was killed leaves beside its place: records on their way, and sockets that nobody listens at.
 
 use super::{StateError, Store, remove_if_there};
-use crate::listener;
+use crate::link::listener;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -56,7 +56,7 @@ fn is_socket(path: &Path, meta: &Metadata) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::listener::Listener;
+    use crate::link::listener::Listener;
     use std::fs::File;
     use std::os::unix::net::UnixListener;
     use std::time::SystemTime;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::wire::BackendSpec;
+use crate::spec::BackendSpec;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 fn spec() -> AddSpec {
@@ -14,7 +14,7 @@ fn spec() -> AddSpec {
         mode: ublk_core::Mode::default(),
         auto: None,
         recovery: ublk_core::Recovery::None,
-        serving: crate::wire::Serving::default(),
+        serving: crate::spec::Serving::default(),
         name: None,
         scheduler: Default::default(),
         supervise: false,

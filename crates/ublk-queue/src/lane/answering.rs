@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use ublk_core::{Action, Answer, DataMode, Errno, Input, Op, Tag, TagState};
 
-use super::{ANYWHERE, Lane, TagSlot};
+use super::{Lane, TagSlot};
 use crate::handler::Handler;
 use crate::port::{Descriptors, Port};
-use crate::shared::LaneShared;
+use crate::shared::{ANYWHERE, LaneShared};
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Answers a request whose data, in get-data mode, may be elsewhere than in the tag's buffer.

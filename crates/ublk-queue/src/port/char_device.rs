@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use ublk_core::{Errno, QueueId, Tag};
 use ublk_sys::offset::UserCopy;
 
-use super::UserCopyPort;
+use super::traits::UserCopyPort;
 use crate::memref::MemRef;
 use crate::thread::last_errno;
 

@@ -9,7 +9,7 @@ use ublk_core::{Errno, Geometry, IoDesc, QueueId, Tag};
 use ublk_sys::offset::DescMap;
 use ublk_sys::ublksrv_io_desc;
 
-use super::Descriptors;
+use super::traits::Descriptors;
 use crate::buffers::page_size;
 use crate::thread::last_errno;
 

@@ -12,7 +12,7 @@ use uring_lite::{
     BufRing, Cqe16, EnterError, Fd, RegisterError, Ring, SetupError, Sqe64, SqeFlags, Waker, op,
 };
 
-use super::{Completion, Full, IoCommand, PollPort, Port, Wake};
+use super::traits::{Completion, Full, IoCommand, PollPort, Port, Wake};
 use crate::batch::{BatchCommand, result_word};
 use crate::polling::{Polling, Spin};
 use crate::user_data::{NO_OWNER, UserData};

@@ -5,8 +5,8 @@ use crate::size;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use ublk_core::Mode;
-use ublk_daemon::engine::Polling;
-use ublk_daemon::wire;
+use ublk_daemon::server::data_plane::Polling;
+use ublk_daemon::spec;
 
 /// What answers the requests of a new device.
 #[derive(Debug, Subcommand)]
@@ -179,7 +179,7 @@ pub enum Scheduler {
     Kernel,
 }
 
-impl From<Scheduler> for wire::Scheduler {
+impl From<Scheduler> for spec::Scheduler {
     fn from(scheduler: Scheduler) -> Self {
         match scheduler {
             Scheduler::None => Self::None,

@@ -4,7 +4,7 @@
 //! is wrong is told with its line.
 
 use crate::cli::{Backend, Cli, Command};
-use crate::run::wanted;
+use crate::device::wanted;
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser};
 use std::any::TypeId;
@@ -13,9 +13,9 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
+use ublk_daemon::failure::{Failure, FailureKind};
 use ublk_daemon::front::Wanted;
 use ublk_daemon::names;
-use ublk_daemon::wire::{Failure, FailureKind};
 
 /// The longest file in bytes.
 const MAX_FILE: u64 = 1 << 20;

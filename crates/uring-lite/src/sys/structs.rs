@@ -2,6 +2,14 @@
 
 use static_assertions::const_assert_eq;
 
+/// Name, size in bytes, alignment, and the fields: name, offset and size in bytes.
+pub type Struct = (
+    &'static str,
+    usize,
+    usize,
+    &'static [(&'static str, usize, usize)],
+);
+
 /// Size of the field that `_get` borrows.
 const fn size_of_field<T, F>(_get: fn(&T) -> &F) -> usize {
     size_of::<F>()
@@ -14,7 +22,7 @@ macro_rules! layout {
         const_assert_eq!(align_of::<$name>(), $align);
         $(const_assert_eq!(memoffset::offset_of!($name, $field), $offset);
         const_assert_eq!(size_of_field(|s: &$name| &s.$field), $width);)*
-        pub(super) const $rows: super::table::Struct = (
+        pub(super) const $rows: Struct = (
             stringify!($name),
             $size,
             $align,

@@ -2,13 +2,7 @@
 
 use super::{consts, structs};
 
-/// Name, size in bytes, alignment, and the fields: name, offset and size in bytes.
-pub type Struct = (
-    &'static str,
-    usize,
-    usize,
-    &'static [(&'static str, usize, usize)],
-);
+pub use structs::Struct;
 
 /// Name and value of each constant.
 pub const CONSTANTS: &[(&str, u64)] = consts::CONSTANTS;

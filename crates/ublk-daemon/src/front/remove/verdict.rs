@@ -1,8 +1,8 @@
 //! What a stop needs, and what is a reason to refuse it.
 #![forbid(unsafe_code)]
 
-use crate::holders::Holders;
-use crate::wire::{Failure, FailureKind};
+use crate::failure::{Failure, FailureKind};
+use crate::in_use::holders::Holders;
 use ublk_core::{DevState, Geometry, Recovery};
 
 /// What has to be done before a stop.
@@ -69,8 +69,8 @@ pub(super) fn verdict(
 mod tests {
     use super::*;
     use crate::fakes::geometry_in;
-    use crate::mounts::Mount;
-    use crate::openers::Opener;
+    use crate::in_use::mounts::Mount;
+    use crate::in_use::openers::Opener;
     use ublk_core::Features;
 
     fn mounted() -> Holders {

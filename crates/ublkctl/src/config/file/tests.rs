@@ -1,6 +1,6 @@
 use super::*;
 use ublk_core::{DataMode, Recovery};
-use ublk_daemon::wire::BackendSpec;
+use ublk_daemon::spec::BackendSpec;
 
 fn path_of(entry: &Entry) -> &Path {
     match &entry.wanted.spec.backend {

@@ -1,8 +1,8 @@
 //! Processes that have a block device open: by descriptor, by mapping, by an io_uring's table of files.
 #![forbid(unsafe_code)]
 
-use crate::layers::{Layers, names};
-use crate::peer::Role;
+use crate::in_use::layers::{Layers, names};
+use crate::link::peer::Role;
 use crate::sys::file::block_device;
 use crate::sys::title;
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Mounted file systems of a device, in every mount namespace that can be looked into (L36, L41, L48).
 #![forbid(unsafe_code)]
 
-use crate::layers::{Layers, names};
+use crate::in_use::layers::{Layers, names};
 use crate::sys::file::block_device;
 use std::collections::BTreeSet;
 use std::ffi::OsString;

@@ -1,56 +1,22 @@
-//! The data plane behind the server role: a backend of ours served by `ublk-queue`.
+//! The backend of a specification: what it can serve, what is left to it, how it is opened.
 
 use crate::backing;
-use crate::failures::Failures;
-use crate::sandbox;
-use crate::server::{Backing, Engine, Running};
-use crate::shm;
+use crate::failure::{Failure, FailureKind};
+use crate::link::message::Opening;
+use crate::spec::{AddSpec, BackendSpec};
 use crate::state::{Record, Store};
-use crate::wire::{
-    AddSpec, Assignment, BackendSpec, Failure, FailureKind, FileReport, Health, Opening,
-    QueueReport, Serving, ShmReport, Stats,
-};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use ublk_backends::{Created, File, FileOptions, Memory, Null};
-use ublk_core::{Backend, DataMode, Limits, OpenDevice};
-pub use ublk_queue::Polling;
-use ublk_queue::{Plan, Server, State};
+use ublk_core::{Backend, DataMode, Limits};
 
 /// A backend of this program, as its specification said.
 #[derive(Debug)]
-enum Opened {
+pub(crate) enum Opened {
     Null(Arc<Null>),
     Memory(Arc<Memory>),
     File(Arc<File>),
-}
-
-/// How long the thread of a failed queue waits with its ring for the end of the process.
-const LINGER: Duration = Duration::from_secs(5);
-
-/// The real data plane.
-#[derive(Debug, Default)]
-pub struct Real {
-    opened: Option<(Opened, Limits, Serving)>,
-    /// The server before has lock and claim of the file to itself, until it has gone.
-    claim_later: bool,
-    /// The memory that the device's clients share, open.
-    shm: Option<std::fs::File>,
-    /// The process is this engine's alone: what it does not need for serving it gives up.
-    confined: bool,
-}
-
-impl Real {
-    /// For a process that does nothing but serve: see [`sandbox`].
-    #[must_use]
-    pub fn confined() -> Self {
-        Self {
-            confined: true,
-            ..Self::default()
-        }
-    }
 }
 
 /// The limits of a backend, without opening it: for checks before anything is made.
@@ -220,7 +186,7 @@ fn look(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
 }
 
 /// Opens a backend; its file, if it has one, by `open_file`.
-fn open(
+pub(crate) fn open(
     spec: &AddSpec,
     open_file: impl FnOnce(&Path) -> Result<File, Failure>,
 ) -> Result<(Opened, Limits), Failure> {
@@ -246,7 +212,7 @@ fn open(
 }
 
 /// Opens the file of a file device to serve it.
-fn open_to_serve(
+pub(crate) fn open_to_serve(
     spec: &AddSpec,
     path: &Path,
     opening: &Opening,
@@ -266,7 +232,7 @@ fn open_to_serve(
 }
 
 /// Tells what a user should know of the file.
-fn tell(path: &Path, file: &File) {
+pub(crate) fn tell(path: &Path, file: &File) {
     for note in file.notes() {
         tracing::warn!("{}: {note}", path.display());
     }
@@ -277,219 +243,6 @@ fn tell(path: &Path, file: &File) {
         file.is_direct(),
         file.is_in_memory()
     );
-}
-
-impl Engine for Real {
-    fn open(
-        &mut self,
-        spec: &AddSpec,
-        opening: &Opening,
-        passed: Option<OwnedFd>,
-    ) -> Result<Backing, Failure> {
-        self.claim_later = opening.predecessor.is_some() && passed.is_none();
-        let (opened, limits) = open(spec, |path| open_to_serve(spec, path, opening, passed))?;
-        if let (Opened::File(file), BackendSpec::File { path, .. }) = (&opened, &spec.backend) {
-            tell(path, file);
-            if file.by_ring(spec.mode.data) && file.is_in_memory() {
-                tracing::warn!(
-                    "{}: this file is memory, which has no asynchronous I/O, so in the mode {} a thread of the kernel makes each \
-                     request; --data copy costs less",
-                    path.display(),
-                    spec.mode.data
-                );
-            }
-        }
-        polling(&spec.serving)?;
-        let store = match &opened {
-            Opened::File(file) => {
-                let copy = file.as_fd().try_clone_to_owned();
-                copy.ok().map(|copy| (file.identity(), copy))
-            }
-            Opened::Null(_) | Opened::Memory(_) => None,
-        };
-        self.shm = spec.serving.shm.as_deref().map(shm::open).transpose()?;
-        self.opened = Some((opened, limits, spec.serving.clone()));
-        Ok(Backing { limits, store })
-    }
-
-    fn arm(&mut self, assignment: &Assignment) -> Result<Box<dyn Running>, Failure> {
-        let (opened, limits, serving) = self
-            .opened
-            .take()
-            .ok_or_else(|| Failure::failed("assigned a device before the backend was open"))?;
-        let geometry = &assignment.geometry;
-        let within = Duration::from_millis(assignment.deadline_ms);
-        let begun = Instant::now();
-        let device = crate::sys::device::open(geometry, within)?;
-        let mut plan = Plan::new(limits.size).affinity(assignment.affinity.clone());
-        plan.arm_deadline = within.saturating_sub(begun.elapsed());
-        plan.threads_per_queue = serving.threads;
-        plan.polling = polling(&serving)?;
-        plan.huge_pages = serving.huge_pages;
-        plan.linger = LINGER;
-        let mut shared = 0;
-        if let (Some(path), Some(file), Some(registered)) =
-            (&serving.shm, &self.shm, &assignment.shm)
-        {
-            let memory = shm::map(path, file, registered)?;
-            shared = memory.len();
-            plan.shared = Some(memory);
-        }
-        // Without it failures are counted only.
-        let failures = Failures::new().ok();
-        let (failures, on_failure) = failures.unzip();
-        plan.on_failure = on_failure;
-        let file = match &opened {
-            Opened::File(file) => Some(Arc::clone(file)),
-            Opened::Null(_) | Opened::Memory(_) => None,
-        };
-        if let Some(file) = file.as_ref().filter(|_| self.claim_later)
-            && !file.claim()
-        {
-            tracing::debug!("the server before still has lock and claim of the file");
-        }
-        if self.confined {
-            sandbox::drop_capabilities();
-            plan.gives_up_admin = true;
-        }
-        let server = match opened {
-            Opened::Null(null) => Server::arm(device, plan, null),
-            Opened::Memory(memory) => Server::arm_mapped(device, plan, memory),
-            Opened::File(file) => arm_file(device, plan, file),
-        };
-        let server = server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))?;
-        if self.confined {
-            sandbox::filter_calls();
-        }
-        Ok(Box::new(Served {
-            server,
-            file,
-            failures,
-            shared,
-        }))
-    }
-}
-
-fn arm_file(device: OpenDevice, plan: Plan, file: Arc<File>) -> Result<Server, ublk_queue::Error> {
-    #[cfg(feature = "kill-points")]
-    if let Some(trap) = crate::trap::Trap::from_env(&file) {
-        return Server::arm(device, plan, trap);
-    }
-    File::arm(device, plan, file)
-}
-
-fn polling(serving: &Serving) -> Result<Polling, Failure> {
-    let polling = serving.poll.parse::<Polling>();
-    polling.map_err(|e| Failure::new(FailureKind::Usage, e.to_string()))
-}
-
-/// A device being served, and what its health tells beside the queues.
-struct Served {
-    server: Server,
-    file: Option<Arc<File>>,
-    failures: Option<Failures>,
-    /// Bytes shared with clients.
-    shared: u64,
-}
-
-impl Served {
-    fn report(&self, health: &ublk_queue::Health) -> Health {
-        let counters = &health.counters;
-        let file = self.file.as_ref().map(|file| {
-            let (sync_requests, by_calls) = file.syncs();
-            FileReport {
-                direct: file.is_direct(),
-                asynchronous: !file.is_in_memory(),
-                sync_requests,
-                syncs: by_calls + counters.syncs,
-            }
-        });
-        let shm = (self.shared != 0).then_some(ShmReport {
-            bytes: self.shared,
-            hits: counters.shared_hits,
-            fallbacks: counters.shared_misses,
-        });
-        Health {
-            file,
-            shm,
-            ..convert(health)
-        }
-    }
-}
-
-impl Running for Served {
-    fn ended_fd(&self) -> BorrowedFd<'_> {
-        self.server.ended_fd()
-    }
-
-    fn health(&self) -> Health {
-        self.report(&self.server.health())
-    }
-
-    fn failures_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.failures.as_ref().map(Failures::fd)
-    }
-
-    fn say_failures(&self) {
-        if let Some(failures) = &self.failures {
-            failures.say(|text| tracing::error!("{text}"));
-        }
-    }
-
-    fn failure(&self) -> Option<Failure> {
-        failure(&self.server.health())
-    }
-
-    fn finish(&mut self, within: Duration) -> Result<Health, Failure> {
-        let report = self.server.finish(within);
-        let health = report.map_err(|e| Failure::failed(e.to_string()))?.health;
-        failure(&health).map_or_else(|| Ok(self.report(&health)), Err)
-    }
-}
-
-fn failure(health: &ublk_queue::Health) -> Option<Failure> {
-    let cause = health.first_error.as_deref();
-    (health.state == State::Failed).then(|| Failure::failed(cause.unwrap_or("a queue failed")))
-}
-
-fn convert(health: &ublk_queue::Health) -> Health {
-    let c = &health.counters;
-    Health {
-        state: health.state.name().to_owned(),
-        first_error: health.first_error.clone(),
-        file: None,
-        shm: None,
-        stats: Stats {
-            reads: c.reads,
-            writes: c.writes,
-            flushes: c.flushes,
-            discards: c.discards,
-            write_zeroes: c.write_zeroes,
-            read_bytes: c.read_bytes,
-            write_bytes: c.write_bytes,
-            errors: c.errors,
-            panics: c.panics,
-            dropped: c.dropped,
-            refused: c.refused,
-            enters: c.enters,
-        },
-        queues: health
-            .queues
-            .iter()
-            .map(|q| QueueReport {
-                qid: q.qid.get(),
-                thread: q.thread,
-                state: q.state.name().to_owned(),
-                in_hand: q.in_hand,
-                batches: q.counters.enters,
-                pinned: q.pinned.as_ref().map(|mask| mask.iter().collect()),
-                io_flusher: q.io_flusher,
-                setup: q.ring.clone(),
-                buffer_bytes: q.buffer_bytes,
-                pages: q.pages.name().to_owned(),
-            })
-            .collect(),
-    }
 }
 
 #[cfg(test)]
@@ -509,7 +262,7 @@ mod tests {
             mode: Mode::default(),
             auto: None,
             recovery: ublk_core::Recovery::None,
-            serving: crate::wire::Serving::default(),
+            serving: crate::spec::Serving::default(),
             name: None,
             scheduler: Default::default(),
             supervise: false,

@@ -8,9 +8,9 @@
 //! Who has it open for reading only (udev, blkid) loses nothing by a stop and is no reason to refuse one; who can write is.
 #![forbid(unsafe_code)]
 
-use crate::layers::{Layer, Layers, names};
-use crate::mounts::{self, Mount};
-use crate::openers::{self, Opener};
+use crate::in_use::layers::{Layer, Layers, names};
+use crate::in_use::mounts::{self, Mount};
+use crate::in_use::openers::{self, Opener};
 use crate::sys::file::{block_device, dirty_pages};
 use std::fmt::Write;
 use std::fs::{self, File, OpenOptions};

@@ -1,8 +1,8 @@
 //! Writing back all that is dirty of a device, by whoever can wait for it: the helper.
 #![forbid(unsafe_code)]
 
-use crate::layers::Layers;
-use crate::mounts;
+use crate::in_use::layers::Layers;
+use crate::in_use::mounts;
 use crate::state::Store;
 use crate::sys::file::sync_file_system;
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,257 @@
+//! The data plane behind the server role: a backend of ours served by `ublk-queue`.
+
+use super::engine::{Backing, Engine, Running};
+use super::failures::Failures;
+use super::sandbox;
+use crate::backend::{Opened, open, open_to_serve, tell};
+use crate::failure::{Failure, FailureKind};
+use crate::link::message::{Assignment, Opening};
+use crate::report::{FileReport, Health, QueueReport, ShmReport, Stats};
+use crate::shm;
+use crate::spec::{AddSpec, BackendSpec, Serving};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use ublk_backends::File;
+use ublk_core::{Limits, OpenDevice};
+pub use ublk_queue::Polling;
+use ublk_queue::{Plan, Server, State};
+
+/// How long the thread of a failed queue waits with its ring for the end of the process.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The real data plane.
+#[derive(Debug, Default)]
+pub struct Real {
+    opened: Option<(Opened, Limits, Serving)>,
+    /// The server before has lock and claim of the file to itself, until it has gone.
+    claim_later: bool,
+    /// The memory that the device's clients share, open.
+    shm: Option<std::fs::File>,
+    /// The process is this engine's alone: what it does not need for serving it gives up.
+    confined: bool,
+}
+
+impl Real {
+    /// For a process that does nothing but serve: see [`sandbox`].
+    #[must_use]
+    pub fn confined() -> Self {
+        Self {
+            confined: true,
+            ..Self::default()
+        }
+    }
+}
+
+impl Engine for Real {
+    fn open(
+        &mut self,
+        spec: &AddSpec,
+        opening: &Opening,
+        passed: Option<OwnedFd>,
+    ) -> Result<Backing, Failure> {
+        self.claim_later = opening.predecessor.is_some() && passed.is_none();
+        let (opened, limits) = open(spec, |path| open_to_serve(spec, path, opening, passed))?;
+        if let (Opened::File(file), BackendSpec::File { path, .. }) = (&opened, &spec.backend) {
+            tell(path, file);
+            if file.by_ring(spec.mode.data) && file.is_in_memory() {
+                tracing::warn!(
+                    "{}: this file is memory, which has no asynchronous I/O, so in the mode {} a thread of the kernel makes each \
+                     request; --data copy costs less",
+                    path.display(),
+                    spec.mode.data
+                );
+            }
+        }
+        polling(&spec.serving)?;
+        let store = match &opened {
+            Opened::File(file) => {
+                let copy = file.as_fd().try_clone_to_owned();
+                copy.ok().map(|copy| (file.identity(), copy))
+            }
+            Opened::Null(_) | Opened::Memory(_) => None,
+        };
+        self.shm = spec.serving.shm.as_deref().map(shm::open).transpose()?;
+        self.opened = Some((opened, limits, spec.serving.clone()));
+        Ok(Backing { limits, store })
+    }
+
+    fn arm(&mut self, assignment: &Assignment) -> Result<Box<dyn Running>, Failure> {
+        let (opened, limits, serving) = self
+            .opened
+            .take()
+            .ok_or_else(|| Failure::failed("assigned a device before the backend was open"))?;
+        let geometry = &assignment.geometry;
+        let within = Duration::from_millis(assignment.deadline_ms);
+        let begun = Instant::now();
+        let device = crate::sys::device::open(geometry, within)?;
+        let mut plan = Plan::new(limits.size).affinity(assignment.affinity.clone());
+        plan.arm_deadline = within.saturating_sub(begun.elapsed());
+        plan.threads_per_queue = serving.threads;
+        plan.polling = polling(&serving)?;
+        plan.huge_pages = serving.huge_pages;
+        plan.linger = LINGER;
+        let mut shared = 0;
+        if let (Some(path), Some(file), Some(registered)) =
+            (&serving.shm, &self.shm, &assignment.shm)
+        {
+            let memory = shm::map(path, file, registered)?;
+            shared = memory.len();
+            plan.shared = Some(memory);
+        }
+        // Without it failures are counted only.
+        let failures = Failures::new().ok();
+        let (failures, on_failure) = failures.unzip();
+        plan.on_failure = on_failure;
+        let file = match &opened {
+            Opened::File(file) => Some(Arc::clone(file)),
+            Opened::Null(_) | Opened::Memory(_) => None,
+        };
+        if let Some(file) = file.as_ref().filter(|_| self.claim_later)
+            && !file.claim()
+        {
+            tracing::debug!("the server before still has lock and claim of the file");
+        }
+        if self.confined {
+            sandbox::drop_capabilities();
+            plan.gives_up_admin = true;
+        }
+        let server = match opened {
+            Opened::Null(null) => Server::arm(device, plan, null),
+            Opened::Memory(memory) => Server::arm_mapped(device, plan, memory),
+            Opened::File(file) => arm_file(device, plan, file),
+        };
+        let server = server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))?;
+        if self.confined {
+            sandbox::filter_calls();
+        }
+        Ok(Box::new(Served {
+            server,
+            file,
+            failures,
+            shared,
+        }))
+    }
+}
+
+fn arm_file(device: OpenDevice, plan: Plan, file: Arc<File>) -> Result<Server, ublk_queue::Error> {
+    #[cfg(feature = "kill-points")]
+    if let Some(trap) = super::trap::Trap::from_env(&file) {
+        return Server::arm(device, plan, trap);
+    }
+    File::arm(device, plan, file)
+}
+
+fn polling(serving: &Serving) -> Result<Polling, Failure> {
+    let polling = serving.poll.parse::<Polling>();
+    polling.map_err(|e| Failure::new(FailureKind::Usage, e.to_string()))
+}
+
+/// A device being served, and what its health tells beside the queues.
+struct Served {
+    server: Server,
+    file: Option<Arc<File>>,
+    failures: Option<Failures>,
+    /// Bytes shared with clients.
+    shared: u64,
+}
+
+impl Served {
+    fn report(&self, health: &ublk_queue::Health) -> Health {
+        let counters = &health.counters;
+        let file = self.file.as_ref().map(|file| {
+            let (sync_requests, by_calls) = file.syncs();
+            FileReport {
+                direct: file.is_direct(),
+                asynchronous: !file.is_in_memory(),
+                sync_requests,
+                syncs: by_calls + counters.syncs,
+            }
+        });
+        let shm = (self.shared != 0).then_some(ShmReport {
+            bytes: self.shared,
+            hits: counters.shared_hits,
+            fallbacks: counters.shared_misses,
+        });
+        Health {
+            file,
+            shm,
+            ..convert(health)
+        }
+    }
+}
+
+impl Running for Served {
+    fn ended_fd(&self) -> BorrowedFd<'_> {
+        self.server.ended_fd()
+    }
+
+    fn health(&self) -> Health {
+        self.report(&self.server.health())
+    }
+
+    fn failures_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.failures.as_ref().map(Failures::fd)
+    }
+
+    fn say_failures(&self) {
+        if let Some(failures) = &self.failures {
+            failures.say(|text| tracing::error!("{text}"));
+        }
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        failure(&self.server.health())
+    }
+
+    fn finish(&mut self, within: Duration) -> Result<Health, Failure> {
+        let report = self.server.finish(within);
+        let health = report.map_err(|e| Failure::failed(e.to_string()))?.health;
+        failure(&health).map_or_else(|| Ok(self.report(&health)), Err)
+    }
+}
+
+fn failure(health: &ublk_queue::Health) -> Option<Failure> {
+    let cause = health.first_error.as_deref();
+    (health.state == State::Failed).then(|| Failure::failed(cause.unwrap_or("a queue failed")))
+}
+
+fn convert(health: &ublk_queue::Health) -> Health {
+    let c = &health.counters;
+    Health {
+        state: health.state.name().to_owned(),
+        first_error: health.first_error.clone(),
+        file: None,
+        shm: None,
+        stats: Stats {
+            reads: c.reads,
+            writes: c.writes,
+            flushes: c.flushes,
+            discards: c.discards,
+            write_zeroes: c.write_zeroes,
+            read_bytes: c.read_bytes,
+            write_bytes: c.write_bytes,
+            errors: c.errors,
+            panics: c.panics,
+            dropped: c.dropped,
+            refused: c.refused,
+            enters: c.enters,
+        },
+        queues: health
+            .queues
+            .iter()
+            .map(|q| QueueReport {
+                qid: q.qid.get(),
+                thread: q.thread,
+                state: q.state.name().to_owned(),
+                in_hand: q.in_hand,
+                batches: q.counters.enters,
+                pinned: q.pinned.as_ref().map(|mask| mask.iter().collect()),
+                io_flusher: q.io_flusher,
+                setup: q.ring.clone(),
+                buffer_bytes: q.buffer_bytes,
+                pages: q.pages.name().to_owned(),
+            })
+            .collect(),
+    }
+}

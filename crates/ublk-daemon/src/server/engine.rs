@@ -1,0 +1,66 @@
+//! The data plane as the server role sees it: the real one, or a test's.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+use ublk_backends::Identity;
+use ublk_core::Limits;
+
+use crate::failure::Failure;
+use crate::link::message::{Assignment, Opening};
+use crate::report::Health;
+use crate::spec::AddSpec;
+
+/// Where the server role gets its data plane from: the real one, or a test's.
+pub trait Engine {
+    /// Opens the backend, by a descriptor of the server before if there is one, and says what device it can serve.
+    ///
+    /// # Errors
+    /// What the backend says.
+    fn open(
+        &mut self,
+        spec: &AddSpec,
+        opening: &Opening,
+        passed: Option<OwnedFd>,
+    ) -> Result<Backing, Failure>;
+
+    /// Opens the character device and returns once every fetch of every queue is with the driver.
+    ///
+    /// # Errors
+    /// The first failure of any queue.
+    fn arm(&mut self, assignment: &Assignment) -> Result<Box<dyn Running>, Failure>;
+}
+
+/// What a data plane has opened.
+#[derive(Debug)]
+pub struct Backing {
+    /// The device it can serve.
+    pub limits: Limits,
+    /// Which file or disk it is, and a descriptor of that for the agent, which keeps lock and claim when the server dies.
+    pub store: Option<(Identity, OwnedFd)>,
+}
+
+/// A device being served.
+pub trait Running {
+    /// Readable once all threads have ended.
+    fn ended_fd(&self) -> BorrowedFd<'_>;
+
+    /// What is known of it now.
+    fn health(&self) -> Health;
+
+    /// Readable when requests have failed that are to be said.
+    fn failures_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Says of them what there is to say.
+    fn say_failures(&self) {}
+
+    /// Why a queue failed, if one did.
+    fn failure(&self) -> Option<Failure>;
+
+    /// Joins the threads and closes rings, mappings and character device.
+    ///
+    /// # Errors
+    /// The cause, if it is not the normal end.
+    fn finish(&mut self, within: Duration) -> Result<Health, Failure>;
+}

@@ -1,0 +1,201 @@
+//! What a device is asked to be: from the command line and configuration files to the server, and in the records on disk.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use ublk_core::{DataMode, Mode, Recovery, SharedBuffer};
+
+/// What answers the requests of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum BackendSpec {
+    /// Reads give zeroes or old bytes, writes are forgotten: for measuring.
+    Null {
+        /// Size in bytes.
+        size: u64,
+    },
+    /// Memory of the server, filled as it is written.
+    Mem {
+        /// Size in bytes.
+        size: u64,
+    },
+    /// A regular file or a block device, or a part of it.
+    File {
+        /// Where it is; absolute.
+        path: PathBuf,
+        /// Where in it the device begins, in bytes.
+        offset: u64,
+        /// Bytes of the device, `None` for the rest of the file. The front writes down what it found, so that the
+        /// device has the same size whenever it is served again.
+        length: Option<u64>,
+        /// Through the page cache even where O_DIRECT could be had.
+        buffered: bool,
+        /// DISCARD is offered where the file can give storage back.
+        discard: bool,
+        /// It is served although somebody else uses it.
+        #[serde(default)]
+        force: bool,
+    },
+}
+
+impl BackendSpec {
+    /// Sets the size of the device, in bytes.
+    pub fn set_size(&mut self, bytes: u64) {
+        match self {
+            Self::Null { size } | Self::Mem { size } => *size = bytes,
+            Self::File { length, .. } => *length = Some(bytes),
+        }
+    }
+
+    /// The word of the command line.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Null { .. } => "null",
+            Self::Mem { .. } => "mem",
+            Self::File { .. } => "file",
+        }
+    }
+
+    /// Size of the device in bytes; 0 for a file whose size nobody has looked at yet.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        match self {
+            Self::Null { size } | Self::Mem { size } => *size,
+            Self::File {
+                length: Some(size), ..
+            } => *size,
+            Self::File { length: None, .. } => 0,
+        }
+    }
+}
+
+/// The device that `add` shall make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddSpec {
+    /// What answers its requests.
+    pub backend: BackendSpec,
+    /// The device's number, `None` for the lowest free one.
+    pub id: Option<u32>,
+    /// Hw queues asked for; the kernel lowers it to the number of CPUs.
+    pub queues: u16,
+    /// Tags of each queue.
+    pub depth: u16,
+    /// Logical block size in bytes; 0 for a file's own, which the front replaces by what it found.
+    pub block_size: u32,
+    /// Largest request in bytes.
+    pub max_io_bytes: u32,
+    /// The device refuses writes.
+    pub read_only: bool,
+    /// How data and commands travel: the features of ADD_DEV. Records without it are of copy mode.
+    #[serde(default)]
+    pub mode: Mode,
+    /// The way of data was left open: the one that measurements favour for this backend, taken into `mode` when the
+    /// device is made if the kernel has it.
+    #[serde(default)]
+    pub auto: Option<DataMode>,
+    /// What becomes of it when its server dies.
+    #[serde(default)]
+    pub recovery: Recovery,
+    /// The I/O scheduler of its block device.
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    /// Its name: that of a link to its node.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Its agent gives it a new server when its own dies.
+    #[serde(default)]
+    pub supervise: bool,
+    /// It is made by a user without CAP_SYS_ADMIN, and is theirs (UBLK_F_UNPRIVILEGED_DEV, Linux 6.3).
+    #[serde(default)]
+    pub unprivileged: bool,
+    /// It is made even on a kernel that is known for a crash in ADD_DEV.
+    #[serde(default)]
+    pub trust_kernel: bool,
+    /// How each queue is served: the server's own affair.
+    #[serde(default)]
+    pub serving: Serving,
+}
+
+/// The I/O scheduler of a device that is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scheduler {
+    /// None: requests come as they were made.
+    #[default]
+    None,
+    /// What the kernel chose.
+    Kernel,
+}
+
+/// How the queues of a device are served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// Threads of each queue.
+    pub threads: u16,
+    /// What a thread does before it sleeps, as `ublk_queue::Polling` writes it.
+    pub poll: String,
+    /// The buffers in huge pages where they are to be had.
+    #[serde(default)]
+    pub huge_pages: bool,
+    /// The file of memory that the device's clients share with it; absolute.
+    #[serde(default)]
+    pub shm: Option<PathBuf>,
+    /// The server's memory is locked.
+    #[serde(default)]
+    pub lock_memory: bool,
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        Self {
+            threads: 1,
+            poll: ublk_queue::Polling::Off.to_string(),
+            huge_pages: false,
+            shm: None,
+            lock_memory: false,
+        }
+    }
+}
+
+/// What was registered with a device, and of which file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// The file's device (`st_dev`).
+    pub device: u64,
+    /// Its number there (`st_ino`).
+    pub inode: u64,
+    /// What the driver knows of it.
+    pub buffers: Vec<SharedBuffer>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backend_words_are_those_of_the_command_line() {
+        let spec = BackendSpec::Mem { size: 4096 };
+        assert_eq!(
+            serde_json::to_string(&spec).unwrap(),
+            r#"{"kind":"mem","size":4096}"#
+        );
+        assert_eq!((spec.name(), spec.size()), ("mem", 4096));
+        let mut file = BackendSpec::File {
+            path: "/srv/disk.img".into(),
+            offset: 0,
+            length: None,
+            buffered: false,
+            discard: true,
+            force: false,
+        };
+        assert_eq!((file.name(), file.size()), ("file", 0));
+        if let BackendSpec::File { length, .. } = &mut file {
+            *length = Some(8192);
+        }
+        assert_eq!(file.size(), 8192);
+        let text = serde_json::to_string(&file).unwrap();
+        assert_eq!(serde_json::from_str::<BackendSpec>(&text).unwrap(), file);
+    }
+}

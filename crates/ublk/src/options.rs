@@ -1,0 +1,35 @@
+//! What the stages of a device keep from its builder.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ublk_core::{OpenDevice, SharedBuffer};
+use ublk_queue::{OnFailure, Plan, Polling, Server, Threads};
+
+/// How the data plane takes the backend.
+pub(crate) type ArmFn<B> = fn(OpenDevice, Plan, Arc<B>) -> Result<Server, ublk_queue::Error>;
+
+/// What the stages keep from the builder.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) deadline: Duration,
+    pub(crate) pin: bool,
+    pub(crate) threads: Option<u16>,
+    pub(crate) hosts: Option<Arc<Threads>>,
+    pub(crate) threads_per_queue: u16,
+    pub(crate) polling: Polling,
+    pub(crate) pool_threads: usize,
+    pub(crate) shared: Option<ClientMemory>,
+    pub(crate) huge_pages: bool,
+    pub(crate) on_failure: Option<OnFailure>,
+    pub(crate) unscheduled: bool,
+    pub(crate) partitions: bool,
+}
+
+/// Memory shared with the device's clients, and what the driver knows of it.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientMemory {
+    pub(crate) file: Arc<OwnedFd>,
+    pub(crate) buffers: Vec<SharedBuffer>,
+}

@@ -1,0 +1,138 @@
+//! A device made from the words of `add`.
+
+use crate::cli::{Add, Backend};
+use crate::output::{exit_code, put, tell};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use ublk_daemon::failure::Failure;
+use ublk_daemon::front::{self, Foreground, Wanted};
+use ublk_daemon::link::message::Lifetime;
+use ublk_daemon::link::peer::this_program;
+use ublk_daemon::privilege;
+use ublk_daemon::spec::{AddSpec, BackendSpec, Serving};
+
+/// A path as every process of the device sees it.
+fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
+    };
+    path.map(absolute).transpose()
+}
+
+/// The common words of `add` and the backend. The block size that a null or memory device has when none is asked
+/// for; a file has its own.
+fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
+    const BLOCK: u32 = 512;
+    Ok(match backend {
+        Backend::Null { add, size } => (add, BackendSpec::Null { size: *size }, BLOCK),
+        Backend::Mem { add, size } => (add, BackendSpec::Mem { size: *size }, BLOCK),
+        Backend::File {
+            add,
+            path,
+            offset,
+            length,
+            buffered,
+            no_discard,
+            force,
+            create: _,
+            size: _,
+        } => {
+            let absolute = std::path::absolute(path)
+                .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+            let backend = BackendSpec::File {
+                path: absolute,
+                offset: *offset,
+                length: *length,
+                buffered: *buffered,
+                discard: !no_discard,
+                force: *force,
+            };
+            (add, backend, 0)
+        }
+    })
+}
+
+/// The device that the words of `add` describe.
+///
+/// # Errors
+/// A path that cannot be made absolute.
+pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
+    let (add, spec, block_size) = parts(backend)?;
+    let create = match backend {
+        Backend::File {
+            create: true, size, ..
+        } => *size,
+        _ => None,
+    };
+    let spec = AddSpec {
+        backend: spec,
+        id: add.id,
+        queues: add.queues,
+        depth: add.depth,
+        block_size: add.block_size.unwrap_or(block_size),
+        max_io_bytes: add.max_io,
+        read_only: add.read_only,
+        mode: add.mode(),
+        auto: add.auto(),
+        recovery: add.recovery.into(),
+        scheduler: add.scheduler.into(),
+        serving: Serving {
+            threads: add.threads,
+            poll: add.poll.to_string(),
+            huge_pages: add.huge_pages,
+            shm: absolute(add.shm.as_deref())?,
+            lock_memory: add.lock_memory,
+        },
+        name: add.name.clone(),
+        supervise: add.supervise,
+        unprivileged: !privilege::is_privileged(),
+        trust_kernel: add.trust_kernel,
+    };
+    Ok(Wanted {
+        spec,
+        create,
+        reuse: false,
+        log: add.log.clone(),
+    })
+}
+
+/// Makes a device, and stays in front of it where that is asked for.
+///
+/// # Errors
+/// What came in the way. A device that could not be told of is taken back.
+pub fn add(backend: &Backend, json: bool) -> Result<ExitCode, Failure> {
+    let (add, _, _) = parts(backend)?;
+    let lifetime = if add.foreground {
+        Lifetime::Front
+    } else {
+        Lifetime::Own
+    };
+    let wanted = wanted(backend)?;
+    let (added, device) = front::make(&this_program(), &wanted, lifetime, add.wait.time())?;
+    let told = put(json, &added, || format!("{}\n", added.path.display()));
+    if let Err(failure) = told {
+        let path = added.path.display();
+        let gone = device.take_back(add.wait.time());
+        return Err(match gone {
+            Ok(()) => failure.hint(format!("{path} was taken back")),
+            Err(e) => failure.hint(format!("{path} is still there: {e}")),
+        });
+    }
+    if add.foreground {
+        return Ok(stay(device));
+    }
+    device.keep()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stays in front of a device that was printed until it is gone. How it ends is told in words and by the exit code:
+/// the one value on standard output is out.
+pub fn stay(device: Foreground) -> ExitCode {
+    match device.wait() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tell(&failure);
+            exit_code(failure.kind)
+        }
+    }
+}
