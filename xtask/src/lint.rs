@@ -1,8 +1,8 @@
-//! `lint`: format, clippy, dependency rules.
+//! `lint`: format, clippy, dependency rules, spelling.
 
 use anyhow::{Result, bail};
 
-use crate::{cmd, host};
+use crate::{cmd, host, paths};
 
 /// The format of every file, the fuzz targets' included.
 ///
@@ -37,6 +37,31 @@ pub fn dependencies() -> Result<()> {
     cmd::run(cmd::cargo().args(["deny", "check", "bans", "licenses", "sources"]))
 }
 
+/// The spelling of every file (`typos`). Where it is not installed a line says so.
+///
+/// # Errors
+/// A word that is misspelled.
+pub fn spelling() -> Result<()> {
+    let ours = paths::target().join("typos/bin/typos");
+    let program = if ours.is_file() {
+        Some(ours)
+    } else {
+        host::find("typos")
+    };
+    let Some(program) = program else {
+        println!(
+            "SKIP spelling: no typos: `cargo install --locked typos-cli`, or from PyPI, installs it"
+        );
+        return Ok(());
+    };
+    let mut command = std::process::Command::new(program);
+    cmd::run(
+        command
+            .args(["--format", "brief"])
+            .current_dir(paths::root()),
+    )
+}
+
 /// All of them.
 ///
 /// # Errors
@@ -44,5 +69,6 @@ pub fn dependencies() -> Result<()> {
 pub fn run() -> Result<()> {
     format()?;
     clippy()?;
-    dependencies()
+    dependencies()?;
+    spelling()
 }

@@ -417,7 +417,7 @@ impl World for Threads {
         Ok(server(&self.0, Some(Signals::fake(signals))))
     }
 
-    fn start_prover(&mut self) -> Result<(), Error> {
+    fn start_helper(&mut self) -> Result<(), Error> {
         Ok(())
     }
 

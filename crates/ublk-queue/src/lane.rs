@@ -3,8 +3,10 @@
 mod answering;
 mod batching;
 mod calls;
+mod dispatch;
 mod ending;
 mod forward;
+mod get_data;
 mod handle;
 mod registering;
 mod spec;
@@ -14,14 +16,11 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ublk_core::iod::IoBounds;
-use ublk_core::{Action, Answer, DataMode, Errno, Input, QueueId, Tag, TagState};
-use ublk_sys::{
-    UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA, ublk_auto_buf_reg,
-};
+use ublk_core::{Action, DataMode, Errno, Input, QueueId, Tag, TagState};
+use ublk_sys::{UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, ublk_auto_buf_reg};
 
 pub(crate) use self::ending::{ABORT_WAIT, Panicked};
-use self::ending::{DataLocation, OnUnwind, PATIENCE};
+use self::ending::{DataLocation, OnUnwind};
 use self::forward::Forwards;
 pub use self::handle::LaneHandle;
 use self::registering::Registrations;
@@ -30,10 +29,8 @@ use crate::backing::Keeper;
 use crate::batch::{self, Batch};
 use crate::buffers::BufferPool;
 use crate::handler::{Handler, LaneContext};
-use crate::memref::MemRef;
 use crate::operations::{Operation, Operations, RingId};
 use crate::port::{Completion, Descriptors, IoCommand, Port};
-use crate::request::{Known, Outcome, Request};
 use crate::shared::{LaneLocal, LaneShared};
 use crate::user_data::{Kind, NO_OWNER, UserData};
 
@@ -86,6 +83,46 @@ pub(crate) struct TagSlot<C> {
     header: u64,
     /// The commit-and-fetch of this tag.
     commit: C,
+}
+
+impl<C> TagSlot<C> {
+    /// The slot of a tag whose command nobody has pushed.
+    fn new<P, D, H>(
+        index: u16,
+        spec: &LaneSpec<D, H>,
+        shared: &LaneShared,
+        tag: Tag,
+        port: &P,
+    ) -> Self
+    where
+        P: Port<Command = C>,
+    {
+        let (addr, buf_reg) = match spec.data {
+            DataMode::Copy => (shared.arena.addr(tag), 0),
+            // The tag's own slot of the ring's buffer table; a busy one comes back with NEED_REG_BUF.
+            DataMode::ZeroCopy => {
+                let slot = ublk_auto_buf_reg::new(spec.buf_base + tag.get(), true);
+                (0, slot.to_sqe_addr())
+            }
+            _ => (0, 0),
+        };
+        let command = IoCommand {
+            cmd_op: UBLK_U_IO_COMMIT_AND_FETCH_REQ,
+            qid: spec.qid,
+            tag,
+            result: 0,
+            addr,
+            buf_reg,
+        };
+        let word = UserData::new(index, spec.generation, tag).pack();
+        Self {
+            state: TagState::Idle,
+            tag,
+            addr,
+            header: batch::header(tag, spec.buf_base),
+            commit: port.prepare(index, &command, word),
+        }
+    }
 }
 
 /// One queue as its worker holds it.
@@ -164,37 +201,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     ) -> Self {
         let depth = usize::from(spec.depth);
         let shared_qid = shared.qid.get();
-        let place = |tag| {
-            let addr = match spec.data {
-                DataMode::Copy => shared.arena.addr(tag),
-                _ => 0,
-            };
-            let buf_reg = match spec.data {
-                // The tag's own slot of the ring's buffer table; a busy one comes back with NEED_REG_BUF.
-                DataMode::ZeroCopy => {
-                    ublk_auto_buf_reg::new(spec.buf_base + tag.get(), true).to_sqe_addr()
-                }
-                _ => 0,
-            };
-            let command = IoCommand {
-                cmd_op: UBLK_U_IO_COMMIT_AND_FETCH_REQ,
-                qid: spec.qid,
-                tag,
-                result: 0,
-                addr,
-                buf_reg,
-            };
-            let word = UserData::new(index, spec.generation, tag).pack();
-            TagSlot {
-                state: TagState::Idle,
-                tag,
-                addr,
-                header: batch::header(tag, spec.buf_base),
-                commit: port.prepare(index, &command, word),
-            }
-        };
+        let slot = |tag| TagSlot::new(index, &spec, &shared, tag, port);
         let tags = (0..spec.depth).filter_map(|tag| Tag::new(tag).ok());
-        let tags = tags.map(place).collect();
+        let tags = tags.map(slot).collect();
         spec.handler.attach(context);
         let owner = UserData::owner_of(UserData::new(index, spec.generation, Tag::ZERO).pack());
         Self {
@@ -277,142 +286,6 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.flush(port);
     }
 
-    /// Takes the completion of a tag's command and carries out what follows: the way of every request of a
-    /// [quick](Self::quick) lane.
-    #[inline(always)]
-    pub(crate) fn completed(&mut self, port: &mut P, tag: u16, res: i32) -> Result<(), LaneError> {
-        self.dispatch::<true, false>(port, tag, res)
-    }
-
-    /// `PLAIN`: see [`Lane::quick`]; `BATCHED`, which only matters then: the answer goes into a batch. What is
-    /// known here need not be asked for each request.
-    #[inline(always)]
-    fn dispatch<const PLAIN: bool, const BATCHED: bool>(
-        &mut self,
-        port: &mut P,
-        tag: u16,
-        res: i32,
-    ) -> Result<(), LaneError> {
-        let Some(place) = self.tags.get_mut(usize::from(tag)) else {
-            self.stale();
-            return Ok(());
-        };
-        let tag = place.tag;
-        if !matches!(place.state.step(Input::Cqe(res)).1, Some(Action::Serve)) {
-            return self.not_served(port, tag, res);
-        }
-        // Where every tag is that is to be served.
-        let in_hand = TagState::InHand;
-        if !PLAIN && self.leaving {
-            // Not `self.came_back()`, which would end the borrow of the place.
-            self.patience = PATIENCE;
-            let expected = std::mem::take(&mut self.expected[tag.index()]);
-            self.outstanding -= u32::from(expected);
-        }
-        if !PLAIN && let Some(buffers) = &mut self.buffers {
-            buffers.lend(tag);
-        }
-        let desc = self.descriptors.load(tag);
-        let bounds = IoBounds::new(self.shared.size(), self.max_io_bytes);
-        let decoded = match H::ZONES {
-            true => desc.decode(&bounds),
-            false => desc.decode_unzoned(&bounds),
-        };
-        let io = match decoded {
-            Ok(io) => io,
-            Err(errno) => {
-                place.state = in_hand;
-                self.refuse(port, tag, errno);
-                return Ok(());
-            }
-        };
-        if H::SHARED
-            && let Err(errno) = self.shared.locate(tag, &desc, &io)
-        {
-            place.state = in_hand;
-            self.refuse(port, tag, errno);
-            return Ok(());
-        }
-        if Self::REGISTERS && self.registrations.wants(tag, &io) {
-            place.state = in_hand;
-            self.register_first(port, tag);
-            return Ok(());
-        }
-        self.shared.meters.count(&io);
-        let get_data = !PLAIN && self.data == DataMode::GetData;
-        let lies = match get_data {
-            true => std::mem::take(&mut self.placed[tag.index()]),
-            false => DataLocation::Buffer,
-        };
-        if !PLAIN && lies == DataLocation::Panicked {
-            place.state = in_hand;
-            self.answered_from(port, tag, Answer::failed(Errno::EIO), 0);
-            return Ok(());
-        }
-        let placed = lies == DataLocation::Handler;
-        self.current = tag.get();
-        // On the stack, so that an inlined handler's answer stays in registers.
-        let outcome = Cell::new(Outcome::Held);
-        let request = Request::new(
-            &self.local,
-            &outcome,
-            &self.detached,
-            tag,
-            io,
-            Known {
-                ready: PLAIN && !H::SHARED,
-                any_source: get_data,
-                placed,
-                backed: H::BACKING.is_some(),
-                closed: H::CLOSED.is_closed(),
-            },
-        );
-        self.handler.handle(request);
-        self.current = NOBODY;
-        let (answer, source) = match outcome.get() {
-            Outcome::Answered(answer, source) => (answer, source),
-            Outcome::Forwarded(to) if H::FORWARDS => {
-                place.state = in_hand;
-                self.forward(port, tag, io, to);
-                return Ok(());
-            }
-            Outcome::Forwarded(_) => (Answer::failed(Errno::EOPNOTSUPP), 0),
-            Outcome::Held | Outcome::Detached => {
-                place.state = in_hand;
-                self.taken_along();
-                return Ok(());
-            }
-        };
-        if !PLAIN {
-            place.state = in_hand;
-            self.answered_from(port, tag, answer, source);
-            return Ok(());
-        }
-        let (shared, descriptors) = (&self.shared, &self.descriptors);
-        let failed = |result| shared.failed(descriptors, tag, result);
-        let result = place.commit(in_hand, answer, shared, failed);
-        let pushed = match result {
-            Some(result) if BATCHED => self.batch.add(place.header, result, place.addr),
-            Some(result) => port.push(&place.commit, result, place.addr).is_ok(),
-            None => true,
-        };
-        if !pushed {
-            self.push_failed(tag);
-        }
-        Ok(())
-    }
-
-    /// The same of any lane, where it need not be as quick.
-    #[inline(never)]
-    pub(crate) fn completed_seldom(
-        &mut self,
-        port: &mut P,
-        tag: u16,
-        res: i32,
-    ) -> Result<(), LaneError> {
-        self.dispatch::<false, false>(port, tag, res)
-    }
-
     /// Takes the completion of anything but a tag's command.
     #[inline(never)]
     pub(crate) fn other_completed(
@@ -473,99 +346,6 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     #[cold]
     pub(crate) fn stale(&self) {
         self.shared.meters.stale.add(1);
-    }
-
-    /// The rare outcomes of a command.
-    #[cold]
-    #[inline(never)]
-    fn not_served(&mut self, port: &mut P, tag: Tag, res: i32) -> Result<(), LaneError> {
-        let before = self.tags[tag.index()].state;
-        let (next, action) = before.step(Input::Cqe(res));
-        self.tags[tag.index()].state = next;
-        let Some(action) = action else { return Ok(()) };
-        if action == Action::Stale {
-            self.stale();
-            return Ok(());
-        }
-        if self.leaving {
-            self.came_back(tag);
-        }
-        match action {
-            Action::Ended => self.leaving(),
-            Action::RetryLater(errno) => {
-                self.retries += 1;
-                if self.retries > MAX_RETRIES {
-                    return Err(LaneError::Retries {
-                        qid: self.qid,
-                        tag,
-                        errno,
-                    });
-                }
-                self.retry.push_back(tag);
-            }
-            Action::Fault(errno) => {
-                let batched = self.batched;
-                let command = match before {
-                    TagState::Fetching if batched => "PREP_IO_CMDS",
-                    TagState::Fetching => "FETCH_REQ",
-                    TagState::GettingData => "NEED_GET_DATA",
-                    _ if batched => "COMMIT_IO_CMDS",
-                    _ => "COMMIT_AND_FETCH_REQ",
-                };
-                return Err(LaneError::Refused {
-                    qid: self.qid,
-                    tag,
-                    command,
-                    errno,
-                });
-            }
-            Action::GetData => self.get_data(port, tag),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// A descriptor that no driver should write.
-    #[cold]
-    #[inline(never)]
-    fn refuse(&mut self, port: &mut P, tag: Tag, errno: Errno) {
-        self.shared.meters.refused.add(1);
-        self.answered_from(port, tag, Answer::failed(errno), 0);
-    }
-
-    fn taken_along(&mut self) {
-        self.detached.set(false);
-        self.away += 1;
-    }
-
-    /// Get-data: names the place of a WRITE's data, the handler's choice or the tag's buffer.
-    fn get_data(&mut self, port: &mut P, tag: Tag) {
-        let bounds = IoBounds::new(self.shared.size(), self.max_io_bytes);
-        let io = self.descriptors.load(tag).decode(&bounds);
-        let place = io.ok().and_then(|io| self.place_of(tag, &io));
-        let lies = match place {
-            Some(_) => DataLocation::Handler,
-            None => DataLocation::Buffer,
-        };
-        self.get_data_at(port, tag, lies, place);
-    }
-
-    fn get_data_at(
-        &mut self,
-        port: &mut P,
-        tag: Tag,
-        lies: DataLocation,
-        place: Option<MemRef<'static>>,
-    ) {
-        self.placed[tag.index()] = lies;
-        if let Some(buffers) = &mut self.buffers {
-            buffers.lend(tag);
-        }
-        let addr = place.map_or_else(|| self.shared.arena.addr(tag), |place| place.addr());
-        let place = &mut self.tags[tag.index()];
-        place.addr = addr;
-        (place.state, _) = place.state.step(Input::Buffer);
-        self.push_other(port, tag, UBLK_U_IO_NEED_GET_DATA);
     }
 
     /// Pushes again what failed and may now work.

@@ -228,12 +228,23 @@ impl Server {
             server.threads.push(thread);
         }
         drop(report);
+        server.take_reports(&reports, waits_for, deadline)?;
+        Ok(server)
+    }
+
+    /// Takes what each thread tells once it has armed; `waits_for` has the first queue of each.
+    fn take_reports(
+        &mut self,
+        reports: &mpsc::Receiver<ArmResult>,
+        mut waits_for: Vec<Option<QueueId>>,
+        deadline: Duration,
+    ) -> Result<(), Error> {
         let until = deadline_in(deadline);
-        for _ in 0..threads {
+        for _ in 0..waits_for.len() {
             let left = until.saturating_duration_since(Instant::now());
             match reports.recv_timeout(left) {
                 Ok((number, armed)) => {
-                    server.lanes.extend(armed?);
+                    self.lanes.extend(armed?);
                     waits_for[number] = None;
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
@@ -249,10 +260,9 @@ impl Server {
                 }
             }
         }
-        server
-            .lanes
-            .sort_by_key(|armed| (armed.lane.qid(), armed.thread));
-        Ok(server)
+        let lanes = &mut self.lanes;
+        lanes.sort_by_key(|armed| (armed.lane.qid(), armed.thread));
+        Ok(())
     }
 
     /// The device has another size in bytes: requests beyond it are refused. A larger one is said before the driver hears

@@ -1,11 +1,12 @@
 //! The commands, carried out.
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, DevicesOrAll};
 use crate::many::Chosen;
 use crate::output::{put, raw};
 use crate::target::Target;
 use crate::{completions, config, device, doctor, pages, show, udev};
 use serde::Serialize;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 use ublk_core::DevId;
@@ -40,23 +41,11 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             in_front,
             wait,
         } => {
-            let how = if *force { Stop::Force } else { Stop::Safe };
+            let how = how_to_stop(false, *force);
             return config::down(config, how, *in_front, wait.time(), json);
         }
         Command::Check { config } => return config::check(config, json),
-        Command::List { devices, wait } => {
-            let deadline = wait.time();
-            let wanted = resolved(devices)?;
-            let mut entries = front::list(&program, deadline)?;
-            if let Some(gone) = wanted
-                .iter()
-                .find(|id| !entries.iter().any(|e| e.id == id.get()))
-            {
-                return Err(Failure::no_such_device(gone));
-            }
-            entries.retain(|e| wanted.is_empty() || wanted.iter().any(|id| id.get() == e.id));
-            put(json, &entries, || show::list(&entries))?;
-        }
+        Command::List { devices, wait } => return list(&program, devices, wait.time(), json),
         Command::Info { devices, wait } => {
             let deadline = wait.time();
             let look = |device: front::Target| front::info(&program, device.id, deadline);
@@ -68,21 +57,13 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             force,
             wait,
         } => {
-            let how = match (if_unused, force) {
-                (true, _) => Stop::IfUnused,
-                (_, true) => Stop::Force,
-                _ => Stop::Safe,
-            };
-            let chosen = if devices.all {
-                ours(|e| e.state != "dead")?
-            } else {
-                Chosen::named(&devices.devices)
-            };
-            let stop = |device: front::Target| {
-                front::stop(&program, device, how, wait.time())
-                    .map(|()| Done::new(device.id, "stopped"))
-            };
-            return chosen.each(json, stop, |_| String::new());
+            return stop(
+                &program,
+                devices,
+                how_to_stop(*if_unused, *force),
+                wait.time(),
+                json,
+            );
         }
         Command::Delete {
             devices,
@@ -90,17 +71,13 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             force,
             wait,
         } => {
-            let how = if *force { Stop::Force } else { Stop::Safe };
-            let chosen = if devices.all {
-                ours(|_| true)?
-            } else {
-                Chosen::named(&devices.devices)
-            };
-            let delete = |device: front::Target| {
-                front::delete(&program, device, how, *no_wait, wait.time())
-                    .map(|()| Done::new(device.id, "deleted"))
-            };
-            return chosen.each(json, delete, |_| String::new());
+            return delete(
+                &program,
+                devices,
+                (how_to_stop(false, *force), *no_wait),
+                wait.time(),
+                json,
+            );
         }
         Command::Recover {
             devices,
@@ -108,20 +85,13 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             accept_backing,
             wait,
         } => {
-            let chosen = if *all {
-                let waiting = front::recoverable(&program, wait.time())?;
-                let all = front::list(&program, wait.time())?;
-                Chosen::all(waiting.into_iter().map(front::Target::from))
-                    .and_unknown(all.iter().filter(|e| e.orphan))
-            } else {
-                Chosen::named(devices)
-            };
-            let accept = *accept_backing;
-            let recover = |device: front::Target| {
-                front::recover(&program, device.id, false, false, accept, wait.time())
-            };
-            let path = |added: &Added| format!("{}\n", added.path.display());
-            return chosen.each(json, recover, path);
+            return recover(
+                &program,
+                devices,
+                (*all, *accept_backing),
+                wait.time(),
+                json,
+            );
         }
         Command::Upgrade {
             devices,
@@ -154,7 +124,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             force,
             wait,
         } => {
-            let how = if *force { Stop::Force } else { Stop::Safe };
+            let how = how_to_stop(false, *force);
             let found = front::gc(&program, &resolved(devices)?, *all, how, wait.time())?;
             put(json, &found, || show::garbage(&found))?;
         }
@@ -183,6 +153,96 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Man { dir } => pages::man(dir.as_deref(), json)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How far a stop goes.
+const fn how_to_stop(if_unused: bool, force: bool) -> Stop {
+    match (if_unused, force) {
+        (true, _) => Stop::IfUnused,
+        (_, true) => Stop::Force,
+        _ => Stop::Safe,
+    }
+}
+
+/// Lists the devices, or those that are named.
+fn list(
+    program: &Path,
+    devices: &[Target],
+    deadline: Duration,
+    json: bool,
+) -> Result<ExitCode, Failure> {
+    let wanted = resolved(devices)?;
+    let mut entries = front::list(program, deadline)?;
+    if let Some(gone) = wanted
+        .iter()
+        .find(|id| !entries.iter().any(|e| e.id == id.get()))
+    {
+        return Err(Failure::no_such_device(gone));
+    }
+    entries.retain(|e| wanted.is_empty() || wanted.iter().any(|id| id.get() == e.id));
+    put(json, &entries, || show::list(&entries))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stops devices.
+fn stop(
+    program: &Path,
+    devices: &DevicesOrAll,
+    how: Stop,
+    deadline: Duration,
+    json: bool,
+) -> Result<ExitCode, Failure> {
+    let chosen = if devices.all {
+        ours(|e| e.state != "dead")?
+    } else {
+        Chosen::named(&devices.devices)
+    };
+    let stop = |device: front::Target| {
+        front::stop(program, device, how, deadline).map(|()| Done::new(device.id, "stopped"))
+    };
+    chosen.each(json, stop, |_| String::new())
+}
+
+/// Stops and deletes devices.
+fn delete(
+    program: &Path,
+    devices: &DevicesOrAll,
+    (how, no_wait): (Stop, bool),
+    deadline: Duration,
+    json: bool,
+) -> Result<ExitCode, Failure> {
+    let chosen = if devices.all {
+        ours(|_| true)?
+    } else {
+        Chosen::named(&devices.devices)
+    };
+    let delete = |device: front::Target| {
+        front::delete(program, device, how, no_wait, deadline)
+            .map(|()| Done::new(device.id, "deleted"))
+    };
+    chosen.each(json, delete, |_| String::new())
+}
+
+/// Gives devices without a server another one.
+fn recover(
+    program: &Path,
+    devices: &[Target],
+    (all, accept): (bool, bool),
+    deadline: Duration,
+    json: bool,
+) -> Result<ExitCode, Failure> {
+    let chosen = if all {
+        let waiting = front::recoverable(program, deadline)?;
+        let all = front::list(program, deadline)?;
+        Chosen::all(waiting.into_iter().map(front::Target::from))
+            .and_unknown(all.iter().filter(|e| e.orphan))
+    } else {
+        Chosen::named(devices)
+    };
+    let recover =
+        |device: front::Target| front::recover(program, device.id, false, false, accept, deadline);
+    let path = |added: &Added| format!("{}\n", added.path.display());
+    chosen.each(json, recover, path)
 }
 
 /// What `stop` and `delete` say in JSON.

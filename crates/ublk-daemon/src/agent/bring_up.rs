@@ -71,19 +71,7 @@ impl Agent<'_> {
         deadline: Instant,
     ) -> Result<Added, Failure> {
         let mut spec = request.spec.clone();
-        // Both processes are started before the control ring exists, and get going meanwhile.
-        self.server = Some(self.world.server()?);
-        self.world.start_prover()?;
-        tracing::debug!("server and helper are started");
-        self.control = Some(self.world.control()?);
-        tracing::debug!("the control ring is open");
-        if let Some(data) = spec.auto {
-            let kernel = self.control()?.features(left(deadline))?;
-            if kernel.contains(data.features()) {
-                spec.mode.data = data;
-            }
-        }
-        let spec = &spec;
+        self.start_processes(&mut spec, deadline)?;
         self.tell_server(&ToServer::Describe {
             version: LINK_VERSION,
             spec: spec.clone(),
@@ -95,16 +83,51 @@ impl Agent<'_> {
         let asked = spec.mode.features() | spec.recovery.features();
         let control = &mut **self.control()?;
         let more = bring_up::negotiate(control, asked, &[], left(deadline))?;
-        let checked = check(spec, limits, more, nonce)?;
+        let checked = check(&spec, limits, more, nonce)?;
         // Intent is on disk before ADD_DEV, so that a kill leaves nothing nameless (L31).
         let mut record = Record::new(nonce, spec.clone());
         record.server = self.server.as_ref().and_then(|s| ProcessId::of(s.pid));
         record.backing = backing;
+        let geometry = self.add(request, &checked, record, deadline)?;
+        self.set_up(&spec, &checked, &geometry, deadline)?;
+        let pid = self.start(&spec, &geometry, limits.size, deadline)?;
+        self.enter(Phase::Live)?;
+        self.meetable();
+        let (block_size, read_only) = (limits.logical_block_size, limits.read_only);
+        Ok(self.describe(spec.backend.name(), limits.size, block_size, read_only, pid))
+    }
+
+    /// Starts server and helper before the control ring exists, so that they get going meanwhile; and settles the data
+    /// mode that was left open.
+    fn start_processes(&mut self, spec: &mut AddSpec, deadline: Instant) -> Result<(), Failure> {
+        self.server = Some(self.world.server()?);
+        self.world.start_helper()?;
+        tracing::debug!("server and helper are started");
+        self.control = Some(self.world.control()?);
+        tracing::debug!("the control ring is open");
+        if let Some(data) = spec.auto {
+            let kernel = self.control()?.features(left(deadline))?;
+            if kernel.contains(data.features()) {
+                spec.mode.data = data;
+            }
+        }
+        Ok(())
+    }
+
+    /// ADD_DEV. The device is this agent's, with its record and its lock.
+    fn add(
+        &mut self,
+        request: &AddRequest,
+        checked: &CheckedSpec,
+        mut record: Record,
+        deadline: Instant,
+    ) -> Result<Geometry, Failure> {
+        let nonce = record.nonce;
         // Until the device has a number, and its lock is taken.
         let _adding = self.store.adding(nonce)?;
         self.store.write(&record)?;
         kill_point("add:intent");
-        let added = self.control()?.add(&checked, left(deadline));
+        let added = self.control()?.add(checked, left(deadline));
         let geometry = match added {
             Ok(geometry) => geometry,
             Err(e) => {
@@ -133,7 +156,19 @@ impl Agent<'_> {
         // An earlier agent of that number is on its way out; the device is nobody else's.
         self.lock = self.store.lock(id.get(), deadline)?;
         // A mode is never replaced in silence, and neither by the kernel.
-        bring_up::granted(&checked, &geometry)?;
+        bring_up::granted(checked, &geometry)?;
+        Ok(geometry)
+    }
+
+    /// SET_PARAMS, the memory shared with clients, and the device given to the server, which arms it meanwhile.
+    fn set_up(
+        &mut self,
+        spec: &AddSpec,
+        checked: &CheckedSpec,
+        geometry: &Geometry,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let id = geometry.dev_id();
         if geometry.queues() != spec.queues {
             tracing::info!(
                 "{} queues were asked for, the kernel made {} (at most one per CPU)",
@@ -147,7 +182,7 @@ impl Agent<'_> {
         } else {
             left(deadline)
         };
-        self.control()?.set_params(&checked, &geometry, patience)?;
+        self.control()?.set_params(checked, geometry, patience)?;
         if let Some(path) = &spec.serving.shm {
             let file = shm::open(path)?;
             let buffers = self
@@ -162,9 +197,21 @@ impl Agent<'_> {
         tracing::debug!("parameters are set");
         kill_point("add:parameters");
         self.prepare_sockets(id);
-        self.assign(geometry, affinity, deadline);
-        // State is on disk before START_DEV. The server arms meanwhile.
-        self.enter(Phase::Starting)?;
+        self.assign(*geometry, affinity, deadline);
+        // State is on disk before START_DEV.
+        self.enter(Phase::Starting)
+    }
+
+    /// START_DEV once the server has armed, and the proof that the device is usable. The process that opened the
+    /// character device.
+    fn start(
+        &mut self,
+        spec: &AddSpec,
+        geometry: &Geometry,
+        size: u64,
+        deadline: Instant,
+    ) -> Result<u32, Failure> {
+        let id = geometry.dev_id();
         let pid = self.armed(deadline)?;
         tracing::debug!("the server is armed");
         kill_point("start:armed");
@@ -175,7 +222,7 @@ impl Agent<'_> {
         tracing::debug!("the device is started");
         kill_point("start:started");
         let server = self.server.as_ref().map(Peer::exit_fd);
-        self.world.prove(id, limits.size, server, left(deadline))?;
+        self.world.prove(id, size, server, left(deadline))?;
         tracing::debug!("the device is proved ready");
         kill_point("start:ready");
         // A user may not write to sysfs.
@@ -183,10 +230,7 @@ impl Agent<'_> {
             self.unschedule(id, deadline);
         }
         self.link();
-        self.enter(Phase::Live)?;
-        self.meetable();
-        let (block_size, read_only) = (limits.logical_block_size, limits.read_only);
-        Ok(self.describe(spec.backend.name(), limits.size, block_size, read_only, pid))
+        Ok(pid)
     }
 
     /// Makes the sockets that others meet agent and server by. Without them it serves all the same.

@@ -58,7 +58,7 @@ pub trait World {
     ///
     /// # Errors
     /// When it cannot be started.
-    fn start_prover(&mut self) -> Result<(), Error>;
+    fn start_helper(&mut self) -> Result<(), Error>;
 
     /// Proves that the block device exists, opens and has its size, in another process.
     ///
@@ -136,7 +136,7 @@ impl World for Real {
         Ok(server?)
     }
 
-    fn start_prover(&mut self) -> Result<(), Error> {
+    fn start_helper(&mut self) -> Result<(), Error> {
         if self.helper.is_none() {
             self.helper = Some(Helper::start(&self.program)?);
         }

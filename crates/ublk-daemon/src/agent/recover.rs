@@ -88,7 +88,7 @@ impl Agent<'_> {
         let id =
             DevId::new(request.id).map_err(|e| Failure::new(FailureKind::Usage, e.to_string()))?;
         self.held = false;
-        self.world.start_prover()?;
+        self.world.start_helper()?;
         self.control = Some(self.world.control()?);
         let geometry = self.control()?.info(id, left(deadline))?;
         self.world.named(id);
@@ -111,21 +111,7 @@ impl Agent<'_> {
         let size = request.size.unwrap_or(params.size);
         record.spec.backend.set_size(size);
         self.join(&record);
-        self.server = Some(self.world.server()?);
-        let (opening, passed) =
-            backing::way(&record, self.backing.as_ref(), request.accept_backing);
-        let describe = ToServer::Describe {
-            version: LINK_VERSION,
-            spec: record.spec.clone(),
-            opening,
-        };
-        self.tell_server_with(&describe, passed.as_ref().map(AsFd::as_fd));
-        drop(passed);
-        let described = self.described(deadline);
-        let (limits, backing) = described.map_err(|f| of_a_device(f, request, size))?;
-        record.backing = backing;
-        ublk_core::recovery::fits(&limits, &params)
-            .map_err(|misfit| Failure::failed(format!("device {id}: {misfit}")))?;
+        self.start_server(request, &mut record, &params, deadline)?;
         let old = record.server;
         self.sign(request, &mut record);
         let prepared = self.reserve(&record, way)?;
@@ -153,23 +139,61 @@ impl Agent<'_> {
         tracing::debug!("device {id} has a new server, process {pid}");
         // From here on the device serves: what fails now is told and changes nothing.
         self.publish(prepared);
-        let mut params = params;
-        if size != params.size {
-            match self.control()?.update_size(id, size, left(deadline)) {
-                Ok(()) => params.size = size,
-                Err(e) => tracing::warn!("{e}"),
-            }
-        }
-        let server = self.server.as_ref().map(Peer::exit_fd);
-        if let Err(e) = self.world.prove(id, params.size, server, left(deadline)) {
-            tracing::warn!("{e}");
-        }
+        let params = self.usable(id, params, size, deadline);
         self.link();
         let mut added = self.added(&params, pid);
         if request.replace {
             added.pause_us = u64::try_from(pause.as_micros()).ok();
         }
         Ok(added)
+    }
+
+    /// Starts a server that opens the device's backend beside the old one's.
+    fn start_server(
+        &mut self,
+        request: &RecoverRequest,
+        record: &mut Record,
+        params: &DeviceParams,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        self.server = Some(self.world.server()?);
+        let (opening, passed) = backing::way(record, self.backing.as_ref(), request.accept_backing);
+        let describe = ToServer::Describe {
+            version: LINK_VERSION,
+            spec: record.spec.clone(),
+            opening,
+        };
+        self.tell_server_with(&describe, passed.as_ref().map(AsFd::as_fd));
+        drop(passed);
+        let described = self.described(deadline);
+        let size = request.size.unwrap_or(params.size);
+        let (limits, backing) = described.map_err(|f| of_a_device(f, request, size))?;
+        record.backing = backing;
+        ublk_core::recovery::fits(&limits, params)
+            .map_err(|misfit| Failure::failed(format!("device {}: {misfit}", request.id)))
+    }
+
+    /// Gives the device that serves again its size, and sees that it is usable: what fails is told and changes nothing.
+    fn usable(
+        &mut self,
+        id: DevId,
+        mut params: DeviceParams,
+        size: u64,
+        deadline: Instant,
+    ) -> DeviceParams {
+        if size != params.size {
+            let control = self.control().map_err(|e| tracing::warn!("{e}")).ok();
+            match control.map(|control| control.update_size(id, size, left(deadline))) {
+                Some(Ok(())) => params.size = size,
+                Some(Err(e)) => tracing::warn!("{e}"),
+                None => {}
+            }
+        }
+        let server = self.server.as_ref().map(Peer::exit_fd);
+        if let Err(e) = self.world.prove(id, params.size, server, left(deadline)) {
+            tracing::warn!("{e}");
+        }
+        params
     }
 
     fn params(&mut self, id: DevId, deadline: Instant) -> Result<DeviceParams, Failure> {
