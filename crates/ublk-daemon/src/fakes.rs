@@ -459,7 +459,7 @@ impl World for Threads {
         Ok(())
     }
 
-    fn end_prover(&mut self) {}
+    fn end_helper(&mut self) {}
 
     fn control(&mut self) -> Result<Box<dyn Controller>, Error> {
         if self.0.fails("open control") {

@@ -85,7 +85,7 @@ pub trait World {
     fn sync(&mut self, id: DevId, deadline: Duration) -> Result<(), Error>;
 
     /// The helper is not needed any more. It is collected here, if it can still end.
-    fn end_prover(&mut self);
+    fn end_helper(&mut self);
 
     /// Opens the control plane.
     ///
@@ -184,7 +184,7 @@ impl World for Real {
         synced
     }
 
-    fn end_prover(&mut self) {
+    fn end_helper(&mut self) {
         if let Some(helper) = self.helper.take() {
             helper.finish();
         }
@@ -312,7 +312,7 @@ impl Agent<'_> {
             }
             Err(failure) => {
                 self.unwind();
-                self.world.end_prover();
+                self.world.end_helper();
                 Err(failure)
             }
         }
@@ -372,7 +372,7 @@ impl Agent<'_> {
         if !self.tell_front(&FromAgent::Live(added)) {
             tracing::info!("who asked for it is gone");
         }
-        self.world.end_prover();
+        self.world.end_helper();
     }
 
     /// A new device is nobody's until somebody knows its name: until the front says that it has told it, the device

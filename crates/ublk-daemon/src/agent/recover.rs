@@ -520,7 +520,7 @@ impl Agent<'_> {
             device.record.cause = Some(format!("recovery failed: {failure}"));
             self.save();
         }
-        self.world.end_prover();
+        self.world.end_helper();
     }
 
     /// Writes down how far the device has come, if that can be.

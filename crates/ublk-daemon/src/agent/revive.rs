@@ -132,7 +132,7 @@ impl Agent<'_> {
             match self.recover(&request, deadline) {
                 Ok(added) => {
                     self.tell_live();
-                    self.world.end_prover();
+                    self.world.end_helper();
                     self.heir.is_served();
                     let pid = added.server_pid;
                     tracing::info!("device {id} serves again, server {pid}");
