@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use ublk_core::{DataMode, Mode, Recovery, SharedBuffer};
+pub use ublk_queue::ServeOptions;
 
 /// What answers the requests of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,33 +131,17 @@ pub enum Scheduler {
 }
 
 /// How the queues of a device are served.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Serving {
-    /// Threads of each queue.
-    pub threads: u16,
-    /// What a thread does before it sleeps, as `ublk_queue::Polling` writes it.
-    pub poll: String,
-    /// The buffers in huge pages where they are to be had.
-    #[serde(default)]
-    pub huge_pages: bool,
+    /// What any device's queues may be told.
+    #[serde(flatten)]
+    pub options: ServeOptions,
     /// The file of memory that the device's clients share with it; absolute.
     #[serde(default)]
     pub shm: Option<PathBuf>,
     /// The server's memory is locked.
     #[serde(default)]
     pub lock_memory: bool,
-}
-
-impl Default for Serving {
-    fn default() -> Self {
-        Self {
-            threads: 1,
-            poll: ublk_queue::Polling::Off.to_string(),
-            huge_pages: false,
-            shm: None,
-            lock_memory: false,
-        }
-    }
 }
 
 /// What was registered with a device, and of which file.
@@ -173,6 +158,27 @@ pub struct Registered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ublk_queue::Polling;
+
+    /// Records of earlier builds are read, and name what they do not have.
+    #[test]
+    fn options_are_read_as_they_were_written() {
+        let old: Serving = serde_json::from_str(r#"{"threads":2,"poll":"fixed:10"}"#).unwrap();
+        assert_eq!(old.options.threads_per_queue, 2);
+        assert_eq!(old.options.polling.to_string(), "fixed:10");
+        assert!(!old.options.huge_pages && !old.lock_memory && old.shm.is_none());
+        let text = serde_json::to_string(&Serving::default()).unwrap();
+        assert!(
+            text.starts_with(r#"{"threads":1,"poll":"off","huge_pages":false"#),
+            "{text}"
+        );
+        assert_eq!(
+            serde_json::from_str::<Serving>(&text).unwrap(),
+            Serving::default()
+        );
+        assert_eq!(Serving::default().options.polling, Polling::Off);
+        assert!(serde_json::from_str::<Serving>(r#"{"threads":2,"poll":"often"}"#).is_err());
+    }
 
     #[test]
     fn backend_words_are_those_of_the_command_line() {

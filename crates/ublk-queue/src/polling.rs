@@ -14,6 +14,8 @@ use crate::port::traits::PollPort;
 /// A queue that spins a while instead answers sooner, and burns the CPU while it does: worth it only where latency
 /// matters more than the CPU, and where the queue does not take the CPU from the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
 #[non_exhaustive]
 pub enum Polling {
     /// Sleeps at once.
@@ -66,6 +68,22 @@ impl FromStr for Polling {
             "adaptive" => Ok(Self::Adaptive(most)),
             _ => Err(unknown()),
         }
+    }
+}
+
+#[cfg(feature = "serde")]
+impl TryFrom<String> for Polling {
+    type Error = UnknownPolling;
+
+    fn try_from(text: String) -> Result<Self, UnknownPolling> {
+        text.parse()
+    }
+}
+
+#[cfg(feature = "serde")]
+impl From<Polling> for String {
+    fn from(polling: Polling) -> Self {
+        polling.to_string()
     }
 }
 

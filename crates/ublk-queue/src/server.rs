@@ -176,7 +176,7 @@ impl Server {
         F: Fn(QueueId) -> H + Send + Sync + 'static,
     {
         if plan.hosts.is_some() {
-            (plan.affinity, plan.polling) = (Vec::new(), Polling::Off);
+            (plan.affinity, plan.options.polling) = (Vec::new(), Polling::Off);
         }
         let geometry = *device.geometry();
         let assignments = assignments(&geometry, &plan)?;

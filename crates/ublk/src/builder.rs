@@ -9,7 +9,7 @@ use ublk_backends::File;
 use ublk_core::{Backend, DataMode, DevId, DeviceSpec, Features, Mode, Recovery, SharedBuffer};
 use ublk_ctrl::{ControlThread, Controller, bring_up, page_size};
 
-use ublk_queue::{Failed, Mapped, OnFailure, Polling, Server, Threads};
+use ublk_queue::{Failed, Mapped, OnFailure, Polling, ServeOptions, Server, Threads};
 
 use crate::device::Device;
 use crate::error::Error;
@@ -52,11 +52,9 @@ impl<B: Backend> Builder<B> {
             pin: true,
             threads: None,
             hosts: None,
-            threads_per_queue: 1,
-            polling: Polling::Off,
+            serve: ServeOptions::DEFAULT,
             pool_threads: 4,
             shared: None,
-            huge_pages: false,
             on_failure: None,
             unscheduled: true,
             partitions: true,
@@ -94,10 +92,10 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Has the queues' buffers in huge pages where they are to be had: see [`Plan::huge_pages`](ublk_queue::Plan::huge_pages).
+    /// Has the queues' buffers in huge pages where they are to be had: see [`ServeOptions::huge_pages`].
     #[must_use]
     pub fn huge_pages(mut self, yes: bool) -> Self {
-        self.options.huge_pages = yes;
+        self.options.serve.huge_pages = yes;
         self
     }
 
@@ -238,14 +236,14 @@ impl<B: Backend> Builder<B> {
     /// PER_IO_DAEMON (6.16) or batch mode (7.0): [`Added::arm`] fails where the kernel has neither. 1 by default.
     #[must_use]
     pub fn threads_per_queue(mut self, threads: u16) -> Self {
-        self.options.threads_per_queue = threads;
+        self.options.serve.threads_per_queue = threads;
         self
     }
 
     /// Sets what the queues' threads do before they sleep; they sleep at once by default.
     #[must_use]
     pub fn polling(mut self, polling: Polling) -> Self {
-        self.options.polling = polling;
+        self.options.serve.polling = polling;
         self
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ublk_core::{OpenDevice, SharedBuffer};
-use ublk_queue::{OnFailure, Plan, Polling, Server, Threads};
+use ublk_queue::{OnFailure, Plan, ServeOptions, Server, Threads};
 
 /// How the data plane takes the backend.
 pub(crate) type ArmFn<B> = fn(OpenDevice, Plan, Arc<B>) -> Result<Server, ublk_queue::Error>;
@@ -17,11 +17,9 @@ pub(crate) struct Options {
     pub(crate) pin: bool,
     pub(crate) threads: Option<u16>,
     pub(crate) hosts: Option<Arc<Threads>>,
-    pub(crate) threads_per_queue: u16,
-    pub(crate) polling: Polling,
+    pub(crate) serve: ServeOptions,
     pub(crate) pool_threads: usize,
     pub(crate) shared: Option<ClientMemory>,
-    pub(crate) huge_pages: bool,
     pub(crate) on_failure: Option<OnFailure>,
     pub(crate) unscheduled: bool,
     pub(crate) partitions: bool,

@@ -124,11 +124,9 @@ impl<B: Backend> Added<B> {
         let mut plan = Plan::new(self.backend.limits().size);
         plan.threads = self.options.threads;
         plan.hosts = self.options.hosts.clone();
-        plan.threads_per_queue = self.options.threads_per_queue;
-        plan.polling = self.options.polling;
+        plan.options = self.options.serve;
         plan.pool_threads = self.options.pool_threads;
         plan.arm_deadline = deadline;
-        plan.huge_pages = self.options.huge_pages;
         let by_flag = self
             .geometry
             .features()

@@ -9,7 +9,7 @@ use ublk_daemon::front::{self, Foreground, Wanted};
 use ublk_daemon::link::message::Lifetime;
 use ublk_daemon::link::peer::this_program;
 use ublk_daemon::privilege;
-use ublk_daemon::spec::{AddSpec, BackendSpec, Serving};
+use ublk_daemon::spec::{AddSpec, BackendSpec, ServeOptions, Serving};
 
 /// A path as every process of the device sees it.
 fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
@@ -64,6 +64,10 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
         } => *size,
         _ => None,
     };
+    let mut options = ServeOptions::DEFAULT;
+    options.threads_per_queue = add.threads;
+    options.polling = add.poll;
+    options.huge_pages = add.huge_pages;
     let spec = AddSpec {
         backend: spec,
         id: add.id,
@@ -77,9 +81,7 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
         recovery: add.recovery.into(),
         scheduler: add.scheduler.into(),
         serving: Serving {
-            threads: add.threads,
-            poll: add.poll.to_string(),
-            huge_pages: add.huge_pages,
+            options,
             shm: absolute(add.shm.as_deref())?,
             lock_memory: add.lock_memory,
         },

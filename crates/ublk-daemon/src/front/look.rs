@@ -469,8 +469,8 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
         backing: spec.and_then(Backing::of),
         supervised: spec.map(|s| s.supervise),
         shared_memory: spec.and_then(|s| s.serving.shm.clone()),
-        threads: spec.map(|s| s.serving.threads),
-        polling: spec.map(|s| s.serving.poll.clone()),
+        threads: spec.map(|s| s.serving.options.threads_per_queue),
+        polling: spec.map(|s| s.serving.options.polling.to_string()),
         orphan,
         next,
         readable: true,
@@ -604,7 +604,7 @@ mod tests {
             force: false,
         };
         spec.supervise = true;
-        spec.serving.threads = 3;
+        spec.serving.options.threads_per_queue = 3;
         spec.serving.shm = Some("/dev/shm/x".into());
         let record = Record::new(1, spec);
         let geometry = fakes::geometry(1, Features::NONE);

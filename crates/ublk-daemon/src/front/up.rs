@@ -466,7 +466,7 @@ mod tests {
         assert_eq!(differences(&has, 7, &wanted), []);
         has.queues += 1;
         has.max_io_bytes = 8192;
-        has.serving.threads = 3;
+        has.serving.options.threads_per_queue = 3;
         has.mode.batch = true;
         has.recovery = ublk_core::Recovery::Queue;
         if let BackendSpec::File { discard, path, .. } = &mut has.backend {

@@ -4,7 +4,7 @@ use super::engine::{Backing, Engine, Running};
 use super::failures::Failures;
 use super::sandbox;
 use crate::backend::{Opened, open, open_to_serve, tell};
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::link::message::{Assignment, Opening};
 use crate::report::{FileReport, Health, QueueReport, ShmReport, Stats};
 use crate::shm;
@@ -63,7 +63,6 @@ impl Engine for Real {
                 );
             }
         }
-        polling(&spec.serving)?;
         let store = match &opened {
             Opened::File(file) => {
                 let copy = file.as_fd().try_clone_to_owned();
@@ -87,9 +86,7 @@ impl Engine for Real {
         let device = crate::sys::device::open(geometry, within)?;
         let mut plan = Plan::new(limits.size).affinity(assignment.affinity.clone());
         plan.arm_deadline = within.saturating_sub(begun.elapsed());
-        plan.threads_per_queue = serving.threads;
-        plan.polling = polling(&serving)?;
-        plan.huge_pages = serving.huge_pages;
+        plan.options = serving.options;
         plan.linger = LINGER;
         let mut shared = 0;
         if let (Some(path), Some(file), Some(registered)) =
@@ -140,11 +137,6 @@ fn arm_file(device: OpenDevice, plan: Plan, file: Arc<File>) -> Result<Server, u
         return Server::arm(device, plan, trap);
     }
     File::arm(device, plan, file)
-}
-
-fn polling(serving: &Serving) -> Result<Polling, Failure> {
-    let polling = serving.poll.parse::<Polling>();
-    polling.map_err(|e| Failure::new(FailureKind::Usage, e.to_string()))
 }
 
 /// A device being served, and what its health tells beside the queues.

@@ -86,7 +86,7 @@ impl Parts<'_> {
             lanes: u16::try_from(self.qids.len()).unwrap_or(u16::MAX),
             buffers: if zero_copy { tags } else { 0 },
             batch: mode.batch,
-            polling: self.plan.polling,
+            polling: self.plan.options.polling,
         };
         // SAFETY: the worker that gets it has the lanes that `lane` makes, of this device as the driver reports it.
         let port = unsafe { RingPort::new(&needs, &files) };
@@ -147,7 +147,7 @@ impl Parts<'_> {
         if let Some(share) = self.share {
             spec.share = share.again();
         }
-        spec.huge_pages = self.plan.huge_pages;
+        spec.huge_pages = self.plan.options.huge_pages;
         spec.on_failure.clone_from(&self.plan.on_failure);
         if shares_memory(geometry) {
             // With nothing of our own a request in somebody else's memory is refused, not served from the wrong place.

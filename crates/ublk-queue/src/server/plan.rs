@@ -8,7 +8,7 @@ use ublk_core::CpuMask;
 
 use super::shared_threads::Threads;
 use crate::failures::OnFailure;
-use crate::polling::Polling;
+use crate::options::ServeOptions;
 use crate::shmem::SharedMemory;
 
 /// How a device is to be served.
@@ -21,22 +21,16 @@ pub struct Plan {
     pub affinity: Vec<CpuMask>,
     /// Threads for all queues together; `None` is one for each queue. Queues are dealt round-robin.
     pub threads: Option<u16>,
-    /// Threads that serve other devices too, instead of the server's own: `threads` and `polling` are set aside, and so
+    /// Threads that serve other devices too, instead of the server's own: `threads` and polling are set aside, and so
     /// is `affinity`, since these threads are pinned or not already.
     pub hosts: Option<Arc<Threads>>,
-    /// Threads of each queue, for a backend whose own work is more than one CPU can do; more than one needs
-    /// PER_IO_DAEMON (6.16) or batch mode (7.0), and sets `threads` aside.
-    pub threads_per_queue: u16,
-    /// What a thread does before it sleeps.
-    pub polling: Polling,
+    /// How each queue is served.
+    pub options: ServeOptions,
     /// Threads of the pool for a backend that is not quick.
     pub pool_threads: usize,
     /// Files for handlers that forward requests to them or have operations on them: registered with each ring, and
     /// named by their place here.
     pub files: Vec<Arc<OwnedFd>>,
-    /// Has the queues' buffers in huge pages where they are to be had and a queue needs at least one (2 MiB): fewer
-    /// misses of the TLB where requests are large, but a page is taken whole by its first byte.
-    pub huge_pages: bool,
     /// Whether the kernel may look for partitions when the device starts. Without, the driver is given the tags by threads
     /// that have laid down CAP_SYS_ADMIN for that moment: it then lets the kernel look neither at once nor later. For
     /// kernels before 7.0, which have no [`Features::NO_AUTO_PART_SCAN`](ublk_core::Features::NO_AUTO_PART_SCAN).
@@ -66,11 +60,9 @@ impl Plan {
             affinity: Vec::new(),
             threads: None,
             hosts: None,
-            threads_per_queue: 1,
-            polling: Polling::Off,
+            options: ServeOptions::DEFAULT,
             pool_threads: 4,
             files: Vec::new(),
-            huge_pages: false,
             partitions: true,
             gives_up_admin: false,
             shared: None,

@@ -20,7 +20,10 @@ pub(super) fn assignments(geometry: &Geometry, plan: &Plan) -> Result<Vec<Assign
         let qids = (from..queues).step_by(usize::from(step));
         qids.filter_map(|qid| QueueId::new(qid).ok()).collect()
     };
-    let each = plan.threads_per_queue.clamp(1, geometry.depth().max(1));
+    let each = plan
+        .options
+        .threads_per_queue
+        .clamp(1, geometry.depth().max(1));
     if each == 1 {
         let own = plan.threads.unwrap_or(queues);
         let hosts = plan.hosts.as_ref().map(|threads| threads.count());

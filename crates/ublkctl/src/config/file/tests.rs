@@ -61,8 +61,11 @@ fn a_file_says_what_the_command_line_says() {
     assert!(!spec.read_only);
     assert_eq!(spec.name.as_deref(), Some("zoo"));
     assert_eq!(
-        (spec.serving.threads, spec.serving.poll.as_str()),
-        (2, "adaptive:50")
+        (
+            spec.serving.options.threads_per_queue,
+            spec.serving.options.polling.to_string()
+        ),
+        (2, "adaptive:50".to_owned())
     );
     assert_eq!(ant.spec.backend, BackendSpec::Mem { size: 1 << 20 });
     assert_eq!((ant.spec.block_size, ant.create), (4096, None));
