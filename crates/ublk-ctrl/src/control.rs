@@ -191,9 +191,13 @@ impl<P: CtrlPort> Control<P> {
         id: DevId,
         deadline: Duration,
     ) -> Result<Geometry, Error> {
-        let request = on(Operation::Info, ublk_sys::UBLK_U_CMD_GET_DEV_INFO2, id)
-            .payload(vec![0; ublksrv_ctrl_dev_info::SIZE])
-            .path(&self.nodes.char_device(id));
+        let request = Request::new(
+            Operation::Info,
+            ublk_sys::UBLK_U_CMD_GET_DEV_INFO2,
+            Some(id),
+        )
+        .payload(vec![0; ublksrv_ctrl_dev_info::SIZE])
+        .path(&self.nodes.char_device(id));
         let (_, payload) = self.send(&request, deadline)?;
         geometry(Operation::Info, &payload)
     }
@@ -299,8 +303,7 @@ impl<P: CtrlPort> Control<P> {
         if let Some(known) = self.kernel {
             return Ok(known);
         }
-        let request = Request::new(Operation::Features, ublk_sys::UBLK_U_CMD_GET_FEATURES, None)
-            .payload(vec![0; 8]);
+        let request = Request::of(Operation::Features, None).payload(vec![0; 8]);
         let (_, payload) = self.raw(&request, deadline)?;
         let word = <[u8; 8]>::try_from(payload).map_err(|p| Error::BadReply {
             operation: Operation::Features,
@@ -325,7 +328,7 @@ impl<P: CtrlPort> Control<P> {
         self.refuse_crash(spec)?;
         negotiate(spec.spec().features, self.features(deadline)?)?;
         let left = until.saturating_duration_since(Instant::now());
-        let request = Request::new(Operation::Add, ublk_sys::UBLK_U_CMD_ADD_DEV, spec.spec().id)
+        let request = Request::of(Operation::Add, spec.spec().id)
             .payload(spec.dev_info().to_bytes().to_vec());
         let (_, payload) = self.raw(&request, left)?;
         let geometry = geometry(Operation::Add, &payload)?;
@@ -366,11 +369,7 @@ impl<P: CtrlPort> Control<P> {
         deadline: Duration,
     ) -> Result<(), Error> {
         let params = spec.params(geometry)?;
-        let request = on(
-            Operation::SetParams,
-            ublk_sys::UBLK_U_CMD_SET_PARAMS,
-            geometry.dev_id(),
-        );
+        let request = on(Operation::SetParams, geometry.dev_id());
         let request = request.payload(params.to_bytes().to_vec());
         if !self.unprivileged.contains(&geometry.dev_id()) {
             return self.raw(&request, deadline).map(drop);
@@ -416,7 +415,7 @@ impl<P: CtrlPort> Control<P> {
         let operation = Operation::GetParams;
         let mut payload = vec![0; PARAMS_BYTES as usize];
         payload[..4].copy_from_slice(&PARAMS_BYTES.to_ne_bytes());
-        let request = on(operation, ublk_sys::UBLK_U_CMD_GET_PARAMS, id).payload(payload);
+        let request = on(operation, id).payload(payload);
         let (_, payload) = self.raw(&request, deadline)?;
         let params = ublk_params::read_prefix(&payload).map_err(|e| bad(operation, &e))?;
         Ok(DeviceParams::decode(&params))
@@ -439,8 +438,7 @@ impl<P: CtrlPort> Control<P> {
                 state: DevState::Dead,
             });
         }
-        let request =
-            on(Operation::Start, ublk_sys::UBLK_U_CMD_START_DEV, id).data(server_pid.into());
+        let request = on(Operation::Start, id).data(server_pid.into());
         self.raw(&request, deadline).map(drop)
     }
 
@@ -450,7 +448,7 @@ impl<P: CtrlPort> Control<P> {
     /// # Errors
     /// [`Error::TimedOut`] where the server holds requests, [`Error::NoSuchDevice`].
     pub fn stop(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
-        let request = on(Operation::Stop, ublk_sys::UBLK_U_CMD_STOP_DEV, id);
+        let request = on(Operation::Stop, id);
         // Whatever comes of it: a stop that was cancelled may have begun.
         self.stopped.insert(id);
         self.raw(&request, deadline).map(drop)
@@ -462,7 +460,7 @@ impl<P: CtrlPort> Control<P> {
     /// # Errors
     /// [`Error::TimedOut`] where it is still open, [`Error::NoSuchDevice`].
     pub fn delete(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
-        let request = on(Operation::Delete, ublk_sys::UBLK_U_CMD_DEL_DEV, id);
+        let request = on(Operation::Delete, id);
         self.raw(&request, deadline)?;
         // The number may be another device's from now on.
         self.stopped.remove(&id);
@@ -475,8 +473,7 @@ impl<P: CtrlPort> Control<P> {
     /// # Errors
     /// [`Error::NoSuchDevice`], [`Error::NoPermission`], [`Error::BadReply`], [`Error::TimedOut`].
     pub fn info(&mut self, id: DevId, deadline: Duration) -> Result<Geometry, Error> {
-        let request = on(Operation::Info, ublk_sys::UBLK_U_CMD_GET_DEV_INFO, id)
-            .payload(vec![0; ublksrv_ctrl_dev_info::SIZE]);
+        let request = on(Operation::Info, id).payload(vec![0; ublksrv_ctrl_dev_info::SIZE]);
         match self.raw(&request, deadline) {
             Ok((_, payload)) => geometry(Operation::Info, &payload),
             // A normal user may ask for a device whose node they may read, by its path.
@@ -496,13 +493,9 @@ impl<P: CtrlPort> Control<P> {
         queue: QueueId,
         deadline: Duration,
     ) -> Result<CpuMask, Error> {
-        let request = on(
-            Operation::Affinity,
-            ublk_sys::UBLK_U_CMD_GET_QUEUE_AFFINITY,
-            id,
-        )
-        .data(queue.get().into())
-        .payload(vec![0; CPU_MASK_BYTES]);
+        let request = on(Operation::Affinity, id)
+            .data(queue.get().into())
+            .payload(vec![0; CPU_MASK_BYTES]);
         let (_, payload) = self.raw(&request, deadline)?;
         Ok(CpuMask::from_bytes(&payload))
     }
@@ -554,8 +547,8 @@ unsafe impl<P: CtrlPort + Send> Controller for Control<P> {
     }
 }
 
-pub(crate) const fn on(operation: Operation, cmd_op: u32, id: DevId) -> Request {
-    Request::new(operation, cmd_op, Some(id))
+pub(crate) const fn on(operation: Operation, id: DevId) -> Request {
+    Request::of(operation, Some(id))
 }
 
 fn bad(operation: Operation, error: &dyn core::fmt::Display) -> Error {

@@ -44,7 +44,7 @@ impl<P: CtrlPort> Control<P> {
                 });
                 return Ok(None);
             }
-            let request = on(operation, ublk_sys::UBLK_U_CMD_START_USER_RECOVERY, id);
+            let request = on(operation, id);
             match self.raw(&request, left) {
                 Ok(_) => Ok(Some(())),
                 Err(busy @ Error::Busy { .. }) => {
@@ -85,8 +85,7 @@ impl<P: CtrlPort> Control<P> {
         server_pid: u32,
         deadline: Duration,
     ) -> Result<(), Error> {
-        let command = ublk_sys::UBLK_U_CMD_END_USER_RECOVERY;
-        let request = on(Operation::EndRecovery, command, id).data(server_pid.into());
+        let request = on(Operation::EndRecovery, id).data(server_pid.into());
         self.raw(&request, deadline).map(drop)
     }
 
@@ -104,7 +103,7 @@ impl<P: CtrlPort> Control<P> {
         self.require(Features::QUIESCE, deadline)?;
         let left = end.saturating_duration_since(Instant::now());
         let ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-        let request = on(Operation::Quiesce, ublk_sys::UBLK_U_CMD_QUIESCE_DEV, id).data(ms);
+        let request = on(Operation::Quiesce, id).data(ms);
         self.raw(&request, left).map(drop)
     }
 
@@ -137,7 +136,7 @@ impl<P: CtrlPort> Control<P> {
                 state,
             });
         }
-        let request = on(operation, ublk_sys::UBLK_U_CMD_UPDATE_SIZE, id);
+        let request = on(operation, id);
         self.raw(&request.data(size / SECTOR_SIZE), left())
             .map(drop)
     }
@@ -151,7 +150,7 @@ impl<P: CtrlPort> Control<P> {
     pub fn try_stop(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         let end = deadline_in(deadline);
         self.require(Features::SAFE_STOP_DEV, deadline)?;
-        let request = on(Operation::TryStop, ublk_sys::UBLK_U_CMD_TRY_STOP_DEV, id);
+        let request = on(Operation::TryStop, id);
         let left = || end.saturating_duration_since(Instant::now());
         match self.raw(&request, left()) {
             // No disk is what was asked for; no device is not.
@@ -170,11 +169,7 @@ impl<P: CtrlPort> Control<P> {
     /// [`Error::UnknownCommand`] before Linux 6.9, [`Error::NoSuchDevice`], [`Error::TimedOut`].
     pub fn delete_async(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         let end = deadline_in(deadline);
-        let request = on(
-            Operation::DeleteAsync,
-            ublk_sys::UBLK_U_CMD_DEL_DEV_ASYNC,
-            id,
-        );
+        let request = on(Operation::DeleteAsync, id);
         match self.raw(&request, deadline) {
             Err(Error::Refused { errno, .. }) if errno == Errno::EINVAL => {
                 self.delete(id, end.saturating_duration_since(Instant::now()))

@@ -3,63 +3,13 @@
 
 use core::fmt;
 use ublk_core::DevId;
-
-/// An operation of the control plane: a command of the driver, or one of ours on the nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub enum Operation {
-    /// Opening `/dev/ublk-control` and a ring for it.
-    Open,
-    /// `UBLK_U_CMD_GET_FEATURES`, since Linux 6.5.
-    Features,
-    /// `UBLK_U_CMD_ADD_DEV`.
-    Add,
-    /// `UBLK_U_CMD_SET_PARAMS`.
-    SetParams,
-    /// `UBLK_U_CMD_GET_PARAMS`.
-    GetParams,
-    /// `UBLK_U_CMD_START_DEV`.
-    Start,
-    /// `UBLK_U_CMD_STOP_DEV`.
-    Stop,
-    /// `UBLK_U_CMD_DEL_DEV`.
-    Delete,
-    /// `UBLK_U_CMD_GET_DEV_INFO`.
-    Info,
-    /// `UBLK_U_CMD_GET_QUEUE_AFFINITY`.
-    Affinity,
-    /// `UBLK_U_CMD_START_USER_RECOVERY`.
-    StartRecovery,
-    /// `UBLK_U_CMD_END_USER_RECOVERY`.
-    EndRecovery,
-    /// `UBLK_U_CMD_QUIESCE_DEV`, since Linux 6.16.
-    Quiesce,
-    /// `UBLK_U_CMD_UPDATE_SIZE`, since Linux 6.16.
-    UpdateSize,
-    /// `UBLK_U_CMD_TRY_STOP_DEV`, since Linux 7.0.
-    TryStop,
-    /// `UBLK_U_CMD_DEL_DEV_ASYNC`, since Linux 6.9.
-    DeleteAsync,
-    /// `UBLK_U_CMD_REG_BUF`, since Linux 7.1.
-    RegisterMemory,
-    /// `UBLK_U_CMD_UNREG_BUF`, since Linux 7.1.
-    UnregisterMemory,
-    /// Another command of the driver, by its number.
-    Raw(u8),
-    /// Opening `/dev/ublkcN`.
-    OpenChar,
-    /// Proving that `/dev/ublkbN` exists, opens and has its size.
-    ProveReady,
-    /// Writing back what is dirty of `/dev/ublkbN`.
-    Sync,
-    /// Opening `/dev/ublkbN` to see who uses it.
-    Claim,
-    /// Taking the I/O scheduler away from `/dev/ublkbN`.
-    NoScheduler,
-    /// Listing the devices.
-    List,
-}
+use ublk_sys::{
+    UBLK_U_CMD_ADD_DEV, UBLK_U_CMD_DEL_DEV, UBLK_U_CMD_DEL_DEV_ASYNC, UBLK_U_CMD_END_USER_RECOVERY,
+    UBLK_U_CMD_GET_DEV_INFO, UBLK_U_CMD_GET_FEATURES, UBLK_U_CMD_GET_PARAMS,
+    UBLK_U_CMD_GET_QUEUE_AFFINITY, UBLK_U_CMD_QUIESCE_DEV, UBLK_U_CMD_REG_BUF,
+    UBLK_U_CMD_SET_PARAMS, UBLK_U_CMD_START_DEV, UBLK_U_CMD_START_USER_RECOVERY,
+    UBLK_U_CMD_STOP_DEV, UBLK_U_CMD_TRY_STOP_DEV, UBLK_U_CMD_UNREG_BUF, UBLK_U_CMD_UPDATE_SIZE,
+};
 
 /// What is done about a command that ended with EINTR and that we did not cancel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,96 +22,155 @@ pub(crate) enum OnEintr {
     Report,
 }
 
-impl Operation {
-    /// The word for it in messages.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Open => "open control",
-            Self::Features => "get features",
-            Self::Add => "add",
-            Self::SetParams => "set parameters",
-            Self::GetParams => "get parameters",
-            Self::Start => "start",
-            Self::Stop => "stop",
-            Self::Delete => "delete",
-            Self::Info => "get info",
-            Self::Affinity => "get queue affinity",
-            Self::StartRecovery => "start recovery",
-            Self::EndRecovery => "end recovery",
-            Self::Quiesce => "quiesce",
-            Self::UpdateSize => "resize",
-            Self::TryStop => "stop if unused",
-            Self::DeleteAsync => "delete without waiting",
-            Self::RegisterMemory => "register memory",
-            Self::UnregisterMemory => "unregister memory",
-            Self::Raw(_) => "command",
-            Self::OpenChar => "open the character device",
-            Self::ProveReady => "wait until ready",
-            Self::Sync => "sync",
-            Self::Claim => "look who uses",
-            Self::NoScheduler => "set no I/O scheduler",
-            Self::List => "list devices",
-        }
-    }
+/// What stands between the word for an operation and its device.
+#[derive(Debug, Clone, Copy)]
+enum Phrase {
+    /// `start device 3`.
+    Bare,
+    /// `get info of device 3`.
+    Of,
+    /// `stop if unused: device 3`.
+    Colon,
+}
 
+macro_rules! optional {
+    (-) => {
+        None
+    };
+    ($value:expr) => {
+        Some($value)
+    };
+}
+
+/// One row an operation: the word for it, how its device is added, the driver's number, the first kernel with a command
+/// that no feature flag announces or that a device may lack, and the rule for EINTR.
+macro_rules! operations {
+    ($($(#[$doc:meta])+ $variant:ident: $name:literal, $phrase:ident, $number:tt, $since:tt, $eintr:ident;)+) => {
+        /// An operation of the control plane: a command of the driver, or one of ours on the nodes.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+        #[non_exhaustive]
+        pub enum Operation {
+            $($(#[$doc])+ $variant,)+
+            /// Another command of the driver, by its number.
+            Raw(u8),
+        }
+
+        impl Operation {
+            /// The word for it in messages.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                    Self::Raw(_) => "command",
+                }
+            }
+
+            const fn phrase(self) -> Phrase {
+                match self {
+                    $(Self::$variant => Phrase::$phrase,)+
+                    Self::Raw(_) => Phrase::Of,
+                }
+            }
+
+            /// The command's opcode, as the driver has it: of those that are commands.
+            pub(crate) const fn cmd_op(self) -> Option<u32> {
+                match self {
+                    $(Self::$variant => optional!($number),)+
+                    Self::Raw(_) => None,
+                }
+            }
+
+            /// The first kernel with a command that no feature flag announces or that a device may lack.
+            pub(crate) const fn since(self) -> Option<&'static str> {
+                match self {
+                    $(Self::$variant => optional!($since),)+
+                    Self::Raw(_) => None,
+                }
+            }
+
+            /// The rule for EINTR, read off the driver: START and END_USER_RECOVERY wait for the fetches before
+            /// they do anything; ADD takes its mutex interruptibly before it does anything; DEL waits for the last
+            /// reference after it removed the device; the GET commands, STOP and those that set a state may be
+            /// repeated. QUIESCE may have held the device's I/O already.
+            pub(crate) const fn on_eintr(self) -> OnEintr {
+                match self {
+                    $(Self::$variant => OnEintr::$eintr,)+
+                    Self::Raw(_) => OnEintr::Report,
+                }
+            }
+        }
+    };
+}
+
+operations! {
+    /// Opening `/dev/ublk-control` and a ring for it.
+    Open: "open control", Of, -, -, Report;
+    /// `UBLK_U_CMD_GET_FEATURES`, since Linux 6.5.
+    Features: "get features", Of, UBLK_U_CMD_GET_FEATURES, -, Reissue;
+    /// `UBLK_U_CMD_ADD_DEV`.
+    Add: "add", Bare, UBLK_U_CMD_ADD_DEV, -, Reissue;
+    /// `UBLK_U_CMD_SET_PARAMS`.
+    SetParams: "set parameters", Of, UBLK_U_CMD_SET_PARAMS, -, Report;
+    /// `UBLK_U_CMD_GET_PARAMS`.
+    GetParams: "get parameters", Of, UBLK_U_CMD_GET_PARAMS, -, Reissue;
+    /// `UBLK_U_CMD_START_DEV`.
+    Start: "start", Bare, UBLK_U_CMD_START_DEV, -, Reissue;
+    /// `UBLK_U_CMD_STOP_DEV`.
+    Stop: "stop", Bare, UBLK_U_CMD_STOP_DEV, -, Reissue;
+    /// `UBLK_U_CMD_DEL_DEV`.
+    Delete: "delete", Bare, UBLK_U_CMD_DEL_DEV, -, ReissueUntilGone;
+    /// `UBLK_U_CMD_GET_DEV_INFO`.
+    Info: "get info", Of, UBLK_U_CMD_GET_DEV_INFO, -, Reissue;
+    /// `UBLK_U_CMD_GET_QUEUE_AFFINITY`.
+    Affinity: "get queue affinity", Of, UBLK_U_CMD_GET_QUEUE_AFFINITY, -, Reissue;
+    /// `UBLK_U_CMD_START_USER_RECOVERY`.
+    StartRecovery: "start recovery", Of, UBLK_U_CMD_START_USER_RECOVERY, -, Reissue;
+    /// `UBLK_U_CMD_END_USER_RECOVERY`.
+    EndRecovery: "end recovery", Of, UBLK_U_CMD_END_USER_RECOVERY, -, Reissue;
+    /// `UBLK_U_CMD_QUIESCE_DEV`, since Linux 6.16.
+    Quiesce: "quiesce", Bare, UBLK_U_CMD_QUIESCE_DEV, "6.16", Report;
+    /// `UBLK_U_CMD_UPDATE_SIZE`, since Linux 6.16.
+    UpdateSize: "resize", Bare, UBLK_U_CMD_UPDATE_SIZE, "6.16", Reissue;
+    /// `UBLK_U_CMD_TRY_STOP_DEV`, since Linux 7.0.
+    TryStop: "stop if unused", Colon, UBLK_U_CMD_TRY_STOP_DEV, "7.0", Reissue;
+    /// `UBLK_U_CMD_DEL_DEV_ASYNC`, since Linux 6.9.
+    DeleteAsync: "delete without waiting", Colon, UBLK_U_CMD_DEL_DEV_ASYNC, "6.9", ReissueUntilGone;
+    /// `UBLK_U_CMD_REG_BUF`, since Linux 7.1.
+    RegisterMemory: "register memory", Of, UBLK_U_CMD_REG_BUF, "7.1", Report;
+    /// `UBLK_U_CMD_UNREG_BUF`, since Linux 7.1.
+    UnregisterMemory: "unregister memory", Of, UBLK_U_CMD_UNREG_BUF, "7.1", Report;
+    /// Opening `/dev/ublkcN`.
+    OpenChar: "open the character device", Of, -, -, Report;
+    /// Proving that `/dev/ublkbN` exists, opens and has its size.
+    ProveReady: "wait until ready", Colon, -, -, Report;
+    /// Writing back what is dirty of `/dev/ublkbN`.
+    Sync: "sync", Bare, -, -, Report;
+    /// Opening `/dev/ublkbN` to see who uses it.
+    Claim: "look who uses", Bare, -, -, Report;
+    /// Taking the I/O scheduler away from `/dev/ublkbN`.
+    NoScheduler: "set no I/O scheduler", Of, -, -, Report;
+    /// Listing the devices.
+    List: "list devices", Of, -, -, Report;
+}
+
+impl Operation {
     /// The operation and its object, as `start device 3`.
     pub(crate) fn on(self, dev: Option<DevId>) -> String {
         let Some(dev) = dev else {
             return self.to_string();
         };
-        match self {
-            Self::Add
-            | Self::Start
-            | Self::Stop
-            | Self::Delete
-            | Self::Quiesce
-            | Self::Sync
-            | Self::Claim
-            | Self::UpdateSize => format!("{self} device {dev}"),
-            Self::TryStop | Self::DeleteAsync => format!("{self}: device {dev}"),
-            Self::Raw(_) => format!("{self} on device {dev}"),
-            Self::ProveReady => format!("{self}: device {dev}"),
-            _ => format!("{self} of device {dev}"),
+        match (self, self.phrase()) {
+            (Self::Raw(_), _) => format!("{self} on device {dev}"),
+            (_, Phrase::Bare) => format!("{self} device {dev}"),
+            (_, Phrase::Of) => format!("{self} of device {dev}"),
+            (_, Phrase::Colon) => format!("{self}: device {dev}"),
         }
     }
 
     /// Whether this is the command that room is kept for.
     pub(crate) const fn is_stop(self) -> bool {
         matches!(self, Self::Stop)
-    }
-
-    /// The first kernel with a command that no feature flag announces or that a device may lack.
-    pub(crate) const fn since(self) -> Option<&'static str> {
-        match self {
-            Self::DeleteAsync => Some("6.9"),
-            Self::Quiesce | Self::UpdateSize => Some("6.16"),
-            Self::TryStop => Some("7.0"),
-            Self::RegisterMemory | Self::UnregisterMemory => Some("7.1"),
-            _ => None,
-        }
-    }
-
-    /// The rule for EINTR, read off the driver: START and END_USER_RECOVERY wait for the fetches before
-    /// they do anything; ADD takes its mutex interruptibly before it does anything; DEL waits for the last
-    /// reference after it removed the device; the GET commands, STOP and those that set a state may be
-    /// repeated. QUIESCE may have held the device's I/O already.
-    pub(crate) const fn on_eintr(self) -> OnEintr {
-        match self {
-            Self::Features
-            | Self::Add
-            | Self::GetParams
-            | Self::Start
-            | Self::Stop
-            | Self::Info
-            | Self::Affinity
-            | Self::StartRecovery
-            | Self::EndRecovery
-            | Self::UpdateSize
-            | Self::TryStop => OnEintr::Reissue,
-            Self::Delete | Self::DeleteAsync => OnEintr::ReissueUntilGone,
-            _ => OnEintr::Report,
-        }
     }
 }
 
@@ -171,5 +180,30 @@ impl fmt::Display for Operation {
             Self::Raw(nr) => write!(f, "command {nr:#x}"),
             _ => f.write_str(self.name()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table says what the driver's header does, and messages read as sentences.
+    #[test]
+    fn the_table_names_commands_as_the_driver_does() {
+        assert_eq!(Operation::Add.cmd_op(), Some(UBLK_U_CMD_ADD_DEV));
+        assert_eq!(Operation::Sync.cmd_op(), None);
+        assert_eq!(Operation::TryStop.since(), Some("7.0"));
+        assert_eq!(Operation::Delete.on_eintr(), OnEintr::ReissueUntilGone);
+        assert_eq!(Operation::Raw(7).on_eintr(), OnEintr::Report);
+        let dev = DevId::new(3).ok();
+        for (operation, text) in [
+            (Operation::Start, "start device 3"),
+            (Operation::Info, "get info of device 3"),
+            (Operation::TryStop, "stop if unused: device 3"),
+            (Operation::Raw(0x18), "command 0x18 on device 3"),
+        ] {
+            assert_eq!(operation.on(dev), text);
+        }
+        assert_eq!(Operation::List.on(None), "list devices");
     }
 }

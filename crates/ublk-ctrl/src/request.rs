@@ -39,6 +39,15 @@ impl Request {
         }
     }
 
+    /// A command of the table, without payload. Operations that are no commands have opcode 0, which the driver refuses.
+    pub(crate) const fn of(operation: Operation, dev: Option<DevId>) -> Self {
+        let cmd_op = match operation.cmd_op() {
+            Some(cmd_op) => cmd_op,
+            None => 0,
+        };
+        Self::new(operation, cmd_op, dev)
+    }
+
     /// Sets `data[0]` of the header.
     #[must_use]
     pub const fn data(mut self, data: u64) -> Self {

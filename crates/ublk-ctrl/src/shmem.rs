@@ -79,7 +79,7 @@ impl<P: CtrlPort> Control<P> {
             },
             ..Default::default()
         };
-        let request = on(operation, ublk_sys::UBLK_U_CMD_REG_BUF, id);
+        let request = on(operation, id);
         let (index, _) = self.deliver(&request.payload(memory.to_bytes().to_vec()), deadline)?;
         let index = u16::try_from(index).map_err(|_| Error::BadReply {
             operation,
@@ -100,11 +100,7 @@ impl<P: CtrlPort> Control<P> {
         deadline: Duration,
     ) -> Result<(), Error> {
         negotiate(Features::SHMEM_ZC, self.features(deadline)?)?;
-        let request = on(
-            Operation::UnregisterMemory,
-            ublk_sys::UBLK_U_CMD_UNREG_BUF,
-            id,
-        );
+        let request = on(Operation::UnregisterMemory, id);
         self.raw(&request.data(memory.0.into()), deadline).map(drop)
     }
 }
