@@ -78,7 +78,7 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
         read_only: add.read_only,
         mode: add.mode(),
         auto: add.auto(),
-        recovery: add.recovery.into(),
+        recovery: add.recovery,
         scheduler: add.scheduler.into(),
         serving: Serving {
             options,

@@ -2,9 +2,12 @@
 
 use super::Wait;
 use crate::size;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
-use ublk_core::Mode;
+use std::str::FromStr;
+use ublk_core::mode::UnknownMode;
+use ublk_core::{DataMode, Mode, Recovery};
 use ublk_daemon::server::data_plane::Polling;
 use ublk_daemon::spec;
 
@@ -81,8 +84,8 @@ pub struct Add {
     pub scheduler: Scheduler,
     /// How data is moved between the kernel and the server; a mode that this kernel lacks is refused, naming the
     /// missing feature
-    #[arg(long, value_enum, default_value_t = DataMode::Auto)]
-    pub data: DataMode,
+    #[arg(long, default_value = "auto", value_parser = word::<Data>(&DATA))]
+    pub data: Data,
     /// Whether commands to the driver are sent in batches
     #[arg(long, value_enum, default_value_t = Batch::Auto)]
     pub batch: Batch,
@@ -112,7 +115,7 @@ pub struct Add {
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// What happens to the device when its server dies; not for mem, whose data is lost with it
-    #[arg(long, value_enum, default_value_t = Recovery::None)]
+    #[arg(long, default_value = "none", value_parser = word::<Recovery>(&RECOVERY))]
     pub recovery: Recovery,
     /// Create the device even if this kernel release is known to crash in ADD_DEV (see `ublkctl doctor`), because
     /// this build is patched
@@ -128,47 +131,77 @@ pub struct Add {
     pub wait: Wait,
 }
 
-/// Data modes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DataMode {
-    /// The cheapest by our measurements: zero copy for a file that is not in memory, if the kernel has it; else copy
-    Auto,
-    /// The driver copies between the request and a buffer of the server (any kernel)
-    Copy,
-    /// The driver copies, directly to and from the memory of a mem device; two commands per write (any kernel)
-    GetData,
-    /// The server copies, directly to and from the memory of a mem device; one system call per request (any kernel)
-    UserCopy,
-    /// No copy: the driver registers the request's pages with the server's ring (Linux 6.16); not for mem, which
-    /// has no file to forward requests to
-    ZeroCopy,
-    /// No copy, registered by a command of the server (Linux 6.15); not for mem
-    ZeroCopyManual,
+/// A word of `Value`, with what it means; the words are those that `Value` is read from.
+fn word<Value>(words: &[(&'static str, &'static str)]) -> impl TypedValueParser<Value = Value>
+where
+    Value: FromStr + Clone + Send + Sync + 'static,
+    Value::Err: std::error::Error + Send + Sync + 'static,
+{
+    let value = |(name, help): &(&'static str, &'static str)| PossibleValue::new(*name).help(*help);
+    PossibleValuesParser::new(words.iter().map(value)).try_map(|word| word.parse::<Value>())
 }
 
-/// Recovery policies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Recovery {
-    /// None: when the server dies, I/O fails and /dev/ublkbN is removed
-    None,
-    /// I/O waits for the next server (`recover`); requests in flight fail
-    Queue,
-    /// I/O waits for the next server; requests in flight are reissued, so a write may be done twice
-    Reissue,
-    /// I/O fails immediately until there is a new server (Linux 6.13)
-    Fail,
-}
+/// A data mode, or that it is left open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Data(Option<DataMode>);
 
-impl From<Recovery> for ublk_core::Recovery {
-    fn from(policy: Recovery) -> Self {
-        match policy {
-            Recovery::None => Self::None,
-            Recovery::Queue => Self::Queue,
-            Recovery::Reissue => Self::Reissue,
-            Recovery::Fail => Self::Fail,
+impl FromStr for Data {
+    type Err = UnknownMode;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMode> {
+        match name {
+            "auto" => Ok(Self(None)),
+            name => name.parse().map(|data| Self(Some(data))),
         }
     }
 }
+
+const DATA: [(&str, &str); 6] = [
+    (
+        "auto",
+        "The cheapest by our measurements: zero copy for a file that is not in memory, if the kernel has it; else copy",
+    ),
+    (
+        "copy",
+        "The driver copies between the request and a buffer of the server (any kernel)",
+    ),
+    (
+        "get-data",
+        "The driver copies, directly to and from the memory of a mem device; two commands per write (any kernel)",
+    ),
+    (
+        "user-copy",
+        "The server copies, directly to and from the memory of a mem device; one system call per request (any kernel)",
+    ),
+    (
+        "zero-copy",
+        "No copy: the driver registers the request's pages with the server's ring (Linux 6.16); not for mem, which \
+         has no file to forward requests to",
+    ),
+    (
+        "zero-copy-manual",
+        "No copy, registered by a command of the server (Linux 6.15); not for mem",
+    ),
+];
+
+const RECOVERY: [(&str, &str); 4] = [
+    (
+        "none",
+        "None: when the server dies, I/O fails and /dev/ublkbN is removed",
+    ),
+    (
+        "queue",
+        "I/O waits for the next server (`recover`); requests in flight fail",
+    ),
+    (
+        "reissue",
+        "I/O waits for the next server; requests in flight are reissued, so a write may be done twice",
+    ),
+    (
+        "fail",
+        "I/O fails immediately until there is a new server (Linux 6.13)",
+    ),
+];
 
 /// The I/O scheduler of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -201,20 +234,13 @@ pub enum Batch {
 
 impl Add {
     /// That the data mode is left open.
-    pub fn auto(&self) -> Option<ublk_core::DataMode> {
-        matches!(self.data, DataMode::Auto).then_some(ublk_core::DataMode::Copy)
+    pub fn auto(&self) -> Option<DataMode> {
+        self.data.0.is_none().then_some(DataMode::Copy)
     }
 
     /// The requested mode; copy without batches if left open.
-    pub const fn mode(&self) -> Mode {
-        use ublk_core::DataMode as Core;
-        let data = match self.data {
-            DataMode::Auto | DataMode::Copy => Core::Copy,
-            DataMode::GetData => Core::GetData,
-            DataMode::UserCopy => Core::UserCopy,
-            DataMode::ZeroCopy => Core::ZeroCopy,
-            DataMode::ZeroCopyManual => Core::ZeroCopyManual,
-        };
+    pub fn mode(&self) -> Mode {
+        let data = self.data.0.unwrap_or(DataMode::Copy);
         Mode::new(data).batched(matches!(self.batch, Batch::On))
     }
 }
