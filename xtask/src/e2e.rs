@@ -13,7 +13,7 @@ use clap::Args;
 
 use crate::guest::accel::Choice;
 use crate::guest::system::NoPackages;
-use crate::matrix::version;
+use crate::outcomes::version;
 use crate::results::{Results, Told};
 use crate::vm::{Kind, Vm};
 use crate::{build, cmd, host, kernel, kernels};

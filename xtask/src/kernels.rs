@@ -12,8 +12,9 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::e2e::Report;
-use crate::matrix::version;
+use crate::outcomes::{Cell, Outcomes, version};
 use crate::paths;
+use ublk_e2e_records::{CELL, RECOVERY};
 
 /// All that is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,24 +100,24 @@ pub fn rewrite() -> Result<()> {
     Ok(())
 }
 
+/// What was told of a table, but for what was left out.
+fn told<'a>(report: &'a Report, table: &str) -> impl Iterator<Item = (&'a Cell, &'a String)> {
+    let outcomes = report.outcomes.get(table).into_iter();
+    let cells = outcomes.flat_map(Outcomes::cells);
+    cells.filter(|(_, outcome)| *outcome != "left")
+}
+
 impl Entry {
     fn of(report: &Report, filter: Option<&str>) -> Self {
         let mut modes = BTreeMap::new();
-        let told = report
-            .cells
-            .cells()
-            .filter(|(_, outcome)| *outcome != "left");
-        for ((_, mode, _), outcome) in told {
+        for (cell, outcome) in told(report, CELL) {
+            let [_, mode, _] = &cell[..] else { continue };
             let known = modes.entry(mode.clone()).or_insert_with(|| outcome.clone());
             // A cell that cannot be says nothing about the kernel.
             if known == "never" {
                 known.clone_from(outcome);
             }
         }
-        let told = report
-            .deaths
-            .cells()
-            .filter(|(_, outcome)| *outcome != "left");
         Self {
             series: report.series.clone(),
             release: report.release.clone(),
@@ -125,8 +126,11 @@ impl Entry {
             expected_failures: report.results.forgiven.iter().cloned().collect(),
             features: report.features.clone(),
             modes,
-            recovery: told
-                .map(|((p, e, l), outcome)| (p.clone(), e.clone(), l.clone(), outcome.clone()))
+            recovery: told(report, RECOVERY)
+                .filter_map(|(cell, outcome)| {
+                    let [policy, event, load] = <[String; 3]>::try_from(cell.clone()).ok()?;
+                    Some((policy, event, load, outcome.clone()))
+                })
                 .collect(),
         }
     }

@@ -7,9 +7,8 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::expected::ExpectedFailure;
-use crate::matrix::Matrix;
+use crate::outcomes::Table;
 use crate::paths;
-use crate::recovery::Recovery;
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
@@ -37,10 +36,8 @@ pub struct Manifest {
     /// Failures that are the kernel's own.
     #[serde(default)]
     pub expected_failures: Vec<ExpectedFailure>,
-    /// What becomes of a device when something of it dies.
-    pub recovery: Recovery,
-    /// Operations on backends in modes that are expected to run.
-    pub matrix: Matrix,
+    /// Tables of outcomes by name: operations on backends in modes, and what becomes of a device when something of it dies.
+    pub tables: BTreeMap<String, Table>,
     /// Programs of the image, with their packages.
     pub tools: BTreeMap<String, String>,
     /// Programs of the host, with their packages.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use ublk_e2e_records::Record;
+
 use crate::expected::{ExpectedFailure, How};
 
 /// The error of a task whose last words, the sum, are said already.
@@ -46,11 +48,19 @@ impl Results {
         let line = line.trim();
         if line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")) {
             self.open = true;
+        } else if let Some(record) = Record::of(line) {
+            match record {
+                Ok(Record::Skipped { case, reason }) => self.skip(&case, &reason),
+                Ok(Record::Avoided { case }) => self.avoided.push(case),
+                Ok(_) => {}
+                Err(e) => self
+                    .failed
+                    .push(format!("a record that cannot be read: {e}")),
+            }
         } else if let Some(rest) = line.strip_prefix("SKIP ") {
+            // A test of the host, by hand.
             let (name, reason) = rest.split_once(':').unwrap_or((rest, ""));
             self.skip(name.trim(), reason.trim());
-        } else if let Some(name) = line.strip_prefix("AVOID ") {
-            self.avoided.push(name.trim().to_owned());
         } else if let Some(rest) = line.strip_prefix("test result: ") {
             self.closing(rest);
         } else if let Some(rest) = line.strip_prefix("test ") {
@@ -206,7 +216,8 @@ fn plain(line: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::Results;
+    use super::{Record, Results};
+
     use crate::expected::{ExpectedFailure, How};
 
     fn of(text: &str) -> Results {
@@ -291,8 +302,10 @@ mod tests {
             reason: "the driver".into(),
         };
         let failed = |expected: &[ExpectedFailure], series: &str| {
-            let mut results = of("test a ... FAILED\nAVOID c\n\
-                test result: FAILED. 0 passed; 1 failed; 0 ignored\n");
+            let mut results = of(
+                "test a ... FAILED\n@record {\"type\":\"avoided\",\"case\":\"c\"}\n\
+                test result: FAILED. 0 passed; 1 failed; 0 ignored\n",
+            );
             results.check("program", false);
             results.forgive(expected, series, true);
             (results.failed.len(), results.forgiven.len())
@@ -313,10 +326,21 @@ mod tests {
 
     #[test]
     fn a_skip_line_and_its_case_are_one_skip() {
-        let results = of("SKIP x: no driver\ntest x ... ignored\n");
+        let skipped = Record::Skipped {
+            case: "x".into(),
+            reason: "no driver".into(),
+        };
+        let results = of(&format!("{}\ntest x ... ignored\n", skipped.line()));
         assert_eq!(results.skipped, [("x".into(), "no driver".into())]);
         let results = of("SKIP x: no driver\ntest x ... ok\n");
         assert_eq!((results.passed, results.skipped.len()), (1, 1));
+    }
+
+    /// A record that was cut is a failure: what it told would be missing.
+    #[test]
+    fn a_cut_record_fails() {
+        let results = of("@record {\"type\":\"skipped\",\"case\":\"x");
+        assert_eq!(results.failed.len(), 1, "{results:?}");
     }
 
     #[test]

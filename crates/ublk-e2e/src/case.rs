@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use libtest_mimic::{Failed, Trial};
+use ublk_e2e_records::{CELL, RECOVERY, Record};
 
 use crate::wait::secs;
 use crate::{cli, procfs};
@@ -91,14 +92,16 @@ impl Case {
 
     /// Tells that the case is left out.
     pub fn tell_avoided(&self) {
-        println!("AVOID {}", self.name);
+        let case = self.name.clone();
+        println!("{}", Record::Avoided { case }.line());
     }
 
     /// Tells that the case is skipped, if it is: the runner compares these lines with the skips it
     /// expects (L91).
     pub fn announce(&self) {
         if let Some(reason) = &self.skip {
-            println!("SKIP {}: {reason}", self.name);
+            let (case, reason) = (self.name.clone(), reason.clone());
+            println!("{}", Record::Skipped { case, reason }.line());
         }
     }
 
@@ -191,28 +194,28 @@ pub fn measured(text: String) {
     all.push(text);
 }
 
-static CELLS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static RECORDS: Mutex<Vec<Record>> = Mutex::new(Vec::new());
+
+fn record(record: Record) {
+    let mut all = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
+    all.push(record);
+}
 
 /// Notes what became of an operation on a backend in a mode: `ran`, `never` (it cannot be), `lacks` (the kernel has
 /// no such mode). The runner compares it with what it expects.
 pub fn cell(backend: &str, mode: &str, operation: &str, outcome: &str) {
-    let mut all = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
-    all.push(format!("CELL {backend} {mode} {operation} {outcome}"));
+    record(Record::outcome(CELL, &[backend, mode, operation], outcome));
 }
 
 /// Notes what became of a step of a device's life: the same for the recovery matrix.
 pub fn recovery_cell(policy: &str, event: &str, load: &str, outcome: &str) {
-    let mut all = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
-    all.push(format!("RECOVERY {policy} {event} {load} {outcome}"));
+    record(Record::outcome(RECOVERY, &[policy, event, load], outcome));
 }
 
 /// Notes a feature of this kernel.
 pub fn feature(name: &str, available: bool) {
-    let mut all = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
-    all.push(format!(
-        "FEATURE {name} {}",
-        if available { "yes" } else { "no" }
-    ));
+    let name = name.to_owned();
+    record(Record::Feature { name, available });
 }
 
 static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
@@ -227,9 +230,9 @@ const SLOWEST: usize = 12;
 
 /// Prints what was measured, the cells, and which cases took longest.
 pub fn print_measured() {
-    let cells = CELLS.lock().unwrap_or_else(PoisonError::into_inner);
-    for line in cells.iter() {
-        println!("{line}");
+    let records = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
+    for record in records.iter() {
+        println!("{}", record.line());
     }
     let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
     times.sort();

@@ -1,18 +1,18 @@
 //! Several guests at once: each kernel's cases in a lane of its own.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use ublk_e2e_records::Record;
 
 use super::{Set, table};
 use crate::expected;
 use crate::guest::Verdict;
 use crate::guest::accel::{self, Accel};
 use crate::kernel::Kernel;
-use crate::matrix::Cells;
-use crate::recovery::Deaths;
+use crate::outcomes::Outcomes;
 use crate::results::Results;
 use crate::vm::{Kind, Vm};
 
@@ -41,10 +41,8 @@ pub struct Report {
     pub set: Set,
     /// Their results.
     pub results: Results,
-    /// Operations on backends in modes.
-    pub cells: Cells,
-    /// Deaths and what became of the device.
-    pub deaths: Deaths,
+    /// What became of the cells of each table, by its name.
+    pub outcomes: BTreeMap<String, Outcomes>,
     /// Features by name.
     pub features: Vec<(String, bool)>,
     /// From boot to power off.
@@ -61,8 +59,7 @@ impl Report {
             release: job.kernel.release.clone(),
             set: job.set,
             results: Results::default(),
-            cells: Cells::default(),
-            deaths: Deaths::default(),
+            outcomes: BTreeMap::new(),
             features: Vec::new(),
             elapsed: Duration::ZERO,
             ended: false,
@@ -71,11 +68,14 @@ impl Report {
 
     fn line(&mut self, line: &str) {
         self.results.line(line);
-        self.cells.line(line);
-        self.deaths.line(line);
-        let words: Vec<_> = line.split_whitespace().collect();
-        if let ["FEATURE", name, available] = words[..] {
-            self.features.push((name.to_owned(), available == "yes"));
+        match Record::of(line) {
+            Some(Ok(Record::Outcome {
+                table,
+                axes,
+                outcome,
+            })) => self.outcomes.entry(table).or_default().take(axes, outcome),
+            Some(Ok(Record::Feature { name, available })) => self.features.push((name, available)),
+            _ => {}
         }
     }
 }
@@ -249,16 +249,24 @@ fn watch(
     let full = all && job.set != Set::Kernel;
     results.compare_skips(manifest.expected_skips(&kernel.series), full);
     let reduced = job.set == Set::Kernel;
-    let (matrix, deaths) = (&manifest.matrix, &manifest.recovery);
-    results
-        .failed
-        .extend(report.cells.compare(matrix, &kernel.series, all, reduced));
-    results
-        .failed
-        .extend(report.deaths.compare(deaths, &kernel.series, all, reduced));
+    for (name, table) in &manifest.tables {
+        let told = report.outcomes.entry(name.clone()).or_default();
+        let table = (name.as_str(), table);
+        let wrong = told.compare(table, &kernel.series, all, reduced);
+        results.failed.extend(wrong);
+    }
+    let unknown = report
+        .outcomes
+        .keys()
+        .filter(|name| !manifest.tables.contains_key(*name));
+    let unknown = unknown.map(|name| format!("table {name}: not in the manifest"));
+    results.failed.extend(unknown);
     results.forgive(&manifest.expected_failures, &kernel.series, all);
-    say(&report.cells.table(matrix, &kernel.series));
-    say(&report.deaths.table(deaths));
+    for (name, table) in &manifest.tables {
+        if let Some(told) = report.outcomes.get(name) {
+            say(&told.table(table, &kernel.series));
+        }
+    }
     Ok(())
 }
 
