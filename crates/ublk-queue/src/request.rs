@@ -25,7 +25,9 @@ use crate::port::UserCopyPort;
 use crate::shared::{LaneLocal, LaneShared};
 
 /// What became of the request that the worker gave to its handler.
+// With a tag of its own: packed into a niche of `Forward` it costs a forwarded request eight instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub(crate) enum Outcome {
     /// The handler holds the token.
     Held,

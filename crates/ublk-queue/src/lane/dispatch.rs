@@ -2,16 +2,14 @@
 
 use std::cell::Cell;
 
-use ublk_core::iod::{Io, IoBounds};
+use ublk_core::iod::IoBounds;
 use ublk_core::{Action, Answer, DataMode, Errno, Input, Tag, TagState};
 
 use super::ending::{DataLocation, PATIENCE};
-use super::{Lane, LaneError, MAX_RETRIES, NOBODY, TagSlot};
-use crate::batch::Batch;
+use super::{Lane, LaneError, MAX_RETRIES, NOBODY};
 use crate::handler::Handler;
 use crate::port::{Descriptors, Port};
 use crate::request::{Known, Outcome, Request};
-use crate::shared::LaneShared;
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Takes the completion of a tag's command and carries out what follows: the way of every request of a
@@ -38,6 +36,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         if !matches!(place.state.step(Input::Cqe(res)).1, Some(Action::Serve)) {
             return self.not_served(port, tag, res);
         }
+        // Where every tag is that is to be served.
+        let in_hand = TagState::InHand;
         if !PLAIN && self.leaving {
             // Not `self.came_back()`, which would end the borrow of the place.
             self.patience = PATIENCE;
@@ -47,97 +47,94 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         if !PLAIN && let Some(buffers) = &mut self.buffers {
             buffers.lend(tag);
         }
-        let io = match Self::decode(&self.descriptors, &self.shared, self.max_io_bytes, tag) {
+        let desc = self.descriptors.load(tag);
+        let bounds = IoBounds::new(self.shared.size(), self.max_io_bytes);
+        let decoded = match H::ZONES {
+            true => desc.decode(&bounds),
+            false => desc.decode_unzoned(&bounds),
+        };
+        let io = match decoded {
             Ok(io) => io,
             Err(errno) => {
-                place.state = TagState::InHand;
+                place.state = in_hand;
                 self.refuse(port, tag, errno);
                 return Ok(());
             }
         };
+        if H::SHARED
+            && let Err(errno) = self.shared.locate(tag, &desc, &io)
+        {
+            place.state = in_hand;
+            self.refuse(port, tag, errno);
+            return Ok(());
+        }
         if Self::REGISTERS && self.registrations.wants(tag, &io) {
-            place.state = TagState::InHand;
+            place.state = in_hand;
             self.register_first(port, tag);
             return Ok(());
         }
         self.shared.meters.count(&io);
         let get_data = !PLAIN && self.data == DataMode::GetData;
-        let lies = get_data.then(|| std::mem::take(&mut self.placed[tag.index()]));
-        let lies = lies.unwrap_or_default();
+        let lies = match get_data {
+            true => std::mem::take(&mut self.placed[tag.index()]),
+            false => DataLocation::Buffer,
+        };
         if !PLAIN && lies == DataLocation::Panicked {
-            place.state = TagState::InHand;
+            place.state = in_hand;
             self.answered_from(port, tag, Answer::failed(Errno::EIO), 0);
             return Ok(());
         }
+        let placed = lies == DataLocation::Handler;
         self.current = tag.get();
         // On the stack, so that an inlined handler's answer stays in registers.
         let outcome = Cell::new(Outcome::Held);
-        let known = Self::known(PLAIN, get_data, lies);
-        let request = Request::new(&self.local, &outcome, &self.detached, tag, io, known);
+        let request = Request::new(
+            &self.local,
+            &outcome,
+            &self.detached,
+            tag,
+            io,
+            Known {
+                ready: PLAIN && !H::SHARED,
+                any_source: get_data,
+                placed,
+                backed: H::BACKING.is_some(),
+                closed: H::CLOSED.is_closed(),
+            },
+        );
         self.handler.handle(request);
         self.current = NOBODY;
-        let Outcome::Answered(answer, source) = outcome.get() else {
-            place.state = TagState::InHand;
-            self.not_answered(port, tag, io, outcome.get());
-            return Ok(());
+        let (answer, source) = match outcome.get() {
+            Outcome::Answered(answer, source) => (answer, source),
+            Outcome::Forwarded(to) if H::FORWARDS => {
+                place.state = in_hand;
+                self.forward(port, tag, io, to);
+                return Ok(());
+            }
+            Outcome::Forwarded(_) => (Answer::failed(Errno::EOPNOTSUPP), 0),
+            Outcome::Held | Outcome::Detached => {
+                place.state = in_hand;
+                self.taken_along();
+                return Ok(());
+            }
         };
         if !PLAIN {
-            place.state = TagState::InHand;
+            place.state = in_hand;
             self.answered_from(port, tag, answer, source);
             return Ok(());
         }
-        let batch = BATCHED.then_some(&mut self.batch);
-        if !place.commit_to(port, batch, answer, (&self.shared, &self.descriptors)) {
+        let (shared, descriptors) = (&self.shared, &self.descriptors);
+        let failed = |result| shared.failed(descriptors, tag, result);
+        let result = place.commit(in_hand, answer, shared, failed);
+        let pushed = match result {
+            Some(result) if BATCHED => self.batch.add(place.header, result, place.addr),
+            Some(result) => port.push(&place.commit, result, place.addr).is_ok(),
+            None => true,
+        };
+        if !pushed {
             self.push_failed(tag);
         }
         Ok(())
-    }
-
-    /// What a request knows of its lane.
-    #[inline(always)]
-    fn known(plain: bool, get_data: bool, lies: DataLocation) -> Known {
-        Known {
-            ready: plain && !H::SHARED,
-            any_source: get_data,
-            placed: lies == DataLocation::Handler,
-            backed: H::BACKING.is_some(),
-            closed: H::CLOSED.is_closed(),
-        }
-    }
-
-    /// The request of a tag, by its descriptor.
-    ///
-    /// # Errors
-    /// What a request that no driver should send is refused with.
-    #[inline(always)]
-    fn decode(
-        descriptors: &D,
-        shared: &LaneShared,
-        max_io_bytes: u32,
-        tag: Tag,
-    ) -> Result<Io, Errno> {
-        let desc = descriptors.load(tag);
-        let bounds = IoBounds::new(shared.size(), max_io_bytes);
-        let io = match H::ZONES {
-            true => desc.decode(&bounds)?,
-            false => desc.decode_unzoned(&bounds)?,
-        };
-        if H::SHARED {
-            shared.locate(tag, &desc, &io)?;
-        }
-        Ok(io)
-    }
-
-    /// The handler has not answered: it took the request along, or it goes to a file.
-    #[inline(always)]
-    fn not_answered(&mut self, port: &mut P, tag: Tag, io: Io, outcome: Outcome) {
-        match outcome {
-            Outcome::Forwarded(to) if H::FORWARDS => self.forward(port, tag, io, to),
-            Outcome::Forwarded(_) => {
-                self.answered_from(port, tag, Answer::failed(Errno::EOPNOTSUPP), 0);
-            }
-            _ => self.taken_along(),
-        }
     }
 
     pub(super) fn taken_along(&mut self) {
@@ -212,27 +209,5 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     pub(super) fn refuse(&mut self, port: &mut P, tag: Tag, errno: Errno) {
         self.shared.meters.refused.add(1);
         self.answered_from(port, tag, Answer::failed(errno), 0);
-    }
-}
-
-impl<C> TagSlot<C> {
-    /// Commits the answer of a request in hand by a command, or an element of the batch. False if there is no room.
-    #[inline(always)]
-    fn commit_to<P: Port<Command = C>>(
-        &mut self,
-        port: &mut P,
-        batch: Option<&mut Batch>,
-        answer: Answer,
-        (shared, descriptors): (&LaneShared, &impl Descriptors),
-    ) -> bool {
-        let tag = self.tag;
-        let failed = |result| shared.failed(descriptors, tag, result);
-        match self.commit(TagState::InHand, answer, shared, failed) {
-            None => true,
-            Some(result) => match batch {
-                Some(batch) => batch.add(self.header, result, self.addr),
-                None => port.push(&self.commit, result, self.addr).is_ok(),
-            },
-        }
     }
 }
