@@ -70,7 +70,7 @@ pub struct Limits {
     #[cfg_attr(feature = "serde", serde(default))]
     pub discard_alignment: u32,
     /// The zones of a zoned device, or `None` for an ordinary one. The features then have
-    /// [`Features::ZONED`](crate::Features::ZONED) and a way of data without copies by the driver.
+    /// [`Features::ZONED`](crate::Features::ZONED) and a data mode without copies by the driver.
     #[cfg_attr(feature = "serde", serde(default))]
     pub zones: Option<Zones>,
 }

@@ -1,4 +1,4 @@
-//! The seam to the kernel: what a control ring does, by the real ring or by a script.
+//! The port to the kernel: what a control ring does, by the real ring or by a script.
 //!
 //! # Why there is `unsafe` here
 //! A command names memory of ours to the kernel. [`RingPort`] makes such entries; the memory belongs

@@ -57,7 +57,7 @@ pub(crate) fn limits_again(
     Ok(file.limits())
 }
 
-/// Writes down in the specification what was left to the backend: the way of data, and for a file size and block
+/// Writes down in the specification what was left to the backend: the data mode, and for a file size and block
 /// size, so that the device is the same whenever it is served again.
 ///
 /// # Errors
@@ -85,7 +85,7 @@ pub fn resolve(spec: &mut AddSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The way of data that costs least without a surprise (docs/tuning.md has the figures).
+/// The data mode that costs least without a surprise (docs/tuning.md has the figures).
 fn pays(opened: &Opened) -> DataMode {
     match opened {
         // In zero copy nobody would fill the pages of a READ, and what they held before is not the reader's.
@@ -246,175 +246,4 @@ pub(crate) fn tell(path: &Path, file: &File) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use ublk_core::Mode;
-
-    fn spec(backend: BackendSpec, block_size: u32) -> AddSpec {
-        AddSpec {
-            backend,
-            id: None,
-            queues: 1,
-            depth: 1,
-            block_size,
-            max_io_bytes: 4096,
-            read_only: true,
-            mode: Mode::default(),
-            auto: None,
-            recovery: ublk_core::Recovery::None,
-            serving: crate::spec::Serving::default(),
-            name: None,
-            scheduler: Default::default(),
-            supervise: false,
-            unprivileged: false,
-            trust_kernel: false,
-        }
-    }
-
-    #[test]
-    fn backends_are_what_was_asked_for() {
-        for backend in [
-            BackendSpec::Null { size: 1 << 30 },
-            BackendSpec::Mem { size: 1 << 30 },
-        ] {
-            let limits = limits_of(&spec(backend, 4096)).unwrap();
-            assert_eq!((limits.size, limits.logical_block_size), (1 << 30, 4096));
-            assert!(limits.read_only);
-        }
-    }
-
-    /// Only what was left open is chosen, and never a mode in which a reader would see what is not the device's.
-    #[test]
-    fn the_way_of_data_is_chosen_by_backend() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("file");
-        create_file(&path, 1 << 20).unwrap().keep();
-        let in_memory = File::options(&path).open().unwrap().is_in_memory();
-        let of_file = if in_memory {
-            DataMode::Copy
-        } else {
-            DataMode::ZeroCopy
-        };
-        for (mut spec, pays) in [
-            (
-                spec(BackendSpec::Null { size: 1 << 20 }, 512),
-                DataMode::Copy,
-            ),
-            (
-                spec(BackendSpec::Mem { size: 1 << 20 }, 512),
-                DataMode::Copy,
-            ),
-            (file(&path), of_file),
-        ] {
-            resolve(&mut spec).unwrap();
-            assert_eq!(spec.auto, None);
-            spec.auto = Some(DataMode::GetData);
-            resolve(&mut spec).unwrap();
-            assert_eq!(spec.auto, Some(pays));
-            spec.unprivileged = true;
-            resolve(&mut spec).unwrap();
-            assert_eq!(spec.auto, Some(DataMode::Copy));
-        }
-    }
-
-    fn file(path: &Path) -> AddSpec {
-        let backend = BackendSpec::File {
-            path: path.to_owned(),
-            offset: 4096,
-            length: None,
-            buffered: false,
-            discard: true,
-            force: false,
-        };
-        let mut spec = spec(backend, 0);
-        spec.read_only = false;
-        spec
-    }
-
-    /// What is left to the file is written down, so that a file that has grown makes the same device.
-    #[test]
-    fn a_file_device_keeps_its_size() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("disk.img");
-        create_file(&path, 1 << 20).unwrap().keep();
-        let mut spec = file(&path);
-        resolve(&mut spec).unwrap();
-        assert_eq!(spec.backend.size(), (1 << 20) - 4096);
-        assert!(spec.block_size >= 512);
-        let grown = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-        grown.set_len(2 << 20).unwrap();
-        assert_eq!(limits_of(&spec).unwrap().size, (1 << 20) - 4096);
-        let failure = create_file(&path, 1 << 20).unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Failed);
-        assert!(
-            failure.text.contains("disk.img: cannot create the file"),
-            "{failure:?}"
-        );
-        grown.set_len(4096).unwrap();
-        let failure = limits_of(&spec).unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Usage);
-        assert!(failure.text.contains("disk.img"), "{failure:?}");
-        let failure = limits_of(&file(Path::new("/no/such/file"))).unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Failed);
-        let hint = failure.hint.unwrap_or_default();
-        assert!(hint.contains("--create --size"), "{hint}");
-        let loops = path.with_file_name("loop.img");
-        std::os::unix::fs::symlink(&loops, &loops).unwrap();
-        let failure = limits_of(&file(&loops)).unwrap_err();
-        assert!(failure.text.contains("ELOOP"), "{failure:?}");
-        assert_eq!(failure.errno, Some(ublk_core::Errno::ELOOP));
-    }
-
-    /// L13 No machine has so much address space: not the caller's arithmetic but the machine's limit.
-    #[test]
-    fn l13_too_little_address_space_is_a_failure() {
-        let failure = limits_of(&spec(BackendSpec::Mem { size: 1 << 62 }, 512)).unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Failed, "{failure:?}");
-        assert!(failure.text.contains("smaller size"), "{failure:?}");
-    }
-
-    /// Every mode for each backend: served, or refused as a usage error with its reason.
-    #[test]
-    fn modes_that_cannot_be_served_are_refused_with_the_reason() {
-        let (null, mem) = (
-            BackendSpec::Null { size: 4096 },
-            BackendSpec::Mem { size: 4096 },
-        );
-        for data in DataMode::ALL {
-            for batch in [false, true] {
-                for backend in [&null, &mem] {
-                    let mode = Mode::new(data).batched(batch);
-                    let why = match (data, backend) {
-                        (DataMode::GetData, _) if batch => Some("no get-data command"),
-                        (
-                            DataMode::ZeroCopy | DataMode::ZeroCopyManual,
-                            BackendSpec::Mem { .. },
-                        ) => Some("no file"),
-                        _ => None,
-                    };
-                    let asked = AddSpec {
-                        mode,
-                        ..spec(backend.clone(), 512)
-                    };
-                    match (limits_of(&asked), why) {
-                        (Ok(_), None) => {}
-                        (Err(failure), Some(why)) => {
-                            assert_eq!(failure.kind, FailureKind::Usage, "{failure:?}");
-                            assert!(failure.text.contains(why), "{failure:?}");
-                        }
-                        other => panic!("{mode} of {backend:?}: {other:?}"),
-                    }
-                }
-            }
-        }
-    }
-
-    /// L13 Sizes that no device can have are usage errors.
-    #[test]
-    fn l13_bad_sizes_are_usage_errors() {
-        for size in [0, 100, 513, u64::MAX] {
-            let failure = limits_of(&spec(BackendSpec::Mem { size }, 512)).unwrap_err();
-            assert_eq!(failure.kind, FailureKind::Usage, "{size}");
-        }
-    }
-}
+mod tests;

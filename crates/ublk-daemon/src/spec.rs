@@ -92,7 +92,7 @@ pub struct AddSpec {
     /// How data and commands travel: the features of ADD_DEV. Records without it are of copy mode.
     #[serde(default)]
     pub mode: Mode,
-    /// The way of data was left open: the one that measurements favour for this backend, taken into `mode` when the
+    /// The data mode was left open: the one that measurements favour for this backend, taken into `mode` when the
     /// device is made if the kernel has it.
     #[serde(default)]
     pub auto: Option<DataMode>,

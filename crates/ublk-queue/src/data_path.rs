@@ -68,7 +68,7 @@ impl DataPath {
         }
     }
 
-    /// The way of data that is not in shared memory.
+    /// The path of data that is not in shared memory.
     #[inline]
     pub(crate) const fn below(&self) -> &Self {
         match self {
@@ -78,7 +78,7 @@ impl DataPath {
     }
 }
 
-/// The way of data of a lane whose device shares memory with its clients.
+/// The data path of a lane whose device shares memory with its clients.
 pub(crate) struct ClientPath {
     memory: SharedMemory,
     /// Where the data of a tag's request is, null where it goes the way `below`. Written by the lane before the request

@@ -1,4 +1,4 @@
-//! A seeded model of the ublk driver and its block layer, behind the engine's kernel seam.
+//! A seeded model of the ublk driver and its block layer, behind the engine's port.
 //!
 //! A [`Sim`] stands in for the kernel: it takes the engine's commands, hands out requests of a random
 //! workload, checks every answer against an oracle of the device's content, and reports as a violation

@@ -83,7 +83,7 @@ impl Sim {
         }
     }
 
-    /// The way of data by the character device, for user copy.
+    /// The data path by the character device, for user copy.
     #[must_use]
     pub fn device(&self) -> SimDevice {
         SimDevice(self.clone())
@@ -204,7 +204,7 @@ impl Drop for SimDescriptors {
     }
 }
 
-/// The simulated character device as the way of data.
+/// The simulated character device as the data path.
 #[derive(Debug, Clone)]
 pub struct SimDevice(Sim);
 

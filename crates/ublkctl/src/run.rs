@@ -19,7 +19,7 @@ use ublk_daemon::report::Added;
 /// How long a look at the devices may take that chooses among them.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Carries out one command.
+/// Carries out one command: an arm for each, with what it prints.
 ///
 /// # Errors
 /// What went wrong, with the kind that decides the exit code.

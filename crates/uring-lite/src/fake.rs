@@ -33,7 +33,7 @@ pub enum Completion {
 /// What the next `enter` does instead of its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Trouble {
+pub enum Fault {
     /// Fails with this errno (of libc) and does nothing.
     Fail(i32),
     /// Submits this many entries, answers with the count, and does not wait.
@@ -60,7 +60,7 @@ struct State<S, C> {
     sq: KernelSq<S>,
     cq: KernelCq<C>,
     completion: Completion,
-    troubles: VecDeque<Trouble>,
+    faults: VecDeque<Fault>,
     in_flight: VecDeque<S>,
     backlog: VecDeque<C>,
     calls: Vec<Call>,
@@ -96,7 +96,7 @@ pub fn ring<S: SqEntry, C: CqEntry>(
         sq,
         cq,
         completion: Completion::AtOnce,
-        troubles: VecDeque::new(),
+        faults: VecDeque::new(),
         in_flight: VecDeque::new(),
         backlog: VecDeque::new(),
         calls: Vec::new(),
@@ -129,8 +129,8 @@ impl<S: SqEntry, C: CqEntry> FakeKernel<S, C> {
     }
 
     /// Something that a coming `enter` will do, after those said before.
-    pub fn trouble(&self, trouble: Trouble) {
-        self.0.borrow_mut().troubles.push_back(trouble);
+    pub fn inject(&self, fault: Fault) {
+        self.0.borrow_mut().faults.push_back(fault);
     }
 
     /// Completes the entry in flight with this `user_data`; `false` if there is none. With `more` it stays in flight.
@@ -160,7 +160,7 @@ impl<S: SqEntry, C: CqEntry> FakeKernel<S, C> {
     pub fn lose_cqe(&self) {
         let mut state = self.0.borrow_mut();
         state.cq.count_overflow();
-        state.troubles.push_front(Trouble::Fail(libc::EBADR));
+        state.faults.push_front(Fault::Fail(libc::EBADR));
     }
 
     /// Entries in flight, oldest first.
@@ -255,11 +255,11 @@ impl<S: SqEntry, C: CqEntry> Port<S, C> for FakeKernel<S, C> {
             flags,
             timeout: timeout.is_some(),
         });
-        let trouble = state.troubles.pop_front();
-        let up_to = match trouble {
-            Some(Trouble::Fail(errno)) => return Err(Errno::new(errno)),
-            Some(Trouble::Short(n)) => return Ok(state.submit(n.min(to_submit))),
-            Some(Trouble::SignalInWait) | None => to_submit,
+        let fault = state.faults.pop_front();
+        let up_to = match fault {
+            Some(Fault::Fail(errno)) => return Err(Errno::new(errno)),
+            Some(Fault::Short(n)) => return Ok(state.submit(n.min(to_submit))),
+            Some(Fault::SignalInWait) | None => to_submit,
         };
         let submitted = state.submit(up_to);
         // As the kernel: the count wins over the end of the wait.
@@ -274,7 +274,7 @@ impl<S: SqEntry, C: CqEntry> Port<S, C> for FakeKernel<S, C> {
             return Ok(submitted);
         }
         state.flush_backlog();
-        if trouble == Some(Trouble::SignalInWait) {
+        if fault == Some(Fault::SignalInWait) {
             return or_errno(libc::EINTR);
         }
         while state.cq.used() < min_complete {

@@ -1,4 +1,4 @@
-//! The seam between the ring and its kernel.
+//! The port between the ring and its kernel.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::fake::{self, Call, Completion, FakeKernel, Trouble};
+use crate::fake::{self, Call, Completion, FakeKernel, Fault};
 use crate::op::nop;
 use crate::setup::Ladder;
 
@@ -99,7 +99,7 @@ fn a_flush_runs_deferred_work_and_plain_rings_have_none() {
 fn l50_eintr_ends_the_wait_and_loses_nothing() {
     let (mut ring, kernel) = ring(8, 16);
     kernel.set_completion(Completion::OnWait);
-    kernel.trouble(Trouble::Fail(libc::EINTR));
+    kernel.inject(Fault::Fail(libc::EINTR));
     push(&mut ring, 0..2);
     let entered = ring.enter(1, SECOND).expect("EINTR is no error");
     assert_eq!(
@@ -111,7 +111,7 @@ fn l50_eintr_ends_the_wait_and_loses_nothing() {
         }
     );
     // After a submit the kernel answers with the count; the ring sees that the wait ended early.
-    kernel.trouble(Trouble::SignalInWait);
+    kernel.inject(Fault::SignalInWait);
     let entered = ring.enter(1, None).expect("enter");
     assert_eq!(
         entered,
@@ -134,7 +134,7 @@ fn l50_transient_errors_keep_every_entry() {
         (libc::ENOMEM, EnterError::NoMemory),
     ] {
         let (mut ring, kernel) = ring(4, 8);
-        kernel.trouble(Trouble::Fail(errno));
+        kernel.inject(Fault::Fail(errno));
         push(&mut ring, 0..4);
         assert_eq!(ring.enter(4, None), Err(error));
         assert!(error.is_transient());
@@ -158,7 +158,7 @@ fn l50_fatal_errors_are_told_apart() {
         ),
     ] {
         let (mut ring, kernel) = ring(4, 8);
-        kernel.trouble(Trouble::Fail(errno));
+        kernel.inject(Fault::Fail(errno));
         assert_eq!(ring.enter(1, None), Err(error));
         assert!(!error.is_transient());
     }
@@ -168,7 +168,7 @@ fn l50_fatal_errors_are_told_apart() {
 #[test]
 fn l50_short_submit_leaves_the_rest() {
     let (mut ring, kernel) = ring(8, 16);
-    kernel.trouble(Trouble::Short(3));
+    kernel.inject(Fault::Short(3));
     push(&mut ring, 0..5);
     let entered = ring.enter(5, None).expect("enter");
     assert_eq!(

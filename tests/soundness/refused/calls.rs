@@ -59,8 +59,8 @@ pub fn memory(byte: &mut u8, copier: Copier, slice: &mut [u8]) {
     copier.transfer(place, place, 512); //~ E0133
 }
 
-/// The seam: the kernel's port, and what the lane alone may say to its handler.
-pub fn seam<H: Handler>(handler: &mut H, operation: Operation, io: &Io, file: &File) {
+/// The port: the kernel's, and what the lane alone may say to its handler.
+pub fn port<H: Handler>(handler: &mut H, operation: Operation, io: &Io, file: &File) {
     let _ = RingPort::new(&RingNeeds::default(), &[file.as_fd()]); //~ E0133
     let _ = Sim::new(Config::new(0)).port(); //~ E0133
     handler.operation_completed(operation, 0, 0); //~ E0133

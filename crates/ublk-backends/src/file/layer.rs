@@ -1,4 +1,4 @@
-//! What the backend asks of a file: the seam where tests put one of their own.
+//! What the backend asks of a file: tests put one of their own there.
 
 #![forbid(unsafe_code)]
 

@@ -99,7 +99,7 @@ impl File {
         self.in_memory
     }
 
-    /// The way of data that costs least for this file on a kernel that has it (docs/tuning.md has the figures): zero copy,
+    /// The data mode that costs least for this file on a kernel that has it (docs/tuning.md has the figures): zero copy,
     /// but for a file in memory, of which each request would go to a thread of the kernel.
     #[must_use]
     pub const fn favoured_data(&self) -> DataMode {

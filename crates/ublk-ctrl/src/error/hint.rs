@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use ublk_core::{DevState, Errno, Features};
 
 impl Error {
-    /// What to do next.
+    /// What to do next: an arm for each cause.
     #[must_use]
     pub fn hint(&self) -> Cow<'static, str> {
         let id = || self.dev().map_or_else(|| "N".into(), |d| d.to_string());

@@ -5,7 +5,7 @@ use crate::Operation;
 use ublk_core::{DevId, Errno, Features, Mode, Recovery};
 
 impl Error {
-    /// What happened, without what to do about it.
+    /// What happened, without what to do about it: an arm for each cause.
     #[must_use]
     pub fn summary(&self) -> String {
         let on = |op: &Operation, dev: &Option<DevId>| op.on(*dev);

@@ -308,7 +308,7 @@ fn l04_the_mode_is_asked_of_the_kernel_and_told_as_granted() {
     }
 }
 
-/// A way of data that was left open is the one that pays where the kernel has it, else copy; what was taken is written
+/// A data mode that was left open is the one that pays where the kernel has it, else copy; what was taken is written
 /// down.
 #[test]
 fn an_open_mode_is_what_pays_where_the_kernel_has_it() {

@@ -38,7 +38,7 @@ pub struct LaneSpec<D, H> {
     pub files: u32,
     /// How many there are.
     pub file_count: u16,
-    /// The way of data by the character device; used in user copy.
+    /// The data path by the character device; used in user copy.
     pub device: Box<dyn UserCopyPort>,
     /// The thread's share of the queue.
     pub share: Share,

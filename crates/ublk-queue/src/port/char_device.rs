@@ -13,7 +13,7 @@ use super::traits::UserCopyPort;
 use crate::memref::MemRef;
 use crate::thread::last_errno;
 
-/// The character device as the way of data: a descriptor of a lane's own.
+/// The character device as the data path: a descriptor of a lane's own.
 #[derive(Debug)]
 pub struct CharDevice {
     fd: OwnedFd,
