@@ -1,0 +1,89 @@
+//! What a server may answer, and what it must not.
+
+use std::fmt;
+
+/// The error of a request or an option, as the server gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ErrorCode(pub u32);
+
+impl ErrorCode {
+    /// `NBD_EPERM`.
+    pub const EPERM: Self = Self(1);
+    /// `NBD_EIO`.
+    pub const EIO: Self = Self(5);
+    /// `NBD_ENOMEM`.
+    pub const ENOMEM: Self = Self(12);
+    /// `NBD_EINVAL`.
+    pub const EINVAL: Self = Self(22);
+    /// `NBD_ENOSPC`.
+    pub const ENOSPC: Self = Self(28);
+    /// `NBD_EOVERFLOW`.
+    pub const EOVERFLOW: Self = Self(75);
+    /// `NBD_ENOTSUP`.
+    pub const ENOTSUP: Self = Self(95);
+    /// `NBD_ESHUTDOWN`: the server is about to go; no request after this one is answered.
+    pub const ESHUTDOWN: Self = Self(108);
+
+    /// The errno of Linux for it: numbers that the protocol does not know are EINVAL, as it demands.
+    #[must_use]
+    pub const fn errno(self) -> i32 {
+        match self {
+            Self::EPERM => 1,
+            Self::EIO => 5,
+            Self::ENOMEM => 12,
+            Self::ENOSPC => 28,
+            Self::EOVERFLOW => 75,
+            Self::ENOTSUP => 95,
+            Self::ESHUTDOWN => 108,
+            _ => 22,
+        }
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match *self {
+            Self::EPERM => "NBD_EPERM",
+            Self::EIO => "NBD_EIO",
+            Self::ENOMEM => "NBD_ENOMEM",
+            Self::EINVAL => "NBD_EINVAL",
+            Self::ENOSPC => "NBD_ENOSPC",
+            Self::EOVERFLOW => "NBD_EOVERFLOW",
+            Self::ENOTSUP => "NBD_ENOTSUP",
+            Self::ESHUTDOWN => "NBD_ESHUTDOWN",
+            Self(number) => return write!(f, "error {number}"),
+        };
+        f.write_str(name)
+    }
+}
+
+/// Why a connection is of no use, or was never one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProtocolError {
+    /// The other end does not speak NBD, or an old kind of it.
+    #[error("not a server of this protocol: {0}")]
+    NoServer(&'static str),
+    /// TLS was asked for and the server has none.
+    #[error("the server does not offer TLS, and plain text was not allowed: {0}")]
+    NoTls(String),
+    /// The server refused an option that is needed.
+    #[error("the server refuses {option}: {reason}")]
+    Refused {
+        /// By its name in the protocol.
+        option: &'static str,
+        /// The error's name, and the server's own text.
+        reason: String,
+    },
+    /// The server said something that the protocol forbids.
+    #[error("the server breaks the protocol: {0}")]
+    Broken(&'static str),
+    /// It did so in a reply to a request, which was under way.
+    #[error("the server breaks the protocol in its reply to request {cookie:#x}: {what}")]
+    BrokenReply {
+        /// The request's cookie, as the server gave it.
+        cookie: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
+}

@@ -1,0 +1,448 @@
+//! From the server's first byte to an export that is served.
+
+use crate::bytes::Reader;
+use crate::error::ProtocolError;
+use crate::wire::{
+    CLISERV_MAGIC, FIXED_NEWSTYLE, IHAVEOPT, INFO_BLOCK_SIZE, INFO_EXPORT, NBDMAGIC, NO_ZEROES,
+    OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_SET_META_CONTEXT, OPT_STARTTLS, OPT_STRUCTURED_REPLY,
+    OPTION_REPLY, REP_ACK, REP_ERR_UNSUP, REP_ERROR, REP_INFO, REP_META_CONTEXT, TransmissionFlags,
+};
+
+/// The longest reply to an option that is kept: names and texts are at most 4096 bytes by the protocol.
+const MAX_REPLY: u32 = 16 << 10;
+
+/// The most replies to one option.
+const MAX_REPLIES: u32 = 1024;
+
+/// Zeroes behind the answer to EXPORT_NAME, unless both ends go without.
+const ZEROES: usize = 124;
+
+/// The longest name of an export, by the protocol.
+const MAX_NAME: usize = 4096;
+
+/// The meta context that tells of holes.
+const ALLOCATION: &str = "base:allocation";
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Options {
+    /// Name of the export; empty for the server's default.
+    pub export: String,
+    /// TLS is started first, and a server without it refused.
+    pub tls: bool,
+    /// Structured replies are asked for, and done without where a server has none.
+    pub structured: bool,
+    /// The meta context `base:allocation` is asked for; only with structured replies.
+    pub allocation: bool,
+}
+
+/// Constraints of an export, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockSizes {
+    /// Offsets and lengths are multiples of it.
+    pub minimum: u32,
+    /// Those are served best.
+    pub preferred: u32,
+    /// The longest request with data.
+    pub maximum: u32,
+}
+
+impl BlockSizes {
+    /// What holds where a server tells of none: any offset and length, 4 KiB preferred, 32 MiB at most.
+    pub const DEFAULT: Self = Self {
+        minimum: 1,
+        preferred: 4096,
+        maximum: 32 << 20,
+    };
+
+    /// The rules of the protocol.
+    const fn is_valid(self) -> bool {
+        let Self {
+            minimum,
+            preferred,
+            maximum,
+        } = self;
+        minimum.is_power_of_two()
+            && minimum <= 64 << 10
+            && preferred.is_power_of_two()
+            && preferred >= minimum
+            && maximum >= preferred
+            && (maximum == u32::MAX || maximum.is_multiple_of(minimum))
+    }
+}
+
+/// An export that is served from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export {
+    /// Bytes.
+    pub size: u64,
+    /// What the server can do with it.
+    pub flags: TransmissionFlags,
+    /// As the server told them by GO.
+    pub block_sizes: Option<BlockSizes>,
+    /// Structured replies were agreed on.
+    pub structured: bool,
+    /// The number of `base:allocation`, if it was agreed on.
+    pub allocation: Option<u32>,
+}
+
+/// What is next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Step {
+    /// Send what [`Handshake::output`] gives, then receive more.
+    Receive,
+    /// Start TLS on the connection, then call [`Handshake::tls_started`]. Bytes that came behind the ones that were used
+    /// are no part of it and mean that somebody wrote into the connection: it must be given up.
+    StartTls,
+    /// The export is served: the connection carries requests.
+    Done(Export),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Greeting,
+    StartTls,
+    Tls,
+    Structured,
+    Meta,
+    Go,
+    ExportName,
+    Done,
+}
+
+/// The handshake, as far as it has come.
+#[derive(Debug)]
+pub struct Handshake {
+    options: Options,
+    state: State,
+    output: Vec<u8>,
+    no_zeroes: bool,
+    structured: bool,
+    allocation: Option<u32>,
+    export: Option<(u64, TransmissionFlags)>,
+    block_sizes: Option<BlockSizes>,
+    /// Replies to the option at hand.
+    replies: u32,
+}
+
+impl Handshake {
+    /// Waits for the server's first words.
+    ///
+    /// # Errors
+    /// A name that is longer than the protocol allows.
+    pub fn new(options: Options) -> Result<Self, ProtocolError> {
+        if options.export.len() > MAX_NAME {
+            let reason = format!("the name of the export is longer than {MAX_NAME} bytes");
+            return Err(ProtocolError::Refused {
+                option: "NBD_OPT_GO",
+                reason,
+            });
+        }
+        Ok(Self {
+            options,
+            state: State::Greeting,
+            output: Vec::new(),
+            no_zeroes: false,
+            structured: false,
+            allocation: None,
+            export: None,
+            block_sizes: None,
+            replies: 0,
+        })
+    }
+
+    /// What is to be sent now; given once.
+    pub fn output(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.output)
+    }
+
+    /// TLS is up: the options follow.
+    pub fn tls_started(&mut self) {
+        if self.state == State::Tls {
+            self.ask_for_structured();
+        }
+    }
+
+    /// Gives the export up in the server's own way: what [`output`](Self::output) has then may be sent before the
+    /// connection is closed.
+    pub fn abort(&mut self) {
+        if !matches!(self.state, State::Greeting | State::Done) {
+            self.option(OPT_ABORT, &[]);
+        }
+    }
+
+    /// Takes what came. Gives how many bytes were used, and what is next; with 0 bytes used and [`Step::Receive`] more of
+    /// them are needed.
+    ///
+    /// # Errors
+    /// A server that is none, or that refuses what is needed, with its own words.
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<(usize, Step), ProtocolError> {
+        let used = match self.state {
+            State::Greeting => self.greeting(bytes)?,
+            State::ExportName => self.export_name(bytes)?,
+            State::Tls | State::Done => 0,
+            _ => self.reply(bytes)?,
+        };
+        let step = match self.state {
+            State::Tls => Step::StartTls,
+            State::Done => Step::Done(self.done()?),
+            _ => Step::Receive,
+        };
+        Ok((used, step))
+    }
+
+    fn done(&self) -> Result<Export, ProtocolError> {
+        let Some((size, flags)) = self.export else {
+            return Err(ProtocolError::Broken("GO without NBD_INFO_EXPORT"));
+        };
+        Ok(Export {
+            size,
+            flags,
+            block_sizes: self.block_sizes,
+            structured: self.structured,
+            allocation: self.allocation,
+        })
+    }
+
+    fn greeting(&mut self, bytes: &[u8]) -> Result<usize, ProtocolError> {
+        let mut reader = Reader(bytes);
+        let Some(first) = reader.u64() else {
+            return Ok(0);
+        };
+        if first != NBDMAGIC {
+            return Err(ProtocolError::NoServer("its first word is not NBDMAGIC"));
+        }
+        let second = reader.u64();
+        if second == Some(CLISERV_MAGIC) {
+            return Err(ProtocolError::NoServer("it speaks the oldstyle of 2012"));
+        }
+        let (Some(second), Some(flags)) = (second, reader.u16()) else {
+            return Ok(0);
+        };
+        if second != IHAVEOPT || flags & FIXED_NEWSTYLE == 0 {
+            return Err(ProtocolError::NoServer("it has no fixed newstyle"));
+        }
+        self.no_zeroes = flags & NO_ZEROES != 0;
+        let flags = FIXED_NEWSTYLE | (flags & NO_ZEROES);
+        self.output.extend(u32::from(flags).to_be_bytes());
+        match self.options.tls {
+            true => {
+                self.option(OPT_STARTTLS, &[]);
+                self.state = State::StartTls;
+            }
+            false => self.ask_for_structured(),
+        }
+        Ok(bytes.len() - reader.0.len())
+    }
+
+    fn option(&mut self, option: u32, data: &[u8]) {
+        self.replies = 0;
+        self.output.extend(IHAVEOPT.to_be_bytes());
+        self.output.extend(option.to_be_bytes());
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        self.output.extend(len.to_be_bytes());
+        self.output.extend(data);
+    }
+
+    /// The export's name with its length before it.
+    fn name(&self) -> Vec<u8> {
+        let len = u32::try_from(self.options.export.len()).unwrap_or(0);
+        let mut data = len.to_be_bytes().to_vec();
+        data.extend(self.options.export.as_bytes());
+        data
+    }
+
+    fn ask_for_structured(&mut self) {
+        if !self.options.structured {
+            return self.go();
+        }
+        self.option(OPT_STRUCTURED_REPLY, &[]);
+        self.state = State::Structured;
+    }
+
+    fn ask_for_meta(&mut self) {
+        if !(self.options.allocation && self.structured) {
+            return self.go();
+        }
+        let mut data = self.name();
+        data.extend(1_u32.to_be_bytes());
+        let len = u32::try_from(ALLOCATION.len()).unwrap_or(0);
+        data.extend(len.to_be_bytes());
+        data.extend(ALLOCATION.as_bytes());
+        self.option(OPT_SET_META_CONTEXT, &data);
+        self.state = State::Meta;
+    }
+
+    fn go(&mut self) {
+        let mut data = self.name();
+        data.extend(1_u16.to_be_bytes());
+        data.extend(INFO_BLOCK_SIZE.to_be_bytes());
+        self.option(OPT_GO, &data);
+        self.state = State::Go;
+    }
+
+    /// The option at hand, as it is numbered and as it is named.
+    const fn asked(&self) -> (u32, &'static str) {
+        match self.state {
+            State::StartTls => (OPT_STARTTLS, "NBD_OPT_STARTTLS"),
+            State::Structured => (OPT_STRUCTURED_REPLY, "NBD_OPT_STRUCTURED_REPLY"),
+            State::Meta => (OPT_SET_META_CONTEXT, "NBD_OPT_SET_META_CONTEXT"),
+            _ => (OPT_GO, "NBD_OPT_GO"),
+        }
+    }
+
+    fn reply(&mut self, bytes: &[u8]) -> Result<usize, ProtocolError> {
+        let mut reader = Reader(bytes);
+        let head = (reader.u64(), reader.u32(), reader.u32(), reader.u32());
+        let (Some(magic), Some(option), Some(kind), Some(len)) = head else {
+            return Ok(0);
+        };
+        let (asked, name) = self.asked();
+        if magic != OPTION_REPLY || option != asked {
+            return Err(ProtocolError::Broken("a reply to another option"));
+        }
+        if len > MAX_REPLY {
+            return Err(ProtocolError::Broken("a reply that is too long"));
+        }
+        let Some(body) = reader.take(usize::try_from(len).unwrap_or(usize::MAX)) else {
+            return Ok(0);
+        };
+        self.replies += 1;
+        if self.replies > MAX_REPLIES {
+            return Err(ProtocolError::Broken("replies without end"));
+        }
+        match kind {
+            kind if kind & REP_ERROR != 0 => self.refused(kind, name, body)?,
+            REP_ACK => self.acknowledged(),
+            REP_INFO if self.state == State::Go => self.info(body)?,
+            REP_META_CONTEXT if self.state == State::Meta => self.context(body)?,
+            _ => return Err(ProtocolError::Broken("a reply that answers no such option")),
+        }
+        Ok(bytes.len() - reader.0.len())
+    }
+
+    fn acknowledged(&mut self) {
+        match self.state {
+            State::StartTls => self.state = State::Tls,
+            State::Structured => {
+                self.structured = true;
+                self.ask_for_meta();
+            }
+            State::Meta => self.go(),
+            _ => self.state = State::Done,
+        }
+    }
+
+    fn refused(
+        &mut self,
+        kind: u32,
+        option: &'static str,
+        text: &[u8],
+    ) -> Result<(), ProtocolError> {
+        let reason = reason(kind, text);
+        match self.state {
+            State::StartTls => return Err(ProtocolError::NoTls(reason)),
+            // Done without.
+            State::Structured | State::Meta => self.go(),
+            State::Go if kind == REP_ERR_UNSUP => {
+                let name = self.options.export.clone();
+                self.option(OPT_EXPORT_NAME, name.as_bytes());
+                self.state = State::ExportName;
+            }
+            _ => return Err(ProtocolError::Refused { option, reason }),
+        }
+        Ok(())
+    }
+
+    fn info(&mut self, body: &[u8]) -> Result<(), ProtocolError> {
+        let mut reader = Reader(body);
+        match reader.u16() {
+            Some(INFO_EXPORT) => {
+                let (Some(size), Some(flags), []) = (reader.u64(), reader.u16(), reader.0) else {
+                    return Err(ProtocolError::Broken("NBD_INFO_EXPORT of another length"));
+                };
+                self.export = Some((size, TransmissionFlags(flags)));
+            }
+            Some(INFO_BLOCK_SIZE) => {
+                let sizes = (reader.u32(), reader.u32(), reader.u32());
+                let (Some(minimum), Some(preferred), Some(maximum)) = sizes else {
+                    return Err(ProtocolError::Broken(
+                        "NBD_INFO_BLOCK_SIZE of another length",
+                    ));
+                };
+                let sizes = BlockSizes {
+                    minimum,
+                    preferred,
+                    maximum,
+                };
+                if !sizes.is_valid() || !reader.0.is_empty() {
+                    return Err(ProtocolError::Broken("block sizes that cannot be"));
+                }
+                self.block_sizes = Some(sizes);
+            }
+            // What was not asked for is passed over, as the protocol wants it.
+            Some(_) => {}
+            None => return Err(ProtocolError::Broken("an information without its kind")),
+        }
+        Ok(())
+    }
+
+    fn context(&mut self, body: &[u8]) -> Result<(), ProtocolError> {
+        let mut reader = Reader(body);
+        let number = reader.u32();
+        match number.filter(|_| reader.0 == ALLOCATION.as_bytes()) {
+            Some(number) if self.allocation.is_none() => self.allocation = Some(number),
+            _ => {
+                return Err(ProtocolError::Broken(
+                    "a meta context that nobody asked for",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn export_name(&mut self, bytes: &[u8]) -> Result<usize, ProtocolError> {
+        let mut reader = Reader(bytes);
+        let (Some(size), Some(flags)) = (reader.u64(), reader.u16()) else {
+            return Ok(0);
+        };
+        if !self.no_zeroes && reader.take(ZEROES).is_none() {
+            return Ok(0);
+        }
+        self.export = Some((size, TransmissionFlags(flags)));
+        self.state = State::Done;
+        Ok(bytes.len() - reader.0.len())
+    }
+}
+
+/// The name of an option's error, and what the server says of it; control characters as escapes.
+fn reason(kind: u32, text: &[u8]) -> String {
+    let name = match kind & !REP_ERROR {
+        1 => "NBD_REP_ERR_UNSUP",
+        2 => "NBD_REP_ERR_POLICY",
+        3 => "NBD_REP_ERR_INVALID",
+        4 => "NBD_REP_ERR_PLATFORM",
+        5 => "NBD_REP_ERR_TLS_REQD",
+        6 => "NBD_REP_ERR_UNKNOWN",
+        7 => "NBD_REP_ERR_SHUTDOWN",
+        8 => "NBD_REP_ERR_BLOCK_SIZE_REQD",
+        9 => "NBD_REP_ERR_TOO_BIG",
+        10 => "NBD_REP_ERR_EXT_HEADER_REQD",
+        _ => "an error that the protocol does not know",
+    };
+    let text: String = String::from_utf8_lossy(text)
+        .chars()
+        .flat_map(|c| match c.is_control() {
+            true => c.escape_default().collect::<Vec<_>>(),
+            false => vec![c],
+        })
+        .collect();
+    match text.is_empty() {
+        true => name.to_owned(),
+        false => format!("{name}: {text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

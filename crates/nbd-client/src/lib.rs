@@ -1,0 +1,27 @@
+//! The client's side of the NBD protocol (doc/proto.md of the NBD project), without I/O: bytes in, events out.
+//!
+//! * [`Uri`] says where an export is: `nbd://host:port/export` and its relatives.
+//! * [`Handshake`] takes what the server sends before it serves, and says what to answer: fixed newstyle with GO, and
+//!   EXPORT_NAME where a server has no GO; STARTTLS; structured replies; block sizes; `base:allocation`.
+//! * [`Request`] is a command's header. [`Replies`] takes what the server sends from then on: it says into which request's
+//!   buffer, and where in it, the next bytes go, and when a request is answered.
+//!
+//! Whoever uses them owns sockets, time, buffers and threads. Neither parser allocates what a server chooses: lengths are
+//! compared with what was asked for, or with a limit of this crate, before a byte of it is kept. A server that breaks the
+//! protocol is an error after which the connection is of no use.
+#![forbid(unsafe_code)]
+
+mod bytes;
+mod error;
+mod handshake;
+mod replies;
+mod request;
+mod uri;
+mod wire;
+
+pub use error::{ErrorCode, ProtocolError};
+pub use handshake::{BlockSizes, Export, Handshake, Options, Step};
+pub use replies::{Event, Replies};
+pub use request::{Command, CommandFlags, Request};
+pub use uri::{Address, Uri, UriError};
+pub use wire::TransmissionFlags;

@@ -1,0 +1,431 @@
+//! Replies, as they come from the server: simple ones and structured ones, in any order and in pieces of any size.
+
+use std::collections::HashMap;
+
+use crate::bytes::Reader;
+use crate::error::{ErrorCode, ProtocolError};
+use crate::request::Command;
+use crate::wire::{
+    CHUNK_BLOCK_STATUS, CHUNK_ERROR, CHUNK_ERROR_OFFSET, CHUNK_NONE, CHUNK_OFFSET_DATA,
+    CHUNK_OFFSET_HOLE, REPLY_DONE, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
+};
+
+/// The most pieces that the data of one READ may be in, apart from each other: a server needs a few, and what it sends in
+/// order is one.
+const MAX_PIECES: usize = 1024;
+
+/// The longest text that comes with an error.
+const MAX_TEXT: usize = 4096;
+
+/// The most extents in one chunk of a BLOCK_STATUS reply.
+const MAX_EXTENTS: usize = 1 << 16;
+
+/// Lengths in bytes, and flags.
+type Extents = Vec<(u32, u32)>;
+
+/// Bytes of an extent: length and flags.
+const EXTENT: usize = 8;
+
+/// What the caller has to do, or to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The next `len` bytes of the connection are data of this READ, and belong `at` bytes into its buffer: the caller
+    /// receives them there and says so by [`Replies::received`].
+    Data {
+        /// The request's.
+        cookie: u64,
+        /// Where in the request's range, in bytes.
+        at: u32,
+        /// How many bytes.
+        len: u32,
+    },
+    /// These bytes of a READ are zeroes.
+    Hole {
+        /// The request's.
+        cookie: u64,
+        /// Where in the request's range, in bytes.
+        at: u32,
+        /// How many bytes.
+        len: u32,
+    },
+    /// Extents of a BLOCK_STATUS, from where the last ones ended: lengths in bytes and flags of the context.
+    Extents {
+        /// The request's.
+        cookie: u64,
+        /// Of which meta context.
+        context: u32,
+        /// Length and flags.
+        extents: Vec<(u32, u32)>,
+    },
+    /// A request is answered, and its cookie free. A READ that is answered well has had every byte of it, once.
+    Answered {
+        /// The request's.
+        cookie: u64,
+        /// Success, or the first error that the server gave.
+        result: Result<(), ErrorCode>,
+    },
+}
+
+/// A request under way.
+#[derive(Debug)]
+struct Pending {
+    command: Command,
+    offset: u64,
+    len: u32,
+    /// The ranges of a READ that have come, in order and apart.
+    have: Vec<(u32, u32)>,
+    error: Option<ErrorCode>,
+    /// A chunk has come, so that no simple reply may.
+    chunked: bool,
+}
+
+/// Data that the caller is receiving.
+#[derive(Debug, Clone, Copy)]
+struct Payload {
+    cookie: u64,
+    left: u32,
+    /// The reply ends with it.
+    last: bool,
+}
+
+/// Reads replies: knows the requests under way, and what is still to come.
+#[derive(Debug)]
+pub struct Replies {
+    structured: bool,
+    pending: HashMap<u64, Pending>,
+    payload: Option<Payload>,
+}
+
+impl Replies {
+    /// The longest header that is wanted at once, in bytes, with what follows it before data: room for that much is enough
+    /// to go on, except for the texts of errors and for extents, which are at most 512 KiB.
+    pub const HEADER: usize = 32;
+
+    /// For a connection on which structured replies were agreed on, or not; with room for so many requests under way.
+    #[must_use]
+    pub fn new(structured: bool, depth: usize) -> Self {
+        Self {
+            structured,
+            pending: HashMap::with_capacity(depth),
+            payload: None,
+        }
+    }
+
+    /// Notes a request that is about to be sent. False, and nothing noted, if its cookie is in use; a disconnect has no
+    /// reply and is not noted.
+    pub fn expect(&mut self, request: &crate::Request) -> bool {
+        if request.command == Command::Disconnect {
+            return true;
+        }
+        if self.pending.contains_key(&request.cookie) {
+            return false;
+        }
+        let pending = Pending {
+            command: request.command,
+            offset: request.offset,
+            len: request.len,
+            have: Vec::new(),
+            error: None,
+            chunked: false,
+        };
+        self.pending.insert(request.cookie, pending);
+        true
+    }
+
+    /// Requests under way.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Bytes of data that the caller is to receive before anything else.
+    #[must_use]
+    pub fn payload(&self) -> u32 {
+        self.payload.map_or(0, |payload| payload.left)
+    }
+
+    /// The caller has received so many bytes of the data that an event told of, at most what was left. Gives the answer
+    /// that this completed.
+    ///
+    /// # Errors
+    /// A READ that was answered without all of its bytes.
+    pub fn received(&mut self, bytes: u32) -> Result<Option<Event>, ProtocolError> {
+        let Some(mut payload) = self.payload.take() else {
+            return Ok(None);
+        };
+        payload.left = payload.left.saturating_sub(bytes);
+        if payload.left > 0 {
+            self.payload = Some(payload);
+            return Ok(None);
+        }
+        match payload.last {
+            true => self.finish(payload.cookie).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Takes the next header from what came. Gives how many bytes were used, 0 if it is not all there, and what it said.
+    /// While [`payload`](Self::payload) is not 0 the bytes are data, and nothing is taken.
+    ///
+    /// # Errors
+    /// What the protocol forbids: the connection is of no use then.
+    pub fn next(&mut self, bytes: &[u8]) -> Result<(usize, Option<Event>), ProtocolError> {
+        match self.payload {
+            // What was told last was the end of its reply.
+            Some(Payload {
+                cookie, left: 0, ..
+            }) => {
+                self.payload = None;
+                return self.finish(cookie).map(|event| (0, Some(event)));
+            }
+            Some(_) => return Ok((0, None)),
+            None => {}
+        }
+        let mut reader = Reader(bytes);
+        let Some(magic) = reader.u32() else {
+            return Ok((0, None));
+        };
+        match magic {
+            SIMPLE_REPLY_MAGIC => self.simple(reader, bytes.len()),
+            STRUCTURED_REPLY_MAGIC if self.structured => self.chunk(reader, bytes.len()),
+            _ => Err(ProtocolError::Broken("a reply without its magic")),
+        }
+    }
+
+    fn simple(
+        &mut self,
+        mut reader: Reader<'_>,
+        given: usize,
+    ) -> Result<(usize, Option<Event>), ProtocolError> {
+        let (Some(code), Some(cookie)) = (reader.u32(), reader.u64()) else {
+            return Ok((0, None));
+        };
+        let used = given - reader.0.len();
+        let structured = self.structured;
+        let pending = self.of(cookie)?;
+        if pending.chunked || (structured && pending.command == Command::Read) {
+            let what = "a simple reply where a structured one is due";
+            return Err(ProtocolError::BrokenReply { cookie, what });
+        }
+        if code != 0 {
+            pending.error = Some(ErrorCode(code));
+        } else if pending.command == Command::Read && pending.len > 0 {
+            let len = pending.len;
+            pending.have.push((0, len));
+            return Ok((used, Some(self.data(cookie, 0, len, true))));
+        }
+        self.finish(cookie).map(|event| (used, Some(event)))
+    }
+
+    fn chunk(
+        &mut self,
+        mut reader: Reader<'_>,
+        given: usize,
+    ) -> Result<(usize, Option<Event>), ProtocolError> {
+        let head = (reader.u16(), reader.u16(), reader.u64(), reader.u32());
+        let (Some(flags), Some(kind), Some(cookie), Some(len)) = head else {
+            return Ok((0, None));
+        };
+        let broken = |what| Err(ProtocolError::BrokenReply { cookie, what });
+        let last = flags & REPLY_DONE != 0;
+        let pending = self.of(cookie)?;
+        pending.chunked = true;
+        let event = match kind {
+            CHUNK_NONE if len == 0 && last => return self.ended(cookie, reader, given),
+            CHUNK_NONE => return broken("an empty chunk that is not the last"),
+            CHUNK_OFFSET_DATA if pending.command == Command::Read && len > 8 => {
+                let Some(offset) = reader.u64() else {
+                    return Ok((0, None));
+                };
+                let at = pending.take(offset, len - 8, cookie)?;
+                self.data(cookie, at, len - 8, last)
+            }
+            CHUNK_OFFSET_HOLE if pending.command == Command::Read && len == 12 => {
+                let (Some(offset), Some(size)) = (reader.u64(), reader.u32()) else {
+                    return Ok((0, None));
+                };
+                let at = pending.take(offset, size, cookie)?;
+                let len = size;
+                return self.told(cookie, Event::Hole { cookie, at, len }, last, reader, given);
+            }
+            CHUNK_BLOCK_STATUS if pending.command == Command::BlockStatus => {
+                let Some(extents) = extents(&mut reader, len, cookie)? else {
+                    return Ok((0, None));
+                };
+                let (context, extents) = extents;
+                let event = Event::Extents {
+                    cookie,
+                    context,
+                    extents,
+                };
+                return self.told(cookie, event, last, reader, given);
+            }
+            kind if kind & CHUNK_ERROR != 0 => {
+                let Some(code) = error(&mut reader, kind, len, cookie)? else {
+                    return Ok((0, None));
+                };
+                pending.error.get_or_insert(code);
+                if !last {
+                    return Ok((given - reader.0.len(), None));
+                }
+                return self.ended(cookie, reader, given);
+            }
+            _ => return broken("a chunk of a kind that answers no such request"),
+        };
+        Ok((given - reader.0.len(), Some(event)))
+    }
+
+    /// An event with the end of its reply: that comes next, by itself.
+    fn told(
+        &mut self,
+        cookie: u64,
+        event: Event,
+        last: bool,
+        reader: Reader<'_>,
+        given: usize,
+    ) -> Result<(usize, Option<Event>), ProtocolError> {
+        if last {
+            self.payload = Some(Payload {
+                cookie,
+                left: 0,
+                last,
+            });
+        }
+        Ok((given - reader.0.len(), Some(event)))
+    }
+
+    fn ended(
+        &mut self,
+        cookie: u64,
+        reader: Reader<'_>,
+        given: usize,
+    ) -> Result<(usize, Option<Event>), ProtocolError> {
+        let event = self.finish(cookie)?;
+        Ok((given - reader.0.len(), Some(event)))
+    }
+
+    fn data(&mut self, cookie: u64, at: u32, len: u32, last: bool) -> Event {
+        self.payload = Some(Payload {
+            cookie,
+            left: len,
+            last,
+        });
+        Event::Data { cookie, at, len }
+    }
+
+    fn of(&mut self, cookie: u64) -> Result<&mut Pending, ProtocolError> {
+        let what = "there is no such request";
+        let unknown = ProtocolError::BrokenReply { cookie, what };
+        self.pending.get_mut(&cookie).ok_or(unknown)
+    }
+
+    fn finish(&mut self, cookie: u64) -> Result<Event, ProtocolError> {
+        let what = "bytes of it are missing";
+        let broken = ProtocolError::BrokenReply { cookie, what };
+        let Some(pending) = self.pending.remove(&cookie) else {
+            return Err(broken);
+        };
+        let result = match pending.error {
+            Some(code) => Err(code),
+            None if pending.command == Command::Read && !pending.is_whole() => return Err(broken),
+            None => Ok(()),
+        };
+        Ok(Event::Answered { cookie, result })
+    }
+}
+
+impl Pending {
+    /// Notes a piece of a READ, and gives where in its range it is.
+    fn take(&mut self, offset: u64, len: u32, cookie: u64) -> Result<u32, ProtocolError> {
+        let broken = |what| Err(ProtocolError::BrokenReply { cookie, what });
+        let at = offset.checked_sub(self.offset).map(u32::try_from);
+        let end = |at: u32| at.checked_add(len).filter(|end| *end <= self.len);
+        let (at, end) = match at {
+            Some(Ok(at)) if len > 0 => match end(at) {
+                Some(end) => (at, end),
+                None => return broken("data beyond the request"),
+            },
+            _ => return broken("data before or beyond the request, or none"),
+        };
+        let next = self.have.partition_point(|(from, _)| *from < at);
+        let before = next.checked_sub(1).map(|n| self.have[n].1);
+        let after = self.have.get(next).map(|(from, _)| *from);
+        if before.is_some_and(|to| to > at) || after.is_some_and(|from| from < end) {
+            return broken("the same bytes twice");
+        }
+        match (before == Some(at), after == Some(end)) {
+            (true, true) => {
+                self.have[next - 1].1 = self.have[next].1;
+                self.have.remove(next);
+            }
+            (true, false) => self.have[next - 1].1 = end,
+            (false, true) => self.have[next].0 = at,
+            (false, false) if self.have.len() == MAX_PIECES => return broken("too many pieces"),
+            (false, false) => self.have.insert(next, (at, end)),
+        }
+        Ok(at)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.len == 0 || self.have == [(0, self.len)]
+    }
+}
+
+/// Context and extents of a chunk; `None` while they are not all there.
+fn extents(
+    reader: &mut Reader<'_>,
+    len: u32,
+    cookie: u64,
+) -> Result<Option<(u32, Extents)>, ProtocolError> {
+    let broken = |what| Err(ProtocolError::BrokenReply { cookie, what });
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    if len < 4 + EXTENT || !(len - 4).is_multiple_of(EXTENT) {
+        return broken("extents of a length that none have");
+    }
+    if len > 4 + MAX_EXTENTS * EXTENT {
+        return broken("too many extents");
+    }
+    let Some(body) = reader.take(len) else {
+        return Ok(None);
+    };
+    let mut body = Reader(body);
+    let context = body.u32().unwrap_or(0);
+    let mut extents = Vec::with_capacity(body.0.len() / EXTENT);
+    while let (Some(length), Some(flags)) = (body.u32(), body.u32()) {
+        extents.push((length, flags));
+    }
+    Ok(Some((context, extents)))
+}
+
+/// The error of a chunk; `None` while it is not all there.
+fn error(
+    reader: &mut Reader<'_>,
+    kind: u16,
+    len: u32,
+    cookie: u64,
+) -> Result<Option<ErrorCode>, ProtocolError> {
+    let broken = |what| Err(ProtocolError::BrokenReply { cookie, what });
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let least = if kind == CHUNK_ERROR_OFFSET { 14 } else { 6 };
+    if len < least || len > least + MAX_TEXT {
+        return broken("an error of a length that none has");
+    }
+    let Some(body) = reader.take(len) else {
+        return Ok(None);
+    };
+    let mut body = Reader(body);
+    let (Some(code), Some(text)) = (body.u32(), body.u16()) else {
+        return broken("an error without its code");
+    };
+    if usize::from(text) > len - least {
+        return broken("an error whose text is longer than its chunk");
+    }
+    match code {
+        0 => broken("an error that is none"),
+        code => Ok(Some(ErrorCode(code))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,289 @@
+use super::*;
+use crate::{CommandFlags, Request};
+
+fn request(command: Command, cookie: u64, offset: u64, len: u32) -> Request {
+    Request {
+        command,
+        flags: CommandFlags::default(),
+        cookie,
+        offset,
+        len,
+    }
+}
+
+fn replies(structured: bool, requests: &[Request]) -> Replies {
+    let mut replies = Replies::new(structured, 8);
+    for request in requests {
+        assert!(replies.expect(request));
+    }
+    replies
+}
+
+fn simple(code: u32, cookie: u64) -> Vec<u8> {
+    let mut bytes = SIMPLE_REPLY_MAGIC.to_be_bytes().to_vec();
+    bytes.extend(code.to_be_bytes());
+    bytes.extend(cookie.to_be_bytes());
+    bytes
+}
+
+fn chunk(flags: u16, kind: u16, cookie: u64, body: &[u8]) -> Vec<u8> {
+    let mut bytes = STRUCTURED_REPLY_MAGIC.to_be_bytes().to_vec();
+    bytes.extend(flags.to_be_bytes());
+    bytes.extend(kind.to_be_bytes());
+    bytes.extend(cookie.to_be_bytes());
+    bytes.extend(u32::try_from(body.len()).unwrap().to_be_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+fn piece(flags: u16, cookie: u64, offset: u64, data: &[u8]) -> Vec<u8> {
+    let mut body = offset.to_be_bytes().to_vec();
+    body.extend(data);
+    chunk(flags, CHUNK_OFFSET_DATA, cookie, &body)
+}
+
+fn hole(flags: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
+    let mut body = offset.to_be_bytes().to_vec();
+    body.extend(len.to_be_bytes());
+    chunk(flags, CHUNK_OFFSET_HOLE, cookie, &body)
+}
+
+/// Feeds bytes `step` at a time, receives data into `buffer`, and gives the other events.
+fn feed(
+    replies: &mut Replies,
+    bytes: &[u8],
+    step: usize,
+    buffer: &mut [u8],
+) -> Result<Vec<Event>, ProtocolError> {
+    let (mut events, mut held, mut at) = (Vec::new(), Vec::new(), 0_usize);
+    let mut input = bytes.chunks(step);
+    loop {
+        let wanted = usize::try_from(replies.payload()).unwrap();
+        if wanted > 0 && !held.is_empty() {
+            let now = wanted.min(held.len());
+            buffer[at..at + now].copy_from_slice(&held[..now]);
+            held.drain(..now);
+            at += now;
+            events.extend(replies.received(u32::try_from(now).unwrap())?);
+            continue;
+        }
+        let (used, event) = replies.next(&held)?;
+        held.drain(..used);
+        match event {
+            Some(Event::Data { at: to, .. }) => at = usize::try_from(to).unwrap(),
+            Some(Event::Hole { at: to, len, .. }) => {
+                let to = usize::try_from(to).unwrap();
+                buffer[to..to + usize::try_from(len).unwrap()].fill(0);
+            }
+            Some(event) => events.push(event),
+            None if used == 0 => match input.next() {
+                Some(more) => held.extend(more),
+                None => return Ok(events),
+            },
+            None => {}
+        }
+    }
+}
+
+fn answered(cookie: u64) -> Event {
+    Event::Answered {
+        cookie,
+        result: Ok(()),
+    }
+}
+
+/// Out of order, in pieces of any size, simple and structured: data is where it belongs and each request answered once.
+#[test]
+fn replies_in_any_order_and_any_pieces() {
+    for step in [1, 3, 7, 16, 20, 28, 1000] {
+        let mut r = replies(
+            false,
+            &[
+                request(Command::Read, 1, 0, 5),
+                request(Command::Write, 2, 0, 5),
+            ],
+        );
+        let mut bytes = simple(0, 2);
+        bytes.extend(simple(0, 1));
+        bytes.extend(b"hello");
+        let mut buffer = [9; 5];
+        let events = feed(&mut r, &bytes, step, &mut buffer).unwrap();
+        assert_eq!(events, [answered(2), answered(1)]);
+        assert_eq!((&buffer, r.in_flight()), (b"hello", 0));
+
+        let mut r = replies(
+            true,
+            &[
+                request(Command::Read, 7, 100, 10),
+                request(Command::Flush, 8, 0, 0),
+            ],
+        );
+        let mut bytes = piece(0, 7, 106, b"ghij");
+        bytes.extend(simple(0, 8));
+        bytes.extend(hole(0, 7, 103, 3));
+        bytes.extend(piece(REPLY_DONE, 7, 100, b"abc"));
+        let mut buffer = [9; 10];
+        let events = feed(&mut r, &bytes, step, &mut buffer).unwrap();
+        assert_eq!(events, [answered(8), answered(7)]);
+        assert_eq!(&buffer, b"abc\0\0\0ghij");
+        assert_eq!(r.in_flight(), 0);
+    }
+}
+
+/// A reply that ends with a hole or with extents is answered, and so is one whose end is a chunk of its own.
+#[test]
+fn replies_end_in_every_way() {
+    let read = request(Command::Read, 7, 0, 8);
+    let status = request(Command::BlockStatus, 8, 0, 8);
+    let mut r = replies(true, &[read, status]);
+    let mut bytes = hole(REPLY_DONE, 7, 0, 8);
+    let mut body = 3_u32.to_be_bytes().to_vec();
+    body.extend([0, 0, 0, 8, 0, 0, 0, 1]);
+    bytes.extend(chunk(REPLY_DONE, CHUNK_BLOCK_STATUS, 8, &body));
+    let events = feed(&mut r, &bytes, 5, &mut [1; 8]).unwrap();
+    let extents = Event::Extents {
+        cookie: 8,
+        context: 3,
+        extents: vec![(8, 1)],
+    };
+    assert_eq!(events, [answered(7), extents, answered(8)]);
+    let mut r = replies(true, &[read]);
+    let mut bytes = piece(0, 7, 0, b"12345678");
+    bytes.extend(chunk(REPLY_DONE, CHUNK_NONE, 7, &[]));
+    let events = feed(&mut r, &bytes, 5, &mut [1; 8]).unwrap();
+    assert_eq!(events, [answered(7)]);
+}
+
+/// The first error counts, with or without an offset, and what came before it does not make the answer good.
+#[test]
+fn errors_are_the_servers() {
+    let read = request(Command::Read, 7, 0, 8);
+    let mut r = replies(false, &[read]);
+    let events = feed(&mut r, &simple(28, 7), 4, &mut []).unwrap();
+    let failed = |code| Event::Answered {
+        cookie: 7,
+        result: Err(ErrorCode(code)),
+    };
+    assert_eq!(events, [failed(28)]);
+    let mut r = replies(true, &[read]);
+    let mut bytes = piece(0, 7, 0, b"1234");
+    bytes.extend(chunk(
+        0,
+        CHUNK_ERROR_OFFSET,
+        7,
+        &[0, 0, 0, 5, 0, 2, b'n', b'o', 0, 0, 0, 0, 0, 0, 0, 4],
+    ));
+    bytes.extend(chunk(REPLY_DONE, CHUNK_ERROR | 1, 7, &[0, 0, 0, 12, 0, 0]));
+    let events = feed(&mut r, &bytes, 3, &mut [0; 8]).unwrap();
+    assert_eq!(events, [failed(5)]);
+    assert_eq!(ErrorCode(777).errno(), 22);
+    assert_eq!(ErrorCode::ESHUTDOWN.to_string(), "NBD_ESHUTDOWN");
+}
+
+/// What a server must not say ends the connection: nothing of it is taken for data.
+#[test]
+fn a_server_that_breaks_the_protocol_is_found_out() {
+    let read = request(Command::Read, 7, 100, 8);
+    let flush = request(Command::Flush, 8, 0, 0);
+    let cases: [(bool, Vec<u8>); 16] = [
+        (false, vec![0; 16]),
+        (false, simple(0, 9)),
+        (false, chunk(REPLY_DONE, CHUNK_NONE, 7, &[])),
+        (true, simple(0, 7)),
+        (true, chunk(0, CHUNK_NONE, 7, &[])),
+        (true, chunk(REPLY_DONE, CHUNK_NONE, 7, &[])),
+        (true, chunk(REPLY_DONE, CHUNK_NONE, 7, &[1])),
+        (true, piece(0, 7, 99, b"x")),
+        (true, piece(0, 7, 104, b"12345")),
+        (true, piece(0, 7, u64::MAX, b"x")),
+        (true, piece(0, 7, 100, b"")),
+        (true, hole(0, 7, 100, 0)),
+        (true, hole(0, 7, 100, u32::MAX)),
+        (true, piece(0, 8, 0, b"x")),
+        (
+            true,
+            chunk(REPLY_DONE, CHUNK_ERROR | 1, 7, &[0, 0, 0, 0, 0, 0]),
+        ),
+        (
+            true,
+            chunk(REPLY_DONE, CHUNK_ERROR | 1, 7, &[0, 0, 0, 5, 0, 9]),
+        ),
+    ];
+    for (n, (structured, bytes)) in cases.into_iter().enumerate() {
+        let mut r = replies(structured, &[read, flush]);
+        let result = feed(&mut r, &bytes, 1000, &mut [0; 8]);
+        assert!(result.is_err(), "case {n}: {result:?}");
+    }
+    let mut mixed = chunk(0, CHUNK_ERROR | 1, 8, &[0, 0, 0, 5, 0, 0]);
+    mixed.extend(simple(0, 8));
+    let mut r = replies(true, &[flush]);
+    assert!(feed(&mut r, &mixed, 1000, &mut []).is_err());
+    let mut twice = piece(0, 7, 100, b"1234");
+    twice.extend(hole(0, 7, 103, 2));
+    let mut r = replies(true, &[read]);
+    let error = feed(&mut r, &twice, 1000, &mut [0; 8]).unwrap_err();
+    assert!(error.to_string().contains("twice"), "{error}");
+    let mut short = piece(REPLY_DONE, 7, 100, b"1234567");
+    let mut r = replies(true, &[read]);
+    let error = feed(&mut r, &short, 1000, &mut [0; 8]).unwrap_err();
+    assert!(error.to_string().contains("missing"), "{error}");
+    // Lengths that would have to be kept are refused before a byte of them is there.
+    short = chunk(0, CHUNK_BLOCK_STATUS, 7, &[]);
+    short.truncate(16);
+    short.extend(u32::MAX.to_be_bytes());
+    let mut r = replies(true, &[request(Command::BlockStatus, 7, 0, 8)]);
+    assert!(feed(&mut r, &short, 1000, &mut []).is_err());
+}
+
+/// Pieces apart from each other are counted, and a cookie that is in use is not given again.
+#[test]
+fn pieces_and_cookies_are_bounded() {
+    let len = 4 * u32::try_from(MAX_PIECES).unwrap();
+    let mut r = replies(true, &[request(Command::Read, 7, 0, len)]);
+    assert!(!r.expect(&request(Command::Flush, 7, 0, 0)));
+    assert!(r.expect(&request(Command::Disconnect, 7, 0, 0)));
+    let mut result = Ok(Vec::new());
+    let mut pieces = 0;
+    while result.is_ok() && pieces < 2 * MAX_PIECES {
+        let at = 2 * u64::try_from(pieces).unwrap();
+        result = feed(
+            &mut r,
+            &hole(0, 7, at, 1),
+            100,
+            &mut vec![0; 4 * MAX_PIECES],
+        );
+        pieces += 1;
+    }
+    assert_eq!(pieces, MAX_PIECES + 1);
+    assert!(result.unwrap_err().to_string().contains("too many"));
+}
+
+/// Bytes of any kind neither panic nor are taken for a whole READ.
+#[test]
+fn noise_is_no_answer() {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    for _ in 0..3000 {
+        let mut bytes = match next() % 3 {
+            0 => simple(0, 7),
+            1 => piece(REPLY_DONE, 7, 100, b"12345678"),
+            _ => hole(REPLY_DONE, 7, 100, 8),
+        };
+        let at = usize::try_from(next()).unwrap() % bytes.len();
+        bytes[at] ^= u8::try_from(next() % 255 + 1).unwrap();
+        // What was in the buffer before shows if a byte of it was not written.
+        let of = |before: u8| {
+            let mut r = replies(true, &[request(Command::Read, 7, 100, 8)]);
+            let mut buffer = [before; 8];
+            let events = feed(&mut r, &bytes, 1 + at, &mut buffer);
+            let whole = events.is_ok_and(|events| events.contains(&answered(7)));
+            whole.then_some(buffer)
+        };
+        assert_eq!(of(0xee), of(0x11), "{bytes:?}");
+    }
+}
