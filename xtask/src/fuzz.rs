@@ -110,6 +110,8 @@ mod tests {
         ("completions", ublk_core::fuzz::completions),
         ("descriptors", ublk_sys::fuzz::descriptors),
         ("marshal", ublk_sys::fuzz::marshal_all),
+        ("nbd_handshake", nbd_client::fuzz::handshake),
+        ("nbd_replies", nbd_client::fuzz::replies),
         ("requests", ublk_core::fuzz::descriptors),
         ("ring_index", uring_lite::fuzz::ring_index),
     ];

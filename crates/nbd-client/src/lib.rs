@@ -13,6 +13,8 @@
 
 mod bytes;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod handshake;
 mod replies;
 mod request;

@@ -1,0 +1,148 @@
+//! Bodies of fuzz targets, also replayed by `cargo test`: each takes any bytes and panics when a promise is broken.
+
+use crate::{Command, CommandFlags, Event, Handshake, Options, Replies, Request, Step};
+
+/// A server that says anything while an export is asked for: every byte is used once, an export that is served has sizes
+/// that can be, and what the client keeps and sends is bounded.
+///
+/// The first byte says what is asked for, the second in how large pieces the others come.
+///
+/// # Panics
+/// When a promise is broken.
+pub fn handshake(bytes: &[u8]) {
+    let [wanted, step, bytes @ ..] = bytes else {
+        return;
+    };
+    let options = Options {
+        export: "disk".to_owned(),
+        tls: wanted & 1 != 0,
+        structured: wanted & 2 != 0,
+        allocation: wanted & 4 != 0,
+    };
+    let structured = options.structured;
+    let Ok(mut handshake) = Handshake::new(options) else {
+        return;
+    };
+    let mut held = Vec::new();
+    let mut pieces = bytes.chunks(usize::from(*step).max(1));
+    loop {
+        let Ok((used, next)) = handshake.receive(&held) else {
+            return;
+        };
+        assert!(used <= held.len());
+        held.drain(..used);
+        assert!(handshake.output().len() < 1 << 10);
+        match next {
+            Step::Done(export) => {
+                assert!(structured || !export.structured);
+                assert!(export.structured || export.allocation.is_none());
+                if let Some(sizes) = export.block_sizes {
+                    assert!(sizes.minimum.is_power_of_two() && sizes.minimum <= sizes.maximum);
+                }
+                return;
+            }
+            Step::StartTls => handshake.tls_started(),
+            Step::Receive if used > 0 => {}
+            Step::Receive => match pieces.next() {
+                Some(more) => held.extend(more),
+                None => return,
+            },
+        }
+    }
+}
+
+/// A server that answers anything to six requests: data goes inside a READ's own range and nowhere twice, a READ that is
+/// answered well has had each of its bytes, and every request is answered at most once.
+///
+/// The first byte says whether structured replies were agreed on, the second in how large pieces the others come.
+///
+/// # Panics
+/// When a promise is broken.
+pub fn replies(bytes: &[u8]) {
+    const LEN: u32 = 16;
+    const COMMANDS: [Command; 6] = [
+        Command::Read,
+        Command::Read,
+        Command::Write,
+        Command::Flush,
+        Command::BlockStatus,
+        Command::Trim,
+    ];
+    let [structured, step, bytes @ ..] = bytes else {
+        return;
+    };
+    let mut replies = Replies::new(structured & 1 != 0, COMMANDS.len());
+    for (cookie, command) in (0..).zip(COMMANDS) {
+        let request = Request {
+            command,
+            flags: CommandFlags::default(),
+            cookie,
+            offset: 4096 * cookie,
+            len: if command == Command::Flush { 0 } else { LEN },
+        };
+        assert!(replies.expect(&request));
+    }
+    let mut written = [0_u32; COMMANDS.len()];
+    let mut answered = [false; COMMANDS.len()];
+    let mut held: Vec<u8> = Vec::new();
+    let mut pieces = bytes.chunks(usize::from(*step).max(1));
+    let mut last = None;
+    loop {
+        let (event, used) = match (replies.payload(), held.len()) {
+            (0, _) => match replies.next(&held) {
+                Ok((used, event)) => (event, used),
+                Err(_) => return,
+            },
+            (_, 0) => (None, 0),
+            (payload, have) => {
+                let now = payload.min(u32::try_from(have).unwrap_or(u32::MAX));
+                match replies.received(now) {
+                    Ok(event) => (event, usize::try_from(now).unwrap_or(0)),
+                    Err(_) => return,
+                }
+            }
+        };
+        assert!(used <= held.len());
+        held.drain(..used);
+        match event {
+            Some(Event::Data { cookie, at, len } | Event::Hole { cookie, at, len }) => {
+                let n = usize::try_from(cookie).unwrap_or(usize::MAX);
+                assert!(COMMANDS[n] == Command::Read && !answered[n]);
+                assert!(len > 0 && at.checked_add(len).is_some_and(|end| end <= LEN));
+                let mask = ((1_u64 << len) - 1) << at;
+                let mask = u32::try_from(mask).unwrap_or(u32::MAX);
+                assert_eq!(written[n] & mask, 0, "the same bytes twice");
+                written[n] |= mask;
+            }
+            Some(Event::Extents { cookie, .. }) => assert_eq!(cookie, 4),
+            Some(Event::Answered { cookie, result }) => {
+                let n = usize::try_from(cookie).unwrap_or(usize::MAX);
+                assert!(!std::mem::replace(&mut answered[n], true), "answered twice");
+                if COMMANDS[n] == Command::Read && result.is_ok() {
+                    assert_eq!(written[n], (1 << LEN) - 1, "bytes are missing");
+                }
+            }
+            None if used > 0 => {}
+            None => match pieces.next() {
+                Some(more) => held.extend(more),
+                None => return,
+            },
+        }
+        // Nothing goes on without bytes, but for the one event that is the end of a reply.
+        let now = (replies.in_flight(), held.len(), answered);
+        assert!(last.replace(now) != Some(now) || used > 0 || replies.payload() > 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn any_handshake() {
+        bolero::check!().for_each(super::handshake);
+    }
+
+    #[test]
+    fn any_replies() {
+        bolero::check!().for_each(super::replies);
+    }
+}
