@@ -97,7 +97,7 @@ pub fn default_jobs() -> usize {
 fn deadline(accel: Accel, set: Set, lanes: usize) -> Duration {
     let minutes = match accel {
         Accel::Kvm => 10,
-        Accel::Tcg => 24,
+        Accel::Tcg => 28,
     };
     let minutes = if set == Set::Soak {
         minutes * 8
@@ -283,8 +283,8 @@ mod tests {
     fn guests_beside_each_other_have_more_time() {
         let of = |accel, set, lanes| deadline(accel, set, lanes).as_secs() / 60;
         assert_eq!(of(Accel::Kvm, Set::Full, 1), 10);
-        assert_eq!(of(Accel::Tcg, Set::Full, 1), 24);
-        assert_eq!(of(Accel::Tcg, Set::Kernel, 2), 36);
+        assert_eq!(of(Accel::Tcg, Set::Full, 1), 28);
+        assert_eq!(of(Accel::Tcg, Set::Kernel, 2), 42);
         assert!(of(Accel::Tcg, Set::Soak, 1) > 120);
         assert!(default_jobs() >= 1);
         assert_eq!(crowd_of("0.61 0.40 0.30 1/2 3", 2), 1);
