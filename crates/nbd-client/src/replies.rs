@@ -95,20 +95,28 @@ pub struct Replies {
     structured: bool,
     pending: HashMap<u64, Pending>,
     payload: Option<Payload>,
+    /// Lists of ranges for the requests to come: memory reclaim may wait for one of them, so none is allocated on its way.
+    spare: Vec<Vec<(u32, u32)>>,
 }
+
+/// Ranges that a list has room for from the start.
+const RANGES: usize = 4;
 
 impl Replies {
     /// The longest header that is wanted at once, in bytes, with what follows it before data: room for that much is enough
     /// to go on, except for the texts of errors and for extents, which are at most 512 KiB.
     pub const HEADER: usize = 32;
 
-    /// For a connection on which structured replies were agreed on, or not; with room for so many requests under way.
+    /// For a connection on which structured replies were agreed on, or not; with room for so many requests under way: up to
+    /// that many nothing is allocated for one, but for extents and for data in many pieces.
     #[must_use]
     pub fn new(structured: bool, depth: usize) -> Self {
         Self {
             structured,
-            pending: HashMap::with_capacity(depth),
+            // Twice as much: a map that is half full at most is tidied up in place, a fuller one grows.
+            pending: HashMap::with_capacity(2 * depth),
             payload: None,
+            spare: (0..depth).map(|_| Vec::with_capacity(RANGES)).collect(),
         }
     }
 
@@ -125,7 +133,7 @@ impl Replies {
             command: request.command,
             offset: request.offset,
             len: request.len,
-            have: Vec::new(),
+            have: self.spare.pop().unwrap_or_default(),
             error: None,
             chunked: false,
         };
@@ -323,7 +331,7 @@ impl Replies {
     fn finish(&mut self, cookie: u64) -> Result<Event, ProtocolError> {
         let what = "bytes of it are missing";
         let broken = ProtocolError::BrokenReply { cookie, what };
-        let Some(pending) = self.pending.remove(&cookie) else {
+        let Some(mut pending) = self.pending.remove(&cookie) else {
             return Err(broken);
         };
         let result = match pending.error {
@@ -331,6 +339,10 @@ impl Replies {
             None if pending.command == Command::Read && !pending.is_whole() => return Err(broken),
             None => Ok(()),
         };
+        if self.spare.len() < self.spare.capacity() {
+            pending.have.clear();
+            self.spare.push(pending.have);
+        }
         Ok(Event::Answered { cookie, result })
     }
 }

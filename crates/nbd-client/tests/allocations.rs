@@ -1,0 +1,101 @@
+//! Nothing is allocated on the way of a request: counted by the allocator itself.
+#![expect(unsafe_code, reason = "a global allocator that counts")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use nbd_client::{Command, CommandFlags, Event, Replies, Request};
+
+thread_local! {
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: every call is the system allocator's; the counter allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Requests under way at once.
+const DEPTH: u64 = 64;
+
+fn request(command: Command, cookie: u64) -> Request {
+    Request {
+        command,
+        flags: CommandFlags::default(),
+        cookie,
+        offset: 4096 * cookie,
+        len: 4096,
+    }
+}
+
+/// Memory reclaim may wait for a request, so none waits for memory: reads and writes at full depth, by simple and by
+/// structured replies, in two pieces and in one.
+#[test]
+fn requests_allocate_nothing() {
+    for structured in [false, true] {
+        let mut replies = Replies::new(structured, usize::try_from(DEPTH).unwrap());
+        let mut reply = Vec::with_capacity(64);
+        let mut answered = 0;
+        let mut allocated = 0;
+        for round in 0..100_u64 {
+            let before = COUNT.with(Cell::get);
+            for n in 0..DEPTH {
+                let cookie = round * DEPTH + n;
+                let command = if n % 2 == 0 {
+                    Command::Read
+                } else {
+                    Command::Write
+                };
+                assert!(replies.expect(&request(command, cookie)));
+            }
+            for n in 0..DEPTH {
+                let cookie = round * DEPTH + n;
+                let pieces: u32 = if structured && n % 2 == 0 { 2 } else { 1 };
+                for piece in 0..pieces {
+                    reply.clear();
+                    if structured && n % 2 == 0 {
+                        // The second half first.
+                        let at = 4096 * cookie + 2048 * u64::from(1 - piece);
+                        reply.extend(0x668e_33ef_u32.to_be_bytes());
+                        reply.extend([0, u8::from(piece == 1), 0, 1]);
+                        reply.extend(cookie.to_be_bytes());
+                        reply.extend((8 + 2048_u32).to_be_bytes());
+                        reply.extend(at.to_be_bytes());
+                    } else {
+                        reply.extend(0x6744_6698_u32.to_be_bytes());
+                        reply.extend(0_u32.to_be_bytes());
+                        reply.extend(cookie.to_be_bytes());
+                    }
+                    let (used, mut event) = replies.next(&reply).unwrap();
+                    assert_eq!(used, reply.len());
+                    if matches!(event, Some(Event::Data { .. })) {
+                        event = replies.received(replies.payload()).unwrap();
+                    }
+                    answered += u64::from(matches!(event, Some(Event::Answered { .. })));
+                }
+            }
+            if round > 0 {
+                allocated += COUNT.with(Cell::get) - before;
+            }
+        }
+        assert_eq!(
+            (answered, allocated),
+            (100 * DEPTH, 0),
+            "structured: {structured}"
+        );
+    }
+}
