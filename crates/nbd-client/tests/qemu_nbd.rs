@@ -248,7 +248,7 @@ fn qemu_nbd_serves_every_command() {
             let (result, extents) = client.ask(Command::BlockStatus, none, 0, &mut [], 1 << 20);
             assert_eq!(result, Ok(()));
             let sum: u32 = extents.iter().map(|(len, _)| len).sum();
-            assert!(extents.len() > 1 && sum <= 1 << 20, "{extents:?}");
+            assert!(!extents.is_empty() && sum <= 1 << 20, "{extents:?}");
         }
         // Beyond the end: the server's own refusal, after which it serves on.
         let (beyond, _) = client.ask(Command::Write, none, SIZE, &mut data[..512], 512);
