@@ -64,11 +64,11 @@ pub struct Worker<P: Port, D, H> {
     backoff: Duration,
     /// No batch has been served yet.
     starting: bool,
-    /// Rounds end by [`Worker::unusual`]: no batch has been served yet, or there are lanes that may leave something to each
-    /// other. What a thread with one lane need not ask costs it nothing.
+    /// Rounds take the slow path ([`Worker::unusual`]): no batch has been served yet, or there are several lanes, which may
+    /// leave work to each other.
     watchful: bool,
     ring: RingId,
-    /// The lane of the last completion.
+    /// The lane of the previous completion.
     recent: usize,
 }
 
@@ -239,14 +239,14 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
     }
 
-    /// The lane whose handler has panicked, and in what, made fit to go on.
+    /// Finds the lane whose handler panicked, tells what it was doing, and lets the lane go on.
     #[cold]
     fn recover_from_panic(&mut self) -> Option<(usize, Panicked)> {
         let mut lanes = self.lanes.iter_mut().enumerate();
         lanes.find_map(|(n, lane)| Some((n, lane.recover_from_panic(&mut self.port)?)))
     }
 
-    /// What a round has left to do after the turn of a lane's handler has panicked.
+    /// Finishes a round in which the `turn` of lane `from` panicked.
     #[cold]
     fn finish_round(&mut self, from: usize) {
         for (n, lane) in self.lanes.iter_mut().enumerate().skip(from) {
@@ -265,7 +265,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             lane.serve_fetched(&mut self.port)?;
         }
         loop {
-            // A handler that never comes back shows as that.
+            // Set before handlers run: one that hangs is seen to be at work.
             self.at_work.store(true, Ordering::Relaxed);
             self.take_completions()?;
             let mut again = false;
@@ -303,8 +303,8 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         entered.map_err(WorkerError::Ring)
     }
 
-    /// What a loop's end is while queues begin, end or have commands to push again. True at the end of all. Sleeps for no
-    /// longer than `longest`.
+    /// Slow path of a round: start-up, shutdown, retries, and threads with several lanes. Submits and sleeps, for `longest` at
+    /// most. True once all lanes are empty.
     #[cold]
     #[inline(never)]
     fn unusual(&mut self, want: u32, longest: Option<Duration>) -> Result<bool, WorkerError> {
@@ -338,7 +338,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         Ok(false)
     }
 
-    /// True if the lanes have something left of each other's turns, which must not be slept on (L55).
+    /// True if a lane has left work to another in this round, which must be done before the thread sleeps (L55).
     pub(crate) fn has_late(&self) -> bool {
         self.lanes.len() > 1 && self.lanes.iter().any(Lane::is_late)
     }
@@ -381,7 +381,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
     }
 
-    /// The same for those who need not be quick.
+    /// [`take_completions`](Self::take_completions) out of line, for callers off the hot path.
     #[cold]
     #[inline(never)]
     fn take_completions_seldom(&mut self) -> Result<(), WorkerError> {
@@ -391,7 +391,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     #[inline(always)]
     fn take_completions(&mut self) -> Result<(), WorkerError> {
         while let Some(lane) = self.lanes.get_mut(self.recent) {
-            // The common case by one comparison: a tag of the lane that the last completion was for.
+            // One comparison for the common case: a tag of the lane that the previous completion was for.
             let completion = loop {
                 // In a register: the port's own writes would have it read again.
                 let quick = lane.quick;
@@ -421,7 +421,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         Ok(())
     }
 
-    /// A completion of another lane, or of another kind; those of no lane's present life are counted and ignored.
+    /// Handles a completion of another lane or another kind. One of an earlier generation is counted and ignored.
     #[inline(never)]
     fn other_completion(&mut self, completion: &Completion) -> Result<(), WorkerError> {
         let word = completion.user_data;

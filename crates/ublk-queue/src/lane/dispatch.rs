@@ -1,4 +1,4 @@
-//! The way of a request: from the completion of its tag's command to its handler, and from there to the commit.
+//! The path of a request: from the completion of its tag's command to the handler, and from its answer to the commit.
 
 use std::cell::Cell;
 
@@ -12,15 +12,16 @@ use crate::port::{Descriptors, Port};
 use crate::request::{Known, Outcome, Request};
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
-    /// Takes the completion of a tag's command and carries out what follows: the way of every request of a
-    /// [quick](Self::quick) lane.
+    /// Handles the completion of a tag's command on a [quick](Self::quick) lane: the hot path.
     #[inline(always)]
     pub(crate) fn completed(&mut self, port: &mut P, tag: u16, res: i32) -> Result<(), LaneError> {
         self.dispatch::<true, false>(port, tag, res)
     }
 
-    /// `PLAIN`: see [`Lane::quick`]; `BATCHED`, which only matters then: the answer goes into a batch. What is
-    /// known here need not be asked for each request.
+    /// Handles the completion of a tag's command: decodes the descriptor, calls the handler, commits its answer.
+    ///
+    /// `PLAIN`: the lane is [quick](Lane::quick). `BATCHED`, with `PLAIN` only: the answer goes into a batch. Both are
+    /// constants, so that nothing is tested for each request that is known per lane.
     #[inline(always)]
     pub(super) fn dispatch<const PLAIN: bool, const BATCHED: bool>(
         &mut self,
@@ -36,10 +37,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         if !matches!(place.state.step(Input::Cqe(res)).1, Some(Action::Serve)) {
             return self.not_served(port, tag, res);
         }
-        // Where every tag is that is to be served.
+        // The state of every tag whose request is to be served.
         let in_hand = TagState::InHand;
         if !PLAIN && self.leaving {
-            // Not `self.came_back()`, which would end the borrow of the place.
+            // Not `self.came_back()`, which would borrow all of `self`.
             self.patience = PATIENCE;
             let expected = std::mem::take(&mut self.expected[tag.index()]);
             self.outstanding -= u32::from(expected);
@@ -142,7 +143,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.away += 1;
     }
 
-    /// The same of any lane, where it need not be as quick.
+    /// The same for any lane, out of line.
     #[inline(never)]
     pub(crate) fn completed_seldom(
         &mut self,
@@ -153,7 +154,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.dispatch::<false, false>(port, tag, res)
     }
 
-    /// The rare outcomes of a command.
+    /// Handles a completion after which there is nothing to serve: abort, refusal, retry, get-data, stale.
     #[cold]
     #[inline(never)]
     fn not_served(&mut self, port: &mut P, tag: Tag, res: i32) -> Result<(), LaneError> {
@@ -203,7 +204,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         Ok(())
     }
 
-    /// A descriptor that no driver should write.
+    /// Answers a request whose descriptor is invalid.
     #[cold]
     #[inline(never)]
     pub(super) fn refuse(&mut self, port: &mut P, tag: Tag, errno: Errno) {
