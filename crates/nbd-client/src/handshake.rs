@@ -165,9 +165,11 @@ impl Handshake {
     }
 
     /// Gives the export up in the server's own way: what [`output`](Self::output) has then may be sent before the
-    /// connection is closed.
+    /// connection is closed. Nothing where no option may be sent: before the greeting, where TLS is to start, and once the
+    /// export was asked for by EXPORT_NAME or is served.
     pub fn abort(&mut self) {
-        if !matches!(self.state, State::Greeting | State::Done) {
+        use State::{Go, Meta, StartTls, Structured};
+        if matches!(self.state, StartTls | Structured | Meta | Go) {
             self.option(OPT_ABORT, &[]);
         }
     }

@@ -194,6 +194,32 @@ fn go_is_as_the_protocol_has_it() {
     );
 }
 
+/// The client gives up by an option only where the server takes one: not in plain text where TLS is to start, and not once
+/// requests are due.
+#[test]
+fn an_abort_is_sent_where_options_are() {
+    let aborted = |options: Options, said: &[Vec<u8>]| {
+        let mut handshake = Handshake::new(options).unwrap();
+        for bytes in said {
+            handshake.receive(bytes).unwrap();
+        }
+        let _ = handshake.output();
+        handshake.abort();
+        !handshake.output().is_empty()
+    };
+    let tls = Options {
+        tls: true,
+        ..Options::default()
+    };
+    let (hello, go) = (greeting(FIXED_NEWSTYLE), Options::default);
+    let unsup = option_reply(OPT_GO, REP_ERR_UNSUP, &[]);
+    assert!(aborted(go(), std::slice::from_ref(&hello)));
+    assert!(aborted(tls.clone(), std::slice::from_ref(&hello)));
+    assert!(!aborted(go(), &[]));
+    assert!(!aborted(tls, &[hello.clone(), ack(OPT_STARTTLS)]));
+    assert!(!aborted(go(), &[hello, unsup]));
+}
+
 /// What a server refuses is told in its words, which drive no terminal; TLS that was asked for is never done without.
 #[test]
 fn refusals_are_the_servers_own() {

@@ -1,6 +1,6 @@
 //! The long part of an agent's life: events, and the way out.
 
-use super::recover::Pace;
+use super::pace::Pace;
 use super::{Agent, LEAVE};
 use crate::failure::Failure;
 use crate::kill_point::kill_point;

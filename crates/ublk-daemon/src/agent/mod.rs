@@ -7,6 +7,7 @@
 
 mod attend;
 mod bring_up;
+mod pace;
 mod recover;
 mod relay;
 mod revive;

@@ -1,6 +1,7 @@
 //! A new server for a device that has lost its old one, or shall lose it: recovery and upgrade.
 
 use super::bring_up::left;
+use super::pace::Pace;
 use super::succession::{Predecessor, join_group};
 use super::{Agent, Device, LEAVE};
 use crate::backing;
@@ -27,41 +28,6 @@ const GLANCE: Duration = Duration::from_millis(20);
 
 /// How often a device is looked at that somebody else gives a server.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// How QUIESCE_DEV is repeated for a server that hears nothing of it: soon, and ever more rarely.
-#[derive(Debug)]
-pub(super) struct Pace {
-    next: Instant,
-    pause: Duration,
-}
-
-impl Pace {
-    const FIRST: Duration = Duration::from_millis(5);
-    const LONGEST: Duration = Duration::from_secs(1);
-
-    pub(super) fn new() -> Self {
-        Self {
-            next: Instant::now(),
-            pause: Self::FIRST,
-        }
-    }
-
-    /// When the next one is due.
-    pub(super) const fn next(&self) -> Instant {
-        self.next
-    }
-
-    /// Whether one is due; the next is then later than this one was.
-    pub(super) fn is_due(&mut self) -> bool {
-        let now = Instant::now();
-        let due = now >= self.next;
-        if due {
-            self.next = now + self.pause;
-            self.pause = (self.pause * 2).min(Self::LONGEST);
-        }
-        due
-    }
-}
 
 /// What a device needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,21 +4,9 @@ use ublk_core::Mode;
 fn spec(backend: BackendSpec, block_size: u32) -> AddSpec {
     AddSpec {
         backend,
-        id: None,
-        queues: 1,
-        depth: 1,
         block_size,
-        max_io_bytes: 4096,
         read_only: true,
-        mode: Mode::default(),
-        auto: None,
-        recovery: ublk_core::Recovery::None,
-        serving: crate::spec::Serving::default(),
-        name: None,
-        scheduler: Default::default(),
-        supervise: false,
-        unprivileged: false,
-        trust_kernel: false,
+        ..crate::fakes::spec()
     }
 }
 
@@ -36,7 +24,7 @@ fn backends_are_what_was_asked_for() {
 
 /// Only what was left open is chosen, and never a mode in which a reader would see what is not the device's.
 #[test]
-fn the_way_of_data_is_chosen_by_backend() {
+fn the_data_mode_is_chosen_by_backend() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     create_file(&path, 1 << 20).unwrap().keep();
