@@ -15,13 +15,20 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use ublk_backends::Identity;
 use ublk_core::{CpuMask, DevId, Features, Geometry, Limits, Mode};
 use ublk_ctrl::{Command, Controller, Error, Operation, Reply};
 
 pub(crate) const SIZE: u64 = 1 << 20;
 pub(crate) const ID: u32 = 7;
+
+/// Whether something comes true within ten seconds. A lock that is dropped may outlive its file for a moment: a child
+/// that another test forks has a copy of the descriptor until it executes its program or exits.
+pub(crate) fn soon(mut is: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + Duration::from_secs(10);
+    ublk_ctrl::wait::until(until, || Ok::<_, ()>(is().then_some(()))) == Ok(Some(()))
+}
 
 /// What happened, in order, by everybody; and the driver's side of the device.
 #[derive(Debug, Default)]
