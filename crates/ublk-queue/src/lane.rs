@@ -1,5 +1,6 @@
 //! One queue of one device on a worker: its tags, descriptors, handler.
 
+mod aborts;
 mod answering;
 mod batching;
 mod calls;
@@ -19,7 +20,9 @@ use std::sync::Arc;
 use ublk_core::{Action, DataMode, Errno, Input, QueueId, Tag, TagState};
 use ublk_sys::{UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, ublk_auto_buf_reg};
 
-pub(crate) use self::ending::{ABORT_WAIT, Panicked};
+pub(crate) use self::aborts::ABORT_WAIT;
+use self::aborts::Aborts;
+pub(crate) use self::ending::Panicked;
 use self::ending::{DataLocation, OnUnwind};
 use self::forward::Forwards;
 pub use self::handle::LaneHandle;
@@ -160,11 +163,7 @@ pub(crate) struct Lane<P: Port, D, H> {
     /// Tags to be armed again after the next enter; never more than there are tags.
     retry: VecDeque<Tag>,
     retries: u32,
-    /// Which tags were with the driver when the first abort came, and have not come back since; and how many.
-    expected: Box<[bool]>,
-    outstanding: u32,
-    /// How many more short waits those are worth.
-    patience: u32,
+    aborts: Aborts,
     pub(crate) qid: QueueId,
     /// First index of this lane's buffers in the ring's table.
     buf_base: u16,
@@ -231,9 +230,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             retries: 0,
             away: 0,
             leaving: false,
-            expected: vec![false; depth].into_boxed_slice(),
-            outstanding: 0,
-            patience: 0,
+            aborts: Aborts::new(depth),
             prepared: false,
             batched: spec.batch,
             fetch_word: UserData::batch(index, spec.generation, Kind::Fetch, 0).pack(),

@@ -20,6 +20,7 @@ use ublk_core::{Answer, Errno, IoFlags, Op, QueueId, Tag};
 
 use crate::data_path::DataPath;
 use crate::forward::Forward;
+use crate::handler::Handler;
 use crate::memref::MemRef;
 use crate::port::UserCopyPort;
 use crate::shared::{LaneLocal, LaneShared};
@@ -371,6 +372,21 @@ pub(crate) struct Known {
     pub(crate) backed: bool,
     /// The lane's own handler gives it to no other.
     pub(crate) closed: bool,
+}
+
+impl Known {
+    /// For a request of a lane with this handler. `plain`: the lane is quick; `get_data`: it is in get-data mode;
+    /// `placed`: the handler has the data of a WRITE.
+    #[inline(always)]
+    pub(crate) fn of<H: Handler>(plain: bool, get_data: bool, placed: bool) -> Self {
+        Self {
+            ready: plain && !H::SHARED,
+            any_source: get_data,
+            placed,
+            backed: H::BACKING.is_some(),
+            closed: H::CLOSED.is_closed(),
+        }
+    }
 }
 
 /// A request on its worker's thread. Not `Send`: [`Request::detach`] makes one that is.

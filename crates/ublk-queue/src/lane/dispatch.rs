@@ -2,14 +2,15 @@
 
 use std::cell::Cell;
 
-use ublk_core::iod::IoBounds;
-use ublk_core::{Action, Answer, DataMode, Errno, Input, Tag, TagState};
+use ublk_core::iod::{Io, IoBounds};
+use ublk_core::{Action, Answer, DataMode, Errno, Input, IoDesc, Tag, TagState};
 
-use super::ending::{DataLocation, PATIENCE};
+use super::ending::DataLocation;
 use super::{Lane, LaneError, MAX_RETRIES, NOBODY};
 use crate::handler::Handler;
 use crate::port::{Descriptors, Port};
 use crate::request::{Known, Outcome, Request};
+use crate::shared::LaneShared;
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Handles the completion of a tag's command on a [quick](Self::quick) lane: the hot path.
@@ -29,111 +30,66 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         tag: u16,
         res: i32,
     ) -> Result<(), LaneError> {
-        let Some(place) = self.tags.get_mut(usize::from(tag)) else {
+        let Some(slot) = self.tags.get_mut(usize::from(tag)) else {
             self.stale();
             return Ok(());
         };
-        let tag = place.tag;
-        if !matches!(place.state.step(Input::Cqe(res)).1, Some(Action::Serve)) {
+        let tag = slot.tag;
+        if !matches!(slot.state.step(Input::Cqe(res)).1, Some(Action::Serve)) {
             return self.not_served(port, tag, res);
         }
-        // The state of every tag whose request is to be served.
-        let in_hand = TagState::InHand;
         if !PLAIN && self.leaving {
-            // Not `self.came_back()`, which would borrow all of `self`.
-            self.patience = PATIENCE;
-            let expected = std::mem::take(&mut self.expected[tag.index()]);
-            self.outstanding -= u32::from(expected);
+            self.aborts.came_back(tag);
         }
         if !PLAIN && let Some(buffers) = &mut self.buffers {
             buffers.lend(tag);
         }
         let desc = self.descriptors.load(tag);
-        let bounds = IoBounds::new(self.shared.size(), self.max_io_bytes);
-        let decoded = match H::ZONES {
-            true => desc.decode(&bounds),
-            false => desc.decode_unzoned(&bounds),
-        };
-        let io = match decoded {
+        let io = match decode::<H>(&self.shared, self.max_io_bytes, tag, &desc) {
             Ok(io) => io,
             Err(errno) => {
-                place.state = in_hand;
                 self.refuse(port, tag, errno);
                 return Ok(());
             }
         };
-        if H::SHARED
-            && let Err(errno) = self.shared.locate(tag, &desc, &io)
-        {
-            place.state = in_hand;
-            self.refuse(port, tag, errno);
-            return Ok(());
-        }
         if Self::REGISTERS && self.registrations.wants(tag, &io) {
-            place.state = in_hand;
             self.register_first(port, tag);
             return Ok(());
         }
         self.shared.meters.count(&io);
         let get_data = !PLAIN && self.data == DataMode::GetData;
-        let lies = match get_data {
-            true => std::mem::take(&mut self.placed[tag.index()]),
-            false => DataLocation::Buffer,
-        };
-        if !PLAIN && lies == DataLocation::Panicked {
-            place.state = in_hand;
+        let location = get_data.then(|| std::mem::take(&mut self.placed[tag.index()]));
+        let location = location.unwrap_or_default();
+        if !PLAIN && location == DataLocation::Panicked {
+            slot.state = TagState::InHand;
             self.answered_from(port, tag, Answer::failed(Errno::EIO), 0);
             return Ok(());
         }
-        let placed = lies == DataLocation::Handler;
         self.current = tag.get();
         // On the stack, so that an inlined handler's answer stays in registers.
         let outcome = Cell::new(Outcome::Held);
-        let request = Request::new(
-            &self.local,
-            &outcome,
-            &self.detached,
-            tag,
-            io,
-            Known {
-                ready: PLAIN && !H::SHARED,
-                any_source: get_data,
-                placed,
-                backed: H::BACKING.is_some(),
-                closed: H::CLOSED.is_closed(),
-            },
-        );
+        let known = Known::of::<H>(PLAIN, get_data, location == DataLocation::Handler);
+        let request = Request::new(&self.local, &outcome, &self.detached, tag, io, known);
         self.handler.handle(request);
         self.current = NOBODY;
-        let (answer, source) = match outcome.get() {
-            Outcome::Answered(answer, source) => (answer, source),
-            Outcome::Forwarded(to) if H::FORWARDS => {
-                place.state = in_hand;
-                self.forward(port, tag, io, to);
-                return Ok(());
+        let outcome = outcome.get();
+        if PLAIN && let Outcome::Answered(answer, _) = outcome {
+            let failed = |result| self.shared.failed(&self.descriptors, tag, result);
+            let pushed = match slot.commit(TagState::InHand, answer, &self.shared, failed) {
+                Some(result) if BATCHED => self.batch.add(slot.header, result, slot.addr),
+                Some(result) => port.push(&slot.commit, result, slot.addr).is_ok(),
+                None => true,
+            };
+            if !pushed {
+                self.push_failed(tag);
             }
-            Outcome::Forwarded(_) => (Answer::failed(Errno::EOPNOTSUPP), 0),
-            Outcome::Held | Outcome::Detached => {
-                place.state = in_hand;
-                self.taken_along();
-                return Ok(());
-            }
-        };
-        if !PLAIN {
-            place.state = in_hand;
-            self.answered_from(port, tag, answer, source);
             return Ok(());
         }
-        let (shared, descriptors) = (&self.shared, &self.descriptors);
-        let failed = |result| shared.failed(descriptors, tag, result);
-        let result = place.commit(in_hand, answer, shared, failed);
-        let pushed = match result {
-            Some(result) if BATCHED => self.batch.add(place.header, result, place.addr),
-            Some(result) => port.push(&place.commit, result, place.addr).is_ok(),
-            None => true,
-        };
-        if !pushed {
-            self.push_failed(tag);
+        slot.state = TagState::InHand;
+        match outcome {
+            Outcome::Answered(answer, source) => self.answered_from(port, tag, answer, source),
+            Outcome::Forwarded(to) => self.forward(port, tag, io, to),
+            Outcome::Held | Outcome::Detached => self.taken_along(),
         }
         Ok(())
     }
@@ -167,7 +123,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return Ok(());
         }
         if self.leaving {
-            self.came_back(tag);
+            self.aborts.came_back(tag);
         }
         match action {
             Action::Ended => self.leaving(),
@@ -208,7 +164,29 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     #[cold]
     #[inline(never)]
     pub(super) fn refuse(&mut self, port: &mut P, tag: Tag, errno: Errno) {
+        self.tags[tag.index()].state = TagState::InHand;
         self.shared.meters.refused.add(1);
         self.answered_from(port, tag, Answer::failed(errno), 0);
     }
+}
+
+/// Decodes a request's descriptor, and finds the data of a request in memory that the client shares.
+#[inline(always)]
+fn decode<H: Handler>(
+    shared: &LaneShared,
+    max_io_bytes: u32,
+    tag: Tag,
+    desc: &IoDesc,
+) -> Result<Io, Errno> {
+    let bounds = IoBounds::new(shared.size(), max_io_bytes);
+    let io = match H::ZONES {
+        true => desc.decode(&bounds),
+        false => desc.decode_unzoned(&bounds),
+    };
+    if H::SHARED
+        && let Ok(io) = &io
+    {
+        shared.locate(tag, desc, io)?;
+    }
+    io
 }

@@ -1,7 +1,6 @@
 //! How a lane ends: the driver's aborts, a handler's panic, and what the kernel may still touch.
 
 use std::cell::Cell;
-use std::time::Duration;
 
 use ublk_core::{Answer, Errno, Input, Tag};
 
@@ -11,12 +10,6 @@ use crate::health::State;
 use crate::panics::caught;
 use crate::port::{Descriptors, Port};
 use crate::user_data::NO_OWNER;
-
-/// How many waits of [`ABORT_WAIT`] an ending queue grants the aborts that have not come yet.
-pub(super) const PATIENCE: u32 = 20;
-
-/// How long one of them is.
-pub(crate) const ABORT_WAIT: Duration = Duration::from_millis(5);
 
 /// What a handler was called for when it panicked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,31 +66,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             self.leaving = true;
             self.quick = NO_OWNER;
             self.shared.status.set(State::Leaving);
-            for (expected, place) in self.expected.iter_mut().zip(&self.tags) {
-                *expected = place.state.with_driver();
-                self.outstanding += u32::from(*expected);
-            }
-            self.patience = PATIENCE;
+            let tags = self.tags.iter();
+            self.aborts.begin(tags.map(|slot| slot.state.with_driver()));
         }
     }
 
-    /// A tag came back from the driver after the first abort: one that was there then is outstanding no more. What has
-    /// been committed since does not come back, unless it is refused.
-    #[cold]
-    pub(super) fn came_back(&mut self, tag: Tag) {
-        self.patience = PATIENCE;
-        if std::mem::take(&mut self.expected[tag.index()]) {
-            self.outstanding -= 1;
-        }
-    }
-
-    /// True while more aborts are to be expected. The driver aborts tag by tag, so a ring that is closed at the
-    /// first one is torn down in the midst of it. But a commit that crossed the abort is never answered:
-    /// each call spends some of the patience.
+    /// True while more aborts are to be expected. Each call spends some of the patience.
     pub(crate) fn waits_for_aborts(&mut self) -> bool {
-        let waits = self.leaving && self.outstanding > 0 && self.patience > 0;
-        self.patience -= u32::from(waits);
-        waits
+        self.leaving && self.aborts.wait()
     }
 
     /// After a panic of the handler: answers the request it had, if it did not take it along. `None` if the
@@ -173,9 +149,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// ring).
     pub(crate) fn is_empty(&self) -> bool {
         let sent = !self.batch.in_flight() && !self.batch.is_open();
-        let aborted = self.outstanding == 0 || self.patience == 0;
         self.leaving
-            && aborted
+            && self.aborts.is_over()
             && sent
             && self.retry.is_empty()
             && !self.tags.iter().any(|tag| tag.state.in_hand())

@@ -112,6 +112,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// last one.
     #[inline(always)]
     pub(super) fn forward(&mut self, port: &mut P, tag: Tag, io: Io, to: Forward) {
+        if !H::FORWARDS {
+            return self.answered_from(port, tag, Answer::failed(Errno::EOPNOTSUPP), 0);
+        }
         if let Forward::Data {
             file,
             offset,

@@ -95,13 +95,14 @@ impl Registrations {
 }
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
-    /// Puts the pages of a request that is in hand into the tag's slot; the handler gets it when that is done.
+    /// Puts the pages of a request into the tag's slot; the handler gets it when that is done.
     #[cold]
     pub(super) fn register_first(&mut self, port: &mut P, tag: Tag) {
         if self.registrations.tags.is_empty() {
             // Without zero copy no driver asks for it.
             return self.refuse(port, tag, Errno::EIO);
         }
+        self.tags[tag.index()].state = TagState::InHand;
         self.away += 1;
         self.push_register(port, tag);
     }
