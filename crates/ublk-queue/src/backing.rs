@@ -1,17 +1,18 @@
-//! What keeps a handler's memory while the driver uses it.
+//! Keeps a handler's memory alive while the driver uses it.
 
 use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// What keeps the memory that a handler names to the driver.
+/// An owner of the memory that a handler names to the driver.
 pub(crate) type Keeper = Arc<dyn Any + Send + Sync>;
 
-/// How a lane gets what keeps the memory that its handler `H` names to the driver behind answers.
+/// How a lane gets the owner of the memory that its handler `H` names to the driver and that the driver may access
+/// after the answer.
 ///
-/// A value with a keeper is made for the handlers of this crate only: another that calls one of them has none, and the
-/// driver then copies before the answer.
+/// Only handlers of this crate can have one. Any other handler that wraps one of them has none, and the driver then
+/// copies before the answer.
 pub struct Backing<H: ?Sized>(Option<fn(&H) -> Option<Keeper>>, PhantomData<fn(&H)>);
 
 impl<H: ?Sized> Backing<H> {

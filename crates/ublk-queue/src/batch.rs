@@ -1,9 +1,8 @@
-//! The commands of batch mode (BATCH_IO, 7.0): many tags in one.
+//! The commands of batch mode (BATCH_IO, 7.0): many tags in one command.
 //!
-//! One PREP gives the driver all tags; one multishot FETCH hands requests out, many tags a completion,
-//! in buffers that the ring provides; one COMMIT answers all requests of a batch. The tags' machines are
-//! those of the other plane: a tag that PREP gave, or COMMIT gave back, is with the driver until a FETCH
-//! names it.
+//! One PREP gives the driver all tags. One multishot FETCH delivers requests, many tags per completion, in buffers that
+//! the ring provides. One COMMIT answers all requests of a batch. The state machines of the tags are the same as with a
+//! command per tag: after PREP or COMMIT a tag is with the driver, until a FETCH names it.
 
 use ublk_core::{DataMode, Errno, Tag};
 use ublk_sys::batch::ElemShape;
@@ -12,8 +11,8 @@ use ublk_sys::{
     UBLK_U_IO_PREP_IO_CMDS, ublk_elem_header,
 };
 
-/// Commits that may be on their way at once: one is filled while those of a few enters before it, if
-/// the kernel took them late, still need their elements.
+/// Commits that may be in flight at once: one is being filled while those of a few earlier enters, if the kernel took
+/// them late, still need their elements.
 const COMMITS: u16 = 8;
 
 /// A batch command (`struct ublk_batch_io`, linux/ublk_cmd.h).
@@ -26,19 +25,19 @@ pub struct BatchCommand {
     pub qid: u16,
     /// `UBLK_BATCH_F_*`.
     pub flags: u16,
-    /// Elements at `addr`; 0 for a fetch.
+    /// Number of elements at `addr`; 0 for a fetch.
     pub nr_elem: u16,
-    /// Bytes of an element.
+    /// Size of an element in bytes.
     pub elem_bytes: u8,
-    /// Address of the elements, which stay there until the command completes; 0 for a fetch.
+    /// Address of the elements, which must stay valid until the command completes; 0 for a fetch.
     pub addr: u64,
 }
 
-/// Elements of a PREP or COMMIT that may be on its way: a header of 8 bytes each and, with a buffer address or the
-/// sector of an append, 8 more.
+/// Elements of a PREP or COMMIT that may be in flight: 8 bytes of header each, and 8 more for a buffer address or the
+/// sector of an append.
 #[derive(Default)]
 struct Elems {
-    /// Room for an element of every tag; empty unless on its way.
+    /// Room for an element per tag; empty unless in flight.
     words: Vec<u64>,
     in_flight: bool,
 }
@@ -48,19 +47,19 @@ struct Elems {
 pub(crate) struct Batch {
     qid: u16,
     shape: ElemShape,
-    /// Words of an element.
+    /// Words per element.
     size: usize,
     flags: u16,
     commits: Vec<Elems>,
-    /// The elements being filled, with the same room.
+    /// The elements being filled, with the same capacity.
     open: Vec<u64>,
-    /// Which of the commits they are to be, in turn.
+    /// The number of the commit that they will become.
     number: u16,
-    /// A FETCH is, or is to be, with the driver.
+    /// State of the multishot fetch.
     pub(crate) fetch: Fetch,
 }
 
-/// Where the multishot fetch is.
+/// State of the multishot fetch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Fetch {
     /// To be pushed.
@@ -72,7 +71,7 @@ pub(crate) enum Fetch {
     Ended,
 }
 
-/// The header of an answer to `tag`, but for its result.
+/// The header of an answer to `tag`, without its result.
 pub(crate) fn header(tag: Tag, buf_base: u16) -> u64 {
     let header = ublk_elem_header {
         tag: tag.get(),
@@ -84,7 +83,7 @@ pub(crate) fn header(tag: Tag, buf_base: u16) -> u64 {
 
 impl Batch {
     pub(crate) fn new(qid: u16, depth: u16, data: DataMode, zoned: bool) -> Self {
-        // One or the other: in copy mode no device is zoned.
+        // Only one of the two: no zoned device uses copy mode.
         let shape = ElemShape {
             buf_addr: data == DataMode::Copy,
             zone_lba: zoned,
@@ -111,9 +110,9 @@ impl Batch {
         }
     }
 
-    /// Adds the answer of a tag (or, for PREP, a tag) to the commit being filled: its [`header`], the result, and
-    /// the buffer's address, or the sector where an append landed, where elements have one. False if there is no room, which no two answers for a tag
-    /// should make: nothing was changed.
+    /// Adds the answer for a tag (for PREP: a tag) to the commit being filled: its [`header`], the result and, if
+    /// elements have one, the address of the buffer or the sector of an append. False, with nothing changed, if there
+    /// is no room; that would take two answers for one tag.
     #[inline(always)]
     pub(crate) fn add(&mut self, header: u64, result: i32, addr: u64) -> bool {
         let word = header | result_word(result);
@@ -133,8 +132,8 @@ impl Batch {
         true
     }
 
-    /// The command for what was added, and the number to complete it by. None while all commits are on their way:
-    /// what was added waits.
+    /// Closes the command being filled: returns it and the number of its completion. `None` while all commits are in
+    /// flight; the elements then wait.
     #[inline]
     pub(crate) fn close(&mut self, prep: bool) -> Option<(u16, BatchCommand)> {
         if self.open.is_empty() {
@@ -168,7 +167,7 @@ impl Batch {
         Some((number, command))
     }
 
-    /// The multishot fetch.
+    /// The multishot fetch command.
     pub(crate) fn fetch_command(&self) -> BatchCommand {
         BatchCommand {
             cmd_op: UBLK_U_IO_FETCH_IO_CMDS,
@@ -180,13 +179,13 @@ impl Batch {
         }
     }
 
-    /// Takes the completion of a PREP or COMMIT of which the driver took everything. False if that is not so.
+    /// Handles the completion of a PREP or COMMIT if the driver took every element. False otherwise.
     #[inline]
     pub(crate) fn all_taken(&mut self, number: u16, res: i32, prep: bool) -> bool {
         let Some(elems) = self.commits.get_mut(usize::from(number)) else {
             return false;
         };
-        // A PREP is all or nothing; a COMMIT says how many bytes of elements it took.
+        // A PREP is all or nothing; the result of a COMMIT is the number of bytes of elements taken.
         let bytes = elems.words.len() * 8;
         let all = res >= 0 && (prep || usize::try_from(res) == Ok(bytes));
         if all && elems.in_flight {
@@ -197,8 +196,8 @@ impl Batch {
         false
     }
 
-    /// Takes any other completion: gives each tag that the driver did not take to `refused`, with the errno
-    /// where the driver said it, in the order they were added. False if no such command is on its way.
+    /// Handles any other completion: passes each tag that the driver did not take to `refused`, with the errno if the
+    /// driver gave one, in the order of addition. False if no such command is in flight.
     #[cold]
     pub(crate) fn completed(
         &mut self,
@@ -217,7 +216,7 @@ impl Batch {
             Err(errno) => (0, Some(errno)),
         };
         for (n, elem) in elems.words.chunks(self.size).enumerate().skip(taken) {
-            // A failed PREP is everybody's; a failed COMMIT names the errno of its first element only.
+            // The errno of a failed PREP is that of all elements, the errno of a failed COMMIT only that of its first.
             let why = if prep {
                 errno
             } else {
@@ -232,7 +231,7 @@ impl Batch {
         true
     }
 
-    /// Takes a command back that could not be pushed: its elements stay for the next.
+    /// Takes back a command that could not be pushed: its elements stay for the next one.
     pub(crate) fn reopen(&mut self, number: u16) {
         if let Some(elems) = self.commits.get_mut(usize::from(number)) {
             elems.in_flight = false;
@@ -241,7 +240,7 @@ impl Batch {
         }
     }
 
-    /// True if a command could not be pushed and is still to go.
+    /// True if a command could not be pushed and is still due.
     #[inline]
     pub(crate) fn is_due(&self, prepared: bool) -> bool {
         self.is_open() || (prepared && self.fetch == Fetch::Due)
@@ -259,7 +258,7 @@ impl Batch {
     }
 }
 
-/// The result of a command or an element where their structs have it: bytes 4 to 7.
+/// The result of a command or an element in its place in the struct: bytes 4 to 7.
 #[inline(always)]
 pub(crate) const fn result_word(result: i32) -> u64 {
     let [a, b, c, d] = result.to_ne_bytes();

@@ -1,14 +1,13 @@
-//! The data buffers of a lane: one mapping, one place per tag. The place is the tag's own where the driver has it in
-//! each command (copy mode); elsewhere a [`BufferPool`] gives it with the request, so that memory grows with what is in
-//! flight and not with the depth.
+//! The data buffers of a lane: one mapping with a place per tag. In copy mode, where the driver gets the address with
+//! each command, a tag has a fixed place. In other modes a [`BufferPool`] assigns one per request, so that memory grows
+//! with the requests in flight and not with the depth.
 //!
-//! General safety argument. The arena is an anonymous private mapping made by [`Arena::new`] and
-//! removed by its `Drop`, so its pages are zero before first use, and an address inside it stays
-//! valid as long as the arena lives. The place of a tag is disjoint from every other, dealt or not: a pool has each
-//! place once, and takes it back only when the request has been answered. Who may touch a
-//! place follows the tag's protocol: between the CQE that delivers a request and its commit the
-//! server owns it, and there exactly one request token (which holds the lane's shared part, and with
-//! it the arena, alive); from the commit to the next CQE the driver does, and no token exists.
+//! General safety argument. The arena is an anonymous private mapping made by [`Arena::new`] and removed by its `Drop`,
+//! so its pages are zero before first use, and an address inside it stays valid as long as the arena lives. The place
+//! of a tag is disjoint from every other, pooled or not: a pool holds each place once, and takes it back only when the
+//! request has been answered. The tag's protocol decides who may access a place: between the CQE that delivers a
+//! request and its commit the server owns it, and exactly one request token exists (which holds the lane's shared part,
+//! and with it the arena, alive); from the commit to the next CQE the driver owns it, and no token exists.
 #![expect(
     unsafe_code,
     reason = "maps memory and hands out the places of tags as slices"
@@ -22,17 +21,17 @@ use ublk_core::{DataMode, Errno, Tag};
 
 use crate::memref::MemRef;
 
-/// Buffers of one queue, `depth` places of `stride` bytes; clones are the same buffers.
+/// Buffers of one queue: `depth` places of `stride` bytes. Clones share the buffers.
 ///
 /// # Invariants
-/// `base` is the start of the mapping that `_map` keeps, of `len` = depth × stride bytes.
+/// `base` is the start of the mapping that `_map` holds, of `len` = depth × stride bytes.
 #[derive(Clone)]
 pub(crate) struct Arena {
     base: NonNull<u8>,
     len: usize,
     stride: usize,
     pages: Pages,
-    /// The places of the tags, if they are dealt.
+    /// The place of each tag, if they come from a pool.
     dealt: Option<Arc<[AtomicU16]>>,
     _map: Arc<Mapping>,
 }
@@ -40,20 +39,20 @@ pub(crate) struct Arena {
 /// No place.
 const NOWHERE: u16 = u16::MAX;
 
-/// Deals the places of an arena to the tags that have a request, the last one that came back first.
+/// Assigns places of an arena to the tags that have a request; the place that came back last goes first.
 pub(crate) struct BufferPool {
-    /// Written by the lane's thread only, before the request is given to another; so relaxed accesses do.
+    /// Relaxed accesses suffice: only the lane's thread writes it, before it hands the request to another.
     dealt: Arc<[AtomicU16]>,
     free: Vec<u16>,
 }
 
 impl BufferPool {
-    /// Whether places are dealt in this mode: where the driver is told of none before there is a request.
+    /// Whether this mode uses a pool: all modes in which the driver learns no address before there is a request.
     pub(crate) const fn is_for(data: DataMode) -> bool {
         matches!(data, DataMode::UserCopy | DataMode::GetData)
     }
 
-    /// Gives a tag a place, unless it has one.
+    /// Assigns a place to a tag, unless it has one.
     #[inline]
     pub(crate) fn lend(&mut self, tag: Tag) {
         let place = &self.dealt[tag.index()];
@@ -64,7 +63,7 @@ impl BufferPool {
         }
     }
 
-    /// Takes back what a tag has.
+    /// Takes back the place of a tag.
     #[inline]
     pub(crate) fn take_back(&mut self, tag: Tag) {
         let place = &self.dealt[tag.index()];
@@ -76,21 +75,21 @@ impl BufferPool {
     }
 }
 
-/// What pages the buffers of a queue are made of.
+/// Pages that the buffers of a queue are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Pages {
-    /// The machine's small ones.
+    /// The machine's base pages.
     #[default]
     Small,
-    /// Huge ones where the kernel has some at hand (transparent huge pages).
+    /// Huge pages if the kernel has some available (transparent huge pages).
     Transparent,
-    /// Huge ones from the pool that the administrator has set apart (`/proc/sys/vm/nr_hugepages`).
+    /// Huge pages from the pool that the administrator reserved (`/proc/sys/vm/nr_hugepages`).
     Reserved,
 }
 
 impl Pages {
-    /// In words.
+    /// The name for messages.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -101,10 +100,10 @@ impl Pages {
     }
 }
 
-/// A huge page of x86-64, and the smallest of other machines'.
+/// Size of a huge page on x86-64, and the smallest one on other machines.
 const HUGE: usize = 2 << 20;
 
-/// A private anonymous mapping of this value's own.
+/// A private anonymous mapping, owned by this value.
 struct Mapping {
     base: NonNull<u8>,
     len: usize,
@@ -115,21 +114,21 @@ unsafe impl Send for Mapping {}
 // SAFETY: `&self` gives nothing.
 unsafe impl Sync for Mapping {}
 
-// SAFETY: the mapping belongs to the value and not to a thread; access to its bytes is ruled by
-// the tokens (see the head of this file), not by `&self`.
+// SAFETY: the mapping belongs to the value and not to a thread; the tokens (see the head of this file), not `&self`,
+// decide who may access its bytes.
 unsafe impl Send for Arena {}
-// SAFETY: `&self` gives addresses only; making a slice is unsafe and ruled as above.
+// SAFETY: `&self` only gives addresses; making a slice is unsafe and decided by the tokens, as above.
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Maps places for `depth` tags of at least `max_io_bytes`, page by page on first touch and so
-    /// on the NUMA node of the thread that touches first.
+    /// Maps places for `depth` tags of at least `max_io_bytes`. Pages are populated on first touch, on the NUMA node of
+    /// the touching thread.
     pub(crate) fn new(depth: u16, max_io_bytes: u32) -> Result<Self, Errno> {
         Self::with(depth, max_io_bytes, false)
     }
 
-    /// The same in huge pages, if they are wanted and to be had: those set apart, else transparent ones. A huge page is
-    /// taken whole with its first byte.
+    /// Like `new`, in huge pages if `huge` is set and they are available: reserved ones first, then transparent ones.
+    /// The first byte touched takes a whole huge page.
     pub(crate) fn with(depth: u16, max_io_bytes: u32, huge: bool) -> Result<Self, Errno> {
         let page = page_size();
         let stride = usize::try_from(max_io_bytes)
@@ -139,14 +138,14 @@ impl Arena {
         let len = stride
             .checked_mul(usize::from(depth.max(1)))
             .ok_or(Errno::ENOMEM)?;
-        // Less than one of them would only waste it.
+        // A smaller arena would only waste one.
         let huge = huge && len >= HUGE;
         let len = if huge {
             len.checked_next_multiple_of(HUGE).ok_or(Errno::ENOMEM)?
         } else {
             len
         };
-        // Reserved here and now: with NORESERVE a page that is not there kills who touches it.
+        // Reserved here and now: with NORESERVE, touching a page that is not available kills the process.
         let reserved = huge.then(|| map(len, libc::MAP_HUGETLB).ok()).flatten();
         let (map, pages) = match reserved {
             Some(map) => (map, Pages::Reserved),
@@ -156,18 +155,18 @@ impl Arena {
         let map = Arc::new(map);
         let mut pages = pages;
         if pages == Pages::Small {
-            // Where the system makes huge pages of all memory, one small request would take 2 MiB.
+            // Where the system uses huge pages for all memory, one small request would take 2 MiB.
             let advice = match huge {
                 true => libc::MADV_HUGEPAGE,
                 false => libc::MADV_NOHUGEPAGE,
             };
-            // SAFETY: the range is the mapping just made. A kernel without huge pages refuses, and has small ones.
+            // SAFETY: the range is the mapping just made. A kernel without huge pages refuses, and uses base pages.
             let res = unsafe { libc::madvise(addr, len, advice) };
             if huge && res == 0 {
                 pages = Pages::Transparent;
             }
         }
-        // SAFETY: the range is the mapping just made. A child must not share pages the driver fills.
+        // SAFETY: the range is the mapping just made. A child must not share pages that the driver fills.
         let res = unsafe { libc::madvise(addr, len, libc::MADV_DONTFORK) };
         if res != 0 {
             return Err(Errno::from_io(&std::io::Error::last_os_error()));
@@ -182,7 +181,7 @@ impl Arena {
         })
     }
 
-    /// From now on the places of this value, of which there is no clone yet, are dealt.
+    /// Switches to a pool of places. There must be no clone yet.
     pub(crate) fn deal(&mut self, depth: u16) -> BufferPool {
         let dealt: Arc<[_]> = (0..depth).map(|_| AtomicU16::new(NOWHERE)).collect();
         self.dealt = Some(Arc::clone(&dealt));
@@ -192,12 +191,12 @@ impl Arena {
         }
     }
 
-    /// Whether a place is as long as that.
+    /// Whether a place holds that many bytes.
     pub(crate) fn holds(&self, max_io_bytes: u32) -> bool {
         usize::try_from(max_io_bytes).is_ok_and(|bytes| bytes <= self.stride)
     }
 
-    /// Bytes that are mapped, and in what pages.
+    /// Bytes mapped, and the kind of pages.
     pub(crate) const fn extent(&self) -> (usize, Pages) {
         (self.len, self.pages)
     }
@@ -233,17 +232,17 @@ impl Arena {
         if len > self.stride {
             too_long(len);
         }
-        // SAFETY: the range is inside the mapping, which lives as long as the arena that is borrowed. Only the holder
-        // of the tag's token makes slices of it; it names the range for the length of a call in which it holds none,
-        // or lends it out for a mutable borrow of the token, during which it cannot make one.
+        // SAFETY: the range is inside the mapping, which lives as long as the borrowed arena. Only the holder of the
+        // tag's token makes slices of it; it names the range for the length of a call in which it holds none, or lends
+        // it out for a mutable borrow of the token, during which it cannot make one.
         unsafe { MemRef::new(self.place(tag), len) }
     }
 
     /// The first `len` bytes of a tag's place.
     ///
     /// # Safety
-    /// The caller holds the tag's only request token for the whole of the slice's life, and the
-    /// slice does not outlive the arena.
+    /// The caller must hold the tag's only request token for the whole life of the slice, and the slice must not
+    /// outlive the arena.
     #[inline]
     pub(crate) unsafe fn slice<'a>(&self, tag: Tag, len: usize) -> &'a [u8] {
         if len > self.stride {
@@ -254,10 +253,10 @@ impl Arena {
         unsafe { std::slice::from_raw_parts(self.place(tag).as_ptr(), len) }
     }
 
-    /// The first `len` bytes of a tag's place, to write to.
+    /// The first `len` bytes of a tag's place, mutable.
     ///
     /// # Safety
-    /// As for [`Arena::slice`], and the token is borrowed exclusively.
+    /// As for [`Arena::slice`], and the token must be borrowed exclusively.
     #[inline]
     pub(crate) unsafe fn slice_mut<'a>(&self, tag: Tag, len: usize) -> &'a mut [u8] {
         if len > self.stride {
@@ -298,7 +297,7 @@ impl Drop for Mapping {
     }
 }
 
-// Apart, so that what they print need not be kept in memory by those who never call them.
+// Out of line, so that callers keep nothing in memory for the message.
 #[cold]
 #[inline(never)]
 fn beyond(tag: Tag) -> ! {

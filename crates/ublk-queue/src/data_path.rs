@@ -1,5 +1,5 @@
-//! How the data of a lane's requests travels: in the tag's buffer, by the character device, in registered pages, or in
-//! memory shared with the client.
+//! How the data of a lane's requests is transferred: in the tag's buffer, through the character device, in registered
+//! pages, or in memory shared with the client.
 #![expect(
     unsafe_code,
     reason = "names shared memory, and copies it by ways that may race"
@@ -16,15 +16,15 @@ use crate::port::UserCopyPort;
 use crate::racy_copy::Copier;
 use crate::shmem::SharedMemory;
 
-/// How the data of a lane's requests travels.
+/// How the data of a lane's requests is transferred.
 pub(crate) enum DataPath {
     /// In the tag's buffer: copy and get-data.
     Buffer,
-    /// By the character device: user copy.
+    /// Through the character device: user copy.
     Device(Box<dyn UserCopyPort>),
-    /// As a registered buffer that only forwarding operations reach; nobody sees bytes.
+    /// As a registered buffer that only forwarded operations reach; no code here sees the bytes.
     Registered,
-    /// In memory shared with the client where it happens to be there, else the way below.
+    /// In memory shared with the client if the data is there, else by the path [`below`](Self::below).
     Client(Box<ClientPath>),
 }
 
@@ -37,7 +37,7 @@ impl DataPath {
         }
     }
 
-    /// The same for a device that shares memory with its clients.
+    /// Adds memory shared with the device's clients, if there is any.
     pub(crate) fn shared_with(self, memory: Option<SharedMemory>, depth: u16) -> Self {
         match memory {
             Some(memory) => Self::Client(Box::new(ClientPath::new(memory, depth, self))),
@@ -45,7 +45,7 @@ impl DataPath {
         }
     }
 
-    /// Where the data of a tag's request is, if that is in memory shared with the client.
+    /// The data of a tag's request, if it is in memory shared with the client.
     pub(crate) fn client_place(&self, tag: Tag, len: usize) -> Option<MemRef<'_>> {
         match self {
             Self::Client(path) => path.place(tag, len),
@@ -53,14 +53,14 @@ impl DataPath {
         }
     }
 
-    /// Lets go of the character device.
+    /// Releases the character device.
     pub(crate) fn retire(&self) {
         if let Self::Device(device) = self.below() {
             device.retire();
         }
     }
 
-    /// The memory shared with the client, if there is any.
+    /// The memory shared with the client, if any.
     pub(crate) fn client_memory(&self) -> Option<SharedMemory> {
         match self {
             Self::Client(path) => Some(path.memory()),
@@ -68,7 +68,7 @@ impl DataPath {
         }
     }
 
-    /// The path of data that is not in shared memory.
+    /// The path of data outside shared memory.
     #[inline]
     pub(crate) const fn below(&self) -> &Self {
         match self {
@@ -81,8 +81,8 @@ impl DataPath {
 /// The data path of a lane whose device shares memory with its clients.
 pub(crate) struct ClientPath {
     memory: SharedMemory,
-    /// Where the data of a tag's request is, null where it goes the way `below`. Written by the lane before the request
-    /// is handed out, read by whoever has the request.
+    /// Position of the data of each tag's request; null if it takes the path `below`. The lane writes it before it
+    /// hands the request out; the holder of the request reads it.
     places: Box<[AtomicPtr<u8>]>,
     copier: Copier,
     pub(crate) below: DataPath,
@@ -102,7 +102,7 @@ impl ClientPath {
         }
     }
 
-    /// Notes where the data of a request is that has just come. True if it is in shared memory.
+    /// Records the position of a new request's data. True if the data is in shared memory.
     pub(crate) fn locate(&self, tag: Tag, desc: &IoDesc, io: &Io) -> Result<bool, Errno> {
         let hit = io.flags.in_shared_memory() && io.op.has_data();
         let place = match hit {
@@ -110,34 +110,35 @@ impl ClientPath {
             false => std::ptr::null_mut(),
         };
         let kept = self.places.get(tag.index()).ok_or(Errno::EIO)?;
-        // Relaxed: the request itself is handed on by whatever orders that.
+        // Relaxed: whatever hands the request on orders this store, too.
         kept.store(place, Ordering::Relaxed);
         Ok(hit)
     }
 
-    /// Where the `len` bytes of a tag's request are, if they are in shared memory.
+    /// The `len` bytes of a tag's request, if they are in shared memory.
     pub(crate) fn place(&self, tag: Tag, len: usize) -> Option<MemRef<'_>> {
         let place = self.places.get(tag.index())?.load(Ordering::Relaxed);
-        // SAFETY: the range is inside the mapping, which `self` keeps; nobody looks at it through a reference.
+        // SAFETY: the range is inside the mapping, which `self` keeps; no reference to it exists.
         NonNull::new(place).map(|place| unsafe { MemRef::new(place, len) })
     }
 
-    /// Copies between two places: one is the client's, the other a tag's own buffer.
+    /// Copies between client memory and a tag's buffer.
     ///
     /// # Errors
-    /// EIO for lengths that differ.
+    /// EIO if the lengths differ.
     pub(crate) fn copy(&self, from: MemRef<'_>, to: MemRef<'_>) -> Result<(), Errno> {
         copy(self.copier, from, to)
     }
 }
 
-/// Copies one place to another of the same length, in whole sectors.
+/// Copies between two ranges of the same length, in whole sectors.
 pub(crate) fn copy(copier: Copier, from: MemRef<'_>, to: MemRef<'_>) -> Result<(), Errno> {
     if from.len() != to.len() || !from.len().is_multiple_of(crate::racy_copy::UNIT) {
         return Err(Errno::EIO);
     }
-    // SAFETY: both are mapped and looked at by no reference (the promise of `MemRef::new`); lengths are checked above.
-    // A tag's buffer and a backend's memory are mappings of their own, so that they do not overlap a client's.
+    // SAFETY: both ranges are mapped and no reference to them exists (contract of `MemRef::new`); the lengths are
+    // checked above. A tag's buffer and a backend's memory are mappings of their own, so they do not overlap a
+    // client's.
     unsafe { copier.transfer(from.ptr(), to.ptr(), from.len()) };
     Ok(())
 }
@@ -153,7 +154,7 @@ mod tests {
         Tag::new(n).expect("below 4096")
     }
 
-    /// What a descriptor names is the file's byte, and what is not in the file is refused.
+    /// The position in a descriptor is the offset in the file; positions beyond the file are refused.
     #[test]
     fn places_are_bytes_of_the_file() {
         let path = std::env::temp_dir().join(format!("ublk-queue-shmem-{}", std::process::id()));
@@ -179,7 +180,7 @@ mod tests {
         assert_eq!(path.locate(tag(1), &desc, &io), Ok(true));
         let place = path.place(tag(1), 4096).expect("a hit");
         let mut own = vec![0_u8; 4096];
-        // SAFETY: a vector of that length, not looked at meanwhile.
+        // SAFETY: a vector of that length, not accessed meanwhile.
         let to = unsafe { MemRef::new(NonNull::from(&mut own[..]).cast(), 4096) };
         path.copy(place, to).expect("as long");
         assert_eq!(own, [9; 4096]);

@@ -1,14 +1,14 @@
-//! The few calls of epoll that a thread with several rings needs.
+//! The epoll calls for a thread with several rings.
 #![expect(unsafe_code, reason = "epoll_create1, epoll_ctl, epoll_wait")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// Descriptors watched for reading, each with a token.
+/// An epoll instance: descriptors watched for reading, each with a token.
 pub(crate) struct Epoll(OwnedFd);
 
-/// Events taken at once.
+/// Events taken per call.
 const EVENTS: usize = 64;
 
 impl Epoll {
@@ -27,7 +27,7 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_ADD, fd, token)
     }
 
-    /// Watches it no more. Of no consequence if it was not watched.
+    /// Stops watching a descriptor. Does nothing if it was not watched.
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
         let _ = self.control(libc::EPOLL_CTL_DEL, fd, 0);
     }
@@ -47,7 +47,8 @@ impl Epoll {
         }
     }
 
-    /// Waits until something is readable or the time is over, rounded up to milliseconds; adds the tokens to `ready`.
+    /// Waits until something is readable or the timeout, rounded up to milliseconds, expires; appends the tokens to
+    /// `ready`.
     pub(crate) fn wait(&self, timeout: Option<Duration>, ready: &mut Vec<u64>) {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS];
         let millis = |time: Duration| {
@@ -59,7 +60,7 @@ impl Epoll {
         // SAFETY: the pointer and the count are those of a live array.
         let count =
             unsafe { libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), room, timeout) };
-        // EINTR is the only failure that a descriptor and array of ours can have: nothing is ready.
+        // Only EINTR can fail with a valid descriptor and array: nothing is ready.
         let count = usize::try_from(count).unwrap_or(0);
         ready.extend(events.iter().take(count).map(|event| event.u64));
     }

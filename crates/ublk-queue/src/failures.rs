@@ -1,4 +1,4 @@
-//! Requests that were answered with an errno, told to whoever wants to know.
+//! Reports requests that were answered with an errno.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,27 +9,27 @@ use ublk_core::{Errno, Op, QueueId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Failed {
-    /// Its queue.
+    /// The hw queue.
     pub qid: QueueId,
-    /// What it was; `None` for a descriptor that cannot be read.
+    /// The op; `None` if the descriptor is invalid.
     pub op: Option<Op>,
-    /// Where on the device, in bytes.
+    /// Offset on the device in bytes.
     pub offset: u64,
-    /// How much, in bytes.
+    /// Length in bytes.
     pub len: u64,
-    /// What it was answered with.
+    /// The errno.
     pub errno: Errno,
 }
 
-/// Is told of each request that is answered with an errno: [`Plan::on_failure`](crate::Plan::on_failure).
+/// A callback for each request that is answered with an errno: [`Plan::on_failure`](crate::Plan::on_failure).
 ///
-/// It is called on the queue's thread, on the way of a failure only. It must neither wait nor panic: what is to be
-/// written somewhere is handed to another thread, since that somewhere may be on the device itself.
+/// It is called on the queue's thread, for failed requests only. It must neither block nor panic: leave logging to
+/// another thread, since the log may be on the device itself.
 #[derive(Clone)]
 pub struct OnFailure(Arc<dyn Fn(Failed) + Send + Sync>);
 
 impl OnFailure {
-    /// Has `tell` called.
+    /// Wraps a callback.
     pub fn new(tell: impl Fn(Failed) + Send + Sync + 'static) -> Self {
         Self(Arc::new(tell))
     }

@@ -1,36 +1,36 @@
-//! What the engine does with a request on its worker's ring, in the handler's stead.
+//! Operations that the engine carries out on the worker's ring for a handler.
 
-/// Where the engine takes a request instead of answering it from memory: the handler names a file of
-/// [`Plan::files`](crate::Plan::files) by its number, the engine pushes the operations and answers the request
-/// when they are done. Data goes by the plan's way: through the tag's buffer, or as a registered buffer that nobody
+/// What to do with a request that the handler forwards to a file instead of answering it from memory. The handler names
+/// a file of [`Plan::files`](crate::Plan::files) by its index; the engine pushes the operations and answers the request
+/// when they complete. Data takes the path of the plan: through the tag's buffer, or as a registered buffer that nobody
 /// looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Forward {
-    /// The data of a READ or WRITE, from or to this byte of the file.
+    /// Transfers the data of a READ or WRITE from or to this offset of the file.
     Data {
-        /// Number of the file.
+        /// Index of the file.
         file: u16,
-        /// First byte in the file; `u64::MAX` is the file's own position, as the kernel has it.
+        /// Offset in the file; `u64::MAX` is the file's own position, as for the kernel.
         offset: u64,
-        /// A WRITE is answered only once it is durable (FUA): it shares the next sync.
+        /// Answers a WRITE only once it is durable (FUA): it shares the next sync.
         durable: bool,
     },
-    /// Syncs the file's data (`fdatasync`). Requests that come while a sync runs share the next one, never the
-    /// running one, which may have begun before their writes were done (L07).
+    /// Syncs the file's data (`fdatasync`). Requests that arrive while a sync runs share the next one, never the
+    /// running one, which may have begun before their writes completed (L07).
     Sync {
-        /// Number of the file.
+        /// Index of the file.
         file: u16,
     },
     /// `fallocate` of a range of the file.
     Allocate {
-        /// Number of the file.
+        /// Index of the file.
         file: u16,
         /// `FALLOC_FL_*` (linux/falloc.h).
         mode: u32,
-        /// First byte in the file.
+        /// Offset in the file.
         offset: u64,
-        /// Bytes.
+        /// Length in bytes.
         len: u64,
     },
 }

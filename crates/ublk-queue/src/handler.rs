@@ -1,4 +1,4 @@
-//! What a worker calls for each request.
+//! Handlers: what a worker calls for each request.
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -25,8 +25,8 @@ pub use direct::{Direct, Mapped};
 pub use crate::backing::Backing;
 pub use shared::{DirectShared, InlineShared};
 
-/// What a handler may know of the lane that calls it. Made by the engine only, and not to be changed: handlers rely
-/// on it where they touch a request's memory.
+/// The lane that a handler belongs to. Only the engine makes it, and it does not change: handlers rely on it when they
+/// access a request's memory.
 #[derive(Clone)]
 pub struct LaneContext {
     pub(crate) qid: QueueId,
@@ -37,7 +37,7 @@ pub struct LaneContext {
     pub(crate) shares_memory: bool,
     pub(crate) wake: Arc<dyn Wake>,
     pub(crate) ring: RingId,
-    /// Whose requests the handler gets.
+    /// The lane whose requests the handler gets.
     pub(crate) lane: Arc<LaneShared>,
 }
 
@@ -48,25 +48,25 @@ impl LaneContext {
         self.qid
     }
 
-    /// Tags of the queue.
+    /// Number of tags of the queue.
     #[must_use]
     pub const fn depth(&self) -> u16 {
         self.depth
     }
 
-    /// How data travels.
+    /// How data is transferred.
     #[must_use]
     pub const fn data(&self) -> DataMode {
         self.data
     }
 
-    /// Bytes of the buffer behind each tag.
+    /// Size of each tag's buffer in bytes.
     #[must_use]
     pub const fn max_io_bytes(&self) -> u32 {
         self.max_io_bytes
     }
 
-    /// Index of tag 0's buffer in the ring's table, the others behind it; in zero copy.
+    /// Index of tag 0's buffer in the ring's buffer table; the others follow. In zero-copy mode.
     #[must_use]
     pub const fn buf_base(&self) -> u16 {
         self.buf_base
@@ -84,7 +84,7 @@ impl LaneContext {
         Arc::clone(&self.wake)
     }
 
-    /// The worker's ring, whose table of buffers the lane's registered ones are in.
+    /// The worker's ring, in whose table the lane's buffers are registered.
     #[must_use]
     pub const fn ring(&self) -> RingId {
         self.ring
@@ -103,32 +103,32 @@ impl std::fmt::Debug for LaneContext {
 
 /// Answers the requests of one queue, on the queue's thread.
 ///
-/// `handle` must not block: complete the request, or [`Request::detach`] or [`Request::keep`] it and complete
-/// it later from wherever the work is done. A panic is contained, its request answered with EIO.
+/// `handle` must not block: complete the request, or [`Request::detach`] or [`Request::keep`] it and complete it later
+/// from wherever the work is done. A panic is contained, and its request is answered with EIO.
 ///
-/// A handler with operations of its own on the worker's ring pushes them in [`turn`](Handler::turn) and gets
+/// A handler with operations of its own on the worker's ring pushes them in [`turn`](Handler::turn) and is called with
 /// their completions.
 pub trait Handler {
-    /// True for a handler that has operations on the ring, or work between requests: only then the other methods
-    /// about them are called.
+    /// True for a handler that has operations on the ring, or work between requests: the methods for these are only
+    /// called then.
     const OPERATIONS: bool = false;
 
     /// True for a handler that forwards requests to files ([`Request::forward`]).
     const FORWARDS: bool = false;
 
-    /// True for a handler whose lane finds data in memory shared with clients: [`ClientShared`] makes one of any other.
-    /// Those without pay nothing for it.
+    /// True for a handler that supports data in memory shared with clients; [`ClientShared`] adds that to any handler.
+    /// Others pay nothing for it.
     const SHARED: bool = false;
 
-    /// Whether requests stay with this handler until they are answered. Only handlers of this crate can say so.
+    /// Whether requests stay with this handler until they are answered. Only handlers of this crate can declare it.
     #[doc(hidden)]
     const CLOSED: Closed<Self> = Closed::NO;
 
-    /// True for a handler that answers the requests of a zoned device, whose lane then tells the driver where appends have
-    /// landed: [`Zoned`] makes one of any other. Those without pay nothing for it.
+    /// True for a handler that serves zoned devices, whose lane then reports to the driver where appends were written;
+    /// [`Zoned`] adds that to any handler. Others pay nothing for it.
     const ZONES: bool = false;
 
-    /// Takes a request.
+    /// Handles a request.
     fn handle(&mut self, request: Request<'_>);
 
     /// Called once, on the queue's thread, before the first request.
@@ -136,47 +136,49 @@ pub trait Handler {
         let _ = context;
     }
 
-    /// Called after each batch of completions and after a wake, before the worker submits and sleeps: pushes
-    /// operations. True if there is more to do, so that the worker must not sleep.
+    /// Called after each batch of completions and after a wake-up, before the worker submits and sleeps, to push
+    /// operations. Returns true if there is more to do, so that the worker must not sleep.
     fn turn<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
         let _ = ring;
         false
     }
 
-    /// Takes the completion of an operation: its result and `IORING_CQE_F_*`.
+    /// Handles the completion of an operation: its result and `IORING_CQE_F_*`.
     ///
     /// # Safety
-    /// Called by the handler's lane, for a completion of an operation that the handler has pushed there: the handler
-    /// takes back what it lent, and a result for what it is.
+    /// Only the handler's lane may call this, for the completion of an operation that the handler pushed there: the
+    /// handler takes back the memory it lent, and trusts the result.
     #[expect(unsafe_code, reason = "declared here, called by the lane")]
     unsafe fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
         let _ = (operation, res, flags);
     }
 
-    /// Operations that the kernel has not completed: the lane does not end before there are none.
+    /// Number of operations that the kernel has not completed: the lane does not end before it is 0.
     fn in_flight(&self) -> usize {
         0
     }
 
-    /// True if operations wait to be pushed. Asked where a thread serves several queues, whose handlers may have made some
-    /// since this one's turn: its [`turn`](Handler::turn) then comes again before the thread sleeps.
+    /// True if operations wait to be pushed. Asked on threads that serve several queues, where another queue's handler
+    /// may have added some since this one's turn: [`turn`](Handler::turn) is then called again before the thread
+    /// sleeps.
     fn is_due(&self) -> bool {
         false
     }
 
-    /// The worker ends before its lanes are empty: cancel the operations under way. [`turn`](Handler::turn) and
-    /// [`operation_completed`](Handler::operation_completed) are called for a while, until there are none.
+    /// The worker ends before its lanes are empty: cancel the operations in flight. [`turn`](Handler::turn) and
+    /// [`operation_completed`](Handler::operation_completed) are still called for a limited time, until there are none.
     fn leave(&mut self) {}
 
-    /// The handler's memory that the driver may use behind an answer. Only handlers of this crate have one.
+    /// The handler's memory that the driver may access after an answer. Only handlers of this crate have any.
     #[doc(hidden)]
     const BACKING: Backing<Self> = Backing::NONE;
 
-    /// Get-data mode: where the data of a WRITE shall land, asked before [`Handler::handle`] sees the request.
-    /// `None` is the tag's buffer. What is given must hold `io.len` bytes.
+    /// Get-data mode: where to put the data of a WRITE, asked before [`Handler::handle`] gets the request. `None` means
+    /// the tag's buffer. The range must hold `io.len` bytes.
     ///
     /// # Safety
-    /// Called by the handler's lane, which has its [`BACKING`](Handler::BACKING) in keeping until the driver is done.
+    /// Only the handler's lane may call this: it holds the handler's [`BACKING`](Handler::BACKING) until the driver is
+    /// done.
     #[expect(unsafe_code, reason = "declared here, called by the lane")]
     unsafe fn place(&mut self, io: &Io) -> Option<MemRef<'static>> {
         let _ = io;
@@ -184,18 +186,19 @@ pub trait Handler {
     }
 }
 
-/// Whether a handler gives no request to another handler. Those of this crate that do not have none but their own lane's,
-/// and need not ask. It is the word of one type: a handler around another, which might give requests away, has its own.
+/// Declares whether a handler passes requests to other handlers. Handlers of this crate that never do so only see
+/// requests of their own lane and need not check. The declaration is per type: a handler that wraps another, and might
+/// pass requests on, has its own.
 pub struct Closed<H: ?Sized>(bool, PhantomData<fn(&H)>);
 
 impl<H: ?Sized> Closed<H> {
-    /// It may.
+    /// It may pass requests on.
     pub const NO: Self = Self(false, PhantomData);
 
-    /// It does not.
+    /// It never passes requests on.
     pub(crate) const YES: Self = Self(true, PhantomData);
 
-    /// The word of a handler of this crate that gives all its requests to an `I` that it owns.
+    /// For a handler of this crate that passes all its requests to an `I` that it owns.
     pub(crate) const fn as_inside<I: ?Sized>(inside: &Closed<I>) -> Self {
         Self(inside.0, PhantomData)
     }
@@ -225,7 +228,7 @@ pub struct Inline<B> {
 }
 
 impl<B: Backend> Inline<B> {
-    /// Calls this backend.
+    /// Creates a handler for this backend.
     pub fn new(backend: Arc<B>) -> Self {
         Self { backend }
     }
@@ -238,7 +241,7 @@ impl<B: Backend> Handler for Inline<B> {
     }
 }
 
-/// What the calls of a backend need of either kind of token.
+/// What backend calls need of both kinds of request token.
 trait Token {
     fn parts(&mut self) -> (Op, u64, u64, IoFlags);
     fn data(&mut self) -> Result<&[u8], Errno>;
@@ -270,15 +273,15 @@ macro_rules! token {
 token!(Request<'_>);
 token!(OwnedRequest);
 
-/// Answers a request by the call of the backend that it asks for.
+/// Answers a request with the matching call of the backend.
 #[inline(always)]
 fn answer<B: Backend>(backend: &B, mut request: Request<'_>) {
-    // By value, and before all else: a request of which no call takes the address stays in registers.
+    // By value and first: a request whose address no call takes stays in registers.
     if request.op().is_of_zones() {
         return answer_for_zones(backend, request);
     }
     if B::is_blind() && matches!(request.op(), Op::Read | Op::Write) {
-        // Apart, so that one comparison tells them from the others, here and where they are completed.
+        // Separate, so that one comparison tells these from the other ops, here and on completion.
         let result = call_blindly(backend, &mut request);
         return request.complete(result);
     }
@@ -286,7 +289,7 @@ fn answer<B: Backend>(backend: &B, mut request: Request<'_>) {
     request.complete(result);
 }
 
-/// A read or a write of a backend that looks at no data.
+/// A read or write of a backend that ignores the data.
 #[inline(always)]
 fn call_blindly<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> {
     let (op, offset, _, flags) = request.parts();
@@ -303,7 +306,7 @@ fn answer_for_zones<B: Backend>(backend: &B, mut request: Request<'_>) {
     request.complete(result);
 }
 
-/// Makes the call of the backend that a request asks for.
+/// Makes the backend call for a request.
 fn call<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> {
     match request.parts() {
         (op, ..) if op.is_of_zones() => call_for_zones(backend, request),
@@ -311,7 +314,7 @@ fn call<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> 
     }
 }
 
-/// The same for what every device may be asked for.
+/// Makes the backend call for a request of any device.
 #[inline(always)]
 fn call_for_blocks<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> {
     let (op, offset, len, flags) = request.parts();
@@ -326,7 +329,7 @@ fn call_for_blocks<B: Backend>(backend: &B, request: &mut impl Token) -> Result<
     }
 }
 
-/// The same for what only zoned devices are asked for.
+/// Makes the backend call for a request of a zoned device.
 fn call_for_zones<B: Backend>(backend: &B, request: &mut impl Token) -> Result<(), Errno> {
     let (op, zone, ..) = request.parts();
     match op {
@@ -351,7 +354,7 @@ pub struct Pooled(Arc<Jobs>);
 
 #[derive(Debug, Default)]
 struct Jobs {
-    /// Bounded by the tags of the device.
+    /// Bounded by the number of the device's tags.
     waiting: Mutex<Waiting>,
     arrived: Condvar,
 }
@@ -362,7 +365,7 @@ struct Waiting {
     closed: bool,
 }
 
-/// The threads of a pool; they end when this is dropped and the requests in hand are answered.
+/// The threads of a pool. They end once this is dropped and the requests in hand are answered.
 #[derive(Debug)]
 pub struct Pool {
     jobs: Arc<Jobs>,
@@ -373,7 +376,7 @@ impl Pool {
     /// Starts `threads` threads that call `backend`, with room for `tags` waiting requests.
     ///
     /// # Errors
-    /// The error of starting a thread; `InvalidInput` for room that no memory has.
+    /// The error of starting a thread, or `InvalidInput` if there is no memory for that much room.
     pub fn start<B: Backend>(
         backend: &Arc<B>,
         threads: usize,
@@ -382,7 +385,7 @@ impl Pool {
         Self::start_as(backend, threads, tags, false)
     }
 
-    /// The same with threads that give up CAP_SYS_ADMIN, if the plan has them do so.
+    /// Like `start`, with threads that give up CAP_SYS_ADMIN if the plan asks for it.
     pub(crate) fn start_as<B: Backend>(
         backend: &Arc<B>,
         threads: usize,
@@ -393,7 +396,7 @@ impl Pool {
         let too_many = |_| std::io::Error::from(std::io::ErrorKind::InvalidInput);
         let reserved = jobs.lock().requests.try_reserve(tags);
         reserved.map_err(too_many)?;
-        // Each is started, so no more are made room for than there can be.
+        // At most one entry per thread, so no more is reserved.
         let mut pool = Self {
             jobs,
             threads: Vec::new(),
@@ -431,7 +434,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.jobs.lock().closed = true;
         self.jobs.arrived.notify_all();
-        // Not joined: a backend call that hangs must not hang the owner. Threads end by themselves.
+        // Not joined: a hung backend call must not hang the owner. The threads end by themselves.
         self.threads.clear();
     }
 }
@@ -463,7 +466,7 @@ impl Handler for Pooled {
         let request = request.detach();
         let mut waiting = self.0.lock();
         if waiting.closed {
-            // Nobody takes it any more. Dropped, it is answered with EIO, behind the lock.
+            // Nobody will take it. Its drop, outside the lock, answers it with EIO.
             drop(waiting);
             return drop(request);
         }

@@ -1,4 +1,4 @@
-//! What the outside may know of a running server: state, first error, counters.
+//! The observable state of a running server: state, first error, counters.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use ublk_core::{CpuMask, Op, QueueId};
 
 use crate::buffers::Pages;
 
-/// Where a lane, or a whole server, is in its life. Ordered: the worst lane is the server's state.
+/// Life-cycle state of a lane or of a whole server. Ordered: the state of a server is that of its worst lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum State {
@@ -36,7 +36,7 @@ impl State {
         Self::Failed,
     ];
 
-    /// The state in one word.
+    /// The state as one word.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -50,23 +50,23 @@ impl State {
     }
 }
 
-/// Counts of a lane's requests, or their sum over lanes. All count from the start of the server.
+/// Counters of a lane, or their sum over lanes, since the start of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Counters {
-    /// READ requests taken.
+    /// READ requests.
     pub reads: u64,
-    /// WRITE requests taken.
+    /// WRITE requests.
     pub writes: u64,
-    /// FLUSH requests taken.
+    /// FLUSH requests.
     pub flushes: u64,
-    /// DISCARD requests taken.
+    /// DISCARD requests.
     pub discards: u64,
-    /// WRITE_ZEROES requests taken.
+    /// WRITE_ZEROES requests.
     pub write_zeroes: u64,
-    /// ZONE_APPEND requests taken.
+    /// ZONE_APPEND requests.
     pub zone_appends: u64,
-    /// Other requests about zones taken: to report, open, close, finish and reset them.
+    /// Other zone requests: report, open, close, finish and reset.
     pub zone_actions: u64,
     /// Bytes of READ requests.
     pub read_bytes: u64,
@@ -76,26 +76,26 @@ pub struct Counters {
     pub zone_append_bytes: u64,
     /// Requests answered with an errno.
     pub errors: u64,
-    /// Panics of a handler, contained (L25).
+    /// Contained panics of a handler (L25).
     pub panics: u64,
-    /// Requests dropped without an answer and answered with EIO for their handler.
+    /// Requests that their handler dropped without an answer; answered with EIO.
     pub dropped: u64,
-    /// Descriptors refused before a handler saw them.
+    /// Requests refused for an invalid descriptor, before a handler saw them.
     pub refused: u64,
     /// Completions that belonged to no command in flight (L53).
     pub stale: u64,
     /// Calls of `io_uring_enter`.
     pub enters: u64,
-    /// Syncs of files, each for one or more FLUSH and FUA requests.
+    /// Syncs of files; each serves one or more FLUSH and FUA requests.
     pub syncs: u64,
-    /// Requests whose data was in memory shared with the client, so that nobody copied it (7.1).
+    /// Requests whose data was in memory shared with the client, so that it was not copied (7.1).
     pub shared_hits: u64,
-    /// Requests with data elsewhere, of a device that shares memory.
+    /// Requests whose data was not in that memory, on a device that shares memory.
     pub shared_misses: u64,
 }
 
 impl Counters {
-    /// Adds another lane's counts.
+    /// Adds the counters of another lane.
     pub fn add(&mut self, other: &Self) {
         self.reads += other.reads;
         self.writes += other.writes;
@@ -119,29 +119,28 @@ impl Counters {
     }
 }
 
-/// A queue's part of the health report.
+/// Health of one queue.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct QueueHealth {
     /// The hw queue.
     pub qid: QueueId,
-    /// Which of the queue's threads, where it has several.
+    /// Which of the queue's threads, if it has several.
     pub thread: u16,
     /// Its state.
     pub state: State,
-    /// Requests that handlers have taken along and not answered, as of the last batch; at least one while the thread
-    /// is at work on a batch. With `counters.enters`, which moves after each batch, it tells a queue that is stuck
-    /// from one that is idle.
+    /// Requests that handlers hold and have not answered, as of the last batch; at least one while the thread works on
+    /// a batch. Together with `counters.enters`, which moves after each batch, it tells a stuck queue from an idle one.
     pub in_hand: u64,
-    /// CPUs its thread was pinned to; `None` if pinning was not asked for or not permitted.
+    /// CPUs that its thread was pinned to; `None` if pinning was not requested or not permitted.
     pub pinned: Option<CpuMask>,
-    /// Whether the thread carries PR_SET_IO_FLUSHER, as read back (L37). Needs CAP_SYS_RESOURCE.
+    /// Whether PR_SET_IO_FLUSHER is set for the thread, as read back (L37). Setting it needs CAP_SYS_RESOURCE.
     pub io_flusher: bool,
-    /// What the thread's ring was granted.
+    /// The features that the thread's ring was granted.
     pub ring: String,
-    /// Bytes of the queue's buffers: mapped, and taken page by page as requests come.
+    /// Size of the queue's buffers in bytes: mapped, but populated page by page as requests arrive.
     pub buffer_bytes: u64,
-    /// What pages they are made of.
+    /// Page size of the buffers.
     pub pages: Pages,
     /// Its counters.
     pub counters: Counters,
@@ -161,14 +160,14 @@ pub struct Health {
     pub queues: Vec<QueueHealth>,
 }
 
-/// A counter with one writer: a plain load and store, no locked instruction.
+/// A counter with a single writer: a plain load and store, no locked instruction.
 #[derive(Default)]
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     #[inline]
     pub(crate) fn add(&self, n: u64) {
-        // Relaxed, and no read-modify-write: the worker is the only writer, readers want no order.
+        // Relaxed, and no read-modify-write: the worker is the only writer, and readers need no ordering.
         self.0.store(
             self.0.load(Ordering::Relaxed).wrapping_add(n),
             Ordering::Relaxed,
@@ -180,7 +179,7 @@ impl Counter {
         self.0.store(n, Ordering::Relaxed);
     }
 
-    /// For the counters that any thread may move.
+    /// Adds from any thread.
     pub(crate) fn add_shared(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
@@ -190,7 +189,7 @@ impl Counter {
     }
 }
 
-/// The live counters behind [`Counters`], of one lane. Only `dropped` has several writers.
+/// The live values of [`Counters`] for one lane. Only `dropped` has several writers.
 #[derive(Default)]
 pub(crate) struct Meters {
     /// Requests by op (index `Op as usize`).
@@ -275,7 +274,7 @@ impl Status {
         self.state.store(state as u8, Ordering::Release);
     }
 
-    /// Keeps the first error: later ones are usually its consequences.
+    /// Records an error unless there is one: later ones usually follow from the first.
     pub(crate) fn fail(&self, cause: String) {
         let mut first = self
             .first_error

@@ -1,12 +1,12 @@
-//! The data plane: workers that host lanes, owned requests, handlers.
+//! The data plane: workers, the lanes they host, request tokens and the handlers that answer them.
 //!
-//! A [`Worker`] is one thread's work: a ring and the lanes it hosts, a lane being one hw queue of one
-//! device. It takes completions, hands each request to the lane's [`Handler`], turns the answers into
-//! commits, and submits a whole batch with the one `io_uring_enter` it then sleeps in. [`Server`] puts
-//! workers on threads, pinned by the kernel's queue affinity, and reports their [`Health`].
+//! A [`Worker`] is one thread with one ring and the lanes it hosts; a lane serves one hw queue of one device. The
+//! worker reaps completions, hands each request to the lane's [`Handler`], turns the answers into commits, and submits
+//! the whole batch with the same `io_uring_enter` that it sleeps in. [`Server`] runs workers on threads, pins them to
+//! the kernel's queue affinity, and reports their [`Health`].
 //!
 //! # What safe code cannot break
-//! No safe function lets its caller have memory read or written that is not its own, or a request answered twice.
+//! No safe function lets its caller read or write memory that it does not own, or answer a request twice.
 //!
 //! | what is given | safe, because | else |
 //! |---|---|---|
@@ -23,8 +23,8 @@
 //! | a ring for lanes ([`port::RingPort::new`]) | | unsafe |
 //! | requests of another lane, to an [`Async`](task::Async) inside another handler | compared with its own lane, refused | |
 //!
-//! Nothing here starts, stops or deletes a device: that is the control plane's (`ublk-ctrl`), and the
-//! two share only values of `ublk-core`.
+//! Nothing here starts, stops or deletes a device: that is the job of the control plane (`ublk-ctrl`). The two share
+//! only types of `ublk-core`.
 
 mod backing;
 mod batch;

@@ -1,18 +1,17 @@
-//! Memory that the kernel reads or fills for us while others may use it too.
+//! Memory that the kernel reads or writes on our behalf while other threads may access it too.
 #![expect(unsafe_code, reason = "promises about raw memory are made here, once")]
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-/// A range of memory named to the kernel by address: never a Rust reference, since other threads may read and
-/// write it at the same time, as they may a disk's blocks.
+/// A range of memory, named to the kernel by address. It is never a Rust reference: like the blocks of a disk, other
+/// threads may read and write it at the same time.
 ///
-/// It is a loan of its owner for `'a`, so that whoever lends memory out keeps it: what copies during a call takes a
-/// `MemRef` of any lifetime, what the driver may use behind an answer only memory that is there for good
-/// (`MemRef<'static>`).
+/// The range is borrowed from its owner for `'a`. A copy during a call takes a `MemRef` of any lifetime; memory that
+/// the driver may access after the answer must be `MemRef<'static>`.
 ///
 /// # Invariants
-/// For all of `'a` the range is as [`new`](MemRef::new) demands it.
+/// The contract of [`new`](MemRef::new) holds for all of `'a`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemRef<'a> {
     ptr: NonNull<u8>,
@@ -20,23 +19,24 @@ pub struct MemRef<'a> {
     _owner: PhantomData<&'a ()>,
 }
 
-// SAFETY: it is an address and a length; nothing here reads or writes through it, and the promise made to
-// `MemRef::new` is not tied to a thread.
+// SAFETY: it is an address and a length; nothing here reads or writes through it, and the contract of `MemRef::new` is
+// not tied to a thread.
 unsafe impl Send for MemRef<'_> {}
 
 impl<'a> MemRef<'a> {
-    /// No bytes.
+    /// An empty range.
     pub const EMPTY: Self = Self {
         ptr: NonNull::dangling(),
         len: 0,
         _owner: PhantomData,
     };
 
-    /// Names a range.
+    /// Creates a range from its address and length.
     ///
     /// # Safety
-    /// For all of `'a` the range is mapped, readable and writable, holds bytes of any value, and no Rust reference to
-    /// it exists: whoever has the value, or a copy of it, reads and writes there, by ways that may race.
+    /// For all of `'a` the range must be mapped, readable and writable, and valid for any byte values, and no Rust
+    /// reference to it may exist: every holder of the value, or of a copy, reads and writes through it, and such
+    /// accesses may race.
     #[must_use]
     pub const unsafe fn new(ptr: NonNull<u8>, len: usize) -> Self {
         Self {
@@ -46,7 +46,7 @@ impl<'a> MemRef<'a> {
         }
     }
 
-    /// The same range for longer than it was lent.
+    /// Extends the lifetime of the range.
     ///
     /// # Safety
     /// As for [`new`](MemRef::new), for all of `'b`.
@@ -55,25 +55,25 @@ impl<'a> MemRef<'a> {
         unsafe { MemRef::new(self.ptr, self.len) }
     }
 
-    /// Its address, for a command or a system call.
+    /// The address, for a command or a system call.
     #[must_use]
     pub fn addr(&self) -> u64 {
         self.ptr.as_ptr() as u64
     }
 
-    /// Its first byte.
+    /// The first byte.
     #[must_use]
     pub const fn ptr(&self) -> NonNull<u8> {
         self.ptr
     }
 
-    /// Its length in bytes.
+    /// The length in bytes.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// True if it has no bytes.
+    /// True if the range is empty.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0

@@ -1,4 +1,4 @@
-//! Operations of a handler on its worker's ring.
+//! Ring operations of a handler.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,16 +8,17 @@ use uring_lite::op::{Fd, SqeFlags};
 use crate::port::{Full, Port};
 use crate::user_data::UserData;
 
-/// A use of a place in a handler's pool of operations: comes back with the completion.
+/// One use of a slot in a handler's pool of operations; it comes back with the completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Operation {
-    /// Place in the pool.
+    /// Slot in the pool.
     pub place: u16,
-    /// Which use of the place it is, modulo 4096: a completion of an earlier one is told apart (L53).
+    /// Generation of the slot, modulo 4096: tells completions of earlier operations apart (L53).
     pub turn: u16,
 }
 
-/// Flags that tie an entry to its neighbours, which are commits and fetches of the engine as often as not, or hide its end.
+/// Flags that tie an entry to its neighbours, which may be commits and fetches of the engine, or that suppress its
+/// completion.
 const TIES: SqeFlags = SqeFlags::LINK
     .and(SqeFlags::HARDLINK)
     .and(SqeFlags::DRAIN)
@@ -27,29 +28,30 @@ const TIES: SqeFlags = SqeFlags::LINK
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotPushed {
-    /// No room in the submission queue.
+    /// The submission queue is full.
     #[error("the submission queue is full")]
     Full,
-    /// The entry has a flag that concerns others (LINK, HARDLINK, DRAIN) or hides its completion (CQE_SKIP_SUCCESS).
+    /// The entry has a flag that affects other entries (LINK, HARDLINK, DRAIN) or suppresses its completion
+    /// (CQE_SKIP_SUCCESS).
     #[error(
         "the entry is tied to others, or its completion would not come: push it without LINK, HARDLINK, DRAIN and CQE_SKIP_SUCCESS"
     )]
     Tied,
 }
 
-/// A worker's ring, told apart from all others of the process.
+/// Identifies a worker's ring within the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RingId(u64);
 
 impl RingId {
-    /// That of a new ring.
+    /// The id of a new ring.
     pub(crate) fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 
-/// The way for operations into the submission queue; they go with the worker's next enter.
+/// Gives a handler access to the submission queue; its entries go with the worker's next enter.
 pub struct Operations<'a, P> {
     pub(crate) port: &'a mut P,
     pub(crate) lane: u16,
@@ -61,12 +63,12 @@ pub struct Operations<'a, P> {
 impl<P: Port> Operations<'_, P> {
     /// Puts an operation into the submission queue.
     ///
-    /// It stands alone and its completion comes. The ring's registered files and buffers are the engine's: an entry that closes
-    /// or replaces one of those breaks the device.
+    /// The entry must stand alone and post a completion. The ring's registered files and buffers belong to the engine:
+    /// an entry that closes or replaces one of them breaks the device.
     ///
     /// # Errors
-    /// With nothing changed: [`NotPushed::Full`], then return from [`Handler::turn`](crate::Handler::turn) with true and push
-    /// it at the next one, or [`NotPushed::Tied`].
+    /// The queue is unchanged after an error. On [`NotPushed::Full`] return true from
+    /// [`Handler::turn`](crate::Handler::turn) and push the entry in the next turn. [`NotPushed::Tied`] is permanent.
     pub fn push(&mut self, sqe: Sqe64, operation: Operation) -> Result<(), NotPushed> {
         if sqe.as_raw().flags & TIES.bits() != 0 {
             return Err(NotPushed::Tied);
@@ -74,20 +76,20 @@ impl<P: Port> Operations<'_, P> {
         self.put(sqe, operation).map_err(|Full| NotPushed::Full)
     }
 
-    /// The same for the operations of this crate.
+    /// Pushes an operation of this crate, without the check.
     pub(crate) fn put(&mut self, sqe: Sqe64, operation: Operation) -> Result<(), Full> {
         self.port
             .push_operation(&sqe.user_data(self.word(operation)))
     }
 
-    /// The word of an operation, by which another can cancel it.
+    /// The `user_data` word of an operation, for a cancel request.
     #[must_use]
     pub fn word(&self, operation: Operation) -> u64 {
         let Operation { place, turn } = operation;
         UserData::operation(self.lane, self.generation, place, turn).pack()
     }
 
-    /// A file of [`Plan::files`](crate::Plan::files), by its number there.
+    /// A file of [`Plan::files`](crate::Plan::files), by its index there.
     #[must_use]
     pub fn file(&self, number: u16) -> Fd {
         Fd::registered(self.files + u32::from(number))

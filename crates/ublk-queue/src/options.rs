@@ -1,27 +1,27 @@
-//! The options of a device's queues, in one piece: a field here, and whoever passes them on passes it.
+//! The options of a device's queues in one struct, which plan, builder and state records embed.
 
 use crate::polling::Polling;
 
-/// How the queues of a device are served, whatever the device.
+/// How the queues of a device are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct ServeOptions {
-    /// Threads of each queue, for a backend whose own work is more than one CPU can do; more than one needs
-    /// PER_IO_DAEMON (6.16) or batch mode (7.0), and sets [`Plan::threads`](crate::Plan::threads) aside.
+    /// Threads per queue, for backends whose work exceeds one CPU. More than one needs PER_IO_DAEMON (6.16) or batch
+    /// mode (7.0), and overrides [`Plan::threads`](crate::Plan::threads).
     #[cfg_attr(feature = "serde", serde(rename = "threads"))]
     pub threads_per_queue: u16,
-    /// What a thread does before it sleeps.
+    /// What a thread does before it sleeps: poll or not.
     #[cfg_attr(feature = "serde", serde(rename = "poll"))]
     pub polling: Polling,
-    /// Has the queues' buffers in huge pages where they are to be had and a queue needs at least one (2 MiB): fewer
-    /// misses of the TLB where requests are large, but a page is taken whole by its first byte.
+    /// Allocates the queues' buffers in huge pages if some are available and a queue needs at least one (2 MiB). Large
+    /// requests then miss the TLB less often, but the first byte touched takes a whole page.
     #[cfg_attr(feature = "serde", serde(default))]
     pub huge_pages: bool,
 }
 
 impl ServeOptions {
-    /// A thread for each queue, which sleeps at once; small pages.
+    /// One thread per queue, no polling, small pages.
     pub const DEFAULT: Self = Self {
         threads_per_queue: 1,
         polling: Polling::Off,

@@ -1,26 +1,26 @@
-//! Calls of other people's code, whose panics end with the call.
+//! Contains panics of calls into foreign code.
 #![forbid(unsafe_code)]
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// What a call gave, or what its panic carried, which goes to [`discard`].
+/// Runs a call; the error is the panic's payload, which goes to [`discard`].
 #[inline(always)]
 pub(crate) fn catch<T>(call: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
     catch_unwind(AssertUnwindSafe(call))
 }
 
-/// What a call gave; `None` if it panicked.
+/// Runs a call; `None` if it panicked.
 #[inline(always)]
 pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
     catch(call).map_err(discard).ok()
 }
 
-/// Drops what a panic carried: its own drop is other people's code, too, and may panic.
+/// Drops a panic's payload, whose own drop is foreign code and may panic, too.
 #[cold]
 pub(crate) fn discard(payload: Box<dyn Any + Send>) {
     if let Err(another) = catch(|| drop(payload)) {
-        // A third is not tried.
+        // Gives up after two panics, and leaks the payload.
         std::mem::forget(another);
     }
 }
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
     use std::panic::panic_any;
 
-    /// Panics so often when it is dropped, each time with another of its kind.
+    /// Panics this many times when it is dropped, each time with a new payload of its kind.
     struct Bomb(u32);
 
     impl Drop for Bomb {
@@ -41,7 +41,7 @@ mod tests {
         }
     }
 
-    /// L25 What a panic carries does not get out of where the panic was caught.
+    /// L25 A panicking payload does not escape where its panic was caught.
     #[test]
     fn l25_a_payload_that_panics_is_contained() {
         assert_eq!(caught(|| 7), Some(7));

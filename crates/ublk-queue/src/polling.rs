@@ -1,4 +1,4 @@
-//! How long a queue looks at its completion queue before it sleeps.
+//! How long a queue polls its completion queue before it sleeps.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,9 +10,9 @@ use crate::port::traits::PollPort;
 
 /// What a queue does before it sleeps.
 ///
-/// A sleep and the wake that ends it are two switches of context, more than the whole work of a request at depth 1.
-/// A queue that spins a while instead answers sooner, and burns the CPU while it does: worth it only where latency
-/// matters more than the CPU, and where the queue does not take the CPU from the client.
+/// A sleep and the wake-up that ends it are two context switches, more than all the work of a request at queue depth 1.
+/// A queue that polls answers sooner and burns the CPU meanwhile. That only pays if latency matters more than the CPU,
+/// and if the queue does not take the CPU from its client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
@@ -21,15 +21,15 @@ pub enum Polling {
     /// Sleeps at once.
     #[default]
     Off,
-    /// Spins for this long, then sleeps.
+    /// Polls for this long, then sleeps.
     Fixed(Duration),
-    /// Spins for as long as requests have lately been worth waiting for, and at most for this long: a queue whose
-    /// next request comes later than that soon does not spin at all.
+    /// Polls for about as long as recent requests took to arrive, and at most for this long: a queue whose requests
+    /// arrive later than that soon stops polling.
     Adaptive(Duration),
 }
 
 impl Polling {
-    /// The longest spin unless another is named: about the two switches of context that it saves.
+    /// The default limit: about the cost of the two context switches that polling saves.
     pub const DEFAULT: Duration = Duration::from_micros(50);
 }
 
@@ -87,7 +87,7 @@ impl From<Polling> for String {
     }
 }
 
-/// The spin of one queue, as its requests have made it.
+/// The polling time of one queue, adapted to its requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Spin {
     most: Duration,
@@ -95,11 +95,11 @@ pub struct Spin {
     adapts: bool,
 }
 
-/// Below this a spin is not worth its two looks at the clock.
+/// Shorter polling is not worth its two clock reads.
 const LEAST: Duration = Duration::from_micros(1);
 
 impl Spin {
-    /// `None` for a queue that sleeps at once.
+    /// `None` if polling is off.
     #[must_use]
     pub fn new(polling: Polling) -> Option<Self> {
         let (most, adapts) = match polling {
@@ -114,7 +114,7 @@ impl Spin {
         })
     }
 
-    /// Submits, looks for work for a while, then sleeps. Gives the spin of the next time.
+    /// Submits, polls for a while, then sleeps. Adapts the next polling time.
     ///
     /// # Errors
     /// As [`enter`](crate::port::traits::Port::enter).
@@ -138,7 +138,7 @@ impl Spin {
             std::hint::spin_loop();
         };
         if found {
-            // First the notice, then whatever it is about: a wake that comes in between leaves another.
+            // The notice first, then the work it announces: a wake-up in between leaves another notice.
             port.take_notice();
             port.enter(0, None)?;
         } else {
@@ -148,21 +148,21 @@ impl Spin {
         Ok(self)
     }
 
-    /// How long to spin now.
+    /// The present polling time.
     pub(crate) const fn length(&self) -> Duration {
         self.now
     }
 
-    /// A request came after this time, whether it was spent spinning or asleep.
+    /// Adapts to a request that arrived after this time, whether it was spent polling or asleep.
     pub(crate) fn waited(&mut self, time: Duration) {
         if !self.adapts {
             return;
         }
         if time <= self.most {
-            // Twice what it took: the next may come a little later.
+            // Twice the time it took: the next request may be a little later.
             self.now = (time * 2).max(LEAST).min(self.most);
         } else {
-            // Halved, so that one long pause does not end what was worth it, and several do.
+            // Halved, so that several long pauses stop polling, but not a single one.
             self.now /= 2;
             if self.now < LEAST {
                 self.now = Duration::ZERO;
@@ -200,7 +200,7 @@ mod tests {
         assert!(Spin::new(Polling::Off).is_none());
     }
 
-    /// L55 An idle queue ends its spinning.
+    /// L55 An idle queue stops polling.
     #[test]
     fn l55_long_pauses_end_an_adaptive_spin() {
         let mut spin = Spin::new(Polling::Adaptive(50 * US)).expect("spins");
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(spin.length(), Duration::ZERO);
     }
 
-    /// A spin shorter than any that is worth it is one, too.
+    /// A polling time below the minimum works.
     #[test]
     fn a_spin_below_a_microsecond_does_not_panic() {
         for nanos in [0, 1, 300, 999, 1000] {

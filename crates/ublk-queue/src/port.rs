@@ -1,12 +1,11 @@
-//! Everything the engine needs of a kernel, as traits, and what a real kernel has for them.
+//! The engine's kernel interface as traits, and its implementation on a real kernel.
 //!
-//! The engine is generic over them and monomorphised, so the code that runs on a real ring ([`RingPort`]), on a simulated
-//! driver and under a fuzzer is the same.
+//! The engine is generic over these traits and monomorphised, so that the same code runs on a real ring ([`RingPort`]),
+//! on a simulated driver and under a fuzzer.
 //!
-//! The engine believes what comes through it: a completion makes a request's only token, and frees what an operation
-//! was lent. So [`Port`] is unsafe to implement, and a port of the kernel's is unsafe to make
-//! ([`RingPort::new`]). [`Descriptors`] and [`UserCopyPort`] need no promise: descriptors are
-//! checked against the device's bounds, and memory is lent for a call.
+//! The engine trusts the port: a completion creates a request's only token, and frees memory lent to an operation. So
+//! [`Port`] is unsafe to implement, and [`RingPort::new`] is unsafe to call. [`Descriptors`] and [`UserCopyPort`] need
+//! no contract: descriptors are checked against the device's bounds, and memory is lent for one call.
 
 mod char_device;
 mod descriptors;

@@ -1,4 +1,5 @@
-//! The queue as its owner's own: requests by the call, answers whenever, for those with an event loop of their own.
+//! A queue driven by its owner, for programs with an event loop of their own: requests come from a call and are
+//! answered at any time.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,7 +15,7 @@ use crate::server::Parts;
 use crate::server::{Error, Plan};
 use crate::worker::{LaneHandle, Next, Worker, WorkerError};
 
-/// Keeps what comes for the owner.
+/// Collects new requests for the owner.
 struct Collect(VecDeque<KeptRequest>);
 
 impl Handler for Collect {
@@ -26,15 +27,15 @@ impl Handler for Collect {
     }
 }
 
-/// One hw queue of a device on the calling thread: no thread of ours, no callback.
+/// One hw queue of a device on the calling thread, without a thread or callbacks of its own.
 ///
-/// [`turn`](RawQueue::turn) submits the answers given since the last one and brings new requests;
-/// the iterator hands them out. Requests are answered by [`KeptRequest::complete`] at any time; an answer
-/// goes with the next `turn`. Between two turns the owner may sleep in whatever it likes that watches
-/// [`as_fd`](RawQueue::as_fd), for as long as the last turn allows ([`Next`]).
+/// [`turn`](RawQueue::turn) submits the answers given since the last turn and collects new requests; the iterator hands
+/// them out. Answer them with [`KeptRequest::complete`] at any time; the answer goes with the next `turn`. Between two
+/// turns the owner may sleep in any call that watches [`as_fd`](RawQueue::as_fd), for at most as long as the last turn
+/// allows ([`Next`]).
 ///
-/// Take turns until [`Next::Ended`] before you drop it: a ring that is closed in a thread that lives on, with requests
-/// under way, can lose one on kernels before 6.16.
+/// Call `turn` until it returns [`Next::Ended`] before you drop the queue: closing a ring with requests in flight, in a
+/// thread that lives on, can lose one on kernels before 6.16.
 pub struct RawQueue {
     worker: Worker<RingPort, DescTable, Collect>,
     lane: LaneHandle,
@@ -50,11 +51,11 @@ impl std::fmt::Debug for RawQueue {
 }
 
 impl RawQueue {
-    /// Gives every tag of a queue to the driver. START_DEV, from another thread, succeeds once every queue of the
-    /// device has been armed; this thread must take turns meanwhile.
+    /// Fetches every tag of a queue. START_DEV, from another thread, succeeds once every queue of the device is armed;
+    /// keep calling `turn` on this thread meanwhile.
     ///
     /// # Errors
-    /// The ring or the buffers could not be had, or the driver refused a fetch.
+    /// The ring or the buffers could not be created, or the driver refused a fetch.
     pub fn arm(device: &OpenDevice, plan: &Plan, qid: QueueId) -> Result<Self, Error> {
         let parts = Parts {
             qids: &[qid],
@@ -77,13 +78,13 @@ impl RawQueue {
         })
     }
 
-    /// Submits the answers given since the last turn and takes what has come, without sleeping; says when the next turn
-    /// is due: once [`as_fd`](RawQueue::as_fd) is readable or an answer was given, and in some cases after a time at the
-    /// latest, such as when the kernel was short of memory for a command. [`Next::Ended`] once the driver has taken the
-    /// queue back and nothing is in hand: drop the queue then, so that the device can be deleted.
+    /// Submits the answers given since the last turn and collects new requests, without sleeping. The result says when
+    /// to call it next: once [`as_fd`](RawQueue::as_fd) is readable or an answer was given, and sometimes no later than
+    /// a given time, for instance after the kernel had no memory for a command. [`Next::Ended`] once the driver has
+    /// taken the queue back and no request is in hand: drop the queue then, so that the device can be deleted.
     ///
     /// # Errors
-    /// Why the queue cannot go on.
+    /// Why the queue cannot continue.
     pub fn turn(&mut self) -> Result<Next, WorkerError> {
         if self.ended {
             return Ok(Next::Ended);
@@ -99,7 +100,8 @@ impl RawQueue {
         &self.lane
     }
 
-    /// Ends the queue as [`turn`](RawQueue::turn) found it, for its state; dropping it does the rest.
+    /// Ends the queue and records the result of the last [`turn`](RawQueue::turn) in its state; dropping it does the
+    /// rest.
     pub fn finish(self) {
         let result = if self.ended {
             Ok(())
@@ -113,7 +115,7 @@ impl RawQueue {
 impl Iterator for RawQueue {
     type Item = KeptRequest;
 
-    /// The next request that a turn has brought; after `None` the next turn may bring more.
+    /// The next request that a turn has collected. After `None` the next turn may bring more.
     fn next(&mut self) -> Option<KeptRequest> {
         let collect = self.worker.handler(0)?;
         collect.0.pop_front()

@@ -1,8 +1,7 @@
-//! Answers from other threads: a lock-free list with one place per tag.
+//! Answers from other threads: a lock-free list with one node per tag.
 //!
-//! Any thread pushes (it owns the tag's request, so each tag is in the list at most once); the
-//! worker takes the whole list. The list is linked through the places themselves, so nothing is
-//! allocated and it cannot be full.
+//! Any thread pushes; since it owns the tag's request, each tag is in the list at most once. The worker takes the whole
+//! list at a time. The nodes are linked in place, so nothing is allocated and the list cannot be full.
 
 use crossbeam_utils::CachePadded;
 
@@ -16,9 +15,9 @@ struct AnswerSlot {
     next: AtomicU32,
 }
 
-/// The answers recorded for a lane by other threads.
+/// The answers that other threads recorded for a lane.
 pub(crate) struct RemoteAnswers {
-    /// On a line of its own: threads that answer write it while the worker reads what lies around it for each request.
+    /// On a cache line of its own: answering threads write it, while the worker reads its neighbours for each request.
     head: CachePadded<AtomicU32>,
     places: Box<[AnswerSlot]>,
 }
@@ -35,16 +34,16 @@ impl RemoteAnswers {
         }
     }
 
-    /// Records the answer of a tag. The caller owns the tag's request and gives it up with this.
+    /// Records the answer for a tag. The caller owns the tag's request and gives it up with this call.
     pub(crate) fn push(&self, tag: Tag, answer: Answer) {
         let place = &self.places[tag.index()];
         place.result.store(answer.result(), Ordering::Relaxed);
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             place.next.store(head, Ordering::Relaxed);
-            // Release: pairs with the acquire swap in `drain`; the place, and whatever the answering
-            // thread wrote into the request's buffer, become visible first. There is no ABA: a tag
-            // is pushed again only after the worker took the whole list.
+            // Release: pairs with the acquire swap in `drain`; the node, and the answering thread's writes to the
+            // request's buffer, become visible first. There is no ABA: a tag is pushed again only after the worker took
+            // the whole list.
             match self.head.compare_exchange_weak(
                 head,
                 u32::from(tag.get()),
@@ -57,18 +56,18 @@ impl RemoteAnswers {
         }
     }
 
-    /// True if there is nothing to take now: a plain load, for the common case.
+    /// True if the list is empty now: a plain load for the common case.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.head.load(Ordering::Relaxed) == END
     }
 
-    /// Takes all answers and gives them to `each`. Worker only.
+    /// Takes all answers and passes each to `each`. Worker only.
     pub(crate) fn drain(&self, mut each: impl FnMut(Tag, Result<u32, Errno>)) {
         let mut at = self.head.swap(END, Ordering::Acquire);
         while let Some(tag) = u16::try_from(at).ok().and_then(|tag| Tag::new(tag).ok()) {
             let place = &self.places[tag.index()];
-            // Read before the answer is used: afterwards the tag may be pushed again.
+            // Read before the answer is passed on: after that the tag may be pushed again.
             at = place.next.load(Ordering::Relaxed);
             each(
                 tag,

@@ -1,4 +1,4 @@
-//! The server half of a device: workers on threads, their health, their end.
+//! The server half of a device: workers on threads, their health, and their shutdown.
 
 mod ending;
 mod error;
@@ -34,7 +34,7 @@ pub(crate) use self::parts::Parts;
 pub use self::plan::Plan;
 pub use self::shared_threads::Threads;
 
-/// What is left to say of a server that ended.
+/// The result of a server that ended.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Report {
@@ -42,14 +42,13 @@ pub struct Report {
     pub health: Health,
 }
 
-/// A device's queues being served.
+/// Serves the queues of a device.
 ///
 /// # Drop
-/// Dropping it waits for nothing. Before the device has been started the threads leave. One that is in use they serve on,
-/// unseen, until the driver takes its queues back (STOP_DEV, DEL_DEV, QUIESCE_DEV) or the process ends: a ring that is
-/// closed in a thread that lives on can lose a request that is under way, on kernels before 6.16, and whoever waits for
-/// it then waits for ever. [`leave`](Self::leave) is for those who know better: it ends the rings at once, whatever is
-/// under way.
+/// Dropping a server does not wait. If the device has not been started, the threads leave. If it is in use, they keep
+/// serving in the background until the driver takes its queues back (STOP_DEV, DEL_DEV, QUIESCE_DEV) or the process
+/// ends: on kernels before 6.16, closing a ring in a thread that lives on can lose a request in flight, and its
+/// submitter then waits for ever. [`leave`](Self::leave) closes the rings at once regardless.
 pub struct Server {
     threads: Vec<JoinHandle<()>>,
     lanes: Vec<ArmedLane>,
@@ -64,27 +63,27 @@ impl fmt::Debug for Server {
     }
 }
 
-/// What a thread reports once the driver has its fetches.
+/// What a thread reports once its fetches are with the driver.
 struct ArmedLane {
     lane: LaneHandle,
-    /// Which of the queue's threads it is.
+    /// Which of the queue's threads.
     thread: u16,
     place: ThreadSetup,
     ring: String,
 }
 
-/// The number of an assignment, and how its thread fared.
+/// Index of an assignment, and the result of its thread.
 type ArmResult = (usize, Result<Vec<ArmedLane>, Error>);
 
-/// A worker whose tags are all with the driver, and what there is to say of its lanes.
+/// A worker whose tags are all with the driver, and the report on its lanes.
 type SetUp<H> = (Worker<RingPort, DescTable, H>, Vec<ArmedLane>);
 
-/// What a worker's thread needs before it can make anything of its own.
+/// What a worker's thread needs to set itself up.
 struct Job<F> {
-    /// The number of the assignment.
+    /// Index of the assignment.
     number: usize,
     qids: Vec<QueueId>,
-    /// Several threads on a queue: which of them this is, and its share.
+    /// Which of the queue's threads this is, and its share, if the queue has several.
     thread: u16,
     share: Option<Share>,
     device: OpenDevice,
@@ -94,9 +93,8 @@ struct Job<F> {
 }
 
 impl Server {
-    /// Serves a device with a blocking backend: on the queues' own threads if it is quick, else on a
-    /// pool. Returns once the driver has taken the fetch of every tag of every queue, so that START_DEV
-    /// can be sent.
+    /// Serves a device with a blocking backend: on the queues' own threads if it is quick, else on a pool. Returns once
+    /// the driver has taken the fetch of every tag of every queue, so that you can send START_DEV.
     ///
     /// # Errors
     /// The first failure of any queue; the other threads have left by then.
@@ -128,8 +126,8 @@ impl Server {
         Ok(server)
     }
 
-    /// Serves a device from memory of this process: where the plan is user copy or get-data, the driver copies
-    /// to and from the backend's own memory.
+    /// Serves a device from this process's memory: in user copy and get-data mode the driver copies to and from the
+    /// backend's own memory.
     ///
     /// # Errors
     /// As for [`Server::arm`].
@@ -154,7 +152,7 @@ impl Server {
         }
     }
 
-    /// Serves a device with a handler per queue, made on the thread that will call it. For a zoned device it is one with
+    /// Serves a device with one handler per queue, made on the thread that will call it. A zoned device needs one with
     /// [`Handler::ZONES`].
     ///
     /// # Errors
@@ -232,7 +230,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Takes what each thread tells once it has armed; `waits_for` has the first queue of each.
+    /// Collects the reports of the threads as they arm; `waits_for` has the first queue of each.
     fn take_reports(
         &mut self,
         reports: &mpsc::Receiver<ArmResult>,
@@ -265,8 +263,8 @@ impl Server {
         Ok(())
     }
 
-    /// The device has another size in bytes: requests beyond it are refused. A larger one is said before the driver hears
-    /// of it (UPDATE_SIZE, Linux 6.16), a smaller one after.
+    /// Sets the size of the device in bytes: requests beyond it are refused. Call it before the driver learns of a
+    /// larger size (UPDATE_SIZE, Linux 6.16), and after it has learnt of a smaller one.
     pub fn set_size(&self, bytes: u64) {
         for armed in &self.lanes {
             armed.lane.set_size(bytes);
@@ -284,13 +282,13 @@ impl Server {
             let lane = &armed.lane;
             let counters = lane.counters();
             sum.add(&counters);
-            // Empty only when all are; failed as soon as one is; else the furthest.
+            // Empty only if all lanes are, failed as soon as one is, else the most advanced state.
             state = match (state, lane.state()) {
                 (State::Failed, _) | (_, State::Failed) => State::Failed,
                 (State::Empty, other) | (other, State::Empty) => other,
                 (one, other) => one.max(other),
             };
-            // A queue that was told to leave because of another's failure is not the cause.
+            // A queue that left because another failed is not the cause.
             if first_error.is_none() || lane.first_error().is_some_and(|e| !is_told_to_leave(&e)) {
                 first_error = lane.first_error().or(first_error);
             }
@@ -315,33 +313,31 @@ impl Server {
         }
     }
 
-    /// Waits until every thread has ended: the driver aborted all tags and nothing is in hand, or a
-    /// queue failed; or until a failed queue's thread lingers ([`Plan::linger`]). True if that is so; false after the
-    /// timeout.
+    /// Waits until every thread has ended (the driver aborted all tags and no request is in hand, or a queue failed),
+    /// or the thread of a failed queue lingers ([`Plan::linger`]). False after the timeout.
     #[must_use]
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
         self.shared.wait(timeout, Running::is_over)
     }
 
-    /// Readable (an eventfd) once every thread has ended or one lingers, for those who poll several things.
+    /// An eventfd, readable once every thread has ended or one lingers, for callers that poll.
     #[must_use]
     pub fn ended_fd(&self) -> BorrowedFd<'_> {
         self.shared.ended_fd.as_fd()
     }
 
-    /// Makes the threads leave now, without the driver's aborts. Requests in hand are not committed;
-    /// what the driver does with them follows from the device's recovery policy. Kernels before 6.16 may lose one that
-    /// comes at that moment, so that whoever sent it waits until the process has ended: stop the device first, or leave
-    /// in order to end the process.
+    /// Makes the threads leave now, without waiting for the driver's aborts. Requests in hand are not committed; the
+    /// device's recovery policy decides what the driver does with them. Kernels before 6.16 may lose a request that
+    /// arrives at that moment; its submitter then waits until the process has ended. Stop the device first, or call
+    /// this only to end the process.
     pub fn leave(&self) {
         self.shared.leave();
     }
 
-    /// Waits for the end and joins the threads; rings, descriptor mappings and the char device are gone
-    /// when it returns.
+    /// Waits for the threads and joins them; rings, descriptor mappings and the char device are closed when it returns.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] while a thread still serves: the server goes on, call again.
+    /// [`Error::TimedOut`] if a thread still serves: the server continues, and you may call it again.
     pub fn finish(&mut self, deadline: Duration) -> Result<Report, Error> {
         let until = deadline_in(deadline);
         let mut ended = self.wait(Some(deadline));
@@ -357,7 +353,7 @@ impl Server {
             });
         }
         for thread in self.threads.drain(..) {
-            // A panic is in the health report already, by the thread's end guard.
+            // The end guard has recorded a panic in the health report already.
             let _ = thread.join();
         }
         Ok(Report {
@@ -379,20 +375,20 @@ impl<F> Job<F> {
         let (mut worker, armed) = match self.set_up_contained() {
             Ok(parts) => parts,
             Err(error) => {
-                // The receiver is gone only if the owner has given up already.
+                // Fails only if the owner has given up already.
                 let _ = report.send((self.number, Err(error)));
                 return;
             }
         };
         guard.lanes = armed.iter().map(|armed| armed.lane.clone()).collect();
-        // An owner that has given up will send no START_DEV: nobody would ever abort the tags.
+        // An owner that has given up sends no START_DEV: nobody would ever abort the tags.
         let result = match report.send((self.number, Ok(armed))) {
             Ok(()) => caught(|| worker.run()),
             Err(_) => Some(Err(WorkerError::Left)),
         };
         match &result {
             Some(result) => worker.record_end(result),
-            // No handler's panic: a defect of the engine.
+            // Not a handler's panic but a defect of the engine.
             None => guard.tell_panic(),
         }
         if guard.has_failed() && !self.plan.linger.is_zero() {
@@ -400,7 +396,7 @@ impl<F> Job<F> {
         }
     }
 
-    /// The same on a thread that serves other devices too, which drives what this makes.
+    /// Sets the worker up on a thread that serves other devices, too, and that will drive it.
     fn host<H>(
         self,
         report: &mpsc::Sender<ArmResult>,
@@ -419,12 +415,12 @@ impl<F> Job<F> {
         };
         guard.lanes = armed.iter().map(|armed| armed.lane.clone()).collect();
         let guest = Guest::new(worker, guard);
-        // An owner that has given up: the guest leaves.
+        // The owner has given up: the guest leaves.
         report.send((self.number, Ok(armed))).ok()?;
         Some(Box::new(guest))
     }
 
-    /// A panic of what makes the handlers is the device's failure, told with its queue, and nobody else's (L64).
+    /// A panic while handlers are made fails this device, with the name of its queue, and no other device (L64).
     fn set_up_contained<H>(&self) -> Result<SetUp<H>, Error>
     where
         H: Handler + 'static,

@@ -1,4 +1,4 @@
-//! The parts of a lane that outlive its worker's stack: buffers, answers, meters.
+//! The parts of a lane that outlive its worker: buffers, answers, meters.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,12 +15,12 @@ use crate::health::{Meters, Status};
 use crate::port::{Descriptors, Wake};
 use crate::remote::RemoteAnswers;
 
-/// For what is asked of a request that was taken: the device may be smaller by now.
+/// Bounds for a request that was accepted already: the device may have shrunk since.
 pub(crate) const ANYWHERE: IoBounds = IoBounds::new(u64::MAX, u32::MAX);
 
-/// Shared between the worker, the requests other threads hold, and the server's health report.
+/// The part of a lane that is shared by the worker, requests on other threads, and the health report.
 ///
-/// Buffers live here: the last request that another thread holds frees them, whenever that is.
+/// It owns the buffers: the last request that another thread holds frees them, however late.
 pub(crate) struct LaneShared {
     pub(crate) qid: QueueId,
     pub(crate) arena: Arena,
@@ -29,33 +29,33 @@ pub(crate) struct LaneShared {
     pub(crate) status: Status,
     pub(crate) path: DataPath,
     on_failure: OnceLock<OnFailure>,
-    /// The worker's thread is awake, with a batch.
+    /// The worker's thread is awake and works on a batch.
     pub(crate) at_work: Arc<AtomicBool>,
     wake: Arc<dyn Wake>,
-    /// Bytes of the device.
+    /// Size of the device in bytes.
     size: AtomicU64,
-    /// Where the data of an answer is, or has landed.
+    /// The position of an answer's data.
     pub(crate) words: Words,
 }
 
-/// A word that goes with a tag's answer, written by whoever has its request and taken by the worker: in get-data the
-/// address of a READ's data that another thread named, in a zoned device the sector where an append landed. Lanes that
-/// need none have none.
+/// A word for each tag that accompanies its answer, written by the holder of the request and taken by the worker: in
+/// get-data mode the address of a READ's data that another thread named, on a zoned device the sector of an append.
+/// Empty for lanes that need none.
 #[derive(Clone, Default)]
 pub(crate) struct Words(Arc<[AtomicU64]>);
 
 impl Words {
-    /// Nobody has written it.
+    /// Not written.
     const NONE: u64 = u64::MAX;
 
     pub(crate) fn new(depth: u16) -> Self {
         Self((0..depth).map(|_| AtomicU64::new(Self::NONE)).collect())
     }
 
-    /// Writes a tag's word. False where there is no place for it.
+    /// Writes a tag's word. False if there are no words.
     pub(crate) fn set(&self, tag: Tag, word: u64) -> bool {
         let place = self.0.get(tag.index());
-        // Relaxed: the answer that follows is handed on by whatever orders that.
+        // Relaxed: the answer follows, and whatever hands it on orders this store, too.
         place.is_some_and(|place| {
             place.store(word, Ordering::Relaxed);
             true
@@ -100,11 +100,11 @@ impl LaneShared {
         })
     }
 
-    /// Bytes of the device, beyond which no request is taken.
+    /// Size of the device in bytes; requests beyond it are refused.
     #[inline(always)]
     pub(crate) fn size(&self) -> u64 {
-        // A larger size was stored before the driver was told of it, and it is by the driver that a request beyond the
-        // smaller one came: the system call there and the acquire of its completion here order the two.
+        // Relaxed: a larger size was stored before the driver learnt of it, and a request beyond the smaller one comes
+        // from the driver. The system call there and the acquire of the completion here order the two.
         self.size.load(Ordering::Relaxed)
     }
 
@@ -112,7 +112,7 @@ impl LaneShared {
         self.size.store(size, Ordering::Release);
     }
 
-    /// Notes where the data of a request is, and counts it. For devices that share memory.
+    /// Records the position of a request's data, and counts hits and misses. For devices that share memory.
     pub(crate) fn locate(&self, tag: Tag, desc: &IoDesc, io: &Io) -> Result<(), Errno> {
         let DataPath::Client(path) = &self.path else {
             return Ok(());
@@ -126,14 +126,14 @@ impl LaneShared {
         Ok(())
     }
 
-    /// Has failures told, from now on.
+    /// Sets the callback for failed requests.
     pub(crate) fn tell_failures(&self, to: OnFailure) {
         // Set once, when the lane is made.
         let _ = self.on_failure.set(to);
     }
 
-    /// Counts a request that was answered with an errno, and tells of it. Nothing of that, the look at the descriptor
-    /// included, is to be in the code of those that were answered well.
+    /// Counts a request that was answered with an errno, and reports it. Out of line: none of it, including the second
+    /// look at the descriptor, may be in the path of successful requests.
     #[cold]
     #[inline(never)]
     pub(crate) fn failed(&self, descriptors: &impl Descriptors, tag: Tag, result: i32) {
@@ -158,11 +158,10 @@ impl LaneShared {
     }
 }
 
-/// What a request that stays on its worker's thread holds: the shared part, and a list of answers without
-/// atomics.
+/// What a request on its worker's thread holds: the shared part, and a list of answers without atomics.
 pub(crate) struct LaneLocal {
     pub(crate) shared: Arc<LaneShared>,
-    /// Answers of kept requests; each tag is in it at most once, so its first allocation is its last.
+    /// Answers of kept requests. Each tag is in it at most once, so it is never reallocated.
     answers: RefCell<Vec<LocalAnswer>>,
 }
 
@@ -187,7 +186,7 @@ impl LaneLocal {
         !self.answers.borrow().is_empty()
     }
 
-    /// An answer that was recorded, the last one first.
+    /// Takes a recorded answer, the last one first.
     #[inline]
     pub(crate) fn next_answer(&self) -> Option<LocalAnswer> {
         self.answers.borrow_mut().pop()

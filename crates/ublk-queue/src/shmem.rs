@@ -1,9 +1,9 @@
-//! Memory shared with the clients of a device, mapped here as well.
+//! Memory shared with a device's clients, mapped into this process.
 //!
-//! General safety argument. The mapping is this process's own, made by [`SharedMemory::map`] and removed when the last
-//! value that has it is dropped: the lanes' shared parts do, and with them every request. Clients read and write its
-//! bytes at any time, and so does the kernel. So no reference to them is ever made: they are named to the kernel by
-//! address, or copied by [`Copier`](crate::racy_copy::Copier).
+//! General safety argument. The mapping belongs to this process: [`SharedMemory::map`] makes it, and dropping the last
+//! value that holds it removes it. The lanes' shared parts hold it, and so does every request. Clients and the kernel
+//! read and write its bytes at any time. So no reference to them is ever made: they are named to the kernel by address,
+//! or copied by [`Copier`](crate::racy_copy::Copier).
 #![expect(unsafe_code, reason = "maps memory that others write")]
 
 use std::fmt;
@@ -14,11 +14,11 @@ use std::sync::Arc;
 
 use ublk_core::{Errno, IoDesc, SharedTable};
 
-/// A file of memory that clients of a device have mapped too, as it was registered with the driver (REG_BUF, Linux 7.1).
-/// Requests of direct I/O whose data lies in it arrive with their place in it and without a copy.
+/// A file of memory that the clients of a device have mapped too, as registered with the driver (REG_BUF, Linux 7.1).
+/// For direct I/O from this memory the descriptor carries the position of the data, and nothing is copied.
 ///
-/// **Who can shrink the file can end this process**: bytes that are no more raise SIGBUS. Share a memfd that is sealed
-/// against shrinking (`F_SEAL_SHRINK`) with clients that are not trusted.
+/// **Anybody who can shrink the file can kill this process**: access beyond the end of the file raises SIGBUS. Share a
+/// memfd that is sealed against shrinking (`F_SEAL_SHRINK`) with untrusted clients.
 #[derive(Clone, Default)]
 pub struct SharedMemory {
     mapping: Option<Arc<Mapping>>,
@@ -42,21 +42,21 @@ struct Mapping {
 
 // SAFETY: the mapping belongs to the process, not to a thread, and gives out addresses only.
 unsafe impl Send for Mapping {}
-// SAFETY: `&self` gives addresses; who copies through them does it by ways that may race.
+// SAFETY: `&self` only gives addresses; copies through them tolerate races.
 unsafe impl Sync for Mapping {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours (invariant), and whoever has an address of it keeps this value alive.
+        // SAFETY: the mapping is ours (invariant), and every holder of an address in it keeps this value alive.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
 
 impl SharedMemory {
-    /// Maps what was registered of a file. Children do not inherit it, core dumps do not have it.
+    /// Maps the registered part of a file. The mapping is not inherited by children and is left out of core dumps.
     ///
     /// # Errors
-    /// What mmap says; ENODATA for a file that is shorter than what was registered of it.
+    /// The errno of mmap, or ENODATA if the file is shorter than its registered part.
     pub fn map(file: BorrowedFd<'_>, table: SharedTable) -> io::Result<Self> {
         let size = std::fs::File::from(file.try_clone_to_owned()?)
             .metadata()?
@@ -96,24 +96,24 @@ impl SharedMemory {
         })
     }
 
-    /// Bytes that are shared.
+    /// Bytes shared.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.table.buffers().iter().map(|b| b.len).sum()
     }
 
-    /// True where nothing is.
+    /// True if nothing is shared.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The place of a request's data.
+    /// Finds the data of a request in the mapping.
     pub(crate) fn place(&self, desc: &IoDesc, len: u64) -> Result<NonNull<u8>, Errno> {
         let range = self.table.place(desc, len)?;
         let mapping = self.mapping.as_ref().ok_or(Errno::EIO)?;
         let at = usize::try_from(range.start).map_err(|_| Errno::EIO)?;
-        // SAFETY: the table gives ranges before its end only, and that much is mapped (`map`).
+        // SAFETY: the table only gives ranges that end before its own end, and that much is mapped (`map`).
         Ok(unsafe { mapping.base.add(at) })
     }
 }

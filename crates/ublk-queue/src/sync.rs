@@ -1,4 +1,4 @@
-//! Atomics of std, or loom's twins of them under `--cfg loom`: the shipped code is what is modelled.
+//! Atomics of std, or of loom under `--cfg loom`, so that the shipped code is what loom checks.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicI32, AtomicU32, Ordering};

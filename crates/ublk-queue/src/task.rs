@@ -1,9 +1,9 @@
-//! Handlers as futures, on the worker's own thread and ring.
+//! Handlers as futures, run on the worker's own thread and ring.
 //!
-//! An [`Async`] handler makes a future of each request and polls it at once: a request that needs to wait for nothing
-//! is answered there and then, at nearly the cost of a plain handler. Others live on in a place of their tag's
-//! own, allocated once. What they wait for are operations on the worker's ring ([`Ring`]), or whatever wakes their
-//! `Waker`, from any thread. There is no runtime, and nothing is allocated per request.
+//! An [`Async`] handler makes a future of each request and polls it at once. A request that needs to wait for nothing
+//! is answered in that poll, at nearly the cost of a plain handler. Other futures stay in a slot of their tag, which is
+//! allocated once. They wait for operations on the worker's ring ([`Ring`]), or for anything else that wakes their
+//! `Waker` from any thread. There is no runtime, and nothing is allocated per request.
 //!
 //! ```
 //! use ublk_core::{Errno, Op};
@@ -67,19 +67,19 @@ use crate::port::{Full, Port};
 use crate::request::{Request, brings_data};
 use crate::shared::LaneShared;
 
-// What stays on its worker's thread, whose cells it shares.
+// Types that share `Cell`s with their worker's thread.
 static_assertions::assert_not_impl_any!(TaskRequest: Send, Sync);
 static_assertions::assert_not_impl_any!(TagBuf: Send, Sync);
 static_assertions::assert_not_impl_any!(Ring: Send, Sync);
 static_assertions::assert_not_impl_any!(RingOp<Vec<u8>, Transferred>: Send, Sync);
 
-/// How often in a row tasks that wake each other are polled before the ring gets its turn.
+/// How many rounds of tasks that wake each other are polled before the ring gets its turn.
 const ROUNDS: usize = 8;
 
-/// Answers requests by futures that `F` makes of them.
+/// Answers requests with futures made by `F`.
 ///
-/// Made per queue; its places and operations are allocated on the queue's thread, before the first request. A future
-/// that panics costs its own request (EIO, counted), and no other.
+/// One per queue; its slots and operations are allocated on the queue's thread, before the first request. A future that
+/// panics fails its own request (EIO, counted) and no other.
 pub struct Async<F, Fut> {
     lane: Option<Lane<Fut>>,
     make: F,
@@ -87,11 +87,11 @@ pub struct Async<F, Fut> {
 }
 
 struct Lane<Fut> {
-    /// Whose requests these are: the executor knows their tags and buffers.
+    /// The lane of these requests: the executor knows its tags and buffers.
     shared: Arc<LaneShared>,
     slots: Slots<Fut>,
     core: Rc<Core>,
-    /// Those who are polled in this turn.
+    /// The tags polled in this turn.
     batch: Vec<u16>,
     /// A WRITE's data has to be fetched (user copy).
     fetches: bool,
@@ -108,7 +108,7 @@ where
     F: Fn(TaskRequest) -> Fut,
     Fut: Future<Output = Result<(), Errno>> + 'static,
 {
-    /// A handler that makes a future of each request by `make`: an `async fn`, or a closure with an `async` block.
+    /// Creates a handler whose futures come from `make`: an `async fn`, or a closure with an `async` block.
     pub const fn new(make: F) -> Self {
         Self {
             lane: None,
@@ -117,8 +117,8 @@ where
         }
     }
 
-    /// How many operations may be under way at once; beyond, futures wait for each other. Twice the queue's depth, at least 16,
-    /// unless told otherwise. An operation that is leaked (`mem::forget`) keeps its place for ever.
+    /// Sets how many operations may be in flight at once; futures wait for each other beyond that. The default is twice
+    /// the queue's depth, at least 16. An operation that is leaked (`mem::forget`) occupies its slot for ever.
     #[must_use]
     pub const fn operations(mut self, operations: u16) -> Self {
         self.operations = Some(operations);
@@ -136,7 +136,7 @@ impl<P: Port> Sink for Operations<'_, P> {
     }
 }
 
-/// Keeps a request whose task has ended, until nobody holds on to it.
+/// Keeps a request whose task has ended until its last lease is returned.
 #[cold]
 fn finish_later(core: &Core, request: Request<'_>, ended: Ended) {
     let at = request.tag().index();
@@ -158,7 +158,7 @@ where
         let zero_copy = matches!(context.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
         let registered = zero_copy.then_some(context.buf_base);
         if zero_copy {
-            // Sends from registered buffers are writes, which raise it where the other side is gone.
+            // Sends from registered buffers are writes, which raise SIGPIPE if the peer is gone.
             crate::thread::block_sigpipe();
         }
         let wake = context.wake.clone();
@@ -175,12 +175,12 @@ where
         });
     }
 
-    // As for `Inline`: a call would keep every request in memory instead of registers.
+    // Inlined, as for `Inline`: a call would keep every request in memory instead of registers.
     #[inline(always)]
     fn handle(&mut self, mut request: Request<'_>) {
         let lane = self.lane.as_mut();
         let Some(lane) = lane.filter(|lane| request.is_of(&lane.shared)) else {
-            // Never attached, or another lane's request, handed on by a handler around this one.
+            // Not attached, or another lane's request, passed on by a handler that wraps this one.
             return request.complete(Err(Errno::EINVAL));
         };
         let tag = request.tag();
@@ -257,8 +257,8 @@ where
 
 impl<Fut> Drop for Lane<Fut> {
     fn drop(&mut self) {
-        // Tasks first: their operations become orphans. Those that have a request's buffer keep the core alive for
-        // good, so it is here that they are counted.
+        // Tasks first: their operations become orphans. Operations that hold a request's buffer keep the core alive for
+        // ever, so they are counted here.
         self.slots.clear_all();
         self.core.pool.count_leaks();
         self.core.end();
@@ -266,7 +266,7 @@ impl<Fut> Drop for Lane<Fut> {
 }
 
 impl<Fut: Future<Output = Result<(), Errno>>> Lane<Fut> {
-    /// Polls each task that is ready, once.
+    /// Polls each ready task once.
     fn poll_ready(&mut self) {
         let core = &self.core;
         core.take_ready(&mut self.batch);

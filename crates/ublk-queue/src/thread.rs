@@ -1,4 +1,4 @@
-//! What a queue's thread sets up for itself: CPUs, the I/O flusher mark; and the event of its end.
+//! Per-thread set-up: CPU affinity, the I/O flusher flag, capabilities; and the eventfd that signals a thread's end.
 #![expect(unsafe_code, reason = "sched_setaffinity, prctl, capset and eventfd")]
 
 use std::marker::PhantomData;
@@ -14,7 +14,7 @@ const PR_GET_IO_FLUSHER: libc::c_int = 58;
 /// Pins the calling thread to the CPUs of a mask, of any size (more than 1024 CPUs included).
 ///
 /// # Errors
-/// EINVAL if none of the CPUs is there or allowed.
+/// EINVAL if none of the CPUs exists or is allowed.
 pub fn pin(mask: &CpuMask) -> Result<(), Errno> {
     let words = mask.words();
     // SAFETY: the pointer and the length are those of a live slice, which the call only reads.
@@ -28,9 +28,9 @@ pub fn pin(mask: &CpuMask) -> Result<(), Errno> {
     if res == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
-/// Marks the calling thread as one that memory reclaim may depend on (PR_SET_IO_FLUSHER with 1, since
-/// Linux 5.6), so that its own allocations never wait for I/O to the device it serves, and reads the
-/// mark back (L37). Without CAP_SYS_RESOURCE it has the mark only if the thread that made it had.
+/// Marks the calling thread as one that memory reclaim may depend on (PR_SET_IO_FLUSHER, since Linux 5.6), so that its
+/// own allocations never wait for I/O to the device it serves, and returns the flag as read back (L37). Without
+/// CAP_SYS_RESOURCE a thread only has the flag if it inherited it.
 pub fn set_io_flusher() -> bool {
     let one: libc::c_ulong = 1;
     let zero: libc::c_ulong = 0;
@@ -43,7 +43,7 @@ pub fn set_io_flusher() -> bool {
     }
 }
 
-/// The same by the flags that everybody may read (`PF_MEMALLOC_NOIO`, field 9 of proc_pid_stat(5)).
+/// Reads the flag from /proc, which needs no capability (`PF_MEMALLOC_NOIO`, field 9 of proc_pid_stat(5)).
 fn is_marked() -> bool {
     const PF_MEMALLOC_NOIO: u64 = 0x0008_0000;
     let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap_or_default();
@@ -56,7 +56,7 @@ fn is_marked() -> bool {
 /// `CAP_SYS_ADMIN` (linux/capability.h), in the first word of a thread's capabilities.
 const CAP_SYS_ADMIN: u32 = 1 << 21;
 
-/// `struct __user_cap_header_struct`, version 3 (linux/capability.h), of the calling thread.
+/// `struct __user_cap_header_struct`, version 3 (linux/capability.h), for the calling thread.
 #[repr(C)]
 struct CapHeader {
     version: u32,
@@ -79,24 +79,25 @@ const CAP_HEADER: CapHeader = CapHeader {
 
 fn set_capabilities(caps: &[CapData; 2]) -> bool {
     let mut header = CAP_HEADER;
-    // SAFETY: the pointers are those of live structs, of as many as version 3 has; the call writes at most the header.
+    // SAFETY: the pointers are those of live structs, as many as version 3 has; the call writes at most the header.
     unsafe { libc::syscall(libc::SYS_capset, &raw mut header, caps.as_ptr()) == 0 }
 }
 
-/// The calling thread without `CAP_SYS_ADMIN` in effect, until this is dropped there. A device of which not all queues
-/// are fetched with it is not searched for partitions (`ublk_ctrl_start_dev`, drivers/block/ublk_drv.c).
+/// Drops `CAP_SYS_ADMIN` from the calling thread's effective set until this value is dropped on that thread. The driver
+/// does not scan a device for partitions unless all of its queues were fetched with the capability
+/// (`ublk_ctrl_start_dev`, drivers/block/ublk_drv.c).
 #[derive(Debug)]
 pub(crate) struct WithoutAdmin {
-    /// What it had, where that has been changed.
+    /// The previous sets, if they were changed.
     had: Option<[CapData; 2]>,
-    /// Of this thread.
+    /// Bound to this thread.
     _here: PhantomData<*const ()>,
 }
 
 impl WithoutAdmin {
     pub(crate) fn here() -> Self {
         let (mut header, mut had) = (CAP_HEADER, [CapData::default(); 2]);
-        // SAFETY: the pointers are those of live structs for the call to fill, of as many as version 3 has.
+        // SAFETY: the pointers are those of live structs for the call to fill, as many as version 3 has.
         let read = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, had.as_mut_ptr()) };
         let mut without = had;
         without[0].effective &= !CAP_SYS_ADMIN;
@@ -111,16 +112,16 @@ impl WithoutAdmin {
 impl Drop for WithoutAdmin {
     fn drop(&mut self) {
         if let Some(had) = &self.had {
-            // What is permitted can be had again.
+            // A permitted capability can be made effective again.
             set_capabilities(had);
         }
     }
 }
 
-/// Has the calling thread give up `CAP_SYS_ADMIN` for good: false where it cannot, which is reported to nobody else.
+/// Gives up `CAP_SYS_ADMIN` of the calling thread for good. False if that fails; nothing else reports it.
 pub fn give_up_admin() -> bool {
     let (mut header, mut caps) = (CAP_HEADER, [CapData::default(); 2]);
-    // SAFETY: the pointers are those of live structs for the call to fill, of as many as version 3 has.
+    // SAFETY: the pointers are those of live structs for the call to fill, as many as version 3 has.
     if unsafe { libc::syscall(libc::SYS_capget, &raw mut header, caps.as_mut_ptr()) } != 0 {
         return false;
     }
@@ -134,19 +135,19 @@ pub fn give_up_admin() -> bool {
     set_capabilities(&caps)
 }
 
-/// Blocks SIGPIPE for the calling thread: writing to a socket whose other side is gone is EPIPE and nothing more. (The
-/// kernel sends it to the thread that writes.)
+/// Blocks SIGPIPE for the calling thread, so that a write to a socket whose peer is gone only fails with EPIPE. (The
+/// kernel sends the signal to the writing thread.)
 pub(crate) fn block_sigpipe() {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: the pointer is that of a live set, which the call makes empty.
+    // SAFETY: the pointer is that of a live set, which the call initialises.
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
     // SAFETY: the set was made just above.
     unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE) };
-    // SAFETY: the set was made just above, the call reads it; the old one is not asked for.
+    // SAFETY: the set was made just above, the call only reads it; the old set is not requested.
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
 }
 
-/// An eventfd, closed on exec.
+/// Creates an eventfd, close-on-exec.
 pub(crate) fn event_fd() -> std::io::Result<OwnedFd> {
     // SAFETY: eventfd has no preconditions; the result is checked below.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
@@ -160,15 +161,15 @@ pub(crate) fn event_fd() -> std::io::Result<OwnedFd> {
 /// Makes an eventfd readable.
 pub(crate) fn signal_event(fd: BorrowedFd<'_>) {
     let one = 1u64.to_ne_bytes();
-    // SAFETY: the pointer and length are those of a live array, which the call only reads. An eventfd
-    // takes the write unless its count is at the maximum, and then it is readable already.
+    // SAFETY: the pointer and length are those of a live array, which the call only reads. The write fails only if the
+    // eventfd's count is at its maximum, and then it is readable already.
     unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
 }
 
-/// Makes an eventfd unreadable.
+/// Drains an eventfd, so that it is no longer readable.
 pub(crate) fn drain_event(fd: BorrowedFd<'_>) {
     let mut count = [0u8; 8];
-    // SAFETY: the pointer and length are those of a live array. The descriptor does not block.
+    // SAFETY: the pointer and length are those of a live array. The descriptor is non-blocking.
     unsafe { libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
 }
 
@@ -194,7 +195,7 @@ mod tests {
         u64::from_str_radix(line.trim(), 16).expect("hexadecimal") & (1 << bit) != 0
     }
 
-    /// L80 The capability is gone for as long as it is to be, and nothing else is.
+    /// L80 The capability is dropped while the guard lives, and nothing else is.
     #[test]
     fn l80_sys_admin_is_laid_down_and_taken_up() {
         std::thread::spawn(|| {
@@ -209,7 +210,7 @@ mod tests {
         .expect("no panic");
     }
 
-    /// What is given up is gone for good, and nothing else is.
+    /// A capability that was given up stays away, and nothing else is lost.
     #[test]
     fn sys_admin_is_given_up_for_good() {
         std::thread::spawn(|| {
@@ -226,7 +227,7 @@ mod tests {
         .expect("no panic");
     }
 
-    /// L37 The mark is set to 1, not 0, and what is reported is what the kernel says.
+    /// L37 The flag is set to 1, not 0, and the result is what the kernel reports.
     #[test]
     fn l37_io_flusher_is_set_and_read_back() {
         std::thread::spawn(|| {
@@ -244,20 +245,20 @@ mod tests {
         .expect("no panic");
     }
 
-    /// L11 A queue's thread gets EPIPE from a broken connection, and no signal that ends the process.
+    /// L11 A queue's thread gets EPIPE from a broken connection, and no fatal signal.
     #[test]
     fn l11_a_broken_pipe_is_an_errno() {
         use std::io::Write;
         std::thread::spawn(|| {
             block_sigpipe();
-            // SAFETY: the default action, which the runtime has replaced, is to end the process.
+            // SAFETY: restores the default action, which the runtime has replaced: it ends the process.
             let old = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
             let (mut near, far) = std::os::unix::net::UnixStream::pair().expect("sockets");
             drop(far);
             // SAFETY: the pointer and the length are those of a live array, which the call only reads.
             let res = unsafe { libc::write(near.as_raw_fd(), [0_u8; 1].as_ptr().cast(), 1) };
             let errno = last_errno();
-            // SAFETY: the action that was there before.
+            // SAFETY: restores the previous action.
             unsafe { libc::signal(libc::SIGPIPE, old) };
             assert_eq!((res, errno), (-1, Errno::new(libc::EPIPE)));
             near.flush().expect("nothing to do");

@@ -1,23 +1,22 @@
-//! The word that comes back with a completion: which lane, which life of it, which tag.
+//! The `user_data` word of a completion: lane, generation and tag.
 
 use ublk_core::Tag;
 
-/// Tag, lane and generation in one `user_data` word. The only place that shifts and masks them.
+/// Tag, lane and generation in one `user_data` word. Shifts and masks of the word are only here.
 ///
-/// The generation tells a completion of an earlier life of a lane's place from one of the present
-/// (L53).
+/// The generation tells completions of an earlier lane in the same place from those of the present one (L53).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UserData {
-    /// Tag of the queue, as the kernel numbers it.
+    /// Tag, as the kernel numbers it.
     pub tag: u16,
-    /// The worker's lane.
+    /// Index of the lane on its worker.
     pub lane: u16,
-    /// The lane's life.
+    /// Generation of the lane.
     pub generation: u16,
     /// What kind of command it was.
     pub kind: Kind,
-    /// Which use of an operation's place it was, 0 to 4095; 0 for commands.
+    /// Generation of the operation's slot, 0 to 4095; 0 for commands.
     pub turn: u16,
 }
 
@@ -29,21 +28,22 @@ pub enum Kind {
     Tag,
     /// The multishot fetch of a batch lane.
     Fetch,
-    /// A PREP of a batch lane; its number in place of the tag.
+    /// A PREP of a batch lane; its number replaces the tag.
     Prep,
-    /// A COMMIT of a batch lane; its number in place of the tag.
+    /// A COMMIT of a batch lane; its number replaces the tag.
     Commit,
-    /// An operation of the lane's handler; its place in the handler's pool in place of the tag.
+    /// An operation of the lane's handler; its slot in the handler's pool replaces the tag.
     Operation,
-    /// The operation that moves the data of a forwarded request.
+    /// The operation that transfers the data of a forwarded request.
     Forward,
-    /// Takes the tag's pages out of the ring's table before its commit: it completes only when it failed.
+    /// Unregisters the tag's pages from the ring's buffer table before the commit. It posts a completion only if it
+    /// fails.
     Unregister,
-    /// A sync that answers requests; the file's slot in place of the tag.
+    /// A sync on behalf of requests; the file's slot replaces the tag.
     Sync,
 }
 
-/// An owner of no word: [`UserData::tag_of`] finds none of its tags.
+/// An owner that matches no word: [`UserData::tag_of`] returns none of its tags.
 pub(crate) const NO_OWNER: u64 = u64::MAX;
 
 impl UserData {
@@ -60,7 +60,7 @@ impl UserData {
         }
     }
 
-    /// The word for a command or operation of another kind, `number` telling it from others of the kind.
+    /// The word for a command or operation of another kind; `number` tells those of one kind apart.
     #[must_use]
     pub const fn batch(lane: u16, generation: u16, kind: Kind, number: u16) -> Self {
         Self {
@@ -72,7 +72,7 @@ impl UserData {
         }
     }
 
-    /// The word for a use of an operation's place.
+    /// The word for one use of an operation's slot.
     #[must_use]
     pub const fn operation(lane: u16, generation: u16, place: u16, turn: u16) -> Self {
         Self {
@@ -84,8 +84,8 @@ impl UserData {
         }
     }
 
-    /// Packed: tag in bits 0-15, lane in 16-31, generation in 32-47, kind in 48-50, turn in 51-62. The
-    /// uppermost bit is 0, so that the ring's own reserved words (all ones and near it) are never ours.
+    /// Packs the word: tag in bits 0-15, lane in 16-31, generation in 32-47, kind in 48-50, turn in 51-62. Bit 63 is 0,
+    /// so that it never equals one of the ring's own reserved words (all ones and near it).
     #[must_use]
     #[inline]
     pub const fn pack(self) -> u64 {
@@ -97,15 +97,15 @@ impl UserData {
             | turn << 51
     }
 
-    /// The word without tag, kind and turn: lane and generation, that is whose it is.
+    /// The owner in a word: lane and generation, without tag, kind and turn.
     #[must_use]
     #[inline]
     pub const fn owner_of(word: u64) -> u64 {
-        // A word that is not one of ours keeps its uppermost bit.
+        // Bit 63 is kept, so that a foreign word matches no owner.
         word & (1 << 63 | 0xffff_ffff << 16)
     }
 
-    /// The tag, if the word is that of a tag's command of this owner: the common case, by one comparison.
+    /// The tag, if the word is that of a tag's command of this owner: one comparison for the common case.
     #[must_use]
     #[inline(always)]
     pub const fn tag_of(word: u64, owner: u64) -> Option<u16> {
@@ -120,7 +120,7 @@ impl UserData {
         }
     }
 
-    /// Unpacked; `None` if the word is not one of ours.
+    /// Unpacks the word; `None` if it is not one of ours.
     #[must_use]
     #[inline]
     pub const fn unpack(word: u64) -> Option<Self> {
@@ -155,7 +155,7 @@ impl UserData {
 mod tests {
     use super::*;
 
-    /// L53 The word survives the way through the kernel, generation included.
+    /// L53 The word survives the round trip through the kernel, generation included.
     #[test]
     fn l53_user_data_round_trip() {
         for (lane, generation, tag) in [(0, 0, 0), (1, 65535, 4095), (65535, 1, 17)] {

@@ -1,4 +1,4 @@
-//! The unit that runs: one thread, one ring, the lanes it hosts.
+//! A worker: one thread, one ring, and the lanes it hosts.
 
 mod driven;
 
@@ -26,40 +26,41 @@ pub use crate::lane::{LaneHandle, LaneSpec, Share};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
-    /// A lane failed, and with it the device.
+    /// A lane failed, and the device with it.
     #[error(transparent)]
     Lane(#[from] LaneError),
-    /// The ring cannot be used any more.
+    /// The ring is unusable.
     #[error("io_uring_enter failed for good: {0}")]
     Ring(Errno),
-    /// The owner told the worker to leave before the driver aborted its tags.
+    /// The owner asked the worker to leave before the driver had aborted its tags.
     #[error("told to leave with requests not aborted by the driver")]
     Left,
 }
 
-/// First wait before commands that io_uring refused are pushed again; doubles up to [`RETRY_MAX`].
+/// First wait before commands that io_uring refused are pushed again; it doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_micros(100);
 const RETRY_MAX: Duration = Duration::from_millis(5);
 
-/// How long an ending worker waits for operations that were cancelled.
+/// How long a worker that shuts down waits for cancelled operations.
 const REAP: Duration = Duration::from_secs(1);
 
 /// How long an enter that pushed batch commands waits for a request besides their completions: if the driver did not
-/// take all elements, only their completions come.
+/// take all elements, only their completions arrive.
 const AT_ONCE: Duration = Duration::from_millis(5);
 
-/// Panicked with by a handler, it ends the queue's thread as a defect of the engine would (L24). For tests.
+/// A panic payload: a handler that panics with it ends the queue's thread as a defect of the engine would (L24). For
+/// tests.
 #[cfg(feature = "kill-points")]
 #[derive(Debug, Clone, Copy)]
 pub struct EndThread;
 
-/// A thread's worth of lanes on one ring. The thread that makes the ring arms and runs the worker.
+/// Lanes that share one ring and one thread. The thread that makes the ring arms and runs the worker.
 pub struct Worker<P: Port, D, H> {
-    // Dropped before the lanes: the ring is closed while their buffers are still there.
+    // Dropped before the lanes: the ring is closed while their buffers still exist.
     port: P,
     lanes: Vec<Lane<P, D, H>>,
     leave: Arc<AtomicBool>,
-    /// The thread is awake, with a batch.
+    /// The thread is awake and works on a batch.
     at_work: Arc<AtomicBool>,
     backoff: Duration,
     /// No batch has been served yet.
@@ -73,8 +74,8 @@ pub struct Worker<P: Port, D, H> {
 }
 
 impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
-    /// A worker without lanes. Once `leave` is true and the worker is woken, it ends without waiting
-    /// for the driver's aborts.
+    /// A worker without lanes. If `leave` is true when the worker wakes, it ends without waiting for the driver's
+    /// aborts.
     pub fn new(port: P, leave: Arc<AtomicBool>) -> Self {
         Self {
             port,
@@ -89,19 +90,19 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
     }
 
-    /// Adds a lane and maps its buffers. The port reaches the lane's char device by the lane's number:
-    /// 0 for the first one added.
+    /// Adds a lane and maps its buffers. The port addresses the lane's char device by the lane's index, in the order of
+    /// addition from 0.
     ///
     /// # Errors
-    /// ENOMEM when the buffers cannot be mapped, EINVAL for a share of another depth or of smaller buffers, ENOSPC beyond
-    /// 65,536 lanes, EOPNOTSUPP for memory shared with clients or zones of a handler that does not ask for them, for shared
-    /// memory in get-data mode, and for zones where the driver copies.
+    /// ENOMEM if the buffers cannot be mapped; EINVAL for a share of another depth or with smaller buffers; ENOSPC
+    /// beyond 65,536 lanes; EOPNOTSUPP for shared memory or zones with a handler that does not support them, for shared
+    /// memory in get-data mode, and for zones if the driver copies the data.
     pub fn add_lane(&mut self, mut spec: LaneSpec<D, H>) -> Result<LaneHandle, Errno> {
         let index = u16::try_from(self.lanes.len()).map_err(|_| Errno::ENOSPC)?;
         if !spec.share.fits(spec.depth, spec.bounds.max_io_bytes) {
             return Err(Errno::EINVAL);
         }
-        // Where the driver is not told of them, a lane has all its buffers to itself.
+        // If the driver is not told the buffers' addresses, the lane owns all of them.
         let dealt = BufferPool::is_for(spec.data);
         let mut arena = match spec.share.arena.take().filter(|_| !dealt) {
             Some(arena) => arena,
@@ -159,7 +160,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         Ok(LaneHandle::new(shared))
     }
 
-    /// Gives every tag to the driver, with one submission, and sees that it was taken (L20).
+    /// Fetches every tag with one submission, and verifies that the driver took it (L20).
     ///
     /// # Errors
     /// The driver's refusal, with queue and tag.
@@ -181,7 +182,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         self.take_completions_seldom()?;
         while self.has_retries() || !self.lanes.iter().all(Lane::is_armed) {
             if self.leave.load(Ordering::Relaxed) {
-                // Another thread of the queue failed, for which this one would wait.
+                // Another thread of the queue failed; this one would wait for it.
                 return Err(WorkerError::Left);
             }
             self.flush();
@@ -195,13 +196,14 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         self.port.enter(0, None).map_err(WorkerError::Ring)
     }
 
-    /// Serves until every lane is empty: the driver has aborted, and nothing is in hand.
+    /// Serves until every lane is empty: the driver has aborted its tags, and no request is in hand.
     ///
     /// # Errors
-    /// Why the worker ended before that.
+    /// Why the worker ended early.
     pub fn run(&mut self) -> Result<(), WorkerError> {
         while self.guarded(Self::serve)?.is_none() {
-            // A handler whose `turn` panics may have more to do, and shall not keep the thread from sleeping.
+            // A handler whose `turn` panicked may claim to have more to do; that must not keep the thread from
+            // sleeping.
             if self.unusual(1, Some(ABORT_WAIT))? {
                 break;
             }
@@ -209,9 +211,9 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         Ok(())
     }
 
-    /// One catch for a whole batch: the token's own drop has recorded EIO by the time it is reached, and the
-    /// step begins again with the completion behind. `None` if a handler's [`turn`](Handler::turn) has panicked: what
-    /// the other lanes had to do has been done, and the step is for the caller to begin again.
+    /// Runs a step under one `catch_unwind` for the whole batch. The request token's drop has recorded EIO by the time
+    /// a panic is caught, and the step restarts after the completion that caused it. `None` if a handler's
+    /// [`turn`](Handler::turn) panicked: the other lanes' turns have been done, and the caller starts the step again.
     fn guarded<T>(
         &mut self,
         step: fn(&mut Self) -> Result<T, WorkerError>,
@@ -225,7 +227,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                         std::panic::resume_unwind(panic);
                     }
                     match self.recover_from_panic() {
-                        // Not a handler's: a defect of the engine, which ends the thread and is told so.
+                        // Not a handler's panic but a defect of the engine: it ends the thread and is reported as such.
                         None => std::panic::resume_unwind(panic),
                         Some((lane, Panicked::Turn)) => {
                             discard(panic);
@@ -239,7 +241,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
     }
 
-    /// Finds the lane whose handler panicked, tells what it was doing, and lets the lane go on.
+    /// Finds the lane whose handler panicked, reports what it was doing, and makes the lane usable again.
     #[cold]
     fn recover_from_panic(&mut self) -> Option<(usize, Panicked)> {
         let mut lanes = self.lanes.iter_mut().enumerate();
@@ -259,13 +261,13 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         self.at_work.store(false, Ordering::Relaxed);
     }
 
-    /// Takes what is there, then submits and sleeps, until all lanes are empty.
+    /// Reaps and handles completions, then submits and sleeps, until all lanes are empty.
     fn serve(&mut self) -> Result<(), WorkerError> {
         for lane in &mut self.lanes {
             lane.serve_fetched(&mut self.port)?;
         }
         loop {
-            // Set before handlers run: one that hangs is seen to be at work.
+            // Set before handlers run, so that one that hangs shows as busy.
             self.at_work.store(true, Ordering::Relaxed);
             self.take_completions()?;
             let mut again = false;
@@ -296,7 +298,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
     }
 
-    /// Submits batch commands, and sleeps until they and a request are there.
+    /// Submits batch commands, and sleeps until they have completed and a request has arrived.
     #[inline(never)]
     fn wait_for_more(&mut self, want: u32) -> Result<(), WorkerError> {
         let entered = self.port.submit_and_wait(want, Some(AT_ONCE));
@@ -323,7 +325,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             _ => longest,
         };
         let entered = match longest {
-            // A thread with several lanes polls as one with a single lane does.
+            // A thread with several lanes polls like one with a single lane.
             None if want > 0 => {
                 let at_once = (want > 1).then_some(AT_ONCE);
                 self.port.submit_and_wait(want, at_once)
@@ -343,7 +345,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         self.lanes.len() > 1 && self.lanes.iter().any(Lane::is_late)
     }
 
-    /// The handler of a lane, for an owner who drives the worker.
+    /// The handler of a lane, for owners that drive the worker.
     pub(crate) fn handler(&mut self, lane: usize) -> Option<&mut H> {
         self.lanes.get_mut(lane).map(|lane| &mut lane.handler)
     }
@@ -353,7 +355,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         &self.port
     }
 
-    /// Submits the commits that emptied the lanes, and sees that none of them failed.
+    /// Submits the commits that emptied the lanes, and verifies that none of them failed.
     fn last_commits_taken(&mut self) -> Result<bool, WorkerError> {
         self.flush();
         self.port.enter(0, None).map_err(WorkerError::Ring)?;
@@ -393,7 +395,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         while let Some(lane) = self.lanes.get_mut(self.recent) {
             // One comparison for the common case: a tag of the lane that the previous completion was for.
             let completion = loop {
-                // In a register: the port's own writes would have it read again.
+                // Kept in a register: the compiler would reload it after the port's writes.
                 let quick = lane.quick;
                 let Some(completion) = self.port.next_of(quick) else {
                     return Ok(());
@@ -405,13 +407,11 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                     && let Some(tag) = UserData::tag_of(word, lane.forward_owner())
                     && lane.forward_answered(&mut self.port, tag, completion.res)
                 {
-                    // The next.
                 } else if let Some(tag) = UserData::tag_of(word, lane.owner) {
                     lane.completed_seldom(&mut self.port, tag, completion.res)?;
                 } else if lane.is_fetch(&completion) {
                     lane.tags_fetched(&mut self.port, &completion)?;
                 } else if lane.commit_taken(&completion) {
-                    // The next.
                 } else {
                     break completion;
                 }
@@ -452,8 +452,8 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
     }
 
-    /// Has handlers cancel their operations, and waits for a while until the kernel has none: what it has then is
-    /// leaked by whoever owns it (L09).
+    /// Lets handlers cancel their operations, and waits a limited time for their completions. Buffers of operations
+    /// that are still in flight are leaked by their owners (L09).
     #[cold]
     fn reap(&mut self) {
         let until = Instant::now() + REAP;
@@ -468,7 +468,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 return;
             }
             while let Some(completion) = self.port.next() {
-                // Requests that come now are left to whoever serves the device next.
+                // Requests that arrive now are left to the device's next server.
                 let word = completion.user_data;
                 let operation = UserData::unpack(word).filter(|it| it.kind == Kind::Operation);
                 let lane = self.lanes.iter_mut().find(|lane| lane.is_own(word));
@@ -484,12 +484,12 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
     }
 
-    /// Ends the worker: the ring is closed, buffers are freed where nobody else holds them.
+    /// Ends the worker: closes the ring, and frees buffers that nobody else holds.
     pub fn finish(mut self, result: &Result<(), WorkerError>) {
         self.record_end(result);
     }
 
-    /// Says how the worker ended; its ring is there until it is dropped.
+    /// Records how the worker ended; the ring lives until the worker is dropped.
     pub(crate) fn record_end(&mut self, result: &Result<(), WorkerError>) {
         self.at_work.store(false, Ordering::Relaxed);
         if H::OPERATIONS && result.is_err() {

@@ -1,4 +1,4 @@
-//! Nothing is allocated per request: counted by the allocator itself.
+//! Nothing is allocated per request, as counted by the global allocator.
 #![expect(unsafe_code, reason = "a global allocator that counts")]
 
 mod common;
@@ -20,7 +20,7 @@ thread_local! {
 
 struct Counting;
 
-// SAFETY: every call is the system allocator's; the counter allocates nothing.
+// SAFETY: every call is forwarded to the system allocator; the counter allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.with(|count| count.set(count.get() + 1));
@@ -37,14 +37,14 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Counts what a handler allocates in its calls after the first so many.
+/// Counts the allocations of a handler's calls after the first few.
 struct Watched<H> {
     inner: H,
     calls: usize,
     allocated: &'static std::sync::atomic::AtomicUsize,
 }
 
-/// Requests until everything has its size.
+/// Requests until all buffers have their final size.
 const WARM: usize = 100;
 
 impl<H: Handler> Watched<H> {
@@ -77,7 +77,7 @@ impl<H: Handler> Handler for Watched<H> {
     }
 
     unsafe fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
-        // SAFETY: the lane's own call, of an operation of the handler inside.
+        // SAFETY: the lane's call, for an operation of the handler inside.
         self.watch(|inner| unsafe { inner.operation_completed(operation, res, flags) });
     }
 
@@ -88,7 +88,7 @@ impl<H: Handler> Handler for Watched<H> {
 
 async fn serve(mut request: TaskRequest, file: SharedFd, waste: bool) -> Result<(), Errno> {
     let offset = request.offset();
-    // Wakes, yields and operations are all on the way.
+    // Uses wakers, yields and operations.
     request.ring().nop().await?;
     if waste {
         drop(std::hint::black_box(Box::new(offset)));
@@ -97,7 +97,7 @@ async fn serve(mut request: TaskRequest, file: SharedFd, waste: bool) -> Result<
         Op::Read => request.read_from(&file, offset).await,
         Op::Write => request.write_to(&file, offset).await,
         Op::Flush => request.ring().fdatasync(&file).await,
-        // What the backend keeps is not looked at.
+        // Only the backend's own allocations would show here.
         _ => Err(Errno::EOPNOTSUPP),
     }
 }
@@ -120,14 +120,14 @@ fn allocations(operations: u16, waste: bool) -> usize {
     allocated.load(std::sync::atomic::Ordering::Relaxed)
 }
 
-/// L37 Tasks with operations allocate nothing per request, with places enough and with too few.
+/// L37 Tasks with operations allocate nothing per request, with enough slots and with too few.
 #[test]
 fn l37_tasks_allocate_nothing_per_request() {
     assert_eq!(allocations(32, false), 0);
     assert_eq!(allocations(3, false), 0);
 }
 
-/// L90 One box in each task is seen: the check above can fail.
+/// L90 One box per task is detected: the check above can fail.
 #[test]
 fn l90_an_allocation_per_request_is_seen() {
     assert!(allocations(32, true) > 500);

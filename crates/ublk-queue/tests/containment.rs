@@ -1,4 +1,4 @@
-//! What a handler may do wrong costs its own request, and what a lane leaves behind is what the kernel may still touch.
+//! A handler's mistake costs only its own request, and a lane leaves behind only what the kernel may still access.
 
 mod common;
 
@@ -21,11 +21,11 @@ use ublk_sim::{Config, Faults, Sim};
 use uring_lite::op::{self, SqeFlags};
 
 fn panic_on_purpose() -> ! {
-    // Without the message of the panic hook.
+    // A panic without the message of the panic hook.
     std::panic::resume_unwind(Box::new("on purpose"))
 }
 
-/// Panics when it is asked for the place of every tenth WRITE.
+/// Panics when asked for the place of every tenth WRITE.
 struct Placer(usize);
 
 impl Handler for Placer {
@@ -44,7 +44,7 @@ impl Handler for Placer {
     }
 }
 
-/// L25 A panic where a WRITE's data shall land costs that WRITE.
+/// L25 A panic in `place` costs that WRITE only.
 #[test]
 fn l25_a_panic_in_place_answers_eio() {
     for seed in 0..10 {
@@ -65,14 +65,14 @@ fn l25_a_panic_in_place_answers_eio() {
             run.assert_clean(1000);
             let panics = run.lanes[0].counters().panics;
             assert!(panics > 50, "{panics}");
-            // A command for data that io_uring refused asks for the place once more.
+            // A get-data command that io_uring refused asks for the place once more.
             let failed = u64::try_from(run.report.failed).expect("few");
             assert!(failed == panics || (seed % 2 == 1 && failed > 50 && failed < panics));
         }
     }
 }
 
-/// What a handler with operations panics in.
+/// The method in which a handler with operations panics.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum In {
     Turn,
@@ -80,7 +80,7 @@ enum In {
     Completion,
 }
 
-/// Answers at once, has an operation now and then, and panics.
+/// Answers at once, pushes an operation now and then, and panics.
 struct Panics {
     when: In,
     calls: usize,
@@ -120,7 +120,7 @@ impl Handler for Panics {
             In::Completion => {}
         }
         let operation = Operation { place: 1, turn: 1 };
-        // Entries that would take commits with them, or end unseen, are refused.
+        // Entries that would link to commits, or end without a completion, are refused.
         for tie in [
             SqeFlags::LINK,
             SqeFlags::HARDLINK,
@@ -130,7 +130,7 @@ impl Handler for Panics {
             let pushed = ring.push(op::nop().flags(tie), operation);
             assert_eq!(pushed, Err(NotPushed::Tied));
         }
-        // Not for ever: a lane ends when its handler has no operation.
+        // Not for ever: a lane ends only when its handler has no operation.
         if self.in_flight == 0 && self.left > 0 && ring.push(op::nop(), operation).is_ok() {
             (self.in_flight, self.left) = (1, self.left - 1);
         }
@@ -154,8 +154,8 @@ impl Handler for Panics {
     }
 }
 
-/// L25 A panic in a handler's turn, in each of its turns even, or at the completion of an operation costs nothing but the
-/// count, on a thread of ours and on an owner's.
+/// L25 A panic in a handler's `turn`, even in every one, or at the completion of an operation costs no request; it is
+/// only counted. On the engine's own thread and on an owner's.
 #[test]
 fn l25_a_panic_between_requests_costs_none() {
     for seed in 0..6 {
@@ -190,7 +190,7 @@ fn l25_a_panic_between_requests_costs_none() {
     }
 }
 
-/// L25 A panic in what a handler does when its worker leaves early does not keep the worker from leaving.
+/// L25 A panic in `leave` does not keep the worker from leaving.
 #[test]
 fn l25_a_panic_in_leave_is_contained() {
     let leave = Arc::new(AtomicBool::new(true));
@@ -201,7 +201,7 @@ fn l25_a_panic_in_leave_is_contained() {
     assert_eq!(run.panics(), 1);
 }
 
-/// A character device, of which it shows who has it.
+/// A character device that shows who holds it.
 struct Device(Mutex<Option<Arc<()>>>);
 
 impl UserCopyPort for Device {
@@ -216,7 +216,7 @@ impl UserCopyPort for Device {
     }
 }
 
-/// A ring whose waker shows who has it.
+/// A ring whose waker shows who holds it.
 struct Counted<P> {
     inner: P,
     bell: Arc<()>,
@@ -229,7 +229,7 @@ impl Wake for Bell {
 }
 
 #[expect(unsafe_code, reason = "hands through what another port promises")]
-// SAFETY: all is the inner port's.
+// SAFETY: everything is forwarded to the inner port.
 unsafe impl<P: Port> Port for Counted<P> {
     type Wake = Bell;
     type Command = P::Command;
@@ -265,8 +265,8 @@ unsafe impl<P: Port> Port for Counted<P> {
     }
 }
 
-/// L63 A lane that leaves with tags at the driver leaks their buffers, and neither the character device, for which DEL_DEV
-/// would wait, nor its ring's waker.
+/// L63 A lane that leaves with tags at the driver leaks only their buffers: neither the character device, for which
+/// DEL_DEV would wait, nor its ring's waker.
 #[test]
 fn l63_a_lane_that_leaves_leaks_nothing_but_buffers() {
     for batch in [false, true] {
@@ -297,14 +297,14 @@ fn l63_a_lane_that_leaves_leaks_nothing_but_buffers() {
             drop(lane);
             assert_eq!(Arc::strong_count(&device), 1, "{data:?}");
             assert_eq!(Arc::strong_count(&bell), 1, "{data:?}");
-            // The buffers are there: this would crash.
+            // The buffers still exist: otherwise this would crash.
             let written = sim.late_writes();
             assert!(written > 0 || data != DataMode::Copy, "{data:?}");
         }
     }
 }
 
-/// L63 The same for futures with operations on their requests' buffers under way: the kernel keeps the buffers, and the
+/// L63 The same for futures with operations in flight on their requests' buffers: the kernel keeps the buffers, and the
 /// character device and the operations' files are closed.
 #[test]
 fn l63_operations_under_way_hold_no_device() {
@@ -339,20 +339,20 @@ fn l63_operations_under_way_hold_no_device() {
     assert!(result.is_err());
     worker.finish(&result);
     assert!(leaked_operations() > before, "some were under way");
-    // By whoever looks at its health no more than by the worker.
+    // Neither the worker nor a reader of its health holds the device.
     assert_eq!(
         (Arc::strong_count(&device), lane.state()),
         (1, State::Failed)
     );
-    // The other side of an operation's file sees its end.
+    // The peer of an operation's file sees the end of the stream.
     far.set_read_timeout(Some(Duration::from_secs(10)))
         .expect("a deadline");
     let read = std::io::Read::read(&mut &far, &mut [0]);
     assert_eq!(read.expect("closed"), 0);
 }
 
-/// L09 The buffers of requests that are on their way to a file outlive a worker that leaves them, also when the driver has
-/// none of its tags.
+/// L09 The buffers of requests on their way to a file outlive a worker that leaves, even if the driver has none of its
+/// tags.
 #[test]
 fn l09_buffers_of_forwarded_requests_outlive_their_worker() {
     let mut written = 0;
@@ -373,7 +373,7 @@ fn l09_buffers_of_forwarded_requests_outlive_their_worker() {
     assert!(written > 0, "some read was on its way");
 }
 
-/// L09 The elements of batch commands that have not completed outlive their worker, and so do the buffers.
+/// L09 The elements of batch commands in flight outlive their worker, and so do the buffers.
 #[test]
 fn l09_elements_of_batch_commands_outlive_their_worker() {
     for seed in 0..20 {
@@ -388,7 +388,7 @@ fn l09_elements_of_batch_commands_outlive_their_worker() {
         assert!(run.result.is_err());
         let sim::Run { lanes, sim, .. } = run;
         drop(lanes);
-        // Whoever gets freed memory writes to it.
+        // Reuses memory if it was freed, and writes to it.
         let other: Vec<Vec<u8>> = (0..64).map(|n| vec![0xa5; 128 << (n % 4)]).collect();
         let _ = sim.late_writes();
         assert_eq!(sim.report().violations, Vec::<String>::new());
@@ -396,7 +396,7 @@ fn l09_elements_of_batch_commands_outlive_their_worker() {
     }
 }
 
-/// L22 The ring goes before the lanes whose buffers it may use, whatever ends the worker.
+/// L22 The ring is closed before the lanes whose buffers it may use, however the worker ends.
 #[test]
 fn l22_a_ring_is_closed_before_its_lanes_go() {
     let count = AtomicUsize::new(0);
@@ -416,7 +416,7 @@ fn l22_a_ring_is_closed_before_its_lanes_go() {
     assert_eq!(sim.report().violations, Vec::<String>::new());
 }
 
-/// The same owner's loop as elsewhere, so that this file's tests sleep too.
+/// Drives the queue like the owner's loop elsewhere, so that these tests sleep, too.
 #[test]
 fn l25_a_panic_in_a_driven_queue_lets_it_sleep() {
     let config = Config {
@@ -470,7 +470,7 @@ fn l65_a_share_of_another_queue_is_refused() {
     assert_eq!(add(depth + 1, bytes), Err(Errno::EINVAL));
 }
 
-/// Panics once more when it is dropped.
+/// Panics again when it is dropped.
 struct Bomb(u32);
 
 impl Drop for Bomb {
@@ -481,7 +481,7 @@ impl Drop for Bomb {
     }
 }
 
-/// Panics at the fiftieth request, with a load that panics.
+/// Panics at the fiftieth request, with a payload that panics.
 struct Loaded(u32);
 
 impl Handler for Loaded {
@@ -495,7 +495,7 @@ impl Handler for Loaded {
     }
 }
 
-/// L25 What a panic carries may panic when it is dropped: that costs the same one request, and no thread.
+/// L25 A panic's payload may panic when it is dropped: that costs the same single request, and no thread.
 #[test]
 fn l25_what_a_panic_carries_is_contained() {
     let config = Config {

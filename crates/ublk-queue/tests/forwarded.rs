@@ -1,4 +1,4 @@
-//! Requests that the engine takes to a file, on the simulated driver with a file that knows what is durable.
+//! Requests that the engine forwards to a file, on the simulated driver with a file that tracks durability.
 
 mod sim;
 
@@ -19,7 +19,8 @@ fn file_config(seed: u64, (data, unregistered_percent): (DataMode, u8)) -> Confi
 
 const COPY: (DataMode, u8) = (DataMode::Copy, 0);
 
-/// The modes in which data reaches a file, and of how many requests the driver leaves the registration to the server.
+/// The modes in which data reaches a file, and the percentage of requests whose registration the driver leaves to the
+/// server.
 const FILE_MODES: [(DataMode, u8); 6] = [
     COPY,
     (DataMode::GetData, 0),
@@ -29,13 +30,13 @@ const FILE_MODES: [(DataMode, u8); 6] = [
     (DataMode::ZeroCopyManual, 0),
 ];
 
-/// Registration is linked to its operation, and the simulated ring splits chains as io_uring never does.
+/// True if a registration is linked to its operation. The simulated ring splits such chains, which io_uring never does.
 fn has_chains((data, unregistered): (DataMode, u8)) -> bool {
     data == DataMode::ZeroCopyManual || unregistered > 0
 }
 
-/// L07, L11 Forwarded requests move all of their data, in every mode, whatever parts and interruptions the operations
-/// come in, and are durable where that was promised.
+/// L07, L11 Forwarded requests transfer all of their data in every mode, even if operations are short or interrupted,
+/// and are durable if that was promised.
 #[test]
 fn l07_l11_forwarded_requests_are_whole_and_durable() {
     for data in FILE_MODES {
@@ -79,7 +80,7 @@ fn l52_l54_a_full_submission_queue_loses_no_operation() {
     }
 }
 
-/// Errors of the file are the request's own, and cost no other.
+/// Errors of the file are those of the request, and cost no other request.
 #[test]
 fn errors_of_the_file_reach_the_block_layer() {
     for data in FILE_MODES {
@@ -99,7 +100,7 @@ fn errors_of_the_file_reach_the_block_layer() {
     }
 }
 
-/// L07 Requests that come while a sync runs share the next one.
+/// L07 Requests that arrive while a sync runs share the next one.
 #[test]
 fn l07_syncs_are_shared() {
     let config = Config {
@@ -113,7 +114,7 @@ fn l07_syncs_are_shared() {
     run.assert_clean(4000);
     let counters = run.lanes[0].counters();
     assert_eq!(counters.syncs, run.report.syncs as u64);
-    // A flush in 20, and about a fifth of the other writes with FUA.
+    // One flush in 20 requests, and FUA on about a fifth of the other writes.
     assert!(counters.flushes > 100);
     assert!(
         counters.syncs * 4 < (counters.writes / 5 + counters.flushes) * 3,
@@ -121,7 +122,7 @@ fn l07_syncs_are_shared() {
     );
 }
 
-/// L35 A queue that is told to end serves what it has taken to the file first.
+/// L35 A queue that is told to end first serves the requests that it has forwarded.
 #[test]
 fn l35_forwarded_requests_are_finished_before_the_end() {
     for seed in 0..20 {
@@ -136,7 +137,7 @@ fn l35_forwarded_requests_are_finished_before_the_end() {
     }
 }
 
-/// A handler that may not forward gets EOPNOTSUPP.
+/// A handler that did not declare forwarding gets EOPNOTSUPP.
 #[test]
 fn forwarding_is_declared() {
     let run = run(Config::new(1), || {

@@ -1,4 +1,4 @@
-//! What the way of a request must not cost: no allocation and no look at a clock per request, one enter per batch.
+//! Limits of the hot path: no allocation and no clock read per request, one enter per batch.
 #![expect(unsafe_code, reason = "an allocator and a clock that count")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -13,37 +13,37 @@ use ublk_core::{Backend, Errno, IoDesc, Limits, QueueId, Tag};
 use ublk_queue::port::{Completion, Descriptors, Full, IoCommand, Port, Wake};
 use ublk_queue::{BatchCommand, Inline, LaneSpec, Worker};
 
-/// Counts allocations while it is told to.
+/// Counts allocations while enabled.
 struct Counting;
 
 thread_local! {
-    /// Of this thread: the test harness has others, which may do what they like.
+    /// Per thread: the test harness has other threads, which may allocate.
     static COUNTS: Cell<bool> = const { Cell::new(false) };
 }
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: the system's allocator does the work.
+// SAFETY: every call is forwarded to the system allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if COUNTS.get() {
             ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         }
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller's contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller's contract.
         unsafe { System.dealloc(ptr, layout) }
     }
 }
 
 static CLOCK_READS: AtomicUsize = AtomicUsize::new(0);
 
-/// The C library's, for this program: std's clocks read it.
+/// Replaces the C library's function in this program: std's clocks call it.
 ///
 /// # Safety
-/// As the C library's.
+/// As for the C library's.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn clock_gettime(
     clock: libc::clockid_t,
@@ -52,7 +52,7 @@ unsafe extern "C" fn clock_gettime(
     if COUNTS.get() {
         CLOCK_READS.fetch_add(1, Ordering::Relaxed);
     }
-    // SAFETY: the caller's pointer, as it promises.
+    // SAFETY: the caller's pointer, valid by its contract.
     let res = unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) };
     if res == 0 { 0 } else { -1 }
 }
@@ -61,7 +61,7 @@ unsafe extern "C" fn clock_gettime(
 static COUNTING: Counting = Counting;
 
 const DEPTH: u16 = 64;
-/// Requests that come with one enter.
+/// Requests per enter.
 const BATCH: usize = 16;
 const REQUESTS: usize = 100_000;
 
@@ -92,12 +92,12 @@ impl Wake for NoWake {
     fn wake(&self) {}
 }
 
-/// A driver that brings a request for each of the tags it was given longest ago, a batch at each enter, and aborts in
-/// the end. It allocates nothing itself once it runs.
+/// A driver that delivers a request for the tags it was given longest ago, a batch per enter, and finally aborts. It
+/// allocates nothing once it runs.
 struct Flat {
     with_driver: VecDeque<u64>,
     ready: VecDeque<Completion>,
-    /// Batch: the tags of the fetch completion at hand, and the word of the fetch.
+    /// Batch mode: the tags of the current fetch completion, and the word of the fetch.
     tags: Vec<u16>,
     fetch: Option<u64>,
     sent: usize,
@@ -125,7 +125,7 @@ impl Flat {
     }
 }
 
-// SAFETY: a command's word comes back once for each push, and nobody touches the buffers.
+// SAFETY: a command's word comes back once per push, and nobody accesses the buffers.
 unsafe impl Port for Flat {
     type Wake = NoWake;
     type Command = u64;
@@ -146,7 +146,7 @@ unsafe impl Port for Flat {
         }
         let prep = command.cmd_op == ublk_sys::UBLK_U_IO_PREP_IO_CMDS;
         for n in 0..command.nr_elem {
-            // The same tags over and over: what they are does not matter here.
+            // The same tags again and again: which ones does not matter here.
             self.with_driver.push_back(u64::from(n));
         }
         let bytes = i32::from(command.nr_elem) * i32::from(command.elem_bytes);
@@ -218,8 +218,8 @@ unsafe impl Port for Flat {
     }
 }
 
-/// L37, L55 No memory is taken and no clock read for a request, and a batch of them costs one enter: in both planes of
-/// commands. One test, since allocator and clock are the whole program's.
+/// L37, L55 No memory is allocated and no clock read per request, and a batch costs one enter, with per-tag and with
+/// batch commands. One test, since allocator and clock belong to the whole program.
 #[test]
 fn l37_requests_allocate_nothing_read_no_clock_and_a_batch_is_one_enter() {
     COUNTS.set(true);
@@ -243,7 +243,7 @@ fn l37_requests_allocate_nothing_read_no_clock_and_a_batch_is_one_enter() {
         assert_eq!(lane.counters().reads, REQUESTS as u64);
         assert_eq!(ALLOCATIONS.swap(0, Ordering::Relaxed), 0, "batch {batch}");
         assert_eq!(CLOCK_READS.swap(0, Ordering::Relaxed), 0, "batch {batch}");
-        // One for each batch, and one that brings the aborts.
+        // One per batch, and one that delivers the aborts.
         let enters = enters.load(Ordering::Relaxed);
         assert_eq!(enters, REQUESTS / BATCH + 1, "batch {batch}");
     }

@@ -1,5 +1,5 @@
-//! Whoever sleeps is woken: owners that drive the engine and sleep for as long as they are told, threads that poll, rings
-//! that take nothing for a while, aborts that are seen late, several threads on a queue.
+//! Sleepers are woken: owners that drive the engine and sleep for as long as it allows, threads that poll, rings that
+//! take nothing for a while, aborts that are seen late, several threads on a queue.
 
 mod sim;
 
@@ -21,7 +21,7 @@ use ublk_queue::{
 };
 use ublk_sim::{Config, End, Faults, Sim, SimDescriptors, SimPort};
 
-/// Keeps what comes for the owner, as a raw queue does.
+/// Collects requests for the owner, like a raw queue.
 #[derive(Clone, Default)]
 struct Collect(Rc<RefCell<VecDeque<KeptRequest>>>);
 
@@ -32,7 +32,7 @@ impl Handler for Collect {
 }
 
 impl Collect {
-    /// Answers what was kept. True if there was anything.
+    /// Answers the collected requests. True if there were any.
     fn answer(&self) -> bool {
         let kept: Vec<_> = self.0.borrow_mut().drain(..).collect();
         let any = !kept.is_empty();
@@ -46,7 +46,7 @@ impl Collect {
     }
 }
 
-/// What a raw queue's owner does: a turn, the answers, another turn, and sleep once there is nothing to answer.
+/// The loop of a raw queue's owner: a turn, the answers, another turn, and a sleep once there is nothing to answer.
 fn take_turns(
     worker: &mut Worker<SimPort, SimDescriptors, Collect>,
     kept: &Collect,
@@ -65,7 +65,7 @@ fn take_turns(
     panic!("the queue does not end");
 }
 
-/// A device that holds nothing but zeroes, so that its content can be told.
+/// A device that holds only zeroes, so that its content is known.
 fn zeroes(seed: u64) -> Config {
     Config {
         read_percent: 100,
@@ -73,8 +73,8 @@ fn zeroes(seed: u64) -> Config {
     }
 }
 
-/// L61 A turn of a queue that its owner drives leaves no command that the kernel has not seen: not those for data, not
-/// refusals of a device made smaller, not those that io_uring refused.
+/// L61 A turn of a driven queue leaves no command that the kernel has not seen: no get-data command, no refusal after
+/// the device shrank, no command that io_uring refused.
 #[test]
 fn l61_a_turn_leaves_no_command_behind() {
     let transient = Faults {
@@ -112,7 +112,7 @@ fn l61_a_turn_leaves_no_command_behind() {
     }
 }
 
-/// L61 An enter that took nothing (EAGAIN, EBUSY, ENOMEM) is not the last before an owner's sleep.
+/// L61 An enter that took nothing (EAGAIN, EBUSY, ENOMEM) is not the last one before an owner's sleep.
 #[test]
 fn l61_a_driven_worker_does_not_sleep_on_what_a_busy_ring_left() {
     for seed in 0..40 {
@@ -131,8 +131,8 @@ fn l61_a_driven_worker_does_not_sleep_on_what_a_busy_ring_left() {
     }
 }
 
-/// L62 Aborts that are seen after commits have crossed them end a queue all the same, however it is driven, and its ring is
-/// not closed in their midst.
+/// L62 Aborts that are seen after commits have crossed them end a queue, however it is driven, and its ring is not
+/// closed in between.
 #[test]
 fn l62_late_aborts_end_a_queue() {
     for seed in 0..60 {
@@ -166,7 +166,7 @@ fn l62_late_aborts_end_a_queue() {
     }
 }
 
-/// L60 A worker that polls takes the notice of another thread's answer, and sleeps again.
+/// L60 A polling worker takes the notice of another thread's answer, and sleeps again.
 #[test]
 fn l60_a_polling_worker_takes_each_wake_once() {
     let spin = Duration::from_micros(50);
@@ -189,7 +189,7 @@ fn l60_a_polling_worker_takes_each_wake_once() {
     }
 }
 
-/// Runs several threads on one queue, each with a ring of its own, as the server does.
+/// Runs several threads on one queue, each with its own ring, as the server does.
 fn run_threads(config: &Config, threads: u16) -> Sim {
     let sim = Sim::new(config.clone());
     let shares = Share::deal(threads, config.depth, config.max_io_bytes).expect("memory");
@@ -216,7 +216,7 @@ fn run_threads(config: &Config, threads: u16) -> Sim {
     sim
 }
 
-/// L10 Several threads on a queue answer each request once: each its own tags, or in batch mode whichever comes, and none
+/// L10 Several threads on a queue answer each request once: each serves its own tags, or in batch mode any tag; none
 /// fetches before all have prepared theirs.
 #[test]
 fn l10_several_threads_share_a_queue() {
@@ -240,7 +240,7 @@ fn l10_several_threads_share_a_queue() {
     }
 }
 
-/// L55 An answer from another thread is heard by an owner who sleeps on the ring's descriptor.
+/// L55 An answer from another thread wakes an owner that sleeps on the ring's descriptor.
 #[test]
 fn l55_answers_of_other_threads_end_an_owners_sleep() {
     for seed in 0..10 {
@@ -262,7 +262,7 @@ fn l55_answers_of_other_threads_end_an_owners_sleep() {
     }
 }
 
-/// L55 A raw queue's request may go to another thread, whose answer ends the owner's sleep.
+/// L55 A raw queue's request may go to another thread, whose answer wakes the owner.
 #[test]
 fn l55_a_kept_request_goes_to_another_thread() {
     for seed in 0..6 {
@@ -302,7 +302,7 @@ fn l55_a_kept_request_goes_to_another_thread() {
     }
 }
 
-/// L10 Requests for a pool that is gone are answered, with EIO, and the queue ends.
+/// L10 Requests for a pool that is gone are answered with EIO, and the queue ends.
 #[test]
 fn l10_a_pool_that_is_gone_answers() {
     let config = Config::new(1);
@@ -313,12 +313,12 @@ fn l10_a_pool_that_is_gone_answers() {
     assert_eq!(run.result, Ok(()));
     assert!(run.report.failed > 0, "{:?}", run.report);
     assert_eq!(run.report.violations, Vec::<String>::new());
-    // Numbers that no machine has are an error.
+    // Sizes that no machine has are an error.
     let backend = Arc::new(sim::Zeroes(4096));
     assert!(Pool::start(&backend, 1, usize::MAX).is_err());
 }
 
-/// Keeps the requests of the first queue; the second one's turn answers them.
+/// Keeps the requests of the first queue; the turn of the second one answers them.
 struct Relay {
     kept: Rc<RefCell<Vec<KeptRequest>>>,
     answers: bool,
@@ -348,7 +348,8 @@ impl Handler for Relay {
     }
 }
 
-/// L55 An answer that one queue's turn gives to a request of another queue of its thread is taken before the thread sleeps.
+/// L55 An answer that one queue's turn gives to a request of another queue of the thread is taken before the thread
+/// sleeps.
 #[test]
 fn l55_queues_of_a_thread_answer_for_each_other() {
     for seed in 0..20 {

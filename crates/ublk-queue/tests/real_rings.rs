@@ -1,4 +1,4 @@
-//! Workers and servers on real rings, without a driver: what their threads do when nothing comes or set-up goes wrong.
+//! Workers and servers on real rings without a driver: what their threads do when nothing arrives or set-up fails.
 #![expect(
     unsafe_code,
     reason = "a ring that nothing is pushed to, and a device that is none"
@@ -20,7 +20,7 @@ fn needs(polling: Polling) -> RingNeeds {
     needs
 }
 
-/// L60 One wake ends one wait: a worker that polls then sleeps again, as one that does not poll.
+/// L60 One wake-up ends one wait: a polling worker then sleeps again, like one that does not poll.
 #[test]
 fn l60_a_wake_keeps_a_polling_ring_awake_once() {
     let spin = Duration::from_micros(50);
@@ -46,7 +46,7 @@ fn l60_a_wake_keeps_a_polling_ring_awake_once() {
     }
 }
 
-/// L55 A wake in the midst of a spin, or of the sleep after it, ends it soon.
+/// L55 A wake-up during polling, or during the sleep after it, ends the wait soon.
 #[test]
 fn l55_a_wake_ends_a_polling_wait() {
     for after in [Duration::from_micros(20), Duration::from_millis(20)] {
@@ -81,11 +81,11 @@ fn geometry(queues: u16) -> Geometry {
     Geometry::from_reply(&info).expect("a sound reply")
 }
 
-/// No driver's device: its commands are refused.
+/// Not a ublk device: it refuses the commands.
 fn zero(queues: u16) -> OpenDevice {
     let zero = File::options().read(true).write(true).open("/dev/zero");
     let zero = OwnedFd::from(zero.expect("there"));
-    // SAFETY: no driver writes to anything: it takes none of the commands.
+    // SAFETY: no driver writes to any buffer, since none takes the commands.
     unsafe { OpenDevice::new(zero, geometry(queues)) }
 }
 
@@ -122,13 +122,13 @@ fn l64_a_newcomers_panic_ends_no_shared_thread() {
     assert!(!matches!(arm(false), Error::SetUpPanicked { .. }));
     let error = arm(true).to_string();
     assert_eq!(error, "queue 0: a panic while it was set up: on purpose");
-    // The thread is still there, and answers.
+    // The thread is alive, and answers.
     let again = arm(false);
     let is_alive = !matches!(again, Error::TimedOut { .. } | Error::Panicked { .. });
     assert!(is_alive, "{again}");
 }
 
-/// L64 A panic in the set-up of one queue is told at once and with its number, however long the others take.
+/// L64 A panic in the set-up of one queue is reported at once with its number, however long the others take.
 #[test]
 fn l64_a_set_up_panic_names_its_queue_at_once() {
     let begun = Instant::now();

@@ -1,5 +1,5 @@
-//! Zero copy by handlers with operations of their own, on the simulated driver with a file: the engine registers what the
-//! driver did not before the handler sees it, and takes it out before the answer.
+//! Zero copy for handlers with operations of their own, on the simulated driver with a file: the engine registers pages
+//! that the driver did not register before the handler sees the request, and unregisters them before the answer.
 
 mod sim;
 
@@ -48,7 +48,7 @@ const MODES: [(DataMode, u8); 4] = [
 ];
 
 fn served(config: Config) -> Run {
-    // The simulated ring looks at no descriptor.
+    // The simulated ring ignores descriptors.
     let file = SharedFd::new(File::open("/dev/null").expect("/dev/null"));
     run(config, || {
         let file = file.clone();
@@ -56,7 +56,8 @@ fn served(config: Config) -> Run {
     })
 }
 
-/// L10 Each request moves between its own pages and the file, whoever had to register them, and is answered once.
+/// L10 Each request is transferred between its own pages and the file, whether driver or engine registered them, and is
+/// answered once.
 #[test]
 fn l10_tasks_find_their_pages_registered() {
     for mode in MODES {
@@ -79,7 +80,7 @@ fn l10_tasks_find_their_pages_registered() {
     }
 }
 
-/// A registration that fails costs its request, and no other.
+/// A registration that fails costs its own request, and no other.
 #[test]
 fn a_failed_registration_fails_its_request() {
     for mode in MODES {
@@ -95,7 +96,7 @@ fn a_failed_registration_fails_its_request() {
     }
 }
 
-/// L26 A queue that ends serves what waits for its registration first.
+/// L26 A queue that ends first serves the requests that wait for their registration.
 #[test]
 fn l26_what_is_being_registered_is_served_before_the_end() {
     for mode in MODES {

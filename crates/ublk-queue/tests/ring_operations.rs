@@ -71,7 +71,7 @@ fn files() {
             (Ok(8), &b"789a"[..], &b"bcde"[..])
         );
         assert_eq!(ring.fallocate(&fd, 0, 0, 1 << 20).await, Ok(()));
-        // An error gives the buffer back, too.
+        // An error returns the buffer, too.
         let unreadable = SharedFd::new(File::create("/dev/null").expect("null"));
         let (read, buf) = ring.read(&unreadable, vec![9; 5], 0).await;
         assert_eq!((read, buf), (Err(Errno::new(libc::EBADF)), vec![9; 5]));
@@ -111,11 +111,11 @@ fn sockets_send_and_receive() {
     });
 }
 
-/// L11 A buffer of which an operation cannot name all is refused, not sent as far as it can be named.
+/// L11 A buffer that is too long for one operation is refused, not sent in part.
 #[test]
 fn l11_a_buffer_of_4_gib_is_refused() {
     let (fd, _far) = sockets();
-    // Pages that nobody touches are not there.
+    // Untouched pages take no memory.
     let huge: &'static [u8] = vec![0; 1 << 32].leak();
     run(async |ring| {
         assert_eq!(ring.send_all(&fd, huge).await.0, Err(Errno::EINVAL));
@@ -148,7 +148,7 @@ fn connections_are_made_and_accepted() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
     let at = listener.local_addr().expect("address");
     let listening = SharedFd::new(listener);
-    // A datagram socket can be connected anew.
+    // A datagram socket can be connected again.
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("socket");
     let datagrams = SharedFd::new(socket);
     run(async |ring| {
@@ -182,7 +182,7 @@ fn connections_are_made_and_accepted() {
         drop(accepted);
         let reset = Err(Errno::new(libc::ECONNRESET));
         assert_eq!(ring.recv_all(&stream, vec![0; 4]).await.0, reset);
-        // A datagram socket is connected by naming whom it talks to.
+        // Connecting a datagram socket only names its peer.
         assert_eq!(ring.connect(&datagrams, at).await, Ok(()));
         let six = "[::1]:9".parse().expect("an address");
         assert!(
@@ -216,7 +216,7 @@ fn operations_are_cancelled_and_give_their_buffers_back() {
     run(async |ring| {
         let mut one = ring.recv(&fd, vec![5; 3], 0);
         assert!(poll_once(&mut one).await.is_pending());
-        // Submitted by the time the other is over.
+        // It has been submitted by the time the other one completes.
         ring.nop().await.expect("nop");
         one.cancel();
         assert_eq!(one.await, (Err(Errno::ECANCELED), vec![5; 3]));
@@ -238,7 +238,7 @@ fn operations_are_cancelled_and_give_their_buffers_back() {
 /// L56 A dropped receive takes no data into freed memory: its buffer is freed after its completion.
 #[test]
 fn l56_a_dropped_operation_keeps_its_buffer_until_the_kernel_is_done() {
-    /// Bytes that tell when they are freed.
+    /// Bytes that record when they are freed.
     #[derive(Clone)]
     struct Counted(Arc<[u8]>);
     let bytes = Counted(Arc::from(vec![8; 4096]));
@@ -249,7 +249,7 @@ fn l56_a_dropped_operation_keeps_its_buffer_until_the_kernel_is_done() {
     let count = || Arc::strong_count(&bytes.0);
     local
         .run(LIMIT, async {
-            // Fill the pipe, so that one more write waits.
+            // Fills the pipe, so that the next write blocks.
             let filled = ring.write(&fd, vec![1; 65536], u64::MAX).await.0;
             assert_eq!(filled, Ok(65536));
             let mut write = ring.write(&fd, Arc::clone(&bytes.0), u64::MAX);
@@ -266,7 +266,7 @@ fn l56_a_dropped_operation_keeps_its_buffer_until_the_kernel_is_done() {
     drop(reader);
 }
 
-/// More futures than places: all get their turn, and none twice before another.
+/// More futures than slots: all get their turn, in order.
 #[test]
 fn an_exhausted_pool_serves_everybody_in_turn() {
     let mut local = Local::new(2).expect("these tests need io_uring");
@@ -342,7 +342,7 @@ fn a_future_that_is_never_ready_is_told_and_its_operations_end() {
     assert_eq!(leaked_operations(), before);
 }
 
-/// L13 A limit without an end is one.
+/// L13 The longest time limit does not overflow.
 #[test]
 fn l13_the_longest_limit_is_a_limit() {
     let mut local = Local::new(4).expect("these tests need io_uring");

@@ -1,6 +1,6 @@
-//! Memory shared with clients, on the simulated driver: requests whose data is there are served there, the others as
-//! ever, in every mode and by every kind of handler. The driver of the simulation fills the places where data is not
-//! with garbage, so that a handler that looks there, or leaves it there, is found by the client.
+//! Memory shared with clients, on the simulated driver: requests with data there are served there, the others as usual,
+//! in every mode and with every kind of handler. The simulated driver fills the places where data is not with garbage,
+//! so that the client detects a handler that reads there, or leaves its data there.
 #![expect(
     unsafe_code,
     reason = "a backend whose memory is copied to and from by address"
@@ -25,10 +25,10 @@ use ublk_queue::{
 };
 use ublk_sim::{Config, End, Faults, Report, Sim};
 
-/// Memory that is reached by address only.
+/// Memory that is accessed by address only.
 struct Mem(Box<[UnsafeCell<u8>]>);
 
-// SAFETY: the bytes are reached by the copier and by the simulated driver only.
+// SAFETY: only the copier and the simulated driver access the bytes.
 unsafe impl Sync for Mem {}
 
 impl Mem {
@@ -52,13 +52,13 @@ impl Backend for Mem {
     }
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
         let from = self.region(offset, buf.len());
-        // SAFETY: the promise of `region`.
+        // SAFETY: the contract of `region`.
         unsafe { Copier::detect().load(from.ptr(), buf) };
         Ok(())
     }
     fn write_at(&self, buf: &[u8], offset: u64, _fua: bool) -> Result<(), Errno> {
         let to = self.region(offset, buf.len());
-        // SAFETY: the promise of `region`.
+        // SAFETY: the contract of `region`.
         unsafe { Copier::detect().store(buf, to.ptr()) };
         Ok(())
     }
@@ -70,7 +70,7 @@ impl Backend for Mem {
     }
     fn write_zeroes(&self, offset: u64, len: u64, _may_unmap: bool) -> Result<(), Errno> {
         let place = self.region(offset, usize::try_from(len).expect("small"));
-        // SAFETY: the promise of `region`.
+        // SAFETY: the contract of `region`.
         unsafe { Copier::detect().zero(place.ptr(), place.len()) };
         Ok(())
     }
@@ -97,7 +97,7 @@ fn config(seed: u64, data: DataMode, batch: bool) -> Config {
     }
 }
 
-/// All of 1,000 requests are answered well, and those in shared memory are counted.
+/// All of 1,000 requests succeed, and those in shared memory are counted.
 fn is_well(config: &Config, (report, counters): &(Report, Counters)) {
     assert_eq!((report.completed, report.failed), (1000, 0), "{config:?}");
     let data = counters.reads + counters.writes;
@@ -119,7 +119,7 @@ const MODES: [(DataMode, bool); 4] = [
 
 async fn serve(mem: Arc<Mem>, mut request: TaskRequest) -> Result<(), Errno> {
     let (op, offset, len) = (request.op(), request.offset(), request.len());
-    // Some wait, so that their data is looked at later than it came.
+    // Some wait, so that their data is read later than it arrived.
     if offset % 8192 == 0 {
         let mut waited = false;
         std::future::poll_fn(|context| {
@@ -139,7 +139,7 @@ async fn serve(mem: Arc<Mem>, mut request: TaskRequest) -> Result<(), Errno> {
     }
 }
 
-/// L05, L10 Whoever answers, the client finds what it wrote, and no byte of another's.
+/// L05, L10 With every kind of handler the client finds the data it wrote, and no other bytes.
 #[test]
 fn l05_data_in_shared_memory_is_served_there_by_every_kind_of_handler() {
     for (data, batch) in MODES {
@@ -169,7 +169,7 @@ fn l05_data_in_shared_memory_is_served_there_by_every_kind_of_handler() {
     }
 }
 
-/// Requests that travel to other threads find their data as well.
+/// Requests that are answered on other threads find their data, too.
 #[test]
 fn data_in_shared_memory_is_found_from_other_threads() {
     for (data, batch) in MODES {
@@ -180,7 +180,8 @@ fn data_in_shared_memory_is_found_from_other_threads() {
     }
 }
 
-/// L07, L11 Operations on a file go between it and the client's memory, whole and durable; in the zero-copy modes, too.
+/// L07, L11 Operations on a file transfer between it and the client's memory, whole and durable; in the zero-copy
+/// modes, too.
 #[test]
 fn l07_l11_forwarded_requests_in_shared_memory_are_whole_and_durable() {
     for data in DataMode::ALL {
@@ -203,7 +204,7 @@ fn l07_l11_forwarded_requests_in_shared_memory_are_whole_and_durable() {
     }
 }
 
-/// L03 Whatever a descriptor names, nothing outside the memory that was registered is touched, and the device goes on.
+/// L03 Whatever a descriptor names, nothing outside the registered memory is accessed, and the device continues.
 #[test]
 fn l03_descriptors_of_a_broken_driver_touch_nothing() {
     let mut refused = 0;
@@ -221,7 +222,7 @@ fn l03_descriptors_of_a_broken_driver_touch_nothing() {
     assert!(refused > 100, "{refused}");
 }
 
-/// A lane without the means for it does not begin, instead of looking in the wrong place later.
+/// A lane that does not support shared memory does not start, instead of looking in the wrong place later.
 #[test]
 fn handlers_and_modes_that_cannot_share_memory_are_refused() {
     let config = config(1, DataMode::Copy, false);
@@ -235,7 +236,7 @@ fn handlers_and_modes_that_cannot_share_memory_are_refused() {
     assert_eq!(worker.add_lane(spec).err(), Some(Errno::EOPNOTSUPP));
 }
 
-/// Futures see data in shared memory as any other.
+/// Futures see data in shared memory like any other.
 #[test]
 fn futures_find_data_in_shared_memory() {
     for (data, batch) in MODES {

@@ -1,5 +1,5 @@
-//! The shipped engine on the simulated driver: every seed is another order of delays, refusals,
-//! partial submissions and aborts.
+//! The shipped engine on the simulated driver: each seed gives another order of delays, refusals, partial submissions
+//! and aborts.
 #![expect(
     unsafe_code,
     reason = "a backend whose memory the simulated driver reaches by address"
@@ -18,7 +18,7 @@ use ublk_queue::{
 };
 use ublk_sim::{Config, End, Faults};
 
-/// A plain memory device.
+/// A simple memory device.
 struct Mem(Mutex<Vec<u8>>);
 
 impl Mem {
@@ -73,7 +73,7 @@ fn every_request_is_answered_once_with_the_right_data() {
     }
 }
 
-/// L10 An owner's own loop loses no request and ends as ours does, whatever goes wrong, in every mode.
+/// L10 An owner's loop loses no request and ends like the engine's own, under all faults, in every mode.
 #[test]
 fn l10_a_driven_worker_answers_each_request_once() {
     for seed in 0..60 {
@@ -92,7 +92,7 @@ fn l10_a_driven_worker_answers_each_request_once() {
     }
 }
 
-/// L25 A panic of the handler costs an owner's own loop one request too.
+/// L25 A panic of the handler costs only one request in an owner's loop, too.
 #[test]
 fn l25_a_driven_worker_survives_a_panic() {
     for seed in 0..10 {
@@ -110,7 +110,7 @@ fn l25_a_driven_worker_survives_a_panic() {
     }
 }
 
-/// L50 Short submits, signals and refusals for want of memory lose nothing.
+/// L50 Short submits, signals and refusals for lack of memory lose nothing.
 #[test]
 fn l50_partial_submission_and_interrupts_lose_nothing() {
     for seed in 0..50 {
@@ -129,7 +129,7 @@ fn l50_partial_submission_and_interrupts_lose_nothing() {
     }
 }
 
-/// L10 With everything going wrong at once, each request is still answered exactly once, by its own tag.
+/// L10 Under all faults at once, each request is answered exactly once, by its own tag.
 #[test]
 fn l10_each_request_is_answered_once_under_all_faults() {
     for seed in 0..100 {
@@ -144,7 +144,7 @@ fn l10_each_request_is_answered_once_under_all_faults() {
     }
 }
 
-/// L53 Completions of another life, lane or tag are counted and do nothing.
+/// L53 Completions of another generation, lane or tag are counted and ignored.
 #[test]
 fn l53_stale_completions_are_ignored() {
     let faults = Faults {
@@ -175,7 +175,7 @@ fn l54_a_full_submission_queue_disarms_no_tag() {
     }
 }
 
-/// L26 Aborts end a queue normally, also when requests are in hand at that moment.
+/// L26 Aborts end a queue normally, even with requests in hand.
 #[test]
 fn l26_aborts_are_the_normal_end() {
     for seed in 0..50 {
@@ -191,7 +191,7 @@ fn l26_aborts_are_the_normal_end() {
     }
 }
 
-/// L20 A fetch that the driver refuses is seen before START_DEV, with queue and tag.
+/// L20 A refused fetch is detected before START_DEV, with queue and tag.
 #[test]
 fn l20_a_refused_fetch_fails_arming() {
     let run = run_mem(Config {
@@ -211,7 +211,7 @@ fn l20_a_refused_fetch_fails_arming() {
     assert_eq!(run.report.completed, 0);
 }
 
-/// L24 A queue that fails says so, with its cause, in its state.
+/// L24 A failed queue shows its state and cause.
 #[test]
 fn l24_a_failed_queue_is_visible() {
     let run = run_mem(Config {
@@ -233,7 +233,7 @@ fn l24_a_failed_queue_is_visible() {
     assert_eq!(run.lanes[0].state(), State::Failed);
 }
 
-/// L09 Buffers stay mapped when a worker ends while the driver has them.
+/// L09 Buffers stay mapped if a worker ends while the driver has them.
 #[test]
 fn l09_buffers_outlive_a_worker_that_leaves_tags_with_the_driver() {
     let run = run_mem(Config {
@@ -244,9 +244,9 @@ fn l09_buffers_outlive_a_worker_that_leaves_tags_with_the_driver() {
     assert!(run.result.is_err());
     let Run { lanes, sim, .. } = run;
     drop(lanes);
-    // Would crash on unmapped memory.
+    // Unmapped memory would crash here.
     assert!(sim.late_writes() > 0);
-    // And where arming fails half-way, with some tags at the driver, or a worker is just dropped.
+    // The same if arming fails half-way, with some tags at the driver, or if a worker is just dropped.
     let run = run_mem(Config {
         depth: 64,
         refuse_fetch: Some((0, 40, -22)),
@@ -328,7 +328,7 @@ fn l55_answers_of_a_pool_wake_the_engine() {
     }
 }
 
-/// The same with the wake left out is seen as a hang: the check can fail.
+/// Without the wake-up it shows as a hang: the check can fail.
 #[test]
 fn l55_a_request_never_answered_is_seen_as_a_hang() {
     let held = Arc::new(Mutex::new(Vec::<OwnedRequest>::new()));
@@ -346,13 +346,13 @@ fn l55_a_request_never_answered_is_seen_as_a_hang() {
         run.report
     );
     assert!(run.result.is_err());
-    // Requests may outlive their worker; answering them then does nothing, and frees the buffers.
+    // Requests may outlive their worker; answering them then only frees the buffers.
     for request in held.lock().expect("no panic").drain(..) {
         request.complete(Ok(()));
     }
 }
 
-/// L05 A handler that does not fill the buffer is seen by the oracle: the check can fail.
+/// L05 The oracle detects a handler that does not fill the buffer: the check can fail.
 #[test]
 fn l05_stale_bytes_are_seen_by_the_oracle() {
     let run = run(Config::new(1), || {
@@ -368,7 +368,7 @@ fn l05_stale_bytes_are_seen_by_the_oracle() {
     );
 }
 
-/// L13 Whatever a broken driver writes into a descriptor, no range outside device or buffer is touched.
+/// L13 Whatever a broken driver writes into a descriptor, nothing outside device or buffer is accessed.
 #[test]
 fn l13_hostile_descriptors_are_refused() {
     for seed in 0..50 {
@@ -405,7 +405,7 @@ fn l13_hostile_descriptors_are_refused() {
 /// A memory device that lets the driver copy to and from its own memory.
 struct MappedMem(Box<[std::cell::UnsafeCell<u8>]>);
 
-// SAFETY: the bytes are reached by address only, and in these tests by one thread.
+// SAFETY: the bytes are accessed by address only, and in these tests on one thread.
 unsafe impl Sync for MappedMem {}
 
 impl MappedMem {
@@ -447,7 +447,7 @@ impl Mapped for MappedMem {
     }
 }
 
-/// Get-data: a READ is answered from memory anywhere by each kind of token, from another thread too.
+/// Get-data: a READ is answered from memory anywhere with each kind of token, from another thread, too.
 #[test]
 fn l10_reads_are_answered_from_anywhere_by_any_token() {
     for seed in 0..16 {
@@ -486,7 +486,7 @@ fn l10_reads_are_answered_from_anywhere_by_any_token() {
                     Op::Write => {
                         let to = region();
                         request.data().map(|data| {
-                            // SAFETY: as long as the data, and nobody else's while the request is in hand.
+                            // SAFETY: valid as long as the data, and exclusively ours while the request is in hand.
                             unsafe {
                                 to.ptr()
                                     .as_ptr()
@@ -506,7 +506,7 @@ fn l10_reads_are_answered_from_anywhere_by_any_token() {
     }
 }
 
-/// User copy and get-data move data right, by the tag's buffer and straight to the backend's memory.
+/// User copy and get-data transfer data correctly, through the tag's buffer and directly to the backend's memory.
 #[test]
 fn data_modes_move_the_right_bytes_under_all_faults() {
     for seed in 0..60 {
@@ -524,7 +524,8 @@ fn data_modes_move_the_right_bytes_under_all_faults() {
     }
 }
 
-/// Where the driver is not told of buffers, one request after the other has the same; in copy mode each tag its own.
+/// In modes in which the driver is not told the buffers' addresses, successive requests use the same buffer; in copy
+/// mode each tag has its own.
 #[test]
 fn l08_buffers_follow_what_is_in_flight_only_where_they_may() {
     for (data, few) in [(DataMode::UserCopy, true), (DataMode::Copy, false)] {
@@ -552,7 +553,7 @@ fn l08_buffers_follow_what_is_in_flight_only_where_they_may() {
     }
 }
 
-/// L05 In user copy a READ that nobody filled never shows what was in the pages.
+/// L05 In user copy a READ that nobody filled never exposes the content of the pages.
 #[test]
 fn l05_user_copy_always_delivers_something_of_ours() {
     let config = Config {
@@ -561,11 +562,11 @@ fn l05_user_copy_always_delivers_something_of_ours() {
         ..Config::new(1)
     };
     let run = run(config, || |request: Request<'_>| request.complete(Ok(())));
-    // All zeroes, which is what the device holds.
+    // All zeroes, the content of the device.
     run.assert_clean(1000);
 }
 
-/// L11 Partial commits of batches are resumed, fetches that end are sent again, no tag is lost.
+/// L11 Partial commits of batches are resumed, fetches that end are pushed again, no tag is lost.
 #[test]
 fn l11_batches_lose_no_tag_under_all_faults() {
     for seed in 0..60 {
@@ -607,7 +608,7 @@ fn l25_a_panic_in_a_batch_costs_one_request() {
     }
 }
 
-/// L26 The abort of a batch lane's fetch ends the queue, with requests in hand or without.
+/// L26 The abort of a batch lane's fetch ends the queue, with or without requests in hand.
 #[test]
 fn l26_an_aborted_fetch_ends_a_batch_lane() {
     for seed in 0..50 {
@@ -624,7 +625,7 @@ fn l26_an_aborted_fetch_ends_a_batch_lane() {
     }
 }
 
-/// L24 An element that the driver refuses fails the queue, with its tag.
+/// L24 An element that the driver refuses fails the queue; the error names its tag.
 #[test]
 fn l24_a_refused_element_fails_the_queue() {
     let run = run_mem(Config {

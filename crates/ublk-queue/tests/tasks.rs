@@ -19,12 +19,12 @@ use ublk_queue::WorkerError;
 use ublk_queue::task::{Async, IoBuf, Ring, SharedFd, TaskRequest};
 use ublk_sim::{Config, End};
 
-/// Stands for the file of the simulated ring, which looks at no descriptor.
+/// A placeholder for the simulated ring's file; the ring ignores descriptors.
 fn descriptor() -> SharedFd {
     SharedFd::new(File::open("/dev/null").expect("/dev/null"))
 }
 
-/// A device of the simulated ring's file.
+/// Serves a device from the simulated ring's file.
 async fn serve(mut request: TaskRequest, file: SharedFd) -> Result<(), Errno> {
     let offset = request.offset();
     match request.op() {
@@ -48,7 +48,7 @@ async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx))).await
 }
 
-/// Requests served by operations have the right data, in every data mode, whatever goes wrong.
+/// Requests served by operations have the right data, in every data mode, under all faults.
 #[test]
 fn requests_are_served_by_operations_in_every_mode() {
     for data in [DataMode::Copy, DataMode::GetData, DataMode::UserCopy] {
@@ -72,7 +72,7 @@ fn requests_are_served_by_operations_in_every_mode() {
     }
 }
 
-/// L13 A range of a file that ends behind 64 bits is refused, also where the file is a stream and looks at no offset; the
+/// L13 A range of a file whose end exceeds 64 bits is refused, even if the file is a stream and ignores the offset; the
 /// request still has its data.
 #[test]
 fn l13_a_range_behind_64_bits_is_refused() {
@@ -98,7 +98,7 @@ fn l13_a_range_behind_64_bits_is_refused() {
     assert_eq!(run.report.failed, 0);
 }
 
-/// With fewer places than requests, tasks wait for each other and all are served.
+/// With fewer slots than requests, tasks wait for each other and all are served.
 #[test]
 fn an_exhausted_pool_serves_all() {
     let config = Config {
@@ -116,9 +116,9 @@ fn an_exhausted_pool_serves_all() {
     assert!(seen.operations >= 1000);
 }
 
-/// L09, L56 A task that ends while its operation still fills the request's buffer: the request is answered only after
-/// the operation's completion, so that the buffer is never the driver's while it is written to. The
-/// simulated kernel writes garbage to it at that time, which the next request of the tag would show.
+/// L09, L56 A task ends while its operation still fills the request's buffer: the request is answered only after the
+/// operation's completion, so that the driver never owns the buffer while it is written. The simulated kernel writes
+/// garbage to it at that time, which the next request of the tag would show.
 #[test]
 fn l56_a_request_is_answered_after_its_operations() {
     for seed in 0..20 {
@@ -156,7 +156,7 @@ fn l56_a_request_is_answered_after_its_operations() {
     }
 }
 
-/// L25 A panic in a task costs its own request, also while an operation has the request's buffer.
+/// L25 A panic in a task costs its own request, even while an operation has the request's buffer.
 #[test]
 fn l25_a_panic_in_a_task_answers_eio_and_the_queue_goes_on() {
     for seed in 0..20 {
@@ -172,7 +172,7 @@ fn l25_a_panic_in_a_task_answers_eio_and_the_queue_goes_on() {
                 async move {
                     count.set(count.get() + 1);
                     match count.get() % 20 {
-                        // At once, later, and with an operation under way.
+                        // At once, later, and with an operation in flight.
                         0 => std::panic::resume_unwind(Box::new("on purpose")),
                         1 => {
                             request.ring().nop().await?;
@@ -196,7 +196,7 @@ fn l25_a_panic_in_a_task_answers_eio_and_the_queue_goes_on() {
     }
 }
 
-/// Making the future panics, which no poll has seen.
+/// A panic while the future is made, before any poll.
 #[test]
 fn l25_a_panic_before_the_future_is_contained() {
     let count = Cell::new(0);
@@ -214,7 +214,7 @@ fn l25_a_panic_before_the_future_is_contained() {
     assert_eq!((run.report.failed, run.panics()), (1000, 100));
 }
 
-/// L55 Tasks that wait for other threads: the sleeping engine is woken at once.
+/// L55 Tasks that wait for other threads wake the sleeping engine at once.
 #[test]
 fn l55_tasks_are_woken_by_other_threads() {
     for seed in 0..10 {
@@ -261,7 +261,7 @@ fn l55_tasks_are_woken_by_other_threads() {
     }
 }
 
-/// L55 A task that nobody wakes is seen as a hang: the check above can fail.
+/// L55 A task that is never woken shows as a hang: the check above can fail.
 #[test]
 fn l55_a_task_that_nobody_wakes_is_seen_as_a_hang() {
     let config = Config {
@@ -292,7 +292,7 @@ fn l55_tasks_of_two_queues_on_a_thread_wake_each_other() {
             ..Config::new(seed)
         };
         let file = descriptor();
-        // Who waits for the other queue's next task; none where nobody is left to come.
+        // Tasks that wait for the other queue's next task; none once no more will come.
         let waiting: Rc<RefCell<Vec<Waker>>> = Rc::default();
         let served = Rc::new(Cell::new(0));
         let run = run(&config, || {
@@ -324,7 +324,7 @@ fn l55_tasks_of_two_queues_on_a_thread_wake_each_other() {
     }
 }
 
-/// A task that wakes itself is polled again, and does not keep the ring from its turn.
+/// A task that wakes itself is polled again, and does not starve the ring.
 #[test]
 fn a_task_that_yields_goes_on() {
     let config = Config {
@@ -355,7 +355,7 @@ fn a_task_that_yields_goes_on() {
     run.assert_clean(1000);
 }
 
-/// L10 A buffer that is kept beyond its request's task keeps the request from being answered, and no longer.
+/// L10 A buffer that is kept beyond its request's task delays the answer until it is released.
 #[test]
 fn l10_a_buffer_that_is_kept_keeps_its_request() {
     let config = Config {
@@ -380,7 +380,7 @@ fn l10_a_buffer_that_is_kept_keeps_its_request() {
                         request.data_mut()?.fill(0);
                     } else {
                         kept.borrow_mut().push(buffer.slice(0, 1));
-                        // Somebody is needed who lets it go.
+                        // Some task must release it.
                         request.ring().nop().await?;
                         let mine: Vec<_> = kept.borrow_mut().drain(..).collect();
                         drop(mine);
@@ -394,7 +394,7 @@ fn l10_a_buffer_that_is_kept_keeps_its_request() {
     run.assert_clean(200);
 }
 
-/// L10 The same where the task ends at its first poll: the tag brings no other request while its buffer is kept.
+/// L10 The same if the task ends at its first poll: the tag delivers no other request while its buffer is kept.
 #[test]
 fn l10_a_tag_brings_no_request_while_its_buffer_is_kept() {
     let config = Config {
@@ -431,7 +431,7 @@ fn l10_a_tag_brings_no_request_while_its_buffer_is_kept() {
     assert_eq!((run.report.failed, run.panics()), (400, 0));
 }
 
-/// L26 A quiesce ends the lane when its tasks have ended.
+/// L26 A quiesce ends the lane once its tasks have ended.
 #[test]
 fn l26_tasks_run_on_until_nothing_is_in_hand() {
     for seed in 0..20 {
@@ -452,7 +452,7 @@ fn l26_tasks_run_on_until_nothing_is_in_hand() {
     }
 }
 
-/// L09 A worker that must leave with operations under way leaks their memory, and the requests stay unanswered.
+/// L09 A worker that must leave with operations in flight leaks their memory, and the requests stay unanswered.
 #[test]
 fn l09_a_worker_that_leaves_drops_no_buffer_of_an_operation() {
     let config = Config {
@@ -470,7 +470,7 @@ fn l09_a_worker_that_leaves_drops_no_buffer_of_an_operation() {
 }
 
 /// L56 A worker that is told to leave cancels the operations of its tasks and waits for them: their buffers are freed,
-/// and only the requests are left.
+/// and only the requests remain.
 #[test]
 fn l56_a_worker_that_is_told_to_leave_reaps_its_operations() {
     let leave = Arc::new(AtomicBool::new(false));
@@ -488,7 +488,7 @@ fn l56_a_worker_that_is_told_to_leave_reaps_its_operations() {
                 served.set(served.get() + 1);
                 if served.get() > 300 {
                     leave.store(true, Ordering::Relaxed);
-                    // Under way when the worker leaves.
+                    // In flight when the worker leaves.
                     request.ring().write(&file, bytes, 0).await.0?;
                 }
                 serve(request, file).await
@@ -506,7 +506,7 @@ fn l56_a_worker_that_is_told_to_leave_reaps_its_operations() {
     assert_eq!(Arc::strong_count(&bytes), 1);
 }
 
-/// A transfer that its task gave up (a timeout) is tried again once the kernel has given the buffer back.
+/// A transfer that its task abandoned (a timeout) can be repeated once the kernel has returned the buffer.
 #[test]
 fn a_transfer_that_is_given_up_can_be_tried_again() {
     let config = Config::new(9);
@@ -538,7 +538,8 @@ fn a_transfer_that_is_given_up_can_be_tried_again() {
     assert!(busy.get() > 0);
 }
 
-/// L55 An operation that a queue's task makes on the ring of another queue of its thread is pushed before the thread sleeps.
+/// L55 An operation that a queue's task starts on the ring of another queue of the thread is pushed before the thread
+/// sleeps.
 #[test]
 fn l55_a_task_may_use_the_ring_of_another_queue_of_its_thread() {
     for (seed, requests) in (0..30).flat_map(|seed| [3, 8, 20].map(|n| (seed, n))) {

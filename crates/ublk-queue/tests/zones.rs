@@ -1,5 +1,5 @@
-//! The shipped engine as the server of a zoned device, on the simulated driver: appends land where the server says, in
-//! every way of answering them.
+//! The shipped engine as the server of a zoned device, on the simulated driver: appends are reported where the server
+//! wrote them, with every kind of token.
 
 mod sim;
 
@@ -17,7 +17,7 @@ use ublk_sim::{Config, Faults};
 
 const ZONE: usize = 128 << 10;
 
-/// Zones of memory, and where each is written next.
+/// Zones in memory, and their write pointers.
 struct Zones(Mutex<(Vec<u8>, Vec<usize>)>);
 
 impl Zones {
@@ -104,7 +104,7 @@ fn config(seed: u64) -> Config {
     }
 }
 
-/// What a request of the device asks for, done.
+/// Carries out a request.
 fn serve(zones: &Zones, mut request: OwnedRequest) {
     let zone = request.offset();
     let result = match request.op() {
@@ -129,8 +129,8 @@ fn serve(zones: &Zones, mut request: OwnedRequest) {
     request.complete(result);
 }
 
-/// An append's place goes with its commit and with no other, per tag and in batches, however often a commit has to be
-/// pushed.
+/// An append's position goes with its commit and with no other, per tag and in batches, however often a commit has to
+/// be pushed.
 #[test]
 fn appends_land_where_the_backend_says() {
     for seed in 0..40 {
@@ -144,7 +144,7 @@ fn appends_land_where_the_backend_says() {
     }
 }
 
-/// The same from a pool's threads.
+/// The same from the threads of a pool.
 #[test]
 fn appends_land_from_a_pool() {
     for seed in 0..12 {
@@ -154,7 +154,7 @@ fn appends_land_from_a_pool() {
     }
 }
 
-/// The same from tokens that are held: on the queue's thread, and on another.
+/// The same for kept tokens: on the queue's thread, and on another.
 #[test]
 fn appends_land_from_tokens_that_are_held() {
     for seed in 0..12 {
@@ -188,7 +188,7 @@ fn appends_land_from_tokens_that_are_held() {
     }
 }
 
-/// The same from futures, at once and later.
+/// The same for futures, answered at once and later.
 #[test]
 fn appends_land_from_futures() {
     for seed in 0..12 {
@@ -221,8 +221,8 @@ fn appends_land_from_futures() {
     }
 }
 
-/// An append that is answered well without a place is none: the client would look for its data at sector 0. Nor is one
-/// with a place that no append can have.
+/// L11 An append that succeeds without a position is an error: the client would look for its data at sector 0. So is
+/// one with an impossible position.
 #[test]
 fn l11_an_append_without_a_place_is_an_error() {
     for seed in 0..4 {
@@ -243,7 +243,8 @@ fn l11_an_append_without_a_place_is_an_error() {
     }
 }
 
-/// A handler that knows nothing of zones gets no lane of a zoned device, and nobody one whose data the driver copies.
+/// A handler without zone support gets no lane of a zoned device, and no zoned device gets a lane in which the driver
+/// copies.
 #[test]
 fn zones_are_for_handlers_that_ask_for_them() {
     const { assert!(!<Inline<Zones> as Handler>::ZONES && Zoned::<Inline<Zones>>::ZONES) };

@@ -24,7 +24,7 @@ fn l05_buffers_begin_as_zeroes() {
     assert!(bytes.iter().all(|byte| *byte == 0));
 }
 
-/// L09 Lanes of one queue have the same buffers, which stay until the last of them is gone.
+/// L09 Lanes of one queue share the buffers, which stay mapped until the last lane is gone.
 #[test]
 fn l09_buffers_stay_while_a_lane_has_them() {
     let arena = Arena::new(2, 4096).expect("memory");
@@ -37,7 +37,7 @@ fn l09_buffers_stay_while_a_lane_has_them() {
     assert_eq!(unsafe { other.slice(tag(1), 4096) }[4095], 0);
 }
 
-/// L05 Huge pages, where they are to be had, are zero and hold the maximum; small queues do not take any.
+/// L05 Huge pages, if available, are zero and hold the maximum; small queues use none.
 #[test]
 fn l05_huge_pages_begin_as_zeroes() {
     let arena = Arena::with(8, 512 << 10, true).expect("memory");
@@ -51,7 +51,7 @@ fn l05_huge_pages_begin_as_zeroes() {
     assert_eq!(small.extent(), (4 * 4096, Pages::Small));
 }
 
-/// What has come back is given out again first, and no place twice.
+/// The place that came back last is reused first, and no place is assigned twice.
 #[test]
 fn places_that_are_dealt_are_few_and_disjoint() {
     let mut arena = Arena::new(4, 4096).expect("memory");

@@ -1,4 +1,4 @@
-//! Any handler, in a device of a kind that its lane has to know of.
+//! Wrappers that declare what kind of device a handler serves.
 
 use ublk_core::iod::Io;
 
@@ -9,7 +9,7 @@ use crate::operations::{Operation, Operations};
 use crate::port::Port;
 use crate::request::Request;
 
-/// A handler around any other, all of which it hands on.
+/// Defines a wrapper that forwards all calls to the handler inside.
 macro_rules! around {
     ($(#[$doc:meta])* $name:ident, zones = $zones:expr) => {
         $(#[$doc])*
@@ -38,7 +38,7 @@ macro_rules! around {
 
             #[expect(unsafe_code, reason = "the lane's call of the handler inside")]
             unsafe fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
-                // SAFETY: the caller's contract; what this handler has pushed, the one inside has.
+                // SAFETY: the caller's contract; all operations were pushed by the handler inside.
                 unsafe { self.0.operation_completed(operation, res, flags) };
             }
 
@@ -75,12 +75,13 @@ macro_rules! around {
 }
 
 around! {
-    /// Any handler, in a device that shares memory with its clients: the lane then looks where the data of each request is.
+    /// Adapts any handler to a device that shares memory with its clients: the lane then looks up where the data of
+    /// each request is.
     ClientShared, zones = H::ZONES
 }
 
 around! {
-    /// Any handler, in a zoned device: its lane tells the driver where appends have landed. It finds data in memory shared
-    /// with clients too, as [`ClientShared`] does.
+    /// Adapts any handler to a zoned device: its lane reports to the driver where appends were written. It supports
+    /// memory shared with clients, too, like [`ClientShared`].
     Zoned, zones = true
 }

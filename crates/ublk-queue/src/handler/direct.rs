@@ -1,9 +1,10 @@
-//! Backends of memory, from and to which the driver copies.
+//! Handlers for backends whose memory the driver copies to and from.
 //!
 //! # Why there is `unsafe` here
-//! A region is lent by its backend for a borrow, and the driver uses it for longer: until it has taken the answer. A
-//! backend in an `Arc` neither moves nor is written through `&mut` while a count is held, so what it lends to a `&self`
-//! stays valid for as long as one is: the lane holds one ([`Backing`]), and leaks it when it ends before the driver.
+//! A backend lends a region for a borrow, but the driver uses it for longer: until it has taken the answer. A backend
+//! in an `Arc` neither moves nor is accessed through `&mut` while a reference count is held, so what it lends to
+//! `&self` stays valid that long. The lane holds one ([`Backing`]), and leaks it if the lane ends before the driver is
+//! done.
 #![expect(
     unsafe_code,
     reason = "names a backend's memory for longer than a borrow"
@@ -19,15 +20,15 @@ use crate::backing::{Backing, Keeper};
 use crate::memref::MemRef;
 use crate::request::Request;
 
-/// A backend whose content is memory of this process: the driver can copy to and from it, so that data is
-/// copied once.
+/// A backend whose content is memory of this process: the driver can copy to and from it, so that data is copied only
+/// once.
 pub trait Mapped: Backend {
     /// The memory of a range inside the device.
     fn region(&self, offset: u64, len: usize) -> MemRef<'_>;
 }
 
-/// Calls a backend on the queue's own thread, and has the driver copy data to and from the backend's memory
-/// where the plan allows it (user copy and get-data).
+/// Calls a backend on the queue's own thread, and lets the driver copy data to and from the backend's memory if the
+/// plan allows it (user copy and get-data).
 #[derive(Debug)]
 pub struct Direct<B>(pub Arc<B>);
 
@@ -41,7 +42,7 @@ impl<B: Mapped> Direct<B> {
     }
 
     /// # Safety
-    /// The lane keeps the backend (head of this file).
+    /// The lane must keep the backend (head of this file).
     unsafe fn kept_region(&self, offset: u64, len: u64) -> MemRef<'static> {
         // SAFETY: the caller's contract, and the head of this file.
         unsafe { self.region(offset, len).extend() }

@@ -1,4 +1,4 @@
-//! Handlers of devices that share memory with their clients, which know how to make the most of it.
+//! Handlers that take advantage of memory shared with the device's clients.
 
 use std::sync::Arc;
 
@@ -9,7 +9,8 @@ use crate::data_path;
 use crate::racy_copy::Copier;
 use crate::request::Request;
 
-/// As [`Direct`], in a device that shares memory: one copy, between the backend's memory and the client's.
+/// Like [`Direct`], for a device that shares memory: data is copied once, between the backend's memory and the
+/// client's.
 #[derive(Debug)]
 pub struct DirectShared<B> {
     direct: Direct<B>,
@@ -17,7 +18,7 @@ pub struct DirectShared<B> {
 }
 
 impl<B: Mapped> DirectShared<B> {
-    /// Calls this backend.
+    /// Creates a handler for this backend.
     pub fn new(backend: Arc<B>) -> Self {
         Self {
             direct: Direct(backend),
@@ -48,14 +49,14 @@ impl<B: Mapped> Handler for DirectShared<B> {
     }
 }
 
-/// As [`Inline`], in a device that shares memory: a backend that looks at no data is not shown any.
+/// Like [`Inline`], for a device that shares memory: a backend that ignores the data is not shown any.
 #[derive(Debug)]
 pub struct InlineShared<B> {
     inline: Inline<B>,
 }
 
 impl<B: Backend> InlineShared<B> {
-    /// Calls this backend.
+    /// Creates a handler for this backend.
     pub fn new(backend: Arc<B>) -> Self {
         Self {
             inline: Inline::new(backend),
@@ -69,7 +70,7 @@ impl<B: Backend> Handler for InlineShared<B> {
     #[inline]
     fn handle(&mut self, mut request: Request<'_>) {
         if B::is_blind() {
-            // Whatever is there is the answer.
+            // The memory's present content is the answer.
             let _ = request.take_shared();
         }
         self.inline.handle(request);

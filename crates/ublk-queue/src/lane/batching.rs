@@ -1,4 +1,4 @@
-//! The lane's side of batch mode: when its commands go, and what their completions mean for the tags.
+//! The lane's side of batch mode: when commands are sent, and what their completions mean for the tags.
 
 use std::sync::atomic::Ordering;
 
@@ -11,8 +11,8 @@ use crate::port::{Completion, Descriptors, Full, Port};
 use crate::user_data::{Kind, UserData};
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
-    /// Before an enter: pushes the batch commands that are due. Gives the number of those that complete at once:
-    /// an enter that waits waits for one more than these.
+    /// Pushes the batch commands that are due, before an enter. Returns how many of them complete at once: an enter
+    /// that sleeps must wait for one completion more.
     #[inline]
     pub(crate) fn flush(&mut self, port: &mut P) -> u32 {
         if self.batched {
@@ -49,7 +49,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         at_once
     }
 
-    /// True for a completion of the fetch that brings tags and leaves it armed.
+    /// True for a completion of the fetch that delivers tags and leaves it armed.
     #[inline(always)]
     pub(crate) fn is_fetch(&self, completion: &Completion) -> bool {
         completion.user_data == self.fetch_word && completion.res > 0 && completion.has_more()
@@ -67,8 +67,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.serve_fetched(port)
     }
 
-    /// Takes the completion of a COMMIT of which the driver took everything. False if it is another, with nothing
-    /// done.
+    /// Handles the completion of a COMMIT of which the driver took every element. False, with nothing done, for any
+    /// other.
     #[inline(always)]
     pub(crate) fn commit_taken(&mut self, completion: &Completion) -> bool {
         let owner = self.owner | (Kind::Commit as u64) << 48;
@@ -78,7 +78,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// Any other completion of the fetch.
+    /// Handles any other completion of the fetch.
     pub(super) fn fetch_completed(
         &mut self,
         port: &mut P,
@@ -93,7 +93,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
         let fetch = match Errno::from_result(completion.res) {
             Err(Errno::ENODEV) => Fetch::Ended,
-            // Out of buffers, room in the CQ, or memory: no tag is lost, the next fetch has it.
+            // Out of buffers, CQ space or memory: no tag is lost, the next fetch delivers it.
             Ok(_) | Err(Errno::ENOBUFS | Errno::ENOMEM | Errno::ECANCELED | Errno::EAGAIN) => {
                 Fetch::Due
             }
@@ -109,7 +109,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         };
         self.batch.fetch = fetch;
         if fetch == Fetch::Ended {
-            // One abort for all tags that the driver has.
+            // One abort stands for all tags that the driver has.
             for n in 0..self.tags.len() {
                 if self.tags[n].state.with_driver() {
                     self.completed_seldom(
@@ -127,7 +127,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Serves the tags of the last fetch completion; after a panic of the handler, the rest of them.
     #[inline(always)]
     pub(crate) fn serve_fetched(&mut self, port: &mut P) -> Result<(), LaneError> {
-        // Nothing in here makes a plain lane another.
+        // Nothing in this loop changes whether the lane is plain.
         let plain = self.quick == self.owner;
         while let Some(&tag) = self.fetched.get(self.next_fetched) {
             self.next_fetched += 1;
@@ -140,7 +140,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         Ok(())
     }
 
-    /// Elements that the driver did not take are in hand again, their answers kept.
+    /// Puts the elements that the driver did not take back in hand, with their answers.
     pub(super) fn elems_completed(
         &mut self,
         port: &mut P,
@@ -153,7 +153,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         if !known {
             let mut batch = std::mem::take(&mut self.batch);
             known = batch.completed(number, res, prep, |tag, why| {
-                // Without an errno of its own an element was never looked at: it goes again.
+                // An element without an errno of its own was never looked at: it is sent again.
                 let errno = why.unwrap_or(Errno::EAGAIN);
                 if result.is_ok() {
                     result = self.completed_seldom(port, tag.get(), errno.to_result());

@@ -1,8 +1,8 @@
-//! The calls of a handler that only its own lane may make.
+//! The handler's methods that only its own lane may call.
 //!
 //! # Why there is `unsafe` here
-//! Both hand the handler a promise that only its lane can give: that it keeps the handler's memory ([`Handler::BACKING`])
-//! and leaks it where it ends before the driver, and that a completion is of the handler's own operation.
+//! Both rely on facts that only the lane can guarantee: it keeps the handler's memory ([`Handler::BACKING`]) and leaks
+//! it if the lane ends before the driver is done, and a completion is that of an operation of this handler.
 #![expect(unsafe_code, reason = "what only the handler's own lane may call")]
 
 use ublk_core::Tag;
@@ -16,7 +16,7 @@ use crate::operations::Operation;
 use crate::port::{Descriptors, Port};
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
-    /// Get-data: where the handler wants a WRITE's data, if that has room for it.
+    /// Get-data: the handler's place for a WRITE's data, if it is large enough.
     pub(super) fn place_of(&mut self, tag: Tag, io: &Io) -> Option<MemRef<'static>> {
         let guard = OnUnwind::new(&self.panicked, Panicked::Place(tag));
         // SAFETY: the lane keeps the handler's backing (head of this file).
@@ -25,11 +25,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         place.filter(|place| u64::try_from(place.len()).is_ok_and(|len| len >= io.len))
     }
 
-    /// Tells the handler that an operation of its own is over.
+    /// Notifies the handler that one of its operations has completed.
     pub(crate) fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
         let guard = OnUnwind::new(&self.panicked, Panicked::Operation);
-        // SAFETY: by the word of the completion the handler's own: it has lane, life and kind, which `Operations::push`
-        // gave it, and the port shows completions of what was pushed only.
+        // SAFETY: the operation is the handler's own by the `user_data` of the completion, which has the lane,
+        // generation and kind that `Operations::push` put there; and the port only delivers completions of pushed
+        // entries.
         unsafe { self.handler.operation_completed(operation, res, flags) };
         guard.disarm();
     }

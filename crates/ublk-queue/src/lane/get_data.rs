@@ -1,4 +1,4 @@
-//! Get-data: where a WRITE's data is to lie, named before the driver copies it (NEED_GET_DATA).
+//! Get-data: names the place of a WRITE's data before the driver copies it (NEED_GET_DATA).
 
 use ublk_core::iod::IoBounds;
 use ublk_core::{Input, Tag};
@@ -11,7 +11,7 @@ use crate::memref::MemRef;
 use crate::port::{Descriptors, Port};
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
-    /// Get-data: names the place of a WRITE's data, the handler's choice or the tag's buffer.
+    /// Names the place of a WRITE's data: the handler's choice or the tag's buffer.
     pub(super) fn get_data(&mut self, port: &mut P, tag: Tag) {
         let bounds = IoBounds::new(self.shared.size(), self.max_io_bytes);
         let io = self.descriptors.load(tag).decode(&bounds);

@@ -1,4 +1,4 @@
-//! What the owner of a worker sees of its lanes.
+//! A lane as its worker's owner sees it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +9,7 @@ use crate::buffers::Pages;
 use crate::health::{Counters, State};
 use crate::shared::LaneShared;
 
-/// A lane as seen from outside its worker's thread.
+/// State and counters of a lane, readable from any thread.
 #[derive(Clone)]
 pub struct LaneHandle(Arc<LaneShared>);
 
@@ -51,12 +51,12 @@ impl LaneHandle {
         self.0.meters.snapshot()
     }
 
-    /// The device has another size: requests beyond it are refused. A larger one is said before the driver hears of it.
+    /// Sets the size of the device: requests beyond it are refused. Call it before the driver learns of a larger size.
     pub fn set_size(&self, size: u64) {
         self.0.set_size(size);
     }
 
-    /// A lane of one tag that is nobody's.
+    /// A detached lane of one tag, for tests.
     #[cfg(test)]
     pub(crate) fn in_state(state: State) -> Self {
         use crate::data_path::DataPath;
@@ -82,7 +82,7 @@ impl LaneHandle {
         Self(shared)
     }
 
-    /// For the end of a thread: a lane that is neither empty nor failed lost its thread to a panic.
+    /// Called when a thread ends: a lane that is neither empty nor failed lost its thread to a panic.
     pub(crate) fn ended_without_a_word(&self) {
         if !matches!(self.state(), State::Empty | State::Failed) {
             self.0.status.fail(format!(
@@ -92,15 +92,15 @@ impl LaneHandle {
         }
     }
 
-    /// Bytes of its buffers, mapped and not all taken, and in what pages.
+    /// Bytes of the buffers (mapped, not necessarily populated), and the kind of pages.
     #[must_use]
     pub fn buffers(&self) -> (u64, Pages) {
         let (bytes, pages) = self.0.arena.extent();
         (bytes as u64, pages)
     }
 
-    /// Requests that handlers have taken along and not answered, as of the last batch; at least one while the thread
-    /// is at work on a batch.
+    /// Requests that handlers hold and have not answered, as of the last batch; at least one while the thread works on
+    /// a batch.
     #[must_use]
     pub fn in_hand(&self) -> u64 {
         let at_work = self.0.at_work.load(Ordering::Relaxed);

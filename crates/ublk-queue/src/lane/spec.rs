@@ -1,4 +1,4 @@
-//! What a lane is made of.
+//! The parameters of a lane.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -11,58 +11,58 @@ use crate::failures::OnFailure;
 use crate::port::{NoDevice, UserCopyPort};
 use crate::shmem::SharedMemory;
 
-/// A lane to be hosted by a worker.
+/// The parameters of a lane on a worker.
 #[non_exhaustive]
 pub struct LaneSpec<D, H> {
     /// Hw queue.
     pub qid: QueueId,
-    /// Tags of the queue, as ADD_DEV's answer has them.
+    /// Number of tags, as granted by ADD_DEV.
     pub depth: u16,
-    /// What a descriptor is checked against; `max_io_bytes` is also the size of a tag's buffer.
+    /// Bounds that descriptors are checked against; `max_io_bytes` is also the size of a tag's buffer.
     pub bounds: IoBounds,
     /// The queue's descriptors.
     pub descriptors: D,
-    /// Answers the requests.
+    /// The handler that answers the requests.
     pub handler: H,
-    /// Which life of this place on the worker it is: completions of another life are ignored (L53).
+    /// Generation of this lane's place on the worker: completions of another generation are ignored (L53).
     pub generation: u16,
-    /// How data travels, as ADD_DEV granted it.
+    /// How data is transferred, as granted by ADD_DEV.
     pub data: DataMode,
-    /// Whether commands carry many tags, as ADD_DEV granted it.
+    /// Whether commands carry many tags, as granted by ADD_DEV.
     pub batch: bool,
     /// Whether the device is zoned; for handlers with [`Handler::ZONES`](crate::Handler::ZONES).
     pub zoned: bool,
-    /// First index of the lane's `depth` buffers in the ring's table; for the zero-copy modes.
+    /// Index of the lane's first buffer in the ring's buffer table, `depth` in all; for the zero-copy modes.
     pub buf_base: u16,
-    /// First slot of the handler's files in the ring's table.
+    /// First slot of the handler's files in the ring's file table.
     pub files: u32,
-    /// How many there are.
+    /// Number of these files.
     pub file_count: u16,
-    /// The data path by the character device; used in user copy.
+    /// The character device for user copy.
     pub device: Box<dyn UserCopyPort>,
-    /// The thread's share of the queue.
+    /// The lane's share of the queue.
     pub share: Share,
-    /// The buffers shall be in huge pages where they are to be had.
+    /// Allocates the buffers in huge pages if some are available.
     pub huge_pages: bool,
     /// Memory shared with the device's clients; for handlers with [`Handler::SHARED`](crate::Handler::SHARED).
     pub shared: Option<SharedMemory>,
-    /// Is told of requests that are answered with an errno.
+    /// Called for requests that are answered with an errno.
     pub on_failure: Option<OnFailure>,
 }
 
-/// Which part of a queue one lane serves, where several threads do: the tags `first`, `first + step`, …
+/// The part of a queue that one lane serves, if several threads serve it: the tags `first`, `first + step`, …
 ///
-/// With commands of one tag each the tags stay where they were fetched (PER_IO_DAEMON, 6.16); in batch mode they go to
-/// whichever thread's fetch comes first (7.0). The buffers are the queue's.
+/// With a command per tag, tags stay with the thread that fetched them (PER_IO_DAEMON, 6.16). In batch mode each
+/// request goes to the thread whose fetch comes first (7.0). The buffers belong to the queue.
 ///
-/// A lane has its share to itself: a share is dealt once and cannot be copied.
+/// A share belongs to one lane: it is dealt once and cannot be copied.
 pub struct Share {
     pub(crate) first: u16,
     pub(crate) step: u16,
     pub(crate) arena: Option<Arena>,
-    /// Tags that the arena was mapped for; 0 without one.
+    /// Depth that the arena was mapped for; 0 without one.
     depth: u16,
-    /// Batch: lanes of the queue that have not prepared their tags. No fetch before there are none.
+    /// Batch mode: number of lanes of the queue that have not prepared their tags. No lane fetches before it is 0.
     pub(crate) unprepared: Option<Arc<AtomicU32>>,
 }
 
@@ -76,10 +76,11 @@ impl Share {
         unprepared: None,
     };
 
-    /// The shares of a queue for so many lanes.
+    /// Divides a queue among this many lanes.
     ///
     /// # Errors
-    /// ENOMEM when the buffers cannot be mapped, EINVAL for more lanes than tags: one without any would never be armed.
+    /// ENOMEM if the buffers cannot be mapped; EINVAL for more lanes than tags, since one without a tag would never be
+    /// armed.
     pub fn deal(lanes: u16, depth: u16, max_io_bytes: u32) -> Result<Vec<Self>, Errno> {
         if lanes > depth {
             return Err(Errno::EINVAL);
@@ -96,7 +97,7 @@ impl Share {
         Ok((0..lanes).map(share).collect())
     }
 
-    /// The same share, for the one lane of it that is made.
+    /// A copy of the share, for the only lane that is made of it.
     pub(crate) fn again(&self) -> Self {
         Self {
             first: self.first,
@@ -107,7 +108,7 @@ impl Share {
         }
     }
 
-    /// Whether its buffers, if it has any, are those of such a queue.
+    /// Whether its buffers, if any, fit a queue of this depth and size.
     pub(crate) fn fits(&self, depth: u16, max_io_bytes: u32) -> bool {
         let holds = |arena: &Arena| self.depth == depth && arena.holds(max_io_bytes);
         self.arena.as_ref().is_none_or(holds)
@@ -115,7 +116,7 @@ impl Share {
 }
 
 impl<D, H> LaneSpec<D, H> {
-    /// A lane of its first life in copy mode.
+    /// A lane of the first generation in copy mode.
     #[must_use]
     pub fn new(qid: QueueId, depth: u16, bounds: IoBounds, descriptors: D, handler: H) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! A request's data by the character device (user copy).
+//! Transfers a request's data through the character device (user copy).
 #![expect(unsafe_code, reason = "lends memory to system calls")]
 
 use std::fs::OpenOptions;
@@ -13,11 +13,11 @@ use super::traits::UserCopyPort;
 use crate::memref::MemRef;
 use crate::thread::last_errno;
 
-/// The character device as the data path: a descriptor of a lane's own.
+/// The character device as the data path; each lane has a descriptor of its own.
 #[derive(Debug)]
 pub struct CharDevice {
     fd: OwnedFd,
-    /// Leads to no data; takes the descriptor's place at the end.
+    /// A file without data, which replaces the device at the end.
     nowhere: Arc<OwnedFd>,
 }
 
@@ -25,7 +25,7 @@ impl CharDevice {
     /// Duplicates the descriptor of a device.
     ///
     /// # Errors
-    /// EMFILE, ENFILE: no descriptor is left.
+    /// EMFILE or ENFILE: out of descriptors.
     pub fn new(device: BorrowedFd<'_>) -> Result<Self, Errno> {
         static NOWHERE: Mutex<Weak<OwnedFd>> = Mutex::new(Weak::new());
         let errno = |e: std::io::Error| Errno::from_io(&e);
@@ -43,7 +43,8 @@ impl CharDevice {
         Ok(Self { fd, nowhere })
     }
 
-    /// The whole of a range must go: a short count would leave stale bytes with a reader or a writer (L05).
+    /// Transfers the whole range or fails: a short count would expose stale bytes to a reader or leave them on the disk
+    /// (L05).
     fn transfer(
         &self,
         (qid, tag, byte): (QueueId, Tag, u32),
@@ -79,22 +80,22 @@ impl CharDevice {
 impl UserCopyPort for CharDevice {
     fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef<'_>) -> Result<(), Errno> {
         self.transfer((qid, tag, from), to, |fd, ptr, len, at| {
-            // SAFETY: the range is writable memory by the promise of `MemRef::new`.
+            // SAFETY: the range is writable memory by the contract of `MemRef::new`.
             unsafe { libc::pread(fd, ptr, len, at) }
         })
     }
 
     fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno> {
         self.transfer((qid, tag, to), from, |fd, ptr, len, at| {
-            // SAFETY: the range is readable memory by the promise of `MemRef::new`.
+            // SAFETY: the range is readable memory by the contract of `MemRef::new`.
             unsafe { libc::pwrite(fd, ptr, len, at) }
         })
     }
 
     fn retire(&self) {
         let (from, to) = (self.nowhere.as_raw_fd(), self.fd.as_raw_fd());
-        // SAFETY: replaces what our own descriptor leads to, at once: whoever uses it at this moment has the one or the
-        // other (EBADF), and the number stays ours until it is dropped.
+        // SAFETY: atomically replaces the file behind our own descriptor: a concurrent user gets the one or the other
+        // (EBADF), and the number stays ours until it is dropped.
         while unsafe { libc::dup3(from, to, libc::O_CLOEXEC) } < 0 && last_errno() == Errno::EINTR {
         }
     }
@@ -108,7 +109,7 @@ mod tests {
 
     use super::*;
 
-    /// L63 A device that is let go of is closed, whoever still has the value, and transfers by it fail.
+    /// L63 A retired device is closed even if the value still exists, and transfers through it fail.
     #[test]
     fn l63_a_retired_device_is_closed() {
         let (mut reader, writer) = std::io::pipe().unwrap();
@@ -120,7 +121,7 @@ mod tests {
         assert_eq!(reader.read(&mut [0]).unwrap(), 0);
         let zeroes = [0; 512];
         let from = NonNull::from(&zeroes).cast();
-        // SAFETY: readable for as long as the call.
+        // SAFETY: readable for the duration of the call.
         let from = unsafe { MemRef::new(from, zeroes.len()) };
         let pushed = device.push(QueueId::ZERO, Tag::ZERO, 0, from);
         assert_eq!(pushed, Err(Errno::EBADF));

@@ -1,4 +1,4 @@
-//! The driver's table of I/O descriptors, as it maps them.
+//! The driver's I/O descriptor table, mapped read-only.
 #![expect(unsafe_code, reason = "maps the driver's descriptors")]
 
 use std::fmt;
@@ -13,11 +13,11 @@ use super::traits::Descriptors;
 use crate::buffers::page_size;
 use crate::thread::last_errno;
 
-/// The driver's descriptors of one queue, mapped read-only.
+/// The I/O descriptors of one queue, mapped read-only.
 ///
 /// # Invariants
-/// `base` is the start of a live mapping of `len` bytes that this value owns; it holds `depth`
-/// descriptors, one every `stride` bytes.
+/// `base` is the start of a live mapping of `len` bytes that this value owns; it holds `depth` descriptors, one every
+/// `stride` bytes.
 pub struct DescTable {
     base: NonNull<u8>,
     len: usize,
@@ -34,11 +34,12 @@ impl fmt::Debug for DescTable {
 }
 
 impl DescTable {
-    /// Maps the descriptors of a queue at the driver's own stride (L01), not inherited by children. Of a character device: a
-    /// file that is shorter than the table raises SIGBUS at the first look, as any mapping does.
+    /// Maps the descriptors of a queue at the driver's own stride (L01). Children do not inherit the mapping. The file
+    /// must be a character device: with a file that is shorter than the table the first access raises SIGBUS, as with
+    /// any mapping.
     ///
     /// # Errors
-    /// EINVAL when another process has mapped this device, or the queue is not there.
+    /// EINVAL if another process has mapped this device, or the queue does not exist.
     pub fn map(
         char_device: BorrowedFd<'_>,
         geometry: &Geometry,
@@ -75,7 +76,7 @@ impl DescTable {
             depth: geometry.depth(),
             stride,
         };
-        // SAFETY: the range is the mapping just made. A child that kept it would keep the device (L23).
+        // SAFETY: the range is the mapping just made. A child that inherited it would hold the device open (L23).
         let res = unsafe { libc::madvise(addr, place.len, libc::MADV_DONTFORK) };
         if res == 0 {
             Ok(table)
@@ -100,9 +101,9 @@ impl Descriptors for DescTable {
         // SAFETY: tag < depth and depth × stride ≤ len, so the offset is inside the mapping.
         let place = unsafe { self.base.add(tag.index() * self.stride) };
         let place = place.cast::<ublksrv_io_desc>();
-        // SAFETY: the place is inside the mapping and aligned (the stride is a multiple of 8); every bit
-        // pattern is a descriptor. Volatile and by value, since the kernel writes there (L57): it does
-        // so before the CQE that the caller has taken with acquire ordering, and not before the commit.
+        // SAFETY: the place is inside the mapping and aligned (the stride is a multiple of 8); every bit pattern is a
+        // descriptor. Volatile and by value, since the kernel writes there (L57): it does so before the CQE that the
+        // caller has taken with acquire ordering, and not again before the commit.
         let raw = unsafe { place.as_ptr().read_volatile() };
         IoDesc::new(raw.op_flags, raw.start_sector, raw.nr_sectors, raw.addr)
     }

@@ -1,4 +1,4 @@
-//! The port of a real ring.
+//! The port on a real ring.
 #![expect(unsafe_code, reason = "lends buffers to the kernel by command")]
 
 use std::fmt;
@@ -21,17 +21,17 @@ use crate::user_data::{NO_OWNER, UserData};
 pub struct RingPort {
     ring: Ring<Sqe64, Cqe16>,
     waker: Waker,
-    /// Batch: the buffers that each lane's fetch fills with tags.
+    /// Batch mode: the provided buffers that each lane's fetch fills with tags.
     groups: Vec<TagBuffers>,
-    /// How long to look before sleeping, if at all.
+    /// Polling before sleep, if enabled.
     spin: Option<Spin>,
 }
 
-/// A group of buffers for the tags of a multishot fetch.
+/// A group of provided buffers for the tags of a multishot fetch.
 ///
 /// # Invariants
-/// `bytes` is a live allocation of [`TAG_BUFFERS`] times [`TAG_BUFFER`] bytes, to which no reference exists: while the
-/// kernel has one of its buffers, it may write there at any time.
+/// `bytes` is a live allocation of [`TAG_BUFFERS`] times [`TAG_BUFFER`] bytes, to which no reference exists: the kernel
+/// may write to any buffer that it has, at any time.
 struct TagBuffers {
     ring: BufRing,
     bytes: NonNull<[u8]>,
@@ -39,10 +39,9 @@ struct TagBuffers {
 
 /// `IORING_URING_CMD_MULTISHOT` (linux/io_uring.h, 6.18).
 const URING_CMD_MULTISHOT: u32 = 1 << 1;
-/// Bytes of a buffer for tags: the driver fills no more at once.
+/// Size of a tag buffer in bytes: the driver fills no more at once.
 const TAG_BUFFER: usize = 256;
-/// Buffers of a group: completions that may be waiting for us. When they run out the fetch ends and is
-/// pushed again.
+/// Buffers per group, that is completions that may wait for us. When they run out, the fetch ends and is pushed again.
 const TAG_BUFFERS: u16 = 32;
 
 impl TagBuffers {
@@ -65,28 +64,28 @@ impl TagBuffers {
         (bid < TAG_BUFFERS).then(|| unsafe { first.add(usize::from(bid) * TAG_BUFFER) })
     }
 
-    /// Gives a buffer to the kernel, for the first time or again.
+    /// Provides a buffer to the kernel, initially or again.
     fn give(&mut self, bid: u16) {
         let Some(first) = self.place(bid) else {
             return;
         };
-        // SAFETY: 256 bytes of `bytes`, which the port frees only after it has unregistered the group; we read
-        // them between the CQE that names `bid` and the next `give` only. There is room: the group has as
-        // many entries as buffers, and this one is not in it.
+        // SAFETY: 256 bytes of `bytes`, which the port frees only after it has unregistered the group; we read them
+        // only between the CQE that names `bid` and the next `give`. There is room: the group has as many entries as
+        // buffers, and this one is not in it.
         let given = unsafe { self.ring.add(first, 256, bid) };
         if given.is_ok() {
             self.ring.advance();
         }
     }
 
-    /// Copies the tags out of a buffer that the kernel has filled with `len` bytes, and gives it back.
+    /// Copies the tags out of a buffer that the kernel has filled with `len` bytes, and provides it again.
     fn take(&mut self, bid: u16, len: usize, tags: &mut Vec<u16>) {
         if let Some(first) = self.place(bid) {
-            // Of a known length, so that there is room for all at once, and not a test for each.
+            // An iterator of known length, so that room is reserved once instead of being checked for each tag.
             tags.extend((0..len.min(TAG_BUFFER) / 2).map(|n| {
-                // SAFETY: the byte and the one behind it are inside the buffer.
+                // SAFETY: the byte and the next one are inside the buffer.
                 let place = unsafe { first.add(2 * n) }.cast::<[u8; 2]>();
-                // SAFETY: ours from the CQE that named it until it is given back, and any bytes will do.
+                // SAFETY: ours from the CQE that named it until it is provided again, and any bytes are valid.
                 u16::from_ne_bytes(unsafe { place.read() })
             }));
         }
@@ -98,7 +97,7 @@ impl TagBuffers {
 impl Drop for RingPort {
     fn drop(&mut self) {
         for TagBuffers { ring, bytes } in self.groups.drain(..) {
-            // Else the kernel may still fill them, and they are left to it.
+            // Otherwise the kernel may still fill them, and they are leaked.
             if self.ring.unregister_buf_ring(ring).is_ok() {
                 // SAFETY: made by `Box::leak`, freed here only; no group has its buffers and no fetch is left that
                 // could fill one: a fetch selects a buffer when it has tags for it, and then needs the group.
@@ -108,17 +107,17 @@ impl Drop for RingPort {
     }
 }
 
-/// What a worker's ring must have room for.
+/// Required capacity of a worker's ring.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RingNeeds {
-    /// Commands at once: the sum of the lanes' depths.
+    /// Commands in flight: the sum of the lanes' depths.
     pub commands: u32,
-    /// Operations at once.
+    /// Operations in flight.
     pub operations: u32,
-    /// Lanes.
+    /// Number of lanes.
     pub lanes: u16,
-    /// Slots of the table of buffers, for the zero-copy modes.
+    /// Slots of the buffer table, for the zero-copy modes.
     pub buffers: u32,
     /// Whether the lanes' commands carry many tags.
     pub batch: bool,
@@ -126,21 +125,21 @@ pub struct RingNeeds {
     pub polling: Polling,
 }
 
-/// Most entries of a submission queue (`IORING_MAX_ENTRIES`, io_uring/io_uring.c). With more tags than that the
-/// engine submits in between.
+/// Maximum size of a submission queue (`IORING_MAX_ENTRIES`, io_uring/io_uring.c). With more tags than that, the engine
+/// submits in between.
 const MAX_SQ_ENTRIES: u32 = 32_768;
 
-/// Most kernel workers of a ring: they are made as they are needed.
+/// Maximum number of the ring's kernel workers, which are created on demand.
 const MAX_WORKERS: u32 = 256;
 
-/// A ring for a worker could not be had.
+/// A ring for a worker could not be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RingError {
-    /// It could not be made.
+    /// The ring could not be created.
     #[error(transparent)]
     SetUp(#[from] SetupError),
-    /// The char devices or the waker could not be registered with it.
+    /// The char devices or the waker could not be registered.
     #[error(transparent)]
     Register(#[from] RegisterError),
 }
@@ -152,21 +151,21 @@ impl fmt::Debug for RingPort {
 }
 
 impl RingPort {
-    /// A ring whose table of files begins with the char devices of the lanes, in the lanes' order. Make it on the
-    /// thread that will serve.
+    /// Creates a ring whose file table begins with the char devices of the lanes, in the order of the lanes. Call it on
+    /// the thread that will serve.
     ///
     /// # Safety
-    /// Whoever pushes a command or an operation keeps what it names, as the driver or the operation uses it, until its
-    /// last completion. A [`Worker`](crate::Worker) does, if each of its lanes is a queue of the device behind the
-    /// lane's file, with the driver's own depth, buffer size, data mode and descriptors, and the lanes of one queue were
-    /// dealt their shares together.
+    /// Whoever pushes a command or an operation must keep the memory it names, as the driver or the operation uses it,
+    /// until its last completion. A [`Worker`](crate::Worker) does, if each of its lanes is a queue of the device
+    /// behind the lane's file, with the driver's own depth, buffer size, data mode and descriptors, and the lanes of
+    /// one queue were dealt their shares together.
     ///
     /// # Errors
-    /// What set-up or registration says.
+    /// The error of set-up or registration.
     pub unsafe fn new(needs: &RingNeeds, files: &[BorrowedFd<'_>]) -> Result<Self, RingError> {
         let spin = Spin::new(needs.polling);
-        // One entry more than tags on either side: the waker's. Every tag has at most one command in flight and
-        // every place for an operation one operation, so neither queue can overflow.
+        // One entry more than tags in each queue: the waker's. Every tag has at most one command in flight and every
+        // slot at most one operation, so neither queue can overflow.
         let entries = (needs.commands + needs.operations + 1).min(MAX_SQ_ENTRIES);
         let mut ring = Ring::<Sqe64, Cqe16>::builder(entries)
             .cq_entries(entries * 2)
@@ -174,8 +173,8 @@ impl RingPort {
             .build()?;
         ring.register_files(files)?;
         if needs.operations != 0 {
-            // An operation that has to wait, on a file that cannot be asked not to, is a kernel worker's, of which there
-            // are four a CPU: all of them shall wait side by side. An older kernel has its own limit.
+            // An operation that has to block, on a file without non-blocking I/O, runs on a kernel worker, of which
+            // there are four per CPU by default: allow one for each operation. Older kernels keep their own limit.
             let _ = ring.allow_workers(needs.operations.min(MAX_WORKERS));
         }
         if needs.buffers != 0 {
@@ -196,11 +195,11 @@ impl RingPort {
     }
 }
 
-/// What a failed enter means for the worker.
+/// Decides what a failed enter means for the worker.
 #[cold]
 fn after_failed_enter(error: EnterError) -> Result<(), Errno> {
     match error {
-        // Short of requests or memory, or the CQ is full: the caller takes completions and comes back.
+        // Out of requests or memory, or the CQ is full: the caller reaps completions and retries.
         error if error.is_transient() => Ok(()),
         EnterError::Unusable { errno } => Err(Errno::new(errno.get())),
         EnterError::WrongThread => Err(Errno::EEXIST),
@@ -208,7 +207,7 @@ fn after_failed_enter(error: EnterError) -> Result<(), Errno> {
     }
 }
 
-/// The SQE of a command, but for result and address.
+/// The SQE of a command, without result and address.
 #[derive(Debug, Clone, Copy)]
 pub struct Prepared(Sqe64);
 
@@ -218,8 +217,8 @@ impl AsFd for RingPort {
     }
 }
 
-// SAFETY: completions are those of the kernel's own ring, on which only the port pushes, and to which no other ring
-// can send (`msg_ring` is unsafe, and forbids it). Entries go to that ring once, and nowhere else.
+// SAFETY: completions are those of the kernel's own ring, on which only the port pushes, and to which no other ring can
+// send (`msg_ring` is unsafe, and forbids it). Entries go to that ring once, and nowhere else.
 unsafe impl Port for RingPort {
     type Wake = Waker;
 
@@ -234,17 +233,17 @@ unsafe impl Port for RingPort {
         };
         let fd = Fd::registered(u32::from(lane));
         let payload = payload.to_bytes();
-        // SAFETY: `addr` is the tag's place in the lane's arena, or with `push` one that its caller promises. The
-        // driver uses it from there to the CQE of this command, and the arena outlives that: the lane's shared
-        // part owns it, and a lane that leaves tags with the driver leaks it (`Lane::drop`).
+        // SAFETY: `addr` is the tag's place in the lane's arena, or with `push` one that its caller vouches for. The
+        // driver uses it from there to the CQE of this command, and the arena outlives that: the lane's shared part
+        // owns it, and a lane that leaves tags with the driver leaks it (`Lane::drop`).
         let sqe = unsafe { op::uring_cmd(fd, command.cmd_op, &payload) };
-        // SAFETY: not an address here but the word of an automatic buffer registration, or 0.
+        // SAFETY: the field is not an address here but the word of an automatic buffer registration, or 0.
         Prepared(unsafe { sqe.addr(command.buf_reg) }.user_data(user_data))
     }
 
     #[inline(always)]
     fn push(&mut self, command: &Prepared, result: i32, addr: u64) -> Result<(), Full> {
-        // `ublksrv_io_cmd` as two words, in the memory's order.
+        // `ublksrv_io_cmd` as two words, in memory order.
         let head = command.0.payload_head() | result_word(result);
         // SAFETY: as in `prepare`.
         let sqe = || unsafe { command.0.with_payload([head, addr]) };
@@ -278,8 +277,8 @@ unsafe impl Port for RingPort {
             ..ublk_batch_io::ZERO
         };
         let fd = Fd::registered(u32::from(lane));
-        // SAFETY: the elements are the lane's, which keeps them until this command's CQE; their buffers are
-        // places of the lane's arena, as in `push`. A fetch fills buffers of the lane's group.
+        // SAFETY: the elements belong to the lane, which keeps them until this command's CQE; their buffers are places
+        // of the lane's arena, as in `push`. A fetch fills buffers of the lane's group.
         let sqe = unsafe { op::uring_cmd(fd, command.cmd_op, &payload.to_bytes()) };
         // SAFETY: the address of the elements; 0 for a fetch.
         let mut sqe = unsafe { sqe.addr(command.addr) }.user_data(user_data);

@@ -1,6 +1,6 @@
-//! Copies by relaxed atomic accesses of eight bytes: any architecture, and the tools that check.
+//! Copies with relaxed atomic accesses of eight bytes, for any architecture and for checkers.
 
-// Re-opened here for the copies: the shared side is a pointer with the callers' promise.
+// Allowed here for the copies: the shared side is a pointer with the callers' contract.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
@@ -8,18 +8,18 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use super::UNIT;
 
-/// The way this machine copies, found once.
+/// Copies on this machine; created once.
 #[derive(Debug, Clone, Copy)]
 pub struct Copier;
 
-/// Bytes of one access.
+/// Size of one access in bytes.
 const WORD: usize = size_of::<u64>();
 
-/// The access of type `A` with this index behind `shared`.
+/// The element of type `A` with this index behind `shared`.
 ///
 /// # Safety
-/// `shared` is aligned for `A`, an atomic integer; the access is inside the memory behind it, which stays valid for `'a`
-/// and is accessed in this process by this module only.
+/// `shared` must be aligned for `A`, an atomic integer; the access must be inside the memory behind it, which must stay
+/// valid for `'a` and be accessed in this process by this module only.
 unsafe fn place<'a, A>(shared: NonNull<u8>, index: usize) -> &'a A {
     // SAFETY: inside the memory, by the caller's promise.
     let place = unsafe { shared.cast::<A>().add(index) };
@@ -28,7 +28,7 @@ unsafe fn place<'a, A>(shared: NonNull<u8>, index: usize) -> &'a A {
     unsafe { place.as_ref() }
 }
 
-/// The word `index` behind `shared`: one access where that is aligned.
+/// Reads the word `index` behind `shared`: in one access if it is aligned.
 ///
 /// # Safety
 /// As for [`place`], with the alignment of bytes.
@@ -45,7 +45,7 @@ unsafe fn get(shared: NonNull<u8>, index: usize) -> [u8; WORD] {
 /// Writes the word `index` behind `shared`.
 ///
 /// # Safety
-/// As for [`get`], the bytes being writable.
+/// As for [`get`], and the bytes must be writable.
 unsafe fn set(shared: NonNull<u8>, index: usize, bytes: [u8; WORD]) {
     if shared.addr().get().is_multiple_of(WORD) {
         // SAFETY: aligned; the caller's promise.
@@ -59,7 +59,7 @@ unsafe fn set(shared: NonNull<u8>, index: usize, bytes: [u8; WORD]) {
 }
 
 impl Copier {
-    /// Finds out how to copy.
+    /// Selects the way to copy.
     #[must_use]
     pub const fn detect() -> Self {
         Self
@@ -68,12 +68,11 @@ impl Copier {
     /// Copies shared memory into `private`.
     ///
     /// # Safety
-    /// `shared` heads `private.len()` readable bytes that stay valid during the call and are
-    /// accessed in this process by this module and by the kernel only, at addresses that differ by multiples of
-    /// eight.
+    /// `shared` must point to `private.len()` readable bytes that stay valid during the call and are accessed in this
+    /// process by this module and by the kernel only, at addresses that differ by multiples of eight.
     ///
     /// # Panics
-    /// If the length is no multiple of [`UNIT`].
+    /// If the length is not a multiple of [`UNIT`].
     pub unsafe fn load(self, shared: NonNull<u8>, private: &mut [u8]) {
         assert!(private.len().is_multiple_of(UNIT), "whole sectors");
         for (index, bytes) in private.chunks_exact_mut(WORD).enumerate() {
@@ -85,7 +84,7 @@ impl Copier {
     /// Copies `private` into shared memory.
     ///
     /// # Safety
-    /// As for [`Copier::load`], the bytes being writable.
+    /// As for [`Copier::load`], and the bytes must be writable.
     ///
     /// # Panics
     /// As [`Copier::load`].
@@ -102,7 +101,7 @@ impl Copier {
     /// Copies shared memory into other shared memory.
     ///
     /// # Safety
-    /// As for [`Copier::load`], of both places, `to` being writable; they do not overlap.
+    /// As for [`Copier::load`], for both ranges; `to` must be writable, and they must not overlap.
     ///
     /// # Panics
     /// As [`Copier::load`].

@@ -1,4 +1,4 @@
-//! Every copier moves exactly the bytes it was told to.
+//! Every copier copies exactly the bytes it was given.
 
 #![allow(unsafe_code)]
 
@@ -91,7 +91,7 @@ fn sse2_copier_is_exact() {
     check!(super::Copier::without_avx());
 }
 
-/// A client's memory may begin anywhere, and memory is copied to memory.
+/// Shared memory may begin at any address, and can be copied to shared memory.
 #[test]
 fn copies_between_shared_places_are_exact() {
     for skew in [0, 4] {

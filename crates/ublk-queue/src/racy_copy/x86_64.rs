@@ -1,10 +1,9 @@
-//! Copies by vector loads and stores in `asm!` blocks.
+//! Copies with vector loads and stores in `asm!` blocks.
 //!
-//! `rep movsb` would be shorter, but its start-up dominates at 4 KiB and emulators count it per
-//! byte. The AVX loop spends 34 instructions on 512 bytes (a 4 KiB copy: 272 and a handful around
-//! it), the SSE2 loop 18 on 128.
+//! `rep movsb` would be shorter, but its start-up dominates at 4 KiB and emulators count it per byte. The AVX loop
+//! takes 34 instructions for 512 bytes (a 4 KiB copy: 272 and a handful around it), the SSE2 loop 18 for 128.
 
-// Re-opened here for the copies: the shared side is a pointer with the callers' promise.
+// Allowed here for the copies: the shared side is a pointer with the callers' contract.
 #![allow(unsafe_code)]
 
 use core::arch::asm;
@@ -12,7 +11,7 @@ use std::ptr::NonNull;
 
 use super::UNIT;
 
-/// The way this machine copies, found once.
+/// Copies on this machine; created once.
 #[derive(Debug, Clone, Copy)]
 pub struct Copier {
     avx: bool,
@@ -21,18 +20,17 @@ pub struct Copier {
 /// Copies `len` bytes with 32-byte vectors.
 ///
 /// # Safety
-/// The machine has AVX. `src` heads `len` readable and `dst` `len` writable bytes, not overlapping;
-/// `len` is a positive multiple of 512. Each side is private to the caller, or memory that is only
-/// accessed in ways that may race.
+/// The machine must have AVX. `src` must point to `len` readable and `dst` to `len` writable bytes, not overlapping;
+/// `len` must be a positive multiple of 512. Each side must be private to the caller, or memory that is only accessed
+/// in ways that may race.
 #[inline]
 unsafe fn copy_avx(src: *const u8, dst: *mut u8, len: usize) {
     // The index runs from -len to 0, so that one addition both advances and tests.
     let src = src.wrapping_add(len);
     let dst = dst.wrapping_add(len);
-    // SAFETY: with the index from -len to -512 in steps of 512 and 512 bytes a round, exactly the
-    // `len` bytes of each side are touched, valid by the caller's promise; AVX is there by it too.
-    // All vector registers whose upper half vzeroupper clears are declared as clobbered; memory and
-    // flags are by default; the stack is not used.
+    // SAFETY: with the index from -len to -512 in steps of 512 and 512 bytes a round, exactly the `len` bytes of each
+    // side are accessed, which are valid by the caller's contract, as is the use of AVX. All vector registers whose
+    // upper half vzeroupper clears are declared as clobbered; memory and flags are by default; the stack is not used.
     unsafe {
         asm!(
             "2:",
@@ -86,14 +84,14 @@ unsafe fn copy_avx(src: *const u8, dst: *mut u8, len: usize) {
 /// Copies `len` bytes with 16-byte vectors, which every x86-64 machine has.
 ///
 /// # Safety
-/// As for [`copy_avx`], AVX apart; `len` is a positive multiple of 128.
+/// As for [`copy_avx`], except AVX; `len` must be a positive multiple of 128.
 #[inline]
 unsafe fn copy_sse2(src: *const u8, dst: *mut u8, len: usize) {
     let src = src.wrapping_add(len);
     let dst = dst.wrapping_add(len);
-    // SAFETY: with the index from -len to -128 in steps of 128 and 128 bytes a round, exactly the
-    // `len` bytes of each side are touched, valid by the caller's promise. Written registers are
-    // declared; memory and flags are by default; the stack is not used.
+    // SAFETY: with the index from -len to -128 in steps of 128 and 128 bytes a round, exactly the `len` bytes of each
+    // side are accessed, which are valid by the caller's contract. Written registers are declared; memory and flags are
+    // by default; the stack is not used.
     unsafe {
         asm!(
             "2:",
@@ -128,12 +126,12 @@ unsafe fn copy_sse2(src: *const u8, dst: *mut u8, len: usize) {
 /// Writes `len` zeroes with 16-byte vectors.
 ///
 /// # Safety
-/// `dst` heads `len` writable bytes that are only accessed in ways that may race; `len` is a
-/// positive multiple of 128.
+/// `dst` must point to `len` writable bytes that are only accessed in ways that may race; `len` must be a positive
+/// multiple of 128.
 #[inline]
 unsafe fn zero_sse2(dst: *mut u8, len: usize) {
     let dst = dst.wrapping_add(len);
-    // SAFETY: as in `copy_sse2`, for the one side there is.
+    // SAFETY: as in `copy_sse2`, for the destination only.
     unsafe {
         asm!(
             "pxor xmm0, xmm0",
@@ -157,7 +155,7 @@ unsafe fn zero_sse2(dst: *mut u8, len: usize) {
 }
 
 impl Copier {
-    /// Finds out how to copy. Asking costs too much to be done for each request.
+    /// Detects the vector instructions. Too expensive for each request.
     #[must_use]
     pub fn detect() -> Self {
         Self {
@@ -165,27 +163,27 @@ impl Copier {
         }
     }
 
-    /// The copier of machines without AVX.
+    /// A copier that does not use AVX.
     #[cfg(test)]
     pub(crate) const fn without_avx() -> Self {
         Self { avx: false }
     }
 
-    /// Copies between two places by the machine's widest vectors.
+    /// Copies between two ranges with the machine's widest vectors.
     ///
     /// # Safety
-    /// As for [`copy_avx`], AVX apart; `len` is a multiple of [`UNIT`], or 0.
+    /// As for [`copy_avx`], except AVX; `len` must be a multiple of [`UNIT`], or 0.
     #[inline]
     unsafe fn copy(self, src: *const u8, dst: *mut u8, len: usize) {
-        // A length outside the contract would overrun the range by a round: cheap to exclude.
+        // A length outside the contract would overrun the range by a round; the check is cheap.
         assert!(len.is_multiple_of(UNIT), "callers pass whole sectors");
         if len == 0 {
         } else if self.avx {
-            // SAFETY: the caller's promise; positive, and a multiple of 512; AVX was
-            // detected when `self` was made.
+            // SAFETY: the caller's contract; `len` is positive, and a multiple of 512; AVX was detected when `self` was
+            // made.
             unsafe { copy_avx(src, dst, len) };
         } else {
-            // SAFETY: the caller's promise; positive, and a multiple of 512 hence of 128.
+            // SAFETY: the caller's contract; `len` is positive, and a multiple of 512, hence of 128.
             unsafe { copy_sse2(src, dst, len) };
         }
     }
@@ -193,23 +191,22 @@ impl Copier {
     /// Copies shared memory into `private`.
     ///
     /// # Safety
-    /// `shared` heads `private.len()` readable bytes that stay valid during the call and are
-    /// accessed in this process by this module and by the kernel only, at addresses that differ by multiples of
-    /// eight.
+    /// `shared` must point to `private.len()` readable bytes that stay valid during the call and are accessed in this
+    /// process by this module and by the kernel only, at addresses that differ by multiples of eight.
     ///
     /// # Panics
-    /// If the length is no multiple of [`UNIT`].
+    /// If the length is not a multiple of [`UNIT`].
     #[inline]
     pub unsafe fn load(self, shared: NonNull<u8>, private: &mut [u8]) {
-        // SAFETY: the source is valid by the caller's promise, the target by being a slice, which is
-        // private to the caller and so cannot overlap memory that only this module accesses.
+        // SAFETY: the source is valid by the caller's contract. The target is a slice, so it is valid, private to the
+        // caller, and cannot overlap memory that only this module accesses.
         unsafe { self.copy(shared.as_ptr(), private.as_mut_ptr(), private.len()) };
     }
 
     /// Copies `private` into shared memory.
     ///
     /// # Safety
-    /// As for [`Copier::load`], the bytes being writable.
+    /// As for [`Copier::load`], and the bytes must be writable.
     ///
     /// # Panics
     /// As [`Copier::load`].
@@ -222,7 +219,7 @@ impl Copier {
     /// Copies shared memory into other shared memory.
     ///
     /// # Safety
-    /// As for [`Copier::load`], of both places, `to` being writable; they do not overlap.
+    /// As for [`Copier::load`], for both ranges; `to` must be writable, and they must not overlap.
     ///
     /// # Panics
     /// As [`Copier::load`].
@@ -243,7 +240,7 @@ impl Copier {
     pub unsafe fn zero(self, shared: NonNull<u8>, len: usize) {
         assert!(len.is_multiple_of(UNIT), "callers pass whole sectors");
         if len != 0 {
-            // SAFETY: the caller's promise; positive, and a multiple of 512 hence of 128.
+            // SAFETY: the caller's contract; `len` is positive, and a multiple of 512, hence of 128.
             unsafe { zero_sse2(shared.as_ptr(), len) };
         }
     }

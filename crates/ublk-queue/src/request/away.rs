@@ -1,6 +1,6 @@
-//! Requests that were taken along, to be answered later.
+//! Requests that handlers keep, to answer them later.
 //!
-//! As in the module above: the one token of a tag gives out the tag's buffer.
+//! As in the module above: the only token of a tag gives access to the tag's buffer.
 #![expect(
     unsafe_code,
     reason = "the one token of a tag gives out the tag's buffer"
@@ -22,10 +22,10 @@ use crate::data_path::DataPath;
 use crate::memref::MemRef;
 use crate::shared::{LaneLocal, LaneShared};
 
-/// What names a request's buffer to the kernel, for tokens that are held.
+/// Methods that name a request's buffer to the kernel, for tokens that handlers keep.
 macro_rules! buffer {
     () => {
-        /// The tag's buffer, to be named to the kernel: `None` where data does not travel through it (zero copy).
+        /// The tag's buffer, to be named to the kernel; `None` if data does not travel through it (zero copy).
         #[must_use]
         pub fn buffer(&mut self) -> Option<MemRef<'_>> {
             match self.shared().path {
@@ -35,8 +35,8 @@ macro_rules! buffer {
             }
         }
 
-        /// Says that the tag's buffer holds the data of this WRITE (fetched where it has to be), so that an
-        /// operation can take it from there.
+        /// Ensures that the tag's buffer holds the data of this WRITE, and fetches it if necessary, so that an
+        /// operation can read it.
         ///
         /// # Errors
         /// As [`data`](Self::data).
@@ -51,9 +51,9 @@ pub struct KeptRequest {
     pub(super) lane: Rc<LaneLocal>,
     pub(super) tag: Tag,
     pub(super) io: Io,
-    /// Nothing is to be moved, or no more: a WRITE's data is in the tag's buffer, a READ's has been pushed.
+    /// Nothing (more) is to be copied: a WRITE's data is in the tag's buffer, a READ's has been pushed.
     pub(super) ready: bool,
-    /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
+    /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler placed it.
     pub(super) any_source: bool,
     pub(super) placed: bool,
 }
@@ -90,7 +90,7 @@ impl KeptRequest {
         self.record(answer, 0);
     }
 
-    /// Answers EIO for a handler that panicked, and counts it (L25).
+    /// Answers EIO for a handler that panicked, and counts the panic (L25).
     pub fn panicked(self) {
         self.lane.shared.meters.panics.add_shared(1);
         self.record(Answer::failed(Errno::EIO), 0);
@@ -105,7 +105,7 @@ impl KeptRequest {
         self.record(answer, from.addr());
     }
 
-    /// For a lane that ends before the request is answered: all that is needed of it then are its buffers.
+    /// For a lane that ends before the request is answered: returns the buffers, all that is still needed.
     pub(crate) fn leave_unanswered(self) -> Arena {
         self.forget().shared.arena.clone()
     }
@@ -115,7 +115,7 @@ impl KeptRequest {
         self.forget().answer((tag, answer, source));
     }
 
-    /// The lane, of a token that answers nothing any more.
+    /// Disarms the token, so that its drop answers nothing, and returns the lane.
     fn forget(self) -> Rc<LaneLocal> {
         let this = ManuallyDrop::new(self);
         // SAFETY: `this` is never used again nor dropped, so the Rc is moved out exactly once.
@@ -139,15 +139,15 @@ impl fmt::Debug for KeptRequest {
     }
 }
 
-/// A request that any thread may hold and answer. It has what a [`Request`](crate::Request) has, but that it is not
+/// A request that any thread may hold and answer. It can do all that a [`Request`](crate::Request) can, except being
 /// [forwarded](crate::Request::forward), which needs the queue's ring.
 pub struct OwnedRequest {
     pub(super) lane: Arc<LaneShared>,
     pub(super) tag: Tag,
     pub(super) io: Io,
-    /// Nothing is to be moved, or no more: a WRITE's data is in the tag's buffer, a READ's has been pushed.
+    /// Nothing (more) is to be copied: a WRITE's data is in the tag's buffer, a READ's has been pushed.
     pub(super) ready: bool,
-    /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
+    /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler placed it.
     pub(super) any_source: bool,
     pub(super) placed: bool,
 }
@@ -178,7 +178,7 @@ impl OwnedRequest {
         self.record(answer);
     }
 
-    /// Answers EIO for a handler that panicked, and counts it (L25).
+    /// Answers EIO for a handler that panicked, and counts the panic (L25).
     pub fn panicked(self) {
         self.lane.meters.panics.add_shared(1);
         self.record(Answer::failed(Errno::EIO));

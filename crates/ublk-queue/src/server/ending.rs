@@ -1,4 +1,4 @@
-//! How the threads of a server end, and how its owner hears of it.
+//! How the threads of a server end, and how its owner learns of it.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,14 +13,14 @@ use crate::health::State;
 use crate::thread;
 use crate::worker::LaneHandle;
 
-/// What the owner and the threads of a server share.
+/// State shared by the owner and the threads of a server.
 pub(super) struct ServerState {
     pub(super) leave: Arc<AtomicBool>,
     wakers: Mutex<Vec<Waker>>,
     running: Mutex<Running>,
     ended: Condvar,
     pub(super) ended_fd: OwnedFd,
-    /// Answers the requests of a backend that may block, for as long as a thread or the owner is there.
+    /// Answers the requests of a backend that may block. It lives as long as a thread or the owner.
     pool: Mutex<Option<Pool>>,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct ServerState {
 #[derive(Default)]
 pub(super) struct Running {
     threads: usize,
-    /// One of them lingers, or has.
+    /// True if one of them lingers or has lingered.
     pub(super) failed: bool,
 }
 
@@ -37,17 +37,17 @@ impl Running {
         self.threads == 0
     }
 
-    /// There is something to tell the owner.
+    /// True if there is something to report to the owner.
     pub(super) const fn is_over(&self) -> bool {
         self.threads == 0 || self.failed
     }
 }
 
 impl ServerState {
-    /// For so many threads.
+    /// State for this many threads.
     ///
     /// # Errors
-    /// No eventfd could be had.
+    /// The eventfd could not be created.
     pub(super) fn new(threads: usize) -> std::io::Result<Self> {
         Ok(Self {
             leave: Arc::new(AtomicBool::new(false)),
@@ -63,7 +63,7 @@ impl ServerState {
         *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = Some(pool);
     }
 
-    /// Waits until the threads are as wanted. False after the timeout.
+    /// Waits until the condition holds. False after the timeout.
     pub(super) fn wait(&self, timeout: Option<Duration>, wanted: fn(&Running) -> bool) -> bool {
         let running = self.running();
         let not_yet = |running: &mut Running| !wanted(running);
@@ -88,13 +88,13 @@ impl ServerState {
         for waker in self.wakers().iter() {
             waker.wake();
         }
-        // Under the lock, so that no thread is between its look at `leave` and its sleep.
+        // Under the lock, so that no thread is between its check of `leave` and its sleep.
         let running = self.running();
         self.ended.notify_all();
         drop(running);
     }
 
-    /// A failed queue's thread waits with its ring for what the owner decides.
+    /// Keeps a failed queue's thread and ring until the owner decides.
     pub(super) fn linger(&self, time: Duration) {
         let mut running = self.running();
         running.failed = true;
@@ -105,7 +105,7 @@ impl ServerState {
     }
 }
 
-/// Counts a thread as running, and says so when it has ended, however it ended (L24).
+/// Counts a thread as running, and notifies the owner when it has ended, for whatever reason (L24).
 pub(super) struct EndGuard {
     shared: Arc<ServerState>,
     pub(super) lanes: Vec<LaneHandle>,
@@ -120,7 +120,7 @@ impl EndGuard {
         }
     }
 
-    /// Marks what has neither ended nor failed as lost to a panic.
+    /// Marks lanes that have neither ended nor failed as lost to a panic.
     pub(super) fn tell_panic(&self) {
         for lane in &self.lanes {
             lane.ended_without_a_word();
@@ -136,7 +136,7 @@ impl Drop for EndGuard {
     fn drop(&mut self) {
         self.tell_panic();
         if self.has_failed() {
-            // A queue's failure is the device's: the other queues leave too.
+            // A queue's failure is the device's: the other queues leave, too.
             self.shared.leave();
         }
         let mut running = self.shared.running();
@@ -153,7 +153,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         let states = self.lanes.iter().map(|armed| armed.lane.state());
         let in_use = |state| matches!(state, State::Serving | State::Leaving);
-        // Whose rings are closed now could lose a request that is under way.
+        // Closing their rings now could lose a request in flight.
         if !states.into_iter().any(in_use) {
             self.leave();
         }
@@ -168,8 +168,8 @@ mod tests {
     use super::*;
     use crate::server::parts::ThreadSetup;
 
-    /// L09 A server that is dropped under load closes no ring: its threads go on until the driver takes the queues back.
-    /// Before its device is in use they leave.
+    /// L09 Dropping a server under load closes no ring: its threads serve on until the driver takes the queues back.
+    /// Before the device is in use, they leave.
     #[test]
     fn l09_a_server_in_use_is_not_left_by_its_drop() {
         for (states, leaves) in [

@@ -1,4 +1,4 @@
-//! Why a device is not served.
+//! Errors of serving a device.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ pub enum Error {
     /// A thread could not be started.
     #[error("cannot start a thread: {0}; see `ulimit -u` and the cgroup's pids.max")]
     Thread(#[source] std::io::Error),
-    /// A queue's ring could not be made.
+    /// A queue's ring could not be created.
     #[error("queue {qid}: cannot make a ring: {source}")]
     Ring {
         /// The thread's first queue.
         qid: QueueId,
-        /// What io_uring said.
+        /// The error of io_uring.
         source: RingError,
     },
     /// The descriptors of a queue could not be mapped.
@@ -32,7 +32,7 @@ pub enum Error {
         /// The driver's errno.
         errno: Errno,
     },
-    /// The queue's handler is none for the device.
+    /// The queue's handler does not fit the device.
     #[error(
         "queue {qid}: the handler does not serve zones, or shared memory in this mode; wrap it in Zoned, or ClientShared"
     )]
@@ -53,7 +53,7 @@ pub enum Error {
     /// A worker ended with an error.
     #[error(transparent)]
     Worker(#[from] WorkerError),
-    /// The kernel lets one thread serve a queue, not several.
+    /// The driver does not let several threads serve a queue.
     #[error(
         "several threads on a queue need per-I/O daemons (Linux 6.16) or batch mode (7.0), which this device has not; \
          use more queues instead"
@@ -64,7 +64,7 @@ pub enum Error {
     TimedOut {
         /// `arm` or `end`.
         what: &'static str,
-        /// The time given.
+        /// The deadline.
         deadline: Duration,
     },
     /// A worker's thread panicked outside a handler.
@@ -73,12 +73,12 @@ pub enum Error {
         /// The thread's first queue.
         qid: QueueId,
     },
-    /// A panic while a queue was set up: in what makes its handler, as a rule.
+    /// A panic while a queue was set up, usually while its handler was made.
     #[error("queue {qid}: a panic while it was set up: {message}")]
     SetUpPanicked {
         /// The thread's first queue.
         qid: QueueId,
-        /// What was panicked with.
+        /// The panic's message.
         message: String,
     },
 }

@@ -1,4 +1,4 @@
-//! A worker made of its parts on the thread that will run it: ring, descriptors, buffers, handlers.
+//! Assembles a worker on the thread that will run it: ring, descriptors, buffers, handlers.
 #![expect(
     unsafe_code,
     reason = "makes the kernel's port for lanes of its device"
@@ -18,11 +18,11 @@ use crate::port::{CharDevice, DescTable, RingNeeds, RingPort};
 use crate::thread;
 use crate::worker::{LaneHandle, LaneSpec, Share, Worker};
 
-/// What a worker is made of.
+/// The parameters of a worker.
 pub(crate) struct Parts<'a> {
     /// Its queues.
     pub(crate) qids: &'a [QueueId],
-    /// Its share of them, if it has not the whole.
+    /// Its share of them, if it does not serve the whole.
     pub(crate) share: Option<&'a Share>,
     pub(crate) device: &'a OpenDevice,
     pub(crate) plan: &'a Plan,
@@ -31,7 +31,7 @@ pub(crate) struct Parts<'a> {
 /// A worker whose tags are all with the driver, and its lanes as seen from outside.
 pub(crate) type ArmedWorker<H> = (Worker<RingPort, DescTable, H>, Vec<LaneHandle>);
 
-/// What a worker's thread got, besides its ring.
+/// The settings of a worker's thread.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ThreadSetup {
     pub(crate) pinned: Option<CpuMask>,
@@ -43,14 +43,14 @@ pub(crate) fn is_zoned(geometry: &Geometry) -> bool {
     geometry.features().contains(Features::ZONED)
 }
 
-/// Whether requests of the device may lie in memory shared with clients.
+/// Whether the data of a request may be in memory shared with clients.
 pub(crate) fn shares_memory(geometry: &Geometry) -> bool {
     geometry.features().contains(Features::SHMEM_ZC)
 }
 
 impl Parts<'_> {
-    /// Pins the calling thread to the CPUs of its queues, before it touches any memory, so that this is the CPUs' own
-    /// node's; and marks it as one that memory reclaim must not wait for (L37).
+    /// Pins the calling thread to the CPUs of its queues before it touches any memory, so that the memory is on their
+    /// NUMA node; and marks it as an I/O flusher, so that memory reclaim does not wait for it (L37).
     pub(crate) fn set_up_thread(&self) -> ThreadSetup {
         let mut mask = CpuMask::new();
         let affinity = &self.plan.affinity;
@@ -67,7 +67,7 @@ impl Parts<'_> {
         }
     }
 
-    /// Makes the ring on the calling thread.
+    /// Creates the ring on the calling thread.
     pub(crate) fn port<H: Handler>(&self) -> Result<RingPort, Error> {
         let qid = self.qids.first().copied().unwrap_or(QueueId::ZERO);
         let count = u32::try_from(self.qids.len()).unwrap_or(u32::MAX);
@@ -88,12 +88,13 @@ impl Parts<'_> {
             batch: mode.batch,
             polling: self.plan.options.polling,
         };
-        // SAFETY: the worker that gets it has the lanes that `lane` makes, of this device as the driver reports it.
+        // SAFETY: the worker that gets it has the lanes that `lane` makes, which are those of this device as the driver
+        // reports it.
         let port = unsafe { RingPort::new(&needs, &files) };
         port.map_err(|source| Error::Ring { qid, source })
     }
 
-    /// Makes the lanes on the ring and gives every tag to the driver.
+    /// Creates the lanes on the ring and fetches every tag.
     pub(crate) fn worker<H: Handler>(
         &self,
         port: RingPort,
@@ -150,7 +151,8 @@ impl Parts<'_> {
         spec.huge_pages = self.plan.options.huge_pages;
         spec.on_failure.clone_from(&self.plan.on_failure);
         if shares_memory(geometry) {
-            // With nothing of our own a request in somebody else's memory is refused, not served from the wrong place.
+            // An empty map: a request in shared memory that this plan does not have is refused, not served from the
+            // wrong place.
             spec.shared = Some(self.plan.shared.clone().unwrap_or_default());
         }
         Ok(spec)

@@ -1,4 +1,4 @@
-//! How a device is to be served.
+//! The plan: how a device is to be served.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,39 +15,40 @@ use crate::shmem::SharedMemory;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Plan {
-    /// Size of the device in bytes: requests beyond it are refused.
+    /// Size of the device in bytes; requests beyond it are refused.
     pub size: u64,
-    /// CPUs of each hw queue, as GET_QUEUE_AFFINITY has them; empty for no pinning.
+    /// CPUs of each hw queue, from GET_QUEUE_AFFINITY; empty for no pinning.
     pub affinity: Vec<CpuMask>,
-    /// Threads for all queues together; `None` is one for each queue. Queues are dealt round-robin.
+    /// Number of threads for all queues together; `None` is one per queue. Queues are assigned round-robin.
     pub threads: Option<u16>,
-    /// Threads that serve other devices too, instead of the server's own: `threads` and polling are set aside, and so
-    /// is `affinity`, since these threads are pinned or not already.
+    /// Threads that serve other devices, too, instead of threads of this server. `threads`, polling and `affinity` are
+    /// ignored then: these threads have their own.
     pub hosts: Option<Arc<Threads>>,
     /// How each queue is served.
     pub options: ServeOptions,
-    /// Threads of the pool for a backend that is not quick.
+    /// Number of pool threads, for a backend that is not quick.
     pub pool_threads: usize,
-    /// Files for handlers that forward requests to them or have operations on them: registered with each ring, and
-    /// named by their place here.
+    /// Files that handlers forward requests to or operate on. They are registered with each ring, and named by their
+    /// index here.
     pub files: Vec<Arc<OwnedFd>>,
-    /// Whether the kernel may look for partitions when the device starts. Without, the driver is given the tags by threads
-    /// that have laid down CAP_SYS_ADMIN for that moment: it then lets the kernel look neither at once nor later. For
-    /// kernels before 7.0, which have no [`Features::NO_AUTO_PART_SCAN`](ublk_core::Features::NO_AUTO_PART_SCAN).
+    /// Whether the kernel may scan for partitions when the device starts. If not, the tags are fetched by threads that
+    /// have dropped CAP_SYS_ADMIN meanwhile; the driver then never allows a scan. For kernels before 7.0, which lack
+    /// [`Features::NO_AUTO_PART_SCAN`](ublk_core::Features::NO_AUTO_PART_SCAN).
     pub partitions: bool,
-    /// Has the threads give up CAP_SYS_ADMIN for good: a queue's once it is armed, a pool's as soon as it runs. (The driver
-    /// lets the kernel look for partitions only where every queue was armed with it.) Not for `hosts`, which serve others.
+    /// Makes the threads give up CAP_SYS_ADMIN for good: a queue's thread once it is armed, a pool thread as soon as it
+    /// runs. (The driver allows a partition scan only if every queue was armed with the capability.) Ignored with
+    /// `hosts`, which serve other devices.
     pub gives_up_admin: bool,
-    /// Memory shared with the device's clients, as it was registered with the driver: for a device made with
+    /// Memory shared with the device's clients, as registered with the driver; for a device made with
     /// [`Features::SHMEM_ZC`](ublk_core::Features::SHMEM_ZC).
     pub shared: Option<SharedMemory>,
-    /// Is told of requests that are answered with an errno.
+    /// Called for requests that are answered with an errno.
     pub on_failure: Option<OnFailure>,
-    /// How long arming may take before it counts as failed.
+    /// Deadline for arming.
     pub arm_deadline: Duration,
-    /// How long the thread of a queue that failed keeps its ring, while the other queues serve on, for an owner that ends
-    /// its process for it: all rings then go at once. Where they go one by one with requests in hand, drivers before
-    /// Linux 6.16 may wait for one of them for ever. Zero, the usual: all threads leave. Not for `hosts`.
+    /// How long the thread of a failed queue keeps its ring, while the other queues serve on, for an owner that ends
+    /// the process: all rings are then closed at once. If rings are closed one by one with requests in hand, drivers
+    /// before Linux 6.16 may wait for one of them for ever. Zero, the default: all threads leave. Ignored with `hosts`.
     pub linger: Duration,
 }
 

@@ -1,8 +1,8 @@
-//! Threads that serve many devices.
+//! Threads that serve several devices.
 //!
-//! Each device has a ring of its own on each of its threads, since a ring holds the device's character device for as
-//! long as it lives: one device ends, fails or is handed over without the others. A thread sleeps in one epoll that
-//! watches them all. An idle device costs its descriptors and its mappings, and no wake-up.
+//! Each device has its own ring on each of its threads, since a ring holds the device's character device open for as
+//! long as it lives: a device can end, fail or be handed over without affecting the others. A thread sleeps in one
+//! epoll that watches all its rings. An idle device costs its descriptors and mappings, and no wake-ups.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,18 +18,18 @@ use crate::port::{DescTable, RingPort};
 use crate::thread;
 use crate::worker::{Next, Worker, WorkerError};
 
-/// A device's worker on a thread of several.
+/// The worker of one device on a shared thread.
 pub(crate) trait Hosted {
-    /// The ring.
+    /// The ring's descriptor.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
-    /// Serves what there is. `Ended` also for what failed: its health says so.
+    /// Serves what has arrived. Returns `Ended` for a failure, too; the device's health has the error.
     fn drive(&mut self) -> Next;
 }
 
-/// A worker, and what is dropped when its ring is gone.
+/// A worker, and a guard that is dropped once its ring is closed.
 pub(crate) struct Guest<H: Handler, G> {
     worker: Option<Worker<RingPort, DescTable, H>>,
-    /// How it ended; nothing after a panic that was not its handler's, which `guard` tells.
+    /// Its result; `None` after a panic outside its handlers, which `guard` reports.
     result: Option<Result<(), WorkerError>>,
     _guard: G,
 }
@@ -53,7 +53,7 @@ impl<H: Handler, G> Hosted for Guest<H, G> {
         let Some(worker) = &mut self.worker else {
             return Next::Ended;
         };
-        // What is not a handler's panic is a defect of the engine: it ends this device and not its neighbours.
+        // A panic outside the handlers is a defect of the engine: it ends this device, not its neighbours.
         self.result = match caught(|| worker.drive()) {
             Some(Ok(Next::Ended)) => Some(Ok(())),
             Some(Ok(next)) => return next,
@@ -72,10 +72,10 @@ impl<H: Handler, G> Drop for Guest<H, G> {
     }
 }
 
-/// Makes a worker on the thread that will drive it; `None` if that failed, which it has told.
+/// Creates a worker on the thread that will drive it; `None` if that failed and was reported.
 pub(crate) type Newcomer = Box<dyn FnOnce() -> Option<Box<dyn Hosted>> + Send>;
 
-/// What a thread's owner leaves for it.
+/// Messages from the owner to a thread.
 struct Inbox {
     state: Mutex<InboxState>,
     bell: OwnedFd,
@@ -94,10 +94,10 @@ impl Inbox {
     }
 }
 
-/// A set of threads that serve any number of devices, of any backends: the queues of each new device are dealt to
-/// them in turn. Give it to [`Plan::hosts`](crate::Plan::hosts).
+/// A set of threads that serves any number of devices with any backends: the queues of each new device are assigned to
+/// them in turn. Pass it to [`Plan::hosts`](crate::Plan::hosts).
 ///
-/// Dropping it makes each thread end with its last device, and waits for none.
+/// Dropping it does not wait: each thread ends with its last device.
 pub struct Threads {
     inboxes: Vec<Arc<Inbox>>,
     next: AtomicUsize,
@@ -112,18 +112,18 @@ impl std::fmt::Debug for Threads {
 }
 
 impl Threads {
-    /// Starts so many threads, at least one, not pinned.
+    /// Starts this many threads, at least one, not pinned.
     ///
     /// # Errors
-    /// No thread, eventfd or epoll could be had.
+    /// The error of creating a thread, eventfd or epoll.
     pub fn start(count: usize) -> std::io::Result<Arc<Self>> {
         Self::pinned(&vec![CpuMask::new(); count.max(1)])
     }
 
-    /// Starts a thread for each mask, pinned to its CPUs; an empty mask pins nothing.
+    /// Starts a thread per mask, pinned to its CPUs; an empty mask pins nothing.
     ///
     /// # Errors
-    /// As for [`start`](Threads::start), or a mask has no CPU that this process may use; `InvalidInput` for no mask at all.
+    /// As for [`start`](Threads::start), or a mask has no CPU that this process may use; `InvalidInput` without masks.
     pub fn pinned(masks: &[CpuMask]) -> std::io::Result<Arc<Self>> {
         if masks.is_empty() {
             return Err(std::io::ErrorKind::InvalidInput.into());
@@ -150,7 +150,7 @@ impl Threads {
                         thread::pin(&mask)
                     };
                     let go_on = result.is_ok();
-                    // The one who asks is still there: it waits for this.
+                    // The receiver still exists: it waits for this message.
                     let _ = pinned.send(result);
                     if go_on {
                         thread::set_io_flusher();
@@ -164,18 +164,18 @@ impl Threads {
         Ok(Arc::new(threads))
     }
 
-    /// How many threads these are.
+    /// Number of threads.
     #[must_use]
     pub fn count(&self) -> usize {
         self.inboxes.len()
     }
 
-    /// The place of a new device: which thread is the first in turn.
+    /// Index of the first thread for a new device.
     pub(crate) fn deal(&self) -> usize {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Has a thread make and drive a worker.
+    /// Passes a new worker to a thread.
     pub(crate) fn host(&self, at: usize, newcomer: Newcomer) {
         if let Some(inbox) = self.inboxes.get(at % self.inboxes.len().max(1)) {
             inbox.lock().newcomers.push(newcomer);
@@ -193,15 +193,15 @@ impl Drop for Threads {
     }
 }
 
-/// The token of the inbox's bell; the others are places.
+/// Token of the inbox's eventfd; the other tokens are places.
 const BELL: u64 = u64::MAX;
 
-/// A thread's own side.
+/// The thread's own state.
 struct Host {
     epoll: Epoll,
     inbox: Arc<Inbox>,
     places: Vec<Option<HostedWorker>>,
-    /// How many of the places have a time by which they are to be driven: usually none.
+    /// Number of places with a deadline for their next turn: usually 0.
     timed: usize,
 }
 
@@ -236,7 +236,7 @@ impl Host {
             if self.timed > 0 {
                 self.drive_late();
             }
-            // Nothing to live for any more.
+            // No device left, and none will come.
             if self.places.is_empty() && self.inbox.lock().closed {
                 return;
             }
@@ -246,7 +246,7 @@ impl Host {
     fn take_newcomers(&mut self) {
         let newcomers = std::mem::take(&mut self.inbox.lock().newcomers);
         for newcomer in newcomers {
-            // It contains its handlers' panics; whatever else it may be ends no neighbour (L64).
+            // A worker contains its handlers' panics; any other panic must not end the neighbours (L64).
             let Some(worker) = caught(newcomer).flatten() else {
                 continue;
             };
@@ -260,9 +260,9 @@ impl Host {
             let watched = fd.map_or(Ok(()), |fd| self.epoll.add(fd, token));
             self.places[at] = Some(HostedWorker { worker, by: None });
             match watched {
-                // What came before the ring was watched is served now.
+                // Serves what arrived before the ring was watched.
                 Ok(()) => self.drive(at),
-                // Without being watched the device would hang: dropping the worker ends it, and tells.
+                // Unwatched, the device would hang: dropping the worker ends it and reports the failure.
                 Err(_) => self.end(at),
             }
         }
@@ -284,12 +284,12 @@ impl Host {
     }
 
     fn end(&mut self, at: usize) {
-        // Closing the ring ends the watch too, but not before the kernel is done with the ring.
+        // Closing the ring ends the watch, too, but only once the kernel is done with the ring.
         if let Some(place) = self.places.get_mut(at).and_then(Option::take) {
             if let Some(fd) = place.worker.fd() {
                 self.epoll.remove(fd);
             }
-            // A handler that panics when it is dropped ends its device, which has ended.
+            // A handler that panics in its drop belongs to a device that has ended.
             caught(|| drop(place));
         }
         while let Some(None) = self.places.last() {

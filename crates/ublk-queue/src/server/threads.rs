@@ -1,4 +1,4 @@
-//! Which thread serves which queues.
+//! Assigns queues to threads.
 
 use ublk_core::{Features, Geometry, QueueId};
 
@@ -6,14 +6,14 @@ use super::error::Error;
 use super::plan::Plan;
 use crate::worker::Share;
 
-/// A thread to be: its queues, or its part of one.
+/// The queues of one thread, or its share of one queue.
 pub(super) struct Assignment {
     pub(super) qids: Vec<QueueId>,
     pub(super) thread: u16,
     pub(super) share: Option<Share>,
 }
 
-/// Deals queues to threads, or threads to queues.
+/// Assigns queues to threads, or threads to queues.
 pub(super) fn assignments(geometry: &Geometry, plan: &Plan) -> Result<Vec<Assignment>, Error> {
     let queues = geometry.queues();
     let qids = |from: u16, step: u16| {

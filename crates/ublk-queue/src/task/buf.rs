@@ -1,8 +1,8 @@
-//! Buffers that operations take along and give back.
+//! Buffers that are moved into operations and come back with the result.
 //!
-//! From submission to completion the kernel holds a mutable borrow that no lifetime can express, since a future may
-//! be dropped or leaked at any time. So an operation owns its buffer: it comes back with the result, and if nobody
-//! is left to take it, it stays with the operation until the kernel is done.
+//! From submission to completion the kernel holds a mutable borrow that no lifetime can express, since a future may be
+//! dropped or leaked at any time. So an operation owns its buffer: the buffer comes back with the result or, if the
+//! future is gone, stays with the operation until the kernel is done.
 #![expect(unsafe_code, reason = "promises about memory that the kernel uses")]
 
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::operations::RingId;
 
-/// Where the bytes of a buffer are, for the kernel.
+/// Location of a buffer's bytes, for the kernel.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum BufferLocation {
@@ -18,24 +18,24 @@ pub enum BufferLocation {
     Memory {
         /// First byte.
         ptr: *mut u8,
-        /// Bytes.
+        /// Length in bytes.
         len: u32,
     },
-    /// A buffer of the ring's table, whose bytes only the kernel reaches: a request's data in zero copy.
+    /// A buffer in the ring's table, whose bytes only the kernel accesses: a request's data in zero-copy mode.
     Registered {
-        /// The ring whose table it is; operations of others are refused.
+        /// The ring of that table; operations of other rings are refused.
         ring: RingId,
         /// Index in the table.
         index: u16,
-        /// First byte, counted from the buffer's beginning.
+        /// Offset in the buffer.
         offset: u32,
-        /// Bytes.
+        /// Length in bytes.
         len: u32,
     },
 }
 
 impl BufferLocation {
-    /// Bytes.
+    /// Length in bytes.
     #[must_use]
     pub const fn len(&self) -> u32 {
         match self {
@@ -51,7 +51,7 @@ impl BufferLocation {
         }
     }
 
-    /// True if there are no bytes.
+    /// True if it is empty.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
@@ -60,12 +60,12 @@ impl BufferLocation {
     fn of(bytes: &[u8]) -> Self {
         Self::Memory {
             ptr: bytes.as_ptr().cast_mut(),
-            // What is beyond goes with the next operation.
+            // Longer vectors are truncated; the rest needs another operation.
             len: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
         }
     }
 
-    /// A part of it; nothing where the range is not inside.
+    /// A part of it; empty if the range is not inside.
     fn part(self, from: u32, bytes: u32) -> Self {
         let from = from.min(self.len());
         let bytes = bytes.min(self.len() - from);
@@ -92,14 +92,13 @@ impl BufferLocation {
 /// A buffer whose bytes an operation reads.
 ///
 /// # Safety
-/// As long as the value lives, wherever it is moved to, or leaked: [`place`](Self::place) names the same bytes,
-/// they are initialised and readable, and nobody writes to them but through the value.
+/// While the value lives, wherever it is moved to, or if it is leaked: [`place`](Self::place) names the same bytes;
+/// they are initialised and readable; and nobody writes to them except through the value.
 pub unsafe trait IoBuf: 'static {
-    /// Where its bytes are.
+    /// The location of its bytes.
     fn place(&self) -> BufferLocation;
 
-    /// The part of it from byte `from` on, of at most `len` bytes, as a buffer; [`Slice::into_inner`] gives the
-    /// whole back.
+    /// The part from byte `from`, of at most `len` bytes, as a buffer. [`Slice::into_inner`] returns the whole buffer.
     fn slice(self, from: u32, len: u32) -> Slice<Self>
     where
         Self: Sized,
@@ -115,22 +114,22 @@ pub unsafe trait IoBuf: 'static {
 /// A buffer whose bytes an operation writes.
 ///
 /// # Safety
-/// As [`IoBuf`]; and the bytes of [`place_mut`](Self::place_mut) are writable, of any value, and nobody reads or
-/// writes them but through the value.
+/// As [`IoBuf`]; and the bytes of [`place_mut`](Self::place_mut) are writable with any value, and nobody reads or
+/// writes them except through the value.
 pub unsafe trait IoBufMut: IoBuf {
-    /// Where its bytes are.
+    /// The location of its bytes.
     fn place_mut(&mut self) -> BufferLocation;
 }
 
 // SAFETY: the heap memory of a vector stays where it is when the vector is moved or leaked; its first `len` bytes are
-// initialised; a vector's bytes are its own.
+// initialised; the vector owns its bytes.
 unsafe impl IoBuf for Vec<u8> {
     fn place(&self) -> BufferLocation {
         BufferLocation::of(self)
     }
 }
 
-// SAFETY: as above; `&mut self` gives a pointer that may write.
+// SAFETY: as above; the pointer comes from `&mut self`, so writes through it are valid.
 unsafe impl IoBufMut for Vec<u8> {
     fn place_mut(&mut self) -> BufferLocation {
         BufferLocation::Memory {
@@ -154,8 +153,8 @@ unsafe impl<const N: usize> IoBuf for &'static [u8; N] {
     }
 }
 
-// SAFETY: shared bytes stay where they are while a count is held, and nobody writes to them while there is another
-// count than a writer's own: `Arc::get_mut` refuses, since the operation holds one.
+// SAFETY: shared bytes stay where they are while a reference count is held. Nobody writes to them while the operation
+// holds one: `Arc::get_mut` refuses.
 unsafe impl IoBuf for Arc<[u8]> {
     fn place(&self) -> BufferLocation {
         BufferLocation::of(self)
@@ -178,20 +177,20 @@ pub struct Slice<B> {
 }
 
 impl<B> Slice<B> {
-    /// The whole buffer.
+    /// Returns the whole buffer.
     pub fn into_inner(self) -> B {
         self.whole
     }
 }
 
-// SAFETY: a part of what the whole's implementation vouches for.
+// SAFETY: a part of the bytes that the inner buffer's implementation vouches for.
 unsafe impl<B: IoBuf> IoBuf for Slice<B> {
     fn place(&self) -> BufferLocation {
         self.whole.place().part(self.from, self.len)
     }
 }
 
-// SAFETY: a part of what the whole's implementation vouches for.
+// SAFETY: a part of the bytes that the inner buffer's implementation vouches for.
 unsafe impl<B: IoBufMut> IoBufMut for Slice<B> {
     fn place_mut(&mut self) -> BufferLocation {
         self.whole.place_mut().part(self.from, self.len)

@@ -1,5 +1,5 @@
-//! What the tasks of a lane share on its thread: the pool of operations, who is ready, and the requests that are not
-//! answered.
+//! State shared by the tasks of a lane on its thread: the pool of operations, the ready tasks, and the requests that
+//! are not answered.
 #![forbid(unsafe_code)]
 
 use std::any::Any;
@@ -19,22 +19,23 @@ use crate::port::Wake;
 use crate::request::KeptRequest;
 use crate::shared::Words;
 
-/// How a task ended.
+/// The result of a task.
 pub(super) type Ended = Result<Result<(), Errno>, Panicked>;
 
-/// One tag's request, as far as its task's future is not concerned.
+/// A tag's request, apart from its future.
 pub(super) struct Tag {
     io: Cell<Io>,
-    /// Where the tag's buffer is; null before the first request, and where nobody reaches the bytes.
+    /// Address of the tag's buffer; null before the first request, and in modes in which the server cannot access the
+    /// bytes.
     memory: Cell<*mut u8>,
-    /// How many hold on to the request: its `TaskRequest`, and its buffer where that was taken out. Until there are
-    /// none it is not answered.
+    /// Number of leases of the request: its `TaskRequest`, and its buffer if that was taken. The request is not
+    /// answered before it is 0.
     leases: Cell<u8>,
-    /// In the list of those to be polled.
+    /// The tag is in the ready list.
     queued: Cell<bool>,
-    /// The request, from the first poll that was not ready on.
+    /// The request's token, from its first pending poll on.
     token: Cell<Option<KeptRequest>>,
-    /// How the task ended, when the request could not be answered then.
+    /// The task's result, if the request could not be answered at its end.
     ended: Cell<Option<Ended>>,
 }
 
@@ -51,7 +52,7 @@ impl Tag {
         }
     }
 
-    /// Whether somebody holds on to the request.
+    /// Whether somebody holds a lease of the request.
     #[inline(always)]
     pub(super) fn is_leased(&self) -> bool {
         self.leases.get() != 0
@@ -62,18 +63,18 @@ pub(super) struct Core {
     pub(super) pool: Pool,
     pub(super) ready: Ready,
     pub(super) qid: QueueId,
-    /// The ring that operations go to.
+    /// The ring of the operations.
     pub(super) ring: RingId,
-    /// Index of tag 0's buffer in the ring's table, in zero copy.
+    /// Index of tag 0's buffer in the ring's table, in zero-copy mode.
     pub(super) registered: Option<u16>,
-    /// Where a tag's append has landed; of a zoned device.
+    /// The sectors of appends, on a zoned device.
     pub(super) words: Words,
-    /// A tag's buffer is its own, so where it is need be asked only once.
+    /// Each tag has a fixed buffer, whose address is looked up only once.
     own_buffers: bool,
     tags: Box<[Tag]>,
-    /// Tags to be polled, woken on this thread by operations.
+    /// Ready tags that operations woke on this thread.
     local: RefCell<Vec<u16>>,
-    /// The requests' buffers, from the lane's end on: for whoever still holds one, the kernel included.
+    /// The requests' buffers once the lane has ended, for leases that still exist, including those of the kernel.
     buffers: Cell<Option<Arena>>,
 }
 
@@ -102,8 +103,8 @@ impl Core {
         }
     }
 
-    /// The lane ends: requests that are not answered are let go, and with them what the lane had, such as the character
-    /// device. What operations under way, or buffers that somebody holds, still need stays: the buffers alone (L63).
+    /// Ends the lane: drops unanswered requests, and with them the lane's resources such as the character device. Only
+    /// the buffers stay, for operations in flight and for buffers that tasks still hold (L63).
     pub(super) fn end(&self) {
         for state in &self.tags {
             if let Some(token) = state.token.take() {
@@ -113,7 +114,7 @@ impl Core {
         self.pool.close_descriptors();
     }
 
-    /// How the task of a poll is woken: by its tag where that will do.
+    /// How to wake the task that is being polled: by its tag if possible.
     pub(super) fn wake_by(&self, waker: &Waker) -> WakeBy {
         match self.ready.tag_of(waker) {
             Some(tag) => WakeBy::Tag(tag),
@@ -129,7 +130,7 @@ impl Core {
         }
     }
 
-    /// Puts a tag among those to be polled, once.
+    /// Marks a tag as ready, once.
     pub(super) fn make_ready(&self, tag: u16) {
         let Some(state) = self.tags.get(usize::from(tag)) else {
             return;
@@ -139,7 +140,7 @@ impl Core {
         }
     }
 
-    /// Takes those to be polled to `tags`, in place of what is there.
+    /// Moves the ready tags to `tags`, replacing its content.
     #[inline]
     pub(super) fn take_ready(&self, tags: &mut Vec<u16>) {
         tags.clear();
@@ -152,13 +153,13 @@ impl Core {
         }
     }
 
-    /// True if nobody is to be polled.
+    /// True if no tag is ready.
     #[inline(always)]
     pub(super) fn nobody_ready(&self) -> bool {
         self.ready.is_empty() && self.local.borrow().is_empty()
     }
 
-    /// A request of a tag begins, with the one lease of its `TaskRequest`. `memory` says where its buffer is.
+    /// Begins a tag's request, with the one lease of its `TaskRequest`. `memory` returns the address of its buffer.
     #[inline(always)]
     pub(super) fn begin(&self, tag: usize, io: Io, memory: impl FnOnce() -> *mut u8) -> &Tag {
         let state = &self.tags[tag];
@@ -171,29 +172,29 @@ impl Core {
         state
     }
 
-    /// What a tag's request is, while somebody has a lease of it.
+    /// The descriptor of a tag's request, while somebody has a lease of it.
     #[inline(always)]
     pub(super) fn io(&self, tag: usize) -> Io {
         self.tags[tag].io.get()
     }
 
-    /// Where a tag's buffer is.
+    /// The address of a tag's buffer.
     pub(super) fn memory(&self, tag: usize) -> *mut u8 {
         self.tags[tag].memory.get()
     }
 
-    /// How many hold on to a tag's request.
+    /// Number of leases of a tag's request.
     pub(super) fn leases(&self, tag: usize) -> u8 {
         self.tags[tag].leases.get()
     }
 
-    /// One more holds on to a tag's request.
+    /// Adds a lease of a tag's request.
     pub(super) fn lease(&self, tag: usize) {
         let leases = &self.tags[tag].leases;
         leases.set(leases.get() + 1);
     }
 
-    /// One fewer does: a request whose task has ended is answered when there are none.
+    /// Returns a lease. The request of a task that has ended is answered with the last one.
     #[inline(always)]
     pub(super) fn release(&self, tag: usize) {
         let state = &self.tags[tag];
@@ -211,13 +212,13 @@ impl Core {
         }
     }
 
-    /// Keeps the request of a task that goes on.
+    /// Keeps the token of a pending task.
     #[inline]
     pub(super) fn keep(&self, tag: usize, token: KeptRequest) {
         self.tags[tag].token.set(Some(token));
     }
 
-    /// Answers the request of a task that has ended, or notes the answer while somebody holds on to it.
+    /// Answers the request of a task that has ended, or records the answer while a lease exists.
     pub(super) fn finish(&self, tag: usize, ended: Ended) {
         let state = &self.tags[tag];
         if state.leases.get() != 0 {
@@ -237,13 +238,13 @@ impl Core {
         }
     }
 
-    /// Takes a completion of an operation.
+    /// Handles the completion of an operation.
     pub(super) fn completed(&self, operation: Operation, res: i32, flags: u32) {
         let woken = self.pool.completed(operation, res, flags);
         self.wake(woken);
     }
 
-    /// Gives the kernel what is queued. False if not all of it could go.
+    /// Submits queued entries. False if some did not fit.
     #[inline]
     pub(super) fn flush(&self, sink: &mut impl Sink) -> bool {
         !self.pool.has_orders() || self.pool.flush(sink, |woken| self.wake(woken))

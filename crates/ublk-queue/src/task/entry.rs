@@ -1,7 +1,7 @@
-//! What an operation is, and the submission queue entry for it.
+//! The kinds of operations, and the submission queue entries for them.
 //!
 //! # Why there is `unsafe` here
-//! An entry is a pointer given away. [`entry`] is unsafe, and says what its one caller, the pool, sees to: the
+//! An entry gives pointers to the kernel. [`entry`] is unsafe, and states what its one caller, the pool, ensures: the
 //! buffer stays with the operation until the last CQE, and so does the slot with its [`Scratch`].
 #![expect(unsafe_code, reason = "makes entries that name memory")]
 
@@ -15,17 +15,17 @@ use uring_lite::{Fd, Sqe64};
 
 use super::buf::BufferLocation;
 
-/// Pieces that a vectored operation can have.
+/// Maximum number of pieces of a vectored operation.
 pub const MAX_PIECES: usize = 8;
 
-/// An operation, but for its descriptor and its buffer.
+/// An operation without its descriptor and its buffer.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind {
     /// Does nothing.
     Nop,
-    /// From this offset.
+    /// At this offset.
     Read(u64),
-    /// To this offset.
+    /// At this offset.
     Write(u64),
     ReadPieces(u64),
     WritePieces(u64),
@@ -37,7 +37,7 @@ pub(super) enum Kind {
         offset: u64,
         len: u64,
     },
-    /// With `MSG_*`.
+    /// With `MSG_*` flags.
     Recv(u32),
     Send(u32),
     SendZeroCopy(u32),
@@ -54,12 +54,12 @@ pub(super) enum Kind {
     CancelAll,
 }
 
-/// What an entry points to besides its buffer. Lives in the operation's slot of the pool.
+/// Memory that an entry points to besides its buffer. It lives in the operation's slot of the pool.
 pub(super) struct Scratch {
     message: libc::msghdr,
     pieces: [libc::iovec; MAX_PIECES],
     count: usize,
-    /// Of the largest address that there is.
+    /// Large enough for any address.
     address: libc::sockaddr_storage,
     time: Timespec,
 }
@@ -71,7 +71,7 @@ impl Scratch {
             iov_len: 0,
         };
         Self {
-            // SAFETY: integers and pointers, for which zero is "none".
+            // SAFETY: integers and pointers; all zero is a valid value, "none".
             message: unsafe { std::mem::zeroed() },
             pieces: [NO_PIECE; MAX_PIECES],
             count: 0,
@@ -84,7 +84,7 @@ impl Scratch {
         }
     }
 
-    /// Notes the pieces of a vectored operation.
+    /// Records the pieces of a vectored operation.
     pub(super) fn set_pieces(
         &mut self,
         places: impl Iterator<Item = BufferLocation>,
@@ -92,7 +92,7 @@ impl Scratch {
         self.count = 0;
         for place in places {
             let BufferLocation::Memory { ptr, len } = place else {
-                // A registered buffer goes alone.
+                // A registered buffer cannot be one of several pieces.
                 return Err(Errno::EOPNOTSUPP);
             };
             let piece = self.pieces.get_mut(self.count).ok_or(Errno::EINVAL)?;
@@ -109,7 +109,7 @@ impl Scratch {
         &raw mut self.message
     }
 
-    /// Notes an address as the kernel wants it; returns its size.
+    /// Records an address in the kernel's format; returns its size.
     fn set_address(&mut self, address: &SocketAddr) -> u32 {
         let place = NonNull::from(&mut self.address);
         match address {
@@ -153,7 +153,7 @@ fn size_of_u32<T>() -> u32 {
 }
 
 impl Kind {
-    /// Whether a CQE brings a descriptor.
+    /// Whether the CQE carries a new descriptor.
     pub(super) const fn gives_descriptor(&self) -> bool {
         matches!(self, Self::Accept | Self::Socket(..))
     }
@@ -170,14 +170,14 @@ impl Kind {
     }
 }
 
-/// The entry for an operation, its `user_data` not set.
+/// Builds the entry for an operation, without `user_data`.
 ///
 /// # Safety
-/// From submission to the last CQE, `scratch` stays where it is and is not touched, and `place` and the pieces in
-/// `scratch` are valid for what `kind` does.
+/// From submission to the last CQE, `scratch` must stay where it is and not be accessed, and `place` and the pieces in
+/// `scratch` must be valid for what `kind` does.
 ///
 /// # Errors
-/// EOPNOTSUPP for a registered buffer where the operation takes none; EINVAL without a buffer that it needs, and for
+/// EOPNOTSUPP for a registered buffer that the operation does not support; EINVAL without a required buffer, and for
 /// MSG_ZEROCOPY.
 pub(super) unsafe fn entry(
     kind: &Kind,
@@ -186,13 +186,13 @@ pub(super) unsafe fn entry(
     scratch: &mut Scratch,
 ) -> Result<Sqe64, Errno> {
     if kind.send_flags() & op::MSG_ZEROCOPY != 0 {
-        // The network would read a buffer that has been given back.
+        // The network would read the buffer after it has been given back.
         return Err(Errno::EINVAL);
     }
     // SAFETY (of every entry below): the caller's contract, for buffer, pieces, message, address and time.
     let sqe = match (*kind, place) {
         (Kind::Nop, _) => op::nop(),
-        // Sockets have no offset, and ignore it.
+        // Sockets ignore the offset.
         (Kind::Read(at), Some(BufferLocation::Memory { ptr, len })) => {
             // SAFETY: as said above.
             unsafe { op::read(fd, ptr, len, at) }
@@ -223,7 +223,7 @@ pub(super) unsafe fn entry(
             // SAFETY: as said above.
             unsafe { op::recv(fd, ptr, len, flags) }
         }
-        // Receiving into a registered buffer is a read, which knows no flags: none is dropped in silence.
+        // Receiving into a registered buffer is a read, which has no flags: they must not be dropped silently.
         (
             Kind::Recv(0),
             Some(BufferLocation::Registered {
@@ -238,8 +238,8 @@ pub(super) unsafe fn entry(
             // SAFETY: as said above.
             unsafe { op::send(fd, ptr, len, flags | op::MSG_NOSIGNAL) }
         }
-        // Without flags sending from a registered buffer is a write, which sockets of any kind take; the threads of
-        // zero-copy queues block its SIGPIPE. Flags only the zero-copy send knows.
+        // Without flags, sending from a registered buffer is a write, which any socket supports; the threads of
+        // zero-copy queues block its SIGPIPE. Only the zero-copy send has flags.
         (
             Kind::Send(0 | op::MSG_NOSIGNAL),
             Some(BufferLocation::Registered {
@@ -304,7 +304,7 @@ pub(super) unsafe fn entry(
         }
         (Kind::Accept, _) => {
             let flags = libc::SOCK_CLOEXEC.cast_unsigned();
-            // SAFETY: no address is asked for.
+            // SAFETY: no address is requested.
             unsafe { op::accept(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags) }
         }
         (Kind::Shutdown(how), _) => op::shutdown(fd, how),

@@ -4,13 +4,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// An open descriptor, shared between its owner and the operations on it: it is closed when the last of both is
-/// gone, so that no operation meets a number that somebody else has got meanwhile.
+/// An open descriptor, shared between its owner and the operations that use it. It is closed with the last of them, so
+/// that no operation can reach another file that was given the same number.
 #[derive(Debug, Clone)]
 pub struct SharedFd(Arc<OwnedFd>);
 
 impl SharedFd {
-    /// Takes a file, a socket, or whatever owns a descriptor.
+    /// Takes ownership of a file, a socket, or anything else with a descriptor.
     pub fn new(fd: impl Into<OwnedFd>) -> Self {
         Self(Arc::new(fd.into()))
     }

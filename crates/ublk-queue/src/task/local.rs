@@ -1,4 +1,4 @@
-//! Ring operations as futures without a device: one task on a ring of its own.
+//! Runs ring operations as futures without a device: one task on a ring of its own.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -19,32 +19,32 @@ use crate::port::Full;
 use crate::shared::Words;
 use crate::user_data::UserData;
 
-/// How long the end waits for operations that were cancelled.
+/// How long the shutdown waits for cancelled operations.
 const REAP: Duration = Duration::from_secs(2);
 
-/// A future could not be run to its end.
+/// Why a future could not be run to completion.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LocalError {
-    /// The ring could not be made.
+    /// The ring could not be created.
     #[error(transparent)]
     SetUp(#[from] SetupError),
-    /// Its waker could not be made.
+    /// The waker could not be registered.
     #[error(transparent)]
     Register(#[from] RegisterError),
-    /// The ring cannot be used any more.
+    /// The ring is unusable.
     #[error(transparent)]
     Enter(#[from] EnterError),
-    /// The time was over before the future was ready: give it more, or look what it waits for.
+    /// The future was not ready in time: allow more time, or check what it waits for.
     #[error("the future was not ready within {0:?}")]
     TimedOut(Duration),
 }
 
-/// Runs futures that use ring operations, one at a time, on the calling thread: for setting things up before a device
-/// serves (connecting, reading a header), and for tests.
+/// Runs futures that use ring operations, one at a time, on the calling thread: for set-up before a device serves
+/// (connecting, reading a header), and for tests.
 #[derive(Debug)]
 pub struct Local {
-    /// Closed before the core is dropped, which then leaks what the kernel may still use.
+    /// Closed before the core is dropped, which then leaks memory that the kernel may still use.
     ring: uring_lite::Ring<Sqe64, Cqe16>,
     core: Ring,
 }
@@ -61,7 +61,7 @@ impl Sink for uring_lite::Ring<Sqe64, Cqe16> {
 }
 
 impl Local {
-    /// A ring for so many operations at once.
+    /// Creates a ring for this many operations at once.
     ///
     /// # Errors
     /// [`LocalError`].
@@ -83,13 +83,13 @@ impl Local {
         })
     }
 
-    /// The ring, to make operations of.
+    /// The ring, to create operations.
     #[must_use]
     pub fn ring(&self) -> Ring {
         self.core.clone()
     }
 
-    /// Runs a future to its end, for at most `limit`.
+    /// Runs a future to completion, for at most `limit`.
     ///
     /// # Errors
     /// [`LocalError`]; operations of the future are cancelled.
@@ -121,7 +121,7 @@ impl Local {
         }
     }
 
-    /// Submits, waits and takes what is there.
+    /// Submits, waits, and handles the completions.
     fn step(&mut self, limit: Duration) -> Result<(), LocalError> {
         let core = &self.core.0;
         let pushed = core.flush(&mut self.ring);
@@ -145,8 +145,8 @@ impl Local {
         Ok(())
     }
 
-    /// Cancels what is under way, and waits until the kernel has given everything back. False if it has not within
-    /// two seconds; then its memory is leaked.
+    /// Cancels the operations in flight, and waits until all have completed. False if some have not within two seconds;
+    /// their memory is leaked then.
     pub fn finish(&mut self) -> bool {
         let until = Instant::now() + REAP;
         self.core.0.pool.cancel_all();

@@ -1,4 +1,4 @@
-//! The future of an operation on the ring.
+//! The future of a ring operation.
 #![expect(unsafe_code, reason = "submits operations on buffers that it owns")]
 
 use std::any::Any;
@@ -17,7 +17,7 @@ use super::fd::SharedFd;
 use super::pool::Asked;
 use crate::operations::Operation;
 
-/// What comes of an operation with buffer `B`.
+/// How the result of an operation with buffer `B` becomes the future's output.
 pub trait Outcome<B>: sealed::Sealed {
     /// The future's output.
     type Output;
@@ -46,7 +46,7 @@ macro_rules! outcome {
 }
 
 outcome!(
-    /// The count of bytes and the buffer; the buffer also comes back with an error.
+    /// Byte count and buffer; the buffer comes back with an error, too.
     Transferred, (Result<u32, Errno>, B), |result, buffer| (result, buffer)
 );
 outcome!(
@@ -58,7 +58,7 @@ outcome!(
     Number, Result<u32, Errno>, |result, _buffer| result
 );
 outcome!(
-    /// The end of a time: `ETIME` is success.
+    /// Expiry of a timeout: `ETIME` is success.
     Elapsed, Result<(), Errno>, |result, _buffer| match result {
         Err(errno) if errno.get() == libc::ETIME => Ok(()),
         other => other.map(|_| ()),
@@ -71,17 +71,17 @@ outcome!(
 
 fn owned(fd: u32) -> SharedFd {
     use std::os::fd::{FromRawFd, OwnedFd};
-    // SAFETY: a descriptor that the operation has just made for this future, which gives its result once.
+    // SAFETY: the operation has just made this descriptor for this future, which takes its result once.
     SharedFd::new(unsafe { OwnedFd::from_raw_fd(fd.cast_signed()) })
 }
 
-/// What a buffer lends to the kernel; pieces are noted in the scratch.
+/// Names a buffer to the kernel; pieces are recorded in the scratch.
 pub(super) type Lend<B> = fn(&mut B, &mut Scratch) -> Result<Option<BufferLocation>, Errno>;
 
 #[derive(Debug, Clone, Copy)]
 enum State {
     New,
-    /// In the line for a place of the pool.
+    /// Waits for a slot of the pool.
     Waiting(u64),
     Submitted(Operation),
     /// Not submitted, with this error.
@@ -89,11 +89,11 @@ enum State {
     Over,
 }
 
-/// An operation on the ring. It starts when it is polled first, waits for a place of the pool where that is
-/// exhausted, and gives the buffer back with the result.
+/// An operation on the ring. It starts with the first poll, waits for a slot if the pool is exhausted, and returns the
+/// buffer with the result.
 ///
-/// Dropping it never frees what the kernel uses: the operation is cancelled, and what it uses (buffer, descriptor) is
-/// kept until it is over. A request whose own buffer it has is not answered before.
+/// Dropping it never frees memory that the kernel uses: the operation is cancelled, and its buffer and descriptor are
+/// kept until it completes. A request whose own buffer it holds is not answered before.
 #[must_use = "an operation does nothing before it is polled"]
 pub struct RingOp<B: 'static, O> {
     core: Rc<Core>,
@@ -114,7 +114,7 @@ impl<B, O> std::fmt::Debug for RingOp<B, O> {
     }
 }
 
-// Nothing the kernel points to is inside: buffers lend memory that does not move with them.
+// The kernel never points into this value: buffers lend memory that does not move with them.
 impl<B, O> Unpin for RingOp<B, O> {}
 
 impl<B: 'static, O> RingOp<B, O> {
@@ -136,7 +136,7 @@ impl<B: 'static, O> RingOp<B, O> {
         }
     }
 
-    /// Asks the kernel to end it. It still completes, most often with ECANCELED, and gives its buffer back.
+    /// Cancels the operation. It still completes, usually with ECANCELED, and returns its buffer.
     pub fn cancel(&mut self) {
         match self.state {
             State::New => self.state = State::Refused(Errno::ECANCELED),
@@ -158,13 +158,13 @@ impl<B: 'static, O> RingOp<B, O> {
                 return Ok(None);
             };
             let place = lend(buffer, scratch)?;
-            // By its index it would be other pages there.
+            // In another ring the same index would name other pages.
             let fits = place.is_none_or(|place| place.is_for(ring));
             if fits { Ok(place) } else { Err(Errno::EINVAL) }
         };
-        // SAFETY: `self.buffer` lends memory that is valid while the buffer's value lives, wherever that moves. It
-        // is not touched nor dropped before the operation is done: `poll` takes it out after the result, and
-        // `drop` hands it to the pool.
+        // SAFETY: `self.buffer` lends memory that is valid while the buffer's value lives, wherever that moves. It is
+        // neither accessed nor dropped before the operation completes: `poll` takes it out after the result, and `drop`
+        // hands it to the pool.
         let submitted = unsafe {
             self.core
                 .pool
@@ -172,7 +172,7 @@ impl<B: 'static, O> RingOp<B, O> {
         };
         match submitted {
             Ok(operation) => {
-                // The slot has it from here on.
+                // From here on the slot holds it.
                 self.fd = None;
                 State::Submitted(operation)
             }

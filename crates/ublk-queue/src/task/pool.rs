@@ -1,14 +1,13 @@
-//! The pool of operations: places made once, used in turns.
+//! The pool of operations: slots that are allocated once and reused.
 //!
-//! A place is free, given (to a future that has not used it yet), queued (its entry waits for the submission queue),
-//! flying (the kernel has it) or done. Each use is a turn: a completion of an earlier one is ignored (L53). When all
-//! places are taken, futures wait in a line and get places in its order; nothing is allocated for them beyond the
-//! line's first size.
+//! A slot is free, given (to a future that has not used it yet), queued (its entry waits for the submission queue),
+//! flying (the kernel has it) or done. Each use is a turn: a completion of an earlier turn is ignored (L53). When all
+//! slots are taken, futures join a wait queue and get slots in its order. The wait queue is allocated in advance.
 //!
-//! General safety argument. The kernel holds pointers to a flying operation's buffer and to its slot's [`Scratch`].
-//! The buffer: while the future lives it holds it; a future that is dropped hands it to the slot (`keep`), which
-//! frees it with the last completion (L56); a future that is leaked leaks it. The scratch: slots are boxed and never
-//! move, and a pool that is dropped with operations flying leaks them, `keep` and all (L09), and counts that.
+//! General safety argument. The kernel holds pointers to a flying operation's buffer and to its slot's [`Scratch`]. The
+//! buffer: while the future lives it holds it; a future that is dropped hands it to the slot (`keep`), which frees it
+//! with the last completion (L56); a future that is leaked leaks it. The scratch: slots are boxed and never move, and a
+//! pool that is dropped with operations flying leaks them, `keep` and all (L09), and counts that.
 #![expect(
     unsafe_code,
     reason = "a slot's scratch is written while the kernel does not have it"
@@ -30,9 +29,9 @@ use super::fd::SharedFd;
 use crate::operations::Operation;
 use crate::port::Full;
 
-/// Turns of a place before they begin again.
+/// Turns of a slot before the number wraps.
 const TURNS: u16 = 4096;
-/// The place of cancellations, whose completions say nothing.
+/// The slot number of cancellations, whose completions are ignored.
 const CANCEL: Operation = Operation {
     place: u16::MAX,
     turn: 0,
@@ -40,7 +39,7 @@ const CANCEL: Operation = Operation {
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 
-/// Operations of this process whose memory was leaked on purpose, because their ring ended before they did.
+/// Number of operations of this process whose memory was leaked on purpose, because their ring ended before they did.
 #[must_use]
 pub fn leaked_operations() -> u64 {
     LEAKED.load(Ordering::Relaxed)
@@ -59,11 +58,11 @@ pub(super) enum WakeBy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Free,
-    /// A future has it and has not used it yet.
+    /// A future has the slot and has not used it yet.
     Given,
     /// The entry waits for the submission queue.
     Queued,
-    /// As queued, but nobody wants it any more: it will not be submitted.
+    /// Like queued, but the future is gone: the entry will not be submitted.
     Void,
     Flying,
     Done,
@@ -79,7 +78,7 @@ struct OperationSlot {
     cancelled: Cell<bool>,
     gives_descriptor: Cell<bool>,
     wake: Cell<WakeBy>,
-    /// Open until the operation is over.
+    /// Kept open until the operation is over.
     fd: Cell<Option<SharedFd>>,
     /// The buffer of an orphan.
     keep: Cell<Option<Box<dyn Any>>>,
@@ -105,10 +104,10 @@ impl OperationSlot {
     }
 }
 
-/// Where entries go: the worker's submission queue.
+/// The destination of entries: the worker's submission queue.
 pub(super) trait Sink {
     fn push(&mut self, sqe: Sqe64, operation: Operation) -> Result<(), Full>;
-    /// The word of an operation, by which it is cancelled.
+    /// The `user_data` word of an operation, for a cancel request.
     fn word(&self, operation: Operation) -> u64;
 }
 
@@ -124,11 +123,11 @@ struct Waiting {
     given: Option<u16>,
 }
 
-/// What asking for a place gives.
+/// Result of asking for a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asked {
     Place(u16),
-    /// A place in the line.
+    /// A ticket of the wait queue.
     Ticket(u64),
 }
 
@@ -146,7 +145,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// So many places, at least one and at most 32,768.
+    /// A pool of this many slots, at least one and at most 32,768.
     pub(super) fn new(places: u16, line: usize) -> Self {
         let places = places.clamp(1, 1 << 15);
         let count = usize::from(places);
@@ -162,12 +161,12 @@ impl Pool {
         }
     }
 
-    /// Operations that are queued or that the kernel has.
+    /// Number of operations that are queued or flying.
     pub(super) fn busy(&self) -> usize {
         self.busy.get()
     }
 
-    /// Completions that belonged to no operation.
+    /// Completions that matched no operation.
     #[cfg(test)]
     pub(super) fn stale(&self) -> u64 {
         self.stale.get()
@@ -179,9 +178,9 @@ impl Pool {
         !self.queue.borrow().is_empty()
     }
 
-    /// A place, or a place in the line for one.
+    /// Returns a slot, or a ticket of the wait queue.
     pub(super) fn ask(&self, wake: impl FnOnce() -> WakeBy) -> Asked {
-        // A free place means that nobody waits without having been given one.
+        // A free slot means that nobody waits without having been given one.
         if let Some(place) = self.free.borrow_mut().pop() {
             self.slots[usize::from(place)].state.set(State::Given);
             return Asked::Place(place);
@@ -196,7 +195,7 @@ impl Pool {
         Asked::Ticket(ticket)
     }
 
-    /// The place that was given to a ticket, which is then used up; else notes whom to wake.
+    /// Returns the slot that was given to a ticket and uses the ticket up, or records whom to wake.
     pub(super) fn given(&self, ticket: u64, wake: impl FnOnce() -> WakeBy) -> Option<u16> {
         let mut line = self.line.borrow_mut();
         let at = line.iter().position(|waiting| waiting.ticket == ticket)?;
@@ -206,12 +205,12 @@ impl Pool {
         }
         let before = std::mem::replace(&mut line[at].wake, wake());
         drop(line);
-        // Dropping a waker may run anybody's code.
+        // Dropping a waker may run foreign code.
         drop(before);
         None
     }
 
-    /// Leaves the line.
+    /// Leaves the wait queue.
     pub(super) fn leave_line(&self, ticket: u64) -> Option<WakeBy> {
         let mut line = self.line.borrow_mut();
         let at = line.iter().position(|waiting| waiting.ticket == ticket)?;
@@ -220,14 +219,14 @@ impl Pool {
         left.given.map(|place| self.release(place))
     }
 
-    /// Prepares the operation for a given place; it goes with the next flush.
+    /// Prepares the operation in a given slot; it goes with the next flush.
     ///
     /// # Safety
-    /// Until the pool reports the operation as done or the place is abandoned with the buffer, `place` and what the
-    /// pieces noted by `lend` name stays valid for what `kind` does.
+    /// Until the pool reports the operation as done, or the slot is abandoned with the buffer, `place` and the pieces
+    /// recorded by `lend` must stay valid for what `kind` does.
     ///
     /// # Errors
-    /// The operation can't be made; the place is free again.
+    /// The operation is not possible; the slot is free again.
     pub(super) unsafe fn submit(
         &self,
         place: u16,
@@ -241,12 +240,12 @@ impl Pool {
             Some(fd) => unsafe { Fd::raw(fd.as_fd()) },
             None => Fd::registered(0),
         };
-        // SAFETY: the slot is given, not queued nor flying, so the kernel has no pointer to its scratch; and this
+        // SAFETY: the slot is given, neither queued nor flying, so the kernel has no pointer to its scratch; and this
         // reference is gone before anything else is called that could make another.
         let scratch = unsafe { &mut *slot.scratch.get() };
         let buffer = lend(scratch)?;
-        // SAFETY: slots stay where they are, and the scratch is not touched until the operation is over; the
-        // buffer is the caller's contract.
+        // SAFETY: slots stay where they are, and the scratch is not accessed until the operation is over; the buffer is
+        // the caller's contract.
         let sqe = unsafe { entry(kind, raw, buffer, scratch) }?;
         slot.entry.set(sqe);
         slot.state.set(State::Queued);
@@ -262,7 +261,7 @@ impl Pool {
         })
     }
 
-    /// The result of an operation that is done, whose place is then free again; else notes whom to wake.
+    /// Returns the result of a completed operation and frees its slot, or records whom to wake.
     pub(super) fn result(
         &self,
         operation: Operation,
@@ -277,7 +276,7 @@ impl Pool {
         Some((slot.res.get(), self.release(operation.place)))
     }
 
-    /// Asks the kernel to end an operation; it completes all the same, soon.
+    /// Requests cancellation of an operation, which still completes, soon.
     pub(super) fn cancel(&self, operation: Operation) {
         let slot = &self.slots[usize::from(operation.place)];
         let wanted = matches!(slot.state.get(), State::Flying | State::Queued);
@@ -287,8 +286,9 @@ impl Pool {
         }
     }
 
-    /// Nobody wants an operation's result any more (L56). What the kernel never saw is undone at once; else the
-    /// buffer stays in the slot until the completion, which is hurried by a cancellation. Returns whom to wake.
+    /// Abandons an operation whose future is gone (L56). An entry that the kernel never saw is undone at once;
+    /// otherwise the buffer stays in the slot until the completion, and the operation is cancelled. Returns whom to
+    /// wake.
     pub(super) fn abandon(
         &self,
         operation: Operation,
@@ -315,7 +315,7 @@ impl Pool {
         WakeBy::Nobody
     }
 
-    /// A place that was given and not used is free again, or goes to the first in the line, who is returned.
+    /// Returns an unused slot to the pool, or gives it to the first in the wait queue, who is returned.
     pub(super) fn release(&self, place: u16) -> WakeBy {
         let slot = &self.slots[usize::from(place)];
         slot.turn.set((slot.turn.get() + 1) % TURNS);
@@ -331,7 +331,7 @@ impl Pool {
         WakeBy::Nobody
     }
 
-    /// Gives the kernel what is queued. False if the submission queue was full before the end.
+    /// Submits queued entries. False if the submission queue was full before the end.
     pub(super) fn flush(&self, sink: &mut impl Sink, wake: impl Fn(WakeBy)) -> bool {
         loop {
             let Some(order) = self.queue.borrow().front().copied() else {
@@ -371,7 +371,7 @@ impl Pool {
         }
     }
 
-    /// Takes a completion. Returns whom to wake.
+    /// Handles a completion. Returns whom to wake.
     pub(super) fn completed(&self, operation: Operation, res: i32, flags: u32) -> WakeBy {
         if operation == CANCEL {
             return WakeBy::Nobody;
@@ -387,7 +387,7 @@ impl Pool {
             slot.res.set(res);
         }
         if flags & sys::IORING_CQE_F_MORE != 0 {
-            // A zero-copy send: the count, and the memory is not ours yet.
+            // A zero-copy send: this CQE has the count, but the kernel still uses the memory.
             return WakeBy::Nobody;
         }
         self.busy.set(self.busy.get() - 1);
@@ -399,12 +399,12 @@ impl Pool {
         close_unwanted(slot);
         let buffer = slot.keep.take();
         let woken = self.release(operation.place);
-        // After the slot is in order: this may run anybody's code, and answer a request.
+        // Only once the slot is consistent: this may run foreign code, and answer a request.
         drop(buffer);
         woken
     }
 
-    /// Asks the kernel to end all there is.
+    /// Cancels all operations.
     pub(super) fn cancel_all(&self) {
         for (place, slot) in (0..).zip(&self.slots) {
             self.cancel(Operation {
@@ -415,7 +415,7 @@ impl Pool {
     }
 }
 
-/// A descriptor that came for nobody is closed.
+/// Closes a descriptor whose future is gone.
 fn close_unwanted(slot: &OperationSlot) {
     if slot.gives_descriptor.get() && slot.res.get() >= 0 {
         // SAFETY: the operation made this descriptor for its future, which is gone without having taken it.
@@ -424,15 +424,16 @@ fn close_unwanted(slot: &OperationSlot) {
 }
 
 impl Pool {
-    /// The ring is closed: what it has taken holds its file itself, and what it has not it never takes.
+    /// Closes the descriptors once the ring is closed: operations that the kernel took hold the file themselves, and
+    /// others are never taken.
     pub(super) fn close_descriptors(&self) {
         for slot in &self.slots {
             drop(slot.fd.take());
         }
     }
 
-    /// Operations that the kernel has and whose ring ends now: what they use is leaked, whoever holds it, and
-    /// counted here, once.
+    /// Counts, once, the operations that the kernel has when the ring ends; the memory that they use is leaked, whoever
+    /// holds it.
     pub(super) fn count_leaks(&self) -> usize {
         let states = self.slots.iter().map(|slot| slot.state.get());
         let flying = states.filter(|state| *state == State::Flying).count();

@@ -1,4 +1,4 @@
-//! The pool with a submission queue that is only a list.
+//! Tests of the pool with a list as its submission queue.
 
 use std::rc::Rc;
 
@@ -70,7 +70,7 @@ fn result(pool: &Pool, operation: Operation) -> Option<i32> {
         .map(|(res, _)| res)
 }
 
-/// A buffer that says when it is freed.
+/// A buffer that reports when it is freed.
 struct Buffer(Rc<Cell<bool>>);
 
 impl Drop for Buffer {
@@ -79,7 +79,7 @@ impl Drop for Buffer {
     }
 }
 
-/// L53 A completion of an earlier turn of a place is not taken for one of the present.
+/// L53 A completion of an earlier turn of a slot is not taken for one of the present turn.
 #[test]
 fn l53_a_completion_of_an_earlier_turn_is_ignored() {
     let pool = Pool::new(1, 1);
@@ -107,17 +107,17 @@ fn l56_an_orphan_keeps_its_buffer_until_its_completion() {
     assert!(pool.flush(&mut list, |_| {}));
     assert_eq!(list.pushed, [(sys::IORING_OP_ASYNC_CANCEL, CANCEL)]);
     assert_eq!((pool.busy(), freed.get()), (1, false));
-    // The other place is used meanwhile, this one not.
+    // The other slot is used meanwhile, this one is not.
     assert_ne!(place(&pool), operation.place);
     assert!(matches!(pool.ask(|| WakeBy::Nobody), Asked::Ticket(_)));
-    // The cancellation found nothing: no matter.
+    // The cancellation found nothing, which is no error.
     pool.completed(CANCEL, -2, 0);
     assert!(!freed.get());
     pool.completed(operation, 100, 0);
     assert_eq!((pool.busy(), freed.get()), (0, true));
 }
 
-/// L56 What the kernel never saw is not submitted any more, and nothing is kept for it.
+/// L56 An entry that the kernel never saw is not submitted after the drop, and nothing is kept for it.
 #[test]
 fn l56_what_is_dropped_before_it_was_submitted_never_is() {
     let pool = Pool::new(1, 1);
@@ -139,7 +139,7 @@ fn a_zero_copy_send_is_over_with_its_notification() {
     assert_eq!(result(&pool, operation), Some(300));
 }
 
-/// Places go to those who waited longest; one who left the line loses nothing of the others'.
+/// Slots go to those who waited longest; leaving the wait queue costs the others nothing.
 #[test]
 fn an_exhausted_pool_is_fair() {
     let pool = Pool::new(1, 4);
@@ -149,12 +149,12 @@ fn an_exhausted_pool_is_fair() {
     pool.completed(operation, 0, 0);
     let (_, woken) = pool.result(operation, || WakeBy::Nobody).expect("done");
     assert_eq!(tag_of(&woken), Some(1));
-    // Who comes now waits behind, though nothing has been made of the place yet.
+    // A newcomer waits behind them, though the slot is unused so far.
     let late = ticket(&pool, 4);
     assert_eq!(pool.given(tickets[2], || WakeBy::Tag(3)), None);
     let given = pool.given(tickets[0], || WakeBy::Tag(1)).expect("its turn");
     assert_eq!(tag_of(&pool.release(given)), Some(3));
-    // Given one, and gone: the next has it.
+    // It was given one and left: the next in the wait queue gets it.
     let woken = pool
         .leave_line(tickets[2])
         .expect("it had been given a place");
@@ -162,7 +162,7 @@ fn an_exhausted_pool_is_fair() {
     assert!(pool.given(late, || WakeBy::Nobody).is_some());
 }
 
-/// L52 What does not fit into the submission queue goes with the next flush, in order.
+/// L52 Entries that do not fit into the submission queue go with the next flush, in order.
 #[test]
 fn l52_a_full_submission_queue_loses_nothing() {
     let pool = Pool::new(3, 1);
@@ -176,7 +176,7 @@ fn l52_a_full_submission_queue_loses_nothing() {
     assert_eq!(pushed, operations);
 }
 
-/// L09 A pool that ends before its operations leaks what the kernel may use, and says so.
+/// L09 A pool that ends before its operations leaks memory that the kernel may use, and counts that.
 #[test]
 fn l09_what_is_flying_at_the_end_is_leaked_and_counted() {
     let freed = Rc::new(Cell::new(false));
@@ -189,7 +189,7 @@ fn l09_what_is_flying_at_the_end_is_leaked_and_counted() {
     assert!(leaked_operations() > before);
 }
 
-/// A descriptor that came for nobody is closed.
+/// A descriptor whose future is gone is closed.
 #[test]
 fn an_unwanted_descriptor_is_closed() {
     use std::io::Read;

@@ -1,13 +1,12 @@
-//! Who is to be polled: a lock-free list with one place per tag, and the wakers that push onto it.
+//! The ready list: a lock-free list with one node per tag, and the wakers that push onto it.
 //!
 //! General safety argument. A task's waker is a pointer to its [`Node`]. Nodes live in a box that the [`ReadyList`]
-//! part owns, which is allocated once and never moved nor freed before the last reference count of its `Arc` is
-//! gone. Each waker that somebody owns holds one of those counts: `clone` takes one, `wake` and `drop` give it
-//! back. The waker that a poll lends is not owned by anybody (`ManuallyDrop`): the executor, which holds a count of
-//! its own, is borrowed for the length of the poll. A node's way back to the shared part is a pointer from
-//! `Arc::into_raw`, so counts can be changed through it. What wakers reach consists of atomics and of a `Wake`, which
-//! is `Sync`; so they may be used from any thread, and outlive the executor: then they push onto a list that
-//! nobody takes.
+//! part owns, which is allocated once and never moved nor freed before the last reference of its `Arc` is dropped. Each
+//! owned waker holds one reference: `clone` takes one, `wake` and `drop` return it. The waker that is lent to a poll is
+//! not owned (`ManuallyDrop`): the executor, which holds a reference of its own, is borrowed for the length of the
+//! poll. A node's pointer to the shared part comes from `Arc::into_raw`, so the reference count can be changed through
+//! it. Wakers only access atomics and a `Wake`, which is `Sync`; so they may be used from any thread, and may outlive
+//! the executor: then they push onto a list that nobody takes.
 #![expect(unsafe_code, reason = "the vtable of the tasks' wakers")]
 
 use std::mem::ManuallyDrop;
@@ -29,10 +28,10 @@ struct Node {
     shared: AtomicPtr<ReadyList>,
 }
 
-/// What wakers of any thread reach.
+/// The part that wakers on any thread access.
 struct ReadyList {
     head: AtomicU32,
-    /// 1 while the worker may sleep without a further look at this list.
+    /// 1 while the worker may sleep without another look at this list.
     settled: AtomicU32,
     /// The worker's thread.
     owner: usize,
@@ -60,11 +59,11 @@ impl ReadyList {
         }
     }
 
-    /// Puts a tag into the list, if it is not there. `own` says that this is the worker's thread, which looks at
-    /// the list before it sleeps.
+    /// Pushes a tag unless it is in the list. `own` is true on the worker's thread, which looks at the list before it
+    /// sleeps.
     fn wake(&self, node: &Node, own: bool) {
-        // AcqRel: pairs with the swap in `drain`. Whoever finds 1 has its writes seen by that swap, which takes
-        // the newest value; whoever finds 0 pushes.
+        // AcqRel: pairs with the swap in `drain`. A thread that finds 1 has its writes seen by that swap, which takes
+        // the newest value; a thread that finds 0 pushes.
         if node.queued.swap(1, Ordering::AcqRel) == 1 {
             return;
         }
@@ -83,7 +82,7 @@ impl ReadyList {
             }
         }
         if !own || self.settled.load(Ordering::Relaxed) == 1 {
-            // L55: a sleeping ring is rung at once; to one that is awake this is an atomic swap.
+            // L55: this wakes a sleeping ring at once; for one that is awake it is an atomic swap.
             self.wake.wake();
         }
     }
@@ -104,7 +103,7 @@ thread_local! {
     static MARK: u8 = const { 0 };
 }
 
-/// Which thread this is: the address of something of its own.
+/// Identifies the calling thread: the address of a thread-local.
 fn here() -> usize {
     MARK.with(|mark| std::ptr::from_ref(mark).addr())
 }
@@ -113,7 +112,7 @@ fn here() -> usize {
 pub(super) struct Ready(Arc<ReadyList>);
 
 impl Ready {
-    /// A list for so many tags, whose worker this thread is.
+    /// A list for this many tags, whose worker is the calling thread.
     pub(super) fn new(tags: u16, wake: Arc<dyn Wake>) -> Self {
         let shared = Arc::into_raw(Arc::new(ReadyList::new(tags, here(), wake)));
         // SAFETY: from `into_raw` just above, taken back once.
@@ -128,12 +127,12 @@ impl Ready {
     #[inline(always)]
     pub(super) fn lend(&self, tag: usize) -> ManuallyDrop<Waker> {
         let node = std::ptr::from_ref(&self.0.nodes[tag]);
-        // SAFETY: the vtable's functions take a pointer to a node whose shared part lives; this one's does while
-        // `self` is borrowed, and a lent waker gives no count back.
+        // SAFETY: the vtable's functions take a pointer to a node whose shared part lives; this one does while `self`
+        // is borrowed, and a lent waker returns no reference.
         ManuallyDrop::new(unsafe { Waker::from_raw(RawWaker::new(node.cast(), &VTABLE)) })
     }
 
-    /// The tag, if this is the waker of one of this executor's tasks: it need not be cloned then.
+    /// The tag, if this is the waker of one of this executor's tasks, which need not be cloned then.
     pub(super) fn tag_of(&self, waker: &Waker) -> Option<u16> {
         if !std::ptr::eq(waker.vtable(), &raw const VTABLE) {
             return None;
@@ -144,20 +143,20 @@ impl Ready {
         std::ptr::eq(shared, Arc::as_ptr(&self.0)).then_some(node.tag)
     }
 
-    /// True if nobody has been woken since the last [`drain`](Self::drain): a plain load.
+    /// True if no tag was woken since the last [`drain`](Self::drain): a plain load.
     #[inline(always)]
     pub(super) fn is_empty(&self) -> bool {
         self.0.head.load(Ordering::Relaxed) == END
     }
 
-    /// Takes those who were woken.
+    /// Takes the tags that were woken.
     pub(super) fn drain(&self, each: impl FnMut(u16)) {
         self.0.drain(each);
     }
 
-    /// Whether the worker may sleep now without a further look.
+    /// Sets whether the worker may sleep now without another look.
     pub(super) fn settle(&self, settled: bool) {
-        // The worker's thread only; others ring whatever it says.
+        // Only wakes on the worker's own thread test it; other threads always wake the ring.
         self.0.settled.store(u32::from(settled), Ordering::Relaxed);
     }
 }
@@ -177,13 +176,13 @@ unsafe fn shared_of(data: *const ()) -> *const ReadyList {
 unsafe fn clone(data: *const ()) -> RawWaker {
     // SAFETY: the caller's contract.
     let shared = unsafe { shared_of(data) };
-    // SAFETY: from `Arc::into_raw`, and at least one count is held for the length of this call.
+    // SAFETY: from `Arc::into_raw`, and at least one reference is held for the length of this call.
     unsafe { Arc::increment_strong_count(shared) };
     RawWaker::new(data, &VTABLE)
 }
 
 /// # Safety
-/// As [`shared_of`], and the waker owns a count.
+/// As [`shared_of`], and the waker owns a reference.
 unsafe fn wake(data: *const ()) {
     // SAFETY: the caller's contract.
     unsafe { wake_by_ref(data) };
@@ -204,11 +203,11 @@ unsafe fn wake_by_ref(data: *const ()) {
 }
 
 /// # Safety
-/// As [`shared_of`], and the waker owns a count.
+/// As [`shared_of`], and the waker owns a reference.
 unsafe fn release(data: *const ()) {
     // SAFETY: the caller's contract.
     let shared = unsafe { shared_of(data) };
-    // SAFETY: from `Arc::into_raw`; the waker's own count, given back once.
+    // SAFETY: from `Arc::into_raw`; the waker's own reference, returned once.
     unsafe { Arc::decrement_strong_count(shared) };
 }
 
@@ -229,8 +228,8 @@ mod loom_tests {
         }
     }
 
-    /// L55 Two threads write and wake the same task while its worker takes the list: the last poll sees both
-    /// writes, and the bell has been rung.
+    /// L55 Two threads write and wake the same task while its worker takes the list: the last poll sees both writes,
+    /// and the ring has been woken.
     #[test]
     fn loom_the_last_poll_sees_what_was_written_before_a_wake() {
         loom::model(|| {
@@ -261,8 +260,8 @@ mod loom_tests {
         });
     }
 
-    /// L55 A task that is woken again while the list with it is being taken takes no other off the list: each is found
-    /// after its last wake, and the list comes to its end.
+    /// L55 A task that is woken again while the list with it is being taken removes no other from the list: each is
+    /// found after its last wake, and the list ends.
     #[test]
     fn loom_a_task_woken_again_loses_no_other() {
         loom::model(|| {
@@ -288,7 +287,7 @@ mod loom_tests {
         });
     }
 
-    /// Two tasks woken at once are both found, once each.
+    /// Two tasks woken at once are both found, each once.
     #[test]
     fn loom_each_task_is_found_once() {
         loom::model(|| {

@@ -25,8 +25,8 @@ fn drained(ready: &Ready) -> Vec<u16> {
     tags
 }
 
-/// L55 A wake on the worker's own thread rings nothing while the worker will look before it sleeps, and does once
-/// it has looked; a wake from another thread always rings.
+/// L55 A wake on the worker's own thread does not wake the ring while the worker will look before it sleeps, and does
+/// once it has looked; a wake from another thread always does.
 #[test]
 fn l55_other_threads_ring_and_the_own_one_only_when_settled() {
     let (ready, bell) = ready(4);
@@ -85,7 +85,7 @@ fn own_wakers_are_known() {
     assert_eq!(one.tag_of(Waker::noop()), None);
 }
 
-/// L55 What a thread wrote before its wake is seen by the poll that follows; nothing is lost among many threads.
+/// L55 A thread's writes before its wake are seen by the poll that follows; no wake of many threads is lost.
 #[test]
 fn l55_wakes_of_many_threads_arrive() {
     let (ready, _bell) = ready(8);

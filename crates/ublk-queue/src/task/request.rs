@@ -1,14 +1,14 @@
-//! A request as its task sees it, and its buffer as operations take it.
+//! A request as its task sees it, and its buffer for operations.
 //!
 //! General safety argument. A tag's bytes belong to the server from the CQE that brings the request to the commit that
 //! answers it, and the executor does not answer while the tag has leases. A `TaskRequest` is a lease, and so is a
-//! `TagBuf`; each is given back when the value is dropped. The data is in one of the two: in the `TaskRequest`, until a
-//! `TagBuf` is taken out of it, and again once that is gone. So who has the data is alone with the bytes: nobody
-//! but a `TagBuf` lends them to the kernel, and only a `TaskRequest` with the data makes slices of them. One that is
-//! leaked leaks its lease: the request is never answered, and its memory never used again. The memory itself lives with
-//! the lane's shared part, which the request's token holds; and the token is there as long as there are leases: on the
-//! stack of the first poll, then in the executor. What a lease finds in the executor about its tag (`Io`, memory) is
-//! therefore of its own request: the tag brings no other before.
+//! `TagBuf`; each is given back when the value is dropped. One of the two has the data: the `TaskRequest`, until a
+//! `TagBuf` is taken out of it, and again once that is gone. So whichever has the data has exclusive access to the
+//! bytes: only a `TagBuf` lends them to the kernel, and only a `TaskRequest` with the data makes slices of them. A
+//! value that is leaked leaks its lease: the request is never answered, and its memory never used again. The memory
+//! itself lives with the lane's shared part, which the request's token holds; and the token is there as long as there
+//! are leases: on the stack of the first poll, then in the executor. What a lease finds in the executor about its tag
+//! (`Io`, memory) therefore belongs to its own request: the tag delivers no other one meanwhile.
 #![expect(unsafe_code, reason = "slices and places of a tag's buffer")]
 
 use std::fmt;
@@ -23,11 +23,11 @@ use super::fd::SharedFd;
 use super::ring::Ring;
 use crate::request::{brings_data, wants_data};
 
-/// A request in the hands of an async handler. The task's result is its answer, given when this is dropped as well.
+/// The request of an async handler. The result of its task is the answer, even if this was dropped before.
 ///
 /// # Invariants
-/// This is a lease of its tag, and the only `TaskRequest` of it: as long as it is the only lease, no `TagBuf` of the
-/// request exists, and the data is here.
+/// This is a lease of its tag, and the only `TaskRequest` of it: while it is the only lease, no `TagBuf` of the request
+/// exists, and this value has the data.
 pub struct TaskRequest {
     core: Rc<Core>,
     tag: Tag,
@@ -57,13 +57,13 @@ impl TaskRequest {
         self.io().flags
     }
 
-    /// First byte; 0 for FLUSH.
+    /// Offset on the device in bytes; 0 for FLUSH.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.io().offset
     }
 
-    /// Bytes; 0 for FLUSH.
+    /// Length in bytes; 0 for FLUSH.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.io().len
@@ -93,7 +93,7 @@ impl TaskRequest {
         Ring(Rc::clone(&self.core))
     }
 
-    /// Where the data is.
+    /// The location of the data.
     fn place(&self) -> Result<BufferLocation, Errno> {
         let io = self.io();
         if self.core.leases(self.tag.index()) != 1 {
@@ -105,7 +105,7 @@ impl TaskRequest {
                 ptr: self.core.memory(self.tag.index()),
                 len,
             }),
-            // In memory shared with the client: the handler has copied it, or will.
+            // In memory shared with the client: the handler copies it into or out of the buffer.
             Some(_) if io.flags.in_shared_memory() => Ok(BufferLocation::Memory {
                 ptr: self.core.memory(self.tag.index()),
                 len,
@@ -126,11 +126,11 @@ impl TaskRequest {
         }
     }
 
-    /// Says at which byte of the device the data of a ZONE_APPEND has landed, before the task ends well.
+    /// Reports at which byte of the device the data of a ZONE_APPEND was written, before the task ends successfully.
     ///
     /// # Errors
-    /// EOPNOTSUPP for another operation, or a handler without [`Handler::ZONES`](crate::Handler::ZONES); EIO for a place
-    /// before the zone's first byte or between sectors.
+    /// EOPNOTSUPP for another operation, or a handler without [`Handler::ZONES`](crate::Handler::ZONES); EIO for a
+    /// position before the zone's start or inside a sector.
     pub fn landed(&mut self, at: u64) -> Result<(), Errno> {
         let sector = self.io().landed(at)?;
         match self.core.words.set(self.tag, sector) {
@@ -142,20 +142,19 @@ impl TaskRequest {
     /// The data of a WRITE or ZONE_APPEND; empty for other operations.
     ///
     /// # Errors
-    /// EOPNOTSUPP where the plan moves data past the server (zero copy), EBUSY while the buffer is
-    /// [taken](Self::take_data).
+    /// EOPNOTSUPP if data bypasses the server (zero copy), EBUSY while the buffer is [taken](Self::take_data).
     pub fn data(&mut self) -> Result<&[u8], Errno> {
         if !brings_data(self.op()) {
             return Ok(&[]);
         }
         let (ptr, len) = self.memory()?;
-        // SAFETY: with the data nobody else reaches the bytes; they are initialised and as many as the decoder has
-        // checked to be in the tag's place, and the slice ends before the data can be taken out.
+        // SAFETY: whoever has the data has exclusive access to the bytes; they are initialised, the decoder has checked
+        // that the tag's place holds as many, and the slice ends before the data can be taken out.
         Ok(unsafe { std::slice::from_raw_parts(ptr, len) })
     }
 
-    /// Where the data of a READ or REPORT_ZONES goes; empty for other operations. Zeroes, or old data of this device, at entry:
-    /// fill all of it or fail (L05).
+    /// The buffer for the data of a READ or REPORT_ZONES; empty for other operations. It holds zeroes, or old data of
+    /// this device: fill all of it or fail (L05).
     ///
     /// # Errors
     /// As [`data`](Self::data).
@@ -168,14 +167,13 @@ impl TaskRequest {
         Ok(unsafe { std::slice::from_raw_parts_mut(ptr, len) })
     }
 
-    /// Takes the request's buffer, for operations: the data of a WRITE, or the place for a READ's. Memory, or in
-    /// zero copy a registered buffer.
+    /// Takes the request's buffer for operations: the data of a WRITE, or the destination of a READ. It is memory, or
+    /// in zero-copy mode a registered buffer.
     ///
-    /// Until the buffer is dropped or [given back](Self::give_back) the request is not answered, whatever becomes
-    /// of its task.
+    /// The request is not answered until the buffer is dropped or [given back](Self::give_back), even if its task ends.
     ///
     /// # Errors
-    /// EBUSY if it is taken, EINVAL for a request without data.
+    /// EBUSY if it is taken already, EINVAL for a request without data.
     pub fn take_data(&mut self) -> Result<TagBuf, Errno> {
         if !self.op().has_data() {
             return Err(Errno::EINVAL);
@@ -189,24 +187,24 @@ impl TaskRequest {
         })
     }
 
-    /// Gives the buffer back, so that [`data`](Self::data) and [`data_mut`](Self::data_mut) give it again. To drop it
-    /// does the same; an operation that is dropped keeps it until the kernel is done.
+    /// Gives the buffer back, so that [`data`](Self::data) and [`data_mut`](Self::data_mut) return it again. Dropping
+    /// the buffer does the same; an operation that is dropped keeps it until the kernel is done.
     pub fn give_back(&mut self, buffer: TagBuf) {
         drop(buffer);
     }
 
-    /// Fills a READ's data from a file, from its byte `offset` on.
+    /// Fills a READ's data from a file, starting at `offset`.
     ///
     /// # Errors
-    /// The operation's errno; EIO where the file ends before (L05), EOVERFLOW for a range that ends behind 64 bits.
+    /// The operation's errno; EIO if the file ends early (L05); EOVERFLOW if the end of the range exceeds 64 bits.
     pub async fn read_from(&mut self, file: &SharedFd, offset: u64) -> Result<(), Errno> {
         self.transfer(file, offset, Op::Read).await
     }
 
-    /// Writes a WRITE's data to a file, from its byte `offset` on.
+    /// Writes a WRITE's data to a file, starting at `offset`.
     ///
     /// # Errors
-    /// The operation's errno; EIO where the file takes no more (L11), EOVERFLOW for a range that ends behind 64 bits.
+    /// The operation's errno; EIO if the file takes no more (L11); EOVERFLOW if the end of the range exceeds 64 bits.
     pub async fn write_to(&mut self, file: &SharedFd, offset: u64) -> Result<(), Errno> {
         self.transfer(file, offset, Op::Write).await
     }
@@ -215,7 +213,7 @@ impl TaskRequest {
         if self.op() != op {
             return Err(Errno::EINVAL);
         }
-        // L13: a stream looks at no offset, and would let the sum below wrap after a short transfer.
+        // L13: a stream ignores the offset, and the sum below could wrap after a short transfer.
         offset.checked_add(self.len()).ok_or(Errno::EOVERFLOW)?;
         let ring = self.ring();
         let mut buffer = self.take_data()?;
@@ -262,15 +260,15 @@ impl fmt::Debug for TaskRequest {
 /// A request's buffer, taken out of it for operations.
 ///
 /// # Invariants
-/// This is a lease of its tag, and the only `TagBuf` of it; `place` is where the data is.
+/// This is a lease of its tag, and the only `TagBuf` of it; `place` is the location of the data.
 pub struct TagBuf {
     core: Rc<Core>,
     place: BufferLocation,
     tag: Tag,
 }
 
-// SAFETY: the tag's place in the lane's arena does not move, is initialised, and outlives the lease (the head of this
-// file); with it nobody else reaches the bytes. A registered buffer's bytes are the kernel's.
+// SAFETY: the tag's place in the lane's arena does not move, is initialised, and outlives the lease (head of this
+// file), which gives exclusive access to the bytes. The bytes of a registered buffer belong to the kernel.
 unsafe impl IoBuf for TagBuf {
     fn place(&self) -> BufferLocation {
         self.place

@@ -1,4 +1,4 @@
-//! The ring, as tasks see it: every operation is a future.
+//! The ring for tasks: every operation is a future.
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
@@ -16,17 +16,16 @@ use super::operation::{Descriptor, Done, Elapsed, Lend, Number, RingOp, Transfer
 
 /// The worker's ring, for operations of its tasks. Cheap to clone; stays on its thread.
 ///
-/// Operations that take a buffer own it until they are over and give it back, with the count of bytes or the errno.
-/// Counts may be short. Where a request's own buffer is a registered one (zero copy), `read`, `write`, `recv`, `send`
-/// and `send_zero_copy` use the fixed kind of the operation by themselves. It then depends on the flags which that is:
-/// a `send` with any is a zero-copy send (EOPNOTSUPP from sockets that have none, such as those of UNIX), and a `recv`
-/// with any fails with EOPNOTSUPP, since the kernel's read of a socket knows none ([`recv_all`](Ring::recv_all) fills
-/// such a buffer all the same).
+/// Operations with a buffer own it until they complete, and return it with the byte count or the errno. Counts may be
+/// short. If a request's own buffer is a registered one (zero copy), `read`, `write`, `recv`, `send` and
+/// `send_zero_copy` use the fixed variant of the operation. With flags the choice is limited: a `send` becomes a
+/// zero-copy send (EOPNOTSUPP from sockets without it, such as UNIX sockets), and a `recv` fails with EOPNOTSUPP, since
+/// the kernel's read of a socket has no flags ([`recv_all`](Ring::recv_all) fills such a buffer all the same).
 ///
-/// A header in memory and a payload in a registered buffer are two operations, since the kernel's vectored sends take
+/// A header in memory and a payload in a registered buffer need two operations, since the kernel's vectored sends take
 /// pieces of one kind: send the header with `MSG_MORE`, then the payload, and the network sends them as one.
 ///
-/// Descriptors are [`SharedFd`]s, which stay open as long as an operation uses them.
+/// Descriptors are [`SharedFd`]s, which stay open while an operation uses them.
 #[derive(Clone)]
 pub struct Ring(pub(super) Rc<Core>);
 
@@ -62,7 +61,8 @@ const fn to_pieces<B: IoBufMut>() -> Lend<Vec<B>> {
 
 const NOTHING: Lend<()> = |(), _| Ok(None);
 
-/// The flags that have an operation move as much as it can, where it takes any. EINVAL for more than can be named.
+/// The flags that make an operation transfer as much as it can, if it has any. EINVAL for more bytes than an operation
+/// can name.
 fn flags_for_all(place: BufferLocation) -> Result<u32, Errno> {
     match place {
         // As long, or longer.
@@ -77,8 +77,8 @@ impl Ring {
         RingOp::new(&self.0, kind, fd, (), NOTHING)
     }
 
-    /// Reads at `offset` of a file (`IORING_OP_READ`, `READ_FIXED`); at its own position where that is `u64::MAX`, as the
-    /// kernel has it.
+    /// Reads at `offset` of a file (`IORING_OP_READ`, `READ_FIXED`); `u64::MAX` is the file's own position, as for the
+    /// kernel.
     pub fn read<B: IoBufMut>(
         &self,
         fd: &SharedFd,
@@ -88,7 +88,7 @@ impl Ring {
         RingOp::new(&self.0, Kind::Read(offset), Some(fd), buffer, to_buffer())
     }
 
-    /// Writes at `offset` of a file (`IORING_OP_WRITE`, `WRITE_FIXED`); at its own position where that is `u64::MAX`.
+    /// Writes at `offset` of a file (`IORING_OP_WRITE`, `WRITE_FIXED`); `u64::MAX` is the file's own position.
     pub fn write<B: IoBuf>(&self, fd: &SharedFd, buffer: B, offset: u64) -> RingOp<B, Transferred> {
         RingOp::new(
             &self.0,
@@ -123,22 +123,22 @@ impl Ring {
         RingOp::new(&self.0, kind, Some(fd), buffers, from_pieces())
     }
 
-    /// Makes what was written to a file durable (`IORING_OP_FSYNC`).
+    /// Makes all writes to a file durable (`IORING_OP_FSYNC`).
     pub fn fsync(&self, fd: &SharedFd) -> RingOp<(), Done> {
         self.plain(Kind::Fsync { data_only: false }, Some(fd))
     }
 
-    /// Makes the data of a file durable, and of its metadata what is needed to find it.
+    /// Makes the data of a file durable, and the metadata that is needed to read it.
     pub fn fdatasync(&self, fd: &SharedFd) -> RingOp<(), Done> {
         self.plain(Kind::Fsync { data_only: true }, Some(fd))
     }
 
-    /// Allocates, zeroes or punches out a range of a file by `mode` (`fallocate(2)`, `IORING_OP_FALLOCATE`).
+    /// Allocates, zeroes or punches a range of a file, as `mode` says (`fallocate(2)`, `IORING_OP_FALLOCATE`).
     pub fn fallocate(&self, fd: &SharedFd, mode: u32, offset: u64, len: u64) -> RingOp<(), Done> {
         self.plain(Kind::Fallocate { mode, offset, len }, Some(fd))
     }
 
-    /// Receives from a socket, with `MSG_*` flags (`IORING_OP_RECV`); 0 bytes are the end of the stream.
+    /// Receives from a socket, with `MSG_*` flags (`IORING_OP_RECV`); 0 bytes mean the end of the stream.
     pub fn recv<B: IoBufMut>(
         &self,
         fd: &SharedFd,
@@ -148,14 +148,14 @@ impl Ring {
         RingOp::new(&self.0, Kind::Recv(flags), Some(fd), buffer, to_buffer())
     }
 
-    /// Sends to a socket, with `MSG_*` flags (`IORING_OP_SEND`); never raises SIGPIPE. EINVAL for MSG_ZEROCOPY, with which
-    /// the network would use the buffer after it was given back: [`send_zero_copy`](Self::send_zero_copy) is for that.
+    /// Sends to a socket, with `MSG_*` flags (`IORING_OP_SEND`); never raises SIGPIPE. EINVAL for MSG_ZEROCOPY, with
+    /// which the network would use the buffer after it was returned: use [`send_zero_copy`](Self::send_zero_copy).
     pub fn send<B: IoBuf>(&self, fd: &SharedFd, buffer: B, flags: u32) -> RingOp<B, Transferred> {
         RingOp::new(&self.0, Kind::Send(flags), Some(fd), buffer, from_buffer())
     }
 
-    /// [`send`](Self::send) without a copy (`IORING_OP_SEND_ZC`, 6.0). It is over, and gives the buffer back, when
-    /// the network needs it no more, which may be when the other side has acknowledged it.
+    /// [`send`](Self::send) without a copy (`IORING_OP_SEND_ZC`, 6.0). It completes and returns the buffer when the
+    /// network no longer needs it, which may be when the peer has acknowledged the data.
     pub fn send_zero_copy<B: IoBuf>(
         &self,
         fd: &SharedFd,
@@ -199,15 +199,15 @@ impl Ring {
         RingOp::new(&self.0, kind, Some(fd), buffers, from_pieces())
     }
 
-    /// Makes a socket, closed on exec, of a domain and a kind of `socket(2)` (`IORING_OP_SOCKET`, 5.19).
+    /// Creates a socket, close-on-exec, of a domain and a type of `socket(2)` (`IORING_OP_SOCKET`, 5.19).
     pub fn socket(&self, domain: i32, kind: i32) -> RingOp<(), Descriptor> {
         self.plain(Kind::Socket(domain, kind | libc::SOCK_CLOEXEC), None)
     }
 
-    /// A new connection by TCP.
+    /// Opens a TCP connection.
     ///
     /// # Errors
-    /// The errno of making or connecting the socket.
+    /// The errno of creating or connecting the socket.
     pub async fn connect_tcp(&self, to: SocketAddr) -> Result<SharedFd, Errno> {
         let domain = match to {
             SocketAddr::V4(_) => libc::AF_INET,
@@ -218,10 +218,10 @@ impl Ring {
         Ok(socket)
     }
 
-    /// Sends all of a buffer, by as many [`send`](Self::send)s as it takes.
+    /// Sends all of a buffer, with as many [`send`](Self::send)s as it takes.
     ///
     /// # Errors
-    /// The first operation's errno; EINVAL, with nothing sent, for a buffer of 4 GiB or more.
+    /// The errno of the failed operation; EINVAL, with nothing sent, for a buffer of 4 GiB or more.
     pub async fn send_all<B: IoBuf>(&self, fd: &SharedFd, buffer: B) -> (Result<(), Errno>, B) {
         let (mut buffer, mut done) = (buffer, 0);
         let Ok(flags) = flags_for_all(buffer.place()) else {
@@ -239,11 +239,11 @@ impl Ring {
         (Ok(()), buffer)
     }
 
-    /// Fills a buffer from a socket, by as many [`recv`](Self::recv)s as it takes.
+    /// Fills a buffer from a socket, with as many [`recv`](Self::recv)s as it takes.
     ///
     /// # Errors
-    /// The first operation's errno; ECONNRESET at the end of the stream; EINVAL, with nothing received, for a buffer of
-    /// 4 GiB or more.
+    /// The errno of the failed operation; ECONNRESET at the end of the stream; EINVAL, with nothing received, for a
+    /// buffer of 4 GiB or more.
     pub async fn recv_all<B: IoBufMut>(&self, fd: &SharedFd, buffer: B) -> (Result<(), Errno>, B) {
         let (mut buffer, mut done) = (buffer, 0);
         let Ok(flags) = flags_for_all(buffer.place()) else {
@@ -267,34 +267,34 @@ impl Ring {
         self.plain(Kind::Connect(to), Some(fd))
     }
 
-    /// Takes the next connection of a listening socket (`IORING_OP_ACCEPT`).
+    /// Accepts the next connection of a listening socket (`IORING_OP_ACCEPT`).
     pub fn accept(&self, fd: &SharedFd) -> RingOp<(), Descriptor> {
         self.plain(Kind::Accept, Some(fd))
     }
 
-    /// Ends a connection's directions by the `how` of `shutdown(2)` (`IORING_OP_SHUTDOWN`).
+    /// Shuts down a connection's directions, as `how` of `shutdown(2)` says (`IORING_OP_SHUTDOWN`).
     pub fn shutdown(&self, fd: &SharedFd, how: u32) -> RingOp<(), Done> {
         self.plain(Kind::Shutdown(how), Some(fd))
     }
 
-    /// Waits until a descriptor is ready for one of `events` (`POLLIN` …); gives those that it is ready for
+    /// Waits until a descriptor is ready for one of `events` (`POLLIN` …); returns the events it is ready for
     /// (`IORING_OP_POLL_ADD`).
     pub fn poll(&self, fd: &SharedFd, events: u32) -> RingOp<(), Number> {
         self.plain(Kind::Poll(events), Some(fd))
     }
 
-    /// Waits that long (`IORING_OP_TIMEOUT`).
+    /// Waits for a time (`IORING_OP_TIMEOUT`).
     pub fn timeout(&self, after: Duration) -> RingOp<(), Elapsed> {
         self.plain(Kind::Timeout(after), None)
     }
 
-    /// Cancels all operations of the ring on a descriptor, whoever started them; gives how many there were
-    /// (`IORING_OP_ASYNC_CANCEL`, 5.19). One operation is cancelled by [`RingOp::cancel`], or by dropping it.
+    /// Cancels all operations of the ring on a descriptor, no matter who started them; returns their number
+    /// (`IORING_OP_ASYNC_CANCEL`, 5.19). To cancel one operation, use [`RingOp::cancel`] or drop it.
     pub fn cancel_all(&self, fd: &SharedFd) -> RingOp<(), Number> {
         self.plain(Kind::CancelAll, Some(fd))
     }
 
-    /// Completes with the worker's next look at the ring: gives others a turn (`IORING_OP_NOP`).
+    /// Completes the next time the worker looks at the ring: yields to others (`IORING_OP_NOP`).
     pub fn nop(&self) -> RingOp<(), Done> {
         self.plain(Kind::Nop, None)
     }
@@ -304,7 +304,7 @@ impl Ring {
 mod tests {
     use super::*;
 
-    /// L11 A buffer that is longer than an operation can name is refused, not moved as far as it can be named.
+    /// L11 A buffer longer than an operation can name is refused, not transferred in part.
     #[test]
     fn l11_what_cannot_be_named_is_refused() {
         let memory = |len| BufferLocation::Memory {

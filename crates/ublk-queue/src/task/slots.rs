@@ -1,10 +1,10 @@
-//! Where tasks live: one place for a future per tag, allocated once, pinned for good.
+//! Slots for tasks: one future per tag, allocated once and pinned for good.
 //!
-//! General safety argument. A slot's memory is an element of a box that is never moved or reallocated, and a future
-//! in it is dropped in place before the slot is used again or the box is freed: `live` says which slots hold
-//! one, is set after a future was written and cleared before it is dropped, and `Drop` drops those that are
-//! left. So futures are pinned from `start` on. Slots are `UnsafeCell`s: no reference to the box as a whole
-//! makes a claim about the futures inside, which may point into themselves.
+//! General safety argument. A slot's memory is an element of a box that is never moved or reallocated, and a future in
+//! it is dropped in place before the slot is used again or the box is freed: `live` says which slots hold one; it is
+//! set after a future was written and cleared before it is dropped; `Drop` drops the remaining ones. So futures are
+//! pinned from `start` on. Slots are `UnsafeCell`s: no reference to the box as a whole makes a claim about the futures
+//! inside, which may point into themselves.
 #![expect(unsafe_code, reason = "pins futures in memory of its own")]
 
 use crate::panics::{catch, caught, discard};
@@ -22,7 +22,7 @@ struct TaskSlot<F> {
     future: UnsafeCell<MaybeUninit<F>>,
 }
 
-/// A task ended by a panic.
+/// A task ended with a panic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Panicked;
 
@@ -34,13 +34,13 @@ impl<F> TaskSlot<F> {
             return true;
         }
         let future = self.future.get().cast::<F>();
-        // SAFETY: `live` was set, so there is a future; it is cleared, so it is dropped once, in place.
+        // SAFETY: `live` was set, so there is a future; it is cleared, so the future is dropped once, in place.
         caught(|| unsafe { future.drop_in_place() }).is_some()
     }
 }
 
 impl<F: Future> TaskSlot<F> {
-    /// What a poll gave; a future that is ready, or panicked, is dropped.
+    /// The result of a poll; drops a future that is ready or panicked.
     #[inline(always)]
     fn polled(
         &self,
@@ -57,7 +57,7 @@ impl<F: Future> TaskSlot<F> {
     #[cold]
     fn panicked(&self, panic: Box<dyn Any + Send>) -> Result<Poll<F::Output>, Panicked> {
         self.clear();
-        // Nobody is told more than that there was one.
+        // The payload is not reported, only the panic.
         discard(panic);
         Err(Panicked)
     }
@@ -67,7 +67,7 @@ impl<F: Future> TaskSlot<F> {
 pub(super) struct Slots<F>(Box<[TaskSlot<F>]>);
 
 impl<F: Future> Slots<F> {
-    /// Places for so many tags.
+    /// Slots for this many tags.
     pub(super) fn new(tags: usize) -> Self {
         let slot = |_| TaskSlot {
             live: Cell::new(false),
@@ -76,10 +76,10 @@ impl<F: Future> Slots<F> {
         Self((0..tags).map(slot).collect())
     }
 
-    /// Puts a future into a slot, in place of one that may be there, and polls it.
+    /// Puts a future into a slot, replaces the present one if any, and polls it.
     ///
     /// # Errors
-    /// Making it, or the future itself, panicked (L25).
+    /// Making the future, or polling it, panicked (L25).
     #[inline(always)]
     pub(super) fn start(
         &mut self,
@@ -106,7 +106,7 @@ impl<F: Future> Slots<F> {
         slot.polled(result)
     }
 
-    /// Polls the future of a slot; one that is ready, or panics, is gone afterwards.
+    /// Polls the future of a slot; drops it if it is ready or panics.
     ///
     /// # Errors
     /// The future panicked (L25).
@@ -124,7 +124,7 @@ impl<F: Future> Slots<F> {
         let future = unsafe { &mut *future };
         // SAFETY: it stays where it is until it is dropped (the head of this file).
         let future = unsafe { Pin::new_unchecked(future) };
-        // Its state is not looked at after a panic: it is dropped.
+        // Nothing looks at its state after a panic: it is dropped.
         let result = catch(|| future.poll(context));
         slot.polled(result)
     }
@@ -134,7 +134,7 @@ impl<F> Slots<F> {
     /// Drops all futures.
     pub(super) fn clear_all(&mut self) {
         for slot in &self.0 {
-            // A panic is contained, or the rest would be freed without being dropped.
+            // A panic is contained, or the remaining futures would be freed without being dropped.
             let _ = slot.clear();
         }
     }
@@ -154,7 +154,7 @@ mod tests {
     use std::rc::Rc;
     use std::task::Waker;
 
-    /// Checks that it stays where it is, and counts its drops.
+    /// Checks that it is not moved, and counts its drops.
     struct Stays {
         at: Cell<usize>,
         left: Cell<u32>,

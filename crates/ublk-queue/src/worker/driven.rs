@@ -1,4 +1,4 @@
-//! A worker that does not sleep by itself: its owner watches the ring among other things, and drives it.
+//! A worker that its owner drives: the owner watches the ring among other things and calls it.
 
 use std::time::Duration;
 
@@ -7,33 +7,34 @@ use crate::handler::Handler;
 use crate::lane::{ABORT_WAIT, Lane};
 use crate::port::{Descriptors, Port};
 
-/// What a worker that is driven wants next: when its owner has to call it again. There are no more answers than these: one
-/// that an owner does not know would be slept through.
+/// When the owner of a driven worker has to call it again. The enum is exhaustive on purpose: an owner that does not
+/// know a variant would sleep through it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "who sleeps longer than it says waits for requests that nobody submits"]
 pub enum Next {
-    /// To be driven once its ring is readable.
+    /// Once its ring is readable.
     Ready,
-    /// The same, but no later than after this time.
+    /// Once its ring is readable, or after this time.
     Within(Duration),
-    /// Nothing: all lanes are empty.
+    /// Never: all lanes are empty.
     Ended,
 }
 
-/// Batches of a busy worker, after which the owner's other things have their turn.
+/// Batches of a busy worker per call, so that the owner's other work gets its turn.
 const ROUNDS: u32 = 8;
 
 impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
-    /// Serves what there is without sleeping, and says when to be called again. Whatever the requests made is with the
-    /// kernel by then, or a time is given; a busy worker comes back after some batches, its ring still readable.
+    /// Serves what has arrived without sleeping, and returns when to be called again. By then everything pushed is with
+    /// the kernel, or the result has a time limit. A busy worker returns after some batches, with its ring still
+    /// readable.
     ///
     /// # Errors
-    /// Why the worker cannot go on.
+    /// Why the worker cannot continue.
     pub fn drive(&mut self) -> Result<Next, WorkerError> {
         self.port.unpark();
         match self.guarded(Self::serve_awake)? {
             Some(next) => Ok(next),
-            // A handler's `turn` has panicked: the others have had theirs.
+            // A handler's `turn` panicked: the other lanes' turns have been done.
             None if self.unusual(0, None)? => Ok(Next::Ended),
             None => Ok(Next::Within(ABORT_WAIT)),
         }
@@ -43,7 +44,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         for lane in &mut self.lanes {
             lane.serve_fetched(&mut self.port)?;
         }
-        // What the kernel has made meanwhile shows by the descriptor once this round has found nothing to submit.
+        // Once a round has nothing to submit, later completions show as readiness of the descriptor.
         let mut enters = true;
         for _ in 0..ROUNDS {
             self.take_completions_seldom()?;
@@ -62,7 +63,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             }
             let retries = self.has_retries();
             if enters || retries || self.port.pending() > 0 {
-                // One system call: what was pushed goes, what the kernel has comes.
+                // One system call submits what was pushed and collects what the kernel has.
                 self.port.enter(0, None).map_err(WorkerError::Ring)?;
                 for lane in &self.lanes {
                     lane.shared.meters.enters.add(1);
@@ -78,8 +79,8 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                     return Ok(Next::Within(backoff));
                 }
             }
-            // A ring with entries that the kernel did not take (EAGAIN, EBUSY) does not park: they have no completion that
-            // ends a sleep (L61).
+            // A ring with entries that the kernel did not take (EAGAIN, EBUSY) must not park: no completion of theirs
+            // would end the sleep (L61).
             let sleeps = !again && !self.has_retries() && !self.has_late();
             if !sleeps || !self.port.park().map_err(WorkerError::Ring)? {
                 continue;

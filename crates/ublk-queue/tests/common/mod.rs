@@ -17,18 +17,18 @@ use ublk_queue::{BatchCommand, Handler, Worker};
 use ublk_sim::{Config, Sim};
 use uring_lite::{Sqe64, sys};
 
-/// What the operations of a run have done.
+/// Statistics of a run's operations.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub operations: usize,
     pub cancelled: usize,
-    /// Most operations that were under way at once.
+    /// Maximum number of operations in flight at once.
     pub most: usize,
-    /// Operations that were under way when the ring was closed.
+    /// Operations in flight when the ring was closed.
     pub left: usize,
 }
 
-/// The file behind operations, and what was seen of them.
+/// The file behind operations, and statistics.
 #[derive(Debug, Default)]
 pub struct FileState {
     pub file: Mutex<Vec<u8>>,
@@ -49,7 +49,7 @@ pub struct FilePort<P> {
     pending: Vec<Pending>,
     ready: Vec<Completion>,
     rng: u64,
-    /// Percent of pushes that find the queue full.
+    /// Percentage of pushes that find the queue full.
     full: u64,
 }
 
@@ -82,7 +82,7 @@ impl<P: Port> FilePort<P> {
             one.cancelled = true;
             self.shared.seen.lock().expect("no panic").cancelled += 1;
         } else {
-            // Too late: says so, since only success is silent.
+            // Too late to cancel: posts an error, since only success is silent.
             self.ready.push(Completion {
                 user_data: sqe.user_data,
                 res: -libc::ENOENT,
@@ -91,7 +91,7 @@ impl<P: Port> FilePort<P> {
         }
     }
 
-    /// One more enter has gone by.
+    /// Counts one enter.
     fn pass(&mut self) {
         for one in &mut self.pending {
             one.left = one.left.saturating_sub(1);
@@ -114,7 +114,7 @@ impl<P> Drop for FilePort<P> {
     }
 }
 
-/// Does what an operation says; a cancelled one writes garbage to its buffer, as the kernel may have begun to.
+/// Carries out an operation; a cancelled one writes garbage to its buffer, as the kernel may have begun to.
 #[expect(unsafe_code, reason = "plays the kernel: memory named by entries")]
 fn perform(one: &Pending, file: &mut [u8]) -> i32 {
     let sqe = one.sqe.as_raw();
@@ -145,8 +145,8 @@ fn perform(one: &Pending, file: &mut [u8]) -> i32 {
 }
 
 #[expect(unsafe_code, reason = "plays the kernel")]
-// SAFETY: completions are the inner port's, or of operations that this one has carried out; what is pushed goes to the
-// inner port or into `pending`, once.
+// SAFETY: completions are the inner port's, or of operations that this port has carried out; each pushed entry goes to
+// the inner port or into `pending`, once.
 unsafe impl<P: Port> Port for FilePort<P> {
     type Wake = P::Wake;
     type Command = P::Command;
@@ -224,7 +224,7 @@ unsafe impl<P: Port> Port for FilePort<P> {
     }
 }
 
-/// What came of a run, and of its file.
+/// The result of a run, and its file.
 pub struct Run {
     run: sim::Run,
     pub shared: Arc<FileState>,
@@ -249,7 +249,7 @@ pub fn run<H: Handler>(config: &Config, make: impl FnMut() -> H) -> Run {
     run_until(config, Arc::default(), make)
 }
 
-/// The same, or until it is told to leave.
+/// Like `run`, but may be told to leave early.
 pub fn run_until<H: Handler>(
     config: &Config,
     leave: Arc<AtomicBool>,

@@ -13,7 +13,7 @@ use ublk_queue::{
 };
 use ublk_sim::{Config, Faults, Report, Sim, SimDescriptors, SimPort};
 
-/// Whatever can go wrong without a request's failure.
+/// All faults that do not fail a request.
 pub const ALL_FAULTS: Faults = Faults {
     short_submit: 20,
     interrupt: 10,
@@ -27,7 +27,7 @@ pub const ALL_FAULTS: Faults = Faults {
     late_aborts: 50,
 };
 
-/// What came of a run.
+/// The result of a run.
 pub struct Run {
     pub has_armed: bool,
     pub result: Result<(), WorkerError>,
@@ -37,7 +37,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// The run ended well and served everything.
+    /// Asserts that the run ended normally and served everything.
     pub fn assert_clean(&self, requests: usize) {
         assert_eq!(self.report.violations, Vec::<String>::new());
         assert_eq!(self.result, Ok(()));
@@ -55,7 +55,7 @@ pub fn run<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
     run_by(config, make, Worker::run)
 }
 
-/// The same with an owner who drives the engine, and sleeps in between for as long as it is told.
+/// Like `run`, with an owner that drives the engine and sleeps in between for as long as it allows.
 pub fn run_driven<H: Handler>(config: Config, make: impl Fn() -> H) -> Run {
     run_by(config, make, drive_and_sleep)
 }
@@ -73,7 +73,7 @@ pub fn drive_and_sleep<H: Handler>(
     panic!("the worker does not end");
 }
 
-/// The ring of a worker whose lanes are those of the device, as all tests make them.
+/// The ring of a worker whose lanes match the device, as in all tests.
 #[expect(
     unsafe_code,
     reason = "the simulated driver writes to the lanes' buffers"
@@ -91,7 +91,7 @@ fn run_by<H: Handler>(
     run_on(&config, port, Arc::default(), make, serve)
 }
 
-/// The same for an engine that takes the device for one of that size.
+/// Like `run`, for an engine that assumes this size of the device.
 pub fn run_sized<H: Handler>(
     config: &Config,
     size: usize,
@@ -101,7 +101,7 @@ pub fn run_sized<H: Handler>(
     run_all(config, size, port, Arc::default(), make, serve)
 }
 
-/// The same with a ring around the simulated one, until it ends or is told to leave.
+/// Like `run`, with a ring around the simulated one, until it ends or is told to leave.
 pub fn run_on<P: Port, H: Handler>(
     config: &Config,
     port: impl FnOnce(&Sim) -> P,
@@ -141,7 +141,7 @@ fn run_all<P: Port, H: Handler>(
     let has_armed = armed.is_ok();
     let result = armed.and_then(|()| serve(&mut worker));
     if config.refuse_fetch.is_some() {
-        // As a thread does whose set-up failed.
+        // Like a thread whose set-up failed.
         drop(worker);
     } else {
         worker.finish(&result);
@@ -155,7 +155,7 @@ fn run_all<P: Port, H: Handler>(
     }
 }
 
-/// Adds one lane of the device, with a handler that knows of zones or not.
+/// Adds one lane of the device, with or without zone support.
 pub fn lane(config: &Config, zones: bool) -> Result<(), Errno> {
     fn add<H: Handler>(config: &Config, handler: H) -> Result<(), Errno> {
         let sim = Sim::new(config.clone());
@@ -173,7 +173,7 @@ pub fn lane(config: &Config, zones: bool) -> Result<(), Errno> {
     }
 }
 
-/// Takes every request to the file behind the operations.
+/// Forwards every request to the file behind the operations.
 pub struct ToFile;
 
 impl Handler for ToFile {
@@ -199,7 +199,7 @@ impl Handler for ToFile {
     }
 }
 
-/// A device of zeroes that takes no other data.
+/// A device of zeroes that accepts no other data.
 pub struct Filled;
 
 impl Handler for Filled {
@@ -209,7 +209,7 @@ impl Handler for Filled {
     }
 }
 
-/// The same for a pool.
+/// The same as a backend for a pool.
 pub struct Zeroes(pub usize);
 
 impl Backend for Zeroes {
