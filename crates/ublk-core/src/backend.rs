@@ -2,11 +2,11 @@
 
 use crate::{Errno, Limits, ZoneAction, ZoneReport};
 
-/// What answers a device's requests, by calls that return when the work is done.
+/// Answers a device's requests with calls that return when the work is done.
 ///
-/// One value serves all queues, from several threads at once. Offsets and lengths are bytes, whole
-/// logical blocks, and inside the device: the engine has checked them. A panic is contained: the
-/// request is answered with EIO and counted (L25).
+/// One value serves all queues, from several threads at once. Offsets and lengths are in bytes; ranges are whole
+/// logical blocks inside the device, which the engine has checked. A panic is contained: the request is answered with
+/// EIO and counted (L25).
 ///
 /// ```
 /// use ublk_core::{Backend, Errno, Limits};
@@ -25,12 +25,13 @@ use crate::{Errno, Limits, ZoneAction, ZoneReport};
 /// }
 /// ```
 pub trait Backend: Send + Sync + 'static {
-    /// The device this backend can serve. Asked before the device is made and while it starts; gives the same each time.
+    /// The limits of the device that this backend can serve. Called before the device is created and while it starts;
+    /// must return the same value each time.
     fn limits(&self) -> Limits;
 
-    /// Whether the backend looks at no data. It is then called with empty slices, whatever the plan, so zero copy
-    /// can serve it. Known when the program is built, so that nothing of it is asked for each request; a trait object
-    /// is never blind, nor an `Arc`.
+    /// Whether the backend ignores the data. It is then called with empty slices in every mode, so zero copy can serve
+    /// it. A constant of the type, so that nothing is tested per request; a trait object is never blind, nor is an
+    /// `Arc`.
     #[must_use]
     fn is_blind() -> bool
     where
@@ -39,97 +40,97 @@ pub trait Backend: Send + Sync + 'static {
         false
     }
 
-    /// Fills the whole of `buf` from `offset`, or fails (L05). `buf` holds zeroes or old data of
-    /// this device's own requests at entry.
+    /// Fills all of `buf` from `offset`, or fails (L05). On entry `buf` holds zeroes or old data of this device's own
+    /// requests.
     ///
     /// # Errors
-    /// The errno the block layer shall see.
+    /// The errno for the block layer.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno>;
 
-    /// Writes the whole of `buf` at `offset`, or fails. With `fua` the data is durable on return;
-    /// it is set only where [`Limits::fua`] was declared.
+    /// Writes all of `buf` at `offset`, or fails. With `fua` the data is durable on return; it is set only if
+    /// [`Limits::fua`] was declared.
     ///
     /// # Errors
-    /// The errno the block layer shall see.
+    /// The errno for the block layer.
     fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), Errno> {
         let _ = (buf, offset, fua);
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// Makes every write that completed before this call durable (L07). Sent only where
-    /// [`Limits::volatile_cache`] holds, which is the default.
+    /// Makes every write that completed before this call durable (L07). Called only if [`Limits::volatile_cache`] is
+    /// set, which is the default.
     ///
     /// # Errors
-    /// The errno the block layer shall see. The default refuses, since a FLUSH answered without
-    /// work would lose data without a sign: override it, or renounce the volatile cache.
+    /// The errno for the block layer. The default fails, since a FLUSH that succeeds without doing anything would lose
+    /// data silently: override it, or clear `volatile_cache`.
     fn flush(&self) -> Result<(), Errno> {
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// Gives back the storage of a range; what is read there afterwards is undefined by the block
-    /// layer, zeroes by good custom. Sent only where [`Limits::max_discard`] is not 0.
+    /// Deallocates the storage of a range. The block layer leaves the content undefined; by convention it reads as
+    /// zeroes. Called only if [`Limits::max_discard`] is not 0.
     ///
     /// # Errors
-    /// The errno the block layer shall see.
+    /// The errno for the block layer.
     fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
         let _ = (offset, len);
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// Makes a range read as zeroes. With `may_unmap` its storage may be given back; without, it
-    /// must stay allocated (`UBLK_IO_F_NOUNMAP`). Sent only where [`Limits::max_write_zeroes`] is
-    /// not 0.
+    /// Makes a range read as zeroes. With `may_unmap` its storage may be deallocated; without, it must stay allocated
+    /// (`UBLK_IO_F_NOUNMAP`). Called only if [`Limits::max_write_zeroes`] is not 0.
     ///
     /// # Errors
-    /// The errno the block layer shall see.
+    /// The errno for the block layer.
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), Errno> {
         let _ = (offset, len, may_unmap);
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// Reports zones, in their order, from the one that begins at `offset` on, until the last or until the report has no
-    /// [room](ZoneReport::room). Sent only where [`Limits::zones`] are declared: when the device starts, and whenever the
-    /// block layer has lost sight of them.
+    /// Reports zones in order, from the one that begins at `offset` to the last, or until the report has no
+    /// [room](ZoneReport::room). Called only if [`Limits::zones`] is set: when the device starts, and whenever the
+    /// block layer revalidates its zones.
     ///
     /// # Errors
-    /// The errno the block layer shall see; a device whose zones cannot be reported does not start.
+    /// The errno for the block layer; a device whose zones cannot be reported does not start.
     fn report_zones(&self, offset: u64, report: &mut ZoneReport<'_>) -> Result<(), Errno> {
         let _ = (offset, report);
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// Writes the whole of `buf` at the write pointer of the zone that begins at `zone`, or fails; gives the byte of the
-    /// device where it landed. Several may be under way in a zone. Sent only where [`Limits::zones`] are declared.
+    /// Writes all of `buf` at the write pointer of the zone that begins at `zone`, or fails; returns the offset on the
+    /// device at which the data was written. Several appends may be in flight in one zone. Called only if
+    /// [`Limits::zones`] is set.
     ///
     /// # Errors
-    /// The errno the block layer shall see; ENOSPC where the zone has no room for all of it.
+    /// The errno for the block layer; ENOSPC if the zone has no room for all of it.
     fn zone_append(&self, buf: &[u8], zone: u64) -> Result<u64, Errno> {
         let _ = (buf, zone);
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// Does something to the zone that begins at `zone`. Sent only where [`Limits::zones`] are declared.
+    /// Opens, closes, finishes or resets the zone that begins at `zone`. Called only if [`Limits::zones`] is set.
     ///
     /// # Errors
-    /// The errno the block layer shall see.
+    /// The errno for the block layer.
     fn manage_zone(&self, action: ZoneAction, zone: u64) -> Result<(), Errno> {
         let _ = (action, zone);
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// Resets all zones that have a write pointer: they are empty, and their data gone.
+    /// Resets all zones that have a write pointer: they become empty and their data is lost.
     ///
     /// # Errors
-    /// The errno the block layer shall see.
+    /// The errno for the block layer.
     fn reset_all_zones(&self) -> Result<(), Errno> {
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// The device is to have `size` bytes (Linux 6.16): room for them is there when this returns. Called before the
-    /// block layer hears of a larger size, and after it has heard of a smaller one; requests go on meanwhile.
+    /// Resizes the backend to `size` bytes (Linux 6.16); the space must exist on return. Called before the block layer
+    /// learns of a larger size, and after it has learnt of a smaller one; requests continue meanwhile.
     ///
     /// # Errors
-    /// Why the backend cannot: the device grows no larger. Of a smaller one it is not heard. The default refuses.
+    /// Why the backend cannot grow: the device keeps its size. An error while shrinking is ignored. The default fails.
     fn resize(&self, size: u64) -> Result<(), Errno> {
         let _ = size;
         Err(Errno::EOPNOTSUPP)

@@ -1,10 +1,10 @@
-//! The CPUs a hw queue is served from, as GET_QUEUE_AFFINITY reports them.
+//! The CPU mask of a hw queue, as reported by GET_QUEUE_AFFINITY.
 
 use core::fmt;
 
 /// A set of CPUs of any size: machines with more than 1024 exist.
 ///
-/// Two masks are equal if they hold the same CPUs, however many bytes the kernel was asked for.
+/// Two masks are equal if they hold the same CPUs, regardless of the size of the kernel's reply.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(
     feature = "serde",
@@ -20,14 +20,14 @@ pub struct CpuMask {
 }
 
 impl CpuMask {
-    /// No CPU.
+    /// The empty set.
     #[must_use]
     pub const fn new() -> Self {
         Self { words: Vec::new() }
     }
 
-    /// The mask of the kernel's bytes: `unsigned long` words in this machine's byte order. A tail
-    /// that is no whole word of eight bytes counts as if filled up with zeroes.
+    /// Creates a mask from the kernel's bytes: `unsigned long` words in native byte order. An incomplete last word is
+    /// padded with zeroes.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
         let words = bytes.chunks(8).map(|chunk| {
@@ -54,13 +54,13 @@ impl CpuMask {
         self.words.get(word).is_some_and(|w| w & bit != 0)
     }
 
-    /// How many CPUs the set holds.
+    /// Number of CPUs in the set.
     #[must_use]
     pub fn count(&self) -> u32 {
         self.words.iter().map(|w| w.count_ones()).sum()
     }
 
-    /// Whether the set holds no CPU.
+    /// True if the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.words.is_empty()
@@ -75,7 +75,7 @@ impl CpuMask {
         })
     }
 
-    /// The words of 64 CPUs each, lowest first: what `sched_setaffinity` takes.
+    /// The words of 64 CPUs each, lowest first, as `sched_setaffinity` takes them.
     #[must_use]
     pub fn words(&self) -> &[u64] {
         &self.words
@@ -111,7 +111,7 @@ impl FromIterator<u32> for CpuMask {
     }
 }
 
-/// The kernel's list format: `0-3,8`; nothing for the empty set.
+/// The kernel's list format: `0-3,8`; empty for the empty set.
 impl fmt::Display for CpuMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut comma = "";

@@ -1,9 +1,9 @@
-//! Deadlines that no length of a wait makes overflow.
+//! Deadlines that do not overflow.
 
 use core::time::Duration;
 use std::time::Instant;
 
-/// The moment a wait of this length ends, from now; a length beyond the clock counts as a century.
+/// The moment that lies `length` in the future; a length beyond the clock's range counts as a century.
 #[must_use]
 pub fn deadline_in(length: Duration) -> Instant {
     let now = Instant::now();
@@ -15,7 +15,7 @@ pub fn deadline_in(length: Duration) -> Instant {
 mod tests {
     use super::*;
 
-    /// L13 A wait without an end has a deadline far away, where the sum would panic.
+    /// L13 The longest wait has a deadline, where the plain sum would panic.
     #[test]
     fn l13_the_longest_wait_has_a_deadline() {
         assert!(deadline_in(Duration::MAX) > Instant::now() + Duration::from_secs(1 << 30));

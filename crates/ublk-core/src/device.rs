@@ -1,4 +1,4 @@
-//! A device that can be served: its character device and its geometry, which belong together.
+//! An open device: its character device together with its geometry.
 #![expect(unsafe_code, reason = "declares an unsafe constructor; runs none")]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use crate::Geometry;
 
-/// The character device of a ublk device, open, with the geometry that the driver reported of it while it was.
+/// An open ublk character device with the geometry that the driver reported for it.
 ///
-/// The data plane takes nothing else: the driver writes as many bytes to a tag's buffer as *its* geometry allows, at
-/// the addresses of *this* descriptor's commands, so that a pair that does not belong together is memory overwritten.
-/// The control plane gives it (`Controller::open_device`). Clones are the same open device; DEL_DEV waits for the last.
+/// The data plane only accepts this type. The driver writes as many bytes to a tag's buffer as *its* geometry allows,
+/// at the addresses in *this* descriptor's commands, so a mismatch would overwrite memory. The control plane creates it
+/// (`Controller::open_device`). Clones share the open device; DEL_DEV waits for the last one.
 ///
 /// # Invariants
-/// Both are of one device: a number is not given again while its character device is open.
+/// Both belong to the same device: a device number is not reused while its character device is open.
 #[derive(Debug, Clone)]
 pub struct OpenDevice {
     char_device: Arc<OwnedFd>,
@@ -21,11 +21,11 @@ pub struct OpenDevice {
 }
 
 impl OpenDevice {
-    /// The pair of both.
+    /// Pairs a character device with its geometry.
     ///
     /// # Safety
-    /// `char_device` is `/dev/ublkcN` as opened for reading and writing, and `geometry` is what the driver says of that
-    /// device: reported after the open, or before by whoever has kept the device from being deleted since.
+    /// `char_device` must be `/dev/ublkcN`, opened for reading and writing, and `geometry` the driver's report for that
+    /// device, made after the open, or earlier by somebody who has kept the device from being deleted since.
     #[must_use]
     pub unsafe fn new(char_device: OwnedFd, geometry: Geometry) -> Self {
         Self {
@@ -34,13 +34,13 @@ impl OpenDevice {
         }
     }
 
-    /// What the device is.
+    /// The device's geometry.
     #[must_use]
     pub const fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
-    /// The character device, for those who share it.
+    /// The character device, for shared use.
     #[must_use]
     pub const fn char_device(&self) -> &Arc<OwnedFd> {
         &self.char_device

@@ -1,11 +1,11 @@
-//! The error number that answers a request, and the one place that flips its sign.
+//! The error number that answers a request, and the only place that flips its sign.
 
 use core::fmt;
 
-/// A Linux error number, 1 to 4095: what a backend answers when a request fails.
+/// A Linux error number, 1 to 4095: the backend's answer to a request that fails.
 ///
-/// The block layer keeps ENOSPC, ENOMEM, ETIMEDOUT, EOPNOTSUPP and a few more as they are and turns
-/// every other number into EIO (`errno_to_blk_status`, block/blk-core.c).
+/// The block layer keeps ENOSPC, ENOMEM, ETIMEDOUT, EOPNOTSUPP and a few more, and turns every other number into EIO
+/// (`errno_to_blk_status`, block/blk-core.c).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -31,7 +31,7 @@ macro_rules! errnos {
         impl Errno {
             $(#[doc = $what] pub const $name: Self = Self($value);)*
 
-            /// The symbol of errno.h, where this version knows it: `EBUSY`.
+            /// The symbol in errno.h, if this library knows it: `EBUSY`.
             #[must_use]
             pub const fn name(self) -> Option<&'static str> {
                 match self.0 { $($value => Some(stringify!($name)),)* _ => None }
@@ -141,7 +141,7 @@ errnos! {
 }
 
 impl Errno {
-    /// The errno of a positive number; anything outside 1..=4095 becomes EIO.
+    /// Creates an errno from a positive number; numbers outside 1..=4095 become EIO.
     #[must_use]
     pub const fn new(errno: i32) -> Self {
         if errno >= 1 && errno <= 4095 {
@@ -155,25 +155,25 @@ impl Errno {
         Self::EIO
     }
 
-    /// The errno in an I/O error of std; EIO where it has none.
+    /// The errno of a std I/O error; EIO if it has none.
     #[must_use]
     pub fn from_io(error: &std::io::Error) -> Self {
         error.raw_os_error().map_or(Self::EIO, Self::new)
     }
 
-    /// The number, positive.
+    /// The positive number.
     #[must_use]
     pub const fn get(self) -> i32 {
         self.0 as i32
     }
 
-    /// The number as the kernel reads it in a result: negative. The sign is flipped here only.
+    /// The number as a kernel result: negative. This is the only place that flips the sign.
     #[must_use]
     pub const fn to_result(self) -> i32 {
         -(self.0 as i32)
     }
 
-    /// A kernel result (`res` of a CQE) as count or errno.
+    /// Splits a kernel result (`res` of a CQE) into count or errno.
     ///
     /// # Errors
     /// The errno, for a negative result.

@@ -1,11 +1,11 @@
-//! The feature word of a device and of the kernel: flags by name, unknown bits kept.
+//! The feature flags of a device or a kernel: known bits by name, unknown bits kept.
 
 use core::fmt;
 use core::ops::{BitAnd, BitOr, BitOrAssign, Sub};
 
 /// A set of `UBLK_F_*` flags (linux/ublk_cmd.h), as GET_FEATURES, ADD_DEV and GET_DEV_INFO carry it.
 ///
-/// Bits this library has no name for survive: a newer kernel must not break an older program.
+/// Bits without a name here are kept: a newer kernel must not break an older program.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(
     feature = "serde",
@@ -14,7 +14,7 @@ use core::ops::{BitAnd, BitOr, BitOrAssign, Sub};
 )]
 pub struct Features(u64);
 
-/// What is known of one feature flag.
+/// Description of one feature flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FeatureInfo {
@@ -22,15 +22,15 @@ pub struct FeatureInfo {
     pub name: &'static str,
     /// The flag.
     pub flag: Features,
-    /// First kernel where the flag can be used, as major and minor number. Only for messages: what
-    /// this kernel has is found by asking it.
+    /// First kernel that supports the flag, as major and minor number. For messages only: to find out what the running
+    /// kernel supports, ask it.
     pub since: (u16, u16),
-    /// What it gives, in one line.
+    /// Its meaning in one line.
     pub meaning: &'static str,
 }
 
 impl FeatureInfo {
-    /// The number of the bit.
+    /// The bit number.
     #[must_use]
     pub const fn bit(&self) -> u32 {
         self.flag.0.trailing_zeros()
@@ -46,7 +46,7 @@ macro_rules! features {
                 pub const $name: Self = Self(ublk_sys::$c);
             )*
 
-            /// Every flag this library has a name for, lowest bit first.
+            /// All flags that have a name here, lowest bit first.
             pub const TABLE: &'static [FeatureInfo] = &[$(FeatureInfo {
                 name: stringify!($name),
                 flag: Self::$name,
@@ -82,10 +82,10 @@ features! {
 }
 
 impl Features {
-    /// No feature.
+    /// The empty set.
     pub const NONE: Self = Self(0);
 
-    /// Every flag of the table.
+    /// All flags of the table.
     #[must_use]
     pub const fn known() -> Self {
         let mut all = 0;
@@ -97,7 +97,7 @@ impl Features {
         Self(all)
     }
 
-    /// The set of a feature word, unknown bits included.
+    /// Creates a set from a feature word, unknown bits included.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
@@ -109,31 +109,31 @@ impl Features {
         self.0
     }
 
-    /// Whether no flag is set.
+    /// True if no flag is set.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Whether every flag of `other` is set.
+    /// True if every flag of `other` is set.
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// Whether any flag of `other` is set.
+    /// True if any flag of `other` is set.
     #[must_use]
     pub const fn intersects(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 
-    /// These flags and the others: what `|` gives, in a const.
+    /// The union of both sets: `|` as a const fn.
     #[must_use]
     pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// The flags set here and not in `other`.
+    /// The flags in this set that are not in `other`.
     #[must_use]
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
@@ -145,12 +145,12 @@ impl Features {
         self.without(Self::known())
     }
 
-    /// The flags set that have a name, lowest bit first.
+    /// The named flags in this set, lowest bit first.
     pub fn iter(self) -> impl Iterator<Item = &'static FeatureInfo> {
         Self::TABLE.iter().filter(move |f| self.contains(f.flag))
     }
 
-    /// The flag of a name, in either case, with or without the prefix `UBLK_F_`.
+    /// Looks up a flag by name, in upper or lower case, with or without the prefix `UBLK_F_`.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
         let name = match name.get(..7) {
@@ -162,13 +162,13 @@ impl Features {
     }
 }
 
-/// What the kernel shall be asked for: all of `asked`, if the kernel has all of it.
+/// Checks that the kernel supports everything in `asked`, and returns it.
 ///
-/// The driver drops bits it does not know without an error, so asking without this check could give
-/// a device other than the one demanded.
+/// The driver silently drops bits that it does not know, so without this check it could create a device other than the
+/// one requested.
 ///
 /// # Errors
-/// [`Missing`], which names every flag the kernel lacks and the kernel it came with.
+/// [`Missing`], which names every flag that the kernel lacks and the release that introduced it.
 pub fn negotiate(asked: Features, kernel: Features) -> Result<Features, Missing> {
     let features = asked.without(kernel);
     if features.is_empty() {
@@ -178,11 +178,11 @@ pub fn negotiate(asked: Features, kernel: Features) -> Result<Features, Missing>
     }
 }
 
-/// Features asked for that the kernel does not have.
+/// Requested features that the kernel lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Missing {
-    /// The flags the kernel lacks.
+    /// The flags that the kernel lacks.
     pub features: Features,
 }
 
@@ -192,7 +192,7 @@ impl Missing {
         self.features.iter().map(|f| f.name)
     }
 
-    /// The first kernel that has all of them, or `None` if a flag has no name here.
+    /// The first kernel that supports all of them, or `None` if a flag has no name here.
     #[must_use]
     pub fn since(&self) -> Option<(u16, u16)> {
         if !self.features.unknown().is_empty() {
@@ -283,7 +283,7 @@ impl fmt::Debug for Features {
 mod tests {
     use super::*;
 
-    /// What GET_FEATURES says on 6.12 and on 7.3.
+    /// Replies to GET_FEATURES of 6.12 and 7.3.
     const V6_12: Features = Features::from_bits(0x1fe);
     const V7_3: Features = Features::from_bits(0x1f_ffff);
 

@@ -1,15 +1,15 @@
-//! Bodies of fuzz targets, also replayed by `cargo test`: each takes any bytes and panics when a
-//! promise is broken.
+//! Bodies of fuzz targets, also replayed by `cargo test`: each takes arbitrary bytes and panics if an invariant is
+//! broken.
 
 use crate::iod::IoBounds;
 use crate::tag::{Action, Answer, Input, TagState};
 use crate::{Errno, IoDesc, IoFlags, Op};
 
-/// Hostile descriptors: whatever stands in the driver's table, a request that is let through lies
-/// inside the device and inside the tag's buffer. Checked in arithmetic that cannot wrap.
+/// Hostile descriptors: whatever the driver's table contains, an accepted request lies inside the device and inside the
+/// tag's buffer. Checked in arithmetic that cannot wrap.
 ///
 /// # Panics
-/// When a request is let through that should not be, or the other way round.
+/// If a request is wrongly accepted or refused.
 pub fn descriptors(bytes: &[u8]) {
     let Some((head, table)) = bytes.split_first_chunk::<12>() else {
         return;
@@ -55,7 +55,7 @@ fn descriptor(raw: &ublk_sys::ublksrv_io_desc, desc: &IoDesc, bounds: &IoBounds)
         _ => (at, u128::from(raw.nr_sectors) * 512),
     };
     let whole = u128::from(bounds.size) / 512 * 512;
-    // What is about a zone begins inside the device, and a report is no range of it.
+    // The zone of a zone request begins inside the device; a report has no range on it.
     let end = match op {
         Op::Read | Op::Write | Op::Discard | Op::WriteZeroes => start + len,
         Op::ZoneAppend => start + len.max(512),
@@ -75,7 +75,7 @@ fn descriptor(raw: &ublk_sys::ublksrv_io_desc, desc: &IoDesc, bounds: &IoBounds)
     }
 }
 
-/// Which command of the tag the driver holds.
+/// The command of the tag that the driver holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Held {
     Nothing,
@@ -84,7 +84,7 @@ enum Held {
     GetData,
 }
 
-/// A tag as somebody outside sees it.
+/// A tag as an outside observer sees it.
 struct Tag {
     state: TagState,
     held: Held,
@@ -92,17 +92,17 @@ struct Tag {
     unanswered: bool,
     /// A write waits for a buffer.
     wants_buffer: bool,
-    /// The next command to push when armed; `None` when there is none.
+    /// The next command to push when armed, if any.
     due: Option<Held>,
     ended: bool,
 }
 
-/// Hostile completions and late answers: any results in any order, against an account of who holds
-/// the tag. At most one command is with the driver, each request is served once and committed once,
-/// an answer is never lost or changed, and nothing follows the end.
+/// Hostile completions and late answers: any results in any order, checked against a model of who holds the tag. At
+/// most one command is with the driver, each request is served once and committed once, an answer is never lost or
+/// changed, and nothing follows the end.
 ///
 /// # Panics
-/// When the tag machine and the account disagree.
+/// If the tag's state machine and the model disagree.
 pub fn completions(bytes: &[u8]) {
     let mut tag = Tag {
         state: TagState::Idle,
@@ -214,7 +214,7 @@ impl Tag {
                 let told = matches!(action, Some(Action::RetryLater(_) | Action::Fault(_)));
                 assert!(told, "{res} led to {action:?}");
                 match (held, action) {
-                    // Nothing was lost: a buffer can be named again.
+                    // Nothing is lost: a buffer can be named again.
                     (Held::GetData, Some(Action::RetryLater(_))) => self.wants_buffer = true,
                     (Held::GetData, _) => self.due = Some(Held::Commit(Answer::failed(Errno::EIO))),
                     (held, _) => self.due = Some(held),
@@ -234,7 +234,7 @@ impl Tag {
 
 #[cfg(test)]
 mod tests {
-    /// L13 No range wraps: whatever the sectors, a request let through lies inside the device.
+    /// L13 No range wraps: whatever the sectors, an accepted request lies inside the device.
     #[test]
     fn l13_descriptors_of_any_kind() {
         bolero::check!()
@@ -242,7 +242,7 @@ mod tests {
             .for_each(super::descriptors);
     }
 
-    /// L10 Each request is served once and committed once, whatever completes in what order.
+    /// L10 Each request is served once and committed once, whatever completes in which order.
     #[test]
     fn l10_completions_of_any_kind() {
         bolero::check!()

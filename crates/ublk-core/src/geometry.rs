@@ -1,17 +1,16 @@
-//! The device as the kernel made it, which is not always the device that was asked for.
+//! The device as the kernel created it, which may differ from the request.
 
 use crate::{DevId, DevState, Features};
 use ublk_sys::ublksrv_ctrl_dev_info;
 
 /// Queues, depth, sizes and flags of a device, from the kernel's reply to ADD_DEV or GET_DEV_INFO.
 ///
-/// The driver lowers the queue count to that of the CPUs, rounds the buffer size down to pages and
-/// drops features, so everything after ADD_DEV follows this value and never the request (L04):
-/// there is no other way to make one.
+/// The driver limits the queue count to the number of CPUs, rounds the buffer size down to pages and drops features. So
+/// everything after ADD_DEV uses this value and never the request (L04), and it can only be made from a reply.
 ///
 /// # Invariants
-/// 1 to 4096 queues and tags each, a buffer size that is not 0, a device id the driver could give,
-/// a descriptor size of 24 to 256 bytes, multiple of 8.
+/// 1 to 4096 queues and tags each, a buffer size that is not 0, a device id that the driver could assign, a descriptor
+/// size of 24 to 256 bytes in multiples of 8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -32,26 +31,26 @@ pub struct Geometry {
     owner_gid: u32,
 }
 
-/// A reply that no driver known here would give.
+/// A reply that no known driver gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the kernel's device info has {field} {value}, outside {min} to {max}")]
 #[non_exhaustive]
 pub struct BadReply {
-    /// The field, by its name in `ublksrv_ctrl_dev_info`.
+    /// The name of the field in `ublksrv_ctrl_dev_info`.
     pub field: &'static str,
-    /// What it held.
+    /// Its value.
     pub value: u64,
-    /// The least it may hold.
+    /// The smallest valid value.
     pub min: u64,
-    /// The most it may hold.
+    /// The largest valid value.
     pub max: u64,
 }
 
 impl Geometry {
-    /// The geometry of the kernel's reply to ADD_DEV, GET_DEV_INFO or GET_DEV_INFO2.
+    /// Reads the kernel's reply to ADD_DEV, GET_DEV_INFO or GET_DEV_INFO2.
     ///
     /// # Errors
-    /// [`BadReply`] where a field is outside the driver's own range.
+    /// [`BadReply`] if a field is outside the driver's own range.
     pub fn from_reply(info: &ublksrv_ctrl_dev_info) -> Result<Self, BadReply> {
         let range = |field, value: u64, min: u64, max: u64| {
             if (min..=max).contains(&value) {
@@ -75,7 +74,7 @@ impl Geometry {
             u32::MAX.into(),
         )?;
         let features = Features::from_bits(info.flags);
-        // Old kernels echo whatever was in the field: only the flag says that it means something.
+        // Old kernels echo the field unchanged; it is valid only with the flag.
         let io_desc_size = if features.contains(Features::IO_DESC_SIZE) {
             let size = info.io_desc_size;
             range("io_desc_size", size.into(), 24, 256)?;
@@ -105,76 +104,74 @@ impl Geometry {
         })
     }
 
-    /// The device's number.
+    /// The device number.
     #[must_use]
     pub const fn dev_id(&self) -> DevId {
         self.dev_id
     }
 
-    /// How many hw queues there are: at most one per possible CPU, whatever was asked.
+    /// Number of hw queues: at most one per possible CPU, whatever was requested.
     #[must_use]
     pub const fn queues(&self) -> u16 {
         self.queues
     }
 
-    /// How many tags each queue has.
+    /// Number of tags per queue.
     #[must_use]
     pub const fn depth(&self) -> u16 {
         self.depth
     }
 
-    /// Bytes of the buffer behind a tag: a request is never larger (L03).
+    /// Size of each tag's buffer in bytes: no request is larger (L03).
     #[must_use]
     pub const fn max_io_bytes(&self) -> u32 {
         self.max_io_bytes
     }
 
-    /// Bytes from one I/O descriptor to the next: 24 unless the device has
-    /// [`Features::IO_DESC_SIZE`].
+    /// Distance between I/O descriptors in bytes: 24 unless the device has [`Features::IO_DESC_SIZE`].
     #[must_use]
     pub const fn io_desc_size(&self) -> u16 {
         self.io_desc_size
     }
 
-    /// The features in force.
+    /// The features in effect.
     #[must_use]
     pub const fn features(&self) -> Features {
         self.features
     }
 
-    /// The state when the kernel answered.
+    /// The state at the time of the reply.
     #[must_use]
     pub const fn state(&self) -> DevState {
         self.state
     }
 
-    /// The process that serves the device, if there is one. Kernels up to 6.12 go on reporting it
-    /// after its death.
+    /// The process that serves the device, if any. Kernels up to 6.12 keep reporting it after its death.
     #[must_use]
     pub const fn server_pid(&self) -> Option<u32> {
         self.server_pid
     }
 
-    /// The word the server stored at ADD_DEV (`ublksrv_flags`): a nonce that tells whose it is.
+    /// The word that was stored with ADD_DEV (`ublksrv_flags`): a nonce that identifies the owner.
     #[must_use]
     pub const fn server_flags(&self) -> u64 {
         self.server_flags
     }
 
-    /// User that added the device.
+    /// User id of the creator.
     #[must_use]
     pub const fn owner_uid(&self) -> u32 {
         self.owner_uid
     }
 
-    /// Group of the user that added the device.
+    /// Group id of the creator.
     #[must_use]
     pub const fn owner_gid(&self) -> u32 {
         self.owner_gid
     }
 }
 
-/// The serialised form: the numbers by name, checked again when they are read back.
+/// The serialised form: named numbers, checked again when they are read back.
 #[cfg(feature = "serde")]
 mod wire {
     use super::{BadReply, Geometry};
@@ -254,7 +251,7 @@ mod tests {
         }
     }
 
-    /// L04 Every number is the kernel's: a device asked for with 64 queues came back with 2.
+    /// L04 Every number is the kernel's: a device requested with 64 queues came back with 2.
     #[test]
     fn l04_the_reply_is_what_counts() {
         let g = Geometry::from_reply(&reply()).unwrap();

@@ -1,20 +1,20 @@
-//! Checked identifiers: device, hw queue, tag; and the sector, the driver's unit of everything.
+//! Checked identifiers: device, hw queue, tag; and the sector, the driver's unit.
 
 use core::fmt;
 
-/// Bytes in a sector, whatever the logical block size of the device (L02).
+/// Bytes per sector, whatever the logical block size of the device (L02).
 pub const SECTOR_SIZE: u64 = 512;
 
-/// Returned when a number is outside the range an identifier allows.
+/// A number is outside the range of an identifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {value} is out of range: at most {max}")]
 #[non_exhaustive]
 pub struct OutOfRange {
-    /// What was to be made, in the kernel's words.
+    /// The identifier, in the kernel's words.
     pub what: &'static str,
-    /// The number given.
+    /// The number.
     pub value: u64,
-    /// The largest number allowed.
+    /// The largest valid number.
     pub max: u64,
 }
 
@@ -39,7 +39,7 @@ macro_rules! ids {
             #[doc = concat!("A ", $what, ", checked.")]
             ///
             /// # Errors
-            /// [`OutOfRange`] above the largest.
+            /// [`OutOfRange`] if it is too large.
             pub const fn new(number: $raw) -> Result<Self, OutOfRange> {
                 if number > Self::MAX {
                     let (value, max) = (number as u64, Self::MAX as u64);
@@ -79,17 +79,17 @@ macro_rules! ids {
 }
 
 ids! {
-    /// A device's number: the `N` of `/dev/ublkcN` and `/dev/ublkbN`, below 2^20.
+    /// A device number: the `N` of `/dev/ublkcN` and `/dev/ublkbN`, below 2^20.
     ///
     /// C: `ublksrv_ctrl_dev_info.dev_id` (linux/ublk_cmd.h), `UBLK_MINORS` (drivers/block/ublk_drv.c).
     DevId(u32 "u32"), "device id", max (1 << 20) - 1;
 
-    /// A hw queue of a device, below 4096.
+    /// The index of a hw queue of a device, below 4096.
     ///
     /// C: `q_id` of `ublksrv_io_cmd`, `UBLK_MAX_NR_QUEUES` (linux/ublk_cmd.h).
     QueueId(u16 "u16"), "queue id", max 4095;
 
-    /// A tag of a hw queue: the place of one request in flight, below 4096.
+    /// A tag of a hw queue: the slot of one request in flight, below 4096.
     ///
     /// C: `tag` of `ublksrv_io_cmd`, `UBLK_MAX_QUEUE_DEPTH` (linux/ublk_cmd.h).
     Tag(u16 "u16"), "tag", max 4095;
@@ -104,18 +104,18 @@ impl Tag {
     }
 }
 
-/// A count of sectors of 512 bytes, or a place counted in them.
+/// A number of 512-byte sectors, or a position counted in them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Sectors(pub u64);
 
 impl Sectors {
-    /// The same in bytes, or `None` where that does not fit 64 bits (L13).
+    /// The same in bytes, or `None` if that exceeds 64 bits (L13).
     #[must_use]
     pub const fn bytes(self) -> Option<u64> {
         self.0.checked_mul(SECTOR_SIZE)
     }
 
-    /// The sectors of a byte count, or `None` if it is no multiple of 512.
+    /// A number of bytes in sectors, or `None` if it is not a multiple of 512.
     #[must_use]
     pub const fn from_bytes(bytes: u64) -> Option<Self> {
         if bytes.is_multiple_of(SECTOR_SIZE) {
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(Sectors::from_bytes(513), None);
     }
 
-    /// L13 No wrap-around in bytes.
+    /// L13 Conversion to bytes does not wrap.
     #[test]
     fn l13_sectors_do_not_wrap() {
         assert_eq!(Sectors(u64::MAX / 512).bytes(), Some(u64::MAX - 511));

@@ -9,16 +9,16 @@ use crate::{Errno, SECTOR_SIZE, Zone};
 pub struct IoDesc {
     /// Operation in the low 8 bits, `UBLK_IO_F_*` in the others.
     pub op_flags: u32,
-    /// Sectors of 512 bytes.
+    /// Length in sectors of 512 bytes.
     pub nr_sectors: u32,
     /// First sector; all ones for FLUSH.
     pub start_sector: u64,
-    /// Buffer of the tag in copy mode; with [`IoFlags::SHMEM_ZC`] a place in registered memory.
+    /// Address of the tag's buffer in copy mode; with [`IoFlags::SHMEM_ZC`] a position in registered memory.
     pub addr: u64,
 }
 
-/// What is asked of the backend, by the driver's numbers. Those of zones come to zoned devices only
-/// ([`Limits::zones`](crate::Limits::zones)); whoever does not know an operation answers EOPNOTSUPP.
+/// The operation of a request, by the driver's numbers. Zone operations are only sent to zoned devices
+/// ([`Limits::zones`](crate::Limits::zones)). Answer EOPNOTSUPP to unknown operations.
 #[doc(alias = "UBLK_IO_OP_READ")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -30,54 +30,54 @@ pub enum Op {
     Write = 1,
     /// Make completed writes durable (`UBLK_IO_OP_FLUSH`).
     Flush = 2,
-    /// Give storage back (`UBLK_IO_OP_DISCARD`).
+    /// Deallocate storage (`UBLK_IO_OP_DISCARD`).
     Discard = 3,
     /// Make a range read as zeroes (`UBLK_IO_OP_WRITE_ZEROES`).
     WriteZeroes = 5,
     /// Open the zone that begins at the offset (`UBLK_IO_OP_ZONE_OPEN`, 6.6).
     ZoneOpen = 10,
-    /// Close it (`UBLK_IO_OP_ZONE_CLOSE`, 6.6).
+    /// Close the zone (`UBLK_IO_OP_ZONE_CLOSE`, 6.6).
     ZoneClose = 11,
-    /// Make it full (`UBLK_IO_OP_ZONE_FINISH`, 6.6).
+    /// Finish the zone: make it full (`UBLK_IO_OP_ZONE_FINISH`, 6.6).
     ZoneFinish = 12,
-    /// Write data where the zone's write pointer is, and tell where that was (`UBLK_IO_OP_ZONE_APPEND`, 6.6). The
-    /// offset is the zone's first byte.
+    /// Write data at the zone's write pointer, and report its position (`UBLK_IO_OP_ZONE_APPEND`, 6.6). The offset is
+    /// the zone's first byte.
     ZoneAppend = 13,
     /// Reset the write pointers of all zones (`UBLK_IO_OP_ZONE_RESET_ALL`, 6.6).
     ZoneResetAll = 14,
     /// Reset the zone's write pointer (`UBLK_IO_OP_ZONE_RESET`, 6.6).
     ZoneReset = 15,
-    /// Report zones, from the one at the offset on: 64 bytes each, as many as the length has room for
+    /// Report zones, starting with the one at the offset: 64 bytes each, as many as fit into the length
     /// (`UBLK_IO_OP_REPORT_ZONES`, 6.6). See [`ZoneReport`](crate::ZoneReport).
     ReportZones = 18,
 }
 
 impl Op {
-    /// How many numbers operations have: each is below, as `Op as usize`.
+    /// Upper bound of `Op as usize`.
     pub const NUMBERS: usize = 19;
 
-    /// True for the operations that carry data, either way.
+    /// True for operations with data, in either direction.
     #[must_use]
     #[inline]
     pub const fn has_data(self) -> bool {
         self.brings_data() || self.wants_data()
     }
 
-    /// True for those that only zoned devices are asked for.
+    /// True for operations that are only sent to zoned devices.
     #[must_use]
     #[inline]
     pub const fn is_of_zones(self) -> bool {
         self as u8 >= Self::ZoneOpen as u8
     }
 
-    /// True for those that carry data to the server: WRITE and ZONE_APPEND.
+    /// True for operations that bring data to the server: WRITE and ZONE_APPEND.
     #[must_use]
     #[inline]
     pub const fn brings_data(self) -> bool {
         matches!(self, Self::Write | Self::ZoneAppend)
     }
 
-    /// True for those that want data of the server: READ and REPORT_ZONES.
+    /// True for operations that request data from the server: READ and REPORT_ZONES.
     #[must_use]
     #[inline]
     pub const fn wants_data(self) -> bool {
@@ -90,12 +90,12 @@ impl Op {
 pub struct IoFlags(pub u32);
 
 impl IoFlags {
-    /// A failure of the device, of its transport or of its driver shall be told at once, not tried again
-    /// (`UBLK_IO_F_FAILFAST_DEV`, `…_TRANSPORT`, `…_DRIVER`): somebody above has another way to the data.
+    /// Failures of the device, its transport or its driver must be reported at once, without retries
+    /// (`UBLK_IO_F_FAILFAST_DEV`, `…_TRANSPORT`, `…_DRIVER`): an upper layer has another path to the data.
     pub const FAILFAST: u32 = 7 << 8;
-    /// Metadata of a file system (`UBLK_IO_F_META`): worth more than data to a cache.
+    /// File system metadata (`UBLK_IO_F_META`): worth more to a cache than data.
     pub const META: u32 = 1 << 11;
-    /// A page that goes to or comes from swap (`UBLK_IO_F_SWAP`).
+    /// Swap I/O (`UBLK_IO_F_SWAP`).
     pub const SWAP: u32 = 1 << 16;
 
     /// Any of the three FAILFAST bits.
@@ -121,10 +121,10 @@ impl IoFlags {
     /// WRITE_ZEROES must keep its storage allocated (`UBLK_IO_F_NOUNMAP`).
     pub const NOUNMAP: u32 = 1 << 15;
 
-    /// The driver could not register the request's pages by itself (`UBLK_IO_F_NEED_REG_BUF`, 6.16).
+    /// The driver could not register the request's pages itself (`UBLK_IO_F_NEED_REG_BUF`, 6.16).
     pub const NEED_REG_BUF: u32 = 1 << 17;
 
-    /// The data lies in memory registered with the device, and `addr` says where (`UBLK_IO_F_SHMEM_ZC`, 7.1).
+    /// The data is in memory registered with the device, at the position in `addr` (`UBLK_IO_F_SHMEM_ZC`, 7.1).
     pub const SHMEM_ZC: u32 = 1 << 19;
 
     /// The SHMEM_ZC bit.
@@ -152,7 +152,7 @@ impl IoFlags {
     }
 }
 
-/// A request of the block layer in bytes.
+/// A request of the block layer, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Io {
@@ -160,9 +160,9 @@ pub struct Io {
     pub op: Op,
     /// Its flags.
     pub flags: IoFlags,
-    /// First byte; 0 for FLUSH. Of the zone, for what is about one.
+    /// Offset on the device; 0 for FLUSH. For zone operations the offset of the zone.
     pub offset: u64,
-    /// Bytes; 0 for FLUSH and for what is done to a zone. For data at most the bounds' `max_io_bytes`.
+    /// Length; 0 for FLUSH and for operations on a zone as a whole. With data, at most the bounds' `max_io_bytes`.
     pub len: u64,
 }
 
@@ -179,10 +179,10 @@ impl Io {
         }
     }
 
-    /// Where the data of a ZONE_APPEND landed, in sectors as the driver is told, for a place in bytes.
+    /// Converts the position at which the data of a ZONE_APPEND was written from bytes to sectors, for the driver.
     ///
     /// # Errors
-    /// EOPNOTSUPP for another operation; EIO for a place before the zone, between sectors, or without end.
+    /// EOPNOTSUPP for another operation; EIO for a position before the zone, inside a sector, or too large.
     pub const fn landed(&self, at: u64) -> Result<u64, Errno> {
         if !matches!(self.op, Op::ZoneAppend) {
             return Err(Errno::EOPNOTSUPP);
@@ -195,13 +195,13 @@ impl Io {
     }
 }
 
-/// The bounds of a queue's requests: what a descriptor is checked against.
+/// The bounds that a queue's descriptors are checked against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct IoBounds {
     /// Size of the device in bytes.
     pub size: u64,
-    /// Bytes of the buffer behind each tag (L03).
+    /// Size of each tag's buffer in bytes (L03).
     pub max_io_bytes: u32,
 }
 
@@ -227,18 +227,18 @@ impl IoDesc {
         }
     }
 
-    /// The request in bytes, checked against the device's bounds: nothing a driver could put into
-    /// the table makes the server touch memory or storage outside them.
+    /// Decodes the request and checks it against the device's bounds: no content of the driver's table makes the server
+    /// access memory or storage outside them.
     ///
     /// # Errors
-    /// EOPNOTSUPP for an operation this stack does not serve, EIO for a range outside the device or
-    /// data larger than the tag's buffer.
+    /// EOPNOTSUPP for an unsupported operation, EIO for a range outside the device or data larger than the tag's
+    /// buffer.
     #[inline(always)]
     pub const fn decode(&self, bounds: &IoBounds) -> Result<Io, Errno> {
         self.decode_if(true, bounds)
     }
 
-    /// The same for a device that is not zoned, which costs less: an operation of zones is not served.
+    /// [`decode`](Self::decode) for a device that is not zoned, which is cheaper: zone operations are refused.
     ///
     /// # Errors
     /// As for [`decode`](Self::decode).
@@ -251,7 +251,7 @@ impl IoDesc {
     const fn decode_if(&self, zoned: bool, bounds: &IoBounds) -> Result<Io, Errno> {
         let flags = IoFlags(self.op_flags & !0xff);
         let len = self.nr_sectors as u64 * SECTOR_SIZE;
-        // Sectors, not bytes: the product could wrap (L13).
+        // In sectors, since the product in bytes could wrap (L13).
         let size = bounds.size / SECTOR_SIZE;
         let offset = self.start_sector.wrapping_mul(SECTOR_SIZE);
         let op = match self.op_flags & 0xff {
@@ -296,7 +296,7 @@ impl IoDesc {
         }
     }
 
-    /// The same for the operations of zoned devices, which come to no other.
+    /// Decodes the operations that are only valid for zoned devices.
     #[cold]
     #[inline(never)]
     const fn decode_zoned(self, op: u32, flags: IoFlags, bounds: &IoBounds) -> Result<Io, Errno> {

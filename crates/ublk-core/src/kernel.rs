@@ -1,13 +1,13 @@
-//! Kernel releases, and faults of the ublk driver that are known by them.
+//! Kernel releases, and known bugs of the ublk driver in them.
 //!
-//! What a kernel can do is asked of it (GET_FEATURES), never read from its name. What it does wrong cannot be asked:
-//! a command that crashes the kernel has no answer. So the few faults that cost data or the machine are known here
-//! by release.
+//! To find out what a kernel supports, ask it (GET_FEATURES); the release does not tell. Bugs cannot be asked for: a
+//! command that crashes the kernel has no reply. So the few bugs that cost data or the machine are listed here by
+//! release.
 #![forbid(unsafe_code)]
 
 use core::fmt;
 
-/// A kernel's release, as `uname -r` tells it: of the kernel developers, and of distributions with their own counts.
+/// A kernel release as `uname -r` reports it: upstream's, or a distribution's with its own counter.
 ///
 /// ```
 /// use ublk_core::kernel::{Fault, Release};
@@ -20,12 +20,12 @@ use core::fmt;
 pub struct Release {
     text: String,
     version: (u32, u32, u32),
-    /// The release candidate; `None` for a release.
+    /// The number of the release candidate; `None` for a release.
     candidate: Option<u32>,
     ubuntu: Option<Ubuntu>,
 }
 
-/// Ubuntu's own count: its kernels of a series are all `X.Y.0`, whatever they contain.
+/// Ubuntu's counter: its kernels of a series are all `X.Y.0`, whatever they contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Ubuntu {
     abi: u32,
@@ -34,11 +34,11 @@ struct Ubuntu {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flavour {
-    /// `generic` and all that are built from it with the same count.
+    /// `generic`, and all flavours built from it with the same counter.
     Generic,
     Aws,
     Azure,
-    /// Another cloud's or board's, with a count of its own.
+    /// A cloud or board flavour with its own counter.
     Other,
 }
 
@@ -55,25 +55,25 @@ impl Flavour {
     }
 }
 
-/// A fault of some kernels that is known by their release.
+/// A bug of the ublk driver that is identified by kernel release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Fault {
-    /// ADD_DEV dereferences a null pointer and never ends (6.18.4, 6.18.5; Ubuntu's 6.17.0-24 to -40 and the cloud
+    /// ADD_DEV dereferences a null pointer and never returns (6.18.4, 6.18.5; Ubuntu's 6.17.0-24 to -40 and the cloud
     /// kernels made from them).
     AddCrashes,
-    /// A batch device goes on failing I/O after QUIESCE, so a live upgrade costs requests (7.0 to 7.2.6, 7.3-rc1, rc2).
+    /// A batch device keeps failing I/O after QUIESCE, so a live upgrade fails requests (7.0 to 7.2.6, 7.3-rc1, rc2).
     BatchHandOver,
-    /// Control commands get lost where devices are created concurrently (seen on 6.18.40, 7.0.0 and 7.0.14).
+    /// Control commands get lost when devices are created concurrently (seen on 6.18.40, 7.0.0 and 7.0.14).
     LostCommands,
-    /// UBSAN reports an array index out of bounds where buffers are registered, without a reason (6.19 to 7.2).
+    /// UBSAN reports a false array index out of bounds when buffers are registered (6.19 to 7.2).
     UbsanReport,
 }
 
 impl Fault {
-    /// All of them.
+    /// All bugs.
     pub const ALL: [Self; 4] = [
         Self::AddCrashes,
         Self::BatchHandOver,
@@ -81,7 +81,7 @@ impl Fault {
         Self::UbsanReport,
     ];
 
-    /// What happens.
+    /// The symptom.
     #[must_use]
     pub const fn what(self) -> &'static str {
         match self {
@@ -98,7 +98,7 @@ impl Fault {
         }
     }
 
-    /// What to do about it.
+    /// The remedy.
     #[must_use]
     pub const fn remedy(self) -> &'static str {
         match self {
@@ -125,8 +125,8 @@ impl fmt::Display for Fault {
 }
 
 impl Release {
-    /// The release in a text like `6.12.117+deb13-amd64`, `6.17.0-24-generic`, `6.18.5-200.fc43.x86_64`,
-    /// `6.12.0-55.el10.x86_64`, `7.3.0-rc2`; `None` where it begins with no version.
+    /// Parses a release such as `6.12.117+deb13-amd64`, `6.17.0-24-generic`, `6.18.5-200.fc43.x86_64`,
+    /// `6.12.0-55.el10.x86_64` or `7.3.0-rc2`; `None` if it does not begin with a version.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
@@ -138,7 +138,7 @@ impl Release {
         let mut number = || numbers.next().map(str::parse::<u32>);
         let major = number()?.ok()?;
         let minor = number()?.ok()?;
-        // "7.3.fc44" and "7.3-rc1" have no third one.
+        // "7.3.fc44" and "7.3-rc1" have no patch level.
         let patch = number().and_then(Result::ok).unwrap_or(0);
         Some(Self {
             text: text.to_owned(),
@@ -154,7 +154,7 @@ impl Release {
         self.version
     }
 
-    /// Whether this kernel has a fault, by its release.
+    /// Whether this release has a bug.
     #[must_use]
     pub fn has(&self, fault: Fault) -> bool {
         let (major, minor, patch) = self.version;
@@ -181,7 +181,7 @@ impl Release {
         }
     }
 
-    /// The faults that this kernel has.
+    /// The bugs of this release.
     pub fn faults(&self) -> impl Iterator<Item = Fault> + '_ {
         Fault::ALL.into_iter().filter(|fault| self.has(*fault))
     }
@@ -193,10 +193,10 @@ impl fmt::Display for Release {
     }
 }
 
-/// The number of `-rc2`, `~rc2`, `.rc2.` (Fedora) or `rc2-generic` (Ubuntu's builds of the developers' kernels).
+/// The number in `-rc2`, `~rc2`, `.rc2.` (Fedora) or `rc2-generic` (Ubuntu's mainline builds).
 fn candidate(rest: &str) -> Option<u32> {
     let (before, after) = rest.split_once("rc")?;
-    // A word like "arch" is none.
+    // A word such as "arch" does not count.
     let begins = before
         .chars()
         .last()
@@ -205,7 +205,7 @@ fn candidate(rest: &str) -> Option<u32> {
     after[..digits].parse().ok().filter(|_| begins)
 }
 
-/// `-24-generic`, `-1019-aws`, `-1015-azure-fde`.
+/// Parses `-24-generic`, `-1019-aws` or `-1015-azure-fde`.
 fn ubuntu(rest: &str) -> Option<Ubuntu> {
     let (abi, flavour) = rest.strip_prefix('-')?.split_once('-')?;
     let flavour = Flavour::of(flavour.split('-').next()?)?;
@@ -257,7 +257,7 @@ mod tests {
         }
     }
 
-    /// L84 Faults are known by release, each from its first to its last kernel and no further.
+    /// L84 Each bug covers exactly its first to its last release.
     #[test]
     fn l84_faults_begin_and_end_where_they_do() {
         let table: [(Fault, &[&str], &[&str]); 4] = [

@@ -1,11 +1,11 @@
 //! Pure and safe ublk logic, without I/O and without a clock.
 //!
-//! What the control plane (`ublk-ctrl`) and the data plane (`ublk-queue`) must tell each other is a
-//! value of this crate: the [`Geometry`] of the kernel's reply, bound to the device it is of by an [`OpenDevice`], the queue's [`CpuMask`],
-//! the [`Limits`] a backend declares. The protocol of a tag is here too, as a machine
-//! ([`TagState`]) that turns one input into at most one action.
+//! The control plane (`ublk-ctrl`) and the data plane (`ublk-queue`) exchange only types of this crate: the
+//! [`Geometry`] from the kernel's reply, tied to its device by an [`OpenDevice`], the [`CpuMask`] of a queue, and the
+//! [`Limits`] that a backend declares. The protocol of a tag is here too, as a state machine ([`TagState`]) that turns
+//! one input into at most one action.
 //!
-//! There is no unsafe code, but for the declaration of [`OpenDevice::new`].
+//! There is no unsafe code, except for the declaration of [`OpenDevice::new`].
 #![deny(unsafe_code)]
 
 pub mod backend;

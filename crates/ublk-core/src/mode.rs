@@ -1,11 +1,11 @@
-//! How data and commands travel: the axes of a plan that the driver's features decide.
+//! Data and command modes: the axes of a plan that the driver's features decide.
 
 use core::fmt;
 use core::str::FromStr;
 
 use crate::Features;
 
-/// How the data of a request gets from the block layer to the server and back.
+/// How the data of a request is transferred between the block layer and the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(
     feature = "serde",
@@ -14,18 +14,18 @@ use crate::Features;
 )]
 #[non_exhaustive]
 pub enum DataMode {
-    /// The driver copies between the request's pages and a buffer the server gave with the tag.
+    /// The driver copies between the request's pages and a buffer that the server names with the tag.
     #[default]
     Copy,
-    /// As copy, but the server names the buffer of a WRITE only when it comes, and of a READ only when it is
-    /// answered, so that both may be the backend's own memory. Costs a second command for each WRITE.
+    /// Like copy, but the server names the buffer of a WRITE only when the request arrives, and that of a READ only
+    /// with the answer, so that both may be the backend's own memory. Takes a second command for each WRITE.
     GetData,
-    /// The server reads and writes the character device at the request's place: one system call for each
-    /// request, and data lands where the backend wants it.
+    /// The server reads and writes the character device at the request's position: one system call per request, and the
+    /// data goes directly to the backend's memory.
     UserCopy,
-    /// The request's pages become a registered buffer of the server's ring, by the fetch itself.
+    /// The fetch command registers the request's pages as a buffer of the server's ring.
     ZeroCopy,
-    /// The same by a command of the server's own, for each request.
+    /// The server registers the request's pages with a command of its own, per request.
     ZeroCopyManual,
 }
 
@@ -39,7 +39,7 @@ impl DataMode {
         Self::ZeroCopyManual,
     ];
 
-    /// The name, as the tool's `--data` takes it.
+    /// The name, as for `--data`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -51,14 +51,14 @@ impl DataMode {
         }
     }
 
-    /// The features a device of this mode must have.
+    /// The features that a device of this mode needs.
     #[must_use]
     pub const fn features(self) -> Features {
         match self {
             Self::Copy => Features::NONE,
             Self::GetData => Features::NEED_GET_DATA,
             Self::UserCopy => Features::USER_COPY,
-            // With SUPPORT_ZERO_COPY the fallback of a busy slot can be handled by hand.
+            // SUPPORT_ZERO_COPY allows manual registration as the fallback for a busy slot.
             Self::ZeroCopy => Features::AUTO_BUF_REG.with(Features::SUPPORT_ZERO_COPY),
             Self::ZeroCopyManual => Features::SUPPORT_ZERO_COPY,
         }
@@ -87,7 +87,7 @@ impl fmt::Display for DataMode {
     }
 }
 
-/// No mode has this name.
+/// There is no mode of this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no data mode {0:?}; there are copy, get-data, user-copy, zero-copy and zero-copy-manual")]
 pub struct UnknownMode(String);
@@ -101,32 +101,32 @@ impl FromStr for DataMode {
     }
 }
 
-/// The axes together.
+/// The mode on all axes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Mode {
-    /// How data travels.
+    /// How data is transferred.
     pub data: DataMode,
     /// Whether commands carry many tags (BATCH_IO, 7.0).
     pub batch: bool,
 }
 
 impl Mode {
-    /// Data by this way, and a command for each tag.
+    /// This data mode, with a command per tag.
     #[must_use]
     pub const fn new(data: DataMode) -> Self {
         Self { data, batch: false }
     }
 
-    /// Has commands carry many tags, or not.
+    /// Sets whether commands carry many tags.
     #[must_use]
     pub const fn batched(mut self, yes: bool) -> Self {
         self.batch = yes;
         self
     }
 
-    /// The features a device of this mode must have.
+    /// The features that a device of this mode needs.
     #[must_use]
     pub const fn features(self) -> Features {
         let batch = if self.batch {
@@ -137,7 +137,7 @@ impl Mode {
         self.data.features().with(batch)
     }
 
-    /// The features by which modes differ.
+    /// All features that distinguish modes.
     pub const ALL_FEATURES: Features = Features::NEED_GET_DATA
         .with(Features::USER_COPY)
         .with(Features::SUPPORT_ZERO_COPY)
@@ -153,7 +153,7 @@ impl Mode {
         }
     }
 
-    /// Why no driver has this combination, where that is so.
+    /// Why no driver supports this combination, if none does.
     #[must_use]
     pub const fn impossible(self) -> Option<&'static str> {
         match (self.batch, self.data) {
@@ -192,7 +192,7 @@ mod tests {
             assert_eq!(data.name().parse(), Ok(data));
         }
         assert!("auto-magic".parse::<DataMode>().is_err());
-        // What the driver forces on does not change the mode.
+        // Features that the driver forces on do not change the mode.
         let forced = Features::URING_CMD_COMP_IN_TASK | Features::CMD_IOCTL_ENCODE;
         assert_eq!(Mode::of(forced), Mode::default());
     }

@@ -1,4 +1,4 @@
-//! Limits as the driver's parameters, and the driver's parameters as something to read.
+//! Encodes limits as the driver's parameters, and decodes parameters for display.
 
 use crate::{Limits, SECTOR_SIZE};
 use core::fmt;
@@ -12,10 +12,10 @@ use ublk_sys::{
 /// The largest DISCARD or WRITE_ZEROES a bio can carry, in sectors (`UINT_MAX >> 9`).
 const MAX_BIO_SECTORS: u64 = u32::MAX as u64 / SECTOR_SIZE;
 
-/// A boundary that no segment reaches: the driver takes neither 0 nor all ones for "none".
+/// A boundary that no segment reaches: the driver accepts neither 0 nor all ones for "none".
 const NO_BOUNDARY: u64 = i64::MAX as u64;
 
-/// Adds what the memory of requests must be like, where it is given to a file as it is.
+/// Adds the limits for memory that is passed on to a file.
 pub(crate) fn encode_memory(limits: &Limits, params: &mut ublk_params) {
     if limits.dma_alignment > 1 {
         params.types |= UBLK_PARAM_TYPE_DMA_ALIGN;
@@ -42,13 +42,13 @@ pub(crate) fn encode_memory(limits: &Limits, params: &mut ublk_params) {
     }
 }
 
-/// The parameters of checked limits, on a device whose requests have `max_io_bytes` at most.
+/// Encodes checked limits, for a device with requests of at most `max_io_bytes`.
 pub(crate) fn encode(limits: &Limits, max_io_bytes: u32) -> ublk_params {
     let attr = |yes: bool, bit: u32| if yes { bit } else { 0 };
     let block = u64::from(limits.logical_block_size);
     let optimal = match limits.optimal_io_size {
-        // The field is a shift, so it cannot say "none"; the physical block is what tools take for
-        // none. A zero would say "one byte".
+        // The field is a shift, so it cannot say "none"; tools read the physical block size as none. A zero would mean
+        // one byte.
         0 => limits.physical_block_size,
         size => size,
     };
@@ -69,7 +69,7 @@ pub(crate) fn encode(limits: &Limits, max_io_bytes: u32) -> ublk_params {
             io_opt_shift: shift_of(optimal),
             // Sectors are 512 bytes whatever the block size (L02); a request is whole blocks.
             max_sectors: sectors(u64::from(max_io_bytes), block),
-            // Zones are a power of two and are checked: not lowered to what a bio can carry.
+            // The zone size was checked: it must not be lowered to what a bio can carry.
             chunk_sectors: limits.zones.map_or_else(
                 || sectors(limits.chunk_size.into(), block),
                 |zones| u32::try_from(zones.size / SECTOR_SIZE).unwrap_or(0),
@@ -93,7 +93,7 @@ pub(crate) fn encode(limits: &Limits, max_io_bytes: u32) -> ublk_params {
         let granularity = limits.discard_granularity.max(limits.logical_block_size);
         params.discard = ublk_param_discard {
             discard_alignment: limits.discard_alignment,
-            // Bytes, not a shift and not sectors (L12); never zero where the type is given.
+            // Bytes, not a shift and not sectors (L12); never zero if the parameter type is set.
             discard_granularity: granularity,
             max_discard_sectors: sectors(limits.max_discard, granularity.into()),
             max_write_zeroes_sectors: sectors(limits.max_write_zeroes, block),
@@ -104,7 +104,7 @@ pub(crate) fn encode(limits: &Limits, max_io_bytes: u32) -> ublk_params {
     params
 }
 
-/// Sectors in `bytes`, rounded down to `unit` bytes, at most what a bio can carry.
+/// Sectors in `bytes`, rounded down to `unit` bytes, at most as many as a bio can carry.
 fn sectors(bytes: u64, unit: u64) -> u32 {
     let unit = (unit / SECTOR_SIZE).max(1);
     let sectors = (bytes / SECTOR_SIZE).min(MAX_BIO_SECTORS) / unit * unit;
@@ -116,12 +116,12 @@ fn shift_of(power: u32) -> u8 {
     u8::try_from(power.trailing_zeros()).unwrap_or(0)
 }
 
-/// The parameters of a device as GET_PARAMS reports them, in bytes: for people and scripts.
+/// The parameters of a device from GET_PARAMS, in bytes: for people and scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct DeviceParams {
-    /// Size in bytes; saturated where it does not fit 64 bits.
+    /// Size in bytes; saturated if it exceeds 64 bits.
     pub size: u64,
     /// Logical block size in bytes.
     pub logical_block_size: u32,
@@ -133,11 +133,11 @@ pub struct DeviceParams {
     pub optimal_io_size: u32,
     /// Largest request in bytes.
     pub max_io_bytes: u64,
-    /// Requests never cross a multiple of this many bytes; 0 for no such boundary.
+    /// Requests never cross a multiple of this many bytes; 0 for no boundary.
     pub chunk_bytes: u64,
     /// The device refuses writes.
     pub read_only: bool,
-    /// Seek times matter.
+    /// Seeks are expensive.
     pub rotational: bool,
     /// Completed writes may need a FLUSH.
     pub volatile_cache: bool,
@@ -145,20 +145,20 @@ pub struct DeviceParams {
     pub fua: bool,
     /// Largest DISCARD in bytes, 0 for none.
     pub max_discard: u64,
-    /// Granularity of DISCARD in bytes, 0 where the device has no discard limits.
+    /// Granularity of DISCARD in bytes, 0 if the device has no discard limits.
     pub discard_granularity: u32,
     /// Largest WRITE_ZEROES in bytes, 0 for none.
     pub max_write_zeroes: u64,
-    /// Major and minor number of the character device, as the kernel adds them.
+    /// Major and minor number of the character device, filled in by the kernel.
     pub char_devt: Option<(u32, u32)>,
-    /// Major and minor number of the block device, while there is one.
+    /// Major and minor number of the block device, while it exists.
     pub disk_devt: Option<(u32, u32)>,
-    /// The word of parameter types (`UBLK_PARAM_TYPE_*`) that the kernel has stored.
+    /// The parameter types (`UBLK_PARAM_TYPE_*`) that the kernel has stored.
     pub types: u32,
 }
 
 impl DeviceParams {
-    /// The readable form, or `None` while no basic parameters were set.
+    /// Decodes parameters; `None` if no basic parameters were set.
     #[must_use]
     pub fn decode(params: &ublk_params) -> Option<Self> {
         if params.types & UBLK_PARAM_TYPE_BASIC == 0 {
@@ -238,7 +238,7 @@ mod tests {
         }
     }
 
-    /// L06 Attributes and limits follow from what the backend declares, one by one.
+    /// L06 Attributes and limits follow from the backend's declaration, one by one.
     #[test]
     fn l06_what_is_declared_is_sent() {
         let attrs = |l: Limits| encode(&l, 65536).basic.attrs;
@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(p.discard_granularity, 8192);
         assert_eq!((p.discard_alignment, p.max_discard_sectors), (0, 2048));
         assert_eq!((p.max_discard_segments, p.max_write_zeroes_sectors), (1, 0));
-        // Write-zeroes alone: the driver still wants a granularity, and no discard segment.
+        // Write-zeroes alone: the driver still requires a granularity, but no discard segment.
         let p = encode(
             &Limits::new(GIB).block_size(4096).write_zeroes(1 << 20),
             65536,
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(DeviceParams::decode(&huge).unwrap().size, u64::MAX);
     }
 
-    /// L06 What a backend declares of zones is sent, in sectors; an append is no longer than a request.
+    /// L06 The backend's zones are sent, in sectors; an append is no longer than a request.
     #[test]
     fn l06_zones_are_sent() {
         let zones = Zones::new(1 << 20, 256 << 10).at_once(4, 8);
@@ -318,7 +318,7 @@ mod tests {
         );
     }
 
-    /// What a backend says of memory is sent in the driver's form, and only what it says.
+    /// Memory limits are sent in the driver's form, and only if declared.
     #[test]
     fn memory_is_described_in_the_drivers_form() {
         let with = |l: Limits| {

@@ -1,11 +1,11 @@
-//! What becomes of a device whose server dies.
+//! Recovery policies: what happens to a device whose server dies.
 
 use core::fmt;
 use core::str::FromStr;
 
 use crate::{DeviceParams, Features, Limits};
 
-/// The policy of a device for the time without a server, and for the requests its server held.
+/// What happens to new requests while a device has no server, and to those that its server held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(
     feature = "serde",
@@ -14,15 +14,15 @@ use crate::{DeviceParams, Features, Limits};
 )]
 #[non_exhaustive]
 pub enum Recovery {
-    /// The device dies with its server: requests fail with EIO and the disk goes.
+    /// The device dies with its server: requests fail with EIO and the disk is removed.
     #[default]
     None,
-    /// New requests wait for the next server; those in the dead server's hands fail with EIO.
+    /// New requests wait for the next server; those that the dead server held fail with EIO.
     Queue,
-    /// New requests wait; those in the dead server's hands are sent again to the next one, so a request
-    /// may be carried out twice (L14).
+    /// New requests wait; those that the dead server held are sent again to the next one, so a request may be carried
+    /// out twice (L14).
     Reissue,
-    /// Everything fails at once until there is a next server (Linux 6.13).
+    /// All requests fail at once until there is a next server (Linux 6.13).
     Fail,
 }
 
@@ -30,7 +30,7 @@ impl Recovery {
     /// Every policy.
     pub const ALL: [Self; 4] = [Self::None, Self::Queue, Self::Reissue, Self::Fail];
 
-    /// The name, as the tool's `--recovery` takes it.
+    /// The name, as for `--recovery`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -41,7 +41,7 @@ impl Recovery {
         }
     }
 
-    /// The features a device of this policy must have.
+    /// The features that a device with this policy needs.
     #[must_use]
     pub const fn features(self) -> Features {
         match self {
@@ -52,7 +52,7 @@ impl Recovery {
         }
     }
 
-    /// The features by which policies differ.
+    /// All features that distinguish policies.
     pub const ALL_FEATURES: Features = Features::USER_RECOVERY
         .with(Features::USER_RECOVERY_REISSUE)
         .with(Features::USER_RECOVERY_FAIL_IO);
@@ -77,8 +77,8 @@ impl Recovery {
         !matches!(self, Self::None)
     }
 
-    /// Whether the driver fails what STOP_DEV itself writes back, although the server is healthy: such a
-    /// device is synced before it is stopped (L22).
+    /// Whether the driver fails the writeback that STOP_DEV itself causes, although the server is healthy: sync such a
+    /// device before it is stopped (L22).
     #[must_use]
     pub const fn stop_loses_dirty_data(self) -> bool {
         matches!(self, Self::Queue | Self::Reissue)
@@ -91,7 +91,7 @@ impl fmt::Display for Recovery {
     }
 }
 
-/// No policy has this name.
+/// There is no policy of this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no recovery policy {0:?}; there are none, queue, reissue and fail")]
 pub struct UnknownRecovery(String);
@@ -105,7 +105,7 @@ impl FromStr for Recovery {
     }
 }
 
-/// A backend that cannot serve a device that exists: the device's parameters cannot be changed.
+/// Why a backend cannot serve an existing device, whose parameters cannot be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Misfit {
@@ -127,21 +127,21 @@ pub enum Misfit {
         /// Bytes of a block of the device.
         device: u32,
     },
-    /// The backend cannot be written and the device can.
+    /// The backend is read-only and the device is not.
     #[error("the backend cannot be written, the device can; make it writable again")]
     ReadOnly,
-    /// The backend writes through nothing where the device promises less.
+    /// The backend has a volatile cache and the device was created without one.
     #[error(
         "the device was made without a write cache, the backend has one now; delete the device and add it again"
     )]
     WriteCache,
 }
 
-/// Whether a backend can serve a device that exists. A larger backend can: what is beyond the device's end is
-/// not asked for.
+/// Checks whether a backend can serve an existing device. A larger backend can: the space beyond the device's end is
+/// not used.
 ///
 /// # Errors
-/// What does not fit.
+/// The mismatch.
 pub const fn fits(limits: &Limits, params: &DeviceParams) -> Result<(), Misfit> {
     if limits.size < params.size {
         let (backend, device) = (limits.size, params.size);
@@ -154,7 +154,7 @@ pub const fn fits(limits: &Limits, params: &DeviceParams) -> Result<(), Misfit> 
     if limits.read_only && !params.read_only {
         return Err(Misfit::ReadOnly);
     }
-    // Without the attribute the block layer sends no FLUSH, so a cache would never be emptied (L06).
+    // Without the attribute the block layer sends no FLUSH, so the cache would never be flushed (L06).
     if limits.volatile_cache && !params.volatile_cache {
         return Err(Misfit::WriteCache);
     }
@@ -165,7 +165,7 @@ pub const fn fits(limits: &Limits, params: &DeviceParams) -> Result<(), Misfit> 
 mod tests {
     use super::*;
 
-    /// A device goes on as it was made, or not at all.
+    /// L34 A device continues with its parameters, or not at all.
     #[test]
     fn l34_a_backend_must_fit_the_device() {
         let limits = Limits::new(1 << 20).volatile_cache(false);

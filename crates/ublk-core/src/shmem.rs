@@ -1,4 +1,4 @@
-//! Memory shared with the clients of a device: which part of it the driver knows by which index.
+//! Memory shared with the clients of a device: the ranges registered with the driver, and their indices.
 
 use core::ops::Range;
 use std::sync::Arc;
@@ -6,60 +6,60 @@ use std::sync::Arc;
 use crate::{Errno, IoDesc};
 use ublk_sys::word::ShmemAddr;
 
-/// Memory that the control plane registered with a device (REG_BUF, Linux 7.1): requests whose pages lie in it are
-/// not copied, and their descriptors name the place by index and offset.
+/// A range of memory that the control plane registered with a device (REG_BUF, Linux 7.1): requests whose pages lie in
+/// it are not copied, and their descriptors carry index and offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct SharedBuffer {
-    /// The index, as the driver gave it.
+    /// The index, assigned by the driver.
     pub index: u16,
-    /// Where it begins in the file that is the memory, in bytes.
+    /// Offset of the range in the memory's file, in bytes.
     pub offset: u64,
-    /// Its bytes, at most 4 GiB.
+    /// Length in bytes, at most 4 GiB.
     pub len: u64,
 }
 
 impl SharedBuffer {
-    /// What was registered of a file: the driver's index, and the range.
+    /// A registered range of a file.
     #[must_use]
     pub const fn new(index: u16, offset: u64, len: u64) -> Self {
         Self { index, offset, len }
     }
 }
 
-/// All that is registered of one file.
+/// All registered ranges of one file.
 ///
 /// # Invariants
-/// No end of a buffer wraps.
+/// The end of no range wraps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SharedTable(Arc<[SharedBuffer]>);
 
 impl SharedTable {
-    /// The table of these buffers. One whose end is beyond any file is left out.
+    /// Creates a table of these ranges, without those whose end exceeds 64 bits.
     #[must_use]
     pub fn new(buffers: &[SharedBuffer]) -> Self {
         let whole = |b: &&SharedBuffer| b.offset.checked_add(b.len).is_some();
         Self(buffers.iter().filter(whole).copied().collect())
     }
 
-    /// The buffers.
+    /// The ranges.
     #[must_use]
     pub fn buffers(&self) -> &[SharedBuffer] {
         &self.0
     }
 
-    /// Bytes of the file that lie before the end of the last buffer.
+    /// End of the last range in the file, in bytes.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.0.iter().map(|b| b.offset + b.len).max().unwrap_or(0)
     }
 
-    /// Where in the file the `len` bytes of a request are whose descriptor has the bit
-    /// [`SHMEM_ZC`](crate::IoFlags::SHMEM_ZC). Whatever the driver wrote, the range is inside a buffer.
+    /// Finds the range of the file that holds the `len` bytes of a request whose descriptor has the bit
+    /// [`SHMEM_ZC`](crate::IoFlags::SHMEM_ZC). Whatever the driver wrote, the result is inside a registered range.
     ///
     /// # Errors
-    /// EIO for an index that is not there, or a range that leaves its buffer.
+    /// EIO for an unknown index, or a range that leaves its buffer.
     pub fn place(&self, desc: &IoDesc, len: u64) -> Result<Range<u64>, Errno> {
         let at = ShmemAddr::decode(desc.addr).map_err(|_| Errno::EIO)?;
         let buffer = self.0.iter().find(|b| b.index == at.index);
@@ -84,7 +84,7 @@ mod tests {
         }
     }
 
-    /// L03 Nothing that a descriptor could name is outside the memory that was registered.
+    /// L03 No descriptor can name memory outside the registered ranges.
     #[test]
     fn l03_places_are_inside_their_buffer() {
         let buffer = |index, offset, len| SharedBuffer { index, offset, len };

@@ -1,54 +1,52 @@
-//! The device to be made, checked by the kernel's rules before the kernel sees it.
+//! The parameters of a new device, checked against the kernel's rules before the kernel sees them.
 
 use crate::{DevId, Features, Geometry, Limits, params};
 use ublk_sys::{ublk_params, ublksrv_ctrl_dev_info};
 
-/// The largest buffer of a tag: a byte offset into it has 25 bits in the user-copy offset. The
-/// driver itself accepts more, and data would land in the next tag's buffer.
+/// Maximum size of a tag's buffer: a byte offset into it has 25 bits in the user-copy offset. The driver itself accepts
+/// more, and data would end up in the next tag's buffer.
 pub const MAX_IO_BYTES: u32 = 32 << 20;
 
-/// The most hw queues and the most tags of a queue that the driver accepts.
+/// Maximum number of hw queues, and of tags per queue, that the driver accepts.
 pub const MAX_QUEUES_OR_DEPTH: u16 = 4096;
 
-/// The dev_id that asks the driver for the lowest free one (`-1` in C).
+/// The dev_id that requests the lowest free number (`-1` in C).
 const ANY_ID: u32 = u32::MAX;
 
-/// The largest shift for block and I/O sizes (since Linux 7.0; earlier it was not checked).
+/// Maximum shift for block and I/O sizes (checked by the kernel since Linux 7.0).
 const MAX_SHIFT: u32 = 28;
 
-/// The shortest longest segment that driver and block layer take.
+/// Minimum value of the maximum segment size for driver and block layer.
 const MIN_SEGMENT: u32 = 4096;
 
-/// A device to be made: what ADD_DEV and SET_PARAMS are told. Plain data; [`DeviceSpec::check`]
-/// makes it usable.
+/// A device to be created: the input of ADD_DEV and SET_PARAMS. Plain data; [`DeviceSpec::check`] makes it usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct DeviceSpec {
     /// The device number, or `None` for the lowest free one.
     pub id: Option<DevId>,
-    /// hw queues, 1 to 4096. The kernel gives at most one per CPU.
+    /// Number of hw queues, 1 to 4096. The kernel grants at most one per CPU.
     pub queues: u16,
-    /// Tags of each queue: requests that can be in flight at once. 1 to 4096.
+    /// Tags per queue, that is requests in flight: 1 to 4096.
     pub depth: u16,
-    /// Bytes of the buffer behind a tag, and so of the largest request: whole pages up to 32 MiB.
+    /// Size of each tag's buffer in bytes, and so of the largest request: whole pages up to 32 MiB.
     pub max_io_bytes: u32,
-    /// Features asked for.
+    /// Requested features.
     pub features: Features,
-    /// A word of the server's own that the kernel keeps (`ublksrv_flags`): a nonce that tells whose
-    /// device it is.
+    /// A word that the kernel stores for the server (`ublksrv_flags`): a nonce that identifies the owner.
     pub server_flags: u64,
-    /// What the backend declares.
+    /// The backend's limits.
     pub limits: Limits,
-    /// The device is made even on a kernel whose release is known for a crash in ADD_DEV
-    /// ([`Fault::AddCrashes`](crate::kernel::Fault)): for who knows that it is patched.
+    /// Creates the device even if the kernel's release is known for a crash in ADD_DEV
+    /// ([`Fault::AddCrashes`](crate::kernel::Fault)): for kernels that are known to be patched.
     #[cfg_attr(feature = "serde", serde(default))]
     pub trust_kernel: bool,
 }
 
 impl DeviceSpec {
-    /// A device with these limits, and else: any number, one queue of 128 tags, requests up to
-    /// 1 MiB, no feature asked for but ZONED where the limits have zones, no nonce.
+    /// A device with these limits and defaults: any number, one queue of 128 tags, requests up to 1 MiB, no features
+    /// except ZONED if the limits have zones, no nonce.
     #[must_use]
     pub const fn new(limits: Limits) -> Self {
         Self {
@@ -66,7 +64,7 @@ impl DeviceSpec {
         }
     }
 
-    /// Asks for a device number instead of the lowest free one.
+    /// Requests a device number instead of the lowest free one.
     #[must_use]
     pub const fn id(mut self, id: DevId) -> Self {
         self.id = Some(id);
@@ -80,21 +78,21 @@ impl DeviceSpec {
         self
     }
 
-    /// Sets the number of tags of each queue.
+    /// Sets the number of tags per queue.
     #[must_use]
     pub const fn depth(mut self, depth: u16) -> Self {
         self.depth = depth;
         self
     }
 
-    /// Sets the bytes of the largest request.
+    /// Sets the size of the largest request in bytes.
     #[must_use]
     pub const fn max_io_bytes(mut self, bytes: u32) -> Self {
         self.max_io_bytes = bytes;
         self
     }
 
-    /// Asks for features, in place of those asked for before; ZONED stays with limits that have zones.
+    /// Sets the requested features, replacing earlier ones; ZONED stays set if the limits have zones.
     #[must_use]
     pub const fn features(mut self, features: Features) -> Self {
         self.features = match self.limits.zones {
@@ -104,25 +102,25 @@ impl DeviceSpec {
         self
     }
 
-    /// Sets the server's own word, a nonce.
+    /// Sets the server's word, a nonce.
     #[must_use]
     pub const fn server_flags(mut self, word: u64) -> Self {
         self.server_flags = word;
         self
     }
 
-    /// Makes the device even where the kernel's release is known for a crash in ADD_DEV.
+    /// Creates the device even if the kernel's release is known for a crash in ADD_DEV.
     #[must_use]
     pub const fn trust_kernel(mut self, trust: bool) -> Self {
         self.trust_kernel = trust;
         self
     }
 
-    /// Checks everything the kernel would refuse, and what old kernels accept and serve wrongly.
-    /// `page_size` is the machine's (`sysconf(_SC_PAGESIZE)`), in bytes.
+    /// Checks everything that the kernel would refuse, and what old kernels accept but serve wrongly. `page_size` is
+    /// the machine's (`sysconf(_SC_PAGESIZE)`), in bytes.
     ///
     /// # Errors
-    /// The first rule broken, with the value, the rule, and what to do.
+    /// The first broken rule, with the value, the rule, and what to do.
     pub fn check(self, page_size: u32) -> Result<CheckedSpec, SpecError> {
         let count = |what, value: u16| {
             if (1..=MAX_QUEUES_OR_DEPTH).contains(&value) {
@@ -217,7 +215,7 @@ fn check_limits(limits: &Limits, page_size: u32) -> Result<(), SpecError> {
     check_boundaries(limits)
 }
 
-/// What requests and their memory may be cut at.
+/// Checks the boundaries at which requests and their memory are split.
 fn check_boundaries(limits: &Limits) -> Result<(), SpecError> {
     let block = limits.logical_block_size;
     let refused = |name, bytes: u64, rule| Err(SpecError::Boundary { name, bytes, rule });
@@ -249,7 +247,7 @@ fn check_boundaries(limits: &Limits) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// What the driver wants of zones, or the block layer when the device starts.
+/// Checks the rules for zones of the driver, and of the block layer when the device starts.
 fn check_zones(limits: &Limits) -> Result<(), SpecError> {
     let Some(zones) = limits.zones else {
         return Ok(());
@@ -272,7 +270,7 @@ fn check_zones(limits: &Limits) -> Result<(), SpecError> {
         let rule = "whole logical blocks, not 0 and not above the zone size";
         return refused("largest append", append, rule);
     }
-    // The driver divides without rounding up: a last zone that is shorter does not count.
+    // The driver rounds down: a shorter last zone does not count.
     let count = limits.size / zones.size;
     if u64::from(zones.max_open.max(zones.max_active)) > count {
         let most = zones.max_open.max(zones.max_active);
@@ -286,7 +284,7 @@ fn check_zones(limits: &Limits) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// Combinations the driver refuses with EINVAL, or takes and ignores.
+/// Combinations that the driver refuses with EINVAL, or accepts and ignores.
 fn check_features(asked: Features) -> Result<(), SpecError> {
     type F = Features;
     let needs: [(F, F, &str); 5] = [
@@ -310,7 +308,7 @@ fn check_features(asked: Features) -> Result<(), SpecError> {
         (F::UNPRIVILEGED_DEV, F::SUPPORT_ZERO_COPY),
         (F::UNPRIVILEGED_DEV, F::USER_COPY),
         (F::UNPRIVILEGED_DEV, F::AUTO_BUF_REG),
-        // Not refused by the driver but stripped: the device would not be the one asked for.
+        // The driver does not refuse it but drops the flag: the device would differ from the request.
         (F::UNPRIVILEGED_DEV, F::USER_RECOVERY),
         (F::NEED_GET_DATA, F::USER_COPY),
         (F::NEED_GET_DATA, F::SUPPORT_ZERO_COPY),
@@ -325,7 +323,7 @@ fn check_features(asked: Features) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// A [`DeviceSpec`] that broke no rule: the only thing ADD_DEV takes.
+/// A [`DeviceSpec`] that passed all checks: the only input of ADD_DEV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -338,7 +336,7 @@ pub struct CheckedSpec {
 }
 
 impl CheckedSpec {
-    /// What was checked.
+    /// The checked parameters.
     #[must_use]
     pub const fn spec(&self) -> &DeviceSpec {
         &self.spec
@@ -350,7 +348,7 @@ impl CheckedSpec {
         self.page_size
     }
 
-    /// What ADD_DEV is told.
+    /// The input of ADD_DEV.
     #[must_use]
     pub fn dev_info(&self) -> ublksrv_ctrl_dev_info {
         let spec = &self.spec;
@@ -366,8 +364,8 @@ impl CheckedSpec {
         }
     }
 
-    /// What SET_PARAMS is told, for the device the kernel made (L04): the largest request is the
-    /// kernel's, not the one asked for.
+    /// The input of SET_PARAMS, for the device that the kernel created (L04): the largest request is the kernel's, not
+    /// the requested one.
     ///
     /// # Errors
     /// [`SpecError::MaxIo`] if the kernel's buffer size is outside the rules.
@@ -375,7 +373,7 @@ impl CheckedSpec {
         check_max_io(geometry.max_io_bytes(), self.page_size)?;
         let limits = &self.spec.limits;
         let mut params = params::encode(limits, geometry.max_io_bytes());
-        // Elsewhere the driver copies, and clients with less aligned memory are served.
+        // Otherwise the driver copies, and clients with less aligned memory are served.
         let registered = Features::SUPPORT_ZERO_COPY | Features::AUTO_BUF_REG;
         if limits.memory_in_every_mode || geometry.features().intersects(registered) {
             params::encode_memory(limits, &mut params);
@@ -383,15 +381,15 @@ impl CheckedSpec {
         Ok(params)
     }
 
-    /// The features asked for that the kernel did not grant. It drops some in silence:
-    /// UNPRIVILEGED_DEV for a privileged caller, recovery for an unprivileged one.
+    /// Requested features that the kernel did not grant. It drops some silently: UNPRIVILEGED_DEV for a privileged
+    /// caller, recovery for an unprivileged one.
     #[must_use]
     pub const fn refused(&self, geometry: &Geometry) -> Features {
         self.spec.features.without(geometry.features())
     }
 }
 
-/// A rule of the driver that a [`DeviceSpec`] breaks.
+/// A driver rule that a [`DeviceSpec`] breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "each field is named in the variant's message")]
@@ -401,24 +399,24 @@ pub enum SpecError {
         "{what} {value} is outside 1 to 4096; choose one within (128 is a good depth, one queue per CPU a good count)"
     )]
     Count { what: &'static str, value: u16 },
-    /// The largest request is no whole number of pages, or outside one page to 32 MiB.
+    /// The largest request is not a multiple of the page size from one page to 32 MiB.
     #[error(
         "largest I/O {bytes} is not a multiple of the page size {page_size} from {page_size} to 33554432 (32 MiB); \
          1 MiB is a good value"
     )]
     MaxIo { bytes: u32, page_size: u32 },
-    /// The logical block size is no power of two, below 512 or above a page.
+    /// The logical block size is not a power of two from 512 to the page size.
     #[error(
         "logical block size {block} is not a power of two from 512 to the page size {page_size}; use 512 or 4096"
     )]
     BlockSize { block: u32, page_size: u32 },
-    /// The physical block size is no power of two, below the logical one or above 256 MiB.
+    /// The physical block size is not a power of two from the logical block size to 256 MiB.
     #[error(
         "physical block size {physical} is not a power of two from the logical block size {block} to 256 MiB; \
          use {block} or 4096"
     )]
     PhysicalBlockSize { physical: u32, block: u32 },
-    /// The optimal I/O size is no power of two, below the physical block size or above 256 MiB.
+    /// The optimal I/O size is not a power of two from the physical block size to 256 MiB.
     #[error(
         "optimal I/O size {optimal} is not 0 or a power of two from the physical block size {physical} to 256 MiB; \
          use 0 for none"
@@ -427,17 +425,17 @@ pub enum SpecError {
     /// The size is zero.
     #[error("size 0 makes no device; give at least one block of {block} bytes")]
     SizeZero { block: u32 },
-    /// The size is beyond what a file offset can say.
+    /// The size exceeds the range of a file offset.
     #[error(
         "size {size} is beyond the largest block device, 9223372036854775807 bytes (8 EiB); give a smaller size"
     )]
     SizeTooLarge { size: u64 },
-    /// The size is no multiple of the block size.
+    /// The size is not a multiple of the block size.
     #[error(
         "size {size} is not a multiple of the block size {block}; round it, for example to {down}, or use a smaller block size"
     )]
     SizeNotBlocks { size: u64, block: u32, down: u64 },
-    /// The discard granularity is no power of two or below the block size.
+    /// The discard granularity is not a power of two, or below the block size.
     #[error(
         "discard granularity {granularity} is not a power of two of at least the block size {block}; use 0 for one block"
     )]
@@ -457,15 +455,15 @@ pub enum SpecError {
         "FUA is honoured only with a volatile write cache; declare the cache too, or leave FUA out"
     )]
     FuaWithoutCache,
-    /// The memory alignment is no power of two, or above a page.
+    /// The memory alignment is not a power of two, or above a page.
     #[error(
         "memory alignment {alignment} is not 0 or a power of two up to the page size {page_size}; use 0 for the block layer's own"
     )]
     DmaAlignment { alignment: u32, page_size: u32 },
-    /// The longest segment is shorter than a page.
+    /// The maximum segment size is less than a page.
     #[error("longest segment {bytes} is below {least} bytes; raise it, or use 0 for no limit")]
     SegmentSize { bytes: u32, least: u32 },
-    /// Requests or their memory cannot be cut so.
+    /// An invalid boundary for requests or their memory.
     #[error("{name} {bytes} is not allowed: it is {rule}; use 0 for none")]
     Boundary {
         name: &'static str,
@@ -481,14 +479,14 @@ pub enum SpecError {
     /// Two features exclude each other.
     #[error("features {one} and {other} exclude each other; leave one out")]
     FeaturesExclude { one: Features, other: Features },
-    /// The zones are not those of a zoned device.
+    /// The zones are not valid for a zoned device.
     #[error("{name} {value} is not allowed: it is {rule}")]
     Zones {
         name: &'static str,
         value: u64,
         rule: &'static str,
     },
-    /// A zoned device whose limits have no zones, or the other way round.
+    /// ZONED is requested for limits without zones, or the other way round.
     #[error(
         "the feature UBLK_F_ZONED goes with limits that declare zones, and these with the feature; give both or neither"
     )]

@@ -41,7 +41,7 @@ fn depth_and_queues_are_1_to_4096() {
     }
 }
 
-/// L03 No buffer beyond what an offset can say, none below a page.
+/// L03 No buffer is larger than an offset can express, or smaller than a page.
 #[test]
 fn l03_largest_io_is_a_page_to_32_mib() {
     for good in [PAGE, 512 << 10, MAX_IO_BYTES] {
@@ -54,7 +54,7 @@ fn l03_largest_io_is_a_page_to_32_mib() {
     assert!(spec().max_io_bytes(PAGE).check(65536).is_err());
 }
 
-/// L13 Zero, odd and over-large sizes are refused, the largest one is taken.
+/// L13 Zero, odd and excessive sizes are refused; the largest valid one is accepted.
 #[test]
 fn l13_sizes() {
     assert!(refused(limits(|l| l.size = 0)).contains("size 0"));
@@ -111,7 +111,7 @@ fn l12_discard_rules() {
     assert!(limits(|l| *l = l.fua(true)).is_ok());
 }
 
-/// Zones are checked by what the driver and the block layer want of them, and bring the feature.
+/// Zones are checked against the rules of driver and block layer, and set the feature.
 #[test]
 fn zones_are_checked() {
     const MIB: u64 = 1 << 20;
@@ -138,7 +138,7 @@ fn zones_are_checked() {
     let mut both = zoned(good);
     both.limits.chunk_size = 65536;
     assert!(refused(both.check(PAGE)).contains("chunk size 65536"));
-    // Data copied by the driver cannot say where an append landed.
+    // A mode in which the driver copies data cannot report the position of an append.
     let copied = zoned(good).features(Features::NONE);
     assert!(refused(copied.check(PAGE)).contains("needs USER_COPY"));
     let mut without = zoned(good);
@@ -198,7 +198,7 @@ fn geometry(checked: &CheckedSpec, max_io_buf_bytes: u32) -> Geometry {
     .unwrap()
 }
 
-/// L04 Parameters follow the kernel's buffer size, not the one asked for.
+/// L04 Parameters follow the kernel's buffer size, not the requested one.
 #[test]
 fn l04_parameters_follow_the_reply() {
     let checked = spec().check(PAGE).unwrap();
@@ -221,8 +221,8 @@ fn what_the_kernel_dropped_is_told() {
     assert_eq!(checked.refused(&made), Features::UNPRIVILEGED_DEV);
 }
 
-/// Memory alignment and segments are checked, and sent where requests are forwarded as they are: elsewhere they
-/// would only turn clients away.
+/// Memory alignment and segments are checked, and sent only if requests are passed on to a file: otherwise they would
+/// only turn clients away.
 #[test]
 fn memory_limits_are_sent_in_zero_copy_only() {
     for bad in [3, 513, 8192, 1 << 31] {
@@ -248,7 +248,7 @@ fn memory_limits_are_sent_in_zero_copy_only() {
     }
 }
 
-/// L12 What requests are cut at is checked, and sent as the driver wants it: masks, sectors, bytes, shifts.
+/// L12 Boundaries are checked, and sent in the driver's units: masks, sectors, bytes, shifts.
 #[test]
 fn l12_boundaries_are_checked_and_sent() {
     for (bad, name) in [

@@ -11,16 +11,16 @@ pub enum DevState {
     Dead,
     /// Started: the block device exists and a server answers. `UBLK_S_DEV_LIVE`.
     Live,
-    /// Its server is gone and I/O is held for the next. `UBLK_S_DEV_QUIESCED`, since Linux 6.1.
+    /// The server is gone and I/O is held for the next one. `UBLK_S_DEV_QUIESCED`, since Linux 6.1.
     Quiesced,
-    /// Its server is gone and I/O fails until the next. `UBLK_S_DEV_FAIL_IO`, since Linux 6.13.
+    /// The server is gone and I/O fails until the next one. `UBLK_S_DEV_FAIL_IO`, since Linux 6.13.
     FailIo,
-    /// A state this library has no name for.
+    /// A state without a name here.
     Unknown(u16),
 }
 
 impl DevState {
-    /// The state of the driver's number.
+    /// Converts the driver's number.
     #[must_use]
     pub const fn from_raw(state: u16) -> Self {
         match state {

@@ -1,21 +1,19 @@
-//! The protocol of one tag as a machine without I/O.
+//! The protocol of one tag as a state machine without I/O.
 //!
-//! The driver and the server hand a tag to and fro. The machine takes one [`Input`] and gives the
-//! next state and at most one [`Action`]; who carries the action out (a real ring, a simulated
-//! driver, a fuzzer) is not its concern. States and results are those of Documentation/block/ublk.rst
-//! and drivers/block/ublk_drv.c of Linux 7.3.
+//! A tag goes back and forth between driver and server. The state machine takes one [`Input`] and returns the next
+//! state and at most one [`Action`]; a real ring, a simulated driver or a fuzzer carries it out. States and results are
+//! those of Documentation/block/ublk.rst and drivers/block/ublk_drv.c of Linux 7.3.
 
 use crate::Errno;
 
-/// A request's result as the driver wants it: the full byte count, or a negative errno (L11).
+/// A request's result in the driver's form: the full byte count, or a negative errno (L11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer(i32);
 
 impl Answer {
-    /// Success of a request of `data_len` bytes of data (0 for FLUSH, DISCARD, WRITE_ZEROES).
+    /// Success of a request with `data_len` bytes of data (0 for FLUSH, DISCARD, WRITE_ZEROES).
     ///
-    /// There is no way to say "a part": a short result is data loss on Linux 7.3 and an endless
-    /// loop before.
+    /// A partial result cannot be expressed: a short count is data loss on Linux 7.3 and an endless loop before.
     #[must_use]
     #[inline]
     pub const fn full(data_len: u32) -> Self {
@@ -38,21 +36,21 @@ impl Answer {
     }
 }
 
-/// Where a tag is.
+/// The state of a tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TagState {
     /// Never fetched: the driver does not know that the server serves this tag.
     Idle,
-    // The three in which a command is with the driver stand together: one comparison tells them.
+    // The three states with a command at the driver are adjacent, so that one comparison tests for them.
     /// The first FETCH is pushed; the driver owns the tag and its buffer.
     Fetching,
-    /// A commit-and-fetch is pushed; the driver owns the tag. The answer is kept until the driver
-    /// has shown that it took it.
+    /// A commit-and-fetch is pushed; the driver owns the tag. The answer is kept until the driver has evidently taken
+    /// it.
     Committed(Answer),
     /// A get-data command is pushed.
     GettingData,
-    /// A request is in the server's hands, and its buffer with it.
+    /// The server owns a request and its buffer.
     InHand,
     /// The driver waits for a buffer for a WRITE's data (NEED_GET_DATA).
     NeedsData,
@@ -64,22 +62,22 @@ pub enum TagState {
     Gone,
 }
 
-/// What happens to a tag.
+/// An event of a tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Input {
-    /// The server wants the tag's first request, or to push a failed command again.
+    /// The server is ready for the tag's first request, or to push a failed command again.
     Arm,
 
     /// The CQE of the tag's command arrived, with this `res`.
     Cqe(i32),
-    /// A buffer for a WRITE's data is chosen.
+    /// A buffer for a WRITE's data was chosen.
     Buffer,
     /// The request is answered.
     Answer(Answer),
 }
 
-/// What is to be done.
+/// What the caller has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Action {
@@ -91,24 +89,23 @@ pub enum Action {
     GetData,
     /// Push COMMIT_AND_FETCH_REQ with this answer.
     Commit(Answer),
-    /// Push the command again when there is a reason to hope (after the next enter).
+    /// Push the command again when it may succeed (after the next enter).
     RetryLater(Errno),
-    /// The normal end of the tag (L26).
+    /// Nothing: the normal end of the tag (L26).
     Ended,
-    /// The driver refuses the command: a defect of ours or of the driver, told with its errno. The
-    /// queue cannot go on.
+    /// Fail the queue: the driver refused the command with this errno, a defect of the server or of the driver.
     Fault(Errno),
-    /// Not an event of this tag's life: ignore it and count it (L10, L53).
+    /// Ignore the event, which is not of this tag's present generation, and count it (L10, L53).
     Stale,
 }
 
 impl TagState {
-    /// The next state and what is to be done now.
+    /// Returns the next state and the action for an input.
     #[must_use]
     #[inline(always)]
     pub const fn step(self, input: Input) -> (Self, Option<Action>) {
         match (self, input) {
-            // The ways a request goes.
+            // The path of a request.
             (Self::Fetching | Self::Committed(_) | Self::GettingData, Input::Cqe(0)) => {
                 (Self::InHand, Some(Action::Serve))
             }
@@ -124,7 +121,7 @@ impl TagState {
             }
             (Self::NeedsData, Input::Arm) => (Self::NeedsData, Some(Action::GetData)),
             (Self::NeedsData, Input::Buffer) => (Self::GettingData, None),
-            // The ways it ends or fails.
+            // How a tag ends or fails.
             (Self::Fetching | Self::Committed(_) | Self::GettingData, Input::Cqe(res)) => {
                 self.refused(res)
             }
@@ -132,43 +129,43 @@ impl TagState {
         }
     }
 
-    /// A command came back with an error: what that means depends on what it was.
+    /// Handles a command that came back with an error, depending on the command.
     #[cold]
     const fn refused(self, res: i32) -> (Self, Option<Action>) {
         if res >= 0 {
             return (self, Some(Action::Stale));
         }
         let errno = Errno::new(res.saturating_neg());
-        // An abort: what was committed is complete, the fetch half is not going to be answered.
+        // An abort: what was committed is complete, but the fetch half will never be answered.
         if errno.get() == Errno::ENODEV.get() {
             return (Self::Gone, Some(Action::Ended));
         }
         let kept = match self {
             Self::Committed(answer) => Self::RetryCommit(answer),
-            // The WRITE whose data never came is still in hand: it is answered with EIO.
+            // The WRITE whose data never arrived is still in hand: it is answered with EIO.
             Self::GettingData => Self::RetryCommit(Answer::failed(Errno::EIO)),
             _ => Self::RetryFetch,
         };
-        // ECANCELED: a link broke or the ring is dying. ENOMEM, EAGAIN, EINTR: io_uring's own errors.
+        // ECANCELED: a link broke or the ring is being torn down. ENOMEM, EAGAIN, EINTR: io_uring's own errors.
         let transient = matches!(
             errno,
             Errno::ECANCELED | Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR
         );
         match (transient, self) {
-            // The command can be pushed again: nothing has been lost.
+            // The command can be pushed again: nothing is lost.
             (true, Self::GettingData) => (Self::NeedsData, Some(Action::RetryLater(errno))),
             (true, _) => (kept, Some(Action::RetryLater(errno))),
             (false, _) => (kept, Some(Action::Fault(errno))),
         }
     }
 
-    /// True while the server owes the driver an answer: the request is in its hands.
+    /// True while the server holds the request and owes the driver an answer.
     #[must_use]
     pub const fn in_hand(self) -> bool {
         matches!(self, Self::InHand | Self::NeedsData | Self::RetryCommit(_))
     }
 
-    /// True while the driver may write to or read from the tag's buffer.
+    /// True while the driver may access the tag's buffer.
     #[must_use]
     pub const fn with_driver(self) -> bool {
         matches!(
@@ -199,7 +196,7 @@ mod tests {
         assert_eq!((s, a), (TagState::InHand, Some(Action::Serve)));
     }
 
-    /// L10 A request is answered once: a second answer, or one for a tag not in hand, does nothing.
+    /// L10 A request is answered once: a second answer, or one for a tag not in hand, is ignored.
     #[test]
     fn l10_a_second_answer_commits_nothing() {
         let (s, _) = TagState::InHand.step(Input::Answer(OK));
@@ -214,7 +211,7 @@ mod tests {
         );
     }
 
-    /// L11 Success is the full count, and nothing else can be said.
+    /// L11 Success is the full count; nothing else can be expressed.
     #[test]
     fn l11_success_is_the_full_count() {
         assert_eq!(Answer::full(4096).result(), 4096);
@@ -241,7 +238,7 @@ mod tests {
         );
     }
 
-    /// L54 A command that failed leaves the tag recoverable, its answer kept.
+    /// L54 A command that failed leaves the tag recoverable, with its answer.
     #[test]
     fn l54_a_failed_commit_keeps_its_answer() {
         for res in [-125, -12, -11, -4] {
@@ -258,7 +255,7 @@ mod tests {
         assert!(s.in_hand());
     }
 
-    /// L53 A CQE that is not of this tag's present life changes nothing.
+    /// L53 A CQE of another generation changes nothing.
     #[test]
     fn l53_stale_completions_change_nothing() {
         for state in [

@@ -1,6 +1,6 @@
-//! Zones of a zoned device: what a backend declares of them, and what it reports.
+//! Zones of a zoned device: the backend's declaration, and zone reports.
 //!
-//! Bytes everywhere; the kernel's structs count sectors of 512.
+//! All sizes are in bytes; the kernel's structs count sectors of 512.
 
 use ublk_sys::{
     BLK_ZONE_COND_CLOSED, BLK_ZONE_COND_EMPTY, BLK_ZONE_COND_EXP_OPEN, BLK_ZONE_COND_FULL,
@@ -10,25 +10,25 @@ use ublk_sys::{
 
 use crate::SECTOR_SIZE;
 
-/// The zones that a backend declares ([`Limits::zones`](crate::Limits::zones)). Such a device is host-managed: the block
-/// layer writes each sequential zone in order, or appends to it. Linux 6.6, with `CONFIG_BLK_DEV_ZONED`.
+/// The zones of a backend ([`Limits::zones`](crate::Limits::zones)). Such a device is host-managed: the block layer
+/// writes each sequential zone in order, or appends to it. Linux 6.6, with `CONFIG_BLK_DEV_ZONED`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Zones {
-    /// Bytes of every zone but the last, which may be shorter: a power of two, whole logical blocks. It is the device's
-    /// `chunk_sectors`.
+    /// Size of each zone in bytes, except the last, which may be shorter: a power of two, whole logical blocks. Becomes
+    /// the device's `chunk_sectors`.
     pub size: u64,
-    /// Largest append in bytes, whole logical blocks, not 0. The device's largest request bounds it too.
+    /// Largest append in bytes: whole logical blocks, not 0. The device's largest request bounds it, too.
     pub max_append: u32,
-    /// Most zones that may be open at once, or 0 for no limit.
+    /// Maximum number of open zones, or 0 for no limit.
     pub max_open: u32,
-    /// Most zones that may be open or closed with data at once, or 0 for no limit; not below `max_open` then.
+    /// Maximum number of active zones (open, or closed with data), or 0 for no limit; otherwise at least `max_open`.
     pub max_active: u32,
 }
 
 impl Zones {
-    /// Zones of `size` bytes that take appends of up to `max_append` bytes, any number of them open and active.
+    /// Zones of `size` bytes with appends of up to `max_append` bytes, without limits on open and active zones.
     #[must_use]
     pub const fn new(size: u64, max_append: u32) -> Self {
         Self {
@@ -39,7 +39,7 @@ impl Zones {
         }
     }
 
-    /// Limits how many zones may be open, and how many active, at once; 0 is no limit.
+    /// Limits the number of open and of active zones; 0 is no limit.
     #[must_use]
     pub const fn at_once(mut self, open: u32, active: u32) -> Self {
         self.max_open = open;
@@ -58,11 +58,11 @@ pub enum ZoneKind {
     Conventional = BLK_ZONE_TYPE_CONVENTIONAL,
     /// At its write pointer only.
     SequentialRequired = BLK_ZONE_TYPE_SEQWRITE_REQ,
-    /// Better at its write pointer.
+    /// Preferably at its write pointer.
     SequentialPreferred = BLK_ZONE_TYPE_SEQWRITE_PREF,
 }
 
-/// Where a zone is in its life (`BLK_ZONE_COND_*`).
+/// The condition of a zone (`BLK_ZONE_COND_*`).
 #[doc(alias = "blk_zone_cond")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -91,17 +91,17 @@ pub enum ZoneCondition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Zone {
-    /// First byte.
+    /// Offset of the zone in bytes.
     pub start: u64,
-    /// Bytes from one zone to the next, what is beyond the capacity included.
+    /// Distance to the next zone in bytes, including the part beyond the capacity.
     pub len: u64,
-    /// Bytes that can be written.
+    /// Writable bytes.
     pub capacity: u64,
-    /// The next byte to be written, absolute; of no meaning in a conventional zone.
+    /// Offset on the device of the next byte to be written; meaningless in a conventional zone.
     pub write_pointer: u64,
     /// How it is written.
     pub kind: ZoneKind,
-    /// Where it is in its life.
+    /// Its condition.
     pub condition: ZoneCondition,
 }
 
@@ -119,7 +119,7 @@ impl Zone {
         }
     }
 
-    /// A zone that is written in sequence, all of which can be written; `write_pointer` is absolute.
+    /// A zone that is written in sequence, writable in full; `write_pointer` is an offset on the device.
     #[must_use]
     pub const fn sequential(
         start: u64,
@@ -137,14 +137,14 @@ impl Zone {
         }
     }
 
-    /// Bytes of a zone in a report.
+    /// Size of a zone in a report, in bytes.
     pub const ENCODED: usize = 64;
 
-    /// The zone as the kernel has it.
+    /// Encodes the zone in the kernel's format.
     #[must_use]
     pub fn encode(&self) -> [u8; Self::ENCODED] {
         let pointer = match self.kind {
-            // The kernel takes what is beyond the zone for "none".
+            // The kernel takes a position beyond the zone as "none".
             ZoneKind::Conventional => u64::MAX,
             _ => self.write_pointer / SECTOR_SIZE,
         };
@@ -161,27 +161,27 @@ impl Zone {
     }
 }
 
-/// A report of zones on its way to the block layer: the data of a [`ReportZones`](crate::Op::ReportZones) request.
+/// A zone report: the data of a [`ReportZones`](crate::Op::ReportZones) request.
 #[derive(Debug)]
 pub struct ZoneReport<'a> {
     free: &'a mut [u8],
 }
 
 impl<'a> ZoneReport<'a> {
-    /// An empty report in the request's data, which is zeroed: an entry without length ends a report.
+    /// An empty report in the request's data, which is zeroed: an entry of length 0 ends a report.
     #[must_use]
     pub fn new(data: &'a mut [u8]) -> Self {
         data.fill(0);
         Self { free: data }
     }
 
-    /// How many zones there is still room for.
+    /// Number of zones that still fit.
     #[must_use]
     pub const fn room(&self) -> usize {
         self.free.len() / Zone::ENCODED
     }
 
-    /// Adds the next zone. False if there is no room for it: the block layer asks again from there.
+    /// Adds the next zone. False if it does not fit: the block layer then asks again from there.
     pub fn push(&mut self, zone: &Zone) -> bool {
         let free = core::mem::take(&mut self.free);
         match free.split_first_chunk_mut::<{ Zone::ENCODED }>() {
@@ -195,17 +195,17 @@ impl<'a> ZoneReport<'a> {
     }
 }
 
-/// What is to be done with a zone, by a command that carries no data.
+/// An operation on a zone that carries no data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ZoneAction {
-    /// Open it by command: it counts as open until it is closed, finished or reset.
+    /// Open it explicitly: it stays open until it is closed, finished or reset.
     Open,
-    /// Close it: it is no longer open, but active if anything is written.
+    /// Close it: it is not open any more, but active if anything is written.
     Close,
-    /// Finish it: it is full, whatever is written.
+    /// Finish it: it becomes full, whatever is written.
     Finish,
-    /// Reset its write pointer: it is empty, and its data gone.
+    /// Reset its write pointer: it becomes empty, and its data is lost.
     Reset,
 }
 
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!((raw.wp, raw.r#type, raw.cond), (u64::MAX, 1, 0));
     }
 
-    /// L05 A report that is shorter than its buffer ends with an entry without length, whatever was there.
+    /// L05 A report shorter than its buffer ends with an entry of length 0, whatever the buffer held.
     #[test]
     fn l05_a_short_report_ends() {
         let mut data = [0xee; 3 * Zone::ENCODED + 8];

@@ -1,4 +1,4 @@
-//! What crosses a process boundary comes back the same, and is checked again.
+//! Values that cross a process boundary come back unchanged, and are checked again.
 #![cfg(feature = "serde")]
 #![allow(missing_docs, reason = "tests")]
 

@@ -89,7 +89,7 @@ fn flush_has_no_range_and_unknown_ops_are_refused() {
     }
 }
 
-/// L03, L13 What is about zones lies inside the device and the tag's buffer too; its numbers are the driver's.
+/// L03, L13 Zone operations are inside the device and the tag's buffer, too; their numbers are the driver's.
 #[test]
 fn l03_l13_operations_of_zones_are_bounded() {
     use ublk_sys as sys;
@@ -123,7 +123,7 @@ fn l03_l13_operations_of_zones_are_bounded() {
     assert_eq!((io.op, io.offset, io.len), (Op::ZoneResetAll, 0, 0));
 }
 
-/// A device that is not zoned serves all but the operations of zones.
+/// A device that is not zoned serves everything except zone operations.
 #[test]
 fn an_unzoned_device_serves_the_rest() {
     for op in 0..=255 {
