@@ -1,4 +1,4 @@
-//! Rings of provided buffers: the kernel takes a buffer when an operation has data for it.
+//! Rings of provided buffers: the kernel takes a buffer from the ring when an operation has data for it.
 //!
 //! # Why there is `unsafe` here
 //! The ring is memory that the kernel reads. We write entries and the tail through pointers into our mapping.
@@ -12,17 +12,17 @@ use crate::error::Full;
 use crate::mmap::Mapping;
 use crate::sys;
 
-/// The buffers of one group, added by us, taken by the kernel in order.
+/// The provided buffers of one group: added by the application, taken by the kernel in order.
 ///
-/// The kernel does not tell its head: the caller knows that a buffer is free again from the CQE that carries its id
-/// ([`buffer_id`](crate::Cqe16::buffer_id)). Adding more than `entries` buffers that were not handed back is refused
-/// as long as the caller reports each through [`taken`](Self::taken).
+/// The kernel does not publish its head: the CQE that carries a buffer's id ([`buffer_id`](crate::Cqe16::buffer_id))
+/// says that the buffer is free again. As long as the caller reports each of them through [`taken`](Self::taken),
+/// adding more than `entries` buffers is refused.
 ///
-/// In an incremental ring (6.12) one buffer serves several operations. A CQE with `IORING_CQE_F_BUF_MORE` used the
-/// next `res` bytes of it and leaves the rest in the ring: the caller keeps the offset by buffer id, and the buffer
-/// counts as taken with the CQE that lacks the flag.
+/// In an incremental ring (6.12) one buffer serves several operations. A CQE with `IORING_CQE_F_BUF_MORE` used the next
+/// `res` bytes of it and leaves the rest in the ring: the caller keeps an offset per buffer id. The buffer counts as
+/// taken with the CQE that lacks the flag.
 ///
-/// Dropping it unmaps our view only; the kernel has pinned the pages. The group ends with
+/// Dropping it only unmaps our view; the kernel has pinned the pages. The group ends with
 /// [`unregister_buf_ring`](crate::Ring::unregister_buf_ring) or with the ring.
 ///
 /// # Invariants
@@ -32,7 +32,7 @@ pub struct BufRing {
     bufs: NonNull<sys::io_uring_buf>,
     shared_tail: NonNull<AtomicU16>,
     entries: u16,
-    /// The id of the ring that has the group.
+    /// The id of the ring that the group is registered with.
     ring: u64,
     bgid: u16,
     tail: u16,
@@ -65,29 +65,29 @@ impl BufRing {
         self.bufs.as_ptr() as u64
     }
 
-    /// Whether it is a group of the ring with this id.
+    /// Whether the group is registered with the ring of this id.
     pub(crate) const fn is_of(&self, ring: u64) -> bool {
         self.ring == ring
     }
 
-    /// The group, for [`buf_index`](crate::Sqe64::buf_index) with `BUFFER_SELECT`.
+    /// The group's number, for [`buf_index`](crate::Sqe64::buf_index) with `BUFFER_SELECT`.
     #[must_use]
     pub const fn bgid(&self) -> u16 {
         self.bgid
     }
 
-    /// Buffers that the kernel has or will see.
+    /// Number of buffers in the ring, published or not.
     #[must_use]
     pub const fn in_ring(&self) -> u16 {
         self.in_ring
     }
 
-    /// Writes a buffer behind the others; the kernel sees it at [`advance`](Self::advance).
+    /// Adds a buffer at the tail; the kernel sees it after [`advance`](Self::advance).
     ///
     /// # Safety
-    /// `addr` is valid for writes of `len` bytes until a CQE has handed back `bid`, or the group is unregistered and
-    /// no operation that selects from it is in flight. And [`taken`](Self::taken) has been called for CQEs that handed
-    /// a buffer back only: what is added over an entry that the kernel still reads could be taken half.
+    /// `addr` must be valid for writes of `len` bytes until a CQE has handed back `bid`, or the group is unregistered
+    /// and no operation that selects from it is in flight. And [`taken`](Self::taken) must have been called only for
+    /// CQEs that handed a buffer back: the kernel could read a half-written entry if one is overwritten too early.
     ///
     /// # Errors
     /// [`Full`], with nothing changed.
@@ -106,8 +106,8 @@ impl BufRing {
         };
         // All but the last two bytes: in the first entry they are the tail, which the kernel reads.
         let (from, to) = (std::ptr::from_ref(&entry).cast::<u8>(), buf.cast::<u8>());
-        // SAFETY: 14 bytes of a local entry to an entry of our mapping, behind the tail, where the kernel does not
-        // read.
+        // SAFETY: copies 14 bytes of a local entry to an entry of our mapping, behind the tail, where the kernel does
+        // not read.
         unsafe { to.copy_from_nonoverlapping(from, 14) };
         self.tail = self.tail.wrapping_add(1);
         self.in_ring += 1;
@@ -122,7 +122,7 @@ impl BufRing {
         tail.store(self.tail, Ordering::Release);
     }
 
-    /// Notes that a CQE handed a buffer back, so that there is room for one more.
+    /// Records that a CQE handed a buffer back, so that there is room for one more.
     pub const fn taken(&mut self) {
         self.in_ring = self.in_ring.saturating_sub(1);
     }
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(tail(&ring), 0);
         ring.advance();
         ring.taken();
-        // The third lies in the first entry again, beside the tail.
+        // The third one uses the first entry again, next to the tail.
         add(&mut ring, 3);
         assert_eq!(tail(&ring), 2);
         ring.advance();

@@ -1,4 +1,4 @@
-//! The consumer's half of the completion queue.
+//! The consumer side of the completion queue.
 //!
 //! # Why there is `unsafe` here
 //! Entries are read without a bounds check. The struct's invariants are the proof.
@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 
 use crate::memory::{CqMemory, SharedWord};
 
-/// Completion queue: entries are copied out one by one, given back in one go by [`release`](Cq::release).
+/// Completion queue: entries are copied out one by one, and given back all at once by [`release`](Cq::release).
 ///
 /// # Invariants
 /// - `mask` is `entries − 1` of the memory, a power of two less one, so `index & mask` is below `entries`.
@@ -32,7 +32,7 @@ pub struct Cq<C, M> {
 }
 
 impl<C, M: CqMemory<C>> Cq<C, M> {
-    /// Takes over a queue, wherever its indices stand; `None` if the size is no power of two.
+    /// Takes over a queue at its present indices; `None` if the size is not a power of two.
     pub fn new(mem: M) -> Option<Self> {
         let entries = mem.entries();
         if !entries.is_power_of_two() {
@@ -50,10 +50,10 @@ impl<C, M: CqMemory<C>> Cq<C, M> {
         })
     }
 
-    /// Copies the next entry out. Looks at shared memory only when the cache says empty.
+    /// Copies the next entry out. Reads shared memory only if the cached tail says empty.
     #[inline]
     pub fn pop(&mut self) -> Option<C> {
-        // In a register: an acquire load would have it read again.
+        // Kept in a register: the compiler would reload it after an acquire load.
         let head = self.head;
         if head == self.tail {
             // Acquire: pairs with the kernel's release of cq.tail; the CQEs before it are then complete.
@@ -68,10 +68,10 @@ impl<C, M: CqMemory<C>> Cq<C, M> {
         Some(entry)
     }
 
-    /// Entries that can be popped now.
+    /// Number of entries that can be popped now.
     #[inline]
     pub fn ready(&mut self) -> u32 {
-        // Acquire: as in `pop`, which will rely on the cached tail.
+        // Acquire: as in `pop`, which relies on the cached tail.
         self.tail = self.mem.tail().load_acquire();
         self.tail.wrapping_sub(self.head)
     }
@@ -87,7 +87,7 @@ impl<C, M: CqMemory<C>> Cq<C, M> {
         }
     }
 
-    /// CQEs lost because ring and memory were full; a counter, so relaxed.
+    /// Number of CQEs lost because the ring was full and memory short; a counter, so relaxed.
     pub fn overflow(&self) -> u32 {
         self.mem.overflow().load_relaxed()
     }

@@ -1,4 +1,4 @@
-//! Queue entries. Their size is a type, and the type sets the ring flag, so the two cannot disagree.
+//! Queue entries. Their size is a type, which also sets the ring flag, so that the two cannot disagree.
 //!
 //! # Why there is `unsafe` here
 //! [`SqEntry`] and [`CqEntry`] are unsafe to implement (and sealed): queue memory is read and written as arrays of
@@ -17,15 +17,16 @@ mod sealed {
 /// A submission queue entry: [`Sqe64`] or [`Sqe128`].
 ///
 /// # Safety
-/// The type is `repr(C)` with the size that `SETUP_FLAG` asks of the kernel, and every bit pattern is a value.
+/// The type must be `repr(C)` with the size that `SETUP_FLAG` requests from the kernel, and every bit pattern must be a
+/// valid value.
 pub unsafe trait SqEntry: sealed::Sealed + Copy + 'static {
-    /// Flag of `io_uring_setup` that goes with the size, or 0.
+    /// Flag of `io_uring_setup` for this size, or 0.
     const SETUP_FLAG: u32;
 
-    /// A 64-byte entry in this size; the rest is zero.
+    /// Converts a 64-byte entry; the remaining bytes are zero.
     fn from_sqe64(sqe: Sqe64) -> Self;
 
-    /// What the CQE will carry.
+    /// The `user_data` that the CQE will carry.
     fn get_user_data(&self) -> u64;
 
     /// `IOSQE_*` flags.
@@ -35,9 +36,10 @@ pub unsafe trait SqEntry: sealed::Sealed + Copy + 'static {
 /// A completion queue entry: [`Cqe16`] or [`Cqe32`].
 ///
 /// # Safety
-/// The type is `repr(C)` with the size that `SETUP_FLAG` asks of the kernel, and every bit pattern is a value.
+/// The type must be `repr(C)` with the size that `SETUP_FLAG` requests from the kernel, and every bit pattern must be a
+/// valid value.
 pub unsafe trait CqEntry: sealed::Sealed + Copy + Default + 'static {
-    /// Flag of `io_uring_setup` that goes with the size, or 0.
+    /// Flag of `io_uring_setup` for this size, or 0.
     const SETUP_FLAG: u32;
 
     /// `user_data` of the SQE.
@@ -49,19 +51,20 @@ pub unsafe trait CqEntry: sealed::Sealed + Copy + Default + 'static {
     /// `IORING_CQE_F_*`.
     fn flags(&self) -> u32;
 
-    /// An entry with these words; for a fake kernel.
+    /// Builds an entry, for a fake kernel.
     fn from_parts(user_data: u64, res: i32, flags: u32) -> Self;
 }
 
-/// Submission queue entry of 64 bytes, made by [`op`](crate::op).
+/// Submission queue entry of 64 bytes, built by [`op`](crate::op).
 ///
-/// The fields are private: an entry can make the kernel write to memory, so what names memory is unsafe to set.
+/// The fields are private: an entry can make the kernel write to memory, so setting a field that names memory is
+/// unsafe.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sqe64(pub(crate) sys::io_uring_sqe);
 
-/// Submission queue entry of 128 bytes (`IORING_SETUP_SQE128`, 5.19). The command area of 80 bytes starts at byte
-/// 48 and runs through the end (L58).
+/// Submission queue entry of 128 bytes (`IORING_SETUP_SQE128`, 5.19). The command area of 80 bytes runs from byte 48 to
+/// the end (L58).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sqe128 {
@@ -70,10 +73,10 @@ pub struct Sqe128 {
 }
 
 impl Sqe64 {
-    /// The same entry with these 16 bytes of payload, as two words in memory order.
+    /// Replaces the 16 bytes of payload, given as two words in memory order.
     ///
     /// # Safety
-    /// What the new payload names is valid as for [`op::uring_cmd`](crate::op::uring_cmd).
+    /// Memory that the new payload names must be valid as for [`op::uring_cmd`](crate::op::uring_cmd).
     #[inline(always)]
     #[must_use]
     pub const unsafe fn with_payload(mut self, words: [u64; 2]) -> Self {
@@ -97,17 +100,17 @@ impl Sqe64 {
         u64::from_ne_bytes([a, b, c, d, e, f, g, h])
     }
 
-    /// Makes it an entry for another range of its file, from the same address.
+    /// Sets offset and length of the entry, keeping its address.
     ///
     /// # Safety
-    /// The entry's memory is valid for `len` bytes of what the operation does until its last CQE.
+    /// The entry's memory must be valid for `len` bytes of the operation until its last CQE.
     #[inline(always)]
     pub const unsafe fn set_range(&mut self, offset: u64, len: u32) {
         self.0.off = offset;
         self.0.len = len;
     }
 
-    /// The first byte in its file of a read or write.
+    /// The file offset of a read or write.
     #[must_use]
     pub const fn offset(&self) -> u64 {
         self.0.off
@@ -143,7 +146,7 @@ pub struct Cqe32 {
     pub res: i32,
     /// `IORING_CQE_F_*`.
     pub flags: u32,
-    /// What the operation adds.
+    /// Additional data of the operation.
     pub big: [u64; 2],
 }
 
@@ -234,16 +237,16 @@ macro_rules! cq_entry {
         }
 
         impl $name {
-            /// `res` as a value or an errno.
+            /// Splits `res` into value or errno.
             ///
             /// # Errors
-            /// The errno, when `res` is negative.
+            /// The errno, if `res` is negative.
             #[inline]
             pub const fn result(&self) -> Result<u32, Errno> {
                 Errno::check(self.res)
             }
 
-            /// The id of the buffer that a group provided, if one was used (`IORING_CQE_F_BUFFER`).
+            /// The id of the provided buffer that was used, if any (`IORING_CQE_F_BUFFER`).
             #[inline]
             #[must_use]
             pub const fn buffer_id(&self) -> Option<u16> {
@@ -260,7 +263,7 @@ macro_rules! cq_entry {
                 self.flags & sys::IORING_CQE_F_MORE != 0
             }
 
-            /// Whether it only says that a zero-copy send's memory is free again (`IORING_CQE_F_NOTIF`, 6.0).
+            /// Whether it is the notification that a zero-copy send's memory is free again (`IORING_CQE_F_NOTIF`, 6.0).
             #[inline]
             #[must_use]
             pub const fn is_notification(&self) -> bool {

@@ -1,4 +1,4 @@
-//! Errno as a type.
+//! The kernel's error numbers.
 
 #![forbid(unsafe_code)]
 
@@ -9,7 +9,7 @@ use std::fmt;
 pub struct Errno(i32);
 
 impl Errno {
-    /// From a positive number, as libc's constants are.
+    /// Creates an errno from a positive number, such as libc's constants.
     #[must_use]
     pub const fn new(errno: i32) -> Self {
         Self(errno)
@@ -21,7 +21,7 @@ impl Errno {
         self.0
     }
 
-    /// What the last failed system call of this thread left.
+    /// The errno of this thread's last failed system call.
     pub(crate) fn last() -> Self {
         Self(
             std::io::Error::last_os_error()
@@ -33,7 +33,7 @@ impl Errno {
     /// Splits a CQE's `res` or a raw system call's result: zero and above is a value, below is an errno.
     ///
     /// # Errors
-    /// The errno, when `res` is negative.
+    /// The errno, if `res` is negative.
     #[inline]
     pub const fn check(res: i32) -> Result<u32, Self> {
         if res < 0 {

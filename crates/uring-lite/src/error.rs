@@ -1,44 +1,44 @@
-//! What can go wrong, by what the caller can do next.
+//! Errors, classified by what the caller can do next.
 
 #![forbid(unsafe_code)]
 
 use crate::errno::Errno;
 
-/// A ring could not be made.
+/// Why a ring could not be created.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SetupError {
-    /// `EPERM`: switched off by sysctl, or by a seccomp filter.
+    /// `EPERM`: disabled by sysctl or by a seccomp filter.
     #[error(
         "io_uring is not permitted (kernel.io_uring_disabled is {}): set the sysctl to 0, or join the group of \
          kernel.io_uring_group; containers often forbid it by seccomp",
         .sysctl.map_or_else(|| "not readable".to_owned(), |v| v.to_string())
     )]
     Disabled {
-        /// Value of `/proc/sys/kernel/io_uring_disabled`, where it could be read.
+        /// Value of `/proc/sys/kernel/io_uring_disabled`, if readable.
         sysctl: Option<u8>,
     },
     /// `ENOSYS`: this kernel has no io_uring.
     #[error("this kernel has no io_uring: use linux 5.19 or newer, built with CONFIG_IO_URING")]
     NotSupported,
-    /// `ENOMEM`: out of memory, or over the limit of locked memory.
+    /// `ENOMEM`: out of memory, or over the locked memory limit.
     #[error(
         "no memory for a ring of {sq_entries} entries: raise the locked memory limit (ulimit -l, now {}), or ask \
-         for fewer entries", .memlock.map_or_else(|| "without bound".to_owned(), |v| format!("{v} bytes"))
+         for fewer entries", .memlock.map_or_else(|| "unlimited".to_owned(), |v| format!("{v} bytes"))
     )]
     NoMemory {
-        /// SQ entries asked for.
+        /// Requested SQ entries.
         sq_entries: u32,
         /// `RLIMIT_MEMLOCK` in bytes; `None` for no limit.
         memlock: Option<u64>,
     },
-    /// `EMFILE` or `ENFILE`.
+    /// `EMFILE` or `ENFILE`: out of descriptors.
     #[error("no file descriptor left for the ring ({errno}): raise the limit (ulimit -n)")]
     TooManyFiles {
         /// Which of the two.
         errno: Errno,
     },
-    /// The sizes or flags asked for cannot be had on any rung of the ladder.
+    /// The kernel refuses the requested sizes or flags on every rung of the ladder.
     #[error("ring set-up refused: {what}")]
     InvalidArgument {
         /// What is wrong with the arguments.
@@ -52,13 +52,13 @@ pub enum SetupError {
         /// Kernel release that brought it.
         since: &'static str,
     },
-    /// The kernel's answer is not believable.
+    /// The kernel's reply is not plausible.
     #[error("the kernel's ring layout is not sound: {what}")]
     BadLayout {
-        /// What was checked.
+        /// The check that failed.
         what: &'static str,
     },
-    /// Any other system call of the set-up.
+    /// Another system call of the set-up failed.
     #[error("{call} failed: {errno}")]
     Call {
         /// System call.
@@ -68,12 +68,12 @@ pub enum SetupError {
     },
 }
 
-/// `io_uring_enter` did not do its work. Nothing was submitted by the failed call and nothing is lost: entries
-/// that were pushed stay in the SQ and go with the next call.
+/// Why `io_uring_enter` failed. The call submitted nothing and lost nothing: pushed entries stay in the SQ and go with
+/// the next call.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EnterError {
-    /// `EAGAIN`: the kernel could not get memory or a request slot just now.
+    /// `EAGAIN`: the kernel is out of memory or request slots for now.
     #[error("the kernel is short of requests (EAGAIN): reap completions, then enter again")]
     Again,
     /// `EBUSY`: completions that did not fit into the CQ wait in the kernel.
@@ -84,83 +84,84 @@ pub enum EnterError {
     /// `ENOMEM`.
     #[error("no memory in the kernel (ENOMEM): reap completions, then enter again")]
     NoMemory,
-    /// `EBADR`: completions were dropped for want of memory. Requests in flight will never be answered here.
+    /// `EBADR`: the kernel dropped completions because it was out of memory. Some requests in flight will never
+    /// complete here.
     #[error(
         "the kernel dropped completions (EBADR): stop using this ring, its in-flight count is wrong"
     )]
     Lost,
-    /// `EEXIST`: a ring for a single issuer used by another task than its maker.
+    /// `EEXIST`: a single-issuer ring was used by a task other than its creator.
     #[error("ring belongs to another thread (EEXIST): make the ring in the thread that uses it")]
     WrongThread,
-    /// The ring does not work any more.
+    /// The ring is unusable.
     #[error("io_uring_enter failed for good: {errno}")]
     Unusable {
-        /// What the kernel said.
+        /// The kernel's errno.
         errno: Errno,
     },
 }
 
 impl EnterError {
-    /// Whether reaping completions and entering again can help.
+    /// Whether a retry after reaping completions may succeed.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Again | Self::Busy | Self::NoMemory)
     }
 }
 
-/// `io_uring_register` failed, or something to go with it.
+/// Why a registration with the ring failed.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
-    /// `EINVAL` or `EOPNOTSUPP` where the arguments are fine: the kernel is too old.
+    /// `EINVAL` or `EOPNOTSUPP` for valid arguments: the kernel is too old.
     #[error("{what} refused ({errno}): it needs linux {since}, or the arguments are out of range")]
     Refused {
-        /// What was asked.
+        /// The operation.
         what: &'static str,
-        /// First kernel that has it.
+        /// First kernel that supports it.
         since: &'static str,
-        /// What the kernel said.
+        /// The kernel's errno.
         errno: Errno,
     },
     /// `ENOMEM`: locked memory (L59), or out of memory.
     #[error(
         "{what}: no memory; raise the locked memory limit (ulimit -l, now {}) or register less",
-        .memlock.map_or_else(|| "without bound".to_owned(), |v| format!("{v} bytes"))
+        .memlock.map_or_else(|| "unlimited".to_owned(), |v| format!("{v} bytes"))
     )]
     NoMemory {
-        /// What was asked.
+        /// The operation.
         what: &'static str,
         /// `RLIMIT_MEMLOCK` in bytes; `None` for no limit.
         memlock: Option<u64>,
     },
-    /// `EBUSY` or `EEXIST`: there is one already.
+    /// `EBUSY` or `EEXIST`: already registered.
     #[error("{what}: there is one already ({errno}); unregister it first")]
     Exists {
-        /// What was asked.
+        /// The operation.
         what: &'static str,
-        /// What the kernel said.
+        /// The kernel's errno.
         errno: Errno,
     },
     /// Anything else.
     #[error("{what} failed: {errno}")]
     Call {
-        /// What was asked.
+        /// The operation.
         what: &'static str,
-        /// What the kernel said.
+        /// The kernel's errno.
         errno: Errno,
     },
 }
 
-/// The SQ has no room; nothing was changed. Enter the ring, then push again.
+/// The SQ is full; nothing was changed. Enter the ring, then push again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the submission queue is full: enter the ring, then push again")]
 pub struct Full;
 
-/// A chain was not pushed; nothing was changed.
+/// Why a chain was not pushed; nothing was changed.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
-    /// No room for the whole chain now. A split chain would be two chains (L52).
+    /// The whole chain does not fit now. A split chain would be two chains (L52).
     #[error(
         "the submission queue has no room for the whole chain: enter the ring, then push again"
     )]
@@ -170,7 +171,7 @@ pub enum ChainError {
         "a chain of {len} entries cannot fit a submission queue of {entries}: make a larger ring"
     )]
     TooLong {
-        /// Entries of the chain.
+        /// Length of the chain.
         len: usize,
         /// Entries of the SQ.
         entries: u32,

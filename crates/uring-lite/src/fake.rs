@@ -1,4 +1,4 @@
-//! A kernel on the heap: it completes, delays, reorders, overflows, short-submits and fails, as told.
+//! A fake kernel on the heap that completes, delays, reorders, overflows, submits short and fails on request.
 
 #![forbid(unsafe_code)]
 
@@ -20,25 +20,25 @@ use crate::{heap, op};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Completion {
-    /// While they are submitted.
+    /// During submission.
     AtOnce,
-    /// While the application waits, one after the other.
+    /// While the application waits, in order.
     OnWait,
-    /// While the application waits, in an order drawn from the seed.
+    /// While the application waits, in an order derived from the seed.
     Reordered(u64),
     /// Only by [`FakeKernel::complete`].
     Held,
 }
 
-/// What the next `enter` does instead of its work.
+/// A fault of the next `enter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
     /// Fails with this errno (of libc) and does nothing.
     Fail(i32),
-    /// Submits this many entries, answers with the count, and does not wait.
+    /// Submits this many entries, returns the count, and does not wait.
     Short(u32),
-    /// Submits all, then is interrupted before it waits.
+    /// Submits everything, then is interrupted before it waits.
     SignalInWait,
 }
 
@@ -46,13 +46,13 @@ pub enum Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Call {
-    /// Entries offered.
+    /// Number of entries offered.
     pub to_submit: u32,
-    /// CQEs to wait for.
+    /// Number of CQEs to wait for.
     pub min_complete: u32,
     /// `IORING_ENTER_*`.
     pub flags: u32,
-    /// Whether a timeout went with it.
+    /// Whether a timeout was given.
     pub timeout: bool,
 }
 
@@ -66,9 +66,9 @@ struct State<S, C> {
     calls: Vec<Call>,
 }
 
-/// The kernel side of a ring on the heap, and the handle to steer it: clones are the same kernel.
+/// The kernel side of a ring on the heap, and the handle that controls it: clones are the same kernel.
 ///
-/// It cannot sleep. A wait that nothing in flight can end is over by timeout if it has one, else by a signal.
+/// It cannot sleep. A wait that nothing in flight can end is ended by its timeout if it has one, else by a signal.
 pub struct FakeKernel<S, C>(Rc<RefCell<State<S, C>>>);
 
 impl<S, C> Clone for FakeKernel<S, C> {
@@ -80,10 +80,10 @@ impl<S, C> Clone for FakeKernel<S, C> {
 /// A ring and the fake kernel it runs on.
 pub type FakeRing<S, C> = (Ring<S, C, FakeKernel<S, C>>, FakeKernel<S, C>);
 
-/// A ring on a fake kernel. Both sizes are powers of two; the indices of both queues start at `start`.
+/// Creates a ring on a fake kernel. Both sizes must be powers of two; the indices of both queues start at `start`.
 ///
 /// # Panics
-/// When a size is no power of two.
+/// If a size is not a power of two.
 pub fn ring<S: SqEntry, C: CqEntry>(
     sq_entries: u32,
     cq_entries: u32,
@@ -128,7 +128,7 @@ impl<S: SqEntry, C: CqEntry> FakeKernel<S, C> {
         self.0.borrow_mut().completion = completion;
     }
 
-    /// Something that a coming `enter` will do, after those said before.
+    /// Queues a fault for a later `enter`, after the faults queued before.
     pub fn inject(&self, fault: Fault) {
         self.0.borrow_mut().faults.push_back(fault);
     }
@@ -151,12 +151,12 @@ impl<S: SqEntry, C: CqEntry> FakeKernel<S, C> {
         true
     }
 
-    /// Posts a CQE that belongs to no entry.
+    /// Posts a CQE without an entry.
     pub fn post(&self, cqe: C) {
         self.0.borrow_mut().post(cqe);
     }
 
-    /// Loses a CQE for want of memory: counts it, and the next `enter` fails with `EBADR`.
+    /// Loses a CQE as if memory were short: counts it, and the next `enter` fails with `EBADR`.
     pub fn lose_cqe(&self) {
         let mut state = self.0.borrow_mut();
         state.cq.count_overflow();
@@ -178,7 +178,7 @@ impl<S: SqEntry, C: CqEntry> FakeKernel<S, C> {
 
 impl<S: SqEntry, C: CqEntry> State<S, C> {
     fn post(&mut self, cqe: C) {
-        // Behind a backlog nothing may overtake.
+        // Nothing may overtake the backlog.
         if self.backlog.is_empty() && self.cq.post(cqe) {
             return;
         }
@@ -210,7 +210,7 @@ impl<S: SqEntry, C: CqEntry> State<S, C> {
         taken
     }
 
-    /// Completes one entry while the application waits; `false` if there is none to complete.
+    /// Completes one entry while the application waits; `false` if there is none.
     fn complete_one(&mut self) -> bool {
         let ready: Vec<usize> = (0..self.in_flight.len())
             .filter(|i| self.in_flight[*i].get_user_data() != WAKE_USER_DATA)
@@ -262,7 +262,7 @@ impl<S: SqEntry, C: CqEntry> Port<S, C> for FakeKernel<S, C> {
             Some(Fault::SignalInWait) | None => to_submit,
         };
         let submitted = state.submit(up_to);
-        // As the kernel: the count wins over the end of the wait.
+        // Like the kernel: the count takes precedence over the end of the wait.
         let or_errno = |errno| {
             if submitted > 0 {
                 Ok(submitted)

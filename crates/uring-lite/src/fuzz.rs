@@ -9,7 +9,7 @@ use crate::error::{ChainError, Full};
 use crate::heap;
 use crate::sq::Sq;
 
-/// Reads bytes off the input; zero behind its end.
+/// Reads bytes of the input; zero beyond its end.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -23,7 +23,7 @@ impl Input<'_> {
         self.byte().unwrap_or(0)
     }
 
-    /// A start index: half of them so close below 2^32 that a short run wraps.
+    /// A start index: half of them close enough to 2^32 that a short run wraps.
     fn start(&mut self) -> u32 {
         let bytes = [
             self.or_zero(),
@@ -39,11 +39,11 @@ impl Input<'_> {
     }
 }
 
-/// Ring index arithmetic against an oracle of queues without indices: sizes (1 to 64 entries) and start indices from
-/// the input, then one operation a byte on either side of either queue.
+/// Tests ring index arithmetic against an oracle of queues without indices: sizes (1 to 64 entries) and start indices
+/// come from the input, then each byte is one operation on either side of either queue.
 ///
 /// # Panics
-/// When the rings and the oracle disagree.
+/// If the rings and the oracle disagree.
 pub fn ring_index(input: &[u8]) {
     let mut input = Input(input);
     submission(&mut input);
@@ -54,7 +54,7 @@ fn submission(input: &mut Input<'_>) {
     let entries = 1_u32 << (input.or_zero() % 7);
     let (memory, mut kernel) = heap::sq::<u64>(entries, input.start(), u64::MAX);
     let mut sq = Sq::new(memory).expect("a power of two");
-    // Written and not published; published and not taken.
+    // Written but not published; published but not taken.
     let (mut local, mut visible) = (VecDeque::new(), VecDeque::new());
     let mut next = 0_u64;
     let steps = usize::from(input.or_zero()) + 1;
@@ -123,7 +123,7 @@ fn completion(input: &mut Input<'_>) {
     let entries = 1_u32 << (input.or_zero() % 7);
     let (memory, mut kernel) = heap::cq::<u64>(entries, input.start(), u64::MAX);
     let mut cq = Cq::new(memory).expect("a power of two");
-    // Posted and not popped; popped and not given back.
+    // Posted but not popped; popped but not given back.
     let mut posted = VecDeque::new();
     let mut popped = 0_usize;
     let mut next = 0_u64;

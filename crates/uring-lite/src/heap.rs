@@ -1,8 +1,8 @@
-//! Queue memory on the heap, with the kernel's half of the protocol, for tests, fuzzing and loom.
+//! Queue memory on the heap, with the kernel's side of the protocol, for tests, fuzzing and loom.
 //!
 //! # Why there is `unsafe` here
-//! Entries are cells that two threads use in turn, as they do in the mapping. Who may touch which is the queue
-//! protocol's matter; loom checks it.
+//! Two threads use the entries' cells in turn, as in the mapping. The queue protocol decides who may access which; loom
+//! checks it.
 #![expect(unsafe_code, reason = "cells handed over by the queue protocol")]
 
 #[cfg(loom)]
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::memory::{CqMemory, SqMemory};
 
-/// A cell with loom's way of access.
+/// A cell with loom's interface.
 #[cfg(not(loom))]
 #[derive(Debug)]
 struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
@@ -35,7 +35,7 @@ impl<T> UnsafeCell<T> {
     }
 }
 
-/// Words and entries of one queue. For the SQ `flags` and `count` are flags and dropped, for the CQ `count` is
+/// Words and entries of one queue. For the SQ `flags` and `count` are flags and dropped; for the CQ `count` is
 /// overflow.
 struct QueueMemory<T> {
     head: AtomicU32,
@@ -45,8 +45,8 @@ struct QueueMemory<T> {
     slots: Box<[UnsafeCell<T>]>,
 }
 
-// SAFETY: slots are read and written by one side at a time, which the indices hand over with release and acquire;
-// the unsafe methods that touch them demand it. T goes from thread to thread, so it is Send.
+// SAFETY: one side at a time reads and writes a slot; the indices hand it over with release and acquire, and the unsafe
+// methods that access slots require it. T is sent from thread to thread, so it must be Send.
 unsafe impl<T: Send> Sync for QueueMemory<T> {}
 // SAFETY: owned values of a Send type, and atomics.
 unsafe impl<T: Send> Send for QueueMemory<T> {}
@@ -67,30 +67,30 @@ impl<T: Copy> QueueMemory<T> {
     }
 
     /// # Safety
-    /// Nobody else touches the slot now.
+    /// No other access to the slot may happen meanwhile.
     unsafe fn put(&self, slot: u32, entry: T) {
         // SAFETY: the cell is live, and ours alone by contract. The index is checked.
         self.slots[slot as usize].with_mut(|at| unsafe { at.write(entry) });
     }
 
     /// # Safety
-    /// Nobody writes the slot now.
+    /// No write to the slot may happen meanwhile.
     unsafe fn get(&self, slot: u32) -> T {
         // SAFETY: the cell is live, and not written by contract. The index is checked.
         self.slots[slot as usize].with(|at| unsafe { at.read() })
     }
 }
 
-/// Submission queue memory, the application's side.
+/// The application's side of a submission queue.
 pub struct HeapSq<S>(Arc<QueueMemory<S>>);
 
-/// Submission queue, the kernel's side.
+/// The kernel's side of a submission queue.
 pub struct KernelSq<S> {
     shared: Arc<QueueMemory<S>>,
     head: u32,
 }
 
-/// A submission queue whose indices start at `start`; `fill` is what unwritten entries hold.
+/// Creates a submission queue whose indices start at `start`; unwritten entries hold `fill`.
 pub fn sq<S: Copy>(entries: u32, start: u32, fill: S) -> (HeapSq<S>, KernelSq<S>) {
     let shared = QueueMemory::new(entries, start, fill);
     (
@@ -153,16 +153,16 @@ impl<S: Copy> KernelSq<S> {
     }
 }
 
-/// Completion queue memory, the application's side.
+/// The application's side of a completion queue.
 pub struct HeapCq<C>(Arc<QueueMemory<C>>);
 
-/// Completion queue, the kernel's side.
+/// The kernel's side of a completion queue.
 pub struct KernelCq<C> {
     shared: Arc<QueueMemory<C>>,
     tail: u32,
 }
 
-/// A completion queue whose indices start at `start`; `fill` is what unwritten entries hold.
+/// Creates a completion queue whose indices start at `start`; unwritten entries hold `fill`.
 pub fn cq<C: Copy>(entries: u32, start: u32, fill: C) -> (HeapCq<C>, KernelCq<C>) {
     let shared = QueueMemory::new(entries, start, fill);
     (
@@ -200,7 +200,7 @@ impl<C: Copy> CqMemory<C> for HeapCq<C> {
 }
 
 impl<C: Copy> KernelCq<C> {
-    /// Entries the application has not given back.
+    /// Number of entries that the application has not given back.
     pub fn used(&self) -> u32 {
         // Acquire: pairs with the application's release of the head.
         self.tail
@@ -222,7 +222,7 @@ impl<C: Copy> KernelCq<C> {
 
     /// Counts a lost CQE.
     pub fn count_overflow(&self) {
-        // One writer.
+        // There is one writer.
         let count = self.shared.count.load(Ordering::Relaxed);
         self.shared
             .count

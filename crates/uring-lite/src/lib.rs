@@ -1,7 +1,7 @@
-//! An io_uring ring by hand: SQE64/SQE128, CQE16/CQE32, explicit acquire/release, registration.
+//! io_uring without liburing: 64- and 128-byte SQEs, 16- and 32-byte CQEs, explicit acquire and release, registration.
 //!
-//! One thread makes a [`Ring`], pushes entries made by [`op`], enters the kernel once per batch, and pops
-//! completions. The ring asks the kernel for the best set-up it has and says what it got.
+//! One thread creates a [`Ring`], pushes entries built by [`op`], enters the kernel once per batch, and pops
+//! completions. The ring requests the best set-up that the kernel supports and reports what it got.
 //!
 //! ```
 //! use uring_lite::{Ring, op};
@@ -20,10 +20,10 @@
 //! The queue protocol (`sq`, `cq`, `park`) is generic over memory and atomics: the shipped code runs on the kernel's
 //! mapping, on the heap with a fake kernel side (feature `test-utils`), and under loom.
 //!
-//! Needs Linux 5.19; the best rung of the ladder needs 6.1.
+//! Requires Linux 5.19; the best rung of the ladder requires 6.1.
 //!
 //! # What safe code cannot break
-//! No safe function lets its caller have the kernel touch memory or descriptors that are not its own.
+//! No safe function lets its caller make the kernel access memory or descriptors that the caller does not own.
 //!
 //! | what is given | safe, because | else |
 //! |---|---|---|
@@ -35,8 +35,8 @@
 //! | buffers for a group | [`BufRing`] itself is pinned by the kernel | [`BufRing::add`] is unsafe |
 //! | a number of an operation to cancel | it completes with its own result all the same | |
 //!
-//! Entries are `Copy` and hold nothing; queues and completions are copied in and out by value; a [`Ring`] stays on its
-//! thread.
+//! Entries are `Copy` and own nothing; queue entries and completions are copied in and out by value; a [`Ring`] stays
+//! on its thread.
 
 mod buf_ring;
 mod cq;

@@ -1,13 +1,13 @@
 //! The real kernel side: mapped queues and `io_uring_enter`.
 //!
 //! # Why there is `unsafe` here
-//! Queue memory is reached through pointers into mappings that the kernel writes too. No reference is ever made to
-//! an entry; shared words are atomics.
+//! Queue memory is accessed through pointers into mappings that the kernel writes, too. No reference is ever made to an
+//! entry; shared words are atomics.
 //!
 //! # Argument
 //! [`MmapSq`] and [`MmapCq`] hold pointers into the mappings of the [`Linux`] they were made with. All three are
 //! private fields of one [`Ring`](crate::Ring), which declares `Linux` last, so the mappings outlive the pointers.
-//! [`MmapSq::new`] and [`MmapCq::new`] take pointers from `Mapping::pointer` only, which checks bounds and alignment.
+//! [`MmapSq::new`] and [`MmapCq::new`] only take pointers from `Mapping::pointer`, which checks bounds and alignment.
 #![expect(unsafe_code, reason = "queue memory in a mapping")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -22,16 +22,16 @@ use crate::port::Port;
 use crate::sys;
 use crate::syscall;
 
-/// A ring of the running kernel: its descriptor and mappings.
+/// A ring of the running kernel: descriptor and mappings.
 #[derive(Debug)]
 pub struct Linux {
-    /// What `io_uring_enter` takes: the descriptor, or its registered index.
+    /// The argument of `io_uring_enter`: the descriptor, or its registered index.
     enter_fd: RawFd,
     /// `IORING_ENTER_REGISTERED_RING` or 0.
     enter_flags: u32,
-    /// Index to give back, if registered.
+    /// The index to unregister, if registered.
     registered: Option<u32>,
-    // Drop order: mappings, then the descriptor. The ring lives until both are gone.
+    // Drop order: mappings, then the descriptor. The ring lives until both are closed.
     _ring: Mapping,
     _sqes: Mapping,
     fd: OwnedFd,
@@ -49,7 +49,7 @@ impl Linux {
         }
     }
 
-    /// Registers the descriptor with this task (5.18), which saves a lookup per enter. Tasks have 16 places.
+    /// Registers the descriptor with this task (5.18), which saves a lookup per enter. A task has 16 slots.
     pub(crate) fn register_fd(&mut self) -> bool {
         let Ok(index) = syscall::register_ring_fd(self.fd.as_fd()) else {
             return false;
@@ -72,8 +72,8 @@ impl AsFd for Linux {
 
 impl Drop for Linux {
     fn drop(&mut self) {
-        // A registered descriptor keeps the ring alive until the task exits. We are on the task that registered:
-        // a ring is not Send.
+        // A registered descriptor keeps the ring alive until the task exits. We are on the task that registered it: a
+        // ring is not Send.
         if let Some(index) = self.registered {
             let _ = syscall::unregister_ring_fd(self.fd.as_fd(), index);
         }
@@ -102,7 +102,7 @@ impl<S: SqEntry, C: CqEntry> Port<S, C> for Linux {
     }
 }
 
-/// Submission queue in a mapping.
+/// A mapped submission queue.
 ///
 /// # Invariants
 /// The pointers are aligned, inside mappings that live as long as this struct, and `sqes` has `entries` entries.
@@ -117,7 +117,7 @@ pub struct MmapSq<S> {
 }
 
 impl<S: SqEntry> MmapSq<S> {
-    /// Finds the fields; `None` if one lies outside. The caller keeps the mappings behind the struct.
+    /// Locates the fields; `None` if one is out of bounds. The caller must keep the mappings as long as the struct.
     pub(crate) fn new(
         ring: &Mapping,
         sqes: &Mapping,
@@ -135,7 +135,7 @@ impl<S: SqEntry> MmapSq<S> {
     }
 }
 
-/// Completion queue in a mapping.
+/// A mapped completion queue.
 ///
 /// # Invariants
 /// The pointers are aligned, inside mappings that live as long as this struct, and `cqes` has `entries` entries.
@@ -149,7 +149,7 @@ pub struct MmapCq<C> {
 }
 
 impl<C: CqEntry> MmapCq<C> {
-    /// Finds the fields; `None` if one lies outside. The caller keeps the mapping behind the struct.
+    /// Locates the fields; `None` if one is out of bounds. The caller must keep the mapping as long as the struct.
     pub(crate) fn new(ring: &Mapping, params: &sys::io_uring_params) -> Option<Self> {
         let off = &params.cq_off;
         Some(Self {
@@ -162,20 +162,20 @@ impl<C: CqEntry> MmapCq<C> {
     }
 }
 
-/// Reads a plain word of the ring that the kernel wrote during set-up.
+/// Reads a word that the kernel wrote during set-up.
 pub(crate) fn read_word(ring: &Mapping, offset: u32) -> Option<u32> {
     let word: NonNull<AtomicU32> = ring.pointer(offset, 1)?;
     // SAFETY: aligned and inside the mapping; an atomic, so a concurrent kernel write is no data race.
     Some(unsafe { word.as_ref() }.load(std::sync::atomic::Ordering::Relaxed))
 }
 
-/// Fills the SQ's index array with the identity, once: slot i is SQE i for the ring's life.
+/// Fills the SQ's index array with the identity, once: slot i is SQE i as long as the ring lives.
 pub(crate) fn fill_array(ring: &Mapping, offset: u32, entries: u32) -> Option<()> {
     let array: NonNull<u32> = ring.pointer(offset, entries)?;
     for i in 0..entries {
         // SAFETY: i < entries, all inside the mapping; u32 to usize does not lose bits on 32 bits and more.
         let slot = unsafe { array.add(i as usize) };
-        // SAFETY: aligned and ours: the kernel reads the array during enter only.
+        // SAFETY: aligned and ours: the kernel reads the array only during enter.
         unsafe { slot.write(i) };
     }
     Some(())

@@ -1,7 +1,7 @@
 //! The shipped protocol under loom: `RUSTFLAGS="--cfg loom" cargo test -p uring-lite --release loom_`.
 //!
-//! loom checks each access to an entry's cell against all others, so a missing acquire or release is a reported
-//! race; a lost wake is a reported deadlock.
+//! loom checks each access to an entry's cell against all others, so that a missing acquire or release is reported as a
+//! race, and a lost wake-up as a deadlock.
 
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
@@ -11,7 +11,7 @@ use crate::heap;
 use crate::park::Park;
 use crate::sq::Sq;
 
-/// Entries move through a queue smaller than their number, with indices that wrap.
+/// More entries than the queue has, so that the indices wrap.
 const COUNT: u64 = 3;
 
 #[test]
@@ -66,15 +66,16 @@ fn loom_cq_entries_arrive_whole_and_in_order() {
     });
 }
 
-/// The eventfd and the sleeping kernel: a count, and a wait for it to be above what was seen.
+/// The eventfd and the sleeping kernel: a count, and a wait for it to exceed the last seen value.
 struct Bell {
     rung: Mutex<u32>,
     heard: Condvar,
 }
 
-/// L55 no wake is lost: the sleeper ends only when it has seen the work of every waker. A lost wake is a deadlock.
+/// L55 no wake-up is lost: the sleeper ends only when it has seen the work of every waker. A lost wake-up is a
+/// deadlock.
 ///
-/// `preemptions` bounds how often a thread is interrupted where it need not be; `None` tries all.
+/// `preemptions` bounds how often a thread is preempted needlessly; `None` tries everything.
 fn wakers(count: u32, preemptions: Option<usize>) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = preemptions;
@@ -112,7 +113,7 @@ fn wakers(count: u32, preemptions: Option<usize>) {
                 park.unpark();
             }
         }
-        // Each sleep ended by a ring of its own: no wake-up without a wake.
+        // Each sleep is ended by its own write to the eventfd: no wake-up without a wake.
         assert!(sleeps <= count, "{sleeps} sleeps for {count} wakes");
         for thread in threads {
             thread.join().expect("waker");
@@ -127,6 +128,6 @@ fn loom_park_one_waker() {
 
 #[test]
 fn loom_park_two_wakers() {
-    // Unbounded it passes too, in four minutes.
+    // Without a bound it passes, too, in four minutes.
     wakers(2, Some(3));
 }

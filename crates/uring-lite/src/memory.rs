@@ -1,8 +1,8 @@
-//! What the queue protocol needs of memory, so that one protocol runs on a mapping shared with the kernel, on the
-//! heap under test, and on loom's memory.
+//! Memory as traits, so that one queue protocol runs on a mapping shared with the kernel, on the heap in tests, and on
+//! loom's memory.
 //!
 //! # Why there is `unsafe` here
-//! Writing and reading an entry is unchecked on the hot path; the contract is on the trait methods.
+//! Entries are read and written without bounds checks on the hot path; the trait methods state the contract.
 #![expect(
     unsafe_code,
     reason = "slot access without a bounds check, the caller's contract"
@@ -10,7 +10,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A 32-bit word that both sides see.
+/// A 32-bit word shared by both sides.
 pub trait SharedWord {
     /// Relaxed load: own index, counters, hints.
     fn load_relaxed(&self) -> u32;
@@ -48,46 +48,47 @@ shared_word!(AtomicU32, Ordering);
 #[cfg(loom)]
 shared_word!(loom::sync::atomic::AtomicU32, Ordering);
 
-/// Memory of a submission queue: we write entries and the tail, the kernel the head.
+/// Memory of a submission queue: the application writes entries and the tail, the kernel the head.
 pub trait SqMemory<S> {
     /// Type of the shared words.
     type Word: SharedWord;
 
-    /// Number of entries, a power of two; the same at every call.
+    /// Number of entries, a power of two; must be the same on every call.
     fn entries(&self) -> u32;
-    /// Index of the next entry the kernel takes; written by the kernel.
+    /// Index of the next entry that the kernel takes; written by the kernel.
     fn head(&self) -> &Self::Word;
-    /// Index behind the last published entry; written by us.
+    /// Index behind the last published entry; written by the application.
     fn tail(&self) -> &Self::Word;
     /// `IORING_SQ_*`; written by the kernel.
     fn flags(&self) -> &Self::Word;
-    /// Count of entries the kernel refused to look at; written by the kernel.
+    /// Number of entries that the kernel rejected; written by the kernel.
     fn dropped(&self) -> &Self::Word;
 
     /// Writes one entry.
     ///
     /// # Safety
-    /// `slot` is below `entries()`, and the kernel is done with the entry that was there.
+    /// `slot` must be below `entries()`, and the kernel must be done with the previous entry in it.
     unsafe fn write(&mut self, slot: u32, entry: &S);
 }
 
-/// Memory of a completion queue: the kernel writes entries and the tail, we the head.
+/// Memory of a completion queue: the kernel writes entries and the tail, the application the head.
 pub trait CqMemory<C> {
     /// Type of the shared words.
     type Word: SharedWord;
 
-    /// Number of entries, a power of two; the same at every call.
+    /// Number of entries, a power of two; must be the same on every call.
     fn entries(&self) -> u32;
-    /// Index of the next entry we take; written by us.
+    /// Index of the next entry that the application reads; written by the application.
     fn head(&self) -> &Self::Word;
     /// Index behind the last entry; written by the kernel.
     fn tail(&self) -> &Self::Word;
-    /// Count of CQEs lost because the ring was full and no memory left to keep them; written by the kernel.
+    /// Number of CQEs lost because the ring was full and the kernel had no memory to keep them; written by the kernel.
     fn overflow(&self) -> &Self::Word;
 
     /// Copies one entry out.
     ///
     /// # Safety
-    /// `slot` is below `entries()`, and the kernel has published the entry and not been given it back.
+    /// `slot` must be below `entries()`, and the kernel must have published the entry, which must not have been given
+    /// back.
     unsafe fn read(&self, slot: u32) -> C;
 }

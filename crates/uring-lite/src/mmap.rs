@@ -1,8 +1,8 @@
-//! Mappings: of the ring, and of our own memory shared with it.
+//! Mappings of the ring, and of our own memory shared with it.
 //!
 //! # Why there is `unsafe` here
 //! mmap and munmap. [`Mapping`] owns its pages, so they are unmapped once and not used afterwards; it hands out
-//! pointers, never references, because the kernel writes there.
+//! pointers, never references, because the kernel writes to them.
 #![expect(unsafe_code, reason = "mmap, madvise, munmap")]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -10,10 +10,10 @@ use std::ptr::NonNull;
 
 use crate::errno::Errno;
 
-/// Pages mapped shared, not inherited by children.
+/// Shared pages that children do not inherit.
 ///
 /// # Invariants
-/// `base` is the start of a live mapping of `len` bytes that nobody else unmaps.
+/// `base` is the start of a live mapping of `len` bytes, which only this value unmaps.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
@@ -21,7 +21,7 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// Maps `len` bytes of `file` (or of fresh zeroed memory) and takes them out of `fork`: a child that held ring
+    /// Maps `len` bytes of `file` (or of zeroed memory) and excludes them from `fork`: a child that inherited ring
     /// memory would keep the ring alive (L23).
     fn new(len: usize, file: Option<(BorrowedFd<'_>, u64)>) -> Result<Self, Errno> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
@@ -52,17 +52,17 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// A part of a ring.
+    /// Maps a part of a ring.
     pub(crate) fn ring(fd: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self, Errno> {
         Self::new(len, Some((fd, offset)))
     }
 
-    /// Zeroed memory, page aligned.
+    /// Maps zeroed, page-aligned memory.
     pub(crate) fn anonymous(len: usize) -> Result<Self, Errno> {
         Self::new(len, None)
     }
 
-    /// Pointer to the `T` at byte `offset`; `None` unless it is aligned and `count` of them lie inside.
+    /// Pointer to `count` values of `T` at byte `offset`; `None` unless aligned and in bounds.
     pub(crate) fn pointer<T>(&self, offset: u32, count: u32) -> Option<NonNull<T>> {
         let (offset, count) = (usize::try_from(offset).ok()?, usize::try_from(count).ok()?);
         let end = size_of::<T>().checked_mul(count)?.checked_add(offset)?;
@@ -76,7 +76,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: by the invariant the range is ours and live; the owner's pointers go with it.
+        // SAFETY: by the invariant the range is ours and live; pointers into it die with their owner.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }

@@ -1,15 +1,15 @@
 //! Builders of submission queue entries. All are straight-line stores.
 //!
 //! # Why there is `unsafe` here
-//! An entry is a pointer given away: the kernel reads or writes where it says, some time between `enter` and the
-//! CQE. So making an entry that names memory is unsafe, and pushing it is not.
+//! An entry gives a pointer to the kernel, which reads or writes there some time between `enter` and the CQE. So
+//! building an entry that names memory is unsafe; pushing it is not.
 //!
-//! Entries can be copied, and each copy pushed. Every contract here ("valid until the CQE") therefore holds for each
-//! push of the entry or of a copy: whoever makes an entry that names memory or a descriptor keeps it to those who
-//! push it while the promise stands.
+//! Entries can be copied, and each copy can be pushed. Every contract here ("valid until the CQE") therefore covers
+//! each push of the entry or of a copy: code that builds an entry which names memory or a descriptor must pass it only
+//! to code that pushes it while the contract holds.
 //!
-//! Descriptors are numbers in an entry and are looked up when the kernel takes it, so naming one is unsafe as well:
-//! [`Fd::raw`]. A slot of the ring's own table ([`Fd::registered`]) is not: the ring holds the file.
+//! Descriptors are numbers in an entry, looked up when the kernel takes it, so naming one is unsafe as well:
+//! [`Fd::raw`]. A slot of the ring's own table ([`Fd::registered`]) is safe: the ring holds the file.
 #![expect(
     unsafe_code,
     reason = "unsafe fn: entries that name memory or descriptors"
@@ -37,7 +37,7 @@ pub use wait::{
     timeout_remove,
 };
 
-/// The file an operation works on: a descriptor, or a slot of the ring's registered files.
+/// The file of an operation: a descriptor, or a slot of the ring's registered files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fd {
     number: i32,
@@ -46,12 +46,12 @@ pub struct Fd {
 }
 
 impl Fd {
-    /// An open descriptor. An entry keeps its number only, and the kernel looks it up when it takes the entry; from
-    /// then on it holds the file itself.
+    /// An open descriptor. An entry only stores its number, which the kernel looks up when it takes the entry; from
+    /// then on the kernel holds the file itself.
     ///
     /// # Safety
-    /// The descriptor stays open until `enter` has submitted every entry that names it, and none is pushed later:
-    /// else the operation works on whatever has got the number meanwhile.
+    /// The descriptor must stay open until `enter` has submitted every entry that names it, and no such entry may be
+    /// pushed later: otherwise the operation works on whatever file has been given the number meanwhile.
     #[inline]
     #[must_use]
     pub unsafe fn raw(fd: BorrowedFd<'_>) -> Self {
@@ -81,22 +81,22 @@ impl Fd {
 pub struct SqeFlags(u8);
 
 impl SqeFlags {
-    /// The next entry starts when this one has succeeded (`IOSQE_IO_LINK`).
+    /// The next entry starts once this one has succeeded (`IOSQE_IO_LINK`).
     #[doc(alias = "IOSQE_IO_LINK")]
     pub const LINK: Self = Self(sys::IOSQE_IO_LINK);
-    /// The next entry starts when this one is done (`IOSQE_IO_HARDLINK`).
+    /// The next entry starts once this one has completed, even if it failed (`IOSQE_IO_HARDLINK`).
     #[doc(alias = "IOSQE_IO_HARDLINK")]
     pub const HARDLINK: Self = Self(sys::IOSQE_IO_HARDLINK);
-    /// Starts when all earlier entries are done (`IOSQE_IO_DRAIN`).
+    /// Starts once all earlier entries have completed (`IOSQE_IO_DRAIN`).
     #[doc(alias = "IOSQE_IO_DRAIN")]
     pub const DRAIN: Self = Self(sys::IOSQE_IO_DRAIN);
-    /// Straight to a worker thread (`IOSQE_ASYNC`).
+    /// Runs on a kernel worker right away (`IOSQE_ASYNC`).
     #[doc(alias = "IOSQE_ASYNC")]
     pub const ASYNC: Self = Self(sys::IOSQE_ASYNC);
-    /// The buffer comes from the group given by [`buf_index`](Sqe64::buf_index) (`IOSQE_BUFFER_SELECT`).
+    /// Takes the buffer from the group set by [`buf_index`](Sqe64::buf_index) (`IOSQE_BUFFER_SELECT`).
     #[doc(alias = "IOSQE_BUFFER_SELECT")]
     pub const BUFFER_SELECT: Self = Self(sys::IOSQE_BUFFER_SELECT);
-    /// No CQE on success (`IOSQE_CQE_SKIP_SUCCESS`).
+    /// Posts no CQE on success (`IOSQE_CQE_SKIP_SUCCESS`).
     #[doc(alias = "IOSQE_CQE_SKIP_SUCCESS")]
     pub const CQE_SKIP_SUCCESS: Self = Self(sys::IOSQE_CQE_SKIP_SUCCESS);
 
@@ -106,7 +106,7 @@ impl SqeFlags {
         self.0
     }
 
-    /// These flags and others.
+    /// The union with other flags.
     #[must_use]
     pub const fn and(self, others: Self) -> Self {
         Self(self.0 | others.0)
@@ -121,7 +121,7 @@ impl std::ops::BitOr for SqeFlags {
     }
 }
 
-/// Two words in the memory order of C: `low` first.
+/// Packs two words in the memory order of C: `first` at the lower address.
 #[inline]
 const fn words(first: u32, second: u32) -> u64 {
     if cfg!(target_endian = "little") {
@@ -144,7 +144,7 @@ fn on(opcode: u8, fd: Fd) -> sys::io_uring_sqe {
 macro_rules! setters {
     ($name:ident, $($sqe:tt)+) => {
         impl $name {
-            /// What the CQE will carry; passed through untouched. `u64::MAX` is the waker's.
+            /// Sets the value that the CQE will carry, passed through unchanged. `u64::MAX` is reserved for the waker.
             #[inline]
             #[must_use]
             pub const fn user_data(mut self, user_data: u64) -> Self {
@@ -160,10 +160,10 @@ macro_rules! setters {
                 self
             }
 
-            /// Registered buffer, or buffer group with [`SqeFlags::BUFFER_SELECT`].
+            /// Sets the registered buffer, or the buffer group with [`SqeFlags::BUFFER_SELECT`].
             ///
             /// # Safety
-            /// As [`addr`](Self::addr), for the memory of that buffer or of any buffer of that group.
+            /// As for [`addr`](Self::addr), for the memory of that buffer or of any buffer of that group.
             #[inline]
             #[must_use]
             pub const unsafe fn buf_index(mut self, index: u16) -> Self {
@@ -171,10 +171,10 @@ macro_rules! setters {
                 self
             }
 
-            /// Sets the word of flags of the operation, for a command `IORING_URING_CMD_*`.
+            /// Sets the operation's flags, `IORING_URING_CMD_*` for a command.
             ///
             /// # Safety
-            /// What the entry promises holds with these flags: they may change what the operation does to its memory,
+            /// The entry's contract must hold with these flags: they may change what the operation does to its memory,
             /// and how often.
             #[inline]
             #[must_use]
@@ -186,8 +186,7 @@ macro_rules! setters {
             /// Sets `addr` (byte 16).
             ///
             /// # Safety
-            /// Where the operation takes it for an address, the memory is valid for what the operation does until
-            /// its last CQE.
+            /// If the operation uses it as an address, the memory must be valid for the operation until its last CQE.
             #[inline]
             #[must_use]
             pub const unsafe fn addr(mut self, addr: u64) -> Self {
@@ -198,7 +197,7 @@ macro_rules! setters {
             /// Sets `len` (byte 24).
             ///
             /// # Safety
-            /// As [`addr`](Self::addr), for the new length.
+            /// As for [`addr`](Self::addr), with the new length.
             #[inline]
             #[must_use]
             pub const unsafe fn len(mut self, len: u32) -> Self {
@@ -206,7 +205,7 @@ macro_rules! setters {
                 self
             }
 
-            /// The 64 bytes (the first 64) as the kernel will see them.
+            /// The (first) 64 bytes as the kernel sees them.
             #[must_use]
             pub const fn as_raw(&self) -> &sys::io_uring_sqe {
                 &self.$($sqe)+
@@ -229,10 +228,10 @@ pub fn nop() -> Sqe64 {
     })
 }
 
-/// `IORING_OP_URING_CMD` with the 16 bytes of a 64-byte entry (5.19): a command of the file's driver.
+/// `IORING_OP_URING_CMD` with the 16 bytes of a 64-byte entry (5.19): a command for the file's driver.
 ///
 /// # Safety
-/// Whatever memory the command names, in the payload or by [`addr`](Sqe64::addr), is valid for what the driver
+/// Any memory that the command names, in the payload or by [`addr`](Sqe64::addr), must be valid for what the driver
 /// does with it until the command's last CQE.
 #[inline]
 #[must_use]
@@ -246,7 +245,7 @@ pub unsafe fn uring_cmd(fd: Fd, cmd_op: u32, payload: &[u8; 16]) -> Sqe64 {
 /// `IORING_OP_URING_CMD` with the 80 bytes of a 128-byte entry (5.19).
 ///
 /// # Safety
-/// As [`uring_cmd`].
+/// As for [`uring_cmd`].
 ///
 /// # Panics
 /// Never: an array of 80 bytes has 16 and 64.
@@ -278,9 +277,9 @@ fn rw(opcode: u8, fd: Fd, addr: u64, len: u32, offset: u64) -> Sqe64 {
 /// `IORING_OP_MSG_RING` (5.18): posts a CQE with this `user_data` and `res` on the target ring.
 ///
 /// # Safety
-/// The owner of the target ring takes the completion for what it is. A ring's owner frees memory, takes descriptors
-/// for its own and hands out buffers because a completion says so: none of its operations, past or to come, has this
-/// `user_data`. The rings of `ublk-queue` take no messages.
+/// The owner of the target ring must be able to accept the completion. A ring's owner frees memory, takes ownership of
+/// descriptors and hands out buffers because a completion says so: none of its operations, past or future, may have
+/// this `user_data`. The rings of `ublk-queue` accept no messages.
 #[inline]
 #[must_use]
 pub unsafe fn msg_ring(target: Fd, user_data: u64, res: i32) -> Sqe64 {

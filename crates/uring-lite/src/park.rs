@@ -1,4 +1,4 @@
-//! The word between a ring that goes to sleep and threads that wake it.
+//! The word shared by a ring that goes to sleep and threads that wake it.
 //!
 //! # Protocol
 //! One word with three values. The ring's thread is the sleeper, any other thread a waker.
@@ -9,17 +9,17 @@
 //! | sleeper, after it woke | any → RUNNING | acquire |
 //! | waker | any → NOTIFIED; was it PARKED, ring the bell | release |
 //!
-//! No wake is lost: all three steps are read-modify-writes of one word, so they have one order. If the waker's swap
-//! comes before the sleeper's step, the sleeper finds NOTIFIED and does not sleep. If it comes after, the waker finds
-//! PARKED and rings. Either way the sleeper's next acquire reads what the waker's release wrote (or a later swap in
-//! the same release sequence), so it sees what the waker did before.
+//! No wake-up is lost: all three steps are read-modify-writes of one word, so they have a total order. If the waker's
+//! swap comes before the sleeper's step, the sleeper finds NOTIFIED and does not sleep. If it comes after, the waker
+//! finds PARKED and writes to the eventfd. Either way the sleeper's next acquire reads what the waker's release wrote
+//! (or a later swap in the same release sequence), so it sees the waker's earlier writes.
 //!
-//! A flag that is stored by one side and only loaded by the other would need a `SeqCst` fence between store and load
-//! on both sides, and the sleeper would have to look at the caller's work once more between its fence and its sleep.
-//! A swap costs what such a fence costs on x86-64 and leaves nothing for the caller to forget.
+//! With a flag that one side only stores and the other only loads, both sides would need a `SeqCst` fence between store
+//! and load, and the sleeper would have to check the caller's work again between its fence and its sleep. A swap costs
+//! as much as such a fence on x86-64 and leaves nothing for the caller to forget.
 //!
-//! The bell may be late: the waker swaps, the sleeper wakes for another reason, sleeps again, then hears the bell and
-//! wakes once for nothing. At most one such wake-up belongs to each `wake`; an idle ring hears nothing.
+//! The write to the eventfd may be late: the waker swaps, the sleeper wakes for another reason, sleeps again, then sees
+//! the eventfd and wakes once for nothing. Each `wake` causes at most one such wake-up; an idle ring sleeps on.
 
 #![forbid(unsafe_code)]
 
@@ -44,11 +44,11 @@ impl Default for Park {
 }
 
 impl Park {
-    /// Sleeper: announces sleep. `false` means a wake came since the last sleep: it is taken, do not sleep.
+    /// Sleeper: announces sleep. `false` means that a wake came since the last sleep; it has been taken, do not sleep.
     #[inline]
     #[must_use]
     pub fn park(&self) -> bool {
-        // Acquire on failure too: NOTIFIED was written after the waker's work.
+        // Acquire on failure, too: NOTIFIED was written after the waker's work.
         match self
             .0
             .compare_exchange(RUNNING, PARKED, Ordering::Acquire, Ordering::Acquire)
@@ -61,7 +61,7 @@ impl Park {
         }
     }
 
-    /// Sleeper: awake again. `true` if a wake came.
+    /// Sleeper: is awake again. `true` if a wake came.
     #[inline]
     pub fn unpark(&self) -> bool {
         // Acquire: pairs with the release in `notify`.
@@ -75,11 +75,11 @@ impl Park {
         self.0.load(Ordering::Relaxed) == NOTIFIED
     }
 
-    /// Waker: leaves the notice. `true` if the sleeper is parked and the caller must ring the bell.
+    /// Waker: leaves the notice. `true` if the sleeper is parked and the caller must write to the eventfd.
     #[inline]
     #[must_use]
     pub fn notify(&self) -> bool {
-        // Release: what this thread did before is visible to the sleeper that takes the notice.
+        // Release: this thread's earlier writes become visible to the sleeper that takes the notice.
         self.0.swap(NOTIFIED, Ordering::Release) == PARKED
     }
 }

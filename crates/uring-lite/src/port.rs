@@ -1,4 +1,4 @@
-//! The port between the ring and its kernel.
+//! The interface between the ring and its kernel.
 
 #![forbid(unsafe_code)]
 
@@ -7,16 +7,16 @@ use crate::errno::Errno;
 use crate::memory::{CqMemory, SqMemory};
 use crate::sys::__kernel_timespec;
 
-/// A kernel side: [`Linux`](crate::Linux), or one on the heap for tests.
+/// The kernel side of a ring: [`Linux`](crate::Linux), or a fake on the heap for tests.
 pub trait Port<S: SqEntry, C: CqEntry> {
     /// Memory of the submission queue.
     type Sq: SqMemory<S>;
     /// Memory of the completion queue.
     type Cq: CqMemory<C>;
 
-    /// `io_uring_enter(2)`: takes up to `to_submit` entries and, with GETEVENTS in `flags`, waits until
-    /// `min_complete` CQEs are visible or the time is over. Answers as the system call does: the number of entries
-    /// taken, and an errno only if none was.
+    /// `io_uring_enter(2)`: takes up to `to_submit` entries and, with GETEVENTS in `flags`, waits until `min_complete`
+    /// CQEs are visible or the timeout expires. Returns what the system call does: the number of entries taken, and an
+    /// errno only if none was.
     ///
     /// # Errors
     /// The errnos of the system call.

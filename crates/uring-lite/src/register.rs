@@ -1,8 +1,8 @@
-//! Registered files, registered buffers, provided buffer rings, and what the kernel can do.
+//! Registered files, registered buffers, provided buffer rings, and the probe for operations.
 //!
 //! # Why there is `unsafe` here
-//! `io_uring_register` takes untyped pointers. Each call says which type the operation has; all of it is read during
-//! the call, except a buffer ring, whose pages the kernel pins itself.
+//! `io_uring_register` takes untyped pointers. Each call states the operation's type; the kernel reads all of it during
+//! the call, except a buffer ring, whose pages it pins itself.
 #![expect(unsafe_code, reason = "untyped arguments of io_uring_register")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -15,21 +15,21 @@ use crate::ring::Ring;
 use crate::sys;
 use crate::syscall;
 
-/// Which operations the kernel has.
+/// The operations that the kernel supports.
 #[derive(Clone, Debug)]
 pub struct Probe {
     ops: Vec<bool>,
 }
 
 impl Probe {
-    /// Whether `IORING_OP_*` number `op` exists. Flags of an operation can't be probed.
+    /// Whether `IORING_OP_*` number `op` exists. Flags of an operation cannot be probed.
     #[must_use]
     pub fn supports(&self, op: u8) -> bool {
         self.ops.get(usize::from(op)).copied().unwrap_or(false)
     }
 }
 
-/// The probe's answer for every possible operation.
+/// The probe's reply, with room for every possible operation.
 #[repr(C)]
 struct ProbeArg {
     head: sys::io_uring_probe,
@@ -42,7 +42,7 @@ static_assertions::const_assert_eq!(memoffset::offset_of!(ProbeArg, ops), 16);
 fn error(errno: Errno, what: &'static str, since: &'static str) -> RegisterError {
     match errno.get() {
         libc::EINVAL | libc::EOPNOTSUPP => RegisterError::Refused { what, since, errno },
-        // Locked memory counts pinned buffers against the limit of the user (L59).
+        // Pinned buffers count against the user's locked memory limit (L59).
         libc::ENOMEM => RegisterError::NoMemory {
             what,
             memlock: syscall::memlock_limit(),
@@ -52,7 +52,7 @@ fn error(errno: Errno, what: &'static str, since: &'static str) -> RegisterError
     }
 }
 
-/// Descriptors as the kernel reads them; −1 is an empty slot.
+/// Descriptors in the kernel's format; −1 is an empty slot.
 fn raw(files: &[Option<BorrowedFd<'_>>]) -> Vec<i32> {
     files
         .iter()
@@ -62,7 +62,7 @@ fn raw(files: &[Option<BorrowedFd<'_>>]) -> Vec<i32> {
 
 impl<S: SqEntry, C: CqEntry> Ring<S, C> {
     /// # Safety
-    /// `arg` points to what `opcode` reads and writes, with `nr` as the operation counts.
+    /// `arg` must point to what `opcode` reads and writes, with `nr` in the operation's unit.
     unsafe fn register<T>(
         &self,
         opcode: u32,
@@ -76,13 +76,13 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
         result.map_err(|errno| error(errno, what, since))
     }
 
-    /// Registers a table of files (`IORING_REGISTER_FILES`, 5.1). Each slot holds a reference until it is updated or
-    /// the ring ends: a registered file is not closed by closing its descriptor.
+    /// Registers a file table (`IORING_REGISTER_FILES`, 5.1). Each slot holds a reference until it is updated or the
+    /// ring ends: closing the descriptor does not close a registered file.
     ///
     /// # Errors
-    /// [`RegisterError::Exists`] when there is a table, and the others.
+    /// [`RegisterError::Exists`] if there is a table already, and the other errors.
     pub fn register_files(&mut self, files: &[BorrowedFd<'_>]) -> Result<(), RegisterError> {
-        let what = "table of files";
+        let what = "file table";
         let mut fds: Vec<i32> = files.iter().map(AsRawFd::as_raw_fd).collect();
         let nr =
             u32::try_from(fds.len()).map_err(|_| error(Errno::new(libc::EINVAL), what, "5.1"))?;
@@ -99,25 +99,21 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
         Ok(())
     }
 
-    /// Registers a table of `slots` empty slots (`IORING_REGISTER_FILES2` with `SPARSE`, 5.19).
+    /// Registers a file table of `slots` empty slots (`IORING_REGISTER_FILES2` with `SPARSE`, 5.19).
     ///
     /// # Errors
-    /// As [`register_files`](Self::register_files).
+    /// As for [`register_files`](Self::register_files).
     pub fn register_files_sparse(&mut self, slots: u32) -> Result<(), RegisterError> {
-        self.register_sparse(sys::IORING_REGISTER_FILES2, slots, "sparse table of files")
+        self.register_sparse(sys::IORING_REGISTER_FILES2, slots, "sparse file table")
     }
 
-    /// Registers a table of `slots` empty buffers (`IORING_REGISTER_BUFFERS2` with `SPARSE`, 5.19; at most 16384).
+    /// Registers a buffer table of `slots` empty slots (`IORING_REGISTER_BUFFERS2` with `SPARSE`, 5.19; at most 16384).
     /// Drivers fill them.
     ///
     /// # Errors
     /// [`RegisterError`].
     pub fn register_buffers_sparse(&mut self, slots: u32) -> Result<(), RegisterError> {
-        self.register_sparse(
-            sys::IORING_REGISTER_BUFFERS2,
-            slots,
-            "sparse table of buffers",
-        )
+        self.register_sparse(sys::IORING_REGISTER_BUFFERS2, slots, "sparse buffer table")
     }
 
     fn register_sparse(
@@ -138,20 +134,20 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
         Ok(())
     }
 
-    /// Registers buffers at fixed places (`IORING_REGISTER_BUFFERS2`, 5.13): the kernel pins them, against the limit
-    /// of locked memory (L59).
+    /// Registers buffers (`IORING_REGISTER_BUFFERS2`, 5.13): the kernel pins them, which counts against the locked
+    /// memory limit (L59).
     ///
     /// # Safety
-    /// Each range is valid for what later operations with its index do, until
+    /// Each range must be valid for what later operations with its index do, until
     /// [`unregister_buffers`](Self::unregister_buffers) and the last CQE of an operation that used it.
     ///
     /// # Errors
-    /// [`RegisterError::NoMemory`] names the limit; the others.
+    /// [`RegisterError::NoMemory`], which names the limit, and the other errors.
     pub unsafe fn register_buffers(
         &mut self,
         buffers: &[(*mut u8, usize)],
     ) -> Result<(), RegisterError> {
-        let what = "table of buffers";
+        let what = "buffer table";
         let iovecs: Vec<libc::iovec> = buffers
             .iter()
             .map(|(base, len)| libc::iovec {
@@ -181,8 +177,8 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
         Ok(())
     }
 
-    /// Changes slots of the file table from `first` on (`IORING_REGISTER_FILES_UPDATE2`, 5.13); `None` empties one.
-    /// Returns how many were changed, which may be fewer.
+    /// Updates slots of the file table, starting with `first` (`IORING_REGISTER_FILES_UPDATE2`, 5.13); `None` empties
+    /// one. Returns how many were changed, which may be fewer.
     ///
     /// # Errors
     /// [`RegisterError`]; nothing changed.
@@ -191,7 +187,7 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
         first: u32,
         files: &[Option<BorrowedFd<'_>>],
     ) -> Result<u32, RegisterError> {
-        let what = "update of files";
+        let what = "file table update";
         let fds = raw(files);
         let nr =
             u32::try_from(fds.len()).map_err(|_| error(Errno::new(libc::EINVAL), what, "5.13"))?;
@@ -214,10 +210,10 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
         }
     }
 
-    /// Forgets all registered files.
+    /// Unregisters all files.
     ///
     /// # Errors
-    /// [`RegisterError::Call`] with `ENXIO` when there is no table.
+    /// [`RegisterError::Call`] with `ENXIO` if there is no table.
     pub fn unregister_files(&mut self) -> Result<(), RegisterError> {
         let none: *mut u8 = std::ptr::null_mut();
         // SAFETY: no argument.
@@ -226,17 +222,17 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
                 sys::IORING_UNREGISTER_FILES,
                 none,
                 0,
-                "end of the table of files",
+                "unregistering the file table",
                 "5.1",
             )
         }?;
         Ok(())
     }
 
-    /// Forgets all registered buffers; operations in flight keep theirs.
+    /// Unregisters all buffers; operations in flight keep theirs.
     ///
     /// # Errors
-    /// [`RegisterError::Call`] with `ENXIO` when there is no table.
+    /// [`RegisterError::Call`] with `ENXIO` if there is no table.
     pub fn unregister_buffers(&mut self) -> Result<(), RegisterError> {
         let none: *mut u8 = std::ptr::null_mut();
         // SAFETY: no argument.
@@ -245,19 +241,19 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
                 sys::IORING_UNREGISTER_BUFFERS,
                 none,
                 0,
-                "end of the table of buffers",
+                "unregistering the buffer table",
                 "5.1",
             )
         }?;
         Ok(())
     }
 
-    /// Registers a ring of provided buffers as group `bgid` (`IORING_REGISTER_PBUF_RING`, 5.19). `entries` is a
-    /// power of two up to 32768. With `incremental` (`IOU_PBUF_RING_INC`, 6.12) an operation uses up only what it
-    /// fills of a buffer; see [`BufRing`].
+    /// Registers a ring of provided buffers as group `bgid` (`IORING_REGISTER_PBUF_RING`, 5.19). `entries` must be a
+    /// power of two up to 32768. With `incremental` (`IOU_PBUF_RING_INC`, 6.12) an operation consumes only as much of a
+    /// buffer as it fills; see [`BufRing`].
     ///
     /// # Errors
-    /// [`RegisterError::Exists`] when the group is taken, and the others.
+    /// [`RegisterError::Exists`] if the group is taken, and the other errors.
     pub fn register_buf_ring(
         &mut self,
         bgid: u16,
@@ -285,13 +281,13 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
         Ok(ring)
     }
 
-    /// Forgets a group. Operations in flight that took a buffer keep it until their CQE.
+    /// Unregisters a group. Operations in flight that took a buffer keep it until their CQE.
     ///
     /// # Errors
-    /// [`RegisterError`], with ENOENT where it is not this ring's group. The mapping is gone all the same.
+    /// [`RegisterError`], with ENOENT if it is not a group of this ring. The mapping is removed all the same.
     pub fn unregister_buf_ring(&mut self, ring: BufRing) -> Result<(), RegisterError> {
-        let (what, since) = ("end of a buffer ring", "5.19");
-        // Another ring may have a group of the same number, whose buffers the kernel would go on using.
+        let (what, since) = ("unregistering a buffer ring", "5.19");
+        // Another ring may have a group of the same number, whose buffers the kernel would keep using.
         if !ring.is_of(self.id()) {
             return Err(error(Errno::new(libc::ENOENT), what, since));
         }
@@ -313,14 +309,13 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
         Ok(())
     }
 
-    /// Lets this thread's operations that block have up to `bounded` of the kernel's workers
-    /// (`IORING_REGISTER_IOWQ_MAX_WORKERS`, 5.15). Without, there are four a CPU; those of sockets and pipes are without
-    /// bound.
+    /// Allows blocking operations of this thread up to `bounded` kernel workers (`IORING_REGISTER_IOWQ_MAX_WORKERS`,
+    /// 5.15). The default is four per CPU; workers for sockets and pipes are unbounded.
     ///
     /// # Errors
     /// [`RegisterError`].
     pub fn allow_workers(&mut self, bounded: u32) -> Result<(), RegisterError> {
-        // 0 leaves the second, for sockets and pipes. The kernel writes the old values here.
+        // 0 keeps the second limit, for sockets and pipes. The kernel writes the old values here.
         let mut limits = [bounded, 0];
         // SAFETY: the operation reads and writes two words.
         unsafe {
@@ -328,14 +323,14 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
                 sys::IORING_REGISTER_IOWQ_MAX_WORKERS,
                 limits.as_mut_ptr(),
                 2,
-                "limit of workers",
+                "kernel worker limit",
                 "5.15",
             )
         }?;
         Ok(())
     }
 
-    /// Asks which operations exist (`IORING_REGISTER_PROBE`, 5.6).
+    /// Asks the kernel which operations it supports (`IORING_REGISTER_PROBE`, 5.6).
     ///
     /// # Errors
     /// [`RegisterError`].
@@ -364,7 +359,7 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
     }
 }
 
-/// Size of a small structure as the kernel counts it.
+/// Size of a small structure as `u32`.
 const fn size_of_u32<T>() -> u32 {
     assert!(size_of::<T>() < 256);
     #[expect(clippy::cast_possible_truncation, reason = "below 256")]

@@ -1,7 +1,8 @@
-//! The ring: both queues, and the one call between them.
+//! The ring: both queues, and the system call between them.
 //!
 //! # Why there is `unsafe` here
-//! Two entries name descriptors: the poll of the ring's own bell, and a close of what the caller gave away.
+//! Two entries name descriptors: the poll of the ring's own eventfd, and the close of a descriptor that the caller gave
+//! away.
 #![expect(
     unsafe_code,
     reason = "entries that name descriptors the ring has or was given"
@@ -26,23 +27,23 @@ use crate::waker::{WAKE_USER_DATA, WakeSide, Waker};
 
 /// An io_uring ring for one thread.
 ///
-/// Neither `Send` nor `Sync`: with `SINGLE_ISSUER` the kernel serves the task that made the ring and no other, and
-/// the registered descriptor is an index into that task's table. Other threads reach a ring by [`Waker`]; the kernel's
-/// own way between rings, [`op::msg_ring`], is unsafe, since an owner believes completions.
+/// Neither `Send` nor `Sync`: with `SINGLE_ISSUER` the kernel only serves the task that created the ring, and the
+/// registered descriptor is an index into that task's table. Other threads reach a ring through its [`Waker`]. The
+/// kernel's own interface between rings, [`op::msg_ring`], is unsafe, since a ring's owner trusts completions.
 ///
 /// # Drop
-/// Unregisters its descriptor, unmaps, closes. **This is no barrier** (L09): the kernel ends a ring
-/// asynchronously, and operations in flight may write to their memory after `drop` has returned. Reap until nothing
-/// is in flight before freeing what the kernel was given, or leak it.
+/// Dropping it unregisters its descriptor, unmaps the queues, and closes it. **This is no barrier** (L09): the kernel
+/// tears a ring down asynchronously, and operations in flight may write to their memory after `drop` has returned.
+/// Before freeing memory that the kernel was given, reap until nothing is in flight, or leak it.
 pub struct Ring<S: SqEntry = Sqe64, C: CqEntry = Cqe16, P: Port<S, C> = Linux> {
     sq: Sq<S, P::Sq>,
     cq: Cq<C, P::Cq>,
     setup: Setup,
     wake: Option<WakeSide>,
     overflow_enters: u64,
-    // Behind the queues, which point into its mappings.
+    // Declared after the queues, which point into its mappings.
     port: P,
-    /// Tells it apart from all others of the process, those that are gone too.
+    /// Identifies the ring within the process; ids are not reused.
     id: u64,
     _thread: PhantomData<*mut ()>,
 }
@@ -55,22 +56,22 @@ fn next_id() -> u64 {
 
 static_assertions::assert_not_impl_any!(Ring<Sqe64, Cqe16, Linux>: Send, Sync);
 
-/// What one [`enter`](Ring::enter) did.
+/// Result of one [`enter`](Ring::enter).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Entered {
-    /// Entries the kernel took.
+    /// Number of entries that the kernel took.
     pub submitted: u32,
-    /// Entries still in the SQ: a short submit. They go with the next call.
+    /// Number of entries still in the SQ: a short submit. They go with the next call.
     pub left: u32,
-    /// CQEs that can be popped now, a wake-up's own among them.
+    /// Number of CQEs that can be popped now, including that of a wake-up.
     pub ready: u32,
-    /// The time was over before `want` CQEs were there. The kernel tells how a wait ended only when the same call
-    /// submitted nothing; after one that did, a wait with a timeout that ended early counts as this.
+    /// The timeout expired before `want` CQEs had arrived. The kernel reports how a wait ended only if the call
+    /// submitted nothing; after a call that did, an early end of a wait with a timeout counts as this.
     pub timed_out: bool,
-    /// A signal ended the wait. After a call that also submitted: a wait without timeout that ended early.
+    /// A signal ended the wait. After a call that also submitted: a wait without a timeout ended early.
     pub interrupted: bool,
-    /// A [`Waker`] ended the wait, or had been used since the last one.
+    /// A [`Waker`] ended the wait, or was used since the last one.
     pub woken: bool,
 }
 
@@ -100,7 +101,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> std::fmt::Debug for Ring<S, C, P> {
 }
 
 impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
-    /// A ring on any kernel side; `None` if a queue's size is no power of two.
+    /// Creates a ring on any kernel side; `None` if a queue's size is not a power of two.
     pub fn from_parts(port: P, sq: P::Sq, cq: P::Cq, setup: Setup) -> Option<Self> {
         Some(Self {
             sq: Sq::new(sq)?,
@@ -114,18 +115,18 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         })
     }
 
-    /// What was granted.
+    /// The set-up that the kernel granted.
     pub const fn setup(&self) -> &Setup {
         &self.setup
     }
 
-    /// Writes an entry behind the others; the kernel sees it at the next [`enter`](Self::enter).
+    /// Adds an entry to the SQ; the kernel sees it at the next [`enter`](Self::enter).
     ///
     /// # Errors
     /// [`Full`], with nothing changed (L54).
     ///
     /// # Panics
-    /// For `u64::MAX` as `user_data`, which is the waker's, where assertions are on.
+    /// With debug assertions, if `user_data` is `u64::MAX`, which is reserved for the waker.
     #[inline]
     pub fn push(&mut self, entry: &S) -> Result<(), Full> {
         debug_assert_ne!(
@@ -136,7 +137,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         self.sq.push(entry)
     }
 
-    /// Writes the entry that `make` makes, which is called only if there is room: it can be made in its place.
+    /// Adds the entry that `make` returns, built in place. `make` is called only if there is room.
     ///
     /// # Errors
     /// [`Full`], with nothing changed.
@@ -145,8 +146,8 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         self.sq.push_with(make)
     }
 
-    /// Writes a chain of entries (each but the last with `IOSQE_IO_LINK` or `IOSQE_IO_HARDLINK`), all or nothing:
-    /// the kernel ends a chain where a submission ends, so half a chain would be two (L52).
+    /// Adds a chain of entries (each but the last with `IOSQE_IO_LINK` or `IOSQE_IO_HARDLINK`), all or nothing: a chain
+    /// ends where a submission ends, so half a chain would become two (L52).
     ///
     /// # Errors
     /// [`ChainError`], with nothing changed.
@@ -154,13 +155,13 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         self.sq.push_linked(chain)
     }
 
-    /// Has the kernel close a descriptor (`IORING_OP_CLOSE`, 5.6), which is the ring's from here on: a ring that ends
-    /// before it has submitted the entry leaves it open.
+    /// Pushes a close of a descriptor (`IORING_OP_CLOSE`, 5.6), which the ring owns from now on. A ring that ends
+    /// before it has submitted the entry leaves the descriptor open.
     ///
     /// # Errors
-    /// The descriptor, when the SQ is full.
+    /// The descriptor, if the SQ is full.
     pub fn push_close(&mut self, fd: OwnedFd, user_data: u64) -> Result<(), OwnedFd> {
-        // SAFETY: given up below, when the one entry is in the SQ, of which entries are never copied.
+        // SAFETY: ownership is given up below, once the only entry is in the SQ, from which entries are never copied.
         let close = unsafe { op::close(fd.as_raw_fd()) };
         match self.push(&S::from_sqe64(close.user_data(user_data))) {
             Ok(()) => {
@@ -171,25 +172,25 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         }
     }
 
-    /// Free SQ entries.
+    /// Number of free SQ entries.
     pub fn sq_space(&mut self) -> u32 {
         self.sq.space()
     }
 
-    /// Entries pushed and not yet taken by the kernel.
+    /// Number of pushed entries that the kernel has not taken.
     pub fn sq_pending(&mut self) -> u32 {
         self.sq.pending()
     }
 
-    /// The next completion, copied out; `None` when there is none now. With `DEFER_TASKRUN` completions appear
-    /// inside [`enter`](Self::enter) only.
+    /// The next completion, copied out; `None` if there is none now. With `DEFER_TASKRUN` completions only appear
+    /// inside [`enter`](Self::enter).
     #[inline]
     pub fn next_cqe(&mut self) -> Option<C> {
         self.next_cqe_with(|_| false)
     }
 
-    /// The same for a caller who knows most completions by their word: those for which `known` answers true are not
-    /// compared with the waker's. It answers false for [`WAKE_USER_DATA`].
+    /// [`next_cqe`](Self::next_cqe) for callers that recognise most completions by their `user_data`: those for which
+    /// `known` returns true are not compared with the waker's. `known` must return false for [`WAKE_USER_DATA`].
     #[inline(always)]
     pub fn next_cqe_with(&mut self, known: impl Fn(u64) -> bool) -> Option<C> {
         loop {
@@ -205,60 +206,60 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         }
     }
 
-    /// CQEs that can be popped now, a wake-up's own among them.
+    /// Number of CQEs that can be popped now, including that of a wake-up.
     #[inline]
     pub fn cq_ready(&mut self) -> u32 {
         self.cq.ready()
     }
 
-    /// Gives the popped CQEs' places back to the kernel. [`enter`](Self::enter) does this too.
+    /// Gives the slots of popped CQEs back to the kernel. [`enter`](Self::enter) does this, too.
     #[inline]
     pub fn release_cqes(&mut self) {
         self.cq.release();
     }
 
-    /// CQEs that are lost: the CQ ring was full and the kernel had no memory to keep them. `enter` answers the first
-    /// with [`EnterError::Lost`].
+    /// Number of lost CQEs: the CQ ring was full and the kernel had no memory to keep them. `enter` returns
+    /// [`EnterError::Lost`] for the first one.
     pub fn overflowed(&self) -> u32 {
         self.cq.overflow()
     }
 
-    /// Calls of `enter` that found completions waiting outside the full CQ ring (`IORING_SQ_CQ_OVERFLOW`). None of
-    /// them is lost, but each costs the kernel an allocation: make the CQ larger.
+    /// Number of `enter` calls that found completions waiting outside the full CQ ring (`IORING_SQ_CQ_OVERFLOW`). None
+    /// of them is lost, but each costs the kernel an allocation: make the CQ larger.
     pub const fn overflow_enters(&self) -> u64 {
         self.overflow_enters
     }
 
-    /// Entries the kernel would not look at, so far. Always 0 unless the ring's memory is damaged.
+    /// Number of entries that the kernel rejected. Always 0 unless the ring's memory is corrupted.
     pub fn dropped(&self) -> u32 {
         self.sq.dropped()
     }
 
-    /// Submits what was pushed and waits for nothing.
+    /// Submits all pushed entries without waiting.
     ///
     /// # Errors
-    /// As [`enter`](Self::enter).
+    /// As for [`enter`](Self::enter).
     #[inline]
     pub fn submit(&mut self) -> Result<Entered, EnterError> {
         self.enter(0, None)
     }
 
-    /// Submits everything pushed and waits until `want` CQEs can be popped, in one system call; in none, when there
-    /// is nothing to submit and enough to pop.
+    /// Submits all pushed entries and waits until `want` CQEs can be popped, in one system call, or none if there is
+    /// nothing to submit and enough to pop.
     ///
-    /// Ends early by timeout, signal, wake or short submit, which [`Entered`] tells: callers loop anyway. With a
-    /// [`Waker`] the wait is for one more CQE whatever `want`, because a wake must end it. `want` CQEs that were not
-    /// popped before the call count. `want` is cut to the size of the CQ.
+    /// Returns early on timeout, signal, wake-up or short submit; see [`Entered`]. With a [`Waker`] it waits for one
+    /// more CQE whatever `want` is, because a wake-up must end the wait. CQEs that were not popped before the call
+    /// count towards `want`, which is limited to the size of the CQ.
     ///
     /// # Errors
-    /// [`EnterError`]; what was pushed stays in the SQ.
+    /// [`EnterError`]; pushed entries stay in the SQ.
     #[inline]
     pub fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<Entered, EnterError> {
         self.cq.release();
         let ready = self.cq.ready();
         let mut woken = false;
         let mut parked = false;
-        // More than the CQ holds cannot be waited for; the kernel cuts it too.
+        // The kernel cannot wait for more than the CQ holds, and limits it, too.
         let want = want.min(self.setup.cq_entries);
         let mut wait = if ready < want { want } else { 0 };
         if wait > 0 && self.wake.is_some() {
@@ -266,19 +267,19 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
             if let Some(side) = &self.wake {
                 parked = side.waker.park().park();
                 woken = !parked;
-                // A wake must end the wait whatever `want`: one more than what is there.
+                // A wake-up must end the wait whatever `want` is: wait for one more CQE than there are.
                 wait = if parked { ready + 1 } else { 0 };
             }
         }
         self.sq.publish();
         let to_submit = self.sq.pending();
         let mut flags = 0;
-        // A wake that kept us from sleeping still looks for completions: frequent wakes must not starve them.
+        // After a wake-up that prevented the sleep, still look for completions: frequent wake-ups must not starve them.
         if self.work_pending(woken || want == 0) || wait > 0 {
             flags = sys::IORING_ENTER_GETEVENTS;
         }
         if to_submit == 0 && flags == 0 {
-            // Not parked here: parked means wait > 0.
+            // Not parked here: parked implies wait > 0.
             return Ok(Entered {
                 ready,
                 woken,
@@ -300,8 +301,8 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
             Ok(n) => n,
             Err(errno) => failed(errno, &mut entered)?,
         };
-        // The kernel answers with the count when it submitted, however the wait ended; only the CQ can tell. A
-        // short submit (left > 0) does not wait at all.
+        // If the call submitted, the kernel returns the count however the wait ended; only the CQ can tell. A short
+        // submit (left > 0) does not wait at all.
         let hidden = entered.submitted > 0 && entered.left == 0 && !entered.woken;
         if hidden && entered.ready < wait {
             entered.timed_out = timeout.is_some();
@@ -310,16 +311,15 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         Ok(entered)
     }
 
-    /// What a thread that serves does between two batches: submits everything pushed and sleeps until `want` CQEs
-    /// (not 0) can be popped, those included that are there already, a wake arrives, or the timeout is over, in one
-    /// system call. As [`enter`](Self::enter)
-    /// without the report: the caller looks at the CQ and for work after it, whatever ended the wait.
+    /// What a serving thread does between two batches: submits all pushed entries and sleeps until `want` CQEs (not 0)
+    /// can be popped, including those already there, or it is woken, or the timeout expires, in one system call. Like
+    /// [`enter`](Self::enter) without the report: the caller checks the CQ and its work afterwards anyway.
     ///
-    /// With `want` above 1 a wake ends the wait only together with the CQEs that were to come at once anyway: ask
-    /// for one more than entries that complete during their submission, and with a timeout.
+    /// With `want` above 1 a wake-up ends the wait only together with CQEs that arrive at once anyway: pass one more
+    /// than the number of entries that complete during their submission, and a timeout.
     ///
     /// # Errors
-    /// As [`enter`](Self::enter).
+    /// As for [`enter`](Self::enter).
     #[inline(always)]
     pub fn submit_and_wait(
         &mut self,
@@ -332,13 +332,13 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
             None => false,
         };
         if unusual {
-            // A wake that `park` has taken keeps this call from sleeping, as it would the general one.
+            // A wake-up that `park` has taken prevents the sleep, as in `enter`.
             return self.submit_without_sleep();
         }
         self.sq.publish();
         let flags = sys::IORING_ENTER_GETEVENTS;
         let pending = self.sq.pending();
-        // Apart, so that where there is no timeout no place is kept for one.
+        // Separate calls, so that without a timeout no stack space is used for one.
         let result = match timeout {
             None => self.port.enter(pending, want, flags, None),
             Some(timeout) => {
@@ -355,13 +355,13 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         }
     }
 
-    /// For an owner who sleeps elsewhere, in an epoll that watches the ring's descriptor among others: announces the
-    /// sleep, so that a [`Waker`] makes the descriptor readable. Submit what was pushed before. `false` if there is
-    /// something already, a completion, a wake, or entries that the kernel has not taken: do not sleep. After the sleep comes [`unpark`](Self::unpark); a ring
-    /// that nothing happened to may stay parked through any number of sleeps.
+    /// For an owner that sleeps in another call, such as an epoll that also watches the ring's descriptor: announces
+    /// the sleep, so that a [`Waker`] makes the descriptor readable. Submit pushed entries first. Returns `false` if
+    /// there is work already (a completion, a wake-up, or entries that the kernel has not taken): do not sleep. Call
+    /// [`unpark`](Self::unpark) after the sleep; a ring with no activity may stay parked through any number of sleeps.
     ///
     /// # Errors
-    /// As [`enter`](Self::enter), which the first call needs to arm the waker's poll.
+    /// As for [`enter`](Self::enter), which the first call needs to arm the waker's poll.
     pub fn park(&mut self) -> Result<bool, EnterError> {
         if self.wake.as_ref().is_some_and(|side| !side.armed) {
             self.arm_waker_now()?;
@@ -376,15 +376,16 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         Ok(sides.all(|side| side.waker.park().park()))
     }
 
-    /// Awake again after [`park`](Self::park): wakes need not be heard until the next.
+    /// Ends [`park`](Self::park): wake-ups need not write to the eventfd until the next one.
     pub fn unpark(&mut self) {
         if let Some(side) = &self.wake {
             side.waker.park().unpark();
         }
     }
 
-    /// Whether an [`enter`](Self::enter) now would bring something without sleeping: completions are there, or the
-    /// kernel has some to make (told by [`taskrun_flag`](crate::Builder::taskrun_flag)), or a wake came. Three loads.
+    /// Whether an [`enter`](Self::enter) would now return something without sleeping: completions are there, or the
+    /// kernel has some to post (shown by [`taskrun_flag`](crate::Builder::taskrun_flag)), or the ring was woken. Three
+    /// loads.
     #[inline]
     pub fn has_work(&mut self) -> bool {
         let flags = sys::IORING_SQ_TASKRUN | sys::IORING_SQ_CQ_OVERFLOW;
@@ -396,7 +397,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         self.cq.ready() != 0 || self.sq.flags() & flags != 0 || woken()
     }
 
-    /// Something is there already, or the waker's poll is not.
+    /// Submits without sleeping: there is work already, or the waker's poll is not armed.
     #[cold]
     #[inline(never)]
     fn submit_without_sleep(&mut self) -> Result<(), EnterError> {
@@ -417,23 +418,24 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
             self.overflow_enters += 1;
             return true;
         }
-        // DEFER_TASKRUN runs completion work nowhere else. When `want` CQEs are already there the caller has work
-        // to do first; without a wish it came to flush. COOP_TASKRUN tells by its flag.
+        // With DEFER_TASKRUN, completion work runs nowhere else. If `want` CQEs are there already, the caller has work
+        // to do first; with `want` 0 it came to flush. COOP_TASKRUN shows it by its flag.
         let defer = self.setup.flags & sys::IORING_SETUP_DEFER_TASKRUN != 0;
         (defer && flush) || flags & sys::IORING_SQ_TASKRUN != 0
     }
 
-    /// The thread-safe handle that wakes this ring; clones of one waker. The first call makes the eventfd and the
-    /// next waiting `enter` arms its poll: one multishot poll in flight, that completes only when rung.
+    /// The thread-safe handle that wakes this ring; every call returns a clone of the same waker. The first call
+    /// creates the eventfd, and the next waiting `enter` arms its poll: one multishot poll in flight that completes
+    /// only on a wake-up.
     ///
     /// # Errors
-    /// [`RegisterError::Call`] when no eventfd can be made.
+    /// [`RegisterError::Call`] if the eventfd cannot be created.
     pub fn waker(&mut self) -> Result<Waker, RegisterError> {
         if let Some(side) = &self.wake {
             return Ok(side.waker.clone());
         }
         let waker = Waker::new().map_err(|errno| RegisterError::Call {
-            what: "eventfd of the waker",
+            what: "the waker's eventfd",
             errno,
         })?;
         self.wake = Some(WakeSide {
@@ -443,7 +445,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         Ok(waker)
     }
 
-    /// Puts the waker's poll into the SQ if it is not armed.
+    /// Pushes the waker's poll unless it is armed.
     #[inline]
     fn arm_waker(&mut self) -> Result<(), EnterError> {
         match &self.wake {
@@ -455,7 +457,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
     #[cold]
     fn arm_waker_now(&mut self) -> Result<(), EnterError> {
         if self.sq.space() == 0 {
-            // No place for the poll: submit without waiting. If the kernel takes nothing, the caller must reap.
+            // No room for the poll: submit without waiting. If the kernel takes nothing, the caller must reap.
             self.sq.publish();
             let pending = self.sq.pending();
             if let Err(errno) = self.port.enter(pending, 0, 0, None) {
@@ -465,9 +467,10 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
         let Some(side) = &mut self.wake else {
             return Ok(());
         };
-        // A poll that ended leaves old rings in the counter; they are told by the parked word, not by it.
+        // A poll that ended may leave a count in the eventfd. It is drained: the parked word, not the count, tells
+        // wake-ups.
         side.waker.drain();
-        // SAFETY: the bell is the waker's, which the ring has as long as it submits.
+        // SAFETY: the eventfd is the waker's, which the ring holds as long as it submits.
         let bell = unsafe { op::Fd::raw(side.waker.bell()) };
         let poll = op::poll_add(bell, op::POLL_IN, true).user_data(WAKE_USER_DATA);
         self.sq
@@ -479,7 +482,7 @@ impl<S: SqEntry, C: CqEntry, P: Port<S, C>> Ring<S, C, P> {
 
     #[cold]
     fn take_wake_cqe(&mut self, cqe: &C) {
-        // Without F_MORE the multishot poll is over (CQ overflow, or an error): arm again before the next wait.
+        // Without F_MORE the multishot poll has ended (CQ overflow, or an error): arm it again before the next wait.
         if cqe.flags() & sys::IORING_CQE_F_MORE == 0
             && let Some(side) = &mut self.wake
         {
@@ -505,36 +508,36 @@ fn timespec(d: Duration) -> sys::__kernel_timespec {
     }
 }
 
-/// The same for [`Ring::submit_and_wait`], which reports nothing.
+/// [`failed`] for [`Ring::submit_and_wait`], which reports nothing.
 #[cold]
 #[inline(never)]
 fn wait_failed(errno: Errno) -> Result<(), EnterError> {
     failed(errno, &mut Entered::default()).map(|_| ())
 }
 
-/// The outcomes of enter that are an errno (L50): nothing was submitted. Ends of a wait are no errors.
+/// Handles the errnos of enter (L50): nothing was submitted. The end of a wait is not an error.
 #[cold]
 #[inline(never)]
 fn failed(errno: Errno, entered: &mut Entered) -> Result<u32, EnterError> {
     match errno.get() {
-        // A signal came while we slept. Not repeated here: the caller may have a stop flag to look at.
+        // A signal came during the sleep. Not retried here: the caller may have a stop flag to check.
         libc::EINTR => {
             entered.interrupted = true;
             Ok(0)
         }
-        // The time of EXT_ARG is over.
+        // The timeout of EXT_ARG expired.
         libc::ETIME => {
             entered.timed_out = true;
             Ok(0)
         }
-        // No request could be allocated. Freed by completions.
+        // No request could be allocated. Completions free some.
         libc::EAGAIN => Err(EnterError::Again),
-        // Completions wait outside the full CQ and could not be brought in: room first.
+        // Completions wait outside the full CQ and did not fit in: make room first.
         libc::EBUSY => Err(EnterError::Busy),
         libc::ENOMEM => Err(EnterError::NoMemory),
-        // Completions that fitted neither into the CQ nor into memory are gone.
+        // Completions that fitted neither into the CQ nor into memory are lost.
         libc::EBADR => Err(EnterError::Lost),
-        // SINGLE_ISSUER: not the task that made the ring.
+        // SINGLE_ISSUER: not the task that created the ring.
         libc::EEXIST => Err(EnterError::WrongThread),
         // EBADF, ENXIO, EFAULT, EINVAL, EOPNOTSUPP, EBADFD: the ring or our use of it is broken.
         _ => Err(EnterError::Unusable { errno }),

@@ -94,7 +94,7 @@ fn a_flush_runs_deferred_work_and_plain_rings_have_none() {
     assert_eq!(kernel.calls(), []);
 }
 
-/// L50 EINTR: a signal ends the wait, is told, and loses nothing.
+/// L50 EINTR: a signal ends the wait, is reported, and loses nothing.
 #[test]
 fn l50_eintr_ends_the_wait_and_loses_nothing() {
     let (mut ring, kernel) = ring(8, 16);
@@ -110,7 +110,7 @@ fn l50_eintr_ends_the_wait_and_loses_nothing() {
             ..Entered::default()
         }
     );
-    // After a submit the kernel answers with the count; the ring sees that the wait ended early.
+    // After a submit the kernel returns the count; the ring sees that the wait ended early.
     kernel.inject(Fault::SignalInWait);
     let entered = ring.enter(1, None).expect("enter");
     assert_eq!(
@@ -144,7 +144,7 @@ fn l50_transient_errors_keep_every_entry() {
     }
 }
 
-/// L50 errors that no retry helps are told apart.
+/// L50 permanent errors are distinguished.
 #[test]
 fn l50_fatal_errors_are_told_apart() {
     for (errno, error) in [
@@ -164,7 +164,7 @@ fn l50_fatal_errors_are_told_apart() {
     }
 }
 
-/// L50 short submit: the rest is told and goes with the next call, in order.
+/// L50 short submit: the rest is reported and goes with the next call, in order.
 #[test]
 fn l50_short_submit_leaves_the_rest() {
     let (mut ring, kernel) = ring(8, 16);
@@ -185,7 +185,7 @@ fn l50_short_submit_leaves_the_rest() {
     assert_eq!(pop_all(&mut ring), [0, 1, 2, 3, 4]);
 }
 
-/// L50 ETIME: told as a timeout, also when the same call submitted.
+/// L50 ETIME: reported as a timeout, even if the same call submitted.
 #[test]
 fn l50_timeouts_are_told() {
     let (mut ring, kernel) = ring(8, 16);
@@ -247,7 +247,7 @@ fn l52_overflow_is_counted_and_nothing_is_lost() {
     ring.submit().expect("submit");
     assert_eq!((ring.cq_ready(), ring.overflow_enters()), (8, 0));
     assert_eq!(pop_all(&mut ring), (0..8).collect::<Vec<_>>());
-    // Nothing to submit and a ring flag that says CQEs wait: one enter with GETEVENTS brings them.
+    // Nothing to submit, and a ring flag says that CQEs wait: one enter with GETEVENTS fetches them.
     assert_eq!(ring.enter(1, None).map(|e| e.ready), Ok(4));
     assert_eq!(kernel.calls().last().map(|c| c.flags), Some(GETEVENTS));
     assert_eq!(pop_all(&mut ring), (8..12).collect::<Vec<_>>());
@@ -255,7 +255,7 @@ fn l52_overflow_is_counted_and_nothing_is_lost() {
         (ring.overflow_enters(), ring.overflowed(), ring.dropped()),
         (1, 0, 0)
     );
-    // Without room and memory a CQE is lost: counted, and the ring says so.
+    // Without room and memory a CQE is lost: the ring counts and reports it.
     kernel.lose_cqe();
     assert_eq!(
         (ring.enter(1, None), ring.overflowed()),
@@ -263,7 +263,7 @@ fn l52_overflow_is_counted_and_nothing_is_lost() {
     );
 }
 
-/// L52 the overflow flag alone makes `submit` flush, on a ring without deferred work too.
+/// L52 the overflow flag alone makes `submit` flush, on a ring without deferred work, too.
 #[test]
 fn l52_submit_flushes_an_overflow() {
     let (mut ring, _kernel): (FakeRing, Kernel) = fake::ring(4, 4, 0, Ladder::Plain);
@@ -297,7 +297,7 @@ fn l52_a_chain_is_never_split() {
     assert_eq!(pop_all(&mut ring), [0, 1, 10, 11, 12]);
 }
 
-/// L53 user_data passes through untouched, every bit, so generations in it survive; in any order of completion.
+/// L53 user_data passes through unchanged, every bit, so generations in it survive; with completions in any order.
 #[test]
 fn l53_user_data_passes_through_untouched() {
     let (mut ring, kernel) = ring(64, 128);
@@ -314,7 +314,7 @@ fn l53_user_data_passes_through_untouched() {
     assert_eq!(seen, ids);
 }
 
-/// L54 a push that failed leaves nothing changed: the entry is not half in, the others go, a retry works.
+/// L54 a failed push changes nothing: the entry is not half written, the others are submitted, a retry works.
 #[test]
 fn l54_a_full_push_changes_nothing() {
     let (mut ring, kernel) = ring(2, 4);
@@ -335,7 +335,7 @@ fn l54_a_full_push_changes_nothing() {
 fn l55_wake_completions_are_hidden_and_rearmed() {
     let (mut ring, kernel) = ring(2, 4);
     let _waker = ring.waker().expect("eventfd");
-    // The SQ is full: arming makes room by a submit of its own.
+    // The SQ is full: arming makes room by submitting.
     push(&mut ring, 0..2);
     assert_eq!(ring.enter(1, None).map(|e| e.ready), Ok(2));
     assert_eq!(kernel.in_flight().len(), 1);
@@ -359,7 +359,7 @@ fn l55_a_wake_while_awake_is_kept() {
     waker.wake();
     waker.wake();
     assert!(ring.enter(1, None).expect("enter").woken);
-    // It did not sleep, but let deferred completions in: frequent wakes must not starve them.
+    // It did not sleep, but let deferred completions in: frequent wake-ups must not starve them.
     let flush = kernel.calls().last().map(|c| (c.min_complete, c.flags));
     assert_eq!(flush, Some((0, GETEVENTS)));
     assert!(!ring.enter(1, SECOND).expect("enter").woken);
@@ -384,7 +384,8 @@ fn a_serving_ring_submits_and_sleeps_in_one_call() {
     assert_eq!(pop_all(&mut ring), [0, 1]);
 }
 
-/// L61 A ring with entries that the kernel has not taken, as after EAGAIN, does not let its owner sleep elsewhere.
+/// L61 A ring with entries that the kernel has not taken, as after EAGAIN, does not let its owner sleep in another
+/// call.
 #[test]
 fn l61_a_ring_with_unsubmitted_entries_does_not_park() {
     let (mut ring, _kernel) = ring(8, 16);
@@ -396,7 +397,7 @@ fn l61_a_ring_with_unsubmitted_entries_does_not_park() {
     assert_eq!(ring.park(), Ok(true));
 }
 
-/// L55 A wake that came before is no sleep. (Completions that are there already end the wait in the kernel.)
+/// L55 A wake-up that came before prevents the sleep. (Completions that are there already end the wait in the kernel.)
 #[test]
 fn l55_a_serving_ring_does_not_sleep_on_a_wake() {
     let (mut ring, kernel) = ring(8, 16);

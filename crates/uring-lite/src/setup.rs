@@ -1,4 +1,4 @@
-//! Making a ring: the ladder of flags, and one hard look at what the kernel answers.
+//! Ring creation: the ladder of flags, and a thorough check of the kernel's reply.
 
 #![forbid(unsafe_code)]
 
@@ -26,26 +26,26 @@ pub enum Ladder {
     Plain,
 }
 
-/// What was granted.
+/// The set-up that the kernel granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Setup {
-    /// Rung of the ladder.
+    /// The rung of the ladder.
     pub ladder: Ladder,
     /// SQ entries, a power of two.
     pub sq_entries: u32,
     /// CQ entries, a power of two.
     pub cq_entries: u32,
-    /// `IORING_SETUP_*` in force.
+    /// `IORING_SETUP_*` in effect.
     pub flags: u32,
     /// `IORING_FEAT_*` of this kernel.
     pub features: u32,
-    /// Whether the ring's descriptor is registered with its thread (5.18; a thread has 16 places).
+    /// Whether the ring's descriptor is registered with its thread (5.18; a thread has 16 slots).
     pub ring_fd_registered: bool,
 }
 
 impl Setup {
-    /// Whether a set-up flag (`IORING_SETUP_*`) is in force.
+    /// Whether a set-up flag (`IORING_SETUP_*`) is in effect.
     #[must_use]
     pub const fn has_flag(&self, flag: u32) -> bool {
         self.flags & flag != 0
@@ -58,7 +58,7 @@ impl Setup {
     }
 }
 
-/// Options of a ring. By default: the best ladder, CQ twice the SQ, no clamping, descriptor registered.
+/// Options of a ring. Defaults: the best ladder, a CQ twice as large as the SQ, no clamping, the descriptor registered.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is made before `build`"]
 pub struct Builder<S, C> {
@@ -91,47 +91,47 @@ impl<S: SqEntry, C: CqEntry> Builder<S, C> {
         }
     }
 
-    /// CQ entries, at least as many as SQ entries; rounded up to a power of two.
+    /// Sets the number of CQ entries, at least that of SQ entries; rounded up to a power of two.
     pub const fn cq_entries(mut self, entries: u32) -> Self {
         self.cq_entries = Some(entries);
         self
     }
 
-    /// The best rung wanted; lower ones are tried when the kernel refuses.
+    /// Sets the best rung to try; lower ones are tried if the kernel refuses it.
     pub const fn ladder(mut self, best: Ladder) -> Self {
         self.ladder = best;
         self
     }
 
-    /// Cut sizes to the kernel's maximum (32768 and 65536) instead of failing.
+    /// Limits sizes to the kernel's maximum (32768 and 65536) instead of failing.
     pub const fn clamp(mut self, clamp: bool) -> Self {
         self.clamp = clamp;
         self
     }
 
-    /// Keep the SQ index array even where the kernel can do without (`NO_SQARRAY`, 6.6).
+    /// Keeps the SQ index array even if the kernel can do without (`NO_SQARRAY`, 6.6).
     pub const fn sq_array(mut self, keep: bool) -> Self {
         self.sq_array = keep;
         self
     }
 
-    /// Whether the kernel shows in the SQ's flags that an [`enter`](Ring::enter) would bring completions
-    /// (`TASKRUN_FLAG`, 5.19), for those who look before they sleep: [`Ring::has_work`].
+    /// Makes the kernel show in the SQ's flags that an [`enter`](Ring::enter) would deliver completions
+    /// (`TASKRUN_FLAG`, 5.19), for callers that check before they sleep: [`Ring::has_work`].
     pub const fn taskrun_flag(mut self, show: bool) -> Self {
         self.taskrun_flag = show;
         self
     }
 
-    /// Whether to register the ring's descriptor with this thread, if a place is free.
+    /// Sets whether to register the ring's descriptor with this thread, if a slot is free.
     pub const fn register_ring_fd(mut self, register: bool) -> Self {
         self.register_ring_fd = register;
         self
     }
 
-    /// Makes the ring. It belongs to the calling thread.
+    /// Creates the ring, which belongs to the calling thread.
     ///
     /// # Errors
-    /// [`SetupError`], by what to do about it.
+    /// [`SetupError`], which says what to do.
     pub fn build(self) -> Result<Ring<S, C>, SetupError> {
         self.check_sizes()?;
         let (fd, params, ladder) = self.climb_down()?;
@@ -153,7 +153,7 @@ impl<S: SqEntry, C: CqEntry> Builder<S, C> {
         Ok(ring)
     }
 
-    /// What the kernel would refuse on every rung with a bare EINVAL.
+    /// Checks what the kernel would refuse on every rung with a bare EINVAL.
     fn check_sizes(&self) -> Result<(), SetupError> {
         let invalid = |what| Err(SetupError::InvalidArgument { what });
         if self.sq_entries == 0 || self.cq_entries == Some(0) {
@@ -177,7 +177,7 @@ impl<S: SqEntry, C: CqEntry> Builder<S, C> {
         Ok(())
     }
 
-    /// Flag sets to try, best first. Each step down drops what a release before did not know: NO_SQARRAY 6.6,
+    /// Flag sets to try, best first. Each step down drops flags that an older release lacks: NO_SQARRAY 6.6,
     /// DEFER_TASKRUN 6.1, COOP_TASKRUN 5.19, SUBMIT_ALL 5.18.
     fn attempts(&self) -> Vec<(Ladder, u32)> {
         let mut defer = sys::IORING_SETUP_SINGLE_ISSUER | sys::IORING_SETUP_DEFER_TASKRUN;
@@ -220,12 +220,12 @@ impl<S: SqEntry, C: CqEntry> Builder<S, C> {
             };
             match syscall::setup(self.sq_entries, &mut params) {
                 Ok(fd) => return Ok((fd, params, rung)),
-                // EINVAL: a flag this kernel does not know. Ask for less.
+                // EINVAL: a flag that this kernel does not know. Try fewer.
                 Err(errno) if errno.get() == libc::EINVAL => {}
                 Err(errno) => return Err(self.setup_error(errno)),
             }
         }
-        // The sizes are checked, so what is left are the entry sizes.
+        // The sizes were checked, so only the entry sizes remain.
         if always & (sys::IORING_SETUP_SQE128 | sys::IORING_SETUP_CQE32) != 0 {
             return Err(SetupError::Missing {
                 what: "IORING_SETUP_SQE128 or IORING_SETUP_CQE32",
@@ -256,7 +256,7 @@ impl<S: SqEntry, C: CqEntry> Builder<S, C> {
     }
 }
 
-/// Value of the sysctl; 1 limits io_uring to a group, 2 forbids it (6.6).
+/// Reads the sysctl; 1 limits io_uring to a group, 2 disables it (6.6).
 fn read_disabled() -> Option<u8> {
     std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
         .ok()?
@@ -265,14 +265,14 @@ fn read_disabled() -> Option<u8> {
         .ok()
 }
 
-/// Sizes of the two mappings in bytes, once the parameters have been believed.
+/// Sizes of the two mappings in bytes, computed from checked parameters.
 #[derive(Debug, PartialEq, Eq)]
 struct Sizes {
     ring: usize,
     sqes: usize,
 }
 
-/// Distrusts the kernel's answer once: features, sizes, and that all offsets lie below what we will map.
+/// Checks the kernel's reply once: features, sizes, and that all offsets lie inside what we will map.
 fn check_params<S: SqEntry, C: CqEntry>(
     params: &sys::io_uring_params,
 ) -> Result<Sizes, SetupError> {

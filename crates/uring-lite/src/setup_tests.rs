@@ -1,7 +1,7 @@
 use super::*;
 use crate::entry::{Cqe16, Sqe64};
 
-/// A believable answer for 8 and 16 entries, as Linux 6.18 gives it.
+/// A plausible reply for 8 and 16 entries, as Linux 6.18 gives it.
 fn params() -> sys::io_uring_params {
     sys::io_uring_params {
         sq_entries: 8,
@@ -90,7 +90,7 @@ fn an_unbelievable_answer_is_refused() {
             check(&p)
         );
     }
-    // The flag that sets the entry size is not granted.
+    // The kernel did not grant the flag that sets the entry size.
     assert!(matches!(
         check_params::<crate::Sqe128, Cqe16>(&params()),
         Err(SetupError::BadLayout { .. })

@@ -1,4 +1,4 @@
-//! The producer's half of the submission queue.
+//! The producer side of the submission queue.
 //!
 //! # Why there is `unsafe` here
 //! Entries are written without a bounds check. The struct's invariants are the proof.
@@ -15,7 +15,7 @@ use std::marker::PhantomData;
 use crate::error::{ChainError, Full};
 use crate::memory::{SharedWord, SqMemory};
 
-/// Submission queue: entries are written locally, made visible by [`publish`](Sq::publish).
+/// Submission queue: entries are written locally, and made visible by [`publish`](Sq::publish).
 ///
 /// # Invariants
 /// - `mask` is `entries − 1` and `entries` is a power of two, so `index & mask` is below `entries`.
@@ -26,15 +26,15 @@ pub struct Sq<S, M> {
     mem: M,
     entries: u32,
     mask: u32,
-    /// Local tail; entries up to here are written.
+    /// Local tail; entries before it are written.
     tail: u32,
-    /// The tail at which the queue is full, as far as the shared head was last seen: so a push compares two words.
+    /// The tail at which the queue is full, according to the last seen shared head: a push compares two words.
     limit: u32,
     _entry: PhantomData<S>,
 }
 
 impl<S: Copy, M: SqMemory<S>> Sq<S, M> {
-    /// Takes over a queue, wherever its indices stand; `None` if the size is no power of two.
+    /// Takes over a queue at its present indices; `None` if the size is not a power of two.
     pub fn new(mem: M) -> Option<Self> {
         let entries = mem.entries();
         if !entries.is_power_of_two() {
@@ -54,13 +54,13 @@ impl<S: Copy, M: SqMemory<S>> Sq<S, M> {
         Some(queue)
     }
 
-    /// Free entries, as far as the cached head tells.
+    /// Free entries according to the cached head.
     #[inline]
     fn cached_space(&self) -> u32 {
         self.limit.wrapping_sub(self.tail)
     }
 
-    /// Free entries, after a look at the shared head.
+    /// Free entries according to the shared head.
     #[inline]
     pub fn space(&mut self) -> u32 {
         // Acquire: pairs with the kernel's release of sq.head; only then are the entries ours again.
@@ -71,7 +71,7 @@ impl<S: Copy, M: SqMemory<S>> Sq<S, M> {
         free
     }
 
-    /// Writes one entry behind the local tail; the kernel does not see it before [`publish`](Self::publish).
+    /// Writes one entry at the local tail; the kernel does not see it before [`publish`](Self::publish).
     ///
     /// # Errors
     /// [`Full`], with nothing changed (L54).
@@ -80,10 +80,10 @@ impl<S: Copy, M: SqMemory<S>> Sq<S, M> {
         self.push_with(|| *entry)
     }
 
-    /// The same for an entry that is made once there is room for it.
+    /// Like [`push`](Self::push), for an entry that is built only if there is room.
     ///
     /// # Errors
-    /// [`Full`], with nothing changed and nothing made.
+    /// [`Full`], with nothing changed and `make` not called.
     #[inline(always)]
     pub fn push_with(&mut self, make: impl FnOnce() -> S) -> Result<(), Full> {
         if self.cached_space() == 0 && self.space() == 0 {
@@ -125,20 +125,20 @@ impl<S: Copy, M: SqMemory<S>> Sq<S, M> {
         self.mem.tail().store_release(self.tail);
     }
 
-    /// Entries pushed and not yet taken by the kernel.
+    /// Number of pushed entries that the kernel has not taken.
     #[inline]
     pub fn pending(&self) -> u32 {
         // Acquire: pairs with the kernel's release of sq.head.
         self.tail.wrapping_sub(self.mem.head().load_acquire())
     }
 
-    /// `IORING_SQ_*` as they are now; a hint, so relaxed.
+    /// The present `IORING_SQ_*`; a hint, so relaxed.
     #[inline]
     pub fn flags(&self) -> u32 {
         self.mem.flags().load_relaxed()
     }
 
-    /// Entries the kernel dropped as invalid; a counter, so relaxed.
+    /// Number of entries that the kernel dropped as invalid; a counter, so relaxed.
     pub fn dropped(&self) -> u32 {
         self.mem.dropped().load_relaxed()
     }

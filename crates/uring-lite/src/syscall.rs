@@ -1,8 +1,7 @@
-//! The system calls. Raw descriptors and errno exist here and in `mmap` only.
+//! The system calls. Only this module and `mmap` use raw descriptors and the C library's errno.
 //!
 //! # Why there is `unsafe` here
-//! `io_uring_*` have no wrapper in libc, and pointers go to the kernel. What each call reads or writes is said at
-//! the call.
+//! libc has no wrappers for `io_uring_*`, and pointers go to the kernel. Each call states what it reads or writes.
 #![expect(unsafe_code, reason = "system calls")]
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -10,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use crate::errno::Errno;
 use crate::sys;
 
-/// Result of a raw call that returns −1 and errno, or a non-negative number that fits an `i32`.
+/// Converts the result of a raw call: −1 and errno, or a non-negative number that fits an `i32`.
 #[inline]
 fn check(ret: libc::c_long) -> Result<u32, Errno> {
     match u32::try_from(ret) {
@@ -19,7 +18,7 @@ fn check(ret: libc::c_long) -> Result<u32, Errno> {
     }
 }
 
-/// `io_uring_setup(2)`; the descriptor is close-on-exec by the kernel's choice.
+/// `io_uring_setup(2)`; the kernel makes the descriptor close-on-exec.
 pub(crate) fn setup(entries: u32, params: &mut sys::io_uring_params) -> Result<OwnedFd, Errno> {
     let params: *mut sys::io_uring_params = params;
     // SAFETY: the kernel reads and writes one io_uring_params, which is what `params` borrows for the call.
@@ -39,7 +38,7 @@ pub(crate) fn enter(
     timeout: Option<&sys::__kernel_timespec>,
 ) -> Result<u32, Errno> {
     let Some(ts) = timeout else {
-        // SAFETY: no argument goes with the call; the entries it submits were vouched for when they were made.
+        // SAFETY: the call has no argument; the entries it submits were vouched for when they were built.
         return unsafe { enter_raw(fd, to_submit, min_complete, flags, std::ptr::null(), 0) };
     };
     let arg = sys::io_uring_getevents_arg {
@@ -55,14 +54,14 @@ pub(crate) fn enter(
     unsafe { enter_raw(fd, to_submit, min_complete, flags, arg, size) }
 }
 
-/// Its number, of which the kernel reads the lower half of rax (arch/x86/entry/common.c).
+/// The call's number, of which the kernel reads the lower half of rax (arch/x86/entry/common.c).
 #[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(miri)))]
 const SYS_IO_URING_ENTER: i32 = 426;
 
-/// The call itself: in place, since the way through libc's `syscall` costs as much as the rest of an enter.
+/// The system call, inlined: going through libc's `syscall` costs as much as the rest of an enter.
 ///
 /// # Safety
-/// `arg` and `size` are what `flags` say.
+/// `arg` and `size` must match `flags`.
 #[cfg(all(target_arch = "x86_64", target_pointer_width = "64", not(miri)))]
 #[inline(always)]
 unsafe fn enter_raw(
@@ -74,7 +73,7 @@ unsafe fn enter_raw(
     size: usize,
 ) -> Result<u32, Errno> {
     let ret: i32;
-    // SAFETY: the kernel's calling convention: it changes rax, rcx and r11 and no memory but that of the caller's
+    // SAFETY: the kernel's calling convention: it changes rax, rcx and r11, no memory except that of the caller's
     // contract, and does not touch our stack.
     unsafe {
         std::arch::asm!(
@@ -91,7 +90,7 @@ unsafe fn enter_raw(
             options(nostack),
         );
     }
-    // A count of entries, at most 32,768, or an errno made negative: either is all in the lower half of rax.
+    // A count of entries, at most 32,768, or a negated errno: both fit into the lower half of rax.
     if ret < 0 {
         Err(Errno::new(-ret))
     } else {
@@ -99,10 +98,10 @@ unsafe fn enter_raw(
     }
 }
 
-/// The call itself.
+/// The system call.
 ///
 /// # Safety
-/// `arg` and `size` are what `flags` say.
+/// `arg` and `size` must match `flags`.
 #[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64", not(miri))))]
 #[inline]
 unsafe fn enter_raw(
@@ -127,11 +126,11 @@ unsafe fn enter_raw(
     })
 }
 
-/// `io_uring_register(2)` with `arg` an array of `nr` values of the operation's type, or whatever else it wants.
+/// `io_uring_register(2)` with `arg` an array of `nr` values of the operation's type, or its other argument.
 ///
 /// # Safety
-/// `arg` and `nr` are what `opcode` expects: the kernel reads and writes there during the call, and where the
-/// operation registers memory, afterwards.
+/// `arg` and `nr` must be what `opcode` expects: the kernel accesses that memory during the call and, if the operation
+/// registers memory, afterwards.
 pub(crate) unsafe fn register(
     fd: BorrowedFd<'_>,
     opcode: u32,
@@ -142,7 +141,7 @@ pub(crate) unsafe fn register(
     check(unsafe { libc::syscall(libc::SYS_io_uring_register, fd.as_raw_fd(), opcode, arg, nr) })
 }
 
-/// Registers the ring's descriptor with this task; the index to use with `IORING_ENTER_REGISTERED_RING`.
+/// Registers the ring's descriptor with this task; returns the index for `IORING_ENTER_REGISTERED_RING`.
 pub(crate) fn register_ring_fd(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
     let raw = u64::try_from(fd.as_raw_fd()).map_err(|_| Errno::new(libc::EBADF))?;
     let mut update = sys::io_uring_rsrc_update {
@@ -184,7 +183,7 @@ pub(crate) fn unregister_ring_fd(fd: BorrowedFd<'_>, index: u32) -> Result<u32, 
     }
 }
 
-/// A non-blocking, close-on-exec eventfd at zero.
+/// Creates a non-blocking, close-on-exec eventfd at zero.
 pub(crate) fn eventfd() -> Result<OwnedFd, Errno> {
     // SAFETY: no pointers.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
@@ -203,14 +202,14 @@ pub(crate) fn eventfd_add(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     if n < 0 { Err(Errno::last()) } else { Ok(()) }
 }
 
-/// Sets an eventfd to zero; already zero is fine.
+/// Resets an eventfd to zero, if it is not.
 pub(crate) fn eventfd_drain(fd: BorrowedFd<'_>) {
     let mut value = [0_u8; 8];
-    // SAFETY: eight writable bytes. EAGAIN means it was zero, and there is no other failure to act on.
+    // SAFETY: eight writable bytes. EAGAIN means that it was zero; there is no other failure to act on.
     let _ = unsafe { libc::read(fd.as_raw_fd(), value.as_mut_ptr().cast(), value.len()) };
 }
 
-/// `RLIMIT_MEMLOCK` in bytes; `None` when there is no limit, or it cannot be read.
+/// `RLIMIT_MEMLOCK` in bytes; `None` if there is no limit, or it cannot be read.
 pub(crate) fn memlock_limit() -> Option<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,

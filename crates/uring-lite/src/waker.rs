@@ -1,4 +1,4 @@
-//! Waking a ring from another thread.
+//! Wakes a ring from another thread.
 
 #![forbid(unsafe_code)]
 
@@ -11,23 +11,23 @@ use crate::errno::Errno;
 use crate::park::Park;
 use crate::syscall;
 
-/// `user_data` of the ring's own poll of its waker. Completions with it are not shown by
-/// [`next_cqe`](crate::Ring::next_cqe): do not use it for requests.
+/// `user_data` of the ring's poll of its waker. [`next_cqe`](crate::Ring::next_cqe) does not return completions with
+/// it: do not use it for requests.
 pub const WAKE_USER_DATA: u64 = u64::MAX;
 
 #[derive(Debug)]
 struct WakerState {
-    /// On a line of its own: wakers write it while the ring's thread works.
+    /// On a cache line of its own: wakers write it while the ring's thread works.
     park: CachePadded<Park>,
     bell: OwnedFd,
 }
 
-/// Wakes a ring that sleeps in [`enter`](crate::Ring::enter), from any thread, through an eventfd that the ring
-/// polls. Cheap to clone; it may outlive the ring, and then does nothing.
+/// Wakes a ring that sleeps in [`enter`](crate::Ring::enter), from any thread, through an eventfd that the ring polls.
+/// Cheap to clone. It may outlive the ring, and then does nothing.
 ///
-/// A wake while the ring is awake is kept: the next `enter` that would sleep returns at once with
-/// [`woken`](crate::Entered::woken). So: make the work visible, then wake; and in the loop, look for work after
-/// every `enter`. What was written before `wake` is visible after the `enter` it ended.
+/// A wake-up while the ring is awake is kept: the next `enter` that would sleep returns at once with
+/// [`woken`](crate::Entered::woken). So make the work visible, then wake; and look for work after every `enter` in the
+/// loop. Writes before `wake` are visible after the `enter` that it ended.
 #[derive(Clone, Debug)]
 pub struct Waker(Arc<WakerState>);
 
@@ -41,7 +41,7 @@ impl Waker {
         })))
     }
 
-    /// Wakes the ring: one atomic swap while it is awake, and one `write(2)` more when it sleeps.
+    /// Wakes the ring: one atomic swap while it is awake, and a `write(2)` if it sleeps.
     #[inline]
     pub fn wake(&self) {
         if self.0.park.notify() {
@@ -51,8 +51,8 @@ impl Waker {
 
     #[cold]
     fn ring_bell(&self) {
-        // EAGAIN: the counter is at its end after 2^64 wakes, and still readable, so the poll fires all the same.
-        // EINTR cannot be: the eventfd does not block. Nothing else can fail on a descriptor we own.
+        // EAGAIN: the counter is at its maximum after 2^64 wake-ups, and still readable, so the poll fires all the
+        // same. EINTR is impossible: the eventfd does not block. Nothing else can fail on a descriptor that we own.
         let _ = syscall::eventfd_add(self.0.bell.as_fd());
     }
 

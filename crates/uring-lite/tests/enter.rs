@@ -1,4 +1,4 @@
-//! The ends of a wait on the running kernel: time, signals, other threads, overflow, limits.
+//! The ways a wait ends on the running kernel: timeout, signals, other threads, overflow, limits.
 #![expect(unsafe_code, reason = "signals and capabilities for the tests")]
 
 mod common;
@@ -30,7 +30,7 @@ fn l50_a_wait_ends_by_its_time() {
             "{entered:?}"
         );
         assert!(start.elapsed() >= Duration::from_millis(29));
-        // With a submission in the same call the kernel tells the count only.
+        // If the same call submits, the kernel only reports the count.
         let (reader, _writer) = std::io::pipe().expect("pipe");
         ring.push(&op::poll_add(open(&reader), op::POLL_IN, false))
             .expect("room");
@@ -38,7 +38,7 @@ fn l50_a_wait_ends_by_its_time() {
             .enter(1, Some(Duration::from_millis(10)))
             .expect("enter");
         assert!(entered.timed_out && entered.submitted == 1, "{entered:?}");
-        // No time at all is a look.
+        // A zero timeout only looks.
         assert!(
             ring.enter(1, Some(Duration::ZERO))
                 .expect("enter")
@@ -155,7 +155,7 @@ fn l52_a_chain_is_one_chain() {
     );
 }
 
-/// A ring made here and entered elsewhere: `Ring` cannot be sent, the kernel would refuse.
+/// A ring created here and entered elsewhere: `Ring` cannot be sent, and the kernel would refuse.
 #[test]
 fn a_single_issuer_ring_knows_its_thread() {
     let ring = ring::<Sqe64, Cqe16>(4);
@@ -185,7 +185,7 @@ fn switches() -> u64 {
     line.trim().parse().expect("number")
 }
 
-/// L55 an idle ring with a waker sleeps through.
+/// L55 an idle ring with a waker does not wake up.
 #[test]
 fn l55_an_idle_ring_does_not_wake_up() {
     let mut ring = ring::<Sqe64, Cqe16>(4);
@@ -206,7 +206,8 @@ fn l55_an_idle_ring_does_not_wake_up() {
     assert_eq!(ring.next_cqe(), None);
 }
 
-/// L55 no wake is lost: two threads give work and wake, in every phase of the ring's loop; a lost wake is a timeout.
+/// L55 no wake-up is lost: two threads produce work and wake, in every phase of the ring's loop; a lost wake-up is a
+/// timeout.
 #[test]
 fn l55_no_wake_is_lost() {
     const EACH: u64 = 20_000;
@@ -222,7 +223,7 @@ fn l55_no_wake_is_lost() {
                         work.fetch_add(1, Ordering::Relaxed);
                         waker.wake();
                         if i % 64 == 0 {
-                            // Gives the ring time to park, so that sleeps are met as well.
+                            // Gives the ring time to park, so that some wake-ups meet a sleep.
                             std::thread::yield_now();
                         }
                     }
@@ -257,7 +258,7 @@ fn l55_no_wake_is_lost() {
     }
 }
 
-/// L55 a wake reaches a sleeping ring at once, not at its next timeout.
+/// L55 a wake-up reaches a sleeping ring at once, not at its next timeout.
 #[test]
 fn l55_a_wake_is_seen_at_once() {
     let mut ring = ring::<Sqe64, Cqe16>(4);
@@ -265,7 +266,7 @@ fn l55_a_wake_is_seen_at_once() {
     let (send, start) = mpsc::channel::<()>();
     let thread = std::thread::spawn(move || {
         for () in start {
-            // Long enough that the ring sleeps; a wake that comes before its sleep is seen as well.
+            // Long enough that the ring sleeps; an earlier wake-up is seen as well.
             std::thread::park_timeout(Duration::from_millis(5));
             waker.wake();
         }
@@ -275,7 +276,7 @@ fn l55_a_wake_is_seen_at_once() {
         send.send(()).expect("send");
         let mut woken = false;
         while !woken {
-            // A wake ends the wait for any number of completions.
+            // A wake-up ends the wait for any number of completions.
             let entered = ring.enter(8, DEADLINE).expect("enter");
             assert!(!entered.timed_out, "not woken");
             woken = entered.woken;
@@ -323,14 +324,14 @@ fn l59_locked_memory_is_named() {
                 .to_string()
                 .contains(&limit.rlim_cur.to_string())
         );
-        // The fall-back that needs no locked memory works.
+        // The fallback that needs no locked memory works.
         ring.register_buffers_sparse(4).expect("sparse");
     };
     let thread = std::thread::Builder::new().name("l59_locked_memory_is_named".to_owned());
     thread.spawn(test).expect("thread").join().expect("test");
 }
 
-/// Drops CAP_IPC_LOCK (14) of this thread; capabilities belong to threads.
+/// Drops CAP_IPC_LOCK (14) of this thread; capabilities are per thread.
 fn give_up_ipc_lock() -> bool {
     #[repr(C)]
     struct Header {

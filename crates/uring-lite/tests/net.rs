@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use common::{DEADLINE, open, reap, ring, run, skip};
 use uring_lite::{Cqe16, Errno, Fd, Ring, Sqe64, SqeFlags, op, sys};
 
-/// A ring whose kernel has the operations; else says so and gives none.
+/// A ring, if its kernel supports the operations; otherwise prints that and returns none.
 fn ring_with(ops: &[u8]) -> Option<Ring<Sqe64, Cqe16>> {
     let ring = ring::<Sqe64, Cqe16>(8);
     let probe = ring.probe().expect("probe");
@@ -145,11 +145,11 @@ fn messages_of_several_pieces() {
     assert_eq!((&first, &second), (b"head a", b"nd body"));
 }
 
-/// Takes both CQEs of a zero-copy send: the count, and the notification that follows if the first says so.
+/// Reaps both CQEs of a zero-copy send: the count, and the notification that follows if the first says so.
 fn sent(ring: &mut Ring<Sqe64, Cqe16>, send: Sqe64, notified: &mut u32) -> i32 {
     ring.push(&send.user_data(3)).expect("room");
     let mut cqes: Vec<Cqe16> = Vec::new();
-    // Both may come with one call.
+    // One call may deliver both.
     while cqes.last().is_none_or(Cqe16::has_more) {
         let entered = ring.enter(1, DEADLINE).expect("enter");
         cqes.extend(std::iter::from_fn(|| ring.next_cqe()));
@@ -314,7 +314,7 @@ fn shutdown_and_close() {
     let fd = open(&one);
     assert_eq!(run(&mut ring, &op::shutdown(fd, 1)).res, 0);
     assert_eq!(other.read(&mut [0; 4]).expect("end of stream"), 0);
-    // The other direction still goes.
+    // The other direction still works.
     other.write_all(b"x").expect("write");
     let mut byte = [0_u8; 1];
     // SAFETY: `byte` outlives the reap.
@@ -339,7 +339,7 @@ fn shutdown_and_close() {
                 .ok_or(error)
         })
         .expect("write");
-    // Whatever there was to read, nobody writes there any more.
+    // Whatever there was to read, nobody writes any more.
     assert!(!matches!(other.read(&mut [0; 4]), Ok(n) if n > 0));
 }
 

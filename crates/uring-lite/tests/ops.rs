@@ -186,7 +186,7 @@ fn timeouts_as_operations() {
 #[test]
 fn timeouts_by_the_clock_and_removed() {
     let mut ring = ring::<Sqe64, Cqe16>(4);
-    // A time of the monotonic clock that is over: at once, and not after that long.
+    // An absolute time in the past expires at once.
     let past = op::Timespec {
         tv_sec: 5,
         tv_nsec: 0,
@@ -279,7 +279,7 @@ fn messages_go_between_two_rings() {
     assert_eq!(
         run(
             &mut from,
-            // SAFETY: the test is the other ring's owner too, and awaits this.
+            // SAFETY: the test owns the target ring, too, and expects this completion.
             &unsafe { op::msg_ring(open(&to), 0xabcd_0000_1234, 42) }.user_data(1)
         )
         .res,
@@ -288,7 +288,7 @@ fn messages_go_between_two_rings() {
     assert_eq!(receiver.join().expect("receiver"), (0xabcd_0000_1234, 42));
 }
 
-/// L57 a popped CQE is a copy: the kernel writes its place anew and the copy stays.
+/// L57 a popped CQE is a copy: it stays the same when the kernel overwrites its slot.
 #[test]
 fn l57_a_popped_cqe_is_a_copy() {
     let mut ring = Ring::<Sqe64, Cqe32>::builder(1).build().expect("ring");
@@ -324,7 +324,7 @@ fn l58_the_command_area_starts_at_byte_48() {
     }
 }
 
-/// L58 on the kernel: commands of both sizes reach a driver, or come back with the errno of a file without one.
+/// L58 on the kernel: commands of both sizes reach a driver, or fail with the errno of a file without one.
 #[test]
 fn l58_commands_reach_the_driver() {
     let file = tempfile::tempfile().expect("file");
@@ -349,7 +349,7 @@ fn l58_commands_reach_the_driver() {
         );
         assert_eq!(cqe.result().map_err(Errno::get), expected);
     }
-    // A driver that answers: SOCKET_URING_OP_SIOCINQ (0) tells the bytes a socket has ready (6.7).
+    // A driver that answers: SOCKET_URING_OP_SIOCINQ (0) returns the number of bytes that a socket has ready (6.7).
     let socket = UdpSocket::bind("127.0.0.1:0").expect("socket");
     socket
         .connect(socket.local_addr().expect("address"))
@@ -381,9 +381,9 @@ fn a_buffer_ring_provides_in_order() {
     // SAFETY: the buffer comes from the group.
     let read = unsafe { op::read(open(&reader), std::ptr::null_mut(), 0, u64::MAX) }
         .flags(SqeFlags::BUFFER_SELECT);
-    // SAFETY: as promised to `add`.
+    // SAFETY: the contract of `add`.
     let read = unsafe { read.buf_index(bufs.bgid()) };
-    // Around the ring twice and a bit: the tail wraps over the first entry, which also holds it.
+    // Around the ring more than twice: the tail wraps over the first entry, which also holds it.
     for i in 0_u8..10 {
         writer.write_all(&[i; 5]).expect("write");
         let cqe = run(&mut ring, &read);
@@ -426,7 +426,7 @@ fn an_incremental_buffer_ring_fills_one_buffer_bit_by_bit() {
     // SAFETY: the buffer comes from the group.
     let read = unsafe { op::read(open(&reader), std::ptr::null_mut(), 0, u64::MAX) }
         .flags(SqeFlags::BUFFER_SELECT);
-    // SAFETY: as promised to `add`.
+    // SAFETY: the contract of `add`.
     let read = unsafe { read.buf_index(1) };
     for (text, more) in [(b"abc", true), (b"def", true)] {
         writer.write_all(text).expect("write");

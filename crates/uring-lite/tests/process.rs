@@ -1,5 +1,5 @@
-//! What rings leave in a process, and give to its children. These tests count for the whole process, so they are one
-//! test program and run one at a time.
+//! What rings leave behind in a process, and what its children inherit. These tests count for the whole process, so
+//! they are a test program of their own and run one at a time.
 
 mod common;
 
@@ -15,7 +15,7 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Descriptors and mappings of io_uring and eventfd kind.
+/// Descriptors and mappings of io_uring and eventfd.
 fn left() -> BTreeMap<String, usize> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir("/proc/self/fd")
@@ -36,7 +36,7 @@ fn left() -> BTreeMap<String, usize> {
     found
 }
 
-/// L23 a ring leaves no descriptor and no mapping, and what it has is not inherited.
+/// L23 a ring leaves no descriptor and no mapping, and children inherit nothing.
 #[test]
 fn l23_rings_leave_nothing_behind() {
     let _alone = alone();

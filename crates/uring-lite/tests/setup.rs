@@ -1,4 +1,4 @@
-//! Making and ending rings on the running kernel.
+//! Creating and closing rings on the running kernel.
 
 mod common;
 
@@ -106,13 +106,13 @@ fn sizes_are_rounded_and_clamped() {
 
 #[test]
 fn the_ring_descriptor_is_registered_and_given_back() {
-    // A thread has 16 places: a leak would show at the seventeenth ring.
+    // A thread has 16 slots: a leak would show at the seventeenth ring.
     for i in 0..40 {
         let mut ring = ring::<Sqe64, Cqe16>(2);
         assert!(ring.setup().ring_fd_registered, "ring {i}");
         works(&mut ring);
     }
-    // More rings than places work all the same.
+    // More rings than slots work, too.
     let mut rings: Vec<Ring> = (0..18).map(|_| ring(2)).collect();
     assert!(!rings[17].setup().ring_fd_registered);
     rings.iter_mut().for_each(works);

@@ -10,53 +10,53 @@ use super::{Fd, on, rw};
 use crate::entry::Sqe64;
 use crate::sys;
 
-/// `IORING_OP_READ` (5.6): `len` bytes from `offset` of the file, `u64::MAX` for the current position. With
+/// `IORING_OP_READ` (5.6): reads `len` bytes at `offset` of the file, `u64::MAX` for the current position. With
 /// [`BUFFER_SELECT`](super::SqeFlags::BUFFER_SELECT) `buf` may be null: the group's buffer is used.
 ///
 /// # Safety
-/// `buf` is valid for writes of `len` bytes until the CQE.
+/// `buf` must be valid for writes of `len` bytes until the CQE.
 #[inline]
 #[must_use]
 pub unsafe fn read(fd: Fd, buf: *mut u8, len: u32, offset: u64) -> Sqe64 {
     rw(sys::IORING_OP_READ, fd, buf as u64, len, offset)
 }
 
-/// `IORING_OP_WRITE` (5.6): `len` bytes to `offset` of the file, `u64::MAX` for the current position.
+/// `IORING_OP_WRITE` (5.6): writes `len` bytes at `offset` of the file, `u64::MAX` for the current position.
 ///
 /// # Safety
-/// `buf` is valid for reads of `len` bytes until the CQE.
+/// `buf` must be valid for reads of `len` bytes until the CQE.
 #[inline]
 #[must_use]
 pub unsafe fn write(fd: Fd, buf: *const u8, len: u32, offset: u64) -> Sqe64 {
     rw(sys::IORING_OP_WRITE, fd, buf as u64, len, offset)
 }
 
-/// `IORING_OP_READV` (5.1): from `offset` of the file, `u64::MAX` for the current position, into `count` pieces.
+/// `IORING_OP_READV` (5.1): reads into `count` pieces at `offset` of the file, `u64::MAX` for the current position.
 ///
 /// # Safety
-/// `iovecs` is valid for reads of `count` elements until `enter` has submitted the entry; the memory they name is
-/// valid for writes until the CQE.
+/// `iovecs` must be valid for reads of `count` elements until `enter` has submitted the entry; the memory they name
+/// must be valid for writes until the CQE.
 #[inline]
 #[must_use]
 pub unsafe fn readv(fd: Fd, iovecs: *const libc::iovec, count: u32, offset: u64) -> Sqe64 {
     rw(sys::IORING_OP_READV, fd, iovecs as u64, count, offset)
 }
 
-/// `IORING_OP_WRITEV` (5.1): `count` pieces to `offset` of the file, `u64::MAX` for the current position.
+/// `IORING_OP_WRITEV` (5.1): writes `count` pieces at `offset` of the file, `u64::MAX` for the current position.
 ///
 /// # Safety
-/// As [`readv`], the memory valid for reads.
+/// As for [`readv`], with the memory valid for reads.
 #[inline]
 #[must_use]
 pub unsafe fn writev(fd: Fd, iovecs: *const libc::iovec, count: u32, offset: u64) -> Sqe64 {
     rw(sys::IORING_OP_WRITEV, fd, iovecs as u64, count, offset)
 }
 
-/// `IORING_OP_READ_FIXED` (5.1) into registered buffer `index`: `addr` is an address inside it, or the byte offset
-/// for a buffer that the kernel registered.
+/// `IORING_OP_READ_FIXED` (5.1): reads into registered buffer `index`. `addr` is an address inside it, or the byte
+/// offset for a buffer that the kernel registered.
 ///
 /// # Safety
-/// The registered buffer's memory is valid until the CQE.
+/// The registered buffer's memory must be valid until the CQE.
 #[inline]
 #[must_use]
 pub unsafe fn read_fixed(fd: Fd, index: u16, addr: u64, len: u32, offset: u64) -> Sqe64 {
@@ -65,10 +65,10 @@ pub unsafe fn read_fixed(fd: Fd, index: u16, addr: u64, len: u32, offset: u64) -
     sqe
 }
 
-/// `IORING_OP_WRITE_FIXED` (5.1) from registered buffer `index`; `addr` as for [`read_fixed`].
+/// `IORING_OP_WRITE_FIXED` (5.1): writes from registered buffer `index`; `addr` as for [`read_fixed`].
 ///
 /// # Safety
-/// The registered buffer's memory is valid until the CQE.
+/// The registered buffer's memory must be valid until the CQE.
 #[inline]
 #[must_use]
 pub unsafe fn write_fixed(fd: Fd, index: u16, addr: u64, len: u32, offset: u64) -> Sqe64 {
@@ -77,7 +77,7 @@ pub unsafe fn write_fixed(fd: Fd, index: u16, addr: u64, len: u32, offset: u64) 
     sqe
 }
 
-/// `IORING_OP_FSYNC` (5.1); of the data only, if so asked.
+/// `IORING_OP_FSYNC` (5.1), or fdatasync with `data_only`.
 #[inline]
 #[must_use]
 pub fn fsync(fd: Fd, data_only: bool) -> Sqe64 {
@@ -92,7 +92,7 @@ pub fn fsync(fd: Fd, data_only: bool) -> Sqe64 {
     })
 }
 
-/// `IORING_OP_FALLOCATE` (5.6) with the `mode` of `fallocate(2)`, in bytes.
+/// `IORING_OP_FALLOCATE` (5.6) with the `mode` of `fallocate(2)`; the range is in bytes.
 #[inline]
 #[must_use]
 pub fn fallocate(fd: Fd, mode: u32, offset: u64, len: u64) -> Sqe64 {
@@ -100,11 +100,11 @@ pub fn fallocate(fd: Fd, mode: u32, offset: u64, len: u64) -> Sqe64 {
     rw(sys::IORING_OP_FALLOCATE, fd, len, mode, offset)
 }
 
-/// `IORING_OP_CLOSE` (5.6) of a descriptor. [`Ring::push_close`](crate::Ring::push_close) is the safe way.
+/// `IORING_OP_CLOSE` (5.6) of a descriptor. [`Ring::push_close`](crate::Ring::push_close) is the safe interface.
 ///
 /// # Safety
-/// The descriptor is the caller's own, who gives it up: the entry is submitted once, copies of it never, and nobody
-/// uses or closes the descriptor afterwards.
+/// The caller must own the descriptor and give it up: the entry is submitted once, copies of it never, and nobody uses
+/// or closes the descriptor afterwards.
 #[inline]
 #[must_use]
 pub unsafe fn close(fd: RawFd) -> Sqe64 {
@@ -121,7 +121,7 @@ pub unsafe fn close(fd: RawFd) -> Sqe64 {
 pub fn close_registered(slot: u32) -> Sqe64 {
     Sqe64(sys::io_uring_sqe {
         opcode: sys::IORING_OP_CLOSE,
-        // The kernel counts from one here, 0 being "by descriptor".
+        // The kernel counts from one here; 0 means "by descriptor".
         file_index: slot.wrapping_add(1),
         ..Default::default()
     })

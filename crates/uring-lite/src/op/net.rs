@@ -1,24 +1,23 @@
 //! Operations on sockets.
 //!
-//! `flags` are those of the system call (`MSG_*`). A send may be short and so may a receive, unless
-//! [`MSG_WAITALL`] asks for all. Data goes to and from a registered buffer by
-//! [`read_fixed`](super::read_fixed) and [`write_fixed`](super::write_fixed), which sockets take too, and by
-//! [`send_zc_fixed`].
+//! `flags` are those of the system call (`MSG_*`). Sends and receives may be short unless [`MSG_WAITALL`] is set. To
+//! transfer data to and from a registered buffer, use [`read_fixed`](super::read_fixed) and
+//! [`write_fixed`](super::write_fixed), which work on sockets, too, or [`send_zc_fixed`].
 #![expect(unsafe_code, reason = "unsafe fn: entries that name memory")]
 
 use super::{Fd, rw};
 use crate::entry::Sqe64;
 use crate::sys;
 
-/// Go on until all is sent or received (`MSG_WAITALL`; for sends since 5.19). An error in the midst gives a short
-/// count.
+/// Continue until everything is sent or received (`MSG_WAITALL`; for sends since 5.19). An error in between gives a
+/// short count.
 pub const MSG_WAITALL: u32 = 0x100;
-/// No SIGPIPE when the other side is gone (`MSG_NOSIGNAL`).
+/// No SIGPIPE if the peer is gone (`MSG_NOSIGNAL`).
 pub const MSG_NOSIGNAL: u32 = 0x4000;
-/// The network reads the memory behind the completion, and tells on the socket's error queue when it is done
-/// (`MSG_ZEROCOPY`, of sockets with `SO_ZEROCOPY`). [`send_zc`] tells by a CQE.
+/// The network reads the memory even after the completion, and reports on the socket's error queue when it is done
+/// (`MSG_ZEROCOPY`, for sockets with `SO_ZEROCOPY`). [`send_zc`] reports it with a CQE.
 pub const MSG_ZEROCOPY: u32 = 0x400_0000;
-/// `EAGAIN` rather than waiting (`MSG_DONTWAIT`).
+/// Fail with `EAGAIN` instead of waiting (`MSG_DONTWAIT`).
 pub const MSG_DONTWAIT: u32 = 0x40;
 
 #[inline]
@@ -28,65 +27,66 @@ fn transfer(opcode: u8, fd: Fd, addr: u64, len: u32, flags: u32) -> Sqe64 {
     sqe
 }
 
-/// `IORING_OP_SEND` (5.6): completes with the count of bytes.
+/// `IORING_OP_SEND` (5.6): completes with the byte count.
 ///
 /// # Safety
-/// `buf` is valid for reads of `len` bytes until the CQE; with [`MSG_ZEROCOPY`] until the socket's error queue says so.
+/// `buf` must be valid for reads of `len` bytes until the CQE; with [`MSG_ZEROCOPY`] until the socket's error queue
+/// reports it.
 #[inline]
 #[must_use]
 pub unsafe fn send(fd: Fd, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_SEND, fd, buf as u64, len, flags)
 }
 
-/// `IORING_OP_RECV` (5.6): completes with the count of bytes, 0 at the end of the stream. With
+/// `IORING_OP_RECV` (5.6): completes with the byte count, 0 at the end of the stream. With
 /// [`SqeFlags::BUFFER_SELECT`](super::SqeFlags::BUFFER_SELECT) `buf` may be null: the group's buffer is used.
 ///
 /// # Safety
-/// `buf` is valid for writes of `len` bytes until the CQE.
+/// `buf` must be valid for writes of `len` bytes until the CQE.
 #[inline]
 #[must_use]
 pub unsafe fn recv(fd: Fd, buf: *mut u8, len: u32, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_RECV, fd, buf as u64, len, flags)
 }
 
-/// `IORING_OP_SENDMSG` (5.3): the pieces of `msg`, with address and control data.
+/// `IORING_OP_SENDMSG` (5.3): sends the pieces of `msg`, with address and control data.
 ///
 /// # Safety
-/// `msg` and the memory it names, in its pieces too, are valid for reads until the CQE.
+/// `msg` and all memory it names, including its pieces, must be valid for reads until the CQE.
 #[inline]
 #[must_use]
 pub unsafe fn sendmsg(fd: Fd, msg: *const libc::msghdr, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_SENDMSG, fd, msg as u64, 1, flags)
 }
 
-/// `IORING_OP_RECVMSG` (5.3) into the pieces of `msg`, which also tells who sent it.
+/// `IORING_OP_RECVMSG` (5.3): receives into the pieces of `msg`, which also gets the sender's address.
 ///
 /// # Safety
-/// `msg` and the memory it names, in its pieces too, are valid for reads and writes until the CQE.
+/// `msg` and all memory it names, including its pieces, must be valid for reads and writes until the CQE.
 #[inline]
 #[must_use]
 pub unsafe fn recvmsg(fd: Fd, msg: *mut libc::msghdr, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_RECVMSG, fd, msg as u64, 1, flags)
 }
 
-/// `IORING_OP_SEND_ZC` (6.0): [`send`] straight from the memory. The first CQE has the count; when it
-/// [has more](crate::Cqe16::has_more) behind it, a second one with the same `user_data`, a
-/// [notification](crate::Cqe16::is_notification), says that the kernel needs the memory no more.
+/// `IORING_OP_SEND_ZC` (6.0): [`send`] without a copy. The first CQE has the count. If [more](crate::Cqe16::has_more)
+/// follow, a second one with the same `user_data`, a [notification](crate::Cqe16::is_notification), says that the
+/// kernel no longer needs the memory.
 ///
 /// # Safety
-/// `buf` is valid for reads of `len` bytes until the last CQE; what it holds may be sent as of any time until
-/// then.
+/// `buf` must be valid for reads of `len` bytes until the last CQE; the kernel may send its content as of any time
+/// until then.
 #[inline]
 #[must_use]
 pub unsafe fn send_zc(fd: Fd, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_SEND_ZC, fd, buf as u64, len, flags)
 }
 
-/// [`send_zc`] from registered buffer `index` (`IORING_RECVSEND_FIXED_BUF`, 6.0): `addr` is an address inside it,
-/// or the byte offset for a buffer that the kernel registered (6.15).
+/// [`send_zc`] from registered buffer `index` (`IORING_RECVSEND_FIXED_BUF`, 6.0). `addr` is an address inside it, or
+/// the byte offset for a buffer that the kernel registered (6.15).
 ///
 /// # Safety
-/// The registered buffer's memory is valid until the last CQE.
+/// The registered buffer's memory must be valid until the last CQE.
 #[inline]
 #[must_use]
 pub unsafe fn send_zc_fixed(fd: Fd, index: u16, addr: u64, len: u32, flags: u32) -> Sqe64 {
@@ -96,31 +96,31 @@ pub unsafe fn send_zc_fixed(fd: Fd, index: u16, addr: u64, len: u32, flags: u32)
     sqe
 }
 
-/// `IORING_OP_SENDMSG_ZC` (6.1): [`sendmsg`] straight from the memory, with CQEs as of [`send_zc`].
+/// `IORING_OP_SENDMSG_ZC` (6.1): [`sendmsg`] without a copy, with CQEs as for [`send_zc`].
 ///
 /// # Safety
-/// As [`sendmsg`], until the last CQE.
+/// As for [`sendmsg`], until the last CQE.
 #[inline]
 #[must_use]
 pub unsafe fn sendmsg_zc(fd: Fd, msg: *const libc::msghdr, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_SENDMSG_ZC, fd, msg as u64, 1, flags)
 }
 
-/// `IORING_OP_CONNECT` (5.5) to the address of `len` bytes.
+/// `IORING_OP_CONNECT` (5.5) to an address of `len` bytes.
 ///
 /// # Safety
-/// `addr` is valid for reads of `len` bytes until `enter` has submitted the entry.
+/// `addr` must be valid for reads of `len` bytes until `enter` has submitted the entry.
 #[inline]
 #[must_use]
 pub unsafe fn connect(fd: Fd, addr: *const libc::sockaddr, len: u32) -> Sqe64 {
     rw(sys::IORING_OP_CONNECT, fd, addr as u64, 0, u64::from(len))
 }
 
-/// `IORING_OP_ACCEPT` (5.5): completes with a new descriptor, made with the `flags` of `accept4` (`SOCK_CLOEXEC`
-/// …). `addr` and `len` may both be null; else the peer's address is written there.
+/// `IORING_OP_ACCEPT` (5.5): completes with a new descriptor, created with the `flags` of `accept4` (`SOCK_CLOEXEC` …).
+/// `addr` and `len` may both be null; otherwise the peer's address is written there.
 ///
 /// # Safety
-/// `len` is null or valid for reads and writes, and `addr` null or valid for writes of `*len` bytes, until the
+/// `len` must be null or valid for reads and writes, and `addr` null or valid for writes of `*len` bytes, until the
 /// CQE.
 #[inline]
 #[must_use]
@@ -135,8 +135,8 @@ pub unsafe fn accept(
     sqe
 }
 
-/// [`accept`] that goes on (`IORING_ACCEPT_MULTISHOT`, 5.19): a CQE with a new descriptor for each connection, until
-/// one comes without [more](crate::Cqe16::has_more).
+/// [`accept`] for many connections (`IORING_ACCEPT_MULTISHOT`, 5.19): posts a CQE with a new descriptor for each, until
+/// one without [more](crate::Cqe16::has_more).
 #[inline]
 #[must_use]
 pub fn accept_multishot(fd: Fd, flags: u32) -> Sqe64 {

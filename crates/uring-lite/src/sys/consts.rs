@@ -24,13 +24,13 @@ constants! {
     /// No CQE on success (5.17).
     IOSQE_CQE_SKIP_SUCCESS: u8 = 1 << 6;
 
-    /// `cq_entries` of the parameters is meant (5.5).
+    /// `cq_entries` of the parameters is valid (5.5).
     IORING_SETUP_CQSIZE: u32 = 1 << 3;
-    /// Too large sizes are cut, not refused (5.6).
+    /// Excessive sizes are limited, not refused (5.6).
     IORING_SETUP_CLAMP: u32 = 1 << 4;
-    /// An SQE that fails does not stop the submission of those behind it (5.18).
+    /// An SQE that fails does not stop the submission of those after it (5.18).
     IORING_SETUP_SUBMIT_ALL: u32 = 1 << 7;
-    /// No interrupt of the running task for completion work (5.19).
+    /// Completion work does not interrupt the running task (5.19).
     IORING_SETUP_COOP_TASKRUN: u32 = 1 << 8;
     /// Show pending completion work as `IORING_SQ_TASKRUN` (5.19).
     IORING_SETUP_TASKRUN_FLAG: u32 = 1 << 9;
@@ -38,9 +38,9 @@ constants! {
     IORING_SETUP_SQE128: u32 = 1 << 10;
     /// CQEs have 32 bytes (5.19).
     IORING_SETUP_CQE32: u32 = 1 << 11;
-    /// One task submits (6.0).
+    /// Only one task submits (6.0).
     IORING_SETUP_SINGLE_ISSUER: u32 = 1 << 12;
-    /// Completion work runs inside `io_uring_enter` with GETEVENTS only (6.1).
+    /// Completion work only runs inside `io_uring_enter` with GETEVENTS (6.1).
     IORING_SETUP_DEFER_TASKRUN: u32 = 1 << 13;
     /// No index array between the SQ ring and the SQEs (6.6).
     IORING_SETUP_NO_SQARRAY: u32 = 1 << 16;
@@ -59,7 +59,7 @@ constants! {
     IORING_OP_WRITE_FIXED: u8 = 5;
     /// Wait for readiness of a descriptor (5.1).
     IORING_OP_POLL_ADD: u8 = 6;
-    /// End a poll (5.1).
+    /// Remove a poll (5.1).
     IORING_OP_POLL_REMOVE: u8 = 7;
     /// sendmsg (5.3).
     IORING_OP_SENDMSG: u8 = 9;
@@ -67,13 +67,13 @@ constants! {
     IORING_OP_RECVMSG: u8 = 10;
     /// Timeout (5.4).
     IORING_OP_TIMEOUT: u8 = 11;
-    /// End a timeout (5.5).
+    /// Remove a timeout (5.5).
     IORING_OP_TIMEOUT_REMOVE: u8 = 12;
     /// accept4 (5.5).
     IORING_OP_ACCEPT: u8 = 13;
     /// Cancel a request by its `user_data` (5.5).
     IORING_OP_ASYNC_CANCEL: u8 = 14;
-    /// Timeout of the entry before (5.5).
+    /// Timeout of the previous entry (5.5).
     IORING_OP_LINK_TIMEOUT: u8 = 15;
     /// connect (5.5).
     IORING_OP_CONNECT: u8 = 16;
@@ -95,36 +95,36 @@ constants! {
     IORING_OP_MSG_RING: u8 = 40;
     /// socket (5.19).
     IORING_OP_SOCKET: u8 = 45;
-    /// A command of the file's driver (5.19).
+    /// A command for the file's driver (5.19).
     IORING_OP_URING_CMD: u8 = 46;
     /// send without a copy (6.0).
     IORING_OP_SEND_ZC: u8 = 47;
     /// sendmsg without a copy (6.1).
     IORING_OP_SENDMSG_ZC: u8 = 48;
 
-    /// Command works on the registered buffer `buf_index` (6.1).
+    /// The command uses the registered buffer `buf_index` (6.1).
     IORING_URING_CMD_FIXED: u32 = 1 << 0;
-    /// Command posts several CQEs with buffers of a group (6.18).
+    /// The command posts several CQEs with buffers of a group (6.18).
     IORING_URING_CMD_MULTISHOT: u32 = 1 << 1;
     /// fdatasync.
     IORING_FSYNC_DATASYNC: u32 = 1 << 0;
     /// The time is absolute.
     IORING_TIMEOUT_ABS: u32 = 1 << 0;
-    /// The end of the time counts as success for links (5.16).
+    /// Expiry counts as success for links (5.16).
     IORING_TIMEOUT_ETIME_SUCCESS: u32 = 1 << 5;
-    /// Poll goes on after its first CQE (5.13).
+    /// The poll stays armed after its first CQE (5.13).
     IORING_POLL_ADD_MULTI: u32 = 1 << 0;
     /// Cancel every match (5.19).
     IORING_ASYNC_CANCEL_ALL: u32 = 1 << 0;
-    /// By file instead of by `user_data` (5.19).
+    /// Match by file instead of by `user_data` (5.19).
     IORING_ASYNC_CANCEL_FD: u32 = 1 << 1;
-    /// Whatever there is (5.19).
+    /// Match any request (5.19).
     IORING_ASYNC_CANCEL_ANY: u32 = 1 << 2;
     /// The file is a registered one (6.0).
     IORING_ASYNC_CANCEL_FD_FIXED: u32 = 1 << 3;
     /// The memory is the registered buffer `buf_index`; in `ioprio` (6.0).
     IORING_RECVSEND_FIXED_BUF: u16 = 1 << 2;
-    /// Accept goes on after its first CQE; in `ioprio` (5.19).
+    /// Accept stays armed after its first CQE; in `ioprio` (5.19).
     IORING_ACCEPT_MULTISHOT: u16 = 1 << 0;
     /// `MSG_RING` passes `len` as `res` and `off` as `user_data` (5.18).
     IORING_MSG_DATA: u64 = 0;
@@ -133,11 +133,11 @@ constants! {
     IORING_CQE_F_BUFFER: u32 = 1 << 0;
     /// The SQE will post more CQEs (5.13).
     IORING_CQE_F_MORE: u32 = 1 << 1;
-    /// The kernel needs the memory of a zero-copy send no more (6.0).
+    /// The kernel no longer needs the memory of a zero-copy send (6.0).
     IORING_CQE_F_NOTIF: u32 = 1 << 3;
     /// The buffer of an incremental buffer ring is not used up (6.12).
     IORING_CQE_F_BUF_MORE: u32 = 1 << 4;
-    /// Where the buffer id starts in the flags.
+    /// Position of the buffer id in the flags.
     IORING_CQE_BUFFER_SHIFT: u32 = 16;
 
     /// mmap offset of the SQ ring (and of the CQ ring with `IORING_FEAT_SINGLE_MMAP`).
@@ -166,36 +166,36 @@ constants! {
     /// `IORING_ENTER_EXT_ARG` (5.11).
     IORING_FEAT_EXT_ARG: u32 = 1 << 8;
 
-    /// Forget all registered buffers (5.1).
+    /// Unregister all buffers (5.1).
     IORING_UNREGISTER_BUFFERS: u32 = 1;
     /// Register files (5.1).
     IORING_REGISTER_FILES: u32 = 2;
-    /// Forget all registered files (5.1).
+    /// Unregister all files (5.1).
     IORING_UNREGISTER_FILES: u32 = 3;
-    /// Ask which operations exist (5.6).
+    /// Query the supported operations (5.6).
     IORING_REGISTER_PROBE: u32 = 8;
     /// Register files, extended form (5.13).
     IORING_REGISTER_FILES2: u32 = 13;
-    /// Change registered files (5.13).
+    /// Update registered files (5.13).
     IORING_REGISTER_FILES_UPDATE2: u32 = 14;
     /// Register buffers, extended form (5.13).
     IORING_REGISTER_BUFFERS2: u32 = 15;
-    /// Change registered buffers (5.13).
+    /// Update registered buffers (5.13).
     IORING_REGISTER_BUFFERS_UPDATE: u32 = 16;
-    /// Set how many kernel workers there may be (5.15).
+    /// Set the maximum number of kernel workers (5.15).
     IORING_REGISTER_IOWQ_MAX_WORKERS: u32 = 19;
     /// Register the ring's own descriptor with the task (5.18).
     IORING_REGISTER_RING_FDS: u32 = 20;
     /// Undo `IORING_REGISTER_RING_FDS` (5.18).
     IORING_UNREGISTER_RING_FDS: u32 = 21;
-    /// Register a ring of buffers (5.19).
+    /// Register a ring of provided buffers (5.19).
     IORING_REGISTER_PBUF_RING: u32 = 22;
-    /// Forget a ring of buffers (5.19).
+    /// Unregister a ring of provided buffers (5.19).
     IORING_UNREGISTER_PBUF_RING: u32 = 23;
     /// The table starts empty (5.19).
     IORING_RSRC_REGISTER_SPARSE: u32 = 1 << 0;
     /// The operation of a probe entry exists.
     IO_URING_OP_SUPPORTED: u16 = 1 << 0;
-    /// A buffer of the ring is used up bit by bit (6.12).
+    /// Buffers of the ring are consumed incrementally (6.12).
     IOU_PBUF_RING_INC: u16 = 2;
 }

@@ -1,4 +1,4 @@
-//! Structures shared with the kernel, one layout statement each.
+//! Structures shared with the kernel, each with its layout asserted.
 
 use static_assertions::const_assert_eq;
 
@@ -31,7 +31,7 @@ macro_rules! layout {
     };
 }
 
-/// Submission queue entry; the first 64 bytes where entries have 128.
+/// Submission queue entry; the first 64 bytes of a 128-byte entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct io_uring_sqe {
@@ -43,7 +43,7 @@ pub struct io_uring_sqe {
     pub ioprio: u16,
     /// Descriptor, or index with `IOSQE_FIXED_FILE`.
     pub fd: i32,
-    /// File offset; also `addr2`, and `cmd_op` in its first four bytes with zero behind it.
+    /// File offset; also `addr2`, and `cmd_op` in its first four bytes, followed by zero.
     pub off: u64,
     /// Address, or `user_data` of a request to cancel.
     pub addr: u64,
@@ -51,13 +51,13 @@ pub struct io_uring_sqe {
     pub len: u32,
     /// Flags of the operation; also `uring_cmd_flags`, `fsync_flags`, `poll32_events`, `timeout_flags`, …
     pub rw_flags: u32,
-    /// Handed back in the CQE.
+    /// Returned in the CQE.
     pub user_data: u64,
     /// Registered buffer; also `buf_group`.
     pub buf_index: u16,
     /// Registered credentials, 0 for the caller's.
     pub personality: u16,
-    /// Registered file for operations that make one.
+    /// Registered file slot for operations that create a file.
     pub file_index: u32,
     /// First 16 bytes of the command area; also `addr3`.
     pub cmd: [u8; 16],
@@ -74,7 +74,7 @@ layout!(io_uring_sqe, 64, 8, SQE, {
 // C says `__u8 cmd[0]`: its size can't be compared, its place can.
 const_assert_eq!(memoffset::offset_of!(io_uring_sqe, cmd), 48);
 
-/// Completion queue entry; the first 16 bytes where entries have 32.
+/// Completion queue entry; the first 16 bytes of a 32-byte entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct io_uring_cqe {
@@ -88,23 +88,23 @@ pub struct io_uring_cqe {
 
 layout!(io_uring_cqe, 16, 8, CQE, { user_data: 0, 8; res: 8, 4; flags: 12, 4; });
 
-/// Places of the SQ ring's fields in its mapping, in bytes.
+/// Offsets of the SQ ring's fields in its mapping, in bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct io_sqring_offsets {
-    /// Index of the next entry the kernel takes.
+    /// Index of the next entry that the kernel takes.
     pub head: u32,
-    /// Index behind the last entry we published.
+    /// Index behind the last published entry.
     pub tail: u32,
-    /// Entries less one.
+    /// Number of entries less one.
     pub ring_mask: u32,
-    /// Entries.
+    /// Number of entries.
     pub ring_entries: u32,
     /// `IORING_SQ_*`.
     pub flags: u32,
-    /// Count of entries the kernel refused as invalid.
+    /// Number of entries that the kernel rejected as invalid.
     pub dropped: u32,
-    /// Array of SQE indices; not filled with `IORING_SETUP_NO_SQARRAY`.
+    /// Array of SQE indices; unused with `IORING_SETUP_NO_SQARRAY`.
     pub array: u32,
     /// Reserved.
     pub resv1: u32,
@@ -117,19 +117,19 @@ layout!(io_sqring_offsets, 40, 8, SQ_OFF, {
     resv1: 28, 4; user_addr: 32, 8;
 });
 
-/// Places of the CQ ring's fields in its mapping, in bytes.
+/// Offsets of the CQ ring's fields in its mapping, in bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct io_cqring_offsets {
-    /// Index of the next entry we read.
+    /// Index of the next entry that the application reads.
     pub head: u32,
-    /// Index behind the last entry the kernel wrote.
+    /// Index behind the last entry that the kernel wrote.
     pub tail: u32,
-    /// Entries less one.
+    /// Number of entries less one.
     pub ring_mask: u32,
-    /// Entries.
+    /// Number of entries.
     pub ring_entries: u32,
-    /// Count of CQEs that did not fit and could not be kept.
+    /// Number of CQEs that did not fit and could not be kept.
     pub overflow: u32,
     /// The entries.
     pub cqes: u32,
@@ -146,19 +146,19 @@ layout!(io_cqring_offsets, 40, 8, CQ_OFF, {
     resv1: 28, 4; user_addr: 32, 8;
 });
 
-/// Argument of `io_uring_setup`, filled by the kernel.
+/// Argument of `io_uring_setup`, filled in by the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct io_uring_params {
     /// SQ entries granted.
     pub sq_entries: u32,
-    /// CQ entries granted; asked for with `IORING_SETUP_CQSIZE`.
+    /// CQ entries granted; requested with `IORING_SETUP_CQSIZE`.
     pub cq_entries: u32,
     /// `IORING_SETUP_*`.
     pub flags: u32,
     /// CPU of the kernel's polling thread.
     pub sq_thread_cpu: u32,
-    /// Idle time of the kernel's polling thread, milliseconds.
+    /// Idle time of the kernel's polling thread in milliseconds.
     pub sq_thread_idle: u32,
     /// `IORING_FEAT_*`.
     pub features: u32,
@@ -185,7 +185,7 @@ pub struct io_uring_getevents_arg {
     pub sigmask: u64,
     /// Size of the mask in bytes.
     pub sigmask_sz: u32,
-    /// Wait at least so long for more than one event (6.12; `pad` before).
+    /// Minimum time to wait for more than one event (6.12; `pad` before).
     pub min_wait_usec: u32,
     /// Address of a `__kernel_timespec`, or 0.
     pub ts: u64,
@@ -211,7 +211,7 @@ layout!(__kernel_timespec, 16, 8, TIMESPEC, { tv_sec: 0, 8; tv_nsec: 8, 8; });
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct io_uring_rsrc_register {
-    /// Count of slots.
+    /// Number of slots.
     pub nr: u32,
     /// `IORING_RSRC_REGISTER_SPARSE`.
     pub flags: u32,
@@ -229,7 +229,7 @@ layout!(io_uring_rsrc_register, 32, 8, RSRC, { nr: 0, 4; flags: 4, 4; resv2: 8, 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct io_uring_rsrc_update {
-    /// Slot; all ones asks the kernel to choose.
+    /// Slot; all ones lets the kernel choose.
     pub offset: u32,
     /// Zero.
     pub resv: u32,
@@ -251,7 +251,7 @@ pub struct io_uring_rsrc_update2 {
     pub data: u64,
     /// Address of tags, or 0.
     pub tags: u64,
-    /// Count of slots.
+    /// Number of slots.
     pub nr: u32,
     /// Zero.
     pub resv2: u32,
@@ -279,7 +279,7 @@ pub struct io_uring_buf_reg {
 
 layout!(io_uring_buf_reg, 40, 8, BUF_REG, { ring_addr: 0, 8; ring_entries: 8, 4; bgid: 12, 2; flags: 14, 2; });
 
-/// Entry of a ring of buffers. The ring's tail lies over `resv` of the first entry.
+/// Entry of a ring of provided buffers. The ring's tail overlays `resv` of the first entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct io_uring_buf {
@@ -287,7 +287,7 @@ pub struct io_uring_buf {
     pub addr: u64,
     /// Its length in bytes.
     pub len: u32,
-    /// Buffer id, ours to choose.
+    /// Buffer id, chosen by the application.
     pub bid: u16,
     /// The tail in the first entry, else unused.
     pub resv: u16,
@@ -295,13 +295,13 @@ pub struct io_uring_buf {
 
 layout!(io_uring_buf, 16, 8, BUF, { addr: 0, 8; len: 8, 4; bid: 12, 2; resv: 14, 2; });
 
-/// Head of the answer to `IORING_REGISTER_PROBE`; the entries follow.
+/// Header of the reply to `IORING_REGISTER_PROBE`; the entries follow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct io_uring_probe {
-    /// Last operation the kernel knows.
+    /// Last operation that the kernel knows.
     pub last_op: u8,
-    /// Entries that follow.
+    /// Number of entries that follow.
     pub ops_len: u8,
     /// Zero.
     pub resv: u16,
@@ -311,7 +311,7 @@ pub struct io_uring_probe {
 
 layout!(io_uring_probe, 16, 4, PROBE, { last_op: 0, 1; ops_len: 1, 1; resv: 2, 2; resv2: 4, 12; } also { ops: 16, 0; });
 
-/// One operation in the answer to `IORING_REGISTER_PROBE`.
+/// One operation in the reply to `IORING_REGISTER_PROBE`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct io_uring_probe_op {

@@ -7,9 +7,9 @@ pub use structs::Struct;
 /// Name and value of each constant.
 pub const CONSTANTS: &[(&str, u64)] = consts::CONSTANTS;
 
-/// Each structure. Several names of one place (C unions) are rows of their own. A size of 0 stands for a
-/// flexible array, whose size C does not tell: compare its offset only. Fields at which kernels differ
-/// (`resv` of `io_uring_buf_reg`) are left out.
+/// Each structure. Aliases of one field (C unions) are separate rows. A size of 0 stands for a flexible array, whose
+/// size C does not tell: compare its offset only. Fields that differ between kernels (`resv` of `io_uring_buf_reg`) are
+/// left out.
 pub const STRUCTS: &[Struct] = &[
     structs::SQE,
     structs::CQE,
