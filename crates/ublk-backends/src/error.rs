@@ -1,34 +1,33 @@
-//! Why a backend could not be made.
+//! Errors of creating a backend.
 
 #![forbid(unsafe_code)]
 
 use ublk_core::Errno;
 
-/// Why a backend could not be made: wrong numbers, or no memory for them.
+/// Why a backend could not be created: invalid numbers, or not enough memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The logical block size is none of those offered.
-    #[error("block size {0} is not offered: give 512 or 4096")]
+    /// The logical block size is not supported.
+    #[error("block size {0} is not supported: give 512 or 4096")]
     BlockSize(u32),
 
-    /// The size is 0 or ends inside a block.
+    /// The size is 0 or not a multiple of the block size.
     #[error("size {size} is not a positive multiple of the block size {block_size}: {}",
             hint(*.size, *.block_size))]
     Size {
-        /// The size given, in bytes.
+        /// The requested size in bytes.
         size: u64,
-        /// The logical block size, in bytes.
+        /// The logical block size in bytes.
         block_size: u32,
     },
 
-    /// The size is beyond what a block device can have: the kernel counts bytes in a signed 64-bit
-    /// number.
+    /// The size exceeds that of any block device: the kernel counts bytes in a signed 64-bit number.
     #[error("size {size} is too large: a block device ends below 8 EiB ({max} bytes at most)")]
     TooLarge {
-        /// The size given, in bytes.
+        /// The requested size in bytes.
         size: u64,
-        /// The largest size, in bytes.
+        /// The largest size in bytes.
         max: u64,
     },
 
@@ -39,79 +38,79 @@ pub enum Error {
          (sysctl vm.overcommit_memory=1)"
     )]
     Reserve {
-        /// The size asked for, in bytes.
+        /// The requested size in bytes.
         size: u64,
-        /// What mmap answered.
+        /// The errno of mmap.
         errno: Errno,
     },
 
-    /// A call on the file of a file device failed before the device was made.
+    /// A call on the file of a file device failed before the device was created.
     #[error("cannot {doing}: {errno}{}{hint}", if hint.is_empty() { "" } else { "; " })]
     File {
-        /// What was tried.
+        /// What was attempted.
         doing: &'static str,
-        /// What the kernel answered.
+        /// The kernel's errno.
         errno: Errno,
         /// What to do next; may be empty.
         hint: &'static str,
     },
 
-    /// The path leads to something that holds no data of its own.
+    /// The path leads to something that does not store data.
     #[error("it is a {what}; give a regular file or a block device")]
     NotStorage {
-        /// What it is.
+        /// The kind of file.
         what: &'static str,
     },
 
-    /// The file has no whole block to serve.
+    /// The file is too small for a single block.
     #[error(
-        "the file has {size} bytes, which leaves no block of {block_size} bytes from offset {offset} on; \
+        "the file of {size} bytes has no whole block of {block_size} bytes at offset {offset}; \
          make it longer (truncate -s)"
     )]
     Empty {
-        /// Bytes of the file.
+        /// Size of the file in bytes.
         size: u64,
-        /// Where the device was to begin, in bytes.
+        /// Offset of the device in the file, in bytes.
         offset: u64,
-        /// The logical block size, in bytes.
+        /// The logical block size in bytes.
         block_size: u32,
     },
 
-    /// The window given ends behind the file.
+    /// The window extends beyond the end of the file.
     #[error(
-        "{length} bytes from offset {offset} on end behind the file of {size} bytes; give a window inside it"
+        "{length} bytes at offset {offset} extend beyond the end of the file ({size} bytes); give a window inside it"
     )]
     Window {
-        /// Where the device was to begin, in bytes.
+        /// Offset of the device in the file, in bytes.
         offset: u64,
-        /// How long it was to be, in bytes.
+        /// Length of the window in bytes.
         length: u64,
-        /// Bytes of the file.
+        /// Size of the file in bytes.
         size: u64,
     },
 
-    /// Offset or length of the window is no multiple of the block size.
+    /// Offset or length of the window is not a multiple of the block size.
     #[error("{what} {value} is not a multiple of the block size {block_size}: {}", hint(*.value, *.block_size))]
     Unaligned {
         /// `offset` or `length`.
         what: &'static str,
-        /// The number given, in bytes.
+        /// Its value in bytes.
         value: u64,
-        /// The logical block size, in bytes.
+        /// The logical block size in bytes.
         block_size: u32,
     },
 }
 
 impl Error {
-    /// True where the numbers or the kind of file are wrong for any machine; false where this machine or the file's
-    /// state refused.
+    /// True if the numbers or the kind of file are invalid on any machine; false if this machine or the state of the
+    /// file is the cause.
     #[must_use]
     pub const fn is_usage(&self) -> bool {
         !matches!(self, Self::Reserve { .. } | Self::File { .. })
     }
 }
 
-/// What to give instead of a size that is no multiple.
+/// Suggests a valid size.
 fn hint(size: u64, block_size: u32) -> String {
     let block = u64::from(block_size);
     match size / block * block {
@@ -123,7 +122,7 @@ fn hint(size: u64, block_size: u32) -> String {
 /// The largest size of a block device: whole 4096-byte blocks below 2^63.
 pub(crate) const MAX_SIZE: u64 = (i64::MAX as u64) / 4096 * 4096;
 
-/// Checks block size and size together, the way every backend does.
+/// Checks block size and size, for every backend.
 pub(crate) const fn check(size: u64, block_size: u32) -> Result<(), Error> {
     if block_size != 512 && block_size != 4096 {
         return Err(Error::BlockSize(block_size));
@@ -144,7 +143,7 @@ pub(crate) const fn check(size: u64, block_size: u32) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    /// L13 Sizes of 8 EiB and more are refused, those just below pass.
+    /// L13 Sizes of 8 EiB and more are refused, those just below are accepted.
     #[test]
     fn l13_sizes_are_checked_at_both_ends() {
         assert!(check(512, 512).is_ok());

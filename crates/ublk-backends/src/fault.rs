@@ -1,8 +1,8 @@
-//! A backend that fails on order (feature `fault`, for tests).
+//! A backend that fails on request (feature `fault`, for tests).
 //!
-//! [`Fault`] wraps another backend. Rules choose requests by operation, range and number; a chosen
-//! request fails with an errno, is held until released, or panics. It counts what arrives, so a test
-//! can see that a FLUSH reached the backend, and how often.
+//! [`Fault`] wraps another backend. Rules select requests by operation, range and number; a selected request fails with
+//! an errno, is held until released, or panics. It counts requests, so that a test can see that a FLUSH reached the
+//! backend, and how often.
 
 #![forbid(unsafe_code)]
 
@@ -12,31 +12,30 @@ use std::time::{Duration, Instant};
 
 use ublk_core::{Backend, Errno, Limits, Op, ZoneAction, ZoneReport, deadline_in};
 
-/// What happens to a chosen request.
+/// What happens to a selected request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Effect {
-    /// It fails with this errno; the wrapped backend is not asked.
+    /// It fails with this errno; the wrapped backend is not called.
     Fail(Errno),
-    /// It waits for [`Control::release`], at most this long, then goes on to the wrapped backend.
-    /// Past the time it fails with ETIMEDOUT.
+    /// It waits for [`Control::release`], for at most this long, then continues to the wrapped backend. After this time
+    /// it fails with ETIMEDOUT.
     Hold(Duration),
     /// The call panics.
     Panic,
 }
 
-/// Which requests are chosen, and what happens to them.
+/// Selects requests and what happens to them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Rule {
-    /// This operation only; any if `None`.
+    /// Only this operation; any if `None`.
     pub op: Option<Op>,
-    /// Requests that touch this range of bytes only; any if `None`. FLUSH has no range and is never
-    /// chosen by one.
+    /// Only requests that touch this range of bytes; any if `None`. FLUSH has no range and is never selected by one.
     pub range: Option<Range<u64>>,
-    /// This many requests that match otherwise pass first.
+    /// Number of other matches to let pass first.
     pub skip: u64,
-    /// This many are chosen after them.
+    /// Number of matches to select after them.
     pub times: u64,
     /// What happens to them.
     pub effect: Effect,
@@ -55,7 +54,7 @@ impl Rule {
         }
     }
 
-    /// Chooses only the `n`th match, counted from 1.
+    /// Selects only the `n`th match, counted from 1.
     #[must_use]
     pub const fn nth(mut self, n: u64) -> Self {
         self.skip = n.saturating_sub(1);
@@ -63,14 +62,14 @@ impl Rule {
         self
     }
 
-    /// Chooses only requests that touch these bytes.
+    /// Selects only requests that touch these bytes.
     #[must_use]
     pub const fn touching(mut self, range: Range<u64>) -> Self {
         self.range = Some(range);
         self
     }
 
-    /// Whether the rule applies to this request; counts the match.
+    /// Whether the rule selects this request; counts the match.
     fn takes(&mut self, op: Op, offset: u64, len: u64) -> bool {
         if self.op.is_some_and(|wanted| wanted != op) {
             return false;
@@ -92,7 +91,7 @@ impl Rule {
     }
 }
 
-/// How many requests of each operation arrived.
+/// Number of requests per operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Counts {
@@ -100,7 +99,7 @@ pub struct Counts {
     pub reads: u64,
     /// WRITE.
     pub writes: u64,
-    /// WRITE with FUA, counted in `writes` too.
+    /// WRITE with FUA, also counted in `writes`.
     pub fua_writes: u64,
     /// FLUSH.
     pub flushes: u64,
@@ -108,9 +107,9 @@ pub struct Counts {
     pub discards: u64,
     /// WRITE_ZEROES.
     pub write_zeroes: u64,
-    /// WRITE_ZEROES that may not unmap, counted in `write_zeroes` too.
+    /// WRITE_ZEROES that may not unmap, also counted in `write_zeroes`.
     pub no_unmap: u64,
-    /// ZONE_APPEND, and what else is about zones.
+    /// ZONE_APPEND and other zone operations.
     pub zones: u64,
     /// Requests waiting in [`Effect::Hold`] now.
     pub held: u64,
@@ -120,7 +119,7 @@ pub struct Counts {
 struct State {
     rules: Vec<Rule>,
     counts: Counts,
-    /// Grows at each release: who waits for a greater one goes on.
+    /// Grows with each release: those who wait for a greater value continue.
     released: u64,
 }
 
@@ -131,41 +130,41 @@ struct SharedState {
 }
 
 impl SharedState {
-    /// The state, also after a panic on order: every change to it is whole before the lock is given up.
+    /// Locks the state, even after a requested panic: every change is complete before the lock is released.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The handle of a [`Fault`]: rules in, counts out, from any thread.
+/// Controls a [`Fault`]: takes rules and returns counts, on any thread.
 #[derive(Debug, Clone, Default)]
 pub struct Control(Arc<SharedState>);
 
 impl Control {
-    /// Adds a rule; of several that match a request the first added wins.
+    /// Adds a rule; if several match a request, the first one applies.
     pub fn add(&self, rule: Rule) {
         self.0.lock().rules.push(rule);
     }
 
-    /// Removes all rules and releases what is held.
+    /// Removes all rules and releases held requests.
     pub fn clear(&self) {
         self.0.lock().rules.clear();
         self.release();
     }
 
-    /// Lets every held request go on.
+    /// Releases every held request.
     pub fn release(&self) {
         self.0.lock().released += 1;
         self.0.changed.notify_all();
     }
 
-    /// What arrived until now.
+    /// The counts so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.0.lock().counts
     }
 
-    /// Waits until `enough` holds of the counts, at most `limit`. False when the time was up first.
+    /// Waits until `enough` holds for the counts, for at most `limit`. False on timeout.
     #[must_use]
     pub fn wait(&self, limit: Duration, enough: impl Fn(&Counts) -> bool) -> bool {
         let state = self.0.lock();
@@ -179,7 +178,7 @@ impl Control {
     }
 }
 
-/// A backend that wraps another and fails on order.
+/// A backend that wraps another and fails on request.
 #[derive(Debug)]
 pub struct Fault<B> {
     inner: B,
@@ -188,7 +187,7 @@ pub struct Fault<B> {
 }
 
 impl<B: Backend> Fault<B> {
-    /// Wraps a backend. Its limits stay as they are, but calls are no longer quick: they may be held.
+    /// Wraps a backend. Its limits stay the same, except that calls are no longer quick: they may be held.
     #[must_use]
     pub fn new(inner: B) -> (Self, Control) {
         let control = Control::default();
@@ -200,14 +199,14 @@ impl<B: Backend> Fault<B> {
         (fault, control)
     }
 
-    /// Declares other limits than the wrapped backend's, for example a volatile cache.
+    /// Declares limits that differ from the wrapped backend's, for example a volatile cache.
     #[must_use]
     pub const fn declare(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Counts a request and does to it what the rules say.
+    /// Counts a request and applies the rules.
     fn meet(&self, op: Op, offset: u64, len: u64, flag: bool) -> Result<(), Errno> {
         let shared = &*self.control.0;
         let mut state = shared.lock();
@@ -232,7 +231,7 @@ impl<B: Backend> Fault<B> {
             Some(Effect::Fail(errno)) => Err(errno),
             Some(Effect::Panic) => {
                 drop(state);
-                panic!("panic on order at {op:?} {offset}+{len}");
+                panic!("requested panic at {op:?} {offset}+{len}");
             }
             Some(Effect::Hold(limit)) => hold(shared, state, limit),
         }
@@ -273,7 +272,7 @@ impl<B: Backend> Backend for Fault<B> {
         B::is_blind()
     }
 
-    // A blind backend's calls have no data: they meet a rule by their first byte.
+    // Calls of a blind backend have no data: they match a rule by their offset.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
         self.meet(Op::Read, offset, buf.len().max(1) as u64, false)?;
         self.inner.read_at(buf, offset)
@@ -397,7 +396,7 @@ mod tests {
         assert!(!control.wait(Duration::from_millis(1), |c| c.held == 1));
     }
 
-    /// L25 A panic on order, as the engine's tests need it; the backend is usable after it.
+    /// L25 A requested panic, as the engine's tests need it; the backend is usable afterwards.
     #[test]
     fn l25_panics_on_order_and_goes_on() {
         let (fault, control) = fault();

@@ -1,12 +1,11 @@
-//! Backends of ublk devices: what answers the requests.
+//! Backends for ublk devices: null, memory, file.
 //!
-//! * [`Null`] accepts everything and keeps nothing: for measuring the path to it.
+//! * [`Null`] accepts everything and stores nothing: for measuring the path to it.
 //! * [`Memory`] is a sparse memory device: a page exists from its first write to its discard.
-//! * [`File`] serves a regular file or a block device, or a part of it.
-//! * `fault::Fault` (feature `fault`, for tests) wraps another backend and makes chosen requests
-//!   fail, wait or panic.
+//! * [`File`] serves a regular file, a block device, or a part of one.
+//! * `fault::Fault` (feature `fault`, for tests) wraps another backend and makes selected requests fail, wait or panic.
 //!
-//! All are values of [`ublk_core::Backend`] and know nothing of rings, queues or devices.
+//! All implement [`ublk_core::Backend`] and know nothing of rings, queues or devices.
 //!
 //! ```
 //! use ublk_backends::Memory;
@@ -21,10 +20,10 @@
 //! ```
 //!
 //! # What safe code cannot break
-//! No function here is unsafe. [`Memory`] is copied to and from by `ublk_queue::racy_copy`, whose accesses may race, and is
-//! never a slice: clients may read a block that another client writes. What names it to the kernel is a loan
-//! (`MemRef`) that borrows it, or is held by the lane for good. [`File`] gives the kernel data of requests, its own aligned
-//! copies, and descriptors that it holds open.
+//! No function here is unsafe. [`Memory`] is accessed by `ublk_queue::racy_copy`, whose accesses may race, and is never
+//! a slice: clients may read a block that another client writes. A range of it that is named to the kernel (`MemRef`)
+//! either borrows it, or the lane keeps it alive. [`File`] passes to the kernel only the data of requests, its own
+//! aligned copies, and descriptors that it holds open.
 
 mod error;
 #[cfg(feature = "fault")]

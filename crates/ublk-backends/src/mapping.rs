@@ -1,7 +1,7 @@
-//! Anonymous memory that costs nothing until it is written.
+//! Anonymous memory that is populated on write.
 
-// Re-opened here for mmap and madvise: the module owns the mapping and its length, and hands out a
-// pointer only for ranges it has checked.
+// Allowed here for mmap and madvise: the module owns the mapping and its length, and only hands out pointers to checked
+// ranges.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -9,11 +9,11 @@ use std::ptr::NonNull;
 
 use ublk_core::Errno;
 
-/// A private anonymous mapping, without reserve, not inherited by children, not in core dumps.
+/// A private anonymous mapping without reserve, not inherited by children, left out of core dumps.
 ///
 /// # Invariants
-/// `base` is page-aligned and heads a live mapping of `len` bytes, readable and writable, that only
-/// this value unmaps. `len` is a multiple of the page size and at most `isize::MAX`.
+/// `base` is page-aligned and is the start of a live mapping of `len` bytes, readable and writable, that only this
+/// value unmaps. `len` is a multiple of the page size and at most `isize::MAX`.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
@@ -23,8 +23,8 @@ pub(crate) struct Mapping {
 
 // SAFETY: the mapping belongs to the process, not to a thread; `Mapping` has no other state.
 unsafe impl Send for Mapping {}
-// SAFETY: `&Mapping` gives out raw pointers only; who reads or writes through them has to answer for
-// races (`ublk_queue::racy_copy`). madvise and mincore may be called by several threads at once.
+// SAFETY: `&Mapping` only gives raw pointers; accesses through them must tolerate races (`ublk_queue::racy_copy`).
+// Several threads may call madvise and mincore at once.
 unsafe impl Sync for Mapping {}
 
 /// The page size of the running kernel, in bytes.
@@ -43,7 +43,7 @@ impl Mapping {
             .and_then(|len| len.checked_next_multiple_of(page))
             .filter(|len| isize::try_from(*len).is_ok())
             .ok_or(Errno::ENOMEM)?;
-        // SAFETY: no address is asked for, so no existing mapping is touched; no descriptor.
+        // SAFETY: no address is requested, so no existing mapping is touched; no descriptor.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -59,8 +59,8 @@ impl Mapping {
         }
         let base = NonNull::new(base.cast()).ok_or(Errno::ENOMEM)?;
         let mapping = Self { base, len, page };
-        // A child would share the pages copy-on-write and double the memory; a core dump would
-        // contain the users' data. DONTFORK is required, DONTDUMP is good manners.
+        // A child would share the pages copy-on-write and double the memory; a core dump would contain the users' data.
+        // DONTFORK is required, DONTDUMP is a courtesy.
         mapping.advise(0, len, libc::MADV_DONTFORK)?;
         let _ = mapping.advise(0, len, libc::MADV_DONTDUMP);
         Ok(mapping)
@@ -71,10 +71,10 @@ impl Mapping {
         self.page
     }
 
-    /// A pointer to byte `offset`, with `len` bytes behind it inside the mapping.
+    /// A pointer to byte `offset`, with `len` bytes after it inside the mapping.
     ///
     /// # Panics
-    /// If the range is not inside the mapping: the callers have checked it against the device.
+    /// If the range is not inside the mapping: callers must have checked it against the device.
     #[inline]
     pub(crate) fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
         assert!(
@@ -86,8 +86,8 @@ impl Mapping {
         unsafe { self.base.add(offset) }
     }
 
-    /// Gives whole pages back; they read as zeroes afterwards. False where the kernel refused
-    /// (locked memory): nothing has changed then.
+    /// Returns whole pages to the kernel; they read as zeroes afterwards. False, with nothing changed, if the kernel
+    /// refuses (locked memory).
     pub(crate) fn give_back(&self, offset: usize, len: usize) -> bool {
         len == 0 || self.advise(offset, len, libc::MADV_DONTNEED).is_ok()
     }
@@ -104,7 +104,7 @@ impl Mapping {
         Ok(())
     }
 
-    /// Bytes of the mapping that have a page behind them now.
+    /// Number of bytes of the mapping that are populated now.
     pub(crate) fn resident(&self) -> Result<u64, Errno> {
         const PAGES: usize = 1 << 16;
         let mut map = vec![0_u8; PAGES.min(self.len / self.page)];
@@ -132,8 +132,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: `base` and `len` are exactly what mmap returned; pointers given out by `at` are
-        // used only while the owner of this value is borrowed.
+        // SAFETY: `base` and `len` are exactly what mmap returned; pointers from `at` are only used while the owner of
+        // this value is borrowed.
         let _ = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }

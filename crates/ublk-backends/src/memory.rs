@@ -1,6 +1,6 @@
 //! The memory backend.
 
-// Re-opened here for the calls of `racy_copy`: this type owns the mapping and checks every range.
+// Allowed here for the calls of `racy_copy`: this type owns the mapping and checks every range.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
@@ -13,35 +13,34 @@ use crate::error::{Error, check};
 use crate::mapping::Mapping;
 use crate::pagemap::Pagemap;
 
-/// Largest DISCARD: one call to the kernel, whose cost is that of the pages in use.
+/// Largest DISCARD: one system call, whose cost depends on the pages in use.
 const MAX_DISCARD: u64 = 1 << 30;
 
-/// Largest WRITE_ZEROES: without leave to unmap, pages that there are are written, on the queue's thread.
+/// Largest WRITE_ZEROES: if it may not unmap, populated pages are written on the queue's thread.
 const MAX_WRITE_ZEROES: u64 = 16 << 20;
 
-/// A device of memory: sparse, populated by the first write to a page, given back by discard.
+/// A memory device: sparse, populated by the first write to a page, deallocated by discard.
 ///
-/// A device may be larger than the machine's memory as long as less is in use. What is in use is
-/// ordinary memory of the server: its limits (cgroup, the kernel's out-of-memory killer) apply. Its
-/// contents end with the server, so no write is ever more durable than when it completes: the
-/// device declares no volatile cache, and a FLUSH has nothing to do.
+/// A device may be larger than the machine's memory as long as less is in use. The memory in use is ordinary memory of
+/// the server, subject to its limits (cgroup, the kernel's OOM killer). The content is lost with the server, so no
+/// write becomes more durable after it completes: the device declares no volatile cache, and a FLUSH has nothing to do.
 ///
-/// Requests of several threads may overlap; then each byte is that of one of them.
+/// Requests of several threads may overlap; each byte is then that of one of them.
 #[derive(Debug)]
 pub struct Memory {
     mapping: Mapping,
-    /// Which pages there are; `None` where the kernel does not tell.
+    /// Tells which pages are populated; `None` if the kernel does not.
     pagemap: Option<Pagemap>,
     copier: Copier,
     limits: Limits,
 }
 
 impl Memory {
-    /// A memory device of `size` bytes with logical blocks of 512 or 4096 bytes, all zeroes.
+    /// Creates a zeroed memory device of `size` bytes with logical blocks of 512 or 4096 bytes.
     ///
     /// # Errors
-    /// [`Error::BlockSize`], [`Error::Size`], [`Error::TooLarge`] for wrong numbers;
-    /// [`Error::Reserve`] where the kernel refuses that much address space.
+    /// [`Error::BlockSize`], [`Error::Size`] or [`Error::TooLarge`] for invalid numbers; [`Error::Reserve`] if the
+    /// kernel refuses that much address space.
     pub fn new(size: u64, block_size: u32) -> Result<Self, Error> {
         check(size, block_size)?;
         let mapping = Mapping::new(size).map_err(|errno| Error::Reserve { size, errno })?;
@@ -53,7 +52,7 @@ impl Memory {
             limits: Limits::new(size)
                 .block_size(block_size)
                 .volatile_cache(false)
-                // Smaller discards are done too, but only whole pages give memory back.
+                // Smaller discards work, too, but only whole pages free memory.
                 .discard(MAX_DISCARD, page)
                 .write_zeroes(MAX_WRITE_ZEROES)
                 .quick(true),
@@ -67,39 +66,39 @@ impl Memory {
         self
     }
 
-    /// Bytes of memory in use now, in whole pages.
+    /// Number of bytes of memory in use now, in whole pages.
     ///
     /// # Errors
-    /// What mincore(2) answers: EAGAIN when the kernel is short of memory itself.
+    /// The errno of mincore(2): EAGAIN if the kernel is short of memory itself.
     pub fn resident(&self) -> Result<u64, Errno> {
         self.mapping.resident()
     }
 
-    /// The place of a range, checked: whole sectors (else EINVAL) inside the device (else EIO).
+    /// Checks a range: whole sectors (else EINVAL) inside the device (else EIO).
     #[inline]
     fn range(&self, offset: u64, len: u64) -> Result<(usize, usize), Errno> {
         if !(offset | len).is_multiple_of(UNIT as u64) {
             return Err(Errno::EINVAL);
         }
-        // No sum, so nothing wraps (L13).
+        // Nothing is added, so nothing wraps (L13).
         if offset > self.limits.size || len > self.limits.size - offset {
             return Err(Errno::EIO);
         }
-        // The device is inside the address space, so both fit.
+        // The device fits into the address space, so both conversions succeed.
         match (usize::try_from(offset), usize::try_from(len)) {
             (Ok(offset), Ok(len)) => Ok((offset, len)),
             _ => Err(Errno::EIO),
         }
     }
 
-    /// A checked place in the mapping.
+    /// Checks a range and returns its address in the mapping.
     #[inline]
     fn at(&self, offset: u64, len: usize) -> Result<NonNull<u8>, Errno> {
         let (offset, len) = self.range(offset, len as u64)?;
         Ok(self.mapping.at(offset, len))
     }
 
-    /// Writes zeroes over a range that `range` has checked.
+    /// Zeroes a range that `range` has checked.
     fn zero(&self, offset: usize, len: usize) {
         let shared = self.mapping.at(offset, len);
         // SAFETY: `len` bytes inside the mapping, which lives as long as `self`; whole sectors, so
@@ -107,8 +106,8 @@ impl Memory {
         unsafe { self.copier.zero(shared, len) };
     }
 
-    /// Makes a range that `range` has checked read as zeroes and keeps the pages that it has. One that is not there reads as
-    /// zeroes already and stays away: else zeroes over a large sparse device would take all memory there is.
+    /// Zeroes a range that `range` has checked and keeps its populated pages. Other pages read as zeroes already and
+    /// are not populated: zeroes over a large sparse device would use up all memory.
     fn zero_kept(&self, offset: usize, len: usize) {
         let page = self.mapping.page();
         let end = offset + len;
@@ -116,7 +115,7 @@ impl Memory {
             let mut at = begin.max(offset);
             let end = (begin + count).min(end);
             while at < end {
-                // A page at a time: one that was only read is the kernel's page of zeroes, and stays that.
+                // One page at a time: a page that was only read is the kernel's zero page, and stays so.
                 let next = ((at / page + 1) * page).min(end);
                 if !self.is_zero(at, next - at) {
                     self.zero(at, next - at);
@@ -134,7 +133,7 @@ impl Memory {
         });
     }
 
-    /// Whether whole sectors of a checked range read as zeroes now.
+    /// Whether the sectors of a checked range read as zeroes now.
     fn is_zero(&self, offset: usize, len: usize) -> bool {
         let mut sector = [0; UNIT];
         (offset..offset + len).step_by(UNIT).all(|at| {
@@ -146,7 +145,7 @@ impl Memory {
         })
     }
 
-    /// Makes a range read as zeroes and gives its whole pages back.
+    /// Zeroes a range and returns its whole pages to the kernel.
     fn unmap(&self, offset: u64, len: u64) -> Result<(), Errno> {
         let (start, len) = self.range(offset, len)?;
         let end = start + len;
@@ -159,7 +158,7 @@ impl Memory {
         }
         self.zero(start, first - start);
         if !self.mapping.give_back(first, last - first) {
-            // Locked memory cannot be given back; its contents must still become zeroes.
+            // Locked memory cannot be returned; its content must still become zeroes.
             self.zero(first, last - first);
         }
         self.zero(last, end - last);
@@ -170,10 +169,10 @@ impl Memory {
 impl Mapped for Memory {
     fn region(&self, offset: u64, len: usize) -> MemRef<'_> {
         match self.at(offset, len) {
-            // SAFETY: the range is inside the mapping, which is readable and writable and lives as long as
-            // `self`; its bytes are never looked at through a Rust reference, only by `racy_copy` and the kernel.
+            // SAFETY: the range is inside the mapping, which is readable and writable and lives as long as `self`; only
+            // `racy_copy` and the kernel access its bytes, never a Rust reference.
             Ok(first) => unsafe { MemRef::new(first, len) },
-            // Outside the device: no bytes, which fits no request.
+            // Outside the device: an empty range, which fits no request.
             Err(_) => MemRef::EMPTY,
         }
     }

@@ -6,19 +6,19 @@ use ublk_core::{Backend, Errno, Limits};
 
 use crate::error::{Error, check};
 
-/// A device that accepts everything and keeps nothing.
+/// A device that accepts everything and stores nothing.
 ///
-/// READ leaves the tag's buffer as it is, like the kernel's null target in `kublk`: what a reader
-/// gets is zeroes (a buffer is zeroed before its first use) or data written earlier to this same
-/// device. Nothing of another device or of the server's memory is in a tag's buffer (L05), but do
-/// not take what you read for what you wrote: the device exists to measure the path to it.
+/// READ leaves the tag's buffer as it is, like the kernel's null target in `kublk`: a reader gets zeroes (a buffer is
+/// zeroed before its first use) or data written earlier to this same device. A tag's buffer never holds data of another
+/// device or of the server's memory (L05), but do not mistake the content for what you wrote: the device exists to
+/// measure the path to it.
 #[derive(Debug, Clone)]
 pub struct Null {
     limits: Limits,
 }
 
 impl Null {
-    /// A null device of `size` bytes with logical blocks of 512 or 4096 bytes.
+    /// Creates a null device of `size` bytes with logical blocks of 512 or 4096 bytes.
     ///
     /// # Errors
     /// [`Error::BlockSize`], [`Error::Size`], [`Error::TooLarge`].
@@ -30,7 +30,7 @@ impl Null {
             limits: Limits::new(size)
                 .block_size(block_size)
                 .volatile_cache(false)
-                // The kernel raises it to the physical block: declared as it will be shown.
+                // The kernel raises it to the physical block size: declare it as it will be shown.
                 .discard(1 << 30, 4096)
                 .write_zeroes(1 << 30)
                 .quick(true),

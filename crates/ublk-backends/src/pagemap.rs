@@ -1,4 +1,4 @@
-//! Which pages of our own memory there are.
+//! Tells which pages of this process's memory are populated.
 
 #![forbid(unsafe_code)]
 
@@ -6,28 +6,28 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Entries that are read at a time.
+/// Number of entries read at a time.
 const ENTRIES: usize = 512;
 
 /// Bits of an entry (Documentation/admin-guide/mm/pagemap.rst): the page is in memory, or swapped out.
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 
-/// The kernel's table of this process's pages.
+/// The kernel's page map of this process.
 #[derive(Debug)]
 pub(crate) struct Pagemap {
     table: File,
 }
 
 impl Pagemap {
-    /// That of this process.
+    /// Opens the page map of this process.
     pub(crate) fn open() -> io::Result<Self> {
         let table = File::open("/proc/self/pagemap")?;
         Ok(Self { table })
     }
 
-    /// Calls `each` with begin and length, in pages, of every run of pages that there are among `count` from page number
-    /// `first` on. What cannot be found out counts as there.
+    /// Calls `each` with start and length, in pages, of every run of populated pages among `count` pages from page
+    /// number `first` on. Pages of unknown state count as populated.
     pub(crate) fn present(&self, first: usize, count: usize, mut each: impl FnMut(usize, usize)) {
         let mut bytes = [0; ENTRIES * 8];
         let mut run: Option<usize> = None;

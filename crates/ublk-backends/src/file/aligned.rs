@@ -1,11 +1,11 @@
-//! Memory that suits O_DIRECT.
+//! Memory aligned for O_DIRECT.
 
 #![forbid(unsafe_code)]
 
-/// A page: what every file system is content with.
+/// A page, which satisfies every file system.
 const ALIGN: usize = 4096;
 
-/// Zeroes to be written, at an address that suits every file.
+/// Zeroes to be written, aligned for every file.
 #[repr(align(4096))]
 struct Zeroes([u8; 64 << 10]);
 
@@ -16,7 +16,7 @@ pub(crate) fn zeroes() -> &'static [u8] {
     &ZEROES.0
 }
 
-/// A buffer whose first byte is at a multiple of 4096.
+/// A buffer aligned to 4096 bytes.
 #[derive(Debug)]
 pub(crate) struct Aligned {
     memory: Vec<u8>,
@@ -25,7 +25,7 @@ pub(crate) struct Aligned {
 }
 
 impl Aligned {
-    /// A buffer of zeroes.
+    /// A zeroed buffer.
     pub(crate) fn new(len: usize) -> Self {
         let memory = vec![0; len + ALIGN];
         let start = memory.as_ptr().align_offset(ALIGN);

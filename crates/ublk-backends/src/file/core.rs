@@ -1,4 +1,4 @@
-//! The requests of a file device, over any layer.
+//! The requests of a file device, over any [`Layer`](super::layer::Layer).
 
 #![forbid(unsafe_code)]
 
@@ -11,21 +11,21 @@ use super::layer::Layer;
 use super::os::Alignment;
 use super::sync::Syncs;
 
-/// A window of a file as a device.
+/// A device in a window of a file.
 #[derive(Debug)]
 pub(crate) struct Core<L> {
     pub(crate) layer: L,
-    /// Where in the file the device begins.
+    /// Offset of the device in the file.
     pub(crate) base: u64,
     pub(crate) limits: Limits,
-    /// Bytes of the device; [`Limits::size`] is what it began with.
+    /// Size of the device in bytes; [`Limits::size`] is its initial size.
     pub(crate) size: AtomicU64,
-    /// What O_DIRECT asks; 1 and 1 without it.
+    /// Alignment for O_DIRECT; 1 and 1 without it.
     pub(crate) alignment: Alignment,
     pub(crate) syncs: Syncs,
-    /// Zeroes and discards are of whole units; 1 where any range will do.
+    /// Zeroes and discards are sent in multiples of this; 1 for any range.
     pub(crate) unit: u64,
-    /// The file has answered EOPNOTSUPP.
+    /// The file has returned EOPNOTSUPP.
     pub(crate) no_unmap: AtomicBool,
     pub(crate) no_zero: AtomicBool,
 }
@@ -45,27 +45,27 @@ impl<L: Layer> Core<L> {
         }
     }
 
-    /// Makes zeroes and discards of whole units of the disk behind.
+    /// Sends zeroes and discards in whole units of the underlying disk.
     pub(crate) const fn unit(mut self, bytes: u32) -> Self {
         self.unit = if bytes == 0 { 1 } else { bytes as u64 };
         self
     }
 
-    /// The whole units inside a range of the file: begin and end, equal where there is none.
+    /// The whole units inside a range of the file: begin and end, equal if there is none.
     const fn whole(&self, at: u64, len: u64) -> (u64, u64) {
         let last = (at + len) / self.unit * self.unit;
-        // In a range that ends behind the last unit of 64 bits there is no whole one.
+        // A range that ends beyond the last unit below 2^64 has no whole unit there.
         match at.checked_next_multiple_of(self.unit) {
             Some(first) if first < last => (first, last),
             _ => (at, at),
         }
     }
 
-    /// The place in the file of a range of the device; EIO outside of it.
+    /// The position in the file of a range of the device; EIO outside of it.
     #[inline]
     pub(crate) fn place(&self, offset: u64, len: u64) -> Result<u64, Errno> {
         let size = self.size.load(Ordering::Relaxed);
-        // No sum before it is known to be inside, so nothing wraps (L13).
+        // Nothing is added before it is known to be inside, so nothing wraps (L13).
         if offset > size || len > size - offset {
             return Err(Errno::EIO);
         }
@@ -78,8 +78,8 @@ impl<L: Layer> Core<L> {
         buf.as_ptr().addr().is_multiple_of(align)
     }
 
-    /// Where to go on after a transfer of `n` bytes more than `done` of `len`. With O_DIRECT only whole units can
-    /// be gone on behind; what is short of one was no progress: the end of the file, or a disk that does not move.
+    /// Where to continue after a transfer of `n` bytes beyond `done` of `len`. With O_DIRECT a transfer can only
+    /// continue at whole units; less than one unit is no progress: the end of the file, or a stuck disk.
     #[inline]
     fn behind(&self, done: usize, n: usize, len: usize) -> Result<usize, Errno> {
         let now = done.saturating_add(n);
@@ -112,7 +112,7 @@ impl<L: Layer> Core<L> {
         Ok(())
     }
 
-    /// Through memory that suits, for callers whose memory does not. The engine's does.
+    /// Reads through an aligned buffer, for callers whose memory is not aligned. The engine's is.
     #[cold]
     fn fill_misaligned(&self, buf: &mut [u8], at: u64) -> Result<(), Errno> {
         let mut memory = Aligned::new(buf.len());
@@ -128,7 +128,7 @@ impl<L: Layer> Core<L> {
         self.store(memory.bytes(), at)
     }
 
-    /// Makes all completed writes durable, together with others who want that now.
+    /// Makes all completed writes durable, together with concurrent callers.
     pub(crate) fn sync(&self) -> Result<(), Errno> {
         self.syncs.wait(|| self.layer.sync())
     }
@@ -145,7 +145,7 @@ impl<L: Layer> Core<L> {
         Ok(())
     }
 
-    /// Calls unless it is known to be refused; the first refusal is remembered.
+    /// Calls unless the operation is known to be unsupported; remembers the first EOPNOTSUPP.
     fn unless(refused: &AtomicBool, call: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
         if refused.load(Ordering::Relaxed) {
             return Err(Errno::EOPNOTSUPP);
@@ -189,7 +189,7 @@ impl<L: Layer> Backend for Core<L> {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
-        // A discard is advice: what is less than a unit stays.
+        // A discard is advice: parts of units are kept.
         let at = self.place(offset, len)?;
         let (first, last) = self.whole(at, len);
         if first == last {
@@ -201,7 +201,7 @@ impl<L: Layer> Backend for Core<L> {
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> Result<(), Errno> {
         let at = self.place(offset, len)?;
         let (first, last) = self.whole(at, len);
-        // Less than a unit at either end is written, as data.
+        // Parts of units at either end are written as data.
         self.write_zeroes_as_data(at, first - at)?;
         self.write_zeroes_as_data(last, at + len - last)?;
         if first == last {

@@ -1,4 +1,4 @@
-//! The requests over a file of the tests' own, which is short, full, broken or slow on order.
+//! Requests over a fake file that is short, full, broken or slow on request.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Barrier, Mutex, mpsc};
@@ -13,22 +13,22 @@ const BASE: u64 = 4096;
 /// What the next call of the file does.
 #[derive(Debug, Clone, Copy)]
 enum Next {
-    /// At most so many bytes.
+    /// Transfers at most this many bytes.
     Short(usize),
     Fail(Errno),
 }
 
-/// A file of memory that records what it was asked.
+/// A file in memory that records its calls.
 #[derive(Debug, Default)]
 struct Fake {
     data: Mutex<Vec<u8>>,
     next: Mutex<VecDeque<Next>>,
     calls: Mutex<Vec<String>>,
-    /// What fallocate does not have here.
+    /// Operations that fallocate does not support here.
     refuses: Vec<&'static str>,
-    /// Each sync tells that it runs, and waits for its end.
+    /// Each sync reports that it runs, and waits for its end.
     gate: Option<Gate>,
-    /// Of direct I/O: transfers begin at whole ones, as the kernel demands. Nothing is 0 or 1.
+    /// Direct I/O: transfers must begin at multiples of this, as the kernel demands. 0 or 1 for none.
     unit: usize,
 }
 
@@ -126,7 +126,7 @@ fn calls(core: &Core<Fake>) -> Vec<String> {
     std::mem::take(&mut *core.layer.calls.lock().unwrap())
 }
 
-/// L05 L11 Short transfers are gone on with until all is done; nothing is answered as whole before.
+/// L05 L11 Short transfers are continued until everything is done; no request completes before.
 #[test]
 fn l05_l11_short_transfers_are_continued() {
     for position in [1, 512] {
@@ -152,7 +152,7 @@ fn l05_l11_short_transfers_are_continued() {
     }
 }
 
-/// L05 L11 A transfer by direct I/O that ends off the unit goes on from the last whole one, and is whole in the end.
+/// L05 L11 A direct I/O transfer that ends inside a unit continues at the last whole one, and completes in the end.
 #[test]
 fn l05_l11_a_transfer_that_ends_off_the_unit_goes_on_from_a_whole_one() {
     let core = core(Fake::default(), 512);
@@ -171,8 +171,8 @@ fn l05_l11_a_transfer_that_ends_off_the_unit_goes_on_from_a_whole_one() {
     assert!(core.layer.next.lock().unwrap().is_empty(), "all were met");
 }
 
-/// L05 The end of the file inside the device is an error, and so is a write that does not move; with O_DIRECT what
-/// is short of a unit is done again from its begin.
+/// L05 The end of the file inside the device is an error, and so is a write without progress; with O_DIRECT an
+/// incomplete unit is repeated from its beginning.
 #[test]
 fn l05_no_progress_is_an_error() {
     for (position, steps) in [
@@ -215,7 +215,7 @@ fn l05_no_progress_is_an_error() {
     assert_eq!(core.layer.data.lock().unwrap()[4096..][..1000], data[..]);
 }
 
-/// L11 The disk's error is answered as it is, wherever in the request it comes.
+/// L11 The disk's error is returned unchanged, wherever in the request it occurs.
 #[test]
 fn l11_errors_stay_what_they_are() {
     for errno in [Errno::ENOSPC, Errno::EIO, Errno::new(122)] {
@@ -231,7 +231,7 @@ fn l11_errors_stay_what_they_are() {
     }
 }
 
-/// Memory that does not suit O_DIRECT goes through memory that does.
+/// Memory that is not aligned for O_DIRECT is copied through a buffer that is.
 #[test]
 fn misaligned_memory_is_served() {
     let core = core(Fake::default(), 512);
@@ -248,8 +248,8 @@ fn misaligned_memory_is_served() {
     );
 }
 
-/// L12 Ranges go to the file with the window's begin added, in bytes; what may be given back is, what must stay
-/// allocated stays, and where the file can do neither zeroes are written. A refusal is asked for once.
+/// L12 Ranges are sent to the file in bytes, with the window's offset added. Storage is deallocated if that is allowed,
+/// and kept if it must be; if the file supports neither, zeroes are written. An unsupported operation is tried once.
 #[test]
 fn l12_zeroes_by_the_best_way_there_is() {
     let range = (8192, 12_288);
@@ -297,7 +297,7 @@ fn l12_zeroes_by_the_best_way_there_is() {
     }
 }
 
-/// L13 Nothing outside the window is touched, and nothing wraps.
+/// L13 Nothing outside the window is accessed, and nothing wraps.
 #[test]
 fn l13_ranges_are_checked() {
     let core = core(Fake::default(), 1);
@@ -320,7 +320,7 @@ fn l13_ranges_are_checked() {
     assert!(calls(&core).is_empty());
 }
 
-/// A file whose syncs tell that they run, and stand still until they are told how to end.
+/// A file whose syncs report that they run, and block until they are told how to end.
 type Gated = (
     Arc<Core<Fake>>,
     mpsc::Receiver<()>,
@@ -341,7 +341,7 @@ fn gated() -> Gated {
     (Arc::new(core(fake, 1)), runs, go_on)
 }
 
-/// Waits until so many calls want a sync: the kernel offers no event for a thread that waits.
+/// Waits until this many calls need a sync: the kernel has no event for a thread that waits.
 fn wanted(core: &Core<Fake>, count: u64) {
     let begun = std::time::Instant::now();
     while core.syncs.counts().0 < count {
@@ -350,8 +350,8 @@ fn wanted(core: &Core<Fake>, count: u64) {
     }
 }
 
-/// L07 Who comes while a sync runs is not served by it, but by the next one, which serves all who came: 1 + 8
-/// requests are 2 syncs. Half of them are FUA writes, whose data is there before the sync begins.
+/// L07 Requests that arrive while a sync runs are not served by it but by the next one, which serves all of them: 1 + 8
+/// requests are 2 syncs. Half of them are FUA writes, whose data is written before the sync begins.
 #[test]
 fn l07_who_comes_during_a_sync_waits_for_the_next() {
     let (core, runs, go_on) = gated();
@@ -387,7 +387,7 @@ fn l07_who_comes_during_a_sync_waits_for_the_next() {
     assert_eq!(calls(&core), ["sync", "sync"]);
 }
 
-/// L07 A sync that fails fails all who waited for it, and only them.
+/// L07 A sync that fails fails all requests that waited for it, and only them.
 #[test]
 fn l07_a_failed_sync_is_told_to_all_who_waited() {
     let (core, runs, go_on) = gated();
@@ -412,7 +412,7 @@ fn l07_a_failed_sync_is_told_to_all_who_waited() {
     assert_eq!(last.join().unwrap(), Ok(()));
 }
 
-/// A sync that panics leaves nobody waiting.
+/// A sync that panics leaves no waiter behind.
 #[test]
 fn a_sync_that_panics_ends() {
     let syncs = Syncs::default();
@@ -424,8 +424,8 @@ fn a_sync_that_panics_ends() {
     assert_eq!(syncs.counts(), (2, 2));
 }
 
-/// Many threads, many syncs: each flush is covered by a sync that began after it. The file's own clock shows it: a
-/// flush that began at time t is answered by a sync that began later.
+/// Many threads, many syncs: each flush is covered by a sync that began after it, as the file's own clock shows: a
+/// flush that began at time t is completed by a sync that began later.
 #[test]
 fn l07_every_flush_has_a_sync_that_began_after_it() {
     use std::sync::atomic::AtomicU64;
@@ -455,8 +455,8 @@ fn l07_every_flush_has_a_sync_that_began_after_it() {
     assert!((1..=4000).contains(&ran), "{ran}");
 }
 
-/// L83 Less than a unit of the disk at either end is written, what is between is asked for as a whole; a discard of less
-/// is none.
+/// L83 Parts of a disk's unit at either end are written, the rest is sent as a whole; a discard of less than a unit
+/// does nothing.
 #[test]
 fn l83_odd_ends_are_written() {
     for (at, len, call) in [

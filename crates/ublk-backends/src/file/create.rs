@@ -1,4 +1,4 @@
-//! A new sparse file.
+//! Creates sparse files.
 
 #![forbid(unsafe_code)]
 
@@ -11,30 +11,30 @@ use ublk_core::Errno;
 use super::facts::failed;
 use crate::error::{Error, check};
 
-/// What to do about a link that leads nowhere.
-pub(super) const DANGLING: &str = "it is a symbolic link to a file that is not there: remove the link, or give the path \
+/// The remedy for a dangling symbolic link.
+pub(super) const DANGLING: &str = "it is a symbolic link to a missing file: remove the link, or give the path \
                                    that it leads to";
 
-/// Whether a path is a link that leads nowhere.
+/// Whether a path is a dangling symbolic link.
 pub(super) fn is_dangling(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink()) && !path.exists()
 }
 
-/// A file that was made a moment ago; dropping this removes it again, [`Created::keep`] leaves it.
+/// A file that was just created. Dropping it removes the file; [`Created::keep`] keeps it.
 #[derive(Debug)]
-#[must_use = "dropped, it removes the file it has made"]
+#[must_use = "dropping it removes the new file"]
 pub struct Created {
     path: PathBuf,
     kept: bool,
 }
 
 impl Created {
-    /// Makes a file of `size` bytes that takes no room yet and reads as zeroes, for its owner alone (mode 0600). It
-    /// is on disk, name and all, when this returns. A file that is there already is never touched.
+    /// Creates a sparse file of `size` bytes that reads as zeroes, accessible to its owner only (mode 0600). It is on
+    /// disk, including its directory entry, when this returns. An existing file is never touched.
     ///
     /// # Errors
-    /// [`Error::Size`], [`Error::TooLarge`] for wrong sizes; [`Error::File`]: EEXIST for a file that is there, EFBIG
-    /// where the file system has no files so large.
+    /// [`Error::Size`] or [`Error::TooLarge`] for an invalid size; [`Error::File`] with EEXIST if the file exists, or
+    /// EFBIG if the file system does not support files of this size.
     pub fn new(path: impl Into<PathBuf>, size: u64) -> Result<Self, Error> {
         check(size, 512)?;
         let path = path.into();
@@ -44,8 +44,8 @@ impl Created {
             let hint = match errno {
                 Errno::EEXIST if dangling => DANGLING,
                 Errno::EEXIST => "serve it as it is, or name another file",
-                Errno::EFBIG => "give a smaller size: the file system has no files so large",
-                Errno::ENOENT => "make its directory first",
+                Errno::EFBIG => "give a smaller size: the file system does not support it",
+                Errno::ENOENT => "create its directory first",
                 _ => "",
             };
             failed(doing, errno, hint)
@@ -58,21 +58,20 @@ impl Created {
             .map_err(|e| error("create the file", &e))?;
         let created = Self { path, kept: false };
         file.set_len(size)
-            .map_err(|e| error("give the file its size", &e))?;
-        file.sync_all()
-            .map_err(|e| error("write the file to disk", &e))?;
-        // Else a FLUSH could be acknowledged of a file whose name a crash takes away (L07).
+            .map_err(|e| error("set the size of the file", &e))?;
+        file.sync_all().map_err(|e| error("sync the file", &e))?;
+        // Otherwise a FLUSH could succeed on a file whose name a crash removes (L07).
         let parent = match created.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         fs::File::open(parent)
             .and_then(|directory| directory.sync_all())
-            .map_err(|e| error("write the file's directory to disk", &e))?;
+            .map_err(|e| error("sync the file's directory", &e))?;
         Ok(created)
     }
 
-    /// Leaves the file.
+    /// Keeps the file.
     pub fn keep(mut self) {
         self.kept = true;
     }
@@ -81,7 +80,7 @@ impl Created {
 impl Drop for Created {
     fn drop(&mut self) {
         if !self.kept {
-            // Nobody can be told; a file that stays is found by the next attempt.
+            // Nobody can be told; the next attempt finds a file that stays.
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -1,4 +1,4 @@
-//! A file served by operations on the queues' rings.
+//! Serves a file with operations on the queues' rings.
 
 #![forbid(unsafe_code)]
 
@@ -10,12 +10,12 @@ use ublk_queue::{Error, Forward, Handler, Plan, Pool, Pooled, Request, Server};
 
 use super::File;
 
-/// Threads for what is rare and always waits: discard and write-zeroes, which a ring would hand to a kernel thread,
-/// too, and whose refusals have to be looked at.
+/// Threads for operations that are rare and always block: discard and write-zeroes. A ring would hand them to a kernel
+/// worker, too, and EOPNOTSUPP needs a fallback.
 const THREADS: usize = 1;
 
-/// Has the engine read and write the file on the queue's ring, so that requests wait for the disk side by side and
-/// nobody waits with them. FLUSH and FUA requests of a queue share syncs.
+/// Lets the engine read and write the file on the queue's ring, so that requests wait for the disk concurrently without
+/// blocking the thread. FLUSH and FUA requests of a queue share syncs.
 #[derive(Debug)]
 pub struct FileHandler {
     file: Arc<File>,
@@ -35,7 +35,7 @@ impl Handler for FileHandler {
                 if durable {
                     self.file.core.syncs.count();
                 }
-                // Inside the window, as the engine has checked: no sum beyond the file's end (L13).
+                // Inside the window, as the engine has checked: the sum is within the file (L13).
                 let offset = self.file.core.base + request.offset();
                 request.forward(Forward::Data {
                     file: 0,
@@ -53,15 +53,15 @@ impl Handler for FileHandler {
 }
 
 impl File {
-    /// Whether requests go to the queue's ring in this mode; else calls are made on the queue's own thread. A file in
-    /// memory is cheaper by calls, but only a ring can move data past the server.
+    /// Whether requests use the queue's ring in this mode; otherwise the queue's own thread makes calls. Calls are
+    /// cheaper for a file in memory, but only a ring can transfer data past the server.
     #[must_use]
     pub const fn by_ring(&self, data: DataMode) -> bool {
         !self.in_memory || matches!(data, DataMode::ZeroCopy | DataMode::ZeroCopyManual)
     }
 
-    /// Serves a device with this file, as the file and the device's mode want it: by operations on the queues' rings,
-    /// or by calls on the queues' own threads. [`Plan::files`] is set here.
+    /// Serves a device with this file, in the way that suits the file and the device's mode: with operations on the
+    /// queues' rings, or with calls on the queues' own threads. Sets [`Plan::files`].
     ///
     /// # Errors
     /// As for [`Server::arm`].

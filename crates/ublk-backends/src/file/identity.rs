@@ -1,4 +1,4 @@
-//! Which file or disk it is, by whatever name it is reached.
+//! Identifies a file or disk regardless of its name.
 
 #![forbid(unsafe_code)]
 
@@ -11,11 +11,11 @@ use ublk_core::Errno;
 use super::facts::Queue;
 use super::os;
 
-/// What tells one file or disk from all others, whatever its name is today (L43).
+/// Identity of a file or disk, independent of its name (L43).
 ///
-/// Names are only ways to a backing store: a file is renamed and another takes its place, a disk is unplugged and the
-/// next one gets its node. This is kept with a device, and compared by [`Identity::is`] when its backing store is opened
-/// again.
+/// Names are not stable: a file is renamed and another takes its place, a disk is unplugged and the next one gets its
+/// device node. The identity is stored with a device, and compared with [`Identity::is`] when its backing store is
+/// opened again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(tag = "kind", rename_all = "kebab-case"))]
@@ -23,30 +23,30 @@ use super::os;
 pub enum Identity {
     /// A regular file.
     File {
-        /// The number of the device that its file system is on.
+        /// Device number of its file system.
         device: u64,
-        /// Its number in that file system.
+        /// Inode number in that file system.
         inode: u64,
-        /// When it was made, in nanoseconds since 1970, where the file system keeps that: numbers of files that were
-        /// removed are given again.
+        /// Creation time in nanoseconds since 1970, if the file system stores it: inode numbers of deleted files are
+        /// reused.
         born: Option<u64>,
     },
     /// A block device.
     Disk {
-        /// Its number.
+        /// Device number.
         device: u64,
-        /// Its disk's sequence number (Linux 5.15): numbers of devices that were removed are given again.
+        /// Sequence number of the disk (Linux 5.15): device numbers of removed disks are reused.
         sequence: Option<u64>,
-        /// Where on its disk it begins, in sectors of 512 bytes: 0 for a whole disk.
+        /// Start on its disk in sectors of 512 bytes; 0 for a whole disk.
         start: u64,
     },
 }
 
 impl Identity {
-    /// That of an open file.
+    /// The identity of an open file.
     ///
     /// # Errors
-    /// What fstat(2) answers.
+    /// The errno of fstat(2).
     pub fn of(file: &fs::File) -> Result<Self, Errno> {
         let meta = file.metadata().map_err(|e| Errno::from_io(&e))?;
         if meta.file_type().is_block_device() {
@@ -63,7 +63,7 @@ impl Identity {
         })
     }
 
-    /// Whether both are of one file or disk. What one of them does not know is not compared.
+    /// Whether both identify the same file or disk. Fields that one of them lacks are not compared.
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {
         let agree = |one: Option<u64>, other: Option<u64>| match (one, other) {
@@ -99,7 +99,7 @@ impl Identity {
         }
     }
 
-    /// Whether that is what the metadata are of, as far as they tell.
+    /// Whether the metadata match, as far as they tell.
     #[must_use]
     pub fn matches(&self, meta: &fs::Metadata) -> bool {
         match *self {
@@ -155,7 +155,8 @@ mod tests {
         Identity::of(&fs::File::open(path).expect("there")).expect("a file")
     }
 
-    /// L43 A file is itself under another name, and what takes its name is another; also one with its number.
+    /// L43 A file is the same under another name; a file that takes over its name, or even its inode number, is
+    /// another.
     #[test]
     fn l43_a_file_is_not_its_name() {
         let place = tempfile::tempdir().expect("a temporary directory");
@@ -182,7 +183,7 @@ mod tests {
         assert!(reborn.is(&first), "what is not known is not compared");
     }
 
-    /// L43 A disk is its sequence number, a partition its begin.
+    /// L43 A disk is identified by its sequence number, a partition also by its start.
     #[test]
     fn l43_a_disk_is_not_its_number() {
         let disk = |device, sequence, start| Identity::Disk {

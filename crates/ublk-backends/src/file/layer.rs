@@ -1,12 +1,12 @@
-//! What the backend asks of a file: tests put one of their own there.
+//! The file interface that the backend uses, so that tests can provide a fake.
 
 #![forbid(unsafe_code)]
 
 use ublk_core::Errno;
 
-/// A file that data is read from and written to, by absolute positions in bytes.
+/// A file that is read and written at absolute positions in bytes.
 ///
-/// Reads and writes may be short, as those of the kernel; who calls goes on behind what was done.
+/// Reads and writes may be short, like the kernel's; the caller continues.
 pub(crate) trait Layer: Send + Sync + 'static {
     /// Reads into `buf`; 0 at the end of the file.
     fn read(&self, buf: &mut [u8], at: u64) -> Result<usize, Errno>;
@@ -17,12 +17,12 @@ pub(crate) trait Layer: Send + Sync + 'static {
     /// Makes every write that completed before durable.
     fn sync(&self) -> Result<(), Errno>;
 
-    /// Gives a range back.
+    /// Discards a range.
     fn discard(&self, at: u64, len: u64) -> Result<(), Errno>;
 
-    /// Makes a range read as zeroes and gives its storage back. EOPNOTSUPP where that cannot be had.
+    /// Makes a range read as zeroes and deallocates its storage. EOPNOTSUPP if that is not supported.
     fn unmap(&self, at: u64, len: u64) -> Result<(), Errno>;
 
-    /// Makes a range read as zeroes whose storage stays allocated. EOPNOTSUPP where that cannot be had.
+    /// Makes a range read as zeroes and keeps its storage allocated. EOPNOTSUPP if that is not supported.
     fn zero(&self, at: u64, len: u64) -> Result<(), Errno>;
 }

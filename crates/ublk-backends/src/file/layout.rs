@@ -1,24 +1,24 @@
-//! What is on a disk says with which block size it was written.
+//! Detects the block size that a disk's content was written with.
 
 #![forbid(unsafe_code)]
 
-/// Bytes from the begin of a device that are looked at.
+/// Number of bytes at the start of a device that are examined.
 pub(crate) const HEAD: usize = 128 << 10;
 
-/// What the begin of a device tells of the block size that it was written with.
+/// What the start of a device says about the block size that it was written with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// Nothing was written yet.
+    /// Nothing has been written yet.
     Blank,
-    /// It is read by blocks of this size only.
+    /// The content requires blocks of this size.
     Blocks(u32, &'static str),
-    /// It is read by blocks of this size and all smaller ones.
+    /// The content requires blocks of this size or smaller.
     AtMost(u32, &'static str),
-    /// Nothing that is known here.
+    /// Nothing known.
     Unknown,
 }
 
-/// A little-endian number at a place.
+/// A little-endian number at a position.
 fn le(head: &[u8], at: usize, bytes: usize) -> Option<u32> {
     let bytes = head.get(at..at.checked_add(bytes)?)?;
     let digits = bytes.iter().rev();
@@ -33,10 +33,10 @@ const fn block(bytes: u32) -> Option<u32> {
     }
 }
 
-/// Looks at the first bytes of a device, at most [`HEAD`].
+/// Examines the first bytes of a device, at most [`HEAD`].
 pub(crate) fn of(head: &[u8]) -> Layout {
     let is = |at: usize, magic: &[u8]| head.get(at..at + magic.len()) == Some(magic);
-    // A GPT is in the second block; with a protective table of the old kind in the first.
+    // A GPT is in the second block; its protective MBR is in the first.
     for size in [512, 1024, 2048, 4096] {
         if is(size, b"EFI PART") {
             let size = u32::try_from(size).unwrap_or(512);
@@ -69,7 +69,7 @@ pub(crate) fn of(head: &[u8]) -> Layout {
     Layout::Unknown
 }
 
-/// What begins with a boot sector: file systems that say their block size in it, or a table of partitions.
+/// Content with a boot sector: file systems that store their block size in it, or a partition table.
 fn boot_sector(head: &[u8]) -> Layout {
     let first = head.first().copied().unwrap_or(0);
     let size = if head.get(3..11) == Some(b"EXFAT   ") {
@@ -88,7 +88,7 @@ fn boot_sector(head: &[u8]) -> Layout {
     let used = |e: &&[u8; 16]| e[4] != 0;
     let sound = |e: &[u8; 16]| matches!(e[0], 0 | 0x80);
     match (entries.clone().all(sound), entries.find(used)) {
-        // It does not say; disks with such a table and larger blocks are rare.
+        // An MBR does not tell; it is rare on disks with larger blocks.
         (true, Some(_)) => Layout::Blocks(512, "partition table (MBR)"),
         _ => Layout::Unknown,
     }
@@ -106,7 +106,7 @@ mod tests {
         head
     }
 
-    /// L82 What is on disk says its block size.
+    /// L82 The content of a disk tells its block size.
     #[test]
     fn l82_what_is_written_says_its_block_size() {
         let mbr: &[(usize, &[u8])] = &[(446, &[0x80, 0, 1, 0, 0x83]), (510, &[0x55, 0xaa])];
@@ -154,7 +154,7 @@ mod tests {
         ] {
             assert_eq!(of(&with(parts)), wanted, "{parts:?}");
         }
-        // However little there is.
+        // Truncated input is harmless.
         for len in [0, 1, 511, 1081] {
             assert_eq!(of(&vec![0; len]), Layout::Blank);
         }

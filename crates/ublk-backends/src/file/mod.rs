@@ -1,7 +1,7 @@
-//! The file backend: a regular file or a block device, or a part of it.
+//! The file backend: a regular file, a block device, or a part of one.
 //!
-//! What a file can do is found out by asking it: `statx` for O_DIRECT and its alignment, a hole punched behind its end for
-//! discard, what is written on it for its block size. Of the kind of its file system one thing is asked: whether it is
+//! The capabilities of a file are probed: `statx` for O_DIRECT and its alignment, punching a hole beyond its end for
+//! discard, and its content for the block size. The kind of file system only matters in one respect: whether it is in
 //! memory.
 
 mod aligned;
@@ -37,18 +37,20 @@ pub use usage::User;
 
 /// A device whose data is in a file.
 ///
-/// * **Size**: that of the file when it is opened, until the device is told of another ([`Backend::resize`]). A file that
-///   is cut short behind the device's back answers reads of what is gone with EIO (L05).
-/// * **Durability**: the device declares a volatile cache and FUA. FLUSH is one fdatasync, a write with FUA is the
-///   write and one fdatasync; concurrent ones share it, and one that comes while it runs waits for the next (L07).
-/// * **Errors** of the disk are answered as they are: ENOSPC stays ENOSPC.
-/// * **Discard** punches holes, or is the block device's own. Write-zeroes gives storage back where it may and keeps
-///   it where it must; where the file system can do neither, zeroes are written.
-/// * **Threads**: requests are operations on the queue's ring, where those that wait do so side by side; a file that is
-///   memory in disguise ([`File::is_in_memory`]) is read and written by calls on the queue's own thread. [`File::arm`]
-///   chooses. As a plain [`Backend`] the calls of the former run on a pool.
-/// * **Blocks**: a device may have smaller ones than the disk behind it; then its data goes through the page cache, zeroes
-///   at odd places are written, and a discard gives back what whole blocks of the disk it covers (L83).
+/// * **Size**: that of the file when it is opened, until [`Backend::resize`]. If the file is truncated behind the
+///   device's back, reads of the missing part fail with EIO (L05).
+/// * **Durability**: the device declares a volatile cache and FUA. A FLUSH is one fdatasync, a FUA write is the write
+///   and one fdatasync. Concurrent requests share an fdatasync; a request that arrives while one runs waits for the
+///   next (L07).
+/// * **Errors** of the disk are returned unchanged: ENOSPC stays ENOSPC.
+/// * **Discard** punches holes, or is the block device's own. Write-zeroes deallocates storage if it may and keeps it
+///   if it must; if the file system supports neither, zeroes are written.
+/// * **Threads**: requests are operations on the queue's ring, where they wait concurrently. A file in memory
+///   ([`File::is_in_memory`]) is read and written by calls on the queue's own thread. [`File::arm`] chooses. As a plain
+///   [`Backend`], calls on files that are not in memory run on a pool.
+/// * **Blocks**: a device may have smaller blocks than the underlying disk. Its data then goes through the page cache,
+///   zeroes at unaligned positions are written, and a discard deallocates the whole blocks of the disk that it covers
+///   (L83).
 ///
 /// ```
 /// use ublk_backends::{Created, File};
@@ -72,35 +74,34 @@ pub struct File {
     in_memory: bool,
     identity: Identity,
     users: Vec<User>,
-    /// Holds a claim that came after the open.
+    /// Holds a claim that was taken after the open.
     claimed: OnceLock<fs::File>,
     notes: Vec<String>,
     choices: Vec<String>,
 }
 
 impl File {
-    /// How a file is to be served: begin here.
+    /// Options for opening a file: start here.
     pub fn options(path: impl Into<PathBuf>) -> FileOptions {
         FileOptions::new(path)
     }
 
-    /// Whether data goes past this machine's page cache (O_DIRECT).
+    /// Whether data bypasses this machine's page cache (O_DIRECT).
     #[must_use]
     pub const fn is_direct(&self) -> bool {
         self.direct
     }
 
-    /// Whether the file is memory by the nature of its file system (tmpfs), so that no call on it waits: then a call costs
-    /// less than an operation on a ring, which would hand it to a thread of the kernel. Whatever else waits for a disk or
-    /// a network, also where it says that it cannot be asked not to (RWF_NOWAIT): that refusal tells nothing of what
-    /// waiting costs (L81).
+    /// Whether the file's system is in memory (tmpfs), so that no call blocks: a call is then cheaper than an operation
+    /// on a ring, which would hand it to a kernel worker. All others may wait for a disk or a network, even those that
+    /// do not support RWF_NOWAIT: that says nothing about the cost of waiting (L81).
     #[must_use]
     pub const fn is_in_memory(&self) -> bool {
         self.in_memory
     }
 
-    /// The data mode that costs least for this file on a kernel that has it (docs/tuning.md has the figures): zero copy,
-    /// but for a file in memory, of which each request would go to a thread of the kernel.
+    /// The cheapest data mode for this file on a kernel that supports it (docs/tuning.md has the figures): zero copy,
+    /// except for a file in memory, where each request would go to a kernel worker.
     #[must_use]
     pub const fn favoured_data(&self) -> DataMode {
         if self.in_memory {
@@ -110,33 +111,33 @@ impl File {
         }
     }
 
-    /// Alignment in bytes that memory and positions of direct I/O must have; 1 and 1 without it.
+    /// Alignment in bytes that direct I/O requires of memory and positions; 1 and 1 without it.
     #[must_use]
     pub const fn alignment(&self) -> (u32, u32) {
         (self.core.alignment.memory, self.core.alignment.position)
     }
 
-    /// Where in the file the device begins, in bytes.
+    /// Offset of the device in the file, in bytes.
     #[must_use]
     pub const fn base(&self) -> u64 {
         self.core.base
     }
 
-    /// Which file or disk it is, whatever its path leads to later.
+    /// Identity of the file or disk, wherever its path leads later.
     #[must_use]
     pub const fn identity(&self) -> Identity {
         self.identity
     }
 
-    /// Who else used the file when it was opened: it is served all the same, and who would lose data by that is the
-    /// caller's to judge. Empty where it was only looked at ([`FileOptions::claim`]).
+    /// Others who used the file when it was opened. They do not prevent serving it: the caller decides whether somebody
+    /// would lose data. Empty if the file was not claimed ([`FileOptions::claim`]).
     #[must_use]
     pub fn users(&self) -> &[User] {
         &self.users
     }
 
-    /// Locks or claims the file now, for a server that took over from one that had lock and claim to itself. Whether they
-    /// are this server's.
+    /// Locks or claims the file now, for a server that took over from one that held lock and claim. True if this server
+    /// holds them now.
     pub fn claim(&self) -> bool {
         let file = &self.core.layer.file;
         if let Identity::File { .. } = self.identity {
@@ -150,22 +151,21 @@ impl File {
         }
     }
 
-    /// What the user should know of how the file is served: that direct I/O cannot be had, and why.
+    /// Remarks for the user on how the file is served: that direct I/O is not available, and why.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// What was decided of that which the options left open, where it may surprise: bytes behind the last whole block that
-    /// are not part of the device, and a block size by what is on the disk. Who opens the file again with those numbers
-    /// finds none.
+    /// Choices made for unset options that may surprise: bytes after the last whole block that are not part of the
+    /// device, and a block size taken from the disk's content. Empty if the file is opened with these numbers again.
     #[must_use]
     pub fn choices(&self) -> &[String] {
         &self.choices
     }
 
-    /// How many FLUSH and FUA requests there were, and how many fdatasync calls served them. Syncs on the queues' rings
-    /// are counted by the engine instead (`Counters::syncs`).
+    /// Number of FLUSH and FUA requests, and of the fdatasync calls that served them. The engine counts syncs on the
+    /// queues' rings (`Counters::syncs`).
     #[must_use]
     pub fn syncs(&self) -> (u64, u64) {
         self.core.syncs.counts()
@@ -205,8 +205,8 @@ impl Backend for File {
         self.core.write_zeroes(offset, len, may_unmap)
     }
 
-    /// For a file that has grown, or a window of it that is to. EINVAL for a part of a block, ENOSPC for more than there
-    /// is.
+    /// For a file that has grown, or a window of it to be enlarged. EINVAL if `size` is not whole blocks, ENOSPC if the
+    /// file is smaller.
     fn resize(&self, size: u64) -> Result<(), Errno> {
         let block = u64::from(self.core.limits.logical_block_size);
         if size == 0 || !size.is_multiple_of(block) {

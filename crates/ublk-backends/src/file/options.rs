@@ -1,4 +1,4 @@
-//! How a file is opened, and what becomes of the answers.
+//! Opens files for the file backend and derives the device's limits.
 
 #![forbid(unsafe_code)]
 
@@ -18,13 +18,13 @@ use super::usage::{self, User};
 use super::{File, Identity, create};
 use crate::error::{Error, MAX_SIZE};
 
-/// Largest WRITE_ZEROES: where the file system cannot make zeroes it is data written.
+/// Largest WRITE_ZEROES: if the file system does not support zeroing, it is data to be written.
 const MAX_WRITE_ZEROES: u64 = 64 << 20;
 
 /// The largest logical block.
 const PAGE: u32 = 4096;
 
-/// How a file is to be served.
+/// Options for serving a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileOptions {
     path: PathBuf,
@@ -37,7 +37,7 @@ pub struct FileOptions {
     claim: bool,
 }
 
-/// A file just opened.
+/// A file that was just opened.
 struct Opened {
     file: fs::File,
     direct: bool,
@@ -48,12 +48,12 @@ struct Opened {
 struct Window {
     length: u64,
     block: u32,
-    /// What O_DIRECT asks, where it is used.
+    /// The alignment for O_DIRECT, if it is used.
     direct: Option<Alignment>,
 }
 
 impl FileOptions {
-    /// The whole of a file, for reading and writing, by O_DIRECT where the file allows it.
+    /// The whole file, for reading and writing, with O_DIRECT if the file supports it.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -67,42 +67,42 @@ impl FileOptions {
         }
     }
 
-    /// Opens for reading only; the device refuses writes.
+    /// Opens the file read-only; the device then refuses writes.
     #[must_use]
     pub const fn read_only(mut self, yes: bool) -> Self {
         self.read_only = yes;
         self
     }
 
-    /// Goes through the page cache of this machine even where O_DIRECT could be had.
+    /// Uses this machine's page cache even if O_DIRECT is available.
     #[must_use]
     pub const fn buffered(mut self, yes: bool) -> Self {
         self.buffered = yes;
         self
     }
 
-    /// Offers DISCARD where the file can give storage back. It does by default.
+    /// Offers DISCARD if the file can deallocate storage. The default.
     #[must_use]
     pub const fn discard(mut self, yes: bool) -> Self {
         self.discard = yes;
         self
     }
 
-    /// Begins the device at this byte of the file.
+    /// Sets the offset of the device in the file, in bytes.
     #[must_use]
     pub const fn offset(mut self, bytes: u64) -> Self {
         self.offset = bytes;
         self
     }
 
-    /// Ends the device after so many bytes; `None` for the rest of the file as it is when it is opened.
+    /// Sets the length of the device in bytes; `None` for the rest of the file at the time of opening.
     #[must_use]
     pub const fn length(mut self, bytes: Option<u64>) -> Self {
         self.length = bytes;
         self
     }
 
-    /// Sets the logical block size; `None` for that which what is on the disk was written with, where it tells, else for
+    /// Sets the logical block size. `None` selects the one that the disk's content was written with, if it tells, else
     /// the smallest that O_DIRECT allows.
     #[must_use]
     pub const fn block_size(mut self, bytes: Option<u32>) -> Self {
@@ -110,34 +110,34 @@ impl FileOptions {
         self
     }
 
-    /// Locks a regular file (flock) and claims a block device (O_EXCL) for as long as it is open, where nobody else has
-    /// done so; [`File::users`] tells who has. It does by default; without, the file is only looked at.
+    /// Locks a regular file (flock) or claims a block device (O_EXCL) while it is open, unless somebody else has;
+    /// [`File::users`] tells who. The default. Without it, the file is only examined.
     #[must_use]
     pub const fn claim(mut self, yes: bool) -> Self {
         self.claim = yes;
         self
     }
 
-    /// Opens the file and asks it what it can do. Use by others is no error: [`File::users`] tells it.
+    /// Opens the file and probes its capabilities. Use by others is not an error: see [`File::users`].
     ///
     /// # Errors
-    /// [`Error::File`] where the kernel refuses; [`Error::NotStorage`]; [`Error::BlockSize`], [`Error::Unaligned`],
-    /// [`Error::Window`], [`Error::Empty`], [`Error::TooLarge`] for numbers that do not fit the file.
+    /// [`Error::File`] if the kernel refuses; [`Error::NotStorage`]; [`Error::BlockSize`], [`Error::Unaligned`],
+    /// [`Error::Window`], [`Error::Empty`] or [`Error::TooLarge`] for numbers that do not fit the file.
     pub fn open(&self) -> Result<File, Error> {
         let opened = self.open_file()?;
         self.look_at(opened)
     }
 
-    /// The same with a descriptor that another server of the device has opened: its lock and its claim belong to the
-    /// open file, so they pass on with it, and the path may lead elsewhere meanwhile. One that was opened for another
-    /// purpose (for reading only, say) is refused.
+    /// Like [`open`](Self::open), with a descriptor that the device's previous server has opened: lock and claim belong
+    /// to the open file, so they are passed on with it, even if the path leads elsewhere by now. A descriptor that was
+    /// opened in another way (read-only, say) is refused.
     ///
     /// # Errors
-    /// As [`FileOptions::open`].
+    /// As for [`FileOptions::open`].
     pub fn open_passed(&self, descriptor: OwnedFd) -> Result<File, Error> {
         let file = fs::File::from(descriptor);
         let flags = os::open_flags(&file)
-            .map_err(|e| failed("use the descriptor of the server before", e, ""))?;
+            .map_err(|e| failed("use the descriptor of the previous server", e, ""))?;
         let wanted = if self.read_only {
             libc::O_RDONLY
         } else {
@@ -145,9 +145,9 @@ impl FileOptions {
         };
         if flags & libc::O_ACCMODE != wanted {
             return Err(failed(
-                "use the descriptor of the server before",
+                "use the descriptor of the previous server",
                 Errno::EBADF,
-                "it was not opened for what this one has to do",
+                "its access mode differs from this device's",
             ));
         }
         self.look_at(Opened {
@@ -181,14 +181,14 @@ impl FileOptions {
             let locked = !usage::lock(&file, self.read_only);
             users.extend(usage::of_file(&file, &self.path, locked));
         }
-        let identity = Identity::of(&file).map_err(|e| failed("look at the file", e, ""))?;
+        let identity = Identity::of(&file).map_err(|e| failed("examine the file", e, ""))?;
         let in_memory = !facts.is_block && os::is_in_memory(&file);
         let limits = self.limits(&facts, &window, in_memory);
         let alignment = window.direct.unwrap_or(Alignment {
             memory: 1,
             position: 1,
         });
-        // A file system writes zeroes below its blocks itself.
+        // A file system zeroes parts of its blocks itself.
         let unit = if facts.is_block { facts.logical } else { 1 };
         let layer = Os {
             file,
@@ -212,7 +212,7 @@ impl FileOptions {
             .read_only(self.read_only)
             .volatile_cache(!self.read_only)
             .fua(!self.read_only)
-            // Memory is copied on the queue's own thread; what may wait for a disk goes to others.
+            // Memory is copied on the queue's own thread; calls that may block run elsewhere.
             .quick(in_memory);
         limits.physical_block_size = facts.physical.max(window.block);
         if facts.optimal >= limits.physical_block_size {
@@ -226,7 +226,7 @@ impl FileOptions {
             }
         }
         if let Some(direct) = window.direct {
-            // A segment shorter than a page is nothing that the driver takes.
+            // The driver does not accept segments shorter than a page.
             let segment = if facts.max_segment_size >= 4096 {
                 facts.max_segment_size
             } else {
@@ -237,7 +237,7 @@ impl FileOptions {
         limits
     }
 
-    /// Opens with O_DIRECT where it is wanted and can be had.
+    /// Opens the file, with O_DIRECT if requested and available.
     fn open_file(&self) -> Result<Opened, Error> {
         let open = |flags: i32| {
             let mut options = OpenOptions::new();
@@ -248,13 +248,13 @@ impl FileOptions {
             let errno = Errno::from_io(&e);
             let hint = match errno {
                 Errno::ENOENT if create::is_dangling(&self.path) => create::DANGLING,
-                Errno::ENOENT => "give the path of a file that is there",
+                Errno::ENOENT => "give the path of an existing file",
                 _ => "",
             };
             failed("find the file", errno, hint)
         })?;
         facts::check_kind(&meta)?;
-        // A block device that nobody else has claimed is claimed: mounting it, or a RAID over it, is then refused.
+        // Claims a block device unless somebody else has: mounting it, or a RAID on it, then fails.
         let mut claim = if self.claim && meta.file_type().is_block_device() {
             libc::O_EXCL
         } else {
@@ -290,7 +290,7 @@ impl FileOptions {
         }
     }
 
-    /// The device's place, size and blocks; every number is checked against the file (L13).
+    /// Computes the device's offset, size and blocks; every number is checked against the file (L13).
     fn window(
         &self,
         facts: &Facts,
@@ -344,7 +344,7 @@ impl FileOptions {
         }
         if length != asked {
             choices.push(format!(
-                "the last {} bytes of the file are no whole block of {block} bytes and not part of the device",
+                "the last {} bytes of the file are less than a block of {block} bytes and not part of the device",
                 asked - length
             ));
         }
@@ -355,8 +355,8 @@ impl FileOptions {
         })
     }
 
-    /// The block size that what is on the disk was written with, where it tells and would not have it by default: a device
-    /// with another would hide it (L82).
+    /// The block size that the disk's content was written with, if it tells and the default differs: a device with
+    /// another block size would hide the content (L82).
     fn by_layout(
         &self,
         facts: &Facts,
@@ -373,7 +373,7 @@ impl FileOptions {
         match layout {
             Layout::Blocks(block, what) if block != usual && self.may_have(block) => {
                 choices.push(format!(
-                    "blocks of {block} bytes, by which its {what} is read; {usual} would be usual for the file as it is today"
+                    "block size {block}, as its {what} requires; the default for this file is {usual}"
                 ));
                 Some(block)
             }
@@ -395,12 +395,12 @@ impl FileOptions {
         }
     }
 
-    /// Whether the device's place and length allow that block size.
+    /// Whether the device's offset and length allow this block size.
     fn may_have(&self, block: u32) -> bool {
         (self.offset | self.length.unwrap_or(0)).is_multiple_of(block.into())
     }
 
-    /// The logical block size, and whether O_DIRECT goes with it.
+    /// The logical block size, and whether O_DIRECT is possible with it.
     fn blocks(
         &self,
         facts: &Facts,
@@ -414,7 +414,7 @@ impl FileOptions {
         {
             return Err(Error::BlockSize(block));
         }
-        // What is left of the last sector is cut off anyway.
+        // An incomplete last sector is cut off anyway.
         let length = if self.length.is_none() {
             length / 512 * 512
         } else {
@@ -425,16 +425,16 @@ impl FileOptions {
             let unit = direct.position.max(512);
             let block = wanted.unwrap_or(unit);
             let why = if unit > PAGE || direct.memory > PAGE {
-                "it wants more than a page"
+                "it needs an alignment of more than a page"
             } else if block < unit {
                 "its unit is larger than the device's blocks"
             } else if !fits(unit) {
-                "offset or length are no multiple of its unit"
+                "offset or length is not a multiple of its unit"
             } else {
                 return Ok((block, Some(direct)));
             };
             notes.push(format!(
-                "no direct I/O, data goes through the page cache: {why} ({unit} bytes)"
+                "direct I/O is not possible, data goes through the page cache: {why} ({unit} bytes)"
             ));
         }
         let own = facts.logical.min(PAGE);
@@ -442,7 +442,7 @@ impl FileOptions {
         Ok((block, None))
     }
 
-    /// Where the file is.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

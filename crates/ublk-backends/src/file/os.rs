@@ -1,7 +1,7 @@
-//! The calls on a file that std does not have, and the real layer.
+//! File system calls that std lacks, and the layer for real files.
 
-// Re-opened here for statx, ioctl, fcntl, fallocate and preadv2: each wrapper owns the memory it passes, or
-// borrows it for the call.
+// Allowed here for statx, ioctl, fcntl, fallocate and preadv2: each wrapper owns the memory it passes, or borrows it
+// for the call.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -20,32 +20,32 @@ const BLKDISCARD: libc::Ioctl = 0x1277;
 /// `BLKGETDISKSEQ` of linux/fs.h, `_IOR(0x12, 128, __u64)`.
 const BLKGETDISKSEQ: libc::Ioctl = 0x8008_1280_u32 as libc::Ioctl;
 
-/// File systems of memory (linux/magic.h).
+/// File systems in memory (linux/magic.h).
 const TMPFS_MAGIC: u32 = 0x0102_1994;
 const RAMFS_MAGIC: u32 = 0x8584_58f6;
 const HUGETLBFS_MAGIC: u32 = 0x9584_58f6;
 
-/// A system call's answer as a count or an errno.
+/// Converts a system call's result to a count or an errno.
 fn check(answer: impl Into<i64>) -> Result<usize, Errno> {
     usize::try_from(answer.into()).map_err(|_| Errno::from_io(&io::Error::last_os_error()))
 }
 
-/// What O_DIRECT asks of the file's users, in bytes.
+/// Alignment that O_DIRECT requires, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Alignment {
-    /// Of memory.
+    /// Alignment of memory.
     pub(crate) memory: u32,
-    /// Of positions and lengths.
+    /// Alignment of positions and lengths.
     pub(crate) position: u32,
 }
 
-/// What statx(2) says of an open file.
+/// Calls statx(2) on an open file.
 fn statx(file: &fs::File, wanted: u32) -> Result<libc::statx, Errno> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
-    // By number: std refers to the function weakly, and in a static program with link-time optimisation that makes
-    // our reference weak, too. Nothing pulls it out of libc.a then, and the call goes to address 0.
-    // SAFETY: the descriptor is open for the call, the path is an empty NUL-terminated constant, and `found` has
-    // room for the answer.
+    // By number: std refers to the function weakly, and in a static program with link-time optimisation that makes our
+    // reference weak, too. Nothing then pulls it out of libc.a, and the call goes to address 0.
+    // SAFETY: the descriptor is open for the call, the path is an empty NUL-terminated constant, and `found` has room
+    // for the result.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_statx,
@@ -57,15 +57,15 @@ fn statx(file: &fs::File, wanted: u32) -> Result<libc::statx, Errno> {
         )
     };
     check(answer)?;
-    // SAFETY: all bytes were zeroed, and zeroes are a valid statx; the kernel filled in what it has.
+    // SAFETY: all bytes were zeroed, and zeroes are a valid statx; the kernel has filled in the rest.
     Ok(unsafe { found.assume_init() })
 }
 
-/// What the file says of O_DIRECT: `None` where it says nothing (before Linux 6.1, and file systems without an
-/// answer), `Some(None)` where it cannot be had.
+/// The alignment that the file reports for O_DIRECT: `None` if it reports nothing (before Linux 6.1, and on some file
+/// systems), `Some(None)` if direct I/O is not available.
 ///
-/// STATX_DIOALIGN gives what holds for reads and writes; a looser one for reads alone (STATX_DIO_READ_ALIGN, 6.14)
-/// is of no use to a device that is written to.
+/// STATX_DIOALIGN applies to reads and writes. The looser alignment for reads (STATX_DIO_READ_ALIGN, 6.14) is of no use
+/// to a writable device.
 pub(crate) fn direct_alignment(file: &fs::File, read_only: bool) -> Option<Option<Alignment>> {
     let found = statx(file, libc::STATX_DIOALIGN | libc::STATX_DIO_READ_ALIGN).ok()?;
     if found.stx_mask & libc::STATX_DIOALIGN == 0 {
@@ -84,7 +84,7 @@ pub(crate) fn direct_alignment(file: &fs::File, read_only: bool) -> Option<Optio
     }))
 }
 
-/// When the file was made, in nanoseconds since 1970, where the file system keeps that.
+/// Creation time of the file in nanoseconds since 1970, if the file system stores it.
 pub(crate) fn born(file: &fs::File) -> Option<u64> {
     let found = statx(file, libc::STATX_BTIME).ok()?;
     if found.stx_mask & libc::STATX_BTIME == 0 {
@@ -96,7 +96,7 @@ pub(crate) fn born(file: &fs::File) -> Option<u64> {
         .checked_add(found.stx_btime.tv_nsec.into())
 }
 
-/// The sequence number of the disk behind a block device: no two disks since boot have the same. Linux 5.15.
+/// Sequence number of the disk behind a block device, unique since boot. Linux 5.15.
 pub(crate) fn disk_sequence(file: &fs::File) -> Result<u64, Errno> {
     let mut sequence = 0_u64;
     // SAFETY: the request writes one u64, for which `sequence` has room.
@@ -105,7 +105,7 @@ pub(crate) fn disk_sequence(file: &fs::File) -> Result<u64, Errno> {
     Ok(sequence)
 }
 
-/// The flags that a file was opened with, as F_GETFL has them.
+/// The flags that a file was opened with (F_GETFL).
 pub(crate) fn open_flags(file: &fs::File) -> Result<i32, Errno> {
     // SAFETY: F_GETFL has no argument.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
@@ -126,22 +126,22 @@ pub(crate) fn block_sizes(file: &fs::File) -> Result<(u32, u32), Errno> {
     Ok((ask(libc::BLKSSZGET)?, ask(libc::BLKPBSZGET)?))
 }
 
-/// Whether the file is in memory by the nature of its file system, so that no call on it waits for a disk.
+/// Whether the file's system is in memory, so that no call waits for a disk.
 pub(crate) fn is_in_memory(file: &fs::File) -> bool {
     let mut found = MaybeUninit::<libc::statfs>::zeroed();
-    // SAFETY: the descriptor is open for the call, and `found` has room for the answer.
+    // SAFETY: the descriptor is open for the call, and `found` has room for the result.
     let answer = unsafe { libc::fstatfs(file.as_raw_fd(), found.as_mut_ptr()) };
     if check(answer).is_err() {
         return false;
     }
-    // SAFETY: all bytes were zeroed, and zeroes are a valid statfs; the kernel filled in what it has.
+    // SAFETY: all bytes were zeroed, and zeroes are a valid statfs; the kernel has filled in the rest.
     let found = unsafe { found.assume_init() };
     // The type of this field differs between C libraries and machines; the magic numbers have 32 bits.
     let magic = u32::try_from(found.f_type & 0xffff_ffff);
     matches!(magic, Ok(TMPFS_MAGIC | RAMFS_MAGIC | HUGETLBFS_MAGIC))
 }
 
-/// Goes on without O_DIRECT.
+/// Turns O_DIRECT off.
 pub(crate) fn leave_direct(file: &fs::File) -> Result<(), Errno> {
     let flags = open_flags(file)?;
     // SAFETY: F_SETFL takes a word of flags by value.
@@ -149,7 +149,7 @@ pub(crate) fn leave_direct(file: &fs::File) -> Result<(), Errno> {
     check(set).map(drop)
 }
 
-/// `fallocate`, gone on with after signals.
+/// `fallocate`, repeated after signals.
 pub(crate) fn allocate(file: &fs::File, mode: i32, at: u64, len: u64) -> Result<(), Errno> {
     let (Ok(at), Ok(len)) = (libc::off_t::try_from(at), libc::off_t::try_from(len)) else {
         return Err(Errno::EINVAL);
@@ -164,17 +164,17 @@ pub(crate) fn allocate(file: &fs::File, mode: i32, at: u64, len: u64) -> Result<
     }
 }
 
-/// Gives storage of a regular file back; the range reads as zeroes. On a block device, writes zeroes in the way
-/// that gives storage back, or answers EOPNOTSUPP.
+/// Deallocates storage of a regular file; the range then reads as zeroes. On a block device, writes zeroes in a way
+/// that deallocates storage, or returns EOPNOTSUPP.
 pub(crate) const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-/// Makes zeroes of a range that stays allocated.
+/// Zeroes a range that stays allocated.
 pub(crate) const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
-/// A file of this machine.
+/// A real file.
 #[derive(Debug)]
 pub(crate) struct Os {
     pub(crate) file: fs::File,
-    /// Discard by `BLKDISCARD`: what a block device calls so.
+    /// Uses `BLKDISCARD`, a block device's own discard.
     pub(crate) by_ioctl: bool,
 }
 

@@ -1,4 +1,4 @@
-//! One fdatasync for all who want one.
+//! Shares fdatasync calls.
 
 #![forbid(unsafe_code)]
 
@@ -9,8 +9,8 @@ use ublk_core::Errno;
 
 /// Shares syncs between concurrent callers.
 ///
-/// A sync makes durable what completed before it began. So who comes while one runs cannot have that one: it waits
-/// for the next, together with all others who came meanwhile (L07).
+/// A sync makes durable what completed before it began. So a caller that arrives while one runs waits for the next,
+/// together with all others that arrived meanwhile (L07).
 #[derive(Debug, Default)]
 pub(crate) struct Syncs {
     state: Mutex<State>,
@@ -22,12 +22,12 @@ pub(crate) struct Syncs {
 /// Syncs are numbered from 1.
 #[derive(Debug, Default)]
 struct State {
-    /// The last sync that began.
+    /// The last sync that has begun.
     begun: u64,
-    /// The last sync that ended.
+    /// The last sync that has ended.
     ended: u64,
-    /// The last sync that failed, and how. Who waited for an earlier one and wakes up late is told this failure,
-    /// which may not be its own: a false alarm, never a false success.
+    /// The last sync that failed, and its errno. A caller that waited for an earlier one and wakes up late gets this
+    /// failure, which may not be its own: a false alarm, never a false success.
     failed: Option<(u64, Errno)>,
 }
 
@@ -36,19 +36,19 @@ impl Syncs {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a request whose sync is made elsewhere.
+    /// Counts a request whose sync is done elsewhere.
     pub(crate) fn count(&self) {
         self.wanted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns when a sync that began after this call has ended. `sync` is called at most once.
+    /// Returns once a sync that began after this call has ended. Calls `sync` at most once.
     ///
     /// # Errors
-    /// What the sync answered.
+    /// The errno of the sync.
     pub(crate) fn wait(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
         self.count();
         let mut state = self.lock();
-        // Whatever has begun may have begun too early.
+        // A sync that has begun may have begun too early.
         let mine = state.begun + 1;
         while state.ended < mine {
             if state.begun > state.ended {
@@ -61,7 +61,7 @@ impl Syncs {
             state.begun += 1;
             let number = state.begun;
             drop(state);
-            // Ends the sync also when the call panics: nobody waits for ever.
+            // Ends the sync even if the call panics, so that nobody waits for ever.
             let mut run = Run {
                 syncs: self,
                 number,
@@ -76,13 +76,13 @@ impl Syncs {
         }
     }
 
-    /// Requests that wanted a sync, and syncs that ended here.
+    /// Number of requests for a sync, and of syncs that ended here.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.wanted.load(Ordering::Relaxed), self.lock().ended)
     }
 }
 
-/// A sync under way.
+/// A running sync.
 struct Run<'a> {
     syncs: &'a Syncs,
     number: u64,

@@ -1,4 +1,4 @@
-//! Files of this machine: a disk's file system and memory.
+//! Real files: on a disk's file system and in memory.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -11,7 +11,7 @@ use crate::Error;
 
 const MIB: u64 = 1 << 20;
 
-/// Directories to test in: below the build, which is on a disk for most people, and in shared memory.
+/// Test directories: below the build directory, which is usually on a disk, and in shared memory.
 fn places() -> Vec<TempDir> {
     let built = Path::new(env!("CARGO_MANIFEST_DIR"));
     let inside = |place: &Path| {
@@ -21,7 +21,7 @@ fn places() -> Vec<TempDir> {
     };
     let mut places = vec![tempfile::tempdir().expect("a temporary directory")];
     for place in [built, Path::new("/dev/shm")] {
-        // A checkout may be read-only, and a container without shared memory.
+        // A checkout may be read-only, and a container may lack shared memory.
         places.extend(inside(place));
     }
     places
@@ -40,7 +40,7 @@ fn used(path: &Path) -> u64 {
     std::fs::metadata(path).expect("there").blocks() * 512
 }
 
-/// A device grows into what its file has, no further, and by whole blocks; what is cut off is gone.
+/// A device grows with its file, no further, and by whole blocks; a truncated part is lost.
 #[test]
 fn a_device_grows_with_its_file() {
     for place in places() {
@@ -97,7 +97,7 @@ fn data_is_where_it_belongs() {
                 assert_eq!(raw, vec![byte; len], "at its place in the file");
             }
             assert_eq!(file.syncs(), (4, 4));
-            // Beyond the window nothing is read nor written, though the file goes on (L13).
+            // Nothing beyond the window is read or written, though the file continues (L13).
             assert_eq!(file.read_at(&mut vec![0; block], 2 * MIB), Err(Errno::EIO));
             assert_eq!(
                 file.write_at(&vec![1; block], last + 1, false),
@@ -113,7 +113,7 @@ fn data_is_where_it_belongs() {
     }
 }
 
-/// L12 Discard gives room back and reads as zeroes; write-zeroes without unmapping keeps it.
+/// L12 Discard deallocates space and reads as zeroes; write-zeroes without unmapping keeps it.
 #[test]
 fn l12_storage_is_given_back_or_kept_as_asked() {
     for place in places() {
@@ -163,7 +163,7 @@ fn l12_storage_is_given_back_or_kept_as_asked() {
     }
 }
 
-/// L05 A file that was cut short behind the device's back is an error, not old data; the rest is served.
+/// L05 Access to a part that was truncated behind the device's back is an error, not old data; the rest is served.
 #[test]
 fn l05_a_truncated_file_is_an_error() {
     for place in places() {
@@ -189,7 +189,7 @@ fn l05_a_truncated_file_is_an_error() {
     }
 }
 
-/// L13 Windows that do not fit the file are refused by name, near 8 EiB, too.
+/// L13 Windows that do not fit the file are refused with a specific error, near 8 EiB, too.
 #[test]
 fn l13_windows_are_checked() {
     let place = tempfile::tempdir().expect("a temporary directory");
@@ -234,7 +234,7 @@ fn l13_windows_are_checked() {
         .expect("fits");
     assert_eq!(file.limits().logical_block_size, 4096);
     drop(file);
-    // A file that ends inside a block: the rest is named, not silently lost.
+    // A file that ends inside a block: the rest is reported, not silently lost.
     OpenOptions::new()
         .write(true)
         .open(&path)
@@ -245,7 +245,7 @@ fn l13_windows_are_checked() {
     assert_eq!(file.limits().size, MIB + 512);
     let cut = file.choices().iter().find(|n| n.contains("last 188 bytes"));
     assert!(cut.is_some(), "{:?}", file.choices());
-    // Opened again with what was decided, there is nothing left to say.
+    // Opened again with the chosen numbers, there is nothing to report.
     let again = File::options(&path).length(Some(file.limits().size));
     assert!(again.open().expect("fits").choices().is_empty());
 }
@@ -267,7 +267,7 @@ fn what_is_no_file_is_refused() {
     assert!(matches!(open(&empty), Some(Error::Empty { size: 0, .. })));
 }
 
-/// A new file is sparse and private, never in the place of another, and gone again unless it is kept.
+/// A new file is sparse and private, never replaces another, and is removed unless it is kept.
 #[test]
 fn creation_never_touches_what_is_there() {
     let place = tempfile::tempdir().expect("a temporary directory");
@@ -299,7 +299,7 @@ fn creation_never_touches_what_is_there() {
     ));
 }
 
-/// Read-only is read-only down to the descriptor, and nothing that writes is declared.
+/// Read-only extends to the descriptor, and no writing operation is declared.
 #[test]
 fn read_only_declares_and_does_no_write() {
     let place = tempfile::tempdir().expect("a temporary directory");
@@ -313,7 +313,7 @@ fn read_only_declares_and_does_no_write() {
     assert_eq!(file.read_at(&mut [1; 4096], 0), Ok(()));
 }
 
-/// Shared memory cannot be asked not to wait; this is what decides who makes the calls.
+/// RWF_NOWAIT does not work on shared memory; this test decides who makes the calls.
 #[test]
 fn memory_in_disguise_is_served_at_once() {
     let Ok(place) = tempfile::tempdir_in("/dev/shm") else {
@@ -325,8 +325,8 @@ fn memory_in_disguise_is_served_at_once() {
     assert_eq!(file.favoured_data(), DataMode::Copy);
 }
 
-/// L81 What decides how a file is served is whether it is memory, not whether a read of this moment's contents can be
-/// asked not to wait: holes and data are served alike.
+/// L81 The way a file is served depends on whether it is in memory, not on whether its present content can be read with
+/// RWF_NOWAIT: holes and data are served alike.
 #[test]
 fn l81_holes_and_data_are_served_alike() {
     for place in places() {
@@ -345,8 +345,8 @@ fn l81_holes_and_data_are_served_alike() {
     }
 }
 
-/// L82 The block size is that of what is on the disk, and what is no file of today's default is said; opened again with
-/// the number that a record has, the contents do not count.
+/// L82 The block size is that of the disk's content, and a difference from today's default is reported; opened again
+/// with the recorded number, the content is ignored.
 #[test]
 fn l82_what_is_on_it_has_its_block_size() {
     for place in places() {
@@ -377,7 +377,7 @@ fn l82_what_is_on_it_has_its_block_size() {
     }
 }
 
-/// A loop device with blocks of 4096 bytes, gone with the value. `None` where there is none to be had.
+/// A loop device with blocks of 4096 bytes, removed on drop. `None` if there is none available.
 struct Loop(String);
 
 impl Loop {
@@ -401,8 +401,8 @@ impl Drop for Loop {
     }
 }
 
-/// L83 A device with smaller blocks than the disk behind it: zeroes at odd places are zeroes there and nowhere else, and a
-/// discard takes what it can.
+/// L83 A device with smaller blocks than the underlying disk: zeroes at unaligned positions affect nothing else, and a
+/// discard deallocates what it can.
 #[test]
 fn l83_small_blocks_over_large_ones() {
     let place = tempfile::tempdir().expect("a temporary directory");
@@ -451,7 +451,7 @@ fn l83_small_blocks_over_large_ones() {
     }
 }
 
-/// A link that leads nowhere is called that, by whoever comes to it.
+/// A dangling symbolic link is reported as such by every caller.
 #[test]
 fn links_that_lead_nowhere_are_named() {
     let place = tempfile::tempdir().expect("a temporary directory");

@@ -1,4 +1,4 @@
-//! Who else uses a file or a disk. It is told here; what follows from it, callers decide.
+//! Finds other users of a file or a disk, for callers to act on.
 
 #![forbid(unsafe_code)]
 
@@ -8,37 +8,37 @@ use std::fs::{self, Metadata, TryLockError};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-/// Somebody else who uses a file or a disk.
+/// Another user of a file or a disk.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum User {
-    /// A file system of it, or of a partition of it, is mounted.
+    /// It has a mounted file system, or one of its partitions has.
     Mount {
-        /// Where, as this process sees it.
+        /// The mount point, as this process sees it.
         at: String,
     },
     /// It is swap space of this machine.
     Swap,
-    /// A device was made on top of it.
+    /// A device is stacked on it.
     Device {
-        /// Its node.
+        /// Its device node.
         node: String,
     },
     /// A process serves it as a ublk device, or is about to.
     Server {
-        /// The process.
+        /// The process id.
         pid: u32,
-        /// The block device, once there is one.
+        /// The block device, if it exists already.
         node: Option<String>,
     },
     /// A process holds a lock on it (flock).
     Process {
-        /// The process.
+        /// The process id.
         pid: u32,
         /// Its name.
         name: String,
     },
-    /// Somebody has locked or claimed it who cannot be seen from here.
+    /// It is locked or claimed by somebody who is not visible from here.
     Unknown,
 }
 
@@ -54,24 +54,24 @@ impl fmt::Display for User {
             } => write!(f, "served as {node} by process {pid}"),
             Self::Server { pid, node: None } => write!(f, "about to be served by process {pid}"),
             Self::Process { pid, name } => write!(f, "locked by process {pid} ({name})"),
-            Self::Unknown => f.write_str("claimed by somebody who cannot be seen from here"),
+            Self::Unknown => f.write_str("claimed by a user that is not visible from here"),
         }
     }
 }
 
-/// Takes an advisory lock (flock), exclusive unless the device is read-only. It is held as long as the file is open. False
-/// where somebody else has it.
+/// Takes an advisory lock (flock), exclusive unless the device is read-only, for as long as the file is open. False if
+/// somebody else holds it.
 pub(crate) fn lock(file: &fs::File, read_only: bool) -> bool {
     let lock = if read_only {
         file.try_lock_shared()
     } else {
         file.try_lock()
     };
-    // File systems without locks have no other users who could be told of.
+    // File systems without locks cannot report other users.
     !matches!(lock, Err(TryLockError::WouldBlock))
 }
 
-/// Who uses a regular file besides this process; `locked` where its lock was refused.
+/// The users of a regular file besides this process; `locked` if its lock was refused.
 pub(crate) fn of_file(file: &fs::File, path: &Path, locked: bool) -> Vec<User> {
     let Ok(meta) = file.metadata() else {
         return Vec::new();
@@ -91,7 +91,7 @@ pub(crate) fn of_file(file: &fs::File, path: &Path, locked: bool) -> Vec<User> {
     users.into_iter().collect()
 }
 
-/// Who has claimed a block device.
+/// The holders of a block device.
 pub(crate) fn of_block(path: &Path, meta: &Metadata) -> Vec<User> {
     let mut users = BTreeSet::new();
     let device = meta.rdev();
@@ -127,7 +127,7 @@ pub(crate) fn of_block(path: &Path, meta: &Metadata) -> Vec<User> {
     users.into_iter().collect()
 }
 
-/// Processes with a flock on the file, by /proc/locks (`1: FLOCK  ADVISORY  WRITE 123 fe:00:456 0 EOF`).
+/// Processes with a flock on the file, from /proc/locks (`1: FLOCK ADVISORY WRITE 123 fe:00:456 0 EOF`).
 fn lockers(locks: &str, meta: &Metadata) -> Vec<u32> {
     let device = meta.dev();
     let file = format!(
@@ -138,7 +138,7 @@ fn lockers(locks: &str, meta: &Metadata) -> Vec<u32> {
     );
     let holder = |line: &str| {
         let words: Vec<_> = line.split_whitespace().collect();
-        // A waiter's line has an arrow behind the number.
+        // A waiter's line has an arrow after the number.
         if words.get(1) != Some(&"FLOCK") || words.get(5) != Some(&file.as_str()) {
             return None;
         }
@@ -147,7 +147,8 @@ fn lockers(locks: &str, meta: &Metadata) -> Vec<u32> {
     locks.lines().filter_map(holder).collect()
 }
 
-/// A process by what it serves, else by its name. One of our own program that serves nothing yet is about to.
+/// Describes a process by the device it serves, else by its name. A process of our own program that serves nothing yet
+/// is about to.
 fn described(pid: u32) -> User {
     let program = |pid: &str| fs::metadata(format!("/proc/{pid}/exe")).ok();
     let node = served_by(pid);
@@ -196,8 +197,8 @@ fn openers(device: u64) -> Vec<User> {
     users
 }
 
-/// Mount points of the devices with these numbers: by the number of the file system, and by the device that it was
-/// mounted from where it has a number of its own (btrfs).
+/// Mount points of the devices with these numbers: by the file system's device number, and by its source device for
+/// file systems with a number of their own (btrfs).
 fn mounted(mountinfo: &str, numbers: &[String]) -> Vec<String> {
     let point = |line: &str| {
         let (fields, more) = line.split_once(" - ")?;
@@ -217,7 +218,7 @@ fn mounted(mountinfo: &str, numbers: &[String]) -> Vec<String> {
     mountinfo.lines().filter_map(point).collect()
 }
 
-/// A field of mountinfo, in which blanks, tabs, line ends and backslashes are three octal digits (L48).
+/// Decodes a field of mountinfo, in which blanks, tabs, newlines and backslashes are three octal digits (L48).
 fn unescaped(field: &str) -> String {
     let mut text = Vec::new();
     let mut rest = field.as_bytes();
@@ -238,12 +239,12 @@ fn unescaped(field: &str) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Whether two metadata are of one file.
+/// Whether two metadata belong to the same file.
 fn same(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
-/// Nodes of loop devices over the file.
+/// Device nodes of loop devices on the file.
 fn loops(meta: &Metadata) -> Vec<String> {
     let mut names = Vec::new();
     for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
@@ -295,7 +296,7 @@ mod tests {
         assert!(loops(&meta).is_empty() && !is_swap(file.path(), &meta));
     }
 
-    /// L48 Names in the kernel's table may have blanks.
+    /// L48 Paths in the kernel's table may contain blanks.
     #[test]
     fn l48_mount_points_are_read_with_their_blanks() {
         let table = "36 35 98:0 / /mnt/a\\040b\\134c rw shared:1 - ext4 /dev/x rw\n";
@@ -303,7 +304,7 @@ mod tests {
         assert_eq!(unescaped("plain\\04"), "plain\\04");
     }
 
-    /// A second user of the file is told of the first one, readers are not told of readers.
+    /// A second user of the file learns of the first; readers do not learn of readers.
     #[test]
     fn a_second_user_is_told_of_the_first() {
         let file = tempfile::NamedTempFile::new().expect("a file");
@@ -326,7 +327,7 @@ mod tests {
             "{users:?}"
         );
         drop((reader, another));
-        // A child that another test forks keeps the locks of its parent until it executes its program.
+        // A child that another test forks keeps its parent's locks until it executes its program.
         let deadline = Instant::now() + Duration::from_secs(10);
         let _writer = loop {
             let (writer, users) = open(false);

@@ -21,7 +21,7 @@ fn is(bytes: &[u8], value: u8) -> bool {
     bytes.iter().all(|b| *b == value)
 }
 
-/// L05 A read fills the whole buffer: what was never written is zeroes, not stale bytes.
+/// L05 A read fills the whole buffer: unwritten parts are zeroes, not stale bytes.
 #[test]
 fn l05_reads_fill_the_whole_buffer() {
     let memory = device(1 << 20);
@@ -31,7 +31,7 @@ fn l05_reads_fill_the_whole_buffer() {
     assert!(is(&found[..512], 0) && is(&found[512..1536], 7) && is(&found[1536..], 0));
 }
 
-/// L05 A read that cannot be served whole fails; it does not serve a part.
+/// L05 A read that cannot be served completely fails; it does not serve a part.
 #[test]
 fn l05_a_read_across_the_end_fails_whole() {
     let memory = device(8192);
@@ -56,7 +56,7 @@ fn last_sector_is_the_last() {
     assert!(is(&read(&memory, 8192, 512), 0));
 }
 
-/// L12 A discard of any whole sectors zeroes exactly them, whole pages or not.
+/// L12 A discard of any whole sectors zeroes exactly these, whether they are whole pages or not.
 #[test]
 fn l12_discard_zeroes_exactly_its_sectors() {
     for (first, count) in [
@@ -89,7 +89,7 @@ fn l12_discard_zeroes_exactly_its_sectors() {
     }
 }
 
-/// L12 What is declared of discard is what is done: whole pages of the granularity give memory back.
+/// L12 Discard does what was declared: whole pages of the granularity free memory.
 #[test]
 fn l12_discard_gives_memory_back() {
     let memory = device(64 << 20);
@@ -108,7 +108,7 @@ fn l12_discard_gives_memory_back() {
     assert!(half <= full - (4 << 20), "{half} of {full}");
     memory.write_zeroes(4 << 20, 4 << 20, true).expect("inside");
     assert_eq!(memory.resident(), Ok(0));
-    // Unaligned: the edges stay, the pages between go.
+    // Unaligned: the edges stay, the pages in between are freed.
     memory.write_at(&data, 0, false).expect("inside");
     memory.discard(512, (8 << 20) - 1024).expect("inside");
     let left = memory.resident().expect("mincore");
@@ -133,8 +133,8 @@ fn l12_write_zeroes_without_unmap_keeps_memory() {
     assert_eq!(memory.resident(), Ok(before), "and allocates nothing");
 }
 
-/// L12 Zeroes that keep the storage take none: over a sparse device larger than this machine, and over what was only
-/// read. Only the bytes of the range become zeroes.
+/// L12 Zeroes that keep storage do not populate pages: neither on a sparse device larger than this machine, nor after
+/// reads. Only the bytes of the range become zeroes.
 #[test]
 fn l12_zeroes_over_nothing_take_nothing() {
     let size = 1 << 40;
@@ -190,7 +190,7 @@ fn l13_offsets_and_sizes_do_not_wrap() {
         assert_eq!(memory.discard(offset, 512), Err(Errno::EINVAL));
     }
     assert_eq!(memory.read_at(&mut [0; 100], 0), Err(Errno::EINVAL));
-    // Beyond what x86-64 can address, inside what a block device may have.
+    // More than x86-64 can address, less than the limit of block devices.
     for size in [(1 << 63) - 4096, 1 << 62, 1 << 56] {
         let error = Memory::new(size, 4096).expect_err("no such address space");
         assert!(matches!(error, Error::Reserve { .. }), "{error:?}");
@@ -204,7 +204,7 @@ fn l13_offsets_and_sizes_do_not_wrap() {
 #[test]
 fn sparse_device_larger_than_the_machine() {
     let Ok(memory) = Memory::new(1 << 42, 4096) else {
-        // A limit on the address space of this process: nothing to see.
+        // This process has an address space limit: nothing to test.
         return;
     };
     memory
@@ -225,7 +225,7 @@ fn limits_say_what_it_is() {
     assert!(memory.read_only(true).limits().read_only);
 }
 
-/// Tells the writers to end, also when the reader panics: else its failure would be a hang.
+/// Tells the writers to end even if the reader panics: otherwise the test would hang.
 struct StopAtEnd<'a>(&'a AtomicBool);
 
 impl Drop for StopAtEnd<'_> {
@@ -234,14 +234,14 @@ impl Drop for StopAtEnd<'_> {
     }
 }
 
-/// Overlapping reads, writes and discards of several threads: no crash, no foreign byte. Run it with
-/// feature `atomic-copy` and `-Zsanitizer=thread` to see that no plain access races.
+/// Overlapping reads, writes and discards of several threads: no crash, no foreign byte. Run it with feature
+/// `atomic-copy` and `-Zsanitizer=thread` to see that no plain access races.
 #[test]
 fn overlapping_requests_of_many_threads() {
     const SIZE: usize = 64 << 10;
     let memory = device(SIZE as u64);
     let stop = AtomicBool::new(false);
-    // The byte at a place tells the place and the writer: low four bits the place, high the writer.
+    // A byte identifies its position and its writer: the low four bits the position, the high ones the writer.
     let byte = |writer: usize, place: usize| -> u8 {
         u8::try_from((writer << 4) | (place / 512 % 16)).expect("below 256")
     };
@@ -289,14 +289,14 @@ fn overlapping_requests_of_many_threads() {
     });
 }
 
-/// L83 What the kernel does not take back, since it is locked, reads as zeroes all the same.
+/// L83 Memory that the kernel does not take back, since it is locked, reads as zeroes all the same.
 #[test]
 #[expect(unsafe_code, reason = "locks memory")]
 fn l83_locked_memory_is_zeroed() {
     let memory = device(64 << 10);
     memory.write_at(&[7; 64 << 10], 0, false).expect("inside");
     let place: *mut u8 = memory.mapping.at(0, 64 << 10).as_ptr().cast();
-    // The call itself: AddressSanitizer makes libc's do nothing.
+    // The system call itself: AddressSanitizer makes libc's wrapper do nothing.
     // SAFETY: the range is the device's mapping; locking changes no byte.
     if unsafe { libc::syscall(libc::SYS_mlock, place, 64usize << 10) } != 0 {
         eprintln!("not run: 64 KiB cannot be locked (ulimit -l)");

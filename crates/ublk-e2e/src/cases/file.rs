@@ -176,14 +176,17 @@ fn windows() -> Result<()> {
         &["--length", "16385K"],
         &["disk.img", "16778240", "16777216"],
     )?;
-    refused(&["--offset", "1M", "--length", "16M"], &["behind the file"])?;
+    refused(
+        &["--offset", "1M", "--length", "16M"],
+        &["beyond the end of the file"],
+    )?;
     refused(&["--offset", "16M"], &["no block"])?;
     refused(&["--offset", "100"], &["offset 100", "multiple"])?;
     refused(&["--length", "1000"], &["length 1000", "512"])?;
     refused(&["--offset", "16E"], &[])?;
     refused(
         &["--offset", "8191P", "--length", "8191P"],
-        &["behind the file"],
+        &["beyond the end of the file"],
     )?;
     cli::failed(add(&["/dev/null"])?, code::USAGE, &["character device"])?;
     cli::failed(add(&["/no/such/file"])?, code::FAILED, &["ENOENT"])?;
