@@ -1,55 +1,56 @@
-//! What the end-to-end cases tell their runner beside the lines of libtest: a record is a line of its own on the console
-//! of the guest, a mark and then JSON.
+//! Records that the end-to-end cases send to their runner besides libtest's lines: a record is a separate line on the
+//! guest's console, a mark followed by JSON.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
 
-/// What a line with a record begins with.
+/// Prefix of a line with a record.
 pub const MARK: &str = "@record ";
 
-/// Operations on backends in data modes: the name of their table.
+/// Name of the table of operations on backends in data modes.
 pub const CELL: &str = "cell";
 
-/// Policies, deaths and loads: the name of their table.
+/// Name of the table of policies, deaths and loads.
 pub const RECOVERY: &str = "recovery";
 
-/// One thing told.
+/// A record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Record {
     /// A case cannot run here.
     Skipped {
-        /// Its name.
+        /// Name of the case.
         case: String,
         /// Why.
         reason: String,
     },
-    /// A case was left out, as the runner wanted it.
+    /// A case was left out at the runner's request.
     Avoided {
-        /// Its name.
+        /// Name of the case.
         case: String,
     },
-    /// What became of a cell of a table, which the runner compares with what it expects.
+    /// Outcome of a cell of a table, which the runner compares with the expected one.
     Outcome {
-        /// Which table: [`CELL`], [`RECOVERY`].
+        /// The table: [`CELL`] or [`RECOVERY`].
         table: String,
-        /// A value of each of the table's axes.
+        /// A value for each of the table's axes.
         axes: Vec<String>,
-        /// In a word: `ran`, `never` (it cannot be), `lacks` (the kernel has no such mode), `left` (not of this set).
+        /// One word: `ran`, `never` (impossible), `lacks` (the kernel does not support the mode), `left` (not part of
+        /// this set).
         outcome: String,
     },
     /// A feature of this kernel.
     Feature {
-        /// Its name.
+        /// Name of the feature.
         name: String,
-        /// GET_FEATURES tells of it.
+        /// Whether GET_FEATURES reports it.
         available: bool,
     },
 }
 
 impl Record {
-    /// An outcome.
+    /// Creates an outcome.
     #[must_use]
     pub fn outcome(table: &str, axes: &[&str], outcome: &str) -> Self {
         Self::Outcome {
@@ -59,18 +60,18 @@ impl Record {
         }
     }
 
-    /// The line for it, without its end.
+    /// The record as a line, without newline.
     #[must_use]
     pub fn line(&self) -> String {
-        // Strings and flags have no form that is not JSON.
+        // Serialising strings and flags cannot fail.
         let json = serde_json::to_string(self).unwrap_or_default();
         format!("{MARK}{json}")
     }
 
-    /// The record of a line; nothing for a line that has none.
+    /// Parses the record in a line; `None` if the line has none.
     ///
     /// # Errors
-    /// What is no record behind the mark: a line that was cut, or one of another version.
+    /// The text after the mark is not a record: the line was cut, or comes from another version.
     pub fn of(line: &str) -> Option<Result<Self, serde_json::Error>> {
         let json = line.trim().strip_prefix(MARK)?;
         Some(serde_json::from_str(json))

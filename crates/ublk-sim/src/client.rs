@@ -9,7 +9,7 @@ use crate::zones::Zones;
 /// Content is tracked, and requests are aligned, in blocks of this size.
 pub(crate) const BLOCK: usize = 4096;
 
-/// A request on its way.
+/// A request in flight.
 #[derive(Debug, Clone)]
 pub(crate) struct Sent {
     pub(crate) op: Op,
@@ -17,20 +17,20 @@ pub(crate) struct Sent {
     pub(crate) len: usize,
     /// What a WRITE writes.
     pub(crate) data: Vec<u8>,
-    /// Durable before it completes.
+    /// Must be durable before it completes.
     pub(crate) fua: bool,
-    /// What a FLUSH promises, as of when it was sent.
+    /// What a FLUSH must make durable, as of the time it was sent.
     pub(crate) promise: Promise,
 }
 
-/// Makes requests that do not overlap in time, and knows what each read must return.
+/// Generates requests that do not overlap in time, and knows what each read must return.
 pub(crate) struct Client {
     pub(crate) content: Vec<u8>,
-    /// Of a zoned device.
+    /// For a zoned device.
     pub(crate) zones: Option<Zones>,
-    /// Blocks of which a failed request may have changed a part.
+    /// Blocks that a failed request may have changed in part.
     unknown: Vec<bool>,
-    /// Where the server keeps the data, if what it promises is to be checked.
+    /// Storage of the server, if durability is to be checked.
     pub(crate) disk: Option<Disk>,
     busy: Vec<bool>,
     left: usize,
@@ -61,7 +61,7 @@ impl Client {
         self.left == 0
     }
 
-    /// The next request, or `None` when all are sent or the range chosen is busy.
+    /// The next request, or `None` if all are sent or the selected range is busy.
     pub(crate) fn next(&mut self, rng: &mut Rng) -> Option<Sent> {
         if self.left == 0 {
             return None;
@@ -125,7 +125,7 @@ impl Client {
         })
     }
 
-    /// Takes the answer of a request, and the `addr` it came with; says what is wrong with it.
+    /// Checks the answer to a request and the `addr` it came with; returns what is wrong with it.
     pub(crate) fn completed(
         &mut self,
         sent: &Sent,
@@ -174,7 +174,7 @@ impl Client {
         Ok(())
     }
 
-    /// L07: what a FLUSH or FUA promised is durable.
+    /// L07: checks that the data of a FLUSH or FUA is durable.
     fn check_disk(&mut self, sent: &Sent, range: &std::ops::Range<usize>) -> Result<(), String> {
         let Some(disk) = &mut self.disk else {
             return Ok(());

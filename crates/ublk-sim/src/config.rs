@@ -1,4 +1,4 @@
-//! What a simulated driver is asked to do.
+//! Configuration of a simulated driver.
 
 use std::time::Duration;
 
@@ -15,44 +15,44 @@ pub enum End {
     Quiesce(usize),
 }
 
-/// Chances, in percent of the opportunities, of what may go wrong without being anybody's fault.
+/// Probabilities of events that may happen without anybody's fault, in percent of the opportunities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Faults {
-    /// An enter takes only a part of the commands.
+    /// An enter takes only some of the commands.
     pub short_submit: u8,
-    /// An enter returns early without completions, as on a signal.
+    /// An enter returns early without completions, as after a signal.
     pub interrupt: u8,
     /// io_uring refuses a command with ENOMEM, EAGAIN or ECANCELED.
     pub transient: u8,
     /// The submission queue is full.
     pub full: u8,
-    /// A completion of another life, lane or tag appears.
+    /// A completion of another generation, lane or tag appears.
     pub stale: u8,
-    /// An operation on the file moves only a part.
+    /// An operation on the file is short.
     pub short_io: u8,
     /// An operation on the file is interrupted (EINTR or EAGAIN).
     pub interrupted_io: u8,
     /// An operation on the file fails with EIO.
     pub failed_io: u8,
-    /// An enter takes nothing and shows nothing: io_uring is short of requests or memory, or finds its CQ full
-    /// (EAGAIN, EBUSY, ENOMEM).
+    /// An enter takes nothing and shows nothing: io_uring is short of requests or memory, or its CQ is full (EAGAIN,
+    /// EBUSY, ENOMEM).
     pub busy: u8,
-    /// An abort is shown at a later enter than the one in which the driver made it.
+    /// An abort becomes visible at a later enter than the one in which the driver made it.
     pub late_aborts: u8,
 }
 
 /// A run of the simulated driver.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Decides everything left to chance.
+    /// Determines everything that is random.
     pub seed: u64,
-    /// How data travels.
+    /// How data is transferred.
     pub data: DataMode,
     /// Whether commands carry many tags.
     pub batch: bool,
-    /// Bytes of the zones of a zoned device, or 0 for an ordinary one.
+    /// Size of the zones of a zoned device in bytes, or 0 for an ordinary one.
     pub zone_size: usize,
-    /// Queues (lanes of the one worker).
+    /// Number of queues (lanes of the one worker).
     pub queues: u16,
     /// Tags per queue.
     pub depth: u16,
@@ -60,29 +60,29 @@ pub struct Config {
     pub size: usize,
     /// Largest request in bytes.
     pub max_io_bytes: u32,
-    /// Requests to send.
+    /// Number of requests to send.
     pub requests: usize,
-    /// Percent of requests that read; the rest are writes, with some flushes, discards and zeroes.
+    /// Percentage of reads; the others are writes, with some flushes, discards and zeroes.
     pub read_percent: u8,
-    /// The server keeps the data in the simulated file: what FLUSH and FUA promise is checked there.
+    /// The server stores the data in the simulated file, where durability after FLUSH and FUA is checked.
     pub file: bool,
-    /// Percent of the requests with data whose data is in memory that the client shares with the server.
+    /// Percentage of requests whose data is in memory that the client shares with the server.
     pub shared_percent: u8,
-    /// Automatic zero copy: percent of the requests with data whose pages the driver could not register.
+    /// Automatic zero copy: percentage of requests whose pages the driver could not register.
     pub unregistered_percent: u8,
-    /// What goes wrong.
+    /// Faults to inject.
     pub faults: Faults,
     /// What an engine does before it sleeps.
     pub polling: Polling,
-    /// How it ends.
+    /// How the run ends.
     pub end: End,
     /// The driver refuses this fetch (lane, tag) with this result.
     pub refuse_fetch: Option<(u16, u16, i32)>,
-    /// The driver refuses the n-th commit with this result, the request staying in the server's hands.
+    /// The driver refuses the n-th commit with this result; the server keeps the request.
     pub refuse_commit: Option<(usize, i32)>,
-    /// `enter` fails for good at this call, with this errno.
+    /// `enter` fails permanently from this call on, with this errno.
     pub enter_fails: Option<(usize, i32)>,
-    /// Descriptors are random bytes: what a broken driver could write.
+    /// Descriptors are random bytes, as a broken driver could write them.
     pub hostile: bool,
     /// How long a sleeping engine may wait for another thread's answer before that counts as a hang.
     pub patience: Duration,

@@ -1,4 +1,4 @@
-//! A file behind the operations that a server pushes: its bytes, and which of them are durable.
+//! The file behind the server's operations: its content, and which parts of it are durable.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -6,19 +6,19 @@ use std::ops::Range;
 /// Durability is tracked in blocks of this size.
 const BLOCK: usize = 4096;
 
-/// The simulated file. It is as large as the device.
+/// The simulated file, as large as the device.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
     pub(crate) bytes: Vec<u8>,
-    /// The last change of each block that has completed, the last that was answered to the block layer, and the last
-    /// that a sync made durable; changes are numbered from 1.
+    /// The last change of each block that completed, the last that was answered to the block layer, and the last that a
+    /// sync made durable. Changes are numbered from 1.
     written: Vec<u64>,
     answered: Vec<u64>,
     durable: Vec<u64>,
     changes: u64,
-    /// Changes whose operation has been carried out and whose completion nobody has seen.
+    /// Changes whose operation has been carried out but whose completion has not been seen.
     unseen: HashMap<u64, Range<usize>>,
-    /// Operations carried out, and syncs among them.
+    /// Number of operations carried out, and of syncs among them.
     pub(crate) operations: usize,
     pub(crate) syncs: usize,
 }
@@ -42,12 +42,12 @@ impl Disk {
         range.start / BLOCK..range.end.div_ceil(BLOCK)
     }
 
-    /// Notes that the operation of this word has changed a range.
+    /// Records that the operation of this word has changed a range.
     pub(crate) fn changed(&mut self, user_data: u64, range: Range<usize>) {
         self.unseen.insert(user_data, range);
     }
 
-    /// The server sees the completion of an operation: the page cache has what it wrote.
+    /// The server sees the completion of an operation: its data is in the page cache.
     pub(crate) fn seen(&mut self, user_data: u64) {
         if let Some(range) = self.unseen.remove(&user_data) {
             self.changes += 1;
@@ -55,7 +55,7 @@ impl Disk {
         }
     }
 
-    /// A sync begins: what has completed by now will be durable, and nothing that completes while it runs.
+    /// A sync begins: changes that have completed become durable, but none that complete while it runs.
     pub(crate) fn sync(&mut self) {
         self.syncs += 1;
         self.durable.clone_from(&self.written);

@@ -1,4 +1,4 @@
-//! The driver's side of a queue: who owns each tag, and what it may do.
+//! The driver's side of a queue: the owner of each tag, and what it may do.
 
 use ublk_core::{DataMode, Errno, IoDesc, IoFlags, Op, Tag, Zone};
 use ublk_queue::port::{Completion, IoCommand};
@@ -9,13 +9,13 @@ use crate::config::Config;
 use crate::rng::Rng;
 use crate::shared::ClientMemory;
 
-/// Access to the server's memory, as the driver has it. In the port, since it is unsafe.
+/// The driver's access to the server's memory. Implemented in the port, since it is unsafe.
 pub(crate) trait Memory {
     fn write(&self, addr: u64, data: &[u8]);
     fn read(&self, addr: u64, len: usize) -> Vec<u8>;
 }
 
-/// The ring of a command, and the word given with it.
+/// The ring of a command, and its `user_data`.
 pub(crate) type Word = (usize, u64);
 
 #[derive(Debug, Clone)]
@@ -26,12 +26,12 @@ enum TagPhase {
         word: Word,
         addr: u64,
     },
-    /// A request is in the server's hands; with user copy, what it has pushed so far.
+    /// The server has a request; with user copy, the data it has pushed so far.
     Delivered {
         sent: Box<Sent>,
         addr: u64,
         pushed: Vec<u8>,
-        /// Where its data is in the memory that the client shares.
+        /// Position of its data in the memory that the client shares.
         shared: Option<usize>,
     },
     /// A WRITE waits for its buffer (get-data).
@@ -53,7 +53,7 @@ pub(crate) struct Queue {
     /// The multishot fetches that wait.
     pub(crate) batch_fetches: Vec<Word>,
     pub(crate) last_delivered: Option<u16>,
-    /// The client's memory, the number of this queue's first tag there, and how often data is in it.
+    /// The client's memory, the number of this queue's first tag in it, and the percentage of requests with data in it.
     client_memory: Option<(ClientMemory, usize)>,
     shared_percent: u8,
     unregistered_percent: u8,
@@ -100,17 +100,17 @@ impl Queue {
             .count()
     }
 
-    /// Addresses the driver may still write to.
+    /// Addresses that the driver may still write to.
     pub(crate) fn armed_addrs(&self) -> Vec<u64> {
         let addr = |place: &TagPhase| match place {
-            // Where the mode has addresses at all.
+            // Only in modes with addresses.
             TagPhase::Idle { addr, .. } if *addr != 0 => Some(*addr),
             _ => None,
         };
         self.places.iter().filter_map(addr).collect()
     }
 
-    /// Takes a command; gives its immediate completion, if it has one, or what is wrong.
+    /// Handles a command; returns its immediate completion, if any, or what is wrong with it.
     pub(crate) fn command(
         &mut self,
         command: &IoCommand,
@@ -186,7 +186,7 @@ impl Queue {
                     _ => memory.read(command.addr, if reads { sent.len } else { 0 }),
                 };
                 let sent = sent.clone();
-                // After an abort the fetch half never completes; its CQE comes with the ring's end only.
+                // After an abort the fetch half never completes; its CQE only comes when the ring ends.
                 *place = if self.stopping {
                     TagPhase::Aborted
                 } else {
@@ -210,7 +210,7 @@ impl Queue {
         }
     }
 
-    /// Hands a request to a random idle tag. `None` if no tag is idle or no request is to be had.
+    /// Delivers a request to a random idle tag. `None` if no tag is idle or there is no request.
     pub(crate) fn deliver(
         &mut self,
         rng: &mut Rng,
@@ -247,7 +247,7 @@ impl Queue {
             && rng.chance(self.shared_percent)
         {
             let at = client_memory.place(first + tag);
-            // Whoever does not fill the client's memory shows this to it.
+            // A server that does not fill the client's memory exposes this to the client.
             let garbage = vec![0xdb; sent.len];
             let is_write = sent.op.brings_data();
             client_memory.write(at, if is_write { &sent.data } else { &garbage });
@@ -264,7 +264,7 @@ impl Queue {
             self.descs[tag].op_flags |= IoFlags::NEED_REG_BUF;
         }
         match sent.op {
-            // Whoever looks at the tag's own buffer takes this.
+            // A server that reads the tag's own buffer gets this.
             _ if place.is_some() && self.data == DataMode::Copy => {
                 memory.write(addr, &vec![0xdb; sent.len]);
             }
@@ -282,7 +282,7 @@ impl Queue {
             }
             _ if self.data != DataMode::Copy => {}
             Op::Write => memory.write(addr, &sent.data),
-            // Whoever does not fill the buffer shows this to the reader (L05).
+            // A server that does not fill the buffer exposes this to the reader (L05).
             Op::Read => memory.write(addr, &vec![0xdb; sent.len]),
             _ => {}
         }
@@ -302,7 +302,7 @@ impl Queue {
         Some((ring, completion))
     }
 
-    /// What the driver's rules say of the `addr` of a command.
+    /// Checks the `addr` of a command against the driver's rules.
     fn check_addr(&self, command: &IoCommand) -> Result<(), String> {
         let tag = command.tag;
         let overlaps = |(n, place): (usize, &TagPhase)| match place {
@@ -331,7 +331,7 @@ impl Queue {
         self.data == DataMode::ZeroCopyManual || flags & IoFlags::NEED_REG_BUF != 0
     }
 
-    /// The data of a WRITE in the server's hands (user copy).
+    /// The data of a WRITE that the server has (user copy).
     pub(crate) fn pull(&self, tag: Tag, range: std::ops::Range<usize>) -> Result<&[u8], Errno> {
         match self.places.get(tag.index()) {
             Some(TagPhase::Delivered { sent, shared, .. })
@@ -344,7 +344,7 @@ impl Queue {
         }
     }
 
-    /// Where the data of a READ in the server's hands goes (user copy).
+    /// Where the data of a READ that the server has goes (user copy).
     pub(crate) fn push(
         &mut self,
         tag: Tag,
@@ -411,7 +411,7 @@ fn desc_of(sent: &Sent, addr: u64) -> IoDesc {
 
 fn random_desc(rng: &mut Rng, addr: u64) -> IoDesc {
     let [a, b] = [rng.next_u64(), rng.next_u64()];
-    // Small numbers are as likely as large ones, so that some get past the checks.
+    // Small values are as likely as large ones, so that some pass the checks.
     let start = b >> (rng.below(64));
     let op_flags = u32::try_from(a >> 32).unwrap_or(0) >> rng.below(32);
     let nr_sectors = u32::try_from(a & 0xffff_ffff).unwrap_or(0) >> rng.below(32);

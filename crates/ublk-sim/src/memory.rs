@@ -1,4 +1,4 @@
-//! The engine's memory, as the driver reaches it.
+//! The engine's memory, as the driver accesses it.
 #![expect(
     unsafe_code,
     reason = "moves data to and from the engine's buffers, as the driver does"
@@ -6,7 +6,7 @@
 
 use crate::driver::Memory;
 
-/// The addresses of the engine's commands, used as the driver uses them.
+/// Accesses the addresses of the engine's commands like the driver.
 pub(crate) struct ServerMemory;
 
 impl Memory for ServerMemory {

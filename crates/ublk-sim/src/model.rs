@@ -17,30 +17,30 @@ use crate::rng::Rng;
 use crate::shared::ClientMemory;
 use crate::zones::Zones;
 
-/// What a run showed.
+/// The report of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Requests answered.
+    /// Number of requests answered.
     pub completed: usize,
-    /// Of these, with an errno.
+    /// Number of these that were answered with an errno.
     pub failed: usize,
-    /// Requests handed out and not answered.
+    /// Number of requests delivered and not answered.
     pub unanswered: usize,
-    /// Calls of enter.
+    /// Number of calls of enter.
     pub enters: usize,
-    /// Commands the driver took.
+    /// Number of commands that the driver took.
     pub commands: usize,
-    /// Operations carried out on the simulated file, and syncs among them.
+    /// Number of operations on the simulated file, including syncs.
     pub operations: usize,
-    /// Syncs of the simulated file.
+    /// Number of syncs of the simulated file.
     pub syncs: usize,
-    /// Requests whose data was in the client's memory.
+    /// Number of requests whose data was in the client's memory.
     pub shared_hits: usize,
-    /// Whatever the driver would refuse, hang on or lose data by; empty for a correct server.
+    /// Everything that the driver would refuse, hang on or lose data by; empty for a correct server.
     pub violations: Vec<String>,
 }
 
-/// A command on its way.
+/// A command or operation that was pushed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Pushed {
     Tag(IoCommand),
@@ -51,26 +51,26 @@ pub(crate) enum Pushed {
 /// One thread's ring.
 #[derive(Debug, Default)]
 pub(crate) struct SimRing {
-    /// Commands pushed and not yet submitted.
+    /// Commands pushed but not submitted.
     pub(crate) pending: VecDeque<(u16, Pushed, u64)>,
-    /// Completions made and not yet visible.
+    /// Completions posted but not visible.
     pub(crate) delayed: Vec<Completion>,
-    /// Aborts that are shown at a later enter than the one that made them.
+    /// Aborts that become visible at a later enter than the one that made them.
     pub(crate) late: Vec<Completion>,
     pub(crate) visible: VecDeque<Completion>,
-    /// A wake that no sleep has taken.
+    /// A wake-up that no sleep has taken.
     pub(crate) woken: bool,
-    /// What the kernel reads or writes until the completion of this word is shown.
+    /// Memory that the kernel may access until the completion of this word is shown.
     pub(crate) lent: HashMap<u64, Lent>,
     pub(crate) closed: bool,
 }
 
-/// Memory of the server's in the hands of an operation or a batch command.
+/// Memory of the server that an operation or a batch command uses.
 #[derive(Debug, Clone)]
 pub(crate) struct Lent {
     pub(crate) addr: u64,
     pub(crate) len: usize,
-    /// What the kernel has to find there; nothing where it writes.
+    /// The content that the kernel must find there; `None` if it writes.
     pub(crate) elements: Option<Vec<u8>>,
 }
 
@@ -79,21 +79,21 @@ pub(crate) struct Model {
     pub(crate) rng: Rng,
     pub(crate) client: Client,
     pub(crate) queues: Vec<Queue>,
-    /// What the client shares with the server.
+    /// The memory that the client shares with the server.
     pub(crate) client_memory: Option<ClientMemory>,
     /// One for each port.
     pub(crate) rings: Vec<SimRing>,
     /// The ring whose commands are being taken.
     pub(crate) at: usize,
-    /// Wakes so far.
+    /// Number of wake-ups so far.
     pub(crate) wakes: u64,
-    /// Tags behind the buffer ids of fetch completions.
+    /// Tags of the buffer ids in fetch completions.
     pub(crate) tag_buffers: Vec<Vec<u16>>,
     pub(crate) commits: usize,
-    /// The tag whose commit is refused, once and for all.
+    /// The tag whose commit is refused for good.
     pub(crate) refused_tag: Option<u16>,
     pub(crate) aborted: bool,
-    /// Slots of the buffer table that REGISTER filled, and whether the chain at hand has failed.
+    /// Slots of the buffer table that REGISTER filled, and whether the current chain has failed.
     pub(crate) registered: HashSet<u16>,
     pub(crate) chain_failed: bool,
     pub(crate) report: Report,
@@ -139,7 +139,7 @@ impl Model {
         self.queues.iter().map(Queue::in_hand).sum()
     }
 
-    /// Something will happen without the server's doing.
+    /// Whether something will happen without the server's doing.
     pub(crate) fn can_progress(&self) -> bool {
         let started = self.queues.iter().all(Queue::all_fetched);
         let all_done = self.client.all_sent() && self.in_hand() == 0;
@@ -162,12 +162,12 @@ impl Model {
         &mut self.rings[self.at]
     }
 
-    /// Makes a completion of a command of the ring at hand, to be shown some time.
+    /// Posts a completion for the current ring, to become visible at some time.
     pub(crate) fn complete(&mut self, completion: Completion) {
         self.ring().delayed.push(completion);
     }
 
-    /// Takes commands of a ring; false if only a part was taken.
+    /// Takes commands of a ring; false if only some were taken.
     pub(crate) fn submit(&mut self, ring: usize) -> bool {
         self.at = ring;
         let all = self.ring().pending.len();
@@ -176,7 +176,7 @@ impl Model {
         for _ in 0..take {
             if let Some((lane, command, user_data)) = self.ring().pending.pop_front() {
                 match command {
-                    // Cancelled silently, since what it was linked to had CQE_SKIP_SUCCESS.
+                    // Cancelled silently, since the entry it was linked to had CQE_SKIP_SUCCESS.
                     Pushed::Tag(_) if std::mem::take(&mut self.chain_failed) => {}
                     Pushed::Tag(command) => self.command(lane, &command, user_data),
                     Pushed::Batch(command) => self.batch_command(lane, &command, user_data),
@@ -206,7 +206,7 @@ impl Model {
             transient.then(|| errno.to_result())
         });
         if let Some(res) = refusal {
-            // What is refused is refused at once: its completion is there when the enter returns.
+            // Refusals are immediate: the completion is there when the enter returns.
             self.ring().visible.push_back(Completion {
                 user_data,
                 res,
@@ -308,7 +308,7 @@ impl Model {
             let qid = QueueId::new(command.qid).unwrap_or(QueueId::ZERO);
             let mut one = IoCommand::new(cmd_op, qid, tag);
             one.result = elem.header.result;
-            // An element has one of them, by its shape.
+            // An element has one of the two, depending on its shape.
             one.addr = elem.buf_addr | elem.zone_lba;
             let index = lane * self.config.depth + tag.get();
             if !prep {
@@ -340,7 +340,7 @@ impl Model {
         });
     }
 
-    /// Batch: hands several requests to one of the fetches that wait; now and then the fetch ends.
+    /// Batch mode: delivers several requests to a waiting fetch, and ends the fetch now and then.
     fn deliver_batch(&mut self, lane: usize) {
         let queue = &mut self.queues[lane];
         if queue.batch_fetches.is_empty() {
@@ -382,7 +382,7 @@ impl Model {
         self.rng.chance(self.config.faults.interrupt)
     }
 
-    /// Hands out requests, or aborts when the time has come. Nothing before every tag is fetched (L20).
+    /// Delivers requests, or aborts when the time has come. Does nothing before every tag is fetched (L20).
     pub(crate) fn progress(&mut self) {
         if self.aborted || !self.queues.iter().all(Queue::all_fetched) {
             return;
@@ -437,7 +437,7 @@ impl Model {
         }
     }
 
-    /// Time goes by: aborts that were late may be seen from now on.
+    /// Time passes: late aborts may become visible from now on.
     pub(crate) fn pass(&mut self, ring: usize, all: bool) {
         for n in (0..self.rings[ring].late.len()).rev() {
             if all || self.rng.chance(60) {
@@ -447,11 +447,11 @@ impl Model {
         }
     }
 
-    /// Makes some completions of a ring visible, in any order, and now and then one that is nobody's.
+    /// Makes some completions of a ring visible, in any order, and now and then a stale one.
     pub(crate) fn show(&mut self, ring: usize) {
         if self.rng.chance(self.config.faults.stale) {
             let word = match self.rng.below(3) {
-                // Another generation, another lane, another tag; and never a word of the ring itself.
+                // Another generation, another lane, another tag; never one of the ring's own words.
                 0 => 7 << 32 | self.rng.next_u64() & 0xf,
                 1 => (self.rng.next_u64() & 0xff) << 16 | 0x100_0000,
                 _ => 0xfff,
@@ -462,8 +462,8 @@ impl Model {
                 flags: 0,
             });
         }
-        // What the driver handed out before it aborted is there at the next enter that looks: nothing new comes
-        // in between. Otherwise any part of it may be late.
+        // Completions that the driver delivered before it aborted are visible at the next enter that looks: nothing new
+        // comes in between. Otherwise any part of them may be late.
         let delayed = self.rings[ring].delayed.len();
         let now = match self.aborted {
             true => delayed,
@@ -479,7 +479,7 @@ impl Model {
         }
     }
 
-    /// The server ends a ring: nothing that it is to do may be left, and what it holds is still there.
+    /// The server closes a ring: no work may be left for it, and the memory it holds must still exist.
     pub(crate) fn close(&mut self, ring: usize) {
         self.rings[ring].closed = true;
         let late = self.rings[ring].late.len();
@@ -490,8 +490,8 @@ impl Model {
     }
 }
 
-/// A request whose pages are still in the ring's table does not complete, and before 6.17 the server cannot even take
-/// them out any more.
+/// A request whose pages are still in the ring's table does not complete, and before 6.17 the server cannot even
+/// unregister them any more.
 fn left_registered(registered: &HashSet<u16>, index: u16) -> Option<String> {
     let left = registered.contains(&index);
     left.then(|| format!("slot {index} is registered when its request is answered"))

@@ -1,4 +1,4 @@
-//! What io_uring does with operations on the simulated file.
+//! Simulates io_uring's operations on the file.
 
 use std::ops::Range;
 
@@ -24,12 +24,12 @@ const HARDLINK: u8 = 1 << 3;
 const CQE_SKIP_SUCCESS: u8 = 1 << 6;
 
 impl Model {
-    /// Carries an operation out; its completion comes whenever it likes.
+    /// Carries out an operation; its completion becomes visible at some later time.
     pub(crate) fn operation(&mut self, sqe: &Sqe64) {
         let raw = sqe.as_raw();
         let linked = raw.flags & (LINK | HARDLINK) != 0;
         if std::mem::take(&mut self.chain_failed) {
-            // Cancelled silently, since what failed had CQE_SKIP_SUCCESS.
+            // Cancelled silently, since the failed entry had CQE_SKIP_SUCCESS.
             self.chain_failed = linked;
             return;
         }
@@ -110,7 +110,7 @@ impl Model {
         Ok(len)
     }
 
-    /// An operation on a registered buffer: the pages of a request in the server's hands.
+    /// An operation on a registered buffer: the pages of a request that the server has.
     fn fixed(&mut self, sqe: &Sqe64, range: Range<usize>) -> Result<usize, Errno> {
         let raw = sqe.as_raw();
         let (lane, tag) = self.slot(raw.buf_index)?;
@@ -162,7 +162,7 @@ impl Model {
         Ok(0)
     }
 
-    /// The request of a slot: lane `n` has the slots from `n` times the depth on.
+    /// The request of a slot: the slots of lane `n` start at `n` times the depth.
     fn slot(&self, index: u16) -> Result<(usize, Tag), Errno> {
         let lane = usize::from(index / self.config.depth);
         let tag = Tag::new(index % self.config.depth).map_err(|_| Errno::EINVAL)?;

@@ -44,7 +44,7 @@ impl fmt::Debug for Sim {
 }
 
 impl Sim {
-    /// A driver that will do what the configuration says.
+    /// Creates a driver with this configuration.
     #[must_use]
     pub fn new(config: Config) -> Self {
         let model = Model::new(config);
@@ -54,13 +54,13 @@ impl Sim {
         }))
     }
 
-    /// The port for a worker, of which each has its own; lane `n` is queue `n`. [`Sim::serve`] has one of its own.
+    /// A port for a worker; each worker has its own, and lane `n` is queue `n`. [`Sim::serve`] makes one itself.
     ///
     /// # Safety
-    /// As the driver does, the simulated one reads and writes at the addresses of commands and operations. Whoever pushes
-    /// some keeps what they name, for as many bytes as the configuration has for a request, until their last completion. A
-    /// [`Worker`](ublk_queue::Worker) does, if each of its lanes is a queue of this device: with its depth, buffer size,
-    /// data mode and descriptors.
+    /// The simulated driver accesses memory at the addresses of commands and operations, like the real one. Whoever
+    /// pushes them must keep the memory they name, of the configuration's request size, until their last completion. A
+    /// [`Worker`](ublk_queue::Worker) does, if each of its lanes is a queue of this device, with its depth, buffer
+    /// size, data mode and descriptors.
     #[must_use]
     pub unsafe fn port(&self) -> SimPort {
         let mut model = self.0.model();
@@ -73,7 +73,7 @@ impl Sim {
         }
     }
 
-    /// The descriptors of a queue, for a worker on the port that was made last.
+    /// The descriptors of a queue, for a worker on the last port made.
     #[must_use]
     pub fn descriptors(&self, lane: u16) -> SimDescriptors {
         SimDescriptors {
@@ -83,16 +83,16 @@ impl Sim {
         }
     }
 
-    /// The data path by the character device, for user copy.
+    /// The character device, for user copy.
     #[must_use]
     pub fn device(&self) -> SimDevice {
         SimDevice(self.clone())
     }
 
-    /// The memory that the client shares, as a server maps it; `None` without any.
+    /// The memory that the client shares, as mapped by a server; `None` if there is none.
     ///
     /// # Errors
-    /// What mapping says.
+    /// The error of mapping it.
     pub fn shared_memory(&self) -> std::io::Result<Option<SharedMemory>> {
         let model = self.0.model();
         let memory = model.client_memory.as_ref();
@@ -101,12 +101,12 @@ impl Sim {
             .transpose()
     }
 
-    /// What the driver was made with.
+    /// The configuration.
     pub(crate) fn config(&self) -> Config {
         self.0.model().config.clone()
     }
 
-    /// What has been seen so far.
+    /// The report so far.
     #[must_use]
     pub fn report(&self) -> Report {
         let model = self.0.model();
@@ -121,9 +121,9 @@ impl Sim {
         }
     }
 
-    /// Writes to every buffer the driver or an operation still has, and reads the elements of batch commands that have
-    /// not completed: what a ring's asynchronous end may do after the server believes it is gone (L09). Gives the number
-    /// of buffers written. Elements that are not there any more are a violation.
+    /// Writes to every buffer that the driver or an operation still has, and reads the elements of batch commands in
+    /// flight: what a ring's asynchronous teardown may do after the server believes that it is closed (L09). Returns
+    /// the number of buffers written. Missing elements are a violation.
     #[must_use]
     pub fn late_writes(&self) -> usize {
         let mut model = self.0.model();
@@ -152,13 +152,13 @@ impl Sim {
     }
 }
 
-/// The engine's way to the simulated driver.
+/// The engine's port to the simulated driver.
 #[derive(Debug)]
 pub struct SimPort {
     sim: Sim,
     ring: usize,
     spin: Option<Spin>,
-    /// The number of wakes at the last wait that a wake kept from sleeping.
+    /// Number of wake-ups at the last wait that one kept from sleeping.
     taken: Option<u64>,
 }
 
@@ -197,7 +197,7 @@ impl Drop for SimDescriptors {
     fn drop(&mut self) {
         let mut model = self.sim.0.model();
         if model.rings.get(self.ring).is_some_and(|ring| !ring.closed) {
-            // Its buffers go at the same time.
+            // Its buffers are freed at the same time.
             let text = "L22: a lane is dropped before its ring".to_owned();
             model.report.violations.push(text);
         }
@@ -236,7 +236,7 @@ impl Descriptors for SimDescriptors {
 }
 
 impl SharedModel {
-    /// Sleeps until so many completions of a ring are visible, or a wake has come.
+    /// Sleeps until this many completions of a ring are visible, or a wake-up comes.
     fn wait<'a>(
         &'a self,
         mut model: MutexGuard<'a, Model>,
@@ -270,7 +270,7 @@ impl SharedModel {
                 return (model, hang);
             }
             self.wake.notify_all();
-            // Others have their turn: what they do may bring something for this ring.
+            // Lets other threads run, which may produce something for this ring.
             let a_while = match alone {
                 true => patience,
                 false => Duration::from_micros(200),
@@ -293,8 +293,8 @@ impl SimPort {
         }
     }
 
-    /// What the owner of a worker does that it drives: sleeps until the ring's descriptor is readable, or for that time.
-    /// Whatever is not submitted by then stays so.
+    /// What the owner of a driven worker does: sleeps until the ring's descriptor is readable, or for this time.
+    /// Unsubmitted entries stay unsubmitted.
     pub fn sleep_until_readable(&self, timeout: Option<Duration>) {
         let mut model = self.model();
         let left = model.rings[self.ring].pending.len();
@@ -305,7 +305,7 @@ impl SimPort {
         if timeout.is_some() {
             model.pass(self.ring, false);
         }
-        // A hang is in the report; the descriptor of a ring that nothing comes to stays as it is.
+        // A hang is in the report; a ring without completions keeps its descriptor unreadable.
         let (mut model, _) = self.sim.0.wait(model, self.ring, 1, timeout);
         model.rings[self.ring].woken = false;
     }
@@ -326,11 +326,11 @@ impl SimPort {
     }
 }
 
-/// Entries of a submission queue.
+/// Size of a submission queue.
 const ENTRIES: usize = 4096;
 
-// SAFETY: the model hands a tag over once from commit to commit, and completes operations when it has carried them
-// out; what is pushed goes to its queue, once.
+// SAFETY: the model hands a tag over once from commit to commit, and completes operations after it has carried them
+// out; each pushed entry goes to its queue, once.
 unsafe impl Port for SimPort {
     type Wake = SimWake;
 
@@ -391,7 +391,7 @@ unsafe impl Port for SimPort {
         }
         let busy = model.config.faults.busy;
         if model.rng.chance(busy) {
-            // The caller takes completions and comes back.
+            // The caller handles completions and retries.
             return Ok(());
         }
         model.pass(ring, false);

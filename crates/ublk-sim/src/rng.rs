@@ -1,6 +1,6 @@
-//! A small generator of repeatable chance.
+//! A small repeatable random number generator.
 
-/// SplitMix64: repeatable, good enough to decide what a simulated driver does next.
+/// SplitMix64: repeatable, and good enough for a simulated driver's decisions.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
 

@@ -1,4 +1,4 @@
-//! The engine on the simulated driver, for those who need no port of their own.
+//! Runs the engine on the simulated driver, for tests that need no port of their own.
 #![expect(unsafe_code, reason = "makes a port for lanes of its own device")]
 
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use ublk_queue::{Handler, LaneHandle, LaneSpec, Worker, WorkerError};
 use crate::port::Sim;
 
 impl Sim {
-    /// Serves the device to its end, on the calling thread, each queue with a handler that `make` gives: how it ended, and
-    /// the queues' counters.
+    /// Serves the device to its end on the calling thread, with a handler from `make` per queue. Returns the worker's
+    /// result and the queues' counters.
     ///
     /// # Errors
-    /// What [`Worker::add_lane`] says, such as ENOMEM.
+    /// The error of [`Worker::add_lane`], such as ENOMEM.
     pub fn serve<H: Handler>(
         &self,
         mut make: impl FnMut(QueueId) -> H,

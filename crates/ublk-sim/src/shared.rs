@@ -1,4 +1,4 @@
-//! Memory that the simulated client shares with the server: a file, a place in it for each tag.
+//! Memory that the simulated client shares with the server: a file with a place for each tag.
 
 use std::fs::File;
 use std::io;
@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ublk_core::{SharedBuffer, SharedTable};
 use ublk_sys::word::ShmemAddr;
 
-/// Indices of the two halves, as a driver might have given them.
+/// Indices of the two halves, as a driver might have assigned them.
 const HALVES: [u16; 2] = [9, 3];
 
-/// Distance of a tag's place from the start of its part of the file: memory of a client begins anywhere.
+/// Distance of a tag's data from the start of its part of the file: client memory may begin anywhere.
 const SKEW: usize = 1024;
 
 /// The client's memory.
@@ -53,12 +53,12 @@ impl ClientMemory {
         SharedTable::new(&[buffer(first, 0), buffer(second, half)])
     }
 
-    /// Where in the file a tag's data is.
+    /// Offset of a tag's data in the file.
     pub(crate) fn place(&self, number: usize) -> usize {
         number * self.stride + SKEW
     }
 
-    /// The same as a descriptor names it.
+    /// The same in a descriptor's encoding.
     pub(crate) fn addr(&self, place: usize) -> u64 {
         let index = HALVES[usize::from(place >= self.half)];
         let offset = u32::try_from(place % self.half).unwrap_or(u32::MAX);

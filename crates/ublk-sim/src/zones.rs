@@ -1,4 +1,4 @@
-//! The block layer's side of a zoned device: appends, resets and reports, and where data must have landed.
+//! The block layer's side of a zoned device: appends, resets and reports, and where data must be written.
 
 use std::ops::Range;
 
@@ -7,16 +7,16 @@ use ublk_core::{Op, Zone};
 use crate::client::{BLOCK, Client, Sent};
 use crate::rng::Rng;
 
-/// What the client knows of its zones.
+/// The client's view of its zones.
 pub(crate) struct Zones {
-    /// Blocks of a zone.
+    /// Blocks per zone.
     blocks: usize,
-    /// Blocks written in each; nothing where an append or reset failed.
+    /// Number of blocks written in each; `None` after a failed append or reset.
     written: Vec<Option<usize>>,
 }
 
 impl Zones {
-    /// Zones of `size` bytes, if that is not 0, on a device of so many blocks.
+    /// Zones of `size` bytes on a device of this many blocks; `None` if `size` is 0.
     pub(crate) fn new(size: usize, blocks: usize) -> Option<Self> {
         let zone = size / BLOCK;
         (zone > 0).then(|| Self {
@@ -25,7 +25,7 @@ impl Zones {
         })
     }
 
-    /// The blocks of the zone at a byte.
+    /// The blocks of the zone at an offset in bytes.
     fn range(&self, offset: usize) -> Range<usize> {
         let zone = offset / BLOCK / self.blocks;
         zone * self.blocks..(zone + 1) * self.blocks
@@ -33,7 +33,7 @@ impl Zones {
 }
 
 impl Client {
-    /// The blocks that nothing else may be under way for.
+    /// The blocks for which nothing else may be in flight.
     pub(crate) fn reach(&self, op: Op, range: Range<usize>) -> Range<usize> {
         match (&self.zones, op) {
             (Some(zones), Op::ZoneAppend | Op::ZoneReset) => zones.range(range.start * BLOCK),
@@ -42,8 +42,8 @@ impl Client {
         }
     }
 
-    /// What is sent where an ordinary device would be written: an append, the reset of a zone without room for it, a
-    /// report. The blocks, in number, are the append's.
+    /// Chooses what to send instead of a write: an append, the reset of a zone without room for it, or a report.
+    /// `blocks` is the length of the append.
     pub(crate) fn zoned(&self, rng: &mut Rng, blocks: usize) -> Option<(Op, Range<usize>, usize)> {
         let zones = self.zones.as_ref()?;
         let zone = rng.below(zones.written.len());
@@ -60,7 +60,7 @@ impl Client {
         })
     }
 
-    /// Takes the answer of one of those, `landed` being the commit's sector and `buffer` what the server gave.
+    /// Checks the answer to one of those; `landed` is the commit's sector, `buffer` the server's data.
     pub(crate) fn completed_zoned(
         &mut self,
         sent: &Sent,
@@ -100,7 +100,8 @@ impl Client {
 }
 
 impl Zones {
-    /// Every zone from the first asked for on is there, as far as there is room, and nothing else is.
+    /// Checks that the report has every zone from the first requested one on, as far as there is room, and nothing
+    /// else.
     fn check_report(&self, first: usize, buffer: &[u8]) -> Result<(), String> {
         let (entries, _) = buffer.as_chunks::<{ Zone::ENCODED }>();
         for (n, entry) in entries.iter().enumerate() {

@@ -3,34 +3,34 @@
 use crate::marshal::{Plain, Uapi};
 use crate::{Error, UBLK_BATCH_F_HAS_BUF_ADDR, UBLK_BATCH_F_HAS_ZONE_LBA, ublk_elem_header};
 
-/// Most bytes of an element.
+/// Maximum size of an element in bytes.
 pub const ELEM_MAX: usize = 24;
-/// Bytes of an element of FETCH_IO_CMDS: a tag.
+/// Size of an element of FETCH_IO_CMDS in bytes: a tag.
 pub const TAG_BYTES: u8 = 2;
 
-/// What an element of PREP_IO_CMDS or COMMIT_IO_CMDS carries besides its header.
+/// The optional parts of an element of PREP_IO_CMDS or COMMIT_IO_CMDS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ElemShape {
     /// A buffer address ([`UBLK_BATCH_F_HAS_BUF_ADDR`]), in copy mode.
     pub buf_addr: bool,
-    /// The sector where a zone append landed ([`UBLK_BATCH_F_HAS_ZONE_LBA`]).
+    /// The sector at which a zone append was written ([`UBLK_BATCH_F_HAS_ZONE_LBA`]).
     pub zone_lba: bool,
 }
 
-/// An element of PREP_IO_CMDS or COMMIT_IO_CMDS. Written by us.
+/// An element of PREP_IO_CMDS or COMMIT_IO_CMDS. Written by the server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[doc(alias = "ublk_elem_buffer")]
 pub struct Elem {
     /// Tag, buffer index, result.
     pub header: ublk_elem_header,
-    /// Address of the tag's buffer; 0 where the shape has none.
+    /// Address of the tag's buffer; 0 if the shape has none.
     pub buf_addr: u64,
-    /// Absolute sector (512 bytes) where a zone append landed; 0 where the shape has none.
+    /// Absolute sector (512 bytes) at which a zone append was written; 0 if the shape has none.
     pub zone_lba: u64,
 }
 
 impl ElemShape {
-    /// The shape that a command's `flags` imply; other bits do not matter to it.
+    /// The shape implied by a command's `flags`; other bits are ignored.
     #[must_use]
     pub const fn from_flags(flags: u16) -> Self {
         Self {
@@ -55,7 +55,7 @@ impl ElemShape {
         buf_addr | zone_lba
     }
 
-    /// Bytes of an element: the `elem_bytes` that the driver insists on (8, 16 or 24).
+    /// Size of an element in bytes: the `elem_bytes` that the driver requires (8, 16 or 24).
     #[must_use]
     pub const fn bytes(self) -> u8 {
         8 + 8 * self.buf_addr as u8 + 8 * self.zone_lba as u8
@@ -73,11 +73,11 @@ impl ElemShape {
         Ok(())
     }
 
-    /// Writes an element to `out`, exactly [`ElemShape::bytes`] long.
+    /// Writes an element to `out`, which must be exactly [`ElemShape::bytes`] long.
     ///
     /// # Errors
-    /// [`Error::Size`] for another length; [`Error::Rule`] when the element has an address or a
-    /// sector for which this shape has no place. Nothing is written then.
+    /// [`Error::Size`] for another length; [`Error::Rule`] if the element has an address or a sector that this shape
+    /// lacks. Nothing is written then.
     pub fn encode(self, elem: &Elem, out: &mut [u8]) -> Result<(), Error> {
         self.check(out.len())?;
         let rule = "0, the shape of the batch has no place for it";
@@ -107,7 +107,7 @@ impl ElemShape {
         Ok(())
     }
 
-    /// Reads an element from `bytes`, exactly [`ElemShape::bytes`] long.
+    /// Reads an element from `bytes`, which must be exactly [`ElemShape::bytes`] long.
     ///
     /// # Errors
     /// [`Error::Size`] for another length.
@@ -130,11 +130,11 @@ impl ElemShape {
     }
 }
 
-/// The tags that a completion of FETCH_IO_CMDS delivered: `bytes` is the part of the provided buffer
-/// that the completion's result says is filled.
+/// Reads the tags that a completion of FETCH_IO_CMDS delivered. `bytes` is the filled part of the provided buffer,
+/// according to the completion's result.
 ///
 /// # Errors
-/// [`Error::Rule`] when the length is odd.
+/// [`Error::Rule`] if the length is odd.
 pub fn tags(bytes: &[u8]) -> Result<impl ExactSizeIterator<Item = u16> + '_, Error> {
     if !bytes.len().is_multiple_of(usize::from(TAG_BYTES)) {
         let value = u64::try_from(bytes.len()).unwrap_or(u64::MAX);

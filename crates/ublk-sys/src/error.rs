@@ -1,4 +1,4 @@
-//! What can be wrong with bytes or numbers on their way across the boundary.
+//! Errors in bytes or numbers exchanged with the driver.
 
 use core::fmt;
 
@@ -6,36 +6,36 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// The buffer's length is not what the value needs.
+    /// The buffer has the wrong length for the value.
     Size {
-        /// C name of the struct, or what was being read.
+        /// C name of the struct, or a description of the value.
         what: &'static str,
-        /// Bytes that were needed.
+        /// Required size in bytes.
         want: usize,
-        /// Bytes that were given.
+        /// Actual size in bytes.
         got: usize,
     },
-    /// A number does not fit the place it has in the encoding, or the range the driver accepts.
+    /// A number does not fit its field, or is outside the driver's range.
     Range {
-        /// Which number.
+        /// Description of the number.
         what: &'static str,
         /// The number.
         value: u64,
-        /// Smallest accepted.
+        /// Smallest valid value.
         min: u64,
-        /// Largest accepted.
+        /// Largest valid value.
         max: u64,
     },
-    /// Bits that must be zero are set. The word may come from a newer kernel or program.
+    /// Reserved bits are set. The word may come from a newer kernel or program.
     Reserved {
-        /// Which word.
+        /// Description of the word.
         what: &'static str,
-        /// The bits that should be zero, in their place in the word.
+        /// The offending bits, in their positions in the word.
         bits: u64,
     },
-    /// A number breaks a rule that is no range, such as being a multiple or a power of two.
+    /// A number breaks a rule other than a range, such as being a power of two.
     Rule {
-        /// Which number.
+        /// Description of the number.
         what: &'static str,
         /// The number.
         value: u64,

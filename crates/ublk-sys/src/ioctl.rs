@@ -1,12 +1,11 @@
 //! Encoded command numbers: what `_IOR` and `_IOWR` compute (`asm/ioctl.h`).
 //!
-//! The driver dispatches on the number alone; direction and size are decoration, except for
-//! `UBLK_U_CMD_GET_FEATURES`, where the whole word is compared. They are computed all the same, so
-//! that the words are those of the C header.
+//! The driver dispatches on the number alone and ignores direction and size, except for `UBLK_U_CMD_GET_FEATURES`,
+//! where it compares the whole word. They are computed all the same, so that the words equal those of the C header.
 
-/// Bits of the size field; the direction sits above it.
+/// Width of the size field; the direction is above it.
 const SIZE_BITS: u32 = if OLD_ABI { 13 } else { 14 };
-/// Architectures that kept the direction bits of another Unix.
+/// Architectures with a different direction encoding.
 const OLD_ABI: bool = cfg!(any(
     target_arch = "mips",
     target_arch = "mips64",
@@ -29,18 +28,18 @@ const fn encode(direction: u32, kind: u8, nr: u8, size: usize) -> u32 {
     direction << (16 + SIZE_BITS) | size << 16 | (kind as u32) << 8 | nr as u32
 }
 
-/// `_IOR(kind, nr, T)`: a command whose argument `T` the kernel fills.
+/// `_IOR(kind, nr, T)`: a command whose argument `T` the kernel fills in.
 ///
 /// # Panics
-/// When `T` is larger than the word's size field can say (16 KiB, 8 KiB on some architectures); the
-/// commands of this crate are computed at compile time, where this is a build error.
+/// If `T` is larger than the word's size field can express (16 KiB, 8 KiB on some architectures); the commands of this
+/// crate are computed at compile time, where this is a build error.
 #[doc(alias = "_IOR")]
 #[must_use]
 pub const fn ior<T>(kind: u8, nr: u8) -> u32 {
     encode(READ, kind, nr, size_of::<T>())
 }
 
-/// `_IOWR(kind, nr, T)`: a command whose argument `T` the kernel reads and fills.
+/// `_IOWR(kind, nr, T)`: a command whose argument `T` the kernel reads and fills in.
 ///
 /// # Panics
 /// As [`ior`].
@@ -50,7 +49,7 @@ pub const fn iowr<T>(kind: u8, nr: u8) -> u32 {
     encode(READ | WRITE, kind, nr, size_of::<T>())
 }
 
-/// The number of a command, encoded or legacy: what the driver dispatches on (`_IOC_NR`).
+/// The number of a command, encoded or legacy: the value that the driver dispatches on (`_IOC_NR`).
 #[doc(alias = "_IOC_NR")]
 #[must_use]
 #[expect(

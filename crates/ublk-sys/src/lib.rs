@@ -1,20 +1,17 @@
 //! The userspace API of the kernel's ublk driver (`linux/ublk_cmd.h`), as of Linux 7.3.
 //!
-//! * [`raw`] repeats the C header name for name: structs, commands, flags, limits. Everything in it
-//!   is also reachable at the root of the crate. Padding is spelled out as fields, so that every
-//!   byte of every struct is defined.
-//! * [`marshal`] turns the structs into bytes and back, checked, in safe code.
-//! * [`offset`] holds the positions of the character device: user copy and descriptor mappings.
-//! * [`word`] packs and unpacks the words that carry several values: `op_flags`, the
-//!   auto-buffer-registration word, the shared-memory address.
-//! * [`batch`] holds the elements of the batch commands, whose shape depends on flags.
+//! * [`raw`] repeats the C header name for name: structs, commands, flags, limits. Its content is also re-exported at
+//!   the root of the crate. Padding is spelled out as fields, so that every byte of every struct is defined.
+//! * [`marshal`] converts the structs to bytes and back, checked, in safe code.
+//! * [`offset`] computes positions of the character device: user copy and descriptor mappings.
+//! * [`word`] packs and unpacks words with several values: `op_flags`, the auto-buffer-registration word, the
+//!   shared-memory address.
+//! * [`batch`] has the elements of batch commands, whose shape depends on flags.
 //! * [`ioctl`] computes the encoded command numbers.
-//! * [`table`] is the crate's description of itself, which `cargo xtask layout` compares with the
-//!   real header.
+//! * [`table`] describes the crate's own definitions, which `cargo xtask layout` compares with the real header.
 //!
-//! The crate has no behaviour and makes no system call. Flag words are plain integers: a bit that
-//! this version does not know survives every conversion. Sectors are 512 bytes everywhere, whatever
-//! the logical block size of the device.
+//! The crate has no behaviour and makes no system calls. Flag words are plain integers: bits that this version does not
+//! know survive every conversion. Sectors are 512 bytes everywhere, whatever the logical block size of the device.
 //!
 //! ```
 //! use ublk_sys::{Uapi, ublksrv_io_desc, UBLK_IO_F_FUA, UBLK_IO_OP_WRITE};

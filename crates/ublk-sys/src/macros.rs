@@ -1,12 +1,12 @@
-//! The two macros through which everything of the C header is defined.
+//! The two macros that define everything of the C header.
 //!
-//! A struct defined by [`uapi_struct`] cannot lack its layout asserts, its marshalling, or its row in
-//! the crate's table; a constant defined by [`uapi_consts`] cannot lack its row.
+//! A struct defined by [`uapi_struct`] always has layout asserts, marshalling, and a row in the crate's table; a
+//! constant defined by [`uapi_consts`] always has a row.
 
 /// Defines a struct of the C header: explicit offsets, no implicit padding.
 ///
-/// `field @ offset: type`; `field | other @ offset: type` where C has a union of two names. A field
-/// named `hole…` is padding that C leaves unnamed.
+/// `field @ offset: type`; `field | other @ offset: type` for a C union of two names. A field named `hole…` is padding
+/// without a name in C.
 macro_rules! uapi_struct {
     (
         $(#[$meta:meta])*
@@ -31,9 +31,9 @@ macro_rules! uapi_struct {
         static_assertions::const_assert_eq!(core::mem::size_of::<$name>(), $size);
         static_assertions::const_assert_eq!(core::mem::align_of::<$name>(), $align);
         $( static_assertions::const_assert_eq!(memoffset::offset_of!($name, $field), $off); )+
-        // The fields add up to the whole: no byte is padding.
+        // The fields add up to the whole: no byte is implicit padding.
         static_assertions::const_assert_eq!(0 $(+ core::mem::size_of::<$ty>())+, $size);
-        // What marshalling writes is what memory holds.
+        // Marshalled bytes equal those in memory.
         $( static_assertions::const_assert_eq!(
             <$ty as $crate::marshal::Plain>::LEN,
             core::mem::size_of::<$ty>()
@@ -43,7 +43,7 @@ macro_rules! uapi_struct {
             /// All bytes zero.
             pub const ZERO: Self = Self { $( $field: <$ty as $crate::marshal::Plain>::ZERO ),+ };
 
-            /// The bytes as the kernel reads them, native endian.
+            /// The bytes as the kernel reads them, in native byte order.
             #[inline]
             #[must_use]
             pub fn to_bytes(&self) -> [u8; $size] {
@@ -52,7 +52,7 @@ macro_rules! uapi_struct {
                 bytes
             }
 
-            /// The struct whose bytes these are; every pattern of bytes is a value.
+            /// The struct with these bytes; every byte pattern is valid.
             #[inline]
             #[must_use]
             pub fn from_bytes(bytes: &[u8; $size]) -> Self {

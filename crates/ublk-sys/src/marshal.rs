@@ -1,12 +1,11 @@
-//! Structs to bytes and back, native endian, length checked, safe code.
+//! Conversion of structs to bytes and back: native byte order, length checked, safe code.
 //!
-//! The kernel reads and writes these structs in buffers whose length travels beside them; a length
-//! that does not fit is an [`Error::Size`], never a short copy. Every pattern of bytes is a valid
-//! value of every struct, and unknown bits survive.
+//! The kernel reads and writes these structs in buffers with an explicit length; a length that does not fit is an
+//! [`Error::Size`], never a short copy. Every byte pattern is a valid value of every struct, and unknown bits survive.
 
 use crate::{Error, table};
 
-/// A struct that crosses the boundary to the ublk driver.
+/// A struct of the driver's userspace API.
 ///
 /// Implemented for every struct of [`crate::raw`], by the macro that defines them.
 pub trait Uapi: Plain + Copy {
@@ -17,10 +16,10 @@ pub trait Uapi: Plain + Copy {
     /// Size, alignment and fields, for comparison with the C header.
     const LAYOUT: table::Struct;
 
-    /// Writes the struct to `out`, which is exactly [`Uapi::SIZE`] bytes long.
+    /// Writes the struct to `out`, which must be exactly [`Uapi::SIZE`] bytes long.
     ///
     /// # Errors
-    /// [`Error::Size`] when `out` has another length; nothing is written then.
+    /// [`Error::Size`] if `out` has another length; nothing is written then.
     #[inline]
     fn write_to(&self, out: &mut [u8]) -> Result<(), Error> {
         if out.len() != Self::SIZE {
@@ -34,10 +33,10 @@ pub trait Uapi: Plain + Copy {
         Ok(())
     }
 
-    /// Reads the struct from `bytes`, which is exactly [`Uapi::SIZE`] bytes long.
+    /// Reads the struct from `bytes`, which must be exactly [`Uapi::SIZE`] bytes long.
     ///
     /// # Errors
-    /// [`Error::Size`] when `bytes` has another length.
+    /// [`Error::Size`] if `bytes` has another length.
     #[inline]
     fn read_from(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() != Self::SIZE {
@@ -50,10 +49,10 @@ pub trait Uapi: Plain + Copy {
         Ok(Self::get(bytes))
     }
 
-    /// Writes the struct to the start of `out` and gives the rest back.
+    /// Writes the struct to the start of `out` and returns the rest.
     ///
     /// # Errors
-    /// [`Error::Size`] when `out` is too short; nothing is written then.
+    /// [`Error::Size`] if `out` is too short; nothing is written then.
     #[inline]
     fn write_head<'a>(&self, out: &'a mut [u8]) -> Result<&'a mut [u8], Error> {
         let got = out.len();
@@ -68,11 +67,11 @@ pub trait Uapi: Plain + Copy {
         Ok(rest)
     }
 
-    /// Reads the struct from the start of `bytes` and gives the rest back. This is how an I/O
-    /// descriptor longer than 24 bytes (`io_desc_size`) is read.
+    /// Reads the struct from the start of `bytes` and returns the rest. Use it for I/O descriptors longer than 24 bytes
+    /// (`io_desc_size`).
     ///
     /// # Errors
-    /// [`Error::Size`] when `bytes` is too short.
+    /// [`Error::Size`] if `bytes` is too short.
     #[inline]
     fn read_head(bytes: &[u8]) -> Result<(Self, &[u8]), Error> {
         let Some((head, rest)) = bytes.split_at_checked(Self::SIZE) else {
@@ -86,12 +85,11 @@ pub trait Uapi: Plain + Copy {
     }
 }
 
-/// What the fields of a struct are made of: integers and structs without padding, and arrays of them.
+/// The building blocks of structs: integers and structs without padding, and arrays of them.
 ///
-/// Use [`Uapi`], which checks lengths. The slices given here have length [`Plain::LEN`], which the
-/// defining macro guarantees.
+/// Use [`Uapi`], which checks lengths. Slices must have length [`Plain::LEN`], which the defining macro guarantees.
 pub trait Plain: Sized + sealed::Sealed {
-    /// Bytes.
+    /// Length in bytes.
     #[doc(hidden)]
     const LEN: usize;
     /// All bytes zero.
@@ -106,7 +104,7 @@ pub trait Plain: Sized + sealed::Sealed {
 }
 
 pub(crate) mod sealed {
-    /// Only types of this crate and the integers cross the boundary.
+    /// Seals [`Plain`](super::Plain): only types of this crate and integers implement it.
     pub trait Sealed {}
     impl<T: super::Plain, const N: usize> Sealed for [T; N] {}
 }
@@ -151,12 +149,12 @@ impl<T: Plain + Copy, const N: usize> Plain for [T; N] {
     }
 }
 
-/// Checks that `bytes` survive the way to `T` and back and that wrong lengths are refused.
+/// Checks that `bytes` survive the conversion to `T` and back, and that wrong lengths are refused.
 ///
-/// A harness for tests and fuzz targets: `bytes` of any length.
+/// A harness for tests and fuzz targets: `bytes` may have any length.
 ///
 /// # Panics
-/// When a round trip loses or moves a byte, or a wrong length is accepted.
+/// If a round trip loses or moves a byte, or a wrong length is accepted.
 pub fn round_trip<T: Uapi>(bytes: &[u8]) {
     if bytes.len() != T::SIZE {
         let size = Error::Size {
@@ -179,7 +177,7 @@ pub fn round_trip<T: Uapi>(bytes: &[u8]) {
         T::read_from(head).map(|value| value.put(&mut [0; 256][..T::SIZE])),
         Ok(())
     );
-    // A pattern beneath, so that a byte that is never written shows.
+    // Prefilled with a pattern, so that an unwritten byte shows.
     for beneath in [0x00, 0xff] {
         let blank = [beneath; 256];
         let mut out = blank;
@@ -192,7 +190,7 @@ pub fn round_trip<T: Uapi>(bytes: &[u8]) {
         assert_eq!(out[T::SIZE..], blank[T::SIZE..], "{} too long", T::NAME);
     }
     for field in T::LAYOUT.fields {
-        // One field alone: its bytes reach its own place in the struct and no other.
+        // One field alone: its bytes reach its own position in the struct and no other.
         let mut one = [0_u8; 256];
         let place = field.offset..field.offset + field.size;
         one[place.clone()].copy_from_slice(&head[place]);

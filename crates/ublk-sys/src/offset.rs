@@ -1,6 +1,6 @@
 //! Positions in the character device `/dev/ublkcN`.
 //!
-//! `pread`/`pwrite` reach the data of requests (user copy), `mmap` the I/O descriptors of a queue.
+//! `pread`/`pwrite` access the data of requests (user copy), `mmap` the I/O descriptors of a queue.
 
 use crate::error::in_range;
 use crate::{
@@ -10,25 +10,25 @@ use crate::{
     UBLKSRV_IO_INTEGRITY_FLAG,
 };
 
-/// A place in the data of a request, as a position for `pread` and `pwrite` (6.5, [`crate::UBLK_F_USER_COPY`]).
+/// A position in the data of a request, for `pread` and `pwrite` (6.5, [`crate::UBLK_F_USER_COPY`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserCopy {
     /// Queue, below 4096.
     pub qid: u16,
     /// Tag.
     pub tag: u16,
-    /// Bytes from the start of the request, below 32 MiB. The caller bounds the length: 6.12 reports
-    /// more than it copied when asked for more than the request has.
+    /// Offset from the start of the request in bytes, below 32 MiB. The caller must limit the length: 6.12 reports more
+    /// than it copied if more is requested than the request has.
     pub byte: u32,
-    /// The request's integrity buffer instead of its data (7.0; 6.12 ignores it and gives data).
+    /// Selects the request's integrity buffer instead of its data (7.0; 6.12 ignores it and returns data).
     pub integrity: bool,
 }
 
 impl UserCopy {
-    /// The position.
+    /// The file position.
     ///
     /// # Errors
-    /// [`Error::Range`] when queue or byte do not fit their places.
+    /// [`Error::Range`] if queue or offset do not fit their fields.
     pub const fn encode(self) -> Result<u64, Error> {
         if let Err(error) = in_range("queue id", self.qid as u64, 0, UBLK_QID_BITS_MASK) {
             return Err(error);
@@ -44,14 +44,14 @@ impl UserCopy {
         } else {
             0
         };
-        // Added: the start of the buffers lies inside the tag's bits.
+        // Added, not ORed: the start of the buffers lies inside the tag's bits.
         Ok((UBLKSRV_IO_BUF_OFFSET + place) | integrity)
     }
 
-    /// The place that `position` means, as the driver reads it.
+    /// Decodes a file position like the driver.
     ///
     /// # Errors
-    /// [`Error::Range`] when the position lies before or behind the request buffers.
+    /// [`Error::Range`] if the position lies before or after the request buffers.
     pub const fn decode(position: u64) -> Result<Self, Error> {
         let integrity = position & UBLKSRV_IO_INTEGRITY_FLAG != 0;
         let plain = position & !UBLKSRV_IO_INTEGRITY_FLAG;
@@ -69,27 +69,26 @@ impl UserCopy {
     }
 }
 
-/// The mapping of a queue's I/O descriptors: what to give to `mmap`. Read-only, one per queue; the
-/// driver refuses any other offset or length. Descriptor `tag` is at `tag * io_desc_size`.
+/// The mapping of a queue's I/O descriptors: the arguments for `mmap`. Read-only, one per queue; the driver refuses any
+/// other offset or length. Descriptor `tag` is at `tag * io_desc_size`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DescMap {
-    /// Offset in the character device, bytes.
+    /// Offset in the character device in bytes.
     pub offset: u64,
-    /// Length, bytes.
+    /// Length in bytes.
     pub len: usize,
 }
 
 impl DescMap {
-    /// The mapping of queue `qid` of a device with `depth` tags per queue and descriptors of
-    /// `io_desc_size` bytes, on a machine with pages of `page` bytes.
+    /// Computes the mapping of queue `qid` of a device with `depth` tags per queue and descriptors of `io_desc_size`
+    /// bytes, on a machine with pages of `page` bytes.
     ///
-    /// Queues are apart by the room of 4096 descriptors, whatever the depth; the length is that of
-    /// the depth.
+    /// The distance between queues is the size of 4096 descriptors, whatever the depth; the length depends on the
+    /// depth.
     ///
     /// # Errors
-    /// [`Error::Range`] for a queue, depth or descriptor size that the driver does not have,
-    /// [`Error::Rule`] for a page size that is no power of two or a descriptor size that is no
-    /// multiple of 8.
+    /// [`Error::Range`] for an invalid queue, depth or descriptor size; [`Error::Rule`] for a page size that is not a
+    /// power of two or a descriptor size that is not a multiple of 8.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "at most 1 MiB rounded to a checked page"
@@ -140,7 +139,7 @@ impl DescMap {
 mod tests {
     use super::*;
 
-    /// L01 The stride between queues is that of 4096 descriptors, page rounded, not of the depth.
+    /// L01 The stride between queues is that of 4096 descriptors, rounded up to a page, not that of the depth.
     #[test]
     fn l01_descriptor_stride_is_that_of_the_maximum_depth() {
         let map = |qid, depth, size, page| DescMap::new(qid, depth, size, page).unwrap();
@@ -150,9 +149,9 @@ mod tests {
             assert_eq!(map(3, depth, 24, 4096).offset, 3 * 98_304);
             assert_eq!(map(1, depth, 64, 4096).offset, 262_144);
         }
-        // 98304 is no multiple of 64 KiB.
+        // 98304 is not a multiple of 64 KiB.
         assert_eq!(map(1, 128, 24, 65_536).offset, 131_072);
-        // The length is that of the depth, exactly.
+        // The length follows the depth exactly.
         assert_eq!(map(1, 1, 24, 4096).len, 4096);
         assert_eq!(map(1, 128, 24, 4096).len, 4096);
         assert_eq!(map(1, 171, 24, 4096).len, 8192);
@@ -185,7 +184,7 @@ mod tests {
         assert_eq!(at(0, 0, 0, false), Ok(0x8000_0000));
         assert_eq!(at(0, 1, 0, false), Ok(0x8200_0000));
         assert_eq!(at(1, 0, 512, false), Ok(0x8000_0200 + (1 << 41)));
-        // Tag 64 has the bit of the start itself: an OR would lose it.
+        // Tag 64 shares a bit with the start itself: an OR would lose it.
         assert_eq!(at(0, 64, 0, false), Ok(0x1_0000_0000));
         assert_eq!(at(0, 0, 8, true), Ok((1 << 62) + 0x8000_0008));
         assert!(at(4096, 0, 0, false).is_err());

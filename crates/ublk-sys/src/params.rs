@@ -1,25 +1,25 @@
-//! Parameters as a kernel of another age returns them.
+//! Parameters as older and newer kernels return them.
 
 use crate::marshal::{Plain, Uapi};
 use crate::{Error, UBLK_PARAM_TYPE_DEVT, ublk_params};
 
-/// Where `devt` ends: the kernel fills it even when it lies behind the stored `len`.
+/// End of `devt`: the kernel fills it in even beyond the stored `len`.
 const DEVT_END: usize = 76;
 /// `len` and `types`.
 const HEADER: usize = 8;
 
 impl ublk_params {
-    /// Reads what GET_PARAMS left in `buffer`, where the buffer may be longer or shorter than this
-    /// version's struct and the kernel may know less or more.
+    /// Decodes the result of GET_PARAMS. `buffer` may be longer or shorter than this version's struct, and the kernel
+    /// may know less or more of it.
     ///
-    /// The `len` in the bytes says how much is meant (64 bytes from 6.1, 112 from 6.6, 136 from
-    /// 6.15, 152 from 7.0, 0 when nothing was ever set); what lies behind it reads as zero, except
-    /// that `devt` is read where its type bit says that the kernel filled it. `types` is kept with
-    /// every unknown bit. A `len` beyond this version's struct is lowered to it.
+    /// The `len` in the buffer says how much is valid (64 bytes from 6.1, 112 from 6.6, 136 from 6.15, 152 from 7.0, 0
+    /// if nothing was ever set). The part after it reads as zero, except that `devt` is read if its type bit says that
+    /// the kernel filled it in. `types` keeps every unknown bit. A `len` beyond this version's struct is lowered to its
+    /// size.
     ///
     /// # Errors
-    /// [`Error::Size`] when `buffer` is shorter than the two leading words or than its own `len`
-    /// (give GET_PARAMS a longer buffer).
+    /// [`Error::Size`] if `buffer` is shorter than the two leading words or than its own `len` (pass a longer buffer to
+    /// GET_PARAMS).
     pub fn read_prefix(buffer: &[u8]) -> Result<Self, Error> {
         let short = |want| Error::Size {
             what: Self::NAME,
@@ -50,7 +50,7 @@ impl ublk_params {
         Ok(params)
     }
 
-    /// The `len` of a whole struct of this version: 152 bytes.
+    /// The `len` of this version's struct: 152 bytes.
     pub const WHOLE: u32 = 152;
 }
 

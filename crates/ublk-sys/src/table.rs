@@ -1,7 +1,7 @@
-//! The crate's description of itself: every struct with its fields, every constant with its value.
+//! The crate's definitions as data: every struct with its fields, every constant with its value.
 //!
-//! Filled by the macros that define them. `cargo xtask layout` compares these rows with what a C
-//! compiler says about the real header, and fails for a name of the header that has no row.
+//! Filled by the macros that define them. `cargo xtask layout` compares these rows with a C compiler's view of the real
+//! header, and fails for a name in the header that has no row.
 
 use crate::marshal::Uapi;
 use crate::raw;
@@ -17,30 +17,30 @@ pub struct Struct {
     pub align: usize,
     /// The fields in order of offset. Both names of a union are listed.
     pub fields: &'static [Field],
-    /// Turns bytes into the struct and back and compares; see [`crate::marshal::round_trip`].
+    /// Converts bytes to the struct and back and compares; see [`crate::marshal::round_trip`].
     pub round_trip: fn(&[u8]),
 }
 
 /// A field of a [`Struct`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// The C name; a name that starts with `hole` is padding that C leaves unnamed.
+    /// The C name; a name that starts with `hole` is padding without a name in C.
     pub name: &'static str,
-    /// Bytes from the start of the struct.
+    /// Offset in the struct in bytes.
     pub offset: usize,
-    /// Bytes.
+    /// Size in bytes.
     pub size: usize,
 }
 
 impl Field {
-    /// Padding that the C struct has no name for.
+    /// True for padding without a name in C.
     #[must_use]
     pub fn is_hole(&self) -> bool {
         self.name.starts_with("hole")
     }
 }
 
-/// A Rust identifier as C spells it: without the mark of a raw identifier.
+/// Spells a Rust identifier as C does: without the raw prefix.
 pub(crate) const fn c_name(name: &'static str) -> &'static str {
     match name.split_at_checked(2) {
         Some((mark, rest)) if mark.as_bytes()[0] == b'r' && mark.as_bytes()[1] == b'#' => rest,
@@ -94,8 +94,7 @@ const FLAT: [(&str, u64); COUNT] = {
     flat
 };
 
-/// Every constant of [`crate::raw`], with the value C gets by converting it to
-/// `unsigned long long` (negative ones are sign-extended).
+/// Every constant of [`crate::raw`], converted to C's `unsigned long long` (negative ones are sign-extended).
 pub const CONSTANTS: &[(&str, u64)] = &FLAT;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Words that carry several values.
+//! Words with several packed values.
 
 use crate::error::in_range;
 use crate::{
@@ -6,14 +6,13 @@ use crate::{
     UBLK_SHMEM_ZC_OFF_MASK, ublk_auto_buf_reg, ublksrv_io_desc,
 };
 
-/// Bits of `op_flags` that hold the operation.
+/// Mask of the operation in `op_flags`.
 pub const OP_MASK: u32 = 0xff;
 
-/// Puts an operation and `UBLK_IO_F_*` bits together.
+/// Packs an operation and `UBLK_IO_F_*` bits.
 ///
 /// # Errors
-/// [`Error::Range`] when `flags` reaches into the operation's byte: flags are absolute bits of the
-/// word.
+/// [`Error::Range`] if `flags` overlaps the operation's byte: flags are absolute bits of the word.
 pub const fn join_op_flags(op: u8, flags: u32) -> Result<u32, Error> {
     let low = (flags & OP_MASK) as u64;
     if let Err(error) = in_range("flags in the operation's byte", low, 0, 0) {
@@ -22,10 +21,10 @@ pub const fn join_op_flags(op: u8, flags: u32) -> Result<u32, Error> {
     Ok(op as u32 | flags)
 }
 
-/// Takes `op_flags` apart into the operation and the `UBLK_IO_F_*` bits, unknown ones included.
+/// Splits `op_flags` into the operation and the `UBLK_IO_F_*` bits, including unknown ones.
 ///
-/// The bits stay in their places: C's `ublksrv_get_flags` shifts them down by 8, after which they
-/// can no longer be compared with the constants.
+/// The bits keep their positions: C's `ublksrv_get_flags` shifts them down by 8, after which they cannot be compared
+/// with the constants.
 #[must_use]
 #[expect(
     clippy::cast_possible_truncation,
@@ -44,7 +43,7 @@ impl ublksrv_io_desc {
         split_op_flags(self.op_flags).0
     }
 
-    /// The `UBLK_IO_F_*` bits in their absolute places, unknown ones included.
+    /// The `UBLK_IO_F_*` bits in their absolute positions, including unknown ones.
     #[doc(alias = "ublksrv_get_flags")]
     #[inline]
     #[must_use]
@@ -52,7 +51,7 @@ impl ublksrv_io_desc {
         split_op_flags(self.op_flags).1
     }
 
-    /// Number of zones to report; the same place as `nr_sectors`.
+    /// Number of zones to report; another name of `nr_sectors`.
     #[inline]
     #[must_use]
     pub const fn nr_zones(&self) -> u32 {
@@ -61,7 +60,7 @@ impl ublksrv_io_desc {
 }
 
 impl ublk_auto_buf_reg {
-    /// A registration in slot `index`, without the fallback or with it.
+    /// A registration in slot `index`, with or without the fallback.
     #[must_use]
     pub const fn new(index: u16, fallback: bool) -> Self {
         let flags = if fallback {
@@ -87,7 +86,7 @@ impl ublk_auto_buf_reg {
             | (self.reserved1 as u64) << 32
     }
 
-    /// The struct that a word from `sqe.addr` means; nothing is lost.
+    /// Decodes a word from `sqe.addr` without loss.
     #[doc(alias = "ublk_sqe_addr_to_auto_buf_reg")]
     #[inline]
     #[must_use]
@@ -104,7 +103,7 @@ impl ublk_auto_buf_reg {
         }
     }
 
-    /// What the driver of 7.3 checks: only known flags, reserved fields zero.
+    /// Checks what the driver of 7.3 checks: only known flags, reserved fields zero.
     ///
     /// # Errors
     /// [`Error::Reserved`] with the offending bits of the word.
@@ -121,28 +120,28 @@ impl ublk_auto_buf_reg {
     }
 }
 
-/// A place in registered shared memory: what `addr` of a descriptor means when
-/// [`crate::UBLK_IO_F_SHMEM_ZC`] is set. Since 7.1.
+/// A position in registered shared memory: the meaning of a descriptor's `addr` if [`crate::UBLK_IO_F_SHMEM_ZC`] is
+/// set. Since 7.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShmemAddr {
-    /// Index of the buffer, as REG_BUF returned it.
+    /// Index of the buffer, from REG_BUF.
     pub index: u16,
-    /// Bytes from the start of the buffer.
+    /// Offset in the buffer in bytes.
     pub offset: u32,
 }
 
 impl ShmemAddr {
-    /// The word.
+    /// Encodes the position.
     #[doc(alias = "ublk_shmem_zc_addr")]
     #[must_use]
     pub const fn encode(self) -> u64 {
         (self.index as u64) << UBLK_SHMEM_ZC_IDX_OFF | self.offset as u64
     }
 
-    /// The place that a descriptor's `addr` means.
+    /// Decodes a descriptor's `addr`.
     ///
     /// # Errors
-    /// [`Error::Reserved`] when the reserved bits 48 to 63 are set.
+    /// [`Error::Reserved`] if the reserved bits 48 to 63 are set.
     #[doc(alias = "ublk_shmem_zc_index")]
     #[doc(alias = "ublk_shmem_zc_offset")]
     #[expect(

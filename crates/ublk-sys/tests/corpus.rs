@@ -1,4 +1,4 @@
-//! The committed corpora of the fuzz targets, replayed: a finding that was fixed stays fixed.
+//! Replays the committed corpora of the fuzz targets, so that fixed findings stay fixed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ fn corpora() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus")
 }
 
-/// Gives every input of a target to its body; a missing or empty corpus is a failure.
+/// Runs a target's body on each of its inputs; a missing or empty corpus is a failure.
 fn replay(target: &str, body: fn(&[u8])) {
     let directory = corpora().join(target);
     let mut count = 0;

@@ -1,4 +1,4 @@
-//! A ram disk that is answered by tasks of a tokio runtime.
+//! A RAM disk whose requests are answered by tasks of a tokio runtime.
 //!
 //! `tokio_ramdisk [SIZE_IN_BYTES] [QUEUES]`, as root with the ublk driver loaded; Ctrl-C stops it.
 #![forbid(unsafe_code)]
@@ -44,7 +44,7 @@ async fn serve(size: u64, queues: u16) -> Result<(), Box<dyn std::error::Error>>
     let limits = Limits::new(size).volatile_cache(false);
     let tags = usize::from(queues) * usize::from(DEPTH);
     let (feed, mut requests) = ublk_tokio::channel(tags);
-    // Before the device starts: the partition scan reads before that is over.
+    // Started before the device: its partition scan reads before `start` returns.
     let answering = tokio::spawn(async move {
         while let Some(request) = requests.next().await {
             tokio::spawn(answer(request, Arc::clone(&disk)));
@@ -65,7 +65,7 @@ async fn serve(size: u64, queues: u16) -> Result<(), Box<dyn std::error::Error>>
     })
     .await;
     ublk_tokio::remove(device).await?;
-    // The queues are gone, and with them the channel's other end.
+    // The queues are gone, and with them the sending end of the channel.
     answering.await?;
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Answers the requests of a ublk device from a tokio runtime.
 //!
-//! The queues' threads stay what they are: they take requests from the driver and hand them over, by [`channel`] to
-//! one receiver, or by [`Spawn`] to a task each. Tasks answer whenever they like, from any thread of the runtime;
-//! the queue's ring is woken at once.
+//! The queues' threads take requests from the driver and hand them over, through a [`channel`] to one receiver, or with
+//! [`Spawn`] to one task each. Tasks answer at any time, on any thread of the runtime; the queue's ring is woken at
+//! once.
 //!
 //! ```no_run
 //! use ublk::core::Op;
@@ -30,12 +30,12 @@
 //! # }
 //! ```
 //!
-//! A request that is dropped, as by a task that panicked or was aborted, is answered with EIO and counted. Where a
-//! request needs no other thread, `ublk::tasks` does without a runtime and costs a fraction.
+//! A request that is dropped, for instance by a task that panicked or was aborted, is answered with EIO and counted. If
+//! requests need no other thread, `ublk::tasks` works without a runtime at a fraction of the cost.
 //!
 //! # What safe code cannot break
-//! This crate forbids `unsafe`: an `OwnedRequest` is the only way to its tag's buffer, whichever task has it, and a runtime
-//! that is shut down drops those it has.
+//! This crate forbids `unsafe`: an `OwnedRequest` is the only access to its tag's buffer, whichever task has it, and a
+//! runtime that shuts down drops the requests it holds.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -49,52 +49,52 @@ use ublk::{Backend, Builder, Device, Handler, OwnedRequest, Request};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// What the device said.
+    /// The error of the device.
     #[error(transparent)]
     Device(#[from] ublk::Error),
-    /// The runtime shuts down: the call was never made. A device that was to be removed is dropped, which stops and
-    /// deletes it from a thread of its own.
+    /// The runtime is shutting down: the call was not made. A device that was to be removed is dropped, which stops and
+    /// deletes it on a thread of its own.
     #[error("the runtime shuts down; start or remove devices before that, or without it")]
     ShutDown,
 }
 
-/// A channel with room for `tags` requests: give it the tags of all queues together, depth times queues.
+/// Creates a channel with room for `tags` requests. Pass the number of tags of all queues together, depth times queues.
 ///
 /// # Panics
-/// With no tags at all, or more than a channel of tokio holds (`usize::MAX >> 3`).
+/// If `tags` is 0, or more than a tokio channel supports (`usize::MAX >> 3`).
 #[must_use]
 pub fn channel(tags: usize) -> (Feed, Requests) {
     let (sender, receiver) = mpsc::channel(tags);
     (Feed(sender), Requests(receiver))
 }
 
-/// The queues' end of a [`channel`]: a handler that hands each request over. A clone for each queue.
+/// The sending end of a [`channel`]: a handler that hands each request over. Clone it for each queue.
 ///
-/// A request for which there is no room, since more tags feed the channel than it was made for, or that nobody
-/// receives any more, is answered with EIO and counted as dropped.
+/// A request that does not fit, since more tags feed the channel than it was made for, or that has no receiver any
+/// more, is answered with EIO and counted as dropped.
 #[derive(Debug, Clone)]
 pub struct Feed(mpsc::Sender<OwnedRequest>);
 
 impl Handler for Feed {
     fn handle(&mut self, request: Request<'_>) {
-        // What is not taken is dropped, and so answered.
+        // A request that is not taken is dropped, and so answered.
         drop(self.0.try_send(request.detach()));
     }
 }
 
-/// The runtime's end of a [`channel`].
+/// The receiving end of a [`channel`].
 #[derive(Debug)]
 pub struct Requests(mpsc::Receiver<OwnedRequest>);
 
 impl Requests {
-    /// The next request of any queue; `None` once all queues have ended. Nothing is lost when this future is
-    /// dropped.
+    /// The next request of any queue; `None` once all queues have ended. Cancel-safe: dropping this future loses
+    /// nothing.
     pub async fn next(&mut self) -> Option<OwnedRequest> {
         self.0.recv().await
     }
 }
 
-/// A handler that starts a task of a runtime for each request. A clone for each queue.
+/// A handler that spawns a task of a runtime for each request. Clone it for each queue.
 pub struct Spawn<F> {
     runtime: runtime::Handle,
     serve: Arc<F>,
@@ -120,7 +120,7 @@ where
     F: Fn(OwnedRequest) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    /// Starts tasks of this runtime, whose futures answer their request.
+    /// Creates a handler that spawns tasks on this runtime, whose futures answer their request.
     pub fn new(runtime: runtime::Handle, serve: F) -> Self {
         Self {
             runtime,
@@ -135,30 +135,30 @@ where
     Fut: Future<Output = ()> + Send + 'static,
 {
     fn handle(&mut self, request: Request<'_>) {
-        // A task that is never run, since the runtime shuts down, drops its request, which is answered.
+        // A task that never runs, since the runtime shuts down, drops its request, which is answered.
         drop(self.runtime.spawn((self.serve)(request.detach())));
     }
 }
 
-/// [`Builder::start`] on a thread where blocking is allowed.
+/// Runs [`Builder::start`] on a thread that may block.
 ///
 /// # Errors
-/// As [`Builder::start`]; [`Error::ShutDown`].
+/// As for [`Builder::start`]; [`Error::ShutDown`].
 ///
 /// # Panics
-/// When starting it panics.
+/// If starting it panics.
 pub async fn start<B: Backend>(builder: Builder<B>) -> Result<Device, Error> {
     Ok(blocking(move || builder.start()).await??)
 }
 
-/// [`Device::remove`] on a thread where blocking is allowed: stop, end, delete. Requests must go on being answered
-/// until it returns: the driver has dirty pages written first.
+/// Runs [`Device::remove`] on a thread that may block: stop, end, delete. Keep answering requests until it returns: the
+/// driver first writes dirty pages back.
 ///
 /// # Errors
-/// As [`Device::remove`]; [`Error::ShutDown`].
+/// As for [`Device::remove`]; [`Error::ShutDown`].
 ///
 /// # Panics
-/// When removing it panics.
+/// If removing it panics.
 pub async fn remove(device: Device) -> Result<(), Error> {
     Ok(blocking(move || device.remove()).await??)
 }
@@ -189,7 +189,7 @@ mod tests {
         let handle = runtime.handle().clone();
         runtime.shutdown_background();
         let called = std::thread::spawn(move || {
-            // The caller lives on another runtime, or on none.
+            // The caller runs on another runtime, or on none.
             let _context = handle.enter();
             let call = blocking(|| 7);
             runtime::Builder::new_current_thread()

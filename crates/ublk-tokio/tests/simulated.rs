@@ -69,7 +69,7 @@ fn run<H: Handler>(
     (result, lanes, sim.report())
 }
 
-/// L55 Answers from a runtime's threads wake the sleeping engine, and the data is right.
+/// L55 Answers from a runtime's threads wake the sleeping engine, and the data is correct.
 #[test]
 fn l55_requests_of_a_channel_are_answered_by_tasks() {
     let runtime = runtime();
@@ -117,7 +117,7 @@ fn l25_a_task_that_panics_answers_eio() {
         let (disk, n) = (Arc::clone(&disk), count.fetch_add(1, Ordering::Relaxed));
         async move {
             if n % 10 == 9 {
-                // Without the message of a panic.
+                // A panic without the message.
                 std::panic::resume_unwind(Box::new("on purpose"));
             }
             answer(request, disk).await;
@@ -130,7 +130,7 @@ fn l25_a_task_that_panics_answers_eio() {
     assert_eq!(dropped, 100);
 }
 
-/// A channel that is too small, or that nobody reads, answers with EIO rather than waiting.
+/// A channel that is too small, or that nobody reads, answers with EIO instead of waiting.
 #[test]
 fn requests_without_a_place_fail() {
     let config = Config {

@@ -28,51 +28,48 @@ uapi_consts! {
     /// Legacy number of [`UBLK_U_CMD_GET_DEV_INFO2`].
     pub const UBLK_CMD_GET_DEV_INFO2: u32 = 0x12;
 
-    /// Fills a mask of the CPUs whose requests go to queue `data[0]`. `addr`/`len`: the mask, a
-    /// multiple of 8 bytes, at least the kernel's CPU count in bits. Since 6.0.
+    /// Returns a mask of the CPUs whose requests go to queue `data[0]`. `addr`/`len`: the mask, a multiple of 8 bytes,
+    /// at least the kernel's CPU count in bits. Since 6.0.
     pub const UBLK_U_CMD_GET_QUEUE_AFFINITY: u32 = ior::<ublksrv_ctrl_cmd>(b'u', 0x01);
-    /// Fills a [`super::ublksrv_ctrl_dev_info`] (`addr`, `len` at least 64). Never waits. Since 6.0.
+    /// Returns a [`super::ublksrv_ctrl_dev_info`] (`addr`, `len` at least 64). Never waits. Since 6.0.
     pub const UBLK_U_CMD_GET_DEV_INFO: u32 = ior::<ublksrv_ctrl_cmd>(b'u', 0x02);
-    /// Adds a device; the [`super::ublksrv_ctrl_dev_info`] behind `addr` says which and comes back
-    /// with what the kernel made of it. `queue_id` must be 0xffff. Since 6.0.
+    /// Adds a device with the parameters in the [`super::ublksrv_ctrl_dev_info`] at `addr`, which the kernel overwrites
+    /// with those of the new device. `queue_id` must be 0xffff. Since 6.0.
     pub const UBLK_U_CMD_ADD_DEV: u32 = iowr::<ublksrv_ctrl_cmd>(b'u', 0x04);
     /// Stops and deletes a device, and waits until the last reference to it is gone. Since 6.0.
     pub const UBLK_U_CMD_DEL_DEV: u32 = iowr::<ublksrv_ctrl_cmd>(b'u', 0x05);
-    /// Makes the block device, once every tag is fetched. `data[0]`: thread-group id of the process
-    /// that opened the character device. Since 6.0.
+    /// Creates the block device, once every tag is fetched. `data[0]`: thread-group id of the process that opened the
+    /// character device. Since 6.0.
     pub const UBLK_U_CMD_START_DEV: u32 = iowr::<ublksrv_ctrl_cmd>(b'u', 0x06);
     /// Removes the block device after its requests are finished or failed. Since 6.0.
     pub const UBLK_U_CMD_STOP_DEV: u32 = iowr::<ublksrv_ctrl_cmd>(b'u', 0x07);
-    /// Sets parameters, a [`super::ublk_params`] behind `addr`. Since 6.0.
+    /// Sets parameters, a [`super::ublk_params`] at `addr`. Since 6.0.
     pub const UBLK_U_CMD_SET_PARAMS: u32 = iowr::<ublksrv_ctrl_cmd>(b'u', 0x08);
-    /// Reads parameters back, a [`super::ublk_params`] behind `addr` whose `len` the caller presets.
-    /// Since 6.0.
+    /// Returns the parameters in a [`super::ublk_params`] at `addr` whose `len` the caller presets. Since 6.0.
     pub const UBLK_U_CMD_GET_PARAMS: u32 = ior::<ublksrv_ctrl_cmd>(b'u', 0x09);
     /// Begins recovery of a device whose server is gone. Since 6.1.
     pub const UBLK_U_CMD_START_USER_RECOVERY: u32 = iowr::<ublksrv_ctrl_cmd>(b'u', 0x10);
     /// Ends recovery once the new server has fetched every tag. `data[0]`: thread-group id of the
     /// new opener. Since 6.1.
     pub const UBLK_U_CMD_END_USER_RECOVERY: u32 = iowr::<ublksrv_ctrl_cmd>(b'u', 0x11);
-    /// As [`UBLK_U_CMD_GET_DEV_INFO`], with the character device's path before the payload, for
-    /// unprivileged callers. Since 6.3.
+    /// Like [`UBLK_U_CMD_GET_DEV_INFO`], with the character device's path before the payload, for unprivileged callers.
+    /// Since 6.3.
     pub const UBLK_U_CMD_GET_DEV_INFO2: u32 = ior::<ublksrv_ctrl_cmd>(b'u', 0x12);
-    /// Fills a word of `UBLK_F_*` bits the driver knows; `len` is exactly
-    /// [`super::UBLK_FEATURES_LEN`]. Needs no device and no privilege. Since 6.5.
+    /// Returns a word of the `UBLK_F_*` bits that the driver knows; `len` must be [`super::UBLK_FEATURES_LEN`]. Needs
+    /// no device and no privilege. Since 6.5.
     pub const UBLK_U_CMD_GET_FEATURES: u32 = ior::<ublksrv_ctrl_cmd>(b'u', 0x13);
-    /// As [`UBLK_U_CMD_DEL_DEV`] without the wait for references. Since 6.9; refused (`EINVAL`) for
-    /// unprivileged devices.
+    /// Like [`UBLK_U_CMD_DEL_DEV`] without waiting for references. Since 6.9; refused (`EINVAL`) for unprivileged
+    /// devices.
     pub const UBLK_U_CMD_DEL_DEV_ASYNC: u32 = ior::<ublksrv_ctrl_cmd>(b'u', 0x14);
     /// Changes the capacity to `data[0]` sectors of 512 bytes. Since 6.16; only send it to a started
     /// device, older kernels crash otherwise.
     pub const UBLK_U_CMD_UPDATE_SIZE: u32 = iowr::<ublksrv_ctrl_cmd>(b'u', 0x15);
-    /// Holds new I/O and aborts idle fetches, for a change of servers. `data[0]`: timeout in
-    /// milliseconds, 0 for none. Since 6.16.
+    /// Holds new I/O and aborts idle fetches, to replace the server. `data[0]`: timeout in milliseconds, 0 for none.
+    /// Since 6.16.
     pub const UBLK_U_CMD_QUIESCE_DEV: u32 = iowr::<ublksrv_ctrl_cmd>(b'u', 0x16);
-    /// As [`UBLK_U_CMD_STOP_DEV`], refused (`EBUSY`) while somebody has the block device open.
-    /// Since 7.0.
+    /// Like [`UBLK_U_CMD_STOP_DEV`], but fails with `EBUSY` while the block device is open. Since 7.0.
     pub const UBLK_U_CMD_TRY_STOP_DEV: u32 = iowr::<ublksrv_ctrl_cmd>(b'u', 0x17);
-    /// Registers shared memory, a [`super::ublk_shmem_buf_reg`] behind `addr`; the result is the
-    /// buffer's index. Since 7.1.
+    /// Registers shared memory, a [`super::ublk_shmem_buf_reg`] at `addr`; the result is the buffer's index. Since 7.1.
     pub const UBLK_U_CMD_REG_BUF: u32 = iowr::<ublksrv_ctrl_cmd>(b'u', 0x18);
     /// Unregisters the shared memory with index `data[0]`. Since 7.1.
     pub const UBLK_U_CMD_UNREG_BUF: u32 = iowr::<ublksrv_ctrl_cmd>(b'u', 0x19);
@@ -89,11 +86,11 @@ uapi_consts! {
     pub const UBLK_U_IO_FETCH_REQ: u32 = iowr::<ublksrv_io_cmd>(b'u', 0x20);
     /// Commits a result and arms the tag again. Since 6.0.
     pub const UBLK_U_IO_COMMIT_AND_FETCH_REQ: u32 = iowr::<ublksrv_io_cmd>(b'u', 0x21);
-    /// Asks for a write's data after [`super::UBLK_IO_RES_NEED_GET_DATA`]. Since 6.0.
+    /// Requests a write's data after [`super::UBLK_IO_RES_NEED_GET_DATA`]. Since 6.0.
     pub const UBLK_U_IO_NEED_GET_DATA: u32 = iowr::<ublksrv_io_cmd>(b'u', 0x22);
-    /// Puts a request's buffer into the ring's buffer table at index `addr`. Since 6.15.
+    /// Registers a request's buffer in the ring's buffer table at index `addr`. Since 6.15.
     pub const UBLK_U_IO_REGISTER_IO_BUF: u32 = iowr::<ublksrv_io_cmd>(b'u', 0x23);
-    /// Takes a request's buffer out of the ring's buffer table. Since 6.15.
+    /// Unregisters a request's buffer from the ring's buffer table. Since 6.15.
     pub const UBLK_U_IO_UNREGISTER_IO_BUF: u32 = iowr::<ublksrv_io_cmd>(b'u', 0x24);
     /// Prepares tags in batch mode. All or nothing. Since 7.0.
     pub const UBLK_U_IO_PREP_IO_CMDS: u32 = iowr::<ublk_batch_io>(b'u', 0x25);

@@ -1,7 +1,7 @@
 //! Integrity constants that `ublk_param_integrity` takes from `linux/fs.h`.
 
 uapi_consts! {
-    /// The device can check or make protection information.
+    /// The device can verify or generate protection information.
     pub const LBMD_PI_CAP_INTEGRITY: u32 = 1 << 0;
     /// Protection information has a reference tag.
     pub const LBMD_PI_CAP_REFTAG: u32 = 1 << 1;

@@ -1,25 +1,25 @@
-//! What I/O commands carry: descriptors, commands, batches, automatic buffer registration.
+//! Structs of I/O commands: descriptors, commands, batches, automatic buffer registration.
 
 uapi_struct! {
-    /// An I/O descriptor: the request behind a tag. Written by the driver before it completes the
-    /// fetch; copy it out of the mapping before looking at it. Valid until the tag is committed.
+    /// An I/O descriptor: the request of a tag. Written by the driver before it completes the fetch; copy it out of the
+    /// mapping before use. Valid until the tag is committed.
     #[doc(alias = "iod")]
     pub struct ublksrv_io_desc: 24, align 8 {
-        /// Operation in bits 0 to 7, `UBLK_IO_F_*` in their absolute places above.
+        /// Operation in bits 0 to 7, `UBLK_IO_F_*` in their absolute positions above.
         op_flags @ 0: u32,
         /// Length in sectors of 512 bytes; number of zones in a zone report.
         #[doc(alias = "nr_zones")]
         nr_sectors | nr_zones @ 4: u32,
         /// First sector of 512 bytes; all ones in a flush.
         start_sector @ 8: u64,
-        /// Where the data is: our buffer, the registration word, or a place in shared memory,
-        /// depending on the data mode and on [`UBLK_IO_F_SHMEM_ZC`].
+        /// Position of the data: the tag's buffer, the registration word, or a position in shared memory, depending on
+        /// the data mode and on [`UBLK_IO_F_SHMEM_ZC`].
         addr @ 16: u64,
     }
 }
 
 uapi_struct! {
-    /// An I/O command, in the command area of an SQE. Written by us.
+    /// An I/O command, in the command area of an SQE. Written by the server.
     pub struct ublksrv_io_cmd: 16, align 8 {
         /// Queue.
         q_id @ 0: u16,
@@ -27,16 +27,16 @@ uapi_struct! {
         tag @ 2: u16,
         /// Result to commit: the full byte count, 0 for requests without data, or a negative errno.
         result @ 4: i32,
-        /// Address of the tag's buffer, index of a buffer table slot, or the absolute sector where a
-        /// zone append landed, depending on the command and the data mode.
+        /// Address of the tag's buffer, index of a buffer table slot, or the absolute sector at which a zone append was
+        /// written, depending on the command and the data mode.
         #[doc(alias = "zone_append_lba")]
         addr | zone_append_lba @ 8: u64,
     }
 }
 
 uapi_struct! {
-    /// Where to register the buffer of the tag's next request; its packed form travels in
-    /// `sqe.addr`, see [`crate::word`]. Since 6.16.
+    /// Slot in which to register the buffer of the tag's next request; its packed form is passed in `sqe.addr`, see
+    /// [`crate::word`]. Since 6.16.
     pub struct ublk_auto_buf_reg: 8, align 4 {
         /// Slot in the ring's buffer table.
         index @ 0: u16,
@@ -50,8 +50,8 @@ uapi_struct! {
 }
 
 uapi_struct! {
-    /// The fixed part of an element of a batch; optional words follow, see [`crate::batch`].
-    /// Written by us. Since 7.0.
+    /// The fixed part of a batch element; optional words follow, see [`crate::batch`]. Written by the server. Since
+    /// 7.0.
     pub struct ublk_elem_header: 8, align 4 {
         /// Tag.
         tag @ 0: u16,
@@ -63,15 +63,15 @@ uapi_struct! {
 }
 
 uapi_struct! {
-    /// A batch command, in the command area of an SQE. Written by us. Since 7.0.
+    /// A batch command, in the command area of an SQE. Written by the server. Since 7.0.
     pub struct ublk_batch_io: 16, align 8 {
         /// Queue.
         q_id @ 0: u16,
         /// `UBLK_BATCH_F_*`.
         flags @ 2: u16,
-        /// Elements behind `sqe.addr`.
+        /// Number of elements at `sqe.addr`.
         nr_elem @ 4: u16,
-        /// Bytes of an element, as the flags imply; 2 when fetching.
+        /// Size of an element in bytes, as implied by the flags; 2 for a fetch.
         elem_bytes @ 6: u8,
         /// Zero.
         reserved @ 7: u8,
@@ -85,7 +85,7 @@ const ENODEV: i32 = 19;
 uapi_consts! {
     /// A request has arrived; its descriptor is valid.
     pub const UBLK_IO_RES_OK: i32 = 0;
-    /// A write has arrived whose data must be asked for.
+    /// A write has arrived whose data must be requested.
     pub const UBLK_IO_RES_NEED_GET_DATA: i32 = 1;
     /// The fetch ended without a request (`-ENODEV`): do not fetch this tag again.
     pub const UBLK_IO_RES_ABORT: i32 = -ENODEV;
@@ -108,7 +108,7 @@ uapi_consts! {
     pub const UBLK_IO_OP_ZONE_CLOSE: u8 = 11;
     /// Finish a zone. Since 6.6.
     pub const UBLK_IO_OP_ZONE_FINISH: u8 = 12;
-    /// Append to a zone; success is the byte count, and where it landed. Since 6.6.
+    /// Append to a zone; success is the byte count, plus the position. Since 6.6.
     pub const UBLK_IO_OP_ZONE_APPEND: u8 = 13;
     /// Reset all zones. Since 6.6.
     pub const UBLK_IO_OP_ZONE_RESET_ALL: u8 = 14;
@@ -132,20 +132,19 @@ uapi_consts! {
     pub const UBLK_IO_F_NOUNMAP: u32 = 1 << 15;
     /// Swap I/O (a hint). Bit of `op_flags`.
     pub const UBLK_IO_F_SWAP: u32 = 1 << 16;
-    /// Automatic registration failed, register the buffer by command. Bit of `op_flags`. Since 6.16.
+    /// Automatic registration failed: register the buffer with a command. Bit of `op_flags`. Since 6.16.
     pub const UBLK_IO_F_NEED_REG_BUF: u32 = 1 << 17;
     /// The request has an integrity buffer. Bit of `op_flags`. Since 7.0.
     pub const UBLK_IO_F_INTEGRITY: u32 = 1 << 18;
-    /// The data is in registered shared memory; `addr` says where. Bit of `op_flags`. Since 7.1.
+    /// The data is in registered shared memory, at the position in `addr`. Bit of `op_flags`. Since 7.1.
     pub const UBLK_IO_F_SHMEM_ZC: u32 = 1 << 19;
 
-    /// When the slot is taken, deliver the request with [`UBLK_IO_F_NEED_REG_BUF`] instead of
-    /// failing it. Since 6.16.
+    /// If the slot is in use, deliver the request with [`UBLK_IO_F_NEED_REG_BUF`] instead of failing it. Since 6.16.
     pub const UBLK_AUTO_BUF_REG_FALLBACK: u8 = 1 << 0;
-    /// Every bit that `ublk_auto_buf_reg.flags` may have.
+    /// Every valid bit of `ublk_auto_buf_reg.flags`.
     pub const UBLK_AUTO_BUF_REG_F_MASK: u8 = UBLK_AUTO_BUF_REG_FALLBACK;
 
-    /// Elements carry the sector where a zone append landed. Since 7.0.
+    /// Elements carry the sector at which a zone append was written. Since 7.0.
     pub const UBLK_BATCH_F_HAS_ZONE_LBA: u16 = 1 << 0;
     /// Elements carry a buffer address. Since 7.0.
     pub const UBLK_BATCH_F_HAS_BUF_ADDR: u16 = 1 << 1;

@@ -1,8 +1,8 @@
-//! The C header name for name (`include/uapi/linux/ublk_cmd.h` of Linux 7.3, and what it takes from
+//! The C header name for name (`include/uapi/linux/ublk_cmd.h` of Linux 7.3, and the parts that it uses of
 //! `linux/blkzoned.h` and `linux/fs.h`).
 //!
-//! Where C has a union of two names for one place, the struct has the first and a method or a
-//! documentation alias for the second. Unnamed padding is a field called `hole…`; keep it zero.
+//! For a C union of two names, the struct has the first name and a method or a documentation alias for the second.
+//! Unnamed padding is a field called `hole…`; keep it zero.
 
 mod command;
 mod ctrl;

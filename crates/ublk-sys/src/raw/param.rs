@@ -1,8 +1,7 @@
-//! Parameters of a device (SET_PARAMS, GET_PARAMS). Written by us unless noted; sectors are 512
-//! bytes.
+//! Parameters of a device (SET_PARAMS, GET_PARAMS). Written by the server unless noted; sectors are 512 bytes.
 
 uapi_struct! {
-    /// What every block device has. Mandatory.
+    /// Basic parameters of a block device. Mandatory.
     pub struct ublk_param_basic: 32, align 8 {
         /// `UBLK_ATTR_*`.
         attrs @ 0: u32,
@@ -36,7 +35,7 @@ uapi_struct! {
         max_discard_sectors @ 8: u32,
         /// Largest write-zeroes, sectors; 0 for none.
         max_write_zeroes_sectors @ 12: u32,
-        /// Ranges per discard: 1 if discards are wanted.
+        /// Ranges per discard: 1 if discard is supported.
         max_discard_segments @ 16: u16,
         /// Zero.
         reserved0 @ 18: u16,
@@ -44,7 +43,7 @@ uapi_struct! {
 }
 
 uapi_struct! {
-    /// Device numbers, written by the kernel in GET_PARAMS. Take its type bit out before setting.
+    /// Device numbers, written by the kernel in GET_PARAMS. Clear its type bit before SET_PARAMS.
     pub struct ublk_param_devt: 16, align 4 {
         /// Major number of the character device.
         char_major @ 0: u32,
@@ -60,9 +59,9 @@ uapi_struct! {
 uapi_struct! {
     /// Limits of a zoned device. Since 6.6.
     pub struct ublk_param_zoned: 32, align 4 {
-        /// Most open zones, 0 for no limit.
+        /// Maximum number of open zones, 0 for no limit.
         max_open_zones @ 0: u32,
-        /// Most active zones, 0 for no limit.
+        /// Maximum number of active zones, 0 for no limit.
         max_active_zones @ 4: u32,
         /// Largest zone append, sectors; not zero.
         max_zone_append_sectors @ 8: u32,
@@ -82,14 +81,14 @@ uapi_struct! {
 }
 
 uapi_struct! {
-    /// Shape of the segments of a request. Since 6.15; older kernels ignore it.
+    /// Limits for the segments of a request. Since 6.15; older kernels ignore it.
     pub struct ublk_param_segment: 16, align 8 {
         /// Mask of a boundary that segments do not cross, bytes; plus one a power of two, at least
         /// 4096.
         seg_boundary_mask @ 0: u64,
         /// Longest segment, bytes; at least 4096.
         max_segment_size @ 8: u32,
-        /// Most segments.
+        /// Maximum number of segments.
         max_segments @ 12: u16,
         /// Zero.
         pad @ 14: [u8; 2],
@@ -101,13 +100,13 @@ uapi_struct! {
     pub struct ublk_param_integrity: 16, align 4 {
         /// `LBMD_PI_CAP_*`.
         flags @ 0: u32,
-        /// Most integrity segments, 0 for no limit.
+        /// Maximum number of integrity segments, 0 for no limit.
         max_integrity_segments @ 4: u16,
         /// log2 of the bytes of data that one metadata tuple covers.
         interval_exp @ 6: u8,
         /// Bytes of metadata per interval; not zero.
         metadata_size @ 7: u8,
-        /// Where protection information begins in the metadata, bytes.
+        /// Offset of the protection information in the metadata, bytes.
         pi_offset @ 8: u8,
         /// `LBMD_PI_CSUM_*`.
         csum_type @ 9: u8,
@@ -122,10 +121,10 @@ uapi_struct! {
     /// All parameters. Older kernels know a prefix of 64 (6.1), 112 (6.6), 136 (6.15) or 152 bytes
     /// (7.0); see [`ublk_params::read_prefix`].
     pub struct ublk_params: 152, align 8 {
-        /// Bytes of this struct that are meant; set by the caller in both directions.
+        /// Number of valid bytes of this struct; set by the caller in both directions.
         len @ 0: u32,
-        /// `UBLK_PARAM_TYPE_*`: which of the parts below are meant. The kernel drops bits it does
-        /// not know without a word: read them back.
+        /// `UBLK_PARAM_TYPE_*`: which of the parts below are valid. The kernel silently drops bits that it does not
+        /// know: read them back.
         types @ 4: u32,
         /// [`UBLK_PARAM_TYPE_BASIC`].
         basic @ 8: ublk_param_basic,
@@ -137,7 +136,7 @@ uapi_struct! {
         zoned @ 76: ublk_param_zoned,
         /// [`UBLK_PARAM_TYPE_DMA_ALIGN`].
         dma @ 108: ublk_param_dma_align,
-        /// Padding that C leaves unnamed. Zero.
+        /// Padding without a name in C. Zero.
         hole0 @ 116: [u8; 4],
         /// [`UBLK_PARAM_TYPE_SEGMENT`].
         seg @ 120: ublk_param_segment,
@@ -149,25 +148,25 @@ uapi_struct! {
 uapi_consts! {
     /// The device refuses writes.
     pub const UBLK_ATTR_READ_ONLY: u32 = 1 << 0;
-    /// The device is slow at seeking.
+    /// Seeks are expensive.
     pub const UBLK_ATTR_ROTATIONAL: u32 = 1 << 1;
     /// Completed writes may be lost until a flush; without it the driver sends no flush.
     pub const UBLK_ATTR_VOLATILE_CACHE: u32 = 1 << 2;
-    /// Writes can be made durable one by one; honoured with [`UBLK_ATTR_VOLATILE_CACHE`] only.
+    /// Individual writes can be made durable; only honoured with [`UBLK_ATTR_VOLATILE_CACHE`].
     pub const UBLK_ATTR_FUA: u32 = 1 << 3;
 
-    /// `basic` is meant.
+    /// `basic` is valid.
     pub const UBLK_PARAM_TYPE_BASIC: u32 = 1 << 0;
-    /// `discard` is meant.
+    /// `discard` is valid.
     pub const UBLK_PARAM_TYPE_DISCARD: u32 = 1 << 1;
-    /// `devt` was filled by the kernel; must not be set by us. Since 6.3.
+    /// `devt` was filled in by the kernel; the server must not set it. Since 6.3.
     pub const UBLK_PARAM_TYPE_DEVT: u32 = 1 << 2;
-    /// `zoned` is meant. Since 6.6.
+    /// `zoned` is valid. Since 6.6.
     pub const UBLK_PARAM_TYPE_ZONED: u32 = 1 << 3;
-    /// `dma` is meant. Since 6.15.
+    /// `dma` is valid. Since 6.15.
     pub const UBLK_PARAM_TYPE_DMA_ALIGN: u32 = 1 << 4;
-    /// `seg` is meant. Since 6.15.
+    /// `seg` is valid. Since 6.15.
     pub const UBLK_PARAM_TYPE_SEGMENT: u32 = 1 << 5;
-    /// `integrity` is meant. Since 7.0.
+    /// `integrity` is valid. Since 7.0.
     pub const UBLK_PARAM_TYPE_INTEGRITY: u32 = 1 << 6;
 }

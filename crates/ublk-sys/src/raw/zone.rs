@@ -1,12 +1,12 @@
-//! Zone descriptors that a zone report is made of (`linux/blkzoned.h`). Since 6.6.
+//! Zone descriptors of a zone report (`linux/blkzoned.h`). Since 6.6.
 
 uapi_struct! {
-    /// A zone. Written by us, in the buffer of [`super::UBLK_IO_OP_REPORT_ZONES`]; an entry with
-    /// `len` 0 ends a report that is shorter than asked for. Sectors are 512 bytes.
+    /// A zone. Written by the server in the buffer of [`super::UBLK_IO_OP_REPORT_ZONES`]; an entry with `len` 0 ends a
+    /// report that is shorter than requested. Sectors are 512 bytes.
     pub struct blk_zone: 64, align 8 {
         /// First sector.
         start @ 0: u64,
-        /// Sectors, capacity and what is beyond it.
+        /// Length in sectors, including the part beyond the capacity.
         len @ 8: u64,
         /// Sector of the write pointer.
         wp @ 16: u64,
@@ -32,7 +32,7 @@ uapi_consts! {
     pub const BLK_ZONE_TYPE_CONVENTIONAL: u8 = 1;
     /// Written in sequence only.
     pub const BLK_ZONE_TYPE_SEQWRITE_REQ: u8 = 2;
-    /// Better written in sequence.
+    /// Preferably written in sequence.
     pub const BLK_ZONE_TYPE_SEQWRITE_PREF: u8 = 3;
 
     /// No write pointer.
