@@ -1,4 +1,4 @@
-//! One queue of one device on a worker: its tags, descriptors, handler.
+//! A lane: one queue of one device on a worker, with its tags, descriptors and handler.
 
 mod aborts;
 mod answering;
@@ -37,35 +37,34 @@ use crate::port::{Completion, Descriptors, IoCommand, Port};
 use crate::shared::{LaneLocal, LaneShared};
 use crate::user_data::{Kind, NO_OWNER, UserData};
 
-/// How often a command that io_uring itself refuses (no memory, cancelled) is pushed again before
-/// the queue gives up.
+/// How often a command that io_uring itself refuses (no memory, cancelled) is pushed again before the queue fails.
 const MAX_RETRIES: u32 = 1000;
 
 /// No tag.
 const NOBODY: u16 = u16::MAX;
 
-/// Why a lane ended before its time.
+/// Why a lane ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LaneError {
     /// The driver refused a command.
     #[error("queue {qid}, tag {tag}: the driver refused {command}: {errno}")]
     Refused {
-        /// Hw queue.
+        /// The hw queue.
         qid: QueueId,
         /// Tag.
         tag: Tag,
-        /// Which command, in the kernel's words.
+        /// The command, in the kernel's words.
         command: &'static str,
         /// The driver's errno.
         errno: Errno,
     },
-    /// io_uring could not take a command, again and again.
+    /// io_uring repeatedly failed to take a command.
     #[error(
         "queue {qid}, tag {tag}: io_uring could not take a command {MAX_RETRIES} times: {errno}"
     )]
     Retries {
-        /// Hw queue.
+        /// The hw queue.
         qid: QueueId,
         /// Tag.
         tag: Tag,
@@ -74,22 +73,22 @@ pub enum LaneError {
     },
 }
 
-/// What a lane keeps of a tag.
+/// A lane's state for one tag.
 pub(crate) struct TagSlot<C> {
     state: TagState,
-    /// Which tag it is: so the number in a completion, which finds the place, need not be checked once more.
+    /// The tag, so that the number in a completion, which finds the slot, need not be checked again.
     tag: Tag,
-    /// The `addr` of the tag's next command: in copy mode always the tag's buffer, in get-data where a READ's
-    /// data is, else 0.
+    /// The `addr` of the tag's next command: in copy mode the tag's buffer, in get-data mode the address of a READ's
+    /// data, else 0.
     addr: u64,
-    /// Batch: the header of this tag's answer.
+    /// Batch mode: the header of this tag's answer.
     header: u64,
-    /// The commit-and-fetch of this tag.
+    /// The commit-and-fetch command of this tag.
     commit: C,
 }
 
 impl<C> TagSlot<C> {
-    /// The slot of a tag whose command nobody has pushed.
+    /// The slot of a tag for which no command has been pushed.
     fn new<P, D, H>(
         index: u16,
         spec: &LaneSpec<D, H>,
@@ -102,7 +101,7 @@ impl<C> TagSlot<C> {
     {
         let (addr, buf_reg) = match spec.data {
             DataMode::Copy => (shared.arena.addr(tag), 0),
-            // The tag's own slot of the ring's buffer table; a busy one comes back with NEED_REG_BUF.
+            // The tag's own slot of the ring's buffer table; if it is in use, the request comes with NEED_REG_BUF.
             DataMode::ZeroCopy => {
                 let slot = ublk_auto_buf_reg::new(spec.buf_base + tag.get(), true);
                 (0, slot.to_sqe_addr())
@@ -128,63 +127,63 @@ impl<C> TagSlot<C> {
     }
 }
 
-/// One queue as its worker holds it.
+/// One queue, owned by its worker.
 pub(crate) struct Lane<P: Port, D, H> {
-    /// The worker's number for this lane, and the lane's life.
+    /// Index of this lane on its worker, and its generation.
     index: u16,
     generation: u16,
-    /// What [`UserData::owner_of`] says of this life's words.
+    /// The owner in the words of this generation; see [`UserData::owner_of`].
     pub(crate) owner: u64,
     tags: Box<[TagSlot<P::Command>]>,
     pub(crate) descriptors: D,
     max_io_bytes: u32,
     pub(crate) handler: H,
-    /// Keeps the memory that the handler names to the driver.
+    /// Keeps alive the memory that the handler names to the driver.
     backing: Option<Keeper>,
     local: Rc<LaneLocal>,
     pub(crate) shared: Arc<LaneShared>,
-    /// The handler took the request at hand along; for the time after a panic.
+    /// The handler took the current request along; read after a panic.
     detached: Cell<bool>,
-    /// The tag whose request the handler has on this thread, or [`NOBODY`]; for the time after a panic.
+    /// The tag whose request the handler has on this thread, or [`NOBODY`]; read after a panic.
     current: u16,
     /// What else the handler was doing when it panicked.
     panicked: Cell<Option<Panicked>>,
     data: DataMode,
-    /// User copy, get-data: the tags have their buffers for the length of a request.
+    /// User copy and get-data: buffers that tags get for the duration of a request.
     buffers: Option<BufferPool>,
-    /// The owner whose tags go the quick way: the lane's own while data is in the tag's buffer or nowhere, no zones are to
-    /// be thought of, and the lane is not ending; else nobody.
+    /// The owner whose tags take the fast path: the lane's own while data is in the tag's buffer or absent, the device
+    /// is not zoned, and the lane is not ending; else nobody.
     pub(crate) quick: u64,
-    /// The device is zoned: an answer may carry where an append landed.
+    /// The device is zoned: an answer may carry the sector of an append.
     zoned: bool,
     leaving: bool,
-    /// Requests that handlers took along and have not answered.
+    /// Number of requests that handlers took along and have not answered.
     away: u32,
-    /// Tags to be armed again after the next enter; never more than there are tags.
+    /// Tags to be armed again after the next enter; at most one entry per tag.
     retry: VecDeque<Tag>,
     retries: u32,
     aborts: Aborts,
     pub(crate) qid: QueueId,
-    /// First index of this lane's buffers in the ring's table.
+    /// Index of this lane's first buffer in the ring's buffer table.
     buf_base: u16,
-    /// First slot of the plan's files in the ring's table.
+    /// First slot of the plan's files in the ring's file table.
     files: u32,
     ring: RingId,
-    /// The commands of batch mode; nothing is added where that is not the plan.
+    /// The commands of batch mode; unused in other plans.
     batch: Batch,
     batched: bool,
-    /// Batch: the user data of the fetch; of nothing elsewhere.
+    /// Batch mode: `user_data` of the fetch; matches nothing in other plans.
     fetch_word: u64,
-    /// Batch: the driver has taken PREP.
+    /// Batch mode: the driver has taken PREP.
     prepared: bool,
-    /// Tags of the fetch completion at hand.
+    /// Tags of the current fetch completion.
     fetched: Vec<u16>,
     next_fetched: usize,
-    /// Get-data: where the tag's WRITE lies.
+    /// Get-data: the location of each tag's WRITE data.
     placed: Box<[DataLocation]>,
-    /// Requests that the engine takes to files.
+    /// Requests that the engine forwards to files.
     forwards: Forwards,
-    /// Requests that wait for a slot of the ring's table, or have one, on behalf of a handler with operations.
+    /// Requests that wait for a slot of the buffer table, or have one, for a handler with operations.
     registrations: Registrations,
     share: Share,
 }
@@ -258,16 +257,17 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// The handler's operations may name the pages of its requests. What is forwarded is registered by that.
+    /// The handler's operations may use the pages of its requests. Forwarded requests are registered with their
+    /// operation.
     const REGISTERS: bool = H::OPERATIONS && !H::FORWARDS;
 
-    /// True if a completion's word belongs to this life of the lane.
+    /// True if a completion's word belongs to this generation of the lane.
     #[inline]
     pub(crate) fn is_own(&self, word: u64) -> bool {
         UserData::owner_of(word) == self.owner
     }
 
-    /// Gives every tag to the driver: by a fetch each, or by one PREP and a multishot fetch.
+    /// Gives every tag to the driver: with a fetch each, or with one PREP and a multishot fetch.
     pub(crate) fn fetch_all(&mut self, port: &mut P) {
         for n in 0..self.tags.len() {
             let Some(tag) = u16::try_from(n).ok().and_then(|n| Tag::new(n).ok()) else {
@@ -276,14 +276,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             if tag.get() % self.share.step == self.share.first {
                 self.arm(port, tag);
             } else if self.batched {
-                // Another lane prepares it, and this one's fetch may bring it.
+                // Another lane prepares it, and this one's fetch may deliver it.
                 (self.tags[n].state, _) = self.tags[n].state.step(Input::Arm);
             }
         }
         self.flush(port);
     }
 
-    /// Takes the completion of anything but a tag's command.
+    /// Handles the completion of anything except a tag's command.
     #[inline(never)]
     pub(crate) fn other_completed(
         &mut self,
@@ -315,12 +315,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 self.sync_completed(port, number, completion.res);
                 Ok(())
             }
-            // What it was pushed with tells: the commit behind it, or the file's operation.
+            // The completion that was pushed with it reports the failure: the commit's, or the file operation's.
             Kind::Unregister => Ok(()),
         }
     }
 
-    /// Lets a handler with operations of its own push them. True if it has more to do.
+    /// Lets a handler with operations push them. True if it has more to do.
     #[inline]
     pub(crate) fn turn(&mut self, port: &mut P) -> bool {
         if !H::OPERATIONS {
@@ -339,17 +339,17 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         more
     }
 
-    /// A completion of no command in flight: counted and ignored (L53).
+    /// Counts a completion without a command in flight, which is ignored (L53).
     #[cold]
     pub(crate) fn stale(&self) {
         self.shared.meters.stale.add(1);
     }
 
-    /// Pushes again what failed and may now work.
+    /// Pushes failed commands again.
     pub(crate) fn take_retries(&mut self, port: &mut P) {
         self.push_stalled(port);
         self.push_stalled_registers(port);
-        // Those that fail once more come behind.
+        // Those that fail again are appended.
         for _ in 0..self.retry.len() {
             if let Some(tag) = self.retry.pop_front() {
                 self.arm(port, tag);
@@ -357,14 +357,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// True while the lane ends, or has commands to push again.
+    /// True while the lane is ending, or has commands to push again.
     #[inline]
     pub(crate) fn is_unusual(&self) -> bool {
-        // Not `||`: all of it is looked at anyway, and without branches.
+        // Not `||`: both are evaluated anyway, and this needs no branch.
         self.leaving | self.has_retries()
     }
 
-    /// True if something waits to be pushed again.
+    /// True if a command waits to be pushed again.
     #[inline]
     pub(crate) fn has_retries(&self) -> bool {
         !self.retry.is_empty()
@@ -417,7 +417,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// Requests that handlers took along, or the engine to a file, and that are not answered.
+    /// Number of unanswered requests that handlers took along or the engine forwarded.
     pub(crate) fn away(&self) -> u32 {
         self.away + self.forwards.count
     }

@@ -1,9 +1,9 @@
 //! A request of the block layer, as an owned token.
 //!
-//! Completing only records the answer; the worker turns records into commands. There is no length
-//! in an answer: the engine commits the full count or an errno (L11). A token dropped without an
-//! answer is answered with EIO and counted. Soundness never depends on that `Drop`: a leaked token
-//! leaves its tag uncommitted, and its buffer untouched by anybody.
+//! Completing only records the answer; the worker turns answers into commands. An answer has no length: the engine
+//! commits the full count or an errno (L11). A token that is dropped without an answer is answered with EIO and
+//! counted. Soundness never depends on that `Drop`: a leaked token leaves its tag uncommitted, and nobody accesses its
+//! buffer.
 #![expect(
     unsafe_code,
     reason = "the one token of a tag gives out the tag's buffer"
@@ -25,30 +25,30 @@ use crate::memref::MemRef;
 use crate::port::UserCopyPort;
 use crate::shared::{LaneLocal, LaneShared};
 
-/// What became of the request that the worker gave to its handler.
-// With a tag of its own: packed into a niche of `Forward` it costs a forwarded request eight instructions.
+/// What the handler did with its request.
+// With a separate tag: packed into a niche of `Forward` it costs a forwarded request eight instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Outcome {
-    /// The handler holds the token.
+    /// Nothing yet: the handler holds the token.
     Held,
-    /// Answered on the worker's own thread; in get-data mode with the address where a READ's data is, or 0
-    /// for the tag's buffer.
+    /// Answered on the worker's own thread; in get-data mode with the address of a READ's data, or 0 for the tag's
+    /// buffer.
     Answered(Answer, u64),
     /// Taken along: the answer will come through [`LaneShared::answer`] or [`LaneLocal::answer`].
     Detached,
-    /// The engine takes it to a file.
+    /// To be forwarded to a file.
     Forwarded(Forward),
 }
 
-/// Brings the data of a WRITE into the tag's buffer (user copy, or from memory shared with the client).
+/// Copies the data of a WRITE into the tag's buffer (user copy, or from memory shared with the client).
 #[cold]
 fn fetch(lane: &LaneShared, tag: Tag, len: usize) -> Result<(), Errno> {
     let to = lane.arena.mem(tag, len);
     let path = match &lane.path {
         DataPath::Client(client) => match (client.place(tag, len), &client.below) {
             (Some(from), _) => return client.copy(from, to),
-            // It is there already: get-data, which places data elsewhere, is not served with shared memory.
+            // It is there already: get-data, which may place data elsewhere, is not used with shared memory.
             (None, DataPath::Buffer) => return Ok(()),
             (None, below) => below,
         },
@@ -60,7 +60,7 @@ fn fetch(lane: &LaneShared, tag: Tag, len: usize) -> Result<(), Errno> {
     }
 }
 
-/// Brings a READ's data from the tag's buffer to where it goes, in a device that shares memory.
+/// Copies a READ's data from the tag's buffer to its destination, in a device that shares memory.
 #[cold]
 fn deliver_to_client(lane: &LaneShared, tag: Tag, len: usize) -> Result<(), Errno> {
     let DataPath::Client(client) = &lane.path else {
@@ -74,14 +74,14 @@ fn deliver_to_client(lane: &LaneShared, tag: Tag, len: usize) -> Result<(), Errn
     }
 }
 
-/// Whether nobody here can see the data of a tag's request.
+/// Whether the server cannot see the data of a tag's request.
 #[cold]
 fn is_hidden(lane: &LaneShared, tag: Tag) -> bool {
     let here = lane.path.client_place(tag, 0).is_some();
     !here && matches!(lane.path.below(), DataPath::Registered)
 }
 
-/// [`Op::brings_data`], with what zoned devices have out of the way of WRITE.
+/// [`Op::brings_data`], with zone operations off the path of WRITE.
 #[inline(always)]
 pub(crate) fn brings_data(op: Op) -> bool {
     #[cold]
@@ -91,7 +91,7 @@ pub(crate) fn brings_data(op: Op) -> bool {
     matches!(op, Op::Write) || other(op)
 }
 
-/// [`Op::wants_data`], with what zoned devices have out of the way of READ.
+/// [`Op::wants_data`], with zone operations off the path of READ.
 #[inline(always)]
 pub(crate) fn wants_data(op: Op) -> bool {
     #[cold]
@@ -101,11 +101,11 @@ pub(crate) fn wants_data(op: Op) -> bool {
     matches!(op, Op::Read) || other(op)
 }
 
-/// The answer to another operation than READ and WRITE that was carried out.
+/// The answer to a successful operation other than READ and WRITE.
 #[cold]
 fn answer_of_others(lane: &LaneShared, tag: Tag, io: Io) -> Answer {
     match io.op {
-        // Else the client would be told that its data is at the device's first byte.
+        // Otherwise the client would be told that its data is at the start of the device.
         Op::ZoneAppend if !lane.words.is_set(tag) => Answer::failed(Errno::EIO),
         // The decoder has compared it with a u32.
         op if op.has_data() => Answer::full(u32::try_from(io.len).unwrap_or(0)),
@@ -113,7 +113,7 @@ fn answer_of_others(lane: &LaneShared, tag: Tag, io: Io) -> Answer {
     }
 }
 
-/// Notes where an append landed, for the answer that follows.
+/// Records the position of an append, for the answer that follows.
 fn land(lane: &LaneShared, tag: Tag, io: &Io, at: u64) -> Result<(), Errno> {
     let sector = io.landed(at)?;
     match lane.words.set(tag, sector) {
@@ -122,7 +122,7 @@ fn land(lane: &LaneShared, tag: Tag, io: &Io, at: u64) -> Result<(), Errno> {
     }
 }
 
-/// The character device, where this request's data goes by it.
+/// The character device, if this request's data goes through it.
 fn device(lane: &LaneShared, tag: Tag) -> Option<&dyn UserCopyPort> {
     match &lane.path {
         DataPath::Device(device) => Some(&**device),
@@ -150,14 +150,14 @@ macro_rules! accessors {
             self.io.flags
         }
 
-        /// First byte; 0 for FLUSH.
+        /// Offset on the device in bytes; 0 for FLUSH.
         #[inline]
         #[must_use]
         pub const fn offset(&self) -> u64 {
             self.io.offset
         }
 
-        /// Bytes; 0 for FLUSH.
+        /// Length in bytes; 0 for FLUSH.
         #[inline]
         #[must_use]
         pub const fn len(&self) -> u64 {
@@ -185,11 +185,11 @@ macro_rules! accessors {
             self.tag
         }
 
-        /// The data of a WRITE or ZONE_APPEND; empty for other operations. In user copy it is fetched at the first call.
+        /// The data of a WRITE or ZONE_APPEND; empty for other operations. In user copy the first call fetches it.
         ///
         /// # Errors
-        /// EOPNOTSUPP where the plan moves data past the server (zero copy), or into memory of the
-        /// backend's own; the driver's errno where the data cannot be fetched.
+        /// EOPNOTSUPP if data bypasses the server (zero copy) or is in memory of the backend; the driver's errno if the
+        /// data cannot be fetched.
         #[inline]
         pub fn data(&mut self) -> Result<&[u8], Errno> {
             if !brings_data(self.io.op) {
@@ -204,16 +204,16 @@ macro_rules! accessors {
                 fetch(self.shared(), self.tag, len)?;
                 self.ready = true;
             }
-            // SAFETY: `self` is the tag's only token and is borrowed for the life of the slice; it holds (or
-            // borrows from what holds) the lane's shared part and so the arena.
+            // SAFETY: `self` is the tag's only token and is borrowed for the life of the slice; it holds (or borrows
+            // from a value that holds) the lane's shared part and so the arena.
             Ok(unsafe { self.shared().arena.slice(self.tag, len) })
         }
 
-        /// Where the data of a READ or REPORT_ZONES goes; empty for other operations. Zeroes, or old data of this
-        /// device, at entry: fill all of it or fail (L05).
+        /// The buffer for the data of a READ or REPORT_ZONES; empty for other operations. It holds zeroes, or old data
+        /// of this device: fill all of it or fail (L05).
         ///
         /// # Errors
-        /// EOPNOTSUPP where the plan moves data past the server (zero copy).
+        /// EOPNOTSUPP if data bypasses the server (zero copy).
         #[inline]
         pub fn data_mut(&mut self) -> Result<&mut [u8], Errno> {
             if !wants_data(self.io.op) {
@@ -229,14 +229,14 @@ macro_rules! accessors {
             Ok(unsafe { self.shared().arena.slice_mut(self.tag, len) })
         }
 
-        /// True where a WRITE's data is not in the tag's buffer by itself.
+        /// True if a WRITE's data is outside the tag's buffer.
         #[inline]
         fn is_elsewhere(&self) -> bool {
             self.placed || !matches!(self.shared().path, DataPath::Buffer)
         }
 
-        /// True where [`push_from`](Self::push_from) and [`pull_into`](Self::pull_into) move data with one
-        /// copy, by the driver.
+        /// True if [`push_from`](Self::push_from) and [`pull_into`](Self::pull_into) make the driver transfer data in
+        /// one copy.
         #[inline]
         #[must_use]
         pub fn copies_by_driver(&self) -> bool {
@@ -247,10 +247,10 @@ macro_rules! accessors {
             }
         }
 
-        /// The data of this request in memory shared with the client, where it is there (Linux 7.1): the handler copies
-        /// to or from it by ways that may race ([`racy_copy`](crate::racy_copy)), or names it to the kernel, and the
-        /// engine does not. Other handlers see such data as any other: [`data`](Self::data) and
-        /// [`data_mut`](Self::data_mut) copy it.
+        /// Takes the data of this request, if it is in memory shared with the client (Linux 7.1): the handler then
+        /// copies to or from it with accesses that may race ([`racy_copy`](crate::racy_copy)), or names it to the
+        /// kernel, and the engine does not. Handlers that do not call this see such data like any other:
+        /// [`data`](Self::data) and [`data_mut`](Self::data_mut) copy it.
         #[must_use]
         pub fn take_shared(&mut self) -> Option<MemRef<'_>> {
             let DataPath::Client(client) = &self.shared().path else {
@@ -261,21 +261,22 @@ macro_rules! accessors {
             self.shared().path.client_place(self.tag, self.data_len())
         }
 
-        /// True for a READ that [`Request::complete_from`](crate::Request::complete_from) can answer with data from anywhere.
+        /// True for a READ that [`Request::complete_from`](crate::Request::complete_from) can answer with data from
+        /// anywhere.
         #[inline]
         #[must_use]
         pub const fn takes_any_source(&self) -> bool {
             self.any_source
         }
 
-        /// True for a WRITE whose data is where [`Handler::place`](crate::Handler::place) said.
+        /// True for a WRITE whose data is where [`Handler::place`](crate::Handler::place) put it.
         #[inline]
         #[must_use]
         pub const fn was_placed(&self) -> bool {
             self.placed
         }
 
-        /// User copy: has the driver copy `from` into the whole data of a READ or REPORT_ZONES.
+        /// User copy: makes the driver copy `from` into the data of a READ or REPORT_ZONES, all of it.
         ///
         /// # Errors
         /// EOPNOTSUPP in another mode; EINVAL for another operation or length; the driver's errno.
@@ -289,7 +290,7 @@ macro_rules! accessors {
             Ok(())
         }
 
-        /// User copy: has the driver copy the whole data of a WRITE or ZONE_APPEND to `to`.
+        /// User copy: makes the driver copy the data of a WRITE or ZONE_APPEND, all of it, to `to`.
         ///
         /// # Errors
         /// As for [`push_from`](Self::push_from).
@@ -301,20 +302,20 @@ macro_rules! accessors {
             device.pull(self.shared().qid, self.tag, 0, to)
         }
 
-        /// Answers a ZONE_APPEND whose data has landed at byte `at` of the device. For another operation, a place that is
-        /// none behind the zone's first byte, or a handler without [`Handler::ZONES`](crate::Handler::ZONES), the answer
-        /// is an errno.
+        /// Answers a ZONE_APPEND whose data was written at byte `at` of the device. The answer is an errno for another
+        /// operation, for a position that is not in the zone after its start, or if the handler lacks
+        /// [`Handler::ZONES`](crate::Handler::ZONES).
         pub fn complete_append(self, at: u64) {
             let landed = self.land(at);
             self.complete(landed);
         }
 
-        /// Notes where an append landed, for the answer that follows.
+        /// Records the position of an append, for the answer that follows.
         pub(crate) fn land(&self, at: u64) -> Result<(), Errno> {
             land(self.shared(), self.tag, &self.io, at)
         }
 
-        /// The answer the driver gets for a handler's result. In user copy a READ's data goes its way here.
+        /// The driver's answer for a handler's result. In user copy this pushes a READ's data.
         #[inline(always)]
         fn answer_of(&self, result: Result<(), Errno>) -> Answer {
             match result.and_then(|()| self.deliver()) {
@@ -354,23 +355,23 @@ macro_rules! accessors {
     };
 }
 
-// Below the macro, which it uses.
+// After the macro, which it uses.
 mod away;
 
 pub use away::{KeptRequest, OwnedRequest};
 
-/// What is known of a request when it comes.
+/// Properties of a request when it arrives.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Known {
-    /// Its data is in the tag's buffer, or nowhere that anybody could bring it from.
+    /// Its data is in the tag's buffer, or there is nothing to fetch.
     pub(crate) ready: bool,
     /// Get-data: a READ's data may be anywhere.
     pub(crate) any_source: bool,
-    /// Get-data: a WRITE's data is where the handler said.
+    /// Get-data: a WRITE's data is where the handler placed it.
     pub(crate) placed: bool,
-    /// The lane has the memory of its handler in keeping.
+    /// The lane keeps its handler's memory alive.
     pub(crate) backed: bool,
-    /// The lane's own handler gives it to no other.
+    /// The lane's own handler never passes it on.
     pub(crate) closed: bool,
 }
 
@@ -389,7 +390,7 @@ impl Known {
     }
 }
 
-/// A request on its worker's thread. Not `Send`: [`Request::detach`] makes one that is.
+/// A request on its worker's thread. Not `Send`: [`Request::detach`] converts it to one that is.
 pub struct Request<'a> {
     lane: &'a Rc<LaneLocal>,
     slot: &'a Cell<Outcome>,
@@ -397,13 +398,13 @@ pub struct Request<'a> {
     detached: &'a Cell<bool>,
     tag: Tag,
     io: Io,
-    /// The lane has the memory of its handler in keeping ([`Backing`](crate::backing::Backing)).
+    /// The lane keeps its handler's memory alive ([`Backing`](crate::backing::Backing)).
     backed: bool,
-    /// It was given to the lane's own handler, which gives it to no other ([`Closed`](crate::handler::Closed)).
+    /// It was given to the lane's own handler, which never passes it on ([`Closed`](crate::handler::Closed)).
     closed: bool,
-    /// Nothing is to be moved, or no more: a WRITE's data is in the tag's buffer, a READ's has been pushed.
+    /// Nothing (more) is to be copied: a WRITE's data is in the tag's buffer, a READ's has been pushed.
     ready: bool,
-    /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler said.
+    /// Get-data: this READ's data may be anywhere; this WRITE's data is where the handler placed it.
     any_source: bool,
     placed: bool,
 }
@@ -448,16 +449,16 @@ impl<'a> Request<'a> {
         &self.lane.shared
     }
 
-    /// Answers the request: success of all of it, or an errno.
+    /// Answers the request: success for all of it, or an errno.
     #[inline(always)]
     pub fn complete(self, result: Result<(), Errno>) {
         let this = ManuallyDrop::new(self);
         this.slot.set(Outcome::Answered(this.answer_of(result), 0));
     }
 
-    /// Get-data: answers a READ with all of its data at `from`, which the driver copies from there behind the answer.
+    /// Get-data: answers a READ with all of its data at `from`. The driver copies it from there after the answer.
     ///
-    /// In other modes, or where operation or length do not fit, the request is answered with EINVAL.
+    /// In other modes, or if operation or length do not fit, the request is answered with EINVAL.
     pub fn complete_from(self, from: MemRef<'static>) {
         if !self.any_source || from.len() != self.data_len() {
             return self.complete(Err(Errno::EINVAL));
@@ -467,21 +468,21 @@ impl<'a> Request<'a> {
             .set(Outcome::Answered(this.answer_of(Ok(())), from.addr()));
     }
 
-    /// Whether it came by this lane, asked by a handler of this crate that the lane has been given to. One that is the
-    /// lane's own handler knows without a look.
+    /// Whether the request came through this lane. For handlers of this crate that were attached to the lane; the
+    /// lane's own handler knows without a comparison.
     #[inline(always)]
     pub(crate) fn is_of(&self, lane: &Arc<LaneShared>) -> bool {
         self.closed || Arc::ptr_eq(&self.lane.shared, lane)
     }
 
-    /// True where memory of the handler's may be used behind the answer: the handler is the lane's own, and the lane
-    /// keeps its memory.
+    /// True if memory of the handler may be used after the answer: the handler is the lane's own, and the lane keeps
+    /// its memory alive.
     #[inline(always)]
     pub(crate) const fn is_backed(&self) -> bool {
         self.backed
     }
 
-    /// Takes the request along, to be answered later and from any thread.
+    /// Converts to a token that any thread can answer later.
     #[must_use]
     pub fn detach(self) -> OwnedRequest {
         let this = ManuallyDrop::new(self);
@@ -497,9 +498,9 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Has the engine take the request to a file and answer it when that is done. Only for handlers with
-    /// [`Handler::FORWARDS`](crate::Handler::FORWARDS), else the answer is EOPNOTSUPP; EINVAL for data of a
-    /// request that has none, data that was placed elsewhere or is an append's or a report's, or a file that is not there.
+    /// Makes the engine forward the request to a file and answer it when that is done. Only for handlers with
+    /// [`Handler::FORWARDS`], else the answer is EOPNOTSUPP. The answer is EINVAL for data of a request that has none,
+    /// data that was placed elsewhere or belongs to an append or a report, or an unknown file.
     #[inline(always)]
     pub fn forward(self, to: Forward) {
         if self.placed {
@@ -509,14 +510,14 @@ impl<'a> Request<'a> {
         this.slot.set(Outcome::Forwarded(to));
     }
 
-    /// Where the tag's buffer is, whatever the request: for handlers of this crate, which keep to the rules of the
-    /// token by other means.
+    /// Address of the tag's buffer for any request: for handlers of this crate, which obey the token's rules by other
+    /// means.
     #[cold]
     pub(crate) fn memory(&self) -> *mut u8 {
         self.lane.shared.arena.mem(self.tag, 0).ptr().as_ptr()
     }
 
-    /// Takes the request along, to be answered later on this thread: cheaper than [`Request::detach`].
+    /// Converts to a token that this thread can answer later: cheaper than [`Request::detach`].
     #[must_use]
     pub fn keep(self) -> KeptRequest {
         let this = ManuallyDrop::new(self);
@@ -534,7 +535,7 @@ impl<'a> Request<'a> {
 }
 
 impl Drop for Request<'_> {
-    // Always: a call here would keep every request in memory instead of registers.
+    // Inlined: a call here would keep every request in memory instead of registers.
     #[inline(always)]
     fn drop(&mut self) {
         self.shared().meters.dropped.add_shared(1);

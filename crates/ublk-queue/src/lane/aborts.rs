@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use ublk_core::Tag;
 
-/// How many waits of [`ABORT_WAIT`] the aborts that have not come yet are granted.
+/// Number of waits of [`ABORT_WAIT`] for aborts that have not arrived.
 const PATIENCE: u32 = 20;
 
-/// How long one of these waits is.
+/// Length of one of these waits.
 pub(crate) const ABORT_WAIT: Duration = Duration::from_millis(5);
 
-/// The tags that were with the driver at the first abort and have not come back since. The driver aborts tag by tag, so
-/// a ring that is closed at the first abort is torn down in the midst of it. A commit that crossed the abort is never
-/// answered: therefore waits are counted, and their number starts over with each tag that comes back.
+/// Tracks the tags that were with the driver at the first abort and have not come back since. The driver aborts tag by
+/// tag, so a ring that is closed at the first abort is torn down in the middle of the others. A commit that crossed the
+/// abort is never answered: therefore the number of waits is limited, and starts over with each tag that comes back.
 #[derive(Debug)]
 pub(super) struct Aborts {
     expected: Box<[bool]>,
@@ -29,7 +29,7 @@ impl Aborts {
         }
     }
 
-    /// The first abort: `with_driver` says of each tag whether the driver has it.
+    /// Begins at the first abort; `with_driver` says of each tag whether the driver has it.
     pub(super) fn begin(&mut self, with_driver: impl Iterator<Item = bool>) {
         for (expected, with_driver) in self.expected.iter_mut().zip(with_driver) {
             *expected = with_driver;
@@ -38,7 +38,7 @@ impl Aborts {
         self.patience = PATIENCE;
     }
 
-    /// A tag came back. One that was committed after the first abort is not expected to, unless it is refused.
+    /// Records that a tag came back. A tag committed after the first abort is not expected to, unless it is refused.
     #[cold]
     pub(super) fn came_back(&mut self, tag: Tag) {
         self.patience = PATIENCE;
@@ -47,14 +47,14 @@ impl Aborts {
         }
     }
 
-    /// True while there is an abort to wait for. Each call spends some of the patience.
+    /// True while there is an abort to wait for. Each call uses up one wait.
     pub(super) fn wait(&mut self) -> bool {
         let waits = !self.is_over();
         self.patience -= u32::from(waits);
         waits
     }
 
-    /// True once every abort is in, or the patience is spent.
+    /// True once every abort has arrived, or the waits are used up.
     pub(super) const fn is_over(&self) -> bool {
         self.outstanding == 0 || self.patience == 0
     }

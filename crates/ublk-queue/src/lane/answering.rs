@@ -1,4 +1,4 @@
-//! From an answer to its commit, whoever gave it and wherever.
+//! The path from an answer to its commit.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::port::{Descriptors, Port};
 use crate::shared::{ANYWHERE, LaneShared};
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
-    /// Answers a request whose data, in get-data mode, may be elsewhere than in the tag's buffer.
+    /// Answers a request whose data, in get-data mode, may be outside the tag's buffer.
     pub(super) fn answered_from(&mut self, port: &mut P, tag: Tag, answer: Answer, source: u64) {
         if self.data == DataMode::GetData {
             let addr = if source == 0 {
@@ -27,7 +27,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     #[inline(always)]
     pub(super) fn answered(&mut self, port: &mut P, tag: Tag, answer: Answer) {
         if let Some(buffers) = &mut self.buffers {
-            // In get-data mode the driver takes a READ's data from there when it takes the commit, however late.
+            // In get-data mode the driver reads a READ's data from there when it takes the commit, however late that
+            // is.
             let io = || self.descriptors.load(tag).decode(&ANYWHERE);
             let is_read = || io().is_ok_and(|io| io.op == Op::Read);
             if self.data != DataMode::GetData || !is_read() {
@@ -36,7 +37,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
         let place = &mut self.tags[tag.index()];
         if H::ZONES && self.zoned {
-            // Kept for a commit that has to be pushed again; 0 for all but appends, or the driver refuses it.
+            // Kept for a commit that has to be pushed again; 0 for all except appends, or the driver refuses it.
             place.addr = self.shared.words.take(tag).unwrap_or(0);
         }
         let (shared, descriptors) = (&self.shared, &self.descriptors);
@@ -46,8 +47,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// Answers a request that is in hand, of a tag that has its own buffer, and whose pages the server has not put into
-    /// the ring's table.
+    /// Answers a request in hand for a tag with a fixed buffer, whose pages the server has not registered.
     #[inline(always)]
     pub(super) fn answered_plainly(&mut self, port: &mut P, tag: u16, answer: Answer) {
         let Some(place) = self.tags.get_mut(usize::from(tag)) else {
@@ -97,7 +97,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.take_remote_from(port, |_| 0);
     }
 
-    /// The same, with the word of where a READ's data is.
+    /// Takes the answers that other threads recorded, with the address of a READ's data.
     #[inline(always)]
     fn take_remote_from(&mut self, port: &mut P, source: impl Fn(Tag) -> u64) {
         let shared = Arc::clone(&self.shared);
@@ -111,7 +111,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         });
     }
 
-    /// Pushes the commit of a tag, or in batch mode its element (also PREP's).
+    /// Pushes the commit of a tag, or in batch mode adds its element (also for PREP).
     #[inline(always)]
     pub(super) fn push_commit(&mut self, port: &mut P, tag: Tag, result: i32) {
         if (H::OPERATIONS || H::FORWARDS) && !self.unregister(port, tag) {
@@ -128,8 +128,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// The submission queue has an entry for each tag, so this happens only when an entry is taken by
-    /// something else; the tag is pushed again after the next enter, its answer kept (L54).
+    /// Keeps a tag's answer when its command could not be pushed; it is pushed again after the next enter (L54). The
+    /// submission queue has an entry for each tag, so this only happens if other entries take the room.
     #[cold]
     pub(super) fn push_failed(&mut self, tag: Tag) {
         let place = &mut self.tags[tag.index()];
@@ -139,8 +139,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 }
 
 impl<C> TagSlot<C> {
-    /// Answers the request that is in hand at this place: the result for the driver, or nothing if none is in hand.
-    /// `failed` is called with a result that is an errno.
+    /// Answers the request in hand in this slot: returns the result for the driver, or `None` if no request is in hand.
     #[inline(always)]
     pub(super) fn commit(
         &mut self,

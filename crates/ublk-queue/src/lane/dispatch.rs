@@ -22,7 +22,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Handles the completion of a tag's command: decodes the descriptor, calls the handler, commits its answer.
     ///
     /// `PLAIN`: the lane is [quick](Lane::quick). `BATCHED`, with `PLAIN` only: the answer goes into a batch. Both are
-    /// constants, so that nothing is tested for each request that is known per lane.
+    /// constants, so that nothing known per lane is tested per request.
     #[inline(always)]
     pub(super) fn dispatch<const PLAIN: bool, const BATCHED: bool>(
         &mut self,
@@ -99,7 +99,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.away += 1;
     }
 
-    /// The same for any lane, out of line.
+    /// [`completed`](Self::completed) for any lane, out of line.
     #[inline(never)]
     pub(crate) fn completed_seldom(
         &mut self,
@@ -170,7 +170,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 }
 
-/// Decodes a request's descriptor, and finds the data of a request in memory that the client shares.
+/// Decodes a request's descriptor, and locates data in memory that the client shares.
 #[inline(always)]
 fn decode<H: Handler>(
     shared: &LaneShared,

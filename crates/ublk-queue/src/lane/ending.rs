@@ -1,4 +1,4 @@
-//! How a lane ends: the driver's aborts, a handler's panic, and what the kernel may still touch.
+//! The end of a lane: the driver's aborts, a handler's panic, and memory that the kernel may still access.
 
 use std::cell::Cell;
 
@@ -24,19 +24,19 @@ pub(crate) enum Panicked {
     Operation,
 }
 
-/// Where the data of a WRITE lies in get-data mode.
+/// The location of a WRITE's data in get-data mode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum DataLocation {
     /// In the tag's buffer.
     #[default]
     Buffer,
-    /// Where the handler said.
+    /// In the place that the handler chose.
     Handler,
     /// In the tag's buffer, since the handler panicked: the request fails.
     Panicked,
 }
 
-/// Notes what was being done while a panic unwinds; costs nothing where none does.
+/// Records the current call while a panic unwinds; costs nothing otherwise.
 pub(super) struct OnUnwind<'a> {
     place: &'a Cell<Option<Panicked>>,
     what: Panicked,
@@ -71,13 +71,13 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// True while more aborts are to be expected. Each call spends some of the patience.
+    /// True while more aborts are expected. Each call uses up one wait.
     pub(crate) fn waits_for_aborts(&mut self) -> bool {
         self.leaving && self.aborts.wait()
     }
 
-    /// After a panic of the handler: answers the request it had, if it did not take it along. `None` if the
-    /// panic was not this lane's handler's.
+    /// Recovers from a panic of the handler: answers its request unless it took the request along. `None` if another
+    /// lane's handler panicked.
     #[cold]
     pub(crate) fn recover_from_panic(&mut self, port: &mut P) -> Option<Panicked> {
         let current = std::mem::replace(&mut self.current, NOBODY);
@@ -88,7 +88,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.shared.meters.panics.add_shared(1);
         match what {
             Panicked::Handle(tag) => self.recover_request(port, tag),
-            // The driver takes no answer before it has brought the data.
+            // The driver takes no answer before it has copied the data.
             Panicked::Place(tag) => self.get_data_at(port, tag, DataLocation::Panicked, None),
             Panicked::Turn | Panicked::Operation => {}
         }
@@ -96,7 +96,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 
     fn recover_request(&mut self, port: &mut P, tag: Tag) {
-        // The lane writes down where a tag is when its handler returns.
+        // The lane only updates a tag's state after its handler returns.
         let state = &mut self.tags[tag.index()].state;
         if state.with_driver() {
             (*state, _) = state.step(Input::Cqe(0));
@@ -104,12 +104,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         if self.detached.get() {
             self.taken_along();
         } else {
-            // Answered or not, the worker has not seen it.
+            // Answered or not, the worker has not seen the answer.
             self.answered_from(port, tag, Answer::failed(Errno::EIO), 0);
         }
     }
 
-    /// A call of the handler outside of a batch: its panic is counted, and has no other consequence.
+    /// Calls the handler outside of a batch: a panic is counted and has no other effect.
     #[cold]
     pub(crate) fn contained<T>(&mut self, call: impl FnOnce(&mut Self) -> T) -> Option<T> {
         let result = caught(|| call(self));
@@ -120,12 +120,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         result
     }
 
-    /// True if a lane whose turn came later has answered requests of this one, or made operations of its handler.
+    /// True if the turn of a later lane has answered requests of this one, or added operations to its handler.
     pub(crate) fn is_late(&self) -> bool {
         self.local.has_answers() || (H::OPERATIONS && self.is_due())
     }
 
-    /// As the handler says; false of one that cannot.
+    /// The handler's own answer; false for a handler without operations.
     fn is_due(&self) -> bool {
         let due = caught(|| self.handler.is_due());
         due.unwrap_or_else(|| {
@@ -134,7 +134,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         })
     }
 
-    /// Operations of the handler that the kernel has; none of one that cannot say.
+    /// Number of the handler's operations that the kernel has; 0 for a handler without operations.
     #[cold]
     pub(crate) fn in_flight(&self) -> usize {
         let count = caught(|| self.handler.in_flight());
@@ -144,9 +144,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         })
     }
 
-    /// True once the driver has aborted a tag and the server has nothing in hand and nothing to say:
-    /// the commands that are still with the driver then are silent ones (kernel-side they end with the
-    /// ring).
+    /// True once the driver has aborted a tag, no request is in hand, and nothing is left to push. Commands that are
+    /// still with the driver then never complete (in the kernel they end with the ring).
     pub(crate) fn is_empty(&self) -> bool {
         let sent = !self.batch.in_flight() && !self.batch.is_open();
         self.leaving
@@ -159,7 +158,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 }
 
 impl<P: Port, D, H> Lane<P, D, H> {
-    /// True while the driver may touch the buffers.
+    /// True while the driver may access the buffers.
     fn driver_has_tags(&self) -> bool {
         self.batch.in_flight()
             || self.forwards.count > 0
@@ -168,15 +167,15 @@ impl<P: Port, D, H> Lane<P, D, H> {
 }
 
 impl<P: Port, D, H> Drop for Lane<P, D, H> {
-    /// However the worker ends: closing a ring is no barrier, so the kernel may still write to the buffers and read
-    /// the elements of batch commands (L09). These are leaked on purpose, and nothing else is (L63): the address range
-    /// ends with the process.
+    /// Closing a ring is no barrier, so the kernel may still write to the buffers and read the elements of batch
+    /// commands, however the worker ends (L09). These are leaked on purpose, and nothing else is (L63): the address
+    /// range ends with the process.
     fn drop(&mut self) {
         self.shared.path.retire();
         if self.driver_has_tags() {
             std::mem::forget(self.shared.arena.clone());
             std::mem::forget(std::mem::take(&mut self.batch));
-            // Where the driver has an address of the handler's own memory, its owner stays as well.
+            // If the driver has an address of the handler's own memory, that memory's owner is leaked, too.
             std::mem::forget(self.backing.take());
         }
         if self.forwards.count > 0 {

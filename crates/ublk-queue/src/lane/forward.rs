@@ -1,9 +1,9 @@
 //! Requests that the engine forwards to files: operations on the ring, their completions, shared syncs.
 //!
 //! # Why there is `unsafe` here
-//! Operations name the tag's buffer to the kernel. A tag has at most one operation in flight, and it is in hand until
-//! that completes: the driver does not touch its buffer, no token of the request exists, and the lane's drop leaks the
-//! buffers while an operation is in flight.
+//! Operations name the tag's buffer to the kernel. A tag has at most one operation in flight, and the request is in
+//! hand until that completes: the driver does not access the tag's buffer, no token of the request exists, and the
+//! lane's drop leaks the buffers while an operation is in flight.
 #![expect(unsafe_code, reason = "operations on the tags' buffers")]
 
 use std::collections::VecDeque;
@@ -25,23 +25,23 @@ use crate::user_data::{Kind, UserData};
 /// How often an operation that was interrupted, or found the kernel busy, is pushed again.
 const MAX_AGAIN: u8 = 16;
 
-/// The `turn` of a REGISTER that completes in its operation's stead.
+/// The `turn` of a REGISTER, which completes instead of its operation if it fails.
 const REGISTER: u16 = 1;
 
-/// A tag's forwarded request.
+/// State of a tag's forwarded request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Forwarded {
     io: Io,
     to: Forward,
-    /// Bytes of the data that have been moved.
+    /// Bytes of data transferred.
     done: u32,
     again: u8,
     /// An operation of this tag is to be pushed, or with the kernel.
     active: bool,
-    /// An operation that went the short way is with the kernel, and this is the result after which there is nothing to
-    /// do but to answer; else 0. What it was for is in `made` and nowhere else.
+    /// An operation on the short path is with the kernel: the result after which only the answer remains, else 0. Its
+    /// purpose is only recorded in `made`.
     enough: i32,
-    /// The tag's last operation on data, from its first byte, and what it was for.
+    /// The tag's last operation on data, from the first byte of the request, and its purpose.
     made: Option<(u16, Op, Sqe64)>,
 }
 
@@ -57,25 +57,25 @@ impl Forwarded {
     };
 }
 
-/// The requests that wait for syncs of one file.
+/// Requests that wait for syncs of one file.
 #[derive(Debug, Default)]
 struct Syncs {
     running: bool,
     again: u8,
-    /// These are answered by the sync that runs.
+    /// Answered by the running sync.
     served: Vec<Tag>,
-    /// These came while it ran, or before it could be pushed.
+    /// Arrived while it ran, or before it could be pushed.
     waiting: Vec<Tag>,
 }
 
-/// What a lane keeps of its forwarded requests.
+/// A lane's forwarded requests.
 #[derive(Debug, Default)]
 pub(super) struct Forwards {
     tags: Box<[Forwarded]>,
     syncs: Box<[Syncs]>,
     /// Tags whose operation could not be pushed.
     stalled: VecDeque<Tag>,
-    /// Requests that are forwarded and not answered.
+    /// Number of requests forwarded and not answered.
     pub(super) count: u32,
 }
 
@@ -96,7 +96,7 @@ impl Forwards {
         }
     }
 
-    /// True if something could not be pushed.
+    /// True if an operation could not be pushed.
     pub(super) fn is_stalled(&self) -> bool {
         self.count > 0
             && (!self.stalled.is_empty()
@@ -108,8 +108,7 @@ impl Forwards {
 }
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
-    /// Takes a request that the handler forwards: the short way for plain data, with an operation like the tag's
-    /// last one.
+    /// Forwards a request to a file. Simple transfers take the short path, with an operation like the tag's last one.
     #[inline(always)]
     pub(super) fn forward(&mut self, port: &mut P, tag: Tag, io: Io, to: Forward) {
         if !H::FORWARDS {
@@ -126,11 +125,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             && !io.flags.needs_registration()
             && !(H::SHARED && io.flags.in_shared_memory())
             && !(H::ZONES && self.zoned)
-            // Data is at most what a tag's buffer holds, 32 MiB.
+            // Data fits into a tag's buffer, that is 32 MiB at most.
             && let Ok(enough @ 1..) = i32::try_from(io.len)
         {
-            // SAFETY: the tag's buffer, or its registered pages, as when the operation was made; the decoder has
-            // checked that `len` bytes are inside.
+            // SAFETY: the memory is the tag's buffer, or its registered pages, as when the operation was built; the
+            // decoder has checked that `len` bytes are inside.
             unsafe { sqe.set_range(offset, enough.cast_unsigned()) };
             if port.push_operation(sqe).is_ok() {
                 forwarded.enough = enough;
@@ -141,8 +140,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.forward_seldom(port, tag, io, to);
     }
 
-    /// The completion that most operations have: all of the data, and nothing to do but to answer. False if it is
-    /// another, with nothing done.
+    /// Handles the usual completion: all of the data was transferred, and only the answer remains. False, with nothing
+    /// done, for any other.
     #[inline(always)]
     pub(crate) fn forward_answered(&mut self, port: &mut P, tag: u16, res: i32) -> bool {
         let Some(forwarded) = self.forwards.tags.get_mut(usize::from(tag)) else {
@@ -153,14 +152,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
         forwarded.enough = 0;
         self.forwards.count -= 1;
-        // Of a tag that has its own buffer, and whose pages the server has not put into the ring's table: else its
-        // operations do not go the short way.
+        // The tag has a fixed buffer, and the server has not registered its pages: otherwise its operations do not take
+        // the short path.
         let answer = Answer::full(res.unsigned_abs());
         self.answered_plainly(port, tag, answer);
         true
     }
 
-    /// Notes what an operation that went the short way was for, since there is more to do.
+    /// Restores the state of an operation on the short path, since there is more to do.
     #[cold]
     fn recall(&mut self, tag: usize) {
         let forwarded = &mut self.forwards.tags[tag];
@@ -177,7 +176,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// The words of this lane's operations on data, without the tag.
+    /// The owner in the words of this lane's operations on data, without the tag.
     #[inline(always)]
     pub(crate) const fn forward_owner(&self) -> u64 {
         self.owner | (Kind::Forward as u64) << 48
@@ -186,7 +185,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     #[inline(never)]
     fn forward_seldom(&mut self, port: &mut P, tag: Tag, io: Io, to: Forward) {
         let (file, fits) = match to {
-            // Where an append lands, and what a report says, no file knows.
+            // No file knows where an append is written, or what a zone report says.
             Forward::Data { file, .. } => (file, matches!(io.op, Op::Read | Op::Write)),
             Forward::Sync { file } | Forward::Allocate { file, .. } => (file, true),
         };
@@ -214,7 +213,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// Pushes the operation that a tag needs next.
+    /// Pushes the next operation of a tag.
     fn push_forward(&mut self, port: &mut P, tag: Tag) {
         let forwarded = self.forwards.tags[tag.index()];
         let word = UserData::batch(self.index, self.generation, Kind::Forward, tag.get()).pack();
@@ -228,7 +227,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 if registered && self.needs_registration(tag, &forwarded.io) {
                     self.push_registered(port, tag, sqe)
                 } else {
-                    // In get-data the answer names the buffer, in user copy it carries the data.
+                    // In get-data mode the answer names the buffer, in user copy it carries the data.
                     let plain = matches!(self.data, DataMode::Copy | DataMode::ZeroCopy);
                     if plain && !here && forwarded.done == 0 {
                         self.forwards.tags[tag.index()].made = Some((file, forwarded.io.op, sqe));
@@ -252,7 +251,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// Where a request's data is, if that is in memory shared with the client.
+    /// The request's data, if it is in memory shared with the client.
     fn client_place(&self, tag: Tag, io: &Io) -> Option<MemRef<'_>> {
         match H::SHARED && io.op.has_data() {
             true => self.shared.path.client_place(tag, len_of(io)),
@@ -264,11 +263,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         Fd::registered(self.files + u32::from(number))
     }
 
-    /// The operation for the rest of a request's data.
+    /// Builds the operation for the rest of a request's data.
     fn data_operation(&self, tag: Tag, forwarded: &Forwarded, file: u16, offset: u64) -> Sqe64 {
         let (fd, io, done) = (self.file(file), &forwarded.io, forwarded.done);
         let len = u32::try_from(io.len).unwrap_or(0) - done;
-        // Behind 64 bits: where no file is, so that the kernel refuses it (L13). A stream looks at no offset.
+        // Beyond 64 bits: an offset that no file has, so that the kernel refuses it (L13). A stream ignores the offset.
         let at = offset.checked_add(u64::from(done));
         let at = at.unwrap_or(i64::MAX.cast_unsigned());
         let here = self.client_place(tag, io);
@@ -285,8 +284,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let skip = usize::try_from(done).unwrap_or(0);
         let ptr = mem.ptr().as_ptr().wrapping_add(skip);
         if io.op == Op::Read {
-            // SAFETY: `len` bytes of the tag's buffer, which is the operation's until its CQE (head of this file), or of
-            // the client's memory, which is no Rust object and stays mapped with the lane's shared part.
+            // SAFETY: `len` bytes of the tag's buffer, which belongs to the operation until its CQE (head of this
+            // file), or of the client's memory, which is no Rust object and stays mapped with the lane's shared part.
             unsafe { op::read(fd, ptr, len, at) }
         } else {
             // SAFETY: as above.
@@ -294,14 +293,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// Whether the request's pages are not in the ring's table yet.
+    /// Whether the request's pages still have to be registered.
     fn needs_registration(&self, tag: Tag, io: &Io) -> bool {
         let by_hand = self.data == DataMode::ZeroCopyManual || io.flags.needs_registration();
         by_hand && !self.registrations.is_done(tag)
     }
 
-    /// Pushes REGISTER and the operation as a chain of which only the operation completes. A REGISTER that fails
-    /// completes in the operation's stead: what follows an entry with CQE_SKIP_SUCCESS is cancelled silently
+    /// Pushes REGISTER and the operation as a chain in which only the operation completes. A REGISTER that fails
+    /// completes instead of the operation: entries after one with CQE_SKIP_SUCCESS are cancelled silently
     /// (`req_set_fail`, io_uring/io_uring.h).
     fn push_registered(&mut self, port: &mut P, tag: Tag, sqe: Sqe64) -> bool {
         let mut word = UserData::batch(self.index, self.generation, Kind::Forward, tag.get());
@@ -316,7 +315,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 .all(|sqe| port.push_operation(sqe).is_ok())
     }
 
-    /// Takes the completion of a tag's operation, or that of its REGISTER, by `turn`.
+    /// Handles the completion of a tag's operation, or of its REGISTER, according to `turn`.
     #[inline]
     pub(super) fn forward_completed(
         &mut self,
@@ -347,7 +346,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             && self.client_place(tag, &io).is_none()
             && self.needs_registration(tag, &io)
         {
-            // The REGISTER before it is silent.
+            // The REGISTER before it was silent.
             self.registrations.done(tag);
         }
         let forwarded = &mut self.forwards.tags[tag.index()];
@@ -358,7 +357,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 if done == len {
                     self.data_moved(port, tag);
                 } else if moved == 0 || done > len {
-                    // The file ended inside the device: it was truncated, and nothing is there to be read (L05).
+                    // The file ends inside the device: it was truncated, and there is nothing to read (L05).
                     self.forward_done(port, tag, Err(Errno::EIO));
                 } else {
                     self.push_forward(port, tag);
@@ -369,7 +368,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 forwarded.again += 1;
                 self.push_forward(port, tag);
             }
-            // The rest of a transfer that stopped inside a block of direct I/O: the file ends there (L05).
+            // The rest of a transfer that stopped inside a direct I/O block: the file ends there (L05).
             Err(Errno::EINVAL) if forwarded.done > 0 => {
                 self.forward_done(port, tag, Err(Errno::EIO));
             }
@@ -378,7 +377,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         Ok(())
     }
 
-    /// All of a request's data is where it belongs, but a READ's in user copy.
+    /// Finishes a request whose data has been transferred; in user copy a READ's data still has to be pushed.
     fn data_moved(&mut self, port: &mut P, tag: Tag) {
         let Forwarded { io, to, .. } = self.forwards.tags[tag.index()];
         let here = self.client_place(tag, &io).is_some();
@@ -408,7 +407,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.answered_from(port, tag, answer, 0);
     }
 
-    /// Adds a request to those that the next sync answers, and starts it if none runs.
+    /// Adds a request to the next sync, and starts the sync if none runs.
     fn sync(&mut self, port: &mut P, file: u16, tag: Tag) {
         self.forwards.syncs[usize::from(file)].waiting.push(tag);
         self.start_sync(port, file);
@@ -432,7 +431,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// Takes the completion of a sync: answers those it was for, and starts the next.
+    /// Handles the completion of a sync: answers its requests, and starts the next one.
     pub(super) fn sync_completed(&mut self, port: &mut P, file: u16, res: i32) {
         let Some(syncs) = self
             .forwards
@@ -450,14 +449,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return self.start_sync(port, file);
         }
         syncs.again = 0;
-        // One by one: answering borrows the lane. None is added meanwhile.
+        // One by one, since answering borrows the lane. None is added meanwhile.
         while let Some(tag) = self.forwards.syncs[usize::from(file)].served.pop() {
             self.forward_done(port, tag, result);
         }
         self.start_sync(port, file);
     }
 
-    /// Pushes again what could not be pushed.
+    /// Pushes operations that could not be pushed before.
     #[cold]
     pub(super) fn push_stalled(&mut self, port: &mut P) {
         for _ in 0..self.forwards.stalled.len() {
@@ -471,7 +470,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 }
 
-/// Makes room for entries in the submission queue, by submitting what is there.
+/// Makes room in the submission queue by submitting its entries.
 pub(super) fn make_room(port: &mut impl Port, entries: u32) -> bool {
     port.space() >= entries || (port.enter(0, None).is_ok() && port.space() >= entries)
 }

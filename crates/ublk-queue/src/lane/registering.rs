@@ -1,11 +1,11 @@
-//! The pages of a request in the ring's table of buffers, where the fetch did not put them there: in manual zero copy
-//! always, in automatic zero copy when the driver says so (`UBLK_IO_F_NEED_REG_BUF`).
+//! Registers the pages of a request in the ring's buffer table if the fetch has not: in manual zero copy always, in
+//! automatic zero copy if the driver says so (`UBLK_IO_F_NEED_REG_BUF`).
 //!
-//! A forwarded request has REGISTER linked before its operation (`forward.rs`). A handler with operations of its own may
-//! use the buffer in any way it likes, so its request is registered before the handler sees it.
+//! A forwarded request has REGISTER linked before its operation (`forward.rs`). A handler with operations of its own
+//! may use the buffer in any way, so its request is registered before the handler sees it.
 //!
 //! # Why there is `unsafe` here
-//! REGISTER and UNREGISTER are commands by raw payload. They name a slot of the ring's table, no memory of ours.
+//! REGISTER and UNREGISTER are commands with a raw payload. They name a slot of the ring's table, no memory of ours.
 #![expect(unsafe_code, reason = "commands by raw payload")]
 
 use ublk_core::iod::Io;
@@ -20,28 +20,28 @@ use crate::handler::Handler;
 use crate::port::{Descriptors, Port};
 use crate::user_data::{Kind, UserData};
 
-/// How a tag's request stands with the ring's table.
+/// Registration state of a tag's request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Step {
-    /// Nothing of ours is there.
+    /// Not registered by the server.
     #[default]
     No,
     /// REGISTER could not be pushed.
     Stalled,
     /// REGISTER is with the kernel.
     Pushed,
-    /// Its pages are in the table until it is answered.
+    /// Registered until the request is answered.
     Done,
 }
 
-/// What a lane keeps of requests that it registers by hand; nothing where it never does.
+/// Requests that the server registers; empty for lanes that never do.
 #[derive(Debug, Default)]
 pub(super) struct Registrations {
     tags: Box<[Step]>,
-    /// Each request, not only those of which the driver says so.
+    /// Register every request, not only those that the driver could not.
     always: bool,
     stalled: u32,
-    /// Tags whose pages are in the table.
+    /// Number of tags whose pages are registered.
     registered: u32,
 }
 
@@ -57,7 +57,7 @@ impl Registrations {
         }
     }
 
-    /// Whether a request's pages have to be registered before its handler sees it, and are not.
+    /// Whether a request's pages still have to be registered before its handler sees it.
     #[inline(always)]
     pub(super) fn wants(&self, tag: Tag, io: &Io) -> bool {
         (self.always || io.flags.needs_registration())
@@ -66,20 +66,20 @@ impl Registrations {
             && !self.is_done(tag)
     }
 
-    /// True if something could not be pushed.
+    /// True if a REGISTER could not be pushed.
     pub(super) const fn is_stalled(&self) -> bool {
         self.stalled > 0
     }
 
-    /// The pages were put into the table, which the completion of an operation on them tells.
+    /// Records that the pages are registered, as the completion of an operation on them shows.
     pub(super) fn done(&mut self, tag: Tag) {
         self.set(tag, Step::Done);
     }
 
-    /// Whether the server has put the tag's pages into the table.
+    /// Whether the server has registered the tag's pages.
     #[inline(always)]
     pub(super) fn is_done(&self, tag: Tag) -> bool {
-        // Of most devices none ever is.
+        // The first test is enough for most devices.
         self.registered > 0 && self.tags.get(tag.index()) == Some(&Step::Done)
     }
 
@@ -95,7 +95,7 @@ impl Registrations {
 }
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
-    /// Puts the pages of a request into the tag's slot; the handler gets it when that is done.
+    /// Registers the pages of a request in the tag's slot; the handler then gets it.
     #[cold]
     pub(super) fn register_first(&mut self, port: &mut P, tag: Tag) {
         if self.registrations.tags.is_empty() {
@@ -115,7 +115,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.registrations.set(tag, step);
     }
 
-    /// Takes the completion of a REGISTER: the handler's turn, or the request's end.
+    /// Handles the completion of a REGISTER: calls the handler, or fails the request.
     #[cold]
     pub(super) fn register_completed(
         &mut self,
@@ -135,12 +135,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return Ok(());
         }
         self.registrations.set(tag, Step::Done);
-        // As the driver's completion found it, which has been counted.
+        // As when the driver's completion, which has been counted, arrived.
         self.tags[tag.index()].state = TagState::Fetching;
         self.completed_seldom(port, number, 0)
     }
 
-    /// Pushes again what could not be pushed.
+    /// Pushes REGISTERs that could not be pushed before.
     #[cold]
     pub(super) fn push_stalled_registers(&mut self, port: &mut P) {
         for number in 0..self.registrations.tags.len() {
@@ -153,9 +153,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// Takes the pages of a request that is about to be answered out of the table, if the server put them there: before
-    /// the commit, since until Linux 6.17 the driver takes UNREGISTER only while the request is in the server's hands,
-    /// and the request would never complete. False if the ring takes nothing now.
+    /// Unregisters the pages of a request before its commit, if the server registered them: until Linux 6.17 the driver
+    /// only accepts UNREGISTER while the server has the request, which would otherwise never complete. False if the
+    /// ring has no room now.
     #[inline(always)]
     pub(super) fn unregister(&mut self, port: &mut P, tag: Tag) -> bool {
         !self.registrations.is_done(tag) || self.push_unregister(port, tag)
@@ -174,7 +174,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         pushed
     }
 
-    /// A command for the tag's slot of the ring's table.
+    /// Builds a command for the tag's slot of the ring's buffer table.
     pub(super) fn buffer_command(&self, cmd_op: u32, word: UserData, tag: Tag) -> Sqe64 {
         let payload = ublksrv_io_cmd {
             q_id: self.qid.get(),
