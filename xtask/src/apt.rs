@@ -1,6 +1,5 @@
-//! A private apt: an index and a download directory of our own, so that no package is installed
-//! and nothing of the host's apt changes. The index is signed; apt checks the signatures and the
-//! digest of every file it fetches.
+//! A private apt: its index and download directory are separate, so that no package is installed and the host's apt
+//! stays unchanged. The index is signed; apt verifies the signatures and the digest of every file it fetches.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,19 +12,19 @@ use sha2::{Digest, Sha256};
 
 use crate::cmd;
 
-/// How old the index may be before it is fetched anew.
+/// Maximum age of the index before it is fetched again.
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// One place to fetch from.
+/// An archive to fetch from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     /// Address of the archive.
     pub uri: String,
-    /// Suite of it, such as `trixie-backports`.
+    /// Its suite, such as `trixie-backports`.
     pub suite: String,
-    /// Components of it.
+    /// Its components.
     pub components: String,
-    /// File with the keys that sign it; empty for the host's trusted keys.
+    /// File with its signing keys; empty for the host's trusted keys.
     pub keyring: String,
 }
 
@@ -42,17 +41,17 @@ pub struct Package {
     pub size: u64,
 }
 
-/// A private apt state below a directory.
+/// A private apt state in a directory.
 #[derive(Debug)]
 pub struct Apt {
     directory: PathBuf,
 }
 
 impl Apt {
-    /// Sets the state up in `directory` (absolute).
+    /// Creates the state in `directory` (absolute).
     ///
     /// # Errors
-    /// The directory cannot be written.
+    /// The directory is not writable.
     pub fn open(directory: &Path, sources: &[Source]) -> Result<Self> {
         for sub in ["lists/partial", "archives/partial", "packages"] {
             fs::create_dir_all(directory.join(sub))
@@ -75,7 +74,7 @@ impl Apt {
         let old = fs::read_to_string(apt.directory.join("sources.list")).unwrap_or_default();
         if old != list {
             fs::write(apt.directory.join("sources.list"), list)?;
-            // Another list wants another index.
+            // Another list needs another index.
             let _ = fs::remove_file(apt.directory.join("updated"));
         }
         fs::write(apt.directory.join("status"), "")?;
@@ -100,11 +99,10 @@ impl Apt {
         command
     }
 
-    /// Fetches the index when there is none or it is more than a day old; without a network an
-    /// old one is used, and said to be.
+    /// Fetches the index if it is missing or more than a day old; without a network an old one is used, and reported.
     ///
     /// # Errors
-    /// There is no index and none can be fetched.
+    /// There is no index and it cannot be fetched.
     pub fn update(&self) -> Result<()> {
         let stamp = self.directory.join("updated");
         let age = fs::metadata(&stamp)
@@ -127,7 +125,7 @@ impl Apt {
         }
     }
 
-    /// All names of packages that start with `prefix`.
+    /// All package names that start with `prefix`.
     ///
     /// # Errors
     /// The index cannot be read.
@@ -138,7 +136,7 @@ impl Apt {
         Ok(names)
     }
 
-    /// The newest version of a package; `None` when the index has none.
+    /// The newest version of a package; `None` if the index has none.
     ///
     /// # Errors
     /// The index cannot be read.
@@ -146,8 +144,8 @@ impl Apt {
         self.first_of(name, &["--no-all-versions"])
     }
 
-    /// The newest version of a package in any suite, also one that apt would not choose by itself
-    /// (backports); `None` when the index has none.
+    /// The newest version of a package in any suite, even one that apt would not choose by default (backports); `None`
+    /// if the index has none.
     ///
     /// # Errors
     /// The index cannot be read.
@@ -165,10 +163,10 @@ impl Apt {
         text.split("\n\n").next().map_or(Ok(None), package)
     }
 
-    /// The named packages and all that they need, as apt would install them on an empty machine; sorted by name.
+    /// The named packages and all their dependencies, as apt would install them on an empty machine; sorted by name.
     ///
     /// # Errors
-    /// A name that the index has not, or dependencies that it cannot fulfil.
+    /// A name that is not in the index, or dependencies that cannot be satisfied.
     pub fn closure(&self, names: &[String]) -> Result<Vec<Package>> {
         let mut install = self.command("apt-get");
         install.args([
@@ -202,10 +200,10 @@ impl Apt {
         Ok(packages)
     }
 
-    /// The file of a package: from the cache, where its digest is checked again, or fetched.
+    /// The file of a package: from the cache, where its digest is verified again, or fetched.
     ///
     /// # Errors
-    /// It cannot be fetched, or its digest is not the index's.
+    /// It cannot be fetched, or its digest does not match the index.
     pub fn fetch(&self, package: &Package) -> Result<PathBuf> {
         let file = self
             .directory
@@ -246,14 +244,14 @@ impl Apt {
     }
 }
 
-/// `NAME=VERSION` of a line in which apt says what it would install: `Inst NAME (VERSION …`.
+/// Parses `NAME=VERSION` from a line in which apt simulates an installation: `Inst NAME (VERSION …`.
 fn installed(line: &str) -> Option<String> {
     let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
     let version = rest.trim_start_matches('(').split(' ').next()?;
     Some(format!("{name}={version}"))
 }
 
-/// A package of the index, `None` for an empty stanza.
+/// Parses a package of the index; `None` for an empty stanza.
 fn package(stanza: &str) -> Result<Option<Package>> {
     let fields: BTreeMap<_, _> = stanza
         .lines()

@@ -7,11 +7,11 @@ use anyhow::{Result, bail};
 use crate::results::Results;
 use crate::{cmd, fuzz, paths};
 
-/// What has `unsafe` code that touches memory on the way of a request.
+/// Crates with `unsafe` code that accesses memory of requests.
 const CRATES: [&str; 3] = ["uring-lite", "ublk-queue", "ublk-backends"];
 
-/// The command: nightly, which has the sanitizer; a target directory of its own and an explicit target, so that build
-/// scripts and procedural macros go without; copies that the sanitizer can see into.
+/// The command: nightly, which has the sanitizer; a separate target directory and an explicit target, so that build
+/// scripts and procedural macros are not instrumented; copies that the sanitizer can see into.
 fn command() -> Command {
     let mut command = Command::new("timeout");
     command.args(["--kill-after=10", "1500", "cargo", "+nightly"]);
@@ -26,12 +26,12 @@ fn command() -> Command {
     }
     command
         .env("RUSTFLAGS", "-Zsanitizer=address")
-        // What the kernel may still write is leaked on purpose (L09).
+        // Memory that the kernel may still write is leaked on purpose (L09).
         .env("ASAN_OPTIONS", "detect_leaks=0");
     command
 }
 
-/// Why it cannot run here, if it cannot.
+/// Why it cannot run here, if so.
 fn missing() -> Option<&'static str> {
     let mut probe = Command::new("cargo");
     fuzz::leave_toolchain(&mut probe);
@@ -44,7 +44,7 @@ fn missing() -> Option<&'static str> {
 /// Runs the tests.
 ///
 /// # Errors
-/// A test fails, the sanitizer finds something, or no test ran.
+/// A test fails, the sanitizer reports an error, or no test ran.
 pub fn run() -> Result<()> {
     if let Some(why) = missing() {
         println!("asan: skipped: {why}");

@@ -1,8 +1,7 @@
-//! `vm-benchmark`: what a request costs, in instructions and in time, and how soon a new device is
-//! usable.
+//! `vm-benchmark`: the cost of a request in instructions and in time, and how soon a new device is usable.
 //!
-//! Instructions executed in an emulated guest repeat to the last digit, whatever else runs on the
-//! machine; docs/benchmarks.md says how the figures are made and what they do not say.
+//! Instruction counts of an emulated guest are exactly repeatable, whatever else runs on the machine;
+//! docs/benchmarks.md says how the figures are made and what they do not show.
 
 mod compare;
 mod copies;
@@ -43,49 +42,49 @@ pub use short::{SERIES, Short, test};
 /// What to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Count the instructions of each I/O, in emulation
+    /// Count the instructions per I/O, in emulation
     #[arg(long)]
     icount: bool,
-    /// Measure rate, latency and processor time, for KVM; in emulation a few rows, which say little
+    /// Measure rate, latency and processor time, for KVM; in emulation only a few rows, of little significance
     #[arg(long)]
     wall: bool,
-    /// Count only the rows with limits, in little time
+    /// Count only the rows with limits, in a short time
     #[arg(long, conflicts_with_all = ["wall", "icount"])]
     ci: bool,
     /// Kernel: a series, `newest`, or the path of an image
     #[arg(long, default_value = SERIES)]
     series: String,
-    /// Only rows whose names have this in them; may be given several times
+    /// Only rows whose names contain this; may be given several times
     #[arg(long, value_name = "PART")]
     filter: Vec<String>,
-    /// What runs the guest of rows by the clock
+    /// Accelerator for the guest of wall-clock rows
     #[arg(long, value_enum, default_value_t)]
     accel: Choice,
     /// Also write everything to this file
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Fail if a row is worse by more than 3 % than in this file, which an earlier --json wrote
+    /// Fail if a row is more than 3 % worse than in this file, written by an earlier --json
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
-    /// Also print where the server's own instructions go
+    /// Also print where the server's own instructions are spent
     #[arg(long, requires = "icount")]
     hot: bool,
-    /// Write what all counted rows showed into docs/benchmarks.md
+    /// Write the results of all counted rows to docs/benchmarks.md
     #[arg(long, requires = "icount", conflicts_with = "filter")]
     write_docs: bool,
-    /// Count that many times; the figures must be the same each time
+    /// Repeat the count this many times; the figures must be the same each time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10))]
     repeat: u32,
 }
 
 impl Options {
-    /// Whether a row of that name is asked for.
+    /// Whether a row of that name is selected.
     fn wants(&self, name: &str) -> bool {
         let parts = &self.filter;
         parts.is_empty() || parts.iter().any(|part| name.contains(part))
     }
 
-    /// Those of the short count.
+    /// The options of the short count.
     fn short(filter: &[String]) -> Self {
         Self {
             icount: false,
@@ -106,8 +105,8 @@ impl Options {
 /// Measures, prints the tables, compares with the limits and with an earlier run.
 ///
 /// # Errors
-/// The guests cannot be set up; a row could not be measured; a figure is above its limit or worse
-/// than it was; two counts differ.
+/// The guests cannot be set up; a row could not be measured; a figure is above its limit or worse than before; two
+/// counts differ.
 pub fn run(options: &Options) -> Result<()> {
     let old = options.compare.as_deref().map(Old::load).transpose()?;
     let limits = Limits::load()?;
@@ -210,7 +209,7 @@ fn by_the_clock(
     Ok(())
 }
 
-/// Counts as often as asked for; the figures are those of the first count.
+/// Counts as often as requested; the figures are those of the first count.
 fn counted(
     bench: &Bench<'_>,
     rows: &[Row],

@@ -1,4 +1,4 @@
-//! Building our programs: for the guest static, for the host as usual.
+//! Builds our programs: static for the guest, as usual for the host.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use crate::{cmd, paths};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// What a program that is an example begins with; cargo puts it there, too.
+/// Prefix of a program that is an example, as in cargo's output directory.
 const EXAMPLE: &str = "examples/";
 
-/// Our programs for the guest, static and with the checks of a debug build.
+/// Builds programs for the guest, static and with the checks of a debug build.
 ///
-/// `programs` are (package, binary) pairs, or (package, `examples/NAME`); the answer has their files in the same
-/// order. An example's file is called `PACKAGE-example-NAME`.
+/// `programs` are (package, binary) pairs, or (package, `examples/NAME`); returns their files in the same order. An
+/// example's file is called `PACKAGE-example-NAME`.
 ///
 /// # Errors
 /// The build fails.
@@ -29,14 +29,14 @@ pub fn guest(programs: &[(&str, &str)]) -> Result<Vec<PathBuf>> {
         .arg(&directory)
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     if programs.iter().any(|(package, _)| *package == "ublkctl") {
-        // Where the cases kill its processes (UBLK_KILL_AT).
+        // Points at which the cases kill its processes (UBLK_KILL_AT).
         command.args(["--features", "ublkctl/kill-points"]);
     }
     println!("building for the guest: {}", names(programs));
     build(command, programs, &directory.join(TARGET).join("guest"))
 }
 
-/// Our programs for this host, named as for [`guest`].
+/// Builds programs for this host, named as for [`guest`].
 ///
 /// # Errors
 /// The build fails.
@@ -48,7 +48,7 @@ pub fn host(programs: &[(&str, &str)]) -> Result<Vec<PathBuf>> {
     build(command, programs, &paths::target().join("guest"))
 }
 
-/// Runs the command for all programs; `directory` is where cargo puts them.
+/// Runs the command for all programs; `directory` is cargo's output directory.
 fn build(
     mut command: Command,
     programs: &[(&str, &str)],

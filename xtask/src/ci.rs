@@ -1,4 +1,4 @@
-//! `ci`: what must hold before a change goes in.
+//! `ci`: the checks before a change goes in.
 
 use anyhow::{Result, bail};
 use clap::Args;

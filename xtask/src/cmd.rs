@@ -1,4 +1,4 @@
-//! Running other programs; a failure tells the whole command.
+//! Runs other programs; a failure shows the whole command.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// The command as one would type it.
+/// The command as typed in a shell.
 pub fn line(command: &Command) -> String {
     let mut words = Vec::new();
     if let Some(directory) = command.get_current_dir() {
@@ -49,10 +49,10 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command and gives its standard output as text.
+/// Runs a command and returns its standard output as text.
 ///
 /// # Errors
-/// It cannot be started, or its status is not 0: then both its outputs are told.
+/// It cannot be started, or its status is not 0: the error then has both outputs.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
@@ -66,8 +66,8 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(text)
 }
 
-/// Runs a command, shows its standard output as it comes and gives each line to `each`; says
-/// whether it ended with status 0.
+/// Runs a command, shows its standard output as it comes and passes each line to `each`. True if it ended with status
+/// 0.
 ///
 /// # Errors
 /// It cannot be started.

@@ -1,4 +1,4 @@
-//! Debian packages, opened by our own code: an `ar` archive with a compressed `tar` in it.
+//! Opens Debian packages: an `ar` archive with a compressed `tar` in it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,30 +7,30 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-/// Reads the files of a package that `want` asks for by path (absolute, as installed).
+/// Reads the files of a package that `want` selects by path (absolute, as installed).
 ///
 /// # Errors
-/// A file that is no Debian package, or is damaged.
+/// Not a Debian package, or a damaged one.
 pub fn files(package: &Path, want: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Vec<u8>>> {
     let bytes = fs::read(package).with_context(|| package.display().to_string())?;
     files_of(&bytes, want).with_context(|| package.display().to_string())
 }
 
-/// What a package brings at a path.
+/// What a package contains at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// A directory.
     Directory,
-    /// A file: its permissions and its bytes.
+    /// A file: its permissions and its content.
     File(u32, Vec<u8>),
-    /// A symbolic link, and what it says.
+    /// A symbolic link and its target.
     Link(String),
 }
 
-/// Reads all of a package that `want` asks for by path (absolute, as installed), hard links as the files they are.
+/// Reads everything that `want` selects by path (absolute, as installed); hard links are read as files.
 ///
 /// # Errors
-/// As [`files`]; an entry that is none of [`Entry`].
+/// As for [`files`], or an entry that is not an [`Entry`].
 pub fn tree(package: &Path, want: impl Fn(&str) -> bool) -> Result<Vec<(String, Entry)>> {
     let bytes = fs::read(package).with_context(|| package.display().to_string())?;
     tree_of(&bytes, want).with_context(|| package.display().to_string())
@@ -115,10 +115,10 @@ fn member<'a>(archive: &'a [u8], prefix: &str) -> Result<(&'a str, &'a [u8])> {
     bail!("not a Debian package: no {prefix}");
 }
 
-/// Unpacks `data` by what the end of its name says: `.xz`, `.zst`, or nothing to unpack.
+/// Unpacks `data` according to the end of its name: `.xz`, `.zst`, or uncompressed.
 ///
 /// # Errors
-/// A compression that we do not know; damaged data.
+/// An unknown compression, or damaged data.
 pub fn decompress(name: &str, data: &[u8]) -> Result<Vec<u8>> {
     let mut plain = Vec::new();
     if name.ends_with(".xz") {
@@ -144,7 +144,7 @@ mod tests {
 
     use super::{Entry, files, files_of, tree};
 
-    /// A package made by Debian's own tool, where the host has it, in each compression.
+    /// Reads a package built by Debian's own tool, if the host has it, with each compression.
     #[test]
     fn a_package_gives_its_files_back() {
         let directory = tempfile::tempdir().unwrap();

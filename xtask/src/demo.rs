@@ -1,4 +1,4 @@
-//! `demo`: the main job on real input, for somebody who sees it for the first time.
+//! `demo`: the main job on real input, for first-time users.
 
 use std::fs;
 use std::path::Path;
@@ -13,14 +13,13 @@ use crate::guest::image::Image;
 use crate::vm::Vm;
 use crate::{build, cmd, host, paths, vm};
 
-/// Directories that hold no sources.
+/// Directories without sources.
 const NO_SOURCES: [&str; 4] = ["target", ".git", "artifacts", "coverage"];
 
-/// Shows the life of a device: on this host when it has the ublk driver and we may use it, else
-/// in a guest.
+/// Shows the life of a device: on this host if it has the ublk driver and permits it, else in a guest.
 ///
 /// # Errors
-/// The demonstration cannot be set up, or something was not as it should be.
+/// The demonstration cannot be set up, or a check failed.
 pub fn run(choice: Choice) -> Result<()> {
     let sources = tempfile::tempdir()?;
     copy(paths::root(), sources.path())?;

@@ -1,4 +1,4 @@
-//! The cases of `ublk-e2e`, in guests or on a host that has ublk.
+//! The cases of `ublk-e2e`, in guests or on a host with ublk.
 
 mod lanes;
 mod table;
@@ -25,44 +25,44 @@ pub struct Options {
     /// Kernel: a series (`6.16`), `newest`, or the path of an image; may be given several times
     #[arg(long, value_name = "SERIES|PATH")]
     pub kernel: Vec<String>,
-    /// Every series that is known, or those named by --kernel; the middle ones run the cases that depend on the kernel
+    /// Every known series, or those named by --kernel; the middle ones run the cases that depend on the kernel
     #[arg(long)]
     pub all_kernels: bool,
     /// All cases on every kernel, the long ones in full length
     #[arg(long)]
     pub soak: bool,
-    /// How many guests at once; one for each processor when left out
+    /// Number of guests at once [default: one per processor]
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
-    /// Write down what was found in docs/kernels.json and docs/kernels.md
+    /// Write the results to docs/kernels.json and docs/kernels.md
     #[arg(long, conflicts_with = "host")]
     pub write_docs: bool,
     /// Only cases whose name contains this
     #[arg(long)]
     pub filter: Option<String>,
-    /// On this host, which must have the ublk driver, instead of in a guest
+    /// Run on this host, which must have the ublk driver, instead of in a guest
     #[arg(long, conflicts_with_all = ["kernel", "all_kernels", "soak", "jobs", "accel"])]
     pub host: bool,
-    /// The cases of this image: our init alone, or systemd (newest kernel unless one is named) [default: both where no
-    /// kernel and no filter is given, else our init alone]
+    /// Run the cases of this image: our init alone, or systemd (newest kernel unless one is named) [default: both if
+    /// neither kernel nor filter is given, else our init alone]
     #[arg(long, value_enum, conflicts_with = "host")]
     pub image: Option<Kind>,
-    /// What runs the guests
+    /// Accelerator for the guests
     #[arg(long, value_enum, default_value_t)]
     pub accel: Choice,
 }
 
 impl Options {
-    /// Which cases run on the kernels that get all.
+    /// The set of cases on kernels that run all.
     const fn set(&self) -> Set {
         if self.soak { Set::Soak } else { Set::Full }
     }
 }
 
-/// Which cases run on a kernel.
+/// The set of cases to run on a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Set {
-    /// Those whose outcome depends on the kernel.
+    /// Cases whose outcome depends on the kernel.
     Kernel,
     /// All.
     Full,
@@ -71,7 +71,7 @@ pub enum Set {
 }
 
 impl Set {
-    /// The word for it in tables and for the guest.
+    /// The name in tables and for the guest.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
@@ -117,7 +117,7 @@ pub fn run(options: &Options) -> Result<()> {
     conclude(&results)
 }
 
-/// Runs the kernels that the options name.
+/// Runs the kernels selected by the options.
 fn several(options: &Options, filter: Option<&str>) -> Result<Results> {
     let vm = Vm::new(options.accel)?;
     let usual = options.set();
@@ -131,7 +131,7 @@ fn several(options: &Options, filter: Option<&str>) -> Result<Results> {
             };
             match kernel::prepare(&vm.manifest, name) {
                 Ok(kernel) => {
-                    // The newest may be of a series that has its own entry.
+                    // The newest kernel may belong to a series with its own entry.
                     jobs.retain(|job: &Job| job.kernel.release != kernel.release);
                     jobs.push(Job { kernel, set });
                 }
@@ -139,7 +139,7 @@ fn several(options: &Options, filter: Option<&str>) -> Result<Results> {
                 Err(error) => return Err(error),
             }
         }
-        // The longest first: at the end no lane then waits long for another.
+        // The longest first, so that no lane waits long for another at the end.
         jobs.sort_by_key(|job| job.set == Set::Kernel);
     } else {
         let kernels = vm.kernels(&options.kernel)?.into_iter();
@@ -156,11 +156,11 @@ fn several(options: &Options, filter: Option<&str>) -> Result<Results> {
     Ok(results)
 }
 
-/// Runs the cases of the image with systemd, on the newest kernel unless others are named. Where its packages cannot be
-/// had, that is a skip with this reason.
+/// Runs the cases of the image with systemd, on the newest kernel unless others are named. If its packages are not
+/// available, that is reported as a skip.
 ///
 /// # Errors
-/// As [`guests`].
+/// As for [`guests`].
 pub fn systemd(accel: Choice, names: &[String], set: Set, filter: Option<&str>) -> Result<Results> {
     let vm = match Vm::systemd(accel) {
         Ok(vm) => vm,
@@ -178,11 +178,11 @@ pub fn systemd(accel: Choice, names: &[String], set: Set, filter: Option<&str>) 
     guests(&vm, names, set, filter)
 }
 
-/// Runs all cases on each kernel, as many at once as this machine has processors, and sums the results; failures of
-/// one kernel do not keep the others from being tried.
+/// Runs all cases on each kernel, with one guest per processor at once, and sums the results; failures of one kernel do
+/// not stop the others.
 ///
 /// # Errors
-/// A kernel or the image cannot be made ready.
+/// A kernel or the image cannot be prepared.
 pub fn guests(vm: &Vm, names: &[String], set: Set, filter: Option<&str>) -> Result<Results> {
     let kernels = vm.kernels(names)?.into_iter();
     let jobs = kernels.map(|kernel| Job { kernel, set }).collect();
@@ -202,7 +202,7 @@ fn sum(reports: &[Report]) -> Results {
 /// Runs the cases on this host.
 ///
 /// # Errors
-/// Not root, no driver, a build that fails.
+/// Not root, no driver, or a failed build.
 pub fn on_host(filter: Option<&str>) -> Result<Results> {
     if !host::root() {
         bail!("the cases need root: run `sudo -E cargo xtask vm-e2e --host`");
@@ -231,14 +231,14 @@ pub fn on_host(filter: Option<&str>) -> Result<Results> {
     let mut command = Command::new(&built[0]);
     command.arg("--color=never").args(filter);
     command.env("UBLKCTL", &built[1]);
-    // Both lie in the same directory.
+    // Both are in the same directory.
     command.env("UBLK_EXAMPLES", built[2].parent().unwrap_or(&built[2]));
     let good = cmd::watch(&mut command, |line| results.line(line))?;
     results.check("ublk-e2e", good);
     Ok(results)
 }
 
-/// Tells all failures together, then the sum.
+/// Prints all failures together, then the sum.
 ///
 /// # Errors
 /// A case failed, or none ran.

@@ -1,10 +1,10 @@
-//! Failures that are the kernel's own: named in the manifest with the reason, and no others.
+//! Failures that are the kernel's own: listed in the manifest with the reason.
 
 use serde::Deserialize;
 
 use crate::manifest::Harmless;
 
-/// A case that fails on some kernels through no fault of ours.
+/// A case that fails on some kernels because of a kernel bug.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpectedFailure {
@@ -12,33 +12,33 @@ pub struct ExpectedFailure {
     pub series: Vec<String>,
     /// The case; may end in `*`. Cells and other failures are named by the start of their message.
     pub case: String,
-    /// What becomes of it.
+    /// What is expected.
     #[serde(default)]
     pub how: How,
-    /// Why: what the kernel does.
+    /// The reason: what the kernel does.
     pub reason: String,
 }
 
-/// What becomes of a case that is expected to fail.
+/// What is expected of a case that may fail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum How {
-    /// It runs and fails each time: one that passes is a failure, since the manifest is then wrong.
+    /// It runs and fails each time; a pass is a failure, since the manifest is then wrong.
     #[default]
     Fails,
-    /// It runs and fails now and then.
+    /// It runs and fails occasionally.
     MayFail,
-    /// It is not run, since it would end the kernel.
+    /// It is not run, since it would crash the kernel.
     Avoided,
 }
 
 impl ExpectedFailure {
-    /// Whether it speaks of this series.
+    /// Whether it applies to this series.
     pub fn is_of(&self, series: &str) -> bool {
         self.series.iter().any(|other| other == series)
     }
 
-    /// Whether it speaks of this failure.
+    /// Whether it covers this failure.
     pub fn is(&self, failure: &str) -> bool {
         match self.case.strip_suffix('*') {
             Some(start) => failure.starts_with(start),
@@ -47,7 +47,7 @@ impl ExpectedFailure {
     }
 }
 
-/// The cases that must not be run on a series, for the guest's environment.
+/// The cases that must not run on a series, for the guest's environment.
 pub fn avoided(all: &[ExpectedFailure], series: &str) -> String {
     let names = all
         .iter()
@@ -56,7 +56,7 @@ pub fn avoided(all: &[ExpectedFailure], series: &str) -> String {
     names.join(" ")
 }
 
-/// The console lines that are no fault on a series.
+/// The console lines that are harmless on a series.
 pub fn harmless(all: &[Harmless], series: &str) -> Vec<String> {
     let of = |harmless: &&Harmless| {
         harmless.series.is_empty() || harmless.series.iter().any(|other| other == series)

@@ -1,4 +1,4 @@
-//! `failure-modes`: docs/failure-modes.md against the numbers and tests of the tree.
+//! `failure-modes`: checks docs/failure-modes.md against the numbers and tests in the tree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,22 +8,22 @@ use anyhow::{Context, Result, bail};
 
 use crate::paths;
 
-/// The page, below the root.
+/// The page, relative to the root.
 const PAGE: &str = "docs/failure-modes.md";
-/// Where sources are.
+/// The source directories.
 const SOURCES: [&str; 2] = ["crates", "xtask"];
 
-/// A line of the page: where its failure is prevented, and the test that shows it.
+/// A line of the page: where its failure is prevented, and the test for it.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Entry {
     file: String,
     test: String,
 }
 
-/// Where a number is used: `L07` in text, `l07_...` in names of tests.
+/// Uses of numbers: `L07` in text, `l07_...` in names of tests.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Uses {
-    /// By number, a file that has it.
+    /// By number, a file that uses it.
     numbers: BTreeMap<String, String>,
     /// Names of tests.
     tests: BTreeSet<String>,
@@ -32,7 +32,7 @@ struct Uses {
 /// Compares page and tree.
 ///
 /// # Errors
-/// All that does not agree.
+/// All mismatches.
 pub fn run() -> Result<()> {
     let root = paths::root();
     let page = fs::read_to_string(root.join(PAGE)).with_context(|| PAGE.to_owned())?;
@@ -98,7 +98,7 @@ fn compare(entries: &BTreeMap<String, Entry>, uses: &Uses) -> Vec<String> {
     faults
 }
 
-/// The numbers that a test's name begins with: of `l05_l11_name`, L05 and L11.
+/// The numbers at the start of a test's name: for `l05_l11_name`, L05 and L11.
 fn numbers_of(test: &str) -> Vec<String> {
     test.split('_')
         .take_while(|part| is_number(part, 'l'))
@@ -106,7 +106,7 @@ fn numbers_of(test: &str) -> Vec<String> {
         .collect()
 }
 
-/// `L07` or `l07`, whichever letter is asked for.
+/// True for `L07` or `l07`, depending on `letter`.
 fn is_number(word: &str, letter: char) -> bool {
     word.len() == 3 && word.starts_with(letter) && word[1..].bytes().all(|b| b.is_ascii_digit())
 }
@@ -125,7 +125,7 @@ fn walk(directory: &Path, uses: &mut Uses) -> Result<()> {
     Ok(())
 }
 
-/// Takes down what a source uses.
+/// Records the numbers and tests in a source file.
 fn scan(text: &str, file: &str, uses: &mut Uses) {
     let apart = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
     for word in text.split(apart) {
@@ -146,7 +146,7 @@ mod tests {
         run().unwrap();
     }
 
-    /// A number made up for these tests, so that the tree does not use it by them.
+    /// A number made up for these tests, spelled so that it does not count as used.
     fn number(n: u32) -> String {
         format!("L{n}")
     }
@@ -164,7 +164,7 @@ mod tests {
         assert!(compare(&page(&number, &test), &uses).is_empty());
         // A number and a test without a line.
         assert_eq!(compare(&BTreeMap::new(), &uses).len(), 2);
-        // A line whose test is gone, or another's.
+        // A line whose test is missing, or has another number.
         let gone = compare(&page(&number, "gone"), &uses);
         assert!(gone[0].contains("no test is named gone"), "{gone:?}");
         let mut others = page(&self::number(97), &test);

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: the targets of `fuzz/`, under libFuzzer by way of cargo-fuzz.
+//! `cargo xtask fuzz`: runs the targets of `fuzz/` under libFuzzer with cargo-fuzz.
 
 use std::fs;
 use std::process::Command;
@@ -12,8 +12,7 @@ use crate::{cmd, paths};
 /// New inputs go to `fuzz/target`, the committed corpus is only read.
 ///
 /// # Errors
-/// No such target; cargo-fuzz or the nightly toolchain is missing; a finding, with where its input
-/// lies.
+/// No such target; cargo-fuzz or the nightly toolchain is missing; or a finding, with the path of its input.
 pub fn run(target: Option<String>, seconds: u64) -> Result<()> {
     let all = targets()?;
     let chosen = match target {
@@ -78,8 +77,8 @@ fn nightly() -> Command {
     command
 }
 
-/// Has a command in the checkout choose its toolchain itself: what the stable cargo that runs us has set would choose
-/// its own again.
+/// Lets a command in the checkout choose its toolchain itself: the environment set by the stable cargo that runs us
+/// would override it.
 pub fn leave_toolchain(command: &mut Command) {
     command
         .env_remove("CARGO")
@@ -105,7 +104,7 @@ mod tests {
 
     type Body = fn(&[u8]);
 
-    /// What each target calls; a new target without a row here is a failure.
+    /// The body that each target calls; a new target without a row here is a failure.
     const BODIES: &[(&str, Body)] = &[
         ("completions", ublk_core::fuzz::completions),
         ("descriptors", ublk_sys::fuzz::descriptors),

@@ -1,8 +1,8 @@
 //! Test guests: an image, a machine, one program, one verdict.
 //!
-//! [`Guest`] describes a run; [`Guest::run`] boots it and gives the [`Outcome`]: the verdict, the
-//! lines of the result channel and the place of the console. [`image::Image`] is the initramfs
-//! that runs share; files of one run are laid over it.
+//! [`Guest`] describes a run; [`Guest::run`] boots it and returns the [`Outcome`]: the verdict, the lines of the result
+//! channel and the path of the console log. [`image::Image`] is the initramfs shared by runs; a run's own files are
+//! laid over it.
 
 pub mod accel;
 mod follow;
@@ -44,28 +44,28 @@ pub struct Guest<'a> {
     pub image: &'a Image,
     /// The hardware.
     pub machine: Machine,
-    /// The whole kernel command line but for the console and `rdinit`, which are added.
+    /// The whole kernel command line, except for the console and `rdinit`, which are added.
     pub cmdline: Vec<String>,
     /// Modules to load by name, with their parameters, in order.
     pub modules: Vec<(String, String)>,
-    /// Files of the guest to write before the modules are loaded (`/proc/sys/…`), with values.
+    /// Guest files to write before the modules are loaded (`/proc/sys/…`), with values.
     pub sets: Vec<(String, String)>,
-    /// Files of the host to lay over the image: path in the guest, path on the host.
+    /// Host files to lay over the image: path in the guest, path on the host.
     pub files: Vec<(String, PathBuf)>,
     /// The program and its arguments.
     pub program: Vec<String>,
     /// Its environment.
     pub env: Vec<(String, String)>,
-    /// After that the guest is killed.
+    /// Time after which the guest is killed.
     pub deadline: Duration,
-    /// Directory of the run: console, channel, QEMU's own messages.
+    /// Directory of the run: console, channel, QEMU's own output.
     pub directory: PathBuf,
-    /// Parts of console lines that are no fault.
+    /// Parts of console lines that are harmless.
     pub harmless: Vec<String>,
 }
 
-/// The command line of functional tests. Everything the kernel says is on the console, since a
-/// WARN that is not printed cannot fail a run.
+/// The command line of functional tests. All kernel messages go to the console, since a WARN that is not printed cannot
+/// fail a run.
 pub const FUNCTIONAL_CMDLINE: [&str; 6] = [
     "loglevel=7",
     "mitigations=off",
@@ -78,7 +78,7 @@ pub const FUNCTIONAL_CMDLINE: [&str; 6] = [
 /// Why a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The program called exit with this status.
+    /// The program exited with this status.
     Exit(i32),
     /// A signal ended the program.
     Signal(i32),
@@ -90,12 +90,12 @@ pub enum Verdict {
     TimedOut(Duration),
     /// The guest ended without a verdict: it crashed, or QEMU did not start.
     Missing,
-    /// More than one verdict: something that is not our init writes them.
+    /// More than one verdict: something other than our init writes them.
     Several,
 }
 
 impl Verdict {
-    /// Whether the program ran to its end with status 0 and the kernel had nothing to say.
+    /// Whether the program exited with status 0 and the kernel reported nothing.
     pub fn is_good(&self) -> bool {
         *self == Self::Exit(0)
     }
@@ -115,23 +115,23 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome {
     /// Why it ended.
     pub verdict: Verdict,
     /// The program's output, line by line.
     pub lines: Vec<String>,
-    /// The kernel's console.
+    /// The console log.
     pub console: PathBuf,
-    /// From QEMU's start to its end.
+    /// Time from QEMU's start to its end.
     pub elapsed: Duration,
     /// The QEMU command.
     pub command: String,
 }
 
 impl Outcome {
-    /// What somebody needs to see of a run that failed: verdict, console tail, files, command.
+    /// The report of a failed run: verdict, end of the console, files, command.
     pub fn report(&self) -> String {
         let console = std::fs::read(&self.console).unwrap_or_default();
         let console = String::from_utf8_lossy(&console).into_owned();

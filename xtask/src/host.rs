@@ -1,4 +1,4 @@
-//! What the host must have: programs that are found, installed, or unpacked privately.
+//! Requirements of the host: programs that are found, installed, or unpacked privately.
 
 mod packages;
 
@@ -14,7 +14,7 @@ use crate::manifest::Manifest;
 use crate::{cmd, kernel, paths};
 use packages::Plan;
 
-/// The path of a program: in `PATH`, where administrators' programs are, or in a package that was unpacked
+/// The path of a program: in `PATH`, in the system administration directories, or in a package that was unpacked
 /// privately.
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -25,7 +25,7 @@ pub fn find(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// A command that runs a program of the host, with the libraries of its package where that was unpacked privately.
+/// A command that runs a program of the host, with the libraries of its package if that was unpacked privately.
 pub fn command(name: &str) -> Command {
     let program = find(name).unwrap_or_else(|| name.into());
     let mut command = Command::new(&program);
@@ -35,7 +35,7 @@ pub fn command(name: &str) -> Command {
     command
 }
 
-/// The value of `LD_LIBRARY_PATH` that a privately unpacked program needs; `None` for all others.
+/// The `LD_LIBRARY_PATH` that a privately unpacked program needs; `None` for all others.
 pub fn libraries(program: &Path) -> Option<OsString> {
     let inside = program.strip_prefix(unpacked()).ok()?;
     let root = unpacked().join(inside.components().next()?);
@@ -43,7 +43,7 @@ pub fn libraries(program: &Path) -> Option<OsString> {
     env::join_paths(directories.map(|directory| root.join(directory))).ok()
 }
 
-/// Where packages that cannot be installed are unpacked, a directory for each.
+/// Where packages that cannot be installed are unpacked, in a directory each.
 fn unpacked() -> PathBuf {
     paths::vm().join("tools")
 }
@@ -57,11 +57,11 @@ fn private_directories() -> Vec<PathBuf> {
     roots.iter().flat_map(of).collect()
 }
 
-/// Makes sure that everything a guest needs is on the host.
+/// Makes sure that the host has everything a guest needs.
 ///
-/// On Debian and Ubuntu, root (or sudo that asks for no password) installs what is missing, unless apt would
-/// remove or replace a package of the machine for it: such a package is unpacked below `target/vm/tools`, and so
-/// is everything where nothing may be installed. Elsewhere the error names what is missing.
+/// On Debian and Ubuntu, root (or passwordless sudo) installs what is missing, unless apt would remove or replace a
+/// package of the machine: such a package is unpacked below `target/vm/tools`, as are all packages if nothing may be
+/// installed. On other systems the error names what is missing.
 ///
 /// # Errors
 /// Something is missing and can be neither installed nor unpacked.
@@ -69,7 +69,7 @@ pub fn set_up(manifest: &Manifest) -> Result<()> {
     let all: BTreeMap<_, _> = manifest.tools.iter().chain(&manifest.host_tools).collect();
     let missing = missing(&all, |name| find(name).is_some());
     let mut wanted: Vec<_> = missing.values().copied().cloned().collect();
-    // Guest programs are linked static; libc's archive is in its development package.
+    // Guest programs are linked statically; libc's archive is in its development package.
     if !static_libc() {
         wanted.push("libc6-dev".to_owned());
     }

@@ -15,22 +15,22 @@ use crate::manifest::Manifest;
 /// A kernel that is ready to boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
-    /// What the user called it, and the name of its directories: a series or a release.
+    /// The user's name for it, and the name of its directories: a series or a release.
     pub name: String,
-    /// `major.minor`, by which the manifest knows it.
+    /// `major.minor`, its name in the manifest.
     pub series: String,
-    /// Release as `uname -r` says it, as far as the package tells.
+    /// Release as reported by `uname -r`, as far as the package tells.
     pub release: String,
     /// The bootable image.
     pub vmlinuz: PathBuf,
-    /// Modules in the order in which they load, unpacked.
+    /// Unpacked modules, in load order.
     pub modules: Vec<PathBuf>,
 }
 
 impl Kernel {
-    /// The files to load for `wanted` modules, in order, with what they need.
+    /// The files to load for `wanted` modules, in order, with their dependencies.
     ///
-    /// A name that is not there is built in: [`prepare`] has seen to that.
+    /// A module without a file is built in: [`prepare`] has checked that.
     pub fn load_order(&self, wanted: &[String]) -> Result<Vec<PathBuf>> {
         let mut builtin = std::collections::BTreeSet::new();
         for name in wanted {
@@ -60,11 +60,11 @@ impl Kernel {
     }
 }
 
-/// Makes a kernel ready that is named by a series (`6.12`), by `newest`, or by a path.
+/// Prepares a kernel named by a series (`6.12`), by `newest`, or by a path.
 ///
 /// # Errors
-/// No such series in the index, no such file, a configuration without ublk or io_uring, a module
-/// that is missing, a series older than 6.5.
+/// No such series in the index, no such file, a configuration without ublk or io_uring, a missing module, or a series
+/// older than 6.5.
 pub fn prepare(manifest: &Manifest, name: &str) -> Result<Kernel> {
     if name.contains('/') {
         return extract::from_path(manifest, Path::new(name));
@@ -81,12 +81,12 @@ pub fn prepare(manifest: &Manifest, name: &str) -> Result<Kernel> {
     extract::from_packages(manifest, &packages)
 }
 
-/// Whether a series or release is below another one, number by number.
+/// Whether a series or release is older than another, compared number by number.
 fn older(one: &str, other: &str) -> bool {
     numbers(one) < numbers(other)
 }
 
-/// The numbers in a version or release, its flavour left out, for comparison.
+/// The numbers in a version or release, without its flavour, for comparison.
 fn numbers(version: &str) -> Vec<u64> {
     let flavour = |end: &str| end.starts_with(|c: char| c.is_ascii_alphabetic());
     let version = match version.rsplit_once('-') {

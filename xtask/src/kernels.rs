@@ -1,7 +1,7 @@
-//! `docs/kernels.md`: what each kernel has and what was seen on it, made from the results of the cases.
+//! `docs/kernels.md`: features and results of each kernel, generated from the results of the cases.
 //!
-//! The results are kept in `docs/kernels.json`, a kernel an entry; the page is made from nothing else, and a test
-//! compares the two.
+//! The results are stored in `docs/kernels.json`, one entry per kernel. The page is generated from this file only, and
+//! a test compares the two.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -16,18 +16,18 @@ use crate::outcomes::{Cell, Outcomes, version};
 use crate::paths;
 use ublk_e2e_records::{CELL, RECOVERY};
 
-/// All that is kept.
+/// The stored results.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kernels {
     /// Kernels, oldest first.
     pub kernels: Vec<Entry>,
-    /// Those that could not be had, with the reason.
+    /// Kernels that were not available, with the reason.
     #[serde(default)]
     pub missing: Vec<String>,
 }
 
-/// What is kept of one kernel.
+/// The stored results of one kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
@@ -35,17 +35,17 @@ pub struct Entry {
     pub series: String,
     /// The release that was tested.
     pub release: String,
-    /// Which cases ran.
+    /// The set of cases that ran.
     pub cases: String,
-    /// How many passed.
+    /// Number of passed cases.
     pub passed: usize,
-    /// Those that failed through the kernel's own fault, with the reason.
+    /// Cases that failed because of a kernel bug, with the reason.
     pub expected_failures: BTreeMap<String, String>,
-    /// Features, in the order of their bits, and whether GET_FEATURES told of them.
+    /// Features, in the order of their bits, and whether GET_FEATURES reports them.
     pub features: Vec<(String, bool)>,
-    /// Data modes and what became of a device in them.
+    /// Data modes and the outcome of a device in them.
     pub modes: BTreeMap<String, String>,
-    /// Policy, event, load and what became of the device.
+    /// Policy, event, load and the outcome for the device.
     pub recovery: Vec<(String, String, String, String)>,
 }
 
@@ -57,7 +57,7 @@ fn page() -> PathBuf {
     paths::root().join("docs/kernels.md")
 }
 
-/// Puts the reports of kernels where all went well in the place of the older ones, and makes the page.
+/// Replaces the entries of kernels whose run succeeded, and generates the page.
 ///
 /// # Errors
 /// A file that cannot be read or written.
@@ -87,7 +87,7 @@ pub fn write(reports: &[Report], missing: &[String], filter: Option<&str>) -> Re
     rewrite()
 }
 
-/// Makes the page anew from the results that are kept.
+/// Generates the page from the stored results.
 ///
 /// # Errors
 /// A file that cannot be read or written.
@@ -100,7 +100,7 @@ pub fn rewrite() -> Result<()> {
     Ok(())
 }
 
-/// What was told of a table, but for what was left out.
+/// The reported cells of a table, without those left out.
 fn told<'a>(report: &'a Report, table: &str) -> impl Iterator<Item = (&'a Cell, &'a String)> {
     let outcomes = report.outcomes.get(table).into_iter();
     let cells = outcomes.flat_map(Outcomes::cells);
@@ -113,7 +113,7 @@ impl Entry {
         for (cell, outcome) in told(report, CELL) {
             let [_, mode, _] = &cell[..] else { continue };
             let known = modes.entry(mode.clone()).or_insert_with(|| outcome.clone());
-            // A cell that cannot be says nothing about the kernel.
+            // An impossible cell says nothing about the kernel.
             if known == "never" {
                 known.clone_from(outcome);
             }
@@ -154,14 +154,14 @@ impl Entry {
     }
 }
 
-/// Adds the elements that are not there yet, in their order.
+/// Adds the elements that are missing, in their order.
 fn union<'a>(lists: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
     let mut seen = BTreeSet::new();
     lists.filter(|name| seen.insert(*name)).collect()
 }
 
 impl Kernels {
-    /// The page.
+    /// Generates the page.
     fn page(&self) -> String {
         let mut text = String::from(
             "# Kernels\n\nMade by `cargo xtask vm-e2e --all-kernels --write-docs` from what the cases have seen \
@@ -257,8 +257,7 @@ impl Kernels {
 mod tests {
     use super::*;
 
-    /// L90 The page in the checkout is what the stored results give, and they are of the kernels that the manifest
-    /// names.
+    /// L90 The page in the checkout matches the stored results, which are of the kernels in the manifest.
     #[test]
     fn l90_the_page_is_made_from_the_results() {
         let text = fs::read_to_string(stored()).unwrap();

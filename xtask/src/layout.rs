@@ -1,9 +1,8 @@
-//! `cargo xtask layout`: our structs and constants against the kernel's own headers.
+//! `cargo xtask layout`: compares our structs and constants with the kernel's own headers.
 //!
-//! The newest `linux-libc-dev` of the package index is fetched and unpacked; a C program that
-//! includes its headers tells every size, offset and value, and each is compared with the tables
-//! that `ublk-sys` and `uring-lite` keep of themselves. A name of `linux/ublk_cmd.h` that we lack
-//! is a failure, or a warning where the header is newer than the one we follow.
+//! Fetches and unpacks the newest `linux-libc-dev` of the package index. A C program that includes its headers prints
+//! every size, offset and value, and each is compared with the tables of `ublk-sys` and `uring-lite`. A name of
+//! `linux/ublk_cmd.h` that we lack is a failure, or a warning if the header is newer than the one we follow.
 
 mod compare;
 mod header;
@@ -19,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use crate::manifest::Manifest;
 use crate::{deb, kernel, paths};
 
-/// The kernel series whose `linux/ublk_cmd.h` the crate `ublk-sys` claims to repeat.
+/// The kernel series of the `linux/ublk_cmd.h` that `ublk-sys` repeats.
 const FOLLOWED: (u32, u32) = (7, 3);
 
 /// The headers that are included, in this order.
@@ -31,7 +30,7 @@ const HEADERS: [&str; 5] = [
     "linux/time_types.h",
 ];
 
-/// One struct of ours, whichever crate it comes from.
+/// One of our structs, from either crate.
 #[derive(Debug)]
 struct Struct {
     name: &'static str,
@@ -40,7 +39,7 @@ struct Struct {
     fields: Vec<Field>,
 }
 
-/// One field of a [`Struct`]; a size of 0 is a flexible array, which C does not measure.
+/// One field of a [`Struct`]; a size of 0 is a flexible array, which C cannot measure.
 #[derive(Debug)]
 struct Field {
     name: &'static str,
@@ -48,7 +47,7 @@ struct Field {
     size: usize,
 }
 
-/// What the crates say of themselves.
+/// The crates' tables.
 #[derive(Debug)]
 struct Ours {
     constants: Vec<(&'static str, u64)>,
@@ -94,8 +93,7 @@ impl Ours {
 /// Fetches the headers, compiles, compares.
 ///
 /// # Errors
-/// The package, the compiler or the program fail; or anything differs: then every difference is
-/// told.
+/// The package, the compiler or the program fails; or there are differences, which are all printed.
 pub fn run() -> Result<()> {
     let (series, include) = headers()?;
     println!(

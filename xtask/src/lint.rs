@@ -4,15 +4,15 @@ use anyhow::{Result, bail};
 
 use crate::{cmd, host, paths};
 
-/// The format of every file, the fuzz targets' included.
+/// Checks the format of every file, including the fuzz targets.
 ///
 /// # Errors
-/// A file is not formatted as rustfmt would.
+/// A file is not formatted.
 pub fn format() -> Result<()> {
     cmd::run(cmd::cargo().args(["fmt", "--all", "--", "--check"]))
 }
 
-/// Clippy on all targets with warnings denied.
+/// Runs clippy on all targets with warnings denied.
 ///
 /// # Errors
 /// A warning.
@@ -22,10 +22,10 @@ pub fn clippy() -> Result<()> {
     cmd::run(command.args(["-D", "warnings"]))
 }
 
-/// Licences, sources and bans of all dependencies.
+/// Checks licences, sources and bans of all dependencies.
 ///
 /// # Errors
-/// No cargo-deny, or a rule that is broken.
+/// cargo-deny is missing, or a rule is broken.
 pub fn dependencies() -> Result<()> {
     let home = std::env::var_os("CARGO_HOME").map(std::path::PathBuf::from);
     let home =
@@ -37,10 +37,10 @@ pub fn dependencies() -> Result<()> {
     cmd::run(cmd::cargo().args(["deny", "check", "bans", "licenses", "sources"]))
 }
 
-/// The spelling of every file (`typos`). Where it is not installed a line says so.
+/// Checks the spelling of every file (`typos`). Prints a remark if it is not installed.
 ///
 /// # Errors
-/// A word that is misspelled.
+/// A misspelled word.
 pub fn spelling() -> Result<()> {
     let ours = paths::target().join("typos/bin/typos");
     let program = if ours.is_file() {
@@ -62,10 +62,10 @@ pub fn spelling() -> Result<()> {
     )
 }
 
-/// All of them.
+/// Runs all of them.
 ///
 /// # Errors
-/// The first that fails.
+/// The first failure.
 pub fn run() -> Result<()> {
     format()?;
     clippy()?;

@@ -1,4 +1,4 @@
-//! `loom`: the shipped index and fence logic under a model of the memory order.
+//! `loom`: checks the shipped index and fence logic under a model of the memory order.
 
 use std::process::Command;
 
@@ -7,11 +7,11 @@ use anyhow::{Result, bail};
 use crate::results::Results;
 use crate::{cmd, paths, test};
 
-/// The crates that have `loom_` tests.
+/// The crates with `loom_` tests.
 const CRATES: [&str; 2] = ["uring-lite", "ublk-queue"];
 
-/// The command: release build, since models explore many executions; a target directory of its
-/// own, since the flag rebuilds everything.
+/// The command: a release build, since models explore many executions; a separate target directory, since the flag
+/// rebuilds everything.
 pub fn command() -> Command {
     let mut command = test::limited(20 * 60);
     command

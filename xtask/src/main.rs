@@ -52,66 +52,66 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// The main job on real input: a device is made, used, checked and removed
+    /// Show the main job on real input: create, use, check and remove a device
     Demo {
-        /// What runs the guest
+        /// Accelerator for the guest
         #[arg(long, value_enum, default_value_t)]
         accel: Choice,
     },
-    /// Every test there is, host side and virtual machines
+    /// Run every test, on the host and in virtual machines
     Test(test::Options),
-    /// What must hold before a change goes in: lint and test
+    /// Run all checks before a change goes in: lint and test
     Ci(ci::Options),
-    /// Format, clippy with warnings denied, licences and sources of dependencies
+    /// Check format, clippy with warnings denied, licences and sources of dependencies, spelling
     Lint,
-    /// The page of known failure modes (docs/failure-modes.md) against the tests named after them
+    /// Check the page of known failure modes (docs/failure-modes.md) against the tests named after them
     FailureModes,
-    /// Our structs and constants against the newest kernel headers on offer
+    /// Compare our structs and constants with the newest available kernel headers
     Layout,
-    /// The models of the ring's memory order
+    /// Model-check the ring's memory order
     Loom,
-    /// Faults of our own making: the test of each must find it
+    /// Inject known faults: the test of each must find it
     Mutants(mutants::Options),
-    /// The tests of ring, engine and backends under AddressSanitizer, which needs nightly Rust
+    /// Run the tests of ring, engine and backends under AddressSanitizer (nightly Rust)
     Asan,
-    /// The fuzz targets: one, or all of them in turn
+    /// Run one fuzz target, or all of them in turn
     Fuzz {
-        /// Name of a target
+        /// Name of the target
         target: Option<String>,
         /// Seconds for each target
         #[arg(long, default_value_t = 60)]
         time: u64,
     },
-    /// The quick cases on one kernel, in a virtual machine
+    /// Run the quick cases on one kernel, in a virtual machine
     VmSimpleE2e {
-        /// What runs the guest
+        /// Accelerator for the guest
         #[arg(long, value_enum, default_value_t)]
         accel: Choice,
     },
-    /// All cases on the default kernels, in a virtual machine
+    /// Run all cases on the default kernels, in a virtual machine
     VmE2e(e2e::Options),
-    /// Makes docs/kernels.md anew from docs/kernels.json, the results that are kept
+    /// Generate docs/kernels.md from the stored results, docs/kernels.json
     KernelsPage,
-    /// A guest with our tools: a shell to look around in, or one command
+    /// Boot a guest with our tools: an interactive shell, or one command
     VmShell {
         /// Kernel: a series, `newest`, or the path of an image
         #[arg(long, default_value = "newest")]
         kernel: String,
-        /// What the guest is: our init alone, or systemd
+        /// Image of the guest: our init alone, or systemd
         #[arg(long, value_enum, default_value_t)]
         image: vm::Kind,
-        /// What runs the guest
+        /// Accelerator for the guest
         #[arg(long, value_enum, default_value_t)]
         accel: Choice,
-        /// A shell command to run instead of an interactive shell
+        /// Shell command to run instead of an interactive shell
         #[arg(trailing_var_arg = true)]
         command: Vec<String>,
     },
-    /// What a request costs in instructions and in time, and how soon a new device is usable
+    /// Measure the cost of a request in instructions and in time, and how soon a new device is usable
     VmBenchmark(bench::Options),
-    /// The cases and the benchmark in turn, until something fails
+    /// Run the cases and the benchmark in turn, until something fails
     VmStress(stress::Options),
-    /// Ends left-over guests and drops all caches of the virtual machines
+    /// Kill left-over guests and remove all caches of the virtual machines
     VmReset,
 }
 

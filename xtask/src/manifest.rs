@@ -1,4 +1,4 @@
-//! `vm-images/manifest.toml` as values; the file itself says what each of them means.
+//! `vm-images/manifest.toml` as types; the file itself documents the fields.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::paths;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Kernels that are tested when none is named.
+    /// Kernels to test if none is named.
     pub default: Vec<String>,
     /// Kernels of `--all-kernels`.
     pub all: Vec<String>,
@@ -24,9 +24,9 @@ pub struct Manifest {
     pub config: Vec<String>,
     /// Modules that are loaded at boot.
     pub modules: Vec<String>,
-    /// Modules that only lie in the image.
+    /// Modules that are in the image but not loaded at boot.
     pub spare_modules: Vec<String>,
-    /// Console lines that are no fault.
+    /// Harmless console lines.
     #[serde(default)]
     pub harmless: Vec<Harmless>,
     /// Where kernels come from, by distribution.
@@ -36,7 +36,8 @@ pub struct Manifest {
     /// Failures that are the kernel's own.
     #[serde(default)]
     pub expected_failures: Vec<ExpectedFailure>,
-    /// Tables of outcomes by name: operations on backends in modes, and what becomes of a device when something of it dies.
+    /// Tables of outcomes by name: operations on backends in modes, and the outcome for a device when something of it
+    /// dies.
     pub tables: BTreeMap<String, Table>,
     /// Programs of the image, with their packages.
     pub tools: BTreeMap<String, String>,
@@ -46,52 +47,52 @@ pub struct Manifest {
     pub system: System,
 }
 
-/// The image that is made of packages.
+/// The image made of packages.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct System {
-    /// Packages; what they need comes by itself.
+    /// Packages; their dependencies are added.
     pub packages: Vec<String>,
-    /// Starts of paths that are left out.
+    /// Prefixes of paths that are left out.
     pub without: Vec<String>,
-    /// Units that shall not start.
+    /// Units that must not start.
     pub mask: Vec<String>,
-    /// Modules that are loaded beside those of every guest.
+    /// Modules to load in addition to those of every guest.
     pub modules: Vec<String>,
     /// Cases that it is expected to skip.
     pub skips: Vec<String>,
 }
 
-/// A console line that looks like a fault and is none.
+/// A console line that looks like a fault but is harmless.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Harmless {
     /// Part of the line.
     pub line: String,
-    /// The series where it is harmless; none means all.
+    /// The series in which it is harmless; empty for all.
     #[serde(default)]
     pub series: Vec<String>,
-    /// Why it is harmless: for the reader of the file.
+    /// The reason, for readers of the file.
     #[expect(dead_code, reason = "required in the file, read by people")]
     pub reason: String,
 }
 
-/// How a distribution names and keeps its kernels.
+/// How a distribution names its kernels, and where they are.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Distribution {
-    /// Start of an image package's name.
+    /// Prefix of an image package's name.
     pub image: String,
-    /// End of an image package's name.
+    /// Suffix of an image package's name.
     pub flavour: String,
-    /// Parts that an image package's name must not have.
+    /// Substrings that an image package's name must not contain.
     pub not: Vec<String>,
-    /// Starts of the names of packages that hold the rest.
+    /// Prefixes of the names of packages with the other files.
     pub with: Vec<String>,
-    /// Starts of the names of packages that are worth having, and not needed.
+    /// Prefixes of the names of useful but optional packages.
     #[serde(default)]
     pub beside: Vec<String>,
-    /// Archives; none means those of the host.
+    /// Archives; empty for those of the host.
     #[serde(default)]
     pub source: Vec<SourceRule>,
 }
@@ -100,11 +101,11 @@ pub struct Distribution {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceRule {
-    /// How the host's address of this archive ends.
+    /// Suffix of the host's address of this archive.
     pub ends: String,
-    /// Suites wanted.
+    /// Suites to use.
     pub suites: Vec<String>,
-    /// Components wanted.
+    /// Components to use.
     pub components: String,
     /// Keys that sign it.
     pub keyring: String,
@@ -121,7 +122,7 @@ impl Manifest {
         toml::from_str(&text).with_context(|| path.display().to_string())
     }
 
-    /// The skips that are expected of a kernel series.
+    /// The expected skips of a kernel series.
     pub fn expected_skips(&self, series: &str) -> &[String] {
         self.skips.get(series).map_or(&[], Vec::as_slice)
     }

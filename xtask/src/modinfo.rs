@@ -1,22 +1,22 @@
-//! Which kernel modules a module needs, read from the modules themselves.
+//! Determines a module's dependencies from the modules themselves.
 //!
-//! Packages bring no `modules.dep` (depmod makes it on installation), so the `.modinfo` strings
-//! in each module (include/linux/module.h) are the source: `depends=a,b` and `softdep=pre: c`.
+//! Packages contain no `modules.dep` (depmod makes it on installation), so the source is the `.modinfo` strings in each
+//! module (include/linux/module.h): `depends=a,b` and `softdep=pre: c`.
 
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 
-/// What a module says of itself.
+/// A module's own declarations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModInfo {
     /// Modules that must be loaded before it.
     pub depends: Vec<String>,
-    /// Modules that should be loaded before it, when there are such.
+    /// Modules that should be loaded before it, if they exist.
     pub soft: Vec<String>,
 }
 
-/// The name a module is known by: that of its file, without endings, with underscores.
+/// The name of a module: that of its file, without suffixes, with underscores.
 pub fn name_of(path: &str) -> Option<String> {
     let file = path.rsplit('/').next()?;
     let stem = file
@@ -47,13 +47,13 @@ impl ModInfo {
     }
 }
 
-/// Puts `wanted` and all they need in an order in which they can be loaded.
+/// Sorts `wanted` modules and all their dependencies in load order.
 ///
-/// `find` tells what a module says of itself, `None` when there is no such file. A name that is
-/// built in needs nothing. A soft dependency that nobody offers is left out.
+/// `find` returns a module's declarations, `None` if there is no such file. A built-in module needs nothing. A soft
+/// dependency that does not exist is left out.
 ///
 /// # Errors
-/// A wanted module, or one that is needed, is neither found nor built in.
+/// A wanted or required module is neither found nor built in.
 pub fn order(
     wanted: &[String],
     find: &mut dyn FnMut(&str) -> Result<Option<ModInfo>>,
@@ -83,8 +83,8 @@ fn visit(
         bail!("the modules around {name} need each other in a circle");
     }
     for soft in &info.soft {
-        // The hardware variants of a cipher or checksum refuse to load where the processor lacks
-        // them; the generic one always loads.
+        // The hardware variants of a cipher or checksum refuse to load if the processor lacks them; the generic one
+        // always loads.
         for candidate in [soft.clone(), format!("{soft}_generic")] {
             if find(&candidate)?.is_some() {
                 visit(&candidate, find, builtin, done, depth + 1)?;

@@ -1,9 +1,9 @@
-//! `mutants`: faults of our own making, each with the test that finds it.
+//! `mutants`: deliberate faults, each with the test that must find it.
 //!
-//! The lists in `tests/mutants` name a file, what stands there, what stands there in the mutant, and a test. The tree is
-//! copied below `target/mutants`, one mutant after the other is made there, and its test must fail: by an assertion, a crash,
-//! or by not ending. A mutant that does not apply, does not compile or survives is a failure; so is a test that fails
-//! without one.
+//! The lists in `tests/mutants` name a file, a piece of its text, the text of the mutant, and a test. The tree is
+//! copied below `target/mutants`, one mutant at a time is applied there, and its test must fail: with an assertion, a
+//! crash, or a hang. A mutant that does not apply, does not compile or survives is a failure; so is a test that fails
+//! without a mutant.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,18 +21,18 @@ use crate::{cmd, paths, test};
 /// Options of `mutants`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Options {
-    /// Only those that are marked as quick: what runs with every change
+    /// Only mutants marked as quick, which run with every change
     #[arg(long)]
     pub quick: bool,
-    /// Only those whose names contain the word
+    /// Only mutants whose names contain this
     #[arg(long, value_name = "WORD")]
     pub filter: Option<String>,
-    /// Name them, and run nothing
+    /// List the mutants without running them
     #[arg(long)]
     pub list: bool,
 }
 
-/// Seconds that a test with a mutant may take: one that hangs is found out.
+/// Seconds that a test with a mutant may take: a hang counts as found.
 const TEST: u32 = 60;
 /// Seconds that a build may take.
 const BUILD: u32 = 15 * 60;
@@ -44,24 +44,24 @@ struct List {
     mutant: Vec<Mutant>,
 }
 
-/// A fault, and who finds it.
+/// A fault, and the test that finds it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mutant {
     name: String,
     /// Path in the checkout.
     file: PathBuf,
-    /// What stands there, once.
+    /// The text to replace; must occur once.
     old: String,
-    /// What stands there in the mutant.
+    /// The text of the mutant.
     new: String,
-    /// Package, target (`lib` or a test program) and name of a test; `loom` in front for a model.
+    /// Package, target (`lib` or a test program) and name of a test; preceded by `loom` for a model.
     test: String,
     #[serde(default)]
     quick: bool,
 }
 
-/// A test program: what has to be built, and how.
+/// A test program and how to build it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Program {
     loom: bool,
@@ -128,7 +128,7 @@ impl Program {
         command
     }
 
-    /// Builds the program; the compiler's words where that fails.
+    /// Builds the program; the error is the compiler's output.
     fn build(&self, tree: &Path) -> Result<(), String> {
         let mut command = self.command(tree, BUILD);
         command.arg("--no-run");
@@ -139,7 +139,7 @@ impl Program {
         }
     }
 
-    /// Runs tests by name: what they said, and whether all went well.
+    /// Runs tests by name; returns their results, and whether all passed.
     fn run(&self, tree: &Path, names: &[&str]) -> Result<(Results, bool)> {
         let mut command = self.command(tree, TEST);
         command.arg("--").args(names);
@@ -157,7 +157,7 @@ impl Program {
 /// Runs them.
 ///
 /// # Errors
-/// One that survives or cannot be made, or a test that fails without.
+/// A mutant that survives or cannot be applied, or a test that fails without one.
 pub fn run(options: &Options) -> Result<()> {
     let results = all(options)?;
     println!("\nmutants: {}", results.sum());
@@ -171,7 +171,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// The same, for those who sum.
+/// Runs them and returns the results.
 ///
 /// # Errors
 /// The lists cannot be read, or the tree cannot be copied.
@@ -226,7 +226,7 @@ fn took(time: Duration) -> String {
     format!(" after {:.0} s", time.as_secs_f64())
 }
 
-/// The mutants of all lists that the options name.
+/// The mutants of all lists selected by the options.
 fn chosen(options: &Options) -> Result<Vec<Mutant>> {
     let directory = paths::root().join("tests/mutants");
     let mut files: Vec<PathBuf> = fs::read_dir(&directory)
@@ -255,7 +255,7 @@ fn chosen(options: &Options) -> Result<Vec<Mutant>> {
     Ok(mutants)
 }
 
-/// The tests pass without a mutant, and are there: else nothing would be proven.
+/// Checks that the tests exist and pass without a mutant: otherwise nothing would be proven.
 fn baseline(program: &Program, mutants: &[&Mutant], tree: &Path) -> Result<()> {
     let mut names = Vec::new();
     for mutant in mutants {
@@ -278,7 +278,7 @@ fn baseline(program: &Program, mutants: &[&Mutant], tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a mutant and sees its test fail.
+/// Applies a mutant and checks that its test fails.
 fn kill(mutant: &Mutant, program: &Program, tree: &Path) -> Result<()> {
     let path = tree.join(&mutant.file);
     let text = fs::read_to_string(&path)
@@ -299,7 +299,7 @@ fn kill(mutant: &Mutant, program: &Program, tree: &Path) -> Result<()> {
     }
 }
 
-/// Copies the checkout's files, those that differ only: what is the same need not be built again.
+/// Copies the checkout's files that differ, so that the others need not be rebuilt.
 fn copy(tree: &Path) -> Result<()> {
     let mut command = Command::new("git");
     command
@@ -315,7 +315,7 @@ fn copy(tree: &Path) -> Result<()> {
     for file in files.split('\0').filter(|file| !file.is_empty()) {
         let (from, to) = (paths::root().join(file), tree.join(file));
         let Ok(bytes) = fs::read(&from) else {
-            // Deleted, and not yet told to git.
+            // Deleted in the working tree, but still in git's index.
             let _ = fs::remove_file(&to);
             continue;
         };

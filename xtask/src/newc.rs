@@ -1,8 +1,8 @@
-//! Writer of cpio archives in the "newc" format, which the kernel unpacks as its first root.
+//! Writer of cpio archives in the "newc" format, which the kernel unpacks as its initramfs.
 //!
-//! Format: Documentation/driver-api/early-userspace/buffer-format.rst. Each entry is a header of
-//! 110 ASCII bytes, the name with its NUL padded to a multiple of four, the data padded likewise.
-//! The same entries give the same bytes: no time, no owner, running inode numbers.
+//! Format: Documentation/driver-api/early-userspace/buffer-format.rst. Each entry is a header of 110 ASCII bytes, the
+//! name with its NUL padded to a multiple of four, and the data padded likewise. The same entries give the same bytes:
+//! no time, no owner, consecutive inode numbers.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -33,15 +33,15 @@ impl<W: Write> Newc<W> {
         }
     }
 
-    /// Whether an entry of that path is in the archive.
+    /// Whether the archive has an entry with this path.
     pub fn has(&self, path: &str) -> bool {
         self.names.contains(path.trim_start_matches('/'))
     }
 
-    /// Adds a directory and those above it; one that is there already is left alone.
+    /// Adds a directory and its parents, unless they exist.
     ///
     /// # Errors
-    /// A path that is not absolute; writing.
+    /// A relative path; writing.
     pub fn directory(&mut self, path: &str) -> Result<()> {
         let name = relative(path)?;
         if name.is_empty() || self.names.contains(name) {
@@ -51,17 +51,17 @@ impl<W: Write> Newc<W> {
         self.entry(name, DIRECTORY | 0o755, &[], (0, 0))
     }
 
-    /// Adds a regular file, and the directories above it.
+    /// Adds a regular file and its parent directories.
     ///
     /// # Errors
-    /// A path that is not absolute or is there already; data of 4 GiB and more; writing.
+    /// A relative or existing path; data of 4 GiB or more; writing.
     pub fn file(&mut self, path: &str, mode: u32, data: &[u8]) -> Result<()> {
         let name = relative(path)?;
         self.parents(name)?;
         self.entry(name, FILE | (mode & 0o7777), data, (0, 0))
     }
 
-    /// Adds the host's file `from`, executable when it is so there.
+    /// Adds the host's file `from`, executable if it is so on the host.
     ///
     /// # Errors
     /// As [`Newc::file`], and reading `from`.
@@ -72,7 +72,7 @@ impl<W: Write> Newc<W> {
         self.file(path, if mode & 0o111 == 0 { 0o644 } else { 0o755 }, &data)
     }
 
-    /// Adds a symbolic link, and the directories above it.
+    /// Adds a symbolic link and its parent directories.
     ///
     /// # Errors
     /// As [`Newc::file`].
@@ -92,7 +92,7 @@ impl<W: Write> Newc<W> {
         self.entry(name, CHARACTER | (mode & 0o7777), &[], device)
     }
 
-    /// Writes the closing entry and gives the writer back.
+    /// Writes the trailer and returns the writer.
     ///
     /// # Errors
     /// Writing.
@@ -168,7 +168,7 @@ mod tests {
         archive.finish().unwrap()
     }
 
-    /// A reader of the test's own: names, modes and contents.
+    /// A reader for the test: names, modes and contents.
     fn parse(bytes: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
         let mut entries = Vec::new();
         let mut at = 0;
@@ -230,7 +230,7 @@ mod tests {
         assert!(archive.has("/x"));
     }
 
-    /// The judge of the format, where the host has it.
+    /// Checks the format with cpio, if the host has it.
     #[test]
     fn cpio_reads_it() {
         let Ok(mut cpio) = Command::new("cpio")

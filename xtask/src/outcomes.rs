@@ -1,4 +1,4 @@
-//! Tables of outcomes: what the cases told of each cell, beside what the manifest expects.
+//! Tables of outcomes: the reported outcome of each cell, and the manifest's expectation.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,20 +8,20 @@ use serde::Deserialize;
 /// A cell: a value of each axis.
 pub type Cell = Vec<String>;
 
-/// The expectation, in the manifest.
+/// The expected outcomes, from the manifest.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Table {
-    /// The axes; the last one's values are the columns when it is shown.
+    /// The axes; the values of the last one become the columns.
     axes: Vec<Axis>,
-    /// The first series of values that not all kernels have.
+    /// The first kernel series that supports a value.
     #[serde(default)]
     since: BTreeMap<String, String>,
-    /// Outcomes; the last that fits a cell counts.
+    /// Outcomes; the last one that matches a cell applies.
     expect: Vec<Expect>,
 }
 
-/// One dimension.
+/// One axis.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Axis {
@@ -33,38 +33,38 @@ struct Axis {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Expect {
-    /// Values by axis; an axis that is not named fits with all of its.
+    /// Values by axis; an axis that is not named matches with all of its values.
     #[serde(default)]
     only: BTreeMap<String, Vec<String>>,
-    /// In a word.
+    /// The outcome as one word.
     outcome: String,
-    /// What the word means, where it needs saying.
+    /// The meaning of the word, if not obvious.
     reason: Option<String>,
-    /// It is seen on kernels too that lack a value of the cell.
+    /// It also applies to kernels that lack a value of the cell.
     #[serde(default)]
     whatever_kernel: bool,
 }
 
-/// The word for a value that a kernel lacks.
+/// The outcome for a value that a kernel lacks.
 const LACKS: &str = "lacks";
 
-/// What became of the cells of a table.
+/// The reported outcomes of a table.
 #[derive(Clone, Debug, Default)]
 pub struct Outcomes(BTreeMap<Cell, String>);
 
 impl Outcomes {
-    /// Takes what the cases told.
+    /// Records a reported outcome.
     pub fn take(&mut self, cell: Cell, outcome: String) {
         self.0.insert(cell, outcome);
     }
 
-    /// What was told of each cell.
+    /// The reported outcome of each cell.
     pub fn cells(&self) -> impl Iterator<Item = (&Cell, &String)> {
         self.0.iter()
     }
 
-    /// What differs from the expectation for this series, in lines that begin with the table's name; cells that were not
-    /// told count only if all cases ran, and may be left out by the cases only where the table is `reduced`.
+    /// The differences to the expectation for this series, in lines that begin with the table's name. Unreported cells
+    /// only count if all cases ran; the cases may only leave cells out if the table is `reduced`.
     pub fn compare(
         &self,
         (name, expected): (&str, &Table),
@@ -79,7 +79,7 @@ impl Outcomes {
             let words = format!("{name} {}", cell.join(" "));
             match self.0.get(cell) {
                 Some(found) if found == wanted => {}
-                // Said by the cases: it is not of the reduced table.
+                // The cases report it as not part of the reduced table.
                 Some(found) if reduced && found == "left" => {}
                 Some(found) => wrong.push(format!("{words}: {found}, expected {wanted}")),
                 None if all_ran => wrong.push(format!("{words}: not told, expected {wanted}")),
@@ -91,8 +91,8 @@ impl Outcomes {
         wrong
     }
 
-    /// The table of what was told: the last axis in columns, and below what the words mean. A word that stands for several
-    /// reasons has their number.
+    /// Formats the reported outcomes: the last axis in columns, the meaning of the words below. A word with several
+    /// reasons gets numbers.
     pub fn table(&self, expected: &Table, series: &str) -> String {
         let mut text = String::new();
         let Some((columns, rows)) = expected.axes.split_last() else {
@@ -177,7 +177,7 @@ impl Table {
         product(&self.axes)
     }
 
-    /// What is expected of a cell, and why.
+    /// The expected outcome of a cell, and the reason.
     fn outcome<'a>(&'a self, cell: &Cell, series: &str) -> (&'a str, Option<&'a str>) {
         let fits = |expect: &&Expect| {
             self.axes.iter().zip(cell).all(|(axis, value)| {
@@ -198,13 +198,13 @@ impl Table {
         }
     }
 
-    /// Several reasons go by this word.
+    /// Whether the word has several reasons.
     fn is_numbered(&self, outcome: &str) -> bool {
         let of = |expect: &&Expect| expect.outcome == outcome && expect.reason.is_some();
         self.expect.iter().filter(of).count() > 1
     }
 
-    /// The number of a reason, if it needs one.
+    /// The number of a reason, if needed.
     fn number<'a>(
         &self,
         reasons: &mut Vec<(&'a str, &'a str)>,
@@ -298,7 +298,7 @@ mod tests {
         assert!(table.ends_with("`add` says so\n"), "{table}");
     }
 
-    /// L91 A cell that is missing, other than expected or unknown fails; with a filter what is missing does not.
+    /// L91 A cell that is missing, unexpected or unknown fails; with a filter a missing one does not.
     #[test]
     fn l91_every_other_outcome_fails() {
         let count = |text: &str, all| wrong(text, "7.3", all, false).len();
@@ -316,7 +316,7 @@ mod tests {
         assert_eq!(told("").table(&expected(), "7.3"), "");
     }
 
-    /// The last entry that fits counts, and a word with one reason has no number.
+    /// The last matching entry applies, and a word with one reason has no number.
     #[test]
     fn later_entries_are_exceptions() {
         let table: Table = toml::from_str(

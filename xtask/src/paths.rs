@@ -1,4 +1,4 @@
-//! Where things are.
+//! Paths of the checkout and of build products.
 
 use std::path::{Path, PathBuf};
 
@@ -14,8 +14,8 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// Everything of the virtual machines: packages, kernels, images, consoles. Always below the
-/// checkout, so that moved build directories share one cache.
+/// All files of the virtual machines: packages, kernels, images, consoles. Always below the checkout, so that relocated
+/// build directories share one cache.
 pub fn vm() -> PathBuf {
     root().join("target/vm")
 }

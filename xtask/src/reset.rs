@@ -1,4 +1,4 @@
-//! `vm-reset`: no left-over guests, no caches.
+//! `vm-reset`: removes left-over guests and caches.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::{cmd, paths};
 
-/// Ends guests that an interrupted run has left behind, then removes `target/vm`.
+/// Kills guests that an interrupted run has left behind, then removes `target/vm`.
 ///
 /// # Errors
 /// The directory cannot be removed.
@@ -26,12 +26,12 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Ends the guest that a run's directory names, if it is still one and still that run's.
+/// Kills the guest named by a run's directory, if it still is that run's guest.
 fn end_guest(directory: &Path) -> Result<()> {
     let Ok(pid) = fs::read_to_string(directory.join("qemu.pid")) else {
         return Ok(());
     };
-    // A pid alone may be anybody's by now: the command line must name this very run.
+    // The pid may have been reused: the command line must name this run.
     let command = fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
     let command = String::from_utf8_lossy(&command).into_owned();
     let ours = directory.join("initramfs.cpio").display().to_string();

@@ -1,4 +1,4 @@
-//! Reading what test programs print, and what is expected of them.
+//! Parses the output of test programs and compares it with the expected results.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use ublk_e2e_records::Record;
 
 use crate::expected::{ExpectedFailure, How};
 
-/// The error of a task whose last words, the sum, are said already.
+/// The error of a task that has already printed its summary.
 #[derive(Debug)]
 pub struct Told;
 
@@ -18,31 +18,31 @@ impl std::fmt::Display for Told {
 
 impl std::error::Error for Told {}
 
-/// What test programs have said, summed.
+/// Summed results of test programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Results {
     /// Cases that passed.
     pub passed: usize,
-    /// Names of cases that failed, and of other things that went wrong.
+    /// Names of failed cases, and other failures.
     pub failed: Vec<String>,
     /// Cases that were skipped, with their reasons.
     pub skipped: Vec<(String, String)>,
-    /// Failures that are the kernel's own, with their reasons, and cases left out for that.
+    /// Failures that are the kernel's own, and cases left out for that, with their reasons.
     pub forgiven: Vec<(String, String)>,
-    /// Cases that the program left out as it was told.
+    /// Cases that the program left out as requested.
     avoided: Vec<String>,
-    /// Cases named so far on lines without a result yet.
+    /// The case on a line that has no result yet.
     pending: Option<String>,
     /// Whether a closing line, `test result:`, was seen.
     closed: bool,
-    /// Whether a program has started a list of cases that it has not closed yet.
+    /// Whether a program has started a list of cases without closing it.
     open: bool,
-    /// Cases that the closing lines count.
+    /// Number of cases according to the closing lines.
     counted: usize,
 }
 
 impl Results {
-    /// Takes one line of a libtest-like program.
+    /// Parses one line of a libtest-like program.
     pub fn line(&mut self, line: &str) {
         let line = plain(line);
         let line = line.trim();
@@ -58,7 +58,7 @@ impl Results {
                     .push(format!("a record that cannot be read: {e}")),
             }
         } else if let Some(rest) = line.strip_prefix("SKIP ") {
-            // A test of the host, by hand.
+            // A manual test of the host.
             let (name, reason) = rest.split_once(':').unwrap_or((rest, ""));
             self.skip(name.trim(), reason.trim());
         } else if let Some(rest) = line.strip_prefix("test result: ") {
@@ -66,7 +66,7 @@ impl Results {
         } else if let Some(rest) = line.strip_prefix("test ") {
             match rest.rsplit_once(" ... ") {
                 Some((name, result)) => self.case(name, result),
-                // Output of the case itself may stand between the name and the result.
+                // The case's own output may be between the name and the result.
                 None => self.pending = rest.strip_suffix(" ...").map(str::to_owned),
             }
         } else if let Some(name) = self.pending.take() {
@@ -78,7 +78,7 @@ impl Results {
     }
 
     fn case(&mut self, name: &str, result: &str) {
-        // Doc tests and should-panic tests have a remark behind their name.
+        // Doc tests and should-panic tests have a remark after their name.
         let name = name.split(" - should panic").next().unwrap_or(name).trim();
         let result = result.trim();
         if result == "ok" {
@@ -110,8 +110,8 @@ impl Results {
         }
     }
 
-    /// Checks a program's end: it must have closed its list, with as many cases as were seen,
-    /// and its status must agree. A disagreement becomes a failure called `name`.
+    /// Checks a program's end: it must have closed its list, with as many cases as were seen, and its status must
+    /// match. A mismatch becomes a failure called `name`.
     pub fn check(&mut self, name: &str, good: bool) {
         let seen = self.passed + self.failed.len();
         if self.open || !self.closed {
@@ -127,7 +127,7 @@ impl Results {
         }
     }
 
-    /// Adds another program's results, whose names get `prefix`.
+    /// Adds another program's results; its names get `prefix`.
     pub fn add(&mut self, prefix: &str, other: &Self) {
         self.passed += other.passed;
         let named = |name: &String| format!("{prefix}{name}");
@@ -140,8 +140,8 @@ impl Results {
             .extend(own.map(|(name, reason)| (named(name), reason.clone())));
     }
 
-    /// Compares the skips with those expected: every one too many or too few, and every one
-    /// without a reason, is a failure.
+    /// Compares the skips with the expected ones: each additional or missing one, and each without a reason, is a
+    /// failure.
     pub fn compare_skips(&mut self, expected: &[String], all_ran: bool) {
         let fits = |name: &str, pattern: &String| match pattern.strip_suffix('*') {
             Some(start) => name.starts_with(start),
@@ -170,8 +170,8 @@ impl Results {
         }
     }
 
-    /// Takes the failures that are expected of a series out of the failed ones. One that was expected and did not
-    /// come is a failure, if all cases ran: the list would hide the next one.
+    /// Removes the expected failures of a series from the failed cases. An expected failure that did not happen is a
+    /// failure if all cases ran: the list would hide the next one.
     pub fn forgive(&mut self, expected: &[ExpectedFailure], series: &str, all_ran: bool) {
         for failure in expected.iter().filter(|failure| failure.is_of(series)) {
             let from = match failure.how {
@@ -190,19 +190,19 @@ impl Results {
             let told = own.into_iter().map(|name| (name, failure.reason.clone()));
             self.forgiven.extend(told);
         }
-        // What nobody had asked for.
+        // Cases left out without request.
         let odd = self.avoided.drain(..);
         self.failed
             .extend(odd.map(|name| format!("{name}: left out, nobody knows why")));
     }
 
-    /// The closing line.
+    /// The summary line.
     pub fn sum(&self) -> String {
         format!("{} passed, {} failed", self.passed, self.failed.len())
     }
 }
 
-/// A line without the escape sequences that colour it.
+/// A line without escape sequences.
 fn plain(line: &str) -> String {
     let mut plain = String::new();
     let mut rest = line;
@@ -249,8 +249,8 @@ mod tests {
         assert_eq!(results.sum(), "1 passed, 1 failed");
     }
 
-    /// L90 Neither a program that died half way, nor one whose count disagrees, nor a bad status
-    /// without a failed case passes.
+    /// L90 A program that died half way, one whose count disagrees, or a bad status without a failed case does not
+    /// pass.
     #[test]
     fn l90_disagreement_is_a_failure() {
         let mut cut = of("running 3 tests\ntest a ... ok\n");
@@ -267,8 +267,7 @@ mod tests {
         assert_eq!(status.failed.len(), 1, "{status:?}");
     }
 
-    /// L91 A skip that nobody expects fails, and so does one without a reason, and an expected one
-    /// that did not happen.
+    /// L91 An unexpected skip fails, and so does one without a reason, and an expected one that did not happen.
     #[test]
     fn l91_skips_are_compared() {
         let mut results = of(GOOD);
@@ -291,7 +290,7 @@ mod tests {
         assert_eq!(results.failed.len(), 1, "{results:?}");
     }
 
-    /// L91 A failure that is the kernel's own does not fail the run; one that did not come does, and so does every
+    /// L91 A failure that is the kernel's own does not fail the run; one that did not happen does, and so does every
     /// other.
     #[test]
     fn l91_expected_failures_are_compared() {
@@ -336,7 +335,7 @@ mod tests {
         assert_eq!((results.passed, results.skipped.len()), (1, 1));
     }
 
-    /// A record that was cut is a failure: what it told would be missing.
+    /// A truncated record is a failure: its content would be missing.
     #[test]
     fn a_cut_record_fails() {
         let results = of("@record {\"type\":\"skipped\",\"case\":\"x");

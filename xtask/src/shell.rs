@@ -1,4 +1,4 @@
-//! `vm-shell`: a guest to look around in, or for one command.
+//! `vm-shell`: an interactive guest, or one command in a guest.
 
 use std::time::Duration;
 
@@ -7,8 +7,7 @@ use anyhow::{Result, bail};
 use crate::guest::accel::Choice;
 use crate::vm::{Kind, Vm};
 
-/// Boots the kernel and gives its console to the user, or runs one shell command and shows what
-/// it prints.
+/// Boots the kernel and connects its console to the terminal, or runs one shell command and shows its output.
 ///
 /// # Errors
 /// The guest cannot be set up or started; the command fails, or the kernel reports a fault.

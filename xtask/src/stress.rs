@@ -1,4 +1,4 @@
-//! `vm-stress`: the cases and the benchmark in turn, round after round, until something fails.
+//! `vm-stress`: runs the cases and the benchmark in turn, round after round, until something fails.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use crate::{e2e, kernel, paths};
 /// Options of `vm-stress`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// How many rounds
+    /// Number of rounds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: u32,
-    /// Kernel of the cases: a series, `newest`, or the path of an image; may be given several times
+    /// Kernel for the cases: a series, `newest`, or the path of an image; may be given several times
     #[arg(long, value_name = "SERIES|PATH")]
     kernel: Vec<String>,
     /// Only cases whose name contains this
@@ -26,17 +26,16 @@ pub struct Options {
     /// Only rows of the benchmark whose names contain this; may be given several times
     #[arg(long, value_name = "PART")]
     rows: Vec<String>,
-    /// What runs the guests of the cases
+    /// Accelerator for the guests of the cases
     #[arg(long, value_enum, default_value_t)]
     accel: Choice,
 }
 
-/// Runs the rounds; the programs are built once, so that every round runs the same.
+/// Runs the rounds; the programs are built once, so that every round runs the same ones.
 ///
 /// # Errors
-/// The first fault: a case that fails, a guest whose kernel complains, a row that cannot be
-/// counted or is above its limit, a figure that is not that of the first round. The consoles of
-/// that round are kept.
+/// The first failure: a failed case, a kernel fault, a row that cannot be counted or is above its limit, or a figure
+/// that differs from the first round. The consoles of that round are kept.
 pub fn run(options: &Options) -> Result<()> {
     let vm = Vm::new(options.accel)?;
     let kernel = kernel::prepare(&vm.manifest, SERIES)?;
@@ -67,7 +66,7 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// One round: what it did, and what was wrong.
+/// Runs one round; returns what it did and its failures.
 fn round(
     vm: &Vm,
     short: &Short<'_>,
@@ -84,7 +83,7 @@ fn round(
     if cases.passed == 0 {
         faults.push("no case ran".to_owned());
     }
-    // The first fault ends everything: what comes after it would overwrite its console.
+    // The first failure ends everything: later guests would overwrite its console.
     if !faults.is_empty() {
         return Ok((String::new(), faults));
     }
@@ -102,7 +101,7 @@ fn round(
     Ok((told, faults))
 }
 
-/// Figures that are not those of the first round: the same programs do the same work.
+/// Figures that differ from the first round: the same programs do the same work.
 fn different(first: &[Figure], now: &[Figure]) -> Vec<String> {
     let mut faults = Vec::new();
     for figure in now {
@@ -118,7 +117,7 @@ fn different(first: &[Figure], now: &[Figure]) -> Vec<String> {
     faults
 }
 
-/// Copies what the guests of a round wrote to where no later run overwrites it.
+/// Copies the logs of a round's guests to a place that no later run overwrites.
 fn keep(round: u32, since: SystemTime) -> Result<PathBuf> {
     let stamp = since
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -155,8 +154,7 @@ mod tests {
     use super::different;
     use crate::bench::Figure;
 
-    /// L90 A figure that is another one than in the first round is named, and so is a row that the
-    /// first round did not have.
+    /// L90 A figure that differs from the first round is reported, and so is a row that the first round did not have.
     #[test]
     fn l90_figures_that_do_not_repeat_are_named() {
         let first = [Figure::example("a", 10.0, 1.0)];

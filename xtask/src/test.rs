@@ -1,4 +1,4 @@
-//! `test`: every test there is.
+//! `test`: runs every test.
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,10 +21,10 @@ pub struct Options {
     pub host_only: bool,
 }
 
-/// Runs everything, whatever fails on the way, and ends with the line `N passed, N failed`.
+/// Runs everything, even after failures, and ends with the line `N passed, N failed`.
 ///
 /// # Errors
-/// Something failed, the guest cannot run among it.
+/// Something failed, or a guest could not run.
 pub fn run(options: Options) -> Result<()> {
     let start = Instant::now();
     let mut all = Results::default();
@@ -68,7 +68,7 @@ pub fn run(options: Options) -> Result<()> {
     e2e::conclude(&all)
 }
 
-/// The quick ones of the faults of our own making.
+/// Runs the quick mutants.
 fn faults(all: &mut Results) {
     println!("\n== mutants");
     let quick = mutants::Options {
@@ -81,7 +81,7 @@ fn faults(all: &mut Results) {
     }
 }
 
-/// Our tables against the newest kernel headers; they come from the archive the kernels come from.
+/// Compares our tables with the newest kernel headers, from the kernels' archive.
 fn headers(all: &mut Results) {
     println!("\n== headers");
     match layout::run() {
@@ -90,7 +90,7 @@ fn headers(all: &mut Results) {
     }
 }
 
-/// Runs one command whose output is that of test programs.
+/// Runs one command with the output of test programs.
 fn part(all: &mut Results, name: &str, command: &mut Command) {
     println!("\n== {name}: {}", cmd::line(command));
     let mut results = Results::default();
@@ -106,7 +106,7 @@ fn part(all: &mut Results, name: &str, command: &mut Command) {
     all.add("", &results);
 }
 
-/// The crate that tries to break soundness without `unsafe`, outside of the workspace like its readers' own.
+/// Runs the crate that tries to break soundness without `unsafe`, outside of the workspace like a user's crate.
 fn soundness() -> Command {
     let mut command = limited_with(15 * 60, &["test", "--no-fail-fast"]);
     command
@@ -116,7 +116,7 @@ fn soundness() -> Command {
     command
 }
 
-/// The fuzz targets, a workspace of their own, compile against the crates as they are. They run by `cargo xtask fuzz`.
+/// Compiles the fuzz targets, a separate workspace, against the present crates. `cargo xtask fuzz` runs them.
 fn fuzz_targets(all: &mut Results) {
     println!("\n== fuzz targets");
     let mut command = limited_with(10 * 60, &["check", "--quiet", "--bins"]);
@@ -127,7 +127,7 @@ fn fuzz_targets(all: &mut Results) {
     compiles(all, "fuzz targets", &mut command);
 }
 
-/// Runs a command that says nothing but whether it went well.
+/// Runs a command that only succeeds or fails.
 fn compiles(all: &mut Results, name: &str, command: &mut Command) {
     match cmd::watch(command, |_| ()) {
         Ok(true) => {
@@ -139,8 +139,7 @@ fn compiles(all: &mut Results, name: &str, command: &mut Command) {
     }
 }
 
-/// The programs that use one library crate alone: each is compiled, outside of the workspace, and
-/// run.
+/// Compiles and runs the programs that each use one library crate alone, outside of the workspace.
 fn alone(all: &mut Results) {
     println!("\n== layers alone");
     let mut projects: Vec<PathBuf> = fs::read_dir(paths::root().join("tests/alone"))

@@ -1,5 +1,4 @@
-//! What every task with a guest starts from: host set up, programs built, image written, kernels
-//! at hand.
+//! The common set-up of tasks with guests: host, programs, image, kernels.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -14,7 +13,7 @@ use crate::kernel::{self, Kernel};
 use crate::manifest::Manifest;
 use crate::{build, host, paths};
 
-/// Our programs that every guest has.
+/// Our programs in every guest.
 pub const PROGRAMS: [(&str, &str); 14] = [
     ("ublkctl", "ublkctl"),
     ("ublk-e2e", "ublk-e2e"),
@@ -32,17 +31,17 @@ pub const PROGRAMS: [(&str, &str); 14] = [
     ("ublk", "examples/zoned"),
 ];
 
-/// The images that guests boot.
+/// The images of guests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
     /// A bare init that runs one program.
     #[default]
     Plain,
-    /// systemd and udev of the distribution.
+    /// The distribution's systemd and udev.
     Systemd,
 }
 
-/// A place where guests can be run.
+/// An environment for running guests.
 #[derive(Debug)]
 pub struct Vm {
     /// The manifest.
@@ -51,15 +50,15 @@ pub struct Vm {
     pub image: Image,
     /// Which one that is.
     pub kind: Kind,
-    /// What the user wants to run guests with.
+    /// The user's choice of accelerator.
     pub choice: Choice,
 }
 
 impl Vm {
-    /// Sets the host up, builds our programs, writes the image.
+    /// Sets up the host, builds our programs, and writes the image.
     ///
     /// # Errors
-    /// A processor that is not x86-64; something is missing; a build fails.
+    /// A processor other than x86-64, a missing requirement, or a failed build.
     pub fn new(choice: Choice) -> Result<Self> {
         let manifest = set_up()?;
         let mut built = build::guest(&with_init(&PROGRAMS))?;
@@ -79,10 +78,10 @@ impl Vm {
         })
     }
 
-    /// The same with the other image, for an error [`system::NoPackages`] where its packages cannot be had.
+    /// Like [`Vm::new`] with the systemd image; the error is [`system::NoPackages`] if its packages are not available.
     ///
     /// # Errors
-    /// As [`Vm::new`], and that.
+    /// As for [`Vm::new`], and that.
     pub fn systemd(choice: Choice) -> Result<Self> {
         let manifest = set_up()?;
         let mut built = build::guest(&with_init(&PROGRAMS[..2]))?;
@@ -100,10 +99,10 @@ impl Vm {
         })
     }
 
-    /// One of both.
+    /// Either of the two.
     ///
     /// # Errors
-    /// As these.
+    /// As for these.
     pub fn of(kind: Kind, choice: Choice) -> Result<Self> {
         match kind {
             Kind::Plain => Self::new(choice),
@@ -111,10 +110,10 @@ impl Vm {
         }
     }
 
-    /// Makes the named kernels ready, the manifest's default ones when none is named.
+    /// Prepares the named kernels, or the manifest's default ones if none is named.
     ///
     /// # Errors
-    /// As [`kernel::prepare`].
+    /// As for [`kernel::prepare`].
     pub fn kernels(&self, names: &[String]) -> Result<Vec<Kernel>> {
         let names = if names.is_empty() {
             &self.manifest.default
@@ -127,10 +126,10 @@ impl Vm {
             .collect()
     }
 
-    /// A functional guest that runs `program`, and the lock that keeps its directory ours.
+    /// A functional guest that runs `program`, and the lock on its directory.
     ///
     /// # Errors
-    /// No directory for the run; KVM was demanded and does not work.
+    /// No directory for the run, or KVM was requested and does not work.
     pub fn guest<'a>(
         &'a self,
         kernel: &'a Kernel,
@@ -144,7 +143,7 @@ impl Vm {
         })?;
         let load = |name: &String| (name.clone(), String::new());
         let mut cmdline = FUNCTIONAL_CMDLINE.map(str::to_owned).to_vec();
-        // An emulated processor that waits for its turn on a busy host is no fault of the kernel.
+        // An emulated processor that waits for its turn on a busy host is not a kernel fault.
         let (hung, watchdog) = match accel {
             Accel::Kvm => ("60", "10"),
             Accel::Tcg => ("120", "40"),
@@ -183,10 +182,10 @@ impl Vm {
     }
 }
 
-/// Checks the host and installs what it lacks.
+/// Checks the host and installs missing requirements.
 ///
 /// # Errors
-/// A processor that is not x86-64; something is missing and cannot be installed here.
+/// A processor other than x86-64, or a missing requirement that cannot be installed here.
 pub fn set_up() -> Result<Manifest> {
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
         bail!("the virtual machine tests run on x86-64 Linux hosts only");
@@ -209,10 +208,10 @@ pub struct RunLock {
     _file: File,
 }
 
-/// A directory for a run, `target/vm/NAME`; when another run holds it, `NAME.2` and so on.
+/// Creates a directory for a run, `target/vm/NAME`, or `NAME.2` and so on if another run holds it.
 ///
 /// # Errors
-/// The directory cannot be made.
+/// The directory cannot be created.
 pub fn run_directory(name: &str) -> Result<(PathBuf, RunLock)> {
     for number in 1..100 {
         let name = if number == 1 {

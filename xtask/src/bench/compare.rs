@@ -1,4 +1,4 @@
-//! `--compare OLD.json`: what has become worse since an earlier run.
+//! `--compare OLD.json`: regressions since an earlier run.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::report::Report;
 
-/// Worse by more than that is a regression.
+/// An increase beyond this is a regression.
 const PERCENT: f64 = 3.0;
 
 /// An earlier run.
@@ -22,7 +22,7 @@ impl Old {
     /// Reads the JSON that an earlier run wrote.
     ///
     /// # Errors
-    /// It cannot be read, or is none.
+    /// It cannot be read or parsed.
     pub fn load(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let text = fs::read_to_string(path).with_context(|| name.clone())?;
@@ -33,10 +33,10 @@ impl Old {
         Ok(Self { value, name })
     }
 
-    /// The regressions since then, row by row, and a line that says how many rows were compared.
+    /// The regressions since then, row by row, and a line with the number of rows compared.
     ///
     /// # Errors
-    /// The runs cannot be compared: another kernel, QEMU, fio or accelerator, no row in common.
+    /// The runs cannot be compared: another kernel, QEMU, fio or accelerator, or no row in common.
     pub fn regressions(&self, new: &Report) -> Result<(Vec<String>, String)> {
         let new = new.json(&[]);
         for what in ["kernel", "qemu", "fio"] {
@@ -97,7 +97,7 @@ impl Old {
     }
 }
 
-/// By how many per cent a value is worse, when that is more than [`PERCENT`].
+/// By how many per cent a value is worse, if that exceeds [`PERCENT`].
 fn worse_by(before: f64, after: f64, more_is_worse: bool) -> Option<f64> {
     let (low, high) = if more_is_worse {
         (before, after)
@@ -105,7 +105,7 @@ fn worse_by(before: f64, after: f64, more_is_worse: bool) -> Option<f64> {
         (after, before)
     };
     let percent = (high / low - 1.0) * 100.0;
-    // Nothing became something: no ratio, but certainly worse. What is no number is worse, too.
+    // From zero to something: there is no ratio, but it is certainly worse. So is NaN.
     let worse = percent.is_nan() && high != low || percent > PERCENT;
     worse.then_some(percent)
 }
@@ -125,7 +125,7 @@ mod tests {
         }
     }
 
-    /// L90 More than 3 % worse is named, less is not, better is not.
+    /// L90 More than 3 % worse is reported, less is not, better is not.
     #[test]
     fn l90_what_became_worse_is_named() {
         let new = Report::example(1031.0, 100.0);
@@ -139,7 +139,7 @@ mod tests {
         assert!(worse.len() == 1 && worse[0].contains("own"), "{worse:?}");
     }
 
-    /// L92 Figures of another kernel or with no row in common are not compared.
+    /// L92 Figures of another kernel, or without a row in common, are not compared.
     #[test]
     fn l92_what_is_not_comparable_is_refused() {
         let new = Report::example(1.0, 1.0);

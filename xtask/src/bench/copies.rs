@@ -1,8 +1,8 @@
-//! The kernel's copies, counted apart so that totals can be compared.
+//! The kernel's copies, counted separately so that totals can be compared.
 //!
-//! Without ERMS and FSRM the emulated processor copies from and to user memory by `rep movsq`, which counts an
-//! instruction for each 8 bytes, and between pages of the kernel by a loop of 12 instructions for each 32 bytes. On
-//! hardware both are `rep movsb`. A total "alike" has both at an instruction for each 8 bytes.
+//! Without ERMS and FSRM the emulated processor copies from and to user memory with `rep movsq`, which counts one
+//! instruction per 8 bytes, and between kernel pages with a loop of 12 instructions per 32 bytes. On hardware both are
+//! `rep movsb`. An "alike" total counts both as one instruction per 8 bytes.
 
 use anyhow::{Context, Result, bail};
 
@@ -11,12 +11,12 @@ pub const USER: &str = "rep_movs_alternative";
 /// The kernel's function that copies between its own pages (arch/x86/lib/memcpy_64.S).
 pub const PAGES: &str = "memcpy_orig";
 
-/// Bytes that an instruction of the user copy moves.
+/// Bytes per instruction of the user copy.
 const USER_BYTES: f64 = 8.0;
-/// Bytes that an instruction of the page copy moves, on average.
+/// Bytes per instruction of the page copy, on average.
 const PAGE_BYTES: f64 = 32.0 / 12.0;
 
-/// Where both routines lie in a kernel: first address, and the first one behind.
+/// Address ranges of both routines in a kernel: first address, and the one after the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Routines {
     user: (u64, u64),
@@ -24,7 +24,7 @@ pub struct Routines {
 }
 
 impl Routines {
-    /// Reads the guest's lines `@symbol NAME START END`.
+    /// Parses the guest's lines `@symbol NAME START END`.
     ///
     /// # Errors
     /// A line is missing or malformed.
@@ -55,12 +55,12 @@ fn place(lines: &[String], name: &str) -> Result<(u64, u64)> {
     ))
 }
 
-/// Instructions of the kernel's copies for each I/O.
+/// Instructions of the kernel's copies per I/O.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Copies {
     /// From and to user memory.
     pub user: f64,
-    /// Between pages of the kernel.
+    /// Between kernel pages.
     pub pages: f64,
 }
 
@@ -70,7 +70,7 @@ impl Copies {
         self.user * USER_BYTES + self.pages * PAGE_BYTES
     }
 
-    /// What a total would be if each copy took an instruction for 8 bytes.
+    /// A total as if each copy took one instruction per 8 bytes.
     pub fn alike(self, total: f64) -> f64 {
         total - self.user - self.pages + self.bytes() / USER_BYTES
     }
@@ -95,7 +95,7 @@ mod tests {
         assert!(Routines::parse(&["@symbol memcpy_orig x".to_owned()]).is_err());
     }
 
-    /// 128 KiB between pages is 49,152 instructions, and counts alike as 16,384, which it is from user memory.
+    /// 128 KiB between pages is 49,152 instructions, counted alike as 16,384, its cost from user memory.
     #[test]
     fn copies_count_alike() {
         let pages = Copies {

@@ -1,4 +1,4 @@
-//! From the lines of the guest and the snapshots of the plugin to figures.
+//! Turns the guest's lines and the plugin's snapshots into figures.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::label::Seen;
 use super::limits::UsableLimits;
 use super::rows::{self, Row};
 
-/// The accelerator's name when the guest's clock is the number of its instructions.
+/// The accelerator's name if the guest's clock counts instructions.
 pub const COUNTED: &str = "emulation, a nanosecond per instruction";
 
 /// A snapshot of the plugin's counters.
@@ -30,37 +30,36 @@ pub struct Figure {
     pub name: String,
     /// All instructions.
     pub total: f64,
-    /// Those of the kernel.
+    /// Instructions of the kernel.
     pub kernel: f64,
-    /// Those of the server's text.
+    /// Instructions of the server's text.
     pub own: f64,
-    /// Those of other user code, which is fio.
+    /// Instructions of other user code, that is fio.
     pub other: f64,
-    /// All instructions, if every copy of the kernel took one for 8 bytes.
+    /// All instructions, as if every copy of the kernel took one per 8 bytes.
     pub alike: f64,
-    /// Bytes that the kernel copied.
+    /// Bytes copied by the kernel.
     pub copied: f64,
     /// Context switches.
     pub switches: f64,
-    /// What the kernel says of the device.
+    /// The device as the kernel reports it.
     pub seen: Seen,
-    /// The number of the row's first marker.
+    /// Number of the row's first marker.
     #[serde(skip)]
     pub mark: u64,
-    /// I/Os between the two runs.
+    /// Difference in I/Os between the two runs.
     #[serde(skip)]
     pub ios: u64,
 }
 
 impl Figure {
-    /// Whether the counts are the same; where markers were, and what else the kernel says of the
-    /// device, is not compared.
+    /// Whether the counts are the same; the position of markers and further device properties are not compared.
     pub fn same(&self, other: &Self) -> bool {
         let counts = |of: &Self| [of.total, of.kernel, of.own, of.other, of.switches];
         counts(self) == counts(other)
     }
 
-    /// The figure in one line.
+    /// The figure as one line.
     pub fn line(&self) -> String {
         format!(
             "{}: total {:.1}, kernel {:.1}, own {:.1}, fio {:.1}, copied {:.0} bytes, alike {:.1}, switches {:.3}",
@@ -76,10 +75,10 @@ impl Figure {
     }
 }
 
-/// The plugin's file: snapshots by number.
+/// Parses the plugin's file: snapshots by number.
 ///
 /// # Errors
-/// A line that is malformed.
+/// A malformed line.
 pub fn snapshots(text: &str) -> Result<BTreeMap<u64, Snapshot>> {
     let mut all = BTreeMap::new();
     for line in text.lines() {
@@ -116,11 +115,11 @@ pub fn snapshots(text: &str) -> Result<BTreeMap<u64, Snapshot>> {
     Ok(all)
 }
 
-/// The guest's `@seen` and `@row` lines of a row as a figure.
+/// Computes the figure of a row from the guest's `@seen` and `@row` lines.
 ///
 /// # Errors
-/// A line that is missing or malformed, a marker the plugin did not see, runs of another length
-/// than asked, a device that is not what the row's label says.
+/// A missing or malformed line, a marker that the plugin did not see, runs of the wrong length, or a device that does
+/// not match the row's label.
 pub fn figure(row: &Row, lines: &[String], snapshots: &BTreeMap<u64, Snapshot>) -> Result<Figure> {
     let seen = seen(row, lines)?;
     let line = line(row, lines, "row")?;
@@ -169,10 +168,10 @@ pub fn figure(row: &Row, lines: &[String], snapshots: &BTreeMap<u64, Snapshot>) 
     })
 }
 
-/// What the guest's line `@WORD NAME …` says about a row.
+/// Finds the guest's line `@WORD NAME …` of a row.
 ///
 /// # Errors
-/// There is none; then the guest's reason, if it gave one.
+/// There is none; the error has the guest's reason, if it gave one.
 pub fn line<'a>(row: &Row, lines: &'a [String], word: &str) -> Result<&'a str> {
     let find = |word: &str| {
         let start = format!("@{word} {} ", row.name);
@@ -184,10 +183,10 @@ pub fn line<'a>(row: &Row, lines: &'a [String], word: &str) -> Result<&'a str> {
     })
 }
 
-/// What the kernel says of a row's device.
+/// The row's device as the kernel reports it.
 ///
 /// # Errors
-/// The guest did not look; the device is not what the row's label says.
+/// The guest did not look, or the device does not match the row's label.
 pub fn seen(row: &Row, lines: &[String]) -> Result<Seen> {
     let text = line(row, lines, "seen")?;
     let seen: Seen = serde_json::from_str(text).with_context(|| text.to_owned())?;
@@ -196,8 +195,7 @@ pub fn seen(row: &Row, lines: &[String]) -> Result<Seen> {
     Ok(seen)
 }
 
-/// The difference of two runs for each I/O that the longer one has more. Exact: counts are far
-/// below 2^53.
+/// The difference of two runs per additional I/O of the longer one. Exact: counts are far below 2^53.
 #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
 fn per_io(small: u64, large: u64, ios: u64) -> f64 {
     (i128::from(large) - i128::from(small)) as f64 / ios as f64
@@ -206,7 +204,7 @@ fn per_io(small: u64, large: u64, ios: u64) -> f64 {
 /// Times from `add` to the first read, in microseconds.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Usable {
-    /// What ran the guest.
+    /// The guest's accelerator.
     pub accelerator: String,
     /// The command that was measured.
     pub command: String,
@@ -214,15 +212,15 @@ pub struct Usable {
     pub added: Vec<u64>,
     /// From the start of `add` to the end of the first read.
     pub usable: Vec<u64>,
-    /// What went wrong.
+    /// Errors.
     pub errors: Vec<String>,
 }
 
 impl Usable {
-    /// Takes a line of the guest.
+    /// Handles a line of the guest.
     ///
     /// # Errors
-    /// It is malformed.
+    /// A malformed line.
     pub fn take(&mut self, line: &str) -> Result<()> {
         let words: Vec<_> = line.split(' ').collect();
         let ["@usable", _, _, added, usable] = words[..] else {
@@ -233,15 +231,15 @@ impl Usable {
         Ok(())
     }
 
-    /// The median of the times to the first read.
+    /// The median time to the first read.
     pub fn median(&self) -> Option<u64> {
         let mut sorted = self.usable.clone();
         sorted.sort_unstable();
         sorted.get(sorted.len() / 2).copied()
     }
 
-    /// The time that is compared with the limit: by the clock of instructions, where nothing adds
-    /// to it by chance, the longest one; else the median.
+    /// The time that is compared with the limit: the longest one if the clock counts instructions, which has no noise;
+    /// else the median.
     pub fn judged(&self) -> Option<u64> {
         if self.accelerator == COUNTED {
             return self.usable.iter().max().copied();
@@ -249,7 +247,7 @@ impl Usable {
         self.median()
     }
 
-    /// Milliseconds that the time may be at most.
+    /// Maximum time in milliseconds.
     pub fn limit(&self, limits: &UsableLimits) -> u64 {
         if self.accelerator == "KVM" {
             limits.kvm
@@ -258,7 +256,7 @@ impl Usable {
         }
     }
 
-    /// What a person wants to read.
+    /// The text for people.
     pub fn text(&self, limits: &UsableLimits) -> String {
         let list = |times: &[u64]| {
             let times: Vec<_> = times.iter().map(|time| milliseconds(*time)).collect();

@@ -1,4 +1,4 @@
-//! The guests of the benchmark: how QEMU is told, what comes back.
+//! The guests of the benchmark: how QEMU is configured, and what comes back.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -21,8 +21,8 @@ use crate::kernel::Kernel;
 use crate::manifest::Manifest;
 use crate::{build, paths, vm};
 
-/// Every leak of chance into the guest is closed: clock, random numbers, addresses. Copies of the
-/// kernel do not use `rep movsb`, which the emulator counts by the byte.
+/// Excludes every source of randomness in the guest: clock, random numbers, addresses. The kernel's copies do not use
+/// `rep movsb`, which the emulator counts per byte.
 const CPU: &str = "max,-rdrand,-rdseed,-erms,-fsrm";
 const CLOCK: [&str; 4] = [
     "-icount",
@@ -38,38 +38,38 @@ const CMDLINE: [&str; 5] = [
     "norandmaps",
 ];
 const DEADLINE: Duration = Duration::from_secs(3600);
-/// How often the time to the first read is measured.
+/// Number of measurements of the time to the first read.
 const TIMES: usize = 5;
 
-/// A place where benchmarks run.
+/// An environment for benchmarks.
 #[derive(Debug)]
 pub struct Bench<'a> {
     manifest: &'a Manifest,
     kernel: &'a Kernel,
     image: Image,
-    /// Where the image is, while there is a use for it.
+    /// Keeps the image's directory.
     _place: TempDir,
     servers: Vec<PathBuf>,
     plugin: PathBuf,
-    /// Where the kernel copies, once a guest was asked.
+    /// Addresses of the kernel's copy routines, once a guest was asked.
     copies: OnceCell<Routines>,
 }
 
-/// What came of a count.
+/// The result of a count.
 #[derive(Debug)]
 pub struct Counted {
-    /// Figures by row, as far as rows could be measured.
+    /// Figures of the rows that could be measured.
     pub figures: Vec<Figure>,
     /// Rows that could not be measured, and why.
     pub errors: Vec<String>,
-    /// The server's hot places by row, when they were asked for.
+    /// The server's hot spots by row, if requested.
     pub hot: Vec<(String, String)>,
     /// The QEMU command.
     pub command: String,
 }
 
 impl Counted {
-    /// What another count of the same rows says otherwise.
+    /// Differences to another count of the same rows.
     pub fn differences(&self, again: &Self) -> Vec<String> {
         let mut different = Vec::new();
         if self.figures.len() != again.figures.len() {
@@ -89,11 +89,11 @@ impl Counted {
 }
 
 impl<'a> Bench<'a> {
-    /// Builds servers, plugin and guest programs, and writes the image; rows whose server cannot
-    /// be built here leave the selection.
+    /// Builds servers, plugin and guest programs, and writes the image; rows whose server cannot be built here are
+    /// deselected.
     ///
     /// # Errors
-    /// A build fails; the server's text is not where it was told to be.
+    /// A build fails, or a server's text is not at its address.
     pub fn new(
         manifest: &'a Manifest,
         kernel: &'a Kernel,
@@ -113,7 +113,7 @@ impl<'a> Bench<'a> {
             tools: ["fio", "busybox", "mkfs.ext4"].map(str::to_owned).to_vec(),
             tree: None,
         };
-        // Another benchmark at the same time has an image of its own.
+        // A concurrent benchmark has its own image.
         let images = paths::vm().join("images");
         fs::create_dir_all(&images).with_context(|| images.display().to_string())?;
         let place = tempfile::tempdir_in(&images).context("a directory for the image")?;
@@ -129,14 +129,14 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Counts the instructions of rows in one guest with that many CPUs.
+    /// Counts the instructions of rows in one guest with this many CPUs.
     ///
     /// # Errors
-    /// The guest could not be run to its end, or said what nobody understands.
+    /// The guest did not run to its end, or wrote something unexpected.
     pub fn count(&self, rows: &[Row], cpus: usize, hot: bool) -> Result<Counted> {
         let (directory, _lock) = vm::run_directory("icount")?;
         let (out, blocks) = (directory.join("counts"), directory.join("blocks"));
-        // Whatever an earlier run left is not this run's.
+        // Removes the result of an earlier run.
         let _ = fs::remove_file(&out);
         let mut plugin = format!(
             "{},lo={:x},hi={:x},out={},{}",
@@ -190,7 +190,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Where the kernel copies: asked of a guest, once.
+    /// Addresses of the kernel's copy routines: asked of a guest, once.
     fn copies(&self, directory: &Path) -> Result<Routines> {
         if let Some(known) = self.copies.get() {
             return Ok(*known);
@@ -206,7 +206,7 @@ impl<'a> Bench<'a> {
         Ok(*self.copies.get_or_init(|| found))
     }
 
-    /// The program that serves a row, as it is on the host.
+    /// The host's path of the program that serves a row.
     fn server(&self, row: &Row) -> Option<&Path> {
         let program = Path::new(row.target.server.split(' ').next()?);
         let mut servers = self.servers.iter();
@@ -215,11 +215,11 @@ impl<'a> Bench<'a> {
             .map(PathBuf::as_path)
     }
 
-    /// Measures the time from `add` to the first read in a guest with four CPUs: by a clock that
-    /// runs with the host's, or, `counted`, by one that advances a nanosecond per instruction.
+    /// Measures the time from `add` to the first read in a guest with four CPUs: with the host's clock or, `counted`,
+    /// with one that advances a nanosecond per instruction.
     ///
     /// # Errors
-    /// The guest could not be run to its end.
+    /// The guest did not run to its end.
     pub fn usable(&self, counted: bool) -> Result<Usable> {
         let (directory, _lock) = vm::run_directory("usable")?;
         let accel = accel::choose(Choice::Auto, self.kernel, &self.image)?;
@@ -246,10 +246,10 @@ impl<'a> Bench<'a> {
         Ok(usable)
     }
 
-    /// Measures rows by the clock in a guest with four CPUs.
+    /// Measures wall-clock rows in a guest with four CPUs.
     ///
     /// # Errors
-    /// The guest could not be run to its end.
+    /// The guest did not run to its end.
     pub fn wall(&self, rows: &[Row], accel: Accel) -> Result<wall::Walls> {
         let (directory, _lock) = vm::run_directory("wall")?;
         println!(
@@ -262,10 +262,10 @@ impl<'a> Bench<'a> {
         Ok(wall::Walls::of(rows, &lines, &command))
     }
 
-    /// What runs guests here.
+    /// The accelerator for guests here.
     ///
     /// # Errors
-    /// KVM was demanded and does not work.
+    /// KVM was requested and does not work.
     pub fn accel(&self, choice: Choice) -> Result<Accel> {
         accel::choose(choice, self.kernel, &self.image)
     }
@@ -333,14 +333,13 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// Builds the servers that the rows need; rows whose server cannot be built here leave the
-/// selection.
+/// Builds the servers that the rows need; rows whose server cannot be built here are deselected.
 fn servers(
     manifest: &Manifest,
     kernel: &Kernel,
     selection: &mut Selection,
 ) -> Result<Vec<PathBuf>> {
-    // Also reads back what a device is, whoever serves it.
+    // Always needed: it reads a device's properties back, whoever serves it.
     let mut servers = vec![programs::ublkctl()?];
     let words = |row: Row| row.target.server.split(' ').next().map(str::to_owned);
     let mut needed: Vec<String> = selection.all().into_iter().filter_map(words).collect();
@@ -352,14 +351,13 @@ fn servers(
         } else if program == LIBUBLK {
             match programs::libublk() {
                 Ok(program) => servers.push(program),
-                // It needs the crate registry and libclang; without them the rest is still worth
-                // measuring.
+                // It needs the crate registry and libclang; the others are still worth measuring without it.
                 Err(error) => selection.skip(LIBUBLK, &format!("{error:#}")),
             }
         } else if program == KUBLK {
             match kublk::build(manifest, kernel) {
                 Ok(program) => servers.push(program),
-                // Likewise without the kernel's source or a C compiler.
+                // The same without the kernel's source or a C compiler.
                 Err(error) => selection.skip(KUBLK, &format!("{error:#}")),
             }
         }
@@ -367,7 +365,7 @@ fn servers(
     Ok(servers)
 }
 
-/// A machine whose clock is the number of its instructions.
+/// A machine whose clock counts its instructions.
 fn counting(cpus: usize) -> Machine {
     Machine {
         qemu: "qemu-system-x86_64".to_owned(),

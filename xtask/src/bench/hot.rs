@@ -1,4 +1,4 @@
-//! Where the server's own instructions go, by function and by line.
+//! Where the server's own instructions are spent, by function and by line.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,14 +10,13 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cmd;
 
-/// Lines of each list.
+/// Maximum length of each list.
 const MOST: usize = 30;
 
-/// The hot places of a row of `ios` I/Os whose first marker is `mark`, from the plugin's file of
-/// blocks.
+/// The hot spots of a row of `ios` I/Os whose first marker is `mark`, from the plugin's file of blocks.
 ///
 /// # Errors
-/// A malformed file; no `addr2line` on this host.
+/// A malformed file, or no `addr2line` on this host.
 pub fn places(server: &Path, blocks: &str, mark: u64, ios: u64) -> Result<String> {
     let counts = per_address(blocks, mark)?;
     let places = resolve(server, counts.keys().copied())?;
@@ -39,13 +38,13 @@ pub fn places(server: &Path, blocks: &str, mark: u64, ios: u64) -> Result<String
     Ok(text.trim_end().to_owned())
 }
 
-/// Executions of each instruction between the markers: the large run less the small one.
+/// Executions of each instruction between the markers: the large run minus the small one.
 fn per_address(blocks: &str, mark: u64) -> Result<BTreeMap<u64, i64>> {
     let mut counts = BTreeMap::new();
     let mut sign = 0;
     for line in blocks.lines() {
         if let Some(number) = line.strip_prefix("mark ") {
-            // What follows a marker's line ran before that marker.
+            // Lines after a marker's line ran before that marker.
             let number: u64 = number.parse()?;
             sign = match number.checked_sub(mark) {
                 Some(1) => -1,

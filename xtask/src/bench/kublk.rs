@@ -1,5 +1,5 @@
-//! The test server of the kernel's own selftests, built from the distribution's kernel source when its rows are asked for.
-//! Nothing of it is kept in this repository.
+//! The test server of the kernel's own selftests, built from the distribution's kernel source if its rows are
+//! requested. Nothing of it is kept in this repository.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use crate::kernel::{self, Kernel};
 use crate::manifest::Manifest;
 use crate::{cmd, deb, paths};
 
-/// Where it is in the kernel's source.
+/// Its directory in the kernel's source.
 const PLACE: &str = "tools/testing/selftests/ublk";
-/// A program of its own in the same directory.
+/// An unrelated program in the same directory.
 const NOT_OF_IT: &str = "metadata_size.c";
 
-/// The server of the kernel's series, static and at the addresses of servers; from the cache where it has been built
-/// of the same packages.
+/// Builds the server of the kernel's series, static and at the addresses of servers; taken from the cache if it was
+/// built from the same packages.
 ///
 /// # Errors
 /// The package index lacks the source, liburing or the headers; there is no C compiler; the build fails.
@@ -49,7 +49,7 @@ pub fn build(manifest: &Manifest, kernel: &Kernel) -> Result<PathBuf> {
     programs::placed(program)
 }
 
-/// The server's own sources, to `directory/source`: the package has an archive of all sources.
+/// Unpacks the server's own sources to `directory/source`: the package has an archive of all sources.
 fn unpack_source(package: &Path, directory: &Path) -> Result<()> {
     let files = deb::files(package, |path| path.ends_with(".tar.xz"))?;
     let (_, bytes) = files.into_iter().next().context("no archive of sources")?;
@@ -65,7 +65,7 @@ fn unpack_source(package: &Path, directory: &Path) -> Result<()> {
     cmd::output(&mut tar).map(drop)
 }
 
-/// Headers and archives of a package, at their places below `directory`.
+/// Unpacks headers and archives of a package to their places below `directory`.
 fn unpack(apt: &Apt, package: &Package, directory: &Path) -> Result<()> {
     let wanted = |path: &str| path.ends_with(".h") || path.ends_with("/liburing.a");
     for (path, bytes) in deb::files(&apt.fetch(package)?, wanted)? {
@@ -79,7 +79,7 @@ fn unpack(apt: &Apt, package: &Package, directory: &Path) -> Result<()> {
 fn compile(directory: &Path) -> Result<PathBuf> {
     let program = directory.join("kublk");
     let mut compile = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
-    // As its own Makefile has it, and as our servers are linked.
+    // As in its own Makefile, and linked like our servers.
     compile
         .args(["-O3", "-w", "-D_GNU_SOURCE", "-static", "-no-pie"])
         .arg(format!("-Wl,-Ttext-segment=0x{:x}", TEXT.0))

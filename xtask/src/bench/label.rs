@@ -1,34 +1,33 @@
-//! What a row says of its device, compared with what the kernel says.
+//! Compares a row's description of its device with the kernel's.
 //!
-//! A row whose device is something else than its name says is not printed: it would be a figure of
-//! something else under a name that people compare.
+//! A row whose device differs from its name is not printed: its figure would mislead those who compare by name.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What a device is said to be; what is `None` is not said.
+/// The description of a device; `None` is not compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Label {
     /// Hw queues.
     pub queues: Option<u64>,
-    /// Tags of each queue.
+    /// Tags per queue.
     pub depth: Option<u64>,
-    /// How data travels, of a ublk device.
+    /// Data mode of a ublk device.
     pub data: Option<String>,
-    /// Whether commands go in batches, of a ublk device.
+    /// Whether a ublk device uses batch mode.
     pub batch: Option<bool>,
-    /// Whether a loop device goes past the page cache.
+    /// Whether a loop device uses direct I/O.
     pub direct: Option<bool>,
     /// A device without hw queues.
     pub bios: bool,
     /// A ublk device.
     pub ublk: bool,
-    /// Its requests' data was in memory shared with the client.
+    /// The data of its requests was in memory shared with the client.
     pub shm: bool,
 }
 
-/// What the kernel says of a device.
+/// A device as the kernel reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Seen {
     /// Its path.
@@ -41,26 +40,26 @@ pub struct Seen {
     pub info_queues: Option<u64>,
     /// Depth, by the ublk driver.
     pub info_depth: Option<u64>,
-    /// How data travels, by the features in force.
+    /// Data mode according to the features in effect.
     pub data: Option<String>,
-    /// Whether commands go in batches, by the features in force.
+    /// Batch mode according to the features in effect.
     pub batch: Option<bool>,
-    /// Whether a loop device goes past the page cache.
+    /// Whether a loop device uses direct I/O.
     pub direct: Option<bool>,
     /// Logical block size.
     pub block_size: Option<u64>,
-    /// Completions of each ring of the server in a run, the busiest first.
+    /// Completions of each of the server's rings in a run, the busiest first.
     #[serde(default)]
     pub ring_completions: Option<Vec<u32>>,
-    /// Requests in memory shared with the client, and others, where there is such memory.
+    /// Requests inside and outside memory shared with the client, if there is such memory.
     #[serde(default)]
     pub shm: Option<SharedHits>,
-    /// How a queue polls, where the server tells.
+    /// A queue's polling, if the server reports it.
     #[serde(default)]
     pub poll: Option<serde_json::Value>,
 }
 
-/// Requests that the server has counted.
+/// Requests counted by the server.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct SharedHits {
     /// Those whose data was in shared memory.
@@ -82,7 +81,7 @@ impl Label {
         }
     }
 
-    /// A device of the kernel with hw queues.
+    /// A kernel device with hw queues.
     pub fn mq(queues: u64, depth: u64) -> Self {
         Self {
             queues: Some(queues),
@@ -99,7 +98,7 @@ impl Label {
         }
     }
 
-    /// A device that takes bios as they come.
+    /// A bio-based device.
     pub fn bios() -> Self {
         Self {
             bios: true,
@@ -107,7 +106,7 @@ impl Label {
         }
     }
 
-    /// What is not as the label says.
+    /// The differences to the label.
     pub fn lies(&self, seen: &Seen) -> Vec<String> {
         let mut lies = Vec::new();
         let mut says = |what: &str, label: Option<String>, fact: Option<String>| {
@@ -139,7 +138,7 @@ impl Label {
         says("data mode", self.data.clone(), seen.data.clone());
         says("batches", flag(self.batch), flag(seen.batch));
         says("direct I/O", flag(self.direct), flag(seen.direct));
-        // Sequential requests that were merged have their data in several places, which no request in shared memory may.
+        // Merged sequential requests have their data in several places, which requests in shared memory must not.
         let mostly = |shm: &SharedHits| shm.hits > 2 * shm.fallbacks;
         if self.shm && !seen.shm.as_ref().is_some_and(mostly) {
             let told = seen.shm.as_ref().map_or_else(
@@ -195,8 +194,7 @@ mod tests {
     const TWO: &str = r#"{"device": "/dev/ublkb0", "queues": 2, "depth": 128, "info_queues": 2,
         "info_depth": 128, "data": "copy", "batch": false, "block_size": 512}"#;
 
-    /// L93 A device with another number of queues, another depth or another mode than its label
-    /// says is found out.
+    /// L93 A device with another number of queues, depth or mode than its label is detected.
     #[test]
     fn l93_a_label_that_lies_is_found_out() {
         let device = seen(TWO);
@@ -221,12 +219,12 @@ mod tests {
             let device = seen(&TWO.replacen("\"queues\"", &with, 1));
             assert_eq!(shm.lies(&device).len(), lies, "{fallbacks}");
         }
-        // The block layer has one queue only, whatever the driver says.
+        // The block layer only has one queue, whatever the driver says.
         let one = seen(&TWO.replacen("\"queues\": 2", "\"queues\": 1", 1));
         assert!(Label::ublk(2, "copy", false).lies(&one)[0].contains("says 2, the kernel 1"));
     }
 
-    /// L93 What the kernel does not tell is no confirmation.
+    /// L93 A property that the kernel does not report counts as a difference.
     #[test]
     fn l93_silence_is_no_confirmation() {
         let device = seen(r#"{"device": "/dev/ublkb0"}"#);

@@ -1,4 +1,4 @@
-//! `bench/limits.toml`: what figures may be at most.
+//! `bench/limits.toml`: upper limits of figures.
 
 use std::fs;
 
@@ -34,13 +34,13 @@ pub struct Limit {
     pub total: Option<u32>,
 }
 
-/// What several queues must bring.
+/// Required scaling with several queues.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scaling {
     /// Instructions per I/O of two jobs on two queues, as a multiple of one job on one.
     pub counted: f64,
-    /// Per cent of the requests that each of the two queues carries: at least, at most.
+    /// Share of the requests of each of the two queues in per cent: minimum, maximum.
     pub share: (f64, f64),
     /// Rate of four jobs on two queues, as a multiple of one job on one.
     pub wall: f64,
@@ -69,7 +69,7 @@ impl Limits {
         toml::from_str(&text).with_context(|| path.display().to_string())
     }
 
-    /// What is wrong with the figures of the rows that were asked for.
+    /// The violations of limits by the figures of the selected rows.
     pub fn icount(&self, asked: &[Row], figures: &[Figure]) -> Vec<String> {
         let mut faults = Vec::new();
         for limit in &self.icount {
@@ -85,7 +85,7 @@ impl Limits {
                 ("total", figure.total, limit.total),
             ] {
                 let Some(most) = most else { continue };
-                // What is no number is above every limit.
+                // NaN is above every limit.
                 if value.is_nan() || value > f64::from(most) {
                     faults.push(format!(
                         "{}: {what} {value:.1} is above its limit {most}",
@@ -97,7 +97,7 @@ impl Limits {
         faults
     }
 
-    /// What is wrong with the times to the first read.
+    /// The violations of limits by the times to the first read.
     pub fn usable(&self, usable: &Usable) -> Vec<String> {
         let most = usable.limit(&self.usable);
         match usable.judged() {
@@ -143,7 +143,7 @@ mod tests {
         Figure::example("null-4k-randread-qd64", total, own)
     }
 
-    /// L90 A figure above its limit is named, and so is one that is missing or no number.
+    /// L90 A figure above its limit is reported, and so is one that is missing or NaN.
     #[test]
     fn l90_what_is_above_its_limit_is_named() {
         let (limits, rows) = (limits(), rows::counted());

@@ -1,4 +1,4 @@
-//! From which size zero copy pays.
+//! The size from which zero copy pays off.
 
 use super::figures::Figure;
 use super::rows::sizes;
@@ -6,7 +6,7 @@ use super::rows::sizes;
 const COPY: &str = "file_ext4_copy";
 const ZERO_COPY: &str = "file_ext4_zero_copy";
 
-/// A line for reading and one for writing, as far as both targets were counted at every size.
+/// A line for reading and one for writing, if both targets were counted at every size.
 pub fn found(figures: &[Figure]) -> Vec<String> {
     ["read", "write"]
         .into_iter()
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn the_size_is_the_first_after_the_last_that_does_not_pay() {
-        // Cheaper at 4k, dearer at 8k, cheaper from 16k on.
+        // Cheaper at 4k, more expensive at 8k, cheaper from 16k on.
         let lines = found(&figures(|size| if size == 8 { 101.0 } else { 99.0 }));
         assert!(
             lines.len() == 1 && lines[0].contains("pays from 16k"),

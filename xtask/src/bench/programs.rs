@@ -1,5 +1,4 @@
-//! What is built for the benchmark: the servers, static and at addresses of their own, and the
-//! plugin that counts.
+//! Builds the benchmark's programs: the servers, static and at fixed addresses, and the counting plugin.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,10 +8,10 @@ use anyhow::{Context, Result, ensure};
 use crate::{cmd, paths};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// Where a server's text is, apart from everything else in the guest.
+/// Address range of a server's text, distinct from everything else in the guest.
 pub const TEXT: (u64, u64) = (0x1000_0000, 0x1400_0000);
 
-/// Cargo's command for a release build at the addresses of servers, in a directory.
+/// Cargo's command for a release build at the servers' addresses, in a directory.
 fn cargo(directory: &Path) -> std::process::Command {
     let mut command = cmd::cargo();
     command
@@ -30,10 +29,10 @@ fn cargo(directory: &Path) -> std::process::Command {
     command
 }
 
-/// The tool as it is measured: a release build, static, at addresses of its own.
+/// The tool as it is measured: a static release build at its fixed address.
 ///
 /// # Errors
-/// The build fails; the text is not where it was told to be.
+/// The build fails, or the text is not at its address.
 pub fn ublkctl() -> Result<PathBuf> {
     let directory = paths::target().join("bench");
     let mut command = cargo(&directory);
@@ -43,10 +42,10 @@ pub fn ublkctl() -> Result<PathBuf> {
     placed(directory.join(TARGET).join("release/ublkctl"))
 }
 
-/// An example of the facade, built in the same way.
+/// An example of the facade, built the same way.
 ///
 /// # Errors
-/// The build fails; the text is not where it was told to be.
+/// The build fails, or the text is not at its address.
 pub fn example(name: &str) -> Result<PathBuf> {
     let directory = paths::target().join("bench");
     let mut command = cargo(&directory);
@@ -60,7 +59,7 @@ pub fn example(name: &str) -> Result<PathBuf> {
     placed(named)
 }
 
-/// Makes sure that a program's text is what is counted as a server's own.
+/// Verifies that a program's text is counted as a server's own.
 ///
 /// # Errors
 /// It is not, or the program cannot be read.
@@ -76,7 +75,7 @@ pub fn placed(program: PathBuf) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// libublk's targets, of a workspace of their own.
+/// libublk's targets, from a separate workspace.
 ///
 /// # Errors
 /// The build fails, as it does without the crate registry or without libclang.

@@ -13,7 +13,7 @@ use super::wall::{self, Wall};
 use crate::kernel::Kernel;
 use crate::{cmd, host};
 
-/// Everything that was measured, and on what.
+/// All results, and the environment.
 #[derive(Debug, Default)]
 pub struct Report {
     kernel: String,
@@ -21,27 +21,27 @@ pub struct Report {
     fio: String,
     /// The QEMU commands of the guests.
     pub commands: Vec<String>,
-    /// The rows that were asked for.
+    /// The selected rows.
     pub rows: Vec<Row>,
     /// Instructions per I/O.
     pub figures: Vec<Figure>,
-    /// Rows by the clock.
+    /// Wall-clock rows.
     pub walls: Vec<Wall>,
-    /// What ran the guest of the rows by the clock.
+    /// Accelerator of the wall-clock guest.
     pub accelerator: Option<String>,
     /// Times to the first read.
     pub usable: Vec<Usable>,
     /// Rows that are left out here, and why.
     pub skipped: Vec<(String, String)>,
-    /// What was found out from several rows together.
+    /// Findings from several rows together.
     pub findings: Vec<String>,
 }
 
 impl Report {
-    /// Asks for the versions.
+    /// Determines the versions.
     ///
     /// # Errors
-    /// QEMU or fio does not tell its version.
+    /// QEMU or fio does not report its version.
     pub fn new(kernel: &Kernel) -> Result<Self> {
         let version = |program: &str| -> Result<String> {
             let text = cmd::output(host::command(program).arg("--version"))?;
@@ -55,12 +55,12 @@ impl Report {
         })
     }
 
-    /// What it was measured on.
+    /// The environment as text.
     pub fn on(&self) -> String {
         format!("Linux {}, {}, {}", self.kernel, self.qemu, self.fio)
     }
 
-    /// Markdown tables of all rows, and the commands behind them.
+    /// Markdown tables of all rows, and their commands.
     pub fn tables(&self) -> String {
         let mut text = String::new();
         let on = self.on();
@@ -95,7 +95,7 @@ impl Report {
         text + &self.told()
     }
 
-    /// How each target's device was made, findings, skips.
+    /// The command that made each target's device, findings, skips.
     fn told(&self) -> String {
         let mut text = String::from("\n");
         let mut told = Vec::new();

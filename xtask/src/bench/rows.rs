@@ -1,4 +1,4 @@
-//! The work behind the figures: targets, and what fio does to them.
+//! The rows of the benchmark: targets, and the fio jobs on them.
 
 mod targets;
 mod works;
@@ -11,16 +11,16 @@ use super::label::Label;
 pub use targets::{EXAMPLE, KUBLK, LIBUBLK, Target};
 use works::Work;
 
-/// Name of the row about the time from `add` to the first read.
+/// Name of the row for the time from `add` to the first read.
 pub const USABLE: &str = "add-to-usable";
 
 /// How a row is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// Instructions, in a guest with that many CPUs.
+    /// Instructions, in a guest with this many CPUs.
     Counted {
-        /// CPUs of the guest.
+        /// Number of CPUs of the guest.
         cpus: usize,
     },
     /// Time.
@@ -34,7 +34,7 @@ pub struct Row {
     pub name: String,
     /// How it is measured.
     pub kind: Kind,
-    /// What the work is done to.
+    /// The target device.
     pub target: Target,
     /// Arguments of fio.
     pub fio: String,
@@ -42,11 +42,11 @@ pub struct Row {
     pub jobs: u64,
     /// Requests that each job keeps in flight.
     pub depth: u64,
-    /// I/Os of each job between the two runs of a count: start-up is in both and drops out.
+    /// Difference in I/Os of each job between the two runs of a count: start-up is in both and cancels out.
     pub ios: u64,
-    /// Seconds of a run by the clock.
+    /// Duration of a wall-clock run in seconds.
     pub seconds: u64,
-    /// Part of the reduced set, for where time says little.
+    /// Part of the reduced set, for accelerators whose times say little.
     pub reduced: bool,
 }
 
@@ -65,7 +65,7 @@ impl Row {
         }
     }
 
-    /// What the row says of its device.
+    /// The row's description of its device.
     pub fn label(&self) -> &Label {
         &self.target.label
     }
@@ -93,7 +93,7 @@ pub fn counted() -> Vec<Row> {
     rows
 }
 
-/// Rows that are counted in a guest with two CPUs.
+/// All rows that are counted in a guest with two CPUs.
 pub fn two_cpus() -> Vec<Row> {
     let kind = Kind::Counted { cpus: 2 };
     targets::queues()
@@ -103,7 +103,7 @@ pub fn two_cpus() -> Vec<Row> {
         .collect()
 }
 
-/// All rows that are measured by the clock.
+/// All wall-clock rows.
 pub fn wall() -> Vec<Row> {
     let mut rows = Vec::new();
     for target in targets::wall() {
@@ -118,12 +118,12 @@ pub fn wall() -> Vec<Row> {
     rows
 }
 
-/// Block sizes, in KiB, of the rows that are there at every size.
+/// Block sizes, in KiB, of the rows for every size.
 pub fn sizes() -> [u64; 8] {
     works::SIZES
 }
 
-/// The file that tells the guest what to do.
+/// The file with the guest's instructions.
 pub fn plan(rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows {
@@ -157,7 +157,7 @@ pub fn plan(rows: &[Row]) -> String {
     text
 }
 
-/// The same for the row about the time to the first read.
+/// The file with the guest's instructions for the time to the first read.
 pub fn usable_plan(times: usize) -> String {
     format!("usable {USABLE}\nserver {}\n", usable_server()).repeat(times)
 }
@@ -193,14 +193,14 @@ mod tests {
         assert!(text.contains("row loop_tmpfs-4k-randread-qd1\nprepare tmpfs "));
     }
 
-    /// L92 More requests in flight than a device has tags would measure the waiting, and fewer
-    /// jobs than queues would measure one queue under another name.
+    /// L92 More requests in flight than a device has tags would measure waiting, and fewer jobs than queues would
+    /// measure one queue under another name.
     #[test]
     fn l92_no_row_asks_for_more_than_its_device_has() {
         for row in all() {
             let label = row.label();
             if let (Some(queues), Some(depth)) = (label.queues, label.depth) {
-                // null_blk has a queue for polled requests, which no row makes.
+                // null_blk has a queue for polled requests, which no row sends.
                 let used = queues - u64::from(row.target.name.starts_with("null_blk"));
                 assert!(row.depth * row.jobs <= used * depth, "{}", row.name);
                 assert!(row.jobs >= used, "{}: a queue without a job", row.name);

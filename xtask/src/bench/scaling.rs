@@ -1,35 +1,35 @@
-//! What several queues bring, from rows with one and with two.
+//! Scaling with several queues, from rows with one and with two.
 
 use super::figures::Figure;
 use super::limits::Scaling;
 use super::wall::Wall;
 
-/// The rows that are compared: instructions in a guest with two CPUs.
+/// The rows to compare: instructions in a guest with two CPUs.
 pub const COUNTED: [&str; 2] = [
     "smp_null_1q-4k-randread-qd64-1j",
     "smp_null_2q-4k-randread-qd64-2j",
 ];
 const ONE: &str = COUNTED[0];
 const TWO: &str = COUNTED[1];
-/// The same by the clock.
+/// The wall-clock rows to compare.
 pub const WALL: [&str; 2] = ["null_1q-4k-randread-qd64-1j", "null_2q-4k-randread-qd64-4j"];
 
-/// One thread, and two, on a queue whose backend works.
+/// One thread, and two, on a queue with a busy backend.
 pub const BUSY: [&str; 2] = ["busy_1t-4k-randread-qd16-1j", "busy_2t-4k-randread-qd16-1j"];
 
-/// What more threads or queues bring by the clock.
+/// Required growth of the rate with threads or queues.
 struct Growth {
     what: &'static str,
     rows: [&'static str; 2],
-    /// Least ratio of the rates.
+    /// Minimum ratio of the rates.
     least: f64,
-    /// Processors of the host that it takes.
+    /// Required number of processors on the host.
     processors: usize,
-    /// Whether emulation shows it as well: the work is the backend's, and that of all threads is slowed alike.
+    /// Whether emulation shows it as well: the work is the backend's, and all threads are slowed alike.
     emulated: bool,
 }
 
-/// How rates grow, or why that says nothing here, and what grows too little.
+/// How rates grow, or why that cannot be measured here, and which grow too little.
 pub fn wall(
     rows: &[Wall],
     kvm: bool,
@@ -91,10 +91,9 @@ impl Growth {
     }
 }
 
-/// The ratio of instructions per I/O and the share of each queue; empty when neither row was
-/// asked for.
+/// The ratio of instructions per I/O and the share of each queue; empty if neither row was selected.
 ///
-/// The first list has what was found out, the second what is wrong with it.
+/// The first list has the findings, the second the violations.
 pub fn counted(figures: &[Figure], limits: &Scaling) -> (Vec<String>, Vec<String>) {
     let find = |name: &str| figures.iter().find(|figure| figure.name == name);
     let (Some(one), Some(two)) = (find(ONE), find(TWO)) else {
@@ -131,7 +130,7 @@ pub fn counted(figures: &[Figure], limits: &Scaling) -> (Vec<String>, Vec<String
     (found, faults)
 }
 
-/// Per cent of all completions, ring by ring, the busiest first.
+/// Share of all completions in per cent per ring, the busiest first.
 fn shares(figure: &Figure) -> Vec<f64> {
     let counts = figure.seen.ring_completions.clone().unwrap_or_default();
     let sum: f64 = counts.iter().map(|count| f64::from(*count)).sum();
@@ -163,7 +162,7 @@ mod tests {
         counted(&[Figure::example(ONE, 1000.0, 1.0), second], &LIMITS).1
     }
 
-    /// L93 Two jobs that end up on one queue, or cost more than one, are named.
+    /// L93 Two jobs that end up on one queue, or cost more than one, are reported.
     #[test]
     fn l93_a_queue_without_its_share_is_named() {
         assert!(faults(1050.0, &[5100, 4900, 3]).is_empty());
@@ -187,8 +186,7 @@ mod tests {
         }
     }
 
-    /// L92 Where the processors are missing the growth is not measured; where they are there, too
-    /// little of it is a fault.
+    /// L92 Growth is not measured without enough processors; with them, too little growth is a failure.
     #[test]
     fn l92_growth_needs_processors() {
         let rows = |two| [rate(WALL[0], 100.0), rate(WALL[1], two)];

@@ -1,4 +1,4 @@
-//! Which rows a run has.
+//! Selects the rows of a run.
 
 use std::collections::BTreeSet;
 
@@ -14,9 +14,9 @@ use crate::guest::accel::Accel;
 pub struct Selection {
     /// Counted in a guest with one CPU.
     pub counted: Vec<Row>,
-    /// Counted in a guest with two.
+    /// Counted in a guest with two CPUs.
     pub two_cpus: Vec<Row>,
-    /// By the clock.
+    /// Wall-clock rows.
     pub wall: Vec<Row>,
     /// The time from `add` to the first read.
     pub usable: bool,
@@ -25,7 +25,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// What the options ask for.
+    /// Applies the options.
     ///
     /// # Errors
     /// No row has such a name.
@@ -48,10 +48,10 @@ impl Selection {
         if options.wall {
             all.wall = named(rows::wall());
         }
-        // A figure of its own kind, which every run has but those that are about something else.
+        // This figure is part of every run except those limited to other rows.
         all.usable = options.wants(USABLE) && !options.ci && (options.icount || !options.wall);
         if all.all().is_empty() && !all.usable {
-            // A name is its target and its work; each of either once.
+            // A name consists of its target and its job; each of both once.
             let halves = |rows: &[Row]| {
                 let (mut targets, mut works) = (BTreeSet::new(), BTreeSet::new());
                 for (target, work) in rows.iter().filter_map(|row| row.name.split_once('-')) {
@@ -72,12 +72,12 @@ impl Selection {
         Ok(all)
     }
 
-    /// All rows but that of the time to the first read.
+    /// All rows except the time to the first read.
     pub fn all(&self) -> Vec<Row> {
         [&self.counted[..], &self.two_cpus, &self.wall].concat()
     }
 
-    /// Leaves out the rows whose server is that program.
+    /// Leaves out the rows of a server program.
     pub fn skip(&mut self, program: &str, why: &str) {
         let theirs = |row: &Row| row.target.server.starts_with(program);
         for rows in [&mut self.counted, &mut self.two_cpus, &mut self.wall] {
@@ -89,7 +89,7 @@ impl Selection {
     }
 }
 
-/// In emulation the reduced set: its figures say little, so there is no use in many.
+/// Selects the reduced set in emulation, whose figures say little.
 pub fn for_accel(rows: &[Row], accel: Accel) -> Vec<Row> {
     if accel == Accel::Kvm {
         return rows.to_vec();
@@ -99,7 +99,7 @@ pub fn for_accel(rows: &[Row], accel: Accel) -> Vec<Row> {
          machine; only the reduced set is measured"
     );
     let reduced: Vec<Row> = rows.iter().filter(|row| row.reduced).cloned().collect();
-    // A filter that leaves none of it means the rows that it names.
+    // A filter that excludes the whole reduced set selects the rows it names.
     if reduced.is_empty() {
         return rows.to_vec();
     }

@@ -1,4 +1,4 @@
-//! The rows with limits, counted in little time: for `cargo xtask test` and `vm-stress`.
+//! Counts the rows with limits in a short time: for `cargo xtask test` and `vm-stress`.
 
 use anyhow::Result;
 
@@ -13,7 +13,7 @@ use crate::manifest::Manifest;
 use crate::results::Results;
 use crate::vm;
 
-/// The kernel series that the limits are for.
+/// The kernel series that the limits apply to.
 pub const SERIES: &str = "7.3";
 
 /// Programs and image, built once.
@@ -24,20 +24,20 @@ pub struct Short<'a> {
     limits: Limits,
 }
 
-/// What came of one count.
+/// The result of one count.
 #[derive(Debug, Default)]
 pub struct Round {
     /// Instructions per I/O.
     pub figures: Vec<Figure>,
-    /// Rows that could not be counted, figures above their limits.
+    /// Rows that could not be counted, and figures above their limits.
     pub faults: Vec<String>,
 }
 
 impl<'a> Short<'a> {
-    /// Builds what is needed for the rows whose names have one of the parts in them.
+    /// Builds everything for the rows whose names contain one of the parts.
     ///
     /// # Errors
-    /// No such row; a build fails.
+    /// No such row, or a build fails.
     pub fn new(manifest: &'a Manifest, kernel: &'a Kernel, filter: &[String]) -> Result<Self> {
         let limits = Limits::load()?;
         let mut selection = Selection::new(&Options::short(filter), &limits)?;
@@ -52,7 +52,7 @@ impl<'a> Short<'a> {
     /// Counts.
     ///
     /// # Errors
-    /// A guest does not come to its end.
+    /// A guest did not run to its end.
     pub fn run(&self) -> Result<Round> {
         let mut round = Round::default();
         for (cpus, rows) in [(1, &self.selection.counted), (2, &self.selection.two_cpus)] {
@@ -72,7 +72,7 @@ impl<'a> Short<'a> {
     }
 }
 
-/// The benchmark's part of `cargo xtask test`: each row within its limits is a test that passed.
+/// The benchmark's part of `cargo xtask test`: each row within its limits counts as a passed test.
 ///
 /// # Errors
 /// Nothing can be counted here.

@@ -1,4 +1,4 @@
-//! Rows by the clock: rate, latency, processor time.
+//! Wall-clock rows: rate, latency, processor time.
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -7,28 +7,28 @@ use super::figures;
 use super::label::Seen;
 use super::rows::Row;
 
-/// Jobs by the clock.
+/// The wall-clock figures of a row.
 #[derive(Clone, Debug, Serialize)]
 pub struct Wall {
     /// The row.
     pub name: String,
     /// I/Os per second.
     pub iops: f64,
-    /// Half of the requests took at most that many nanoseconds.
+    /// Median latency in nanoseconds.
     pub p50_ns: u64,
-    /// 99 % of them.
+    /// 99th percentile.
     pub p99_ns: u64,
-    /// 99.9 % of them.
+    /// 99.9th percentile.
     pub p999_ns: u64,
-    /// Nanoseconds of all processors together for each I/O.
+    /// CPU time of all processors in nanoseconds per I/O.
     pub cpu_ns: f64,
-    /// Nanoseconds of the server's threads for each I/O, where there is a server.
+    /// CPU time of the server's threads in nanoseconds per I/O, if there is a server.
     pub server_ns: Option<f64>,
-    /// What the kernel says of the device.
+    /// The device as the kernel reports it.
     pub seen: Seen,
 }
 
-/// What came of a guest.
+/// The result of a guest.
 #[derive(Debug, Default)]
 pub struct Walls {
     /// Rows that could be measured.
@@ -39,7 +39,7 @@ pub struct Walls {
     pub command: String,
 }
 
-/// The guest's word.
+/// The guest's line.
 #[derive(Debug, Deserialize)]
 struct Raw {
     side: String,
@@ -55,7 +55,7 @@ struct Raw {
 }
 
 impl Walls {
-    /// Takes the guest's lines apart.
+    /// Parses the guest's lines.
     pub fn of(rows: &[Row], lines: &[String], command: &str) -> Self {
         let mut all = Self {
             command: command.to_owned(),
@@ -71,7 +71,7 @@ impl Walls {
     }
 }
 
-/// CPUs of the guest.
+/// Number of CPUs of the guest.
 const CPUS: f64 = 4.0;
 
 #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
@@ -90,10 +90,9 @@ fn wall(row: &Row, lines: &[String]) -> Result<Wall> {
         row.fio
     );
     ensure!(raw.all_ticks > 0, "no time went by");
-    // Busy time over all time, with as many processors as there are, over the rate: fio's start
-    // and end are a small part of it.
+    // The busy fraction of all processors, divided by the rate: fio's start and end are a small part of it.
     let busy = raw.busy_ticks as f64 / raw.all_ticks as f64;
-    // Ticks are hundredths of a second, on each of the processors.
+    // Ticks are hundredths of a second per processor.
     let elapsed = raw.all_ticks as f64 / CPUS * 1e7;
     Ok(Wall {
         name: row.name.clone(),
@@ -151,7 +150,7 @@ mod tests {
         ]
     }
 
-    /// L93 A row that says four queues and whose device has one is not printed, but an error.
+    /// L93 A row labelled with four queues whose device has one is an error and not printed.
     #[test]
     fn l93_a_row_whose_device_is_another_is_not_printed() {
         let mut rows = rows::wall();
@@ -172,7 +171,7 @@ mod tests {
         assert!(bad.rows.is_empty() && bad.errors[0].contains("data mode"));
     }
 
-    /// L90 fio's errors, no I/O, or the other direction are no figures.
+    /// L90 fio's errors, no I/O, or the wrong direction give no figures.
     #[test]
     fn l90_what_fio_did_not_do_is_no_figure() {
         let mut rows = rows::wall();

@@ -1,4 +1,4 @@
-//! The measured tables of docs/benchmarks.md, written by the run that measured them.
+//! Writes the measured tables into docs/benchmarks.md, in the run that measured them.
 
 use std::fmt::Write;
 use std::fs;
@@ -14,13 +14,14 @@ const FILE: &str = "docs/benchmarks.md";
 const BEGIN: &str = "<!-- Written by `cargo xtask vm-benchmark --icount --write-docs`. -->\n";
 const END: &str = "<!-- End of what is written. -->\n";
 
-/// Part of the names of rows that are there at every size.
+/// Infix in the names of rows for every size.
 const SIZE: &str = "-size-";
 
-/// Writes what a whole count found.
+/// Writes the results of a complete count.
 ///
 /// # Errors
-/// Rows were left out, so the tables would not be of one run; the file cannot be read or written, or has no place for it.
+/// Rows were left out, so the tables would not be of one run; or the file cannot be read or written, or lacks the
+/// marks.
 pub fn write(report: &Report) -> Result<()> {
     let skipped = report.skipped.iter();
     let skipped = skipped.map(|(name, why)| format!("{name}: {why}"));
@@ -41,7 +42,7 @@ pub fn write(report: &Report) -> Result<()> {
     fs::write(&path, text).context(FILE)
 }
 
-/// The document with other tables; `None` where it does not say where they are.
+/// The document with new tables; `None` if it lacks the marks.
 fn replaced(text: &str, tables: &str) -> Option<String> {
     let (before, rest) = text.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;
@@ -129,7 +130,7 @@ fn by_size(figures: &[Figure]) -> String {
 mod tests {
     use super::*;
 
-    /// What is between the marks is replaced, and nothing else; the document says where that is.
+    /// The text between the marks is replaced, and nothing else.
     #[test]
     fn tables_are_written_between_the_marks() {
         let text = format!("before\n{BEGIN}\nold\n\n{END}after\n");

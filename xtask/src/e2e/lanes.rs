@@ -1,4 +1,4 @@
-//! Several guests at once: each kernel's cases in a lane of its own.
+//! Several guests at once: each kernel's cases run in a lane.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -16,19 +16,19 @@ use crate::outcomes::Outcomes;
 use crate::results::Results;
 use crate::vm::{Kind, Vm};
 
-/// Memory that a guest may take, with room for QEMU itself, in KiB.
+/// Memory of a guest, including QEMU itself, in KiB.
 const GUEST_MEMORY: usize = 4 << 20;
 
-/// One kernel and the cases it is to run.
+/// One kernel and its cases.
 #[derive(Debug)]
 pub struct Job {
     /// The kernel.
     pub kernel: Kernel,
-    /// Which cases.
+    /// The set of cases.
     pub set: Set,
 }
 
-/// What came of a job.
+/// The result of a job.
 #[derive(Debug)]
 pub struct Report {
     /// The kernel's name: a series.
@@ -37,17 +37,17 @@ pub struct Report {
     pub series: String,
     /// Its release.
     pub release: String,
-    /// Which cases ran.
+    /// The set of cases that ran.
     pub set: Set,
     /// Their results.
     pub results: Results,
-    /// What became of the cells of each table, by its name.
+    /// Outcomes of the cells of each table, by its name.
     pub outcomes: BTreeMap<String, Outcomes>,
     /// Features by name.
     pub features: Vec<(String, bool)>,
-    /// From boot to power off.
+    /// Time from boot to power off.
     pub elapsed: Duration,
-    /// Whether the guest could be run and went to its end.
+    /// Whether the guest ran to its end.
     pub ended: bool,
 }
 
@@ -80,7 +80,7 @@ impl Report {
     }
 }
 
-/// How many guests run at once when nobody says: one for each processor, as far as the memory goes.
+/// Default number of guests at once: one per processor, limited by memory.
 pub fn default_jobs() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -93,7 +93,7 @@ pub fn default_jobs() -> usize {
     free.map_or(1, |kib| kib / GUEST_MEMORY).clamp(1, cores)
 }
 
-/// The time of a guest for its cases.
+/// Deadline of a guest.
 fn deadline(accel: Accel, set: Set, lanes: usize) -> Duration {
     let minutes = match accel {
         Accel::Kvm => 10,
@@ -104,12 +104,12 @@ fn deadline(accel: Accel, set: Set, lanes: usize) -> Duration {
     } else {
         minutes
     };
-    // Guests beside each other take the host's processors from each other now and then.
+    // Concurrent guests compete for the host's processors.
     let minutes = if lanes > 1 { minutes * 3 / 2 } else { minutes };
     Duration::from_secs(minutes * 60)
 }
 
-/// By how much others slow this host down now: how many wait for each of its processors, from 1 to 3.
+/// Factor by which other processes slow this host down now, from the load per processor: 1 to 3.
 fn crowd() -> u32 {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -125,16 +125,16 @@ fn crowd_of(loadavg: &str, cores: usize) -> u32 {
     u32::try_from(each.clamp(1, 3)).unwrap_or(1)
 }
 
-/// Runs all jobs, so many at once, and gives their reports in the order of the jobs. A guest that cannot be run is a
-/// failure of its kernel and keeps no other from being tried.
+/// Runs all jobs, this many at once, and returns their reports in the order of the jobs. A guest that cannot run is a
+/// failure of its kernel and does not stop the others.
 ///
 /// # Errors
-/// KVM was demanded and does not work.
+/// KVM was requested and does not work.
 pub fn run(vm: &Vm, jobs: Vec<Job>, filter: Option<&str>, lanes: usize) -> Result<Vec<Report>> {
     let Some(first) = jobs.first() else {
         return Ok(Vec::new());
     };
-    // Once, before anybody else asks.
+    // Once, before the lanes ask for it.
     accel::choose(vm.choice, &first.kernel, &vm.image)?;
     let lanes = lanes.clamp(1, jobs.len());
     let waiting: Mutex<VecDeque<(usize, Job)>> = Mutex::new(jobs.into_iter().enumerate().collect());
@@ -159,7 +159,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs one job. With other lanes beside it each line says whose it is.
+/// Runs one job. If there are other lanes, each line is prefixed with its kernel.
 fn one(vm: &Vm, job: &Job, filter: Option<&str>, lanes: usize) -> Report {
     let mut report = Report::new(job);
     if vm.kind == Kind::Systemd {
@@ -236,7 +236,7 @@ fn watch(
         }
         verdict => results.failed.push(verdict.to_string()),
     }
-    // A guest that did not come to its end has told that already.
+    // A guest that did not run to its end has reported that already.
     let all = filter.is_none() && report.ended;
     if !outcome.verdict.is_good() {
         say(&outcome.report());
@@ -245,7 +245,7 @@ fn watch(
         results.compare_skips(&manifest.system.skips, all);
         return Ok(());
     }
-    // Which skips are expected is said of the full set.
+    // Expected skips apply to the full set.
     let full = all && job.set != Set::Kernel;
     results.compare_skips(manifest.expected_skips(&kernel.series), full);
     let reduced = job.set == Set::Kernel;
@@ -270,7 +270,7 @@ fn watch(
     Ok(())
 }
 
-/// What became of each kernel, a line each.
+/// The outcome of each kernel, one line each.
 pub fn summary(reports: &[Report], missing: &[String]) -> String {
     table::text(reports, missing)
 }

@@ -1,10 +1,10 @@
-//! The closing table: what became of each kernel.
+//! The summary table of all kernels.
 
 use std::fmt::Write;
 
 use super::lanes::Report;
 
-/// A line for each kernel, and one for each that is not to be had.
+/// A line per kernel, including those that are not available.
 pub fn text(reports: &[Report], missing: &[String]) -> String {
     let wide = reports.iter().map(|report| report.release.len()).max();
     let wide = wide.unwrap_or(0).max("kernel".len());

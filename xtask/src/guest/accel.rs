@@ -1,4 +1,4 @@
-//! Which accelerator works here, by booting a guest with it.
+//! Finds out which accelerator works here, by booting a guest with it.
 
 use std::fmt;
 use std::fs;
@@ -12,10 +12,10 @@ use super::{FUNCTIONAL_CMDLINE, Guest, Machine, Verdict};
 use crate::kernel::Kernel;
 use crate::{cmd, host, paths};
 
-/// What the user asked for.
+/// The user's choice of accelerator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Choice {
-    /// KVM where it works, else software emulation.
+    /// KVM if it works, else software emulation.
     #[default]
     Auto,
     /// KVM or nothing.
@@ -24,7 +24,7 @@ pub enum Choice {
     Tcg,
 }
 
-/// What runs the guest's instructions.
+/// The accelerator of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
     /// The host's kernel and processor.
@@ -43,8 +43,8 @@ impl fmt::Display for Accel {
 }
 
 impl Accel {
-    /// The machine of functional tests: four processors, since the driver gives a device no more
-    /// queues than there are processors.
+    /// The machine of functional tests: four processors, since the driver gives a device no more queues than there are
+    /// processors.
     pub fn machine(self) -> Machine {
         let (accel, cpu) = match self {
             Self::Kvm => ("kvm", "host"),
@@ -61,11 +61,10 @@ impl Accel {
     }
 }
 
-/// Decides by trying: a short boot under KVM with a deadline, whose answer is kept for this host
-/// kernel and this QEMU.
+/// Tries it: a short boot under KVM with a deadline. The answer is cached for this host kernel and this QEMU.
 ///
 /// # Errors
-/// KVM was demanded and does not work.
+/// KVM was requested and does not work.
 pub fn choose(choice: Choice, kernel: &Kernel, image: &Image) -> Result<Accel> {
     if choice == Choice::Tcg {
         return Ok(Accel::Tcg);

@@ -1,4 +1,4 @@
-//! Following a guest to its end: from bytes of console and channel to a verdict.
+//! Follows a guest to its end: from bytes of console and channel to a verdict.
 
 use std::io::Write;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -9,12 +9,12 @@ use anyhow::Result;
 use super::Verdict;
 use super::lines::{Splitter, fault, verdict};
 
-/// How long the kernel may go on telling about a fault before the guest is killed.
+/// How long the kernel may keep printing after a fault before the guest is killed.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// How long a guest that has given its verdict may take to power off.
+/// How long a guest may take to power off after its verdict.
 const POWER_OFF: Duration = Duration::from_secs(30);
 
-/// What comes from a guest.
+/// An event of a guest.
 pub enum Event {
     /// Bytes of the console.
     Console(Vec<u8>),
@@ -26,7 +26,7 @@ pub enum Event {
     ChannelEnd,
 }
 
-/// What has been seen of a guest so far.
+/// The state of a guest so far.
 #[derive(Debug)]
 pub struct Follow<'a> {
     nonce: &'a str,
@@ -40,7 +40,7 @@ pub struct Follow<'a> {
 }
 
 impl<'a> Follow<'a> {
-    /// The clock starts now.
+    /// Starts the clock.
     pub fn new(nonce: &'a str, harmless: &'a [String], deadline: Duration) -> Self {
         Self {
             nonce,
@@ -54,8 +54,8 @@ impl<'a> Follow<'a> {
         }
     }
 
-    /// Takes events until both streams have ended or the time is up; keeps the bytes in `logs`
-    /// (console, channel).
+    /// Handles events until both streams have ended or the deadline passes; writes the bytes to `logs` (console,
+    /// channel).
     ///
     /// # Errors
     /// A log cannot be written.
@@ -119,8 +119,7 @@ impl<'a> Follow<'a> {
         }
     }
 
-    /// One verdict from all that was seen, and the channel's lines. A fault of the kernel
-    /// outweighs what the program says of itself.
+    /// The verdict, and the channel's lines. A kernel fault takes precedence over the program's own status.
     pub fn conclude(self) -> (Verdict, Vec<String>) {
         let verdict = match (self.fault, self.verdicts.as_slice()) {
             (Some(fault), _) => Verdict::KernelFault(fault),
@@ -175,7 +174,7 @@ mod tests {
         assert_eq!(lines, ["one", "two", ""]);
     }
 
-    /// L90 A good exit does not hide what the kernel had to say, before or after it.
+    /// L90 A successful exit does not hide a kernel fault, before or after it.
     #[test]
     fn l90_a_fault_outweighs_a_good_exit() {
         let warning = || console("[ 1.0] WARNING: CPU: 0 PID: 1 at a.c:1 f\n");

@@ -1,4 +1,4 @@
-//! The initramfs that runs share: init, our programs, the host's tools with their libraries.
+//! The initramfs shared by runs: init, our programs, and the host's tools with their libraries.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,16 +18,16 @@ pub struct Image {
     pub path: PathBuf,
 }
 
-/// What goes into an image.
+/// The content of an image.
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
     /// The static init.
     pub init: PathBuf,
-    /// Our own programs: each gets into /usr/bin under its file name.
+    /// Our own programs: each goes to /usr/bin under its file name.
     pub programs: Vec<PathBuf>,
     /// Names of the host's programs.
     pub tools: Vec<String>,
-    /// A file tree of the host, and where it goes.
+    /// A file tree of the host, and its destination.
     pub tree: Option<(PathBuf, String)>,
 }
 
@@ -35,7 +35,7 @@ impl Image {
     /// Writes an image.
     ///
     /// # Errors
-    /// A file that is missing, a library that cannot be found, no busybox among the tools.
+    /// A missing file, a library that cannot be found, or no busybox among the tools.
     pub fn build(contents: &Contents, path: &Path) -> Result<Self> {
         let parent = path.parent().context("an image has a directory")?;
         fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
@@ -106,7 +106,7 @@ fn skeleton(archive: &mut Newc<impl std::io::Write>) -> Result<()> {
     archive.file("/etc/hosts", 0o644, b"127.0.0.1 localhost guest\n")
 }
 
-/// The links of a merged /usr, and the node that the kernel opens for init before anything is mounted.
+/// Adds the links of a merged /usr, and the device node that the kernel opens for init before anything is mounted.
 ///
 /// # Errors
 /// Writing.
@@ -123,7 +123,7 @@ pub fn skeleton_links(archive: &mut Newc<impl std::io::Write>) -> Result<()> {
     archive.character("/dev/console", 0o600, (5, 1))
 }
 
-/// busybox's applets, wherever no program of that name is there.
+/// Adds busybox's applets, except where a program of that name exists.
 ///
 /// # Errors
 /// busybox does not run; writing.
@@ -138,7 +138,7 @@ pub fn applets(archive: &mut Newc<impl std::io::Write>) -> Result<()> {
     Ok(())
 }
 
-/// Adds a tree of the host's: directories, files, links.
+/// Adds a tree of the host: directories, files, links.
 ///
 /// # Errors
 /// Reading and writing.
@@ -163,7 +163,7 @@ pub fn tree(archive: &mut Newc<impl std::io::Write>, from: &Path, to: &str) -> R
     Ok(())
 }
 
-/// The libraries a program needs, its loader among them, as `ldd` sees them.
+/// The libraries that a program needs, including its loader, according to `ldd`.
 fn needed(program: &Path) -> Result<Vec<PathBuf>> {
     let mut command = Command::new("ldd");
     command.arg(program).env("LC_ALL", "C");
@@ -199,12 +199,12 @@ fn libraries(ldd: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Where a library goes.
+/// Destination of a library.
 fn placed(library: &Path) -> String {
     merged(&library.display().to_string())
 }
 
-/// Where a file goes: some say `/lib/…` or `/bin/…`, and the image has a merged /usr.
+/// Destination of a file: some are named `/lib/…` or `/bin/…`, and the image has a merged /usr.
 pub fn merged(path: &str) -> String {
     let moved = ["/bin/", "/sbin/", "/lib/", "/lib64/"];
     if moved.iter().any(|start| path.starts_with(start)) {

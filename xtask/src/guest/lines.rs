@@ -1,4 +1,4 @@
-//! Reading what a guest writes: faults on the console, the verdict on the channel.
+//! Parses a guest's output: faults on the console, the verdict on the channel.
 
 use super::Verdict;
 
@@ -29,7 +29,7 @@ const PARTS: [&str; 8] = [
     "kernel BUG at",
 ];
 
-/// The message of a console line that reports a fault of the kernel.
+/// The message of a console line that reports a kernel fault.
 pub fn fault(line: &str, harmless: &[String]) -> Option<String> {
     if harmless.iter().any(|part| line.contains(part.as_str())) {
         return None;
@@ -56,7 +56,7 @@ fn message(line: &str) -> &str {
     rest
 }
 
-/// The verdict in a line of the channel, when it is one of this run.
+/// The verdict in a line of the channel, if it belongs to this run.
 pub fn verdict(line: &str, nonce: &str) -> Option<Verdict> {
     let rest = line.trim_end_matches('\r').strip_prefix("@verdict ")?;
     let (of, rest) = rest.split_once(' ')?;
@@ -72,14 +72,14 @@ pub fn verdict(line: &str, nonce: &str) -> Option<Verdict> {
     }
 }
 
-/// Cuts a stream of bytes into lines; a line may come in pieces.
+/// Splits a stream of bytes into lines; a line may arrive in pieces.
 #[derive(Debug, Default)]
 pub struct Splitter {
     partial: Vec<u8>,
 }
 
 impl Splitter {
-    /// Takes bytes and gives the lines that they complete.
+    /// Adds bytes and returns the lines that they complete.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<String> {
         self.partial.extend_from_slice(bytes);
         let mut lines = Vec::new();
@@ -90,7 +90,7 @@ impl Splitter {
         lines
     }
 
-    /// What is left when the stream has ended.
+    /// The remainder when the stream has ended.
     pub fn finish(self) -> Option<String> {
         (!self.partial.is_empty()).then(|| text(&self.partial))
     }

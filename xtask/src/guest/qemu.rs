@@ -1,4 +1,4 @@
-//! Booting: QEMU with the console on its standard output and the channel on a socket.
+//! Boots QEMU with the console on its standard output and the channel on a socket.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -16,15 +16,15 @@ use super::{Guest, Outcome, Verdict};
 use crate::newc::Newc;
 use crate::{cmd, host};
 
-/// How often a boot that the emulator spoilt is tried again.
+/// How often a boot is retried after a fault of the emulator.
 const EMULATOR_FAULTS: u32 = 4;
 
 impl Guest<'_> {
-    /// Boots the guest and waits for its end; `each` sees every line of the channel as it comes.
+    /// Boots the guest and waits for its end; `each` gets every line of the channel as it comes.
     ///
     /// # Errors
-    /// What keeps QEMU from being started: a file that cannot be written, no such program. What
-    /// happens from then on is the outcome's verdict.
+    /// QEMU cannot be started: a file cannot be written, or there is no such program. After the start, all failures are
+    /// verdicts of the outcome.
     pub fn run(&self, each: &mut dyn FnMut(&str)) -> Result<Outcome> {
         for _ in 0..EMULATOR_FAULTS {
             let outcome = self.once(each)?;
@@ -36,8 +36,8 @@ impl Guest<'_> {
         self.once(each)
     }
 
-    /// A fault of QEMU's software emulation with several CPUs: one of them meets the breakpoint of a patch of the
-    /// kernel's code that is done already. It strikes while the kernel boots, before there is any program of ours.
+    /// True for a bug of QEMU's software emulation with several CPUs: one of them hits the breakpoint of a kernel code
+    /// patch that is already complete. It happens while the kernel boots, before any program of ours runs.
     fn is_emulators(&self, outcome: &Outcome) -> bool {
         let int3 = matches!(&outcome.verdict, Verdict::KernelFault(line) if line.contains("int3"));
         self.machine.accel.starts_with("tcg") && int3 && outcome.lines.is_empty()
@@ -56,7 +56,7 @@ impl Guest<'_> {
         command.arg(format!("socket,id=channel,path={}", socket.display()));
         command.args(["-serial", "chardev:channel"]);
         let outcome = self.watch(command, listener, &socket, &nonce, each);
-        // A large file per run that nobody reads again.
+        // A large file per run that is not read again.
         let _ = fs::remove_file(initramfs);
         outcome
     }
@@ -108,7 +108,7 @@ impl Guest<'_> {
         command
     }
 
-    /// The image with what belongs to this run laid over it.
+    /// The image with this run's own files laid over it.
     fn initramfs(&self, nonce: &str, console: bool) -> Result<std::path::PathBuf> {
         let path = self.directory.join("initramfs.cpio");
         fs::copy(&self.image.path, &path).with_context(|| path.display().to_string())?;
@@ -172,7 +172,7 @@ impl Guest<'_> {
         Ok(path)
     }
 
-    /// What `modprobe` needs to know.
+    /// The content of `modules.dep` for `modprobe`.
     fn modules_dep(&self) -> Result<String> {
         let mut text = String::new();
         for module in &self.kernel.modules {
@@ -215,8 +215,7 @@ impl Guest<'_> {
         thread::spawn(move || {
             pump(stdout, &console, Event::Console);
             let _ = console.send(Event::ConsoleEnd);
-            // QEMU is gone. If it never came to the channel, nobody else will: let the listener
-            // go.
+            // QEMU is gone. If it never connected to the channel, nobody else will: release the listener.
             let _ = UnixStream::connect(place);
         });
         thread::spawn(move || {
@@ -232,7 +231,7 @@ impl Guest<'_> {
             File::create(self.directory.join("channel.log"))?,
         );
         let result = follow.until_end(&events, &mut logs, each);
-        // Whatever happened, no guest stays behind.
+        // Whatever happened, no guest must stay behind.
         let _ = child.kill();
         let _ = child.wait();
         let _ = fs::remove_file(self.directory.join("qemu.pid"));
@@ -257,7 +256,7 @@ fn pump(mut from: impl Read, to: &Sender<Event>, event: fn(Vec<u8>) -> Event) {
     }
 }
 
-/// A word that no earlier run has used; of one length, so that images of runs are too.
+/// A unique word of constant length, so that the images of all runs have the same length.
 fn nonce() -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     format!(
@@ -278,11 +277,11 @@ mod tests {
     use crate::guest::{Guest, Machine, Outcome, Verdict};
     use crate::kernel::Kernel;
 
-    /// Runs a shell script in QEMU's place.
+    /// Runs a shell script instead of QEMU.
     fn run(script: &str, deadline: Duration) -> Outcome {
         let directory = tempfile::tempdir().unwrap().keep();
         let qemu = directory.join("qemu");
-        // `exec`, so that the kill reaches what is running.
+        // `exec`, so that the kill reaches the running program.
         fs::write(&qemu, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
         let image = Image {
@@ -324,7 +323,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// L90 A guest that ends without a verdict has failed, however well QEMU exits.
+    /// L90 A guest that ends without a verdict has failed, even if QEMU exits with status 0.
     #[test]
     fn l90_no_verdict_is_a_failure() {
         let outcome = run("echo booted; echo 'bad flag' >&2; exit 0", LONG);

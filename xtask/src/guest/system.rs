@@ -1,8 +1,8 @@
-//! The second image: a system of the distribution's packages, systemd and udev among them, instead of a bare init.
+//! The second image: a system of distribution packages, including systemd and udev, instead of a bare init.
 //!
-//! Packages are resolved by apt, checked by digest, unpacked by our own code into one archive that is kept until a
-//! package changes. What belongs to the project (programs, units, rules) is laid over it each time: the kernel takes
-//! several archives one after the other. `vm-images/systemd` holds the files of the guest itself.
+//! apt resolves the packages, their digests are verified, and our own code unpacks them into one archive that is cached
+//! until a package changes. The project's own files (programs, units, rules) are laid over it each time: the kernel
+//! accepts several archives in sequence. `vm-images/systemd` has the guest's own files.
 
 use std::fs;
 use std::io::{BufWriter, Write};
@@ -18,7 +18,7 @@ use crate::manifest::{Manifest, System};
 use crate::newc::Newc;
 use crate::{kernel, paths};
 
-/// What the kernel is told beside the rest. A systemd that crashes ends the guest, which has then failed.
+/// Additional kernel arguments. A systemd that crashes ends the guest, which has then failed.
 pub const CMDLINE: [&str; 6] = [
     "systemd.unit=guest.target",
     "systemd.show_status=no",
@@ -28,7 +28,7 @@ pub const CMDLINE: [&str; 6] = [
     "audit=0",
 ];
 
-/// What goes into the image beside the packages.
+/// The content of the image besides the packages.
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
     /// The static init, which hands over to systemd.
@@ -37,7 +37,7 @@ pub struct Contents {
     pub programs: Vec<PathBuf>,
 }
 
-/// Why there is no image: the packages cannot be had. Whatever else goes wrong is an ordinary error.
+/// There is no image, since the packages are not available. All other failures are ordinary errors.
 #[derive(Debug)]
 pub struct NoPackages(pub anyhow::Error);
 
@@ -52,8 +52,8 @@ impl std::error::Error for NoPackages {}
 /// Writes the image.
 ///
 /// # Errors
-/// [`NoPackages`] where there is no index, or a package cannot be fetched; packages that are damaged; files that cannot
-/// be read or written.
+/// [`NoPackages`] if there is no index, or a package cannot be fetched; damaged packages; files that cannot be read or
+/// written.
 pub fn build(manifest: &Manifest, contents: &Contents, path: &Path) -> Result<Image> {
     let base = base(manifest)?;
     let parent = path.parent().context("an image has a directory")?;
@@ -70,7 +70,7 @@ pub fn build(manifest: &Manifest, contents: &Contents, path: &Path) -> Result<Im
     for unit in &manifest.system.mask {
         over.link(&format!("/etc/systemd/system/{unit}"), "/dev/null")?;
     }
-    // What a package of ours would install.
+    // Files that a package of ours would install.
     for (from, to) in [
         ("systemd", "/usr/lib/systemd/system"),
         ("udev", "/usr/lib/udev/rules.d"),
@@ -87,7 +87,7 @@ pub fn build(manifest: &Manifest, contents: &Contents, path: &Path) -> Result<Im
     })
 }
 
-/// The archive of the packages: the one that was kept, or a new one.
+/// The archive of the packages: the cached one, or a new one.
 fn base(manifest: &Manifest) -> Result<PathBuf> {
     let system = &manifest.system;
     let apt = kernel::archive(manifest).map_err(NoPackages)?;
@@ -135,7 +135,7 @@ fn base(manifest: &Manifest) -> Result<PathBuf> {
 fn add(archive: &mut Newc<impl Write>, path: &str, entry: &Entry) -> Result<()> {
     let path = super::image::merged(path);
     match entry {
-        // The links of the merged tree are there.
+        // The links of the merged tree exist already.
         Entry::Directory if archive.has(&path) => Ok(()),
         Entry::Directory => archive.directory(&path),
         Entry::File(mode, bytes) => archive.file(&path, *mode, bytes),
@@ -143,7 +143,7 @@ fn add(archive: &mut Newc<impl Write>, path: &str, entry: &Entry) -> Result<()> 
     }
 }
 
-/// What the archive of the packages depends on: the packages, what is left out, and how this code lays them out.
+/// The cache key: the packages, what is left out, and how this code lays them out.
 fn key(packages: &[Package], system: &System) -> String {
     let mut all = Sha256::new();
     all.update("layout 1");

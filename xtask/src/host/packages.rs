@@ -1,5 +1,5 @@
-//! Packages of Debian and Ubuntu: installed only where nothing of the machine is removed or replaced for them, else
-//! unpacked into a directory of ours.
+//! Debian and Ubuntu packages: installed only if that removes or replaces nothing on the machine, else unpacked into a
+//! private directory.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,17 +11,17 @@ use anyhow::{Context, Result};
 
 use crate::cmd;
 
-/// Packages whose files are used from their installed place: unpacking them elsewhere helps nobody.
+/// Packages whose files only work at their installed paths: unpacking them elsewhere is no use.
 const IN_PLACE: [&str; 4] = ["apt", "gcc", "libc-bin", "libc6-dev"];
 
-/// What becomes of the packages that are wanted.
+/// What to do with the requested packages.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Those to install.
     pub install: Vec<String>,
     /// Those to unpack privately, with the reason.
     pub unpack: Vec<(String, String)>,
-    /// Those that can be neither.
+    /// Packages that can be neither installed nor unpacked.
     pub refused: Vec<Refused>,
 }
 
@@ -46,7 +46,7 @@ impl Plan {
     /// Decides for each package; `side_effects` names the packages of the machine that apt would remove or replace.
     ///
     /// # Errors
-    /// Those of `side_effects`.
+    /// The error of `side_effects`.
     pub fn new(
         wanted: &[String],
         may_install: bool,
@@ -82,7 +82,7 @@ pub fn update(sudo: bool) -> Result<()> {
     apt_get(sudo, &["update", "-q"])
 }
 
-/// Installs packages; apt fails rather than remove one.
+/// Installs packages; apt fails instead of removing one.
 ///
 /// # Errors
 /// apt fails.
@@ -111,10 +111,10 @@ fn apt_get(sudo: bool, arguments: &[&str]) -> Result<()> {
     cmd::output(command.args(arguments)).map(drop)
 }
 
-/// Which packages of the machine apt would remove or replace to install `packages`.
+/// The packages of the machine that apt would remove or replace to install `packages`.
 ///
 /// # Errors
-/// A package that is not in the index, or dependencies that cannot be fulfilled.
+/// A package that is not in the index, or dependencies that cannot be satisfied.
 pub fn side_effects(packages: &[String]) -> Result<Vec<String>> {
     let text = cmd::output(simulate().args(packages))?;
     Ok(text.lines().filter_map(changed).collect())
@@ -149,8 +149,8 @@ fn installed(line: &str) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// Unpacks a package, and whatever it needs that the machine does not have, into the directory `to`. Programs of
-/// Debian find their data relative to their own place, and their libraries by `LD_LIBRARY_PATH`.
+/// Unpacks a package, and all dependencies that the machine lacks, into the directory `to`. Debian's programs find
+/// their data relative to their own path, and their libraries through `LD_LIBRARY_PATH`.
 ///
 /// # Errors
 /// The package is not in the index, cannot be fetched or unpacked.
@@ -158,7 +158,7 @@ pub fn unpack(package: &str, to: &Path) -> Result<()> {
     let parent = to.parent().context("a directory has a parent")?;
     fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
     let work = tempfile::tempdir_in(parent)?;
-    // To apt the machine is empty: then it names everything that the package needs.
+    // apt sees an empty machine and names all dependencies.
     let status = work.path().join("status");
     fs::write(&status, "")?;
     let mut closure = simulate();
@@ -176,7 +176,7 @@ pub fn unpack(package: &str, to: &Path) -> Result<()> {
     fs::create_dir(&root)?;
     let mut download = Command::new("apt-get");
     download.current_dir(&files).args(["download", "-q"]);
-    // As root apt would change to a user of its own, who may not write here.
+    // As root, apt would switch to a user of its own, who cannot write here.
     download.args(["-o", "APT::Sandbox::User=root"]);
     cmd::output(download.args(&lacking))?;
     for file in fs::read_dir(&files)? {
@@ -189,7 +189,7 @@ pub fn unpack(package: &str, to: &Path) -> Result<()> {
     fs::rename(&root, to).with_context(|| to.display().to_string())
 }
 
-/// The packages that are installed on the machine.
+/// The packages installed on the machine.
 fn present() -> Result<BTreeSet<String>> {
     let mut query = Command::new("dpkg-query");
     query.args(["--show", "--showformat", "${db:Status-Status} ${Package}\n"]);
@@ -217,8 +217,8 @@ mod tests {
         assert_eq!(installed(removed), None);
     }
 
-    /// A package for which another would go is unpacked; one that is of use only in its place is refused, with the
-    /// command that installs it all the same.
+    /// A package that would replace another is unpacked; one that only works in its place is refused, with the command
+    /// that installs it anyway.
     #[test]
     fn nothing_of_the_machine_is_removed_or_replaced() {
         let wanted = ["fio", "libc6-dev", "qemu-system-x86"].map(str::to_owned);

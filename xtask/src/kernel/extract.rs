@@ -1,4 +1,4 @@
-//! From packages or a path to the image and the unpacked modules.
+//! Extracts the image and the unpacked modules from packages or a path.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,13 +13,12 @@ use crate::manifest::Manifest;
 use crate::modinfo::{ModInfo, name_of, order};
 use crate::{deb, paths};
 
-/// Unpacks what the guest needs of a kernel's packages, once per version.
+/// Unpacks the files of a kernel's packages that the guest needs, once per version.
 ///
 /// # Errors
-/// A package that cannot be fetched or opened; no image; a configuration that does not do; a
-/// module that is missing.
+/// A package that cannot be fetched or opened, no image, an insufficient configuration, or a missing module.
 pub fn from_packages(manifest: &Manifest, packages: &Packages) -> Result<Kernel> {
-    // The manifest's lists are part of the key: another list wants other modules unpacked.
+    // The manifest's lists are part of the key: another list needs other modules.
     let lists = format!(
         "{:?}{:?}{:?}",
         manifest.modules, manifest.spare_modules, manifest.config
@@ -55,12 +54,11 @@ pub fn from_packages(manifest: &Manifest, packages: &Packages) -> Result<Kernel>
     load(&directory, release)
 }
 
-/// Uses a kernel of the user's own: a `vmlinuz`, a build tree's `bzImage`, or a directory that
-/// holds a `vmlinuz`. Its modules are those of /lib/modules for its version, those beside it, or
-/// those of the build tree.
+/// Uses the user's own kernel: a `vmlinuz`, a build tree's `bzImage`, or a directory that contains a `vmlinuz`. Its
+/// modules are those of /lib/modules for its version, those next to it, or those of the build tree.
 ///
 /// # Errors
-/// No such file; a configuration that does not do; a module that is missing.
+/// No such file, an insufficient configuration, or a missing module.
 pub fn from_path(manifest: &Manifest, path: &Path) -> Result<Kernel> {
     let path = fs::canonicalize(path).with_context(|| path.display().to_string())?;
     let image = if path.is_dir() {
@@ -106,7 +104,7 @@ pub fn from_path(manifest: &Manifest, path: &Path) -> Result<Kernel> {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     let directory = paths::vm().join("kernels").join(format!("own-{key}"));
-    // Kernel hackers rebuild at the same place: unpack anew each time.
+    // Kernel developers rebuild in place: unpack again each time.
     if directory.exists() {
         fs::remove_dir_all(&directory)?;
     }
@@ -115,7 +113,7 @@ pub fn from_path(manifest: &Manifest, path: &Path) -> Result<Kernel> {
     load(&directory, &release)
 }
 
-/// The release that the boot header names (Documentation/arch/x86/boot.rst, kernel_version).
+/// The release in the boot header (Documentation/arch/x86/boot.rst, kernel_version).
 fn release_of(image: &Path) -> Result<String> {
     let bytes = fs::read(image)?;
     let text = || {
@@ -150,7 +148,7 @@ fn walk(directory: &Path, map: &mut BTreeMap<String, PathBuf>) -> Result<()> {
 /// Reads one of the files by its path.
 type Read<'a> = Box<dyn Fn(&str) -> Result<Vec<u8>> + 'a>;
 
-/// Files to pick from.
+/// A set of files.
 struct Source<'a> {
     paths: Vec<String>,
     read: Read<'a>,
@@ -212,7 +210,7 @@ fn unpack(manifest: &Manifest, source: &Source<'_>, release: &str, to: &Path) ->
     }
     fs::write(fresh.path().join("complete"), order.join("\n"))?;
     match fs::rename(fresh.path(), to) {
-        // Somebody else was quicker with the same content.
+        // Another process was faster with the same content.
         Err(_) if to.join("complete").exists() => Ok(()),
         other => other.with_context(|| to.display().to_string()),
     }
@@ -235,7 +233,7 @@ fn load(directory: &Path, release: &str) -> Result<Kernel> {
     })
 }
 
-/// Each option must be `y` or `m`.
+/// Checks that each option is `y` or `m`.
 fn check_config(config: &str, needed: &[String]) -> Result<()> {
     let has = |option: &String| {
         let built_in = format!("{option}=y");

@@ -1,4 +1,4 @@
-//! From a series to packages of the signed index.
+//! Resolves a series to packages of the signed index.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,17 +13,17 @@ use crate::{cmd, paths};
 /// The packages of one kernel, fetched.
 #[derive(Debug)]
 pub struct Packages {
-    /// What the image package's name says between its start and end, flavour included.
+    /// The middle part of the image package's name, including the flavour.
     pub release: String,
     /// Digests of all packages: the key of the cache.
     pub key: String,
     /// The packages.
     pub packages: Vec<Package>,
-    /// Where they come from.
+    /// The apt they come from.
     pub apt: Apt,
 }
 
-/// A series that the package index does not have (any more).
+/// The package index does not have this series (any more).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotOnOffer {
     series: String,
@@ -93,8 +93,8 @@ pub fn packages(manifest: &Manifest, series: &str) -> Result<Packages> {
     Err(NotOnOffer::new(series, why).into())
 }
 
-/// An image package with the packages that hold its files; the name of one that the index lacks. There are all of these
-/// or, with older images, which hold everything, none.
+/// An image package together with the packages that hold its files; or the name of one that the index lacks. Newer
+/// images need all of these, older ones contain everything and need none.
 fn whole(
     apt: &Apt,
     distribution: &Distribution,
@@ -150,13 +150,13 @@ fn open(distribution: &Distribution) -> Result<Apt> {
     Ok(apt)
 }
 
-/// The release in an image package's name, when it is one of ours.
+/// The release in an image package's name, if it is one we use.
 fn release(name: &str, distribution: &Distribution) -> Option<String> {
     let release = name.strip_prefix(&distribution.image)?;
     let version = release.strip_suffix(&distribution.flavour)?;
     let digits = version.starts_with(|c: char| c.is_ascii_digit());
     let not = distribution.not.iter().any(|part| name.contains(part));
-    // `linux-image-6.12` is a name without a version behind it.
+    // `linux-image-6.12` is a name without a full version.
     (digits && !not && numbers(version).len() >= 3).then(|| release.to_owned())
 }
 

@@ -1,19 +1,19 @@
-//! Our tables beside C's answers.
+//! Compares our tables with C's answers.
 
 use super::header::Header;
 use super::probe::{Answers, Questions};
 use super::{Ours, Struct};
 
-/// What differs, and what is worth a word.
+/// Differences and remarks.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Differences.
     pub failures: Vec<String>,
-    /// Differences that the header's age explains.
+    /// Differences explained by the header's age.
     pub warnings: Vec<String>,
 }
 
-/// The part of our names that the headers have, for a program that compiles.
+/// Those of our names that the headers have, for a program that compiles.
 pub fn present(ours: &Ours, header: &Header) -> Questions {
     let mut questions = Questions::default();
     for (name, _) in &ours.constants {
@@ -39,8 +39,8 @@ pub fn present(ours: &Ours, header: &Header) -> Questions {
 
 /// Compares everything.
 ///
-/// A name of the first header that we lack is a failure when the header is not newer than
-/// `followed`; a name of ours that the headers lack is one when they are not older.
+/// A name of the first header that we lack is a failure if the header is not newer than `followed`; a name of ours that
+/// the headers lack is one if they are not older.
 pub fn compare(
     ours: &Ours,
     header: &Header,
@@ -89,7 +89,7 @@ pub fn compare(
 }
 
 impl Report {
-    /// A name of ours that the headers do not have.
+    /// Reports a name of ours that the headers lack.
     fn gone(&mut self, name: &str, older: bool) {
         if older {
             self.warnings.push(format!(
@@ -101,7 +101,7 @@ impl Report {
     }
 }
 
-/// Names of the header that we do not have.
+/// Reports names of the header that we lack.
 fn lacking(report: &mut Report, ours: &Ours, header: &Header, newer: bool) {
     let constants = header.constants.iter();
     let constants = constants.filter(|name| !ours.constants.iter().any(|row| row.0 == **name));
@@ -127,7 +127,7 @@ fn compare_struct(report: &mut Report, row: &Struct, theirs: &Answers, older: bo
             "{} has size {} and alignment {}, in C {} and {}",
             row.name, row.size, row.align, c.0, c.1
         );
-        // A struct that grew is no difference of its older part.
+        // A struct that grew later is no difference if its older part matches.
         if older && c.0 < row.size && c.1 == row.align {
             report.warnings.push(text);
         } else {

@@ -1,4 +1,4 @@
-//! The names that a C header defines, from its text.
+//! Extracts the names that a C header defines.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,21 +6,21 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Names and texts of the headers.
+/// Names and text of the headers.
 #[derive(Debug)]
 pub struct Header {
     /// Object-like macros and enumerators of the first header.
     pub constants: BTreeSet<String>,
-    /// Structs that the first header defines.
+    /// Structs defined by the first header.
     pub structs: BTreeSet<String>,
-    /// Every word of all headers, comments left out.
+    /// Every word of all headers, without comments.
     words: BTreeSet<String>,
     /// The words of each struct's body, in all headers.
     bodies: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Header {
-    /// Reads headers below `include`; names that must be known to us come from the first.
+    /// Reads headers below `include`; the names that we must know come from the first.
     ///
     /// # Errors
     /// A header cannot be read.
@@ -107,7 +107,7 @@ fn idents(text: &str) -> impl Iterator<Item = &str> {
         .filter(|word| !word.is_empty() && !word.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// Names of macros that have a value and no parameters.
+/// Names of macros with a value and no parameters.
 fn macros(text: &str) -> impl Iterator<Item = String> {
     text.lines().filter_map(|line| {
         let rest = line
@@ -152,7 +152,7 @@ fn structs(text: &str) -> BTreeMap<String, BTreeSet<String>> {
     found
 }
 
-/// What stands between the braces, when nothing but a name stands before them.
+/// The text between the braces, if only a name precedes them.
 fn body(text: &str) -> Option<&str> {
     let open = text.find('{')?;
     let before = text[..open].trim();

@@ -1,4 +1,4 @@
-//! A C program that tells what the compiler makes of the headers.
+//! A C program that prints how the compiler sees the headers.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,20 +11,20 @@ use anyhow::{Context, Result, bail};
 use super::sample::Sample;
 use crate::{cmd, paths};
 
-/// What to ask C about: names that the headers have.
+/// The names to ask C about: those that the headers have.
 #[derive(Debug, Default)]
 pub struct Questions {
     /// Constants.
     pub constants: Vec<&'static str>,
     /// Structs.
     pub structs: Vec<&'static str>,
-    /// Fields, with whether C can measure them.
+    /// Fields, and whether C can measure them.
     pub fields: Vec<(&'static str, &'static str, bool)>,
     /// Calls of the header's inline functions.
     pub samples: Vec<Sample>,
 }
 
-/// What C answered.
+/// C's answers.
 #[derive(Debug, Default)]
 pub struct Answers {
     /// Values, converted to `unsigned long long`.
@@ -40,7 +40,7 @@ pub struct Answers {
 /// Compiles the program against the headers below `include` and runs it.
 ///
 /// # Errors
-/// The compiler is missing or fails, or the program says something else.
+/// The compiler is missing or fails, or the program prints something unexpected.
 pub fn run(include: &Path, headers: &[&str], questions: &Questions) -> Result<Answers> {
     let directory = paths::target().join("layout-probe");
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
@@ -60,7 +60,7 @@ pub fn run(include: &Path, headers: &[&str], questions: &Questions) -> Result<An
     answers(&cmd::output(&mut Command::new(&program))?)
 }
 
-/// The headers, and the ones of this architecture that they include.
+/// The include paths, including this architecture's headers.
 fn include_paths(include: &Path) -> Result<Vec<PathBuf>> {
     let arch = match std::env::consts::ARCH {
         "x86_64" => "x86",
@@ -72,7 +72,7 @@ fn include_paths(include: &Path) -> Result<Vec<PathBuf>> {
     };
     let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
     let usr = include.parent().context("usr/include has a parent")?;
-    // Newer packages keep them apart, older ones below usr/include.
+    // Newer packages have a separate directory, older ones use usr/include.
     let places = [usr.join("lib/linux/uapi").join(arch), include.join(triple)];
     let Some(asm) = places
         .iter()

@@ -1,4 +1,4 @@
-//! Words that the header packs with inline functions: ours and C's for the same values.
+//! Words that the header packs with inline functions: our values and C's for the same input.
 
 use ublk_sys::offset::UserCopy;
 use ublk_sys::ublk_auto_buf_reg;
@@ -6,10 +6,10 @@ use ublk_sys::word::ShmemAddr;
 
 use super::header::Header;
 
-/// One call and what we say it gives.
+/// One call and our result.
 #[derive(Debug)]
 pub struct Sample {
-    /// A word that the headers have when C can be asked.
+    /// A word that the headers must contain.
     pub needs: &'static str,
     /// The C expression.
     pub c: &'static str,
@@ -17,7 +17,7 @@ pub struct Sample {
     pub ours: u64,
 }
 
-/// The samples that these headers can answer; each field has a value of its own.
+/// The samples that these headers can answer; each field has a distinct value.
 pub fn samples(header: &Header) -> Vec<Sample> {
     let mut samples = Vec::new();
     let mut add = |needs, c, ours| samples.push(Sample { needs, c, ours });
@@ -65,7 +65,7 @@ pub fn samples(header: &Header) -> Vec<Sample> {
     };
     let op = "ublksrv_get_op(&(struct ublksrv_io_desc){.op_flags = 0x01234567})";
     add("ublksrv_get_op", op, iod.op().into());
-    // Ours keeps the flags in their place, where the constants are (L12); C shifts them down.
+    // Ours keeps the flags in their positions, like the constants (L12); C shifts them down.
     let flags = "ublksrv_get_flags(&(struct ublksrv_io_desc){.op_flags = 0x01234567}) << 8";
     add("ublksrv_get_flags", flags, iod.flags().into());
     let place = UserCopy {

@@ -28,7 +28,7 @@ fn a_figure_is_the_difference_of_two_runs() {
     assert_eq!((figure.copied, (figure.alike * 10.0).round()), (16.0, 21.0));
 }
 
-/// L90 Runs that fio cut short, or markers that were not seen, are no figures.
+/// L90 Runs that fio cut short, or markers that were not seen, give no figures.
 #[test]
 fn l90_half_a_measurement_is_an_error() {
     let (marks, row) = (snapshots(MARKS).unwrap(), brd());
@@ -49,7 +49,7 @@ fn l90_half_a_measurement_is_an_error() {
     assert_eq!(error.to_string(), "no such device");
 }
 
-/// L93 A row whose device has another number of queues than its label says has no figure.
+/// L93 A row whose device has another number of queues than its label gives no figure.
 #[test]
 fn l93_a_device_that_is_not_what_the_row_says_has_no_figure() {
     let (marks, row) = (snapshots(MARKS).unwrap(), brd());

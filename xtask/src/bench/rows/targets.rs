@@ -1,23 +1,23 @@
-//! What the work is done to: our devices in each mode, the kernel's own, libublk's, and those of the kernel's test server.
+//! Target devices: ours in each mode, the kernel's own, libublk's, and those of the kernel's test server.
 
 use super::super::label::Label;
 
-/// The file on tmpfs, and how it is made.
+/// A file on tmpfs, and the command that makes it.
 const TMPFS: &str = "/mnt/tmpfs/file";
 const ON_TMPFS: &str = "tmpfs /mnt/tmpfs/file 256";
-/// The file on ext4 over a ram disk, and how it is made.
+/// A file on ext4 on a RAM disk, and the command that makes it.
 const EXT4: &str = "/mnt/ext4/file";
 const ON_EXT4: &str = "ext4 /dev/ram1 /mnt/ext4/file 256";
 
-/// Memory that clients share with a server, and how it is made.
+/// Memory that clients share with a server, and the command that makes it.
 const SHARED: &str = "/mnt/shared/memory";
 const SHARED_MEMORY: &str = "tmpfs /mnt/shared/memory 8";
 
-/// What the path of an example begins with in the image.
+/// Prefix of an example's path in the image.
 pub const EXAMPLE: &str = "/usr/bin/ublk-example-";
 /// The program of libublk's rows in the image.
 pub const LIBUBLK: &str = "/usr/bin/bench-libublk";
-/// The program of the rows of the kernel's own test server in the image.
+/// The kernel's own test server in the image.
 pub const KUBLK: &str = "/usr/bin/kublk";
 
 /// Something with a block device.
@@ -25,28 +25,29 @@ pub const KUBLK: &str = "/usr/bin/kublk";
 pub struct Target {
     /// Its part of a row's name.
     pub name: String,
-    /// Command of the server, empty for the kernel's own devices.
+    /// Command of the server; empty for the kernel's own devices.
     pub server: String,
-    /// The device that is there without a server, or that a server makes without a word.
+    /// The device, if it exists without a server or the server does not print its path.
     pub device: String,
-    /// What ends a server that leaves its device behind when it is told to end; without a scheduler like ours.
+    /// Command that removes the device of a server that leaves it behind when terminated; such devices run without a
+    /// scheduler, like ours.
     pub stop: String,
-    /// How and of which file the kernel makes a loop device.
+    /// How the kernel makes a loop device, and of which file.
     pub looped: String,
-    /// What fio is told besides its work.
+    /// Additional arguments of fio.
     pub client: String,
-    /// What must be there first.
+    /// Preparations.
     pub prepare: Vec<String>,
-    /// What its device is said to be.
+    /// Its description.
     pub label: Label,
-    /// Jobs of a row by the clock.
+    /// Number of jobs of a wall-clock row.
     pub jobs: u64,
     /// Part of the reduced set.
     pub reduced: bool,
 }
 
 impl Target {
-    /// One of ours: backend with its arguments, data mode, batches, queues.
+    /// One of our devices: backend with its arguments, data mode, batches, queues.
     fn ours(name: &str, backend: &str, data: &str, batch: &str, queues: u64) -> Self {
         let data_word = if data.is_empty() { "auto" } else { data };
         Self {
@@ -72,7 +73,7 @@ impl Target {
         }
     }
 
-    /// One of libublk's; `data` is the mode that the kernel must report.
+    /// A libublk device; `data` is the mode that the kernel must report.
     fn libublk(name: &str, words: &str, data: &str, queues: u64) -> Self {
         Self {
             name: name.to_owned(),
@@ -83,7 +84,7 @@ impl Target {
         }
     }
 
-    /// One of the kernel's test server; `data` is the mode that the kernel must report.
+    /// A device of the kernel's test server; `data` is the mode that the kernel must report.
     fn kublk(name: &str, words: &str, data: &str) -> Self {
         let target = words.split(' ').next().unwrap_or_default();
         let rest = words.strip_prefix(target).unwrap_or_default();
@@ -123,19 +124,19 @@ impl Target {
         self
     }
 
-    /// Its device keeps the I/O scheduler that the kernel chose, as other servers' devices do.
+    /// Keeps the I/O scheduler that the kernel chose, like other servers' devices.
     fn scheduled(mut self) -> Self {
         self.server += " --scheduler kernel";
         self
     }
 
-    /// Its queues poll before they sleep.
+    /// Makes its queues poll before they sleep.
     fn polling(mut self, how: &str) -> Self {
         self.server += &format!(" --poll {how}");
         self
     }
 
-    /// Its clients' buffers are memory that it shares, a file that is there.
+    /// Puts its clients' buffers into memory that it shares, an existing file.
     fn sharing(mut self, path: &str) -> Self {
         self.server += &format!(" --shm {path}");
         self.client = format!(" --mem=mmapshared:{path}");
@@ -156,12 +157,12 @@ fn file_tmpfs(name: &str, data: &str) -> Target {
     Target::ours(name, &format!("file {TMPFS}"), data, "off", 1).on(ON_TMPFS)
 }
 
-/// The same on ext4.
+/// Our file device on ext4.
 fn file_ext4(name: &str, data: &str) -> Target {
     Target::ours(name, &format!("file {EXT4}"), data, "off", 1).on(ON_EXT4)
 }
 
-/// Targets of the five works.
+/// Targets of the five standard jobs.
 pub fn counted() -> Vec<Target> {
     let ours = |name: &str, backend: &str, data: &str, batch: &str| {
         Target::ours(name, backend, data, batch, 1)
@@ -222,8 +223,8 @@ pub fn counted() -> Vec<Target> {
             "zero-copy",
         )
         .on(ON_EXT4),
-        // By default it has one queue more, for requests that are polled for; without it the driver
-        // completes in another, dearer way.
+        // By default it has another queue for polled requests; without it the driver completes in another, more
+        // expensive way.
         Target::device("null_blk", "/dev/nullb0", Label::mq(2, 64)),
         Target::device("brd", "/dev/ram0", Label::bios()),
         Target::looped("loop_tmpfs", "buffered", TMPFS).on(ON_TMPFS),
@@ -238,7 +239,7 @@ fn mem_shm() -> Target {
         .sharing(SHARED)
 }
 
-/// Ways of large data to and from a memory device, for requests that are not merged.
+/// Data modes of a memory device for large requests that are not merged.
 pub fn large() -> Vec<Target> {
     let mem = |name: &str, data: &str| Target::ours(name, "mem --size 256M", data, "off", 1);
     vec![
@@ -266,7 +267,7 @@ pub fn queues() -> Vec<Target> {
     vec![null(1), null(2)]
 }
 
-/// Targets of rows by the clock, with one queue and with several.
+/// Targets of wall-clock rows, with one queue and with several.
 pub fn wall() -> Vec<Target> {
     let mut all = Vec::new();
     for queues in [1, 4] {
@@ -291,7 +292,7 @@ pub fn wall() -> Vec<Target> {
         let device = Target::device(
             &format!("null_blk_{queues}q"),
             &format!("/dev/{name}"),
-            // One more for polled requests, as above.
+            // Another one for polled requests, as above.
             Label::mq(queues + 1, 128),
         );
         all.push(Target {
@@ -311,12 +312,12 @@ pub fn wall() -> Vec<Target> {
     all
 }
 
-/// Two queues for four jobs, which four processors can do at once.
+/// Two queues for four jobs, which four processors can run at once.
 pub fn scaling() -> Target {
     Target::ours("null_2q", "null", "copy", "off", 2)
 }
 
-/// A backend with work of its own, on a queue of one thread and of two.
+/// A backend with CPU work, on a queue with one thread and with two.
 pub fn busy() -> [Target; 2] {
     [1, 2].map(|threads| {
         let mut target = Target::example(&format!("busy_{threads}t"), "bench_busy").reduced();

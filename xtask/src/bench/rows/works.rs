@@ -1,15 +1,15 @@
-//! What fio does.
+//! The fio jobs.
 
 use super::Kind;
 
-/// What fio is told for every count.
+/// fio's common arguments for counts.
 const COUNTED: &str = "--ioengine=io_uring --direct=1 --thread --gtod_reduce=1 \
                        --norandommap --randrepeat=1 --size=200m --io_size=100g";
-/// The same for rows by the clock, which need the times of single requests.
+/// fio's common arguments for wall-clock rows, which need the latency of single requests.
 const WALL: &str =
     "--ioengine=io_uring --direct=1 --thread --norandommap --randrepeat=1 --size=200m";
 
-/// Work for fio.
+/// A fio job.
 #[derive(Clone, Debug)]
 pub struct Work {
     /// Its part of a row's name.
@@ -20,15 +20,15 @@ pub struct Work {
     block: String,
     /// Requests of a job in flight.
     pub depth: u64,
-    /// Requests submitted and reaped at once, at most.
+    /// Maximum number of requests submitted and reaped at once.
     batch: u64,
-    /// Jobs.
+    /// Number of jobs.
     pub jobs: u64,
-    /// Each job stays on a CPU of its own.
+    /// Pins each job to a CPU of its own.
     apart: bool,
-    /// I/Os of each job between the two runs of a count.
+    /// Difference in I/Os of each job between the two runs of a count.
     pub ios: u64,
-    /// Seconds of a run by the clock.
+    /// Duration of a wall-clock run in seconds.
     pub seconds: u64,
     /// Part of the reduced set.
     pub reduced: bool,
@@ -90,7 +90,7 @@ impl Work {
     }
 }
 
-/// The five works of every target whose instructions are counted.
+/// The five standard jobs of every target whose instructions are counted.
 pub fn protocol() -> Vec<Work> {
     vec![
         Work::new("randread", "4k", 1, 1),
@@ -118,7 +118,7 @@ pub fn sizes() -> Vec<Work> {
     works
 }
 
-/// Large requests here and there, which the block layer cannot merge.
+/// Large random requests, which the block layer cannot merge.
 pub fn large() -> Vec<Work> {
     ["randread", "randwrite"]
         .map(|mode| Work::new(mode, "128k", 8, 8))
@@ -136,7 +136,7 @@ pub fn scaling() -> Work {
     Work::new("randread", "4k", 64, 16).jobs(4)
 }
 
-/// Enough requests that no thread waits for one.
+/// Enough requests to keep every thread busy.
 pub fn busy() -> Work {
     let mut work = Work::new("randread", "4k", 16, 16);
     work.name += "-1j";
@@ -144,7 +144,7 @@ pub fn busy() -> Work {
     work
 }
 
-/// Every depth, two sizes, reading and writing, with that many jobs.
+/// Every depth, two sizes, reads and writes, with this many jobs.
 pub fn wall(jobs: u64) -> Vec<Work> {
     let mut works = Vec::new();
     for (block, read, write) in [("4k", "randread", "randwrite"), ("128k", "read", "write")] {
