@@ -1,4 +1,4 @@
-//! Every struct of the driver's interface, bytes to struct to bytes.
+//! Every struct of the driver's interface, from bytes and back.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| ublk_sys::fuzz::marshal_all(bytes));

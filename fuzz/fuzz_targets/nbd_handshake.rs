@@ -1,4 +1,4 @@
-//! A server that says anything before it serves.
+//! A server that sends arbitrary bytes in the handshake.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| nbd_client::fuzz::handshake(bytes));

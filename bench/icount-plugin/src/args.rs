@@ -25,10 +25,10 @@ impl Args {
     /// Reads `name=value` words.
     ///
     /// # Errors
-    /// A text that says which argument is missing, unknown or malformed.
+    /// A text that names the missing, unknown or malformed argument.
     pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Result<Self, String> {
         let (mut lo, mut hi, mut out, mut hot) = (None, None, None, None);
-        // No instruction lies in an empty range.
+        // An empty range contains no instruction.
         let (mut user_copy, mut page_copy) = (0..0, 0..0);
         for word in words {
             let (name, value) = word
@@ -67,7 +67,7 @@ fn address(text: &str) -> Result<u64, String> {
     u64::from_str_radix(digits, 16).map_err(|error| format!("{text}: {error}"))
 }
 
-/// Two addresses with a `-` between them: the first, and the first one behind.
+/// Two addresses separated by `-`: the first, and the one after the last.
 fn range(text: &str) -> Result<Range<u64>, String> {
     let (start, end) = text
         .split_once('-')

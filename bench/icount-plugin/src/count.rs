@@ -1,13 +1,13 @@
-//! Counters: who spends an instruction, and how many each has spent on each vCPU.
+//! Counters of instructions per class and vCPU.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Who spends an instruction.
+/// Classes of code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The kernel (the upper half of the address space), but for its copy routines.
+    /// The kernel (the upper half of the address space), except its copy routines.
     Kernel,
     /// User code in the server's text.
     Server,
@@ -19,7 +19,7 @@ pub enum Class {
     PageCopy,
 }
 
-/// Where code of the classes lies.
+/// Address ranges of the classes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
     /// The server's text.
@@ -53,13 +53,13 @@ impl Class {
     /// Number of classes.
     pub const COUNT: usize = 5;
 
-    /// Whether the code is the kernel's.
+    /// Whether the code belongs to the kernel.
     pub fn is_kernel(self) -> bool {
         !matches!(self, Self::Server | Self::Other)
     }
 }
 
-/// One vCPU's counters, on cache lines of their own.
+/// The counters of one vCPU, on separate cache lines.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Counters([AtomicU64; Class::COUNT]);
@@ -70,7 +70,7 @@ impl Counters {
         &self.0[class as usize]
     }
 
-    /// Adds executed instructions. Only this vCPU's thread writes: no read-modify-write needed.
+    /// Adds executed instructions. Only this vCPU's thread writes, so no read-modify-write is needed.
     pub fn add(&self, class: usize, instructions: u64) {
         let counter = &self.0[class % Class::COUNT];
         let count = counter.load(Ordering::Relaxed);
@@ -78,7 +78,7 @@ impl Counters {
     }
 }
 
-/// The sum over all vCPUs as a line of the snapshot file; the kernel's share has its copies in it.
+/// The sum over all vCPUs as a line of the snapshot file; the kernel's share includes its copies.
 pub fn line(counters: &[Counters]) -> String {
     let sum = |class: Class| -> u64 {
         counters
@@ -95,12 +95,12 @@ pub fn line(counters: &[Counters]) -> String {
     )
 }
 
-/// A block's class and length in one word, for a callback that gets one pointer-sized value.
+/// Packs a block's class and length into one word, for a callback with one pointer-sized argument.
 pub fn pack(class: Class, instructions: usize) -> usize {
     (instructions << 3) | class as usize
 }
 
-/// What [`pack`] took: the class as an index, and the number of instructions.
+/// Unpacks a word of [`pack`]: the class as an index, and the number of instructions.
 pub fn unpack(word: usize) -> (usize, u64) {
     (word & 7, (word >> 3) as u64)
 }

@@ -1,12 +1,11 @@
-//! How often each of the server's blocks ran between two markers.
+//! Counts the executions of each of the server's blocks between two markers.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The blocks by the addresses of their instructions: a block that is translated again goes on
-/// with its counter.
+/// The blocks by the addresses of their instructions: a block that is translated again keeps its counter.
 #[derive(Debug, Default)]
 pub struct Hot {
     blocks: HashMap<Vec<u64>, Block>,
@@ -14,7 +13,7 @@ pub struct Hot {
 
 #[derive(Debug)]
 struct Block {
-    /// Lives for ever, since translated code may refer to it to the end.
+    /// Never freed, since translated code may refer to it to the end.
     runs: &'static AtomicU64,
     told: u64,
 }
@@ -29,7 +28,7 @@ impl Hot {
         block.runs
     }
 
-    /// What ran since the last call: a line per block, in the order of addresses.
+    /// The executions since the last call: a line per block, in the order of addresses.
     pub fn since(&mut self) -> String {
         let mut lines = Vec::new();
         for (addresses, block) in &mut self.blocks {

@@ -1,8 +1,8 @@
-//! The plugin itself: what QEMU calls, and what it asks of QEMU.
+//! The plugin's callbacks and its calls of QEMU.
 //!
-//! `unsafe` is re-opened here: the interface is C. QEMU's pointers (`tb`, `insn`, `info`, `argv`)
-//! are used only inside the callback that got them, which is as long as they are valid. Pointers
-//! given to QEMU point into [`STATE`] or leaked counters, which live as long as the process.
+//! `unsafe` is allowed here: the interface is C. QEMU's pointers (`tb`, `insn`, `info`, `argv`) are only used inside
+//! the callback that got them, where they are valid. Pointers given to QEMU point into [`STATE`] or leaked counters,
+//! which live as long as the process.
 #![expect(unsafe_code, reason = "QEMU's plugin interface is C")]
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -17,10 +17,10 @@ use crate::count::{self, Class, Counters, Places};
 use crate::hot::Hot;
 use crate::qemu;
 
-/// The marker: `nopl 0x11223344(%rax,%rax,1)`, which no compiler writes.
+/// The marker: `nopl 0x11223344(%rax,%rax,1)`, which no compiler generates.
 const MARKER: [u8; 8] = [0x0f, 0x1f, 0x84, 0x00, 0x44, 0x33, 0x22, 0x11];
 
-/// The interface version we speak.
+/// The interface version that we use.
 // SAFETY: no other object of the QEMU process exports this name: plugins are loaded RTLD_LOCAL.
 #[unsafe(no_mangle)]
 pub static qemu_plugin_version: c_int = 1;
@@ -52,8 +52,8 @@ impl State {
         })
     }
 
-    /// With one vCPU there is one thread, and translated code may add by itself. With several,
-    /// each may have its thread, and each adds to counters of its own in a callback.
+    /// With one vCPU there is one thread, and translated code may add inline. With several, each may have its own
+    /// thread, and adds to its own counters in a callback.
     fn alone(&self) -> bool {
         self.counters.len() == 1
     }
@@ -67,11 +67,11 @@ impl State {
     }
 }
 
-/// QEMU's call when the plugin is loaded.
+/// Called by QEMU when it loads the plugin.
 ///
 /// # Safety
-/// Only QEMU calls this: `info` is a valid `qemu_info_t` and `argv` holds `argc` NUL-terminated
-/// strings, for the time of the call.
+/// Only QEMU may call this: `info` must be a valid `qemu_info_t` and `argv` must hold `argc` NUL-terminated strings,
+/// for the duration of the call.
 // SAFETY: no other object of the QEMU process exports this name: plugins are loaded RTLD_LOCAL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qemu_plugin_install(
@@ -111,14 +111,14 @@ pub unsafe extern "C" fn qemu_plugin_install(
             return -1;
         }
     }
-    // SAFETY: `id` is the one QEMU gave for this plugin, and the function pointer is static.
+    // SAFETY: `id` is the one that QEMU passed for this plugin, and the function pointer is static.
     unsafe { qemu::qemu_plugin_register_vcpu_tb_trans_cb(id, translated) };
-    // SAFETY: as above; the callback makes no use of its data pointer, so null is fine.
+    // SAFETY: as above; the callback ignores its data pointer, so null is fine.
     unsafe { qemu::qemu_plugin_register_atexit_cb(id, at_exit, ptr::null_mut()) };
     0
 }
 
-/// QEMU's call for each block that it translates.
+/// Called by QEMU for each block that it translates.
 extern "C" fn translated(_id: qemu::Id, tb: *mut qemu::Tb) {
     let Some(state) = STATE.get() else { return };
     // SAFETY: `tb` is valid during this callback.
@@ -140,7 +140,7 @@ extern "C" fn translated(_id: qemu::Id, tb: *mut qemu::Tb) {
         }
     } else {
         let word = ptr::without_provenance_mut(count::pack(class, length));
-        // SAFETY: `tb` is valid; the callback takes the pointer for a number only.
+        // SAFETY: `tb` is valid; the callback uses the pointer as a number only.
         unsafe {
             qemu::qemu_plugin_register_vcpu_tb_exec_cb(tb, executed, qemu::CB_NO_REGS, word);
         }
@@ -168,7 +168,7 @@ fn markers(tb: *const qemu::Tb, length: usize) {
         // bytes need no alignment.
         let bytes: [u8; 8] = unsafe { data.cast::<[u8; 8]>().read() };
         if bytes == MARKER {
-            // SAFETY: `insn` is valid, and the callback makes no use of its data pointer.
+            // SAFETY: `insn` is valid, and the callback ignores its data pointer.
             unsafe {
                 qemu::qemu_plugin_register_vcpu_insn_exec_cb(
                     insn,
@@ -181,7 +181,7 @@ fn markers(tb: *const qemu::Tb, length: usize) {
     }
 }
 
-/// A counter for a block of the server, when its blocks are wanted.
+/// Adds a counter to a block of the server, if requested.
 fn block(state: &State, tb: *mut qemu::Tb, length: usize) {
     let Some(hot) = &state.hot else { return };
     let address = |index| {
@@ -193,8 +193,8 @@ fn block(state: &State, tb: *mut qemu::Tb, length: usize) {
     let addresses = (0..length).map(address).collect();
     let mut hot = hot.lock().unwrap_or_else(PoisonError::into_inner);
     let counter = hot.0.counter(addresses).as_ptr();
-    // SAFETY: `tb` is valid; `counter` points to a leaked, aligned u64. With several vCPUs
-    // unsynchronised additions may be lost: these are hints, the totals are counted apart.
+    // SAFETY: `tb` is valid; `counter` points to a leaked, aligned u64. With several vCPUs unsynchronised additions may
+    // be lost: these counts are hints, the totals are separate.
     unsafe {
         qemu::qemu_plugin_register_vcpu_tb_exec_inline(tb, qemu::INLINE_ADD_U64, counter.cast(), 1);
     }

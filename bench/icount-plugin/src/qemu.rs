@@ -1,6 +1,6 @@
-//! Version 1 of QEMU's plugin interface, as far as it is used (include/qemu/qemu-plugin.h, v7.2).
+//! The used part of version 1 of QEMU's plugin interface (include/qemu/qemu-plugin.h, v7.2).
 //!
-//! `unsafe` is re-opened for the declarations of C functions; they are called in `plugin.rs`.
+//! `unsafe` is allowed for the declarations of C functions, which `plugin.rs` calls.
 #![expect(unsafe_code, reason = "QEMU's plugin interface is C")]
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
@@ -20,7 +20,7 @@ pub struct Insn {
     _opaque: [u8; 0],
 }
 
-/// `qemu_info_t`, in the form it has when a whole system is emulated.
+/// `qemu_info_t`, in its form for system emulation.
 #[repr(C)]
 pub struct Info {
     /// Name of the emulated architecture.
@@ -29,11 +29,11 @@ pub struct Info {
     pub version_min: c_int,
     /// Interface version of QEMU.
     pub version_cur: c_int,
-    /// Whether a whole system is emulated; the two fields below have a meaning only then.
+    /// Whether a whole system is emulated; the two fields below are only valid then.
     pub system_emulation: bool,
-    /// vCPUs at start.
+    /// Number of vCPUs at start.
     pub smp_vcpus: c_int,
-    /// Most vCPUs there can be.
+    /// Maximum number of vCPUs.
     pub max_vcpus: c_int,
 }
 

@@ -1,37 +1,37 @@
 //! The command line.
 
-/// What is served.
+/// The target to serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Nothing is kept; a handler that is called for each request.
+    /// Stores nothing; a handler is called for each request.
     Null,
-    /// The same by a future for each tag.
+    /// Stores nothing; a future for each tag.
     NullAsync,
-    /// The same without copies.
+    /// Stores nothing, in zero-copy mode.
     NullZeroCopy,
-    /// Memory of that size; a future for each tag.
+    /// Memory of this size; a future for each tag.
     Mem {
-        /// Its size.
+        /// Its size in bytes.
         bytes: u64,
     },
 }
 
-/// The whole of it.
+/// The parsed command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arguments {
-    /// What is served.
+    /// The target.
     pub kind: Kind,
-    /// Hw queues.
+    /// Number of hw queues.
     pub queues: u16,
-    /// Tags of each.
+    /// Tags per queue.
     pub depth: u16,
 }
 
 impl Arguments {
-    /// Reads the words after the program's name.
+    /// Parses the words after the program's name.
     ///
     /// # Errors
-    /// A text that says which word is not understood.
+    /// A text with the word that is not understood.
     pub fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut all = Self {
             kind: Kind::Null,

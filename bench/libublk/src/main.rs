@@ -1,8 +1,8 @@
-//! Targets of libublk in the foreground: `null [--async|--zero-copy]` and `mem --size MIB`, each with
-//! `-q QUEUES -d DEPTH`.
+//! libublk targets in the foreground: `null [--async|--zero-copy]` and `mem --size MIB`, each with `-q QUEUES -d
+//! DEPTH`.
 //!
-//! Prints the device's path once it serves I/O; SIGTERM stops and deletes the device. Queue threads
-//! do what the crate's own documentation shows for such targets, and nothing else.
+//! Prints the device's path once it serves I/O; SIGTERM stops and deletes the device. Queue threads only do what the
+//! crate's documentation shows for such targets.
 
 mod arguments;
 mod memory;
@@ -18,7 +18,7 @@ use libublk::io::UblkDev;
 use libublk::{UblkError, UblkFlags, sys};
 use memory::Memory;
 
-/// Largest request, as ublkctl's default.
+/// Largest request, same as ublkctl's default.
 const LARGEST: u32 = 512 << 10;
 
 fn main() -> ExitCode {
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: &Arguments) -> Result<(), UblkError> {
-    // Before there are threads, so that all of them leave the signal to the one that waits for it.
+    // Before there are other threads, so that all of them leave the signal to the one that waits for it.
     signal::hold_back();
     let mut flags = 0;
     if arguments.kind == Kind::NullZeroCopy {
@@ -58,8 +58,7 @@ fn serve(arguments: &Arguments) -> Result<(), UblkError> {
     let id = control.dev_info().dev_id;
     std::thread::spawn(move || {
         signal::wait();
-        // The crate's control ring belongs to the thread that made it: another thread takes one of
-        // its own.
+        // The crate's control ring belongs to the thread that made it: another thread makes its own.
         let stopped = i32::try_from(id)
             .map_err(|_| UblkError::InvalidVal)
             .and_then(UblkCtrl::new_simple)

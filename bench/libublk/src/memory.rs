@@ -2,22 +2,22 @@
 
 use std::cell::UnsafeCell;
 
-/// Bytes that several queues read and write at once, as those of a disk.
+/// Bytes that several queues read and write at once, like those of a disk.
 ///
 /// # Invariants
-/// Only [`Memory::read`] and [`Memory::write`] reach the bytes, by raw pointers; no reference to
-/// them is ever made after construction.
+/// Only [`Memory::read`] and [`Memory::write`] access the bytes, through raw pointers; no reference to them is ever
+/// made after construction.
 #[derive(Debug)]
 pub struct Memory {
     bytes: Box<[UnsafeCell<u8>]>,
 }
 
-// SAFETY: access is by copies through raw pointers only (see the invariant). Requests that overlap
-// race as they do on any disk; what they copy are bytes, of which every pattern is valid.
+// SAFETY: access is by copies through raw pointers only (see the invariant). Overlapping requests race as on any disk;
+// they copy bytes, for which every pattern is valid.
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Zeroes.
+    /// Creates zeroed memory.
     pub fn new(bytes: u64) -> Self {
         let length = usize::try_from(bytes).expect("64-bit sizes");
         let zeroes = vec![0_u8; length].into_boxed_slice();
@@ -28,7 +28,7 @@ impl Memory {
         Self { bytes }
     }
 
-    /// Copies bytes from an offset to `buffer`; `None` when they are not all there.
+    /// Copies bytes at an offset to `buffer`; `None` if they are not all inside.
     pub fn read(&self, offset: usize, buffer: &mut [u8]) -> Option<()> {
         let from = self.bytes.get(offset..offset.checked_add(buffer.len())?)?;
         let from = from.as_ptr().cast::<u8>();
@@ -38,7 +38,7 @@ impl Memory {
         Some(())
     }
 
-    /// Copies `buffer` to an offset; `None` when it does not fit.
+    /// Copies `buffer` to an offset; `None` if it does not fit.
     pub fn write(&self, offset: usize, buffer: &[u8]) -> Option<()> {
         let to = self.bytes.get(offset..offset.checked_add(buffer.len())?)?;
         let to = UnsafeCell::raw_get(to.as_ptr());

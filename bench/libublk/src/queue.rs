@@ -1,4 +1,4 @@
-//! What a queue's thread does.
+//! The work of a queue's thread.
 
 use std::rc::Rc;
 
@@ -8,7 +8,7 @@ use libublk::{BufDesc, UblkError, UblkIORes, sys};
 
 use crate::memory::Memory;
 
-/// Seconds without requests after which the crate gives memory of an idle queue back.
+/// Seconds without requests after which the crate frees the memory of an idle queue.
 const IDLE: u64 = 20;
 
 /// Answers a request with its own length.
@@ -103,7 +103,7 @@ pub fn memory(id: u16, device: &UblkDev, memory: &Memory) {
     });
 }
 
-/// Runs a future for each tag until the queue is down; `answer` makes the result of a request.
+/// Runs a future for each tag until the queue is down; `answer` returns the result of a request.
 fn futures(
     id: u16,
     device: &UblkDev,

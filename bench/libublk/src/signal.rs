@@ -12,7 +12,7 @@ fn term() -> libc::sigset_t {
     unsafe { set.assume_init() }
 }
 
-/// Blocks SIGTERM in this thread and those it starts.
+/// Blocks SIGTERM in this thread and those that it starts.
 pub fn hold_back() {
     let set = term();
     // SAFETY: `set` is initialised, and a null old set is allowed.

@@ -1,4 +1,4 @@
-//! The marker: an instruction that does nothing, at which the counting plugin writes a snapshot.
+//! The marker: a no-op instruction at which the counting plugin writes a snapshot.
 #![cfg(target_arch = "x86_64")]
 #![expect(
     unsafe_code,
@@ -7,11 +7,11 @@
 
 use std::arch::asm;
 
-/// Executes the marker, `0f 1f 84 00 44 33 22 11`: a nop that names an address and reads nothing.
+/// Executes the marker, `0f 1f 84 00 44 33 22 11`: a nop with an address operand that reads nothing.
 #[inline(never)]
 pub fn mark() {
-    // SAFETY: a multi-byte nop changes no register, no flag and no memory, and does not touch the
-    // address it names. Without `nomem` the compiler moves no access across it.
+    // SAFETY: a multi-byte nop changes no register, no flag and no memory, and does not access its operand. Without
+    // `nomem` the compiler moves no access across it.
     unsafe {
         asm!(
             ".byte 0x0f, 0x1f, 0x84, 0x00, 0x44, 0x33, 0x22, 0x11",

@@ -1,4 +1,4 @@
-//! Executes the marker once, for use by hand in a guest.
+//! Executes the marker once, for manual use in a guest.
 #![forbid(unsafe_code)]
 
 fn main() {

@@ -1,4 +1,5 @@
-//! Memory that outlives its owner, tokens used twice, bytes looked at while they are lent: the borrow checker's.
+//! Memory that outlives its owner, tokens used twice, bytes accessed while they are lent: refused by the borrow
+//! checker.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,19 +12,19 @@ use ublk_queue::task::{Ring as TaskRing, SharedFd, TaskRequest};
 use ublk_queue::{KeptRequest, Mapped, Request};
 use uring_lite::Ring;
 
-/// A region of memory that is gone.
+/// A region of memory that has been freed.
 pub fn outlives(memory: Memory, device: &CharDevice) {
     let region = memory.region(0, 4096);
     drop(memory); //~ E0505
     let _ = device.pull(QueueId::ZERO, Tag::ZERO, 0, region);
 }
 
-/// A region that the driver would use behind the answer, lent for less.
+/// A region that the driver would use after the answer, lent for a shorter time.
 pub fn behind_the_answer(request: Request<'_>, memory: &Memory) {
     request.complete_from(memory.region(0, 4096)); //~ E0521
 }
 
-/// A request's bytes, written by a system call while a slice of them is there.
+/// A request's bytes, written by a system call while a slice of them exists.
 pub fn written_while_borrowed(request: &mut KeptRequest, device: &CharDevice) {
     let data = request.data().expect("a write");
     let buffer = request.buffer().expect("a buffer"); //~ E0499
@@ -62,14 +63,14 @@ pub fn closed_twice(ring: &mut Ring, fd: OwnedFd) {
     let _ = ring.push_close(fd, 0); //~ E0382
 }
 
-/// A buffer that an operation has.
+/// A buffer that an operation owns.
 pub async fn given_away(ring: TaskRing, file: SharedFd, buffer: Vec<u8>) {
     let reading = ring.read(&file, buffer, 0);
     assert_eq!(buffer[0], 0); //~ E0382
     let _ = reading.await;
 }
 
-/// A request's buffer that two operations have.
+/// A request's buffer lent to two operations.
 pub async fn lent_twice(ring: TaskRing, file: SharedFd, mut request: TaskRequest) {
     let buffer = request.take_data().expect("data");
     let one = ring.read(&file, buffer, 0);
@@ -77,7 +78,7 @@ pub async fn lent_twice(ring: TaskRing, file: SharedFd, mut request: TaskRequest
     let _ = (one.await, two.await);
 }
 
-/// A slice of a request while its buffer is taken out.
+/// A slice of a request while its buffer is taken.
 pub fn slice_and_buffer(mut request: TaskRequest) {
     let data = request.data().expect("a write");
     let buffer = request.take_data(); //~ E0499
@@ -85,7 +86,7 @@ pub fn slice_and_buffer(mut request: TaskRequest) {
     drop(buffer);
 }
 
-/// A backend's memory through an `Arc` that is given up.
+/// A backend's memory through an `Arc` that is dropped.
 pub fn arc(memory: Arc<Memory>, device: &CharDevice) {
     let region = memory.region(0, 4096);
     drop(memory); //~ E0505

@@ -1,4 +1,4 @@
-//! Promises that only `unsafe` can make: every call is refused.
+//! Contracts that only `unsafe` can promise: every call is refused.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +15,7 @@ use ublk_sim::{Config, Sim};
 use uring_lite::op::{self, Fd};
 use uring_lite::{BufRing, Ring, Sqe64};
 
-/// Entries that name memory, descriptors, or completions of others.
+/// Entries that name memory, descriptors, or completions of other rings.
 pub fn entries(file: &File, mut sqe: Sqe64, byte: &mut u8) {
     let fd = Fd::registered(0);
     let _ = Fd::raw(file.as_fd()); //~ E0133
@@ -43,13 +43,13 @@ pub fn entries(file: &File, mut sqe: Sqe64, byte: &mut u8) {
     let _ = sqe.set_range(0, 1); //~ E0133
 }
 
-/// Memory that a ring is told of.
+/// Memory given to a ring.
 pub fn registered(ring: &mut Ring, group: &mut BufRing, byte: &mut u8) {
     let _ = ring.register_buffers(&[(byte, 1)]); //~ E0133
     let _ = group.add(NonNull::from(byte), 1, 0); //~ E0133
 }
 
-/// Memory named to the driver, and copied by ways that race.
+/// Memory named to the driver, and copied by accesses that race.
 pub fn memory(byte: &mut u8, copier: Copier, slice: &mut [u8]) {
     let place = NonNull::from(byte);
     let _ = MemRef::new(place, 1); //~ E0133
@@ -59,7 +59,7 @@ pub fn memory(byte: &mut u8, copier: Copier, slice: &mut [u8]) {
     copier.transfer(place, place, 512); //~ E0133
 }
 
-/// The port: the kernel's, and what the lane alone may say to its handler.
+/// The kernel's port, and the calls that only a lane may make to its handler.
 pub fn port<H: Handler>(handler: &mut H, operation: Operation, io: &Io, file: &File) {
     let _ = RingPort::new(&RingNeeds::default(), &[file.as_fd()]); //~ E0133
     let _ = Sim::new(Config::new(0)).port(); //~ E0133
@@ -67,7 +67,7 @@ pub fn port<H: Handler>(handler: &mut H, operation: Operation, io: &Io, file: &F
     let _ = handler.place(io); //~ E0133
 }
 
-/// A device that is another than it says.
+/// A device that differs from its geometry.
 pub fn device(file: OwnedFd, geometry: Geometry, control: &mut Control, id: DevId) {
     let _ = OpenDevice::new(file, geometry); //~ E0133
     let place = NonNull::dangling();

@@ -1,4 +1,4 @@
-//! Values that only their makers make: fields and constructors are private.
+//! Values that only their own crates make: fields and constructors are private.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What the engine believes is unsafe to implement, and stays on its thread.
+//! Traits that the engine trusts are unsafe to implement, and types stay on their threads.
 
 use std::future::Ready;
 use std::time::Duration;
@@ -83,7 +83,7 @@ impl IoBufMut for Forger { //~ E0200
     }
 }
 
-/// A handler's word that it gives requests to no other is its own: one around it cannot borrow it.
+/// A handler's declaration that it passes on no request is its own: a wrapper cannot borrow it.
 struct Around(Inner);
 
 type Inner = Async<fn(TaskRequest) -> Ready<Result<(), Errno>>, Ready<Result<(), Errno>>>;
@@ -98,7 +98,7 @@ impl Handler for Around {
 fn is_send<T: Send>() {}
 fn is_clone<T: Clone>() {}
 
-/// What stays on the thread of its ring, and what there is one of.
+/// Types that stay on their ring's thread, and types that exist only once.
 pub fn bounds() {
     is_send::<Ring>(); //~ E0277
     is_send::<Request<'static>>(); //~ E0277

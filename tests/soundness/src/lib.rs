@@ -1,4 +1,4 @@
 //! Tries to break the library's soundness without the word `unsafe`.
 //!
-//! `tests/refused.rs` sees that each line of `refused/` that is marked `//~ CODE` does not compile, for the reason that
-//! CODE is, and that nothing else there is at fault. `tests/fails.rs` sees that what compiles fails where it must.
+//! `tests/refused.rs` checks that each line of `refused/` marked with `//~ CODE` does not compile, for the reason CODE,
+//! and that there is no other error. `tests/fails.rs` checks that code which compiles fails where it must.

@@ -1,4 +1,4 @@
-//! What compiles without `unsafe` and could break memory fails instead.
+//! Code that compiles without `unsafe` and could break memory fails instead.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -16,7 +16,7 @@ use ublk_queue::{Handler, LaneContext, LaneHandle, Mapped, Operations, Request, 
 use ublk_sim::{Config, Sim};
 use uring_lite::Ring;
 
-/// Serves a simulated device to its end, each lane with what `make` gives.
+/// Serves a simulated device to its end, each lane with a handler from `make`.
 fn serve<H: Handler>(config: &Config, mut make: impl FnMut() -> H) -> (Vec<LaneHandle>, Sim) {
     let sim = Sim::new(config.clone());
     let (result, lanes) = sim.serve(|_| make()).expect("memory");
@@ -24,7 +24,7 @@ fn serve<H: Handler>(config: &Config, mut make: impl FnMut() -> H) -> (Vec<LaneH
     (lanes, sim)
 }
 
-/// One handler for two lanes, behind the back of either.
+/// One handler shared by two lanes.
 struct Shared<H>(Rc<RefCell<H>>);
 
 impl<H: Handler> Handler for Shared<H> {
@@ -47,7 +47,8 @@ async fn at_once(_: TaskRequest) -> Result<(), Errno> {
     Ok(())
 }
 
-/// L65 An executor knows tags and buffers of one lane: requests of another, by tags that it has too, are refused.
+/// L65 An executor knows tags and buffers of one lane: requests of another lane are refused, even for tags that both
+/// have.
 #[test]
 fn l65_an_executor_serves_one_lane_only() {
     let config = Config {
@@ -67,7 +68,7 @@ fn l65_an_executor_serves_one_lane_only() {
     assert_eq!(none, 0);
 }
 
-/// L65 A registered buffer is of its own ring: another's operations would find other pages by its index.
+/// L65 A registered buffer belongs to its ring: in another ring its index would name other pages.
 #[test]
 fn l65_a_registered_buffer_is_refused_by_another_ring() {
     let config = Config {
@@ -117,7 +118,7 @@ fn l65_a_tag_beyond_the_depth_is_refused() {
     }
 }
 
-/// L65 Memory outside of a device, or of a shared file, is not named.
+/// L65 Memory outside a device, or outside a shared file, cannot be named.
 #[test]
 fn l65_ranges_outside_name_no_memory() {
     let memory = Memory::new(1 << 20, 512).expect("memory");
@@ -139,7 +140,7 @@ fn l65_ranges_outside_name_no_memory() {
     assert!(SharedMemory::map(file.as_fd(), SharedTable::new(&[buffer(8192)])).is_err());
 }
 
-/// L65 A part of a buffer is inside of it, whatever is asked for.
+/// L65 A part of a buffer is inside it, whatever is requested.
 #[test]
 fn l65_a_slice_is_cut_to_its_buffer() {
     for (from, len, bytes) in [
@@ -153,7 +154,8 @@ fn l65_a_slice_is_cut_to_its_buffer() {
     }
 }
 
-/// L65 A group of buffers is ended by its own ring only: the kernel would go on writing to those of the other.
+/// L65 A group of buffers can only be ended by its own ring: otherwise the kernel would keep writing to those of the
+/// other.
 #[test]
 fn l65_a_group_is_ended_by_its_ring() {
     let mut rings: [Ring; 2] =
@@ -163,7 +165,7 @@ fn l65_a_group_is_ended_by_its_ring() {
         .map(|ring| ring.register_buf_ring(1, 8, false).expect("a group"));
     let [first, second] = groups;
     assert!(rings[0].unregister_buf_ring(second).is_err());
-    // Neither is gone.
+    // Both still exist.
     for ring in &mut rings {
         assert!(ring.register_buf_ring(1, 8, false).is_err());
     }

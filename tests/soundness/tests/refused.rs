@@ -1,4 +1,4 @@
-//! What must not compile does not, each line for its own reason.
+//! Code that must not compile does not, each line for its own reason.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// A line of a file, and the compiler's code for what is wrong with it.
+/// A line of a file, and the compiler's error code for it.
 type Fault = (String, u64, String);
 
 fn root() -> &'static Path {
@@ -29,7 +29,7 @@ fn wanted() -> BTreeSet<Fault> {
     faults
 }
 
-/// What the compiler finds.
+/// The compiler's findings.
 fn found() -> BTreeSet<Fault> {
     let output = Command::new(env!("CARGO"))
         .args([
@@ -62,7 +62,7 @@ fn found() -> BTreeSet<Fault> {
     faults
 }
 
-/// L65 What would break memory needs the word `unsafe`.
+/// L65 Breaking memory requires the word `unsafe`.
 #[test]
 fn l65_what_breaks_memory_does_not_compile() {
     let (wanted, found) = (wanted(), found());

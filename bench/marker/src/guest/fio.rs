@@ -5,34 +5,33 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-/// Runs fio on a device for `ios` I/Os of each job and says how many it did by its own account.
+/// Runs fio on a device for `ios` I/Os per job and returns the number of I/Os that fio reports.
 ///
 /// # Errors
-/// fio cannot be started, ends with another status than 0, or does not say how many.
+/// fio cannot be started, ends with a status other than 0, or does not report the number.
 pub fn run(arguments: &[String], device: &str, ios: u64) -> Result<u64> {
     let text = output(arguments, device, &[format!("--number_ios={ios}")])?;
     issued(&text).with_context(|| format!("fio does not say what it did: {}", text.trim()))
 }
 
-/// Runs fio on a device for some seconds, half a second before they begin to count, and gives what
-/// all its jobs together did.
+/// Runs fio on a device for some seconds, with half a second of ramp-up, and returns the sum over all jobs.
 ///
 /// # Errors
-/// As [`run`].
+/// As for [`run`].
 pub fn timed(arguments: &[String], device: &str, seconds: u64) -> Result<Value> {
     let more = [
         "--time_based".to_owned(),
         format!("--runtime={seconds}"),
         "--ramp_time=500ms".to_owned(),
         "--group_reporting".to_owned(),
-        // From submission on: on a busy machine a request may be done before its submission is.
+        // From submission on: on a busy machine a request may complete before its submission returns.
         "--lat_percentiles=1".to_owned(),
         "--clat_percentiles=0".to_owned(),
         "--percentile_list=50:99:99.9".to_owned(),
         "--output-format=json".to_owned(),
     ];
     let text = output(arguments, device, &more)?;
-    // Notes of fio may come before the JSON.
+    // fio may print notes before the JSON.
     let start = text.find('{').context("fio printed no JSON")?;
     let all: Value = serde_json::from_str(&text[start..]).context("JSON of fio")?;
     summary(&all).with_context(|| format!("fio does not say what it did: {all}"))
@@ -44,7 +43,7 @@ fn output(arguments: &[String], device: &str, more: &[String]) -> Result<String>
         .args(arguments)
         .arg(format!("--filename={device}"))
         .args(more)
-        // Last: the options before it hold for every job.
+        // Last: the options before it apply to every job.
         .arg("--name=bench")
         .stdin(Stdio::null())
         .stderr(Stdio::piped())

@@ -1,8 +1,8 @@
-//! A loop device of a file, by `LOOP_CONFIGURE`: it sets file and direct I/O in one step, which the
-//! guest's `losetup` cannot.
+//! Creates loop devices with `LOOP_CONFIGURE`, which sets file and direct I/O in one step; the guest's `losetup`
+//! cannot.
 //!
-//! `unsafe` is re-opened here for the driver's ioctls (include/uapi/linux/loop.h); each gets a
-//! number or a pointer to memory of the size that the call reads.
+//! `unsafe` is allowed here for the driver's ioctls (include/uapi/linux/loop.h); each takes a number or a pointer to
+//! memory of the size that the call reads.
 #![expect(unsafe_code, reason = "the loop driver is told by ioctl")]
 
 use std::fs::{self, File};
@@ -30,10 +30,10 @@ pub struct Loop {
 }
 
 impl Loop {
-    /// Makes a loop device of a file.
+    /// Creates a loop device on a file.
     ///
     /// # Errors
-    /// No loop driver, no such file, or the device is not as it was asked for.
+    /// No loop driver, no such file, or the device differs from the request.
     pub fn new(file: &str, direct: bool) -> Result<Self> {
         let control = read_write("/dev/loop-control")?;
         let number = command(&control, LOOP_CTL_GET_FREE, 0).context("LOOP_CTL_GET_FREE")?;
@@ -58,7 +58,7 @@ impl Loop {
         &self.path
     }
 
-    /// Whether the driver goes past the page cache, by its own account.
+    /// Whether the driver reports direct I/O.
     pub fn direct(&self) -> Result<bool> {
         let name = self.path.trim_start_matches("/dev/");
         let path = format!("/sys/block/{name}/loop/dio");

@@ -1,4 +1,4 @@
-//! Runs the rows of a plan in the guest: server, fio, markers; tells what it saw, row by row.
+//! Runs the rows of a plan in the guest: server, fio, markers; reports the results row by row.
 //!
 //! Lines of the answer, on standard output:
 //!
@@ -11,10 +11,10 @@
 //! @symbol NAME START END
 //! ```
 //!
-//! `MARK` is the number of the first of four markers: before and after the small run, before and
-//! after the large one. `@seen` has what the kernel says of the device, see `seen.rs`, and
-//! `ring_completions`: what each ring of the server completes in one more run of several jobs. `@symbol` answers
-//! `bench-guest --symbols NAME…`: where the kernel's function of that name lies.
+//! `MARK` is the number of the first of four markers: before and after the small run, before and after the large one.
+//! `@seen` has the device's properties as the kernel reports them, see `seen.rs`, and `ring_completions`: the
+//! completions of each of the server's rings in one more run of several jobs. `@symbol` answers `bench-guest --symbols
+//! NAME…`: the address range of that kernel function.
 
 mod fio;
 mod loops;
@@ -37,7 +37,7 @@ use prepare::Prepared;
 use serde_json::{Value, json};
 use server::Server;
 
-/// Numbers of I/Os: the first run warms caches, the difference of the others is the figure.
+/// Numbers of I/Os: the first run warms caches; the figure is the difference of the other two.
 const WARM_UP: u64 = 6_000;
 const SMALL: u64 = 1_000;
 
@@ -79,7 +79,7 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// Makes the row's device, measures, and removes it again.
+/// Creates the row's device, measures, and removes it.
 fn measure(row: &Row, marks: &mut u64) -> Result<String> {
     if let Some((file, direct)) = &row.looped {
         let device = Loop::new(file, *direct)?;
@@ -93,7 +93,7 @@ fn measure(row: &Row, marks: &mut u64) -> Result<String> {
         stop => Server::start_silent(&row.server, &row.device, stop)?,
     };
     let answer = work(row, server.device(), marks);
-    // A server that does not end well spoils its figures: it did something else than serve.
+    // A server that fails at its end spoils its figures: it did something other than serve.
     let end = server.stop();
     let answer = answer?;
     end?;
@@ -126,7 +126,7 @@ fn count(row: &Row, device: &str, marks: &mut u64) -> Result<String> {
         *marks += 1;
         counts.push((context_switches()? - before, done?));
     }
-    // Afterwards, so that looking costs the figures nothing.
+    // Afterwards, so that it does not affect the figures.
     let mut seen = seen::device(device)?;
     if row.jobs > 1 {
         seen["ring_completions"] = completions(row, device, &seen)?;
@@ -139,7 +139,7 @@ fn count(row: &Row, device: &str, marks: &mut u64) -> Result<String> {
     ))
 }
 
-/// What each ring of the server completes while the row's work is done once more.
+/// The completions of each of the server's rings while the row's fio job runs once more.
 fn completions(row: &Row, device: &str, seen: &Value) -> Result<Value> {
     let Some(pid) = seen["server_pid"].as_u64() else {
         return Ok(Value::Null);
@@ -149,7 +149,7 @@ fn completions(row: &Row, device: &str, seen: &Value) -> Result<Value> {
     Ok(json!(seen::between(&before, &seen::rings(pid)?)))
 }
 
-/// Context switches of the machine since it was started.
+/// Context switches of the machine since boot.
 fn context_switches() -> Result<u64> {
     let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
     let count = text.lines().find_map(|line| line.strip_prefix("ctxt "));

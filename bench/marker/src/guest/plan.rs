@@ -1,4 +1,4 @@
-//! What the host wants measured: a file of `key value` lines.
+//! Parses the host's plan: a file of `key value` lines.
 //!
 //! | key | value |
 //! |---|---|
@@ -29,22 +29,22 @@ pub enum Kind {
     Usable,
 }
 
-/// A thing to measure.
+/// One measurement.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Row {
     /// Its name.
     pub name: String,
     /// How it is measured.
     pub kind: Kind,
-    /// What must be there first.
+    /// Preparations.
     pub prepare: Vec<Vec<String>>,
     /// The server's command.
     pub server: Vec<String>,
-    /// The device, when no server makes it, or one that does not say which.
+    /// The device, if no server makes it or the server does not print its path.
     pub device: String,
-    /// The command that ends a server of that kind.
+    /// The command that ends such a server.
     pub stop: Vec<String>,
-    /// The file of a loop device, and whether it is read and written past the page cache.
+    /// The file of a loop device, and whether it uses direct I/O.
     pub looped: Option<(String, bool)>,
     /// The arguments of fio.
     pub fio: Vec<String>,
@@ -52,7 +52,7 @@ pub struct Row {
     pub jobs: u64,
     /// I/Os of each job between the two counted runs.
     pub ios: u64,
-    /// Seconds of a run by the clock.
+    /// Duration of a wall-clock run in seconds.
     pub seconds: u64,
 }
 
@@ -102,7 +102,7 @@ impl Row {
 /// Reads the text of the file.
 ///
 /// # Errors
-/// An unknown key, a line before the first row, a row without a device or work.
+/// An unknown key, a line before the first row, or a row without a device or a job.
 pub fn parse(text: &str) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = Vec::new();
     for line in text.lines().filter(|line| !line.is_empty()) {

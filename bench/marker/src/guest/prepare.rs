@@ -1,4 +1,4 @@
-//! What must be there before a row can be measured: files on file systems, more devices.
+//! Prepares what a row needs: files on file systems, more devices.
 //!
 //! | words | what is made |
 //! |---|---|
@@ -13,18 +13,18 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Nothing here may hang on random numbers, and nothing may differ from one guest to the next.
+/// Fixed: nothing here may wait for random numbers, or differ between guests.
 const UUID: &str = "12345678-1234-4234-9234-123456789abc";
 
-/// What was made so far.
+/// The preparations done so far.
 #[derive(Debug, Default)]
 pub struct Prepared(Vec<Vec<String>>);
 
 impl Prepared {
-    /// Makes what is not there yet.
+    /// Does the preparations that are missing.
     ///
     /// # Errors
-    /// It cannot be made, or nobody knows what the words mean.
+    /// A preparation failed, or its words are unknown.
     pub fn need(&mut self, all: &[Vec<String>]) -> Result<()> {
         for words in all {
             if !self.0.contains(words) {
@@ -61,7 +61,7 @@ fn make(words: &[String]) -> Result<()> {
         }
         ["null_blk", name, queues] => {
             let config = Path::new("/sys/kernel/config");
-            // Its module came with null_blk, after init had mounted what there was.
+            // Its module was loaded with null_blk, after init had mounted the file systems.
             if !config.join("nullb").exists() {
                 let place = "/sys/kernel/config";
                 let words = ["mount", "-t", "configfs", "configfs", place];
@@ -95,7 +95,7 @@ fn mount(kind: &str, device: &str, place: &str) -> Result<()> {
     run("/usr/bin/busybox", &["mount", "-t", kind, device, place])
 }
 
-/// Every block is written, so that no row pays for allocation, and is on the medium.
+/// Writes and syncs every block, so that no row pays for allocation.
 fn write(path: &str, size: &str) -> Result<()> {
     let mebibytes: usize = size.parse().context("a size")?;
     let mut file = File::create_new(path).with_context(|| path.to_owned())?;

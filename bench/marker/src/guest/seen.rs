@@ -1,4 +1,4 @@
-//! What a device is, read back from the kernel: the label of a row is a claim, this is the fact.
+//! Reads a device's properties back from the kernel, to check them against the row's label.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,16 +8,16 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-/// Hw queues, depth and sizes as sysfs has them; for a ublk device also what the driver says
-/// through `ublkctl info`, whoever serves it.
+/// Hw queues, depth and sizes from sysfs; for a ublk device also the driver's values, from `ublkctl info`, whoever
+/// serves it.
 ///
 /// # Errors
-/// Something that every device has cannot be read.
+/// A property that every device has cannot be read.
 pub fn device(path: &str) -> Result<Value> {
     let name = path.trim_start_matches("/dev/");
     let block = Path::new("/sys/block").join(name);
     let mut seen = json!({ "device": path, "queues": null, "depth": null });
-    // A driver that takes bios as they come, such as brd, has no hw queues.
+    // A bio-based driver, such as brd, has no hw queues.
     if let Ok(queues) = fs::read_dir(block.join("mq")) {
         let queues: Vec<PathBuf> = queues
             .map(|entry| Ok(entry?.path()))
@@ -67,8 +67,8 @@ fn info(path: &str) -> Result<Value> {
     serde_json::from_slice(&output.stdout).context("JSON of ublkctl info")
 }
 
-/// Completions that each ring of a process has had so far, by descriptor: the tails of its
-/// completion queues. They count modulo 2^32.
+/// Completions of each of a process's rings so far, by descriptor: the tails of its completion queues. They count
+/// modulo 2^32.
 ///
 /// # Errors
 /// The process is gone.
@@ -98,7 +98,7 @@ fn tail(text: &str) -> Option<u32> {
     line.trim().parse().ok()
 }
 
-/// What each ring has had between two looks, the busiest first.
+/// The completions of each ring between two readings, the busiest first.
 pub fn between(before: &BTreeMap<String, u32>, after: &BTreeMap<String, u32>) -> Vec<u32> {
     let more = |(name, tail): (&String, &u32)| tail.wrapping_sub(*before.get(name)?).into();
     let mut counts: Vec<u32> = after.iter().filter_map(more).collect();

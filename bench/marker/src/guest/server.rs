@@ -1,4 +1,4 @@
-//! A server in the foreground: started, spoken to, stopped.
+//! Runs a server in the foreground: start, device path, stop.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};
@@ -18,7 +18,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub struct Server {
     child: Child,
     device: String,
-    /// What ends it and deletes its device; empty for one that does both at SIGTERM.
+    /// The command that ends it and deletes its device; empty if SIGTERM does both.
     stop: Vec<String>,
 }
 
@@ -26,8 +26,7 @@ impl Server {
     /// Starts a server and waits for the line with the device path.
     ///
     /// # Errors
-    /// It cannot be started, ends, or says nothing in time; what it said on standard error goes
-    /// to ours.
+    /// It cannot be started, ends, or prints nothing in time; its standard error is copied to ours.
     pub fn start(command: &[String]) -> Result<Self> {
         let (program, arguments) = command.split_first().context("no server")?;
         let mut child = Command::new(program)
@@ -43,7 +42,7 @@ impl Server {
             let mut line = String::new();
             let _ = output.read_line(&mut line);
             let _ = sender.send(line);
-            // A server that says more shall not die of a closed pipe.
+            // A server that prints more must not die of a closed pipe.
             let _ = io::copy(&mut output, &mut io::sink());
         });
         let line = first.recv_timeout(DEADLINE).unwrap_or_default();
@@ -63,10 +62,10 @@ impl Server {
         })
     }
 
-    /// Starts a server that says nothing, waits for its device, and takes the scheduler off it that the kernel chose.
+    /// Starts a server that prints no path, waits for its device, and removes the scheduler that the kernel chose.
     ///
     /// # Errors
-    /// It cannot be started, or its device is not there in time.
+    /// It cannot be started, or its device does not appear in time.
     pub fn start_silent(command: &[String], device: &str, stop: &[String]) -> Result<Self> {
         let (program, arguments) = command.split_first().context("no server")?;
         let mut child = Command::new(program)
@@ -94,15 +93,15 @@ impl Server {
         })
     }
 
-    /// The path of its device.
+    /// The path of the device.
     pub fn device(&self) -> &str {
         &self.device
     }
 
-    /// Ends it, with SIGTERM or by its own command, and waits.
+    /// Ends the server, with SIGTERM or its own command, and waits.
     ///
     /// # Errors
-    /// It does not end in time, or not with status 0.
+    /// It does not end in time, or its status is not 0.
     pub fn stop(mut self) -> Result<()> {
         let pid = self.child.id().to_string();
         let kill = |signal: &str| {
@@ -124,7 +123,7 @@ impl Server {
             Ok(Ok(status)) => bail!("the server ended badly: {status}"),
             Ok(Err(error)) => Err(error).context("wait for the server"),
             Err(_) => {
-                // The rows to come are to be spared of it.
+                // It must not disturb the rows to come.
                 kill("-KILL")?;
                 bail!(
                     "the server did not end within {} s of SIGTERM",

@@ -1,4 +1,4 @@
-//! Where functions of the running kernel lie.
+//! Finds addresses of functions in the running kernel.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 /// Prints a line `@symbol NAME START END` for each name, addresses in hexadecimal.
 ///
 /// # Errors
-/// The kernel does not tell its symbols, or has none of that name.
+/// The kernel does not reveal its symbols, or has none of that name.
 pub fn print(names: &[String]) -> Result<()> {
     let text = fs::read_to_string("/proc/kallsyms").context("/proc/kallsyms")?;
     for name in names {
@@ -17,7 +17,7 @@ pub fn print(names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The address of a symbol of kallsyms, and that of the next one behind it.
+/// The address of a symbol in kallsyms, and that of the next one.
 fn place(kallsyms: &str, name: &str) -> Option<(u64, u64)> {
     let symbols = kallsyms.lines().filter_map(|line| {
         let mut words = line.split_whitespace();

@@ -1,4 +1,4 @@
-//! How long it takes from starting `add` to the end of a first read.
+//! Measures the time from the start of `add` to the end of a first read.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -12,14 +12,14 @@ use crate::plan::Row;
 
 const BLOCK: usize = 4096;
 
-/// Runs the row's `add`, reads a block past the page cache, removes the device again.
+/// Runs the row's `add`, reads a block with direct I/O, and removes the device.
 ///
 /// # Errors
-/// One of the steps fails.
+/// One of the steps failed.
 pub fn measure(row: &Row) -> Result<String> {
     let (program, arguments) = row.server.split_first().context("no server")?;
-    // Right after boot, a guest without random instructions has no random numbers for seconds.
-    // Waiting for them is the boot's time, not that of `add`.
+    // Right after boot, a guest without random instructions has no random numbers for seconds. Waiting for them belongs
+    // to the boot, not to `add`.
     let mut random = [0];
     File::open("/dev/random")?
         .read_exact(&mut random)

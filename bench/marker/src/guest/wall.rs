@@ -1,4 +1,4 @@
-//! A row by the clock: fio's rate and latency, and the processor time that it took.
+//! Measures a wall-clock row: fio's rate and latency, and the CPU time it took.
 
 use std::fs;
 
@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 use crate::fio;
 use crate::plan::Row;
 
-/// Runs fio for the row's seconds; `server` is the process that serves, where there is one.
+/// Runs fio for the row's seconds; `server` is the serving process, if there is one.
 ///
 /// # Errors
-/// fio fails, or processor times cannot be read.
+/// fio fails, or CPU times cannot be read.
 pub fn measure(row: &Row, device: &str, server: Option<u64>) -> Result<Value> {
     let before = (Busy::read()?, server.map(run_time).transpose()?);
     let mut result = fio::timed(&row.fio, device, row.seconds)?;
     let after = (Busy::read()?, server.map(run_time).transpose()?);
-    // fio's half second before it counts, its start and its end are in these times, and so are
-    // the I/Os of that half second: the rate stands for them, the time of the start does not.
+    // These times include fio's half second of ramp-up, its start and its end. The I/Os of the ramp-up are accounted
+    // for by the rate, the start is not.
     result["busy_ticks"] = json!(after.0.0 - before.0.0);
     result["all_ticks"] = json!(after.0.1 - before.0.1);
     if let (Some(before), Some(after)) = (before.1, after.1) {
@@ -36,7 +36,7 @@ impl Busy {
     }
 }
 
-/// Of `cpu user nice system idle iowait irq softirq steal …`.
+/// Parses `cpu user nice system idle iowait irq softirq steal …`.
 fn busy(text: &str) -> Option<Busy> {
     let words = text.lines().next()?.strip_prefix("cpu ")?;
     let ticks: Vec<u64> = words
@@ -48,7 +48,7 @@ fn busy(text: &str) -> Option<Busy> {
     Some(Busy(all - ticks.get(3)? - ticks.get(4)?, all))
 }
 
-/// Nanoseconds that all threads of a process have run.
+/// Run time of all threads of a process in nanoseconds.
 fn run_time(pid: u64) -> Result<u64> {
     let directory = format!("/proc/{pid}/task");
     let mut sum = 0;

@@ -1,4 +1,4 @@
-//! ublk-backends alone: a memory device used as such, by several threads, without any driver.
+//! ublk-backends alone: a memory device used directly by several threads, without a driver.
 
 #![forbid(unsafe_code)]
 
@@ -8,7 +8,7 @@ use ublk_core::{Backend, Errno};
 const PART: usize = 1 << 20;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // 64 GiB, whatever the machine has: only what is written takes memory.
+    // 64 GiB, whatever the machine has: only written pages take memory.
     let memory = Memory::new(64 << 30, 4096)?;
     std::thread::scope(|scope| {
         let writers = (0..4_u8).map(|writer| {

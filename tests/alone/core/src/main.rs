@@ -1,4 +1,4 @@
-//! ublk-core alone: a device checked by the driver's rules, and one tag served by hand.
+//! ublk-core alone: a device checked against the driver's rules, and one tag served by hand.
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +18,7 @@ fn main() {
         .expect_err("no multiple of 512");
     assert!(bad.to_string().contains("1000"), "{bad}");
 
-    // A tag's life: fetched, a write arrives, it is answered, the device stops.
+    // The life of a tag: fetched, a write arrives, it is answered, the device stops.
     let step = |state: TagState, input| {
         let (state, action) = state.step(input);
         (state, action.expect("something to do"))

@@ -1,4 +1,4 @@
-//! ublk-ctrl alone: asks the driver what it can do, or says why not and what to do about it.
+//! ublk-ctrl alone: asks the driver for its features, or says why not and what to do about it.
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ fn main() {
             println!("ublk-ctrl: the driver has {:#x}", features.bits());
         }
         Err(error) => {
-            // No driver, or not for us: the look at the host must have found the same.
+            // No driver, or no permission: the host check must have found the same.
             assert_eq!(
                 finding.status,
                 probe::Status::Bad,

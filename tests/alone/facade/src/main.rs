@@ -1,5 +1,4 @@
-//! ublk alone: a device of one's own, served and read where the driver is there; where it is not,
-//! the reason and what to do about it.
+//! ublk alone: a custom device, served and read if the driver is loaded; if not, the reason and what to do about it.
 
 #![forbid(unsafe_code)]
 
@@ -8,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use ublk::{Backend, Builder, Errno, Limits};
 
-/// A device whose every byte is the number of its sector, modulo 251.
+/// A device in which every byte is the number of its sector, modulo 251.
 struct Numbers;
 
 fn number(offset: u64) -> u8 {
@@ -51,7 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         Err(error) => return Err(error.into()),
     }
-    // What can be refused without a driver is.
+    // Everything that can be refused without a driver is.
     let refused = Builder::new(Numbers).depth(0).start();
     assert!(refused.is_err());
     Ok(())

@@ -1,7 +1,7 @@
-//! ublk-queue alone: the engine on a driver that is a few lines of this program.
+//! ublk-queue alone: the engine on a driver of a few lines.
 //!
-//! The driver writes a block, reads it back, and stops the device; the handler is a memory of one
-//! block. What comes back must be what was written.
+//! The driver writes a block, reads it back, and stops the device; the handler is a memory of one block. The data read
+//! must be the data written.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,7 +17,7 @@ use ublk_queue::{LaneSpec, Request, State, Worker};
 
 const BLOCK: usize = 4096;
 
-/// The other side of the engine: a queue of one tag, and what is to be asked of it.
+/// The other side of the engine: a queue of one tag, and the requests to send.
 #[derive(Default)]
 struct Driver {
     asks: VecDeque<(Op, u8)>,
@@ -26,20 +26,20 @@ struct Driver {
     completions: VecDeque<Completion>,
     commands: Vec<(IoCommand, u64)>,
     answered: Vec<(Op, i32)>,
-    /// A read that gave something else than what was written.
+    /// A read that returned other data than was written.
     wrong: Option<(u8, u8)>,
 }
 
 impl Driver {
-    /// Takes a command: settles the request it answers, and hands out the next one or the end.
+    /// Handles a command: settles the request it answers, and delivers the next one or the end.
     fn take(&mut self, command: &IoCommand, user_data: u64) {
         if let Some((op, byte)) = self.current.take() {
             self.answered.push((op, command.result));
             if op == Op::Read {
-                // SAFETY: in copy mode the driver may read a tag's buffer from its commit on, and
-                // this one is 4096 bytes long; the engine keeps off until the next completion.
+                // SAFETY: in copy mode the driver may read a tag's buffer from its commit on, and this one is 4096
+                // bytes long; the engine does not access it until the next completion.
                 let data = unsafe { std::slice::from_raw_parts(command.addr as *const u8, BLOCK) };
-                // No assert: the engine contains panics.
+                // Not an assertion: the engine contains panics.
                 if let Some(found) = data.iter().find(|b| **b != byte) {
                     self.wrong = Some((byte, *found));
                 }
@@ -66,11 +66,12 @@ struct Tiny(Rc<RefCell<Driver>>);
 struct NoWake;
 
 impl Wake for NoWake {
-    // Everything happens on one thread, which is awake.
+    // Everything runs on one thread, which is awake.
     fn wake(&self) {}
 }
 
-// SAFETY: a command completes once, when the driver has something for its tag; addresses are used before that only.
+// SAFETY: a command completes once, when the driver has a request or an abort for its tag; addresses are only used
+// before that.
 unsafe impl Port for Tiny {
     type Wake = NoWake;
     type Command = (IoCommand, u64);
@@ -94,7 +95,7 @@ unsafe impl Port for Tiny {
     fn enter(&mut self, want: u32, _timeout: Option<Duration>) -> Result<(), Errno> {
         let mut driver = self.0.borrow_mut();
         if want > 0 && driver.commands.is_empty() && driver.completions.is_empty() {
-            // Nobody would ever end this sleep.
+            // Nothing would ever end this sleep.
             return Err(Errno::EIO);
         }
         for (command, user_data) in std::mem::take(&mut driver.commands) {

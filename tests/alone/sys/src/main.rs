@@ -1,4 +1,4 @@
-//! ublk-sys alone: what somebody with a ring of their own needs to add a device, as bytes.
+//! ublk-sys alone: the bytes that a program with its own ring needs to add a device.
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +10,7 @@ fn main() -> Result<(), ublk_sys::Error> {
         queue_depth: 128,
         max_io_buf_bytes: 512 << 10,
         dev_id: u32::MAX,
-        // A flag that this version has no name for survives.
+        // A flag without a name in this version survives.
         flags: 1 << 63 | ublk_sys::UBLK_F_USER_COPY,
         ..ublksrv_ctrl_dev_info::ZERO
     };

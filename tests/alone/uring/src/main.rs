@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::remove_file(&path)?;
     let mut ring: Ring = Ring::builder(8).build()?;
     let data: Vec<u8> = (0..4096_u32).map(|i| (i % 251) as u8).collect();
-    // SAFETY: the file is open to the end of `main`, where all is submitted.
+    // SAFETY: the file is open to the end of `main`, where everything has been submitted.
     let fd = || unsafe { Fd::raw(file.as_fd()) };
 
     // SAFETY: `data` lives to the end of `main`, and its write completes in `complete`.
@@ -38,13 +38,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(complete(&mut ring, 2)?, 0);
 
     let mut back = vec![0; 4096];
-    // SAFETY: `back` lives to the end of `main` and is not touched until the read completed.
+    // SAFETY: `back` lives to the end of `main` and is not accessed until the read has completed.
     let read = unsafe { op::read(fd(), back.as_mut_ptr(), 4096, 512) };
     ring.push(&read.user_data(3))?;
     assert_eq!(complete(&mut ring, 3)?, 4096);
     assert_eq!(back, data);
 
-    // An error arrives as one: the file is open, but the ring has no such registered file.
+    // An error is reported: the file is open, but the ring has no such registered file.
     let missing = op::fsync(Fd::registered(5), false).user_data(4);
     ring.push(&missing)?;
     assert!(complete(&mut ring, 4)? < 0);
