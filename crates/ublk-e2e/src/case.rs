@@ -1,4 +1,4 @@
-//! A case: a name, what it does, and when it cannot be done.
+//! A case: its name, its body, and when it cannot run.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
@@ -11,24 +11,24 @@ use ublk_e2e_records::{CELL, RECOVERY, Record};
 use crate::wait::secs;
 use crate::{cli, procfs};
 
-/// The longest a case may take. Slower is a hang: software emulation was allowed for.
+/// Maximum time of a case, with room for software emulation. Longer counts as a hang.
 const LIMIT: Duration = secs(150);
 
-/// The same where cases go on for long on purpose.
+/// Maximum time of a case in a soak.
 const SOAK_LIMIT: Duration = secs(45 * 60);
 
-/// Which cases run, and how long they go on: `$UBLK_E2E_SET`.
+/// Which cases run, and for how long: `$UBLK_E2E_SET`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Set {
-    /// Those whose outcome depends on the kernel.
+    /// Cases whose outcome depends on the kernel.
     Kernel,
-    /// All.
+    /// All cases.
     Full,
-    /// All, and the long ones in full length.
+    /// All cases, the long ones in full length.
     Soak,
 }
 
-/// What the runner wants.
+/// The set requested by the runner.
 pub fn set() -> Set {
     match std::env::var("UBLK_E2E_SET").as_deref() {
         Ok("kernel") => Set::Kernel,
@@ -37,7 +37,7 @@ pub fn set() -> Set {
     }
 }
 
-/// How many rounds: `usual`, or `long` in a soak.
+/// Number of rounds: `usual`, or `long` in a soak.
 pub fn rounds(usual: usize, long: usize) -> usize {
     if set() == Set::Soak { long } else { usual }
 }
@@ -47,7 +47,7 @@ pub fn emulated() -> bool {
     std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("QEMU TCG"))
 }
 
-/// Names, or starts of names before a `*`, of cases that must not be run on this kernel: `$UBLK_E2E_AVOID`.
+/// Whether a case must not run on this kernel: `patterns` are names, or prefixes before a `*`, from `$UBLK_E2E_AVOID`.
 fn avoided(name: &str, patterns: &str) -> bool {
     let fits = |pattern: &str| match pattern.strip_suffix('*') {
         Some(start) => name.starts_with(start),
@@ -56,7 +56,7 @@ fn avoided(name: &str, patterns: &str) -> bool {
     patterns.split_whitespace().any(fits)
 }
 
-/// A case to be run.
+/// A case to run.
 pub struct Case {
     name: String,
     body: Box<dyn FnOnce() -> Result<()> + Send>,
@@ -64,7 +64,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// A case. Names say what holds; those of a known mistake begin with its number.
+    /// Creates a case. The name states the expected behaviour; that of a known failure mode begins with its number.
     pub fn new(
         name: impl Into<String>,
         body: impl FnOnce() -> Result<()> + Send + 'static,
@@ -84,20 +84,19 @@ impl Case {
         self
     }
 
-    /// Whether the runner wants this case left out, since it would end this kernel.
+    /// Whether the runner wants this case left out, since it would crash this kernel.
     pub fn is_avoided(&self) -> bool {
         let patterns = std::env::var("UBLK_E2E_AVOID").unwrap_or_default();
         avoided(&self.name, &patterns)
     }
 
-    /// Tells that the case is left out.
+    /// Reports that the case is left out.
     pub fn tell_avoided(&self) {
         let case = self.name.clone();
         println!("{}", Record::Avoided { case }.line());
     }
 
-    /// Tells that the case is skipped, if it is: the runner compares these lines with the skips it
-    /// expects (L91).
+    /// Reports that the case is skipped, if so: the runner compares these lines with the expected skips (L91).
     pub fn announce(&self) {
         if let Some(reason) = &self.skip {
             let (case, reason) = (self.name.clone(), reason.clone());
@@ -115,7 +114,7 @@ impl Case {
         self.name.starts_with("simple_")
     }
 
-    /// What libtest-mimic runs.
+    /// The case for libtest-mimic.
     pub fn trial(self) -> Trial {
         let Self { name, body, skip } = self;
         let named = name.clone();
@@ -124,7 +123,7 @@ impl Case {
             let result = run(body);
             took(&named, start.elapsed());
             if let Err(failed) = &result {
-                // At once: the list at the end is not reached by a guest that runs out of time.
+                // At once: a guest that runs out of time never prints the list at the end.
                 println!(
                     "failure of {named}: {}",
                     failed.message().unwrap_or_default()
@@ -136,8 +135,8 @@ impl Case {
     }
 }
 
-/// Runs a case on a thread of its own: one that hangs fails, and the others still get their turn.
-/// A case that passes must have left nothing of ublk behind; one that fails is cleaned up after.
+/// Runs a case on its own thread: one that hangs fails, and the others still run. A case that passes must leave no ublk
+/// device, file or process behind; one that fails is cleaned up after.
 fn run(body: Box<dyn FnOnce() -> Result<()> + Send>) -> Result<(), Failed> {
     let (sender, end) = channel();
     let thread = std::thread::spawn(move || {
@@ -180,7 +179,7 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 fn clean_up() {
     for path in crate::sysfs::present() {
         if let Some(id) = path.strip_prefix("/dev/ublkc") {
-            // Nobody would read this failure; the next case will name what is still there.
+            // Nobody would read this error; the next case reports what is still there.
             let _ = cli::ublkctl(&["delete", "--force", id]);
         }
     }
@@ -188,7 +187,7 @@ fn clean_up() {
 
 static MEASURED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Notes a measured value, to be printed when the cases are done.
+/// Records a measured value, printed after the cases.
 pub fn measured(text: String) {
     let mut all = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
     all.push(text);
@@ -201,18 +200,18 @@ fn record(record: Record) {
     all.push(record);
 }
 
-/// Notes what became of an operation on a backend in a mode: `ran`, `never` (it cannot be), `lacks` (the kernel has
-/// no such mode). The runner compares it with what it expects.
+/// Records the outcome of an operation on a backend in a mode: `ran`, `never` (impossible), `lacks` (not supported by
+/// the kernel). The runner compares it with the expected outcome.
 pub fn cell(backend: &str, mode: &str, operation: &str, outcome: &str) {
     record(Record::outcome(CELL, &[backend, mode, operation], outcome));
 }
 
-/// Notes what became of a step of a device's life: the same for the recovery matrix.
+/// Records the outcome of a step in a device's life, for the recovery matrix.
 pub fn recovery_cell(policy: &str, event: &str, load: &str, outcome: &str) {
     record(Record::outcome(RECOVERY, &[policy, event, load], outcome));
 }
 
-/// Notes a feature of this kernel.
+/// Records a feature of this kernel.
 pub fn feature(name: &str, available: bool) {
     let name = name.to_owned();
     record(Record::Feature { name, available });
@@ -225,10 +224,10 @@ fn took(name: &str, time: Duration) {
     all.push((time, name.to_owned()));
 }
 
-/// How many of the slowest cases are told.
+/// Number of slowest cases to list.
 const SLOWEST: usize = 12;
 
-/// Prints what was measured, the cells, and which cases took longest.
+/// Prints the measured values, the cells, and the slowest cases.
 pub fn print_measured() {
     let records = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
     for record in records.iter() {

@@ -1,4 +1,4 @@
-//! The tool, as its users drive it.
+//! The tool, run like a user runs it.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,22 +14,22 @@ use crate::{json, procfs, sysfs};
 
 /// Exit codes of the tool.
 pub mod code {
-    /// Failed.
+    /// Failure.
     pub const FAILED: i32 = 1;
-    /// Wrong use.
+    /// Usage error.
     pub const USAGE: i32 = 2;
-    /// Not done within the deadline.
+    /// The deadline expired.
     pub const TIMED_OUT: i32 = 3;
     /// No such device.
     pub const NO_DEVICE: i32 = 32;
 }
 
-/// The tool's program: `$UBLKCTL`, else `ublkctl` on the path.
+/// The tool's path: `$UBLKCTL`, else `ublkctl` in `PATH`.
 pub fn program() -> String {
     std::env::var("UBLKCTL").unwrap_or_else(|_| "ublkctl".to_owned())
 }
 
-/// A command of the tool, to be changed before it runs.
+/// A command of the tool, to be adjusted before it runs.
 pub fn command(words: &[&str]) -> Command {
     let mut command = Command::new(program());
     command.args(words);
@@ -41,17 +41,17 @@ pub fn ublkctl(words: &[&str]) -> Result<Output> {
     run::output(&mut command(words), secs(60))
 }
 
-/// Runs the tool, which has to succeed, and parses the JSON it prints.
+/// Runs the tool, which must succeed, and parses the JSON it prints.
 pub fn ublkctl_json(words: &[&str]) -> Result<Value> {
     one_value(&ublkctl(&[words, &["--json"]].concat())?.good()?)
 }
 
-/// The one JSON value that an output has to be, in one line and without a key twice.
+/// The single JSON value of an output: one line, no duplicate keys.
 pub fn one_value(output: &Output) -> Result<Value> {
     let line = output.stdout.strip_suffix('\n').unwrap_or_default();
     let value: Value =
         serde_json::from_str(line).with_context(|| format!("no JSON value: {output}"))?;
-    // Both are written without blanks: a key that came twice is in the text only.
+    // Both are written without blanks: a duplicate key is in the text only.
     ensure!(
         serde_json::to_string(&value)?.len() == line.len(),
         "a key twice: {line}"
@@ -59,13 +59,12 @@ pub fn one_value(output: &Output) -> Result<Value> {
     Ok(value)
 }
 
-/// Runs the tool, which has to fail with this exit code and with all `parts` in its message, in
-/// small letters or large.
+/// Runs the tool, which must fail with this exit code and all `parts` in its message, in any case.
 pub fn fails(words: &[&str], code: i32, parts: &[&str]) -> Result<Output> {
     failed(ublkctl(words)?, code, parts)
 }
 
-/// Checks an output to be a failure of this kind.
+/// Checks that an output is a failure of this kind.
 pub fn failed(output: Output, code: i32, parts: &[&str]) -> Result<Output> {
     ensure!(output.code() == code, "expected exit code {code}: {output}");
     let said = output.stderr.to_lowercase();
@@ -79,7 +78,7 @@ pub fn failed(output: Output, code: i32, parts: &[&str]) -> Result<Output> {
     Ok(output)
 }
 
-/// The device a case wants.
+/// The specification of a device.
 #[derive(Debug, Clone)]
 pub struct Spec {
     /// `null`, `mem` or `file`.
@@ -92,7 +91,7 @@ pub struct Spec {
     pub depth: usize,
     /// `--block-size`; 0 for none.
     pub block_size: u32,
-    /// Other words.
+    /// Further words.
     pub more: Vec<String>,
 }
 
@@ -117,7 +116,7 @@ impl Spec {
         }
     }
 
-    /// A file device of one queue over this file, with blocks as the file wants them.
+    /// A file device of one queue on this file, with the file's block size.
     pub fn file(path: &std::path::Path) -> Self {
         let words = vec![path.to_string_lossy().into_owned()];
         Self {
@@ -129,25 +128,25 @@ impl Spec {
         }
     }
 
-    /// With so many queues.
+    /// Sets the number of queues.
     pub const fn queues(mut self, queues: usize) -> Self {
         self.queues = queues;
         self
     }
 
-    /// With so many tags a queue.
+    /// Sets the number of tags per queue.
     pub const fn depth(mut self, depth: usize) -> Self {
         self.depth = depth;
         self
     }
 
-    /// With this logical block size.
+    /// Sets the logical block size.
     pub const fn block_size(mut self, bytes: u32) -> Self {
         self.block_size = bytes;
         self
     }
 
-    /// With other words.
+    /// Adds further words.
     pub fn with(mut self, words: &[&str]) -> Self {
         self.more.extend(words.iter().map(|w| (*w).to_owned()));
         self
@@ -164,7 +163,7 @@ impl Spec {
             ("--depth", &depth),
             ("--block-size", &block),
         ] {
-            // A file has a size and blocks of its own.
+            // A file has its own size and block size.
             if value.is_empty() || (name == "--block-size" && self.block_size == 0) {
                 continue;
             }
@@ -174,26 +173,26 @@ impl Spec {
         words
     }
 
-    /// Makes the device.
+    /// Creates the device.
     pub fn add(&self) -> Result<Device> {
         Device::add(self)
     }
 }
 
-/// A device that serves; deleted when it is dropped.
+/// A device that serves; deleted on drop.
 #[derive(Debug)]
 pub struct Device {
     /// Its number.
     pub id: u32,
     /// Its node.
     pub path: PathBuf,
-    /// What `info --json` said right after `add`.
+    /// Output of `info --json` right after `add`.
     pub info: Value,
     gone: bool,
 }
 
-/// How long a death may stay unnoticed, and clients may hang after it: to 6.15 the driver waits for the
-/// block timeout when all tags are in the server's hands.
+/// How long a death may go unnoticed, and clients may hang after it: up to 6.15 the driver waits for the block timeout
+/// if the server holds all tags.
 pub fn patience() -> Duration {
     if sysfs::kernel() >= (6, 16) {
         secs(5)
@@ -202,7 +201,7 @@ pub fn patience() -> Duration {
     }
 }
 
-/// CPUs of this machine: the driver gives a device no more queues than these.
+/// Number of CPUs of this machine: the driver gives a device no more queues.
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -215,8 +214,7 @@ impl Device {
         Self::of(&output, spec)
     }
 
-    /// The device that `add` has printed: exactly one line, the path of a node that is there, with
-    /// the queues that were asked for (L93).
+    /// Parses the output of `add`: exactly one line, the path of an existing node with the requested queues (L93).
     pub fn of(output: &Output, spec: &Spec) -> Result<Self> {
         let path = output.stdout.trim_end_matches('\n');
         let id = path
@@ -247,7 +245,7 @@ impl Device {
         Ok(device)
     }
 
-    /// What `info --json` says now.
+    /// The present output of `info --json`.
     pub fn query(&self) -> Result<Value> {
         ublkctl_json(&["info", &self.id.to_string()])
     }
@@ -279,7 +277,7 @@ impl Device {
         Ok(())
     }
 
-    /// The server process now: another one after a recovery.
+    /// The present server process: another one after a recovery.
     pub fn server_now(&self) -> Result<u32> {
         Ok(u32::try_from(json::number(&self.query()?, "server_pid")?)?)
     }
@@ -291,13 +289,13 @@ impl Device {
         })
     }
 
-    /// Kills the server hard and waits until the device has this state.
+    /// Kills the server and waits until the device has this state.
     pub fn kill_server(&self, state: &str) -> Result<()> {
         procfs::kill(self.server_now()?, rustix::process::Signal::KILL)?;
         self.wait_state(state, patience())
     }
 
-    /// The case has removed the device in another way.
+    /// Marks the device as removed in another way.
     pub fn forget(mut self) {
         self.gone = true;
     }
@@ -306,13 +304,13 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         if !self.gone {
-            // The case has failed already; its own error is the one to tell.
+            // The case has failed already; report its own error.
             let _ = ublkctl(&["delete", "--force", &self.id.to_string()]);
         }
     }
 }
 
-/// What there is of ublk now: nodes, disks, processes of the tool.
+/// Everything of ublk that exists now: nodes, disks, processes of the tool.
 pub fn left_over() -> Vec<String> {
     let mut left = sysfs::present();
     let name = PathBuf::from(program());

@@ -1,4 +1,4 @@
-//! Reads and writes that go to the device, not to the page cache.
+//! Direct I/O.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 
 use crate::pattern;
 
-/// What O_DIRECT asks of addresses, with room to spare.
+/// Alignment for O_DIRECT, with room to spare.
 const ALIGN: usize = 4096;
 
-/// A buffer whose bytes begin on an address that suits O_DIRECT.
+/// A buffer aligned for O_DIRECT.
 #[derive(Debug)]
 pub struct Buffer {
     memory: Vec<u8>,
@@ -20,7 +20,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// A buffer of zeroes.
+    /// A zeroed buffer.
     pub fn new(len: usize) -> Self {
         let memory = vec![0; len + ALIGN];
         let start = memory.as_ptr().align_offset(ALIGN);
@@ -32,7 +32,7 @@ impl Buffer {
         &self.memory[self.start..self.start + self.len]
     }
 
-    /// Its bytes, to be filled.
+    /// Its bytes, mutable.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.len]
     }
@@ -86,12 +86,12 @@ impl Direct {
         Ok(buffer)
     }
 
-    /// Reads a range and checks it to hold the pattern of `generation`.
+    /// Reads a range and checks that it holds the pattern of `generation`.
     pub fn check_pattern(&self, offset: u64, len: usize, generation: u64) -> Result<()> {
         pattern::check(self.read(offset, len)?.bytes(), offset, generation)
     }
 
-    /// Reads a range and checks it to be zeroes.
+    /// Reads a range and checks that it is zeroes.
     pub fn check_zero(&self, offset: u64, len: usize) -> Result<()> {
         pattern::check_zero(self.read(offset, len)?.bytes(), offset)
     }
@@ -112,7 +112,7 @@ mod tests {
         }
     }
 
-    /// L90 What is wrong on the disk is seen by the check that the cases use.
+    /// L90 The check that the cases use detects wrong data on the disk.
     #[test]
     fn l90_a_corrupted_file_is_seen() {
         let path = std::env::temp_dir().join(format!("ublk-e2e-direct-{}", std::process::id()));

@@ -1,4 +1,4 @@
-//! A device served by a program that embeds the facade (`serve`), as a child of ours.
+//! A device served by a program that embeds the facade (`serve`), run as a child process.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::direct_io::Direct;
 use crate::wait::{secs, until};
 use crate::{json, sysfs};
 
-/// The child, its device, and the way to tell it things.
+/// The child process and its device.
 #[derive(Debug)]
 pub struct Embedded {
     child: Child,
@@ -23,11 +23,11 @@ pub struct Embedded {
     pub id: u32,
     /// Its node.
     pub path: PathBuf,
-    /// What the program said of the device when it served.
+    /// The program's description of the device at start.
     pub described: Value,
 }
 
-/// Where the messages of the program go: our own output is read line by line by the runner.
+/// Path of the program's log: the runner parses our own output line by line.
 fn log() -> PathBuf {
     std::env::temp_dir().join(format!("ublk-e2e-serve-{}.log", std::process::id()))
 }
@@ -63,7 +63,7 @@ impl Embedded {
         })
     }
 
-    /// Starts the program and its device, and compares the queues it got with `queues`.
+    /// Starts the program and its device, and checks that it got `queues` queues.
     pub fn start(queues: usize, words: &[&str]) -> Result<Self> {
         let count = format!("queues={queues}");
         let mut embedded = Self::idle(&[&[count.as_str()], words].concat())?;
@@ -82,7 +82,7 @@ impl Embedded {
         Ok(embedded)
     }
 
-    /// Sends a command and waits for its answer, at most two minutes.
+    /// Sends a command and waits for its reply, for at most two minutes.
     pub fn ask(&mut self, command: &str) -> Result<Value> {
         let input = self.input.as_mut().context("it was told to end")?;
         writeln!(input, "{command}").with_context(|| format!("send {command:?}"))?;
@@ -97,12 +97,12 @@ impl Embedded {
         Ok(answer)
     }
 
-    /// A count of the backend.
+    /// A counter of the backend.
     pub fn count(&mut self, name: &str) -> Result<u64> {
         json::number(&self.ask("counts")?, name)
     }
 
-    /// Waits until a count of the backend is at least `least`.
+    /// Waits until a counter of the backend is at least `least`.
     pub fn wait_count(&mut self, name: &str, least: u64) -> Result<()> {
         until(&format!("{least} {name}"), secs(20), || {
             Ok((self.count(name)? >= least).then_some(()))
@@ -114,7 +114,7 @@ impl Embedded {
         Direct::open(&self.path)
     }
 
-    /// Kills it hard and waits for its end.
+    /// Kills it and waits for its end.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         let end = until("the server's end after SIGKILL", secs(40), || {
@@ -131,7 +131,7 @@ impl Embedded {
         self.end()
     }
 
-    /// Ends the program: its input ends.
+    /// Ends the program by closing its input.
     pub fn end(mut self) -> Result<()> {
         self.input = None;
         let status = until("the server's end", secs(40), || {

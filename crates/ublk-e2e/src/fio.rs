@@ -1,4 +1,4 @@
-//! fio, with its answer read and believed only when it is complete.
+//! Runs fio and accepts its result only if it is complete.
 
 use std::process::Command;
 
@@ -14,19 +14,19 @@ pub struct Fio {
     words: Vec<String>,
 }
 
-/// What a run did, summed over its jobs.
+/// The result of a run, summed over its jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Done {
-    /// Jobs that answered.
+    /// Number of jobs with a result.
     pub jobs: usize,
-    /// Bytes read, those of verification too.
+    /// Bytes read, including those for verification.
     pub read: u64,
     /// Bytes written.
     pub written: u64,
 }
 
 impl Fio {
-    /// A run on a file or device, with direct I/O, that ends at the first error.
+    /// A run on a file or device with direct I/O that ends at the first error.
     pub fn new(file: &str) -> Self {
         let words = [
             "--name=job",
@@ -60,7 +60,7 @@ impl Fio {
     }
 }
 
-/// Reads fio's JSON. fio may print notes before it.
+/// Parses fio's JSON. fio may print notes before it.
 fn parse(text: &str) -> Result<Done> {
     let start = text.find('{').context("no JSON")?;
     let value: Value = serde_json::from_str(&text[start..])?;
@@ -131,8 +131,7 @@ mod tests {
         assert!(parse("fio: no JSON at all").is_err());
     }
 
-    /// L90 The real fio, where there is one, on a file: a good run passes, and a byte changed
-    /// behind its back is found.
+    /// L90 The real fio, if installed, on a file: a good run passes, and a byte changed behind its back is detected.
     #[test]
     fn l90_fio_finds_a_changed_byte() {
         if run::good("fio", &["--version"]).is_err() {

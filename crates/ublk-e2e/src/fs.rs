@@ -21,7 +21,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kernel's word.
+    /// The kernel's name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
@@ -29,16 +29,16 @@ impl Kind {
         }
     }
 
-    /// Makes one on a device.
+    /// Creates one on a device.
     pub fn make(self, device: &Device) -> Result<()> {
         self.format(device.node())
     }
 
-    /// Makes one on a device or in a file.
+    /// Creates one on a device or in a file.
     pub fn format(self, node: &str) -> Result<()> {
         let words: &[&str] = match self {
-            // Blocks of a page, also on a small device: a block of the load then lies in one page of what is behind the
-            // device, and a server that is killed while it writes several pages tears none.
+            // Blocks of page size, also on a small device: a block of the load is then in one page of the backing
+            // store, and a server killed while it writes several pages tears none.
             Self::Ext4 => &[
                 "-q",
                 "-F",
@@ -64,10 +64,10 @@ impl Kind {
     }
 }
 
-/// A mounted file system; unmounted when dropped.
+/// A mounted file system; unmounted on drop.
 #[derive(Debug)]
 pub struct Mounted {
-    /// Where.
+    /// The mount point.
     pub at: PathBuf,
     gone: bool,
 }
@@ -78,7 +78,7 @@ impl Mounted {
         Self::at(device.node(), kind.name(), flags)
     }
 
-    /// The same for a node of a device that is not the tool's.
+    /// Mounts a node of a device that the tool did not create.
     pub fn node(node: &str, kind: &str) -> Result<Self> {
         Self::at(node, kind, MountFlags::empty())
     }
@@ -94,7 +94,7 @@ impl Mounted {
     /// Unmounts, which writes everything back.
     pub fn unmount(mut self) -> Result<()> {
         self.gone = true;
-        // Somebody may still be looking at it, such as a scanner of the host.
+        // Another process may still be using it, such as a scanner of the host.
         until("umount", secs(20), || {
             match unmount(&self.at, UnmountFlags::empty()) {
                 Ok(()) => Ok(Some(())),
@@ -123,7 +123,7 @@ fn file(at: &Path, number: usize) -> PathBuf {
         .join(format!("file{number}"))
 }
 
-/// The contents of a file.
+/// The content of a file.
 fn contents(number: usize) -> Vec<u8> {
     let len = SIZES[number % SIZES.len()];
     let mut data = vec![0; len.next_multiple_of(8)];
@@ -161,7 +161,7 @@ pub fn compare(at: &Path, count: usize) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// L90 A changed, a cut, a missing file: all are seen.
+    /// L90 A changed, a truncated or a missing file is detected.
     #[test]
     fn l90_changed_files_are_seen() {
         let at = std::env::temp_dir().join(format!("ublk-e2e-fs-{}", std::process::id()));

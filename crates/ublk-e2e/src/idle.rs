@@ -1,5 +1,5 @@
-//! What a device costs that nobody uses: `ublk-e2e --idle COUNT DATA` makes devices in one process, and says how much memory
-//! and how many threads they took; and what one small write to each took besides.
+//! The cost of an idle device: `ublk-e2e --idle COUNT DATA` creates devices in one process, and reports the memory and
+//! threads they took, and the additional cost of one small write to each.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,11 +17,11 @@ use crate::wait::{secs, until};
 
 const GIB: u64 = 1 << 30;
 
-/// How long the number of threads stays the same before it counts.
+/// How long the number of threads must stay the same before it counts.
 const STEADY: Duration = Duration::from_millis(200);
 
-/// Resident bytes and threads, once the number of these has been the same for a while: a thread that was joined is still
-/// counted until the kernel has taken it from its list.
+/// Resident bytes and threads, once the number of threads is stable: a joined thread still counts until the kernel has
+/// removed it from its list.
 fn used() -> Result<(u64, u64)> {
     let own = std::process::id();
     let (mut seen, mut since) = (procfs::status(own, "Threads")?, Instant::now());
@@ -38,27 +38,27 @@ fn used() -> Result<(u64, u64)> {
     ))
 }
 
-/// Makes `count` devices of one queue of 128 tags, measures, and removes them.
+/// Creates `count` devices of one queue of 128 tags, measures, and removes them.
 pub fn idle(words: &[String]) -> Result<Value> {
     let [count, data] = words else {
         anyhow::bail!("--idle COUNT DATA");
     };
     let count: u64 = count.parse()?;
     let mode = Mode::new(data.parse::<DataMode>()?);
-    // One controller for all: each of its own would have a thread and a ring.
+    // One controller for all: each would have a thread and a ring of its own.
     let control = Arc::new(Mutex::new(ControlThread::start(secs(30))?));
     let make = || -> Result<Device> {
         let (null, control) = (Null::new(GIB, 512)?, Arc::clone(&control));
         Ok(match mode.data {
             DataMode::ZeroCopy => Builder::new(null).mode(mode).controller(control).start()?,
-            // Behind an `Arc`, where it cannot say that it looks at no data: its buffers are used.
+            // Behind an `Arc`, which cannot be blind: its buffers are used.
             _ => Builder::new(Arc::new(null))
                 .mode(mode)
                 .controller(control)
                 .start()?,
         })
     };
-    // The first one brings what all share.
+    // The first one creates what all share.
     let mut devices = vec![make()?];
     let before = used()?;
     for _ in 0..count {

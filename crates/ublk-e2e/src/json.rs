@@ -1,9 +1,9 @@
-//! Fields of what `ublkctl --json` prints.
+//! Accesses fields in the output of `ublkctl --json`.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// The nearest field of this name, the value's own before those further inside.
+/// The nearest field of this name: the value's own before nested ones.
 pub fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     let mut level = vec![value];
     while !level.is_empty() {
@@ -29,7 +29,7 @@ pub fn number(value: &Value, key: &str) -> Result<u64> {
     field.with_context(|| format!("no number `{key}` in {value}"))
 }
 
-/// A field that is a text.
+/// A field that is a string.
 pub fn text(value: &Value, key: &str) -> Result<String> {
     let field = find(value, key).and_then(Value::as_str);
     Ok(field

@@ -1,9 +1,9 @@
 //! End-to-end cases on a real ublk driver, driven through `ublkctl` and through the facade.
 //!
-//! Runs as root where the driver is loaded: in the test guest of `cargo xtask vm-e2e`, or on a host
-//! (`--host`). Arguments are those of libtest, a filter above all; `UBLKCTL` names the tool,
-//! `UBLK_EXAMPLES` the directory of the examples. Cases run one after the other. A case that cannot run here is ignored, and a line `SKIP name: reason`
-//! says so; the runner compares these lines with the skips it expects.
+//! Run as root with the driver loaded: in the test guest of `cargo xtask vm-e2e`, or on a host (`--host`). Arguments
+//! are those of libtest, mainly a filter; `UBLKCTL` names the tool, `UBLK_EXAMPLES` the directory of the examples.
+//! Cases run one after the other. A case that cannot run here is ignored, and a line `SKIP name: reason` says so; the
+//! runner compares these lines with the expected skips.
 
 #![deny(unsafe_code)]
 
@@ -56,9 +56,9 @@ fn main() -> ExitCode {
         };
     }
     let mut arguments = Arguments::from_args();
-    // The cases change the one machine there is.
+    // The cases change the state of the machine.
     arguments.test_threads = Some(1);
-    // A runner reads the lines, in a guest whose channel looks like a terminal.
+    // The runner parses the lines, in a guest whose channel looks like a terminal.
     arguments.color.get_or_insert(ColorSetting::Never);
     let (avoided, all): (Vec<_>, Vec<_>) = cases::all(case::set())
         .into_iter()

@@ -1,9 +1,9 @@
-//! Data that knows where it belongs: every eight bytes tell their offset and generation.
+//! Self-describing data: every eight bytes encode their offset and generation.
 
 use anyhow::{Result, bail};
 
-/// The eight bytes at `offset` in `generation`: mixed so that neighbours, generations, and a
-/// device's zeroes look nothing alike.
+/// The eight bytes at `offset` in `generation`, mixed so that neighbours, generations, and a device's zeroes look
+/// nothing alike.
 pub const fn word(offset: u64, generation: u64) -> u64 {
     let mut x = offset ^ generation.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -25,13 +25,12 @@ fn words(buffer: &[u8], offset: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
     (offset..).step_by(8).zip(buffer.chunks_exact(8).map(value))
 }
 
-/// Checks every byte of a buffer that was filled by [`fill`].
+/// Checks every byte of a buffer filled by [`fill`].
 pub fn check(buffer: &[u8], offset: u64, generation: u64) -> Result<()> {
     check_any(buffer, offset, &[generation])
 }
 
-/// Checks that every word is that of its place in one of the generations: what overlapping writers
-/// may leave behind.
+/// Checks that every word belongs to its place in one of the generations: the valid result of overlapping writers.
 pub fn check_any(buffer: &[u8], offset: u64, generations: &[u64]) -> Result<()> {
     if !buffer.len().is_multiple_of(8) {
         bail!("{} bytes are no whole words", buffer.len());
@@ -47,13 +46,13 @@ pub fn check_any(buffer: &[u8], offset: u64, generations: &[u64]) -> Result<()> 
     }
 }
 
-/// The first word that is none of the generations', with its offset.
+/// The first word that belongs to none of the generations, with its offset.
 fn first_wrong(buffer: &[u8], offset: u64, generations: &[u64]) -> Option<(u64, u64)> {
     let good = |at, found| generations.iter().any(|g| word(at, *g) == found);
     words(buffer, offset).find(|(at, found)| !good(*at, *found))
 }
 
-/// What the wrong word is, if that can be told: zeroes, or the data of a place nearby.
+/// Explains a wrong word, if possible: zeroes, or the data of a place nearby.
 fn explain(found: u64, at: u64) -> String {
     if found == 0 {
         return " (zeroes)".to_owned();
@@ -79,7 +78,7 @@ pub fn check_zero(buffer: &[u8], offset: u64) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// L90 A single flipped bit, anywhere, is seen.
+    /// L90 A single flipped bit is detected anywhere.
     #[test]
     fn l90_every_flipped_byte_is_seen() {
         let mut buffer = vec![0; 1024];
@@ -99,7 +98,7 @@ mod tests {
         assert!(check(&buffer, 4096, 3).is_err());
     }
 
-    /// L90 Data of another place, another generation, and zeroes are seen, and told apart.
+    /// L90 Data of another place, another generation, and zeroes are detected and distinguished.
     #[test]
     fn l90_data_of_elsewhere_is_seen() {
         let mut buffer = vec![0; 4096];

@@ -1,4 +1,4 @@
-//! A memory device with limits of the case's choice, and nothing between it and the driver.
+//! A memory device with limits of the case's choice, without the fault backend.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// This memory, declared so.
+    /// Creates a backend from this memory and these limits.
     pub const fn new(memory: Arc<Memory>, limits: Limits) -> Self {
         Self { memory, limits }
     }

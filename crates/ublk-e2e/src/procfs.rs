@@ -1,4 +1,4 @@
-//! Processes, as /proc tells.
+//! Information on processes from /proc.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,18 +9,18 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait::{secs, until};
 
-/// What the first fields of a `stat` file say.
+/// The first fields of a `stat` file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stat {
-    /// Process or thread number.
+    /// Process or thread id.
     pub id: u32,
     /// Its name.
     pub name: String,
     /// R, S, D, Z, …
     pub state: char,
-    /// The parent's number.
+    /// Id of the parent.
     pub parent: u32,
-    /// `PF_*` of the kernel.
+    /// The kernel's `PF_*` flags.
     pub flags: u64,
 }
 
@@ -65,7 +65,7 @@ pub fn threads(pid: u32) -> Vec<Stat> {
     all.iter().filter_map(|p| Stat::of(p)).collect()
 }
 
-/// Processes whose program file has this name, zombies left out.
+/// Processes whose program file has this name, without zombies.
 pub fn running(program: &str) -> Vec<Stat> {
     let is = |stat: &Stat| {
         let exe = fs::read_link(format!("/proc/{}/exe", stat.id));
@@ -75,7 +75,7 @@ pub fn running(program: &str) -> Vec<Stat> {
     all.filter(|stat| stat.state != 'Z' && is(stat)).collect()
 }
 
-/// Threads of any process that sit in an uninterruptible wait, kernel threads left out.
+/// Threads of any process in uninterruptible sleep, without kernel threads.
 pub fn stuck() -> Vec<Stat> {
     let user = processes()
         .into_iter()
@@ -85,7 +85,7 @@ pub fn stuck() -> Vec<Stat> {
         .collect()
 }
 
-/// Waits until no thread of a user process is in an uninterruptible wait.
+/// Waits until no thread of a user process is in uninterruptible sleep.
 pub fn nothing_stuck(limit: Duration) -> Result<()> {
     let settled = until("no process in state D", limit, || {
         Ok(stuck().is_empty().then_some(()))
@@ -93,7 +93,7 @@ pub fn nothing_stuck(limit: Duration) -> Result<()> {
     settled.with_context(|| format!("stuck: {:?}", stuck()))
 }
 
-/// Where the processes of the tool and all in an uninterruptible wait are in the kernel: for the message of a hang.
+/// Kernel stacks of the tool's processes and of all threads in uninterruptible sleep: for the report of a hang.
 pub fn whereabouts() -> String {
     let ours = |stat: &Stat| stat.name.starts_with("ublk") || stat.state == 'D';
     let threads = processes().into_iter().flat_map(|p| threads(p.id));
@@ -121,8 +121,8 @@ pub fn kill(pid: u32, signal: Signal) -> Result<()> {
     kill_process(pid, signal).with_context(|| format!("kill {}", pid.as_raw_nonzero()))
 }
 
-/// Stops a process (SIGSTOP) and waits until all its threads stand still: a signal is sent sooner than it is obeyed.
-/// The kernel's own workers in it (`PF_IO_WORKER`) are not asked.
+/// Stops a process (SIGSTOP) and waits until all its threads have stopped, which takes a moment. The kernel's own
+/// workers in it (`PF_IO_WORKER`) do not count.
 pub fn stop(pid: u32) -> Result<()> {
     const PF_IO_WORKER: u64 = 0x10;
     kill(pid, Signal::STOP)?;
@@ -134,13 +134,13 @@ pub fn stop(pid: u32) -> Result<()> {
     })
 }
 
-/// A number of `/proc/PID/status`, such as `VmRSS` (in KiB there, bytes here) or `Threads`.
+/// A number in `/proc/PID/status`, such as `VmRSS` (in bytes here) or `Threads`.
 pub fn status(pid: u32, key: &str) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).context("status")?;
     status_of(&text, key).with_context(|| format!("no {key} in the status of {pid}"))
 }
 
-/// Bytes of memory that the machine can still give.
+/// Available memory of the machine in bytes.
 pub fn available() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo").context("meminfo")?;
     status_of(&text, "MemAvailable").context("no MemAvailable")
@@ -159,7 +159,7 @@ fn status_of(text: &str, key: &str) -> Option<u64> {
     })
 }
 
-/// A list of CPUs as /proc writes it: `0-2,5`.
+/// Parses a list of CPUs in /proc: `0-2,5`.
 pub fn cpu_list(text: &str) -> std::collections::BTreeSet<u64> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -171,15 +171,15 @@ pub fn cpu_list(text: &str) -> std::collections::BTreeSet<u64> {
 /// Descriptors, mappings and threads of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {
-    /// Open descriptors.
+    /// Number of open descriptors.
     pub descriptors: usize,
     /// Descriptors and mappings of rings and ublk nodes.
     pub rings: usize,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
 }
 
-/// What a process holds now.
+/// The present footprint of a process.
 pub fn footprint(pid: u32) -> Result<Footprint> {
     let fds = numbered(&PathBuf::from(format!("/proc/{pid}/fd")));
     let ours = |text: &str| text.contains("io_uring") || text.contains("/dev/ublk");
@@ -224,7 +224,7 @@ mod tests {
         assert_eq!(list("3"), [3]);
     }
 
-    /// L90 The footprint sees a descriptor and a thread that stay.
+    /// L90 The footprint shows a descriptor and a thread that were left behind.
     #[test]
     fn l90_a_footprint_grows_with_what_is_left() {
         let me = std::process::id();

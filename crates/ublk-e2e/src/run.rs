@@ -1,4 +1,4 @@
-//! Running programs, with a deadline on each.
+//! Runs programs, each with a deadline.
 
 use std::io::Read;
 use std::process::{Command, ExitStatus, Stdio};
@@ -10,12 +10,12 @@ use anyhow::{Context, Result, bail};
 use crate::procfs;
 use crate::wait::{secs, until};
 
-/// What a program said and how it ended.
+/// The output of a program, and its exit status.
 #[derive(Debug, Clone)]
 pub struct Output {
     /// The command, for messages.
     pub command: String,
-    /// Its end.
+    /// Its exit status.
     pub status: ExitStatus,
     /// Its standard output.
     pub stdout: String,
@@ -29,7 +29,7 @@ impl Output {
         self.status.code().unwrap_or(-1)
     }
 
-    /// An error with everything that was said, unless the program ended with 0.
+    /// An error with the whole output, unless the program exited with 0.
     pub fn good(self) -> Result<Self> {
         if !self.status.success() {
             bail!("{self}");
@@ -51,12 +51,12 @@ impl std::fmt::Display for Output {
     }
 }
 
-/// Loads a module of the image.
+/// Loads a kernel module of the image.
 pub fn module(name: &str) -> Result<()> {
     good("modprobe", &[name]).map(drop)
 }
 
-/// The words of a command.
+/// The command line.
 pub fn line(command: &Command) -> String {
     let mut text = command.get_program().to_string_lossy().into_owned();
     for word in command.get_args() {
@@ -65,8 +65,8 @@ pub fn line(command: &Command) -> String {
     text
 }
 
-/// Runs a command to its end and to the end of its output: a daemon that keeps the pipes of its
-/// caller open hangs every script, so that fails here too (L33).
+/// Runs a command to its end and to the end of its output: a daemon that keeps its caller's pipes open would hang every
+/// script, so that fails here, too (L33).
 pub fn output(command: &mut Command, limit: Duration) -> Result<Output> {
     let text = line(command);
     let mut child = command
@@ -101,7 +101,7 @@ pub fn output(command: &mut Command, limit: Duration) -> Result<Output> {
     })
 }
 
-/// Runs a program that has to succeed, within a minute.
+/// Runs a program that must succeed within a minute.
 pub fn good(program: &str, words: &[&str]) -> Result<Output> {
     output(Command::new(program).args(words), secs(60))?.good()
 }
@@ -110,7 +110,7 @@ fn collect(mut from: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
-        // What came before an error is still worth showing.
+        // The output before an error is still worth showing.
         let _ = from.read_to_end(&mut bytes);
         let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
     });
@@ -143,7 +143,7 @@ mod tests {
         assert!(error.to_string().contains("did not end"), "{error}");
     }
 
-    /// L33 A child that keeps our pipe open is noticed.
+    /// L33 A child that keeps our pipe open is detected.
     #[test]
     fn l33_a_pipe_held_open_is_an_error() {
         let error = sh("sleep 20 & exit 0", secs(20)).expect_err("held");

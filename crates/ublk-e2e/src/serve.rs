@@ -1,8 +1,8 @@
 //! A program that embeds the facade, for the cases: `ublk-e2e --serve KEY=VALUE…`.
 //!
 //! It serves a memory device behind the fault backend, or without it (`direct=true`), or a null device behind it
-//! (`null=true`), or a file (`file=PATH`), takes commands on
-//! standard input and answers each with one line of JSON. `embed` is its other end.
+//! (`null=true`), or a file (`file=PATH`). It takes commands on standard input and answers each with one line of JSON;
+//! `embed` is the other end.
 
 use std::io::{BufRead, Write};
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::plain::Plain;
 use crate::wait::{secs, until};
 use crate::{pattern, procfs};
 
-/// How long a held request waits at most.
+/// Maximum time that a request is held.
 const HOLD: Duration = Duration::from_secs(90);
 
-/// What is served.
+/// The options of the device.
 #[derive(Debug, Clone)]
 struct Options {
     size: u64,
@@ -36,33 +36,33 @@ struct Options {
     recovery: Recovery,
     null: bool,
     huge: bool,
-    /// Memory that clients share.
+    /// Memory shared with clients.
     shm: Option<String>,
-    /// A file device, in the mode that its builder takes by itself.
+    /// A file device, in the builder's default mode.
     file: Option<String>,
-    /// Milliseconds that each step may take.
+    /// Deadline of each step in milliseconds.
     deadline: u64,
-    /// The kernel looks for partitions.
+    /// Whether the kernel scans for partitions.
     partitions: bool,
-    /// Milliseconds for which each read is held, then to fail, from the start on; not with `null`, `file` or `direct`.
+    /// Milliseconds for which each read is held from the start on, then to fail; not with `null`, `file` or `direct`.
     hold: Option<u64>,
 }
 
-/// A device, and what injects faults into it, if that can be done.
+/// A device, and its fault injection, if any.
 struct Served {
     device: Device,
     control: Option<Control>,
 }
 
 impl Served {
-    /// Nothing is held any more.
+    /// Releases everything that is held.
     fn clear(&self) {
         if let Some(control) = &self.control {
             control.clear();
         }
     }
 
-    /// What the program tells of the device: all of it from the kernel.
+    /// The description of the device, with the kernel's values.
     fn describe(&self) -> Value {
         let geometry = self.device.geometry();
         let mode = Mode::of(geometry.features());
@@ -258,7 +258,7 @@ fn command(words: &[&str], served: &Served) -> Result<Value> {
     inject(words, control.context("served without the fault backend")?)
 }
 
-/// Commands to the fault backend.
+/// Handles commands for the fault backend.
 fn inject(words: &[&str], control: &Control) -> Result<Value> {
     match words {
         ["counts"] => {
@@ -301,7 +301,7 @@ fn operation(word: &str) -> Result<Op> {
     })
 }
 
-/// What the backend holds, read without the device: it may be gone.
+/// Reads the backend's content without the device, which may be gone.
 fn check(memory: &Memory, words: [&str; 3]) -> Result<Value> {
     let offset: u64 = words[0].parse()?;
     let mut data = vec![0; words[1].parse()?];
@@ -310,15 +310,15 @@ fn check(memory: &Memory, words: [&str; 3]) -> Result<Value> {
     Ok(json!({}))
 }
 
-/// Adds, starts, uses, stops and deletes a device so many times, all in this process, and tells what
-/// the process held before and after.
+/// Adds, starts, uses, stops and deletes a device this many times in this process, and reports the process's footprint
+/// before and after.
 fn rounds(count: usize, options: &Options) -> Result<Value> {
     let me = std::process::id();
     let memory = Arc::new(Memory::new(options.size, options.block_size)?);
     let round = |number: usize| -> Result<()> {
         let Served { device, .. } = options.start(&memory)?;
         let path = device.path();
-        // Some rounds use the device, some are removed as soon as they serve.
+        // Some rounds use the device, others remove it as soon as it serves.
         if number.is_multiple_of(3) {
             let direct = crate::direct_io::Direct::open(&path)?;
             direct.write_pattern(0, 4096, number as u64)?;
@@ -339,7 +339,7 @@ fn rounds(count: usize, options: &Options) -> Result<Value> {
     Ok(json!({"before": show(before), "after": show(after), "ms": ms, "kib": kib}))
 }
 
-/// Makes so many devices, all there at once, reads of each, removes them.
+/// Creates this many devices at once, reads from each, and removes them.
 fn many(count: usize, options: &Options) -> Result<Value> {
     let me = std::process::id();
     let memory = Arc::new(Memory::new(options.size, options.block_size)?);
@@ -373,8 +373,8 @@ fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What the process holds once its threads and rings have ended, which they do on their own time after the device is
-/// gone; what stays is a leak.
+/// The footprint of the process once its threads and rings have ended, a while after the device is gone; the rest is a
+/// leak.
 fn settled(me: u32, before: procfs::Footprint) -> Result<procfs::Footprint> {
     until("the footprint of the start", secs(10), || {
         let now = procfs::footprint(me)?;

@@ -1,8 +1,7 @@
-//! A client whose buffers are memory that it shares with the device's server.
+//! A client whose buffers are memory shared with the device's server.
 //!
 //! # Why there is `unsafe` here
-//! The memory is a shared mapping: it is read and written by addresses only, and the calls here are over before it
-//! is unmapped.
+//! The memory is a shared mapping: it is accessed by address only, and the calls here complete before it is unmapped.
 #![expect(
     unsafe_code,
     reason = "direct I/O from a mapping that others write, too"
@@ -15,10 +14,10 @@ use std::ptr::NonNull;
 
 use anyhow::{Context, Result, ensure};
 
-/// The mapping of a file of memory. Unmapped when dropped.
+/// A mapped file of memory; unmapped on drop.
 ///
 /// # Invariants
-/// `base` is the start of a live mapping of `len` bytes, readable and writable, this value's own.
+/// `base` is the start of a live mapping of `len` bytes, readable and writable, owned by this value.
 #[derive(Debug)]
 pub struct SharedBuffers {
     base: NonNull<u8>,
@@ -56,15 +55,15 @@ impl SharedBuffers {
         Ok(unsafe { self.base.as_ptr().add(at) })
     }
 
-    /// Puts bytes into the memory.
+    /// Copies bytes into the memory.
     pub fn put(&self, at: usize, bytes: &[u8]) -> Result<()> {
         let place = self.at(at, bytes.len())?;
-        // SAFETY: the place is that long; no I/O of ours is under way, and a slice is none of the mapping.
+        // SAFETY: the range is that long; none of our I/O is in flight, and no slice is part of the mapping.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
         Ok(())
     }
 
-    /// Bytes of the memory.
+    /// Copies bytes out of the memory.
     pub fn get(&self, at: usize, len: usize) -> Result<Vec<u8>> {
         let place = self.at(at, len)?;
         let mut bytes = vec![0; len];
@@ -73,18 +72,18 @@ impl SharedBuffers {
         Ok(bytes)
     }
 
-    /// Writes memory to a device, in one call.
+    /// Writes memory to a device in one call.
     pub fn write(&self, device: &File, at: usize, len: usize, offset: u64) -> Result<()> {
         let (place, offset) = (self.at(at, len)?, libc::off_t::try_from(offset)?);
-        // SAFETY: `len` readable bytes for the length of the call.
+        // SAFETY: `len` readable bytes for the duration of the call.
         let done = unsafe { libc::pwrite(device.as_raw_fd(), place.cast(), len, offset) };
         whole(done, len).context("write from shared memory")
     }
 
-    /// Reads a device into memory, in one call.
+    /// Reads a device into memory in one call.
     pub fn read(&self, device: &File, at: usize, len: usize, offset: u64) -> Result<()> {
         let (place, offset) = (self.at(at, len)?, libc::off_t::try_from(offset)?);
-        // SAFETY: `len` writable bytes for the length of the call, looked at by no reference.
+        // SAFETY: `len` writable bytes for the duration of the call, to which no reference exists.
         let done = unsafe { libc::pread(device.as_raw_fd(), place.cast(), len, offset) };
         whole(done, len).context("read into shared memory")
     }

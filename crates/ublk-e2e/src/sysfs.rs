@@ -1,4 +1,4 @@
-//! A block device as /sys shows it.
+//! Attributes of a block device in sysfs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ pub fn directory(id: u32) -> PathBuf {
     PathBuf::from(format!("/sys/block/ublkb{id}"))
 }
 
-/// An attribute, for example `queue/logical_block_size`, without its line end.
+/// An attribute, for example `queue/logical_block_size`, without the newline.
 pub fn text(id: u32, name: &str) -> Result<String> {
     let path = directory(id).join(name);
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -31,7 +31,7 @@ pub fn queues(id: u32) -> Result<usize> {
     Ok(entries.flatten().count())
 }
 
-/// Nodes and disks of ublk that exist now, the control node left out.
+/// Nodes and disks of ublk that exist now, without the control node.
 pub fn present() -> Vec<String> {
     let names = |directory: &str, start: &[&str]| -> Vec<String> {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -66,7 +66,7 @@ fn version(release: &str) -> (u32, u32) {
     (next(), next())
 }
 
-/// Whether this is the test guest, where a case may change the whole machine.
+/// Whether this is the test guest, where cases may change the state of the machine.
 pub fn in_guest() -> bool {
     Path::new("/guest.conf").exists()
 }

@@ -1,4 +1,4 @@
-//! A device under systemd: its configuration, its unit, its line of fstab.
+//! A device under systemd: its configuration, its unit, its line in fstab.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub fn here() -> bool {
     Path::new("/guest.conf").exists() && Path::new("/run/systemd/system").is_dir()
 }
 
-/// Runs systemctl, which has to succeed.
+/// Runs systemctl, which must succeed.
 pub fn systemctl(words: &[&str]) -> Result<String> {
     Ok(run::good("systemctl", words)?.stdout)
 }
@@ -33,13 +33,13 @@ pub fn property(unit: &str, name: &str) -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// What the journal has of a unit, for messages.
+/// The journal of a unit, for messages.
 pub fn journal(unit: &str) -> String {
     let words = ["--no-pager", "-q", "-o", "cat", "-n", "40", "-u", unit];
     run::good("journalctl", &words).map_or_else(|e| e.to_string(), |o| o.stdout)
 }
 
-/// A file device under a unit of its own; all of it goes when it is dropped.
+/// A file device with its own unit; everything is removed on drop.
 pub struct Served {
     /// Its name.
     pub name: String,
@@ -54,7 +54,7 @@ pub struct Served {
     mount: Option<Mount>,
 }
 
-/// A mount by fstab.
+/// A mount in fstab.
 struct Mount {
     unit: String,
     at: PathBuf,
@@ -62,7 +62,7 @@ struct Mount {
 }
 
 impl Served {
-    /// Writes the configuration of a device with a fresh file of this size, and a drop-in of its unit.
+    /// Writes the configuration of a device with a new file of this size, and a drop-in for its unit.
     pub fn new(name: &str, id: u32, size: u64, more: &str, drop_in: &str) -> Result<Self> {
         let file = PathBuf::from(format!("/var/lib/ublk-e2e/{name}.img"));
         fs::create_dir_all(file.parent().context("a directory")?)?;
@@ -70,7 +70,7 @@ impl Served {
         Self::over(name, id, &file, more, drop_in)
     }
 
-    /// The same over a file or device that is there.
+    /// Like `new`, for an existing file or device.
     pub fn over(name: &str, id: u32, file: &Path, more: &str, drop_in: &str) -> Result<Self> {
         let served = Self {
             name: name.to_owned(),
@@ -100,13 +100,13 @@ impl Served {
         Path::new(UNITS).join(format!("{}.d", self.unit))
     }
 
-    /// Makes an ext4 in the file, and a line of fstab that mounts the device. Not mounted yet.
+    /// Creates an ext4 in the file, and a line in fstab that mounts the device. Does not mount it.
     pub fn with_file_system(self) -> Result<Self> {
         let node = self.node.clone();
         self.with_file_system_at(&node)
     }
 
-    /// The same with a line of fstab that says `source`.
+    /// Like `with_file_system`, with `source` in the line.
     pub fn with_file_system_at(mut self, source: &Path) -> Result<Self> {
         let file = self.file.to_string_lossy().into_owned();
         run::good("mkfs.ext4", &["-q", "-F", &file])?;
@@ -141,13 +141,13 @@ impl Served {
         systemctl(&["stop", &self.unit]).map(drop)
     }
 
-    /// The mount unit of the line of fstab.
+    /// The mount unit of the fstab line.
     pub fn mount_unit(&self) -> Result<&str> {
         let mount = self.mount.as_ref().context("no file system was made")?;
         Ok(&mount.unit)
     }
 
-    /// Mounts by way of systemd. The mount point.
+    /// Mounts with systemd; returns the mount point.
     pub fn mount(&self) -> Result<&Path> {
         let mount = self.mount.as_ref().context("no file system was made")?;
         systemctl(&["start", &mount.unit])
@@ -156,7 +156,7 @@ impl Served {
         Ok(&mount.at)
     }
 
-    /// Unmounts by way of systemd.
+    /// Unmounts with systemd.
     pub fn unmount(&self) -> Result<()> {
         systemctl(&["stop", self.mount_unit()?])?;
         ensure!(
@@ -167,7 +167,7 @@ impl Served {
         Ok(())
     }
 
-    /// Whether the kernel has the device mounted where fstab says.
+    /// Whether the kernel has the device mounted at fstab's mount point.
     pub fn is_mounted(&self) -> Result<bool> {
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         let at = self.mount.as_ref().map(|m| m.at.display().to_string());
@@ -180,13 +180,13 @@ impl Served {
         self.number("server_pid")
     }
 
-    /// A number of what `info` says.
+    /// A number in the output of `info`.
     pub fn number(&self, key: &str) -> Result<u32> {
         let info = ublkctl_json(&["info", &self.id.to_string()])?;
         Ok(u32::try_from(json::number(&info, key)?)?)
     }
 
-    /// The state of the device, `None` where there is none.
+    /// The state of the device, `None` if it does not exist.
     pub fn state(&self) -> Result<Option<String>> {
         let output = ublkctl(&["info", &self.id.to_string(), "--json"])?;
         if output.code() == crate::cli::code::NO_DEVICE {
@@ -196,12 +196,12 @@ impl Served {
         json::text(&info, "state").map(Some)
     }
 
-    /// How often systemd has started it again.
+    /// How often systemd has restarted the unit.
     pub fn restarts(&self) -> Result<u32> {
         Ok(property(&self.unit, "NRestarts")?.parse()?)
     }
 
-    /// Waits until systemd has started it so often again, and it serves.
+    /// Waits until systemd has restarted it this often, and it serves.
     pub fn back(&self, restarts: u32, limit: Duration) -> Result<()> {
         let back = until(&format!("restart {restarts}"), limit, || {
             let good = self.restarts()? == restarts
@@ -215,7 +215,7 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // The case has its result; what cannot be cleaned up is found by the look at what is left.
+        // The case has its result; the check for left-overs finds what cannot be cleaned up.
         if let Some(mount) = self.mount.take() {
             let _ = systemctl(&["stop", &mount.unit]);
             let _ = fs::write(FSTAB, mount.fstab);
@@ -232,7 +232,7 @@ impl Drop for Served {
     }
 }
 
-/// Waits until what systemd says of a unit contains this.
+/// Waits until a property of a unit contains this.
 pub fn says(unit: &str, name: &str, part: &str, limit: Duration) -> Result<()> {
     let heard = until(&format!("{name} of {unit}: {part}"), limit, || {
         Ok(property(unit, name)?.contains(part).then_some(()))
@@ -243,5 +243,5 @@ pub fn says(unit: &str, name: &str, part: &str, limit: Duration) -> Result<()> {
     })
 }
 
-/// Long enough for a unit to come back in an emulated guest.
+/// Enough time for a unit to come back in an emulated guest.
 pub const BACK: Duration = secs(60);

@@ -1,9 +1,9 @@
-//! A load that knows what a disk may hold: every block tells its place, its generation and a checksum, and a
-//! generation that was acknowledged must be found.
+//! A load that knows what a disk may contain: every block holds its position, its generation and a checksum, and an
+//! acknowledged generation must be found.
 //!
-//! Each block belongs to one thread, which has one request on it at a time. A write that failed may have been
-//! carried out or not: from then on the block may hold either, until a read or a later write settles it; what
-//! was settled never goes back. Nothing may be torn, of another place, or older.
+//! Each block belongs to one thread, which has one request in flight for it at a time. A write that failed may have
+//! been carried out or not: from then on the block may hold either, until a read or a later write settles it; a settled
+//! block never goes back. No block may be torn, misplaced, or older.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use crate::direct_io::{Buffer, Direct};
 use crate::pattern;
 use crate::wait::until;
 
-/// Bytes of a block.
+/// Size of a block in bytes.
 pub const BLOCK: usize = 4096;
 
-/// What is said of a place that was never written.
+/// Generation of a block that was never written.
 const NEVER: u64 = 0;
 
-/// A mark that no other data carries by chance.
+/// A magic number that other data does not contain by chance.
 const MARK: u64 = 0x7562_6c6b_5f76_6572;
 
-/// Makes a block: mark, number of the run, offset, generation, data, checksum.
+/// Builds a block: magic number, number of the run, offset, generation, data, checksum.
 fn make(bytes: &mut [u8], run: u64, offset: u64, generation: u64) {
     pattern::fill(bytes, offset, generation);
     for (at, word) in [MARK, run, offset, generation].into_iter().enumerate() {
@@ -36,7 +36,7 @@ fn make(bytes: &mut [u8], run: u64, offset: u64, generation: u64) {
     bytes[BLOCK - 8..].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// The generation that a block holds; an error for one that is torn or of another place.
+/// The generation of a block; an error if it is torn or misplaced.
 fn generation(bytes: &[u8], run: u64, offset: u64) -> Result<u64> {
     if bytes.iter().all(|b| *b == 0) {
         return Ok(NEVER);
@@ -69,10 +69,10 @@ fn checksum(bytes: &[u8]) -> u64 {
     })
 }
 
-/// What a block may hold: the generation last known, and those of failed writes since.
+/// What a block may hold: the last known generation, and those of failed writes since.
 type Possible = Vec<u64>;
 
-/// The load at work.
+/// A running load.
 pub struct Load {
     threads: Vec<JoinHandle<Result<Vec<Possible>>>>,
     shared: Arc<LoadState>,
@@ -88,7 +88,7 @@ struct LoadState {
     errors: AtomicU64,
 }
 
-/// What a load has done.
+/// Counters of a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Done {
     /// Writes acknowledged.
@@ -99,17 +99,17 @@ pub struct Done {
     pub errors: u64,
 }
 
-/// A load that was stopped, and all it knows.
+/// A stopped load, and its knowledge of the blocks.
 pub struct Known {
     blocks: Vec<Possible>,
     threads: usize,
     run: u64,
-    /// What it has done.
+    /// Its counters.
     pub done: Done,
 }
 
 impl Load {
-    /// Starts `threads` threads on the first `blocks` blocks of a device or file, which hold zeroes.
+    /// Starts `threads` threads on the first `blocks` blocks of a device or file, which must be zeroes.
     pub fn start(path: &Path, threads: usize, blocks: usize) -> Result<Self> {
         let shared = Arc::new(LoadState::default());
         let run = u64::from(std::process::id()) << 20 | blocks as u64;
@@ -131,7 +131,7 @@ impl Load {
         Ok(load)
     }
 
-    /// What was done so far.
+    /// The counters so far.
     pub fn done(&self) -> Done {
         let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
         Done {
@@ -141,7 +141,7 @@ impl Load {
         }
     }
 
-    /// Waits until so many more writes were acknowledged; a thread that found wrong data ends that.
+    /// Waits until this many more writes were acknowledged; returns early if a thread has found wrong data.
     pub fn more(&self, writes: u64, limit: Duration) -> Result<()> {
         let from = self.done().writes;
         until(&format!("{writes} writes of the load"), limit, || {
@@ -152,7 +152,7 @@ impl Load {
         })
     }
 
-    /// Ends the load. An error where it has found wrong data, or a thread hangs.
+    /// Ends the load. An error if it has found wrong data, or a thread hangs.
     pub fn stop(mut self, limit: Duration) -> Result<Known> {
         self.shared.stop.store(true, Ordering::Relaxed);
         let done = || self.threads.iter().all(JoinHandle::is_finished);
@@ -175,7 +175,7 @@ impl Load {
 }
 
 impl Known {
-    /// Compares what a device or file holds with what is known.
+    /// Compares the content of a device or file with the known generations.
     pub fn check(&self, path: &Path) -> Result<()> {
         let data = std::fs::File::open(path).with_context(|| path.display().to_string())?;
         let mut bytes = vec![0; BLOCK];
@@ -196,7 +196,7 @@ impl Known {
     }
 }
 
-/// One thread's work on its blocks.
+/// The work of one thread on its blocks.
 fn work(
     file: &Direct,
     shared: &LoadState,
@@ -245,7 +245,7 @@ fn work(
         };
         if failed {
             shared.errors.fetch_add(1, Ordering::Relaxed);
-            // A device that fails at once must not be asked a million times a second.
+            // A device that fails at once must not be hit a million times a second.
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -257,7 +257,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
 
-    /// L90 The load finds a lost write, an older one, a torn one and one of another place.
+    /// L90 The load detects a lost write, an older one, a torn one and a misplaced one.
     #[test]
     fn l90_wrong_blocks_are_found() {
         let path = std::env::temp_dir().join(format!("ublk-e2e-verifier-{}", std::process::id()));
@@ -299,7 +299,7 @@ mod tests {
         std::fs::remove_file(&path).expect("ours");
     }
 
-    /// A load on a plain file is right about it, and wrong when the file is changed behind it.
+    /// L90 A load on a plain file passes, and fails if the file is changed behind its back.
     #[test]
     fn l90_a_load_knows_its_file() {
         let path = std::env::temp_dir().join(format!("ublk-e2e-load-{}", std::process::id()));

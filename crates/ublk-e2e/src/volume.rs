@@ -1,4 +1,4 @@
-//! Places for the files of file devices: file systems of our own, and block devices.
+//! Storage for file devices: file systems of our own, and block devices.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -10,7 +10,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use crate::wait::{secs, until};
 use crate::{pattern, run};
 
-/// What a file device's data lies on.
+/// The storage of a file device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A file in memory.
@@ -25,7 +25,7 @@ impl Kind {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Tmpfs, Self::Ext4, Self::Block];
 
-    /// As the cases are named.
+    /// The name in the cases.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tmpfs => "file-tmpfs",
@@ -34,17 +34,17 @@ impl Kind {
         }
     }
 
-    /// Whether a range can be given back and be seen to be so.
+    /// Whether deallocation of a range is possible and visible.
     pub const fn counts_blocks(self) -> bool {
         matches!(self, Self::Tmpfs | Self::Ext4)
     }
 }
 
-/// The RAM disks of brd, each of 128 MiB, as memory is written to them.
+/// The RAM disks of brd, each of 128 MiB, populated on write.
 const DISKS: [&str; 2] = ["/dev/ram0", "/dev/ram1"];
 const DISK_KIB: u64 = 128 << 10;
 
-/// A RAM disk, made when it is first asked for.
+/// A RAM disk, created on first use.
 pub fn ram_disk(number: usize) -> Result<PathBuf> {
     let path = PathBuf::from(DISKS[number]);
     if !path.exists() {
@@ -55,7 +55,7 @@ pub fn ram_disk(number: usize) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A mounted file system, or none; unmounted when dropped.
+/// A mounted file system, or none; unmounted on drop.
 #[derive(Debug)]
 pub struct Volume {
     kind: Kind,
@@ -64,7 +64,7 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Makes it, with room for `room` bytes on tmpfs.
+    /// Creates it, with room for `room` bytes on tmpfs.
     pub fn new(kind: Kind, room: u64) -> Result<Self> {
         let at = std::env::temp_dir().join(format!("ublk-e2e-{}", kind.name()));
         let mut place = Self {
@@ -99,7 +99,7 @@ impl Volume {
         Ok(place)
     }
 
-    /// A file in it, or the disk; its name.
+    /// The path of a file in it, or of the disk.
     pub fn path(&self, name: &str) -> Result<PathBuf> {
         match self.kind {
             Kind::Block => ram_disk(1),
@@ -107,7 +107,7 @@ impl Volume {
         }
     }
 
-    /// A file of `size` bytes in it that takes no room yet, or the disk, zeroed that far.
+    /// A sparse file of `size` bytes in it, or the disk with that much zeroed.
     pub fn file(&self, name: &str, size: u64) -> Result<PathBuf> {
         let path = self.path(name)?;
         if self.kind == Kind::Block {
@@ -159,14 +159,14 @@ pub fn write_behind(path: &Path, at: u64, len: usize, offset: u64, generation: u
     Ok(file.sync_all()?)
 }
 
-/// Checks a file to hold the pattern of `generation`, without its device.
+/// Checks that a file holds the pattern of `generation`, without its device.
 pub fn check_behind(path: &Path, at: u64, len: usize, offset: u64, generation: u64) -> Result<()> {
     let mut data = vec![0; len];
     File::open(path)?.read_exact_at(&mut data, at)?;
     pattern::check(&data, offset, generation).context("in the file")
 }
 
-/// Bytes that a file takes on its file system.
+/// Bytes allocated to a file.
 pub fn used(path: &Path) -> Result<u64> {
     Ok(fs::metadata(path)?.blocks() * 512)
 }

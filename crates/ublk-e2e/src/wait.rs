@@ -1,11 +1,11 @@
-//! The one wait function of the cases: for states that the kernel announces by no event.
+//! The one wait function of the cases: for states without an event from the kernel.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// Asks `ready` until it answers, first after 100 µs, then after twice as long each time up to
-/// 5 ms; an error when `limit` is over. `what` is what was waited for.
+/// Polls `ready` until it returns a value, first after 100 µs, then at doubling intervals up to 5 ms; an error after
+/// `limit`. `what` names the condition.
 pub fn until<T>(
     what: &str,
     limit: Duration,

@@ -1,4 +1,4 @@
-//! What the kernel shows of a device is what its backend declares.
+//! The attributes that the kernel shows are those that the backend declares.
 
 use std::io::ErrorKind;
 
@@ -37,7 +37,7 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// An attribute must have a value.
+/// Checks the value of an attribute.
 fn shows(id: u32, name: &str, wanted: u64) -> Result<()> {
     let found = sysfs::number(id, name)?;
     ensure!(found == wanted, "{name} is {found}, declared {wanted}");
@@ -80,7 +80,7 @@ fn check(device: &Device, limits: &Limits, depth: u64) -> Result<()> {
         "write_cache is {cache:?}, declared {wanted:?}"
     );
     scheduler(device, "[none]")?;
-    // A scheduler would have requests of its own: without one they are the tags.
+    // A scheduler would have requests of its own: without one the tags are the requests.
     shows(id, "queue/nr_requests", depth)?;
     for (key, value) in [
         ("size", limits.size),
@@ -93,7 +93,7 @@ fn check(device: &Device, limits: &Limits, depth: u64) -> Result<()> {
     Ok(())
 }
 
-/// Says which I/O scheduler the device has.
+/// Checks the I/O scheduler of the device.
 fn scheduler(device: &Device, wanted: &str) -> Result<()> {
     let schedulers = sysfs::text(device.id, "queue/scheduler")?;
     ensure!(
@@ -103,7 +103,8 @@ fn scheduler(device: &Device, wanted: &str) -> Result<()> {
     Ok(())
 }
 
-/// A device of one queue has no I/O scheduler either, unless the kernel's choice was asked for; and a new server changes nothing.
+/// A device of one queue has no I/O scheduler either, unless the kernel's choice was requested; a new server changes
+/// nothing.
 fn schedulers() -> Result<()> {
     let device = Spec::null("1G").add()?;
     scheduler(&device, "[none]")?;
@@ -117,7 +118,7 @@ fn schedulers() -> Result<()> {
     device.delete()
 }
 
-/// L06 Attributes and limits are sent to the driver, and those of the backend. L02 in sectors.
+/// L06 Attributes and limits reach the driver, including those of the backend. L02 in sectors.
 fn attributes(queues: usize, block: u32) -> Result<()> {
     let memory = Memory::new(64 << 20, block)?;
     let device = Spec::mem("64M")
@@ -137,7 +138,7 @@ fn attributes(queues: usize, block: u32) -> Result<()> {
     device.delete()
 }
 
-/// L06 A volatile cache and FUA are told to the kernel, or it would never send a FLUSH.
+/// L06 A volatile cache and FUA are reported to the kernel, or it would never send a FLUSH.
 fn cache_and_fua() -> Result<()> {
     for (cache, fua) in [(false, false), (true, false), (true, true)] {
         let words = [format!("cache={cache}"), format!("fua={fua}")];
@@ -186,7 +187,7 @@ fn read_only() -> Result<()> {
     device.delete()
 }
 
-/// L03 The largest request is the one asked for, and arrives whole.
+/// L03 The largest request is the requested one, and arrives in one piece.
 fn largest_request() -> Result<()> {
     for (word, bytes) in [("4K", 4096_u64), ("64K", 64 << 10), ("1M", 1 << 20)] {
         let device = Spec::mem("32M").with(&["--max-io", word]).add()?;

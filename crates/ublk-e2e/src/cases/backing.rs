@@ -1,4 +1,5 @@
-//! A file is the thing it was (L43): which file or disk a device was made with, and who holds its lock.
+//! A backing store is identified by more than its path (L43): the file or disk that a device was created with, and the
+//! holder of its lock.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
@@ -28,7 +29,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// A device over a file that holds a pattern, and another file to take its place.
+/// A device on a file with a pattern, and another file to take its place.
 struct Renamed {
     place: Volume,
     path: PathBuf,
@@ -59,13 +60,13 @@ impl Renamed {
         Ok(fs::rename(new, &self.path)?)
     }
 
-    /// Whether nobody else can have the lock of the file that was renamed.
+    /// Whether nobody else can take the lock of the renamed file.
     fn is_locked(&self) -> Result<bool> {
         let file = fs::File::open(&self.old)?;
         Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
     }
 
-    /// The device has the data that it had, and writes where it wrote.
+    /// Checks that the device has its data, and writes to the same file.
     fn same(&self, generation: u64) -> Result<()> {
         let direct = self.device.open()?;
         direct.check_pattern(0, PIECE, generation)?;
@@ -83,8 +84,8 @@ impl Renamed {
     }
 }
 
-/// With the server dead only the path is left: another file there is refused with both by name, until it is back or
-/// accepted.
+/// With the server dead only the path remains: another file there is refused, with both named, until the first is back
+/// or the new one accepted.
 fn recovered() -> Result<()> {
     let renamed = Renamed::new(&[])?;
     let id = renamed.device.id.to_string();
@@ -98,12 +99,12 @@ fn recovered() -> Result<()> {
     ];
     cli::fails(&["recover", &id], code::FAILED, &parts)?;
     ensure!(json::text(&renamed.device.query()?, "state")? == "quiesced");
-    // With the old one back it goes on.
+    // With the old one back it continues.
     fs::rename(&renamed.path, renamed.place.path("new.img")?)?;
     fs::rename(&renamed.old, &renamed.path)?;
     ublkctl(&["recover", &id])?.good()?;
     renamed.device.open()?.check_pattern(0, PIECE, 1)?;
-    // The override takes what is there, and from then on that is what it was made with.
+    // The override accepts the present file, which is the device's file from then on.
     renamed.device.kill_server("quiesced")?;
     fs::rename(&renamed.path, &renamed.old)?;
     fs::rename(renamed.place.path("new.img")?, &renamed.path)?;
@@ -114,7 +115,7 @@ fn recovered() -> Result<()> {
     renamed.remove()
 }
 
-/// Where the old server lives, its open file goes on, lock and all, whatever its path leads to; nobody is warned of it.
+/// While the old server lives, its open file is passed on with its lock, wherever its path leads; there is no warning.
 fn renamed() -> Result<()> {
     let renamed = Renamed::new(&[])?;
     let id = renamed.device.id.to_string();
@@ -130,7 +131,7 @@ fn renamed() -> Result<()> {
         );
     }
     if sysfs::kernel() >= (6, 16) {
-        // The size is that of the file it has, not of the one at the path.
+        // The size is that of the open file, not of the one at the path.
         let longer = fs::OpenOptions::new().write(true).open(&renamed.old)?;
         longer.set_len(2 * SIZE)?;
         let output = ublkctl(&["resize", &id, "--fill"])?.good()?;
@@ -144,7 +145,8 @@ fn renamed() -> Result<()> {
     renamed.remove()
 }
 
-/// The agent of a supervised device keeps the file: the next server goes on with it, and nobody gets its lock between.
+/// The agent of a supervised device keeps the file open: the next server continues with it, and nobody can take its
+/// lock in between.
 fn supervised() -> Result<()> {
     let renamed = Renamed::new(&["--supervise"])?;
     renamed.rename()?;
@@ -163,7 +165,7 @@ fn supervised() -> Result<()> {
     renamed.remove()
 }
 
-/// A disk that was made anew under the same number is another disk.
+/// A disk that was recreated under the same number is another disk.
 fn disk() -> Result<()> {
     if !std::path::Path::new("/dev/loop0").exists() {
         run::good("modprobe", &["loop"])?;
@@ -193,7 +195,7 @@ fn disk() -> Result<()> {
     device.open()?.check_pattern(0, PIECE, 1)?;
     device.kill_server("quiesced")?;
     run::good("losetup", &["-d", "/dev/loop1"])?;
-    // Whoever still had it open has closed it by then.
+    // Whoever had it open has closed it by then.
     until("the loop device for another file", secs(20), || {
         Ok(attach("two.img").ok())
     })?;

@@ -1,4 +1,4 @@
-//! What makes no device says why, with its exit code, and leaves nothing.
+//! Input that makes no device gives a reason and an exit code, and leaves nothing behind.
 
 use std::time::Instant;
 
@@ -111,8 +111,7 @@ fn refused() -> Result<()> {
     Ok(())
 }
 
-/// L33 The reason why a server could not be made arrives at the caller, at once, and the first one
-/// is not disturbed.
+/// L33 The reason why a server could not be created reaches the caller at once, and the first server is not disturbed.
 fn second_server() -> Result<()> {
     let first = Spec::mem("16M").with(&["--id", "7"]).add()?;
     ensure!(first.id == 7, "asked for id 7, got {}", first.id);
@@ -135,7 +134,7 @@ fn second_server() -> Result<()> {
     first.delete()
 }
 
-/// L13 A size that a block device may have, but no memory: the backend's own reason is told.
+/// L13 A size that a block device may have, but memory may not: the backend's own reason is reported.
 fn too_much_memory() -> Result<()> {
     let words = ["add", "mem", "--size", "4E"];
     let output = fails(&words, code::FAILED, &["smaller size"])?;

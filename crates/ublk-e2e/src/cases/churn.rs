@@ -1,4 +1,4 @@
-//! Devices made and deleted by many at once: kernels exist that lose control commands then.
+//! Devices created and deleted concurrently: some kernels lose control commands then.
 
 use std::time::Instant;
 
@@ -16,15 +16,15 @@ pub fn cases() -> Vec<Case> {
     )]
 }
 
-/// Creators, and their rounds in the usual run and in a soak.
+/// Number of creators, and their rounds in the usual run and in a soak.
 const CREATORS: usize = 8;
 const ROUNDS: (usize, usize) = (4, 100);
 
-/// Seconds that a command is given, and how much later its caller has to be free at the latest.
+/// Deadline of a command in seconds, and how much later its caller must be free.
 const DEADLINE: u64 = 20;
 const GRACE: u64 = 15;
 
-/// L84 No command outlives its deadline, each failure has a name and a hint, and said again it works.
+/// L84 No command exceeds its deadline, each failure has a name and a hint, and a retry works.
 fn many_creators() -> Result<()> {
     let rounds = case::rounds(ROUNDS.0, ROUNDS.1);
     let threads: Vec<_> = (0..CREATORS)
@@ -42,7 +42,7 @@ fn many_creators() -> Result<()> {
     cli::nothing_left(secs(30))
 }
 
-/// How often a command had to be said again.
+/// Returns how often a command had to be retried.
 fn creator(rounds: usize) -> Result<usize> {
     let deadline = DEADLINE.to_string();
     let mut retries = 0;
@@ -58,7 +58,8 @@ fn creator(rounds: usize) -> Result<usize> {
     Ok(retries)
 }
 
-/// A command that works the first time or the second, and never takes longer than it says; whether it was the second.
+/// Runs a command that must succeed the first time or the second, and never take longer than its deadline; true if it
+/// was the second.
 fn persistent(words: &[&str]) -> Result<(Output, bool)> {
     let first = timely(words)?;
     if first.status.success() {
@@ -70,7 +71,7 @@ fn persistent(words: &[&str]) -> Result<(Output, bool)> {
         "a failure without a name or a hint: {first}"
     );
     let second = timely(words)?;
-    // What the first try has done after all is done.
+    // The first attempt may have succeeded after all.
     let gone = words[0] == "delete" && second.code() == code::NO_DEVICE;
     ensure!(
         gone || second.status.success(),

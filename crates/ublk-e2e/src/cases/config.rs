@@ -1,4 +1,4 @@
-//! Devices from a configuration file: `up` and `down`, again and again, in front and behind.
+//! Devices from a configuration file: `up` and `down`, repeatedly, in the foreground and in the background.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -28,7 +28,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// A configuration file, removed when dropped.
+/// A configuration file, removed on drop.
 struct Config(PathBuf);
 
 impl Config {
@@ -62,7 +62,7 @@ fn lines(value: &Value) -> Result<Vec<Value>> {
     Ok(value.as_array().context("an array")?.clone())
 }
 
-/// Names with outcomes, in their order.
+/// Names with outcomes, in order.
 fn outcomes(lines: &[Value]) -> Vec<(&str, &str)> {
     lines
         .iter()
@@ -78,7 +78,7 @@ fn server(id: u64) -> Result<u32> {
     Ok(u32::try_from(json::number(&info, "server_pid")?)?)
 }
 
-/// A file device of 16 MiB on a file to be made.
+/// A file device of 16 MiB on a file to be created.
 fn of_file(backing: &Backing, more: &str) -> String {
     let path = backing.path().display();
     format!(
@@ -133,7 +133,7 @@ fn again() -> Result<()> {
     Ok(())
 }
 
-/// A device that runs with other options keeps its server; the options are named, and the rest is brought up.
+/// A device that runs with other options keeps its server; the options are named, and the other devices are brought up.
 fn differs() -> Result<()> {
     let mem = "[device.ant]\nbackend = \"mem\"\nsize = \"8M\"\n";
     let config = Config::new(mem)?;
@@ -151,12 +151,12 @@ fn differs() -> Result<()> {
         ensure!(output.stdout.contains(part), "no {part:?} in {output}");
     }
     ensure!(server(id)? == before, "it was touched");
-    // By its name the device is deleted all the same.
+    // Its name is enough to delete the device.
     other.down()?;
     cli::nothing_left(secs(10))
 }
 
-/// A file that was made with another size than the configuration says now: `check` and `up` see it, and nothing is touched.
+/// A file whose size differs from the configuration's: `check` and `up` report it, and nothing is touched.
 fn changed_size() -> Result<()> {
     let backing = Backing::new("config-size");
     let config = Config::new(&of_file(&backing, ""))?;
@@ -197,7 +197,7 @@ fn dead() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// Killed to the last process, a recoverable device keeps its number and goes on.
+/// With all processes killed, a recoverable device keeps its number and continues.
 fn waits() -> Result<()> {
     let backing = Backing::new("config-waits");
     let config = Config::new(&of_file(&backing, "recovery = \"reissue\""))?;
@@ -217,7 +217,7 @@ fn waits() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// A front that serves a device of a file.
+/// A front that serves a file device in the foreground.
 struct Front {
     child: Child,
     node: PathBuf,
@@ -251,8 +251,8 @@ impl Front {
     }
 }
 
-/// As a service manager does it: told to end it leaves a recoverable device, killed or not the next one takes it
-/// up; without `--leave` its end is the device's.
+/// Like a service manager: terminated it leaves a recoverable device behind; whether killed or not, the next front
+/// takes the device over; without `--leave` its end is the device's.
 fn in_front() -> Result<()> {
     let backing = Backing::new("config-front");
     let config = Config::new(&of_file(&backing, "recovery = \"queue\""))?;

@@ -1,4 +1,4 @@
-//! What was written is what is read: patterns, fio, overlapping writers.
+//! Data read is the data written: patterns, fio, overlapping writers.
 
 use std::os::unix::fs::FileExt;
 
@@ -52,7 +52,7 @@ fn device(queues: usize, block: u32) -> Result<Device> {
         .add()
 }
 
-/// L02 Offsets and lengths in blocks of any size land where they belong.
+/// L02 Data is stored at the right offset for blocks of any size.
 fn patterns(queues: usize, block: u32) -> Result<()> {
     let device = device(queues, block)?;
     let direct = device.open()?;
@@ -81,7 +81,7 @@ fn patterns(queues: usize, block: u32) -> Result<()> {
     for (generation, (offset, len)) in (2..).zip(ranges) {
         direct.write_pattern(offset, len, generation)?;
         direct.check_pattern(offset, len, generation)?;
-        // One block inside is overwritten; its neighbours stay as they are.
+        // One block inside is overwritten; its neighbours keep their content.
         let inner = offset + b;
         direct.write_pattern(inner, length, 99)?;
         direct.check_pattern(offset, length, generation)?;
@@ -92,9 +92,9 @@ fn patterns(queues: usize, block: u32) -> Result<()> {
             direct.check_pattern(after, rest, generation)?;
         }
     }
-    // Between the places nothing was written.
+    // Nothing was written between these places.
     direct.check_zero(8192 + 4 * b, 4096)?;
-    // The end is the end.
+    // Nothing is beyond the end.
     ensure!(
         direct.read(SIZE, length).is_err(),
         "a read past the end passed"
@@ -139,7 +139,7 @@ fn fio(queues: usize, block: u32) -> Result<()> {
     device.delete()
 }
 
-/// Runs `body` on a thread that stays on one CPU, hence on the queue of that CPU.
+/// Runs `body` on a thread pinned to one CPU, hence on the queue of that CPU.
 fn on_cpu<T: Send>(cpu: usize, body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
@@ -152,8 +152,8 @@ fn on_cpu<T: Send>(cpu: usize, body: impl FnOnce() -> Result<T> + Send) -> Resul
     })
 }
 
-/// L01 With a wrong stride of the descriptors every queue would serve queue 0's requests. Depths that
-/// do and do not fill pages of descriptors.
+/// L01 With a wrong descriptor stride every queue would serve queue 0's requests. Depths that do and do not fill pages
+/// of descriptors.
 fn each_queue(queues: usize) -> Result<()> {
     for depth in [1, 128, 171, 512] {
         let device = Spec::mem("64M")
@@ -184,8 +184,7 @@ fn each_queue(queues: usize) -> Result<()> {
     Ok(())
 }
 
-/// L10 Writers on all queues overlap at random; in the end every word is one that some of them wrote
-/// to that place.
+/// L10 Writers on all queues overlap at random; in the end every word is one that some writer wrote to that place.
 fn overlapping(queues: usize) -> Result<()> {
     const AREA: u64 = 1 << 20;
     let device = device(queues, 512)?;
@@ -248,7 +247,7 @@ fn fio_overlapping() -> Result<()> {
     device.delete()
 }
 
-/// L13 Near 8 EiB nothing wraps: the last block is served, the one behind it is not.
+/// L13 Near 8 EiB nothing wraps: the last block is served, the one after it is not.
 fn huge() -> Result<()> {
     let size = (1_u64 << 63) - 4096;
     for block in [512, 4096] {
@@ -266,7 +265,7 @@ fn huge() -> Result<()> {
     Ok(())
 }
 
-/// L05 Nothing of an earlier device, or of the server, is in a new one.
+/// L05 A new device contains nothing of an earlier device or of the server.
 fn fresh() -> Result<()> {
     for block in [512, 4096] {
         let device = Spec::mem("8M").queues(2).block_size(block).add()?;
@@ -275,7 +274,7 @@ fn fresh() -> Result<()> {
         direct.write_pattern(0, 8 << 20, 7)?;
         drop(direct);
         device.delete()?;
-        // Tags' buffers of a null device are those of a new server: zeroes before the first write.
+        // The buffers of a null device's tags belong to a new server: zeroes before the first write.
         let device = Spec::null("8M").queues(2).block_size(block).add()?;
         let direct = device.open()?;
         direct.check_zero(0, 8 << 20)?;

@@ -1,8 +1,7 @@
-//! What becomes of a device on a file when something of it dies: policy × event × load (L14, L24, L25, L30, L34).
+//! The outcome for a device on a file when something of it dies: policy × event × load (L14, L24, L25, L30, L34).
 //!
-//! Each cell makes a device of its own, has it work, lets the event happen, says which state the device has then,
-//! brings it back where that can be, and looks for every write that was acknowledged. The runner compares the states
-//! with those of its manifest.
+//! Each cell creates a device, puts a load on it, triggers the event, records the device's state, recovers it if
+//! possible, and checks every acknowledged write. The runner compares the states with its manifest.
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
@@ -25,29 +24,28 @@ use crate::wait::{secs, until};
 use crate::{json, procfs, run, sysfs};
 
 const MIB: u64 = 1 << 20;
-/// Of each device.
+/// Size of each device.
 const SIZE: u64 = 64 * MIB;
-/// Threads and blocks of a load. Fewer threads than tags: on kernels before 6.16 a death is noticed only by a tag
-/// that is idle.
+/// Threads and blocks of a load. Fewer threads than tags: kernels before 6.16 only notice a death through an idle tag.
 const THREADS: usize = 4;
 const BLOCKS: usize = 128;
-/// Files that are synced before something dies.
+/// Number of files synced before something dies.
 const FILES: usize = 5;
 
 const POLICIES: [&str; 4] = ["none", "queue", "reissue", "fail"];
 
-/// What happens.
+/// The event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
     /// The server is killed.
     Kill,
-    /// The server is told to end.
+    /// The server is terminated.
     Exit,
     /// The backend panics.
     Panic,
     /// A queue's thread ends.
     Thread,
-    /// The server is killed, and the next one while it takes the device over.
+    /// The server is killed, and the next one during recovery.
     KillNext,
 }
 
@@ -70,7 +68,7 @@ impl Event {
         }
     }
 
-    /// What the server's trap does.
+    /// The trap for the server's fault.
     const fn trap(self) -> Option<&'static str> {
         match self {
             Self::Panic => Some("panic"),
@@ -80,7 +78,7 @@ impl Event {
     }
 }
 
-/// What the device is doing meanwhile.
+/// The load on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Work {
     Idle,
@@ -125,10 +123,10 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// How long each death stayed unnoticed.
+/// How long each death went unnoticed.
 static NOTICED: Mutex<Vec<Duration>> = Mutex::new(Vec::new());
 
-/// The longest of all cells: each was within its limit. Tells the cells that were left out, too.
+/// Reports the longest time of all cells, each within its limit, and the cells that were left out.
 fn noticed() -> Result<()> {
     for policy in POLICIES {
         for event in Event::ALL {
@@ -166,7 +164,7 @@ struct Cell {
     work: Work,
 }
 
-/// A device at work.
+/// A device with its load.
 struct Stage {
     backing: Backing,
     device: Device,
@@ -184,8 +182,8 @@ impl Cell {
         format!("l34_death_{policy}_{}_{}", event.name(), work.name()).replace('-', "_")
     }
 
-    /// Whether the reduced matrix of a middle kernel does without this cell: what is mounted or under load meets the
-    /// driver in the same way as what is idle, but where requests are in the hands of who dies.
+    /// Whether the reduced matrix of a middle kernel leaves this cell out: to the driver a mounted or loaded device is
+    /// like an idle one, unless the dying process holds requests.
     fn is_left(self) -> bool {
         let kept = match self.work {
             Work::Idle => true,
@@ -215,7 +213,7 @@ impl Cell {
         procfs::nothing_stuck(patience())
     }
 
-    /// Makes the device and has it work.
+    /// Creates the device and starts its load.
     fn begin(self) -> Result<Stage> {
         let backing = Backing::new("deaths");
         std::fs::File::create(backing.path())?.set_len(SIZE)?;
@@ -256,7 +254,7 @@ impl Cell {
                     .open(&file)?;
                 std::os::unix::fs::FileExt::write_all_at(&zeroes, &vec![0; BLOCKS * BLOCK], 0)?;
                 zeroes.sync_all()?;
-                // What was synced so far is there whatever happens, and so are the directories it is in.
+                // Data synced so far must survive, and so must its directories.
                 rustix::fs::sync();
                 let load = Load::start(&file, THREADS, BLOCKS)?;
                 load.more(50, secs(60))?;
@@ -267,7 +265,7 @@ impl Cell {
         Ok(stage)
     }
 
-    /// Lets it happen and says which state the device has then.
+    /// Triggers the event and returns the device's state.
     fn happen(self, stage: &Stage) -> Result<String> {
         let device = &stage.device;
         let state = match self.policy {
@@ -303,7 +301,7 @@ impl Cell {
                 device.wait_state(state, patience())?;
             }
             Event::Thread => {
-                // Its own answer is not asked for: it fails, or waits for the next server.
+                // The result of this read is ignored: it fails, or waits for the next server.
                 let trap = spring(device);
                 dead().context("after the end of a queue's thread")?;
                 if self.policy == "none" || self.policy == "fail" {
@@ -327,7 +325,7 @@ impl Cell {
                 let server = device.server_now()?;
                 procfs::kill(server, Signal::TERM)?;
                 if self.policy == "none" {
-                    // Somebody may have it open: then its number stays until that ends.
+                    // If somebody has it open, its number stays in use until it is closed.
                     until("the end of the disk", secs(30), || {
                         Ok((!sysfs::directory(device.id).exists()).then_some(()))
                     })?;
@@ -339,17 +337,17 @@ impl Cell {
         Ok(json::text(&device.query()?, "state")?.to_owned())
     }
 
-    /// How many requests may have failed by now.
+    /// The number of requests that may have failed by now.
     fn errors(self, known: &Known, outcome: &str) -> Result<()> {
         let errors = known.done.errors;
-        // One request of each thread may have been in the hands of each server that died.
+        // Each server that died may have held one request of each thread.
         let in_hand = 2 * THREADS as u64;
-        // Linux 6.16 holds back what comes while a server is told to end.
+        // Linux 6.16 holds back new requests while a server is terminated.
         let drained = self.event == Event::Exit && sysfs::kernel() >= (6, 16);
         let good = match (self.policy, outcome) {
             (_, "live") | ("reissue", _) => errors == 0,
             ("queue", _) if drained => errors == 0,
-            // A file system that was refused a block of its log takes nothing any more.
+            // A file system whose log write failed accepts nothing any more.
             ("queue", _) => errors <= in_hand || self.work == Work::Ext4,
             _ => errors > 0,
         };
@@ -357,7 +355,7 @@ impl Cell {
         Ok(())
     }
 
-    /// The device is served again, or still: nothing that was acknowledged is lost, and it goes on.
+    /// The device is served again, or still: no acknowledged write is lost, and it continues.
     fn goes_on(self, mut stage: Stage, outcome: &str) -> Result<()> {
         let id = stage.device.id.to_string();
         if outcome != "live" {
@@ -392,7 +390,7 @@ impl Cell {
         stage.device.delete()
     }
 
-    /// The device is over: what was acknowledged is in the file.
+    /// The device is gone: acknowledged writes are in the file.
     fn is_over(self, mut stage: Stage, outcome: &str) -> Result<()> {
         let known = match stage.load.take() {
             Some(load) => Some(load.stop(patience() + secs(30))?),
@@ -414,7 +412,7 @@ impl Cell {
             })?;
             device.forget();
         } else {
-            // No recovery can bring it back.
+            // It cannot be recovered.
             let id = device.id.to_string();
             cli::fails(&["recover", &id], code::FAILED, &["without recovery"])?;
             device.delete()?;
@@ -441,7 +439,7 @@ impl Cell {
 }
 
 impl Stage {
-    /// Mounts what is there and compares all that was synced, and all that was acknowledged.
+    /// Mounts the file system and compares all synced and all acknowledged data.
     fn look(self, known: Option<&Known>) -> Result<()> {
         let mounted = Mounted::new(&self.device, Kind::Ext4, MountFlags::empty())?;
         compare(&mounted.at, FILES).context("files that were synced")?;
@@ -455,8 +453,8 @@ impl Stage {
     }
 }
 
-/// Checks an ext4 file system; one that may have been cut off has its log replayed and may have to be put right,
-/// which must be possible without a question.
+/// Checks an ext4 file system. If it may have been cut off, its log is replayed and it may need repairs, which must be
+/// possible without questions.
 fn check_fs(path: &str, whole: bool) -> Result<()> {
     let mut command = Command::new("e2fsck");
     if whole {
@@ -471,7 +469,7 @@ fn check_fs(path: &str, whole: bool) -> Result<()> {
     Ok(())
 }
 
-/// The read that the trap waits for, on a thread of its own.
+/// The read that triggers the trap, on its own thread.
 fn spring(device: &Device) -> std::thread::JoinHandle<Result<()>> {
     let path: PathBuf = device.path.clone();
     std::thread::spawn(move || {

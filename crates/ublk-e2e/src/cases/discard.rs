@@ -1,4 +1,4 @@
-//! Discard and write-zeroes: zeroes come back, memory goes back.
+//! Discard and write-zeroes: the range reads as zeroes and its memory is freed.
 
 use anyhow::{Result, ensure};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -26,7 +26,7 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Ways to make a range zeroes.
+/// Ways to zero a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// BLKDISCARD.
@@ -50,9 +50,9 @@ fn zero(device: &Device, direct: &Direct, way: Way, offset: u64, len: u64) -> Re
     }
 }
 
-/// L12 Granularity and alignment are taken right: exactly the range is zeroed, whole pages go back.
+/// L12 Granularity and alignment are honoured: exactly the range is zeroed, and whole pages are freed.
 fn discard(queues: usize, block: u32) -> Result<()> {
-    // Few and small tags: their buffers are memory of the server, too, once they have been used.
+    // Few and small tags: their buffers are memory of the server, too, once used.
     let device = Spec::mem("32M")
         .queues(queues)
         .depth(8)
@@ -67,7 +67,7 @@ fn discard(queues: usize, block: u32) -> Result<()> {
         direct.write_pattern(0, usize::try_from(SIZE)?, 1)?;
         let full = rss()?;
         ensure!(full >= SIZE, "{full} bytes resident with {SIZE} written");
-        // In the middle, then single blocks at odd places, the first, the last.
+        // In the middle, then single blocks at unaligned places, the first, the last.
         for (offset, len) in [
             (4 << 20, 16 << 20),
             (b, b),
@@ -88,7 +88,7 @@ fn discard(queues: usize, block: u32) -> Result<()> {
             Way::ZeroOut => ensure!(went < 1 << 20, "BLKZEROOUT gave {went} bytes back"),
             _ => ensure!(went >= 12 << 20, "{way:?} of 16 MiB gave {went} bytes back"),
         }
-        // All of it.
+        // Everything.
         zero(&device, &direct, way, 0, SIZE)?;
         direct.check_zero(0, usize::try_from(SIZE)?)?;
         if way != Way::ZeroOut {
@@ -103,7 +103,7 @@ fn discard(queues: usize, block: u32) -> Result<()> {
     device.delete()
 }
 
-/// L12 The flag that forbids unmapping arrives as such, and only then.
+/// L12 The flag that forbids unmapping arrives as such, and only if it was set.
 fn nounmap() -> Result<()> {
     let mut embedded = Embedded::start(1, &[])?;
     let node = embedded.path.to_string_lossy().into_owned();

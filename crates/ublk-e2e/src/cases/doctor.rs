@@ -1,6 +1,6 @@
-//! Every finding of `doctor`, provoked once; and what `add` says in the same situation.
+//! Every finding of `doctor`, provoked once, and the message of `add` in the same situation.
 //!
-//! Most cases change the whole machine for a moment, so they run in the test guest only.
+//! Most cases change the whole machine for a moment, so they only run in the test guest.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -20,7 +20,7 @@ const CONTROL: &str = "/dev/ublk-control";
 const DISABLED: &str = "/proc/sys/kernel/io_uring_disabled";
 const LIMIT: &str = "/sys/module/ublk_drv/parameters/ublks_max";
 const ADD: [&str; 4] = ["add", "mem", "--size", "16M"];
-/// A user without rights.
+/// An unprivileged user.
 const NOBODY: u32 = 65_534;
 
 pub fn cases() -> Vec<Case> {
@@ -48,7 +48,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// Puts something back when the case is over, however it ends.
+/// Restores something at the end of the case, whatever its result.
 struct Restore<F: FnMut()>(F);
 
 impl<F: FnMut()> Drop for Restore<F> {
@@ -57,7 +57,7 @@ impl<F: FnMut()> Drop for Restore<F> {
     }
 }
 
-/// Runs `doctor --json` and gives the check of this name.
+/// Runs `doctor --json` and returns the check of this name.
 fn check_of(output: &Output, name: &str) -> Result<Value> {
     let all: Value = serde_json::from_str(&output.stdout).with_context(|| output.to_string())?;
     let mut checks = all.as_array().into_iter().flatten();
@@ -65,8 +65,8 @@ fn check_of(output: &Output, name: &str) -> Result<Value> {
     check.with_context(|| format!("no check {name:?} in {output}"))
 }
 
-/// `doctor` must report `name` with this status and a fix that contains `fix`, and its exit code
-/// must say whether anything failed.
+/// Checks that `doctor` reports `name` with this status and a fix that contains `fix`, and that its exit code says
+/// whether anything failed.
 fn finds(output: &Output, name: &str, status: &str, fix: &str) -> Result<()> {
     let check = check_of(output, name)?;
     ensure!(
@@ -142,7 +142,7 @@ fn node_missing() -> Result<()> {
     Ok(())
 }
 
-/// Runs the tool as a user without rights, who has a directory for state.
+/// Runs the tool as an unprivileged user with a state directory.
 fn as_nobody(words: &[&str]) -> Result<Output> {
     let directory = std::env::temp_dir().join("ublk-e2e-nobody");
     fs::create_dir_all(&directory)?;
@@ -178,7 +178,7 @@ fn io_uring_disabled() -> Result<()> {
     finds(&output, "io_uring", "fail", "io_uring_disabled=0")?;
     finds(&output, "driver", "fail", "io_uring_disabled")?;
     cli::fails(&ADD, code::FAILED, &["io_uring_disabled"])?;
-    // Whatever fails by it says so, with its kind.
+    // Every command that fails because of it names it, with its kind.
     for words in [
         &ADD[..],
         &["list"],
@@ -204,7 +204,7 @@ fn io_uring_disabled() -> Result<()> {
     Ok(())
 }
 
-/// With the sysctl at 1 it depends on who asks: root may, a user of the group may, another is told what to do.
+/// With the sysctl at 1 it depends on the user: root may, a member of the group may, others learn what to do.
 fn io_uring_limited() -> Result<()> {
     fs::write(DISABLED, "1")?;
     let _back = Restore(|| {
@@ -222,7 +222,7 @@ fn io_uring_limited() -> Result<()> {
     Ok(())
 }
 
-/// The kernel is looked at for faults that are known by its release, and none of those tested here has one that fails.
+/// The kernel's release is checked for known bugs; no kernel tested here has one that fails the check.
 fn names_the_kernel() -> Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let check = check_of(&doctor()?, "kernel")?;
@@ -240,7 +240,7 @@ fn locked_memory() -> Result<()> {
     Ok(())
 }
 
-/// L39 The limit of devices is named, and so is what to do about it.
+/// L39 The limit of devices is reported, with a remedy.
 fn device_limit() -> Result<()> {
     let before = fs::read_to_string(LIMIT)?;
     fs::write(LIMIT, "1")?;
@@ -251,7 +251,7 @@ fn device_limit() -> Result<()> {
     });
     let device = Spec::mem("16M").add()?;
     finds(&doctor()?, "device limit", "warn", "ublks_max")?;
-    // Kernels from 6.3 to 6.14 count the devices of root, too, and refuse the second; 6.12 miscounts in time and may not.
+    // Kernels from 6.3 to 6.14 count root's devices, too, and refuse the second; 6.12 miscounts over time and may not.
     let second = cli::ublkctl(&ADD)?;
     if second.status.success() {
         cli::Device::of(&second, &Spec::mem("16M").depth(128))?.delete()?;

@@ -1,4 +1,4 @@
-//! The examples of the facade, as somebody runs them who has just built them.
+//! The examples of the facade, run like a user who has just built them.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -58,23 +58,23 @@ fn program(package: &str, name: &str) -> PathBuf {
     }
 }
 
-/// An example that serves; killed when the case fails.
+/// An example that serves; killed if the case fails.
 #[derive(Debug)]
 struct Example {
     child: Child,
     id: u32,
     path: PathBuf,
-    /// What it prints after the path.
+    /// Its output after the path.
     lines: Option<Receiver<std::io::Result<String>>>,
 }
 
 impl Example {
-    /// Starts an example of the facade, and reads the path it prints.
+    /// Starts an example of the facade, and reads the path that it prints.
     fn start(name: &str, words: &[&str]) -> Result<Self> {
         Self::of("ublk", name, words)
     }
 
-    /// The same for an example of another crate.
+    /// Starts an example of another crate.
     fn of(package: &str, name: &str, words: &[&str]) -> Result<Self> {
         let program = program(package, name);
         let mut child = Command::new(&program)
@@ -94,9 +94,9 @@ impl Example {
         std::thread::spawn(move || {
             let (mut line, mut output) = (String::new(), BufReader::new(output));
             let read = output.read_line(&mut line);
-            // Nobody listens when the deadline is over.
+            // Nobody listens after the deadline.
             let _ = sender.send(read.map(|_| line));
-            // What an example says later goes to those who ask, but it must be able to say it in any case.
+            // Later output is kept for those who ask, but the example must be able to write it in any case.
             for line in output.lines().map_while(Result::ok) {
                 let _ = sender.send(Ok(line));
             }
@@ -116,7 +116,7 @@ impl Example {
         Ok(example)
     }
 
-    /// Size and hw queues as the kernel has them.
+    /// Checks size and hw queues as the kernel reports them.
     fn check(&self, size: u64, queues: usize) -> Result<()> {
         let found = sysfs::number(self.id, "size")? * 512;
         ensure!(found == size, "asked for {size} bytes, /sys has {found}");
@@ -128,7 +128,7 @@ impl Example {
         Ok(())
     }
 
-    /// Ctrl-C: it ends with status 0 and its device is gone.
+    /// Ctrl-C: it exits with status 0 and its device is gone.
     fn interrupt(self) -> Result<()> {
         self.interrupt_within(secs(40))
     }
@@ -202,8 +202,8 @@ fn async_remote() -> Result<()> {
     keeps_data(Example::start("async_remote", &[&SIZE.to_string()])?, SIZE)
 }
 
-/// The same with data that the server never sees; its requests' pages are in the ring's table when its operations name
-/// them. A kernel without the mode says so.
+/// Like `async_file`, with data that bypasses the server; its requests' pages are registered when its operations name
+/// them. A kernel without the mode reports that.
 fn async_file_past_the_server(mode: &str, since: (u32, u32), feature: &str) -> Result<()> {
     if sysfs::kernel() >= since {
         return async_file(mode);
@@ -223,7 +223,7 @@ fn async_file_past_the_server(mode: &str, since: (u32, u32), feature: &str) -> R
     crate::cli::nothing_left(secs(10))
 }
 
-/// Through the device and back, then what is in the file; zeroes and discards are holes there.
+/// Data through the device and back, then the content of the file; zeroes and discards are holes there.
 fn async_file(mode: &str) -> Result<()> {
     const SIZE: u64 = 32 << 20;
     let path = std::env::temp_dir().join(format!("ublk-e2e-async-{}", std::process::id()));
@@ -254,7 +254,7 @@ fn async_file(mode: &str) -> Result<()> {
     Ok(())
 }
 
-/// What is written to a device of one queue is read back, and nothing else is there.
+/// Data written to a device of one queue is read back, and the rest is untouched.
 fn keeps_data(example: Example, size: u64) -> Result<()> {
     keeps_data_on(example, size, 1)
 }
@@ -263,7 +263,7 @@ fn keeps_data_on(example: Example, size: u64, queues: usize) -> Result<()> {
     example.check(size, queues)?;
     let direct = Direct::open(&example.path)?;
     direct.check_zero(0, 1 << 20)?;
-    // First, last, and more than one request holds.
+    // First, last, and more than one request.
     let ranges = [
         (0, 512),
         (size - 512, 512),
@@ -285,7 +285,7 @@ fn keeps_data_on(example: Example, size: u64, queues: usize) -> Result<()> {
     example.interrupt()
 }
 
-/// The place of an append goes with its element of a batch. An older kernel refuses the mode by name.
+/// The position of an append goes with its element of a batch. An older kernel refuses the mode by name.
 fn zoned_batch() -> Result<()> {
     if sysfs::kernel() >= (7, 0) {
         return zoned_btrfs(&["128", "batch"]);
@@ -301,13 +301,13 @@ fn zoned_batch() -> Result<()> {
     Ok(())
 }
 
-/// What `blkzone report` says of one zone.
+/// The output of `blkzone report` for one zone.
 fn zone(path: &str, offset: u64) -> Result<String> {
     let offset = format!("{}", offset / 512);
     Ok(run::good("blkzone", &["report", "-o", &offset, "-c", "1", path])?.stdout)
 }
 
-/// Zones are what the kernel sees: written in order or not at all, opened, closed, finished, reset.
+/// The kernel sees zones: written in order or not at all, opened, closed, finished, reset.
 fn zoned() -> Result<()> {
     const ZONE: u64 = 4 << 20;
     let example = Example::start("zoned", &["16"])?;
@@ -358,7 +358,7 @@ fn zoned() -> Result<()> {
     example.interrupt()
 }
 
-/// A file system for zones keeps its files, most of whose data it appends.
+/// A zoned file system keeps its files, whose data it mostly appends.
 fn zoned_btrfs(words: &[&str]) -> Result<()> {
     let mut example = Example::start("zoned", words)?;
     let path = example.path.to_string_lossy().into_owned();
@@ -392,7 +392,7 @@ fn file() -> Result<()> {
     direct.check_pattern(4096, 1 << 20, 1)?;
     direct.file().sync_all()?;
     crate::volume::check_behind(&path, 4096, 1 << 20, 4096, 1)?;
-    // The file is cut short: an error, not old data (L05).
+    // The file is truncated: an error, not old data (L05).
     std::fs::File::options()
         .write(true)
         .open(&path)?
@@ -438,10 +438,10 @@ fn threads() -> Result<()> {
     example.interrupt()
 }
 
-/// Devices on two threads: each keeps its own data, one that is stopped leaves the others be, and the threads of idle
-/// ones are not woken. A thousand of them in the soak.
+/// Devices on two threads: each keeps its data, stopping one does not affect the others, and the threads of idle ones
+/// are not woken. A thousand of them in the soak.
 fn many() -> Result<()> {
-    // Less than a huge page, which a small write would take whole.
+    // Less than a huge page, which a small write would take as a whole.
     const SIZE: u64 = 1 << 20;
     let count = case::rounds(12, 1000);
     let mut raised = None;
@@ -479,7 +479,7 @@ fn many() -> Result<()> {
         .iter()
         .filter(|thread| thread.name.starts_with("ublk-shared-"));
     let shared: Vec<u32> = shared.map(|thread| thread.id).collect();
-    // Besides them the main thread and the one that sends commands, and io_uring's own for it.
+    // Besides them: the main thread, the one that sends commands, and io_uring's own for it.
     let ours = all.iter().filter(|thread| !thread.name.starts_with("iou-"));
     ensure!((shared.len(), ours.count()) == (2, 4), "threads: {all:?}");
     let switches = || -> Result<u64> {
@@ -492,7 +492,7 @@ fn many() -> Result<()> {
     let before = switches()?;
     std::thread::sleep(secs(1));
     ensure!(switches()? == before, "idle threads were woken");
-    // The last one goes; its neighbours stay.
+    // The last one is removed; the others stay.
     let last = paths
         .last()
         .and_then(|path| path.to_str())

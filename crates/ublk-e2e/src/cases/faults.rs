@@ -1,4 +1,4 @@
-//! What the backend sees and what its failures become: devices of a program that embeds the facade.
+//! What the backend sees and what its failures become, with devices of a program that embeds the facade.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -29,7 +29,7 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// L07 fsync of the device becomes a FLUSH where a volatile cache was declared, and only there.
+/// L07 fsync of the device becomes a FLUSH if a volatile cache was declared, and only then.
 fn flush() -> Result<()> {
     for cache in [true, false] {
         let mut embedded = Embedded::start(2, &[&format!("cache={cache}")])?;
@@ -76,8 +76,7 @@ fn fsync_of_a_file() -> Result<()> {
     embedded.remove()
 }
 
-/// L07 A durable write is one with FUA where that was declared, and a write with a FLUSH behind it
-/// where only the cache was.
+/// L07 A durable write is one with FUA if that was declared, and a write followed by a FLUSH if only the cache was.
 fn fua() -> Result<()> {
     for fua in [true, false] {
         let mut embedded = Embedded::start(1, &["cache=true", &format!("fua={fua}")])?;

@@ -1,4 +1,4 @@
-//! File devices of the tool: what they refuse, warn of, and do when the disk is full.
+//! File devices of the tool: what they refuse and warn of, and how they handle a full disk.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -50,8 +50,8 @@ fn path(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// `--create` makes a sparse file of the size and serves it; it never touches one that is there, and takes its own
-/// away again when no device comes of it.
+/// `--create` makes a sparse file of the size and serves it. It never touches an existing file, and removes its own if
+/// no device comes of it.
 fn create() -> Result<()> {
     let place = Volume::new(Kind::Tmpfs, 64 << 20)?;
     let file = place.path("new.img")?;
@@ -73,7 +73,7 @@ fn create() -> Result<()> {
         &["new.img", "EEXIST", "as it is"],
     )?;
     volume::check_behind(&file, (1 << 30) - 4096, 4096, (1 << 30) - 4096, 1)?;
-    // Served as it is; and what was made for a device that came to nothing is gone.
+    // Served as it is; a file created for a device that failed is removed.
     Spec::file(&file).add()?.delete()?;
     let other = path(&place.path("other.img")?);
     let bad = [
@@ -89,8 +89,8 @@ fn create() -> Result<()> {
     place.remove()
 }
 
-/// A sparse file on a file system that is too small: ENOSPC arrives as such, what was written stays, and with room
-/// again the device goes on.
+/// A sparse file on a file system that is too small: ENOSPC is returned as such, written data stays, and with free
+/// space again the device continues.
 fn full(kind: Kind) -> Result<()> {
     let place = Volume::new(kind, 8 << 20)?;
     let file = place.file("disk.img", 256 << 20)?;
@@ -115,12 +115,12 @@ fn full(kind: Kind) -> Result<()> {
     let health = device.query()?;
     ensure!(json::number(&health, "errors")? >= 1, "{health}");
     ensure!(json::text(&health, "state")? == "live", "{health}");
-    // The log has what failed, where and why.
+    // The log has the failed operation, its position and the reason.
     let log = fs::read_to_string(json::text(&health, "log")?)?;
     let said = log.lines().find(|l| l.contains("ENOSPC"));
     let said = said.with_context(|| format!("no ENOSPC in the log: {log}"))?;
     ensure!(said.contains("write of") && said.contains(" at "), "{said}");
-    // Room again, by the device's own discard.
+    // Free space again, by the device's own discard.
     run::good("blkdiscard", &["-o", "0", "-l", "2097152", device.node()])?;
     direct.write_pattern(200 << 20, len, 8)?;
     direct.check_pattern(200 << 20, len, 8)?;
@@ -130,7 +130,7 @@ fn full(kind: Kind) -> Result<()> {
     place.remove()
 }
 
-/// Read-only: the kernel refuses writes, and the file is open for reading only.
+/// Read-only: the kernel refuses writes, and the file is only open for reading.
 fn read_only() -> Result<()> {
     let place = Volume::new(Kind::Tmpfs, 32 << 20)?;
     let file = place.file("disk.img", SIZE)?;
@@ -163,7 +163,7 @@ fn read_only() -> Result<()> {
     place.remove()
 }
 
-/// L13 What is outside of the file is refused with the numbers; nothing of a refused device is left.
+/// L13 Windows outside the file are refused with the numbers; a refused device leaves nothing behind.
 fn windows() -> Result<()> {
     let place = Volume::new(Kind::Tmpfs, 32 << 20)?;
     let file = path(&place.file("disk.img", SIZE)?);
@@ -190,7 +190,7 @@ fn windows() -> Result<()> {
     )?;
     cli::failed(add(&["/dev/null"])?, code::USAGE, &["character device"])?;
     cli::failed(add(&["/no/such/file"])?, code::FAILED, &["ENOENT"])?;
-    // Two windows of one file are two devices that know nothing of each other.
+    // Two windows of one file are two independent devices.
     let spec = |offset: &str| {
         let words = ["--offset", offset, "--length", "8M"];
         Spec::file(Path::new(&file)).with(&words)
@@ -200,7 +200,7 @@ fn windows() -> Result<()> {
     two.open()?.write_pattern(0, 8 << 20, 2)?;
     one.open()?.check_pattern(0, 8 << 20, 1)?;
     two.open()?.check_pattern(0, 8 << 20, 2)?;
-    // The size is that of the opening: a file that grows, or is replaced, changes nothing.
+    // The size is that at the time of opening: a file that grows, or is replaced, changes nothing.
     OpenOptions::new()
         .write(true)
         .open(&file)?
@@ -212,8 +212,8 @@ fn windows() -> Result<()> {
     place.remove()
 }
 
-/// L41 What somebody uses is refused by name, unless it is only read or forced: then that is told. Parts that do not
-/// overlap, and readers beside readers, are fine.
+/// L41 Files in use are refused with the user named, unless they are only read or it is forced: then there is a
+/// warning. Parts that do not overlap, and several readers, are allowed.
 fn in_use() -> Result<()> {
     let place = Volume::new(Kind::Ext4, 0)?;
     let file = place.file("disk.img", SIZE)?;
@@ -230,7 +230,7 @@ fn in_use() -> Result<()> {
         cli::ublkctl(&["delete", id])?.good().map(drop)
     };
     let name = path(&file);
-    // A part of the file, served.
+    // A part of the file, being served.
     let half = ["--offset", "0", "--length", "8M"];
     let first = add(&[&[name.as_str()], &half[..]].concat())?.good()?;
     ensure!(first.stderr.is_empty(), "a word for nothing: {first}");
@@ -247,21 +247,21 @@ fn in_use() -> Result<()> {
     refused(&[&path(&link)], &["link.img", bytes, &node])?;
     cli::ublkctl(&["delete", node.trim_start_matches("/dev/ublkb")])?.good()?;
     warned(&[&name], &[])?;
-    // Readers do not disturb each other.
+    // Readers do not conflict.
     let reader = Spec::file(&file).with(&["--read-only"]).add()?;
     warned(&[&name, "--read-only"], &[])?;
     warned(&[&name], &["read as", reader.node()])?;
     reader.delete()?;
-    // A lock of somebody else is told.
+    // Another process's lock is reported.
     let held = OpenOptions::new().read(true).open(&file)?;
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive)?;
     warned(&[&name], &["locked by process"])?;
     drop(held);
-    // Mounted: the RAM disk below the file system that we are on.
+    // Mounted: the RAM disk below the file system used here.
     let disk = path(&volume::ram_disk(0)?);
     refused(&[&disk], &["mounted at"])?;
     warned(&[&disk, "--read-only"], &["mounted at"])?;
-    // A loop device over the file.
+    // A loop device on the file.
     if !Path::new("/dev/loop0").exists() {
         run::good("modprobe", &["loop"])?;
     }
@@ -307,7 +307,7 @@ fn buffered() -> Result<()> {
     place.remove()
 }
 
-/// A file system on a file device, filled, unmounted, checked, and found again by a second device over the file.
+/// A file system on a file device, filled, unmounted, checked, and found again by a second device on the file.
 fn file_system() -> Result<()> {
     use crate::fs::{Kind as Fs, Mounted, compare, fill};
     let place = Volume::new(Kind::Ext4, 0)?;
@@ -328,7 +328,7 @@ fn file_system() -> Result<()> {
     place.remove()
 }
 
-/// L07 Durable writes that come at once share syncs: there are fewer syncs than requests, and the data is there.
+/// L07 Concurrent durable writes share syncs: there are fewer syncs than requests, and the data is there.
 fn shared_syncs() -> Result<()> {
     const WRITERS: u64 = 8;
     const ROUNDS: u64 = 50;
@@ -374,7 +374,7 @@ fn shared_syncs() -> Result<()> {
         WRITERS * ROUNDS
     ));
     ensure!(asked >= WRITERS * ROUNDS, "{asked} requests");
-    // Where the calls are made one after the other there is nothing to share.
+    // If calls are made one after the other there is nothing to share.
     let shares = json::find(&info, "asynchronous") == Some(&true.into());
     ensure!(
         done >= 1 && if shares { done < asked } else { done <= asked },
@@ -387,7 +387,7 @@ fn shared_syncs() -> Result<()> {
     place.remove()
 }
 
-/// Block sizes and discard are those of the disk below.
+/// Block sizes and discard are those of the underlying disk.
 fn limits() -> Result<()> {
     let disk = volume::ram_disk(1)?;
     let of = |name: &str| -> Result<u64> {

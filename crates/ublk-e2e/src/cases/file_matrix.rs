@@ -1,5 +1,5 @@
-//! Every operation on every backend in every mode: what ran and what cannot be is told cell by cell, and the runner
-//! compares the cells with those it expects.
+//! Every operation on every backend in every mode: each cell reports what ran and what is impossible, and the runner
+//! compares the cells with the expected ones.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -16,11 +16,11 @@ use crate::fio::Fio;
 use crate::volume::{self, Kind, Volume};
 use crate::{json, run, sysfs};
 
-/// The device, and where in a file it begins.
+/// Size of the device, and its offset in a file.
 const SIZE: u64 = 16 << 20;
 const BASE: u64 = 1 << 20;
 
-/// A mode: `--data`, `--batch`, and the first kernel with it.
+/// A mode: `--data`, `--batch`, and the first kernel that supports it.
 #[derive(Debug, Clone, Copy)]
 struct Mode {
     data: &'static str,
@@ -84,7 +84,7 @@ pub fn cases() -> Vec<Case> {
             }
             let name = format!("matrix_{}_{}", kind.name(), mode.name());
             let case = Case::new(name, move || file(kind, mode));
-            // Elsewhere the RAM disks may be somebody's.
+            // Outside the guest, the RAM disks may be in use.
             all.push(case.only_if(
                 kind == Kind::Tmpfs || sysfs::in_guest(),
                 "RAM disks are made in the test guest only",
@@ -94,12 +94,12 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Whether the reduced matrix of a middle kernel does without this kind of file: the other two differ more.
+/// Whether the reduced matrix of a middle kernel leaves this kind of file out: the other two differ more.
 pub(super) fn is_left(kind: Kind) -> bool {
     case::set() == case::Set::Kernel && kind == Kind::Ext4
 }
 
-/// A kernel without the mode: `add` says so, by the feature's name.
+/// On a kernel without the mode `add` says so, with the feature's name.
 fn lacks(backend: &str, mode: Mode, words: &[String]) -> Result<bool> {
     if sysfs::kernel() >= mode.since {
         return Ok(false);
@@ -112,7 +112,7 @@ fn lacks(backend: &str, mode: Mode, words: &[String]) -> Result<bool> {
     Ok(true)
 }
 
-/// Null and memory devices behind the fault backend, which counts what arrives.
+/// Null and memory devices behind the fault backend, which counts requests.
 fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
     let null = backend == "null";
     let spec = if null {
@@ -122,7 +122,7 @@ fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
     };
     let told = |operation: &str, outcome: &str| cell(backend, &mode.name(), operation, outcome);
     if !null && mode.is_zero_copy() {
-        // Refused with the reason, before a device is made.
+        // Refused with the reason, before a device is created.
         let words = Spec::mem("16M").with(&mode.words()).words();
         let words: Vec<_> = words.iter().map(String::as_str).collect();
         cli::fails(&words, cli::code::USAGE, &["no file to forward"])?;
@@ -191,7 +191,7 @@ fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
     device.remove()
 }
 
-/// A device of the tool over a window of a file.
+/// A device of the tool on a window of a file.
 fn file(kind: Kind, mode: Mode) -> Result<()> {
     let place = Volume::new(kind, 64 << 20)?;
     let path = place.file("disk.img", BASE + SIZE + BASE)?;
@@ -226,7 +226,7 @@ fn file(kind: Kind, mode: Mode) -> Result<()> {
         told(operation, "ran");
     }
     if kind == Kind::Block {
-        // A RAM disk never fails; a block device that does is a loop device over a file cut short.
+        // A RAM disk never fails; a block device that does is a loop device on a truncated file.
         subject.device.delete()?;
         cut_loop(&mode.words(), &|node, offset, len| {
             crate::direct_io::Direct::open(node)?
@@ -250,7 +250,8 @@ struct Subject {
 }
 
 impl Subject {
-    /// First and last block, across the largest request and across many; in the file at its place, and nowhere else.
+    /// First and last block, across the largest request and across many; in the file at the right place, and nowhere
+    /// else.
     fn write(&self) -> Result<()> {
         let direct = self.device.open()?;
         for (generation, (offset, len)) in (1..).zip(RANGES) {
@@ -270,7 +271,7 @@ impl Subject {
         Ok(())
     }
 
-    /// What the device reads is what the file holds, also where it was changed behind the device's back.
+    /// The device reads what the file holds, even if it was changed behind the device's back.
     fn read(&self) -> Result<()> {
         let direct = self.device.open()?;
         for (generation, (offset, len)) in (1..).zip(RANGES) {
@@ -288,7 +289,7 @@ impl Subject {
         verify(&self.device.path)
     }
 
-    /// Zeroes come back in each way, the neighbours stay, and room is given back where it may be.
+    /// Each way returns zeroes, keeps the neighbours, and frees space if it may.
     fn discard(&self) -> Result<()> {
         let direct = self.device.open()?;
         let (from, len) = (4_u64 << 20, 4_u64 << 20);
@@ -321,7 +322,7 @@ impl Subject {
         Ok(())
     }
 
-    /// Syncs asked for and done, by the server's own count.
+    /// Syncs requested and done, from the server's counters.
     fn syncs(&self) -> Result<(u64, u64, u64)> {
         let info = self.device.query()?;
         let number = |name| json::number(&info, name);
@@ -332,7 +333,7 @@ impl Subject {
         ))
     }
 
-    /// L07 fsync is a FLUSH, and that a sync of the file.
+    /// L07 fsync is a FLUSH, which is a sync of the file.
     fn flush(&self) -> Result<()> {
         let before = self.syncs()?;
         for round in 1..=3 {
@@ -347,13 +348,13 @@ impl Subject {
         Ok(())
     }
 
-    /// L07 A durable write is one request with a sync behind it, and no FLUSH; many at once share theirs.
+    /// L07 A durable write is one request followed by a sync, without a FLUSH; concurrent ones share theirs.
     fn fua(&self) -> Result<()> {
         ensure!(sysfs::number(self.device.id, "queue/fua")? == 1, "no FUA");
         let before = self.syncs()?;
         durable_write(&self.device.path, 8192, 3)?;
         let after = self.syncs()?;
-        // The kernel may send a FLUSH behind it.
+        // The kernel may send a FLUSH after it.
         let flushes = after.0 - before.0;
         ensure!(
             after.1 - before.1 == flushes + 1 && after.2 - before.2 == flushes + 1,
@@ -362,7 +363,8 @@ impl Subject {
         volume::check_behind(&self.path, BASE + 8192, 4096, 8192, 3)
     }
 
-    /// L05 A file cut short answers what is gone with EIO, and the rest, and all of it once it is whole again.
+    /// L05 In a truncated file, access to the missing part fails with EIO, the rest works, and everything works once
+    /// the file is whole again.
     fn error(&self) -> Result<()> {
         let direct = self.device.open()?;
         direct.write_pattern(0, 1 << 20, 4)?;
@@ -391,7 +393,7 @@ const RANGES: [(u64, usize); 6] = [
     (SIZE - 512, 512),
 ];
 
-/// L05 The same of a block device whose end is gone: its error is ours, however the device is read.
+/// L05 The same for a truncated block device: its error is ours, however the device is read.
 pub(super) fn cut_loop(
     words: &[&str],
     read: &dyn Fn(&Path, u64, usize) -> Result<()>,
@@ -468,7 +470,7 @@ fn durable_write(node: &Path, offset: u64, generation: u64) -> Result<()> {
     Ok(file.write_all_at(buffer.bytes(), offset)?)
 }
 
-/// The errno of what must have failed.
+/// The errno of an expected failure.
 pub(super) fn errno_of(result: Result<()>) -> Result<Option<i32>> {
     let error = result.err().context("it passed")?;
     let cause = error.downcast_ref::<std::io::Error>();

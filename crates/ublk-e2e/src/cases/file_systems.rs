@@ -24,7 +24,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn file_system(kind: Kind, queues: usize, block: u32, files: usize) -> Result<()> {
-    // mkfs.xfs makes nothing below 300 MiB.
+    // mkfs.xfs refuses less than 300 MiB.
     let size = match kind {
         Kind::Ext4 => "96M",
         Kind::Xfs => "320M",

@@ -1,4 +1,4 @@
-//! A hand-over has a way back or a way on, whatever its surroundings are; and a device whose agent died gets another
+//! A hand-over can always be undone or completed, whatever its surroundings; and a device whose agent died gets another
 //! (L44, L49).
 
 use std::fs;
@@ -26,7 +26,7 @@ const MOUNTING: (usize, usize) = (6, 200);
 const KILLED: (usize, usize) = (6, 50);
 const FULL: (usize, usize) = (3, 50);
 
-/// Where the records of root's devices are.
+/// Directory of the records of root's devices.
 const RUN: &str = "/run/ublkctl";
 
 pub fn cases() -> Vec<Case> {
@@ -59,7 +59,7 @@ fn serves(device: &Device) -> Result<()> {
     })
 }
 
-/// Somebody who makes a file system, mounts it, writes, reads back and unmounts, again and again.
+/// Creates a file system, mounts it, writes, reads back and unmounts, repeatedly.
 struct Mounting {
     end: Arc<AtomicBool>,
     thread: JoinHandle<Result<usize>>,
@@ -119,7 +119,8 @@ fn mounting() -> Result<()> {
     procfs::nothing_stuck(patience())
 }
 
-/// The caller is killed at some moment, hard or softly: the device serves on or again, and nothing fails.
+/// The caller is killed at some moment, with SIGKILL or SIGTERM: the device is served still or again, and nothing
+/// fails.
 fn killed() -> Result<()> {
     let backing = Backing::new("caller-killed");
     let device = device(&backing, &[])?;
@@ -144,7 +145,7 @@ fn killed() -> Result<()> {
         procfs::kill(upgrade.id(), signal)?;
         upgrade.wait()?;
         serves(&device).with_context(at)?;
-        // One that was not cut short in time is still at work.
+        // An upgrade that was not cut short is still running.
         until("the end of an upgrade", secs(60), || {
             Ok(ublkctl(&["upgrade", &id])?.good().is_ok().then_some(()))
         })
@@ -174,7 +175,7 @@ impl Covered {
         Ok(Self)
     }
 
-    /// Leaves no byte of room.
+    /// Leaves no free byte.
     fn fill() -> Result<()> {
         let path = Path::new(RUN).join("ballast");
         let mut block = 65_536;
@@ -197,8 +198,8 @@ impl Drop for Covered {
     }
 }
 
-/// No room in the run directory: what cannot be reserved refuses the upgrade, and what was begun is finished; a death is
-/// recovered from.
+/// No space in the run directory: an upgrade that cannot reserve what it needs is refused, one that has begun is
+/// completed, and a death is recovered from.
 fn full() -> Result<()> {
     let covered = Covered::new()?;
     let backing = Backing::new("full");
@@ -229,7 +230,7 @@ fn full() -> Result<()> {
     Ok(())
 }
 
-/// A caller with few descriptors: it is done, or refused before anything is held.
+/// A caller with few descriptors: the upgrade is done, or refused before I/O is held.
 fn few_descriptors() -> Result<()> {
     let backing = Backing::new("few");
     let device = device(&backing, &["--supervise"])?;
@@ -246,7 +247,7 @@ fn few_descriptors() -> Result<()> {
         run::output(&mut command, secs(60))?;
         serves(&device).with_context(|| format!("{limit} descriptors"))?;
     }
-    // Supervision has not been lost with it.
+    // Supervision is still active.
     procfs::kill(device.server_now()?, Signal::KILL)?;
     load.more(20, patience() + secs(60))?;
     let known = load.stop(patience() + secs(30))?;
@@ -254,8 +255,8 @@ fn few_descriptors() -> Result<()> {
     device.delete()
 }
 
-/// L49 The agent's death shows; `recover` gives the server at work another, with all of its rights: the next death of the
-/// server is healed by it.
+/// L49 The agent's death shows; `recover` gives the running server another one with all of its rights, which handles
+/// the next death of the server.
 fn no_agent() -> Result<()> {
     let backing = Backing::new("no-agent");
     let device = device(&backing, &["--supervise"])?;
@@ -301,8 +302,8 @@ fn no_agent() -> Result<()> {
     device.delete()
 }
 
-/// A server that is stopped in its tracks: the agent that is told to end gives it up, and says so; the device is served
-/// again when the process is killed.
+/// A stopped server: an agent that is terminated gives it up, and says so; the device is served again once the process
+/// is killed.
 fn stopped() -> Result<()> {
     let backing = Backing::new("stopped");
     let device = device(&backing, &[])?;
@@ -316,8 +317,8 @@ fn stopped() -> Result<()> {
         Ok((device.query()?["agent_alive"] == false).then_some(()))
     });
     let cause = device.query()?;
-    // The end of the agent leaves its process group an orphan, and the kernel continues who is stopped in one (setpgid(2)):
-    // the server may have left by itself.
+    // The end of the agent orphans its process group, and the kernel continues stopped members of one (setpgid(2)): the
+    // server may have left by itself.
     let killed = procfs::kill(server, Signal::KILL);
     ensure!(killed.is_ok() || !Path::new(&format!("/proc/{server}")).exists());
     gone?;

@@ -1,4 +1,4 @@
-//! Commands that the driver does not answer, or answers with an error: told in time, and as what they are.
+//! Commands that the driver does not answer, or answers with an error: reported in time, with their true cause.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::direct_io::Direct;
 use crate::wait::{secs, until};
 use crate::{procfs, sysfs};
 
-/// The exit code of a deadline that passed.
+/// The exit code for an expired deadline.
 const TIMED_OUT: i32 = 3;
 
 pub fn cases() -> Vec<Case> {
@@ -24,7 +24,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// A server that is stopped (SIGSTOP) with a write in its hands; it goes on when this is dropped.
+/// A server that is stopped (SIGSTOP) while it holds a write; it continues on drop.
 struct Still {
     server: u32,
     writer: Option<std::thread::JoinHandle<Result<()>>>,
@@ -46,7 +46,7 @@ impl Still {
         Ok(still)
     }
 
-    /// Waits for the end of the write: whether it was done.
+    /// Waits for the end of the write; true if it succeeded.
     fn written(mut self) -> bool {
         let writer = self.writer.take();
         writer.is_some_and(|w| matches!(w.join(), Ok(Ok(()))))
@@ -59,12 +59,12 @@ impl Drop for Still {
     }
 }
 
-/// Runs a command that has to end by its own deadline of 2 seconds, with all its processes' pipes closed.
+/// Runs a command that must end by its own deadline of 2 seconds, with the pipes of all its processes closed.
 fn in_time(words: &[&str], code: i32, parts: &[&str]) -> Result<()> {
     let words = [words, &["--deadline", "2"]].concat();
     let begun = Instant::now();
     fails(&words, code, parts)?;
-    // Two processes, a grace for the cancelling, and an emulated machine.
+    // Two processes, a grace period for cancelling, and an emulated machine.
     ensure!(
         begun.elapsed() < secs(15),
         "{words:?} took {:?}",
@@ -73,13 +73,13 @@ fn in_time(words: &[&str], code: i32, parts: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// L27 STOP_DEV waits for a write that nobody answers: each verb comes back by its deadline and says what to do;
-/// `list` and `info` answer; and when the server goes on, all comes to its end.
+/// L27 STOP_DEV waits for a write that nobody answers: each verb returns by its deadline and says what to do; `list`
+/// and `info` work; and once the server continues, everything completes.
 fn stands_still() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     let id = device.id.to_string();
     let still = Still::new(&device)?;
-    // Whoever writes is in the way of a stop; forced, it is waited for.
+    // A writer prevents a stop; a forced stop waits for it.
     in_time(&["stop", &id], code::FAILED, &["open in process"])?;
     in_time(
         &["stop", "--force", &id],
@@ -105,8 +105,8 @@ fn stands_still() -> Result<()> {
     cli::nothing_left(secs(20))
 }
 
-/// L27 L44 An upgrade whose old server does not answer: told in time; killed, its agent gives the device another by
-/// itself, and the write is done after all.
+/// L27 L44 An upgrade whose old server does not answer: reported in time. Once that server is killed, its agent
+/// replaces it by itself, and the write succeeds after all.
 fn upgrade() -> Result<()> {
     let backing = Backing::new("still");
     let device = backing.spec("16M", &["--recovery", "reissue"]).add()?;
@@ -131,7 +131,7 @@ fn upgrade() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// L28 EEXIST, ENODEV and EBUSY are told as what they are, at once, and neither tried away nor called success.
+/// L28 EEXIST, ENODEV and EBUSY are reported as such, at once, and neither retried nor called success.
 fn errors() -> Result<()> {
     let device = Spec::null("1G").with(&["--id", "11"]).add()?;
     let begun = Instant::now();
@@ -151,7 +151,7 @@ fn errors() -> Result<()> {
     }
     ensure!(begun.elapsed() < secs(60), "{:?}", begun.elapsed());
     ensure!(device.query()?["state"] == "live");
-    // What is done already is no error.
+    // Repeating a completed command is not an error.
     ublkctl(&["stop", "11"])?.good()?;
     let again = ublkctl(&["stop", "11"])?;
     // Its agent may have deleted it meanwhile.
@@ -161,8 +161,8 @@ fn errors() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// L53 One number, many lives, ended in turns by a kill and by a delete: nothing of an earlier one, neither a
-/// completion nor a byte, comes to light in a later one.
+/// L53 One number, many devices, ended in turn by a kill and by a delete: nothing of an earlier one, neither a
+/// completion nor a byte, appears in a later one.
 fn lives() -> Result<()> {
     for life in 1..=12_u64 {
         let queues = [1, 2, 4][usize::try_from(life % 3)?];
@@ -177,7 +177,7 @@ fn lives() -> Result<()> {
         direct.write_pattern(0, 1 << 20, life).with_context(at)?;
         direct.check_pattern(0, 1 << 20, life).with_context(at)?;
         if life % 2 == 0 {
-            // With requests of all threads on their way.
+            // With requests of all threads in flight.
             let path = device.path.clone();
             let writer = std::thread::spawn(move || {
                 let direct = Direct::open(&path)?;

@@ -1,4 +1,4 @@
-//! L42 A name and a number are the device they were; and a stop that cannot write back says so, at once (L22).
+//! L42 A name and a number stay with their device; and a stop that cannot write back says so at once (L22).
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -34,7 +34,7 @@ fn link(name: &str) -> PathBuf {
     Path::new("/dev/ublkctl").join(name)
 }
 
-/// The devices of a name, by their numbers.
+/// The numbers of the devices with a name.
 fn named(name: &str) -> Result<Vec<u64>> {
     let list = ublkctl_json(&["list"])?;
     let all = list.as_array().context("a list")?;
@@ -42,7 +42,7 @@ fn named(name: &str) -> Result<Vec<u64>> {
     Ok(ours.filter_map(|e| e["id"].as_u64()).collect())
 }
 
-/// Whoever comes first has the name; one that is killed on its way does not keep it.
+/// The first one gets the name; one that is killed on the way does not keep it.
 fn four() -> Result<()> {
     let words = ["add", "null", "--name", "same"];
     let adds: Vec<_> = (0..4)
@@ -71,7 +71,7 @@ fn four() -> Result<()> {
         std::thread::sleep(Duration::from_millis(pause));
         child.kill()?;
         child.wait()?;
-        // Its agent takes back what it made.
+        // Its agent takes back what it created.
         until("the end of its processes", secs(40), || {
             let idle = named("same")?.is_empty() && cli::left_over().is_empty();
             let serves = ublkctl_json(&["list"])?[0]["phase"] == "live";
@@ -87,8 +87,8 @@ fn four() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// A delete that timed out: the device is listed as what it is, goes later, and leaves no name to the next one of its
-/// number.
+/// A delete that timed out: the device is listed with its state, goes later, and its number's next device does not
+/// inherit its name.
 fn left_behind() -> Result<()> {
     let device = Spec::null("1G").with(&["--name", "old"]).add()?;
     let id = device.id.to_string();
@@ -118,7 +118,7 @@ fn left_behind() -> Result<()> {
             .is_some_and(Vec::is_empty)
             .then_some(()))
     })?;
-    // What an earlier version left: a link without its device.
+    // As an earlier version left it: a link without its device.
     let next = Spec::null("1G").with(&["--id", &id]).add()?;
     fs::create_dir_all("/dev/ublkctl")?;
     std::os::unix::fs::symlink(format!("../ublkb{number}"), link("old"))?;
@@ -131,18 +131,18 @@ fn left_behind() -> Result<()> {
     next.delete()
 }
 
-/// Between the look at a device and its removal another takes its number: that one is spared.
+/// Between the look at a device and its removal another one takes its number: that one is spared.
 fn waited() -> Result<()> {
     let device = Spec::null("1G").with(&["--name", "one"]).add()?;
     let id = device.id.to_string();
-    // Whoever takes a device away holds this lock.
+    // Whoever removes a device holds this lock.
     let lock = File::create(format!("/run/ublkctl/{id}.removal.lock"))?;
     lock.lock()?;
     let waiting = ["one", id.as_str()].map(|word| {
         let words = ["delete".to_owned(), word.to_owned()];
         std::thread::spawn(move || ublkctl(&words.each_ref().map(String::as_str)))
     });
-    // They have seen the device once their helpers are at work.
+    // They have seen the device once their helpers are running.
     std::thread::sleep(secs(2));
     ublkctl(&["delete", "--force", &id])?.good()?;
     device.forget();
@@ -166,7 +166,7 @@ fn nodes() -> Result<()> {
     device.delete()
 }
 
-/// A device that was stopped has no link any more, but its name until it is deleted.
+/// A stopped device has no link any more, but keeps its name until it is deleted.
 fn stopped() -> Result<()> {
     let device = Spec::null("1G").with(&["--name", "gone"]).add()?;
     ensure!(link("gone").is_symlink());
@@ -178,7 +178,7 @@ fn stopped() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// Dirties the cache of a device, and keeps it by a descriptor that only reads.
+/// Dirties the cache of a device, and keeps it alive with a read-only descriptor.
 fn dirty(device: &Device, len: usize) -> Result<File> {
     let writer = OpenOptions::new().write(true).open(&device.path)?;
     let reader = File::open(&device.path)?;
@@ -188,7 +188,8 @@ fn dirty(device: &Device, len: usize) -> Result<File> {
     Ok(reader)
 }
 
-/// The server dies while `delete` writes back, or right before: told at once, with the way out, and forced it goes on.
+/// The server dies while `delete` writes back, or right before: reported at once, with the remedy; a forced delete
+/// continues.
 fn death() -> Result<()> {
     let spec = Spec::null("1G").queues(2).with(&["--recovery", "queue"]);
     let soon = patience() + secs(10);
@@ -235,8 +236,8 @@ fn death() -> Result<()> {
         let output = ublkctl(&["delete", &id, "--deadline", "60"])?;
         ensure!(begun.elapsed() < soon, "{:?}: {output}", begun.elapsed());
         cli::failed(output, code::FAILED, &["server", "ublkctl recover"])?;
-        // Its program runs before the last descriptor is closed, which waits for the stop: closed between fork and exec,
-        // that of the child would be the last one, and the child would wait for itself.
+        // Its program runs before the last descriptor is closed, which waits for the stop: closed between fork and
+        // exec, the child's descriptor would be the last one, and the child would wait for itself.
         let mut delete = cli::command(&["delete", "--force", &id]).spawn()?;
         let closer = std::thread::spawn(move || drop(reader));
         until("the end of the delete", secs(60), || Ok(delete.try_wait()?))?;
@@ -247,7 +248,7 @@ fn death() -> Result<()> {
     procfs::nothing_stuck(patience())
 }
 
-/// The backing has no room for what is dirty.
+/// The backing store has no space for the dirty data.
 fn full() -> Result<()> {
     let at = std::env::temp_dir().join("small");
     fs::create_dir_all(&at)?;
@@ -267,7 +268,7 @@ fn full() -> Result<()> {
         )?;
         ensure!(device.query()?["state"] == "live");
         drop(reader);
-        // The kernel tells it once: who asks again, with room or without, must not hear that all is well.
+        // The kernel reports it once: a second attempt, with or without space, must not claim success.
         mount_remount(&at, MountFlags::empty(), c"size=200m")?;
         let mut ways = vec![vec!["delete", &id], vec!["stop", &id]];
         if sysfs::kernel() >= (7, 0) {

@@ -1,4 +1,4 @@
-//! Devices that nobody uses cost little: their buffers are taken when requests come.
+//! Idle devices cost little: their buffers are populated when requests arrive.
 
 use anyhow::{Context, Result, ensure};
 
@@ -6,13 +6,13 @@ use crate::case::{Case, measured};
 use crate::wait::secs;
 use crate::{cli, json, run, sysfs};
 
-/// Devices in one process.
+/// Number of devices in one process.
 const COUNT: u64 = 32;
 
-/// The most that one may take of memory, in bytes: ring, thread and what the engine keeps of 128 tags.
+/// Maximum memory of one device in bytes: ring, thread and the engine's state for 128 tags.
 const MOST: u64 = 160 << 10;
 
-/// The most that a write of 4 KiB may add: its page, and what is allocated with the first request. Not a huge page.
+/// Maximum cost of a write of 4 KiB: its page, and what is allocated with the first request. Not a huge page.
 const WRITTEN: u64 = 64 << 10;
 
 pub fn cases() -> Vec<Case> {
@@ -30,7 +30,7 @@ pub fn cases() -> Vec<Case> {
 
 fn little(data: &str, since: (u32, u32)) -> Result<()> {
     if sysfs::kernel() < since {
-        // That it is refused is `mode_…`'s.
+        // The refusal is tested by `mode_…`.
         return Ok(());
     }
     let program = std::env::current_exe()?;

@@ -1,5 +1,5 @@
-//! L41 Who uses a device is asked of the kernel: whatever claims it, wherever, and whoever can write to it, is named, and
-//! nothing is stopped, deleted, collected or cut under it.
+//! L41 The kernel tells who uses a device: every user is named, wherever it is, as is everybody who can write to the
+//! device, and a device in use is not stopped, deleted, collected or shrunk.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -24,7 +24,7 @@ fn is_mounted(node: &str) -> Result<bool> {
         .any(|line| line.split(' ').next() == Some(node)))
 }
 
-/// Who uses it.
+/// Kinds of users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum User {
     Ext4,
@@ -71,13 +71,13 @@ pub fn cases() -> Vec<Case> {
 
 /// The name of the device, by which `down` finds it.
 const NAME: &str = "in-use";
-/// What is written, and read back at the end.
+/// Length of the data that is written, and read back at the end.
 const LEN: usize = 64 << 10;
 
-/// Every verb is refused, with exit code 1 and whoever is in the way named; what was written is there afterwards.
+/// Every verb is refused with exit code 1 and names the user; the written data survives.
 fn spared(user: User, policy: &str) -> Result<()> {
     let backing = Backing::new("in-use");
-    // XFS takes no less than 300 MiB.
+    // XFS needs at least 300 MiB.
     let more = ["--recovery", policy, "--name", NAME];
     let device = backing.spec("320M", &more).add()?;
     let config = Config::new(backing.path())?;
@@ -106,13 +106,13 @@ fn spared(user: User, policy: &str) -> Result<()> {
         used.end()?;
         return device.delete();
     }
-    // An orphan is collected no sooner.
+    // An orphan is not collected either.
     device.kill_server(if recoverable { "quiesced" } else { "dead" })?;
     until("an orphan", secs(10), || {
         Ok((device.query()?["orphan"] == true).then_some(()))
     })?;
-    // It may forget the name of a disk that is gone (7.3 does, 6.12 does not): nobody can be named then, but the delete waits
-    // for it.
+    // It may forget the name of a disk that is gone (7.3 does, 6.12 does not): then nobody can be named, but the delete
+    // waits for it.
     let forgotten = user == User::Btrfs && !recoverable && !is_mounted(device.node())?;
     if forgotten {
         cli::fails(&["gc", &id, "--deadline", "3"], code::TIMED_OUT, &[])?;
@@ -143,7 +143,7 @@ fn spared(user: User, policy: &str) -> Result<()> {
     again.delete()
 }
 
-/// A configuration with the one device; removed when dropped.
+/// A configuration with one device; removed on drop.
 struct Config(String);
 
 impl Config {
@@ -168,21 +168,21 @@ impl Drop for Config {
     }
 }
 
-/// A step that takes something back.
+/// A step that undoes something.
 type Undo = Box<dyn FnOnce() -> Result<()>>;
 
 /// A device in use.
 struct Used {
-    /// What a refusal has to name.
+    /// The required parts of a refusal.
     parts: Vec<String>,
-    /// A file on it, or itself; swap keeps nothing.
+    /// The file on it, or the device itself; swap keeps nothing.
     file: Option<PathBuf>,
-    /// The last first.
+    /// The last step first.
     undo: Vec<Undo>,
 }
 
 impl Used {
-    /// Puts the device to use: made anew, or found as it was left.
+    /// Puts the device to use: newly set up, or as it was left.
     fn begin(user: User, device: &Device, fresh: bool) -> Result<Self> {
         let mut used = Self {
             parts: Vec::new(),
@@ -287,7 +287,7 @@ impl Used {
         } else {
             lvm(&["vgchange", "-q", "-ay", "vg"])?;
         }
-        // Of a disk that is dead the volume group is not found any more.
+        // The volume group of a dead disk is not found any more.
         self.then(|| {
             run::good("dmsetup", &["remove", "--retry", "vg-data"])?;
             let _ = fs::remove_dir_all("/dev/vg");
@@ -318,7 +318,7 @@ impl Used {
         Ok(())
     }
 
-    /// Mounts it where this mount namespace does not see it.
+    /// Mounts it in another mount namespace.
     fn elsewhere(&mut self, node: &str, fresh: bool) -> Result<()> {
         if fresh {
             Kind::Ext4.format(node)?;
@@ -379,7 +379,7 @@ impl Used {
         data
     }
 
-    /// Writes what [`Used::check`] looks for, and syncs it.
+    /// Writes the data for [`Used::check`], and syncs it.
     fn write(&self) -> Result<()> {
         let Some(path) = &self.file else {
             return Ok(());
@@ -403,7 +403,7 @@ impl Used {
         pattern::check(&found, 0, 11)
     }
 
-    /// Takes it out of use.
+    /// Ends the use.
     fn end(mut self) -> Result<()> {
         while let Some(step) = self.undo.pop() {
             step()?;
@@ -414,14 +414,14 @@ impl Used {
 
 impl Drop for Used {
     fn drop(&mut self) {
-        // The case has failed already; its own error is the one to tell.
+        // The case has failed already; report its own error.
         while let Some(step) = self.undo.pop() {
             let _ = step();
         }
     }
 }
 
-/// A process that only keeps a mount namespace; killed when dropped.
+/// A process that only holds a mount namespace; killed on drop.
 struct Sleeper(Child);
 
 impl Sleeper {
@@ -437,14 +437,14 @@ impl Drop for Sleeper {
     }
 }
 
-/// The kernel's own node of a dm device: nobody else makes one here.
+/// The kernel's own node of a dm device: nobody else creates one here.
 fn dm_node(name: &str) -> Result<String> {
     let words = ["info", "-c", "--noheadings", "-o", "minor", name];
     let minor = run::good("dmsetup", &words)?;
     Ok(format!("/dev/dm-{}", minor.stdout.trim()))
 }
 
-/// LVM that makes its nodes itself and keeps no list of devices.
+/// Runs LVM so that it creates its nodes itself and keeps no list of devices.
 fn lvm(words: &[&str]) -> Result<()> {
     let config = "activation { udev_sync=0 udev_rules=0 } devices { use_devicesfile=0 } backup { backup=0 archive=0 }";
     run::good("lvm", &[words, &["--config", config]].concat()).map(drop)

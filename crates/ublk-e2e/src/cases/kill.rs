@@ -1,4 +1,4 @@
-//! Servers that are killed hard (L31): nothing hangs, and what is left can be removed.
+//! Servers that are killed (L31): nothing hangs, and what is left can be removed.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ pub fn cases() -> Vec<Case> {
         "l31_kill_server_that_holds_requests_while_it_is_stopped",
         stuck_stop,
     ));
-    // Kernels before 7.0 look for partitions inside START_DEV, which then waits for the answers.
+    // Kernels before 7.0 scan for partitions inside START_DEV, which then waits for the answers.
     if looks_later() {
         all.push(Case::new(
             "l80_kill_server_of_the_library_with_its_first_reads_unanswered",
@@ -52,7 +52,7 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Whether this kernel looks for partitions after START_DEV.
+/// Whether this kernel scans for partitions after START_DEV.
 fn looks_later() -> bool {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy();
@@ -63,8 +63,8 @@ fn looks_later() -> bool {
     major.is_some_and(|major: u32| major >= 7)
 }
 
-/// A program on the library is started, and can be killed, while its backend answers not even what is read first: by the
-/// kernel in search of partitions, or by us where it does not search.
+/// A program with the library starts, and can be killed, while its backend does not even answer the first reads: the
+/// kernel's partition scan, or ours if the kernel does not scan.
 fn killed_with_reads_held(words: &[&str]) -> Result<()> {
     let begun = Instant::now();
     let mut embedded = Embedded::start(1, words)?;
@@ -85,9 +85,9 @@ fn killed_with_reads_held(words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Where START_DEV itself waits for the search for partitions, it comes back when the backend answers, be it with an error;
-/// and a start that is past its deadline says so, and leaves a device that can be deleted once all is answered. (A program that is killed before
-/// that never ends: nobody is left to answer.)
+/// If START_DEV itself waits for the partition scan, it returns when the backend answers, even with an error. A start
+/// past its deadline says so, and leaves a device that can be deleted once everything is answered. (A program killed
+/// before that never ends: nobody is left to answer.)
 fn slow_first_reads() -> Result<()> {
     let embedded = Embedded::start(1, &["hold=100"])?;
     embedded.remove()?;
@@ -98,7 +98,7 @@ fn slow_first_reads() -> Result<()> {
     ensure!(error.contains("search for partitions"), "{error}");
     let listed = ublkctl_json(&["list"])?;
     let id = json::number(&listed[0], "id")?.to_string();
-    // Its own stop waited for the search too, and had its deadline.
+    // Its own stop waited for the scan, too, and had its deadline.
     until("the end of the search", secs(60), || {
         let output = ublkctl(&["delete", &id, "--force"])?;
         Ok((output.code() == 0).then_some(()))
@@ -107,7 +107,7 @@ fn slow_first_reads() -> Result<()> {
     procfs::nothing_stuck(patience())
 }
 
-/// fio at work on a device until it is told to end or an error ends it.
+/// fio running on a device until it is terminated or an error ends it.
 fn load(device: &Device) -> Result<Child> {
     let filename = format!("--filename={}", device.node());
     let child = Command::new("fio")
@@ -129,7 +129,7 @@ fn load(device: &Device) -> Result<Child> {
         .stderr(Stdio::null())
         .spawn()
         .context("fio")?;
-    // Under way when the server has counted a few hundred.
+    // In progress once the server has counted a few hundred requests.
     until("fio at work", secs(30), || {
         let info = device.query()?;
         Ok((json::number(&info, "writes")? > 200).then_some(()))
@@ -174,7 +174,7 @@ fn under_io(queues: usize) -> Result<()> {
     procfs::kill(device.server()?, Signal::KILL)?;
     must_fail(fio)?;
     settled(device)?;
-    // And the next device is as good as the first.
+    // And the next device works like the first.
     let next = Spec::mem("16M").queues(queues).add()?;
     let direct = next.open()?;
     direct.write_pattern(0, 4096, 1)?;
@@ -183,7 +183,7 @@ fn under_io(queues: usize) -> Result<()> {
     next.delete()
 }
 
-/// Writers whose requests a server holds. Far apart, so that the I/O scheduler makes none of two.
+/// Writers whose requests a server holds. Far apart, so that the I/O scheduler does not merge them.
 fn held(embedded: &mut Embedded, writers: u64) -> Result<Vec<std::thread::JoinHandle<bool>>> {
     embedded.ask("hold write")?;
     let threads = (0..writers).map(|writer| {
@@ -198,7 +198,7 @@ fn held(embedded: &mut Embedded, writers: u64) -> Result<Vec<std::thread::JoinHa
     Ok(threads)
 }
 
-/// Waits for the writers: all must end, none may have been told that its write was done.
+/// Waits for the writers: all must end, and no write may have succeeded.
 fn none_done(threads: Vec<std::thread::JoinHandle<bool>>) -> Result<()> {
     until("the end of the writers", patience() + secs(5), || {
         Ok(threads.iter().all(|t| t.is_finished()).then_some(()))
@@ -210,7 +210,7 @@ fn none_done(threads: Vec<std::thread::JoinHandle<bool>>) -> Result<()> {
     procfs::nothing_stuck(secs(5))
 }
 
-/// Removes what a killed embedding program has left.
+/// Removes what a killed embedding program has left behind.
 fn remove_orphan(id: u32) -> Result<()> {
     let listed = ublkctl_json(&["list"])?;
     let mut entries = listed.as_array().into_iter().flatten();
@@ -241,7 +241,7 @@ fn while_stopping() -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    // Whatever the stop has come to, the server is killed in the midst of it.
+    // However far the stop has got, the server is killed during it.
     procfs::kill(device.server()?, Signal::KILL)?;
     let mut stop = stop;
     let end = until("the end of `stop`", secs(30) + patience(), || {
@@ -252,8 +252,8 @@ fn while_stopping() -> Result<()> {
     settled(device)
 }
 
-/// What would wedge if the server had issued the STOP itself: the stop waits for requests that only
-/// the server's end fails. Issued by another process, both get through.
+/// Would deadlock if the server had issued the STOP itself: the stop waits for requests that only the server's end
+/// fails. Issued by another process, both complete.
 fn stuck_stop() -> Result<()> {
     let mut embedded = Embedded::start(2, &["depth=16"])?;
     let writers = held(&mut embedded, 3)?;
@@ -263,7 +263,7 @@ fn stuck_stop() -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    // The stop is under way when the disk is going: it then waits for the held requests.
+    // The stop is in progress once the disk is going: it then waits for the held requests.
     until("a stop that waits", secs(10), || {
         let helper = procfs::stuck().iter().any(|t| t.name.contains("ublk"));
         let gone = !sysfs::directory(id).exists();
@@ -273,13 +273,13 @@ fn stuck_stop() -> Result<()> {
         Ok(None) => Ok(()),
         _ => Err(error.context("the stop ended though requests are held")),
     })?;
-    // Queries get through meanwhile.
+    // Queries work meanwhile.
     ublkctl_json(&["list"])?;
     ublkctl_json(&["info", &id.to_string()])?;
     embedded.kill()?;
     none_done(writers)?;
     let end = until("the end of `stop`", secs(70), || Ok(stop.try_wait()?))?;
-    // Direct writes leave nothing to write back: their writers are told, and the stop has nothing to report.
+    // Direct writes leave nothing to write back: their writers get the error, and the stop has nothing to report.
     ensure!(end.success(), "stop: {end}");
     remove_orphan(id)
 }
@@ -288,7 +288,7 @@ fn agent(device: &Device) -> Result<u32> {
     Ok(u32::try_from(json::number(&device.info, "agent_pid")?)?)
 }
 
-/// The agent only controls: without it the device goes on or is taken back, but nothing hangs.
+/// The agent only controls: without it the device continues or is removed, but nothing hangs.
 fn kill_agent() -> Result<()> {
     let device = Spec::mem("16M").queues(2).add()?;
     procfs::kill(agent(&device)?, Signal::KILL)?;
@@ -305,8 +305,7 @@ fn kill_everything() -> Result<()> {
     settled(device)
 }
 
-/// Kills the whole of `add` at moments spread over its run; whatever is left, `list` shows it and
-/// `delete` removes it.
+/// Kills all of `add` at moments spread over its run; if a device is left, `list` shows it and `delete` removes it.
 fn kill_add() -> Result<()> {
     for step in 0..12_u64 {
         let spec = Spec::mem("16M").queues(2);
@@ -316,7 +315,7 @@ fn kill_add() -> Result<()> {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        // The moment is the point of the case: this is no wait for something to be done.
+        // The moment is the point of the case: this does not wait for anything.
         std::thread::sleep(Duration::from_millis(step * 12));
         let name = std::path::PathBuf::from(cli::program());
         let name = name

@@ -1,4 +1,4 @@
-//! Adding, stopping, deleting.
+//! Adding, stopping and deleting devices.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
@@ -57,7 +57,7 @@ fn memory_device_keeps_data() -> Result<()> {
     cli::nothing_left(secs(5))
 }
 
-/// L38 When `add` returns, the node is there, opens, and has its size.
+/// L38 When `add` returns, the node exists, opens, and has its size.
 fn ready() -> Result<()> {
     for size in [1_u64 << 20, 1 << 30, 1 << 40] {
         let device = Spec::null(&size.to_string()).add()?;
@@ -70,8 +70,8 @@ fn ready() -> Result<()> {
     Ok(())
 }
 
-/// L21 From `add` to the first block read: what it takes is printed. A sleep anywhere on the way
-/// would show; the limit here leaves room for a busy host, the aim is the benchmark's.
+/// L21 The time from `add` to the first block read is printed. A sleep on the way would show. The limit here leaves
+/// room for a busy host; the benchmark has the real one.
 fn start_time() -> Result<()> {
     let (aim, limit) = if case::emulated() {
         (150, 1500)
@@ -200,7 +200,7 @@ fn ten_rounds() -> Result<()> {
     Ok(())
 }
 
-/// L20 Every tag of every queue is fetched, whatever their number; START_DEV would hang else.
+/// L20 Every tag of every queue is fetched, whatever their number; otherwise START_DEV would hang.
 fn depths() -> Result<()> {
     for depth in [1, 3, 170, 171, 1024, 4096] {
         let device = Spec::mem("16M")
@@ -217,7 +217,7 @@ fn depths() -> Result<()> {
     Ok(())
 }
 
-/// L04 The driver gives fewer queues than asked for; the answer is used everywhere.
+/// L04 The driver grants fewer queues than requested; the granted number is used everywhere.
 fn more_queues_than_cpus() -> Result<()> {
     let device = Spec::mem("16M").queues(64).depth(8).add()?;
     ensure!(sysfs::queues(device.id)? == cpus().min(64));
@@ -237,14 +237,14 @@ fn more_queues_than_cpus() -> Result<()> {
     device.delete()
 }
 
-/// L22 STOP_DEV while the queues serve: what is dirty in the page cache reaches the backend.
+/// L22 STOP_DEV while the queues serve: dirty data in the page cache reaches the backend.
 fn stop_writes_back() -> Result<()> {
     let mut embedded = Embedded::start(2, &[])?;
     let file = File::options().write(true).open(&embedded.path)?;
     let mut data = vec![0; 1 << 20];
     crate::pattern::fill(&mut data, 0, 9);
     std::os::unix::fs::FileExt::write_all_at(&file, &data, 0)?;
-    // No sync, and the file stays open, whose close would be one.
+    // No sync, and the file stays open, since closing it would sync.
     embedded.ask("stop")?;
     embedded
         .ask("check 0 1048576 9")
@@ -254,7 +254,7 @@ fn stop_writes_back() -> Result<()> {
     embedded.end()
 }
 
-/// L29 A device that somebody has open goes away without hanging whoever deletes it.
+/// L29 An open device can be deleted without hanging the caller.
 fn held_open() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     let direct = device.open()?;

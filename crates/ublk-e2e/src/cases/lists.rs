@@ -65,7 +65,7 @@ fn features() -> Result<()> {
     for entry in &list {
         feature(&json::text(entry, "name")?, entry["available"] == true);
     }
-    // What came after 6.12 is there in a kernel that has it, and only there.
+    // Features newer than 6.12 are reported by kernels that have them, and only by those.
     let newer = sysfs::kernel() >= (7, 0);
     ensure!(
         has("BATCH_IO") == newer,
@@ -75,12 +75,12 @@ fn features() -> Result<()> {
     Ok(())
 }
 
-/// L32 A command without a device does nothing but complain, and a missing one does not end with 0.
+/// L32 A command without a device only complains, and one for a missing device does not exit with 0.
 fn without_an_id() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     for command in ["delete", "stop", "info", "recover", "upgrade"] {
         cli::fails(&[command], code::USAGE, &["id"])?;
-        // Not there, by whatever word: one code, one message.
+        // Missing, however it is named: one code, one message.
         for word in [
             "all",
             "99",
@@ -128,7 +128,7 @@ fn stats() -> Result<()> {
     device.delete()
 }
 
-/// What a device is made of is in `list` and `info`, for people and for scripts.
+/// `list` and `info` show the backend of a device, for people and for scripts.
 fn names_what_is_behind() -> Result<()> {
     let backing = Backing::new("lists");
     std::fs::File::create(backing.path())?.set_len(8 << 20)?;
@@ -165,7 +165,7 @@ fn names_what_is_behind() -> Result<()> {
     device.delete()
 }
 
-/// A device is known by its number, its nodes, its name, any link to one of these, and its partitions.
+/// A device can be named by its number, its nodes, its name, any link to one of these, and its partitions.
 fn any_word() -> Result<()> {
     let device = Spec::mem("16M").with(&["--name", "word"]).add()?;
     let id = device.id;
@@ -190,7 +190,7 @@ fn any_word() -> Result<()> {
         ensure!(listed[0]["id"] == id, "{word}: {listed}");
     }
     std::fs::remove_file(&aside)?;
-    // A node of another name, and what is none of ublk.
+    // A node of another name, and one that is not ublk's.
     let node = std::env::temp_dir().join("ublk-e2e-node");
     let _ = std::fs::remove_file(&node);
     let numbers = sysfs::text(id, "dev")?;
@@ -212,7 +212,7 @@ fn any_word() -> Result<()> {
     cli::nothing_left(crate::wait::secs(5))
 }
 
-/// Each of several devices is tried and told of; the worst decides the exit code; JSON is one array.
+/// Each of several devices is tried and reported; the worst result decides the exit code; JSON is one array.
 fn several() -> Result<()> {
     let (one, two) = (Spec::mem("16M").add()?, Spec::null("1G").add()?);
     let (a, b) = (one.id.to_string(), two.id.to_string());
@@ -221,7 +221,7 @@ fn several() -> Result<()> {
         infos[0]["id"] == one.id && infos[1]["id"] == two.id,
         "{infos}"
     );
-    // Nothing is left out for what is not there, or refused.
+    // A missing or refused device does not hide the others.
     let output = ublkctl(&["delete", &a, "nobody", &b, "--json"])?;
     ensure!(output.code() == code::NO_DEVICE, "{output}");
     let results = cli::one_value(&output)?;
@@ -240,7 +240,7 @@ fn several() -> Result<()> {
     cli::nothing_left(crate::wait::secs(5))
 }
 
-/// `--all` is every device of ours, in so many words only (L32).
+/// `--all` means every device of ours, and must be explicit (L32).
 fn all_of_ours() -> Result<()> {
     ensure!(ublkctl_json(&["delete", "--all"])? == serde_json::json!([]));
     let devices = [Spec::mem("16M").add()?, Spec::null("1G").add()?];

@@ -13,7 +13,7 @@ use crate::json;
 use crate::sysfs;
 use crate::wait::secs;
 
-/// The driver's limit, which can be changed while it is loaded.
+/// The driver's limit, which can be changed at run time.
 const LIMIT: &str = "/sys/module/ublk_drv/parameters/ublks_max";
 
 pub fn cases() -> Vec<Case> {
@@ -25,7 +25,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// The limit raised, and set back in the end.
+/// Raises the limit, and restores it on drop.
 pub(super) struct Raised(String);
 
 impl Raised {
@@ -38,12 +38,12 @@ impl Raised {
 
 impl Drop for Raised {
     fn drop(&mut self) {
-        // The next case that needs the usual limit will tell.
+        // The next case that needs the usual limit will fail.
         let _ = std::fs::write(LIMIT, &self.0);
     }
 }
 
-/// Devices of the tool, each with processes of its own, all there at the same time.
+/// Devices of the tool, each with its own processes, all at the same time.
 fn of_the_tool() -> Result<()> {
     let count = case::rounds(16, 64);
     // Linux 6.3 to 6.14 count all devices, and 64 is the usual limit.
@@ -77,7 +77,8 @@ fn of_the_tool() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// Lets this process and those it starts have `count` descriptors: a soak has more devices than the usual limit allows.
+/// Raises the descriptor limit of this process and its children to `count`: a soak has more devices than the usual
+/// limit allows.
 pub(super) fn descriptors(count: usize) -> Result<()> {
     let most = getrlimit(Resource::Nofile);
     if most.current.is_some_and(|now| now < count as u64) {
@@ -92,10 +93,10 @@ pub(super) fn per_second(count: usize, since: Instant) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / since.elapsed().as_secs_f64()
 }
 
-/// Devices of one process, as far as its memory goes.
+/// Devices of one process, as many as memory allows.
 fn in_one_process() -> Result<()> {
     let count = case::rounds(64, 500);
-    // Rings and nodes of the queues, and a ring for commands of each.
+    // Rings and nodes of the queues, and a command ring for each.
     descriptors(8 * count)?;
     let _raised = Raised::new(count + 8)?;
     let words = ["null=true", "direct=true", "depth=4", "size=1048576"];
@@ -117,11 +118,11 @@ fn in_one_process() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// L23 Device after device: no descriptor, mapping, thread or node is left, and no memory.
+/// L23 Device after device: no descriptor, mapping, thread or node stays behind, and memory does not grow.
 fn many_rounds() -> Result<()> {
     let mut embedded = Embedded::idle(&["queues=2"])?;
     let hundreds = case::rounds(0, 9);
-    // The first hundred settles what is allocated once.
+    // The first hundred settle one-time allocations.
     let mut memory = None;
     for hundred in 0..=hundreds {
         let answer = embedded.ask("rounds 100")?;

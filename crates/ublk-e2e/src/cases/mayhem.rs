@@ -1,4 +1,4 @@
-//! Kills at random (L31): whatever is killed, and wherever it was, nothing hangs and nothing is left.
+//! Random kills (L31): whichever process is killed, at whatever point, nothing hangs and nothing is left behind.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::cli::{self, Device, Spec, code, patience, ublkctl, ublkctl_json};
 use crate::wait::{secs, until};
 use crate::{json, pattern, procfs, run, sysfs};
 
-/// A verb, and where its processes can be killed.
+/// A verb, and the points at which its processes can be killed.
 type Verb = (&'static str, &'static [&'static str]);
 
 const VERBS: [Verb; 4] = [
@@ -69,7 +69,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// Numbers that look random, the same for the same seed.
+/// A repeatable random number generator.
 struct Random(u64);
 
 impl Random {
@@ -87,14 +87,14 @@ fn recoverable(policy: &str) -> Result<Device> {
     Spec::null("1G").with(&["--recovery", policy]).add()
 }
 
-/// Runs a verb that is killed on its way.
+/// Runs a verb that is killed at a point.
 fn killed(words: &[&str], point: &str) -> Result<()> {
     let mut command = cli::command(&[words, &["--deadline", "20"]].concat());
     command.env("UBLK_KILL_AT", point);
     run::output(&mut command, secs(60)).map(|_| ())
 }
 
-/// L31 Each process of an upgrade killed at each of its steps: the device lives on with one server or the other, or
+/// L31 Each process of an upgrade is killed at each of its steps: the device lives on with one server or the other, or
 /// waits for the next.
 fn every_step_of_upgrade() -> Result<()> {
     let device = recoverable("reissue")?;
@@ -110,7 +110,7 @@ fn every_step_of_upgrade() -> Result<()> {
     device.delete()
 }
 
-/// Waits until the device is live with a server, and recovers it where it waits for one.
+/// Waits until the device is live with a server, and recovers it if it waits for one.
 fn back(device: &Device) -> Result<()> {
     let id = device.id.to_string();
     until("a device that is served", patience() + secs(20), || {
@@ -119,7 +119,7 @@ fn back(device: &Device) -> Result<()> {
             return Ok(Some(()));
         }
         if info["state"] == "quiesced" || info["server_alive"] == false {
-            // Refused while its old processes are still on their way out.
+            // Refused while its old processes are still exiting.
             let output = ublkctl(&["recover", &id, "--deadline", "10"])?;
             ensure!([0, code::FAILED, 3].contains(&output.code()), "{output}");
         }
@@ -132,7 +132,7 @@ fn back(device: &Device) -> Result<()> {
     })
 }
 
-/// What is left after a round goes, by the ways there are for it.
+/// Removes what is left after a round, in the supported ways.
 fn tidy() -> Result<()> {
     let entries = || -> Result<Vec<Value>> {
         Ok(ublkctl_json(&["list"])?
@@ -170,17 +170,17 @@ fn tidy() -> Result<()> {
 
 fn at_random() -> Result<()> {
     let rounds = case::rounds(12, 200);
-    // Another one each time; the round that fails says which.
+    // Another seed each time; a failing round prints it.
     let seed = u64::from(std::process::id());
     let mut random = Random(seed);
-    // Somebody who is not concerned: nothing that dies around it may change it.
+    // An uninvolved device: deaths around it must not change it.
     let bystander = Spec::mem("16M").add()?;
     bystander.open()?.write_pattern(0, 65_536, 9)?;
     let (server, agent) = (
         bystander.server()?,
         u32::try_from(json::number(&bystander.info, "agent_pid")?)?,
     );
-    // What it has allocated: pages of the program come in when they are first used.
+    // Allocated memory only: pages of the program are mapped in on first use.
     let held =
         |pid| -> Result<_> { Ok((procfs::footprint(pid)?, procfs::status(pid, "RssAnon")?)) };
     let before = (held(server)?, held(agent)?);
@@ -199,7 +199,7 @@ fn at_random() -> Result<()> {
         "descriptors, mappings and threads before: {before:?}, after: {after:?}"
     );
     for (before, after) in [(before.0.1, after.0.1), (before.1.1, after.1.1)] {
-        // Room for two huge pages, which the kernel may put in the place of small ones.
+        // Room for two huge pages, which the kernel may use instead of small ones.
         ensure!(
             after <= before + (4 << 20),
             "memory grew from {before} to {after} bytes"
@@ -215,7 +215,7 @@ fn at_random() -> Result<()> {
     Ok(())
 }
 
-/// One round: a verb is killed at a point; at times something else dies a little later, too.
+/// One round: a verb is killed at a point; sometimes another process dies a little later, too.
 fn one(random: &mut Random, verb: &str, point: &str, policy: &str) -> Result<()> {
     if verb == "add" {
         return killed(&["add", "null", "--recovery", policy], point);
@@ -231,7 +231,7 @@ fn one(random: &mut Random, verb: &str, point: &str, policy: &str) -> Result<()>
     let pause = Duration::from_millis(random.below(40) as u64);
     let other = std::thread::spawn(move || {
         if let Some(pid) = pids.get(also) {
-            // The moment is the point: this is no wait for something to be done.
+            // The moment is the point: this does not wait for anything.
             std::thread::sleep(pause);
             // It may have ended by itself.
             let _ = procfs::kill(*pid, Signal::KILL);

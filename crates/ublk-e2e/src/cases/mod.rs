@@ -44,14 +44,14 @@ use crate::case::{Case, Set};
 
 /// The cases of a set, the quick ones first.
 pub fn all(set: Set) -> Vec<Case> {
-    // The guest with systemd has cases of its own, and the others need tools that it lacks.
+    // The guest with systemd has its own cases, and lacks the tools of the others.
     if crate::systemd::here() {
         return [systemd::cases(), udev::cases()]
             .into_iter()
             .flatten()
             .collect();
     }
-    // What the driver of each kernel does in its own way.
+    // Cases whose result depends on the kernel's driver.
     let mut all: Vec<Case> = [
         lifecycle::cases(),
         modes::cases(),
@@ -103,7 +103,7 @@ pub fn all(set: Set) -> Vec<Case> {
     all
 }
 
-/// Queues × block sizes: what most devices are made of.
+/// Queues × block sizes of most devices.
 const MATRIX: [(usize, u32); 6] = [
     (1, 512),
     (2, 512),

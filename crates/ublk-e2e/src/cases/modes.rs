@@ -1,5 +1,4 @@
-//! The ways data and commands travel: the mode asked for is the mode in force, and it keeps data. A kernel
-//! without one refuses it by name.
+//! Data and command modes: the requested mode is in effect and keeps data. A kernel without it refuses it by name.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -20,7 +19,7 @@ const QUEUES: usize = 2;
 /// The largest request of the devices here.
 const MAX_IO: u64 = 128 << 10;
 
-/// A mode, and how the backend takes it.
+/// A mode, and how the backend handles it.
 #[derive(Debug, Clone, Copy)]
 struct Variant {
     data: &'static str,
@@ -29,7 +28,7 @@ struct Variant {
     direct: bool,
 }
 
-/// Features of the modes with the first kernel where they can be used.
+/// Features of the modes, with the first kernel that supports them.
 const BATCH: (&str, (u32, u32)) = ("BATCH_IO", (7, 0));
 const ZERO_COPY: (&str, (u32, u32)) = ("SUPPORT_ZERO_COPY", (6, 15));
 const AUTO_BUF: (&str, (u32, u32)) = ("AUTO_BUF_REG", (6, 16));
@@ -86,7 +85,7 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Three threads on each queue: all of them serve, and data is kept. A kernel with one thread for a queue says so.
+/// Three threads on each queue: all of them serve, and data is kept. A kernel that allows one thread per queue says so.
 fn several_threads(batch: &'static str) -> Result<()> {
     let spec = Spec::mem("32M").with(&["--threads", "3", "--batch", batch]);
     let since = if batch == "on" { (7, 0) } else { (6, 16) };
@@ -122,7 +121,7 @@ fn several_threads(batch: &'static str) -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// A queue that looks before it sleeps keeps data, and ends as others do.
+/// A polling queue keeps data, and ends like others.
 fn polls(poll: &'static str) -> Result<()> {
     let device = Spec::mem("32M").with(&["--poll", poll]).add()?;
     let done = Fio::new(device.node())
@@ -137,8 +136,8 @@ fn polls(poll: &'static str) -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// `ublkctl add --data … --batch …`: the mode is in force and told, data is kept; or the kernel lacks it, and the
-/// refusal names the feature.
+/// `ublkctl add --data … --batch …`: the mode is in effect and reported, and data is kept; or the kernel lacks it, and
+/// the refusal names the feature.
 fn of_the_tool(backend: &'static str, data: &str, batch: &str) -> Result<()> {
     let spec = match backend {
         "mem" => Spec::mem("32M"),
@@ -197,7 +196,7 @@ impl Variant {
         ]
     }
 
-    /// What this kernel lacks for it, by the kernel's version.
+    /// What this kernel lacks for it, according to its version.
     fn lacks(self) -> Vec<(&'static str, (u32, u32))> {
         let data: &[_] = match self.data {
             "zero-copy" => &[ZERO_COPY, AUTO_BUF],
@@ -211,8 +210,8 @@ impl Variant {
             .collect()
     }
 
-    /// The device on two queues, whose mode by the kernel's word is this one; or nothing, where the kernel
-    /// lacks something and the refusal says what.
+    /// Starts the device on two queues and checks its mode with the kernel; `None` if the kernel lacks something and
+    /// the refusal says what.
     fn start(self) -> Result<Option<Embedded>> {
         let words = self.words();
         let words = words.each_ref().map(String::as_str);
@@ -238,7 +237,7 @@ impl Variant {
     }
 }
 
-/// The refusal names each feature and the kernel that brings it, and nothing is left.
+/// The refusal names each feature and the kernel that introduced it, and nothing is left behind.
 fn refused(words: &[&str], lacks: &[(&str, (u32, u32))]) -> Result<()> {
     let mut embedded = Embedded::idle(words)?;
     let said = embedded.ask("start").err().context("it was not refused")?;
@@ -266,7 +265,7 @@ fn keeps_data(variant: Variant) -> Result<()> {
     embedded.remove()
 }
 
-/// First and last block, blocks and ranges across the largest request, read back and looked at behind the device.
+/// First and last block, blocks and ranges across the largest request, read back and checked behind the device.
 fn patterns(embedded: &mut Embedded) -> Result<()> {
     let direct = embedded.open()?;
     let ranges = [
@@ -291,14 +290,14 @@ fn patterns(embedded: &mut Embedded) -> Result<()> {
         direct.read(SIZE, 512).is_err(),
         "a read past the end passed"
     );
-    // One block inside a range: its neighbours stay as they are.
+    // One block inside a range: its neighbours keep their content.
     direct.write_pattern(SIZE / 2 + 512, 512, 99)?;
     direct.check_pattern(SIZE / 2, 512, 6)?;
     direct.check_pattern(SIZE / 2 + 512, 512, 99)?;
     direct.check_pattern(SIZE / 2 + 1024, (1 << 20) - 1024, 6)
 }
 
-/// Requests that carry no data arrive, too, and do what they shall.
+/// Requests without data arrive, too, and do their work.
 fn no_data(embedded: &mut Embedded) -> Result<()> {
     let node = embedded.path.to_string_lossy().into_owned();
     let count = |embedded: &mut Embedded, name| json::number(&embedded.ask("health")?, name);
@@ -336,14 +335,14 @@ fn no_data(embedded: &mut Embedded) -> Result<()> {
     Ok(())
 }
 
-/// The errno of what must have failed.
+/// The errno of an expected failure.
 fn errno<T>(result: Result<T>) -> Result<Option<i32>> {
     let error = result.err().context("it passed")?;
     let cause = error.downcast_ref::<std::io::Error>();
     Ok(cause.and_then(std::io::Error::raw_os_error))
 }
 
-/// L25 An errno stays what it is, a panic is EIO; what comes next is served.
+/// L25 An errno is returned unchanged, a panic is EIO; later requests are served.
 fn faults(embedded: &mut Embedded) -> Result<()> {
     let direct = embedded.open()?;
     let serves = |direct: &Direct, generation| {
@@ -373,7 +372,7 @@ fn faults(embedded: &mut Embedded) -> Result<()> {
     Ok(())
 }
 
-/// Two jobs on parts of their own, requests of all sizes, on all queues.
+/// Two jobs on separate parts, requests of all sizes, on all queues.
 fn fio(embedded: &Embedded) -> Result<()> {
     let jobs = QUEUES.min(cpus());
     let each = 4_u64 << 20;
@@ -396,8 +395,8 @@ fn fio(embedded: &Embedded) -> Result<()> {
     Ok(())
 }
 
-/// Where the kernel has zero copy, the mode comes into force; a backend of slices never sees the data, and says
-/// so instead of answering with something else.
+/// If the kernel supports zero copy, the mode is in effect; a backend of slices never sees the data, and fails instead
+/// of returning something else.
 fn zero_copy(variant: Variant) -> Result<()> {
     let Some(embedded) = variant.start()? else {
         return Ok(());
@@ -414,7 +413,7 @@ fn zero_copy(variant: Variant) -> Result<()> {
     embedded.remove()
 }
 
-/// No driver has get-data with batches: refused before the driver is asked, on every kernel.
+/// No driver supports get-data with batches: refused before the driver is asked, on every kernel.
 fn get_data_in_batches() -> Result<()> {
     let mut embedded = Embedded::idle(&["data=get-data", "batch=true"])?;
     let said = embedded.ask("start").err().context("it was not refused")?;

@@ -1,4 +1,4 @@
-//! File devices over disks that are not as most are: slow without saying so, or with large blocks.
+//! File devices on unusual disks: slow ones that do not say so, and ones with large blocks.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -35,7 +35,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// A disk that takes 100 ms for each request, and cannot be asked not to wait.
+/// A disk that takes 100 ms for each request, without support for RWF_NOWAIT.
 struct Slow;
 
 impl Slow {
@@ -59,7 +59,7 @@ impl Drop for Slow {
     }
 }
 
-/// Random reads a second of 4 KiB, 16 at a time.
+/// Random 4 KiB reads per second, 16 at a time.
 fn reads(file: &str) -> Result<f64> {
     const SECONDS: u32 = 4;
     let done = Fio::new(file)
@@ -74,11 +74,11 @@ fn reads(file: &str) -> Result<f64> {
     Ok(f64::from(kib) / 4.0 / f64::from(SECONDS))
 }
 
-/// L81 Requests that wait for a disk wait side by side, on a file system and on the disk itself, although neither can be
-/// asked not to wait: as fast as without us.
+/// L81 Requests wait for a disk concurrently, on a file system and on the disk itself, although neither supports
+/// RWF_NOWAIT: as fast as without us.
 fn slow() -> Result<()> {
     let disk = volume::ram_disk(1)?;
-    // Filled first, with the disk as fast as it is.
+    // Filled first, while the disk is fast.
     run::good(
         "mkfs.ext4",
         &[
@@ -133,8 +133,7 @@ fn slow() -> Result<()> {
     Ok(())
 }
 
-/// L83 Blocks of 512 bytes over a disk with 4096: zeroes and discards at odd places are done, by write-zeroes or by
-/// writing.
+/// L83 Blocks of 512 bytes on a disk with 4096: unaligned zeroes and discards work, by write-zeroes or by writing.
 fn small_blocks() -> Result<()> {
     let words = [
         "nr_devices=1",
@@ -178,8 +177,8 @@ fn small_blocks() -> Result<()> {
     result
 }
 
-/// L82 A table of partitions that was written with blocks of 512 bytes is found by the next device, on a disk of 4096, and
-/// it is said that this is why.
+/// L82 A partition table written with blocks of 512 bytes is found by the next device on a disk of 4096, with the
+/// reason reported.
 fn block_size() -> Result<()> {
     let words = ["nr_devices=1", "memory_backed=1", "bs=4096", "gb=1"];
     run::good("modprobe", &[&["null_blk"], &words[..]].concat())?;
@@ -208,7 +207,7 @@ fn block_size() -> Result<()> {
         file.sync_all()?;
         drop(file);
         ensure!(block(&[], "GPT")? == 512);
-        // Told otherwise, that is what is done.
+        // An explicit option takes precedence.
         ensure!(block(&["--block-size", "4K"], "")? == 4096);
         Ok(())
     };
@@ -217,7 +216,7 @@ fn block_size() -> Result<()> {
     result
 }
 
-/// Bytes that are no whole block, and links that lead nowhere, are named by `add`.
+/// `add` reports bytes that are not a whole block, and dangling links.
 fn named() -> Result<()> {
     let place = Volume::new(Kind::Tmpfs, 32 << 20)?;
     let file = place.file("disk.img", SIZE + 100)?;
@@ -241,7 +240,7 @@ fn named() -> Result<()> {
     place.remove()
 }
 
-/// `blkdiscard -z` of a memory device that is larger than the machine ends, and takes no memory.
+/// `blkdiscard -z` of a memory device larger than the machine ends, and takes no memory.
 fn zeroes() -> Result<()> {
     let device = Spec::mem("64G").add()?;
     let direct = device.open()?;

@@ -1,4 +1,4 @@
-//! What dead processes leave, and names that stay (L31).
+//! Left-overs of dead processes, and names (L31).
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::embed::Embedded;
 use crate::wait::{secs, until};
 use crate::{json, procfs, run, sysfs};
 
-/// Where the processes of an `add` can be killed.
+/// The points at which the processes of an `add` can be killed.
 const ADD: [&str; 8] = [
     "add:intent",
     "add:added",
@@ -24,7 +24,7 @@ const ADD: [&str; 8] = [
     "start:ready",
 ];
 
-/// Where those of a `delete` can be, and those of an agent that was asked to end.
+/// The points for a `delete`, and for a terminated agent.
 const DELETE: [&str; 2] = ["delete:stopped", "delete:deleted"];
 const LEAVE: [&str; 4] = [
     "stop:before",
@@ -59,7 +59,7 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Nothing of a device is written down any more.
+/// No record of a device is left.
 fn no_records() -> Result<()> {
     let entries = std::fs::read_dir("/run/ublkctl")
         .into_iter()
@@ -78,7 +78,7 @@ fn entries() -> Result<Vec<Value>> {
     Ok(listed.as_array().context("a list")?.clone())
 }
 
-/// Every device is attributed, is recovered where that can be, and goes; no file stays.
+/// Every device is attributed, recovered if possible, and removed; no file stays.
 fn tidy() -> Result<()> {
     for entry in entries()? {
         let id = json::number(&entry, "id")?.to_string();
@@ -93,7 +93,7 @@ fn tidy() -> Result<()> {
     no_records()
 }
 
-/// The processes of the tool that are left settle: none runs, or a server serves on without its agent.
+/// Waits until the remaining processes of the tool settle: none runs, or a server serves on without its agent.
 fn settle() -> Result<()> {
     until("the end of what was killed", patience() + secs(10), || {
         let orphaned = |e: &Value| e["orphan"] == true || e["server_alive"] == true;
@@ -117,7 +117,7 @@ fn kill_add(policy: &str) -> Result<()> {
 fn kill_delete(policy: &str) -> Result<()> {
     for point in DELETE {
         let device = Spec::null("1G").with(&["--recovery", policy]).add()?;
-        // Without an agent nobody but the command tidies up.
+        // Without an agent only the command cleans up.
         let agent = u32::try_from(json::number(&device.info, "agent_pid")?)?;
         procfs::kill(agent, Signal::KILL)?;
         let mut command = cli::command(&["delete", &device.id.to_string()]);
@@ -131,7 +131,7 @@ fn kill_delete(policy: &str) -> Result<()> {
     Ok(())
 }
 
-/// The agent of a device without recovery, killed on its way out.
+/// The agent of a device without recovery is killed while it exits.
 fn kill_leave() -> Result<()> {
     for point in LEAVE {
         let mut command = cli::command(&["add", "null"]);
@@ -150,7 +150,7 @@ fn kill_leave() -> Result<()> {
     Ok(())
 }
 
-/// Orphans of three kinds: dead, waiting, foreign. Nothing goes that was not asked for.
+/// Orphans of three kinds: dead, waiting, foreign. Only those requested are removed.
 fn gc() -> Result<()> {
     let dead = Spec::null("1G").add()?;
     let waiting = Spec::null("1G").with(&["--recovery", "queue"]).add()?;
@@ -193,7 +193,8 @@ fn gc() -> Result<()> {
     no_records()
 }
 
-/// The link of a name: it leads to the device, is taken for its number, stays across a recovery, goes with it.
+/// The link of a name: it leads to the device, is accepted instead of its number, survives a recovery, and goes with
+/// the device.
 fn names() -> Result<()> {
     let named = ["--name", "disk-1", "--recovery", "reissue"];
     let device = Spec::null("1G").with(&named).add()?;

@@ -1,4 +1,4 @@
-//! The server as a process: its threads, its mounts, its rest.
+//! The server as a process: threads, mounts, idleness.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::fs::{Kind, Mounted};
 use crate::wait::{secs, until};
 use crate::{json, procfs};
 
-/// What PR_SET_IO_FLUSHER sets (`PF_MEMALLOC_NOIO`, include/linux/sched.h).
+/// The flag that PR_SET_IO_FLUSHER sets (`PF_MEMALLOC_NOIO`, include/linux/sched.h).
 const NOIO: u64 = 0x0008_0000;
 
 pub fn cases() -> Vec<Case> {
@@ -62,7 +62,7 @@ fn queue_reports(device: &Device) -> Result<Vec<serde_json::Value>> {
     Ok(queues.context("no queues in health")?.clone())
 }
 
-/// Each queue's thread runs where the kernel submits to that queue.
+/// Each queue's thread runs on the CPUs that submit to its queue.
 fn pinned(queues: usize) -> Result<()> {
     let device = Spec::mem("16M").queues(queues).add()?;
     let list = |value: &serde_json::Value| -> BTreeSet<u64> {
@@ -84,7 +84,7 @@ fn pinned(queues: usize) -> Result<()> {
         .map(|q| list(&q["pinned"]))
         .collect();
     ensure!(said == wanted, "pinned {said:?}, affinity {wanted:?}");
-    // And by the kernel's word on the threads.
+    // As the kernel reports it for the threads.
     let server = device.server()?;
     let mut found = BTreeSet::new();
     for thread in procfs::threads(server)
@@ -104,9 +104,9 @@ fn pinned(queues: usize) -> Result<()> {
     device.delete()
 }
 
-/// L36 L48 What is mounted when servers begin is not kept by them: neither by that of another device, nor by the next
-/// server of the same one. Where `/` is not a shared mount nobody hears of an unmount, so a server with a copy of the
-/// mounts would keep every file system of that moment busy for its whole life.
+/// L36 L48 Servers do not keep the mounts of the time they start: neither another device's server, nor the next server
+/// of the same device. If `/` is not a shared mount an unmount is not propagated, so a server with a copy of the mounts
+/// would keep every file system of that moment busy for its whole life.
 fn no_pins() -> Result<()> {
     let backing = Backing::new("pins");
     let device = backing.spec("64M", &["--recovery", "reissue"]).add()?;
@@ -116,7 +116,7 @@ fn no_pins() -> Result<()> {
     device.kill_server("quiesced")?;
     ublkctl(&["recover", &device.id.to_string()])?.good()?;
     mounted.unmount()?;
-    // Refused as long as a file system has the device, in whatever namespace.
+    // Refused while a file system uses the device, in any namespace.
     let alone = || {
         fs::OpenOptions::new()
             .read(true)
@@ -142,7 +142,7 @@ fn switches(pid: u32) -> Result<u64> {
     Ok(sum)
 }
 
-/// Hundredths of a second that a process has run.
+/// CPU time of a process in hundredths of a second.
 fn ticks(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, fields) = text.rsplit_once(") ").context("fields")?;
@@ -151,13 +151,13 @@ fn ticks(pid: u32) -> Result<u64> {
     times.map(|t| Ok(t.parse::<u64>()?)).sum()
 }
 
-/// L55 Without requests nothing runs: no timer ticks in the server, and no looking for what does not come.
+/// L55 Without requests nothing runs: no timer in the server, and no polling.
 fn idle(words: &[&str]) -> Result<()> {
     let device = Spec::mem("16M").queues(4).with(words).add()?;
     let server = device.server()?;
     let direct = device.open()?;
     direct.write_pattern(0, 65_536, 1)?;
-    // Whoever scans new devices has done so; the window itself is what is measured.
+    // Programs that scan new devices have finished; only the window itself is measured.
     let window = Duration::from_millis(700);
     let (mut woken, mut run) = (u64::MAX, u64::MAX);
     for _ in 0..4 {
@@ -170,14 +170,14 @@ fn idle(words: &[&str]) -> Result<()> {
     }
     ensure!(woken == 0, "{woken} wake-ups in {window:?} without I/O");
     ensure!(run == 0, "{run} ticks of work in {window:?} without I/O");
-    // And it is only asleep.
+    // And it still works.
     direct.check_pattern(0, 65_536, 1)?;
     ensure!(switches(server)? > 0);
     drop(direct);
     device.delete()
 }
 
-/// L23 No process of the tool but the server holds the char device, its descriptors or its rings.
+/// L23 Only the server holds the char device, its descriptors and its rings, no other process of the tool.
 fn nothing_inherited() -> Result<()> {
     let device = Spec::mem("16M").queues(2).add()?;
     let server = device.server()?;

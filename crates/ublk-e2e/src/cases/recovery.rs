@@ -14,14 +14,14 @@ use crate::embed::Embedded;
 use crate::wait::{secs, until};
 use crate::{json, procfs, sysfs};
 
-/// The policies that wait for a server, with the state of a device that does.
+/// The policies that wait for a server, with the state of a waiting device.
 const POLICIES: [(&str, &str); 3] = [
     ("queue", "quiesced"),
     ("reissue", "quiesced"),
     ("fail", "fail-io"),
 ];
 
-/// Where the roles of a recovery can be killed.
+/// The points at which the roles of a recovery can be killed.
 const POINTS: [&str; 6] = [
     "recover:locked",
     "recover:started",
@@ -68,7 +68,7 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Whether this kernel has the policy `fail`.
+/// Whether this kernel supports the policy `fail`.
 fn has_fail() -> bool {
     sysfs::kernel() >= (6, 13)
 }
@@ -80,7 +80,7 @@ fn add(policy: &str) -> Result<Device> {
         .add()
 }
 
-/// Runs the body where the kernel has the policy; where it lacks it, it must refuse by name.
+/// Runs the body if the kernel supports the policy; otherwise the refusal must name it.
 pub fn with(policy: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     if policy != "fail" || has_fail() {
         return body();
@@ -90,7 +90,7 @@ pub fn with(policy: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// A read of the first block that bypasses the cache, on a thread of its own.
+/// A direct read of the first block, on its own thread.
 fn reader(device: &Device) -> JoinHandle<Result<()>> {
     let path = device.path.clone();
     std::thread::spawn(move || {
@@ -116,7 +116,7 @@ fn recover(device: &Device) -> Result<()> {
     end(reader(device))?.context("I/O after the recovery")
 }
 
-/// Kill, look, recover, and all of it again: what was recovered is as good as what was added.
+/// Kill, check, recover, twice: a recovered device is as good as a new one.
 fn twice(policy: &str, state: &str) -> Result<()> {
     let device = add(policy)?;
     ensure!(
@@ -137,7 +137,7 @@ fn twice(policy: &str, state: &str) -> Result<()> {
             ensure!(failed.is_err(), "a read went through without a server");
             recover(&device)?;
         } else {
-            // It waits in the kernel; that it has not ended is all there is to see of that.
+            // It waits in the kernel; all that can be seen is that it has not ended.
             std::thread::sleep(std::time::Duration::from_millis(50));
             ensure!(
                 !waiting.is_finished(),
@@ -150,14 +150,14 @@ fn twice(policy: &str, state: &str) -> Result<()> {
         let info = device.query()?;
         ensure!(info["orphan"] == false && info["phase"] == "live", "{info}");
     }
-    // A device that waits can be deleted, too.
+    // A waiting device can be deleted, too.
     device.kill_server(state)?;
     device.delete()?;
     procfs::nothing_stuck(patience())
 }
 
-/// L31 Each process of a recovery killed at each of its steps: the device waits again or is live, and the
-/// next recovery gets it.
+/// L31 Each process of a recovery is killed at each of its steps: the device waits again or is live, and the next
+/// recovery succeeds.
 fn at_every_step(policy: &str, state: &str) -> Result<()> {
     let device = add(policy)?;
     let id = device.id.to_string();
@@ -167,7 +167,7 @@ fn at_every_step(policy: &str, state: &str) -> Result<()> {
         command.env("UBLK_KILL_AT", point);
         let output = crate::run::output(&mut command, secs(60))?;
         ensure!(output.code() == code::FAILED, "{point}: {output}");
-        // The server that was left without an agent lets go.
+        // The server that lost its agent gives up.
         device
             .wait_state(state, patience())
             .with_context(|| point.to_owned())?;
@@ -194,7 +194,7 @@ fn signal(policy: &str, state: &str) -> Result<()> {
     device.delete()
 }
 
-/// Live devices, those without recovery, stopped ones and those that are not there.
+/// Recovery is refused for live devices, those without recovery, stopped ones and missing ones.
 fn refused() -> Result<()> {
     let device = add("reissue")?;
     let id = device.id.to_string();
@@ -222,7 +222,7 @@ fn refused() -> Result<()> {
     Ok(())
 }
 
-/// Every device of ours that waits is recovered, others are left alone.
+/// Every waiting device of ours is recovered, others are left alone.
 fn recover_all() -> Result<()> {
     let (one, two, live) = (add("queue")?, add("reissue")?, add("queue")?);
     one.kill_server("quiesced")?;
@@ -241,7 +241,7 @@ fn recover_all() -> Result<()> {
     Ok(())
 }
 
-/// Nobody types anything: the agent brings the device back, and a request that waited goes through.
+/// Without any command: the agent brings the device back, and a waiting request completes.
 fn supervised() -> Result<()> {
     let words = ["add", "null", "--supervise"];
     cli::fails(&words, code::USAGE, &["--recovery"])?;
@@ -264,8 +264,8 @@ fn supervised() -> Result<()> {
     device.delete()
 }
 
-/// A signal to the server of a supervised device is its death like any other: the next one takes its place, and no request
-/// fails. SIGHUP is nothing to it.
+/// A signal to the server of a supervised device is a death like any other: the next server takes over, and no request
+/// fails. SIGHUP has no effect.
 fn signalled() -> Result<()> {
     for more in [&["--batch", "off"][..], &["--batch", "auto"]] {
         let backing = Backing::new("signalled");
@@ -308,7 +308,7 @@ fn signalled() -> Result<()> {
     Ok(())
 }
 
-/// A recoverable device of another program: shown, deleted when asked, never recovered.
+/// A recoverable device of another program: shown, deleted on request, never recovered.
 fn foreign() -> Result<()> {
     let embedded = Embedded::start(1, &["recovery=queue"])?;
     let id = embedded.id.to_string();
@@ -331,8 +331,8 @@ fn foreign() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// L40 A state file that is a link, that others may write, that belongs to another user or is of another version is not
-/// used, and the message says so.
+/// L40 A state file that is a link, is writable by others, belongs to another user or has another version is not used,
+/// and the message says so.
 fn tampered() -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let device = add("queue")?;
@@ -351,7 +351,7 @@ fn tampered() -> Result<()> {
     std::os::unix::fs::symlink(&aside, &path)?;
     cli::fails(&["recover", &id], code::FAILED, &["not trusted", "link"])?;
     std::fs::rename(&aside, &path)?;
-    // Root wrote it; who else could have may have meant any file to be served.
+    // Root wrote it; anybody else who could have may have named any file to be served.
     std::os::unix::fs::chown(&path, Some(1), Some(1))?;
     for verb in ["recover", "upgrade"] {
         cli::fails(
@@ -368,7 +368,7 @@ fn tampered() -> Result<()> {
     cli::fails(&["recover", &id], code::FAILED, &["version 9"])?;
     std::fs::write(&path, &text)?;
     recover(&device)?;
-    // A live device whose record another version wrote keeps its server.
+    // A live device whose record was written by another version keeps its server.
     let server = device.server_now()?;
     let text = std::fs::read_to_string(&path)?;
     std::fs::write(&path, text.replacen("\"version\": ", "\"version\": 9", 1))?;

@@ -1,4 +1,4 @@
-//! Another size for a device in use.
+//! Resizing a device in use.
 
 use std::fs::{File, OpenOptions};
 
@@ -26,7 +26,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// Whether the driver can; where it cannot, that it says so.
+/// Whether the driver supports it; if not, checks that the refusal says so.
 fn can() -> Result<bool> {
     if sysfs::kernel() >= (6, 16) {
         return Ok(true);
@@ -39,7 +39,7 @@ fn can() -> Result<bool> {
     Ok(false)
 }
 
-/// The kernel's word on the size, in bytes.
+/// The size in bytes according to the kernel.
 fn size(device: &Device) -> Result<u64> {
     Ok(sysfs::number(device.id, "size")? * 512)
 }
@@ -65,7 +65,7 @@ fn up_and_down() -> Result<()> {
         device.server_now()? != server,
         "the old server knows no end but the old"
     );
-    // What lies behind the old end is served.
+    // The part beyond the old end is served.
     device.open()?.read(2047 * MIB, 4096)?;
     ublkctl(&["resize", &id, "512M"])?.good()?;
     has(&device, 512 * MIB)?;
@@ -79,14 +79,14 @@ fn up_and_down() -> Result<()> {
     ublkctl(&["resize", "--force", &id, "256M"])?.good()?;
     drop(node);
     has(&device, 256 * MIB)?;
-    // The next server serves the size of the device, not the one it was made with.
+    // The next server uses the present size, not the one at creation.
     device.kill_server("quiesced")?;
     ublkctl(&["recover", &id])?.good()?;
     has(&device, 256 * MIB)?;
     device.delete()
 }
 
-/// A file that was made longer, with requests at work: none fails, none is lost.
+/// A file that has grown, with requests in flight: none fails, none is lost.
 fn grown() -> Result<()> {
     if !can()? {
         return Ok(());
@@ -117,8 +117,8 @@ fn grown() -> Result<()> {
     device.delete()
 }
 
-/// A program of its own, under load: its file has grown, and its device does, with the same server. Only where there is
-/// room, and only if the backend can.
+/// An embedding program under load: its file has grown, and its device grows with the same server. Only if there is
+/// space, and only if the backend supports it.
 fn by_a_program() -> Result<()> {
     let backing = Backing::new("program");
     File::create(backing.path())?.set_len(16 * MIB)?;
@@ -156,17 +156,17 @@ fn by_a_program() -> Result<()> {
     known.check(&device.path)?;
     drop(direct);
     device.remove()?;
-    // Memory was reserved once and for all.
+    // Memory was reserved once at creation.
     let mut device = Embedded::start(1, &[])?;
     refused(&mut device, 32, "cannot have")?;
-    // Less it can have: nothing is asked of it.
+    // It can shrink: that needs nothing of the backend.
     device.ask(&mib(8))?;
     let bytes = sysfs::number(device.id, "size")? * 512;
     ensure!(bytes == 8 * MIB, "{bytes} bytes");
     device.remove()
 }
 
-/// The file system on top takes the new room while it is mounted, and is not cut by accident.
+/// The mounted file system on top grows into the new space, and is not shrunk by accident.
 fn mounted() -> Result<()> {
     if !can()? {
         return Ok(());
@@ -190,7 +190,7 @@ fn mounted() -> Result<()> {
     device.delete()
 }
 
-/// What cannot be resized, with the reason.
+/// Cases in which a resize is refused, with the reason.
 fn refused() -> Result<()> {
     if !can()? {
         return Ok(());
@@ -210,7 +210,7 @@ fn refused() -> Result<()> {
     cli::fails(&["resize", &id, "--fill"], code::USAGE, &["give a size"])?;
     device.delete()?;
     cli::fails(&["resize", &id, "2G"], code::NO_DEVICE, &["no ublk device"])?;
-    // Older kernels crash when this reaches a device without a disk.
+    // Older kernels crash if this reaches a device without a disk.
     let device = Spec::null("1G").with(&["--recovery", "queue"]).add()?;
     let id = device.id.to_string();
     device.kill_server("quiesced")?;

@@ -1,5 +1,5 @@
-//! Every operation on every backend from and to memory shared with the client, in every mode beside which that can be
-//! (Linux 7.1), cell by cell as in `file_matrix`.
+//! Every operation on every backend from and to memory shared with the client, in every mode that allows it (Linux
+//! 7.1), cell by cell as in `file_matrix`.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -17,7 +17,7 @@ use crate::volume::{self, Kind, Volume};
 use crate::wait::secs;
 use crate::{json, pattern, sysfs};
 
-/// A mode of the device for what is not in that memory.
+/// The device's mode for data outside that memory.
 #[derive(Debug, Clone, Copy)]
 struct Mode {
     data: &'static str,
@@ -116,7 +116,7 @@ impl Client<'_> {
     }
 
     fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
-        // What nobody fills is found.
+        // A read that does not fill it is detected.
         self.buffers.put(Self::PLACE, &vec![0xdb; len])?;
         self.buffers
             .read(&self.open(0)?, Self::PLACE, len, offset)?;
@@ -127,7 +127,7 @@ impl Client<'_> {
         pattern::check(&self.read(offset, len)?, offset, generation)
     }
 
-    /// Zeroes come back of what was discarded, and the neighbours as they were.
+    /// Discarded ranges read as zeroes, and the neighbours keep their content.
     fn discard(&self) -> Result<()> {
         self.write(0, 256 << 10, 5)?;
         discard(self.node, 65_536, 65_536)?;
@@ -178,7 +178,7 @@ fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
     client.write(4096, 300 << 10, 1)?;
     told("write");
     if null {
-        // Behind the fault backend null is one of bytes, and its bytes are zeroes.
+        // Behind the fault backend null is a backend of bytes, which are zeroes.
         let place = client.read(4096, 300 << 10)?;
         ensure!(place.iter().all(|byte| *byte == 0), "not zero");
         told("read");
@@ -271,7 +271,7 @@ fn file(kind: Kind, mode: Mode) -> Result<()> {
         })
         .context("error")?;
     } else {
-        // L05 A file cut short.
+        // L05 A truncated file.
         let file = OpenOptions::new().write(true).open(&path)?;
         file.set_len(1 << 20)?;
         let gone = errno_of(client.read(2 << 20, 65_536).map(drop))?;

@@ -1,5 +1,5 @@
-//! Memory shared with clients (Linux 7.1): direct I/O from it arrives with its place and without a copy, everything else
-//! as ever; data is right both ways, and counted.
+//! Memory shared with clients (Linux 7.1): direct I/O from it arrives with its position and without a copy, everything
+//! else as usual; data is correct both ways, and counted.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -17,15 +17,15 @@ use crate::volume::{Kind, Volume};
 use crate::wait::secs;
 use crate::{json, pattern, sysfs};
 
-/// Bytes of the memory, and of the devices.
+/// Size of the memory, and of the devices.
 pub(super) const MEMORY: usize = 4 << 20;
 pub(super) const SIZE: u64 = 16 << 20;
 
-/// The first kernel that can.
+/// The first kernel that supports it.
 const SINCE: (u32, u32) = (7, 1);
 
-/// Offset and length of requests in the memory, and where they go: whole pages and parts of them, more than the largest
-/// request, and the memory's last block.
+/// Offset and length of requests in the memory, and their offset on the device: whole pages and parts of them, more
+/// than the largest request, and the memory's last block.
 const RANGES: [(usize, usize, u64); 7] = [
     (0, 4096, 0),
     (512, 512, 4096),
@@ -50,7 +50,7 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// A file of memory, gone with this value.
+/// A file in memory, removed on drop.
 pub(super) struct Memory(PathBuf);
 
 impl Memory {
@@ -77,7 +77,7 @@ impl Drop for Memory {
     }
 }
 
-/// Whether the kernel cannot share memory: then `add` must say so, by the name of the feature.
+/// Whether the kernel cannot share memory: then `add` must say so, with the name of the feature.
 pub(super) fn lacks(spec: &Spec, shm: &str) -> Result<bool> {
     if sysfs::kernel() >= SINCE {
         return Ok(false);
@@ -97,7 +97,7 @@ pub(super) fn add(spec: &Spec, shm: &str) -> Result<Option<Device>> {
     }
 }
 
-/// Requests in the memory, and elsewhere.
+/// Requests inside and outside the memory.
 pub(super) fn counts(device: &Device) -> Result<(u64, u64)> {
     let info = device.query()?;
     let health = json::find(&info, "health").context("health")?;
@@ -106,7 +106,7 @@ pub(super) fn counts(device: &Device) -> Result<(u64, u64)> {
     Ok((json::number(shm, "hits")?, json::number(shm, "fallbacks")?))
 }
 
-/// Writes and reads between the device and the memory, and looks from the other side at what came of it.
+/// Writes and reads between the device and the memory, and checks the result from the other side.
 pub(super) fn exchange(device: &Device, buffers: &SharedBuffers, seed: u64) -> Result<()> {
     let direct = device.open()?;
     let (hits, misses) = counts(device)?;
@@ -115,13 +115,13 @@ pub(super) fn exchange(device: &Device, buffers: &SharedBuffers, seed: u64) -> R
         pattern::fill(&mut data, offset, generation);
         buffers.put(at, &data)?;
         buffers.write(direct.file(), at, len, offset)?;
-        // Out of memory that nobody shares.
+        // From memory that is not shared.
         direct.check_pattern(offset, len, generation)?;
         direct.write_pattern(offset, len, generation + 100)?;
         buffers.read(direct.file(), at, len, offset)?;
         pattern::check(&buffers.get(at, len)?, offset, generation + 100)
             .with_context(|| format!("read {offset}+{len} to {at}"))?;
-        // The write that was served there has left it as it was, and other parts of the memory as they were.
+        // A write that was served there has not changed it, nor other parts of the memory.
         let other = (at + len + 4096) % (MEMORY - 4096);
         buffers.put(other, &[0x5a; 512])?;
         buffers.read(direct.file(), at, len.min(512), offset)?;
@@ -141,7 +141,7 @@ pub(super) fn exchange(device: &Device, buffers: &SharedBuffers, seed: u64) -> R
     Ok(())
 }
 
-/// fio with its buffers in the memory; it verifies what it reads.
+/// Runs fio with its buffers in the memory; it verifies what it reads.
 pub(super) fn fio(node: &str, memory: &str) -> Result<()> {
     let done = Fio::new(node)
         .set("rw", "randwrite")
@@ -169,7 +169,7 @@ fn keeps_data() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// A memfd has no name but that of somebody's descriptor. One that nobody can shrink.
+/// A memfd, which only has a name through its owner's descriptor, sealed against shrinking.
 fn memfd() -> Result<()> {
     let memory = File::from(memfd_create(
         "ublk-e2e",
@@ -185,7 +185,7 @@ fn memfd() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// A null device looks at no data: a read leaves the client's memory as it is.
+/// A null device ignores the data: a read leaves the client's memory as it is.
 fn null() -> Result<()> {
     let memory = Memory::new()?;
     for data in ["copy", "zero-copy"] {
@@ -240,7 +240,7 @@ fn huge_pages() -> Result<()> {
     done.and_then(|()| cli::nothing_left(secs(10)))
 }
 
-/// Whichever thread has the request finds its data.
+/// Any thread finds the data of its requests.
 fn threads() -> Result<()> {
     let memory = Memory::new()?;
     for batch in ["off", "on"] {
@@ -256,8 +256,8 @@ fn threads() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// L34 The driver keeps the memory of a device whose server died: the next one maps the same file, and takes no other
-/// of its name for it.
+/// L34 The driver keeps the memory of a device whose server died: the next server maps the same file, and does not
+/// accept another of its name.
 fn recovered() -> Result<()> {
     let memory = Memory::new()?;
     let place = Volume::new(Kind::Tmpfs, 64 << 20)?;
@@ -283,7 +283,7 @@ fn recovered() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// What cannot be shared is refused before a device is there, or with nothing left of it.
+/// Memory that cannot be shared is refused before a device exists, or with nothing left behind.
 fn refused() -> Result<()> {
     let memory = Memory::new()?;
     let words = ["add", "mem", "--size", "16M", "--shm"];
@@ -294,7 +294,7 @@ fn refused() -> Result<()> {
     let node = [&words[..], &["/dev/null"]].concat();
     cli::fails(&node, code::FAILED, &["memory"])?;
     if sysfs::kernel() >= SINCE && sysfs::in_guest() {
-        // A file of a disk's file system is no memory.
+        // A file on a disk's file system is not memory.
         let place = Volume::new(Kind::Ext4, 0)?;
         let path = place.file("memory", MEMORY as u64)?;
         let on_disk = [&words[..], &[path.to_str().unwrap_or_default()]].concat();

@@ -1,4 +1,4 @@
-//! The ways to stop and delete: nothing is lost, nobody waits for ever, and who is in the way is named.
+//! Ways to stop and delete: nothing is lost, nobody waits for ever, and users in the way are named.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -33,12 +33,12 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// A file for a file device, removed when dropped.
+/// A file for a file device, removed on drop.
 #[derive(Debug)]
 pub struct Backing(PathBuf);
 
 impl Backing {
-    /// A name for it; `add --create` makes it.
+    /// A path for it; `add --create` creates it.
     pub fn new(name: &str) -> Self {
         let name = format!("ublk-e2e-{name}-{}.img", std::process::id());
         let path = std::env::temp_dir().join(name);
@@ -46,12 +46,12 @@ impl Backing {
         Self(path)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// A device of this size on it, with other words.
+    /// A device of this size on it, with further words.
     pub fn spec(&self, size: &str, more: &[&str]) -> Spec {
         let path = self.0.to_str().unwrap_or_default();
         let mut spec = Spec::mem(size).with(&[path, "--create"]).with(more);
@@ -66,11 +66,11 @@ impl Drop for Backing {
     }
 }
 
-/// Bytes that are written to the page cache.
+/// Number of bytes written to the page cache.
 const LEN: usize = 4 << 20;
 
-/// A buffered write that nobody has synced is in the backend after a stop. While somebody could still write there is
-/// none, unless it is forced.
+/// A buffered write without sync is in the backend after a stop. While somebody could still write, the stop is refused
+/// unless forced.
 fn writes_back(policy: &str, verb: &str) -> Result<()> {
     let backing = Backing::new("stop");
     let device = backing.spec("16M", &["--recovery", policy]).add()?;
@@ -82,10 +82,10 @@ fn writes_back(policy: &str, verb: &str) -> Result<()> {
     let me = format!("open in process {}", std::process::id());
     cli::fails(&[verb, &id], code::FAILED, &[&me, "--force"])?;
     ensure!(device.query()?["state"] == "live");
-    // Who only reads keeps what is dirty in the cache.
+    // A reader keeps dirty data in the cache.
     let reader = File::open(&device.path)?;
     drop(node);
-    // What has it open lets a delete wait, so it goes away by itself a little later.
+    // An opener makes a delete wait, so this one closes it a little later.
     let closer = std::thread::spawn(move || {
         let gone = until("the end of the disk", secs(20), || {
             Ok((!sysfs::directory(device.id).exists()).then_some(()))
@@ -105,7 +105,7 @@ fn writes_back(policy: &str, verb: &str) -> Result<()> {
     pattern::check(&found, 0, 3).context("what was written before the stop")
 }
 
-/// A mounted device that outlives its server is not stopped, and the message says where it is mounted.
+/// A mounted device that outlives its server is not stopped, and the message names the mount point.
 fn mounted() -> Result<()> {
     let backing = Backing::new("mounted");
     let device = backing.spec("64M", &["--recovery", "reissue"]).add()?;
@@ -122,7 +122,7 @@ fn mounted() -> Result<()> {
     ublkctl(&["stop", &id])?.good()?;
     ublkctl(&["delete", &id])?.good()?;
     device.forget();
-    // The same file serves another device, and what was written is there; --force stops it mounted.
+    // The same file serves another device, and the written data is there; --force stops it while mounted.
     let path = backing.path().to_str().context("plain")?.to_owned();
     let mut spec = Spec::mem("64M").with(&["--recovery", "queue", &path]);
     spec.backend = "file";
@@ -143,7 +143,7 @@ fn mounted() -> Result<()> {
     device.delete()
 }
 
-/// A device without a server that somebody has open: its holders are named, and --force ends it.
+/// An open device without a server: its holders are named, and --force ends it.
 fn waiting() -> Result<()> {
     let device = Spec::null("1G").with(&["--recovery", "queue"]).add()?;
     let id = device.id.to_string();
@@ -163,7 +163,7 @@ fn waiting() -> Result<()> {
     procfs::nothing_stuck(patience())
 }
 
-/// Linux 7.0 stops what nobody has open; before, the refusal names it.
+/// Linux 7.0 stops devices that are not open; before, the refusal names the feature.
 fn if_unused() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     let id = device.id.to_string();
@@ -183,7 +183,7 @@ fn if_unused() -> Result<()> {
     device.delete()
 }
 
-/// With somebody holding the block device `delete --async` comes back, and the number is free afterwards.
+/// While somebody holds the block device open `delete --async` returns, and the number is free afterwards.
 fn no_wait() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     let id = device.id.to_string();

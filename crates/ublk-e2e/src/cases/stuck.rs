@@ -1,5 +1,5 @@
-//! Commands that cannot come to their end (L27): a server that is stopped answers nothing, so the driver's commands
-//! wait. Every verb comes back within its deadline with exit code 3, says what to do, and its process really ends.
+//! Commands that cannot complete (L27): a stopped server answers nothing, so the driver's commands wait. Every verb
+//! returns within its deadline with exit code 3, says what to do, and its process really ends.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::direct_io::Direct;
 use crate::wait::{secs, until};
 use crate::{procfs, sysfs};
 
-/// What is told to the tool.
+/// The deadline given to the tool.
 const DEADLINE: u64 = 2;
 /// The tool's own time on top of it, emulated and on a busy host.
 const SLACK: Duration = secs(20);
@@ -42,7 +42,7 @@ pub fn cases() -> Vec<Case> {
 
 fn silent(verb: &str, policy: &str, end: Signal) -> Result<()> {
     if verb == "resize" && sysfs::kernel() < (6, 16) {
-        // Refused before anything waits; the cases of `resize` look at that.
+        // Refused before anything waits; see the cases of `resize`.
         return Ok(());
     }
     let device = Spec::null("1G").with(&["--recovery", policy]).add()?;
@@ -53,7 +53,7 @@ fn silent(verb: &str, policy: &str, end: Signal) -> Result<()> {
     let reader = std::thread::spawn(move || {
         let _ = Direct::open_read(&path).and_then(|d| d.read(0, 4096).map(drop));
     });
-    // The request is on its way when its thread waits for it.
+    // The request is in flight once its thread waits for it.
     until("a request that waits", secs(10), || {
         Ok((!procfs::stuck().is_empty()).then_some(()))
     })?;
@@ -67,7 +67,7 @@ fn silent(verb: &str, policy: &str, end: Signal) -> Result<()> {
     let took = start.elapsed();
     ensure!(took < secs(DEADLINE) + SLACK, "{took:?}: {output}");
     cli::failed(output, code::TIMED_OUT, &["ublkctl"])?;
-    // Queries get through all the while.
+    // Queries work all the while.
     ublkctl_json(&["list"])?;
     let info = ublkctl_json(&["info", &id])?;
     ensure!(info["id"] == device.id, "{info}");
@@ -85,12 +85,12 @@ fn silent(verb: &str, policy: &str, end: Signal) -> Result<()> {
     gone(device)
 }
 
-/// What is left goes, and so do the processes that were left behind.
+/// The remaining device goes, and so do the processes that were left behind.
 fn gone(device: Device) -> Result<()> {
     let id = device.id.to_string();
     device.forget();
     let output = ublkctl(&["delete", "--force", &id])?;
-    // The delete that was given up may have come to its end meanwhile.
+    // The abandoned delete may have completed meanwhile.
     ensure!([0, code::NO_DEVICE].contains(&output.code()), "{output}");
     cli::nothing_left(patience() + secs(10))?;
     procfs::nothing_stuck(patience())

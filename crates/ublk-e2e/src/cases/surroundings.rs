@@ -1,4 +1,4 @@
-//! What a device's processes keep of the place they were started from, and what they may do (L45 to L47).
+//! What a device's processes inherit from their caller, and what they may do (L45 to L47).
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -37,7 +37,7 @@ pub fn cases() -> Vec<Case> {
         .collect()
 }
 
-/// A directory of a case, gone with it.
+/// A directory of a case, removed on drop.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -58,7 +58,7 @@ impl Drop for Directory {
     }
 }
 
-/// Runs a script of the shell, with the tool's path as `$T`.
+/// Runs a shell script, with the tool's path as `$T`.
 fn shell(directory: &Path, script: &str) -> Result<run::Output> {
     let mut command = Command::new("sh");
     command.args(["-c", script]).env("T", program());
@@ -77,7 +77,8 @@ fn text(pid: u32, name: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// L45 Descriptors, limits, umask, nice value, CPUs, directory, environment, signals: all are the machine's own.
+/// L45 Descriptors, limits, umask, nice value, CPUs, directory, environment, signals: all are reset to the machine's
+/// defaults.
 fn careless() -> Result<()> {
     let directory = Directory::new("careless")?;
     let script = "exec 7>kept; umask 0; ulimit -f 8; ulimit -n 50; trap '' HUP INT CHLD USR1; \
@@ -132,7 +133,7 @@ fn careless() -> Result<()> {
     device.delete()
 }
 
-/// L45 `flock FILE ublkctl add` holds the file while the command runs, and no longer.
+/// L45 `flock FILE ublkctl add` holds the lock while the command runs, and no longer.
 fn caller_lock() -> Result<()> {
     let directory = Directory::new("flock")?;
     let file = directory.join("lock");
@@ -158,8 +159,8 @@ fn caller_lock() -> Result<()> {
     device.delete()
 }
 
-/// L46 Standard error on a full disk, a log on one, a log that is a FIFO without a reader: the device serves, and what
-/// ends is brought back as ever.
+/// L46 Standard error on a full disk, a log on one, a log that is a FIFO without a reader: the device serves, and a
+/// dead server is replaced as usual.
 fn unwritable() -> Result<()> {
     let directory = Directory::new("unwritable")?;
     let image = directory.join("image");
@@ -201,7 +202,7 @@ fn unwritable() -> Result<()> {
     Ok(())
 }
 
-/// L47 Where no process of a device can be seen, it is no orphan all the same, and `gc --all` removes nothing.
+/// L47 If no process of a device is visible, the device still is no orphan, and `gc --all` removes nothing.
 fn namespace() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     let id = device.id.to_string();
@@ -225,8 +226,8 @@ fn namespace() -> Result<()> {
     device.delete()
 }
 
-/// A `/dev` that gets no new nodes, as a container's: `add` says so at once and takes its device back, and no server that
-/// has its node is given up for one that could not have it.
+/// A `/dev` that gets no new nodes, like a container's: `add` says so at once and removes its device, and a server that
+/// has its node is not given up for one that could not have it.
 fn no_new_nodes() -> Result<()> {
     let directory = Directory::new("dev")?;
     let dev = directory.0.to_string_lossy().into_owned();
@@ -254,7 +255,7 @@ fn no_new_nodes() -> Result<()> {
     device.delete()
 }
 
-/// `ps` says what a process is, and whose.
+/// `ps` shows the role of a process, and its device.
 fn named() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     let id = device.id;
@@ -269,7 +270,7 @@ fn named() -> Result<()> {
     device.delete()
 }
 
-/// SIGHUP is for who has a terminal: neither agent nor server end by it.
+/// SIGHUP is for processes with a terminal: neither agent nor server end by it.
 fn hang_up() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     let both = processes(&device)?;
@@ -291,8 +292,8 @@ fn standing(pid: u32) -> Result<[u32; 2]> {
     Ok([next()?, next()?])
 }
 
-/// In front, all processes share the session, so that the scheduler has them in one group; a control-C reaches the front
-/// alone, which takes its device back. A device on its own has left the session.
+/// In the foreground all processes share the session, so that the scheduler groups them; control-C reaches only the
+/// front, which removes its device. A background device has left the session.
 fn terminal() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     let [server, agent] = processes(&device)?;
@@ -332,7 +333,7 @@ fn terminal() -> Result<()> {
     nothing_left(secs(5))
 }
 
-/// L31 An `add` that is interrupted, at whatever moment, has named its device or takes it back; so has one whose path
+/// L31 An `add` that is interrupted, at any moment, has printed its device or removes it; so does one whose output
 /// nobody can read.
 fn interrupted() -> Result<()> {
     let add = ["add", "mem", "--size", "16M"];
@@ -368,7 +369,7 @@ fn interrupted() -> Result<()> {
     nothing_left(secs(20))
 }
 
-/// Every thread of a server is without capabilities and filtered, whatever it serves; the agent keeps what it needs.
+/// Every thread of a server has no capabilities and is filtered, whatever it serves; the agent keeps those it needs.
 fn confined() -> Result<()> {
     let directory = Directory::new("confined")?;
     let image = directory.join("image");
@@ -392,7 +393,7 @@ fn confined() -> Result<()> {
                 ensure!(status.contains(line), "no {line}: {status}");
             }
         }
-        // Confined, it serves: data, syncs, discards.
+        // Confined, it still serves: data, syncs, discards.
         let node = device.node();
         run::good("mkfs.ext4", &["-q", "-F", node])?;
         run::good("e2fsck", &["-f", "-n", node])?;
@@ -401,7 +402,7 @@ fn confined() -> Result<()> {
     Ok(())
 }
 
-/// State in a directory that is named from where the command runs: every process finds it.
+/// A state directory given as a relative path: every process finds it.
 fn relative() -> Result<()> {
     let directory = Directory::new("relative")?;
     let here = |words: &[&str]| {
@@ -428,7 +429,7 @@ fn relative() -> Result<()> {
     Ok(())
 }
 
-/// One record of another version, or of none, is told, and keeps no command from the other devices.
+/// A record of another version, or a damaged one, is reported, and does not keep a command from the other devices.
 fn versions() -> Result<()> {
     let (one, two) = (Spec::mem("16M").add()?, Spec::mem("16M").add()?);
     let record = PathBuf::from(format!("/run/ublkctl/{}.json", one.id));

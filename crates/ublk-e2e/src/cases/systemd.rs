@@ -1,4 +1,4 @@
-//! The unit `ublkctl@.service` at work: in the guest that runs systemd and udev.
+//! The unit `ublkctl@.service`, in the guest that runs systemd and udev.
 
 use std::fs;
 use std::io::Write;
@@ -15,20 +15,20 @@ use crate::verifier::{BLOCK, Load};
 use crate::wait::{secs, until};
 use crate::{fs as files, pattern, procfs, run};
 
-/// The device that the image's fstab mounts at boot, and its mount.
+/// The device that the image's fstab mounts at boot, and its mount unit.
 const BOOT: (&str, &str) = ("ublkctl@boot.service", "mnt-boot.mount");
 
-/// A period of the watchdog that an emulated guest can keep.
+/// A watchdog period that an emulated guest can meet.
 const WATCHDOG: &str = "[Service]\nWatchdogSec=10s\n";
 
-/// Upgrades of a case: in the usual run, and in a soak.
+/// Number of upgrades in the usual run, and in a soak.
 const UPGRADES: (usize, usize) = (3, 50);
-/// Ends of everything under load, likewise.
+/// Number of shutdowns under load, likewise.
 const ENDS: (usize, usize) = (2, 20);
 
 const REISSUE: &str = "recovery = \"reissue\"\n";
 
-/// What a case does.
+/// The body of a case.
 pub(super) type Body = fn() -> Result<()>;
 
 pub fn cases() -> Vec<Case> {
@@ -54,7 +54,7 @@ pub fn cases() -> Vec<Case> {
         .collect()
 }
 
-/// Runs a case without the device of boot, unless it is about that.
+/// Runs a case without the boot device, unless the case is about it.
 pub(super) fn alone(name: &str, body: Body) -> Result<()> {
     if name.starts_with("systemd_boot") {
         return body();
@@ -63,7 +63,7 @@ pub(super) fn alone(name: &str, body: Body) -> Result<()> {
     body()
 }
 
-/// fstab's mount came after the service it wants, though nothing but the device's name joins them; both at boot.
+/// fstab's mount came after the service that it requires, although only the device's name connects them; both at boot.
 fn at_boot() -> Result<()> {
     let (service, mount) = BOOT;
     says(mount, "ActiveState", "active", secs(10))?;
@@ -88,14 +88,14 @@ fn at_boot() -> Result<()> {
         mounted.contains("/dev/ublkb40 /mnt/boot ext4 "),
         "{mounted}"
     );
-    // The way down is the way up, backwards.
+    // Shutdown is the reverse of start-up.
     systemctl(&["stop", service, mount])?;
     ensure!(!Path::new("/dev/ublkb40").exists(), "it is still there");
     Ok(())
 }
 
-/// A mount brings up its device, which is a `notify` service: it is ready when it serves, marked for the kernel's
-/// reclaim, and hardened as the unit says.
+/// A mount starts its device's `notify` service, which is ready once it serves, is marked as an I/O flusher, and
+/// hardened as the unit says.
 fn on_demand() -> Result<()> {
     let more = format!("{REISSUE}lock-memory = true\n");
     let device = Served::new("demand", 3, 64 << 20, &more, "")?.with_file_system()?;
@@ -107,7 +107,7 @@ fn on_demand() -> Result<()> {
     ensure!(read("oom_score_adj")?.trim() == "-900");
     let info = crate::cli::ublkctl_json(&["info", "3"])?;
     ensure!(info.to_string().contains("\"io_flusher\":true"), "{info}");
-    // Five capabilities, by their numbers: 1, 14, 19, 21, 24.
+    // Five capabilities, by number: 1, 14, 19, 21, 24.
     let bounds = "CapBnd:\t0000000001284002";
     for line in ["NoNewPrivs:\t1", "Seccomp:\t2", bounds] {
         ensure!(
@@ -122,15 +122,15 @@ fn on_demand() -> Result<()> {
         scheduler.contains("[none]") || scheduler.trim() == "none",
         "{scheduler}"
     );
-    // Stopped and started, it has what was written.
+    // Stopped and started, it has the written data.
     device.unmount()?;
     device.stop()?;
     ensure!(device.state()?.is_none(), "the device is still there");
     files::compare(device.mount()?, 10)
 }
 
-/// Whichever of the three processes is killed: systemd starts the unit again, which takes the waiting device up, or the
-/// front gives the server another agent, while a load on the mounted file system goes on without an error.
+/// Whichever of the three processes is killed: systemd restarts the unit, which takes over the waiting device, or the
+/// front gives the server another agent, while a load on the mounted file system continues without an error.
 fn killed() -> Result<()> {
     let device = Served::new("killed", 4, 64 << 20, REISSUE, "")?.with_file_system()?;
     let at = device.mount()?;
@@ -149,7 +149,7 @@ fn killed() -> Result<()> {
         };
         procfs::kill(pid, Signal::KILL)?;
         if whom == "agent" {
-            // L49 In the same life of the unit, with the same server.
+            // L49 In the same run of the unit, with the same server.
             until("another agent", BACK, || {
                 Ok(device
                     .number("agent_pid")
@@ -174,8 +174,8 @@ fn killed() -> Result<()> {
     run::good("e2fsck", &["-f", "-n", &node]).map(drop)
 }
 
-/// L24 A server that is stopped in its tracks is killed by the watchdog and replaced; before, idle for more than a
-/// period and a half, it was left in peace.
+/// L24 The watchdog kills and replaces a stopped server; before, idle for more than a period and a half, it was left
+/// alone.
 fn silent() -> Result<()> {
     let device = Served::new("silent", 5, 1 << 20, REISSUE, WATCHDOG)?;
     device.start()?;
@@ -189,8 +189,8 @@ fn silent() -> Result<()> {
     write(&device.node, 3)
 }
 
-/// L24 A queue that is stuck in a request starves the watchdog although its process answers: here its backend is a
-/// device whose own server is stopped.
+/// L24 A queue stuck in a request starves the watchdog although its process responds: here its backend is a device
+/// whose own server is stopped.
 fn stuck() -> Result<()> {
     let below = Spec::mem("1M").add()?;
     let device = Served::over("stuck", 6, &below.path, REISSUE, WATCHDOG)?;
@@ -207,7 +207,7 @@ fn stuck() -> Result<()> {
         secs(30),
     )
     .and_then(|()| says(&device.unit, "Result", "watchdog", secs(30)));
-    // The killed server ends when what it waits for does.
+    // The killed server exits once its I/O completes.
     procfs::kill(below.server()?, Signal::CONT)?;
     noticed?;
     device.back(1, BACK)?;
@@ -221,7 +221,7 @@ fn stuck() -> Result<()> {
     below.delete()
 }
 
-/// Writes a block of a pattern past the cache and reads it back.
+/// Writes a block of a pattern with direct I/O and reads it back.
 fn write(node: &Path, generation: u64) -> Result<()> {
     let file = crate::direct_io::Direct::open(node)?;
     let mut buffer = crate::direct_io::Buffer::new(BLOCK);
@@ -234,7 +234,7 @@ fn write(node: &Path, generation: u64) -> Result<()> {
     Ok(())
 }
 
-/// A backend that is not there is tried again, and ever more rarely; when it is back, so is the device, soon.
+/// A missing backend is retried at growing intervals; once it is back, so is the device, soon.
 fn paced() -> Result<()> {
     let device = Served::new("paced", 12, 4 << 20, "", "")?;
     fs::remove_file(&device.file)?;
@@ -257,7 +257,7 @@ fn paced() -> Result<()> {
     Ok(())
 }
 
-/// A mistake that no other try mends is told once.
+/// An error that no retry can fix is reported once.
 fn wrong() -> Result<()> {
     let device = Served::new("wrong", 13, 4 << 20, "quues = 2\n", "")?;
     ensure!(systemctl(&["start", &device.unit]).is_err());
@@ -266,17 +266,17 @@ fn wrong() -> Result<()> {
     says(&device.unit, "ActiveState", "failed", secs(5))
 }
 
-/// A stop writes back what is dirty, deletes the device, and is no failure. Both with recovery and without.
+/// A stop writes dirty data back, deletes the device, and counts as success. Both with recovery and without.
 fn stop() -> Result<()> {
     for (number, more) in [REISSUE, ""].into_iter().enumerate() {
         let device = Served::new("stop", 7, 4 << 20, more, "")?;
         device.start()?;
         let mut data = vec![0; 1 << 20];
         pattern::fill(&mut data, 0, 7 + number as u64);
-        // Into the page cache, and left there.
+        // Into the page cache, without sync.
         let mut file = fs::OpenOptions::new().write(true).open(&device.node)?;
         file.write_all(&data)?;
-        // Who only reads is in nobody's way, and keeps the cache.
+        // A reader is not in the way, and keeps the cache alive.
         let reader = fs::File::open(&device.node)?;
         drop(file);
         systemctl(&["stop", &device.unit])?;
@@ -289,7 +289,7 @@ fn stop() -> Result<()> {
     Ok(())
 }
 
-/// Stopped while it is mounted, a recoverable device waits for the next start, and nothing is lost.
+/// Stopped while mounted, a recoverable device waits for the next start, and nothing is lost.
 fn stop_mounted() -> Result<()> {
     let device = Served::new("mounted", 8, 64 << 20, REISSUE, "")?.with_file_system()?;
     let at = device.mount()?.to_owned();
@@ -325,10 +325,10 @@ fn stop_mounted() -> Result<()> {
     Ok(())
 }
 
-/// What a shutdown does, under load: a session that writes, and takes its time to end, ends before its mount, and that before
-/// the device, which is deleted with all that was written.
+/// A shutdown under load: a session that writes, and takes its time to exit, ends before its mount, and that before the
+/// device, which is deleted with all written data.
 fn sessions() -> Result<()> {
-    // It writes until SIGTERM, holds its file for a second more, and says when it ends.
+    // It writes until SIGTERM, holds its file for another second, and reports its end.
     const SESSION: &str = "exec 3>>$0; end=; trap end=1 TERM; \
         while [ -z \"$end\" ]; do echo busy >&3; done; sleep 1; echo ended >&3";
     let device = Served::new("sessions", 14, 64 << 20, "", "")?.with_file_system()?;
@@ -367,8 +367,8 @@ fn sessions() -> Result<()> {
     device.stop()
 }
 
-/// Upgrades of a device in use: its unit goes on with the new processes, feeds its watchdog, and stops them when it is
-/// stopped.
+/// Upgrades of a device in use: its unit continues with the new processes, feeds its watchdog, and stops them when it
+/// is stopped.
 fn upgraded() -> Result<()> {
     let device = Served::new("upgraded", 10, 64 << 20, REISSUE, WATCHDOG)?.with_file_system()?;
     let at = device.mount()?;
@@ -393,7 +393,7 @@ fn upgraded() -> Result<()> {
         );
         ensure!(property(&device.unit, "MainPID")? == main, "{}", at());
     }
-    // Longer than the watchdog has patience.
+    // Longer than the watchdog's period.
     std::thread::sleep(secs(17));
     load.more(20, BACK)?;
     ensure!(device.restarts()? == 0, "the unit was started again");
@@ -405,7 +405,7 @@ fn upgraded() -> Result<()> {
         ensure!(group.contains(&device.unit), "process {role} is in {group}");
     }
     crate::case::measured(format!("{rounds} upgrades under the unit"));
-    // What dies now is the unit's affair as before.
+    // Later deaths are handled by the unit as before.
     procfs::kill(device.server()?, Signal::KILL)?;
     device.back(1, BACK)?;
     crate::cli::ublkctl(&["upgrade", "10", "--deadline", "50"])?.good()?;
@@ -415,8 +415,8 @@ fn upgraded() -> Result<()> {
     Ok(())
 }
 
-/// L36 What is mounted when a server begins is not held by it: neither by a server of another device, nor by the next
-/// server of the same one.
+/// L36 A server does not keep the mounts of the time it starts: neither another device's server, nor the next server of
+/// the same device.
 fn no_pins() -> Result<()> {
     let device = Served::new("pinned", 9, 64 << 20, REISSUE, "")?.with_file_system()?;
     device.mount()?;
@@ -424,7 +424,7 @@ fn no_pins() -> Result<()> {
     procfs::kill(device.server()?, Signal::KILL)?;
     device.back(1, BACK)?;
     device.unmount()?;
-    // Refused as long as a file system has the device, in whatever namespace.
+    // Refused while a file system uses the device, in any namespace.
     let alone = || {
         fs::OpenOptions::new()
             .read(true)

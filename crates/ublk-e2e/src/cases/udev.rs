@@ -1,4 +1,4 @@
-//! The shipped udev rules, by a real udev: in the guest that runs systemd.
+//! The shipped udev rules with a real udev, in the guest that runs systemd.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
@@ -51,8 +51,8 @@ fn home(user: u32) -> PathBuf {
     PathBuf::from(format!("/run/ublk-e2e-{user}"))
 }
 
-/// A member of the group makes, uses and deletes a device; its nodes are theirs by the rule. Another member can
-/// neither open nor delete it, and who is no member cannot make any.
+/// A member of the group creates, uses and deletes a device; the rule gives them its nodes. Another member can neither
+/// open nor delete it, and a non-member cannot create any.
 fn users() -> Result<()> {
     for user in [ALICE, BOB] {
         let home = home(user);
@@ -121,7 +121,7 @@ fn uuid(image: &Path) -> Result<String> {
     Ok(parts.join("-"))
 }
 
-/// fstab by the name of the device alone: udev makes the link, systemd waits for it, also after a crash.
+/// fstab with only the name of the device: udev makes the link, systemd waits for it, also after a crash.
 fn named() -> Result<()> {
     let device = Served::new("named", 11, 64 << 20, "recovery = \"reissue\"\n", "")?;
     let link = PathBuf::from("/dev/disk/by-ublk/named");
@@ -140,7 +140,7 @@ fn named() -> Result<()> {
         "active",
         secs(10),
     )?;
-    // As of any disk: links by what is on it, and nodes that are root's.
+    // As for any disk: links by its content, and nodes that belong to root.
     let by_uuid = Path::new("/dev/disk/by-uuid").join(uuid(&device.file)?);
     let same =
         || Ok((fs::canonicalize(&by_uuid).ok().as_deref() == Some(&*device.node)).then_some(()));

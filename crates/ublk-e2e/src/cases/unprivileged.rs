@@ -1,6 +1,6 @@
-//! Unprivileged devices: their users' own to make, use, stop and delete, and nobody else's.
+//! Unprivileged devices: their users can create, use, stop and delete them, and nobody else's.
 //!
-//! The guest has no udev: a thread plays the shipped rule, by the same question to the same command.
+//! The guest has no udev: a thread acts like the shipped rule, with the same command.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -24,7 +24,7 @@ use crate::shared_client::SharedBuffers;
 use crate::wait::{secs, until};
 use crate::{json, pattern, procfs, sysfs};
 
-/// The group that may open the control node, and two users of it.
+/// The group that may open the control node, and two users in it.
 const GROUP: u32 = 2001;
 const ANN: u32 = 1001;
 const BOB: u32 = 1002;
@@ -37,7 +37,7 @@ pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for mode in ["copy", "get-data", "copy-batch"] {
         let has = mode != "copy-batch" || sysfs::kernel() >= (7, 0);
-        // Not a skip: where the mode is missing, that is what is told.
+        // Not a skip: if the mode is missing, that is reported.
         all.push(Case::new(
             format!("unprivileged_user_owns_a_device_{mode}"),
             move || owns(mode, has),
@@ -64,7 +64,7 @@ pub fn cases() -> Vec<Case> {
         .collect()
 }
 
-/// A user with a directory of their own for state, and files.
+/// A user with a state directory and files.
 struct User {
     id: u32,
     member: bool,
@@ -108,13 +108,13 @@ impl User {
         serde_json::from_str(&output.stdout).with_context(|| format!("no JSON: {output}"))
     }
 
-    /// Makes a device; its number and node.
+    /// Creates a device; returns its number and node.
     fn add(&self, words: &[&str]) -> Result<(u64, String)> {
         let added = self.json(&[&["add"], words].concat())?;
         Ok((json::number(&added, "id")?, json::text(&added, "path")?))
     }
 
-    /// A file of the user's with a pattern.
+    /// Creates a file of the user with a pattern.
     fn pattern(&self, name: &str, generation: u64) -> Result<PathBuf> {
         let mut data = vec![0; LEN];
         pattern::fill(&mut data, 0, generation);
@@ -131,7 +131,7 @@ impl User {
         let to = [format!("if={want}"), format!("of={node}")];
         let words = ["dd", &to[0], &to[1], "bs=64K", "conv=fsync,notrunc"];
         self.run("busybox", &words)?.good()?;
-        // Nobody has it open any more, so its cache is gone: this is read from the server.
+        // It is not open any more, so its cache is gone: this reads from the server.
         let got = self.home.join("got");
         let got = got.to_str().context("plain")?;
         let from = [format!("if={node}"), format!("of={got}")];
@@ -143,7 +143,7 @@ impl User {
     }
 }
 
-/// Bytes that are written and read.
+/// Number of bytes written and read.
 const LEN: usize = 1 << 20;
 
 impl Drop for User {
@@ -152,7 +152,7 @@ impl Drop for User {
     }
 }
 
-/// The shipped rule, played: the control node is the group's; each node that comes is its owner's.
+/// Acts like the shipped rule: gives the control node to the group, and each new node to its owner.
 struct Rule {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
@@ -177,7 +177,7 @@ impl Rule {
         })
     }
 
-    /// What the thread has to say.
+    /// The thread's result.
     fn end(mut self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().context("once")?;
@@ -200,7 +200,7 @@ fn control(group: u32, mode: u32) -> Result<()> {
     )?)
 }
 
-/// Gives the nodes that are new to whom `udev-owner` names; a node of the same name with another inode is new.
+/// Gives new nodes to the user named by `udev-owner`; a node of the same name with another inode is new.
 fn give(seen: &mut BTreeMap<String, u64>) -> Result<()> {
     for entry in fs::read_dir("/dev")?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -237,7 +237,7 @@ fn give(seen: &mut BTreeMap<String, u64>) -> Result<()> {
     Ok(())
 }
 
-/// The entry of a device in what `list` says.
+/// The entry of a device in the output of `list`.
 fn listed(list: &Value, id: u64) -> Result<&Value> {
     let mut entries = list.as_array().into_iter().flatten();
     let entry = entries.find(|e| e["id"] == id);
@@ -280,7 +280,7 @@ fn owns(mode: &str, has: bool) -> Result<()> {
     ann.uses(&node)?;
     let again = ["add", "null", "--name", "mine"];
     failed(ann.ublkctl(&again)?, code::FAILED, &["is that of device"])?;
-    // Of root's device a user sees that it is there.
+    // A user sees that root's device exists.
     let list = ann.json(&["list"])?;
     let other = listed(&list, roots.id.into())?;
     ensure!(
@@ -288,7 +288,7 @@ fn owns(mode: &str, has: bool) -> Result<()> {
         "{other}"
     );
     ensure!(listed(&list, id)?["state"] == "live", "{list}");
-    // And root sees whose this one is.
+    // And root sees the owner of this one.
     let all = ublkctl_json(&["list"])?;
     let entry = listed(&all, id)?;
     ensure!(
@@ -314,7 +314,7 @@ fn owns(mode: &str, has: bool) -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// A file of the user's, through a configuration of the user's.
+/// A user's file, through a user's configuration.
 fn of_file() -> Result<()> {
     let rule = Rule::play()?;
     let ann = User::new(ANN, true)?;
@@ -363,7 +363,7 @@ fn others() -> Result<()> {
     let from = format!("if={node}");
     let read = bob.run("busybox", &["dd", &from, "of=/dev/null", "count=1"])?;
     ensure!(!read.status.success(), "another user reads it: {read}");
-    // Not even where the node's mode would let them: the driver looks at the owner.
+    // Not even if the node's mode would allow it: the driver checks the owner.
     fs::set_permissions(&node, fs::Permissions::from_mode(0o666))?;
     let read = bob.run("busybox", &["dd", &from, "of=/dev/null", "count=1"])?;
     ensure!(!read.status.success(), "another user reads it: {read}");
@@ -399,7 +399,7 @@ fn others() -> Result<()> {
     bob.ublkctl(&["list"])?.good()?;
     ensure!(theirs != id && bobs != node);
     bob.ublkctl(&["delete", &theirs.to_string()])?.good()?;
-    // It has served on, untouched; and root may do it all.
+    // It has served on, untouched; and root may do everything.
     ensure!(ann.json(&["info", &number])?["state"] == "live");
     ann.uses(&node)?;
     ublkctl_json(&["info", &number])?;
@@ -409,7 +409,7 @@ fn others() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// What the driver keeps for root is refused by name, before anything is made.
+/// Features that the driver reserves for root are refused by name, before anything is created.
 fn refused() -> Result<()> {
     let rule = Rule::play()?;
     let ann = User::new(ANN, true)?;
@@ -428,7 +428,7 @@ fn refused() -> Result<()> {
     rule.end()
 }
 
-/// A user who is not in the group.
+/// A user outside the group.
 fn no_access() -> Result<()> {
     let rule = Rule::play()?;
     let carl = User::new(1003, false)?;
@@ -456,7 +456,7 @@ fn no_access() -> Result<()> {
     rule.end()
 }
 
-/// Nobody gives the nodes to their owner: the user is told, in time, and what is left is root's to remove.
+/// Without the rule the owner gets no access to the nodes: the user is told, in time, and root can remove the device.
 fn without_rule() -> Result<()> {
     control(GROUP, 0o660)?;
     let ann = User::new(ANN, true)?;
@@ -470,7 +470,7 @@ fn without_rule() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// A device is made smaller by its owner, where the kernel can, and stopped only when nobody has it open.
+/// The owner can shrink a device, if the kernel supports it, and stop it only when nobody has it open.
 fn gentle() -> Result<()> {
     let rule = Rule::play()?;
     let ann = User::new(ANN, true)?;
@@ -481,7 +481,7 @@ fn gentle() -> Result<()> {
     if sysfs::kernel() >= (6, 16) {
         ann.ublkctl(&resize)?.good()?;
         ensure!(size()? == 512 << 20, "{} bytes", size()?);
-        // For more it would need another server, and no user's device can have one.
+        // Growing would need another server, which no user's device can have.
         let more = ["resize", &number, "2G"];
         failed(ann.ublkctl(&more)?, code::FAILED, &["without recovery"])?;
     } else {
@@ -501,7 +501,7 @@ fn gentle() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// A user's memory is shared with a user's device (Linux 7.1); somebody else's is not.
+/// A user's memory can be shared with that user's device (Linux 7.1); another user's cannot.
 fn shared() -> Result<()> {
     let rule = Rule::play()?;
     let ann = User::new(ANN, true)?;
@@ -553,7 +553,7 @@ fn killed() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// Puts the limit back.
+/// Restores the limit.
 struct Limit(String);
 
 impl Drop for Limit {
@@ -562,7 +562,7 @@ impl Drop for Limit {
     }
 }
 
-/// L39 The limit of devices is told with its name, at once, and a device that goes makes room.
+/// L39 The limit of devices is reported by name, at once, and deleting a device makes room.
 fn limit() -> Result<()> {
     let rule = Rule::play()?;
     let before = Limit(fs::read_to_string(LIMIT)?.trim().to_owned());
@@ -578,7 +578,7 @@ fn limit() -> Result<()> {
     )?;
     ensure!(begun.elapsed() < secs(20), "it took {:?}", begun.elapsed());
     let roots = ublkctl(&["add", "null"])?;
-    // Which of the kernels from 6.3 to 6.14 count root's, too, is told here; later ones do not.
+    // Whether kernels from 6.3 to 6.14 count root's, too, shows here; later ones do not.
     let counted = !roots.status.success();
     case::measured(format!("ublks_max counts root's devices: {counted}"));
     if counted {

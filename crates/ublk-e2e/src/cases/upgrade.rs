@@ -1,4 +1,4 @@
-//! A new server under load: after a death, and in place of one that works (L14, L34, L35).
+//! A new server under load: after a death, and replacing a working one (L14, L34, L35).
 
 use std::fs::OpenOptions;
 use std::path::Path;
@@ -16,12 +16,12 @@ use crate::verifier::{BLOCK, Load};
 use crate::wait::{secs, until};
 use crate::{json, procfs, sysfs};
 
-/// Threads and blocks of the load. Fewer threads than tags: on kernels before 6.16 a death is noticed only
-/// by a tag that is idle.
+/// Threads and blocks of the load. Fewer threads than tags: kernels before 6.16 only notice a death through an idle
+/// tag.
 const THREADS: usize = 6;
 const BLOCKS: usize = 256;
 
-/// Deaths of a case, and upgrades: in the usual run, and in a soak.
+/// Number of deaths of a case, and of upgrades: in the usual run, and in a soak.
 const DEATHS: u64 = 4;
 const UPGRADES: (usize, usize) = (8, 50);
 const MOUNTED: (usize, usize) = (5, 50);
@@ -57,7 +57,7 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Where QUIESCE is not to be had only `reissue` keeps every request.
+/// Without QUIESCE only `reissue` keeps every request.
 fn can_quiesce() -> bool {
     sysfs::kernel() >= (6, 16)
 }
@@ -67,8 +67,8 @@ fn device(backing: &Backing, policy: &str) -> Result<Device> {
     spec.queues(2).depth(16).add()
 }
 
-/// Every acknowledged write is there after each death and recovery, and none is older; requests fail only as
-/// the policy says.
+/// Every acknowledged write is there after each death and recovery, and none is older; requests only fail as the policy
+/// says.
 fn kills(policy: &str) -> Result<()> {
     let state = if policy == "fail" {
         "fail-io"
@@ -91,7 +91,7 @@ fn kills(policy: &str) -> Result<()> {
     let errors = known.done.errors;
     match policy {
         "reissue" => ensure!(errors == 0, "{errors} requests failed"),
-        // One request of each thread may have been in the dead server's hands.
+        // The dead server may have held one request of each thread.
         "queue" => ensure!(
             errors <= DEATHS * THREADS as u64,
             "{errors} requests failed"
@@ -104,7 +104,7 @@ fn kills(policy: &str) -> Result<()> {
     procfs::nothing_stuck(patience())
 }
 
-/// Upgrades one after the other; their pauses in milliseconds, sorted.
+/// Upgrades one after the other; returns their pauses in milliseconds, sorted.
 fn series(device: &Device, load: &Load, count: usize) -> Result<Vec<u64>> {
     let id = device.id.to_string();
     let mut pauses = Vec::new();
@@ -121,7 +121,7 @@ fn series(device: &Device, load: &Load, count: usize) -> Result<Vec<u64>> {
     Ok(pauses)
 }
 
-/// What the pauses were. Emulated, the limit leaves room for a busy host, and the aim is what is printed.
+/// Reports the pauses. In emulation the limit leaves room for a busy host; the printed numbers matter.
 fn told(what: &str, pauses: &[u64]) -> Result<()> {
     let (aim, limit) = if case::emulated() {
         (500, 3000)
@@ -143,7 +143,7 @@ fn told(what: &str, pauses: &[u64]) -> Result<()> {
     Ok(())
 }
 
-/// No request fails, none is lost, while one server after the other takes over.
+/// No request fails, none is lost, while servers replace each other.
 fn upgrades(policy: &str) -> Result<()> {
     let backing = Backing::new("upgrades");
     let device = device(&backing, policy)?;
@@ -163,8 +163,8 @@ fn upgrades(policy: &str) -> Result<()> {
     known.check(backing.path()).context("in the file")
 }
 
-/// L84 The driver fails what comes while a batch device is held (7.3.4 does), so an upgrade is refused, and the device
-/// serves on; before 7.3 there is no such device.
+/// L84 The driver fails new requests while a batch device is held (7.3.4 does), so an upgrade is refused, and the
+/// device serves on; before 7.3 there is no such device.
 fn batch() -> Result<()> {
     let backing = Backing::new("upgrades-batch");
     let words = ["--recovery", "reissue", "--batch", "on", "--max-io", "64K"];
@@ -190,7 +190,7 @@ fn batch() -> Result<()> {
     device.delete()
 }
 
-/// Where the processes of an upgrade can be killed, in their order.
+/// The points at which the processes of an upgrade can be killed, in order.
 const STEPS: [&str; 10] = [
     "upgrade:before",
     "upgrade:held",
@@ -204,12 +204,12 @@ const STEPS: [&str; 10] = [
     "recover:ended",
 ];
 
-/// L31 L44 Whatever is killed at whatever step of an upgrade: the old server serves on, or the agent before gives the
-/// device another by itself; every acknowledged write is there. Requests fail only where a new server that has begun to serve
-/// leaves again, and by the policy that says so.
+/// L31 L44 Whichever process is killed at whichever step of an upgrade: the old server serves on, or the old agent
+/// replaces it by itself; every acknowledged write is there. Requests only fail if a new server that has begun to serve
+/// leaves again, and only under a policy that says so.
 fn at_every_step(policy: &str) -> Result<()> {
     if policy == "queue" && !can_quiesce() {
-        // It is refused there, which another case shows.
+        // It is refused there, which another case tests.
         return Ok(());
     }
     let backing = Backing::new("upgrade-steps");
@@ -238,7 +238,7 @@ fn at_every_step(policy: &str) -> Result<()> {
             let live = info["state"] == "live" && info["server_alive"] == true;
             // Without a server the driver names none.
             let server = info["server_pid"].as_u64().unwrap_or_default();
-            // Only before anything was said to the old server it goes on.
+            // The old server only continues if it had not been told anything yet.
             let other = server != u64::from(before);
             Ok((live && other == (point != "upgrade:before")).then_some(server))
         });
@@ -261,7 +261,7 @@ fn at_every_step(policy: &str) -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// The same below a mounted file system, whose log and metadata have to survive, too.
+/// The same below a mounted file system, whose log and metadata must survive, too.
 fn mounted() -> Result<()> {
     let backing = Backing::new("upgrade-fs");
     let device = device(&backing, "reissue")?;
@@ -290,7 +290,7 @@ fn zeroes(path: &Path) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-/// Devices without recovery, those that fail I/O by policy, those without a server.
+/// An upgrade is refused for devices without recovery, those that fail I/O by policy, and those without a server.
 fn refused() -> Result<()> {
     let backing = Backing::new("refused");
     let device = backing.spec("16M", &[]).add()?;
