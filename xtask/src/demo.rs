@@ -50,6 +50,7 @@ fn in_guest(sources: &Path, choice: Choice) -> Result<()> {
         init: built.remove(0),
         programs: built,
         tools: manifest.tools.keys().cloned().collect(),
+        plugins: manifest.plugins.clone(),
         tree: Some((sources.to_owned(), "/root/sources".to_owned())),
     };
     let image = Image::build(&contents, &paths::vm().join("images/demo.cpio"))?;

@@ -43,6 +43,14 @@ pub fn libraries(program: &Path) -> Option<OsString> {
     env::join_paths(directories.map(|directory| root.join(directory))).ok()
 }
 
+/// The directory of the libraries that come with a program.
+pub fn library_directory(program: &Path) -> PathBuf {
+    let inside = program.strip_prefix(unpacked()).ok();
+    let root = inside.and_then(|inside| Some(unpacked().join(inside.components().next()?)));
+    root.unwrap_or_else(|| PathBuf::from("/"))
+        .join("usr/lib/x86_64-linux-gnu")
+}
+
 /// Where packages that cannot be installed are unpacked, in a directory each.
 fn unpacked() -> PathBuf {
     paths::vm().join("tools")

@@ -66,6 +66,7 @@ impl Vm {
             init: built.remove(0),
             programs: built,
             tools: manifest.tools.keys().cloned().collect(),
+            plugins: manifest.plugins.clone(),
             tree: None,
         };
         let path = paths::vm().join("images/functional.cpio");

@@ -8,8 +8,10 @@ use crate::state::{Record, Store};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use ublk_backends::{Created, File, FileOptions, Memory, Null};
 use ublk_core::{Backend, DataMode, Limits};
+use ublk_nbd::{Nbd, NbdOptions, OpenError};
 
 /// A backend of this program, as its specification said.
 #[derive(Debug)]
@@ -17,6 +19,7 @@ pub(crate) enum Opened {
     Null(Arc<Null>),
     Memory(Arc<Memory>),
     File(Arc<File>),
+    Nbd(Arc<Nbd>),
 }
 
 /// The limits of a backend, without opening it: for checks before anything is made.
@@ -70,10 +73,19 @@ pub fn resolve(spec: &mut AddSpec) -> Result<(), Failure> {
         true => DataMode::Copy,
         false => pays(&opened),
     });
-    if !matches!(spec.backend, BackendSpec::File { .. }) {
+    if let Opened::Nbd(nbd) = &opened {
+        fit_server(spec, nbd);
+    }
+    if !matches!(
+        spec.backend,
+        BackendSpec::File { .. } | BackendSpec::Nbd { .. }
+    ) {
         return Ok(());
     }
     spec.block_size = limits.logical_block_size;
+    if let BackendSpec::Nbd { length, .. } = &mut spec.backend {
+        *length = Some(limits.size);
+    }
     if let BackendSpec::File { length, path, .. } = &mut spec.backend {
         *length = Some(limits.size);
         if let Opened::File(file) = &opened {
@@ -91,7 +103,29 @@ fn pays(opened: &Opened) -> DataMode {
         // In zero copy nobody would fill the pages of a READ, and what they held before is not the reader's.
         Opened::Null(_) => DataMode::Copy,
         Opened::File(file) => file.favoured_data(),
-        Opened::Memory(_) => DataMode::Copy,
+        Opened::Memory(_) | Opened::Nbd(_) => DataMode::Copy,
+    }
+}
+
+/// Adapts what the server does not allow, and says so.
+fn fit_server(spec: &mut AddSpec, nbd: &Nbd) {
+    let BackendSpec::Nbd { uri, .. } = &spec.backend else {
+        return;
+    };
+    for note in nbd.notes() {
+        tracing::warn!("{uri}: {note}");
+    }
+    // The kernel demands whole pages.
+    let longest = (nbd.max_io_bytes() & !0xfff).max(4096);
+    if spec.max_io_bytes > longest {
+        tracing::warn!("{uri}: the server takes requests of at most {longest} bytes");
+        spec.max_io_bytes = longest;
+    }
+    if spec.queues > 1 && !nbd.allows_several_connections() {
+        tracing::warn!(
+            "{uri}: the server allows one connection only (no NBD_FLAG_CAN_MULTI_CONN), so the device has one queue"
+        );
+        spec.queues = 1;
     }
 }
 
@@ -124,6 +158,10 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
         (DataMode::ZeroCopy | DataMode::ZeroCopyManual, BackendSpec::Mem { .. }) => usage(
             "a memory device has no file to forward requests to",
             "use --data user-copy or get-data: the driver then copies to and from the device's memory",
+        ),
+        (DataMode::ZeroCopy | DataMode::ZeroCopyManual, BackendSpec::Nbd { .. }) => usage(
+            "an NBD device receives data from a socket into its own buffers",
+            "use --data copy",
         ),
         _ => Ok(()),
     }
@@ -162,7 +200,7 @@ fn options(spec: &AddSpec, place: &Path) -> FileOptions {
             .length(*length)
             .buffered(*buffered)
             .discard(*discard),
-        BackendSpec::Null { .. } | BackendSpec::Mem { .. } => options,
+        BackendSpec::Null { .. } | BackendSpec::Mem { .. } | BackendSpec::Nbd { .. } => options,
     }
 }
 
@@ -202,13 +240,51 @@ pub(crate) fn open(
             Opened::Memory(Arc::new(memory.read_only(yes)))
         }
         BackendSpec::File { path, .. } => Opened::File(Arc::new(open_file(path)?)),
+        BackendSpec::Nbd { .. } => Opened::Nbd(Arc::new(open_nbd(spec)?)),
     };
     let limits = match &opened {
         Opened::Null(null) => null.limits(),
         Opened::Memory(memory) => memory.limits(),
         Opened::File(file) => file.limits(),
+        Opened::Nbd(nbd) => nbd.limits(),
     };
     Ok((opened, limits))
+}
+
+/// Connects to the server of an NBD device.
+fn open_nbd(spec: &AddSpec) -> Result<Nbd, Failure> {
+    let BackendSpec::Nbd {
+        uri,
+        length,
+        retry,
+        request_timeout,
+        wait_for_server,
+    } = &spec.backend
+    else {
+        return Err(Failure::failed("not an NBD device"));
+    };
+    let at: nbd_client::Uri = uri
+        .parse()
+        .map_err(|e: nbd_client::UriError| Failure::new(FailureKind::Usage, e.to_string()))?;
+    let mut options = NbdOptions::new(at);
+    options.retry = *retry;
+    options.request_timeout = Duration::from_secs((*request_timeout).into());
+    options.read_only = spec.read_only;
+    options.size = *length;
+    options.block_size = (spec.block_size != 0).then_some(spec.block_size);
+    let by = Instant::now() + Duration::from_secs((*wait_for_server).into());
+    Nbd::open(&options, by).map_err(|e| {
+        let kind = match e {
+            OpenError::BlockSize { .. } => FailureKind::Usage,
+            _ => FailureKind::Failed,
+        };
+        let failure = Failure::new(kind, format!("{uri}: {e}"));
+        match e {
+            OpenError::Connect(ublk_nbd::ConnectError::Connect { .. }) => failure
+                .hint("start the server first, or wait for it with --wait-for-server SECONDS"),
+            _ => failure,
+        }
+    })
 }
 
 /// Opens the file of a file device to serve it.

@@ -365,6 +365,7 @@ impl Running for Serving {
             },
             file: None,
             shm: None,
+            nbd: None,
             queues: queues(if self.0.fails("many threads") { 900 } else { 0 }),
         }
     }

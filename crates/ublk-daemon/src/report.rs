@@ -1,6 +1,7 @@
 //! What is known of a device that serves: what the tool prints, as text and as JSON.
 #![forbid(unsafe_code)]
 
+use crate::spec::Retry;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use ublk_core::{DataMode, Recovery};
@@ -120,6 +121,28 @@ pub struct Health {
     /// The memory shared with clients, of a device that shares some.
     #[serde(default)]
     pub shm: Option<ShmReport>,
+    /// The connections of an NBD device.
+    #[serde(default)]
+    pub nbd: Option<NbdReport>,
+}
+
+/// The connections of an NBD device to its server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NbdReport {
+    /// `up`; `reconnecting` while requests wait; `failing` once they fail; `reads-only` after a change of the export.
+    pub state: String,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// Why a connection was lost or could not be made, most recently.
+    pub last_error: Option<String>,
+    /// Connections now.
+    pub connections: u32,
+    /// Connections that were lost and made again.
+    pub reconnects: u64,
+    /// Requests that were in flight on a lost connection and sent again.
+    pub replayed: u64,
+    /// What becomes of requests while the server cannot be reached.
+    pub retry: Retry,
 }
 
 /// How the memory that a device shares with its clients is used.

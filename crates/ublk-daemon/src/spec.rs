@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use ublk_core::{DataMode, Mode, Recovery, SharedBuffer};
+pub use ublk_nbd::Retry;
 pub use ublk_queue::ServeOptions;
 
 /// What answers the requests of a device.
@@ -38,6 +39,20 @@ pub enum BackendSpec {
         #[serde(default)]
         force: bool,
     },
+    /// An export of an NBD server.
+    Nbd {
+        /// Where it is.
+        uri: String,
+        /// Bytes of the device, `None` for all of the export. The front records what it found, so that the device keeps
+        /// its size.
+        length: Option<u64>,
+        /// What becomes of requests while the server cannot be reached.
+        retry: Retry,
+        /// Seconds that one request may take before the connection counts as lost.
+        request_timeout: u32,
+        /// Seconds for which the first connection is attempted; 0 for one attempt.
+        wait_for_server: u32,
+    },
 }
 
 impl BackendSpec {
@@ -45,7 +60,7 @@ impl BackendSpec {
     pub fn set_size(&mut self, bytes: u64) {
         match self {
             Self::Null { size } | Self::Mem { size } => *size = bytes,
-            Self::File { length, .. } => *length = Some(bytes),
+            Self::File { length, .. } | Self::Nbd { length, .. } => *length = Some(bytes),
         }
     }
 
@@ -56,6 +71,7 @@ impl BackendSpec {
             Self::Null { .. } => "null",
             Self::Mem { .. } => "mem",
             Self::File { .. } => "file",
+            Self::Nbd { .. } => "nbd",
         }
     }
 
@@ -64,10 +80,10 @@ impl BackendSpec {
     pub const fn size(&self) -> u64 {
         match self {
             Self::Null { size } | Self::Mem { size } => *size,
-            Self::File {
-                length: Some(size), ..
-            } => *size,
-            Self::File { length: None, .. } => 0,
+            Self::File { length, .. } | Self::Nbd { length, .. } => match length {
+                Some(size) => *size,
+                None => 0,
+            },
         }
     }
 }

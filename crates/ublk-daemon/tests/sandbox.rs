@@ -40,7 +40,7 @@ fn a_confined_process_serves_and_no_more() {
     });
     // As a server does: the filter comes when the queues are armed, and refuses the call.
     assert_eq!(gave.recv(), Ok(true));
-    sandbox::filter_calls();
+    sandbox::filter_calls(false);
     drop(go);
     let (created, effective) = queue.join().expect("the thread ends");
     assert!(denied(&created), "a thread that was there: {created:?}");

@@ -165,6 +165,11 @@ pub trait Handler {
         false
     }
 
+    /// The queue is ending and every request it had is answered: cancel standing operations, such as a receive or a timer,
+    /// that no request waits for. Called before each [`turn`](Handler::turn) from then on. More requests may come until the
+    /// driver has aborted every tag; answer them as before.
+    fn drain(&mut self) {}
+
     /// The worker ends before its lanes are empty: cancel the operations in flight. [`turn`](Handler::turn) and
     /// [`operation_completed`](Handler::operation_completed) are still called for a limited time, until there are none.
     fn leave(&mut self) {}

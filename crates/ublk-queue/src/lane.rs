@@ -334,6 +334,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             ring: self.ring,
         };
         let guard = OnUnwind::new(&self.panicked, Panicked::Turn);
+        if self.leaving && self.away == 0 {
+            self.handler.drain();
+        }
         let more = self.handler.turn(&mut ring);
         guard.disarm();
         more

@@ -55,6 +55,17 @@ impl<'a> MemRef<'a> {
         unsafe { MemRef::new(self.ptr, self.len) }
     }
 
+    /// The part of the range behind its first `at` bytes, at most `len` bytes of it.
+    #[must_use]
+    pub fn part(self, at: usize, len: usize) -> Self {
+        let at = at.min(self.len);
+        let len = len.min(self.len - at);
+        // SAFETY: `at` is at most the length of the range.
+        let ptr = unsafe { self.ptr.add(at) };
+        // SAFETY: a part of the range, for the same time.
+        unsafe { Self::new(ptr, len) }
+    }
+
     /// The address, for a command or a system call.
     #[must_use]
     pub fn addr(&self) -> u64 {

@@ -49,6 +49,22 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
             };
             (add, backend, 0)
         }
+        Backend::Nbd {
+            add,
+            uri,
+            retry,
+            request_timeout,
+            wait_for_server,
+        } => {
+            let backend = BackendSpec::Nbd {
+                uri: uri.clone(),
+                length: None,
+                retry: *retry,
+                request_timeout: *request_timeout,
+                wait_for_server: *wait_for_server,
+            };
+            (add, backend, 0)
+        }
     })
 }
 

@@ -239,6 +239,26 @@ pub fn info(i: &Info) -> String {
                 ),
             );
         }
+        if let Some(nbd) = &health.nbd {
+            let now = std::time::UNIX_EPOCH
+                .elapsed()
+                .map_or(0, |now| now.as_secs());
+            line(
+                "server",
+                format!(
+                    "{} for {} s, {} connections, {} reconnects, {} requests replayed, retry {}",
+                    nbd.state,
+                    now.saturating_sub(nbd.since),
+                    nbd.connections,
+                    nbd.reconnects,
+                    nbd.replayed,
+                    nbd.retry
+                ),
+            );
+            if let Some(error) = &nbd.last_error {
+                line("last error", error.clone());
+            }
+        }
         for q in &health.queues {
             let pinned = q.pinned.as_ref().map_or_else(
                 || "not pinned".to_owned(),

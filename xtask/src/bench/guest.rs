@@ -1,6 +1,7 @@
 //! The guests of the benchmark: how QEMU is configured, and what comes back.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -111,6 +112,7 @@ impl<'a> Bench<'a> {
             init,
             programs: built,
             tools: ["fio", "busybox", "mkfs.ext4"].map(str::to_owned).to_vec(),
+            plugins: BTreeMap::new(),
             tree: None,
         };
         // A concurrent benchmark has its own image.

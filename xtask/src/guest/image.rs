@@ -1,6 +1,6 @@
 //! The initramfs shared by runs: init, our programs, and the host's tools with their libraries.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::newc::Newc;
 use crate::{cmd, host};
+
+/// The distribution's directory of libraries.
+const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
 /// An image on disk.
 #[derive(Clone, Debug)]
@@ -27,6 +30,8 @@ pub struct Contents {
     pub programs: Vec<PathBuf>,
     /// Names of the host's programs.
     pub tools: Vec<String>,
+    /// What they load when they run, below the directory of libraries.
+    pub plugins: BTreeMap<String, Vec<String>>,
     /// A file tree of the host, and its destination.
     pub tree: Option<(PathBuf, String)>,
 }
@@ -55,6 +60,11 @@ impl Image {
             let host = host::find(name).with_context(|| format!("no {name} on this host"))?;
             archive.copy(&format!("/usr/bin/{name}"), &host)?;
             libraries.extend(needed(&host)?);
+            for plugin in contents.plugins.get(name).into_iter().flatten() {
+                let file = host::library_directory(&host).join(plugin);
+                archive.copy(&format!("{LIBRARIES}/{plugin}"), &file)?;
+                libraries.extend(needed(&file)?);
+            }
         }
         for library in &libraries {
             let place = placed(library);

@@ -220,9 +220,10 @@ fn an_abort_is_sent_where_options_are() {
     assert!(!aborted(go(), &[hello, unsup]));
 }
 
-/// What a server refuses is told in its words, which drive no terminal; TLS that was asked for is never done without.
+/// L75 TLS that was demanded is never done without; what a server refuses is reported in its own words, which drive no
+/// terminal.
 #[test]
-fn refusals_are_the_servers_own() {
+fn l75_plain_text_is_refused_where_tls_is_demanded() {
     let tls = Options {
         tls: true,
         ..wanted()

@@ -181,8 +181,9 @@ fn errors_are_the_servers() {
 }
 
 /// What a server must not say ends the connection: nothing of it is taken for data.
+/// L76 Wrong magics, unknown cookies, lengths beyond the request and the like end the connection with a clear error.
 #[test]
-fn a_server_that_breaks_the_protocol_is_found_out() {
+fn l76_a_server_that_breaks_the_protocol_is_found_out() {
     let read = request(Command::Read, 7, 100, 8);
     let flush = request(Command::Flush, 8, 0, 0);
     let cases: [(bool, Vec<u8>); 16] = [

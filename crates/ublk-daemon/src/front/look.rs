@@ -59,6 +59,11 @@ impl Backing {
                 offset: *offset,
                 length: *length,
             }),
+            BackendSpec::Nbd { uri, length, .. } => Some(Self {
+                path: PathBuf::from(uri),
+                offset: 0,
+                length: *length,
+            }),
             _ => None,
         }
     }

@@ -164,6 +164,7 @@ mod tests {
             queues: queues.iter().enumerate().map(queue).collect(),
             file: None,
             shm: None,
+            nbd: None,
         }
     }
 

@@ -6,7 +6,7 @@ use super::sandbox;
 use crate::backend::{Opened, open, open_to_serve, tell};
 use crate::failure::Failure;
 use crate::link::message::{Assignment, Opening};
-use crate::report::{FileReport, Health, QueueReport, ShmReport, Stats};
+use crate::report::{FileReport, Health, NbdReport, QueueReport, ShmReport, Stats};
 use crate::shm;
 use crate::spec::{AddSpec, BackendSpec, Serving};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ublk_backends::File;
 use ublk_core::{Limits, OpenDevice};
+use ublk_nbd::Nbd;
 pub use ublk_queue::Polling;
 use ublk_queue::{Plan, Server, State};
 
@@ -68,7 +69,7 @@ impl Engine for Real {
                 let copy = file.as_fd().try_clone_to_owned();
                 copy.ok().map(|copy| (file.identity(), copy))
             }
-            Opened::Null(_) | Opened::Memory(_) => None,
+            Opened::Null(_) | Opened::Memory(_) | Opened::Nbd(_) => None,
         };
         self.shm = spec.serving.shm.as_deref().map(shm::open).transpose()?;
         self.opened = Some((opened, limits, spec.serving.clone()));
@@ -102,7 +103,11 @@ impl Engine for Real {
         plan.on_failure = on_failure;
         let file = match &opened {
             Opened::File(file) => Some(Arc::clone(file)),
-            Opened::Null(_) | Opened::Memory(_) => None,
+            Opened::Null(_) | Opened::Memory(_) | Opened::Nbd(_) => None,
+        };
+        let nbd = match &opened {
+            Opened::Nbd(nbd) => Some(Arc::clone(nbd)),
+            _ => None,
         };
         if let Some(file) = file.as_ref().filter(|_| self.claim_later)
             && !file.claim()
@@ -117,14 +122,16 @@ impl Engine for Real {
             Opened::Null(null) => Server::arm(device, plan, null),
             Opened::Memory(memory) => Server::arm_mapped(device, plan, memory),
             Opened::File(file) => arm_file(device, plan, file),
+            Opened::Nbd(nbd) => nbd.arm(device, plan),
         };
         let server = server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))?;
         if self.confined {
-            sandbox::filter_calls();
+            sandbox::filter_calls(nbd.is_some());
         }
         Ok(Box::new(Served {
             server,
             file,
+            nbd,
             failures,
             shared,
         }))
@@ -143,6 +150,7 @@ fn arm_file(device: OpenDevice, plan: Plan, file: Arc<File>) -> Result<Server, u
 struct Served {
     server: Server,
     file: Option<Arc<File>>,
+    nbd: Option<Arc<Nbd>>,
     failures: Option<Failures>,
     /// Bytes shared with clients.
     shared: u64,
@@ -165,9 +173,11 @@ impl Served {
             hits: counters.shared_hits,
             fallbacks: counters.shared_misses,
         });
+        let nbd = self.nbd.as_deref().map(nbd_report);
         Health {
             file,
             shm,
+            nbd,
             ..convert(health)
         }
     }
@@ -203,6 +213,20 @@ impl Running for Served {
     }
 }
 
+fn nbd_report(nbd: &Nbd) -> NbdReport {
+    let status = nbd.status();
+    let since = status.since.duration_since(std::time::UNIX_EPOCH);
+    NbdReport {
+        state: status.state.name().to_owned(),
+        since: since.map_or(0, |since| since.as_secs()),
+        last_error: status.last_error,
+        connections: status.connections,
+        reconnects: status.reconnects,
+        replayed: status.replayed,
+        retry: nbd.retry(),
+    }
+}
+
 fn failure(health: &ublk_queue::Health) -> Option<Failure> {
     let cause = health.first_error.as_deref();
     (health.state == State::Failed).then(|| Failure::failed(cause.unwrap_or("a queue failed")))
@@ -215,6 +239,7 @@ fn convert(health: &ublk_queue::Health) -> Health {
         first_error: health.first_error.clone(),
         file: None,
         shm: None,
+        nbd: None,
         stats: Stats {
             reads: c.reads,
             writes: c.writes,

@@ -72,7 +72,7 @@ fn kept(held: &CapsHashSet, for_locked_memory: bool) -> CapsHashSet {
 
 /// Gives up what arming took, and refuses every call but those of a server that serves, to all threads of this process,
 /// for good. A server on a kernel or an architecture that cannot filter serves without, and says so.
-pub fn filter_calls() {
+pub fn filter_calls(connects: bool) {
     if !ublk_queue::thread::give_up_admin() {
         tracing::warn!("the server cannot give up CAP_SYS_ADMIN");
     }
@@ -81,7 +81,7 @@ pub fn filter_calls() {
         Ok("log") => SeccompAction::Log,
         _ => SeccompAction::Errno(libc::EPERM.unsigned_abs()),
     };
-    let done = programs(action).map_err(|e| e.to_string());
+    let done = programs(action, connects).map_err(|e| e.to_string());
     let done = done.and_then(|programs| {
         let mut programs = programs.iter();
         programs
@@ -95,18 +95,18 @@ pub fn filter_calls() {
 
 /// Two filters, both of which a call has to pass. The first sends clone3, whose flags are in memory where no filter
 /// sees them, back to clone, as C libraries expect it of old kernels.
-fn programs(action: SeccompAction) -> Result<[BpfProgram; 2], BackendError> {
+fn programs(action: SeccompAction, connects: bool) -> Result<[BpfProgram; 2], BackendError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let absent = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let without = SeccompFilter::new(clone3, SeccompAction::Allow, absent, arch)?;
-    let listed = SeccompFilter::new(rules()?, action, SeccompAction::Allow, arch)?;
+    let listed = SeccompFilter::new(rules(connects)?, action, SeccompAction::Allow, arch)?;
     Ok([without.try_into()?, listed.try_into()?])
 }
 
 /// The calls, and of some the arguments. The kernel looks only once at those without: for them it keeps a bitmap
 /// (Linux 5.11), so that their place in the filter costs nothing.
-fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+fn rules(connects: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     use SeccompCmpArgLen::{Dword, Qword};
     use SeccompCmpOp::{Eq, MaskedEq};
     let one = |arg, len, op, value| -> Result<SeccompRule, BackendError> {
@@ -120,6 +120,9 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    if connects {
+        rules.extend(CONNECTING.iter().map(|call| (*call, Vec::new())));
+    }
     // Files are opened to be read: /proc by a late thread, the program by a backtrace.
     let writes = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC).unsigned_abs();
     let read_only = |arg| one(arg, Dword, MaskedEq(writes.into()), 0);
@@ -150,6 +153,27 @@ const PRCTLS: [u64; 5] = [15, 16, 57, 58, 0x5356_4d41];
 
 /// BLKDISCARD (linux/fs.h); FIONBIO, FIOCLEX (asm-generic/ioctls.h).
 const IOCTLS: [u64; 3] = [0x1277, 0x5421, 0x5451];
+
+/// What a server that makes connections calls besides: sockets, and the resolver of the C library.
+const CONNECTING: &[i64] = &[
+    libc::SYS_socket,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_shutdown,
+    libc::SYS_fcntl,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_uname,
+];
 
 const CALLS: &[i64] = &[
     // The rings.
@@ -264,10 +288,10 @@ mod tests {
     /// more than it has is in them.
     #[test]
     fn the_list_makes_filters_without_a_way_out() {
-        let [without, listed] = programs(SeccompAction::Errno(1)).unwrap();
+        let [without, listed] = programs(SeccompAction::Errno(1), false).unwrap();
         assert!((1..100).contains(&without.len()), "{}", without.len());
         assert!((100..4096).contains(&listed.len()), "{}", listed.len());
-        let rules = rules().unwrap();
+        let rules = rules(false).unwrap();
         for call in [
             libc::SYS_execve,
             libc::SYS_execveat,

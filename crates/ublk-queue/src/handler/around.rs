@@ -50,6 +50,10 @@ macro_rules! around {
                 self.0.is_due()
             }
 
+            fn drain(&mut self) {
+                self.0.drain();
+            }
+
             fn leave(&mut self) {
                 self.0.leave();
             }

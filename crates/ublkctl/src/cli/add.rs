@@ -10,6 +10,7 @@ use ublk_core::mode::UnknownMode;
 use ublk_core::{DataMode, Mode, Recovery};
 use ublk_daemon::server::data_plane::Polling;
 use ublk_daemon::spec;
+use ublk_daemon::spec::Retry;
 
 /// What answers the requests of a new device.
 #[derive(Debug, Subcommand)]
@@ -58,6 +59,23 @@ pub enum Backend {
         /// Proceed even if it is mounted or serves another device: two writers corrupt its data
         #[arg(long)]
         force: bool,
+    },
+    /// An export of an NBD server, which may go away and come back
+    Nbd {
+        #[command(flatten)]
+        add: Add,
+        /// The export: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+        #[arg(value_name = "URI")]
+        uri: String,
+        /// How long requests wait for a server that went away before they fail: SECONDS, forever or never
+        #[arg(long, value_name = "HOW", default_value_t = Retry::default())]
+        retry: Retry,
+        /// Seconds within which the server must answer a request, else the connection counts as lost
+        #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+        request_timeout: u32,
+        /// Wait this many seconds for the server to come up before giving up on the device
+        #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+        wait_for_server: u32,
     },
 }
 

@@ -1,0 +1,380 @@
+//! An export as the backend of a device.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nbd_client::{BlockSizes, Export, TransmissionFlags, Uri};
+use ublk_core::{Limits, OpenDevice};
+use ublk_queue::port::Wake;
+use ublk_queue::{Plan, Server};
+
+use crate::connect::{ConnectError, Connected, connect};
+use crate::connector::Connector;
+use crate::handler::NbdHandler;
+use crate::options::{NbdOptions, Retry};
+use crate::status::{Board, Status};
+
+/// Block sizes of a block device: from a sector to a page.
+const SECTOR: u32 = 512;
+const PAGE: u32 = 4096;
+
+/// Longest TRIM and WRITE_ZEROES: the block layer splits longer ones.
+const LONGEST: u64 = 1 << 30;
+
+/// Why an export cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The server insists on blocks that no block device has.
+    #[error("the export has a minimum block size of {0} bytes; a block device has at most 4096")]
+    MinimumBlockSize(u32),
+    /// A block size that the server does not take, or that no block device has.
+    #[error(
+        "a block size of {block} bytes is not possible: use a power of two from {least} to 4096"
+    )]
+    BlockSize {
+        /// The one that was asked for.
+        block: u32,
+        /// The smallest possible one.
+        least: u32,
+    },
+    /// The export is smaller than the device was made or is to be.
+    #[error("the export has {has} bytes, fewer than the {wanted} of the device")]
+    TooSmall {
+        /// Bytes of the export.
+        has: u64,
+        /// Bytes of the device.
+        wanted: u64,
+    },
+    /// Less than one block.
+    #[error("the export has {0} bytes, which is less than one block")]
+    Empty(u64),
+}
+
+/// What all queues of a device share.
+pub(crate) struct Device {
+    pub(crate) connector: Connector,
+    pub(crate) board: Arc<Board>,
+    export: Export,
+    size: u64,
+    block: u32,
+    read_only: bool,
+    request_seconds: u64,
+    retry: AtomicU64,
+    gives_up: AtomicBool,
+    /// How often the device was moved to another server.
+    moves: AtomicU64,
+    queues: AtomicU64,
+    wakers: Mutex<Vec<Arc<dyn Wake>>>,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device")
+            .field("export", &self.export)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a policy is kept: seconds, or one of these.
+const FOREVER: u64 = u64::MAX;
+const NEVER: u64 = 0;
+
+impl Device {
+    pub(crate) const fn flags(&self) -> TransmissionFlags {
+        self.export.flags
+    }
+
+    pub(crate) const fn request_seconds(&self) -> u64 {
+        self.request_seconds
+    }
+
+    pub(crate) fn retry(&self) -> Retry {
+        match self.retry.load(Ordering::Relaxed) {
+            FOREVER => Retry::Forever,
+            NEVER => Retry::Never,
+            seconds => Retry::For(Duration::from_secs(seconds)),
+        }
+    }
+
+    fn set_retry(&self, retry: Retry) {
+        let kept = match retry {
+            Retry::Forever => FOREVER,
+            Retry::Never => NEVER,
+            Retry::For(time) => time.as_secs().clamp(1, FOREVER - 1),
+        };
+        self.retry.store(kept, Ordering::Relaxed);
+    }
+
+    /// Has every change of policy or server wake a queue.
+    pub(crate) fn watched_by(&self, waker: Arc<dyn Wake>) {
+        let wakers = self.wakers.lock();
+        wakers.unwrap_or_else(PoisonError::into_inner).push(waker);
+    }
+
+    fn wake_all(&self) {
+        let wakers = self.wakers.lock();
+        for waker in wakers.unwrap_or_else(PoisonError::into_inner).iter() {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn gives_up(&self) -> bool {
+        self.gives_up.load(Ordering::Relaxed)
+    }
+
+    /// Why an export that was found at a reconnect must not be written to: the device has promised what it cannot keep
+    /// (L74).
+    pub(crate) fn changed(&self, now: &Export) -> Option<String> {
+        if now.size < self.size {
+            return Some(format!(
+                "the export has {} bytes now, the device has {}",
+                now.size, self.size
+            ));
+        }
+        if !self.read_only && now.flags.contains(TransmissionFlags::READ_ONLY) {
+            return Some("the export is read-only now".to_owned());
+        }
+        let minimum = now.block_sizes.map_or(1, |sizes| sizes.minimum);
+        if minimum > self.block {
+            return Some(format!(
+                "the export has a minimum block size of {minimum} bytes now, the device has blocks of {}",
+                self.block
+            ));
+        }
+        let several = self.queues.load(Ordering::Relaxed) > 1;
+        let needed = [
+            (TransmissionFlags::SEND_FLUSH, "FLUSH"),
+            (TransmissionFlags::SEND_FUA, "FUA"),
+            (TransmissionFlags::SEND_TRIM, "TRIM"),
+            (TransmissionFlags::SEND_WRITE_ZEROES, "WRITE_ZEROES"),
+        ];
+        let lost = |flag| self.export.flags.contains(flag) && !now.flags.contains(flag);
+        let gone = needed.into_iter().find(|(flag, _)| lost(*flag));
+        if let Some((_, name)) = gone {
+            return Some(format!("the server does not offer {name} any more"));
+        }
+        (several && lost(TransmissionFlags::CAN_MULTI_CONN))
+            .then(|| "the server does not allow several connections any more".to_owned())
+    }
+}
+
+/// An export that is connected to and can be served as a device.
+#[derive(Debug)]
+pub struct Nbd {
+    device: Arc<Device>,
+    limits: Limits,
+    notes: Vec<String>,
+}
+
+impl Nbd {
+    /// Connects to the export. With `by` later than one attempt takes, attempts are repeated until then: the server may
+    /// come up later.
+    ///
+    /// # Errors
+    /// The last attempt's, and an export that no block device can be made of.
+    pub fn open(options: &NbdOptions, by: Instant) -> Result<Self, OpenError> {
+        let connected = first(options, by)?;
+        let (limits, notes) = limits(&connected.export, options)?;
+        let board = Arc::new(Board::new());
+        let export = connected.export.clone();
+        let connector = Connector::new(
+            options.uri.clone(),
+            options.connect_timeout,
+            Arc::clone(&board),
+            Some(connected),
+        );
+        let device = Device {
+            connector,
+            board,
+            export,
+            size: limits.size,
+            block: limits.logical_block_size,
+            read_only: limits.read_only,
+            request_seconds: options.request_timeout.as_secs().max(1),
+            retry: AtomicU64::new(NEVER),
+            gives_up: AtomicBool::new(false),
+            moves: AtomicU64::new(0),
+            wakers: Mutex::default(),
+            queues: AtomicU64::new(1),
+        };
+        device.set_retry(options.retry);
+        Ok(Self {
+            device: Arc::new(device),
+            limits,
+            notes,
+        })
+    }
+
+    /// What the device can do.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// What a user should know, such as a part of the export that the device leaves out.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The longest READ and WRITE that the server takes, in bytes.
+    #[must_use]
+    pub fn max_io_bytes(&self) -> u32 {
+        let sizes = self.device.export.block_sizes;
+        sizes.unwrap_or(BlockSizes::DEFAULT).maximum
+    }
+
+    /// Whether each queue may have a connection of its own: a device has one queue otherwise.
+    #[must_use]
+    pub fn allows_several_connections(&self) -> bool {
+        let flags = self.device.flags();
+        flags.contains(TransmissionFlags::CAN_MULTI_CONN)
+    }
+
+    /// The handler of a queue, for an engine that is driven by its owner.
+    ///
+    /// # Errors
+    /// No thread for later connections.
+    pub fn handler(&self, queue: u16) -> io::Result<NbdHandler> {
+        self.device.connector.start(false)?;
+        let queues = u64::from(queue) + 1;
+        self.device.queues.fetch_max(queues, Ordering::Relaxed);
+        Ok(NbdHandler::new(Arc::clone(&self.device), queue.into()))
+    }
+
+    /// Serves a device with it.
+    ///
+    /// # Errors
+    /// As for [`Server::arm_with`].
+    pub fn arm(&self, device: OpenDevice, plan: Plan) -> Result<Server, ublk_queue::Error> {
+        let shared = Arc::clone(&self.device);
+        let queues = u64::from(device.geometry().queues());
+        shared.queues.store(queues, Ordering::Relaxed);
+        let started = shared.connector.start(plan.gives_up_admin);
+        started.map_err(ublk_queue::Error::Thread)?;
+        Server::arm_with(device, plan, move |qid| {
+            NbdHandler::new(Arc::clone(&shared), qid.get().into())
+        })
+    }
+
+    /// State of the connections.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.device.board.snapshot()
+    }
+
+    /// Changes what becomes of requests while the server cannot be reached, also of those that wait now.
+    pub fn set_retry(&self, retry: Retry) {
+        self.device.set_retry(retry);
+        self.device.wake_all();
+    }
+
+    /// The policy in force.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        self.device.retry()
+    }
+
+    /// From now on requests fail at once while there is no connection: the device is to end, whatever is lost.
+    pub fn give_up(&self) {
+        self.device.gives_up.store(true, Ordering::Relaxed);
+        self.device.wake_all();
+    }
+
+    /// Moves the device to another server, which must have the same data: each queue connects to it, finishes what is in
+    /// flight on its old connection, flushes that, and goes on with the new one. A queue whose new connection cannot be
+    /// made keeps its old one and tries on; one whose new export is not like the old keeps the old one, see
+    /// [`Status::last_error`].
+    pub fn move_to(&self, uri: Uri) {
+        self.device.connector.set_uri(uri);
+        self.device.moves.fetch_add(1, Ordering::Release);
+        self.device.wake_all();
+    }
+
+    /// The server that connections are made to.
+    #[must_use]
+    pub fn uri(&self) -> Uri {
+        self.device.connector.uri()
+    }
+}
+
+/// The first connection.
+fn first(options: &NbdOptions, by: Instant) -> Result<Connected, ConnectError> {
+    const DELAY: Duration = Duration::from_millis(100);
+    loop {
+        let deadline = Instant::now() + options.connect_timeout;
+        match connect(&options.uri, deadline) {
+            Ok(connected) => return Ok(connected),
+            Err(ConnectError::Connect { .. } | ConnectError::Handshake { .. })
+                if Instant::now() + DELAY < by =>
+            {
+                std::thread::sleep(DELAY);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The device that an export makes.
+fn limits(export: &Export, options: &NbdOptions) -> Result<(Limits, Vec<String>), OpenError> {
+    let sizes = export.block_sizes.unwrap_or(BlockSizes::DEFAULT);
+    let least = sizes.minimum.max(SECTOR);
+    let block = options.block_size.unwrap_or(least);
+    if least > PAGE {
+        return Err(OpenError::MinimumBlockSize(sizes.minimum));
+    }
+    if block < least || block > PAGE || !block.is_power_of_two() {
+        return Err(OpenError::BlockSize { block, least });
+    }
+    let read_only = options.read_only;
+    let wanted = options.size.unwrap_or(export.size);
+    if wanted > export.size {
+        let has = export.size;
+        return Err(OpenError::TooSmall { has, wanted });
+    }
+    let rest = wanted % u64::from(block);
+    let size = wanted - rest;
+    if size == 0 {
+        return Err(OpenError::Empty(export.size));
+    }
+    let has = |flag| export.flags.contains(flag);
+    let mut notes = Vec::new();
+    if rest > 0 {
+        notes.push(format!(
+            "the last {rest} bytes of the export are not part of the device: they are less than a block of {block}"
+        ));
+    }
+    if !read_only && has(TransmissionFlags::READ_ONLY) {
+        notes.push("the export is read-only, and so is the device".to_owned());
+    }
+    let when = |flag, value| if has(flag) { value } else { 0 };
+    let mut limits = Limits::new(size);
+    limits.logical_block_size = block;
+    limits.physical_block_size = sizes.preferred.clamp(block, PAGE);
+    limits.optimal_io_size = match sizes.preferred > PAGE && sizes.preferred <= 32 << 20 {
+        true => sizes.preferred,
+        false => 0,
+    };
+    limits.read_only = read_only || has(TransmissionFlags::READ_ONLY);
+    limits.volatile_cache = has(TransmissionFlags::SEND_FLUSH);
+    limits.fua = limits.volatile_cache && has(TransmissionFlags::SEND_FUA);
+    limits.rotational = has(TransmissionFlags::ROTATIONAL);
+    let writes = !limits.read_only;
+    if writes {
+        limits.max_discard = when(TransmissionFlags::SEND_TRIM, LONGEST);
+        limits.max_write_zeroes = when(TransmissionFlags::SEND_WRITE_ZEROES, LONGEST);
+    }
+    limits.discard_granularity = block;
+    Ok((limits, notes))
+}

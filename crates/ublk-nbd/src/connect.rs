@@ -1,0 +1,207 @@
+//! One attempt to connect: resolve, connect, handshake. Blocking, with a deadline; never on a queue's thread.
+
+use std::io::{self, Read, Write};
+use std::net::ToSocketAddrs;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use nbd_client::{Address, Export, Handshake, Options, ProtocolError, Step, Uri};
+use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
+
+/// Why an attempt failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The name has no address.
+    #[error("cannot resolve {host}: {source}")]
+    Resolve {
+        /// Name of the host.
+        host: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// Nobody answered at the address.
+    #[error("cannot connect to {to}: {source}")]
+    Connect {
+        /// The address or path.
+        to: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The connection ended, or its deadline passed, before the export was served.
+    #[error("the handshake with {to} failed: {source}")]
+    Handshake {
+        /// The address or path.
+        to: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The server refused, or broke the protocol.
+    #[error("{to}: {source}")]
+    Protocol {
+        /// The address or path.
+        to: String,
+        /// What the server did.
+        source: ProtocolError,
+    },
+    /// TLS was asked for.
+    #[error(
+        "TLS is not supported yet: put a TLS proxy such as stunnel in front, or use a unix socket"
+    )]
+    Tls,
+}
+
+/// A connection whose export is served.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) socket: OwnedFd,
+    pub(crate) export: Export,
+    /// The peer, for messages.
+    pub(crate) peer: String,
+}
+
+/// An idle peer is probed after this long, this often and so many times: a dead one is noticed within half a minute.
+const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration::from_secs(5), 3);
+
+/// Connects and asks for the export, by the deadline.
+pub(crate) fn connect(uri: &Uri, deadline: Instant) -> Result<Connected, ConnectError> {
+    if uri.tls {
+        return Err(ConnectError::Tls);
+    }
+    let (mut socket, to) = open(&uri.address, deadline)?;
+    let export = shake(&mut socket, uri, deadline, &to)?;
+    let blocking = socket
+        .set_read_timeout(None)
+        .and_then(|()| socket.set_write_timeout(None));
+    blocking.map_err(|source| ConnectError::Handshake {
+        to: to.clone(),
+        source,
+    })?;
+    Ok(Connected {
+        socket: socket.into(),
+        export,
+        peer: to,
+    })
+}
+
+fn open(address: &Address, deadline: Instant) -> Result<(Socket, String), ConnectError> {
+    match address {
+        Address::Unix(path) => {
+            let to = path.display().to_string();
+            let connect = || {
+                let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+                let address = SockAddr::unix(path)?;
+                // A full backlog would have a blocking connect wait without a deadline.
+                socket.connect_timeout(&address, left(deadline))?;
+                Ok(socket)
+            };
+            let failed = |source| ConnectError::Connect {
+                to: to.clone(),
+                source,
+            };
+            connect().map_err(failed).map(|socket| (socket, to.clone()))
+        }
+        Address::Tcp { host, port } => {
+            let unresolved = |source| ConnectError::Resolve {
+                host: host.clone(),
+                source,
+            };
+            let addresses = (host.as_str(), *port).to_socket_addrs();
+            let addresses: Vec<_> = addresses.map_err(unresolved)?.collect();
+            let none = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+            let mut failed = unresolved(none);
+            for (tried, address) in addresses.iter().enumerate() {
+                // Each address gets its share of what is left, so that a dead one does not eat the others' time.
+                let rest = u32::try_from(addresses.len() - tried).unwrap_or(1).max(1);
+                match tcp(&SockAddr::from(*address), left(deadline) / rest) {
+                    Ok(socket) => return Ok((socket, address.to_string())),
+                    Err(source) => {
+                        let to = address.to_string();
+                        failed = ConnectError::Connect { to, source };
+                    }
+                }
+            }
+            Err(failed)
+        }
+        _ => Err(ConnectError::Connect {
+            to: format!("{address:?}"),
+            source: io::ErrorKind::Unsupported.into(),
+        }),
+    }
+}
+
+fn tcp(address: &SockAddr, within: Duration) -> io::Result<Socket> {
+    let socket = Socket::new(address.domain(), Type::STREAM, None)?;
+    socket.connect_timeout(address, within.max(Duration::from_millis(1)))?;
+    socket.set_tcp_nodelay(true)?;
+    let (after, every, times) = KEEP_ALIVE;
+    let keep_alive = TcpKeepalive::new()
+        .with_time(after)
+        .with_interval(every)
+        .with_retries(times);
+    socket.set_tcp_keepalive(&keep_alive)?;
+    Ok(socket)
+}
+
+/// At least a moment: zero means no timeout to the socket calls.
+fn left(deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left.max(Duration::from_millis(1))
+}
+
+fn shake(
+    socket: &mut Socket,
+    uri: &Uri,
+    deadline: Instant,
+    to: &str,
+) -> Result<Export, ConnectError> {
+    let protocol = |source| ConnectError::Protocol {
+        to: to.to_owned(),
+        source,
+    };
+    let io = |source: io::Error| ConnectError::Handshake {
+        to: to.to_owned(),
+        source: match source.kind() {
+            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+            _ => source,
+        },
+    };
+    let options = Options {
+        export: uri.export.clone(),
+        structured: true,
+        ..Options::default()
+    };
+    let mut handshake = Handshake::new(options).map_err(protocol)?;
+    let (mut held, mut more) = (Vec::new(), [0; 4096]);
+    loop {
+        let result = handshake.receive(&held);
+        if result.is_err() {
+            handshake.abort();
+        }
+        let output = handshake.output();
+        socket.set_write_timeout(Some(left(deadline))).map_err(io)?;
+        let sent = socket.write_all(&output);
+        let (used, step) = result.map_err(protocol)?;
+        sent.map_err(io)?;
+        held.drain(..used);
+        match step {
+            Step::Done(export) if held.is_empty() => return Ok(export),
+            Step::Done(_) => {
+                let what = "data before the first request";
+                return Err(protocol(ProtocolError::Broken(what)));
+            }
+            Step::Receive if used > 0 => {}
+            Step::Receive => {
+                if Instant::now() >= deadline {
+                    return Err(io(io::ErrorKind::TimedOut.into()));
+                }
+                socket.set_read_timeout(Some(left(deadline))).map_err(io)?;
+                match socket.read(&mut more).map_err(io)? {
+                    0 => return Err(io(io::ErrorKind::UnexpectedEof.into())),
+                    len => held.extend(more.iter().take(len)),
+                }
+            }
+            _ => return Err(ConnectError::Tls),
+        }
+    }
+}

@@ -1,0 +1,700 @@
+//! The requests of one queue on one connection.
+#![expect(
+    unsafe_code,
+    reason = "lends buffers of requests to the socket, and takes completions from the lane"
+)]
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use nbd_client::{Command, CommandFlags, Event, Replies, TransmissionFlags};
+use ublk_core::{Errno, Op};
+use ublk_queue::port::{Port, Wake};
+use ublk_queue::{Handler, LaneContext, MemRef, Operation, Operations, Request};
+
+use crate::backend::Device;
+use crate::connect::Connected;
+use crate::options::Retry;
+use crate::outgoing::{Asked, Outgoing};
+use crate::socket::{Socket, Timer, error_of};
+use crate::status::LinkState;
+
+/// Places of the handler's operations.
+const SEND: u16 = 0;
+const RECEIVE: u16 = 1;
+const TIMER: u16 = 2;
+const CANCEL: u16 = 3;
+
+/// Bytes received at once while a large READ is under way: its header, and no more of its data than must be copied.
+const HEADER: usize = Replies::HEADER;
+
+/// Data from this length on is received by itself, all of it at once.
+const WHOLE: usize = 64 << 10;
+
+/// How long a device that is given up waits for answers.
+const LAST_SECONDS: u64 = 3;
+
+/// The cookie of the FLUSH that ends a connection: that of no request.
+const LAST_FLUSH: u64 = u64::MAX;
+
+/// TRIM and WRITE_ZEROES get one second more for this many bytes.
+const BYTES_A_SECOND: u32 = 64 << 20;
+
+/// Answers the requests of one queue from an NBD server.
+#[derive(Debug)]
+pub struct NbdHandler {
+    device: Arc<Device>,
+    queue: usize,
+    outgoing: Outgoing,
+    link: Link,
+    /// Set by the connector when it has a connection for this queue.
+    news: Arc<AtomicBool>,
+    wake: Option<Waker>,
+    timer: Timer,
+    cancelling: bool,
+    /// Seconds in which there was something to wait for, as the timer counts them.
+    now: u64,
+    /// Which use of an operation's place it is.
+    turns: [u16; 4],
+    /// The queue ends: no connection is made any more.
+    ending: bool,
+    depth: u16,
+    /// Moves of the device to another server that this queue has begun.
+    moves: u64,
+    /// The connection to move to, once the old one is drained.
+    next: Option<Connected>,
+    /// Seconds since the device has been given up.
+    given_up: u64,
+}
+
+struct Waker(Arc<dyn Wake>);
+
+impl std::fmt::Debug for Waker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Waker").finish()
+    }
+}
+
+/// The connection.
+#[derive(Debug)]
+enum Link {
+    /// None, since then. Another one is being made, unless the queue ends.
+    Down { since: Instant, failing: bool },
+    /// Lost: the kernel may still have operations of it.
+    Closing { socket: Socket, since: Instant },
+    /// Requests are sent and answered.
+    Up(Box<Up>),
+}
+
+#[derive(Debug)]
+struct Up {
+    socket: Socket,
+    replies: Replies,
+    /// Where the data goes that is next in the stream: the request's cookie, and the position in its buffer.
+    payload: (u64, usize),
+    /// Why the export may not be written to.
+    reads_only: bool,
+    /// Size of the export.
+    size: u64,
+    peer: String,
+    /// The FLUSH that ends a connection the device moves away from is sent.
+    flushing: bool,
+}
+
+impl NbdHandler {
+    pub(crate) fn new(device: Arc<Device>, queue: usize) -> Self {
+        Self {
+            device,
+            queue,
+            outgoing: Outgoing::new(0),
+            link: Link::Down {
+                since: Instant::now(),
+                failing: false,
+            },
+            news: Arc::default(),
+            wake: None,
+            timer: Timer::new(),
+            cancelling: false,
+            now: 0,
+            turns: [0; 4],
+            ending: false,
+            depth: 0,
+            moves: 0,
+            next: None,
+            given_up: 0,
+        }
+    }
+
+    fn operation(&self, place: u16) -> Operation {
+        let turn = self.turns.get(usize::from(place)).copied();
+        Operation {
+            place,
+            turn: turn.unwrap_or(0),
+        }
+    }
+
+    /// Pushes an operation. False if there is no room, with nothing changed.
+    fn push<P: Port>(
+        ring: &mut Operations<'_, P>,
+        operation: Operation,
+        sqe: uring_lite::Sqe64,
+    ) -> bool {
+        ring.push(sqe, operation).is_ok()
+    }
+
+    fn ask_for_connection(&self) {
+        if let Some(Waker(wake)) = &self.wake
+            && !self.ending
+        {
+            let wake = Arc::clone(wake);
+            self.device.connector.request(self.queue, wake, &self.news);
+        }
+    }
+
+    /// The connection is of no use any more.
+    fn lost(&mut self, why: &str) {
+        let Link::Up(up) = &self.link else {
+            return;
+        };
+        if !self.ending {
+            tracing::warn!(
+                "queue {}: the connection to {} is lost: {why}; {} requests wait for another one",
+                self.queue,
+                up.peer,
+                self.outgoing.in_hand()
+            );
+            self.device.board.failed(format!("{}: {why}", up.peer));
+            self.device.board.set(self.queue, LinkState::Reconnecting);
+        }
+        self.close();
+    }
+
+    /// Ends the connection.
+    fn close(&mut self) {
+        let since = Instant::now();
+        let failing = false;
+        match std::mem::replace(&mut self.link, Link::Down { since, failing }) {
+            Link::Up(up) => {
+                up.socket.shut_down();
+                let socket = up.socket;
+                self.link = Link::Closing { socket, since };
+                self.closed();
+            }
+            other => self.link = other,
+        }
+    }
+
+    /// Goes on once the kernel has nothing of a lost connection any more.
+    fn closed(&mut self) {
+        let Link::Closing { socket, since } = &self.link else {
+            return;
+        };
+        if socket.in_flight() > 0 {
+            return;
+        }
+        let since = *since;
+        self.link = Link::Down {
+            since,
+            failing: false,
+        };
+        let replayed = self.outgoing.replay();
+        self.device.board.replayed(replayed);
+        match self.next.take() {
+            Some(next) => self.connected(next),
+            None => self.ask_for_connection(),
+        }
+        self.expire();
+    }
+
+    /// Fails what waits if the time for that is over.
+    fn expire(&mut self) {
+        let Link::Down { since, failing } = &mut self.link else {
+            return;
+        };
+        let over = match self.device.retry() {
+            Retry::Never => true,
+            Retry::For(time) => since.elapsed() >= time,
+            Retry::Forever => false,
+        };
+        // Nothing is coming any more.
+        let over = over || self.device.gives_up();
+        if over && !*failing && !self.ending {
+            tracing::error!(
+                "queue {}: the server has not come back after {} s: requests fail until it does",
+                self.queue,
+                since.elapsed().as_secs()
+            );
+            self.device.board.set(self.queue, LinkState::Failing);
+        }
+        *failing |= over;
+        if *failing {
+            self.outgoing.fail(Errno::EIO, |_| true);
+        }
+    }
+
+    /// Takes a connection that was made: at once, or when the one in use is drained.
+    fn offered(&mut self, connected: Connected) {
+        let Link::Up(up) = &self.link else {
+            return self.connected(connected);
+        };
+        if let Some(why) = self.device.changed(&connected.export) {
+            let to = &connected.peer;
+            tracing::error!("not moved to {to}: {why}; {} serves on", up.peer);
+            return self
+                .device
+                .board
+                .failed(format!("not moved to {to}: {why}"));
+        }
+        self.next = Some(connected);
+    }
+
+    /// Ends the old connection of a device that moves, once it is drained and flushed.
+    fn moved(&mut self) {
+        if let Link::Up(up) = &self.link
+            && self.next.is_some()
+            && up.flushing
+            && up.replies.in_flight() == 0
+            && !up.socket.is_sending()
+        {
+            tracing::info!(
+                "queue {}: leaves {} for another server",
+                self.queue,
+                up.peer
+            );
+            self.hang_up();
+        }
+    }
+
+    /// Takes a new connection into use.
+    fn connected(&mut self, connected: Connected) {
+        let Connected {
+            socket,
+            export,
+            peer,
+        } = connected;
+        let changed = self.device.changed(&export);
+        let state = match &changed {
+            Some(why) => {
+                tracing::error!("{peer}: {why}: writes fail from now on");
+                self.device.board.failed(format!("{peer}: {why}"));
+                LinkState::ReadsOnly
+            }
+            None => LinkState::Up,
+        };
+        self.device.board.set(self.queue, state);
+        let up = Up {
+            socket: Socket::new(socket),
+            replies: Replies::new(export.structured, self.depth.into()),
+            payload: (0, 0),
+            reads_only: changed.is_some(),
+            size: export.size,
+            peer,
+            flushing: false,
+        };
+        let (reads_only, size) = (up.reads_only, up.size);
+        self.link = Link::Up(Box::new(up));
+        self.outgoing.fail(Errno::EIO, |slot| {
+            slot.end() > size || (reads_only && slot.command != Command::Read)
+        });
+    }
+
+    /// Sends what waits, as long as there is room. False if the ring is full.
+    fn send<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
+        let operation = self.operation(SEND);
+        let Link::Up(up) = &mut self.link else {
+            return true;
+        };
+        if up.socket.is_sending() {
+            return true;
+        }
+        let drains = self.next.is_some();
+        if drains && !up.socket.has_unsent() && !up.flush(self.device.flags()) {
+            return true;
+        }
+        if !drains && !up.socket.has_unsent() {
+            if !self.outgoing.is_waiting() {
+                return true;
+            }
+            up.socket.begin();
+            let seconds = self.device.request_seconds();
+            while up.socket.has_room()
+                && let Some((request, slot)) = self.outgoing.next()
+            {
+                up.replies.expect(&request);
+                let more = match request.command {
+                    Command::Trim | Command::WriteZeroes => slot.len() / BYTES_A_SECOND,
+                    _ => 0,
+                };
+                slot.due = self.now + seconds + u64::from(more);
+                slot.sending = true;
+                let data = match request.command {
+                    Command::Write => slot.kept.buffer().unwrap_or(MemRef::EMPTY),
+                    _ => MemRef::EMPTY,
+                };
+                // SAFETY: the request is kept in its slot and not answered while `sending` is set, so that its buffer
+                // stays the server's; only this handler has it, and it makes no reference to a WRITE's data.
+                unsafe { up.socket.add(&request, data) };
+            }
+        }
+        let sqe = up.socket.send();
+        let pushed = Self::push(ring, operation, sqe);
+        if pushed {
+            up.socket.send_pushed();
+        }
+        pushed
+    }
+
+    /// Keeps a receive in flight. False if the ring is full.
+    fn receive<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
+        let operation = self.operation(RECEIVE);
+        let Link::Up(up) = &mut self.link else {
+            return true;
+        };
+        if up.socket.is_receiving() {
+            return true;
+        }
+        let left = usize::try_from(up.replies.payload()).unwrap_or(usize::MAX);
+        let (cookie, at) = up.payload;
+        let large = self.outgoing.has_large();
+        let slot = self.outgoing.of(cookie).filter(|_| left > 0);
+        let buffer = slot.and_then(|slot| slot.kept.buffer());
+        let direct = buffer.map_or(MemRef::EMPTY, |buffer| buffer.part(at, left));
+        let window = match large {
+            _ if direct.len() >= WHOLE => 0,
+            true => HEADER,
+            false => usize::MAX,
+        };
+        // SAFETY: the request is kept in its slot and is answered by this handler only, once the receive has completed,
+        // so that its buffer stays the server's; until then nobody makes a reference to it.
+        let sqe = unsafe { up.socket.receive(direct, window) };
+        let pushed = Self::push(ring, operation, sqe);
+        if pushed {
+            up.socket.receive_pushed();
+        }
+        pushed
+    }
+
+    /// Reads what was received. An error is the end of the connection.
+    fn read(&mut self, bytes: usize) -> Result<(), String> {
+        let Link::Up(up) = &mut self.link else {
+            return Ok(());
+        };
+        let broken = |e: nbd_client::ProtocolError| e.to_string();
+        let direct = up.socket.received(bytes);
+        if direct > 0 {
+            up.payload.1 += direct;
+            let event = up
+                .replies
+                .received(u32::try_from(direct).unwrap_or(u32::MAX));
+            answer(&mut self.outgoing, event.map_err(broken)?);
+        }
+        let mut used = 0;
+        let staged = up.socket.staged();
+        loop {
+            let rest = staged.get(used..).unwrap_or_default();
+            let left = usize::try_from(up.replies.payload()).unwrap_or(usize::MAX);
+            if left > 0 {
+                let some = left.min(rest.len());
+                if some == 0 {
+                    break;
+                }
+                let (cookie, at) = up.payload;
+                fill(&mut self.outgoing, cookie, at, some, |to| {
+                    to.copy_from_slice(rest.get(..some).unwrap_or_default());
+                });
+                used += some;
+                up.payload.1 += some;
+                let event = up.replies.received(u32::try_from(some).unwrap_or(u32::MAX));
+                answer(&mut self.outgoing, event.map_err(broken)?);
+                continue;
+            }
+            let (some, event) = up.replies.next(rest).map_err(broken)?;
+            used += some;
+            match event {
+                None if some == 0 => break,
+                Some(Event::Data { cookie, at, .. }) => {
+                    up.payload = (cookie, usize::try_from(at).unwrap_or(usize::MAX));
+                }
+                Some(Event::Hole { cookie, at, len }) => {
+                    let size = |n| usize::try_from(n).unwrap_or(usize::MAX);
+                    fill(&mut self.outgoing, cookie, size(at), size(len), |to| {
+                        to.fill(0)
+                    });
+                }
+                event => answer(&mut self.outgoing, event),
+            }
+        }
+        up.socket.used(used);
+        Ok(())
+    }
+
+    /// A second has passed in which there was something to wait for.
+    fn second(&mut self) {
+        self.now += 1;
+        self.given_up += u64::from(self.device.gives_up());
+        if self.given_up > LAST_SECONDS && self.outgoing.due().is_some() {
+            self.lost("the device is given up, and the server does not answer");
+        }
+        if self.outgoing.due().is_some_and(|due| due < self.now) {
+            let seconds = self.device.request_seconds();
+            self.lost(&format!("a request was not answered within {seconds} s"));
+        }
+        self.expire();
+    }
+
+    /// Says goodbye and ends the connection, if nothing is under way.
+    fn hang_up(&mut self) {
+        if let Link::Up(up) = &mut self.link {
+            let goodbye = nbd_client::Request {
+                command: Command::Disconnect,
+                flags: CommandFlags::default(),
+                cookie: 0,
+                offset: 0,
+                len: 0,
+            };
+            up.socket.say_goodbye(&goodbye.header());
+            self.close();
+        }
+    }
+}
+
+impl Up {
+    /// On a connection that is drained, begins the FLUSH that ends it: what was answered on it must be as durable there as
+    /// the client was told. True if there is something to send.
+    fn flush(&mut self, flags: TransmissionFlags) -> bool {
+        if self.flushing || self.replies.in_flight() > 0 {
+            return false;
+        }
+        self.flushing = true;
+        if !flags.contains(TransmissionFlags::SEND_FLUSH) {
+            return false;
+        }
+        let request = nbd_client::Request {
+            command: Command::Flush,
+            flags: CommandFlags::default(),
+            cookie: LAST_FLUSH,
+            offset: 0,
+            len: 0,
+        };
+        self.replies.expect(&request);
+        self.socket.begin();
+        // SAFETY: there is no data.
+        unsafe { self.socket.add(&request, MemRef::EMPTY) };
+        true
+    }
+}
+
+/// Writes a part of a READ's buffer.
+fn fill(
+    outgoing: &mut Outgoing,
+    cookie: u64,
+    at: usize,
+    len: usize,
+    write: impl FnOnce(&mut [u8]),
+) {
+    let slot = outgoing.of(cookie);
+    let buffer = slot.and_then(|slot| slot.kept.data_mut().ok());
+    if let Some(part) = buffer.and_then(|buffer| buffer.get_mut(at..at.checked_add(len)?)) {
+        write(part);
+    }
+}
+
+/// Answers a request whose reply is complete.
+fn answer(outgoing: &mut Outgoing, event: Option<Event>) {
+    if let Some(Event::Answered { cookie, result }) = event {
+        outgoing.answer(cookie, result.map_err(|code| Errno::new(code.errno())));
+    }
+}
+
+/// What a request asks of the server; `None` for operations that no export has.
+fn asked(request: &Request<'_>, flags: TransmissionFlags) -> Option<Asked> {
+    let io_flags = request.flags();
+    let when = |yes, flag| if yes { flag } else { CommandFlags::default() };
+    let fua = when(
+        io_flags.fua() && flags.contains(TransmissionFlags::SEND_FUA),
+        CommandFlags::FUA,
+    );
+    let (command, flags) = match request.op() {
+        Op::Read => (Command::Read, CommandFlags::default()),
+        Op::Write => (Command::Write, fua),
+        Op::Flush => (Command::Flush, CommandFlags::default()),
+        Op::Discard => (Command::Trim, CommandFlags::default()),
+        Op::WriteZeroes => {
+            let no_hole = when(io_flags.no_unmap(), CommandFlags::NO_HOLE);
+            (Command::WriteZeroes, fua | no_hole)
+        }
+        _ => return None,
+    };
+    Some(Asked {
+        command,
+        flags,
+        offset: request.offset(),
+        len: u32::try_from(request.len()).ok()?,
+    })
+}
+
+impl Handler for NbdHandler {
+    const OPERATIONS: bool = true;
+
+    fn handle(&mut self, request: Request<'_>) {
+        let Some(asked) = asked(&request, self.device.flags()) else {
+            return request.complete(Err(Errno::EOPNOTSUPP));
+        };
+        match &self.link {
+            Link::Down { failing: true, .. } => return request.complete(Err(Errno::EIO)),
+            Link::Up(up) => {
+                let end = asked.offset.saturating_add(asked.len.into());
+                if end > up.size || (up.reads_only && asked.command != Command::Read) {
+                    return request.complete(Err(Errno::EIO));
+                }
+            }
+            _ => {}
+        }
+        let mut kept = request.keep();
+        if asked.command == Command::Write
+            && let Err(errno) = kept.fetch_data()
+        {
+            return kept.complete(Err(errno));
+        }
+        self.outgoing.add(kept, asked);
+    }
+
+    fn attach(&mut self, context: &LaneContext) {
+        self.depth = context.depth();
+        self.outgoing = Outgoing::new(self.depth);
+        self.wake = Some(Waker(context.wake()));
+        self.moves = self.device.moves();
+        self.device.watched_by(context.wake());
+        self.device.board.set(self.queue, LinkState::Reconnecting);
+        self.ask_for_connection();
+    }
+
+    fn turn<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
+        if self.device.moves() != self.moves {
+            self.moves = self.device.moves();
+            self.ask_for_connection();
+        }
+        if self.news.load(Ordering::Relaxed)
+            && !matches!(self.link, Link::Closing { .. })
+            && self.news.swap(false, Ordering::Acquire)
+            && let Some(connected) = self.device.connector.take(self.queue)
+        {
+            self.offered(connected);
+        }
+        if self.device.gives_up() {
+            self.expire();
+        }
+        let mut full = !self.send(ring);
+        if self.next.is_some() {
+            self.moved();
+        }
+        full |= !self.receive(ring);
+        if self.outgoing.in_hand() > 0 && !self.timer.is_armed() && !self.ending {
+            match Self::push(ring, self.operation(TIMER), self.timer.arm()) {
+                true => self.timer.pushed(),
+                false => full = true,
+            }
+        }
+        if self.ending && self.timer.is_armed() && !self.cancelling {
+            let word = ring.word(self.operation(TIMER));
+            let cancel = uring_lite::op::timeout_remove(word);
+            match Self::push(ring, self.operation(CANCEL), cancel) {
+                true => self.cancelling = true,
+                false => full = true,
+            }
+        }
+        full
+    }
+
+    unsafe fn operation_completed(&mut self, operation: Operation, res: i32, _flags: u32) {
+        if operation != self.operation(operation.place) {
+            return;
+        }
+        if let Some(turn) = self.turns.get_mut(usize::from(operation.place)) {
+            *turn = (*turn + 1) % 4096;
+        }
+        match operation.place {
+            TIMER => {
+                self.timer.fired();
+                self.second();
+            }
+            CANCEL => self.cancelling = false,
+            SEND => self.send_completed(res),
+            _ => self.receive_completed(res),
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        let socket = match &self.link {
+            Link::Down { .. } => 0,
+            Link::Closing { socket, .. } => socket.in_flight(),
+            Link::Up(up) => up.socket.in_flight(),
+        };
+        socket + usize::from(self.timer.is_armed()) + usize::from(self.cancelling)
+    }
+
+    fn drain(&mut self) {
+        if !self.ending && self.outgoing.in_hand() == 0 {
+            self.ending = true;
+            self.device.board.ended(self.queue);
+            self.hang_up();
+        }
+    }
+
+    fn leave(&mut self) {
+        self.ending = true;
+        if let Link::Up(_) = self.link {
+            self.lost("the server of the device ends");
+        }
+    }
+}
+
+impl NbdHandler {
+    fn send_completed(&mut self, res: i32) {
+        let bytes = usize::try_from(res).unwrap_or(0);
+        match &mut self.link {
+            Link::Up(up) => {
+                if up.socket.sent(bytes) {
+                    self.outgoing.sent();
+                }
+                if res <= 0 {
+                    self.lost(&format!("cannot send: {}", error_of(res)));
+                }
+            }
+            Link::Closing { socket, .. } => {
+                socket.sent(bytes);
+                self.closed();
+            }
+            Link::Down { .. } => {}
+        }
+    }
+
+    fn receive_completed(&mut self, res: i32) {
+        let bytes = usize::try_from(res).unwrap_or(0);
+        match &mut self.link {
+            Link::Closing { socket, .. } => {
+                socket.received(bytes);
+                self.closed();
+            }
+            Link::Up(up) if bytes == 0 => {
+                up.socket.received(0);
+                let end = match res {
+                    0 => io::ErrorKind::UnexpectedEof.into(),
+                    error => error_of(error),
+                };
+                match error_of(res).kind() {
+                    io::ErrorKind::Interrupted => {}
+                    _ => self.lost(&end.to_string()),
+                }
+            }
+            Link::Up(_) => {
+                if let Err(why) = self.read(bytes) {
+                    self.lost(&why);
+                }
+            }
+            Link::Down { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! A socket with at most one send and one receive on the ring, and the memory that they name.
+#![expect(
+    unsafe_code,
+    reason = "names headers, buffers of requests and a staging buffer to the kernel"
+)]
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nbd_client::Request;
+use ublk_queue::MemRef;
+use uring_lite::Sqe64;
+use uring_lite::op::{Fd, Timespec};
+
+/// Most requests in one send: each has a header, a WRITE also its data, and the kernel takes 1024 pieces.
+pub(crate) const BATCH: usize = 256;
+
+/// Bytes of the staging buffer.
+const STAGING: usize = 256 << 10;
+
+/// A socket and what the kernel may use of this process for it.
+///
+/// # Invariants
+/// While `sending` (`receiving`) is set, an operation that names memory of `send` (`recv`), or of the requests that were
+/// added to it, may be in the kernel's hands: none of it is moved, changed or freed. The memory of requests is the
+/// caller's to keep, see [`Socket::add`] and [`Socket::receive`].
+#[derive(Debug)]
+pub(crate) struct Socket {
+    parts: ManuallyDrop<Parts>,
+    sending: bool,
+    receiving: bool,
+}
+
+#[derive(Debug)]
+struct Parts {
+    fd: OwnedFd,
+    send: Box<Send>,
+    recv: Box<Recv>,
+}
+
+struct Send {
+    headers: [[u8; Request::LEN]; BATCH],
+    count: usize,
+    pieces: Vec<libc::iovec>,
+    /// First piece that is not sent completely.
+    first: usize,
+    message: libc::msghdr,
+}
+
+struct Recv {
+    staging: Box<[u8]>,
+    /// Bytes of it that are received and not used yet, from the start.
+    held: usize,
+    /// Bytes that the receive under way may put into a request's buffer, before those for the staging buffer.
+    direct: usize,
+    pieces: [libc::iovec; 2],
+    message: libc::msghdr,
+}
+
+impl std::fmt::Debug for Send {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Send").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Recv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recv").finish_non_exhaustive()
+    }
+}
+
+/// A message of no pieces.
+const fn message() -> libc::msghdr {
+    // SAFETY: a C struct of integers and pointers, all of which may be zero.
+    unsafe { std::mem::zeroed() }
+}
+
+const NO_PIECE: libc::iovec = libc::iovec {
+    iov_base: std::ptr::null_mut(),
+    iov_len: 0,
+};
+
+impl Socket {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        let send = Send {
+            headers: [[0; Request::LEN]; BATCH],
+            count: 0,
+            pieces: Vec::with_capacity(2 * BATCH),
+            first: 0,
+            message: message(),
+        };
+        let recv = Recv {
+            staging: vec![0; STAGING].into_boxed_slice(),
+            held: 0,
+            direct: 0,
+            pieces: [NO_PIECE; 2],
+            message: message(),
+        };
+        Self {
+            parts: ManuallyDrop::new(Parts {
+                fd,
+                send: Box::new(send),
+                recv: Box::new(recv),
+            }),
+            sending: false,
+            receiving: false,
+        }
+    }
+
+    /// The socket, for an operation.
+    fn fd(&self) -> Fd {
+        // SAFETY: it stays open while an operation of it is in flight: this value is kept for it, or leaks it.
+        unsafe { Fd::raw(self.parts.fd.as_fd()) }
+    }
+
+    pub(crate) const fn is_sending(&self) -> bool {
+        self.sending
+    }
+
+    pub(crate) const fn is_receiving(&self) -> bool {
+        self.receiving
+    }
+
+    /// Operations in the kernel's hands.
+    pub(crate) fn in_flight(&self) -> usize {
+        usize::from(self.sending) + usize::from(self.receiving)
+    }
+
+    /// Ends both directions: operations in flight complete soon.
+    pub(crate) fn shut_down(&self) {
+        // SAFETY: the descriptor is open; the call uses no memory.
+        let _ = unsafe { libc::shutdown(self.parts.fd.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+
+    /// Sends a last header if the socket takes it at once and nothing else is being sent.
+    pub(crate) fn say_goodbye(&self, header: &[u8; Request::LEN]) {
+        if self.sending || self.has_unsent() {
+            return;
+        }
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the descriptor is open, the header lives for the length of the call.
+        let _ = unsafe {
+            libc::send(
+                self.parts.fd.as_raw_fd(),
+                header.as_ptr().cast(),
+                header.len(),
+                flags,
+            )
+        };
+    }
+
+    /// True if a send is complete but for a rest that the kernel has not taken.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.parts.send.first < self.parts.send.pieces.len()
+    }
+
+    /// Begins a new send.
+    ///
+    /// # Panics
+    /// While one is in flight: nothing of it may be touched.
+    pub(crate) fn begin(&mut self) {
+        assert!(!self.sending, "the kernel reads it");
+        self.parts.send.count = 0;
+        self.parts.send.first = 0;
+        self.parts.send.pieces.clear();
+    }
+
+    /// True if one more request fits.
+    pub(crate) fn has_room(&self) -> bool {
+        self.parts.send.count < BATCH
+    }
+
+    /// Adds a request's header, and the data of a WRITE.
+    ///
+    /// # Safety
+    /// Until the send is complete ([`sent`](Self::sent) says so) or the socket is dropped, `data` stays valid for reads,
+    /// and nobody forms a mutable reference to it.
+    ///
+    /// # Panics
+    /// While a send is in flight, and when there is no room.
+    pub(crate) unsafe fn add(&mut self, request: &Request, data: MemRef<'_>) {
+        assert!(
+            !self.sending && self.has_room(),
+            "no room, or the kernel reads it"
+        );
+        let send = &mut *self.parts.send;
+        let header = &mut send.headers[send.count];
+        *header = request.header();
+        send.count += 1;
+        send.pieces.push(libc::iovec {
+            iov_base: header.as_mut_ptr().cast(),
+            iov_len: header.len(),
+        });
+        if !data.is_empty() {
+            send.pieces.push(libc::iovec {
+                iov_base: data.ptr().as_ptr().cast(),
+                iov_len: data.len(),
+            });
+        }
+    }
+
+    /// The operation that sends what was added, or what is left of it.
+    pub(crate) fn send(&mut self) -> Sqe64 {
+        let fd = self.fd();
+        let send = &mut *self.parts.send;
+        let rest = &mut send.pieces[send.first..];
+        send.message.msg_iov = rest.as_mut_ptr();
+        send.message.msg_iovlen = rest.len();
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).cast_unsigned();
+        // SAFETY: message and pieces are in a box of ours and stay as they are while `sending` is set; the descriptor is
+        // closed after that, or never.
+        unsafe { uring_lite::op::sendmsg(fd, &raw const send.message, flags) }
+    }
+
+    /// Notes that the kernel has the operation that [`send`](Self::send) gave.
+    pub(crate) const fn send_pushed(&mut self) {
+        self.sending = true;
+    }
+
+    /// Notes its completion. True if everything is sent; otherwise the rest is to be sent by [`send`](Self::send).
+    pub(crate) fn sent(&mut self, bytes: usize) -> bool {
+        self.sending = false;
+        let send = &mut *self.parts.send;
+        let mut bytes = bytes;
+        for piece in send.pieces.iter_mut().skip(send.first) {
+            let used = bytes.min(piece.iov_len);
+            piece.iov_base = piece.iov_base.cast::<u8>().wrapping_add(used).cast();
+            piece.iov_len -= used;
+            bytes -= used;
+            if piece.iov_len > 0 {
+                return false;
+            }
+            send.first += 1;
+        }
+        true
+    }
+
+    /// The operation that receives: into `direct` first, then up to `window` bytes into the staging buffer.
+    ///
+    /// # Safety
+    /// Until it has completed ([`received`](Self::received)) or the socket is dropped, `direct` stays valid for writes and
+    /// nobody forms a reference to it.
+    ///
+    /// # Panics
+    /// While one is in flight.
+    pub(crate) unsafe fn receive(&mut self, direct: MemRef<'_>, window: usize) -> Sqe64 {
+        assert!(!self.receiving, "the kernel writes there");
+        let fd = self.fd();
+        let recv = &mut *self.parts.recv;
+        recv.direct = direct.len();
+        let room = recv.staging.len() - recv.held;
+        let window = window.min(room);
+        let staging = recv.staging[recv.held..].as_mut_ptr();
+        let nosignal = libc::MSG_NOSIGNAL.cast_unsigned();
+        let length = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+        if direct.is_empty() {
+            // SAFETY: the staging buffer is ours and untouched while `receiving` is set.
+            return unsafe { uring_lite::op::recv(fd, staging, length(window), nosignal) };
+        }
+        if window == 0 {
+            let flags = nosignal | libc::MSG_WAITALL.cast_unsigned();
+            let (to, len) = (direct.ptr().as_ptr(), length(direct.len()));
+            // SAFETY: the caller's contract.
+            return unsafe { uring_lite::op::recv(fd, to, len, flags) };
+        }
+        recv.pieces = [
+            libc::iovec {
+                iov_base: direct.ptr().as_ptr().cast(),
+                iov_len: direct.len(),
+            },
+            libc::iovec {
+                iov_base: staging.cast(),
+                iov_len: window,
+            },
+        ];
+        recv.message.msg_iov = recv.pieces.as_mut_ptr();
+        recv.message.msg_iovlen = recv.pieces.len();
+        // SAFETY: as above; message and pieces are in a box of ours.
+        unsafe { uring_lite::op::recvmsg(fd, &raw mut recv.message, nosignal) }
+    }
+
+    /// Notes that the kernel has the operation that [`receive`](Self::receive) gave.
+    pub(crate) const fn receive_pushed(&mut self) {
+        self.receiving = true;
+    }
+
+    /// Notes its completion: how many of the bytes went into the request's buffer.
+    pub(crate) fn received(&mut self, bytes: usize) -> usize {
+        self.receiving = false;
+        let recv = &mut *self.parts.recv;
+        let direct = bytes.min(recv.direct);
+        recv.held = (recv.held + bytes - direct).min(recv.staging.len());
+        direct
+    }
+
+    /// What is received and not used yet.
+    ///
+    /// # Panics
+    /// While a receive is in flight.
+    pub(crate) fn staged(&self) -> &[u8] {
+        assert!(!self.receiving, "the kernel writes there");
+        &self.parts.recv.staging[..self.parts.recv.held]
+    }
+
+    /// The first bytes of it are used.
+    ///
+    /// # Panics
+    /// While a receive is in flight.
+    pub(crate) fn used(&mut self, bytes: usize) {
+        assert!(!self.receiving, "the kernel writes there");
+        let recv = &mut *self.parts.recv;
+        let bytes = bytes.min(recv.held);
+        if bytes < recv.held {
+            recv.staging.copy_within(bytes..recv.held, 0);
+        }
+        recv.held -= bytes;
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.in_flight() > 0 {
+            // The kernel may still use all of it: it is leaked, with the descriptor, so that the socket stays open.
+            self.shut_down();
+            return;
+        }
+        // SAFETY: they are dropped once, here, and nothing uses them afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.parts) };
+    }
+}
+
+// SAFETY: the pointers are into boxes of its own, or to memory whose owner keeps it wherever the socket is.
+unsafe impl std::marker::Send for Socket {}
+
+/// A timer of one shot.
+#[derive(Debug)]
+pub(crate) struct Timer {
+    after: ManuallyDrop<Box<Timespec>>,
+    armed: bool,
+}
+
+impl Timer {
+    /// One that takes a second.
+    pub(crate) fn new() -> Self {
+        Self {
+            after: ManuallyDrop::new(Box::new(Timespec {
+                tv_sec: 1,
+                tv_nsec: 0,
+            })),
+            armed: false,
+        }
+    }
+
+    pub(crate) const fn is_armed(&self) -> bool {
+        self.armed
+    }
+
+    /// The operation.
+    pub(crate) fn arm(&self) -> Sqe64 {
+        // SAFETY: the time is in a box that is neither changed nor freed while the timer is armed.
+        unsafe { uring_lite::op::timeout(&raw const **self.after, 0) }
+    }
+
+    pub(crate) const fn pushed(&mut self) {
+        self.armed = true;
+    }
+
+    pub(crate) const fn fired(&mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        if !self.armed {
+            // SAFETY: dropped once, here; the kernel does not have it.
+            unsafe { ManuallyDrop::drop(&mut self.after) };
+        }
+    }
+}
+
+/// The error of a result that is one.
+pub(crate) fn error_of(result: i32) -> io::Error {
+    io::Error::from_raw_os_error(result.saturating_neg())
+}

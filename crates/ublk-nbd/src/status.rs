@@ -1,0 +1,168 @@
+//! What is known of the connections, for operators.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+/// Whether requests can be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LinkState {
+    /// Every queue has its connection.
+    Up,
+    /// A queue has lost its connection and is to get another.
+    Reconnecting,
+    /// The retry time is over: requests fail until the server is back.
+    Failing,
+    /// The server is back, with an export that must not be written to any more: reads are served, writes fail.
+    ReadsOnly,
+}
+
+impl LinkState {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Reconnecting => "reconnecting",
+            Self::Failing => "failing",
+            Self::ReadsOnly => "reads-only",
+        }
+    }
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Status {
+    /// The worst state of any queue.
+    pub state: LinkState,
+    /// Since when.
+    pub since: SystemTime,
+    /// Why a connection was lost or could not be made, most recently.
+    pub last_error: Option<String>,
+    /// Connections now.
+    pub connections: u32,
+    /// Connections that were lost and made again.
+    pub reconnects: u64,
+    /// Requests that were sent again on a new connection.
+    pub replayed: u64,
+}
+
+/// The states of all queues.
+#[derive(Debug)]
+pub(crate) struct Board(Mutex<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    queues: Vec<Option<LinkState>>,
+    since: SystemTime,
+    last_error: Option<String>,
+    reconnects: u64,
+    replayed: u64,
+    /// Queues that have had a connection.
+    met: Vec<usize>,
+}
+
+impl Board {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(Inner {
+            queues: Vec::new(),
+            since: SystemTime::now(),
+            last_error: None,
+            reconnects: 0,
+            replayed: 0,
+            met: Vec::new(),
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set(&self, queue: usize, state: LinkState) {
+        let mut inner = self.lock();
+        let before = inner.worst();
+        if inner.queues.len() <= queue {
+            inner.queues.resize(queue + 1, None);
+        }
+        let is_up = |state| matches!(state, LinkState::Up | LinkState::ReadsOnly);
+        if let Some(place) = inner.queues.get_mut(queue) {
+            let back = place.is_some_and(|before| !is_up(before)) && is_up(state);
+            *place = Some(state);
+            // The first one is no reconnect.
+            match back && inner.met.contains(&queue) {
+                true => inner.reconnects += 1,
+                false if is_up(state) => inner.met.push(queue),
+                false => {}
+            }
+        }
+        if inner.worst() != before {
+            inner.since = SystemTime::now();
+        }
+    }
+
+    /// A queue has ended.
+    pub(crate) fn ended(&self, queue: usize) {
+        if let Some(place) = self.lock().queues.get_mut(queue) {
+            *place = None;
+        }
+    }
+
+    pub(crate) fn failed(&self, error: String) {
+        self.lock().last_error = Some(error);
+    }
+
+    /// A connection was lost with so many requests in flight.
+    pub(crate) fn replayed(&self, replayed: u64) {
+        self.lock().replayed += replayed;
+    }
+
+    pub(crate) fn snapshot(&self) -> Status {
+        let inner = self.lock();
+        let up = |state: &&Option<LinkState>| {
+            matches!(state, Some(LinkState::Up | LinkState::ReadsOnly))
+        };
+        let connections = inner.queues.iter().filter(up).count();
+        Status {
+            state: inner.worst(),
+            since: inner.since,
+            last_error: inner.last_error.clone(),
+            connections: u32::try_from(connections).unwrap_or(u32::MAX),
+            reconnects: inner.reconnects,
+            replayed: inner.replayed,
+        }
+    }
+}
+
+impl Inner {
+    fn worst(&self) -> LinkState {
+        let any = |state| self.queues.contains(&Some(state));
+        let order = [
+            LinkState::Failing,
+            LinkState::Reconnecting,
+            LinkState::ReadsOnly,
+        ];
+        order.into_iter().find(|s| any(*s)).unwrap_or(LinkState::Up)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_queue_is_the_state_of_the_device() {
+        let board = Board::new();
+        assert_eq!(board.snapshot().state, LinkState::Up);
+        board.set(1, LinkState::Reconnecting);
+        board.set(0, LinkState::Up);
+        let seen = board.snapshot();
+        assert_eq!((seen.state, seen.connections), (LinkState::Reconnecting, 1));
+        board.set(1, LinkState::Failing);
+        board.set(0, LinkState::ReadsOnly);
+        assert_eq!(board.snapshot().state, LinkState::Failing);
+        board.set(1, LinkState::Up);
+        assert_eq!(board.snapshot().state, LinkState::ReadsOnly);
+        assert_eq!(board.snapshot().connections, 2);
+    }
+}

@@ -1,0 +1,282 @@
+//! A small server with an export in memory. It breaks as it is told.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+/// Flags of an export: HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES.
+pub const FLAGS: u16 = 1 | 4 | 8 | 32 | 64;
+pub const READ_ONLY: u16 = 2;
+pub const MULTI_CONN: u16 = 256;
+
+/// Where a connection breaks, counted in its own requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It does not.
+    None,
+    /// Closed before anything is said.
+    Greeting,
+    /// Closed in the midst of the answer to the option that asks for the export.
+    Negotiation,
+    /// Closed after the n-th request has been read, before it is carried out.
+    Request(u64),
+    /// Closed after the n-th request is carried out, before its reply.
+    BeforeReply(u64),
+    /// Closed in the midst of the header of the n-th reply.
+    InReply(u64),
+    /// Closed in the midst of the data of the n-th reply, or behind it if it has none.
+    InData(u64),
+    /// Nothing is answered from the n-th request on, and nothing closed.
+    Silence(u64),
+    /// The n-th reply has the cookie of no request.
+    Cookie(u64),
+    /// The n-th reply has another magic.
+    Magic(u64),
+    /// The n-th reply is an error.
+    Error(u64),
+}
+
+/// What the server offers, and how it breaks; connections that come later see what was changed.
+#[derive(Debug, Clone)]
+pub struct Behaviour {
+    pub size: u64,
+    pub flags: u16,
+    pub minimum: u32,
+    /// A reply is sent in pieces of so many bytes, 0 for all at once.
+    pub drip: usize,
+    /// Of each connection in turn; the last one is for all that follow.
+    pub faults: Vec<Fault>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    data: Mutex<Arc<Mutex<Vec<u8>>>>,
+    behaviour: Mutex<Behaviour>,
+    connections: AtomicU64,
+    requests: AtomicU64,
+    flushes: AtomicU64,
+    ended: AtomicBool,
+}
+
+pub struct Server {
+    shared: Arc<Shared>,
+    directory: tempfile::TempDir,
+}
+
+impl Server {
+    pub fn start(size: usize, faults: &[Fault]) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let behaviour = Behaviour {
+            size: size as u64,
+            flags: FLAGS,
+            minimum: 1,
+            drip: 0,
+            faults: faults.to_vec(),
+        };
+        let shared = Arc::new(Shared {
+            data: Mutex::new(Arc::new(Mutex::new(vec![0; size]))),
+            behaviour: Mutex::new(behaviour),
+            connections: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            flushes: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        });
+        let server = Self { shared, directory };
+        server.listen();
+        server
+    }
+
+    /// Listens, again after [`Server::go`].
+    pub fn listen(&self) {
+        let listener = UnixListener::bind(self.socket()).expect("a socket");
+        listener.set_nonblocking(true).expect("non-blocking");
+        let shared = Arc::clone(&self.shared);
+        shared.ended.store(false, Ordering::SeqCst);
+        thread::spawn(move || {
+            while !shared.ended.load(Ordering::SeqCst) {
+                match listener.accept() {
+                    Ok((stream, _)) => {
+                        let shared = Arc::clone(&shared);
+                        thread::spawn(move || shared.serve(stream));
+                    }
+                    Err(_) => thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        });
+    }
+
+    /// Ends the server: connections end with their next request.
+    pub fn go(&self) {
+        self.shared.ended.store(true, Ordering::SeqCst);
+        let _ = std::fs::remove_file(self.socket());
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("nbd")
+    }
+
+    pub fn uri(&self) -> String {
+        format!("nbd+unix:///disk?socket={}", self.socket().display())
+    }
+
+    pub fn change(&self, change: impl FnOnce(&mut Behaviour)) {
+        change(&mut self.shared.behaviour.lock().expect("no panic"));
+    }
+
+    /// Serves the same bytes as another one.
+    pub fn share_data_of(&self, other: &Self) {
+        let data = Arc::clone(&other.shared.data.lock().expect("no panic"));
+        *self.shared.data.lock().expect("no panic") = data;
+    }
+
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.go();
+    }
+}
+
+impl Shared {
+    fn serve(&self, stream: UnixStream) {
+        let number = self.connections.fetch_add(1, Ordering::SeqCst);
+        let behaviour = self.behaviour.lock().expect("no panic").clone();
+        let last = behaviour.faults.len().saturating_sub(1);
+        let at = usize::try_from(number).expect("few").min(last);
+        let fault = behaviour.faults.get(at).copied().unwrap_or(Fault::None);
+        // However it ends: the client sees it by the stream.
+        let _ = self.connection(stream, &behaviour, fault);
+    }
+
+    fn connection(&self, mut s: UnixStream, b: &Behaviour, fault: Fault) -> io::Result<()> {
+        if fault == Fault::Greeting {
+            return Ok(());
+        }
+        s.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
+        read::<4>(&mut s)?;
+        loop {
+            let head = read::<16>(&mut s)?;
+            let option = u32::from_be_bytes(head[8..12].try_into().expect("four"));
+            let len = u32::from_be_bytes(head[12..].try_into().expect("four"));
+            let mut body = vec![0; len as usize];
+            s.read_exact(&mut body)?;
+            let mut reply = |kind: u32, body: &[u8]| {
+                let mut bytes = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
+                bytes.extend(option.to_be_bytes());
+                bytes.extend(kind.to_be_bytes());
+                let len = u32::try_from(body.len()).expect("short");
+                bytes.extend(len.to_be_bytes());
+                bytes.extend(body);
+                if fault == Fault::Negotiation && option == 7 {
+                    bytes.truncate(9);
+                }
+                s.write_all(&bytes)
+            };
+            if option != 7 {
+                // NBD_REP_ERR_UNSUP.
+                reply(1 << 31 | 1, &[])?;
+                continue;
+            }
+            let mut export = vec![0, 0];
+            export.extend(b.size.to_be_bytes());
+            export.extend(b.flags.to_be_bytes());
+            reply(3, &export)?;
+            if fault == Fault::Negotiation {
+                return Ok(());
+            }
+            let mut sizes = vec![0, 3];
+            for size in [b.minimum, 4096.max(b.minimum), 32 << 20] {
+                sizes.extend(size.to_be_bytes());
+            }
+            reply(3, &sizes)?;
+            reply(1, &[])?;
+            break;
+        }
+        self.transmission(s, b, fault)
+    }
+
+    fn transmission(&self, mut s: UnixStream, b: &Behaviour, fault: Fault) -> io::Result<()> {
+        for n in 0.. {
+            let head = read::<28>(&mut s)?;
+            if self.ended.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            let kind = head[7];
+            let cookie = &head[8..16];
+            let offset = u64::from_be_bytes(head[16..24].try_into().expect("eight"));
+            let len = u32::from_be_bytes(head[24..].try_into().expect("four")) as usize;
+            let at = usize::try_from(offset).expect("small");
+            let mut body = vec![0; if kind == 1 { len } else { 0 }];
+            s.read_exact(&mut body)?;
+            self.requests.fetch_add(1, Ordering::SeqCst);
+            if fault == Fault::Request(n) {
+                return Ok(());
+            }
+            if matches!(fault, Fault::Silence(from) if n >= from) {
+                continue;
+            }
+            let mut out: Vec<u8> = Vec::new();
+            let shared = Arc::clone(&self.data.lock().expect("no panic"));
+            let mut data = shared.lock().expect("no panic");
+            match kind {
+                0 => out.extend(&data[at..at + len]),
+                1 => data[at..at + len].copy_from_slice(&body),
+                2 => return Ok(()),
+                3 => {
+                    self.flushes.fetch_add(1, Ordering::SeqCst);
+                }
+                // What is trimmed reads as zeroes, as the simulated client expects it.
+                4 | 6 => data[at..at + len].fill(0),
+                _ => panic!("command {kind}"),
+            }
+            drop(data);
+            if fault == Fault::BeforeReply(n) {
+                return Ok(());
+            }
+            let error = if fault == Fault::Error(n) { 5_u32 } else { 0 };
+            let mut reply = 0x6744_6698_u32.to_be_bytes().to_vec();
+            if fault == Fault::Magic(n) {
+                reply[0] = 0;
+            }
+            reply.extend(error.to_be_bytes());
+            reply.extend(cookie);
+            if fault == Fault::Cookie(n) {
+                reply[8] ^= 0x55;
+            }
+            if error == 0 {
+                reply.extend(out);
+            }
+            if fault == Fault::InReply(n) {
+                reply.truncate(7);
+            }
+            if fault == Fault::InData(n) {
+                reply.truncate(16 + (reply.len() - 16) / 2);
+            }
+            match b.drip {
+                0 => s.write_all(&reply)?,
+                drip => reply.chunks(drip).try_for_each(|part| s.write_all(part))?,
+            }
+            if matches!(fault, Fault::InReply(m) | Fault::InData(m) if m == n) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read<const N: usize>(stream: &mut UnixStream) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    stream.read_exact(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,265 @@
+//! The client on the simulated driver against a server that breaks.
+
+mod common;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::server::{Fault, MULTI_CONN, READ_ONLY, Server};
+use common::{open, options, serve};
+use ublk_nbd::{LinkState, OpenError, Retry};
+use ublk_sim::Config;
+
+const SIZE: usize = 1 << 20;
+
+fn config(seed: u64) -> Config {
+    Config {
+        patience: Duration::from_secs(30),
+        ..Config::new(seed)
+    }
+}
+
+#[test]
+fn requests_are_served_and_the_connection_ends_with_the_device() {
+    for seed in 0..8 {
+        let server = Server::start(SIZE, &[]);
+        if seed % 2 == 1 {
+            server.change(|b| b.drip = 1000);
+        }
+        let nbd = open(&options(&server));
+        let config = Config {
+            batch: seed % 3 == 2,
+            ..config(seed)
+        };
+        serve(&nbd, &config).assert_clean(1000);
+        assert_eq!(server.connections(), 1);
+        assert_eq!(nbd.status().reconnects, 0);
+    }
+}
+
+/// L71 A connection that breaks at any place costs no request and doubles none: data and answers are as if it had held.
+#[test]
+fn l71_requests_in_flight_are_replayed() {
+    let places: [fn(u64) -> Fault; 6] = [
+        Fault::Request,
+        Fault::BeforeReply,
+        Fault::InReply,
+        Fault::InData,
+        Fault::Cookie,
+        Fault::Magic,
+    ];
+    for (seed, place) in (0..).zip(places) {
+        let mut faults: Vec<_> = [0, 1, 7, 40].map(place).to_vec();
+        faults.extend([Fault::Greeting, Fault::Negotiation, place(100), Fault::None]);
+        let server = Server::start(SIZE, &faults);
+        let nbd = open(&options(&server));
+        serve(&nbd, &config(seed)).assert_clean(1000);
+        let status = nbd.status();
+        assert_eq!(status.reconnects, 5, "{:?}: {status:?}", faults.first());
+        assert_eq!(server.connections(), 8);
+        assert!(status.replayed >= 5 && status.last_error.is_some());
+    }
+}
+
+/// L72 Several queues have a connection each, where the server allows that.
+#[test]
+fn l72_queues_have_connections_of_their_own() {
+    let faults = [Fault::InReply(30), Fault::Request(50), Fault::None];
+    let server = Server::start(SIZE, &faults);
+    server.change(|b| b.flags |= MULTI_CONN);
+    let nbd = open(&options(&server));
+    assert!(nbd.allows_several_connections());
+    let config = Config {
+        queues: 3,
+        ..config(1)
+    };
+    serve(&nbd, &config).assert_clean(1000);
+    assert_eq!(server.connections(), 5);
+    assert_eq!(nbd.status().connections, 0, "they end with the device");
+}
+
+/// L70 An error reply has no data behind it, and fails its request only.
+#[test]
+fn l70_an_error_reply_fails_one_request() {
+    let server = Server::start(SIZE, &[Fault::Error(20)]);
+    let nbd = open(&options(&server));
+    let config = Config {
+        read_percent: 100,
+        ..config(2)
+    };
+    let run = serve(&nbd, &config);
+    assert_eq!((run.report.completed, run.report.failed), (1000, 1));
+    assert_eq!(server.connections(), 1);
+}
+
+/// L78 A server that neither answers nor closes is left after the request's time; the queue serves on.
+#[test]
+fn l78_a_silent_server_is_left() {
+    let server = Server::start(SIZE, &[Fault::Silence(10), Fault::None]);
+    let mut options = options(&server);
+    options.request_timeout = Duration::from_secs(1);
+    let nbd = open(&options);
+    let begun = Instant::now();
+    serve(&nbd, &config(3)).assert_clean(1000);
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(10));
+    assert_eq!(nbd.status().reconnects, 1);
+}
+
+/// L71 Without a server, requests fail when the policy's time is over, not before, and work again when it is back.
+#[test]
+fn l71_requests_fail_when_the_policy_says_so() {
+    for (retry, at_least) in [(Retry::Never, 0), (Retry::For(Duration::from_secs(1)), 1)] {
+        let server = Server::start(SIZE, &[Fault::Request(5), Fault::Greeting]);
+        let mut options = options(&server);
+        options.retry = retry;
+        let nbd = open(&options);
+        let begun = Instant::now();
+        let config = Config {
+            read_percent: 100,
+            ..config(4)
+        };
+        let run = serve(&nbd, &config);
+        assert_eq!(run.result, Ok(()));
+        assert!(run.report.failed > 900, "{}", run.report.failed);
+        assert!(begun.elapsed() >= Duration::from_secs(at_least));
+    }
+}
+
+/// L79 The first connection waits for a server that comes up later, if told to.
+#[test]
+fn l79_the_first_connection_may_wait() {
+    let server = Server::start(SIZE, &[]);
+    server.go();
+    thread::sleep(Duration::from_millis(20));
+    let options = options(&server);
+    let now = ublk_nbd::Nbd::open(&options, Instant::now());
+    assert!(matches!(now, Err(OpenError::Connect(_))), "{now:?}");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(300));
+            server.listen();
+        });
+        open(&options);
+    });
+}
+
+/// L74 An export that came back smaller, read-only or without what the device has promised is not written to.
+#[test]
+fn l74_a_changed_export_is_not_written_to() {
+    let changes: [fn(&mut common::server::Behaviour); 4] = [
+        |b| b.size /= 2,
+        |b| b.flags |= READ_ONLY,
+        |b| b.flags &= !4,
+        |b| b.minimum = 8192,
+    ];
+    for change in changes {
+        let server = Server::start(SIZE, &[Fault::Request(200), Fault::None]);
+        let nbd = open(&options(&server));
+        server.change(change);
+        let config = Config {
+            read_percent: 0,
+            ..config(5)
+        };
+        let run = serve(&nbd, &config);
+        assert_eq!(run.result, Ok(()));
+        assert!(run.report.failed > 500, "{}", run.report.failed);
+        assert!(nbd.status().last_error.is_some());
+    }
+}
+
+/// L73 Block sizes of the server are the device's, or there is no device.
+#[test]
+fn l73_block_sizes_are_obeyed() {
+    let server = Server::start(SIZE + 512, &[]);
+    let limits = |minimum| {
+        server.change(|b| b.minimum = minimum);
+        let nbd = ublk_nbd::Nbd::open(&options(&server), Instant::now());
+        nbd.map(|nbd| (nbd.limits(), nbd.notes().len()))
+    };
+    let (one, notes) = limits(1).expect("any block");
+    assert_eq!(
+        (one.logical_block_size, one.size, notes),
+        (512, 1_049_088, 0)
+    );
+    let (page, notes) = limits(4096).expect("a page");
+    assert_eq!(
+        (page.logical_block_size, page.size, notes),
+        (4096, 1 << 20, 1)
+    );
+    assert!(matches!(
+        limits(8192),
+        Err(OpenError::MinimumBlockSize(8192))
+    ));
+    let mut options = options(&server);
+    options.size = Some(2 << 20);
+    server.change(|b| b.minimum = 1);
+    let larger = ublk_nbd::Nbd::open(&options, Instant::now());
+    assert!(
+        matches!(larger, Err(OpenError::TooSmall { .. })),
+        "{larger:?}"
+    );
+}
+
+/// A device that is to end does not wait for its server.
+#[test]
+fn giving_up_fails_what_waits() {
+    let server = Server::start(SIZE, &[Fault::Request(5), Fault::Greeting]);
+    let mut options = options(&server);
+    options.retry = Retry::Forever;
+    let nbd = open(&options);
+    let config = Config {
+        read_percent: 100,
+        ..config(6)
+    };
+    let run = thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(500));
+            assert_eq!(nbd.status().state, LinkState::Reconnecting);
+            nbd.give_up();
+        });
+        serve(&nbd, &config)
+    });
+    assert_eq!(run.result, Ok(()));
+    assert!(run.report.failed > 900);
+}
+
+/// A device moves to a second server with the same data under load: the old connection is drained and flushed.
+#[test]
+fn a_device_moves_under_load() {
+    let (one, two) = (Server::start(SIZE, &[]), Server::start(SIZE, &[]));
+    two.share_data_of(&one);
+    let nbd = open(&options(&one));
+    let config = Config {
+        requests: 20_000,
+        ..config(7)
+    };
+    let run = thread::scope(|scope| {
+        scope.spawn(|| {
+            while one.requests() < 2000 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            nbd.move_to(two.uri().parse().expect("a URI"));
+        });
+        serve(&nbd, &config)
+    });
+    run.assert_clean(20_000);
+    assert_eq!((one.connections(), two.connections()), (1, 1));
+    assert!(two.requests() > 1000, "{}", two.requests());
+    let status = nbd.status();
+    assert_eq!((status.reconnects, status.replayed), (0, 0));
+    // A server with less is no place to move to.
+    let small = Server::start(SIZE / 2, &[]);
+    let nbd = open(&options(&one));
+    let run = thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(50));
+            nbd.move_to(small.uri().parse().expect("a URI"));
+        });
+        serve(&nbd, &config)
+    });
+    assert_eq!((run.report.completed, run.report.failed), (20_000, 0));
+    assert_eq!(small.requests(), 0);
+    let error = nbd.status().last_error.expect("why it did not move");
+    assert!(error.contains("524288 bytes"), "{error}");
+}
