@@ -62,7 +62,7 @@ fn what_is_dropped_in_silence_is_told() {
     let mode = Mode::default().features() | Features::USER_COPY;
     let asked = mode | Recovery::Reissue.features();
     for (dropped, told) in [
-        (Features::USER_COPY, "no mode user-copy"),
+        (Features::USER_COPY, "mode user-copy"),
         (Features::USER_RECOVERY, "recovery reissue"),
         (Features::NONE, ""),
     ] {

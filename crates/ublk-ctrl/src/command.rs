@@ -322,7 +322,7 @@ pub unsafe trait Controller: Send {
             return Err(Error::BadReply {
                 operation: Operation::OpenChar,
                 message: format!(
-                    "/dev/ublkc{id} is the node of another device: look at udev's rules"
+                    "/dev/ublkc{id} is the node of another device: check the udev rules"
                 ),
             });
         }
@@ -355,7 +355,7 @@ pub unsafe trait Controller: Send {
     ///
     /// # Errors
     /// [`Error::WrongState`] where the device is live or dead to the end, [`Error::Busy`] where its old
-    /// server still has it open, [`Error::Refused`] with EINVAL where it was made without recovery …
+    /// server still has it open, [`Error::Refused`] with EINVAL where it was created without recovery …
     fn start_recovery(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         done(self, Command::StartRecovery { id }, deadline)
     }
@@ -488,7 +488,7 @@ fn done<C: Controller + ?Sized>(
 fn unexpected(operation: Operation, reply: &Reply) -> Error {
     Error::BadReply {
         operation,
-        message: format!("answered by {reply:?}"),
+        message: format!("unexpected reply {reply:?}"),
     }
 }
 

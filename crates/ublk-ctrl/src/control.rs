@@ -143,7 +143,7 @@ impl<P: CtrlPort> Control<P> {
     pub fn raw(&mut self, request: &Request, deadline: Duration) -> Result<(u32, Vec<u8>), Error> {
         if request.cmd_op() == ublk_sys::UBLK_U_CMD_REG_BUF {
             return Err(Error::Spec {
-                message: "REG_BUF names memory, for which nobody vouches here: use register_memory"
+                message: "REG_BUF names memory, which this call cannot check: use register_memory"
                     .into(),
             });
         }

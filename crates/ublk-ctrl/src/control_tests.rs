@@ -256,13 +256,13 @@ fn l28_errnos_are_not_masked() {
     let info: F = |c| c.info(id(1), LONG).map(drop);
     let cases: [(F, Errno, &str, usize); 14] = [
         (add, Errno::EEXIST, "the number is in use", 2),
-        (add, Errno::EACCES, "limit of devices", 2),
+        (add, Errno::EACCES, "device limit", 2),
         (add, Errno::ENOSPC, "every device number is taken", 2),
         (add, Errno::EPERM, "CAP_SYS_ADMIN", 2),
         (add, Errno::EINVAL, "combination of features", 2),
         (add, Errno::ENODEV, "older than Linux 6.5", 2),
         (add, Errno::ENOMEM, "free memory", 2),
-        (start, Errno::EEXIST, "live already", 1),
+        (start, Errno::EEXIST, "already live", 1),
         (start, Errno::EBUSY, "still attached", 1),
         // Once, and a look whether the device is one whose commands must carry its path.
         (start, Errno::EINVAL, "set the parameters first", 2),

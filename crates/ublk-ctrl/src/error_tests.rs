@@ -185,15 +185,15 @@ fn sentences_read_well() {
         ),
         (
             timed_out(Op::Stop, true),
-            "stop device 3: not done by the deadline, and it cannot be cancelled",
+            "stop device 3: not finished by the deadline, and cannot be cancelled",
         ),
         (
             timed_out(Op::ProveReady, false),
-            "wait until ready: device 3: no such node by the deadline",
+            "wait until ready: device 3: the node did not appear by the deadline",
         ),
         (
             Error::of_command(Op::OpenChar, dev, Errno::EBUSY).summary(),
-            "open the character device of device 3: another server has it open: device or resource \
+            "open the character device of device 3: another server has the device open: device or resource \
              busy (EBUSY)",
         ),
         (

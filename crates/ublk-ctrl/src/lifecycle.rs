@@ -24,7 +24,7 @@ impl<P: CtrlPort> Control<P> {
     ///
     /// # Errors
     /// [`Error::WrongState`] where the device is live or dead up to the deadline, [`Error::Busy`] where its
-    /// old server still has it open, [`Error::Refused`] with EINVAL where it was made without recovery,
+    /// old server still has it open, [`Error::Refused`] with EINVAL where it was created without recovery,
     /// [`Error::NoSuchDevice`], [`Error::TimedOut`].
     pub fn start_recovery(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         let operation = Operation::StartRecovery;
@@ -122,7 +122,7 @@ impl<P: CtrlPort> Control<P> {
         let operation = Operation::UpdateSize;
         if size == 0 || !size.is_multiple_of(SECTOR_SIZE) || size > i64::MAX.unsigned_abs() {
             return Err(Error::Spec {
-                message: format!("a size of {size} bytes is none a device can have"),
+                message: format!("a device cannot have {size} bytes"),
             });
         }
         let end = deadline_in(deadline);

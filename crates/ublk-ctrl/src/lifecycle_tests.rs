@@ -92,7 +92,7 @@ fn l34_recovery_waits_for_the_state_and_for_the_old_server() {
 #[test]
 fn l34_live_and_dead_devices_are_not_recovered() {
     for (state, hint) in [
-        (DevState::Live, "it is served"),
+        (DevState::Live, "the device is served"),
         (DevState::Dead, "nothing to recover"),
     ] {
         let (mut control, seen) = kernel(0, vec![state], |_, _| DONE);
@@ -171,7 +171,7 @@ fn missing_commands_name_the_kernel_that_brings_them() {
     let error = control.delete_async(id(), LONG).unwrap_err().to_string();
     assert!(error.contains("Linux 6.9"), "{error}");
     let error = control.quiesce(id(), LONG).unwrap_err().to_string();
-    assert!(error.contains("made without the feature"), "{error}");
+    assert!(error.contains("created without"), "{error}");
 }
 
 /// Kernels before 7.0 crash on UPDATE_SIZE of a device without a disk: it goes to live devices only, in

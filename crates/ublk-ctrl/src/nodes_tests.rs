@@ -166,7 +166,7 @@ fn l38_what_keeps_a_device_from_being_ready() {
     let _socket = UnixListener::bind(nodes.block_device(id(2))).unwrap();
     let error = nodes.prove_ready(id(2), 4096, SHORT).unwrap_err();
     assert_eq!(error.errno(), Some(Errno::ENXIO));
-    assert!(error.to_string().contains("went away"), "{error}");
+    assert!(error.to_string().contains("is gone"), "{error}");
     // What no waiting cures is told at once.
     symlink("ublkb3", nodes.block_device(id(3))).unwrap();
     let begun = std::time::Instant::now();

@@ -147,9 +147,9 @@ operations! {
     /// Writing back what is dirty of `/dev/ublkbN`.
     Sync: "sync", Bare, -, -, Report;
     /// Opening `/dev/ublkbN` to see who uses it.
-    Claim: "look who uses", Bare, -, -, Report;
+    Claim: "check the users of", Bare, -, -, Report;
     /// Taking the I/O scheduler away from `/dev/ublkbN`.
-    NoScheduler: "set no I/O scheduler", Of, -, -, Report;
+    NoScheduler: "disable the I/O scheduler", Of, -, -, Report;
     /// Listing the devices.
     List: "list devices", Of, -, -, Report;
 }

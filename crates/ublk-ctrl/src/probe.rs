@@ -121,16 +121,16 @@ pub fn control_node(root: &Path) -> Finding {
     let bad = |detail: String| Finding::new(check, Status::Bad, detail);
     let name = path.display();
     match OpenOptions::new().read(true).write(true).open(&path) {
-        Ok(_) => Finding::new(check, Status::Good, format!("{name} opens")),
+        Ok(_) => Finding::new(check, Status::Good, format!("{name} can be opened")),
         Err(error) => match Errno::from_io(&error) {
             Errno::ENOENT => bad(format!("{name} does not exist"))
                 .fix("modprobe ublk_drv; in a container, pass the node in (--device)"),
             Errno::ENODEV | Errno::ENXIO => {
-                bad(format!("{name} has no driver behind it")).fix("modprobe ublk_drv")
+                bad(format!("{name} has no driver")).fix("modprobe ublk_drv")
             }
-            Errno::EACCES | Errno::EPERM => bad(format!("{name} may not be opened"))
+            Errno::EACCES | Errno::EPERM => bad(format!("{name}: permission denied"))
                 .fix("run as root, or install udev/60-ublkctl.rules and join the group `ublk`"),
-            errno => bad(format!("{name}: {errno}")).fix("see dmesg"),
+            errno => bad(format!("{name}: {errno}")).fix("see `dmesg`"),
         },
     }
 }
@@ -151,7 +151,7 @@ pub fn io_uring_sysctl(root: &Path) -> Finding {
             let name = group.map_or("no group".into(), |g| format!("group {g}"));
             let detail = format!("kernel.io_uring_disabled is 1: only root and {name} may use it");
             match may_use(root, group) {
-                Some(true) => Finding::new(check, Status::Good, detail + ", as this process may"),
+                Some(true) => Finding::new(check, Status::Good, detail + ", and this process may"),
                 told => {
                     let bad = told == Some(false);
                     let status = if bad { Status::Bad } else { Status::Warning };
@@ -164,7 +164,9 @@ pub fn io_uring_sysctl(root: &Path) -> Finding {
             }
         }
         Some(value) => {
-            let detail = format!("kernel.io_uring_disabled is {value}: nobody may use it");
+            let detail = format!(
+                "kernel.io_uring_disabled is {value}: io_uring is disabled for all processes"
+            );
             Finding::new(check, Status::Bad, detail).fix("sysctl kernel.io_uring_disabled=0")
         }
     }
@@ -194,11 +196,7 @@ fn may_use(root: &Path, group: Option<i64>) -> Option<bool> {
 pub fn kernel_faults(root: &Path, release: Option<&Release>) -> Vec<Finding> {
     let check = Check::Kernel;
     let Some(release) = release else {
-        return vec![Finding::new(
-            check,
-            Status::Good,
-            "its release is not known",
-        )];
+        return vec![Finding::new(check, Status::Good, "unknown release")];
     };
     let found: Vec<Finding> = release
         .faults()
@@ -216,7 +214,7 @@ pub fn kernel_faults(root: &Path, release: Option<&Release>) -> Vec<Finding> {
         })
         .collect();
     if found.is_empty() {
-        let detail = format!("{release}: no fault of its ublk driver is known");
+        let detail = format!("{release}: no known fault in the ublk driver");
         return vec![Finding::new(check, Status::Good, detail)];
     }
     found
@@ -246,8 +244,8 @@ fn memlock(limit: Option<u64>) -> Finding {
         }
         Some(bytes) => {
             let detail = format!(
-                "{bytes} bytes may be locked, less than the {MEMLOCK_WANTED} of a queue of 128 \
-                 tags; matters for registered buffers and callers without CAP_IPC_LOCK"
+                "{bytes} bytes may be locked, less than the {MEMLOCK_WANTED} that a queue of 128 tags \
+                 needs; this matters for registered buffers of callers without CAP_IPC_LOCK"
             );
             Finding::new(check, Status::Warning, detail)
                 .fix("ulimit -l unlimited, or LimitMEMLOCK=infinity in the systemd unit")
@@ -262,7 +260,7 @@ pub fn device_limit(root: &Path) -> Finding {
     let file = root.join("sys/module/ublk_drv/parameters/ublks_max");
     let limit = read_to_string(file).ok();
     let Some(limit) = limit.and_then(|text| text.trim().parse::<u64>().ok()) else {
-        return Finding::new(check, Status::Good, "the driver names no limit");
+        return Finding::new(check, Status::Good, "the driver reports no limit");
     };
     let devices = Nodes::under(root).list_devices().map_or(0, |d| d.len());
     let detail = format!("{devices} devices, limit {limit}");
@@ -270,7 +268,7 @@ pub fn device_limit(root: &Path) -> Finding {
         return Finding::new(check, Status::Good, detail);
     }
     let detail = detail
-        + " (ublks_max counts all devices on Linux 6.3 to 6.14, those of unprivileged users later)";
+        + " (ublks_max counts all devices on Linux 6.3 to 6.14, only those of unprivileged users later)";
     Finding::new(check, Status::Warning, detail)
         .fix("delete devices, or echo 256 > /sys/module/ublk_drv/parameters/ublks_max")
 }

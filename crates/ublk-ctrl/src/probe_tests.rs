@@ -25,10 +25,10 @@ fn module_and_node() {
     create_dir_all(root.join("sys/module/ublk_drv")).unwrap();
     is(&module_loaded(root), Status::Good, "loaded");
     let node = put(root, "dev/ublk-control", "");
-    is(&control_node(root), Status::Good, "opens");
+    is(&control_node(root), Status::Good, "can be opened");
     std::fs::remove_file(&node).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(&node).unwrap();
-    is(&control_node(root), Status::Bad, "no driver behind it");
+    is(&control_node(root), Status::Bad, "has no driver");
 }
 
 #[test]
@@ -48,13 +48,13 @@ fn io_uring_is_allowed_limited_or_forbidden() {
     status("Gid:\t5\t5\t5\t5\nGroups:\t7 41 \nCapEff:\t0000000000000000\n");
     is(&io_uring_sysctl(root), Status::Bad, "group 42");
     status("Gid:\t5\t5\t5\t5\nGroups:\t7 42 \nCapEff:\t0000000000000000\n");
-    is(&io_uring_sysctl(root), Status::Good, "as this process may");
+    is(&io_uring_sysctl(root), Status::Good, "and this process may");
     status("Gid:\t42\t42\t42\t42\nGroups:\t\nCapEff:\t0000000000000000\n");
-    is(&io_uring_sysctl(root), Status::Good, "as this process may");
+    is(&io_uring_sysctl(root), Status::Good, "and this process may");
     status("Gid:\t5\t5\t5\t5\nGroups:\t\nCapEff:\t0000000000200000\n");
-    is(&io_uring_sysctl(root), Status::Good, "as this process may");
+    is(&io_uring_sysctl(root), Status::Good, "and this process may");
     set("2\n");
-    is(&io_uring_sysctl(root), Status::Bad, "nobody");
+    is(&io_uring_sysctl(root), Status::Bad, "disabled for all");
 }
 
 /// L84 A kernel with a fault is named before it bites, with what to do.
@@ -67,8 +67,8 @@ fn l84_faults_of_the_kernel_are_found() {
         let [finding] = of(text).try_into().unwrap();
         finding
     };
-    is(&one("7.3.4+deb13-amd64"), Status::Good, "no fault");
-    is(&one("nonsense"), Status::Good, "not known");
+    is(&one("7.3.4+deb13-amd64"), Status::Good, "no known fault");
+    is(&one("nonsense"), Status::Good, "unknown release");
     is(&one("6.18.5-arch1-1"), Status::Bad, "ADD_DEV crashes");
     is(&one("6.18.40"), Status::Warning, "get lost");
     is(&one("7.2.12+deb13-amd64"), Status::Good, "UBSAN");

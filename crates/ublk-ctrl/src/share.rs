@@ -90,7 +90,7 @@ impl<P: CtrlPort> Control<P> {
         let size = size / page * page;
         if size == 0 {
             return Err(Error::Spec {
-                message: "a file of memory to share must have at least one page".into(),
+                message: "a memory file to share must have at least one page".into(),
             });
         }
         let mut shared = Vec::new();

@@ -64,7 +64,7 @@ impl<P: CtrlPort> Control<P> {
         if !start.is_multiple_of(page) || !len.is_multiple_of(page) || len == 0 || len > LARGEST {
             return Err(Error::Spec {
                 message: format!(
-                    "memory of {len} bytes at {start:#x} is not whole pages of {page} bytes, at most 4 GiB"
+                    "memory of {len} bytes at {start:#x} must consist of whole pages of {page} bytes and be at most 4 GiB"
                 ),
             });
         }
@@ -83,7 +83,7 @@ impl<P: CtrlPort> Control<P> {
         let (index, _) = self.deliver(&request.payload(memory.to_bytes().to_vec()), deadline)?;
         let index = u16::try_from(index).map_err(|_| Error::BadReply {
             operation,
-            message: format!("index {index} is beyond what a descriptor can carry"),
+            message: format!("index {index} does not fit into a descriptor"),
         })?;
         Ok(MemoryId(index))
     }

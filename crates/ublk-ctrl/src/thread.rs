@@ -151,7 +151,7 @@ unsafe impl Controller for ControlThread {
                     })
                 }
                 RecvTimeoutError::Disconnected => Err(Error::ControllerGone {
-                    message: format!("its thread ended during {}", command.operation()),
+                    message: format!("the control thread ended during {}", command.operation()),
                 }),
             }
         })
@@ -189,13 +189,13 @@ fn spawn(make: &Make, deadline: Duration) -> Result<Thread, Error> {
     std::thread::Builder::new()
         .name("ublk-ctrl".into())
         .spawn(body)
-        .map_err(|e| gone(format!("no thread for it: {e}")))?;
+        .map_err(|e| gone(format!("cannot start the control thread: {e}")))?;
     match opened.recv_timeout(deadline) {
         Ok(result) => result.map(|()| Thread { jobs, life }),
         Err(RecvTimeoutError::Timeout) => {
             Err(gone(format!("opening took longer than {deadline:?}")))
         }
-        Err(RecvTimeoutError::Disconnected) => Err(gone("its thread panicked".into())),
+        Err(RecvTimeoutError::Disconnected) => Err(gone("the control thread panicked".into())),
     }
 }
 

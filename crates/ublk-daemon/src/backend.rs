@@ -215,7 +215,7 @@ fn look(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
                     errno: ublk_core::Errno::ENOENT,
                     ..
                 } if !path.is_symlink() => {
-                    failure.hint("`--create --size SIZE` makes a sparse file of that size")
+                    failure.hint("`--create --size SIZE` creates a sparse file of that size")
                 }
                 _ => failure,
             }

@@ -22,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks at such a user.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-const IN_USE: &str = "two who write destroy each other's data: end the other use first, or serve a part of the file that it \
-                      does not (--offset, --length); --read-only reads along, --force serves it all the same";
+const IN_USE: &str = "two writers corrupt each other's data: end the other use first, or serve another part of the file \
+                      (--offset, --length); --read-only shares it without writing, --force serves it anyway";
 
 /// The bytes of a backing store that are a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +73,7 @@ fn stands(record: &Record) -> bool {
 fn name_of(record: &Record) -> String {
     let node = match record.id {
         Some(id) => format!("/dev/ublkb{id}"),
-        None => "a device that is being made".to_owned(),
+        None => "a device that is being created".to_owned(),
     };
     match &record.spec.name {
         Some(name) => format!("{node} ({name})"),
@@ -92,12 +92,12 @@ fn judge(users: &[User], spec: &AddSpec, window: Window, others: &[Record]) -> V
         let name = name_of(other);
         if other.spec.read_only {
             if !spec.read_only {
-                told.push(format!("it is read as {name} as well"));
+                told.push(format!("it is also read as {name}"));
             }
             continue;
         }
         let text = format!(
-            "bytes {} to {} of it are {name} already",
+            "bytes {} to {} are already used by {name}",
             theirs.begin, theirs.end
         );
         if !may_share(spec) {
@@ -196,7 +196,7 @@ pub(crate) fn check(path: &Path, was: &Identity, now: &Identity) -> Result<(), F
         return Ok(());
     }
     Err(Failure::failed(format!(
-        "{} leads to another file than the device was made with: that was {was}, this is {now}",
+        "{} is not the file that the device was created with: that was {was}, this is {now}",
         path.display()
     ))
     .hint(

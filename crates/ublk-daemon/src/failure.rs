@@ -93,15 +93,15 @@ impl Failure {
     pub fn no_such_device(word: impl std::fmt::Display) -> Self {
         Self::new(FailureKind::NoSuchDevice, format!("no ublk device {word}"))
             .errno(Errno::ENODEV)
-            .hint("`ublkctl list` shows the devices there are")
+            .hint("`ublkctl list` shows all devices")
     }
 
     /// A device that no record of the caller's is about.
     #[must_use]
     pub fn foreign(id: DevId) -> Self {
-        let text = format!("device {id} was not made by this ublkctl");
+        let text = format!("device {id} was not created by this ublkctl");
         Self::new(FailureKind::Foreign, text)
-            .hint("use the program that made it, or run as the user who did or as root")
+            .hint("use the program that created it, or run as that user or as root")
     }
 
     /// Adds what to do next.
@@ -165,8 +165,8 @@ pub(crate) const NO_START: &str = "cannot start a helper process";
 #[must_use]
 pub fn starting() -> &'static str {
     match std::path::Path::new("/proc/self/exe").exists() {
-        false => "mount /proc: the tool starts itself again from there",
-        true => "`ulimit -n` and `ulimit -u` must leave room for another process: raise them",
+        false => "mount /proc: ublkctl starts its processes through /proc/self/exe",
+        true => "raise `ulimit -n` and `ulimit -u`: they leave no room for another process",
     }
 }
 

@@ -246,7 +246,7 @@ impl Helper {
 fn unexpected(task: &Task, told: &Told) -> Error {
     Error::BadReply {
         operation: task.operation(),
-        message: format!("answered by {told:?}"),
+        message: format!("unexpected reply {told:?}"),
     }
 }
 
@@ -387,7 +387,7 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
         let (operation, dev) = (command.operation(), command.dev());
         let Some(id) = dev else {
             return Err(Error::Spec {
-                message: format!("{operation}: of no device"),
+                message: format!("{operation}: no device given"),
             });
         };
         let until = deadline_in(deadline);

@@ -46,7 +46,7 @@ pub enum LinkError {
     )]
     Version(u32),
     /// The standard input of a role is not the link it must be.
-    #[error("this role is started by ublkctl itself, not by hand: standard input is not its link")]
+    #[error("this role is started by ublkctl itself, not by users: standard input is not its link")]
     NotALink,
     /// A system call failed.
     #[error("the link failed: {0}")]

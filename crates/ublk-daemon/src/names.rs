@@ -31,7 +31,7 @@ pub fn check(name: &str) -> Result<(), Failure> {
     if good && is_node(name) {
         let failure = Failure::new(
             FailureKind::Usage,
-            format!("`{name}` is no name for a device: it is the node of one"),
+            format!("`{name}` is not a valid name: it is the name of a device node"),
         );
         return Err(
             failure.hint("choose a name that does not begin with `ublkb` or `ublkc` and a digit")
@@ -42,9 +42,9 @@ pub fn check(name: &str) -> Result<(), Failure> {
     }
     Err(Failure::new(
         FailureKind::Usage,
-        format!("`{name}` is no name for a device"),
+        format!("`{name}` is not a valid device name"),
     )
-    .hint("letters, digits, `-`, `_` and `.`, up to 64, no dot in front, not only digits"))
+    .hint("use up to 64 letters, digits, `-`, `_` and `.`, no leading dot, not only digits"))
 }
 
 /// Whether a word is, or begins as, the name of a node: `ublkb3`, `ublkc3`, `ublkb3p1`.
@@ -62,9 +62,11 @@ pub fn free(name: &str, holder: Option<u32>) -> Result<(), Failure> {
     match holder {
         Some(id) if Path::new(&format!("/dev/ublkc{id}")).exists() => Err(Failure::new(
             FailureKind::Busy,
-            format!("the name {name} is that of device {id}"),
+            format!("the name {name} belongs to device {id}"),
         )
-        .hint(format!("choose another name, or `ublkctl delete {id}`"))),
+        .hint(format!(
+            "choose another name, or delete that device (`ublkctl delete {id}`)"
+        ))),
         _ => Ok(()),
     }
 }

@@ -17,17 +17,17 @@ pub fn check(spec: &AddSpec) -> Result<(), Failure> {
     match (&spec.backend, spec.recovery) {
         (_, Recovery::None) if spec.supervise => Err(Failure::new(
             FailureKind::Usage,
-            "--supervise: a device without recovery dies with its server, so there is nothing to bring back",
+            "--supervise needs --recovery: without it the device dies with its server",
         )
         .hint("add --recovery reissue, queue or fail")),
         (_, Recovery::None) => Ok(()),
         (BackendSpec::Mem { .. }, policy) => Err(Failure::new(
             FailureKind::Usage,
             format!(
-                "--recovery {policy}: the contents of a memory device die with its server, so the next one would give back zeroes"
+                "--recovery {policy}: the contents of a memory device die with its server, so a new server would return zeroes"
             ),
         )
-        .hint("leave --recovery out, or use a backend that keeps its data")),
+        .hint("omit --recovery, or use a backend that keeps its data")),
         _ => Ok(()),
     }
 }
@@ -38,9 +38,9 @@ fn of_user(spec: &AddSpec) -> Result<(), Failure> {
     let root = |what: String| {
         Err(Failure::new(
             FailureKind::Usage,
-            format!("{what}: the driver has it for devices of root only"),
+            format!("{what}: the driver supports it for devices of root only"),
         )
-        .hint("leave it out, or run as root; devices of users have --data copy and get-data, and --batch"))
+        .hint("omit it, or run as root; unprivileged devices support --data copy and get-data, and --batch"))
     };
     match (spec.mode.data, spec.recovery) {
         (DataMode::Copy | DataMode::GetData, Recovery::None) => Ok(()),
@@ -58,33 +58,34 @@ pub fn may_replace(granted: Features, kernel: Option<&Release>) -> Result<(), Fa
     let why = match policy {
         Recovery::None => {
             return Err(Failure::failed(
-                "the device was made without recovery, so no other server can take it over",
+                "the device was created without recovery, so no other server can take it over",
             )
-            .hint("stop and delete it and add it again with --recovery reissue"));
+            .hint("delete it and add it again with --recovery reissue"));
         }
-        Recovery::Fail => "by its policy `fail` all I/O fails while it has no server",
+        Recovery::Fail => "with policy `fail` all I/O fails while there is no server",
         _ if granted.contains(Features::BATCH_IO) => {
             if let Some(release) = kernel.filter(|k| k.has(Fault::BatchHandOver)) {
                 let fault = Fault::BatchHandOver;
                 return Err(Failure::new(
                     FailureKind::KernelFault,
-                    format!("some I/O would fail, then and later: kernel {release}: {fault}"),
+                    format!("some I/O would fail during and after the upgrade: kernel {release}: {fault}"),
                 )
                 .hint(format!(
-                    "{}; --allow-errors does it all the same",
+                    "{}; --allow-errors upgrades anyway",
                     fault.remedy()
                 )));
             }
             // Seen on 7.3.4, where what it goes on failing afterwards is cured.
-            "in batch mode the driver fails what comes while the device is held"
+            "in batch mode the driver fails requests that arrive while I/O is held"
         }
         Recovery::Queue if !granted.contains(Features::QUIESCE) => {
-            "this kernel cannot hold its I/O (QUIESCE comes with Linux 6.16), and by its policy `queue` requests in the old server's hands fail"
+            "this kernel cannot hold I/O (QUIESCE needs Linux 6.16), and with policy `queue` requests in flight in the old server fail"
         }
         _ => return Ok(()),
     };
-    Err(Failure::failed(format!("some I/O would fail: {why}"))
-        .hint("--allow-errors does it all the same; a device of policy `reissue` needs it nowhere"))
+    Err(Failure::failed(format!("some I/O would fail: {why}")).hint(
+        "--allow-errors upgrades anyway; policy `reissue` without batch commands never needs it",
+    ))
 }
 
 #[cfg(test)]

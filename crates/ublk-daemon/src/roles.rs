@@ -43,7 +43,7 @@ pub fn run(role: Role) -> Result<i32, LinkError> {
 /// For the roles that a device cannot do without. Users without the right stay as they are.
 fn spare_from_oom() {
     if let Err(e) = memory::spare_from_oom() {
-        tracing::debug!("the OOM killer takes this process like any other: {e}");
+        tracing::debug!("cannot lower the OOM score of this process: {e}");
     }
 }
 

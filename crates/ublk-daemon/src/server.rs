@@ -94,14 +94,14 @@ impl Server {
     fn tell_with(&mut self, message: &FromServer, descriptor: Option<BorrowedFd<'_>>) {
         let link = self.link.as_ref();
         if let Some(Err(e)) = link.map(|link| link.send_with(message, descriptor)) {
-            tracing::warn!("the agent does not listen: {e}");
+            tracing::warn!("cannot send to the agent: {e}");
         }
     }
 
     fn next(&self) -> Result<ToServer, Failure> {
         let link = self.link.as_ref().ok_or(LinkError::Closed);
         link.and_then(|link| link.recv(Instant::now() + PATIENCE))
-            .map_err(|e| Failure::failed(format!("no word from the agent: {e}")))
+            .map_err(|e| Failure::failed(format!("no message from the agent: {e}")))
     }
 
     fn play(&mut self, engine: &mut dyn Engine) -> Result<(), Failure> {
@@ -216,10 +216,10 @@ impl Server {
         let version = LINK_VERSION;
         match link.send(&FromServer::Attached { version }) {
             Ok(()) => {
-                tracing::info!("another agent has the device in its care");
+                tracing::info!("another agent manages the device");
                 self.link = Some(link);
             }
-            Err(e) => tracing::warn!("an agent came and left again: {e}"),
+            Err(e) => tracing::warn!("an agent connected and hung up: {e}"),
         }
     }
 
@@ -236,7 +236,7 @@ impl Server {
             self.hand_over();
         } else {
             tracing::warn!(
-                "asked to end, but the agent is gone and only somebody else may stop the device: run `ublkctl delete {id}`"
+                "ignoring a signal: the agent is gone, and a server must not stop its own device; run `ublkctl delete {id}`"
             );
         }
     }
@@ -257,7 +257,7 @@ impl Server {
                 more,
             };
             if let Err(e) = link.send_by(&part, deadline) {
-                return tracing::warn!("the agent does not listen: {e}");
+                return tracing::warn!("cannot send to the agent: {e}");
             }
             if !more {
                 return;
@@ -302,7 +302,7 @@ impl Server {
                 Err(_) if !self.live => return true,
                 Err(e) => {
                     tracing::warn!(
-                        "the agent is gone ({e}); the device goes on, `ublkctl recover {}` gives it another",
+                        "the agent is gone ({e}); the device keeps serving, `ublkctl recover {}` starts another agent",
                         self.id.unwrap_or_default()
                     );
                     self.link = None;

@@ -25,7 +25,7 @@ pub fn check(spec: &AddSpec) -> Result<(), Failure> {
     if spec.mode.data == DataMode::GetData {
         return Err(Failure::new(
             FailureKind::Usage,
-            "--shm with --data get-data: the command that names a write's buffer would hide where the client's is",
+            "--shm cannot be used with --data get-data: the command that names a write's buffer would hide the place of the client's data",
         )
         .hint("use another --data"));
     }
@@ -51,7 +51,7 @@ pub fn open(path: &Path) -> Result<File, Failure> {
     let kind = file.metadata().map_err(|e| failed(path, &e))?;
     if !kind.is_file() || kind.len() == 0 {
         let why =
-            "no file of memory; give a file of hugetlbfs or tmpfs, or /proc/PID/fd/N of a memfd";
+            "not a file in memory; give a file on hugetlbfs or tmpfs, or /proc/PID/fd/N of a memfd";
         return Err(failed(path, &why));
     }
     Ok(file)
@@ -82,11 +82,8 @@ pub fn registered(
 pub fn map(path: &Path, file: &File, registered: &Registered) -> Result<SharedMemory, Failure> {
     let of = file.metadata().map_err(|e| failed(path, &e))?;
     if (of.dev(), of.ino()) != (registered.device, registered.inode) {
-        let failure = failed(
-            path,
-            &"another file than the one registered with the device",
-        );
-        return Err(failure.hint("put that one back, or delete the device and add it again"));
+        let failure = failed(path, &"not the file that was registered with the device");
+        return Err(failure.hint("restore that file, or delete the device and add it again"));
     }
     let table = SharedTable::new(&registered.buffers);
     SharedMemory::map(file.as_fd(), table).map_err(|e| failed(path, &e))
@@ -123,7 +120,7 @@ mod tests {
         std::fs::write(&other, [1; 8192]).unwrap();
         std::fs::rename(&other, &path).unwrap();
         let failure = map(&path, &open(&path).unwrap(), &known).unwrap_err();
-        assert!(failure.text.contains("another file"), "{failure:?}");
+        assert!(failure.text.contains("not the file"), "{failure:?}");
     }
 
     #[test]

@@ -298,7 +298,7 @@ impl Store {
             return Err(no("it belongs to another user"));
         }
         if meta.mode() & 0o077 != 0 {
-            return Err(no("other users can reach into it; its mode must be 0700"));
+            return Err(no("other users can access it; its mode must be 0700"));
         }
         Ok(())
     }

@@ -30,9 +30,9 @@ pub enum Error {
         /// What does not fit.
         misfit: Misfit,
     },
-    /// The device was made without recovery, so it cannot be left to another server.
+    /// The device was created without recovery, so it cannot be left to another server.
     #[error(
-        "device {id} was made without recovery: only its own server can serve it; stop and delete it, or detach it"
+        "device {id} was created without recovery: no other server can take it over; stop and delete it, or detach it"
     )]
     NotRecoverable {
         /// The device.
@@ -40,7 +40,7 @@ pub enum Error {
     },
     /// This kernel cannot hold the device's I/O while this process lives.
     #[error(
-        "device {id}: this kernel cannot hold its I/O (QUIESCE comes with Linux 6.16); end the process instead, which leaves the device to the next server"
+        "device {id}: this kernel cannot hold I/O (QUIESCE needs Linux 6.16); end the process instead, which leaves the device to the next server"
     )]
     CannotHold {
         /// The device.
@@ -48,7 +48,7 @@ pub enum Error {
     },
     /// The backend has no room for another size, or only ever the one it has.
     #[error(
-        "device {id}: its backend cannot have {bytes} bytes: {errno}; make room first (grow the file), or implement Backend::resize"
+        "device {id}: its backend cannot have {bytes} bytes: {errno}; grow the file first, or implement Backend::resize"
     )]
     Resize {
         /// The device, of the size it had.
@@ -59,7 +59,7 @@ pub enum Error {
         errno: Errno,
     },
     /// The memory shared with clients could not be mapped.
-    #[error("cannot map the memory shared with clients: {0}; was its file cut short?")]
+    #[error("cannot map the memory shared with clients: {0}; was its file truncated?")]
     SharedMemory(#[source] std::io::Error),
     /// Signal handlers could not be installed.
     #[error("cannot install signal handlers: {0}")]

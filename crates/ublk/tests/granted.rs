@@ -48,7 +48,7 @@ fn what_is_not_granted_is_an_error() {
     let recovered = null().recovery(Recovery::Reissue);
     let unprivileged = null().features(Features::UNPRIVILEGED_DEV);
     for (builder, dropped, told) in [
-        (user_copy, Features::USER_COPY, "no mode user-copy"),
+        (user_copy, Features::USER_COPY, "mode user-copy"),
         (recovered, Features::USER_RECOVERY, "with recovery reissue"),
         (unprivileged, Features::UNPRIVILEGED_DEV, "CAP_SYS_ADMIN"),
         // It goes on to the parameters, which this kernel refuses.

@@ -1,4 +1,4 @@
-//! The command line, by definition: help, completions and man pages are made from it.
+//! The definition of the command line; help, completions and man pages are generated from it.
 
 mod add;
 #[cfg(test)]
@@ -14,19 +14,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 const CONTRACT: &str = "\
-Output: `add` prints one line, the device path, once the device serves I/O. Messages go to standard \
-error. With --json every command prints one JSON value on standard output, and one that fails \
-{\"error\": {kind, message, hint, errno, errno_name, exit_code}}; that is the contract for scripts, fields are only ever \
-added. A command about one device prints an object, about several or --all an array.
+Output: `add` prints the device path on one line once the device serves I/O. Messages go to standard error. With \
+--json every command prints one JSON value on standard output; a command that fails prints \
+{\"error\": {kind, message, hint, errno, errno_name, exit_code}}. Scripts can rely on this format: fields are added, \
+never changed or removed. A command about one device prints an object; about several devices, or with --all, an array.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 timed out, 32 no such device; of several devices the worst, which is 3 before \
-1 before 32.
+Exit codes: 0 done, 1 failed, 2 usage, 3 timed out, 32 no such device; for several devices the worst of them: 3, then \
+1, then 32.
 
 Sizes: 512, 4K, 10G; each unit is 1024 times the one before (10G is 10 GiB).
 
-Environment: UBLKCTL_RUN_DIR names another directory for state than /run/ublkctl (root) or \
-ublkctl in $XDG_RUNTIME_DIR, /run/user/UID or $XDG_STATE_HOME; UBLKCTL_LOG sets how much is said: error, warn, info (default), debug, trace; \
-UBLKCTL_SECCOMP=log has the system calls that a server is refused logged by the kernel and let through, =off filters none.";
+Environment: UBLKCTL_RUN_DIR sets the directory of state files (default: /run/ublkctl for root; for other users, ublkctl \
+in $XDG_RUNTIME_DIR, /run/user/UID or $XDG_STATE_HOME). UBLKCTL_LOG sets the log level: error, warn, info (default), \
+debug, trace. UBLKCTL_SECCOMP=log makes the system call filter of servers log violations instead of refusing them; =off \
+disables the filter.";
 
 /// Create, list, stop and delete ublk devices: block devices served by a process.
 #[derive(Debug, Parser)]
@@ -54,10 +55,10 @@ pub enum Command {
         #[command(flatten)]
         config: Config,
         /// Serve one device and stay in the foreground until it is gone; SIGINT and SIGTERM stop and delete it. A device
-        /// left over without a server is taken up again
+        /// without a server is recovered
         #[arg(long)]
         foreground: bool,
-        /// With --foreground: on SIGINT and SIGTERM, write back a recoverable device and leave it for its next server
+        /// With --foreground: on SIGINT and SIGTERM, write back a recoverable device and leave it to its next server
         #[arg(long, requires = "foreground")]
         leave: bool,
         #[command(flatten)]
@@ -70,7 +71,7 @@ pub enum Command {
         /// Proceed even if unwritten data is lost
         #[arg(long)]
         force: bool,
-        /// Only devices served in the foreground (`up --foreground`): one that another agent has taken over stays
+        /// Only devices served by `up --foreground`; devices that another agent has taken over stay
         #[arg(long)]
         in_front: bool,
         #[command(flatten)]
@@ -101,7 +102,7 @@ pub enum Command {
     Stop {
         #[command(flatten)]
         devices: DevicesOrAll,
-        /// Stop it only if nobody has it open (Linux 7.0)
+        /// Stop the device only if it is not open (Linux 7.0)
         #[arg(long, conflicts_with = "force")]
         if_unused: bool,
         /// Proceed even if unwritten data is lost
@@ -115,7 +116,7 @@ pub enum Command {
     Delete {
         #[command(flatten)]
         devices: DevicesOrAll,
-        /// Do not wait until everybody has closed it; its number becomes free after that (Linux 6.9)
+        /// Do not wait until the device is closed everywhere; its number is free only after that (Linux 6.9)
         #[arg(long = "async")]
         no_wait: bool,
         /// Proceed even if unwritten data is lost
@@ -124,7 +125,7 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Start a new server for a device whose server is gone; I/O continues where the old one left off
+    /// Start a new server for a device whose server is gone, so that I/O continues
     Recover {
         /// Devices, each by its number, its node or a link to it, or its name
         #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices), required_unless_present = "all", conflicts_with = "all")]
@@ -142,7 +143,7 @@ pub enum Command {
     Upgrade {
         #[command(flatten)]
         devices: Devices,
-        /// Proceed even if requests may fail, by the recovery policy or on this kernel
+        /// Proceed even if requests may fail because of the recovery policy or the kernel
         #[arg(long)]
         allow_errors: bool,
         /// Serve whatever file or disk is at the device's path now, even if it is not the one the device was created with
@@ -170,7 +171,7 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Show devices whose server is gone and that no agent looks after, and remove those named
+    /// Show orphans, devices without a server and an agent, and remove those named
     Gc {
         /// Orphans to remove
         #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
@@ -194,7 +195,7 @@ pub enum Command {
         #[command(flatten)]
         wait: Look,
     },
-    /// For udev rules: print whose a device is, as KEY=VALUE lines
+    /// For udev rules: print the owner of a device as KEY=VALUE lines
     UdevOwner {
         /// The kernel's name of a node: ublkcN, ublkbN, or a partition of it
         #[arg(value_name = "NODE")]
@@ -228,7 +229,7 @@ pub struct Devices {
     pub devices: Vec<Target>,
 }
 
-/// The devices to act on: at least one, or all if said explicitly.
+/// The devices to act on: at least one, or all with `--all`.
 #[derive(Debug, Args)]
 pub struct DevicesOrAll {
     /// Devices, each by its number, its node or a link to it, or its name

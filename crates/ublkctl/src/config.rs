@@ -42,7 +42,7 @@ impl Line {
             Outcome::Differs => {
                 let all: Vec<String> = up.differences.iter().map(difference).collect();
                 format!(
-                    "device {} runs otherwise, and is left alone: {}",
+                    "device {} differs from the configuration and was left unchanged: {}",
                     up.path.display(),
                     all.join(", ")
                 )
@@ -78,7 +78,7 @@ impl Line {
 }
 
 fn difference(d: &Difference) -> String {
-    format!("{} is {}, the file says {}", d.option, d.has, d.wanted)
+    format!("{} is {}, configured as {}", d.option, d.has, d.wanted)
 }
 
 /// The lines of several devices, and the worst of their exit codes, which is the command's.
@@ -119,7 +119,7 @@ fn chosen(config: &Config) -> Result<Vec<Entry>, Failure> {
                 FailureKind::Usage,
                 format!("{}: no [device.{name}]", config.file.display()),
             )
-            .hint(format!("it has {}", names.join(", "))));
+            .hint(format!("the file has {}", names.join(", "))));
         }
     }
     let wanted = |e: &Entry| config.names.is_empty() || config.names.contains(&e.name);
@@ -161,12 +161,12 @@ pub fn foreground(
         return Err(Failure::new(
             FailureKind::Usage,
             format!(
-                "--foreground serves one device, {} has {}",
+                "--foreground serves exactly one device, {} has {}",
                 config.file.display(),
                 entries.len()
             ),
         )
-        .hint("name one of them, or leave --foreground out"));
+        .hint("name one of them, or omit --foreground"));
     };
     let lifetime = if leave {
         Lifetime::Left

@@ -132,7 +132,7 @@ pub fn add(backend: &Backend, json: bool) -> Result<ExitCode, Failure> {
         let path = added.path.display();
         let gone = device.take_back(add.wait.time());
         return Err(match gone {
-            Ok(()) => failure.hint(format!("{path} was taken back")),
+            Ok(()) => failure.hint(format!("{path} was removed again")),
             Err(e) => failure.hint(format!("{path} is still there: {e}")),
         });
     }

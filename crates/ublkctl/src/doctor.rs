@@ -61,11 +61,11 @@ pub fn look(program: &Path, within: Duration) -> Vec<Check> {
 /// What devices this process may make: the driver gives all it has to CAP_SYS_ADMIN only.
 fn permission(privileged: bool, control_opens: bool) -> Check {
     let (status, detail, fix) = match (privileged, control_opens) {
-        (true, _) => ("ok", "CAP_SYS_ADMIN is there", None),
+        (true, _) => ("ok", "this process has CAP_SYS_ADMIN", None),
         (false, true) => (
             "warn",
-            "no CAP_SYS_ADMIN: devices are this user's own, with copy and get-data, without recovery",
-            Some("run as root for the rest: sudo ublkctl …"),
+            "no CAP_SYS_ADMIN: unprivileged devices only, with data modes copy and get-data, without recovery",
+            Some("run as root to get everything else: sudo ublkctl …"),
         ),
         (false, false) => (
             "fail",
@@ -95,7 +95,7 @@ fn driver(program: &Path, within: Duration) -> Check {
             Check {
                 check,
                 status: "ok",
-                detail: format!("answers; features {}", names.join(" ")),
+                detail: format!("responds; features: {}", names.join(" ")),
                 fix: None,
             }
         }

@@ -51,7 +51,7 @@ impl Chosen {
         let unknown = entries.into_iter().filter_map(|e| {
             let why = e.record_error.as_ref()?;
             let failure = Failure::failed(format!(
-                "device {} may be one of them, but its record cannot be read: {why}",
+                "skipped device {}: its record cannot be read: {why}",
                 e.id
             ));
             Some((e.id, failure.hint(e.next.clone().unwrap_or_default())))

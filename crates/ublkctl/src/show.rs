@@ -69,8 +69,12 @@ fn server(e: &ListEntry) -> String {
         return format!("of user {}", e.owner.uid);
     }
     if e.orphan && matches!(e.state.as_str(), "quiesced" | "fail-io") {
-        let whose = if e.foreign { "" } else { ": `ublkctl recover`" };
-        return format!("gone, waits for another{whose}");
+        let whose = if e.foreign {
+            ""
+        } else {
+            ": `ublkctl recover` starts another"
+        };
+        return format!("gone{whose}");
     }
     match (e.server_pid, e.server_alive, &e.cause) {
         (Some(pid), true, _) => pid.to_string(),
@@ -107,7 +111,7 @@ pub fn garbage(found: &Found) -> String {
         let whose = if let Some(why) = &e.record_error {
             why
         } else if e.foreign {
-            "not made by this ublkctl"
+            "not created by this ublkctl"
         } else {
             e.cause.as_deref().unwrap_or("its server is gone")
         };
@@ -139,7 +143,7 @@ pub fn info(i: &Info) -> String {
     line("block size", or_dash(i.block_size.map(|b| b.to_string())));
     line("largest I/O", size::show(i.max_io_bytes.into()));
     line("read-only", or_dash(i.read_only.map(|r| r.to_string())));
-    line("queues", format!("{} of {} tags", e.queues, e.depth));
+    line("queues", format!("{}, depth {}", e.queues, e.depth));
     line(
         "data",
         format!("{}, batch {}", e.data, if e.batch { "on" } else { "off" }),
@@ -148,8 +152,8 @@ pub fn info(i: &Info) -> String {
     line(
         "backend",
         e.backend.clone().unwrap_or_else(|| match &e.record_error {
-            Some(why) => format!("unknown, its record cannot be read: {why}"),
-            None => "foreign: not made by this ublkctl".to_owned(),
+            Some(why) => format!("unknown: its record cannot be read: {why}"),
+            None => "foreign: not created by this ublkctl".to_owned(),
         }),
     );
     if let Some(b) = &e.backing {
@@ -172,7 +176,7 @@ pub fn info(i: &Info) -> String {
     };
     line("recovery", format!("{}{supervised}", e.recovery));
     if let (Some(threads), Some(polling)) = (e.threads, &e.polling) {
-        line("threads", format!("{threads} a queue, polling {polling}"));
+        line("threads", format!("{threads} per queue, polling {polling}"));
     }
     if let Some(path) = &e.shared_memory {
         line("shared memory", path.display().to_string());
@@ -205,20 +209,20 @@ pub fn info(i: &Info) -> String {
         line(
             "errors",
             format!(
-                "{} requests failed, {} panics contained, {} dropped, {} refused",
+                "{} requests failed, {} panics caught, {} dropped, {} refused",
                 s.errors, s.panics, s.dropped, s.refused
             ),
         );
         if let Some(file) = &health.file {
             let way = if file.direct {
-                "direct"
+                "direct I/O"
             } else {
-                "through the page cache"
+                "page cache"
             };
             let waits = if file.asynchronous {
                 "asynchronous"
             } else {
-                "at once"
+                "synchronous"
             };
             line(
                 "file",
@@ -275,7 +279,7 @@ pub fn info(i: &Info) -> String {
                     n => format!("queue {}.{n}", q.qid),
                 },
                 format!(
-                    "{}, {} in hand, {pinned}, {flusher}, buffers of {} in {}, ring {}",
+                    "{}, {} in flight, {pinned}, {flusher}, {} of buffers in {}, ring {}",
                     q.state,
                     q.in_hand,
                     size::show(q.buffer_bytes),
@@ -323,7 +327,7 @@ pub fn features(features: &Features) -> String {
     if features.unknown != 0 {
         let _ = writeln!(
             text,
-            "yes  {:#x}: features this version has no name for",
+            "yes  {:#x}: features unknown to this version",
             features.unknown
         );
     }

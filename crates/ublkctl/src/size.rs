@@ -10,14 +10,16 @@ pub fn parse(text: &str) -> Result<u64, String> {
     let (number, unit) = text.split_at(digits);
     if number.is_empty() {
         return Err(format!(
-            "`{text}` is no size: write a whole number and a unit, like 512, 4K, 10G"
+            "`{text}` is not a size: give a whole number and a unit, such as 512, 4K, 10G"
         ));
     }
     let shift = shift_of(unit).ok_or_else(|| {
         if unit.starts_with(['.', ',']) {
-            format!("`{text}`: write a whole number, in a smaller unit if need be: 1536M, not 1.5G")
+            format!("`{text}` is not a whole number: use a smaller unit, 1536M instead of 1.5G")
         } else {
-            format!("`{unit}` is no unit: K, M, G, T, P or E (each 1024 times the one before)")
+            format!(
+                "unknown unit `{unit}`: use K, M, G, T, P or E (each 1024 times the one before)"
+            )
         }
     })?;
     number
@@ -25,7 +27,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
         .ok()
         .and_then(|n| n.checked_mul(1 << shift))
         .ok_or_else(|| {
-            format!("`{text}` is beyond 64 bits; the largest device has 8 EiB less one byte")
+            format!("`{text}` is beyond 64 bits; the largest device is one byte short of 8 EiB")
         })
 }
 
@@ -103,7 +105,7 @@ mod tests {
             assert!(parse(text).is_err(), "{text}");
         }
         assert!(parse("1.5G").unwrap_err().contains("1536M"));
-        assert!(parse("3Q").unwrap_err().contains("no unit"));
+        assert!(parse("3Q").unwrap_err().contains("unknown unit"));
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl From<front::Target> for Target {
 /// Why an empty word is none.
 pub fn parse(word: &str) -> Result<Target, String> {
     if word.is_empty() {
-        return Err("an empty word names no device: give its number, its node, or its name".into());
+        return Err("empty argument: give the device's number, node or name".into());
     }
     Ok(Target::Word(word.to_owned()))
 }
@@ -82,9 +82,9 @@ fn none_of(name: &str, entries: &[ListEntry]) -> Result<Option<front::Target>, F
         .find_map(|e| Some((e.id, e.record_error.as_ref()?)));
     unknown.map_or(Ok(None), |(id, why)| {
         Err(Failure::failed(format!(
-            "no device is known to be {name}, but the record of device {id} cannot be read: {why}"
+            "no device named {name} found, but the record of device {id} cannot be read: {why}"
         ))
-        .hint("name the device by its number; `ublkctl list` shows them"))
+        .hint("give the number of the device; `ublkctl list` shows it"))
     })
 }
 
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(none_of("data", &[entry(1, None)]), Ok(None));
         let all = [
             entry(1, None),
-            entry(2, Some("/run/2.json is no state file")),
+            entry(2, Some("/run/2.json is not a state file")),
         ];
         let failure = none_of("data", &all).expect_err("not known");
         assert_eq!(failure.kind.exit_code(), 1);

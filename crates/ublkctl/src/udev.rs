@@ -27,8 +27,8 @@ pub struct Owner {
 pub fn owner(program: &Path, node: &str) -> Result<(Owner, String), Failure> {
     let name = node.strip_prefix("/dev/").unwrap_or(node);
     let id = target::of_node(name).ok_or_else(|| {
-        Failure::new(FailureKind::Usage, format!("`{node}` is no node of ublk"))
-            .hint("give the kernel's name: ublkc0, ublkb0, ublkb0p1")
+        Failure::new(FailureKind::Usage, format!("`{node}` is not a ublk node"))
+            .hint("give the kernel's name, such as ublkc0, ublkb0 or ublkb0p1")
     })?;
     let found = front::ownership(program, id, DEADLINE)?;
     let text = lines(&found);

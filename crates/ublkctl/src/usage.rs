@@ -48,7 +48,7 @@ fn failure(kind: ErrorKind, text: &str) -> Failure {
     let mut hints: Vec<String> = paragraphs
         .filter(|p| p.starts_with("Usage:") || p.starts_with("tip:"))
         .collect();
-    hints.push("--help says more".to_owned());
+    hints.push("see --help".to_owned());
     Failure::new(FailureKind::Usage, message).hint(hints.join("; "))
 }
 
@@ -75,7 +75,7 @@ mod tests {
         };
         let number = told("ublkctl add null --deadline 0");
         assert!(number.text.ends_with("0 is not in 1..=3600"), "{number:?}");
-        assert_eq!(number.hint.as_deref(), Some("--help says more"));
+        assert_eq!(number.hint.as_deref(), Some("see --help"));
         let word = told("ublkctl list --jso");
         assert_eq!(word.text, "unexpected argument '--jso' found");
         let hint = word.hint.unwrap_or_default();

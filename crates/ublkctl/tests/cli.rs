@@ -126,7 +126,7 @@ fn bad_devices_exit_with_2_and_say_why() {
         ),
         ("--size 8E", "8 EiB"),
         ("--size 16E", "beyond 64 bits"),
-        ("--size ten", "no size"),
+        ("--size ten", "not a size"),
         ("--size 1G -d 0", "0 is not in 1..=4096"),
         ("--size 1G -d 4097", "4097 is not in 1..=4096"),
         ("--size 1G -q 4097", "4097 is not in 1..=4096"),

@@ -211,7 +211,7 @@ fn check_sees_a_changed_size_under_create() {
     assert_eq!(code, Some(1), "{value}");
     let message = value[0]["error"]["message"].as_str().unwrap();
     assert!(
-        message.contains("1048576 bytes, wanted are 2097152"),
+        message.contains("1048576 bytes instead of 2097152"),
         "{value}"
     );
     assert_eq!(

@@ -35,7 +35,7 @@ impl Error {
                 operation,
                 fault,
                 release,
-            } => format!("{operation}: not done on kernel {release}: {fault}"),
+            } => format!("{operation}: refused on kernel {release}: {fault}"),
             Self::Unsupported(missing) => missing.to_string(),
             Self::UnknownCommand { operation, dev } => format!(
                 "{}: the kernel does not know the command, or the device lacks the feature",
@@ -46,7 +46,7 @@ impl Error {
                 dev,
                 state,
             } => format!("{}: the device is {state}", operation.on(Some(*dev))),
-            Self::DeviceLimit => "add: the driver's limit of devices is reached".into(),
+            Self::DeviceLimit => "add: the driver's device limit is reached".into(),
             Self::NoFreeId => "add: every device number is taken".into(),
             Self::IdInUse { dev } => match dev {
                 Some(dev) => format!("add device {dev}: the number is in use"),
@@ -58,16 +58,16 @@ impl Error {
                 errno,
             } => {
                 let why = match (operation, *errno) {
-                    (Operation::SetParams, Errno::EACCES) => "the device has a disk already",
-                    (Operation::Start, Errno::EEXIST) => "the device is live already",
+                    (Operation::SetParams, Errno::EACCES) => "the device already has a disk",
+                    (Operation::Start, Errno::EEXIST) => "the device is already live",
                     (Operation::Start, Errno::EBUSY) => {
-                        "it was stopped and its server is still attached"
+                        "the device was stopped and its server is still attached"
                     }
-                    (Operation::OpenChar, _) => "another server has it open",
-                    (Operation::StartRecovery, _) => "its old server is still attached",
-                    (Operation::EndRecovery, _) => "it is not being recovered",
-                    (Operation::RegisterMemory, _) => "a page of it is registered already",
-                    (Operation::TryStop, _) => "somebody has it open",
+                    (Operation::OpenChar, _) => "another server has the device open",
+                    (Operation::StartRecovery, _) => "the old server is still attached",
+                    (Operation::EndRecovery, _) => "the device is not being recovered",
+                    (Operation::RegisterMemory, _) => "one of its pages is already registered",
+                    (Operation::TryStop, _) => "the device is open",
                     _ => "the device is in use",
                 };
                 format!("{}: {why}: {errno}", on(operation, dev))
@@ -86,12 +86,14 @@ impl Error {
                 let what = on(operation, dev);
                 match (operation, abandoned) {
                     (_, true) => {
-                        format!("{what}: not done by the deadline, and it cannot be cancelled")
+                        format!("{what}: not finished by the deadline, and cannot be cancelled")
                     }
                     (Operation::ProveReady | Operation::OpenChar, false) => {
-                        format!("{what}: no such node by the deadline")
+                        format!("{what}: the node did not appear by the deadline")
                     }
-                    (Operation::NoScheduler, false) => format!("{what}: not done by the deadline"),
+                    (Operation::NoScheduler, false) => {
+                        format!("{what}: not finished by the deadline")
+                    }
                     _ => format!("{what}: cancelled at the deadline"),
                 }
             }
@@ -100,15 +102,15 @@ impl Error {
             }
             Self::Spec { message } => message.clone(),
             Self::NotGranted { refused, .. } if refused.contains(Features::UNPRIVILEGED_DEV) => {
-                "the device is not an unprivileged one: its maker has CAP_SYS_ADMIN".into()
+                "the device is not unprivileged: its creator has CAP_SYS_ADMIN".into()
             }
             Self::NotGranted { asked, refused, .. } => format!(
-                "the kernel did not grant {refused}, so there is no mode {} with recovery {}",
+                "the kernel did not grant {refused}: mode {} with recovery {} is not available",
                 Mode::of(*asked),
                 Recovery::of(*asked)
             ),
             Self::BatchNotRecoverable { recovery } => format!(
-                "batch mode with recovery {recovery}: before Linux 7.3 a recovered device in batch mode may go on \
+                "batch mode with recovery {recovery}: before Linux 7.3 a recovered device in batch mode may keep \
                  failing I/O"
             ),
             Self::BadReply { operation, message } => format!("{operation}: {message}"),
@@ -117,14 +119,14 @@ impl Error {
                 dev,
                 node,
             } => format!(
-                "{}: the kernel has the device, but there is no {node}",
+                "{}: the device exists in the kernel, but there is no {node}",
                 operation.on(Some(*dev))
             ),
             Self::WrongSize { dev, want, got } => {
-                format!("device {dev} has {got} bytes, not the {want} it was made with")
+                format!("device {dev} has {got} bytes instead of the {want} it was created with")
             }
             Self::ControllerGone { message } => {
-                format!("what issues the control commands is gone: {message}")
+                format!("the controller is gone: {message}")
             }
         }
     }

@@ -244,7 +244,7 @@ impl Agent<'_> {
             ending.patience = None;
             let text = self.does_not_leave();
             tracing::error!(
-                "{text}; once it has answered what it has in hand, or was killed, the device gets another"
+                "{text}; the device gets a new server once this one has answered its requests or was killed"
             );
         }
         if self.can_quiesce() && ending.pace.as_mut().is_some_and(Pace::is_due) {
@@ -261,7 +261,7 @@ impl Agent<'_> {
             return failure;
         };
         failure.hint(format!(
-            "once that process has answered what it has in hand, or was killed, `ublkctl recover {id}` gives the device a new server"
+            "when that process has answered its requests or was killed, run `ublkctl recover {id}`"
         ))
     }
 
@@ -269,11 +269,11 @@ impl Agent<'_> {
     fn does_not_leave(&mut self) -> String {
         let pid = self.server.as_ref().map_or(0, |s| s.pid);
         let Some(device) = &mut self.device else {
-            return format!("process {pid} does not end");
+            return format!("process {pid} does not exit");
         };
         let id = device.id;
         let text = format!(
-            "device {id}: its server, process {pid}, does not leave it to the next one; its I/O is held"
+            "device {id}: server process {pid} does not release the device; its I/O is held"
         );
         device.record.cause = Some(text.clone());
         self.save();
@@ -294,7 +294,7 @@ impl Agent<'_> {
         }
         ending.deserting = true;
         ending.patience = Some(Instant::now() + LEAVE);
-        tracing::info!("{why}; the device gets another server");
+        tracing::info!("{why}; starting a new server");
         // While a device of batch commands is held the driver fails its I/O.
         let batch = device.is_some_and(|d| d.geometry.features().contains(Features::BATCH_IO));
         if self.can_quiesce() && !batch {
@@ -323,7 +323,7 @@ impl Agent<'_> {
         ending.handing_over = Some(Instant::now() + LEAVE);
         ending.pace = Some(Pace::new());
         self.inputs.told_to_end = true;
-        tracing::info!("the device is left to the next server, asked by {why}");
+        tracing::info!("leaving the device to its next server, requested by {why}");
         self.set_phase(Phase::HandingOver);
         if !self.can_quiesce() {
             self.tell_server(&ToServer::HandOver);
@@ -338,7 +338,7 @@ impl Agent<'_> {
         let Err(e) = self.world.sync(id, LEAVE) else {
             return;
         };
-        tracing::error!("device {id}: not all is written back: {e}");
+        tracing::error!("device {id}: write-back failed: {e}");
         if !matches!(e, Error::TimedOut { .. })
             && let Err(e) = self.store.note_unwritten(nonce)
         {
@@ -373,14 +373,14 @@ impl Agent<'_> {
             return;
         };
         let id = device.id;
-        tracing::info!("device {id} is stopped and deleted, asked by {why}");
+        tracing::info!("stopping and deleting device {id}, requested by {why}");
         device.record.phase = Phase::Leaving;
         self.save();
         kill_point("stop:before");
         // STOP_DEV writes back nothing of a device that outlives its server, and of others nothing that is dirty in the
         // devices on top of it.
         if let Err(e) = self.world.sync(id, LEAVE) {
-            tracing::error!("what is not written back is lost: {e}");
+            tracing::error!("data that is not written back is lost: {e}");
         }
         let Ok(control) = self.control() else { return };
         match control.stop(id, LEAVE) {
@@ -406,7 +406,7 @@ impl Agent<'_> {
         let cause = match (ending.failed, ending.empty) {
             (Some(failure), _) => Some(failure.to_string()),
             (None, true) if ending.deserting && !self.inputs.told_to_end => {
-                Some("its server was told to end by a signal".to_owned())
+                Some("its server ended on a signal".to_owned())
             }
             (None, true) => None,
             (None, false) => Some(format!("the server process ended ({exit})")),
@@ -447,7 +447,7 @@ impl Agent<'_> {
         }
         let next = if Recovery::of(device.geometry.features()).is_recoverable() {
             format!(
-                "`ublkctl recover {id}` gives it a new server, `ublkctl delete {id}` removes it"
+                "`ublkctl recover {id}` starts a new server, `ublkctl delete {id}` removes the device"
             )
         } else {
             format!("the device is dead; `ublkctl delete {id}` removes it")
@@ -458,7 +458,7 @@ impl Agent<'_> {
                 Ok(())
             }
             None => {
-                tracing::info!("device {id} was stopped from outside");
+                tracing::info!("device {id} was stopped by another process");
                 Ok(())
             }
             Some(cause) => Err(Failure::failed(format!("device {id}: {cause}")).hint(next)),
@@ -486,7 +486,7 @@ fn report(health: &Health) {
     );
     if stats.panics + stats.dropped != 0 {
         tracing::warn!(
-            "{} panics contained, {} requests dropped",
+            "{} panics caught, {} requests dropped",
             stats.panics,
             stats.dropped
         );

@@ -79,7 +79,8 @@ impl Agent<'_> {
         });
         let (limits, backing) = self.described(deadline)?;
         tracing::debug!("the server described its backend");
-        let nonce = state::nonce().map_err(|e| Failure::failed(format!("no random word: {e}")))?;
+        let nonce =
+            state::nonce().map_err(|e| Failure::failed(format!("cannot get random bytes: {e}")))?;
         let asked = spec.mode.features() | spec.recovery.features();
         let control = &mut **self.control()?;
         let more = bring_up::negotiate(control, asked, &[], left(deadline))?;
@@ -171,7 +172,7 @@ impl Agent<'_> {
         let id = geometry.dev_id();
         if geometry.queues() != spec.queues {
             tracing::info!(
-                "{} queues were asked for, the kernel made {} (at most one per CPU)",
+                "{} queues requested, the kernel created {} (at most one per CPU)",
                 spec.queues,
                 geometry.queues()
             );
@@ -237,11 +238,11 @@ impl Agent<'_> {
     fn prepare_sockets(&mut self, id: DevId) {
         match Listener::prepare(&self.store.next_socket(id.get())) {
             Ok(next) => self.next = Some(next),
-            Err(e) => tracing::warn!("nobody can ask this agent to hand the device over: {e}"),
+            Err(e) => tracing::warn!("this agent cannot receive hand-over requests: {e}"),
         }
         match Listener::prepare(&self.store.server_socket(id.get())) {
             Ok(attach) => self.attach = Some(attach),
-            Err(e) => tracing::warn!("no other agent can meet the server: {e}"),
+            Err(e) => tracing::warn!("a later agent cannot connect to the server: {e}"),
         }
     }
 
@@ -272,7 +273,7 @@ impl Agent<'_> {
             && !device.record.spec.unprivileged
             && let Err(e) = names::link(name, device.id)
         {
-            tracing::warn!("no link {}: {e}", names::path(name).display());
+            tracing::warn!("cannot create link {}: {e}", names::path(name).display());
         }
     }
 
@@ -385,10 +386,7 @@ impl Agent<'_> {
             // The link goes too: a server that waits for its next word ends.
             let gone = poll::readable(&[server.exit_fd()], Some(Instant::now() + LEAVE));
             if !matches!(gone.as_deref(), Ok([true])) {
-                tracing::warn!(
-                    "the server process {} does not leave; it is killed",
-                    server.pid
-                );
+                tracing::warn!("server process {} does not exit; killing it", server.pid);
                 // Safe here: STOP was issued by this process, not by the server (kernel: a process
                 // with its own STOP in flight cannot be killed).
                 let _ = server.signal(libc::SIGKILL);
@@ -412,7 +410,7 @@ impl Agent<'_> {
                 kill_point("delete:deleted");
                 self.forget(device);
             }
-            Err(e) => tracing::error!("device {} stays: {e}", device.id),
+            Err(e) => tracing::error!("cannot remove device {}: {e}", device.id),
         }
     }
 

@@ -356,9 +356,9 @@ impl Agent<'_> {
             | ToAgent::Recover(RecoverRequest { version, .. }) => {
                 Err(LinkError::Version(version).into())
             }
-            ToAgent::Leave | ToAgent::Keep => Err(Failure::failed(
-                "told to leave before there was anything to do",
-            )),
+            ToAgent::Leave | ToAgent::Keep => {
+                Err(Failure::failed("told to end before any request arrived"))
+            }
         }
     }
 
@@ -369,9 +369,13 @@ impl Agent<'_> {
         if let Some(log) = &self.log {
             crate::log::to(log);
         }
-        tracing::info!("device {} serves, server {}", added.id, added.server_pid);
+        tracing::info!(
+            "device {} is live, server process {}",
+            added.id,
+            added.server_pid
+        );
         if !self.tell_front(&FromAgent::Live(added)) {
-            tracing::info!("who asked for it is gone");
+            tracing::info!("the caller is gone");
         }
         self.world.end_helper();
     }
@@ -408,7 +412,7 @@ impl Agent<'_> {
     fn tell_live(&self) {
         let log = self.log.as_deref().map(Store::open_log);
         let log = log.and_then(|opened| {
-            let told = |e| tracing::debug!("the server has no log: {e}");
+            let told = |e| tracing::debug!("cannot open the server's log: {e}");
             opened.map_err(told).ok()
         });
         self.tell_server_with(&ToServer::Live, log.as_ref().map(AsFd::as_fd));
@@ -419,18 +423,18 @@ impl Agent<'_> {
         match server.map(|s| s.link.send_with(message, descriptor)) {
             // Its last words are still to be heard, and say why.
             None | Some(Ok(()) | Err(LinkError::Closed)) => {}
-            Some(Err(e)) => tracing::warn!("the server does not listen: {e}"),
+            Some(Err(e)) => tracing::warn!("cannot send to the server: {e}"),
         }
     }
 
     fn control(&mut self) -> Result<&mut Box<dyn Controller>, Failure> {
         let control = self.control.as_mut();
-        control.ok_or_else(|| Failure::failed("no control ring"))
+        control.ok_or_else(|| Failure::failed("cannot open the control ring"))
     }
 
     fn save(&self) {
         if let Some(Err(e)) = self.device.as_ref().map(|d| self.store.write(&d.record)) {
-            tracing::warn!("cannot keep the state of the device: {e}");
+            tracing::warn!("cannot save the state of the device: {e}");
         }
     }
 
@@ -468,7 +472,7 @@ impl Agent<'_> {
                 .map_err(|e| Failure::failed(format!("cannot wait: {e}")))?;
             if ready.get(others).is_some_and(|r| r.contains(&true)) {
                 return Err(Failure::failed(
-                    "cancelled: a signal came, or the caller left",
+                    "cancelled by a signal, or because the caller exited",
                 ));
             }
             if !ready.contains(&true) {

@@ -87,7 +87,7 @@ impl Agent<'_> {
                 ..record.clone()
             };
             if let Err(e) = self.store.write(&begun) {
-                tracing::warn!("cannot keep the state of the device: {e}");
+                tracing::warn!("cannot save the state of the device: {e}");
             }
         }
         self.device = Some(Device {
@@ -230,8 +230,8 @@ impl Agent<'_> {
             return Ok(());
         }
         Err(
-            Failure::timed_out(format!("another agent has device {id} in its care"))
-                .hint(format!("`ublkctl info {id}` names it")),
+            Failure::timed_out(format!("another agent manages device {id}"))
+                .hint(format!("`ublkctl info {id}` shows it")),
         )
     }
 
@@ -242,7 +242,7 @@ impl Agent<'_> {
         };
         if let Some(messages) = &predecessor.messages {
             if let Err(e) = process::redirect(messages.as_fd(), process::Stream::Err) {
-                tracing::warn!("messages do not go to the device's service: {e}");
+                tracing::warn!("cannot redirect messages to the device's service: {e}");
             }
             if let Some(agent) = record.agent
                 && let Err(e) = join_group(agent.pid)
@@ -279,16 +279,18 @@ impl Agent<'_> {
         let prepared = self.store.prepare_record(record);
         if way == Way::Other {
             sockets.map_err(|e| {
-                Failure::failed(format!("device {id}: no socket in the run directory: {e}"))
-                    .hint("nothing was changed: make room there and try again")
+                Failure::failed(format!(
+                    "device {id}: cannot create a socket in the run directory: {e}"
+                ))
+                .hint("nothing was changed; free space there and try again")
             })?;
             return Ok(Some(prepared?));
         }
         if let Err(e) = sockets {
-            tracing::warn!("no sockets for health and the next agent: {e}");
+            tracing::warn!("cannot create the sockets for health and the next agent: {e}");
         }
         if let Err(e) = &prepared {
-            tracing::warn!("cannot keep the state of the device: {e}");
+            tracing::warn!("cannot save the state of the device: {e}");
         }
         Ok(prepared.ok())
     }
@@ -296,7 +298,7 @@ impl Agent<'_> {
     /// Puts everything in its place that was reserved: the device is this agent's.
     fn publish(&mut self, prepared: Option<Prepared>) {
         if let Some(Err(e)) = prepared.map(Prepared::publish) {
-            tracing::warn!("cannot keep the state of the device: {e}");
+            tracing::warn!("cannot save the state of the device: {e}");
         }
         self.meetable();
         if let Some(predecessor) = self.predecessor.take() {
@@ -319,7 +321,7 @@ impl Agent<'_> {
         if let Some(mut attach) = self.attach.take()
             && let Err(e) = attach.publish()
         {
-            tracing::warn!("no other agent can meet the server: {e}");
+            tracing::warn!("a later agent cannot connect to the server: {e}");
         }
     }
 
@@ -335,7 +337,7 @@ impl Agent<'_> {
         let pid = record.server.map_or(0, |s| s.pid);
         let alone = |why: String| {
             Failure::failed(format!(
-                "device {id} is served by process {pid}, whose agent is gone, and which takes no other: {why}"
+                "device {id} is served by process {pid}, whose agent is gone and which accepts no other agent: {why}"
             ))
             .hint(format!("`ublkctl upgrade {id}` replaces both"))
         };
@@ -346,7 +348,7 @@ impl Agent<'_> {
             Ok(FromServer::Attached { version }) => {
                 return Err(alone(LinkError::Version(version).to_string()));
             }
-            Ok(other) => return Err(alone(format!("it says {other:?}"))),
+            Ok(other) => return Err(alone(format!("unexpected message {other:?}"))),
             Err(e) => return Err(alone(e.to_string())),
         }
         let params = self.params(id, deadline)?;
@@ -363,7 +365,7 @@ impl Agent<'_> {
         });
         self.attach = None;
         self.publish(prepared);
-        tracing::info!("device {id} has an agent again, its server is process {pid}");
+        tracing::info!("device {id} has an agent again; its server is process {pid}");
         Ok(self.added(&params, pid))
     }
 
@@ -372,8 +374,7 @@ impl Agent<'_> {
         let id = geometry.dev_id();
         let record = self.store.find(id.get(), geometry.server_flags())?;
         record.ok_or_else(|| {
-            Failure::foreign(id)
-                .hint("it was created by another program, which alone can recover it")
+            Failure::foreign(id).hint("only the program that created the device can recover it")
         })
     }
 
@@ -499,7 +500,7 @@ impl Agent<'_> {
 
     pub(super) fn open_relay(&mut self, id: DevId) {
         if let Err(e) = self.relay.open(&self.store.socket(id.get())) {
-            tracing::warn!("no socket for health: {e}");
+            tracing::warn!("cannot create the socket for health: {e}");
         }
     }
 
@@ -522,7 +523,7 @@ fn way(request: &RecoverRequest, geometry: &Geometry, served: bool) -> Result<Wa
     }
     if !granted.contains(Features::USER_RECOVERY) {
         return Err(Failure::failed(format!(
-            "device {id} was made without recovery, so no other server can take it over"
+            "device {id} was created without recovery, so no other server can take it over"
         ))
         .hint(format!("`ublkctl delete {id}` removes it")));
     }
@@ -530,10 +531,10 @@ fn way(request: &RecoverRequest, geometry: &Geometry, served: bool) -> Result<Wa
         if !alive {
             let hint = match state {
                 DevState::Dead => format!("`ublkctl delete {id}` removes it"),
-                _ => format!("`ublkctl recover {id}` gives it one"),
+                _ => format!("`ublkctl recover {id}` starts one"),
             };
             return Err(Failure::failed(format!(
-                "device {id} is {state}, without a server to replace"
+                "device {id} is {state} and has no server to replace"
             ))
             .hint(hint));
         }
@@ -559,8 +560,8 @@ pub(super) fn of_a_device(mut failure: Failure, request: &RecoverRequest, size: 
         failure.kind = FailureKind::Failed;
         failure.hint.get_or_insert_with(|| {
             format!(
-                "the device has {size} bytes: where its file was cut, `truncate -s {size}` gives it its length back, \
-                 and what was cut reads as zeroes"
+                "the device has {size} bytes; if its file was truncated, `truncate -s {size}` restores the length, \
+                 and the lost part reads as zeroes"
             )
         });
     }
@@ -574,7 +575,7 @@ fn nothing_missing(id: DevId, record: &Record) -> Failure {
         "device {id} is live, served by process {pid}: there is nothing to recover"
     ))
     .hint(format!(
-        "`ublkctl upgrade {id}` replaces a server that works; kill process {pid} if it does not answer"
+        "to replace the server, use `ublkctl upgrade {id}`; if it does not answer, kill process {pid}"
     ))
 }
 
@@ -582,12 +583,12 @@ fn nothing_missing(id: DevId, record: &Record) -> Failure {
 fn not_free(id: DevId, old: Option<ProcessId>) -> Failure {
     let who = match old.filter(ProcessId::runs) {
         Some(old) => format!(
-            "the old server, process {}, has requests in hand that it does not answer, or does not end",
+            "the old server, process {}, does not answer its requests, or does not exit",
             old.pid
         ),
-        None => "somebody still has its character device open".to_owned(),
+        None => "a process still has its character device open".to_owned(),
     };
     Failure::timed_out(format!("{who}; I/O of device {id} is held")).hint(format!(
-        "its agent gives it a new server once that has let go: `ublkctl info {id}` tells; kill a server that does not answer"
+        "its agent starts a new server once the device is released (see `ublkctl info {id}`); kill a server that does not answer"
     ))
 }

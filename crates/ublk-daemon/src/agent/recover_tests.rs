@@ -197,7 +197,7 @@ fn l34_what_cannot_be_recovered_is_refused() {
             reissue(),
             None,
             NONCE + 1,
-            "not made by this ublkctl",
+            "not created by this ublkctl",
         ),
     ];
     for (state, features, server, nonce, text) in cases {
@@ -362,8 +362,8 @@ fn l35_what_cannot_be_upgraded_is_refused() {
     let me = ProcessId::of(std::process::id());
     let queue = Recovery::Queue.features();
     for (state, features, server, text) in [
-        (QUIESCED, reissue(), None, "without a server to replace"),
-        (DEAD, reissue(), None, "without a server to replace"),
+        (QUIESCED, reissue(), None, "no server to replace"),
+        (DEAD, reissue(), None, "no server to replace"),
         (LIVE, queue, me, "6.16"),
         (LIVE, Recovery::Fail.features(), me, "policy `fail`"),
     ] {

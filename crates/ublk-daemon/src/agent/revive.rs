@@ -65,9 +65,9 @@ impl Agent<'_> {
                 pause = FIRST;
             }
             match failure {
-                Some(failure) if supervised => tracing::error!("{failure}; it is supervised"),
+                Some(failure) if supervised => tracing::error!("{failure}; starting a new server"),
                 Some(failure) => tracing::error!("{failure}"),
-                None => tracing::error!("device {id} was left without a server by a hand-over"),
+                None => tracing::error!("a failed hand-over left device {id} without a server"),
             }
             match self.revive(id, pause, supervised)? {
                 Revived::Served(next) => pause = next,
@@ -93,7 +93,7 @@ impl Agent<'_> {
             self.inputs.front = None;
         }
         crate::log::to(&self.log.clone().unwrap_or_else(|| self.store.log(id)));
-        tracing::error!("{failure}; this agent goes on trying");
+        tracing::error!("{failure}; this agent keeps trying");
         match self.revive(dev, FIRST, false)? {
             Revived::Served(_) => self.attend_always(),
             Revived::Yielded | Revived::ToldToEnd => Ok(()),
@@ -135,7 +135,7 @@ impl Agent<'_> {
                     self.world.end_helper();
                     self.heir.is_served();
                     let pid = added.server_pid;
-                    tracing::info!("device {id} serves again, server {pid}");
+                    tracing::info!("device {id} is live again, server process {pid}");
                     return Ok(Revived::Served(pause));
                 }
                 Err(failure) => {

@@ -98,7 +98,7 @@ impl Heir {
     /// Listens for successors.
     pub(super) fn listen(&mut self, mut listener: Listener) {
         if let Err(e) = listener.publish() {
-            tracing::warn!("nobody can ask this agent to hand the device over: {e}");
+            tracing::warn!("this agent cannot receive hand-over requests: {e}");
         }
         *self = Self {
             listener: Some(listener),
@@ -170,11 +170,11 @@ impl Agent<'_> {
         self.heir.successor = None;
         if self.heir.state == State::Held {
             tracing::error!(
-                "the hand-over failed while the device's I/O was held ({error}): this agent gives it another server"
+                "the hand-over failed while I/O was held ({error}): this agent starts another server"
             );
             self.heir.state = State::Deserted;
         } else if self.heir.is_yielding() {
-            tracing::info!("the hand-over was given up before the device's I/O was held");
+            tracing::info!("the hand-over was abandoned before I/O was held");
             self.heir.state = State::Own;
         }
     }
@@ -187,7 +187,7 @@ impl Agent<'_> {
         let why = match (ours, &self.lock) {
             _ if version != LINK_VERSION => Some(LinkError::Version(version).to_string()),
             (Some(ours), _) if ours != nonce => Some("it is another device".to_owned()),
-            (_, None) => Some("its agent is on its way out".to_owned()),
+            (_, None) => Some("its agent is exiting".to_owned()),
             _ => None,
         };
         if let Some(why) = why {
@@ -214,7 +214,7 @@ impl Agent<'_> {
         });
         match given.and_then(|()| successor.send(&FromPredecessor::Yielding { lifetime })) {
             Ok(()) => self.heir.state = State::Yielding,
-            Err(e) => tracing::warn!("the next agent does not listen: {e}"),
+            Err(e) => tracing::warn!("cannot send to the next agent: {e}"),
         }
     }
 }
@@ -251,14 +251,14 @@ impl Predecessor {
             match e {
             LinkError::Closed => Failure::new(
                 FailureKind::Busy,
-                format!("the agent of device {id} left while it was asked: another command has replaced it, or it ended"),
+                format!("the agent of device {id} hung up during the request: another command replaced it, or it ended"),
             )
             .hint(format!(
-                "`ublkctl info {id}` names who is at work now; say it again if they are to be replaced, too"
+                "`ublkctl info {id}` shows the current processes; run the command again to replace those"
             )),
             e => Failure::timed_out(format!("the agent of device {id} does not hand it over: {e}")).hint(format!(
-                "it may be stopped (`kill -CONT`; `ublkctl info {id}` names it) or busy with another command; if it stays \
-                 silent, kill it with SIGKILL, which its server survives, and try again"
+                "the agent (see `ublkctl info {id}`) may be stopped, which `kill -CONT` ends, or busy with another command; if it \
+                 does not answer, kill it with SIGKILL, which its server survives, and try again"
             )),
         }
         };
@@ -284,8 +284,8 @@ impl Predecessor {
                         "the agent of device {id} does not hand it over: {why}"
                     ))
                     .hint(format!(
-                        "where it is of another version of ublkctl, kill it with SIGKILL (`ublkctl info {id}` names it) \
-                         and upgrade again: the server serves on meanwhile"
+                        "if the agent runs another version of ublkctl, kill it with SIGKILL (`ublkctl info {id}` shows it) \
+                         and upgrade again; its server keeps serving meanwhile"
                     )));
                 }
             };
@@ -299,7 +299,9 @@ impl Predecessor {
             }
         }
         let lock = lock.ok_or_else(|| {
-            Failure::failed(format!("the agent of device {id} handed over no lock"))
+            Failure::failed(format!(
+                "the agent of device {id} did not hand over its lock"
+            ))
         })?;
         Ok(Some((predecessor, lock)))
     }
@@ -315,7 +317,7 @@ impl Predecessor {
     /// Says that the device has changed hands.
     pub(super) fn done(&self) {
         if let Err(e) = self.link.send(&ToPredecessor::Done) {
-            tracing::debug!("the agent before this one is gone already: {e}");
+            tracing::debug!("the previous agent is already gone: {e}");
         }
     }
 }

@@ -83,8 +83,8 @@ pub(super) fn add_reserved(
         // The command that began it may have been killed.
         if store.is_adding(name) {
             return Err(
-                Failure::failed(format!("a device of the name {name} is being added"))
-                    .hint("see `ublkctl list`, and try again"),
+                Failure::failed(format!("a device named {name} is being added"))
+                    .hint("check `ublkctl list`, then try again"),
             );
         }
     }
@@ -218,7 +218,7 @@ pub struct Foreground {
 impl Foreground {
     /// Starts an agent and says its first word to it.
     fn start(program: &Path, lifetime: Lifetime, word: &ToAgent) -> Result<Self, Failure> {
-        // Interrupted, a device that is being made is taken back; one that is being recovered goes on.
+        // Interrupted, a device that is being created is taken back; one that is being recovered goes on.
         let signals = match (lifetime, word) {
             (Lifetime::Own, ToAgent::Recover(_)) => None,
             _ => Signals::take_in_front().ok(),
@@ -236,9 +236,9 @@ impl Foreground {
         written.map_err(|e| {
             Failure::new(
                 FailureKind::Usage,
-                format!("this cannot be written down: {e}"),
+                format!("cannot encode the request: {e}"),
             )
-            .hint("give files names that are UTF-8")
+            .hint("use file names that are valid UTF-8")
         })?;
         let standing = match lifetime {
             Lifetime::Own => Standing::Alone,
@@ -286,7 +286,7 @@ impl Foreground {
         let Some(id) = id else {
             return Err(death);
         };
-        tracing::error!("{death}; device {id} gets another agent");
+        tracing::error!("{death}; starting another agent for device {id}");
         let request = again(id, self.lifetime, ANOTHER);
         let program = this_program();
         let mut next = Self::with_signals(
@@ -324,10 +324,10 @@ impl Foreground {
                 Err(Failure::failed("the agent ended before the device served"))
             }
             None => Err(Failure::timed_out(format!(
-                "the device did not serve in time; agent process {} was told to end what it began",
+                "the device was not ready in time; agent process {} was told to clean up",
                 self.agent.pid
             ))
-            .hint("see `ublkctl list` for what is left, and `ublkctl doctor`")),
+            .hint("`ublkctl list` shows what is left, `ublkctl doctor` checks this machine")),
         }
     }
 
@@ -350,16 +350,16 @@ impl Foreground {
         match self.hear(Some(Instant::now() + within))? {
             Some(FromAgent::Gone) => Ok(()),
             Some(FromAgent::Failed(failure)) => Err(failure),
-            _ => Err(Failure::timed_out("it is not gone yet")),
+            _ => Err(Failure::timed_out("it is not removed yet")),
         }
     }
 
     fn taken_back(&mut self, until: Instant) -> Result<Added, Failure> {
         let until = until.max(Instant::now() + LAST_WORDS);
         Err(match self.hear(Some(until))? {
-            Some(FromAgent::Gone) => Failure::failed("interrupted; the device was taken back"),
+            Some(FromAgent::Gone) => Failure::failed("interrupted; the device was removed again"),
             Some(FromAgent::Failed(failure)) => failure,
-            _ => Failure::timed_out("interrupted; the device is still being taken back")
+            _ => Failure::timed_out("interrupted; the device is still being removed")
                 .hint("see `ublkctl list`"),
         })
     }
@@ -432,8 +432,10 @@ impl Foreground {
 
     fn died(&mut self, error: &LinkError) -> Failure {
         match self.last_words() {
-            Some(end) => Failure::failed(format!("the agent ended without a word ({end})"))
-                .hint("its messages are above; `ublkctl list` shows what is left"),
+            Some(end) => Failure::failed(format!(
+                "the agent ended without reporting an error ({end})"
+            ))
+            .hint("see its messages above; `ublkctl list` shows what is left"),
             None => Failure::failed(format!("agent process {}: {error}", self.agent.pid)),
         }
     }

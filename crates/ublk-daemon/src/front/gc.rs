@@ -41,7 +41,7 @@ pub fn gc(
             if !there.contains(&id.get()) {
                 return Err(Failure::no_such_device(id));
             }
-            let text = format!("device {id} is no orphan: its server or its agent is at work");
+            let text = format!("device {id} is not an orphan: its server or its agent is running");
             return Err(Failure::failed(text).hint("`ublkctl gc` shows the orphans"));
         }
     }
@@ -84,11 +84,11 @@ fn remove(program: &Path, orphan: Target, how: Stop, deadline: Duration) -> Resu
         if !holders.is_empty() {
             let id = orphan.id;
             return Err(Failure::new(FailureKind::Busy, format!(
-                "device {id} has no server and is {holders}: it is not removed"
+                "device {id} was not removed: it has no server and is {holders}"
             ))
             .hint(format!(
-                "`ublkctl info {id}` says whether it can be recovered; unmount it and close it first, or --force, \
-                 which waits for them"
+                "`ublkctl info {id}` shows whether it can be recovered; otherwise unmount and close it first, or use \
+                 --force, which waits for its users"
             )));
         }
     }

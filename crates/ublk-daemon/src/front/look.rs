@@ -260,8 +260,8 @@ pub(super) fn known(
         let id = DevId::new(entry.id).map_err(|e| Failure::failed(e.to_string()))?;
         let holders = by_helper(program, |helper| helper.look(id, HEALTH)).unwrap_or_default();
         entry.next = Some(match holders.is_empty() {
-            true => "goes by itself when its last opener is gone".to_owned(),
-            false => format!("goes by itself; it is {holders}"),
+            true => "is removed when its last user closes it".to_owned(),
+            false => format!("is removed when it is closed; it is {holders}"),
         });
     }
     Ok(all)
@@ -431,11 +431,11 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
     };
     let next = match (orphan, alone) {
         _ if record_error.is_some() => Some(format!(
-            "its record cannot be read: `ublkctl delete {id}`, by its number, still works"
+            "its record cannot be read; `ublkctl delete {id}` still works"
         )),
         (true, _) => Some(next(geometry, record.is_none(), recovery)),
         (_, true) => Some(format!(
-            "its agent is gone: `ublkctl recover {id}` gives it another"
+            "its agent is gone: `ublkctl recover {id}` starts another"
         )),
         _ => None,
     };
@@ -533,11 +533,11 @@ fn next(geometry: &Geometry, foreign: bool, recovery: Recovery) -> String {
     let id = geometry.dev_id();
     let (delete, recover) = (
         format!("`ublkctl delete {id}` removes it"),
-        format!("`ublkctl recover {id}` gives it a new server"),
+        format!("`ublkctl recover {id}` starts a new server"),
     );
     match (recovery.is_recoverable(), geometry.state(), foreign) {
         (true, DevState::Dead, _) | (false, _, _) => delete,
-        (true, _, true) => format!("the program that made it can recover it; {delete}"),
+        (true, _, true) => format!("the program that created it can recover it; {delete}"),
         (true, _, false) => format!("{recover}, {delete}"),
     }
 }

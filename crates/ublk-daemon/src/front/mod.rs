@@ -79,7 +79,7 @@ fn left_behind(helper: &Helper, error: Error) -> Failure {
     let mut failure = Failure::from(error);
     let pid = helper.pid();
     failure.text = format!(
-        "{} (helper process {pid} is left behind with it)",
+        "{} (helper process {pid} stays behind with the command)",
         failure.text
     );
     failure

@@ -27,7 +27,7 @@ pub(super) fn serves(added: &Added) {
     let watch = Watch::new(added.path.display().to_string(), period);
     let thread = std::thread::Builder::new().name("watchdog".to_owned());
     if let Err(e) = thread.spawn(move || feed(id, watch)) {
-        tracing::error!("the watchdog will not be fed: {e}");
+        tracing::error!("cannot start the watchdog thread: {e}");
     }
 }
 
@@ -38,7 +38,7 @@ pub(super) fn stopping() {
 
 /// Tells that the start is put off, and that this is no reason to give it up.
 pub(super) fn waiting(pause: Duration, starts: u32) {
-    let status = format!("start {starts} in a row, in {} s", pause.as_secs());
+    let status = format!("start attempt {starts} in a row, in {} s", pause.as_secs());
     let more = (pause + START).as_micros();
     let more = u32::try_from(more).unwrap_or(u32::MAX);
     say(&[
@@ -49,7 +49,7 @@ pub(super) fn waiting(pause: Duration, starts: u32) {
 
 fn say(state: &[NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(state) {
-        tracing::warn!("the service manager cannot be told: {e}");
+        tracing::warn!("cannot notify the service manager: {e}");
     }
 }
 
@@ -124,7 +124,7 @@ impl Watch {
         }
         if let Some(queue) = stuck {
             let (qid, thread) = (queue.qid, queue.thread);
-            let text = format!("{path}: queue {qid}, thread {thread} is stuck in its requests");
+            let text = format!("{path}: queue {qid}, thread {thread} makes no progress");
             return (false, text);
         }
         let stats = &health.stats;

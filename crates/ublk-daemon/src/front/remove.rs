@@ -135,9 +135,9 @@ impl<'a> Removal<'a> {
         let lock = lock(id, patience);
         if lock.is_none() && how != Stop::Force && left(until).is_zero() {
             return Err(Failure::timed_out(format!(
-                "device {id}: another command stops or deletes it"
+                "device {id}: another command is stopping or deleting it"
             ))
-            .hint(format!("see `ublkctl info {id}`, and try again")));
+            .hint(format!("check `ublkctl info {id}`, then try again")));
         }
         let mut removal = Self {
             program,
@@ -172,11 +172,11 @@ impl<'a> Removal<'a> {
         Err(Failure::new(
             FailureKind::NoSuchDevice,
             format!(
-                "the device is gone: its number {} is another one's now",
+                "the device is gone: number {} now belongs to another device",
                 self.id
             ),
         )
-        .hint("list the devices to see which there are"))
+        .hint("list the devices"))
     }
 
     /// An error of the helper; one that is stuck is left behind, and replaced for what comes next.
@@ -236,11 +236,11 @@ impl<'a> Removal<'a> {
             return Ok(());
         }
         Err(Failure::failed(format!(
-            "device {} is {done}, but not all was written back: {}",
+            "device {} is {done}, but some data was not written back: {}",
             self.id,
             self.lost.join("; ")
         ))
-        .hint("what was dirty then is lost; see `dmesg`"))
+        .hint("that data is lost; see `dmesg`"))
     }
 
     /// A failure, of a deadline with those who may be the reason: those there are now, or those there were.
@@ -272,8 +272,8 @@ impl<'a> Removal<'a> {
         if self.is_forced() && !self.holders.losing().is_empty() {
             let state = self.info.state();
             let lost = match state.is_recoverable() {
-                true => "what is not written yet is lost",
-                false => "what is written from now on is lost",
+                true => "unwritten data is lost",
+                false => "data written from now on is lost",
             };
             tracing::warn!("device {} is {}: {lost}", self.id, self.holders);
         }
@@ -341,12 +341,12 @@ impl<'a> Removal<'a> {
                 let failed: Vec<String> = failed.iter().map(ToString::to_string).collect();
                 let failed = failed.join("; ");
                 Failure::failed(format!(
-                    "device {} is not written back, and the kernel does not try again: {failed}",
+                    "device {}: write-back failed, and the kernel does not retry it: {failed}",
                     self.id
                 ))
             }
             Err(_) if watch.dead => Failure::failed(format!(
-                "the server of device {} is dead: what is dirty cannot be written back",
+                "the server of device {} is dead: dirty data cannot be written back",
                 self.id
             )),
             Err(e) => self.with_holders(match is_abandoned(&e) {
@@ -367,12 +367,11 @@ impl<'a> Removal<'a> {
         let id = self.id;
         let hint = match self.info.state() {
             DevState::Live if !watch.dead => {
-                "nothing was stopped; --force stops it and loses what is not written back"
-                    .to_owned()
+                "nothing was stopped; --force stops the device and loses unwritten data".to_owned()
             }
             _ => format!(
-                "nothing was stopped; `ublkctl recover {id}` gives it a new server, --force stops it and loses what \
-                 is not written back"
+                "nothing was stopped; `ublkctl recover {id}` starts a new server, --force stops the device and \
+                 loses unwritten data"
             ),
         };
         Err(why.hint(hint))
@@ -384,18 +383,18 @@ impl<'a> Removal<'a> {
         if !noted || self.info.state() == DevState::Dead {
             return Ok(());
         }
-        let why = "an earlier write-back failed, and the kernel does not try again";
+        let why = "an earlier write-back failed, and the kernel does not retry it";
         if self.is_forced() {
             self.lost.push(why.to_owned());
             return Ok(());
         }
         Err(Failure::failed(format!(
-            "device {} is not written back: {why}",
+            "device {} is not fully written back: {why}",
             self.id
         ))
         .hint(
-            "nothing was stopped; write again what was written since the last good sync, and stop it with --force: what is \
-             dirty then is written back first",
+            "nothing was stopped; repeat the writes since the last successful sync, then stop with --force, which writes \
+             back dirty data first",
         ))
     }
 
@@ -446,7 +445,7 @@ impl<'a> Removal<'a> {
             let pids = [record.agent, record.server].into_iter().flatten();
             let pids: Vec<String> = pids.map(|p| p.pid.to_string()).collect();
             let (pids, id) = (pids.join(" and "), self.id);
-            tracing::warn!("of the processes {pids} of device {id} not all have ended yet");
+            tracing::warn!("some of the processes {pids} of device {id} have not exited yet");
         }
         names::unlink(record.spec.name.as_deref(), self.id);
         if let Err(e) = store.remove(self.id.get(), self.nonce) {

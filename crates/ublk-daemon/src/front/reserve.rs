@@ -22,8 +22,8 @@ pub(super) fn reserve(name: Option<&str>, until: Instant) -> Result<Option<Lock>
     run_directory()?;
     let lock = Store::of_user()?.lock_name(name, until)?;
     let busy = || {
-        Failure::timed_out(format!("{name}: another command brings it up"))
-            .hint("see `ublkctl list`, and try again")
+        Failure::timed_out(format!("{name}: another command is bringing it up"))
+            .hint("check `ublkctl list`, then try again")
     };
     lock.map(Some).ok_or_else(busy)
 }

@@ -70,7 +70,7 @@ pub fn resize(
     let record = Store::of_user()?.find(id.get(), info.server_flags())?;
     let Some(record) = record else {
         return Err(Failure::foreign(id)
-            .hint("only the program that serves it knows whether its backend has room"));
+            .hint("only the program that serves the device knows the size of its backend"));
     };
     let size = room(&record, size, accept_backing)?;
     let mut resized = Resized {
@@ -85,14 +85,14 @@ pub fn resize(
     } else if size > before {
         if !Recovery::of(info.features()).is_recoverable() {
             return Err(Failure::failed(format!(
-                "device {id} was made without recovery: a larger one needs a new server, and it can have no other"
+                "device {id} was created without recovery: growing it needs a new server, and no other server can take it over"
             ))
             .hint("delete it and add it again with --recovery reissue"));
         }
         let added = replace(program, id, size, accept_backing, left())?;
         if added.size != size {
             return Err(Failure::failed(format!(
-                "device {id} has its new server, but still {} bytes: see its log",
+                "device {id} has a new server, but still {} bytes: see its log",
                 added.size
             )));
         }
@@ -105,26 +105,27 @@ pub fn resize(
 fn room(record: &Record, size: Option<u64>, accept_backing: bool) -> Result<u64, Failure> {
     let block = u64::from(record.spec.block_size);
     if let Some(size) = size.filter(|size| *size == 0 || !size.is_multiple_of(block)) {
-        let text = format!("a device of {size} bytes cannot be: its blocks have {block}");
+        let text = format!("a device cannot have {size} bytes: its block size is {block}");
         let least = size.max(1).next_multiple_of(block);
-        return Err(Failure::new(FailureKind::Usage, text)
-            .hint(format!("give whole blocks, {least} bytes for one")));
+        return Err(Failure::new(FailureKind::Usage, text).hint(format!(
+            "give a multiple of the block size, for example {least} bytes"
+        )));
     }
     let mut spec = record.spec.clone();
     match (&mut spec.backend, size) {
         (BackendSpec::Mem { .. }, _) => {
             return Err(Failure::new(
                 FailureKind::Usage,
-                "a memory device keeps the size it was made with: its address space was reserved then",
+                "a memory device cannot be resized: its address space was reserved when it was created",
             )
-            .hint("use a file device on tmpfs where it has to grow"));
+            .hint("use a file device on tmpfs if the device has to grow"));
         }
         (BackendSpec::File { length, .. }, size) => *length = size,
         (_, Some(size)) => spec.backend.set_size(size),
         (_, None) => {
             return Err(Failure::new(
                 FailureKind::Usage,
-                "--fill is for file devices: this one has no size of its own",
+                "--fill is for file devices: the backend of this device has no size of its own",
             )
             .hint("give a size"));
         }
@@ -176,5 +177,5 @@ fn shrink(
             before - size
         ),
     )
-    .hint("shrink what is on it first, and close it; --force cuts it all the same"))
+    .hint("shrink its contents first, and close it; --force truncates the device anyway"))
 }

@@ -148,11 +148,11 @@ pub fn vet(wanted: &Wanted) -> Result<(), Failure> {
 fn fits(wanted: &Wanted, found: &AddSpec) -> Result<(), Failure> {
     match wanted.create {
         Some(size) if found.backend.size() != size => Err(Failure::failed(format!(
-            "{}: the file is there and has {} bytes, wanted are {size}",
+            "{}: the file exists and has {} bytes instead of {size}",
             file(&wanted.spec).display(),
             found.backend.size()
         ))
-        .hint("change `size` to what the file has, or give the file that size (`truncate -s`)")),
+        .hint("set `size` to the size of the file, or resize the file (`truncate -s`)")),
         _ => Ok(()),
     }
 }
@@ -205,7 +205,7 @@ pub fn up(
     if let Some((entry, record)) = found {
         let id = DevId::new(entry.id).map_err(|e| Failure::failed(e.to_string()))?;
         if entry.state == "dead" {
-            tracing::info!("{name}: device {id} is dead, it is removed and made anew");
+            tracing::info!("{name}: device {id} is dead; deleting it and adding it again");
             let nonce = Some(record.nonce);
             delete(program, Target { id, nonce }, Stop::Safe, false, left())?;
         } else {
@@ -224,9 +224,9 @@ pub fn up(
             if lifetime != Lifetime::Own {
                 let pid = entry.server_pid.unwrap_or_default();
                 return Err(Failure::failed(format!(
-                    "{name}: device {id} is served already, by process {pid}"
+                    "{name}: device {id} is already served by process {pid}"
                 ))
-                .hint("one that serves in front must be the only one: stop the other first"));
+                .hint("--foreground cannot take over a running device: stop it first"));
             }
             return Ok((done(entry.id, Outcome::Unchanged, differences), None));
         }
@@ -270,9 +270,9 @@ pub fn down(
         // A link without a record of the caller's: somebody else's device, and not one that is absent.
         return match names::resolve(name) {
             Some(id) if Path::new(&format!("/dev/ublkb{id}")).exists() => Err(Failure::failed(
-                format!("{name} is device {id}, which this user did not make"),
+                format!("{name} is device {id}, which this user did not create"),
             )
-            .hint("run as the user who made it, or as root; see `ublkctl list`")),
+            .hint("run as the user who created it, or as root; see `ublkctl list`")),
             _ => Ok(Down::Absent),
         };
     };
@@ -351,7 +351,7 @@ fn settled(
     match (found, last) {
         (Some(found), _) => Ok(found),
         (None, Some((entry, _))) => Err(Failure::timed_out(format!(
-            "{name}: device {} is {} and its processes have not ended yet",
+            "{name}: device {} is {} and its processes have not exited yet",
             entry.id, entry.state
         ))
         .hint(format!("see `ublkctl info {}`", entry.id))),

@@ -34,7 +34,7 @@ pub fn write_back(id: DevId) -> Vec<Unwritten> {
     let mut note = |what: String, result: io::Result<()>| {
         if let Err(e) = result {
             let errno = Errno::from_io(&e);
-            tracing::warn!("{what} is not written back: {e}");
+            tracing::warn!("cannot write back {what}: {e}");
             failed.push(Unwritten { what, errno });
         }
     };
@@ -70,7 +70,7 @@ pub fn write_back(id: DevId) -> Vec<Unwritten> {
 pub fn note_unwritten(nonce: u64) {
     let noted = Store::of_user().and_then(|store| store.note_unwritten(nonce));
     if let Err(e) = noted {
-        tracing::warn!("that data was not written back cannot be kept in mind: {e}");
+        tracing::warn!("cannot record that data was not written back: {e}");
     }
 }
 

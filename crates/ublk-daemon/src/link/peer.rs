@@ -195,7 +195,7 @@ impl Peer {
             Reap::Spawned(child) => child.try_wait(),
             Reap::Forked => process::reap(self.pid),
             Reap::Adopted => {
-                let how = "how, only its parent knows";
+                let how = "exit status known to its parent only";
                 return self.is_over().then(|| how.to_owned());
             }
             #[cfg(test)]
@@ -203,7 +203,7 @@ impl Peer {
         };
         match status {
             Ok(status) => status.map(|s| s.to_string()),
-            Err(e) => Some(format!("unknown end: {e}")),
+            Err(e) => Some(format!("exit status unknown: {e}")),
         }
     }
 

@@ -57,8 +57,8 @@ impl Engine for Real {
             tell(path, file);
             if file.by_ring(spec.mode.data) && file.is_in_memory() {
                 tracing::warn!(
-                    "{}: this file is memory, which has no asynchronous I/O, so in the mode {} a thread of the kernel makes each \
-                     request; --data copy costs less",
+                    "{}: this file is in memory and has no asynchronous I/O: in mode {} a kernel thread executes each request; \
+                     --data copy is cheaper",
                     path.display(),
                     spec.mode.data
                 );
@@ -112,7 +112,7 @@ impl Engine for Real {
         if let Some(file) = file.as_ref().filter(|_| self.claim_later)
             && !file.claim()
         {
-            tracing::debug!("the server before still has lock and claim of the file");
+            tracing::debug!("the previous server still holds the lock and claim of the file");
         }
         if self.confined {
             sandbox::drop_capabilities();

@@ -51,11 +51,11 @@ pub fn drop_capabilities() {
         (CapSet::Permitted, caps::set(None, CapSet::Permitted, &kept)),
     ] {
         if let Err(e) = given_up {
-            tracing::debug!("the {set:?} capabilities stay: {e}");
+            tracing::debug!("cannot drop the {set:?} capabilities: {e}");
         }
     }
     if caps::read(None, CapSet::Permitted).is_ok_and(|left| left != kept) {
-        tracing::warn!("the server cannot give up its capabilities");
+        tracing::warn!("the server cannot drop its capabilities");
     }
 }
 
@@ -74,7 +74,7 @@ fn kept(held: &CapsHashSet, for_locked_memory: bool) -> CapsHashSet {
 /// for good. A server on a kernel or an architecture that cannot filter serves without, and says so.
 pub fn filter_calls(connects: bool) {
     if !ublk_queue::thread::give_up_admin() {
-        tracing::warn!("the server cannot give up CAP_SYS_ADMIN");
+        tracing::warn!("the server cannot drop CAP_SYS_ADMIN");
     }
     let action = match std::env::var(VARIABLE).as_deref() {
         Ok("off") => return,

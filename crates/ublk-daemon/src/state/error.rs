@@ -27,7 +27,7 @@ pub enum StateError {
         why: &'static str,
     },
     /// The bytes are no record.
-    #[error("{} is no state file: {why}", path.display())]
+    #[error("{} is not a state file: {why}", path.display())]
     Garbled {
         /// The file.
         path: PathBuf,

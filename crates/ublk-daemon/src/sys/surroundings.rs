@@ -83,7 +83,7 @@ pub fn lock_without_limit() -> bool {
 /// A user may not change all of it: what stays is worth a line for who looks for it.
 fn told(what: &str, done: io::Result<()>) {
     if let Err(e) = done {
-        tracing::debug!("the {what} of this process stays as its caller had it: {e}");
+        tracing::debug!("cannot reset the {what} of this process: {e}");
     }
 }
 

@@ -19,7 +19,7 @@ pub fn set(role: &str, id: Option<u32>) {
         false => Ok(()),
     });
     if let Err(e) = done {
-        tracing::debug!("the process keeps its name: {e}");
+        tracing::debug!("cannot rename the process: {e}");
     }
 }
 

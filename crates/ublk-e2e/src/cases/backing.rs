@@ -91,12 +91,7 @@ fn recovered() -> Result<()> {
     let id = renamed.device.id.to_string();
     renamed.device.kill_server("quiesced")?;
     renamed.rename()?;
-    let parts = [
-        "disk.img",
-        "leads to another file",
-        "inode",
-        "--accept-backing",
-    ];
+    let parts = ["disk.img", "is not the file", "inode", "--accept-backing"];
     cli::fails(&["recover", &id], code::FAILED, &parts)?;
     ensure!(json::text(&renamed.device.query()?, "state")? == "quiesced");
     // With the old one back it continues.

@@ -144,7 +144,7 @@ fn differs() -> Result<()> {
     let parts = [];
     let output = cli::fails(&["up", other.path()], code::FAILED, &parts)?;
     for part in [
-        "depth is 128, the file says 32",
+        "depth is 128, configured as 32",
         "read-only is false",
         "nil: /dev/ublkb",
     ] {
@@ -171,7 +171,7 @@ fn changed_size() -> Result<()> {
     let wanted = serde_json::json!([{"option": "size", "has": "16777216", "wanted": "25165824"}]);
     ensure!(up[0]["differences"] == wanted, "{up}");
     ensure!(server(id)? == before, "it was touched");
-    let parts = ["16777216 bytes, wanted are 25165824"];
+    let parts = ["16777216 bytes instead of 25165824"];
     cli::fails(&["check", other.path()], code::FAILED, &parts)?;
     other.down()?;
     cli::fails(&["up", other.path()], code::FAILED, &parts)?;
@@ -262,7 +262,7 @@ fn in_front() -> Result<()> {
     direct.write_pattern(0, 4096, 1)?;
     // One at a time.
     let words = ["up", "--foreground", config.path()];
-    cli::fails(&words, code::FAILED, &["served already"])?;
+    cli::fails(&words, code::FAILED, &["already served"])?;
     front.end(Signal::TERM)?;
     let state = |wanted: &str| {
         until(wanted, patience(), || {
@@ -291,7 +291,7 @@ fn in_front() -> Result<()> {
 fn mistakes() -> Result<()> {
     let config = Config::new("[device.a]\nbackend = \"mem\"\nsize = \"1G\"\ncolour = 7\n")?;
     for verb in ["up", "down", "check"] {
-        let parts = [".toml:4: `colour` is no key of a mem device", "max-io"];
+        let parts = [".toml:4: unknown key `colour` for a mem device", "max-io"];
         cli::fails(&[verb, config.path()], code::USAGE, &parts)?;
     }
     let config = Config::new("[device.a]\nbackend = \"mem\"\nsize = 1000\n")?;
@@ -301,13 +301,13 @@ fn mistakes() -> Result<()> {
         &["a: ", "1000", "512"],
     )?;
     let words = ["up", config.path(), "b"];
-    cli::fails(&words, code::USAGE, &["no [device.b]", "it has a"])?;
+    cli::fails(&words, code::USAGE, &["no [device.b]", "the file has a"])?;
     let ok = Config::new(
         "[device.a]\nbackend = \"mem\"\nsize = 4096\n[device.b]\nbackend = \"null\"\n",
     )?;
     let output = ublkctl(&["check", ok.path()])?.good()?;
     ensure!(output.stdout == "a: valid\nb: valid\n", "{output}");
     let words = ["up", "--foreground", ok.path()];
-    cli::fails(&words, code::USAGE, &["serves one device"])?;
+    cli::fails(&words, code::USAGE, &["serves exactly one device"])?;
     cli::nothing_left(secs(1))
 }

@@ -215,7 +215,7 @@ fn io_uring_limited() -> Result<()> {
     let output = doctor()?;
     finds(&output, "io_uring", "ok", "")?;
     let said = check_of(&output, "io_uring")?["detail"].to_string();
-    ensure!(said.contains("as this process may"), "{said}");
+    ensure!(said.contains("and this process may"), "{said}");
     Spec::mem("16M").add()?.delete()?;
     let output = as_nobody(&["doctor", "--json"])?;
     finds(&output, "io_uring", "fail", "io_uring_disabled=0")?;

@@ -323,7 +323,7 @@ fn stopped() -> Result<()> {
     ensure!(killed.is_ok() || !Path::new(&format!("/proc/{server}")).exists());
     gone?;
     let text = json::text(&cause, "cause")?;
-    ensure!(text.contains("does not leave"), "{cause}");
+    ensure!(text.contains("does not release"), "{cause}");
     device.wait_state("quiesced", patience())?;
     ublkctl(&["recover", &id])?.good()?;
     serves(&device)?;

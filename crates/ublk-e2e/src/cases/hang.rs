@@ -84,7 +84,7 @@ fn stands_still() -> Result<()> {
     in_time(
         &["stop", "--force", &id],
         TIMED_OUT,
-        &["end the server", "open in process"],
+        &["kill the server", "open in process"],
     )?;
     in_time(&["delete", "--force", &id], TIMED_OUT, &[])?;
     in_time(&["delete", "--force", "--async", &id], TIMED_OUT, &[])?;

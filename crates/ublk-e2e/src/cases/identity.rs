@@ -218,7 +218,7 @@ fn death() -> Result<()> {
         ensure!(begun.elapsed() < soon, "{:?}: {output}", begun.elapsed());
         let parts: &[&str] = match force {
             false => &["is dead", "nothing was stopped", "ublkctl recover"],
-            true => &["is dead", "is stopped", "not all"],
+            true => &["is dead", "is stopped", "some data"],
         };
         cli::failed(output, code::FAILED, parts)?;
         let state = device.query()?["state"].clone();
@@ -264,7 +264,7 @@ fn full() -> Result<()> {
         cli::fails(
             &["stop", &id],
             code::FAILED,
-            &["not written back", "nothing was stopped"],
+            &["write-back failed", "nothing was stopped"],
         )?;
         ensure!(device.query()?["state"] == "live");
         drop(reader);
@@ -275,7 +275,7 @@ fn full() -> Result<()> {
             ways.push(vec!["stop", "--if-unused", &id]);
         }
         for words in &ways {
-            cli::fails(words, code::FAILED, &["not written back", "earlier"])
+            cli::fails(words, code::FAILED, &["not fully written back", "earlier"])
                 .with_context(|| words.join(" "))?;
         }
         ensure!(device.query()?["state"] == "live");
@@ -284,7 +284,7 @@ fn full() -> Result<()> {
         cli::fails(
             &["stop", "--force", &id],
             code::FAILED,
-            &["is stopped", "not all was written back"],
+            &["is stopped", "some data was not written back"],
         )?;
         drop(reader);
         device.wait_state("dead", secs(5))?;

@@ -98,7 +98,7 @@ fn spared(user: User, policy: &str) -> Result<()> {
         cli::fails(words, code::FAILED, &parts).with_context(|| words.join(" "))?;
     }
     ensure!(device.query()?["state"] == "live");
-    cli::fails(&["gc", &id], code::FAILED, &["no orphan"])?;
+    cli::fails(&["gc", &id], code::FAILED, &["not an orphan"])?;
     used.check().context("after the refusals")?;
     let recoverable = policy != "none";
     if user == User::Swap && !recoverable {

@@ -159,7 +159,7 @@ fn names_what_is_behind() -> Result<()> {
         ensure!(text.contains(part), "no {part:?} in {text}");
     }
     let text = ublkctl(&["info", "seen"])?.good()?.stdout;
-    for part in ["supervised", "1 a queue, polling fixed:10", &wanted] {
+    for part in ["supervised", "1 per queue, polling fixed:10", &wanted] {
         ensure!(text.contains(part), "no {part:?} in {text}");
     }
     device.delete()

@@ -174,10 +174,14 @@ fn gc() -> Result<()> {
     })?;
     let text = ublkctl(&["gc"])?.good()?.stdout;
     ensure!(
-        text.contains("ublkctl recover") && text.contains("not made by"),
+        text.contains("ublkctl recover") && text.contains("not created by"),
         "{text}"
     );
-    cli::fails(&["gc", &live.id.to_string()], code::FAILED, &["no orphan"])?;
+    cli::fails(
+        &["gc", &live.id.to_string()],
+        code::FAILED,
+        &["not an orphan"],
+    )?;
     let found = ublkctl_json(&["gc", "--all"])?;
     ensure!(
         orphans(&found, "removed") == [u64::from(dead.id)],
@@ -207,9 +211,9 @@ fn names() -> Result<()> {
         "{info}"
     );
     let again = ["add", "null", "--name", "disk-1"];
-    cli::fails(&again, code::FAILED, &["disk-1", "is that of device"])?;
+    cli::fails(&again, code::FAILED, &["disk-1", "belongs to device"])?;
     let bad = ["add", "null", "--name", "../disk"];
-    cli::fails(&bad, code::USAGE, &["no name"])?;
+    cli::fails(&bad, code::USAGE, &["not a valid device name"])?;
     device.kill_server("quiesced")?;
     ublkctl(&["recover", "disk-1"])?.good()?;
     ensure!(leads()? == device.path);

@@ -322,7 +322,7 @@ fn foreign() -> Result<()> {
     let output = cli::fails(
         &["recover", &id],
         code::FAILED,
-        &["not made by this ublkctl"],
+        &["not created by this ublkctl"],
     )?;
     ensure!(!output.stderr.contains("recover --all"));
     let done = ublkctl_json(&["recover", "--all"])?;

@@ -217,7 +217,7 @@ fn refused() -> Result<()> {
     cli::fails(
         &["resize", &id, "2G"],
         code::FAILED,
-        &["is quiesced", "recover it first"],
+        &["is quiesced", "recover the device first"],
     )?;
     ublkctl(&["stop", &id])?.good()?;
     until("a dead device", secs(5), || {

@@ -271,7 +271,7 @@ fn recovered() -> Result<()> {
         let aside = memory.0.with_extension("aside");
         fs::rename(&memory.0, &aside)?;
         File::create(&memory.0)?.set_len(MEMORY as u64)?;
-        cli::fails(&["recover", &id], code::FAILED, &["another file"])?;
+        cli::fails(&["recover", &id], code::FAILED, &["not the file"])?;
         fs::rename(&aside, &memory.0)?;
         cli::ublkctl(&["recover", &id])?.good()?;
         exchange(&device, &buffers, 20)?;

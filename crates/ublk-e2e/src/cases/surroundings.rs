@@ -365,7 +365,7 @@ fn interrupted() -> Result<()> {
         output.status.code() == Some(cli::code::FAILED),
         "{output:?}"
     );
-    ensure!(said.contains("was taken back"), "{said}");
+    ensure!(said.contains("was removed again"), "{said}");
     nothing_left(secs(20))
 }
 

@@ -200,13 +200,8 @@ fn stuck() -> Result<()> {
     procfs::stop(below.server()?)?;
     let node = device.node.clone();
     let writer = std::thread::spawn(move || write(&node, 2));
-    let noticed = says(
-        &device.unit,
-        "StatusText",
-        "is stuck in its requests",
-        secs(30),
-    )
-    .and_then(|()| says(&device.unit, "Result", "watchdog", secs(30)));
+    let noticed = says(&device.unit, "StatusText", "makes no progress", secs(30))
+        .and_then(|()| says(&device.unit, "Result", "watchdog", secs(30)));
     // The killed server exits once its I/O completes.
     procfs::kill(below.server()?, Signal::CONT)?;
     noticed?;

@@ -279,7 +279,7 @@ fn owns(mode: &str, has: bool) -> Result<()> {
     );
     ann.uses(&node)?;
     let again = ["add", "null", "--name", "mine"];
-    failed(ann.ublkctl(&again)?, code::FAILED, &["is that of device"])?;
+    failed(ann.ublkctl(&again)?, code::FAILED, &["belongs to device"])?;
     // A user sees that root's device exists.
     let list = ann.json(&["list"])?;
     let other = listed(&list, roots.id.into())?;
@@ -354,7 +354,11 @@ fn others() -> Result<()> {
         &["info", &number],
     ];
     for words in words {
-        let output = failed(bob.ublkctl(words)?, code::FAILED, &["as the user who made"])?;
+        let output = failed(
+            bob.ublkctl(words)?,
+            code::FAILED,
+            &["as the user who created"],
+        )?;
         ensure!(output.stdout.is_empty(), "{output}");
     }
     failed(bob.ublkctl(&["upgrade", &number])?, code::FAILED, &[])?;
@@ -382,12 +386,12 @@ fn others() -> Result<()> {
     failed(
         bob.ublkctl(&["down", config])?,
         code::FAILED,
-        &["did not make"],
+        &["did not create"],
     )?;
     failed(
         bob.ublkctl(&["up", config])?,
         code::FAILED,
-        &["is that of device"],
+        &["belongs to device"],
     )?;
     failed(
         bob.ublkctl(&["delete", "roots"])?,
@@ -424,7 +428,10 @@ fn refused() -> Result<()> {
     let left = cli::left_over();
     ensure!(left.is_empty(), "left: {left:?}");
     let output = ann.ublkctl(&["doctor", "--json"])?.good()?;
-    ensure!(output.stdout.contains("this user's own"), "{output}");
+    ensure!(
+        output.stdout.contains("unprivileged devices only"),
+        "{output}"
+    );
     rule.end()
 }
 

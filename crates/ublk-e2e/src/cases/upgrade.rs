@@ -306,7 +306,7 @@ fn refused() -> Result<()> {
     cli::fails(
         &["upgrade", &id],
         code::FAILED,
-        &["without a server", "recover"],
+        &["no server to replace", "recover"],
     )?;
     device.delete()?;
     if sysfs::kernel() >= (6, 16) {

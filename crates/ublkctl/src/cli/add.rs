@@ -1,4 +1,4 @@
-//! The words of `add`: backends, and what all devices have.
+//! The arguments of `add`: backends, and options common to all devices.
 
 use super::Wait;
 use crate::size;
@@ -56,7 +56,7 @@ pub enum Backend {
         /// Do not offer discard, even if the file supports it
         #[arg(long)]
         no_discard: bool,
-        /// Proceed even if it is mounted or serves another device: two writers corrupt its data
+        /// Proceed even if the file is mounted or serves another device; two writers corrupt its data
         #[arg(long)]
         force: bool,
     },
@@ -79,7 +79,7 @@ pub enum Backend {
     },
 }
 
-/// What all devices have.
+/// Options common to all devices.
 #[derive(Debug, Args)]
 pub struct Add {
     /// Number of the device [default: the lowest free one]
@@ -94,10 +94,10 @@ pub struct Add {
     /// Logical block size: 512 or 4096 [default: 512; file: that of its contents, else the smallest for direct I/O]
     #[arg(long, value_name = "SIZE", value_parser = small_size)]
     pub block_size: Option<u32>,
-    /// Largest request: a multiple of the page size, up to 32M
+    /// Largest request, a multiple of the page size, at most 32M
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = small_size)]
     pub max_io: u32,
-    /// The I/O scheduler of the device: none, or what the kernel chooses (mq-deadline for one queue)
+    /// I/O scheduler of the device: none, or the kernel's choice (mq-deadline for one queue)
     #[arg(long, value_enum, default_value_t = Scheduler::None)]
     pub scheduler: Scheduler,
     /// How data is moved between the kernel and the server; a mode that this kernel lacks is refused, naming the
@@ -110,10 +110,10 @@ pub struct Add {
     /// Threads per queue, for a backend that needs more than one CPU (more than one: Linux 6.16)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub threads: u16,
-    /// Polling before a thread sleeps: off, fixed or adaptive; the latter two take an optional :MICROSECONDS
+    /// Poll before a thread sleeps: off, fixed or adaptive; fixed and adaptive take an optional :MICROSECONDS
     #[arg(long, value_name = "HOW", default_value_t = Polling::Off)]
     pub poll: Polling,
-    /// Allocate buffers in huge pages where available, for large requests; the first byte takes a whole page
+    /// Allocate buffers in huge pages if available, for large requests; touching one byte allocates a whole huge page
     #[arg(long)]
     pub huge_pages: bool,
     /// Memory shared with clients, whose direct I/O from it is not copied (Linux 7.1): a file on hugetlbfs or tmpfs
@@ -149,7 +149,7 @@ pub struct Add {
     pub wait: Wait,
 }
 
-/// A word of `Value`, with what it means; the words are those that `Value` is read from.
+/// A parser for values with help texts; the names are those that `Value` parses.
 fn word<Value>(words: &[(&'static str, &'static str)]) -> impl TypedValueParser<Value = Value>
 where
     Value: FromStr + Clone + Send + Sync + 'static,
@@ -159,7 +159,7 @@ where
     PossibleValuesParser::new(words.iter().map(value)).try_map(|word| word.parse::<Value>())
 }
 
-/// A data mode, or that it is left open.
+/// A data mode, or `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Data(Option<DataMode>);
 
@@ -177,7 +177,7 @@ impl FromStr for Data {
 const DATA: [(&str, &str); 6] = [
     (
         "auto",
-        "The cheapest by our measurements: zero copy for a file that is not in memory, if the kernel has it; else copy",
+        "The cheapest mode as measured: zero copy for a file that is not in memory, if the kernel has it; else copy",
     ),
     (
         "copy",
@@ -198,14 +198,14 @@ const DATA: [(&str, &str); 6] = [
     ),
     (
         "zero-copy-manual",
-        "No copy, registered by a command of the server (Linux 6.15); not for mem",
+        "No copy: the server registers the pages by command (Linux 6.15); not for mem",
     ),
 ];
 
 const RECOVERY: [(&str, &str); 4] = [
     (
         "none",
-        "None: when the server dies, I/O fails and /dev/ublkbN is removed",
+        "When the server dies, I/O fails and /dev/ublkbN is removed",
     ),
     (
         "queue",
@@ -251,12 +251,12 @@ pub enum Batch {
 }
 
 impl Add {
-    /// That the data mode is left open.
+    /// The mode to start from if the data mode is `auto`.
     pub fn auto(&self) -> Option<DataMode> {
         self.data.0.is_none().then_some(DataMode::Copy)
     }
 
-    /// The requested mode; copy without batches if left open.
+    /// The requested mode; `auto` is copy without batches.
     pub fn mode(&self) -> Mode {
         let data = self.data.0.unwrap_or(DataMode::Copy);
         Mode::new(data).batched(matches!(self.batch, Batch::On))
@@ -265,5 +265,5 @@ impl Add {
 
 fn small_size(text: &str) -> Result<u32, String> {
     let bytes = size::parse(text)?;
-    u32::try_from(bytes).map_err(|_| format!("`{text}` is beyond 4 GiB"))
+    u32::try_from(bytes).map_err(|_| format!("`{text}` is too large: the limit is 4 GiB"))
 }

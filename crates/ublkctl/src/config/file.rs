@@ -62,14 +62,14 @@ fn text_of(path: &Path) -> Result<String, Failure> {
         failure.hint("name the file that describes the devices (docs/operations.md)")
     };
     let failed = |e: std::io::Error| match e.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => usage("there is no such file"),
-        _ if e.raw_os_error() == Some(libc::ELOOP) => usage("its links lead back to themselves"),
+        ErrorKind::NotFound | ErrorKind::NotADirectory => usage("no such file"),
+        _ if e.raw_os_error() == Some(libc::ELOOP) => usage("too many levels of symbolic links"),
         ErrorKind::PermissionDenied => {
             Failure::new(FailureKind::NoPermission, format!("{name}: {e}"))
-                .hint("run it as a user who may read it")
+                .hint("run as a user who may read the file")
         }
         _ => Failure::failed(format!("{name}: {e}"))
-            .hint("see what the kernel says of its disk (`dmesg`)"),
+            .hint("check the kernel log for disk errors (`dmesg`)"),
     };
     let opened = OpenOptions::new()
         .read(true)
@@ -84,7 +84,7 @@ fn text_of(path: &Path) -> Result<String, Failure> {
         () => Some("a device or a socket"),
     };
     if let Some(other) = other {
-        return Err(usage(&format!("it is {other}, not a file")));
+        return Err(usage(&format!("it is {other}, not a regular file")));
     }
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1)
@@ -133,13 +133,13 @@ fn parse(text: &str, directory: &Path) -> Result<Vec<Entry>, Mistake> {
     for (key, value) in document.get_ref() {
         let at = key.span().start;
         if key.get_ref() != "device" {
-            let text = format!("`{}` is not known here", key.get_ref());
+            let text = format!("unknown key `{}`", key.get_ref());
             return Err(Mistake::new(at, text).hint("write a table [device.NAME] for each device"));
         }
         let tables = value
             .get_ref()
             .as_table()
-            .ok_or_else(|| Mistake::new(at, "`device` is no table"))?;
+            .ok_or_else(|| Mistake::new(at, "`device` is not a table"))?;
         for (name, table) in tables {
             let at = name.span().start;
             let name = name.get_ref().as_ref();
@@ -151,7 +151,7 @@ fn parse(text: &str, directory: &Path) -> Result<Vec<Entry>, Mistake> {
             let table = table
                 .get_ref()
                 .as_table()
-                .ok_or_else(|| Mistake::new(at, format!("`device.{name}` is no table")))?;
+                .ok_or_else(|| Mistake::new(at, format!("`device.{name}` is not a table")))?;
             let wanted = device(name, at, table, directory)?;
             let name = name.to_owned();
             devices.push((at, Entry { name, wanted }));
@@ -184,14 +184,14 @@ fn device(name: &str, at: usize, table: &DeTable<'_>, directory: &Path) -> Resul
     let (backend, backend_at) = match key.map(|(key, value)| (key.span().start, value.get_ref())) {
         Some((at, DeValue::String(word))) => (word.as_ref(), at),
         Some((at, _)) => {
-            return Err(Mistake::new(at, "`backend` is no string").hint(choose()));
+            return Err(Mistake::new(at, "`backend` is not a string").hint(choose()));
         }
         None => {
             return Err(Mistake::new(at, format!("{name} has no `backend`")).hint(choose()));
         }
     };
     let command = add.find_subcommand(backend).ok_or_else(|| {
-        Mistake::new(backend_at, format!("`{backend}` is no backend")).hint(choose())
+        Mistake::new(backend_at, format!("unknown backend `{backend}`")).hint(choose())
     })?;
     let mut words = ["ublkctl", "add", backend].map(String::from).to_vec();
     words.extend(["--name".to_owned(), name.to_owned()]);
@@ -274,8 +274,8 @@ fn unknown(option: &str, at: usize, command: &clap::Command, backend: &str) -> M
         .map(|a| a.get_long().unwrap_or_else(|| a.get_id().as_str()))
         .filter(|word| !NOT_KEYS.contains(word))
         .collect();
-    let text = format!("`{option}` is no key of a {backend} device");
-    Mistake::new(at, text).hint(format!("backend, {}", keys.join(", ")))
+    let text = format!("unknown key `{option}` for a {backend} device");
+    Mistake::new(at, text).hint(format!("valid keys: backend, {}", keys.join(", ")))
 }
 
 /// A mistake that the command line found, at the key it is about.

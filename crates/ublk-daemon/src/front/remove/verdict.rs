@@ -30,7 +30,7 @@ pub(super) fn verdict(
             if let Some(failure) = unknown {
                 let hint = failure.hint.clone().unwrap_or_default();
                 return Err(failure.hint(format!(
-                    "{hint}; nothing was stopped, --force stops it all the same"
+                    "{hint}; nothing was stopped, --force stops the device anyway"
                 )));
             }
             let losing = holders.losing();
@@ -39,8 +39,8 @@ pub(super) fn verdict(
             }
             Err(
                 Failure::new(FailureKind::Busy, format!("device {id} is {losing}: nothing was stopped")).hint(
-                    "unmount it and close it first; --force writes back what is dirty now and stops it all the same: \
-                     what is written later is lost",
+                    "unmount and close it first; --force writes back dirty data and stops the device anyway: later writes \
+                     are lost",
                 ),
             )
         }
@@ -48,17 +48,17 @@ pub(super) fn verdict(
         _ => {
             let policy = Recovery::of(info.features());
             let why = if !holders.is_empty() {
-                format!("is {holders}: what they have not written yet would be lost")
+                format!("is {holders}: their unwritten data would be lost")
             } else if holders.dirty != 0 && policy.stop_loses_dirty_data() {
-                format!("has {} bytes that are not written back", holders.dirty)
+                format!("has {} bytes of dirty data", holders.dirty)
             } else if unknown.is_some_and(|f| f.kind == FailureKind::TimedOut) {
-                "does not open: somebody's last close waits for what is written back".to_owned()
+                "cannot be opened: a last close waits for write-back".to_owned()
             } else {
                 return Ok(Needs::Nothing);
             };
             Err(
                 Failure::new(FailureKind::Busy, format!("device {id} waits for a server and {why}")).hint(format!(
-                    "`ublkctl recover {id}` gives it one; --force stops it all the same, and that is lost"
+                    "`ublkctl recover {id}` starts one; --force stops the device anyway and loses that data"
                 )),
             )
         }

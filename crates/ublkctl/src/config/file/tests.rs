@@ -79,11 +79,11 @@ fn mistakes_are_told_with_their_line() {
         (
             device("color = \"red\""),
             4,
-            "`color` is no key of a mem device; backend,",
+            "unknown key `color` for a mem device; valid keys: backend,",
         ),
-        (device("path = \"x\""), 4, "`path` is no key"),
-        (device("foreground = true"), 4, "`foreground` is no key"),
-        (device("name = \"b\""), 4, "`name` is no key"),
+        (device("path = \"x\""), 4, "unknown key `path`"),
+        (device("foreground = true"), 4, "unknown key `foreground`"),
+        (device("name = \"b\""), 4, "unknown key `name`"),
         (device("queues = 0"), 4, "0"),
         (device("queues = 0x4"), 4, "whole number"),
         (device("queues = [1]"), 4, "whole number"),
@@ -94,11 +94,15 @@ fn mistakes_are_told_with_their_line() {
         (device("size = \"2G\""), 4, "duplicate"),
         (device("x = "), 4, ""),
         (String::new(), 1, "no device; write a table"),
-        ("\n[devices.a]\n".to_owned(), 2, "`devices` is not known"),
-        ("[device]\na = 1\n".to_owned(), 2, "no table"),
-        ("device = 1\n".to_owned(), 1, "no table"),
-        ("[device.\"a/b\"]\n".to_owned(), 1, "no name for a device"),
-        ("[device.7]\n".to_owned(), 1, "no name for a device"),
+        ("\n[devices.a]\n".to_owned(), 2, "unknown key `devices`"),
+        ("[device]\na = 1\n".to_owned(), 2, "not a table"),
+        ("device = 1\n".to_owned(), 1, "not a table"),
+        (
+            "[device.\"a/b\"]\n".to_owned(),
+            1,
+            "not a valid device name",
+        ),
+        ("[device.7]\n".to_owned(), 1, "not a valid device name"),
         (
             "\n[device.a]\nsize = 1\n".to_owned(),
             2,
@@ -107,9 +111,9 @@ fn mistakes_are_told_with_their_line() {
         (
             "[device.a]\nbackend = \"tape\"\n".to_owned(),
             2,
-            "`tape` is no backend",
+            "unknown backend `tape`",
         ),
-        ("[device.a]\nbackend = 1\n".to_owned(), 2, "no string"),
+        ("[device.a]\nbackend = 1\n".to_owned(), 2, "not a string"),
         ("\n[device.a]\nbackend = \"mem\"\n".to_owned(), 2, "--size"),
         (
             "[device.a]\nbackend = \"file\"\npath = \"x\"\nsize = 4096\n".to_owned(),
@@ -164,7 +168,7 @@ fn l45_what_is_no_configuration_is_a_mistake_and_not_waited_for() {
         ("pipe", "it is a pipe"),
         ("", "it is a directory"),
         ("missing", "no such file"),
-        ("loop", "its links lead back"),
+        ("loop", "levels of symbolic links"),
         ("bytes/below", "no such file"),
     ] {
         let failure = read(&at(name)).expect_err("read");
