@@ -56,7 +56,7 @@ fn tree_of(package: &[u8], want: impl Fn(&str) -> bool) -> Result<Vec<(String, E
             entry.read_to_end(&mut bytes)?;
             Entry::File(entry.header().mode()?, bytes)
         } else if kind.is_symlink() {
-            let link = link.with_context(|| format!("{path}: a link to nothing"))?;
+            let link = link.with_context(|| format!("{path}: a link without a target"))?;
             Entry::Link(link.display().to_string())
         } else if kind.is_hard_link() {
             let of = absolute(&link.unwrap_or_default());
@@ -64,7 +64,7 @@ fn tree_of(package: &[u8], want: impl Fn(&str) -> bool) -> Result<Vec<(String, E
             let (_, file) = known.with_context(|| format!("{path}: no {of} before it"))?;
             file.clone()
         } else {
-            bail!("{path}: a kind of entry that is not known here: {kind:?}");
+            bail!("{path}: unknown kind of entry: {kind:?}");
         };
         found.push((path, made));
     }
@@ -131,7 +131,7 @@ pub fn decompress(name: &str, data: &[u8]) -> Result<Vec<u8>> {
     } else if name.ends_with(".tar") || name.ends_with(".ko") {
         plain.extend_from_slice(data);
     } else {
-        bail!("{name}: packed in a way that is not known here (known: xz, zst)");
+        bail!("{name}: unknown compression (known: xz, zst)");
     }
     Ok(plain)
 }

@@ -59,7 +59,7 @@ fn entries(page: &str) -> Result<BTreeMap<String, Entry>> {
     for line in page.lines().filter(|line| line.starts_with("| L")) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [number, what, who, file, test] = cells[..] else {
-            bail!("{PAGE}: a line has not five cells: {line}");
+            bail!("{PAGE}: a line does not have five cells: {line}");
         };
         if what.is_empty() || who.is_empty() {
             bail!("{PAGE}: {number}: an empty cell");

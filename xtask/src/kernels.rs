@@ -71,7 +71,7 @@ pub fn write(reports: &[Report], missing: &[String], filter: Option<&str>) -> Re
     for report in reports {
         if !report.ended || !report.results.failed.is_empty() {
             println!(
-                "kernel {}: not written down, since cases failed",
+                "kernel {}: not recorded, since cases failed",
                 report.release
             );
             continue;

@@ -80,7 +80,7 @@ fn visit(
         bail!("this kernel has no module {name}, neither loadable nor built in");
     };
     if depth > 32 {
-        bail!("the modules around {name} need each other in a circle");
+        bail!("circular dependency of modules at {name}");
     }
     for soft in &info.soft {
         // The hardware variants of a cipher or checksum refuse to load if the processor lacks them; the generic one

@@ -93,7 +93,7 @@ impl Mutant {
         match text.matches(&self.old).count() {
             1 => Ok(text.replacen(&self.old, &self.new, 1)),
             found => bail!(
-                "{}: {} has {found} places like it; one is wanted",
+                "{}: {} has {found} occurrences of the old text; there must be one",
                 self.name,
                 self.file.display()
             ),
@@ -250,7 +250,7 @@ fn chosen(options: &Options) -> Result<Vec<Mutant>> {
     };
     mutants.retain(wanted);
     if mutants.is_empty() {
-        bail!("no mutant is named so; `cargo xtask mutants --list` names all");
+        bail!("no such mutant; `cargo xtask mutants --list` names all");
     }
     Ok(mutants)
 }

@@ -82,7 +82,7 @@ impl Outcomes {
                 // The cases report it as not part of the reduced table.
                 Some(found) if reduced && found == "left" => {}
                 Some(found) => wrong.push(format!("{words}: {found}, expected {wanted}")),
-                None if all_ran => wrong.push(format!("{words}: not told, expected {wanted}")),
+                None if all_ran => wrong.push(format!("{words}: not reported, expected {wanted}")),
                 None => {}
             }
         }

@@ -39,7 +39,7 @@ pub fn run(options: Options) -> Result<()> {
     fuzz_targets(&mut all);
     part(&mut all, "soundness", &mut soundness());
     if options.host_only {
-        println!("\n== headers and virtual machines: left out, as --host-only demands");
+        println!("\n== headers and virtual machines: left out because of --host-only");
     } else {
         headers(&mut all);
         println!("\n== virtual machines");

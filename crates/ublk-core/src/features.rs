@@ -60,25 +60,25 @@ macro_rules! features {
 features! {
     SUPPORT_ZERO_COPY = UBLK_F_SUPPORT_ZERO_COPY "UBLK_F_SUPPORT_ZERO_COPY", (6, 15), "request pages as registered buffers of the server's ring";
     URING_CMD_COMP_IN_TASK = UBLK_F_URING_CMD_COMP_IN_TASK "UBLK_F_URING_CMD_COMP_IN_TASK", (6, 0), "commands complete in the server's task; always on";
-    NEED_GET_DATA = UBLK_F_NEED_GET_DATA "UBLK_F_NEED_GET_DATA", (6, 0), "the server names the buffer of a write only when the write comes";
+    NEED_GET_DATA = UBLK_F_NEED_GET_DATA "UBLK_F_NEED_GET_DATA", (6, 0), "the server names the buffer of a write only when the write arrives";
     USER_RECOVERY = UBLK_F_USER_RECOVERY "UBLK_F_USER_RECOVERY", (6, 1), "the device outlives its server and can be given to another";
-    USER_RECOVERY_REISSUE = UBLK_F_USER_RECOVERY_REISSUE "UBLK_F_USER_RECOVERY_REISSUE", (6, 1), "recovery sends requests in the dead server's hands again";
-    UNPRIVILEGED_DEV = UBLK_F_UNPRIVILEGED_DEV "UBLK_F_UNPRIVILEGED_DEV", (6, 3), "a device made and owned by a user without privilege";
+    USER_RECOVERY_REISSUE = UBLK_F_USER_RECOVERY_REISSUE "UBLK_F_USER_RECOVERY_REISSUE", (6, 1), "recovery sends requests again that the dead server held";
+    UNPRIVILEGED_DEV = UBLK_F_UNPRIVILEGED_DEV "UBLK_F_UNPRIVILEGED_DEV", (6, 3), "a device created and owned by an unprivileged user";
     CMD_IOCTL_ENCODE = UBLK_F_CMD_IOCTL_ENCODE "UBLK_F_CMD_IOCTL_ENCODE", (6, 4), "ioctl-encoded commands; always on";
-    USER_COPY = UBLK_F_USER_COPY "UBLK_F_USER_COPY", (6, 5), "the server moves data by reading and writing the character device";
+    USER_COPY = UBLK_F_USER_COPY "UBLK_F_USER_COPY", (6, 5), "the server transfers data by reading and writing the character device";
     ZONED = UBLK_F_ZONED "UBLK_F_ZONED", (6, 6), "a zoned device";
     USER_RECOVERY_FAIL_IO = UBLK_F_USER_RECOVERY_FAIL_IO "UBLK_F_USER_RECOVERY_FAIL_IO", (6, 13), "I/O fails at once while the device has no server";
     UPDATE_SIZE = UBLK_F_UPDATE_SIZE "UBLK_F_UPDATE_SIZE", (6, 16), "the size of a live device can be changed";
     AUTO_BUF_REG = UBLK_F_AUTO_BUF_REG "UBLK_F_AUTO_BUF_REG", (6, 16), "request pages are registered as buffers by the fetch itself";
-    QUIESCE = UBLK_F_QUIESCE "UBLK_F_QUIESCE", (6, 16), "a live device can be held for a new server";
-    PER_IO_DAEMON = UBLK_F_PER_IO_DAEMON "UBLK_F_PER_IO_DAEMON", (6, 16), "each tag may have a thread of its own; always on but in batch mode";
+    QUIESCE = UBLK_F_QUIESCE "UBLK_F_QUIESCE", (6, 16), "I/O of a live device can be held for a new server";
+    PER_IO_DAEMON = UBLK_F_PER_IO_DAEMON "UBLK_F_PER_IO_DAEMON", (6, 16), "each tag may have its own thread; always on, except in batch mode";
     BUF_REG_OFF_DAEMON = UBLK_F_BUF_REG_OFF_DAEMON "UBLK_F_BUF_REG_OFF_DAEMON", (6, 17), "any thread may register request buffers; always on";
     BATCH_IO = UBLK_F_BATCH_IO "UBLK_F_BATCH_IO", (7, 0), "commands carry many tags, from any thread";
     INTEGRITY = UBLK_F_INTEGRITY "UBLK_F_INTEGRITY", (7, 0), "metadata and protection information";
-    SAFE_STOP_DEV = UBLK_F_SAFE_STOP_DEV "UBLK_F_SAFE_STOP_DEV", (7, 0), "a stop that refuses while the device is open; always on";
+    SAFE_STOP_DEV = UBLK_F_SAFE_STOP_DEV "UBLK_F_SAFE_STOP_DEV", (7, 0), "a stop that fails while the device is open; always on";
     NO_AUTO_PART_SCAN = UBLK_F_NO_AUTO_PART_SCAN "UBLK_F_NO_AUTO_PART_SCAN", (7, 0), "no partition scan at start";
     SHMEM_ZC = UBLK_F_SHMEM_ZC "UBLK_F_SHMEM_ZC", (7, 1), "no copy for requests in memory shared with the server";
-    IO_DESC_SIZE = UBLK_F_IO_DESC_SIZE "UBLK_F_IO_DESC_SIZE", (7, 3), "I/O descriptors of a size the server chooses";
+    IO_DESC_SIZE = UBLK_F_IO_DESC_SIZE "UBLK_F_IO_DESC_SIZE", (7, 3), "I/O descriptors of a size chosen by the server";
 }
 
 impl Features {
@@ -213,7 +213,7 @@ impl fmt::Display for Missing {
         }
         let unknown = self.features.unknown();
         if !unknown.is_empty() {
-            write!(f, "{comma}feature bits {:#x}, unnamed here", unknown.0)?;
+            write!(f, "{comma}unknown feature bits {:#x}", unknown.0)?;
         }
         Ok(())
     }

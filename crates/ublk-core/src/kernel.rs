@@ -87,13 +87,13 @@ impl Fault {
         match self {
             Self::AddCrashes => "ADD_DEV crashes and never ends",
             Self::BatchHandOver => {
-                "a device in batch mode goes on failing I/O when it was held for a new server"
+                "a device in batch mode keeps failing I/O after it was held for a new server"
             }
             Self::LostCommands => {
-                "control commands get lost where several devices are created at once"
+                "control commands get lost when several devices are created at once"
             }
             Self::UbsanReport => {
-                "UBSAN may report an index out of bounds where buffers are registered, without a reason"
+                "UBSAN may falsely report an index out of bounds when buffers are registered"
             }
         }
     }
@@ -111,7 +111,7 @@ impl Fault {
                  from Linux 7.2.7 on only what comes while one is held fails"
             }
             Self::LostCommands => {
-                "a command that is lost ends at its deadline: say it again; create devices one after the other"
+                "a lost command ends at its deadline: repeat it; create devices one after the other"
             }
             Self::UbsanReport => "use Linux 7.3, or set kernel.panic_on_warn to 0",
         }

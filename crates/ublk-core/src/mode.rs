@@ -89,7 +89,7 @@ impl fmt::Display for DataMode {
 
 /// There is no mode of this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no data mode {0:?}; there are copy, get-data, user-copy, zero-copy and zero-copy-manual")]
+#[error("unknown data mode {0:?}; use copy, get-data, user-copy, zero-copy or zero-copy-manual")]
 pub struct UnknownMode(String);
 
 impl FromStr for DataMode {

@@ -93,7 +93,7 @@ impl fmt::Display for Recovery {
 
 /// There is no policy of this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no recovery policy {0:?}; there are none, queue, reissue and fail")]
+#[error("unknown recovery policy {0:?}; use none, queue, reissue or fail")]
 pub struct UnknownRecovery(String);
 
 impl FromStr for Recovery {
@@ -110,7 +110,7 @@ impl FromStr for Recovery {
 #[non_exhaustive]
 pub enum Misfit {
     /// The backend is too small.
-    #[error("the backend has {backend} bytes, the device {device}; give it back its size")]
+    #[error("the backend has {backend} bytes, the device {device}; restore the backend's size")]
     Size {
         /// Bytes of the backend.
         backend: u64,
@@ -128,11 +128,11 @@ pub enum Misfit {
         device: u32,
     },
     /// The backend is read-only and the device is not.
-    #[error("the backend cannot be written, the device can; make it writable again")]
+    #[error("the backend is read-only, the device is not; make the backend writable again")]
     ReadOnly,
     /// The backend has a volatile cache and the device was created without one.
     #[error(
-        "the device was made without a write cache, the backend has one now; delete the device and add it again"
+        "the device was created without a write cache, the backend has one now; delete the device and add it again"
     )]
     WriteCache,
 }
@@ -186,7 +186,7 @@ mod tests {
         let broken: [(Change, &str); 4] = [
             (|l| l.size -= 512, "1048064 bytes"),
             (|l| l.logical_block_size = 4096, "blocks have 4096"),
-            (|l| l.read_only = true, "cannot be written"),
+            (|l| l.read_only = true, "read-only"),
             (|l| l.volatile_cache = true, "write cache"),
         ];
         for (change, text) in broken {

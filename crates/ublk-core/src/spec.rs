@@ -235,7 +235,7 @@ fn check_boundaries(limits: &Limits) -> Result<(), SpecError> {
     }
     let boundary = limits.virtual_boundary;
     if boundary != 0 && (!boundary.is_power_of_two() || limits.max_segment_size != 0) {
-        let rule = "a power of two, and goes without a longest segment";
+        let rule = "a power of two, without a limit on the segment size";
         return refused("virtual boundary", boundary.into(), rule);
     }
     let alignment = limits.discard_alignment;
@@ -274,11 +274,11 @@ fn check_zones(limits: &Limits) -> Result<(), SpecError> {
     let count = limits.size / zones.size;
     if u64::from(zones.max_open.max(zones.max_active)) > count {
         let most = zones.max_open.max(zones.max_active);
-        let rule = "no more than there are whole zones, or 0 for no limit";
+        let rule = "at most the number of whole zones, or 0 for no limit";
         return refused("open or active zones at once", most.into(), rule);
     }
     if zones.max_active != 0 && zones.max_open > zones.max_active {
-        let rule = "not above the active zones at once";
+        let rule = "at most the number of active zones";
         return refused("open zones at once", zones.max_open.into(), rule);
     }
     Ok(())
@@ -423,7 +423,7 @@ pub enum SpecError {
     )]
     OptimalIo { optimal: u32, physical: u32 },
     /// The size is zero.
-    #[error("size 0 makes no device; give at least one block of {block} bytes")]
+    #[error("size 0 is not valid; give at least one block of {block} bytes")]
     SizeZero { block: u32 },
     /// The size exceeds the range of a file offset.
     #[error(
@@ -464,14 +464,14 @@ pub enum SpecError {
     #[error("longest segment {bytes} is below {least} bytes; raise it, or use 0 for no limit")]
     SegmentSize { bytes: u32, least: u32 },
     /// An invalid boundary for requests or their memory.
-    #[error("{name} {bytes} is not allowed: it is {rule}; use 0 for none")]
+    #[error("{name} {bytes} is not valid: it must be {rule}; use 0 for none")]
     Boundary {
         name: &'static str,
         bytes: u64,
         rule: &'static str,
     },
     /// A feature needs another.
-    #[error("feature {feature} needs {needs}; ask for that too, or leave it out")]
+    #[error("feature {feature} needs {needs}; request both, or neither")]
     FeatureNeeds {
         feature: Features,
         needs: &'static str,
@@ -480,7 +480,7 @@ pub enum SpecError {
     #[error("features {one} and {other} exclude each other; leave one out")]
     FeaturesExclude { one: Features, other: Features },
     /// The zones are not valid for a zoned device.
-    #[error("{name} {value} is not allowed: it is {rule}")]
+    #[error("{name} {value} is not valid: it must be {rule}")]
     Zones {
         name: &'static str,
         value: u64,
@@ -488,7 +488,7 @@ pub enum SpecError {
     },
     /// ZONED is requested for limits without zones, or the other way round.
     #[error(
-        "the feature UBLK_F_ZONED goes with limits that declare zones, and these with the feature; give both or neither"
+        "the feature UBLK_F_ZONED requires limits that declare zones, and such limits require the feature; give both or neither"
     )]
     Undeclared,
 }

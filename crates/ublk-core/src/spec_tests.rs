@@ -170,7 +170,7 @@ fn feature_combinations() {
         (F::ZONED, "needs USER_COPY or SUPPORT_ZERO_COPY"),
         (
             F::ZONED | F::USER_COPY,
-            "goes with limits that declare zones",
+            "requires limits that declare zones",
         ),
         (
             F::USER_RECOVERY | F::USER_RECOVERY_REISSUE | F::USER_RECOVERY_FAIL_IO,

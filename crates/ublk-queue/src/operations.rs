@@ -34,7 +34,7 @@ pub enum NotPushed {
     /// The entry has a flag that affects other entries (LINK, HARDLINK, DRAIN) or suppresses its completion
     /// (CQE_SKIP_SUCCESS).
     #[error(
-        "the entry is tied to others, or its completion would not come: push it without LINK, HARDLINK, DRAIN and CQE_SKIP_SUCCESS"
+        "the entry affects other entries or posts no completion: push it without LINK, HARDLINK, DRAIN and CQE_SKIP_SUCCESS"
     )]
     Tied,
 }

@@ -46,7 +46,7 @@ impl fmt::Display for Polling {
 /// No polling is written so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "no polling {0:?}; there are off, fixed and adaptive, the latter two with :MICROSECONDS (1 to 10000) if wanted"
+    "unknown polling mode {0:?}; use off, fixed or adaptive, the latter two optionally with :MICROSECONDS (1 to 10000)"
 )]
 pub struct UnknownPolling(String);
 

@@ -432,7 +432,7 @@ impl<F> Job<F> {
             discard(panic);
             Err(Error::SetUpPanicked {
                 qid: self.qids.first().copied().unwrap_or(QueueId::ZERO),
-                message: text.unwrap_or_else(|| "without words".to_owned()),
+                message: text.unwrap_or_else(|| "no message".to_owned()),
             })
         })
     }

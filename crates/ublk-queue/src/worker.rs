@@ -33,7 +33,7 @@ pub enum WorkerError {
     #[error("io_uring_enter failed for good: {0}")]
     Ring(Errno),
     /// The owner asked the worker to leave before the driver had aborted its tags.
-    #[error("told to leave with requests not aborted by the driver")]
+    #[error("asked to leave before the driver aborted the tags")]
     Left,
 }
 

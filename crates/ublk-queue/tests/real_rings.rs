@@ -121,7 +121,7 @@ fn l64_a_newcomers_panic_ends_no_shared_thread() {
     };
     assert!(!matches!(arm(false), Error::SetUpPanicked { .. }));
     let error = arm(true).to_string();
-    assert_eq!(error, "queue 0: a panic while it was set up: on purpose");
+    assert_eq!(error, "queue 0: panic during set-up: on purpose");
     // The thread is alive, and answers.
     let again = arm(false);
     let is_alive = !matches!(again, Error::TimedOut { .. } | Error::Panicked { .. });
@@ -140,6 +140,6 @@ fn l64_a_set_up_panic_names_its_queue_at_once() {
         answer
     });
     let error = server.map(drop).expect_err("a panic").to_string();
-    assert_eq!(error, "queue 1: a panic while it was set up: on purpose");
+    assert_eq!(error, "queue 1: panic during set-up: on purpose");
     assert!(begun.elapsed() < Duration::from_secs(4));
 }

@@ -173,7 +173,7 @@ impl Queue {
                 }
                 let landed = sent.op == Op::ZoneAppend && command.result >= 0;
                 if !has_addr && !landed && command.addr != 0 {
-                    return Err(format!("tag {tag}: an address where this mode has none"));
+                    return Err(format!("tag {tag}: an address in a mode without addresses"));
                 }
                 let reads = sent.op.wants_data() && command.result > 0;
                 let buffer = match self.data {
@@ -319,7 +319,7 @@ impl Queue {
             DataMode::UserCopy | DataMode::ZeroCopy | DataMode::ZeroCopyManual
                 if command.addr != 0 && command.cmd_op != UBLK_U_IO_COMMIT_AND_FETCH_REQ =>
             {
-                Err(format!("tag {tag}: an address where this mode has none"))
+                Err(format!("tag {tag}: an address in a mode without addresses"))
             }
             _ => Ok(()),
         }

@@ -484,7 +484,7 @@ impl Model {
         self.rings[ring].closed = true;
         let late = self.rings[ring].late.len();
         if late > 0 {
-            let text = format!("L62: a ring is closed in the midst of {late} aborts");
+            let text = format!("L62: a ring is closed with {late} aborts still to come");
             self.report.violations.push(text);
         }
     }

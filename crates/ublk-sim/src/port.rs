@@ -411,7 +411,8 @@ unsafe impl Port for SimPort {
             (model.rings[self.ring].woken, model.wakes)
         };
         if woken && self.taken == Some(wakes) {
-            let text = "L60: a wake that has been told keeps the engine from sleeping".to_owned();
+            let text =
+                "L60: a wake-up that was already handled keeps the engine from sleeping".to_owned();
             self.model().report.violations.push(text);
             return Err(Errno::ETIMEDOUT);
         }

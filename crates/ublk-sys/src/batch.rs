@@ -80,7 +80,7 @@ impl ElemShape {
     /// lacks. Nothing is written then.
     pub fn encode(self, elem: &Elem, out: &mut [u8]) -> Result<(), Error> {
         self.check(out.len())?;
-        let rule = "0, the shape of the batch has no place for it";
+        let rule = "0, since elements of this shape lack it";
         if !self.buf_addr && elem.buf_addr != 0 {
             return Err(Error::Rule {
                 what: "buffer address",

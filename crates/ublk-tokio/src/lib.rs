@@ -54,7 +54,7 @@ pub enum Error {
     Device(#[from] ublk::Error),
     /// The runtime is shutting down: the call was not made. A device that was to be removed is dropped, which stops and
     /// deletes it on a thread of its own.
-    #[error("the runtime shuts down; start or remove devices before that, or without it")]
+    #[error("the runtime is shutting down; start and remove devices before that, or without it")]
     ShutDown,
 }
 

@@ -53,7 +53,7 @@ pub enum SetupError {
         since: &'static str,
     },
     /// The kernel's reply is not plausible.
-    #[error("the kernel's ring layout is not sound: {what}")]
+    #[error("implausible ring layout from the kernel; expected: {what}")]
     BadLayout {
         /// The check that failed.
         what: &'static str,

@@ -28,7 +28,7 @@ impl Old {
         let text = fs::read_to_string(path).with_context(|| name.clone())?;
         let value: Value = serde_json::from_str(&text).with_context(|| name.clone())?;
         if !value["rows"].is_array() {
-            bail!("{name}: no result of vm-benchmark, it has no rows");
+            bail!("{name}: not a result of vm-benchmark: it has no rows");
         }
         Ok(Self { value, name })
     }

@@ -45,9 +45,9 @@ impl Routines {
 fn place(lines: &[String], name: &str) -> Result<(u64, u64)> {
     let start = format!("@symbol {name} ");
     let line = lines.iter().find_map(|line| line.strip_prefix(&start));
-    let line = line.with_context(|| format!("the guest does not say where {name} is"))?;
+    let line = line.with_context(|| format!("the guest does not report the address of {name}"))?;
     let Some((start, end)) = line.split_once(' ') else {
-        bail!("a line of the guest: {line}");
+        bail!("malformed line of the guest: {line}");
     };
     Ok((
         u64::from_str_radix(start, 16)?,

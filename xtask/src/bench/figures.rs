@@ -100,7 +100,10 @@ pub fn snapshots(text: &str) -> Result<BTreeMap<u64, Snapshot>> {
             page_copy,
         ] = words[..]
         else {
-            ensure!(line.starts_with("exit "), "a line of the plugin: {line}");
+            ensure!(
+                line.starts_with("exit "),
+                "malformed line of the plugin: {line}"
+            );
             continue;
         };
         let snapshot = Snapshot {
@@ -125,13 +128,13 @@ pub fn figure(row: &Row, lines: &[String], snapshots: &BTreeMap<u64, Snapshot>) 
     let line = line(row, lines, "row")?;
     let words: Vec<_> = line.split(' ').collect();
     let [_device, mark, switches_small, switches_large, small, large] = words[..] else {
-        bail!("a line of the guest: {line}");
+        bail!("malformed line of the guest: {line}");
     };
     let (small, large): (u64, u64) = (small.parse()?, large.parse()?);
     let ios = row.ios * row.jobs;
     ensure!(
         large.checked_sub(small) == Some(ios),
-        "fio did {small} and {large} I/Os, which is no difference of {ios}"
+        "fio did {small} and {large} I/Os, which do not differ by {ios}"
     );
     let mark: u64 = mark.parse()?;
     let at = |index: u64| {
@@ -178,7 +181,7 @@ pub fn line<'a>(row: &Row, lines: &'a [String], word: &str) -> Result<&'a str> {
         lines.iter().find_map(|line| line.strip_prefix(&start))
     };
     find(word).with_context(|| {
-        let said = find("error").unwrap_or("not measured, and the guest does not say why");
+        let said = find("error").unwrap_or("not measured, and the guest gave no reason");
         said.to_owned()
     })
 }
@@ -191,7 +194,11 @@ pub fn seen(row: &Row, lines: &[String]) -> Result<Seen> {
     let text = line(row, lines, "seen")?;
     let seen: Seen = serde_json::from_str(text).with_context(|| text.to_owned())?;
     let lies = row.label().lies(&seen);
-    ensure!(lies.is_empty(), "not what it says: {}", lies.join("; "));
+    ensure!(
+        lies.is_empty(),
+        "the device differs from the row's label: {}",
+        lies.join("; ")
+    );
     Ok(seen)
 }
 
@@ -224,7 +231,7 @@ impl Usable {
     pub fn take(&mut self, line: &str) -> Result<()> {
         let words: Vec<_> = line.split(' ').collect();
         let ["@usable", _, _, added, usable] = words[..] else {
-            bail!("a line of the guest: {line}");
+            bail!("malformed line of the guest: {line}");
         };
         self.added.push(added.parse()?);
         self.usable.push(usable.parse()?);

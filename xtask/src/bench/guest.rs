@@ -255,7 +255,7 @@ impl<'a> Bench<'a> {
     pub fn wall(&self, rows: &[Row], accel: Accel) -> Result<wall::Walls> {
         let (directory, _lock) = vm::run_directory("wall")?;
         println!(
-            "{} rows by the clock on Linux {} under {accel}",
+            "{} wall-clock rows on Linux {} under {accel}",
             rows.len(),
             self.kernel.release
         );
@@ -384,7 +384,7 @@ fn reason(lines: &[String], name: &str) -> String {
     let start = format!("@error {name} ");
     let said = lines.iter().find_map(|line| line.strip_prefix(&start));
     said.map_or_else(
-        || "not measured, and the guest does not say why".to_owned(),
+        || "not measured, and the guest gave no reason".to_owned(),
         str::to_owned,
     )
 }

@@ -143,7 +143,7 @@ impl Label {
         if self.shm && !seen.shm.as_ref().is_some_and(mostly) {
             let told = seen.shm.as_ref().map_or_else(
                 || "nothing".to_owned(),
-                |shm| format!("{} there, {} elsewhere", shm.hits, shm.fallbacks),
+                |shm| format!("{} hits, {} misses", shm.hits, shm.fallbacks),
             );
             says(
                 "shared memory",

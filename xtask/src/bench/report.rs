@@ -89,7 +89,7 @@ impl Report {
         }
         if !self.walls.is_empty() {
             let accelerator = self.accelerator.as_deref().unwrap_or("unknown");
-            let _ = writeln!(text, "\nBy the clock, {on}, {accelerator}, 4 CPUs:\n");
+            let _ = writeln!(text, "\nWall clock, {on}, {accelerator}, 4 CPUs:\n");
             text += &wall::table(&self.walls);
         }
         text + &self.told()

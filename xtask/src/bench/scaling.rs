@@ -46,7 +46,7 @@ pub fn wall(
             emulated: false,
         },
         Growth {
-            what: "a backend that works: 2 threads on a queue against 1",
+            what: "a busy backend: 2 threads on a queue against 1",
             rows: BUSY,
             least: limits.busy,
             processors: 2,

@@ -85,11 +85,11 @@ fn wall(row: &Row, lines: &[String]) -> Result<Wall> {
     );
     ensure!(
         row.fio.contains(&raw.side),
-        "fio did {} where it was told {}",
+        "fio did {} instead of {}",
         raw.side,
         row.fio
     );
-    ensure!(raw.all_ticks > 0, "no time went by");
+    ensure!(raw.all_ticks > 0, "no time passed");
     // The busy fraction of all processors, divided by the rate: fio's start and end are a small part of it.
     let busy = raw.busy_ticks as f64 / raw.all_ticks as f64;
     // Ticks are hundredths of a second per processor.

@@ -33,7 +33,7 @@ pub fn write(report: &Report) -> Result<()> {
     let missing: Vec<_> = skipped.chain(failed).collect();
     ensure!(
         missing.is_empty(),
-        "{FILE} stays as it is, rows are missing:\n{}",
+        "{FILE} is unchanged, since rows are missing:\n{}",
         missing.join("\n")
     );
     let path = paths::root().join(FILE);

@@ -126,7 +126,7 @@ fn release_of(image: &Path) -> Result<String> {
         std::str::from_utf8(version).ok()
     };
     if bytes.get(0x202..0x206) != Some(b"HdrS") {
-        bail!("{} is no bootable x86 kernel image", image.display());
+        bail!("{} is not a bootable x86 kernel image", image.display());
     }
     Ok(text().context("the image names no version")?.to_owned())
 }

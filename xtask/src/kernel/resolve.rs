@@ -54,7 +54,7 @@ pub fn packages(manifest: &Manifest, series: &str) -> Result<Packages> {
     let id = host_id();
     let Some(distribution) = manifest.distribution.get(&id) else {
         bail!(
-            "kernel packages of {id:?} are not known here; use --kernel PATH with a vmlinuz and \
+            "kernel packages of {id:?} are not supported; use --kernel PATH with a vmlinuz and \
              its modules"
         );
     };
@@ -141,7 +141,7 @@ fn keyed(release: String, packages: Vec<Package>, apt: Apt) -> Packages {
 pub fn archive(manifest: &Manifest) -> Result<Apt> {
     let id = host_id();
     let distribution = manifest.distribution.get(&id);
-    open(distribution.with_context(|| format!("packages of {id:?} are not known here"))?)
+    open(distribution.with_context(|| format!("packages of {id:?} are not supported"))?)
 }
 
 fn open(distribution: &Distribution) -> Result<Apt> {

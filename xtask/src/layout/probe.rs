@@ -55,8 +55,9 @@ pub fn run(include: &Path, headers: &[&str], questions: &Questions) -> Result<An
     for path in include_paths(include)? {
         compile.arg("-I").arg(path);
     }
-    cmd::output(&mut compile)
-        .context("the headers do not compile as we expect (gcc is needed: apt-get install gcc)")?;
+    cmd::output(&mut compile).context(
+        "the probe of the headers does not compile (gcc is needed: apt-get install gcc)",
+    )?;
     answers(&cmd::output(&mut Command::new(&program))?)
 }
 

@@ -180,7 +180,7 @@ fn windows() -> Result<()> {
         &["--offset", "1M", "--length", "16M"],
         &["beyond the end of the file"],
     )?;
-    refused(&["--offset", "16M"], &["no block"])?;
+    refused(&["--offset", "16M"], &["no whole block"])?;
     refused(&["--offset", "100"], &["offset 100", "multiple"])?;
     refused(&["--length", "1000"], &["length 1000", "512"])?;
     refused(&["--offset", "16E"], &[])?;

@@ -234,7 +234,7 @@ fn named() -> Result<()> {
     std::os::unix::fs::symlink(place.path("none")?, &link)?;
     let link = link.to_string_lossy().into_owned();
     let create = ["add", "file", &link, "--create", "--size", "1M"];
-    cli::fails(&create, code::FAILED, &["symbolic link", "not there"])?;
+    cli::fails(&create, code::FAILED, &["symbolic link", "missing file"])?;
     cli::fails(&["add", "file", &link], code::FAILED, &["symbolic link"])?;
     ensure!(!place.path("none")?.exists(), "the link was followed");
     place.remove()

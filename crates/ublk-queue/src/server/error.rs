@@ -74,7 +74,7 @@ pub enum Error {
         qid: QueueId,
     },
     /// A panic while a queue was set up, usually while its handler was made.
-    #[error("queue {qid}: a panic while it was set up: {message}")]
+    #[error("queue {qid}: panic during set-up: {message}")]
     SetUpPanicked {
         /// The thread's first queue.
         qid: QueueId,
