@@ -357,7 +357,7 @@ mod tests {
         p.basic.attrs = UBLK_ATTR_FUA;
         p.types |= UBLK_PARAM_TYPE_DEVT;
         p.devt.char_major = 240;
-        p.discard.max_discard_sectors = 9; // no DISCARD type: means nothing
+        p.discard.max_discard_sectors = 9; // not valid without the DISCARD type
         let view = DeviceParams::decode(&p).unwrap();
         assert_eq!(view.logical_block_size, 0);
         assert!(!view.fua && !view.volatile_cache);

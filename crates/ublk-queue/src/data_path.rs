@@ -2,7 +2,7 @@
 //! pages, or in memory shared with the client.
 #![expect(
     unsafe_code,
-    reason = "names shared memory, and copies it by ways that may race"
+    reason = "names shared memory, and copies it with accesses that may race"
 )]
 
 use std::ptr::NonNull;

@@ -8,20 +8,20 @@
 //! # What safe code cannot break
 //! No safe function lets its caller read or write memory that it does not own, or answer a request twice.
 //!
-//! | what is given | safe, because | else |
+//! | argument | safe because | otherwise |
 //! |---|---|---|
-//! | memory to copy to or from ([`Request::push_from`], [`port::UserCopyPort`]) | a [`MemRef`] is a loan for the call | [`MemRef::new`] is unsafe |
-//! | memory for the driver behind an answer ([`Request::complete_from`]) | `MemRef<'static>`; of a [`Direct`] backend the lane holds the owner | [`Handler::place`] is unsafe to call |
-//! | a request's bytes | the one token gives slices and buffer, each for a borrow | |
+//! | memory to copy to or from ([`Request::push_from`], [`port::UserCopyPort`]) | a [`MemRef`] is borrowed for the call | [`MemRef::new`] is unsafe |
+//! | memory that the driver uses after an answer ([`Request::complete_from`]) | it is a `MemRef<'static>`; the lane holds the owner of a [`Direct`] backend's memory | [`Handler::place`] is unsafe to call |
+//! | a request's bytes | its only token lends slices and buffer, each for a borrow | |
 //! | buffers of operations ([`task::IoBuf`]) | the operation owns them until its last completion | the trait is unsafe |
-//! | a registered buffer ([`task::BufferLocation`]) | named with its ring; others refuse it | |
-//! | descriptors ([`task::SharedFd`]) | held until the operation is over | |
-//! | a device ([`Server::arm`], [`RawQueue::arm`]) | an `OpenDevice` is one device's node and the driver's word on it | `OpenDevice::new` is unsafe |
-//! | a share of a queue ([`worker::Share`]) | dealt once, compared with its lane | |
-//! | tags, queues, file numbers, places | compared with depth, files, pool; what is beyond is refused | |
+//! | a registered buffer ([`task::BufferLocation`]) | it names its ring; others refuse it | |
+//! | descriptors ([`task::SharedFd`]) | the operation holds them until it completes | |
+//! | a device ([`Server::arm`], [`RawQueue::arm`]) | an `OpenDevice` is a device's node together with the driver's report on it | `OpenDevice::new` is unsafe |
+//! | a share of a queue ([`worker::Share`]) | it is dealt once and checked against its lane | |
+//! | tags, queues, file indices, slots | they are checked against depth, files and pool | |
 //! | completions ([`port::Port`], [`Handler::operation_completed`]) | | the trait and the call are unsafe |
 //! | a ring for lanes ([`port::RingPort::new`]) | | unsafe |
-//! | requests of another lane, to an [`Async`](task::Async) inside another handler | compared with its own lane, refused | |
+//! | requests of another lane, passed to an [`Async`](task::Async) inside another handler | the lane is checked, and the request refused | |
 //!
 //! Nothing here starts, stops or deletes a device: that is the job of the control plane (`ublk-ctrl`). The two share
 //! only types of `ublk-core`.

@@ -1,5 +1,5 @@
 //! Memory that the kernel reads or writes on our behalf while other threads may access it too.
-#![expect(unsafe_code, reason = "promises about raw memory are made here, once")]
+#![expect(unsafe_code, reason = "the contract for raw memory is made here, once")]
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;

@@ -6,7 +6,7 @@
 //! buffer.
 #![expect(
     unsafe_code,
-    reason = "the one token of a tag gives out the tag's buffer"
+    reason = "the only token of a tag gives access to its buffer"
 )]
 
 use std::cell::Cell;

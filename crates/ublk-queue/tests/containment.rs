@@ -228,7 +228,7 @@ impl Wake for Bell {
     fn wake(&self) {}
 }
 
-#[expect(unsafe_code, reason = "hands through what another port promises")]
+#[expect(unsafe_code, reason = "forwards another port's guarantees")]
 // SAFETY: everything is forwarded to the inner port.
 unsafe impl<P: Port> Port for Counted<P> {
     type Wake = Bell;

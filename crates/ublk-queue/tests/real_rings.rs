@@ -1,7 +1,7 @@
 //! Workers and servers on real rings without a driver: what their threads do when nothing arrives or set-up fails.
 #![expect(
     unsafe_code,
-    reason = "a ring that nothing is pushed to, and a device that is none"
+    reason = "a ring without entries, and a file that is not a ublk device"
 )]
 
 use std::fs::File;

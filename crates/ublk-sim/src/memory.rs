@@ -1,7 +1,7 @@
 //! The engine's memory, as the driver accesses it.
 #![expect(
     unsafe_code,
-    reason = "moves data to and from the engine's buffers, as the driver does"
+    reason = "copies data to and from the engine's buffers, like the driver"
 )]
 
 use crate::driver::Memory;

@@ -1,7 +1,7 @@
 //! The simulated kernel as a [`Port`] of the engine.
 #![expect(
     unsafe_code,
-    reason = "a port promises that its completions are true, and writes where it is told to"
+    reason = "a port guarantees its completions, and accesses the addresses in commands"
 )]
 
 use std::fmt;

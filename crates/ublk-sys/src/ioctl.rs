@@ -52,10 +52,7 @@ pub const fn iowr<T>(kind: u8, nr: u8) -> u32 {
 /// The number of a command, encoded or legacy: the value that the driver dispatches on (`_IOC_NR`).
 #[doc(alias = "_IOC_NR")]
 #[must_use]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the low byte is what is wanted"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "only the low byte is used")]
 pub const fn nr(command: u32) -> u8 {
     command as u8
 }
@@ -65,7 +62,7 @@ pub const fn nr(command: u32) -> u8 {
 #[must_use]
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "the second byte is what is wanted"
+    reason = "only the second byte is used"
 )]
 pub const fn kind(command: u32) -> u8 {
     (command >> 8) as u8

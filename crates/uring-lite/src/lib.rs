@@ -25,15 +25,15 @@
 //! # What safe code cannot break
 //! No safe function lets its caller make the kernel access memory or descriptors that the caller does not own.
 //!
-//! | what is given | safe, because | else |
+//! | argument | safe because | otherwise |
 //! |---|---|---|
-//! | an address: [`op::read`] and all that name memory, [`Sqe64::addr`], [`Sqe64::len`], [`Sqe64::buf_index`] | | unsafe, for every push of the entry or a copy |
-//! | a descriptor in an entry | a slot of the ring's own table ([`Fd::registered`]) is held by the ring | [`Fd::raw`] is unsafe |
+//! | an address: [`op::read`] and all builders that name memory, [`Sqe64::addr`], [`Sqe64::len`], [`Sqe64::buf_index`] | | unsafe, for every push of the entry or a copy |
+//! | a descriptor in an entry | the ring holds the files of its own table ([`Fd::registered`]) | [`Fd::raw`] is unsafe |
 //! | a descriptor to close | [`Ring::push_close`] takes it by value | [`op::close`] is unsafe |
 //! | a descriptor to register | the kernel takes a reference during the call | |
-//! | a `user_data` | own completions only: an owner knows what it pushed | [`op::msg_ring`], to other rings, is unsafe |
-//! | buffers for a group | [`BufRing`] itself is pinned by the kernel | [`BufRing::add`] is unsafe |
-//! | a number of an operation to cancel | it completes with its own result all the same | |
+//! | a `user_data` | it only comes back in the ring's own completions | [`op::msg_ring`], which posts to other rings, is unsafe |
+//! | buffers for a group | the kernel pins the [`BufRing`] itself | [`BufRing::add`] is unsafe |
+//! | the `user_data` of an operation to cancel | the operation still completes with its own result | |
 //!
 //! Entries are `Copy` and own nothing; queue entries and completions are copied in and out by value; a [`Ring`] stays
 //! on its thread.

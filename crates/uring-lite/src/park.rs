@@ -6,8 +6,8 @@
 //! | step | change | ordering |
 //! |---|---|---|
 //! | sleeper, before it sleeps | RUNNING → PARKED, or NOTIFIED → RUNNING and no sleep | acquire |
-//! | sleeper, after it woke | any → RUNNING | acquire |
-//! | waker | any → NOTIFIED; was it PARKED, ring the bell | release |
+//! | sleeper, after it wakes | any → RUNNING | acquire |
+//! | waker | any → NOTIFIED; writes to the eventfd if it was PARKED | release |
 //!
 //! No wake-up is lost: all three steps are read-modify-writes of one word, so they have a total order. If the waker's
 //! swap comes before the sleeper's step, the sleeper finds NOTIFIED and does not sleep. If it comes after, the waker

@@ -3,7 +3,7 @@
 //!
 //! `unsafe` is allowed here for the driver's ioctls (include/uapi/linux/loop.h); each takes a number or a pointer to
 //! memory of the size that the call reads.
-#![expect(unsafe_code, reason = "the loop driver is told by ioctl")]
+#![expect(unsafe_code, reason = "ioctls of the loop driver")]
 
 use std::fs::{self, File};
 use std::io;

@@ -3,17 +3,17 @@
 //! | key | value |
 //! |---|---|
 //! | `row` | name of a row whose instructions are counted; the lines up to the next name belong to it |
-//! | `wall` | name of a row that is measured by the clock |
-//! | `usable` | name of a row about the time from `add` to the first read |
-//! | `prepare` | something that must be there first: a word and its values; done once in a guest |
+//! | `wall` | name of a wall-clock row |
+//! | `usable` | name of a row for the time from `add` to the first read |
+//! | `prepare` | a preparation: a word and its values; done once per guest |
 //! | `server` | command of the server; it prints the device path once the device serves I/O |
-//! | `device` | path of a device that is there without a server, or that the server makes without saying so |
-//! | `stop` | command that ends a server of that kind and deletes its device, which has no scheduler meanwhile |
-//! | `loop` | `buffered` or `direct`, and the file that a loop device is made of |
-//! | `fio` | arguments of fio, but for `--filename` and the amount; a second line adds to them |
-//! | `jobs` | jobs that fio runs with these arguments (1) |
-//! | `ios` | I/Os of each job between the small and the large run (10000) |
-//! | `seconds` | how long a row by the clock runs (2) |
+//! | `device` | path of a device that exists without a server, or whose server does not print it |
+//! | `stop` | command that ends such a server and deletes its device, which runs without a scheduler |
+//! | `loop` | `buffered` or `direct`, and the file of a loop device |
+//! | `fio` | arguments of fio, except `--filename` and the amount; a second line adds to them |
+//! | `jobs` | number of fio jobs (1) |
+//! | `ios` | difference in I/Os of each job between the small and the large run (10000) |
+//! | `seconds` | duration of a wall-clock row (2) |
 
 use anyhow::{Context, Result, bail};
 

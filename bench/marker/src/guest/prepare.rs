@@ -1,10 +1,10 @@
 //! Prepares what a row needs: files on file systems, more devices.
 //!
-//! | words | what is made |
+//! | words | preparation |
 //! |---|---|
-//! | `tmpfs FILE MIB` | a file of that size, fully written, on a tmpfs of its own |
-//! | `ext4 DEVICE FILE MIB` | the same on an ext4 on that device |
-//! | `null_blk NAME QUEUES` | a null_blk device of that name, 128 tags a queue |
+//! | `tmpfs FILE MIB` | a file of that size, fully written, on a separate tmpfs |
+//! | `ext4 DEVICE FILE MIB` | such a file on an ext4 on that device |
+//! | `null_blk NAME QUEUES` | a null_blk device of that name with 128 tags per queue |
 
 use std::fs::{self, File};
 use std::io::Write;

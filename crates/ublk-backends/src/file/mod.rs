@@ -58,7 +58,7 @@ pub use usage::User;
 ///
 /// let directory = tempfile::tempdir()?;
 /// let path = directory.path().join("disk.img");
-/// Created::new(&path, 1 << 30)?.keep(); // sparse: it takes no room yet
+/// Created::new(&path, 1 << 30)?.keep(); // sparse: takes no space yet
 /// let file = File::options(&path).open()?;
 /// assert_eq!(file.limits().size, 1 << 30);
 /// file.write_at(&[7; 4096], 8192, true)?; // durable when this returns

@@ -1,5 +1,5 @@
 //! The engine's kernel interface.
-#![expect(unsafe_code, reason = "the port's promises, and whom they bind")]
+#![expect(unsafe_code, reason = "the port's contract")]
 
 use std::time::Duration;
 

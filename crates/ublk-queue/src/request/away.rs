@@ -3,7 +3,7 @@
 //! As in the module above: the only token of a tag gives access to the tag's buffer.
 #![expect(
     unsafe_code,
-    reason = "the one token of a tag gives out the tag's buffer"
+    reason = "the only token of a tag gives access to its buffer"
 )]
 
 use std::fmt;

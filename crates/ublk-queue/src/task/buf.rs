@@ -3,7 +3,7 @@
 //! From submission to completion the kernel holds a mutable borrow that no lifetime can express, since a future may be
 //! dropped or leaked at any time. So an operation owns its buffer: the buffer comes back with the result or, if the
 //! future is gone, stays with the operation until the kernel is done.
-#![expect(unsafe_code, reason = "promises about memory that the kernel uses")]
+#![expect(unsafe_code, reason = "contracts for memory that the kernel uses")]
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -5,7 +5,7 @@
 //! set after a future was written and cleared before it is dropped; `Drop` drops the remaining ones. So futures are
 //! pinned from `start` on. Slots are `UnsafeCell`s: no reference to the box as a whole makes a claim about the futures
 //! inside, which may point into themselves.
-#![expect(unsafe_code, reason = "pins futures in memory of its own")]
+#![expect(unsafe_code, reason = "pins futures in its own memory")]
 
 use crate::panics::{catch, caught, discard};
 use std::any::Any;

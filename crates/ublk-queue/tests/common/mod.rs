@@ -115,7 +115,10 @@ impl<P> Drop for FilePort<P> {
 }
 
 /// Carries out an operation; a cancelled one writes garbage to its buffer, as the kernel may have begun to.
-#[expect(unsafe_code, reason = "plays the kernel: memory named by entries")]
+#[expect(
+    unsafe_code,
+    reason = "acts as the kernel: accesses memory named by entries"
+)]
 fn perform(one: &Pending, file: &mut [u8]) -> i32 {
     let sqe = one.sqe.as_raw();
     let (ptr, len) = (sqe.addr as *mut u8, sqe.len as usize);
@@ -144,7 +147,7 @@ fn perform(one: &Pending, file: &mut [u8]) -> i32 {
     }
 }
 
-#[expect(unsafe_code, reason = "plays the kernel")]
+#[expect(unsafe_code, reason = "acts as the kernel")]
 // SAFETY: completions are the inner port's, or of operations that this port has carried out; each pushed entry goes to
 // the inner port or into `pending`, once.
 unsafe impl<P: Port> Port for FilePort<P> {
