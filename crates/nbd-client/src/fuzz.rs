@@ -18,6 +18,7 @@ pub fn handshake(bytes: &[u8]) {
         tls: wanted & 1 != 0,
         structured: wanted & 2 != 0,
         allocation: wanted & 4 != 0,
+        list: wanted & 8 != 0,
     };
     let structured = options.structured;
     let Ok(mut handshake) = Handshake::new(options) else {
@@ -39,6 +40,10 @@ pub fn handshake(bytes: &[u8]) {
                 if let Some(sizes) = export.block_sizes {
                     assert!(sizes.minimum.is_power_of_two() && sizes.minimum <= sizes.maximum);
                 }
+                return;
+            }
+            Step::Listed(exports) => {
+                assert!(exports.len() <= 1024);
                 return;
             }
             Step::StartTls => handshake.tls_started(),

@@ -4,8 +4,9 @@ use crate::bytes::Reader;
 use crate::error::ProtocolError;
 use crate::wire::{
     CLISERV_MAGIC, FIXED_NEWSTYLE, IHAVEOPT, INFO_BLOCK_SIZE, INFO_EXPORT, NBDMAGIC, NO_ZEROES,
-    OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_SET_META_CONTEXT, OPT_STARTTLS, OPT_STRUCTURED_REPLY,
-    OPTION_REPLY, REP_ACK, REP_ERR_UNSUP, REP_ERROR, REP_INFO, REP_META_CONTEXT, TransmissionFlags,
+    OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_LIST, OPT_SET_META_CONTEXT, OPT_STARTTLS,
+    OPT_STRUCTURED_REPLY, OPTION_REPLY, REP_ACK, REP_ERR_UNSUP, REP_ERROR, REP_INFO,
+    REP_META_CONTEXT, REP_SERVER, TransmissionFlags,
 };
 
 /// The longest reply to an option that is kept: names and texts are at most 4096 bytes by the protocol.
@@ -34,6 +35,8 @@ pub struct Options {
     pub structured: bool,
     /// The meta context `base:allocation` is asked for; only with structured replies.
     pub allocation: bool,
+    /// The server's exports are asked for, and none is opened ([`Step::Listed`]).
+    pub list: bool,
 }
 
 /// Constraints of an export, in bytes.
@@ -97,6 +100,17 @@ pub enum Step {
     StartTls,
     /// The export is served: the connection carries requests.
     Done(Export),
+    /// The exports of the server. Send what [`Handshake::output`] gives, then close the connection.
+    Listed(Vec<Listed>),
+}
+
+/// An export in a server's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name; empty for the default export.
+    pub name: String,
+    /// What the server says about it.
+    pub description: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +122,8 @@ enum State {
     Meta,
     Go,
     ExportName,
+    List,
+    Listed,
     Done,
 }
 
@@ -124,6 +140,7 @@ pub struct Handshake {
     block_sizes: Option<BlockSizes>,
     /// Replies to the option at hand.
     replies: u32,
+    exports: Vec<Listed>,
 }
 
 impl Handshake {
@@ -149,6 +166,7 @@ impl Handshake {
             export: None,
             block_sizes: None,
             replies: 0,
+            exports: Vec::new(),
         })
     }
 
@@ -168,8 +186,8 @@ impl Handshake {
     /// connection is closed. Nothing where no option may be sent: before the greeting, where TLS is to start, and once the
     /// export was asked for by EXPORT_NAME or is served.
     pub fn abort(&mut self) {
-        use State::{Go, Meta, StartTls, Structured};
-        if matches!(self.state, StartTls | Structured | Meta | Go) {
+        use State::{Go, List, Meta, StartTls, Structured};
+        if matches!(self.state, StartTls | Structured | Meta | Go | List) {
             self.option(OPT_ABORT, &[]);
         }
     }
@@ -183,11 +201,12 @@ impl Handshake {
         let used = match self.state {
             State::Greeting => self.greeting(bytes)?,
             State::ExportName => self.export_name(bytes)?,
-            State::Tls | State::Done => 0,
+            State::Tls | State::Listed | State::Done => 0,
             _ => self.reply(bytes)?,
         };
         let step = match self.state {
             State::Tls => Step::StartTls,
+            State::Listed => Step::Listed(std::mem::take(&mut self.exports)),
             State::Done => Step::Done(self.done()?),
             _ => Step::Receive,
         };
@@ -256,6 +275,11 @@ impl Handshake {
     }
 
     fn ask_for_structured(&mut self) {
+        if self.options.list {
+            self.option(OPT_LIST, &[]);
+            self.state = State::List;
+            return;
+        }
         if !self.options.structured {
             return self.go();
         }
@@ -290,6 +314,7 @@ impl Handshake {
             State::StartTls => (OPT_STARTTLS, "NBD_OPT_STARTTLS"),
             State::Structured => (OPT_STRUCTURED_REPLY, "NBD_OPT_STRUCTURED_REPLY"),
             State::Meta => (OPT_SET_META_CONTEXT, "NBD_OPT_SET_META_CONTEXT"),
+            State::List => (OPT_LIST, "NBD_OPT_LIST"),
             _ => (OPT_GO, "NBD_OPT_GO"),
         }
     }
@@ -318,6 +343,7 @@ impl Handshake {
             kind if kind & REP_ERROR != 0 => self.refused(kind, name, body)?,
             REP_ACK => self.acknowledged(),
             REP_INFO if self.state == State::Go => self.info(body)?,
+            REP_SERVER if self.state == State::List => self.listed(body)?,
             REP_META_CONTEXT if self.state == State::Meta => self.context(body)?,
             _ => return Err(ProtocolError::Broken("a reply that answers no such option")),
         }
@@ -332,6 +358,10 @@ impl Handshake {
                 self.ask_for_meta();
             }
             State::Meta => self.go(),
+            State::List => {
+                self.option(OPT_ABORT, &[]);
+                self.state = State::Listed;
+            }
             _ => self.state = State::Done,
         }
     }
@@ -390,6 +420,19 @@ impl Handshake {
         Ok(())
     }
 
+    fn listed(&mut self, body: &[u8]) -> Result<(), ProtocolError> {
+        let mut reader = Reader(body);
+        let len = reader.u32().and_then(|len| usize::try_from(len).ok());
+        let Some(name) = len.and_then(|len| reader.take(len)) else {
+            return Err(ProtocolError::Broken("a name longer than its reply"));
+        };
+        self.exports.push(Listed {
+            name: printable(name),
+            description: printable(reader.0),
+        });
+        Ok(())
+    }
+
     fn context(&mut self, body: &[u8]) -> Result<(), ProtocolError> {
         let mut reader = Reader(body);
         let number = reader.u32();
@@ -433,17 +476,22 @@ fn reason(kind: u32, text: &[u8]) -> String {
         10 => "NBD_REP_ERR_EXT_HEADER_REQD",
         _ => "an error that the protocol does not know",
     };
-    let text: String = String::from_utf8_lossy(text)
+    let text = printable(text);
+    match text.is_empty() {
+        true => name.to_owned(),
+        false => format!("{name}: {text}"),
+    }
+}
+
+/// Text of the server's, with control characters as escapes.
+fn printable(text: &[u8]) -> String {
+    String::from_utf8_lossy(text)
         .chars()
         .flat_map(|c| match c.is_control() {
             true => c.escape_default().collect::<Vec<_>>(),
             false => vec![c],
         })
-        .collect();
-    match text.is_empty() {
-        true => name.to_owned(),
-        false => format!("{name}: {text}"),
-    }
+        .collect()
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ mod uri;
 mod wire;
 
 pub use error::{ErrorCode, ProtocolError};
-pub use handshake::{BlockSizes, Export, Handshake, Options, Step};
+pub use handshake::{BlockSizes, Export, Handshake, Listed, Options, Step};
 pub use replies::{Event, Replies};
 pub use request::{Command, CommandFlags, Request};
 pub use uri::{Address, Uri, UriError};

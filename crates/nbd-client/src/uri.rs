@@ -40,7 +40,9 @@ pub struct Uri {
 #[non_exhaustive]
 pub enum UriError {
     /// Not one of the schemes.
-    #[error("{0:?} is no NBD URI: it begins with nbd://, nbds://, nbd+unix:// or nbds+unix://")]
+    #[error(
+        "{0:?} is not an NBD URI: one begins with nbd://, nbds://, nbd+unix:// or nbds+unix://"
+    )]
     Scheme(String),
     /// A scheme of the protocol's that this client does not have.
     #[error("{0} is not served by this client; use TCP or a unix socket")]

@@ -143,6 +143,10 @@ pub struct NbdReport {
     pub replayed: u64,
     /// What becomes of requests while the server cannot be reached.
     pub retry: Retry,
+    /// The server that connections are made to.
+    pub uri: String,
+    /// Queues that have not moved to it yet.
+    pub moving: u32,
 }
 
 /// How the memory that a device shares with its clients is used.

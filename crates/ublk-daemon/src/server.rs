@@ -293,6 +293,10 @@ impl Server {
                 Ok(Some(ToServer::Health { ticket })) => {
                     self.report(ticket, running.health());
                 }
+                Ok(Some(ToServer::Backend { ticket, command })) => {
+                    running.command(&command);
+                    self.report(ticket, running.health());
+                }
                 Ok(Some(ToServer::HandOver)) => self.hand_over(),
                 Ok(Some(ToServer::Quit)) => return true,
                 // A device that serves does not end over a bad word.

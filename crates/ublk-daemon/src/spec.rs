@@ -1,6 +1,7 @@
 //! What a device is asked to be: from the command line and configuration files to the server, and in the records on disk.
 #![forbid(unsafe_code)]
 
+use crate::link::message::BackendCommand;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use ublk_core::{DataMode, Mode, Recovery, SharedBuffer};
@@ -62,6 +63,27 @@ impl BackendSpec {
             Self::Null { size } | Self::Mem { size } => *size = bytes,
             Self::File { length, .. } | Self::Nbd { length, .. } => *length = Some(bytes),
         }
+    }
+
+    /// Takes the values of a change that later servers are to have. False if there are none.
+    pub(crate) fn keep(&mut self, command: &BackendCommand) -> bool {
+        let (
+            Self::Nbd { uri, retry, .. },
+            BackendCommand::Nbd {
+                uri: to,
+                retry: policy,
+                keep: true,
+                ..
+            },
+        ) = (self, command)
+        else {
+            return false;
+        };
+        if let Some(to) = to {
+            uri.clone_from(to);
+        }
+        *retry = policy.unwrap_or(*retry);
+        true
     }
 
     /// The word of the command line.

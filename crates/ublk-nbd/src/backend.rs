@@ -297,7 +297,11 @@ impl Nbd {
     /// made keeps its old one and tries on; one whose new export is not like the old keeps the old one, see
     /// [`Status::last_error`].
     pub fn move_to(&self, uri: Uri) {
+        if uri == self.uri() {
+            return;
+        }
         self.device.connector.set_uri(uri);
+        self.device.board.move_all();
         self.device.moves.fetch_add(1, Ordering::Release);
         self.device.wake_all();
     }
@@ -317,9 +321,9 @@ fn first(options: &NbdOptions, by: Instant) -> Result<Connected, ConnectError> {
         match connect(&options.uri, deadline) {
             Ok(connected) => return Ok(connected),
             Err(ConnectError::Connect { .. } | ConnectError::Handshake { .. })
-                if Instant::now() + DELAY < by =>
+                if Instant::now() < by =>
             {
-                std::thread::sleep(DELAY);
+                std::thread::sleep(DELAY.min(by.saturating_duration_since(Instant::now())));
             }
             Err(error) => return Err(error),
         }

@@ -5,7 +5,7 @@ use std::net::ToSocketAddrs;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use nbd_client::{Address, Export, Handshake, Options, ProtocolError, Step, Uri};
+use nbd_client::{Address, Export, Handshake, Listed, Options, ProtocolError, Step, Uri};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
 /// Why an attempt failed.
@@ -69,7 +69,15 @@ pub(crate) fn connect(uri: &Uri, deadline: Instant) -> Result<Connected, Connect
         return Err(ConnectError::Tls);
     }
     let (mut socket, to) = open(&uri.address, deadline)?;
-    let export = shake(&mut socket, uri, deadline, &to)?;
+    let options = Options {
+        export: uri.export.clone(),
+        structured: true,
+        ..Options::default()
+    };
+    let export = match shake(&mut socket, options, deadline, &to)? {
+        Step::Done(export) => export,
+        other => return Err(unexpected(to, &other)),
+    };
     let blocking = socket
         .set_read_timeout(None)
         .and_then(|()| socket.set_write_timeout(None));
@@ -149,12 +157,45 @@ fn left(deadline: Instant) -> Duration {
     left.max(Duration::from_millis(1))
 }
 
+/// What a server offers for an export, by the deadline. The export is opened for it and closed again.
+///
+/// # Errors
+/// Those of a connection.
+pub fn info(uri: &Uri, deadline: Instant) -> Result<Export, ConnectError> {
+    connect(uri, deadline).map(|connected| connected.export)
+}
+
+/// The exports of a server, by the deadline.
+///
+/// # Errors
+/// Those of a connection; a server that does not list its exports.
+pub fn list(uri: &Uri, deadline: Instant) -> Result<Vec<Listed>, ConnectError> {
+    if uri.tls {
+        return Err(ConnectError::Tls);
+    }
+    let (mut socket, to) = open(&uri.address, deadline)?;
+    let options = Options {
+        list: true,
+        ..Options::default()
+    };
+    match shake(&mut socket, options, deadline, &to)? {
+        Step::Listed(exports) => Ok(exports),
+        other => Err(unexpected(to, &other)),
+    }
+}
+
+fn unexpected(to: String, step: &Step) -> ConnectError {
+    let source = io::Error::other(format!("unexpected step {step:?}"));
+    ConnectError::Handshake { to, source }
+}
+
+/// Goes through the handshake to its end.
 fn shake(
     socket: &mut Socket,
-    uri: &Uri,
+    options: Options,
     deadline: Instant,
     to: &str,
-) -> Result<Export, ConnectError> {
+) -> Result<Step, ConnectError> {
     let protocol = |source| ConnectError::Protocol {
         to: to.to_owned(),
         source,
@@ -165,11 +206,6 @@ fn shake(
             io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
             _ => source,
         },
-    };
-    let options = Options {
-        export: uri.export.clone(),
-        structured: true,
-        ..Options::default()
     };
     let mut handshake = Handshake::new(options).map_err(protocol)?;
     let (mut held, mut more) = (Vec::new(), [0; 4096]);
@@ -185,8 +221,8 @@ fn shake(
         sent.map_err(io)?;
         held.drain(..used);
         match step {
-            Step::Done(export) if held.is_empty() => return Ok(export),
-            Step::Done(_) => {
+            Step::Done(_) | Step::Listed(_) if held.is_empty() => return Ok(step),
+            Step::Done(_) | Step::Listed(_) => {
                 let what = "data before the first request";
                 return Err(protocol(ProtocolError::Broken(what)));
             }

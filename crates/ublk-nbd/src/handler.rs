@@ -240,6 +240,7 @@ impl NbdHandler {
             return self.connected(connected);
         };
         if let Some(why) = self.device.changed(&connected.export) {
+            self.device.board.moved(self.queue);
             let to = &connected.peer;
             tracing::error!("not moved to {to}: {why}; {} serves on", up.peer);
             return self
@@ -275,6 +276,7 @@ impl NbdHandler {
             peer,
         } = connected;
         let changed = self.device.changed(&export);
+        self.device.board.moved(self.queue);
         let state = match &changed {
             Some(why) => {
                 tracing::error!("{peer}: {why}: writes fail from now on");

@@ -29,7 +29,7 @@ mod socket;
 mod status;
 
 pub use backend::{Nbd, OpenError};
-pub use connect::ConnectError;
+pub use connect::{ConnectError, info, list};
 pub use handler::NbdHandler;
 pub use options::{NbdOptions, ParseRetryError, Retry};
 pub use status::{LinkState, Status};

@@ -46,6 +46,8 @@ pub struct Status {
     pub reconnects: u64,
     /// Requests that were sent again on a new connection.
     pub replayed: u64,
+    /// Queues that have not moved to the server yet that the device was moved to.
+    pub moving: u32,
 }
 
 /// The states of all queues.
@@ -61,6 +63,7 @@ struct Inner {
     replayed: u64,
     /// Queues that have had a connection.
     met: Vec<usize>,
+    moving: Vec<usize>,
 }
 
 impl Board {
@@ -72,6 +75,7 @@ impl Board {
             reconnects: 0,
             replayed: 0,
             met: Vec::new(),
+            moving: Vec::new(),
         }))
     }
 
@@ -99,6 +103,17 @@ impl Board {
         if inner.worst() != before {
             inner.since = SystemTime::now();
         }
+    }
+
+    /// All queues are to move to another server.
+    pub(crate) fn move_all(&self) {
+        let mut inner = self.lock();
+        inner.moving = (0..inner.queues.len()).collect();
+    }
+
+    /// A queue has moved, or never will.
+    pub(crate) fn moved(&self, queue: usize) {
+        self.lock().moving.retain(|moving| *moving != queue);
     }
 
     /// A queue has ended.
@@ -130,6 +145,7 @@ impl Board {
             connections: u32::try_from(connections).unwrap_or(u32::MAX),
             reconnects: inner.reconnects,
             replayed: inner.replayed,
+            moving: u32::try_from(inner.moving.len()).unwrap_or(u32::MAX),
         }
     }
 }

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::engine::ArgValueCandidates;
 use std::path::PathBuf;
 use std::time::Duration;
+use ublk_daemon::spec::Retry;
 
 const CONTRACT: &str = "\
 Output: `add` prints the device path on one line once the device serves I/O. Messages go to standard error. With \
@@ -152,6 +153,12 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// NBD devices and servers: another retry policy, another server, what a server offers
+    Nbd {
+        /// What to do
+        #[command(subcommand)]
+        command: Nbd,
+    },
     /// Change the size of a device in use (Linux 6.16); a larger one gets a new server, so it needs --recovery
     Resize {
         #[command(flatten)]
@@ -279,4 +286,43 @@ impl Look {
     pub const fn time(&self) -> Duration {
         Duration::from_secs(self.deadline)
     }
+}
+
+/// The commands of `nbd`.
+#[derive(Debug, Subcommand)]
+pub enum Nbd {
+    /// Change how long requests of a live device wait for a server that went away, also those that wait now
+    Retry {
+        /// The device, by its number, its node or a link to it, or its name
+        #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
+        device: Target,
+        /// SECONDS, forever or never
+        #[arg(value_name = "HOW")]
+        retry: Retry,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Move a live device to another server that has the same data; connections to the old one are drained and flushed
+    Move {
+        /// The device, by its number, its node or a link to it, or its name
+        #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
+        device: Target,
+        /// The export to move to
+        #[arg(value_name = "URI")]
+        uri: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Show what a server offers for an export: size, block sizes, operations
+    Info {
+        /// The export
+        #[arg(value_name = "URI")]
+        uri: String,
+    },
+    /// List the exports of a server
+    List {
+        /// The server; the name of an export in it is ignored
+        #[arg(value_name = "URI")]
+        uri: String,
+    },
 }

@@ -1,6 +1,6 @@
 //! The commands, carried out.
 
-use crate::cli::{Cli, Command, DevicesOrAll};
+use crate::cli::{Cli, Command, DevicesOrAll, Nbd};
 use crate::many::Chosen;
 use crate::output::{put, raw};
 use crate::target::Target;
@@ -128,6 +128,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             let found = front::gc(&program, &resolved(devices)?, *all, how, wait.time())?;
             put(json, &found, || show::garbage(&found))?;
         }
+        Command::Nbd { command } => return nbd(&program, command, json),
         Command::Features { wait } => {
             let features = front::features(&program, wait.time())?;
             put(json, &features, || show::features(&features))?;
@@ -151,6 +152,35 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             pages::text(json, "script", &completions::script(*shell)?)?;
         }
         Command::Man { dir } => pages::man(dir.as_deref(), json)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The commands of `nbd`.
+fn nbd(program: &Path, command: &Nbd, json: bool) -> Result<ExitCode, Failure> {
+    match command {
+        Nbd::Retry {
+            device,
+            retry,
+            wait,
+        } => {
+            let id = device.resolve()?.id;
+            let changed = front::nbd_retry(program, id, *retry, wait.time())?;
+            put(json, &changed, || show::nbd_changed(&changed))?;
+        }
+        Nbd::Move { device, uri, wait } => {
+            let id = device.resolve()?.id;
+            let changed = front::nbd_move(program, id, uri, wait.time())?;
+            put(json, &changed, || show::nbd_changed(&changed))?;
+        }
+        Nbd::Info { uri } => {
+            let export = front::nbd_info(uri)?;
+            put(json, &export, || show::nbd_export(&export))?;
+        }
+        Nbd::List { uri } => {
+            let exports = front::nbd_list(uri)?;
+            put(json, &exports, || show::nbd_list(&exports))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

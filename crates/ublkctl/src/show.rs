@@ -3,7 +3,7 @@
 use crate::doctor::Check;
 use crate::size;
 use std::fmt::Write;
-use ublk_daemon::front::{Backing, Features, Found, Info, ListEntry, Resized};
+use ublk_daemon::front::{self, Backing, Features, Found, Info, ListEntry, Resized};
 use ublk_daemon::log::plain;
 use ublk_daemon::report::Added;
 use ublk_daemon::state::Phase;
@@ -344,6 +344,46 @@ pub fn findings(checks: &[Check]) -> String {
         }
     }
     text
+}
+
+/// Server and policy of an NBD device after a change.
+pub fn nbd_changed(changed: &front::NbdChanged) -> String {
+    let nbd = &changed.nbd;
+    format!(
+        "device {}: {}, {}, retry {}\n",
+        changed.id, nbd.uri, nbd.state, nbd.retry
+    )
+}
+
+/// What a server offers for an export.
+pub fn nbd_export(export: &front::NbdExport) -> String {
+    let blocks = match export.block_sizes {
+        Some([minimum, preferred, maximum]) => format!(
+            "at least {}, preferably {}, at most {}",
+            size::show(minimum.into()),
+            size::show(preferred.into()),
+            size::show(maximum.into())
+        ),
+        None => "not specified".to_owned(),
+    };
+    let replies = match export.structured_replies {
+        true => "structured",
+        false => "simple",
+    };
+    format!(
+        "size      {}\nrequests  {blocks}\nflags     {}\nreplies   {replies}\n",
+        size::show(export.size),
+        export.flags.join(" ")
+    )
+}
+
+/// The exports of a server.
+pub fn nbd_list(exports: &[front::NbdListed]) -> String {
+    let line = |export: &front::NbdListed| match export.description.is_empty() {
+        true => format!("{:?}\n", export.name),
+        false => format!("{:?}  {}\n", export.name, export.description),
+    };
+    exports.iter().map(line).collect()
 }
 
 #[cfg(test)]

@@ -79,6 +79,7 @@ fn play(wanted: &Options, script: Script, step: usize) -> Result<Export, Protoco
                 handshake.tls_started();
             }
             Step::Receive => {}
+            Step::Listed(exports) => panic!("{exports:?}"),
         }
         let mut sent = handshake.output();
         if !sent.is_empty() && std::mem::take(&mut first) {
@@ -218,6 +219,40 @@ fn an_abort_is_sent_where_options_are() {
     assert!(!aborted(go(), &[]));
     assert!(!aborted(tls, &[hello.clone(), ack(OPT_STARTTLS)]));
     assert!(!aborted(go(), &[hello, unsup]));
+}
+
+/// A list has the names and descriptions of the server, which drive no terminal; nothing is opened for it.
+#[test]
+fn a_server_lists_its_exports() {
+    let list = || {
+        let options = Options {
+            list: true,
+            ..Options::default()
+        };
+        let mut handshake = Handshake::new(options).unwrap();
+        handshake.receive(&greeting(FIXED_NEWSTYLE)).unwrap();
+        handshake.output();
+        handshake
+    };
+    let one = option_reply(OPT_LIST, REP_SERVER, b"\0\0\0\x04diskfast \x1b");
+    let default = option_reply(OPT_LIST, REP_SERVER, &[0; 4]);
+    let bytes = [one, default, ack(OPT_LIST)].concat();
+    let (mut handshake, mut used) = (list(), 0);
+    let exports = loop {
+        let (some, step) = handshake.receive(&bytes[used..]).unwrap();
+        used += some;
+        if let Step::Listed(exports) = step {
+            break exports;
+        }
+    };
+    let names: Vec<_> = exports.iter().map(|e| &e.name[..]).collect();
+    assert_eq!(names, ["disk", ""]);
+    assert_eq!(exports[0].description, "fast \\u{1b}");
+    assert_eq!(options(&handshake.output()), [(OPT_ABORT, Vec::new())]);
+    let long = option_reply(OPT_LIST, REP_SERVER, &[0xff; 4]);
+    assert!(list().receive(&long).is_err());
+    let refused = option_reply(OPT_LIST, REP_ERROR | 2, b"no");
+    assert!(list().receive(&refused).is_err());
 }
 
 /// L75 TLS that was demanded is never done without; what a server refuses is reported in its own words, which drive no

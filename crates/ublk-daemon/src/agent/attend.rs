@@ -210,10 +210,21 @@ impl Agent<'_> {
         }
     }
 
+    /// A caller: tells the server the change it wants, or just asks for its health.
     fn ask_health(&mut self) {
-        if let Some(ticket) = self.relay.accept() {
-            self.tell_server(&ToServer::Health { ticket });
+        let Some((ticket, command)) = self.relay.accept() else {
+            return;
+        };
+        let Some(command) = command else {
+            return self.tell_server(&ToServer::Health { ticket });
+        };
+        if let Some(device) = &mut self.device
+            && device.record.spec.backend.keep(&command)
+            && let Err(e) = self.store.write(&device.record)
+        {
+            tracing::warn!("the change is not recorded for later servers: {e}");
         }
+        self.tell_server(&ToServer::Backend { ticket, command });
     }
 
     /// While a successor is at it, a signal means this process alone.

@@ -1,9 +1,10 @@
-//! The agent's socket: whoever connects is given the server's health and hung up on.
+//! The agent's socket: a caller may ask for a change of the backend, is given the server's health, and hung up on.
 
 use crate::link::listener;
+use crate::link::message::BackendCommand;
 use crate::report::Health;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -58,11 +59,13 @@ impl Relay {
         self.listener.as_ref().map(|(listener, _)| listener.as_fd())
     }
 
-    /// Takes one caller. The ticket to ask the server with.
-    pub(super) fn accept(&mut self) -> Option<u64> {
+    /// Takes one caller. The ticket to ask the server with, and the change that the caller wants.
+    pub(super) fn accept(&mut self) -> Option<(u64, Option<BackendCommand>)> {
         let (listener, _) = self.listener.as_ref()?;
         let (stream, _) = listener.accept().ok()?;
         stream.set_write_timeout(Some(PATIENCE)).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        let command = heard(&stream);
         if self.waiting.len() >= MAX_WAITING {
             self.waiting.remove(0);
         }
@@ -72,7 +75,7 @@ impl Relay {
             stream,
             health: None,
         });
-        Some(self.ticket)
+        Some((self.ticket, command))
     }
 
     /// Takes what the server tells of its health, and gives it to the caller when that is all. One that does not read
@@ -110,4 +113,18 @@ impl Relay {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// What a caller says before it stops talking: nothing, or a change. One that neither talks nor stops asks for nothing.
+fn heard(stream: &UnixStream) -> Option<BackendCommand> {
+    const LONGEST: u64 = 64 << 10;
+    let mut bytes = Vec::new();
+    stream.take(LONGEST).read_to_end(&mut bytes).ok()?;
+    if bytes.is_empty() {
+        return None;
+    }
+    let command = serde_json::from_slice(&bytes);
+    command
+        .map_err(|e| tracing::warn!("a caller wants what is not understood: {e}"))
+        .ok()
 }

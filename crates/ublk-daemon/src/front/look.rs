@@ -3,6 +3,7 @@
 
 use super::{Target, by_helper};
 use crate::failure::Failure;
+use crate::link::message::BackendCommand;
 use crate::report::Health;
 use crate::spec::{AddSpec, BackendSpec};
 use crate::state::{Phase, Record, StateError, Store, process_id};
@@ -550,9 +551,23 @@ fn sysfs(id: DevId, name: &str) -> Option<u64> {
 
 /// The server's health by way of its agent; `None` where nobody answers in time.
 pub(super) fn health(id: DevId, within: Duration) -> Option<Health> {
+    ask(id, None, within)
+}
+
+/// Has the server of a device change its backend: its health then; `None` where nobody answers in time.
+pub(super) fn command(id: DevId, command: &BackendCommand, within: Duration) -> Option<Health> {
+    ask(id, Some(command), within)
+}
+
+fn ask(id: DevId, command: Option<&BackendCommand>, within: Duration) -> Option<Health> {
     let path = Store::of_user().ok()?.socket(id.get());
     let mut stream = UnixStream::connect(path).ok()?;
     stream.set_read_timeout(Some(within)).ok()?;
+    stream.set_write_timeout(Some(within)).ok()?;
+    if let Some(command) = command {
+        serde_json::to_writer(&stream, command).ok()?;
+    }
+    stream.shutdown(std::net::Shutdown::Write).ok()?;
     let mut bytes = Vec::new();
     std::io::Read::by_ref(&mut stream)
         .take(MAX_HEALTH)

@@ -6,6 +6,7 @@
 mod add;
 mod gc;
 mod look;
+mod nbd;
 mod notify;
 mod owner;
 mod pace;
@@ -18,6 +19,7 @@ mod words;
 pub use add::{Foreground, add, check, recover};
 pub use gc::{Found, gc};
 pub use look::{Backing, Features, Info, ListEntry, features, info, list, recoverable};
+pub use nbd::{NbdChanged, NbdExport, NbdListed, nbd_info, nbd_list, nbd_move, nbd_retry};
 pub use owner::{Ownership, ownership};
 pub use pace::Pace;
 pub use remove::{Stop, delete, stop};

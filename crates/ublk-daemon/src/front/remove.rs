@@ -8,7 +8,7 @@
 mod verdict;
 mod watch;
 
-use super::{Target, is_abandoned, left_behind};
+use super::{Target, is_abandoned, left_behind, nbd};
 use crate::failure::{Failure, FailureKind};
 use crate::helper::Helper;
 use crate::in_use::holders::Holders;
@@ -267,6 +267,11 @@ impl<'a> Removal<'a> {
 
     /// Sees that a stop loses nothing, or says what it does.
     fn secure(&mut self) -> Result<(), Failure> {
+        if self.is_forced()
+            && let Some(record) = &self.record
+        {
+            nbd::give_up(record, self.id);
+        }
         let unknown = self.ask()?;
         let needs = verdict(&self.info, &self.holders, unknown, self.is_forced())?;
         if self.is_forced() && !self.holders.losing().is_empty() {

@@ -5,7 +5,7 @@ use super::failures::Failures;
 use super::sandbox;
 use crate::backend::{Opened, open, open_to_serve, tell};
 use crate::failure::Failure;
-use crate::link::message::{Assignment, Opening};
+use crate::link::message::{Assignment, BackendCommand, Opening};
 use crate::report::{FileReport, Health, NbdReport, QueueReport, ShmReport, Stats};
 use crate::shm;
 use crate::spec::{AddSpec, BackendSpec, Serving};
@@ -202,6 +202,34 @@ impl Running for Served {
         }
     }
 
+    fn command(&self, command: &BackendCommand) {
+        let (
+            Some(nbd),
+            BackendCommand::Nbd {
+                uri,
+                retry,
+                give_up,
+                keep: _,
+            },
+        ) = (&self.nbd, command)
+        else {
+            return;
+        };
+        if let Some(retry) = retry {
+            tracing::info!("retry policy: {retry}");
+            nbd.set_retry(*retry);
+        }
+        match uri.as_deref().map(str::parse) {
+            Some(Ok(uri)) => nbd.move_to(uri),
+            Some(Err(e)) => tracing::warn!("{e}"),
+            None => {}
+        }
+        if *give_up {
+            tracing::info!("requests that wait for the server fail: the device is to end");
+            nbd.give_up();
+        }
+    }
+
     fn failure(&self) -> Option<Failure> {
         failure(&self.server.health())
     }
@@ -224,6 +252,8 @@ fn nbd_report(nbd: &Nbd) -> NbdReport {
         reconnects: status.reconnects,
         replayed: status.replayed,
         retry: nbd.retry(),
+        uri: nbd.uri().to_string(),
+        moving: status.moving,
     }
 }
 

@@ -6,7 +6,7 @@ use ublk_backends::Identity;
 use ublk_core::Limits;
 
 use crate::failure::Failure;
-use crate::link::message::{Assignment, Opening};
+use crate::link::message::{Assignment, BackendCommand, Opening};
 use crate::report::Health;
 use crate::spec::AddSpec;
 
@@ -54,6 +54,11 @@ pub trait Running {
 
     /// Says of them what there is to say.
     fn say_failures(&self) {}
+
+    /// Changes how the backend works; one that has nothing to change ignores it. The health tells what is in force.
+    fn command(&self, command: &BackendCommand) {
+        let _ = command;
+    }
 
     /// Why a queue failed, if one did.
     fn failure(&self) -> Option<Failure>;

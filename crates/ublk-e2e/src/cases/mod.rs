@@ -25,6 +25,7 @@ mod lists;
 mod many;
 mod mayhem;
 mod modes;
+mod nbd;
 mod odd_disks;
 mod orphans;
 mod processes;
@@ -55,6 +56,7 @@ pub fn all(set: Set) -> Vec<Case> {
     let mut all: Vec<Case> = [
         lifecycle::cases(),
         modes::cases(),
+        nbd::cases(),
         idle::cases(),
         shared_memory::cases(),
         file_matrix::cases(),

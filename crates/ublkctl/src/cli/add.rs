@@ -64,7 +64,7 @@ pub enum Backend {
     Nbd {
         #[command(flatten)]
         add: Add,
-        /// The export: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH
+        /// The export: `nbd://HOST:PORT/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`
         #[arg(value_name = "URI")]
         uri: String,
         /// How long requests wait for a server that went away before they fail: SECONDS, forever or never

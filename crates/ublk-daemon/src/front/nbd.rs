@@ -1,0 +1,234 @@
+//! Commands for NBD devices: another retry policy, another server.
+
+use super::{by_helper, look};
+use crate::backend;
+use crate::failure::{Failure, FailureKind};
+use crate::link::message::BackendCommand;
+use crate::report::NbdReport;
+use crate::spec::{BackendSpec, Retry};
+use crate::state::{Record, Store};
+use nbd_client::{TransmissionFlags, Uri, UriError};
+use serde::Serialize;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use ublk_core::{DevId, deadline_in};
+use ublk_ctrl::{Controller, wait};
+
+/// How long one question to the server may take.
+const ASK: Duration = Duration::from_secs(5);
+
+/// What is in force after a change: what the commands print as JSON.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct NbdChanged {
+    /// The device.
+    pub id: u32,
+    /// Server, policy and connections.
+    #[serde(flatten)]
+    pub nbd: NbdReport,
+}
+
+/// Changes how long requests of a live device wait for a server that cannot be reached, also those that wait now.
+///
+/// # Errors
+/// A device that is not an NBD device of ours, or whose server does not answer.
+pub fn nbd_retry(
+    program: &Path,
+    id: DevId,
+    retry: Retry,
+    deadline: Duration,
+) -> Result<NbdChanged, Failure> {
+    let until = deadline_in(deadline);
+    record_of(program, id, until)?;
+    let command = BackendCommand::Nbd {
+        uri: None,
+        retry: Some(retry),
+        give_up: false,
+        keep: true,
+    };
+    let changed = ask(id, &command, until)?;
+    match changed.nbd.retry == retry {
+        true => Ok(changed),
+        false => Err(too_old(id)),
+    }
+}
+
+/// Moves a live device to another server, which has to have the same data: the old connections are drained and flushed
+/// first. The device stays where it is if the new server cannot be reached or has another export.
+///
+/// # Errors
+/// As for [`nbd_retry`]; a server that is no place for the device; the deadline, after which the move may still come about.
+pub fn nbd_move(
+    program: &Path,
+    id: DevId,
+    to: &str,
+    deadline: Duration,
+) -> Result<NbdChanged, Failure> {
+    let until = deadline_in(deadline);
+    let record = record_of(program, id, until)?;
+    let mut spec = record.spec;
+    let BackendSpec::Nbd { uri, .. } = &mut spec.backend else {
+        return Err(not_nbd(id));
+    };
+    to.clone_into(uri);
+    // Seen from here first: what can be refused is refused with nothing changed.
+    backend::limits_of(&spec)?;
+    let change = |keep| BackendCommand::Nbd {
+        uri: Some(to.to_owned()),
+        retry: None,
+        give_up: false,
+        keep,
+    };
+    let mut changed = ask(id, &change(false), until)?;
+    let moved = wait::until(until, || {
+        if changed.nbd.moving > 0 {
+            changed = ask(id, &change(false), until)?;
+        }
+        Ok::<_, Failure>((changed.nbd.moving == 0).then_some(()))
+    })?;
+    if moved.is_none() {
+        return Err(Failure::new(
+            FailureKind::TimedOut,
+            format!(
+                "{} queues of device {id} have not moved by the deadline; they go on trying",
+                changed.nbd.moving
+            ),
+        ));
+    }
+    if let Some(why) = &changed.nbd.last_error
+        && why.starts_with("not moved")
+    {
+        return Err(Failure::failed(format!("device {id}: {why}")));
+    }
+    ask(id, &change(true), until)
+}
+
+/// Has a server whose NBD server cannot be reached fail what waits for it, before the device is stopped by force.
+pub(super) fn give_up(record: &Record, id: DevId) {
+    if matches!(record.spec.backend, BackendSpec::Nbd { .. }) {
+        let command = BackendCommand::Nbd {
+            uri: None,
+            retry: None,
+            give_up: true,
+            keep: false,
+        };
+        if look::command(id, &command, ASK).is_none() {
+            tracing::warn!("the server of device {id} does not answer");
+        }
+    }
+}
+
+fn record_of(program: &Path, id: DevId, until: Instant) -> Result<Record, Failure> {
+    let left = until.saturating_duration_since(Instant::now());
+    let info = by_helper(program, |helper| helper.info(id, left))?;
+    let record = Store::of_user()?.find(id.get(), info.server_flags())?;
+    let record = record.ok_or_else(|| Failure::foreign(id))?;
+    match record.spec.backend {
+        BackendSpec::Nbd { .. } => Ok(record),
+        _ => Err(not_nbd(id)),
+    }
+}
+
+fn not_nbd(id: DevId) -> Failure {
+    Failure::new(
+        FailureKind::Usage,
+        format!("device {id} is not an NBD device"),
+    )
+}
+
+fn too_old(id: DevId) -> Failure {
+    Failure::failed(format!(
+        "the server of device {id} does not know the command"
+    ))
+    .hint(format!(
+        "`ublkctl upgrade {id}` replaces it by this version"
+    ))
+}
+
+fn ask(id: DevId, command: &BackendCommand, until: Instant) -> Result<NbdChanged, Failure> {
+    let left = until.saturating_duration_since(Instant::now());
+    let health = look::command(id, command, left.min(ASK)).ok_or_else(|| {
+        Failure::failed(format!("the server of device {id} does not answer"))
+            .hint(format!("see `ublkctl info {id}`"))
+    })?;
+    let nbd = health.nbd.ok_or_else(|| too_old(id))?;
+    Ok(NbdChanged { id: id.get(), nbd })
+}
+
+/// What a server offers for an export: what `nbd info` prints as JSON.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct NbdExport {
+    /// Bytes.
+    pub size: u64,
+    /// Smallest, preferred and largest request in bytes, where the server tells.
+    pub block_sizes: Option<[u32; 3]>,
+    /// `NBD_FLAG_*` without the prefix.
+    pub flags: Vec<&'static str>,
+    /// Structured replies.
+    pub structured_replies: bool,
+}
+
+/// An export in a server's list: what `nbd list` prints as JSON.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct NbdListed {
+    /// Its name; empty for the default export.
+    pub name: String,
+    /// What the server says about it.
+    pub description: String,
+}
+
+/// How long a server may take to answer.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Asks a server what it offers for an export.
+///
+/// # Errors
+/// A URI that is none, and what the server says.
+pub fn nbd_info(uri: &str) -> Result<NbdExport, Failure> {
+    let export = ublk_nbd::info(&parsed(uri)?, Instant::now() + CONNECT);
+    let export = export.map_err(|e| Failure::failed(format!("{uri}: {e}")))?;
+    let names = [
+        (TransmissionFlags::READ_ONLY, "READ_ONLY"),
+        (TransmissionFlags::SEND_FLUSH, "SEND_FLUSH"),
+        (TransmissionFlags::SEND_FUA, "SEND_FUA"),
+        (TransmissionFlags::ROTATIONAL, "ROTATIONAL"),
+        (TransmissionFlags::SEND_TRIM, "SEND_TRIM"),
+        (TransmissionFlags::SEND_WRITE_ZEROES, "SEND_WRITE_ZEROES"),
+        (TransmissionFlags::SEND_DF, "SEND_DF"),
+        (TransmissionFlags::CAN_MULTI_CONN, "CAN_MULTI_CONN"),
+        (TransmissionFlags::SEND_CACHE, "SEND_CACHE"),
+        (TransmissionFlags::SEND_FAST_ZERO, "SEND_FAST_ZERO"),
+    ];
+    let set = names
+        .into_iter()
+        .filter(|(flag, _)| export.flags.contains(*flag));
+    Ok(NbdExport {
+        size: export.size,
+        block_sizes: export
+            .block_sizes
+            .map(|sizes| [sizes.minimum, sizes.preferred, sizes.maximum]),
+        flags: set.map(|(_, name)| name).collect(),
+        structured_replies: export.structured,
+    })
+}
+
+/// Asks a server for its exports.
+///
+/// # Errors
+/// A URI that is none, and what the server says.
+pub fn nbd_list(uri: &str) -> Result<Vec<NbdListed>, Failure> {
+    let exports = ublk_nbd::list(&parsed(uri)?, Instant::now() + CONNECT);
+    let exports = exports.map_err(|e| Failure::failed(format!("{uri}: {e}")))?;
+    let listed = |export: nbd_client::Listed| NbdListed {
+        name: export.name,
+        description: export.description,
+    };
+    Ok(exports.into_iter().map(listed).collect())
+}
+
+fn parsed(uri: &str) -> Result<Uri, Failure> {
+    uri.parse()
+        .map_err(|e: UriError| Failure::new(FailureKind::Usage, e.to_string()))
+}
