@@ -128,7 +128,6 @@ impl Queue {
         };
         let tag = command.tag;
         self.check_addr(command)?;
-        let copy_mode = self.data == DataMode::Copy;
         let has_addr = matches!(self.data, DataMode::Copy | DataMode::GetData);
         let Some(place) = self.places.get_mut(tag.index()) else {
             return refused(Errno::EINVAL);
@@ -157,47 +156,8 @@ impl Queue {
                     flags: 0,
                 }))
             }
-            (
-                UBLK_U_IO_COMMIT_AND_FETCH_REQ,
-                TagPhase::Delivered {
-                    sent,
-                    addr,
-                    pushed,
-                    shared,
-                },
-            ) => {
-                if copy_mode && *addr != command.addr {
-                    return Err(format!(
-                        "tag {tag} commits with another buffer than it was given"
-                    ));
-                }
-                let landed = sent.op == Op::ZoneAppend && command.result >= 0;
-                if !has_addr && !landed && command.addr != 0 {
-                    return Err(format!("tag {tag}: an address in a mode without addresses"));
-                }
-                let reads = sent.op.wants_data() && command.result > 0;
-                let buffer = match self.data {
-                    _ if let (Some(place), Some((memory, _))) = (shared, &self.client_memory) => {
-                        memory.read(*place, if reads { sent.len } else { 0 })
-                    }
-                    DataMode::UserCopy | DataMode::ZeroCopy | DataMode::ZeroCopyManual => {
-                        pushed.clone()
-                    }
-                    _ => memory.read(command.addr, if reads { sent.len } else { 0 }),
-                };
-                let sent = sent.clone();
-                // After an abort the fetch half never completes; its CQE only comes when the ring ends.
-                *place = if self.stopping {
-                    TagPhase::Aborted
-                } else {
-                    idle
-                };
-                if !self.hostile {
-                    client.completed(&sent, command.result, command.addr, &buffer)?;
-                } else {
-                    client.completed += 1;
-                }
-                Ok(None)
+            (UBLK_U_IO_COMMIT_AND_FETCH_REQ, TagPhase::Delivered { .. }) => {
+                self.commit(command, idle, client, memory).map(|()| None)
             }
             (
                 UBLK_U_IO_FETCH_REQ | UBLK_U_IO_COMMIT_AND_FETCH_REQ | UBLK_U_IO_NEED_GET_DATA,
@@ -210,6 +170,75 @@ impl Queue {
         }
     }
 
+    /// Takes the answer to a request, with which its tag is fetched again.
+    fn commit(
+        &mut self,
+        command: &IoCommand,
+        idle: TagPhase,
+        client: &mut Client,
+        memory: &impl Memory,
+    ) -> Result<(), String> {
+        let tag = command.tag;
+        let has_addr = matches!(self.data, DataMode::Copy | DataMode::GetData);
+        let place = &mut self.places[tag.index()];
+        let TagPhase::Delivered {
+            sent,
+            addr,
+            pushed,
+            shared,
+        } = &*place
+        else {
+            return Ok(());
+        };
+        if self.data == DataMode::Copy && *addr != command.addr {
+            return Err(format!(
+                "tag {tag} commits with another buffer than it was given"
+            ));
+        }
+        let landed = sent.op == Op::ZoneAppend && command.result >= 0;
+        if !has_addr && !landed && command.addr != 0 {
+            return Err(format!("tag {tag}: an address in a mode without addresses"));
+        }
+        let reads = sent.op.wants_data() && command.result > 0;
+        let buffer = match self.data {
+            _ if let (Some(place), Some((memory, _))) = (shared, &self.client_memory) => {
+                memory.read(*place, if reads { sent.len } else { 0 })
+            }
+            DataMode::UserCopy | DataMode::ZeroCopy | DataMode::ZeroCopyManual => pushed.clone(),
+            _ => memory.read(command.addr, if reads { sent.len } else { 0 }),
+        };
+        let sent = sent.clone();
+        // After an abort the fetch half never completes; its CQE only comes when the ring ends.
+        *place = if self.stopping {
+            TagPhase::Aborted
+        } else {
+            idle
+        };
+        if !self.hostile {
+            client.completed(&sent, command.result, command.addr, &buffer)?;
+        } else {
+            client.completed += 1;
+        }
+        Ok(())
+    }
+
+    /// Puts the data of some requests into the memory that the client shares: where it is there.
+    fn share(&mut self, tag: usize, sent: &Sent, rng: &mut Rng) -> Option<usize> {
+        let (client_memory, first) = self.client_memory.as_ref()?;
+        if !sent.op.has_data() || self.hostile || !rng.chance(self.shared_percent) {
+            return None;
+        }
+        let at = client_memory.place(first + tag);
+        // A server that does not fill the client's memory exposes this to the client.
+        let garbage = vec![0xdb; sent.len];
+        let is_write = sent.op.brings_data();
+        client_memory.write(at, if is_write { &sent.data } else { &garbage });
+        self.descs[tag].op_flags |= IoFlags::SHMEM_ZC;
+        self.descs[tag].addr = client_memory.addr(at);
+        self.shared_hits += 1;
+        Some(at)
+    }
+
     /// Delivers a request to a random idle tag. `None` if no tag is idle or there is no request.
     pub(crate) fn deliver(
         &mut self,
@@ -217,14 +246,8 @@ impl Queue {
         client: &mut Client,
         memory: &impl Memory,
     ) -> Option<(usize, Completion)> {
-        let idle = |place: &TagPhase| matches!(place, TagPhase::Idle { .. });
-        let idles: Vec<usize> = self
-            .places
-            .iter()
-            .enumerate()
-            .filter(|(_, place)| idle(place))
-            .map(|(n, _)| n)
-            .collect();
+        let is_idle = |n: &usize| matches!(self.places[*n], TagPhase::Idle { .. });
+        let idles: Vec<usize> = (0..self.places.len()).filter(is_idle).collect();
         if idles.is_empty() || self.stopping {
             return None;
         }
@@ -235,27 +258,12 @@ impl Queue {
             return None;
         };
         let (ring, user_data) = word;
-        let mut place = None;
         self.descs[tag] = if self.hostile {
             random_desc(rng, addr)
         } else {
             desc_of(&sent, addr)
         };
-        if let Some((client_memory, first)) = &self.client_memory
-            && sent.op.has_data()
-            && !self.hostile
-            && rng.chance(self.shared_percent)
-        {
-            let at = client_memory.place(first + tag);
-            // A server that does not fill the client's memory exposes this to the client.
-            let garbage = vec![0xdb; sent.len];
-            let is_write = sent.op.brings_data();
-            client_memory.write(at, if is_write { &sent.data } else { &garbage });
-            self.descs[tag].op_flags |= IoFlags::SHMEM_ZC;
-            self.descs[tag].addr = client_memory.addr(at);
-            self.shared_hits += 1;
-            place = Some(at);
-        }
+        let place = self.share(tag, &sent, rng);
         if self.data == DataMode::ZeroCopy
             && place.is_none()
             && sent.op.has_data()

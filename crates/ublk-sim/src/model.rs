@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use ublk_core::{Errno, QueueId, Tag};
 use ublk_queue::BatchCommand;
 use ublk_queue::port::{Completion, IoCommand};
-use ublk_sys::batch::ElemShape;
+use ublk_sys::batch::{Elem, ElemShape};
 use uring_lite::Sqe64;
 
 use crate::client::{BLOCK, Client};
@@ -231,34 +231,34 @@ impl Model {
         }
     }
 
-    fn batch_command(&mut self, lane: u16, command: &BatchCommand, user_data: u64) {
-        self.report.commands += 1;
+    /// Takes a FETCH of a batch queue.
+    fn batch_fetch(&mut self, lane: u16, user_data: u64) {
         let Some(queue) = self.queues.get_mut(usize::from(lane)) else {
             return;
         };
-        if command.cmd_op == ublk_sys::UBLK_U_IO_FETCH_IO_CMDS {
-            if queue.stopping {
-                let res = Errno::ENODEV.to_result();
-                self.complete(Completion {
-                    user_data,
-                    res,
-                    flags: 0,
-                });
-                return;
-            }
-            if !queue.all_fetched() {
-                // A device in recovery refuses it.
-                let text = format!("lane {lane}: a fetch before all tags are prepared");
-                self.report.violations.push(text);
-            }
-            if queue.batch_fetches.iter().any(|(ring, _)| *ring == self.at) {
-                let text = format!("lane {lane}: a second fetch");
-                self.report.violations.push(text);
-            }
-            queue.batch_fetches.push((self.at, user_data));
+        if queue.stopping {
+            let res = Errno::ENODEV.to_result();
+            self.complete(Completion {
+                user_data,
+                res,
+                flags: 0,
+            });
             return;
         }
-        let prep = command.cmd_op == ublk_sys::UBLK_U_IO_PREP_IO_CMDS;
+        if !queue.all_fetched() {
+            // A device in recovery refuses it.
+            let text = format!("lane {lane}: a fetch before all tags are prepared");
+            self.report.violations.push(text);
+        }
+        if queue.batch_fetches.iter().any(|(ring, _)| *ring == self.at) {
+            let text = format!("lane {lane}: a second fetch");
+            self.report.violations.push(text);
+        }
+        queue.batch_fetches.push((self.at, user_data));
+    }
+
+    /// The elements of a batch command, as bytes and decoded.
+    fn elements(&mut self, lane: u16, command: &BatchCommand) -> (Vec<u8>, Vec<Elem>) {
         let shape = ElemShape::from_flags(command.flags);
         let size = usize::from(command.elem_bytes);
         let bytes = ServerMemory.read(command.addr, usize::from(command.nr_elem) * size);
@@ -271,6 +271,20 @@ impl Model {
                 .violations
                 .push(format!("lane {lane}: elements of a wrong shape"));
         }
+        (bytes, elems)
+    }
+
+    fn batch_command(&mut self, lane: u16, command: &BatchCommand, user_data: u64) {
+        self.report.commands += 1;
+        if command.cmd_op == ublk_sys::UBLK_U_IO_FETCH_IO_CMDS {
+            return self.batch_fetch(lane, user_data);
+        }
+        let prep = command.cmd_op == ublk_sys::UBLK_U_IO_PREP_IO_CMDS;
+        let size = usize::from(command.elem_bytes);
+        let (bytes, elems) = self.elements(lane, command);
+        let Some(queue) = self.queues.get_mut(usize::from(lane)) else {
+            return;
+        };
         let mut taken = 0;
         let mut failed = None;
         for elem in elems {
@@ -283,7 +297,7 @@ impl Model {
             } else {
                 self.config.faults.transient
             };
-            let refused = match self.config.refuse_commit {
+            failed = match self.config.refuse_commit {
                 Some((n, res))
                     if !prep
                         && (self.commits == n || self.refused_tag == Some(elem.header.tag)) =>
@@ -293,17 +307,15 @@ impl Model {
                 }
                 _ => self.rng.chance(chance).then_some(Errno::ENOMEM),
             };
-            if refused.is_some() {
-                failed = refused;
+            if failed.is_some() {
                 break;
             }
             let Ok(tag) = Tag::new(elem.header.tag) else {
                 continue;
             };
-            let cmd_op = if prep {
-                ublk_sys::UBLK_U_IO_FETCH_REQ
-            } else {
-                ublk_sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ
+            let cmd_op = match prep {
+                true => ublk_sys::UBLK_U_IO_FETCH_REQ,
+                false => ublk_sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ,
             };
             let qid = QueueId::new(command.qid).unwrap_or(QueueId::ZERO);
             let mut one = IoCommand::new(cmd_op, qid, tag);

@@ -1,9 +1,13 @@
 //! Output for people. Scripts use `--json`.
 
+mod info;
+
+pub use info::info;
+
 use crate::doctor::Check;
 use crate::size;
 use std::fmt::Write;
-use ublk_daemon::front::{self, Backing, Features, Found, Info, ListEntry, Resized};
+use ublk_daemon::front::{self, Backing, Features, Found, ListEntry, Resized};
 use ublk_daemon::log::plain;
 use ublk_daemon::report::Added;
 use ublk_daemon::state::Phase;
@@ -124,172 +128,6 @@ pub fn garbage(found: &Found) -> String {
     for path in &found.litter {
         let path = plain(&path.display().to_string());
         let _ = writeln!(text, "{path}: removed, its device is gone");
-    }
-    text
-}
-
-/// Everything known of a device, a line each.
-pub fn info(i: &Info) -> String {
-    let e = &i.entry;
-    let or_dash = |v: Option<String>| v.unwrap_or_else(|| "-".to_owned());
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<14} {}", plain(&value));
-    };
-    line("device", e.path.display().to_string());
-    line("char device", e.char_path.display().to_string());
-    line("state", e.state.clone());
-    line("size", or_dash(e.size.map(size::show)));
-    line("block size", or_dash(i.block_size.map(|b| b.to_string())));
-    line("largest I/O", size::show(i.max_io_bytes.into()));
-    line("read-only", or_dash(i.read_only.map(|r| r.to_string())));
-    line("queues", format!("{}, depth {}", e.queues, e.depth));
-    line(
-        "data",
-        format!("{}, batch {}", e.data, if e.batch { "on" } else { "off" }),
-    );
-    line("features", i.features.granted.join(" "));
-    line(
-        "backend",
-        e.backend.clone().unwrap_or_else(|| match &e.record_error {
-            Some(why) => format!("unknown: its record cannot be read: {why}"),
-            None => "foreign: not created by this ublkctl".to_owned(),
-        }),
-    );
-    if let Some(b) = &e.backing {
-        let length = b
-            .length
-            .map_or_else(String::new, |l| format!(", {}", size::show(l)));
-        line("backing", format!("{}{length}", backing(b)));
-    }
-    line("owner", format!("uid {} gid {}", e.owner.uid, e.owner.gid));
-    if let Some(name) = &e.name {
-        let link = e.link.as_ref();
-        line(
-            "name",
-            link.map_or_else(|| name.clone(), |link| link.display().to_string()),
-        );
-    }
-    let supervised = match e.supervised {
-        Some(true) => ", supervised",
-        _ => "",
-    };
-    line("recovery", format!("{}{supervised}", e.recovery));
-    if let (Some(threads), Some(polling)) = (e.threads, &e.polling) {
-        line("threads", format!("{threads} per queue, polling {polling}"));
-    }
-    if let Some(path) = &e.shared_memory {
-        line("shared memory", path.display().to_string());
-    }
-    line("server", server(e));
-    if let Some(next) = &e.next {
-        line("next", next.clone());
-    }
-    line("agent", or_dash(i.agent_pid.map(|p| p.to_string())));
-    line(
-        "log",
-        or_dash(i.log.as_ref().map(|l| l.display().to_string())),
-    );
-    for (qid, cpus) in i.affinity.iter().enumerate() {
-        line(&format!("queue {qid} CPUs"), ranges(cpus));
-    }
-    if let Some(health) = &i.health {
-        let s = &health.stats;
-        line("health", health.state.clone());
-        if let Some(error) = &health.first_error {
-            line("first error", error.clone());
-        }
-        line(
-            "requests",
-            format!(
-                "{} reads, {} writes, {} flushes, {} discards, {} write-zeroes",
-                s.reads, s.writes, s.flushes, s.discards, s.write_zeroes
-            ),
-        );
-        line(
-            "errors",
-            format!(
-                "{} requests failed, {} panics caught, {} dropped, {} refused",
-                s.errors, s.panics, s.dropped, s.refused
-            ),
-        );
-        if let Some(file) = &health.file {
-            let way = if file.direct {
-                "direct I/O"
-            } else {
-                "page cache"
-            };
-            let waits = if file.asynchronous {
-                "asynchronous"
-            } else {
-                "synchronous"
-            };
-            line(
-                "file",
-                format!(
-                    "{way}, {waits}; {} syncs for {} flushes and FUA writes",
-                    file.syncs, file.sync_requests
-                ),
-            );
-        }
-        if let Some(shm) = &health.shm {
-            line(
-                "shared I/O",
-                format!(
-                    "{}, {} hits, {} misses",
-                    size::show(shm.bytes),
-                    shm.hits,
-                    shm.fallbacks
-                ),
-            );
-        }
-        if let Some(nbd) = &health.nbd {
-            let now = std::time::UNIX_EPOCH
-                .elapsed()
-                .map_or(0, |now| now.as_secs());
-            line(
-                "server",
-                format!(
-                    "{} for {} s, {} connections, {} reconnects, {} requests replayed, retry {}",
-                    nbd.state,
-                    now.saturating_sub(nbd.since),
-                    nbd.connections,
-                    nbd.reconnects,
-                    nbd.replayed,
-                    nbd.retry
-                ),
-            );
-            if let Some(error) = &nbd.last_error {
-                line("last error", error.clone());
-            }
-        }
-        for q in &health.queues {
-            let pinned = q.pinned.as_ref().map_or_else(
-                || "not pinned".to_owned(),
-                |cpus| format!("pinned to {}", ranges(cpus)),
-            );
-            let flusher = if q.io_flusher {
-                "io-flusher"
-            } else {
-                "no io-flusher"
-            };
-            line(
-                &match q.thread {
-                    0 => format!("queue {}", q.qid),
-                    n => format!("queue {}.{n}", q.qid),
-                },
-                format!(
-                    "{}, {} in flight, {pinned}, {flusher}, {} of buffers in {}, ring {}",
-                    q.state,
-                    q.in_hand,
-                    size::show(q.buffer_bytes),
-                    q.pages,
-                    q.setup
-                ),
-            );
-        }
-    } else {
-        line("health", "not reachable".to_owned());
     }
     text
 }

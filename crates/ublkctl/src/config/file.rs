@@ -214,34 +214,11 @@ fn device(name: &str, at: usize, table: &DeTable<'_>, directory: &Path) -> Resul
             option: option.to_owned(),
             at,
         });
-        let takes_value = argument.get_action().takes_values();
-        let is_path = argument.get_value_parser().type_id() == TypeId::of::<PathBuf>();
-        let value = match (value.get_ref(), takes_value) {
-            (DeValue::Boolean(true), false) => {
+        let Some(value) = value_of(argument, option, at, value.get_ref(), directory)? else {
+            if matches!(value.get_ref(), DeValue::Boolean(true)) {
                 words.push(format!("--{option}"));
-                continue;
             }
-            (DeValue::Boolean(false), false) => continue,
-            (_, false) => return Err(Mistake::new(at, format!("{option}: give true or false"))),
-            (DeValue::String(text), true) => text.to_string(),
-            (_, true) if is_path => {
-                return Err(Mistake::new(
-                    at,
-                    format!("{option}: give a path, in quotes"),
-                ));
-            }
-            (DeValue::Integer(number), true) if number.radix() == 10 => number.as_str().to_owned(),
-            (_, true) => {
-                let text = format!("{option}: give a string or a whole number");
-                return Err(Mistake::new(at, text));
-            }
-        };
-        let value = if is_path {
-            let path = directory.join(&value);
-            let text = path.to_str().map(str::to_owned);
-            text.ok_or_else(|| Mistake::new(at, format!("{option}: not UTF-8")))?
-        } else {
-            value
+            continue;
         };
         if argument.is_positional() {
             positional.push(value);
@@ -260,6 +237,33 @@ fn device(name: &str, at: usize, table: &DeTable<'_>, directory: &Path) -> Resul
         text: format!("{name}: {}", f.text),
         hint: f.hint,
     })
+}
+
+/// The value of a key as a word; `None` for a flag, which has none.
+fn value_of(
+    argument: &clap::Arg,
+    option: &str,
+    at: usize,
+    value: &DeValue<'_>,
+    directory: &Path,
+) -> Result<Option<String>, Mistake> {
+    let takes_value = argument.get_action().takes_values();
+    let is_path = argument.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+    let wrong = |text: &str| Mistake::new(at, format!("{option}: {text}"));
+    let value = match (value, takes_value) {
+        (DeValue::Boolean(_), false) => return Ok(None),
+        (_, false) => return Err(wrong("give true or false")),
+        (DeValue::String(text), true) => text.to_string(),
+        (_, true) if is_path => return Err(wrong("give a path, in quotes")),
+        (DeValue::Integer(number), true) if number.radix() == 10 => number.as_str().to_owned(),
+        (_, true) => return Err(wrong("give a string or a whole number")),
+    };
+    if !is_path {
+        return Ok(Some(value));
+    }
+    let path = directory.join(&value);
+    let text = path.to_str().map(str::to_owned);
+    text.map(Some).ok_or_else(|| wrong("not UTF-8"))
 }
 
 fn finished(backend: &Backend, reuse: bool) -> Result<Wanted, Failure> {
