@@ -1,6 +1,7 @@
 //! Replies, as they come from the server: simple ones and structured ones, in any order and in pieces of any size.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::bytes::Reader;
 use crate::error::{ErrorCode, ProtocolError};
@@ -80,6 +81,30 @@ struct Pending {
     chunked: bool,
 }
 
+/// A hash of cookies that costs little: what is in the map is the caller's own, so that no server can fill one bucket.
+#[derive(Debug, Default)]
+struct CookieHasher(u64);
+
+impl Hasher for CookieHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, cookie: u64) {
+        // 2^64 divided by the golden ratio: neighbours are far apart in the high bits, and rotated into the low ones, both
+        // of which the map uses.
+        self.0 = (self.0 ^ cookie)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(32);
+    }
+}
+
 /// Data that the caller is receiving.
 #[derive(Debug, Clone, Copy)]
 struct Payload {
@@ -93,7 +118,7 @@ struct Payload {
 #[derive(Debug)]
 pub struct Replies {
     structured: bool,
-    pending: HashMap<u64, Pending>,
+    pending: HashMap<u64, Pending, BuildHasherDefault<CookieHasher>>,
     payload: Option<Payload>,
     /// Lists of ranges for the requests to come: memory reclaim may wait for one of them, so none is allocated on its way.
     spare: Vec<Vec<(u32, u32)>>,
@@ -114,7 +139,7 @@ impl Replies {
         Self {
             structured,
             // Twice as much: a map that is half full at most is tidied up in place, a fuller one grows.
-            pending: HashMap::with_capacity(2 * depth),
+            pending: HashMap::with_capacity_and_hasher(2 * depth, BuildHasherDefault::default()),
             payload: None,
             spare: (0..depth).map(|_| Vec::with_capacity(RANGES)).collect(),
         }

@@ -128,3 +128,46 @@ fn heard(stream: &UnixStream) -> Option<BackendCommand> {
         .map_err(|e| tracing::warn!("a caller wants what is not understood: {e}"))
         .ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A caller that says nothing asks for the health, in whatever way it says nothing; one that says rubbish, too.
+    #[test]
+    fn a_caller_may_ask_for_a_change() {
+        let said = |bytes: &[u8], stops: bool| {
+            let (mut near, far) = UnixStream::pair().unwrap();
+            far.set_read_timeout(Some(Duration::from_millis(50)))
+                .unwrap();
+            near.write_all(bytes).unwrap();
+            if stops {
+                near.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            heard(&far)
+        };
+        assert_eq!(said(b"", true), None);
+        assert_eq!(said(b"", false), None);
+        assert_eq!(said(b"{\"backend\":\"tape\"}", true), None);
+        let command = BackendCommand::Nbd {
+            uri: None,
+            retry: Some(crate::spec::Retry::Forever),
+            give_up: false,
+            keep: true,
+        };
+        let bytes = serde_json::to_vec(&command).unwrap();
+        assert_eq!(said(&bytes, true), Some(command.clone()));
+        let mut spec = crate::spec::BackendSpec::Nbd {
+            uri: "nbd://one/".to_owned(),
+            length: None,
+            retry: crate::spec::Retry::Never,
+            request_timeout: 30,
+            wait_for_server: 0,
+        };
+        assert!(spec.keep(&command));
+        assert!(
+            matches!(&spec, crate::spec::BackendSpec::Nbd { uri, retry, .. }
+                if uri == "nbd://one/" && *retry == crate::spec::Retry::Forever)
+        );
+    }
+}
