@@ -140,7 +140,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.completed_seldom(port, number, 0)
     }
 
-    /// Pushes REGISTERs that could not be pushed before.
+    /// Pushes REGISTER commands that could not be pushed before.
     #[cold]
     pub(super) fn push_stalled_registers(&mut self, port: &mut P) {
         for number in 0..self.registrations.tags.len() {
