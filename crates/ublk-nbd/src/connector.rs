@@ -51,6 +51,10 @@ struct Queues {
 struct Place {
     wanted: Option<Wanted>,
     ready: Option<Connected>,
+    /// When the last one was made.
+    made: Option<Instant>,
+    /// How long the next one waits: a server that takes connections and breaks them is not asked without a pause.
+    pause: Duration,
 }
 
 struct Wanted {
@@ -90,8 +94,8 @@ impl Connector {
             board,
             queues: Mutex::new(Queues {
                 places: vec![Place {
-                    wanted: None,
                     ready: first,
+                    ..Place::default()
                 }],
                 started: false,
                 ended: false,
@@ -169,7 +173,10 @@ impl Drop for Connector {
 impl Shared {
     fn run(&self) {
         let mut outage = Outage::default();
-        while let Some(queue) = self.next() {
+        while let Some((queue, pause)) = self.next() {
+            if !pause.is_zero() {
+                self.pause(pause);
+            }
             let begun = Instant::now();
             match connect(&self.uri(), begun + self.timeout) {
                 Ok(connected) => {
@@ -187,21 +194,25 @@ impl Shared {
         }
     }
 
-    /// The next queue that wants a connection; `None` at the end.
-    fn next(&self) -> Option<usize> {
+    /// The next queue that wants a connection, and how long to wait before; `None` at the end.
+    fn next(&self) -> Option<(usize, Duration)> {
         let queues = self.queues();
         let idle = |queues: &mut Queues| {
             !queues.ended && queues.places.iter().all(|place| place.wanted.is_none())
         };
         let waited = self.changed.wait_while(queues, idle);
-        let queues = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut queues = waited.unwrap_or_else(PoisonError::into_inner);
         if queues.ended {
             return None;
         }
-        queues
-            .places
-            .iter()
-            .position(|place| place.wanted.is_some())
+        let wants = |(_, place): &(usize, &mut Place)| place.wanted.is_some();
+        let (queue, place) = queues.places.iter_mut().enumerate().find(wants)?;
+        let held = place.made.take().is_none_or(|made| made.elapsed() >= LONG);
+        place.pause = match held {
+            true => Duration::ZERO,
+            false => (place.pause * 2).clamp(FIRST_DELAY, LONG),
+        };
+        Some((queue, place.pause))
     }
 
     fn deliver(&self, queue: usize, connected: Connected) {
@@ -211,6 +222,7 @@ impl Shared {
         };
         if let Some(Wanted { wake, news }) = place.wanted.take() {
             place.ready = Some(connected);
+            place.made = Some(Instant::now());
             news.store(true, Ordering::Release);
             wake.wake();
         }

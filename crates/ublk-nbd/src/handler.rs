@@ -67,6 +67,9 @@ pub struct NbdHandler {
     next: Option<Connected>,
     /// Seconds since the device has been given up.
     given_up: u64,
+    /// When a connection was lost, unless a request has been answered since: a server that takes connections and answers
+    /// nothing is none.
+    unanswered: Option<Instant>,
 }
 
 struct Waker(Arc<dyn Wake>);
@@ -124,6 +127,7 @@ impl NbdHandler {
             moves: 0,
             next: None,
             given_up: 0,
+            unanswered: None,
         }
     }
 
@@ -173,7 +177,7 @@ impl NbdHandler {
 
     /// Ends the connection.
     fn close(&mut self) {
-        let since = Instant::now();
+        let since = *self.unanswered.get_or_insert_with(Instant::now);
         let failing = false;
         match std::mem::replace(&mut self.link, Link::Down { since, failing }) {
             Link::Up(up) => {
@@ -330,7 +334,6 @@ impl NbdHandler {
                     _ => 0,
                 };
                 slot.due = self.now + seconds + u64::from(more);
-                slot.sending = true;
                 let data = match request.command {
                     Command::Write => slot.kept.buffer().unwrap_or(MemRef::EMPTY),
                     _ => MemRef::EMPTY,
@@ -541,6 +544,11 @@ impl Handler for NbdHandler {
     const OPERATIONS: bool = true;
 
     fn handle(&mut self, request: Request<'_>) {
+        if self.ending {
+            // It came after the last one, of a device that ends: for it there is one more connection.
+            self.ending = false;
+            self.ask_for_connection();
+        }
         let Some(asked) = asked(&request, self.device.flags()) else {
             return request.complete(Err(Errno::EOPNOTSUPP));
         };
@@ -578,7 +586,8 @@ impl Handler for NbdHandler {
             self.moves = self.device.moves();
             self.ask_for_connection();
         }
-        if self.news.load(Ordering::Relaxed)
+        if !self.ending
+            && self.news.load(Ordering::Relaxed)
             && !matches!(self.link, Link::Closing { .. })
             && self.news.swap(false, Ordering::Acquire)
             && let Some(connected) = self.device.connector.take(self.queue)
@@ -653,6 +662,20 @@ impl Handler for NbdHandler {
     }
 }
 
+impl Drop for NbdHandler {
+    fn drop(&mut self) {
+        let socket = match &self.link {
+            Link::Down { .. } => 0,
+            Link::Closing { socket, .. } => socket.in_flight(),
+            Link::Up(up) => up.socket.in_flight(),
+        };
+        if socket > 0 {
+            // The kernel may still read and write the buffers of these requests: they are leaked, as the socket is.
+            std::mem::forget(std::mem::replace(&mut self.outgoing, Outgoing::new(0)));
+        }
+    }
+}
+
 impl NbdHandler {
     fn send_completed(&mut self, res: i32) {
         let bytes = usize::try_from(res).unwrap_or(0);
@@ -692,7 +715,12 @@ impl NbdHandler {
                 }
             }
             Link::Up(_) => {
-                if let Err(why) = self.read(bytes) {
+                let before = self.outgoing.in_hand();
+                let read = self.read(bytes);
+                if self.outgoing.in_hand() < before {
+                    self.unanswered = None;
+                }
+                if let Err(why) = read {
                     self.lost(&why);
                 }
             }

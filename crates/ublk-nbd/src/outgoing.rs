@@ -14,7 +14,8 @@ pub(crate) struct Slot {
     flags: CommandFlags,
     offset: u64,
     len: u32,
-    /// Requests are replayed in the order in which they came.
+    /// The number of the request: requests are replayed in the order in which they came, and its cookie is its own, so
+    /// that a repeated answer to an earlier request of the tag fits none.
     arrival: u64,
     /// It fails the connection if it is not answered in this second.
     pub(crate) due: u64,
@@ -42,11 +43,14 @@ pub(crate) struct Outgoing {
     waiting: VecDeque<u16>,
     in_hand: usize,
     arrivals: u64,
-    /// Which connection this is: part of each cookie, so that an answer on an earlier one fits no request.
-    connection: u32,
+    /// Those whose headers or data the kernel may still read.
+    sending: Vec<u16>,
     /// READs of at least [`LARGE`] bytes that are sent.
     large: usize,
 }
+
+/// Bits of a cookie that are the tag's.
+const TAG_BITS: u32 = 16;
 
 /// A READ of this length has its data received straight into its buffer.
 pub(crate) const LARGE: u32 = 32 << 10;
@@ -58,7 +62,7 @@ impl Outgoing {
             waiting: VecDeque::with_capacity(usize::from(depth)),
             in_hand: 0,
             arrivals: 0,
-            connection: 0,
+            sending: Vec::with_capacity(usize::from(depth)),
             large: 0,
         }
     }
@@ -111,22 +115,24 @@ impl Outgoing {
         let tag = self.waiting.pop_front()?;
         let slot = self.slots.get_mut(usize::from(tag))?.as_mut()?;
         slot.sent = true;
+        slot.sending = true;
+        self.sending.push(tag);
         self.large += usize::from(slot.is_large());
         let request = Request {
             command: slot.command,
             flags: slot.flags,
-            cookie: u64::from(self.connection) << 32 | u64::from(tag),
+            cookie: slot.arrival << TAG_BITS | u64::from(tag),
             offset: slot.offset,
             len: slot.len,
         };
         Some((request, slot))
     }
 
-    /// The request of a cookie of this connection.
+    /// The request of a cookie.
     pub(crate) fn of(&mut self, cookie: u64) -> Option<&mut Slot> {
-        let tag = usize::try_from(cookie & 0xffff_ffff).ok()?;
-        let this = cookie >> 32 == u64::from(self.connection);
-        self.slots.get_mut(tag)?.as_mut().filter(|_| this)
+        let tag = usize::try_from(cookie & ((1 << TAG_BITS) - 1)).ok()?;
+        let slot = self.slots.get_mut(tag)?.as_mut();
+        slot.filter(|slot| slot.arrival == cookie >> TAG_BITS)
     }
 
     /// The server has answered a request: its client is told, or will be once the kernel does not read its data any more.
@@ -155,7 +161,8 @@ impl Outgoing {
 
     /// The kernel has all of the send: answers that came early are due.
     pub(crate) fn sent(&mut self) {
-        for tag in 0..self.slots.len() {
+        while let Some(tag) = self.sending.pop() {
+            let tag = usize::from(tag);
             let Some(Some(slot)) = self.slots.get_mut(tag) else {
                 continue;
             };
@@ -170,7 +177,6 @@ impl Outgoing {
     /// order in which it came. Gives how many requests had been sent.
     pub(crate) fn replay(&mut self) -> u64 {
         self.sent();
-        self.connection = self.connection.wrapping_add(1);
         self.large = 0;
         self.waiting.clear();
         let mut replayed = 0;

@@ -40,12 +40,13 @@ fn requests_are_served_and_the_connection_ends_with_the_device() {
 /// L71 A connection that breaks at any place costs no request and doubles none: data and answers are as if it had held.
 #[test]
 fn l71_requests_in_flight_are_replayed() {
-    let places: [fn(u64) -> Fault; 6] = [
+    let places: [fn(u64) -> Fault; 7] = [
         Fault::Request,
         Fault::BeforeReply,
         Fault::InReply,
         Fault::InData,
         Fault::Cookie,
+        Fault::Again,
         Fault::Magic,
     ];
     for (seed, place) in (0..).zip(places) {
@@ -142,6 +143,26 @@ fn l79_the_first_connection_may_wait() {
         });
         open(&options);
     });
+}
+
+/// L79 A server that takes every connection and breaks it is not asked without a pause.
+#[test]
+fn l79_a_server_that_breaks_every_connection_is_given_time() {
+    let server = Server::start(SIZE, &[Fault::Request(0)]);
+    let mut options = options(&server);
+    options.retry = Retry::For(Duration::from_secs(2));
+    let nbd = open(&options);
+    let config = Config {
+        read_percent: 100,
+        requests: 50,
+        ..config(8)
+    };
+    let begun = Instant::now();
+    let run = serve(&nbd, &config);
+    let (took, connections) = (begun.elapsed(), server.connections());
+    assert_eq!(run.result, Ok(()));
+    assert!(run.report.failed > 0, "the time is over once");
+    assert!(connections < 40, "{connections} connections in {took:?}");
 }
 
 /// L74 An export that came back smaller, read-only or without what the device has promised is not written to.

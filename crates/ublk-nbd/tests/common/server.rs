@@ -34,6 +34,8 @@ pub enum Fault {
     Silence(u64),
     /// The n-th reply has the cookie of no request.
     Cookie(u64),
+    /// The n-th reply is sent once more 20 replies later, when its tag has another request.
+    Again(u64),
     /// The n-th reply has another magic.
     Magic(u64),
     /// The n-th reply is an error.
@@ -207,6 +209,7 @@ impl Shared {
     }
 
     fn transmission(&self, mut s: UnixStream, b: &Behaviour, fault: Fault) -> io::Result<()> {
+        let mut repeated = Vec::new();
         for n in 0.. {
             let head = read::<28>(&mut s)?;
             if self.ended.load(Ordering::SeqCst) {
@@ -262,6 +265,13 @@ impl Shared {
             }
             if fault == Fault::InData(n) {
                 reply.truncate(16 + (reply.len() - 16) / 2);
+            }
+            match fault {
+                Fault::Again(m) if m == n => repeated.clone_from(&reply),
+                Fault::Again(m) if m + 20 == n => {
+                    reply.splice(0..0, repeated.iter().copied());
+                }
+                _ => {}
             }
             match b.drip {
                 0 => s.write_all(&reply)?,
