@@ -1,14 +1,14 @@
-//! What a new device asks the kernel for, and whether it was granted: the same for an embedding program and for the tool.
+//! Features requested for a new device, and the check that they were granted, for embedding programs and for the tool.
 #![forbid(unsafe_code)]
 
 use crate::{Controller, Error};
 use core::time::Duration;
 use ublk_core::{CheckedSpec, Features, Geometry, Recovery};
 
-/// The features to ask for: all of `asked`, and each set of `optional` that this kernel has whole. A recoverable device also gets
-/// QUIESCE (6.16) where the kernel has it: without it, I/O cannot be held while a live server is replaced.
+/// The features to request: all of `asked`, and each set of `optional` that this kernel supports completely. A recoverable
+/// device also gets QUIESCE (6.16) if the kernel supports it: without it, I/O cannot be held while a server is replaced.
 ///
-/// Asks for the kernel's features only where the answer depends on them.
+/// Queries the kernel's features only if the result depends on them.
 ///
 /// # Errors
 /// [`Error::BatchNotRecoverable`] for batch mode with recovery before Linux 7.3, and what GET_FEATURES said.

@@ -58,7 +58,7 @@ impl Buffer {
         self.len == 0
     }
 
-    /// The address the kernel is told; 0 where there is no payload.
+    /// The address passed to the kernel; 0 if there is no payload.
     pub(crate) fn addr(&self) -> u64 {
         if self.len == 0 {
             return 0;

@@ -102,21 +102,21 @@ pub enum Command {
         /// The device.
         id: DevId,
     },
-    /// Writes back what is dirty of `/dev/ublkbN`, through its server: waits for that beyond any deadline, so
-    /// have it said by a helper. Answered by [`Reply::Done`].
+    /// Writes back the dirty data of `/dev/ublkbN` through its server. May wait beyond any deadline, so issue it from a
+    /// helper. Answered by [`Reply::Done`].
     Sync {
         /// The device.
         id: DevId,
     },
-    /// Takes the I/O scheduler away that the kernel gave the device, if it did, by a child process, which waits until no request
-    /// is in flight ([`Nodes::no_scheduler_by_child`](crate::nodes::Nodes::no_scheduler_by_child)). Answered by
+    /// Disables the I/O scheduler of the device, if it has one, in a child process, which waits until no request is in
+    /// flight ([`Nodes::no_scheduler_by_child`](crate::nodes::Nodes::no_scheduler_by_child)). Answered by
     /// [`Reply::Done`].
     NoScheduler {
         /// The device.
         id: DevId,
     },
-    /// REG_BUF of all of a file of memory: the descriptor `fd` of process `pid`, whoever issues the command. Answered
-    /// by [`Reply::Shared`].
+    /// REG_BUF of a whole memory file: descriptor `fd` of process `pid`, which need not be the process that issues it.
+    /// Answered by [`Reply::Shared`].
     ShareMemory {
         /// The device.
         id: DevId,
@@ -207,25 +207,25 @@ pub enum Reply {
     Shared(Vec<SharedBuffer>),
 }
 
-/// What issues control commands: [`ControlThread`](crate::ControlThread), or a client of an agent
+/// Issues control commands: [`ControlThread`](crate::ControlThread), or a client of an agent
 /// process.
 ///
 /// Every call returns at its deadline, or a moment after (the cancelling takes up to
-/// [`CANCEL_GRACE`](crate::CANCEL_GRACE)), whatever the kernel does (L27). A [`Error::TimedOut`] with
-/// `abandoned` says that the command may have its effect yet. Never call from a thread that serves
+/// [`CANCEL_GRACE`](crate::CANCEL_GRACE)), whatever the kernel does (L27). An [`Error::TimedOut`] with
+/// `abandoned` means that the command may still take effect. Never call from a thread that serves
 /// a queue (L20).
 ///
 /// # Safety
-/// [`Reply::Geometry`] to [`Command::Info`] is what the driver says of that device, asked for during the call: the data
-/// plane gives the driver buffers of the size that it says, and a smaller one than the driver's is memory overwritten.
+/// [`Reply::Geometry`] to [`Command::Info`] must be the driver's reply about that device, obtained during the call: the data
+/// plane gives the driver buffers of the reported size, and if they are too small, the driver overwrites other memory.
 ///
 /// # Errors
-/// Every method gives the [`Error`] that names operation, device and errno.
+/// Every method returns an [`Error`] that names operation, device and errno.
 pub unsafe trait Controller: Send {
     /// Issues a command and waits for its answer until the deadline.
     ///
     /// # Errors
-    /// What the kernel refused, or [`Error::TimedOut`].
+    /// The kernel's refusal, or [`Error::TimedOut`].
     fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error>;
 
     /// The kernel's features.
@@ -275,10 +275,10 @@ pub unsafe trait Controller: Send {
         }
     }
 
-    /// Starts a device whose tags are all being fetched by the process `server_pid`.
+    /// Starts a device; process `server_pid` must be fetching all of its tags.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] where a tag is not fetched, [`Error::Busy`], [`Error::Refused`] …
+    /// [`Error::TimedOut`] if a tag is not fetched, [`Error::Busy`], [`Error::Refused`] …
     fn start(&mut self, id: DevId, server_pid: u32, deadline: Duration) -> Result<(), Error> {
         done(self, Command::Start { id, server_pid }, deadline)
     }
@@ -291,7 +291,7 @@ pub unsafe trait Controller: Send {
         done(self, Command::Stop { id }, deadline)
     }
 
-    /// Deletes a device. There is no form that deletes all (L32).
+    /// Deletes one device. There is no call that deletes all devices (L32).
     ///
     /// # Errors
     /// [`Error::TimedOut`] where it is still open, [`Error::NoSuchDevice`] …
@@ -299,7 +299,7 @@ pub unsafe trait Controller: Send {
         done(self, Command::Delete { id }, deadline)
     }
 
-    /// What the kernel says of a device.
+    /// Queries the kernel's information about a device.
     ///
     /// # Errors
     /// [`Error::NoSuchDevice`] …
@@ -311,7 +311,7 @@ pub unsafe trait Controller: Send {
     }
 
     /// Opens the character device at udev's pace (see [`Nodes::open_char`](crate::nodes::Nodes::open_char)) and asks
-    /// what device it is of, for whoever serves it.
+    /// which device it belongs to, for the server.
     ///
     /// # Errors
     /// As for opening the node, and for [`info`](Controller::info).
@@ -351,19 +351,19 @@ pub unsafe trait Controller: Send {
         }
     }
 
-    /// Takes a device whose server is gone for a new one, waiting until the driver lets go of the old.
+    /// Starts the recovery of a device whose server is gone, after the driver has released the old server.
     ///
     /// # Errors
-    /// [`Error::WrongState`] where the device is live or dead to the end, [`Error::Busy`] where its old
+    /// [`Error::WrongState`] if the device stays live or dead until the deadline, [`Error::Busy`] where its old
     /// server still has it open, [`Error::Refused`] with EINVAL where it was created without recovery …
     fn start_recovery(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         done(self, Command::StartRecovery { id }, deadline)
     }
 
-    /// Makes a device live again whose tags are all being fetched by the process `server_pid`.
+    /// Makes a device live again; process `server_pid` must be fetching all of its tags.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] where a tag is not fetched, [`Error::Busy`], [`Error::Refused`] …
+    /// [`Error::TimedOut`] if a tag is not fetched, [`Error::Busy`], [`Error::Refused`] …
     fn end_recovery(
         &mut self,
         id: DevId,
@@ -390,7 +390,7 @@ pub unsafe trait Controller: Send {
         done(self, Command::UpdateSize { id, size }, deadline)
     }
 
-    /// Stops a device that nobody has open.
+    /// Stops a device if it is not open.
     ///
     /// # Errors
     /// [`Error::Unsupported`], [`Error::Busy`] where somebody has it open …
@@ -398,7 +398,7 @@ pub unsafe trait Controller: Send {
         done(self, Command::TryStop { id }, deadline)
     }
 
-    /// Deletes a device without waiting for those who have it open: its number stays taken until then.
+    /// Deletes a device without waiting until it is closed; its number stays in use until then.
     ///
     /// # Errors
     /// [`Error::UnknownCommand`] before Linux 6.9, [`Error::NoSuchDevice`] …
@@ -406,7 +406,7 @@ pub unsafe trait Controller: Send {
         done(self, Command::DeleteAsync { id }, deadline)
     }
 
-    /// Writes back what is dirty of the block device, whose server must be at work: what STOP_DEV loses of a
+    /// Writes back the dirty data of the block device, whose server must be running: STOP_DEV would lose this data on a
     /// recoverable device.
     ///
     /// # Errors
@@ -433,7 +433,7 @@ pub unsafe trait Controller: Send {
         }
     }
 
-    /// Takes the I/O scheduler away that the kernel gave the device, if it did: see
+    /// Disables the I/O scheduler of the device, if it has one: see
     /// [`Nodes::no_scheduler_by_child`](crate::nodes::Nodes::no_scheduler_by_child).
     ///
     /// # Errors
@@ -443,8 +443,8 @@ pub unsafe trait Controller: Send {
     }
 
     /// Waits until the block device exists, may be opened and has its size. A controller in this process does not open it
-    /// ([`Nodes::see_ready`](crate::nodes::Nodes::see_ready)); one in a process of its own does, and sees the partitions
-    /// found by that.
+    /// ([`Nodes::see_ready`](crate::nodes::Nodes::see_ready)); one in another process does, and sees the partitions
+    /// that were found.
     ///
     /// # Errors
     /// [`Error::TimedOut`], [`Error::WrongSize`], [`Error::NoPermission`] …

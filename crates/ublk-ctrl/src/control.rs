@@ -31,18 +31,18 @@ const CPU_MASK_BYTES: usize = 1024;
 /// Bytes offered for parameters: more than any kernel known here fills (152 since Linux 7.0).
 const PARAMS_BYTES: u32 = 512;
 
-/// `/dev/ublk-control` with a ring of its own, and the typed commands.
+/// `/dev/ublk-control` with its own ring, and the typed commands.
 ///
 /// The real one belongs to the thread that opened it, which must serve no queue (L20). Each command
 /// has a deadline. Past it the command is cancelled (START then ends with EINTR, having done
 /// nothing); one that cannot be cancelled, as STOP, is abandoned after [`CANCEL_GRACE`]: it stays in
 /// the kernel, its memory stays allocated until it ends, and its late completion is told apart by
-/// its generation. A STOP finds room behind abandoned commands. What a command answered after its
-/// deadline but before it was abandoned is handed on as the answer it is.
+/// its generation. The ring reserves room for a STOP behind abandoned commands. An answer after the deadline but before
+/// the command is abandoned is returned normally.
 ///
-/// An errno of the kernel is handed on at once and never tried away (L28). One exception: a command
-/// interrupted by a signal (EINTR), not by us, is said again where the driver had changed nothing;
-/// a DEL_DEV that was interrupted and is then told "no such device" has succeeded.
+/// An errno of the kernel is returned immediately and never masked by a retry (L28). One exception: a command interrupted
+/// by a signal (EINTR), not by us, is sent again if the driver had changed nothing; a DEL_DEV that was interrupted and
+/// then fails with "no such device" has succeeded.
 ///
 /// # Drop
 /// Closes the ring. A thread with an unfinished command cannot exit before the command ends, and so
@@ -131,15 +131,15 @@ impl<P: CtrlPort> Control<P> {
         self.slots.pending()
     }
 
-    /// Sends any command of the driver: what the typed methods are made of. Gives the result, not
-    /// negative, and the payload as the kernel left it.
+    /// Sends any command of the driver; the typed methods are built on it. Returns the non-negative result, and the payload
+    /// as the kernel left it.
     ///
     /// # Errors
     /// The errno as [`Error::of_command`] tells it, [`Error::TimedOut`], [`Error::Exhausted`],
     /// [`Error::Ring`]; [`Error::Spec`] for REG_BUF, whose payload names memory: [`Control::register_memory`] is for that.
     ///
-    /// A device of an unprivileged user is found out by the EINVAL that any command without the path of its
-    /// character node gets, before it has any effect: the command is then sent with the path.
+    /// An unprivileged device fails any command without the path of its character node with EINVAL, before the command has
+    /// any effect: the command is then sent again with the path.
     pub fn raw(&mut self, request: &Request, deadline: Duration) -> Result<(u32, Vec<u8>), Error> {
         if request.cmd_op() == ublk_sys::UBLK_U_CMD_REG_BUF {
             return Err(Error::Spec {
@@ -185,7 +185,7 @@ impl<P: CtrlPort> Control<P> {
         }
     }
 
-    /// GET_DEV_INFO2: allowed to whoever may read the device's character node, whichever kind of device.
+    /// GET_DEV_INFO2: allowed to any caller who may read the device's character node, for every kind of device.
     pub(crate) fn info_by_path(
         &mut self,
         id: DevId,
@@ -427,7 +427,7 @@ impl<P: CtrlPort> Control<P> {
     /// character device.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] where a tag is not fetched, [`Error::Busy`], [`Error::NoSuchDevice`],
+    /// [`Error::TimedOut`] if a tag is not fetched, [`Error::Busy`], [`Error::NoSuchDevice`],
     /// [`Error::Refused`]. [`Error::WrongState`] for a device that was stopped by this value, without asking the
     /// driver: by kernel it answers EBUSY, waits for ever or crashes. Such a device is deleted and added again.
     pub fn start(&mut self, id: DevId, server_pid: u32, deadline: Duration) -> Result<(), Error> {
@@ -467,8 +467,8 @@ impl<P: CtrlPort> Control<P> {
         Ok(())
     }
 
-    /// What the kernel says of a device (GET_DEV_INFO, by path GET_DEV_INFO2); never waits for the device
-    /// mutex.
+    /// Queries the kernel's information about a device (GET_DEV_INFO, or GET_DEV_INFO2 with a path); never waits for the
+    /// device mutex.
     ///
     /// # Errors
     /// [`Error::NoSuchDevice`], [`Error::NoPermission`], [`Error::BadReply`], [`Error::TimedOut`].

@@ -1,4 +1,4 @@
-//! What can go wrong, by what the caller can do next.
+//! Errors of the control plane, by what the caller can do next.
 #![forbid(unsafe_code)]
 
 mod hint;
@@ -10,8 +10,8 @@ use core::time::Duration;
 use ublk_core::kernel::Fault;
 use ublk_core::{DevId, DevState, Errno, Features, Missing, Recovery};
 
-/// An error of the control plane. Its text says what happened and what to do next; the two halves
-/// are also to be had apart, by [`Error::summary`] and [`Error::hint`].
+/// An error of the control plane. Its text says what happened and what to do next; [`Error::summary`] and
+/// [`Error::hint`] return the two parts separately.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -139,7 +139,7 @@ pub enum Error {
         /// What is wrong with the answer.
         message: String,
     },
-    /// The kernel has the device, and this `/dev` no node of it: it is no devtmpfs, and nobody makes nodes in it.
+    /// The device exists in the kernel but has no node in this `/dev`, which is not a devtmpfs and gets no new nodes.
     NoNode {
         /// What was tried.
         operation: Operation,
@@ -148,7 +148,7 @@ pub enum Error {
         /// The node that is not there.
         node: String,
     },
-    /// The block device has another size than it was made with.
+    /// The size of the block device differs from the one it was created with.
     WrongSize {
         /// Which device.
         dev: DevId,
@@ -246,8 +246,8 @@ impl Error {
         }
     }
 
-    /// What the errno of a command means: the one place where errnos become errors, each as what it
-    /// is, none retried and none handed back as success (L28).
+    /// The error for the errno of a command: the only place where errnos become errors; none is retried, and none becomes a
+    /// success (L28).
     #[must_use]
     pub fn of_command(operation: Operation, dev: Option<DevId>, errno: Errno) -> Self {
         use Operation as Op;

@@ -6,11 +6,11 @@
 //!   or [`Error`] out. [`ControlThread`] answers it on a thread of its own; an agent process can
 //!   answer it over a socket.
 //! * [`nodes`] opens and proves the device nodes, which appear at udev's pace.
-//! * [`probe`] looks at a host that refuses, and names the one-line fix.
+//! * [`probe`] checks why a host cannot create devices, and names the one-line fix.
 //!
 //! START_DEV waits until every tag of every queue is fetched, so no thread that serves a queue may
-//! issue it (L20). A process with an unfinished command cannot exit; [`ControlThread`] says what
-//! that means and who should care.
+//! issue it (L20). A process with an unfinished command cannot exit; see [`ControlThread`] for the
+//! consequences.
 //!
 //! # What safe code cannot break
 //! | what is given | safe, because | else |
@@ -52,7 +52,7 @@ pub use shmem::MemoryId;
 pub use sys::page_size;
 pub use thread::ControlThread;
 
-/// The release of the running kernel, for the faults that are known by it; `None` where it cannot be told.
+/// The release of the running kernel, used to recognize known faults; `None` if it is unknown.
 #[must_use]
 pub fn kernel_release() -> Option<ublk_core::kernel::Release> {
     sys::release()

@@ -20,7 +20,7 @@ impl<P: CtrlPort> Control<P> {
     /// (L34) and until the driver has seen the last of the old server's character device, for which there is
     /// no event. Afterwards: open the character device, fetch every tag, [`Control::end_recovery`].
     ///
-    /// It may be said again for a device whose recovering server died, too.
+    /// It may be repeated for a device whose recovering server died.
     ///
     /// # Errors
     /// [`Error::WrongState`] where the device is live or dead up to the deadline, [`Error::Busy`] where its
@@ -77,7 +77,7 @@ impl<P: CtrlPort> Control<P> {
     /// Past its deadline it is cancelled and has done nothing.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] where a tag is not fetched, [`Error::Busy`] for a device that is not being
+    /// [`Error::TimedOut`] if a tag is not fetched, [`Error::Busy`] for a device that is not being
     /// recovered, [`Error::NoSuchDevice`], [`Error::Refused`].
     pub fn end_recovery(
         &mut self,
@@ -92,8 +92,8 @@ impl<P: CtrlPort> Control<P> {
     /// Holds new I/O of a live device and aborts its idle fetches (QUIESCE_DEV, Linux 6.16), so that its
     /// server can leave and another recover it.
     ///
-    /// A server all of whose tags are busy is told nothing by it: tell it by another way. There is no
-    /// roll-back: I/O stays held until the device is recovered, stopped or deleted, even where this fails.
+    /// It does not reach a server whose tags are all busy: notify that server in another way. There is no roll-back: I/O stays
+    /// held until the device is recovered, stopped or deleted, even if this fails.
     ///
     /// # Errors
     /// [`Error::Unsupported`] naming the kernel, [`Error::UnknownCommand`] for a device made without
@@ -107,12 +107,12 @@ impl<P: CtrlPort> Control<P> {
         self.raw(&request, left).map(drop)
     }
 
-    /// Changes the size of a live device (UPDATE_SIZE, Linux 6.16), in bytes. Whoever has it open sees the
-    /// new size; what lies beyond a smaller one is not asked for. The server must answer requests up to the
+    /// Changes the size of a live device (UPDATE_SIZE, Linux 6.16), in bytes. Processes that have it open see
+    /// the new size; no requests beyond a smaller size arrive. The server must answer requests up to the
     /// new size before this is sent.
     ///
-    /// Kernels before 7.0 crash on a device without a disk, so its state is asked for first; nothing else
-    /// may stop the device at that moment.
+    /// Kernels before 7.0 crash on a device without a disk, so the state is checked first; nothing else may stop the device
+    /// at that moment.
     ///
     /// # Errors
     /// [`Error::Unsupported`] naming the kernel, [`Error::WrongState`] where the device is not live,
@@ -141,8 +141,8 @@ impl<P: CtrlPort> Control<P> {
             .map(drop)
     }
 
-    /// Stops a device that nobody has open (TRY_STOP_DEV, Linux 7.0). Where somebody has, nothing
-    /// happens; one without a disk is stopped already. After success the device can only be deleted.
+    /// Stops a device if it is not open (TRY_STOP_DEV, Linux 7.0); otherwise nothing happens. A device without a disk is
+    /// already stopped. After success the device can only be deleted.
     ///
     /// # Errors
     /// [`Error::Unsupported`] naming the kernel, [`Error::Busy`], [`Error::NoSuchDevice`],
@@ -161,9 +161,9 @@ impl<P: CtrlPort> Control<P> {
         Ok(())
     }
 
-    /// Deletes a device without waiting for those who have it open (DEL_DEV_ASYNC, Linux 6.9); its
-    /// number stays taken until they are gone. The driver knows no such command for an unprivileged
-    /// device (EINVAL on every kernel): that is deleted by DEL_DEV, within the deadline.
+    /// Deletes a device without waiting until it is closed (DEL_DEV_ASYNC, Linux 6.9); its number stays in use until then.
+    /// The driver refuses the command for an unprivileged device (EINVAL on every kernel), which is deleted by DEL_DEV
+    /// within the deadline.
     ///
     /// # Errors
     /// [`Error::UnknownCommand`] before Linux 6.9, [`Error::NoSuchDevice`], [`Error::TimedOut`].

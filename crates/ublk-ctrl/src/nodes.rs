@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use ublk_core::{DevId, Errno, SECTOR_SIZE};
 
-/// How long whoever makes nodes in a `/dev` that is no devtmpfs (mdev, the manager of a container) may take.
+/// Time allowed for a node to be created in a `/dev` that is not a devtmpfs (by mdev, or a container manager).
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Where the nodes are: `/dev` and `/sys`, or the same below another root.
@@ -83,7 +83,7 @@ impl Nodes {
 
     /// Waits until the block device exists, may be opened by the caller and has `size` bytes, without opening it: by the
     /// node and by sysfs. So nothing here waits for an answer of the server, and a process that serves the device can
-    /// ask it of itself (L80). Whether the kernel has looked for partitions by then is not said.
+    /// check itself (L80). The partition scan may not be finished by then.
     ///
     /// # Errors
     /// As [`Nodes::prove_ready`].
@@ -101,9 +101,9 @@ impl Nodes {
     ///
     /// The open reads from the device on most systems (udev and the kernel look for partitions), so
     /// the server must be serving, and a server that does not answer blocks the caller in the
-    /// kernel beyond any deadline. **Call it in another process than the server's**: a server that is killed meanwhile
-    /// would never end, since the open waits for its answers and its end for the open (L80). In the server's own process
-    /// [`Nodes::see_ready`] is the way.
+    /// kernel beyond any deadline. **Do not call it in the server's process**: a server that is killed meanwhile would
+    /// never exit, because the open waits for its answers and its exit for the open (L80). Use [`Nodes::see_ready`]
+    /// there.
     ///
     /// # Errors
     /// [`Error::TimedOut`] where it does not appear, [`Error::WrongSize`], [`Error::NoPermission`]
@@ -121,8 +121,8 @@ impl Nodes {
         same_size(id, size, got)
     }
 
-    /// Writes back what is dirty in the block device's own cache and empties its server's (fsync). File systems
-    /// on it have caches of their own (`syncfs`). Blocks in the kernel until the server has answered: call it
+    /// Writes back the block device's own cache and flushes its server's cache (fsync). File systems on it have caches of
+    /// their own (`syncfs`). Blocks in the kernel until the server has answered: call it
     /// from a helper.
     ///
     /// # Errors
@@ -179,8 +179,8 @@ impl Nodes {
         }
     }
 
-    /// Opens a node, waiting for what passes: it does not exist yet, udev has not given it to us yet,
-    /// its disk is not there yet, or somebody has it.
+    /// Opens a node, waiting for temporary obstacles: it does not exist yet, udev has not set its owner yet, its disk does
+    /// not exist yet, or it is busy.
     fn open(
         &self,
         options: &OpenOptions,
@@ -191,7 +191,7 @@ impl Nodes {
         self.wait(node, deadline, || open().map_err(|e| Errno::from_io(&e)))
     }
 
-    /// Looks at a node until it is as it should be, as long as waiting may cure what is wrong with it.
+    /// Checks a node repeatedly until it is ready, as long as waiting may help.
     fn wait<T>(
         &self,
         node: &Awaited,

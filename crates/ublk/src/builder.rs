@@ -1,4 +1,4 @@
-//! A device to be: backend, sizes, and who issues the control commands.
+//! Configuration of a new device: backend, sizes, and the controller.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,7 +43,7 @@ impl<B: Backend> Builder<B> {
         Self::shared(Arc::new(backend))
     }
 
-    /// The same for a backend that the caller keeps a handle to.
+    /// Like [`Builder::new`], for a backend that the caller keeps a handle to.
     pub fn shared(backend: Arc<B>) -> Self {
         let spec = DeviceSpec::new(backend.limits());
         let deadline = Duration::from_secs(30);
@@ -83,16 +83,16 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Sets what becomes of the device when this process dies, or leaves it by [`Device::leave`]. A backend
-    /// whose data dies with the process has nothing to give to the next one. With [`Recovery::Reissue`] a
-    /// request may be carried out twice (L14).
+    /// Sets what happens to the device when this process dies or leaves it with [`Device::leave`]. Do not use recovery
+    /// with a backend whose data dies with the process. With [`Recovery::Reissue`] a request may be executed twice
+    /// (L14).
     #[must_use]
     pub fn recovery(mut self, policy: Recovery) -> Self {
         self.spec.features = self.spec.features.without(Recovery::ALL_FEATURES) | policy.features();
         self
     }
 
-    /// Has the queues' buffers in huge pages where they are to be had: see [`ServeOptions::huge_pages`].
+    /// Allocates the queues' buffers in huge pages if available: see [`ServeOptions::huge_pages`].
     #[must_use]
     pub fn huge_pages(mut self, yes: bool) -> Self {
         self.options.serve.huge_pages = yes;
@@ -107,19 +107,19 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Shares memory with the device's clients (Linux 7.1): a memfd, or a file of tmpfs or hugetlbfs, open for reading
-    /// and writing, of which all is registered with the device. Requests of direct I/O whose data lies in it are served
-    /// there, without a copy by the driver; all others go the way of the device's mode. Not with get-data.
-    /// [`Builder::add`] fails where the kernel lacks it. `Counters` has hits and misses.
+    /// Shares memory with the device's clients (Linux 7.1): a memfd, or a file on tmpfs or hugetlbfs, open for reading
+    /// and writing. The whole file is registered with the device. Direct I/O whose data lies in it is served without a
+    /// copy by the driver; all other requests use the device's mode. Not available with get-data. [`Builder::add`] fails
+    /// if the kernel lacks the feature. `Counters` has hits and misses.
     ///
-    /// Who can shrink the file can end this process: see [`SharedMemory`](ublk_queue::SharedMemory).
+    /// A process that can shrink the file can crash this process: see [`SharedMemory`](ublk_queue::SharedMemory).
     #[must_use]
     pub fn shared_memory(self, file: impl Into<OwnedFd>) -> Self {
         self.registered_memory(file, Vec::new())
     }
 
-    /// The same for a device that is to be recovered: the very file that was registered when it was made, and what
-    /// [`Added::shared_buffers`] said then.
+    /// Like [`Builder::shared_memory`], for a device to be recovered: takes the file that was registered when the device
+    /// was created, and what [`Added::shared_buffers`] returned then.
     #[must_use]
     pub fn registered_memory(
         mut self,
@@ -134,9 +134,9 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Makes the device even on a kernel whose release is known for a crash in ADD_DEV
-    /// ([`Fault::AddCrashes`](ublk_core::kernel::Fault::AddCrashes)), where that kernel is patched. Without it
-    /// [`Builder::add`] fails there before the kernel is asked.
+    /// Creates the device even on a kernel release that is known to crash in ADD_DEV
+    /// ([`Fault::AddCrashes`](ublk_core::kernel::Fault::AddCrashes)), for kernels that are patched. Otherwise
+    /// [`Builder::add`] fails on such a release without sending anything.
     #[must_use]
     pub fn trust_kernel(mut self, yes: bool) -> Self {
         self.spec.trust_kernel = yes;
@@ -172,14 +172,14 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Asks for features besides those of mode and policy. One that the kernel lacks fails [`Builder::add`].
+    /// Requests features in addition to those of mode and policy. [`Builder::add`] fails if the kernel lacks one.
     #[must_use]
     pub fn features(mut self, features: Features) -> Self {
         self.spec.features |= features;
         self
     }
 
-    /// Sets a word of the caller's own that the kernel keeps with the device (`ublksrv_flags`).
+    /// Sets a value that the kernel stores with the device for the caller (`ublksrv_flags`).
     #[must_use]
     pub fn server_flags(mut self, word: u64) -> Self {
         self.spec.server_flags = word;
@@ -193,21 +193,20 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Leaves the device the I/O scheduler that the kernel chose, `mq-deadline` for a device of one queue. Without this
-    /// it has none, as devices of several queues: sorting costs a fifth of a small request, and what is behind the
-    /// backend has a scheduler of its own.
+    /// Keeps the I/O scheduler that the kernel chose, `mq-deadline` for a device with one queue. By default a device has
+    /// no scheduler: sorting costs a fifth of a small request, and the storage behind the backend has its own scheduler.
     #[must_use]
     pub const fn kernel_scheduler(mut self) -> Self {
         self.options.unscheduled = false;
         self
     }
 
-    /// Says whether the kernel looks for partitions when the device starts. It does by default.
+    /// Sets whether the kernel scans for partitions when the device starts (default: yes).
     ///
-    /// Kernels before 7.0 do so inside START_DEV, which then waits for the backend's answers: [`Builder::start`] fails at its
-    /// deadline where they take longer, and a program that is killed meanwhile does not end before the next boot, since
-    /// nobody is left to answer. Without the search START_DEV waits for no answer (a zoned device's report excepted). Since
-    /// 7.0 the partitions can still be had by asking for them (`blockdev --rereadpt`); before, the device has none.
+    /// Kernels before 7.0 scan inside START_DEV, which then waits for the backend's answers: [`Builder::start`] fails at its
+    /// deadline if they take longer, and a program that is killed meanwhile stays until the next boot, because its answers
+    /// never come. Without the scan START_DEV waits for no answer (except the report of a zoned device). Since 7.0 the scan
+    /// can be requested later (`blockdev --rereadpt`); before 7.0 the device then has no partitions.
     #[must_use]
     pub const fn partitions(mut self, yes: bool) -> Self {
         self.options.partitions = yes;
@@ -221,26 +220,26 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Serves the device from threads that serve others too, instead of its own: for many devices that are seldom busy
-    /// at once. Costs a busy device two system calls more per batch. Polling and pinning are then the threads' own.
+    /// Serves the device from threads shared with other devices, for many devices that are rarely busy at the same time.
+    /// A busy device needs two more system calls per batch. Polling and pinning are then set on the threads.
     ///
-    /// A request that a handler keeps on its thread ([`Request::keep`](crate::Request::keep), a task's) is answered by its own
-    /// device's handlers: what a handler of another device does to it is seen with its own device's next event.
+    /// A request that a handler keeps on its thread ([`Request::keep`](crate::Request::keep), a task's) must be answered by
+    /// its own device's handlers: an action by another device's handler is noticed at the next event of its own device.
     #[must_use]
     pub fn shared_threads(mut self, threads: &Arc<Threads>) -> Self {
         self.options.hosts = Some(Arc::clone(threads));
         self
     }
 
-    /// Serves each queue from several threads, for a backend whose own work is more than one CPU can do. Needs
-    /// PER_IO_DAEMON (6.16) or batch mode (7.0): [`Added::arm`] fails where the kernel has neither. 1 by default.
+    /// Serves each queue from several threads, for a backend whose own work exceeds one CPU. Requires PER_IO_DAEMON (6.16)
+    /// or batch mode (7.0): [`Added::arm`] fails if the kernel has neither. Default: 1.
     #[must_use]
     pub fn threads_per_queue(mut self, threads: u16) -> Self {
         self.options.serve.threads_per_queue = threads;
         self
     }
 
-    /// Sets what the queues' threads do before they sleep; they sleep at once by default.
+    /// Sets how the queues' threads poll before they sleep; by default they sleep immediately.
     #[must_use]
     pub fn polling(mut self, polling: Polling) -> Self {
         self.options.serve.polling = polling;
@@ -269,18 +268,18 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Checks the spec, sends ADD_DEV and SET_PARAMS. `/dev/ublkcN` exists afterwards.
+    /// Checks the spec and sends ADD_DEV and SET_PARAMS. `/dev/ublkcN` exists afterwards.
     ///
     /// # Errors
-    /// A rule of the driver that the spec breaks, what the driver said, or a feature that it did not grant. Nothing is left
-    /// behind, unless the error is a deadline's.
+    /// A spec that breaks a rule of the driver, an error of the driver, or a feature that it did not grant. Nothing is left
+    /// behind, unless the deadline passed.
     pub fn add(self) -> Result<Added<B>, Error> {
         let mut spec = self.spec;
         let mut options = self.options;
         if spec.limits.zones.is_some() && self.favoured == DataMode::UserCopy {
             spec.features |= Features::USER_COPY;
         }
-        // A mistake is told before anything is opened.
+        // Report mistakes before opening anything.
         spec.check(page_size())?;
         let mut controller = match self.controller {
             Some(controller) => controller,
@@ -323,11 +322,11 @@ impl<B: Backend> Builder<B> {
         })
     }
 
-    /// Goes through all stages: the device serves I/O when this returns. What a failed stage leaves is
-    /// stopped and deleted.
+    /// Goes through all stages: the device serves I/O when this returns. If a stage fails, the device is stopped and
+    /// deleted.
     ///
     /// # Errors
-    /// The first stage's that failed.
+    /// The error of the first stage that failed.
     pub fn start(self) -> Result<Device, Error> {
         let armed = self.add()?.arm().map_err(clean_up)?;
         armed.start().map_err(clean_up)
@@ -345,10 +344,10 @@ impl<B: Mapped> Builder<B> {
 }
 
 impl Builder<File> {
-    /// A device over a file: requests are operations on the queues' rings where the file can be asked not to wait, and
-    /// calls on the queues' own threads where it cannot ([`File::by_ring`]). In the zero-copy modes data goes between
-    /// the client's pages and the file; one of them is taken where the kernel has it and the file gains by it
-    /// ([`File::favoured_data`]), unless [`Builder::mode`] asks for another.
+    /// A device backed by a file. Requests are operations on the queues' rings, or system calls on the queues' threads
+    /// ([`File::by_ring`]). In the zero-copy modes data moves between the client's pages and the file; such a mode is
+    /// selected if the kernel supports it and the file benefits ([`File::favoured_data`]), unless [`Builder::mode`]
+    /// selects another.
     pub fn file(file: File) -> Self {
         Self {
             favoured: file.favoured_data(),

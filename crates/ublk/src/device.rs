@@ -18,9 +18,9 @@ use crate::stages::{Armed, Resize, Stage, Stopped, Unsettled};
 /// How long after one QUIESCE_DEV the next is sent.
 const QUIESCE_AGAIN: Duration = Duration::from_millis(5);
 
-/// A live device. Dropping it stops and deletes the device from a thread of its own, without making
-/// the dropper wait; [`Device::remove`] does the same and tells the outcome, [`Device::detach`] lets
-/// it serve on until the process ends.
+/// A live device. Dropping it stops and deletes the device on a background thread without blocking;
+/// [`Device::remove`] does the same and returns the result, [`Device::detach`] keeps it serving until the process
+/// ends.
 pub struct Device {
     /// `None` only while the value is being taken apart.
     live: Option<Live>,
@@ -93,7 +93,7 @@ impl Device {
         PathBuf::from(format!("/dev/ublkb{}", self.id()))
     }
 
-    /// What the kernel made of the spec: queues, depth, largest request, features.
+    /// The geometry that the kernel granted: queues, depth, largest request, features.
     #[must_use]
     pub fn geometry(&self) -> &Geometry {
         &self.live().geometry
@@ -121,12 +121,12 @@ impl Device {
         self.live().send_stop()
     }
 
-    /// Gives the device another size, in bytes, while it is in use (UPDATE_SIZE, Linux 6.16). A larger one the backend has
-    /// room for first ([`Backend::resize`](ublk_core::Backend::resize)), and requests behind the old end are taken before anybody can send them; a
-    /// smaller one cuts what is behind it off, whoever uses it.
+    /// Changes the size of the device in bytes while it is in use (UPDATE_SIZE, Linux 6.16). To grow, the backend is resized
+    /// first ([`Backend::resize`](ublk_core::Backend::resize)), and requests beyond the old end are accepted before a client can send them. To
+    /// shrink, the end of the device is cut off even if it is in use.
     ///
     /// # Errors
-    /// [`Error::Resize`] where the backend cannot, or what the driver said; the device has the size it had.
+    /// [`Error::Resize`] if the backend cannot have the size, or an error of the driver; the device keeps its size.
     pub fn resize(&self, bytes: u64) -> Result<(), Error> {
         self.live().resize(bytes)
     }
@@ -135,7 +135,7 @@ impl Device {
     /// rings, mappings and the char device (L22).
     ///
     /// # Errors
-    /// What STOP_DEV said, with the device as it was; after a deadline it is unsettled.
+    /// The error of STOP_DEV, with the unchanged device; after a deadline the device is unsettled.
     pub fn stop(self) -> Result<Stopped, Failure<Self>> {
         let mut live = self.take();
         match live.stop() {
@@ -172,12 +172,12 @@ impl Device {
     /// Leaves a recoverable device to its next server ([`Builder::recover`](crate::Builder::recover), here or in another process): new
     /// requests wait, or fail, by its policy; the device itself stays.
     ///
-    /// What is in hand is answered first. That takes QUIESCE (Linux 6.16): before, a device is left by the end of
-    /// its process.
+    /// Requests in hand are answered first. This requires QUIESCE (Linux 6.16): on earlier kernels, end the process to
+    /// leave the device.
     ///
     /// # Errors
-    /// [`Error::NotRecoverable`] or [`Error::CannotHold`] with the device as it was. After a deadline requests are still in hand: the
-    /// device is unsettled and serves no new ones.
+    /// [`Error::NotRecoverable`] or [`Error::CannotHold`] with the unchanged device. After a deadline requests are still in
+    /// hand: the device is unsettled and serves no new requests.
     pub fn leave(self) -> Result<(), Failure<Self>> {
         let mut live = self.take();
         let id = live.geometry.dev_id();
@@ -238,7 +238,7 @@ impl Live {
         let updated = controller.update_size(id, bytes, self.deadline);
         drop(controller);
         if let Err(error) = updated {
-            // What is too large harms nobody: after a deadline the driver may have taken it.
+            // A backend that is too large does no harm, and after a deadline the driver may already use the new size.
             if grows && !matches!(error, ublk_ctrl::Error::TimedOut { .. }) {
                 self.server.set_size(*size);
             }
@@ -256,7 +256,7 @@ impl Live {
     fn leave(&mut self) -> Result<(), Error> {
         let id = self.geometry.dev_id();
         let until = deadline_in(self.deadline);
-        // A server whose tags are all busy hears nothing of a QUIESCE, so it is said again.
+        // QUIESCE does not reach a server whose tags are all busy, so repeat it.
         loop {
             let mut controller = self
                 .controller
@@ -313,8 +313,8 @@ impl Live {
 impl Drop for Device {
     fn drop(&mut self) {
         let Some(live) = self.live.take() else { return };
-        // A handle is a value: it may be dropped on any thread, in a panic, or in the last line of
-        // main, and whoever drops it never waits for the kernel (L29).
+        // The handle may be dropped on any thread, in a panic, or in the last line of main; dropping it never waits for the
+        // kernel (L29).
         let name = format!("ublk-{}-drop", live.geometry.dev_id());
         let _ = thread::Builder::new()
             .name(name)

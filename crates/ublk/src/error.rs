@@ -1,4 +1,4 @@
-//! Errors of the stages, and what is left after one.
+//! Errors of the stages, and the state that they leave.
 
 use std::fmt;
 
@@ -55,7 +55,7 @@ pub enum Error {
         id: DevId,
         /// The size that was asked for.
         bytes: u64,
-        /// What the backend said.
+        /// The error of the backend.
         errno: Errno,
     },
     /// The memory shared with clients could not be mapped.
@@ -80,7 +80,7 @@ impl From<ublk_core::SpecError> for Error {
     }
 }
 
-/// A stage that was not reached: why, and what is left.
+/// A stage failed: the error, and what is left.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Failure<S> {
@@ -100,8 +100,8 @@ pub enum Left<S> {
     Unsettled(Box<Unsettled>),
 }
 
-/// For `?`. The stage that is left is dropped: a [`Device`](crate::Device) is stopped and deleted by that, a device
-/// that does not serve yet, or no more, stays listed until somebody deletes it.
+/// For `?`. Drops the remaining stage: a [`Device`](crate::Device) is then stopped and deleted; a device that does not
+/// serve yet, or no longer serves, stays listed until it is deleted.
 impl<S> From<Failure<S>> for Error {
     fn from(failure: Failure<S>) -> Self {
         failure.error

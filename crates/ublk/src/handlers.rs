@@ -44,8 +44,8 @@ where
     F: Fn(QueueId) -> H + Send + Sync + 'static,
     H: Handler + 'static,
 {
-    /// A device whose requests are answered by handlers, one for each queue, made by `make` on the thread that
-    /// will call it. What the device can do follows from `limits`.
+    /// A device whose requests are answered by handlers, one per queue, created by `make` on the thread that calls
+    /// them. `limits` determines what the device supports.
     pub fn handlers(limits: Limits, make: F) -> Self {
         Self {
             arm: |device, plan, handlers| {
@@ -56,8 +56,8 @@ where
     }
 }
 
-/// A device of futures: each request is given to `serve`, whose future is polled on the queue's own thread and may
-/// wait for operations on its ring. See [`ublk_queue::task`].
+/// A device with an async handler: `serve` receives each request, and its future is polled on the queue's own thread and
+/// may wait for operations on its ring. See [`ublk_queue::task`].
 ///
 /// ```no_run
 /// use ublk::{Errno, Limits};

@@ -1,4 +1,4 @@
-//! A Linux block device in user space: a backend in, `/dev/ublkbN` out.
+//! Linux block devices in user space: turns a backend into `/dev/ublkbN`.
 //!
 //! ```no_run
 //! use ublk::{Backend, Builder, Errno, Limits};
@@ -17,27 +17,26 @@
 //! }
 //!
 //! # fn main() -> Result<(), ublk::Error> {
-//! // Serves until SIGINT, SIGTERM or a stop from outside; then stops and deletes the device.
+//! // Serves until SIGINT, SIGTERM or an external stop; then stops and deletes the device.
 //! Builder::new(Letter(b'x')).run(|device| println!("{}", device.path().display()))
 //! # }
 //! ```
 //!
-//! [`Builder::start`] gives a [`Device`] to hold instead; [`Builder::add`] goes one stage at a time,
-//! each failure giving back the stage it began with. The layers below are re-exported: [`core`],
+//! [`Builder::start`] returns a [`Device`] instead; [`Builder::add`] goes one stage at a time, and each failure returns
+//! the stage it started from. The layers below are re-exported: [`core`],
 //! [`ctrl`], [`queue`], [`backends`].
 //!
 //! # What safe code cannot break
-//! This crate forbids `unsafe` and has no unsafe function of its own: a backend, a handler or a future that is wrong costs its
-//! device data or time, never this process its memory. What the layers below ask to be promised (a handler of one's own that
-//! pushes operations, a controller that answers commands) is unsafe to implement there.
+//! This crate forbids `unsafe` and has no unsafe functions: a faulty backend, handler or future can lose its device's data or
+//! time, but cannot violate the memory safety of this process. Where the layers below rely on promises (your own handler that
+//! pushes operations, a controller that answers commands), the traits are unsafe to implement.
 //!
 //! # Who issues the control commands
 //! A process with a blocking control command in flight cannot exit: not even SIGKILL ends it before
 //! the command does. By default the commands run on a thread of this process, each with a deadline
-//! that frees the caller, so **a program killed hard while it stops its own device under I/O hangs in
-//! its exit until reboot**: the stop waits for requests that only the exit would fail. Give
-//! [`Builder::controller`] a controller in another process (`ublk-daemon` has one) where that
-//! matters, or stop devices from outside with `ublkctl`.
+//! that frees the caller, so **a program that is killed while it stops its own device under I/O hangs in
+//! its exit until reboot**: the stop waits for requests that only the exit would fail. If that matters, pass
+//! [`Builder::controller`] a controller in another process (`ublk-daemon` has one), or stop devices with `ublkctl`.
 #![forbid(unsafe_code)]
 
 mod builder;

@@ -1,4 +1,4 @@
-//! What the stages of a device keep from its builder.
+//! The options that the stages of a device keep from its builder.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use ublk_queue::{OnFailure, Plan, ServeOptions, Server, Threads};
 /// How the data plane takes the backend.
 pub(crate) type ArmFn<B> = fn(OpenDevice, Plan, Arc<B>) -> Result<Server, ublk_queue::Error>;
 
-/// What the stages keep from the builder.
+/// Options that the stages keep from the builder.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) deadline: Duration,

@@ -24,16 +24,16 @@ pub struct Rearmed {
 }
 
 impl<B: Backend> Builder<B> {
-    /// Takes a device whose server is gone, waiting until the driver has seen the last of that (L34). The
-    /// device is as it was made: of this builder all counts that concerns the server (backend, controller, threads, pinning,
-    /// polling, buffers, shared memory, deadline), and nothing that concerns the device.
+    /// Takes over a device whose server is gone, after waiting until the driver has released the old server (L34). The
+    /// device keeps its properties: this builder sets only what concerns the server (backend, controller, threads, pinning,
+    /// polling, buffers, shared memory, deadline).
     ///
-    /// Whose device it is the driver does not know: [`Builder::server_flags`] of the one who made it tells, in
+    /// The driver does not know which program a device belongs to: compare [`Builder::server_flags`] of its creator, in
     /// [`Recovering::geometry`].
     ///
     /// # Errors
-    /// [`Error::Misfit`] where the backend cannot serve it, or what the driver said: it is live, dead, or made
-    /// without recovery. The device is as it was.
+    /// [`Error::Misfit`] if the backend cannot serve the device, or an error of the driver: the device is live, dead, or was
+    /// created without recovery. The device is unchanged.
     pub fn recover(self, id: DevId) -> Result<Recovering<B>, Error> {
         let deadline = self.options.deadline;
         let mut controller = match self.controller {
@@ -123,11 +123,11 @@ impl Rearmed {
         self.armed.geometry.dev_id()
     }
 
-    /// Sends END_USER_RECOVERY: the device is live, and what waited is sent.
+    /// Sends END_USER_RECOVERY: the device becomes live and receives the waiting requests.
     ///
     /// # Errors
-    /// What the driver said; the device waits on. Past the deadline the command was cancelled and has done
-    /// nothing.
+    /// An error of the driver; the device keeps waiting. Past the deadline the command was cancelled and had no
+    /// effect.
     pub fn resume(mut self) -> Result<Device, Failure<Self>> {
         let deadline: Duration = self.armed.deadline;
         let id = self.id();

@@ -15,7 +15,7 @@ use crate::device::Device;
 use crate::error::{Error, Failure, Left};
 use crate::options::{ArmFn, Options};
 
-/// ADD_DEV and SET_PARAMS are done: `/dev/ublkcN` exists, nobody serves yet.
+/// ADD_DEV and SET_PARAMS are done: `/dev/ublkcN` exists and is not served yet.
 pub struct Added<B> {
     pub(crate) backend: Arc<B>,
     pub(crate) geometry: Geometry,
@@ -63,7 +63,7 @@ pub struct Unsettled {
 
 /// What every stage can say and do.
 pub(crate) trait Stage: Sized {
-    /// Takes the device away from this stage on: stop, end, delete.
+    /// Removes the device from this stage: stop, end, delete.
     fn remove(self) -> Result<(), Error>;
 }
 
@@ -84,7 +84,7 @@ impl<B: Backend> Added<B> {
         self.geometry.dev_id()
     }
 
-    /// What the kernel made of the spec.
+    /// The geometry that the kernel granted.
     #[must_use]
     pub const fn geometry(&self) -> &Geometry {
         &self.geometry
@@ -156,7 +156,7 @@ impl<B: Backend> Added<B> {
     /// Deletes the device.
     ///
     /// # Errors
-    /// What DEL_DEV said.
+    /// The error of DEL_DEV.
     pub fn delete(self) -> Result<(), Error> {
         self.remove()
     }
@@ -177,11 +177,11 @@ impl Armed {
         self.geometry.dev_id()
     }
 
-    /// Sends START_DEV, and sees that `/dev/ublkbN` exists, may be opened and has its size. It is not opened: the open
-    /// would wait for the kernel's search for partitions, and that for our own answers.
+    /// Sends START_DEV, and waits until `/dev/ublkbN` exists, may be opened and has its size. It does not open the node: the
+    /// open would wait for the partition scan, and the scan for our own answers.
     ///
     /// # Errors
-    /// What START_DEV said. After a deadline the device is unsettled.
+    /// The error of START_DEV. After a deadline the device is unsettled.
     pub fn start(mut self) -> Result<Device, Failure<Self>> {
         let started = self
             .controller
@@ -235,7 +235,7 @@ impl Armed {
     /// Gives the tags back and deletes the device.
     ///
     /// # Errors
-    /// What DEL_DEV said, or a thread that did not end.
+    /// The error of DEL_DEV, or a thread that did not end.
     pub fn delete(self) -> Result<(), Error> {
         self.remove()
     }
@@ -270,7 +270,7 @@ impl Stopped {
     /// Sends DEL_DEV and waits until the number is free.
     ///
     /// # Errors
-    /// What DEL_DEV said; after a deadline somebody else still holds the device open.
+    /// The error of DEL_DEV; after a deadline another process still has the device open.
     pub fn delete(mut self) -> Result<(), Error> {
         Ok(self
             .controller
@@ -306,7 +306,7 @@ impl Stage for Unsettled {
         let id = self.geometry.dev_id();
         self.controller.stop(id, self.deadline)?;
         if let Some(mut server) = self.server.take() {
-            // Before START_DEV some kernels abort nothing on STOP_DEV: then the threads are told.
+            // Before START_DEV some kernels abort nothing on STOP_DEV, so tell the threads.
             if server.finish(Duration::from_millis(100)).is_err() {
                 server.leave();
                 server.finish(self.deadline)?;

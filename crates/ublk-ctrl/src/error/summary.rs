@@ -82,7 +82,7 @@ impl Error {
                 after: _,
                 abandoned,
             } => {
-                // What a command had is what others had left of the caller's time: no figure to tell a user.
+                // The time a command had is what earlier commands left of the caller's deadline: meaningless to a user.
                 let what = on(operation, dev);
                 match (operation, abandoned) {
                     (_, true) => {
