@@ -8,23 +8,23 @@ use anyhow::{Context, Result, bail};
 
 /// The command as typed in a shell.
 pub fn line(command: &Command) -> String {
-    let mut words = Vec::new();
+    let mut args = Vec::new();
     if let Some(directory) = command.get_current_dir() {
-        words.push(format!("cd {} &&", quote(&directory.to_string_lossy())));
+        args.push(format!("cd {} &&", quote(&directory.to_string_lossy())));
     }
     for (name, value) in command.get_envs() {
         if let Some(value) = value {
             let value = quote(&value.to_string_lossy());
-            words.push(format!("{}={value}", name.to_string_lossy()));
+            args.push(format!("{}={value}", name.to_string_lossy()));
         }
     }
-    words.push(quote(&command.get_program().to_string_lossy()));
-    words.extend(
+    args.push(quote(&command.get_program().to_string_lossy()));
+    args.extend(
         command
             .get_args()
             .map(|argument| quote(&argument.to_string_lossy())),
     );
-    words.join(" ")
+    args.join(" ")
 }
 
 fn quote(word: &str) -> String {

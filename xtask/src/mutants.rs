@@ -75,9 +75,9 @@ impl Mutant {
             Some(rest) => (true, rest),
             None => (false, self.test.as_str()),
         };
-        let mut words = rest.split_whitespace();
+        let mut args = rest.split_whitespace();
         let (Some(package), Some(target), Some(test), None) =
-            (words.next(), words.next(), words.next(), words.next())
+            (args.next(), args.next(), args.next(), args.next())
         else {
             bail!("{}: a test is `[loom ]PACKAGE TARGET NAME`", self.name);
         };
@@ -263,8 +263,8 @@ fn baseline(program: &Program, mutants: &[&Mutant], tree: &Path) -> Result<()> {
     }
     names.sort_unstable();
     names.dedup();
-    if let Err(words) = program.build(tree) {
-        bail!("{program:?} does not compile:\n{words}");
+    if let Err(args) = program.build(tree) {
+        bail!("{program:?} does not compile:\n{args}");
     }
     for name in names {
         let (results, good) = program.run(tree, &[name])?;
@@ -295,7 +295,7 @@ fn kill(mutant: &Mutant, program: &Program, tree: &Path) -> Result<()> {
     match outcome {
         Ok((_, false)) => Ok(()),
         Ok((_, true)) => bail!("it survives {}", mutant.test),
-        Err(words) => bail!("it does not compile:\n{words}"),
+        Err(args) => bail!("it does not compile:\n{args}"),
     }
 }
 

@@ -32,7 +32,7 @@ impl Drop for Server {
 
 impl Server {
     /// `None` where there is no qemu-nbd.
-    fn start(name: &str, words: &[&str]) -> Option<Self> {
+    fn start(name: &str, args: &[&str]) -> Option<Self> {
         let directory = format!("nbd-client-{name}-{}", std::process::id());
         let directory = std::env::temp_dir().join(directory);
         std::fs::create_dir(&directory).expect("a directory");
@@ -45,7 +45,7 @@ impl Server {
                 "--export-name=disk",
                 "--discard=unmap",
             ])
-            .args(words)
+            .args(args)
             .arg(format!("--socket={}", directory.join("socket").display()))
             .arg(directory.join("disk"))
             .stdin(Stdio::null())
@@ -269,7 +269,7 @@ fn qemu_nbd_serves_every_command() {
     }
 }
 
-/// What it refuses is told in its own words; a read-only export says that it is one.
+/// What it refuses is reported in its own words; a read-only export says that it is one.
 #[test]
 fn qemu_nbd_refuses_in_its_own_words() {
     let Some(server) = Server::start("refusals", &["--read-only"]) else {

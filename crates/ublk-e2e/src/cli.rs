@@ -30,20 +30,20 @@ pub fn program() -> String {
 }
 
 /// A command of the tool, to be adjusted before it runs.
-pub fn command(words: &[&str]) -> Command {
+pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(program());
-    command.args(words);
+    command.args(args);
     command
 }
 
 /// Runs the tool, whatever its exit code. Its own deadlines are shorter than ours.
-pub fn ublkctl(words: &[&str]) -> Result<Output> {
-    run::output(&mut command(words), secs(60))
+pub fn ublkctl(args: &[&str]) -> Result<Output> {
+    run::output(&mut command(args), secs(60))
 }
 
 /// Runs the tool, which must succeed, and parses the JSON it prints.
-pub fn ublkctl_json(words: &[&str]) -> Result<Value> {
-    one_value(&ublkctl(&[words, &["--json"]].concat())?.good()?)
+pub fn ublkctl_json(args: &[&str]) -> Result<Value> {
+    one_value(&ublkctl(&[args, &["--json"]].concat())?.good()?)
 }
 
 /// The single JSON value of an output: one line, no duplicate keys.
@@ -60,8 +60,8 @@ pub fn one_value(output: &Output) -> Result<Value> {
 }
 
 /// Runs the tool, which must fail with this exit code and all `parts` in its message, in any case.
-pub fn fails(words: &[&str], code: i32, parts: &[&str]) -> Result<Output> {
-    failed(ublkctl(words)?, code, parts)
+pub fn fails(args: &[&str], code: i32, parts: &[&str]) -> Result<Output> {
+    failed(ublkctl(args)?, code, parts)
 }
 
 /// Checks that an output is a failure of this kind.
@@ -91,7 +91,7 @@ pub struct Spec {
     pub depth: usize,
     /// `--block-size`; 0 for none.
     pub block_size: u32,
-    /// Further words.
+    /// Further arguments.
     pub more: Vec<String>,
 }
 
@@ -118,12 +118,12 @@ impl Spec {
 
     /// A file device of one queue on this file, with the file's block size.
     pub fn file(path: &std::path::Path) -> Self {
-        let words = vec![path.to_string_lossy().into_owned()];
+        let args = vec![path.to_string_lossy().into_owned()];
         Self {
             backend: "file",
             size: String::new(),
             block_size: 0,
-            more: words,
+            more: args,
             ..Self::mem("")
         }
     }
@@ -146,15 +146,15 @@ impl Spec {
         self
     }
 
-    /// Adds further words.
-    pub fn with(mut self, words: &[&str]) -> Self {
-        self.more.extend(words.iter().map(|w| (*w).to_owned()));
+    /// Adds further arguments.
+    pub fn with(mut self, args: &[&str]) -> Self {
+        self.more.extend(args.iter().map(|w| (*w).to_owned()));
         self
     }
 
-    /// The words of the command.
-    pub fn words(&self) -> Vec<String> {
-        let mut words = vec!["add".to_owned(), self.backend.to_owned()];
+    /// The arguments of the command.
+    pub fn args(&self) -> Vec<String> {
+        let mut args = vec!["add".to_owned(), self.backend.to_owned()];
         let (queues, depth) = (self.queues.to_string(), self.depth.to_string());
         let block = self.block_size.to_string();
         for (name, value) in [
@@ -167,10 +167,10 @@ impl Spec {
             if value.is_empty() || (name == "--block-size" && self.block_size == 0) {
                 continue;
             }
-            words.extend([name.to_owned(), value.clone()]);
+            args.extend([name.to_owned(), value.clone()]);
         }
-        words.extend(self.more.iter().cloned());
-        words
+        args.extend(self.more.iter().cloned());
+        args
     }
 
     /// Creates the device.
@@ -208,9 +208,9 @@ pub fn cpus() -> usize {
 
 impl Device {
     fn add(spec: &Spec) -> Result<Self> {
-        let words = spec.words();
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let output = ublkctl(&words)?.good()?;
+        let args = spec.args();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let output = ublkctl(&args)?.good()?;
         Self::of(&output, spec)
     }
 

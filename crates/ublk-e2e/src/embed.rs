@@ -34,10 +34,10 @@ fn log() -> PathBuf {
 
 impl Embedded {
     /// Starts the program without a device.
-    pub fn idle(words: &[&str]) -> Result<Self> {
+    pub fn idle(args: &[&str]) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg("--serve")
-            .args(words)
+            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(log())?)
@@ -64,9 +64,9 @@ impl Embedded {
     }
 
     /// Starts the program and its device, and checks that it got `queues` queues.
-    pub fn start(queues: usize, words: &[&str]) -> Result<Self> {
+    pub fn start(queues: usize, args: &[&str]) -> Result<Self> {
         let count = format!("queues={queues}");
-        let mut embedded = Self::idle(&[&[count.as_str()], words].concat())?;
+        let mut embedded = Self::idle(&[&[count.as_str()], args].concat())?;
         let answer = embedded.ask("start")?;
         embedded.path = json::text(&answer, "path")?.into();
         embedded.id = u32::try_from(json::number(&answer, "id")?)?;

@@ -11,7 +11,7 @@ use crate::wait::secs;
 /// A run of fio.
 #[derive(Debug, Clone, Default)]
 pub struct Fio {
-    words: Vec<String>,
+    args: Vec<String>,
 }
 
 /// The result of a run, summed over its jobs.
@@ -28,7 +28,7 @@ pub struct Done {
 impl Fio {
     /// A run on a file or device with direct I/O that ends at the first error.
     pub fn new(file: &str) -> Self {
-        let words = [
+        let args = [
             "--name=job",
             &format!("--filename={file}"),
             "--direct=1",
@@ -41,19 +41,19 @@ impl Fio {
             "--allrandrepeat=1",
         ];
         Self {
-            words: words.iter().map(|w| (*w).to_owned()).collect(),
+            args: args.iter().map(|w| (*w).to_owned()).collect(),
         }
     }
 
     /// Adds `--name=value`.
     pub fn set(mut self, name: &str, value: impl std::fmt::Display) -> Self {
-        self.words.push(format!("--{name}={value}"));
+        self.args.push(format!("--{name}={value}"));
         self
     }
 
     /// Runs it; every job must end without an error, and there must be `jobs` of them.
     pub fn run(&self, jobs: usize) -> Result<Done> {
-        let output = run::output(Command::new("fio").args(&self.words), secs(120))?.good()?;
+        let output = run::output(Command::new("fio").args(&self.args), secs(120))?.good()?;
         let done = parse(&output.stdout).with_context(|| output.to_string())?;
         ensure!(done.jobs == jobs, "{} jobs answered: {output}", done.jobs);
         Ok(done)

@@ -36,7 +36,7 @@ impl Kind {
 
     /// Creates one on a device or in a file.
     pub fn format(self, node: &str) -> Result<()> {
-        let words: &[&str] = match self {
+        let args: &[&str] = match self {
             // Blocks of page size, also on a small device: a block of the load is then in one page of the backing
             // store, and a server killed while it writes several pages tears none.
             Self::Ext4 => &[
@@ -50,7 +50,7 @@ impl Kind {
             Self::Xfs => &["-q", "-f"],
         };
         let program = format!("mkfs.{}", self.name());
-        run::good(&program, &[words, &[node]].concat())?;
+        run::good(&program, &[args, &[node]].concat())?;
         Ok(())
     }
 

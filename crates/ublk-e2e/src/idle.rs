@@ -39,8 +39,8 @@ fn used() -> Result<(u64, u64)> {
 }
 
 /// Creates `count` devices of one queue of 128 tags, measures, and removes them.
-pub fn idle(words: &[String]) -> Result<Value> {
-    let [count, data] = words else {
+pub fn idle(args: &[String]) -> Result<Value> {
+    let [count, data] = args else {
         anyhow::bail!("--idle COUNT DATA");
     };
     let count: u64 = count.parse()?;

@@ -33,8 +33,8 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, ColorSetting};
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(("--serve", rest)) = words.split_first().map(|(f, r)| (f.as_str(), r)) {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("--serve", rest)) = args.split_first().map(|(f, r)| (f.as_str(), r)) {
         return match serve::serve(rest) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    if let Some(("--idle", rest)) = words.split_first().map(|(f, r)| (f.as_str(), r)) {
+    if let Some(("--idle", rest)) = args.split_first().map(|(f, r)| (f.as_str(), r)) {
         return match idle::idle(rest) {
             Ok(value) => {
                 println!("{value}");

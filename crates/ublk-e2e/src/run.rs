@@ -102,8 +102,8 @@ pub fn output(command: &mut Command, limit: Duration) -> Result<Output> {
 }
 
 /// Runs a program that must succeed within a minute.
-pub fn good(program: &str, words: &[&str]) -> Result<Output> {
-    output(Command::new(program).args(words), secs(60))?.good()
+pub fn good(program: &str, args: &[&str]) -> Result<Output> {
+    output(Command::new(program).args(args), secs(60))?.good()
 }
 
 fn collect(mut from: impl Read + Send + 'static) -> mpsc::Receiver<String> {

@@ -72,7 +72,7 @@ impl Served {
 }
 
 impl Options {
-    fn parse(words: &[String]) -> Result<Self> {
+    fn parse(args: &[String]) -> Result<Self> {
         let mut options = Self {
             size: 16 << 20,
             queues: 1,
@@ -91,7 +91,7 @@ impl Options {
             partitions: true,
             hold: None,
         };
-        for word in words {
+        for word in args {
             let (key, value) = word.split_once('=').context("KEY=VALUE")?;
             match key {
                 "size" => options.size = value.parse()?,
@@ -177,15 +177,15 @@ impl Options {
 }
 
 /// Serves until standard input ends or `remove` is done.
-pub fn serve(words: &[String]) -> Result<()> {
-    let options = Options::parse(words)?;
+pub fn serve(args: &[String]) -> Result<()> {
+    let options = Options::parse(args)?;
     let memory = Arc::new(Memory::new(options.size, options.block_size)?);
     let mut served = None;
     let mut stopped = None;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let answer = match words.as_slice() {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        let answer = match args.as_slice() {
             ["start"] => options.start(&memory).map(|started| {
                 let answer = started.describe();
                 served = Some(started);
@@ -221,8 +221,8 @@ pub fn serve(words: &[String]) -> Result<()> {
                 .map_err(Into::into)
                 .and_then(|n| many(n, &options)),
             ["check", offset, len, generation] => check(&memory, [offset, len, generation]),
-            words => match &served {
-                Some(served) => command(words, served),
+            args => match &served {
+                Some(served) => command(args, served),
                 None => Err(anyhow::anyhow!("not started")),
             },
         };
@@ -238,12 +238,12 @@ pub fn serve(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn command(words: &[&str], served: &Served) -> Result<Value> {
-    if let ["resize", bytes] = words {
+fn command(args: &[&str], served: &Served) -> Result<Value> {
+    if let ["resize", bytes] = args {
         served.device.resize(bytes.parse()?)?;
         return Ok(json!({}));
     }
-    if words == ["health"] {
+    if args == ["health"] {
         let health = served.device.health();
         let flusher = health.queues.iter().all(|q| q.io_flusher);
         let c = health.counters;
@@ -255,12 +255,12 @@ fn command(words: &[&str], served: &Served) -> Result<Value> {
         );
     }
     let control = served.control.as_ref();
-    inject(words, control.context("served without the fault backend")?)
+    inject(args, control.context("served without the fault backend")?)
 }
 
 /// Handles commands for the fault backend.
-fn inject(words: &[&str], control: &Control) -> Result<Value> {
-    match words {
+fn inject(args: &[&str], control: &Control) -> Result<Value> {
+    match args {
         ["counts"] => {
             let c = control.counts();
             Ok(
@@ -286,7 +286,7 @@ fn inject(words: &[&str], control: &Control) -> Result<Value> {
             control.clear();
             Ok(json!({}))
         }
-        _ => bail!("unknown command {words:?}"),
+        _ => bail!("unknown command {args:?}"),
     }
 }
 
@@ -302,11 +302,11 @@ fn operation(word: &str) -> Result<Op> {
 }
 
 /// Reads the backend's content without the device, which may be gone.
-fn check(memory: &Memory, words: [&str; 3]) -> Result<Value> {
-    let offset: u64 = words[0].parse()?;
-    let mut data = vec![0; words[1].parse()?];
+fn check(memory: &Memory, args: [&str; 3]) -> Result<Value> {
+    let offset: u64 = args[0].parse()?;
+    let mut data = vec![0; args[1].parse()?];
     memory.read_at(&mut data, offset)?;
-    pattern::check(&data, offset, words[2].parse()?)?;
+    pattern::check(&data, offset, args[2].parse()?)?;
     Ok(json!({}))
 }
 

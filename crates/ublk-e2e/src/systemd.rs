@@ -23,8 +23,8 @@ pub fn here() -> bool {
 }
 
 /// Runs systemctl, which must succeed.
-pub fn systemctl(words: &[&str]) -> Result<String> {
-    Ok(run::good("systemctl", words)?.stdout)
+pub fn systemctl(args: &[&str]) -> Result<String> {
+    Ok(run::good("systemctl", args)?.stdout)
 }
 
 /// A property of a unit.
@@ -35,8 +35,8 @@ pub fn property(unit: &str, name: &str) -> Result<String> {
 
 /// The journal of a unit, for messages.
 pub fn journal(unit: &str) -> String {
-    let words = ["--no-pager", "-q", "-o", "cat", "-n", "40", "-u", unit];
-    run::good("journalctl", &words).map_or_else(|e| e.to_string(), |o| o.stdout)
+    let args = ["--no-pager", "-q", "-o", "cat", "-n", "40", "-u", unit];
+    run::good("journalctl", &args).map_or_else(|e| e.to_string(), |o| o.stdout)
 }
 
 /// A file device with its own unit; everything is removed on drop.

@@ -1,4 +1,4 @@
-//! What clap has to say instead of a command: mistakes in the words, help and the version.
+//! What clap has to say instead of a command: mistakes in the arguments, help and the version.
 
 use crate::output::{fail, put, raw};
 use clap::error::ErrorKind;
@@ -8,9 +8,9 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use ublk_daemon::failure::{Failure, FailureKind};
 
-/// Whether the words ask for JSON, however wrong the rest of them is.
-pub fn asks_for_json(words: impl IntoIterator<Item = OsString>) -> bool {
-    let options = words.into_iter().skip(1).take_while(|word| word != "--");
+/// Whether the arguments ask for JSON, however wrong the rest of them is.
+pub fn asks_for_json(args: impl IntoIterator<Item = OsString>) -> bool {
+    let options = args.into_iter().skip(1).take_while(|word| word != "--");
     options.into_iter().any(|word| word == "--json")
 }
 
@@ -36,7 +36,7 @@ pub fn told(error: &clap::Error, json: bool) -> ExitCode {
     }
 }
 
-/// A mistake in the words: what it is in one line, and how the command is used.
+/// A mistake in the arguments: what it is in one line, and how the command is used.
 fn failure(kind: ErrorKind, text: &str) -> Failure {
     let paragraphs = text.split("\n\n");
     let mut paragraphs = paragraphs.map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn json_is_asked_for_anywhere_before_the_operands() {
-        let asks = |words: &str| asks_for_json(words.split(' ').map(OsString::from));
+        let asks = |args: &str| asks_for_json(args.split(' ').map(OsString::from));
         assert!(asks("ublkctl --json list") && asks("ublkctl add mem --json"));
         assert!(!asks("ublkctl add file -- --json") && !asks("ublkctl list --jso"));
         assert!(!asks("--json"));
@@ -69,8 +69,8 @@ mod tests {
     /// What clap says is taken apart: what is wrong, a tip, how the command is used.
     #[test]
     fn the_message_is_the_mistake_alone() {
-        let told = |words: &str| {
-            let error = Cli::try_parse_from(words.split(' ')).expect_err("a mistake");
+        let told = |args: &str| {
+            let error = Cli::try_parse_from(args.split(' ')).expect_err("a mistake");
             failure(error.kind(), &error.render().to_string())
         };
         let number = told("ublkctl add null --deadline 0");

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-fn ublkctl(run_dir: &Path, words: &[&str]) -> Output {
+fn ublkctl(run_dir: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ublkctl"))
-        .args(words)
+        .args(args)
         .env("UBLKCTL_RUN_DIR", run_dir)
         .output()
         .unwrap()
@@ -42,7 +42,7 @@ fn without_the_driver_add_names_the_module_and_leaves_nothing() {
     }
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
-    for words in [
+    for args in [
         &["add", "mem", "--size", "1G", "-q", "4"][..],
         &["add", "null", "--foreground"],
         &["list"],
@@ -52,11 +52,11 @@ fn without_the_driver_add_names_the_module_and_leaves_nothing() {
         &["delete", "3"],
         &["features"],
     ] {
-        let output = ublkctl(&run, words);
+        let output = ublkctl(&run, args);
         let errors = text(&output.stderr);
-        assert_eq!(code(&output), Some(1), "{words:?}: {errors}");
-        assert_eq!(text(&output.stdout), "", "{words:?}");
-        assert!(errors.contains("modprobe ublk_drv"), "{words:?}: {errors}");
+        assert_eq!(code(&output), Some(1), "{args:?}: {errors}");
+        assert_eq!(text(&output.stdout), "", "{args:?}");
+        assert!(errors.contains("modprobe ublk_drv"), "{args:?}: {errors}");
         assert_eq!(
             errors.matches("not loaded").count(),
             1,
@@ -96,7 +96,7 @@ fn without_the_driver_doctor_fails_with_a_fix() {
 #[test]
 fn l32_commands_without_a_device_exit_with_2() {
     let dir = tempfile::tempdir().unwrap();
-    for words in [
+    for args in [
         &["delete"][..],
         &["stop"],
         &["info"],
@@ -106,8 +106,8 @@ fn l32_commands_without_a_device_exit_with_2() {
         &["add"],
         &[],
     ] {
-        let output = ublkctl(dir.path(), words);
-        assert_eq!(code(&output), Some(2), "{words:?}");
+        let output = ublkctl(dir.path(), args);
+        assert_eq!(code(&output), Some(2), "{args:?}");
         assert_eq!(text(&output.stdout), "");
         assert!(!output.stderr.is_empty());
     }
@@ -142,8 +142,8 @@ fn bad_devices_exit_with_2_and_say_why() {
         ),
         ("--size 1G --data magic", "possible values: auto, copy"),
     ] {
-        let words: Vec<&str> = ["add", "mem"].into_iter().chain(flags.split(' ')).collect();
-        let output = ublkctl(dir.path(), &words);
+        let args: Vec<&str> = ["add", "mem"].into_iter().chain(flags.split(' ')).collect();
+        let output = ublkctl(dir.path(), &args);
         let errors = text(&output.stderr);
         assert_eq!(code(&output), Some(2), "{flags}: {errors}");
         assert!(errors.contains(why), "{flags}: {errors}");
@@ -181,7 +181,7 @@ fn l40_an_open_run_directory_is_refused() {
 #[test]
 fn l45_nothing_is_printed_to_nobody() {
     for to in [">/dev/full", ">&-"] {
-        for words in [
+        for args in [
             "--help",
             "--version",
             "list --help",
@@ -190,14 +190,14 @@ fn l45_nothing_is_printed_to_nobody() {
         ] {
             let program = env!("CARGO_BIN_EXE_ublkctl");
             let ended = Command::new("/bin/sh")
-                .args(["-c", &format!("exec {program} {words} {to}")])
+                .args(["-c", &format!("exec {program} {args} {to}")])
                 .output()
                 .unwrap();
             let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-            assert_eq!(ended.status.code(), Some(1), "{words} {to}: {said}");
+            assert_eq!(ended.status.code(), Some(1), "{args} {to}: {said}");
             assert!(
                 said.contains("cannot write to standard output"),
-                "{words} {to}: {said}"
+                "{args} {to}: {said}"
             );
         }
     }

@@ -39,19 +39,18 @@ fn shell(shell: &[&str], script: &str, run: &Path) -> Option<String> {
     Some(String::from_utf8(output.stdout).unwrap())
 }
 
-/// What bash offers after these words.
-fn in_bash(words: &[&str], run: &Path) -> Option<Vec<String>> {
-    let last = words.len() - 1;
+/// What bash offers after these arguments.
+fn in_bash(args: &[&str], run: &Path) -> Option<Vec<String>> {
+    let last = args.len() - 1;
     let script = format!(
         "set -e; source <(ublkctl completions bash); COMP_WORDS=({}); COMP_CWORD={last}; COMP_TYPE=9; \
          _clap_complete_ublkctl ublkctl '{}' '{}'; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
-        words
-            .iter()
+        args.iter()
             .map(|w| format!("'{w}'"))
             .collect::<Vec<_>>()
             .join(" "),
-        words[last],
-        words[last - 1],
+        args[last],
+        args[last - 1],
     );
     let said = shell(&["bash", "--norc", "-c"], &script, run)?;
     Some(said.lines().map(|l| l.trim().to_owned()).collect())
@@ -96,7 +95,7 @@ fn zsh_and_fish_take_their_scripts() {
     }
 }
 
-/// A shell that does not ask gets no answer, and what is asked for is a device of the words.
+/// A shell that does not ask gets no answer, and what is asked for is a device of the arguments.
 #[test]
 fn completions_are_printed_for_every_shell() {
     let dir = tempfile::tempdir().unwrap();

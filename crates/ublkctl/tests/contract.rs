@@ -5,30 +5,30 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
 
-fn ublkctl(run_dir: &Path, words: &[&str]) -> Output {
+fn ublkctl(run_dir: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ublkctl"))
-        .args(words)
+        .args(args)
         .env("UBLKCTL_RUN_DIR", run_dir)
         .output()
         .unwrap()
 }
 
 /// The one value of an output.
-fn value(words: &[&str], output: &Output) -> Value {
+fn value(args: &[&str], output: &Output) -> Value {
     let text = std::str::from_utf8(&output.stdout).unwrap();
     let line = text.strip_suffix('\n').unwrap_or_default();
     let value: Value = serde_json::from_str(line)
-        .unwrap_or_else(|e| panic!("{words:?}: {e}: {text:?}, code {:?}", output.status.code()));
+        .unwrap_or_else(|e| panic!("{args:?}: {e}: {text:?}, code {:?}", output.status.code()));
     // Both are written without blanks: a key that came twice is in the text only.
     let again = serde_json::to_string(&value).unwrap();
-    assert_eq!(again.len(), line.len(), "{words:?}: a key twice? {line}");
+    assert_eq!(again.len(), line.len(), "{args:?}: a key twice? {line}");
     value
 }
 
 /// A failure has all its fields, and they agree with the exit code.
-fn is_failure(words: &[&str], value: &Value, code: Option<i32>) {
+fn is_failure(args: &[&str], value: &Value, code: Option<i32>) {
     let error = value["error"].as_object();
-    let error = error.unwrap_or_else(|| panic!("{words:?}: no error in {value}"));
+    let error = error.unwrap_or_else(|| panic!("{args:?}: no error in {value}"));
     for key in [
         "kind",
         "message",
@@ -37,18 +37,18 @@ fn is_failure(words: &[&str], value: &Value, code: Option<i32>) {
         "errno_name",
         "exit_code",
     ] {
-        assert!(error.contains_key(key), "{words:?}: no {key} in {value}");
+        assert!(error.contains_key(key), "{args:?}: no {key} in {value}");
     }
     let message = error["message"].as_str().unwrap();
     assert!(!message.is_empty() && !message.contains('\n'), "{value}");
-    assert_eq!(error["exit_code"], code.unwrap(), "{words:?}: {value}");
+    assert_eq!(error["exit_code"], code.unwrap(), "{args:?}: {value}");
     let kind = error["kind"].as_str().unwrap();
     let codes = [("usage", 2), ("timed-out", 3), ("no-such-device", 32)];
     let wanted = codes
         .iter()
         .find(|(k, _)| *k == kind)
         .map_or(1, |(_, c)| *c);
-    assert_eq!(error["exit_code"], wanted, "{words:?}: {value}");
+    assert_eq!(error["exit_code"], wanted, "{args:?}: {value}");
 }
 
 /// Every subcommand that clap knows, called in good and bad ways.
@@ -118,32 +118,32 @@ fn calls() -> Vec<Vec<&'static str>> {
         "add --help",
         "__server",
     ];
-    let words = |line: &'static str| line.split(' ').filter(|w| !w.is_empty()).collect();
-    lines.into_iter().map(words).collect()
+    let args = |line: &'static str| line.split(' ').filter(|w| !w.is_empty()).collect();
+    lines.into_iter().map(args).collect()
 }
 
 #[test]
 fn every_outcome_is_one_json_value() {
     let dir = tempfile::tempdir().unwrap();
-    for words in calls() {
+    for args in calls() {
         // Before and behind the command.
-        for words in [
-            [&["--json"], &words[..]].concat(),
-            [&words[..], &["--json"]].concat(),
+        for args in [
+            [&["--json"], &args[..]].concat(),
+            [&args[..], &["--json"]].concat(),
         ] {
-            let output = ublkctl(dir.path(), &words);
-            let value = value(&words, &output);
+            let output = ublkctl(dir.path(), &args);
+            let value = value(&args, &output);
             let code = output.status.code();
             match &value {
                 Value::Object(fields) if fields.contains_key("error") => {
-                    is_failure(&words, &value, code);
+                    is_failure(&args, &value, code);
                 }
                 // A failure among others, or of a check.
                 Value::Array(all) if code != Some(0) => {
                     let failed = |v: &&Value| v["error"].is_object() || v["status"] == "fail";
-                    assert!(all.iter().any(|v| failed(&v)), "{words:?}: {value}");
+                    assert!(all.iter().any(|v| failed(&v)), "{args:?}: {value}");
                 }
-                _ => assert_eq!(code, Some(0), "{words:?}: {value}"),
+                _ => assert_eq!(code, Some(0), "{args:?}: {value}"),
             }
         }
     }
@@ -173,7 +173,7 @@ fn every_subcommand_is_called() {
     assert!(seen >= 15, "{seen} commands in {help}");
 }
 
-/// What is not there is exit code 32, whatever the command and the word; only mistakes in the words are 2.
+/// What is not there is exit code 32, whatever the command and the word; only mistakes in the arguments are 2.
 #[test]
 fn what_is_not_there_is_32_for_every_command() {
     if !Path::new("/dev/ublk-control").exists() {
@@ -207,9 +207,9 @@ fn check_sees_a_changed_size_under_create() {
         std::fs::write(&config, text).unwrap();
     };
     let check = || {
-        let words = ["check", config.to_str().unwrap(), "--json"];
-        let output = ublkctl(&dir.path().join("run"), &words);
-        (output.status.code(), value(&words, &output))
+        let args = ["check", config.to_str().unwrap(), "--json"];
+        let output = ublkctl(&dir.path().join("run"), &args);
+        (output.status.code(), value(&args, &output))
     };
     text("1M");
     assert_eq!(check().0, Some(0), "a file that is yet to be made");

@@ -58,8 +58,8 @@ impl Started {
     fn limit(&self, name: &str) -> Vec<String> {
         let limits = self.read("limits");
         let line = limits.lines().find_map(|l| l.strip_prefix(name));
-        let words = line.unwrap_or_default().split_whitespace();
-        words.map(str::to_owned).collect()
+        let args = line.unwrap_or_default().split_whitespace();
+        args.map(str::to_owned).collect()
     }
 
     fn status(&self, key: &str) -> String {
@@ -123,7 +123,7 @@ fn l45_a_role_keeps_nothing_of_its_caller() {
     }
 }
 
-/// `ps` says what it is; a role's own words are what is written over, and no more.
+/// `ps` says what it is; a role's own arguments are what is written over, and no more.
 #[test]
 fn roles_are_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -176,7 +176,7 @@ fn l46_messages_that_cannot_be_written_change_no_exit_code() {
     drop(reader);
     assert_eq!(run(writer.into()), Some(2), "a closed pipe");
     let (mut reader, mut writer) = std::io::pipe().unwrap();
-    // A pipe that nobody reads, filled to the brim by another's words.
+    // A pipe that nobody reads, filled to the brim by another's arguments.
     let brim = std::thread::spawn({
         let mut writer = writer.try_clone().unwrap();
         move || std::io::Write::write_all(&mut writer, &[b'x'; 1 << 20])

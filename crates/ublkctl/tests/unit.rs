@@ -6,10 +6,10 @@ use std::process::{Command, Output};
 /// The exposure that the unit may have, in tenths.
 const EXPOSURE: &str = "25";
 
-fn analyze(words: &[&str]) -> Option<Output> {
+fn analyze(args: &[&str]) -> Option<Output> {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../systemd/ublkctl@.service");
     let output = Command::new("systemd-analyze")
-        .args(words)
+        .args(args)
         .arg(unit)
         .output();
     if output.is_err() {
@@ -21,8 +21,8 @@ fn analyze(words: &[&str]) -> Option<Output> {
 #[test]
 fn the_unit_is_exposed_as_little_as_promised() {
     let threshold = format!("--threshold={EXPOSURE}");
-    let words = ["security", "--no-pager", "--offline=true", &threshold];
-    if let Some(output) = analyze(&words) {
+    let args = ["security", "--no-pager", "--offline=true", &threshold];
+    if let Some(output) = analyze(&args) {
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{text}");
         assert!(text.contains("Overall exposure level"), "{text}");

@@ -52,14 +52,14 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let words: Vec<_> = std::env::args().skip(1).collect();
-    if let Some(("--symbols", names)) = words
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    if let Some(("--symbols", names)) = args
         .split_first()
         .map(|(word, names)| (word.as_str(), names))
     {
         return symbols::print(names);
     }
-    let path = words.first().context("no plan given")?;
+    let path = args.first().context("no plan given")?;
     let text = fs::read_to_string(path).with_context(|| path.clone())?;
     let mut marks = 0;
     let mut prepared = Prepared::default();

@@ -120,17 +120,17 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
             continue;
         }
         let row = rows.last_mut().context("a line before the first row")?;
-        let words = value.split_whitespace().map(str::to_owned);
+        let args = value.split_whitespace().map(str::to_owned);
         match key {
-            "server" => row.server = words.collect(),
-            "stop" => row.stop = words.collect(),
+            "server" => row.server = args.collect(),
+            "stop" => row.stop = args.collect(),
             "device" => row.device = value.to_owned(),
-            "prepare" => row.prepare.push(words.collect()),
+            "prepare" => row.prepare.push(args.collect()),
             "loop" => {
                 let (way, file) = value.split_once(' ').context("a loop device of no file")?;
                 row.looped = Some((file.to_owned(), way == "direct"));
             }
-            "fio" => row.fio.extend(words),
+            "fio" => row.fio.extend(args),
             "jobs" => row.jobs = value.parse().context("jobs")?,
             "ios" => row.ios = value.parse().context("ios")?,
             "seconds" => row.seconds = value.parse().context("seconds")?,

@@ -141,9 +141,9 @@ fn attributes(queues: usize, block: u32) -> Result<()> {
 /// L06 A volatile cache and FUA are reported to the kernel, or it would never send a FLUSH.
 fn cache_and_fua() -> Result<()> {
     for (cache, fua) in [(false, false), (true, false), (true, true)] {
-        let words = [format!("cache={cache}"), format!("fua={fua}")];
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let embedded = Embedded::start(1, &words)?;
+        let args = [format!("cache={cache}"), format!("fua={fua}")];
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let embedded = Embedded::start(1, &args)?;
         let found = sysfs::text(embedded.id, "queue/write_cache")?;
         let wanted = if cache { "write back" } else { "write through" };
         ensure!(
@@ -176,9 +176,9 @@ fn read_only() -> Result<()> {
         .err()
         .context("a write to a read-only device passed")?;
     ensure!(refused(&error), "refused with {error:#}");
-    for words in [&["-f", device.node()], &["-z", device.node()]] {
-        let done = run::good("blkdiscard", words);
-        ensure!(done.is_err(), "blkdiscard {words:?} passed");
+    for args in [&["-f", device.node()], &["-z", device.node()]] {
+        let done = run::good("blkdiscard", args);
+        ensure!(done.is_err(), "blkdiscard {args:?} passed");
     }
     ensure!(Mounted::new(&device, Kind::Ext4, MountFlags::empty()).is_err());
     let direct = crate::direct_io::Direct::open_read(&device.path)?;

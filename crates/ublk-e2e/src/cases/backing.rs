@@ -38,11 +38,11 @@ struct Renamed {
 }
 
 impl Renamed {
-    fn new(words: &[&str]) -> Result<Self> {
+    fn new(args: &[&str]) -> Result<Self> {
         let place = Volume::new(Kind::Tmpfs, 64 << 20)?;
         let path = place.file("disk.img", SIZE)?;
-        let words = [&["--recovery", "reissue"], words].concat();
-        let device = Spec::file(&path).with(&words).add()?;
+        let args = [&["--recovery", "reissue"], args].concat();
+        let device = Spec::file(&path).with(&args).add()?;
         device.open()?.write_pattern(0, PIECE, 1)?;
         let old = place.path("old.img")?;
         Ok(Self {

@@ -102,11 +102,11 @@ const TABLE: &[Row] = &[
 ];
 
 fn refused() -> Result<()> {
-    for (words, code, parts) in TABLE {
-        let output = fails(words, *code, parts)?;
+    for (args, code, parts) in TABLE {
+        let output = fails(args, *code, parts)?;
         ensure!(output.stdout.is_empty(), "something on stdout: {output}");
         let left = cli::left_over();
-        ensure!(left.is_empty(), "`{}` left {left:?}", words.join(" "));
+        ensure!(left.is_empty(), "`{}` left {left:?}", args.join(" "));
     }
     Ok(())
 }
@@ -119,8 +119,8 @@ fn second_server() -> Result<()> {
     direct.write_pattern(0, 4096, 1)?;
     let start = Instant::now();
     for _ in 0..3 {
-        let words = ["add", "mem", "--size", "16M", "--id", "7"];
-        fails(&words, code::FAILED, &["7", "in use"])?;
+        let args = ["add", "mem", "--size", "16M", "--id", "7"];
+        fails(&args, code::FAILED, &["7", "in use"])?;
     }
     ensure!(
         start.elapsed() < secs(20),
@@ -136,8 +136,8 @@ fn second_server() -> Result<()> {
 
 /// L13 A size that a block device may have, but memory may not: the backend's own reason is reported.
 fn too_much_memory() -> Result<()> {
-    let words = ["add", "mem", "--size", "4E"];
-    let output = fails(&words, code::FAILED, &["smaller size"])?;
+    let args = ["add", "mem", "--size", "4E"];
+    let output = fails(&args, code::FAILED, &["smaller size"])?;
     ensure!(output.stdout.is_empty(), "{output}");
     cli::nothing_left(secs(5))
 }

@@ -47,12 +47,12 @@ fn creator(rounds: usize) -> Result<usize> {
     let deadline = DEADLINE.to_string();
     let mut retries = 0;
     for round in 0..rounds {
-        let words = ["add", "null", "--size", "1G", "--deadline", &deadline];
-        let (output, again) = persistent(&words).with_context(|| format!("round {round}"))?;
+        let args = ["add", "null", "--size", "1G", "--deadline", &deadline];
+        let (output, again) = persistent(&args).with_context(|| format!("round {round}"))?;
         let node = output.stdout.trim_end().to_owned();
         ensure!(node.starts_with("/dev/ublkb"), "{output}");
-        let words = ["delete", &node, "--deadline", &deadline];
-        let (_, more) = persistent(&words).with_context(|| format!("round {round}"))?;
+        let args = ["delete", &node, "--deadline", &deadline];
+        let (_, more) = persistent(&args).with_context(|| format!("round {round}"))?;
         retries += usize::from(again) + usize::from(more);
     }
     Ok(retries)
@@ -60,8 +60,8 @@ fn creator(rounds: usize) -> Result<usize> {
 
 /// Runs a command that must succeed the first time or the second, and never take longer than its deadline; true if it
 /// was the second.
-fn persistent(words: &[&str]) -> Result<(Output, bool)> {
-    let first = timely(words)?;
+fn persistent(args: &[&str]) -> Result<(Output, bool)> {
+    let first = timely(args)?;
     if first.status.success() {
         return Ok((first, false));
     }
@@ -70,9 +70,9 @@ fn persistent(words: &[&str]) -> Result<(Output, bool)> {
         named && first.stderr.contains("hint:"),
         "a failure without a name or a hint: {first}"
     );
-    let second = timely(words)?;
+    let second = timely(args)?;
     // The first attempt may have succeeded after all.
-    let gone = words[0] == "delete" && second.code() == code::NO_DEVICE;
+    let gone = args[0] == "delete" && second.code() == code::NO_DEVICE;
     ensure!(
         gone || second.status.success(),
         "{second}, and before {first}"
@@ -80,9 +80,9 @@ fn persistent(words: &[&str]) -> Result<(Output, bool)> {
     Ok((second, true))
 }
 
-fn timely(words: &[&str]) -> Result<Output> {
+fn timely(args: &[&str]) -> Result<Output> {
     let start = Instant::now();
-    let output = ublkctl(words)?;
+    let output = ublkctl(args)?;
     let took = start.elapsed();
     ensure!(took < secs(DEADLINE + GRACE), "{took:?} for {output}");
     Ok(output)

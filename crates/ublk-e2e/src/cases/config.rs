@@ -225,8 +225,8 @@ struct Front {
 
 impl Front {
     fn start(config: &Config, more: &[&str]) -> Result<Self> {
-        let words = [&["up", "--foreground", config.path()], more].concat();
-        let mut child = cli::command(&words)
+        let args = [&["up", "--foreground", config.path()], more].concat();
+        let mut child = cli::command(&args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -261,8 +261,8 @@ fn in_front() -> Result<()> {
     let direct = Direct::open(&node)?;
     direct.write_pattern(0, 4096, 1)?;
     // One at a time.
-    let words = ["up", "--foreground", config.path()];
-    cli::fails(&words, code::FAILED, &["already served"])?;
+    let args = ["up", "--foreground", config.path()];
+    cli::fails(&args, code::FAILED, &["already served"])?;
     front.end(Signal::TERM)?;
     let state = |wanted: &str| {
         until(wanted, patience(), || {
@@ -300,14 +300,14 @@ fn mistakes() -> Result<()> {
         code::USAGE,
         &["a: ", "1000", "512"],
     )?;
-    let words = ["up", config.path(), "b"];
-    cli::fails(&words, code::USAGE, &["no [device.b]", "the file has a"])?;
+    let args = ["up", config.path(), "b"];
+    cli::fails(&args, code::USAGE, &["no [device.b]", "the file has a"])?;
     let ok = Config::new(
         "[device.a]\nbackend = \"mem\"\nsize = 4096\n[device.b]\nbackend = \"null\"\n",
     )?;
     let output = ublkctl(&["check", ok.path()])?.good()?;
     ensure!(output.stdout == "a: valid\nb: valid\n", "{output}");
-    let words = ["up", "--foreground", ok.path()];
-    cli::fails(&words, code::USAGE, &["serves exactly one device"])?;
+    let args = ["up", "--foreground", ok.path()];
+    cli::fails(&args, code::USAGE, &["serves exactly one device"])?;
     cli::nothing_left(secs(1))
 }

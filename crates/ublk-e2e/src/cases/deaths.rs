@@ -223,9 +223,9 @@ impl Cell {
         }
         let mut spec = Spec::file(backing.path()).queues(2).depth(16);
         spec = spec.with(&["--recovery", self.policy, "--max-io", "64K"]);
-        let words = spec.words();
-        let words: Vec<_> = words.iter().map(String::as_str).collect();
-        let mut command = cli::command(&words);
+        let args = spec.args();
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let mut command = cli::command(&args);
         if let Some(trap) = self.event.trap() {
             command.env("UBLK_TRAP", trap);
         }

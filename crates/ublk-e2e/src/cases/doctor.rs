@@ -143,11 +143,11 @@ fn node_missing() -> Result<()> {
 }
 
 /// Runs the tool as an unprivileged user with a state directory.
-fn as_nobody(words: &[&str]) -> Result<Output> {
+fn as_nobody(args: &[&str]) -> Result<Output> {
     let directory = std::env::temp_dir().join("ublk-e2e-nobody");
     fs::create_dir_all(&directory)?;
     std::os::unix::fs::chown(&directory, Some(NOBODY), Some(NOBODY))?;
-    let mut command = cli::command(words);
+    let mut command = cli::command(args);
     command
         .env("XDG_RUNTIME_DIR", &directory)
         .uid(NOBODY)
@@ -179,7 +179,7 @@ fn io_uring_disabled() -> Result<()> {
     finds(&output, "driver", "fail", "io_uring_disabled")?;
     cli::fails(&ADD, code::FAILED, &["io_uring_disabled"])?;
     // Every command that fails because of it names it, with its kind.
-    for words in [
+    for args in [
         &ADD[..],
         &["list"],
         &["info", "0"],
@@ -193,7 +193,7 @@ fn io_uring_disabled() -> Result<()> {
         &["gc"],
         &["features"],
     ] {
-        let output = cli::ublkctl(&[words, &["--json"]].concat())?;
+        let output = cli::ublkctl(&[args, &["--json"]].concat())?;
         let value = cli::one_value(&output)?;
         ensure!(output.code() == code::FAILED, "{output}");
         let error = &value["error"];

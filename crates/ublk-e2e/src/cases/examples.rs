@@ -70,15 +70,15 @@ struct Example {
 
 impl Example {
     /// Starts an example of the facade, and reads the path that it prints.
-    fn start(name: &str, words: &[&str]) -> Result<Self> {
-        Self::of("ublk", name, words)
+    fn start(name: &str, args: &[&str]) -> Result<Self> {
+        Self::of("ublk", name, args)
     }
 
     /// Starts an example of another crate.
-    fn of(package: &str, name: &str, words: &[&str]) -> Result<Self> {
+    fn of(package: &str, name: &str, args: &[&str]) -> Result<Self> {
         let program = program(package, name);
         let mut child = Command::new(&program)
-            .args(words)
+            .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -359,11 +359,11 @@ fn zoned() -> Result<()> {
 }
 
 /// A zoned file system keeps its files, whose data it mostly appends.
-fn zoned_btrfs(words: &[&str]) -> Result<()> {
-    let mut example = Example::start("zoned", words)?;
+fn zoned_btrfs(args: &[&str]) -> Result<()> {
+    let mut example = Example::start("zoned", args)?;
     let path = example.path.to_string_lossy().into_owned();
-    let words = ["-q", "-O", "zoned", "-d", "single", "-m", "single", &path];
-    run::good("mkfs.btrfs", &words)?;
+    let args = ["-q", "-O", "zoned", "-d", "single", "-m", "single", &path];
+    run::good("mkfs.btrfs", &args)?;
     run::module("btrfs")?;
     for round in 0..2 {
         let mounted = Mounted::node(&path, "btrfs")?;
@@ -449,9 +449,9 @@ fn many() -> Result<()> {
         raised = Some(Raised::new(count + 8)?);
         descriptors(8 * count)?;
     }
-    let words = [count, 2].map(|word| word.to_string());
+    let args = [count, 2].map(|word| word.to_string());
     let (begin, free) = (Instant::now(), procfs::available()?);
-    let example = Example::start("many", &[&words[0], &words[1], &SIZE.to_string()])?;
+    let example = Example::start("many", &[&args[0], &args[1], &SIZE.to_string()])?;
     let mut paths = vec![example.path.clone()];
     let lines = example.lines.as_ref().context("its output")?;
     while paths.len() < count {

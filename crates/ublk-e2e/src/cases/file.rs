@@ -42,8 +42,8 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-fn add(words: &[&str]) -> Result<Output> {
-    cli::ublkctl(&[&["add", "file"], words].concat())
+fn add(args: &[&str]) -> Result<Output> {
+    cli::ublkctl(&[&["add", "file"], args].concat())
 }
 
 fn path(path: &Path) -> String {
@@ -167,9 +167,9 @@ fn read_only() -> Result<()> {
 fn windows() -> Result<()> {
     let place = Volume::new(Kind::Tmpfs, 32 << 20)?;
     let file = path(&place.file("disk.img", SIZE)?);
-    let refused = |words: &[&str], parts: &[&str]| -> Result<()> {
-        let words = [&[file.as_str()], words].concat();
-        cli::failed(add(&words)?, code::USAGE, parts)?;
+    let refused = |args: &[&str], parts: &[&str]| -> Result<()> {
+        let args = [&[file.as_str()], args].concat();
+        cli::failed(add(&args)?, code::USAGE, parts)?;
         cli::nothing_left(secs(5))
     };
     refused(
@@ -192,8 +192,8 @@ fn windows() -> Result<()> {
     cli::failed(add(&["/no/such/file"])?, code::FAILED, &["ENOENT"])?;
     // Two windows of one file are two independent devices.
     let spec = |offset: &str| {
-        let words = ["--offset", offset, "--length", "8M"];
-        Spec::file(Path::new(&file)).with(&words)
+        let args = ["--offset", offset, "--length", "8M"];
+        Spec::file(Path::new(&file)).with(&args)
     };
     let (one, two) = (spec("0").add()?, spec("8M").add()?);
     one.open()?.write_pattern(0, 8 << 20, 1)?;
@@ -217,11 +217,11 @@ fn windows() -> Result<()> {
 fn in_use() -> Result<()> {
     let place = Volume::new(Kind::Ext4, 0)?;
     let file = place.file("disk.img", SIZE)?;
-    let refused = |words: &[&str], parts: &[&str]| -> Result<()> {
-        cli::failed(add(words)?, code::FAILED, &[parts, &["--force"]].concat()).map(drop)
+    let refused = |args: &[&str], parts: &[&str]| -> Result<()> {
+        cli::failed(add(args)?, code::FAILED, &[parts, &["--force"]].concat()).map(drop)
     };
-    let warned = |words: &[&str], parts: &[&str]| -> Result<()> {
-        let output = add(words)?.good()?;
+    let warned = |args: &[&str], parts: &[&str]| -> Result<()> {
+        let output = add(args)?.good()?;
         for part in parts {
             ensure!(output.stderr.contains(part), "no {part:?} in {output}");
         }
@@ -284,8 +284,8 @@ fn in_use() -> Result<()> {
 fn buffered() -> Result<()> {
     let place = Volume::new(Kind::Ext4, 0)?;
     let file = place.file("disk.img", SIZE)?;
-    for (words, direct) in [(&["--buffered"][..], false), (&[], true)] {
-        let device = Spec::file(&file).with(words).add()?;
+    for (args, direct) in [(&["--buffered"][..], false), (&[], true)] {
+        let device = Spec::file(&file).with(args).add()?;
         let info = device.query()?;
         ensure!(
             json::find(&info, "direct") == Some(&direct.into()),

@@ -62,7 +62,7 @@ impl Mode {
         self.data.starts_with("zero-copy")
     }
 
-    fn words(self) -> [&'static str; 4] {
+    fn args(self) -> [&'static str; 4] {
         let batch = if self.batch { "on" } else { "off" };
         ["--data", self.data, "--batch", batch]
     }
@@ -100,12 +100,12 @@ pub(super) fn is_left(kind: Kind) -> bool {
 }
 
 /// On a kernel without the mode `add` says so, with the feature's name.
-fn lacks(backend: &str, mode: Mode, words: &[String]) -> Result<bool> {
+fn lacks(backend: &str, mode: Mode, args: &[String]) -> Result<bool> {
     if sysfs::kernel() >= mode.since {
         return Ok(false);
     }
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
-    cli::fails(&words, cli::code::FAILED, &["lacks", mode.feature])?;
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    cli::fails(&args, cli::code::FAILED, &["lacks", mode.feature])?;
     for operation in OPERATIONS {
         cell(backend, &mode.name(), operation, "lacks");
     }
@@ -123,23 +123,23 @@ fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
     let told = |operation: &str, outcome: &str| cell(backend, &mode.name(), operation, outcome);
     if !null && mode.is_zero_copy() {
         // Refused with the reason, before a device is created.
-        let words = Spec::mem("16M").with(&mode.words()).words();
-        let words: Vec<_> = words.iter().map(String::as_str).collect();
-        cli::fails(&words, cli::code::USAGE, &["no file to forward"])?;
+        let args = Spec::mem("16M").with(&mode.args()).args();
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        cli::fails(&args, cli::code::USAGE, &["no file to forward"])?;
         OPERATIONS.into_iter().for_each(|o| told(o, "never"));
         return Ok(());
     }
-    if lacks(backend, mode, &spec.with(&mode.words()).words())? {
+    if lacks(backend, mode, &spec.with(&mode.args()).args())? {
         return Ok(());
     }
-    let words = [
+    let args = [
         format!("data={}", mode.data),
         format!("batch={}", mode.batch),
         format!("null={null}"),
     ];
-    let words = words.each_ref().map(String::as_str);
+    let args = args.each_ref().map(String::as_str);
     let more = ["cache=true", "fua=true", "size=16777216"];
-    let mut device = Embedded::start(1, &[&words[..], &more].concat())?;
+    let mut device = Embedded::start(1, &[&args[..], &more].concat())?;
     let node = device.path.clone();
     let direct = device.open()?;
     let counted = |device: &mut Embedded, name: &str, does: &dyn Fn() -> Result<()>| {
@@ -197,8 +197,8 @@ fn file(kind: Kind, mode: Mode) -> Result<()> {
     let path = place.file("disk.img", BASE + SIZE + BASE)?;
     let (base, size) = (BASE.to_string(), SIZE.to_string());
     let window = ["--offset", &base, "--length", &size, "--max-io", "128K"];
-    let spec = Spec::file(&path).with(&window).with(&mode.words());
-    if lacks(kind.name(), mode, &spec.words())? {
+    let spec = Spec::file(&path).with(&window).with(&mode.args());
+    if lacks(kind.name(), mode, &spec.args())? {
         return place.remove();
     }
     let told = |operation: &str, outcome: &str| cell(kind.name(), &mode.name(), operation, outcome);
@@ -228,7 +228,7 @@ fn file(kind: Kind, mode: Mode) -> Result<()> {
     if kind == Kind::Block {
         // A RAM disk never fails; a block device that does is a loop device on a truncated file.
         subject.device.delete()?;
-        cut_loop(&mode.words(), &|node, offset, len| {
+        cut_loop(&mode.args(), &|node, offset, len| {
             crate::direct_io::Direct::open(node)?
                 .read(offset, len)
                 .map(drop)
@@ -395,7 +395,7 @@ const RANGES: [(u64, usize); 6] = [
 
 /// L05 The same for a truncated block device: its error is ours, however the device is read.
 pub(super) fn cut_loop(
-    words: &[&str],
+    args: &[&str],
     read: &dyn Fn(&Path, u64, usize) -> Result<()>,
 ) -> Result<()> {
     let place = Volume::new(Kind::Tmpfs, 64 << 20)?;
@@ -406,7 +406,7 @@ pub(super) fn cut_loop(
     }
     run::good("losetup", &[node, &text])?;
     let result = (|| {
-        let device = Spec::file(Path::new(node)).with(words).add()?;
+        let device = Spec::file(Path::new(node)).with(args).add()?;
         let direct = device.open()?;
         direct.write_pattern(0, 1 << 20, 4)?;
         sync(&device.path)?;
@@ -440,10 +440,10 @@ fn verify(node: &Path) -> Result<()> {
     Ok(())
 }
 
-fn blkdiscard(words: &[&str], node: &Path, offset: u64, len: u64) -> Result<()> {
+fn blkdiscard(args: &[&str], node: &Path, offset: u64, len: u64) -> Result<()> {
     let (offset, len) = (offset.to_string(), len.to_string());
     let range = ["-o", &offset, "-l", &len, &node.to_string_lossy()];
-    run::good("blkdiscard", &[words, &range].concat()).map(drop)
+    run::good("blkdiscard", &[args, &range].concat()).map(drop)
 }
 
 pub(super) fn discard(node: &Path, offset: u64, len: u64) -> Result<()> {

@@ -42,8 +42,8 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn device(backing: &Backing, more: &[&str]) -> Result<Device> {
-    let words = [&["--recovery", "reissue", "--max-io", "64K"], more].concat();
-    backing.spec("64M", &words).queues(2).depth(16).add()
+    let args = [&["--recovery", "reissue", "--max-io", "64K"], more].concat();
+    backing.spec("64M", &args).queues(2).depth(16).add()
 }
 
 fn serves(device: &Device) -> Result<()> {
@@ -262,7 +262,7 @@ fn no_agent() -> Result<()> {
     let device = device(&backing, &["--supervise"])?;
     let id = device.id.to_string();
     let load = Load::start(&device.path, 4, 64)?;
-    for words in [&["recover", &id][..], &["recover", "--all"]] {
+    for args in [&["recover", &id][..], &["recover", "--all"]] {
         let server = device.server_now()?;
         let agent = u32::try_from(json::number(&device.query()?, "agent_pid")?)?;
         procfs::kill(agent, Signal::KILL)?;
@@ -276,7 +276,7 @@ fn no_agent() -> Result<()> {
         );
         let next = json::text(&info, "next")?;
         ensure!(next.contains("agent is gone"), "{next}");
-        ublkctl(words)?.good()?;
+        ublkctl(args)?.good()?;
         let info = device.query()?;
         ensure!(
             info["agent_alive"] == true && info["next"].is_null(),

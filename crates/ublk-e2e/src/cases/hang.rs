@@ -60,14 +60,14 @@ impl Drop for Still {
 }
 
 /// Runs a command that must end by its own deadline of 2 seconds, with the pipes of all its processes closed.
-fn in_time(words: &[&str], code: i32, parts: &[&str]) -> Result<()> {
-    let words = [words, &["--deadline", "2"]].concat();
+fn in_time(args: &[&str], code: i32, parts: &[&str]) -> Result<()> {
+    let args = [args, &["--deadline", "2"]].concat();
     let begun = Instant::now();
-    fails(&words, code, parts)?;
+    fails(&args, code, parts)?;
     // Two processes, a grace period for cancelling, and an emulated machine.
     ensure!(
         begun.elapsed() < secs(15),
-        "{words:?} took {:?}",
+        "{args:?} took {:?}",
         begun.elapsed()
     );
     Ok(())

@@ -44,9 +44,9 @@ fn named(name: &str) -> Result<Vec<u64>> {
 
 /// The first one gets the name; one that is killed on the way does not keep it.
 fn four() -> Result<()> {
-    let words = ["add", "null", "--name", "same"];
+    let args = ["add", "null", "--name", "same"];
     let adds: Vec<_> = (0..4)
-        .map(|_| std::thread::spawn(move || ublkctl(&words)))
+        .map(|_| std::thread::spawn(move || ublkctl(&args)))
         .collect();
     let outputs: Vec<Output> = adds
         .into_iter()
@@ -67,7 +67,7 @@ fn four() -> Result<()> {
         "{codes:?}: devices {found:?}"
     );
     for pause in [0, 20, 60, 150] {
-        let mut child = cli::command(&words).spawn()?;
+        let mut child = cli::command(&args).spawn()?;
         std::thread::sleep(Duration::from_millis(pause));
         child.kill()?;
         child.wait()?;
@@ -80,7 +80,7 @@ fn four() -> Result<()> {
         if !named("same")?.is_empty() {
             ublkctl(&["delete", "same"])?.good()?;
         }
-        let again = ublkctl(&words)?.good()?;
+        let again = ublkctl(&args)?.good()?;
         ensure!(named("same")?.len() == 1, "{again}");
         ublkctl(&["delete", "same"])?.good()?;
     }
@@ -139,8 +139,8 @@ fn waited() -> Result<()> {
     let lock = File::create(format!("/run/ublkctl/{id}.removal.lock"))?;
     lock.lock()?;
     let waiting = ["one", id.as_str()].map(|word| {
-        let words = ["delete".to_owned(), word.to_owned()];
-        std::thread::spawn(move || ublkctl(&words.each_ref().map(String::as_str)))
+        let args = ["delete".to_owned(), word.to_owned()];
+        std::thread::spawn(move || ublkctl(&args.each_ref().map(String::as_str)))
     });
     // They have seen the device once their helpers are running.
     std::thread::sleep(secs(2));
@@ -199,14 +199,14 @@ fn death() -> Result<()> {
         let server = device.server_now()?;
         let reader = dirty(&device, 16 << 20)?;
         procfs::stop(server)?;
-        let mut words = vec!["stop", "--deadline", "60", &id];
+        let mut args = vec!["stop", "--deadline", "60", &id];
         if force {
-            words.push("--force");
+            args.push("--force");
         }
-        let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         let stop = std::thread::spawn(move || {
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            ublkctl(&words)
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            ublkctl(&args)
         });
         until("a write-back in flight", secs(10), || {
             let text = sysfs::text(device.id, "inflight")?;
@@ -274,9 +274,9 @@ fn full() -> Result<()> {
         if sysfs::kernel() >= (7, 0) {
             ways.push(vec!["stop", "--if-unused", &id]);
         }
-        for words in &ways {
-            cli::fails(words, code::FAILED, &["not fully written back", "earlier"])
-                .with_context(|| words.join(" "))?;
+        for args in &ways {
+            cli::fails(args, code::FAILED, &["not fully written back", "earlier"])
+                .with_context(|| args.join(" "))?;
         }
         ensure!(device.query()?["state"] == "live");
         mount_remount(&at, MountFlags::empty(), c"size=4m")?;

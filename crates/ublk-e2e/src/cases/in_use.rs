@@ -94,8 +94,8 @@ fn spared(user: User, policy: &str) -> Result<()> {
     if sysfs::kernel() >= (6, 16) {
         verbs.push(vec!["resize", &id, "64M"]);
     }
-    for words in &verbs {
-        cli::fails(words, code::FAILED, &parts).with_context(|| words.join(" "))?;
+    for args in &verbs {
+        cli::fails(args, code::FAILED, &parts).with_context(|| args.join(" "))?;
     }
     ensure!(device.query()?["state"] == "live");
     cli::fails(&["gc", &id], code::FAILED, &["not an orphan"])?;
@@ -302,13 +302,13 @@ impl Used {
     fn md(&mut self, node: &str, fresh: bool) -> Result<()> {
         run::module("raid1")?;
         if fresh {
-            let words = ["--level=1", "--raid-devices=2", "--metadata=1.2"];
-            let words = [
+            let args = ["--level=1", "--raid-devices=2", "--metadata=1.2"];
+            let args = [
                 &["--create", "/dev/md7", "--run"],
-                &words[..],
+                &args[..],
                 &[node, "missing"],
             ];
-            run::good("mdadm", &words.concat())?;
+            run::good("mdadm", &args.concat())?;
         } else {
             run::good("mdadm", &["--assemble", "--run", "/dev/md7", node])?;
         }
@@ -439,15 +439,15 @@ impl Drop for Sleeper {
 
 /// The kernel's own node of a dm device: nobody else creates one here.
 fn dm_node(name: &str) -> Result<String> {
-    let words = ["info", "-c", "--noheadings", "-o", "minor", name];
-    let minor = run::good("dmsetup", &words)?;
+    let args = ["info", "-c", "--noheadings", "-o", "minor", name];
+    let minor = run::good("dmsetup", &args)?;
     Ok(format!("/dev/dm-{}", minor.stdout.trim()))
 }
 
 /// Runs LVM so that it creates its nodes itself and keeps no list of devices.
-fn lvm(words: &[&str]) -> Result<()> {
+fn lvm(args: &[&str]) -> Result<()> {
     let config = "activation { udev_sync=0 udev_rules=0 } devices { use_devicesfile=0 } backup { backup=0 archive=0 }";
-    run::good("lvm", &[words, &["--config", config]].concat()).map(drop)
+    run::good("lvm", &[args, &["--config", config]].concat()).map(drop)
 }
 
 /// A partition table with one partition, in sectors.

@@ -65,9 +65,9 @@ fn looks_later() -> bool {
 
 /// A program with the library starts, and can be killed, while its backend does not even answer the first reads: the
 /// kernel's partition scan, or ours if the kernel does not scan.
-fn killed_with_reads_held(words: &[&str]) -> Result<()> {
+fn killed_with_reads_held(args: &[&str]) -> Result<()> {
     let begun = Instant::now();
-    let mut embedded = Embedded::start(1, words)?;
+    let mut embedded = Embedded::start(1, args)?;
     let took = begun.elapsed();
     ensure!(took < secs(60), "start waited for the backend: {took:?}");
     let path = embedded.path.clone();
@@ -309,8 +309,8 @@ fn kill_everything() -> Result<()> {
 fn kill_add() -> Result<()> {
     for step in 0..12_u64 {
         let spec = Spec::mem("16M").queues(2);
-        let words = spec.words();
-        let mut front = cli::command(&words.iter().map(String::as_str).collect::<Vec<_>>())
+        let args = spec.args();
+        let mut front = cli::command(&args.iter().map(String::as_str).collect::<Vec<_>>())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -82,9 +82,9 @@ fn start_time() -> Result<()> {
     for _ in 0..7 {
         let start = Instant::now();
         let spec = Spec::null("1G").queues(4).depth(128);
-        let words = spec.words();
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let output = ublkctl(&words)?.good()?;
+        let args = spec.args();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let output = ublkctl(&args)?.good()?;
         let path = output.stdout.trim();
         crate::direct_io::Direct::open_read(path.as_ref())?.read(0, 4096)?;
         times.push(start.elapsed());
@@ -155,7 +155,7 @@ fn two_devices() -> Result<()> {
 
 fn foreground(signal: Signal) -> Result<()> {
     let spec = Spec::mem("16M").with(&["--foreground"]);
-    let mut child = cli::command(&spec.words().iter().map(String::as_str).collect::<Vec<_>>())
+    let mut child = cli::command(&spec.args().iter().map(String::as_str).collect::<Vec<_>>())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -92,8 +92,8 @@ fn without_an_id() -> Result<()> {
             cli::fails(&[command, word], code::NO_DEVICE, &["no ublk device"])?;
         }
     }
-    for words in [["list", "all"], ["gc", "99"]] {
-        cli::fails(&words, code::NO_DEVICE, &["no ublk device"])?;
+    for args in [["list", "all"], ["gc", "99"]] {
+        cli::fails(&args, code::NO_DEVICE, &["no ublk device"])?;
     }
     cli::fails(
         &["resize", "all", "1G"],
@@ -133,7 +133,7 @@ fn names_what_is_behind() -> Result<()> {
     let backing = Backing::new("lists");
     std::fs::File::create(backing.path())?.set_len(8 << 20)?;
     let path = backing.path().to_string_lossy().into_owned();
-    let words = [
+    let args = [
         "--name",
         "seen",
         "--offset",
@@ -144,7 +144,7 @@ fn names_what_is_behind() -> Result<()> {
         "reissue",
     ];
     let device = Spec::file(backing.path())
-        .with(&words)
+        .with(&args)
         .with(&["--supervise", "--poll", "fixed:10"])
         .add()?;
     let info = device.query()?;
@@ -172,7 +172,7 @@ fn any_word() -> Result<()> {
     let aside = std::env::temp_dir().join("ublk-e2e-link");
     let _ = std::fs::remove_file(&aside);
     std::os::unix::fs::symlink("/dev/ublkctl/word", &aside)?;
-    let words = [
+    let args = [
         id.to_string(),
         format!("/dev/ublkb{id}"),
         format!("ublkc{id}"),
@@ -183,7 +183,7 @@ fn any_word() -> Result<()> {
         aside.to_string_lossy().into_owned(),
         format!("/sys/../dev/ublkb{id}"),
     ];
-    for word in &words {
+    for word in &args {
         let info = ublkctl_json(&["info", word])?;
         ensure!(info["id"] == id, "{word}: {info}");
         let listed = ublkctl_json(&["list", word])?;

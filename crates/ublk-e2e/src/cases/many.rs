@@ -99,8 +99,8 @@ fn in_one_process() -> Result<()> {
     // Rings and nodes of the queues, and a command ring for each.
     descriptors(8 * count)?;
     let _raised = Raised::new(count + 8)?;
-    let words = ["null=true", "direct=true", "depth=4", "size=1048576"];
-    let mut embedded = Embedded::idle(&words)?;
+    let args = ["null=true", "direct=true", "depth=4", "size=1048576"];
+    let mut embedded = Embedded::idle(&args)?;
     let answer = embedded.ask(&format!("many {count}"))?;
     ensure!(
         json::number(&answer, "devices")? == count as u64,

@@ -88,8 +88,8 @@ fn recoverable(policy: &str) -> Result<Device> {
 }
 
 /// Runs a verb that is killed at a point.
-fn killed(words: &[&str], point: &str) -> Result<()> {
-    let mut command = cli::command(&[words, &["--deadline", "20"]].concat());
+fn killed(args: &[&str], point: &str) -> Result<()> {
+    let mut command = cli::command(&[args, &["--deadline", "20"]].concat());
     command.env("UBLK_KILL_AT", point);
     run::output(&mut command, secs(60)).map(|_| ())
 }
@@ -151,11 +151,11 @@ fn tidy() -> Result<()> {
         }
         ensure!(entry["foreign"] == false, "nobody's: {entry}");
         let id = json::number(&entry, "id")?.to_string();
-        let words = ["delete", &id];
+        let args = ["delete", &id];
         let verb: &[&str] = if entry["orphan"] == true {
             &["gc", &id]
         } else {
-            &words
+            &args
         };
         ublkctl(verb)?.good()?;
     }

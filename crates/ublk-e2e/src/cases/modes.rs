@@ -90,13 +90,13 @@ fn several_threads(batch: &'static str) -> Result<()> {
     let spec = Spec::mem("32M").with(&["--threads", "3", "--batch", batch]);
     let since = if batch == "on" { (7, 0) } else { (6, 16) };
     if sysfs::kernel() < since {
-        let words = spec.words();
-        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let args = spec.args();
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
         let why = match batch {
             "on" => "BATCH_IO",
             _ => "6.16",
         };
-        cli::fails(&words, 1, &[why])?;
+        cli::fails(&args, 1, &[why])?;
         return cli::nothing_left(secs(10));
     }
     let device = spec.add()?;
@@ -150,14 +150,14 @@ fn of_the_tool(backend: &'static str, data: &str, batch: &str) -> Result<()> {
         _ => (6, 5),
     };
     if sysfs::kernel() < since {
-        let words = spec.words();
-        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let args = spec.args();
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
         let feature = if batch == "on" {
             "BATCH_IO"
         } else {
             "AUTO_BUF_REG"
         };
-        cli::fails(&words, 1, &["lacks", feature])?;
+        cli::fails(&args, 1, &["lacks", feature])?;
         return cli::nothing_left(secs(5));
     }
     let device = spec.add()?;
@@ -188,7 +188,7 @@ impl Variant {
         format!("mode_{data}{batch}{direct}_{what}")
     }
 
-    fn words(self) -> [String; 3] {
+    fn args(self) -> [String; 3] {
         [
             format!("data={}", self.data),
             format!("batch={}", self.batch),
@@ -213,14 +213,14 @@ impl Variant {
     /// Starts the device on two queues and checks its mode with the kernel; `None` if the kernel lacks something and
     /// the refusal says what.
     fn start(self) -> Result<Option<Embedded>> {
-        let words = self.words();
-        let words = words.each_ref().map(String::as_str);
+        let args = self.args();
+        let args = args.each_ref().map(String::as_str);
         let lacks = self.lacks();
         if !lacks.is_empty() {
-            refused(&words, &lacks)?;
+            refused(&args, &lacks)?;
             return Ok(None);
         }
-        let embedded = Embedded::start(QUEUES, &[&words[..], &["cache=true"]].concat())?;
+        let embedded = Embedded::start(QUEUES, &[&args[..], &["cache=true"]].concat())?;
         let data = json::text(&embedded.described, "data")?;
         ensure!(
             data == self.data,
@@ -238,8 +238,8 @@ impl Variant {
 }
 
 /// The refusal names each feature and the kernel that introduced it, and nothing is left behind.
-fn refused(words: &[&str], lacks: &[(&str, (u32, u32))]) -> Result<()> {
-    let mut embedded = Embedded::idle(words)?;
+fn refused(args: &[&str], lacks: &[(&str, (u32, u32))]) -> Result<()> {
+    let mut embedded = Embedded::idle(args)?;
     let said = embedded.ask("start").err().context("it was not refused")?;
     let said = said.to_string();
     for (feature, (major, minor)) in lacks {

@@ -49,13 +49,13 @@ pub fn cases() -> Vec<Case> {
 /// A running nbdkit, killed on drop.
 struct Nbdkit {
     child: Child,
-    words: Vec<String>,
+    args: Vec<String>,
     socket: Option<PathBuf>,
 }
 
 impl Nbdkit {
     /// Starts one and waits until it listens.
-    fn start(socket: Option<&Path>, words: &[&str]) -> Result<Self> {
+    fn start(socket: Option<&Path>, args: &[&str]) -> Result<Self> {
         let mut all = ["-f", "--exit-with-parent", "--log=null"]
             .map(str::to_owned)
             .to_vec();
@@ -69,10 +69,10 @@ impl Nbdkit {
                 all.extend(["-p", "10809"].map(str::to_owned));
             }
         }
-        all.extend(words.iter().map(|word| (*word).to_owned()));
+        all.extend(args.iter().map(|word| (*word).to_owned()));
         let mut server = Self {
             child: std::process::Command::new("nbdkit").args(&all).spawn()?,
-            words: all,
+            args: all,
             socket: socket.map(Path::to_owned),
         };
         server.listens()?;
@@ -108,7 +108,7 @@ impl Nbdkit {
             let _ = fs::remove_file(path);
         }
         self.child = std::process::Command::new("nbdkit")
-            .args(&self.words)
+            .args(&self.args)
             .spawn()?;
         Ok(())
     }
@@ -202,14 +202,14 @@ fn modes() -> Result<()> {
         &["--data", "user-copy"],
         &["--data", "get-data"],
     ];
-    for ((filter, option), words) in filters.iter().zip(options).zip(with) {
-        let at = || format!("{words:?} with {filter:?}");
-        if words.contains(&"on") && sysfs::kernel() < (7, 0) {
+    for ((filter, option), args) in filters.iter().zip(options).zip(with) {
+        let at = || format!("{args:?} with {filter:?}");
+        if args.contains(&"on") && sysfs::kernel() < (7, 0) {
             continue;
         }
         let all = [filter, &["memory", SIZE][..], option].concat();
         let server = Nbdkit::start(Some(&socket("modes")), &all).with_context(at)?;
-        let device = spec(&server.uri()).with(words).add().with_context(at)?;
+        let device = spec(&server.uri()).with(args).add().with_context(at)?;
         for block in ["4k", "64k", "1m"] {
             let job = Fio::new(device.node()).set("rw", "randrw").set("bs", block);
             let job = job.set("iodepth", 8).set("direct", 1).set("size", "16M");
@@ -355,8 +355,8 @@ fn changes() -> Result<()> {
 fn recovers() -> Result<()> {
     let disk = Disk::new("recovers")?;
     let server = Nbdkit::start(Some(&socket("recovers")), &["file", &disk.word()])?;
-    let words = ["--recovery", "reissue", "--supervise"];
-    let device = spec(&server.uri()).with(&words).depth(16).add()?;
+    let args = ["--recovery", "reissue", "--supervise"];
+    let device = spec(&server.uri()).with(&args).depth(16).add()?;
     let id = device.id.to_string();
     let load = Load::start(&device.path, 6, 256)?;
     for _ in 0..3 {

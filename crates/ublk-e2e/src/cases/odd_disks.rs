@@ -99,12 +99,12 @@ fn slow() -> Result<()> {
     mount(Slow::node(), &at, "ext4", MountFlags::empty(), None)?;
     let served = || -> Result<()> {
         let own = reads(&path.to_string_lossy())?;
-        for words in [&[][..], &["--data", "copy"], &["--data", "user-copy"]] {
-            let device = Spec::file(&path).with(words).add()?;
+        for args in [&[][..], &["--data", "copy"], &["--data", "user-copy"]] {
+            let device = Spec::file(&path).with(args).add()?;
             let found = reads(device.node())?;
             device.delete()?;
             measured(format!(
-                "a file on a disk of 100 ms: {own:.0} reads a second, by a device {words:?} {found:.0}"
+                "a file on a disk of 100 ms: {own:.0} reads a second, by a device {args:?} {found:.0}"
             ));
             ensure!(
                 found > own * 0.7,
@@ -135,14 +135,14 @@ fn slow() -> Result<()> {
 
 /// L83 Blocks of 512 bytes on a disk with 4096: unaligned zeroes and discards work, by write-zeroes or by writing.
 fn small_blocks() -> Result<()> {
-    let words = [
+    let args = [
         "nr_devices=1",
         "memory_backed=1",
         "bs=4096",
         "gb=1",
         "discard=1",
     ];
-    run::good("modprobe", &[&["null_blk"], &words[..]].concat())?;
+    run::good("modprobe", &[&["null_blk"], &args[..]].concat())?;
     let disk = PathBuf::from("/dev/nullb0");
     until("the disk", secs(20), || Ok(disk.exists().then_some(())))?;
     let served = || -> Result<()> {
@@ -180,14 +180,14 @@ fn small_blocks() -> Result<()> {
 /// L82 A partition table written with blocks of 512 bytes is found by the next device on a disk of 4096, with the
 /// reason reported.
 fn block_size() -> Result<()> {
-    let words = ["nr_devices=1", "memory_backed=1", "bs=4096", "gb=1"];
-    run::good("modprobe", &[&["null_blk"], &words[..]].concat())?;
+    let args = ["nr_devices=1", "memory_backed=1", "bs=4096", "gb=1"];
+    run::good("modprobe", &[&["null_blk"], &args[..]].concat())?;
     let disk = PathBuf::from("/dev/nullb0");
     until("the disk", secs(20), || Ok(disk.exists().then_some(())))?;
     let served = || -> Result<()> {
-        let block = |words: &[&str], said: &str| -> Result<u64> {
-            let words = [&["add", "file", "/dev/nullb0"], words].concat();
-            let output = ublkctl(&words)?.good()?;
+        let block = |args: &[&str], said: &str| -> Result<u64> {
+            let args = [&["add", "file", "/dev/nullb0"], args].concat();
+            let output = ublkctl(&args)?.good()?;
             ensure!(
                 output.stderr.contains(said) && output.stderr.is_empty() == said.is_empty(),
                 "{output}"

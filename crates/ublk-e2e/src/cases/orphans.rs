@@ -103,8 +103,8 @@ fn settle() -> Result<()> {
 
 fn kill_add(policy: &str) -> Result<()> {
     for point in ADD {
-        let words = ["add", "null", "--recovery", policy];
-        let mut command = cli::command(&words);
+        let args = ["add", "null", "--recovery", policy];
+        let mut command = cli::command(&args);
         command.env("UBLK_KILL_AT", point);
         let output = run::output(&mut command, secs(60))?;
         ensure!(output.code() == code::FAILED, "{point}: {output}");

@@ -152,8 +152,8 @@ fn ticks(pid: u32) -> Result<u64> {
 }
 
 /// L55 Without requests nothing runs: no timer in the server, and no polling.
-fn idle(words: &[&str]) -> Result<()> {
-    let device = Spec::mem("16M").queues(4).with(words).add()?;
+fn idle(args: &[&str]) -> Result<()> {
+    let device = Spec::mem("16M").queues(4).with(args).add()?;
     let server = device.server()?;
     let direct = device.open()?;
     direct.write_pattern(0, 65_536, 1)?;

@@ -85,8 +85,8 @@ pub fn with(policy: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     if policy != "fail" || has_fail() {
         return body();
     }
-    let words = ["add", "null", "--recovery", policy];
-    cli::fails(&words, code::FAILED, &["USER_RECOVERY_FAIL_IO", "6.13"])?;
+    let args = ["add", "null", "--recovery", policy];
+    cli::fails(&args, code::FAILED, &["USER_RECOVERY_FAIL_IO", "6.13"])?;
     Ok(())
 }
 
@@ -217,8 +217,8 @@ fn refused() -> Result<()> {
     cli::fails(&["recover", &id], code::FAILED, &["without recovery"])?;
     device.delete()?;
     cli::fails(&["recover", &id], code::NO_DEVICE, &["no ublk device"])?;
-    let words = ["add", "mem", "--size", "1M", "--recovery", "queue"];
-    cli::fails(&words, code::USAGE, &["memory device"])?;
+    let args = ["add", "mem", "--size", "1M", "--recovery", "queue"];
+    cli::fails(&args, code::USAGE, &["memory device"])?;
     Ok(())
 }
 
@@ -243,8 +243,8 @@ fn recover_all() -> Result<()> {
 
 /// Without any command: the agent brings the device back, and a waiting request completes.
 fn supervised() -> Result<()> {
-    let words = ["add", "null", "--supervise"];
-    cli::fails(&words, code::USAGE, &["--recovery"])?;
+    let args = ["add", "null", "--supervise"];
+    cli::fails(&args, code::USAGE, &["--recovery"])?;
     let spec = Spec::null("1G").with(&["--recovery", "reissue", "--supervise"]);
     let device = spec.add()?;
     let agent = json::number(&device.info, "agent_pid")?;

@@ -46,7 +46,7 @@ impl Mode {
         )
     }
 
-    fn words(self) -> [&'static str; 4] {
+    fn args(self) -> [&'static str; 4] {
         let batch = if self.batch { "on" } else { "off" };
         ["--data", self.data, "--batch", batch]
     }
@@ -148,11 +148,11 @@ fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
     } else {
         Spec::mem("16M")
     };
-    let spec = spec.with(&mode.words());
+    let spec = spec.with(&mode.args());
     if !null && mode.data.starts_with("zero-copy") {
-        let words = spec.with(&["--shm", memory.path()]).words();
-        let words: Vec<_> = words.iter().map(String::as_str).collect();
-        cli::fails(&words, cli::code::USAGE, &["no file to forward"])?;
+        let args = spec.with(&["--shm", memory.path()]).args();
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        cli::fails(&args, cli::code::USAGE, &["no file to forward"])?;
         mode.all_told(backend, "never");
         return Ok(());
     }
@@ -160,15 +160,15 @@ fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
         mode.all_told(backend, "lacks");
         return Ok(());
     }
-    let words = [
+    let args = [
         format!("data={}", mode.data),
         format!("batch={}", mode.batch),
         format!("null={null}"),
         format!("shm={}", memory.path()),
     ];
-    let words = words.each_ref().map(String::as_str);
+    let args = args.each_ref().map(String::as_str);
     let more = ["cache=true", "fua=true", "size=16777216"];
-    let mut device = Embedded::start(1, &[&words[..], &more].concat())?;
+    let mut device = Embedded::start(1, &[&args[..], &more].concat())?;
     let node = device.path.clone();
     let buffers = SharedBuffers::map(&memory.open()?)?;
     let client = Client {
@@ -225,7 +225,7 @@ fn file(kind: Kind, mode: Mode) -> Result<()> {
     let place = Volume::new(kind, 64 << 20)?;
     let path = place.file("disk.img", SIZE)?;
     let size = SIZE.to_string();
-    let spec = Spec::file(&path).with(&mode.words());
+    let spec = Spec::file(&path).with(&mode.args());
     let spec = spec.with(&["--length", &size]);
     let Some(device) = add(&spec, memory.path())? else {
         mode.all_told(kind.name(), "lacks");
@@ -264,8 +264,8 @@ fn file(kind: Kind, mode: Mode) -> Result<()> {
     ));
     if kind == Kind::Block {
         device.delete()?;
-        let words = [&mode.words()[..], &["--shm", memory.path()]].concat();
-        cut_loop(&words, &|node, offset, len| {
+        let args = [&mode.args()[..], &["--shm", memory.path()]].concat();
+        cut_loop(&args, &|node, offset, len| {
             let buffers = &buffers;
             Client { node, buffers }.read(offset, len).map(drop)
         })

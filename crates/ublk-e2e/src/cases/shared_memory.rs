@@ -82,9 +82,9 @@ pub(super) fn lacks(spec: &Spec, shm: &str) -> Result<bool> {
     if sysfs::kernel() >= SINCE {
         return Ok(false);
     }
-    let words = spec.clone().with(&["--shm", shm]).words();
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
-    cli::fails(&words, code::FAILED, &["lacks", "SHMEM_ZC", "7.1"])?;
+    let args = spec.clone().with(&["--shm", shm]).args();
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    cli::fails(&args, code::FAILED, &["lacks", "SHMEM_ZC", "7.1"])?;
     cli::nothing_left(secs(10))?;
     Ok(true)
 }
@@ -244,8 +244,8 @@ fn huge_pages() -> Result<()> {
 fn threads() -> Result<()> {
     let memory = Memory::new()?;
     for batch in ["off", "on"] {
-        let words = ["--threads", "2", "--batch", batch];
-        let spec = Spec::mem("16M").queues(2).with(&words);
+        let args = ["--threads", "2", "--batch", batch];
+        let spec = Spec::mem("16M").queues(2).with(&args);
         let Some(device) = add(&spec, memory.path())? else {
             return Ok(());
         };
@@ -286,18 +286,18 @@ fn recovered() -> Result<()> {
 /// Memory that cannot be shared is refused before a device exists, or with nothing left behind.
 fn refused() -> Result<()> {
     let memory = Memory::new()?;
-    let words = ["add", "mem", "--size", "16M", "--shm"];
-    let get_data = [&words[..], &[memory.path(), "--data", "get-data"]].concat();
+    let args = ["add", "mem", "--size", "16M", "--shm"];
+    let get_data = [&args[..], &[memory.path(), "--data", "get-data"]].concat();
     cli::fails(&get_data, code::USAGE, &["get-data"])?;
-    let missing = [&words[..], &["/no/such/memory"]].concat();
+    let missing = [&args[..], &["/no/such/memory"]].concat();
     cli::fails(&missing, code::FAILED, &["/no/such/memory"])?;
-    let node = [&words[..], &["/dev/null"]].concat();
+    let node = [&args[..], &["/dev/null"]].concat();
     cli::fails(&node, code::FAILED, &["memory"])?;
     if sysfs::kernel() >= SINCE && sysfs::in_guest() {
         // A file on a disk's file system is not memory.
         let place = Volume::new(Kind::Ext4, 0)?;
         let path = place.file("memory", MEMORY as u64)?;
-        let on_disk = [&words[..], &[path.to_str().unwrap_or_default()]].concat();
+        let on_disk = [&args[..], &[path.to_str().unwrap_or_default()]].concat();
         cli::fails(&on_disk, code::FAILED, &["memory can be shared"])?;
         place.remove()?;
     }

@@ -51,7 +51,7 @@ impl Backing {
         &self.0
     }
 
-    /// A device of this size on it, with further words.
+    /// A device of this size on it, with further arguments.
     pub fn spec(&self, size: &str, more: &[&str]) -> Spec {
         let path = self.0.to_str().unwrap_or_default();
         let mut spec = Spec::mem(size).with(&[path, "--create"]).with(more);

@@ -58,12 +58,12 @@ fn silent(verb: &str, policy: &str, end: Signal) -> Result<()> {
         Ok((!procfs::stuck().is_empty()).then_some(()))
     })?;
     let deadline = DEADLINE.to_string();
-    let mut words = vec![verb, &id, "--deadline", &deadline];
+    let mut args = vec![verb, &id, "--deadline", &deadline];
     if verb == "resize" {
-        words.insert(2, "2G");
+        args.insert(2, "2G");
     }
     let start = Instant::now();
-    let output = ublkctl(&words)?;
+    let output = ublkctl(&args)?;
     let took = start.elapsed();
     ensure!(took < secs(DEADLINE) + SLACK, "{took:?}: {output}");
     cli::failed(output, code::TIMED_OUT, &["ublkctl"])?;

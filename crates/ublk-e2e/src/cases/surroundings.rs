@@ -139,7 +139,7 @@ fn caller_lock() -> Result<()> {
     let file = directory.join("lock");
     let lock = file.to_string_lossy().into_owned();
     let tool = program();
-    let words = [
+    let args = [
         lock.as_str(),
         &tool,
         "add",
@@ -149,7 +149,7 @@ fn caller_lock() -> Result<()> {
         "--depth",
         "64",
     ];
-    let output = run::good("flock", &words)?;
+    let output = run::good("flock", &args)?;
     let device = Device::of(&output, &Spec::null("16M"))?;
     let locked = rustix::fs::flock(
         fs::File::open(&file)?.as_fd(),
@@ -169,10 +169,10 @@ fn unwritable() -> Result<()> {
     run::good("mkfifo", &[&*fifo.to_string_lossy()])?;
     let fifo = fifo.to_string_lossy().into_owned();
     for log in ["/dev/full", &fifo] {
-        let words = ["--recovery", "reissue", "--supervise", "--log", log];
-        let spec = Spec::file(&image).with(&words);
+        let args = ["--recovery", "reissue", "--supervise", "--log", log];
+        let spec = Spec::file(&image).with(&args);
         let mut command = cli::command(&[]);
-        command.args(spec.words()).env("UBLKCTL_LOG", "trace");
+        command.args(spec.args()).env("UBLKCTL_LOG", "trace");
         let full = fs::File::options().write(true).open("/dev/full")?;
         command.stdout(Stdio::piped()).stderr(full);
         let output = command.output()?;
@@ -207,9 +207,9 @@ fn namespace() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     let id = device.id.to_string();
     let tool = program();
-    let inside = |words: &[&str]| {
+    let inside = |args: &[&str]| {
         let unshare = ["--pid", "--fork", "--mount-proc", tool.as_str()];
-        run::good("unshare", &[&unshare, words].concat())
+        run::good("unshare", &[&unshare, args].concat())
     };
     let listed: serde_json::Value = serde_json::from_str(&inside(&["list", "--json"])?.stdout)?;
     let entry = &listed[0];
@@ -231,10 +231,10 @@ fn namespace() -> Result<()> {
 fn no_new_nodes() -> Result<()> {
     let directory = Directory::new("dev")?;
     let dev = directory.0.to_string_lossy().into_owned();
-    let inside = |words: &str| {
+    let inside = |args: &str| {
         let script = format!(
             "mount -t tmpfs dev {dev} && cp -a /dev/null /dev/zero /dev/urandom /dev/ublk-control {dev} && \
-             mount --bind {dev} /dev && exec {} {words}",
+             mount --bind {dev} /dev && exec {} {args}",
             program()
         );
         let mut command = Command::new("unshare");
@@ -301,9 +301,9 @@ fn terminal() -> Result<()> {
     ensure!(standing(server)? == [server, agent]);
     device.delete()?;
     let spec = Spec::mem("16M").with(&["--foreground"]);
-    let words = spec.words();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let mut child = cli::command(&words)
+    let args = spec.args();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut child = cli::command(&args)
         .process_group(0)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -405,8 +405,8 @@ fn confined() -> Result<()> {
 /// A state directory given as a relative path: every process finds it.
 fn relative() -> Result<()> {
     let directory = Directory::new("relative")?;
-    let here = |words: &[&str]| {
-        let mut command = cli::command(words);
+    let here = |args: &[&str]| {
+        let mut command = cli::command(args);
         command
             .current_dir(&directory.0)
             .env("UBLKCTL_RUN_DIR", "run");

@@ -331,8 +331,8 @@ fn sessions() -> Result<()> {
     for round in 0..rounds {
         let log = device.mount()?.join(format!("log{round}"));
         let log = log.to_string_lossy().into_owned();
-        let words = ["--slice=user.slice", "--unit=session", "/bin/sh", "-c"];
-        run::good("systemd-run", &[&words[..], &[SESSION, &log]].concat())?;
+        let args = ["--slice=user.slice", "--unit=session", "/bin/sh", "-c"];
+        run::good("systemd-run", &[&args[..], &[SESSION, &log]].concat())?;
         until("the session to write", secs(20), || {
             Ok(fs::metadata(&log).is_ok_and(|m| m.len() > 0).then_some(()))
         })?;

@@ -33,7 +33,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Runs a program as a user who is a member of the group, or none.
-fn run_as(user: u32, member: bool, program: &str, words: &[&str]) -> Result<Output> {
+fn run_as(user: u32, member: bool, program: &str, args: &[&str]) -> Result<Output> {
     let (id, group) = (user.to_string(), GROUP.to_string());
     let mut command = Command::new("setpriv");
     command.args(["--reuid", &id, "--regid", &id]);
@@ -42,7 +42,7 @@ fn run_as(user: u32, member: bool, program: &str, words: &[&str]) -> Result<Outp
     } else {
         command.arg("--clear-groups");
     }
-    command.arg(program).args(words).current_dir("/");
+    command.arg(program).args(args).current_dir("/");
     command.env("XDG_RUNTIME_DIR", home(user));
     run::output(&mut command, secs(60))
 }

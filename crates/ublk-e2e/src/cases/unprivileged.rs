@@ -81,7 +81,7 @@ impl User {
         Ok(Self { id, member, home })
     }
 
-    fn command(&self, program: &str, words: &[&str]) -> Command {
+    fn command(&self, program: &str, args: &[&str]) -> Command {
         let (id, group) = (self.id.to_string(), GROUP.to_string());
         let mut command = Command::new("setpriv");
         command.args(["--reuid", &id, "--regid", &id]);
@@ -90,27 +90,27 @@ impl User {
         } else {
             command.arg("--clear-groups");
         }
-        command.arg(program).args(words);
+        command.arg(program).args(args);
         command.env("XDG_RUNTIME_DIR", &self.home).current_dir("/");
         command
     }
 
-    fn run(&self, program: &str, words: &[&str]) -> Result<Output> {
-        run::output(&mut self.command(program, words), secs(60))
+    fn run(&self, program: &str, args: &[&str]) -> Result<Output> {
+        run::output(&mut self.command(program, args), secs(60))
     }
 
-    fn ublkctl(&self, words: &[&str]) -> Result<Output> {
-        self.run(&cli::program(), words)
+    fn ublkctl(&self, args: &[&str]) -> Result<Output> {
+        self.run(&cli::program(), args)
     }
 
-    fn json(&self, words: &[&str]) -> Result<Value> {
-        let output = self.ublkctl(&[words, &["--json"]].concat())?.good()?;
+    fn json(&self, args: &[&str]) -> Result<Value> {
+        let output = self.ublkctl(&[args, &["--json"]].concat())?.good()?;
         serde_json::from_str(&output.stdout).with_context(|| format!("no JSON: {output}"))
     }
 
     /// Creates a device; returns its number and node.
-    fn add(&self, words: &[&str]) -> Result<(u64, String)> {
-        let added = self.json(&[&["add"], words].concat())?;
+    fn add(&self, args: &[&str]) -> Result<(u64, String)> {
+        let added = self.json(&[&["add"], args].concat())?;
         Ok((json::number(&added, "id")?, json::text(&added, "path")?))
     }
 
@@ -129,8 +129,8 @@ impl User {
         let want = self.pattern("want", 9)?;
         let want = want.to_str().context("plain")?;
         let to = [format!("if={want}"), format!("of={node}")];
-        let words = ["dd", &to[0], &to[1], "bs=64K", "conv=fsync,notrunc"];
-        self.run("busybox", &words)?.good()?;
+        let args = ["dd", &to[0], &to[1], "bs=64K", "conv=fsync,notrunc"];
+        self.run("busybox", &args)?.good()?;
         // It is not open any more, so its cache is gone: this reads from the server.
         let got = self.home.join("got");
         let got = got.to_str().context("plain")?;
@@ -251,16 +251,16 @@ fn owns(mode: &str, has: bool) -> Result<()> {
         Some(data) => (data, "on"),
         None => (mode, "off"),
     };
-    let words = [
+    let args = [
         "mem", "--size", "16M", "-q", "2", "--name", "mine", "--data", data, "--batch", batch,
     ];
     if !has {
-        let words = [&["add"], &words[..]].concat();
-        failed(ann.ublkctl(&words)?, code::FAILED, &["7.0"])?;
+        let args = [&["add"], &args[..]].concat();
+        failed(ann.ublkctl(&args)?, code::FAILED, &["7.0"])?;
         return rule.end();
     }
     let roots = Spec::null("1G").add()?;
-    let (id, node) = ann.add(&words)?;
+    let (id, node) = ann.add(&args)?;
     let info = ann.json(&["info", "mine"])?;
     ensure!(
         info["owner"]["uid"] == ANN && info["owner"]["gid"] == ANN,
@@ -346,16 +346,16 @@ fn others() -> Result<()> {
     let (id, node) = ann.add(&["mem", "--size", "16M"])?;
     let number = id.to_string();
     ann.uses(&node)?;
-    let words: [&[&str]; 5] = [
+    let args: [&[&str]; 5] = [
         &["stop", &number],
         &["stop", "--force", &number],
         &["delete", &number],
         &["delete", "--async", &number],
         &["info", &number],
     ];
-    for words in words {
+    for args in args {
         let output = failed(
-            bob.ublkctl(words)?,
+            bob.ublkctl(args)?,
             code::FAILED,
             &["as the user who created"],
         )?;
@@ -418,12 +418,12 @@ fn refused() -> Result<()> {
     let rule = Rule::play()?;
     let ann = User::new(ANN, true)?;
     for mode in ["user-copy", "zero-copy", "zero-copy-manual"] {
-        let words = ["add", "null", "--data", mode];
-        failed(ann.ublkctl(&words)?, code::USAGE, &[mode, "of root only"])?;
+        let args = ["add", "null", "--data", mode];
+        failed(ann.ublkctl(&args)?, code::USAGE, &[mode, "of root only"])?;
     }
     for policy in ["queue", "reissue", "fail"] {
-        let words = ["add", "null", "--recovery", policy];
-        failed(ann.ublkctl(&words)?, code::USAGE, &[policy, "of root only"])?;
+        let args = ["add", "null", "--recovery", policy];
+        failed(ann.ublkctl(&args)?, code::USAGE, &[policy, "of root only"])?;
     }
     let left = cli::left_over();
     ensure!(left.is_empty(), "left: {left:?}");
@@ -515,14 +515,14 @@ fn shared() -> Result<()> {
     let memory = std::env::temp_dir().join("ublk-e2e-user-memory");
     fs::File::create(&memory)?.set_len(1 << 20)?;
     let path = memory.to_str().context("plain")?.to_owned();
-    let words = ["mem", "--size", "4M", "--shm", &path];
-    let add = [&["add"], &words[..]].concat();
+    let args = ["mem", "--size", "4M", "--shm", &path];
+    let add = [&["add"], &args[..]].concat();
     failed(ann.ublkctl(&add)?, code::FAILED, &[&path])?;
     chown(&memory, Some(ANN), Some(ANN))?;
     if sysfs::kernel() < (7, 1) {
         failed(ann.ublkctl(&add)?, code::FAILED, &["SHMEM_ZC", "7.1"])?;
     } else {
-        let (id, node) = ann.add(&words)?;
+        let (id, node) = ann.add(&args)?;
         ann.uses(&node)?;
         let buffers =
             SharedBuffers::map(&OpenOptions::new().read(true).write(true).open(&memory)?)?;

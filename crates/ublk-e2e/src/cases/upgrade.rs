@@ -167,12 +167,12 @@ fn upgrades(policy: &str) -> Result<()> {
 /// device serves on; before 7.3 there is no such device.
 fn batch() -> Result<()> {
     let backing = Backing::new("upgrades-batch");
-    let words = ["--recovery", "reissue", "--batch", "on", "--max-io", "64K"];
-    let spec = backing.spec("64M", &words).queues(2).depth(16);
+    let args = ["--recovery", "reissue", "--batch", "on", "--max-io", "64K"];
+    let spec = backing.spec("64M", &args).queues(2).depth(16);
     if sysfs::kernel() < (7, 3) {
-        let words = spec.words();
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        cli::fails(&words, code::FAILED, &["batch"])?;
+        let args = spec.args();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        cli::fails(&args, code::FAILED, &["batch"])?;
         return Ok(());
     }
     let device = spec.add()?;

@@ -3,8 +3,8 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 use ublk_core::Mode;
 
-fn refused(words: &[&str]) -> ErrorKind {
-    Cli::try_parse_from([&["ublkctl"], words].concat())
+fn refused(args: &[&str]) -> ErrorKind {
+    Cli::try_parse_from([&["ublkctl"], args].concat())
         .unwrap_err()
         .kind()
 }
@@ -26,14 +26,14 @@ fn l32_a_missing_id_is_a_usage_error() {
 
 #[test]
 fn counts_outside_the_drivers_are_usage_errors() {
-    for words in [
+    for args in [
         ["add", "mem", "--size", "1G", "-d", "0"],
         ["add", "mem", "--size", "1G", "-d", "4097"],
         ["add", "mem", "--size", "1G", "-q", "4097"],
         ["add", "mem", "--size", "1G", "-q", "0"],
         ["add", "mem", "--size", "banana", "-q", "1"],
     ] {
-        assert_eq!(refused(&words), ErrorKind::ValueValidation, "{words:?}");
+        assert_eq!(refused(&args), ErrorKind::ValueValidation, "{args:?}");
     }
     assert_eq!(refused(&["add", "mem"]), ErrorKind::MissingRequiredArgument);
 }
@@ -41,8 +41,8 @@ fn counts_outside_the_drivers_are_usage_errors() {
 /// `ls` and `rm` are what they are elsewhere; several devices and `--all` go where they make sense, and never both.
 #[test]
 fn several_devices_and_aliases_are_taken() {
-    let takes = |words: &str| Cli::try_parse_from(words.split(' ')).is_ok();
-    for words in [
+    let takes = |args: &str| Cli::try_parse_from(args.split(' ')).is_ok();
+    for args in [
         "ublkctl ls",
         "ublkctl list 0 data /dev/ublkb3p1",
         "ublkctl rm 0 1 data",
@@ -53,7 +53,7 @@ fn several_devices_and_aliases_are_taken() {
         "ublkctl info 0 1",
         "ublkctl upgrade 0 1",
     ] {
-        assert!(takes(words), "{words}");
+        assert!(takes(args), "{args}");
     }
     for command in ["stop", "delete", "recover"] {
         assert_eq!(
@@ -63,12 +63,12 @@ fn several_devices_and_aliases_are_taken() {
     }
 }
 
-/// The words of `--data` and `--batch` are those of the core, besides `auto`: copy without batches.
+/// The arguments of `--data` and `--batch` are those of the core, besides `auto`: copy without batches.
 #[test]
 fn modes_are_named_as_in_the_core() {
     let mode = |data: &str, batch: &str| {
-        let words = ["ublkctl", "add", "null", "--data", data, "--batch", batch];
-        let cli = Cli::try_parse_from(words).unwrap();
+        let args = ["ublkctl", "add", "null", "--data", data, "--batch", batch];
+        let cli = Cli::try_parse_from(args).unwrap();
         let Command::Add {
             backend: Backend::Null { add, .. },
         } = cli.command
@@ -88,9 +88,9 @@ fn modes_are_named_as_in_the_core() {
 /// A file is made only with a size, and a size is only for a file to be made.
 #[test]
 fn creation_and_size_go_together() {
-    let add = |words: &[&str]| {
-        let words = [&["ublkctl", "add", "file", "disk.img"], words].concat();
-        Cli::try_parse_from(words).map(|_| ()).map_err(|e| e.kind())
+    let add = |args: &[&str]| {
+        let args = [&["ublkctl", "add", "file", "disk.img"], args].concat();
+        Cli::try_parse_from(args).map(|_| ()).map_err(|e| e.kind())
     };
     assert_eq!(add(&[]), Ok(()));
     assert_eq!(add(&["--create", "--size", "1G"]), Ok(()));
@@ -98,16 +98,16 @@ fn creation_and_size_go_together() {
         add(&["--offset", "1M", "--length", "1M", "--read-only"]),
         Ok(())
     );
-    for words in [&["--create"][..], &["--size", "1G"]] {
+    for args in [&["--create"][..], &["--size", "1G"]] {
         assert_eq!(
-            add(words),
+            add(args),
             Err(ErrorKind::MissingRequiredArgument),
-            "{words:?}"
+            "{args:?}"
         );
     }
     for word in ["--offset=1M", "--length=1M", "--read-only"] {
-        let words = ["--create", "--size", "1G", word];
-        assert_eq!(add(&words), Err(ErrorKind::ArgumentConflict), "{word}");
+        let args = ["--create", "--size", "1G", word];
+        assert_eq!(add(&args), Err(ErrorKind::ArgumentConflict), "{word}");
     }
     assert_eq!(
         refused(&["add", "file"]),
@@ -117,9 +117,9 @@ fn creation_and_size_go_together() {
 
 #[test]
 fn the_flags_of_add_are_the_habits_of_the_field() {
-    let words = "ublkctl add mem --size 1G -n 3 -q 4 -d 64 --block-size 4K --max-io 1M \
+    let args = "ublkctl add mem --size 1G -n 3 -q 4 -d 64 --block-size 4K --max-io 1M \
                  --data copy --batch off --read-only --json";
-    let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
+    let cli = Cli::try_parse_from(args.split_whitespace()).unwrap();
     assert!(cli.json);
     let Command::Add {
         backend: Backend::Mem { add, size },

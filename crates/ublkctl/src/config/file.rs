@@ -1,4 +1,4 @@
-//! A configuration file: TOML whose tables are turned into the words of `add`.
+//! A configuration file: TOML whose tables are turned into the arguments of `add`.
 //!
 //! So a device in a file can be all that one on the command line can, by the same names, under the same rules; what
 //! is wrong is told with its line.
@@ -193,8 +193,8 @@ fn device(name: &str, at: usize, table: &DeTable<'_>, directory: &Path) -> Resul
     let command = add.find_subcommand(backend).ok_or_else(|| {
         Mistake::new(backend_at, format!("unknown backend `{backend}`")).hint(choose())
     })?;
-    let mut words = ["ublkctl", "add", backend].map(String::from).to_vec();
-    words.extend(["--name".to_owned(), name.to_owned()]);
+    let mut args = ["ublkctl", "add", backend].map(String::from).to_vec();
+    args.extend(["--name".to_owned(), name.to_owned()]);
     let (mut positional, mut origins) = (Vec::new(), Vec::new());
     let mut reuse = false;
     for (key, value) in table {
@@ -216,19 +216,19 @@ fn device(name: &str, at: usize, table: &DeTable<'_>, directory: &Path) -> Resul
         });
         let Some(value) = value_of(argument, option, at, value.get_ref(), directory)? else {
             if matches!(value.get_ref(), DeValue::Boolean(true)) {
-                words.push(format!("--{option}"));
+                args.push(format!("--{option}"));
             }
             continue;
         };
         if argument.is_positional() {
             positional.push(value);
         } else {
-            words.push(format!("--{option}={value}"));
+            args.push(format!("--{option}={value}"));
         }
     }
-    words.push("--".to_owned());
-    words.extend(positional);
-    let cli = Cli::try_parse_from(words).map_err(|e| refused(&e, name, at, &origins))?;
+    args.push("--".to_owned());
+    args.extend(positional);
+    let cli = Cli::try_parse_from(args).map_err(|e| refused(&e, name, at, &origins))?;
     let Command::Add { backend } = cli.command else {
         return Err(Mistake::new(at, "no device"));
     };
