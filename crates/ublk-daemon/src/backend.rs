@@ -1,4 +1,4 @@
-//! The backend of a specification: what it can serve, what is left to it, how it is opened.
+//! Resolves, checks and opens the backend of a device specification.
 
 use crate::backing;
 use crate::failure::{Failure, FailureKind};
@@ -25,7 +25,7 @@ pub(crate) enum Opened {
 /// The limits of a backend, without opening it: for checks before anything is made.
 ///
 /// # Errors
-/// What the backend says of the size.
+/// The size that the backend refuses.
 pub fn limits_of(spec: &AddSpec) -> Result<Limits, Failure> {
     look(spec).map(|(_, limits)| limits)
 }
@@ -100,7 +100,7 @@ pub fn resolve(spec: &mut AddSpec) -> Result<(), Failure> {
 /// The data mode that costs least without a surprise (docs/tuning.md has the figures).
 fn pays(opened: &Opened) -> DataMode {
     match opened {
-        // In zero copy nobody would fill the pages of a READ, and what they held before is not the reader's.
+        // In zero copy nothing would fill the pages of a READ, and their old contents must not reach the reader.
         Opened::Null(_) => DataMode::Copy,
         Opened::File(file) => file.favoured_data(),
         Opened::Memory(_) | Opened::Nbd(_) => DataMode::Copy,

@@ -1,8 +1,8 @@
-//! The file or disk behind a device: which it is, who else uses it, and how it passes from one server to the next.
+//! The file or disk behind a device: its identity, its other users, and how it passes from one server to the next.
 //!
-//! A path is only a way to a backing store. Its identity is in the device's record, and what a path leads to later is
-//! compared with it (L43). Lock and claim belong to the open file, so a server is given the descriptor of the one before:
-//! by its agent, which keeps a copy, or from the old server itself. Nobody else can come in between.
+//! A path only leads to a backing store. The device's record has the store's identity, and a file opened later is compared
+//! with it (L43). Lock and claim belong to the open file, so a server receives the descriptor of the previous server, from
+//! the agent, which keeps a copy, or from the old server itself. No other process can take the lock in between.
 #![forbid(unsafe_code)]
 
 use crate::failure::{Failure, FailureKind};
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use ublk_backends::{File, Identity, User};
 
-/// How long a user who may be about to end, or about to be known, is waited for.
+/// How long to wait for a user of the file that may exit, or be identified, shortly.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Between two looks at such a user.
@@ -52,11 +52,11 @@ impl Window {
 /// What is to be done about the users of a file.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Nobody's data is in danger; what is to be told.
+    /// No data is in danger; contains the messages to print.
     Fine(Vec<String>),
-    /// Somebody who may be gone, or known, in a moment.
+    /// A user that may exit, or be identified, shortly.
     Unclear(String),
-    /// Somebody's data is.
+    /// Data is in danger.
     Refused(String),
 }
 
@@ -187,10 +187,10 @@ fn is_predecessor(user: &User, opening: &Opening) -> bool {
     matches!(user, User::Server { pid, .. } if Some(*pid) == opening.predecessor)
 }
 
-/// Refuses a backing store that is not what it was.
+/// Refuses a backing store whose identity changed.
 ///
 /// # Errors
-/// What it was, what it is now, and what to do.
+/// The recorded identity, the one found, and what to do.
 pub(crate) fn check(path: &Path, was: &Identity, now: &Identity) -> Result<(), Failure> {
     if was.is(now) {
         return Ok(());
@@ -245,7 +245,7 @@ pub(crate) fn way(
 
 /// The descriptor by which a server has its backing store open: its number there, and a copy where we may have one.
 fn of_server(server: ProcessId, backing: &Identity) -> Option<(RawFd, Option<OwnedFd>)> {
-    // Opened first, checked second: what is looked into is then what was checked.
+    // Open the pidfd before checking, so that the checked process is the one inspected.
     let pidfd = process::pidfd(server.pid).ok()?;
     if !server.runs() {
         return None;

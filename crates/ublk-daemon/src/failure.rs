@@ -1,6 +1,6 @@
-//! A failure as it travels between roles and is told to people and scripts.
+//! Failures, as they are passed between roles and reported to people and scripts.
 //!
-//! One cause has one message: causes that several commands meet are made here, by name.
+//! Each cause has one message: constructors for causes that several commands share are here.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,7 @@ pub enum FailureKind {
     Usage,
     /// A deadline passed. Exit code 3.
     TimedOut,
-    /// There is no such device. Exit code 32.
+    /// The device does not exist. Exit code 32.
     NoSuchDevice,
     /// The ublk driver is not loaded, or not in this kernel. Exit code 1, as all that follow.
     DriverMissing,
@@ -45,7 +45,7 @@ pub enum FailureKind {
     Unsupported,
     /// The kernel has a known fault in what was asked, so it was not asked.
     KernelFault,
-    /// Something is in the way that may go away: a number that is taken, somebody who has the device open.
+    /// A temporary obstacle: the number is in use, or the device is open.
     Busy,
     /// The device was made by another program or user.
     Foreign,
@@ -76,7 +76,7 @@ impl Failure {
         }
     }
 
-    /// A failure of the kind that has no code of its own.
+    /// A failure of kind [`FailureKind::Failed`].
     #[must_use]
     pub fn failed(text: impl Into<String>) -> Self {
         Self::new(FailureKind::Failed, text)
@@ -158,7 +158,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// What the message of a helper that could not be started begins with.
+/// Prefix of the message for a helper that could not be started.
 pub(crate) const NO_START: &str = "cannot start a helper process";
 
 /// What to do where the tool cannot start itself in another role.

@@ -1,8 +1,8 @@
-//! The helper role: runs control commands for somebody who must be able to return.
+//! The helper role: runs control commands for a process that must be able to return.
 //!
 //! A process with an unfinished control command cannot exit, and the open that proves readiness may
-//! hang. So whoever is waited for lets a helper do both: past the deadline it reports and goes on,
-//! and the helper stays behind. [`Helper`] is the near end, a [`Controller`] like any other.
+//! hang. A process that others wait for therefore has a helper do both: past the deadline it reports and
+//! continues, and the helper stays behind. [`Helper`] is the near end, a [`Controller`] like any other.
 
 use crate::failure::NO_START;
 use crate::in_use::holders::{self, Claim, Holders};
@@ -48,7 +48,7 @@ pub(crate) enum Task {
     Claim { id: DevId },
     /// Tells who uses the device, its claims as they were.
     Look { id: DevId },
-    /// Lets go of the claim.
+    /// Releases the claim.
     Release,
     /// Writes back all that is dirty of the device.
     WriteBack { id: DevId, nonce: u64 },
@@ -136,7 +136,7 @@ impl Helper {
     }
 }
 
-/// How often whoever waits looks whether there is still something to wait for.
+/// Interval at which a waiting caller checks whether waiting still makes sense.
 const LOOK: Duration = Duration::from_millis(200);
 
 impl Helper {
@@ -203,7 +203,7 @@ impl Helper {
         self.holders(Task::Look { id }, deadline)
     }
 
-    /// Lets go of the claim.
+    /// Releases the claim.
     ///
     /// # Errors
     /// The deadline.

@@ -1,4 +1,4 @@
-//! Who uses a device: mounts, layers above it, processes that have it open, and what is not written back yet.
+//! The users of a device: mounts, stacked devices, processes that have it open, and dirty data.
 #![forbid(unsafe_code)]
 
 pub mod holders;

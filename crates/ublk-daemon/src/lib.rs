@@ -1,12 +1,12 @@
 //! Processes of a ublk server: front, agent, server and helper, and their link.
 //!
-//! * **front** ([`front`]) is what people wait for. It owns no ring and always returns.
-//! * **agent** ([`agent`]) owns the control ring of one device: it makes, starts, stops and deletes
+//! * **front** ([`front`]) is the process that people wait for. It owns no ring and always returns.
+//! * **agent** ([`agent`]) owns the control ring of one device: it creates, starts, stops and deletes
 //!   it, and watches its server.
 //! * **server** ([`server`]) owns the data rings of one device and nothing else; it never issues a
 //!   control command.
-//! * **helper** ([`helper`]) runs control commands, and the open that proves readiness, for those
-//!   who must be able to return. Programs that embed ublk use it by [`embed`].
+//! * **helper** ([`helper`]) runs control commands, and the open that proves readiness, for
+//!   processes that must be able to return. Programs that embed ublk use it through [`embed`].
 //!
 //! Roles are hidden subcommands of one program, started by `posix_spawn` with a socket of sequenced
 //! packets ([`link`]) as standard input; every other descriptor is closed on exec. What outlives

@@ -163,7 +163,7 @@ impl Link {
         Ok(socket::send(self.fd.as_fd(), &bytes, descriptor)?)
     }
 
-    /// The same where there is room by the deadline: for what comes in many messages.
+    /// Sends one message, waiting for buffer space until the deadline; for series of messages.
     ///
     /// # Errors
     /// As [`Link::send`], and an [`io::ErrorKind::WouldBlock`] where nobody reads.

@@ -1,4 +1,4 @@
-//! Messages to standard error that can neither end nor stop the process that has them (L46).
+//! Messages to standard error that can neither end nor block the process (L46).
 //!
 //! Standard error may be anything: a full disk, a closed pipe, one whose reader sleeps, a terminal. What cannot be
 //! written within a moment is dropped, and no error is told: there is nobody to tell it to. Control characters, which
@@ -76,7 +76,7 @@ fn lines(bytes: &[u8]) -> String {
     lines.join("\n")
 }
 
-/// Whether the last message found nobody to take it.
+/// Whether the last message was dropped.
 static STUCK: AtomicBool = AtomicBool::new(false);
 
 fn put(to: BorrowedFd<'_>, bytes: &[u8]) {

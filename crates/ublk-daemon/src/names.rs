@@ -54,10 +54,10 @@ pub fn is_node(word: &str) -> bool {
     rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// Whether a name can be given: no device has it, neither `holder` nor another.
+/// Checks that a name is free; `holder` is a device that may have it.
 ///
 /// # Errors
-/// Who has it.
+/// The device that has the name.
 pub fn free(name: &str, holder: Option<u32>) -> Result<(), Failure> {
     match holder {
         Some(id) if Path::new(&format!("/dev/ublkc{id}")).exists() => Err(Failure::new(
@@ -111,7 +111,7 @@ fn make_directory(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes the link of a device away, if it is still that device's.
+/// Removes the link of a device, if it still leads to that device.
 pub fn unlink(name: Option<&str>, id: DevId) {
     if let Some(name) = name {
         unlink_in(Path::new(DIR), name, id);

@@ -32,8 +32,8 @@ pub fn check(spec: &AddSpec) -> Result<(), Failure> {
     }
 }
 
-/// What the driver gives to servers of root only: a server that fills less than it says could show a reader the
-/// kernel's memory.
+/// Refuses what the driver reserves for root's servers: a server that fills less than it reports could expose kernel
+/// memory to a reader.
 fn of_user(spec: &AddSpec) -> Result<(), Failure> {
     let root = |what: String| {
         Err(Failure::new(

@@ -1,4 +1,4 @@
-//! What the driver makes of the caller: root of the machine, or a user whose devices are unprivileged.
+//! Whether the driver treats the caller as root, or as a user whose devices are unprivileged.
 #![forbid(unsafe_code)]
 
 use std::fs;

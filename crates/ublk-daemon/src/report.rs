@@ -1,4 +1,4 @@
-//! What is known of a device that serves: what the tool prints, as text and as JSON.
+//! Reports on serving devices, which the tool prints as text and as JSON.
 #![forbid(unsafe_code)]
 
 use crate::spec::Retry;
@@ -66,7 +66,7 @@ pub struct Stats {
     pub errors: u64,
     /// Panics of the backend, contained.
     pub panics: u64,
-    /// Requests nobody answered, hence answered with EIO.
+    /// Requests that were dropped unanswered, and failed with EIO.
     pub dropped: u64,
     /// Descriptors refused.
     pub refused: u64,

@@ -1,4 +1,4 @@
-//! The hidden subcommands: what a process does that was started as a role.
+//! The hidden subcommands that run a role.
 
 use crate::agent;
 use crate::embed;
@@ -11,11 +11,11 @@ use crate::signals::Signals;
 use crate::state::Store;
 use crate::sys::{memory, surroundings, title};
 
-/// Plays a role whose link is this process's standard input. The exit code. What the process has inherited is put
-/// aside first, open descriptors too: call it before anything is opened.
+/// Runs a role whose link is standard input; returns the exit code. Resets everything inherited first, including open
+/// descriptors: call it before anything is opened.
 ///
 /// # Errors
-/// [`LinkError::NotALink`] when a person called it.
+/// [`LinkError::NotALink`] if a user called it.
 pub fn run(role: Role) -> Result<i32, LinkError> {
     Link::expect_stdin()?;
     surroundings::shed();
@@ -69,11 +69,11 @@ fn run_agent(link: Link) -> i32 {
     agent::run(&mut world, store, link, signals)
 }
 
-/// Plays a role and exits, if this process was started as one: the first call of a `main` whose
-/// program shall be its own agent, server and helper. Returns in every other case.
+/// Runs a role and exits, if this process was started as one; otherwise returns. Make it the first call of `main` in a
+/// program that is its own agent, server and helper.
 ///
 /// # Errors
-/// [`LinkError::NotALink`] when a person gave a hidden subcommand.
+/// [`LinkError::NotALink`] if a user gave a hidden subcommand.
 pub fn play() -> Result<(), LinkError> {
     let mut words = std::env::args_os().skip(1);
     let role = words

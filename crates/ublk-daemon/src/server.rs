@@ -265,14 +265,14 @@ impl Server {
         }
     }
 
-    /// Marks the device as served. Without the mark it is served all the same, and whoever sees this process sees that.
+    /// Marks the device as served. If that fails, the device still serves, and processes that see this one know it.
     fn mark(&self) -> Option<Held> {
         let held = self.store.as_ref()?.serve(self.id?);
         held.map_err(|e| tracing::warn!("{e}")).ok()
     }
 
-    /// Leaves the device to its next server, with what is in hand unanswered: the driver's policy decides
-    /// what becomes of that.
+    /// Leaves the device to its next server without answering the requests in hand; the recovery policy decides what happens
+    /// to them.
     fn hand_over(&mut self) {
         if self.recoverable && !self.handed_over {
             self.handed_over = true;
@@ -302,7 +302,7 @@ impl Server {
                 // A device that serves does not end over a bad word.
                 Ok(Some(other)) => tracing::warn!("{}", out_of_turn(&other)),
                 Err(e @ (LinkError::Garbled(_) | LinkError::TooLong(_))) => tracing::warn!("{e}"),
-                // Nobody was told of a device that serves, and nobody would start it any more.
+                // The device was not announced yet, and no agent is left to start it.
                 Err(_) if !self.live => return true,
                 Err(e) => {
                     tracing::warn!(

@@ -1,4 +1,4 @@
-//! What a device is asked to be: from the command line and configuration files to the server, and in the records on disk.
+//! Device specifications, passed from the command line and configuration files to the server, and stored in records.
 #![forbid(unsafe_code)]
 
 use crate::link::message::BackendCommand;

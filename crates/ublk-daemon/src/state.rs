@@ -1,4 +1,4 @@
-//! The state store: what is known of our devices, in files that outlive every process.
+//! The state store: records of our devices, in files that outlive every process.
 //!
 //! A record is on disk before ADD_DEV, under the device's nonce, and under its id before
 //! START_DEV; the kernel keeps the same nonce (`ublksrv_flags`). So a kill at any moment leaves a
@@ -41,7 +41,7 @@ const MAX_RECORD: u64 = 64 * 1024;
 /// The environment variable that names another run directory.
 pub const RUN_DIR_VARIABLE: &str = "UBLKCTL_RUN_DIR";
 
-/// How far a device has come.
+/// The phase of a device's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -60,7 +60,7 @@ pub enum Phase {
     Left,
     /// It is being stopped and deleted.
     Leaving,
-    /// It was stopped by somebody else; its processes have left.
+    /// It was stopped by another process; its own processes have exited.
     Stopped,
     /// Its server ended without being asked to.
     Ended,
@@ -76,7 +76,7 @@ pub struct Record {
     pub nonce: u64,
     /// The device, once the kernel has given it.
     pub id: Option<u32>,
-    /// How far it has come.
+    /// Its phase.
     pub phase: Phase,
     /// Why it ended, if it did.
     pub cause: Option<String>,
@@ -88,7 +88,7 @@ pub struct Record {
     pub server: Option<ProcessId>,
     /// Where their messages are.
     pub log: Option<PathBuf>,
-    /// The user who made it.
+    /// The user who created it.
     pub owner_uid: u32,
     /// What is registered with it of the memory that its clients share.
     #[serde(default)]
@@ -225,7 +225,7 @@ impl Store {
         self.dir.join(format!("{id}.sock"))
     }
 
-    /// Where the next agent of a device asks the one at work to hand it over.
+    /// The socket on which the next agent asks the current one to hand over the device.
     #[must_use]
     pub fn next_socket(&self, id: u32) -> PathBuf {
         self.dir.join(format!("{id}.next"))
@@ -404,8 +404,8 @@ impl Store {
         parse(path, &bytes).map(Some)
     }
 
-    /// Removes what is kept of a device: record, socket and log. The log of a device that failed
-    /// stays, for whoever wants to know why; the next device with its id writes on below.
+    /// Removes the files of a device: record, socket and log. The log of a device that failed stays; the next device with its
+    /// id appends to it.
     ///
     /// # Errors
     /// Those of the file system, except that nothing was there.

@@ -153,7 +153,7 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
-    /// NBD devices and servers: another retry policy, another server, what a server offers
+    /// Manage NBD devices: change the retry policy, move to another server, show what a server offers
     Nbd {
         /// What to do
         #[command(subcommand)]
@@ -291,7 +291,7 @@ impl Look {
 /// The commands of `nbd`.
 #[derive(Debug, Subcommand)]
 pub enum Nbd {
-    /// Change how long requests of a live device wait for a server that went away, also those that wait now
+    /// Change how long requests of a live device wait for an unreachable server, including those already waiting
     Retry {
         /// The device, by its number, its node or a link to it, or its name
         #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]

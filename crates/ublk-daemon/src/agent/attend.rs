@@ -16,7 +16,7 @@ use std::time::Instant;
 use ublk_core::{DevState, Features, Geometry, Recovery};
 use ublk_ctrl::Error;
 
-/// What is known of the end so far.
+/// State of the shutdown.
 #[derive(Debug, Default)]
 struct Ending {
     /// The agent stopped the device, and why.
@@ -25,7 +25,7 @@ struct Ending {
     handing_over: Option<Instant>,
     /// The server of a supervised device leaves, and another one shall come.
     deserting: bool,
-    /// When it is said of such a server that it does not leave.
+    /// When such a server is reported as not leaving.
     patience: Option<Instant>,
     /// When QUIESCE_DEV is sent once more, while the server is still there.
     pace: Option<Pace>,
@@ -50,8 +50,8 @@ struct Ready {
 }
 
 impl Agent<'_> {
-    /// Waits for events until the server is gone, then does what the way of its end asks for.
-    /// Without an event it sleeps: nothing in it has a clock.
+    /// Waits for events until the server is gone, then acts on how it ended. Sleeps without events: there is no periodic
+    /// wake-up.
     pub(super) fn attend(&mut self) -> Result<(), Failure> {
         let mut ending = Ending::default();
         while !self.heir.has_yielded() && (ending.exit.is_none() || self.heir.is_yielding()) {
@@ -115,7 +115,7 @@ impl Agent<'_> {
             fds.push(signals.as_fd());
             kinds.push(|r| &mut r.signal);
         }
-        // What the front says is for whoever has the device in the end.
+        // During a hand-over the front's messages are left for the agent that ends up with the device.
         if let Some(front) = self
             .inputs
             .front
@@ -144,13 +144,13 @@ impl Agent<'_> {
         Ok(ready)
     }
 
-    /// Takes every word the server has said.
+    /// Handles all pending messages of the server.
     fn listen(&mut self, ending: &mut Ending) {
         loop {
             let Some(server) = &self.server else { return };
             match server.link.try_recv() {
                 Ok(None) => return,
-                // By its successor, where the driver cannot take it away.
+                // The successor asks the server to leave if the driver has no QUIESCE.
                 Ok(Some(FromServer::Leave { .. })) if self.heir.is_yielding() => {
                     self.tell_server(&ToServer::HandOver);
                 }
@@ -199,7 +199,7 @@ impl Agent<'_> {
         }
     }
 
-    /// The device lives on its own from now on, and is written down so where it changed hands meanwhile.
+    /// Detaches the device from its front, and updates the record if the device changed hands meanwhile.
     fn keep(&mut self) {
         self.inputs.lifetime = Lifetime::Own;
         self.inputs.front = None;
@@ -236,8 +236,8 @@ impl Agent<'_> {
         }
     }
 
-    /// Sees that a server leaves whose device's I/O is held. One that was asked to leave the device to the next and does
-    /// not is given up: nobody but a person can tell whether what it has in hand may be lost.
+    /// Makes a server whose device's I/O is held leave. Gives up on a server that does not: only a person can decide whether
+    /// its requests may be lost.
     fn press(&mut self, ending: &mut Ending) -> Result<(), Failure> {
         if ending.exit.is_some() {
             return Ok(());
@@ -276,7 +276,7 @@ impl Agent<'_> {
         ))
     }
 
-    /// Writes down that the server does not leave its device, and what to say of it.
+    /// Records that the server does not release its device; returns the message.
     fn does_not_leave(&mut self) -> String {
         let pid = self.server.as_ref().map_or(0, |s| s.pid);
         let Some(device) = &mut self.device else {
@@ -341,7 +341,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Writes back what is dirty of the device: nobody may be there to do so before the machine goes down.
+    /// Writes back the device's dirty data: there may be no server to do so before the machine goes down.
     fn write_back(&mut self) {
         let Some((id, nonce)) = self.device.as_ref().map(|d| (d.id, d.record.nonce)) else {
             return;
@@ -362,7 +362,7 @@ impl Agent<'_> {
         device.is_some_and(|d| d.geometry.features().contains(Features::QUIESCE))
     }
 
-    /// Has the driver take back what the server has idle, once more.
+    /// Sends QUIESCE again, so that the driver takes back idle tags.
     fn quiesce(&mut self) {
         let Some(id) = self.device.as_ref().map(|d| d.id) else {
             return;
@@ -477,8 +477,8 @@ impl Agent<'_> {
     }
 }
 
-/// Whether a device whose server ended waits for another: quiesced by somebody else, an upgrade. It may still
-/// be live where the driver has not seen the last of its server; stopped, it is dead before its server knows.
+/// Whether a device whose server ended waits for another server, for example after an upgrade by another agent. It may
+/// still be live if the driver has not noticed the server's end; a stopped device is dead before its server knows.
 fn is_left(info: &Result<Geometry, Error>) -> bool {
     let left = |info: &Geometry| {
         Recovery::of(info.features()).is_recoverable() && info.state() != DevState::Dead

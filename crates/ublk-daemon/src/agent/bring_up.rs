@@ -22,10 +22,10 @@ use ublk_core::{
 };
 use ublk_ctrl::{Error, bring_up};
 
-/// How long a device may take to answer what is in flight, to be without an I/O scheduler.
+/// How long a device may take to answer its requests in flight before its I/O scheduler is disabled.
 const UNSCHEDULE: Duration = Duration::from_secs(2);
 
-/// What is left until the deadline.
+/// The time left until the deadline.
 pub(super) fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
@@ -64,7 +64,7 @@ pub fn check(
 }
 
 impl Agent<'_> {
-    /// Makes the device and starts it. On failure [`Agent::unwind`] takes back what was made.
+    /// Creates and starts the device. On failure, [`Agent::unwind`] removes what was created.
     pub(super) fn bring_up(
         &mut self,
         request: &AddRequest,
@@ -132,7 +132,7 @@ impl Agent<'_> {
         let geometry = match added {
             Ok(geometry) => geometry,
             Err(e) => {
-                // Not sure to have failed: what was abandoned may have its effect yet, and the
+                // It may still succeed: an abandoned command may take effect later, and the
                 // record then says whose device it is.
                 if !matches!(e, Error::TimedOut { .. }) {
                     self.forget_pending(nonce);
@@ -203,8 +203,8 @@ impl Agent<'_> {
         self.enter(Phase::Starting)
     }
 
-    /// START_DEV once the server has armed, and the proof that the device is usable. The process that opened the
-    /// character device.
+    /// Sends START_DEV once the server has armed, and checks that the device is usable. Returns the process that opened
+    /// the character device.
     fn start(
         &mut self,
         spec: &AddSpec,
@@ -234,7 +234,7 @@ impl Agent<'_> {
         Ok(pid)
     }
 
-    /// Makes the sockets that others meet agent and server by. Without them it serves all the same.
+    /// Creates the sockets on which agent and server accept connections. Without them the device still serves.
     fn prepare_sockets(&mut self, id: DevId) {
         match Listener::prepare(&self.store.next_socket(id.get())) {
             Ok(next) => self.next = Some(next),
@@ -257,7 +257,7 @@ impl Agent<'_> {
         self.tell_server_with(&word, self.attach.as_ref().map(AsFd::as_fd));
     }
 
-    /// Has the device without an I/O scheduler. With the kernel's it serves all the same.
+    /// Disables the device's I/O scheduler. If that fails, the device still serves.
     fn unschedule(&mut self, id: DevId, deadline: Instant) {
         let within = left(deadline).min(UNSCHEDULE);
         if let Err(e) = self.world.no_scheduler(id, within) {
@@ -265,7 +265,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Makes the link of the device's name, if it has one. Without it the device serves all the same.
+    /// Creates the link of the device's name, if it has one. If that fails, the device still serves.
     pub(super) fn link(&self) {
         let Some(device) = &self.device else { return };
         // A user may make no link in /dev.
@@ -288,7 +288,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Writes down how far the device has come.
+    /// Records the device's phase.
     fn enter(&mut self, phase: Phase) -> Result<(), Failure> {
         let Some(device) = &mut self.device else {
             return Ok(());
@@ -370,7 +370,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Takes back what a failed [`Agent::bring_up`] made: STOP frees the fetches, the server
+    /// Undoes a failed [`Agent::bring_up`]: STOP frees the fetches, the server
     /// leaves, DEL removes the device, then its record goes.
     pub(super) fn unwind(&mut self) {
         self.relay.close();
@@ -398,7 +398,7 @@ impl Agent<'_> {
         }
     }
 
-    /// DEL_DEV, then the record. A device that is not to be had away stays listed with its cause.
+    /// Deletes the device, then its record. A device that cannot be deleted stays listed with its cause.
     pub(super) fn remove(&mut self, device: &Device) {
         kill_point("delete:before");
         let deleted = match self.control() {
@@ -414,7 +414,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Removes link and record of a device that is gone, in this order: who finds no record looks for no link.
+    /// Removes link and record of a device that is gone, in this order: without a record nothing looks for the link.
     pub(super) fn forget(&self, device: &Device) {
         names::unlink(device.record.spec.name.as_deref(), device.id);
         if let Err(e) = self.store.remove(device.id.get(), device.record.nonce) {

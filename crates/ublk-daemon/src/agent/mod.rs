@@ -34,14 +34,14 @@ use succession::{Heir, Predecessor};
 use ublk_core::{DevId, Geometry};
 use ublk_ctrl::{Command, ControlThread, Controller, Error};
 
-/// How long STOP_DEV, DEL_DEV and a server's exit are waited for before the agent says that they
-/// take long. It has nobody to return to, so it goes on waiting where it can.
+/// How long STOP_DEV, DEL_DEV and a server's exit may take before the agent reports it. The agent has no caller to return
+/// to, so it then keeps waiting if it can.
 const LEAVE: Duration = Duration::from_secs(30);
 
 /// How long opening the control plane may take.
 const OPEN: Duration = Duration::from_secs(10);
 
-/// What an agent needs from the outside: the real thing, or a test's.
+/// The environment of an agent: real, or a test's.
 pub trait World {
     /// Gives up the caller's choices of scheduling and limits, before any process is started.
     fn drop_caller_limits(&mut self);
@@ -64,7 +64,7 @@ pub trait World {
     /// Proves that the block device exists, opens and has its size, in another process.
     ///
     /// # Errors
-    /// Why it is not so by the deadline; it is not waited for longer than `server` lives.
+    /// The reason at the deadline, or earlier if `server` exits.
     fn prove(
         &mut self,
         id: DevId,
@@ -73,13 +73,13 @@ pub trait World {
         deadline: Duration,
     ) -> Result<(), Error>;
 
-    /// Takes the device's I/O scheduler away, by the helper, which may get stuck in it.
+    /// Disables the device's I/O scheduler from the helper, which may get stuck.
     ///
     /// # Errors
-    /// Why it is not so by the deadline.
+    /// The reason why it did not happen by the deadline.
     fn no_scheduler(&mut self, id: DevId, deadline: Duration) -> Result<(), Error>;
 
-    /// Writes back what is dirty of the device, in another process.
+    /// Writes back the device's dirty data in another process.
     ///
     /// # Errors
     /// What could not be written back by the deadline.
@@ -91,7 +91,7 @@ pub trait World {
     /// Opens the control plane.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     fn control(&mut self) -> Result<Box<dyn Controller>, Error>;
 }
 
@@ -192,7 +192,7 @@ impl World for Real {
     }
 
     fn control(&mut self) -> Result<Box<dyn Controller>, Error> {
-        // On a thread of its own: the agent itself is never stuck in the kernel.
+        // On a separate thread: the agent itself never gets stuck in the kernel.
         Ok(Box::new(ControlThread::start(OPEN)?))
     }
 }
@@ -234,7 +234,7 @@ struct Agent<'w> {
     held: bool,
     /// The agent that has the device, as long as there is a way back to it.
     predecessor: Option<Predecessor>,
-    /// The front that the agent before this one served for, to be this one's.
+    /// The front of the previous agent, which this agent takes over.
     adopted: Option<(Link, Lifetime)>,
     /// Reserved: where the next agent, and that of a server which has lost its own, will be met.
     next: Option<Listener>,
@@ -286,7 +286,7 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
             0
         }
         Err(failure) => {
-            // Whoever waits tells it; the log keeps it when nobody does.
+            // The waiting front prints it; without a front it stays in the log.
             if !agent.tell_front(&FromAgent::Failed(failure.clone())) {
                 tracing::error!("{failure}");
             }
@@ -380,16 +380,15 @@ impl Agent<'_> {
         self.world.end_helper();
     }
 
-    /// A new device is nobody's until somebody knows its name: until the front says that it has told it, the device
-    /// lives no longer than the front does.
+    /// A new device lives no longer than its front until the front reports that its caller knows the device's name.
     fn await_keep(&mut self, lifetime: Lifetime) {
         if lifetime == Lifetime::Own {
             self.inputs.lifetime = Lifetime::Front;
         }
     }
 
-    /// Who asked for a recovery has been told, and is not what the device lives for: the front of the agent before this
-    /// one is, if there is one.
+    /// The caller of a recovery has been notified and does not own the device: the front of the previous agent does, if
+    /// there is one.
     fn take_front(&mut self, lifetime: Lifetime) {
         if let Some((front, lifetime)) = self.adopted.take() {
             (self.inputs.front, self.inputs.lifetime) = (Some(front), lifetime);

@@ -23,10 +23,10 @@ use ublk_ctrl::Error;
 /// How long a server that failed to take a device over may take to end.
 const QUIT: Duration = Duration::from_secs(5);
 
-/// How long others may have the lock who only look at it.
+/// How long processes that only check the lock may hold it.
 const GLANCE: Duration = Duration::from_millis(20);
 
-/// How often a device is looked at that somebody else gives a server.
+/// Interval between looks at a device that another process is recovering.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// What a device needs.
@@ -34,18 +34,18 @@ const LOOK: Duration = Duration::from_millis(200);
 enum Way {
     /// A server.
     Server,
-    /// Another server than the one at work.
+    /// A server in place of the running one.
     Other,
     /// An agent, if it has none.
     Agent,
 }
 
 impl Agent<'_> {
-    /// Gives a device a new server. On failure [`Agent::give_up`] lets go of the device as it is.
+    /// Starts a new server for a device. On failure, [`Agent::give_up`] releases the device in its current state.
     ///
-    /// All that can fail without the device is done while its old server is at work: lock, descriptors, record and
-    /// sockets are there, the new server has its backend open. From the moment at which I/O is held nothing is needed
-    /// of the caller or of the run directory (L44).
+    /// Everything that can fail is prepared while the old server is running: lock, descriptors, record and sockets
+    /// exist, and the new server has opened its backend. Once I/O is held, nothing depends on the caller or the run
+    /// directory (L44).
     pub(super) fn recover(
         &mut self,
         request: &RecoverRequest,
@@ -73,7 +73,7 @@ impl Agent<'_> {
             way = Way::Other;
         }
         let params = self.params(id, deadline)?;
-        // The driver knows the size it has, whatever it was made with.
+        // The driver knows the current size, which may differ from the initial one.
         let size = request.size.unwrap_or(params.size);
         record.spec.backend.set_size(size);
         self.join(&record);
@@ -103,7 +103,7 @@ impl Agent<'_> {
         let pause = held.elapsed();
         kill_point("recover:ended");
         tracing::debug!("device {id} has a new server, process {pid}");
-        // From here on the device serves: what fails now is told and changes nothing.
+        // The device serves from here on: later failures are only reported.
         self.publish(prepared);
         let params = self.usable(id, params, size, deadline);
         self.link();
@@ -139,7 +139,7 @@ impl Agent<'_> {
             .map_err(|misfit| Failure::failed(format!("device {}: {misfit}", request.id)))
     }
 
-    /// Gives the device that serves again its size, and sees that it is usable: what fails is told and changes nothing.
+    /// Sets the size of the recovered device and checks that it is usable; failures are only reported.
     fn usable(
         &mut self,
         id: DevId,
@@ -170,8 +170,8 @@ impl Agent<'_> {
         })
     }
 
-    /// Sees that no other agent acts for the device: by its lock, which one at work hands over. One of an earlier
-    /// version gives the lock back when its server is gone; [`Agent::arm_replacement`] waits for that.
+    /// Ensures that no other agent manages the device, by taking its lock, which a running agent hands over. An agent of an
+    /// earlier version releases the lock when its server is gone; [`Agent::arm_replacement`] waits for that.
     fn take_care(
         &mut self,
         request: &RecoverRequest,
@@ -181,7 +181,7 @@ impl Agent<'_> {
     ) -> Result<(), Failure> {
         let id = geometry.dev_id().get();
         if self.lock.is_none() {
-            // Whoever asks whether it is held has it for a moment.
+            // A process that checks whether the lock is held takes it for a moment.
             self.lock = self.store.lock(id, Instant::now() + GLANCE)?;
         }
         if self.lock.is_some() || way == Way::Agent {
@@ -235,7 +235,7 @@ impl Agent<'_> {
         )
     }
 
-    /// Takes the place of an agent that serves for a front: where messages go, and whose service it belongs to.
+    /// Replaces an agent that serves for a front: takes over the target of its messages and its control group.
     fn join(&mut self, record: &Record) {
         let Some(predecessor) = &self.predecessor else {
             return;
@@ -267,8 +267,8 @@ impl Agent<'_> {
         record.server = self.server.as_ref().and_then(|s| ProcessId::of(s.pid));
     }
 
-    /// Takes what the run directory has to give. Without it a device at work keeps its server; one that waits gets one
-    /// all the same.
+    /// Reserves the files in the run directory. If that fails, a running device keeps its server, and a waiting device is
+    /// recovered anyway.
     fn reserve(&mut self, record: &Record, way: Way) -> Result<Option<Prepared>, Failure> {
         let id = record.id.unwrap_or_default();
         let sockets = self.relay.prepare(&self.store.socket(id)).and_then(|()| {
@@ -325,7 +325,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Becomes the agent of a device whose server is at work without one.
+    /// Becomes the agent of a device whose server runs without an agent.
     fn attach(
         &mut self,
         request: &RecoverRequest,
@@ -369,7 +369,7 @@ impl Agent<'_> {
         Ok(self.added(&params, pid))
     }
 
-    /// Our record of the device that has this number now; a device without one is somebody else's (L34).
+    /// Our record of the device that has this number now; without a record the device is foreign (L34).
     fn known(&self, geometry: &Geometry) -> Result<Record, Failure> {
         let id = geometry.dev_id();
         let record = self.store.find(id.get(), geometry.server_flags())?;
@@ -396,15 +396,15 @@ impl Agent<'_> {
 
     /// Holds the device's I/O until its old server has let go of it, and begins its recovery: START_USER_RECOVERY
     /// succeeds as soon as the character device is free, whatever the old process has still to do. With QUIESCE the
-    /// driver holds new I/O and takes back what is idle, and the server ends when it has answered all it has; said
-    /// again and again, since a server whose tags are all busy hears nothing of it. Without, it is asked to leave what
-    /// it has to its successor.
+    /// driver holds new I/O and takes back idle tags, and the server exits when it has answered its requests. QUIESCE is
+    /// repeated, because it does not reach a server whose tags are all busy. Without QUIESCE the server is asked to leave
+    /// its requests to its successor.
     fn hold(&mut self, way: Way, old: Option<ProcessId>, deadline: Instant) -> Result<(), Failure> {
         let Some(geometry) = self.device.as_ref().map(|d| d.geometry) else {
             return Ok(());
         };
         let id = geometry.dev_id();
-        // Opened first, checked second: what is signalled is then what was checked.
+        // Open the pidfd before checking, so that the checked process is the one signalled.
         let pidfd = old.and_then(|old| process::pidfd(old.pid).ok());
         let pidfd = pidfd.filter(|_| old.is_some_and(|old| old.runs()));
         let other = way == Way::Other;
@@ -453,7 +453,7 @@ impl Agent<'_> {
         Ok(())
     }
 
-    /// One QUIESCE_DEV. That the device is quiesced already is what is wanted.
+    /// Sends one QUIESCE_DEV. A device that is already quiesced is a success.
     pub(super) fn quiesce_once(&mut self, id: DevId, deadline: Instant) -> Result<(), Error> {
         let Some(control) = &mut self.control else {
             return Ok(());
@@ -465,7 +465,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Lets go of a device that could not be recovered: its new server ends, and the device waits on.
+    /// Releases a device that could not be recovered: its new server ends, and the device keeps waiting.
     pub(super) fn give_up(&mut self, failure: &Failure) {
         self.relay.close();
         self.tell_server(&ToServer::Quit);
@@ -490,7 +490,7 @@ impl Agent<'_> {
         self.world.end_helper();
     }
 
-    /// Writes down how far the device has come, if that can be.
+    /// Records the device's phase, if possible.
     pub(super) fn set_phase(&mut self, phase: Phase) {
         if let Some(device) = &mut self.device {
             device.record.phase = phase;
@@ -554,7 +554,7 @@ fn way(request: &RecoverRequest, geometry: &Geometry, served: bool) -> Result<Wa
     Ok(Way::Server)
 }
 
-/// What is wrong with the backend of a device that exists is no mistake in the words, unless they say the size.
+/// An unsuitable backend of an existing device is not a usage error, unless the command gives the size.
 pub(super) fn of_a_device(mut failure: Failure, request: &RecoverRequest, size: u64) -> Failure {
     if failure.kind == FailureKind::Usage && request.size.is_none() {
         failure.kind = FailureKind::Failed;

@@ -1,10 +1,9 @@
 //! One agent after another: how a device changes hands while it is in use.
 //!
-//! The agent at work listens for its successor. Asked, it *yields*: it gives the lock of the device, and the front that
-//! it serves for, to the successor, and does nothing by itself from then on, but it stays. Told that the device is the
-//! successor's it leaves without a word. Should the successor end before that, the device is its own as before; if its
-//! I/O was being held already, it goes on where the successor stopped: no hand-over can leave a device without anybody
-//! (L44).
+//! The current agent listens for its successor. On request it *yields*: it passes the lock of the device and its front to
+//! the successor, and takes no further action, but stays alive. When the successor reports that it has the device, the
+//! agent exits silently. If the successor dies before that, the agent manages the device again; if I/O was already held,
+//! it continues where the successor stopped. No hand-over can leave a device unmanaged (L44).
 #![forbid(unsafe_code)]
 
 use super::Agent;
@@ -20,10 +19,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long the agent at work may take to yield.
+/// How long the current agent may take to yield.
 const YIELD: Duration = Duration::from_secs(5);
 
-/// What a successor says.
+/// Messages of a successor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 enum ToPredecessor {
@@ -40,7 +39,7 @@ enum ToPredecessor {
     Done,
 }
 
-/// What the agent at work says.
+/// Messages of the current agent.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 enum FromPredecessor {
@@ -134,7 +133,7 @@ impl Heir {
         self.state = State::Own;
     }
 
-    /// Listens no more, and takes the socket away unless it is a successor's.
+    /// Stops listening and removes the socket, unless it belongs to a successor.
     pub(super) fn close(&mut self) {
         if let Some(listener) = self.listener.take()
             && !self.has_yielded()
@@ -146,7 +145,7 @@ impl Heir {
 }
 
 impl Agent<'_> {
-    /// Takes what a successor has to say.
+    /// Handles a message of the successor.
     pub(super) fn hear_successor(&mut self) {
         let Some(successor) = &self.heir.successor else {
             self.heir.successor = self.heir.listener.as_ref().and_then(Listener::accept);
@@ -219,7 +218,8 @@ impl Agent<'_> {
     }
 }
 
-/// The agent at work, seen from its successor; dropped before [`Predecessor::done`] it has its device back.
+/// The current agent, seen from its successor. If it is dropped before [`Predecessor::done`], that agent manages the
+/// device again.
 #[derive(Debug)]
 pub(super) struct Predecessor {
     link: Link,
@@ -232,10 +232,10 @@ pub(super) struct Predecessor {
 }
 
 impl Predecessor {
-    /// Asks the agent at work for the device; `None` where none listens: it is gone, or of an earlier version.
+    /// Asks the current agent for the device; `None` if no agent listens, because it is gone or of an earlier version.
     ///
     /// # Errors
-    /// It refuses, does not answer, or leaves: whoever asked before has the device.
+    /// The agent refuses, does not answer, or hangs up because an earlier caller has the device.
     pub(super) fn ask(
         store: &Store,
         id: u32,
@@ -306,15 +306,15 @@ impl Predecessor {
         Ok(Some((predecessor, lock)))
     }
 
-    /// Says that the device's I/O is held from now on.
+    /// Reports that the device's I/O is held from now on.
     ///
     /// # Errors
-    /// It is gone, so there is no way back.
+    /// The agent is gone, so there is no way back.
     pub(super) fn holding(&self) -> Result<(), LinkError> {
         self.link.send(&ToPredecessor::Holding)
     }
 
-    /// Says that the device has changed hands.
+    /// Reports that the device has changed hands.
     pub(super) fn done(&self) {
         if let Err(e) = self.link.send(&ToPredecessor::Done) {
             tracing::debug!("the previous agent is already gone: {e}");
@@ -322,11 +322,11 @@ impl Predecessor {
     }
 }
 
-/// Moves this process into the control group of another, with all that it starts from then on: the service that the
-/// device belongs to has its processes.
+/// Moves this process, and all that it starts from then on, into the control group of another process, so that the
+/// device's service contains its processes.
 ///
 /// # Errors
-/// No control groups of version 2, no right.
+/// Control groups are not version 2, or permission is denied.
 pub(super) fn join_group(of: u32) -> io::Result<()> {
     let text = fs::read_to_string(format!("/proc/{of}/cgroup"))?;
     let group = text.lines().find_map(|line| line.strip_prefix("0::/"));

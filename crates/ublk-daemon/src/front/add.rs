@@ -47,8 +47,8 @@ pub fn check(spec: &AddSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes a device and returns once it serves. By its [`Lifetime`] the agent goes on without the front, or ends
-/// with what is given back.
+/// Creates a device and returns once it serves. Depending on [`Lifetime`], the agent continues without the front, or
+/// ends when the returned value is dropped.
 ///
 /// # Errors
 /// The agent's reason, a deadline, or how the agent ended when it gave no reason (L33).
@@ -65,7 +65,7 @@ pub fn add(
     add_reserved(program, spec, lifetime, log, left)
 }
 
-/// [`add`] by whoever has reserved the name.
+/// Like [`add`]; the caller has reserved the name.
 pub(super) fn add_reserved(
     program: &Path,
     spec: AddSpec,
@@ -102,12 +102,12 @@ pub(super) fn add_reserved(
     Ok((added, device))
 }
 
-/// Gives a device whose server is gone a new one and returns once it serves; with `replace` it is the
-/// server at work that is replaced. The device's configuration is what the state store has; with `accept_backing` the
-/// file or disk may be another than it was made with.
+/// Starts a new server for a device whose server is gone and returns once it serves; with `replace` it replaces the
+/// running server. The configuration comes from the state store; with `accept_backing` the file or disk may differ from
+/// the one that the device was created with.
 ///
 /// # Errors
-/// Why it cannot be recovered; it then waits on, for another try or a delete.
+/// Why the device cannot be recovered; it then keeps waiting, for another attempt or a delete.
 pub fn recover(
     program: &Path,
     id: DevId,
@@ -129,7 +129,7 @@ pub fn recover(
     ask_agent(program, request, deadline).map(|(added, _)| added)
 }
 
-/// Gives a device that waits for a server a new one, whose agent ends as `lifetime` says.
+/// Recovers a waiting device; `lifetime` says when its agent ends.
 pub(super) fn take_up(
     program: &Path,
     id: DevId,
@@ -139,7 +139,7 @@ pub(super) fn take_up(
     ask_agent(program, again(id, lifetime, deadline), deadline)
 }
 
-/// What an agent is asked for that shall see that a device has a server, and itself.
+/// The request to an agent to ensure that a device has a server and an agent.
 fn again(id: DevId, lifetime: Lifetime, deadline: Duration) -> RecoverRequest {
     RecoverRequest {
         version: LINK_VERSION,
@@ -192,8 +192,8 @@ fn ask_agent(
     Ok((added, device))
 }
 
-/// The device that a link of this name leads to, where it is none of ours: another user's has the name then. Of our own
-/// devices what was written down tells the name.
+/// The device that a link of this name leads to, if it is not ours: another user's device has the name. The names of our
+/// own devices are in their records.
 fn others(program: &Path, name: &str, deadline: Duration) -> Option<u32> {
     let id = DevId::new(names::resolve(name)?).ok()?;
     match by_helper(program, |helper| helper.info(id, deadline)) {
@@ -331,8 +331,8 @@ impl Foreground {
         }
     }
 
-    /// Has a device of its own live on without this process, whose caller has been told its name. One that is not
-    /// kept is taken back.
+    /// Detaches a device from this process, whose caller now knows its name. A device that is not kept is removed
+    /// again.
     ///
     /// # Errors
     /// The agent is gone.
@@ -341,7 +341,7 @@ impl Foreground {
         kept.map_err(|e| Failure::failed(format!("agent process {}: {e}", self.agent.pid)))
     }
 
-    /// Takes back a device that nobody shall have, and says whether it is gone.
+    /// Removes the device again and waits until it is gone.
     ///
     /// # Errors
     /// It is still there at the deadline.
@@ -391,7 +391,7 @@ impl Foreground {
                 match self.agent.link.try_recv() {
                     Ok(None) => {}
                     Ok(word) => {
-                        // What was said before the word.
+                        // Messages printed before this one.
                         self.pass_on_all(Instant::now());
                         return Ok(word);
                     }

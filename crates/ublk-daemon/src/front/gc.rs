@@ -12,7 +12,7 @@ use ublk_core::DevId;
 #[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
 pub struct Found {
-    /// Devices whose server is gone and that nobody takes care of.
+    /// Devices without a server and an agent.
     pub orphans: Vec<ListEntry>,
     /// State files of devices that are gone; they are removed.
     pub litter: Vec<PathBuf>,
@@ -77,7 +77,7 @@ pub fn gc(
     first.map_or(Ok(found), Err)
 }
 
-/// Deletes an orphan. One that is dead has nothing left to lose, but whoever still uses it would be waited for in vain.
+/// Deletes an orphan. A dead device has no data to lose, but a delete would wait for its users in vain.
 fn remove(program: &Path, orphan: Target, how: Stop, deadline: Duration) -> Result<(), Failure> {
     if how == Stop::Safe {
         let holders = by_helper(program, |helper| helper.look(orphan.id, deadline))?;

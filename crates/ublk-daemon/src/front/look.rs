@@ -24,13 +24,13 @@ const MAX_HEALTH: u64 = 16 << 20;
 /// How long an agent may take to tell the health of its server.
 const HEALTH: Duration = Duration::from_secs(1);
 
-/// The state of a device that is being deleted, which the driver has no word for.
+/// The state of a device that is being deleted; the driver has no such state.
 pub(super) const DELETING: &str = "deleting";
 
-/// Who made a device.
+/// Who created a device.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Owner {
-    /// The user who made it.
+    /// The user who created it.
     pub uid: u32,
     /// That user's group.
     pub gid: u32,
@@ -99,7 +99,8 @@ pub struct ListEntry {
     pub server_pid: Option<u32>,
     /// Whether that process still runs.
     pub server_alive: bool,
-    /// Whether its agent still runs; not known of a foreign device. Without one nobody gives it a new server.
+    /// Whether its agent still runs; unknown for a foreign device. Without an agent the device is not recovered
+    /// automatically.
     pub agent_alive: Option<bool>,
     /// Who made it.
     pub owner: Owner,
@@ -108,7 +109,7 @@ pub struct ListEntry {
     /// Why our record of it cannot be read, where there is one: whether it is ours is not known then.
     #[serde(default)]
     pub record_error: Option<String>,
-    /// How far our processes have come with it.
+    /// The phase recorded by our processes.
     pub phase: Option<Phase>,
     /// Why it ended, if it did.
     pub cause: Option<String>,
@@ -234,7 +235,7 @@ pub fn features(program: &Path, deadline: Duration) -> Result<Features, Failure>
     })
 }
 
-/// The devices of this machine. One that goes away meanwhile is left out.
+/// The devices of this machine, without those that disappear meanwhile.
 ///
 /// # Errors
 /// No driver, no permission, a deadline.
@@ -268,7 +269,7 @@ pub(super) fn known(
     Ok(all)
 }
 
-/// Every device with what the driver tells the caller of it: nothing, where they may not ask.
+/// Every device with the driver's information about it, or `None` if the caller may not ask.
 fn geometries(
     program: &Path,
     deadline: Duration,

@@ -1,7 +1,7 @@
-//! The front role: what people, scripts and systemd wait for.
+//! The front role: the process that people, scripts and systemd wait for.
 //!
-//! It owns no ring and issues no control command: an agent makes devices, a helper does the rest.
-//! So it can always return: at its deadline it says what is left behind and goes.
+//! It owns no ring and issues no control command: an agent creates devices, a helper does the rest.
+//! So it can always return: at its deadline it reports what is left behind and exits.
 
 mod add;
 mod gc;

@@ -1,8 +1,8 @@
-//! What a service manager is told by a front that stays: `Type=notify`, a line of status, and the watchdog.
+//! Notifies the service manager of a foreground device: `Type=notify`, a status line, and the watchdog.
 //!
-//! The watchdog is fed only while the queues move. One that has requests in hand and finishes no batch is stuck, and so
-//! is a server that does not answer: after half a period of that the food stays away, and the manager kills the service
-//! between one and one and a half periods after the queue stopped. An idle queue is no reason.
+//! The watchdog is fed only while the queues make progress or are idle. A queue that has requests in hand and finishes no
+//! batch is stuck, and so is a server that does not answer: after half a period of that, feeding stops, and the manager
+//! kills the service between one and one and a half periods after the queue stopped.
 
 use super::look::health;
 use crate::report::{Added, Health};
@@ -17,7 +17,7 @@ const LOOKS: u32 = 8;
 /// How long a start may take after a pause.
 const START: Duration = Duration::from_secs(60);
 
-/// Tells that the device serves, and from then on how it does where a watchdog wants to know.
+/// Reports that the device serves, and starts feeding the watchdog if one is configured.
 pub(super) fn serves(added: &Added) {
     let status = format!("{} serves", added.path.display());
     say(&[NotifyState::Ready, NotifyState::Status(&status)]);
@@ -31,12 +31,12 @@ pub(super) fn serves(added: &Added) {
     }
 }
 
-/// Tells that the service ends because somebody asked for it.
+/// Reports that the service ends on request.
 pub(super) fn stopping() {
     say(&[NotifyState::Stopping]);
 }
 
-/// Tells that the start is put off, and that this is no reason to give it up.
+/// Reports that the start is delayed, and extends the start timeout.
 pub(super) fn waiting(pause: Duration, starts: u32) {
     let status = format!("start attempt {starts} in a row, in {} s", pause.as_secs());
     let more = (pause + START).as_micros();

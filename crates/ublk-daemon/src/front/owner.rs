@@ -1,4 +1,4 @@
-//! Whose a device is: what a udev rule asks.
+//! The owner of a device, for udev rules.
 
 use super::by_helper;
 use super::look::record;
@@ -15,7 +15,7 @@ use crate::failure::Failure;
 pub struct Ownership {
     /// A user without CAP_SYS_ADMIN made it: its nodes have to be theirs.
     pub unprivileged: bool,
-    /// The user who made it.
+    /// The user who created it.
     pub uid: u32,
     /// That user's group.
     pub gid: u32,
@@ -23,8 +23,8 @@ pub struct Ownership {
     pub name: Option<String>,
 }
 
-/// Whose a device is, by the kernel's word, and what its name is, by the caller's own records: what users write down
-/// is not asked.
+/// The owner of a device, from the kernel, and its name, from the caller's own records; the records of other users are not
+/// trusted.
 ///
 /// # Errors
 /// No such device, no driver, no permission, a deadline.

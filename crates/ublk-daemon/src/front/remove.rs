@@ -1,9 +1,9 @@
-//! `stop` and `delete`: by a helper, within a deadline; nothing is lost, and never another device's.
+//! `stop` and `delete`: by a helper, within a deadline, without data loss, and only of the intended device.
 //!
-//! The helper claims the disk before anything is decided and holds it until the driver has taken it away. So nobody
-//! else can mount it, put swap or another device on it meanwhile, and its number goes to no other device between the
-//! look at its word and the command (L42). Who opens it for writing without a claim is looked for twice: before the
-//! write-back, and after it.
+//! The helper claims the disk before any decision and holds it until the driver has removed it. So no other process can
+//! mount it, or put swap or another device on it meanwhile, and its number cannot be reused between the check of its nonce
+//! and the command (L42). Processes that open it for writing without a claim are looked for twice: before the write-back,
+//! and after it.
 
 mod verdict;
 mod watch;
@@ -23,8 +23,8 @@ use ublk_ctrl::{Command, Controller, Error, wait};
 use verdict::{Needs, verdict};
 use watch::Watch;
 
-/// How long an opener that is only looking (udev, right after the start) is waited for, and a claim that nobody can
-/// be named for, such as that of `mkfs` at its end.
+/// How long to wait for a short-lived opener (udev, right after the start), and for a claim without a known holder, such
+/// as that of `mkfs` at its end.
 const LOOKING: Duration = Duration::from_secs(2);
 
 /// How long the disk may take to open.
@@ -34,21 +34,21 @@ const OPEN: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Stop {
-    /// What is dirty is written back first; refused where that cannot be done without loss.
+    /// Write back dirty data first; refuse if data would be lost.
     #[default]
     Safe,
-    /// What cannot be written back is lost.
+    /// Data that cannot be written back is lost.
     Force,
-    /// Only if nobody has the device open (Linux 7.0).
+    /// Only if the device is not open (Linux 7.0).
     IfUnused,
 }
 
-/// Stops a device: what is dirty is written back, then the block device goes. Its server and agent
-/// end; the character device stays until [`delete`].
+/// Stops a device: writes back its dirty data, then removes the block device. Its server and agent end; the character
+/// device stays until [`delete`].
 ///
 /// # Errors
-/// No such device; somebody uses it and would lose data; not all could be written back; or the deadline, with the
-/// process left behind.
+/// No such device; a user of the device would lose data; some data could not be written back; or the deadline passed,
+/// with the process left behind.
 pub fn stop(
     program: &Path,
     device: impl Into<Target>,
@@ -62,8 +62,8 @@ pub fn stop(
 }
 
 /// Stops a device and removes it: STOP while its server serves, then DEL, which waits until the
-/// server has let go. Then its agent's end is awaited and its record removed. With `no_wait` nobody who has
-/// it open is waited for; its number is free when they are gone (Linux 6.9).
+/// server has released it. Then it waits for the agent's end and removes the record. With `no_wait` it does not wait until
+/// the device is closed; its number is free after that (Linux 6.9).
 ///
 /// # Errors
 /// As for [`stop`].
@@ -101,11 +101,11 @@ struct Removal<'a> {
     info: Geometry,
     record: Option<Record>,
     helper: Helper,
-    /// Who used it before it was stopped: afterwards the disk has left sysfs.
+    /// The users before the stop; afterwards the disk is no longer in sysfs.
     holders: Holders,
     /// What was not written back.
     lost: Vec<String>,
-    /// One command at a time takes a device away.
+    /// Only one command at a time removes a device.
     _lock: Option<Lock>,
 }
 
@@ -118,7 +118,7 @@ impl<'a> Removal<'a> {
     ) -> Result<Self, Failure> {
         let id = device.id;
         let patience = match how {
-            // Whoever forces it may have seen another command hang.
+            // With --force another command may be hanging.
             Stop::Force => until.min(Instant::now() + LOOKING),
             _ => until,
         };
@@ -191,7 +191,7 @@ impl<'a> Removal<'a> {
         failure
     }
 
-    /// STOP_DEV, once it is sure that nothing is lost by it, or that somebody wants it all the same.
+    /// Sends STOP_DEV, once it loses no data or is forced.
     fn stop(&mut self) -> Result<(), Failure> {
         if self.how == Stop::IfUnused {
             self.stop_if_unused()?;
@@ -228,7 +228,7 @@ impl<'a> Removal<'a> {
         }
     }
 
-    /// The end of a command, with which its claim ends, too. What was lost by it makes it fail, whatever else it did.
+    /// Ends the command and its claim. Lost data makes the command fail, whatever else it did.
     fn end(self, result: Result<(), Failure>, done: &str) -> Result<(), Failure> {
         self.helper.finish();
         result?;
@@ -243,7 +243,7 @@ impl<'a> Removal<'a> {
         .hint("that data is lost; see `dmesg`"))
     }
 
-    /// A failure, of a deadline with those who may be the reason: those there are now, or those there were.
+    /// Adds the current or former holders, who may be the cause, to the failure of a deadline.
     fn with_holders(&mut self, mut failure: Failure) -> Failure {
         if failure.kind != FailureKind::TimedOut {
             return failure;
@@ -289,14 +289,14 @@ impl<'a> Removal<'a> {
         if self.is_forced() || self.info.state() != DevState::Live {
             return Ok(());
         }
-        // Who came without a claim while the rest was written back.
+        // Users without a claim that opened the device during the write-back.
         let found = self.helper.look(self.id, left(self.until).max(LOOKING));
         let found = found.map_err(|e| self.failure(e))?;
         self.holders = found.without(&self.ours());
         verdict(&self.info, &self.holders, None, false).map(drop)
     }
 
-    /// Asks who uses the device, and claims it. Why nobody knows, where that is so.
+    /// Finds the users of the device and claims it; returns the reason if they cannot be determined.
     fn ask(&mut self) -> Result<Option<Failure>, Failure> {
         let patience = Instant::now() + LOOKING;
         loop {
@@ -326,14 +326,14 @@ impl<'a> Removal<'a> {
         }
     }
 
-    /// Writes back all that is dirty. Of a device that outlives its server the driver fails the write-back that
-    /// STOP_DEV itself begins, although the server is healthy; of every other it tells nobody of its errors.
+    /// Writes back all dirty data. On a recoverable device the driver fails the write-back that STOP_DEV itself starts,
+    /// although the server is healthy; on other devices it does not report write-back errors.
     fn write_back(&mut self) -> Result<(), Failure> {
         let within = left(self.until);
-        // A stop that is forced needs time of its own.
+        // Leave time for the forced stop.
         let within = if self.is_forced() { within / 2 } else { within };
         let mut watch = Watch::new(self.program, self.id, self.record.clone());
-        // By a helper of its own: stuck in it, it must not keep the claim.
+        // Use a separate helper: if it gets stuck, it must not hold the claim.
         let mut writer = Helper::start(self.program)?;
         let written = writer.write_back(self.id, self.nonce, within, &mut || watch.is_dead());
         let why = match written {
@@ -382,7 +382,7 @@ impl<'a> Removal<'a> {
         Err(why.hint(hint))
     }
 
-    /// L22 What an earlier write-back could not write is lost by a stop, although nothing is dirty any more.
+    /// L22 A stop loses what an earlier write-back could not write, although nothing is dirty any more.
     fn allow_for_unwritten(&mut self) -> Result<(), Failure> {
         let noted = Store::of_user().is_ok_and(|store| store.is_unwritten(self.nonce));
         if !noted || self.info.state() == DevState::Dead {
@@ -432,8 +432,8 @@ impl<'a> Removal<'a> {
         Err(failure)
     }
 
-    /// Waits for the agent to leave and removes what was kept of the device. The device is gone: what
-    /// fails here is litter, and said as such.
+    /// Waits for the agent to exit and removes the device's files. The device is gone: a failure here leaves only files
+    /// behind, and is reported as such.
     fn forget(&self) {
         let store = match Store::of_user() {
             Ok(store) => store,

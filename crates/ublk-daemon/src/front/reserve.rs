@@ -1,4 +1,4 @@
-//! What is had before a device is made: the run directory, and its name.
+//! Reserves what a new device needs first: the run directory, and its name.
 #![forbid(unsafe_code)]
 
 use crate::failure::Failure;
@@ -10,11 +10,11 @@ use std::time::Instant;
 use ublk_core::Errno;
 use ublk_ctrl::{Error, Operation};
 
-/// The name of a device that is about to be made: nobody else makes one of that name while the value lives, and the
-/// kernel gives it up where its owner is killed.
+/// Reserves the name of a new device: no other process can create a device of that name while the value lives, and the
+/// kernel releases the name if its owner is killed.
 ///
 /// # Errors
-/// Another command has it up to the deadline; or what the run directory says.
+/// Another command holds the name until the deadline, or an error of the run directory.
 pub(super) fn reserve(name: Option<&str>, until: Instant) -> Result<Option<Lock>, Failure> {
     let Some(name) = name else { return Ok(None) };
     // A name that is none must not become a path.
@@ -28,8 +28,8 @@ pub(super) fn reserve(name: Option<&str>, until: Instant) -> Result<Option<Lock>
     lock.map(Some).ok_or_else(busy)
 }
 
-/// Makes the run directory. A user who has none is first told that there is no permission to make
-/// devices, if that is so: the directory would not help.
+/// Creates the run directory. If a user has none and also lacks permission to create devices, reports the permission:
+/// the directory would not help.
 pub(super) fn run_directory() -> Result<(), Failure> {
     let error = match Store::of_user() {
         Ok(store) => return Ok(store.prepare()?),

@@ -14,7 +14,7 @@ use ublk_core::deadline_in;
 use ublk_core::{DevId, DevState, Recovery};
 use ublk_ctrl::{Command, Controller, Error, Operation, wait};
 
-/// How long whoever is only looking is waited for.
+/// How long to wait for processes that only look at the device.
 const LOOKING: Duration = Duration::from_secs(2);
 
 /// What `resize` has done: what it prints as JSON.
@@ -33,8 +33,8 @@ pub struct Resized {
     pub pause_us: Option<u64>,
 }
 
-/// Gives a live device of ours another size, in bytes; `None` for that of a file that was grown. A larger device
-/// gets a new server, which knows the new size, before the driver is told of it (Linux 6.16).
+/// Resizes one of our live devices, in bytes; `None` for the current size of its file. To grow, a new server that knows
+/// the size starts before the driver learns it (Linux 6.16).
 ///
 /// # Errors
 /// A kernel that cannot, a device that is not live or not ours, a backend that has no room, a smaller size for a
@@ -138,7 +138,7 @@ fn room(record: &Record, size: Option<u64>, accept_backing: bool) -> Result<u64,
     Ok(limits.size)
 }
 
-/// Makes a device smaller, unless somebody uses it. Nobody else can claim it meanwhile.
+/// Shrinks a device unless it is in use. No other process can claim it meanwhile.
 fn shrink(
     program: &Path,
     record: &Record,
@@ -155,7 +155,7 @@ fn shrink(
     let mut holders = Holders::default();
     by_helper(program, |helper| {
         if !force {
-            // Who is only looking, udev for one, is waited for.
+            // Wait for processes that only look at it, such as udev.
             wait::until(until.min(Instant::now() + LOOKING), || {
                 holders = helper.claim(id, left())?.without(&ours);
                 let lasting = !holders.losing().is_empty() && holders.is_explained();

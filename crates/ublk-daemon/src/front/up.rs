@@ -1,4 +1,4 @@
-//! `up` and `down`: devices as a configuration wants them, each known by its name.
+//! `up` and `down`: devices of a configuration, each identified by its name.
 
 use super::add::add_reserved;
 use super::add::take_up;
@@ -50,9 +50,9 @@ pub enum Outcome {
     Added,
     /// It waited for a server, or its server for an agent, and has one.
     Recovered,
-    /// It ran already, as wanted; nothing was done.
+    /// It already ran as configured; nothing was done.
     Unchanged,
-    /// It is there, but another than wanted; nothing was done.
+    /// It exists with other options; nothing was done.
     Differs,
 }
 
@@ -72,15 +72,15 @@ pub struct Up {
     pub differences: Vec<Difference>,
 }
 
-/// An option of a device that is another than wanted.
+/// An option that differs from the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Difference {
     /// The option, as `add` names it.
     pub option: String,
-    /// What the device has.
+    /// The device's value.
     pub has: String,
-    /// What is wanted.
+    /// The configured value.
     pub wanted: String,
 }
 
@@ -104,7 +104,7 @@ fn left(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now())
 }
 
-/// [`make`] by whoever has reserved the name.
+/// Like [`make`]; the caller has reserved the name.
 fn make_reserved(
     program: &Path,
     wanted: &Wanted,
@@ -126,8 +126,8 @@ fn make_reserved(
     made
 }
 
-/// Checks a device and the file below it, as far as that goes without the driver and without making anything. A file
-/// that is yet to be made is not looked at.
+/// Checks a device and its file, as far as possible without the driver and without creating anything. A file that does
+/// not exist yet is not checked.
 ///
 /// # Errors
 /// As [`check`], and a file that is there and has another size than it was to be made with.
@@ -176,8 +176,8 @@ fn file(spec: &AddSpec) -> PathBuf {
     }
 }
 
-/// Sees that a device is there and serves: one that runs as wanted is left alone, one that waits for a server is
-/// given one, one that is dead is removed and made anew. One that differs is told and left alone.
+/// Ensures that a device exists and serves: one that runs as configured is left unchanged, a waiting one is recovered, a
+/// dead one is deleted and created again. One with other options is reported and left unchanged.
 ///
 /// # Errors
 /// A device without a name, one that runs already where its processes should be this front's, and all that
@@ -267,7 +267,7 @@ pub fn down(
     let until = deadline_in(deadline);
     let left = || until.saturating_duration_since(Instant::now());
     let Some((entry, record)) = find(program, name, left())? else {
-        // A link without a record of the caller's: somebody else's device, and not one that is absent.
+        // A link without a record of the caller: another user's device, not an absent one.
         return match names::resolve(name) {
             Some(id) if Path::new(&format!("/dev/ublkb{id}")).exists() => Err(Failure::failed(
                 format!("{name} is device {id}, which this user did not create"),
@@ -283,7 +283,7 @@ pub fn down(
     let nonce = Some(record.nonce);
     match delete(program, Target { id, nonce }, how, false, left()) {
         Ok(()) => Ok(Down::Deleted(entry.id)),
-        // Somebody else was faster.
+        // Another process was faster.
         Err(failure) if failure.kind == FailureKind::NoSuchDevice => Ok(Down::Absent),
         Err(failure) => Err(failure),
     }
@@ -359,7 +359,8 @@ fn settled(
     }
 }
 
-/// The options in which a device is not what is wanted. What the configuration leaves open does not count.
+/// The options in which a device differs from the configuration. Options that the configuration does not set are not
+/// compared.
 fn differences(has: &AddSpec, id: u32, wanted: &AddSpec) -> Vec<Difference> {
     let mut has = has.clone();
     has.id = Some(id);

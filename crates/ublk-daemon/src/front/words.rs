@@ -1,11 +1,11 @@
-//! What a device can be asked for by: for the completions of a shell.
+//! Names and numbers of devices, for shell completions.
 
 use crate::state::Store;
 use std::collections::BTreeMap;
 use std::path::Path;
 use ublk_ctrl::nodes::Nodes;
 
-/// A word for a device.
+/// A name or number of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Word {
     /// Its number or its name.
@@ -14,8 +14,8 @@ pub struct Word {
     pub about: String,
 }
 
-/// Numbers and names of the devices there are, as far as this user has written them down, without a word to the
-/// driver: a shell waits for it.
+/// Numbers and names of existing devices, from sysfs and this user's records, without asking the driver, because a shell
+/// waits for the result.
 #[must_use]
 pub fn words() -> Vec<Word> {
     words_of(Path::new("/"), Store::of_user().ok().as_ref())
@@ -25,7 +25,7 @@ fn words_of(root: &Path, store: Option<&Store>) -> Vec<Word> {
     let ids = Nodes::under(root).list_devices().unwrap_or_default();
     let mut devices: BTreeMap<u32, String> =
         ids.iter().map(|id| (id.get(), String::new())).collect();
-    // Where the driver cannot be seen, what is written down is all there is to offer.
+    // If sysfs is not visible, only the records can be offered.
     let seen = root.join("sys/class/ublk-char").is_dir();
     let mut names = Vec::new();
     for record in store.into_iter().flat_map(Store::records) {

@@ -5,7 +5,8 @@
 //! namespace. That is asked by [`Claim::ask`]. *Who?* The tables of /proc and /sys name the claimers, and those who use
 //! the device without a claim: loop devices, nvmet, and processes that have it open.
 //!
-//! Who has it open for reading only (udev, blkid) loses nothing by a stop and is no reason to refuse one; who can write is.
+//! A process that has the device open for reading only (udev, blkid) loses nothing by a stop and is no reason to refuse it; a
+//! process that can write is.
 #![forbid(unsafe_code)]
 
 use crate::in_use::layers::{Layer, Layers, names};
@@ -38,7 +39,7 @@ pub struct Holders {
 }
 
 impl Holders {
-    /// Whether nobody has anything to do with it.
+    /// Whether the device has no users.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.claimed.is_empty()
@@ -53,7 +54,7 @@ impl Holders {
         self.claimed.is_empty() || !self.mounts.is_empty() || !self.devices.is_empty()
     }
 
-    /// Those who would lose something by a stop: all but processes that only read.
+    /// The users that a stop would make lose data: all except processes that only read.
     #[must_use]
     pub fn losing(&self) -> Self {
         let mut losing = self.clone();
@@ -119,7 +120,7 @@ pub fn of_device(id: u32) -> Holders {
     };
     holders.mounts.truncate(MOST);
     holders.devices.truncate(MOST);
-    // Those who lose something come first, lest they are cut off.
+    // Users that lose data come first, so that they are not cut off.
     holders.processes.sort_by_key(|p| !p.writes);
     holders.processes.truncate(MOST);
     for process in &mut holders.processes {

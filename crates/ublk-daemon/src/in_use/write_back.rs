@@ -1,4 +1,4 @@
-//! Writing back all that is dirty of a device, by whoever can wait for it: the helper.
+//! Writes back all dirty data of a device, in a helper, which can wait for it.
 #![forbid(unsafe_code)]
 
 use crate::in_use::layers::Layers;
@@ -66,7 +66,7 @@ pub fn write_back(id: DevId) -> Vec<Unwritten> {
     failed
 }
 
-/// Notes that not all of a device was written back, so that whoever stops it later hears of it, too.
+/// Records that a write-back failed, so that a later stop reports it, too.
 pub fn note_unwritten(nonce: u64) {
     let noted = Store::of_user().and_then(|store| store.note_unwritten(nonce));
     if let Err(e) = noted {

@@ -1,4 +1,4 @@
-//! Where a role can be met by one that it did not start: a socket of links at a path.
+//! A socket at a path, on which a role accepts links from processes that it did not start.
 //!
 //! The sockets lie in the run directory, which is closed to all but its owner: whoever connects is the same user or root.
 #![forbid(unsafe_code)]
@@ -124,7 +124,7 @@ fn socket() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// A link to who listens at `path`.
+/// Connects to the role that listens at `path`.
 ///
 /// # Errors
 /// ENOENT and ECONNREFUSED where nobody does, EAGAIN where too many are waiting.

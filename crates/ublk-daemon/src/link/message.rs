@@ -65,7 +65,7 @@ pub struct RecoverRequest {
     pub deadline_ms: u64,
 }
 
-/// What the front says to the agent.
+/// Messages from the front to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -76,11 +76,11 @@ pub enum ToAgent {
     Recover(RecoverRequest),
     /// Stop and delete it (foreground: the front got a signal).
     Leave,
-    /// Whoever asked for the device knows its name: from now on it lives without the front.
+    /// The caller knows the device's name: from now on the device lives without the front.
     Keep,
 }
 
-/// What the agent says to the front.
+/// Messages from the agent to the front.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -93,7 +93,7 @@ pub enum FromAgent {
     Failed(Failure),
 }
 
-/// What the agent says to the server.
+/// Messages from the agent to the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -178,7 +178,7 @@ pub struct Assignment {
     pub shm: Option<Registered>,
 }
 
-/// What the server says to the agent.
+/// Messages from the server to the agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -198,7 +198,7 @@ pub enum FromServer {
         /// The process that opened the character device.
         pid: u32,
     },
-    /// Somebody asked the server to end: stop the device, please. The server serves on.
+    /// The server was asked to end and requests that the agent stop the device. The server keeps serving.
     Leave {
         /// What it was asked by, for the log.
         why: String,

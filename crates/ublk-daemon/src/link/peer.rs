@@ -1,4 +1,4 @@
-//! A role in a process of its own: how it is started, and how its end is seen.
+//! Starts roles as processes and watches for their end.
 
 use crate::link::{Link, LinkError};
 use crate::state::RUN_DIR_VARIABLE;
@@ -89,7 +89,7 @@ pub struct Peer {
 enum Reap {
     Spawned(Child),
     Forked,
-    /// Somebody else's child.
+    /// Another process's child.
     Adopted,
     #[cfg(test)]
     Thread,

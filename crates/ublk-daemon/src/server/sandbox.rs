@@ -1,7 +1,7 @@
-//! What a server gives up before it serves: capabilities, new privileges, system calls.
+//! Drops what a server does not need before it serves: capabilities, new privileges, system calls.
 //!
-//! A server parses what a kernel queue and other people's files give it. Whoever finds a mistake there shall find a
-//! process that can serve and do nothing else. The server therefore opens its backend, its memory and its device first
+//! A server parses the contents of a kernel queue and of other people's files. An attacker who exploits a bug there must
+//! find a process that can serve and do nothing else. The server therefore opens its backend, its memory and its device first
 //! (the agent passes the log, open), and then
 //!
 //! 1. [`drop_capabilities`] empties every set but for CAP_SYS_ADMIN while the process has one thread, so that later

@@ -1,8 +1,8 @@
-//! Who is at work on a device, by the locks that they hold (L47).
+//! Finds the living processes of a device by the locks that they hold (L47).
 //!
-//! "No such process" is what a PID namespace says of every process outside of it. A lock is let go by its holder's
-//! death and by nothing else, and is seen wherever the run directory is. So processes are only asked beside the locks,
-//! for those of an earlier version, which hold none.
+//! A PID namespace reports "no such process" for every process outside of it. A lock is released by its holder's death
+//! only, and is visible wherever the run directory is. Processes are checked in addition to the locks only because earlier
+//! versions hold none.
 
 use super::{ProcessId, Record, StateError, Store};
 use crate::sys::lock;

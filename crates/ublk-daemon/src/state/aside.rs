@@ -1,4 +1,4 @@
-//! What a process that was killed leaves beside its place: records on their way, and sockets that nobody listens at.
+//! Removes temporary files of killed processes: unfinished records, and sockets without a listener.
 
 use super::{StateError, Store, remove_if_there};
 use crate::link::listener;

@@ -1,4 +1,4 @@
-//! One agent for each device: a lock that the kernel lets go when its holder dies.
+//! The lock that ensures one agent per device; the kernel releases it when its holder dies.
 
 use super::{StateError, Store};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -47,8 +47,8 @@ impl Store {
         self.dir.join(format!("{id}.lock"))
     }
 
-    /// Takes the place of the device's agent; while another has it, waits until the deadline. `None`
-    /// where it has it still.
+    /// Takes the lock of the device's agent, waiting until the deadline while another agent holds it; `None` if it still
+    /// does.
     ///
     /// # Errors
     /// Those of the file system, and [`StateError::Untrusted`].

@@ -1,7 +1,7 @@
-//! Which devices could not write back what was dirty.
+//! Records devices whose write-back failed.
 //!
-//! The kernel reports a write-back that failed to the first who asks, and counts the pages as clean from then on: who asks
-//! again hears that all is well. So it is kept until the device goes.
+//! The kernel reports a failed write-back once and treats the pages as clean from then on, so a second sync succeeds. The
+//! failure is therefore recorded until the device is gone.
 
 use super::{StateError, Store, remove_if_there};
 use std::fs::OpenOptions;

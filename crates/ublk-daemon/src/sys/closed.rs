@@ -1,7 +1,7 @@
 //! Whether standard output was closed when the process began.
 //!
 //! Rust's runtime opens /dev/null in the place of a standard stream that is closed, before `main`: what is printed then is
-//! written without an error, and nobody gets it. So it is looked at before the runtime begins.
+//! written without an error and lost. So the check runs before the runtime starts.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

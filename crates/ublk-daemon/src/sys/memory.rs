@@ -1,9 +1,9 @@
-//! Memory that is not taken away: locked pages, and the OOM killer's choice.
+//! Locked memory, and the OOM score.
 
 use super::check;
 use std::io;
 
-/// What the OOM killer is told of a process that a file system may depend on; -1000 would make it immune.
+/// The OOM score of a process that a file system may depend on; -1000 would make it immune.
 const OOM_SCORE: &str = "-900";
 
 /// Locks all memory of the process: what is mapped now is read in, what is mapped later is locked as it is touched
@@ -31,7 +31,7 @@ pub fn spare_from_oom() -> io::Result<()> {
     Ok(())
 }
 
-/// Takes back what makes the OOM killer prefer this process, where its caller was marked so.
+/// Resets a raised OOM score inherited from the caller.
 pub fn unburden() {
     let path = "/proc/self/oom_score_adj";
     let burdened = std::fs::read_to_string(path).is_ok_and(|score| !score.starts_with(['-', '0']));

@@ -4,7 +4,7 @@ use super::check;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Makes the caller the leader of a session of its own, out of reach of the terminal's signals.
+/// Makes the caller the leader of a new session, so that it receives no signals from the terminal.
 ///
 /// # Errors
 /// EPERM for a process that already leads a group.

@@ -1,11 +1,11 @@
-//! What a process takes over from the one that started it, set to what a daemon wants (execve(2), L45).
+//! Resets what a process inherits from its parent to what a daemon needs (execve(2), L45).
 //!
 //! [`shed`] is for every role, first of all. [`reset_limits`] is for those that outlive their caller: how they are scheduled
-//! and what they may use is then nobody's choice but the machine's. A role that serves in front keeps what its service
+//! and what they may use is then set by the machine only. A role that serves in the foreground keeps what its service
 //! manager has set.
 //!
 //! A fork has already cleared timers, pending signals and the signal of the parent's death. The control group stays: it
-//! is how the machine accounts for the process, and who should leave it is the caller's service manager to say.
+//! is how the machine accounts for the process, and only the service manager should change it.
 
 use super::check;
 use std::io;
@@ -80,7 +80,7 @@ pub fn lock_without_limit() -> bool {
     without
 }
 
-/// A user may not change all of it: what stays is worth a line for who looks for it.
+/// Logs what could not be reset: a user may not change everything.
 fn told(what: &str, done: io::Result<()>) {
     if let Err(e) = done {
         tracing::debug!("cannot reset the {what} of this process: {e}");
@@ -94,8 +94,8 @@ fn close_others() -> io::Result<()> {
     check(i32::try_from(res).map_err(io::Error::other)?).map(drop)
 }
 
-/// No signal is blocked, and every one does what it does by default, but for three: SIGPIPE stays ignored as Rust has
-/// it, SIGHUP is for who has a terminal, and a file that may not grow is an error of its write (SIGXFSZ).
+/// Unblocks all signals and resets them to their defaults, except three that are ignored: SIGPIPE, as in Rust; SIGHUP,
+/// because there is no terminal; and SIGXFSZ, so that exceeding a file size limit is an error of the write.
 fn signals() -> io::Result<()> {
     for signal in 1..=LAST_SIGNAL {
         let handler = match signal {

@@ -8,13 +8,13 @@ use ublk_core::{DevState, Geometry, Recovery};
 /// What has to be done before a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needs {
-    /// Nothing can be lost, or it is not to be had any more.
+    /// Nothing can be lost, or it is lost already.
     Nothing,
-    /// What is dirty has to be written back.
+    /// Dirty data must be written back.
     Sync,
 }
 
-/// What a stop needs, or why it would lose something. `unknown` says why nobody could be asked who uses the device.
+/// What a stop needs, or why it would lose data. `unknown` says why the users could not be determined.
 pub(super) fn verdict(
     info: &Geometry,
     holders: &Holders,

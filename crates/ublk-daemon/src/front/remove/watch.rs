@@ -1,4 +1,4 @@
-//! Whether there still is somebody who can answer a write-back.
+//! Watches whether a server can still answer the write-back.
 
 use super::LOOKING;
 use crate::helper::Helper;
@@ -28,8 +28,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Whether nobody will ever serve what is written back: the device has lost its server, and no agent is about to
-    /// give it another.
+    /// Whether the write-back can never finish: the device has lost its server, and no agent is about to start another.
     pub(super) fn is_dead(&mut self) -> bool {
         let ended = match (&self.record, Store::of_user()) {
             (Some(record), Ok(store)) => {
