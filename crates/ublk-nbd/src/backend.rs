@@ -69,6 +69,8 @@ pub(crate) struct Device {
     gives_up: AtomicBool,
     /// How often the device was moved to another server.
     moves: AtomicU64,
+    /// The server that it was moved away from.
+    before: Mutex<Option<Uri>>,
     queues: AtomicU64,
     wakers: Mutex<Vec<Arc<dyn Wake>>>,
 }
@@ -123,6 +125,17 @@ impl Device {
         for waker in wakers.unwrap_or_else(PoisonError::into_inner).iter() {
             waker.wake();
         }
+    }
+
+    /// A queue stays with its server: so do all connections that are made from now on.
+    pub(crate) fn not_moved(&self, queue: usize, why: String) {
+        let before = self.before.lock();
+        if let Some(before) = before.unwrap_or_else(PoisonError::into_inner).take() {
+            self.connector.set_uri(before);
+        }
+        self.board.moved(queue);
+        tracing::error!("queue {queue}: {why}");
+        self.board.failed(why);
     }
 
     pub(crate) fn moves(&self) -> u64 {
@@ -205,6 +218,7 @@ impl Nbd {
             retry: AtomicU64::new(NEVER),
             gives_up: AtomicBool::new(false),
             moves: AtomicU64::new(0),
+            before: Mutex::default(),
             wakers: Mutex::default(),
             queues: AtomicU64::new(1),
         };
@@ -300,6 +314,12 @@ impl Nbd {
         if uri == self.uri() {
             return;
         }
+        let before = self.uri();
+        *self
+            .device
+            .before
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(before);
         self.device.connector.set_uri(uri);
         self.device.board.move_all();
         self.device.moves.fetch_add(1, Ordering::Release);

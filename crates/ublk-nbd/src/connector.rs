@@ -158,6 +158,10 @@ impl Connector {
             .uri
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = uri;
+        // Connections to the server before that nobody has taken yet.
+        for place in &mut self.shared.queues().places {
+            place.ready = None;
+        }
         self.shared.changed.notify_one();
     }
 }
@@ -178,7 +182,10 @@ impl Shared {
                 self.pause(pause);
             }
             let begun = Instant::now();
-            match connect(&self.uri(), begun + self.timeout) {
+            let uri = self.uri();
+            match connect(&uri, begun + self.timeout) {
+                // The device was moved meanwhile.
+                Ok(_) if self.uri() != uri => {}
                 Ok(connected) => {
                     if let Some(errors) = outage.end() {
                         tracing::info!("connected to {} after {errors} attempts", connected.peer);

@@ -102,8 +102,8 @@ struct Up {
     /// Size of the export.
     size: u64,
     peer: String,
-    /// The FLUSH that ends a connection the device moves away from is sent.
-    flushing: bool,
+    /// The FLUSH that ends a connection the device moves away from is sent; in which second it is due.
+    flushing: Option<u64>,
 }
 
 impl NbdHandler {
@@ -240,17 +240,12 @@ impl NbdHandler {
 
     /// Takes a connection that was made: at once, or when the one in use is drained.
     fn offered(&mut self, connected: Connected) {
-        let Link::Up(up) = &self.link else {
+        if !matches!(self.link, Link::Up(_)) {
             return self.connected(connected);
-        };
+        }
         if let Some(why) = self.device.changed(&connected.export) {
-            self.device.board.moved(self.queue);
-            let to = &connected.peer;
-            tracing::error!("not moved to {to}: {why}; {} serves on", up.peer);
-            return self
-                .device
-                .board
-                .failed(format!("not moved to {to}: {why}"));
+            let why = format!("not moved to {}: {why}", connected.peer);
+            return self.device.not_moved(self.queue, why);
         }
         self.next = Some(connected);
     }
@@ -259,7 +254,7 @@ impl NbdHandler {
     fn moved(&mut self) {
         if let Link::Up(up) = &self.link
             && self.next.is_some()
-            && up.flushing
+            && up.flushing.is_some()
             && up.replies.in_flight() == 0
             && !up.socket.is_sending()
         {
@@ -297,7 +292,7 @@ impl NbdHandler {
             reads_only: changed.is_some(),
             size: export.size,
             peer,
-            flushing: false,
+            flushing: None,
         };
         let (reads_only, size) = (up.reads_only, up.size);
         self.link = Link::Up(Box::new(up));
@@ -316,7 +311,8 @@ impl NbdHandler {
             return true;
         }
         let drains = self.next.is_some();
-        if drains && !up.socket.has_unsent() && !up.flush(self.device.flags()) {
+        let due = self.now + self.device.request_seconds();
+        if drains && !up.socket.has_unsent() && !up.flush(self.device.flags(), due) {
             return true;
         }
         if !drains && !up.socket.has_unsent() {
@@ -428,6 +424,16 @@ impl NbdHandler {
                         to.fill(0)
                     });
                 }
+                Some(Event::Answered {
+                    cookie: LAST_FLUSH,
+                    result: Err(code),
+                }) => {
+                    // What the server answered may not be durable there: nobody else can be trusted to have it.
+                    self.next = None;
+                    up.flushing = None;
+                    let why = format!("not moved: the last flush on {} failed: {code}", up.peer);
+                    self.device.not_moved(self.queue, why);
+                }
                 event => answer(&mut self.outgoing, event),
             }
         }
@@ -442,7 +448,12 @@ impl NbdHandler {
         if self.given_up > LAST_SECONDS && self.outgoing.due().is_some() {
             self.lost("the device is given up, and the server does not answer");
         }
-        if self.outgoing.due().is_some_and(|due| due < self.now) {
+        let last = match &self.link {
+            Link::Up(up) => up.flushing,
+            _ => None,
+        };
+        let due = self.outgoing.due().into_iter().chain(last).min();
+        if due.is_some_and(|due| due < self.now) {
             let seconds = self.device.request_seconds();
             self.lost(&format!("a request was not answered within {seconds} s"));
         }
@@ -468,11 +479,11 @@ impl NbdHandler {
 impl Up {
     /// On a connection that is drained, begins the FLUSH that ends it: what was answered on it must be as durable there as
     /// the client was told. True if there is something to send.
-    fn flush(&mut self, flags: TransmissionFlags) -> bool {
-        if self.flushing || self.replies.in_flight() > 0 {
+    fn flush(&mut self, flags: TransmissionFlags, due: u64) -> bool {
+        if self.flushing.is_some() || self.replies.in_flight() > 0 {
             return false;
         }
-        self.flushing = true;
+        self.flushing = Some(due);
         if !flags.contains(TransmissionFlags::SEND_FLUSH) {
             return false;
         }
@@ -602,7 +613,8 @@ impl Handler for NbdHandler {
             self.moved();
         }
         full |= !self.receive(ring);
-        if self.outgoing.in_hand() > 0 && !self.timer.is_armed() && !self.ending {
+        let waits = self.outgoing.in_hand() > 0 || self.next.is_some();
+        if waits && !self.timer.is_armed() && !self.ending {
             match Self::push(ring, self.operation(TIMER), self.timer.arm()) {
                 true => self.timer.pushed(),
                 false => full = true,

@@ -284,3 +284,31 @@ fn a_device_moves_under_load() {
     let error = nbd.status().last_error.expect("why it did not move");
     assert!(error.contains("524288 bytes"), "{error}");
 }
+
+/// A server whose last flush fails may not have all that it answered: the device stays with it.
+#[test]
+fn a_device_does_not_move_from_a_server_that_cannot_flush() {
+    let (one, two) = (Server::start(SIZE, &[]), Server::start(SIZE, &[]));
+    two.share_data_of(&one);
+    one.change(|b| b.cannot_flush = true);
+    let nbd = open(&options(&one));
+    let config = Config {
+        requests: 20_000,
+        read_percent: 100,
+        ..config(9)
+    };
+    let run = thread::scope(|scope| {
+        scope.spawn(|| {
+            while one.requests() < 2000 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            nbd.move_to(two.uri().parse().expect("a URI"));
+        });
+        serve(&nbd, &config)
+    });
+    run.assert_clean(20_000);
+    assert_eq!(two.requests(), 0);
+    let error = nbd.status().last_error.expect("why it did not move");
+    assert!(error.contains("last flush"), "{error}");
+    assert_eq!(nbd.uri().to_string(), one.uri());
+}

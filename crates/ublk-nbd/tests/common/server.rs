@@ -50,6 +50,8 @@ pub struct Behaviour {
     pub minimum: u32,
     /// A reply is sent in pieces of so many bytes, 0 for all at once.
     pub drip: usize,
+    /// FLUSH is answered with EIO.
+    pub cannot_flush: bool,
     /// Of each connection in turn; the last one is for all that follow.
     pub faults: Vec<Fault>,
 }
@@ -77,6 +79,7 @@ impl Server {
             flags: FLAGS,
             minimum: 1,
             drip: 0,
+            cannot_flush: false,
             faults: faults.to_vec(),
         };
         let shared = Arc::new(Shared {
@@ -247,7 +250,8 @@ impl Shared {
             if fault == Fault::BeforeReply(n) {
                 return Ok(());
             }
-            let error = if fault == Fault::Error(n) { 5_u32 } else { 0 };
+            let fails = fault == Fault::Error(n) || (kind == 3 && b.cannot_flush);
+            let error = if fails { 5_u32 } else { 0 };
             let mut reply = 0x6744_6698_u32.to_be_bytes().to_vec();
             if fault == Fault::Magic(n) {
                 reply[0] = 0;
