@@ -159,6 +159,10 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
             "a memory device has no file to forward requests to",
             "use --data user-copy or get-data: the driver then copies to and from the device's memory",
         ),
+        (_, BackendSpec::Nbd { .. }) if spec.serving.options.threads_per_queue > 1 => usage(
+            "several threads of a queue would share one connection",
+            "use --queues for more connections, without --threads",
+        ),
         (DataMode::ZeroCopy | DataMode::ZeroCopyManual, BackendSpec::Nbd { .. }) => usage(
             "an NBD device receives data from a socket into its own buffers",
             "use --data copy",

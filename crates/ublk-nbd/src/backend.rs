@@ -1,11 +1,11 @@
 //! An export as the backend of a device.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nbd_client::{BlockSizes, Export, TransmissionFlags, Uri};
+use nbd_client::{Address, BlockSizes, Export, TransmissionFlags, Uri};
 use ublk_core::{Limits, OpenDevice};
 use ublk_queue::port::Wake;
 use ublk_queue::{Plan, Server};
@@ -33,6 +33,9 @@ pub enum OpenError {
     /// The server insists on blocks that no block device has.
     #[error("the export has a minimum block size of {0} bytes; a block device has at most 4096")]
     MinimumBlockSize(u32),
+    /// The server takes less than a page at once.
+    #[error("the export takes requests of at most {0} bytes; a block device has requests of 4096")]
+    MaximumBlockSize(u32),
     /// A block size that the server does not take, or that no block device has.
     #[error(
         "a block size of {block} bytes is not possible: use a power of two from {least} to 4096"
@@ -56,6 +59,13 @@ pub enum OpenError {
     Empty(u64),
 }
 
+/// A device with several connections does not move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not moved: the device has several connections, which would use two servers at once for a time"
+)]
+pub struct SeveralConnections;
+
 /// What all queues of a device share.
 pub(crate) struct Device {
     pub(crate) connector: Connector,
@@ -72,6 +82,8 @@ pub(crate) struct Device {
     /// The server that it was moved away from.
     before: Mutex<Option<Uri>>,
     queues: AtomicU64,
+    /// Longest request in bytes, 0 while it is unknown.
+    max_io: AtomicU64,
     wakers: Mutex<Vec<Arc<dyn Wake>>>,
 }
 
@@ -165,6 +177,12 @@ impl Device {
                 self.block
             ));
         }
+        let maximum = now.block_sizes.map_or(u32::MAX, |sizes| sizes.maximum);
+        if u64::from(maximum) < self.max_io.load(Ordering::Relaxed) {
+            return Some(format!(
+                "the server takes requests of at most {maximum} bytes now"
+            ));
+        }
         let several = self.queues.load(Ordering::Relaxed) > 1;
         let needed = [
             (TransmissionFlags::SEND_FLUSH, "FLUSH"),
@@ -221,6 +239,7 @@ impl Nbd {
             before: Mutex::default(),
             wakers: Mutex::default(),
             queues: AtomicU64::new(1),
+            max_io: AtomicU64::new(0),
         };
         device.set_retry(options.retry);
         Ok(Self {
@@ -273,12 +292,18 @@ impl Nbd {
     /// As for [`Server::arm_with`].
     pub fn arm(&self, device: OpenDevice, plan: Plan) -> Result<Server, ublk_queue::Error> {
         let shared = Arc::clone(&self.device);
-        let queues = u64::from(device.geometry().queues());
+        let threads = u64::from(plan.options.threads_per_queue.max(1));
+        let queues = u64::from(device.geometry().queues()) * threads;
         shared.queues.store(queues, Ordering::Relaxed);
         let started = shared.connector.start(plan.gives_up_admin);
         started.map_err(ublk_queue::Error::Thread)?;
-        Server::arm_with(device, plan, move |qid| {
-            NbdHandler::new(Arc::clone(&shared), qid.get().into())
+        let longest = u64::from(device.geometry().max_io_bytes());
+        shared.max_io.store(longest, Ordering::Relaxed);
+        // Threads of one queue have a connection each, too.
+        let number = AtomicUsize::new(0);
+        Server::arm_with(device, plan, move |_| {
+            let number = number.fetch_add(1, Ordering::Relaxed);
+            NbdHandler::new(Arc::clone(&shared), number)
         })
     }
 
@@ -291,6 +316,7 @@ impl Nbd {
     /// Changes what becomes of requests while the server cannot be reached, also of those that wait now.
     pub fn set_retry(&self, retry: Retry) {
         self.device.set_retry(retry);
+        self.device.gives_up.store(false, Ordering::Relaxed);
         self.device.wake_all();
     }
 
@@ -310,9 +336,16 @@ impl Nbd {
     /// flight on its old connection, flushes that, and goes on with the new one. A queue whose new connection cannot be
     /// made keeps its old one and tries on; one whose new export is not like the old keeps the old one, see
     /// [`Status::last_error`].
-    pub fn move_to(&self, uri: Uri) {
+    ///
+    /// # Errors
+    /// A device with several connections: they cannot move in one moment, and meanwhile two servers, whose caches need not
+    /// agree, would serve parts of it.
+    pub fn move_to(&self, uri: Uri) -> Result<(), SeveralConnections> {
+        if self.device.queues.load(Ordering::Relaxed) > 1 {
+            return Err(SeveralConnections);
+        }
         if uri == self.uri() {
-            return;
+            return Ok(());
         }
         let before = self.uri();
         *self
@@ -324,6 +357,25 @@ impl Nbd {
         self.device.board.move_all();
         self.device.moves.fetch_add(1, Ordering::Release);
         self.device.wake_all();
+        Ok(())
+    }
+
+    /// Whether this process may connect to the server again: its unix socket may belong to somebody else, which matters
+    /// once privileges are given up. Other transports need none.
+    ///
+    /// # Errors
+    /// EACCES, or the socket is gone.
+    pub fn check_access(&self) -> io::Result<()> {
+        match self.uri().address {
+            Address::Unix(path) => rustix::fs::accessat(
+                rustix::fs::CWD,
+                &path,
+                rustix::fs::Access::WRITE_OK,
+                rustix::fs::AtFlags::EACCESS,
+            )
+            .map_err(Into::into),
+            _ => Ok(()),
+        }
     }
 
     /// The server that connections are made to.
@@ -340,9 +392,11 @@ fn first(options: &NbdOptions, by: Instant) -> Result<Connected, ConnectError> {
         let deadline = Instant::now() + options.connect_timeout;
         match connect(&options.uri, deadline) {
             Ok(connected) => return Ok(connected),
-            Err(ConnectError::Connect { .. } | ConnectError::Handshake { .. })
-                if Instant::now() < by =>
-            {
+            Err(
+                ConnectError::Resolve { .. }
+                | ConnectError::Connect { .. }
+                | ConnectError::Handshake { .. },
+            ) if Instant::now() < by => {
                 std::thread::sleep(DELAY.min(by.saturating_duration_since(Instant::now())));
             }
             Err(error) => return Err(error),
@@ -357,6 +411,9 @@ fn limits(export: &Export, options: &NbdOptions) -> Result<(Limits, Vec<String>)
     let block = options.block_size.unwrap_or(least);
     if least > PAGE {
         return Err(OpenError::MinimumBlockSize(sizes.minimum));
+    }
+    if sizes.maximum < PAGE {
+        return Err(OpenError::MaximumBlockSize(sizes.maximum));
     }
     if block < least || block > PAGE || !block.is_power_of_two() {
         return Err(OpenError::BlockSize { block, least });

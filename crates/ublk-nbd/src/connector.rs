@@ -113,6 +113,7 @@ impl Connector {
         }
         let worker = Arc::clone(&self.shared);
         let run = move || {
+            ublk_queue::thread::set_io_flusher();
             if gives_up_admin && !ublk_queue::thread::give_up_admin() {
                 tracing::warn!("the connecting thread cannot give up CAP_SYS_ADMIN");
             }
@@ -139,6 +140,13 @@ impl Connector {
         }
         drop(queues);
         self.shared.changed.notify_one();
+    }
+
+    /// A queue wants no connection any more.
+    pub(crate) fn cancel(&self, queue: usize) {
+        if let Some(place) = self.shared.queues().places.get_mut(queue) {
+            (place.wanted, place.ready) = (None, None);
+        }
     }
 
     /// The connection that was made for a queue.
@@ -184,13 +192,11 @@ impl Shared {
             let begun = Instant::now();
             let uri = self.uri();
             match connect(&uri, begun + self.timeout) {
-                // The device was moved meanwhile.
-                Ok(_) if self.uri() != uri => {}
                 Ok(connected) => {
                     if let Some(errors) = outage.end() {
                         tracing::info!("connected to {} after {errors} attempts", connected.peer);
                     }
-                    self.deliver(queue, connected);
+                    self.deliver(queue, connected, &uri);
                 }
                 Err(error) => {
                     let delay = outage.failed(&error);
@@ -222,8 +228,13 @@ impl Shared {
         Some((queue, place.pause))
     }
 
-    fn deliver(&self, queue: usize, connected: Connected) {
+    /// Hands a connection to the queue that wants it, unless the device was moved meanwhile.
+    fn deliver(&self, queue: usize, connected: Connected, uri: &Uri) {
         let mut queues = self.queues();
+        // After the lock: whoever changes the server then drops what is ready.
+        if self.uri() != *uri {
+            return;
+        }
         let Some(place) = queues.places.get_mut(queue) else {
             return;
         };
@@ -237,10 +248,9 @@ impl Shared {
 
     /// Waits before the next attempt, or until the end or a change of the server.
     fn pause(&self, delay: Duration) {
-        let queues = self.queues();
-        if !queues.ended {
-            drop(self.changed.wait_timeout(queues, delay));
-        }
+        let uri = self.uri();
+        let waits = |queues: &mut Queues| !queues.ended && self.uri() == uri;
+        drop(self.changed.wait_timeout_while(self.queues(), delay, waits));
     }
 }
 

@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nbd_client::{Command, CommandFlags, Event, Replies, TransmissionFlags};
 use ublk_core::{Errno, Op};
@@ -32,6 +32,9 @@ const HEADER: usize = Replies::HEADER;
 
 /// Data from this length on is received by itself, all of it at once.
 const WHOLE: usize = 64 << 10;
+
+/// How long requests wait for the first connection whatever the policy.
+const FIRST: Duration = Duration::from_secs(10);
 
 /// How long a device that is given up waits for answers.
 const LAST_SECONDS: u64 = 3;
@@ -67,6 +70,8 @@ pub struct NbdHandler {
     next: Option<Connected>,
     /// Seconds since the device has been given up.
     given_up: u64,
+    /// It has had a connection.
+    met: bool,
     /// When a connection was lost, unless a request has been answered since: a server that takes connections and answers
     /// nothing is none.
     unanswered: Option<Instant>,
@@ -127,6 +132,7 @@ impl NbdHandler {
             moves: 0,
             next: None,
             given_up: 0,
+            met: false,
             unanswered: None,
         }
     }
@@ -177,6 +183,9 @@ impl NbdHandler {
 
     /// Ends the connection.
     fn close(&mut self) {
+        if self.outgoing.in_hand() == 0 {
+            self.unanswered = None;
+        }
         let since = *self.unanswered.get_or_insert_with(Instant::now);
         let failing = false;
         match std::mem::replace(&mut self.link, Link::Down { since, failing }) {
@@ -205,7 +214,7 @@ impl NbdHandler {
         };
         let replayed = self.outgoing.replay();
         self.device.board.replayed(replayed);
-        match self.next.take() {
+        match self.next.take().filter(|_| !self.ending) {
             Some(next) => self.connected(next),
             None => self.ask_for_connection(),
         }
@@ -218,12 +227,15 @@ impl NbdHandler {
             return;
         };
         let over = match self.device.retry() {
-            Retry::Never => true,
+            Retry::Never => self.met || since.elapsed() >= FIRST,
             Retry::For(time) => since.elapsed() >= time,
             Retry::Forever => false,
         };
         // Nothing is coming any more.
         let over = over || self.device.gives_up();
+        if over != *failing && !over {
+            self.device.board.set(self.queue, LinkState::Reconnecting);
+        }
         if over && !*failing && !self.ending {
             tracing::error!(
                 "queue {}: the server has not come back after {} s: requests fail until it does",
@@ -232,7 +244,7 @@ impl NbdHandler {
             );
             self.device.board.set(self.queue, LinkState::Failing);
         }
-        *failing |= over;
+        *failing = over;
         if *failing {
             self.outgoing.fail(Errno::EIO, |_| true);
         }
@@ -296,6 +308,7 @@ impl NbdHandler {
         };
         let (reads_only, size) = (up.reads_only, up.size);
         self.link = Link::Up(Box::new(up));
+        self.met = true;
         self.outgoing.fail(Errno::EIO, |slot| {
             slot.end() > size || (reads_only && slot.command != Command::Read)
         });
@@ -445,14 +458,14 @@ impl NbdHandler {
     fn second(&mut self) {
         self.now += 1;
         self.given_up += u64::from(self.device.gives_up());
-        if self.given_up > LAST_SECONDS && self.outgoing.due().is_some() {
-            self.lost("the device is given up, and the server does not answer");
-        }
         let last = match &self.link {
             Link::Up(up) => up.flushing,
             _ => None,
         };
         let due = self.outgoing.due().into_iter().chain(last).min();
+        if self.given_up > LAST_SECONDS && due.is_some() {
+            self.lost("the device is given up, and the server does not answer");
+        }
         if due.is_some_and(|due| due < self.now) {
             let seconds = self.device.request_seconds();
             self.lost(&format!("a request was not answered within {seconds} s"));
@@ -527,11 +540,12 @@ fn answer(outgoing: &mut Outgoing, event: Option<Event>) {
 /// What a request asks of the server; `None` for operations that no export has.
 fn asked(request: &Request<'_>, flags: TransmissionFlags) -> Option<Asked> {
     let io_flags = request.flags();
+    if io_flags.fua() && !flags.contains(TransmissionFlags::SEND_FUA) {
+        // Promised by an earlier server of the device, and not to be had from this one.
+        return None;
+    }
     let when = |yes, flag| if yes { flag } else { CommandFlags::default() };
-    let fua = when(
-        io_flags.fua() && flags.contains(TransmissionFlags::SEND_FUA),
-        CommandFlags::FUA,
-    );
+    let fua = when(io_flags.fua(), CommandFlags::FUA);
     let (command, flags) = match request.op() {
         Op::Read => (Command::Read, CommandFlags::default()),
         Op::Write => (Command::Write, fua),
@@ -566,6 +580,9 @@ impl Handler for NbdHandler {
         match &self.link {
             Link::Down { failing: true, .. } => return request.complete(Err(Errno::EIO)),
             Link::Up(up) => {
+                if self.outgoing.in_hand() == 0 {
+                    self.unanswered = None;
+                }
                 let end = asked.offset.saturating_add(asked.len.into());
                 if end > up.size || (up.reads_only && asked.command != Command::Read) {
                     return request.complete(Err(Errno::EIO));
@@ -574,6 +591,11 @@ impl Handler for NbdHandler {
             _ => {}
         }
         let mut kept = request.keep();
+        let has_data = matches!(asked.command, Command::Read | Command::Write);
+        if has_data && kept.buffer().is_none() {
+            // Zero copy: nobody would fill the pages.
+            return kept.complete(Err(Errno::EOPNOTSUPP));
+        }
         if asked.command == Command::Write
             && let Err(errno) = kept.fetch_data()
         {
@@ -601,17 +623,19 @@ impl Handler for NbdHandler {
             && self.news.load(Ordering::Relaxed)
             && !matches!(self.link, Link::Closing { .. })
             && self.news.swap(false, Ordering::Acquire)
-            && let Some(connected) = self.device.connector.take(self.queue)
         {
-            self.offered(connected);
+            match self.device.connector.take(self.queue) {
+                Some(connected) => self.offered(connected),
+                // The device was moved before anybody took it.
+                None => self.ask_for_connection(),
+            }
         }
-        if self.device.gives_up() {
-            self.expire();
-        }
-        let mut full = !self.send(ring);
+        // Policies may have changed.
+        self.expire();
         if self.next.is_some() {
             self.moved();
         }
+        let mut full = !self.send(ring);
         full |= !self.receive(ring);
         let waits = self.outgoing.in_hand() > 0 || self.next.is_some();
         if waits && !self.timer.is_armed() && !self.ending {
@@ -661,6 +685,8 @@ impl Handler for NbdHandler {
     fn drain(&mut self) {
         if !self.ending && self.outgoing.in_hand() == 0 {
             self.ending = true;
+            self.next = None;
+            self.device.connector.cancel(self.queue);
             self.device.board.ended(self.queue);
             self.hang_up();
         }
@@ -668,6 +694,7 @@ impl Handler for NbdHandler {
 
     fn leave(&mut self) {
         self.ending = true;
+        self.next = None;
         if let Link::Up(_) = self.link {
             self.lost("the server of the device ends");
         }
@@ -727,10 +754,11 @@ impl NbdHandler {
                 }
             }
             Link::Up(_) => {
-                let before = self.outgoing.in_hand();
+                let before = self.outgoing.answers();
                 let read = self.read(bytes);
-                if self.outgoing.in_hand() < before {
+                if self.outgoing.answers() > before {
                     self.unanswered = None;
+                    self.given_up = 0;
                 }
                 if let Err(why) = read {
                     self.lost(&why);

@@ -28,7 +28,7 @@ mod outgoing;
 mod socket;
 mod status;
 
-pub use backend::{Nbd, OpenError};
+pub use backend::{Nbd, OpenError, SeveralConnections};
 pub use connect::{ConnectError, info, list};
 pub use handler::NbdHandler;
 pub use options::{NbdOptions, ParseRetryError, Retry};

@@ -47,6 +47,8 @@ pub(crate) struct Outgoing {
     sending: Vec<u16>,
     /// READs of at least [`LARGE`] bytes that are sent.
     large: usize,
+    /// Answers of the server so far.
+    answers: u64,
 }
 
 /// Bits of a cookie that are the tag's.
@@ -64,12 +66,18 @@ impl Outgoing {
             arrivals: 0,
             sending: Vec::with_capacity(usize::from(depth)),
             large: 0,
+            answers: 0,
         }
     }
 
     /// Requests in hand.
     pub(crate) const fn in_hand(&self) -> usize {
         self.in_hand
+    }
+
+    /// Answers of the server so far, those that have to wait for the end of a send included.
+    pub(crate) const fn answers(&self) -> u64 {
+        self.answers
     }
 
     /// Whether a large READ is under way.
@@ -140,11 +148,15 @@ impl Outgoing {
         let Some(slot) = self.of(cookie) else {
             return;
         };
-        if slot.sending {
+        let tag = slot.kept.tag().index();
+        let waits = slot.sending;
+        if waits {
             slot.early = Some(result);
+        }
+        self.answers += 1;
+        if waits {
             return;
         }
-        let tag = slot.kept.tag().index();
         self.complete(tag, result);
     }
 
@@ -212,7 +224,11 @@ impl Outgoing {
 
     /// The earliest second in which a request that was sent is due.
     pub(crate) fn due(&self) -> Option<u64> {
-        let sent = self.slots.iter().flatten().filter(|slot| slot.sent);
+        let sent = self
+            .slots
+            .iter()
+            .flatten()
+            .filter(|slot| slot.sent && slot.early.is_none());
         sent.map(|slot| slot.due).min()
     }
 }

@@ -16,6 +16,9 @@ use uring_lite::op::{Fd, Timespec};
 /// Most requests in one send: each has a header, a WRITE also its data, and the kernel takes 1024 pieces.
 pub(crate) const BATCH: usize = 256;
 
+/// A send with so many bytes of data gets no more requests: on a slow link it is complete in time for its answers.
+const BATCH_BYTES: usize = 4 << 20;
+
 /// Bytes of the staging buffer.
 const STAGING: usize = 256 << 10;
 
@@ -42,6 +45,8 @@ struct Parts {
 struct Send {
     headers: [[u8; Request::LEN]; BATCH],
     count: usize,
+    /// Bytes of data.
+    bytes: usize,
     pieces: Vec<libc::iovec>,
     /// First piece that is not sent completely.
     first: usize,
@@ -86,6 +91,7 @@ impl Socket {
         let send = Send {
             headers: [[0; Request::LEN]; BATCH],
             count: 0,
+            bytes: 0,
             pieces: Vec::with_capacity(2 * BATCH),
             first: 0,
             message: message(),
@@ -162,13 +168,14 @@ impl Socket {
     pub(crate) fn begin(&mut self) {
         assert!(!self.sending, "the kernel reads it");
         self.parts.send.count = 0;
+        self.parts.send.bytes = 0;
         self.parts.send.first = 0;
         self.parts.send.pieces.clear();
     }
 
     /// True if one more request fits.
     pub(crate) fn has_room(&self) -> bool {
-        self.parts.send.count < BATCH
+        self.parts.send.count < BATCH && self.parts.send.bytes < BATCH_BYTES
     }
 
     /// Adds a request's header, and the data of a WRITE.
@@ -188,6 +195,7 @@ impl Socket {
         let header = &mut send.headers[send.count];
         *header = request.header();
         send.count += 1;
+        send.bytes += data.len();
         send.pieces.push(libc::iovec {
             iov_base: header.as_mut_ptr().cast(),
             iov_len: header.len(),

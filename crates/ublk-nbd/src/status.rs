@@ -109,6 +109,8 @@ impl Board {
     pub(crate) fn move_all(&self) {
         let mut inner = self.lock();
         inner.moving = (0..inner.queues.len()).collect();
+        // What came of an earlier move says nothing of this one.
+        inner.last_error = None;
     }
 
     /// A queue has moved, or never will.

@@ -260,7 +260,8 @@ fn a_device_moves_under_load() {
             while one.requests() < 2000 {
                 thread::sleep(Duration::from_millis(1));
             }
-            nbd.move_to(two.uri().parse().expect("a URI"));
+            let to = two.uri().parse().expect("a URI");
+            nbd.move_to(to).expect("one connection");
         });
         serve(&nbd, &config)
     });
@@ -275,7 +276,8 @@ fn a_device_moves_under_load() {
     let run = thread::scope(|scope| {
         scope.spawn(|| {
             thread::sleep(Duration::from_millis(50));
-            nbd.move_to(small.uri().parse().expect("a URI"));
+            let to = small.uri().parse().expect("a URI");
+            nbd.move_to(to).expect("one connection");
         });
         serve(&nbd, &config)
     });
@@ -302,7 +304,8 @@ fn a_device_does_not_move_from_a_server_that_cannot_flush() {
             while one.requests() < 2000 {
                 thread::sleep(Duration::from_millis(1));
             }
-            nbd.move_to(two.uri().parse().expect("a URI"));
+            let to = two.uri().parse().expect("a URI");
+            nbd.move_to(to).expect("one connection");
         });
         serve(&nbd, &config)
     });

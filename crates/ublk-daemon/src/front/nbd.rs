@@ -67,18 +67,34 @@ pub fn nbd_move(
     let until = deadline_in(deadline);
     let record = record_of(program, id, until)?;
     let mut spec = record.spec;
-    let BackendSpec::Nbd { uri, .. } = &mut spec.backend else {
+    if spec.queues > 1 {
+        let text = format!(
+            "device {id} has {} queues, each with its connection",
+            spec.queues
+        );
+        return Err(Failure::failed(text).hint(
+            "only a device of one queue can move: several would use two servers at once for a time, whose caches need not agree",
+        ));
+    }
+    let BackendSpec::Nbd {
+        uri,
+        wait_for_server,
+        ..
+    } = &mut spec.backend
+    else {
         return Err(not_nbd(id));
     };
-    to.clone_into(uri);
+    let from = std::mem::replace(uri, to.to_owned());
+    *wait_for_server = 0;
     // Seen from here first: what can be refused is refused with nothing changed.
     backend::limits_of(&spec)?;
-    let change = |keep| BackendCommand::Nbd {
-        uri: Some(to.to_owned()),
+    let towards = |uri: &str, keep| BackendCommand::Nbd {
+        uri: Some(uri.to_owned()),
         retry: None,
         give_up: false,
         keep,
     };
+    let change = |keep| towards(to, keep);
     let mut changed = ask(id, &change(false), until)?;
     let moved = wait::until(until, || {
         if changed.nbd.moving > 0 {
@@ -87,12 +103,11 @@ pub fn nbd_move(
         Ok::<_, Failure>((changed.nbd.moving == 0).then_some(()))
     })?;
     if moved.is_none() {
+        // The record has the old server: so does the device.
+        ask(id, &towards(&from, false), Instant::now() + ASK)?;
         return Err(Failure::new(
             FailureKind::TimedOut,
-            format!(
-                "{} queues of device {id} have not moved by the deadline; they go on trying",
-                changed.nbd.moving
-            ),
+            format!("device {id} has not moved by the deadline, and stays with {from}"),
         ));
     }
     if let Some(why) = &changed.nbd.last_error
@@ -100,7 +115,7 @@ pub fn nbd_move(
     {
         return Err(Failure::failed(format!("device {id}: {why}")));
     }
-    ask(id, &change(true), until)
+    ask(id, &change(true), Instant::now() + ASK)
 }
 
 /// Has a server whose NBD server cannot be reached fail what waits for it, before the device is stopped by force.

@@ -118,6 +118,9 @@ impl Engine for Real {
             sandbox::drop_capabilities();
             plan.gives_up_admin = true;
         }
+        if let Some(nbd) = &nbd {
+            may_reconnect(nbd)?;
+        }
         let server = match opened {
             Opened::Null(null) => Server::arm(device, plan, null),
             Opened::Memory(memory) => Server::arm_mapped(device, plan, memory),
@@ -220,7 +223,11 @@ impl Running for Served {
             nbd.set_retry(*retry);
         }
         match uri.as_deref().map(str::parse) {
-            Some(Ok(uri)) => nbd.move_to(uri),
+            Some(Ok(uri)) => {
+                if let Err(e) = nbd.move_to(uri) {
+                    tracing::warn!("{e}");
+                }
+            }
             Some(Err(e)) => tracing::warn!("{e}"),
             None => {}
         }
@@ -239,6 +246,17 @@ impl Running for Served {
         let health = report.map_err(|e| Failure::failed(e.to_string()))?.health;
         failure(&health).map_or_else(|| Ok(self.report(&health)), Err)
     }
+}
+
+/// Without its capabilities the server has to be able to connect again.
+fn may_reconnect(nbd: &Nbd) -> Result<(), Failure> {
+    nbd.check_access().map_err(|e| {
+        Failure::failed(format!(
+            "{}: the server could not connect again: {e}",
+            nbd.uri()
+        ))
+        .hint("servers run without capabilities: let root's own permissions, or the user's, suffice for the socket and its directory")
+    })
 }
 
 fn nbd_report(nbd: &Nbd) -> NbdReport {

@@ -40,6 +40,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("l71_a_mounted_file_system_outlives_its_nbd_server", mounted),
         Case::new("nbd_stop_does_not_wait_for_the_server", stops),
         Case::new("nbd_policy_and_server_change_on_a_live_device", changes),
+        Case::new("l71_each_outage_of_an_idle_device_has_its_own_time", idle),
         Case::new("nbd_devices_recover_and_upgrade", recovers),
         Case::new("nbd_servers_are_refused_with_a_reason", refused),
     ]);
@@ -313,7 +314,7 @@ fn changes() -> Result<()> {
     let disk = Disk::new("changes")?;
     let (one, two) = (socket("one"), socket("two"));
     let mut first = Nbdkit::start(Some(&one), &["file", &disk.word()])?;
-    let device = spec(&first.uri()).queues(2).depth(16).add()?;
+    let device = spec(&first.uri()).depth(16).add()?;
     let id = device.id.to_string();
     let mut second = Nbdkit::start(Some(&two), &["file", &disk.word()])?;
     let load = Load::start(&device.path, 6, 256)?;
@@ -349,6 +350,40 @@ fn changes() -> Result<()> {
     known.check(&device.path).context("after the outage")?;
     device.delete()?;
     known.check(&disk.0).context("in the file")
+}
+
+/// L71 The policy's time begins with an outage, not with an earlier one that nobody's request saw the end of.
+fn idle() -> Result<()> {
+    let mut server = Nbdkit::start(Some(&socket("idle")), &["memory", SIZE])?;
+    let device = spec(&server.uri()).with(&["--retry", "3"]).add()?;
+    let up = || -> Result<()> {
+        until("the server again", secs(60), || {
+            Ok((nbd(&device, "state")?.as_str() == Some("up")).then_some(()))
+        })
+    };
+    let reconnects = |wanted: u64| {
+        until("another connection", secs(60), || {
+            Ok((nbd(&device, "reconnects")?.as_u64() == Some(wanted)).then_some(()))
+        })
+    };
+    up()?;
+    server.kill()?;
+    server.again()?;
+    reconnects(1)?;
+    std::thread::sleep(secs(4));
+    server.kill()?;
+    std::thread::sleep(secs(1));
+    let path = device.path.clone();
+    let reader = std::thread::spawn(move || {
+        let mut file = fs::File::open(path)?;
+        file.read_exact(&mut [0; 4096])
+    });
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    server.again()?;
+    let read = reader.join().map_err(|_| anyhow::anyhow!("a panic"))?;
+    read.context("a request of the second outage")?;
+    reconnects(2)?;
+    device.delete()
 }
 
 /// A killed ublk server is replaced and connects again; so does an upgrade.
