@@ -1,7 +1,6 @@
 //! Device specifications, passed from the command line and configuration files to the server, and stored in records.
 #![forbid(unsafe_code)]
 
-use crate::link::message::BackendCommand;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use ublk_core::{DataMode, Mode, Recovery, SharedBuffer};
@@ -53,6 +52,28 @@ pub enum BackendSpec {
         request_timeout: u32,
         /// Seconds for which the first connection is attempted; 0 for one attempt.
         wait_for_server: u32,
+    },
+}
+
+/// A change of a backend that serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "backend", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum BackendCommand {
+    /// For an NBD device.
+    Nbd {
+        /// Move to this server.
+        #[serde(default)]
+        uri: Option<String>,
+        /// What becomes of requests while the server cannot be reached.
+        #[serde(default)]
+        retry: Option<Retry>,
+        /// Fail what waits for the server: the device is to end.
+        #[serde(default)]
+        give_up: bool,
+        /// Later servers of the device get these values, too.
+        #[serde(default)]
+        keep: bool,
     },
 }
 

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use nbd_client::{Address, BlockSizes, Export, TransmissionFlags, Uri};
 use ublk_core::{Limits, OpenDevice};
-use ublk_queue::port::Wake;
 use ublk_queue::{Plan, Server};
 
 use crate::connect::{ConnectError, Connected, connect};
 use crate::connector::Connector;
+use crate::device::{Device, NEVER};
 use crate::handler::NbdHandler;
 use crate::options::{NbdOptions, Retry};
 use crate::status::{Board, Status};
@@ -65,140 +65,6 @@ pub enum OpenError {
     "not moved: the device has several connections, which would use two servers at once for a time"
 )]
 pub struct SeveralConnections;
-
-/// What all queues of a device share.
-pub(crate) struct Device {
-    pub(crate) connector: Connector,
-    pub(crate) board: Arc<Board>,
-    export: Export,
-    size: u64,
-    block: u32,
-    read_only: bool,
-    request_seconds: u64,
-    retry: AtomicU64,
-    gives_up: AtomicBool,
-    /// How often the device was moved to another server.
-    moves: AtomicU64,
-    /// The server that it was moved away from.
-    before: Mutex<Option<Uri>>,
-    queues: AtomicU64,
-    /// Longest request in bytes, 0 while it is unknown.
-    max_io: AtomicU64,
-    wakers: Mutex<Vec<Arc<dyn Wake>>>,
-}
-
-impl std::fmt::Debug for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Device")
-            .field("export", &self.export)
-            .field("size", &self.size)
-            .finish_non_exhaustive()
-    }
-}
-
-/// How a policy is kept: seconds, or one of these.
-const FOREVER: u64 = u64::MAX;
-const NEVER: u64 = 0;
-
-impl Device {
-    pub(crate) const fn flags(&self) -> TransmissionFlags {
-        self.export.flags
-    }
-
-    pub(crate) const fn request_seconds(&self) -> u64 {
-        self.request_seconds
-    }
-
-    pub(crate) fn retry(&self) -> Retry {
-        match self.retry.load(Ordering::Relaxed) {
-            FOREVER => Retry::Forever,
-            NEVER => Retry::Never,
-            seconds => Retry::For(Duration::from_secs(seconds)),
-        }
-    }
-
-    fn set_retry(&self, retry: Retry) {
-        let kept = match retry {
-            Retry::Forever => FOREVER,
-            Retry::Never => NEVER,
-            Retry::For(time) => time.as_secs().clamp(1, FOREVER - 1),
-        };
-        self.retry.store(kept, Ordering::Relaxed);
-    }
-
-    /// Has every change of policy or server wake a queue.
-    pub(crate) fn watched_by(&self, waker: Arc<dyn Wake>) {
-        let wakers = self.wakers.lock();
-        wakers.unwrap_or_else(PoisonError::into_inner).push(waker);
-    }
-
-    fn wake_all(&self) {
-        let wakers = self.wakers.lock();
-        for waker in wakers.unwrap_or_else(PoisonError::into_inner).iter() {
-            waker.wake();
-        }
-    }
-
-    /// A queue stays with its server: so do all connections that are made from now on.
-    pub(crate) fn not_moved(&self, queue: usize, why: String) {
-        let before = self.before.lock();
-        if let Some(before) = before.unwrap_or_else(PoisonError::into_inner).take() {
-            self.connector.set_uri(before);
-        }
-        self.board.moved(queue);
-        tracing::error!("queue {queue}: {why}");
-        self.board.failed(why);
-    }
-
-    pub(crate) fn moves(&self) -> u64 {
-        self.moves.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn gives_up(&self) -> bool {
-        self.gives_up.load(Ordering::Relaxed)
-    }
-
-    /// Why an export that was found at a reconnect must not be written to: the device has promised what it cannot keep
-    /// (L74).
-    pub(crate) fn changed(&self, now: &Export) -> Option<String> {
-        if now.size < self.size {
-            return Some(format!(
-                "the export has {} bytes now, the device has {}",
-                now.size, self.size
-            ));
-        }
-        if !self.read_only && now.flags.contains(TransmissionFlags::READ_ONLY) {
-            return Some("the export is read-only now".to_owned());
-        }
-        let minimum = now.block_sizes.map_or(1, |sizes| sizes.minimum);
-        if minimum > self.block {
-            return Some(format!(
-                "the export has a minimum block size of {minimum} bytes now, the device has blocks of {}",
-                self.block
-            ));
-        }
-        let maximum = now.block_sizes.map_or(u32::MAX, |sizes| sizes.maximum);
-        if u64::from(maximum) < self.max_io.load(Ordering::Relaxed) {
-            return Some(format!(
-                "the server takes requests of at most {maximum} bytes now"
-            ));
-        }
-        let several = self.queues.load(Ordering::Relaxed) > 1;
-        let needed = [
-            (TransmissionFlags::SEND_FLUSH, "FLUSH"),
-            (TransmissionFlags::SEND_FUA, "FUA"),
-            (TransmissionFlags::SEND_TRIM, "TRIM"),
-            (TransmissionFlags::SEND_WRITE_ZEROES, "WRITE_ZEROES"),
-        ];
-        let lost = |flag| self.export.flags.contains(flag) && !now.flags.contains(flag);
-        let gone = needed.into_iter().find(|(flag, _)| lost(*flag));
-        if let Some((_, name)) = gone {
-            return Some(format!("the server does not offer {name} any more"));
-        }
-        (several && lost(TransmissionFlags::CAN_MULTI_CONN))
-            .then(|| "the server does not allow several connections any more".to_owned())
-    }
-}
 
 /// An export that is connected to and can be served as a device.
 #[derive(Debug)]

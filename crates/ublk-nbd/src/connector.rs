@@ -42,13 +42,13 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Queues {
-    places: Vec<Place>,
+    mailboxes: Vec<Mailbox>,
     started: bool,
     ended: bool,
 }
 
 #[derive(Debug, Default)]
-struct Place {
+struct Mailbox {
     wanted: Option<Wanted>,
     ready: Option<Connected>,
     /// When the last one was made.
@@ -93,9 +93,9 @@ impl Connector {
             timeout,
             board,
             queues: Mutex::new(Queues {
-                places: vec![Place {
+                mailboxes: vec![Mailbox {
                     ready: first,
-                    ..Place::default()
+                    ..Mailbox::default()
                 }],
                 started: false,
                 ended: false,
@@ -126,17 +126,17 @@ impl Connector {
     /// Asks for a connection for a queue; `news` is set and the queue woken when it is ready.
     pub(crate) fn request(&self, queue: usize, wake: Arc<dyn Wake>, news: &Arc<AtomicBool>) {
         let mut queues = self.shared.queues();
-        if queues.places.len() <= queue {
-            queues.places.resize_with(queue + 1, Place::default);
+        if queues.mailboxes.len() <= queue {
+            queues.mailboxes.resize_with(queue + 1, Mailbox::default);
         }
-        if let Some(place) = queues.places.get_mut(queue) {
-            if place.ready.is_some() {
+        if let Some(mailbox) = queues.mailboxes.get_mut(queue) {
+            if mailbox.ready.is_some() {
                 news.store(true, Ordering::Release);
                 wake.wake();
                 return;
             }
             let news = Arc::clone(news);
-            place.wanted = Some(Wanted { wake, news });
+            mailbox.wanted = Some(Wanted { wake, news });
         }
         drop(queues);
         self.shared.changed.notify_one();
@@ -144,15 +144,15 @@ impl Connector {
 
     /// A queue wants no connection any more.
     pub(crate) fn cancel(&self, queue: usize) {
-        if let Some(place) = self.shared.queues().places.get_mut(queue) {
-            (place.wanted, place.ready) = (None, None);
+        if let Some(mailbox) = self.shared.queues().mailboxes.get_mut(queue) {
+            (mailbox.wanted, mailbox.ready) = (None, None);
         }
     }
 
     /// The connection that was made for a queue.
     pub(crate) fn take(&self, queue: usize) -> Option<Connected> {
         let mut queues = self.shared.queues();
-        queues.places.get_mut(queue)?.ready.take()
+        queues.mailboxes.get_mut(queue)?.ready.take()
     }
 
     pub(crate) fn uri(&self) -> Uri {
@@ -167,8 +167,8 @@ impl Connector {
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = uri;
         // Connections to the server before that nobody has taken yet.
-        for place in &mut self.shared.queues().places {
-            place.ready = None;
+        for mailbox in &mut self.shared.queues().mailboxes {
+            mailbox.ready = None;
         }
         self.shared.changed.notify_one();
     }
@@ -211,21 +211,28 @@ impl Shared {
     fn next(&self) -> Option<(usize, Duration)> {
         let queues = self.queues();
         let idle = |queues: &mut Queues| {
-            !queues.ended && queues.places.iter().all(|place| place.wanted.is_none())
+            !queues.ended
+                && queues
+                    .mailboxes
+                    .iter()
+                    .all(|mailbox| mailbox.wanted.is_none())
         };
         let waited = self.changed.wait_while(queues, idle);
         let mut queues = waited.unwrap_or_else(PoisonError::into_inner);
         if queues.ended {
             return None;
         }
-        let wants = |(_, place): &(usize, &mut Place)| place.wanted.is_some();
-        let (queue, place) = queues.places.iter_mut().enumerate().find(wants)?;
-        let held = place.made.take().is_none_or(|made| made.elapsed() >= LONG);
-        place.pause = match held {
+        let wants = |(_, mailbox): &(usize, &mut Mailbox)| mailbox.wanted.is_some();
+        let (queue, mailbox) = queues.mailboxes.iter_mut().enumerate().find(wants)?;
+        let held = mailbox
+            .made
+            .take()
+            .is_none_or(|made| made.elapsed() >= LONG);
+        mailbox.pause = match held {
             true => Duration::ZERO,
-            false => (place.pause * 2).clamp(FIRST_DELAY, LONG),
+            false => (mailbox.pause * 2).clamp(FIRST_DELAY, LONG),
         };
-        Some((queue, place.pause))
+        Some((queue, mailbox.pause))
     }
 
     /// Hands a connection to the queue that wants it, unless the device was moved meanwhile.
@@ -235,12 +242,12 @@ impl Shared {
         if self.uri() != *uri {
             return;
         }
-        let Some(place) = queues.places.get_mut(queue) else {
+        let Some(mailbox) = queues.mailboxes.get_mut(queue) else {
             return;
         };
-        if let Some(Wanted { wake, news }) = place.wanted.take() {
-            place.ready = Some(connected);
-            place.made = Some(Instant::now());
+        if let Some(Wanted { wake, news }) = mailbox.wanted.take() {
+            mailbox.ready = Some(connected);
+            mailbox.made = Some(Instant::now());
             news.store(true, Ordering::Release);
             wake.wake();
         }

@@ -14,8 +14,8 @@ use ublk_core::{Errno, Op};
 use ublk_queue::port::{Port, Wake};
 use ublk_queue::{Handler, LaneContext, MemRef, Operation, Operations, Request};
 
-use crate::backend::Device;
 use crate::connect::Connected;
+use crate::device::Device;
 use crate::options::Retry;
 use crate::outgoing::{Asked, Outgoing};
 use crate::socket::{Socket, Timer, error_of};

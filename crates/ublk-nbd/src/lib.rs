@@ -22,6 +22,7 @@
 mod backend;
 mod connect;
 mod connector;
+mod device;
 mod handler;
 mod options;
 mod outgoing;

@@ -1,8 +1,8 @@
 //! The agent's socket: a caller may ask for a change of the backend, is given the server's health, and hung up on.
 
 use crate::link::listener;
-use crate::link::message::BackendCommand;
 use crate::report::Health;
+use crate::spec::BackendCommand;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};

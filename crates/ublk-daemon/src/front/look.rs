@@ -3,8 +3,8 @@
 
 use super::{Target, by_helper};
 use crate::failure::Failure;
-use crate::link::message::BackendCommand;
 use crate::report::Health;
+use crate::spec::BackendCommand;
 use crate::spec::{AddSpec, BackendSpec};
 use crate::state::{Phase, Record, StateError, Store, process_id};
 use serde::{Deserialize, Serialize};

@@ -3,8 +3,8 @@
 use super::{by_helper, look};
 use crate::backend;
 use crate::failure::{Failure, FailureKind};
-use crate::link::message::BackendCommand;
 use crate::report::NbdReport;
+use crate::spec::BackendCommand;
 use crate::spec::{BackendSpec, Retry};
 use crate::state::{Record, Store};
 use nbd_client::{TransmissionFlags, Uri, UriError};

@@ -11,7 +11,7 @@ use ublk_core::{CpuMask, Geometry, Limits};
 
 use crate::failure::Failure;
 use crate::report::{Added, Health};
-use crate::spec::{AddSpec, Registered, Retry};
+use crate::spec::{AddSpec, BackendCommand, Registered};
 
 /// How long a device and its processes live, by the front that asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -127,28 +127,6 @@ pub enum ToServer {
     HandOver,
     /// The device will not be started: leave at once.
     Quit,
-}
-
-/// A change of a backend that serves.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "backend", rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum BackendCommand {
-    /// For an NBD device.
-    Nbd {
-        /// Move to this server.
-        #[serde(default)]
-        uri: Option<String>,
-        /// What becomes of requests while the server cannot be reached.
-        #[serde(default)]
-        retry: Option<Retry>,
-        /// Fail what waits for the server: the device is to end.
-        #[serde(default)]
-        give_up: bool,
-        /// Later servers of the device get these values, too.
-        #[serde(default)]
-        keep: bool,
-    },
 }
 
 /// How a server comes to the backing store of its device: nothing for a new device, whose path it opens.

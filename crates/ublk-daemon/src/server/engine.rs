@@ -6,9 +6,10 @@ use ublk_backends::Identity;
 use ublk_core::Limits;
 
 use crate::failure::Failure;
-use crate::link::message::{Assignment, BackendCommand, Opening};
+use crate::link::message::{Assignment, Opening};
 use crate::report::Health;
 use crate::spec::AddSpec;
+use crate::spec::BackendCommand;
 
 /// Where the server role gets its data plane from: the real one, or a test's.
 pub trait Engine {
