@@ -1,20 +1,18 @@
-//! The requests of one queue on one connection.
-#![expect(
-    unsafe_code,
-    reason = "lends buffers of requests to the socket, and takes completions from the lane"
-)]
+//! The requests of one queue, and the life of its connection.
+#![expect(unsafe_code, reason = "takes completions from the lane")]
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nbd_client::{Command, CommandFlags, Event, Replies, TransmissionFlags};
-use ublk_core::{Errno, Op};
+use nbd_client::Command;
+use ublk_core::Errno;
 use ublk_queue::port::{Port, Wake};
-use ublk_queue::{Handler, LaneContext, MemRef, Operation, Operations, Request};
+use ublk_queue::{Handler, LaneContext, Operation, Operations, Request};
 
 use crate::connect::Connected;
+use crate::connection::Connection;
 use crate::device::Device;
 use crate::options::Retry;
 use crate::outgoing::{Asked, Outgoing};
@@ -27,23 +25,11 @@ const RECEIVE: u16 = 1;
 const TIMER: u16 = 2;
 const CANCEL: u16 = 3;
 
-/// Bytes received at once while a large READ is under way: its header, and no more of its data than must be copied.
-const HEADER: usize = Replies::HEADER;
-
-/// Data from this length on is received by itself, all of it at once.
-const WHOLE: usize = 64 << 10;
-
 /// How long requests wait for the first connection whatever the policy.
 const FIRST: Duration = Duration::from_secs(10);
 
 /// How long a device that is given up waits for answers.
 const LAST_SECONDS: u64 = 3;
-
-/// The cookie of the FLUSH that ends a connection: that of no request.
-const LAST_FLUSH: u64 = u64::MAX;
-
-/// TRIM and WRITE_ZEROES get one second more for this many bytes.
-const BYTES_A_SECOND: u32 = 64 << 20;
 
 /// Answers the requests of one queue from an NBD server.
 #[derive(Debug)]
@@ -93,22 +79,7 @@ enum Link {
     /// Lost: the kernel may still have operations of it.
     Closing { socket: Socket, since: Instant },
     /// Requests are sent and answered.
-    Up(Box<Up>),
-}
-
-#[derive(Debug)]
-struct Up {
-    socket: Socket,
-    replies: Replies,
-    /// Where the data goes that is next in the stream: the request's cookie, and the position in its buffer.
-    payload: (u64, usize),
-    /// Why the export may not be written to.
-    reads_only: bool,
-    /// Size of the export.
-    size: u64,
-    peer: String,
-    /// The FLUSH that ends a connection the device moves away from is sent; in which second it is due.
-    flushing: Option<u64>,
+    Up(Box<Connection>),
 }
 
 impl NbdHandler {
@@ -143,15 +114,6 @@ impl NbdHandler {
             place,
             turn: turn.unwrap_or(0),
         }
-    }
-
-    /// Pushes an operation. False if there is no room, with nothing changed.
-    fn push<P: Port>(
-        ring: &mut Operations<'_, P>,
-        operation: Operation,
-        sqe: uring_lite::Sqe64,
-    ) -> bool {
-        ring.push(sqe, operation).is_ok()
     }
 
     fn ask_for_connection(&self) {
@@ -297,15 +259,7 @@ impl NbdHandler {
             None => LinkState::Up,
         };
         self.device.board.set(self.queue, state);
-        let up = Up {
-            socket: Socket::new(socket),
-            replies: Replies::new(export.structured, self.depth.into()),
-            payload: (0, 0),
-            reads_only: changed.is_some(),
-            size: export.size,
-            peer,
-            flushing: None,
-        };
+        let up = Connection::new(socket, &export, self.depth, peer, changed.is_some());
         let (reads_only, size) = (up.reads_only, up.size);
         self.link = Link::Up(Box::new(up));
         self.met = true;
@@ -320,138 +274,45 @@ impl NbdHandler {
         let Link::Up(up) = &mut self.link else {
             return true;
         };
-        if up.socket.is_sending() {
-            return true;
-        }
-        let drains = self.next.is_some();
         let due = self.now + self.device.request_seconds();
-        if drains && !up.socket.has_unsent() && !up.flush(self.device.flags(), due) {
-            return true;
-        }
-        if !drains && !up.socket.has_unsent() {
-            if !self.outgoing.is_waiting() {
-                return true;
-            }
-            up.socket.begin();
-            let seconds = self.device.request_seconds();
-            while up.socket.has_room()
-                && let Some((request, slot)) = self.outgoing.next()
-            {
-                up.replies.expect(&request);
-                let more = match request.command {
-                    Command::Trim | Command::WriteZeroes => slot.len() / BYTES_A_SECOND,
-                    _ => 0,
-                };
-                slot.due = self.now + seconds + u64::from(more);
-                let data = match request.command {
-                    Command::Write => slot.kept.buffer().unwrap_or(MemRef::EMPTY),
-                    _ => MemRef::EMPTY,
-                };
-                // SAFETY: the request is kept in its slot and not answered while `sending` is set, so that its buffer
-                // stays the server's; only this handler has it, and it makes no reference to a WRITE's data.
-                unsafe { up.socket.add(&request, data) };
-            }
-        }
-        let sqe = up.socket.send();
-        let pushed = Self::push(ring, operation, sqe);
-        if pushed {
-            up.socket.send_pushed();
-        }
-        pushed
+        let ready = match self.next {
+            Some(_) => up.flush(self.device.flags(), due),
+            None => up.gather(&mut self.outgoing, due),
+        };
+        !ready || up.push_send(|sqe| ring.push(sqe, operation).is_ok())
     }
 
     /// Keeps a receive in flight. False if the ring is full.
     fn receive<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
         let operation = self.operation(RECEIVE);
-        let Link::Up(up) = &mut self.link else {
-            return true;
-        };
-        if up.socket.is_receiving() {
-            return true;
+        match &mut self.link {
+            Link::Up(up) => {
+                up.push_receive(&mut self.outgoing, |sqe| ring.push(sqe, operation).is_ok())
+            }
+            _ => true,
         }
-        let left = usize::try_from(up.replies.payload()).unwrap_or(usize::MAX);
-        let (cookie, at) = up.payload;
-        let large = self.outgoing.has_large();
-        let slot = self.outgoing.of(cookie).filter(|_| left > 0);
-        let buffer = slot.and_then(|slot| slot.kept.buffer());
-        let direct = buffer.map_or(MemRef::EMPTY, |buffer| buffer.part(at, left));
-        let window = match large {
-            _ if direct.len() >= WHOLE => 0,
-            true => HEADER,
-            false => usize::MAX,
-        };
-        // SAFETY: the request is kept in its slot and is answered by this handler only, once the receive has completed,
-        // so that its buffer stays the server's; until then nobody makes a reference to it.
-        let sqe = unsafe { up.socket.receive(direct, window) };
-        let pushed = Self::push(ring, operation, sqe);
-        if pushed {
-            up.socket.receive_pushed();
-        }
-        pushed
     }
 
-    /// Reads what was received. An error is the end of the connection.
-    fn read(&mut self, bytes: usize) -> Result<(), String> {
+    /// Reads what was received, which may be the end of the connection.
+    fn read(&mut self, bytes: usize) {
         let Link::Up(up) = &mut self.link else {
-            return Ok(());
+            return;
         };
-        let broken = |e: nbd_client::ProtocolError| e.to_string();
-        let direct = up.socket.received(bytes);
-        if direct > 0 {
-            up.payload.1 += direct;
-            let event = up
-                .replies
-                .received(u32::try_from(direct).unwrap_or(u32::MAX));
-            answer(&mut self.outgoing, event.map_err(broken)?);
+        let before = self.outgoing.answers();
+        let read = up.read(&mut self.outgoing, bytes);
+        if self.outgoing.answers() > before {
+            self.unanswered = None;
+            self.given_up = 0;
         }
-        let mut used = 0;
-        let staged = up.socket.staged();
-        loop {
-            let rest = staged.get(used..).unwrap_or_default();
-            let left = usize::try_from(up.replies.payload()).unwrap_or(usize::MAX);
-            if left > 0 {
-                let some = left.min(rest.len());
-                if some == 0 {
-                    break;
-                }
-                let (cookie, at) = up.payload;
-                fill(&mut self.outgoing, cookie, at, some, |to| {
-                    to.copy_from_slice(rest.get(..some).unwrap_or_default());
-                });
-                used += some;
-                up.payload.1 += some;
-                let event = up.replies.received(u32::try_from(some).unwrap_or(u32::MAX));
-                answer(&mut self.outgoing, event.map_err(broken)?);
-                continue;
-            }
-            let (some, event) = up.replies.next(rest).map_err(broken)?;
-            used += some;
-            match event {
-                None if some == 0 => break,
-                Some(Event::Data { cookie, at, .. }) => {
-                    up.payload = (cookie, usize::try_from(at).unwrap_or(usize::MAX));
-                }
-                Some(Event::Hole { cookie, at, len }) => {
-                    let size = |n| usize::try_from(n).unwrap_or(usize::MAX);
-                    fill(&mut self.outgoing, cookie, size(at), size(len), |to| {
-                        to.fill(0)
-                    });
-                }
-                Some(Event::Answered {
-                    cookie: LAST_FLUSH,
-                    result: Err(code),
-                }) => {
-                    // What the server answered may not be durable there: nobody else can be trusted to have it.
-                    self.next = None;
-                    up.flushing = None;
-                    let why = format!("not moved: the last flush on {} failed: {code}", up.peer);
-                    self.device.not_moved(self.queue, why);
-                }
-                event => answer(&mut self.outgoing, event),
-            }
+        if let Some(code) = up.flush_failed.take() {
+            // What the server answered may not be durable there: nobody else can be trusted to have it.
+            self.next = None;
+            let why = format!("not moved: the last flush on {} failed: {code}", up.peer);
+            self.device.not_moved(self.queue, why);
         }
-        up.socket.used(used);
-        Ok(())
+        if let Err(why) = read {
+            self.lost(&why);
+        }
     }
 
     /// A second has passed in which there was something to wait for.
@@ -476,93 +337,10 @@ impl NbdHandler {
     /// Says goodbye and ends the connection, if nothing is under way.
     fn hang_up(&mut self) {
         if let Link::Up(up) = &mut self.link {
-            let goodbye = nbd_client::Request {
-                command: Command::Disconnect,
-                flags: CommandFlags::default(),
-                cookie: 0,
-                offset: 0,
-                len: 0,
-            };
-            up.socket.say_goodbye(&goodbye.header());
+            up.say_goodbye();
             self.close();
         }
     }
-}
-
-impl Up {
-    /// On a connection that is drained, begins the FLUSH that ends it: what was answered on it must be as durable there as
-    /// the client was told. True if there is something to send.
-    fn flush(&mut self, flags: TransmissionFlags, due: u64) -> bool {
-        if self.flushing.is_some() || self.replies.in_flight() > 0 {
-            return false;
-        }
-        self.flushing = Some(due);
-        if !flags.contains(TransmissionFlags::SEND_FLUSH) {
-            return false;
-        }
-        let request = nbd_client::Request {
-            command: Command::Flush,
-            flags: CommandFlags::default(),
-            cookie: LAST_FLUSH,
-            offset: 0,
-            len: 0,
-        };
-        self.replies.expect(&request);
-        self.socket.begin();
-        // SAFETY: there is no data.
-        unsafe { self.socket.add(&request, MemRef::EMPTY) };
-        true
-    }
-}
-
-/// Writes a part of a READ's buffer.
-fn fill(
-    outgoing: &mut Outgoing,
-    cookie: u64,
-    at: usize,
-    len: usize,
-    write: impl FnOnce(&mut [u8]),
-) {
-    let slot = outgoing.of(cookie);
-    let buffer = slot.and_then(|slot| slot.kept.data_mut().ok());
-    if let Some(part) = buffer.and_then(|buffer| buffer.get_mut(at..at.checked_add(len)?)) {
-        write(part);
-    }
-}
-
-/// Answers a request whose reply is complete.
-fn answer(outgoing: &mut Outgoing, event: Option<Event>) {
-    if let Some(Event::Answered { cookie, result }) = event {
-        outgoing.answer(cookie, result.map_err(|code| Errno::new(code.errno())));
-    }
-}
-
-/// What a request asks of the server; `None` for operations that no export has.
-fn asked(request: &Request<'_>, flags: TransmissionFlags) -> Option<Asked> {
-    let io_flags = request.flags();
-    if io_flags.fua() && !flags.contains(TransmissionFlags::SEND_FUA) {
-        // Promised by an earlier server of the device, and not to be had from this one.
-        return None;
-    }
-    let when = |yes, flag| if yes { flag } else { CommandFlags::default() };
-    let fua = when(io_flags.fua(), CommandFlags::FUA);
-    let (command, flags) = match request.op() {
-        Op::Read => (Command::Read, CommandFlags::default()),
-        Op::Write => (Command::Write, fua),
-        Op::Flush => (Command::Flush, CommandFlags::default()),
-        Op::Discard => (Command::Trim, CommandFlags::default()),
-        Op::WriteZeroes => {
-            let no_hole = when(io_flags.no_unmap(), CommandFlags::NO_HOLE);
-            (Command::WriteZeroes, fua | no_hole)
-        }
-        _ => return None,
-    };
-    Some(Asked {
-        command,
-        flags,
-        offset: request.offset(),
-        len: u32::try_from(request.len()).ok()?,
-    })
 }
 
 impl Handler for NbdHandler {
@@ -574,7 +352,7 @@ impl Handler for NbdHandler {
             self.ending = false;
             self.ask_for_connection();
         }
-        let Some(asked) = asked(&request, self.device.flags()) else {
+        let Some(asked) = Asked::of(&request, self.device.flags()) else {
             return request.complete(Err(Errno::EOPNOTSUPP));
         };
         match &self.link {
@@ -639,7 +417,7 @@ impl Handler for NbdHandler {
         full |= !self.receive(ring);
         let waits = self.outgoing.in_hand() > 0 || self.next.is_some();
         if waits && !self.timer.is_armed() && !self.ending {
-            match Self::push(ring, self.operation(TIMER), self.timer.arm()) {
+            match ring.push(self.timer.arm(), self.operation(TIMER)).is_ok() {
                 true => self.timer.pushed(),
                 false => full = true,
             }
@@ -647,7 +425,7 @@ impl Handler for NbdHandler {
         if self.ending && self.timer.is_armed() && !self.cancelling {
             let word = ring.word(self.operation(TIMER));
             let cancel = uring_lite::op::timeout_remove(word);
-            match Self::push(ring, self.operation(CANCEL), cancel) {
+            match ring.push(cancel, self.operation(CANCEL)).is_ok() {
                 true => self.cancelling = true,
                 false => full = true,
             }
@@ -753,17 +531,7 @@ impl NbdHandler {
                     _ => self.lost(&end.to_string()),
                 }
             }
-            Link::Up(_) => {
-                let before = self.outgoing.answers();
-                let read = self.read(bytes);
-                if self.outgoing.answers() > before {
-                    self.unanswered = None;
-                    self.given_up = 0;
-                }
-                if let Err(why) = read {
-                    self.lost(&why);
-                }
-            }
+            Link::Up(_) => self.read(bytes),
             Link::Down { .. } => {}
         }
     }

@@ -21,6 +21,7 @@
 
 mod backend;
 mod connect;
+mod connection;
 mod connector;
 mod device;
 mod handler;

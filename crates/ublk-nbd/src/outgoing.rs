@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use nbd_client::{Command, CommandFlags, Request};
-use ublk_core::Errno;
+use nbd_client::{Command, CommandFlags, Request, TransmissionFlags};
+use ublk_core::{Errno, Op};
 use ublk_queue::KeptRequest;
 
 /// A request in hand.
@@ -34,6 +34,36 @@ pub(crate) struct Asked {
     pub(crate) flags: CommandFlags,
     pub(crate) offset: u64,
     pub(crate) len: u32,
+}
+
+impl Asked {
+    /// What a request asks of the server; `None` for operations that no export has.
+    pub(crate) fn of(request: &ublk_queue::Request<'_>, flags: TransmissionFlags) -> Option<Self> {
+        let io_flags = request.flags();
+        if io_flags.fua() && !flags.contains(TransmissionFlags::SEND_FUA) {
+            // Promised by an earlier server of the device, and not to be had from this one.
+            return None;
+        }
+        let when = |yes, flag| if yes { flag } else { CommandFlags::default() };
+        let fua = when(io_flags.fua(), CommandFlags::FUA);
+        let (command, flags) = match request.op() {
+            Op::Read => (Command::Read, CommandFlags::default()),
+            Op::Write => (Command::Write, fua),
+            Op::Flush => (Command::Flush, CommandFlags::default()),
+            Op::Discard => (Command::Trim, CommandFlags::default()),
+            Op::WriteZeroes => {
+                let no_hole = when(io_flags.no_unmap(), CommandFlags::NO_HOLE);
+                (Command::WriteZeroes, fua | no_hole)
+            }
+            _ => return None,
+        };
+        Some(Self {
+            command,
+            flags,
+            offset: request.offset(),
+            len: u32::try_from(request.len()).ok()?,
+        })
+    }
 }
 
 /// All requests in hand, by tag, and those that wait to be sent.

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::server::{Fault, MULTI_CONN, READ_ONLY, Server};
-use common::{open, options, serve};
-use ublk_nbd::{LinkState, OpenError, Retry};
+use common::{Run, open, options, serve};
+use ublk_nbd::{LinkState, Nbd, OpenError, Retry};
 use ublk_sim::Config;
 
 const SIZE: usize = 1 << 20;
@@ -134,7 +134,7 @@ fn l79_the_first_connection_may_wait() {
     server.go();
     thread::sleep(Duration::from_millis(20));
     let options = options(&server);
-    let now = ublk_nbd::Nbd::open(&options, Instant::now());
+    let now = Nbd::open(&options, Instant::now());
     assert!(matches!(now, Err(OpenError::Connect(_))), "{now:?}");
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -195,7 +195,7 @@ fn l73_block_sizes_are_obeyed() {
     let server = Server::start(SIZE + 512, &[]);
     let limits = |minimum| {
         server.change(|b| b.minimum = minimum);
-        let nbd = ublk_nbd::Nbd::open(&options(&server), Instant::now());
+        let nbd = Nbd::open(&options(&server), Instant::now());
         nbd.map(|nbd| (nbd.limits(), nbd.notes().len()))
     };
     let (one, notes) = limits(1).expect("any block");
@@ -215,7 +215,7 @@ fn l73_block_sizes_are_obeyed() {
     let mut options = options(&server);
     options.size = Some(2 << 20);
     server.change(|b| b.minimum = 1);
-    let larger = ublk_nbd::Nbd::open(&options, Instant::now());
+    let larger = Nbd::open(&options, Instant::now());
     assert!(
         matches!(larger, Err(OpenError::TooSmall { .. })),
         "{larger:?}"
@@ -245,6 +245,21 @@ fn giving_up_fails_what_waits() {
     assert!(run.report.failed > 900);
 }
 
+/// Serves the device, which moves once the first server has had some requests more.
+fn move_under_load(nbd: &Nbd, config: &Config, from: &Server, to: &Server) -> Run {
+    let begun = from.requests();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while from.requests() < begun + 2000 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let to = to.uri().parse().expect("a URI");
+            nbd.move_to(to).expect("one connection");
+        });
+        serve(nbd, config)
+    })
+}
+
 /// A device moves to a second server with the same data under load: the old connection is drained and flushed.
 #[test]
 fn a_device_moves_under_load() {
@@ -255,16 +270,7 @@ fn a_device_moves_under_load() {
         requests: 20_000,
         ..config(7)
     };
-    let run = thread::scope(|scope| {
-        scope.spawn(|| {
-            while one.requests() < 2000 {
-                thread::sleep(Duration::from_millis(1));
-            }
-            let to = two.uri().parse().expect("a URI");
-            nbd.move_to(to).expect("one connection");
-        });
-        serve(&nbd, &config)
-    });
+    let run = move_under_load(&nbd, &config, &one, &two);
     run.assert_clean(20_000);
     assert_eq!((one.connections(), two.connections()), (1, 1));
     assert!(two.requests() > 1000, "{}", two.requests());
@@ -273,14 +279,7 @@ fn a_device_moves_under_load() {
     // A server with less is no place to move to.
     let small = Server::start(SIZE / 2, &[]);
     let nbd = open(&options(&one));
-    let run = thread::scope(|scope| {
-        scope.spawn(|| {
-            thread::sleep(Duration::from_millis(50));
-            let to = small.uri().parse().expect("a URI");
-            nbd.move_to(to).expect("one connection");
-        });
-        serve(&nbd, &config)
-    });
+    let run = move_under_load(&nbd, &config, &one, &small);
     assert_eq!((run.report.completed, run.report.failed), (20_000, 0));
     assert_eq!(small.requests(), 0);
     let error = nbd.status().last_error.expect("why it did not move");
@@ -299,16 +298,7 @@ fn a_device_does_not_move_from_a_server_that_cannot_flush() {
         read_percent: 100,
         ..config(9)
     };
-    let run = thread::scope(|scope| {
-        scope.spawn(|| {
-            while one.requests() < 2000 {
-                thread::sleep(Duration::from_millis(1));
-            }
-            let to = two.uri().parse().expect("a URI");
-            nbd.move_to(to).expect("one connection");
-        });
-        serve(&nbd, &config)
-    });
+    let run = move_under_load(&nbd, &config, &one, &two);
     run.assert_clean(20_000);
     assert_eq!(two.requests(), 0);
     let error = nbd.status().last_error.expect("why it did not move");

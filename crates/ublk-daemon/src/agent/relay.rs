@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Callers that may wait at once; more are hung up on.
 const MAX_WAITING: usize = 16;
@@ -64,7 +64,6 @@ impl Relay {
         let (listener, _) = self.listener.as_ref()?;
         let (stream, _) = listener.accept().ok()?;
         stream.set_write_timeout(Some(PATIENCE)).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
         let command = heard(&stream);
         if self.waiting.len() >= MAX_WAITING {
             self.waiting.remove(0);
@@ -115,11 +114,26 @@ impl Relay {
     }
 }
 
-/// What a caller says before it stops talking: nothing, or a change. One that neither talks nor stops asks for nothing.
-fn heard(stream: &UnixStream) -> Option<BackendCommand> {
-    const LONGEST: u64 = 64 << 10;
-    let mut bytes = Vec::new();
-    stream.take(LONGEST).read_to_end(&mut bytes).ok()?;
+/// What a caller says before it stops talking: nothing, or a change. One that neither talks nor stops, or takes its time
+/// over it, asks for nothing.
+fn heard(mut stream: &UnixStream) -> Option<BackendCommand> {
+    const LONGEST: usize = 64 << 10;
+    let until = Instant::now() + PATIENCE;
+    let (mut bytes, mut some) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        // Zero means no limit to the call.
+        stream
+            .set_read_timeout(Some(left).filter(|left| !left.is_zero()))
+            .ok()?;
+        if left.is_zero() || bytes.len() > LONGEST {
+            return None;
+        }
+        match stream.read(&mut some).ok()? {
+            0 => break,
+            len => bytes.extend(some.iter().take(len)),
+        }
+    }
     if bytes.is_empty() {
         return None;
     }
@@ -138,8 +152,6 @@ mod tests {
     fn a_caller_may_ask_for_a_change() {
         let said = |bytes: &[u8], stops: bool| {
             let (mut near, far) = UnixStream::pair().unwrap();
-            far.set_read_timeout(Some(Duration::from_millis(50)))
-                .unwrap();
             near.write_all(bytes).unwrap();
             if stops {
                 near.shutdown(std::net::Shutdown::Write).unwrap();

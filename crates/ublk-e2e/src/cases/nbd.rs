@@ -211,9 +211,9 @@ fn modes() -> Result<()> {
         let all = [filter, &["memory", SIZE][..], option].concat();
         let server = Nbdkit::start(Some(&socket("modes")), &all).with_context(at)?;
         let device = spec(&server.uri()).with(args).add().with_context(at)?;
-        for block in ["4k", "64k", "1m"] {
+        for (block, size) in [("4k", "4M"), ("64k", "16M"), ("1m", "16M")] {
             let job = Fio::new(device.node()).set("rw", "randrw").set("bs", block);
-            let job = job.set("iodepth", 8).set("direct", 1).set("size", "16M");
+            let job = job.set("iodepth", 8).set("direct", 1).set("size", size);
             job.set("verify", "crc32c").run(1).with_context(at)?;
         }
         run::good("blkdiscard", &["-z", "-l", "8M", device.node()])?;

@@ -1,0 +1,256 @@
+//! The bytes of one connection: requests gathered into sends, replies out of receives.
+#![expect(unsafe_code, reason = "lends buffers of requests to the socket")]
+
+use std::os::fd::OwnedFd;
+
+use nbd_client::{
+    Command, CommandFlags, ErrorCode, Event, Export, Replies, Request, TransmissionFlags,
+};
+use ublk_core::Errno;
+use ublk_queue::MemRef;
+use uring_lite::Sqe64;
+
+use crate::outgoing::Outgoing;
+use crate::socket::Socket;
+
+/// Bytes received at once while a large READ is under way: its header, and no more of its data than must be copied.
+const HEADER: usize = Replies::HEADER;
+
+/// Data from this length on is received by itself, all of it at once.
+const WHOLE: usize = 64 << 10;
+
+/// The cookie of the FLUSH that ends a connection: that of no request.
+const LAST_FLUSH: u64 = u64::MAX;
+
+/// TRIM and WRITE_ZEROES get one second more for this many bytes.
+const BYTES_A_SECOND: u32 = 64 << 20;
+
+/// A connection whose export is served.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) socket: Socket,
+    pub(crate) replies: Replies,
+    /// Where the data goes that is next in the stream: the request's cookie, and the position in its buffer.
+    payload: (u64, usize),
+    /// The export must not be written to any more.
+    pub(crate) reads_only: bool,
+    /// Size of the export.
+    pub(crate) size: u64,
+    pub(crate) peer: String,
+    /// The FLUSH that ends a connection the device moves away from is sent; in which second it is due.
+    pub(crate) flushing: Option<u64>,
+    /// What the server answered to it, if that is an error.
+    pub(crate) flush_failed: Option<ErrorCode>,
+}
+
+/// A request without a range.
+const fn bare(command: Command, cookie: u64) -> Request {
+    Request {
+        command,
+        flags: CommandFlags(0),
+        cookie,
+        offset: 0,
+        len: 0,
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        export: &Export,
+        depth: u16,
+        peer: String,
+        reads_only: bool,
+    ) -> Self {
+        Self {
+            socket: Socket::new(socket),
+            replies: Replies::new(export.structured, depth.into()),
+            payload: (0, 0),
+            reads_only,
+            size: export.size,
+            peer,
+            flushing: None,
+            flush_failed: None,
+        }
+    }
+
+    /// Gathers what waits for one send; what was begun is sent first. The server has until the second `due` to answer. True
+    /// if there is something to send.
+    pub(crate) fn gather(&mut self, outgoing: &mut Outgoing, due: u64) -> bool {
+        if self.socket.is_sending() {
+            return false;
+        }
+        if self.socket.has_unsent() {
+            return true;
+        }
+        if !outgoing.is_waiting() {
+            return false;
+        }
+        self.socket.begin();
+        while self.socket.has_room()
+            && let Some((request, slot)) = outgoing.next()
+        {
+            self.replies.expect(&request);
+            let more = match request.command {
+                Command::Trim | Command::WriteZeroes => slot.len() / BYTES_A_SECOND,
+                _ => 0,
+            };
+            slot.due = due + u64::from(more);
+            let data = match request.command {
+                Command::Write => slot.kept.buffer().unwrap_or(MemRef::EMPTY),
+                _ => MemRef::EMPTY,
+            };
+            // SAFETY: the request is kept in its slot and not answered while `sending` is set, so that its buffer
+            // stays the server's; only its queue has it, and nobody makes a reference to a WRITE's data.
+            unsafe { self.socket.add(&request, data) };
+        }
+        true
+    }
+
+    /// Pushes the send. False if there is no room for it.
+    pub(crate) fn push_send(&mut self, push: impl FnOnce(Sqe64) -> bool) -> bool {
+        let pushed = push(self.socket.send());
+        if pushed {
+            self.socket.send_pushed();
+        }
+        pushed
+    }
+
+    /// Pushes a receive, unless one is in flight. False if there is no room for it.
+    pub(crate) fn push_receive(
+        &mut self,
+        outgoing: &mut Outgoing,
+        push: impl FnOnce(Sqe64) -> bool,
+    ) -> bool {
+        if self.socket.is_receiving() {
+            return true;
+        }
+        let left = usize::try_from(self.replies.payload()).unwrap_or(usize::MAX);
+        let (cookie, at) = self.payload;
+        let large = outgoing.has_large();
+        let slot = outgoing.of(cookie).filter(|_| left > 0);
+        let buffer = slot.and_then(|slot| slot.kept.buffer());
+        let direct = buffer.map_or(MemRef::EMPTY, |buffer| buffer.part(at, left));
+        let window = match large {
+            _ if direct.len() >= WHOLE => 0,
+            true => HEADER,
+            false => usize::MAX,
+        };
+        // SAFETY: the request is kept in its slot and is answered once the receive has completed, not before, so that its
+        // buffer stays the server's; until then nobody makes a reference to it.
+        let sqe = unsafe { self.socket.receive(direct, window) };
+        let pushed = push(sqe);
+        if pushed {
+            self.socket.receive_pushed();
+        }
+        pushed
+    }
+
+    /// Reads what was received, and answers requests by it. An error is the end of the connection.
+    pub(crate) fn read(&mut self, outgoing: &mut Outgoing, bytes: usize) -> Result<(), String> {
+        let broken = |e: nbd_client::ProtocolError| e.to_string();
+        let direct = self.socket.received(bytes);
+        if direct > 0 {
+            self.payload.1 += direct;
+            let event = self
+                .replies
+                .received(u32::try_from(direct).unwrap_or(u32::MAX));
+            answer(outgoing, event.map_err(broken)?);
+        }
+        let mut used = 0;
+        let staged = self.socket.staged();
+        loop {
+            let rest = staged.get(used..).unwrap_or_default();
+            let left = usize::try_from(self.replies.payload()).unwrap_or(usize::MAX);
+            if left > 0 {
+                let some = left.min(rest.len());
+                if some == 0 {
+                    break;
+                }
+                let (cookie, at) = self.payload;
+                fill(outgoing, cookie, at, some, |to| {
+                    to.copy_from_slice(rest.get(..some).unwrap_or_default());
+                });
+                used += some;
+                self.payload.1 += some;
+                let event = self
+                    .replies
+                    .received(u32::try_from(some).unwrap_or(u32::MAX));
+                answer(outgoing, event.map_err(broken)?);
+                continue;
+            }
+            let (some, event) = self.replies.next(rest).map_err(broken)?;
+            used += some;
+            match event {
+                None if some == 0 => break,
+                Some(Event::Data { cookie, at, .. }) => {
+                    self.payload = (cookie, usize::try_from(at).unwrap_or(usize::MAX));
+                }
+                Some(Event::Hole { cookie, at, len }) => {
+                    let size = |n| usize::try_from(n).unwrap_or(usize::MAX);
+                    fill(outgoing, cookie, size(at), size(len), |to| to.fill(0));
+                }
+                Some(Event::Answered {
+                    cookie: LAST_FLUSH,
+                    result: Err(code),
+                }) => (self.flushing, self.flush_failed) = (None, Some(code)),
+                event => answer(outgoing, event),
+            }
+        }
+        self.socket.used(used);
+        Ok(())
+    }
+
+    /// On a connection that is drained, begins the FLUSH that ends it: what was answered on it must be as durable there as
+    /// the client was told. What was begun is sent first. True if there is something
+    /// to send.
+    pub(crate) fn flush(&mut self, flags: TransmissionFlags, due: u64) -> bool {
+        if self.socket.is_sending() {
+            return false;
+        }
+        if self.socket.has_unsent() {
+            return true;
+        }
+        if self.flushing.is_some() || self.replies.in_flight() > 0 {
+            return false;
+        }
+        self.flushing = Some(due);
+        if !flags.contains(TransmissionFlags::SEND_FLUSH) {
+            return false;
+        }
+        let request = bare(Command::Flush, LAST_FLUSH);
+        self.replies.expect(&request);
+        self.socket.begin();
+        // SAFETY: there is no data.
+        unsafe { self.socket.add(&request, MemRef::EMPTY) };
+        true
+    }
+
+    /// Tells the server that the connection ends, if nothing is being sent.
+    pub(crate) fn say_goodbye(&self) {
+        let header = bare(Command::Disconnect, 0).header();
+        self.socket.say_goodbye(&header);
+    }
+}
+
+/// Writes a part of a READ's buffer.
+fn fill(
+    outgoing: &mut Outgoing,
+    cookie: u64,
+    at: usize,
+    len: usize,
+    write: impl FnOnce(&mut [u8]),
+) {
+    let slot = outgoing.of(cookie);
+    let buffer = slot.and_then(|slot| slot.kept.data_mut().ok());
+    if let Some(part) = buffer.and_then(|buffer| buffer.get_mut(at..at.checked_add(len)?)) {
+        write(part);
+    }
+}
+
+/// Answers a request whose reply is complete.
+fn answer(outgoing: &mut Outgoing, event: Option<Event>) {
+    if let Some(Event::Answered { cookie, result }) = event {
+        outgoing.answer(cookie, result.map_err(|code| Errno::new(code.errno())));
+    }
+}
