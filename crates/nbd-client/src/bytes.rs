@@ -1,6 +1,6 @@
-//! Big-endian numbers in and out of bytes.
+//! Reads and writes big-endian integers in byte slices.
 
-/// Reads from the front of bytes; `None` where they end.
+/// Reads from the front of a slice; `None` once too few bytes are left.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 

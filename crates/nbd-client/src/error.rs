@@ -1,8 +1,8 @@
-//! What a server may answer, and what it must not.
+//! Error codes that a server may send, and errors for what it must not send.
 
 use std::fmt;
 
-/// The error of a request or an option, as the server gave it.
+/// The error code of a request or an option, as the server sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ErrorCode(pub u32);
 
@@ -21,10 +21,10 @@ impl ErrorCode {
     pub const EOVERFLOW: Self = Self(75);
     /// `NBD_ENOTSUP`.
     pub const ENOTSUP: Self = Self(95);
-    /// `NBD_ESHUTDOWN`: the server is about to go; no request after this one is answered.
+    /// `NBD_ESHUTDOWN`: the server is shutting down and answers no later request.
     pub const ESHUTDOWN: Self = Self(108);
 
-    /// The errno of Linux for it: numbers that the protocol does not know are EINVAL, as it demands.
+    /// The matching Linux errno. A code that the protocol does not define becomes EINVAL, as the protocol requires.
     #[must_use]
     pub const fn errno(self) -> i32 {
         match self {
@@ -57,31 +57,31 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// Why a connection is of no use, or was never one.
+/// Why a connection cannot be used or could not be set up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProtocolError {
-    /// The other end does not speak NBD, or an old kind of it.
+    /// The peer does not speak NBD, or only an unsupported old version.
     #[error("not a server of this protocol: {0}")]
     NoServer(&'static str),
-    /// TLS was asked for and the server has none.
+    /// TLS was requested, but the server does not offer it.
     #[error("the server does not offer TLS, and plain text was not allowed: {0}")]
     NoTls(String),
-    /// The server refused an option that is needed.
+    /// The server refused a required option.
     #[error("the server refuses {option}: {reason}")]
     Refused {
-        /// By its name in the protocol.
+        /// The option's name in the protocol.
         option: &'static str,
-        /// The error's name, and the server's own text.
+        /// The name of the error and the server's own text.
         reason: String,
     },
-    /// The server said something that the protocol forbids.
+    /// The server violated the protocol.
     #[error("the server breaks the protocol: {0}")]
     Broken(&'static str),
-    /// It did so in a reply to a request, which was under way.
+    /// The server violated the protocol in its reply to a request in flight.
     #[error("the server breaks the protocol in its reply to request {cookie:#x}: {what}")]
     BrokenReply {
-        /// The request's cookie, as the server gave it.
+        /// The request's cookie, as the server sent it.
         cookie: u64,
         /// What is wrong.
         what: &'static str,

@@ -1,14 +1,15 @@
-//! Bodies of fuzz targets, also replayed by `cargo test`: each takes any bytes and panics when a promise is broken.
+//! Bodies of the fuzz targets, also replayed by `cargo test`. Each takes arbitrary bytes and panics if a guarantee is
+//! violated.
 
 use crate::{Command, CommandFlags, Event, Handshake, Options, Replies, Request, Step};
 
-/// A server that says anything while an export is asked for: every byte is used once, an export that is served has sizes
-/// that can be, and what the client keeps and sends is bounded.
+/// Feeds arbitrary server bytes to a handshake: every byte is consumed once, an export that is served has valid block
+/// sizes, and what the client stores and sends is bounded.
 ///
-/// The first byte says what is asked for, the second in how large pieces the others come.
+/// The first byte selects the options, the second the chunk size in which the remaining bytes arrive.
 ///
 /// # Panics
-/// When a promise is broken.
+/// When a guarantee is violated.
 pub fn handshake(bytes: &[u8]) {
     let [wanted, step, bytes @ ..] = bytes else {
         return;
@@ -56,13 +57,13 @@ pub fn handshake(bytes: &[u8]) {
     }
 }
 
-/// A server that answers anything to six requests: data goes inside a READ's own range and nowhere twice, a READ that is
-/// answered well has had each of its bytes, and every request is answered at most once.
+/// Feeds arbitrary server bytes to the replies of six requests: data stays inside its READ's range and never overlaps,
+/// a successful READ has received all its bytes, and every request is answered at most once.
 ///
-/// The first byte says whether structured replies were agreed on, the second in how large pieces the others come.
+/// The first byte selects structured replies, the second the chunk size in which the remaining bytes arrive.
 ///
 /// # Panics
-/// When a promise is broken.
+/// When a guarantee is violated.
 pub fn replies(bytes: &[u8]) {
     const LEN: u32 = 16;
     const COMMANDS: [Command; 6] = [
@@ -133,7 +134,7 @@ pub fn replies(bytes: &[u8]) {
                 None => return,
             },
         }
-        // Nothing goes on without bytes, but for the one event that is the end of a reply.
+        // Progress without new bytes is allowed only for the one event that ends a reply.
         let now = (replies.in_flight(), held.len(), answered);
         assert!(last.replace(now) != Some(now) || used > 0 || replies.payload() > 0);
     }

@@ -1,4 +1,4 @@
-//! From the server's first byte to an export that is served.
+//! The handshake, from the server's greeting to an open export.
 
 use crate::bytes::Reader;
 use crate::error::ProtocolError;
@@ -9,56 +9,56 @@ use crate::wire::{
     REP_META_CONTEXT, REP_SERVER, TransmissionFlags,
 };
 
-/// The longest reply to an option that is kept: names and texts are at most 4096 bytes by the protocol.
+/// Longest option reply accepted, in bytes. The protocol limits names and texts to 4096 bytes.
 const MAX_REPLY: u32 = 16 << 10;
 
-/// The most replies to one option.
+/// Most replies accepted for one option.
 const MAX_REPLIES: u32 = 1024;
 
-/// Zeroes behind the answer to EXPORT_NAME, unless both ends go without.
+/// Zero bytes after the reply to EXPORT_NAME, unless both ends negotiated NO_ZEROES.
 const ZEROES: usize = 124;
 
-/// The longest name of an export, by the protocol.
+/// Longest export name that the protocol allows, in bytes.
 const MAX_NAME: usize = 4096;
 
-/// The meta context that tells of holes.
+/// The meta context that reports holes.
 const ALLOCATION: &str = "base:allocation";
 
-/// What is asked for.
+/// What the client requests.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Options {
     /// Name of the export; empty for the server's default.
     pub export: String,
-    /// TLS is started first, and a server without it refused.
+    /// Start TLS first, and refuse a server that does not offer it.
     pub tls: bool,
-    /// Structured replies are asked for, and done without where a server has none.
+    /// Request structured replies; the client falls back to simple replies if the server lacks them.
     pub structured: bool,
-    /// The meta context `base:allocation` is asked for; only with structured replies.
+    /// Request the meta context `base:allocation`; requires structured replies.
     pub allocation: bool,
-    /// The server's exports are asked for, and none is opened ([`Step::Listed`]).
+    /// List the server's exports instead of opening one ([`Step::Listed`]).
     pub list: bool,
 }
 
-/// Constraints of an export, in bytes.
+/// Block size constraints of an export, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockSizes {
-    /// Offsets and lengths are multiples of it.
+    /// Offsets and lengths must be multiples of this.
     pub minimum: u32,
-    /// Those are served best.
+    /// The most efficient size.
     pub preferred: u32,
     /// The longest request with data.
     pub maximum: u32,
 }
 
 impl BlockSizes {
-    /// What holds where a server tells of none: any offset and length, 4 KiB preferred, 32 MiB at most.
+    /// What applies if the server sends no constraints: any offset and length, 4 KiB preferred, 32 MiB at most.
     pub const DEFAULT: Self = Self {
         minimum: 1,
         preferred: 4096,
         maximum: 32 << 20,
     };
 
-    /// The rules of the protocol.
+    /// Whether the sizes obey the protocol's rules.
     const fn is_valid(self) -> bool {
         let Self {
             minimum,
@@ -74,42 +74,42 @@ impl BlockSizes {
     }
 }
 
-/// An export that is served from now on.
+/// An open export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Export {
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// What the server can do with it.
+    /// What the server supports for it.
     pub flags: TransmissionFlags,
-    /// As the server told them by GO.
+    /// As sent in reply to GO.
     pub block_sizes: Option<BlockSizes>,
-    /// Structured replies were agreed on.
+    /// Whether structured replies were negotiated.
     pub structured: bool,
-    /// The number of `base:allocation`, if it was agreed on.
+    /// The id of `base:allocation`, if it was negotiated.
     pub allocation: Option<u32>,
 }
 
-/// What is next.
+/// What the caller must do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
-    /// Send what [`Handshake::output`] gives, then receive more.
+    /// Send what [`Handshake::output`] returns, then receive more.
     Receive,
-    /// Start TLS on the connection, then call [`Handshake::tls_started`]. Bytes that came behind the ones that were used
-    /// are no part of it and mean that somebody wrote into the connection: it must be given up.
+    /// Start TLS on the connection, then call [`Handshake::tls_started`]. Unused bytes that arrived before TLS started
+    /// were injected by a third party: close the connection.
     StartTls,
-    /// The export is served: the connection carries requests.
+    /// The export is open; the connection now carries requests.
     Done(Export),
-    /// The exports of the server. Send what [`Handshake::output`] gives, then close the connection.
+    /// The server's exports. Send what [`Handshake::output`] returns, then close the connection.
     Listed(Vec<Listed>),
 }
 
-/// An export in a server's list.
+/// An entry of a server's export list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
     /// Its name; empty for the default export.
     pub name: String,
-    /// What the server says about it.
+    /// The server's description.
     pub description: String,
 }
 
@@ -127,7 +127,7 @@ enum State {
     Done,
 }
 
-/// The handshake, as far as it has come.
+/// The state of a handshake.
 #[derive(Debug)]
 pub struct Handshake {
     options: Options,
@@ -138,16 +138,16 @@ pub struct Handshake {
     allocation: Option<u32>,
     export: Option<(u64, TransmissionFlags)>,
     block_sizes: Option<BlockSizes>,
-    /// Replies to the option at hand.
+    /// Replies so far to the current option.
     replies: u32,
     exports: Vec<Listed>,
 }
 
 impl Handshake {
-    /// Waits for the server's first words.
+    /// Starts in the state that waits for the server's greeting.
     ///
     /// # Errors
-    /// A name that is longer than the protocol allows.
+    /// The export's name is longer than the protocol allows.
     pub fn new(options: Options) -> Result<Self, ProtocolError> {
         if options.export.len() > MAX_NAME {
             let reason = format!("the name of the export is longer than {MAX_NAME} bytes");
@@ -170,21 +170,21 @@ impl Handshake {
         })
     }
 
-    /// What is to be sent now; given once.
+    /// Takes the bytes to send now.
     pub fn output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.output)
     }
 
-    /// TLS is up: the options follow.
+    /// Continues after TLS was started: option negotiation begins.
     pub fn tls_started(&mut self) {
         if self.state == State::Tls {
             self.ask_for_structured();
         }
     }
 
-    /// Gives the export up in the server's own way: what [`output`](Self::output) has then may be sent before the
-    /// connection is closed. Nothing where no option may be sent: before the greeting, where TLS is to start, and once the
-    /// export was asked for by EXPORT_NAME or is served.
+    /// Aborts the negotiation. Send what [`output`](Self::output) then returns before closing the connection. Queues
+    /// nothing where the protocol allows no option: before the greeting, where TLS must start, and after EXPORT_NAME
+    /// was sent or the export was opened.
     pub fn abort(&mut self) {
         use State::{Go, List, Meta, StartTls, Structured};
         if matches!(self.state, StartTls | Structured | Meta | Go | List) {
@@ -192,11 +192,11 @@ impl Handshake {
         }
     }
 
-    /// Takes what came. Gives how many bytes were used, and what is next; with 0 bytes used and [`Step::Receive`] more of
-    /// them are needed.
+    /// Consumes received bytes. Returns how many bytes were used and what to do next; 0 bytes with [`Step::Receive`]
+    /// means that more bytes are needed.
     ///
     /// # Errors
-    /// A server that is none, or that refuses what is needed, with its own words.
+    /// The peer is not an NBD server, or refused a required option; the error quotes the server.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(usize, Step), ProtocolError> {
         let used = match self.state {
             State::Greeting => self.greeting(bytes)?,
@@ -266,7 +266,7 @@ impl Handshake {
         self.output.extend(data);
     }
 
-    /// The export's name with its length before it.
+    /// The export's name, prefixed with its length.
     fn name(&self) -> Vec<u8> {
         let len = u32::try_from(self.options.export.len()).unwrap_or(0);
         let mut data = len.to_be_bytes().to_vec();
@@ -308,7 +308,7 @@ impl Handshake {
         self.state = State::Go;
     }
 
-    /// The option at hand, as it is numbered and as it is named.
+    /// Number and name of the current option.
     const fn asked(&self) -> (u32, &'static str) {
         match self.state {
             State::StartTls => (OPT_STARTTLS, "NBD_OPT_STARTTLS"),
@@ -375,7 +375,7 @@ impl Handshake {
         let reason = reason(kind, text);
         match self.state {
             State::StartTls => return Err(ProtocolError::NoTls(reason)),
-            // Done without.
+            // These options are optional: continue without them.
             State::Structured | State::Meta => self.go(),
             State::Go if kind == REP_ERR_UNSUP => {
                 let name = self.options.export.clone();
@@ -413,7 +413,7 @@ impl Handshake {
                 }
                 self.block_sizes = Some(sizes);
             }
-            // What was not asked for is passed over, as the protocol wants it.
+            // The protocol requires clients to ignore information they did not request.
             Some(_) => {}
             None => return Err(ProtocolError::Broken("an information without its kind")),
         }
@@ -461,7 +461,7 @@ impl Handshake {
     }
 }
 
-/// The name of an option's error, and what the server says of it; control characters as escapes.
+/// Formats an option's error: its name and the server's text, with control characters escaped.
 fn reason(kind: u32, text: &[u8]) -> String {
     let name = match kind & !REP_ERROR {
         1 => "NBD_REP_ERR_UNSUP",
@@ -483,7 +483,7 @@ fn reason(kind: u32, text: &[u8]) -> String {
     }
 }
 
-/// Text of the server's, with control characters as escapes.
+/// Server text with control characters escaped.
 fn printable(text: &[u8]) -> String {
     String::from_utf8_lossy(text)
         .chars()

@@ -1,9 +1,9 @@
-//! The client's side of the NBD protocol (doc/proto.md of the NBD project), without I/O: bytes in, events out.
+//! The client side of the NBD protocol (doc/proto.md of the NBD project), without I/O: bytes in, events out.
 //!
-//! * [`Uri`] says where an export is: `nbd://host:port/export` and its relatives.
-//! * [`Handshake`] takes what the server sends before it serves, and says what to answer: fixed newstyle with GO, and
-//!   EXPORT_NAME where a server has no GO; STARTTLS; structured replies; block sizes; `base:allocation`.
-//! * [`Request`] is a command's header. [`Replies`] takes what the server sends from then on: it says into which request's
+//! * [`Uri`] names an export: `nbd://host:port/export` and its relatives.
+//! * [`Handshake`] consumes what the server sends before the export is open and produces the answers: fixed newstyle with GO, and
+//!   EXPORT_NAME for servers without GO; STARTTLS; structured replies; block sizes; `base:allocation`.
+//! * [`Request`] is a command's header. [`Replies`] consumes what the server sends from then on: it says into which request's
 //!   buffer, and where in it, the next bytes go, and when a request is answered.
 //!
 //! Whoever uses them owns sockets, time, buffers and threads. Neither parser allocates what a server chooses: lengths are

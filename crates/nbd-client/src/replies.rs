@@ -1,4 +1,4 @@
-//! Replies, as they come from the server: simple ones and structured ones, in any order and in pieces of any size.
+//! Parses replies: simple or structured, in any order, in chunks of any size.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -11,77 +11,76 @@ use crate::wire::{
     CHUNK_OFFSET_HOLE, REPLY_DONE, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
 };
 
-/// The most pieces that the data of one READ may be in, apart from each other: a server needs a few, and what it sends in
-/// order is one.
+/// Most disjoint pieces of one READ's data. Servers use few, and data that arrives in order counts as one piece.
 const MAX_PIECES: usize = 1024;
 
-/// The longest text that comes with an error.
+/// Longest text accepted with an error, in bytes.
 const MAX_TEXT: usize = 4096;
 
-/// The most extents in one chunk of a BLOCK_STATUS reply.
+/// Most extents accepted in one BLOCK_STATUS chunk.
 const MAX_EXTENTS: usize = 1 << 16;
 
-/// Lengths in bytes, and flags.
+/// Pairs of length in bytes and flags.
 type Extents = Vec<(u32, u32)>;
 
-/// Bytes of an extent: length and flags.
+/// Bytes of one extent on the wire: length and flags.
 const EXTENT: usize = 8;
 
-/// What the caller has to do, or to know.
+/// What the caller must do or know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// The next `len` bytes of the connection are data of this READ, and belong `at` bytes into its buffer: the caller
-    /// receives them there and says so by [`Replies::received`].
+    /// The next `len` bytes of the connection are data of this READ and belong at offset `at` of its buffer. The caller
+    /// receives them there and then calls [`Replies::received`].
     Data {
-        /// The request's.
+        /// The request's cookie.
         cookie: u64,
-        /// Where in the request's range, in bytes.
+        /// Offset within the request's range, in bytes.
         at: u32,
-        /// How many bytes.
+        /// Length in bytes.
         len: u32,
     },
     /// These bytes of a READ are zeroes.
     Hole {
-        /// The request's.
+        /// The request's cookie.
         cookie: u64,
-        /// Where in the request's range, in bytes.
+        /// Offset within the request's range, in bytes.
         at: u32,
-        /// How many bytes.
+        /// Length in bytes.
         len: u32,
     },
-    /// Extents of a BLOCK_STATUS, from where the last ones ended: lengths in bytes and flags of the context.
+    /// Extents of a BLOCK_STATUS reply, starting where the previous ones ended.
     Extents {
-        /// The request's.
+        /// The request's cookie.
         cookie: u64,
-        /// Of which meta context.
+        /// The id of the meta context.
         context: u32,
-        /// Length and flags.
+        /// Pairs of length in bytes and flags.
         extents: Vec<(u32, u32)>,
     },
-    /// A request is answered, and its cookie free. A READ that is answered well has had every byte of it, once.
+    /// A request is answered and its cookie is free. A successful READ has received every byte exactly once.
     Answered {
-        /// The request's.
+        /// The request's cookie.
         cookie: u64,
-        /// Success, or the first error that the server gave.
+        /// Success, or the first error that the server sent.
         result: Result<(), ErrorCode>,
     },
 }
 
-/// A request under way.
+/// A request in flight.
 #[derive(Debug)]
 struct Pending {
     command: Command,
     offset: u64,
     len: u32,
-    /// The ranges of a READ that have come, in order and apart.
+    /// Disjoint ranges of a READ that have arrived, sorted.
     have: Vec<(u32, u32)>,
     error: Option<ErrorCode>,
-    /// A chunk has come, so that no simple reply may.
+    /// A chunk has arrived, so a simple reply is no longer valid.
     chunked: bool,
 }
 
-/// A hash of cookies that costs little: what is in the map is the caller's own, so that no server can fill one bucket.
+/// A cheap hash for cookies. The map holds only cookies that the caller chose, so a server cannot force collisions.
 #[derive(Debug, Default)]
 struct CookieHasher(u64);
 
@@ -97,8 +96,8 @@ impl Hasher for CookieHasher {
     }
 
     fn write_u64(&mut self, cookie: u64) {
-        // 2^64 divided by the golden ratio: neighbours are far apart in the high bits, and rotated into the low ones, both
-        // of which the map uses.
+        // 2^64 divided by the golden ratio spreads neighbours in the high bits. The rotation spreads them in the low
+        // bits too, because the map uses both.
         self.0 = (self.0 ^ cookie)
             .wrapping_mul(0x9e37_79b9_7f4a_7c15)
             .rotate_left(32);
@@ -110,43 +109,43 @@ impl Hasher for CookieHasher {
 struct Payload {
     cookie: u64,
     left: u32,
-    /// The reply ends with it.
+    /// The reply ends with this data.
     last: bool,
 }
 
-/// Reads replies: knows the requests under way, and what is still to come.
+/// Parses replies and tracks the requests in flight.
 #[derive(Debug)]
 pub struct Replies {
     structured: bool,
     pending: HashMap<u64, Pending, BuildHasherDefault<CookieHasher>>,
     payload: Option<Payload>,
-    /// Lists of ranges for the requests to come: memory reclaim may wait for one of them, so none is allocated on its way.
+    /// Spare range lists. Memory reclaim may wait for a request, so serving one allocates no list.
     spare: Vec<Vec<(u32, u32)>>,
 }
 
-/// Ranges that a list has room for from the start.
+/// Initial capacity of a range list.
 const RANGES: usize = 4;
 
 impl Replies {
-    /// The longest header that is wanted at once, in bytes, with what follows it before data: room for that much is enough
-    /// to go on, except for the texts of errors and for extents, which are at most 512 KiB.
+    /// Longest header in bytes, including the fields before a chunk's data. A receive window of this size makes
+    /// progress on everything except error texts and extents, which are at most 512 KiB.
     pub const HEADER: usize = 32;
 
-    /// For a connection on which structured replies were agreed on, or not; with room for so many requests under way: up to
-    /// that many nothing is allocated for one, but for extents and for data in many pieces.
+    /// A parser for a connection with or without structured replies. Up to `depth` requests in flight are tracked
+    /// without allocation, except for extents and for data in many pieces.
     #[must_use]
     pub fn new(structured: bool, depth: usize) -> Self {
         Self {
             structured,
-            // Twice as much: a map that is half full at most is tidied up in place, a fuller one grows.
+            // Twice the depth: a map that is at most half full rehashes in place, a fuller one grows.
             pending: HashMap::with_capacity_and_hasher(2 * depth, BuildHasherDefault::default()),
             payload: None,
             spare: (0..depth).map(|_| Vec::with_capacity(RANGES)).collect(),
         }
     }
 
-    /// Notes a request that is about to be sent. False, and nothing noted, if its cookie is in use; a disconnect has no
-    /// reply and is not noted.
+    /// Registers a request before it is sent. Returns false, and registers nothing, if its cookie is in use. Disconnect
+    /// has no reply and is not registered.
     pub fn expect(&mut self, request: &crate::Request) -> bool {
         if request.command == Command::Disconnect {
             return true;
@@ -166,23 +165,23 @@ impl Replies {
         true
     }
 
-    /// Requests under way.
+    /// Number of requests in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.pending.len()
     }
 
-    /// Bytes of data that the caller is to receive before anything else.
+    /// Bytes of data that the caller must receive before anything else.
     #[must_use]
     pub fn payload(&self) -> u32 {
         self.payload.map_or(0, |payload| payload.left)
     }
 
-    /// The caller has received so many bytes of the data that an event told of, at most what was left. Gives the answer
-    /// that this completed.
+    /// Notes that the caller has received this many bytes of announced data, at most what was left. Returns the answer
+    /// that they completed, if any.
     ///
     /// # Errors
-    /// A READ that was answered without all of its bytes.
+    /// A READ was answered without all of its bytes.
     pub fn received(&mut self, bytes: u32) -> Result<Option<Event>, ProtocolError> {
         let Some(mut payload) = self.payload.take() else {
             return Ok(None);
@@ -198,14 +197,14 @@ impl Replies {
         }
     }
 
-    /// Takes the next header from what came. Gives how many bytes were used, 0 if it is not all there, and what it said.
-    /// While [`payload`](Self::payload) is not 0 the bytes are data, and nothing is taken.
+    /// Parses the next header from received bytes. Returns how many bytes were used, 0 if the header is incomplete, and
+    /// its event. While [`payload`](Self::payload) is not 0 the bytes are data, and nothing is consumed.
     ///
     /// # Errors
-    /// What the protocol forbids: the connection is of no use then.
+    /// The server violated the protocol: close the connection.
     pub fn next(&mut self, bytes: &[u8]) -> Result<(usize, Option<Event>), ProtocolError> {
         match self.payload {
-            // What was told last was the end of its reply.
+            // The previous event was the last of its reply.
             Some(Payload {
                 cookie, left: 0, ..
             }) => {
@@ -309,7 +308,7 @@ impl Replies {
         Ok((given - reader.0.len(), Some(event)))
     }
 
-    /// An event with the end of its reply: that comes next, by itself.
+    /// Returns an event of a reply; if it is the last, the next call returns the answer.
     fn told(
         &mut self,
         cookie: u64,
@@ -373,7 +372,7 @@ impl Replies {
 }
 
 impl Pending {
-    /// Notes a piece of a READ, and gives where in its range it is.
+    /// Records a piece of a READ and returns its offset in the range.
     fn take(&mut self, offset: u64, len: u32, cookie: u64) -> Result<u32, ProtocolError> {
         let broken = |what| Err(ProtocolError::BrokenReply { cookie, what });
         let at = offset.checked_sub(self.offset).map(u32::try_from);
@@ -409,7 +408,7 @@ impl Pending {
     }
 }
 
-/// Context and extents of a chunk; `None` while they are not all there.
+/// Parses a chunk's context id and extents; `None` while incomplete.
 fn extents(
     reader: &mut Reader<'_>,
     len: u32,
@@ -435,7 +434,7 @@ fn extents(
     Ok(Some((context, extents)))
 }
 
-/// The error of a chunk; `None` while it is not all there.
+/// Parses a chunk's error; `None` while incomplete.
 fn error(
     reader: &mut Reader<'_>,
     kind: u16,

@@ -1,26 +1,26 @@
-//! Requests, as they go to the server.
+//! Requests as sent to the server.
 
 use crate::wire::REQUEST_MAGIC;
 
-/// What is asked for (`NBD_CMD_*`).
+/// A command (`NBD_CMD_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Command {
-    /// Bytes of the export.
+    /// Read a range.
     Read,
-    /// Bytes for it, which follow the header.
+    /// Write a range; the data follows the header.
     Write,
-    /// The end of the connection; has no reply.
+    /// Close the connection; has no reply.
     Disconnect,
-    /// Everything that was answered is to be durable.
+    /// Make all answered writes durable.
     Flush,
-    /// A range whose content is not needed any more.
+    /// Discard a range.
     Trim,
-    /// A range is to be read into the server's cache.
+    /// Read a range into the server's cache.
     Cache,
-    /// Zeroes for a range.
+    /// Write zeroes to a range.
     WriteZeroes,
-    /// What a range is made of, by the meta contexts that were agreed on.
+    /// Report a range's state in the negotiated meta contexts.
     BlockStatus,
 }
 
@@ -44,15 +44,15 @@ impl Command {
 pub struct CommandFlags(pub u16);
 
 impl CommandFlags {
-    /// `NBD_CMD_FLAG_FUA`: the answer says that it is durable.
+    /// `NBD_CMD_FLAG_FUA`: the data must be durable before the reply.
     pub const FUA: Self = Self(1 << 0);
-    /// `NBD_CMD_FLAG_NO_HOLE`: zeroes keep their storage.
+    /// `NBD_CMD_FLAG_NO_HOLE`: zeroed ranges stay allocated.
     pub const NO_HOLE: Self = Self(1 << 1);
-    /// `NBD_CMD_FLAG_DF`: a READ is answered in one piece.
+    /// `NBD_CMD_FLAG_DF`: do not fragment the reply to a READ.
     pub const DF: Self = Self(1 << 2);
-    /// `NBD_CMD_FLAG_REQ_ONE`: one extent is enough.
+    /// `NBD_CMD_FLAG_REQ_ONE`: report one extent only.
     pub const REQ_ONE: Self = Self(1 << 3);
-    /// `NBD_CMD_FLAG_FAST_ZERO`: fail with ENOTSUP rather than write zeroes one by one.
+    /// `NBD_CMD_FLAG_FAST_ZERO`: fail with ENOTSUP rather than write zeroes slowly.
     pub const FAST_ZERO: Self = Self(1 << 4);
 }
 
@@ -64,26 +64,26 @@ impl std::ops::BitOr for CommandFlags {
     }
 }
 
-/// A request's header; the data of a WRITE follows it.
+/// A request header; a WRITE's data follows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
-    /// What is asked for.
+    /// The command.
     pub command: Command,
-    /// How.
+    /// Its flags.
     pub flags: CommandFlags,
-    /// Comes back with the reply; a second request with it is an error of the caller's while the first is under way.
+    /// Returned in the reply; must be unique among the requests in flight.
     pub cookie: u64,
-    /// First byte of the range; 0 for FLUSH and the disconnect.
+    /// First byte of the range; 0 for FLUSH and Disconnect.
     pub offset: u64,
-    /// Bytes of the range; 0 for FLUSH and the disconnect.
+    /// Length of the range in bytes; 0 for FLUSH and Disconnect.
     pub len: u32,
 }
 
 impl Request {
-    /// Bytes of a header.
+    /// Length of a header in bytes.
     pub const LEN: usize = 28;
 
-    /// The header as it is sent.
+    /// The encoded header.
     #[must_use]
     pub fn header(&self) -> [u8; Self::LEN] {
         let mut header = [0; Self::LEN];

@@ -1,64 +1,64 @@
-//! Where an export is (doc/uri.md of the NBD project).
+//! NBD URIs (doc/uri.md of the NBD project).
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The port of servers that name none.
+/// The default port.
 const PORT: u16 = 10809;
 
 /// How a server is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
-    /// By TCP.
+    /// TCP.
     Tcp {
-        /// Name or address of the host, without the brackets of IPv6.
+        /// Host name or address, without the brackets of IPv6.
         host: String,
         /// Port.
         port: u16,
     },
-    /// By a socket of this machine.
+    /// A unix socket's path.
     Unix(PathBuf),
 }
 
 /// An export of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Uri {
-    /// TLS is demanded (`nbds`, `nbds+unix`).
+    /// Whether TLS is required (`nbds`, `nbds+unix`).
     pub tls: bool,
     /// The server.
     pub address: Address,
     /// The export's name; empty for the server's default.
     pub export: String,
-    /// What else stands behind the question mark, decoded: `tls-certificates` and the like.
+    /// Other query parameters, decoded: `tls-certificates` and the like.
     pub parameters: Vec<(String, String)>,
 }
 
-/// Why words are no such place.
+/// Why a string is not a valid URI.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UriError {
-    /// Not one of the schemes.
+    /// Unknown scheme.
     #[error(
         "{0:?} is not an NBD URI: one begins with nbd://, nbds://, nbd+unix:// or nbds+unix://"
     )]
     Scheme(String),
-    /// A scheme of the protocol's that this client does not have.
+    /// A scheme of the protocol that this client does not support.
     #[error("{0} is not served by this client; use TCP or a unix socket")]
     Transport(&'static str),
-    /// No host, or one that cannot be.
+    /// Missing or invalid host.
     #[error("{0:?} names no host")]
     Host(String),
-    /// A port that is none.
+    /// Invalid port.
     #[error("{0:?} is no port: 1 to 65535")]
     Port(String),
-    /// A unix socket without its path.
+    /// A unix socket URI without a path.
     #[error(
         "a unix socket is named by ?socket=PATH behind the export: nbd+unix:///export?socket=/run/nbd.sock"
     )]
     Socket,
-    /// A percent sign without two hexadecimal digits, or bytes that are no text.
+    /// A percent sign without two hexadecimal digits, or bytes that are not UTF-8.
     #[error("{0:?} is not encoded as a URI is")]
     Encoding(String),
 }
@@ -78,7 +78,7 @@ impl FromStr for Uri {
             "nbd+ssh" | "nbds+ssh" => return Err(UriError::Transport("nbd+ssh")),
             _ => return Err(UriError::Scheme(text.to_owned())),
         };
-        // A fragment is the client's own, and this one has none.
+        // Fragments have no meaning here.
         let rest = rest.split_once('#').map_or(rest, |(rest, _)| rest);
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, export) = rest.split_once('/').unwrap_or((rest, ""));
@@ -107,7 +107,7 @@ impl FromStr for Uri {
     }
 }
 
-/// Host and port of `[user@]host[:port]`.
+/// Parses `[user@]host[:port]`.
 fn host(authority: &str) -> Result<Address, UriError> {
     let place = authority
         .rsplit_once('@')
@@ -137,7 +137,7 @@ fn host(authority: &str) -> Result<Address, UriError> {
     Ok(Address::Tcp { host, port })
 }
 
-/// Text without its percent signs.
+/// Decodes percent escapes.
 fn decoded(text: &str) -> Result<String, UriError> {
     let wrong = || UriError::Encoding(text.to_owned());
     let mut bytes = Vec::with_capacity(text.len());
@@ -157,13 +157,13 @@ fn decoded(text: &str) -> Result<String, UriError> {
         rest = tail;
     }
     match String::from_utf8(bytes) {
-        // No name, host or path holds it, and C would end there.
+        // No name, host or path may contain NUL, which would truncate it in C.
         Ok(text) if !text.contains('\0') => Ok(text),
         _ => Err(wrong()),
     }
 }
 
-/// Text with what a URI gives another meaning behind percent signs.
+/// Escapes characters that have a meaning in a URI, except those in `kept`.
 fn encoded(text: &str, kept: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || kept.as_bytes().contains(&byte);
     text.bytes()

@@ -1,4 +1,4 @@
-//! Numbers of the protocol, by the names that doc/proto.md of the NBD project gives them.
+//! Protocol constants, named as in doc/proto.md of the NBD project.
 
 /// First word of a server: "NBDMAGIC".
 pub(crate) const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -26,7 +26,7 @@ pub(crate) const REP_ACK: u32 = 1;
 pub(crate) const REP_SERVER: u32 = 2;
 pub(crate) const REP_INFO: u32 = 3;
 pub(crate) const REP_META_CONTEXT: u32 = 4;
-/// The bit of replies that are errors.
+/// Set in the type of an option reply that is an error.
 pub(crate) const REP_ERROR: u32 = 1 << 31;
 pub(crate) const REP_ERR_UNSUP: u32 = REP_ERROR | 1;
 
@@ -44,39 +44,39 @@ pub(crate) const CHUNK_NONE: u16 = 0;
 pub(crate) const CHUNK_OFFSET_DATA: u16 = 1;
 pub(crate) const CHUNK_OFFSET_HOLE: u16 = 2;
 pub(crate) const CHUNK_BLOCK_STATUS: u16 = 5;
-/// The bit of chunks that are errors.
+/// Set in the type of a chunk that is an error.
 pub(crate) const CHUNK_ERROR: u16 = 1 << 15;
 pub(crate) const CHUNK_ERROR_OFFSET: u16 = CHUNK_ERROR | 2;
 
-/// What a server says of an export (`NBD_FLAG_*`, transmission flags).
+/// Transmission flags of an export (`NBD_FLAG_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TransmissionFlags(pub u16);
 
 impl TransmissionFlags {
-    /// `NBD_FLAG_HAS_FLAGS`: the others mean something.
+    /// `NBD_FLAG_HAS_FLAGS`: the other flags are valid.
     pub const HAS_FLAGS: Self = Self(1 << 0);
     /// `NBD_FLAG_READ_ONLY`.
     pub const READ_ONLY: Self = Self(1 << 1);
-    /// `NBD_FLAG_SEND_FLUSH`: FLUSH is served.
+    /// `NBD_FLAG_SEND_FLUSH`: FLUSH is supported.
     pub const SEND_FLUSH: Self = Self(1 << 2);
-    /// `NBD_FLAG_SEND_FUA`: so is FUA.
+    /// `NBD_FLAG_SEND_FUA`: FUA is supported.
     pub const SEND_FUA: Self = Self(1 << 3);
     /// `NBD_FLAG_ROTATIONAL`.
     pub const ROTATIONAL: Self = Self(1 << 4);
-    /// `NBD_FLAG_SEND_TRIM`: TRIM is served.
+    /// `NBD_FLAG_SEND_TRIM`: TRIM is supported.
     pub const SEND_TRIM: Self = Self(1 << 5);
-    /// `NBD_FLAG_SEND_WRITE_ZEROES`: WRITE_ZEROES is served.
+    /// `NBD_FLAG_SEND_WRITE_ZEROES`: WRITE_ZEROES is supported.
     pub const SEND_WRITE_ZEROES: Self = Self(1 << 6);
-    /// `NBD_FLAG_SEND_DF`: a reply in one piece can be asked for.
+    /// `NBD_FLAG_SEND_DF`: unfragmented replies are supported.
     pub const SEND_DF: Self = Self(1 << 7);
-    /// `NBD_FLAG_CAN_MULTI_CONN`: several connections see each other's flushed writes.
+    /// `NBD_FLAG_CAN_MULTI_CONN`: flushed writes are visible on all connections.
     pub const CAN_MULTI_CONN: Self = Self(1 << 8);
-    /// `NBD_FLAG_SEND_CACHE`: CACHE is served.
+    /// `NBD_FLAG_SEND_CACHE`: CACHE is supported.
     pub const SEND_CACHE: Self = Self(1 << 10);
-    /// `NBD_FLAG_SEND_FAST_ZERO`: WRITE_ZEROES may be told to fail rather than to be slow.
+    /// `NBD_FLAG_SEND_FAST_ZERO`: the FAST_ZERO command flag is supported.
     pub const SEND_FAST_ZERO: Self = Self(1 << 11);
 
-    /// Whether all of `other` are set; none are where the server says that its flags mean nothing.
+    /// Whether all of `other` are set; always false without HAS_FLAGS.
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
         self.0 & Self::HAS_FLAGS.0 != 0 && self.0 & other.0 == other.0

@@ -1,4 +1,4 @@
-//! Nothing is allocated on the way of a request: counted by the allocator itself.
+//! Serving a request allocates nothing, as counted by the allocator.
 #![expect(unsafe_code, reason = "a global allocator that counts")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -29,7 +29,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Requests under way at once.
+/// Requests in flight at once.
 const DEPTH: u64 = 64;
 
 fn request(command: Command, cookie: u64) -> Request {
@@ -42,8 +42,8 @@ fn request(command: Command, cookie: u64) -> Request {
     }
 }
 
-/// Memory reclaim may wait for a request, so none waits for memory: reads and writes at full depth, by simple and by
-/// structured replies, in two pieces and in one.
+/// Memory reclaim may wait for a request, so serving one must not allocate: reads and writes at full depth, with simple
+/// and structured replies, in one piece and in two.
 #[test]
 fn requests_allocate_nothing() {
     for structured in [false, true] {
@@ -68,7 +68,7 @@ fn requests_allocate_nothing() {
                 for piece in 0..pieces {
                     reply.clear();
                     if structured && n % 2 == 0 {
-                        // The second half first.
+                        // Send the second half first.
                         let at = 4096 * cookie + 2048 * u64::from(1 - piece);
                         reply.extend(0x668e_33ef_u32.to_be_bytes());
                         reply.extend([0, u8::from(piece == 1), 0, 1]);

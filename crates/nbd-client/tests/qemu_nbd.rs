@@ -1,4 +1,4 @@
-//! The protocol core against a server of somebody else's: qemu-nbd, where this host has it.
+//! The protocol against qemu-nbd, if this host has it.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,10 +13,10 @@ use nbd_client::{
 
 const SIZE: u64 = 1 << 20;
 
-/// How long a server may take for anything.
+/// Deadline for each of the server's actions.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A server, and the directory with its file and its socket; both go with the value.
+/// A running server and the directory with its file and socket; both are removed on drop.
 struct Server {
     child: Child,
     directory: PathBuf,
@@ -31,7 +31,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// `None` where there is no qemu-nbd.
+    /// `None` if qemu-nbd is not installed.
     fn start(name: &str, args: &[&str]) -> Option<Self> {
         let directory = format!("nbd-client-{name}-{}", std::process::id());
         let directory = std::env::temp_dir().join(directory);
@@ -76,7 +76,7 @@ impl Server {
     }
 }
 
-/// Goes through the handshake. What is left of the bytes is nothing: a server says nothing by itself then.
+/// Runs the handshake and asserts that no bytes are left over: a server sends nothing on its own afterwards.
 fn shake(stream: &mut UnixStream, options: Options) -> Result<Export, ProtocolError> {
     let mut handshake = Handshake::new(options)?;
     let (mut held, mut more) = (Vec::new(), [0; 512]);
@@ -100,7 +100,7 @@ fn shake(stream: &mut UnixStream, options: Options) -> Result<Export, ProtocolEr
     }
 }
 
-/// A connection with requests one after the other.
+/// A connection that sends one request at a time.
 struct Client {
     stream: UnixStream,
     replies: Replies,
@@ -121,7 +121,7 @@ impl Client {
         (client, export)
     }
 
-    /// Sends a request with the data of a WRITE, or receives that of a READ into it.
+    /// Sends a request; `data` is a WRITE's source or a READ's destination.
     fn ask(
         &mut self,
         command: Command,
@@ -201,7 +201,8 @@ fn disk(directory: &Path) -> Vec<u8> {
     std::fs::read(directory.join("disk")).expect("the file")
 }
 
-/// Every command that the server has, with and without structured replies: what was written is in the file and is read back.
+/// Every command that the server supports, with and without structured replies: written data is in the file and is read
+/// back.
 #[test]
 fn qemu_nbd_serves_every_command() {
     let Some(server) = Server::start("every-command", &[]) else {
@@ -250,7 +251,7 @@ fn qemu_nbd_serves_every_command() {
             let sum: u32 = extents.iter().map(|(len, _)| len).sum();
             assert!(!extents.is_empty() && sum <= 1 << 20, "{extents:?}");
         }
-        // Beyond the end: the server's own refusal, after which it serves on.
+        // A request beyond the end fails, and the server continues to serve.
         let (beyond, _) = client.ask(Command::Write, none, SIZE, &mut data[..512], 512);
         assert!(
             beyond.is_err_and(|code| [22, 28].contains(&code.errno())),
@@ -269,7 +270,7 @@ fn qemu_nbd_serves_every_command() {
     }
 }
 
-/// What it refuses is reported in its own words; a read-only export says that it is one.
+/// Refusals quote the server; a read-only export is reported as read-only.
 #[test]
 fn qemu_nbd_refuses_in_its_own_words() {
     let Some(server) = Server::start("refusals", &["--read-only"]) else {
@@ -291,7 +292,7 @@ fn qemu_nbd_refuses_in_its_own_words() {
     assert!(export.flags.contains(TransmissionFlags::READ_ONLY));
     let none = CommandFlags::default();
     let (refused, _) = client.ask(Command::Write, none, 0, &mut [1; 512], 512);
-    // By the protocol it is EPERM; this server says EINVAL.
+    // The protocol demands EPERM; this server sends EINVAL.
     let errnos = [ErrorCode::EPERM, ErrorCode::EINVAL];
     assert!(
         refused.is_err_and(|code| errnos.contains(&code)),

@@ -1,7 +1,7 @@
 use super::*;
 use crate::wire::CLISERV_MAGIC;
 
-/// A server's side of it: what it says to each option, in order.
+/// A scripted server: its replies to each option, in order.
 struct Script {
     flags: u16,
     replies: Vec<(u32, Vec<Vec<u8>>)>,
@@ -42,7 +42,7 @@ fn greeting(flags: u16) -> Vec<u8> {
     bytes
 }
 
-/// Reads the client's options off what it sent.
+/// Parses the options that the client sent.
 fn options(sent: &[u8]) -> Vec<(u32, Vec<u8>)> {
     let mut reader = Reader(sent);
     let mut options = Vec::new();
@@ -56,7 +56,7 @@ fn options(sent: &[u8]) -> Vec<(u32, Vec<u8>)> {
     options
 }
 
-/// Plays a handshake to its end, bytes `step` at a time.
+/// Runs a handshake to its end, delivering `step` bytes at a time.
 fn play(wanted: &Options, script: Script, step: usize) -> Result<Export, ProtocolError> {
     let mut handshake = Handshake::new(wanted.clone())?;
     let mut to_client = greeting(script.flags);
@@ -109,7 +109,7 @@ fn meta(number: u32, name: &str) -> Vec<u8> {
     option_reply(OPT_SET_META_CONTEXT, REP_META_CONTEXT, &body)
 }
 
-/// All that is asked for is had, whatever pieces the bytes come in; TLS comes before anything else.
+/// Every requested feature is negotiated, for any chunk size; TLS comes first.
 #[test]
 fn a_modern_server_gives_all() {
     for step in [1, 2, 5, 19, 1000] {
@@ -147,7 +147,7 @@ fn a_modern_server_gives_all() {
     }
 }
 
-/// A server that knows nothing but EXPORT_NAME serves all the same, with its zeroes or without.
+/// A server that only knows EXPORT_NAME is served, with or without its zero padding.
 #[test]
 fn an_old_server_is_done_with_what_it_has() {
     for (flags, zeroes) in [(FIXED_NEWSTYLE, ZEROES), (FIXED_NEWSTYLE | NO_ZEROES, 0)] {
@@ -170,7 +170,7 @@ fn an_old_server_is_done_with_what_it_has() {
     }
 }
 
-/// The client names the export, its length before it, and asks for block sizes.
+/// GO carries the length-prefixed export name and requests block sizes.
 #[test]
 fn go_is_as_the_protocol_has_it() {
     let mut handshake = Handshake::new(Options {
@@ -195,8 +195,8 @@ fn go_is_as_the_protocol_has_it() {
     );
 }
 
-/// The client gives up by an option only where the server takes one: not in plain text where TLS is to start, and not once
-/// requests are due.
+/// ABORT is sent only where the server accepts an option: not in plain text where TLS must start, and not after the
+/// export is open.
 #[test]
 fn an_abort_is_sent_where_options_are() {
     let aborted = |options: Options, said: &[Vec<u8>]| {
@@ -221,7 +221,7 @@ fn an_abort_is_sent_where_options_are() {
     assert!(!aborted(go(), &[hello, unsup]));
 }
 
-/// A list has the names and descriptions of the server, which drive no terminal; nothing is opened for it.
+/// A list returns the server's names and descriptions with control characters escaped, and opens no export.
 #[test]
 fn a_server_lists_its_exports() {
     let list = || {
@@ -255,8 +255,7 @@ fn a_server_lists_its_exports() {
     assert!(list().receive(&refused).is_err());
 }
 
-/// L75 TLS that was demanded is never done without; what a server refuses is reported in its own words, which drive no
-/// terminal.
+/// L75 A client that demands TLS never continues without it; refusals quote the server with control characters escaped.
 #[test]
 fn l75_plain_text_is_refused_where_tls_is_demanded() {
     let tls = Options {
@@ -288,7 +287,7 @@ fn l75_plain_text_is_refused_where_tls_is_demanded() {
     assert_eq!(text, "the server refuses NBD_OPT_GO: NBD_REP_ERR_UNKNOWN");
 }
 
-/// What no server may say is an error at once, and nothing of the length that it names is kept.
+/// A protocol violation is an error at once, and no memory is allocated for the length that the server claims.
 #[test]
 fn a_server_that_breaks_the_protocol_is_found_out() {
     let plain = Options::default;
@@ -336,7 +335,7 @@ fn a_server_that_breaks_the_protocol_is_found_out() {
     assert!(handshake.receive(&meta(1, "base:other")).is_err());
 }
 
-/// The sizes that hold where a server tells of none are ones that a server could tell.
+/// The default sizes are valid sizes.
 #[test]
 fn the_default_sizes_are_valid() {
     assert!(BlockSizes::DEFAULT.is_valid());

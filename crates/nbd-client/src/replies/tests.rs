@@ -48,7 +48,7 @@ fn hole(flags: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
     chunk(flags, CHUNK_OFFSET_HOLE, cookie, &body)
 }
 
-/// Feeds bytes `step` at a time, receives data into `buffer`, and gives the other events.
+/// Feeds `step` bytes at a time, receives data into `buffer`, and returns the other events.
 fn feed(
     replies: &mut Replies,
     bytes: &[u8],
@@ -92,7 +92,8 @@ fn answered(cookie: u64) -> Event {
     }
 }
 
-/// Out of order, in pieces of any size, simple and structured: data is where it belongs and each request answered once.
+/// Simple and structured replies, out of order and in chunks of any size: data lands where it belongs and each request
+/// is answered once.
 #[test]
 fn replies_in_any_order_and_any_pieces() {
     for step in [1, 3, 7, 16, 20, 28, 1000] {
@@ -130,7 +131,7 @@ fn replies_in_any_order_and_any_pieces() {
     }
 }
 
-/// A reply that ends with a hole or with extents is answered, and so is one whose end is a chunk of its own.
+/// A reply may end with a hole, with extents, or with a chunk of its own.
 #[test]
 fn replies_end_in_every_way() {
     let read = request(Command::Read, 7, 0, 8);
@@ -154,7 +155,7 @@ fn replies_end_in_every_way() {
     assert_eq!(events, [answered(7)]);
 }
 
-/// The first error counts, with or without an offset, and what came before it does not make the answer good.
+/// The first error counts, with or without an offset; data that arrived before it does not turn it into a success.
 #[test]
 fn errors_are_the_servers() {
     let read = request(Command::Read, 7, 0, 8);
@@ -180,8 +181,8 @@ fn errors_are_the_servers() {
     assert_eq!(ErrorCode::ESHUTDOWN.to_string(), "NBD_ESHUTDOWN");
 }
 
-/// What a server must not say ends the connection: nothing of it is taken for data.
-/// L76 Wrong magics, unknown cookies, lengths beyond the request and the like end the connection with a clear error.
+/// A protocol violation ends the connection, and none of its bytes are taken for data. L76 Wrong magics, unknown
+/// cookies, lengths beyond the request and the like end the connection with a clear error.
 #[test]
 fn l76_a_server_that_breaks_the_protocol_is_found_out() {
     let read = request(Command::Read, 7, 100, 8);
@@ -228,7 +229,7 @@ fn l76_a_server_that_breaks_the_protocol_is_found_out() {
     let mut r = replies(true, &[read]);
     let error = feed(&mut r, &short, 1000, &mut [0; 8]).unwrap_err();
     assert!(error.to_string().contains("missing"), "{error}");
-    // Lengths that would have to be kept are refused before a byte of them is there.
+    // Lengths that would have to be stored are refused before any of their bytes arrive.
     short = chunk(0, CHUNK_BLOCK_STATUS, 7, &[]);
     short.truncate(16);
     short.extend(u32::MAX.to_be_bytes());
@@ -236,7 +237,7 @@ fn l76_a_server_that_breaks_the_protocol_is_found_out() {
     assert!(feed(&mut r, &short, 1000, &mut []).is_err());
 }
 
-/// Pieces apart from each other are counted, and a cookie that is in use is not given again.
+/// Disjoint pieces are limited, and a cookie in use is refused.
 #[test]
 fn pieces_and_cookies_are_bounded() {
     let len = 4 * u32::try_from(MAX_PIECES).unwrap();
@@ -259,7 +260,7 @@ fn pieces_and_cookies_are_bounded() {
     assert!(result.unwrap_err().to_string().contains("too many"));
 }
 
-/// Bytes of any kind neither panic nor are taken for a whole READ.
+/// Random bytes neither panic nor complete a READ.
 #[test]
 fn noise_is_no_answer() {
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
@@ -277,7 +278,7 @@ fn noise_is_no_answer() {
         };
         let at = usize::try_from(next()).unwrap() % bytes.len();
         bytes[at] ^= u8::try_from(next() % 255 + 1).unwrap();
-        // What was in the buffer before shows if a byte of it was not written.
+        // The buffer's old contents show up if a byte was not written.
         let of = |before: u8| {
             let mut r = replies(true, &[request(Command::Read, 7, 100, 8)]);
             let mut buffer = [before; 8];
