@@ -1,4 +1,4 @@
-//! An export as the backend of a device.
+//! A device backend that serves an NBD export.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -16,57 +16,57 @@ use crate::handler::NbdHandler;
 use crate::options::{NbdOptions, Retry};
 use crate::status::{Board, Status};
 
-/// Block sizes of a block device: from a sector to a page.
+/// Block sizes that a block device supports: from a sector to a page.
 const SECTOR: u32 = 512;
 const PAGE: u32 = 4096;
 
-/// Longest TRIM and WRITE_ZEROES: the block layer splits longer ones.
+/// Longest TRIM and WRITE_ZEROES in bytes; the block layer splits longer ones.
 const LONGEST: u64 = 1 << 30;
 
 /// Why an export cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// There is no connection.
+    /// The connection failed.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The server insists on blocks that no block device has.
+    /// The server's minimum block size is one that no block device has.
     #[error("the export has a minimum block size of {0} bytes; a block device has at most 4096")]
     MinimumBlockSize(u32),
-    /// The server takes less than a page at once.
+    /// The server's largest request is shorter than a page.
     #[error("the export takes requests of at most {0} bytes; a block device has requests of 4096")]
     MaximumBlockSize(u32),
-    /// A block size that the server does not take, or that no block device has.
+    /// The server or block devices do not support the requested block size.
     #[error(
         "a block size of {block} bytes is not possible: use a power of two from {least} to 4096"
     )]
     BlockSize {
-        /// The one that was asked for.
+        /// The requested block size.
         block: u32,
-        /// The smallest possible one.
+        /// The smallest possible block size.
         least: u32,
     },
-    /// The export is smaller than the device was made or is to be.
+    /// The export is smaller than the device.
     #[error("the export has {has} bytes, fewer than the {wanted} of the device")]
     TooSmall {
-        /// Bytes of the export.
+        /// Size of the export in bytes.
         has: u64,
-        /// Bytes of the device.
+        /// Size of the device in bytes.
         wanted: u64,
     },
-    /// Less than one block.
+    /// The export is smaller than one block.
     #[error("the export has {0} bytes, which is less than one block")]
     Empty(u64),
 }
 
-/// A device with several connections does not move.
+/// A device with several connections cannot move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "not moved: the device has several connections, which would use two servers at once for a time"
 )]
 pub struct SeveralConnections;
 
-/// An export that is connected to and can be served as a device.
+/// A connected export that can be served as a device.
 #[derive(Debug)]
 pub struct Nbd {
     device: Arc<Device>,
@@ -75,11 +75,10 @@ pub struct Nbd {
 }
 
 impl Nbd {
-    /// Connects to the export. With `by` later than one attempt takes, attempts are repeated until then: the server may
-    /// come up later.
+    /// Connects to the export. Attempts are repeated until `by`, so that the server may start later.
     ///
     /// # Errors
-    /// The last attempt's, and an export that no block device can be made of.
+    /// The last attempt's error, or the export cannot be a block device.
     pub fn open(options: &NbdOptions, by: Instant) -> Result<Self, OpenError> {
         let connected = first(options, by)?;
         let (limits, notes) = limits(&connected.export, options)?;
@@ -115,36 +114,36 @@ impl Nbd {
         })
     }
 
-    /// What the device can do.
+    /// The device's limits.
     #[must_use]
     pub const fn limits(&self) -> Limits {
         self.limits
     }
 
-    /// What a user should know, such as a part of the export that the device leaves out.
+    /// Notes for the user, such as that the device omits a part of the export.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The longest READ and WRITE that the server takes, in bytes.
+    /// Longest READ and WRITE that the server accepts, in bytes.
     #[must_use]
     pub fn max_io_bytes(&self) -> u32 {
         let sizes = self.device.export.block_sizes;
         sizes.unwrap_or(BlockSizes::DEFAULT).maximum
     }
 
-    /// Whether each queue may have a connection of its own: a device has one queue otherwise.
+    /// Whether each queue may have its own connection. Otherwise the device has one queue.
     #[must_use]
     pub fn allows_several_connections(&self) -> bool {
         let flags = self.device.flags();
         flags.contains(TransmissionFlags::CAN_MULTI_CONN)
     }
 
-    /// The handler of a queue, for an engine that is driven by its owner.
+    /// Creates the handler of a queue, for an engine that its owner drives.
     ///
     /// # Errors
-    /// No thread for later connections.
+    /// The thread that reconnects cannot be created.
     pub fn handler(&self, queue: u16) -> io::Result<NbdHandler> {
         self.device.connector.start(false)?;
         let queues = u64::from(queue) + 1;
@@ -152,10 +151,10 @@ impl Nbd {
         Ok(NbdHandler::new(Arc::clone(&self.device), queue.into()))
     }
 
-    /// Serves a device with it.
+    /// Arms a server with handlers for this export.
     ///
     /// # Errors
-    /// As for [`Server::arm_with`].
+    /// Those of [`Server::arm_with`].
     pub fn arm(&self, device: OpenDevice, plan: Plan) -> Result<Server, ublk_queue::Error> {
         let shared = Arc::clone(&self.device);
         let threads = u64::from(plan.options.threads_per_queue.max(1));
@@ -165,7 +164,7 @@ impl Nbd {
         started.map_err(ublk_queue::Error::Thread)?;
         let longest = u64::from(device.geometry().max_io_bytes());
         shared.max_io.store(longest, Ordering::Relaxed);
-        // Threads of one queue have a connection each, too.
+        // With several threads per queue, each has its own connection.
         let number = AtomicUsize::new(0);
         Server::arm_with(device, plan, move |_| {
             let number = number.fetch_add(1, Ordering::Relaxed);
@@ -179,33 +178,33 @@ impl Nbd {
         self.device.board.snapshot()
     }
 
-    /// Changes what becomes of requests while the server cannot be reached, also of those that wait now.
+    /// Changes the retry policy, also for requests that wait now.
     pub fn set_retry(&self, retry: Retry) {
         self.device.set_retry(retry);
         self.device.gives_up.store(false, Ordering::Relaxed);
         self.device.wake_all();
     }
 
-    /// The policy in force.
+    /// The current policy.
     #[must_use]
     pub fn retry(&self) -> Retry {
         self.device.retry()
     }
 
-    /// From now on requests fail at once while there is no connection: the device is to end, whatever is lost.
+    /// Makes requests fail at once while there is no connection, because the device is being forced to stop.
     pub fn give_up(&self) {
         self.device.gives_up.store(true, Ordering::Relaxed);
         self.device.wake_all();
     }
 
-    /// Moves the device to another server, which must have the same data: each queue connects to it, finishes what is in
-    /// flight on its old connection, flushes that, and goes on with the new one. A queue whose new connection cannot be
-    /// made keeps its old one and tries on; one whose new export is not like the old keeps the old one, see
-    /// [`Status::last_error`].
+    /// Moves the device to another server, which must have the same data: each queue connects to the new server,
+    /// finishes the requests in flight on its old connection, flushes, and continues on the new one. A queue that
+    /// cannot connect keeps its old connection and retries. A queue whose new export does not match stays on its old
+    /// connection, see [`Status::last_error`].
     ///
     /// # Errors
-    /// A device with several connections: they cannot move in one moment, and meanwhile two servers, whose caches need not
-    /// agree, would serve parts of it.
+    /// The device has several connections. They cannot move at the same moment, and meanwhile two servers with separate
+    /// caches would serve parts of the device.
     pub fn move_to(&self, uri: Uri) -> Result<(), SeveralConnections> {
         if self.device.queues.load(Ordering::Relaxed) > 1 {
             return Err(SeveralConnections);
@@ -226,8 +225,8 @@ impl Nbd {
         Ok(())
     }
 
-    /// Whether this process may connect to the server again: its unix socket may belong to somebody else, which matters
-    /// once privileges are given up. Other transports need none.
+    /// Checks whether this process may reconnect after it has given up its privileges, because a unix socket may belong
+    /// to another user. Other transports need no privilege.
     ///
     /// # Errors
     /// EACCES, or the socket is gone.
@@ -244,14 +243,14 @@ impl Nbd {
         }
     }
 
-    /// The server that connections are made to.
+    /// The server that new connections go to.
     #[must_use]
     pub fn uri(&self) -> Uri {
         self.device.connector.uri()
     }
 }
 
-/// The first connection.
+/// Makes the first connection.
 fn first(options: &NbdOptions, by: Instant) -> Result<Connected, ConnectError> {
     const DELAY: Duration = Duration::from_millis(100);
     loop {
@@ -270,7 +269,7 @@ fn first(options: &NbdOptions, by: Instant) -> Result<Connected, ConnectError> {
     }
 }
 
-/// The device that an export makes.
+/// The limits of a device for this export.
 fn limits(export: &Export, options: &NbdOptions) -> Result<(Limits, Vec<String>), OpenError> {
     let sizes = export.block_sizes.unwrap_or(BlockSizes::DEFAULT);
     let least = sizes.minimum.max(SECTOR);

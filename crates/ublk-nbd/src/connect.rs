@@ -1,4 +1,4 @@
-//! One attempt to connect: resolve, connect, handshake. Blocking, with a deadline; never on a queue's thread.
+//! One attempt to connect: resolve, connect, handshake. Blocks up to a deadline; never called on a queue's thread.
 
 use std::io::{self, Read, Write};
 use std::net::ToSocketAddrs;
@@ -8,40 +8,40 @@ use std::time::{Duration, Instant};
 use nbd_client::{Address, Export, Handshake, Listed, Options, ProtocolError, Step, Uri};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
-/// Why an attempt failed.
+/// Why a connection attempt failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The name has no address.
+    /// The host name did not resolve.
     #[error("cannot resolve {host}: {source}")]
     Resolve {
-        /// Name of the host.
+        /// The host name.
         host: String,
-        /// What the resolver said.
+        /// The resolver's error.
         source: io::Error,
     },
-    /// Nobody answered at the address.
+    /// The server did not accept the connection.
     #[error("cannot connect to {to}: {source}")]
     Connect {
         /// The address or path.
         to: String,
-        /// What the kernel said.
+        /// The system call's error.
         source: io::Error,
     },
-    /// The connection ended, or its deadline passed, before the export was served.
+    /// The connection closed or the deadline passed before the export was open.
     #[error("the handshake with {to} failed: {source}")]
     Handshake {
         /// The address or path.
         to: String,
-        /// What the kernel said.
+        /// The system call's error.
         source: io::Error,
     },
-    /// The server refused, or broke the protocol.
+    /// The server refused, or violated the protocol.
     #[error("{to}: {source}")]
     Protocol {
         /// The address or path.
         to: String,
-        /// What the server did.
+        /// The cause.
         source: ProtocolError,
     },
     /// TLS was asked for.
@@ -51,19 +51,19 @@ pub enum ConnectError {
     Tls,
 }
 
-/// A connection whose export is served.
+/// A connection with an open export.
 #[derive(Debug)]
 pub(crate) struct Connected {
     pub(crate) socket: OwnedFd,
     pub(crate) export: Export,
-    /// The peer, for messages.
+    /// The peer's address, for messages.
     pub(crate) peer: String,
 }
 
-/// An idle peer is probed after this long, this often and so many times: a dead one is noticed within half a minute.
+/// TCP keepalive: idle time, interval, probes. A dead peer is detected within 30 seconds.
 const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration::from_secs(5), 3);
 
-/// Connects and asks for the export, by the deadline.
+/// Connects and opens the export before the deadline.
 pub(crate) fn connect(uri: &Uri, deadline: Instant) -> Result<Connected, ConnectError> {
     if uri.tls {
         return Err(ConnectError::Tls);
@@ -99,7 +99,7 @@ fn open(address: &Address, deadline: Instant) -> Result<(Socket, String), Connec
             let connect = || {
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
                 let address = SockAddr::unix(path)?;
-                // A full backlog would have a blocking connect wait without a deadline.
+                // `connect` on a unix socket would block without a deadline while the backlog is full.
                 socket.connect_timeout(&address, left(deadline))?;
                 Ok(socket)
             };
@@ -119,7 +119,7 @@ fn open(address: &Address, deadline: Instant) -> Result<(Socket, String), Connec
             let none = io::Error::new(io::ErrorKind::NotFound, "it has no address");
             let mut failed = unresolved(none);
             for (tried, address) in addresses.iter().enumerate() {
-                // Each address gets its share of what is left, so that a dead one does not eat the others' time.
+                // Each address gets its share of the remaining time, so that a dead one leaves time for the others.
                 let rest = u32::try_from(addresses.len() - tried).unwrap_or(1).max(1);
                 match tcp(&SockAddr::from(*address), left(deadline) / rest) {
                     Ok(socket) => return Ok((socket, address.to_string())),
@@ -151,24 +151,24 @@ fn tcp(address: &SockAddr, within: Duration) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// At least a moment: zero means no timeout to the socket calls.
+/// Never zero, because socket timeouts treat zero as none.
 fn left(deadline: Instant) -> Duration {
     let left = deadline.saturating_duration_since(Instant::now());
     left.max(Duration::from_millis(1))
 }
 
-/// What a server offers for an export, by the deadline. The export is opened for it and closed again.
+/// Queries an export's size and features before the deadline: opens the export and closes it again.
 ///
 /// # Errors
-/// Those of a connection.
+/// The connection failed.
 pub fn info(uri: &Uri, deadline: Instant) -> Result<Export, ConnectError> {
     connect(uri, deadline).map(|connected| connected.export)
 }
 
-/// The exports of a server, by the deadline.
+/// Lists a server's exports before the deadline.
 ///
 /// # Errors
-/// Those of a connection; a server that does not list its exports.
+/// The connection failed, or the server does not list its exports.
 pub fn list(uri: &Uri, deadline: Instant) -> Result<Vec<Listed>, ConnectError> {
     if uri.tls {
         return Err(ConnectError::Tls);
@@ -189,7 +189,7 @@ fn unexpected(to: String, step: &Step) -> ConnectError {
     ConnectError::Handshake { to, source }
 }
 
-/// Goes through the handshake to its end.
+/// Runs the handshake to its end.
 fn shake(
     socket: &mut Socket,
     options: Options,

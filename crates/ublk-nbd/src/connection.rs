@@ -1,4 +1,4 @@
-//! The bytes of one connection: requests gathered into sends, replies out of receives.
+//! The byte streams of one connection: requests are gathered into sends, replies parsed from receives.
 #![expect(unsafe_code, reason = "lends buffers of requests to the socket")]
 
 use std::os::fd::OwnedFd;
@@ -13,33 +13,33 @@ use uring_lite::Sqe64;
 use crate::outgoing::Outgoing;
 use crate::socket::Socket;
 
-/// Bytes received at once while a large READ is under way: its header, and no more of its data than must be copied.
+/// Staging window while a large READ is in flight: one header, so that little of its data must be copied.
 const HEADER: usize = Replies::HEADER;
 
-/// Data from this length on is received by itself, all of it at once.
+/// Data of at least this length is received straight into its buffer, by one operation.
 const WHOLE: usize = 64 << 10;
 
-/// The cookie of the FLUSH that ends a connection: that of no request.
+/// The cookie of the FLUSH that ends a connection; no request uses it.
 const LAST_FLUSH: u64 = u64::MAX;
 
-/// TRIM and WRITE_ZEROES get one second more for this many bytes.
+/// TRIM and WRITE_ZEROES get one more second for each multiple of this.
 const BYTES_A_SECOND: u32 = 64 << 20;
 
-/// A connection whose export is served.
+/// A connection with an open export.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) socket: Socket,
     pub(crate) replies: Replies,
-    /// Where the data goes that is next in the stream: the request's cookie, and the position in its buffer.
+    /// The destination of the data that comes next in the stream: the request's cookie and the offset in its buffer.
     payload: (u64, usize),
-    /// The export must not be written to any more.
+    /// Writes must fail, because the export changed in a way that the device cannot tolerate.
     pub(crate) reads_only: bool,
-    /// Size of the export.
+    /// Size of the export in bytes.
     pub(crate) size: u64,
     pub(crate) peer: String,
-    /// The FLUSH that ends a connection the device moves away from is sent; in which second it is due.
+    /// Deadline, in the timer's seconds, of the FLUSH that is sent before the device moves to another connection.
     pub(crate) flushing: Option<u64>,
-    /// What the server answered to it, if that is an error.
+    /// The error with which the server answered that FLUSH.
     pub(crate) flush_failed: Option<ErrorCode>,
 }
 
@@ -74,8 +74,8 @@ impl Connection {
         }
     }
 
-    /// Gathers what waits for one send; what was begun is sent first. The server has until the second `due` to answer. True
-    /// if there is something to send.
+    /// Gathers waiting requests into one send; an unfinished send comes first. `due` is the second by which the server
+    /// must answer. Returns true if there is something to send.
     pub(crate) fn gather(&mut self, outgoing: &mut Outgoing, due: u64) -> bool {
         if self.socket.is_sending() {
             return false;
@@ -100,14 +100,14 @@ impl Connection {
                 Command::Write => slot.kept.buffer().unwrap_or(MemRef::EMPTY),
                 _ => MemRef::EMPTY,
             };
-            // SAFETY: the request is kept in its slot and not answered while `sending` is set, so that its buffer
-            // stays the server's; only its queue has it, and nobody makes a reference to a WRITE's data.
+            // SAFETY: the request is kept in its slot and not answered while `sending` is set, so its buffer stays the
+            // server's. Only this queue has it, and nobody forms a reference to a WRITE's data.
             unsafe { self.socket.add(&request, data) };
         }
         true
     }
 
-    /// Pushes the send. False if there is no room for it.
+    /// Pushes the send. Returns false if the ring is full.
     pub(crate) fn push_send(&mut self, push: impl FnOnce(Sqe64) -> bool) -> bool {
         let pushed = push(self.socket.send());
         if pushed {
@@ -116,7 +116,7 @@ impl Connection {
         pushed
     }
 
-    /// Pushes a receive, unless one is in flight. False if there is no room for it.
+    /// Pushes a receive, unless one is in flight. Returns false if the ring is full.
     pub(crate) fn push_receive(
         &mut self,
         outgoing: &mut Outgoing,
@@ -136,8 +136,8 @@ impl Connection {
             true => HEADER,
             false => usize::MAX,
         };
-        // SAFETY: the request is kept in its slot and is answered once the receive has completed, not before, so that its
-        // buffer stays the server's; until then nobody makes a reference to it.
+        // SAFETY: the request is kept in its slot and answered only after the receive has completed, so its buffer
+        // stays the server's; until then nobody forms a reference to it.
         let sqe = unsafe { self.socket.receive(direct, window) };
         let pushed = push(sqe);
         if pushed {
@@ -146,7 +146,7 @@ impl Connection {
         pushed
     }
 
-    /// Reads what was received, and answers requests by it. An error is the end of the connection.
+    /// Parses received bytes and answers requests. An error ends the connection.
     pub(crate) fn read(&mut self, outgoing: &mut Outgoing, bytes: usize) -> Result<(), String> {
         let broken = |e: nbd_client::ProtocolError| e.to_string();
         let direct = self.socket.received(bytes);
@@ -201,9 +201,8 @@ impl Connection {
         Ok(())
     }
 
-    /// On a connection that is drained, begins the FLUSH that ends it: what was answered on it must be as durable there as
-    /// the client was told. What was begun is sent first. True if there is something
-    /// to send.
+    /// Starts the FLUSH that ends a drained connection, because writes answered on it must be as durable as the client
+    /// was told. An unfinished send comes first. Returns true if there is something to send.
     pub(crate) fn flush(&mut self, flags: TransmissionFlags, due: u64) -> bool {
         if self.socket.is_sending() {
             return false;
@@ -226,7 +225,7 @@ impl Connection {
         true
     }
 
-    /// Tells the server that the connection ends, if nothing is being sent.
+    /// Sends Disconnect, unless a send is in flight.
     pub(crate) fn say_goodbye(&self) {
         let header = bare(Command::Disconnect, 0).header();
         self.socket.say_goodbye(&header);

@@ -1,4 +1,4 @@
-//! Makes connections on a thread of its own, so that no queue waits for a server.
+//! Connects on its own thread, so that no queue waits for a server.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -13,13 +13,13 @@ use ublk_queue::port::Wake;
 use crate::connect::{ConnectError, Connected, connect};
 use crate::status::Board;
 
-/// Delay after the first failed attempt; each further one doubles it.
+/// Delay after the first failed attempt; it doubles with each further one.
 const FIRST_DELAY: Duration = Duration::from_millis(10);
 
-/// Longest delay during the first [`PATIENCE`] of an outage: a server that restarts is found within 100 ms.
+/// Longest delay during the first [`PATIENCE`] of an outage: a restarted server is found within 100 ms.
 const SHORT: Duration = Duration::from_millis(80);
 
-/// Longest delay later on.
+/// Longest delay after that.
 const LONG: Duration = Duration::from_secs(1);
 
 /// How long an outage counts as short.
@@ -51,15 +51,15 @@ struct Queues {
 struct Mailbox {
     wanted: Option<Wanted>,
     ready: Option<Connected>,
-    /// When the last one was made.
+    /// When the last connection was made.
     made: Option<Instant>,
-    /// How long the next one waits: a server that takes connections and breaks them is not asked without a pause.
+    /// Delay before the next connection, so that a server which accepts and breaks connections is not hammered.
     pause: Duration,
 }
 
 struct Wanted {
     wake: Arc<dyn Wake>,
-    /// Set when the connection is ready, so that a queue looks without taking a lock.
+    /// Set when the connection is ready, so that the queue can check without taking a lock.
     news: Arc<AtomicBool>,
 }
 
@@ -81,7 +81,7 @@ impl Shared {
 }
 
 impl Connector {
-    /// Without its thread yet. `first` is a connection that exists already, for the first queue that asks.
+    /// The thread is not started yet. The first queue that asks gets `first`, an existing connection.
     pub(crate) fn new(
         uri: Uri,
         timeout: Duration,
@@ -105,8 +105,8 @@ impl Connector {
         Self { shared }
     }
 
-    /// Starts the thread, unless it runs. A process that is about to give up privileges does so first: the thread has
-    /// those of its creator, but for CAP_SYS_ADMIN, which it gives up if told to.
+    /// Starts the thread, unless it runs. A process that gives up privileges calls this before, because the thread
+    /// inherits them. The thread drops CAP_SYS_ADMIN if `gives_up_admin` is set.
     pub(crate) fn start(&self, gives_up_admin: bool) -> io::Result<()> {
         if std::mem::replace(&mut self.shared.queues().started, true) {
             return Ok(());
@@ -123,7 +123,7 @@ impl Connector {
         thread.spawn(run).map(drop)
     }
 
-    /// Asks for a connection for a queue; `news` is set and the queue woken when it is ready.
+    /// Requests a connection for a queue; when it is ready, sets `news` and wakes the queue.
     pub(crate) fn request(&self, queue: usize, wake: Arc<dyn Wake>, news: &Arc<AtomicBool>) {
         let mut queues = self.shared.queues();
         if queues.mailboxes.len() <= queue {
@@ -142,14 +142,14 @@ impl Connector {
         self.shared.changed.notify_one();
     }
 
-    /// A queue wants no connection any more.
+    /// Cancels a queue's request for a connection.
     pub(crate) fn cancel(&self, queue: usize) {
         if let Some(mailbox) = self.shared.queues().mailboxes.get_mut(queue) {
             (mailbox.wanted, mailbox.ready) = (None, None);
         }
     }
 
-    /// The connection that was made for a queue.
+    /// Takes the connection that was made for a queue.
     pub(crate) fn take(&self, queue: usize) -> Option<Connected> {
         let mut queues = self.shared.queues();
         queues.mailboxes.get_mut(queue)?.ready.take()
@@ -159,14 +159,14 @@ impl Connector {
         self.shared.uri()
     }
 
-    /// The server that connections are made to from now on.
+    /// Sets the server for all further connections.
     pub(crate) fn set_uri(&self, uri: Uri) {
         *self
             .shared
             .uri
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = uri;
-        // Connections to the server before that nobody has taken yet.
+        // Drop connections to the previous server that no queue has taken yet.
         for mailbox in &mut self.shared.queues().mailboxes {
             mailbox.ready = None;
         }
@@ -176,7 +176,7 @@ impl Connector {
 
 impl Drop for Connector {
     fn drop(&mut self) {
-        // Not joined: the thread may be in an attempt, which has a deadline.
+        // Do not join the thread: it may be in an attempt, which has a deadline.
         self.shared.queues().ended = true;
         self.shared.changed.notify_one();
     }
@@ -207,7 +207,7 @@ impl Shared {
         }
     }
 
-    /// The next queue that wants a connection, and how long to wait before; `None` at the end.
+    /// The next queue that needs a connection and the delay before the attempt; `None` at the end.
     fn next(&self) -> Option<(usize, Duration)> {
         let queues = self.queues();
         let idle = |queues: &mut Queues| {
@@ -235,10 +235,10 @@ impl Shared {
         Some((queue, mailbox.pause))
     }
 
-    /// Hands a connection to the queue that wants it, unless the device was moved meanwhile.
+    /// Hands a connection to its queue, unless the device has moved meanwhile.
     fn deliver(&self, queue: usize, connected: Connected, uri: &Uri) {
         let mut queues = self.queues();
-        // After the lock: whoever changes the server then drops what is ready.
+        // Checked under the lock: a later change of the server drops the connection from the mailbox.
         if self.uri() != *uri {
             return;
         }
@@ -253,7 +253,7 @@ impl Shared {
         }
     }
 
-    /// Waits before the next attempt, or until the end or a change of the server.
+    /// Waits for the delay, the end, or a change of the server.
     fn pause(&self, delay: Duration) {
         let uri = self.uri();
         let waits = |queues: &mut Queues| !queues.ended && self.uri() == uri;
@@ -261,7 +261,7 @@ impl Shared {
     }
 }
 
-/// A row of failed attempts.
+/// A series of failed attempts.
 #[derive(Debug, Default)]
 struct Outage {
     since: Option<Instant>,
@@ -272,7 +272,7 @@ struct Outage {
 }
 
 impl Outage {
-    /// Notes a failure, logs the first of its kind, and gives the delay before the next attempt.
+    /// Records a failure, logs the first of its kind, and returns the delay before the next attempt.
     fn failed(&mut self, error: &ConnectError) -> Duration {
         let since = *self.since.get_or_insert_with(Instant::now);
         self.attempts += 1;
@@ -286,12 +286,12 @@ impl Outage {
             false => LONG,
         };
         self.delay = (self.delay * 2).clamp(FIRST_DELAY, longest);
-        // Up to half of it less, so that clients of one server do not come all at once.
+        // Subtract up to half at random, so that a server's clients do not all reconnect at once.
         let part = self.random.hash_one((since, self.attempts)) % 512;
         self.delay - self.delay * u32::try_from(part).unwrap_or(0) / 1024
     }
 
-    /// Ends it: the number of failed attempts, `None` if there was none.
+    /// Ends the outage and returns the number of failed attempts; `None` if there was none.
     fn end(&mut self) -> Option<u32> {
         let ended = std::mem::take(self);
         ended.since.map(|_| ended.attempts)
@@ -302,7 +302,7 @@ impl Outage {
 mod tests {
     use super::*;
 
-    /// L79 Attempts come at growing distances, first soon, never in a tight loop.
+    /// L79 Delays start short, grow to a bound, and are never zero.
     #[test]
     fn l79_delays_grow_to_a_bound() {
         let mut outage = Outage::default();

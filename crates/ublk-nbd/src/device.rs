@@ -22,12 +22,12 @@ pub(crate) struct Device {
     pub(crate) request_seconds: u64,
     pub(crate) retry: AtomicU64,
     pub(crate) gives_up: AtomicBool,
-    /// How often the device was moved to another server.
+    /// Number of times the device was moved to another server.
     pub(crate) moves: AtomicU64,
-    /// The server that it was moved away from.
+    /// The server it was moved away from.
     pub(crate) before: Mutex<Option<Uri>>,
     pub(crate) queues: AtomicU64,
-    /// Longest request in bytes, 0 while it is unknown.
+    /// Longest request in bytes; 0 while unknown.
     pub(crate) max_io: AtomicU64,
     pub(crate) wakers: Mutex<Vec<Arc<dyn Wake>>>,
 }
@@ -41,7 +41,7 @@ impl std::fmt::Debug for Device {
     }
 }
 
-/// How a policy is kept: seconds, or one of these.
+/// The atomic encoding of a policy: seconds, or one of these.
 const FOREVER: u64 = u64::MAX;
 pub(crate) const NEVER: u64 = 0;
 
@@ -71,7 +71,7 @@ impl Device {
         self.retry.store(kept, Ordering::Relaxed);
     }
 
-    /// Has every change of policy or server wake a queue.
+    /// Registers a waker that every change of policy or server wakes.
     pub(crate) fn watched_by(&self, waker: Arc<dyn Wake>) {
         let wakers = self.wakers.lock();
         wakers.unwrap_or_else(PoisonError::into_inner).push(waker);
@@ -84,7 +84,7 @@ impl Device {
         }
     }
 
-    /// A queue stays with its server: so do all connections that are made from now on.
+    /// Notes that a queue stays on its current server; later connections go there too.
     pub(crate) fn not_moved(&self, queue: usize, why: String) {
         let before = self.before.lock();
         if let Some(before) = before.unwrap_or_else(PoisonError::into_inner).take() {
@@ -103,8 +103,7 @@ impl Device {
         self.gives_up.load(Ordering::Relaxed)
     }
 
-    /// Why an export that was found at a reconnect must not be written to: the device has promised what it cannot keep
-    /// (L74).
+    /// Why an export found on reconnect must not be written to: it lacks something that the device has promised (L74).
     pub(crate) fn changed(&self, now: &Export) -> Option<String> {
         if now.size < self.size {
             return Some(format!(

@@ -1,4 +1,4 @@
-//! The requests of one queue, and the life of its connection.
+//! Handles the requests of one queue and the life of its connection.
 #![expect(unsafe_code, reason = "takes completions from the lane")]
 
 use std::io;
@@ -19,16 +19,16 @@ use crate::outgoing::{Asked, Outgoing};
 use crate::socket::{Socket, Timer, error_of};
 use crate::status::LinkState;
 
-/// Places of the handler's operations.
+/// Slots of the handler's operations.
 const SEND: u16 = 0;
 const RECEIVE: u16 = 1;
 const TIMER: u16 = 2;
 const CANCEL: u16 = 3;
 
-/// How long requests wait for the first connection whatever the policy.
+/// How long requests wait for the first connection, whatever the policy.
 const FIRST: Duration = Duration::from_secs(10);
 
-/// How long a device that is given up waits for answers.
+/// How long a device that is being forced to stop waits for answers, in seconds.
 const LAST_SECONDS: u64 = 3;
 
 /// Answers the requests of one queue from an NBD server.
@@ -43,23 +43,23 @@ pub struct NbdHandler {
     wake: Option<Waker>,
     timer: Timer,
     cancelling: bool,
-    /// Seconds in which there was something to wait for, as the timer counts them.
+    /// Timer ticks, one a second, counted only while there is something to wait for.
     now: u64,
-    /// Which use of an operation's place it is.
+    /// Generation of each operation slot.
     turns: [u16; 4],
-    /// The queue ends: no connection is made any more.
+    /// The queue is stopping and makes no more connections.
     ending: bool,
     depth: u16,
-    /// Moves of the device to another server that this queue has begun.
+    /// Number of moves to another server that this queue has begun.
     moves: u64,
-    /// The connection to move to, once the old one is drained.
+    /// The connection to move to once the old one is drained.
     next: Option<Connected>,
-    /// Seconds since the device has been given up.
+    /// Seconds since the device was forced to stop.
     given_up: u64,
-    /// It has had a connection.
+    /// Whether the queue has ever had a connection.
     met: bool,
-    /// When a connection was lost, unless a request has been answered since: a server that takes connections and answers
-    /// nothing is none.
+    /// When a connection was lost, unless a request has been answered since: a server that accepts connections and
+    /// answers nothing counts as unreachable.
     unanswered: Option<Instant>,
 }
 
@@ -71,14 +71,14 @@ impl std::fmt::Debug for Waker {
     }
 }
 
-/// The connection.
+/// The state of the connection.
 #[derive(Debug)]
 enum Link {
-    /// None, since then. Another one is being made, unless the queue ends.
+    /// No connection since then. A new one is being made, unless the queue is stopping.
     Down { since: Instant, failing: bool },
-    /// Lost: the kernel may still have operations of it.
+    /// Lost; the kernel may still hold operations on its socket.
     Closing { socket: Socket, since: Instant },
-    /// Requests are sent and answered.
+    /// Connected.
     Up(Box<Connection>),
 }
 
@@ -125,7 +125,7 @@ impl NbdHandler {
         }
     }
 
-    /// The connection is of no use any more.
+    /// Handles a broken connection: reports it and starts to close it.
     fn lost(&mut self, why: &str) {
         let Link::Up(up) = &self.link else {
             return;
@@ -135,7 +135,7 @@ impl NbdHandler {
                 "queue {}: the connection to {} is lost: {why}; {} requests wait for another one",
                 self.queue,
                 up.peer,
-                self.outgoing.in_hand()
+                self.outgoing.in_flight()
             );
             self.device.board.failed(format!("{}: {why}", up.peer));
             self.device.board.set(self.queue, LinkState::Reconnecting);
@@ -143,9 +143,9 @@ impl NbdHandler {
         self.close();
     }
 
-    /// Ends the connection.
+    /// Starts to close the connection.
     fn close(&mut self) {
-        if self.outgoing.in_hand() == 0 {
+        if self.outgoing.in_flight() == 0 {
             self.unanswered = None;
         }
         let since = *self.unanswered.get_or_insert_with(Instant::now);
@@ -161,7 +161,7 @@ impl NbdHandler {
         }
     }
 
-    /// Goes on once the kernel has nothing of a lost connection any more.
+    /// Continues once the kernel holds no operation of the closed socket.
     fn closed(&mut self) {
         let Link::Closing { socket, since } = &self.link else {
             return;
@@ -183,7 +183,7 @@ impl NbdHandler {
         self.expire();
     }
 
-    /// Fails what waits if the time for that is over.
+    /// Fails waiting requests once the retry policy's time is over.
     fn expire(&mut self) {
         let Link::Down { since, failing } = &mut self.link else {
             return;
@@ -193,7 +193,7 @@ impl NbdHandler {
             Retry::For(time) => since.elapsed() >= time,
             Retry::Forever => false,
         };
-        // Nothing is coming any more.
+        // A device that is being forced to stop gets no new connection.
         let over = over || self.device.gives_up();
         if over != *failing && !over {
             self.device.board.set(self.queue, LinkState::Reconnecting);
@@ -212,7 +212,7 @@ impl NbdHandler {
         }
     }
 
-    /// Takes a connection that was made: at once, or when the one in use is drained.
+    /// Takes a new connection into use, at once or when the current one is drained.
     fn offered(&mut self, connected: Connected) {
         if !matches!(self.link, Link::Up(_)) {
             return self.connected(connected);
@@ -224,7 +224,7 @@ impl NbdHandler {
         self.next = Some(connected);
     }
 
-    /// Ends the old connection of a device that moves, once it is drained and flushed.
+    /// Switches a moving device to its new connection once the old one is drained and flushed.
     fn moved(&mut self) {
         if let Link::Up(up) = &self.link
             && self.next.is_some()
@@ -241,7 +241,7 @@ impl NbdHandler {
         }
     }
 
-    /// Takes a new connection into use.
+    /// Switches to a new connection.
     fn connected(&mut self, connected: Connected) {
         let Connected {
             socket,
@@ -268,7 +268,7 @@ impl NbdHandler {
         });
     }
 
-    /// Sends what waits, as long as there is room. False if the ring is full.
+    /// Sends waiting requests while there is room. Returns false if the ring is full.
     fn send<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
         let operation = self.operation(SEND);
         let Link::Up(up) = &mut self.link else {
@@ -282,7 +282,7 @@ impl NbdHandler {
         !ready || up.push_send(|sqe| ring.push(sqe, operation).is_ok())
     }
 
-    /// Keeps a receive in flight. False if the ring is full.
+    /// Keeps a receive in flight. Returns false if the ring is full.
     fn receive<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
         let operation = self.operation(RECEIVE);
         match &mut self.link {
@@ -293,7 +293,7 @@ impl NbdHandler {
         }
     }
 
-    /// Reads what was received, which may be the end of the connection.
+    /// Processes received bytes; zero bytes end the connection.
     fn read(&mut self, bytes: usize) {
         let Link::Up(up) = &mut self.link else {
             return;
@@ -305,7 +305,7 @@ impl NbdHandler {
             self.given_up = 0;
         }
         if let Some(code) = up.flush_failed.take() {
-            // What the server answered may not be durable there: nobody else can be trusted to have it.
+            // The old server failed its last FLUSH: data that it answered may exist nowhere else, so stay with it.
             self.next = None;
             let why = format!("not moved: the last flush on {} failed: {code}", up.peer);
             self.device.not_moved(self.queue, why);
@@ -315,7 +315,7 @@ impl NbdHandler {
         }
     }
 
-    /// A second has passed in which there was something to wait for.
+    /// Handles a timer tick: a second has passed while there was something to wait for.
     fn second(&mut self) {
         self.now += 1;
         self.given_up += u64::from(self.device.gives_up());
@@ -334,7 +334,7 @@ impl NbdHandler {
         self.expire();
     }
 
-    /// Says goodbye and ends the connection, if nothing is under way.
+    /// Sends Disconnect and closes the connection, if no request is in flight.
     fn hang_up(&mut self) {
         if let Link::Up(up) = &mut self.link {
             up.say_goodbye();
@@ -348,7 +348,7 @@ impl Handler for NbdHandler {
 
     fn handle(&mut self, request: Request<'_>) {
         if self.ending {
-            // It came after the last one, of a device that ends: for it there is one more connection.
+            // A request arrived after the stopping queue closed its connection: connect once more.
             self.ending = false;
             self.ask_for_connection();
         }
@@ -358,7 +358,7 @@ impl Handler for NbdHandler {
         match &self.link {
             Link::Down { failing: true, .. } => return request.complete(Err(Errno::EIO)),
             Link::Up(up) => {
-                if self.outgoing.in_hand() == 0 {
+                if self.outgoing.in_flight() == 0 {
                     self.unanswered = None;
                 }
                 let end = asked.offset.saturating_add(asked.len.into());
@@ -371,7 +371,7 @@ impl Handler for NbdHandler {
         let mut kept = request.keep();
         let has_data = matches!(asked.command, Command::Read | Command::Write);
         if has_data && kept.buffer().is_none() {
-            // Zero copy: nobody would fill the pages.
+            // Zero copy has no buffer, and nothing would fill the pages.
             return kept.complete(Err(Errno::EOPNOTSUPP));
         }
         if asked.command == Command::Write
@@ -404,18 +404,18 @@ impl Handler for NbdHandler {
         {
             match self.device.connector.take(self.queue) {
                 Some(connected) => self.offered(connected),
-                // The device was moved before anybody took it.
+                // The connection was dropped because the device moved.
                 None => self.ask_for_connection(),
             }
         }
-        // Policies may have changed.
+        // The retry policy may have changed.
         self.expire();
         if self.next.is_some() {
             self.moved();
         }
         let mut full = !self.send(ring);
         full |= !self.receive(ring);
-        let waits = self.outgoing.in_hand() > 0 || self.next.is_some();
+        let waits = self.outgoing.in_flight() > 0 || self.next.is_some();
         if waits && !self.timer.is_armed() && !self.ending {
             match ring.push(self.timer.arm(), self.operation(TIMER)).is_ok() {
                 true => self.timer.pushed(),
@@ -461,7 +461,7 @@ impl Handler for NbdHandler {
     }
 
     fn drain(&mut self) {
-        if !self.ending && self.outgoing.in_hand() == 0 {
+        if !self.ending && self.outgoing.in_flight() == 0 {
             self.ending = true;
             self.next = None;
             self.device.connector.cancel(self.queue);
@@ -487,7 +487,7 @@ impl Drop for NbdHandler {
             Link::Up(up) => up.socket.in_flight(),
         };
         if socket > 0 {
-            // The kernel may still read and write the buffers of these requests: they are leaked, as the socket is.
+            // The kernel may still access the buffers of these requests: leak them, as the socket is leaked.
             std::mem::forget(std::mem::replace(&mut self.outgoing, Outgoing::new(0)));
         }
     }

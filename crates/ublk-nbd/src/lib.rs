@@ -1,23 +1,23 @@
 //! A ublk device backed by an NBD server.
 //!
-//! [`Nbd::open`] connects to an export and learns its size and features. [`Nbd::arm`] serves a device with it: each queue
-//! has a connection of its own where the server allows several (`NBD_FLAG_CAN_MULTI_CONN`), driven on the queue's own
-//! ring. All requests that one turn of the queue brought leave in one gathered send, one receive takes as many replies as
-//! there are, and the data of large reads is received straight into the request's buffer.
+//! [`Nbd::open`] connects to an export and learns its size and features. [`Nbd::arm`] serves a device with it: each
+//! queue has a connection of its own if the server allows several (`NBD_FLAG_CAN_MULTI_CONN`), driven on the queue's
+//! own ring. All requests of one turn of the queue leave in one gathered send, one receive takes all available replies,
+//! and the data of large reads is received straight into the request's buffer.
 //!
-//! A connection that is lost is made again by a thread of its own, with a growing delay between attempts. Until then
-//! requests wait, for as long as the [`Retry`] policy says, and those that were in flight are sent again. No queue's
-//! thread ever waits for the server.
+//! A separate thread reconnects lost connections, with a growing delay between attempts. Until then requests wait as
+//! long as the [`Retry`] policy allows; those that were in flight are sent again. No queue's thread ever waits for the
+//! server.
 //!
 //! # What a reconnect preserves
 //! A request that was in flight is replayed, which is harmless: a READ has no effect, and WRITE, TRIM, WRITE_ZEROES and
 //! FLUSH have the same effect when they are executed twice, since the block layer never has two overlapping writes in
 //! flight. Two things are beyond the protocol:
 //!
-//! * A server that loses what it had answered but not yet flushed (a crash of its machine) loses it for the device, too:
-//!   the next FLUSH on the new connection succeeds. Use a server whose cache survives it, or `O_SYNC` on top.
-//! * A server that goes on executing requests of the old connection after the new one is up may execute a replayed write
-//!   once more, late. Servers that end a connection together with its requests do not.
+//! * A server that loses what it had answered but not yet flushed (a crash of its machine) loses it for the device,
+//!   too: the next FLUSH on the new connection succeeds. Use a server whose cache survives it, or `O_SYNC` on top.
+//! * A server that goes on executing requests of the old connection after the new one is up may execute a replayed
+//!   write once more, late. Servers that end a connection together with its requests do not.
 
 mod backend;
 mod connect;

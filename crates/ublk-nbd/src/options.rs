@@ -1,4 +1,4 @@
-//! What a user can choose.
+//! Options of an NBD device.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nbd_client::Uri;
 
-/// What becomes of requests while the server cannot be reached.
+/// What happens to requests while the server is unreachable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -14,12 +14,12 @@ use nbd_client::Uri;
     serde(into = "String", try_from = "String")
 )]
 pub enum Retry {
-    /// They wait this long, counted from the moment the connection was lost; then they fail with EIO, and so does every
-    /// request until the server is back. Whole seconds.
+    /// Requests wait this long after the connection was lost. Then they, and all further ones, fail with EIO until the
+    /// server is back. Whole seconds.
     For(Duration),
-    /// They wait until the server is back.
+    /// Requests wait until the server is back.
     Forever,
-    /// They fail with EIO at once.
+    /// Requests fail with EIO at once.
     Never,
 }
 
@@ -73,28 +73,29 @@ impl FromStr for Retry {
     }
 }
 
-/// A client of one export.
+/// Configuration of a client of one export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NbdOptions {
     /// Where the export is.
     pub uri: Uri,
-    /// What becomes of requests while the server cannot be reached.
+    /// What happens to requests while the server is unreachable.
     pub retry: Retry,
-    /// How long one attempt to connect may take, handshake included.
+    /// Deadline of one connection attempt, handshake included.
     pub connect_timeout: Duration,
     /// How long the server may take to answer a request before the connection counts as lost. A TRIM or WRITE_ZEROES gets
     /// one second more for each 64 MiB.
     pub request_timeout: Duration,
     /// The device refuses writes even if the server accepts them.
     pub read_only: bool,
-    /// Bytes of the device; `None` for all of the export.
+    /// Size of the device in bytes; `None` for the whole export.
     pub size: Option<u64>,
-    /// Logical block size in bytes; `None` for the smallest that the server takes, at least 512.
+    /// Logical block size in bytes; `None` for the smallest that the server accepts, at least 512.
     pub block_size: Option<u32>,
 }
 
 impl NbdOptions {
-    /// The defaults for this export: requests wait for 60 seconds, an attempt takes at most 10 and a request at most 30.
+    /// The defaults for this export: requests wait for 60 seconds, a connection attempt takes at most 10 and a request
+    /// at most 30.
     #[must_use]
     pub fn new(uri: Uri) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! The requests of a queue from their arrival to their answer.
+//! The requests of a queue, from arrival to answer.
 
 use std::collections::VecDeque;
 
@@ -6,7 +6,7 @@ use nbd_client::{Command, CommandFlags, Request, TransmissionFlags};
 use ublk_core::{Errno, Op};
 use ublk_queue::KeptRequest;
 
-/// A request in hand.
+/// A request in flight.
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) kept: KeptRequest,
@@ -14,20 +14,20 @@ pub(crate) struct Slot {
     flags: CommandFlags,
     offset: u64,
     len: u32,
-    /// The number of the request: requests are replayed in the order in which they came, and its cookie is its own, so
-    /// that a repeated answer to an earlier request of the tag fits none.
+    /// Sequence number of the request. Requests are replayed in this order. It is part of the cookie, so that a
+    /// repeated answer to an earlier request of the same tag matches nothing.
     arrival: u64,
-    /// It fails the connection if it is not answered in this second.
+    /// The second by which the server must answer; later the connection counts as lost.
     pub(crate) due: u64,
-    /// It is sent, or is part of the send under way.
+    /// The request is sent, or is part of the current send.
     pub(crate) sent: bool,
-    /// The kernel may still read its header or data.
+    /// The kernel may still read the request's header or data.
     pub(crate) sending: bool,
-    /// The server answered before the send was complete.
+    /// The server's answer, if it came before the send was complete.
     pub(crate) early: Option<Result<(), Errno>>,
 }
 
-/// What a request asks of the server.
+/// The NBD command for a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked {
     pub(crate) command: Command,
@@ -37,11 +37,11 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// What a request asks of the server; `None` for operations that no export has.
+    /// Translates a request; `None` for operations that NBD does not have.
     pub(crate) fn of(request: &ublk_queue::Request<'_>, flags: TransmissionFlags) -> Option<Self> {
         let io_flags = request.flags();
         if io_flags.fua() && !flags.contains(TransmissionFlags::SEND_FUA) {
-            // Promised by an earlier server of the device, and not to be had from this one.
+            // The device offers this because an earlier server did, but this server does not.
             return None;
         }
         let when = |yes, flag| if yes { flag } else { CommandFlags::default() };
@@ -66,25 +66,25 @@ impl Asked {
     }
 }
 
-/// All requests in hand, by tag, and those that wait to be sent.
+/// All requests in flight, by tag, and the queue of those that wait to be sent.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     slots: Box<[Option<Slot>]>,
     waiting: VecDeque<u16>,
-    in_hand: usize,
+    in_flight: usize,
     arrivals: u64,
-    /// Those whose headers or data the kernel may still read.
+    /// Tags whose headers or data the kernel may still read.
     sending: Vec<u16>,
-    /// READs of at least [`LARGE`] bytes that are sent.
+    /// Number of sent READs of at least [`LARGE`] bytes.
     large: usize,
-    /// Answers of the server so far.
+    /// Number of answers from the server.
     answers: u64,
 }
 
-/// Bits of a cookie that are the tag's.
+/// Number of bits of a cookie that hold the tag.
 const TAG_BITS: u32 = 16;
 
-/// A READ of this length has its data received straight into its buffer.
+/// A READ of at least this length is received straight into its buffer.
 pub(crate) const LARGE: u32 = 32 << 10;
 
 impl Outgoing {
@@ -92,7 +92,7 @@ impl Outgoing {
         Self {
             slots: (0..depth).map(|_| None).collect(),
             waiting: VecDeque::with_capacity(usize::from(depth)),
-            in_hand: 0,
+            in_flight: 0,
             arrivals: 0,
             sending: Vec::with_capacity(usize::from(depth)),
             large: 0,
@@ -100,17 +100,17 @@ impl Outgoing {
         }
     }
 
-    /// Requests in hand.
-    pub(crate) const fn in_hand(&self) -> usize {
-        self.in_hand
+    /// Number of requests in flight, including those that wait to be sent.
+    pub(crate) const fn in_flight(&self) -> usize {
+        self.in_flight
     }
 
-    /// Answers of the server so far, those that have to wait for the end of a send included.
+    /// Number of answers from the server, including those held back until a send is complete.
     pub(crate) const fn answers(&self) -> u64 {
         self.answers
     }
 
-    /// Whether a large READ is under way.
+    /// Whether a large READ is in flight.
     pub(crate) const fn has_large(&self) -> bool {
         self.large > 0
     }
@@ -119,7 +119,7 @@ impl Outgoing {
         !self.waiting.is_empty()
     }
 
-    /// Takes a request that came.
+    /// Adds a request to the send queue.
     pub(crate) fn add(&mut self, kept: KeptRequest, asked: Asked) {
         let tag = kept.tag();
         let Some(place) = self.slots.get_mut(tag.index()) else {
@@ -144,11 +144,11 @@ impl Outgoing {
             sending: false,
             early: None,
         });
-        self.in_hand += 1;
+        self.in_flight += 1;
         self.waiting.push_back(tag.get());
     }
 
-    /// The next request to send, as it goes to the server.
+    /// Takes the next request to send.
     pub(crate) fn next(&mut self) -> Option<(Request, &mut Slot)> {
         let tag = self.waiting.pop_front()?;
         let slot = self.slots.get_mut(usize::from(tag))?.as_mut()?;
@@ -166,14 +166,14 @@ impl Outgoing {
         Some((request, slot))
     }
 
-    /// The request of a cookie.
+    /// The slot with this cookie.
     pub(crate) fn of(&mut self, cookie: u64) -> Option<&mut Slot> {
         let tag = usize::try_from(cookie & ((1 << TAG_BITS) - 1)).ok()?;
         let slot = self.slots.get_mut(tag)?.as_mut();
         slot.filter(|slot| slot.arrival == cookie >> TAG_BITS)
     }
 
-    /// The server has answered a request: its client is told, or will be once the kernel does not read its data any more.
+    /// Answers a request, once the kernel no longer reads its data.
     pub(crate) fn answer(&mut self, cookie: u64, result: Result<(), Errno>) {
         let Some(slot) = self.of(cookie) else {
             return;
@@ -197,11 +197,11 @@ impl Outgoing {
         if slot.sent {
             self.large -= usize::from(slot.is_large());
         }
-        self.in_hand -= 1;
+        self.in_flight -= 1;
         slot.kept.complete(result);
     }
 
-    /// The kernel has all of the send: answers that came early are due.
+    /// The send is complete: delivers the answers that were held back.
     pub(crate) fn sent(&mut self) {
         while let Some(tag) = self.sending.pop() {
             let tag = usize::from(tag);
@@ -215,8 +215,8 @@ impl Outgoing {
         }
     }
 
-    /// The connection is gone and the kernel uses nothing any more: what is not answered waits for the next one, in the
-    /// order in which it came. Gives how many requests had been sent.
+    /// Requeues all unanswered requests, in arrival order, after the kernel has released the lost connection. Returns
+    /// how many of them had been sent.
     pub(crate) fn replay(&mut self) -> u64 {
         self.sent();
         self.large = 0;
@@ -237,7 +237,7 @@ impl Outgoing {
         replayed
     }
 
-    /// Fails those of the waiting requests for which `is` says so. None of them has been sent.
+    /// Fails the waiting requests that match; none of them has been sent.
     pub(crate) fn fail(&mut self, errno: Errno, mut is: impl FnMut(&Slot) -> bool) {
         for _ in 0..self.waiting.len() {
             let Some(tag) = self.waiting.pop_front() else {
@@ -252,7 +252,7 @@ impl Outgoing {
         }
     }
 
-    /// The earliest second in which a request that was sent is due.
+    /// The earliest deadline of the sent requests, in the timer's seconds.
     pub(crate) fn due(&self) -> Option<u64> {
         let sent = self
             .slots
@@ -268,12 +268,12 @@ impl Slot {
         matches!(self.command, Command::Read) && self.len >= LARGE
     }
 
-    /// Bytes of the range.
+    /// Length of the range in bytes.
     pub(crate) const fn len(&self) -> u32 {
         self.len
     }
 
-    /// One past the last byte of the range.
+    /// End of the range (exclusive).
     pub(crate) fn end(&self) -> u64 {
         self.offset.saturating_add(self.len.into())
     }

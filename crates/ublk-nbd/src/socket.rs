@@ -1,4 +1,4 @@
-//! A socket with at most one send and one receive on the ring, and the memory that they name.
+//! A socket with at most one send and one receive on the ring, and the memory that these use.
 #![expect(
     unsafe_code,
     reason = "names headers, buffers of requests and a staging buffer to the kernel"
@@ -13,21 +13,22 @@ use ublk_queue::MemRef;
 use uring_lite::Sqe64;
 use uring_lite::op::{Fd, Timespec};
 
-/// Most requests in one send: each has a header, a WRITE also its data, and the kernel takes 1024 pieces.
+/// Most requests in one send. Each has a header, a WRITE also data, and the kernel accepts 1024 iovecs.
 pub(crate) const BATCH: usize = 256;
 
-/// A send with so many bytes of data gets no more requests: on a slow link it is complete in time for its answers.
+/// A send with this much data takes no more requests, so that it completes before its answers are due even on a slow
+/// link.
 const BATCH_BYTES: usize = 4 << 20;
 
-/// Bytes of the staging buffer.
+/// Size of the staging buffer.
 const STAGING: usize = 256 << 10;
 
-/// A socket and what the kernel may use of this process for it.
+/// A socket and the memory that the kernel may use for it.
 ///
 /// # Invariants
-/// While `sending` (`receiving`) is set, an operation that names memory of `send` (`recv`), or of the requests that were
-/// added to it, may be in the kernel's hands: none of it is moved, changed or freed. The memory of requests is the
-/// caller's to keep, see [`Socket::add`] and [`Socket::receive`].
+/// While `sending` (`receiving`) is set, an operation that names memory of `send` (`recv`), or of the requests that
+/// were added to it, may be in flight: none of this memory is moved, changed or freed. The caller keeps the memory of
+/// the requests alive, see [`Socket::add`] and [`Socket::receive`].
 #[derive(Debug)]
 pub(crate) struct Socket {
     parts: ManuallyDrop<Parts>,
@@ -45,19 +46,19 @@ struct Parts {
 struct Send {
     headers: [[u8; Request::LEN]; BATCH],
     count: usize,
-    /// Bytes of data.
+    /// Bytes of WRITE data.
     bytes: usize,
     pieces: Vec<libc::iovec>,
-    /// First piece that is not sent completely.
+    /// Index of the first iovec that is not completely sent.
     first: usize,
     message: libc::msghdr,
 }
 
 struct Recv {
     staging: Box<[u8]>,
-    /// Bytes of it that are received and not used yet, from the start.
+    /// Received bytes at the start of the buffer that are not consumed yet.
     held: usize,
-    /// Bytes that the receive under way may put into a request's buffer, before those for the staging buffer.
+    /// Bytes that the receive in flight may put into a request's buffer, ahead of the staging buffer.
     direct: usize,
     pieces: [libc::iovec; 2],
     message: libc::msghdr,
@@ -75,7 +76,7 @@ impl std::fmt::Debug for Recv {
     }
 }
 
-/// A message of no pieces.
+/// An empty message header.
 const fn message() -> libc::msghdr {
     // SAFETY: a C struct of integers and pointers, all of which may be zero.
     unsafe { std::mem::zeroed() }
@@ -114,9 +115,10 @@ impl Socket {
         }
     }
 
-    /// The socket, for an operation.
+    /// The descriptor, for an operation.
     fn fd(&self) -> Fd {
-        // SAFETY: it stays open while an operation of it is in flight: this value is kept for it, or leaks it.
+        // SAFETY: the descriptor stays open while an operation uses it: this value closes it only afterwards, or leaks
+        // it.
         unsafe { Fd::raw(self.parts.fd.as_fd()) }
     }
 
@@ -128,18 +130,18 @@ impl Socket {
         self.receiving
     }
 
-    /// Operations in the kernel's hands.
+    /// Number of operations in flight.
     pub(crate) fn in_flight(&self) -> usize {
         usize::from(self.sending) + usize::from(self.receiving)
     }
 
-    /// Ends both directions: operations in flight complete soon.
+    /// Shuts down both directions, so that operations in flight complete soon.
     pub(crate) fn shut_down(&self) {
         // SAFETY: the descriptor is open; the call uses no memory.
         let _ = unsafe { libc::shutdown(self.parts.fd.as_raw_fd(), libc::SHUT_RDWR) };
     }
 
-    /// Sends a last header if the socket takes it at once and nothing else is being sent.
+    /// Sends a final header if no send is in flight and the socket accepts it at once.
     pub(crate) fn say_goodbye(&self, header: &[u8; Request::LEN]) {
         if self.sending || self.has_unsent() {
             return;
@@ -156,15 +158,15 @@ impl Socket {
         };
     }
 
-    /// True if a send is complete but for a rest that the kernel has not taken.
+    /// Whether a completed send left bytes that the kernel has not accepted.
     pub(crate) fn has_unsent(&self) -> bool {
         self.parts.send.first < self.parts.send.pieces.len()
     }
 
-    /// Begins a new send.
+    /// Starts a new send.
     ///
     /// # Panics
-    /// While one is in flight: nothing of it may be touched.
+    /// While a send is in flight.
     pub(crate) fn begin(&mut self) {
         assert!(!self.sending, "the kernel reads it");
         self.parts.send.count = 0;
@@ -173,7 +175,7 @@ impl Socket {
         self.parts.send.pieces.clear();
     }
 
-    /// True if one more request fits.
+    /// Whether one more request fits.
     pub(crate) fn has_room(&self) -> bool {
         self.parts.send.count < BATCH && self.parts.send.bytes < BATCH_BYTES
     }
@@ -208,7 +210,7 @@ impl Socket {
         }
     }
 
-    /// The operation that sends what was added, or what is left of it.
+    /// The operation that sends what was added, or the rest of it.
     pub(crate) fn send(&mut self) -> Sqe64 {
         let fd = self.fd();
         let send = &mut *self.parts.send;
@@ -221,12 +223,12 @@ impl Socket {
         unsafe { uring_lite::op::sendmsg(fd, &raw const send.message, flags) }
     }
 
-    /// Notes that the kernel has the operation that [`send`](Self::send) gave.
+    /// Notes that the operation from [`send`](Self::send) was pushed.
     pub(crate) const fn send_pushed(&mut self) {
         self.sending = true;
     }
 
-    /// Notes its completion. True if everything is sent; otherwise the rest is to be sent by [`send`](Self::send).
+    /// Processes its completion. Returns true if everything is sent; otherwise [`send`](Self::send) sends the rest.
     pub(crate) fn sent(&mut self, bytes: usize) -> bool {
         self.sending = false;
         let send = &mut *self.parts.send;
@@ -288,12 +290,12 @@ impl Socket {
         unsafe { uring_lite::op::recvmsg(fd, &raw mut recv.message, nosignal) }
     }
 
-    /// Notes that the kernel has the operation that [`receive`](Self::receive) gave.
+    /// Notes that the operation from [`receive`](Self::receive) was pushed.
     pub(crate) const fn receive_pushed(&mut self) {
         self.receiving = true;
     }
 
-    /// Notes its completion: how many of the bytes went into the request's buffer.
+    /// Processes its completion. Returns how many bytes went into the request's buffer.
     pub(crate) fn received(&mut self, bytes: usize) -> usize {
         self.receiving = false;
         let recv = &mut *self.parts.recv;
@@ -302,7 +304,7 @@ impl Socket {
         direct
     }
 
-    /// What is received and not used yet.
+    /// Received bytes that are not consumed yet.
     ///
     /// # Panics
     /// While a receive is in flight.
@@ -311,7 +313,7 @@ impl Socket {
         &self.parts.recv.staging[..self.parts.recv.held]
     }
 
-    /// The first bytes of it are used.
+    /// Consumes the first staged bytes.
     ///
     /// # Panics
     /// While a receive is in flight.
@@ -329,7 +331,7 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if self.in_flight() > 0 {
-            // The kernel may still use all of it: it is leaked, with the descriptor, so that the socket stays open.
+            // The kernel may still use the memory: leak it together with the descriptor, so that the socket stays open.
             self.shut_down();
             return;
         }
@@ -341,7 +343,7 @@ impl Drop for Socket {
 // SAFETY: the pointers are into boxes of its own, or to memory whose owner keeps it wherever the socket is.
 unsafe impl std::marker::Send for Socket {}
 
-/// A timer of one shot.
+/// A one-shot timer.
 #[derive(Debug)]
 pub(crate) struct Timer {
     after: ManuallyDrop<Box<Timespec>>,
@@ -349,7 +351,7 @@ pub(crate) struct Timer {
 }
 
 impl Timer {
-    /// One that takes a second.
+    /// A timer of one second.
     pub(crate) fn new() -> Self {
         Self {
             after: ManuallyDrop::new(Box::new(Timespec {
@@ -364,7 +366,7 @@ impl Timer {
         self.armed
     }
 
-    /// The operation.
+    /// The timeout operation.
     pub(crate) fn arm(&self) -> Sqe64 {
         // SAFETY: the time is in a box that is neither changed nor freed while the timer is armed.
         unsafe { uring_lite::op::timeout(&raw const **self.after, 0) }
@@ -388,7 +390,7 @@ impl Drop for Timer {
     }
 }
 
-/// The error of a result that is one.
+/// Converts a negative result into an error.
 pub(crate) fn error_of(result: i32) -> io::Error {
     io::Error::from_raw_os_error(result.saturating_neg())
 }

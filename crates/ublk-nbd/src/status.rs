@@ -1,4 +1,4 @@
-//! What is known of the connections, for operators.
+//! The state of the connections, for operators.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -9,16 +9,16 @@ use std::time::SystemTime;
 pub enum LinkState {
     /// Every queue has its connection.
     Up,
-    /// A queue has lost its connection and is to get another.
+    /// A queue has lost its connection and reconnects.
     Reconnecting,
     /// The retry time is over: requests fail until the server is back.
     Failing,
-    /// The server is back, with an export that must not be written to any more: reads are served, writes fail.
+    /// The server is back, but its export changed: reads are served, writes fail.
     ReadsOnly,
 }
 
 impl LinkState {
-    /// The word for it.
+    /// The state's name in output.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -30,23 +30,23 @@ impl LinkState {
     }
 }
 
-/// A snapshot.
+/// A snapshot of a device's connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Status {
     /// The worst state of any queue.
     pub state: LinkState,
-    /// Since when.
+    /// When this state began.
     pub since: SystemTime,
-    /// Why a connection was lost or could not be made, most recently.
+    /// The most recent reason why a connection was lost or failed.
     pub last_error: Option<String>,
-    /// Connections now.
+    /// Current number of connections.
     pub connections: u32,
-    /// Connections that were lost and made again.
+    /// Number of reconnects.
     pub reconnects: u64,
-    /// Requests that were sent again on a new connection.
+    /// Number of requests that were resent after a reconnect.
     pub replayed: u64,
-    /// Queues that have not moved to the server yet that the device was moved to.
+    /// Number of queues that have not yet moved to the device's new server.
     pub moving: u32,
 }
 
@@ -61,7 +61,7 @@ struct Inner {
     last_error: Option<String>,
     reconnects: u64,
     replayed: u64,
-    /// Queues that have had a connection.
+    /// Queues that have connected before.
     met: Vec<usize>,
     moving: Vec<usize>,
 }
@@ -93,7 +93,7 @@ impl Board {
         if let Some(place) = inner.queues.get_mut(queue) {
             let back = place.is_some_and(|before| !is_up(before)) && is_up(state);
             *place = Some(state);
-            // The first one is no reconnect.
+            // The first connection of a queue is not a reconnect.
             match back && inner.met.contains(&queue) {
                 true => inner.reconnects += 1,
                 false if is_up(state) => inner.met.push(queue),
@@ -109,16 +109,16 @@ impl Board {
     pub(crate) fn move_all(&self) {
         let mut inner = self.lock();
         inner.moving = (0..inner.queues.len()).collect();
-        // What came of an earlier move says nothing of this one.
+        // Errors of an earlier move do not apply to this one.
         inner.last_error = None;
     }
 
-    /// A queue has moved, or never will.
+    /// Notes that a queue has moved, or never will.
     pub(crate) fn moved(&self, queue: usize) {
         self.lock().moving.retain(|moving| *moving != queue);
     }
 
-    /// A queue has ended.
+    /// Notes that a queue has ended.
     pub(crate) fn ended(&self, queue: usize) {
         if let Some(place) = self.lock().queues.get_mut(queue) {
             *place = None;
@@ -129,7 +129,7 @@ impl Board {
         self.lock().last_error = Some(error);
     }
 
-    /// A connection was lost with so many requests in flight.
+    /// Adds to the number of resent requests.
     pub(crate) fn replayed(&self, replayed: u64) {
         self.lock().replayed += replayed;
     }

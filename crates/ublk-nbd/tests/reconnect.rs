@@ -1,4 +1,4 @@
-//! The client on the simulated driver against a server that breaks.
+//! The client on the simulated driver, against a faulty server.
 
 mod common;
 
@@ -37,7 +37,8 @@ fn requests_are_served_and_the_connection_ends_with_the_device() {
     }
 }
 
-/// L71 A connection that breaks at any place costs no request and doubles none: data and answers are as if it had held.
+/// L71 A connection that breaks at any point loses no request and answers none twice: data and answers are as without a
+/// fault.
 #[test]
 fn l71_requests_in_flight_are_replayed() {
     let places: [fn(u64) -> Fault; 7] = [
@@ -62,7 +63,7 @@ fn l71_requests_in_flight_are_replayed() {
     }
 }
 
-/// L72 Several queues have a connection each, where the server allows that.
+/// L72 Each queue has its own connection if the server allows it.
 #[test]
 fn l72_queues_have_connections_of_their_own() {
     let faults = [Fault::InReply(30), Fault::Request(50), Fault::None];
@@ -79,7 +80,7 @@ fn l72_queues_have_connections_of_their_own() {
     assert_eq!(nbd.status().connections, 0, "they end with the device");
 }
 
-/// L70 An error reply has no data behind it, and fails its request only.
+/// L70 An error reply carries no data and fails only its own request.
 #[test]
 fn l70_an_error_reply_fails_one_request() {
     let server = Server::start(SIZE, &[Fault::Error(20)]);
@@ -93,7 +94,7 @@ fn l70_an_error_reply_fails_one_request() {
     assert_eq!(server.connections(), 1);
 }
 
-/// L78 A server that neither answers nor closes is left after the request's time; the queue serves on.
+/// L78 The client drops a server that neither answers nor closes after the request timeout; the queue continues.
 #[test]
 fn l78_a_silent_server_is_left() {
     let server = Server::start(SIZE, &[Fault::Silence(10), Fault::None]);
@@ -107,7 +108,7 @@ fn l78_a_silent_server_is_left() {
     assert_eq!(nbd.status().reconnects, 1);
 }
 
-/// L71 Without a server, requests fail when the policy's time is over, not before, and work again when it is back.
+/// L71 Without a server, requests fail when the policy's time is over, not before, and succeed again when it is back.
 #[test]
 fn l71_requests_fail_when_the_policy_says_so() {
     for (retry, at_least) in [(Retry::Never, 0), (Retry::For(Duration::from_secs(1)), 1)] {
@@ -127,7 +128,7 @@ fn l71_requests_fail_when_the_policy_says_so() {
     }
 }
 
-/// L79 The first connection waits for a server that comes up later, if told to.
+/// L79 The first connection waits for a server that starts later, if asked to.
 #[test]
 fn l79_the_first_connection_may_wait() {
     let server = Server::start(SIZE, &[]);
@@ -145,7 +146,7 @@ fn l79_the_first_connection_may_wait() {
     });
 }
 
-/// L79 A server that takes every connection and breaks it is not asked without a pause.
+/// L79 Reconnects are delayed even if the server accepts every connection and breaks it.
 #[test]
 fn l79_a_server_that_breaks_every_connection_is_given_time() {
     let server = Server::start(SIZE, &[Fault::Request(0)]);
@@ -165,7 +166,7 @@ fn l79_a_server_that_breaks_every_connection_is_given_time() {
     assert!(connections < 40, "{connections} connections in {took:?}");
 }
 
-/// L74 An export that came back smaller, read-only or without what the device has promised is not written to.
+/// L74 An export that returns smaller, read-only or without a promised feature is not written to.
 #[test]
 fn l74_a_changed_export_is_not_written_to() {
     let changes: [fn(&mut common::server::Behaviour); 4] = [
@@ -189,7 +190,7 @@ fn l74_a_changed_export_is_not_written_to() {
     }
 }
 
-/// L73 Block sizes of the server are the device's, or there is no device.
+/// L73 The device uses the server's block sizes, or is refused.
 #[test]
 fn l73_block_sizes_are_obeyed() {
     let server = Server::start(SIZE + 512, &[]);
@@ -222,7 +223,7 @@ fn l73_block_sizes_are_obeyed() {
     );
 }
 
-/// A device that is to end does not wait for its server.
+/// A device that is forced to stop does not wait for its server.
 #[test]
 fn giving_up_fails_what_waits() {
     let server = Server::start(SIZE, &[Fault::Request(5), Fault::Greeting]);
@@ -245,7 +246,7 @@ fn giving_up_fails_what_waits() {
     assert!(run.report.failed > 900);
 }
 
-/// Serves the device, which moves once the first server has had some requests more.
+/// Serves the device and moves it after the first server has had some requests.
 fn move_under_load(nbd: &Nbd, config: &Config, from: &Server, to: &Server) -> Run {
     let begun = from.requests();
     thread::scope(|scope| {
@@ -276,7 +277,7 @@ fn a_device_moves_under_load() {
     assert!(two.requests() > 1000, "{}", two.requests());
     let status = nbd.status();
     assert_eq!((status.reconnects, status.replayed), (0, 0));
-    // A server with less is no place to move to.
+    // A smaller export is refused as the target of a move.
     let small = Server::start(SIZE / 2, &[]);
     let nbd = open(&options(&one));
     let run = move_under_load(&nbd, &config, &one, &small);
@@ -286,7 +287,7 @@ fn a_device_moves_under_load() {
     assert!(error.contains("524288 bytes"), "{error}");
 }
 
-/// A server whose last flush fails may not have all that it answered: the device stays with it.
+/// A device stays on a server whose last FLUSH fails, because that server may hold the only copy of answered data.
 #[test]
 fn a_device_does_not_move_from_a_server_that_cannot_flush() {
     let (one, two) = (Server::start(SIZE, &[]), Server::start(SIZE, &[]));

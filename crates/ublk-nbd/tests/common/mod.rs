@@ -1,4 +1,4 @@
-//! A server whose faults are chosen by the test, and the simulated driver's ring with real sockets.
+//! A test server with selectable faults, and the simulated driver's ring with real sockets.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
@@ -27,7 +27,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Asserts that every request was answered well, with the right data.
+    /// Asserts that every request succeeded with the right data.
     pub fn assert_clean(&self, requests: usize) {
         assert_eq!(self.report.violations, Vec::<String>::new());
         assert_eq!(self.result, Ok(()));

@@ -1,4 +1,4 @@
-//! The simulated driver's ring, whose operations on sockets and timers are carried out by system calls.
+//! The simulated driver's ring; operations on sockets and timers run as system calls.
 #![expect(unsafe_code, reason = "plays the kernel: memory named by entries")]
 
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ pub struct SocketPort<P> {
 
 struct Pending {
     sqe: Sqe64,
-    /// Bytes that a WAITALL has moved so far.
+    /// Bytes that a MSG_WAITALL receive has moved so far.
     done: usize,
     due: Option<Instant>,
 }
@@ -68,7 +68,7 @@ impl<P: Port> SocketPort<P> {
     }
 }
 
-/// The result of an operation, `None` while it has none.
+/// The result of an operation; `None` while it would block.
 fn attempt(one: &mut Pending) -> Option<i32> {
     let sqe = *one.sqe.as_raw();
     let fd = sqe.fd;
@@ -171,7 +171,7 @@ unsafe impl<P: Port> Port for SocketPort<P> {
         if busy && self.ready.is_empty() && want > 0 {
             std::thread::sleep(Duration::from_micros(50));
         }
-        // A request may be all that the driver waits for: it must not call that a hang.
+        // While socket operations are pending, a blocked driver is not a hang.
         self.inner.enter(if busy { 0 } else { want }, timeout)
     }
 

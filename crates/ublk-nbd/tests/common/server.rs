@@ -1,4 +1,4 @@
-//! A small server with an export in memory. It breaks as it is told.
+//! A small server with an in-memory export and selectable faults.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,46 +13,46 @@ pub const FLAGS: u16 = 1 | 4 | 8 | 32 | 64;
 pub const READ_ONLY: u16 = 2;
 pub const MULTI_CONN: u16 = 256;
 
-/// Where a connection breaks, counted in its own requests.
+/// Where a connection breaks, counted in the connection's requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// It does not.
+    /// No fault.
     None,
-    /// Closed before anything is said.
+    /// Close before the greeting.
     Greeting,
-    /// Closed in the midst of the answer to the option that asks for the export.
+    /// Close in the middle of the reply to the option that opens the export.
     Negotiation,
-    /// Closed after the n-th request has been read, before it is carried out.
+    /// Close after reading the n-th request, before executing it.
     Request(u64),
-    /// Closed after the n-th request is carried out, before its reply.
+    /// Close after executing the n-th request, before its reply.
     BeforeReply(u64),
-    /// Closed in the midst of the header of the n-th reply.
+    /// Close within the header of the n-th reply.
     InReply(u64),
-    /// Closed in the midst of the data of the n-th reply, or behind it if it has none.
+    /// Close within the data of the n-th reply, or after the reply if it has none.
     InData(u64),
-    /// Nothing is answered from the n-th request on, and nothing closed.
+    /// Answer nothing from the n-th request on, and keep the connection open.
     Silence(u64),
-    /// The n-th reply has the cookie of no request.
+    /// The n-th reply has an unknown cookie.
     Cookie(u64),
-    /// The n-th reply is sent once more 20 replies later, when its tag has another request.
+    /// The n-th reply is repeated 20 replies later, when its tag has another request.
     Again(u64),
-    /// The n-th reply has another magic.
+    /// The n-th reply has a wrong magic.
     Magic(u64),
     /// The n-th reply is an error.
     Error(u64),
 }
 
-/// What the server offers, and how it breaks; connections that come later see what was changed.
+/// What the server offers and how it fails; changes apply to later connections.
 #[derive(Debug, Clone)]
 pub struct Behaviour {
     pub size: u64,
     pub flags: u16,
     pub minimum: u32,
-    /// A reply is sent in pieces of so many bytes, 0 for all at once.
+    /// Send a reply in pieces of this many bytes; 0 for all at once.
     pub drip: usize,
-    /// FLUSH is answered with EIO.
+    /// Answer FLUSH with EIO.
     pub cannot_flush: bool,
-    /// Of each connection in turn; the last one is for all that follow.
+    /// The fault of each connection in turn; the last one applies to all that follow.
     pub faults: Vec<Fault>,
 }
 
@@ -95,7 +95,7 @@ impl Server {
         server
     }
 
-    /// Listens, again after [`Server::go`].
+    /// Listens; also restarts after [`Server::go`].
     pub fn listen(&self) {
         let listener = UnixListener::bind(self.socket()).expect("a socket");
         listener.set_nonblocking(true).expect("non-blocking");
@@ -114,7 +114,7 @@ impl Server {
         });
     }
 
-    /// Ends the server: connections end with their next request.
+    /// Stops the server: connections close at their next request.
     pub fn go(&self) {
         self.shared.ended.store(true, Ordering::SeqCst);
         let _ = std::fs::remove_file(self.socket());
@@ -132,7 +132,7 @@ impl Server {
         change(&mut self.shared.behaviour.lock().expect("no panic"));
     }
 
-    /// Serves the same bytes as another one.
+    /// Serves the same bytes as another server.
     pub fn share_data_of(&self, other: &Self) {
         let data = Arc::clone(&other.shared.data.lock().expect("no panic"));
         *self.shared.data.lock().expect("no panic") = data;
@@ -160,7 +160,7 @@ impl Shared {
         let last = behaviour.faults.len().saturating_sub(1);
         let at = usize::try_from(number).expect("few").min(last);
         let fault = behaviour.faults.get(at).copied().unwrap_or(Fault::None);
-        // However it ends: the client sees it by the stream.
+        // The client notices the end by the closed stream.
         let _ = self.connection(stream, &behaviour, fault);
     }
 
@@ -242,7 +242,7 @@ impl Shared {
                 3 => {
                     self.flushes.fetch_add(1, Ordering::SeqCst);
                 }
-                // What is trimmed reads as zeroes, as the simulated client expects it.
+                // Trimmed ranges read as zeroes, as the simulated client expects.
                 4 | 6 => data[at..at + len].fill(0),
                 _ => panic!("command {kind}"),
             }
