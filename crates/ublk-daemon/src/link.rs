@@ -1,8 +1,8 @@
-//! The link between two roles: bounded JSON messages in sequenced packets.
+//! The link between two roles: JSON messages of bounded size in sequenced packets.
 //!
-//! A packet is one message. One longer than [`MAX_MESSAGE`], or one that is no message of the kind
-//! expected, is an error of the link and never allocates what the other end chooses. Sending never
-//! waits: a role that does not read must not hold up the one that speaks.
+//! Each packet is one message. A packet that is longer than [`MAX_MESSAGE`] or does not parse as the expected type is
+//! an error, and the receiver never allocates a size that the peer chose. Sending never blocks, because a role that
+//! does not read must not stall its peer.
 
 pub mod listener;
 pub mod message;
@@ -17,35 +17,35 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// The version that both ends of a link say in their first message.
+/// The link version, sent in each end's first message.
 pub const LINK_VERSION: u32 = 6;
 
-/// The longest message in bytes. A packet above it is refused unread; a longer one would not fit into what a socket may
-/// hold (net.core.wmem_default).
+/// Longest message in bytes. A longer packet is refused unread, and would not fit into a default socket buffer
+/// (net.core.wmem_default).
 pub const MAX_MESSAGE: usize = 192 * 1024;
 
-/// Why a link could not be used.
+/// An error of a link.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
-    /// The other end is gone.
+    /// The peer has closed the link.
     #[error("the other end of the link is gone")]
     Closed,
-    /// Nothing came in time.
+    /// No message arrived in time.
     #[error("no message came in time")]
     TimedOut,
     /// A message is longer than [`MAX_MESSAGE`].
     #[error("a message of {0} bytes is longer than {MAX_MESSAGE}")]
     TooLong(usize),
-    /// The bytes are no message of the kind expected here.
+    /// A message does not parse as the expected type.
     #[error("not a message of this link: {0}")]
     Garbled(String),
-    /// The other end speaks another version.
+    /// The peer uses another link version.
     #[error(
         "the other end speaks link version {0}, this one {LINK_VERSION}: restart the device with one version of ublkctl"
     )]
     Version(u32),
-    /// The standard input of a role is not the link it must be.
+    /// Standard input is not a link: a person started the role.
     #[error("this role is started by ublkctl itself, not by users: standard input is not its link")]
     NotALink,
     /// A system call failed.
@@ -76,15 +76,15 @@ impl From<LinkError> for Failure {
 #[derive(Debug)]
 pub struct Link {
     fd: OwnedFd,
-    /// The last descriptor that came with a message and was not taken yet.
+    /// The last descriptor that arrived with a message, until it is taken.
     received: Mutex<Option<OwnedFd>>,
 }
 
 impl Link {
-    /// Both ends of a new link, closed on exec.
+    /// Creates both ends of a link, closed on exec.
     ///
     /// # Errors
-    /// [`LinkError::Io`] when no descriptor is left.
+    /// [`LinkError::Io`] when descriptors run out.
     pub fn pair() -> Result<(Self, Self), LinkError> {
         let (a, b) = socket::pair()?;
         Ok((Self::over(a), Self::over(b)))
@@ -95,7 +95,7 @@ impl Link {
         Self { fd, received }
     }
 
-    /// Whether this process's standard input can be a link.
+    /// Checks that this process's standard input can be a link.
     ///
     /// # Errors
     /// [`LinkError::NotALink`] when a person started the role.
@@ -107,8 +107,7 @@ impl Link {
         }
     }
 
-    /// The link that this process got as its standard input, which becomes `/dev/null`, so that no
-    /// child inherits the link.
+    /// Takes the link from standard input and replaces it with `/dev/null`, so that no child inherits the link.
     ///
     /// # Errors
     /// [`LinkError::NotALink`] when a person started the role.
@@ -121,33 +120,33 @@ impl Link {
         Ok(Self::over(fd))
     }
 
-    /// A connected socket of sequenced packets as a link.
+    /// Wraps a connected sequenced-packet socket.
     #[must_use]
     pub const fn from_fd(fd: OwnedFd) -> Self {
         Self::over(fd)
     }
 
-    /// The descriptor, to hand it to a child.
+    /// The descriptor, to pass it to a child.
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {
         self.fd
     }
 
-    /// Ends the conversation: the other end sees it closed.
+    /// Closes the link for both ends.
     pub fn hang_up(&self) {
-        // Fails only for a socket that is not connected, which is what is wanted.
+        // Fails only if the socket is not connected, which is the desired result.
         let _ = socket::shut_down(self.fd.as_fd());
     }
 
-    /// Sends one message, without waiting.
+    /// Sends a message without blocking.
     ///
     /// # Errors
-    /// [`LinkError::Closed`] when nobody reads any more, [`LinkError::TooLong`].
+    /// [`LinkError::Closed`] when the peer is gone, [`LinkError::TooLong`].
     pub fn send<T: Serialize>(&self, message: &T) -> Result<(), LinkError> {
         self.send_with(message, None)
     }
 
-    /// Sends one message, and a descriptor with it, without waiting.
+    /// Sends a message with a descriptor, without blocking.
     ///
     /// # Errors
     /// As [`Link::send`].
@@ -163,10 +162,10 @@ impl Link {
         Ok(socket::send(self.fd.as_fd(), &bytes, descriptor)?)
     }
 
-    /// Sends one message, waiting for buffer space until the deadline; for series of messages.
+    /// Sends a message and waits until the deadline for buffer space; for series of messages.
     ///
     /// # Errors
-    /// As [`Link::send`], and an [`io::ErrorKind::WouldBlock`] where nobody reads.
+    /// As [`Link::send`], and [`io::ErrorKind::WouldBlock`] if the peer does not read.
     pub fn send_by<T: Serialize>(&self, message: &T, deadline: Instant) -> Result<(), LinkError> {
         loop {
             match self.send(message) {
@@ -180,10 +179,10 @@ impl Link {
         }
     }
 
-    /// Takes a message if one is there.
+    /// Receives a message if one is queued.
     ///
     /// # Errors
-    /// [`LinkError::Closed`] at the end, and what a hostile message gives.
+    /// [`LinkError::Closed`] at the end; [`LinkError::TooLong`] and [`LinkError::Garbled`] for a hostile message.
     pub fn try_recv<T: DeserializeOwned>(&self) -> Result<Option<T>, LinkError> {
         let mut buf = vec![0; MAX_MESSAGE];
         let len = match socket::recv(self.fd.as_fd(), &mut buf) {
@@ -207,12 +206,12 @@ impl Link {
         self.received.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The descriptor that came with the last message that had one. Given once.
+    /// Takes the descriptor that arrived with a message.
     pub fn take_descriptor(&self) -> Option<OwnedFd> {
         self.received().take()
     }
 
-    /// Waits for a message until the deadline; without one, for as long as it takes.
+    /// Waits for a message until the deadline, or without limit if there is none.
     ///
     /// # Errors
     /// [`LinkError::TimedOut`], and those of [`Link::try_recv`].
@@ -263,14 +262,14 @@ mod tests {
         let (a, b) = Link::pair().unwrap();
         let long = "x".repeat(MAX_MESSAGE);
         assert!(matches!(a.send(&long), Err(LinkError::TooLong(_))));
-        // Somebody who does not keep to our limit.
+        // A peer that exceeds the limit.
         socket::send(a.as_fd(), &vec![b' '; MAX_MESSAGE + 7], None).unwrap();
         let refused = b.recv::<String>(soon());
         assert!(
             matches!(refused, Err(LinkError::TooLong(n)) if n == MAX_MESSAGE + 7),
             "{refused:?}"
         );
-        // The link is still in step.
+        // The link still works afterwards.
         a.send(&5u8).unwrap();
         assert_eq!(b.recv::<u8>(soon()).unwrap(), 5);
     }
@@ -302,7 +301,7 @@ mod tests {
         assert!(matches!(b.send(&1u8), Err(LinkError::Closed)));
     }
 
-    /// L33 Last words arrive although the speaker left without reading ours.
+    /// L33 A peer's last message arrives even if the peer exits with unread messages.
     #[test]
     fn l33_last_words_arrive() {
         let (a, b) = Link::pair().unwrap();
@@ -321,8 +320,8 @@ mod tests {
         assert!(matches!(stuck, Some(LinkError::Io(_))), "{stuck:?}");
     }
 
-    /// A descriptor that comes with a message is the same open file: its position and its lock are shared. It is closed
-    /// on exec, and given once.
+    /// A passed descriptor refers to the same open file: position and lock are shared. It is closed on exec and can be
+    /// taken once.
     #[test]
     fn l43_a_descriptor_passes_with_its_lock() {
         let (a, b) = Link::pair().unwrap();
@@ -348,7 +347,7 @@ mod tests {
         assert!(crate::fakes::soon(|| other.try_lock().is_ok()));
     }
 
-    /// L23 The link is closed on exec: O_CLOEXEC stands in the flags the kernel shows.
+    /// L23 The link is closed on exec.
     #[test]
     fn l23_link_descriptors_do_not_survive_exec() {
         let (a, b) = Link::pair().unwrap();

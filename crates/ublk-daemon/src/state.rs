@@ -1,10 +1,10 @@
 //! The state store: records of our devices, in files that outlive every process.
 //!
-//! A record is on disk before ADD_DEV, under the device's nonce, and under its id before
-//! START_DEV; the kernel keeps the same nonce (`ublksrv_flags`). So a kill at any moment leaves a
-//! device that can be attributed (L31), and a record is never taken for that of a later device
-//! with the same id. Files are trusted only as far as L40 allows: a private directory of our own
-//! user, no links followed, written aside, synced and renamed, versioned, no pid without its start time.
+//! A record is written under the device's nonce before ADD_DEV, and under its id before START_DEV; the kernel keeps the
+//! same nonce (`ublksrv_flags`). So a device can be attributed after a kill at any moment (L31), and its record is
+//! never mistaken for that of a later device with the same id. Files must satisfy L40: a private directory of our own
+//! user, no links followed, written to a temporary file, synced and renamed, versioned, pids stored with their start
+//! time.
 
 mod alive;
 mod aside;
@@ -32,13 +32,13 @@ use std::path::{Path, PathBuf};
 use ublk_backends::Identity;
 use ublk_core::DevId;
 
-/// The version of the records this code writes and reads.
+/// Version of the records that this code writes and reads.
 pub const STATE_VERSION: u32 = 2;
 
 /// The longest record in bytes.
 const MAX_RECORD: u64 = 64 * 1024;
 
-/// The environment variable that names another run directory.
+/// The environment variable that overrides the run directory.
 pub const RUN_DIR_VARIABLE: &str = "UBLKCTL_RUN_DIR";
 
 /// The phase of a device's life.
@@ -46,63 +46,63 @@ pub const RUN_DIR_VARIABLE: &str = "UBLKCTL_RUN_DIR";
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Phase {
-    /// ADD_DEV is about to be sent, or was.
+    /// ADD_DEV is about to be sent or has been sent.
     Adding,
-    /// The device exists and START_DEV is about to be sent, or was.
+    /// The device exists; START_DEV is about to be sent or has been sent.
     Starting,
-    /// It serves.
+    /// The device serves I/O.
     Live,
-    /// It is being given a new server.
+    /// The device is getting a new server.
     Recovering,
-    /// Its server is being asked to leave it to the next.
+    /// The server is being asked to leave the device to its successor.
     HandingOver,
-    /// Its server has left it to the next one, as it was asked to.
+    /// The server has left the device to its successor, as requested.
     Left,
-    /// It is being stopped and deleted.
+    /// The device is being stopped and deleted.
     Leaving,
-    /// It was stopped by another process; its own processes have exited.
+    /// Another process stopped the device; its own processes have exited.
     Stopped,
-    /// Its server ended without being asked to.
+    /// The server exited without being asked to.
     Ended,
 }
 
-/// What is known of one device.
+/// The record of one device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// [`STATE_VERSION`].
     pub version: u32,
-    /// The word the kernel keeps for us (`ublksrv_flags`), in hexadecimal.
+    /// The nonce, which the kernel keeps in `ublksrv_flags`; hexadecimal.
     #[serde(with = "hex")]
     pub nonce: u64,
-    /// The device, once the kernel has given it.
+    /// The device id, once the kernel has assigned it.
     pub id: Option<u32>,
     /// Its phase.
     pub phase: Phase,
-    /// Why it ended, if it did.
+    /// Why the device ended, if it did.
     pub cause: Option<String>,
-    /// What was asked for.
+    /// The device's configuration.
     pub spec: AddSpec,
     /// The agent.
     pub agent: Option<ProcessId>,
     /// The server.
     pub server: Option<ProcessId>,
-    /// Where their messages are.
+    /// The log file.
     pub log: Option<PathBuf>,
     /// The user who created it.
     pub owner_uid: u32,
-    /// What is registered with it of the memory that its clients share.
+    /// Its registered memory that is shared with clients.
     #[serde(default)]
     pub shm: Option<Registered>,
-    /// Which file or disk is behind it, whatever the path of that leads to later.
+    /// Identity of its backing store, independent of the path.
     #[serde(default)]
     pub backing: Option<Identity>,
-    /// What ends its processes; unknown of records that an earlier version wrote.
+    /// What ends its processes; `None` in records of earlier versions.
     #[serde(default)]
     pub lifetime: Option<Lifetime>,
 }
 
 impl Record {
-    /// The record of a device about to be added by this process.
+    /// The record of a device that this process is about to add.
     #[must_use]
     pub fn new(nonce: u64, spec: AddSpec) -> Self {
         Self {
@@ -123,10 +123,10 @@ impl Record {
     }
 }
 
-/// A random word that is not zero, for a new device.
+/// Generates a random non-zero nonce for a new device.
 ///
 /// # Errors
-/// When `/dev/urandom` cannot be read.
+/// `/dev/urandom` cannot be read.
 pub fn nonce() -> io::Result<u64> {
     let mut bytes = [0; 8];
     let mut random = File::open("/dev/urandom")?;
@@ -139,22 +139,21 @@ pub fn nonce() -> io::Result<u64> {
     }
 }
 
-/// The run directory with one file per device.
+/// The run directory, with one file per device.
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
 }
 
 impl Store {
-    /// The run directory of this user: `/run/ublkctl` for root; `ublkctl` in `$XDG_RUNTIME_DIR`, in
-    /// `/run/user/UID` or in `$XDG_STATE_HOME` for others; or what [`RUN_DIR_VARIABLE`] says. Nothing is made
-    /// yet.
+    /// The run directory of this user: `/run/ublkctl` for root; `ublkctl` in `$XDG_RUNTIME_DIR`, in `/run/user/UID` or
+    /// in `$XDG_STATE_HOME` for others; or the value of [`RUN_DIR_VARIABLE`]. Creates nothing.
     ///
     /// # Errors
     /// [`StateError::NoDirectory`].
     pub fn of_user() -> Result<Self, StateError> {
         if let Some(dir) = std::env::var_os(RUN_DIR_VARIABLE).filter(|dir| !dir.is_empty()) {
-            // Roles run elsewhere, and get it in the same words.
+            // Roles run in another working directory and get this path.
             let dir = std::path::absolute(&dir).unwrap_or_else(|_| PathBuf::from(dir));
             return Ok(Self::at(dir));
         }
@@ -171,14 +170,14 @@ impl Store {
         Ok(Self::at(dir.join("ublkctl")))
     }
 
-    /// Whether any record is of a device of this name.
+    /// Whether a device with this name has a record.
     #[must_use]
     pub fn has_name(&self, name: &str) -> bool {
         self.records()
             .any(|record| record.spec.name.as_deref() == Some(name))
     }
 
-    /// All records that can be read.
+    /// All readable records.
     pub fn records(&self) -> impl Iterator<Item = Record> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let paths = entries
@@ -187,7 +186,7 @@ impl Store {
         paths.filter_map(|path| self.read(&path).ok()?)
     }
 
-    /// Whether an agent that is at work is about to add a device of this name: its record has no number yet.
+    /// Whether a running agent is adding a device with this name; its record has no id yet.
     #[must_use]
     pub fn is_adding(&self, name: &str) -> bool {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
@@ -202,7 +201,7 @@ impl Store {
             .any(|r| adds(&r))
     }
 
-    /// The numbers of which there are records.
+    /// The ids that have a record.
     #[must_use]
     pub fn ids(&self) -> Vec<u32> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
@@ -213,37 +212,37 @@ impl Store {
         entries.filter_map(id).collect()
     }
 
-    /// The store in a directory.
+    /// A store in this directory.
     #[must_use]
     pub const fn at(dir: PathBuf) -> Self {
         Self { dir }
     }
 
-    /// The socket of a device's agent.
+    /// Path of the socket of a device's agent.
     #[must_use]
     pub fn socket(&self, id: u32) -> PathBuf {
         self.dir.join(format!("{id}.sock"))
     }
 
-    /// The socket on which the next agent asks the current one to hand over the device.
+    /// Path of the socket on which a successor asks the current agent to hand over the device.
     #[must_use]
     pub fn next_socket(&self, id: u32) -> PathBuf {
         self.dir.join(format!("{id}.next"))
     }
 
-    /// Where a server that has lost its agent meets another.
+    /// Path of the socket on which a server without an agent accepts a new one.
     #[must_use]
     pub fn server_socket(&self, id: u32) -> PathBuf {
         self.dir.join(format!("{id}.server"))
     }
 
-    /// What is known of the starts of a service.
+    /// Path of the record of a service's starts.
     #[must_use]
     pub fn starts(&self, name: &str) -> PathBuf {
         self.dir.join(format!("name-{name}.starts"))
     }
 
-    /// Where the messages of a device go by default.
+    /// Path of a device's default log.
     #[must_use]
     pub fn log(&self, id: u32) -> PathBuf {
         self.dir.join(format!("{id}.log"))
@@ -257,10 +256,10 @@ impl Store {
         self.dir.join(format!("pending-{nonce:016x}.json"))
     }
 
-    /// Makes the directory if it is not there, and checks that it is ours alone.
+    /// Creates the directory if necessary and checks that only its owner can use it.
     ///
     /// # Errors
-    /// [`StateError::Untrusted`] for a link, another's directory or one that others can use.
+    /// [`StateError::Untrusted`] for a link, another user's directory, or one that others can access.
     pub fn prepare(&self) -> Result<(), StateError> {
         let at = |source| StateError::Io {
             path: self.dir.clone(),
@@ -303,11 +302,11 @@ impl Store {
         Ok(())
     }
 
-    /// Writes a record: aside, synced, then renamed over the old one. A record without an id goes
-    /// under its nonce; one with an id takes that one away.
+    /// Writes a record to a temporary file, syncs it, and renames it over the old one. A record without an id is stored
+    /// under its nonce; one with an id replaces that file.
     ///
     /// # Errors
-    /// Those of the file system, and [`StateError::Untrusted`].
+    /// File system errors, and [`StateError::Untrusted`].
     pub fn write(&self, record: &Record) -> Result<(), StateError> {
         self.prepare()?;
         let path = match record.id {
@@ -320,7 +319,7 @@ impl Store {
             source,
         };
         let bytes = serde_json::to_vec_pretty(record).map_err(|e| at(e.into()))?;
-        // A left-over of a writer that was killed; `create_new` would trip over it.
+        // Remove the leftover of a killed writer, on which `create_new` would fail.
         remove_if_there(&aside)?;
         let mut file = OpenOptions::new()
             .write(true)
@@ -341,11 +340,11 @@ impl Store {
         Ok(())
     }
 
-    /// The record of the device `id` whose nonce the kernel says is `nonce`: a record of an earlier
-    /// device with that id is none of its.
+    /// The record of device `id` if it has this nonce, which the kernel reports. A record with another nonce belongs to
+    /// an earlier device with the same id.
     ///
     /// # Errors
-    /// Those of a file that is there and not trusted, not readable or not ours.
+    /// The file exists but is untrusted, unreadable or not ours.
     pub fn find(&self, id: u32, nonce: u64) -> Result<Option<Record>, StateError> {
         let by_id = self.read(&self.path(id))?.filter(|r| r.nonce == nonce);
         match by_id {
@@ -354,7 +353,7 @@ impl Store {
         }
     }
 
-    /// The last record of the device `id`, whichever device that was.
+    /// The last record for device `id`, whatever its nonce.
     ///
     /// # Errors
     /// As [`Store::find`].
@@ -404,11 +403,11 @@ impl Store {
         parse(path, &bytes).map(Some)
     }
 
-    /// Removes the files of a device: record, socket and log. The log of a device that failed stays; the next device with its
-    /// id appends to it.
+    /// Removes the files of a device: record, socket and log. A failed device's log stays; the next device with its id
+    /// appends to it.
     ///
     /// # Errors
-    /// Those of the file system, except that nothing was there.
+    /// File system errors other than ENOENT.
     pub fn remove(&self, id: u32, nonce: u64) -> Result<(), StateError> {
         remove_if_there(&self.pending_path(nonce))?;
         self.forget_unwritten(nonce)?;
@@ -431,18 +430,17 @@ impl Store {
     /// Removes the record of a device that was never added.
     ///
     /// # Errors
-    /// Those of the file system, except that nothing was there.
+    /// File system errors other than ENOENT.
     pub fn forget_pending(&self, nonce: u64) -> Result<(), StateError> {
         remove_if_there(&self.adding_path(nonce))?;
         remove_if_there(&self.pending_path(nonce))
     }
 
-    /// Removes what is kept of devices that are gone, and their links: none of `nonces`, and neither agent nor server
-    /// at work.
-    /// What was removed.
+    /// Removes the files and stable links of devices that no longer exist: their nonce is not in `nonces`, and neither
+    /// agent nor server runs. Returns what was removed.
     ///
     /// # Errors
-    /// Those of the file system; a file that is not trusted or not understood stays.
+    /// File system errors; files that are untrusted or unparsable stay.
     pub fn sweep(&self, nonces: &[u64]) -> Result<Vec<PathBuf>, StateError> {
         let entries = match fs::read_dir(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -489,11 +487,11 @@ impl Store {
         Ok(removed)
     }
 
-    /// Opens a log for appending: never through a link, private to its owner. It is never waited for: a FIFO that
-    /// nobody reads is an error here, and one that is full drops messages later.
+    /// Opens a log for appending, without following links; only its owner may access it. Never blocks: a FIFO without a
+    /// reader is an error here, and a full one drops messages later.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// File system errors.
     pub fn open_log(path: &Path) -> Result<File, StateError> {
         OpenOptions::new()
             .append(true)
@@ -540,7 +538,7 @@ fn remove_if_there(path: &Path) -> Result<(), StateError> {
     }
 }
 
-/// A word as hexadecimal text: JSON numbers lose bits above 2^53 in many readers.
+/// Serialises a word as hexadecimal text, because many JSON readers lose bits above 2^53.
 mod hex {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 

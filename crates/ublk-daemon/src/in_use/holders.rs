@@ -1,12 +1,12 @@
-//! Who uses a block device (L41).
+//! Finds who uses a block device (L41).
 //!
-//! Two questions have one answer each from the kernel. *Does anybody claim it?* An exclusive open of the disk fails with
-//! EBUSY for every mount, swap, dm, md, LIO or whatever else claims the disk or one of its partitions, in whatever
-//! namespace. That is asked by [`Claim::ask`]. *Who?* The tables of /proc and /sys name the claimers, and those who use
-//! the device without a claim: loop devices, nvmet, and processes that have it open.
+//! The kernel answers two questions. *Does anybody claim the device?* An exclusive open of the disk fails with EBUSY
+//! for every mount, swap, dm, md, LIO or other claim on the disk or one of its partitions, in any namespace;
+//! [`Claim::ask`] tries this. *Who is it?* The tables of /proc and /sys name the claimers, and also the users without a
+//! claim: loop devices, nvmet, and processes that have the device open.
 //!
-//! A process that has the device open for reading only (udev, blkid) loses nothing by a stop and is no reason to refuse it; a
-//! process that can write is.
+//! A process that has the device open only for reading (udev, blkid) loses nothing by a stop and does not prevent one;
+//! a process that can write does.
 #![forbid(unsafe_code)]
 
 use crate::in_use::layers::{Layer, Layers, names};
@@ -19,22 +19,22 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// How many of each kind are told at most.
+/// Most entries of each kind that are reported.
 const MOST: usize = 32;
 
-/// Who uses a device.
+/// The users of a device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Holders {
-    /// Nodes that somebody claims, the disk's or a partition's.
+    /// Claimed nodes: the disk or its partitions.
     pub claimed: Vec<String>,
-    /// Where file systems on it are mounted, in every mount namespace.
+    /// Mount points of its file systems, in all mount namespaces.
     pub mounts: Vec<Mount>,
-    /// Devices made on top of it, swap, exports.
+    /// Stacked devices, swap, exports.
     pub devices: Vec<String>,
-    /// Processes that have it or one of its partitions open.
+    /// Processes that have the disk or a partition open.
     pub processes: Vec<Opener>,
-    /// Bytes in its cache that are not written back.
+    /// Dirty bytes in its page cache.
     pub dirty: u64,
 }
 
@@ -48,13 +48,13 @@ impl Holders {
             && self.processes.is_empty()
     }
 
-    /// Whether what claims it has a name, or nothing does.
+    /// Whether every claim on the device is attributed to a user.
     #[must_use]
     pub fn is_explained(&self) -> bool {
         self.claimed.is_empty() || !self.mounts.is_empty() || !self.devices.is_empty()
     }
 
-    /// The users that a stop would make lose data: all except processes that only read.
+    /// The users that would lose data by a stop: all except processes that only read.
     #[must_use]
     pub fn losing(&self) -> Self {
         let mut losing = self.clone();
@@ -62,7 +62,7 @@ impl Holders {
         losing
     }
 
-    /// Without the processes of these numbers.
+    /// The same without these processes.
     #[must_use]
     pub fn without(mut self, pids: &[u32]) -> Self {
         self.processes.retain(|p| !pids.contains(&p.pid));
@@ -102,13 +102,13 @@ impl std::fmt::Display for Holders {
     }
 }
 
-/// A path for a message of one line.
+/// Escapes a path for a one-line message.
 fn printable(path: &Path) -> String {
     path.display().to_string().escape_debug().to_string()
 }
 
-/// Who uses `/dev/ublkbID` or a partition of it now, as far as /proc and /sys tell: no claims, which
-/// [`Claim::ask`] finds. Its disk may be gone already.
+/// The users of `/dev/ublkbID` and its partitions, as far as /proc and /sys show them. Does not look for claims;
+/// [`Claim::ask`] does. The disk may already be gone.
 #[must_use]
 pub fn of_device(id: u32) -> Holders {
     let layers = Layers::of_device(id);
@@ -120,7 +120,7 @@ pub fn of_device(id: u32) -> Holders {
     };
     holders.mounts.truncate(MOST);
     holders.devices.truncate(MOST);
-    // Users that lose data come first, so that they are not cut off.
+    // Users that lose data come first, so that truncation does not drop them.
     holders.processes.sort_by_key(|p| !p.writes);
     holders.processes.truncate(MOST);
     for process in &mut holders.processes {
@@ -129,7 +129,7 @@ pub fn of_device(id: u32) -> Holders {
     holders
 }
 
-/// What lies on it: devices, swap, exports.
+/// Stacked devices, swap and exports.
 fn devices(layers: &Layers) -> Vec<String> {
     let named = |layer: &Layer| match &layer.label {
         Some(label) => format!("{} ({label})", layer.name),
@@ -145,13 +145,13 @@ fn devices(layers: &Layers) -> Vec<String> {
     found
 }
 
-/// Whether a node is one of the device's, or of what lies on it.
+/// Whether a path is a node of the device or of a stacked device.
 fn is_on(path: &Path, layers: &Layers) -> bool {
     layers.names(&path.to_string_lossy())
         || block_device(path).is_some_and(|(a, b)| layers.has(&format!("{a}:{b}")))
 }
 
-/// Namespaces of nvmet that export it: they make no claim.
+/// The nvmet namespaces that export the device; nvmet does not claim it.
 fn exports(layers: &Layers) -> Vec<String> {
     let all = layers.sys().join("kernel/config/nvmet/subsystems");
     let mut found = Vec::new();
@@ -169,22 +169,23 @@ fn exports(layers: &Layers) -> Vec<String> {
     found
 }
 
-/// An open disk: nobody else can claim it, or any partition of it, while it is held exclusively; and while it is open at
-/// all, its number goes to no other device.
+/// An open disk. While it is held exclusively, nobody else can claim it or a partition; while it is open at all, its
+/// number is not reused.
 #[derive(Debug)]
 pub struct Claim {
     disk: File,
-    /// Partitions have caches of their own.
+    /// Open partitions, whose page caches are separate.
     parts: Vec<File>,
-    /// Nodes that somebody else claims; none where the claim is ours.
+    /// Nodes that somebody else claims; empty if we hold the claim.
     pub taken: Vec<String>,
 }
 
 impl Claim {
-    /// Opens the disk, exclusively where nobody claims it. May wait for the disk's server: have it done by a helper.
+    /// Opens the disk, exclusively if nobody claims it. May block until the disk's server answers, so call it in a
+    /// helper.
     ///
     /// # Errors
-    /// The error of `open(2)`, save EBUSY.
+    /// Errors of `open(2)` except EBUSY.
     pub fn ask(id: u32) -> io::Result<Self> {
         let node = PathBuf::from(format!("/dev/ublkb{id}"));
         let disk = exclusively(&node)
@@ -207,7 +208,7 @@ impl Claim {
             let error = exclusively(node).err();
             error.is_some_and(|e| e.raw_os_error() == Some(libc::EBUSY))
         };
-        // A claim of a partition is one of the disk, too, and one of the disk one of every partition.
+        // A claim on a partition also claims the disk, and a claim on the disk also claims every partition.
         let mut taken: Vec<&PathBuf> = parts.iter().filter(busy).collect();
         if taken.len() == parts.len() {
             taken.insert(0, &node);
@@ -220,7 +221,7 @@ impl Claim {
         })
     }
 
-    /// Bytes of its cache that are not written back. 0 where the kernel does not say.
+    /// Dirty bytes in its page cache; 0 if the kernel does not tell.
     #[must_use]
     pub fn dirty(&self) -> u64 {
         let all = std::iter::once(&self.disk).chain(&self.parts);
@@ -275,7 +276,7 @@ mod tests {
         );
     }
 
-    /// L41 A claim whose holder has no name is one all the same; who only reads is in nobody's way.
+    /// L41 A claim counts even if its holder is unknown; a process that only reads does not prevent a stop.
     #[test]
     fn l41_claims_count_without_a_name_and_readers_do_not() {
         let mut holders = Holders {

@@ -1,11 +1,11 @@
-//! Block devices on top of one of ours, as sysfs shows them: partitions, dm, md, loop, and what is on those.
+//! Block devices stacked on one of ours, as sysfs shows them: partitions, dm, md, loop, and what is stacked on those.
 #![forbid(unsafe_code)]
 
 use crate::sys::file::block_device;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Devices followed at most, so that a strange sysfs ends.
+/// Most devices followed, so that the walk ends on a strange sysfs.
 const MOST: usize = 256;
 
 /// One block device.
@@ -13,37 +13,37 @@ const MOST: usize = 256;
 pub(crate) struct Layer {
     /// The kernel's name: `ublkb3p1`, `dm-0`.
     pub name: String,
-    /// What people call it, where that is something else: `vg-data`.
+    /// The user-visible name if it differs: `vg-data`.
     pub label: Option<String>,
-    /// `major:minor`, where the device is there.
+    /// `major:minor`, if the device exists.
     pub number: Option<String>,
 }
 
 impl Layer {
-    /// The node that the kernel or udev has made of it.
+    /// Its node in /dev.
     pub fn node(&self) -> PathBuf {
         Path::new("/dev").join(&self.name)
     }
 }
 
-/// A ublk device with everything on top of it, itself and its partitions first.
+/// A ublk device with its partitions and everything stacked on them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Layers {
     id: u32,
     sys: PathBuf,
     /// The disk and its partitions.
     pub own: Vec<Layer>,
-    /// What is on them, lower layers first.
+    /// Stacked devices, lower layers first.
     pub upper: Vec<Layer>,
 }
 
 impl Layers {
-    /// Those of `/dev/ublkbID` on this machine. Its own name is known also where its disk is gone.
+    /// The layers of `/dev/ublkbID` on this machine. The disk's own name is included even if the disk is gone.
     pub fn of_device(id: u32) -> Self {
         Self::under(Path::new("/sys"), id)
     }
 
-    /// The same below another `/sys`.
+    /// As [`Self::of_device`], below another `/sys`.
     pub fn under(sys: &Path, id: u32) -> Self {
         let disk = format!("ublkb{id}");
         let mut own = vec![layer(sys, &disk)];
@@ -62,11 +62,11 @@ impl Layers {
         layers
     }
 
-    /// Adds what is on a layer, and what is on that, until there is nothing new.
+    /// Adds stacked devices, layer by layer, until nothing new is found.
     fn climb(&mut self) {
         let class = self.sys.join("class/block");
         let loops = loops(&self.sys);
-        // A disk that is gone has no `holders` any more, but those have kept their link to it.
+        // A disk that is gone no longer has `holders`, but the holders' `slaves` links to it remain.
         let mut found: Vec<String> = self.own.iter().flat_map(|l| self.holding(l)).collect();
         let mut next = 0;
         while self.upper.len() < MOST {
@@ -87,7 +87,7 @@ impl Layers {
         }
     }
 
-    /// Devices that say themselves that they lie on this one.
+    /// Devices whose `slaves` name this one.
     fn holding(&self, lower: &Layer) -> Vec<String> {
         let block = self.sys.join("block");
         names(&block)
@@ -98,7 +98,7 @@ impl Layers {
             .collect()
     }
 
-    /// Whether a path is a node of the disk or of a partition by its name, also one that was removed meanwhile.
+    /// Whether a path names the disk's or a partition's node, even one that was removed.
     pub fn names(&self, path: &str) -> bool {
         let path = path.strip_suffix(" (deleted)").unwrap_or(path);
         let path = path.strip_suffix("//deleted").unwrap_or(path);
@@ -112,7 +112,7 @@ impl Layers {
         all.any(|l| l.number.as_deref() == Some(number))
     }
 
-    /// Whether `major:minor` is the number of the disk or of a partition.
+    /// Whether `major:minor` is that of the disk or of a partition.
     pub fn is_own(&self, number: &str) -> bool {
         self.own.iter().any(|l| l.number.as_deref() == Some(number))
     }
@@ -128,7 +128,7 @@ impl Layers {
     }
 }
 
-/// Whether a name is that of the disk or of a partition of device `id`.
+/// Whether a name is that of device `id`'s disk or of a partition.
 fn is_of(name: &str, id: u32) -> bool {
     let rest = name.strip_prefix(&format!("ublkb{id}"));
     rest.is_some_and(|rest| {
@@ -152,7 +152,7 @@ fn layer(sys: &Path, name: &str) -> Layer {
     }
 }
 
-/// Loop devices with what is behind them.
+/// Loop devices and their backing files.
 fn loops(sys: &Path) -> Vec<(String, String)> {
     let block = sys.join("block");
     let of = |name: String| {
@@ -165,14 +165,14 @@ fn loops(sys: &Path) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Whether a path leads to this device.
+/// Whether a path resolves to this device.
 fn is_node(path: &str, layer: &Layer) -> bool {
     let path = path.strip_suffix(" (deleted)").unwrap_or(path);
     let found = || block_device(Path::new(path)).map(|(major, minor)| format!("{major}:{minor}"));
     Path::new(path) == layer.node() || (layer.number.is_some() && found() == layer.number)
 }
 
-/// The names in a directory, none where it is not there.
+/// The names in a directory; empty if it does not exist.
 pub(crate) fn names(dir: &Path) -> impl Iterator<Item = String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|e| e.file_name().into_string().ok())
@@ -182,7 +182,7 @@ pub(crate) fn names(dir: &Path) -> impl Iterator<Item = String> {
 mod tests {
     use super::*;
 
-    /// A sysfs with files of this content.
+    /// A fake sysfs with these files.
     fn sysfs(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for (path, text) in files {
@@ -211,7 +211,7 @@ mod tests {
         assert!(layers.is_named("ublkb3") && layers.upper.is_empty());
     }
 
-    /// L41 What makes no claim, and what lies two layers above, is found.
+    /// L41 Devices without a claim and devices two layers up are found.
     #[test]
     fn l41_layers_are_followed_upwards() {
         let sys = sysfs(&[

@@ -1,4 +1,4 @@
-//! Mounted file systems of a device, in every mount namespace that can be looked into (L36, L41, L48).
+//! Mounted file systems of a device, in every accessible mount namespace (L36, L41, L48).
 #![forbid(unsafe_code)]
 
 use crate::in_use::layers::{Layers, names};
@@ -9,17 +9,17 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// Where a file system is mounted.
+/// A mount point of a file system.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Mount {
-    /// The mount point, as the processes of that namespace see it.
+    /// The path, as processes in that namespace see it.
     pub point: PathBuf,
-    /// A process of that mount namespace and its name, unless it is the caller's own.
+    /// Pid and name of a process in that mount namespace; `None` for the caller's namespace.
     pub namespace: Option<(u32, String)>,
 }
 
 impl Mount {
-    /// The way to it from here: by a process that is in its namespace.
+    /// A path that reaches the mount point from the caller's namespace, through `/proc/PID/root`.
     #[must_use]
     pub fn reach(&self) -> PathBuf {
         match &self.namespace {
@@ -32,8 +32,7 @@ impl Mount {
     }
 }
 
-/// Where file systems on any of these devices are mounted, in the caller's namespace and in every other one that a
-/// process in /proc is in.
+/// Mount points of file systems on any of these devices, in the mount namespaces of all processes in /proc.
 pub(crate) fn of_layers(layers: &Layers) -> Vec<Mount> {
     let mut seen = BTreeSet::new();
     let mut found: Vec<Mount> = Vec::new();
@@ -41,7 +40,7 @@ pub(crate) fn of_layers(layers: &Layers) -> Vec<Mount> {
     let others = names(Path::new("/proc")).filter_map(|name| name.parse().ok());
     for pid in std::iter::once(own).chain(others) {
         let dir = PathBuf::from(format!("/proc/{pid}"));
-        // The namespace is named by its inode.
+        // The inode identifies the namespace.
         let Ok(namespace) = fs::read_link(dir.join("ns/mnt")) else {
             continue;
         };
@@ -50,7 +49,7 @@ pub(crate) fn of_layers(layers: &Layers) -> Vec<Mount> {
         }
         let table = fs::read(dir.join("mountinfo")).unwrap_or_default();
         for point in points(&table, layers, &dir.join("root")) {
-            // One mount, seen in the namespaces that it spread to, is told once.
+            // A mount that propagated to several namespaces is reported once.
             if found.iter().any(|m| m.point == point) {
                 continue;
             }
@@ -64,7 +63,7 @@ pub(crate) fn of_layers(layers: &Layers) -> Vec<Mount> {
     found
 }
 
-/// A line of mountinfo (proc_pid_mountinfo(5)), as far as it is of use here.
+/// The fields used from a line of mountinfo (proc_pid_mountinfo(5)).
 #[derive(Debug, PartialEq, Eq)]
 struct Line {
     number: String,
@@ -78,7 +77,7 @@ impl Line {
         let mut fields = line.split(|b| *b == b' ');
         let number = fields.nth(2)?;
         let point = fields.nth(1)?;
-        // Optional fields end with a dash.
+        // A dash terminates the optional fields.
         fields.find(|f| *f == b"-")?;
         let (kind, source) = (fields.next()?, fields.next()?);
         Some(Self {
@@ -90,8 +89,7 @@ impl Line {
     }
 }
 
-/// A path as the tables of /proc write it: blank, tab, newline and backslash are three octal digits behind a
-/// backslash.
+/// Decodes a path from /proc, which escapes space, tab, newline and backslash as a backslash and three octal digits.
 pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -114,7 +112,7 @@ pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// The mount points of those file systems that are on one of `layers`. `root` is where the paths of this table begin.
+/// Mount points of the file systems on one of `layers`. `root` is the root directory for the table's paths.
 fn points<'a>(
     mountinfo: &'a [u8],
     layers: &'a Layers,
@@ -125,8 +123,9 @@ fn points<'a>(
     lines.filter(on).map(|line| line.point)
 }
 
-/// Whether a file system without a device number of its own (btrfs and its like) is on one of `layers`, by what was
-/// mounted. One of several devices names all of them: bcachefs with colons, btrfs in sysfs.
+/// Whether a file system with an anonymous device number (btrfs and the like) is on one of `layers`, judged by its
+/// mount source. Multi-device file systems list all devices: bcachefs in the source, separated by colons, btrfs in
+/// sysfs.
 fn by_source(line: &Line, layers: &Layers, root: &Path) -> bool {
     let source = line.source.as_os_str().as_bytes();
     if !line.number.starts_with("0:") && !layers.names(&line.source.to_string_lossy()) {
@@ -146,7 +145,7 @@ fn by_source(line: &Line, layers: &Layers, root: &Path) -> bool {
     })
 }
 
-/// Whether the device of this number is in one btrfs with one of `layers`.
+/// Whether the device with this number is a member of the same btrfs as one of `layers`.
 fn is_sibling(number: &str, layers: &Layers) -> bool {
     let all = layers.sys().join("fs/btrfs");
     names(&all).any(|uuid| {
@@ -186,7 +185,7 @@ mod tests {
         points.map(|p| p.display().to_string()).collect()
     }
 
-    /// L36 A file system of the own device is found in the mount table.
+    /// L36 A file system on the device is found in the mount table.
     #[test]
     fn l36_own_mounts_are_detected() {
         let table = "36 35 98:0 /mnt1 /mnt/parent rw,noatime master:1 - ext3 /dev/root rw\n\
@@ -197,8 +196,8 @@ mod tests {
         assert!(found("short\n", &layers).is_empty());
     }
 
-    /// L41 btrfs shows a number of its own making: it is found by what was mounted. So is what is mounted from a disk
-    /// that is gone.
+    /// L41 btrfs has an anonymous device number, so it is found by its mount source. So is a file system whose disk is
+    /// gone.
     #[test]
     fn l41_mounts_without_a_device_number_are_found_by_their_source() {
         let table = "50 35 0:44 / /mnt/b rw shared:7 - btrfs /dev/ublkb0 rw,subvolid=5\n\
@@ -212,7 +211,7 @@ mod tests {
         assert_eq!(found(table, &gone), ["/mnt/x"]);
     }
 
-    /// L48 A blank in a mount point is `\040` in the table.
+    /// L48 A space in a mount point is `\040` in the table.
     #[test]
     fn l48_mount_points_are_unescaped() {
         let table = "40 35 259:3 / /mnt/my\\040disk\\134x rw - ext4 /dev/ublkb0 rw\n";

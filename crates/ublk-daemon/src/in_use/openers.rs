@@ -1,4 +1,4 @@
-//! Processes that have a block device open: by descriptor, by mapping, by an io_uring's table of files.
+//! Finds processes that have a block device open: by descriptor, by mapping, or as a registered file of an io_uring.
 #![forbid(unsafe_code)]
 
 use crate::in_use::layers::{Layers, names};
@@ -13,17 +13,17 @@ use std::path::Path;
 /// A process that has a device open.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Opener {
-    /// Its number.
+    /// The pid.
     pub pid: u32,
-    /// Its name.
+    /// The command name.
     pub name: String,
-    /// Its descriptors; none where it has only mapped it, or registered it with an io_uring.
+    /// The descriptors; empty if the process has only mapped the device or registered it with an io_uring.
     pub descriptors: Vec<u32>,
-    /// Whether it can write.
+    /// Whether the process can write to the device.
     pub writes: bool,
 }
 
-/// Processes in /proc that have the disk or a partition open. Those of others are seen by root only.
+/// Processes that have the disk or a partition open. Only root sees other users' processes.
 pub(crate) fn of_layers(layers: &Layers) -> Vec<Opener> {
     let pids = names(Path::new("/proc")).filter_map(|name| name.parse().ok());
     pids.filter_map(|pid| of_process(pid, layers)).collect()
@@ -34,7 +34,7 @@ fn of_process(pid: u32, layers: &Layers) -> Option<Opener> {
     if is_errand(&dir) {
         return None;
     }
-    // The descriptors, each with whether it can write.
+    // Descriptors, and whether each can write.
     let mut found: BTreeMap<u32, bool> = BTreeMap::new();
     let mut elsewhere = None;
     for name in names(&dir.join("fd")) {
@@ -70,8 +70,8 @@ fn of_process(pid: u32, layers: &Layers) -> Option<Opener> {
     })
 }
 
-/// Whether a process is a helper of this program, or an agent: they open devices to look at them and to write them back,
-/// and one that got stuck in it is nobody's user.
+/// Whether a process is a helper or an agent of this program. These open devices to inspect them and to write them
+/// back; one that is stuck doing so does not count as a user.
 fn is_errand(process: &Path) -> bool {
     let line = fs::read(process.join("cmdline")).unwrap_or_default();
     let is =
@@ -81,19 +81,19 @@ fn is_errand(process: &Path) -> bool {
         && file(&process.join("exe")) == file(Path::new("/proc/self/exe"))
 }
 
-/// Whether an open file is the device, whatever its name.
+/// Whether an open file is the device, whatever its path.
 fn is_own(link: &Path, layers: &Layers) -> bool {
     block_device(link).is_some_and(|(a, b)| layers.is_own(&format!("{a}:{b}")))
 }
 
-/// Whether a descriptor can write, by its fdinfo. One that is not understood counts as if it could.
+/// Whether a descriptor can write, according to fdinfo. Unparsable input counts as writable.
 fn can_write(info: &str) -> bool {
     let flags = info.lines().find_map(|l| l.strip_prefix("flags:"));
     let flags = flags.and_then(|f| i32::from_str_radix(f.trim(), 8).ok());
     flags.is_none_or(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
-/// Whether an io_uring has the device among its registered files, by its fdinfo: `    3: /dev/ublkb0`.
+/// Whether an io_uring has the device as a registered file, according to fdinfo: `    3: /dev/ublkb0`.
 fn registered(info: &str, layers: &Layers) -> bool {
     info.lines().any(|line| {
         let file = line.split_once(": ").map(|(_, file)| file.trim());
@@ -101,7 +101,7 @@ fn registered(info: &str, layers: &Layers) -> bool {
     })
 }
 
-/// Whether a process has mapped the device, and whether it can write to it that way.
+/// `Some` if a process has mapped the device, with whether the mapping is writable.
 fn mapped(maps: &str, layers: &Layers) -> Option<bool> {
     let lines = maps.lines().filter(|line| {
         let path = line.find('/').and_then(|at| line.get(at..));
@@ -122,7 +122,7 @@ mod tests {
         Layers::under(Path::new("/nonexistent"), 3)
     }
 
-    /// L41 Who only looks is told from who can write.
+    /// L41 Readers are distinguished from writers.
     #[test]
     fn l41_descriptors_that_write_are_told_apart() {
         assert!(!can_write("pos:\t0\nflags:\t0100000\nmnt_id:\t5\n"));
@@ -131,7 +131,7 @@ mod tests {
         assert!(can_write("what is this"));
     }
 
-    /// L41 A device whose descriptor is closed may still be mapped, or belong to a ring.
+    /// L41 A device without an open descriptor may still be mapped or registered with a ring.
     #[test]
     fn l41_mappings_and_rings_are_users() {
         let maps = "7f00-7f01 rw-p 00000000 00:00 0 \n\

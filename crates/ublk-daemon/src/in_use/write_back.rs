@@ -1,4 +1,4 @@
-//! Writes back all dirty data of a device, in a helper, which can wait for it.
+//! Writes back all dirty data of a device, in a helper process that may block.
 #![forbid(unsafe_code)]
 
 use crate::in_use::layers::Layers;
@@ -11,12 +11,12 @@ use std::io;
 use std::path::Path;
 use ublk_core::{DevId, Errno};
 
-/// Something that could not be written back.
+/// A file system or device that could not be written back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unwritten {
     /// The mount point or the node.
     pub what: String,
-    /// Why.
+    /// The error.
     pub errno: Errno,
 }
 
@@ -26,8 +26,8 @@ impl std::fmt::Display for Unwritten {
     }
 }
 
-/// Writes back file systems on the device, then the caches of the devices on top of it from the top down, then those of
-/// its partitions and of the disk. Each is tried; those that failed.
+/// Writes back the file systems on the device, then the page caches of stacked devices from the top down, then those of
+/// its partitions and of the disk. Tries all and returns those that failed.
 pub fn write_back(id: DevId) -> Vec<Unwritten> {
     let layers = Layers::of_device(id.get());
     let mut failed = Vec::new();
@@ -43,7 +43,7 @@ pub fn write_back(id: DevId) -> Vec<Unwritten> {
         note(mount.point.display().to_string(), result);
     }
     for layer in layers.upper.iter().rev() {
-        // One that does not open has no cache of its own that anybody could write to.
+        // A device that cannot be opened has no page cache that anybody could have written to.
         if let Ok(device) = File::open(layer.node()) {
             note(layer.name.clone(), device.sync_all());
         }
@@ -52,7 +52,7 @@ pub fn write_back(id: DevId) -> Vec<Unwritten> {
         .own
         .split_first()
         .map_or((None, &[][..]), |(d, p)| (Some(d), p));
-    // A partition has a cache of its own, which an fsync of the disk does not reach.
+    // A partition has its own page cache, which an fsync of the disk does not write back.
     for part in parts {
         match File::open(part.node()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -66,7 +66,7 @@ pub fn write_back(id: DevId) -> Vec<Unwritten> {
     failed
 }
 
-/// Records that a write-back failed, so that a later stop reports it, too.
+/// Records a failed write-back, so that a later stop reports it, too.
 pub fn note_unwritten(nonce: u64) {
     let noted = Store::of_user().and_then(|store| store.note_unwritten(nonce));
     if let Err(e) = noted {

@@ -1,6 +1,6 @@
-//! A socket at a path, on which a role accepts links from processes that it did not start.
+//! A listening socket at a path, for links from processes that the role did not start.
 //!
-//! The sockets lie in the run directory, which is closed to all but its owner: whoever connects is the same user or root.
+//! The sockets lie in the run directory, which only its owner can enter: whoever connects is the same user or root.
 #![forbid(unsafe_code)]
 
 use crate::link::Link;
@@ -11,13 +11,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// Callers that may wait for [`Listener::accept`].
+/// Length of the accept queue.
 const BACKLOG: i32 = 4;
 
-/// A free path beside `path`, for a socket until it is wanted: to rename it needs neither room nor a descriptor.
+/// Returns an unused path beside `path` for a temporary socket; renaming the socket into place later needs neither disk
+/// space nor a descriptor.
 ///
 /// # Errors
-/// What lies there does not go away.
+/// An old file at that path cannot be removed.
 pub fn aside(path: &Path) -> io::Result<PathBuf> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".{}", std::process::id()));
@@ -28,22 +29,21 @@ pub fn aside(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// A socket that links are made through.
+/// A listening socket for links.
 #[derive(Debug)]
 pub struct Listener {
     fd: OwnedFd,
-    /// Where it shall lie.
+    /// Its final path.
     path: PathBuf,
-    /// Where it lies until then.
+    /// Its temporary path until it is published.
     aside: Option<PathBuf>,
 }
 
 impl Listener {
-    /// Makes a socket beside `path`, where nobody looks for it: [`Listener::publish`] then needs neither room nor a
-    /// descriptor.
+    /// Creates the socket at a temporary path, so that [`Listener::publish`] needs neither disk space nor a descriptor.
     ///
     /// # Errors
-    /// Those of the file system; a path that no socket address has room for.
+    /// File system errors; `path` is too long for a socket address.
     pub fn prepare(path: &Path) -> io::Result<Self> {
         let aside = aside(path)?;
         let fd = socket()?;
@@ -56,10 +56,10 @@ impl Listener {
         })
     }
 
-    /// Puts the socket where it shall lie, in the place of an earlier one.
+    /// Moves the socket to its final path, replacing an earlier one.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// File system errors.
     pub fn publish(&mut self) -> io::Result<()> {
         if let Some(aside) = &self.aside {
             fs::rename(aside, &self.path)?;
@@ -68,10 +68,10 @@ impl Listener {
         Ok(())
     }
 
-    /// A listener that another process made.
+    /// Wraps a listening socket that another process created.
     ///
     /// # Errors
-    /// A descriptor that is no socket of links.
+    /// The descriptor is not a sequenced-packet socket.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         if socket_type(&fd)? != SocketType::SEQPACKET {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -83,14 +83,14 @@ impl Listener {
         })
     }
 
-    /// Takes a published socket away.
+    /// Removes the socket file.
     pub fn remove(self) {
         if self.aside.is_none() {
             let _ = fs::remove_file(&self.path);
         }
     }
 
-    /// Takes a caller, `None` when there is none.
+    /// Accepts a connection; `None` if none is pending.
     pub fn accept(&self) -> Option<Link> {
         let flags = SocketFlags::CLOEXEC;
         rustix::net::accept_with(&self.fd, flags)
@@ -127,7 +127,7 @@ fn socket() -> io::Result<OwnedFd> {
 /// Connects to the role that listens at `path`.
 ///
 /// # Errors
-/// ENOENT and ECONNREFUSED where nobody does, EAGAIN where too many are waiting.
+/// ENOENT or ECONNREFUSED if nobody listens, EAGAIN if the accept queue is full.
 pub fn connect(path: &Path) -> io::Result<Link> {
     let fd = socket()?;
     rustix::net::connect(&fd, &SocketAddrUnix::new(path)?)?;
@@ -139,8 +139,8 @@ mod tests {
     use super::*;
     use std::time::{Duration, Instant};
 
-    /// L44 A socket that was prepared is put in its place without room or a new name, over an earlier one, and one that
-    /// came to nothing leaves nothing behind.
+    /// L44 Publishing a prepared socket needs no disk space and replaces an earlier socket; an unpublished one leaves
+    /// no file.
     #[test]
     fn l44_a_prepared_socket_takes_the_place_of_another() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! The messages of the link.
 //!
-//! Between agent and server: describe, assign, armed, live, leave, empty, failed, and health, the
-//! event asked for. Between front and agent: add, leave, live, gone, failed.
+//! Between agent and server: describe, assign, armed, live, leave, empty, failed, and health on request. Between front
+//! and agent: add, leave, live, gone, failed.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
@@ -13,55 +13,55 @@ use crate::failure::Failure;
 use crate::report::{Added, Health};
 use crate::spec::{AddSpec, BackendCommand, Registered};
 
-/// How long a device and its processes live, by the front that asked for it.
+/// How long a device and its processes live, relative to the front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Lifetime {
-    /// Without the front, which goes once the device serves.
+    /// Independent of the front, which exits once the device serves.
     #[default]
     Own,
-    /// No longer than the front: the device is stopped and deleted at its end.
+    /// As long as the front: when it exits, the device is stopped and deleted.
     Front,
-    /// The processes live no longer than the front; a recoverable device is written back and waits for the next
-    /// ones, every other is stopped and deleted.
+    /// The processes live as long as the front. When it exits, a recoverable device is written back and waits for a new
+    /// server; any other device is stopped and deleted.
     Left,
 }
 
-/// First message of the front to the agent.
+/// First message of the front to a new device's agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddRequest {
     /// [`crate::link::LINK_VERSION`] of the front.
     pub version: u32,
     /// The device.
     pub spec: AddSpec,
-    /// What ends with the front.
+    /// What ends when the front exits.
     pub lifetime: Lifetime,
-    /// Where messages go once the front has left, `None` for `ID.log` in the run directory.
+    /// Log file once the front has exited; `None` for `ID.log` in the run directory.
     pub log: Option<PathBuf>,
-    /// Milliseconds until the front gives up.
+    /// The front's deadline in milliseconds.
     pub deadline_ms: u64,
 }
 
-/// First message of the front to an agent that shall give a device a new server.
+/// First message of the front to an agent that starts a new server for a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoverRequest {
     /// [`crate::link::LINK_VERSION`] of the front.
     pub version: u32,
-    /// The device. Its configuration is what the state store has.
+    /// The device, whose configuration is in the state store.
     pub id: u32,
-    /// Its server is at work and shall be replaced: an upgrade.
+    /// An upgrade: replace a running server.
     pub replace: bool,
-    /// Size in bytes that the device shall have with its new server, `None` for the one it has.
+    /// New size of the device in bytes; `None` to keep the current one.
     pub size: Option<u64>,
-    /// Requests may fail where the policy cannot keep them from it.
+    /// Proceed even if the recovery policy lets requests fail meanwhile.
     pub allow_errors: bool,
-    /// What its backing store's path leads to now is served, also where that is another than it was made with.
+    /// Serve what the backing path leads to now, even if its identity has changed.
     #[serde(default)]
     pub accept_backing: bool,
-    /// What ends with the front.
+    /// What ends when the front exits.
     pub lifetime: Lifetime,
-    /// Milliseconds until the front gives up.
+    /// The front's deadline in milliseconds.
     pub deadline_ms: u64,
 }
 
@@ -70,13 +70,13 @@ pub struct RecoverRequest {
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ToAgent {
-    /// Make this device.
+    /// Add this device.
     Add(AddRequest),
-    /// Give this device a new server.
+    /// Start a new server for this device.
     Recover(RecoverRequest),
-    /// Stop and delete it (foreground: the front got a signal).
+    /// Stop and delete the device (foreground mode: the front got a signal).
     Leave,
-    /// The caller knows the device's name: from now on the device lives without the front.
+    /// The front has reported the device's name to its caller: the device now outlives the front.
     Keep,
 }
 
@@ -87,9 +87,9 @@ pub enum ToAgent {
 pub enum FromAgent {
     /// The device serves I/O.
     Live(Added),
-    /// The device is deleted, as it should be.
+    /// The device is deleted as requested.
     Gone,
-    /// It came to nothing, or to an end that was not asked for.
+    /// The operation failed, or the device ended unexpectedly.
     Failed(Failure),
 }
 
@@ -98,51 +98,51 @@ pub enum FromAgent {
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ToServer {
-    /// The first message: who is speaking, and the backend to open and describe.
+    /// The first message: the link version, and the backend to open and describe.
     Describe {
         /// [`crate::link::LINK_VERSION`] of the agent.
         version: u32,
         /// What to serve.
         spec: AddSpec,
-        /// How it comes to its backing store. A descriptor of it may come with the message.
+        /// How to open the backing store; its descriptor may come with the message.
         opening: Opening,
     },
     /// The device exists: open it and arm it.
     Assign(Assignment),
-    /// START_DEV is done: the device serves. The file for the messages from now on comes along, open, if there is one.
+    /// START_DEV is done: the device serves. The log file, if any, comes with the message.
     Live,
     /// Report your health.
     Health {
-        /// Comes back in the answer.
+        /// Returned in the answer.
         ticket: u64,
     },
-    /// Change how the backend works, and report the health.
+    /// Change the backend's operation and report health.
     Backend {
-        /// Comes back in the answer.
+        /// Returned in the answer.
         ticket: u64,
         /// The change.
         command: BackendCommand,
     },
-    /// Leave a recoverable device that is live to its next server. What is in hand is not answered.
+    /// Leave a live, recoverable device to its next server, without answering the requests in flight.
     HandOver,
-    /// The device will not be started: leave at once.
+    /// The device will not be started: exit.
     Quit,
 }
 
-/// How a server comes to the backing store of its device: nothing for a new device, whose path it opens.
+/// How a server opens its device's backing store. All fields are empty for a new device, whose path is opened.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Opening {
-    /// The nonce of the device, if it has one yet.
+    /// The nonce of the device, once assigned.
     pub nonce: Option<u64>,
-    /// What the device was made with: another is refused.
+    /// The identity it was made with; a mismatch is refused.
     pub backing: Option<Identity>,
-    /// The server before, which may still have it open.
+    /// Pid of the previous server, which may still have the store open.
     pub predecessor: Option<u32>,
-    /// Where to open it instead of its path.
+    /// A path to open instead of the configured one.
     pub instead: Option<PathBuf>,
 }
 
-/// The device a server shall serve.
+/// The device that a server is to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignment {
     /// The kernel's reply to ADD_DEV.
@@ -151,7 +151,7 @@ pub struct Assignment {
     pub affinity: Vec<CpuMask>,
     /// Milliseconds until all queues must be armed.
     pub deadline_ms: u64,
-    /// What was registered of the memory shared with clients.
+    /// The registered memory that is shared with clients.
     #[serde(default)]
     pub shm: Option<Registered>,
 }
@@ -161,45 +161,45 @@ pub struct Assignment {
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum FromServer {
-    /// The backend is open and this is its device.
+    /// The backend is open.
     Described {
         /// [`crate::link::LINK_VERSION`] of the server.
         version: u32,
-        /// The device it can serve.
+        /// The limits of the device that the server can serve.
         limits: Limits,
-        /// Which file or disk that is. A descriptor of it comes with the message, which keeps its lock and its claim.
+        /// Identity of the backing store. The descriptor that comes with the message keeps its lock and claim.
         #[serde(default)]
         backing: Option<Identity>,
     },
-    /// Every fetch of every queue is with the driver.
+    /// Every tag of every queue is fetched.
     Armed {
         /// The process that opened the character device.
         pid: u32,
     },
     /// The server was asked to end and requests that the agent stop the device. The server keeps serving.
     Leave {
-        /// What it was asked by, for the log.
+        /// What asked the server to end, for the log.
         why: String,
     },
-    /// Nothing is in hand or with the driver, and all of the device is closed.
+    /// No request is in flight or with the driver, and the character device is closed.
     Empty {
-        /// The last counts.
+        /// Final health snapshot.
         health: Option<Health>,
     },
-    /// A queue failed, hence the device has.
+    /// A queue failed, and therefore the device.
     Failed(Failure),
-    /// First word to an agent that found the server at work without one.
+    /// First message to a new agent that found the server running without one.
     Attached {
         /// [`crate::link::LINK_VERSION`] of the server.
         version: u32,
     },
     /// The answer to [`ToServer::Health`].
     Health {
-        /// Of the question.
+        /// The ticket of the question.
         ticket: u64,
         /// The snapshot.
         health: Health,
-        /// More of its queues follow, in another message of this ticket.
+        /// Whether more queues follow in another message with this ticket.
         #[serde(default)]
         more: bool,
     },

@@ -1,4 +1,4 @@
-//! Starts roles as processes and watches for their end.
+//! Starts roles as processes and watches for their exit.
 
 use crate::link::{Link, LinkError};
 use crate::state::RUN_DIR_VARIABLE;
@@ -11,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
-/// The roles that are processes.
+/// Roles that run as processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
@@ -19,12 +19,12 @@ pub enum Role {
     Agent,
     /// Owns the data rings of one device.
     Server,
-    /// Runs control commands for somebody who must be able to return.
+    /// Runs control commands that may block, for a caller that must not.
     Helper,
 }
 
 impl Role {
-    /// The hidden subcommand.
+    /// The hidden subcommand that starts the role.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -34,7 +34,7 @@ impl Role {
         }
     }
 
-    /// What people know it as.
+    /// The name used in messages.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -44,7 +44,7 @@ impl Role {
         }
     }
 
-    /// The role of a hidden subcommand.
+    /// Parses the name of a hidden subcommand.
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
         [Self::Agent, Self::Server, Self::Helper]
@@ -53,25 +53,25 @@ impl Role {
     }
 }
 
-/// Where a role's messages go.
+/// Where a role's log messages go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Messages {
-    /// To the standard error of the process that starts it.
+    /// To its parent's standard error.
     Inherit,
-    /// To a pipe that the process that starts it reads: the role, and the roles it starts, hold no
-    /// file of the caller's caller, who may wait for its end (`$(ublkctl add … 2>&1)`).
+    /// To a pipe that the parent reads. Thus the role and its children hold no file of the caller's caller, which may
+    /// wait for that file to be closed (`$(ublkctl add … 2>&1)`).
     Pipe,
-    /// Nowhere: the role speaks on its link, and may be left behind holding no file of its caller.
+    /// Nowhere: the role reports over its link and holds no file of its parent.
     Nowhere,
 }
 
-/// Where a role stands among the sessions of the machine. Either way no signal of a terminal reaches it.
+/// The session that a role runs in. Either way it receives no signals from a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// In a session of its own, without a terminal: it outlives whoever starts it.
+    /// A session of its own without a terminal: the role outlives its parent.
     Alone,
-    /// In its caller's session, in a process group of its own. The scheduler weighs sessions against each other
-    /// (autogroups, sched(7)): a wake-up from one into another costs some 300 instructions more than one within.
+    /// The parent's session, in a process group of its own. The scheduler groups tasks by session (autogroups,
+    /// sched(7)): a wake-up across sessions costs some 300 instructions more than one within.
     Beside,
 }
 
@@ -81,7 +81,7 @@ pub struct Peer {
     pub link: Link,
     /// Its process.
     pub pid: u32,
-    /// Readable once it has ended.
+    /// Pidfd; readable once the process has exited.
     exit: OwnedFd,
     reap: Reap,
 }
@@ -89,19 +89,19 @@ pub struct Peer {
 enum Reap {
     Spawned(Child),
     Forked,
-    /// Another process's child.
+    /// A child of another process.
     Adopted,
     #[cfg(test)]
     Thread,
 }
 
 impl Peer {
-    /// Starts `program` (a ublkctl) in a role, with the link as its standard input. Every other
-    /// descriptor of ours is closed on exec. The process is not copied: std spawns it by
-    /// `posix_spawn`, so this holds for a process with rings, too.
+    /// Starts `program` (a ublkctl) in a role, with the link as its standard input. All our other descriptors are
+    /// closed on exec. std uses `posix_spawn` and does not copy the process, so a process with rings may call this,
+    /// too.
     ///
     /// # Errors
-    /// When no process or descriptor is left, or the program is not there.
+    /// Processes or descriptors run out, or the program does not exist.
     pub fn spawn(
         program: &Path,
         role: Role,
@@ -128,7 +128,7 @@ impl Peer {
             })
             .spawn()?;
         let pid = child.id();
-        // Not reaped yet, so the pid is still that child's.
+        // The child is not reaped yet, so the pid is still its own.
         let exit = process::pidfd(pid)?;
         Ok(Self {
             link,
@@ -138,10 +138,10 @@ impl Peer {
         })
     }
 
-    /// A child made by our one fork.
+    /// Wraps a child created by our own fork.
     ///
     /// # Errors
-    /// When no descriptor is left.
+    /// Descriptors run out.
     pub fn forked(pid: u32, link: Link) -> io::Result<Self> {
         Ok(Self {
             link,
@@ -151,10 +151,10 @@ impl Peer {
         })
     }
 
-    /// A role that another process started.
+    /// Wraps a role that another process started.
     ///
     /// # Errors
-    /// When no descriptor is left, or the process has ended.
+    /// Descriptors run out, or the process has exited.
     pub fn adopted(pid: u32, link: Link) -> io::Result<Self> {
         Ok(Self {
             link,
@@ -164,7 +164,7 @@ impl Peer {
         })
     }
 
-    /// A role played by a thread of a test; `exit` can be read once it has ended.
+    /// A role that runs as a thread of a test; `exit` is readable once it has ended.
     #[cfg(test)]
     pub(crate) const fn thread(link: Link, exit: OwnedFd, pid: u32) -> Self {
         Self {
@@ -175,13 +175,13 @@ impl Peer {
         }
     }
 
-    /// A descriptor that can be read once the process has ended.
+    /// A descriptor that is readable once the process has exited.
     #[must_use]
     pub fn exit_fd(&self) -> BorrowedFd<'_> {
         self.exit.as_fd()
     }
 
-    /// The messages of a role that writes them to a pipe. Given once.
+    /// Takes the pipe with the messages of a role that was started with one.
     pub fn take_messages(&mut self) -> Option<ChildStderr> {
         match &mut self.reap {
             Reap::Spawned(child) => child.stderr.take(),
@@ -189,7 +189,7 @@ impl Peer {
         }
     }
 
-    /// How the process ended, `None` while it runs.
+    /// How the process exited; `None` while it runs.
     pub fn ended(&mut self) -> Option<String> {
         let status = match &mut self.reap {
             Reap::Spawned(child) => child.try_wait(),
@@ -213,7 +213,7 @@ impl Peer {
         matches!(ready.as_deref(), Ok([true]))
     }
 
-    /// The exit code of an ended process, if it had one.
+    /// The exit code, if the process exited with one.
     pub fn exit_code(&mut self) -> Option<i32> {
         match &mut self.reap {
             Reap::Spawned(child) => child.try_wait().ok().flatten()?.code(),
@@ -224,7 +224,7 @@ impl Peer {
     /// Sends a signal to the process.
     ///
     /// # Errors
-    /// ESRCH when it has ended.
+    /// ESRCH if it has exited.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         process::signal(self.exit.as_fd(), signal)
     }
@@ -236,8 +236,8 @@ impl fmt::Debug for Peer {
     }
 }
 
-/// What a role needs of the environment: where the state is, by a path that holds wherever it runs, and what messages
-/// are wanted. The rest, which may hold secrets, is none of its business.
+/// The environment variables that a role needs: the state directory as an absolute path, and the log level. Others may
+/// hold secrets and are removed.
 fn environment(
     all: impl Iterator<Item = (OsString, OsString)>,
 ) -> impl Iterator<Item = (OsString, OsString)> {
@@ -252,7 +252,7 @@ fn environment(
     })
 }
 
-/// The program whose hidden subcommands are the roles: this one.
+/// The path of this program, whose hidden subcommands are the roles.
 #[must_use]
 pub fn this_program() -> PathBuf {
     PathBuf::from("/proc/self/exe")
@@ -262,7 +262,7 @@ pub fn this_program() -> PathBuf {
 mod tests {
     use super::*;
 
-    /// L45 Of the environment a role has what it needs, with paths that hold elsewhere.
+    /// L45 A role inherits only the variables that it needs, with absolute paths.
     #[test]
     fn l45_the_environment_stays_with_the_caller() {
         let all = [

@@ -1,8 +1,8 @@
-//! Finds the living processes of a device by the locks that they hold (L47).
+//! Finds the running processes of a device by the locks that they hold (L47).
 //!
-//! A PID namespace reports "no such process" for every process outside of it. A lock is released by its holder's death
-//! only, and is visible wherever the run directory is. Processes are checked in addition to the locks only because earlier
-//! versions hold none.
+//! A PID namespace reports "no such process" for every process outside it. The kernel releases a lock only when its
+//! holder dies, and a lock is visible wherever the run directory is. Pids are checked in addition only because earlier
+//! versions hold no lock.
 
 use super::{ProcessId, Record, StateError, Store};
 use crate::sys::lock;
@@ -11,11 +11,11 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// A file that is held for as long as the value lives, beside others who hold it, too.
+/// A shared lock on a file, held until dropped.
 #[derive(Debug)]
 pub struct Held {
     _file: File,
-    /// It goes with the value.
+    /// The file to remove on drop.
     passing: Option<PathBuf>,
 }
 
@@ -36,10 +36,10 @@ impl Store {
         self.dir.join(format!("pending-{nonce:016x}.lock"))
     }
 
-    /// Marks the device as served, for as long as the value lives. At a hand-over two servers do.
+    /// Marks the device as served until dropped. During a hand-over two servers hold the mark.
     ///
     /// # Errors
-    /// Those of the file system, and [`StateError::Untrusted`].
+    /// File system errors, and [`StateError::Untrusted`].
     pub fn serve(&self, id: u32) -> Result<Held, StateError> {
         let file = self.hold(&self.serving_path(id))?;
         Ok(Held {
@@ -48,7 +48,7 @@ impl Store {
         })
     }
 
-    /// Marks a device that has no number yet as being made.
+    /// Marks a device that has no id yet as being added.
     ///
     /// # Errors
     /// As [`Store::serve`].
@@ -78,7 +78,7 @@ impl Store {
         })
     }
 
-    /// Whether the agent of the device that this record is of is at work, wherever that is.
+    /// Whether the agent of this record's device runs, in any PID namespace.
     #[must_use]
     pub fn has_agent(&self, record: &Record) -> bool {
         let held = match record.id {
@@ -88,7 +88,7 @@ impl Store {
         held || record.agent.as_ref().is_some_and(ProcessId::runs)
     }
 
-    /// Whether a server of the device that this record is of is at work, wherever that is.
+    /// Whether a server of this record's device runs, in any PID namespace.
     #[must_use]
     pub fn has_server(&self, record: &Record) -> bool {
         let held = record
@@ -105,7 +105,8 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Whether somebody holds the lock of [`Store::lock`]. What cannot be asked counts as held: nothing is taken away then.
+/// Whether the lock of [`Store::lock`] is held. If that cannot be determined it counts as held, so that nothing is
+/// removed.
 fn is_locked(path: &Path) -> bool {
     match open(path) {
         Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
@@ -113,7 +114,7 @@ fn is_locked(path: &Path) -> bool {
     }
 }
 
-/// Whether somebody holds the file, by asking: nobody's hold is kept off meanwhile.
+/// Whether a shared lock on the file is held. The test takes no lock itself, so it blocks nobody.
 fn is_shared(path: &Path) -> bool {
     match open(path) {
         Ok(file) => lock::is_shared(&file).unwrap_or(true),
@@ -127,8 +128,8 @@ mod tests {
     use crate::fakes;
     use std::time::Instant;
 
-    /// L47 Processes that nobody here can see hold their locks all the same: their device is not swept away, nor taken
-    /// for an orphan; when they are gone, so are the locks.
+    /// L47 Processes in other PID namespaces count through their locks: their device is neither swept nor taken for an
+    /// orphan. When they exit, the locks are released.
     #[test]
     fn l47_locks_tell_who_is_at_work_and_not_proc() {
         let dir = tempfile::tempdir().unwrap();

@@ -8,11 +8,11 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
 
-/// How old it is at least: whoever made it renames it within milliseconds.
+/// Minimum age of a removed file; a running writer renames its file within milliseconds.
 const OLD: Duration = Duration::from_secs(60);
 
 impl Store {
-    /// Removes what lies beside its place for good. Whether it did.
+    /// Removes a temporary file if it is abandoned. Returns whether it did.
     pub(super) fn sweep_aside(&self, path: &Path, nonces: &[u64]) -> Result<bool, StateError> {
         let Ok(meta) = path.symlink_metadata() else {
             return Ok(false);
@@ -31,7 +31,8 @@ fn is_old(meta: &Metadata) -> bool {
     age.is_some_and(|age| age >= OLD)
 }
 
-/// A record, `.NONCE.tmp` or `.NONCE.next`, of a device that is not there: of another its agent writes over it.
+/// Whether this is a temporary record, `.NONCE.tmp` or `.NONCE.next`, of a device that no longer exists. The agent of
+/// an existing device overwrites its own.
 fn is_record(path: &Path, nonces: &[u64]) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let parts = name.strip_prefix('.').and_then(|name| name.split_once('.'));
@@ -41,8 +42,8 @@ fn is_record(path: &Path, nonces: &[u64]) -> bool {
     u64::from_str_radix(nonce, 16).is_ok_and(|nonce| !nonces.contains(&nonce))
 }
 
-/// A socket, `ID.KIND.PID`, at which nobody listens. The process may be one of another PID namespace, so it is the socket
-/// that is asked.
+/// Whether this is a socket, `ID.KIND.PID`, without a listener. Connects to find out, because the pid may be from
+/// another PID namespace.
 fn is_socket(path: &Path, meta: &Metadata) -> bool {
     let pid = path.extension().unwrap_or_default();
     let aside = !pid.is_empty() && pid.to_string_lossy().bytes().all(|b| b.is_ascii_digit());
@@ -61,7 +62,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::time::SystemTime;
 
-    /// L31 What a killed process left is litter; what somebody is about to use, or has just made, is none.
+    /// L31 Temporary files of killed processes are removed; recent ones and those in use stay.
     #[test]
     fn l31_what_was_left_beside_its_place_is_swept() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -82,7 +83,7 @@ mod tests {
         }
         let pid = std::process::id();
         let used = Listener::prepare(&at("1.next")).expect("a socket");
-        // Unlike ours, it leaves its file behind.
+        // Unlike our listener, std's leaves its file behind.
         drop(UnixListener::bind(at(&format!("2.next.{pid}"))).expect("a socket"));
         for name in ["1", "2"] {
             age(&at(&format!("{name}.next.{pid}")), old);

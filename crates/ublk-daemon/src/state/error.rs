@@ -1,4 +1,4 @@
-//! Why the state store could not be used.
+//! Errors of the state store.
 #![forbid(unsafe_code)]
 
 use super::{RUN_DIR_VARIABLE, STATE_VERSION};
@@ -6,35 +6,35 @@ use crate::failure::Failure;
 use std::io;
 use std::path::PathBuf;
 
-/// Why a record could not be used.
+/// Why a record or the run directory could not be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
-    /// A file or the directory could not be used.
+    /// A file system operation failed.
     #[error("{}: {source}", path.display())]
     Io {
-        /// What was used.
+        /// The path.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
-    /// A file or the directory is not ours alone.
+    /// Others can access a file or the directory.
     #[error("{} is not trusted: {why}", path.display())]
     Untrusted {
-        /// What is not trusted.
+        /// The path.
         path: PathBuf,
         /// What is wrong with it.
         why: &'static str,
     },
-    /// The bytes are no record.
+    /// A file is not a valid record.
     #[error("{} is not a state file: {why}", path.display())]
     Garbled {
         /// The file.
         path: PathBuf,
-        /// What the reader found.
+        /// The parser's error.
         why: String,
     },
-    /// Another version wrote it.
+    /// Another version of the tool wrote the record.
     #[error("{} has version {version}, this ublkctl reads {STATE_VERSION}", path.display())]
     Version {
         /// The file.
@@ -42,7 +42,7 @@ pub enum StateError {
         /// Its version.
         version: u32,
     },
-    /// A user without a run directory.
+    /// No run directory could be determined for this user.
     #[error(
         "no run directory: set XDG_RUNTIME_DIR, XDG_STATE_HOME or {RUN_DIR_VARIABLE} to a directory of your own"
     )]

@@ -8,16 +8,16 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// The right to be the agent of a device, held as long as the value lives.
+/// The lock that makes its holder the agent of a device; released on drop.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
-    /// The file goes with the lock: it means nothing without it.
+    /// The lock file, if it is removed with the lock.
     passing: Option<PathBuf>,
 }
 
 impl Lock {
-    /// The right that another process has handed over: it is held as long as either of them lives.
+    /// A lock that another process passed on; it is held until both descriptors are closed.
     #[must_use]
     pub fn of_descriptor(fd: OwnedFd) -> Self {
         Self {
@@ -36,7 +36,7 @@ impl AsFd for Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         if let Some(path) = &self.passing {
-            // Whoever waits for it sees that the name is another file's, and makes a new one.
+            // A waiter notices that the path no longer leads to its file, and creates a new one.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -47,11 +47,11 @@ impl Store {
         self.dir.join(format!("{id}.lock"))
     }
 
-    /// Takes the lock of the device's agent, waiting until the deadline while another agent holds it; `None` if it still
-    /// does.
+    /// Takes the lock of the device's agent, waiting until the deadline while another agent holds it; `None` if it
+    /// still does.
     ///
     /// # Errors
-    /// Those of the file system, and [`StateError::Untrusted`].
+    /// File system errors, and [`StateError::Untrusted`].
     pub fn lock(&self, id: u32, deadline: Instant) -> Result<Option<Lock>, StateError> {
         let lock = self.lock_file(self.lock_path(id), deadline)?;
         Ok(lock.map(|(file, _)| Lock {
@@ -60,7 +60,7 @@ impl Store {
         }))
     }
 
-    /// The right to bring up the device of a name, in the same way.
+    /// Takes the lock for adding a device with this name, in the same way.
     ///
     /// # Errors
     /// As [`Store::lock`].
@@ -73,7 +73,7 @@ impl Store {
         }))
     }
 
-    /// The right to take a device of this number away, in the same way.
+    /// Takes the lock for removing the device with this id, in the same way.
     ///
     /// # Errors
     /// As [`Store::lock`].
@@ -86,7 +86,7 @@ impl Store {
         }))
     }
 
-    /// Removes the file of a lock for the length of a command whose command was killed.
+    /// Removes the lock file that a killed command left behind.
     pub(super) fn sweep_lock(&self, path: PathBuf) -> Result<(), StateError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let passing = name.ends_with(".removal.lock")
@@ -116,8 +116,8 @@ impl Store {
     }
 }
 
-/// `None` while another has it, or where the file went away under us: its device is gone, and the next
-/// look makes a new one.
+/// `None` if another process holds the lock, or if the file was removed with its device meanwhile; the next attempt
+/// creates a new one.
 fn take(path: &std::path::Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new()
         .write(true)
@@ -141,8 +141,8 @@ mod tests {
     use super::*;
     use crate::fakes;
 
-    /// L34 Two agents cannot have one device; the next one gets it when the first is gone, also where the
-    /// file was removed with the device.
+    /// L34 A device has at most one agent. The next agent gets the lock when the first is gone, even if the file was
+    /// removed with the device.
     #[test]
     fn l34_a_device_has_one_agent() {
         let dir = tempfile::tempdir().unwrap();
@@ -181,7 +181,7 @@ mod tests {
         assert!(fakes::soon(free));
     }
 
-    /// L42 One command at a time takes a device away, whoever is its agent.
+    /// L42 One command at a time removes a device, whoever its agent is.
     #[test]
     fn l42_a_device_is_taken_away_by_one_command() {
         let dir = tempfile::tempdir().unwrap();
@@ -195,7 +195,7 @@ mod tests {
         let files = || std::fs::read_dir(dir.path().join("run")).unwrap().count();
         store.sweep(&[]).unwrap();
         assert_eq!(files(), 2, "the agent's, and the one that is held");
-        // As a kill would: the kernel lets go of the lock, the file stays.
+        // As after a kill: the kernel releases the lock, the file stays.
         let mut killed = first.unwrap();
         killed.passing = None;
         drop(killed);

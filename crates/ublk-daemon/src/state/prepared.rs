@@ -1,4 +1,4 @@
-//! A record that is written before it is true: the room it takes is there when the time comes (L44).
+//! A record that is written before it takes effect, so that publishing it needs no disk space (L44).
 
 use super::{Record, StateError, Store, remove_if_there};
 use std::fs::{self, File, OpenOptions};
@@ -6,10 +6,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
-/// What a page of a file takes: what is written into one that a file has already takes no room.
+/// Size of a file page. Overwriting an existing page needs no disk space.
 const PAGE: u64 = 4096;
 
-/// A record that [`Prepared::publish`] makes that of its device.
+/// A record that [`Prepared::publish`] puts into effect.
 #[derive(Debug)]
 pub struct Prepared {
     path: PathBuf,
@@ -18,18 +18,18 @@ pub struct Prepared {
 
 #[derive(Debug)]
 enum Way {
-    /// Written aside and synced.
+    /// In a temporary file, synced.
     Aside(PathBuf),
-    /// There is no room for another file: into the one that is there.
+    /// No space for another file: publishing overwrites the existing one.
     InPlace(Vec<u8>),
 }
 
 impl Store {
-    /// Writes a record aside and syncs it. Where there is no room for that, the file that is there already will have to
-    /// take it.
+    /// Writes a record to a temporary file and syncs it. If there is no space for that, publishing overwrites the
+    /// existing file.
     ///
     /// # Errors
-    /// Those of the file system, and [`StateError::Untrusted`].
+    /// File system errors, and [`StateError::Untrusted`].
     pub fn prepare_record(&self, record: &Record) -> Result<Prepared, StateError> {
         self.prepare()?;
         let path = match record.id {
@@ -75,10 +75,10 @@ fn write_new(path: &std::path::Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 impl Prepared {
-    /// Makes it the record of its device.
+    /// Puts the record into effect.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// File system errors.
     pub fn publish(mut self) -> Result<(), StateError> {
         let at = |source| StateError::Io {
             path: self.path.clone(),
@@ -106,7 +106,7 @@ impl Prepared {
 impl Drop for Prepared {
     fn drop(&mut self) {
         if let Way::Aside(aside) = &self.way {
-            // Gone already where it was published.
+            // Does not exist any more if it was published.
             let _ = fs::remove_file(aside);
         }
     }
@@ -117,8 +117,8 @@ mod tests {
     use super::*;
     use crate::fakes::spec;
 
-    /// L44 A record counts once it is published, and one that never was leaves nothing behind; without room it goes
-    /// into the file that is there.
+    /// L44 A record takes effect when it is published; an unpublished one leaves no file; without disk space it
+    /// overwrites the existing file.
     #[test]
     fn l44_a_prepared_record_needs_no_room_later() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! A process named so that a later one with the same pid is not taken for it.
+//! Identifies a process so that a later one with the same pid is not mistaken for it.
 
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -13,7 +13,7 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// The process that has this pid now, `None` if there is none.
+    /// The process that has this pid now; `None` if there is none.
     #[must_use]
     pub fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -23,7 +23,7 @@ impl ProcessId {
         })
     }
 
-    /// Whether that very process still runs; a zombie does not.
+    /// Whether this process still runs; a zombie does not.
     #[must_use]
     pub fn runs(&self) -> bool {
         let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", self.pid)) else {
@@ -33,17 +33,17 @@ impl ProcessId {
     }
 }
 
-/// Whether there can be a process `pid` of the machine. Who sees a part of them only (pid_namespaces(7)) cannot tell,
-/// and takes nobody for dead (L47).
+/// Whether process `pid` of this machine may be running. A process in a nested PID namespace (pid_namespaces(7)) cannot
+/// tell, and gets true (L47).
 #[must_use]
 pub fn may_run(pid: u32) -> bool {
-    // The first namespace has a fixed number (PROC_PID_INIT_INO, linux/proc_ns.h).
+    // The initial namespace has a fixed inode number (PROC_PID_INIT_INO, linux/proc_ns.h).
     let own = fs::read_link("/proc/self/ns/pid");
     let all = own.is_ok_and(|own| own.as_os_str() == "pid:[4026531836]");
     !all || std::path::Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// The fields after the name, which is in brackets and may hold blanks and brackets itself.
+/// The fields after the name, which is in parentheses and may itself contain spaces and parentheses.
 fn after_name(stat: &str) -> Option<std::str::SplitAsciiWhitespace<'_>> {
     Some(stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace())
 }

@@ -37,12 +37,12 @@ fn record(id: Option<u32>, nonce: u64) -> Record {
     }
 }
 
-/// L31 From before ADD_DEV to the end, the device is attributed by its nonce.
+/// L31 A device is attributed by its nonce from before ADD_DEV to its end.
 #[test]
 fn l31_a_record_is_found_before_and_after_the_id_is_known() {
     let (_dir, store) = store();
     store.write(&record(None, 0xabc)).unwrap();
-    // Killed between ADD_DEV and the next write: the kernel has id 5 and the nonce, we the nonce.
+    // Killed between ADD_DEV and the next write: the kernel has id 5 and the nonce, the record only the nonce.
     assert_eq!(store.find(5, 0xabc).unwrap().unwrap().id, None);
     store.write(&record(Some(5), 0xabc)).unwrap();
     assert_eq!(store.find(5, 0xabc).unwrap().unwrap().id, Some(5));
@@ -55,7 +55,8 @@ fn l31_a_record_is_found_before_and_after_the_id_is_known() {
     assert_eq!(fs::read_dir(&store.dir).unwrap().count(), 0);
 }
 
-/// L40 Written aside and renamed: a reader never sees half a record, a killed writer is no obstacle.
+/// L40 A record is replaced by rename: a reader never sees a partial record, and a killed writer's leftover is no
+/// obstacle.
 #[test]
 fn l40_a_record_is_replaced_whole() {
     let (_dir, store) = store();
@@ -65,7 +66,7 @@ fn l40_a_record_is_replaced_whole() {
     let mut second = record(Some(1), 7);
     second.phase = Phase::Live;
     store.write(&second).unwrap();
-    // The old file is another one: it was not written over in place.
+    // The old inode was not overwritten.
     let kept: Record = serde_json::from_reader(old).unwrap();
     assert_eq!(kept.phase, Phase::Adding);
     assert_eq!(store.find(1, 7).unwrap().unwrap().phase, Phase::Live);
@@ -74,7 +75,7 @@ fn l40_a_record_is_replaced_whole() {
     assert_eq!(fs::read_dir(&store.dir).unwrap().count(), 1);
 }
 
-/// L40 No link is followed, neither to a record nor to the directory.
+/// L40 Links to a record or to the directory are not followed.
 #[test]
 fn l40_links_are_refused() {
     let (dir, store) = store();
@@ -97,7 +98,7 @@ fn l40_links_are_refused() {
     assert!(Store::open_log(&log).is_err());
 }
 
-/// L40 A directory or a file that others can write, or that belongs to another, is not trusted.
+/// L40 A directory or file that others own or can write to is not trusted.
 #[test]
 fn l40_other_owners_and_writers_are_refused() {
     let (_dir, store) = store();
@@ -122,8 +123,8 @@ fn l40_other_owners_and_writers_are_refused() {
     }
 }
 
-/// L31 What killed processes have left of devices that are gone is swept; what belongs to a device, or to a process
-/// at work, stays.
+/// L31 The files that killed processes left of devices that no longer exist are removed; those of existing devices and
+/// running processes stay.
 #[test]
 fn l31_records_of_nothing_are_swept() {
     let (_dir, store) = store();
@@ -143,7 +144,7 @@ fn l31_records_of_nothing_are_swept() {
     assert!(store.sweep(&[12]).unwrap().is_empty());
 }
 
-/// L40 Another version is told as such; garbage is garbage.
+/// L40 A record of another version is reported as such, distinct from garbage.
 #[test]
 fn l40_versions_and_garbage_are_told_apart() {
     let (_dir, store) = store();
@@ -163,7 +164,7 @@ fn l40_versions_and_garbage_are_told_apart() {
     }
 }
 
-/// A record of before there were modes is one of copy mode.
+/// A record from before modes existed means copy mode.
 #[test]
 fn a_record_without_a_mode_is_of_copy_mode() {
     let (_dir, store) = store();
@@ -186,7 +187,7 @@ fn nonces_differ_and_are_not_zero() {
     assert!(a != b && a != 0 && b != 0);
 }
 
-/// L42 A name is taken while its device is being added, by an agent that is at work.
+/// L42 A name is taken while a running agent adds its device.
 #[test]
 fn l42_a_name_is_taken_while_its_device_is_added() {
     let dir = tempfile::tempdir().unwrap();

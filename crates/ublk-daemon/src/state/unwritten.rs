@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 const EXTENSION: &str = "unwritten";
 
 impl Store {
-    /// The file is empty, so that it needs no room: its name says it all.
+    /// An empty file, which needs no disk space; its name is the information.
     fn unwritten_path(&self, nonce: u64) -> PathBuf {
         self.dir.join(format!("{nonce:016x}.{EXTENSION}"))
     }
 
-    /// Notes that data of the device with this word was not written back. Nothing of one without a word, 0: other programs'
-    /// devices have it in common.
+    /// Records that data of the device with this nonce was not written back. Does nothing for nonce 0, which all
+    /// devices of other programs share.
     ///
     /// # Errors
-    /// Those of the file system, and [`StateError::Untrusted`].
+    /// File system errors, and [`StateError::Untrusted`].
     pub fn note_unwritten(&self, nonce: u64) -> Result<(), StateError> {
         if nonce == 0 {
             return Ok(());
@@ -37,18 +37,18 @@ impl Store {
             .map_err(|source| StateError::Io { path, source })
     }
 
-    /// Whether that was noted.
+    /// Whether a failed write-back is recorded.
     #[must_use]
     pub fn is_unwritten(&self, nonce: u64) -> bool {
         nonce != 0 && self.unwritten_path(nonce).symlink_metadata().is_ok()
     }
 
-    /// The device is gone, and with it what it had not written.
+    /// Removes the record; the device and its unwritten data are gone.
     pub(super) fn forget_unwritten(&self, nonce: u64) -> Result<(), StateError> {
         remove_if_there(&self.unwritten_path(nonce))
     }
 
-    /// Removes the note of a device that is gone.
+    /// Removes the record of a device that is gone.
     pub(super) fn sweep_unwritten(&self, path: &Path, nonces: &[u64]) -> Result<(), StateError> {
         if path.extension().is_none_or(|e| e != EXTENSION) {
             return Ok(());
@@ -65,7 +65,7 @@ impl Store {
 mod tests {
     use super::*;
 
-    /// L22 The note is of one device, stays while that is there, and goes with it.
+    /// L22 The record is per device, lasts as long as the device, and is removed with it.
     #[test]
     fn l22_what_was_not_written_back_is_remembered() {
         let dir = tempfile::tempdir().expect("a directory");

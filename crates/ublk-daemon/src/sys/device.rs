@@ -1,4 +1,4 @@
-//! The device that a server is assigned.
+//! Opens the device that is assigned to a server.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use ublk_core::{Geometry, OpenDevice};
 
 /// Opens the character device of an assignment.
 ///
-/// The geometry comes over the link from the agent, which is this very program: it had it from the driver, and keeps
-/// the device, by its nonce and lock, from being deleted and made anew until the server has armed.
+/// The geometry comes over the link from the agent, which is this same program. The agent got it from the driver. By
+/// its nonce and lock, the agent keeps the device from being deleted and recreated until the server has armed it.
 pub fn open(geometry: &Geometry, within: Duration) -> Result<OpenDevice, ublk_ctrl::Error> {
     let node = ublk_ctrl::nodes::open_char(geometry.dev_id(), within)?;
-    // SAFETY: as said above; the node is that of the geometry's number.
+    // SAFETY: as argued above; the node is the one with the geometry's number.
     Ok(unsafe { OpenDevice::new(node, *geometry) })
 }

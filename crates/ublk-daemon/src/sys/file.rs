@@ -1,4 +1,4 @@
-//! What std lacks for files.
+//! File operations that std lacks.
 
 use super::{check, check_len};
 use std::ffi::CString;
@@ -8,17 +8,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Writes back all that is dirty of the file system that `path` is on.
+/// Writes back all dirty data of the file system that holds `path`.
 ///
 /// # Errors
-/// The errors of `open(2)` and `syncfs(2)`: EIO where something could not be written.
+/// Errors of `open(2)` and `syncfs(2)`: EIO if data could not be written.
 pub fn sync_file_system(path: &Path) -> io::Result<()> {
     let file = File::open(path)?;
     // SAFETY: syncfs takes a descriptor, open for the length of the call, and touches no memory.
     check(unsafe { libc::syncfs(file.as_raw_fd()) }).map(drop)
 }
 
-/// Writes what goes into one write(2).
+/// Writes as many bytes as one write(2) takes.
 ///
 /// # Errors
 /// Those of the call.
@@ -28,15 +28,15 @@ pub fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     check_len(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
 }
 
-/// The number of the block device behind a path, `None` where it is none. Asks no file system for news, so that a
-/// file of a network or FUSE server that is gone holds up nobody.
+/// The number of the block device at a path; `None` if it is not one. Does not revalidate attributes, so that a file on
+/// an unreachable network or FUSE server blocks nobody.
 #[must_use]
 pub fn block_device(path: &Path) -> Option<(u32, u32)> {
     let path = CString::new(path.as_os_str().as_bytes()).ok()?;
     let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    // By number: std refers to the function weakly, which in a static program with link-time optimisation makes our
-    // reference weak, too, and the call goes to address 0.
-    // SAFETY: `path` is a string with its NUL and `found` room for one statx; both outlive the call.
+    // Called by number: std refers to the function weakly. In a static program with link-time optimisation that makes
+    // our reference weak, too, and the call jumps to address 0. SAFETY: `path` is a NUL-terminated string and `found`
+    // has room for one statx; both outlive the call.
     let res = unsafe {
         libc::syscall(
             libc::SYS_statx,
@@ -50,7 +50,7 @@ pub fn block_device(path: &Path) -> Option<(u32, u32)> {
     if res != 0 {
         return None;
     }
-    // SAFETY: it was zeroed, which is a value of every field, and the call succeeded.
+    // SAFETY: the memory was zeroed, which is valid for every field, and the call succeeded.
     let found = unsafe { found.assume_init() };
     let kind = u32::from(found.stx_mode) & libc::S_IFMT;
     (kind == libc::S_IFBLK).then_some((found.stx_rdev_major, found.stx_rdev_minor))
@@ -77,10 +77,10 @@ struct Counts {
 /// `cachestat(2)`, Linux 6.5: one number on every architecture.
 const SYS_CACHESTAT: libc::c_long = 451;
 
-/// Pages of a file's cache that are dirty or being written back. Waits for nothing.
+/// Pages of a file's page cache that are dirty or under writeback. Does not block.
 ///
 /// # Errors
-/// ENOSYS before Linux 6.5, EPERM for callers who may not write the file or whose filter lacks the call.
+/// ENOSYS before Linux 6.5, EPERM for callers who may not write the file or whose seccomp filter refuses the call.
 pub fn dirty_pages(file: &File) -> io::Result<u64> {
     let range = Range { offset: 0, len: 0 };
     let mut counts = Counts::default();

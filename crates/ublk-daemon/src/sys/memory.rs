@@ -3,23 +3,23 @@
 use super::check;
 use std::io;
 
-/// The OOM score of a process that a file system may depend on; -1000 would make it immune.
+/// OOM score for a process that file systems may depend on; -1000 would make it immune.
 const OOM_SCORE: &str = "-900";
 
-/// Locks all memory of the process: what is mapped now is read in, what is mapped later is locked as it is touched
-/// (MCL_ONFAULT, Linux 4.4), so that the empty parts of a memory device cost nothing.
+/// Locks all memory of the process: current mappings are faulted in; future ones are locked as they are touched
+/// (MCL_ONFAULT, Linux 4.4), so that untouched parts of a memory device use no memory.
 ///
 /// # Errors
-/// ENOMEM beyond RLIMIT_MEMLOCK, EPERM where that is 0; with CAP_IPC_LOCK there is no limit.
+/// ENOMEM beyond RLIMIT_MEMLOCK, EPERM if that is 0; CAP_IPC_LOCK lifts the limit.
 pub fn lock() -> io::Result<()> {
-    // SAFETY: mlockall takes a flag word; it changes how pages are kept, not what is in them.
+    // SAFETY: mlockall takes a flag word; it pins pages and does not change their contents.
     check(unsafe { libc::mlockall(libc::MCL_CURRENT) })?;
     let later = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
     // SAFETY: as above.
     check(unsafe { libc::mlockall(later) }).map(drop)
 }
 
-/// Asks the OOM killer to take others first, unless somebody has set the score already.
+/// Lowers the process's OOM score, unless somebody has set one already.
 ///
 /// # Errors
 /// EACCES without CAP_SYS_RESOURCE.

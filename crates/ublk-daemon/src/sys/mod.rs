@@ -1,9 +1,8 @@
-//! The system calls of process life, in one module: everything `unsafe` of this crate is here.
+//! System calls for managing processes. This module holds all `unsafe` of this crate.
 //!
-//! Sockets of the link, poll, pidfds, sessions and one fork. Each function is a safe
-//! wrapper: it takes and gives owned or borrowed descriptors, checks every result, and passes
-//! pointers only to memory that outlives the call. `unsafe` is re-opened here because std has no
-//! sequenced-packet sockets, poll, pidfd, `setsid` or `fork`.
+//! Sockets of the link, poll, pidfds, sessions and one fork. Each function is a safe wrapper: it takes and returns
+//! owned or borrowed descriptors, checks every result, and passes pointers only to memory that outlives the call.
+//! `unsafe` is allowed here because std lacks poll, pidfd, `setsid` and `fork`.
 #![expect(
     unsafe_code,
     reason = "the one module of system calls, see the paragraph above"
@@ -22,7 +21,7 @@ pub mod title;
 
 use std::io;
 
-/// The result of a libc call as std's error.
+/// Converts the result of a libc call.
 fn check(res: libc::c_int) -> io::Result<libc::c_int> {
     if res < 0 {
         Err(io::Error::last_os_error())
@@ -31,7 +30,7 @@ fn check(res: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// The result of a libc call that counts bytes as std's error.
+/// Converts the result of a libc call that returns a byte count.
 fn check_len(res: libc::ssize_t) -> io::Result<usize> {
     usize::try_from(res).map_err(|_| io::Error::last_os_error())
 }

@@ -1,21 +1,20 @@
-//! Waiting for one of several descriptors, until a deadline.
+//! Waits for one of several descriptors, until a deadline.
 
 use super::check;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Instant;
 
-/// Waits until one of `fds` can be read, is hung up or broken. The answer has a truth value for each;
-/// all are false when the deadline passed. Without a deadline it waits for an event alone, so the
-/// caller is idle and never wakes up by a clock.
+/// Waits until one of `fds` is readable, hung up or in error. Returns one flag per descriptor; all are false when the
+/// deadline passed. Without a deadline the wait has no timeout, so an idle caller never wakes up.
 ///
 /// # Errors
-/// The error of `poll(2)`; an interruption by a signal is not one, the wait goes on.
+/// Errors of `poll(2)`. A signal does not interrupt the wait.
 pub fn readable(fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -> io::Result<Vec<bool>> {
     wait(fds, libc::POLLIN, deadline)
 }
 
-/// Waits until `fd` takes a write, or has an error to tell to one. False when the deadline passed.
+/// Waits until `fd` is writable or in error. Returns false when the deadline passed.
 ///
 /// # Errors
 /// As [`readable`].
@@ -40,11 +39,11 @@ fn wait(
     loop {
         let timeout = deadline.map_or(-1, |at| {
             let left = at.saturating_duration_since(Instant::now());
-            // Rounded up: a wait of half a millisecond must not become a spin.
+            // Round up: a remaining time below one millisecond must not become a busy loop.
             libc::c_int::try_from(left.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX)
         });
-        // SAFETY: `polled` holds `count` entries that live through the call and are ours alone; the
-        // descriptors are borrowed, hence open.
+        // SAFETY: `polled` holds `count` entries, lives through the call and is exclusively ours; the descriptors are
+        // borrowed, hence open.
         let res = check(unsafe { libc::poll(polled.as_mut_ptr(), count, timeout) });
         match res {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

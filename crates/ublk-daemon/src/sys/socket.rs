@@ -1,4 +1,4 @@
-//! Sequenced-packet sockets: they keep message borders and tell when the other end is gone.
+//! Sequenced-packet sockets, which preserve message boundaries and report when the peer is gone.
 #![forbid(unsafe_code)]
 
 use rustix::io::Errno;
@@ -13,26 +13,26 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 /// Room for the one descriptor that a packet may carry.
 const ANCILLARY: usize = rustix::cmsg_space!(ScmRights(1));
 
-/// Two connected `SOCK_SEQPACKET` sockets, closed on exec.
+/// Creates two connected `SOCK_SEQPACKET` sockets, closed on exec.
 ///
 /// # Errors
-/// The error of `socketpair(2)`.
+/// Errors of `socketpair(2)`.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     Ok(net::socketpair(family, kind, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Is `fd` a Unix socket of sequenced packets?
+/// Whether `fd` is a Unix sequenced-packet socket.
 #[must_use]
 pub fn is_seqpacket(fd: BorrowedFd<'_>) -> bool {
     sockopt::socket_type(fd) == Ok(SocketType::SEQPACKET)
         && sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
 }
 
-/// Sends one packet whole, and a descriptor with it if there is one, without waiting and without SIGPIPE.
+/// Sends one packet, optionally with a descriptor, without blocking and without SIGPIPE.
 ///
 /// # Errors
-/// EAGAIN when the other end does not read, EPIPE when it is gone.
+/// EAGAIN if the peer does not read, EPIPE if it is gone.
 pub fn send(
     fd: BorrowedFd<'_>,
     bytes: &[u8],
@@ -55,11 +55,11 @@ pub fn send(
     }
 }
 
-/// Takes one packet without waiting, and the descriptor that came with it. Returns its true length, which is larger than
-/// `buf` when the packet was cut, and 0 at the end of the stream.
+/// Receives one packet and its descriptor, without blocking. Returns the packet's true length, which exceeds `buf` if
+/// the packet was truncated, and 0 at the end of the stream.
 ///
 /// # Errors
-/// EAGAIN when there is none.
+/// EAGAIN if there is none.
 pub fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
     let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC | RecvFlags::CMSG_CLOEXEC;
     loop {
@@ -74,18 +74,18 @@ pub fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, Option<Own
                 });
                 return Ok((packet.bytes, descriptors.flatten().next()));
             }
-            // The other end left with words of ours unread. The kernel says so once, and before it
-            // gives what the other end had said: its last words are still to come.
+            // The peer exited without reading all our messages. The kernel reports that once, ahead of the peer's own
+            // last messages, which are still queued.
             Err(Errno::INTR | Errno::CONNRESET) => {}
             Err(e) => return Err(e.into()),
         }
     }
 }
 
-/// Ends both directions of a connection, for every process that holds it.
+/// Shuts down both directions of a connection, for every process that holds it.
 ///
 /// # Errors
-/// ENOTCONN when it is over already.
+/// ENOTCONN if it is already closed.
 pub fn shut_down(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(net::shutdown(fd, Shutdown::Both)?)
 }

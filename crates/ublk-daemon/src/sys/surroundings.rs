@@ -1,16 +1,16 @@
 //! Resets what a process inherits from its parent to what a daemon needs (execve(2), L45).
 //!
-//! [`shed`] is for every role, first of all. [`reset_limits`] is for those that outlive their caller: how they are scheduled
-//! and what they may use is then set by the machine only. A role that serves in the foreground keeps what its service
-//! manager has set.
+//! [`shed`] is for every role and runs first. [`reset_limits`] is for roles that outlive their caller: only the
+//! machine's settings then determine their scheduling and resource limits. A role that serves in the foreground keeps
+//! what its service manager has set.
 //!
-//! A fork has already cleared timers, pending signals and the signal of the parent's death. The control group stays: it
-//! is how the machine accounts for the process, and only the service manager should change it.
+//! A fork has already cleared timers, pending signals and the parent-death signal. The control group stays: the machine
+//! accounts for the process by it, and only the service manager should change it.
 
 use super::check;
 use std::io;
 
-/// Descriptors that a daemon should be able to open: the hard limit that systemd gives to every service.
+/// Limit on open descriptors: the hard limit that systemd gives to every service.
 const DESCRIPTORS: libc::rlim_t = 512 * 1024;
 
 /// The kernel's own default of PR_SET_TIMERSLACK, in nanoseconds.
@@ -19,16 +19,16 @@ const TIMER_SLACK: libc::c_ulong = 50_000;
 /// The last signal (`_NSIG`).
 const LAST_SIGNAL: libc::c_int = 64;
 
-/// Lets go of what an exec keeps open or set: descriptors beyond the standard streams, blocked and ignored signals, the
-/// working directory, the umask, the session and its terminal (unless this process leads a group of it), core files. Call
-/// it first of all in a program that was started as a role: whatever descriptor above 2 there is, is closed.
+/// Drops inherited state: descriptors beyond the standard streams, blocked and ignored signals, the working directory,
+/// the umask, the session and its terminal (unless this process leads a process group), core files. Call it first in a
+/// program that was started as a role, because it closes every descriptor above 2.
 pub fn shed() {
     told("descriptors", close_others());
     told("signals", signals());
     told("working directory", std::env::set_current_dir("/"));
     // SAFETY: umask takes a number, touches no memory and cannot fail.
     unsafe { libc::umask(0o077) };
-    // Who started it into a group of its own wants it in the session.
+    // A parent that started this process in its own group wants it to stay in the session.
     if !super::process::leads_group() {
         told("session", super::process::new_session());
     }
@@ -36,8 +36,7 @@ pub fn shed() {
     told("descriptor limit", raise(libc::RLIMIT_NOFILE));
 }
 
-/// Sets how the process is scheduled and what it may use to what the machine gives to everybody. Each as far as the
-/// caller may.
+/// Resets scheduling and resource limits to the machine's defaults, as far as the caller is permitted.
 pub fn reset_limits() {
     told("scheduling policy", normal_policy());
     told("nice value", nice_zero());
@@ -71,7 +70,7 @@ pub fn reset_limits() {
     told("process limit", raise(libc::RLIMIT_NPROC));
 }
 
-/// Has memory locked without limit. Whether it may be: without CAP_IPC_LOCK the limit counts.
+/// Lifts the limit on locked memory. Returns whether that was permitted: without CAP_IPC_LOCK the limit applies.
 pub fn lock_without_limit() -> bool {
     let unlimited = libc::RLIM_INFINITY;
     let done = limit(libc::RLIMIT_MEMLOCK, unlimited, unlimited);
@@ -80,7 +79,7 @@ pub fn lock_without_limit() -> bool {
     without
 }
 
-/// Logs what could not be reset: a user may not change everything.
+/// Logs what could not be reset; an unprivileged user may not change everything.
 fn told(what: &str, done: io::Result<()>) {
     if let Err(e) = done {
         tracing::debug!("cannot reset the {what} of this process: {e}");
@@ -88,8 +87,8 @@ fn told(what: &str, done: io::Result<()>) {
 }
 
 fn close_others() -> io::Result<()> {
-    // SAFETY: close_range takes numbers and touches no memory. The process was exec'd a moment ago and has opened
-    // nothing itself, so no descriptor above 2 has an owner in it.
+    // SAFETY: close_range takes numbers and touches no memory. The process was just exec'd and has opened nothing
+    // itself, so no descriptor above 2 has an owner in it.
     let res = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
     check(i32::try_from(res).map_err(io::Error::other)?).map(drop)
 }
@@ -103,8 +102,8 @@ fn signals() -> io::Result<()> {
             _ if is_ignored(signal) => libc::SIG_DFL,
             _ => continue,
         };
-        // SAFETY: both dispositions are constants without code of ours; no handler of this process is replaced, since
-        // none has been installed yet.
+        // SAFETY: both dispositions are constants that run no code of ours; the process has not installed a handler
+        // yet, so none is replaced.
         unsafe { libc::signal(signal, handler) };
     }
     unblock_all()
@@ -118,20 +117,20 @@ pub fn unblock_all() -> io::Result<()> {
     let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset writes the whole set it is given, which outlives the call.
     check(unsafe { libc::sigemptyset(none.as_mut_ptr()) })?;
-    // SAFETY: the set was written by sigemptyset and is only read; the old mask is not asked for.
+    // SAFETY: the set was written by sigemptyset and is only read; the old mask is not requested.
     check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) })
         .map(drop)
 }
 
-/// Has ended children be kept until they are collected: a caller may have said otherwise by ignoring SIGCHLD.
+/// Keeps ended children until they are reaped; the caller may have ignored SIGCHLD.
 pub fn keep_children() {
     if is_ignored(libc::SIGCHLD) {
-        // SAFETY: the disposition is a constant without code of ours, in place of another one.
+        // SAFETY: the disposition is a constant that runs no code of ours.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     }
 }
 
-/// Whether a signal is ignored now.
+/// Whether a signal is currently ignored.
 #[must_use]
 pub fn is_ignored(signal: i32) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
@@ -163,14 +162,14 @@ fn no_io_priority() -> io::Result<()> {
 }
 
 fn all_cpus() -> io::Result<()> {
-    // The kernel leaves out what the machine, or the cpuset, has not.
+    // The kernel ignores CPUs that the machine or the cpuset lacks.
     let all = [u8::MAX; 1024];
-    // SAFETY: the mask is `all.len()` bytes long and only read; the kernel takes any length, as whole words.
+    // SAFETY: the mask is `all.len()` bytes long and only read; the kernel accepts any length in whole words.
     check(unsafe { libc::sched_setaffinity(0, all.len(), all.as_ptr().cast()) }).map(drop)
 }
 
 fn default_memory_policy() -> io::Result<()> {
-    // SAFETY: MPOL_DEFAULT (0) takes no nodes: the pointer may be null where their count is 0.
+    // SAFETY: MPOL_DEFAULT (0) takes no nodes, so the pointer may be null if the count is 0.
     let res = unsafe {
         libc::syscall(
             libc::SYS_set_mempolicy,
@@ -188,7 +187,7 @@ fn prctl(option: libc::c_int, value: libc::c_ulong) -> io::Result<()> {
     check(unsafe { libc::prctl(option, value, none, none, none) }).map(drop)
 }
 
-/// `RLIMIT_*`, whose type the libraries of the world do not agree upon.
+/// The type of `RLIMIT_*`, which differs between C libraries.
 #[cfg(target_env = "gnu")]
 type Resource = libc::__rlimit_resource_t;
 #[cfg(not(target_env = "gnu"))]
@@ -213,7 +212,7 @@ fn limit(resource: Resource, soft: libc::rlim_t, hard: libc::rlim_t) -> io::Resu
     check(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
 }
 
-/// As far as this process may without asking anybody.
+/// Raises the soft limit to the hard limit, which needs no privilege.
 fn raise(resource: Resource) -> io::Result<()> {
     let most = current(resource)?.rlim_max;
     limit(resource, most, most)

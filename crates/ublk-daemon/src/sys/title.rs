@@ -1,18 +1,18 @@
-//! What `ps` and `top` show of a process.
+//! Sets what `ps` and `top` show of a process.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// The first word of a role's command line. Only such a line is ever written over.
+/// The first word of a role's command line. Only command lines that begin with it are overwritten.
 pub const PROGRAM: &str = "ublkctl: ";
 
-/// The longest name of a thread in bytes (TASK_COMM_LEN less its end).
+/// Longest thread name in bytes (TASK_COMM_LEN without the NUL).
 const LONGEST: usize = 15;
 
-/// Has the process shown as `ublkctl: ROLE ID`, and as `ublk-ROLE-ID` where only a short name is shown. The rooms of
-/// the words that it was started with are written over, by way of `/proc/self/mem`; they are longer than any such line.
+/// Shows the process as `ublkctl: ROLE ID`, and as `ublk-ROLE-ID` in short listings. Overwrites the memory of the
+/// original arguments through `/proc/self/mem`; they are always longer than the new line.
 pub fn set(role: &str, id: Option<u32>) {
     let done = line(role, id).and_then(|ours| match ours {
         true => fs::write("/proc/self/comm", short(role, id)),
@@ -31,7 +31,7 @@ fn short(role: &str, id: Option<u32>) -> String {
     if long.len() <= LONGEST { long } else { short }
 }
 
-/// Whether the line is one of ours.
+/// Overwrites the command line. Returns false if it is not one of a role.
 fn line(role: &str, id: Option<u32>) -> io::Result<bool> {
     let now = fs::read("/proc/self/cmdline")?;
     if !now.starts_with(PROGRAM.as_bytes()) {
@@ -44,7 +44,7 @@ fn line(role: &str, id: Option<u32>) -> io::Result<bool> {
         || format!("{PROGRAM}{role}"),
         |id| format!("{PROGRAM}{role} {id}"),
     );
-    // Its last byte stays zero: the kernel then shows the whole room and nothing beyond.
+    // The last byte stays zero, so that the kernel shows only this area.
     text.truncate(room.saturating_sub(1));
     let mut bytes = text.into_bytes();
     bytes.resize(room, 0);
@@ -52,8 +52,8 @@ fn line(role: &str, id: Option<u32>) -> io::Result<bool> {
     memory.write_all_at(&bytes, start).map(|()| true)
 }
 
-/// Where the words of the command line begin and end in memory: fields 48 and 49 of proc_pid_stat(5), counted from the
-/// state, which is the third.
+/// Start and end address of the command line: fields 48 and 49 of proc_pid_stat(5), counted from the state, which is
+/// field 3.
 fn arguments(stat: &str) -> Option<(u64, u64)> {
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut fields = fields.split_ascii_whitespace().skip(48 - 3);
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(short("agent", Some(12_345)), "agent-12345");
     }
 
-    /// The words of a test are somebody else's: they stay.
+    /// The command line of a test belongs to its runner and stays unchanged.
     #[test]
     fn other_programs_keep_their_command_line() {
         let before = fs::read("/proc/self/cmdline").unwrap();
