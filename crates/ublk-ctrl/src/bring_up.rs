@@ -5,13 +5,14 @@ use crate::{Controller, Error};
 use core::time::Duration;
 use ublk_core::{CheckedSpec, Features, Geometry, Recovery};
 
-/// The features to request: all of `asked`, and each set of `optional` that this kernel supports completely. A recoverable
-/// device also gets QUIESCE (6.16) if the kernel supports it: without it, I/O cannot be held while a server is replaced.
+/// The features to request: all of `asked`, and each set of `optional` that this kernel supports completely. A
+/// recoverable device also gets QUIESCE (6.16) if the kernel supports it: without it, I/O cannot be held while a server
+/// is replaced.
 ///
-/// Queries the kernel's features only if the result depends on them.
+/// The kernel's features are queried only if the result depends on them.
 ///
 /// # Errors
-/// [`Error::BatchNotRecoverable`] for batch mode with recovery before Linux 7.3, and what GET_FEATURES said.
+/// [`Error::BatchNotRecoverable`] for batch mode with recovery before Linux 7.3, and the errors of GET_FEATURES.
 pub fn negotiate<C: Controller + ?Sized>(
     controller: &mut C,
     asked: Features,
@@ -40,11 +41,11 @@ pub fn negotiate<C: Controller + ?Sized>(
     Ok(had.fold(asked, |all, set| all | *set))
 }
 
-/// Compares what ADD_DEV granted with what was asked for. The driver drops some features without an error: recovery and the
-/// modes without a copy for an unprivileged caller, UNPRIVILEGED_DEV for a privileged one.
+/// Compares what ADD_DEV granted with what was requested. The driver drops some features without an error: recovery and
+/// the modes without a copy for an unprivileged caller, UNPRIVILEGED_DEV for a privileged one.
 ///
 /// # Errors
-/// [`Error::NotGranted`]; the device exists and is the caller's to delete.
+/// [`Error::NotGranted`]; the device exists, and the caller must delete it.
 pub fn granted(asked: &CheckedSpec, geometry: &Geometry) -> Result<(), Error> {
     let refused = asked.refused(geometry);
     if refused.is_empty() {

@@ -5,7 +5,7 @@ use ublk_core::{DeviceSpec, Limits, Mode};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A control ring of a kernel with these features. It counts on being asked at most for them.
+/// A control ring on a kernel with these features. At most the features may be queried.
 fn kernel(features: Features) -> Control<FakeKernel> {
     Control::with_port(FakeKernel::new(move |op, _, buffer| {
         assert_eq!(op, ublk_sys::UBLK_U_CMD_GET_FEATURES);
@@ -14,7 +14,7 @@ fn kernel(features: Features) -> Control<FakeKernel> {
     }))
 }
 
-/// QUIESCE is asked for where the kernel has it, as is what else is optional; batch mode is not recovered before 7.3.
+/// Optional features, and QUIESCE, are requested if the kernel supports them. Batch mode is not recoverable before 7.3.
 #[test]
 fn what_is_optional_is_asked_for_where_the_kernel_has_it() {
     let new = Features::from_bits(0x1f_ffff);
@@ -30,7 +30,7 @@ fn what_is_optional_is_asked_for_where_the_kernel_has_it() {
     let scan = Features::NO_AUTO_PART_SCAN;
     assert_eq!(ask(old, Features::NONE, scan), Ok(Features::NONE));
     assert_eq!(ask(new, Features::NONE, scan), Ok(scan));
-    // A mode of two features is had whole or not at all.
+    // A mode of two features is requested completely or not at all.
     let both = Features::AUTO_BUF_REG | Features::SUPPORT_ZERO_COPY;
     assert_eq!(
         ask(new.without(Features::AUTO_BUF_REG), Features::NONE, both),
@@ -56,7 +56,7 @@ fn what_is_optional_is_asked_for_where_the_kernel_has_it() {
     }
 }
 
-/// A feature that the driver drops is an error, whatever it is, that names mode and policy.
+/// Any feature that the driver drops is an error that names mode and policy.
 #[test]
 fn what_is_dropped_in_silence_is_told() {
     let mode = Mode::default().features() | Features::USER_COPY;

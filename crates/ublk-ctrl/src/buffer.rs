@@ -1,9 +1,9 @@
-//! Memory that a command gives to the kernel.
+//! Memory that a command passes to the kernel.
 //!
 //! # Why there is `unsafe` here
-//! From submission to completion the kernel may read and write this memory, so no reference to it
-//! may exist in that time: it is kept as a pointer, copied into before, copied out of after. The
-//! slot table owns it, never the caller's stack, and leaks it where a command never ends.
+//! The kernel may access this memory from submission to completion, so no reference to it may exist in that time. It is
+//! held by a pointer: data is copied in before and out afterwards. The slot table owns it, never the caller's stack,
+//! and leaks it if a command never completes.
 #![expect(unsafe_code, reason = "memory shared with the kernel is a raw pointer")]
 
 use core::ptr::NonNull;
@@ -19,11 +19,11 @@ pub struct Buffer {
     len: u16,
 }
 
-// SAFETY: the allocation belongs to this value alone; nothing of it is tied to a thread.
+// SAFETY: the allocation belongs to this value alone and is not tied to a thread.
 unsafe impl Send for Buffer {}
 
 impl Buffer {
-    /// A buffer holding a copy of `payload`.
+    /// A buffer with a copy of `payload`.
     pub(crate) fn new(payload: &[u8]) -> Option<Self> {
         let len = u16::try_from(payload.len()).ok()?;
         let Some(layout) = Self::layout(len) else {
@@ -46,7 +46,7 @@ impl Buffer {
         (len > 0).then(|| Layout::from_size_align(len.into(), 8).ok())?
     }
 
-    /// Bytes.
+    /// Size in bytes.
     #[must_use]
     pub const fn len(&self) -> u16 {
         self.len
@@ -66,22 +66,21 @@ impl Buffer {
         self.ptr.as_ptr().expose_provenance() as u64
     }
 
-    /// Copies `bytes` to the start; what does not fit is left out. A fake kernel answers by this.
+    /// Copies `bytes` to the start, truncated to the buffer's size. A fake kernel answers through this.
     pub fn fill(&self, bytes: &[u8]) {
         let count = bytes.len().min(self.len.into());
-        // SAFETY: `ptr` is an allocation of `len` bytes (invariant) and `count` is at most that and
-        // at most the length of `bytes`; they cannot overlap, as no reference into the allocation
-        // is ever made; nothing else accesses it, as the value is not Sync and the kernel has no
-        // hold on it before submission.
+        // SAFETY: `ptr` is an allocation of `len` bytes (invariant), and `count` is at most that and at most the length
+        // of `bytes`. The ranges cannot overlap, because no reference into the allocation is ever made. Nothing else
+        // accesses it, because the value is not Sync and the kernel does not use it before submission.
         unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr.as_ptr(), count) };
     }
 
-    /// A copy of the contents, for after the completion.
+    /// A copy of the contents, for use after the completion.
     #[must_use]
     pub fn read(&self) -> Vec<u8> {
         let mut out = vec![0; self.len.into()];
-        // SAFETY: `ptr` is an allocation of `len` bytes (invariant), all initialised by
-        // `alloc_zeroed`; `out` is as long and is fresh memory, so they do not overlap.
+        // SAFETY: `ptr` is an allocation of `len` bytes (invariant), all initialised by `alloc_zeroed`; `out` is fresh
+        // memory of the same length, so they do not overlap.
         unsafe {
             core::ptr::copy_nonoverlapping(self.ptr.as_ptr(), out.as_mut_ptr(), out.len());
         }
@@ -94,8 +93,8 @@ impl Drop for Buffer {
         if let Some(layout) = Self::layout(self.len) {
             #[cfg(test)]
             tests::FREED.with(|freed| freed.set(freed.get() + 1));
-            // SAFETY: `ptr` came from `alloc_zeroed` with this layout (invariant) and is freed once,
-            // here; the slot table drops a buffer only after its completion.
+            // SAFETY: `ptr` came from `alloc_zeroed` with this layout (invariant) and is freed once, here. The slot
+            // table drops a buffer only after its completion.
             unsafe { dealloc(self.ptr.as_ptr(), layout) };
         }
     }
@@ -107,7 +106,7 @@ pub(crate) mod tests {
     use std::cell::Cell;
 
     thread_local! {
-        /// Buffers freed by this thread.
+        /// Number of buffers that this thread has freed.
         pub(crate) static FREED: Cell<usize> = const { Cell::new(0) };
     }
 

@@ -1,4 +1,4 @@
-//! The commands as values, and the trait that takes them: what crosses the agent's socket.
+//! Control commands as values, and the trait of everything that issues them. These values cross the agent's socket.
 #![expect(
     unsafe_code,
     reason = "a controller promises that replies are the driver's"
@@ -19,16 +19,16 @@ use ublk_core::{
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Command {
-    /// GET_FEATURES: what this kernel can do. Answered by [`Reply::Features`].
+    /// GET_FEATURES. Answered by [`Reply::Features`].
     Features,
-    /// ADD_DEV, after the features asked for were compared with the kernel's. Answered by
-    /// [`Reply::Geometry`].
+    /// ADD_DEV, after the requested features were compared with the kernel's. Answered by [`Reply::Geometry`].
     Add(CheckedSpec),
-    /// SET_PARAMS for a device just added, by the kernel's own geometry. Answered by [`Reply::Done`].
+    /// SET_PARAMS for a newly added device, based on the geometry that the kernel returned. Answered by
+    /// [`Reply::Done`].
     SetParams {
-        /// What was added.
+        /// The spec of the device.
         spec: CheckedSpec,
-        /// What the kernel made of it.
+        /// The geometry that the kernel returned.
         geometry: Geometry,
     },
     /// GET_PARAMS. Takes the device mutex: waits while the device starts or stops. Answered by
@@ -44,12 +44,12 @@ pub enum Command {
         /// The process (tgid) that opened the character device.
         server_pid: u32,
     },
-    /// STOP_DEV: waits for the requests accepted. Answered by [`Reply::Done`].
+    /// STOP_DEV: waits for the requests in flight. Answered by [`Reply::Done`].
     Stop {
         /// The device.
         id: DevId,
     },
-    /// DEL_DEV: waits for the last reference. Answered by [`Reply::Done`].
+    /// DEL_DEV: waits until the last reference is dropped. Answered by [`Reply::Done`].
     Delete {
         /// The device.
         id: DevId,
@@ -66,18 +66,17 @@ pub enum Command {
         /// The hw queue.
         queue: QueueId,
     },
-    /// START_USER_RECOVERY, as soon as the device is quiesced or failing I/O and its old server's character
-    /// device is closed. Answered by [`Reply::Done`].
+    /// START_USER_RECOVERY, sent once the device is quiesced or failing I/O and the old server's character device is
+    /// closed. Answered by [`Reply::Done`].
     StartRecovery {
         /// The device.
         id: DevId,
     },
-    /// END_USER_RECOVERY: waits until every tag is fetched by the new server. Answered by
-    /// [`Reply::Done`].
+    /// END_USER_RECOVERY: waits until the new server has fetched every tag. Answered by [`Reply::Done`].
     EndRecovery {
         /// The device.
         id: DevId,
-        /// The process (tgid) that opened the character device anew.
+        /// The process (tgid) that reopened the character device.
         server_pid: u32,
     },
     /// QUIESCE_DEV. Answered by [`Reply::Done`].
@@ -85,7 +84,7 @@ pub enum Command {
         /// The device.
         id: DevId,
     },
-    /// UPDATE_SIZE, of a live device only. Answered by [`Reply::Done`].
+    /// UPDATE_SIZE, for a live device only. Answered by [`Reply::Done`].
     UpdateSize {
         /// The device.
         id: DevId,
@@ -102,8 +101,8 @@ pub enum Command {
         /// The device.
         id: DevId,
     },
-    /// Writes back the dirty data of `/dev/ublkbN` through its server. May wait beyond any deadline, so issue it from a
-    /// helper. Answered by [`Reply::Done`].
+    /// Writes back the dirty data of `/dev/ublkbN` through its server. May block beyond any deadline, so issue it from
+    /// a helper. Answered by [`Reply::Done`].
     Sync {
         /// The device.
         id: DevId,
@@ -115,7 +114,7 @@ pub enum Command {
         /// The device.
         id: DevId,
     },
-    /// REG_BUF of a whole memory file: descriptor `fd` of process `pid`, which need not be the process that issues it.
+    /// REG_BUF for a whole memory file: descriptor `fd` of process `pid`, which may be another process than the issuer.
     /// Answered by [`Reply::Shared`].
     ShareMemory {
         /// The device.
@@ -129,13 +128,13 @@ pub enum Command {
     ProveReady {
         /// The device.
         id: DevId,
-        /// Bytes it must have.
+        /// Expected size in bytes.
         size: u64,
     },
 }
 
 impl Command {
-    /// What it is, for errors.
+    /// The operation, for errors.
     #[must_use]
     pub const fn operation(&self) -> Operation {
         match self {
@@ -161,7 +160,7 @@ impl Command {
         }
     }
 
-    /// The device it is about, where one is named.
+    /// The device that the command names, if any.
     #[must_use]
     pub const fn dev(&self) -> Option<DevId> {
         match self {
@@ -188,36 +187,35 @@ impl Command {
     }
 }
 
-/// What a command answers.
+/// The answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Reply {
-    /// It was done.
+    /// Success without data.
     Done,
     /// The kernel's features.
     Features(Features),
-    /// The device as the kernel has it.
+    /// The device as the kernel reports it.
     Geometry(Geometry),
-    /// The parameters, or `None` while none were set.
+    /// The parameters; `None` before SET_PARAMS.
     Params(Option<DeviceParams>),
     /// The CPUs of a queue.
     Affinity(CpuMask),
-    /// What was registered of the memory.
+    /// The registered memory.
     Shared(Vec<SharedBuffer>),
 }
 
-/// Issues control commands: [`ControlThread`](crate::ControlThread), or a client of an agent
-/// process.
+/// Issues control commands: [`ControlThread`](crate::ControlThread), or a client of an agent process.
 ///
-/// Every call returns at its deadline, or a moment after (the cancelling takes up to
-/// [`CANCEL_GRACE`](crate::CANCEL_GRACE)), whatever the kernel does (L27). An [`Error::TimedOut`] with
-/// `abandoned` means that the command may still take effect. Never call from a thread that serves
-/// a queue (L20).
+/// Every call returns by its deadline plus the time to cancel the command, at most
+/// [`CANCEL_GRACE`](crate::CANCEL_GRACE), whatever the kernel does (L27). An [`Error::TimedOut`] with `abandoned` means
+/// that the command may still take effect. Never call from a thread that serves a queue (L20).
 ///
 /// # Safety
-/// [`Reply::Geometry`] to [`Command::Info`] must be the driver's reply about that device, obtained during the call: the data
-/// plane gives the driver buffers of the reported size, and if they are too small, the driver overwrites other memory.
+/// [`Reply::Geometry`] to [`Command::Info`] must be the driver's reply about that device, obtained during the call: the
+/// data plane gives the driver buffers of the reported size, and if they are too small, the driver overwrites other
+/// memory.
 ///
 /// # Errors
 /// Every method returns an [`Error`] that names operation, device and errno.
@@ -239,7 +237,7 @@ pub unsafe trait Controller: Send {
         }
     }
 
-    /// Adds a device. Look at [`CheckedSpec::refused`] for features the kernel dropped in silence.
+    /// Adds a device. Check [`CheckedSpec::refused`] for features that the kernel dropped without an error.
     ///
     /// # Errors
     /// [`Error::Unsupported`], [`Error::IdInUse`], [`Error::DeviceLimit`], [`Error::NoPermission`] …
@@ -250,10 +248,10 @@ pub unsafe trait Controller: Send {
         }
     }
 
-    /// Sets the parameters of a device just added.
+    /// Sets the parameters of a newly added device.
     ///
     /// # Errors
-    /// [`Error::Busy`] where the device has a disk, [`Error::Refused`] …
+    /// [`Error::Busy`] if the device already has a disk, [`Error::Refused`] …
     fn set_params(
         &mut self,
         spec: &CheckedSpec,
@@ -264,7 +262,7 @@ pub unsafe trait Controller: Send {
         done(self, Command::SetParams { spec, geometry }, deadline)
     }
 
-    /// The parameters of a device, or `None` while none were set.
+    /// The parameters of a device; `None` before SET_PARAMS.
     ///
     /// # Errors
     /// [`Error::NoSuchDevice`] …
@@ -286,7 +284,7 @@ pub unsafe trait Controller: Send {
     /// Stops a device.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] where the server holds requests, [`Error::NoSuchDevice`] …
+    /// [`Error::TimedOut`] if the server does not answer its requests, [`Error::NoSuchDevice`] …
     fn stop(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         done(self, Command::Stop { id }, deadline)
     }
@@ -294,7 +292,7 @@ pub unsafe trait Controller: Send {
     /// Deletes one device. There is no call that deletes all devices (L32).
     ///
     /// # Errors
-    /// [`Error::TimedOut`] where it is still open, [`Error::NoSuchDevice`] …
+    /// [`Error::TimedOut`] while it is open, [`Error::NoSuchDevice`] …
     fn delete(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         done(self, Command::Delete { id }, deadline)
     }
@@ -310,11 +308,11 @@ pub unsafe trait Controller: Send {
         }
     }
 
-    /// Opens the character device at udev's pace (see [`Nodes::open_char`](crate::nodes::Nodes::open_char)) and asks
-    /// which device it belongs to, for the server.
+    /// Opens the character device once udev allows it (see [`Nodes::open_char`](crate::nodes::Nodes::open_char)) and
+    /// queries the device that it belongs to, for the server.
     ///
     /// # Errors
-    /// As for opening the node, and for [`info`](Controller::info).
+    /// Those of opening the node and of [`info`](Controller::info).
     fn open_device(&mut self, id: DevId, deadline: Duration) -> Result<OpenDevice, Error> {
         let until = deadline_in(deadline);
         let node = nodes::open_char(id, deadline)?;
@@ -330,15 +328,15 @@ pub unsafe trait Controller: Send {
         if geometry.dev_id() != id {
             return Err(unexpected(Operation::Info, &Reply::Geometry(geometry)));
         }
-        // SAFETY: the node is the device's, by its number, and no other device has had it since it was opened, after
-        // which the driver was asked (the trait's promise).
+        // SAFETY: the node belongs to the device by its number. No other device can have had this number since the node
+        // was opened, and the driver was queried after that (the trait's contract).
         Ok(unsafe { OpenDevice::new(node, geometry) })
     }
 
     /// The CPUs that submit to a hw queue.
     ///
     /// # Errors
-    /// [`Error::NoSuchDevice`], [`Error::Refused`] for a queue that is not there …
+    /// [`Error::NoSuchDevice`], [`Error::Refused`] for a queue that does not exist …
     fn affinity(
         &mut self,
         id: DevId,
@@ -354,8 +352,8 @@ pub unsafe trait Controller: Send {
     /// Starts the recovery of a device whose server is gone, after the driver has released the old server.
     ///
     /// # Errors
-    /// [`Error::WrongState`] if the device stays live or dead until the deadline, [`Error::Busy`] where its old
-    /// server still has it open, [`Error::Refused`] with EINVAL where it was created without recovery …
+    /// [`Error::WrongState`] if the device stays live or dead until the deadline, [`Error::Busy`] if its old server
+    /// still has it open, [`Error::Refused`] with EINVAL if it was created without recovery …
     fn start_recovery(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         done(self, Command::StartRecovery { id }, deadline)
     }
@@ -373,7 +371,7 @@ pub unsafe trait Controller: Send {
         done(self, Command::EndRecovery { id, server_pid }, deadline)
     }
 
-    /// Holds a device's I/O for a new server. There is no way back but recovery.
+    /// Holds a device's I/O for a new server. Only a recovery resumes it.
     ///
     /// # Errors
     /// [`Error::Unsupported`], [`Error::UnknownCommand`] for a device without the feature …
@@ -384,8 +382,8 @@ pub unsafe trait Controller: Send {
     /// Changes the size of a live device, in bytes.
     ///
     /// # Errors
-    /// [`Error::Unsupported`], [`Error::WrongState`], [`Error::Spec`] for a size that is no whole number
-    /// of sectors …
+    /// [`Error::Unsupported`], [`Error::WrongState`], [`Error::Spec`] for a size that is not a multiple of the sector
+    /// size …
     fn update_size(&mut self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
         done(self, Command::UpdateSize { id, size }, deadline)
     }
@@ -393,7 +391,7 @@ pub unsafe trait Controller: Send {
     /// Stops a device if it is not open.
     ///
     /// # Errors
-    /// [`Error::Unsupported`], [`Error::Busy`] where somebody has it open …
+    /// [`Error::Unsupported`], [`Error::Busy`] while it is open …
     fn try_stop(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         done(self, Command::TryStop { id }, deadline)
     }
@@ -415,11 +413,11 @@ pub unsafe trait Controller: Send {
         done(self, Command::Sync { id }, deadline)
     }
 
-    /// Registers a file of memory with a device: a memfd, or a file of tmpfs or hugetlbfs, open for reading and
-    /// writing. See [`Control::share_file`](crate::Control::share_file).
+    /// Registers a memory file with a device: a memfd, or a file on tmpfs or hugetlbfs, open for reading and writing.
+    /// See [`Control::share_file`](crate::Control::share_file).
     ///
     /// # Errors
-    /// [`Error::Unsupported`] before Linux 7.1, [`Error::Refused`] for a file that is no memory …
+    /// [`Error::Unsupported`] before Linux 7.1, [`Error::Refused`] for another kind of file …
     fn share_memory(
         &mut self,
         id: DevId,
@@ -442,9 +440,9 @@ pub unsafe trait Controller: Send {
         done(self, Command::NoScheduler { id }, deadline)
     }
 
-    /// Waits until the block device exists, may be opened and has its size. A controller in this process does not open it
-    /// ([`Nodes::see_ready`](crate::nodes::Nodes::see_ready)); one in another process does, and sees the partitions
-    /// that were found.
+    /// Waits until the block device exists, can be opened and has its size. A controller in this process does not open
+    /// the device ([`Nodes::see_ready`](crate::nodes::Nodes::see_ready)); one in another process does, and also sees
+    /// the result of the partition scan.
     ///
     /// # Errors
     /// [`Error::TimedOut`], [`Error::WrongSize`], [`Error::NoPermission`] …
@@ -453,9 +451,8 @@ pub unsafe trait Controller: Send {
     }
 }
 
-/// One controller for many devices: commands are issued one after the other, so that one which waits for its deadline
-/// holds up the others.
-// SAFETY: replies are those of the controller inside.
+/// One controller for many devices. Commands are serialized, so one that waits for its deadline delays the others.
+// SAFETY: replies come from the inner controller.
 unsafe impl<C: Controller> Controller for std::sync::Arc<std::sync::Mutex<C>> {
     fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
         let mut controller = match self.lock() {
@@ -466,7 +463,7 @@ unsafe impl<C: Controller> Controller for std::sync::Arc<std::sync::Mutex<C>> {
     }
 }
 
-// SAFETY: replies are those of the controller inside.
+// SAFETY: replies come from the inner controller.
 unsafe impl<C: Controller + ?Sized> Controller for Box<C> {
     fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
         (**self).call(command, deadline)

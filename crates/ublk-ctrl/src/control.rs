@@ -21,55 +21,54 @@ use ublk_core::{
 };
 use ublk_sys::{Uapi, ublk_params, ublksrv_ctrl_dev_info};
 
-/// How long a command past its deadline is given to end by its cancelling, before it is abandoned.
+/// How long a cancelled command may take to end before it is abandoned.
 pub const CANCEL_GRACE: Duration = Duration::from_millis(200);
 
-/// Bytes asked for a CPU mask: 8192 CPUs, the most any Linux is built for. It must cover the
-/// kernel's own count, or the command is refused.
+/// Size of the CPU mask in bytes: 8192 CPUs, the most that Linux can be built for. The kernel refuses a mask shorter
+/// than its own.
 const CPU_MASK_BYTES: usize = 1024;
 
-/// Bytes offered for parameters: more than any kernel known here fills (152 since Linux 7.0).
+/// Space for parameters in bytes; more than any known kernel fills (152 since Linux 7.0).
 const PARAMS_BYTES: u32 = 512;
 
 /// `/dev/ublk-control` with its own ring, and the typed commands.
 ///
-/// The real one belongs to the thread that opened it, which must serve no queue (L20). Each command
-/// has a deadline. Past it the command is cancelled (START then ends with EINTR, having done
-/// nothing); one that cannot be cancelled, as STOP, is abandoned after [`CANCEL_GRACE`]: it stays in
-/// the kernel, its memory stays allocated until it ends, and its late completion is told apart by
-/// its generation. The ring reserves room for a STOP behind abandoned commands. An answer after the deadline but before
-/// the command is abandoned is returned normally.
+/// The value belongs to the thread that opened it, which must serve no queue (L20). Each command has a deadline, after
+/// which it is cancelled. START then ends with EINTR and has done nothing. A command that cannot be cancelled, such as
+/// STOP, is abandoned after [`CANCEL_GRACE`]: it stays in the kernel, its memory stays allocated until it ends, and the
+/// generation identifies its late completion. The ring reserves room for a STOP in addition to abandoned commands. A
+/// command that completes after its deadline but before it is abandoned succeeds normally.
 ///
-/// An errno of the kernel is returned immediately and never masked by a retry (L28). One exception: a command interrupted
-/// by a signal (EINTR), not by us, is sent again if the driver had changed nothing; a DEL_DEV that was interrupted and
-/// then fails with "no such device" has succeeded.
+/// An errno from the kernel is returned at once and never masked by a retry (L28), with one exception: a command that a
+/// signal interrupted (EINTR), without being cancelled by us, is sent again if the driver has changed nothing. A
+/// DEL_DEV that was interrupted and then fails with "no such device" has succeeded.
 ///
 /// # Drop
-/// Closes the ring. A thread with an unfinished command cannot exit before the command ends, and so
-/// its process cannot: see [`ControlThread`](crate::ControlThread).
+/// Closes the ring. A thread with an unfinished command, and therefore its process, cannot exit before the command
+/// ends: see [`ControlThread`](crate::ControlThread).
 #[derive(Debug)]
 pub struct Control<P = RingPort> {
-    // Behind it in drop order is the memory that commands in the ring may name; it is leaked if so.
+    // Dropped before the slots, whose memory commands in the ring may name; that memory is then leaked.
     port: P,
     slots: Slots,
     kernel: Option<Features>,
-    /// The kernel's release, where faults are to be known by it.
+    /// The kernel's release, by which known faults are recognized.
     release: Option<Release>,
-    /// Devices that were stopped by this value: none of them starts again.
+    /// Devices that this value has stopped. None of them can be started again.
     pub(crate) stopped: BTreeSet<DevId>,
-    /// Devices found to be unprivileged: their commands carry the character node's path.
+    /// Devices known to be unprivileged; their commands carry the path of the character node.
     unprivileged: BTreeSet<DevId>,
     nodes: Nodes,
 }
 
-/// A completion and the memory it gives back.
+/// A result and the buffer that the completion released.
 type Completed = (Result<u32, Errno>, Buffer);
 
-/// How a command in the kernel ended.
+/// The end of a command.
 struct Ended {
     result: Result<u32, Errno>,
     buffer: Buffer,
-    /// We asked for its end.
+    /// Whether we cancelled it.
     cancelled: bool,
 }
 
@@ -83,7 +82,7 @@ impl Control {
         Self::open_at(Path::new("/dev/ublk-control"))
     }
 
-    /// As [`Control::open`], for a control node elsewhere (a container's).
+    /// As [`Control::open`], for a control node at another path (in a container).
     ///
     /// # Errors
     /// As [`Control::open`].
@@ -93,7 +92,7 @@ impl Control {
 }
 
 impl<P: CtrlPort> Control<P> {
-    /// A control ring on another port: a scripted kernel.
+    /// A control ring on another port, such as a scripted kernel.
     pub fn with_port(port: P) -> Self {
         let slots = Slots::new(port.capacity());
         Self {
@@ -107,39 +106,39 @@ impl<P: CtrlPort> Control<P> {
         }
     }
 
-    /// Knows the faults of this kernel; without it, none.
+    /// Sets the kernel's release, by which known faults are recognized; `None` assumes no fault.
     #[must_use]
     pub fn release(mut self, release: Option<Release>) -> Self {
         self.release = release;
         self
     }
 
-    /// The port: a script's record of what it saw.
+    /// The port, for tests: a script records what it has seen.
     pub const fn port(&self) -> &P {
         &self.port
     }
 
-    /// The port, to change a script.
+    /// The port, for tests that change a script.
     #[cfg(any(test, feature = "test-utils"))]
     pub const fn port_mut(&mut self) -> &mut P {
         &mut self.port
     }
 
-    /// Commands still in the kernel: the abandoned ones that have not ended yet.
+    /// Number of commands in the kernel: abandoned ones that have not ended.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.slots.pending()
     }
 
-    /// Sends any command of the driver; the typed methods are built on it. Returns the non-negative result, and the payload
-    /// as the kernel left it.
+    /// Sends a command to the driver; the typed methods use it. Returns the non-negative result, and the payload as the
+    /// kernel left it.
+    ///
+    /// For an unprivileged device the driver fails any command that lacks the path of the character node with EINVAL,
+    /// before the command takes effect. The command is then sent again with the path.
     ///
     /// # Errors
-    /// The errno as [`Error::of_command`] tells it, [`Error::TimedOut`], [`Error::Exhausted`],
-    /// [`Error::Ring`]; [`Error::Spec`] for REG_BUF, whose payload names memory: [`Control::register_memory`] is for that.
-    ///
-    /// An unprivileged device fails any command without the path of its character node with EINVAL, before the command has
-    /// any effect: the command is then sent again with the path.
+    /// [`Error::of_command`] of the errno, [`Error::TimedOut`], [`Error::Exhausted`], [`Error::Ring`]; [`Error::Spec`] for
+    /// REG_BUF, whose payload names memory: use [`Control::register_memory`].
     pub fn raw(&mut self, request: &Request, deadline: Duration) -> Result<(u32, Vec<u8>), Error> {
         if request.cmd_op() == ublk_sys::UBLK_U_CMD_REG_BUF {
             return Err(Error::Spec {
@@ -175,7 +174,7 @@ impl<P: CtrlPort> Control<P> {
                 self.unprivileged.insert(id);
                 self.send(&request.clone().path(&node), left())
             }
-            // Somebody else's: by its path the driver says so.
+            // Another user's device: with the path the driver reports that.
             Err(Error::NoPermission { errno, .. }) => Err(Error::NoPermission {
                 operation: request.operation(),
                 dev: Some(id),
@@ -185,7 +184,8 @@ impl<P: CtrlPort> Control<P> {
         }
     }
 
-    /// GET_DEV_INFO2: allowed to any caller who may read the device's character node, for every kind of device.
+    /// GET_DEV_INFO2, permitted for every caller who may read the device's character node, and for every kind of
+    /// device.
     pub(crate) fn info_by_path(
         &mut self,
         id: DevId,
@@ -202,7 +202,7 @@ impl<P: CtrlPort> Control<P> {
         geometry(Operation::Info, &payload)
     }
 
-    /// Sends a command as it is.
+    /// Sends a command, again if it was interrupted.
     fn send(&mut self, request: &Request, deadline: Duration) -> Result<(u32, Vec<u8>), Error> {
         let (operation, dev) = (request.operation(), request.dev());
         let until = deadline_in(deadline);
@@ -214,7 +214,7 @@ impl<P: CtrlPort> Control<P> {
                 Err(errno) => errno,
             };
             let end = matches!(errno, Errno::EINTR | Errno::ECANCELED);
-            // A command that is interrupted again and again has a deadline as others have (L27).
+            // Repeated interruptions do not extend the deadline (L27).
             let late = interrupted && Instant::now() >= until;
             if end && (ended.cancelled || late) {
                 return Err(Error::TimedOut {
@@ -236,7 +236,7 @@ impl<P: CtrlPort> Control<P> {
         }
     }
 
-    /// Sends a command once and waits for its end, at most until the deadline and the grace.
+    /// Sends a command once and waits for its end, at most until the deadline plus the grace.
     fn issue(
         &mut self,
         request: &Request,
@@ -251,7 +251,7 @@ impl<P: CtrlPort> Control<P> {
         let ticket = self.slots.take(operation, buffer)?;
         if let Some(buffer) = self.slots.buffer(ticket) {
             let word = ticket.pack();
-            // On failure the slot stays taken: whether the kernel saw the entry is not known.
+            // On failure the slot stays taken, because the kernel may have seen the entry.
             self.port.submit(word, request.cmd_op(), &header, buffer)?;
         }
         if let Some((result, buffer)) = self.reap(ticket, until)? {
@@ -278,9 +278,8 @@ impl<P: CtrlPort> Control<P> {
         }
     }
 
-    /// Waits for the completion of one command; `None` when the time is over. Completions of
-    /// abandoned commands free their slots on the way; those of earlier lives, and of cancel
-    /// requests, mean nothing (L53).
+    /// Waits for the completion of one command; `None` on timeout. Completions of abandoned commands release their
+    /// slots meanwhile. Those of earlier generations and of cancel requests are ignored (L53).
     fn reap(&mut self, ticket: Ticket, until: Instant) -> Result<Option<Completed>, Error> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -295,7 +294,7 @@ impl<P: CtrlPort> Control<P> {
         }
     }
 
-    /// What this kernel can do (GET_FEATURES). Asked once; the kernel does not change.
+    /// The kernel's features (GET_FEATURES). Cached after the first call.
     ///
     /// # Errors
     /// [`Error::TooOld`] before Linux 6.5, [`Error::TimedOut`].
@@ -314,14 +313,14 @@ impl<P: CtrlPort> Control<P> {
         Ok(features)
     }
 
-    /// Adds a device (ADD_DEV), after comparing the features asked for with the kernel's. What was
-    /// made is in the answer and nowhere else (L04). [`CheckedSpec::refused`] tells which features
-    /// the kernel dropped in silence.
+    /// Adds a device (ADD_DEV), after comparing the requested features with the kernel's. Only the returned geometry
+    /// describes the device that the kernel created (L04). [`CheckedSpec::refused`] reports features that the kernel
+    /// dropped without an error.
     ///
     /// # Errors
     /// [`Error::Unsupported`], [`Error::IdInUse`], [`Error::DeviceLimit`], [`Error::NoFreeId`],
-    /// [`Error::NoPermission`], [`Error::TooOld`], [`Error::TimedOut`], [`Error::Refused`]; and
-    /// [`Error::KernelFault`] on a kernel that is known to crash in ADD_DEV, before it is sent, unless
+    /// [`Error::NoPermission`], [`Error::TooOld`], [`Error::TimedOut`], [`Error::Refused`]; and [`Error::KernelFault`]
+    /// for a kernel that is known to crash in ADD_DEV, without sending it, unless
     /// [`DeviceSpec::trust_kernel`](ublk_core::DeviceSpec::trust_kernel) was set.
     pub fn add(&mut self, spec: &CheckedSpec, deadline: Duration) -> Result<Geometry, Error> {
         let until = deadline_in(deadline);
@@ -332,7 +331,7 @@ impl<P: CtrlPort> Control<P> {
             .payload(spec.dev_info().to_bytes().to_vec());
         let (_, payload) = self.raw(&request, left)?;
         let geometry = geometry(Operation::Add, &payload)?;
-        // The number may have been another device's before.
+        // An earlier device may have had the same number.
         let id = geometry.dev_id();
         self.unprivileged.remove(&id);
         self.stopped.remove(&id);
@@ -342,7 +341,7 @@ impl<P: CtrlPort> Control<P> {
         Ok(geometry)
     }
 
-    /// Refuses to add a device on a kernel that would crash (L27).
+    /// Refuses to add a device on a kernel that is known to crash (L27).
     fn refuse_crash(&self, spec: &CheckedSpec) -> Result<(), Error> {
         match &self.release {
             Some(release) if release.has(Fault::AddCrashes) && !spec.spec().trust_kernel => {
@@ -356,12 +355,12 @@ impl<P: CtrlPort> Control<P> {
         }
     }
 
-    /// Sets the parameters of a device just added (SET_PARAMS), by the kernel's geometry. A user's device is
-    /// theirs only once udev has given them its node: that is waited for.
+    /// Sets the parameters of a newly added device (SET_PARAMS), based on the kernel's geometry. Waits until udev has
+    /// given the node of an unprivileged device to its user.
     ///
     /// # Errors
-    /// [`Error::Spec`], [`Error::Busy`] where the device has a disk, [`Error::NoSuchDevice`],
-    /// [`Error::Refused`], [`Error::TimedOut`].
+    /// [`Error::Spec`], [`Error::Busy`] if the device already has a disk, [`Error::NoSuchDevice`], [`Error::Refused`],
+    /// [`Error::TimedOut`].
     pub fn set_params(
         &mut self,
         spec: &CheckedSpec,
@@ -384,7 +383,7 @@ impl<P: CtrlPort> Control<P> {
                     last = Some(e);
                     Ok(None)
                 }
-                // The last look may have had no time left.
+                // The last attempt may have had no time left.
                 Err(Error::TimedOut {
                     abandoned: false, ..
                 }) if last.is_some() => Ok(None),
@@ -392,7 +391,7 @@ impl<P: CtrlPort> Control<P> {
             }
         })?;
         match (set, last) {
-            // EACCES means a busy device where no path was given.
+            // Without a path, EACCES means that the device is busy.
             (None, Some(_)) => Err(Error::NoPermission {
                 operation: Operation::OpenChar,
                 dev: Some(geometry.dev_id()),
@@ -402,8 +401,8 @@ impl<P: CtrlPort> Control<P> {
         }
     }
 
-    /// The parameters of a device (GET_PARAMS), `None` while none were set. Takes the device mutex:
-    /// waits while the device starts or stops.
+    /// The parameters of a device (GET_PARAMS); `None` before SET_PARAMS. Takes the device mutex: waits while the
+    /// device starts or stops.
     ///
     /// # Errors
     /// [`Error::NoSuchDevice`], [`Error::BadReply`], [`Error::TimedOut`].
@@ -421,15 +420,14 @@ impl<P: CtrlPort> Control<P> {
         Ok(DeviceParams::decode(&params))
     }
 
-    /// Starts a device (START_DEV): waits until every tag of every queue is fetched, so never call
-    /// it on a thread that serves a queue (L20), and have the queues serve before it returns: some
-    /// kernels scan for partitions inside it. `server_pid` is the process (tgid) that opened the
-    /// character device.
+    /// Starts a device (START_DEV). Waits until every tag of every queue is fetched, so never call it on a thread that
+    /// serves a queue (L20). The queues must serve requests meanwhile, because some kernels scan for partitions inside
+    /// the command. `server_pid` is the process (tgid) that opened the character device.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if a tag is not fetched, [`Error::Busy`], [`Error::NoSuchDevice`],
-    /// [`Error::Refused`]. [`Error::WrongState`] for a device that was stopped by this value, without asking the
-    /// driver: by kernel it answers EBUSY, waits for ever or crashes. Such a device is deleted and added again.
+    /// [`Error::TimedOut`] if a tag is not fetched, [`Error::Busy`], [`Error::NoSuchDevice`], [`Error::Refused`].
+    /// [`Error::WrongState`], without sending the command, for a device that this value has stopped: depending on the
+    /// kernel, the driver would answer EBUSY, hang or crash. Delete such a device and add it again.
     pub fn start(&mut self, id: DevId, server_pid: u32, deadline: Duration) -> Result<(), Error> {
         if self.stopped.contains(&id) {
             return Err(Error::WrongState {
@@ -442,27 +440,27 @@ impl<P: CtrlPort> Control<P> {
         self.raw(&request, deadline).map(drop)
     }
 
-    /// Stops a device (STOP_DEV): waits until the requests accepted are answered, for which it needs
-    /// its server. Stopping twice is no error.
+    /// Stops a device (STOP_DEV). Waits until its server has answered the requests in flight. Stopping a stopped device
+    /// is not an error.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] where the server holds requests, [`Error::NoSuchDevice`].
+    /// [`Error::TimedOut`] if the server does not answer its requests, [`Error::NoSuchDevice`].
     pub fn stop(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         let request = on(Operation::Stop, id);
-        // Whatever comes of it: a stop that was cancelled may have begun.
+        // Even if this fails: a cancelled stop may have begun.
         self.stopped.insert(id);
         self.raw(&request, deadline).map(drop)
     }
 
-    /// Deletes a device (DEL_DEV): stops it and waits for its last reference. Send STOP first: a
-    /// DEL that waits for a stop holds up ADD and DEL of every ublk device.
+    /// Deletes a device (DEL_DEV): stops it and waits until its last reference is dropped. Send STOP first, because a
+    /// DEL that waits for a stop blocks ADD and DEL of all ublk devices.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] where it is still open, [`Error::NoSuchDevice`].
+    /// [`Error::TimedOut`] while it is open, [`Error::NoSuchDevice`].
     pub fn delete(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         let request = on(Operation::Delete, id);
         self.raw(&request, deadline)?;
-        // The number may be another device's from now on.
+        // Another device may get the number from now on.
         self.stopped.remove(&id);
         Ok(())
     }
@@ -476,7 +474,7 @@ impl<P: CtrlPort> Control<P> {
         let request = on(Operation::Info, id).payload(vec![0; ublksrv_ctrl_dev_info::SIZE]);
         match self.raw(&request, deadline) {
             Ok((_, payload)) => geometry(Operation::Info, &payload),
-            // A normal user may ask for a device whose node they may read, by its path.
+            // An unprivileged user may query a device by the path of its node, if they may read that.
             Err(Error::NoPermission { .. }) => self.info_by_path(id, deadline),
             Err(error) => Err(error),
         }
@@ -500,10 +498,10 @@ impl<P: CtrlPort> Control<P> {
         Ok(CpuMask::from_bytes(&payload))
     }
 
-    /// Issues a command given as a value.
+    /// Issues a command value.
     ///
     /// # Errors
-    /// As the method of the command.
+    /// Those of the command's method.
     pub fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
         let done = |()| Reply::Done;
         match command {
@@ -529,18 +527,18 @@ impl<P: CtrlPort> Control<P> {
             Command::TryStop { id } => self.try_stop(id, deadline).map(done),
             Command::DeleteAsync { id } => self.delete_async(id, deadline).map(done),
             Command::Sync { id } => nodes::sync(id).map(done),
-            // Nor a wait for its answers.
+            // The caller may be the server itself, so a child waits for the requests.
             Command::NoScheduler { id } => scheduler::no_scheduler_by_child(id, deadline).map(done),
             Command::ShareMemory { id, pid, fd } => self
                 .share_descriptor(id, (pid, fd), deadline)
                 .map(Reply::Shared),
-            // Who calls this may be the server itself: no open, which would wait for it (L80).
+            // The caller may be the server itself: an open would wait for its own answers (L80).
             Command::ProveReady { id, size } => nodes::see_ready(id, size, deadline).map(done),
         }
     }
 }
 
-// SAFETY: replies are made of what the port brings from the driver (its promise).
+// SAFETY: replies are built from what the port received from the driver (the port's contract).
 unsafe impl<P: CtrlPort + Send> Controller for Control<P> {
     fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
         Self::call(self, command, deadline)

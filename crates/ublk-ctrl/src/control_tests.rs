@@ -7,7 +7,7 @@ use ublk_core::{DeviceSpec, Limits};
 use ublk_sys as sys;
 use ublk_sys::ublksrv_ctrl_cmd;
 
-/// Hours: a script needs no clock, so a test that waited them out would be seen.
+/// Hours: a script needs no clock, so a test that really waits is noticed.
 const LONG: Duration = Duration::from_secs(7200);
 const DONE: Act = Act::Answer(Ok(0));
 
@@ -20,7 +20,7 @@ fn spec() -> CheckedSpec {
     spec.check(4096).unwrap()
 }
 
-/// A kernel that knows everything, and makes devices its own way.
+/// A kernel that accepts every command and changes the geometry that was requested.
 fn kernel(cmd_op: u32, header: &ublksrv_ctrl_cmd, buffer: &Buffer) -> Act {
     match cmd_op {
         sys::UBLK_U_CMD_GET_FEATURES => buffer.fill(&0x1f_ffffu64.to_ne_bytes()),
@@ -49,7 +49,7 @@ fn acting(act: Act) -> Control<FakeKernel> {
     Control::with_port(FakeKernel::new(move |_, _, _| act))
 }
 
-/// L04 The device is what the kernel answered, and its parameters follow that.
+/// L04 The geometry is what the kernel returned, and the parameters follow it.
 #[test]
 fn l04_the_answer_is_the_device() {
     let sent = Arc::new(Mutex::new(None));
@@ -68,8 +68,8 @@ fn l04_the_answer_is_the_device() {
     assert_eq!((dev, params.basic.max_sectors), (3, 128));
 }
 
-/// L27 On a kernel that crashes in ADD_DEV nothing is sent to it, and the message names kernel and cure; who knows
-/// better is believed.
+/// L27 ADD_DEV is not sent to a kernel that crashes in it; the message names the kernel and the cure. The user can
+/// override this.
 #[test]
 fn l27_add_is_refused_where_it_would_crash() {
     let on = |release: &str| {
@@ -88,7 +88,7 @@ fn l27_add_is_refused_where_it_would_crash() {
     on("6.18.6").add(&spec(), LONG).unwrap();
 }
 
-/// L84 A device that was stopped is not started again, whatever the driver would do; a new one of its number is.
+/// L84 A stopped device is not started again, whatever the driver would do; a new device with its number is.
 #[test]
 fn l84_what_was_stopped_does_not_start_again() {
     let mut control = Control::with_port(FakeKernel::new(kernel));
@@ -133,7 +133,7 @@ fn commands_are_sent_encoded() {
     let cpus = control.affinity(id(4), queue, LONG).unwrap();
     assert_eq!(cpus.to_string(), "0,2");
     assert_eq!(control.get_params(id(6), LONG), Ok(None));
-    // The echoed info asks for any id, which is no device's.
+    // The fake echoes the request, so the id belongs to no device.
     assert!(matches!(
         control.info(id(5), LONG),
         Err(Error::BadReply { .. })
@@ -180,7 +180,7 @@ fn an_old_kernel_is_refused_by_name() {
     }
 }
 
-/// L27 A START that waits for ever is cancelled at its deadline: it did nothing and is gone.
+/// L27 A START that never completes is cancelled at its deadline: it has done nothing and is gone.
 #[test]
 fn l27_start_is_cancelled_at_its_deadline() {
     for end in [Errno::EINTR, Errno::ECANCELED] {
@@ -201,8 +201,7 @@ fn l27_start_is_cancelled_at_its_deadline() {
     }
 }
 
-/// L27 What was done after all while it was being cancelled is not a failure, and what was refused
-/// then is that refusal.
+/// L27 A command that succeeds while it is being cancelled succeeds, and one that fails returns its own error.
 #[test]
 fn l27_an_end_during_the_grace_counts() {
     let mut done = acting(Act::UntilCancelled(Ok(0)));
@@ -212,8 +211,8 @@ fn l27_an_end_during_the_grace_counts() {
     assert_eq!(error.errno(), Some(Errno::EEXIST));
 }
 
-/// L27 A command that cannot be cancelled is abandoned; a STOP finds room behind all of them, and
-/// their late ends free their places.
+/// L27 A command that cannot be cancelled is abandoned. A STOP finds room in addition to all of these, and their late
+/// completions release their slots.
 #[test]
 fn l27_stuck_commands_are_abandoned_with_room_for_a_stop() {
     let stop_works = FakeKernel::new(|op, _, _| match op {
@@ -245,7 +244,7 @@ fn l27_stuck_commands_are_abandoned_with_room_for_a_stop() {
     assert_eq!(control.pending(), 1);
 }
 
-/// L28 Each errno is told as what it is, at once, without a second try, never as success.
+/// L28 Each errno is reported as such, at once and without a retry, never as success.
 #[test]
 fn l28_errnos_are_not_masked() {
     type F = fn(&mut Control<FakeKernel>) -> Result<(), Error>;
@@ -264,7 +263,7 @@ fn l28_errnos_are_not_masked() {
         (add, Errno::ENOMEM, "free memory", 2),
         (start, Errno::EEXIST, "already live", 1),
         (start, Errno::EBUSY, "still attached", 1),
-        // Once, and a look whether the device is one whose commands must carry its path.
+        // Sent once, followed by a query whether the device's commands must carry its path.
         (start, Errno::EINVAL, "set the parameters first", 2),
         (start, Errno::ENODEV, "no ublk device 1", 1),
         (stop, Errno::ENODEV, "no ublk device 1", 1),
@@ -280,7 +279,7 @@ fn l28_errnos_are_not_masked() {
     }
 }
 
-/// A kernel that interrupts the first try.
+/// A kernel that interrupts the first attempt.
 fn interrupting(then: Act) -> Control<FakeKernel> {
     let mut first = true;
     Control::with_port(FakeKernel::new(move |_, _, _| {
@@ -291,7 +290,7 @@ fn interrupting(then: Act) -> Control<FakeKernel> {
     }))
 }
 
-/// L50 A command interrupted by a signal is said again where nothing had changed.
+/// L50 A command interrupted by a signal is sent again if nothing has changed.
 #[test]
 fn l50_interrupted_commands() {
     let mut control = interrupting(DONE);
@@ -300,7 +299,7 @@ fn l50_interrupted_commands() {
     let refused = Act::Answer(Err(Errno::EBUSY));
     let error = interrupting(refused).start(id(1), 1, LONG).unwrap_err();
     assert_eq!(error.errno(), Some(Errno::EBUSY));
-    // DEL had removed the device before it was interrupted.
+    // DEL had removed the device before the interruption.
     let gone = Act::Answer(Err(Errno::ENODEV));
     assert_eq!(interrupting(gone).delete(id(1), LONG), Ok(()));
     let error = interrupting(gone).stop(id(1), LONG).unwrap_err();
@@ -316,7 +315,7 @@ fn l50_interrupted_commands() {
     assert_eq!(control.port().seen.len(), 1, "may have had half its effect");
 }
 
-/// L65 A command whose payload names memory is none that safe code can send.
+/// L65 Safe code cannot send a command whose payload names memory.
 #[test]
 fn l65_memory_is_not_named_by_raw_commands() {
     let mut control = Control::with_port(FakeKernel::new(|_, _, _| DONE));
@@ -328,7 +327,7 @@ fn l65_memory_is_not_named_by_raw_commands() {
     assert!(control.port().seen.is_empty());
 }
 
-/// L32 A device that is not there is an error, whatever is asked of it, and no command means "all".
+/// L32 Every command fails for a device that does not exist, and no command means "all".
 #[test]
 fn l32_a_missing_device_is_an_error() {
     let commands = [
@@ -349,7 +348,7 @@ fn l32_a_missing_device_is_an_error() {
     }
 }
 
-/// L53 Completions of nobody, of earlier lives and of cancel requests change nothing.
+/// L53 Unknown completions, and those of earlier generations and of cancel requests, are ignored.
 #[test]
 fn l53_stale_completions_are_told_apart() {
     let mut control = Control::with_port(FakeKernel::new(|op, _, _| match op {
@@ -357,7 +356,7 @@ fn l53_stale_completions_are_told_apart() {
         _ => DONE,
     }));
     control.start(id(1), 1, LONG).unwrap();
-    // The first life of slot 0 was generation 1; its word comes again, as success.
+    // Slot 0 began with generation 1, whose word appears again with success.
     for word in [1 << 32, 1 << 32 | 1 << 16, u64::MAX, 0, 9] {
         control.port_mut().inject(word, 0);
     }
@@ -379,12 +378,12 @@ fn a_host_without_the_driver_says_so() {
     assert_eq!(Control::open().unwrap_err(), Error::MissingModule);
 }
 
-/// The real ring, against files that are no control node: the command reaches the kernel, is
-/// answered, and its memory comes back.
+/// The real ring on files that are not control nodes: the command reaches the kernel, completes, and its memory is
+/// returned.
 #[test]
 fn the_real_ring_carries_commands() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    // No ring is a failure, not a pass (L91).
+    // A missing ring is a failure, not a pass (L91).
     let mut control = Control::open_at(file.path()).expect("a ring on this host");
     let errno = Errno::EOPNOTSUPP;
     for _ in 0..200 {
@@ -394,7 +393,7 @@ fn the_real_ring_carries_commands() {
         assert_eq!(error.errno(), Some(errno), "{error}");
     }
     assert_eq!(control.pending(), 0);
-    // A cancel request of nothing is answered too, and a wait without an answer ends in time.
+    // A cancel request without a target is answered too, and a wait without a completion ends in time.
     control.port.cancel(77, 78).unwrap();
     let completion = control.port.wait(LONG).unwrap();
     let res = Errno::ENOENT.to_result();
@@ -405,7 +404,7 @@ fn the_real_ring_carries_commands() {
     assert!(begun.elapsed() >= Duration::from_millis(20));
 }
 
-/// L27 A command that is interrupted without end is given up at the deadline.
+/// L27 A command that is interrupted forever ends at the deadline.
 #[test]
 fn l27_interrupts_without_end_have_a_deadline() {
     let kernel = FakeKernel::new(|_, _, _| Act::Answer(Err(Errno::EINTR)));

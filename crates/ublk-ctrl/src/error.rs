@@ -1,4 +1,4 @@
-//! Errors of the control plane, by what the caller can do next.
+//! Errors of the control plane, classified by what the caller can do next.
 #![forbid(unsafe_code)]
 
 mod hint;
@@ -10,165 +10,165 @@ use core::time::Duration;
 use ublk_core::kernel::Fault;
 use ublk_core::{DevId, DevState, Errno, Features, Missing, Recovery};
 
-/// An error of the control plane. Its text says what happened and what to do next; [`Error::summary`] and
+/// An error of the control plane. The text says what happened and what to do next; [`Error::summary`] and
 /// [`Error::hint`] return the two parts separately.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Error {
-    /// There is no control node: the ublk driver is not loaded, or not in this kernel.
+    /// The control node does not exist: the ublk driver is not loaded or not in this kernel.
     MissingModule,
-    /// The caller may not do this.
+    /// The caller lacks permission.
     NoPermission {
-        /// What was tried.
+        /// The operation.
         operation: Operation,
-        /// On which device.
+        /// The device.
         dev: Option<DevId>,
         /// EPERM or EACCES.
         errno: Errno,
     },
-    /// io_uring is switched off for this caller (sysctl `kernel.io_uring_disabled`, or seccomp).
+    /// io_uring is disabled for this caller (sysctl `kernel.io_uring_disabled`, or seccomp).
     IoUringDisabled {
-        /// The sysctl's value, where it could be read.
+        /// The sysctl's value, if it is readable.
         sysctl: Option<u8>,
     },
-    /// The control ring could not be made, or broke.
+    /// The control ring could not be created, or failed.
     Ring {
-        /// What the ring said, hint included.
+        /// The ring's error, hint included.
         message: String,
     },
-    /// The kernel has no GET_FEATURES: it is older than Linux 6.5 and is not served.
+    /// The kernel has no GET_FEATURES: it is older than Linux 6.5, which is not supported.
     TooOld {
-        /// What the kernel answered.
+        /// The kernel's errno.
         errno: Errno,
     },
-    /// The kernel is known, by its release, for a fault in what was asked; nothing was sent to it.
+    /// The kernel's release has a known fault in this operation; nothing was sent to it.
     KernelFault {
-        /// What was to be done.
+        /// The operation.
         operation: Operation,
         /// The fault.
         fault: Fault,
-        /// The kernel, as `uname -r` tells it.
+        /// The kernel's release (`uname -r`).
         release: String,
     },
-    /// Features were asked for that this kernel lacks.
+    /// Requested features that this kernel lacks.
     Unsupported(Missing),
-    /// The driver made the device without features that were asked for, which it drops without an error.
+    /// The driver created the device without some requested features, which it drops without an error.
     NotGranted {
-        /// The device; it exists.
+        /// The device, which exists.
         dev: DevId,
-        /// What was asked for.
+        /// The requested features.
         asked: Features,
-        /// What was dropped of it.
+        /// The features that were dropped.
         refused: Features,
     },
-    /// Before Linux 7.3 a device in batch mode that was recovered may go on failing I/O.
+    /// Before Linux 7.3 a device in batch mode may keep failing I/O after a recovery.
     BatchNotRecoverable {
-        /// The recovery policy that was asked for.
+        /// The requested recovery policy.
         recovery: Recovery,
     },
     /// The kernel does not know the command, or the device lacks the feature for it.
     UnknownCommand {
-        /// What was tried.
+        /// The operation.
         operation: Operation,
-        /// On which device.
+        /// The device.
         dev: Option<DevId>,
     },
-    /// The driver's limit of devices is reached (`ublks_max`).
+    /// The driver's device limit is reached (`ublks_max`).
     DeviceLimit,
     /// Every device number is taken.
     NoFreeId,
-    /// The device number asked for is taken.
+    /// The requested device number is in use.
     IdInUse {
         /// The number.
         dev: Option<DevId>,
     },
-    /// The device is in the way of this: already live, still open, or still served.
+    /// The device prevents the operation: it is already live, still open, or still served.
     Busy {
-        /// What was tried.
+        /// The operation.
         operation: Operation,
-        /// On which device.
+        /// The device.
         dev: Option<DevId>,
         /// EBUSY, EEXIST, or EACCES for parameters of a device that has a disk.
         errno: Errno,
     },
-    /// The device is in a state in which this cannot be done; nothing was sent to the kernel.
+    /// The operation is not possible in the device's state; nothing was sent to the kernel.
     WrongState {
-        /// What was tried.
+        /// The operation.
         operation: Operation,
-        /// On which device.
+        /// The device.
         dev: DevId,
-        /// Its state.
+        /// The state.
         state: DevState,
     },
     /// There is no such device.
     NoSuchDevice {
-        /// What was tried.
+        /// The operation.
         operation: Operation,
-        /// The number that is not there.
+        /// The device number.
         dev: Option<DevId>,
     },
     /// The deadline passed.
     TimedOut {
-        /// What was tried.
+        /// The operation.
         operation: Operation,
-        /// On which device.
+        /// The device.
         dev: Option<DevId>,
-        /// How long it was waited for.
+        /// The time limit.
         after: Duration,
-        /// The command could not be cancelled and is still in the kernel: its effect may come yet,
-        /// and this process cannot exit before it ends.
+        /// The command could not be cancelled and is still in the kernel: it may still take effect, and this process
+        /// cannot exit before it ends.
         abandoned: bool,
     },
-    /// Too many abandoned commands are still in the kernel for another.
+    /// Too many abandoned commands are still in the kernel.
     Exhausted {
-        /// What was tried.
+        /// The operation.
         operation: Operation,
-        /// How many are pending.
+        /// Number of pending commands.
         pending: usize,
     },
-    /// The spec breaks a rule; nothing was sent to the kernel.
+    /// The spec violates a rule; nothing was sent to the kernel.
     Spec {
         /// The rule, the value, and what to do.
         message: String,
     },
-    /// The kernel answered something no known driver would.
+    /// The kernel's reply is one that no known driver sends.
     BadReply {
-        /// What was asked.
+        /// The operation.
         operation: Operation,
-        /// What is wrong with the answer.
+        /// What is wrong with the reply.
         message: String,
     },
     /// The device exists in the kernel but has no node in this `/dev`, which is not a devtmpfs and gets no new nodes.
     NoNode {
-        /// What was tried.
+        /// The operation.
         operation: Operation,
-        /// Which device.
+        /// The device.
         dev: DevId,
-        /// The node that is not there.
+        /// Path of the missing node.
         node: String,
     },
-    /// The size of the block device differs from the one it was created with.
+    /// The size of the block device differs from the one that it was created with.
     WrongSize {
-        /// Which device.
+        /// The device.
         dev: DevId,
-        /// Bytes it should have.
+        /// Expected size in bytes.
         want: u64,
-        /// Bytes it has.
+        /// Actual size in bytes.
         got: u64,
     },
-    /// The kernel or a node refused for another reason.
+    /// The kernel refused the operation, or a node could not be used, for another reason.
     Refused {
-        /// What was tried.
+        /// The operation.
         operation: Operation,
-        /// On which device.
+        /// The device.
         dev: Option<DevId>,
-        /// The reason given.
+        /// The errno.
         errno: Errno,
     },
     /// The thread or process that issues the commands is gone.
     ControllerGone {
-        /// What is known of its end.
+        /// How it ended, as far as known.
         message: String,
     },
 }
@@ -178,15 +178,15 @@ pub enum Error {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Kind {
-    /// No such device.
+    /// The device does not exist.
     NoDevice,
     /// A deadline passed.
     TimedOut,
-    /// What was asked for makes no sense.
+    /// The request is invalid.
     Usage,
-    /// The caller may not.
+    /// The caller lacks permission.
     Permission,
-    /// Something is in the way that may go away.
+    /// A temporary obstacle.
     Busy,
     /// Anything else.
     Other,
@@ -209,7 +209,7 @@ impl Error {
         }
     }
 
-    /// The device concerned, where there is one.
+    /// The device concerned, if any.
     #[must_use]
     pub const fn dev(&self) -> Option<DevId> {
         match self {
@@ -228,7 +228,7 @@ impl Error {
         }
     }
 
-    /// The errno the kernel gave, where it gave one and the variant does not say it all (L28).
+    /// The kernel's errno, if there is one and the variant does not imply it (L28).
     #[must_use]
     pub const fn errno(&self) -> Option<Errno> {
         match self {
@@ -246,8 +246,7 @@ impl Error {
         }
     }
 
-    /// The error for the errno of a command: the only place where errnos become errors; none is retried, and none becomes a
-    /// success (L28).
+    /// Converts a command's errno. All conversions are here; no errno is retried, and none becomes a success (L28).
     #[must_use]
     pub fn of_command(operation: Operation, dev: Option<DevId>, errno: Errno) -> Self {
         use Operation as Op;

@@ -105,7 +105,7 @@ fn every() -> Vec<Error> {
     all
 }
 
-/// L27 Every error says what happened and what to do, in a line.
+/// L27 Every error says, in one line, what happened and what to do.
 #[test]
 fn l27_every_error_says_what_to_do() {
     for error in every() {
@@ -117,7 +117,7 @@ fn l27_every_error_says_what_to_do() {
     }
 }
 
-/// L28 An errno becomes an error that still has it.
+/// L28 An error keeps its errno.
 #[test]
 fn l28_no_errno_is_lost() {
     for operation in [Operation::Add, Operation::Start, Operation::Delete] {
@@ -129,7 +129,7 @@ fn l28_no_errno_is_lost() {
     }
 }
 
-/// L39 What the device limit counts, by kernel, and where to raise it.
+/// L39 The error explains what the device limit counts on this kernel, and how to raise it.
 #[test]
 fn l39_device_limit_is_explained() {
     let text = Error::of_command(Operation::Add, None, Errno::EACCES).to_string();

@@ -8,23 +8,22 @@ use std::collections::VecDeque;
 use ublk_core::Errno;
 use ublk_sys::ublksrv_ctrl_cmd;
 
-/// What the script does with a command.
+/// How the script handles a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Act {
-    /// Answers at once.
+    /// Completes at once.
     Answer(Result<u32, Errno>),
-    /// Answers only when it is cancelled: with EINTR as START does, or by having been done.
+    /// Completes only when cancelled: with EINTR, as START does, or with success.
     UntilCancelled(Result<u32, Errno>),
-    /// Never answers, cancelled or not; [`FakeKernel::release`] ends it.
+    /// Does not complete, cancelled or not, before [`FakeKernel::release`].
     Stuck,
 }
 
 type Script = Box<dyn FnMut(u32, &ublksrv_ctrl_cmd, &Buffer) -> Act + Send>;
 
-/// A [`CtrlPort`] whose kernel is a closure: given opcode, header and payload, it answers by filling
-/// the payload and saying how the command ends. Time is over at once whenever there is nothing to
-/// deliver, so deadlines of hours cost nothing.
+/// A [`CtrlPort`] whose kernel is a closure: it gets opcode, header and payload, fills the payload, and returns how the
+/// command ends. A wait without a pending completion times out at once, so that deadlines of hours cost nothing.
 #[non_exhaustive]
 pub struct FakeKernel {
     script: Script,
@@ -33,7 +32,7 @@ pub struct FakeKernel {
     capacity: usize,
     /// The opcodes seen, in order.
     pub seen: Vec<u32>,
-    /// How many cancel requests came.
+    /// Number of cancel requests.
     pub cancels: usize,
 }
 
@@ -52,27 +51,27 @@ impl FakeKernel {
         }
     }
 
-    /// Sets how many commands may be pending.
+    /// Sets the maximum number of pending commands.
     #[must_use]
     pub fn capacity(mut self, capacity: usize) -> Self {
         self.capacity = capacity;
         self
     }
 
-    /// Ends every command that waits, with this result: late completions of abandoned ones.
+    /// Completes every pending command with this result, as late completions of abandoned commands.
     pub fn release(&mut self, res: i32) {
         let ended = self.waiting.drain(..);
         self.ready
             .extend(ended.map(|(user_data, _)| Completion { user_data, res }));
     }
 
-    /// Delivers a completion nobody asked for.
+    /// Delivers a completion that belongs to no command.
     pub fn inject(&mut self, user_data: u64, res: i32) {
         self.ready.push_back(Completion { user_data, res });
     }
 }
 
-/// A result as the kernel would write it into a completion.
+/// Encodes a result like the kernel's CQE `res`.
 fn raw(result: Result<u32, Errno>) -> i32 {
     match result {
         Ok(value) => i32::try_from(value).unwrap_or(i32::MAX),
@@ -80,7 +79,7 @@ fn raw(result: Result<u32, Errno>) -> i32 {
     }
 }
 
-// SAFETY: nobody uses a command's memory behind its completion; no device of a script is served.
+// SAFETY: nothing uses a command's memory after its completion; no scripted device is served.
 unsafe impl CtrlPort for FakeKernel {
     fn submit(
         &mut self,

@@ -1,16 +1,14 @@
 //! The ublk control plane: `/dev/ublk-control`, typed commands, deadlines, errors.
 //!
-//! * [`Control`] opens the control node and a ring of 128-byte entries and issues the commands, each
-//!   with a deadline that really frees the caller (L27).
-//! * [`Controller`] is what the layers above are written against: one [`Command`] in, one [`Reply`]
-//!   or [`Error`] out. [`ControlThread`] answers it on a thread of its own; an agent process can
-//!   answer it over a socket.
-//! * [`nodes`] opens and proves the device nodes, which appear at udev's pace.
-//! * [`probe`] checks why a host cannot create devices, and names the one-line fix.
+//! * [`Control`] opens the control node and a ring of 128-byte entries and issues the commands, each with a deadline
+//!   that holds even if the command is stuck (L27).
+//! * [`Controller`] is the interface for the layers above: one [`Command`] in, one [`Reply`] or [`Error`] out.
+//!   [`ControlThread`] implements it on a separate thread; an agent process can implement it over a socket.
+//! * [`nodes`] opens and checks the device nodes, which udev creates asynchronously.
+//! * [`probe`] finds out why a host cannot create devices, and names a one-line fix.
 //!
-//! START_DEV waits until every tag of every queue is fetched, so no thread that serves a queue may
-//! issue it (L20). A process with an unfinished command cannot exit; see [`ControlThread`] for the
-//! consequences.
+//! START_DEV waits until every tag of every queue is fetched, so no thread that serves a queue may issue it (L20). A
+//! process with an unfinished command cannot exit; see [`ControlThread`] for the consequences.
 //!
 //! # What safe code cannot break
 //! | what is given | safe, because | else |

@@ -1,4 +1,4 @@
-//! The commands of a device's later life: recovery, quiesce, resize, the gentle ways to end.
+//! Commands later in a device's life: recovery, quiesce, resize, and conditional or asynchronous removal.
 #![forbid(unsafe_code)]
 
 use crate::control::on;
@@ -10,29 +10,29 @@ use std::time::Instant;
 use ublk_core::{DevId, DevState, Errno, Features, SECTOR_SIZE};
 
 impl<P: CtrlPort> Control<P> {
-    /// Fails, with the kernel that brings them, unless this one has `features`.
+    /// Fails unless this kernel has `features`; the error names the kernel that introduced them.
     fn require(&mut self, features: Features, deadline: Duration) -> Result<(), Error> {
         let kernel = self.features(deadline)?;
         Ok(ublk_core::negotiate(features, kernel).map(drop)?)
     }
 
-    /// Takes a device for a new server (START_USER_RECOVERY). Waits until it is quiesced or failing I/O
-    /// (L34) and until the driver has seen the last of the old server's character device, for which there is
-    /// no event. Afterwards: open the character device, fetch every tag, [`Control::end_recovery`].
+    /// Starts the recovery of a device for a new server (START_USER_RECOVERY). Waits until the device is quiesced or
+    /// failing I/O (L34) and until the driver has released the old server's character device, for which there is no
+    /// event. Afterwards: open the character device, fetch every tag, [`Control::end_recovery`].
     ///
-    /// It may be repeated for a device whose recovering server died.
+    /// The call may be repeated if the new server dies during the recovery.
     ///
     /// # Errors
-    /// [`Error::WrongState`] where the device is live or dead up to the deadline, [`Error::Busy`] where its
-    /// old server still has it open, [`Error::Refused`] with EINVAL where it was created without recovery,
-    /// [`Error::NoSuchDevice`], [`Error::TimedOut`].
+    /// [`Error::WrongState`] if the device stays live or dead until the deadline, [`Error::Busy`] if its old server
+    /// still has it open, [`Error::Refused`] with EINVAL if it was created without recovery, [`Error::NoSuchDevice`],
+    /// [`Error::TimedOut`].
     pub fn start_recovery(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
         let operation = Operation::StartRecovery;
         let end = deadline_in(deadline);
         let mut last = None;
         let taken = until(end, || {
             let left = end.saturating_duration_since(Instant::now());
-            // One look is always granted; each command has a little time of its own.
+            // Query at least once; each command gets a minimum of time.
             let left = left.max(LEAST);
             let info = self.info(id, left)?;
             let state = info.state();
@@ -51,8 +51,8 @@ impl<P: CtrlPort> Control<P> {
                     last = Some(busy);
                     Ok(None)
                 }
-                // Older kernels (6.12) refuse a second START of a recovery whose server came to nothing: the
-                // first one's work is still good.
+                // Older kernels (6.12) refuse a second START after the new server of the first one died. The first
+                // START is still in effect.
                 Err(Error::Refused { errno, .. })
                     if errno == Errno::EINVAL
                         && info.features().contains(Features::USER_RECOVERY) =>
@@ -70,15 +70,15 @@ impl<P: CtrlPort> Control<P> {
         }))
     }
 
-    /// Makes a device live again (END_USER_RECOVERY): waits until every tag of every queue is fetched, so
-    /// never call it on a thread that serves a queue (L20). `server_pid` is the process (tgid) that opened
-    /// the character device anew. Requests that were held are then sent to it.
+    /// Makes a device live again (END_USER_RECOVERY). Waits until every tag of every queue is fetched, so never call it
+    /// on a thread that serves a queue (L20). `server_pid` is the process (tgid) that reopened the character device.
+    /// The driver then sends it the requests that were held.
     ///
-    /// Past its deadline it is cancelled and has done nothing.
+    /// At its deadline the command is cancelled and has done nothing.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if a tag is not fetched, [`Error::Busy`] for a device that is not being
-    /// recovered, [`Error::NoSuchDevice`], [`Error::Refused`].
+    /// [`Error::TimedOut`] if a tag is not fetched, [`Error::Busy`] for a device that is not being recovered,
+    /// [`Error::NoSuchDevice`], [`Error::Refused`].
     pub fn end_recovery(
         &mut self,
         id: DevId,
@@ -89,10 +89,10 @@ impl<P: CtrlPort> Control<P> {
         self.raw(&request, deadline).map(drop)
     }
 
-    /// Holds new I/O of a live device and aborts its idle fetches (QUIESCE_DEV, Linux 6.16), so that its
-    /// server can leave and another recover it.
+    /// Holds new I/O of a live device and aborts its idle fetches (QUIESCE_DEV, Linux 6.16), so that its server can
+    /// leave and another recover it.
     ///
-    /// It does not reach a server whose tags are all busy: notify that server in another way. There is no roll-back: I/O stays
+    /// A server whose tags are all busy does not notice: notify it in another way. There is no roll-back: I/O stays
     /// held until the device is recovered, stopped or deleted, even if this fails.
     ///
     /// # Errors
@@ -107,17 +107,16 @@ impl<P: CtrlPort> Control<P> {
         self.raw(&request, left).map(drop)
     }
 
-    /// Changes the size of a live device (UPDATE_SIZE, Linux 6.16), in bytes. Processes that have it open see
-    /// the new size; no requests beyond a smaller size arrive. The server must answer requests up to the
-    /// new size before this is sent.
+    /// Changes the size of a live device (UPDATE_SIZE, Linux 6.16), in bytes. Processes that have it open see the new
+    /// size; no requests beyond a smaller size arrive. The server must answer requests up to the new size before this
+    /// is sent.
     ///
-    /// Kernels before 7.0 crash on a device without a disk, so the state is checked first; nothing else may stop the device
-    /// at that moment.
+    /// Kernels before 7.0 crash on a device without a disk, so the state is checked first; nothing else may stop the
+    /// device at that moment.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] naming the kernel, [`Error::WrongState`] where the device is not live,
-    /// [`Error::Spec`] for a size that is 0 or no whole number of sectors, [`Error::NoSuchDevice`],
-    /// [`Error::TimedOut`].
+    /// [`Error::Unsupported`] naming the kernel, [`Error::WrongState`] if the device is not live, [`Error::Spec`] for a
+    /// size that is 0 or not a multiple of the sector size, [`Error::NoSuchDevice`], [`Error::TimedOut`].
     pub fn update_size(&mut self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
         let operation = Operation::UpdateSize;
         if size == 0 || !size.is_multiple_of(SECTOR_SIZE) || size > i64::MAX.unsigned_abs() {
@@ -153,7 +152,7 @@ impl<P: CtrlPort> Control<P> {
         let request = on(Operation::TryStop, id);
         let left = || end.saturating_duration_since(Instant::now());
         match self.raw(&request, left()) {
-            // No disk is what was asked for; no device is not.
+            // ENODEV is success if the device exists without a disk, and an error if the device does not exist.
             Err(Error::NoSuchDevice { .. }) => self.info(id, left()).map(drop)?,
             other => drop(other?),
         }
@@ -179,7 +178,7 @@ impl<P: CtrlPort> Control<P> {
     }
 }
 
-/// What a command of a repeated look is given at least.
+/// Minimum time for each command of a repeated query.
 const LEAST: Duration = Duration::from_millis(100);
 
 #[cfg(test)]

@@ -26,8 +26,8 @@ fn describe(buffer: &Buffer, state: DevState, features: Features, path: usize) {
 
 type Seen = Arc<Mutex<Vec<(u32, u64)>>>;
 
-/// A kernel with these features whose device goes through these states, the last one for ever; what is
-/// neither asked for information nor features is recorded and answered by `act`.
+/// A kernel with these features, whose device goes through these states and stays in the last one. Commands other than
+/// queries for information and features are recorded and answered by `act`.
 fn kernel(
     features: u64,
     states: Vec<DevState>,
@@ -36,7 +36,7 @@ fn kernel(
     kernel_with(features, Features::NONE, states, act)
 }
 
-/// The same, with the features of the device.
+/// As `kernel`, with the features of the device.
 fn kernel_with(
     features: u64,
     granted: Features,
@@ -68,8 +68,8 @@ fn kernel_with(
     (Control::with_port(fake), seen)
 }
 
-/// L34 Recovery begins in both states that are recoverable, as soon as the device has got there and its old
-/// server's file is closed; EBUSY before is waited out.
+/// L34 Recovery starts in both recoverable states, as soon as the device has reached one and its old server's file is
+/// closed; EBUSY until then is waited out.
 #[test]
 fn l34_recovery_waits_for_the_state_and_for_the_old_server() {
     for state in [DevState::Quiesced, DevState::FailIo] {
@@ -88,7 +88,7 @@ fn l34_recovery_waits_for_the_state_and_for_the_old_server() {
     }
 }
 
-/// L34 A device that is live or dead is none to be recovered: nothing is sent, and the state is named.
+/// L34 A live or dead device cannot be recovered: nothing is sent, and the error names the state.
 #[test]
 fn l34_live_and_dead_devices_are_not_recovered() {
     for (state, hint) in [
@@ -109,8 +109,8 @@ fn l34_live_and_dead_devices_are_not_recovered() {
     assert!(error.contains("still attached"), "{error}");
 }
 
-/// L34 A recovery begun by a server that died before it fetched anything is gone on with: kernels such as 6.12
-/// refuse to begin it a second time. The EINVAL of a device made without recovery is told.
+/// L34 A recovery continues even if the server that began it died before it fetched anything; kernels such as 6.12
+/// refuse a second START. The EINVAL of a device without recovery is reported.
 #[test]
 fn l34_a_recovery_already_begun_is_gone_on_with() {
     let refused = |_: u32, _: &ublksrv_ctrl_cmd| Act::Answer(Err(Errno::EINVAL));
@@ -123,7 +123,7 @@ fn l34_a_recovery_already_begun_is_gone_on_with() {
     assert_eq!(error.errno(), Some(Errno::EINVAL));
 }
 
-/// L27 END_USER_RECOVERY that waits for a tag for ever is cancelled at its deadline.
+/// L27 END_USER_RECOVERY is cancelled at its deadline if a tag is never fetched.
 #[test]
 fn l27_end_recovery_is_cancelled_at_its_deadline() {
     let (mut control, seen) = kernel(0, vec![DevState::Quiesced], |_, header| {
@@ -142,7 +142,7 @@ fn l27_end_recovery_is_cancelled_at_its_deadline() {
     assert_eq!(*seen.lock().unwrap(), [(0xc020_7511, 4711)]);
 }
 
-/// What the kernel lacks is refused by the name of the kernel that brings it, and not sent.
+/// A command that the kernel lacks is not sent, and the error names the kernel that introduced it.
 #[test]
 fn missing_commands_name_the_kernel_that_brings_them() {
     type F = fn(&mut Control<FakeKernel>) -> Result<(), Error>;
@@ -174,8 +174,8 @@ fn missing_commands_name_the_kernel_that_brings_them() {
     assert!(error.contains("created without"), "{error}");
 }
 
-/// Kernels before 7.0 crash on UPDATE_SIZE of a device without a disk: it goes to live devices only, in
-/// sectors, and only as a size a device can have.
+/// Kernels before 7.0 crash in UPDATE_SIZE for a device without a disk: it is sent only to live devices, in sectors,
+/// and only with a valid size.
 #[test]
 fn l02_update_size_is_for_live_devices_and_in_sectors() {
     for state in [DevState::Dead, DevState::Quiesced, DevState::FailIo] {
@@ -207,12 +207,12 @@ fn commands_of_the_later_life_are_sent_encoded() {
     let seen = seen.lock().unwrap();
     let ops: Vec<u32> = seen.iter().map(|(op, _)| *op).collect();
     assert_eq!(ops, [0xc020_7516, 0xc020_7517, 0x8020_7514]);
-    // Milliseconds of the deadline; 0 would mean for ever.
+    // Milliseconds of the deadline; 0 would mean no limit.
     assert!((1..=2000).contains(&seen[0].1), "{}", seen[0].1);
 }
 
-/// A kernel whose device is an unprivileged user's: commands without its path are refused before anything
-/// else is looked at; DEL_DEV_ASYNC is in none of the driver's tables.
+/// A kernel with an unprivileged device: it refuses commands without the path before it checks anything else, and
+/// DEL_DEV_ASYNC always.
 fn unprivileged() -> (Control<FakeKernel>, Seen) {
     let seen = Seen::default();
     let log = Arc::clone(&seen);
@@ -232,8 +232,7 @@ fn unprivileged() -> (Control<FakeKernel>, Seen) {
     (Control::with_port(fake), seen)
 }
 
-/// Commands about an unprivileged device carry its path, whoever sends them; that it is one is found out
-/// once.
+/// Commands for an unprivileged device carry its path, whoever sends them; the device's kind is detected once.
 #[test]
 fn unprivileged_devices_are_named_by_their_path() {
     let (mut control, seen) = unprivileged();
@@ -252,8 +251,8 @@ fn unprivileged_devices_are_named_by_their_path() {
     assert_eq!(*seen.lock().unwrap(), expected);
 }
 
-/// A user's device is theirs once udev has said so: SET_PARAMS waits for that, up to its deadline; and a device of
-/// another user stays theirs.
+/// SET_PARAMS waits until udev has given an unprivileged device to its user, up to the deadline; another user's device
+/// stays theirs.
 #[test]
 fn a_users_device_waits_for_udev() {
     let spec = ublk_core::DeviceSpec::new(ublk_core::Limits::new(1 << 20))
@@ -304,7 +303,7 @@ fn a_users_device_waits_for_udev() {
     assert!(matches!(error, Error::NoPermission { .. }), "{error}");
 }
 
-/// L28 The EINVAL of a privileged device is that of its command: it is told, and nothing is sent twice.
+/// L28 EINVAL for a privileged device is the command's own error: it is reported, and nothing is sent twice.
 #[test]
 fn l28_an_einval_of_the_command_itself_is_told() {
     let (mut control, seen) = kernel(u64::MAX, vec![DevState::Quiesced], |_, _| {

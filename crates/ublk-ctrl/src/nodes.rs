@@ -1,4 +1,4 @@
-//! The device nodes: opened and proven, at the pace of udev.
+//! Opens and checks the device nodes, which udev creates asynchronously.
 #![forbid(unsafe_code)]
 
 use crate::wait::{deadline_in, until};
@@ -15,7 +15,7 @@ use ublk_core::{DevId, Errno, SECTOR_SIZE};
 /// Time allowed for a node to be created in a `/dev` that is not a devtmpfs (by mdev, or a container manager).
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Where the nodes are: `/dev` and `/sys`, or the same below another root.
+/// Root directories of the nodes: `/dev` and `/sys`, or the same below another root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nodes {
     dev: PathBuf,
@@ -30,7 +30,7 @@ impl Default for Nodes {
 }
 
 impl Nodes {
-    /// `dev` and `sys` below a root.
+    /// `dev` and `sys` below another root.
     #[must_use]
     pub fn under(root: &Path) -> Self {
         Self {
@@ -58,13 +58,12 @@ impl Nodes {
         self.dev.join(format!("ublkb{id}"))
     }
 
-    /// Opens the character device for reading and writing, close-on-exec. It appears after ADD_DEV
-    /// at udev's pace, under udev's permissions, and is refused while another server has it: these
-    /// are waited for.
+    /// Opens the character device for reading and writing, close-on-exec. Waits until udev has created the node and set
+    /// its permissions, and while another server has it open.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] where it does not appear, [`Error::NoNode`] where it never will,
-    /// [`Error::NoPermission`], [`Error::Busy`] where that lasts, [`Error::Refused`].
+    /// [`Error::TimedOut`] if the node does not appear, [`Error::NoNode`] if it never will, [`Error::NoPermission`] and
+    /// [`Error::Busy`] if these last, [`Error::Refused`].
     pub fn open_char(&self, id: DevId, deadline: Duration) -> Result<OwnedFd, Error> {
         let mut options = OpenOptions::new();
         // std sets O_CLOEXEC (L23).
@@ -72,18 +71,18 @@ impl Nodes {
         Ok(self.open(&options, &self.server_end(id), deadline)?.into())
     }
 
-    /// Whether a server in this `/dev` can come to the character device of a device that exists: before a server that
-    /// can is replaced.
+    /// Whether a server in this `/dev` can open the character device of an existing device. Called before a working
+    /// server is replaced.
     ///
     /// # Errors
-    /// [`Error::NoNode`] where no node is and none will be.
+    /// [`Error::NoNode`] if the node does not exist and never will.
     pub fn can_serve(&self, id: DevId) -> Result<(), Error> {
         self.may_appear(&self.server_end(id), Errno::ENOENT)
     }
 
-    /// Waits until the block device exists, may be opened by the caller and has `size` bytes, without opening it: by the
-    /// node and by sysfs. So nothing here waits for an answer of the server, and a process that serves the device can
-    /// check itself (L80). The partition scan may not be finished by then.
+    /// Waits until the block device exists, can be opened by the caller and has `size` bytes, without opening it: by
+    /// its node and sysfs. So nothing here waits for the server, and a process that serves the device can check itself
+    /// (L80). The partition scan may still be running afterwards.
     ///
     /// # Errors
     /// As [`Nodes::prove_ready`].
@@ -96,23 +95,21 @@ impl Nodes {
         same_size(id, size, got)
     }
 
-    /// Waits until the block device exists, opens for reading and has `size` bytes: what "ready"
-    /// means (L38).
+    /// Waits until the block device exists, opens for reading and has `size` bytes: the definition of "ready" (L38).
     ///
-    /// The open reads from the device on most systems (udev and the kernel look for partitions), so
-    /// the server must be serving, and a server that does not answer blocks the caller in the
-    /// kernel beyond any deadline. **Do not call it in the server's process**: a server that is killed meanwhile would
-    /// never exit, because the open waits for its answers and its exit for the open (L80). Use [`Nodes::see_ready`]
-    /// there.
+    /// The open reads from the device on most systems (udev and the kernel look for partitions), so the server must be
+    /// serving, and a server that does not answer blocks the caller in the kernel beyond any deadline. **Do not call it
+    /// in the server's process**: a server that is killed meanwhile would never exit, because the open waits for its
+    /// answers and its exit for the open (L80). Use [`Nodes::see_ready`] there.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] where it does not appear, [`Error::WrongSize`], [`Error::NoPermission`]
-    /// where that lasts, [`Error::Refused`] with ENXIO or ENODEV where it went away again.
+    /// [`Error::TimedOut`] if it does not appear, [`Error::WrongSize`], [`Error::NoPermission`] if that lasts,
+    /// [`Error::Refused`] with ENXIO or ENODEV if it disappeared again.
     pub fn prove_ready(&self, id: DevId, size: u64, deadline: Duration) -> Result<(), Error> {
         let mut options = OpenOptions::new();
         options.read(true);
         let mut node = self.open(&options, &self.disk(id), deadline)?;
-        // The end of a block device is its size, as BLKGETSIZE64 tells it (blkdev_llseek).
+        // The end of a block device is its size, the same as BLKGETSIZE64 (blkdev_llseek).
         let got = node.seek(SeekFrom::End(0)).map_err(|e| Error::Refused {
             operation: Operation::ProveReady,
             dev: Some(id),
@@ -121,9 +118,8 @@ impl Nodes {
         same_size(id, size, got)
     }
 
-    /// Writes back the block device's own cache and flushes its server's cache (fsync). File systems on it have caches of
-    /// their own (`syncfs`). Blocks in the kernel until the server has answered: call it
-    /// from a helper.
+    /// Writes back the block device's page cache and flushes its server's cache (fsync). File systems on it must be
+    /// synced separately (`syncfs`). Blocks in the kernel until the server has answered: call it from a helper.
     ///
     /// # Errors
     /// [`Error::Refused`] with the errno of the open or the write-back, [`Error::NoPermission`].
@@ -132,11 +128,11 @@ impl Nodes {
         synced.map_err(|e| Error::of_command(Operation::Sync, Some(id), Errno::from_io(&e)))
     }
 
-    /// The devices there are, in order, without a command: from sysfs, else from the nodes. Takes no
-    /// lock of the driver, so it works while a device is stuck.
+    /// The existing devices, sorted, without a command: from sysfs, else from the nodes. Takes no lock of the driver,
+    /// so it works while a device is stuck.
     ///
     /// # Errors
-    /// [`Error::Refused`] where neither directory can be read.
+    /// [`Error::Refused`] if neither directory can be read.
     pub fn list_devices(&self) -> Result<Vec<DevId>, Error> {
         let class = self.sys.join("class/ublk-char");
         let dir = read_dir(class).or_else(|_| read_dir(&self.dev));
@@ -221,8 +217,8 @@ impl Nodes {
         Err(not_in_time(operation, id, last, deadline))
     }
 
-    /// Whether somebody may still make a node that is not there: the kernel, as soon as it has the device, where this
-    /// `/dev` is a devtmpfs.
+    /// Whether a missing node may still appear: if this `/dev` is a devtmpfs, the kernel creates it as soon as it has
+    /// the device.
     fn may_appear(&self, node: &Awaited, last: Errno) -> Result<(), Error> {
         let never = last == Errno::ENOENT
             && !node.path.exists()
@@ -238,8 +234,8 @@ impl Nodes {
         })
     }
 
-    /// Whether `/dev` is a devtmpfs, by the mount that has its device number (proc_pid_mountinfo(5)); `None` where that
-    /// cannot be told.
+    /// Whether `/dev` is a devtmpfs, according to the mount with its device number (proc_pid_mountinfo(5)); `None` if
+    /// that cannot be determined.
     fn is_devtmpfs(&self) -> Option<bool> {
         let (major, minor) = sys::device_number(fs::metadata(&self.dev).ok()?.dev());
         let number = format!("{major}:{minor}");
@@ -249,21 +245,21 @@ impl Nodes {
             let is_it = mount.split(' ').nth(2) == Some(&number);
             is_it.then(|| kind.starts_with("devtmpfs "))
         };
-        // The mount of a chroot's plain directory is out of sight.
+        // A plain directory of a chroot: its mount is not visible.
         Some(mounts.lines().find_map(kind).unwrap_or(false))
     }
 }
 
-/// A node that is waited for.
+/// A node that is being waited for.
 struct Awaited {
     path: PathBuf,
-    /// What sysfs has of it once the kernel has it.
+    /// Its directory in sysfs, which exists once the kernel has the device.
     kernel: PathBuf,
     operation: Operation,
     id: DevId,
 }
 
-/// Whether waiting may cure it.
+/// Whether waiting may help.
 const fn may_pass(errno: Errno) -> bool {
     matches!(
         errno,
@@ -285,7 +281,7 @@ const fn refused(operation: Operation, id: DevId, errno: Errno) -> Error {
     }
 }
 
-/// What kept a node from being there up to the deadline.
+/// The error for a node that did not become ready before the deadline.
 fn not_in_time(operation: Operation, id: DevId, last: Errno, deadline: Duration) -> Error {
     match last {
         Errno::ENOENT | Errno::EINTR => Error::TimedOut {
@@ -306,8 +302,8 @@ const fn same_size(id: DevId, want: u64, got: u64) -> Result<(), Error> {
     Err(Error::WrongSize { dev: id, want, got })
 }
 
-/// The size of a disk in bytes by its directory in sysfs: ENXIO where it has none, ENOENT where the node is another
-/// disk's (L42).
+/// The size of a disk in bytes from its directory in sysfs: ENXIO if it has none, ENOENT if the node belongs to another
+/// disk (L42).
 fn disk_size(node: &Path, disk: &Path) -> Result<u64, Errno> {
     let read = |name| fs::read_to_string(disk.join(name)).map_err(|_| Errno::ENXIO);
     let sectors: u64 = read("size")?.trim().parse().map_err(|_| Errno::ENXIO)?;
@@ -337,7 +333,7 @@ pub fn can_serve(id: DevId) -> Result<(), Error> {
     Nodes::default().can_serve(id)
 }
 
-/// Whether an open file is the character device of that number: the driver numbers the nodes by it.
+/// Whether an open file is the character device with this id, by the driver's numbering of the nodes.
 pub(crate) fn is_char_of(file: &OwnedFd, id: DevId) -> bool {
     let file = file.try_clone().map(File::from);
     let found = file.and_then(|file| file.metadata());

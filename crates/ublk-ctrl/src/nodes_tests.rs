@@ -18,14 +18,14 @@ fn root() -> (TempDir, Nodes) {
     (dir, nodes)
 }
 
-/// L38 Ready means: exists, opens, has its size. A node that comes late is waited for.
+/// L38 Ready means: exists, opens, has its size. A node that appears late is waited for.
 #[test]
 fn l38_ready_is_exists_opens_and_size() {
     let (_dir, nodes) = root();
     let late = nodes.clone();
     let udev = std::thread::spawn(move || {
         std::thread::sleep(SHORT);
-        // Whole at once, as a device node is.
+        // Created complete, like a device node.
         let made = late.dev.join("made");
         write(&made, [0; 4096]).unwrap();
         std::fs::rename(made, late.block_device(id(0))).unwrap();
@@ -42,15 +42,14 @@ fn l38_ready_is_exists_opens_and_size() {
     );
 }
 
-/// What sysfs says of a disk.
+/// Creates a disk's directory in sysfs.
 fn disk(nodes: &Nodes, n: u32, sectors: &str) {
     let disk = nodes.sys.join(format!("class/block/ublkb{n}"));
     create_dir_all(&disk).unwrap();
     write(disk.join("size"), sectors).unwrap();
 }
 
-/// L80 Ready is seen without an open: a node that can be opened by nobody at the moment, since its open waits, is no
-/// reason to wait for ever. A FIFO's open waits like that for the other side.
+/// L80 Readiness is detected without an open, even while every open would block. A FIFO's open blocks like that.
 #[test]
 fn l80_ready_is_seen_without_an_open() {
     let (_dir, nodes) = root();
@@ -69,7 +68,7 @@ fn l80_ready_is_seen_without_an_open() {
     assert_eq!(nodes.see_ready(id(0), 8192, LONG), wrong);
 }
 
-/// L38 L80 What keeps a device from being ready is told as what it is without an open, too.
+/// L38 L80 The reason why a device is not ready is reported without an open, too.
 #[test]
 fn l38_what_is_seen_to_keep_a_device_from_being_ready() {
     let (_dir, nodes) = root();
@@ -79,7 +78,7 @@ fn l38_what_is_seen_to_keep_a_device_from_being_ready() {
     write(nodes.block_device(id(2)), []).unwrap();
     let error = nodes.see_ready(id(2), 4096, SHORT).unwrap_err();
     assert_eq!(error.errno(), Some(Errno::ENXIO));
-    // Of another disk: the node of a block device that this host has, if it has any.
+    // The node of another disk: a block device of this host, if it has any.
     let disks = read_dir("/sys/class/block").into_iter().flatten().flatten();
     let node = |name: std::ffi::OsString| Path::new("/dev").join(name);
     let known = disks.map(|disk| node(disk.file_name()));
@@ -90,15 +89,15 @@ fn l38_what_is_seen_to_keep_a_device_from_being_ready() {
         let error = nodes.see_ready(id(3), 4096, SHORT).unwrap_err();
         assert!(error.errno() != Some(Errno::ENXIO), "{error}");
     }
-    // What no waiting cures is told at once.
+    // An error that waiting cannot fix is reported at once.
     symlink("ublkb4", nodes.block_device(id(4))).unwrap();
     let begun = std::time::Instant::now();
     assert!(nodes.see_ready(id(4), 4096, LONG).is_err());
     assert!(begun.elapsed() < LONG / 2);
 }
 
-/// A node that the kernel has made nowhere that this `/dev` shows is told as that, long before the deadline; in a devtmpfs,
-/// or while the kernel has no such device, it is waited for.
+/// A node that cannot appear in this `/dev` is reported as such, long before the deadline. In a devtmpfs, or while the
+/// kernel has no such device, it is waited for.
 #[test]
 fn a_dev_without_new_nodes_is_told_as_that() {
     let (dir, nodes) = root();
@@ -148,7 +147,7 @@ fn a_dev_without_new_nodes_is_told_as_that() {
     assert_eq!(error.kind(), crate::Kind::TimedOut, "{error}");
 }
 
-/// L38 A node that never comes, never opens, or lost its disk: each told as what it is.
+/// L38 A node that never appears, never opens, or lost its disk: each has its own error.
 #[test]
 fn l38_what_keeps_a_device_from_being_ready() {
     let (_dir, nodes) = root();
@@ -162,12 +161,12 @@ fn l38_what_keeps_a_device_from_being_ready() {
         }
     ));
     assert!(error.hint().contains("udevadm settle"));
-    // A socket answers open with ENXIO, as a node without its disk does.
+    // Opening a socket fails with ENXIO, like a node without a disk.
     let _socket = UnixListener::bind(nodes.block_device(id(2))).unwrap();
     let error = nodes.prove_ready(id(2), 4096, SHORT).unwrap_err();
     assert_eq!(error.errno(), Some(Errno::ENXIO));
     assert!(error.to_string().contains("is gone"), "{error}");
-    // What no waiting cures is told at once.
+    // An error that waiting cannot fix is reported at once.
     symlink("ublkb3", nodes.block_device(id(3))).unwrap();
     let begun = std::time::Instant::now();
     assert!(nodes.prove_ready(id(3), 4096, LONG).is_err());

@@ -1,4 +1,4 @@
-//! What was being done, for errors; and what an interruption means for each.
+//! The operations of the control plane, for errors, and what EINTR means for each.
 #![forbid(unsafe_code)]
 
 use core::fmt;
@@ -11,18 +11,18 @@ use ublk_sys::{
     UBLK_U_CMD_STOP_DEV, UBLK_U_CMD_TRY_STOP_DEV, UBLK_U_CMD_UNREG_BUF, UBLK_U_CMD_UPDATE_SIZE,
 };
 
-/// What is done about a command that ended with EINTR and that we did not cancel.
+/// How to handle an EINTR that is not due to our own cancel request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnEintr {
-    /// The driver changed nothing, or the command may be said twice: say it again.
+    /// Send the command again: the driver has changed nothing, or the command may be repeated.
     Reissue,
-    /// As above, and the first try may have had its effect: "no such device" is then success.
+    /// Send it again; ENODEV is then success, because the first attempt may have taken effect.
     ReissueUntilGone,
-    /// It may have had half its effect: report it.
+    /// Report the error, because the command may have taken effect in part.
     Report,
 }
 
-/// What stands between the word for an operation and its device.
+/// What separates an operation's name from its device.
 #[derive(Debug, Clone, Copy)]
 enum Phrase {
     /// `start device 3`.
@@ -42,22 +42,22 @@ macro_rules! optional {
     };
 }
 
-/// One row an operation: the word for it, how its device is added, the driver's number, the first kernel with a command
-/// that no feature flag announces or that a device may lack, and the rule for EINTR.
+/// One row per operation: its name, how the device follows it, the driver's opcode, the first kernel with the command
+/// if no feature flag announces it or a device may lack it, and the EINTR rule.
 macro_rules! operations {
     ($($(#[$doc:meta])+ $variant:ident: $name:literal, $phrase:ident, $number:tt, $since:tt, $eintr:ident;)+) => {
-        /// An operation of the control plane: a command of the driver, or one of ours on the nodes.
+        /// An operation of the control plane: a command of the driver, or an action on the nodes.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
         #[non_exhaustive]
         pub enum Operation {
             $($(#[$doc])+ $variant,)+
-            /// Another command of the driver, by its number.
+            /// Another command of the driver, by number.
             Raw(u8),
         }
 
         impl Operation {
-            /// The word for it in messages.
+            /// The name in messages.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -73,7 +73,7 @@ macro_rules! operations {
                 }
             }
 
-            /// The command's opcode, as the driver has it: of those that are commands.
+            /// The driver's opcode, for operations that are commands.
             pub(crate) const fn cmd_op(self) -> Option<u32> {
                 match self {
                     $(Self::$variant => optional!($number),)+
@@ -89,10 +89,10 @@ macro_rules! operations {
                 }
             }
 
-            /// The rule for EINTR, read off the driver: START and END_USER_RECOVERY wait for the fetches before
-            /// they do anything; ADD takes its mutex interruptibly before it does anything; DEL waits for the last
-            /// reference after it removed the device; the GET commands, STOP and those that set a state may be
-            /// repeated. QUIESCE may have held the device's I/O already.
+            /// The EINTR rule, derived from the driver. START and END_USER_RECOVERY wait for the fetches before they
+            /// change anything; ADD acquires its mutex interruptibly before it changes anything; DEL waits for the last
+            /// reference after it has removed the device; the GET commands, STOP and those that set a state may be
+            /// repeated. QUIESCE may already hold the device's I/O.
             pub(crate) const fn on_eintr(self) -> OnEintr {
                 match self {
                     $(Self::$variant => OnEintr::$eintr,)+
@@ -142,13 +142,13 @@ operations! {
     UnregisterMemory: "unregister memory", Of, UBLK_U_CMD_UNREG_BUF, "7.1", Report;
     /// Opening `/dev/ublkcN`.
     OpenChar: "open the character device", Of, -, -, Report;
-    /// Proving that `/dev/ublkbN` exists, opens and has its size.
+    /// Checking that `/dev/ublkbN` exists, opens and has its size.
     ProveReady: "wait until ready", Colon, -, -, Report;
-    /// Writing back what is dirty of `/dev/ublkbN`.
+    /// Writing back the dirty data of `/dev/ublkbN`.
     Sync: "sync", Bare, -, -, Report;
     /// Opening `/dev/ublkbN` to see who uses it.
     Claim: "check the users of", Bare, -, -, Report;
-    /// Taking the I/O scheduler away from `/dev/ublkbN`.
+    /// Disabling the I/O scheduler of `/dev/ublkbN`.
     NoScheduler: "disable the I/O scheduler", Of, -, -, Report;
     /// Listing the devices.
     List: "list devices", Of, -, -, Report;
@@ -168,7 +168,7 @@ impl Operation {
         }
     }
 
-    /// Whether this is the command that room is kept for.
+    /// Whether slots are reserved for this command.
     pub(crate) const fn is_stop(self) -> bool {
         matches!(self, Self::Stop)
     }
@@ -187,7 +187,7 @@ impl fmt::Display for Operation {
 mod tests {
     use super::*;
 
-    /// The table says what the driver's header does, and messages read as sentences.
+    /// The table matches the driver's header, and messages read as sentences.
     #[test]
     fn the_table_names_commands_as_the_driver_does() {
         assert_eq!(Operation::Add.cmd_op(), Some(UBLK_U_CMD_ADD_DEV));

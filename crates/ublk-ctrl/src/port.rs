@@ -1,8 +1,8 @@
-//! The port to the kernel: what a control ring does, by the real ring or by a script.
+//! The kernel interface of a control ring, implemented by the real ring and by a script.
 //!
 //! # Why there is `unsafe` here
-//! A command names memory of ours to the kernel. [`RingPort`] makes such entries; the memory belongs
-//! to the slot table, which keeps it until the completion or for ever.
+//! A command names memory of ours to the kernel. [`RingPort`] builds such entries; the slot table owns the memory and
+//! keeps it until the completion, or forever.
 #![expect(unsafe_code, reason = "entries that name memory")]
 
 use crate::{Buffer, Error, Operation};
@@ -15,35 +15,34 @@ use ublk_core::Errno;
 use ublk_sys::ublksrv_ctrl_cmd;
 use uring_lite::{Cqe16, EnterError, Fd, Ring, SetupError, Sqe128, op};
 
-/// Entries of the ring's submission queue, and kernel workers asked for.
+/// Submission queue entries of the ring, and limit of kernel workers.
 const ENTRIES: u32 = 64;
 
-/// Commands that may be pending at once, far fewer than the workers.
+/// Maximum number of pending commands; far fewer than the workers.
 const CAPACITY: usize = 16;
 
-/// Pause where the kernel is short of memory and has no event to offer.
+/// Pause while the kernel is short of memory, for which there is no event.
 const RETRY: Duration = Duration::from_micros(100);
 
 /// A completion of the control ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Completion {
-    /// The word the command was submitted with.
+    /// The `user_data` of the command.
     pub user_data: u64,
     /// Count or negative errno.
     pub res: i32,
 }
 
-/// What carries control commands to the kernel and brings completions back.
+/// Sends control commands to the kernel and receives completions.
 ///
 /// # Safety
-/// A completion is shown once, when the kernel no more uses the memory of its command, and that memory then holds what
-/// the driver wrote there. (A scripted kernel is nobody's driver: no device that it tells of is to be served.)
+/// A completion is returned once, when the kernel no longer uses the command's memory, and that memory then holds what
+/// the driver wrote. (A scripted kernel has no driver: devices that it reports must not be served.)
 pub unsafe trait CtrlPort {
-    /// Queues a command. The memory of `buffer` stays valid until its completion was returned by
-    /// [`CtrlPort::wait`].
+    /// Queues a command. The memory of `buffer` must stay valid until [`CtrlPort::wait`] has returned its completion.
     ///
     /// # Errors
-    /// [`Error::Ring`] where nothing can be queued any more.
+    /// [`Error::Ring`] if nothing more can be queued.
     fn submit(
         &mut self,
         user_data: u64,
@@ -59,18 +58,18 @@ pub unsafe trait CtrlPort {
     /// As [`CtrlPort::submit`].
     fn cancel(&mut self, user_data: u64, target: u64) -> Result<(), Error>;
 
-    /// Hands over what is queued and waits for a completion; `None` when the time is over. The
-    /// answer is believed: a script needs no clock.
+    /// Submits queued entries and waits for a completion; `None` on timeout. The caller trusts this result instead of a
+    /// clock, so that a script needs none.
     ///
     /// # Errors
-    /// [`Error::Ring`] where the ring broke.
+    /// [`Error::Ring`] if the ring failed.
     fn wait(&mut self, timeout: Duration) -> Result<Option<Completion>, Error>;
 
-    /// How many commands may be pending at once.
+    /// Maximum number of pending commands.
     fn capacity(&self) -> usize;
 }
 
-/// The control node and a ring of 128-byte entries, of the thread that opened them.
+/// The control node and a ring of 128-byte entries, owned by the thread that opened them.
 #[derive(Debug)]
 pub struct RingPort {
     ring: Ring<Sqe128, Cqe16>,
@@ -80,7 +79,7 @@ pub struct RingPort {
 
 impl RingPort {
     pub(crate) fn open(node: &Path) -> Result<Self, Error> {
-        // The node first: without the module the ring's own errors matter to nobody.
+        // Open the node first: without the module, errors of the ring are irrelevant.
         let file = OpenOptions::new().read(true).write(true).open(node);
         let node = file.map_err(|e| open_error(Errno::from_io(&e)))?;
         let mut ring = Ring::builder(ENTRIES).build().map_err(|e| match e {
@@ -89,9 +88,9 @@ impl RingPort {
                 message: other.to_string(),
             },
         })?;
-        // A blocked command occupies a kernel worker, of which there are four a CPU by default: on a
-        // small machine a STOP would wait behind the very commands it is to end (seen with 3 blocked
-        // on one CPU of 6.12, with 4 on 7.3).
+        // A blocked command occupies a kernel worker, of which there are four per CPU by default. On a small machine a
+        // STOP would wait behind the very commands that it is to end (seen with 3 blocked commands on one CPU of 6.12,
+        // with 4 on 7.3).
         let capacity = if ring.allow_workers(ENTRIES).is_ok() {
             CAPACITY
         } else {
@@ -109,7 +108,7 @@ impl RingPort {
         if self.ring.push(sqe).is_ok() {
             return Ok(());
         }
-        // The queue is longer than what may be pending, so the kernel has refused to take entries.
+        // The queue is longer than the limit of pending commands, so the kernel has refused entries.
         let flushed = self.ring.submit();
         self.ring.push(sqe).map_err(|full| Error::Ring {
             message: match flushed {
@@ -120,11 +119,11 @@ impl RingPort {
     }
 }
 
-/// What the errno of opening the control node means.
+/// Interprets the errno of opening the control node.
 fn open_error(errno: Errno) -> Error {
     let (operation, dev) = (Operation::Open, None);
     match errno {
-        // A node left over in a static /dev has no driver behind it.
+        // A leftover node in a static /dev has no driver behind it.
         Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => Error::MissingModule,
         Errno::EPERM | Errno::EACCES => Error::NoPermission {
             operation,
@@ -151,11 +150,10 @@ unsafe impl CtrlPort for RingPort {
         // The header is the first 32 of the 80 bytes of the command area.
         let mut area = [0; 80];
         area[..size_of::<ublksrv_ctrl_cmd>()].copy_from_slice(&header.to_bytes());
-        // SAFETY: the port has the node open as long as its ring.
+        // SAFETY: the port keeps the node open as long as its ring.
         let node = unsafe { Fd::raw(self.node.as_fd()) };
-        // SAFETY: `header` names the memory of `_buffer` and its length or no memory (`addr` 0);
-        // only `Control` can call this, and its slot table frees a buffer after the completion of
-        // its ticket was returned by `wait`, else never.
+        // SAFETY: `header` names the memory of `_buffer` and its length, or no memory (`addr` 0). Only `Control` can
+        // call this, and its slot table frees a buffer only after `wait` has returned the completion of its ticket.
         let sqe = unsafe { op::uring_cmd128(node, cmd_op, &area) };
         self.push(&sqe.user_data(user_data))
     }
@@ -168,8 +166,8 @@ unsafe impl CtrlPort for RingPort {
         let until = crate::wait::deadline_in(timeout);
         let mut left = timeout;
         loop {
-            // Every outcome of enter (L50): what was pushed stays pushed, a signal or a short submit
-            // ends the call and not the wait.
+            // All outcomes of enter (L50): pushed entries stay pushed; a signal or a short submit ends the call but not
+            // the wait.
             let entered = match self.ring.enter(1, Some(left)) {
                 Ok(entered) => Some(entered),
                 Err(EnterError::Again | EnterError::Busy | EnterError::NoMemory) => None,
@@ -190,7 +188,7 @@ unsafe impl CtrlPort for RingPort {
                 return Ok(None);
             }
             if entered.is_none() {
-                // The kernel is short of memory and told us to come back: there is no event for it.
+                // The kernel is short of memory and asks for a retry, for which there is no event.
                 std::thread::sleep(left.min(RETRY));
             }
         }
@@ -208,12 +206,12 @@ mod tests {
 
     extern "C" fn nothing(_: libc::c_int) {}
 
-    /// L50 A signal ends the call of the control ring, and not the wait.
+    /// L50 A signal ends the ring's system call, but not the wait.
     #[test]
     fn l50_a_signal_does_not_end_the_wait() {
         const WAIT: Duration = Duration::from_millis(400);
         let handler = nothing as extern "C" fn(libc::c_int);
-        // SAFETY: the handler does nothing, so it is safe at any point of any thread.
+        // SAFETY: the handler does nothing, so it may run at any point of any thread.
         unsafe { libc::signal(libc::SIGUSR2, handler as libc::sighandler_t) };
         let (tell, told) = channel();
         let waiter = std::thread::spawn(move || {
@@ -221,7 +219,7 @@ mod tests {
             let port = RingPort::open(file.path());
             // SAFETY: names the calling thread and touches no memory.
             tell.send(unsafe { libc::pthread_self() }).unwrap();
-            // No ring is a failure, not a pass (L91).
+            // A missing ring is a failure, not a pass (L91).
             let mut port = port.expect("a ring on this host");
             let begun = Instant::now();
             assert_eq!(port.wait(WAIT), Ok(None));
@@ -230,7 +228,7 @@ mod tests {
         let thread = told.recv().unwrap();
         for _ in 0..10 {
             std::thread::sleep(WAIT / 40);
-            // SAFETY: the thread is not joined yet, so its handle is valid; it handles the signal.
+            // SAFETY: the thread is not joined yet, so its handle is valid; the signal has a handler.
             unsafe { libc::pthread_kill(thread, libc::SIGUSR2) };
         }
         assert!(waiter.join().unwrap() >= WAIT);

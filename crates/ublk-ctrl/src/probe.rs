@@ -1,4 +1,4 @@
-//! A look at a host: what is missing for ublk, and the one line that fixes it.
+//! Checks a host for what ublk needs, with a one-line fix for each problem.
 #![forbid(unsafe_code)]
 
 use crate::nodes::Nodes;
@@ -8,21 +8,21 @@ use std::path::Path;
 use ublk_core::Errno;
 use ublk_core::kernel::{Fault, Release};
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum Status {
-    /// As it should be.
+    /// No problem.
     Good,
-    /// Works, with a limit that may be met.
+    /// Works, with a limit that may be reached.
     Warning,
-    /// Keeps devices from being made.
+    /// Devices cannot be created.
     Bad,
 }
 
-/// What was looked at.
+/// What is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
@@ -38,7 +38,7 @@ pub enum Check {
     LockedMemory,
     /// The driver's `ublks_max`.
     DeviceLimit,
-    /// The kernel's release, for faults that are known by it.
+    /// The kernel's release, by which known faults are recognized.
     Kernel,
 }
 
@@ -47,13 +47,13 @@ pub enum Check {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Finding {
-    /// What was looked at.
+    /// What was checked.
     pub check: Check,
-    /// How it came out.
+    /// The result.
     pub status: Status,
-    /// What was found, in one line.
+    /// Details, in one line.
     pub detail: String,
-    /// What to do, in one line; none where nothing is to be done.
+    /// The fix, in one line; `None` if none is needed.
     pub fix: Option<String>,
 }
 
@@ -101,8 +101,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Whether the driver is in the kernel, as module or built in (`/sys/module/ublk_drv`). `root` is `/`
-/// but in tests, here and below.
+/// Whether the driver is loaded or built in (`/sys/module/ublk_drv`). Here and below, `root` is `/` except in tests.
 #[must_use]
 pub fn module_loaded(root: &Path) -> Finding {
     if root.join("sys/module/ublk_drv").is_dir() {
@@ -114,7 +113,7 @@ pub fn module_loaded(root: &Path) -> Finding {
     )
 }
 
-/// Whether the control node exists and this caller may open it.
+/// Whether the control node exists and the caller may open it.
 #[must_use]
 pub fn control_node(root: &Path) -> Finding {
     let (check, path) = (Check::ControlNode, Nodes::under(root).control());
@@ -172,7 +171,7 @@ pub fn io_uring_sysctl(root: &Path) -> Finding {
     }
 }
 
-/// Whether this process is one that `kernel.io_uring_disabled=1` allows; `None` where /proc does not tell.
+/// Whether this process is permitted under `kernel.io_uring_disabled=1`; `None` if /proc does not tell.
 fn may_use(root: &Path, group: Option<i64>) -> Option<bool> {
     const CAP_SYS_ADMIN: u64 = 1 << 21;
     let status = read_to_string(root.join("proc/self/status")).ok()?;
@@ -181,7 +180,7 @@ fn may_use(root: &Path, group: Option<i64>) -> Option<bool> {
         line.map(str::trim)
     };
     let capabilities = u64::from_str_radix(field("CapEff:")?, 16).ok()?;
-    // Real, effective, saved and that of file access, which counts.
+    // Real, effective, saved and file system gid; the last one counts.
     let own = field("Gid:")?.split_whitespace().last();
     let others = field("Groups:").unwrap_or_default().split_whitespace();
     let member = |group: i64| {
@@ -191,7 +190,7 @@ fn may_use(root: &Path, group: Option<i64>) -> Option<bool> {
     Some(capabilities & CAP_SYS_ADMIN != 0 || group.is_some_and(member))
 }
 
-/// Faults of the driver that this kernel is known for, a finding each; one that says so where there is none.
+/// One finding per known fault of this kernel's driver; a single good one if there is none.
 #[must_use]
 pub fn kernel_faults(root: &Path, release: Option<&Release>) -> Vec<Finding> {
     let check = Check::Kernel;
@@ -225,11 +224,10 @@ fn panics_on_warnings(root: &Path) -> bool {
     text.is_ok_and(|text| text.trim() != "0")
 }
 
-/// Bytes of locked memory that a device with buffers in locked memory wants at least: one queue of
-/// 128 tags of 1 MiB.
+/// Locked memory in bytes that a device with locked buffers needs at least: one queue of 128 tags of 1 MiB.
 const MEMLOCK_WANTED: u64 = 128 << 20;
 
-/// This process's limit of locked memory, which registered buffers count against (L59).
+/// The process's limit of locked memory, which registered buffers count against (L59).
 #[must_use]
 pub fn memlock_limit() -> Finding {
     memlock(crate::sys::memlock_limit())
@@ -253,7 +251,7 @@ fn memlock(limit: Option<u64>) -> Finding {
     }
 }
 
-/// How many devices there are and may be (`ublks_max`; L39).
+/// Number of devices, and the limit (`ublks_max`; L39).
 #[must_use]
 pub fn device_limit(root: &Path) -> Finding {
     let check = Check::DeviceLimit;

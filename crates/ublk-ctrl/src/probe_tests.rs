@@ -43,7 +43,7 @@ fn io_uring_is_allowed_limited_or_forbidden() {
     is(&io_uring_sysctl(root), Status::Warning, "root and no group");
     put(root, "proc/sys/kernel/io_uring_group", "42\n");
     is(&io_uring_sysctl(root), Status::Warning, "group 42");
-    // Who is allowed is told from who is not.
+    // Permitted processes are distinguished from others.
     let status = |text: &str| put(root, "proc/self/status", text);
     status("Gid:\t5\t5\t5\t5\nGroups:\t7 41 \nCapEff:\t0000000000000000\n");
     is(&io_uring_sysctl(root), Status::Bad, "group 42");
@@ -57,7 +57,7 @@ fn io_uring_is_allowed_limited_or_forbidden() {
     is(&io_uring_sysctl(root), Status::Bad, "disabled for all");
 }
 
-/// L84 A kernel with a fault is named before it bites, with what to do.
+/// L84 A known fault of the kernel is reported in advance, with a fix.
 #[test]
 fn l84_faults_of_the_kernel_are_found() {
     let dir = tempfile::tempdir().unwrap();
@@ -79,7 +79,7 @@ fn l84_faults_of_the_kernel_are_found() {
     is(&found[0], Status::Warning, "batch mode");
 }
 
-/// L59 A low limit of locked memory is named, in bytes, with the way to raise it.
+/// L59 A low limit of locked memory is reported in bytes, with a way to raise it.
 #[test]
 fn l59_locked_memory() {
     is(&memlock(None), Status::Good, "no limit");
@@ -88,7 +88,7 @@ fn l59_locked_memory() {
     assert_eq!(memlock_limit().check, Check::LockedMemory);
 }
 
-/// L39 The limit is told with what it counts.
+/// L39 The finding says what the device limit counts.
 #[test]
 fn l39_device_limit() {
     let dir = tempfile::tempdir().unwrap();

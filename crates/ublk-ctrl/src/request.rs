@@ -1,4 +1,4 @@
-//! A command as the driver reads it: opcode, header, payload.
+//! A command in the driver's format: opcode, header, payload.
 #![forbid(unsafe_code)]
 
 use crate::{Buffer, Operation};
@@ -7,20 +7,20 @@ use std::path::Path;
 use ublk_core::DevId;
 use ublk_sys::ublksrv_ctrl_cmd;
 
-/// `queue_id` of a command that is about no queue: ADD_DEV demands it, the others ignore it.
+/// `queue_id` of a command without a queue: required by ADD_DEV, ignored by the others.
 const NO_QUEUE: u16 = u16::MAX;
 
-/// A control command, before it is sent: the generic way that the typed commands take too.
+/// A control command before it is sent; the typed methods build these too.
 ///
-/// Only ioctl-encoded opcodes (`UBLK_U_CMD_*`); the legacy numbers are never sent, so no errno is
-/// masked by a second try with them (L28).
+/// Opcodes are always ioctl-encoded (`UBLK_U_CMD_*`). The legacy numbers are never sent, so no errno is masked by a
+/// retry with them (L28).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     operation: Operation,
     cmd_op: u32,
     dev: Option<DevId>,
     data: u64,
-    /// Path of the character device with its NUL; empty for none.
+    /// Path of the character device with its NUL; empty if not sent.
     path: Vec<u8>,
     payload: Vec<u8>,
 }
@@ -39,7 +39,8 @@ impl Request {
         }
     }
 
-    /// A command of the table, without payload. Operations that are no commands have opcode 0, which the driver refuses.
+    /// A command from the table, without payload. Operations that are not commands have opcode 0, which the driver
+    /// refuses.
     pub(crate) const fn of(operation: Operation, dev: Option<DevId>) -> Self {
         let cmd_op = match operation.cmd_op() {
             Some(cmd_op) => cmd_op,
@@ -62,8 +63,8 @@ impl Request {
         self
     }
 
-    /// Names the device's character node, by which the kernel judges what the caller may do: commands about
-    /// unprivileged devices and GET_DEV_INFO2 must carry it, others must not. Linux 6.3.
+    /// Adds the path of the device's character node, whose permissions then decide whether the kernel accepts the
+    /// command. Required for unprivileged devices and GET_DEV_INFO2, forbidden otherwise. Linux 6.3.
     #[must_use]
     pub fn path(mut self, node: &Path) -> Self {
         self.path = node.as_os_str().as_bytes().to_vec();
@@ -71,19 +72,19 @@ impl Request {
         self
     }
 
-    /// Whether it carries the character node's path.
+    /// Whether the command carries the path of the character node.
     #[must_use]
     pub const fn has_path(&self) -> bool {
         !self.path.is_empty()
     }
 
-    /// What it is, for errors.
+    /// The operation, for errors.
     #[must_use]
     pub const fn operation(&self) -> Operation {
         self.operation
     }
 
-    /// The device it is about.
+    /// The device, if any.
     #[must_use]
     pub const fn dev(&self) -> Option<DevId> {
         self.dev
@@ -95,7 +96,7 @@ impl Request {
         self.cmd_op
     }
 
-    /// The payload in memory for the kernel; `None` where it is too long for the header.
+    /// The payload in memory for the kernel; `None` if it is too long for the header.
     pub(crate) fn buffer(&self) -> Option<Buffer> {
         if self.path.is_empty() {
             return Buffer::new(&self.payload);
@@ -111,8 +112,8 @@ impl Request {
     /// The header.
     pub(crate) fn header(&self, buffer: &Buffer) -> ublksrv_ctrl_cmd {
         ublksrv_ctrl_cmd {
-            // No device named: -1, which asks ADD_DEV for the lowest free number (L32: the other
-            // commands then fail with "no such device", none means all).
+            // -1 without a device, by which ADD_DEV chooses the lowest free number. The other commands then fail with
+            // "no such device"; none means all devices (L32).
             dev_id: self.dev.map_or(u32::MAX, DevId::get),
             queue_id: NO_QUEUE,
             len: buffer.len(),

@@ -1,4 +1,4 @@
-//! A device without the I/O scheduler that the kernel gave it.
+//! Disables a device's I/O scheduler.
 #![forbid(unsafe_code)]
 
 use crate::nodes::Nodes;
@@ -11,17 +11,17 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::sync_channel;
 use ublk_core::{DevId, Errno};
 
-/// What sysfs shows of a queue without a scheduler.
+/// The content of the sysfs attribute for a queue without a scheduler.
 const NONE: &str = "[none]";
 
-/// Reads the attribute and writes it, of descriptors that it was given.
+/// Reads and writes the attribute through inherited descriptors.
 const SCRIPT: &str = r#"read -r now || exit 1; case "$now" in *"[none]"*) ;; *) echo none;; esac"#;
 
 impl Nodes {
-    /// Takes the I/O scheduler away from a device that the kernel gave one: its only queue is sorted by `mq-deadline`
-    /// else (block/elevator.c), which costs a fifth of a small request and does nothing for a device whose own medium
-    /// is scheduled below it. Waits in the kernel until no request is in flight: in the process that serves the device
-    /// [`Nodes::no_scheduler_by_child`] is the way.
+    /// Disables the I/O scheduler of a device. The kernel gives a single queue `mq-deadline` by default
+    /// (block/elevator.c), which costs a fifth of a small request and does nothing for a device whose backing medium
+    /// has a scheduler of its own. Blocks in the kernel until no request is in flight: a process that serves the device
+    /// must use [`Nodes::no_scheduler_by_child`].
     ///
     /// # Errors
     /// [`Error::Refused`] with the errno of sysfs, [`Error::NoPermission`].
@@ -36,28 +36,30 @@ impl Nodes {
         set.map_err(|e| refused(id, &e))
     }
 
-    /// As [`Nodes::no_scheduler`], by a child process (`/bin/sh`) that has nothing of ours: killed in the middle, the
-    /// process that serves the device ends, the kernel answers what it held, and the child ends, too. A thread that waited
-    /// here in the kernel would keep the process, the process its queues, and these what is in flight (L80).
+    /// As [`Nodes::no_scheduler`], in a child process (`/bin/sh`) that inherits nothing of ours. If the serving process
+    /// is killed meanwhile, it exits, the kernel fails its requests, and the child ends, too. A thread of our own that
+    /// blocked here in the kernel would keep the process from exiting, and therefore its requests from being failed
+    /// (L80).
     ///
-    /// A child that has not ended by then is left to itself: the scheduler goes when the requests are answered.
+    /// A child that has not ended by the deadline is left running: it disables the scheduler once the requests are
+    /// answered.
     ///
     /// # Errors
-    /// As there, [`Error::TimedOut`] while requests are in flight, and [`Error::Refused`] with the errno of a shell that does
-    /// not start.
+    /// As there, [`Error::TimedOut`] while requests are in flight, and [`Error::Refused`] with the errno of starting
+    /// the shell.
     pub fn no_scheduler_by_child(&self, id: DevId, within: Duration) -> Result<(), Error> {
         let (ended, wait) = sync_channel(1);
         let path = self.scheduler(id);
         let thread = std::thread::Builder::new()
             .name("ublk-scheduler".into())
             .spawn(move || {
-                // Nobody listens behind the deadline; the child has its end taken all the same.
+                // After the deadline nobody receives this, but the thread still reaps the child.
                 let _ = ended.send(child(&path));
             })
             .map_err(|e| refused(id, &e))?;
         match wait.recv_timeout(within) {
             Ok(set) => {
-                // Its last word: it has nothing more to wait for.
+                // This was the thread's last action, so joining does not block.
                 let _ = thread.join();
                 set.map_err(|e| refused(id, &e))
             }
@@ -72,7 +74,7 @@ impl Nodes {
 }
 
 fn child(path: &Path) -> io::Result<()> {
-    // An open waits for nothing, and knows the errno.
+    // Opened here because an open does not block and reports its errno.
     let (read, write) = (
         File::open(path)?,
         OpenOptions::new().write(true).open(path)?,
@@ -86,7 +88,7 @@ fn child(path: &Path) -> io::Result<()> {
         .status();
     match status {
         Ok(status) if status.success() => Ok(()),
-        // Our program takes the ends of all its children itself: what became of this one is not known.
+        // The program reaps all children itself, so this child's exit status is unknown.
         Err(e) if e.raw_os_error() == Some(libc::ECHILD) => Ok(()),
         Ok(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
         Err(e) => Err(e),

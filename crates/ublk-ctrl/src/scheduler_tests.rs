@@ -11,7 +11,7 @@ fn id(n: u32) -> DevId {
     DevId::new(n).unwrap()
 }
 
-/// A tree with device 1, and its attribute.
+/// A sysfs tree with device 1, and its attribute.
 fn device() -> (TempDir, Nodes, std::path::PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let nodes = Nodes::under(dir.path());
@@ -20,7 +20,7 @@ fn device() -> (TempDir, Nodes, std::path::PathBuf) {
     (dir, nodes, file)
 }
 
-/// A scheduler is taken away where there is one, and what is `none` already is not touched: by us, and by a child.
+/// An active scheduler is disabled, and `none` is left alone: by this process and by a child.
 #[test]
 fn a_scheduler_is_taken_away_where_there_is_one() {
     let (_dir, nodes, file) = device();
@@ -34,7 +34,7 @@ fn a_scheduler_is_taken_away_where_there_is_one() {
             write(&file, before).unwrap();
             assert_eq!(take(&nodes, 1), Ok(()));
             let got = read_to_string(&file).unwrap();
-            // Unlike an attribute, a file keeps what a shorter text leaves of it.
+            // Unlike an attribute, a file keeps the rest of a longer text.
             assert!(got.starts_with(after), "{before}: {got}");
         }
         let error = take(&nodes, 2).unwrap_err();
@@ -46,13 +46,13 @@ fn a_scheduler_is_taken_away_where_there_is_one() {
     assert_eq!(error.errno(), Some(Errno::EIO), "{error}");
 }
 
-/// L80 Whoever serves waits in no attribute: a child does, and is left to itself at the deadline.
+/// L80 The serving process does not block in the attribute: a child does, and is left running at the deadline.
 #[test]
 fn l80_a_child_waits_for_what_is_in_flight() {
     let (_dir, nodes, file) = device();
     let made = std::process::Command::new("mkfifo").arg(&file).status();
     assert!(made.unwrap().success());
-    // Both ends: no open waits.
+    // Both ends are open, so no open blocks.
     let mut ends = OpenOptions::new()
         .read(true)
         .write(true)
@@ -62,7 +62,7 @@ fn l80_a_child_waits_for_what_is_in_flight() {
     let error = nodes.no_scheduler_by_child(id(1), SHORT).unwrap_err();
     assert_eq!(error.kind(), crate::Kind::TimedOut, "{error}");
     assert!(begun.elapsed() < LONG / 2);
-    // The child is at it all the same: it takes what comes.
+    // The child still works: it reads what arrives.
     writeln!(ends, "[none] mq-deadline").unwrap();
     let taken = crate::wait::until(begun + LONG, || {
         rustix::io::ioctl_fionread(&ends).map(|left| (left == 0).then_some(()))

@@ -1,8 +1,8 @@
-//! A file of memory shared with the clients of a device: mapped, registered, and let go of again.
+//! Registers a memory file that is shared with a device's clients: maps it, registers it, and unmaps it again.
 //!
 //! # Why there is `unsafe` here
-//! mmap and munmap of a mapping that nothing but the kernel ever looks at: it is made to name the pages in REG_BUF
-//! and removed afterwards, while the pages stay pinned by the driver.
+//! mmap and munmap of a mapping that only the kernel ever accesses: it names the pages in REG_BUF and is removed
+//! afterwards; the driver keeps the pages pinned.
 #![expect(unsafe_code, reason = "a mapping for the length of a command")]
 
 use crate::port::CtrlPort;
@@ -15,14 +15,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Instant;
 use ublk_core::{DevId, Errno, SharedBuffer};
 
-/// The most that one registration takes, so that a place in it fits the 32 bits of a descriptor: whole huge pages of
-/// any size up to 1 GiB.
+/// Largest registration, so that an offset in it fits the 32 bits of a descriptor; a multiple of every huge page size
+/// up to 1 GiB.
 const PART: u64 = 1 << 30;
 
-/// A shared mapping of a part of a file. Unmapped when dropped.
+/// A shared mapping of a part of a file, unmapped when dropped.
 ///
 /// # Invariants
-/// `base` is the start of a live mapping of `len` bytes, this value's own.
+/// `base` is the start of a live mapping of `len` bytes that only this value unmaps.
 struct Part {
     base: NonNull<u8>,
     len: usize,
@@ -54,22 +54,22 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and nothing but a command that has ended had its address.
+        // SAFETY: only this value owns the mapping, and only a command that has ended had its address.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
 
 impl<P: CtrlPort> Control<P> {
-    /// Registers all of a file of memory with a device made with [`Features::SHMEM_ZC`](ublk_core::Features::SHMEM_ZC)
-    /// (REG_BUF, Linux 7.1): a memfd, or a file of tmpfs or hugetlbfs, which the device's clients map as well. Requests
-    /// with data in it are not copied, and the server finds them by what is given back. The pages stay pinned
-    /// until the device's end.
+    /// Registers a whole memory file with a device created with [`Features::SHMEM_ZC`](ublk_core::Features::SHMEM_ZC)
+    /// (REG_BUF, Linux 7.1): a memfd, or a file on tmpfs or hugetlbfs, which the device's clients map as well. Requests
+    /// with data in it are not copied, and the server finds them by means of the returned table. The pages stay pinned
+    /// until the device is deleted.
     ///
-    /// Freezes the queues of a device that serves: its server must answer meanwhile.
+    /// Freezes the queues of a live device: its server must answer requests meanwhile.
     ///
     /// # Errors
-    /// [`Error::Spec`] for an empty file; [`Error::Refused`] where the file is no memory, or the limit of locked memory
-    /// is too low; else as [`Control::register_memory`]. What was registered before the failure is taken back.
+    /// [`Error::Spec`] for an empty file; [`Error::Refused`] if the file is not memory, or the limit of locked memory
+    /// is too low; else as [`Control::register_memory`]. Parts registered before the failure are unregistered.
     pub fn share_file(
         &mut self,
         id: DevId,
@@ -102,7 +102,7 @@ impl<P: CtrlPort> Control<P> {
                 Ok(memory) => shared.push(SharedBuffer::new(memory.get(), offset, len)),
                 Err(error) => {
                     for buffer in shared {
-                        // The first error is the one to tell; the device's end takes back the rest.
+                        // Report the first error; deleting the device unregisters the rest.
                         let _ = self.unregister_memory(id, MemoryId::new(buffer.index), deadline);
                     }
                     return Err(error);
@@ -127,17 +127,17 @@ impl<P: CtrlPort> Control<P> {
             dev: Some(id),
             errno,
         })?;
-        // SAFETY: the mapping holds no Rust object and no reference to it exists, now or later; once the command has
-        // ended the driver has the pages and not the addresses.
+        // SAFETY: the mapping holds no Rust object, and no reference to it exists at any time. Once the command has
+        // ended, the driver holds the pages and not the addresses.
         let done = unsafe { self.register_memory(id, part.base, len, false, deadline) };
         if matches!(done, Err(Error::TimedOut { .. })) {
-            // The command may yet look at the addresses.
+            // The command may still use the addresses.
             core::mem::forget(part);
         }
         done
     }
 
-    /// The same for the descriptor `fd` of process `pid`, whatever process this is.
+    /// As `share_file`, for descriptor `fd` of process `pid`, which may be another process.
     pub(crate) fn share_descriptor(
         &mut self,
         id: DevId,
@@ -189,7 +189,7 @@ mod tests {
             }
         }));
         let id = DevId::new(1).unwrap();
-        // Half a page more, which no request of whole blocks needs.
+        // An extra half page, which no request of whole blocks needs.
         let file = sparse((2 << 30) + 8192 + 2048);
         let buffer = |index, offset, len| SharedBuffer::new(index, offset, len);
         assert_eq!(

@@ -1,8 +1,8 @@
-//! Memory shared with the clients of a device: registered by the process that maps it.
+//! Registers memory that is shared with a device's clients, from the process that maps it.
 //!
 //! # Why there is `unsafe` here
-//! The kernel pins the pages and moves the data of requests to and from them at any time, without a word to
-//! us: who registers memory promises that no Rust reference to it exists.
+//! The kernel pins the pages and transfers request data to and from them at any time without notice. The caller
+//! promises that no Rust reference to the memory exists.
 #![expect(
     unsafe_code,
     reason = "memory that others write is promised to be no Rust object"
@@ -16,10 +16,10 @@ use core::time::Duration;
 use ublk_core::{DevId, Features, negotiate};
 use ublk_sys::{UBLK_SHMEM_BUF_READ_ONLY, ublk_shmem_buf_reg};
 
-/// The most bytes of one registration.
+/// Largest registration in bytes.
 const LARGEST: u64 = 4 << 30;
 
-/// Memory registered with a device: the index that descriptors name it by.
+/// The index by which descriptors name registered memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemoryId(u16);
 
@@ -28,7 +28,7 @@ impl MemoryId {
         Self(index)
     }
 
-    /// The index, as `ublksrv_io_desc.addr` carries it.
+    /// The index, as in `ublksrv_io_desc.addr`.
     #[must_use]
     pub const fn get(self) -> u16 {
         self.0
@@ -36,20 +36,20 @@ impl MemoryId {
 }
 
 impl<P: CtrlPort> Control<P> {
-    /// Registers memory of this process with a device made with [`Features::SHMEM_ZC`] (REG_BUF, Linux
-    /// 7.1): requests whose pages lie in it are not copied. Freezes the queues: the server must answer all
-    /// that is in flight meanwhile. The pages stay pinned until [`Control::unregister_memory`] or the
-    /// device's end; with `read_only` they match writes only.
+    /// Registers memory of this process with a device created with [`Features::SHMEM_ZC`] (REG_BUF, Linux 7.1):
+    /// requests whose pages lie in it are not copied. Freezes the queues: the server must answer all requests in flight
+    /// meanwhile. The pages stay pinned until [`Control::unregister_memory`] or until the device is deleted; with
+    /// `read_only` they match writes only.
     ///
     /// # Safety
-    /// `len` bytes at `addr` are mapped, and neither a Rust reference to them nor Rust memory management
-    /// (heap, stack) exists until they are unregistered and the device's I/O has ended: the kernel and
-    /// other processes read and write them at any time.
+    /// `len` bytes at `addr` are mapped, and neither a Rust reference to them nor Rust memory management (heap, stack)
+    /// exists until they are unregistered and the device's I/O has ended: the kernel and other processes read and write
+    /// them at any time.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] naming the kernel, [`Error::Spec`] for memory that is not whole pages, one
-    /// page to 4 GiB, [`Error::UnknownCommand`] for a device without the feature, [`Error::Busy`] for a
-    /// page registered already, [`Error::Refused`] with ENOMEM past the limit of locked memory …
+    /// [`Error::Unsupported`] naming the kernel, [`Error::Spec`] for memory that is not page-aligned or not between one
+    /// page and 4 GiB, [`Error::UnknownCommand`] for a device without the feature, [`Error::Busy`] for a page that is
+    /// already registered, [`Error::Refused`] with ENOMEM beyond the limit of locked memory …
     pub unsafe fn register_memory(
         &mut self,
         id: DevId,
@@ -88,11 +88,11 @@ impl<P: CtrlPort> Control<P> {
         Ok(MemoryId(index))
     }
 
-    /// Takes memory back from a device (UNREG_BUF, Linux 7.1). Freezes the queues.
+    /// Unregisters memory from a device (UNREG_BUF, Linux 7.1). Freezes the queues.
     ///
     /// # Errors
-    /// [`Error::Unsupported`], [`Error::UnknownCommand`], [`Error::Refused`] with ENOENT for memory that
-    /// is not registered …
+    /// [`Error::Unsupported`], [`Error::UnknownCommand`], [`Error::Refused`] with ENOENT for memory that is not
+    /// registered …
     pub fn unregister_memory(
         &mut self,
         id: DevId,

@@ -1,12 +1,12 @@
-//! The commands in the kernel, and who owns their memory.
+//! Tracks the commands in the kernel and owns their memory.
 #![forbid(unsafe_code)]
 
 use crate::{Buffer, Error, Operation};
 
-/// Slots only STOP may take, so that it finds room behind abandoned commands.
+/// Slots that only STOP may take, so that it finds room in addition to abandoned commands.
 pub(crate) const RESERVE: usize = 2;
 
-/// A command's place and generation: the one packer of `user_data`.
+/// A command's slot and generation. Only this type packs `user_data`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
     slot: u16,
@@ -15,12 +15,12 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// Bits 0-15 slot, bit 16 "this is the cancel request", bits 32-63 generation.
+    /// Packs the word: slot in bits 0-15, bit 16 set for a cancel request, generation in bits 32-63.
     pub(crate) fn pack(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.cancel) << 16 | u64::from(self.slot)
     }
 
-    /// `None` for a word that is no ticket.
+    /// Unpacks the word; `None` if it is not a ticket.
     pub(crate) fn unpack(word: u64) -> Option<Self> {
         let bytes = word.to_be_bytes();
         let generation = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
@@ -48,7 +48,7 @@ impl Ticket {
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// Counts the lives of the slot: a completion of an earlier one is not taken for this (L53).
+    /// Incremented with each use, so that a late completion of an earlier use is recognized (L53).
     generation: u32,
     /// The memory of the command in the kernel; `None` while the slot is free.
     pending: Option<Buffer>,
@@ -56,14 +56,14 @@ struct Slot {
 
 /// A slot for each command that may be in the kernel at once.
 ///
-/// Dropping the table leaks the memory of commands still in the kernel: closing their ring is no
-/// barrier, and the kernel may write to it at any later time (L09).
+/// Dropping the table leaks the memory of commands that are still in the kernel: closing the ring is not a barrier, and
+/// the kernel may write to the memory at any later time (L09).
 pub(crate) struct Slots {
     slots: Vec<Slot>,
 }
 
 impl Slots {
-    /// At least one slot beyond the reserve.
+    /// Creates at least one slot beyond the reserve.
     pub(crate) fn new(capacity: usize) -> Self {
         let mut slots = Vec::new();
         slots.resize_with(
@@ -73,12 +73,12 @@ impl Slots {
         Self { slots }
     }
 
-    /// How many commands are in the kernel.
+    /// Number of commands in the kernel.
     pub(crate) fn pending(&self) -> usize {
         self.slots.iter().filter(|s| s.pending.is_some()).count()
     }
 
-    /// Moves a command's memory in and gives its ticket.
+    /// Stores a command's memory and returns its ticket.
     pub(crate) fn take(&mut self, operation: Operation, buffer: Buffer) -> Result<Ticket, Error> {
         let pending = self.pending();
         let reserve = if operation.is_stop() { 0 } else { RESERVE };
@@ -104,7 +104,7 @@ impl Slots {
         slot.pending.as_ref().filter(|_| same)
     }
 
-    /// Takes the memory back after the completion; `None` for one of an earlier life.
+    /// Returns the memory after the completion; `None` for a completion of an earlier generation.
     pub(crate) fn release(&mut self, ticket: Ticket) -> Option<Buffer> {
         self.buffer(ticket)?;
         self.slots[usize::from(ticket.slot)].pending.take()
@@ -123,7 +123,7 @@ impl core::fmt::Debug for Slots {
 impl Drop for Slots {
     fn drop(&mut self) {
         for slot in &mut self.slots {
-            // Leaked on purpose, see the type.
+            // Leaked on purpose; see the type.
             core::mem::forget(slot.pending.take());
         }
     }
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(Ticket::unpack(1 << 17), None);
     }
 
-    /// L53 A completion of an earlier life of the slot frees nothing.
+    /// L53 A completion of an earlier generation of the slot frees nothing.
     #[test]
     fn l53_generations_tell_lives_apart() {
         let mut slots = Slots::new(3);
@@ -171,7 +171,7 @@ mod tests {
         assert!(slots.release(new).is_some() && slots.release(new).is_none());
     }
 
-    /// L27 A STOP finds room behind commands that never end; others are told.
+    /// L27 A STOP finds room in addition to commands that never end; other commands are refused.
     #[test]
     fn l27_room_for_a_stop() {
         let mut slots = Slots::new(4);
@@ -187,7 +187,7 @@ mod tests {
         assert!(slots.take(Operation::Stop, buffer()).is_err());
     }
 
-    /// L09 Memory the kernel may still write to is never freed.
+    /// L09 Memory that the kernel may still write to is never freed.
     #[test]
     fn l09_pending_memory_outlives_the_table() {
         let mut slots = Slots::new(4);

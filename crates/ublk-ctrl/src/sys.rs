@@ -1,4 +1,4 @@
-//! The system calls that std has no safe form of.
+//! System calls without a safe form in std.
 //!
 //! # Why there is `unsafe` here
 //! Calls of libc that read or set a number.
@@ -19,14 +19,14 @@ pub fn page_size() -> u32 {
     u32::try_from(size).unwrap_or(4096)
 }
 
-/// The release of the running kernel (`uname -r`), where it can be told.
+/// The release of the running kernel (`uname -r`), if it is available.
 pub(crate) fn release() -> Option<Release> {
     let mut name = MaybeUninit::<libc::utsname>::zeroed();
-    // SAFETY: the kernel fills the struct that the pointer is valid for, within the call.
+    // SAFETY: the pointer is valid for the struct, which the kernel fills during the call.
     if unsafe { libc::uname(name.as_mut_ptr()) } != 0 {
         return None;
     }
-    // SAFETY: it is made of arrays of bytes, for which zeroes are values, and the kernel has filled it.
+    // SAFETY: the struct consists of byte arrays, for which zeroes are valid, and the kernel has filled it.
     let name = unsafe { name.assume_init() };
     let bytes: Vec<u8> = name.release.iter().map(|c| c.cast_unsigned()).collect();
     Release::parse(CStr::from_bytes_until_nul(&bytes).ok()?.to_str().ok()?)
@@ -38,15 +38,15 @@ pub(crate) fn memlock_limit() -> Option<u64> {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` is a valid rlimit for the kernel to fill, for the length of the call.
+    // SAFETY: `limit` is a valid rlimit that the kernel fills during the call.
     let done = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
     (done == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
-/// Whether this process may read a file, by its effective rights; the errno if not. Opens nothing.
+/// Whether this process may read a file, by its effective permissions; the errno if not. Opens nothing.
 pub(crate) fn may_read(path: &Path) -> Result<(), Errno> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: the pointer is that of a live string with its end, which the call only reads.
+    // SAFETY: the pointer is that of a live NUL-terminated string, which the call only reads.
     let done =
         unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::R_OK, libc::AT_EACCESS) };
     match done {

@@ -1,4 +1,4 @@
-//! Control commands on a thread of their own.
+//! Issues control commands on a separate thread.
 #![expect(
     unsafe_code,
     reason = "a controller promises that replies are the driver's"
@@ -12,52 +12,51 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, s
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-/// Threads that may be stuck in the kernel before another command is refused.
+/// Threads that may be stuck in the kernel before further commands are refused.
 const MAX_LOST: usize = 8;
 
-/// How much later than a command's own end its caller gives up: the grace of the cancelling, and as
-/// much again for a machine under load.
+/// How much later than the command's deadline its caller gives up: the grace for cancelling, and as much again for a
+/// loaded machine.
 const MARGIN: Duration = CANCEL_GRACE.saturating_mul(2);
 
-/// What answers commands on the thread.
+/// Executes commands on the thread.
 pub(crate) type Handler = Box<dyn FnMut(Command, Duration) -> Result<Reply, Error>>;
 
 type Make = Arc<dyn Fn() -> Result<Handler, Error> + Send + Sync>;
 type Answer = Result<Reply, Error>;
 
-/// A [`Controller`] that issues its commands on a thread of its own, in this process.
+/// A [`Controller`] that issues its commands on a separate thread of this process.
 ///
-/// The caller returns at its deadline even where the thread does not: a thread stuck in the kernel
-/// is left behind, and the next command gets a fresh one with a ring of its own. Commands are issued
-/// one after the other; for an `info` while a `start` is waiting, make two of them. A value without
-/// thread-local magic: move it, drop it anywhere; dropping waits for nothing and deletes nothing
-/// (L29).
+/// The caller returns at its deadline even if the thread does not: a thread that is stuck in the kernel is left behind,
+/// and the next command gets a new thread with its own ring. Commands are serialized; for an `info` while a `start` is
+/// waiting, create two controllers. The value may be moved and dropped on any thread; dropping waits for nothing and
+/// deletes nothing (L29).
 ///
 /// # Hazard
-/// **A process with an unfinished control command cannot exit.** When STOP or DEL is issued by the
-/// server's own process and that process is then killed (SIGKILL, or its queue threads die) with a
-/// request unanswered, its exit waits for the STOP, the STOP waits for the request, and the request
-/// fails only when the process has exited: nothing but a reboot ends it. The same holds for START
-/// on kernels that scan for partitions inside it (before 7.0), and for zoned devices. Later kernels scan behind it;
-/// whoever opens the device then waits for the scan, in the kernel, and the scan for the server: so a server's own process
-/// opens its device never, neither to prove that it is ready ([`Nodes::see_ready`](crate::nodes::Nodes::see_ready)) nor
-/// for anything else, before it has answered the first reads. [`Command::Sync`] waits for requests in the same way.
-/// [`Command::NoScheduler`] does so in a child process, which keeps nothing of ours.
-/// So in a process that also serves: let the queues answer everything before STOP, never kill it
-/// hard while it stops, or issue the commands from another process (an agent), which is what
-/// programs that must survive `kill -9` do.
+/// **A process with an unfinished control command cannot exit.** Suppose the server's own process issues STOP or DEL
+/// and is then killed (SIGKILL, or its queue threads die) with a request unanswered. Its exit waits for the STOP, the
+/// STOP waits for the request, and the request fails only when the process has exited: only a reboot resolves this. The
+/// same holds for START on kernels that scan for partitions inside it (before 7.0), and for zoned devices. Later
+/// kernels scan after START. A process that opens the device then waits in the kernel for the scan, and the scan waits
+/// for the server. So a server's own process must not open its device before it has answered the first reads, neither
+/// to check that it is ready ([`Nodes::see_ready`](crate::nodes::Nodes::see_ready)) nor for anything else.
+/// [`Command::Sync`] waits for requests in the same way. [`Command::NoScheduler`] does so in a child process that
+/// inherits nothing of ours.
+///
+/// So in a process that also serves: let the queues answer everything before STOP and never kill it while it stops, or
+/// issue the commands from another process (an agent), as programs that must survive `kill -9` do.
 pub struct ControlThread {
     make: Make,
-    /// The thread in service.
+    /// The current thread.
     thread: Option<Thread>,
-    /// Threads whose answer did not come in time, as long as they live.
+    /// Threads that have not answered in time, as long as they live.
     lost: Vec<Weak<()>>,
 }
 
 /// A thread that issues commands.
 struct Thread {
     jobs: Sender<Job>,
-    /// The thread's own: it is gone when that has ended.
+    /// Dropped when the thread has ended.
     life: Weak<()>,
 }
 
@@ -71,8 +70,8 @@ impl ControlThread {
     /// Opens the control node on a new thread.
     ///
     /// # Errors
-    /// As [`Control::open`], and [`Error::ControllerGone`] where no thread can be made or opening
-    /// takes longer than `deadline`.
+    /// As [`Control::open`], and [`Error::ControllerGone`] if no thread can be created or opening takes longer than
+    /// `deadline`.
     pub fn start(deadline: Duration) -> Result<Self, Error> {
         Self::with(
             || {
@@ -85,11 +84,11 @@ impl ControlThread {
         )
     }
 
-    /// As [`ControlThread::start`] with another maker of handlers, which runs on the new thread, and
-    /// again on every thread that replaces a stuck one.
+    /// As [`ControlThread::start`], with another constructor of handlers, which runs on the new thread, and again on
+    /// every thread that replaces a stuck one.
     ///
     /// # Errors
-    /// What the maker gives, or [`Error::ControllerGone`].
+    /// The constructor's error, or [`Error::ControllerGone`].
     pub(crate) fn with<M>(make: M, deadline: Duration) -> Result<Self, Error>
     where
         M: Fn() -> Result<Handler, Error> + Send + Sync + 'static,
@@ -100,12 +99,12 @@ impl ControlThread {
         Ok(Self { make, thread, lost })
     }
 
-    /// The thread in service, a new one where the last is lost.
+    /// The current thread's queue; starts a new thread if the last one is lost.
     fn jobs(&mut self, command: &Command, deadline: Duration) -> Result<&Sender<Job>, Error> {
-        // What has ended since is stuck no more.
+        // Threads that have ended since are no longer stuck.
         self.lost.retain(|life| life.strong_count() > 0);
         let most = match command.operation() {
-            // What ends a device finds room behind what is stuck in it.
+            // Commands that end a device get room in addition to stuck ones.
             Operation::Stop | Operation::Delete => MAX_LOST + 2,
             _ => MAX_LOST,
         };
@@ -123,7 +122,7 @@ impl ControlThread {
     }
 }
 
-// SAFETY: replies are those of the `Control` of its thread.
+// SAFETY: replies come from the `Control` on its thread.
 unsafe impl Controller for ControlThread {
     fn call(&mut self, command: Command, deadline: Duration) -> Answer {
         let (answer, wait) = sync_channel(1);
@@ -138,7 +137,7 @@ unsafe impl Controller for ControlThread {
             Err(_) => Err(RecvTimeoutError::Disconnected),
         };
         got.unwrap_or_else(|error| {
-            // Stuck or dead: its channel closes, and it ends when the kernel lets it go.
+            // Stuck or dead: closing its channel makes it end once the kernel lets it go.
             let thread = self.thread.take();
             match error {
                 RecvTimeoutError::Timeout => {
@@ -166,7 +165,7 @@ impl fmt::Debug for ControlThread {
     }
 }
 
-/// Starts a thread and waits until its handler is made.
+/// Starts a thread and waits until its handler is created.
 fn spawn(make: &Make, deadline: Duration) -> Result<Thread, Error> {
     let gone = |message: String| Error::ControllerGone { message };
     let make = Arc::clone(make);
@@ -177,7 +176,7 @@ fn spawn(make: &Make, deadline: Duration) -> Result<Thread, Error> {
     let body = move || {
         match make() {
             Ok(handler) => {
-                // Nobody waits any more: then nobody sends work either.
+                // If nobody waits any more, nobody sends work either.
                 if made.send(Ok(())).is_ok() {
                     serve(handler, &work);
                 }
@@ -202,7 +201,7 @@ fn spawn(make: &Make, deadline: Duration) -> Result<Thread, Error> {
 fn serve(mut handler: Handler, work: &Receiver<Job>) {
     while let Ok(job) = work.recv() {
         let left = job.until.saturating_duration_since(Instant::now());
-        // A caller that gave up has dropped its end.
+        // A caller that gave up has dropped its receiver.
         if job.answer.send(handler(job.command, left)).is_err() {
             return;
         }

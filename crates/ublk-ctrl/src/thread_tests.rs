@@ -12,7 +12,7 @@ fn id(n: u32) -> DevId {
     DevId::new(n).expect("small")
 }
 
-/// Handlers that record, and get stuck in STOP until the returned end is dropped.
+/// Handlers that record commands, and are stuck in STOP until the returned end is dropped.
 struct Host {
     seen: Arc<Mutex<Vec<(Operation, ThreadId)>>>,
     made: Arc<AtomicUsize>,
@@ -52,7 +52,7 @@ fn host() -> Host {
     }
 }
 
-/// As many late threads as there may be, that live as long as this.
+/// The maximum number of late threads, which live as long as `life`.
 fn late(life: &Arc<()>) -> Vec<Weak<()>> {
     (0..MAX_LOST).map(|_| Arc::downgrade(life)).collect()
 }
@@ -67,7 +67,7 @@ fn l20_commands_run_on_another_thread() {
     assert_ne!(seen[0].1, std::thread::current().id());
 }
 
-/// L27 A thread stuck in the kernel does not hold its caller, nor the next command.
+/// L27 A thread stuck in the kernel blocks neither its caller nor the next command.
 #[test]
 fn l27_a_stuck_thread_is_left_behind() {
     let mut host = host();
@@ -86,7 +86,7 @@ fn l27_a_stuck_thread_is_left_behind() {
     assert!(error.to_string().contains("then stop again"), "{error}");
     assert_eq!(host.control.features(LONG), Ok(Features::USER_COPY));
     assert_eq!(host.made.load(Ordering::Relaxed), 2);
-    // They live for as long as this does.
+    // The late threads live as long as this value.
     let life = Arc::new(());
     host.control.lost = late(&life);
     let error = host.control.features(LONG).expect_err("too many");
@@ -99,7 +99,7 @@ fn l27_a_stuck_thread_is_left_behind() {
     ));
 }
 
-/// L24 A thread that dies is told, and the next command has another.
+/// L24 A thread that dies is reported, and the next command gets a new one.
 #[test]
 fn l24_a_dead_thread_is_told() {
     let mut host = host();
@@ -108,7 +108,7 @@ fn l24_a_dead_thread_is_told() {
     assert_eq!(host.control.features(LONG), Ok(Features::USER_COPY));
 }
 
-/// L29 Dropped on another thread, with a command stuck: at once, and nothing is deleted.
+/// L29 Dropped on another thread with a command stuck: returns at once and deletes nothing.
 #[test]
 fn l29_dropping_waits_for_nothing_and_deletes_nothing() {
     let mut host = host();
@@ -133,7 +133,8 @@ fn a_failed_start_is_told() {
     assert!(matches!(error, Err(Error::ControllerGone { .. })));
 }
 
-/// L27 A command that was late and has ended counts no more; one that ends a device finds room behind those that have not.
+/// L27 A late command that has ended no longer counts. One that ends a device finds room in addition to those that have
+/// not.
 #[test]
 fn l27_what_was_late_and_has_ended_counts_no_more() {
     let mut host = host();
@@ -144,7 +145,7 @@ fn l27_what_was_late_and_has_ended_counts_no_more() {
     assert!(host.control.features(LONG).is_err());
     drop(ended);
     assert!(host.control.features(LONG).is_ok());
-    // A thread left behind in the kernel is one as long as it is there.
+    // A thread that was left behind counts as long as it is in the kernel.
     for pending in 1..=2 {
         host.control.stop(id(4), SHORT).expect_err("stuck");
         assert_eq!(host.control.lost.len(), pending);

@@ -1,4 +1,4 @@
-//! The one wait for what the kernel gives no event for.
+//! Polls for conditions that the kernel has no event for.
 #![forbid(unsafe_code)]
 
 use core::time::Duration;
@@ -6,15 +6,15 @@ use std::time::Instant;
 
 pub use ublk_core::deadline_in;
 
-/// First pause between two looks.
+/// First pause between two checks.
 const FIRST: Duration = Duration::from_micros(100);
-/// Longest pause between two looks.
+/// Longest pause between two checks.
 const LONGEST: Duration = Duration::from_millis(5);
 
-/// Looks again and again until `look` finds something, with pauses from 100 µs doubling to 5 ms, and
-/// once more at the deadline. `None` when the deadline passed.
+/// Calls `look` until it finds something, with pauses from 100 µs doubling to 5 ms, and once more at the deadline.
+/// `None` if the deadline passed.
 ///
-/// Only for what the kernel has no event for: a node that udev makes, a file another process closes.
+/// Only for conditions without a kernel event: a node that udev creates, a file that another process closes.
 ///
 /// # Errors
 /// The first error of `look`.
@@ -38,7 +38,7 @@ pub fn until<T, E>(
 mod tests {
     use super::*;
 
-    /// L21 No fixed sleeps: what is there at once costs nothing, what comes later is seen soon.
+    /// L21 No fixed sleeps: an immediate result costs nothing, a later one is noticed soon.
     #[test]
     fn l21_waits_no_longer_than_needed() {
         let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! What to do about it, in words.
+//! Hints: what to do about an error.
 
 use super::Error;
 use crate::Operation;
@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use ublk_core::{DevState, Errno, Features};
 
 impl Error {
-    /// What to do next: an arm for each cause.
+    /// What to do next.
     #[must_use]
     pub fn hint(&self) -> Cow<'static, str> {
         let id = || self.dev().map_or_else(|| "N".into(), |d| d.to_string());
@@ -37,7 +37,7 @@ impl Error {
                     "allow io_uring in the container's seccomp profile; outside a container, set the sysctl \
                      kernel.io_uring_disabled to 0"
                 }
-                // Some distributions ship it so (RHEL).
+                // Some distributions (RHEL) ship this default.
                 Some(_) => {
                     "run `sysctl kernel.io_uring_disabled=0`; a file in /etc/sysctl.d makes it permanent"
                 }
@@ -124,7 +124,7 @@ impl Error {
     }
 }
 
-/// L27: names what to do, by command.
+/// L27: hints for a timeout, by command.
 fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
     let next = match operation {
         Operation::Start => format!(
@@ -177,7 +177,7 @@ fn timed_out_hint(operation: Operation, abandoned: bool, id: &str) -> String {
     }
 }
 
-/// What to do about a device in the wrong state.
+/// Hints for a device in the wrong state.
 const fn wrong_state_hint(operation: Operation, state: DevState) -> &'static str {
     match (operation, state) {
         (Operation::StartRecovery, DevState::Live) => {

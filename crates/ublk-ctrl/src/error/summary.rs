@@ -1,11 +1,11 @@
-//! What happened, in words.
+//! Summaries: what happened.
 
 use super::Error;
 use crate::Operation;
 use ublk_core::{DevId, Errno, Features, Mode, Recovery};
 
 impl Error {
-    /// What happened, without what to do about it: an arm for each cause.
+    /// What happened, without the hint.
     #[must_use]
     pub fn summary(&self) -> String {
         let on = |op: &Operation, dev: &Option<DevId>| op.on(*dev);
@@ -82,7 +82,8 @@ impl Error {
                 after: _,
                 abandoned,
             } => {
-                // The time a command had is what earlier commands left of the caller's deadline: meaningless to a user.
+                // The command's own time limit is what earlier commands left of the caller's deadline, which means
+                // nothing to a user.
                 let what = on(operation, dev);
                 match (operation, abandoned) {
                     (_, true) => {
