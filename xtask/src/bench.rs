@@ -116,14 +116,19 @@ pub fn run(options: &Options) -> Result<()> {
     let bench = Bench::new(&manifest, &kernel, &mut selection)?;
     let mut report = Report::new(&kernel)?;
     let mut faults = Vec::new();
-    for (cpus, rows) in [(1, &selection.counted), (2, &selection.two_cpus)] {
+    for (cpus, rows) in [
+        (1, &selection.counted),
+        (1, &selection.network),
+        (2, &selection.two_cpus),
+    ] {
         if !rows.is_empty() {
             let counted = counted(&bench, rows, cpus, options, &mut faults)?;
             report.figures.extend(counted.figures);
             report.commands.push(counted.command);
         }
     }
-    faults.extend(limits.icount(&selection.counted, &report.figures));
+    let limited = [&selection.counted[..], &selection.network].concat();
+    faults.extend(limits.icount(&limited, &report.figures));
     let (found, wrong) = scaling::counted(&report.figures, &limits.scaling);
     report.findings.extend(found);
     faults.extend(wrong);
@@ -244,7 +249,7 @@ mod tests {
     /// L90 A limit for a row that does not exist would never be checked.
     #[test]
     fn l90_every_limit_is_for_a_row() {
-        let rows = rows::counted();
+        let rows = [rows::counted(), rows::network()].concat();
         for limit in Limits::load().unwrap().icount {
             assert!(
                 rows.iter().any(|row| row.name == limit.row),

@@ -40,6 +40,9 @@ pub struct Figure {
     pub alike: f64,
     /// Bytes copied by the kernel.
     pub copied: f64,
+    /// Instructions of the row's NBD server, those of the kernel on its behalf included; part of the total.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<f64>,
     /// Context switches.
     pub switches: f64,
     /// The device as the kernel reports it.
@@ -164,6 +167,7 @@ pub fn figure(row: &Row, lines: &[String], snapshots: &BTreeMap<u64, Snapshot>) 
         kernel,
         own,
         other,
+        peer: seen.peer_ns.map(|[small, large]| per_io(small, large, ios)),
         switches: per_io(switches_small.parse()?, switches_large.parse()?, ios),
         seen,
         mark,
@@ -303,6 +307,7 @@ impl Figure {
             other: 0.0,
             alike: total,
             copied: 0.0,
+            peer: None,
             switches: 0.0,
             seen: Seen::default(),
             mark: 0,

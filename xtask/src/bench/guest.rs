@@ -39,8 +39,20 @@ const CMDLINE: [&str; 5] = [
     "norandmaps",
 ];
 const DEADLINE: Duration = Duration::from_secs(3600);
+/// Programs of the host in the images.
+const TOOLS: [&str; 3] = ["fio", "busybox", "mkfs.ext4"];
 /// Number of measurements of the time to the first read.
 const TIMES: usize = 5;
+
+/// The kernel's own devices in a guest.
+#[derive(Clone, Copy, Debug)]
+enum Devices {
+    None,
+    /// RAM disks, loop devices, null_blk.
+    Local,
+    /// Network block devices.
+    Network,
+}
 
 /// An environment for benchmarks.
 #[derive(Debug)]
@@ -48,7 +60,10 @@ pub struct Bench<'a> {
     manifest: &'a Manifest,
     kernel: &'a Kernel,
     image: Image,
-    /// Keeps the image's directory.
+    /// The image with the programs of network block devices, if there are rows of them. Apart from the other: the size of
+    /// an image shifts figures.
+    network: Option<Image>,
+    /// Keeps the directory of the images.
     _place: TempDir,
     servers: Vec<PathBuf>,
     plugin: PathBuf,
@@ -111,7 +126,7 @@ impl<'a> Bench<'a> {
         let contents = Contents {
             init,
             programs: built,
-            tools: ["fio", "busybox", "mkfs.ext4"].map(str::to_owned).to_vec(),
+            tools: TOOLS.map(str::to_owned).to_vec(),
             plugins: BTreeMap::new(),
             tree: None,
         };
@@ -120,10 +135,20 @@ impl<'a> Bench<'a> {
         fs::create_dir_all(&images).with_context(|| images.display().to_string())?;
         let place = tempfile::tempdir_in(&images).context("a directory for the image")?;
         let image = Image::build(&contents, &place.path().join("bench.cpio"))?;
+        let network = match selection.network.is_empty() {
+            true => None,
+            false => {
+                let mut contents = contents;
+                contents.tools.push("nbdkit".to_owned());
+                contents.plugins.clone_from(&manifest.plugins);
+                Some(Image::build(&contents, &place.path().join("network.cpio"))?)
+            }
+        };
         Ok(Self {
             manifest,
             kernel,
             image,
+            network,
             _place: place,
             servers,
             plugin: programs::plugin()?,
@@ -159,7 +184,13 @@ impl<'a> Bench<'a> {
             self.kernel.release,
             if cpus == 1 { "" } else { "s" }
         );
-        let (lines, command) = self.run(machine, &directory, &rows::plan(rows), true)?;
+        let network = rows.iter().any(Row::is_network);
+        let devices = if network {
+            Devices::Network
+        } else {
+            Devices::Local
+        };
+        let (lines, command) = self.run(machine, &directory, &rows::plan(rows), devices)?;
         let text = fs::read_to_string(&out).with_context(|| out.display().to_string())?;
         let snapshots = figures::snapshots(&text)?;
         let (mut figures, mut errors) = (Vec::new(), Vec::new());
@@ -203,7 +234,14 @@ impl<'a> Bench<'a> {
             copies::USER,
             copies::PAGES,
         ];
-        let outcome = self.boot(counting(1), directory, &program, Vec::new(), Vec::new())?;
+        let outcome = self.boot(
+            &self.image,
+            counting(1),
+            directory,
+            &program,
+            Vec::new(),
+            Vec::new(),
+        )?;
         let found = Routines::parse(&outcome.lines)?;
         Ok(*self.copies.get_or_init(|| found))
     }
@@ -231,7 +269,7 @@ impl<'a> Bench<'a> {
             (accel.machine(), accel.to_string())
         };
         let plan = rows::usable_plan(TIMES);
-        let (lines, _) = self.run(machine, &directory, &plan, false)?;
+        let (lines, _) = self.run(machine, &directory, &plan, Devices::None)?;
         let mut usable = Usable {
             accelerator,
             command: rows::usable_server().to_owned(),
@@ -260,7 +298,7 @@ impl<'a> Bench<'a> {
             self.kernel.release
         );
         let machine = accel.machine();
-        let (lines, command) = self.run(machine, &directory, &rows::plan(rows), true)?;
+        let (lines, command) = self.run(machine, &directory, &rows::plan(rows), Devices::Local)?;
         Ok(wall::Walls::of(rows, &lines, &command))
     }
 
@@ -277,29 +315,39 @@ impl<'a> Bench<'a> {
         machine: Machine,
         directory: &Path,
         plan: &str,
-        targets: bool,
+        devices: Devices,
     ) -> Result<(Vec<String>, String)> {
         let file = directory.join("plan");
         fs::write(&file, plan).with_context(|| file.display().to_string())?;
         let mut modules = vec![("ublk_drv".to_owned(), String::new())];
-        if targets {
-            modules.push((
-                "null_blk".to_owned(),
-                "nr_devices=1 submit_queues=1".to_owned(),
-            ));
-            // The second ram disk holds a file system with a file of 256 MiB.
-            modules.push(("brd".to_owned(), "rd_nr=2 rd_size=393216".to_owned()));
-            modules.push(("loop".to_owned(), "max_loop=1".to_owned()));
-            modules.push(("ext4".to_owned(), String::new()));
-        }
+        let more: &[(&str, &str)] = match devices {
+            Devices::None => &[],
+            Devices::Local => &[
+                ("null_blk", "nr_devices=1 submit_queues=1"),
+                // The second ram disk holds a file system with a file of 256 MiB.
+                ("brd", "rd_nr=2 rd_size=393216"),
+                ("loop", "max_loop=1"),
+                ("ext4", ""),
+            ],
+            Devices::Network => &[("nbd", "nbds_max=1 max_part=0")],
+        };
+        let more = more
+            .iter()
+            .map(|(name, words)| ((*name).to_owned(), (*words).to_owned()));
+        modules.extend(more);
+        let image = match devices {
+            Devices::Network => self.network.as_ref().context("an image for the network")?,
+            _ => &self.image,
+        };
         let files = vec![("/bench.plan".to_owned(), file)];
         let program = ["/usr/bin/bench-guest", "/bench.plan"];
-        let outcome = self.boot(machine, directory, &program, modules, files)?;
+        let outcome = self.boot(image, machine, directory, &program, modules, files)?;
         Ok((outcome.lines, outcome.command))
     }
 
     fn boot(
         &self,
+        image: &Image,
         machine: Machine,
         directory: &Path,
         program: &[&str],
@@ -308,7 +356,7 @@ impl<'a> Bench<'a> {
     ) -> Result<Outcome> {
         let guest = Guest {
             kernel: self.kernel,
-            image: &self.image,
+            image,
             machine,
             cmdline: CMDLINE.map(str::to_owned).to_vec(),
             modules,

@@ -54,6 +54,9 @@ pub struct Seen {
     /// Requests inside and outside memory shared with the client, if there is such memory.
     #[serde(default)]
     pub shm: Option<SharedHits>,
+    /// Processor time of the row's NBD server in the small run and in the large one, in nanoseconds.
+    #[serde(default)]
+    pub peer_ns: Option<[u64; 2]>,
     /// A queue's polling, if the server reports it.
     #[serde(default)]
     pub poll: Option<serde_json::Value>,

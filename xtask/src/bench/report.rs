@@ -68,14 +68,14 @@ impl Report {
             let _ = writeln!(
                 text,
                 "Instructions per I/O, {on}:\n\n\
-                 | row | device | total | kernel | own | fio | copied | alike | switches |\n\
-                 |---|---|--:|--:|--:|--:|--:|--:|--:|"
+                 | row | device | total | kernel | own | fio | copied | alike | switches | peer |\n\
+                 |---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
             );
         }
         for figure in &self.figures {
             let _ = writeln!(
                 text,
-                "| {} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {:.0} | {:.1} | {:.3} |",
+                "| {} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {:.0} | {:.1} | {:.3} | {} |",
                 figure.name,
                 figure.seen,
                 figure.total,
@@ -84,7 +84,10 @@ impl Report {
                 figure.other,
                 figure.copied,
                 figure.alike,
-                figure.switches
+                figure.switches,
+                figure
+                    .peer
+                    .map_or("-".to_owned(), |peer| format!("{peer:.0}"))
             );
         }
         if !self.walls.is_empty() {
@@ -110,7 +113,7 @@ impl Report {
             let how = [&target.server, &target.device]
                 .into_iter()
                 .find(|text| !text.is_empty())
-                .map_or_else(|| format!("loop device, {}", target.looped), Clone::clone);
+                .map_or_else(|| target.kernel_device(), Clone::clone);
             let _ = write!(text, "{}: `{how}`", target.name);
             if !target.prepare.is_empty() {
                 let _ = write!(text, " ({})", target.prepare.join(", "));

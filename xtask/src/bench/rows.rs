@@ -65,6 +65,12 @@ impl Row {
         }
     }
 
+    /// Whether its device is behind a network.
+    pub fn is_network(&self) -> bool {
+        let mut prepare = self.target.prepare.iter();
+        prepare.any(|words| words.starts_with("nbdkit "))
+    }
+
     /// The row's description of its device.
     pub fn label(&self) -> &Label {
         &self.target.label
@@ -87,6 +93,18 @@ pub fn counted() -> Vec<Row> {
     }
     for target in targets::large() {
         for work in works::large() {
+            rows.push(Row::new(&target, &work, kind));
+        }
+    }
+    rows
+}
+
+/// All rows of network block devices, which are counted in a guest with one CPU and an image of their own.
+pub fn network() -> Vec<Row> {
+    let kind = Kind::Counted { cpus: 1 };
+    let mut rows = Vec::new();
+    for target in targets::network() {
+        for work in works::network() {
             rows.push(Row::new(&target, &work, kind));
         }
     }
@@ -140,6 +158,7 @@ pub fn plan(rows: &[Row]) -> String {
             ("stop", &row.target.stop),
             ("device", &row.target.device),
             ("loop", &row.target.looped),
+            ("kernel-nbd", &row.target.kernel_nbd),
             ("fio", &row.fio),
         ] {
             if !value.is_empty() {
@@ -169,10 +188,10 @@ pub fn usable_server() -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::{Row, counted, plan, two_cpus, wall};
+    use super::{Row, counted, network, plan, two_cpus, wall};
 
     fn all() -> Vec<Row> {
-        [counted(), two_cpus(), wall()].concat()
+        [counted(), network(), two_cpus(), wall()].concat()
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::guest::accel::Accel;
 pub struct Selection {
     /// Counted in a guest with one CPU.
     pub counted: Vec<Row>,
+    /// Network block devices, counted in a guest with one CPU and an image of their own.
+    pub network: Vec<Row>,
     /// Counted in a guest with two CPUs.
     pub two_cpus: Vec<Row>,
     /// Wall-clock rows.
@@ -39,10 +41,13 @@ impl Selection {
             all.counted = named(rows::counted());
             let limited = |row: &Row| limits.icount.iter().any(|limit| limit.row == row.name);
             all.counted.retain(limited);
+            all.network = named(rows::network());
+            all.network.retain(limited);
             all.two_cpus = named(rows::two_cpus());
         }
         if options.icount {
             all.counted = named(rows::counted());
+            all.network = named(rows::network());
             all.two_cpus = named(rows::two_cpus());
         }
         if options.wall {
@@ -65,7 +70,7 @@ impl Selection {
                 "no row has {:?} in its name, which is a target, a dash and a work; with --icount there are\n{}\n\
                  with --wall\n{}\nalways {USABLE}",
                 options.filter.join(" or "),
-                halves(&[rows::counted(), rows::two_cpus()].concat()),
+                halves(&[rows::counted(), rows::network(), rows::two_cpus()].concat()),
                 halves(&rows::wall()),
             );
         }
@@ -74,13 +79,18 @@ impl Selection {
 
     /// All rows except the time to the first read.
     pub fn all(&self) -> Vec<Row> {
-        [&self.counted[..], &self.two_cpus, &self.wall].concat()
+        [&self.counted[..], &self.network, &self.two_cpus, &self.wall].concat()
     }
 
     /// Leaves out the rows of a server program.
     pub fn skip(&mut self, program: &str, why: &str) {
         let theirs = |row: &Row| row.target.server.starts_with(program);
-        for rows in [&mut self.counted, &mut self.two_cpus, &mut self.wall] {
+        for rows in [
+            &mut self.counted,
+            &mut self.network,
+            &mut self.two_cpus,
+            &mut self.wall,
+        ] {
             let names = rows.iter().filter(|row| theirs(row));
             self.skipped
                 .extend(names.map(|row| (row.name.clone(), why.to_owned())));

@@ -13,11 +13,14 @@
 //!
 //! `MARK` is the number of the first of four markers: before and after the small run, before and after the large one.
 //! `@seen` has the device's properties as the kernel reports them, see `seen.rs`, and `ring_completions`: the
-//! completions of each of the server's rings in one more run of several jobs. `@symbol` answers `bench-guest --symbols
+//! completions of each of the server's rings in one more run of several jobs, and `peer_ns`: the processor time of the
+//! row's NBD server in both runs. `@symbol` answers `bench-guest --symbols
 //! NAME…`: the address range of that kernel function.
 
 mod fio;
+mod kernel_nbd;
 mod loops;
+mod peer;
 mod plan;
 mod prepare;
 mod seen;
@@ -31,7 +34,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use icount_marker::mark;
+use kernel_nbd::KernelNbd;
 use loops::Loop;
+use peer::Peer;
 use plan::{Kind, Row};
 use prepare::Prepared;
 use serde_json::{Value, json};
@@ -66,7 +71,7 @@ fn run() -> Result<()> {
     for row in plan::parse(&text)? {
         let result = prepared.need(&row.prepare).and_then(|()| match row.kind {
             Kind::Usable => usable::measure(&row),
-            Kind::Counted | Kind::Wall => measure(&row, &mut marks),
+            Kind::Counted | Kind::Wall => measure(&row, prepared.peer(&row.prepare), &mut marks),
         });
         match result {
             Ok(line) => println!("{line}"),
@@ -80,19 +85,23 @@ fn run() -> Result<()> {
 }
 
 /// Creates the row's device, measures, and removes it.
-fn measure(row: &Row, marks: &mut u64) -> Result<String> {
+fn measure(row: &Row, peer: Option<&Peer>, marks: &mut u64) -> Result<String> {
     if let Some((file, direct)) = &row.looped {
         let device = Loop::new(file, *direct)?;
-        return work(row, device.path(), marks);
+        return work(row, device.path(), peer, marks);
+    }
+    if let Some(server) = &row.kernel_nbd {
+        let _device = KernelNbd::new(server)?;
+        return work(row, KernelNbd::PATH, peer, marks);
     }
     if row.server.is_empty() {
-        return work(row, &row.device, marks);
+        return work(row, &row.device, peer, marks);
     }
     let server = match row.stop.as_slice() {
         [] => Server::start(&row.server)?,
         stop => Server::start_silent(&row.server, &row.device, stop)?,
     };
-    let answer = work(row, server.device(), marks);
+    let answer = work(row, server.device(), peer, marks);
     // A server that fails at its end spoils its figures: it did something other than serve.
     let end = server.stop();
     let answer = answer?;
@@ -100,7 +109,7 @@ fn measure(row: &Row, marks: &mut u64) -> Result<String> {
     Ok(answer)
 }
 
-fn work(row: &Row, device: &str, marks: &mut u64) -> Result<String> {
+fn work(row: &Row, device: &str, peer: Option<&Peer>, marks: &mut u64) -> Result<String> {
     match row.kind {
         Kind::Wall => {
             let seen = seen::device(device)?;
@@ -109,27 +118,36 @@ fn work(row: &Row, device: &str, marks: &mut u64) -> Result<String> {
             let result = wall::measure(row, device, server)?;
             Ok(format!("@wall {} {result}", row.name))
         }
-        Kind::Counted | Kind::Usable => count(row, device, marks),
+        Kind::Counted | Kind::Usable => count(row, device, peer, marks),
     }
 }
 
-fn count(row: &Row, device: &str, marks: &mut u64) -> Result<String> {
+fn count(row: &Row, device: &str, peer: Option<&Peer>, marks: &mut u64) -> Result<String> {
     fio::run(&row.fio, device, WARM_UP.min(row.ios))?;
     let first = *marks;
-    let mut counts = Vec::new();
-    for ios in [SMALL, SMALL + row.ios] {
+    let (mut counts, mut peer_times) = (Vec::new(), Vec::new());
+    // Rows of few and large I/Os take a small run of their own.
+    let small = SMALL.min(row.ios);
+    for ios in [small, small + row.ios] {
         let before = context_switches()?;
+        let worked = peer.map(Peer::time).transpose()?;
         mark();
         *marks += 1;
         let done = fio::run(&row.fio, device, ios);
         mark();
         *marks += 1;
         counts.push((context_switches()? - before, done?));
+        if let (Some(peer), Some(worked)) = (peer, worked) {
+            peer_times.push(peer.time()? - worked);
+        }
     }
     // Afterwards, so that it does not affect the figures.
     let mut seen = seen::device(device)?;
     if row.jobs > 1 {
         seen["ring_completions"] = completions(row, device, &seen)?;
+    }
+    if !peer_times.is_empty() {
+        seen["peer_ns"] = json!(peer_times);
     }
     println!("@seen {} {seen}", row.name);
     let (small, large) = (counts[0], counts[1]);

@@ -10,6 +10,7 @@
 //! | `device` | path of a device that exists without a server, or whose server does not print it |
 //! | `stop` | command that ends such a server and deletes its device, which runs without a scheduler |
 //! | `loop` | `buffered` or `direct`, and the file of a loop device |
+//! | `kernel-nbd` | the kernel's NBD device, of the server at that unix socket or port |
 //! | `fio` | arguments of fio, except `--filename` and the amount; a second line adds to them |
 //! | `jobs` | number of fio jobs (1) |
 //! | `ios` | difference in I/Os of each job between the small and the large run (10000) |
@@ -46,6 +47,8 @@ pub struct Row {
     pub stop: Vec<String>,
     /// The file of a loop device, and whether it uses direct I/O.
     pub looped: Option<(String, bool)>,
+    /// The server of the kernel's NBD device.
+    pub kernel_nbd: Option<String>,
     /// The arguments of fio.
     pub fio: Vec<String>,
     /// Number of fio's jobs.
@@ -66,6 +69,7 @@ impl Row {
             device: String::new(),
             stop: Vec::new(),
             looped: None,
+            kernel_nbd: None,
             fio: Vec::new(),
             jobs: 1,
             ios: 10_000,
@@ -78,8 +82,9 @@ impl Row {
             !self.server.is_empty(),
             !self.device.is_empty(),
             self.looped.is_some(),
+            self.kernel_nbd.is_some(),
         ];
-        let silent = sources == [true, true, false];
+        let silent = sources == [true, true, false, false];
         if silent == self.stop.is_empty() {
             bail!(
                 "{}: a server and a device need a stop, and a stop these",
@@ -130,6 +135,7 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
                 let (way, file) = value.split_once(' ').context("a loop device of no file")?;
                 row.looped = Some((file.to_owned(), way == "direct"));
             }
+            "kernel-nbd" => row.kernel_nbd = Some(value.to_owned()),
             "fio" => row.fio.extend(args),
             "jobs" => row.jobs = value.parse().context("jobs")?,
             "ios" => row.ios = value.parse().context("ios")?,

@@ -5,6 +5,7 @@
 //! | `tmpfs FILE MIB` | a file of that size, fully written, on a separate tmpfs |
 //! | `ext4 DEVICE FILE MIB` | such a file on an ext4 on that device |
 //! | `null_blk NAME QUEUES` | a null_blk device of that name with 128 tags per queue |
+//! | `nbdkit SOCKET MIB` | an NBD server of memory, fully written, on a unix socket or a TCP port |
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,12 +14,18 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::peer::Peer;
+
 /// Fixed: nothing here may wait for random numbers, or differ between guests.
 const UUID: &str = "12345678-1234-4234-9234-123456789abc";
 
 /// The preparations done so far.
 #[derive(Debug, Default)]
-pub struct Prepared(Vec<Vec<String>>);
+pub struct Prepared {
+    done: Vec<Vec<String>>,
+    /// NBD servers, each with its preparation.
+    peers: Vec<(Vec<String>, Peer)>,
+}
 
 impl Prepared {
     /// Does the preparations that are missing.
@@ -27,12 +34,31 @@ impl Prepared {
     /// A preparation failed, or its words are unknown.
     pub fn need(&mut self, all: &[Vec<String>]) -> Result<()> {
         for words in all {
-            if !self.0.contains(words) {
-                make(words).with_context(|| words.join(" "))?;
-                self.0.push(words.clone());
+            if !self.done.contains(words) {
+                self.make(words).with_context(|| words.join(" "))?;
+                self.done.push(words.clone());
             }
         }
         Ok(())
+    }
+
+    /// The NBD server among a row's preparations.
+    pub fn peer(&self, all: &[Vec<String>]) -> Option<&Peer> {
+        let mut peers = self.peers.iter();
+        peers
+            .find(|(words, _)| all.contains(words))
+            .map(|(_, peer)| peer)
+    }
+
+    fn make(&mut self, words: &[String]) -> Result<()> {
+        if let [kind, at, size] = words
+            && kind == "nbdkit"
+        {
+            let peer = Peer::start(at, size.parse().context("a size")?)?;
+            self.peers.push((words.to_vec(), peer));
+            return Ok(());
+        }
+        make(words)
     }
 }
 

@@ -20,6 +20,12 @@ pub const LIBUBLK: &str = "/usr/bin/bench-libublk";
 /// The kernel's own test server in the image.
 pub const KUBLK: &str = "/usr/bin/kublk";
 
+/// NBD servers of memory: kind of socket, where it listens, URI.
+const NBD: [[&str; 3]; 2] = [
+    ["unix", "/run/nbd.sock", "nbd+unix:///?socket=/run/nbd.sock"],
+    ["tcp", "10809", "nbd://127.0.0.1"],
+];
+
 /// Something with a block device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Target {
@@ -34,6 +40,8 @@ pub struct Target {
     pub stop: String,
     /// How the kernel makes a loop device, and of which file.
     pub looped: String,
+    /// Where the server of the kernel's NBD device listens.
+    pub kernel_nbd: String,
     /// Additional arguments of fio.
     pub client: String,
     /// Preparations.
@@ -116,6 +124,14 @@ impl Target {
             label: Label::looped(way == "direct"),
             jobs: 1,
             ..Self::default()
+        }
+    }
+
+    /// How the kernel makes a device that has no server of ours.
+    pub fn kernel_device(&self) -> String {
+        match self.looped.as_str() {
+            "" => format!("nbd driver, {}", self.kernel_nbd),
+            looped => format!("loop device, {looped}"),
         }
     }
 
@@ -237,6 +253,28 @@ fn mem_shm() -> Target {
     Target::ours("mem_shm", "mem --size 256M", "copy", "off", 1)
         .on(SHARED_MEMORY)
         .sharing(SHARED)
+}
+
+/// Network block devices: ours, without and with batches, and the kernel's, all without a scheduler.
+pub fn network() -> Vec<Target> {
+    let mut all = Vec::new();
+    for [socket, at, uri] in NBD {
+        let prepare = &format!("nbdkit {at} 256");
+        for (kind, batch) in [("", "off"), ("_batch", "on")] {
+            let name = format!("nbd_{socket}{kind}");
+            let backend = format!("nbd {uri}");
+            all.push(Target::ours(&name, &backend, "copy", batch, 1).on(prepare));
+        }
+        let kernel = Target {
+            name: format!("kernel_nbd_{socket}"),
+            kernel_nbd: at.to_owned(),
+            label: Label::mq(1, 128),
+            jobs: 1,
+            ..Target::default()
+        };
+        all.push(kernel.on(prepare));
+    }
+    all
 }
 
 /// Data modes of a memory device for large requests that are not merged.

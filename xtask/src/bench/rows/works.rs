@@ -125,6 +125,29 @@ pub fn large() -> Vec<Work> {
         .to_vec()
 }
 
+/// The jobs of network block devices: a request costs their server, too, so fewer of the large ones are counted.
+pub fn network() -> Vec<Work> {
+    let mut works = Vec::new();
+    for (block, depth, batch, ios) in [
+        ("4k", 1, 1, 2_000),
+        ("4k", 64, 16, 5_000),
+        ("64k", 8, 8, 800),
+        ("128k", 8, 8, 800),
+        ("1m", 4, 4, 160),
+    ] {
+        let modes = match block {
+            "4k" => ["randread", "randwrite"],
+            _ => ["read", "write"],
+        };
+        for mode in modes {
+            let mut work = Work::new(mode, block, depth, batch);
+            work.ios = ios;
+            works.push(work);
+        }
+    }
+    works
+}
+
 /// One job, and two at once.
 pub fn jobs() -> Vec<Work> {
     let work = || Work::new("randread", "4k", 64, 16);

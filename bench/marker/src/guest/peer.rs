@@ -1,0 +1,170 @@
+//! nbdkit, the peer of the NBD rows: started once per guest, with every block written.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nbd_client::{
+    Command as Ask, CommandFlags, Export, Handshake, Options, Replies, Request, Step,
+};
+
+/// How long nbdkit may take to listen, in guest time.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A running nbdkit; it ends with the guest.
+#[derive(Debug)]
+pub struct Peer {
+    child: Child,
+}
+
+/// A connected socket of either kind.
+#[derive(Debug)]
+pub enum Socket {
+    /// Loopback TCP.
+    Tcp(TcpStream),
+    /// A unix socket.
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Connects to a unix socket, or to a port of loopback TCP.
+    fn connect(at: &str) -> io::Result<Self> {
+        if at.starts_with('/') {
+            return UnixStream::connect(at).map(Self::Unix);
+        }
+        let socket = TcpStream::connect(format!("127.0.0.1:{at}"))?;
+        socket.set_nodelay(true)?;
+        Ok(Self::Tcp(socket))
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.read(buf),
+            Self::Unix(socket) => socket.read(buf),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.write(buf),
+            Self::Unix(socket) => socket.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl Peer {
+    /// Starts nbdkit's memory plugin on a unix socket, or on a port of loopback TCP, and writes every block.
+    ///
+    /// # Errors
+    /// nbdkit cannot be started, does not listen in time, or refuses a write.
+    pub fn start(at: &str, mebibytes: u64) -> Result<Self> {
+        let size = format!("{mebibytes}M");
+        let listen = match at.starts_with('/') {
+            true => vec!["-U", at],
+            false => vec!["-i", "127.0.0.1", "-p", at],
+        };
+        let up = ["ifconfig", "lo", "up"];
+        let up = Command::new("/usr/bin/busybox").args(up).status()?;
+        ensure!(up.success(), "no loopback interface");
+        let mut command = Command::new("/usr/bin/nbdkit");
+        command.arg("-f").args(listen).args(["memory", &size]);
+        let mut child = command.stdin(Stdio::null()).spawn().context("nbdkit")?;
+        let until = Instant::now() + DEADLINE;
+        while let Err(error) = Socket::connect(at) {
+            if child.try_wait()?.is_some() || Instant::now() > until {
+                return Err(error).context("nbdkit does not listen");
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        fill(at, mebibytes).context("filling the export")?;
+        Ok(Self { child })
+    }
+
+    /// Processor time of all its threads so far, in nanoseconds: in a counting guest each is an instruction.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn time(&self) -> Result<u64> {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let mut sum = 0;
+        for task in fs::read_dir(&tasks).context(tasks)? {
+            let path = task?.path().join("schedstat");
+            // A thread may have ended meanwhile.
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let time = text.split(' ').next().unwrap_or_default();
+            sum += time.parse().unwrap_or(0);
+        }
+        Ok(sum)
+    }
+}
+
+/// Connects and opens the default export, with simple replies.
+///
+/// # Errors
+/// Nobody listens, or the handshake fails.
+pub fn open(at: &str) -> Result<(Socket, Export)> {
+    let mut socket = Socket::connect(at).with_context(|| at.to_owned())?;
+    let mut handshake = Handshake::new(Options::default())?;
+    let (mut held, mut more) = (Vec::new(), [0; 4096]);
+    loop {
+        let (used, step) = handshake.receive(&held)?;
+        socket.write_all(&handshake.output())?;
+        held.drain(..used);
+        match step {
+            Step::Receive if used > 0 => {}
+            Step::Receive => match socket.read(&mut more)? {
+                0 => bail!("closed in the handshake"),
+                len => held.extend_from_slice(&more[..len]),
+            },
+            Step::Done(export) => return Ok((socket, export)),
+            other => bail!("unexpected {other:?}"),
+        }
+    }
+}
+
+fn fill(at: &str, mebibytes: u64) -> Result<()> {
+    let (mut socket, _) = open(at)?;
+    let piece = vec![0x5a; 1 << 20];
+    let mut replies = Replies::new(false, 1);
+    for number in 0..mebibytes {
+        let request = Request {
+            command: Ask::Write,
+            flags: CommandFlags::default(),
+            cookie: number,
+            offset: number << 20,
+            len: 1 << 20,
+        };
+        replies.expect(&request);
+        socket.write_all(&request.header())?;
+        socket.write_all(&piece)?;
+        // A simple reply without data.
+        let mut reply = [0; 16];
+        socket.read_exact(&mut reply)?;
+        replies.next(&reply)?;
+        ensure!(replies.in_flight() == 0, "a write was not answered");
+    }
+    Ok(())
+}
