@@ -231,7 +231,7 @@ impl Batch {
         true
     }
 
-    /// Takes back a command that could not be pushed: its elements stay for the next one.
+    /// Takes back a command that could not be pushed; its elements stay for the next one.
     pub(crate) fn reopen(&mut self, number: u16) {
         if let Some(elems) = self.commits.get_mut(usize::from(number)) {
             elems.in_flight = false;

@@ -36,7 +36,7 @@ pub(crate) struct Arena {
     _map: Arc<Mapping>,
 }
 
-/// No place.
+/// No place is assigned.
 const NOWHERE: u16 = u16::MAX;
 
 /// Assigns places of an arena to the tags that have a request; the place that came back last goes first.

@@ -2,8 +2,8 @@
 
 /// What to do with a request that the handler forwards to a file instead of answering it from memory. The handler names
 /// a file of [`Plan::files`](crate::Plan::files) by its index; the engine pushes the operations and answers the request
-/// when they complete. Data takes the path of the plan: through the tag's buffer, or as a registered buffer that nobody
-/// looks at.
+/// when they complete. Data takes the path of the plan: through the tag's buffer, or as a registered buffer that no
+/// code here accesses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Forward {

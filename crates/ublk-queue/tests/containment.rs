@@ -80,7 +80,7 @@ enum In {
     Completion,
 }
 
-/// Answers at once, pushes an operation now and then, and panics.
+/// Answers at once, sometimes pushes an operation, and panics.
 struct Panics {
     when: In,
     calls: usize,
@@ -130,7 +130,7 @@ impl Handler for Panics {
             let pushed = ring.push(op::nop().flags(tie), operation);
             assert_eq!(pushed, Err(NotPushed::Tied));
         }
-        // Not for ever: a lane ends only when its handler has no operation.
+        // Limited, because a lane ends only when its handler has no operation.
         if self.in_flight == 0 && self.left > 0 && ring.push(op::nop(), operation).is_ok() {
             (self.in_flight, self.left) = (1, self.left - 1);
         }

@@ -1,5 +1,5 @@
-//! Sleepers are woken: owners that drive the engine and sleep for as long as it allows, threads that poll, rings that
-//! take nothing for a while, aborts that are seen late, several threads on a queue.
+//! Every sleeper is woken: owners that drive the engine and sleep for as long as it allows, threads that poll, rings
+//! that accept no entries for a while, aborts that become visible late, several threads on a queue.
 
 mod sim;
 
@@ -313,7 +313,7 @@ fn l10_a_pool_that_is_gone_answers() {
     assert_eq!(run.result, Ok(()));
     assert!(run.report.failed > 0, "{:?}", run.report);
     assert_eq!(run.report.violations, Vec::<String>::new());
-    // Sizes that no machine has are an error.
+    // An impossible size is an error.
     let backend = Arc::new(sim::Zeroes(4096));
     assert!(Pool::start(&backend, 1, usize::MAX).is_err());
 }

@@ -2,9 +2,9 @@
 //!
 //! # Why there is `unsafe` here
 //! A backend lends a region for a borrow, but the driver uses it for longer: until it has taken the answer. A backend
-//! in an `Arc` neither moves nor is accessed through `&mut` while a reference count is held, so what it lends to
-//! `&self` stays valid that long. The lane holds one ([`Backing`]), and leaks it if the lane ends before the driver is
-//! done.
+//! in an `Arc` neither moves nor is accessed through `&mut` while a reference count is held, so memory that it lends
+//! through `&self` stays valid that long. The lane holds one ([`Backing`]), and leaks it if the lane ends before the
+//! driver is done.
 #![expect(
     unsafe_code,
     reason = "names a backend's memory for longer than a borrow"

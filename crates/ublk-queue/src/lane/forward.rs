@@ -185,7 +185,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     #[inline(never)]
     fn forward_seldom(&mut self, port: &mut P, tag: Tag, io: Io, to: Forward) {
         let (file, fits) = match to {
-            // No file knows where an append is written, or what a zone report says.
+            // A file reports neither the position of an append nor zones.
             Forward::Data { file, .. } => (file, matches!(io.op, Op::Read | Op::Write)),
             Forward::Sync { file } | Forward::Allocate { file, .. } => (file, true),
         };

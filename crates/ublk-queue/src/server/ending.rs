@@ -120,7 +120,7 @@ impl EndGuard {
         }
     }
 
-    /// Marks lanes that have neither ended nor failed as lost to a panic.
+    /// Marks lanes that have neither ended nor failed as ended by a panic.
     pub(super) fn tell_panic(&self) {
         for lane in &self.lanes {
             lane.ended_without_a_word();

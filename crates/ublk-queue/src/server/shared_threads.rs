@@ -193,7 +193,7 @@ impl Drop for Threads {
     }
 }
 
-/// Token of the inbox's eventfd; the other tokens are places.
+/// Token of the inbox's eventfd; other tokens are indices into `places`.
 const BELL: u64 = u64::MAX;
 
 /// The thread's own state.

@@ -1,13 +1,13 @@
 //! The pool of operations: slots that are allocated once and reused.
 //!
-//! A slot is free, given (to a future that has not used it yet), queued (its entry waits for the submission queue),
-//! flying (the kernel has it) or done. Each use is a turn: a completion of an earlier turn is ignored (L53). When all
-//! slots are taken, futures join a wait queue and get slots in its order. The wait queue is allocated in advance.
+//! A slot is free, given (to a future that has not used it yet), queued (its entry waits for the submission queue), in
+//! flight, or done. Each use is a turn: a completion of an earlier turn is ignored (L53). When all slots are taken,
+//! futures join a wait queue and get slots in its order. The wait queue is allocated in advance.
 //!
-//! General safety argument. The kernel holds pointers to a flying operation's buffer and to its slot's [`Scratch`]. The
-//! buffer: while the future lives it holds it; a future that is dropped hands it to the slot (`keep`), which frees it
-//! with the last completion (L56); a future that is leaked leaks it. The scratch: slots are boxed and never move, and a
-//! pool that is dropped with operations flying leaks them, `keep` and all (L09), and counts that.
+//! General safety argument. The kernel holds pointers to the buffer of an operation in flight and to its slot's
+//! [`Scratch`]. The buffer: while the future lives it holds it; a future that is dropped hands it to the slot (`keep`),
+//! which frees it with the last completion (L56); a future that is leaked leaks it. The scratch: slots are boxed and
+//! never move, and a pool that is dropped with operations in flight leaks them, `keep` and all (L09), and counts that.
 #![expect(
     unsafe_code,
     reason = "a slot's scratch is written while the kernel does not have it"
@@ -64,7 +64,7 @@ enum State {
     Queued,
     /// Like queued, but the future is gone: the entry will not be submitted.
     Void,
-    Flying,
+    InFlight,
     Done,
 }
 
@@ -137,7 +137,7 @@ pub(super) struct Pool {
     queue: RefCell<VecDeque<Order>>,
     line: RefCell<VecDeque<Waiting>>,
     tickets: Cell<u64>,
-    /// Queued or flying.
+    /// Number of operations that are queued or in flight.
     busy: Cell<usize>,
     stale: Cell<u64>,
     /// The leaks at the end have been counted.
@@ -161,7 +161,7 @@ impl Pool {
         }
     }
 
-    /// Number of operations that are queued or flying.
+    /// Number of operations that are queued or in flight.
     pub(super) fn busy(&self) -> usize {
         self.busy.get()
     }
@@ -240,8 +240,8 @@ impl Pool {
             Some(fd) => unsafe { Fd::raw(fd.as_fd()) },
             None => Fd::registered(0),
         };
-        // SAFETY: the slot is given, neither queued nor flying, so the kernel has no pointer to its scratch; and this
-        // reference is gone before anything else is called that could make another.
+        // SAFETY: the slot is given, neither queued nor in flight, so the kernel has no pointer to its scratch; and
+        // this reference is gone before anything else is called that could make another.
         let scratch = unsafe { &mut *slot.scratch.get() };
         let buffer = lend(scratch)?;
         // SAFETY: slots stay where they are, and the scratch is not accessed until the operation is over; the buffer is
@@ -279,7 +279,7 @@ impl Pool {
     /// Requests cancellation of an operation, which still completes, soon.
     pub(super) fn cancel(&self, operation: Operation) {
         let slot = &self.slots[usize::from(operation.place)];
-        let wanted = matches!(slot.state.get(), State::Flying | State::Queued);
+        let wanted = matches!(slot.state.get(), State::InFlight | State::Queued);
         if wanted && !slot.cancelled.replace(true) {
             let mut queue = self.queue.borrow_mut();
             queue.push_back(Order::Cancel(operation));
@@ -300,7 +300,7 @@ impl Pool {
                 slot.state.set(State::Void);
                 drop(slot.wake.take());
             }
-            State::Flying => {
+            State::InFlight => {
                 slot.keep.set(buffer());
                 slot.orphan.set(true);
                 drop(slot.wake.take());
@@ -351,13 +351,13 @@ impl Pool {
                         if sink.push(slot.entry.get(), operation).is_err() {
                             return false;
                         }
-                        slot.state.set(State::Flying);
+                        slot.state.set(State::InFlight);
                     }
                 }
                 Order::Cancel(operation) => {
                     let slot = &self.slots[usize::from(operation.place)];
-                    let flying = slot.state.get() == State::Flying;
-                    if flying && slot.turn.get() == operation.turn {
+                    let in_flight = slot.state.get() == State::InFlight;
+                    if in_flight && slot.turn.get() == operation.turn {
                         let cancel = op::async_cancel(sink.word(operation))
                             .flags(SqeFlags::CQE_SKIP_SUCCESS);
                         if sink.push(cancel, CANCEL).is_err() {
@@ -377,9 +377,9 @@ impl Pool {
             return WakeBy::Nobody;
         }
         let slot = self.slots.get(usize::from(operation.place));
-        let Some(slot) = slot
-            .filter(|slot| slot.state.get() == State::Flying && slot.turn.get() == operation.turn)
-        else {
+        let Some(slot) = slot.filter(|slot| {
+            slot.state.get() == State::InFlight && slot.turn.get() == operation.turn
+        }) else {
             self.stale.set(self.stale.get() + 1);
             return WakeBy::Nobody;
         };
@@ -436,11 +436,14 @@ impl Pool {
     /// holds it.
     pub(super) fn count_leaks(&self) -> usize {
         let states = self.slots.iter().map(|slot| slot.state.get());
-        let flying = states.filter(|state| *state == State::Flying).count();
+        let in_flight = states.filter(|state| *state == State::InFlight).count();
         if !self.counted.replace(true) {
-            LEAKED.fetch_add(u64::try_from(flying).unwrap_or(u64::MAX), Ordering::Relaxed);
+            LEAKED.fetch_add(
+                u64::try_from(in_flight).unwrap_or(u64::MAX),
+                Ordering::Relaxed,
+            );
         }
-        flying
+        in_flight
     }
 }
 
