@@ -106,8 +106,8 @@ impl BufRing {
         };
         // All but the last two bytes: in the first entry they are the tail, which the kernel reads.
         let (from, to) = (std::ptr::from_ref(&entry).cast::<u8>(), buf.cast::<u8>());
-        // SAFETY: copies 14 bytes of a local entry to an entry of our mapping, behind the tail, where the kernel does
-        // not read.
+        // SAFETY: copies 14 bytes of a local entry to an entry of our mapping, past the tail, where the kernel does not
+        // read.
         unsafe { to.copy_from_nonoverlapping(from, 14) };
         self.tail = self.tail.wrapping_add(1);
         self.in_ring += 1;

@@ -4,7 +4,7 @@
 //! Entries are read without a bounds check. The struct's invariants are the proof.
 //!
 //! # Orderings
-//! After the head comment of `io_uring/io_uring.c` (v6.12): the kernel writes a CQE, then stores the tail with
+//! According to the head comment of `io_uring/io_uring.c` (v6.12), the kernel writes a CQE, then stores the tail with
 //! release; the application reads the tail with acquire, then the CQE. The application stores the head with release
 //! once it is done with the CQEs before it; the kernel reads the head before it writes over them.
 #![expect(unsafe_code, reason = "slot access through CqMemory")]

@@ -38,7 +38,7 @@ pub enum SetupError {
         /// Which of the two.
         errno: Errno,
     },
-    /// The kernel refuses the requested sizes or flags on every rung of the ladder.
+    /// The kernel refuses the requested sizes or flags in every variant of the set-up that is tried.
     #[error("ring set-up refused: {what}")]
     InvalidArgument {
         /// What is wrong with the arguments.
@@ -142,7 +142,7 @@ pub enum RegisterError {
         /// The kernel's errno.
         errno: Errno,
     },
-    /// Anything else.
+    /// Another error.
     #[error("{what} failed: {errno}")]
     Call {
         /// The operation.

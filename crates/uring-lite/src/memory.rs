@@ -57,7 +57,7 @@ pub trait SqMemory<S> {
     fn entries(&self) -> u32;
     /// Index of the next entry that the kernel takes; written by the kernel.
     fn head(&self) -> &Self::Word;
-    /// Index behind the last published entry; written by the application.
+    /// Index after the last published entry; written by the application.
     fn tail(&self) -> &Self::Word;
     /// `IORING_SQ_*`; written by the kernel.
     fn flags(&self) -> &Self::Word;
@@ -80,7 +80,7 @@ pub trait CqMemory<C> {
     fn entries(&self) -> u32;
     /// Index of the next entry that the application reads; written by the application.
     fn head(&self) -> &Self::Word;
-    /// Index behind the last entry; written by the kernel.
+    /// Index after the last entry; written by the kernel.
     fn tail(&self) -> &Self::Word;
     /// Number of CQEs lost because the ring was full and the kernel had no memory to keep them; written by the kernel.
     fn overflow(&self) -> &Self::Word;

@@ -284,7 +284,7 @@ impl<S: SqEntry, C: CqEntry> Ring<S, C> {
     /// Unregisters a group. Operations in flight that took a buffer keep it until their CQE.
     ///
     /// # Errors
-    /// [`RegisterError`], with ENOENT if it is not a group of this ring. The mapping is removed all the same.
+    /// [`RegisterError`], with ENOENT if it is not a group of this ring. The mapping is removed even then.
     pub fn unregister_buf_ring(&mut self, ring: BufRing) -> Result<(), RegisterError> {
         let (what, since) = ("unregistering a buffer ring", "5.19");
         // Another ring may have a group of the same number, whose buffers the kernel would keep using.

@@ -4,7 +4,7 @@
 //! Entries are written without a bounds check. The struct's invariants are the proof.
 //!
 //! # Orderings
-//! After the head comment of `io_uring/io_uring.c` (v6.12): the application stores the SQ tail with release, the
+//! According to the head comment of `io_uring/io_uring.c` (v6.12), the application stores the SQ tail with release, the
 //! kernel reads it with acquire; the kernel stores the head with release after it has copied the entries, the
 //! application reads it with acquire before it reuses one. Without SQPOLL the kernel reads the tail inside
 //! `io_uring_enter` on our own thread, so no full fence between tail store and flags load is needed.

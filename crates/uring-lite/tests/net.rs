@@ -339,7 +339,7 @@ fn shutdown_and_close() {
                 .ok_or(error)
         })
         .expect("write");
-    // Whatever there was to read, nobody writes any more.
+    // Data may be left to read, but nothing more is written.
     assert!(!matches!(other.read(&mut [0; 4]), Ok(n) if n > 0));
 }
 

@@ -161,7 +161,7 @@ constants! {
     IORING_FEAT_SINGLE_MMAP: u32 = 1 << 0;
     /// CQEs that do not fit are kept, not dropped (5.5).
     IORING_FEAT_NODROP: u32 = 1 << 1;
-    /// Arguments behind an SQE's pointers are read before enter returns (5.5).
+    /// The kernel reads arguments that an SQE points to before enter returns (5.5).
     IORING_FEAT_SUBMIT_STABLE: u32 = 1 << 2;
     /// `IORING_ENTER_EXT_ARG` (5.11).
     IORING_FEAT_EXT_ARG: u32 = 1 << 8;

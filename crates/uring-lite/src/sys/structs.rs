@@ -94,7 +94,7 @@ layout!(io_uring_cqe, 16, 8, CQE, { user_data: 0, 8; res: 8, 4; flags: 12, 4; })
 pub struct io_sqring_offsets {
     /// Index of the next entry that the kernel takes.
     pub head: u32,
-    /// Index behind the last published entry.
+    /// Index after the last published entry.
     pub tail: u32,
     /// Number of entries less one.
     pub ring_mask: u32,
@@ -123,7 +123,7 @@ layout!(io_sqring_offsets, 40, 8, SQ_OFF, {
 pub struct io_cqring_offsets {
     /// Index of the next entry that the application reads.
     pub head: u32,
-    /// Index behind the last entry that the kernel wrote.
+    /// Index after the last entry that the kernel wrote.
     pub tail: u32,
     /// Number of entries less one.
     pub ring_mask: u32,
