@@ -29,7 +29,7 @@ const MAX_WRITE_ZEROES: u64 = 16 << 20;
 #[derive(Debug)]
 pub struct Memory {
     mapping: Mapping,
-    /// Tells which pages are populated; `None` if the kernel does not.
+    /// Reports which pages are populated; `None` if the kernel does not support it.
     pagemap: Option<Pagemap>,
     copier: Copier,
     limits: Limits,

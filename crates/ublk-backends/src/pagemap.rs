@@ -1,4 +1,4 @@
-//! Tells which pages of this process's memory are populated.
+//! Reports which pages of this process's memory are populated.
 
 #![forbid(unsafe_code)]
 

@@ -10,7 +10,7 @@ const LONG: Duration = Duration::from_secs(20);
 const SIZE: u64 = 64 << 10;
 const BASE: u64 = 4096;
 
-/// What the next call of the file does.
+/// The result of the file's next call.
 #[derive(Debug, Clone, Copy)]
 enum Next {
     /// Transfers at most this many bytes.

@@ -80,7 +80,7 @@ impl Created {
 impl Drop for Created {
     fn drop(&mut self) {
         if !self.kept {
-            // Nobody can be told; the next attempt finds a file that stays.
+            // Nothing can report this failure; the next attempt finds the file.
             let _ = fs::remove_file(&self.path);
         }
     }

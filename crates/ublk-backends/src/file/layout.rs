@@ -5,7 +5,7 @@
 /// Number of bytes at the start of a device that are examined.
 pub(crate) const HEAD: usize = 128 << 10;
 
-/// What the start of a device says about the block size that it was written with.
+/// The block size that the content of a device was written with, according to its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// Nothing has been written yet.
@@ -106,7 +106,7 @@ mod tests {
         head
     }
 
-    /// L82 The content of a disk tells its block size.
+    /// L82 The content of a disk reveals its block size.
     #[test]
     fn l82_what_is_written_says_its_block_size() {
         let mbr: &[(usize, &[u8])] = &[(446, &[0x80, 0, 1, 0, 0x83]), (510, &[0x55, 0xaa])];

@@ -36,7 +36,7 @@ impl Syncs {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a request whose sync is done elsewhere.
+    /// Counts a request that is synced by another call.
     pub(crate) fn count(&self) {
         self.wanted.fetch_add(1, Ordering::Relaxed);
     }
@@ -61,7 +61,7 @@ impl Syncs {
             state.begun += 1;
             let number = state.begun;
             drop(state);
-            // Ends the sync even if the call panics, so that nobody waits for ever.
+            // Ends the sync even if the call panics, so that no waiter hangs.
             let mut run = Run {
                 syncs: self,
                 number,

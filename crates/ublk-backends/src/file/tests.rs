@@ -313,7 +313,7 @@ fn read_only_declares_and_does_no_write() {
     assert_eq!(file.read_at(&mut [1; 4096], 0), Ok(()));
 }
 
-/// RWF_NOWAIT does not work on shared memory; this test decides who makes the calls.
+/// RWF_NOWAIT does not work on shared memory; this check decides which thread makes the calls.
 #[test]
 fn memory_in_disguise_is_served_at_once() {
     let Ok(place) = tempfile::tempdir_in("/dev/shm") else {

@@ -225,7 +225,7 @@ fn limits_say_what_it_is() {
     assert!(memory.read_only(true).limits().read_only);
 }
 
-/// Tells the writers to end even if the reader panics: otherwise the test would hang.
+/// Stops the writers even if the reader panics; otherwise the test would hang.
 struct StopAtEnd<'a>(&'a AtomicBool);
 
 impl Drop for StopAtEnd<'_> {
@@ -289,7 +289,7 @@ fn overlapping_requests_of_many_threads() {
     });
 }
 
-/// L83 Memory that the kernel does not take back, since it is locked, reads as zeroes all the same.
+/// L83 Locked memory, which the kernel does not free, also reads as zeroes after a discard.
 #[test]
 #[expect(unsafe_code, reason = "locks memory")]
 fn l83_locked_memory_is_zeroed() {
