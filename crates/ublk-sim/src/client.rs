@@ -15,11 +15,11 @@ pub(crate) struct Sent {
     pub(crate) op: Op,
     pub(crate) offset: usize,
     pub(crate) len: usize,
-    /// What a WRITE writes.
+    /// The data of a WRITE.
     pub(crate) data: Vec<u8>,
     /// Must be durable before it completes.
     pub(crate) fua: bool,
-    /// What a FLUSH must make durable, as of the time it was sent.
+    /// The changes that a FLUSH must make durable, as of the time it was sent.
     pub(crate) promise: Promise,
 }
 

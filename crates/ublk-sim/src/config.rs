@@ -15,7 +15,7 @@ pub enum End {
     Quiesce(usize),
 }
 
-/// Probabilities of events that may happen without anybody's fault, in percent of the opportunities.
+/// Probabilities of events that occur in normal operation, in percent of the opportunities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Faults {
     /// An enter takes only some of the commands.

@@ -23,7 +23,7 @@ pub(crate) struct Disk {
     pub(crate) syncs: usize,
 }
 
-/// What a FLUSH has to make durable.
+/// The changes that a FLUSH must make durable.
 pub(crate) type Promise = Vec<(usize, u64)>;
 
 impl Disk {
@@ -68,7 +68,7 @@ impl Disk {
         }
     }
 
-    /// What a FLUSH that arrives now must make durable.
+    /// The changes that a FLUSH that arrives now must make durable.
     pub(crate) fn promise(&self) -> Promise {
         let blocks = self.answered.iter().zip(&self.durable).enumerate();
         blocks

@@ -1,4 +1,4 @@
-//! What the simulated driver does with commands, and when.
+//! How the simulated driver handles commands, and when.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -90,7 +90,7 @@ pub(crate) struct Model {
     /// Tags of the buffer ids in fetch completions.
     pub(crate) tag_buffers: Vec<Vec<u16>>,
     pub(crate) commits: usize,
-    /// The tag whose commit is refused for good.
+    /// The tag whose commit is always refused.
     pub(crate) refused_tag: Option<u16>,
     pub(crate) aborted: bool,
     /// Slots of the buffer table that REGISTER filled, and whether the current chain has failed.

@@ -293,7 +293,7 @@ impl SimPort {
         }
     }
 
-    /// What the owner of a driven worker does: sleeps until the ring's descriptor is readable, or for this time.
+    /// Sleeps like the owner of a driven worker, until the ring's descriptor is readable or this time has passed.
     /// Unsubmitted entries stay unsubmitted.
     pub fn sleep_until_readable(&self, timeout: Option<Duration>) {
         let mut model = self.model();
