@@ -224,7 +224,7 @@ mod tests {
         assert_eq!(list("3"), [3]);
     }
 
-    /// L90 The footprint shows a descriptor and a thread that were left behind.
+    /// L90 A leaked descriptor and a leaked thread show up in the footprint.
     #[test]
     fn l90_a_footprint_grows_with_what_is_left() {
         let me = std::process::id();

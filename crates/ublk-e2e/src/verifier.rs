@@ -1,9 +1,9 @@
-//! A load that knows what a disk may contain: every block holds its position, its generation and a checksum, and an
-//! acknowledged generation must be found.
+//! A load that knows the valid contents of a disk: every block holds its position, its generation and a checksum, and
+//! an acknowledged generation must be found.
 //!
-//! Each block belongs to one thread, which has one request in flight for it at a time. A write that failed may have
-//! been carried out or not: from then on the block may hold either, until a read or a later write settles it; a settled
-//! block never goes back. No block may be torn, misplaced, or older.
+//! Each block belongs to one thread, which has one request in flight for it at a time. A failed write may or may not
+//! have taken effect: from then on the block may hold either generation, until a read or a later write settles it; a
+//! settled block never reverts. No block may be torn, misplaced, or older.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The one wait function of the cases: for states without an event from the kernel.
+//! The only wait function of the cases, for states without a kernel event.
 
 use std::time::{Duration, Instant};
 

@@ -190,7 +190,7 @@ fn disk() -> Result<()> {
     device.open()?.check_pattern(0, PIECE, 1)?;
     device.kill_server("quiesced")?;
     run::good("losetup", &["-d", "/dev/loop1"])?;
-    // Whoever had it open has closed it by then.
+    // Every process that had it open has closed it by then.
     until("the loop device for another file", secs(20), || {
         Ok(attach("two.img").ok())
     })?;

@@ -1,4 +1,4 @@
-//! Input that makes no device gives a reason and an exit code, and leaves nothing behind.
+//! Invalid input yields a reason and an exit code, and leaves nothing behind.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// Words, exit code, and parts of the message.
+/// Arguments, exit code, and parts of the message.
 type Row = (&'static [&'static str], i32, &'static [&'static str]);
 
 const TABLE: &[Row] = &[

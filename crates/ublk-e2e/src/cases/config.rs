@@ -251,8 +251,8 @@ impl Front {
     }
 }
 
-/// Like a service manager: terminated it leaves a recoverable device behind; whether killed or not, the next front
-/// takes the device over; without `--leave` its end is the device's.
+/// A device in the foreground, as under a service manager: when terminated, the front leaves a recoverable device
+/// behind; in any case the next front takes the device over; without `--leave` the device ends with the front.
 fn in_front() -> Result<()> {
     let backing = Backing::new("config-front");
     let config = Config::new(&of_file(&backing, "recovery = \"queue\""))?;

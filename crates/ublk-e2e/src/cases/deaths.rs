@@ -347,7 +347,7 @@ impl Cell {
         let good = match (self.policy, outcome) {
             (_, "live") | ("reissue", _) => errors == 0,
             ("queue", _) if drained => errors == 0,
-            // A file system whose log write failed accepts nothing any more.
+            // A file system whose log write failed accepts no more writes.
             ("queue", _) => errors <= in_hand || self.work == Work::Ext4,
             _ => errors > 0,
         };

@@ -94,7 +94,7 @@ impl Example {
         std::thread::spawn(move || {
             let (mut line, mut output) = (String::new(), BufReader::new(output));
             let read = output.read_line(&mut line);
-            // Nobody listens after the deadline.
+            // The receiver is gone after the deadline.
             let _ = sender.send(read.map(|_| line));
             // Later output is kept for those who ask, but the example must be able to write it in any case.
             for line in output.lines().map_while(Result::ok) {

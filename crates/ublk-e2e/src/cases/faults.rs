@@ -1,4 +1,4 @@
-//! What the backend sees and what its failures become, with devices of a program that embeds the facade.
+//! How requests reach the backend, and how its failures are reported, with devices of a program that embeds the facade.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! File devices of the tool: what they refuse and warn of, and how they handle a full disk.
+//! File devices of the tool: what they refuse, what they warn about, and how they handle a full disk.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -374,7 +374,7 @@ fn shared_syncs() -> Result<()> {
         WRITERS * ROUNDS
     ));
     ensure!(asked >= WRITERS * ROUNDS, "{asked} requests");
-    // If calls are made one after the other there is nothing to share.
+    // Serialized calls have no syncs to share.
     let shares = json::find(&info, "asynchronous") == Some(&true.into());
     ensure!(
         done >= 1 && if shares { done < asked } else { done <= asked },

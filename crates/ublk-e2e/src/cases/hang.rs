@@ -105,8 +105,8 @@ fn stands_still() -> Result<()> {
     cli::nothing_left(secs(20))
 }
 
-/// L27 L44 An upgrade whose old server does not answer: reported in time. Once that server is killed, its agent
-/// replaces it by itself, and the write succeeds after all.
+/// L27 L44 An upgrade whose old server does not answer is reported in time. Once that server is killed, its agent
+/// replaces it without a command, and the write succeeds after all.
 fn upgrade() -> Result<()> {
     let backing = Backing::new("still");
     let device = backing.spec("16M", &["--recovery", "reissue"]).add()?;

@@ -42,7 +42,7 @@ fn named(name: &str) -> Result<Vec<u64>> {
     Ok(ours.filter_map(|e| e["id"].as_u64()).collect())
 }
 
-/// The first one gets the name; one that is killed on the way does not keep it.
+/// The first one gets the name; one that is killed while it is being added does not keep it.
 fn four() -> Result<()> {
     let args = ["add", "null", "--name", "same"];
     let adds: Vec<_> = (0..4)
@@ -131,11 +131,11 @@ fn left_behind() -> Result<()> {
     next.delete()
 }
 
-/// Between the look at a device and its removal another one takes its number: that one is spared.
+/// If another device takes the number between the check of a device and its removal, that device is spared.
 fn waited() -> Result<()> {
     let device = Spec::null("1G").with(&["--name", "one"]).add()?;
     let id = device.id.to_string();
-    // Whoever removes a device holds this lock.
+    // A command that removes a device holds this lock.
     let lock = File::create(format!("/run/ublkctl/{id}.removal.lock"))?;
     lock.lock()?;
     let waiting = ["one", id.as_str()].map(|word| {

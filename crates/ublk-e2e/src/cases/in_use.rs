@@ -1,5 +1,5 @@
-//! L41 The kernel tells who uses a device: every user is named, wherever it is, as is everybody who can write to the
-//! device, and a device in use is not stopped, deleted, collected or shrunk.
+//! L41 Every user of a device is named, wherever it is, as is every process that can write to the device. A device in
+//! use is not stopped, deleted, collected or shrunk.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -111,8 +111,8 @@ fn spared(user: User, policy: &str) -> Result<()> {
     until("an orphan", secs(10), || {
         Ok((device.query()?["orphan"] == true).then_some(()))
     })?;
-    // It may forget the name of a disk that is gone (7.3 does, 6.12 does not): then nobody can be named, but the delete
-    // waits for it.
+    // The kernel may forget the name of a disk that is gone (7.3 does, 6.12 does not). Then the user cannot be named,
+    // but the delete waits for it.
     let forgotten = user == User::Btrfs && !recoverable && !is_mounted(device.node())?;
     if forgotten {
         cli::fails(&["gc", &id, "--deadline", "3"], code::TIMED_OUT, &[])?;
@@ -287,7 +287,7 @@ impl Used {
         } else {
             lvm(&["vgchange", "-q", "-ay", "vg"])?;
         }
-        // The volume group of a dead disk is not found any more.
+        // The volume group of a dead disk is no longer found.
         self.then(|| {
             run::good("dmsetup", &["remove", "--retry", "vg-data"])?;
             let _ = fs::remove_dir_all("/dev/vg");
@@ -437,7 +437,7 @@ impl Drop for Sleeper {
     }
 }
 
-/// The kernel's own node of a dm device: nobody else creates one here.
+/// The kernel's own node of a dm device: nothing else creates one here.
 fn dm_node(name: &str) -> Result<String> {
     let args = ["info", "-c", "--noheadings", "-o", "minor", name];
     let minor = run::good("dmsetup", &args)?;

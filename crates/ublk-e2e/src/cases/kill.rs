@@ -87,7 +87,7 @@ fn killed_with_reads_held(args: &[&str]) -> Result<()> {
 
 /// If START_DEV itself waits for the partition scan, it returns when the backend answers, even with an error. A start
 /// past its deadline says so, and leaves a device that can be deleted once everything is answered. (A program killed
-/// before that never ends: nobody is left to answer.)
+/// before that never exits, because nothing is left to answer.)
 fn slow_first_reads() -> Result<()> {
     let embedded = Embedded::start(1, &["hold=100"])?;
     embedded.remove()?;
@@ -137,7 +137,7 @@ fn load(device: &Device) -> Result<Child> {
     Ok(child)
 }
 
-/// fio must end by itself, with an error.
+/// fio must exit without help, with an error.
 fn must_fail(mut fio: Child) -> Result<()> {
     let end = until("the end of fio", patience() + secs(10), || {
         Ok(fio.try_wait()?)
@@ -152,7 +152,7 @@ fn must_fail(mut fio: Child) -> Result<()> {
     Ok(())
 }
 
-/// After a kill: nobody hangs, `list` shows the device or it is gone, `delete` works.
+/// After a kill: nothing hangs, `list` shows the device or it is gone, `delete` works.
 fn settled(device: Device) -> Result<()> {
     procfs::nothing_stuck(patience())?;
     let listed = ublkctl_json(&["list"])?;
@@ -241,7 +241,7 @@ fn while_stopping() -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    // However far the stop has got, the server is killed during it.
+    // The server is killed while the stop is in progress.
     procfs::kill(device.server()?, Signal::KILL)?;
     let mut stop = stop;
     let end = until("the end of `stop`", secs(30) + patience(), || {
@@ -324,7 +324,7 @@ fn kill_add() -> Result<()> {
             .to_string_lossy()
             .into_owned();
         for process in procfs::running(&name) {
-            // It may have ended by itself.
+            // It may have exited already.
             let _ = procfs::kill(process.id, Signal::KILL);
         }
         until("the end of add", secs(20), || Ok(front.try_wait()?))?;

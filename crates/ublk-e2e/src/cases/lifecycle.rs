@@ -70,7 +70,7 @@ fn ready() -> Result<()> {
     Ok(())
 }
 
-/// L21 The time from `add` to the first block read is printed. A sleep on the way would show. The limit here leaves
+/// L21 The time from `add` to the first block read is printed, and would reveal a fixed sleep. The limit here leaves
 /// room for a busy host; the benchmark has the real one.
 fn start_time() -> Result<()> {
     let (aim, limit) = if case::emulated() {

@@ -75,12 +75,12 @@ fn features() -> Result<()> {
     Ok(())
 }
 
-/// L32 A command without a device only complains, and one for a missing device does not exit with 0.
+/// L32 A command without a device is a usage error, and one for a missing device fails.
 fn without_an_id() -> Result<()> {
     let device = Spec::mem("16M").add()?;
     for command in ["delete", "stop", "info", "recover", "upgrade"] {
         cli::fails(&[command], code::USAGE, &["id"])?;
-        // Missing, however it is named: one code, one message.
+        // A missing device has one exit code and one message, however it is named.
         for word in [
             "all",
             "99",

@@ -1,4 +1,4 @@
-//! Random kills (L31): whichever process is killed, at whatever point, nothing hangs and nothing is left behind.
+//! Random kills (L31): whichever process is killed, at any moment, nothing hangs and nothing is left behind.
 
 use std::time::Duration;
 
@@ -233,7 +233,7 @@ fn one(random: &mut Random, verb: &str, point: &str, policy: &str) -> Result<()>
         if let Some(pid) = pids.get(also) {
             // The moment is the point: this does not wait for anything.
             std::thread::sleep(pause);
-            // It may have ended by itself.
+            // It may have exited already.
             let _ = procfs::kill(*pid, Signal::KILL);
         }
     });

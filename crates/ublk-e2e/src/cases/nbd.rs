@@ -166,7 +166,7 @@ fn nbd(device: &Device, key: &str) -> Result<serde_json::Value> {
     Ok(nbd.get(key).cloned().unwrap_or_default())
 }
 
-/// A file system is made, filled, unmounted and compared; its discards reach the server.
+/// A file system is created, filled, unmounted and compared; its discards reach the server.
 fn serves(kind: Kind) -> Result<()> {
     let server = Nbdkit::start(Some(&socket("fs")), &["memory", ROOM])?;
     let device = spec(&server.uri()).add()?;
@@ -253,7 +253,7 @@ fn killed(tcp: bool) -> Result<()> {
     procfs::nothing_stuck(patience())
 }
 
-/// A mounted file system with dirty pages waits for its server and goes on.
+/// A mounted file system with dirty pages waits for its server and then continues.
 fn mounted() -> Result<()> {
     let disk = Disk::new("mounted")?;
     let mut server = Nbdkit::start(Some(&socket("mounted")), &["file", &disk.word()])?;
@@ -299,7 +299,7 @@ fn stops() -> Result<()> {
         Ok((json::number(&info, "in_hand")? > 0).then_some(()))
     })?;
     let begun = Instant::now();
-    // Nobody can say whether the server has all that it answered on disk: its last flush failed.
+    // The server's last flush failed, so its data may be incomplete.
     let delete = ["delete", &id, "--force", "--deadline", "60"];
     cli::fails(&delete, 1, &["is deleted", "not written back"])?;
     ensure!(begun.elapsed() < secs(50), "{:?}", begun.elapsed());
@@ -352,7 +352,7 @@ fn changes() -> Result<()> {
     known.check(&disk.0).context("in the file")
 }
 
-/// L71 The policy's time begins with an outage, not with an earlier one that nobody's request saw the end of.
+/// L71 The retry time starts with each outage, even if no request saw the end of the previous one.
 fn idle() -> Result<()> {
     let mut server = Nbdkit::start(Some(&socket("idle")), &["memory", SIZE])?;
     let device = spec(&server.uri()).with(&["--retry", "3"]).add()?;

@@ -178,7 +178,7 @@ fn embedded(backend: &'static str, mode: Mode) -> Result<()> {
     client.write(4096, 300 << 10, 1)?;
     told("write");
     if null {
-        // Behind the fault backend null is a backend of bytes, which are zeroes.
+        // Behind the fault backend, null holds bytes, all zero.
         let place = client.read(4096, 300 << 10)?;
         ensure!(place.iter().all(|byte| *byte == 0), "not zero");
         told("read");

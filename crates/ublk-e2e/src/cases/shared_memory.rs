@@ -256,8 +256,8 @@ fn threads() -> Result<()> {
     cli::nothing_left(secs(10))
 }
 
-/// L34 The driver keeps the memory of a device whose server died: the next server maps the same file, and does not
-/// accept another of its name.
+/// L34 The driver keeps the memory of a device whose server died: the next server maps the same file and refuses
+/// another file at the same path.
 fn recovered() -> Result<()> {
     let memory = Memory::new()?;
     let place = Volume::new(Kind::Tmpfs, 64 << 20)?;

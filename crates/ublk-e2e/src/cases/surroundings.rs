@@ -226,8 +226,8 @@ fn namespace() -> Result<()> {
     device.delete()
 }
 
-/// A `/dev` that gets no new nodes, like a container's: `add` says so at once and removes its device, and a server that
-/// has its node is not given up for one that could not have it.
+/// A `/dev` that gets no new nodes, as in a container: `add` reports that at once and removes its device, and a working
+/// server is not replaced by one that could not open its node.
 fn no_new_nodes() -> Result<()> {
     let directory = Directory::new("dev")?;
     let dev = directory.0.to_string_lossy().into_owned();
@@ -333,8 +333,8 @@ fn terminal() -> Result<()> {
     nothing_left(secs(5))
 }
 
-/// L31 An `add` that is interrupted, at any moment, has printed its device or removes it; so does one whose output
-/// nobody can read.
+/// L31 An `add` that is interrupted, at any moment, has either printed its device or removes it; so does one whose
+/// output cannot be read.
 fn interrupted() -> Result<()> {
     let add = ["add", "mem", "--size", "16M"];
     let signals = [Signal::INT, Signal::TERM, Signal::HUP, Signal::KILL];

@@ -129,8 +129,8 @@ fn on_demand() -> Result<()> {
     files::compare(device.mount()?, 10)
 }
 
-/// Whichever of the three processes is killed: systemd restarts the unit, which takes over the waiting device, or the
-/// front gives the server another agent, while a load on the mounted file system continues without an error.
+/// If any of the three processes is killed, systemd restarts the unit, which takes over the waiting device, or the
+/// front starts another agent for the server, while a load on the mounted file system continues without an error.
 fn killed() -> Result<()> {
     let device = Served::new("killed", 4, 64 << 20, REISSUE, "")?.with_file_system()?;
     let at = device.mount()?;
@@ -271,7 +271,7 @@ fn stop() -> Result<()> {
         // Into the page cache, without sync.
         let mut file = fs::OpenOptions::new().write(true).open(&device.node)?;
         file.write_all(&data)?;
-        // A reader is not in the way, and keeps the cache alive.
+        // A reader does not prevent the stop, and keeps the page cache alive.
         let reader = fs::File::open(&device.node)?;
         drop(file);
         systemctl(&["stop", &device.unit])?;
@@ -296,7 +296,7 @@ fn stop_mounted() -> Result<()> {
         device.state()?
     );
     ensure!(device.is_mounted()?);
-    // Somebody writes meanwhile, and waits.
+    // A process writes meanwhile, and blocks.
     let path = at.join("meanwhile");
     let writer = std::thread::spawn(move || -> Result<()> {
         let mut file = fs::OpenOptions::new()

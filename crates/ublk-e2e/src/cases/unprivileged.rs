@@ -1,4 +1,4 @@
-//! Unprivileged devices: their users can create, use, stop and delete them, and nobody else's.
+//! Unprivileged devices: their users can create, use, stop and delete them, and no others.
 //!
 //! The guest has no udev: a thread acts like the shipped rule, with the same command.
 
@@ -131,7 +131,7 @@ impl User {
         let to = [format!("if={want}"), format!("of={node}")];
         let args = ["dd", &to[0], &to[1], "bs=64K", "conv=fsync,notrunc"];
         self.run("busybox", &args)?.good()?;
-        // It is not open any more, so its cache is gone: this reads from the server.
+        // It is no longer open, so its page cache is gone: this reads from the server.
         let got = self.home.join("got");
         let got = got.to_str().context("plain")?;
         let from = [format!("if={node}"), format!("of={got}")];
@@ -463,7 +463,8 @@ fn no_access() -> Result<()> {
     rule.end()
 }
 
-/// Without the rule the owner gets no access to the nodes: the user is told, in time, and root can remove the device.
+/// Without the rule the owner gets no access to the nodes: the user is notified in time, and root can remove the
+/// device.
 fn without_rule() -> Result<()> {
     control(GROUP, 0o660)?;
     let ann = User::new(ANN, true)?;

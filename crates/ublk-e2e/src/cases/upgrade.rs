@@ -205,8 +205,8 @@ const STEPS: [&str; 10] = [
 ];
 
 /// L31 L44 Whichever process is killed at whichever step of an upgrade: the old server serves on, or the old agent
-/// replaces it by itself; every acknowledged write is there. Requests only fail if a new server that has begun to serve
-/// leaves again, and only under a policy that says so.
+/// replaces it; every acknowledged write is there. Requests only fail if a new server that has begun to serve leaves
+/// again, and only under a policy that says so.
 fn at_every_step(policy: &str) -> Result<()> {
     if policy == "queue" && !can_quiesce() {
         // It is refused there, which another case tests.
@@ -238,7 +238,7 @@ fn at_every_step(policy: &str) -> Result<()> {
             let live = info["state"] == "live" && info["server_alive"] == true;
             // Without a server the driver names none.
             let server = info["server_pid"].as_u64().unwrap_or_default();
-            // The old server only continues if it had not been told anything yet.
+            // The old server continues only if it has not been asked to leave yet.
             let other = server != u64::from(before);
             Ok((live && other == (point != "upgrade:before")).then_some(server))
         });
