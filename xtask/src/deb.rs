@@ -16,7 +16,7 @@ pub fn files(package: &Path, want: impl Fn(&str) -> bool) -> Result<BTreeMap<Str
     files_of(&bytes, want).with_context(|| package.display().to_string())
 }
 
-/// What a package contains at a path.
+/// An entry of a package.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// A directory.

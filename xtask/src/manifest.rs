@@ -41,7 +41,7 @@ pub struct Manifest {
     pub tables: BTreeMap<String, Table>,
     /// Programs of the image, with their packages.
     pub tools: BTreeMap<String, String>,
-    /// What a program of the image loads when it runs: paths below the directory of libraries.
+    /// Libraries that a program of the image loads at run time: paths below the directory of libraries.
     pub plugins: BTreeMap<String, Vec<String>>,
     /// Programs of the host, with their packages.
     pub host_tools: BTreeMap<String, String>,

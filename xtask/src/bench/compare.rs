@@ -105,7 +105,7 @@ fn worse_by(before: f64, after: f64, more_is_worse: bool) -> Option<f64> {
         (after, before)
     };
     let percent = (high / low - 1.0) * 100.0;
-    // From zero to something: there is no ratio, but it is certainly worse. So is NaN.
+    // An increase from zero has no ratio, but is a regression. So is NaN.
     let worse = percent.is_nan() && high != low || percent > PERCENT;
     worse.then_some(percent)
 }

@@ -1,4 +1,4 @@
-//! The guests of the benchmark: how QEMU is configured, and what comes back.
+//! The guests of the benchmark: QEMU's configuration, and their results.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -389,7 +389,7 @@ fn servers(
     kernel: &Kernel,
     selection: &mut Selection,
 ) -> Result<Vec<PathBuf>> {
-    // Always needed: it reads a device's properties back, whoever serves it.
+    // Always needed: it reads a device's properties back, for every server.
     let mut servers = vec![programs::ublkctl()?];
     let words = |row: Row| row.target.server.split(' ').next().map(str::to_owned);
     let mut needed: Vec<String> = selection.all().into_iter().filter_map(words).collect();

@@ -46,7 +46,7 @@ pub struct Row {
     pub ios: u64,
     /// Duration of a wall-clock run in seconds.
     pub seconds: u64,
-    /// Part of the reduced set, for accelerators whose times say little.
+    /// Part of the reduced set, for accelerators whose times mean little.
     pub reduced: bool,
 }
 
@@ -181,7 +181,7 @@ pub fn usable_plan(times: usize) -> String {
     format!("usable {USABLE}\nserver {}\n", usable_server()).repeat(times)
 }
 
-/// The command whose device is to be usable soon.
+/// The command whose start-up time is measured.
 pub fn usable_server() -> &'static str {
     "/usr/bin/ublkctl add mem --size 1G -q 4 -d 128"
 }

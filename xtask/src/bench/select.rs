@@ -99,7 +99,7 @@ impl Selection {
     }
 }
 
-/// Selects the reduced set in emulation, whose figures say little.
+/// Selects the reduced set in emulation, whose times mean little.
 pub fn for_accel(rows: &[Row], accel: Accel) -> Vec<Row> {
     if accel == Accel::Kvm {
         return rows.to_vec();

@@ -131,7 +131,7 @@ fn probe(kernel: &Kernel, image: &Image) -> Result<()> {
     }
 }
 
-/// What the answer depends on.
+/// The inputs that the answer depends on.
 fn key() -> String {
     let kernel = fs::read_to_string("/proc/version").unwrap_or_default();
     let qemu = cmd::output(host::command("qemu-system-x86_64").arg("--version"));

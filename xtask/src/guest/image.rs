@@ -30,7 +30,7 @@ pub struct Contents {
     pub programs: Vec<PathBuf>,
     /// Names of the host's programs.
     pub tools: Vec<String>,
-    /// What they load when they run, below the directory of libraries.
+    /// Libraries that they load at run time, below the directory of libraries.
     pub plugins: BTreeMap<String, Vec<String>>,
     /// A file tree of the host, and its destination.
     pub tree: Option<(PathBuf, String)>,

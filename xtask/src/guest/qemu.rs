@@ -215,7 +215,7 @@ impl Guest<'_> {
         thread::spawn(move || {
             pump(stdout, &console, Event::Console);
             let _ = console.send(Event::ConsoleEnd);
-            // QEMU is gone. If it never connected to the channel, nobody else will: release the listener.
+            // QEMU has exited. If it never connected to the channel, nothing else will: release the listener.
             let _ = UnixStream::connect(place);
         });
         thread::spawn(move || {
@@ -231,7 +231,7 @@ impl Guest<'_> {
             File::create(self.directory.join("channel.log"))?,
         );
         let result = follow.until_end(&events, &mut logs, each);
-        // Whatever happened, no guest must stay behind.
+        // No guest may be left running, whatever happened.
         let _ = child.kill();
         let _ = child.wait();
         let _ = fs::remove_file(self.directory.join("qemu.pid"));

@@ -143,7 +143,7 @@ fn add(archive: &mut Newc<impl Write>, path: &str, entry: &Entry) -> Result<()> 
     }
 }
 
-/// The cache key: the packages, what is left out, and how this code lays them out.
+/// The cache key: the packages, the omitted files, and the version of this code's layout.
 fn key(packages: &[Package], system: &System) -> String {
     let mut all = Sha256::new();
     all.update("layout 1");

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::cmd;
 
-/// Packages whose files only work at their installed paths: unpacking them elsewhere is no use.
+/// Packages whose files only work at their installed paths, so that unpacking them elsewhere does not help.
 const IN_PLACE: [&str; 4] = ["apt", "gcc", "libc-bin", "libc6-dev"];
 
 /// What to do with the requested packages.

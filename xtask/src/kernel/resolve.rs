@@ -23,7 +23,7 @@ pub struct Packages {
     pub apt: Apt,
 }
 
-/// The package index does not have this series (any more).
+/// The package index does not have this series, or no longer has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotOnOffer {
     series: String,

@@ -14,7 +14,7 @@ const WALL: &str =
 pub struct Work {
     /// Its part of a row's name.
     pub name: String,
-    /// fio's word for reading or writing.
+    /// fio's name for reading or writing.
     mode: &'static str,
     /// Block size.
     block: String,
@@ -24,7 +24,7 @@ pub struct Work {
     batch: u64,
     /// Number of jobs.
     pub jobs: u64,
-    /// Pins each job to a CPU of its own.
+    /// Pins each job to its own CPU.
     apart: bool,
     /// Difference in I/Os of each job between the two runs of a count.
     pub ios: u64,
