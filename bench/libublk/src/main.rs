@@ -40,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: &Arguments) -> Result<(), UblkError> {
-    // Before there are other threads, so that all of them leave the signal to the one that waits for it.
+    // Before other threads exist, so that all of them leave the signal to the one that waits for it.
     signal::hold_back();
     let mut flags = 0;
     if arguments.kind == Kind::NullZeroCopy {
@@ -58,7 +58,7 @@ fn serve(arguments: &Arguments) -> Result<(), UblkError> {
     let id = control.dev_info().dev_id;
     std::thread::spawn(move || {
         signal::wait();
-        // The crate's control ring belongs to the thread that made it: another thread makes its own.
+        // The crate's control ring belongs to the thread that created it: another thread creates its own.
         let stopped = i32::try_from(id)
             .map_err(|_| UblkError::InvalidVal)
             .and_then(UblkCtrl::new_simple)

@@ -18,8 +18,8 @@ const BLOCK: usize = 4096;
 /// One of the steps failed.
 pub fn measure(row: &Row) -> Result<String> {
     let (program, arguments) = row.server.split_first().context("no server")?;
-    // Right after boot, a guest without random instructions has no random numbers for seconds. Waiting for them belongs
-    // to the boot, not to `add`.
+    // Right after boot, a guest without random instructions has no random numbers for seconds. Waiting for them is part
+    // of the boot, not of `add`.
     let mut random = [0];
     File::open("/dev/random")?
         .read_exact(&mut random)

@@ -18,7 +18,7 @@ fn main() {
         .expect_err("no multiple of 512");
     assert!(bad.to_string().contains("1000"), "{bad}");
 
-    // The life of a tag: fetched, a write arrives, it is answered, the device stops.
+    // A tag's transitions: fetched, a write arrives, it is answered, the device stops.
     let step = |state: TagState, input| {
         let (state, action) = state.step(input);
         (state, action.expect("something to do"))

@@ -1,4 +1,4 @@
-//! ublk-ctrl alone: asks the driver for its features, or says why not and what to do about it.
+//! ublk-ctrl alone: queries the driver's features, or reports why that fails and what to do.
 
 #![forbid(unsafe_code)]
 

@@ -95,7 +95,7 @@ unsafe impl Port for Tiny {
     fn enter(&mut self, want: u32, _timeout: Option<Duration>) -> Result<(), Errno> {
         let mut driver = self.0.borrow_mut();
         if want > 0 && driver.commands.is_empty() && driver.completions.is_empty() {
-            // Nothing would ever end this sleep.
+            // Nothing would ever end this wait.
             return Err(Errno::EIO);
         }
         for (command, user_data) in std::mem::take(&mut driver.commands) {
