@@ -19,13 +19,13 @@ use ublk_backends::{File, Identity, User};
 /// How long to wait for a user of the file that may exit, or be identified, shortly.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Between two looks at such a user.
+/// Interval between checks of such a user.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 const IN_USE: &str = "two writers corrupt each other's data: end the other use first, or serve another part of the file \
                       (--offset, --length); --read-only shares it without writing, --force serves it anyway";
 
-/// The bytes of a backing store that are a device.
+/// The range of a backing store that a device uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Window {
     begin: u64,
@@ -49,7 +49,7 @@ impl Window {
     }
 }
 
-/// What is to be done about the users of a file.
+/// What to do about the users of a file.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     /// No data is in danger; contains the messages to print.
@@ -60,7 +60,7 @@ enum Verdict {
     Refused(String),
 }
 
-/// Whether the device of a record is there: served, waiting for a server, or about to be made.
+/// Whether the device of a record exists: served, waiting for a server, or about to be created.
 fn stands(record: &Record) -> bool {
     match (record.phase, record.id) {
         (Phase::Adding | Phase::Starting, _) => record.agent.is_some_and(|agent| agent.runs()),
@@ -69,7 +69,7 @@ fn stands(record: &Record) -> bool {
     }
 }
 
-/// How a device is called in a message.
+/// The name of a device in messages.
 fn name_of(record: &Record) -> String {
     let node = match record.id {
         Some(id) => format!("/dev/ublkb{id}"),
@@ -108,7 +108,7 @@ fn judge(users: &[User], spec: &AddSpec, window: Window, others: &[Record]) -> V
     let mut unclear = None;
     for user in users {
         match user {
-            // Its lock or claim is that of a device that was looked at above.
+            // Its lock or claim belongs to a device that was handled above.
             User::Server { .. } | User::Unknown if !others.is_empty() => {}
             User::Process { .. } => told.push(format!("it is {user}")),
             _ if may_share(spec) => told.push(format!("it is {user}")),
@@ -119,16 +119,16 @@ fn judge(users: &[User], spec: &AddSpec, window: Window, others: &[Record]) -> V
     unclear.map_or(Verdict::Fine(told), Verdict::Unclear)
 }
 
-/// Whether a device may have its file together with others.
+/// Whether a device may share its file with others.
 const fn may_share(spec: &AddSpec) -> bool {
     spec.read_only || matches!(spec.backend, BackendSpec::File { force: true, .. })
 }
 
-/// Opens a file by `open` for a new device or a new server, unless it is another than the device was made with, or others
-/// use it whose data would be in danger. What is no danger is told.
+/// Opens a file with `open` for a new device or a new server, unless its identity changed or other users' data would be
+/// in danger. Harmless users are reported.
 ///
 /// # Errors
-/// What the file says, and the reasons above, by name.
+/// Errors of the file, and the reasons above, with names.
 pub(crate) fn opened(
     path: &Path,
     spec: &AddSpec,

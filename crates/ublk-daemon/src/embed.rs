@@ -1,8 +1,8 @@
-//! For programs that embed ublk: control commands run in another process.
+//! Runs the control commands of a program that embeds ublk in another process.
 //!
-//! A process with an unfinished control command cannot exit, and a server that stops its own device
-//! and is then killed hard can wedge until the next boot. So a program that serves devices itself
-//! lets a helper process issue the commands. It is started with one call at the top of `main`:
+//! A process with an unfinished control command cannot exit, and a server that stops its own device and is then killed
+//! can hang until the next boot. So a program that serves devices itself lets a helper process issue the commands. One
+//! call at the top of `main` starts it:
 //!
 //! ```no_run
 //! // First thing in main: no thread and no ring exists yet.
@@ -22,18 +22,16 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use ublk_ctrl::Error;
 
-/// Starts the helper by copying this process, which must still have one thread. The copy never
-/// returns from this call: it serves until this process ends. Its standard streams are `/dev/null`;
-/// files open already at this point stay open in it.
+/// Starts the helper by forking this process, which must still have one thread. The child never returns from this call:
+/// it serves until this process ends. Its standard streams are `/dev/null`; it keeps files that are already open.
 ///
 /// # Errors
-/// [`LinkError::Io`] of kind `Unsupported` when there are several threads already: use
-/// [`start_program`], or call earlier.
+/// [`LinkError::Io`] of kind `Unsupported` if there are several threads: use [`start_program`], or call earlier.
 pub fn start_early() -> Result<Helper, LinkError> {
     fork_helper(()).map(|(helper, ())| helper)
 }
 
-/// As [`start_early`]; `ours` is dropped in the copy, so that it does not keep our links open.
+/// As [`start_early`]; `ours` is dropped in the child, so that it does not keep our links open.
 pub(crate) fn fork_helper<T>(ours: T) -> Result<(Helper, T), LinkError> {
     let (near, far) = Link::pair()?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
@@ -64,7 +62,7 @@ pub fn start_program(path: &Path) -> Result<Helper, Error> {
     Helper::start(path)
 }
 
-/// Starts the helper from this very program, if its `main` begins with [`crate::roles::play`].
+/// Starts the helper from this program, if its `main` begins with [`crate::roles::play`].
 ///
 /// # Errors
 /// [`Error::ControllerGone`] when it cannot be started.

@@ -17,42 +17,42 @@ pub struct Failure {
     pub text: String,
     /// What to do next.
     pub hint: Option<String>,
-    /// The errno behind it, where the kernel gave one.
+    /// The kernel's errno, if any.
     #[serde(default)]
     pub errno: Option<Errno>,
 }
 
-/// Kinds of failure that callers tell apart.
+/// Kinds of failure that callers distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum FailureKind {
     /// Any other. Exit code 1.
     Failed,
-    /// What was asked for makes no sense. Exit code 2.
+    /// The request is invalid. Exit code 2.
     Usage,
     /// A deadline passed. Exit code 3.
     TimedOut,
     /// The device does not exist. Exit code 32.
     NoSuchDevice,
-    /// The ublk driver is not loaded, or not in this kernel. Exit code 1, as all that follow.
+    /// The ublk driver is not loaded, or not in this kernel. Exit code 1, like all that follow.
     DriverMissing,
-    /// The caller may not do this.
+    /// The caller lacks permission.
     NoPermission,
-    /// io_uring is switched off for the caller.
+    /// io_uring is disabled for the caller.
     IoUringDisabled,
-    /// The kernel is too old for what was asked, or lacks it.
+    /// The kernel lacks a requested feature or is too old.
     Unsupported,
-    /// The kernel has a known fault in what was asked, so it was not asked.
+    /// The kernel has a known fault in the operation, which was therefore not attempted.
     KernelFault,
     /// A temporary obstacle: the number is in use, or the device is open.
     Busy,
-    /// The device was made by another program or user.
+    /// Another program or user created the device.
     Foreign,
 }
 
 impl FailureKind {
-    /// The exit code of a command that fails so.
+    /// The exit code of a command that fails this way.
     #[must_use]
     pub const fn exit_code(self) -> u8 {
         match self {
@@ -88,7 +88,7 @@ impl Failure {
         Self::new(FailureKind::TimedOut, text)
     }
 
-    /// A device that is not there, by the word it was asked for with.
+    /// A device that does not exist, with the name that the user gave.
     #[must_use]
     pub fn no_such_device(word: impl std::fmt::Display) -> Self {
         Self::new(FailureKind::NoSuchDevice, format!("no ublk device {word}"))
@@ -96,7 +96,7 @@ impl Failure {
             .hint("`ublkctl list` shows all devices")
     }
 
-    /// A device that no record of the caller's is about.
+    /// A device without a record of the caller's.
     #[must_use]
     pub fn foreign(id: DevId) -> Self {
         let text = format!("device {id} was not created by this ublkctl");
@@ -104,21 +104,21 @@ impl Failure {
             .hint("use the program that created it, or run as that user or as root")
     }
 
-    /// Adds what to do next.
+    /// Adds a hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Adds the errno behind it.
+    /// Adds the errno.
     #[must_use]
     pub const fn errno(mut self, errno: Errno) -> Self {
         self.errno = Some(errno);
         self
     }
 
-    /// The same about `subject`, in front of the text.
+    /// Prefixes the text with `subject`.
     #[must_use]
     pub fn about(mut self, subject: impl std::fmt::Display) -> Self {
         self.text = format!("{subject}: {}", self.text);
@@ -161,7 +161,7 @@ impl From<Error> for Failure {
 /// Prefix of the message for a helper that could not be started.
 pub(crate) const NO_START: &str = "cannot start a helper process";
 
-/// What to do where the tool cannot start itself in another role.
+/// The hint for a tool that cannot start itself in another role.
 #[must_use]
 pub fn starting() -> &'static str {
     match std::path::Path::new("/proc/self/exe").exists() {
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
     use ublk_ctrl::Operation;
 
-    /// One cause, one message: whatever command met it.
+    /// One cause has one message, whichever command reports it.
     #[test]
     fn a_missing_device_is_told_in_one_way() {
         let dev = Some(DevId::new(7).unwrap());
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(Failure::no_such_device("x").kind.exit_code(), 32);
     }
 
-    /// A helper that does not start is one thing, and a server that ends another.
+    /// A helper that cannot start is distinguished from a server that exited.
     #[test]
     fn what_is_gone_is_told_apart() {
         let of = |message: &str| {
@@ -200,7 +200,7 @@ mod tests {
         assert!(ended.hint.is_some_and(|h| !h.contains("ulimit")));
     }
 
-    /// The kernel's number survives, and kinds of the same exit code are told apart.
+    /// The errno is kept, and kinds with the same exit code are distinguished.
     #[test]
     fn causes_keep_their_errno_and_kind() {
         let failure = Failure::from(Error::NoPermission {

@@ -1,4 +1,4 @@
-//! For tests: a kernel and a data plane that only write down what was asked of them.
+//! Fakes for tests: a kernel and a data plane that only record what is requested.
 
 use crate::agent::World;
 use crate::failure::Failure;
@@ -23,14 +23,14 @@ use ublk_ctrl::{Command, Controller, Error, Operation, Reply};
 pub(crate) const SIZE: u64 = 1 << 20;
 pub(crate) const ID: u32 = 7;
 
-/// Whether something comes true within ten seconds. A lock that is dropped may outlive its file for a moment: a child
-/// that another test forks has a copy of the descriptor until it executes its program or exits.
+/// Whether a condition becomes true within ten seconds. A dropped lock may outlive its file briefly: a child that
+/// another test forks holds a copy of the descriptor until it execs or exits.
 pub(crate) fn soon(mut is: impl FnMut() -> bool) -> bool {
     let until = Instant::now() + Duration::from_secs(10);
     ublk_ctrl::wait::until(until, || Ok::<_, ()>(is().then_some(()))) == Ok(Some(()))
 }
 
-/// What happened, in order, by everybody; and the driver's side of the device.
+/// All events in order, and the driver's side of the device.
 #[derive(Debug, Default)]
 pub(crate) struct Kernel {
     log: Mutex<Vec<String>>,
@@ -43,10 +43,10 @@ struct State {
     /// The step that fails.
     fail: Option<&'static str>,
     nonce: u64,
-    /// What the driver does not have, and what it drops in silence.
+    /// Features that the driver lacks, and those that it drops silently.
     lacks: Features,
     drops: Features,
-    /// The features of ADD_DEV.
+    /// Features requested from ADD_DEV.
     asked: Features,
     /// Written to when the driver aborts the fetches.
     abort: Option<UnixStream>,
@@ -54,16 +54,16 @@ struct State {
     /// The device's state, as the driver's number.
     device: u16,
     store: Option<Store>,
-    /// What the store said at ADD and at START.
+    /// The store's content at ADD and at START.
     seen: Vec<Seen>,
-    /// The file that servers open, and how they came to it.
+    /// The file that servers open, and how they opened it.
     file: Option<std::path::PathBuf>,
     openings: Vec<(Opening, bool)>,
-    /// What a signal to a server is written to, of all of them: a stream that is closed looks like one.
+    /// Streams to all servers; a write, or a close, acts as a signal.
     signals: Vec<UnixStream>,
 }
 
-/// Id and phase of a record, if there was one.
+/// Id and phase of a record, if it exists.
 pub(crate) type Seen = Option<(Option<u32>, Phase)>;
 
 impl Kernel {
@@ -80,27 +80,27 @@ impl Kernel {
         signal.write_all(b"x").unwrap();
     }
 
-    /// From now on this step fails, and no other.
+    /// Makes only this step fail from now on.
     pub(crate) fn set_fail(&self, step: Option<&'static str>) {
         self.state.lock().unwrap().fail = step;
     }
 
-    /// A driver without these features.
+    /// Removes these features from the driver.
     pub(crate) fn lacks(&self, features: Features) {
         self.state.lock().unwrap().lacks = features;
     }
 
-    /// A driver that has these features and gives them to no device.
+    /// Makes the driver grant these features to no device.
     pub(crate) fn drops(&self, features: Features) {
         self.state.lock().unwrap().drops = features;
     }
 
-    /// What ADD_DEV was asked for.
+    /// The features requested from ADD_DEV.
     pub(crate) fn asked(&self) -> Features {
         self.state.lock().unwrap().asked
     }
 
-    /// The data plane opens this file.
+    /// Makes the data plane open this file.
     pub(crate) fn has_file(&self, path: &std::path::Path) {
         self.state.lock().unwrap().file = Some(path.to_owned());
     }
@@ -118,7 +118,7 @@ impl Kernel {
         state.openings.push((opening.clone(), passed));
     }
 
-    /// How servers were told to come to their backing store, and whether with a descriptor.
+    /// How servers were told to open their backing store, and whether with a descriptor.
     pub(crate) fn openings(&self) -> Vec<(Opening, bool)> {
         self.state.lock().unwrap().openings.clone()
     }
@@ -129,7 +129,7 @@ impl Kernel {
         geometry_in(state.device, state.nonce, granted)
     }
 
-    /// A device that exists: its nonce, features and state.
+    /// Creates a device with this nonce, features and state.
     pub(crate) fn exists(&self, nonce: u64, features: Features, device: u16) {
         let mut state = self.state.lock().unwrap();
         (state.nonce, state.asked, state.device) = (nonce, features, device);
@@ -144,7 +144,7 @@ impl Kernel {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits until something has happened.
+    /// Waits until an event has happened.
     pub(crate) fn wait_for(&self, what: &str) {
         let log = self.log.lock().unwrap();
         let (log, wait) = self
@@ -160,7 +160,7 @@ impl Kernel {
         self.state.lock().unwrap().fail == Some(step)
     }
 
-    /// The store whose records are looked at when ADD and START arrive.
+    /// Sets the store whose records are read when ADD and START arrive.
     pub(crate) fn look_into(&self, store: &Store) {
         self.state.lock().unwrap().store = Some(store.clone());
     }
@@ -177,7 +177,7 @@ impl Kernel {
         state.seen.push(seen);
     }
 
-    /// The driver gives every fetch back.
+    /// Makes the driver abort every fetch.
     pub(crate) fn abort(&self) {
         let mut state = self.state.lock().unwrap();
         state.stopped = true;
@@ -195,12 +195,12 @@ impl Kernel {
     }
 }
 
-/// The device as the driver makes it: with the features granted, and those it always sets.
+/// The device as the driver creates it: with the granted features and those it always sets.
 pub(crate) fn geometry(nonce: u64, granted: Features) -> Geometry {
     geometry_in(0, nonce, granted)
 }
 
-/// The same in a state.
+/// As `geometry`, in this state.
 pub(crate) fn geometry_in(state: u16, nonce: u64, granted: Features) -> Geometry {
     let forced = Features::URING_CMD_COMP_IN_TASK | Features::CMD_IOCTL_ENCODE;
     serde_json::from_value(serde_json::json!({
@@ -236,7 +236,7 @@ pub(crate) fn spec() -> AddSpec {
 pub(crate) struct Control(pub(crate) Arc<Kernel>);
 
 #[expect(unsafe_code, reason = "plays the driver")]
-// SAFETY: no device of the fake kernel is served by a data plane.
+// SAFETY: no data plane serves a device of the fake kernel.
 unsafe impl Controller for Control {
     fn call(&mut self, command: Command, _deadline: Duration) -> Result<Reply, Error> {
         let step = match command {
@@ -335,7 +335,7 @@ impl Engine for Data {
         self.0.fetches(abort);
         if self.0.fails("hang in arm") {
             self.0.note("hangs");
-            // Until the driver gives the fetches back.
+            // Block until the driver aborts the fetches.
             let _ = (&ended).read(&mut [0]);
             return Err(Failure::failed("arm: aborted"));
         }
@@ -409,7 +409,7 @@ impl World for Threads {
         if self.0.fails("silent server") {
             let (near, far) = Link::pair().unwrap();
             let (exit, alive) = UnixStream::pair().unwrap();
-            // It hangs until it is told to quit.
+            // It hangs until told to quit.
             std::thread::spawn(move || {
                 let far = far;
                 while !matches!(
@@ -477,7 +477,7 @@ impl World for Threads {
     }
 }
 
-/// The health of so many queues, each as long-winded as a real one.
+/// The health of this many queues, each as long as a real one.
 fn queues(count: u16) -> Vec<QueueReport> {
     let queue = |qid| QueueReport {
         qid,

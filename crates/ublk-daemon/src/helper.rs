@@ -19,7 +19,7 @@ use ublk_core::deadline_in;
 use ublk_core::{DevId, Errno};
 use ublk_ctrl::{CANCEL_GRACE, Command, Control, Controller, Error, Operation, Reply, wait};
 
-/// Beyond the command's own deadline and the cancelling: for two processes to be scheduled.
+/// Allowance beyond the command's deadline and its cancelling, for two processes to be scheduled.
 const SLACK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,21 +36,21 @@ struct Answer {
     result: Result<Told, Error>,
 }
 
-/// What a helper does.
+/// A task for a helper.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) enum Task {
     /// A control command.
     Command(Command),
-    /// The same, if the device still is the one with this word: looked at right before the command.
+    /// As `Command`, if the device still has this nonce, which is checked right before the command.
     Same { nonce: u64, command: Command },
-    /// Tells who uses the device, and holds a claim of it from then on: nobody else can claim it, and its number goes
-    /// to no other device, until it is deleted, released, or the helper ends.
+    /// Returns the users of the device and claims it: until it is deleted or released, or the helper exits, nobody else
+    /// can claim it, and its number is not reused.
     Claim { id: DevId },
-    /// Tells who uses the device, its claims as they were.
+    /// Returns the users of the device, without changing the claim.
     Look { id: DevId },
     /// Releases the claim.
     Release,
-    /// Writes back all that is dirty of the device.
+    /// Writes back all dirty data of the device.
     WriteBack { id: DevId, nonce: u64 },
 }
 
@@ -72,7 +72,7 @@ impl Task {
     }
 }
 
-/// What a helper answers.
+/// A helper's answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Told {
     Reply(Reply),
@@ -80,7 +80,7 @@ pub(crate) enum Told {
     Unwritten(Vec<Unwritten>),
 }
 
-/// A helper process, seen from the one it helps.
+/// A helper process, seen from its caller.
 #[derive(Debug)]
 pub struct Helper {
     peer: Peer,
@@ -88,8 +88,8 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Starts a helper: `program` in its hidden role. It holds none of our files, so that left
-    /// behind it keeps nobody's pipe open.
+    /// Starts a helper: `program` in its hidden role. It holds none of our files, so that a helper left behind keeps no
+    /// pipe open.
     ///
     /// # Errors
     /// [`Error::ControllerGone`] when it cannot be started.
@@ -101,19 +101,19 @@ impl Helper {
             })
     }
 
-    /// The near end of a helper that runs already.
+    /// Wraps a running helper.
     #[must_use]
     pub const fn new(peer: Peer) -> Self {
         Self { peer, ticket: 0 }
     }
 
-    /// Its process.
+    /// Its pid.
     #[must_use]
     pub const fn pid(&self) -> u32 {
         self.peer.pid
     }
 
-    /// Hangs up and collects the process. One that is stuck is left behind.
+    /// Closes the link and reaps the process. A stuck helper is left behind.
     pub fn finish(self) {
         let soon = Instant::now() + SLACK;
         let mut peer = self.peer;
@@ -124,7 +124,7 @@ impl Helper {
 
     fn gone(&mut self, error: &LinkError) -> Error {
         let soon = Instant::now() + SLACK;
-        // A helper that closed its link is about to end: its exit says why.
+        // A helper that closed its link is about to exit: its exit status gives the reason.
         let _ = crate::sys::poll::readable(&[self.peer.exit_fd()], Some(soon));
         let end = self.peer.ended();
         Error::ControllerGone {
@@ -140,7 +140,7 @@ impl Helper {
 const LOOK: Duration = Duration::from_millis(200);
 
 impl Helper {
-    /// Has a task done. `hopeless` is asked now and then while it lasts: whether it has become so.
+    /// Runs a task. Meanwhile `hopeless` is polled: whether waiting has become pointless.
     pub(crate) fn ask(
         &mut self,
         task: Task,
@@ -164,7 +164,7 @@ impl Helper {
             let look = until.min(Instant::now() + LOOK);
             match self.peer.link.recv::<Answer>(look) {
                 Ok(answer) if answer.ticket == ticket => return answer.result,
-                // Of a call that was given up.
+                // An answer to an abandoned call.
                 Ok(_) => {}
                 Err(LinkError::TimedOut) if look < until && !hopeless() => {}
                 Err(LinkError::TimedOut) => {
@@ -187,15 +187,16 @@ impl Helper {
         }
     }
 
-    /// Who uses a device. The helper claims it, where nobody does, until it is deleted or the helper ends.
+    /// Returns the users of a device and, if nobody else claims it, claims it until it is deleted or the helper exits.
     ///
     /// # Errors
-    /// The disk cannot be opened, or not by the deadline.
+    /// The disk cannot be opened, or not before the deadline.
     pub fn claim(&mut self, id: DevId, deadline: Duration) -> Result<Holders, Error> {
         self.holders(Task::Claim { id }, deadline)
     }
 
-    /// Who uses a device, after [`Helper::claim`]; or without it, as far as that is seen without opening the disk.
+    /// Returns the users of a device: after [`Helper::claim`], or without it as far as is visible without opening the
+    /// disk.
     ///
     /// # Errors
     /// The deadline.
@@ -211,11 +212,11 @@ impl Helper {
         self.ask(Task::Release, deadline, &mut || false).map(drop)
     }
 
-    /// Writes back all that is dirty of a device, and notes by its word if that fails: what could not be. Given up when
-    /// `hopeless` says so.
+    /// Writes back all dirty data of a device and returns what could not be written, which is also recorded under the
+    /// nonce. Gives up when `hopeless` returns true.
     ///
     /// # Errors
-    /// The deadline, or hopelessness.
+    /// The deadline, or `hopeless`.
     pub fn write_back(
         &mut self,
         id: DevId,
@@ -230,10 +231,10 @@ impl Helper {
         }
     }
 
-    /// Issues a command if the device still has this word, looked at right before it.
+    /// Issues a command if the device still has this nonce, which is checked right before it.
     ///
     /// # Errors
-    /// [`Error::NoSuchDevice`] where it is another device, and those of the command.
+    /// [`Error::NoSuchDevice`] if it is another device, and those of the command.
     pub fn same(&mut self, nonce: u64, command: Command, deadline: Duration) -> Result<(), Error> {
         let task = Task::Same { nonce, command };
         match self.ask(task, deadline, &mut || false)? {
@@ -254,7 +255,7 @@ fn unexpected(task: &Task, told: &Told) -> Error {
     unsafe_code,
     reason = "a controller promises that replies are the driver's"
 )]
-// SAFETY: replies are made by `Control` in the helper process, which is this very program and nobody else's.
+// SAFETY: replies come from `Control` in the helper process, which runs this same program.
 unsafe impl Controller for Helper {
     fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
         let task = Task::Command(command);
@@ -265,10 +266,10 @@ unsafe impl Controller for Helper {
     }
 }
 
-/// What answers commands in a helper.
+/// Executes commands in a helper.
 pub type Handler = Box<dyn FnMut(Command, Duration) -> Result<Reply, Error>>;
 
-/// The real control plane, on a ring of this process's one thread.
+/// The real control plane, on a ring of the process's only thread.
 ///
 /// # Errors
 /// As [`Control::open`].
@@ -279,8 +280,7 @@ pub fn control() -> Result<Handler, Error> {
     }))
 }
 
-/// Plays the role to its end, which is when the other side hangs up. `open` makes what answers when
-/// the first command needs it.
+/// Runs the role until the caller hangs up. `open` creates the handler when the first command needs it.
 pub fn run(link: &Link, open: impl FnMut() -> Result<Handler, Error>) -> i32 {
     let mut hands = Hands {
         open,
@@ -311,7 +311,7 @@ pub fn run(link: &Link, open: impl FnMut() -> Result<Handler, Error>) -> i32 {
     }
 }
 
-/// A helper at work.
+/// A running helper.
 struct Hands<F> {
     open: F,
     control: Option<Handler>,
@@ -324,7 +324,7 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
             Task::Command(command) => self.command(command, deadline).map(Told::Reply),
             Task::Same { nonce, command } => self.same(nonce, command, deadline).map(Told::Reply),
             Task::Claim { id } => {
-                // Never two claims of ours, one in the way of the other.
+                // Drop the previous claim first: two claims of ours would conflict.
                 self.claim = None;
                 let claim = Claim::ask(id.get()).map_err(|e| {
                     Error::of_command(Operation::Claim, Some(id), Errno::from_io(&e))
@@ -339,7 +339,7 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
             }
             Task::WriteBack { id, nonce } => {
                 let failed = write_back(id);
-                // By whoever sees it: the one that asked may be gone, and the kernel does not tell it twice.
+                // Recorded here: the caller may be gone, and the kernel reports the failure only once.
                 if !failed.is_empty() {
                     note_unwritten(nonce);
                 }
@@ -365,7 +365,7 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
     }
 
     fn command(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
-        // What needs no ring must not wait for one.
+        // Commands that need no ring must not wait for one.
         match command {
             Command::Sync { id } => match write_back(id).first() {
                 None => Ok(Reply::Done),
@@ -381,8 +381,8 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
         }
     }
 
-    /// L42 The device is looked at between whatever came before and the command that destroys. Its number cannot
-    /// change hands in between where the claim holds it open.
+    /// L42 The device is checked right before the destructive command. While the claim holds it open, its number cannot
+    /// be reused in between.
     fn same(&mut self, nonce: u64, command: Command, deadline: Duration) -> Result<Reply, Error> {
         let (operation, dev) = (command.operation(), command.dev());
         let Some(id) = dev else {
@@ -397,11 +397,11 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
         }
         let left = until.saturating_duration_since(Instant::now());
         match command {
-            // A delete waits for the claim, too: it is let go as soon as the driver has taken the device away.
+            // A delete also waits for the claim: release it once the driver has removed the device.
             Command::Delete { .. } | Command::DeleteAsync { .. } => {
                 self.letting_go(command, left, &|| !is_listed(id))
             }
-            // One that is stuck keeps nobody else from asking who uses the device.
+            // A stuck stop must not keep others from querying the users.
             Command::Stop { .. } => {
                 let enough = Instant::now() + SLACK;
                 self.letting_go(command, left, &|| Instant::now() >= enough)
@@ -410,7 +410,7 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
         }
     }
 
-    /// Issues a command and lets go of the claim meanwhile, once `when` says so.
+    /// Issues a command and releases the claim meanwhile, once `when` returns true.
     fn letting_go(
         &mut self,
         command: Command,
@@ -422,7 +422,7 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
         let ended = AtomicBool::new(false);
         let result = std::thread::scope(|scope| {
             scope.spawn(|| {
-                // There is no event for it.
+                // There is no event for this.
                 let _ = wait::until(wait::deadline_in(deadline), || {
                     let now = ended.load(Ordering::Acquire) || when();
                     Ok::<_, Infallible>(now.then_some(()))
@@ -437,7 +437,7 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
             ended.store(true, Ordering::Release);
             done
         });
-        // A process with a command that is stuck cannot end, and must not be what the command waits for.
+        // A process with a stuck command cannot exit, and must not be what the command waits for.
         if result.is_ok() && matches!(command, Command::Stop { .. }) {
             self.claim = claim.into_inner().unwrap_or_default();
         }
@@ -445,7 +445,7 @@ impl<F: FnMut() -> Result<Handler, Error>> Hands<F> {
     }
 }
 
-/// Whether the driver still shows the device: not once it is being deleted.
+/// Whether the driver still shows the device; not once it is being deleted.
 fn is_listed(id: DevId) -> bool {
     let listed = ublk_ctrl::nodes::list_devices();
     listed.is_ok_and(|ids| ids.contains(&id))
@@ -461,7 +461,7 @@ mod tests {
 
     const ID: u32 = fakes::ID;
 
-    /// A helper on a thread, whose driver has one device with the word 7, and the commands that reach it.
+    /// A helper on a thread, whose driver has one device with nonce 7, and the commands that reach it.
     fn helper(delay: Duration) -> (Helper, mpsc::Receiver<Command>) {
         let (near, far) = Link::pair().unwrap();
         let (exit, alive) = UnixStream::pair().unwrap();
@@ -484,7 +484,7 @@ mod tests {
         (Helper::new(Peer::thread(near, exit.into(), 4242)), commands)
     }
 
-    /// L42 What destroys goes to the device that was meant, and to no later one of its number.
+    /// L42 A destructive command reaches the intended device, and no later one with its number.
     #[test]
     fn l42_a_command_reaches_the_device_that_was_meant() {
         let id = DevId::new(ID).unwrap();
@@ -508,7 +508,7 @@ mod tests {
         assert!(matches!(of_none, Err(Error::Spec { .. })), "{of_none:?}");
     }
 
-    /// L22 Who waits for what nobody will do stops waiting.
+    /// L22 A wait that cannot succeed ends.
     #[test]
     fn l22_a_wait_without_hope_ends() {
         let (mut helper, _commands) = helper(Duration::from_secs(20));
@@ -533,7 +533,7 @@ mod tests {
         assert!(begun.elapsed() < Duration::from_secs(10));
     }
 
-    /// L41 A device that is not there has neither a claim nor users.
+    /// L41 A device that does not exist has neither a claim nor users.
     #[test]
     fn l41_a_disk_that_is_not_there_is_not_claimed() {
         let (mut helper, _commands) = helper(Duration::ZERO);

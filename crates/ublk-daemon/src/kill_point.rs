@@ -1,7 +1,7 @@
 //! Named places where a test can kill a role (L31). Only with the feature `kill-points`, which
 //! release builds lack: without it a kill point is nothing.
 
-/// Dies here, hard, if the environment says `UBLK_KILL_AT` is `name`.
+/// Kills this process if the environment variable `UBLK_KILL_AT` is `name`.
 #[cfg(feature = "kill-points")]
 pub(crate) fn kill_point(name: &str) {
     if std::env::var_os("UBLK_KILL_AT").is_some_and(|at| at == name) {
@@ -14,6 +14,6 @@ pub(crate) fn kill_point(name: &str) {
     }
 }
 
-/// Nothing: this build has no kill points.
+/// Does nothing: this build has no kill points.
 #[cfg(not(feature = "kill-points"))]
 pub(crate) const fn kill_point(_name: &str) {}

@@ -1,8 +1,8 @@
 //! Messages to standard error that can neither end nor block the process (L46).
 //!
-//! Standard error may be anything: a full disk, a closed pipe, one whose reader sleeps, a terminal. What cannot be
-//! written within a moment is dropped, and no error is told: there is nobody to tell it to. Control characters, which
-//! names and paths may hold, are written as escapes, so that no message drives a terminal.
+//! Standard error may be a file on a full disk, a closed pipe, a pipe whose reader sleeps, or a terminal. A message
+//! that cannot be written within a moment is dropped, and the error is not reported, because there is nowhere to report
+//! it. Control characters, which names and paths may contain, are escaped, so that no message controls a terminal.
 #![forbid(unsafe_code)]
 
 use crate::state::Store;
@@ -14,13 +14,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a reader that sleeps is waited for. Once: after that only what can be written at once is, until it reads.
+/// How long to wait for a sleeping reader, once: afterwards messages are written without waiting until it reads again.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// What a pipe takes at once when poll says that it takes anything (PIPE_BUF).
+/// Bytes that a pipe accepts at once if poll reports it writable (PIPE_BUF).
 const PIECE: usize = 4096;
 
-/// Standard error, for messages. A write never fails, and never waits for long.
+/// Standard error for messages. A write never fails and never blocks for long.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Stderr;
 
@@ -35,7 +35,7 @@ impl Write for Stderr {
     }
 }
 
-/// Has panics told as messages are.
+/// Reports panics as messages.
 pub(crate) fn tell_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
@@ -48,7 +48,7 @@ pub(crate) fn tell_panics() {
     }));
 }
 
-/// A text for a terminal: control characters, and those that turn the direction of writing, are shown as what they are.
+/// Escapes text for a terminal: control characters, and those that change the writing direction.
 #[must_use]
 pub fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
@@ -64,12 +64,12 @@ pub fn plain(text: &str) -> String {
     plain
 }
 
-/// Characters that show what follows in another place than it has.
+/// Characters that change where the following text is displayed.
 const fn is_directional(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
 }
 
-/// The same line by line.
+/// As `plain`, line by line.
 fn lines(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let lines: Vec<String> = text.split('\n').map(plain).collect();
@@ -89,7 +89,7 @@ fn put(to: BorrowedFd<'_>, bytes: &[u8]) {
     STUCK.store(!done, Ordering::Relaxed);
 }
 
-/// Whether all was written, or could not be for a reason that waiting does not mend.
+/// Whether everything was written, or could not be for a reason that waiting does not fix.
 fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8], deadline: Instant) -> bool {
     while !bytes.is_empty() {
         if !matches!(poll::writable(to, Some(deadline)), Ok(true)) {
@@ -100,7 +100,7 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8], deadline: Instant) -> bool {
             Ok(0) => return true,
             Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // A FIFO of ours that is full: poll asked for room for a byte.
+            // A full FIFO of ours: poll only promised room for a byte.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
             Err(_) => return true,
         }
@@ -116,7 +116,7 @@ pub(crate) fn to(path: &Path) {
     }
 }
 
-/// The same to one that is open.
+/// As `to`, for an open file.
 pub(crate) fn into(file: BorrowedFd<'_>) {
     if let Err(e) = process::redirect(file, process::Stream::Err) {
         tracing::warn!("cannot log to the file of this device: {e}");
@@ -129,7 +129,7 @@ mod tests {
     use std::fs::{File, OpenOptions};
     use std::io::Read;
 
-    /// Names and paths are other people's: none of their bytes reaches a terminal as a command.
+    /// Names and paths are untrusted: none of their bytes reaches a terminal as a control sequence.
     #[test]
     fn l46_control_characters_are_shown() {
         assert_eq!(plain("a\x1b[2Jb\n\t\u{7f}"), "a\\x1b[2Jb\\x0a\\x09\\x7f");
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(lines(b"a\xff\x07b\nc\n"), "a\u{fffd}\\x07b\nc\n");
     }
 
-    /// L46 A full disk, a closed pipe and a reader that sleeps cost the message and at most a moment.
+    /// L46 A full disk, a closed pipe and a sleeping reader cost the message and at most a moment.
     #[test]
     fn l46_messages_that_cannot_be_written_are_dropped() {
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
@@ -154,7 +154,7 @@ mod tests {
         let written = written.count();
         assert!((60..1000).contains(&written), "{written}");
         assert!(begun.elapsed() < Duration::from_secs(5));
-        // What was taken is whole.
+        // Lines that were accepted are complete.
         drop(writer);
         let mut found = Vec::new();
         assert_eq!(

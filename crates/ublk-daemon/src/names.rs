@@ -1,4 +1,4 @@
-//! Names of devices: links below a directory of ours, kept while servers come and go.
+//! Device names: links in a directory of ours, kept while servers are replaced.
 #![forbid(unsafe_code)]
 
 use crate::failure::{Failure, FailureKind};
@@ -8,20 +8,20 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use ublk_core::DevId;
 
-/// Where the links are.
+/// Directory of the links.
 const DIR: &str = "/dev/ublkctl";
 
-/// The link of a name.
+/// Path of the link for a name.
 #[must_use]
 pub fn path(name: &str) -> PathBuf {
     Path::new(DIR).join(name)
 }
 
-/// Whether this can be a name: letters, digits, `-`, `_` and `.`, at most 64, not a number, no path, and nothing that is
-/// the name of a node of a device (L42).
+/// Whether this is a valid name: letters, digits, `-`, `_` and `.`, at most 64, not a number, not a path, and not the
+/// name of a device node (L42).
 ///
 /// # Errors
-/// A usage failure with the rule.
+/// A usage failure with the violated rule.
 pub fn check(name: &str) -> Result<(), Failure> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let good = (1..=64).contains(&name.len())
@@ -47,7 +47,7 @@ pub fn check(name: &str) -> Result<(), Failure> {
     .hint("use up to 64 letters, digits, `-`, `_` and `.`, no leading dot, not only digits"))
 }
 
-/// Whether a word is, or begins as, the name of a node: `ublkb3`, `ublkc3`, `ublkb3p1`.
+/// Whether a word is, or begins like, the name of a node: `ublkb3`, `ublkc3`, `ublkb3p1`.
 #[must_use]
 pub fn is_node(word: &str) -> bool {
     let rest = word.strip_prefix("ublkb").or(word.strip_prefix("ublkc"));
@@ -57,7 +57,7 @@ pub fn is_node(word: &str) -> bool {
 /// Checks that a name is free; `holder` is a device that may have it.
 ///
 /// # Errors
-/// The device that has the name.
+/// Another device has the name.
 pub fn free(name: &str, holder: Option<u32>) -> Result<(), Failure> {
     match holder {
         Some(id) if Path::new(&format!("/dev/ublkc{id}")).exists() => Err(Failure::new(
@@ -71,7 +71,7 @@ pub fn free(name: &str, holder: Option<u32>) -> Result<(), Failure> {
     }
 }
 
-/// The device of a name, if there is such a link.
+/// The device that a name's link leads to.
 #[must_use]
 pub fn resolve(name: &str) -> Option<u32> {
     resolve_in(Path::new(DIR), name)
@@ -82,17 +82,17 @@ fn resolve_in(dir: &Path, name: &str) -> Option<u32> {
     target.to_str()?.strip_prefix("../ublkb")?.parse().ok()
 }
 
-/// Makes the link of a device, in place of an earlier one of that name.
+/// Creates the link for a device, replacing an earlier one with that name.
 ///
 /// # Errors
-/// Those of the file system.
+/// File system errors.
 pub fn link(name: &str, id: DevId) -> io::Result<()> {
     link_in(Path::new(DIR), name, id)
 }
 
 fn link_in(dir: &Path, name: &str, id: DevId) -> io::Result<()> {
     make_directory(dir)?;
-    // Made aside and renamed: whoever looks sees one or the other.
+    // Created under a temporary name and renamed, so that readers see the old or the new link.
     let aside = dir.join(format!(".{id}.new"));
     match fs::remove_file(&aside) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -102,7 +102,7 @@ fn link_in(dir: &Path, name: &str, id: DevId) -> io::Result<()> {
     fs::rename(&aside, dir.join(name))
 }
 
-/// Makes the directory for all to look into, whatever the umask.
+/// Creates the directory, readable for all whatever the umask.
 fn make_directory(dir: &Path) -> io::Result<()> {
     match fs::create_dir(dir) {
         Ok(()) => fs::set_permissions(dir, fs::Permissions::from_mode(0o755)),
@@ -124,7 +124,7 @@ fn unlink_in(dir: &Path, name: &str, id: DevId) {
     {
         tracing::warn!("{}: {e}", dir.join(name).display());
     }
-    // Fails while there are other names.
+    // Fails while the directory has other names.
     let _ = fs::remove_dir(dir);
 }
 
@@ -143,7 +143,7 @@ mod tests {
         }
     }
 
-    /// L42 A name that is a node's could be taken for that device.
+    /// L42 A name that looks like a node could be mistaken for that device.
     #[test]
     fn l42_nodes_are_no_names() {
         for node in ["ublkb4", "ublkc0", "ublkb3p1", "ublkb4x"] {

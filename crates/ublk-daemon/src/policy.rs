@@ -1,4 +1,4 @@
-//! Recovery policies: what may be asked for, and what can be kept.
+//! Recovery policies: which are possible for a device.
 #![forbid(unsafe_code)]
 
 use crate::failure::{Failure, FailureKind};
@@ -6,7 +6,7 @@ use crate::spec::{AddSpec, BackendSpec};
 use ublk_core::kernel::{Fault, Release};
 use ublk_core::{DataMode, Features, Recovery};
 
-/// Refuses a policy that the backend cannot keep, before anything is made.
+/// Refuses a policy that the backend cannot support, before anything is created.
 ///
 /// # Errors
 /// A usage failure with the reason.
@@ -32,8 +32,8 @@ pub fn check(spec: &AddSpec) -> Result<(), Failure> {
     }
 }
 
-/// Refuses what the driver reserves for root's servers: a server that fills less than it reports could expose kernel
-/// memory to a reader.
+/// Refuses features that the driver reserves for root's servers: a server that fills less than it reports could expose
+/// kernel memory to a reader.
 fn of_user(spec: &AddSpec) -> Result<(), Failure> {
     let root = |what: String| {
         Err(Failure::new(
@@ -49,10 +49,10 @@ fn of_user(spec: &AddSpec) -> Result<(), Failure> {
     }
 }
 
-/// Whether the server of a live device can be replaced without an I/O error, on a kernel of this release.
+/// Whether the server of a live device can be replaced without an I/O error on a kernel with this release.
 ///
 /// # Errors
-/// Why not.
+/// The reason why not.
 pub fn may_replace(granted: Features, kernel: Option<&Release>) -> Result<(), Failure> {
     let policy = Recovery::of(granted);
     let why = match policy {
@@ -75,7 +75,7 @@ pub fn may_replace(granted: Features, kernel: Option<&Release>) -> Result<(), Fa
                     fault.remedy()
                 )));
             }
-            // Seen on 7.3.4, where what it goes on failing afterwards is cured.
+            // Seen on 7.3.4, where the fault of failing I/O afterwards is fixed.
             "in batch mode the driver fails requests that arrive while I/O is held"
         }
         Recovery::Queue if !granted.contains(Features::QUIESCE) => {
@@ -104,7 +104,7 @@ mod tests {
         }
     }
 
-    /// L14 A backend whose data dies with its server takes no recovery, and says why.
+    /// L14 A backend whose data dies with its server supports no recovery, and says why.
     #[test]
     fn l14_memory_that_dies_is_not_recovered() {
         for policy in Recovery::ALL {
@@ -118,7 +118,8 @@ mod tests {
         }
     }
 
-    /// What the driver refuses to a user, or strips in silence, is refused by name before anything is made.
+    /// Features that the driver refuses to unprivileged users, or strips silently, are refused by name before anything
+    /// is created.
     #[test]
     fn users_have_what_the_driver_gives_them() {
         for data in DataMode::ALL {
@@ -141,7 +142,7 @@ mod tests {
         }
     }
 
-    /// L35 Where replacing a server would cost requests it is refused with the reason.
+    /// L35 If replacing a server would cost requests, it is refused with the reason.
     #[test]
     fn l35_upgrades_that_lose_requests_are_refused() {
         let quiesce = Features::QUIESCE;
@@ -161,8 +162,8 @@ mod tests {
         }
     }
 
-    /// L84 A batch device is upgraded on no kernel without a word, and where one is known to fail its I/O for good, that
-    /// is named by its release.
+    /// L84 No kernel upgrades a batch device without a message, and where a kernel is known to fail its I/O
+    /// permanently, the message names its release.
     #[test]
     fn l84_upgrades_of_batch_devices_are_refused_by_release() {
         let granted = Recovery::Reissue.features() | Features::QUIESCE | Features::BATCH_IO;

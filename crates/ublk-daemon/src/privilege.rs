@@ -6,8 +6,9 @@ use std::fs;
 /// CAP_SYS_ADMIN, bit 21 of the capabilities (linux/capability.h).
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
-/// Whether this process has CAP_SYS_ADMIN in the user namespace of the machine: devices of others are unprivileged
-/// (UBLK_F_UNPRIVILEGED_DEV, Linux 6.3). What cannot be read counts as privileged: the driver then says no.
+/// Whether this process has CAP_SYS_ADMIN in the initial user namespace; otherwise its devices are unprivileged
+/// (UBLK_F_UNPRIVILEGED_DEV, Linux 6.3). If that cannot be determined, the caller counts as privileged, and the driver
+/// decides.
 #[must_use]
 pub fn is_privileged() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -19,7 +20,7 @@ fn of(status: &str, uid_map: &str) -> bool {
     let word = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
     let caps = word.and_then(|w| u64::from_str_radix(w.trim(), 16).ok());
     let capable = caps.is_none_or(|caps| caps & CAP_SYS_ADMIN != 0);
-    // The machine's own namespace maps every user to itself (user_namespaces(7)).
+    // The initial namespace maps every user to itself (user_namespaces(7)).
     let words: Vec<&str> = uid_map.split_ascii_whitespace().collect();
     let machine = words.is_empty() || words == ["0", "0", "4294967295"];
     capable && machine

@@ -35,12 +35,12 @@ pub fn run(role: Role) -> Result<i32, LinkError> {
                 store,
             )
         }
-        // Out of reach of the terminal: a delete must not be cut in half by control-C.
+        // Detached from the terminal: control-C must not interrupt a delete half-way.
         Role::Helper => helper::run(&link, helper::control),
     })
 }
 
-/// For the roles that a device cannot do without. Users without the right stay as they are.
+/// For the roles that a device depends on. Without permission the score stays unchanged.
 fn spare_from_oom() {
     if let Err(e) = memory::spare_from_oom() {
         tracing::debug!("cannot lower the OOM score of this process: {e}");
@@ -49,7 +49,7 @@ fn spare_from_oom() {
 
 fn run_agent(link: Link) -> i32 {
     spare_from_oom();
-    // First of all: this process has one thread and no ring yet.
+    // Fork first: this process still has one thread and no ring.
     let (helper, link) = match embed::fork_helper(link) {
         Ok(forked) => forked,
         Err(e) => {

@@ -1,9 +1,9 @@
 //! The server role: owns the data rings of one device and nothing else.
 //!
-//! It opens and describes its backend, is assigned a device, arms it, serves it. It never starts,
-//! stops or deletes the device: asked to end, it asks the agent and serves on, so that STOP_DEV can
-//! write back what is dirty (L22). It ends when the driver has aborted every tag and nothing is in
-//! hand. Without its agent it goes on serving.
+//! The server opens and describes its backend, is assigned a device, arms it, and serves it. It never starts, stops or
+//! deletes the device: when asked to end, it asks the agent and continues to serve, so that STOP_DEV can write back
+//! dirty data (L22). It exits when the driver has aborted every tag and no request is in flight. Without an agent it
+//! continues to serve.
 
 pub mod data_plane;
 pub mod engine;
@@ -28,19 +28,19 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 use ublk_core::Features;
 
-/// How long a server waits for the next word of an agent that has not told it to serve yet.
+/// How long a server waits for the next message of an agent before the device serves.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How many queues' health goes into one message.
+/// Number of queues whose health fits into one message.
 const QUEUES: usize = 128;
 
-/// How long an agent may take to read it all.
+/// How long an agent may take to read the whole report.
 const REPORT: Duration = Duration::from_secs(1);
 
-/// How long the threads of an ended server may take to be joined.
+/// How long joining the threads of an ended server may take.
 const JOIN: Duration = Duration::from_secs(5);
 
-/// Plays the role to its end. The exit code: 0 for the normal end. In `store` it marks its device as served.
+/// Runs the role to its end. Returns the exit code: 0 for the normal end. Marks its device as served in `store`.
 pub fn run(
     link: Link,
     engine: &mut dyn Engine,
@@ -72,21 +72,21 @@ struct Server {
     link: Option<Link>,
     signals: Option<Signals>,
     id: Option<u32>,
-    /// Held as long as this process lives, for those who cannot see it (L47).
+    /// Held as long as this process lives, for processes that cannot see it (L47).
     serving: Option<Held>,
     store: Option<Store>,
     /// The device outlives this process.
     recoverable: bool,
-    /// The device is the next server's.
+    /// The device was left to the next server.
     handed_over: bool,
     /// The agent has said that the device serves.
     live: bool,
-    /// Where another agent finds a server that has lost its own.
+    /// Where another agent can connect to a server that has lost its own.
     attach: Option<Listener>,
 }
 
 impl Server {
-    /// Says something to the agent, if there still is one.
+    /// Sends a message to the agent, if there is one.
     fn tell(&mut self, message: &FromServer) {
         self.tell_with(message, None);
     }
@@ -155,14 +155,13 @@ impl Server {
             pid: std::process::id(),
         });
         let end = self.serve(running.as_mut());
-        // Threads that still have something in hand are not told to leave one by one: the end of the process is
-        // theirs, all at once. Linux 6.12 may else wait for a request of the last for ever.
+        // Threads with requests in flight are not told to leave one by one: they all end with the process, at once.
+        // Otherwise Linux 6.12 may wait forever for a request of the last one.
         std::mem::forget(running);
         end
     }
 
-    /// Serves until the driver has taken everything back. Nothing in this loop has a clock: an idle
-    /// server sleeps (L55).
+    /// Serves until the driver has aborted all tags. Nothing in this loop has a timeout: an idle server sleeps (L55).
     fn serve(&mut self, running: &mut dyn Running) -> Result<(), Failure> {
         loop {
             let ready = self
@@ -208,7 +207,7 @@ impl Server {
         })
     }
 
-    /// Takes a new agent in the place of the one that is gone.
+    /// Accepts a new agent in place of the lost one.
     fn meet_agent(&mut self) {
         let Some(link) = self.attach.as_ref().and_then(Listener::accept) else {
             return;
@@ -241,7 +240,7 @@ impl Server {
         }
     }
 
-    /// Tells the health, in as many messages as the queues take: those of hundreds of threads do not go into one.
+    /// Reports the health in as many messages as the queues need: hundreds of threads do not fit into one.
     fn report(&mut self, ticket: u64, mut health: Health) {
         let Some(link) = &self.link else { return };
         let deadline = Instant::now() + REPORT;
@@ -265,14 +264,15 @@ impl Server {
         }
     }
 
-    /// Marks the device as served. If that fails, the device still serves, and processes that see this one know it.
+    /// Marks the device as served. If that fails, the device still serves, and only processes that see this one know
+    /// it.
     fn mark(&self) -> Option<Held> {
         let held = self.store.as_ref()?.serve(self.id?);
         held.map_err(|e| tracing::warn!("{e}")).ok()
     }
 
-    /// Leaves the device to its next server without answering the requests in hand; the recovery policy decides what happens
-    /// to them.
+    /// Leaves the device to its next server without answering the requests in flight; the recovery policy decides what
+    /// happens to them.
     fn hand_over(&mut self) {
         if self.recoverable && !self.handed_over {
             self.handed_over = true;
@@ -281,7 +281,7 @@ impl Server {
         }
     }
 
-    /// Takes what the agent says. True when it says to quit.
+    /// Handles the agent's messages. Returns true if told to quit.
     fn listen(&mut self, running: &dyn Running) -> bool {
         loop {
             let Some(link) = &self.link else {
@@ -299,7 +299,7 @@ impl Server {
                 }
                 Ok(Some(ToServer::HandOver)) => self.hand_over(),
                 Ok(Some(ToServer::Quit)) => return true,
-                // A device that serves does not end over a bad word.
+                // An unexpected message does not end a device that serves.
                 Ok(Some(other)) => tracing::warn!("{}", out_of_turn(&other)),
                 Err(e @ (LinkError::Garbled(_) | LinkError::TooLong(_))) => tracing::warn!("{e}"),
                 // The device was not announced yet, and no agent is left to start it.
@@ -328,7 +328,7 @@ impl Server {
             return Err(failure);
         }
         let mut health = running.finish(JOIN)?;
-        // Nobody asks for them any more, and of hundreds the word would be too long to be said.
+        // Nobody needs the queues any more, and hundreds of them would not fit into the message.
         health.queues.clear();
         tracing::info!("device {} is empty", self.id.unwrap_or_default());
         self.tell(&FromServer::Empty {

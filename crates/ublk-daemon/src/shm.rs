@@ -1,4 +1,4 @@
-//! The memory that a device shares with its clients: the file of it, and that it is still the one it was.
+//! The memory file that a device shares with its clients, and the check that it is still the same file.
 #![forbid(unsafe_code)]
 
 use crate::failure::{Failure, FailureKind};
@@ -14,7 +14,7 @@ fn failed(path: &Path, why: &dyn std::fmt::Display) -> Failure {
     Failure::failed(format!("--shm {}: {why}", path.display()))
 }
 
-/// Refuses what cannot be shared, before anything is made.
+/// Refuses a file that cannot be shared, before anything is created.
 ///
 /// # Errors
 /// A usage failure with the reason, or the error of opening the file.
@@ -44,7 +44,7 @@ pub const fn features(spec: &AddSpec) -> Features {
 /// Opens the file.
 ///
 /// # Errors
-/// Why it cannot be opened, or that it is no regular file.
+/// It cannot be opened, or is not a regular file.
 pub fn open(path: &Path) -> Result<File, Failure> {
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.map_err(|e| failed(path, &e))?;
@@ -57,10 +57,10 @@ pub fn open(path: &Path) -> Result<File, Failure> {
     Ok(file)
 }
 
-/// What is to be written down of the file when it was registered.
+/// The record of a registered file.
 ///
 /// # Errors
-/// What stat says.
+/// The error of stat.
 pub fn registered(
     path: &Path,
     file: &File,
@@ -74,11 +74,11 @@ pub fn registered(
     })
 }
 
-/// Maps the memory of a device from its open file: it must be the very file that was registered, since places in it are
-/// all that requests tell.
+/// Maps the memory of a device from its open file, which must be the registered file, because requests only carry
+/// offsets in it.
 ///
 /// # Errors
-/// Another file of that name, or what mmap says.
+/// Another file of that name, or the error of mmap.
 pub fn map(path: &Path, file: &File, registered: &Registered) -> Result<SharedMemory, Failure> {
     let of = file.metadata().map_err(|e| failed(path, &e))?;
     if (of.dev(), of.ino()) != (registered.device, registered.inode) {
@@ -101,7 +101,7 @@ mod tests {
         spec
     }
 
-    /// L34 A server that takes a device over maps the memory that was registered, not one of the same name.
+    /// L34 A server that takes over a device maps the registered memory, not another file of the same name.
     #[test]
     fn l34_only_the_registered_file_is_mapped() {
         let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Signals as a descriptor to poll.
+//! Delivers signals through a descriptor to poll.
 
 use crate::sys::surroundings;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -6,27 +6,27 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-/// Signals that ask for the end, which from now on only make a descriptor readable.
+/// Termination signals, which only make a descriptor readable from now on.
 #[derive(Debug)]
 pub struct Signals {
     stream: UnixStream,
 }
 
 impl Signals {
-    /// Takes over what a role is asked to end by: SIGINT and SIGTERM, for the rest of its life. It has no terminal that
-    /// could hang up, so SIGHUP is nothing to it.
+    /// Takes over SIGINT and SIGTERM for the rest of the role's life. A role has no terminal that could hang up, so
+    /// SIGHUP is ignored.
     ///
     /// # Errors
-    /// When no descriptor is left.
+    /// Descriptors run out.
     pub fn take() -> io::Result<Self> {
         Self::of(&[SIGINT, SIGTERM])
     }
 
-    /// The same for a program that people have started, SIGHUP included. What the caller has ignored stays ignored:
-    /// `nohup` means it.
+    /// As [`Signals::take`] for a program that a user started, including SIGHUP. Signals that the caller ignored stay
+    /// ignored, as under `nohup`.
     ///
     /// # Errors
-    /// When no descriptor is left.
+    /// Descriptors run out.
     pub fn take_in_front() -> io::Result<Self> {
         let wanted = |signal: &i32| *signal == SIGTERM || !surroundings::is_ignored(*signal);
         let all = [SIGINT, SIGTERM, SIGHUP];
@@ -44,7 +44,7 @@ impl Signals {
         Ok(Self { stream })
     }
 
-    /// Whether one has come and was not cleared.
+    /// Whether a signal has arrived and was not cleared.
     #[must_use]
     pub fn came(&self) -> bool {
         let now = Some(std::time::Instant::now());
@@ -61,7 +61,7 @@ impl Signals {
         Self { stream }
     }
 
-    /// Forgets the signals that came so far.
+    /// Clears the signals that have arrived.
     pub fn clear(&mut self) {
         let mut buf = [0; 64];
         while matches!(self.stream.read(&mut buf), Ok(n) if n == buf.len()) {}

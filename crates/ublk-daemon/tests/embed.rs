@@ -1,5 +1,4 @@
-//! A program that embeds ublk: its helper is made by the first call of `main`, so this test has a
-//! `main` of its own.
+//! A program that embeds ublk. The first call of `main` forks its helper, so this test has its own `main`.
 
 use std::time::{Duration, Instant};
 use ublk_ctrl::{Controller, Error};
@@ -19,20 +18,20 @@ fn main() {
 fn helper_is_made_early_and_only_then() {
     let mut helper = embed::start_early().expect("one thread");
     assert_ne!(helper.pid(), std::process::id());
-    // Answered by another process, whatever this host has.
+    // Another process answers, whatever this host has.
     match helper.features(Duration::from_secs(10)) {
         Ok(features) => assert!(!features.is_empty()),
         Err(Error::ControllerGone { message }) => panic!("{message}"),
         Err(error) => assert!(!error.hint().is_empty()),
     }
-    // With a second thread the copy would inherit locks nobody can release: refused.
+    // With a second thread the child would inherit locks that nothing can release: refused.
     let (done, wait) = std::sync::mpsc::channel::<()>();
     let thread = std::thread::spawn(move || wait.recv());
     let late = embed::start_early().expect_err("two threads");
     assert!(late.to_string().contains("2 threads"), "{late}");
     drop(done);
     let _ = thread.join().expect("the thread ends");
-    // The helper ends with its owner's interest.
+    // The helper exits when its owner drops it.
     let (pid, begun) = (helper.pid(), Instant::now());
     helper.finish();
     assert!(begun.elapsed() < Duration::from_secs(5));

@@ -42,7 +42,7 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         .expect_err("no agent, no device")
 }
 
-/// L33 An agent that dies at once: its exit code arrives, and at once.
+/// L33 The exit code of an agent that dies at once is reported, and at once.
 #[test]
 fn l33_an_agent_that_dies_is_told_with_its_end() {
     let dir = tempfile::tempdir().unwrap();
@@ -57,11 +57,11 @@ fn l33_an_agent_that_dies_is_told_with_its_end() {
     assert!(begun.elapsed() < Duration::from_secs(30));
 }
 
-/// L33 An agent that hangs: the front returns at its deadline and says who is left.
+/// L33 If an agent hangs, the front returns at its deadline and names the process left behind.
 #[test]
 fn l33_an_agent_that_hangs_is_left_at_the_deadline() {
     let dir = tempfile::tempdir().unwrap();
-    // It ends when the front has hung up.
+    // It exits when the front has closed the link.
     let program = script(dir.path(), "exec cat >/dev/null");
     let begun = Instant::now();
     let failure = add(&program, 1 << 20, Duration::from_millis(200));
@@ -82,7 +82,7 @@ fn bad_devices_are_refused_before_anything_is_started() {
     assert_eq!(failure.kind, FailureKind::Failed);
 }
 
-/// L27 A helper that hangs does not hold its caller: the error says that it is left behind.
+/// L27 A helper that hangs does not block its caller: the error says that it is left behind.
 #[test]
 fn l27_a_helper_that_hangs_is_left_behind() {
     let dir = tempfile::tempdir().unwrap();
@@ -93,7 +93,7 @@ fn l27_a_helper_that_hangs_is_left_behind() {
     assert!(failure.text.contains("helper process"), "{failure:?}");
 }
 
-/// L29 A handle to another process may be moved and dropped anywhere; dropping it waits for nothing.
+/// L29 A helper may be moved and dropped on any thread; dropping it does not block.
 #[test]
 fn l29_a_helper_is_dropped_on_another_thread() {
     let dir = tempfile::tempdir().unwrap();
@@ -125,8 +125,8 @@ fn a_helper_that_dies_is_told() {
     assert!(error.to_string().contains("exit status: 5"), "{error}");
 }
 
-/// L27 Whoever reads our output until its end is not held up by an agent that hangs: the agent holds
-/// none of the caller's files. The test is its own caller: it runs itself with a pipe.
+/// L27 A process that reads our output to its end is not blocked by an agent that hangs, because the agent holds none
+/// of the caller's files. The test calls itself through a pipe.
 #[test]
 fn l27_an_agent_left_behind_holds_no_file_of_the_caller() {
     const ASKED: &str = "UBLK_TEST_FRONT_PROGRAM";
@@ -136,7 +136,7 @@ fn l27_an_agent_left_behind_holds_no_file_of_the_caller() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    // It outlives its front by far.
+    // It lives much longer than its front.
     let program = script(dir.path(), "exec sleep 20");
     let begun = Instant::now();
     let output = std::process::Command::new(std::env::current_exe().unwrap())

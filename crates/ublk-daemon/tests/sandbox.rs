@@ -1,4 +1,4 @@
-//! What a server may do once it serves, in a process of its own: this has a `main`, since nothing of it can be undone.
+//! What a server may do once it serves. The test is a program of its own, because nothing of it can be undone.
 #![expect(unsafe_code, reason = "a mapping by the system call itself")]
 
 use std::fs::File;
@@ -28,7 +28,7 @@ fn a_confined_process_serves_and_no_more() {
     let (data, new) = (dir.path().join("data"), dir.path().join("new"));
     let file = File::create(&data).expect("a file");
     let (near, far) = UnixDatagram::pair().expect("a pair");
-    // A thread that is there already, as a queue's is, and tells what it may do afterwards.
+    // An existing thread, like a queue's, which reports what it may do afterwards.
     let (go, wait) = mpsc::channel::<()>();
     let (given, gave) = mpsc::channel();
     let late = new.clone();
@@ -38,7 +38,7 @@ fn a_confined_process_serves_and_no_more() {
         let _ = wait.recv();
         (File::create(late).map(drop), status("CapEff"))
     });
-    // As a server does: the filter comes when the queues are armed, and refuses the call.
+    // As in a server, the filter is installed when the queues are armed, and refuses the call.
     assert_eq!(gave.recv(), Ok(true));
     sandbox::filter_calls(false);
     drop(go);
@@ -62,7 +62,7 @@ fn a_confined_process_serves_and_no_more() {
     assert_eq!(far.recv(&mut [0; 8]).expect("a word"), 4);
 }
 
-/// What this machine may make a server keep: see [`sandbox::drop_capabilities`].
+/// Capabilities that this machine makes a server keep: see [`sandbox::drop_capabilities`].
 fn left() -> u64 {
     const IPC_LOCK: u64 = 1 << 14;
     let limits = std::fs::read_to_string("/proc/self/limits").expect("limits");
@@ -86,7 +86,7 @@ fn refused(data: &Path, new: &Path) {
     map(libc::PROT_READ).expect("memory that is no code");
 }
 
-/// What serving takes goes on: data, syncs, late threads, memory, time, a panic with its trace.
+/// What serving needs still works: data, syncs, late threads, memory, time, a panic with a backtrace.
 fn served(file: &File, data: &Path) {
     file.write_all_at(b"served", 4096).expect("a write");
     file.sync_data().expect("a sync");
@@ -113,7 +113,7 @@ fn served(file: &File, data: &Path) {
 /// Maps a page that is never unmapped.
 fn map(protection: i32) -> io::Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping, at a place of the kernel's choice, that nobody uses.
+    // SAFETY: a new mapping at an address of the kernel's choice that nothing uses.
     let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
     match page {
         libc::MAP_FAILED => Err(io::Error::last_os_error()),

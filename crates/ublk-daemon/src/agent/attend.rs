@@ -1,4 +1,4 @@
-//! The long part of an agent's life: events, and the way out.
+//! The agent's event loop while the device serves, and the shutdown.
 
 use super::pace::Pace;
 use super::{Agent, LEAVE};
@@ -19,23 +19,23 @@ use ublk_ctrl::Error;
 /// State of the shutdown.
 #[derive(Debug, Default)]
 struct Ending {
-    /// The agent stopped the device, and why.
+    /// Why the agent stopped the device, if it did.
     asked: Option<String>,
-    /// The server was asked to leave the device to the next one, and by when it has to be gone.
+    /// Deadline for the exit of a server that was asked to leave the device to its successor.
     handing_over: Option<Instant>,
-    /// The server of a supervised device leaves, and another one shall come.
+    /// The server of a supervised device is leaving and will be replaced.
     deserting: bool,
-    /// When such a server is reported as not leaving.
+    /// When a server that does not leave is reported.
     patience: Option<Instant>,
-    /// When QUIESCE_DEV is sent once more, while the server is still there.
+    /// When to repeat QUIESCE_DEV while the server is still running.
     pace: Option<Pace>,
-    /// The server said it is empty.
+    /// The server reported that it is empty.
     empty: bool,
-    /// The server said it failed.
+    /// The server reported this failure.
     failed: Option<Failure>,
     /// The server's link is closed.
     hung_up: bool,
-    /// What the server's process ended with.
+    /// How the server's process exited.
     exit: Option<String>,
 }
 
@@ -115,7 +115,7 @@ impl Agent<'_> {
             fds.push(signals.as_fd());
             kinds.push(|r| &mut r.signal);
         }
-        // During a hand-over the front's messages are left for the agent that ends up with the device.
+        // During a hand-over the front's messages are left for the agent that will manage the device.
         if let Some(front) = self
             .inputs
             .front
@@ -130,7 +130,7 @@ impl Agent<'_> {
             kinds.push(|r| &mut r.caller);
         }
         let mut ready = Ready::default();
-        // Without an event it sleeps, except for a server that hears nothing of a QUIESCE.
+        // Sleep without a timeout, except while QUIESCE must be repeated because a busy server does not notice it.
         let pace = ending.pace.as_ref().map(Pace::next);
         let again = [pace, ending.handing_over, ending.patience];
         let again = again
@@ -144,7 +144,7 @@ impl Agent<'_> {
         Ok(ready)
     }
 
-    /// Handles all pending messages of the server.
+    /// Handles all pending messages from the server.
     fn listen(&mut self, ending: &mut Ending) {
         loop {
             let Some(server) = &self.server else { return };
@@ -210,7 +210,7 @@ impl Agent<'_> {
         }
     }
 
-    /// A caller: tells the server the change it wants, or just asks for its health.
+    /// Accepts a caller: passes its change to the server, or requests the server's health.
     fn ask_health(&mut self) {
         let Some((ticket, command)) = self.relay.accept() else {
             return;
@@ -227,7 +227,7 @@ impl Agent<'_> {
         self.tell_server(&ToServer::Backend { ticket, command });
     }
 
-    /// While a successor is at it, a signal means this process alone.
+    /// While a successor is active, a signal concerns only this process.
     fn signalled(&mut self, ending: &mut Ending) {
         if self.heir.is_yielding() {
             self.inputs.told_to_end = true;
@@ -236,8 +236,8 @@ impl Agent<'_> {
         }
     }
 
-    /// Makes a server whose device's I/O is held leave. Gives up on a server that does not: only a person can decide whether
-    /// its requests may be lost.
+    /// Presses a server whose device's I/O is held to leave. Gives up on a server that does not: only a person can
+    /// decide whether its requests may be lost.
     fn press(&mut self, ending: &mut Ending) -> Result<(), Failure> {
         if ending.exit.is_some() {
             return Ok(());
@@ -291,9 +291,9 @@ impl Agent<'_> {
         text
     }
 
-    /// A signal to the server. Of a supervised device that is a death like any other: another server takes its place once
-    /// this one has answered what it has in hand, where the driver can hold the rest back. For any other device, and once
-    /// the agent has been told to end, it asks for the end.
+    /// Handles a signal to the server. For a supervised device this counts as a death: once the server has answered its
+    /// requests in flight, another replaces it, if the driver can hold new I/O meanwhile. For any other device, and
+    /// once the agent was told to end, it is a request to end.
     fn server_leaves(&mut self, ending: &mut Ending, why: &str) {
         let device = self.device.as_ref();
         let supervised = device.is_some_and(|d| d.record.spec.supervise);
@@ -306,7 +306,7 @@ impl Agent<'_> {
         ending.deserting = true;
         ending.patience = Some(Instant::now() + LEAVE);
         tracing::info!("{why}; starting a new server");
-        // While a device of batch commands is held the driver fails its I/O.
+        // While a batch device is held, the driver fails its I/O.
         let batch = device.is_some_and(|d| d.geometry.features().contains(Features::BATCH_IO));
         if self.can_quiesce() && !batch {
             ending.pace = Some(Pace::new());
@@ -315,8 +315,8 @@ impl Agent<'_> {
         }
     }
 
-    /// A signal asks for the end of the processes. A recoverable device is left to the next server (L30),
-    /// unless it lives no longer than its front; every other is stopped and deleted.
+    /// Handles a request to end the processes. A recoverable device is left to its next server (L30), unless it ends
+    /// with its front; any other device is stopped and deleted.
     fn asked_to_end(&mut self, ending: &mut Ending, why: &str) {
         let recoverable = self
             .device
@@ -341,7 +341,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Writes back the device's dirty data: there may be no server to do so before the machine goes down.
+    /// Writes back the device's dirty data: the machine may go down before another server could do so.
     fn write_back(&mut self) {
         let Some((id, nonce)) = self.device.as_ref().map(|d| (d.id, d.record.nonce)) else {
             return;
@@ -374,7 +374,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Stops the device while the server still serves (L22). Asked again, it does nothing more.
+    /// Stops the device while the server still serves (L22). Does nothing if repeated.
     fn leave(&mut self, ending: &mut Ending, why: &str) {
         if ending.asked.is_some() {
             return;
@@ -388,28 +388,27 @@ impl Agent<'_> {
         device.record.phase = Phase::Leaving;
         self.save();
         kill_point("stop:before");
-        // STOP_DEV writes back nothing of a device that outlives its server, and of others nothing that is dirty in the
-        // devices on top of it.
+        // STOP_DEV does not write back a device that outlives its server, nor data that is dirty in stacked devices.
         if let Err(e) = self.world.sync(id, LEAVE) {
             tracing::error!("data that is not written back is lost: {e}");
         }
         let Ok(control) = self.control() else { return };
         match control.stop(id, LEAVE) {
             Ok(()) | Err(Error::NoSuchDevice { .. }) => {}
-            // The device stops when the server answers or ends; both are events here.
+            // The device stops when the server answers or exits; both are events here.
             Err(e) => tracing::error!("{e}"),
         }
         kill_point("stop:stopped");
     }
 
-    /// The server is gone.
+    /// Cleans up after the server's exit.
     fn close(&mut self, ending: Ending) -> Result<(), Failure> {
         let exit = ending.exit.unwrap_or_default();
         let Some(mut device) = self.device.take() else {
             return Ok(());
         };
         let id = device.id;
-        // Kept only for a next server of this agent's.
+        // Kept only for another server under this agent.
         let revived = device.record.spec.supervise || self.heir.is_deserted();
         if !revived || self.inputs.told_to_end || ending.asked.is_some() {
             self.backing = None;
@@ -429,7 +428,7 @@ impl Agent<'_> {
             self.remove(&device);
             return Ok(());
         }
-        // Only while the device is still this one: a record is no obstacle, but litter.
+        // Check that the number still belongs to this device; a record left behind is harmless.
         let ours = self.control()?.info(id, LEAVE);
         let left = ending.handing_over.is_some() || is_left(&ours);
         device.record.phase = match cause {
@@ -439,7 +438,7 @@ impl Agent<'_> {
         };
         device.record.cause.clone_from(&cause);
         if device.record.phase == Phase::Stopped {
-            // Its disk is gone, and the name must not lead to the next one with its number.
+            // The disk is gone, and its name must not lead to the next device with the same number.
             names::unlink(device.record.spec.name.as_deref(), id);
         }
         match ours {
@@ -450,7 +449,7 @@ impl Agent<'_> {
             }
             _ => self.forget(&device),
         }
-        // The next agent need not wait for the end of this process.
+        // The next agent need not wait until this process has exited.
         let goes_on = device.record.spec.supervise && !self.inputs.told_to_end;
         if !goes_on && !self.heir.is_deserted() {
             self.heir.close();

@@ -1,4 +1,4 @@
-//! From nothing to a device that serves, and back when a step fails.
+//! Brings up a new device, and cleans up if a step fails.
 
 use super::{Agent, Device, LEAVE};
 use crate::failure::Failure;
@@ -30,11 +30,11 @@ pub(super) fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-/// The device of a request, checked by the kernel's rules before anything is made. `more` are features
-/// besides those of its mode and policy.
+/// Checks a requested device against the kernel's rules before anything is created. `more` are features beyond those of
+/// its mode and policy.
 ///
 /// # Errors
-/// [`Error::Spec`] with the rule that is broken.
+/// [`Error::Spec`] with the violated rule.
 pub fn check(
     spec: &AddSpec,
     limits: Limits,
@@ -85,7 +85,7 @@ impl Agent<'_> {
         let control = &mut **self.control()?;
         let more = bring_up::negotiate(control, asked, &[], left(deadline))?;
         let checked = check(&spec, limits, more, nonce)?;
-        // Intent is on disk before ADD_DEV, so that a kill leaves nothing nameless (L31).
+        // The record is on disk before ADD_DEV, so that a kill leaves no unknown device (L31).
         let mut record = Record::new(nonce, spec.clone());
         record.server = self.server.as_ref().and_then(|s| ProcessId::of(s.pid));
         record.backing = backing;
@@ -98,8 +98,8 @@ impl Agent<'_> {
         Ok(self.describe(spec.backend.name(), limits.size, block_size, read_only, pid))
     }
 
-    /// Starts server and helper before the control ring exists, so that they get going meanwhile; and settles the data
-    /// mode that was left open.
+    /// Starts server and helper before the control ring is created, so that they start up in parallel, and chooses the
+    /// data mode if it was left open.
     fn start_processes(&mut self, spec: &mut AddSpec, deadline: Instant) -> Result<(), Failure> {
         self.server = Some(self.world.server()?);
         self.world.start_helper()?;
@@ -115,7 +115,7 @@ impl Agent<'_> {
         Ok(())
     }
 
-    /// ADD_DEV. The device is this agent's, with its record and its lock.
+    /// Sends ADD_DEV. From then on this agent owns the device, with its record and its lock.
     fn add(
         &mut self,
         request: &AddRequest,
@@ -124,7 +124,7 @@ impl Agent<'_> {
         deadline: Instant,
     ) -> Result<Geometry, Failure> {
         let nonce = record.nonce;
-        // Until the device has a number, and its lock is taken.
+        // Until the device has a number and its lock is taken.
         let _adding = self.store.adding(nonce)?;
         self.store.write(&record)?;
         kill_point("add:intent");
@@ -132,8 +132,8 @@ impl Agent<'_> {
         let geometry = match added {
             Ok(geometry) => geometry,
             Err(e) => {
-                // It may still succeed: an abandoned command may take effect later, and the
-                // record then says whose device it is.
+                // ADD_DEV may still succeed: an abandoned command can take effect later, and the record then attributes
+                // the device.
                 if !matches!(e, Error::TimedOut { .. }) {
                     self.forget_pending(nonce);
                 }
@@ -154,14 +154,15 @@ impl Agent<'_> {
             record,
             started: false,
         });
-        // An earlier agent of that number is on its way out; the device is nobody else's.
+        // An earlier agent with this number may still be exiting; no other agent has this device.
         self.lock = self.store.lock(id.get(), deadline)?;
-        // A mode is never replaced in silence, and neither by the kernel.
+        // A mode is never replaced silently, not even by the kernel.
         bring_up::granted(checked, &geometry)?;
         Ok(geometry)
     }
 
-    /// SET_PARAMS, the memory shared with clients, and the device given to the server, which arms it meanwhile.
+    /// Sets the parameters, registers the memory shared with clients, and assigns the device to the server, which arms
+    /// it in parallel.
     fn set_up(
         &mut self,
         spec: &AddSpec,
@@ -177,7 +178,7 @@ impl Agent<'_> {
                 geometry.queues()
             );
         }
-        // A user's device waits here for udev; where it comes to nothing, there has to be time to say so.
+        // For an unprivileged device this waits for udev; leave time to report a failure.
         let patience = if spec.unprivileged {
             left(deadline) / 2
         } else {
@@ -226,7 +227,7 @@ impl Agent<'_> {
         self.world.prove(id, size, server, left(deadline))?;
         tracing::debug!("the device is proved ready");
         kill_point("start:ready");
-        // A user may not write to sysfs.
+        // An unprivileged user may not write to sysfs.
         if spec.scheduler == Scheduler::None && !spec.unprivileged {
             self.unschedule(id, deadline);
         }
@@ -246,7 +247,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Gives the server its device, and the socket by which it can be met should it lose its agent.
+    /// Assigns the device to the server, with the socket on which it accepts another agent if it loses this one.
     pub(super) fn assign(&mut self, geometry: Geometry, affinity: Vec<CpuMask>, deadline: Instant) {
         let word = ToServer::Assign(Assignment {
             geometry,
@@ -268,7 +269,7 @@ impl Agent<'_> {
     /// Creates the link of the device's name, if it has one. If that fails, the device still serves.
     pub(super) fn link(&self) {
         let Some(device) = &self.device else { return };
-        // A user may make no link in /dev.
+        // An unprivileged user may not create links in /dev.
         if let Some(name) = &device.record.spec.name
             && !device.record.spec.unprivileged
             && let Err(e) = names::link(name, device.id)
@@ -383,12 +384,12 @@ impl Agent<'_> {
         }
         self.tell_server(&ToServer::Quit);
         if let Some(server) = &mut self.server {
-            // The link goes too: a server that waits for its next word ends.
+            // The link closes too: a server that waits for a message exits.
             let gone = poll::readable(&[server.exit_fd()], Some(Instant::now() + LEAVE));
             if !matches!(gone.as_deref(), Ok([true])) {
                 tracing::warn!("server process {} does not exit; killing it", server.pid);
-                // Safe here: STOP was issued by this process, not by the server (kernel: a process
-                // with its own STOP in flight cannot be killed).
+                // Safe here: this process issued STOP, not the server (a process with its own STOP in flight cannot be
+                // killed).
                 let _ = server.signal(libc::SIGKILL);
             }
             let _ = server.ended();
@@ -414,7 +415,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Removes link and record of a device that is gone, in this order: without a record nothing looks for the link.
+    /// Removes link and record of a deleted device, in this order: without a record nothing would find the link.
     pub(super) fn forget(&self, device: &Device) {
         names::unlink(device.record.spec.name.as_deref(), device.id);
         if let Err(e) = self.store.remove(device.id.get(), device.record.nonce) {

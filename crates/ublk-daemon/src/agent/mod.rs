@@ -1,9 +1,9 @@
 //! The agent role: owns the control ring of one device and watches its server.
 //!
-//! It makes the device (ADD, SET_PARAMS), lets the server arm it, starts it, has its readiness
-//! proved by a helper, and then waits for events: the server's words, its exit, signals, the front.
-//! Asked to end it stops the device while the server still serves, waits until the server is empty
-//! and gone, and only then deletes (L22).
+//! The agent creates the device (ADD, SET_PARAMS), has the server arm it, starts it, has a helper check that it is
+//! ready, and then waits for events: messages from the server, the server's exit, signals, the front. When asked to
+//! end, it stops the device while the server still serves, waits until the server is empty and has exited, and only
+//! then deletes the device (L22).
 
 mod attend;
 mod bring_up;
@@ -43,10 +43,10 @@ const OPEN: Duration = Duration::from_secs(10);
 
 /// The environment of an agent: real, or a test's.
 pub trait World {
-    /// Gives up the caller's choices of scheduling and limits, before any process is started.
+    /// Drops scheduling settings and limits inherited from the caller, before any process is started.
     fn drop_caller_limits(&mut self);
 
-    /// Has the process shown as that of this device.
+    /// Sets the process title to this device.
     fn named(&mut self, id: DevId);
 
     /// Starts the server process.
@@ -55,13 +55,13 @@ pub trait World {
     /// When it cannot be started.
     fn server(&mut self) -> Result<Peer, Failure>;
 
-    /// Starts what will prove readiness. Called before the control ring exists.
+    /// Starts the helper that checks readiness. Called before the control ring is created.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// The helper cannot be started.
     fn start_helper(&mut self) -> Result<(), Error>;
 
-    /// Proves that the block device exists, opens and has its size, in another process.
+    /// Checks, in another process, that the block device exists, opens and has its size.
     ///
     /// # Errors
     /// The reason at the deadline, or earlier if `server` exits.
@@ -76,16 +76,16 @@ pub trait World {
     /// Disables the device's I/O scheduler from the helper, which may get stuck.
     ///
     /// # Errors
-    /// The reason why it did not happen by the deadline.
+    /// The scheduler was not disabled by the deadline.
     fn no_scheduler(&mut self, id: DevId, deadline: Duration) -> Result<(), Error>;
 
     /// Writes back the device's dirty data in another process.
     ///
     /// # Errors
-    /// What could not be written back by the deadline.
+    /// Data that could not be written back by the deadline.
     fn sync(&mut self, id: DevId, deadline: Duration) -> Result<(), Error>;
 
-    /// The helper is not needed any more. It is collected here, if it can still end.
+    /// Ends the helper, and reaps it if it exits.
     fn end_helper(&mut self);
 
     /// Opens the control plane.
@@ -95,7 +95,7 @@ pub trait World {
     fn control(&mut self) -> Result<Box<dyn Controller>, Error>;
 }
 
-/// Processes and the kernel.
+/// Real processes and the real kernel.
 #[derive(Debug)]
 pub struct Real {
     program: PathBuf,
@@ -103,7 +103,7 @@ pub struct Real {
 }
 
 impl Real {
-    /// Roles are hidden subcommands of this program.
+    /// Roles are hidden subcommands of `program`.
     #[must_use]
     pub const fn new(program: PathBuf) -> Self {
         Self {
@@ -112,8 +112,7 @@ impl Real {
         }
     }
 
-    /// Uses a helper that was made before there was a thread or a ring: a fork is cheaper than a
-    /// program.
+    /// Uses a helper that was forked before any thread or ring existed: a fork is cheaper than a program start.
     #[must_use]
     pub fn helper(mut self, helper: Helper) -> Self {
         self.helper = Some(helper);
@@ -202,13 +201,13 @@ impl World for Real {
 pub(crate) struct Inputs {
     front: Option<Link>,
     signals: Option<Signals>,
-    /// What ends with the front.
+    /// What ends when the front exits.
     lifetime: Lifetime,
-    /// A signal asked for the end: nothing is brought back any more.
+    /// A signal requested the end: the device is not revived any more.
     told_to_end: bool,
 }
 
-/// A device in an agent's care.
+/// A device that an agent manages.
 struct Device {
     id: DevId,
     geometry: Geometry,
@@ -216,7 +215,7 @@ struct Device {
     started: bool,
 }
 
-/// An agent at work.
+/// A running agent.
 struct Agent<'w> {
     world: &'w mut dyn World,
     store: Store,
@@ -226,30 +225,29 @@ struct Agent<'w> {
     device: Option<Device>,
     relay: Relay,
     log: Option<PathBuf>,
-    /// Held from the moment the device is known to the agent's end.
+    /// Held from the time the device is known until the agent ends.
     lock: Option<Lock>,
     /// The open file or disk behind the device: lock and claim outlive the server, and the next one goes on with it.
     backing: Option<OwnedFd>,
     /// I/O may be held: neither the caller nor a signal cancels anything.
     held: bool,
-    /// The agent that has the device, as long as there is a way back to it.
+    /// The previous agent, as long as it can take the device back.
     predecessor: Option<Predecessor>,
     /// The front of the previous agent, which this agent takes over.
     adopted: Option<(Link, Lifetime)>,
-    /// Reserved: where the next agent, and that of a server which has lost its own, will be met.
+    /// Reserved sockets for the next agent, and for an agent that replaces a lost one.
     next: Option<Listener>,
     attach: Option<Listener>,
     heir: Heir,
 }
 
-/// What an agent was started for.
+/// The task of an agent.
 enum Task {
     Add(AddRequest),
     Recover(RecoverRequest),
 }
 
-/// Plays the role to its end. The exit code: 0 when the device was deleted as asked or stopped from
-/// outside.
+/// Runs the role to its end. Returns the exit code: 0 when the device was deleted as asked or stopped from outside.
 pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Signals>) -> i32 {
     let mut agent = Agent {
         world,
@@ -397,7 +395,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Whether there was a front to tell.
+    /// Sends a message to the front. Returns whether there is one.
     fn tell_front(&mut self, message: &FromAgent) -> bool {
         let front = self.inputs.front.as_ref();
         front.is_some_and(|front| front.send(message).is_ok())
@@ -407,7 +405,7 @@ impl Agent<'_> {
         self.tell_server_with(message, None);
     }
 
-    /// Says to the server that its device serves, and gives it the file for its messages: it may open none any more.
+    /// Tells the server that its device serves, and passes the log file, because the server may no longer open files.
     fn tell_live(&self) {
         let log = self.log.as_deref().map(Store::open_log);
         let log = log.and_then(|opened| {
@@ -437,14 +435,14 @@ impl Agent<'_> {
         }
     }
 
-    /// The server's next word before the deadline; its death, a signal and a front that left end
+    /// Waits for the server's next message until the deadline; the server's exit, a signal, or a front that left end
     /// the wait, too.
     fn hear_server(&mut self, what: &str, deadline: Instant) -> Result<FromServer, Failure> {
         let server = self.server.as_mut();
         let server = server.ok_or_else(|| Failure::failed("no server"))?;
         let mut hung_up = false;
         loop {
-            // Its last words come before the news of its death, so the end is asked for first.
+            // Last messages must be read before an exit is reported, so check for the exit first.
             let end = server.ended();
             match server.link.try_recv() {
                 Ok(Some(FromServer::Failed(failure))) => return Err(failure),

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-/// How QUIESCE_DEV is repeated for a server that hears nothing of it: soon, and ever more rarely.
+/// Repeats QUIESCE_DEV for a server that does not notice it: soon, then with growing intervals.
 #[derive(Debug)]
 pub(super) struct Pace {
     next: Instant,
@@ -26,7 +26,7 @@ impl Pace {
         self.next
     }
 
-    /// Whether one is due; the next is then later than this one was.
+    /// Whether one is due; if so, schedules the next with a longer interval.
     pub(super) fn is_due(&mut self) -> bool {
         let now = Instant::now();
         let due = now >= self.next;

@@ -1,4 +1,4 @@
-//! A new server for a device that has lost its old one, or shall lose it: recovery and upgrade.
+//! Starts a new server for a device that has lost its server (recovery) or is about to (upgrade).
 
 use super::bring_up::left;
 use super::pace::Pace;
@@ -36,7 +36,7 @@ enum Way {
     Server,
     /// A server in place of the running one.
     Other,
-    /// An agent, if it has none.
+    /// An agent, because it has none.
     Agent,
 }
 
@@ -66,7 +66,7 @@ impl Agent<'_> {
             if self.lock.is_none() {
                 return Err(nothing_missing(id, &record));
             }
-            // Its agent ended while it held the I/O: there is only a way on.
+            // Its agent died while I/O was held: the only way is forward.
             if record.phase != Phase::HandingOver {
                 return self.attach(request, geometry, record, deadline);
             }
@@ -235,7 +235,7 @@ impl Agent<'_> {
         )
     }
 
-    /// Replaces an agent that serves for a front: takes over the target of its messages and its control group.
+    /// Replaces an agent that serves for a front: takes over its message target and its control group.
     fn join(&mut self, record: &Record) {
         let Some(predecessor) = &self.predecessor else {
             return;
@@ -252,7 +252,7 @@ impl Agent<'_> {
         }
     }
 
-    /// What ends with the front, and where messages go, for the life that begins.
+    /// Records the lifetime and the log for the new server.
     fn sign(&mut self, request: &RecoverRequest, record: &mut Record) {
         let adopted = self.predecessor.as_ref().filter(|p| p.front.is_some());
         let lifetime = adopted.map_or(request.lifetime, |p| p.lifetime);
@@ -295,7 +295,7 @@ impl Agent<'_> {
         Ok(prepared.ok())
     }
 
-    /// Puts everything in its place that was reserved: the device is this agent's.
+    /// Publishes everything that was reserved: this agent now owns the device.
     fn publish(&mut self, prepared: Option<Prepared>) {
         if let Some(Err(e)) = prepared.map(Prepared::publish) {
             tracing::warn!("cannot save the state of the device: {e}");
@@ -309,7 +309,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Publishes the sockets of a device that serves.
+    /// Publishes the sockets of a live device.
     pub(super) fn meetable(&mut self) {
         let Some(id) = self.device.as_ref().map(|d| d.id) else {
             return;
@@ -369,7 +369,7 @@ impl Agent<'_> {
         Ok(self.added(&params, pid))
     }
 
-    /// Our record of the device that has this number now; without a record the device is foreign (L34).
+    /// Our record of the device that currently has this number; a device without a record is foreign (L34).
     fn known(&self, geometry: &Geometry) -> Result<Record, Failure> {
         let id = geometry.dev_id();
         let record = self.store.find(id.get(), geometry.server_flags())?;
@@ -378,9 +378,9 @@ impl Agent<'_> {
         })
     }
 
-    /// The new server with all its fetches. The process that opened the character device.
+    /// Arms the new server. Returns the process that opened the character device.
     fn arm_replacement(&mut self, id: DevId, deadline: Instant) -> Result<u32, Failure> {
-        // Of an earlier version's agent, which is about to leave.
+        // Wait for the lock of an earlier version's agent, which is about to exit.
         self.locked(id.get(), deadline)?;
         kill_point("recover:locked");
         let geometry = self.control()?.info(id, left(deadline))?;
@@ -394,11 +394,11 @@ impl Agent<'_> {
         Ok(pid)
     }
 
-    /// Holds the device's I/O until its old server has let go of it, and begins its recovery: START_USER_RECOVERY
-    /// succeeds as soon as the character device is free, whatever the old process has still to do. With QUIESCE the
-    /// driver holds new I/O and takes back idle tags, and the server exits when it has answered its requests. QUIESCE is
-    /// repeated, because it does not reach a server whose tags are all busy. Without QUIESCE the server is asked to leave
-    /// its requests to its successor.
+    /// Holds the device's I/O until its old server has released it, and starts its recovery: START_USER_RECOVERY
+    /// succeeds as soon as the character device is closed, even if the old process still runs. With QUIESCE the driver
+    /// holds new I/O and takes back idle tags, and the server exits when it has answered its requests. QUIESCE is
+    /// repeated, because it does not reach a server whose tags are all busy. Without QUIESCE the server is asked to
+    /// leave its requests to its successor.
     fn hold(&mut self, way: Way, old: Option<ProcessId>, deadline: Instant) -> Result<(), Failure> {
         let Some(geometry) = self.device.as_ref().map(|d| d.geometry) else {
             return Ok(());
@@ -473,7 +473,7 @@ impl Agent<'_> {
             server.link.hang_up();
             let gone = poll::readable(&[server.exit_fd()], Some(Instant::now() + QUIT));
             if !matches!(gone.as_deref(), Ok([true])) {
-                // It has no control command in flight: this process has them all.
+                // The server has no control command in flight; only this process issues them.
                 let _ = server.signal(libc::SIGKILL);
                 let _ = poll::readable(&[server.exit_fd()], Some(Instant::now() + QUIT));
             }
@@ -481,7 +481,7 @@ impl Agent<'_> {
         }
         (self.next, self.attach) = (None, None);
         let device = self.device.as_mut();
-        // What has an agent to go back to is that agent's, and so is its record.
+        // If there is an agent to go back to, the device and its record are that agent's.
         if let Some(device) = device.filter(|_| self.predecessor.is_none()) {
             device.record.phase = Phase::Ended;
             device.record.cause = Some(format!("recovery failed: {failure}"));
@@ -504,7 +504,7 @@ impl Agent<'_> {
         }
     }
 
-    /// What is said of the device now that it serves.
+    /// The report on the device now that it serves.
     fn added(&self, params: &DeviceParams, pid: u32) -> Added {
         let size = params.size;
         let spec = self.device.as_ref().map(|d| &d.record.spec);
@@ -513,11 +513,11 @@ impl Agent<'_> {
     }
 }
 
-/// What a device needs that is to be recovered or upgraded.
+/// What a device needs for this recovery or upgrade.
 fn way(request: &RecoverRequest, geometry: &Geometry, served: bool) -> Result<Way, Failure> {
     let (id, granted, state) = (geometry.dev_id(), geometry.features(), geometry.state());
     let alive = state == DevState::Live && served;
-    // Any device can have an agent.
+    // An agent can be attached to any device.
     if alive && !request.replace {
         return Ok(Way::Agent);
     }
@@ -568,7 +568,7 @@ pub(super) fn of_a_device(mut failure: Failure, request: &RecoverRequest, size: 
     failure
 }
 
-/// Nothing is missing.
+/// The failure for a device that needs nothing.
 fn nothing_missing(id: DevId, record: &Record) -> Failure {
     let pid = record.server.map_or(0, |s| s.pid);
     Failure::failed(format!(
@@ -579,7 +579,7 @@ fn nothing_missing(id: DevId, record: &Record) -> Failure {
     ))
 }
 
-/// The character device is still open at the deadline.
+/// The failure for a character device that is still open at the deadline.
 fn not_free(id: DevId, old: Option<ProcessId>) -> Failure {
     let who = match old.filter(ProcessId::runs) {
         Some(old) => format!(

@@ -13,7 +13,7 @@ const DEAD: u16 = 0;
 const LIVE: u16 = 1;
 const QUIESCED: u16 = 2;
 
-/// A device of ours in a state, with a record whose server is `server`.
+/// A device of ours in this state, with a record whose server is `server`.
 fn device(
     state: u16,
     features: Features,
@@ -44,7 +44,7 @@ struct Recovered {
     agent: std::thread::JoinHandle<i32>,
 }
 
-/// An agent told to recover the device.
+/// An agent that is told to recover the device.
 fn recover(kernel: &Arc<Kernel>, store: &Store, replace: bool) -> Recovered {
     recover_for(kernel, store, replace, Lifetime::Own)
 }
@@ -102,8 +102,8 @@ fn reissue() -> Features {
     Recovery::Reissue.features() | Features::QUIESCE
 }
 
-/// L34 A recovery sets no parameters: it takes the device, arms a server with what the record says, and ends;
-/// what was recovered can be recovered again, and L30 a signal leaves it to the next server.
+/// L34 A recovery sets no parameters: it takes over the device, arms a server according to the record, and ends. A
+/// recovered device can be recovered again, and L30 a signal leaves it to the next server.
 #[test]
 fn l34_a_recovered_device_is_recovered_again() {
     let (kernel, store, _dir) = device(QUIESCED, reissue(), None, None);
@@ -125,7 +125,7 @@ fn l34_a_recovered_device_is_recovered_again() {
         "prove",
     ];
     let log = kernel.log();
-    // Opening the backend goes on beside the looking up.
+    // The backend is opened in parallel with the queries.
     let log: Vec<_> = log.iter().filter(|l| *l != "open").collect();
     assert_eq!(log, steps);
     assert_eq!(store.last(ID).unwrap().unwrap().phase, Phase::Live);
@@ -136,8 +136,8 @@ fn l34_a_recovered_device_is_recovered_again() {
     assert!(!kernel.log().iter().any(|l| l == "stop" || l == "delete"));
 }
 
-/// L30 An agent in front: its device is written back and left to the next one, or goes, as its front wanted; in
-/// either case also when the front just hangs up.
+/// L30 A foreground device is written back and left to the next agent, or deleted, as its front requested; also if the
+/// front just hangs up.
 #[test]
 fn l30_the_end_of_a_front_is_what_it_wanted() {
     for (lifetime, left) in [(Lifetime::Left, true), (Lifetime::Front, false)] {
@@ -162,8 +162,7 @@ fn l30_the_end_of_a_front_is_what_it_wanted() {
     }
 }
 
-/// L34 A recovery that fails leaves the device as it was, with the cause in its record: neither stopped nor
-/// deleted.
+/// L34 A failed recovery leaves the device unchanged, with the cause in its record: neither stopped nor deleted.
 #[test]
 fn l34_a_failed_recovery_leaves_the_device_waiting() {
     for step in ["spawn", "open", "start recovery", "arm", "end recovery"] {
@@ -178,13 +177,13 @@ fn l34_a_failed_recovery_leaves_the_device_waiting() {
         assert_eq!(record.cause.is_some(), taken, "{step}: {record:?}");
         let log = kernel.log();
         assert!(!log.iter().any(|l| l == "stop" || l == "delete"), "{log:?}");
-        // Nobody has it in care any more.
+        // No agent manages it any more.
         assert!(store.lock(ID, Instant::now()).unwrap().is_some());
     }
 }
 
-/// L34 Foreign devices, live ones, stopped ones and those made without recovery are refused with the reason,
-/// before a server is started.
+/// L34 Foreign, live and stopped devices and those without recovery are refused with the reason, before a server is
+/// started.
 #[test]
 fn l34_what_cannot_be_recovered_is_refused() {
     let me = ProcessId::of(std::process::id());
@@ -203,7 +202,7 @@ fn l34_what_cannot_be_recovered_is_refused() {
     for (state, features, server, nonce, text) in cases {
         let (kernel, store, _dir) = device(state, features, server, None);
         kernel.exists(nonce, features, state);
-        // Of what is served, its agent.
+        // A live device has an agent, which holds the lock.
         let _lock = server.map(|_| store.lock(ID, Instant::now()).unwrap());
         let agent = recover(&kernel, &store, false);
         let failure = agent.failed();
@@ -213,7 +212,7 @@ fn l34_what_cannot_be_recovered_is_refused() {
     }
 }
 
-/// L34 A device in the care of another agent is left to it.
+/// L34 A device that another agent manages is not taken over.
 #[test]
 fn l34_another_agents_device_is_not_taken() {
     let (kernel, store, _dir) = device(QUIESCED, reissue(), None, None);
@@ -226,14 +225,14 @@ fn l34_another_agents_device_is_not_taken() {
     agent.agent.join().unwrap();
 }
 
-/// L34 Of two that give a device a server, the second hears at once that it has one.
+/// L34 If two commands recover a device, the second learns at once that it has a server.
 #[test]
 fn l34_two_recoveries_do_not_wait_for_each_other() {
     let (kernel, store, _dir) = device(QUIESCED, reissue(), None, None);
     let lock = store.lock(ID, Instant::now()).unwrap().unwrap();
     let second = recover(&kernel, &store, false);
     std::thread::sleep(Duration::from_millis(300));
-    // The first has done it.
+    // The first one has succeeded.
     has_server(&store);
     kernel.exists(NONCE, reissue(), LIVE);
     let begun = Instant::now();
@@ -248,7 +247,7 @@ fn l34_two_recoveries_do_not_wait_for_each_other() {
     second.agent.join().unwrap();
 }
 
-/// L34 A supervised device is brought back by its own agent, again and again, until it is told to end; then it
+/// L34 A supervised device is revived by its own agent repeatedly, until the agent is told to end; then the device
 /// waits.
 #[test]
 fn l34_a_supervised_device_comes_back() {
@@ -269,13 +268,13 @@ fn l34_a_supervised_device_comes_back() {
         assert_eq!(back, Ok(Some(())), "{:?}", kernel.log());
     }
     (&agent.signal).write_all(b"x").unwrap();
-    // Its server ends by the same failure as those before, and is not replaced.
+    // Its server dies of the same failure as the ones before, and is not replaced.
     assert_eq!(agent.agent.join().unwrap(), 1);
     assert!(!kernel.log().iter().any(|l| l == "stop" || l == "delete"));
 }
 
-/// L34 A signal to the server of a supervised device is its death like any other: another one takes its place, also where
-/// the driver cannot hold I/O meanwhile, and in front. A signal to the agent is still the end.
+/// L34 A signal to the server of a supervised device counts as a death: another server replaces it, even if the driver
+/// cannot hold I/O meanwhile, and also in the foreground. A signal to the agent still means the end.
 #[test]
 fn l34_a_signal_to_a_supervised_server_brings_another() {
     for (features, lifetime) in [
@@ -312,8 +311,8 @@ fn l34_a_signal_to_a_supervised_server_brings_another() {
     }
 }
 
-/// L43 The lock of a supervised device's file is held from one server to the next, and each next one goes on with the
-/// open file of the one before, whatever its path leads to; which file it is stands in the record.
+/// L43 The lock of a supervised device's file is held from server to server. Each server continues with the open file
+/// of the previous one, wherever the path leads; the record has the file's identity.
 #[test]
 fn l43_a_file_passes_from_server_to_server() {
     let (kernel, store, dir) = device(QUIESCED, reissue(), None, Some("queue"));
@@ -356,7 +355,7 @@ fn l43_a_file_passes_from_server_to_server() {
     assert_eq!(free, Ok(Some(())), "the lock goes with the processes");
 }
 
-/// Upgrades are of live devices with a server, and of policies that keep every request.
+/// Only a live device with a server, and a policy that keeps every request, can be upgraded.
 #[test]
 fn l35_what_cannot_be_upgraded_is_refused() {
     let me = ProcessId::of(std::process::id());
@@ -372,7 +371,7 @@ fn l35_what_cannot_be_upgraded_is_refused() {
         let failure = agent.failed();
         assert!(failure.text.contains(text), "{failure:?}");
         if state == DEAD {
-            // `recover` would send it back.
+            // `recover` would refer back to this command.
             assert!(failure.hint.is_some_and(|h| h.contains("ublkctl delete")));
         }
         assert_eq!(kernel.log(), ["get info"], "{text}");
@@ -380,7 +379,7 @@ fn l35_what_cannot_be_upgraded_is_refused() {
     }
 }
 
-/// A cut file under a device that exists is no mistake in the words.
+/// A truncated file under an existing device is not a usage error.
 #[test]
 fn l43_a_cut_file_is_a_failure_of_the_device() {
     let request = |size| RecoverRequest {
@@ -404,7 +403,7 @@ fn l43_a_cut_file_is_a_failure_of_the_device() {
     assert_eq!(asked, cut());
 }
 
-/// A live device with its agent, as an upgrade finds it: its server is a process that runs.
+/// A live device with its agent, as before an upgrade: its server is a running process.
 fn served() -> (Arc<Kernel>, Store, tempfile::TempDir, Recovered) {
     let (kernel, store, dir) = device(QUIESCED, reissue(), None, None);
     let agent = recover(&kernel, &store, false);
@@ -419,7 +418,7 @@ fn has_server(store: &Store) {
     store.write(&record).unwrap();
 }
 
-/// L44 The agent at work hands the device over with its lock and leaves without a word; its successor can do the same.
+/// L44 The current agent hands the device over with its lock and exits silently; its successor can do the same.
 #[test]
 fn l44_a_device_is_handed_from_agent_to_agent() {
     let (kernel, store, _dir, mut old) = served();
@@ -450,8 +449,8 @@ fn l44_a_device_is_handed_from_agent_to_agent() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// L44 An agent that leaves while it is asked was replaced by another command: nobody is told to kill the new one. One that
-/// says nothing is waited for no longer than the command may take.
+/// L44 If the agent exits while it is asked, because another command replaced it, the message does not suggest killing
+/// the new one. A silent agent is waited for only as long as the command may take.
 #[test]
 fn l44_who_asks_an_agent_that_leaves_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
@@ -477,8 +476,8 @@ fn l44_who_asks_an_agent_that_leaves_is_told_so() {
     leaves.join().unwrap();
 }
 
-/// L44 A hand-over that fails before I/O is held changes nothing; one that fails afterwards has the agent at work give
-/// the device another server, supervised or not.
+/// L44 A hand-over that fails before I/O is held changes nothing. After a later failure the current agent starts
+/// another server, supervised or not.
 #[test]
 fn l44_a_hand_over_that_fails_has_a_way_back() {
     for (step, held) in [("open", false), ("arm", true), ("end recovery", true)] {
@@ -507,8 +506,7 @@ fn l44_a_hand_over_that_fails_has_a_way_back() {
     }
 }
 
-/// L44 A signal that comes while a successor has the device is for the agent at work once more when the hand-over is
-/// given up.
+/// L44 A signal that arrives while a successor has the device takes effect in the current agent if the hand-over fails.
 #[test]
 fn l44_a_signal_during_a_hand_over_that_is_given_up_counts() {
     let (_kernel, store, _dir, old) = served();
@@ -526,7 +524,7 @@ fn l44_a_signal_during_a_hand_over_that_is_given_up_counts() {
     assert_eq!(store.last(ID).unwrap().unwrap().phase, Phase::Left);
 }
 
-/// L44 Once I/O is held the caller of an upgrade may go away: it is finished all the same. Before, it is given up.
+/// L44 Once I/O is held, an upgrade is completed even if its caller goes away. Before that, it is abandoned.
 #[test]
 fn l44_an_upgrade_does_not_need_its_caller_once_io_is_held() {
     let (kernel, store, _dir, old) = served();
@@ -536,7 +534,7 @@ fn l44_an_upgrade_does_not_need_its_caller_once_io_is_held() {
     drop(new.front);
     (&new.signal).write_all(b"x").unwrap();
     assert_eq!(old.agent.join().unwrap(), 0);
-    // The signal was for the process, and comes to its right then.
+    // The signal concerned this process and takes effect now.
     assert_eq!(new.agent.join().unwrap(), 0);
     let log = kernel.log();
     assert!(
@@ -545,7 +543,7 @@ fn l44_an_upgrade_does_not_need_its_caller_once_io_is_held() {
     );
 }
 
-/// L49 A server whose agent is gone takes another, which knows all about it.
+/// L49 A server whose agent died accepts another agent, which learns everything from it.
 #[test]
 fn l49_a_server_without_an_agent_gets_one() {
     let (kernel, store, _dir) = device(LIVE, reissue(), None, None);
@@ -595,7 +593,7 @@ fn l49_a_server_without_an_agent_gets_one() {
     let mut stream = UnixStream::connect(store.socket(ID)).unwrap();
     std::io::Read::read_to_string(&mut stream, &mut health).unwrap();
     assert!(health.contains("\"reads\":42"), "{health}");
-    // Nobody gets a second one.
+    // A device does not get a second agent.
     let second = recover(&kernel, &store, false).failed();
     assert!(second.text.contains("nothing to recover"), "{second:?}");
 }

@@ -1,4 +1,5 @@
-//! The agent's socket: a caller may ask for a change of the backend, is given the server's health, and hung up on.
+//! The agent's socket: a caller may request a change of the backend, then gets the server's health, and the connection
+//! is closed.
 
 use crate::link::listener;
 use crate::report::Health;
@@ -10,14 +11,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Callers that may wait at once; more are hung up on.
+/// Maximum number of waiting callers; the connections of others are closed.
 const MAX_WAITING: usize = 16;
 
-/// How long a caller may take to read what does not fit into its socket.
+/// How long a caller may take to read what exceeds its socket's buffer.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// The socket and who waits at it. The directory it lies in is private, so whoever connects is the
-/// same user or root.
+/// The socket and its waiting callers. Its directory is private, so whoever connects is the same user or root.
 #[derive(Debug, Default)]
 pub(super) struct Relay {
     listener: Option<(UnixListener, PathBuf)>,
@@ -29,12 +29,12 @@ pub(super) struct Relay {
 struct Waiting {
     ticket: u64,
     stream: UnixStream,
-    /// What the server has told so far.
+    /// The parts of the server's report so far.
     health: Option<Health>,
 }
 
 impl Relay {
-    /// Makes the socket beside `path`, where nobody looks for it.
+    /// Creates the socket at a temporary path beside `path`.
     pub(super) fn prepare(&mut self, path: &Path) -> io::Result<()> {
         let aside = listener::aside(path)?;
         let listener = UnixListener::bind(&aside)?;
@@ -43,7 +43,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Puts the socket where callers look for it, in the place of an earlier one; made now, if it was not prepared.
+    /// Moves the socket to its final path, replacing an earlier one; creates it now if it was not prepared.
     pub(super) fn open(&mut self, path: &Path) -> io::Result<()> {
         if self.listener.is_none() {
             self.prepare(path)?;
@@ -59,7 +59,7 @@ impl Relay {
         self.listener.as_ref().map(|(listener, _)| listener.as_fd())
     }
 
-    /// Takes one caller. The ticket to ask the server with, and the change that the caller wants.
+    /// Accepts one caller. Returns the ticket for the request to the server, and the change that the caller wants.
     pub(super) fn accept(&mut self) -> Option<(u64, Option<BackendCommand>)> {
         let (listener, _) = self.listener.as_ref()?;
         let (stream, _) = listener.accept().ok()?;
@@ -77,8 +77,8 @@ impl Relay {
         Some((self.ticket, command))
     }
 
-    /// Takes what the server tells of its health, and gives it to the caller when that is all. One that does not read
-    /// loses it.
+    /// Handles a part of the server's report, and sends the whole to the caller once it is complete. A caller that does
+    /// not read loses it.
     pub(super) fn answer(&mut self, ticket: u64, part: Health, more: bool) {
         let Some(at) = self.waiting.iter().position(|w| w.ticket == ticket) else {
             return;
@@ -99,13 +99,13 @@ impl Relay {
         }
     }
 
-    /// Hangs up on everybody; the socket at its place is another's.
+    /// Disconnects all callers; the socket's path now belongs to another agent.
     pub(super) fn abandon(&mut self) {
         self.waiting.clear();
         self.listener = None;
     }
 
-    /// Hangs up on everybody and takes the socket away.
+    /// Disconnects all callers and removes the socket.
     pub(super) fn close(&mut self) {
         self.waiting.clear();
         if let Some((_, path)) = self.listener.take() {
@@ -114,15 +114,14 @@ impl Relay {
     }
 }
 
-/// What a caller says before it stops talking: nothing, or a change. One that neither talks nor stops, or takes its time
-/// over it, asks for nothing.
+/// Reads a caller's request: nothing, or a change. A caller that neither sends nor stops, or is slow, requests nothing.
 fn heard(mut stream: &UnixStream) -> Option<BackendCommand> {
     const LONGEST: usize = 64 << 10;
     let until = Instant::now() + PATIENCE;
     let (mut bytes, mut some) = (Vec::new(), [0; 4096]);
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        // Zero means no limit to the call.
+        // A timeout of zero would mean no limit.
         stream
             .set_read_timeout(Some(left).filter(|left| !left.is_zero()))
             .ok()?;
@@ -147,7 +146,7 @@ fn heard(mut stream: &UnixStream) -> Option<BackendCommand> {
 mod tests {
     use super::*;
 
-    /// A caller that says nothing asks for the health, in whatever way it says nothing; one that says rubbish, too.
+    /// A caller that sends nothing requests the health, however it sends nothing; so does one that sends garbage.
     #[test]
     fn a_caller_may_ask_for_a_change() {
         let said = |bytes: &[u8], stops: bool| {

@@ -1,4 +1,4 @@
-//! Supervision: an agent that brings its device back by itself.
+//! Supervision: the agent revives its device without a command.
 
 use super::{Agent, Device};
 use crate::failure::Failure;
@@ -9,24 +9,24 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, DevState};
 
-/// First and longest pause between the death of a server and the next try.
+/// First and longest pause between the death of a server and the next attempt.
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// A server that lived so long died of something else than the one before.
+/// After this time the next death counts as unrelated to the previous one.
 const STEADY: Duration = Duration::from_secs(60);
 
-/// How long a try may take.
+/// Deadline of an attempt.
 const TRY: Duration = Duration::from_secs(60);
 
-/// How long a device that is not supervised is given new servers after a hand-over that failed.
+/// How long a device without supervision gets new servers after a failed hand-over.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// What came of reviving a device.
+/// The result of reviving a device.
 enum Revived {
-    /// It serves. The pause before the next try, should it die soon.
+    /// The device serves; the pause before the next attempt, should the server die soon.
     Served(Duration),
-    /// Another agent has it.
+    /// Another agent manages it.
     Yielded,
     /// This agent was told to end.
     ToldToEnd,
@@ -40,8 +40,8 @@ enum Rest {
 }
 
 impl Agent<'_> {
-    /// Attends the device, and gives it a new server whenever its own dies, if it is supervised, or when another agent
-    /// has failed to.
+    /// Attends the device, and replaces its server when it dies, if the device is supervised or another agent failed to
+    /// hand it over.
     pub(super) fn attend_always(&mut self) -> Result<(), Failure> {
         let mut pause = FIRST;
         loop {
@@ -82,7 +82,7 @@ impl Agent<'_> {
         }
     }
 
-    /// A hand-over failed while the I/O was held, and there is no agent to go back to: this one goes on by itself.
+    /// Continues after a hand-over that failed while I/O was held, with no previous agent left to go back to.
     pub(super) fn go_on(&mut self, id: u32, failure: Failure) -> Result<(), Failure> {
         let Ok(dev) = DevId::new(id) else {
             return Err(failure);
@@ -152,7 +152,8 @@ impl Agent<'_> {
         }
     }
 
-    /// Waits for the next try. Another agent may have the device meanwhile; the front and signals end it.
+    /// Waits for the next attempt. The wait ends early if another agent takes the device, the front leaves, or a signal
+    /// arrives.
     fn rest(&mut self, pause: Duration) -> Rest {
         let until = Instant::now() + pause;
         loop {
@@ -181,7 +182,7 @@ impl Agent<'_> {
         }
     }
 
-    /// Stops and deletes a device that has no server any more, at the end of its front.
+    /// Stops and deletes a device without a server when its front ends.
     fn take_away(&mut self, id: DevId) {
         let Ok(Some(record)) = self.store.last(id.get()) else {
             return;
@@ -204,8 +205,8 @@ impl Agent<'_> {
         }
     }
 
-    /// Whether the device still needs a server: nobody stopped or deleted it meanwhile. Nobody else can have given it
-    /// one, since its lock is held.
+    /// Whether the device still needs a server: it was neither stopped nor deleted meanwhile. No other agent can have
+    /// started one, because the lock is held.
     fn waits(&mut self, id: DevId) -> bool {
         let Ok(control) = self.control() else {
             return true;

@@ -1,9 +1,9 @@
-//! One agent after another: how a device changes hands while it is in use.
+//! Hands a device that is in use from one agent to the next.
 //!
-//! The current agent listens for its successor. On request it *yields*: it passes the lock of the device and its front to
-//! the successor, and takes no further action, but stays alive. When the successor reports that it has the device, the
-//! agent exits silently. If the successor dies before that, the agent manages the device again; if I/O was already held,
-//! it continues where the successor stopped. No hand-over can leave a device unmanaged (L44).
+//! The current agent listens for its successor. On request it *yields*: it passes the lock of the device and its front
+//! to the successor, and takes no further action, but stays alive. When the successor reports that it has the device,
+//! the agent exits silently. If the successor dies before that, the agent manages the device again; if I/O was already
+//! held, it continues where the successor stopped. No hand-over can leave a device unmanaged (L44).
 #![forbid(unsafe_code)]
 
 use super::Agent;
@@ -22,45 +22,45 @@ use std::time::{Duration, Instant};
 /// How long the current agent may take to yield.
 const YIELD: Duration = Duration::from_secs(5);
 
-/// Messages of a successor.
+/// Messages from a successor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 enum ToPredecessor {
-    /// I am to have the device.
+    /// Requests the device.
     TakeOver {
         /// [`LINK_VERSION`] of the successor.
         version: u32,
-        /// Of the device.
+        /// The device's nonce.
         nonce: u64,
     },
-    /// Its I/O is being held from now on.
+    /// I/O is held from now on.
     Holding,
-    /// I have it.
+    /// The successor owns the device.
     Done,
 }
 
-/// Messages of the current agent.
+/// Messages from the current agent.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 enum FromPredecessor {
-    /// This is yours, too: a descriptor comes along.
+    /// Passes an object with a descriptor.
     Yours {
         /// What it is.
         held: Held,
     },
-    /// That was all.
+    /// Everything has been passed.
     Yielding {
         /// What ends the processes of the device.
         lifetime: Lifetime,
     },
-    /// No.
+    /// The request is refused.
     Refused {
-        /// Why.
+        /// The reason.
         why: String,
     },
 }
 
-/// What an agent holds of a device.
+/// Objects that an agent holds for a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Held {
@@ -68,11 +68,11 @@ enum Held {
     Lock,
     /// The link to the front that it serves for.
     Front,
-    /// Where messages go.
+    /// The target of messages.
     Messages,
 }
 
-/// The end of the agent at work.
+/// The current agent's side.
 #[derive(Debug, Default)]
 pub(super) struct Heir {
     listener: Option<Listener>,
@@ -80,7 +80,7 @@ pub(super) struct Heir {
     state: State,
 }
 
-/// How far the device has changed hands.
+/// The state of the hand-over.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum State {
     #[default]
@@ -105,7 +105,7 @@ impl Heir {
         };
     }
 
-    /// What to wait for: a successor, or its next word.
+    /// The descriptor to poll: for a successor, or for its next message.
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.successor {
             Some(successor) => Some(successor.as_fd()),
@@ -113,22 +113,22 @@ impl Heir {
         }
     }
 
-    /// Whether the device is a successor's to deal with.
+    /// Whether a successor is taking over the device.
     pub(super) const fn is_yielding(&self) -> bool {
         matches!(self.state, State::Yielding | State::Held)
     }
 
-    /// Whether the device is a successor's.
+    /// Whether a successor owns the device.
     pub(super) const fn has_yielded(&self) -> bool {
         matches!(self.state, State::Yielded)
     }
 
-    /// Whether a successor left the device with its I/O held.
+    /// Whether a successor died with the device's I/O held.
     pub(super) const fn is_deserted(&self) -> bool {
         matches!(self.state, State::Deserted)
     }
 
-    /// The device is served again.
+    /// Notes that the device serves again.
     pub(super) fn is_served(&mut self) {
         self.state = State::Own;
     }
@@ -164,7 +164,7 @@ impl Agent<'_> {
         }
     }
 
-    /// The successor is gone.
+    /// Handles the loss of the successor.
     fn forsaken(&mut self, error: &LinkError) {
         self.heir.successor = None;
         if self.heir.state == State::Held {
@@ -225,9 +225,9 @@ pub(super) struct Predecessor {
     link: Link,
     /// What ends the processes of the device.
     pub(super) lifetime: Lifetime,
-    /// The front that it serves for.
+    /// The front that it serves.
     pub(super) front: Option<Link>,
-    /// Where that front takes messages.
+    /// The target of that front's messages.
     pub(super) messages: Option<OwnedFd>,
 }
 

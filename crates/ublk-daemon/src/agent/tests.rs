@@ -25,7 +25,7 @@ fn play(fail: Option<&'static str>, foreground: bool, deadline_ms: u64) -> Play 
     play_on(Kernel::new(fail), spec(), foreground, deadline_ms)
 }
 
-/// The same on a kernel that was told how to be, in a mode.
+/// As `play`, on a configured kernel and in a mode.
 fn play_mode(kernel: Arc<Kernel>, data: DataMode, batch: bool) -> Play {
     let mode = Mode::new(data).batched(batch);
     play_on(kernel, AddSpec { mode, ..spec() }, true, 10_000)
@@ -44,7 +44,7 @@ fn play_on(kernel: Arc<Kernel>, spec: AddSpec, foreground: bool, deadline_ms: u6
         } else {
             Lifetime::Own
         },
-        // The log of a test's thread would be that of the test.
+        // A thread of a test would redirect the test's own log.
         log: Some("/nonexistent/log".into()),
         deadline_ms,
     };
@@ -98,8 +98,8 @@ const UP: [&str; 9] = [
     "no scheduler",
 ];
 
-/// L22 STOP while the queues still serve, then the server is empty and gone, then DEL; L20 START only
-/// once all is armed; L38 proved before it is called live.
+/// L22 STOP while the queues still serve, then the server is empty and exits, then DEL; L20 START only once everything
+/// is armed; L38 the device is checked before it is reported as live.
 #[test]
 fn l22_stop_while_serving_and_delete_after_empty() {
     let play = play(None, true, 10_000);
@@ -116,7 +116,7 @@ fn l22_stop_while_serving_and_delete_after_empty() {
     assert_eq!(play.agent.join().unwrap(), 0);
 }
 
-/// A device that keeps its scheduler serves all the same.
+/// A device whose scheduler cannot be disabled still serves.
 #[test]
 fn a_scheduler_that_stays_is_no_failure() {
     let play = play(Some("no scheduler"), true, 10_000);
@@ -124,7 +124,7 @@ fn a_scheduler_that_stays_is_no_failure() {
     assert_eq!(play.kernel.log(), UP);
 }
 
-/// A failure at any step takes back what was made, in the right order, and says why (L33).
+/// L33 A failure at any step removes what was created, in the right order, and reports the reason.
 #[test]
 fn l33_a_failure_at_each_step_is_told_and_cleaned_up() {
     let added: &[&str] = &["stop", "delete"];
@@ -165,8 +165,7 @@ fn l33_a_failure_at_each_step_is_told_and_cleaned_up() {
     }
 }
 
-/// L24 A queue that fails is the device's failure: told with its cause, kept for `list`, and the
-/// device is left for `delete`.
+/// L24 A failed queue fails the device: the cause is reported and kept for `list`, and the device is left for `delete`.
 #[test]
 fn l24_a_failed_queue_is_told_with_its_cause() {
     let play = play(Some("queue"), true, 10_000);
@@ -182,7 +181,7 @@ fn l24_a_failed_queue_is_told_with_its_cause() {
     assert!(!play.kernel.log().contains(&"delete".to_owned()));
 }
 
-/// L30 Stopped from outside: the agent ends well and deletes nothing.
+/// L30 A device stopped by another process: the agent ends normally and deletes nothing.
 #[test]
 fn l30_a_device_stopped_by_somebody_else_is_not_deleted() {
     let play = play(None, false, 10_000);
@@ -197,7 +196,7 @@ fn l30_a_device_stopped_by_somebody_else_is_not_deleted() {
     assert!(!play.store.socket(ID).exists());
 }
 
-/// A front that is killed while the device is made takes the device with it; L27 nobody hangs.
+/// A front that is killed while the device is created takes the device with it; L27 nothing hangs.
 #[test]
 fn l27_a_front_that_leaves_early_cancels() {
     let mut play = play(Some("hang in arm"), false, 60_000);
@@ -210,7 +209,7 @@ fn l27_a_front_that_leaves_early_cancels() {
     assert!(play.store.last(ID).unwrap().is_none());
 }
 
-/// In the foreground the device ends with its front, in the background it does not.
+/// A foreground device ends with its front, a background device does not.
 #[test]
 fn a_device_in_the_foreground_ends_with_its_front() {
     let mut front = play(None, true, 10_000);
@@ -232,7 +231,7 @@ fn a_device_in_the_foreground_ends_with_its_front() {
     assert_eq!(back.agent.join().unwrap(), 0);
 }
 
-/// L27 A server that says nothing is not waited for beyond the deadline.
+/// L27 A silent server is not waited for beyond the deadline.
 #[test]
 fn l27_a_silent_server_times_out() {
     let play = play(Some("silent server"), true, 50);
@@ -251,7 +250,7 @@ fn health(store: &Store) -> Health {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Whoever connects is given the health; more callers than places, or one who leaves, do no harm.
+/// Every caller gets the health; too many callers, or one that leaves, do no harm.
 #[test]
 fn the_agent_relays_health() {
     let play = play(None, true, 10_000);
@@ -266,7 +265,7 @@ fn the_agent_relays_health() {
     assert_eq!(play.hear(), FromAgent::Gone);
 }
 
-/// L31 Intent is on disk before ADD_DEV and the state before START_DEV: the fake kernel looks.
+/// L31 The record is on disk before ADD_DEV, and the phase before START_DEV, as the fake kernel checks.
 #[test]
 fn l31_state_is_on_disk_before_the_kernel_is_asked() {
     let play = play(None, true, 10_000);
@@ -282,7 +281,7 @@ fn l31_state_is_on_disk_before_the_kernel_is_asked() {
     assert_eq!((record.phase, record.spec), (Phase::Live, spec()));
 }
 
-/// L04 The features of a mode are asked of ADD_DEV, and the mode told is that of the features granted.
+/// L04 The mode's features are requested from ADD_DEV, and the reported mode is that of the granted features.
 #[test]
 fn l04_the_mode_is_asked_of_the_kernel_and_told_as_granted() {
     for (data, batch) in [
@@ -308,8 +307,7 @@ fn l04_the_mode_is_asked_of_the_kernel_and_told_as_granted() {
     }
 }
 
-/// A data mode that was left open is the one that pays where the kernel has it, else copy; what was taken is written
-/// down.
+/// An open data mode becomes the one that pays off, if the kernel supports it, else copy; the choice is recorded.
 #[test]
 fn an_open_mode_is_what_pays_where_the_kernel_has_it() {
     for (has, data) in [(true, DataMode::ZeroCopy), (false, DataMode::Copy)] {
@@ -331,8 +329,8 @@ fn an_open_mode_is_what_pays_where_the_kernel_has_it() {
     }
 }
 
-/// A kernel without the mode: refused by the features' names and the kernel that brings them, and nothing is
-/// left.
+/// A mode that the kernel lacks is refused with the names of its features and the kernel that introduced them, and
+/// nothing is left behind.
 #[test]
 fn a_kernel_without_the_mode_refuses_it_by_name() {
     let kernel = Kernel::new(None);
@@ -356,7 +354,7 @@ fn a_kernel_without_the_mode_refuses_it_by_name() {
     assert!(play.store.last(ID).unwrap().is_none());
 }
 
-/// L04 A feature that the kernel drops in silence ends the add, and the device it made is deleted.
+/// L04 A feature that the kernel drops silently fails the add, and the device is deleted.
 #[test]
 fn l04_a_mode_dropped_in_silence_is_not_replaced() {
     let kernel = Kernel::new(None);
@@ -371,8 +369,7 @@ fn l04_a_mode_dropped_in_silence_is_not_replaced() {
     assert!(!log.contains(&"armed".to_owned()), "{log:?}");
 }
 
-/// L31 A new device is nobody's until its name was told: a front that ends before takes it along, however it ends; one
-/// that has told it leaves it.
+/// L31 A new device is removed if its front ends before its name was reported, however it ends; afterwards it stays.
 #[test]
 fn l31_a_device_that_nobody_heard_of_is_taken_back() {
     let mut play = play(None, false, 10_000);
@@ -393,7 +390,7 @@ fn l31_a_device_that_nobody_heard_of_is_taken_back() {
     assert!(!play.kernel.log().iter().any(|step| step == "stop"));
 }
 
-/// The health of hundreds of threads is told whole, and their end is a good one.
+/// The health of hundreds of threads is reported completely, and their end is a normal one.
 #[test]
 fn the_health_of_hundreds_of_threads_is_told() {
     let play = play(Some("many threads"), true, 10_000);

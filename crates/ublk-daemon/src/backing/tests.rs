@@ -49,7 +49,8 @@ fn forced(mut spec: AddSpec) -> AddSpec {
     spec
 }
 
-/// Windows that overlap and are both written to are refused by the name of the other device; all others are served.
+/// L41 A window that overlaps another device's is refused with that device's name if both are written to; other windows
+/// are served.
 #[test]
 fn l41_a_window_is_served_once() {
     let place = place();
@@ -88,7 +89,7 @@ fn l41_a_window_is_served_once() {
     }
 }
 
-/// Whoever has claimed a disk is a reason, whoever only locks a file is told, and a server explains its own lock.
+/// L41 A claim on a disk is a reason to refuse, a lock on a file is only reported, and a server explains its own lock.
 #[test]
 fn l41_claims_are_reasons() {
     let place = place();
@@ -128,7 +129,7 @@ fn l41_claims_are_reasons() {
     ));
 }
 
-/// What is open already is found by the records, too, while a device is being made; of what is over, nothing is left.
+/// L41 Records also count while their device is being created; those of ended devices do not.
 #[test]
 fn l41_a_device_in_the_making_counts() {
     let place = place();
@@ -159,8 +160,8 @@ fn l41_a_device_in_the_making_counts() {
     assert_eq!(serve(&Opening::default()), Ok(()));
 }
 
-/// L43 Another file at the path is refused with both by name; the one that was renamed is found by its server's
-/// descriptor, lock and all; with the override the path counts.
+/// L43 Another file at the path is refused with both names. The renamed file is found through its server's descriptor,
+/// including its lock. With the override the path counts.
 #[test]
 fn l43_a_renamed_file_is_served_on() {
     let place = place();

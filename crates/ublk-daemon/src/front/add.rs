@@ -1,4 +1,4 @@
-//! `add`: starts an agent and waits until the device serves, or for the reason why not.
+//! `add`: starts an agent and waits until the device serves, or reports why it does not.
 
 use super::reserve::{reserve, run_directory};
 use super::{by_helper, notify};
@@ -26,16 +26,16 @@ use std::time::{Duration, Instant};
 use ublk_core::{DevId, Features, deadline_in};
 use ublk_ctrl::Controller;
 
-/// How long an agent that hung up may take to end, so that its end can be told.
+/// How long an agent that closed its link may take to exit, so that its exit can be reported.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// How long it may take to give a device another agent.
+/// Deadline for starting another agent for a device.
 const ANOTHER: Duration = Duration::from_secs(30);
 
-/// Checks a device by the rules of backends and driver, before anything is started.
+/// Checks a device against the rules of backends and driver, before anything is started.
 ///
 /// # Errors
-/// The rule that is broken, as a usage failure.
+/// The violated rule, as a usage failure.
 pub fn check(spec: &AddSpec) -> Result<(), Failure> {
     policy::check(spec)?;
     shm::check(spec)?;
@@ -80,7 +80,7 @@ pub(super) fn add_reserved(
             super::named(name).or_else(|| others(program, name, deadline)),
         )?;
         let store = Store::of_user()?;
-        // The command that began it may have been killed.
+        // The command that started to add it may have been killed.
         if store.is_adding(name) {
             return Err(
                 Failure::failed(format!("a device named {name} is being added"))
@@ -187,13 +187,13 @@ fn ask_agent(
     let until = deadline_in(deadline);
     let lifetime = request.lifetime;
     let mut device = Foreground::start(program, lifetime, &ToAgent::Recover(request))?;
-    // The agent gives up at the deadline and says why; a moment for its words.
+    // The agent gives up at the deadline and reports why; leave a moment for its message.
     let added = device.live(until + LAST_WORDS)?;
     Ok((added, device))
 }
 
-/// The device that a link of this name leads to, if it is not ours: another user's device has the name. The names of our
-/// own devices are in their records.
+/// The foreign device that a link with this name leads to: another user's device has the name. Names of our own devices
+/// are in their records.
 fn others(program: &Path, name: &str, deadline: Duration) -> Option<u32> {
     let id = DevId::new(names::resolve(name)?).ok()?;
     match by_helper(program, |helper| helper.info(id, deadline)) {
@@ -211,14 +211,14 @@ pub struct Foreground {
     signals: Option<Signals>,
     serves: Option<Added>,
     lifetime: Lifetime,
-    /// A signal came, and the agent was told.
+    /// Whether a signal arrived and was passed to the agent.
     told: bool,
 }
 
 impl Foreground {
-    /// Starts an agent and says its first word to it.
+    /// Starts an agent and sends its first message.
     fn start(program: &Path, lifetime: Lifetime, word: &ToAgent) -> Result<Self, Failure> {
-        // Interrupted, a device that is being created is taken back; one that is being recovered goes on.
+        // On a signal, a device that is being created is removed; one that is being recovered continues.
         let signals = match (lifetime, word) {
             (Lifetime::Own, ToAgent::Recover(_)) => None,
             _ => Signals::take_in_front().ok(),
@@ -249,7 +249,7 @@ impl Foreground {
                 Failure::failed(format!("cannot start the agent: {e}")).hint(starting())
             })?;
         let messages = agent.take_messages();
-        // An agent that died at once is found by the answer that does not come.
+        // If the agent died at once, the missing answer reveals it.
         let _ = agent.link.send(word);
         Ok(Self {
             agent,
@@ -261,10 +261,10 @@ impl Foreground {
         })
     }
 
-    /// Waits until the device or its processes are gone. SIGINT and SIGTERM end them as its [`Lifetime`] says.
+    /// Waits until the device or its processes are gone. SIGINT and SIGTERM end them according to the [`Lifetime`].
     ///
     /// # Errors
-    /// Why the device ended, if nobody asked for it.
+    /// Why the device ended, unless it was requested.
     pub fn wait(mut self) -> Result<(), Failure> {
         if let Some(added) = &self.serves {
             notify::serves(added);
@@ -279,8 +279,8 @@ impl Foreground {
         }
     }
 
-    /// Gives the device of an agent that died another one, which takes care of its server or, where that is gone, too,
-    /// of a new one (L49). The agent's death is the failure where that cannot be done.
+    /// Starts another agent for the device of an agent that died. The new agent attaches to its server or, if that died
+    /// too, starts a new one (L49). If this fails, the agent's death is the reported failure.
     fn another_agent(&mut self, death: Failure) -> Result<(), Failure> {
         let id = self.serves.as_ref().and_then(|a| DevId::new(a.id).ok());
         let Some(id) = id else {
@@ -309,14 +309,14 @@ impl Foreground {
 
     fn live(&mut self, until: Instant) -> Result<Added, Failure> {
         match self.hear(Some(until))? {
-            // It was about to serve when the signal came.
+            // The device was about to serve when the signal arrived.
             Some(FromAgent::Live(_)) if self.told => self.taken_back(until),
             Some(FromAgent::Live(added)) => {
                 self.serves = Some(added.clone());
                 Ok(added)
             }
             Some(FromAgent::Failed(failure)) => {
-                // It has taken back what it made; let it be gone, too.
+                // The agent has removed the device; wait for its exit, too.
                 self.last_words();
                 Err(failure)
             }
@@ -364,8 +364,8 @@ impl Foreground {
         })
     }
 
-    /// The agent's next word, `None` at the deadline. Meanwhile messages are passed on to standard
-    /// error, and signals to the agent.
+    /// The agent's next message; `None` at the deadline. Meanwhile passes messages on to standard error, and signals to
+    /// the agent.
     fn hear(&mut self, deadline: Option<Instant>) -> Result<Option<FromAgent>, Failure> {
         loop {
             let mut fds = vec![self.agent.link.as_fd()];
@@ -391,7 +391,7 @@ impl Foreground {
                 match self.agent.link.try_recv() {
                     Ok(None) => {}
                     Ok(word) => {
-                        // Messages printed before this one.
+                        // Pass on messages that were printed before this one.
                         self.pass_on_all(Instant::now());
                         return Ok(word);
                     }
@@ -401,7 +401,7 @@ impl Foreground {
         }
     }
 
-    /// Passes on the messages that are there; waits for none when some are ready.
+    /// Passes on available messages without waiting for more.
     fn pass_on(&mut self) {
         let mut buf = [0; 4096];
         let read = self.messages.as_mut().map(|m| m.read(&mut buf));
@@ -413,7 +413,7 @@ impl Foreground {
         }
     }
 
-    /// Passes on all messages until none is there by the deadline.
+    /// Passes on messages until there are none, or the deadline.
     fn pass_on_all(&mut self, deadline: Instant) {
         while let Some(messages) = &self.messages {
             match poll::readable(&[messages.as_fd()], Some(deadline)).as_deref() {

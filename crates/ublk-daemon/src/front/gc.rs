@@ -1,4 +1,4 @@
-//! `gc`: what dead processes have left, and its removal.
+//! `gc`: finds and removes what dead processes have left behind.
 
 use super::{ListEntry, Stop, Target, by_helper, delete, list};
 use crate::failure::{Failure, FailureKind};
@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use ublk_core::DevId;
 
-/// What was found: what `gc` prints as JSON.
+/// The findings, as `gc` prints them as JSON.
 #[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
 pub struct Found {
     /// Devices without a server and an agent.
     pub orphans: Vec<ListEntry>,
-    /// State files of devices that are gone; they are removed.
+    /// State files of devices that no longer exist; they are removed.
     pub litter: Vec<PathBuf>,
     /// Orphans that were removed.
     pub removed: Vec<u32>,
@@ -77,7 +77,7 @@ pub fn gc(
     first.map_or(Ok(found), Err)
 }
 
-/// Deletes an orphan. A dead device has no data to lose, but a delete would wait for its users in vain.
+/// Deletes an orphan. A dead device has no data to lose, but its delete would block on its users.
 fn remove(program: &Path, orphan: Target, how: Stop, deadline: Duration) -> Result<(), Failure> {
     if how == Stop::Safe {
         let holders = by_helper(program, |helper| helper.look(orphan.id, deadline))?;

@@ -1,5 +1,5 @@
-//! `list`, `info`, `features`: only commands that never take the device mutex, and what the
-//! kernel shows in sysfs, so that they work while START or STOP hang.
+//! `list`, `info`, `features`: use only commands that never take the device mutex, and sysfs, so that they work while
+//! START or STOP hangs.
 
 use super::{Target, by_helper};
 use crate::failure::Failure;
@@ -21,7 +21,7 @@ use ublk_ctrl::{Controller, Error};
 /// The longest health of a server in bytes, for thousands of queues.
 const MAX_HEALTH: u64 = 16 << 20;
 
-/// How long an agent may take to tell the health of its server.
+/// How long an agent may take to report its server's health.
 const HEALTH: Duration = Duration::from_secs(1);
 
 /// The state of a device that is being deleted; the driver has no such state.
@@ -41,9 +41,9 @@ pub struct Owner {
 pub struct Backing {
     /// The file or block device.
     pub path: PathBuf,
-    /// Where in it the device begins, in bytes.
+    /// Offset of the device in the file, in bytes.
     pub offset: u64,
-    /// Bytes of it that the device has.
+    /// Length of the device in bytes.
     pub length: Option<u64>,
 }
 
@@ -80,69 +80,69 @@ pub struct ListEntry {
     pub path: PathBuf,
     /// Its character device.
     pub char_path: PathBuf,
-    /// `live`, `dead`, `quiesced`, `fail-io`; `deleting` once the driver has taken it away and somebody still has it
-    /// open, and then its number is free when the last one is gone.
+    /// `live`, `dead`, `quiesced`, `fail-io`; `deleting` after the driver has removed it while it is still open: its
+    /// number is free once it is closed.
     pub state: String,
     /// Hw queues.
     pub queues: u16,
     /// Tags of each queue.
     pub depth: u16,
-    /// How data travels, by the features in force.
+    /// The data mode, according to the granted features.
     pub data: DataMode,
-    /// Whether commands go in batches, by the features in force.
+    /// Whether batch mode is in force, according to the granted features.
     pub batch: bool,
-    /// Size in bytes, where it is known.
+    /// Size in bytes, if known.
     pub size: Option<u64>,
-    /// What answers the requests; not known of a foreign device.
+    /// The backend; unknown for a foreign device.
     pub backend: Option<String>,
-    /// The server process, by the kernel's word.
+    /// The server process, as the kernel reports it.
     pub server_pid: Option<u32>,
     /// Whether that process still runs.
     pub server_alive: bool,
     /// Whether its agent still runs; unknown for a foreign device. Without an agent the device is not recovered
     /// automatically.
     pub agent_alive: Option<bool>,
-    /// Who made it.
+    /// The user who created it.
     pub owner: Owner,
-    /// No record of ours says that ublkctl made it.
+    /// Whether no record of ours attributes it to ublkctl.
     pub foreign: bool,
-    /// Why our record of it cannot be read, where there is one: whether it is ours is not known then.
+    /// Why our record of it cannot be read, if so; then it is unknown whether the device is ours.
     #[serde(default)]
     pub record_error: Option<String>,
     /// The phase recorded by our processes.
     pub phase: Option<Phase>,
     /// Why it ended, if it did.
     pub cause: Option<String>,
-    /// Its name, where it has one.
+    /// Its name, if it has one.
     pub name: Option<String>,
-    /// The link of its name; a user's device has none.
+    /// The link for its name; an unprivileged device has none.
     pub link: Option<PathBuf>,
-    /// What becomes of it when its server dies, by the features in force.
+    /// What happens when its server dies, according to the granted features.
     pub recovery: Recovery,
-    /// What holds the data of a file device; not known of a foreign one.
+    /// The backing store of a file device; unknown for a foreign one.
     pub backing: Option<Backing>,
-    /// Its agent gives it a new server when its own dies; not known of a foreign device, as what follows.
+    /// Whether its agent replaces a dead server; this and the following are unknown for a foreign device.
     pub supervised: Option<bool>,
-    /// The file of memory that clients share with it.
+    /// The memory file that clients share with it.
     pub shared_memory: Option<PathBuf>,
     /// Threads of each queue.
     pub threads: Option<u16>,
-    /// What a thread does before it sleeps, as `--poll` takes it.
+    /// What a thread does before it sleeps, in the syntax of `--poll`.
     pub polling: Option<String>,
-    /// Its server is gone, and nobody is at work to give it another or to remove it.
+    /// Whether its server is gone and no process is going to replace it or remove the device.
     pub orphan: bool,
-    /// What to do about it, if something is to be done.
+    /// What to do about it, if anything.
     pub next: Option<String>,
-    /// Whether the caller may ask the driver about it; of another user's device little is known: `state` is
+    /// Whether the driver answers the caller's queries about it. For another user's device little is known: `state` is
     /// `unknown`, counts are 0.
     pub readable: bool,
-    /// What tells it from others with its number; of no use to people.
+    /// Distinguishes it from other devices with its number; internal.
     #[serde(skip)]
     nonce: u64,
 }
 
 impl ListEntry {
-    /// The device, and no later one of its number.
+    /// This device, and no later one with its number.
     #[must_use]
     pub fn target(&self) -> Option<Target> {
         Some(Target {
@@ -155,9 +155,9 @@ impl ListEntry {
 /// Features of a device.
 #[derive(Debug, Clone, Serialize)]
 pub struct FeatureNames {
-    /// Names of those that were asked for; not known of a foreign device.
+    /// Names of the requested features; unknown for a foreign device.
     pub asked: Option<Vec<String>>,
-    /// Names of those in force.
+    /// Names of the granted features.
     pub granted: Vec<String>,
 }
 
@@ -165,14 +165,14 @@ pub struct FeatureNames {
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Info {
-    /// What `list` shows.
+    /// The fields of `list`.
     #[serde(flatten)]
     pub entry: ListEntry,
     /// Largest request in bytes.
     pub max_io_bytes: u32,
-    /// Logical block size in bytes, where it is known.
+    /// Logical block size in bytes, if known.
     pub block_size: Option<u32>,
-    /// The device refuses writes, where it is known.
+    /// Whether the device refuses writes, if known.
     pub read_only: Option<bool>,
     /// Features.
     pub features: FeatureNames,
@@ -180,19 +180,19 @@ pub struct Info {
     pub affinity: Vec<Vec<u32>>,
     /// The agent process.
     pub agent_pid: Option<u32>,
-    /// Where its messages are.
+    /// The log file.
     pub log: Option<PathBuf>,
-    /// The server's own report, while it can be reached.
+    /// The server's own report, if it is reachable.
     pub health: Option<Health>,
 }
 
-/// What a kernel's driver can do.
+/// The features of a kernel's driver.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Features {
-    /// The word of GET_FEATURES.
+    /// The reply to GET_FEATURES.
     pub bits: u64,
-    /// Each feature this version knows.
+    /// Each feature that this version knows.
     pub features: Vec<Feature>,
     /// Bits without a name here.
     pub unknown: u64,
@@ -209,11 +209,11 @@ pub struct Feature {
     pub available: bool,
     /// The first kernel with it, as `major.minor`.
     pub since: String,
-    /// What it is for.
+    /// Its purpose.
     pub meaning: &'static str,
 }
 
-/// What the driver of this kernel can do.
+/// The features of this kernel's driver.
 ///
 /// # Errors
 /// No driver, no permission, a deadline.
@@ -244,7 +244,7 @@ pub fn list(program: &Path, deadline: Duration) -> Result<Vec<ListEntry>, Failur
     Ok(all.into_iter().map(|(entry, _)| entry).collect())
 }
 
-/// The devices of this machine, with what we have written down of ours.
+/// The devices of this machine, with our records of those that are ours.
 pub(super) fn known(
     program: &Path,
     deadline: Duration,
@@ -286,7 +286,7 @@ fn geometries(
         let recorded = recorded.into_iter().filter_map(|id| DevId::new(id).ok());
         ids.extend(recorded.filter(|id| !ids.contains(id)).collect::<Vec<_>>());
         if ids.is_empty() {
-            // No device, and why: a missing driver must not look like an empty list.
+            // Report why there is no device: a missing driver must not look like an empty list.
             match helper.features(left()) {
                 Ok(_) | Err(Error::NoPermission { .. }) => {}
                 Err(e) => return Err(e),
@@ -297,7 +297,7 @@ fn geometries(
             match helper.info(id, left()) {
                 Ok(geometry) => found.push((id, Some(geometry))),
                 Err(Error::NoSuchDevice { .. }) => {}
-                // A user's is asked for by its node, which is gone.
+                // An unprivileged device is queried by its node, which is gone.
                 Err(Error::Refused { .. } | Error::NoPermission { .. }) if at >= listed => {
                     found.push((id, None));
                 }
@@ -310,13 +310,13 @@ fn geometries(
     })
 }
 
-/// Whether the driver has taken a device away that it still knows: it is shown no more.
+/// Whether the driver still knows a device but no longer shows it.
 fn is_deleting(id: DevId) -> bool {
     let listed = ublk_ctrl::nodes::list_devices();
     listed.is_ok_and(|ids| !ids.contains(&id))
 }
 
-/// The words of the devices there are, by which records are known to be theirs.
+/// The nonces of existing devices, by which their records are recognized.
 ///
 /// # Errors
 /// As [`list`].
@@ -326,7 +326,7 @@ pub(super) fn nonces(program: &Path, deadline: Duration) -> Result<Vec<u64>, Fai
     Ok(readable.map(Geometry::server_flags).collect())
 }
 
-/// The devices of ours that wait for a server, or have one without an agent.
+/// Our devices that wait for a server, or whose server has no agent.
 ///
 /// # Errors
 /// As [`list`].
@@ -361,7 +361,7 @@ pub fn info(program: &Path, id: DevId, deadline: Duration) -> Result<Info, Failu
     Ok(told(&geometry, affinity, record.as_ref()))
 }
 
-/// All that geometry, record and sysfs tell of a device.
+/// Everything that geometry, record and sysfs say about a device.
 fn told(geometry: &Geometry, affinity: Vec<Vec<u32>>, record: Option<&Record>) -> Info {
     let id = geometry.dev_id();
     let spec = record.map(|r| &r.spec);
@@ -404,8 +404,8 @@ fn readable_record(geometry: &Geometry) -> Result<Option<Record>, StateError> {
     store.find(geometry.dev_id().get(), geometry.server_flags())
 }
 
-/// Whether server and agent of a device are at work. By our record where there is one, and the locks beside it: kernels
-/// up to 6.12 report the pid of a dead server.
+/// Whether server and agent of a device are running: by our record and its locks, if there is one, because kernels up
+/// to 6.12 report the pid of a dead server.
 fn at_work(geometry: &Geometry, record: Option<&Record>) -> (bool, bool) {
     match (record, Store::of_user()) {
         (Some(record), Ok(store)) => (store.has_server(record), store.has_agent(record)),
@@ -424,7 +424,7 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
     let (server_alive, agent_alive) = at_work(geometry, record);
     let recovery = Recovery::of(geometry.features());
     let deleting = is_deleting(id);
-    // A device just added has no server yet, but an agent.
+    // A device that was just added has an agent but no server yet.
     let orphan = !server_alive && !agent_alive && !deleting;
     let alone = server_alive && !agent_alive && record.is_some();
     let record_error = match record {
@@ -485,7 +485,7 @@ fn entry(geometry: &Geometry, record: Option<&Record>) -> ListEntry {
     }
 }
 
-/// A device about which the driver tells the caller nothing.
+/// A device that the driver does not let the caller query.
 fn unreadable(id: DevId) -> ListEntry {
     let char_path = PathBuf::from(format!("/dev/ublkc{id}"));
     let node = fs::metadata(&char_path).ok();
@@ -544,18 +544,18 @@ fn next(geometry: &Geometry, foreign: bool, recovery: Recovery) -> String {
     }
 }
 
-/// A number the kernel shows of a live device.
+/// A number from the sysfs directory of a live device.
 fn sysfs(id: DevId, name: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/sys/block/ublkb{id}/{name}")).ok()?;
     text.trim().parse().ok()
 }
 
-/// The server's health by way of its agent; `None` where nobody answers in time.
+/// The server's health, through its agent; `None` if nothing answers in time.
 pub(super) fn health(id: DevId, within: Duration) -> Option<Health> {
     ask(id, None, within)
 }
 
-/// Has the server of a device change its backend: its health then; `None` where nobody answers in time.
+/// Requests a change of the server's backend and returns its health; `None` if nothing answers in time.
 pub(super) fn command(id: DevId, command: &BackendCommand, within: Duration) -> Option<Health> {
     ask(id, Some(command), within)
 }

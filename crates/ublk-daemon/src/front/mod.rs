@@ -33,13 +33,13 @@ use std::path::Path;
 use ublk_core::DevId;
 use ublk_ctrl::Error;
 
-/// A device that a command is about: a number, and the word that tells it from earlier and later devices of that
-/// number (`ublksrv_flags`), where the caller has seen it already.
+/// The device that a command is about: its number, and the nonce that distinguishes it from earlier and later devices
+/// with that number (`ublksrv_flags`), if the caller knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
     /// The number.
     pub id: DevId,
-    /// The word; `None` for whichever device has the number when the command begins.
+    /// The nonce; `None` for whichever device has the number when the command starts.
     pub nonce: Option<u64>,
 }
 
@@ -49,7 +49,7 @@ impl From<DevId> for Target {
     }
 }
 
-/// Runs commands by a helper and collects it; past the deadline it is left behind, and named.
+/// Runs commands in a helper and reaps it. Past the deadline the helper is left behind and reported.
 fn by_helper<T>(
     program: &Path,
     commands: impl FnOnce(&mut Helper) -> Result<T, Error>,
@@ -65,7 +65,7 @@ fn by_helper<T>(
     Ok(result?)
 }
 
-/// Whether a helper is stuck in what it was asked.
+/// Whether a helper is stuck in a command.
 const fn is_abandoned(error: &Error) -> bool {
     matches!(
         error,
@@ -76,7 +76,7 @@ const fn is_abandoned(error: &Error) -> bool {
     )
 }
 
-/// The failure of a command that a helper is stuck in, which is named.
+/// The failure of a command in which a helper, which is named, is stuck.
 fn left_behind(helper: &Helper, error: Error) -> Failure {
     let mut failure = Failure::from(error);
     let pid = helper.pid();

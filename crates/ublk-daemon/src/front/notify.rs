@@ -1,8 +1,8 @@
 //! Notifies the service manager of a foreground device: `Type=notify`, a status line, and the watchdog.
 //!
-//! The watchdog is fed only while the queues make progress or are idle. A queue that has requests in hand and finishes no
-//! batch is stuck, and so is a server that does not answer: after half a period of that, feeding stops, and the manager
-//! kills the service between one and one and a half periods after the queue stopped.
+//! The watchdog is fed only while the queues make progress or are idle. A queue with requests in flight that finishes
+//! no batch is stuck, and so is a server that does not answer: after half a period of that, feeding stops, and the
+//! manager kills the service between one and one and a half periods after the queue stopped.
 
 use super::look::health;
 use crate::report::{Added, Health};
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use ublk_core::DevId;
 
-/// How often in a period of the watchdog the queues are looked at.
+/// Checks of the queues per watchdog period.
 const LOOKS: u32 = 8;
 
 /// How long a start may take after a pause.
@@ -57,7 +57,7 @@ fn say(state: &[NotifyState<'_>]) {
 fn feed(id: DevId, mut watch: Watch) {
     let mut told = String::new();
     loop {
-        // Time enough for a machine that is busy.
+        // Leave time for a busy machine.
         let known = health(id, watch.period / 4);
         let (good, status) = watch.look(known.as_ref(), Instant::now());
         if !good {
@@ -74,18 +74,18 @@ fn feed(id: DevId, mut watch: Watch) {
             say(&state);
         }
         told = status;
-        // Not for anything to happen: this is the pace at which is looked.
+        // This is the interval between checks, not a wait for an event.
         std::thread::sleep(watch.period / LOOKS);
     }
 }
 
-/// What has been seen of the queues.
+/// What is known about the queues.
 struct Watch {
     path: String,
     period: Duration,
-    /// By queue and thread: the batches it had finished, and when it was last seen to be idle or to move.
+    /// Per queue and thread: the number of finished batches, and when it was last idle or made progress.
     moved: BTreeMap<(u16, u16), (u64, Instant)>,
-    /// When the server was last heard of.
+    /// When the server last answered.
     heard: Option<Instant>,
 }
 
@@ -99,7 +99,7 @@ impl Watch {
         }
     }
 
-    /// Whether the watchdog is to be fed, and what to tell people.
+    /// Whether to feed the watchdog, and the status line.
     fn look(&mut self, health: Option<&Health>, now: Instant) -> (bool, String) {
         let path = &self.path;
         let Some(health) = health else {
@@ -143,7 +143,7 @@ mod tests {
 
     const PERIOD: Duration = Duration::from_secs(8);
 
-    /// Queues of (requests in hand, batches finished).
+    /// Queues given as (requests in flight, finished batches).
     fn health(queues: &[(u64, u64)]) -> Health {
         let queue = |(qid, (in_hand, batches)): (usize, &(u64, u64))| QueueReport {
             qid: u16::try_from(qid).unwrap(),
@@ -168,7 +168,7 @@ mod tests {
         }
     }
 
-    /// Looks once a second at what `at` says; the second at which the food stays away first.
+    /// Checks once a second what `at` returns; the first second in which the watchdog is not fed.
     fn starved(at: impl Fn(u64) -> Option<Health>) -> Option<u64> {
         let mut watch = Watch::new("/dev/ublkb0".to_owned(), PERIOD);
         let start = Instant::now();
@@ -178,8 +178,8 @@ mod tests {
         })
     }
 
-    /// L24 A queue that does not move with requests in its hands is noticed, also beside one that moves; one that is
-    /// idle, or slow, is left in peace.
+    /// L24 A queue without progress and with requests in flight is detected, even beside one that makes progress; an
+    /// idle or slow queue is not reported.
     #[test]
     fn l24_only_a_stuck_queue_starves_the_watchdog() {
         assert_eq!(starved(|_| Some(health(&[(0, 7)]))), None, "idle");
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(starved(idle_at_times), None, "idle in between");
     }
 
-    /// A server that does not answer is stuck whatever it had in hand, and one that answers late is not.
+    /// A server that does not answer is stuck, whatever it had in flight; one that answers late is not.
     #[test]
     fn a_silent_server_starves_the_watchdog() {
         assert_eq!(starved(|_| None), Some(4));

@@ -9,17 +9,17 @@ use ublk_ctrl::Controller;
 
 use crate::failure::Failure;
 
-/// What a rule needs to know of a device.
+/// What a udev rule needs to know about a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ownership {
-    /// A user without CAP_SYS_ADMIN made it: its nodes have to be theirs.
+    /// Created by a user without CAP_SYS_ADMIN, who must own its nodes.
     pub unprivileged: bool,
     /// The user who created it.
     pub uid: u32,
     /// That user's group.
     pub gid: u32,
-    /// Its name, where the caller's own records have one.
+    /// Its name, if the caller's own records have one.
     pub name: Option<String>,
 }
 

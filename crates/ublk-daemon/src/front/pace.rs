@@ -1,8 +1,8 @@
-//! Pauses between starts of a service that fail one after another.
+//! Pauses between consecutive starts of a service that keep failing.
 //!
-//! A service manager starts a front that failed again at once, which is right after a crash and wrong for a backend
-//! that is not there. systemd paces by itself from 254 on (`RestartSteps=`); here it is the front that waits, whatever
-//! the manager: from failure to failure twice as long. A good end, or two quiet minutes, and the next start is the first.
+//! A service manager restarts a failed front at once. That is right after a crash, but wrong for a missing backend.
+//! systemd can pace restarts from version 254 on (`RestartSteps=`); here the front itself waits, under any manager,
+//! twice as long after each failure. A normal end, or two quiet minutes, resets the pause.
 #![forbid(unsafe_code)]
 
 use super::notify;
@@ -11,22 +11,22 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The pause before the second of two starts in a row, and the longest.
+/// The first and the longest pause.
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// A start that comes so long after the one before is no repetition of it. Longer than a start may take and pause.
+/// A start this long after the previous one is not a repetition. Longer than a start and its pause can take.
 const QUIET: Duration = Duration::from_secs(120);
 
-/// What the starts of a service were so far, for as long as its front runs.
+/// The recorded starts of a service, kept while its front runs.
 #[derive(Debug)]
 pub struct Pace {
     path: PathBuf,
 }
 
 impl Pace {
-    /// Waits as long as the starts before this one demand: only where a service manager has started this process. A
-    /// signal ends the process meanwhile, as it does any that has nothing to clean up.
+    /// Waits as long as the previous starts require, if a service manager started this process. A signal ends the
+    /// process meanwhile: there is nothing to clean up yet.
     #[must_use]
     pub fn keep(name: &str) -> Option<Self> {
         std::env::var_os("INVOCATION_ID")?;
@@ -44,13 +44,13 @@ impl Pace {
         Some(Self { path })
     }
 
-    /// The service ended as it should.
+    /// Forgets the starts: the service ended normally.
     pub fn forget(self) {
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// The number of this start in its row, and the pause before it.
+/// The number of this start in the series, and the pause before it.
 fn next(known: Option<&str>, now: Duration) -> (u32, Duration) {
     let parse = |text: &str| -> Option<(u32, Duration)> {
         let (starts, at) = text.split_once(' ')?;
@@ -68,7 +68,7 @@ fn next(known: Option<&str>, now: Duration) -> (u32, Duration) {
     (starts.saturating_add(1), doubled.min(LONGEST))
 }
 
-/// Since boot: clocks of the day jump, and the run directory is as young as the machine's run.
+/// Time since boot: wall clocks jump, and the run directory does not survive a reboot either.
 fn uptime() -> Option<Duration> {
     let text = fs::read_to_string("/proc/uptime").ok()?;
     let seconds: f64 = text.split_whitespace().next()?.parse().ok()?;
@@ -90,7 +90,7 @@ mod tests {
             now += pause;
             known = Some(format!("{starts} {}", now.as_millis()));
             pauses.push(pause);
-            // It fails after a second, and is started again.
+            // It fails after a second and is restarted.
             now += Duration::from_secs(1);
         }
         assert_eq!(pauses[0], Duration::ZERO);
@@ -99,7 +99,7 @@ mod tests {
         assert!(pauses.is_sorted());
         let quiet = next(known.as_deref(), now + QUIET);
         assert_eq!(quiet, (1, Duration::ZERO));
-        // Of an earlier boot, or none of ours.
+        // From an earlier boot, or not our record.
         assert_eq!(next(Some("3 9000000"), now), (1, Duration::ZERO));
         assert_eq!(next(Some("garbage"), now), (1, Duration::ZERO));
     }

@@ -90,20 +90,20 @@ fn left(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now())
 }
 
-/// A device on its way out.
+/// A device that is being removed.
 struct Removal<'a> {
     program: &'a Path,
     how: Stop,
     until: Instant,
     id: DevId,
-    /// What tells it from others with its number.
+    /// The nonce, which distinguishes it from other devices with its number.
     nonce: u64,
     info: Geometry,
     record: Option<Record>,
     helper: Helper,
     /// The users before the stop; afterwards the disk is no longer in sysfs.
     holders: Holders,
-    /// What was not written back.
+    /// What could not be written back.
     lost: Vec<String>,
     /// Only one command at a time removes a device.
     _lock: Option<Lock>,
@@ -152,7 +152,7 @@ impl<'a> Removal<'a> {
             lost: Vec::new(),
             _lock: lock,
         };
-        // It may have gone, and another come, while the lock was waited for.
+        // While we waited for the lock, the device may have been replaced by another.
         removal.refresh()?;
         Ok(removal)
     }
@@ -161,7 +161,7 @@ impl<'a> Removal<'a> {
         self.how == Stop::Force
     }
 
-    /// The device as the driver has it now.
+    /// Re-reads the device from the driver.
     fn refresh(&mut self) -> Result<(), Failure> {
         let within = left(self.until);
         let info = self.helper.info(self.id, within);
@@ -179,7 +179,7 @@ impl<'a> Removal<'a> {
         .hint("list the devices"))
     }
 
-    /// An error of the helper; one that is stuck is left behind, and replaced for what comes next.
+    /// Handles an error of the helper; one that is stuck is left behind and replaced.
     fn failure(&mut self, error: Error) -> Failure {
         if !is_abandoned(&error) {
             return error.into();
@@ -191,7 +191,7 @@ impl<'a> Removal<'a> {
         failure
     }
 
-    /// Sends STOP_DEV, once it loses no data or is forced.
+    /// Sends STOP_DEV, once no data can be lost, or if forced.
     fn stop(&mut self) -> Result<(), Failure> {
         if self.how == Stop::IfUnused {
             self.stop_if_unused()?;
@@ -205,14 +205,14 @@ impl<'a> Removal<'a> {
                 self.with_holders(failure)
             })?;
         }
-        // The name is free, and nobody finds another device by it.
+        // Free the name, so that it does not lead to another device.
         if let Some(record) = &self.record {
             names::unlink(record.spec.name.as_deref(), self.id);
         }
         Ok(())
     }
 
-    /// DEL_DEV. A device that is gone already is what was asked for.
+    /// Sends DEL_DEV. A device that is already gone counts as success.
     fn delete(&mut self, no_wait: bool) -> Result<(), Failure> {
         let id = self.id;
         let command = match no_wait {
@@ -265,7 +265,7 @@ impl<'a> Removal<'a> {
         roles.into_iter().flatten().map(|role| role.pid).collect()
     }
 
-    /// Sees that a stop loses nothing, or says what it does.
+    /// Ensures that a stop loses no data, or reports what it would lose.
     fn secure(&mut self) -> Result<(), Failure> {
         if self.is_forced()
             && let Some(record) = &self.record
@@ -310,7 +310,7 @@ impl<'a> Removal<'a> {
                 Ok(holders) => self.holders = holders.without(&self.ours()),
                 Err(e) => {
                     let failure = self.failure(e);
-                    // Its disk may have gone at this moment.
+                    // The disk may just have disappeared.
                     self.refresh()?;
                     if self.info.state() == DevState::Dead {
                         return Ok(None);
@@ -361,7 +361,7 @@ impl<'a> Removal<'a> {
         };
         self.refresh()?;
         if self.info.state() == DevState::Dead {
-            // Its server died and took the disk with it: there is nothing left that a stop could lose.
+            // Its server died, and the disk with it: a stop cannot lose any more data.
             tracing::warn!("{why}");
             return Ok(());
         }
@@ -382,7 +382,7 @@ impl<'a> Removal<'a> {
         Err(why.hint(hint))
     }
 
-    /// L22 A stop loses what an earlier write-back could not write, although nothing is dirty any more.
+    /// L22 A stop loses data that an earlier write-back could not write, although nothing is dirty any more.
     fn allow_for_unwritten(&mut self) -> Result<(), Failure> {
         let noted = Store::of_user().is_ok_and(|store| store.is_unwritten(self.nonce));
         if !noted || self.info.state() == DevState::Dead {
@@ -459,8 +459,8 @@ impl<'a> Removal<'a> {
     }
 }
 
-/// The right to take a device away. Without a run directory, or with a full one, it is done all the same: the
-/// device's word is compared again.
+/// Takes the lock for removing a device. If there is no run directory, or it is full, continues without the lock: the
+/// nonce is compared again anyway.
 fn lock(id: DevId, patience: Instant) -> Option<Lock> {
     let store = Store::of_user().ok()?;
     match store.lock_removal(id.get(), patience) {

@@ -1,4 +1,4 @@
-//! Reserves what a new device needs first: the run directory, and its name.
+//! Reserves what a new device needs first: the run directory and its name.
 #![forbid(unsafe_code)]
 
 use crate::failure::Failure;
@@ -17,7 +17,7 @@ use ublk_ctrl::{Error, Operation};
 /// Another command holds the name until the deadline, or an error of the run directory.
 pub(super) fn reserve(name: Option<&str>, until: Instant) -> Result<Option<Lock>, Failure> {
     let Some(name) = name else { return Ok(None) };
-    // A name that is none must not become a path.
+    // An invalid name must not become a path.
     names::check(name)?;
     run_directory()?;
     let lock = Store::of_user()?.lock_name(name, until)?;

@@ -1,4 +1,4 @@
-//! `resize`: another size for a device in use.
+//! `resize`: changes the size of a device in use.
 
 use super::add::replace;
 use super::by_helper;
@@ -14,10 +14,10 @@ use ublk_core::deadline_in;
 use ublk_core::{DevId, DevState, Recovery};
 use ublk_ctrl::{Command, Controller, Error, Operation, wait};
 
-/// How long to wait for processes that only look at the device.
+/// How long to wait for processes that only inspect the device.
 const LOOKING: Duration = Duration::from_secs(2);
 
-/// What `resize` has done: what it prints as JSON.
+/// The result of `resize`, as printed as JSON.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Resized {
@@ -25,11 +25,11 @@ pub struct Resized {
     pub id: u32,
     /// Its block device.
     pub path: PathBuf,
-    /// Bytes it had.
+    /// Previous size in bytes.
     pub before: u64,
-    /// Bytes it has.
+    /// New size in bytes.
     pub size: u64,
-    /// How long its I/O was held, in microseconds, where it got a new server.
+    /// How long I/O was held, in microseconds, if the server was replaced.
     pub pause_us: Option<u64>,
 }
 
@@ -101,7 +101,7 @@ pub fn resize(
     Ok(resized)
 }
 
-/// The size that the backend can have; for `None` all that a file has now.
+/// The size that the backend can have; for `None` the current size of the file.
 fn room(record: &Record, size: Option<u64>, accept_backing: bool) -> Result<u64, Failure> {
     let block = u64::from(record.spec.block_size);
     if let Some(size) = size.filter(|size| *size == 0 || !size.is_multiple_of(block)) {
@@ -155,7 +155,7 @@ fn shrink(
     let mut holders = Holders::default();
     by_helper(program, |helper| {
         if !force {
-            // Wait for processes that only look at it, such as udev.
+            // Wait for processes that only inspect it, such as udev.
             wait::until(until.min(Instant::now() + LOOKING), || {
                 holders = helper.claim(id, left())?.without(&ours);
                 let lasting = !holders.losing().is_empty() && holders.is_explained();

@@ -22,22 +22,22 @@ use ublk_core::DevId;
 use ublk_core::deadline_in;
 use ublk_ctrl::wait;
 
-/// How long processes of an earlier life may take to end.
+/// How long old processes may take to exit.
 const ENDING: Duration = Duration::from_secs(10);
 
-/// How long a look at the devices may take.
+/// How long listing the devices may take.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// A device to be made, and the file below it.
+/// A device to be created, and its file.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     /// The device.
     pub spec: AddSpec,
-    /// Size in bytes of the sparse file to be made for a file device.
+    /// Size in bytes of the sparse file to create for a file device.
     pub create: Option<u64>,
-    /// The file may be there already, with that size.
+    /// Whether the file may already exist, with that size.
     pub reuse: bool,
-    /// Where messages go, `None` for `ID.log` in the run directory.
+    /// The log file; `None` for `ID.log` in the run directory.
     pub log: Option<PathBuf>,
 }
 
@@ -46,9 +46,9 @@ pub struct Wanted {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It was made.
+    /// It was created.
     Added,
-    /// It waited for a server, or its server for an agent, and has one.
+    /// It waited for a server, or its server for an agent, and now has one.
     Recovered,
     /// It already ran as configured; nothing was done.
     Unchanged,
@@ -56,7 +56,7 @@ pub enum Outcome {
     Differs,
 }
 
-/// A device that `up` has dealt with.
+/// A device that `up` has handled.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Up {
@@ -68,7 +68,7 @@ pub struct Up {
     pub path: PathBuf,
     /// What was done.
     pub outcome: Outcome,
-    /// In what it differs.
+    /// The options that differ.
     pub differences: Vec<Difference>,
 }
 
@@ -84,11 +84,11 @@ pub struct Difference {
     pub wanted: String,
 }
 
-/// Makes a device with the file below it, as [`add`](super::add) does. A file that was made goes again with a device that
-/// came to nothing.
+/// Creates a device and its file, as [`add`](super::add) does. A file that was created is removed again if the device
+/// fails.
 ///
 /// # Errors
-/// As [`add`](super::add), and what the file system says.
+/// As [`add`](super::add), and file system errors.
 pub fn make(
     program: &Path,
     wanted: &Wanted,
@@ -117,7 +117,7 @@ fn make_reserved(
     fits(wanted, &spec)?;
     let made = add_reserved(program, spec, lifetime, wanted.log.clone(), deadline);
     if let Some(created) = created {
-        // A device that may yet come to serve needs its file.
+        // A device that may still come up needs its file.
         let failure = made.as_ref().err();
         if failure.is_none_or(|e| e.kind == FailureKind::TimedOut) {
             created.keep();
@@ -144,7 +144,7 @@ pub fn vet(wanted: &Wanted) -> Result<(), Failure> {
     fits(wanted, &spec)
 }
 
-/// Refuses a file that has another size than it was to be made with. `found` is the device as its file is.
+/// Refuses an existing file of another size than configured. `found` is the device for the existing file.
 fn fits(wanted: &Wanted, found: &AddSpec) -> Result<(), Failure> {
     match wanted.create {
         Some(size) if found.backend.size() != size => Err(Failure::failed(format!(
@@ -192,7 +192,7 @@ pub fn up(
     let left = || until.saturating_duration_since(Instant::now());
     let name = wanted.spec.name.clone();
     let name = name.ok_or_else(|| Failure::new(FailureKind::Usage, "a device without a name"))?;
-    // Two at once would make two devices.
+    // Two concurrent commands would create two devices.
     let _lock = reserve(Some(&name), until)?;
     let found = settled(program, &name, until)?;
     let done = |id: u32, outcome, differences| Up {
@@ -233,7 +233,7 @@ pub fn up(
     }
     let (added, device) = make_reserved(program, wanted, lifetime, left())?;
     if lifetime == Lifetime::Own {
-        // The file says its name.
+        // The configuration file names the device.
         device.keep()?;
         return Ok((done(added.id, Outcome::Added, Vec::new()), None));
     }
@@ -246,14 +246,14 @@ pub fn up(
 pub enum Down {
     /// It was stopped and deleted.
     Deleted(u32),
-    /// There is none of that name.
+    /// There is no device with this name.
     Absent,
-    /// It does not serve in front any more: another agent has it in its care.
+    /// The device no longer runs in the foreground: another agent manages it.
     HandedOver(u32),
 }
 
-/// Stops and deletes the device of a name, as [`delete`] does. With `in_front` only one whose processes end with a
-/// front: a service that stops takes no device with it that was handed over to an agent of its own.
+/// Stops and deletes the device with this name, as [`delete`] does. With `in_front`, only if its processes end with a
+/// front: a service that stops does not remove a device that was handed over to an agent of its own.
 ///
 /// # Errors
 /// As [`delete`].
@@ -267,7 +267,7 @@ pub fn down(
     let until = deadline_in(deadline);
     let left = || until.saturating_duration_since(Instant::now());
     let Some((entry, record)) = find(program, name, left())? else {
-        // A link without a record of the caller: another user's device, not an absent one.
+        // A link without a record of the caller's: another user's device, not an absent one.
         return match names::resolve(name) {
             Some(id) if Path::new(&format!("/dev/ublkb{id}")).exists() => Err(Failure::failed(
                 format!("{name} is device {id}, which this user did not create"),
@@ -289,18 +289,18 @@ pub fn down(
     }
 }
 
-/// The number of the device of a name, see [`target`].
+/// The number of the device with this name, see [`target`].
 #[must_use]
 pub fn named(name: &str) -> Option<u32> {
     target(name).map(|target| target.id.get())
 }
 
-/// The device of a name, by what we have written down of our own devices. Its link alone is no proof: it may be left of
-/// a device whose number another has now (L42).
+/// The device with this name, according to our records. Its link alone proves nothing: it may be left over from a
+/// device whose number another one now has (L42).
 #[must_use]
 pub fn target(name: &str) -> Option<Target> {
     let store = Store::of_user().ok()?;
-    // Only then is the kernel asked whether that device is still there.
+    // Only then ask the kernel whether that device still exists.
     let found = store
         .has_name(name)
         .then(|| find(&this_program(), name, LOOK));
@@ -311,7 +311,7 @@ pub fn target(name: &str) -> Option<Target> {
     })
 }
 
-/// Our device of a name, with its record; one that works before one that is dead.
+/// Our device with this name, and its record; a working one is preferred to a dead one.
 fn find(
     program: &Path,
     name: &str,
@@ -320,13 +320,13 @@ fn find(
     let all = known(program, deadline)?;
     let named = all.into_iter().filter_map(|(entry, record)| {
         let record = record.filter(|r| r.spec.name.as_deref() == Some(name))?;
-        // One that is being deleted has given up its name.
+        // A device that is being deleted has released its name.
         (entry.state != DELETING).then_some((entry, record))
     });
     Ok(named.min_by_key(|(entry, _)| entry.state == "dead"))
 }
 
-/// The same, once nobody is about to change its state: processes of an earlier life have ended.
+/// As `find`, once old processes that may still change the device's state have exited.
 fn settled(
     program: &Path,
     name: &str,
@@ -392,7 +392,7 @@ fn differences(has: &AddSpec, id: u32, wanted: &AddSpec) -> Vec<Difference> {
     .collect()
 }
 
-/// The size of a device whose file was to be made, if it is another than wanted.
+/// The size of a device whose file was to be created, if it differs from the configured one.
 fn other_size(wanted: &Wanted, entry: &ListEntry, record: &Record) -> Option<Difference> {
     let size = wanted.create?;
     let has = entry.size.unwrap_or_else(|| record.spec.backend.size());
@@ -403,7 +403,7 @@ fn other_size(wanted: &Wanted, entry: &ListEntry, record: &Record) -> Option<Dif
     })
 }
 
-/// The fields of a specification by the names of the options of `add`.
+/// The fields of a specification, named like the options of `add`.
 fn leaves(spec: &AddSpec) -> BTreeMap<String, Value> {
     fn walk(name: &str, value: Value, into: &mut BTreeMap<String, Value>) {
         match value {
@@ -457,7 +457,7 @@ mod tests {
         }
     }
 
-    /// What a configuration leaves open is no difference, what it says is one, by the name of the option.
+    /// An option that the configuration leaves open is no difference; one that it sets is, under the option's name.
     #[test]
     fn devices_are_compared_by_what_was_said() {
         let wanted = file_spec();
@@ -511,7 +511,7 @@ mod tests {
         );
     }
 
-    /// A file that is there serves again only with the size it was to be made with, and is never touched.
+    /// An existing file is served only if it has the configured size, and is never modified.
     #[test]
     fn a_file_that_is_there_has_to_fit() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The data plane as the server role sees it: the real one, or a test's.
+//! The data plane as seen by the server role: real, or a test's.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -11,12 +11,12 @@ use crate::report::Health;
 use crate::spec::AddSpec;
 use crate::spec::BackendCommand;
 
-/// Where the server role gets its data plane from: the real one, or a test's.
+/// Opens and arms the server role's data plane: the real one, or a test's.
 pub trait Engine {
     /// Opens the backend, by a descriptor of the server before if there is one, and says what device it can serve.
     ///
     /// # Errors
-    /// What the backend says.
+    /// The backend's error.
     fn open(
         &mut self,
         spec: &AddSpec,
@@ -31,10 +31,10 @@ pub trait Engine {
     fn arm(&mut self, assignment: &Assignment) -> Result<Box<dyn Running>, Failure>;
 }
 
-/// What a data plane has opened.
+/// An opened backend.
 #[derive(Debug)]
 pub struct Backing {
-    /// The device it can serve.
+    /// The limits of the device that it can serve.
     pub limits: Limits,
     /// Which file or disk it is, and a descriptor of that for the agent, which keeps lock and claim when the server dies.
     pub store: Option<(Identity, OwnedFd)>,
@@ -45,18 +45,18 @@ pub trait Running {
     /// Readable once all threads have ended.
     fn ended_fd(&self) -> BorrowedFd<'_>;
 
-    /// What is known of it now.
+    /// Its current health.
     fn health(&self) -> Health;
 
-    /// Readable when requests have failed that are to be said.
+    /// Readable when failed requests are to be reported.
     fn failures_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// Says of them what there is to say.
+    /// Logs the failed requests.
     fn say_failures(&self) {}
 
-    /// Changes how the backend works; one that has nothing to change ignores it. The health tells what is in force.
+    /// Changes how the backend works; a backend without the option ignores it. The health reports what is in force.
     fn command(&self, command: &BackendCommand) {
         let _ = command;
     }

@@ -1,7 +1,7 @@
-//! Requests that a backend could not carry out, in the log: the first of each kind, then every tenfold.
+//! Logs requests that a backend failed: the first of each kind, then the 10th, the 100th and so on.
 //!
-//! The queue's thread only counts, and hands what is to be said to the server's main thread by a socket that takes it or
-//! not: writing a message may wait for a disk, and that may be the device itself.
+//! The queue's thread only counts, and passes failures to be logged to the server's main thread through a non-blocking
+//! socket: writing a message may wait for a disk, which may be the device itself.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -11,29 +11,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ublk_core::{Errno, Op};
 use ublk_queue::OnFailure;
 
-/// Operations that are told apart; the last is for descriptors that cannot be read.
+/// Number of distinguished operations; the last is for invalid descriptors.
 const OPS: usize = 6;
 
-/// Errnos that are told apart; larger ones are counted with the last.
+/// Number of distinguished errnos; larger ones are counted with the last.
 const ERRNOS: usize = 134;
 
 /// Bytes of a failure on its way: operation, errno, offset, length, count.
 const WORDS: usize = 5;
 
-/// The near end: the failures to be said.
+/// The receiving end: the failures to be logged.
 #[derive(Debug)]
 pub(crate) struct Failures {
     said: UnixDatagram,
 }
 
-/// How often each kind came, and the way to the main thread.
+/// Counts of each kind, and the socket to the main thread.
 struct Counts {
     counts: Vec<AtomicU64>,
     say: UnixDatagram,
 }
 
 impl Failures {
-    /// Both ends.
+    /// Creates both ends.
     ///
     /// # Errors
     /// When no descriptor is left.
@@ -47,12 +47,12 @@ impl Failures {
         Ok((Self { said }, hook))
     }
 
-    /// Readable when there is something to say.
+    /// Readable when there is something to log.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.said.as_fd()
     }
 
-    /// Says what there is to say.
+    /// Logs pending failures.
     pub(crate) fn say(&self, say: impl Fn(String)) {
         let mut words = [0; WORDS * 8];
         while self
@@ -82,7 +82,7 @@ impl Counts {
         for (word, number) in words.as_chunks_mut::<8>().0.iter_mut().zip(numbers) {
             *word = number.to_ne_bytes();
         }
-        // With the socket full it is not said; health counts it all the same.
+        // If the socket is full it is not logged; health counts it anyway.
         let _ = self.say.send(&words);
     }
 }
@@ -94,7 +94,7 @@ fn index(op: Option<Op>) -> usize {
         Some(Op::Flush) => 2,
         Some(Op::Discard) => 3,
         Some(Op::WriteZeroes) => 4,
-        // Zoned devices are not the tool's.
+        // The tool has no zoned devices.
         _ => OPS - 1,
     }
 }
@@ -146,8 +146,8 @@ mod tests {
         found.into_inner()
     }
 
-    /// The first failure of each kind is said with its place, what follows by its number; a storm of them is a few
-    /// lines, and nobody waits for a reader.
+    /// The first failure of each kind is logged with its position, later ones by number. A storm of failures yields a
+    /// few lines, and nothing waits for a reader.
     #[test]
     fn failures_are_said_by_kind_and_not_one_by_one() {
         let (failures, counts) = pair();
@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(texts.len(), 5, "{texts:?}");
         assert!(texts[0].ends_with("; 10 times so far"), "{texts:?}");
         assert!(texts[4].ends_with("; 100000 times so far"), "{texts:?}");
-        // Nobody reads: kinds are counted on, and nothing waits.
+        // Without a reader, failures are still counted and nothing blocks.
         for errno in 1..1000 {
             for op in [Op::Read, Op::Discard, Op::WriteZeroes] {
                 counts.count(Some(op), Errno::new(errno), 0, 4096);

@@ -12,12 +12,12 @@ fn hear(peer: &Peer) -> FromServer {
         .unwrap()
 }
 
-/// A server that is armed, and where to write to send it a signal.
+/// An armed server, and a stream that sends it a signal.
 fn armed(kernel: &std::sync::Arc<Kernel>) -> (Peer, UnixStream) {
     armed_with(kernel, ublk_core::Features::NONE)
 }
 
-/// The same on a device with these features.
+/// As `armed`, on a device with these features.
 fn armed_with(
     kernel: &std::sync::Arc<Kernel>,
     features: ublk_core::Features,
@@ -48,7 +48,7 @@ fn ended(peer: &Peer, within: Duration) -> bool {
     matches!(ready.as_deref(), Ok([true]))
 }
 
-/// L30 A signal to the server is a question to the agent: it serves on until the driver is done.
+/// L30 A signal to the server is passed to the agent as a request: the server continues until the driver is done.
 #[test]
 fn l30_a_signal_is_passed_on_and_the_server_serves_on() {
     let kernel = Kernel::new(None);
@@ -63,7 +63,7 @@ fn l30_a_signal_is_passed_on_and_the_server_serves_on() {
     assert!(ended(&peer, Duration::from_secs(10)));
 }
 
-/// A server whose agent was killed goes on, also when it is asked to end; it ends with its device.
+/// L31 A server whose agent was killed continues, even when asked to end; it ends with its device.
 #[test]
 fn l31_a_server_outlives_its_agent() {
     let kernel = Kernel::new(None);
@@ -80,7 +80,7 @@ fn l31_a_server_outlives_its_agent() {
     assert!(kernel.log().contains(&"server exit 0".to_owned()));
 }
 
-/// L31 A server whose agent dies before the device serves ends: nobody would ever start the device.
+/// L31 A server whose agent dies before the device serves exits: nothing would ever start the device.
 #[test]
 fn l31_a_server_that_does_not_serve_yet_ends_with_its_agent() {
     let kernel = Kernel::new(None);
@@ -90,7 +90,7 @@ fn l31_a_server_that_does_not_serve_yet_ends_with_its_agent() {
     assert!(ended(&peer, Duration::from_secs(10)));
 }
 
-/// L30 A server that is to leave its device ends at once, with what it has in hand: the driver decides about that.
+/// L30 A server that must leave its device exits at once with requests in flight: the driver decides about those.
 #[test]
 fn l30_a_server_hands_its_device_over() {
     let kernel = Kernel::new(None);
@@ -106,7 +106,7 @@ fn l30_a_server_hands_its_device_over() {
     }
 }
 
-/// Words that make no sense do not end a device that serves.
+/// Invalid messages do not end a device that serves.
 #[test]
 fn bad_words_do_not_end_a_device() {
     let kernel = Kernel::new(None);
@@ -141,7 +141,7 @@ fn another_version_is_refused_by_name() {
     assert!(ended(&peer, Duration::from_secs(10)));
 }
 
-/// An agent that dies before it assigned a device leaves no server behind.
+/// L31 A server whose agent dies before it assigned a device exits.
 #[test]
 fn l31_a_server_without_a_device_ends_with_its_agent() {
     let kernel = Kernel::new(None);

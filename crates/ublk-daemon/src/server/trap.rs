@@ -1,18 +1,19 @@
 //! A file backend that a test can make fail from within: only with the feature `kill-points`, which release builds
 //! lack.
 //!
-//! The environment of the server says what a read of exactly the last 4096 bytes does: `UBLK_TRAP=panic` is a panic
-//! in the backend, `UBLK_TRAP=thread` one that the engine does not contain, so that the queue's thread ends (L24).
+//! An environment variable of the server selects what a read of exactly the last 4096 bytes does: `UBLK_TRAP=panic`
+//! panics in the backend, `UBLK_TRAP=thread` panics in a way that the engine does not contain, so that the queue's
+//! thread ends (L24).
 
 use std::sync::Arc;
 
 use ublk_backends::File;
 use ublk_core::{Backend, Errno, Limits};
 
-/// Bytes of the read that is chosen.
+/// Length of the selected read in bytes.
 const LEN: usize = 4096;
 
-/// What happens to the chosen read.
+/// What happens to the selected read.
 #[derive(Debug, Clone, Copy)]
 enum Effect {
     Panic,
@@ -27,7 +28,7 @@ pub(crate) struct Trap {
 }
 
 impl Trap {
-    /// The trap that the environment asks for.
+    /// The trap that the environment selects.
     pub(crate) fn from_env(file: &Arc<File>) -> Option<Arc<Self>> {
         let word = std::env::var("UBLK_TRAP").ok()?;
         let effect = match word.as_str() {
@@ -42,7 +43,7 @@ impl Trap {
 
 impl Backend for Trap {
     fn limits(&self) -> Limits {
-        // On the queue's own thread: there it has to happen.
+        // Called on the queue's own thread, where the panic must happen.
         self.file.limits().quick(true)
     }
 

@@ -2,8 +2,8 @@ use super::*;
 use crate::fakes;
 use ublk_core::Features;
 
-/// L04 What is shown is what the kernel granted, for our devices and for foreign ones; what was asked for
-/// is shown beside it.
+/// L04 The shown mode is the one that the kernel granted, for our devices and for foreign ones; the requested one is
+/// shown beside it.
 #[test]
 fn l04_info_and_list_show_the_granted_mode() {
     let asked = Mode::new(DataMode::UserCopy).batched(true);
@@ -31,7 +31,7 @@ fn l04_info_and_list_show_the_granted_mode() {
     }
 }
 
-/// What a device was made with is shown beside what the kernel says; of a foreign one it is not known.
+/// The options of a device are shown beside the kernel's data; for a foreign device they are unknown.
 #[test]
 fn info_and_list_name_backing_and_serving() {
     let mut spec = fakes::spec();

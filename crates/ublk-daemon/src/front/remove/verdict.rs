@@ -1,14 +1,14 @@
-//! What a stop needs, and what is a reason to refuse it.
+//! What a stop requires, and what prevents it.
 #![forbid(unsafe_code)]
 
 use crate::failure::{Failure, FailureKind};
 use crate::in_use::holders::Holders;
 use ublk_core::{DevState, Geometry, Recovery};
 
-/// What has to be done before a stop.
+/// What must be done before a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needs {
-    /// Nothing can be lost, or it is lost already.
+    /// Nothing can be lost, or it is already lost.
     Nothing,
     /// Dirty data must be written back.
     Sync,
@@ -93,8 +93,8 @@ mod tests {
         open
     }
 
-    /// L22, L41 A stop spares whoever would lose something, whatever the policy; what waits for a server is stopped
-    /// only where nobody loses by it; `--force` does it all. Of what is live all that is dirty is written back first.
+    /// L22, L41 A stop that would cost a user data is refused, whatever the policy; a waiting device is stopped only if
+    /// nobody loses data; `--force` overrides both. All dirty data of a live device is written back first.
     #[test]
     fn l22_l41_stops_lose_nothing_unless_forced() {
         let mut claimed = Holders::default();
@@ -135,7 +135,7 @@ mod tests {
         }
     }
 
-    /// Who uses the device could not be asked: that is no leave to stop it.
+    /// L41 If the users cannot be determined, the stop is refused.
     #[test]
     fn l41_what_is_not_known_is_refused() {
         let unknown = |kind| Some(Failure::new(kind, "open: no answer"));

@@ -7,13 +7,13 @@ use std::path::Path;
 use ublk_core::{DevId, DevState};
 use ublk_ctrl::Controller;
 
-/// Looks whether the server of a device still is there, while its write-back is waited for.
+/// Checks whether a device's server is still there during a write-back.
 pub(super) struct Watch<'a> {
     program: &'a Path,
     id: DevId,
     record: Option<Record>,
     helper: Option<Helper>,
-    /// Nobody was there at the last look.
+    /// Whether no server was there at the last check.
     pub dead: bool,
 }
 
