@@ -1,7 +1,8 @@
-//! A file as a device, served by futures: every operation goes by the queue's own ring, and no thread waits for it.
+//! A file as a device, served by futures: every operation runs on the queue's own ring, and no thread waits for it.
 //!
 //! `async_file PATH [QUEUES [MODE]]`, as root with the ublk driver loaded; Ctrl-C stops it. In the mode `zero-copy` the
-//! same program moves data between the client's pages and the file: operations take the registered buffer by themselves.
+//! same program transfers data between the client's pages and the file: operations use the registered buffer
+//! automatically.
 #![forbid(unsafe_code)]
 
 use std::fs::File;

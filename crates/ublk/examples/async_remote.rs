@@ -1,7 +1,7 @@
-//! A device whose data is on a server at the other end of TCP connections, over a little protocol of its own.
+//! A device whose data is on a server, reached by TCP connections with a small protocol.
 //!
-//! `async_remote [SIZE_IN_BYTES]`, as root with the ublk driver loaded; Ctrl-C stops it. The server is a thread of
-//! this program. Requests take an idle connection of their queue, or make one, and wait for nobody else.
+//! `async_remote [SIZE_IN_BYTES]`, as root with the ublk driver loaded; Ctrl-C stops it. The server is a thread of this
+//! program. Each request takes an idle connection of its queue, or opens one, and waits for no other request.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::cast_possible_truncation,
@@ -18,19 +18,19 @@ use ublk::core::Op;
 use ublk::queue::task::{Async, Ring, SharedFd, TaskRequest};
 use ublk::{Builder, Errno, Limits};
 
-/// A question: operation, offset, length, each eight bytes; a write's data follows. The answer: one byte, 0 for
-/// success; a read's data follows.
+/// A request: operation, offset, length, eight bytes each; a write's data follows. The reply: one byte, 0 for success;
+/// a read's data follows.
 const QUESTION: usize = 24;
 const READ: u64 = 0;
 const WRITE: u64 = 1;
 
-/// A connection, and memory for questions and answers.
+/// A connection, and memory for requests and replies.
 struct Connection {
     fd: SharedFd,
     memory: Vec<u8>,
 }
 
-/// The connections of a queue that nobody uses now.
+/// The idle connections of a queue.
 #[derive(Clone)]
 struct Remote {
     at: SocketAddr,
@@ -82,13 +82,13 @@ impl Remote {
             done?;
         }
         drop(data);
-        // Only a connection on which all went well is used again: on others, who knows what would come next.
+        // Reuse a connection only after success: after an error the state of its stream is unknown.
         self.idle.borrow_mut().push(Connection { fd, memory });
         Ok(())
     }
 }
 
-/// The other side: answers one connection's questions until it ends.
+/// The server: answers the requests of one connection until it closes.
 fn answer(mut connection: TcpStream, disk: &RwLock<Vec<u8>>) -> std::io::Result<()> {
     connection.set_nodelay(true)?;
     let mut question = [0; QUESTION];
@@ -124,7 +124,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::thread::spawn(move || {
         for connection in listener.incoming().flatten() {
             let disk = Arc::clone(&disk);
-            // Ends with its connection.
+            // The thread ends with its connection.
             std::thread::spawn(move || answer(connection, &disk));
         }
     });

@@ -1,4 +1,4 @@
-//! Null, answered by futures: what the way of an async handler costs.
+//! A null device answered by futures: the cost of an async handler.
 //!
 //! `bench_async_null [-q QUEUES] [-d DEPTH]`, as root with the ublk driver loaded; prints the device's path once it
 //! serves, and ends with SIGINT or SIGTERM.
@@ -7,7 +7,7 @@
 use ublk::Limits;
 use ublk::queue::task::TaskRequest;
 
-/// 250 GiB, as `ublkctl add null` has it by default.
+/// 250 GiB, the default of `ublkctl add null`.
 const SIZE: u64 = 250 << 30;
 
 async fn serve(_request: TaskRequest) -> Result<(), ublk::Errno> {

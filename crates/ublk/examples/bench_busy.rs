@@ -1,4 +1,4 @@
-//! A backend with work of its own, on one thread for each queue or on several: what the others bring.
+//! A CPU-bound backend on one or several threads per queue: the benefit of more threads.
 //!
 //! `bench_busy [-q QUEUES] [-d DEPTH] [-t THREADS_PER_QUEUE]`, as root with the ublk driver loaded; prints the device's
 //! path once it serves, and ends with SIGINT or SIGTERM.
@@ -11,10 +11,10 @@ use ublk::{Backend, Builder, Errno, Limits};
 
 const SIZE: u64 = 1 << 30;
 
-/// How often a request's data is hashed: half a millisecond for 4 KiB, beside which the way of a request is nothing.
+/// How often a request's data is hashed: half a millisecond for 4 KiB, which dwarfs the cost of the request itself.
 const ROUNDS: usize = 512;
 
-/// Data that is worth something only after much thought, and is forgotten at once.
+/// Computes for each request and stores nothing.
 struct Busy;
 
 fn work(data: &[u8]) {
@@ -27,7 +27,7 @@ fn work(data: &[u8]) {
 
 impl Backend for Busy {
     fn limits(&self) -> Limits {
-        // It computes and never waits, so the queue's own threads may call it.
+        // It never waits, so the queue's own threads may call it.
         Limits::new(SIZE).volatile_cache(false).quick(true)
     }
     fn read_at(&self, buf: &mut [u8], _offset: u64) -> Result<(), Errno> {

@@ -1,7 +1,7 @@
-//! A backend that may wait: a file of one's own, by ordinary calls. They run on a pool of threads, so that the queue
-//! goes on while one of them waits for the disk.
+//! A backend that may block: a file, accessed with ordinary system calls. These run on a pool of threads, so that the
+//! queue continues while one of them waits for the disk.
 //!
-//! `file PATH`, as root with the ublk driver loaded; Ctrl-C stops it. The size is that of the file.
+//! `file PATH`, as root with the ublk driver loaded; Ctrl-C stops it. The device has the size of the file.
 //! (`ublk::backends::File` does more: direct I/O, discard, windows, shared syncs.)
 #![forbid(unsafe_code)]
 
@@ -15,12 +15,12 @@ struct PlainFile {
 }
 
 impl Backend for PlainFile {
-    /// A volatile cache is declared by default: completed writes may sit in the page cache, and `flush` is called
-    /// when somebody wants them on disk. Not `quick`, hence the pool.
+    /// The default is a volatile cache: completed writes may be in the page cache only, and the kernel calls `flush` to
+    /// make them durable. Not `quick`, so calls run on the pool.
     fn limits(&self) -> Limits {
         Limits::new(self.size)
     }
-    /// All of `buf` or an error: `read_exact_at` goes on after short reads, and fails where the file ends.
+    /// Fill all of `buf` or fail: `read_exact_at` continues after short reads, and fails at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
         Ok(self.file.read_exact_at(buf, offset)?)
     }

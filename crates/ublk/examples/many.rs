@@ -1,4 +1,4 @@
-//! Many devices in one program, served by a few threads: ram disks that are seldom busy at once.
+//! Many devices in one program, served by a few threads: RAM disks that are rarely busy at the same time.
 //!
 //! `many [DEVICES] [THREADS] [SIZE_IN_BYTES]`, as root with the ublk driver loaded; Ctrl-C stops them all.
 #![forbid(unsafe_code)]
@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let size = args.next().map_or(Ok(16 << 20), |arg| arg.parse())?;
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
 
-    // A thread for the commands of all devices, and a few for the requests.
+    // One thread for the control commands of all devices, and a few for the requests.
     let control = Arc::new(Mutex::new(ControlThread::start(DEADLINE)?));
     let threads = Threads::start(threads)?;
     let mut devices: Vec<Device> = Vec::with_capacity(count);

@@ -1,7 +1,7 @@
-//! A backend whose content is memory of its own: the driver copies between a request and that memory, once, and
-//! nothing is copied between.
+//! A backend whose data is in memory of this process: the driver copies directly between a client's pages and that
+//! memory.
 //!
-//! `mapped [SIZE_IN_BYTES]`, as root with the ublk driver loaded; Ctrl-C stops it and tells what was served.
+//! `mapped [SIZE_IN_BYTES]`, as root with the ublk driver loaded; Ctrl-C stops it and prints what was served.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -11,22 +11,22 @@ use ublk::core::{DataMode, Mode};
 use ublk::queue::{Mapped, MemRef};
 use ublk::{Backend, Builder, Errno, Limits};
 
-/// Memory that counts what is asked of it. Memory of another kind is given out by `MemRef::new`, with the proof
-/// that it stays where it is and that nobody looks at it through a Rust reference.
+/// Memory that counts its requests. For other kinds of memory, use `MemRef::new` and prove that the memory stays valid
+/// and that no Rust reference to it exists.
 struct Counted {
     memory: Memory,
     regions: Arc<AtomicU64>,
 }
 
 impl Mapped for Counted {
-    /// Where a range lies: asked for each request in the modes user copy and get-data, and for no byte more.
+    /// The location of a range, called for each request in user copy and get-data modes.
     fn region(&self, offset: u64, len: usize) -> MemRef<'_> {
         self.regions.fetch_add(1, Ordering::Relaxed);
         self.memory.region(offset, len)
     }
 }
 
-/// What is not data, and data where the mode is another.
+/// Operations without data, and data in other modes.
 impl Backend for Counted {
     fn limits(&self) -> Limits {
         self.memory.limits()

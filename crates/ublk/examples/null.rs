@@ -1,4 +1,4 @@
-//! A device that answers every request without doing anything: what the path itself costs.
+//! A device that answers every request without doing anything, to measure the cost of the path itself.
 //!
 //! `null [SIZE_IN_BYTES] [QUEUES]`, as root with the ublk driver loaded; Ctrl-C stops it.
 #![forbid(unsafe_code)]

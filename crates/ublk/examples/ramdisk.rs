@@ -1,4 +1,4 @@
-//! A device of one's own, in safe code: a vector behind a lock.
+//! A custom device in safe code: a vector behind a lock.
 //!
 //! `ramdisk [SIZE_IN_BYTES]`, as root with the ublk driver loaded; Ctrl-C stops it.
 #![forbid(unsafe_code)]

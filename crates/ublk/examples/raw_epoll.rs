@@ -1,4 +1,4 @@
-//! A device served from an epoll loop of the program's own: no thread of ours, no callback.
+//! A device served from the program's own epoll loop, without threads or callbacks of the library.
 //!
 //! `raw_epoll [SIZE_IN_BYTES] [QUEUES]`, as root with the ublk driver loaded. Requests are kept in memory; Ctrl-C stops
 //! it. One thread sleeps in epoll for all queues and for signals; a second one sends the control commands, because
@@ -20,9 +20,9 @@ use ublk::{DevId, Errno, Limits};
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Key of the signals in the epoll set; queues have their numbers.
+/// Epoll key of the signals; queues use their numbers.
 const SIGNALS: u64 = u64::MAX;
-/// Key of the thread that sends control commands.
+/// Epoll key of the thread that sends control commands.
 const CONTROL: u64 = u64::MAX - 1;
 
 fn main() -> Result<(), Failure> {
@@ -48,7 +48,7 @@ fn main() -> Result<(), Failure> {
         drop(device);
         serve(queues?, &mut memory, id, size)
     })();
-    // The queues are gone by now, so nothing holds the device any more.
+    // The queues are gone, so nothing holds the device any more.
     control.delete(id, DEADLINE)?;
     served
 }
@@ -81,7 +81,7 @@ fn serve(
     watch(&done, CONTROL)?;
 
     let mut events = Vec::with_capacity(8);
-    // How long the queues allow to sleep; nothing once they have all ended.
+    // How long the queues allow the loop to sleep; `None` once all have ended.
     let mut next = Some(Next::Ready);
     while let Some(sleep) = next {
         events.clear();
@@ -102,7 +102,7 @@ fn serve(
                     watch(&done, CONTROL)?;
                 }
                 CONTROL => {
-                    // Its end closes the socket: take it out of the set, else it would be ready for ever.
+                    // The thread's exit closes the socket, which would stay readable forever: remove it from the set.
                     epoll::delete(&poll, &done)?;
                     if results.recv_timeout(DEADLINE)?? {
                         println!("/dev/ublkb{id}");
@@ -111,7 +111,7 @@ fn serve(
                 _ => {}
             }
         }
-        // Whatever woke us: a turn of a queue without work costs one system call.
+        // Whatever woke us: the turn of an idle queue costs one system call.
         next = None;
         for queue in &mut queues {
             next = match (turn(queue, memory)?, next) {
@@ -128,7 +128,7 @@ fn serve(
     Ok(())
 }
 
-/// Answers what has come to a queue, and says when its next turn is due.
+/// Answers the requests that a queue has received, and returns when its next turn is due.
 fn turn(queue: &mut RawQueue, memory: &mut [u8]) -> Result<Next, Failure> {
     loop {
         let next = queue.turn()?;
@@ -140,11 +140,11 @@ fn turn(queue: &mut RawQueue, memory: &mut [u8]) -> Result<Next, Failure> {
         if idle {
             return Ok(next);
         }
-        // Another turn takes the answers to the driver.
+        // The next turn submits the answers to the driver.
     }
 }
 
-/// Here an answer is given at once; it could as well be given any time later.
+/// Answers at once; any later time would do as well.
 fn answer(mut request: KeptRequest, memory: &mut [u8]) {
     let start = usize::try_from(request.offset()).unwrap_or(usize::MAX);
     let end = start.saturating_add(usize::try_from(request.len()).unwrap_or(usize::MAX));
@@ -158,11 +158,11 @@ fn answer(mut request: KeptRequest, memory: &mut [u8]) {
     request.complete(result);
 }
 
-/// What comes from the thread of a control command: a socket that closes when it is done, and the result, with
-/// whether the device has just become ready.
+/// The result of a control command's thread: a socket that closes when it is done, and a receiver for the result, which
+/// says whether the device is now ready.
 type Commanded = (UnixStream, Receiver<Result<bool, Failure>>);
 
-/// Sends control commands from a thread of their own.
+/// Sends a control command from a separate thread.
 fn control<F>(starts: bool, command: F) -> Result<Commanded, Failure>
 where
     F: FnOnce(&mut ControlThread) -> Result<(), ublk::ctrl::Error> + Send + 'static,
@@ -171,7 +171,7 @@ where
     let (sender, results) = channel();
     std::thread::spawn(move || {
         let result = ControlThread::start(DEADLINE).and_then(|mut control| command(&mut control));
-        // The loop has ended if nobody listens.
+        // Fails only if the loop has ended.
         let _ = sender.send(result.map(|()| starts).map_err(Failure::from));
         drop(end);
     });

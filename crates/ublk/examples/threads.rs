@@ -1,5 +1,5 @@
-//! Requests answered by a thread of one's own: the queue's thread hands each over as a token that any thread may hold
-//! and answer, and goes on. Here the other thread keeps the data in a map of blocks that were written.
+//! Requests answered by another thread: the queue's thread passes each one on as a token that any thread may hold and
+//! answer, and continues. The other thread keeps the data in a map of written blocks.
 //!
 //! `threads [SIZE_IN_BYTES]`, as root with the ublk driver loaded; Ctrl-C stops it.
 #![forbid(unsafe_code)]
@@ -11,17 +11,17 @@ use ublk::{Builder, Errno, Handler, Limits, OwnedRequest, Request};
 
 const BLOCK: usize = 512;
 
-/// The queue's half: it must not block.
+/// The queue's half, which must not block.
 struct HandOver(Sender<OwnedRequest>);
 
 impl Handler for HandOver {
     fn handle(&mut self, request: Request<'_>) {
-        // A token that is lost, here because the other thread is gone, is answered with EIO and counted.
+        // A token that is dropped, here because the other thread is gone, is answered with EIO and counted.
         let _ = self.0.send(request.detach());
     }
 }
 
-/// The other half: it may take as long as it likes, and answer in any order.
+/// The other half, which may take as long as it likes and answer in any order.
 fn answer(requests: &Receiver<OwnedRequest>) {
     let mut blocks: HashMap<u64, [u8; BLOCK]> = HashMap::new();
     for mut request in requests {
@@ -29,7 +29,7 @@ fn answer(requests: &Receiver<OwnedRequest>) {
         let result = match request.op() {
             Op::Read => request.data_mut().map(|data| {
                 for (number, block) in (first..).zip(data.chunks_mut(BLOCK)) {
-                    // All of it is filled: what is left of older requests is nobody's business (L05).
+                    // The whole buffer is filled, so that no data of older requests leaks (L05).
                     block.copy_from_slice(blocks.get(&number).unwrap_or(&[0; BLOCK]));
                 }
             }),
@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (requests, arrived) = channel();
     std::thread::spawn(move || answer(&arrived));
     let limits = Limits::new(size).volatile_cache(false);
-    // One handler for each queue, made on the queue's thread.
+    // One handler per queue, created on the queue's thread.
     Builder::handlers(limits, move |_queue| HandOver(requests.clone()))
         .queues(2)
         .run(|device| println!("{}", device.path().display()))?;

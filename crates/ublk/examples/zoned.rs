@@ -1,7 +1,7 @@
-//! A zoned device of memory: zones of 4 MiB that are written in sequence, or appended to.
+//! A zoned device in memory, with zones of 4 MiB that are written sequentially or appended to.
 //!
-//! `zoned [ZONES [batch]]`, as root with the ublk driver loaded, Linux 6.6 with CONFIG_BLK_DEV_ZONED; Ctrl-C stops it and
-//! tells how many appends there were.
+//! `zoned [ZONES [batch]]`, as root with the ublk driver loaded, Linux 6.6 with CONFIG_BLK_DEV_ZONED; Ctrl-C stops it
+//! and prints the number of appends.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::cast_possible_truncation,
@@ -15,7 +15,7 @@ use ublk::{Backend, Builder, Errno, Limits};
 
 const ZONE: u64 = 4 << 20;
 
-/// A zone's data as far as it is written: its length is the write pointer.
+/// A zone's written data, whose length is the write pointer.
 struct Written {
     data: Vec<u8>,
     condition: ZoneCondition,
@@ -62,7 +62,7 @@ impl Backend for Zoned {
             .zones(Zones::new(ZONE, 1 << 20))
     }
 
-    /// What is not written reads as zeroes.
+    /// Unwritten blocks read as zeroes.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
         let zone = self.zone(offset);
         let from = zone.data.get((offset % ZONE) as usize..).unwrap_or(&[]);
@@ -88,7 +88,7 @@ impl Backend for Zoned {
         let mut start = offset / ZONE * ZONE;
         while start < self.zones.len() as u64 * ZONE {
             let written = self.zone(start);
-            // A full zone's write pointer is nowhere: its end will do.
+            // A full zone has no valid write pointer: use its end.
             let pointer = start + written.data.len() as u64;
             if !report.push(&Zone::sequential(start, ZONE, pointer, written.condition)) {
                 break;
@@ -103,7 +103,7 @@ impl Backend for Zoned {
         let is_empty = written.data.is_empty();
         match action {
             ZoneAction::Reset => written.reset(),
-            // What was not written of a full zone reads as zeroes.
+            // Unwritten blocks of a full zone read as zeroes.
             ZoneAction::Finish => {
                 written.data.resize(ZONE as usize, 0);
                 written.condition = ZoneCondition::Full;
@@ -128,7 +128,7 @@ impl Backend for Zoned {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let zones = args.next().map_or(Ok(64), |arg| arg.parse())?;
-    // Data goes by `pread` and `pwrite` of the character device: the driver copies nothing for a zoned device.
+    // Data goes through `pread` and `pwrite` of the character device: the driver has no copy mode for zoned devices.
     let mode = Mode::new(DataMode::UserCopy).batched(args.next().is_some_and(|arg| arg == "batch"));
     let empty = || {
         Mutex::new(Written {

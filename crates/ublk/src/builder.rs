@@ -16,13 +16,12 @@ use crate::error::Error;
 use crate::options::{ArmFn, ClientMemory, Options};
 use crate::stages::{Added, clean_up};
 
-/// Makes a device from a backend. Without more it has one queue of 128 tags and requests of up to
-/// 1 MiB.
+/// Creates a device from a backend. By default it has one queue of 128 tags and requests of up to 1 MiB.
 pub struct Builder<B> {
     pub(crate) backend: Arc<B>,
     pub(crate) spec: DeviceSpec,
     pub(crate) controller: Option<Box<dyn Controller>>,
-    /// Taken if the kernel has it and no mode is asked for.
+    /// Used if the kernel supports it and no mode is set.
     pub(crate) favoured: DataMode,
     pub(crate) options: Options,
     pub(crate) arm: ArmFn<B>,
@@ -73,9 +72,9 @@ impl<B: Backend> Builder<B> {
         }
     }
 
-    /// Sets how data and commands travel, which is by copy, one by one, unless a constructor says otherwise
-    /// ([`Builder::file`]), or by user copy for a zoned device, which has no copy mode. [`Builder::add`] fails where the kernel lacks the mode; the mode in force is
-    /// `Mode::of(device.geometry().features())`.
+    /// Sets how data and commands travel. The default is copy without batches, unless a constructor selects another
+    /// mode ([`Builder::file`]); for a zoned device, which has no copy mode, it is user copy. [`Builder::add`] fails if
+    /// the kernel lacks the mode; the mode in force is `Mode::of(device.geometry().features())`.
     #[must_use]
     pub fn mode(mut self, mode: Mode) -> Self {
         self.spec.features = self.spec.features.without(Mode::ALL_FEATURES) | mode.features();
@@ -99,8 +98,8 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Has `tell` called with each request that is answered with an errno, on its queue's thread: see [`OnFailure`] for what
-    /// it must not do there.
+    /// Calls `tell` for each request that is answered with an errno, on the queue's thread: see [`OnFailure`] for what
+    /// it must not do.
     #[must_use]
     pub fn on_failure(mut self, tell: impl Fn(Failed) + Send + Sync + 'static) -> Self {
         self.options.on_failure = Some(OnFailure::new(tell));
@@ -143,7 +142,7 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Asks for a device number instead of the lowest free one.
+    /// Requests a device number instead of the lowest free one.
     #[must_use]
     pub fn id(mut self, id: DevId) -> Self {
         self.spec.id = Some(id);
@@ -246,22 +245,22 @@ impl<B: Backend> Builder<B> {
         self
     }
 
-    /// Says whether each queue's thread is pinned to the queue's CPUs. It is by default.
+    /// Sets whether each queue's thread is pinned to the queue's CPUs; the default is yes.
     #[must_use]
     pub fn pin(mut self, yes: bool) -> Self {
         self.options.pin = yes;
         self
     }
 
-    /// Sets the threads of the pool that calls a backend that is not quick. Four by default.
+    /// Sets the number of pool threads, for a backend that is not quick; the default is four.
     #[must_use]
     pub fn pool_threads(mut self, threads: usize) -> Self {
         self.options.pool_threads = threads;
         self
     }
 
-    /// Has another controller issue the commands: one in another process survives, and ends, where a
-    /// thread of this process would keep it from exiting.
+    /// Uses another controller to issue the commands. If it is in another process, a stuck command does not keep this
+    /// process from exiting.
     #[must_use]
     pub fn controller(mut self, controller: impl Controller + 'static) -> Self {
         self.controller = Some(Box::new(controller));
@@ -271,8 +270,8 @@ impl<B: Backend> Builder<B> {
     /// Checks the spec and sends ADD_DEV and SET_PARAMS. `/dev/ublkcN` exists afterwards.
     ///
     /// # Errors
-    /// A spec that breaks a rule of the driver, an error of the driver, or a feature that it did not grant. Nothing is left
-    /// behind, unless the deadline passed.
+    /// A spec that violates a rule of the driver, an error of the driver, or a feature that it did not grant. Nothing
+    /// is left behind, unless the deadline passed.
     pub fn add(self) -> Result<Added<B>, Error> {
         let mut spec = self.spec;
         let mut options = self.options;
@@ -309,7 +308,7 @@ impl<B: Backend> Builder<B> {
             None => Ok(()),
         });
         if let Err(error) = prepared {
-            // The device was made a moment ago and nobody else knows of it.
+            // The device was just created, and nobody else knows it.
             let _ = controller.delete(geometry.dev_id(), deadline);
             return Err(error.into());
         }
@@ -334,7 +333,7 @@ impl<B: Backend> Builder<B> {
 }
 
 impl<B: Mapped> Builder<B> {
-    /// A device of memory of this process: in the modes user copy and get-data the driver copies to and from it.
+    /// A device in memory of this process: in user copy and get-data modes the driver copies directly to and from it.
     pub fn mapped(backend: B) -> Self {
         Self {
             arm: Server::arm_mapped,

@@ -15,7 +15,7 @@ use ublk_queue::{Health, Server};
 use crate::error::{Error, Failure, Left};
 use crate::stages::{Armed, Resize, Stage, Stopped, Unsettled};
 
-/// How long after one QUIESCE_DEV the next is sent.
+/// Interval between repetitions of QUIESCE_DEV.
 const QUIESCE_AGAIN: Duration = Duration::from_millis(5);
 
 /// A live device. Dropping it stops and deletes the device on a background thread without blocking;
@@ -33,7 +33,7 @@ struct Live {
     controller: Mutex<Box<dyn Controller>>,
     deadline: Duration,
     resize: Resize,
-    /// Bytes of the device. Held while they change.
+    /// Size of the device in bytes. Locked during a resize.
     size: Mutex<u64>,
 }
 
@@ -116,7 +116,7 @@ impl Device {
         self.live().server.ended_fd()
     }
 
-    /// Sends STOP_DEV while the queues serve on.
+    /// Sends STOP_DEV while the queues continue to serve.
     pub(crate) fn send_stop(&self) -> Result<(), Error> {
         self.live().send_stop()
     }
@@ -131,7 +131,7 @@ impl Device {
         self.live().resize(bytes)
     }
 
-    /// Sends STOP_DEV while the queues serve on, waits until nothing is in hand, and frees threads,
+    /// Sends STOP_DEV while the queues continue to serve, waits until no request is in flight, and frees threads,
     /// rings, mappings and the char device (L22).
     ///
     /// # Errors
@@ -154,14 +154,14 @@ impl Device {
     /// Stops and deletes the device.
     ///
     /// # Errors
-    /// The first step's that failed; the device stays listed.
+    /// The error of the first step that failed; the device stays listed.
     pub fn remove(self) -> Result<(), Error> {
         match self.stop() {
             Ok(stopped) => stopped.delete(),
             Err(failure) => {
                 let error = failure.error;
                 if let Left::Same(mut device) = failure.left {
-                    // Not tried a second time by the drop.
+                    // Keep the drop from trying again.
                     device.live = None;
                 }
                 Err(error)
@@ -169,15 +169,15 @@ impl Device {
         }
     }
 
-    /// Leaves a recoverable device to its next server ([`Builder::recover`](crate::Builder::recover), here or in another process): new
-    /// requests wait, or fail, by its policy; the device itself stays.
+    /// Leaves a recoverable device to its next server ([`Builder::recover`](crate::Builder::recover), here or in
+    /// another process): new requests wait, or fail, by its policy; the device itself stays.
     ///
-    /// Requests in hand are answered first. This requires QUIESCE (Linux 6.16): on earlier kernels, end the process to
-    /// leave the device.
+    /// Requests in flight are answered first. This requires QUIESCE (Linux 6.16): on earlier kernels, end the process
+    /// to leave the device.
     ///
     /// # Errors
-    /// [`Error::NotRecoverable`] or [`Error::CannotHold`] with the unchanged device. After a deadline requests are still in
-    /// hand: the device is unsettled and serves no new requests.
+    /// [`Error::NotRecoverable`] or [`Error::CannotHold`] with the unchanged device. After a deadline requests are
+    /// still in flight: the device is unsettled and serves no new requests.
     pub fn leave(self) -> Result<(), Failure<Self>> {
         let mut live = self.take();
         let id = live.geometry.dev_id();
@@ -201,7 +201,7 @@ impl Device {
         })
     }
 
-    /// Lets the device serve until the process ends, without a handle. It is never deleted then.
+    /// Lets the device serve until the process ends, without a handle. It is then never deleted.
     pub fn detach(self) {
         std::mem::forget(self.take());
     }
@@ -238,7 +238,7 @@ impl Live {
         let updated = controller.update_size(id, bytes, self.deadline);
         drop(controller);
         if let Err(error) = updated {
-            // A backend that is too large does no harm, and after a deadline the driver may already use the new size.
+            // A larger backend is harmless, and after a timeout the driver may already use the new size.
             if grows && !matches!(error, ublk_ctrl::Error::TimedOut { .. }) {
                 self.server.set_size(*size);
             }
@@ -247,7 +247,7 @@ impl Live {
         *size = bytes;
         self.server.set_size(bytes);
         if !grows {
-            // The device is smaller already, whether or not its backend can give room back.
+            // The device is already smaller, whether or not its backend can free the space.
             let _ = (self.resize)(bytes);
         }
         Ok(())

@@ -6,7 +6,7 @@ use ublk_core::{DevId, Errno, Misfit};
 
 use crate::stages::Unsettled;
 
-/// What went wrong, by plane. Its `Debug` is its text, so that a `main` that returns it tells what to do.
+/// An error, by plane. Its `Debug` output is its text, so that a `main` that returns it prints what to do.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -25,7 +25,7 @@ pub enum Error {
     /// The backend cannot serve the device that was to be recovered.
     #[error("device {id}: {misfit}")]
     Misfit {
-        /// The device, which waits on.
+        /// The device, which keeps waiting.
         id: DevId,
         /// What does not fit.
         misfit: Misfit,
@@ -46,14 +46,14 @@ pub enum Error {
         /// The device.
         id: DevId,
     },
-    /// The backend has no room for another size, or only ever the one it has.
+    /// The backend cannot have the requested size, or cannot be resized.
     #[error(
         "device {id}: its backend cannot have {bytes} bytes: {errno}; grow the file first, or implement Backend::resize"
     )]
     Resize {
-        /// The device, of the size it had.
+        /// The device, whose size is unchanged.
         id: DevId,
-        /// The size that was asked for.
+        /// The requested size in bytes.
         bytes: u64,
         /// The error of the backend.
         errno: Errno,
@@ -80,23 +80,23 @@ impl From<ublk_core::SpecError> for Error {
     }
 }
 
-/// A stage failed: the error, and what is left.
+/// A failed stage: the error, and what remains of the device.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Failure<S> {
-    /// Why.
+    /// The error.
     pub error: Error,
-    /// What is left of the device.
+    /// What remains of the device.
     pub left: Left<S>,
 }
 
-/// What is left after a failure.
+/// What remains after a failure.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Left<S> {
-    /// The stage it began with, as it was.
+    /// The stage from which it started, unchanged.
     Same(Box<S>),
-    /// A command passed its deadline and may yet have its effect: the device's stage is not known.
+    /// A command timed out and may still take effect: the device's stage is unknown.
     Unsettled(Box<Unsettled>),
 }
 

@@ -1,4 +1,4 @@
-//! Devices that are answered by handlers, or by futures, instead of a backend's blocking calls.
+//! Devices answered by handlers or futures instead of a backend's blocking calls.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use ublk_queue::{Handler, Server};
 
 use crate::builder::Builder;
 
-/// In a backend's place: the limits, and what makes a queue's handler.
+/// Takes the place of a backend: the limits, and the constructor of the queues' handlers.
 pub struct Handlers<F> {
     limits: Limits,
     make: F,
@@ -33,7 +33,7 @@ impl<F: Send + Sync + 'static> Backend for Handlers<F> {
         Err(Errno::EOPNOTSUPP)
     }
 
-    /// What is behind the handlers is their owner's, who asks for it.
+    /// The caller, who requests the resize, owns the storage behind the handlers.
     fn resize(&self, _size: u64) -> Result<(), Errno> {
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ublk_core::{OpenDevice, SharedBuffer};
 use ublk_queue::{OnFailure, Plan, ServeOptions, Server, Threads};
 
-/// How the data plane takes the backend.
+/// How the data plane is armed with the backend.
 pub(crate) type ArmFn<B> = fn(OpenDevice, Plan, Arc<B>) -> Result<Server, ublk_queue::Error>;
 
 /// Options that the stages keep from the builder.
@@ -25,7 +25,7 @@ pub(crate) struct Options {
     pub(crate) partitions: bool,
 }
 
-/// Memory shared with the device's clients, and what the driver knows of it.
+/// Memory shared with the device's clients, and its registration with the driver.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientMemory {
     pub(crate) file: Arc<OwnedFd>,

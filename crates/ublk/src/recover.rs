@@ -1,4 +1,4 @@
-//! A new server for a device that waits for one: take it, arm it, go on.
+//! Starts a new server for a waiting device, in stages: take over, arm, resume.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use crate::device::Device;
 use crate::error::{Error, Failure, Left};
 use crate::stages::{Added, Armed, resize_of};
 
-/// START_USER_RECOVERY is done: the device waits for this process. Dropped, it waits on for any other.
+/// START_USER_RECOVERY is done: the device waits for this process. If dropped, the device waits for any other server.
 pub struct Recovering<B> {
     added: Added<B>,
     size: u64,
 }
 
-/// Every tag of every queue is with the driver again. Dropped, the threads leave and the device waits on.
+/// Every tag of every queue is with the driver again. If dropped, the threads leave and the device keeps waiting.
 pub struct Rearmed {
     armed: Armed,
 }
@@ -62,11 +62,11 @@ impl<B: Backend> Builder<B> {
         })
     }
 
-    /// Goes through all stages of a recovery: the device serves again when this returns. Where one fails the
-    /// device waits on.
+    /// Runs all stages of a recovery: the device serves again when this returns. If a stage fails, the device keeps
+    /// waiting.
     ///
     /// # Errors
-    /// The first stage's that failed.
+    /// The error of the first stage that failed.
     pub fn resume(self, id: DevId) -> Result<Device, Error> {
         Ok(self.recover(id)?.arm()?.resume()?)
     }
@@ -79,7 +79,7 @@ impl<B: Backend> Recovering<B> {
         self.added.geometry.dev_id()
     }
 
-    /// What the device is.
+    /// The geometry that the kernel granted.
     #[must_use]
     pub const fn geometry(&self) -> &Geometry {
         &self.added.geometry
@@ -88,7 +88,7 @@ impl<B: Backend> Recovering<B> {
     /// Opens `/dev/ublkcN`, starts the queues' threads and gives every tag to the driver.
     ///
     /// # Errors
-    /// Why a queue could not be armed; the device waits on.
+    /// The error of a queue that could not be armed; the device keeps waiting.
     pub fn arm(mut self) -> Result<Rearmed, Failure<Self>> {
         match self.added.try_arm() {
             Ok(server) => Ok(Rearmed {
@@ -110,7 +110,7 @@ impl<B: Backend> Recovering<B> {
             controller: added.controller,
             size,
             deadline: added.options.deadline,
-            // It has what it was given when it was started.
+            // The scheduler was set when the device was first started.
             unscheduled: false,
         }
     }

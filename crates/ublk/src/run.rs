@@ -1,4 +1,4 @@
-//! A device for the length of a program.
+//! Serves a device for the duration of a program.
 
 use std::thread;
 
@@ -13,19 +13,19 @@ use crate::device::Device;
 use crate::error::Error;
 
 impl<B: Backend> Builder<B> {
-    /// Starts the device, calls `ready` with it, and serves until SIGINT, SIGTERM, a stop from
-    /// outside, or a failure; then stops and deletes it. A device that does not stop by the deadline, since its backend does not
-    /// answer, is given up.
+    /// Starts the device, calls `ready` with it, and serves until SIGINT, SIGTERM, an external stop, or a failure; then
+    /// stops and deletes the device. A device that does not stop by the deadline, because its backend does not answer,
+    /// is abandoned.
     ///
     /// # Errors
-    /// Why it could not be started, why it failed, or why it could not be removed.
+    /// It could not be started, failed, or could not be removed.
     pub fn run(self, ready: impl FnOnce(&Device)) -> Result<(), Error> {
-        // Before the device: a signal that comes while it is made is not lost.
+        // Before the device, so that a signal during its creation is not lost.
         let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(Error::Signals)?;
         let device = self.start()?;
         ready(&device);
         let close = signals.handle();
-        // The thread's own, so that it is left to itself where the device does not end by the deadline.
+        // A duplicate for the thread, which is left behind if the device does not end by the deadline.
         let ended = device.ended_fd().try_clone_to_owned();
         let ended = ended.map_err(Error::Signals)?;
         let watch = move || {
@@ -37,7 +37,7 @@ impl<B: Backend> Builder<B> {
             .name("ublk-watch".into())
             .spawn(watch);
         watching.map_err(Error::Signals)?;
-        // Ends with a signal, or when the thread above closes it.
+        // Ends on a signal, or when the thread above closes it.
         let stopped = match signals.forever().next() {
             Some(_) => device.send_stop(),
             None => Ok(()),

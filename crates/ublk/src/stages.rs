@@ -1,4 +1,4 @@
-//! The stages of a device's life before and after it serves: each consumes the one before.
+//! The stages of a device before and after it serves: each consumes the previous one.
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -15,7 +15,7 @@ use crate::device::Device;
 use crate::error::{Error, Failure, Left};
 use crate::options::{ArmFn, Options};
 
-/// ADD_DEV and SET_PARAMS are done: `/dev/ublkcN` exists and is not served yet.
+/// ADD_DEV and SET_PARAMS are done: `/dev/ublkcN` exists, without a server.
 pub struct Added<B> {
     pub(crate) backend: Arc<B>,
     pub(crate) geometry: Geometry,
@@ -35,10 +35,10 @@ pub struct Armed {
     pub(crate) resize: Resize,
 }
 
-/// How long a start waits for the end of the kernel's I/O scheduler, which comes when the first reads are answered.
+/// How long a start waits until the I/O scheduler is disabled, which requires that the first reads are answered.
 const UNSCHEDULED: Duration = Duration::from_secs(1);
 
-/// What the backend says to another size.
+/// Asks the backend for another size.
 pub(crate) type Resize = Arc<dyn Fn(u64) -> Result<(), Errno> + Send + Sync>;
 
 pub(crate) fn resize_of<B: Backend>(backend: &Arc<B>) -> Resize {
@@ -46,14 +46,14 @@ pub(crate) fn resize_of<B: Backend>(backend: &Arc<B>) -> Resize {
     Arc::new(move |size| backend.resize(size))
 }
 
-/// The device has stopped and its queues are gone; its number and `/dev/ublkcN` are left.
+/// The device has stopped and its queues are gone; its number and `/dev/ublkcN` remain.
 pub struct Stopped {
     pub(crate) geometry: Geometry,
     pub(crate) controller: Box<dyn Controller>,
     pub(crate) deadline: Duration,
 }
 
-/// A command passed its deadline: what stage the device is in is not known.
+/// A command timed out: the stage of the device is unknown.
 pub struct Unsettled {
     pub(crate) geometry: Geometry,
     pub(crate) controller: Box<dyn Controller>,
@@ -61,15 +61,15 @@ pub struct Unsettled {
     pub(crate) deadline: Duration,
 }
 
-/// What every stage can say and do.
+/// Common to all stages.
 pub(crate) trait Stage: Sized {
     /// Removes the device from this stage: stop, end, delete.
     fn remove(self) -> Result<(), Error>;
 }
 
-/// Removes what a failure left, and keeps its error.
+/// Removes what a failed stage left, and returns its error.
 pub(crate) fn clean_up<S: Stage>(failure: Failure<S>) -> Error {
-    // The first error is the one to tell; a device that cannot be removed stays listed.
+    // Report the first error; a device that cannot be removed stays listed.
     let _ = match failure.left {
         Left::Same(stage) => stage.remove(),
         Left::Unsettled(unsettled) => unsettled.remove(),
@@ -90,7 +90,7 @@ impl<B: Backend> Added<B> {
         &self.geometry
     }
 
-    /// What the driver knows of the memory shared with clients; empty without any.
+    /// The registered memory that is shared with clients; empty if there is none.
     #[must_use]
     pub fn shared_buffers(&self) -> &[SharedBuffer] {
         let shared = self.options.shared.as_ref();
@@ -100,7 +100,7 @@ impl<B: Backend> Added<B> {
     /// Opens `/dev/ublkcN`, starts the queues' threads and gives every tag to the driver.
     ///
     /// # Errors
-    /// Why a queue could not be armed; the device is still there.
+    /// The error of a queue that could not be armed; the device still exists.
     pub fn arm(mut self) -> Result<Armed, Failure<Self>> {
         match self.try_arm() {
             Ok(server) => Ok(Armed {
@@ -205,7 +205,7 @@ impl Armed {
             return Err(self.unsettled(error.into()));
         }
         if self.unscheduled {
-            // A device that keeps the kernel's choice is slower and nothing else: not every owner may write to sysfs.
+            // A device that keeps its scheduler is only slower, and not every owner may write to sysfs.
             let within = self.deadline.min(UNSCHEDULED);
             let _ = self.controller.no_scheduler(self.id(), within);
         }
@@ -232,7 +232,7 @@ impl Armed {
         }
     }
 
-    /// Gives the tags back and deletes the device.
+    /// Takes the tags back and deletes the device.
     ///
     /// # Errors
     /// The error of DEL_DEV, or a thread that did not end.
@@ -291,11 +291,11 @@ impl Unsettled {
         self.geometry.dev_id()
     }
 
-    /// Stops and deletes whatever is there: STOP_DEV while the queues serve, then their end, then
+    /// Stops and deletes the device in whatever stage it is: STOP_DEV while the queues serve, then their end, then
     /// DEL_DEV (L22).
     ///
     /// # Errors
-    /// The first step's that failed. The device stays listed.
+    /// The error of the first step that failed. The device stays listed.
     pub fn settle(self) -> Result<(), Error> {
         self.remove()
     }

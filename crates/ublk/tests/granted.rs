@@ -1,4 +1,4 @@
-//! What the driver drops without an error is an error of the builder, in the tool's words.
+//! A feature that the driver drops silently is an error of the builder, with the tool's message.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,10 +12,10 @@ use ublk_sys::{self as sys, ublksrv_ctrl_dev_info};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// The commands that a kernel saw, and the features that a device was asked for with.
+/// The commands that a kernel saw, and the features requested for a device.
 type Seen = Arc<Mutex<(Vec<u32>, Features)>>;
 
-/// A kernel that has everything, drops these features of a device, and refuses its parameters.
+/// A kernel that supports everything, drops these features from a device, and refuses its parameters.
 fn kernel(dropped: Features) -> (Control<FakeKernel>, Seen) {
     let seen = Arc::new(Mutex::new((Vec::new(), Features::NONE)));
     let log = Arc::clone(&seen);
@@ -40,7 +40,7 @@ fn kernel(dropped: Features) -> (Control<FakeKernel>, Seen) {
     (Control::with_port(fake), seen)
 }
 
-/// Mode, recovery policy and owner: nobody gets another device than was asked for, and none is left behind.
+/// Mode, recovery policy and owner: no caller gets another device than requested, and none is left behind.
 #[test]
 fn what_is_not_granted_is_an_error() {
     let null = || Builder::new(Null::new(1 << 20, 512).expect("a size")).deadline(LONG);
@@ -51,7 +51,7 @@ fn what_is_not_granted_is_an_error() {
         (user_copy, Features::USER_COPY, "mode user-copy"),
         (recovered, Features::USER_RECOVERY, "with recovery reissue"),
         (unprivileged, Features::UNPRIVILEGED_DEV, "CAP_SYS_ADMIN"),
-        // It goes on to the parameters, which this kernel refuses.
+        // It continues to the parameters, which this kernel refuses.
         (null(), Features::USER_COPY, "EIO"),
     ] {
         let (control, seen) = kernel(dropped);
@@ -62,7 +62,7 @@ fn what_is_not_granted_is_an_error() {
     }
 }
 
-/// Of two modes or policies the last one is asked for, not both.
+/// The last of two modes or policies is requested, not both.
 #[test]
 fn the_last_mode_and_policy_count() {
     let null = || Builder::new(Null::new(1 << 20, 512).expect("a size")).deadline(LONG);
