@@ -1,4 +1,4 @@
-//! Completions of shells. The shell asks this program at each key: commands, options, and the devices there are.
+//! Shell completions. At each key the shell asks this program for commands, options and existing devices.
 
 use crate::cli::Cli;
 use clap::CommandFactory;
@@ -8,10 +8,10 @@ use std::io;
 use ublk_daemon::failure::Failure;
 use ublk_daemon::front;
 
-/// How a shell says that it asks, and which one it is.
+/// Set by a shell that asks for completions; the value names the shell.
 const VARIABLE: &str = "UBLKCTL_COMPLETE";
 
-/// Answers a shell that asks, if one does. What goes wrong is told to nobody: a line is being typed.
+/// Answers a shell's request for completions, if there is one. Errors are not reported, because the user is typing.
 pub fn answered() -> bool {
     if std::env::var_os(VARIABLE).is_none() {
         return false;
@@ -26,10 +26,10 @@ pub fn answered() -> bool {
     )
 }
 
-/// What a shell has to be told once, to ask from then on.
+/// The script that makes a shell ask for completions.
 ///
 /// # Errors
-/// A shell that cannot ask.
+/// The shell is not supported.
 pub fn script(shell: clap_complete::Shell) -> Result<Vec<u8>, Failure> {
     let name = shell.to_string();
     let shells = Shells::builtins();
@@ -43,7 +43,7 @@ pub fn script(shell: clap_complete::Shell) -> Result<Vec<u8>, Failure> {
     Ok(text)
 }
 
-/// The devices there are, for an operand that is one.
+/// The existing devices, for an operand that is a device.
 pub fn devices() -> Vec<CompletionCandidate> {
     let words = front::words().into_iter();
     words

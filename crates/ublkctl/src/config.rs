@@ -15,7 +15,7 @@ use ublk_daemon::front::{self, Difference, Down, Outcome, Stop, Up};
 use ublk_daemon::link::message::Lifetime;
 use ublk_daemon::link::peer::this_program;
 
-/// What became of a device: an element of what `up`, `down` and `check` print as JSON.
+/// The result for one device: an element of the JSON output of `up`, `down` and `check`.
 #[derive(Debug, Default, Serialize)]
 struct Line {
     name: String,
@@ -29,7 +29,7 @@ struct Line {
     differences: Option<Vec<Difference>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ErrorBody>,
-    /// For people.
+    /// The message in text output.
     #[serde(skip)]
     text: String,
 }
@@ -81,7 +81,7 @@ fn difference(d: &Difference) -> String {
     format!("{} is {}, configured as {}", d.option, d.has, d.wanted)
 }
 
-/// The lines of several devices, and the worst of their exit codes, which is the command's.
+/// The results of several devices, and the worst of their exit codes, which the command returns.
 #[derive(Debug, Default)]
 struct Report {
     lines: Vec<Line>,
@@ -89,7 +89,7 @@ struct Report {
 }
 
 impl Report {
-    /// Notes a failure and tells it at once.
+    /// Records a failure and reports it at once.
     fn fail(&mut self, name: &str, failure: &Failure) {
         tell(&failure.clone().about(name));
         self.lines.push(Line {
@@ -126,10 +126,10 @@ fn chosen(config: &Config) -> Result<Vec<Entry>, Failure> {
     Ok(all.into_iter().filter(wanted).collect())
 }
 
-/// Brings up the devices of a file in its order; each is tried.
+/// Brings up the devices of a file in file order; each one is tried.
 ///
 /// # Errors
-/// Those of the file. What a device fails with is printed and decides the exit code.
+/// Those of the file. The failure of a device is printed and determines the exit code.
 pub fn up(config: &Config, within: Duration, json: bool) -> Result<ExitCode, Failure> {
     let mut report = Report::default();
     for entry in chosen(config)? {
@@ -146,10 +146,10 @@ pub fn up(config: &Config, within: Duration, json: bool) -> Result<ExitCode, Fai
     report.print(json)
 }
 
-/// Serves the one device of a file, and stays until it is gone, or until its processes are.
+/// Serves the only device of a file, and stays until the device or its processes are gone.
 ///
 /// # Errors
-/// Those of the file, another number of devices than one, and what the device fails with.
+/// Those of the file, a number of devices other than one, and the device's failure.
 pub fn foreground(
     config: &Config,
     leave: bool,
@@ -196,10 +196,10 @@ pub fn foreground(
     Ok(code)
 }
 
-/// Takes down the devices of a file, the last one first; each is tried.
+/// Takes down the devices of a file in reverse order; each one is tried.
 ///
 /// # Errors
-/// Those of the file. What a device fails with is printed and decides the exit code.
+/// Those of the file. The failure of a device is printed and determines the exit code.
 pub fn down(
     config: &Config,
     how: Stop,
@@ -219,11 +219,10 @@ pub fn down(
     report.print(json)
 }
 
-/// Checks the devices of a file by the rules of backends and driver, as far as that goes without the driver; each is
-/// checked.
+/// Checks the devices of a file against the rules of backends and driver, without the driver; each one is checked.
 ///
 /// # Errors
-/// Those of the file. What a device fails with is printed and decides the exit code.
+/// Those of the file. The failure of a device is printed and determines the exit code.
 pub fn check(config: &Config, json: bool) -> Result<ExitCode, Failure> {
     let mut report = Report::default();
     for entry in chosen(config)? {

@@ -1,4 +1,4 @@
-//! `doctor`: what keeps ublk devices from being made here, and the one line that mends it.
+//! `doctor`: finds out why ublk devices cannot be created here, with a one-line fix for each problem.
 
 use serde::Serialize;
 use std::path::Path;
@@ -6,16 +6,16 @@ use std::time::Duration;
 use ublk_ctrl::probe::{self, Finding, Status};
 use ublk_daemon::{front, privilege};
 
-/// One check, as it is printed.
+/// One check, as printed.
 #[derive(Debug, Serialize)]
 pub struct Check {
-    /// What was looked at.
+    /// What was checked.
     pub check: String,
     /// `ok`, `warn` or `fail`.
     pub status: &'static str,
-    /// What was found.
+    /// Details.
     pub detail: String,
-    /// What to do.
+    /// The fix.
     pub fix: Option<String>,
 }
 
@@ -34,7 +34,7 @@ impl From<Finding> for Check {
     }
 }
 
-/// Makes every check.
+/// Runs all checks.
 pub fn look(program: &Path, within: Duration) -> Vec<Check> {
     let root = Path::new("/");
     let mut checks: Vec<Check> = [
@@ -58,7 +58,7 @@ pub fn look(program: &Path, within: Duration) -> Vec<Check> {
     checks
 }
 
-/// What devices this process may make: the driver gives all it has to CAP_SYS_ADMIN only.
+/// Which devices this process may create: only CAP_SYS_ADMIN gets all features of the driver.
 fn permission(privileged: bool, control_opens: bool) -> Check {
     let (status, detail, fix) = match (privileged, control_opens) {
         (true, _) => ("ok", "this process has CAP_SYS_ADMIN", None),
@@ -81,7 +81,7 @@ fn permission(privileged: bool, control_opens: bool) -> Check {
     }
 }
 
-/// Whether the driver answers, and what it can do.
+/// Whether the driver answers, and its features.
 fn driver(program: &Path, within: Duration) -> Check {
     let check = "driver".to_owned();
     match front::features(program, within) {

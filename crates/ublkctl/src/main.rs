@@ -1,4 +1,4 @@
-//! `ublkctl`: makes, lists, stops and deletes ublk devices.
+//! `ublkctl`: creates, lists, stops and deletes ublk devices.
 //!
 //! The program is its own agent, server and helper: `ublk-daemon` starts it again in those roles.
 #![forbid(unsafe_code)]
@@ -28,14 +28,14 @@ use usage::asks_for_json;
 fn main() -> ExitCode {
     messages();
     let json = asks_for_json(std::env::args_os());
-    // Before anything else: a role must start in milliseconds.
+    // First of all: a role must start within milliseconds.
     if let Err(e) = roles::play() {
         return output::fail(&Failure::new(FailureKind::Usage, e.to_string()), json);
     }
     if completions::answered() {
         return ExitCode::SUCCESS;
     }
-    // A mistake in the words ends here, with exit code 2.
+    // A usage error exits here, with code 2.
     match cli::Cli::try_parse() {
         Ok(cli) => run::run(&cli).unwrap_or_else(|failure| output::fail(&failure, cli.json)),
         Err(error) => usage::told(&error, json),
@@ -57,7 +57,7 @@ fn messages() {
         .with_target(false)
         .with_ansi(false);
     match role {
-        // A log file wants times; a terminal does not.
+        // A log file needs timestamps; a terminal does not.
         Some(_) => tracing.init(),
         None => tracing.without_time().init(),
     }

@@ -1,4 +1,4 @@
-//! One command for several devices: each is tried, each has its result, the worst decides the exit code.
+//! One command for several devices: each one is tried, each has its result, and the worst determines the exit code.
 
 use crate::output::{ErrorBody, Worst, put, tell};
 use crate::target::Target;
@@ -13,22 +13,22 @@ use ublk_daemon::front::{self, ListEntry};
 enum Outcome<T> {
     Done(T),
     Failed {
-        /// The word that named it.
+        /// The word that the user gave.
         device: String,
         error: ErrorBody,
     },
 }
 
-/// Devices, and whether the caller asked for exactly one of them: then the result is its own, no list of one.
+/// Devices, and whether the caller named exactly one of them: its result is then printed by itself, not as a list.
 pub struct Chosen {
     targets: Vec<Target>,
-    /// Devices that may be among them, and why that is not known.
+    /// Devices that may belong to the selection, and why that is unknown.
     unknown: Vec<(u32, Failure)>,
     one: bool,
 }
 
 impl Chosen {
-    /// Devices that were named.
+    /// The devices that were named.
     pub fn named(targets: &[Target]) -> Self {
         Self {
             targets: targets.to_vec(),
@@ -37,7 +37,7 @@ impl Chosen {
         }
     }
 
-    /// Devices that were not named one by one.
+    /// Devices that were selected together.
     pub fn all(found: impl IntoIterator<Item = front::Target>) -> Self {
         Self {
             targets: found.into_iter().map(Target::from).collect(),
@@ -46,7 +46,7 @@ impl Chosen {
         }
     }
 
-    /// And those whose record cannot be read: each is a failure.
+    /// Adds those whose record cannot be read; each counts as a failure.
     pub fn and_unknown<'a>(mut self, entries: impl IntoIterator<Item = &'a ListEntry>) -> Self {
         let unknown = entries.into_iter().filter_map(|e| {
             let why = e.record_error.as_ref()?;
@@ -60,10 +60,10 @@ impl Chosen {
         self
     }
 
-    /// Does something with each device, and prints what `text` makes of the results, or all of them as one value.
+    /// Runs an action for each device, and prints the results as `text` formats them, or all as one JSON value.
     ///
     /// # Errors
-    /// Of a single device, what it fails with. Otherwise only that nothing can be printed: failures are results.
+    /// The failure of a single device. Otherwise only that nothing can be printed: failures are part of the results.
     pub fn each<T: Serialize>(
         &self,
         json: bool,

@@ -1,8 +1,8 @@
 //! What the tool prints, and the code it ends with.
 //!
-//! With `--json` every outcome is exactly one JSON value on standard output, a failure too:
-//! `{"error": {"kind", "message", "hint", "errno", "errno_name", "exit_code"}}`. Messages go to standard error in
-//! any case. Nothing here panics where a stream cannot be written to.
+//! With `--json` every outcome is exactly one JSON value on standard output, a failure too: `{"error": {"kind",
+//! "message", "hint", "errno", "errno_name", "exit_code"}}`. Messages go to standard error in any case. Nothing here
+//! panics if a stream cannot be written to.
 
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -12,20 +12,20 @@ use ublk_daemon::closed;
 use ublk_daemon::failure::{Failure, FailureKind};
 use ublk_daemon::log::{Stderr, plain};
 
-/// A failure as scripts see it.
+/// A failure in JSON output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ErrorBody {
-    /// What kind of failure it is, as [`FailureKind`] names them.
+    /// The kind of failure.
     pub kind: FailureKind,
     /// What failed, on what, and why.
     pub message: String,
     /// What to do next.
     pub hint: Option<String>,
-    /// The kernel's number, where it gave one.
+    /// The kernel's errno, if any.
     pub errno: Option<i32>,
-    /// Its symbol: `EBUSY`.
+    /// Its name: `EBUSY`.
     pub errno_name: Option<&'static str>,
-    /// The exit code of a command that ends by it.
+    /// The exit code of the failed command.
     pub exit_code: u8,
 }
 
@@ -42,16 +42,16 @@ impl From<&Failure> for ErrorBody {
     }
 }
 
-/// A failed command as one value.
+/// The JSON value of a failed command.
 #[derive(Debug, Serialize)]
 struct Failed {
     error: ErrorBody,
 }
 
-/// Prints a value: as one line of JSON, or as its text.
+/// Prints a value: as one line of JSON, or as text.
 ///
 /// # Errors
-/// Standard output that cannot be written to.
+/// Standard output cannot be written to.
 pub fn put<T: Serialize>(
     json: bool,
     value: &T,
@@ -69,14 +69,14 @@ pub fn put<T: Serialize>(
     }
 }
 
-/// Prints bytes as they are: what other programs read.
+/// Prints raw bytes, which other programs read.
 ///
 /// # Errors
 /// As [`put`].
 pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let open = match closed::standard_output() {
-        // As if nothing had been put in its place.
+        // As if the closed descriptor had not been replaced.
         true => Err(io::Error::from_raw_os_error(libc::EBADF)),
         false => Ok(()),
     };
@@ -85,13 +85,13 @@ pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
         .map_err(|e| Failure::failed(format!("cannot write to standard output: {e}")))
 }
 
-/// Tells people of a failure, on standard error.
+/// Prints a failure to standard error.
 pub fn tell(failure: &Failure) {
     let mut text = format!("ublkctl: {}\n", plain(&failure.text));
     if let Some(hint) = &failure.hint {
         let _ = writeln!(text, "  hint: {}", plain(hint));
     }
-    // Who does not hear it sees the exit code.
+    // If this fails, the exit code still reports the failure.
     let _ = Stderr.write_all(text.as_bytes());
 }
 
@@ -110,13 +110,13 @@ pub fn exit_code(kind: FailureKind) -> ExitCode {
     ExitCode::from(kind.exit_code())
 }
 
-/// The worst of several exit codes: a deadline that passed leaves more to look after than a failure, a failure more
-/// than a device that is not there.
+/// The worst of several exit codes: a timeout is worse than a failure, because more is left to clean up; a failure is
+/// worse than a missing device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Worst(u8);
 
 impl Worst {
-    /// Takes one more outcome into account.
+    /// Adds an outcome.
     pub fn add(&mut self, code: u8) {
         let rank = |code| [0, 32, 2, 1, 3].iter().position(|c| *c == code);
         if rank(code) > rank(self.0) {
@@ -124,7 +124,7 @@ impl Worst {
         }
     }
 
-    /// The code to end with.
+    /// The resulting exit code.
     pub fn code(self) -> ExitCode {
         ExitCode::from(self.0)
     }

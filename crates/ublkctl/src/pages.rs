@@ -9,16 +9,16 @@ use std::io;
 use std::path::Path;
 use ublk_daemon::failure::Failure;
 
-/// When the pages last changed in what they say.
+/// When the content of the pages last changed.
 const DATE: &str = "2026-11-27";
 
-/// The longest line of a page's source.
+/// Maximum line length in a page's source.
 const WIDTH: usize = 76;
 
 /// Prints a text as it is, or as the field `name` of a JSON object.
 ///
 /// # Errors
-/// Standard output that cannot be written to.
+/// Standard output cannot be written to.
 pub fn text(json: bool, name: &str, text: &[u8]) -> Result<(), Failure> {
     if json {
         let value = json!({ name: String::from_utf8_lossy(text) });
@@ -30,7 +30,7 @@ pub fn text(json: bool, name: &str, text: &[u8]) -> Result<(), Failure> {
 /// Prints the page of the program, or writes the pages of all commands to a directory.
 ///
 /// # Errors
-/// Those of the file system.
+/// File system errors.
 pub fn man(dir: Option<&Path>, json: bool) -> Result<(), Failure> {
     let failed = |e: io::Error| Failure::failed(format!("cannot write the man pages: {e}"));
     let mut cli = Cli::command().disable_help_subcommand(true);
@@ -45,7 +45,7 @@ pub fn man(dir: Option<&Path>, json: bool) -> Result<(), Failure> {
     }
 }
 
-/// Writes the pages of a command and of those below it.
+/// Writes the pages of a command and of its subcommands.
 fn write_all(command: &Command, dir: &Path) -> io::Result<()> {
     for below in command.get_subcommands().filter(|c| !c.is_hide_set()) {
         write_all(below, dir)?;
@@ -68,7 +68,7 @@ fn page(command: &Command) -> io::Result<(String, String)> {
     Ok((page.get_filename(), tidy(&roff)))
 }
 
-/// The same page as `mandoc -T lint` and `man --warnings` want it: short lines, no blank at their ends, no break beside a
+/// The page as `mandoc -T lint` and `man --warnings` require it: short lines, no trailing blanks, no break next to a
 /// paragraph.
 fn tidy(roff: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
@@ -90,13 +90,13 @@ fn tidy(roff: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Whether a request begins a new line anyway.
+/// Whether a request starts a new line anyway.
 fn ends_a_line(request: &str) -> bool {
     [".sp", ".RS", ".RE", ".SH", ".TP", ".PP", ".IP", ".br"]
         .contains(&request.split(' ').next().unwrap_or_default())
 }
 
-/// Breaks a line of text at its blanks, never so that a word becomes a request.
+/// Wraps a line of text at blanks, without turning a word into a request.
 fn wrap(text: &str, into: &mut Vec<String>) {
     let mut line = String::new();
     for word in text.split(' ').filter(|w| !w.is_empty()) {

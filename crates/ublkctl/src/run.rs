@@ -1,4 +1,4 @@
-//! The commands, carried out.
+//! Runs the commands.
 
 use crate::cli::{Cli, Command, DevicesOrAll, Nbd};
 use crate::many::Chosen;
@@ -16,13 +16,13 @@ use ublk_daemon::front::{ListEntry, Stop};
 use ublk_daemon::link::peer::this_program;
 use ublk_daemon::report::Added;
 
-/// How long a look at the devices may take that chooses among them.
+/// How long listing the devices may take when choosing among them.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Carries out one command: an arm for each, with what it prints.
+/// Runs one command and prints its result.
 ///
 /// # Errors
-/// What went wrong, with the kind that decides the exit code.
+/// The failure, whose kind determines the exit code.
 pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let program = this_program();
     let json = cli.json;
@@ -185,7 +185,7 @@ fn nbd(program: &Path, command: &Nbd, json: bool) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How far a stop goes.
+/// The kind of stop that the options select.
 const fn how_to_stop(if_unused: bool, force: bool) -> Stop {
     match (if_unused, force) {
         (true, _) => Stop::IfUnused,
@@ -194,7 +194,7 @@ const fn how_to_stop(if_unused: bool, force: bool) -> Stop {
     }
 }
 
-/// Lists the devices, or those that are named.
+/// Lists all devices, or those that are named.
 fn list(
     program: &Path,
     devices: &[Target],
@@ -253,7 +253,7 @@ fn delete(
     chosen.each(json, delete, |_| String::new())
 }
 
-/// Gives devices without a server another one.
+/// Starts new servers for devices without one.
 fn recover(
     program: &Path,
     devices: &[Target],
@@ -275,7 +275,7 @@ fn recover(
     chosen.each(json, recover, path)
 }
 
-/// What `stop` and `delete` say in JSON.
+/// The JSON output of `stop` and `delete`.
 #[derive(Debug, Serialize)]
 struct Done {
     id: u32,
@@ -288,13 +288,14 @@ impl Done {
     }
 }
 
-/// The devices that words name.
+/// The devices that the arguments name.
 fn resolved(targets: &[Target]) -> Result<Vec<DevId>, Failure> {
     let ids = targets.iter().map(|t| t.resolve().map(|found| found.id));
     ids.collect()
 }
 
-/// Every device of ours that is `fit`, the last one first: what was made later may stand on what was made before.
+/// Every device of ours that is `fit`, in reverse order of creation, because later devices may be stacked on earlier
+/// ones.
 fn ours(fit: impl Fn(&ListEntry) -> bool) -> Result<Chosen, Failure> {
     let entries = front::list(&this_program(), LOOK)?;
     let ours = entries.iter().filter(|e| !e.foreign && fit(e));

@@ -1,4 +1,4 @@
-//! Output for people. Scripts use `--json`.
+//! Text output; scripts use `--json`.
 
 mod info;
 
@@ -38,7 +38,7 @@ pub fn list(entries: &[ListEntry]) -> String {
     text
 }
 
-/// The cells of a device. What other people chose in them cannot break the table.
+/// The cells of a device. Text that other users chose cannot break the table.
 fn row(e: &ListEntry) -> [String; COLUMNS.len()] {
     let known = |n: u16| e.readable.then(|| n.to_string());
     let cells = [
@@ -59,7 +59,7 @@ fn row(e: &ListEntry) -> [String; COLUMNS.len()] {
     cells.map(|cell| cell.map_or_else(|| "-".to_owned(), |text| plain(&text)))
 }
 
-/// Where the data of a device is, in a cell.
+/// The backing store of a device, as a cell.
 fn backing(b: &Backing) -> String {
     let path = b.path.display();
     match b.offset {
@@ -89,7 +89,7 @@ fn server(e: &ListEntry) -> String {
     }
 }
 
-/// What `upgrade` says: the device, and how long its I/O waited.
+/// The text of `upgrade`: the device, and how long its I/O waited.
 pub fn upgraded(added: &Added) -> String {
     let ms = added.pause_us.unwrap_or_default().div_ceil(1000);
     format!(
@@ -99,7 +99,7 @@ pub fn upgraded(added: &Added) -> String {
     )
 }
 
-/// What `resize` says.
+/// The text of `resize`.
 pub fn resized(r: &Resized) -> String {
     let (before, size) = (size::show(r.before), size::show(r.size));
     let held = r.pause_us.map_or_else(String::new, |us| {
@@ -108,7 +108,7 @@ pub fn resized(r: &Resized) -> String {
     format!("{}: {before} before, {size} now{held}\n", r.path.display())
 }
 
-/// What `gc` found: the orphans that are left, what was removed.
+/// The text of `gc`: remaining orphans, and what was removed.
 pub fn garbage(found: &Found) -> String {
     let mut text = list(&found.orphans);
     for e in &found.orphans {
@@ -151,7 +151,7 @@ fn ranges(cpus: &[u32]) -> String {
     parts.iter().map(show).collect::<Vec<_>>().join(",")
 }
 
-/// A line for each feature.
+/// One line per feature.
 pub fn features(features: &Features) -> String {
     let mut text = String::new();
     for f in &features.features {
@@ -172,7 +172,7 @@ pub fn features(features: &Features) -> String {
     text
 }
 
-/// A line for each check, and one for its fix.
+/// One line per check, and one for its fix.
 pub fn findings(checks: &[Check]) -> String {
     let mut text = String::new();
     for c in checks {
@@ -193,7 +193,7 @@ pub fn nbd_changed(changed: &front::NbdChanged) -> String {
     )
 }
 
-/// What a server offers for an export.
+/// The text of `nbd info`.
 pub fn nbd_export(export: &front::NbdExport) -> String {
     let blocks = match export.block_sizes {
         Some([minimum, preferred, maximum]) => format!(
@@ -215,7 +215,7 @@ pub fn nbd_export(export: &front::NbdExport) -> String {
     )
 }
 
-/// The exports of a server.
+/// The text of `nbd list`.
 pub fn nbd_list(exports: &[front::NbdListed]) -> String {
     let line = |export: &front::NbdListed| match export.description.is_empty() {
         true => format!("{:?}\n", export.name),
@@ -248,7 +248,7 @@ mod tests {
         .unwrap()
     }
 
-    /// A name is a word and a backing store a path, as `losetup -l` and `lsblk` show them.
+    /// A name is a single word and a backing store is a path, as in `losetup -l` and `lsblk`.
     #[test]
     fn the_table_names_device_and_backing() {
         let text = list(&[entry("data", "/srv/d.img", 1 << 20)]);
@@ -263,7 +263,7 @@ mod tests {
         );
     }
 
-    /// A path of several lines is shown in one, and none of its bytes commands the terminal.
+    /// A path with several lines is shown on one line, and no byte of it controls the terminal.
     #[test]
     fn l46_what_others_named_cannot_break_the_table() {
         let text = list(&[entry("n", "/srv/a\nID\x1b[31m", 0)]);

@@ -1,10 +1,10 @@
-//! Sizes as people write them: `512`, `4K`, `10G`; units are powers of 1024.
+//! Sizes in user notation: `512`, `4K`, `10G`; units are powers of 1024.
 
-/// Bytes of a size: a whole number, then nothing, or one of K, M, G, T, P, E (1024-fold each),
-/// optionally followed by `iB` or `B`.
+/// Bytes of a size: a whole number, then nothing, or one of K, M, G, T, P, E (1024-fold each), optionally followed by
+/// `iB` or `B`.
 ///
 /// # Errors
-/// A text that says what is wrong: no number, an unknown unit, beyond 64 bits.
+/// The reason as text: not a number, an unknown unit, beyond 64 bits.
 pub fn parse(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -45,7 +45,7 @@ fn shift_of(unit: &str) -> Option<u32> {
     Some(10 * (u32::try_from(place).ok()? + 1))
 }
 
-/// A size for people: exact, in the largest unit that divides it.
+/// Formats a size exactly, in the largest unit that divides it.
 #[must_use]
 pub fn show(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -83,7 +83,7 @@ mod tests {
         }
     }
 
-    /// L13 What does not fit 64 bits is an error, never a small device.
+    /// L13 A size beyond 64 bits is an error, never a small device.
     #[test]
     fn l13_overflow_is_an_error() {
         for text in [

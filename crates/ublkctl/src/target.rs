@@ -1,4 +1,4 @@
-//! The device that a word names: a number, a node, a partition, any link to one, or a name.
+//! The device that an argument names: a number, a node, a partition, a link to one of these, or a name.
 
 use std::fmt;
 use std::fs;
@@ -10,19 +10,19 @@ use ublk_daemon::failure::Failure;
 use ublk_daemon::front::{self, ListEntry};
 use ublk_daemon::link::peer::this_program;
 
-/// How long a look at the devices may take that says why a name is not found.
+/// How long listing the devices may take to explain why a name is not found.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// As many links as the kernel follows.
+/// Maximum number of links followed, same as the kernel's.
 const MAX_LINKS: usize = 40;
 
-/// A device by the word it is asked for with. What it names is looked up when it is needed, so that a device that
-/// is not there is no mistake in the words.
+/// A device as the user named it. The name is resolved when it is needed, so that a missing device is not a usage
+/// error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// By a word.
+    /// As named by the user.
     Word(String),
-    /// As it was found in a list.
+    /// As found in a list.
     Found(front::Target),
 }
 
@@ -41,10 +41,10 @@ impl From<front::Target> for Target {
     }
 }
 
-/// Takes any word but an empty one, for clap.
+/// Accepts any non-empty word, for clap.
 ///
 /// # Errors
-/// Why an empty word is none.
+/// The word is empty.
 pub fn parse(word: &str) -> Result<Target, String> {
     if word.is_empty() {
         return Err("empty argument: give the device's number, node or name".into());
@@ -53,10 +53,10 @@ pub fn parse(word: &str) -> Result<Target, String> {
 }
 
 impl Target {
-    /// The device that has this number, node or name now. A name's is known by more than its number.
+    /// The device that currently has this number, node or name. A named device is also identified by its nonce.
     ///
     /// # Errors
-    /// No such device; and where a name is not found because the driver cannot be asked, that.
+    /// No such device; or, if the driver cannot be asked, that.
     pub fn resolve(&self) -> Result<front::Target, Failure> {
         let word = match self {
             Self::Word(word) => word.as_str(),
@@ -66,7 +66,7 @@ impl Target {
             Word::Device(id) => Some(id.into()),
             Word::Name(name) => match front::target(name) {
                 Some(found) => Some(found),
-                // A driver that is missing must not look like a name that is.
+                // A missing driver must not look like a missing name.
                 None => none_of(name, &front::list(&this_program(), LOOK)?)?,
             },
             Word::Nothing => None,
@@ -75,7 +75,7 @@ impl Target {
     }
 }
 
-/// A name that no record has; a record that cannot be read may have it.
+/// Handles a name without a record; a record that cannot be read may have it.
 fn none_of(name: &str, entries: &[ListEntry]) -> Result<Option<front::Target>, Failure> {
     let unknown = entries
         .iter()
@@ -88,7 +88,7 @@ fn none_of(name: &str, entries: &[ListEntry]) -> Result<Option<front::Target>, F
     })
 }
 
-/// What a word can be, without a look at the driver.
+/// What a word can mean, judged without the driver.
 #[derive(Debug, PartialEq, Eq)]
 enum Word<'a> {
     Device(DevId),
@@ -112,7 +112,7 @@ fn of_word(word: &str) -> Word<'_> {
     of_node(word).map_or(Word::Name(word), Word::Device)
 }
 
-/// The device of a node's name, or of one of its partitions: `ublkb0`, `ublkb0p1`, `ublkc0`.
+/// The device of a node or a partition by its name: `ublkb0`, `ublkb0p1`, `ublkc0`.
 pub fn of_node(name: &str) -> Option<DevId> {
     let (number, partition) = match name.strip_prefix("ublkb") {
         Some(rest) => rest.split_once('p').unwrap_or((rest, "1")),
@@ -125,8 +125,8 @@ pub fn of_node(name: &str) -> Option<DevId> {
     DevId::new(number.parse().ok()?).ok()
 }
 
-/// The device behind a path. Of a node that is there the kernel is asked which it is; a node below `/dev` that is not
-/// there (any more) is known by its name.
+/// The device of a path. If the node exists, the kernel identifies it; a missing node below `/dev` is identified by its
+/// name.
 fn of_path(path: &Path) -> Option<DevId> {
     let end = followed(path);
     let Ok(node) = fs::metadata(&end) else {
@@ -145,7 +145,7 @@ fn of_path(path: &Path) -> Option<DevId> {
     of_node(link.file_name()?.to_str()?)
 }
 
-/// Where a path leads by its links.
+/// Follows the links of a path.
 fn followed(path: &Path) -> PathBuf {
     let mut at = path.to_path_buf();
     for _ in 0..MAX_LINKS {
@@ -172,7 +172,7 @@ mod tests {
         .expect("an entry")
     }
 
-    /// L42 A name that nobody has is none, unless there is a record that may have it and cannot be read.
+    /// L42 A name without a record does not exist, unless a record that cannot be read may have it.
     #[test]
     fn l42_a_record_that_cannot_be_read_may_have_the_name() {
         assert_eq!(none_of("data", &[entry(1, None)]), Ok(None));
@@ -213,7 +213,7 @@ mod tests {
         }
     }
 
-    /// What no device can be called by is none; what can be a name is asked for as a name.
+    /// A word that cannot name a device is refused; one that can be a name is looked up as a name.
     #[test]
     fn other_words_are_names_or_nothing() {
         for word in [
@@ -242,7 +242,7 @@ mod tests {
         assert!(parse("").is_err() && parse("x").is_ok());
     }
 
-    /// Links lead to what they point to, also where the node is not there (any more), also in steps.
+    /// Links are followed, also to missing nodes and through several steps.
     #[test]
     fn links_lead_to_their_device() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! `udev-owner`: what the shipped rules ask about a node.
+//! `udev-owner`: answers the shipped udev rules about a node.
 
 use crate::target;
 use serde::Serialize;
@@ -8,10 +8,10 @@ use std::time::Duration;
 use ublk_daemon::failure::{Failure, FailureKind};
 use ublk_daemon::front::{self, Ownership};
 
-/// How long the driver may take to answer: udev waits.
+/// Deadline for the driver's answer, because udev waits.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The same as JSON.
+/// The JSON form.
 #[derive(Debug, Serialize)]
 pub struct Owner {
     unprivileged: bool,
@@ -20,10 +20,10 @@ pub struct Owner {
     name: Option<String>,
 }
 
-/// What is known of a node, and the lines about it.
+/// The owner of a node, and the lines for udev.
 ///
 /// # Errors
-/// A name that is none of ublk, and what the driver says.
+/// The name is not that of a ublk node; the driver's error.
 pub fn owner(program: &Path, node: &str) -> Result<(Owner, String), Failure> {
     let name = node.strip_prefix("/dev/").unwrap_or(node);
     let id = target::of_node(name).ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! What clap has to say instead of a command: mistakes in the arguments, help and the version.
+//! Output of clap: usage errors, help and the version.
 
 use crate::output::{fail, put, raw};
 use clap::error::ErrorKind;
@@ -8,13 +8,13 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use ublk_daemon::failure::{Failure, FailureKind};
 
-/// Whether the arguments ask for JSON, however wrong the rest of them is.
+/// Whether the arguments request JSON, even if the rest of them is wrong.
 pub fn asks_for_json(args: impl IntoIterator<Item = OsString>) -> bool {
     let options = args.into_iter().skip(1).take_while(|word| word != "--");
     options.into_iter().any(|word| word == "--json")
 }
 
-/// Tells what clap says, as clap does or as JSON; the exit code.
+/// Prints clap's output, as clap does or as JSON; returns the exit code.
 pub fn told(error: &clap::Error, json: bool) -> ExitCode {
     let code = ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
     if !json && (error.use_stderr() || io::stdout().is_terminal()) {
@@ -36,7 +36,7 @@ pub fn told(error: &clap::Error, json: bool) -> ExitCode {
     }
 }
 
-/// A mistake in the arguments: what it is in one line, and how the command is used.
+/// Converts a usage error: the mistake in one line, and the usage as a hint.
 fn failure(kind: ErrorKind, text: &str) -> Failure {
     let paragraphs = text.split("\n\n");
     let mut paragraphs = paragraphs.map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
@@ -66,7 +66,7 @@ mod tests {
         assert!(!asks("--json"));
     }
 
-    /// What clap says is taken apart: what is wrong, a tip, how the command is used.
+    /// Splits clap's message: the mistake, a tip, the usage.
     #[test]
     fn the_message_is_the_mistake_alone() {
         let told = |args: &str| {

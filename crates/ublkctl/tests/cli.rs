@@ -33,7 +33,7 @@ fn processes(run_dir: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Without the driver: the error names the module, the exit code is 1, and nothing is left behind.
+/// Without the driver the error names the module, the exit code is 1, and nothing is left behind.
 #[test]
 fn without_the_driver_add_names_the_module_and_leaves_nothing() {
     if Path::new("/dev/ublk-control").exists() {
@@ -176,8 +176,8 @@ fn l40_an_open_run_directory_is_refused() {
     assert!(text(&output.stderr).contains("0700"));
 }
 
-/// L45 What cannot be printed was not done: to a standard output that is full, or closed, in whose place Rust's runtime has
-/// put /dev/null.
+/// L45 If the result cannot be printed, the operation is undone: for a full standard output, and for a closed one,
+/// which Rust's runtime has replaced by /dev/null.
 #[test]
 fn l45_nothing_is_printed_to_nobody() {
     for to in [">/dev/full", ">&-"] {

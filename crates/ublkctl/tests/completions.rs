@@ -1,10 +1,10 @@
-//! Completions, asked for as the shells do: bash, zsh and fish, each where it is installed.
+//! Completions, requested as bash, zsh and fish do, if installed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use ublk_daemon::state::{Record, Store};
 
-/// A run directory in which a device is written down.
+/// A run directory with the record of a device.
 fn run_directory(dir: &Path) -> PathBuf {
     let run = dir.join("run");
     let store = Store::at(run.clone());
@@ -20,7 +20,7 @@ fn run_directory(dir: &Path) -> PathBuf {
     run
 }
 
-/// Runs a script in a shell that finds our program first; what it prints. `None` where there is no such shell.
+/// Runs a script in a shell that finds our program first, and returns its output; `None` if the shell is not installed.
 fn shell(shell: &[&str], script: &str, run: &Path) -> Option<String> {
     let program = Path::new(env!("CARGO_BIN_EXE_ublkctl")).parent().unwrap();
     let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
@@ -39,7 +39,7 @@ fn shell(shell: &[&str], script: &str, run: &Path) -> Option<String> {
     Some(String::from_utf8(output.stdout).unwrap())
 }
 
-/// What bash offers after these arguments.
+/// Completions that bash offers after these arguments.
 fn in_bash(args: &[&str], run: &Path) -> Option<Vec<String>> {
     let last = args.len() - 1;
     let script = format!(
@@ -95,7 +95,7 @@ fn zsh_and_fish_take_their_scripts() {
     }
 }
 
-/// A shell that does not ask gets no answer, and what is asked for is a device of the arguments.
+/// Without a request nothing is printed; a request for a device argument lists the devices.
 #[test]
 fn completions_are_printed_for_every_shell() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
 //! The contract for scripts: with `--json` every outcome of every subcommand is exactly one JSON value on standard
-//! output, without a key twice, and failures say what kind they are. Runs with and without the driver.
+//! output, without duplicate keys, and failures state their kind. Runs with and without the driver.
 
 use serde_json::Value;
 use std::path::Path;
@@ -13,19 +13,19 @@ fn ublkctl(run_dir: &Path, args: &[&str]) -> Output {
         .unwrap()
 }
 
-/// The one value of an output.
+/// The only JSON value of an output.
 fn value(args: &[&str], output: &Output) -> Value {
     let text = std::str::from_utf8(&output.stdout).unwrap();
     let line = text.strip_suffix('\n').unwrap_or_default();
     let value: Value = serde_json::from_str(line)
         .unwrap_or_else(|e| panic!("{args:?}: {e}: {text:?}, code {:?}", output.status.code()));
-    // Both are written without blanks: a key that came twice is in the text only.
+    // Both are written without blanks, so a duplicate key would show in the text only.
     let again = serde_json::to_string(&value).unwrap();
     assert_eq!(again.len(), line.len(), "{args:?}: a key twice? {line}");
     value
 }
 
-/// A failure has all its fields, and they agree with the exit code.
+/// A failure has all fields, consistent with the exit code.
 fn is_failure(args: &[&str], value: &Value, code: Option<i32>) {
     let error = value["error"].as_object();
     let error = error.unwrap_or_else(|| panic!("{args:?}: no error in {value}"));
@@ -51,7 +51,7 @@ fn is_failure(args: &[&str], value: &Value, code: Option<i32>) {
     assert_eq!(error["exit_code"], wanted, "{args:?}: {value}");
 }
 
-/// Every subcommand that clap knows, called in good and bad ways.
+/// Every subcommand of clap, called in valid and invalid ways.
 fn calls() -> Vec<Vec<&'static str>> {
     let lines = [
         "",
@@ -126,7 +126,7 @@ fn calls() -> Vec<Vec<&'static str>> {
 fn every_outcome_is_one_json_value() {
     let dir = tempfile::tempdir().unwrap();
     for args in calls() {
-        // Before and behind the command.
+        // Before and after the command.
         for args in [
             [&["--json"], &args[..]].concat(),
             [&args[..], &["--json"]].concat(),
@@ -138,7 +138,7 @@ fn every_outcome_is_one_json_value() {
                 Value::Object(fields) if fields.contains_key("error") => {
                     is_failure(&args, &value, code);
                 }
-                // A failure among others, or of a check.
+                // A failure in a list, or of a check.
                 Value::Array(all) if code != Some(0) => {
                     let failed = |v: &&Value| v["error"].is_object() || v["status"] == "fail";
                     assert!(all.iter().any(|v| failed(&v)), "{args:?}: {value}");
@@ -159,7 +159,7 @@ fn every_subcommand_is_called() {
     let commands = commands.split("\n\n").next().unwrap();
     let mut seen = 0;
     for line in commands.lines() {
-        // Names stand in front, with two blanks before them.
+        // Names are indented by two blanks.
         let Some(name) = line.strip_prefix("  ").filter(|l| !l.starts_with(' ')) else {
             continue;
         };
@@ -173,7 +173,7 @@ fn every_subcommand_is_called() {
     assert!(seen >= 15, "{seen} commands in {help}");
 }
 
-/// What is not there is exit code 32, whatever the command and the word; only mistakes in the arguments are 2.
+/// A missing device is exit code 32, for every command and every way to name it; only usage errors are 2.
 #[test]
 fn what_is_not_there_is_32_for_every_command() {
     if !Path::new("/dev/ublk-control").exists() {
@@ -195,7 +195,7 @@ fn what_is_not_there_is_32_for_every_command() {
     }
 }
 
-/// A file whose size is another than the configuration says is found before the driver is needed.
+/// A file whose size differs from the configuration is detected without the driver.
 #[test]
 fn check_sees_a_changed_size_under_create() {
     let dir = tempfile::tempdir().unwrap();

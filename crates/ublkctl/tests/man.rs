@@ -1,9 +1,9 @@
-//! The man pages: there for every command, and without a complaint of those who read them.
+//! Man pages exist for every command and pass the linters.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The pages, written to a directory.
+/// Writes the pages to a directory.
 fn pages(dir: &Path) -> Vec<PathBuf> {
     let status = Command::new(env!("CARGO_BIN_EXE_ublkctl"))
         .arg("man")

@@ -1,4 +1,4 @@
-//! What a role keeps of the place it was started from (L45), and what becomes of messages that nobody takes (L46).
+//! What a role keeps of its caller's state (L45), and what happens to messages that cannot be written (L46).
 
 use std::fs;
 use std::io::Read;
@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use ublk_daemon::link::Link;
 
-/// A caller that is as careless as can be, and becomes the role that it is given.
+/// A careless caller: sets as much state as possible and then becomes the requested role.
 const CARELESS: &str = r#"
 exec 7<"$0" 8>&1 9<.
 umask 0
@@ -17,7 +17,7 @@ ulimit -S -c unlimited 2>/dev/null
 exec env --block-signal=TERM --block-signal=USR2 "$@"
 "#;
 
-/// A role started by such a caller, and the near end of its link.
+/// A role started by such a caller, and our end of its link.
 struct Started {
     child: Child,
     _link: Link,
@@ -46,7 +46,7 @@ impl Started {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Waits until this holds.
+    /// Waits until a condition holds.
     fn wait(&self, what: &str, holds: impl Fn(&Self) -> bool) {
         let until = Instant::now() + Duration::from_secs(20);
         while !holds(self) {
@@ -70,10 +70,10 @@ impl Started {
         line.unwrap_or_default().trim().to_owned()
     }
 
-    /// The signals of a line of the status.
+    /// The signals in a line of /proc/PID/status.
     fn signals(&self, key: &str) -> Vec<u32> {
         let word = u64::from_str_radix(&self.status(key), 16).unwrap();
-        // 32 and 33 are the C library's own.
+        // The C library reserves 32 and 33.
         let all = (1..=64).filter(|s| !(32..34).contains(s));
         all.filter(|s| word & (1 << (s - 1)) != 0).collect()
     }
@@ -86,19 +86,19 @@ impl Drop for Started {
     }
 }
 
-/// L45 Descriptors, signals, directory, umask, session, limits: none of it is the caller's.
+/// L45 Descriptors, signals, directory, umask, session, limits: nothing is inherited from the caller.
 #[test]
 fn l45_a_role_keeps_nothing_of_its_caller() {
     let dir = tempfile::tempdir().unwrap();
     for role in ["server", "helper", "agent"] {
         let started = Started::new(&format!("__{role}"), dir.path());
-        // The last of all that is set.
+        // The last thing that is set.
         started.wait("the limit of descriptors", |s| {
             let open = s.limit("Max open files");
             s.read("comm").starts_with("ublkctl") && open.len() > 1 && open[0] == open[1]
         });
         let pid = started.child.id();
-        // Read again and again: an agent is about to open files of its own.
+        // Read repeatedly: an agent may be opening files of its own.
         let links: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
             .unwrap()
             .flatten()
@@ -123,7 +123,7 @@ fn l45_a_role_keeps_nothing_of_its_caller() {
     }
 }
 
-/// `ps` says what it is; a role's own arguments are what is written over, and no more.
+/// `ps` shows the role; only a role's own arguments are overwritten.
 #[test]
 fn roles_are_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -144,7 +144,7 @@ fn roles_are_named() {
     assert!(started.read("environ").contains("UBLK_LAST=here\0"));
 }
 
-/// L46 A standard error that cannot be written to changes nothing but what is said.
+/// L46 A standard error that cannot be written to changes nothing but the messages.
 #[test]
 fn l46_messages_that_cannot_be_written_change_no_exit_code() {
     let dir = tempfile::tempdir().unwrap();
@@ -176,7 +176,7 @@ fn l46_messages_that_cannot_be_written_change_no_exit_code() {
     drop(reader);
     assert_eq!(run(writer.into()), Some(2), "a closed pipe");
     let (mut reader, mut writer) = std::io::pipe().unwrap();
-    // A pipe that nobody reads, filled to the brim by another's arguments.
+    // A pipe without a reader, filled completely.
     let brim = std::thread::spawn({
         let mut writer = writer.try_clone().unwrap();
         move || std::io::Write::write_all(&mut writer, &[b'x'; 1 << 20])
@@ -193,7 +193,7 @@ fn l46_messages_that_cannot_be_written_change_no_exit_code() {
     let _ = brim.join();
 }
 
-/// A name that would drive a terminal is told in escapes.
+/// Control characters in a name are escaped.
 #[test]
 fn control_characters_of_names_are_not_printed() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,9 +1,9 @@
-//! The shipped unit, as `systemd-analyze` sees it: skipped, and said so, where that is not installed.
+//! Checks the shipped unit with `systemd-analyze`; skipped, with a message, if that is not installed.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// The exposure that the unit may have, in tenths.
+/// Maximum exposure of the unit, in tenths.
 const EXPOSURE: &str = "25";
 
 fn analyze(args: &[&str]) -> Option<Output> {
@@ -29,7 +29,7 @@ fn the_unit_is_exposed_as_little_as_promised() {
     }
 }
 
-/// Old releases, too, know every key: one that they do not know they ignore, and with it what it was for.
+/// Old systemd releases know every key, too: they ignore unknown keys, and with them their effect.
 #[test]
 fn the_unit_has_no_key_that_systemd_does_not_know() {
     if let Some(output) = analyze(&["verify", "--man=no"]) {

@@ -14,7 +14,7 @@ fn definitions_are_sound() {
     Cli::command().debug_assert();
 }
 
-/// L32 A missing id is a usage error: nothing has a default that stops or deletes.
+/// L32 A missing id is a usage error: no command that stops or deletes has a default.
 #[test]
 fn l32_a_missing_id_is_a_usage_error() {
     assert_eq!(refused(&["down"]), ErrorKind::MissingRequiredArgument);
@@ -38,7 +38,7 @@ fn counts_outside_the_drivers_are_usage_errors() {
     assert_eq!(refused(&["add", "mem"]), ErrorKind::MissingRequiredArgument);
 }
 
-/// `ls` and `rm` are what they are elsewhere; several devices and `--all` go where they make sense, and never both.
+/// `ls` and `rm` are aliases; several devices and `--all` are accepted where they make sense, and never both.
 #[test]
 fn several_devices_and_aliases_are_taken() {
     let takes = |args: &str| Cli::try_parse_from(args.split(' ')).is_ok();
@@ -63,7 +63,7 @@ fn several_devices_and_aliases_are_taken() {
     }
 }
 
-/// The arguments of `--data` and `--batch` are those of the core, besides `auto`: copy without batches.
+/// The values of `--data` and `--batch` are those of the core, plus `auto`: copy without batches.
 #[test]
 fn modes_are_named_as_in_the_core() {
     let mode = |data: &str, batch: &str| {
@@ -85,7 +85,7 @@ fn modes_are_named_as_in_the_core() {
     }
 }
 
-/// A file is made only with a size, and a size is only for a file to be made.
+/// Creating a file requires a size, and a size is accepted only for a file that is created.
 #[test]
 fn creation_and_size_go_together() {
     let add = |args: &[&str]| {

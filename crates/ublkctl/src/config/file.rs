@@ -1,7 +1,7 @@
-//! A configuration file: TOML whose tables are turned into the arguments of `add`.
+//! The configuration file: TOML whose tables are converted to arguments of `add`.
 //!
-//! So a device in a file can be all that one on the command line can, by the same names, under the same rules; what
-//! is wrong is told with its line.
+//! A device in a file thus has the same options as on the command line, with the same names and rules. Errors name
+//! their line.
 
 use crate::cli::{Backend, Cli, Command};
 use crate::device::wanted;
@@ -20,22 +20,22 @@ use ublk_daemon::names;
 /// The longest file in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Options of `add` that a file does not have: what the front does, and the name, which the table has.
+/// Options of `add` that a file does not have: those of the front, and the name, which is the table's.
 const NOT_KEYS: [&str; 6] = ["foreground", "deadline", "json", "help", "version", "name"];
 
 /// A device of a file.
 #[derive(Debug)]
 pub struct Entry {
-    /// Its name, that of its table.
+    /// Its name, which is the table's.
     pub name: String,
     /// The device.
     pub wanted: Wanted,
 }
 
-/// Reads a file. The devices are in its order.
+/// Reads a file. The devices are in file order.
 ///
 /// # Errors
-/// A file that cannot be read; the first mistake in it, as a usage failure with its line.
+/// The file cannot be read; the first mistake in it, as a usage failure with its line.
 pub fn read(path: &Path) -> Result<Vec<Entry>, Failure> {
     let failed = |why: String| Failure::failed(format!("{}: {why}", path.display()));
     let text = text_of(path)?;
@@ -54,7 +54,7 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, Failure> {
     })
 }
 
-/// The text of a file. It is never waited for: a pipe is none.
+/// Reads the text of a file. Refuses pipes, so that it never blocks.
 fn text_of(path: &Path) -> Result<String, Failure> {
     let name = path.display();
     let usage = |why: &str| {
@@ -102,7 +102,7 @@ fn text_of(path: &Path) -> Result<String, Failure> {
     })
 }
 
-/// What is wrong, and where in the text.
+/// An error and its position in the text.
 #[derive(Debug)]
 struct Mistake {
     at: usize,
@@ -125,7 +125,7 @@ impl Mistake {
     }
 }
 
-/// The devices of a text; relative paths in it are those of `directory`.
+/// Parses the devices of a text; relative paths are relative to `directory`.
 fn parse(text: &str, directory: &Path) -> Result<Vec<Entry>, Mistake> {
     let document = DeTable::parse(text)
         .map_err(|e| Mistake::new(e.span().map_or(0, |s| s.start), e.message()))?;
@@ -162,18 +162,18 @@ fn parse(text: &str, directory: &Path) -> Result<Vec<Entry>, Mistake> {
             Mistake::new(0, "no device").hint("write a table [device.NAME] for each device")
         );
     }
-    // A TOML table has no order, its text has.
+    // A TOML table is unordered; restore the order of the text.
     devices.sort_by_key(|(at, _)| *at);
     Ok(devices.into_iter().map(|(_, entry)| entry).collect())
 }
 
-/// A word of `add` and where it comes from.
+/// An argument of `add` and its origin in the text.
 struct Word {
     option: String,
     at: usize,
 }
 
-/// The device of one table.
+/// Parses the device of one table.
 fn device(name: &str, at: usize, table: &DeTable<'_>, directory: &Path) -> Result<Wanted, Mistake> {
     let cli = Cli::command();
     let add = cli.find_subcommand("add");
@@ -282,7 +282,7 @@ fn unknown(option: &str, at: usize, command: &clap::Command, backend: &str) -> M
     Mistake::new(at, text).hint(format!("valid keys: backend, {}", keys.join(", ")))
 }
 
-/// A mistake that the command line found, at the key it is about.
+/// Maps an error of the command line parser to the key that caused it.
 fn refused(error: &clap::Error, name: &str, at: usize, origins: &[Word]) -> Mistake {
     let about = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(text)) => text.clone(),

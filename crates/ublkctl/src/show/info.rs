@@ -7,7 +7,7 @@ use ublk_daemon::front::Info;
 use ublk_daemon::log::plain;
 use ublk_daemon::report::{Health, NbdReport, QueueReport};
 
-/// Everything known of a device, a line each.
+/// Everything known about a device, one item per line.
 pub fn info(i: &Info) -> String {
     let mut text = Text(String::new());
     text.device(i);
@@ -19,7 +19,7 @@ pub fn info(i: &Info) -> String {
     text.0
 }
 
-/// Lines of a name and a value.
+/// Lines with a name and a value.
 struct Text(String);
 
 fn or_dash(value: Option<String>) -> String {
@@ -31,7 +31,7 @@ impl Text {
         let _ = writeln!(self.0, "{name:<14} {}", plain(&value));
     }
 
-    /// What the device is.
+    /// Adds the properties of the device.
     fn device(&mut self, i: &Info) {
         let e = &i.entry;
         self.line("device", e.path.display().to_string());
@@ -62,7 +62,7 @@ impl Text {
         }
     }
 
-    /// Who owns and serves it, and how.
+    /// Adds owner, server and state.
     fn life(&mut self, i: &Info) {
         let e = &i.entry;
         self.line("owner", format!("uid {} gid {}", e.owner.uid, e.owner.gid));

@@ -71,7 +71,7 @@ fn a_file_says_what_the_command_line_says() {
     assert_eq!((ant.spec.block_size, ant.create), (4096, None));
 }
 
-/// Each mistake by its line, its text, and what can be had.
+/// Each mistake is reported with its line, its text, and the valid alternatives.
 #[test]
 fn mistakes_are_told_with_their_line() {
     let device = |line: &str| format!("[device.a]\nbackend = \"mem\"\nsize = \"1G\"\n{line}\n");
@@ -127,7 +127,7 @@ fn mistakes_are_told_with_their_line() {
     }
 }
 
-/// Whatever a value looks like, it stays one value.
+/// Whatever a value looks like, it remains a single value.
 #[test]
 fn values_are_never_options() {
     let text = "[device.a]\nbackend = \"file\"\npath = \"--create\"\n";
@@ -150,7 +150,7 @@ fn a_mistake_is_told_with_its_file_and_line() {
     assert!(failure.text.contains("a.toml:2:"), "{failure}");
 }
 
-/// L45 What is no text is told as the mistake it is, with its line, and never waited for: a unit must not try it for ever.
+/// L45 A file that is not text is reported as such, with its line, and never blocks: a unit must not retry it forever.
 #[test]
 fn l45_what_is_no_configuration_is_a_mistake_and_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
