@@ -13,7 +13,7 @@ use ublk_backends::{Created, File, FileOptions, Memory, Null};
 use ublk_core::{Backend, DataMode, Limits};
 use ublk_nbd::{Nbd, NbdOptions, OpenError};
 
-/// A backend of this program, as its specification said.
+/// An opened backend, as specified.
 #[derive(Debug)]
 pub(crate) enum Opened {
     Null(Arc<Null>),
@@ -22,18 +22,18 @@ pub(crate) enum Opened {
     Nbd(Arc<Nbd>),
 }
 
-/// The limits of a backend, without opening it: for checks before anything is made.
+/// The limits of a backend, without opening it, for checks before anything is created.
 ///
 /// # Errors
-/// The size that the backend refuses.
+/// The backend refuses the size.
 pub fn limits_of(spec: &AddSpec) -> Result<Limits, Failure> {
     look(spec).map(|(_, limits)| limits)
 }
 
-/// The same for a device that is there: of what it was made with, wherever that is named now.
+/// The limits for an existing device: those of the backing store that it was created with, wherever that is now.
 ///
 /// # Errors
-/// A path that leads elsewhere, unless that is accepted, and what the file says.
+/// The path leads to another store, unless that is accepted; errors of the file.
 pub(crate) fn limits_again(
     record: &Record,
     spec: &AddSpec,
@@ -60,14 +60,14 @@ pub(crate) fn limits_again(
     Ok(file.limits())
 }
 
-/// Writes down in the specification what was left to the backend: the data mode, and for a file size and block
-/// size, so that the device is the same whenever it is served again.
+/// Records in the specification what was left to the backend: the data mode, and for a file its size and block size, so
+/// that the device is the same whenever it is served again.
 ///
 /// # Errors
-/// What the file says.
+/// Errors of the file.
 pub fn resolve(spec: &mut AddSpec) -> Result<(), Failure> {
     let (opened, limits) = look(spec)?;
-    // The driver gives a user's server no zero copy.
+    // The driver does not permit zero copy for unprivileged servers.
     let user = spec.unprivileged;
     spec.auto = spec.auto.map(|_| match user {
         true => DataMode::Copy,
@@ -97,7 +97,7 @@ pub fn resolve(spec: &mut AddSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The data mode that costs least without a surprise (docs/tuning.md has the figures).
+/// The cheapest data mode without side effects (docs/tuning.md has the figures).
 fn pays(opened: &Opened) -> DataMode {
     match opened {
         // In zero copy nothing would fill the pages of a READ, and their old contents must not reach the reader.
@@ -129,23 +129,22 @@ fn fit_server(spec: &mut AddSpec, nbd: &Nbd) {
     }
 }
 
-/// Makes the sparse file of a new device. It is removed again with the value that is given back, unless that is
-/// told to keep it.
+/// Creates the sparse file of a new device. Dropping the returned value removes the file, unless it is told to keep it.
 ///
 /// # Errors
-/// A file that is there already, a wrong size, what the file system says.
+/// The file already exists, the size is invalid, or errors of the file system.
 pub fn create_file(path: &Path, size: u64) -> Result<Created, Failure> {
     Created::new(path, size).map_err(|e| of_file(path, &e))
 }
 
-/// A file's failure, with its name.
+/// A file's failure, with its path.
 fn of_file(path: &Path, error: &ublk_backends::Error) -> Failure {
     let mut failure = not_opened(error);
     failure.text = format!("{}: {}", path.display(), failure.text);
     failure
 }
 
-/// Modes that this backend cannot be served in, with the reason: never replaced in silence.
+/// Refuses modes that this backend cannot be served in, with the reason; a mode is never replaced silently.
 fn refuse(spec: &AddSpec) -> Result<(), Failure> {
     let usage = |text: &str, hint: &str| {
         let failure = Failure::new(FailureKind::Usage, format!("{}: {text}", spec.mode));
@@ -171,7 +170,7 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
     }
 }
 
-/// The failure of a backend that could not be made: only numbers that no machine can serve are usage errors.
+/// The failure of a backend that could not be created. Only numbers that are invalid on every machine are usage errors.
 fn not_opened(error: &ublk_backends::Error) -> Failure {
     let kind = if error.is_usage() {
         FailureKind::Usage
@@ -208,7 +207,7 @@ fn options(spec: &AddSpec, place: &Path) -> FileOptions {
     }
 }
 
-/// Opens a backend to look at it: whoever uses its file is not disturbed.
+/// Opens a backend to inspect it, without disturbing other users of its file.
 fn look(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
     open(spec, |path| {
         let file = options(spec, path).claim(false).open();
@@ -311,7 +310,7 @@ pub(crate) fn open_to_serve(
     })
 }
 
-/// Tells what a user should know of the file.
+/// Reports notes about the file to the user.
 pub(crate) fn tell(path: &Path, file: &File) {
     for note in file.notes() {
         tracing::warn!("{}: {note}", path.display());

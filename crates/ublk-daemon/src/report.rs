@@ -15,7 +15,7 @@ pub struct Added {
     pub path: PathBuf,
     /// The character device.
     pub char_path: PathBuf,
-    /// Hw queues, as the kernel made them.
+    /// Hw queues, as granted by the kernel.
     pub queues: u16,
     /// Tags of each queue.
     pub depth: u16,
@@ -25,17 +25,17 @@ pub struct Added {
     pub block_size: u32,
     /// Largest request in bytes.
     pub max_io_bytes: u32,
-    /// The device refuses writes.
+    /// Whether the device refuses writes.
     pub read_only: bool,
-    /// The backend's word of the command line.
+    /// The backend's name on the command line.
     pub backend: String,
-    /// How data travels, by the features in force.
+    /// The data mode, according to the granted features.
     pub data: DataMode,
-    /// Whether commands go in batches, by the features in force.
+    /// Whether batch mode is in force, according to the granted features.
     pub batch: bool,
-    /// What becomes of it when its server dies, by the features in force.
+    /// What happens when its server dies, according to the granted features.
     pub recovery: Recovery,
-    /// How long its I/O was held, in microseconds, where its server was replaced.
+    /// How long I/O was held, in microseconds, if the server was replaced.
     pub pause_us: Option<u64>,
     /// Names of the features in force.
     pub features: Vec<String>,
@@ -45,7 +45,7 @@ pub struct Added {
     pub agent_pid: u32,
 }
 
-/// Counts of requests, since the server started.
+/// Counts of requests since the server started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Stats {
     /// READ requests.
@@ -79,26 +79,26 @@ pub struct Stats {
 pub struct QueueReport {
     /// The queue.
     pub qid: u16,
-    /// Which of the queue's threads, where it has several.
+    /// Index among the queue's threads, if there are several.
     #[serde(default)]
     pub thread: u16,
     /// Its state in one word.
     pub state: String,
-    /// Requests in the server's hands; at least one while its thread is at work.
+    /// Requests that the server holds; at least one while its thread works on a batch.
     pub in_hand: u64,
-    /// Batches that its thread has finished. A queue that has requests in hand and finishes none is stuck.
+    /// Batches that its thread has finished. A queue with requests in flight that finishes none is stuck.
     #[serde(default)]
     pub batches: u64,
-    /// CPUs its thread is pinned to, `None` if it is not.
+    /// CPUs that its thread is pinned to; `None` if it is not pinned.
     pub pinned: Option<Vec<u32>>,
-    /// Whether the thread carries PR_SET_IO_FLUSHER, as read back.
+    /// Whether PR_SET_IO_FLUSHER is set for the thread, as read back.
     pub io_flusher: bool,
-    /// What its ring was granted.
+    /// The features that its ring was granted.
     pub setup: String,
-    /// Bytes of its buffers: mapped, and taken page by page as requests come.
+    /// Size of its buffers in bytes: mapped, but populated page by page as requests arrive.
     #[serde(default)]
     pub buffer_bytes: u64,
-    /// What pages they are made of.
+    /// Page size of the buffers.
     #[serde(default)]
     pub pages: String,
 }
@@ -118,7 +118,7 @@ pub struct Health {
     /// The file of a file device.
     #[serde(default)]
     pub file: Option<FileReport>,
-    /// The memory shared with clients, of a device that shares some.
+    /// The memory shared with clients, if any.
     #[serde(default)]
     pub shm: Option<ShmReport>,
     /// The connections of an NBD device.
@@ -149,24 +149,24 @@ pub struct NbdReport {
     pub moving: u32,
 }
 
-/// How the memory that a device shares with its clients is used.
+/// Use of the memory that a device shares with its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShmReport {
-    /// Bytes that are shared.
+    /// Size of the shared memory in bytes.
     pub bytes: u64,
-    /// Requests whose data was in it, so that the driver copied nothing.
+    /// Requests with data in this memory, so that the driver copied nothing.
     pub hits: u64,
-    /// Misses: requests with data outside, which the mode of the device served.
+    /// Misses: requests with data elsewhere, served in the device's data mode.
     pub fallbacks: u64,
 }
 
-/// How the file of a file device is used.
+/// Use of a file device's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileReport {
-    /// Data goes past the page cache of the server's machine (O_DIRECT).
+    /// Whether data bypasses the page cache of the server's machine (O_DIRECT).
     pub direct: bool,
-    /// Its requests wait for the disk side by side, as operations on the queue's ring; false for a file in memory, which is
-    /// read and written by calls.
+    /// Whether requests wait for the disk concurrently, as operations on the queue's ring; false for a file in memory,
+    /// which is accessed by system calls.
     pub asynchronous: bool,
     /// FLUSH and FUA requests.
     pub sync_requests: u64,

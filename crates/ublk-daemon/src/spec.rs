@@ -7,35 +7,35 @@ use ublk_core::{DataMode, Mode, Recovery, SharedBuffer};
 pub use ublk_nbd::Retry;
 pub use ublk_queue::ServeOptions;
 
-/// What answers the requests of a device.
+/// The backend of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum BackendSpec {
-    /// Reads give zeroes or old bytes, writes are forgotten: for measuring.
+    /// Discards writes; reads return zeroes or old bytes. For measuring.
     Null {
         /// Size in bytes.
         size: u64,
     },
-    /// Memory of the server, filled as it is written.
+    /// Memory of the server, populated as it is written.
     Mem {
         /// Size in bytes.
         size: u64,
     },
     /// A regular file or a block device, or a part of it.
     File {
-        /// Where it is; absolute.
+        /// Absolute path.
         path: PathBuf,
-        /// Where in it the device begins, in bytes.
+        /// Offset of the device in the file, in bytes.
         offset: u64,
-        /// Bytes of the device, `None` for the rest of the file. The front writes down what it found, so that the
-        /// device has the same size whenever it is served again.
+        /// Length of the device in bytes; `None` for the rest of the file. The front records the length that it found,
+        /// so that the device keeps its size.
         length: Option<u64>,
-        /// Through the page cache even where O_DIRECT could be had.
+        /// Use the page cache even if O_DIRECT is possible.
         buffered: bool,
-        /// DISCARD is offered where the file can give storage back.
+        /// Offer DISCARD if the file can free storage.
         discard: bool,
-        /// It is served although somebody else uses it.
+        /// Serve the file although another process uses it.
         #[serde(default)]
         force: bool,
     },
@@ -107,7 +107,7 @@ impl BackendSpec {
         true
     }
 
-    /// The word of the command line.
+    /// The name on the command line.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -118,7 +118,7 @@ impl BackendSpec {
         }
     }
 
-    /// Size of the device in bytes; 0 for a file whose size nobody has looked at yet.
+    /// Size of the device in bytes; 0 for a file that has not been inspected yet.
     #[must_use]
     pub const fn size(&self) -> u64 {
         match self {
@@ -131,86 +131,86 @@ impl BackendSpec {
     }
 }
 
-/// The device that `add` shall make.
+/// The specification of a device for `add`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddSpec {
-    /// What answers its requests.
+    /// The backend.
     pub backend: BackendSpec,
-    /// The device's number, `None` for the lowest free one.
+    /// The device's number; `None` for the lowest free one.
     pub id: Option<u32>,
-    /// Hw queues asked for; the kernel lowers it to the number of CPUs.
+    /// Requested hw queues; the kernel grants at most one per CPU.
     pub queues: u16,
     /// Tags of each queue.
     pub depth: u16,
-    /// Logical block size in bytes; 0 for a file's own, which the front replaces by what it found.
+    /// Logical block size in bytes; 0 for the file's own, which the front fills in.
     pub block_size: u32,
     /// Largest request in bytes.
     pub max_io_bytes: u32,
-    /// The device refuses writes.
+    /// Whether the device refuses writes.
     pub read_only: bool,
-    /// How data and commands travel: the features of ADD_DEV. Records without it are of copy mode.
+    /// How data and commands travel, as features of ADD_DEV. Records without it mean copy mode.
     #[serde(default)]
     pub mode: Mode,
-    /// The data mode was left open: the one that measurements favour for this backend, taken into `mode` when the
-    /// device is made if the kernel has it.
+    /// Set if the data mode was left open: the mode that measurements favour for this backend, moved to `mode` when the
+    /// device is created, if the kernel supports it.
     #[serde(default)]
     pub auto: Option<DataMode>,
-    /// What becomes of it when its server dies.
+    /// What happens when its server dies.
     #[serde(default)]
     pub recovery: Recovery,
     /// The I/O scheduler of its block device.
     #[serde(default)]
     pub scheduler: Scheduler,
-    /// Its name: that of a link to its node.
+    /// Its name, which is that of a link to its node.
     #[serde(default)]
     pub name: Option<String>,
-    /// Its agent gives it a new server when its own dies.
+    /// Whether its agent replaces a dead server.
     #[serde(default)]
     pub supervise: bool,
-    /// It is made by a user without CAP_SYS_ADMIN, and is theirs (UBLK_F_UNPRIVILEGED_DEV, Linux 6.3).
+    /// Created by a user without CAP_SYS_ADMIN, who owns it (UBLK_F_UNPRIVILEGED_DEV, Linux 6.3).
     #[serde(default)]
     pub unprivileged: bool,
-    /// It is made even on a kernel that is known for a crash in ADD_DEV.
+    /// Create it even on a kernel that is known to crash in ADD_DEV.
     #[serde(default)]
     pub trust_kernel: bool,
-    /// How each queue is served: the server's own affair.
+    /// How each queue is served; concerns only the server.
     #[serde(default)]
     pub serving: Serving,
 }
 
-/// The I/O scheduler of a device that is made.
+/// The I/O scheduler of a new device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scheduler {
-    /// None: requests come as they were made.
+    /// None: requests keep their order.
     #[default]
     None,
-    /// What the kernel chose.
+    /// The kernel's choice.
     Kernel,
 }
 
 /// How the queues of a device are served.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Serving {
-    /// What any device's queues may be told.
+    /// The options of any device's queues.
     #[serde(flatten)]
     pub options: ServeOptions,
-    /// The file of memory that the device's clients share with it; absolute.
+    /// Absolute path of the memory file that the device's clients share with it.
     #[serde(default)]
     pub shm: Option<PathBuf>,
-    /// The server's memory is locked.
+    /// Whether the server's memory is locked.
     #[serde(default)]
     pub lock_memory: bool,
 }
 
-/// What was registered with a device, and of which file.
+/// Memory that was registered with a device, and its file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registered {
     /// The file's device (`st_dev`).
     pub device: u64,
-    /// Its number there (`st_ino`).
+    /// The file's inode number (`st_ino`).
     pub inode: u64,
-    /// What the driver knows of it.
+    /// The ranges registered with the driver.
     pub buffers: Vec<SharedBuffer>,
 }
 
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
     use ublk_queue::Polling;
 
-    /// Records of earlier builds are read, and name what they do not have.
+    /// Records of earlier builds can be read: missing options get their defaults.
     #[test]
     fn options_are_read_as_they_were_written() {
         let old: Serving = serde_json::from_str(r#"{"threads":2,"poll":"fixed:10"}"#).unwrap();

@@ -22,7 +22,7 @@ fn backends_are_what_was_asked_for() {
     }
 }
 
-/// Only what was left open is chosen, and never a mode in which a reader would see what is not the device's.
+/// Only an open mode is chosen, and never one in which a reader could see data from outside the device.
 #[test]
 fn the_data_mode_is_chosen_by_backend() {
     let dir = tempfile::tempdir().unwrap();
@@ -70,7 +70,7 @@ fn file(path: &Path) -> AddSpec {
     spec
 }
 
-/// What is left to the file is written down, so that a file that has grown makes the same device.
+/// What was left to the file is recorded, so that a file that has grown yields the same device.
 #[test]
 fn a_file_device_keeps_its_size() {
     let directory = tempfile::tempdir().unwrap();
@@ -104,7 +104,7 @@ fn a_file_device_keeps_its_size() {
     assert_eq!(failure.errno, Some(ublk_core::Errno::ELOOP));
 }
 
-/// L13 No machine has so much address space: not the caller's arithmetic but the machine's limit.
+/// L13 Insufficient address space is reported as the machine's limit, not as a usage error.
 #[test]
 fn l13_too_little_address_space_is_a_failure() {
     let failure = limits_of(&spec(BackendSpec::Mem { size: 1 << 62 }, 512)).unwrap_err();
@@ -112,7 +112,7 @@ fn l13_too_little_address_space_is_a_failure() {
     assert!(failure.text.contains("smaller size"), "{failure:?}");
 }
 
-/// Every mode for each backend: served, or refused as a usage error with its reason.
+/// Every mode for each backend: served, or refused as a usage error with the reason.
 #[test]
 fn modes_that_cannot_be_served_are_refused_with_the_reason() {
     let (null, mem) = (
@@ -147,7 +147,7 @@ fn modes_that_cannot_be_served_are_refused_with_the_reason() {
     }
 }
 
-/// L13 Sizes that no device can have are usage errors.
+/// L13 Impossible sizes are usage errors.
 #[test]
 fn l13_bad_sizes_are_usage_errors() {
     for size in [0, 100, 513, u64::MAX] {

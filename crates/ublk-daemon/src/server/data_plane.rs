@@ -19,23 +19,23 @@ use ublk_nbd::Nbd;
 pub use ublk_queue::Polling;
 use ublk_queue::{Plan, Server, State};
 
-/// How long the thread of a failed queue waits with its ring for the end of the process.
+/// How long the thread of a failed queue keeps its ring and waits for the end of the process.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// The real data plane.
 #[derive(Debug, Default)]
 pub struct Real {
     opened: Option<(Opened, Limits, Serving)>,
-    /// The server before has lock and claim of the file to itself, until it has gone.
+    /// The previous server holds lock and claim of the file until it exits.
     claim_later: bool,
     /// The memory that the device's clients share, open.
     shm: Option<std::fs::File>,
-    /// The process is this engine's alone: what it does not need for serving it gives up.
+    /// Whether the process only runs this engine, and may drop everything that serving does not need.
     confined: bool,
 }
 
 impl Real {
-    /// For a process that does nothing but serve: see [`sandbox`].
+    /// For a process that only serves: see [`sandbox`].
     #[must_use]
     pub fn confined() -> Self {
         Self {
@@ -156,7 +156,7 @@ struct Served {
     file: Option<Arc<File>>,
     nbd: Option<Arc<Nbd>>,
     failures: Option<Failures>,
-    /// Bytes shared with clients.
+    /// Size of the memory shared with clients, in bytes.
     shared: u64,
 }
 

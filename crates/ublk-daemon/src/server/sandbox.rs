@@ -1,19 +1,19 @@
 //! Drops what a server does not need before it serves: capabilities, new privileges, system calls.
 //!
-//! A server parses the contents of a kernel queue and of other people's files. An attacker who exploits a bug there must
-//! find a process that can serve and do nothing else. The server therefore opens its backend, its memory and its device first
-//! (the agent passes the log, open), and then
+//! A server parses the contents of a kernel queue and of other users' files. An attacker who exploits a bug there must
+//! gain only a process that can serve and do nothing else. The server therefore first opens its backend, memory and
+//! device (the agent passes the open log), and then
 //!
 //! 1. [`drop_capabilities`] empties every set but for CAP_SYS_ADMIN while the process has one thread, so that later
 //!    threads, and what rings do on their own, have none either;
 //! 2. each queue's thread gives up that one when its queue is armed ([`Plan::gives_up_admin`](ublk_queue::Plan)): the
 //!    driver has the kernel look for partitions only where every queue was armed with it;
-//! 3. [`filter_calls`] does the same for the calling thread, and limits all threads at once (SECCOMP_FILTER_FLAG_TSYNC) to
-//!    the calls listed here. Any other call fails with EPERM: that may fail a request or lose a message, it never ends a
-//!    device.
+//! 3. [`filter_calls`] does the same for the calling thread, and limits all threads at once (SECCOMP_FILTER_FLAG_TSYNC)
+//!    to the calls listed here. Any other call fails with EPERM: that may fail a request or lose a message, it never
+//!    ends a device.
 //!
-//! The operations of a ring are no system calls and pass by the filter; without capabilities they reach what the user of
-//! the process may reach. Both steps go as far as the process may: a user has no capabilities to lose.
+//! The operations of a ring are no system calls and pass by the filter; without capabilities they reach what the user
+//! of the process may reach. Both steps go as far as the process may: a user has no capabilities to lose.
 #![forbid(unsafe_code)]
 
 use crate::sys::surroundings;
@@ -24,14 +24,14 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 
-/// The environment variable that has the filter log what it would refuse (`log`), or leaves it out (`off`): to find out
-/// whether it is in the way.
+/// The environment variable that makes the filter log what it would refuse (`log`), or disables it (`off`), to find out
+/// whether the filter causes a problem.
 pub const VARIABLE: &str = "UBLKCTL_SECCOMP";
 
-/// Gives up the capabilities of the calling thread, which must be the only one. What they are good for later is settled
-/// first: memory may be locked without limit, and this thread's mark of memory reclaim passes to the threads it makes.
+/// Drops the capabilities of the calling thread, which must be the only one. First does what later needs them: lifts
+/// the limit on locked memory, and marks this thread for memory reclaim, a mark that new threads inherit.
 ///
-/// CAP_SYS_ADMIN stays until the queues are armed, and CAP_IPC_LOCK for good where the limit of locked memory cannot be
+/// CAP_SYS_ADMIN stays until the queues are armed, and CAP_IPC_LOCK for good if the limit on locked memory cannot be
 /// raised.
 pub fn drop_capabilities() {
     ublk_queue::thread::set_io_flusher();
@@ -42,7 +42,7 @@ pub fn drop_capabilities() {
             "the server keeps CAP_IPC_LOCK: the limit of locked memory cannot be raised"
         );
     }
-    // The bounding set needs CAP_SETPCAP, and the effective set is part of the permitted one: this order.
+    // In this order: the bounding set needs CAP_SETPCAP, and the effective set is part of the permitted one.
     for (set, given_up) in [
         (CapSet::Ambient, caps::clear(None, CapSet::Ambient)),
         (CapSet::Bounding, caps::clear(None, CapSet::Bounding)),
@@ -59,7 +59,7 @@ pub fn drop_capabilities() {
     }
 }
 
-/// Of the capabilities held those that arming and serving take.
+/// The held capabilities that arming and serving need.
 fn kept(held: &CapsHashSet, for_locked_memory: bool) -> CapsHashSet {
     [
         (true, Capability::CAP_SYS_ADMIN),
@@ -70,8 +70,8 @@ fn kept(held: &CapsHashSet, for_locked_memory: bool) -> CapsHashSet {
     .collect()
 }
 
-/// Gives up what arming took, and refuses every call but those of a server that serves, to all threads of this process,
-/// for good. A server on a kernel or an architecture that cannot filter serves without, and says so.
+/// Drops what arming needed, and permanently restricts all threads of this process to the system calls of a serving
+/// server. A server on a kernel or an architecture that cannot filter serves without, and says so.
 pub fn filter_calls(connects: bool) {
     if !ublk_queue::thread::give_up_admin() {
         tracing::warn!("the server cannot drop CAP_SYS_ADMIN");
@@ -93,8 +93,8 @@ pub fn filter_calls(connects: bool) {
     }
 }
 
-/// Two filters, both of which a call has to pass. The first sends clone3, whose flags are in memory where no filter
-/// sees them, back to clone, as C libraries expect it of old kernels.
+/// Two filters, both of which a call must pass. The first makes clone3, whose flags are in memory that no filter can
+/// read, fail such that C libraries fall back to clone, as on an old kernel.
 fn programs(action: SeccompAction, connects: bool) -> Result<[BpfProgram; 2], BackendError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let absent = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
@@ -104,8 +104,8 @@ fn programs(action: SeccompAction, connects: bool) -> Result<[BpfProgram; 2], Ba
     Ok([without.try_into()?, listed.try_into()?])
 }
 
-/// The calls, and of some the arguments. The kernel looks only once at those without: for them it keeps a bitmap
-/// (Linux 5.11), so that their place in the filter costs nothing.
+/// The permitted calls, some with conditions on arguments. For calls without conditions the kernel keeps a bitmap
+/// (Linux 5.11), so that their position in the filter costs nothing.
 fn rules(connects: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     use SeccompCmpArgLen::{Dword, Qword};
     use SeccompCmpOp::{Eq, MaskedEq};
@@ -123,31 +123,31 @@ fn rules(connects: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError
     if connects {
         rules.extend(CONNECTING.iter().map(|call| (*call, Vec::new())));
     }
-    // Files are opened to be read: /proc by a late thread, the program by a backtrace.
+    // Files may only be opened for reading: /proc by a late thread, the program by a backtrace.
     let writes = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC).unsigned_abs();
     let read_only = |arg| one(arg, Dword, MaskedEq(writes.into()), 0);
     rules.insert(libc::SYS_openat, vec![read_only(2)?]);
     #[cfg(target_arch = "x86_64")]
     rules.insert(libc::SYS_open, vec![read_only(1)?]);
-    // No memory becomes code.
+    // No memory may become executable.
     let code = u64::from(libc::PROT_EXEC.unsigned_abs());
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![one(2, Dword, MaskedEq(code), 0)?]);
     }
-    // Threads are made, not processes, and only this one ends itself.
+    // Threads may be created but not processes, and signals go to this process only.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     let thread = one(0, Qword, MaskedEq(thread), thread)?;
     rules.insert(libc::SYS_clone, vec![thread]);
     let own = one(0, Dword, Eq, std::process::id().into())?;
     rules.insert(libc::SYS_tgkill, vec![own]);
-    // Limits are asked for, not set.
+    // Limits may be read but not set.
     rules.insert(libc::SYS_prlimit64, vec![one(2, Qword, Eq, 0)?]);
     rules.insert(libc::SYS_prctl, any(0, &PRCTLS)?);
     rules.insert(libc::SYS_ioctl, any(1, &IOCTLS)?);
     Ok(rules)
 }
 
-/// PR_SET_NAME, PR_GET_NAME; PR_SET_IO_FLUSHER, PR_GET_IO_FLUSHER; PR_SET_VMA, by which glibc names what malloc maps
+/// PR_SET_NAME, PR_GET_NAME; PR_SET_IO_FLUSHER, PR_GET_IO_FLUSHER; PR_SET_VMA, by which glibc names malloc's mappings
 /// (linux/prctl.h).
 const PRCTLS: [u64; 5] = [15, 16, 57, 58, 0x5356_4d41];
 
@@ -176,7 +176,7 @@ const CONNECTING: &[i64] = &[
 ];
 
 const CALLS: &[i64] = &[
-    // The rings.
+    // Rings.
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     // Backends, and the data of user copy.
@@ -205,7 +205,7 @@ const CALLS: &[i64] = &[
     libc::SYS_madvise,
     libc::SYS_mincore,
     libc::SYS_membarrier,
-    // Threads and their end. What becomes of clone3 is the first filter's.
+    // Threads and their exit. The first filter handles clone3.
     libc::SYS_clone3,
     libc::SYS_set_robust_list,
     libc::SYS_get_robust_list,
@@ -226,14 +226,14 @@ const CALLS: &[i64] = &[
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
     libc::SYS_restart_syscall,
-    // Time and chance.
+    // Time and random numbers.
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
     libc::SYS_clock_nanosleep,
     libc::SYS_nanosleep,
     libc::SYS_gettimeofday,
     libc::SYS_getrandom,
-    // The link, another agent that comes, the log, and waiting for all of them.
+    // The link, a new agent, the log, and waiting for all of them.
     libc::SYS_accept4,
     libc::SYS_getsockopt,
     libc::SYS_ppoll,
@@ -249,13 +249,13 @@ const CALLS: &[i64] = &[
     libc::SYS_dup3,
     libc::SYS_close,
     libc::SYS_eventfd2,
-    // What is read in /proc and by a backtrace.
+    // Reads in /proc, and by a backtrace.
     libc::SYS_readlinkat,
     libc::SYS_getdents64,
     libc::SYS_getcwd,
     libc::SYS_uname,
     libc::SYS_sysinfo,
-    // The older words that C libraries use on this architecture.
+    // Older calls that C libraries use on this architecture.
     #[cfg(target_arch = "x86_64")]
     libc::SYS_arch_prctl,
     #[cfg(target_arch = "x86_64")]
@@ -268,10 +268,10 @@ const CALLS: &[i64] = &[
     libc::SYS_readlink,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_stat,
-    // How musl ends a process by a signal.
+    // How musl raises a fatal signal.
     #[cfg(target_env = "musl")]
     libc::SYS_tkill,
-    // How a test kills a role at a named place.
+    // How a test kills a role at a kill point.
     #[cfg(feature = "kill-points")]
     libc::SYS_pidfd_open,
     #[cfg(feature = "kill-points")]
@@ -284,8 +284,8 @@ const CALLS: &[i64] = &[
 mod tests {
     use super::*;
 
-    /// Everything listed compiles to filters that the kernel takes (BPF_MAXINSNS), and no call by which a process gets
-    /// more than it has is in them.
+    /// The list compiles to filters that the kernel accepts (BPF_MAXINSNS), and contains no call by which a process
+    /// gains privileges.
     #[test]
     fn the_list_makes_filters_without_a_way_out() {
         let [without, listed] = programs(SeccompAction::Errno(1), false).unwrap();
@@ -315,7 +315,7 @@ mod tests {
         }
     }
 
-    /// What a server cannot serve without is kept if it was there, and nothing else.
+    /// Only capabilities that serving needs are kept, and only if they were held.
     #[test]
     fn only_what_serving_takes_is_kept() {
         use Capability::{CAP_DAC_OVERRIDE, CAP_IPC_LOCK, CAP_SYS_ADMIN};
