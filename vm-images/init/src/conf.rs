@@ -1,12 +1,12 @@
-//! What the host wants done: the file `/guest.conf`, one `key value` per line.
+//! Parses the host's instructions: the file `/guest.conf`, one `key value` per line.
 //!
 //! | key | value |
 //! |---|---|
 //! | `module` | path of a module file, then its parameters; loaded in this order |
-//! | `set` | a path and a value that is written to it; a path that is not there is skipped |
+//! | `set` | a path and a value to write to it; a missing path is skipped |
 //! | `env` | `NAME=VALUE` for the program |
 //! | `exec` | one argument of the program, in order; the first one is its path |
-//! | `nonce` | the word that marks the verdict as ours and of this run |
+//! | `nonce` | a word that identifies the verdict of this run |
 //! | `console` | `yes`: the program gets the console, not the result channel |
 //! | `watchdog` | seconds after which blocked tasks are dumped on the console |
 
@@ -25,17 +25,17 @@ pub struct Conf {
     pub exec: Vec<String>,
     /// Marks the verdict line.
     pub nonce: String,
-    /// The program talks to the console.
+    /// Whether the program gets the console.
     pub console: bool,
     /// Seconds until blocked tasks are dumped.
     pub watchdog: Option<u64>,
 }
 
 impl Conf {
-    /// Reads the text of the file.
+    /// Parses the text of the file.
     ///
     /// # Errors
-    /// An unknown key, a value that is missing or malformed, no program, no nonce.
+    /// An unknown key, a missing or malformed value, no program, no nonce.
     pub fn parse(text: &str) -> Result<Self> {
         let mut conf = Self::default();
         for line in text.lines().filter(|line| !line.is_empty()) {

@@ -1,8 +1,7 @@
-//! Process one of the guest: mounts, loads modules, runs one program, tells the verdict, powers
-//! off.
+//! Process one of the guest: mounts file systems, loads modules, runs one program, reports the verdict, powers off.
 //!
-//! The program's output goes to the result channel (the second serial port), apart from the
-//! console where the kernel writes. The verdict is one line of its own on the channel:
+//! The program's output goes to the result channel (the second serial port), separate from the console, to which the
+//! kernel writes. The verdict is one line on the channel:
 //!
 //! ```text
 //! @verdict NONCE exit STATUS | signal NUMBER | error TEXT
@@ -30,10 +29,10 @@ const CONSOLE: &str = "/dev/console";
 const CONF: &str = "/guest.conf";
 const SYSTEMD: &str = "/usr/lib/systemd/systemd";
 
-/// Which part of the guest's life this process is.
+/// The part that this process plays in the guest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// Process one, where there is no systemd: all of it.
+    /// Process one in an image without systemd: everything.
     Whole,
     /// Process one, before it becomes systemd.
     Before,
@@ -53,7 +52,7 @@ fn main() {
         }
     };
     if let Err(error) = life(part) {
-        // No channel to tell it on: the console is what is left, and no verdict is a failure.
+        // Without a channel only the console is left; a missing verdict counts as a failure.
         eprintln!("guest-init: {error:#}");
     }
     sys::sync();
@@ -82,7 +81,7 @@ fn life(part: Part) -> Result<()> {
             prepare(&conf)?;
         }
         if part == Part::Before {
-            // Comes back only when it fails.
+            // Returns only on failure.
             let error = Command::new(SYSTEMD).env_clear().exec();
             return Err(error).context(SYSTEMD);
         }
@@ -109,7 +108,7 @@ fn mounts() -> Result<()> {
         ("configfs", "/sys/kernel/config"),
     ] {
         if let Err(error) = fs::create_dir_all(target) {
-            // sysfs makes its own mount points; where the kernel lacks one, nobody needs it.
+            // sysfs creates its own mount points; if the kernel lacks one, it is not needed.
             if target.starts_with("/sys/") {
                 continue;
             }
@@ -136,7 +135,7 @@ fn mounts() -> Result<()> {
     Ok(())
 }
 
-/// What is done once: kernel settings, modules, the network.
+/// One-time preparation: kernel settings, modules, the network.
 fn prepare(conf: &Conf) -> Result<()> {
     for (path, value) in &conf.sets {
         if fs::metadata(path).is_ok() {
@@ -186,7 +185,7 @@ fn run(conf: &Conf, channel: &File) -> Result<Ended> {
     }
 }
 
-/// Host name and the loopback interface, which busybox knows how to bring up.
+/// Sets the host name and brings up the loopback interface, with busybox.
 fn network() -> Result<()> {
     fs::write("/proc/sys/kernel/hostname", "guest").context("host name")?;
     let status = Command::new("/usr/bin/busybox")
@@ -202,11 +201,11 @@ fn network() -> Result<()> {
     Ok(())
 }
 
-/// Shortly before the host gives up: where does everybody stand? The answer is on the console.
+/// Shortly before the host gives up, dumps the state of all tasks to the console.
 fn watchdog(after: Duration) {
     thread::sleep(after);
     for key in ["w", "l"] {
-        // Best effort: without sysrq the host still has the console so far.
+        // Best effort: without sysrq the host still has the console output so far.
         let _ = fs::write("/proc/sysrq-trigger", key);
     }
 }

@@ -1,7 +1,7 @@
-//! The system calls of process one that std has no words for.
+//! System calls of process one that std lacks.
 //!
-//! `unsafe` is re-opened here only: mount, finit_module, wait, terminal mode, sync and reboot are
-//! plain calls into libc, each wrapped in a safe function that owns every pointer it passes.
+//! `unsafe` is allowed only here: mount, finit_module, wait, terminal mode, sync and reboot are plain calls into libc,
+//! each wrapped in a safe function that owns every pointer it passes.
 #![expect(
     unsafe_code,
     reason = "process one needs calls that std does not offer"
@@ -17,9 +17,9 @@ use std::path::Path;
 /// How a reaped child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// It called exit with this status.
+    /// It exited with this status.
     Exit(i32),
-    /// This signal ended it.
+    /// This signal killed it.
     Signal(i32),
 }
 
@@ -37,7 +37,7 @@ fn check(result: libc::c_int) -> io::Result<()> {
 /// Mounts a file system of type `kind` (no device, no options) on `target`.
 ///
 /// # Errors
-/// What mount(2) says; EBUSY where the kernel has mounted it already.
+/// Errors of mount(2); EBUSY if the kernel has already mounted it.
 pub fn mount(kind: &str, target: &str) -> io::Result<()> {
     let kind = CString::new(kind).map_err(nul)?;
     let target = CString::new(target).map_err(nul)?;
@@ -55,10 +55,10 @@ pub fn mount(kind: &str, target: &str) -> io::Result<()> {
     check(result)
 }
 
-/// Loads the kernel module in `file` with `params`; a module that is there already is no error.
+/// Loads the kernel module in `file` with `params`; an already loaded module is not an error.
 ///
 /// # Errors
-/// What finit_module(2) says: ENOENT for a symbol nobody offers, EINVAL for a bad parameter.
+/// Errors of finit_module(2): ENOENT for an unknown symbol, EINVAL for a bad parameter.
 pub fn load_module(file: &Path, params: &str) -> io::Result<()> {
     let module = File::open(file)?;
     let params = CString::new(params).map_err(nul)?;
@@ -76,10 +76,10 @@ pub fn load_module(file: &Path, params: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for any child and says which one ended and how; `None` when there is no child left.
+/// Waits for any child and returns which one ended and how; `None` when there is no child left.
 ///
 /// # Errors
-/// What waitpid(2) says other than EINTR, which is waited through.
+/// Errors of waitpid(2) except EINTR, which is retried.
 pub fn reap_any() -> io::Result<Option<(u32, Ended)>> {
     loop {
         let mut status: libc::c_int = 0;
@@ -103,10 +103,10 @@ pub fn reap_any() -> io::Result<Option<(u32, Ended)>> {
     }
 }
 
-/// Switches a terminal to raw mode, so that bytes pass unchanged; not a terminal is no error.
+/// Switches a terminal to raw mode, so that bytes pass unchanged; does nothing for other files.
 ///
 /// # Errors
-/// What tcgetattr(3) and tcsetattr(3) say other than ENOTTY.
+/// Errors of tcgetattr(3) and tcsetattr(3) except ENOTTY.
 pub fn make_raw(terminal: &File) -> io::Result<()> {
     let mut settings = MaybeUninit::<libc::termios>::uninit();
     // SAFETY: the descriptor is open and `settings` is writable memory of termios' size.
@@ -125,10 +125,10 @@ pub fn make_raw(terminal: &File) -> io::Result<()> {
     check(unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &raw const settings) })
 }
 
-/// Waits until a terminal has sent what was written to it; not a terminal is no error.
+/// Waits until a terminal has sent all output; does nothing for other files.
 pub fn drain(terminal: &File) {
-    // SAFETY: the descriptor is open for the whole call. Its result is not needed: for anything
-    // but a terminal there is nothing to wait for.
+    // SAFETY: the descriptor is open for the whole call. The result is not needed: other files have nothing to wait
+    // for.
     let _ = unsafe { libc::tcdrain(terminal.as_raw_fd()) };
 }
 
@@ -138,10 +138,10 @@ pub fn sync() {
     unsafe { libc::sync() };
 }
 
-/// Switches the machine off; comes back only when the kernel refuses.
+/// Powers the machine off; returns only if the kernel refuses.
 ///
 /// # Errors
-/// What reboot(2) says: EPERM when this is not the machine's process one.
+/// Errors of reboot(2): EPERM if this is not the machine's process one.
 pub fn power_off() -> io::Result<()> {
     // SAFETY: RB_POWER_OFF takes no pointer.
     check(unsafe { libc::reboot(libc::RB_POWER_OFF) })

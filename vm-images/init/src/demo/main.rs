@@ -1,9 +1,9 @@
-//! The demonstration: one block device served from Rust, from its birth to its end.
+//! The demonstration: the complete life of a block device served from Rust.
 //!
-//! `ublk-demo UBLKCTL TREE WORK`: starts a memory device with the tool `UBLKCTL`, puts an ext4
-//! file system on it, copies `TREE` there through the mount point `WORK`, and compares checksums
-//! after a second mount. Runs as root, on a host with the ublk driver or in the guest. Every step
-//! says what it did; the first thing that is not as it should be ends it with status 1.
+//! `ublk-demo UBLKCTL TREE WORK`: starts a memory device with the tool `UBLKCTL`, puts an ext4 file system on it,
+//! copies `TREE` there through the mount point `WORK`, and compares checksums after a second mount. Runs as root, on a
+//! host with the ublk driver or in the guest. Every step prints what it did; the first failed check ends the program
+//! with status 1.
 
 mod tree;
 
@@ -199,7 +199,7 @@ impl Demo<'_> {
         Ok(())
     }
 
-    /// Leaves nothing behind, also after a failure half way.
+    /// Leaves nothing behind, even after a failure half-way.
     fn clean(&mut self) -> Result<()> {
         if self.mounted {
             self.unmount()?;
@@ -212,7 +212,7 @@ impl Demo<'_> {
     }
 }
 
-/// Runs a program to its end and gives what it printed; its failure tells the whole command.
+/// Runs a program to its end and returns its output; a failure shows the whole command.
 fn run(program: &str, arguments: &[&str]) -> Result<String> {
     let line = format!("{program} {}", arguments.join(" "));
     let Output {

@@ -1,4 +1,4 @@
-//! A file tree as a list of paths with the SHA-256 of what they hold.
+//! A file tree as a list of paths with the SHA-256 of their contents.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,11 +18,10 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Reads every regular file below `root`, from the disk rather than from the cache when the
-    /// file system has just been mounted.
+    /// Reads every regular file below `root`; right after mounting, from the disk and not from the page cache.
     ///
     /// # Errors
-    /// A directory or file that cannot be read.
+    /// A directory or file cannot be read.
     pub fn of(root: &Path) -> Result<Self> {
         let mut tree = Self {
             files: BTreeMap::new(),
@@ -62,7 +61,7 @@ impl Tree {
 /// Copies the regular files and directories below `from` to `to`, syncing each file.
 ///
 /// # Errors
-/// Whatever reading, writing or syncing says.
+/// Errors of reading, writing or syncing.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| show(to))?;
     for entry in fs::read_dir(from).with_context(|| show(from))? {
