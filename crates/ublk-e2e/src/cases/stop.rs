@@ -1,4 +1,4 @@
-//! Ways to stop and delete: nothing is lost, nobody waits for ever, and users in the way are named.
+//! Stop and delete in every way: no data is lost, nothing hangs, and the users that prevent a stop are named.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
