@@ -1,7 +1,6 @@
 //! Parses replies: simple or structured, in any order, in chunks of any size.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+mod pending;
 
 use crate::bytes::Reader;
 use crate::error::{ErrorCode, ProtocolError};
@@ -10,9 +9,7 @@ use crate::wire::{
     CHUNK_BLOCK_STATUS, CHUNK_ERROR, CHUNK_ERROR_OFFSET, CHUNK_NONE, CHUNK_OFFSET_DATA,
     CHUNK_OFFSET_HOLE, REPLY_DONE, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
 };
-
-/// Most disjoint pieces of one READ's data. Servers use few, and data that arrives in order counts as one piece.
-const MAX_PIECES: usize = 1024;
+use pending::{Pending, Table};
 
 /// Longest text accepted with an error, in bytes.
 const MAX_TEXT: usize = 4096;
@@ -67,43 +64,6 @@ pub enum Event {
     },
 }
 
-/// A request in flight.
-#[derive(Debug)]
-struct Pending {
-    command: Command,
-    offset: u64,
-    len: u32,
-    /// Disjoint ranges of a READ that have arrived, sorted.
-    have: Vec<(u32, u32)>,
-    error: Option<ErrorCode>,
-    /// A chunk has arrived, so a simple reply is no longer valid.
-    chunked: bool,
-}
-
-/// A cheap hash for cookies. The map holds only cookies that the caller chose, so a server cannot force collisions.
-#[derive(Debug, Default)]
-struct CookieHasher(u64);
-
-impl Hasher for CookieHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, cookie: u64) {
-        // 2^64 divided by the golden ratio spreads neighbours in the high bits. The rotation spreads them in the low
-        // bits too, because the map uses both.
-        self.0 = (self.0 ^ cookie)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(32);
-    }
-}
-
 /// Data that the caller is receiving.
 #[derive(Debug, Clone, Copy)]
 struct Payload {
@@ -117,14 +77,9 @@ struct Payload {
 #[derive(Debug)]
 pub struct Replies {
     structured: bool,
-    pending: HashMap<u64, Pending, BuildHasherDefault<CookieHasher>>,
+    pending: Table,
     payload: Option<Payload>,
-    /// Spare range lists. Memory reclaim may wait for a request, so serving one allocates no list.
-    spare: Vec<Vec<(u32, u32)>>,
 }
-
-/// Initial capacity of a range list.
-const RANGES: usize = 4;
 
 impl Replies {
     /// Longest header in bytes, including the fields before a chunk's data. A receive window of this size makes
@@ -132,37 +87,21 @@ impl Replies {
     pub const HEADER: usize = 32;
 
     /// A parser for a connection with or without structured replies. Up to `depth` requests in flight are tracked
-    /// without allocation, except for extents and for data in many pieces.
+    /// without allocation if their cookies differ modulo `depth`, rounded up to a power of two; except for extents and
+    /// for data in many pieces.
     #[must_use]
     pub fn new(structured: bool, depth: usize) -> Self {
         Self {
             structured,
-            // Twice the depth: a map that is at most half full rehashes in place, a fuller one grows.
-            pending: HashMap::with_capacity_and_hasher(2 * depth, BuildHasherDefault::default()),
+            pending: Table::new(depth),
             payload: None,
-            spare: (0..depth).map(|_| Vec::with_capacity(RANGES)).collect(),
         }
     }
 
     /// Registers a request before it is sent. Returns false, and registers nothing, if its cookie is in use. Disconnect
     /// has no reply and is not registered.
     pub fn expect(&mut self, request: &crate::Request) -> bool {
-        if request.command == Command::Disconnect {
-            return true;
-        }
-        if self.pending.contains_key(&request.cookie) {
-            return false;
-        }
-        let pending = Pending {
-            command: request.command,
-            offset: request.offset,
-            len: request.len,
-            have: self.spare.pop().unwrap_or_default(),
-            error: None,
-            chunked: false,
-        };
-        self.pending.insert(request.cookie, pending);
-        true
+        request.command == Command::Disconnect || self.pending.add(request)
     }
 
     /// Number of requests in flight.
@@ -244,7 +183,7 @@ impl Replies {
             pending.error = Some(ErrorCode(code));
         } else if pending.command == Command::Read && pending.len > 0 {
             let len = pending.len;
-            pending.have.push((0, len));
+            pending.take(pending.offset, len)?;
             return Ok((used, Some(self.data(cookie, 0, len, true))));
         }
         self.finish(cookie).map(|event| (used, Some(event)))
@@ -270,14 +209,14 @@ impl Replies {
                 let Some(offset) = reader.u64() else {
                     return Ok((0, None));
                 };
-                let at = pending.take(offset, len - 8, cookie)?;
+                let at = pending.take(offset, len - 8)?;
                 self.data(cookie, at, len - 8, last)
             }
             CHUNK_OFFSET_HOLE if pending.command == Command::Read && len == 12 => {
                 let (Some(offset), Some(size)) = (reader.u64(), reader.u32()) else {
                     return Ok((0, None));
                 };
-                let at = pending.take(offset, size, cookie)?;
+                let at = pending.take(offset, size)?;
                 let len = size;
                 return self.told(cookie, Event::Hole { cookie, at, len }, last, reader, given);
             }
@@ -349,13 +288,13 @@ impl Replies {
     fn of(&mut self, cookie: u64) -> Result<&mut Pending, ProtocolError> {
         let what = "there is no such request";
         let unknown = ProtocolError::BrokenReply { cookie, what };
-        self.pending.get_mut(&cookie).ok_or(unknown)
+        self.pending.get(cookie).ok_or(unknown)
     }
 
     fn finish(&mut self, cookie: u64) -> Result<Event, ProtocolError> {
         let what = "bytes of it are missing";
         let broken = ProtocolError::BrokenReply { cookie, what };
-        let Some(mut pending) = self.pending.remove(&cookie) else {
+        let Some(pending) = self.pending.get(cookie) else {
             return Err(broken);
         };
         let result = match pending.error {
@@ -363,48 +302,8 @@ impl Replies {
             None if pending.command == Command::Read && !pending.is_whole() => return Err(broken),
             None => Ok(()),
         };
-        if self.spare.len() < self.spare.capacity() {
-            pending.have.clear();
-            self.spare.push(pending.have);
-        }
+        self.pending.remove(cookie);
         Ok(Event::Answered { cookie, result })
-    }
-}
-
-impl Pending {
-    /// Records a piece of a READ and returns its offset in the range.
-    fn take(&mut self, offset: u64, len: u32, cookie: u64) -> Result<u32, ProtocolError> {
-        let broken = |what| Err(ProtocolError::BrokenReply { cookie, what });
-        let at = offset.checked_sub(self.offset).map(u32::try_from);
-        let end = |at: u32| at.checked_add(len).filter(|end| *end <= self.len);
-        let (at, end) = match at {
-            Some(Ok(at)) if len > 0 => match end(at) {
-                Some(end) => (at, end),
-                None => return broken("data beyond the request"),
-            },
-            _ => return broken("data before or beyond the request, or none"),
-        };
-        let next = self.have.partition_point(|(from, _)| *from < at);
-        let before = next.checked_sub(1).map(|n| self.have[n].1);
-        let after = self.have.get(next).map(|(from, _)| *from);
-        if before.is_some_and(|to| to > at) || after.is_some_and(|from| from < end) {
-            return broken("the same bytes twice");
-        }
-        match (before == Some(at), after == Some(end)) {
-            (true, true) => {
-                self.have[next - 1].1 = self.have[next].1;
-                self.have.remove(next);
-            }
-            (true, false) => self.have[next - 1].1 = end,
-            (false, true) => self.have[next].0 = at,
-            (false, false) if self.have.len() == MAX_PIECES => return broken("too many pieces"),
-            (false, false) => self.have.insert(next, (at, end)),
-        }
-        Ok(at)
-    }
-
-    fn is_whole(&self) -> bool {
-        self.len == 0 || self.have == [(0, self.len)]
     }
 }
 

@@ -1,3 +1,4 @@
+use super::pending::MAX_PIECES;
 use super::*;
 use crate::{CommandFlags, Request};
 
@@ -288,4 +289,33 @@ fn noise_is_no_answer() {
         };
         assert_eq!(of(0xee), of(0x11), "{bytes:?}");
     }
+}
+
+/// Cookies that share a slot are told apart, in flight at once and one after the other.
+#[test]
+fn cookies_of_one_slot_are_told_apart() {
+    let ok = |cookie: u64| {
+        let mut bytes = 0x6744_6698_u32.to_be_bytes().to_vec();
+        bytes.extend([0; 4]);
+        bytes.extend(cookie.to_be_bytes());
+        bytes
+    };
+    // Four slots.
+    let mut replies = Replies::new(false, 3);
+    let cookies = [1, 5, 9, 2, 1 << 40 | 1];
+    for cookie in cookies {
+        assert!(replies.expect(&request(Command::Flush, cookie, 0, 0)));
+        assert!(!replies.expect(&request(Command::Flush, cookie, 0, 0)));
+    }
+    assert_eq!(replies.in_flight(), cookies.len());
+    for (left, cookie) in [5, 1, 1 << 40 | 1, 9, 2].into_iter().enumerate() {
+        let (used, event) = replies.next(&ok(cookie)).unwrap();
+        let result = Ok(());
+        assert_eq!(used, 16);
+        assert_eq!(event, Some(Event::Answered { cookie, result }));
+        assert_eq!(replies.in_flight(), cookies.len() - left - 1);
+        // Answered once.
+        assert!(replies.next(&ok(cookie)).is_err());
+    }
+    assert!(replies.next(&ok(13)).is_err());
 }
