@@ -147,9 +147,14 @@ impl Connection {
     }
 
     /// Parses received bytes and answers requests. An error ends the connection.
-    pub(crate) fn read(&mut self, outgoing: &mut Outgoing, bytes: usize) -> Result<(), String> {
+    pub(crate) fn read(
+        &mut self,
+        outgoing: &mut Outgoing,
+        bytes: usize,
+        flags: u32,
+    ) -> Result<(), String> {
         let broken = |e: nbd_client::ProtocolError| e.to_string();
-        let direct = self.socket.received(bytes);
+        let direct = self.socket.received(bytes, flags);
         if direct > 0 {
             self.payload.1 += direct;
             let event = self

@@ -294,12 +294,12 @@ impl NbdHandler {
     }
 
     /// Processes received bytes; zero bytes end the connection.
-    fn read(&mut self, bytes: usize) {
+    fn read(&mut self, bytes: usize, flags: u32) {
         let Link::Up(up) = &mut self.link else {
             return;
         };
         let before = self.outgoing.answers();
-        let read = up.read(&mut self.outgoing, bytes);
+        let read = up.read(&mut self.outgoing, bytes, flags);
         if self.outgoing.answers() > before {
             self.unanswered = None;
             self.given_up = 0;
@@ -433,7 +433,7 @@ impl Handler for NbdHandler {
         full
     }
 
-    unsafe fn operation_completed(&mut self, operation: Operation, res: i32, _flags: u32) {
+    unsafe fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
         if operation != self.operation(operation.place) {
             return;
         }
@@ -447,7 +447,7 @@ impl Handler for NbdHandler {
             }
             CANCEL => self.cancelling = false,
             SEND => self.send_completed(res),
-            _ => self.receive_completed(res),
+            _ => self.receive_completed(res, flags),
         }
     }
 
@@ -513,15 +513,15 @@ impl NbdHandler {
         }
     }
 
-    fn receive_completed(&mut self, res: i32) {
+    fn receive_completed(&mut self, res: i32, flags: u32) {
         let bytes = usize::try_from(res).unwrap_or(0);
         match &mut self.link {
             Link::Closing { socket, .. } => {
-                socket.received(bytes);
+                socket.received(bytes, flags);
                 self.closed();
             }
             Link::Up(up) if bytes == 0 => {
-                up.socket.received(0);
+                up.socket.received(0, flags);
                 let end = match res {
                     0 => io::ErrorKind::UnexpectedEof.into(),
                     error => error_of(error),
@@ -531,7 +531,7 @@ impl NbdHandler {
                     _ => self.lost(&end.to_string()),
                 }
             }
-            Link::Up(_) => self.read(bytes),
+            Link::Up(_) => self.read(bytes, flags),
             Link::Down { .. } => {}
         }
     }

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use nbd_client::Request;
 use ublk_queue::MemRef;
 use uring_lite::Sqe64;
-use uring_lite::op::{Fd, Timespec};
+use uring_lite::op::{CQE_F_SOCK_NONEMPTY, Fd, Timespec};
 
 /// Most requests in one send. Each has a header, a WRITE also data, and the kernel accepts 1024 iovecs.
 pub(crate) const BATCH: usize = 256;
@@ -49,12 +49,18 @@ struct Send {
     /// Bytes of WRITE data.
     bytes: usize,
     pieces: Vec<libc::iovec>,
+    /// The last piece consists of headers.
+    ends_in_header: bool,
     /// Index of the first iovec that is not completely sent.
     first: usize,
     message: libc::msghdr,
 }
 
 struct Recv {
+    /// The socket is likely empty: everything that it had was received.
+    drained: bool,
+    /// Bytes asked for by the receive in flight.
+    asked: usize,
     staging: Box<[u8]>,
     /// Received bytes at the start of the buffer that are not consumed yet.
     held: usize,
@@ -94,10 +100,13 @@ impl Socket {
             count: 0,
             bytes: 0,
             pieces: Vec::with_capacity(2 * BATCH),
+            ends_in_header: false,
             first: 0,
             message: message(),
         };
         let recv = Recv {
+            drained: true,
+            asked: 0,
             staging: vec![0; STAGING].into_boxed_slice(),
             held: 0,
             direct: 0,
@@ -173,6 +182,7 @@ impl Socket {
         self.parts.send.bytes = 0;
         self.parts.send.first = 0;
         self.parts.send.pieces.clear();
+        self.parts.send.ends_in_header = false;
     }
 
     /// Whether one more request fits.
@@ -194,14 +204,20 @@ impl Socket {
             "no room, or the kernel reads it"
         );
         let send = &mut *self.parts.send;
-        let header = &mut send.headers[send.count];
-        *header = request.header();
+        send.headers[send.count] = request.header();
+        let header = (&raw mut send.headers).cast::<u8>();
+        let header = header.wrapping_add(send.count * Request::LEN);
         send.count += 1;
         send.bytes += data.len();
-        send.pieces.push(libc::iovec {
-            iov_base: header.as_mut_ptr().cast(),
-            iov_len: header.len(),
-        });
+        match send.pieces.last_mut() {
+            // Headers follow each other in memory: those without data between them are one piece.
+            Some(last) if send.ends_in_header => last.iov_len += Request::LEN,
+            _ => send.pieces.push(libc::iovec {
+                iov_base: header.cast(),
+                iov_len: Request::LEN,
+            }),
+        }
+        send.ends_in_header = data.is_empty();
         if !data.is_empty() {
             send.pieces.push(libc::iovec {
                 iov_base: data.ptr().as_ptr().cast(),
@@ -215,9 +231,14 @@ impl Socket {
         let fd = self.fd();
         let send = &mut *self.parts.send;
         let rest = &mut send.pieces[send.first..];
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).cast_unsigned();
+        if let [piece] = rest {
+            let len = u32::try_from(piece.iov_len).unwrap_or(u32::MAX);
+            // SAFETY: as below. Without a message the kernel has less to copy.
+            return unsafe { uring_lite::op::send(fd, piece.iov_base.cast(), len, flags) };
+        }
         send.message.msg_iov = rest.as_mut_ptr();
         send.message.msg_iovlen = rest.len();
-        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).cast_unsigned();
         // SAFETY: message and pieces are in a box of ours and stay as they are while `sending` is set; the descriptor is
         // closed after that, or never.
         unsafe { uring_lite::op::sendmsg(fd, &raw const send.message, flags) }
@@ -262,32 +283,37 @@ impl Socket {
         let room = recv.staging.len() - recv.held;
         let window = window.min(room);
         let staging = recv.staging[recv.held..].as_mut_ptr();
+        recv.asked = direct.len() + window;
         let nosignal = libc::MSG_NOSIGNAL.cast_unsigned();
         let length = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-        if direct.is_empty() {
+        let sqe = if direct.is_empty() {
             // SAFETY: the staging buffer is ours and untouched while `receiving` is set.
-            return unsafe { uring_lite::op::recv(fd, staging, length(window), nosignal) };
-        }
-        if window == 0 {
+            unsafe { uring_lite::op::recv(fd, staging, length(window), nosignal) }
+        } else if window == 0 {
             let flags = nosignal | libc::MSG_WAITALL.cast_unsigned();
             let (to, len) = (direct.ptr().as_ptr(), length(direct.len()));
             // SAFETY: the caller's contract.
-            return unsafe { uring_lite::op::recv(fd, to, len, flags) };
+            unsafe { uring_lite::op::recv(fd, to, len, flags) }
+        } else {
+            recv.pieces = [
+                libc::iovec {
+                    iov_base: direct.ptr().as_ptr().cast(),
+                    iov_len: direct.len(),
+                },
+                libc::iovec {
+                    iov_base: staging.cast(),
+                    iov_len: window,
+                },
+            ];
+            recv.message.msg_iov = recv.pieces.as_mut_ptr();
+            recv.message.msg_iovlen = recv.pieces.len();
+            // SAFETY: as above; message and pieces are in a box of ours.
+            unsafe { uring_lite::op::recvmsg(fd, &raw mut recv.message, nosignal) }
+        };
+        match recv.drained {
+            true => uring_lite::op::poll_first(sqe),
+            false => sqe,
         }
-        recv.pieces = [
-            libc::iovec {
-                iov_base: direct.ptr().as_ptr().cast(),
-                iov_len: direct.len(),
-            },
-            libc::iovec {
-                iov_base: staging.cast(),
-                iov_len: window,
-            },
-        ];
-        recv.message.msg_iov = recv.pieces.as_mut_ptr();
-        recv.message.msg_iovlen = recv.pieces.len();
-        // SAFETY: as above; message and pieces are in a box of ours.
-        unsafe { uring_lite::op::recvmsg(fd, &raw mut recv.message, nosignal) }
     }
 
     /// Notes that the operation from [`receive`](Self::receive) was pushed.
@@ -295,10 +321,11 @@ impl Socket {
         self.receiving = true;
     }
 
-    /// Processes its completion. Returns how many bytes went into the request's buffer.
-    pub(crate) fn received(&mut self, bytes: usize) -> usize {
+    /// Processes its completion, with its flags. Returns how many bytes went into the request's buffer.
+    pub(crate) fn received(&mut self, bytes: usize, flags: u32) -> usize {
         self.receiving = false;
         let recv = &mut *self.parts.recv;
+        recv.drained = bytes < recv.asked && flags & CQE_F_SOCK_NONEMPTY == 0;
         let direct = bytes.min(recv.direct);
         recv.held = (recv.held + bytes - direct).min(recv.staging.len());
         direct

@@ -28,8 +28,9 @@ pub use file::{
     close, close_registered, fallocate, fsync, read, read_fixed, readv, write, write_fixed, writev,
 };
 pub use net::{
-    MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, MSG_ZEROCOPY, accept, accept_multishot, connect, recv,
-    recvmsg, send, send_zc, send_zc_fixed, sendmsg, sendmsg_zc, shutdown, socket,
+    CQE_F_SOCK_NONEMPTY, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, MSG_ZEROCOPY, accept,
+    accept_multishot, connect, poll_first, recv, recvmsg, send, send_zc, send_zc_fixed, sendmsg,
+    sendmsg_zc, shutdown, socket,
 };
 pub use wait::{
     POLL_IN, POLL_OUT, Timespec, async_cancel, async_cancel_all, async_cancel_any,

@@ -82,6 +82,10 @@ fn attempt(one: &mut Pending) -> Option<i32> {
             // SAFETY: the entry names a message that is valid until the completion, which this makes.
             unsafe { libc::sendmsg(fd, sqe.addr as *const libc::msghdr, flags) }
         }
+        sys::IORING_OP_SEND => {
+            // SAFETY: as above.
+            unsafe { libc::send(fd, sqe.addr as *const libc::c_void, sqe.len as usize, flags) }
+        }
         sys::IORING_OP_RECVMSG => {
             // SAFETY: as above.
             unsafe { libc::recvmsg(fd, sqe.addr as *mut libc::msghdr, flags) }

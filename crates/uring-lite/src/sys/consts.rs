@@ -122,6 +122,8 @@ constants! {
     IORING_ASYNC_CANCEL_ANY: u32 = 1 << 2;
     /// The file is a registered one (6.0).
     IORING_ASYNC_CANCEL_FD_FIXED: u32 = 1 << 3;
+    /// Wait for the socket before the first attempt; in `ioprio` (5.19).
+    IORING_RECVSEND_POLL_FIRST: u16 = 1 << 0;
     /// The memory is the registered buffer `buf_index`; in `ioprio` (6.0).
     IORING_RECVSEND_FIXED_BUF: u16 = 1 << 2;
     /// Accept stays armed after its first CQE; in `ioprio` (5.19).
@@ -133,6 +135,8 @@ constants! {
     IORING_CQE_F_BUFFER: u32 = 1 << 0;
     /// The SQE will post more CQEs (5.13).
     IORING_CQE_F_MORE: u32 = 1 << 1;
+    /// The socket has more data after a receive (5.19).
+    IORING_CQE_F_SOCK_NONEMPTY: u32 = 1 << 2;
     /// The kernel no longer needs the memory of a zero-copy send (6.0).
     IORING_CQE_F_NOTIF: u32 = 1 << 3;
     /// The buffer of an incremental buffer ring is not used up (6.12).
