@@ -16,14 +16,14 @@ use crate::request::{OwnedRequest, Request};
 use crate::shared::LaneShared;
 
 mod around;
+mod client_memory;
 mod direct;
-mod shared;
 
 pub use around::{ClientShared, Zoned};
 pub use direct::{Direct, Mapped};
 
 pub use crate::backing::Backing;
-pub use shared::{DirectShared, InlineShared};
+pub use client_memory::{DirectShared, InlineShared};
 
 /// The lane that a handler belongs to. Only the engine makes it, and it does not change: handlers rely on it when they
 /// access a request's memory.
@@ -118,7 +118,7 @@ pub trait Handler {
 
     /// True for a handler that supports data in memory shared with clients; [`ClientShared`] adds that to any handler.
     /// Others pay nothing for it.
-    const SHARED: bool = false;
+    const CLIENT_MEMORY: bool = false;
 
     /// Whether requests stay with this handler until they are answered. Only handlers of this crate can declare it.
     #[doc(hidden)]

@@ -19,7 +19,7 @@ use crate::worker::{LaneHandle, Next, Worker, WorkerError};
 struct Collect(VecDeque<KeptRequest>);
 
 impl Handler for Collect {
-    const SHARED: bool = true;
+    const CLIENT_MEMORY: bool = true;
     const ZONES: bool = true;
 
     fn handle(&mut self, request: Request<'_>) {

@@ -381,7 +381,7 @@ impl Known {
     #[inline(always)]
     pub(crate) fn of<H: Handler>(plain: bool, get_data: bool, placed: bool) -> Self {
         Self {
-            ready: plain && !H::SHARED,
+            ready: plain && !H::CLIENT_MEMORY,
             any_source: get_data,
             placed,
             backed: H::BACKING.is_some(),

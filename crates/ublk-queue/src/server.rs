@@ -162,7 +162,7 @@ impl Server {
         H: Handler + 'static,
         F: Fn(QueueId) -> H + Send + Sync + 'static,
     {
-        if shares_memory(device.geometry()) && !H::SHARED {
+        if shares_memory(device.geometry()) && !H::CLIENT_MEMORY {
             return Self::arm_all(device, plan, move |qid| ClientShared(make(qid)));
         }
         Self::arm_all(device, plan, make)

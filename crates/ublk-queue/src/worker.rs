@@ -111,8 +111,8 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         let buffers = dealt.then(|| arena.deal(spec.depth));
         let wake: Arc<dyn Wake> = Arc::new(self.port.wake_handle());
         let device = std::mem::replace(&mut spec.device, Box::new(NoDevice));
-        let client = spec.shared.take();
-        if client.is_some() && (!H::SHARED || spec.data == DataMode::GetData) {
+        let client = spec.client_memory.take();
+        if client.is_some() && (!H::CLIENT_MEMORY || spec.data == DataMode::GetData) {
             return Err(Errno::EOPNOTSUPP);
         }
         let copied = matches!(spec.data, DataMode::Copy | DataMode::GetData);

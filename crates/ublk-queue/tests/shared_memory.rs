@@ -232,7 +232,7 @@ fn handlers_and_modes_that_cannot_share_memory_are_refused() {
     let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
     let handler = Inline::new(mem);
     let mut spec = LaneSpec::new(QueueId::ZERO, 4, bounds, sim.descriptors(0), handler);
-    spec.shared = sim.shared_memory().expect("mapped");
+    spec.client_memory = sim.shared_memory().expect("mapped");
     assert_eq!(worker.add_lane(spec).err(), Some(Errno::EOPNOTSUPP));
 }
 

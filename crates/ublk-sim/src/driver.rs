@@ -5,9 +5,9 @@ use ublk_queue::port::{Completion, IoCommand};
 use ublk_sys::{UBLK_U_IO_COMMIT_AND_FETCH_REQ, UBLK_U_IO_FETCH_REQ, UBLK_U_IO_NEED_GET_DATA};
 
 use crate::client::{Client, Sent};
+use crate::client_memory::ClientMemory;
 use crate::config::Config;
 use crate::rng::Rng;
-use crate::shared::ClientMemory;
 
 /// The driver's access to the server's memory. Implemented in the port, since it is unsafe.
 pub(crate) trait Memory {

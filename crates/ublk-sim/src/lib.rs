@@ -14,6 +14,7 @@
 //! ([`Sim::late_writes`]).
 
 mod client;
+mod client_memory;
 mod config;
 mod disk;
 mod driver;
@@ -23,7 +24,6 @@ mod operations;
 mod port;
 mod rng;
 mod serve;
-mod shared;
 mod zones;
 
 pub use config::{Config, End, Faults};

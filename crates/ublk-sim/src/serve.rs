@@ -38,7 +38,7 @@ impl Sim {
             spec.file_count = u16::from(config.file);
             spec.buf_base = number * config.depth;
             spec.device = Box::new(self.device());
-            spec.shared.clone_from(&memory);
+            spec.client_memory.clone_from(&memory);
             lanes.push(worker.add_lane(spec)?);
         }
         let result = worker.arm().and_then(|()| worker.run());

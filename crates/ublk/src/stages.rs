@@ -136,7 +136,7 @@ impl<B: Backend> Added<B> {
         if let Some(shared) = &self.options.shared {
             let table = SharedTable::new(&shared.buffers);
             let memory = SharedMemory::map(shared.file.as_fd(), table);
-            plan.shared = Some(memory.map_err(Error::SharedMemory)?);
+            plan.client_memory = Some(memory.map_err(Error::SharedMemory)?);
         }
         if self.options.pin && plan.hosts.is_none() {
             plan.affinity = self.affinity(deadline)?;

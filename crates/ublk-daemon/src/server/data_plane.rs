@@ -90,13 +90,13 @@ impl Engine for Real {
         plan.arm_deadline = within.saturating_sub(begun.elapsed());
         plan.options = serving.options;
         plan.linger = LINGER;
-        let mut shared = 0;
+        let mut shm_bytes = 0;
         if let (Some(path), Some(file), Some(registered)) =
             (&serving.shm, &self.shm, &assignment.shm)
         {
             let memory = shm::map(path, file, registered)?;
-            shared = memory.len();
-            plan.shared = Some(memory);
+            shm_bytes = memory.len();
+            plan.client_memory = Some(memory);
         }
         // Without it failures are counted only.
         let failures = Failures::new().ok();
@@ -137,7 +137,7 @@ impl Engine for Real {
             file,
             nbd,
             failures,
-            shared,
+            shm_bytes,
         }))
     }
 }
@@ -157,7 +157,7 @@ struct Served {
     nbd: Option<Arc<Nbd>>,
     failures: Option<Failures>,
     /// Size of the memory shared with clients, in bytes.
-    shared: u64,
+    shm_bytes: u64,
 }
 
 impl Served {
@@ -172,8 +172,8 @@ impl Served {
                 syncs: by_calls + counters.syncs,
             }
         });
-        let shm = (self.shared != 0).then_some(ShmReport {
-            bytes: self.shared,
+        let shm = (self.shm_bytes != 0).then_some(ShmReport {
+            bytes: self.shm_bytes,
             hits: counters.shared_hits,
             fallbacks: counters.shared_misses,
         });

@@ -19,7 +19,7 @@ macro_rules! around {
         impl<H: Handler> Handler for $name<H> {
             const OPERATIONS: bool = H::OPERATIONS;
             const FORWARDS: bool = H::FORWARDS;
-            const SHARED: bool = true;
+            const CLIENT_MEMORY: bool = true;
             const ZONES: bool = $zones;
             const CLOSED: Closed<Self> = Closed::as_inside(&H::CLOSED);
 

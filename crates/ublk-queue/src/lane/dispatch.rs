@@ -183,7 +183,7 @@ fn decode<H: Handler>(
         true => desc.decode(&bounds),
         false => desc.decode_unzoned(&bounds),
     };
-    if H::SHARED
+    if H::CLIENT_MEMORY
         && let Ok(io) = &io
     {
         shared.locate(tag, desc, io)?;

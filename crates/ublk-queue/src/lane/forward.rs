@@ -123,7 +123,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             && let Some((made_file, made_op, sqe)) = &mut forwarded.made
             && (*made_file, *made_op) == (file, io.op)
             && !io.flags.needs_registration()
-            && !(H::SHARED && io.flags.in_shared_memory())
+            && !(H::CLIENT_MEMORY && io.flags.in_shared_memory())
             && !(H::ZONES && self.zoned)
             // Data fits into a tag's buffer, that is 32 MiB at most.
             && let Ok(enough @ 1..) = i32::try_from(io.len)
@@ -253,7 +253,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
 
     /// The request's data, if it is in memory shared with the client.
     fn client_place(&self, tag: Tag, io: &Io) -> Option<MemRef<'_>> {
-        match H::SHARED && io.op.has_data() {
+        match H::CLIENT_MEMORY && io.op.has_data() {
             true => self.shared.path.client_place(tag, len_of(io)),
             false => None,
         }

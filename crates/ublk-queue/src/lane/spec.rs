@@ -44,8 +44,8 @@ pub struct LaneSpec<D, H> {
     pub share: Share,
     /// Allocates the buffers in huge pages if some are available.
     pub huge_pages: bool,
-    /// Memory shared with the device's clients; for handlers with [`Handler::SHARED`](crate::Handler::SHARED).
-    pub shared: Option<SharedMemory>,
+    /// Memory shared with the device's clients; for handlers with [`Handler::CLIENT_MEMORY`](crate::Handler::CLIENT_MEMORY).
+    pub client_memory: Option<SharedMemory>,
     /// Called for requests that are answered with an errno.
     pub on_failure: Option<OnFailure>,
 }
@@ -135,7 +135,7 @@ impl<D, H> LaneSpec<D, H> {
             device: Box::new(NoDevice),
             share: Share::WHOLE,
             huge_pages: false,
-            shared: None,
+            client_memory: None,
             on_failure: None,
         }
     }

@@ -153,7 +153,7 @@ impl Parts<'_> {
         if shares_memory(geometry) {
             // An empty map: a request in shared memory that this plan does not have is refused, not served from the
             // wrong place.
-            spec.shared = Some(self.plan.shared.clone().unwrap_or_default());
+            spec.client_memory = Some(self.plan.client_memory.clone().unwrap_or_default());
         }
         Ok(spec)
     }

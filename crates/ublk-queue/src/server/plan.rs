@@ -41,7 +41,7 @@ pub struct Plan {
     pub gives_up_admin: bool,
     /// Memory shared with the device's clients, as registered with the driver; for a device made with
     /// [`Features::SHMEM_ZC`](ublk_core::Features::SHMEM_ZC).
-    pub shared: Option<SharedMemory>,
+    pub client_memory: Option<SharedMemory>,
     /// Called for requests that are answered with an errno.
     pub on_failure: Option<OnFailure>,
     /// Deadline for arming.
@@ -66,7 +66,7 @@ impl Plan {
             files: Vec::new(),
             partitions: true,
             gives_up_admin: false,
-            shared: None,
+            client_memory: None,
             on_failure: None,
             arm_deadline: Duration::from_secs(10),
             linger: Duration::ZERO,

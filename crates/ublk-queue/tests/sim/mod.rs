@@ -134,7 +134,7 @@ fn run_all<P: Port, H: Handler>(
         spec.file_count = 1;
         spec.buf_base = qid * config.depth;
         spec.device = Box::new(sim.device());
-        spec.shared = sim.shared_memory().expect("mapped");
+        spec.client_memory = sim.shared_memory().expect("mapped");
         lanes.push(worker.add_lane(spec).expect("memory"));
     }
     let armed = worker.arm();

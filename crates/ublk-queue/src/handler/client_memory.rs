@@ -28,7 +28,7 @@ impl<B: Mapped> DirectShared<B> {
 }
 
 impl<B: Mapped> Handler for DirectShared<B> {
-    const SHARED: bool = true;
+    const CLIENT_MEMORY: bool = true;
     const BACKING: Backing<Self> = Backing::new(|handler| handler.direct.keeper());
 
     #[inline]
@@ -65,7 +65,7 @@ impl<B: Backend> InlineShared<B> {
 }
 
 impl<B: Backend> Handler for InlineShared<B> {
-    const SHARED: bool = true;
+    const CLIENT_MEMORY: bool = true;
 
     #[inline]
     fn handle(&mut self, mut request: Request<'_>) {
