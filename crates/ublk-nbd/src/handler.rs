@@ -108,10 +108,10 @@ impl NbdHandler {
         }
     }
 
-    fn operation(&self, place: u16) -> Operation {
-        let turn = self.turns.get(usize::from(place)).copied();
+    fn operation(&self, slot: u16) -> Operation {
+        let turn = self.turns.get(usize::from(slot)).copied();
         Operation {
-            place,
+            slot,
             turn: turn.unwrap_or(0),
         }
     }
@@ -434,13 +434,13 @@ impl Handler for NbdHandler {
     }
 
     unsafe fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
-        if operation != self.operation(operation.place) {
+        if operation != self.operation(operation.slot) {
             return;
         }
-        if let Some(turn) = self.turns.get_mut(usize::from(operation.place)) {
+        if let Some(turn) = self.turns.get_mut(usize::from(operation.slot)) {
             *turn = (*turn + 1) % 4096;
         }
-        match operation.place {
+        match operation.slot {
             TIMER => {
                 self.timer.fired();
                 self.second();

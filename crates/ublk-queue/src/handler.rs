@@ -178,14 +178,14 @@ pub trait Handler {
     #[doc(hidden)]
     const BACKING: Backing<Self> = Backing::NONE;
 
-    /// Get-data mode: where to put the data of a WRITE, asked before [`Handler::handle`] gets the request. `None` means
+    /// Get-data mode: the address of the data of a WRITE, asked before [`Handler::handle`] gets the request. `None` means
     /// the tag's buffer. The range must hold `io.len` bytes.
     ///
     /// # Safety
     /// Only the handler's lane may call this: it holds the handler's [`BACKING`](Handler::BACKING) until the driver is
     /// done.
     #[expect(unsafe_code, reason = "declared here, called by the lane")]
-    unsafe fn place(&mut self, io: &Io) -> Option<MemRef<'static>> {
+    unsafe fn data_address(&mut self, io: &Io) -> Option<MemRef<'static>> {
         let _ = io;
         None
     }

@@ -301,7 +301,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             Kind::Commit => self.elems_completed(port, false, number, completion.res),
             Kind::Operation => {
                 let operation = Operation {
-                    place: number,
+                    slot: number,
                     turn: word.turn,
                 };
                 self.operation_completed(operation, completion.res, completion.flags);
@@ -377,19 +377,19 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 
     fn arm(&mut self, port: &mut P, tag: Tag) {
-        let place = &mut self.tags[tag.index()];
-        let (next, action) = place.state.step(Input::Arm);
+        let slot = &mut self.tags[tag.index()];
+        let (next, action) = slot.state.step(Input::Arm);
         match action {
             Some(Action::GetData) => self.get_data(port, tag),
             Some(Action::Fetch) => {
-                place.state = next;
+                slot.state = next;
                 if self.batched {
                     return self.push_commit(port, tag, 0);
                 }
                 self.push_other(port, tag, UBLK_U_IO_FETCH_REQ);
             }
             Some(Action::Commit(answer)) => {
-                place.state = next;
+                slot.state = next;
                 self.push_commit(port, tag, answer.result());
             }
             _ => {}

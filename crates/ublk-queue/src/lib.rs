@@ -11,7 +11,7 @@
 //! | argument | safe because | otherwise |
 //! |---|---|---|
 //! | memory to copy to or from ([`Request::push_from`], [`port::UserCopyPort`]) | a [`MemRef`] is borrowed for the call | [`MemRef::new`] is unsafe |
-//! | memory that the driver uses after an answer ([`Request::complete_from`]) | it is a `MemRef<'static>`; the lane holds the owner of a [`Direct`] backend's memory | [`Handler::place`] is unsafe to call |
+//! | memory that the driver uses after an answer ([`Request::complete_from`]) | it is a `MemRef<'static>`; the lane holds the owner of a [`Direct`] backend's memory | [`Handler::data_address`] is unsafe to call |
 //! | a request's bytes | its only token lends slices and buffer, each for a borrow | |
 //! | buffers of operations ([`task::IoBuf`]) | the operation owns them until its last completion | the trait is unsafe |
 //! | a registered buffer ([`task::BufferLocation`]) | it names its ring; others refuse it | |

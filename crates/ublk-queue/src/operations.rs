@@ -12,7 +12,7 @@ use crate::user_data::UserData;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Operation {
     /// Slot in the pool.
-    pub place: u16,
+    pub slot: u16,
     /// Generation of the slot, modulo 4096: tells completions of earlier operations apart (L53).
     pub turn: u16,
 }
@@ -85,8 +85,8 @@ impl<P: Port> Operations<'_, P> {
     /// The `user_data` word of an operation, for a cancel request.
     #[must_use]
     pub fn word(&self, operation: Operation) -> u64 {
-        let Operation { place, turn } = operation;
-        UserData::operation(self.lane, self.generation, place, turn).pack()
+        let Operation { slot, turn } = operation;
+        UserData::operation(self.lane, self.generation, slot, turn).pack()
     }
 
     /// A file of [`Plan::files`](crate::Plan::files), by its index there.

@@ -19,28 +19,28 @@ struct AnswerSlot {
 pub(crate) struct RemoteAnswers {
     /// On a cache line of its own: answering threads write it, while the worker reads its neighbours for each request.
     head: CachePadded<AtomicU32>,
-    places: Box<[AnswerSlot]>,
+    slots: Box<[AnswerSlot]>,
 }
 
 impl RemoteAnswers {
     pub(crate) fn new(depth: u16) -> Self {
-        let place = |_| AnswerSlot {
+        let slot = |_| AnswerSlot {
             result: AtomicI32::new(0),
             next: AtomicU32::new(END),
         };
         Self {
             head: CachePadded::new(AtomicU32::new(END)),
-            places: (0..depth).map(place).collect(),
+            slots: (0..depth).map(slot).collect(),
         }
     }
 
     /// Records the answer for a tag. The caller owns the tag's request and gives it up with this call.
     pub(crate) fn push(&self, tag: Tag, answer: Answer) {
-        let place = &self.places[tag.index()];
-        place.result.store(answer.result(), Ordering::Relaxed);
+        let slot = &self.slots[tag.index()];
+        slot.result.store(answer.result(), Ordering::Relaxed);
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
-            place.next.store(head, Ordering::Relaxed);
+            slot.next.store(head, Ordering::Relaxed);
             // Release: pairs with the acquire swap in `drain`; the node, and the answering thread's writes to the
             // request's buffer, become visible first. There is no ABA: a tag is pushed again only after the worker took
             // the whole list.
@@ -66,13 +66,10 @@ impl RemoteAnswers {
     pub(crate) fn drain(&self, mut each: impl FnMut(Tag, Result<u32, Errno>)) {
         let mut at = self.head.swap(END, Ordering::Acquire);
         while let Some(tag) = u16::try_from(at).ok().and_then(|tag| Tag::new(tag).ok()) {
-            let place = &self.places[tag.index()];
+            let slot = &self.slots[tag.index()];
             // Read before the answer is passed on: after that the tag may be pushed again.
-            at = place.next.load(Ordering::Relaxed);
-            each(
-                tag,
-                Errno::from_result(place.result.load(Ordering::Relaxed)),
-            );
+            at = slot.next.load(Ordering::Relaxed);
+            each(tag, Errno::from_result(slot.result.load(Ordering::Relaxed)));
         }
     }
 }

@@ -269,7 +269,8 @@ macro_rules! accessors {
             self.any_source
         }
 
-        /// True for a WRITE whose data is where [`Handler::place`](crate::Handler::place) put it.
+        /// True for a WRITE whose data is at the address that [`Handler::data_address`](crate::Handler::data_address)
+        /// returned.
         #[inline]
         #[must_use]
         pub const fn was_placed(&self) -> bool {

@@ -4,7 +4,7 @@ use ublk_core::Tag;
 
 /// Tag, lane and generation in one `user_data` word. Shifts and masks of the word are only here.
 ///
-/// The generation tells completions of an earlier lane in the same place from those of the present one (L53).
+/// The generation tells completions of an earlier lane with the same index from those of the present one (L53).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UserData {
@@ -74,9 +74,9 @@ impl UserData {
 
     /// The word for one use of an operation's slot.
     #[must_use]
-    pub const fn operation(lane: u16, generation: u16, place: u16, turn: u16) -> Self {
+    pub const fn operation(lane: u16, generation: u16, slot: u16, turn: u16) -> Self {
         Self {
-            tag: place,
+            tag: slot,
             lane,
             generation,
             kind: Kind::Operation,
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(
             UserData::owner_of(word.pack()),
             0xffff_ffff_0000,
-            "neither place nor kind nor turn says whose it is"
+            "neither slot nor kind nor turn says whose it is"
         );
         assert_eq!(UserData::unpack(u64::MAX), None);
     }

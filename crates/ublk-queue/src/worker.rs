@@ -473,7 +473,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 let operation = UserData::unpack(word).filter(|it| it.kind == Kind::Operation);
                 let lane = self.lanes.iter_mut().find(|lane| lane.is_own(word));
                 if let (Some(UserData { tag, turn, .. }), Some(lane)) = (operation, lane) {
-                    let operation = Operation { place: tag, turn };
+                    let operation = Operation { slot: tag, turn };
                     let Completion { res, flags, .. } = completion;
                     let handler = |lane: &mut Lane<P, D, H>| {
                         lane.operation_completed(operation, res, flags);

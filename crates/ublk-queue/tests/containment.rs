@@ -25,7 +25,7 @@ fn panic_on_purpose() -> ! {
     std::panic::resume_unwind(Box::new("on purpose"))
 }
 
-/// Panics when asked for the place of every tenth WRITE.
+/// Panics when asked for the data address of every tenth WRITE.
 struct Placer(usize);
 
 impl Handler for Placer {
@@ -35,7 +35,7 @@ impl Handler for Placer {
     }
 
     #[expect(unsafe_code, reason = "declared so; gives no memory")]
-    unsafe fn place(&mut self, _: &Io) -> Option<MemRef<'static>> {
+    unsafe fn data_address(&mut self, _: &Io) -> Option<MemRef<'static>> {
         self.0 += 1;
         if self.0.is_multiple_of(10) {
             panic_on_purpose();
@@ -44,9 +44,9 @@ impl Handler for Placer {
     }
 }
 
-/// L25 A panic in `place` costs that WRITE only.
+/// L25 A panic in `data_address` costs that WRITE only.
 #[test]
-fn l25_a_panic_in_place_answers_eio() {
+fn l25_a_panic_in_data_address_answers_eio() {
     for seed in 0..10 {
         let config = Config {
             data: DataMode::GetData,
@@ -65,7 +65,7 @@ fn l25_a_panic_in_place_answers_eio() {
             run.assert_clean(1000);
             let panics = run.lanes[0].counters().panics;
             assert!(panics > 50, "{panics}");
-            // A get-data command that io_uring refused asks for the place once more.
+            // A get-data command that io_uring refused asks for the address once more.
             let failed = u64::try_from(run.report.failed).expect("few");
             assert!(failed == panics || (seed % 2 == 1 && failed > 50 && failed < panics));
         }
@@ -119,7 +119,7 @@ impl Handler for Panics {
             In::EveryTurn => panic_on_purpose(),
             In::Completion => {}
         }
-        let operation = Operation { place: 1, turn: 1 };
+        let operation = Operation { slot: 1, turn: 1 };
         // Entries that would link to commits, or end without a completion, are refused.
         for tie in [
             SqeFlags::LINK,

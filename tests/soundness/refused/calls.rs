@@ -64,7 +64,7 @@ pub fn port<H: Handler>(handler: &mut H, operation: Operation, io: &Io, file: &F
     let _ = RingPort::new(&RingNeeds::default(), &[file.as_fd()]); //~ E0133
     let _ = Sim::new(Config::new(0)).port(); //~ E0133
     handler.operation_completed(operation, 0, 0); //~ E0133
-    let _ = handler.place(io); //~ E0133
+    let _ = handler.data_address(io); //~ E0133
 }
 
 /// A device that differs from its geometry.

@@ -64,9 +64,9 @@ macro_rules! around {
             };
 
             #[expect(unsafe_code, reason = "the lane's call of the handler inside")]
-            unsafe fn place(&mut self, io: &Io) -> Option<MemRef<'static>> {
+            unsafe fn data_address(&mut self, io: &Io) -> Option<MemRef<'static>> {
                 // SAFETY: the caller's contract; the backing is that of the handler inside.
-                unsafe { self.0.place(io) }
+                unsafe { self.0.data_address(io) }
             }
         }
 

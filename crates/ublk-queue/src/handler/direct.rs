@@ -69,7 +69,7 @@ impl<B: Mapped> Handler for Direct<B> {
         request.complete(result);
     }
 
-    unsafe fn place(&mut self, io: &Io) -> Option<MemRef<'static>> {
+    unsafe fn data_address(&mut self, io: &Io) -> Option<MemRef<'static>> {
         // SAFETY: the caller is the handler's lane.
         (io.op == Op::Write).then(|| unsafe { self.kept_region(io.offset, io.len) })
     }

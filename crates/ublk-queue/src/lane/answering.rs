@@ -35,14 +35,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 buffers.take_back(tag);
             }
         }
-        let place = &mut self.tags[tag.index()];
+        let slot = &mut self.tags[tag.index()];
         if H::ZONES && self.zoned {
             // Kept for a commit that has to be pushed again; 0 for all except appends, or the driver refuses it.
-            place.addr = self.shared.words.take(tag).unwrap_or(0);
+            slot.addr = self.shared.words.take(tag).unwrap_or(0);
         }
         let (shared, descriptors) = (&self.shared, &self.descriptors);
         let failed = |result| shared.failed(descriptors, tag, result);
-        if let Some(result) = place.commit(place.state, answer, shared, failed) {
+        if let Some(result) = slot.commit(slot.state, answer, shared, failed) {
             self.push_commit(port, tag, result);
         }
     }
@@ -50,20 +50,20 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Answers a request in hand for a tag with a fixed buffer, whose pages the server has not registered.
     #[inline(always)]
     pub(super) fn answered_plainly(&mut self, port: &mut P, tag: u16, answer: Answer) {
-        let Some(place) = self.tags.get_mut(usize::from(tag)) else {
+        let Some(slot) = self.tags.get_mut(usize::from(tag)) else {
             return self.stale();
         };
-        let tag = place.tag;
+        let tag = slot.tag;
         debug_assert!(self.buffers.is_none() && !self.registrations.is_done(tag));
         let (shared, descriptors) = (&self.shared, &self.descriptors);
         let failed = |result| shared.failed(descriptors, tag, result);
-        let Some(result) = place.commit(place.state, answer, shared, failed) else {
+        let Some(result) = slot.commit(slot.state, answer, shared, failed) else {
             return;
         };
         let pushed = if self.batched {
-            self.batch.add(place.header, result, place.addr)
+            self.batch.add(slot.header, result, slot.addr)
         } else {
-            port.push(&place.commit, result, place.addr).is_ok()
+            port.push(&slot.commit, result, slot.addr).is_ok()
         };
         if !pushed {
             self.push_failed(tag);
@@ -117,11 +117,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         if (H::OPERATIONS || H::FORWARDS) && !self.unregister(port, tag) {
             return self.push_failed(tag);
         }
-        let place = &self.tags[tag.index()];
+        let slot = &self.tags[tag.index()];
         let pushed = if self.batched {
-            self.batch.add(place.header, result, place.addr)
+            self.batch.add(slot.header, result, slot.addr)
         } else {
-            port.push(&place.commit, result, place.addr).is_ok()
+            port.push(&slot.commit, result, slot.addr).is_ok()
         };
         if !pushed {
             self.push_failed(tag);
@@ -132,8 +132,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// submission queue has an entry for each tag, so this only happens if other entries take the room.
     #[cold]
     pub(super) fn push_failed(&mut self, tag: Tag) {
-        let place = &mut self.tags[tag.index()];
-        (place.state, _) = place.state.step(Input::Cqe(Errno::EAGAIN.to_result()));
+        let slot = &mut self.tags[tag.index()];
+        (slot.state, _) = slot.state.step(Input::Cqe(Errno::EAGAIN.to_result()));
         self.retry.push_back(tag);
     }
 }

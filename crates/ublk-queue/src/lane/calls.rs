@@ -16,13 +16,13 @@ use crate::operations::Operation;
 use crate::port::{Descriptors, Port};
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
-    /// Get-data: the handler's place for a WRITE's data, if it is large enough.
-    pub(super) fn place_of(&mut self, tag: Tag, io: &Io) -> Option<MemRef<'static>> {
-        let guard = OnUnwind::new(&self.panicked, Panicked::Place(tag));
+    /// Get-data: the handler's memory for a WRITE's data, if it is large enough.
+    pub(super) fn data_address(&mut self, tag: Tag, io: &Io) -> Option<MemRef<'static>> {
+        let guard = OnUnwind::new(&self.panicked, Panicked::DataAddress(tag));
         // SAFETY: the lane keeps the handler's backing (head of this file).
-        let place = unsafe { self.handler.place(io) };
+        let memory = unsafe { self.handler.data_address(io) };
         guard.disarm();
-        place.filter(|place| u64::try_from(place.len()).is_ok_and(|len| len >= io.len))
+        memory.filter(|memory| u64::try_from(memory.len()).is_ok_and(|len| len >= io.len))
     }
 
     /// Notifies the handler that one of its operations has completed.

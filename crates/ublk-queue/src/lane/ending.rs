@@ -16,8 +16,8 @@ use crate::user_data::NO_OWNER;
 pub(crate) enum Panicked {
     /// A request.
     Handle(Tag),
-    /// The place of a WRITE's data, in get-data mode.
-    Place(Tag),
+    /// The address of a WRITE's data, in get-data mode.
+    DataAddress(Tag),
     /// Its turn.
     Turn,
     /// The completion of an operation.
@@ -30,7 +30,7 @@ pub(super) enum DataLocation {
     /// In the tag's buffer.
     #[default]
     Buffer,
-    /// In the place that the handler chose.
+    /// In the handler's own memory.
     Handler,
     /// In the tag's buffer, since the handler panicked: the request fails.
     Panicked,
@@ -38,14 +38,14 @@ pub(super) enum DataLocation {
 
 /// Records the current call while a panic unwinds; costs nothing otherwise.
 pub(super) struct OnUnwind<'a> {
-    place: &'a Cell<Option<Panicked>>,
+    record: &'a Cell<Option<Panicked>>,
     what: Panicked,
 }
 
 impl<'a> OnUnwind<'a> {
     #[inline(always)]
-    pub(super) const fn new(place: &'a Cell<Option<Panicked>>, what: Panicked) -> Self {
-        Self { place, what }
+    pub(super) const fn new(record: &'a Cell<Option<Panicked>>, what: Panicked) -> Self {
+        Self { record, what }
     }
 
     #[inline(always)]
@@ -56,7 +56,7 @@ impl<'a> OnUnwind<'a> {
 
 impl Drop for OnUnwind<'_> {
     fn drop(&mut self) {
-        self.place.set(Some(self.what));
+        self.record.set(Some(self.what));
     }
 }
 
@@ -89,7 +89,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         match what {
             Panicked::Handle(tag) => self.recover_request(port, tag),
             // The driver takes no answer before it has copied the data.
-            Panicked::Place(tag) => self.get_data_at(port, tag, DataLocation::Panicked, None),
+            Panicked::DataAddress(tag) => self.get_data_at(port, tag, DataLocation::Panicked, None),
             Panicked::Turn | Panicked::Operation => {}
         }
         Some(what)

@@ -24,7 +24,7 @@ pub struct LaneSpec<D, H> {
     pub descriptors: D,
     /// The handler that answers the requests.
     pub handler: H,
-    /// Generation of this lane's place on the worker: completions of another generation are ignored (L53).
+    /// Generation of this lane's index on the worker: completions of another generation are ignored (L53).
     pub generation: u16,
     /// How data is transferred, as granted by ADD_DEV.
     pub data: DataMode,

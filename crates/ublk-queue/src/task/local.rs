@@ -56,7 +56,7 @@ impl Sink for uring_lite::Ring<Sqe64, Cqe16> {
     }
 
     fn word(&self, operation: Operation) -> u64 {
-        UserData::operation(0, 0, operation.place, operation.turn).pack()
+        UserData::operation(0, 0, operation.slot, operation.turn).pack()
     }
 }
 
@@ -136,7 +136,7 @@ impl Local {
         while let Some(cqe) = self.ring.next_cqe() {
             if let Some(word) = UserData::unpack(cqe.user_data) {
                 let operation = Operation {
-                    place: word.tag,
+                    slot: word.tag,
                     turn: word.turn,
                 };
                 core.completed(operation, cqe.res, cqe.flags);

@@ -151,7 +151,7 @@ impl<B: 'static, O> RingOp<B, O> {
         }
     }
 
-    fn submit(&mut self, place: u16) -> State {
+    fn submit(&mut self, slot: u16) -> State {
         let (buffer, lend, ring) = (self.buffer.as_mut(), self.lend, self.core.ring);
         let lend = |scratch: &mut Scratch| {
             let Some(buffer) = buffer else {
@@ -168,7 +168,7 @@ impl<B: 'static, O> RingOp<B, O> {
         let submitted = unsafe {
             self.core
                 .pool
-                .submit(place, &self.kind, self.fd.as_ref(), lend)
+                .submit(slot, &self.kind, self.fd.as_ref(), lend)
         };
         match submitted {
             Ok(operation) => {
@@ -177,7 +177,7 @@ impl<B: 'static, O> RingOp<B, O> {
                 State::Submitted(operation)
             }
             Err(errno) => {
-                let woken = self.core.pool.release(place);
+                let woken = self.core.pool.release(slot);
                 self.core.wake(woken);
                 State::Refused(errno)
             }
@@ -194,14 +194,14 @@ impl<B: 'static, O: Outcome<B>> Future for RingOp<B, O> {
             let wake_by = || this.core.wake_by(cx.waker());
             this.state = match this.state {
                 State::New => match this.core.pool.ask(wake_by) {
-                    Asked::Place(place) => this.submit(place),
+                    Asked::Granted(slot) => this.submit(slot),
                     Asked::Ticket(ticket) => {
                         this.state = State::Waiting(ticket);
                         return Poll::Pending;
                     }
                 },
                 State::Waiting(ticket) => match this.core.pool.given(ticket, wake_by) {
-                    Some(place) => this.submit(place),
+                    Some(slot) => this.submit(slot),
                     None => return Poll::Pending,
                 },
                 State::Submitted(operation) => {

@@ -33,7 +33,7 @@ use crate::port::Full;
 const TURNS: u16 = 4096;
 /// The slot number of cancellations, whose completions are ignored.
 const CANCEL: Operation = Operation {
-    place: u16::MAX,
+    slot: u16::MAX,
     turn: 0,
 };
 
@@ -126,7 +126,8 @@ struct Waiting {
 /// Result of asking for a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asked {
-    Place(u16),
+    /// A slot.
+    Granted(u16),
     /// A ticket of the wait queue.
     Ticket(u64),
 }
@@ -146,12 +147,12 @@ pub(super) struct Pool {
 
 impl Pool {
     /// A pool of this many slots, at least one and at most 32,768.
-    pub(super) fn new(places: u16, line: usize) -> Self {
-        let places = places.clamp(1, 1 << 15);
-        let count = usize::from(places);
+    pub(super) fn new(slots: u16, line: usize) -> Self {
+        let slots = slots.clamp(1, 1 << 15);
+        let count = usize::from(slots);
         Self {
-            slots: (0..places).map(|_| OperationSlot::new()).collect(),
-            free: RefCell::new((0..places).rev().collect()),
+            slots: (0..slots).map(|_| OperationSlot::new()).collect(),
+            free: RefCell::new((0..slots).rev().collect()),
             queue: RefCell::new(VecDeque::with_capacity(4 * count)),
             line: RefCell::new(VecDeque::with_capacity(line.max(count))),
             tickets: Cell::new(0),
@@ -181,9 +182,9 @@ impl Pool {
     /// Returns a slot, or a ticket of the wait queue.
     pub(super) fn ask(&self, wake: impl FnOnce() -> WakeBy) -> Asked {
         // A free slot means that nobody waits without having been given one.
-        if let Some(place) = self.free.borrow_mut().pop() {
-            self.slots[usize::from(place)].state.set(State::Given);
-            return Asked::Place(place);
+        if let Some(index) = self.free.borrow_mut().pop() {
+            self.slots[usize::from(index)].state.set(State::Given);
+            return Asked::Granted(index);
         }
         let ticket = self.tickets.get();
         self.tickets.set(ticket + 1);
@@ -199,9 +200,9 @@ impl Pool {
     pub(super) fn given(&self, ticket: u64, wake: impl FnOnce() -> WakeBy) -> Option<u16> {
         let mut line = self.line.borrow_mut();
         let at = line.iter().position(|waiting| waiting.ticket == ticket)?;
-        if let Some(place) = line[at].given {
+        if let Some(index) = line[at].given {
             line.remove(at);
-            return Some(place);
+            return Some(index);
         }
         let before = std::mem::replace(&mut line[at].wake, wake());
         drop(line);
@@ -216,25 +217,25 @@ impl Pool {
         let at = line.iter().position(|waiting| waiting.ticket == ticket)?;
         let left = line.remove(at)?;
         drop(line);
-        left.given.map(|place| self.release(place))
+        left.given.map(|index| self.release(index))
     }
 
     /// Prepares the operation in a given slot; it goes with the next flush.
     ///
     /// # Safety
-    /// Until the pool reports the operation as done, or the slot is abandoned with the buffer, `place` and the pieces
-    /// recorded by `lend` must stay valid for what `kind` does.
+    /// Until the pool reports the operation as done, or the slot is abandoned with the buffer, the memory that
+    /// `lend` returned or recorded must stay valid for what `kind` does.
     ///
     /// # Errors
     /// The operation is not possible; the slot is free again.
     pub(super) unsafe fn submit(
         &self,
-        place: u16,
+        index: u16,
         kind: &Kind,
         fd: Option<&SharedFd>,
         lend: impl FnOnce(&mut Scratch) -> Result<Option<BufferLocation>, Errno>,
     ) -> Result<Operation, Errno> {
-        let slot = &self.slots[usize::from(place)];
+        let slot = &self.slots[usize::from(index)];
         let raw = match fd {
             // SAFETY: the slot keeps it open until the operation is over.
             Some(fd) => unsafe { Fd::raw(fd.as_fd()) },
@@ -254,9 +255,9 @@ impl Pool {
         slot.gives_descriptor.set(kind.gives_descriptor());
         slot.fd.set(fd.cloned());
         self.busy.set(self.busy.get() + 1);
-        self.queue.borrow_mut().push_back(Order::Submit(place));
+        self.queue.borrow_mut().push_back(Order::Submit(index));
         Ok(Operation {
-            place,
+            slot: index,
             turn: slot.turn.get(),
         })
     }
@@ -267,18 +268,18 @@ impl Pool {
         operation: Operation,
         wake: impl FnOnce() -> WakeBy,
     ) -> Option<(i32, WakeBy)> {
-        let slot = &self.slots[usize::from(operation.place)];
+        let slot = &self.slots[usize::from(operation.slot)];
         debug_assert_eq!(slot.turn.get(), operation.turn);
         if slot.state.get() != State::Done {
             slot.wake.set(wake());
             return None;
         }
-        Some((slot.res.get(), self.release(operation.place)))
+        Some((slot.res.get(), self.release(operation.slot)))
     }
 
     /// Requests cancellation of an operation, which still completes, soon.
     pub(super) fn cancel(&self, operation: Operation) {
-        let slot = &self.slots[usize::from(operation.place)];
+        let slot = &self.slots[usize::from(operation.slot)];
         let wanted = matches!(slot.state.get(), State::InFlight | State::Queued);
         if wanted && !slot.cancelled.replace(true) {
             let mut queue = self.queue.borrow_mut();
@@ -294,7 +295,7 @@ impl Pool {
         operation: Operation,
         buffer: impl FnOnce() -> Option<Box<dyn Any>>,
     ) -> WakeBy {
-        let slot = &self.slots[usize::from(operation.place)];
+        let slot = &self.slots[usize::from(operation.slot)];
         match slot.state.get() {
             State::Queued => {
                 slot.state.set(State::Void);
@@ -308,7 +309,7 @@ impl Pool {
             }
             State::Done => {
                 close_unwanted(slot);
-                return self.release(operation.place);
+                return self.release(operation.slot);
             }
             State::Free | State::Given | State::Void => {}
         }
@@ -316,18 +317,18 @@ impl Pool {
     }
 
     /// Returns an unused slot to the pool, or gives it to the first in the wait queue, who is returned.
-    pub(super) fn release(&self, place: u16) -> WakeBy {
-        let slot = &self.slots[usize::from(place)];
+    pub(super) fn release(&self, index: u16) -> WakeBy {
+        let slot = &self.slots[usize::from(index)];
         slot.turn.set((slot.turn.get() + 1) % TURNS);
         let mut line = self.line.borrow_mut();
         let first = line.iter_mut().find(|waiting| waiting.given.is_none());
         if let Some(first) = first {
-            first.given = Some(place);
+            first.given = Some(index);
             slot.state.set(State::Given);
             return std::mem::take(&mut first.wake);
         }
         slot.state.set(State::Free);
-        self.free.borrow_mut().push(place);
+        self.free.borrow_mut().push(index);
         WakeBy::Nobody
     }
 
@@ -339,15 +340,15 @@ impl Pool {
             };
             let mut woken = WakeBy::Nobody;
             match order {
-                Order::Submit(place) => {
-                    let slot = &self.slots[usize::from(place)];
+                Order::Submit(index) => {
+                    let slot = &self.slots[usize::from(index)];
                     if slot.state.get() == State::Void {
                         self.busy.set(self.busy.get() - 1);
                         drop(slot.fd.take());
-                        woken = self.release(place);
+                        woken = self.release(index);
                     } else {
                         let turn = slot.turn.get();
-                        let operation = Operation { place, turn };
+                        let operation = Operation { slot: index, turn };
                         if sink.push(slot.entry.get(), operation).is_err() {
                             return false;
                         }
@@ -355,7 +356,7 @@ impl Pool {
                     }
                 }
                 Order::Cancel(operation) => {
-                    let slot = &self.slots[usize::from(operation.place)];
+                    let slot = &self.slots[usize::from(operation.slot)];
                     let in_flight = slot.state.get() == State::InFlight;
                     if in_flight && slot.turn.get() == operation.turn {
                         let cancel = op::async_cancel(sink.word(operation))
@@ -376,7 +377,7 @@ impl Pool {
         if operation == CANCEL {
             return WakeBy::Nobody;
         }
-        let slot = self.slots.get(usize::from(operation.place));
+        let slot = self.slots.get(usize::from(operation.slot));
         let Some(slot) = slot.filter(|slot| {
             slot.state.get() == State::InFlight && slot.turn.get() == operation.turn
         }) else {
@@ -398,7 +399,7 @@ impl Pool {
         }
         close_unwanted(slot);
         let buffer = slot.keep.take();
-        let woken = self.release(operation.place);
+        let woken = self.release(operation.slot);
         // Only once the slot is consistent: this may run foreign code, and answer a request.
         drop(buffer);
         woken
@@ -406,9 +407,9 @@ impl Pool {
 
     /// Cancels all operations.
     pub(super) fn cancel_all(&self) {
-        for (place, slot) in (0..).zip(&self.slots) {
+        for (index, slot) in (0..).zip(&self.slots) {
             self.cancel(Operation {
-                place,
+                slot: index,
                 turn: slot.turn.get(),
             });
         }

@@ -29,31 +29,31 @@ impl Sink for List {
     }
 
     fn word(&self, operation: Operation) -> u64 {
-        u64::from(operation.place) | u64::from(operation.turn) << 16
+        u64::from(operation.slot) | u64::from(operation.turn) << 16
     }
 }
 
-fn place(pool: &Pool) -> u16 {
+fn granted(pool: &Pool) -> u16 {
     match pool.ask(|| WakeBy::Nobody) {
-        Asked::Place(place) => place,
+        Asked::Granted(slot) => slot,
         Asked::Ticket(_) => panic!("the pool is exhausted"),
     }
 }
 
 fn ticket(pool: &Pool, tag: u16) -> u64 {
     match pool.ask(|| WakeBy::Tag(tag)) {
-        Asked::Place(_) => panic!("the pool has a place"),
+        Asked::Granted(_) => panic!("the pool has a free slot"),
         Asked::Ticket(ticket) => ticket,
     }
 }
 
-fn submit(pool: &Pool, place: u16) -> Operation {
+fn submit(pool: &Pool, slot: u16) -> Operation {
     // SAFETY: no memory is named.
-    unsafe { pool.submit(place, &Kind::Nop, None, |_| Ok(None)) }.expect("a nop")
+    unsafe { pool.submit(slot, &Kind::Nop, None, |_| Ok(None)) }.expect("a nop")
 }
 
 fn fly(pool: &Pool) -> Operation {
-    let operation = submit(pool, place(pool));
+    let operation = submit(pool, granted(pool));
     assert!(pool.flush(&mut List::with_room(9), |_| {}));
     operation
 }
@@ -88,7 +88,7 @@ fn l53_a_completion_of_an_earlier_turn_is_ignored() {
     assert_eq!(tag_of(&pool.completed(first, 5, 0)), Some(7));
     assert_eq!(result(&pool, first), Some(5));
     let second = fly(&pool);
-    assert_eq!((second.place, second.turn), (first.place, first.turn + 1));
+    assert_eq!((second.slot, second.turn), (first.slot, first.turn + 1));
     pool.completed(first, 6, 0);
     assert_eq!((result(&pool, second), pool.stale()), (None, 1));
     pool.completed(second, 8, 0);
@@ -108,7 +108,7 @@ fn l56_an_orphan_keeps_its_buffer_until_its_completion() {
     assert_eq!(list.pushed, [(sys::IORING_OP_ASYNC_CANCEL, CANCEL)]);
     assert_eq!((pool.busy(), freed.get()), (1, false));
     // The other slot is used meanwhile, this one is not.
-    assert_ne!(place(&pool), operation.place);
+    assert_ne!(granted(&pool), operation.slot);
     assert!(matches!(pool.ask(|| WakeBy::Nobody), Asked::Ticket(_)));
     // The cancellation found nothing, which is no error.
     pool.completed(CANCEL, -2, 0);
@@ -121,12 +121,12 @@ fn l56_an_orphan_keeps_its_buffer_until_its_completion() {
 #[test]
 fn l56_what_is_dropped_before_it_was_submitted_never_is() {
     let pool = Pool::new(1, 1);
-    let operation = submit(&pool, place(&pool));
+    let operation = submit(&pool, granted(&pool));
     pool.abandon(operation, || panic!("nothing to keep"));
     let mut list = List::with_room(9);
     assert!(pool.flush(&mut list, |_| {}));
     assert_eq!((list.pushed.len(), pool.busy()), (0, 0));
-    assert_eq!(place(&pool), operation.place);
+    assert_eq!(granted(&pool), operation.slot);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn an_exhausted_pool_is_fair() {
     // It was given one and left: the next in the wait queue gets it.
     let woken = pool
         .leave_line(tickets[2])
-        .expect("it had been given a place");
+        .expect("it had been granted a slot");
     assert_eq!(tag_of(&woken), Some(4));
     assert!(pool.given(late, || WakeBy::Nobody).is_some());
 }
@@ -166,7 +166,7 @@ fn an_exhausted_pool_is_fair() {
 #[test]
 fn l52_a_full_submission_queue_loses_nothing() {
     let pool = Pool::new(3, 1);
-    let operations: Vec<_> = (0..3).map(|_| submit(&pool, place(&pool))).collect();
+    let operations: Vec<_> = (0..3).map(|_| submit(&pool, granted(&pool))).collect();
     let mut pushed = Vec::new();
     for (room, done) in [(0, false), (2, false), (2, true)] {
         let mut list = List::with_room(room);
@@ -201,9 +201,12 @@ fn an_unwanted_descriptor_is_closed() {
         reader.set_read_timeout(limit).expect("a deadline");
         let listening = SharedFd::new(std::fs::File::open("/dev/null").expect("null"));
         // SAFETY: accept names no memory.
-        let operation =
-            unsafe { pool.submit(place(&pool), &Kind::Accept, Some(&listening), |_| Ok(None)) }
-                .expect("an entry");
+        let operation = unsafe {
+            pool.submit(granted(&pool), &Kind::Accept, Some(&listening), |_| {
+                Ok(None)
+            })
+        }
+        .expect("an entry");
         assert!(pool.flush(&mut List::with_room(9), |_| {}));
         if late {
             pool.abandon(operation, || None);
