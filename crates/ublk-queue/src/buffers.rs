@@ -32,7 +32,7 @@ pub(crate) struct Arena {
     stride: usize,
     pages: Pages,
     /// The place of each tag, if they come from a pool.
-    dealt: Option<Arc<[AtomicU16]>>,
+    pooled: Option<Arc<[AtomicU16]>>,
     _map: Arc<Mapping>,
 }
 
@@ -42,7 +42,7 @@ const NOWHERE: u16 = u16::MAX;
 /// Assigns places of an arena to the tags that have a request; the place that came back last goes first.
 pub(crate) struct BufferPool {
     /// Relaxed accesses suffice: only the lane's thread writes it, before it hands the request to another.
-    dealt: Arc<[AtomicU16]>,
+    pooled: Arc<[AtomicU16]>,
     free: Vec<u16>,
 }
 
@@ -55,7 +55,7 @@ impl BufferPool {
     /// Assigns a place to a tag, unless it has one.
     #[inline]
     pub(crate) fn lend(&mut self, tag: Tag) {
-        let place = &self.dealt[tag.index()];
+        let place = &self.pooled[tag.index()];
         if place.load(Ordering::Relaxed) == NOWHERE
             && let Some(free) = self.free.pop()
         {
@@ -66,7 +66,7 @@ impl BufferPool {
     /// Takes back the place of a tag.
     #[inline]
     pub(crate) fn take_back(&mut self, tag: Tag) {
-        let place = &self.dealt[tag.index()];
+        let place = &self.pooled[tag.index()];
         let free = place.load(Ordering::Relaxed);
         if free != NOWHERE {
             place.store(NOWHERE, Ordering::Relaxed);
@@ -176,17 +176,17 @@ impl Arena {
             len,
             stride,
             pages,
-            dealt: None,
+            pooled: None,
             _map: map,
         })
     }
 
     /// Switches to a pool of places. There must be no clone yet.
-    pub(crate) fn deal(&mut self, depth: u16) -> BufferPool {
-        let dealt: Arc<[_]> = (0..depth).map(|_| AtomicU16::new(NOWHERE)).collect();
-        self.dealt = Some(Arc::clone(&dealt));
+    pub(crate) fn pool(&mut self, depth: u16) -> BufferPool {
+        let pooled: Arc<[_]> = (0..depth).map(|_| AtomicU16::new(NOWHERE)).collect();
+        self.pooled = Some(Arc::clone(&pooled));
         BufferPool {
-            dealt,
+            pooled,
             free: (0..depth).rev().collect(),
         }
     }
@@ -215,9 +215,9 @@ impl Arena {
 
     #[inline]
     fn place(&self, tag: Tag) -> NonNull<u8> {
-        let place = match &self.dealt {
+        let place = match &self.pooled {
             None => tag.index(),
-            Some(dealt) => usize::from(dealt[tag.index()].load(Ordering::Relaxed)),
+            Some(pooled) => usize::from(pooled[tag.index()].load(Ordering::Relaxed)),
         };
         let offset = place * self.stride;
         if offset >= self.len {

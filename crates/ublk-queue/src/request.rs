@@ -106,7 +106,7 @@ pub(crate) fn wants_data(op: Op) -> bool {
 fn answer_of_others(lane: &LaneShared, tag: Tag, io: Io) -> Answer {
     match io.op {
         // Otherwise the client would be told that its data is at the start of the device.
-        Op::ZoneAppend if !lane.words.is_set(tag) => Answer::failed(Errno::EIO),
+        Op::ZoneAppend if !lane.values.is_set(tag) => Answer::failed(Errno::EIO),
         // The decoder has compared it with a u32.
         op if op.has_data() => Answer::full(u32::try_from(io.len).unwrap_or(0)),
         _ => Answer::full(0),
@@ -116,7 +116,7 @@ fn answer_of_others(lane: &LaneShared, tag: Tag, io: Io) -> Answer {
 /// Records the position of an append, for the answer that follows.
 fn land(lane: &LaneShared, tag: Tag, io: &Io, at: u64) -> Result<(), Errno> {
     let sector = io.landed(at)?;
-    match lane.words.set(tag, sector) {
+    match lane.values.set(tag, sector) {
         true => Ok(()),
         false => Err(Errno::EOPNOTSUPP),
     }

@@ -35,16 +35,16 @@ pub(crate) struct LaneShared {
     /// Size of the device in bytes.
     size: AtomicU64,
     /// The position of an answer's data.
-    pub(crate) words: Words,
+    pub(crate) values: TagValues,
 }
 
-/// A word for each tag that accompanies its answer, written by the holder of the request and taken by the worker: in
+/// A value for each tag that accompanies its answer, written by the holder of the request and taken by the worker: in
 /// get-data mode the address of a READ's data that another thread named, on a zoned device the sector of an append.
 /// Empty for lanes that need none.
 #[derive(Clone, Default)]
-pub(crate) struct Words(Arc<[AtomicU64]>);
+pub(crate) struct TagValues(Arc<[AtomicU64]>);
 
-impl Words {
+impl TagValues {
     /// Not written.
     const NONE: u64 = u64::MAX;
 
@@ -52,27 +52,27 @@ impl Words {
         Self((0..depth).map(|_| AtomicU64::new(Self::NONE)).collect())
     }
 
-    /// Writes a tag's word. False if there are no words.
-    pub(crate) fn set(&self, tag: Tag, word: u64) -> bool {
-        let place = self.0.get(tag.index());
+    /// Writes a tag's value. False if there are none.
+    pub(crate) fn set(&self, tag: Tag, value: u64) -> bool {
+        let cell = self.0.get(tag.index());
         // Relaxed: the answer follows, and whatever hands it on orders this store, too.
-        place.is_some_and(|place| {
-            place.store(word, Ordering::Relaxed);
+        cell.is_some_and(|cell| {
+            cell.store(value, Ordering::Relaxed);
             true
         })
     }
 
-    /// Whether a tag's word is written.
+    /// Whether a tag's value is written.
     pub(crate) fn is_set(&self, tag: Tag) -> bool {
-        let place = self.0.get(tag.index());
-        place.is_some_and(|place| place.load(Ordering::Relaxed) != Self::NONE)
+        let cell = self.0.get(tag.index());
+        cell.is_some_and(|cell| cell.load(Ordering::Relaxed) != Self::NONE)
     }
 
-    /// Takes a tag's word, if it is written.
+    /// Takes a tag's value, if it is written.
     pub(crate) fn take(&self, tag: Tag) -> Option<u64> {
-        let place = self.0.get(tag.index())?;
-        let word = place.swap(Self::NONE, Ordering::Relaxed);
-        (word != Self::NONE).then_some(word)
+        let cell = self.0.get(tag.index())?;
+        let value = cell.swap(Self::NONE, Ordering::Relaxed);
+        (value != Self::NONE).then_some(value)
     }
 }
 
@@ -82,7 +82,7 @@ impl LaneShared {
         depth: u16,
         size: u64,
         arena: Arena,
-        (path, words): (DataPath, Words),
+        (path, values): (DataPath, TagValues),
         (wake, at_work): (Arc<dyn Wake>, Arc<AtomicBool>),
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -96,7 +96,7 @@ impl LaneShared {
             at_work,
             wake,
             size: AtomicU64::new(size),
-            words,
+            values,
         })
     }
 

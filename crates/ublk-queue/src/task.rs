@@ -162,10 +162,10 @@ where
             crate::thread::block_sigpipe();
         }
         let wake = context.wake.clone();
-        let dealt = BufferPool::is_for(context.data);
+        let pooled = BufferPool::is_for(context.data);
         let whose = (context.qid, context.ring);
-        let words = context.lane.words.clone();
-        let core = Core::new(depth, operations, wake, whose, registered, !dealt, words);
+        let values = context.lane.values.clone();
+        let core = Core::new(depth, operations, wake, whose, registered, !pooled, values);
         self.lane = Some(Lane {
             shared: Arc::clone(&context.lane),
             slots: Slots::new(usize::from(depth)),

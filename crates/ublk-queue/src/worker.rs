@@ -16,7 +16,7 @@ use crate::lane::{ABORT_WAIT, Lane, LaneError, Panicked};
 use crate::operations::{Operation, RingId};
 use crate::panics::{catch, discard};
 use crate::port::{Completion, Descriptors, NoDevice, Port, Wake};
-use crate::shared::{LaneShared, Words};
+use crate::shared::{LaneShared, TagValues};
 use crate::user_data::{Kind, UserData};
 
 pub use self::driven::Next;
@@ -103,12 +103,12 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             return Err(Errno::EINVAL);
         }
         // If the driver is not told the buffers' addresses, the lane owns all of them.
-        let dealt = BufferPool::is_for(spec.data);
-        let mut arena = match spec.share.arena.take().filter(|_| !dealt) {
+        let pooled = BufferPool::is_for(spec.data);
+        let mut arena = match spec.share.arena.take().filter(|_| !pooled) {
             Some(arena) => arena,
             None => Arena::with(spec.depth, spec.bounds.max_io_bytes, spec.huge_pages)?,
         };
-        let buffers = dealt.then(|| arena.deal(spec.depth));
+        let buffers = pooled.then(|| arena.pool(spec.depth));
         let wake: Arc<dyn Wake> = Arc::new(self.port.wake_handle());
         let device = std::mem::replace(&mut spec.device, Box::new(NoDevice));
         let client = spec.client_memory.take();
@@ -119,9 +119,9 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         if spec.zoned && (!H::ZONES || copied) {
             return Err(Errno::EOPNOTSUPP);
         }
-        let words = match spec.zoned || spec.data == DataMode::GetData {
-            true => Words::new(spec.depth),
-            false => Words::default(),
+        let values = match spec.zoned || spec.data == DataMode::GetData {
+            true => TagValues::new(spec.depth),
+            false => TagValues::default(),
         };
         let shares = client.is_some();
         let path = DataPath::new(spec.data, device).shared_with(client, spec.depth);
@@ -130,7 +130,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             spec.depth,
             spec.bounds.size,
             arena,
-            (path, words),
+            (path, values),
             (Arc::clone(&wake), Arc::clone(&self.at_work)),
         );
         if let Some(on_failure) = spec.on_failure.clone() {

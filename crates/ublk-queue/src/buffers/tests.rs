@@ -55,7 +55,7 @@ fn l05_huge_pages_begin_as_zeroes() {
 #[test]
 fn places_that_are_dealt_are_few_and_disjoint() {
     let mut arena = Arena::new(4, 4096).expect("memory");
-    let mut buffers = arena.deal(4);
+    let mut buffers = arena.pool(4);
     buffers.lend(tag(3));
     let first = arena.addr(tag(3));
     buffers.lend(tag(3));
@@ -78,7 +78,7 @@ fn places_that_are_dealt_are_few_and_disjoint() {
 #[should_panic(expected = "beyond the arena")]
 fn a_tag_without_a_place_has_no_memory() {
     let mut arena = Arena::new(2, 4096).expect("memory");
-    let _dealer = arena.deal(2);
+    let _pool = arena.pool(2);
     arena.addr(tag(0));
 }
 

@@ -38,7 +38,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let slot = &mut self.tags[tag.index()];
         if H::ZONES && self.zoned {
             // Kept for a commit that has to be pushed again; 0 for all except appends, or the driver refuses it.
-            slot.addr = self.shared.words.take(tag).unwrap_or(0);
+            slot.addr = self.shared.values.take(tag).unwrap_or(0);
         }
         let (shared, descriptors) = (&self.shared, &self.descriptors);
         let failed = |result| shared.failed(descriptors, tag, result);
@@ -91,8 +91,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Takes the answers that other threads recorded.
     fn take_remote(&mut self, port: &mut P) {
         if self.data == DataMode::GetData {
-            let words = self.shared.words.clone();
-            return self.take_remote_from(port, |tag| words.take(tag).unwrap_or(0));
+            let values = self.shared.values.clone();
+            return self.take_remote_from(port, |tag| values.take(tag).unwrap_or(0));
         }
         self.take_remote_from(port, |_| 0);
     }

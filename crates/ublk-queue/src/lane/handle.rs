@@ -61,7 +61,7 @@ impl LaneHandle {
     pub(crate) fn in_state(state: State) -> Self {
         use crate::data_path::DataPath;
         use crate::port::{NoDevice, Wake};
-        use crate::shared::Words;
+        use crate::shared::TagValues;
 
         struct Silent;
         impl Wake for Silent {
@@ -75,7 +75,7 @@ impl LaneHandle {
             1,
             4096,
             arena,
-            (path, Words::default()),
+            (path, TagValues::default()),
             wake,
         );
         shared.status.set(state);

@@ -171,7 +171,7 @@ impl OwnedRequest {
     /// Get-data: answers a READ with all of its data at `from`, as [`Request::complete_from`](crate::Request::complete_from).
     pub fn complete_from(self, from: MemRef<'static>) {
         let fits = self.any_source && from.len() == self.data_len();
-        if !fits || !self.lane.words.set(self.tag, from.addr()) {
+        if !fits || !self.lane.values.set(self.tag, from.addr()) {
             return self.complete(Err(Errno::EINVAL));
         }
         let answer = self.answer_of(Ok(()));

@@ -17,7 +17,7 @@ use crate::buffers::Arena;
 use crate::operations::{Operation, RingId};
 use crate::port::Wake;
 use crate::request::KeptRequest;
-use crate::shared::Words;
+use crate::shared::TagValues;
 
 /// The result of a task.
 pub(super) type Ended = Result<Result<(), Errno>, Panicked>;
@@ -68,7 +68,7 @@ pub(super) struct Core {
     /// Index of tag 0's buffer in the ring's table, in zero-copy mode.
     pub(super) registered: Option<u16>,
     /// The sectors of appends, on a zoned device.
-    pub(super) words: Words,
+    pub(super) values: TagValues,
     /// Each tag has a fixed buffer, whose address is looked up only once.
     own_buffers: bool,
     tags: Box<[Tag]>,
@@ -86,7 +86,7 @@ impl Core {
         (qid, ring): (QueueId, RingId),
         registered: Option<u16>,
         own_buffers: bool,
-        words: Words,
+        values: TagValues,
     ) -> Self {
         let depth = usize::from(tags);
         Self {
@@ -96,7 +96,7 @@ impl Core {
             ring,
             registered,
             own_buffers,
-            words,
+            values,
             tags: (0..tags).map(|_| Tag::new()).collect(),
             local: RefCell::new(Vec::with_capacity(depth)),
             buffers: Cell::new(None),

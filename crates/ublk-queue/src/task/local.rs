@@ -16,7 +16,7 @@ use super::pool::Sink;
 use super::ring::Ring;
 use crate::operations::{Operation, RingId};
 use crate::port::Full;
-use crate::shared::Words;
+use crate::shared::TagValues;
 use crate::user_data::UserData;
 
 /// How long the shutdown waits for cancelled operations.
@@ -78,7 +78,7 @@ impl Local {
                 (QueueId::ZERO, RingId::next()),
                 None,
                 true,
-                Words::default(),
+                TagValues::default(),
             ))),
         })
     }

@@ -133,7 +133,7 @@ impl TaskRequest {
     /// position before the zone's start or inside a sector.
     pub fn landed(&mut self, at: u64) -> Result<(), Errno> {
         let sector = self.io().landed(at)?;
-        match self.core.words.set(self.tag, sector) {
+        match self.core.values.set(self.tag, sector) {
             true => Ok(()),
             false => Err(Errno::EOPNOTSUPP),
         }
