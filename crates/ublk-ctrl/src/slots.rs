@@ -47,7 +47,7 @@ impl Ticket {
 }
 
 #[derive(Debug, Default)]
-struct Slot {
+struct CommandSlot {
     /// Incremented with each use, so that a late completion of an earlier use is recognized (L53).
     generation: u32,
     /// The memory of the command in the kernel; `None` while the slot is free.
@@ -59,7 +59,7 @@ struct Slot {
 /// Dropping the table leaks the memory of commands that are still in the kernel: closing the ring is not a barrier, and
 /// the kernel may write to the memory at any later time (L09).
 pub(crate) struct Slots {
-    slots: Vec<Slot>,
+    slots: Vec<CommandSlot>,
 }
 
 impl Slots {
@@ -68,7 +68,7 @@ impl Slots {
         let mut slots = Vec::new();
         slots.resize_with(
             capacity.clamp(RESERVE + 1, usize::from(u16::MAX)),
-            Slot::default,
+            CommandSlot::default,
         );
         Self { slots }
     }
@@ -87,12 +87,12 @@ impl Slots {
         let Some((slot, index)) = room.and_then(|i| Some((i, u16::try_from(i).ok()?))) else {
             return Err(Error::Exhausted { operation, pending });
         };
-        let place = &mut self.slots[slot];
-        place.generation = place.generation.wrapping_add(1);
-        place.pending = Some(buffer);
+        let slot = &mut self.slots[slot];
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.pending = Some(buffer);
         Ok(Ticket {
             slot: index,
-            generation: place.generation,
+            generation: slot.generation,
             cancel: false,
         })
     }

@@ -66,7 +66,7 @@ pub(crate) enum Fetch {
     #[default]
     Due,
     /// With the driver.
-    Armed,
+    InFlight,
     /// Not to be pushed again: the queue ends.
     Ended,
 }

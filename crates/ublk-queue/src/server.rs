@@ -68,7 +68,7 @@ struct ArmedLane {
     lane: LaneHandle,
     /// Which of the queue's threads.
     thread: u16,
-    place: ThreadSetup,
+    setup: ThreadSetup,
     ring: String,
 }
 
@@ -173,7 +173,7 @@ impl Server {
         H: Handler + 'static,
         F: Fn(QueueId) -> H + Send + Sync + 'static,
     {
-        if plan.hosts.is_some() {
+        if plan.shared_threads.is_some() {
             (plan.affinity, plan.options.polling) = (Vec::new(), Polling::Off);
         }
         let geometry = *device.geometry();
@@ -189,7 +189,10 @@ impl Server {
         let (report, reports) = mpsc::channel::<ArmResult>();
         let threads = assignments.len();
         let mut waits_for = Vec::with_capacity(threads);
-        let hosts = plan.hosts.clone().map(|threads| (threads.deal(), threads));
+        let attach_to = plan
+            .shared_threads
+            .clone()
+            .map(|threads| (threads.next_thread(), threads));
         for (n, assignment) in assignments.into_iter().enumerate() {
             let Assignment {
                 qids,
@@ -214,9 +217,9 @@ impl Server {
             };
             let report = report.clone();
             let guard = EndGuard::new(&server.shared);
-            if let Some((first, hosts)) = &hosts {
-                let host = move || job.host(&report, guard);
-                hosts.host(first.wrapping_add(n), Box::new(host));
+            if let Some((first, threads)) = &attach_to {
+                let set_up = move || job.attach(&report, guard);
+                threads.attach(first.wrapping_add(n), Box::new(set_up));
                 continue;
             }
             let thread = std::thread::Builder::new()
@@ -297,8 +300,8 @@ impl Server {
                 state: lane.state(),
                 in_hand: lane.in_hand(),
                 thread: armed.thread,
-                pinned: armed.place.pinned.clone(),
-                io_flusher: armed.place.io_flusher,
+                pinned: armed.setup.pinned.clone(),
+                io_flusher: armed.setup.io_flusher,
                 ring: armed.ring.clone(),
                 buffer_bytes: lane.buffers().0,
                 pages: lane.buffers().1,
@@ -397,7 +400,7 @@ impl<F> Job<F> {
     }
 
     /// Sets the worker up on a thread that serves other devices, too, and that will drive it.
-    fn host<H>(
+    fn attach<H>(
         self,
         report: &mpsc::Sender<ArmResult>,
         mut guard: EndGuard,
@@ -448,7 +451,7 @@ impl<F> Job<F> {
             device: &self.device,
             plan: &self.plan,
         };
-        let place = parts.set_up_thread();
+        let setup = parts.set_up_thread();
         let port = parts.port::<H>()?;
         self.shared.wakers().push(port.wake_handle());
         let ring = port.describe();
@@ -457,7 +460,7 @@ impl<F> Job<F> {
         let armed = |lane| ArmedLane {
             lane,
             thread: self.thread,
-            place: place.clone(),
+            setup: setup.clone(),
             ring: ring.clone(),
         };
         Ok((worker, lanes.into_iter().map(armed).collect()))

@@ -89,10 +89,10 @@ fn zero(queues: u16) -> OpenDevice {
     unsafe { OpenDevice::new(zero, geometry(queues)) }
 }
 
-fn plan(hosts: Option<Arc<Threads>>) -> Plan {
+fn plan(shared_threads: Option<Arc<Threads>>) -> Plan {
     let mut plan = Plan::new(1 << 20);
     plan.arm_deadline = Duration::from_secs(20);
-    plan.hosts = hosts;
+    plan.shared_threads = shared_threads;
     plan
 }
 

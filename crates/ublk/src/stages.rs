@@ -123,7 +123,7 @@ impl<B: Backend> Added<B> {
         let deadline = self.options.deadline;
         let mut plan = Plan::new(self.backend.limits().size);
         plan.threads = self.options.threads;
-        plan.hosts = self.options.hosts.clone();
+        plan.shared_threads = self.options.hosts.clone();
         plan.options = self.options.serve;
         plan.pool_threads = self.options.pool_threads;
         plan.arm_deadline = deadline;
@@ -138,7 +138,7 @@ impl<B: Backend> Added<B> {
             let memory = SharedMemory::map(shared.file.as_fd(), table);
             plan.client_memory = Some(memory.map_err(Error::SharedMemory)?);
         }
-        if self.options.pin && plan.hosts.is_none() {
+        if self.options.pin && plan.shared_threads.is_none() {
             plan.affinity = self.affinity(deadline)?;
         }
         let device = self.controller.open_device(self.id(), deadline)?;

@@ -43,7 +43,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         if self.prepared && batch.fetch == Fetch::Due && ready {
             let pushed = port.push_batch(self.index, &batch.fetch_command(), self.fetch_word);
             if pushed.is_ok() {
-                batch.fetch = Fetch::Armed;
+                batch.fetch = Fetch::InFlight;
             }
         }
         at_once

@@ -183,7 +183,7 @@ mod tests {
             let armed = |state: &State| ArmedLane {
                 lane: LaneHandle::in_state(*state),
                 thread: 0,
-                place: ThreadSetup::default(),
+                setup: ThreadSetup::default(),
                 ring: String::new(),
             };
             drop(Server {

@@ -114,7 +114,7 @@ impl Parts<'_> {
         let unsearched = (!self.plan.partitions).then(thread::WithoutAdmin::here);
         worker.arm()?;
         drop(unsearched);
-        if self.plan.gives_up_admin && self.plan.hosts.is_none() {
+        if self.plan.gives_up_admin && self.plan.shared_threads.is_none() {
             thread::give_up_admin();
         }
         Ok((worker, lanes))

@@ -23,7 +23,7 @@ pub struct Plan {
     pub threads: Option<u16>,
     /// Threads that serve other devices, too, instead of threads of this server. `threads`, polling and `affinity` are
     /// ignored then: these threads have their own.
-    pub hosts: Option<Arc<Threads>>,
+    pub shared_threads: Option<Arc<Threads>>,
     /// How each queue is served.
     pub options: ServeOptions,
     /// Number of pool threads, for a backend that is not quick.
@@ -37,7 +37,7 @@ pub struct Plan {
     pub partitions: bool,
     /// Makes the threads give up CAP_SYS_ADMIN for good: a queue's thread once it is armed, a pool thread as soon as it
     /// runs. (The driver allows a partition scan only if every queue was armed with the capability.) Ignored with
-    /// `hosts`, which serve other devices.
+    /// `shared_threads`, which serve other devices.
     pub gives_up_admin: bool,
     /// Memory shared with the device's clients, as registered with the driver; for a device made with
     /// [`Features::SHMEM_ZC`](ublk_core::Features::SHMEM_ZC).
@@ -48,7 +48,7 @@ pub struct Plan {
     pub arm_deadline: Duration,
     /// How long the thread of a failed queue keeps its ring, while the other queues serve on, for an owner that ends
     /// the process: all rings are then closed at once. If rings are closed one by one with requests in hand, drivers
-    /// before Linux 6.16 may wait for one of them for ever. Zero, the default: all threads leave. Ignored with `hosts`.
+    /// before Linux 6.16 may wait for one of them for ever. Zero, the default: all threads leave. Ignored with `shared_threads`.
     pub linger: Duration,
 }
 
@@ -60,7 +60,7 @@ impl Plan {
             size,
             affinity: Vec::new(),
             threads: None,
-            hosts: None,
+            shared_threads: None,
             options: ServeOptions::DEFAULT,
             pool_threads: 4,
             files: Vec::new(),

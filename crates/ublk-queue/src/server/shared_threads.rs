@@ -95,7 +95,7 @@ impl Inbox {
 }
 
 /// A set of threads that serves any number of devices with any backends: the queues of each new device are assigned to
-/// them in turn. Pass it to [`Plan::hosts`](crate::Plan::hosts).
+/// them in turn. Pass it to [`Plan::shared_threads`](crate::Plan::shared_threads).
 ///
 /// Dropping it does not wait: each thread ends with its last device.
 pub struct Threads {
@@ -171,12 +171,12 @@ impl Threads {
     }
 
     /// Index of the first thread for a new device.
-    pub(crate) fn deal(&self) -> usize {
+    pub(crate) fn next_thread(&self) -> usize {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Passes a new worker to a thread.
-    pub(crate) fn host(&self, at: usize, newcomer: Newcomer) {
+    pub(crate) fn attach(&self, at: usize, newcomer: Newcomer) {
         if let Some(inbox) = self.inboxes.get(at % self.inboxes.len().max(1)) {
             inbox.lock().newcomers.push(newcomer);
             thread::signal_event(inbox.bell.as_fd());

@@ -26,8 +26,8 @@ pub(super) fn assignments(geometry: &Geometry, plan: &Plan) -> Result<Vec<Assign
         .clamp(1, geometry.depth().max(1));
     if each == 1 {
         let own = plan.threads.unwrap_or(queues);
-        let hosts = plan.hosts.as_ref().map(|threads| threads.count());
-        let threads = hosts.map_or(own, |count| u16::try_from(count).unwrap_or(u16::MAX));
+        let shared = plan.shared_threads.as_ref().map(|threads| threads.count());
+        let threads = shared.map_or(own, |count| u16::try_from(count).unwrap_or(u16::MAX));
         let threads = threads.clamp(1, queues.max(1));
         let assignment = |n| Assignment {
             qids: qids(n, threads),
