@@ -51,8 +51,8 @@ pub(crate) fn limits_again(
         )
     });
     let link = link.as_ref().map(|(link, _)| link.as_path());
-    let place = link.or(opening.instead.as_deref()).unwrap_or(path);
-    let file = options(spec, place).claim(false).open();
+    let path_to_open = link.or(opening.instead.as_deref()).unwrap_or(path);
+    let file = options(spec, path_to_open).claim(false).open();
     let file = file.map_err(|e| of_file(path, &e))?;
     if let Some(was) = &opening.backing {
         backing::check(path, was, &file.identity())?;
@@ -186,9 +186,9 @@ fn not_opened(error: &ublk_backends::Error) -> Failure {
     failure
 }
 
-/// How the file of a file device is opened at a place.
-fn options(spec: &AddSpec, place: &Path) -> FileOptions {
-    let options = File::options(place).read_only(spec.read_only);
+/// How the file of a file device is opened.
+fn options(spec: &AddSpec, path: &Path) -> FileOptions {
+    let options = File::options(path).read_only(spec.read_only);
     let options = options.block_size((spec.block_size != 0).then_some(spec.block_size));
     match &spec.backend {
         BackendSpec::File {
@@ -297,8 +297,8 @@ pub(crate) fn open_to_serve(
     opening: &Opening,
     passed: Option<OwnedFd>,
 ) -> Result<File, Failure> {
-    let place = opening.instead.as_deref().unwrap_or(path);
-    let options = options(spec, place);
+    let path_to_open = opening.instead.as_deref().unwrap_or(path);
+    let options = options(spec, path_to_open);
     let store = Store::of_user().ok();
     backing::opened(path, spec, opening, store.as_ref(), || {
         let copy = passed.as_ref().and_then(|fd| fd.try_clone().ok());

@@ -45,10 +45,11 @@ pub fn script(shell: clap_complete::Shell) -> Result<Vec<u8>, Failure> {
 
 /// The existing devices, for an operand that is a device.
 pub fn devices() -> Vec<CompletionCandidate> {
-    let words = front::words().into_iter();
-    words
-        .map(|w| {
-            CompletionCandidate::new(w.word).help((!w.about.is_empty()).then(|| w.about.into()))
+    let candidates = front::candidates().into_iter();
+    candidates
+        .map(|device| {
+            let about = (!device.about.is_empty()).then(|| device.about.into());
+            CompletionCandidate::new(device.value).help(about)
         })
         .collect()
 }

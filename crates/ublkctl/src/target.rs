@@ -21,7 +21,7 @@ const MAX_LINKS: usize = 40;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// As named by the user.
-    Word(String),
+    Operand(String),
     /// As found in a list.
     Found(front::Target),
 }
@@ -29,7 +29,7 @@ pub enum Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Word(word) => f.write_str(word),
+            Self::Operand(operand) => f.write_str(operand),
             Self::Found(found) => found.id.fmt(f),
         }
     }
@@ -41,15 +41,15 @@ impl From<front::Target> for Target {
     }
 }
 
-/// Accepts any non-empty word, for clap.
+/// Accepts any non-empty argument, for clap.
 ///
 /// # Errors
-/// The word is empty.
-pub fn parse(word: &str) -> Result<Target, String> {
-    if word.is_empty() {
+/// The argument is empty.
+pub fn parse(operand: &str) -> Result<Target, String> {
+    if operand.is_empty() {
         return Err("empty argument: give the device's number, node or name".into());
     }
-    Ok(Target::Word(word.to_owned()))
+    Ok(Target::Operand(operand.to_owned()))
 }
 
 impl Target {
@@ -58,20 +58,20 @@ impl Target {
     /// # Errors
     /// No such device; or, if the driver cannot be asked, that.
     pub fn resolve(&self) -> Result<front::Target, Failure> {
-        let word = match self {
-            Self::Word(word) => word.as_str(),
+        let operand = match self {
+            Self::Operand(operand) => operand.as_str(),
             Self::Found(found) => return Ok(*found),
         };
-        let found = match of_word(word) {
-            Word::Device(id) => Some(id.into()),
-            Word::Name(name) => match front::target(name) {
+        let found = match parse_operand(operand) {
+            Operand::Device(id) => Some(id.into()),
+            Operand::Name(name) => match front::target(name) {
                 Some(found) => Some(found),
                 // A missing driver must not look like a missing name.
                 None => none_of(name, &front::list(&this_program(), LOOK)?)?,
             },
-            Word::Nothing => None,
+            Operand::Nothing => None,
         };
-        found.ok_or_else(|| Failure::no_such_device(word))
+        found.ok_or_else(|| Failure::no_such_device(operand))
     }
 }
 
@@ -88,28 +88,28 @@ fn none_of(name: &str, entries: &[ListEntry]) -> Result<Option<front::Target>, F
     })
 }
 
-/// What a word can mean, judged without the driver.
+/// What an operand can mean, judged without the driver.
 #[derive(Debug, PartialEq, Eq)]
-enum Word<'a> {
+enum Operand<'a> {
     Device(DevId),
     Name(&'a str),
     Nothing,
 }
 
-fn of_word(word: &str) -> Word<'_> {
-    if word.bytes().all(|b| b.is_ascii_digit()) {
-        return match word.parse().ok().and_then(|n| DevId::new(n).ok()) {
-            Some(id) => Word::Device(id),
-            None => Word::Nothing,
+fn parse_operand(operand: &str) -> Operand<'_> {
+    if operand.bytes().all(|b| b.is_ascii_digit()) {
+        return match operand.parse().ok().and_then(|n| DevId::new(n).ok()) {
+            Some(id) => Operand::Device(id),
+            None => Operand::Nothing,
         };
     }
-    if let Some(name) = word.strip_prefix("/dev/ublkctl/") {
-        return Word::Name(name);
+    if let Some(name) = operand.strip_prefix("/dev/ublkctl/") {
+        return Operand::Name(name);
     }
-    if word.contains('/') {
-        return of_path(Path::new(word)).map_or(Word::Nothing, Word::Device);
+    if operand.contains('/') {
+        return of_path(Path::new(operand)).map_or(Operand::Nothing, Operand::Device);
     }
-    of_node(word).map_or(Word::Name(word), Word::Device)
+    of_node(operand).map_or(Operand::Name(operand), Operand::Device)
 }
 
 /// The device of a node or a partition by its name: `ublkb0`, `ublkb0p1`, `ublkc0`.
@@ -189,16 +189,16 @@ mod tests {
     }
     use std::os::unix::fs::symlink;
 
-    fn device(word: &str) -> Option<u32> {
-        match of_word(word) {
-            Word::Device(id) => Some(id.get()),
+    fn device(operand: &str) -> Option<u32> {
+        match parse_operand(operand) {
+            Operand::Device(id) => Some(id.get()),
             _ => None,
         }
     }
 
     #[test]
     fn a_device_may_be_named_by_number_node_or_partition() {
-        for (word, id) in [
+        for (operand, id) in [
             ("7", 7),
             ("007", 7),
             ("1048575", 1_048_575),
@@ -209,14 +209,14 @@ mod tests {
             ("/dev/ublkb7p2", 7),
             ("/dev/../dev/ublkb7", 7),
         ] {
-            assert_eq!(device(word), Some(id), "{word}");
+            assert_eq!(device(operand), Some(id), "{operand}");
         }
     }
 
-    /// A word that cannot name a device is refused; one that can be a name is looked up as a name.
+    /// An operand that cannot name a device is refused; one that can be a name is looked up as a name.
     #[test]
-    fn other_words_are_names_or_nothing() {
-        for word in [
+    fn other_operands_are_names_or_nothing() {
+        for operand in [
             "data",
             "ublkb",
             "ublkb1x",
@@ -225,10 +225,10 @@ mod tests {
             "-1",
             "/dev/ublkctl/data",
         ] {
-            let name = word.trim_start_matches("/dev/ublkctl/");
-            assert_eq!(of_word(word), Word::Name(name), "{word}");
+            let name = operand.trim_start_matches("/dev/ublkctl/");
+            assert_eq!(parse_operand(operand), Operand::Name(name), "{operand}");
         }
-        for word in [
+        for operand in [
             "1048576",
             "99999999999999999999",
             "/dev/null",
@@ -237,7 +237,7 @@ mod tests {
             "./x",
             "/no/such/ublkb3",
         ] {
-            assert_eq!(of_word(word), Word::Nothing, "{word}");
+            assert_eq!(parse_operand(operand), Operand::Nothing, "{operand}");
         }
         assert!(parse("").is_err() && parse("x").is_ok());
     }

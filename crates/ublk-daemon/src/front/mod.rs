@@ -4,6 +4,7 @@
 //! So it can always return: at its deadline it reports what is left behind and exits.
 
 mod add;
+mod candidates;
 mod gc;
 mod look;
 mod nbd;
@@ -14,9 +15,9 @@ mod remove;
 mod reserve;
 mod resize;
 mod up;
-mod words;
 
 pub use add::{Foreground, add, check, recover};
+pub use candidates::{Candidate, candidates};
 pub use gc::{Found, gc};
 pub use look::{Backing, Features, Info, ListEntry, features, info, list, recoverable};
 pub use nbd::{NbdChanged, NbdExport, NbdListed, nbd_info, nbd_list, nbd_move, nbd_retry};
@@ -25,7 +26,6 @@ pub use pace::Pace;
 pub use remove::{Stop, delete, stop};
 pub use resize::{Resized, resize};
 pub use up::{Difference, Down, Outcome, Up, Wanted, down, make, named, target, up, vet};
-pub use words::{Word, words};
 
 use crate::failure::Failure;
 use crate::helper::Helper;

@@ -194,7 +194,7 @@ pub fn up(
     let name = name.ok_or_else(|| Failure::new(FailureKind::Usage, "a device without a name"))?;
     // Two concurrent commands would create two devices.
     let _lock = reserve(Some(&name), until)?;
-    let found = settled(program, &name, until)?;
+    let found = once_idle(program, &name, until)?;
     let done = |id: u32, outcome, differences| Up {
         name: name.clone(),
         id,
@@ -327,7 +327,7 @@ fn find(
 }
 
 /// As `find`, once old processes that may still change the device's state have exited.
-fn settled(
+fn once_idle(
     program: &Path,
     name: &str,
     until: Instant,
@@ -337,12 +337,12 @@ fn settled(
     let found = wait::until(patience, || {
         let left = until.saturating_duration_since(Instant::now());
         let found = find(program, name, left)?;
-        let settled = found.as_ref().is_none_or(|(e, r)| {
+        let idle = found.as_ref().is_none_or(|(e, r)| {
             let ending = matches!(r.phase, Phase::HandingOver | Phase::Leaving);
             let serves = e.state == "live" && e.server_alive && !ending;
             e.orphan || serves || (r.spec.supervise && !ending)
         });
-        if settled {
+        if idle {
             return Ok::<_, Failure>(Some(found));
         }
         last = found;

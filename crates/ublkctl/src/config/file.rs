@@ -168,7 +168,7 @@ fn parse(text: &str, directory: &Path) -> Result<Vec<Entry>, Mistake> {
 }
 
 /// An argument of `add` and its origin in the text.
-struct Word {
+struct Origin {
     option: String,
     at: usize,
 }
@@ -210,7 +210,7 @@ fn device(name: &str, at: usize, table: &DeTable<'_>, directory: &Path) -> Resul
         let argument = argument.filter(|_| !NOT_KEYS.contains(&option));
         let argument = argument.ok_or_else(|| unknown(option, at, command, backend))?;
         reuse |= option == "create";
-        origins.push(Word {
+        origins.push(Origin {
             option: option.to_owned(),
             at,
         });
@@ -283,7 +283,7 @@ fn unknown(option: &str, at: usize, command: &clap::Command, backend: &str) -> M
 }
 
 /// Maps an error of the command line parser to the key that caused it.
-fn refused(error: &clap::Error, name: &str, at: usize, origins: &[Word]) -> Mistake {
+fn refused(error: &clap::Error, name: &str, at: usize, origins: &[Origin]) -> Mistake {
     let about = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(text)) => text.clone(),
         Some(ContextValue::Strings(all)) => all.join(" "),

@@ -7,9 +7,9 @@ use ublk_ctrl::nodes::Nodes;
 
 /// A name or number of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Word {
+pub struct Candidate {
     /// Its number or its name.
-    pub word: String,
+    pub value: String,
     /// What it is, in a few words.
     pub about: String,
 }
@@ -17,11 +17,11 @@ pub struct Word {
 /// Numbers and names of existing devices, from sysfs and this user's records, without asking the driver, because a shell
 /// waits for the result.
 #[must_use]
-pub fn words() -> Vec<Word> {
-    words_of(Path::new("/"), Store::of_user().ok().as_ref())
+pub fn candidates() -> Vec<Candidate> {
+    candidates_of(Path::new("/"), Store::of_user().ok().as_ref())
 }
 
-fn words_of(root: &Path, store: Option<&Store>) -> Vec<Word> {
+fn candidates_of(root: &Path, store: Option<&Store>) -> Vec<Candidate> {
     let ids = Nodes::under(root).list_devices().unwrap_or_default();
     let mut devices: BTreeMap<u32, String> =
         ids.iter().map(|id| (id.get(), String::new())).collect();
@@ -33,16 +33,16 @@ fn words_of(root: &Path, store: Option<&Store>) -> Vec<Word> {
             continue;
         };
         devices.insert(id, record.spec.backend.name().to_owned());
-        names.extend(record.spec.name.map(|word| Word {
-            word,
+        names.extend(record.spec.name.map(|name| Candidate {
+            value: name,
             about: format!("device {id}, {}", record.spec.backend.name()),
         }));
     }
-    let numbers = devices.into_iter().map(|(id, backend)| Word {
-        word: id.to_string(),
+    let numbers = devices.into_iter().map(|(id, backend)| Candidate {
+        value: id.to_string(),
         about: backend,
     });
-    names.sort_by(|a, b| a.word.cmp(&b.word));
+    names.sort_by(|a, b| a.value.cmp(&b.value));
     numbers.chain(names).collect()
 }
 
@@ -64,18 +64,18 @@ mod tests {
             record.id = u32::try_from(id).ok();
             store.write(&record).unwrap();
         }
-        let words = |root: &Path| -> Vec<String> {
-            words_of(root, Some(&store))
+        let candidates = |root: &Path| -> Vec<String> {
+            candidates_of(root, Some(&store))
                 .into_iter()
-                .map(|w| w.word)
+                .map(|w| w.value)
                 .collect()
         };
-        assert_eq!(words(dir.path()), ["3", "4", "data", "gone"]);
+        assert_eq!(candidates(dir.path()), ["3", "4", "data", "gone"]);
         for n in [3, 12] {
             std::fs::create_dir_all(dir.path().join(format!("sys/class/ublk-char/ublkc{n}")))
                 .unwrap();
         }
-        assert_eq!(words(dir.path()), ["3", "12", "data"]);
-        assert_eq!(words_of(dir.path(), None).len(), 2);
+        assert_eq!(candidates(dir.path()), ["3", "12", "data"]);
+        assert_eq!(candidates_of(dir.path(), None).len(), 2);
     }
 }
