@@ -169,7 +169,7 @@ impl Features {
 ///
 /// # Errors
 /// [`Missing`], which names every flag that the kernel lacks and the release that introduced it.
-pub fn negotiate(asked: Features, kernel: Features) -> Result<Features, Missing> {
+pub fn require_features(asked: Features, kernel: Features) -> Result<Features, Missing> {
     let features = asked.without(kernel);
     if features.is_empty() {
         Ok(asked)
@@ -314,15 +314,15 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_with_its_kernel() {
         let asked = Features::USER_COPY | Features::BATCH_IO | Features::QUIESCE;
-        assert_eq!(negotiate(asked, V7_3), Ok(asked));
-        let missing = negotiate(asked, V6_12).unwrap_err();
+        assert_eq!(require_features(asked, V7_3), Ok(asked));
+        let missing = require_features(asked, V6_12).unwrap_err();
         assert_eq!(missing.names().collect::<Vec<_>>(), ["QUIESCE", "BATCH_IO"]);
         assert_eq!(missing.since(), Some((7, 0)));
         assert_eq!(
             missing.to_string(),
             "this kernel lacks QUIESCE (since Linux 6.16), BATCH_IO (since Linux 7.0)"
         );
-        let missing = negotiate(Features::from_bits(1 << 50), V7_3).unwrap_err();
+        let missing = require_features(Features::from_bits(1 << 50), V7_3).unwrap_err();
         assert_eq!(missing.since(), None);
         assert!(missing.to_string().contains("0x4000000000000"));
     }

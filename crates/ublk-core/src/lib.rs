@@ -35,7 +35,7 @@ pub use cpumask::CpuMask;
 pub use deadline::deadline_in;
 pub use device::OpenDevice;
 pub use errno::Errno;
-pub use features::{FeatureInfo, Features, Missing, negotiate};
+pub use features::{FeatureInfo, Features, Missing, require_features};
 pub use geometry::{BadReply, Geometry};
 pub use ids::{DevId, QueueId, SECTOR_SIZE, Sectors, Tag};
 pub use iod::{IoDesc, IoFlags, Op};

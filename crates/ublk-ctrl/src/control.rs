@@ -17,7 +17,7 @@ use std::time::Instant;
 use ublk_core::kernel::{Fault, Release};
 use ublk_core::{
     CheckedSpec, CpuMask, DevId, DevState, DeviceParams, Errno, Features, Geometry, QueueId,
-    negotiate,
+    require_features,
 };
 use ublk_sys::{Uapi, ublk_params, ublksrv_ctrl_dev_info};
 
@@ -325,7 +325,7 @@ impl<P: CtrlPort> Control<P> {
     pub fn add(&mut self, spec: &CheckedSpec, deadline: Duration) -> Result<Geometry, Error> {
         let until = deadline_in(deadline);
         self.refuse_crash(spec)?;
-        negotiate(spec.spec().features, self.features(deadline)?)?;
+        require_features(spec.spec().features, self.features(deadline)?)?;
         let left = until.saturating_duration_since(Instant::now());
         let request = Request::of(Operation::Add, spec.spec().id)
             .payload(spec.dev_info().to_bytes().to_vec());

@@ -13,7 +13,7 @@ impl<P: CtrlPort> Control<P> {
     /// Fails unless this kernel has `features`; the error names the kernel that introduced them.
     fn require(&mut self, features: Features, deadline: Duration) -> Result<(), Error> {
         let kernel = self.features(deadline)?;
-        Ok(ublk_core::negotiate(features, kernel).map(drop)?)
+        Ok(ublk_core::require_features(features, kernel).map(drop)?)
     }
 
     /// Starts the recovery of a device for a new server (START_USER_RECOVERY). Waits until the device is quiesced or

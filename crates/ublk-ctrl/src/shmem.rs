@@ -13,7 +13,7 @@ use crate::port::CtrlPort;
 use crate::{Control, Error, Operation};
 use core::ptr::NonNull;
 use core::time::Duration;
-use ublk_core::{DevId, Features, negotiate};
+use ublk_core::{DevId, Features, require_features};
 use ublk_sys::{UBLK_SHMEM_BUF_READ_ONLY, ublk_shmem_buf_reg};
 
 /// Largest registration in bytes.
@@ -68,7 +68,7 @@ impl<P: CtrlPort> Control<P> {
                 ),
             });
         }
-        negotiate(Features::SHMEM_ZC, self.features(deadline)?)?;
+        require_features(Features::SHMEM_ZC, self.features(deadline)?)?;
         let memory = ublk_shmem_buf_reg {
             addr: start,
             len,
@@ -99,7 +99,7 @@ impl<P: CtrlPort> Control<P> {
         memory: MemoryId,
         deadline: Duration,
     ) -> Result<(), Error> {
-        negotiate(Features::SHMEM_ZC, self.features(deadline)?)?;
+        require_features(Features::SHMEM_ZC, self.features(deadline)?)?;
         let request = on(Operation::UnregisterMemory, id);
         self.raw(&request.data(memory.0.into()), deadline).map(drop)
     }

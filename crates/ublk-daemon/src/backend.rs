@@ -42,7 +42,7 @@ pub(crate) fn limits_again(
     let BackendSpec::File { path, .. } = &spec.backend else {
         return limits_of(spec);
     };
-    let (opening, passed) = backing::way(record, None, accept);
+    let (opening, passed) = backing::next_opening(record, None, accept);
     // A link of /proc leads to the open file itself, whatever it is named now.
     let link = passed.map(|fd| {
         (
@@ -107,7 +107,7 @@ fn pays(opened: &Opened) -> DataMode {
     }
 }
 
-/// Adapts what the server does not allow, and says so.
+/// Adapts what the NBD server does not allow, and says so.
 fn fit_server(spec: &mut AddSpec, nbd: &Nbd) {
     let BackendSpec::Nbd { uri, .. } = &spec.backend else {
         return;
@@ -118,12 +118,12 @@ fn fit_server(spec: &mut AddSpec, nbd: &Nbd) {
     // The kernel demands whole pages.
     let longest = (nbd.max_io_bytes() & !0xfff).max(4096);
     if spec.max_io_bytes > longest {
-        tracing::warn!("{uri}: the server takes requests of at most {longest} bytes");
+        tracing::warn!("{uri}: the NBD server takes requests of at most {longest} bytes");
         spec.max_io_bytes = longest;
     }
     if spec.queues > 1 && !nbd.allows_several_connections() {
         tracing::warn!(
-            "{uri}: the server allows one connection only (no NBD_FLAG_CAN_MULTI_CONN), so the device has one queue"
+            "{uri}: the NBD server allows one connection only (no NBD_FLAG_CAN_MULTI_CONN), so the device has one queue"
         );
         spec.queues = 1;
     }
@@ -254,7 +254,7 @@ pub(crate) fn open(
     Ok((opened, limits))
 }
 
-/// Connects to the server of an NBD device.
+/// Connects to the NBD server of a device.
 fn open_nbd(spec: &AddSpec) -> Result<Nbd, Failure> {
     let BackendSpec::Nbd {
         uri,
@@ -284,7 +284,7 @@ fn open_nbd(spec: &AddSpec) -> Result<Nbd, Failure> {
         let failure = Failure::new(kind, format!("{uri}: {e}"));
         match e {
             OpenError::Connect(ublk_nbd::ConnectError::Connect { .. }) => failure
-                .hint("start the server first, or wait for it with --wait-for-server SECONDS"),
+                .hint("start the NBD server first, or wait for it with --wait-for-server SECONDS"),
             _ => failure,
         }
     })
@@ -311,7 +311,7 @@ pub(crate) fn open_to_serve(
 }
 
 /// Reports notes about the file to the user.
-pub(crate) fn tell(path: &Path, file: &File) {
+pub(crate) fn log_notes(path: &Path, file: &File) {
     for note in file.notes() {
         tracing::warn!("{}: {note}", path.display());
     }

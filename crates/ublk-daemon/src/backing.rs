@@ -205,9 +205,9 @@ pub(crate) fn check(path: &Path, was: &Identity, now: &Identity) -> Result<(), F
     ))
 }
 
-/// The way of a device's next server to its backing store, and a descriptor of it where one can be had: `kept` by the
-/// agent, or of the server at work. With `accept` the path counts, where it leads elsewhere.
-pub(crate) fn way(
+/// How a device's next server opens its backing store, and a descriptor of the store if there is one: the one `kept` by
+/// the agent, or one of the running server. With `accept` the path is used, even if it leads to another store.
+pub(crate) fn next_opening(
     record: &Record,
     kept: Option<&OwnedFd>,
     accept: bool,

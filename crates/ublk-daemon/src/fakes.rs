@@ -258,7 +258,7 @@ unsafe impl Controller for Control {
                     state.nonce = spec.spec().server_flags;
                     state.asked = spec.spec().features;
                     let has = Features::known().without(state.lacks);
-                    ublk_core::negotiate(state.asked, has)?;
+                    ublk_core::require_features(state.asked, has)?;
                 }
                 self.0.look();
                 Reply::Geometry(self.0.device())

@@ -75,12 +75,10 @@ fn run_agent(link: Link) -> i32 {
 /// # Errors
 /// [`LinkError::NotALink`] if a user gave a hidden subcommand.
 pub fn play() -> Result<(), LinkError> {
-    let mut words = std::env::args_os().skip(1);
-    let role = words
-        .next()
-        .and_then(|word| Role::from_word(word.to_str()?));
+    let mut args = std::env::args_os().skip(1);
+    let role = args.next().and_then(|arg| Role::parse(arg.to_str()?));
     match role {
-        Some(role) if words.next().is_none() => std::process::exit(run(role)?),
+        Some(role) if args.next().is_none() => std::process::exit(run(role)?),
         _ => Ok(()),
     }
 }

@@ -62,7 +62,7 @@ pub fn run(
         Ok(()) => 0,
         Err(failure) => {
             tracing::error!("{failure}");
-            server.tell(&FromServer::Failed(failure));
+            server.send(&FromServer::Failed(failure));
             1
         }
     }
@@ -87,11 +87,11 @@ struct Server {
 
 impl Server {
     /// Sends a message to the agent, if there is one.
-    fn tell(&mut self, message: &FromServer) {
-        self.tell_with(message, None);
+    fn send(&mut self, message: &FromServer) {
+        self.send_with(message, None);
     }
 
-    fn tell_with(&mut self, message: &FromServer, descriptor: Option<BorrowedFd<'_>>) {
+    fn send_with(&mut self, message: &FromServer, descriptor: Option<BorrowedFd<'_>>) {
         let link = self.link.as_ref();
         if let Some(Err(e)) = link.map(|link| link.send_with(message, descriptor)) {
             tracing::warn!("cannot send to the agent: {e}");
@@ -132,7 +132,7 @@ impl Server {
             limits: opened.limits,
             backing,
         };
-        self.tell_with(&described, descriptor.as_ref().map(AsFd::as_fd));
+        self.send_with(&described, descriptor.as_ref().map(AsFd::as_fd));
         drop(descriptor);
         let assignment = match self.next()? {
             ToServer::Assign(assignment) => assignment,
@@ -151,7 +151,7 @@ impl Server {
         kill_point("server:assigned");
         let mut running = engine.arm(&assignment)?;
         kill_point("server:armed");
-        self.tell(&FromServer::Armed {
+        self.send(&FromServer::Armed {
             pid: std::process::id(),
         });
         let end = self.serve(running.as_mut());
@@ -228,7 +228,7 @@ impl Server {
         }
         let id = self.id.unwrap_or_default();
         if self.link.is_some() {
-            self.tell(&FromServer::Leave {
+            self.send(&FromServer::Leave {
                 why: "the server got a signal".to_owned(),
             });
         } else if self.recoverable {
@@ -277,7 +277,7 @@ impl Server {
         if self.recoverable && !self.handed_over {
             self.handed_over = true;
             tracing::info!("left to the next server");
-            self.tell(&FromServer::Empty { health: None });
+            self.send(&FromServer::Empty { health: None });
         }
     }
 
@@ -289,7 +289,7 @@ impl Server {
             };
             match link.try_recv() {
                 Ok(None) => return false,
-                Ok(Some(ToServer::Live)) => self.live(),
+                Ok(Some(ToServer::Live)) => self.serve_live(),
                 Ok(Some(ToServer::Health { ticket })) => {
                     self.report(ticket, running.health());
                 }
@@ -315,7 +315,7 @@ impl Server {
         }
     }
 
-    fn live(&mut self) {
+    fn serve_live(&mut self) {
         self.live = true;
         if let Some(log) = self.link.as_ref().and_then(Link::take_descriptor) {
             crate::log::into(log.as_fd());
@@ -331,7 +331,7 @@ impl Server {
         // Nobody needs the queues any more, and hundreds of them would not fit into the message.
         health.queues.clear();
         tracing::info!("device {} is empty", self.id.unwrap_or_default());
-        self.tell(&FromServer::Empty {
+        self.send(&FromServer::Empty {
             health: Some(health),
         });
         Ok(())

@@ -34,7 +34,7 @@ impl OnFailure {
         Self(Arc::new(tell))
     }
 
-    pub(crate) fn tell(&self, failed: Failed) {
+    pub(crate) fn call(&self, failed: Failed) {
         (self.0)(failed);
     }
 }

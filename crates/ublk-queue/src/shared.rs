@@ -127,7 +127,7 @@ impl LaneShared {
     }
 
     /// Sets the callback for failed requests.
-    pub(crate) fn tell_failures(&self, to: OnFailure) {
+    pub(crate) fn set_on_failure(&self, to: OnFailure) {
         // Set once, when the lane is made.
         let _ = self.on_failure.set(to);
     }
@@ -142,7 +142,7 @@ impl LaneShared {
             return;
         };
         let io = descriptors.load(tag).decode(&ANYWHERE).ok();
-        on_failure.tell(Failed {
+        on_failure.call(Failed {
             qid: self.qid,
             op: io.map(|io| io.op),
             offset: io.map_or(0, |io| io.offset),

@@ -134,7 +134,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             (Arc::clone(&wake), Arc::clone(&self.at_work)),
         );
         if let Some(on_failure) = spec.on_failure.clone() {
-            shared.tell_failures(on_failure);
+            shared.set_on_failure(on_failure);
         }
         let context = LaneContext {
             qid: spec.qid,

@@ -4,7 +4,7 @@ mod file;
 
 use crate::cli::Config;
 use crate::device::stay;
-use crate::output::{ErrorBody, Worst, put, tell};
+use crate::output::{ErrorBody, Worst, print_failure, put};
 use file::{Entry, read};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ struct Report {
 impl Report {
     /// Records a failure and reports it at once.
     fn fail(&mut self, name: &str, failure: &Failure) {
-        tell(&failure.clone().about(name));
+        print_failure(&failure.clone().about(name));
         self.lines.push(Line {
             error: Some(ErrorBody::from(failure)),
             ..Line::new(name, "failed")

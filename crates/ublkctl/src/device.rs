@@ -1,7 +1,7 @@
 //! A device made from the words of `add`.
 
 use crate::cli::{Add, Backend};
-use crate::output::{exit_code, put, tell};
+use crate::output::{exit_code, print_failure, put};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use ublk_daemon::failure::Failure;
@@ -149,7 +149,7 @@ pub fn stay(device: Foreground) -> ExitCode {
     match device.wait() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            tell(&failure);
+            print_failure(&failure);
             exit_code(failure.kind)
         }
     }

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     // A usage error exits here, with code 2.
     match cli::Cli::try_parse() {
         Ok(cli) => run::run(&cli).unwrap_or_else(|failure| output::fail(&failure, cli.json)),
-        Err(error) => usage::told(&error, json),
+        Err(error) => usage::print(&error, json),
     }
 }
 

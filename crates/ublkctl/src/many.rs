@@ -1,6 +1,6 @@
 //! One command for several devices: each one is tried, each has its result, and the worst determines the exit code.
 
-use crate::output::{ErrorBody, Worst, put, tell};
+use crate::output::{ErrorBody, Worst, print_failure, put};
 use crate::target::Target;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -77,7 +77,7 @@ impl Chosen {
         }
         let (mut results, mut worst) = (Vec::new(), Worst::default());
         for (id, failure) in &self.unknown {
-            tell(failure);
+            print_failure(failure);
             worst.add(failure.kind.exit_code());
             results.push(Outcome::Failed {
                 device: id.to_string(),
@@ -93,7 +93,7 @@ impl Chosen {
                     results.push(Outcome::Done(value));
                 }
                 Err(failure) => {
-                    tell(&failure);
+                    print_failure(&failure);
                     worst.add(failure.kind.exit_code());
                     results.push(Outcome::Failed {
                         device: target.to_string(),

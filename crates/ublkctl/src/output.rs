@@ -86,7 +86,7 @@ pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
 }
 
 /// Prints a failure to standard error.
-pub fn tell(failure: &Failure) {
+pub fn print_failure(failure: &Failure) {
     let mut text = format!("ublkctl: {}\n", plain(&failure.text));
     if let Some(hint) = &failure.hint {
         let _ = writeln!(text, "  hint: {}", plain(hint));
@@ -97,7 +97,7 @@ pub fn tell(failure: &Failure) {
 
 /// Ends a command that failed before it printed anything.
 pub fn fail(failure: &Failure, json: bool) -> ExitCode {
-    tell(failure);
+    print_failure(failure);
     if json {
         let error = ErrorBody::from(failure);
         let _ = put(true, &Failed { error }, String::new);

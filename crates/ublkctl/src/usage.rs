@@ -15,7 +15,7 @@ pub fn asks_for_json(args: impl IntoIterator<Item = OsString>) -> bool {
 }
 
 /// Prints clap's output, as clap does or as JSON; returns the exit code.
-pub fn told(error: &clap::Error, json: bool) -> ExitCode {
+pub fn print(error: &clap::Error, json: bool) -> ExitCode {
     let code = ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
     if !json && (error.use_stderr() || io::stdout().is_terminal()) {
         let _ = error.print();
@@ -69,14 +69,14 @@ mod tests {
     /// Splits clap's message: the mistake, a tip, the usage.
     #[test]
     fn the_message_is_the_mistake_alone() {
-        let told = |args: &str| {
+        let message_of = |args: &str| {
             let error = Cli::try_parse_from(args.split(' ')).expect_err("a mistake");
             failure(error.kind(), &error.render().to_string())
         };
-        let number = told("ublkctl add null --deadline 0");
+        let number = message_of("ublkctl add null --deadline 0");
         assert!(number.text.ends_with("0 is not in 1..=3600"), "{number:?}");
         assert_eq!(number.hint.as_deref(), Some("see --help"));
-        let word = told("ublkctl list --jso");
+        let word = message_of("ublkctl list --jso");
         assert_eq!(word.text, "unexpected argument '--jso' found");
         let hint = word.hint.unwrap_or_default();
         assert!(

@@ -272,13 +272,13 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
         attach: None,
         heir: Heir::default(),
     };
-    let lived = agent.live();
+    let result = agent.run_task();
     agent.heir.close();
     if agent.heir.has_yielded() {
         // The front is another's, too.
         return 0;
     }
-    match lived {
+    match result {
         Ok(()) => {
             agent.tell_front(&FromAgent::Gone);
             0
@@ -294,16 +294,19 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
 }
 
 impl Agent<'_> {
-    fn live(&mut self) -> Result<(), Failure> {
-        let request = match self.request()? {
-            Task::Add(request) => request,
-            Task::Recover(request) => return self.live_again(&request),
-        };
+    fn run_task(&mut self) -> Result<(), Failure> {
+        match self.request()? {
+            Task::Add(request) => self.run_add(&request),
+            Task::Recover(request) => self.run_recover(&request),
+        }
+    }
+
+    fn run_add(&mut self, request: &AddRequest) -> Result<(), Failure> {
         let deadline = Instant::now() + Duration::from_millis(request.deadline_ms);
         if request.lifetime == Lifetime::Own {
             self.world.drop_caller_limits();
         }
-        match self.bring_up(&request, deadline) {
+        match self.bring_up(request, deadline) {
             Ok(added) => {
                 self.announce(request.lifetime, added);
                 self.await_keep(request.lifetime);
@@ -317,7 +320,7 @@ impl Agent<'_> {
         }
     }
 
-    fn live_again(&mut self, request: &RecoverRequest) -> Result<(), Failure> {
+    fn run_recover(&mut self, request: &RecoverRequest) -> Result<(), Failure> {
         let deadline = Instant::now() + Duration::from_millis(request.deadline_ms);
         if request.lifetime == Lifetime::Own {
             self.world.drop_caller_limits();

@@ -123,7 +123,8 @@ impl Agent<'_> {
         deadline: Instant,
     ) -> Result<(), Failure> {
         self.server = Some(self.world.server()?);
-        let (opening, passed) = backing::way(record, self.backing.as_ref(), request.accept_backing);
+        let (opening, passed) =
+            backing::next_opening(record, self.backing.as_ref(), request.accept_backing);
         let describe = ToServer::Describe {
             version: LINK_VERSION,
             spec: record.spec.clone(),

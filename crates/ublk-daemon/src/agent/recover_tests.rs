@@ -85,13 +85,13 @@ fn recover_for(
 }
 
 impl Recovered {
-    fn hear(&self) -> FromAgent {
+    fn receive(&self) -> FromAgent {
         let until = Instant::now() + Duration::from_secs(10);
         self.front.recv(until).unwrap()
     }
 
     fn failed(&self) -> Failure {
-        match self.hear() {
+        match self.receive() {
             FromAgent::Failed(failure) => failure,
             other => panic!("not failed but {other:?}"),
         }
@@ -108,7 +108,7 @@ fn reissue() -> Features {
 fn l34_a_recovered_device_is_recovered_again() {
     let (kernel, store, _dir) = device(QUIESCED, reissue(), None, None);
     let first = recover(&kernel, &store, false);
-    let FromAgent::Live(added) = first.hear() else {
+    let FromAgent::Live(added) = first.receive() else {
         panic!("not live");
     };
     assert_eq!((added.id, added.recovery), (ID, Recovery::Reissue));
@@ -144,11 +144,11 @@ fn l30_the_end_of_a_front_is_what_it_wanted() {
         for hangs_up in [false, true] {
             let (kernel, store, _dir) = device(QUIESCED, reissue(), None, None);
             let agent = recover_for(&kernel, &store, false, lifetime);
-            assert!(matches!(agent.hear(), FromAgent::Live(_)));
+            assert!(matches!(agent.receive(), FromAgent::Live(_)));
             assert_eq!(store.last(ID).unwrap().unwrap().log, None);
             if !hangs_up {
                 agent.front.send(&ToAgent::Leave).unwrap();
-                assert!(matches!(agent.hear(), FromAgent::Gone));
+                assert!(matches!(agent.receive(), FromAgent::Gone));
             }
             drop(agent.front);
             assert_eq!(agent.agent.join().unwrap(), 0);
@@ -256,7 +256,7 @@ fn l34_a_supervised_device_comes_back() {
     record.spec.supervise = true;
     store.write(&record).unwrap();
     let agent = recover(&kernel, &store, false);
-    assert!(matches!(agent.hear(), FromAgent::Live(_)));
+    assert!(matches!(agent.receive(), FromAgent::Live(_)));
     for lives in 2..4 {
         kernel.abort();
         let until = Instant::now() + Duration::from_secs(20);
@@ -288,7 +288,7 @@ fn l34_a_signal_to_a_supervised_server_brings_another() {
         record.spec.supervise = true;
         store.write(&record).unwrap();
         let agent = recover_for(&kernel, &store, false, lifetime);
-        assert!(matches!(agent.hear(), FromAgent::Live(_)));
+        assert!(matches!(agent.receive(), FromAgent::Live(_)));
         for lives in 2..4 {
             kernel.signal_server();
             let until = Instant::now() + Duration::from_secs(20);
@@ -331,7 +331,7 @@ fn l43_a_file_passes_from_server_to_server() {
     };
     store.write(&record).unwrap();
     let agent = recover(&kernel, &store, false);
-    assert!(matches!(agent.hear(), FromAgent::Live(_)));
+    assert!(matches!(agent.receive(), FromAgent::Live(_)));
     let other = std::fs::File::open(&path).unwrap();
     let is = ublk_backends::Identity::of(&other).unwrap();
     assert_eq!(store.last(ID).unwrap().unwrap().backing, Some(is));
@@ -407,7 +407,7 @@ fn l43_a_cut_file_is_a_failure_of_the_device() {
 fn served() -> (Arc<Kernel>, Store, tempfile::TempDir, Recovered) {
     let (kernel, store, dir) = device(QUIESCED, reissue(), None, None);
     let agent = recover(&kernel, &store, false);
-    assert!(matches!(agent.hear(), FromAgent::Live(_)));
+    assert!(matches!(agent.receive(), FromAgent::Live(_)));
     has_server(&store);
     (kernel, store, dir, agent)
 }
@@ -424,7 +424,7 @@ fn l44_a_device_is_handed_from_agent_to_agent() {
     let (kernel, store, _dir, mut old) = served();
     for _ in 0..3 {
         let new = recover(&kernel, &store, true);
-        let FromAgent::Live(added) = new.hear() else {
+        let FromAgent::Live(added) = new.receive() else {
             panic!("not live: {:?}", kernel.log());
         };
         assert!(added.pause_us.is_some());
@@ -584,7 +584,7 @@ fn l49_a_server_without_an_agent_gets_one() {
     server.link = Link::pair().unwrap().0;
     drop(socket);
     let agent = recover(&kernel, &store, false);
-    let FromAgent::Live(added) = agent.hear() else {
+    let FromAgent::Live(added) = agent.receive() else {
         panic!("not live");
     };
     assert_eq!(added.server_pid, std::process::id());

@@ -64,7 +64,7 @@ impl Relay {
         let (listener, _) = self.listener.as_ref()?;
         let (stream, _) = listener.accept().ok()?;
         stream.set_write_timeout(Some(PATIENCE)).ok()?;
-        let command = heard(&stream);
+        let command = receive(&stream);
         if self.waiting.len() >= MAX_WAITING {
             self.waiting.remove(0);
         }
@@ -115,7 +115,7 @@ impl Relay {
 }
 
 /// Reads a caller's request: nothing, or a change. A caller that neither sends nor stops, or is slow, requests nothing.
-fn heard(mut stream: &UnixStream) -> Option<BackendCommand> {
+fn receive(mut stream: &UnixStream) -> Option<BackendCommand> {
     const LONGEST: usize = 64 << 10;
     let until = Instant::now() + PATIENCE;
     let (mut bytes, mut some) = (Vec::new(), [0; 4096]);
@@ -138,7 +138,9 @@ fn heard(mut stream: &UnixStream) -> Option<BackendCommand> {
     }
     let command = serde_json::from_slice(&bytes);
     command
-        .map_err(|e| tracing::warn!("a caller wants what is not understood: {e}"))
+        .map_err(|e| {
+            tracing::warn!("ignoring a request that this version does not understand: {e}")
+        })
         .ok()
 }
 
@@ -155,7 +157,7 @@ mod tests {
             if stops {
                 near.shutdown(std::net::Shutdown::Write).unwrap();
             }
-            heard(&far)
+            receive(&far)
         };
         assert_eq!(said(b"", true), None);
         assert_eq!(said(b"", false), None);

@@ -61,20 +61,20 @@ fn play_on(kernel: Arc<Kernel>, spec: AddSpec, foreground: bool, deadline_ms: u6
 }
 
 impl Play {
-    fn hear(&self) -> FromAgent {
+    fn receive(&self) -> FromAgent {
         let until = Instant::now() + Duration::from_secs(10);
         self.front.as_ref().unwrap().recv(until).unwrap()
     }
 
     fn live(&self) -> Added {
-        match self.hear() {
+        match self.receive() {
             FromAgent::Live(added) => added,
             other => panic!("not live but {other:?}"),
         }
     }
 
     fn failed(&self) -> Failure {
-        match self.hear() {
+        match self.receive() {
             FromAgent::Failed(failure) => failure,
             other => panic!("not failed but {other:?}"),
         }
@@ -109,7 +109,7 @@ fn l22_stop_while_serving_and_delete_after_empty() {
     assert_eq!(play.kernel.log(), UP);
     let front = play.front.as_ref().unwrap();
     front.send(&ToAgent::Leave).unwrap();
-    assert_eq!(play.hear(), FromAgent::Gone);
+    assert_eq!(play.receive(), FromAgent::Gone);
     let down = ["sync", "stop", "empty", "server exit 0", "delete"];
     assert_eq!(play.kernel.log(), [&UP[..], &down].concat());
     assert_eq!(play.records(), 0, "no record, socket or log is left");
@@ -262,7 +262,7 @@ fn the_agent_relays_health() {
     let health = health(&play.store);
     assert_eq!(health.stats.reads, 42);
     play.front.as_ref().unwrap().send(&ToAgent::Leave).unwrap();
-    assert_eq!(play.hear(), FromAgent::Gone);
+    assert_eq!(play.receive(), FromAgent::Gone);
 }
 
 /// L31 The record is on disk before ADD_DEV, and the phase before START_DEV, as the fake kernel checks.
@@ -303,7 +303,7 @@ fn l04_the_mode_is_asked_of_the_kernel_and_told_as_granted() {
         let record = play.store.last(ID).unwrap().unwrap();
         assert_eq!(record.spec.mode, Mode::new(data).batched(batch));
         play.front.as_ref().unwrap().send(&ToAgent::Leave).unwrap();
-        assert_eq!(play.hear(), FromAgent::Gone);
+        assert_eq!(play.receive(), FromAgent::Gone);
     }
 }
 
@@ -325,7 +325,7 @@ fn an_open_mode_is_what_pays_where_the_kernel_has_it() {
         let record = play.store.last(ID).unwrap().unwrap();
         assert_eq!(record.spec.mode.data, data);
         play.front.as_ref().unwrap().send(&ToAgent::Leave).unwrap();
-        assert_eq!(play.hear(), FromAgent::Gone);
+        assert_eq!(play.receive(), FromAgent::Gone);
     }
 }
 
@@ -398,5 +398,5 @@ fn the_health_of_hundreds_of_threads_is_told() {
     let told = health(&play.store);
     assert_eq!((told.queues.len(), told.queues[899].qid), (900, 899));
     play.front.as_ref().unwrap().send(&ToAgent::Leave).unwrap();
-    assert_eq!(play.hear(), FromAgent::Gone);
+    assert_eq!(play.receive(), FromAgent::Gone);
 }

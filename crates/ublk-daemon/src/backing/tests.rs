@@ -177,7 +177,7 @@ fn l43_a_renamed_file_is_served_on() {
         opened(&place.path, spec, opening, None, || Ok(open(&place.path))).map(drop)
     };
     // As it should be: the descriptor is the server's own.
-    let (opening, passed) = way(&record, None, false);
+    let (opening, passed) = next_opening(&record, None, false);
     assert_eq!(opening.backing, Some(was));
     assert_eq!(opening.predecessor, Some(std::process::id()));
     let passed = passed.expect("our own process may be looked into");
@@ -208,8 +208,8 @@ fn l43_a_renamed_file_is_served_on() {
     assert!(third.try_lock().is_err(), "the lock went on");
     // What the agent keeps is asked for first, and the override takes the path.
     let kept = OwnedFd::from(std::fs::File::open(&old).unwrap());
-    assert!(way(&record, Some(&kept), false).1.is_some());
-    let (opening, passed) = way(&record, Some(&kept), true);
+    assert!(next_opening(&record, Some(&kept), false).1.is_some());
+    let (opening, passed) = next_opening(&record, Some(&kept), true);
     assert!(opening.backing.is_none() && passed.is_none());
     assert_eq!(at_path(&opening), Ok(()));
 }

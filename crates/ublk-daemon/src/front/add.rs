@@ -98,7 +98,7 @@ pub(super) fn add_reserved(
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
     };
     let mut device = Foreground::start(program, lifetime, &ToAgent::Add(request))?;
-    let added = device.live(until)?;
+    let added = device.wait_until_live(until)?;
     Ok((added, device))
 }
 
@@ -130,17 +130,17 @@ pub fn recover(
 }
 
 /// Recovers a waiting device; `lifetime` says when its agent ends.
-pub(super) fn take_up(
+pub(super) fn recover_in_front(
     program: &Path,
     id: DevId,
     lifetime: Lifetime,
     deadline: Duration,
 ) -> Result<(Added, Foreground), Failure> {
-    ask_agent(program, again(id, lifetime, deadline), deadline)
+    ask_agent(program, recovery_request(id, lifetime, deadline), deadline)
 }
 
 /// The request to an agent to ensure that a device has a server and an agent.
-fn again(id: DevId, lifetime: Lifetime, deadline: Duration) -> RecoverRequest {
+fn recovery_request(id: DevId, lifetime: Lifetime, deadline: Duration) -> RecoverRequest {
     RecoverRequest {
         version: LINK_VERSION,
         id: id.get(),
@@ -188,7 +188,7 @@ fn ask_agent(
     let lifetime = request.lifetime;
     let mut device = Foreground::start(program, lifetime, &ToAgent::Recover(request))?;
     // The agent gives up at the deadline and reports why; leave a moment for its message.
-    let added = device.live(until + LAST_WORDS)?;
+    let added = device.wait_until_live(until + LAST_WORDS)?;
     Ok((added, device))
 }
 
@@ -270,7 +270,7 @@ impl Foreground {
             notify::serves(added);
         }
         loop {
-            match self.hear(None) {
+            match self.receive(None) {
                 Ok(Some(FromAgent::Gone)) => return Ok(()),
                 Ok(Some(FromAgent::Failed(failure))) => return Err(failure),
                 Ok(_) => {}
@@ -287,7 +287,7 @@ impl Foreground {
             return Err(death);
         };
         tracing::error!("{death}; starting another agent for device {id}");
-        let request = again(id, self.lifetime, ANOTHER);
+        let request = recovery_request(id, self.lifetime, ANOTHER);
         let program = this_program();
         let mut next = Self::with_signals(
             &program,
@@ -295,7 +295,7 @@ impl Foreground {
             self.signals.take(),
             &ToAgent::Recover(request),
         )?;
-        match next.live(Instant::now() + ANOTHER + LAST_WORDS) {
+        match next.wait_until_live(Instant::now() + ANOTHER + LAST_WORDS) {
             Ok(_) => {
                 *self = next;
                 Ok(())
@@ -307,8 +307,8 @@ impl Foreground {
         }
     }
 
-    fn live(&mut self, until: Instant) -> Result<Added, Failure> {
-        match self.hear(Some(until))? {
+    fn wait_until_live(&mut self, until: Instant) -> Result<Added, Failure> {
+        match self.receive(Some(until))? {
             // The device was about to serve when the signal arrived.
             Some(FromAgent::Live(_)) if self.told => self.taken_back(until),
             Some(FromAgent::Live(added)) => {
@@ -347,7 +347,7 @@ impl Foreground {
     /// It is still there at the deadline.
     pub fn take_back(mut self, within: Duration) -> Result<(), Failure> {
         let _ = self.agent.link.send(&ToAgent::Leave);
-        match self.hear(Some(Instant::now() + within))? {
+        match self.receive(Some(Instant::now() + within))? {
             Some(FromAgent::Gone) => Ok(()),
             Some(FromAgent::Failed(failure)) => Err(failure),
             _ => Err(Failure::timed_out("it is not removed yet")),
@@ -356,7 +356,7 @@ impl Foreground {
 
     fn taken_back(&mut self, until: Instant) -> Result<Added, Failure> {
         let until = until.max(Instant::now() + LAST_WORDS);
-        Err(match self.hear(Some(until))? {
+        Err(match self.receive(Some(until))? {
             Some(FromAgent::Gone) => Failure::failed("interrupted; the device was removed again"),
             Some(FromAgent::Failed(failure)) => failure,
             _ => Failure::timed_out("interrupted; the device is still being removed")
@@ -366,7 +366,7 @@ impl Foreground {
 
     /// The agent's next message; `None` at the deadline. Meanwhile passes messages on to standard error, and signals to
     /// the agent.
-    fn hear(&mut self, deadline: Option<Instant>) -> Result<Option<FromAgent>, Failure> {
+    fn receive(&mut self, deadline: Option<Instant>) -> Result<Option<FromAgent>, Failure> {
         loop {
             let mut fds = vec![self.agent.link.as_fd()];
             fds.extend(self.signals.as_ref().map(AsFd::as_fd));

@@ -358,11 +358,11 @@ pub fn info(program: &Path, id: DevId, deadline: Duration) -> Result<Info, Failu
         Ok((geometry, affinity))
     })?;
     let record = record(&geometry);
-    Ok(told(&geometry, affinity, record.as_ref()))
+    Ok(render_info(&geometry, affinity, record.as_ref()))
 }
 
 /// Everything that geometry, record and sysfs say about a device.
-fn told(geometry: &Geometry, affinity: Vec<Vec<u32>>, record: Option<&Record>) -> Info {
+fn render_info(geometry: &Geometry, affinity: Vec<Vec<u32>>, record: Option<&Record>) -> Info {
     let id = geometry.dev_id();
     let spec = record.map(|r| &r.spec);
     let names = |f: ublk_core::Features| f.iter().map(|f| f.name.to_owned()).collect();

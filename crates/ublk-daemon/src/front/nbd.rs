@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use ublk_core::{DevId, deadline_in};
 use ublk_ctrl::{Controller, wait};
 
-/// How long one question to the server may take.
+/// Deadline of one question to the server process.
 const ASK: Duration = Duration::from_secs(5);
 
 /// What is in force after a change: what the commands print as JSON.
@@ -53,11 +53,11 @@ pub fn nbd_retry(
     }
 }
 
-/// Moves a live device to another server, which has to have the same data: the old connections are drained and flushed
+/// Moves a live device to another NBD server, which has to have the same data: the old connections are drained and flushed
 /// first. The device stays where it is if the new server cannot be reached or has another export.
 ///
 /// # Errors
-/// As for [`nbd_retry`]; a server that is no place for the device; the deadline, after which the move may still come about.
+/// As for [`nbd_retry`]; the other NBD server does not suit the device; the deadline, after which the move may still come about.
 pub fn nbd_move(
     program: &Path,
     id: DevId,
@@ -118,7 +118,7 @@ pub fn nbd_move(
     ask(id, &change(true), Instant::now() + ASK)
 }
 
-/// Has a server whose NBD server cannot be reached fail what waits for it, before the device is stopped by force.
+/// Makes the server process fail the requests that wait for an unreachable NBD server, before a forced stop of the device.
 pub(super) fn give_up(record: &Record, id: DevId) {
     if matches!(record.spec.backend, BackendSpec::Nbd { .. }) {
         let command = BackendCommand::Nbd {
@@ -128,7 +128,7 @@ pub(super) fn give_up(record: &Record, id: DevId) {
             keep: false,
         };
         if look::command(id, &command, ASK).is_none() {
-            tracing::warn!("the server of device {id} does not answer");
+            tracing::warn!("the server process of device {id} does not answer");
         }
     }
 }
@@ -153,7 +153,7 @@ fn not_nbd(id: DevId) -> Failure {
 
 fn too_old(id: DevId) -> Failure {
     Failure::failed(format!(
-        "the server of device {id} does not know the command"
+        "the server process of device {id} does not know the command"
     ))
     .hint(format!(
         "`ublkctl upgrade {id}` replaces it by this version"
@@ -163,7 +163,7 @@ fn too_old(id: DevId) -> Failure {
 fn ask(id: DevId, command: &BackendCommand, until: Instant) -> Result<NbdChanged, Failure> {
     let left = until.saturating_duration_since(Instant::now());
     let health = look::command(id, command, left.min(ASK)).ok_or_else(|| {
-        Failure::failed(format!("the server of device {id} does not answer"))
+        Failure::failed(format!("the server process of device {id} does not answer"))
             .hint(format!("see `ublkctl info {id}`"))
     })?;
     let nbd = health.nbd.ok_or_else(|| too_old(id))?;
@@ -176,7 +176,7 @@ fn ask(id: DevId, command: &BackendCommand, until: Instant) -> Result<NbdChanged
 pub struct NbdExport {
     /// Bytes.
     pub size: u64,
-    /// Smallest, preferred and largest request in bytes, where the server tells.
+    /// Smallest, preferred and largest request in bytes, if the NBD server reports them.
     pub block_sizes: Option<[u32; 3]>,
     /// `NBD_FLAG_*` without the prefix.
     pub flags: Vec<&'static str>,
@@ -190,17 +190,17 @@ pub struct NbdExport {
 pub struct NbdListed {
     /// Its name; empty for the default export.
     pub name: String,
-    /// What the server says about it.
+    /// Its description by the NBD server.
     pub description: String,
 }
 
 /// How long a server may take to answer.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// Asks a server what it offers for an export.
+/// Asks an NBD server what it offers for an export.
 ///
 /// # Errors
-/// A URI that is none, and what the server says.
+/// The URI is invalid, or the error of the NBD server.
 pub fn nbd_info(uri: &str) -> Result<NbdExport, Failure> {
     let export = ublk_nbd::info(&parsed(uri)?, Instant::now() + CONNECT);
     let export = export.map_err(|e| Failure::failed(format!("{uri}: {e}")))?;
@@ -229,10 +229,10 @@ pub fn nbd_info(uri: &str) -> Result<NbdExport, Failure> {
     })
 }
 
-/// Asks a server for its exports.
+/// Asks an NBD server for its exports.
 ///
 /// # Errors
-/// A URI that is none, and what the server says.
+/// The URI is invalid, or the error of the NBD server.
 pub fn nbd_list(uri: &str) -> Result<Vec<NbdListed>, Failure> {
     let exports = ublk_nbd::list(&parsed(uri)?, Instant::now() + CONNECT);
     let exports = exports.map_err(|e| Failure::failed(format!("{uri}: {e}")))?;

@@ -38,7 +38,7 @@ pub(super) fn stopping() {
 
 /// Reports that the start is delayed, and extends the start timeout.
 pub(super) fn waiting(pause: Duration, starts: u32) {
-    let status = format!("start attempt {starts} in a row, in {} s", pause.as_secs());
+    let status = format!("start attempt {starts} in {} s", pause.as_secs());
     let more = (pause + START).as_micros();
     let more = u32::try_from(more).unwrap_or(u32::MAX);
     say(&[

@@ -34,7 +34,7 @@ impl Pace {
         let known = fs::read_to_string(&path).ok();
         let (starts, pause) = next(known.as_deref(), uptime()?);
         if !pause.is_zero() {
-            tracing::warn!("{name}: start attempt {starts} in a row, after a pause of {pause:?}");
+            tracing::warn!("{name}: start attempt {starts}, after a pause of {pause:?}");
             notify::waiting(pause, starts);
             std::thread::sleep(pause);
         }

@@ -278,7 +278,7 @@ impl<'a> Removal<'a> {
             let state = self.info.state();
             let lost = match state.is_recoverable() {
                 true => "unwritten data is lost",
-                false => "data written from now on is lost",
+                false => "new writes are lost",
             };
             tracing::warn!("device {} is {}: {lost}", self.id, self.holders);
         }

@@ -52,7 +52,7 @@ pub fn resize(
     let (info, before) = by_helper(program, |helper| {
         let info = helper.info(id, left())?;
         let kernel = helper.features(left())?;
-        ublk_core::negotiate(ublk_core::Features::UPDATE_SIZE, kernel)?;
+        ublk_core::require_features(ublk_core::Features::UPDATE_SIZE, kernel)?;
         let state = info.state();
         let operation = Operation::UpdateSize;
         let dev = id;

@@ -1,7 +1,7 @@
 //! `up` and `down`: devices of a configuration, each identified by its name.
 
 use super::add::add_reserved;
-use super::add::take_up;
+use super::add::recover_in_front;
 use super::look::{DELETING, known};
 use super::reserve::reserve;
 use super::{Foreground, ListEntry, Stop, Target, check, delete};
@@ -215,7 +215,7 @@ pub fn up(
                 return Ok((done(entry.id, Outcome::Differs, differences), None));
             }
             if entry.orphan || entry.agent_alive == Some(false) {
-                let (added, device) = take_up(program, id, lifetime, left())?;
+                let (added, device) = recover_in_front(program, id, lifetime, left())?;
                 return Ok((
                     done(added.id, Outcome::Recovered, differences),
                     Some(device),

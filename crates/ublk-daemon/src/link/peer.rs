@@ -26,7 +26,7 @@ pub enum Role {
 impl Role {
     /// The hidden subcommand that starts the role.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn arg(self) -> &'static str {
         match self {
             Self::Agent => "__agent",
             Self::Server => "__server",
@@ -46,10 +46,10 @@ impl Role {
 
     /// Parses the name of a hidden subcommand.
     #[must_use]
-    pub fn from_word(word: &str) -> Option<Self> {
+    pub fn parse(arg: &str) -> Option<Self> {
         [Self::Agent, Self::Server, Self::Helper]
             .into_iter()
-            .find(|role| role.word() == word)
+            .find(|role| role.arg() == arg)
     }
 }
 
@@ -116,7 +116,7 @@ impl Peer {
         }
         let child = command
             .arg0(format!("{}{}", title::PROGRAM, role.name()))
-            .arg(role.word())
+            .arg(role.arg())
             .env_clear()
             .envs(environment(std::env::vars_os()))
             .stdin(Stdio::from(theirs.into_fd()))

@@ -3,7 +3,7 @@
 use super::engine::{Backing, Engine, Running};
 use super::failures::Failures;
 use super::sandbox;
-use crate::backend::{Opened, open, open_to_serve, tell};
+use crate::backend::{Opened, log_notes, open, open_to_serve};
 use crate::failure::Failure;
 use crate::link::message::{Assignment, Opening};
 use crate::report::{FileReport, Health, NbdReport, QueueReport, ShmReport, Stats};
@@ -55,7 +55,7 @@ impl Engine for Real {
         self.claim_later = opening.predecessor.is_some() && passed.is_none();
         let (opened, limits) = open(spec, |path| open_to_serve(spec, path, opening, passed))?;
         if let (Opened::File(file), BackendSpec::File { path, .. }) = (&opened, &spec.backend) {
-            tell(path, file);
+            log_notes(path, file);
             if file.by_ring(spec.mode.data) && file.is_in_memory() {
                 tracing::warn!(
                     "{}: this file is in memory and has no asynchronous I/O: in mode {} a kernel thread executes each request; \
@@ -233,7 +233,9 @@ impl Running for Served {
             None => {}
         }
         if *give_up {
-            tracing::info!("requests that wait for the server fail: the device is to end");
+            tracing::info!(
+                "requests that wait for the NBD server fail, because the device is being stopped"
+            );
             nbd.give_up();
         }
     }
@@ -249,14 +251,14 @@ impl Running for Served {
     }
 }
 
-/// Without its capabilities the server has to be able to connect again.
+/// Ensures that this process can reconnect to the NBD server without its capabilities.
 fn may_reconnect(nbd: &Nbd) -> Result<(), Failure> {
     nbd.check_access().map_err(|e| {
         Failure::failed(format!(
-            "{}: the server could not connect again: {e}",
+            "{}: the server process could not reconnect to the NBD server: {e}",
             nbd.uri()
         ))
-        .hint("servers run without capabilities: let root's own permissions, or the user's, suffice for the socket and its directory")
+        .hint("it runs without capabilities: let root's own permissions, or the user's, suffice for the socket and its directory")
     })
 }
 

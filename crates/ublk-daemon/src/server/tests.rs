@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use ublk_core::CpuMask;
 
-fn hear(peer: &Peer) -> FromServer {
+fn receive(peer: &Peer) -> FromServer {
     peer.link
         .recv(Instant::now() + Duration::from_secs(10))
         .unwrap()
@@ -31,7 +31,7 @@ fn armed_with(
         opening: Opening::default(),
     };
     peer.link.send(&describe).unwrap();
-    assert!(matches!(hear(&peer), FromServer::Described { .. }));
+    assert!(matches!(receive(&peer), FromServer::Described { .. }));
     let assignment = Assignment {
         geometry: geometry(1, features),
         affinity: vec![CpuMask::new(); 2],
@@ -39,7 +39,7 @@ fn armed_with(
         shm: None,
     };
     peer.link.send(&ToServer::Assign(assignment)).unwrap();
-    assert!(matches!(hear(&peer), FromServer::Armed { .. }));
+    assert!(matches!(receive(&peer), FromServer::Armed { .. }));
     (peer, signal)
 }
 
@@ -54,12 +54,15 @@ fn l30_a_signal_is_passed_on_and_the_server_serves_on() {
     let kernel = Kernel::new(None);
     let (peer, mut signal) = armed(&kernel);
     signal.write_all(b"x").unwrap();
-    assert!(matches!(hear(&peer), FromServer::Leave { .. }));
+    assert!(matches!(receive(&peer), FromServer::Leave { .. }));
     peer.link.send(&ToServer::Health { ticket: 3 }).unwrap();
-    assert!(matches!(hear(&peer), FromServer::Health { ticket: 3, .. }));
+    assert!(matches!(
+        receive(&peer),
+        FromServer::Health { ticket: 3, .. }
+    ));
     assert!(!kernel.log().contains(&"empty".to_owned()));
     kernel.abort();
-    assert!(matches!(hear(&peer), FromServer::Empty { .. }));
+    assert!(matches!(receive(&peer), FromServer::Empty { .. }));
     assert!(ended(&peer, Duration::from_secs(10)));
 }
 
@@ -70,7 +73,7 @@ fn l31_a_server_outlives_its_agent() {
     let (mut peer, mut signal) = armed(&kernel);
     peer.link.send(&ToServer::Live).unwrap();
     peer.link.send(&ToServer::Health { ticket: 1 }).unwrap();
-    assert!(matches!(hear(&peer), FromServer::Health { .. }));
+    assert!(matches!(receive(&peer), FromServer::Health { .. }));
     let (link, _far) = Link::pair().unwrap();
     drop(std::mem::replace(&mut peer.link, link));
     signal.write_all(b"x").unwrap();
@@ -119,7 +122,10 @@ fn bad_words_do_not_end_a_device() {
     };
     peer.link.send(&again).unwrap();
     peer.link.send(&ToServer::Health { ticket: 1 }).unwrap();
-    assert!(matches!(hear(&peer), FromServer::Health { ticket: 1, .. }));
+    assert!(matches!(
+        receive(&peer),
+        FromServer::Health { ticket: 1, .. }
+    ));
     kernel.abort();
     assert!(ended(&peer, Duration::from_secs(10)));
 }
@@ -134,7 +140,7 @@ fn another_version_is_refused_by_name() {
         opening: Opening::default(),
     };
     peer.link.send(&describe).unwrap();
-    match hear(&peer) {
+    match receive(&peer) {
         FromServer::Failed(failure) => assert!(failure.text.contains("version 99")),
         other => panic!("{other:?}"),
     }

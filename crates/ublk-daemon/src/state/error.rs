@@ -55,7 +55,7 @@ impl From<StateError> for Failure {
             StateError::Garbled { .. }
             | StateError::Version { .. }
             | StateError::Untrusted { .. } => Some(
-                "the device goes on, and `ublkctl delete N`, by its number, still works; add it again then",
+                "the device keeps serving; delete it by number (`ublkctl delete N`) and add it again",
             ),
             _ => None,
         };

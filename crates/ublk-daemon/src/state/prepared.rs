@@ -13,11 +13,11 @@ const PAGE: u64 = 4096;
 #[derive(Debug)]
 pub struct Prepared {
     path: PathBuf,
-    way: Way,
+    staging: Staging,
 }
 
 #[derive(Debug)]
-enum Way {
+enum Staging {
     /// In a temporary file, synced.
     Aside(PathBuf),
     /// No space for another file: publishing overwrites the existing one.
@@ -44,8 +44,8 @@ impl Store {
         let bytes = serde_json::to_vec_pretty(record).map_err(|e| at(e.into()))?;
         remove_if_there(&aside)?;
         let written = write_new(&aside, &bytes);
-        let way = match written {
-            Ok(()) => Way::Aside(aside),
+        let staging = match written {
+            Ok(()) => Staging::Aside(aside),
             Err(e) => {
                 let _ = fs::remove_file(&aside);
                 let full = matches!(
@@ -56,10 +56,10 @@ impl Store {
                 if !full || (bytes.len() as u64) > has.next_multiple_of(PAGE) {
                     return Err(at(e));
                 }
-                Way::InPlace(bytes)
+                Staging::InPlace(bytes)
             }
         };
-        Ok(Prepared { path, way })
+        Ok(Prepared { path, staging })
     }
 }
 
@@ -84,12 +84,12 @@ impl Prepared {
             path: self.path.clone(),
             source,
         };
-        let done = match &mut self.way {
-            Way::Aside(aside) => fs::rename(aside, &self.path).and_then(|()| {
+        let done = match &mut self.staging {
+            Staging::Aside(aside) => fs::rename(aside, &self.path).and_then(|()| {
                 let dir = self.path.parent().map_or_else(PathBuf::new, PathBuf::from);
                 File::open(dir)?.sync_all()
             }),
-            Way::InPlace(bytes) => OpenOptions::new()
+            Staging::InPlace(bytes) => OpenOptions::new()
                 .write(true)
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&self.path)
@@ -105,7 +105,7 @@ impl Prepared {
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        if let Way::Aside(aside) = &self.way {
+        if let Staging::Aside(aside) = &self.staging {
             // Does not exist any more if it was published.
             let _ = fs::remove_file(aside);
         }
@@ -139,7 +139,7 @@ mod tests {
         let bytes = serde_json::to_vec_pretty(&record).unwrap();
         let prepared = Prepared {
             path: store.path(3),
-            way: Way::InPlace(bytes),
+            staging: Staging::InPlace(bytes),
         };
         prepared.publish().unwrap();
         assert_eq!(store.last(3).unwrap(), Some(record));

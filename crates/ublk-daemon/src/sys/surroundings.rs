@@ -23,34 +23,34 @@ const LAST_SIGNAL: libc::c_int = 64;
 /// the umask, the session and its terminal (unless this process leads a process group), core files. Call it first in a
 /// program that was started as a role, because it closes every descriptor above 2.
 pub fn shed() {
-    told("descriptors", close_others());
-    told("signals", signals());
-    told("working directory", std::env::set_current_dir("/"));
+    log_failure("descriptors", close_others());
+    log_failure("signals", signals());
+    log_failure("working directory", std::env::set_current_dir("/"));
     // SAFETY: umask takes a number, touches no memory and cannot fail.
     unsafe { libc::umask(0o077) };
     // A parent that started this process in its own group wants it to stay in the session.
     if !super::process::leads_group() {
-        told("session", super::process::new_session());
+        log_failure("session", super::process::new_session());
     }
-    told("core files", limit(libc::RLIMIT_CORE, 0, 0));
-    told("descriptor limit", raise(libc::RLIMIT_NOFILE));
+    log_failure("core files", limit(libc::RLIMIT_CORE, 0, 0));
+    log_failure("descriptor limit", raise(libc::RLIMIT_NOFILE));
 }
 
 /// Resets scheduling and resource limits to the machine's defaults, as far as the caller is permitted.
 pub fn reset_limits() {
-    told("scheduling policy", normal_policy());
-    told("nice value", nice_zero());
-    told("I/O priority", no_io_priority());
-    told("CPU affinity", all_cpus());
-    told("memory policy", default_memory_policy());
+    log_failure("scheduling policy", normal_policy());
+    log_failure("nice value", nice_zero());
+    log_failure("I/O priority", no_io_priority());
+    log_failure("CPU affinity", all_cpus());
+    log_failure("memory policy", default_memory_policy());
     for (what, option, value) in [
         ("timer slack", libc::PR_SET_TIMERSLACK, TIMER_SLACK),
         ("huge pages", libc::PR_SET_THP_DISABLE, 0),
     ] {
-        told(what, prctl(option, value));
+        log_failure(what, prctl(option, value));
     }
     // SAFETY: personality takes a flag word and touches no memory.
-    told(
+    log_failure(
         "personality",
         check(unsafe { libc::personality(0) }).map(drop),
     );
@@ -62,12 +62,12 @@ pub fn reset_limits() {
         libc::RLIMIT_RTTIME,
     ] {
         let unlimited = limit(resource, libc::RLIM_INFINITY, libc::RLIM_INFINITY);
-        told("resource limit", unlimited.or_else(|_| raise(resource)));
+        log_failure("resource limit", unlimited.or_else(|_| raise(resource)));
     }
     let most = current(libc::RLIMIT_NOFILE).map_or(0, |limit| limit.rlim_max);
     let wanted = most.max(DESCRIPTORS);
     let _ = limit(libc::RLIMIT_NOFILE, wanted, wanted);
-    told("process limit", raise(libc::RLIMIT_NPROC));
+    log_failure("process limit", raise(libc::RLIMIT_NPROC));
 }
 
 /// Lifts the limit on locked memory. Returns whether that was permitted: without CAP_IPC_LOCK the limit applies.
@@ -75,12 +75,12 @@ pub fn lock_without_limit() -> bool {
     let unlimited = libc::RLIM_INFINITY;
     let done = limit(libc::RLIMIT_MEMLOCK, unlimited, unlimited);
     let without = done.is_ok();
-    told("limit of locked memory", done);
+    log_failure("limit of locked memory", done);
     without
 }
 
 /// Logs what could not be reset; an unprivileged user may not change everything.
-fn told(what: &str, done: io::Result<()>) {
+fn log_failure(what: &str, done: io::Result<()>) {
     if let Err(e) = done {
         tracing::debug!("cannot reset the {what} of this process: {e}");
     }

@@ -98,7 +98,7 @@ impl Share {
     }
 
     /// A copy of the share, for the only lane that is made of it.
-    pub(crate) fn again(&self) -> Self {
+    pub(crate) fn duplicate(&self) -> Self {
         Self {
             first: self.first,
             step: self.step,

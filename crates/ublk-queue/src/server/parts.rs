@@ -146,7 +146,7 @@ impl Parts<'_> {
             spec.device = Box::new(device.map_err(|errno| Error::Map { qid, errno })?);
         }
         if let Some(share) = self.share {
-            spec.share = share.again();
+            spec.share = share.duplicate();
         }
         spec.huge_pages = self.plan.options.huge_pages;
         spec.on_failure.clone_from(&self.plan.on_failure);

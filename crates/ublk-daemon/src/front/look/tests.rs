@@ -11,7 +11,7 @@ fn l04_info_and_list_show_the_granted_mode() {
     spec.mode = asked;
     let record = Record::new(1, spec);
     let granted = fakes::geometry(1, asked.features().without(Features::BATCH_IO));
-    let info = told(&granted, Vec::new(), Some(&record));
+    let info = render_info(&granted, Vec::new(), Some(&record));
     let json = serde_json::to_value(&info).unwrap();
     assert_eq!(
         (&json["data"], &json["batch"]),
@@ -27,7 +27,10 @@ fn l04_info_and_list_show_the_granted_mode() {
         let geometry = fakes::geometry(2, data.features());
         let json = serde_json::to_value(entry(&geometry, None)).unwrap();
         assert_eq!(json["data"], data.name());
-        assert_eq!(told(&geometry, Vec::new(), None).features.asked, None);
+        assert_eq!(
+            render_info(&geometry, Vec::new(), None).features.asked,
+            None
+        );
     }
 }
 
