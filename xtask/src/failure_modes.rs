@@ -23,9 +23,9 @@ struct Entry {
 /// Uses of numbers: `L07` in text, `l07_...` in names of tests.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Uses {
-    /// By number, a file that uses it.
-    numbers: BTreeMap<String, String>,
-    /// Names of tests.
+    /// By number, the files that use it.
+    numbers: BTreeMap<String, BTreeSet<String>>,
+    /// Names of tests; of a name with parameters, the part before them.
     tests: BTreeSet<String>,
 }
 
@@ -84,15 +84,21 @@ fn compare(entries: &BTreeMap<String, Entry>, uses: &Uses) -> Vec<String> {
         } else if !numbers_of(&entry.test).contains(number) {
             faults.push(format!("{PAGE}: {number}: {} is not its test", entry.test));
         }
+        let files = uses.numbers.get(number);
+        if !files.is_some_and(|files| files.contains(&entry.file)) {
+            let file = &entry.file;
+            faults.push(format!("{PAGE}: {number}: {file} does not mention it"));
+        }
     }
     let named = uses
         .tests
         .iter()
         .flat_map(|test| numbers_of(test).into_iter().map(move |n| (n, test)));
-    let used = uses.numbers.iter().map(|(n, file)| (n.clone(), file));
-    for (number, place) in named.chain(used) {
+    let used = uses.numbers.iter();
+    let used = used.flat_map(|(n, files)| files.iter().map(move |file| (n.clone(), file)));
+    for (number, user) in named.chain(used) {
         if !entries.contains_key(&number) {
-            faults.push(format!("{place}: {number} has no line in {PAGE}"));
+            faults.push(format!("{user}: {number} has no line in {PAGE}"));
         }
     }
     faults
@@ -130,11 +136,27 @@ fn scan(text: &str, file: &str, uses: &mut Uses) {
     let apart = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
     for word in text.split(apart) {
         if is_number(word, 'L') {
-            uses.numbers.insert(word.to_owned(), file.to_owned());
-        } else if word.len() > 4 && !numbers_of(word).is_empty() {
-            uses.tests.insert(word.to_owned());
+            let files = uses.numbers.entry(word.to_owned()).or_default();
+            files.insert(file.to_owned());
         }
     }
+    uses.tests.extend(tests(text));
+}
+
+/// The tests that a source file defines: functions, and names of cases, which may have parameters.
+fn tests(text: &str) -> impl Iterator<Item = String> + '_ {
+    let definitions = ["fn ", "Case::new(", "format!("];
+    let names = definitions.into_iter().flat_map(move |definition| {
+        let after = text.match_indices(definition);
+        after.map(move |(at, _)| &text[at + definition.len()..])
+    });
+    names.filter_map(|rest| {
+        let rest = rest.trim_start();
+        let rest = rest.strip_prefix('"').unwrap_or(rest);
+        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let name = &rest[..end.unwrap_or(rest.len())];
+        (!numbers_of(name).is_empty()).then(|| name.to_owned())
+    })
 }
 
 #[cfg(test)]
@@ -160,8 +182,13 @@ mod tests {
         let (number, test) = (number(98), format!("l{}_a_test", 98));
         let source = format!("/// {number} Why.\nfn {test}() {{}}\n");
         let mut uses = Uses::default();
-        scan(&source, "b.rs", &mut uses);
+        scan(&source, "a.rs", &mut uses);
         assert!(compare(&page(&number, &test), &uses).is_empty());
+        // The file does not mention the number.
+        let mut elsewhere = Uses::default();
+        scan(&source, "b.rs", &mut elsewhere);
+        let faults = compare(&page(&number, &test), &elsewhere);
+        assert!(faults[0].contains("a.rs does not mention it"), "{faults:?}");
         // A number and a test without a line.
         assert_eq!(compare(&BTreeMap::new(), &uses).len(), 2);
         // A line whose test is missing, or has another number.
@@ -172,5 +199,26 @@ mod tests {
         let others = compare(&others, &uses);
         assert!(others[0].contains("is not its test"), "{others:?}");
         assert!(entries("| L | what | `a.rs` | `t` |\n").is_err());
+    }
+
+    /// A call or a mention of a test does not define it.
+    #[test]
+    fn only_definitions_count_as_tests() {
+        let name = format!("l{}_x", 98);
+        let defined = |text: &str| tests(text).collect::<Vec<_>>();
+        for text in [
+            format!("fn {name}() {{}}"),
+            format!("Case::new(\n    \"{name}\", f)"),
+            format!("Case::new(format!(\"{name}{{n}}\"), f)"),
+        ] {
+            assert_eq!(defined(&text), [name.as_str()], "{text}");
+        }
+        for text in [
+            format!("{name}();"),
+            format!("/// As {name}."),
+            format!("[\"{name}\"]"),
+        ] {
+            assert!(defined(&text).is_empty(), "{text}");
+        }
     }
 }

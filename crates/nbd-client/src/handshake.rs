@@ -29,7 +29,7 @@ const ALLOCATION: &str = "base:allocation";
 pub struct Options {
     /// Name of the export; empty for the server's default.
     pub export: String,
-    /// Start TLS first, and refuse a server that does not offer it.
+    /// Start TLS first, and refuse a server that does not offer it (L75).
     pub tls: bool,
     /// Request structured replies; the client falls back to simple replies if the server lacks them.
     pub structured: bool,

@@ -140,7 +140,7 @@ impl Replies {
     /// its event. While [`payload`](Self::payload) is not 0 the bytes are data, and nothing is consumed.
     ///
     /// # Errors
-    /// The server violated the protocol: close the connection.
+    /// The server violated the protocol (L76): close the connection.
     pub fn next(&mut self, bytes: &[u8]) -> Result<(usize, Option<Event>), ProtocolError> {
         match self.payload {
             // The previous event was the last of its reply.
@@ -179,6 +179,7 @@ impl Replies {
             let what = "a simple reply where a structured one is due";
             return Err(ProtocolError::BrokenReply { cookie, what });
         }
+        // No data follows an error (L70).
         if code != 0 {
             pending.error = Some(ErrorCode(code));
         } else if pending.command == Command::Read && pending.len > 0 {

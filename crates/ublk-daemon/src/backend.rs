@@ -107,7 +107,7 @@ fn pays(opened: &Opened) -> DataMode {
     }
 }
 
-/// Adapts what the NBD server does not allow, and says so.
+/// Adapts what the NBD server does not allow (L72), and says so.
 fn fit_server(spec: &mut AddSpec, nbd: &Nbd) {
     let BackendSpec::Nbd { uri, .. } = &spec.backend else {
         return;

@@ -269,7 +269,7 @@ fn first(options: &NbdOptions, by: Instant) -> Result<Connected, ConnectError> {
     }
 }
 
-/// The limits of a device for this export.
+/// The limits of a device for this export, within its block sizes (L73).
 fn limits(export: &Export, options: &NbdOptions) -> Result<(Limits, Vec<String>), OpenError> {
     let sizes = export.block_sizes.unwrap_or(BlockSizes::DEFAULT);
     let least = sizes.minimum.max(SECTOR);

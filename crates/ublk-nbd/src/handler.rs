@@ -315,7 +315,7 @@ impl NbdHandler {
         }
     }
 
-    /// Handles a timer tick: a second has passed while there was something to wait for.
+    /// Handles a timer tick: a second has passed while there was something to wait for, maybe for ever (L78).
     fn second(&mut self) {
         self.now += 1;
         self.given_up += u64::from(self.device.gives_up());

@@ -215,7 +215,7 @@ impl Outgoing {
         }
     }
 
-    /// Requeues all unanswered requests, in arrival order, after the kernel has released the lost connection. Returns
+    /// Requeues all unanswered requests (L71), in arrival order, after the kernel has released the lost connection. Returns
     /// how many of them had been sent.
     pub(crate) fn replay(&mut self) -> u64 {
         self.sent();

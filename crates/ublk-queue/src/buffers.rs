@@ -47,7 +47,7 @@ pub(crate) struct BufferPool {
 }
 
 impl BufferPool {
-    /// Whether this mode uses a pool: all modes in which the driver learns no address before there is a request.
+    /// Whether this mode uses a pool: all modes in which the driver learns no address before there is a request (L08).
     pub(crate) const fn is_for(data: DataMode) -> bool {
         matches!(data, DataMode::UserCopy | DataMode::GetData)
     }

@@ -17,24 +17,20 @@ use crate::wait::{secs, until};
 use crate::{json, procfs, run};
 
 pub fn cases() -> Vec<Case> {
-    type Body = fn() -> Result<()>;
-    let all: [(&str, Body); 12] = [
-        ("l45_surroundings_are_not_kept", careless),
-        ("l45_surroundings_locks_are_let_go", caller_lock),
-        ("l46_surroundings_without_room_for_messages", unwritable),
-        ("l47_surroundings_of_another_pid_namespace", namespace),
-        ("surroundings_without_new_nodes_in_dev", no_new_nodes),
-        ("surroundings_see_processes_by_name", named),
-        ("surroundings_hang_up_and_no_device_ends", hang_up),
-        ("surroundings_in_front_are_one_session", terminal),
-        ("l31_surroundings_interrupt_an_add", interrupted),
-        ("surroundings_are_closed_to_servers", confined),
-        ("surroundings_by_a_relative_directory", relative),
-        ("surroundings_with_records_of_another_version", versions),
-    ];
-    all.into_iter()
-        .map(|(name, body)| Case::new(name, body))
-        .collect()
+    vec![
+        Case::new("l45_surroundings_are_not_kept", careless),
+        Case::new("l45_surroundings_locks_are_let_go", caller_lock),
+        Case::new("l46_surroundings_without_room_for_messages", unwritable),
+        Case::new("l47_surroundings_of_another_pid_namespace", namespace),
+        Case::new("surroundings_without_new_nodes_in_dev", no_new_nodes),
+        Case::new("surroundings_see_processes_by_name", named),
+        Case::new("surroundings_hang_up_and_no_device_ends", hang_up),
+        Case::new("surroundings_in_front_are_one_session", terminal),
+        Case::new("l31_surroundings_interrupt_an_add", interrupted),
+        Case::new("surroundings_are_closed_to_servers", confined),
+        Case::new("surroundings_by_a_relative_directory", relative),
+        Case::new("surroundings_with_records_of_another_version", versions),
+    ]
 }
 
 /// A directory of a case, removed on drop.

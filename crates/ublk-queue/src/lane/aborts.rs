@@ -12,7 +12,7 @@ pub(crate) const ABORT_WAIT: Duration = Duration::from_millis(5);
 
 /// Tracks the tags that were with the driver at the first abort and have not come back since. The driver aborts tag by
 /// tag, so a ring that is closed at the first abort is torn down in the middle of the others. A commit that crossed the
-/// abort is never answered: therefore the number of waits is limited, and starts over with each tag that comes back.
+/// abort is never answered: therefore the number of waits is limited (L62), and starts over with each tag that comes back.
 #[derive(Debug)]
 pub(super) struct Aborts {
     expected: Box<[bool]>,

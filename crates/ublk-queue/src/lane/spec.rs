@@ -108,7 +108,7 @@ impl Share {
         }
     }
 
-    /// Whether its buffers, if any, fit a queue of this depth and size.
+    /// Whether its buffers, if any, fit a queue of this depth and size (L65).
     pub(crate) fn fits(&self, depth: u16, max_io_bytes: u32) -> bool {
         let holds = |arena: &Arena| self.depth == depth && arena.holds(max_io_bytes);
         self.arena.as_ref().is_none_or(holds)
