@@ -9,7 +9,7 @@ use nbd_client::{Address, BlockSizes, Export, TransmissionFlags, Uri};
 use ublk_core::{Limits, OpenDevice};
 use ublk_queue::{Plan, Server};
 
-use crate::connect::{ConnectError, Connected, connect};
+use crate::connect::{ConnectError, Connected, check_files, connect};
 use crate::connector::Connector;
 use crate::device::{Device, NEVER};
 use crate::handler::NbdHandler;
@@ -84,12 +84,7 @@ impl Nbd {
         let (limits, notes) = limits(&connected.export, options)?;
         let board = Arc::new(Board::new());
         let export = connected.export.clone();
-        let connector = Connector::new(
-            options.uri.clone(),
-            options.connect_timeout,
-            Arc::clone(&board),
-            Some(connected),
-        );
+        let connector = Connector::new(options, Arc::clone(&board), Some(connected));
         let device = Device {
             connector,
             board,
@@ -98,6 +93,7 @@ impl Nbd {
             block: limits.logical_block_size,
             read_only: limits.read_only,
             request_seconds: options.request_timeout.as_secs().max(1),
+            tls_records: options.tls_records.max(1),
             retry: AtomicU64::new(NEVER),
             gives_up: AtomicBool::new(false),
             moves: AtomicU64::new(0),
@@ -225,12 +221,13 @@ impl Nbd {
         Ok(())
     }
 
-    /// Checks whether this process may reconnect after it has given up its privileges, because a unix socket may belong
-    /// to another user. Other transports need no privilege.
+    /// Checks whether this process may reconnect after it has given up its privileges, because a unix socket or the TLS
+    /// files may belong to another user.
     ///
     /// # Errors
-    /// EACCES, or the socket is gone.
+    /// EACCES, or the socket is gone; a file that cannot be read, by its name.
     pub fn check_access(&self) -> io::Result<()> {
+        check_files(&self.uri(), self.device.connector.tls()).map_err(io::Error::other)?;
         match self.uri().address {
             Address::Unix(path) => rustix::fs::accessat(
                 rustix::fs::CWD,
@@ -255,13 +252,9 @@ fn first(options: &NbdOptions, by: Instant) -> Result<Connected, ConnectError> {
     const DELAY: Duration = Duration::from_millis(100);
     loop {
         let deadline = Instant::now() + options.connect_timeout;
-        match connect(&options.uri, deadline) {
+        match connect(&options.uri, &options.tls, deadline) {
             Ok(connected) => return Ok(connected),
-            Err(
-                ConnectError::Resolve { .. }
-                | ConnectError::Connect { .. }
-                | ConnectError::Handshake { .. },
-            ) if Instant::now() < by => {
+            Err(error) if error.may_pass() && Instant::now() < by => {
                 std::thread::sleep(DELAY.min(by.saturating_duration_since(Instant::now())));
             }
             Err(error) => return Err(error),

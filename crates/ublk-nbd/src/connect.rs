@@ -1,12 +1,18 @@
 //! One attempt to connect: resolve, connect, handshake. Blocks up to a deadline; never called on a queue's thread.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::ToSocketAddrs;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use nbd_client::{Address, Export, Handshake, Listed, Options, ProtocolError, Step, Uri};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
+
+use crate::options::TlsOptions;
+use crate::security::{self, TlsSetupError};
+use crate::stream::{self, Failed, Stream};
+use crate::timed::left;
+use crate::transport::{Tls, TlsInfo, Work};
 
 /// Why a connection attempt failed.
 #[derive(Debug, thiserror::Error)]
@@ -44,11 +50,52 @@ pub enum ConnectError {
         /// The cause.
         source: ProtocolError,
     },
-    /// TLS was asked for.
-    #[error(
-        "TLS is not supported yet: put a TLS proxy such as stunnel in front, or use a unix socket"
-    )]
-    Tls,
+    /// TLS was asked for and cannot be set up as it was.
+    #[error(transparent)]
+    TlsSetup(#[from] TlsSetupError),
+    /// The session did not come about: the server was found to be another one, or refuses the client.
+    #[error("no TLS with {to}: {reason}")]
+    Tls {
+        /// The address or path.
+        to: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do about it.
+        hint: Option<&'static str>,
+    },
+}
+
+impl ConnectError {
+    /// What to do about it, where that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Connect { .. } => {
+                Some("start the server first, or wait for it with --wait-for-server SECONDS")
+            }
+            Self::Tls { hint, .. } => *hint,
+            Self::Protocol { source, .. } => match source {
+                ProtocolError::NoTls(_) => Some(
+                    "start the server with TLS (nbdkit --tls=require, qemu-nbd --tls-creds), or use a URI without",
+                ),
+                ProtocolError::Refused { reason, .. }
+                    if reason.starts_with("NBD_REP_ERR_TLS_REQD") =>
+                {
+                    Some("the server demands TLS: use nbds:// or nbds+unix:// with --tls-ca FILE")
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// True if the same attempt may succeed later without a change of the options: the server may still be starting.
+    pub(crate) const fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Resolve { .. } | Self::Connect { .. } | Self::Handshake { .. }
+        )
+    }
 }
 
 /// A connection with an open export.
@@ -58,38 +105,59 @@ pub(crate) struct Connected {
     pub(crate) export: Export,
     /// The peer's address, for messages.
     pub(crate) peer: String,
+    pub(crate) tls: Option<Tls>,
+    /// What is to be started for it, if anything.
+    pub(crate) work: Option<Work>,
+}
+
+impl Connected {
+    /// With what it takes started.
+    pub(crate) fn started(mut self) -> Result<Self, ConnectError> {
+        let started = self.work.take().map_or(Ok(()), Work::start);
+        match started {
+            Ok(()) => Ok(self),
+            Err(source) => Err(ConnectError::Handshake {
+                to: self.peer,
+                source,
+            }),
+        }
+    }
 }
 
 /// TCP keepalive: idle time, interval, probes. A dead peer is detected within 30 seconds.
 const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration::from_secs(5), 3);
 
 /// Connects and opens the export before the deadline.
-pub(crate) fn connect(uri: &Uri, deadline: Instant) -> Result<Connected, ConnectError> {
-    if uri.tls {
-        return Err(ConnectError::Tls);
-    }
-    let (mut socket, to) = open(&uri.address, deadline)?;
+pub(crate) fn connect(
+    uri: &Uri,
+    tls: &TlsOptions,
+    deadline: Instant,
+) -> Result<Connected, ConnectError> {
     let options = Options {
         export: uri.export.clone(),
         structured: is_structured(&uri.address),
         ..Options::default()
     };
-    let export = match shake(&mut socket, options, deadline, &to)? {
-        Step::Done(export) => export,
-        other => return Err(unexpected(to, &other)),
+    let (stream, step, to) = shaken(uri, tls, options.clone(), deadline)?;
+    let carried = match stream.carried(&uri.address) {
+        Err(Failed::Kernel(e)) => {
+            tracing::warn!("{to}: the kernel does not carry this TLS session, a thread will: {e}");
+            let (stream, _, _) = shaken(uri, tls, options, deadline)?;
+            stream.carried_by_thread()
+        }
+        carried => carried,
     };
-    let blocking = socket
-        .set_read_timeout(None)
-        .and_then(|()| socket.set_write_timeout(None));
-    blocking.map_err(|source| ConnectError::Handshake {
-        to: to.clone(),
-        source,
-    })?;
-    Ok(Connected {
-        socket: socket.into(),
-        export,
-        peer: to,
-    })
+    let (socket, tls, work) = carried.map_err(|e| failed(&to, e))?;
+    match step {
+        Step::Done(export) => Ok(Connected {
+            socket,
+            export,
+            peer: to,
+            tls,
+            work,
+        }),
+        other => Err(unexpected(to, &other)),
+    }
 }
 
 /// Whether structured replies pay: they spare the transfer of holes. Over a unix socket that is only a copy, and their
@@ -157,36 +225,47 @@ fn tcp(address: &SockAddr, within: Duration) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Never zero, because socket timeouts treat zero as none.
-fn left(deadline: Instant) -> Duration {
-    let left = deadline.saturating_duration_since(Instant::now());
-    left.max(Duration::from_millis(1))
+/// What a server offers for an export.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Offer {
+    /// Size, flags and block sizes.
+    pub export: Export,
+    /// How a connection to it is encrypted, `None` for plain text.
+    pub tls: Option<TlsInfo>,
 }
 
 /// Queries an export's size and features before the deadline: opens the export and closes it again.
 ///
 /// # Errors
 /// The connection failed.
-pub fn info(uri: &Uri, deadline: Instant) -> Result<Export, ConnectError> {
-    connect(uri, deadline).map(|connected| connected.export)
+pub fn info(uri: &Uri, tls: &TlsOptions, deadline: Instant) -> Result<Offer, ConnectError> {
+    connect(uri, tls, deadline).map(|connected| Offer {
+        export: connected.export,
+        tls: connected.tls.map(|tls| tls.info),
+    })
 }
 
 /// Lists a server's exports before the deadline.
 ///
 /// # Errors
 /// The connection failed, or the server does not list its exports.
-pub fn list(uri: &Uri, deadline: Instant) -> Result<Vec<Listed>, ConnectError> {
-    if uri.tls {
-        return Err(ConnectError::Tls);
-    }
-    let (mut socket, to) = open(&uri.address, deadline)?;
+pub fn list(uri: &Uri, tls: &TlsOptions, deadline: Instant) -> Result<Vec<Listed>, ConnectError> {
     let options = Options {
         list: true,
         ..Options::default()
     };
-    match shake(&mut socket, options, deadline, &to)? {
-        Step::Listed(exports) => Ok(exports),
-        other => Err(unexpected(to, &other)),
+    match shaken(uri, tls, options, deadline)? {
+        (_, Step::Listed(exports), _) => Ok(exports),
+        (_, other, to) => Err(unexpected(to, &other)),
+    }
+}
+
+/// Whether this process can read the files that TLS takes.
+pub(crate) fn check_files(uri: &Uri, tls: &TlsOptions) -> Result<(), TlsSetupError> {
+    match security::wanted(uri, tls)? {
+        Some(security) => stream::check_files(&security),
+        None => Ok(()),
     }
 }
 
@@ -195,55 +274,65 @@ fn unexpected(to: String, step: &Step) -> ConnectError {
     ConnectError::Handshake { to, source }
 }
 
-/// Runs the handshake to its end.
-fn shake(
-    socket: &mut Socket,
-    options: Options,
+/// Converts a failure of the stream.
+fn failed(to: &str, failure: Failed) -> ConnectError {
+    let to = to.to_owned();
+    match failure {
+        Failed::Setup(error) => error.into(),
+        Failed::Io(source) | Failed::Kernel(source) => ConnectError::Handshake { to, source },
+        Failed::Tls { reason, hint } => ConnectError::Tls { to, reason, hint },
+    }
+}
+
+/// Connects and runs the handshake to its end.
+fn shaken(
+    uri: &Uri,
+    tls: &TlsOptions,
+    mut options: Options,
     deadline: Instant,
-    to: &str,
-) -> Result<Step, ConnectError> {
+) -> Result<(Stream, Step, String), ConnectError> {
+    let security = security::wanted(uri, tls)?;
+    options.tls = security.is_some();
+    let (socket, to) = open(&uri.address, deadline)?;
+    let mut stream = Stream::Plain(socket);
     let protocol = |source| ConnectError::Protocol {
-        to: to.to_owned(),
+        to: to.clone(),
         source,
     };
-    let io = |source: io::Error| ConnectError::Handshake {
-        to: to.to_owned(),
-        source: match source.kind() {
-            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
-            _ => source,
-        },
-    };
+    let broken = |what| Err(protocol(ProtocolError::Broken(what)));
     let mut handshake = Handshake::new(options).map_err(protocol)?;
-    let (mut held, mut more) = (Vec::new(), [0; 4096]);
+    let mut held = Vec::new();
     loop {
         let result = handshake.receive(&held);
         if result.is_err() {
             handshake.abort();
         }
-        let output = handshake.output();
-        socket.set_write_timeout(Some(left(deadline))).map_err(io)?;
-        let sent = socket.write_all(&output);
+        let sent = stream.send(&handshake.output(), deadline);
         let (used, step) = result.map_err(protocol)?;
-        sent.map_err(io)?;
+        sent.map_err(|e| failed(&to, e))?;
         held.drain(..used);
-        match step {
-            Step::Done(_) | Step::Listed(_) if held.is_empty() => return Ok(step),
-            Step::Done(_) | Step::Listed(_) => {
-                let what = "data before the first request";
-                return Err(protocol(ProtocolError::Broken(what)));
+        match (step, &security) {
+            // Whatever follows the reply in plain text was put there by somebody else.
+            (Step::StartTls, _) if !held.is_empty() => {
+                return broken("data behind its reply to STARTTLS, before TLS is up");
             }
-            Step::Receive if used > 0 => {}
-            Step::Receive => {
-                if Instant::now() >= deadline {
-                    return Err(io(io::ErrorKind::TimedOut.into()));
-                }
-                socket.set_read_timeout(Some(left(deadline))).map_err(io)?;
-                match socket.read(&mut more).map_err(io)? {
-                    0 => return Err(io(io::ErrorKind::UnexpectedEof.into())),
-                    len => held.extend(more.iter().take(len)),
-                }
+            (Step::StartTls, Some(security)) => {
+                let up = stream.start_tls(security, deadline);
+                stream = up.map_err(|e| failed(&to, e))?;
+                handshake.tls_started();
             }
-            _ => return Err(ConnectError::Tls),
+            (step @ (Step::Done(_) | Step::Listed(_)), _) if held.is_empty() => {
+                return Ok((stream, step, to));
+            }
+            (Step::Done(_) | Step::Listed(_), _) => {
+                return broken("data before the first request");
+            }
+            (Step::Receive, _) if used > 0 => {}
+            (Step::Receive, _) => {
+                let received = stream.receive(&mut held, deadline);
+                received.map_err(|e| failed(&to, e))?;
+            }
+            (step, _) => return Err(unexpected(to, &step)),
         }
     }
 }

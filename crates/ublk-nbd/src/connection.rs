@@ -1,6 +1,7 @@
 //! The byte streams of one connection: requests are gathered into sends, replies parsed from receives.
 #![expect(unsafe_code, reason = "lends buffers of requests to the socket")]
 
+use std::io;
 use std::os::fd::OwnedFd;
 
 use nbd_client::{
@@ -12,6 +13,7 @@ use uring_lite::Sqe64;
 
 use crate::outgoing::Outgoing;
 use crate::socket::Socket;
+use crate::transport::{Carrier, Tls};
 
 /// Staging window while a large READ is in flight: one header, so that little of its data must be copied.
 const HEADER: usize = Replies::HEADER;
@@ -21,6 +23,9 @@ const WHOLE: usize = 64 << 10;
 
 /// The cookie of the FLUSH that ends a connection; no request uses it.
 const LAST_FLUSH: u64 = u64::MAX;
+
+/// Largest payload of a TLS record.
+const RECORD: usize = 16 << 10;
 
 /// TRIM and WRITE_ZEROES get one more second for each multiple of this.
 const BYTES_A_SECOND: u32 = 64 << 20;
@@ -41,6 +46,11 @@ pub(crate) struct Connection {
     pub(crate) flushing: Option<u64>,
     /// The error with which the server answered that FLUSH.
     pub(crate) flush_failed: Option<ErrorCode>,
+    tls: Option<Tls>,
+    /// Most records of TLS that were sent.
+    pub(crate) records: u64,
+    /// With so many of them no request is sent any more.
+    pub(crate) most_records: u64,
 }
 
 /// A request without a range.
@@ -61,9 +71,14 @@ impl Connection {
         depth: u16,
         peer: String,
         reads_only: bool,
+        tls: Option<Tls>,
     ) -> Self {
+        let mut socket = Socket::new(socket);
+        if tls.as_ref().map(|tls| tls.info.carrier) == Some(Carrier::Kernel) {
+            socket.sends_short();
+        }
         Self {
-            socket: Socket::new(socket),
+            socket,
             replies: Replies::new(export.structured, depth.into()),
             payload: (0, 0),
             reads_only,
@@ -71,6 +86,38 @@ impl Connection {
             peer,
             flushing: None,
             flush_failed: None,
+            tls,
+            records: 0,
+            most_records: u64::MAX,
+        }
+    }
+
+    /// True once the keys of its TLS session must not be used any more: what is under way is answered still.
+    pub(crate) const fn is_worn_out(&self) -> bool {
+        self.records >= self.most_records
+    }
+
+    /// It is lost: what its thread, if it has one, has not sent yet goes no further. It is sent again on another connection,
+    /// and must not come late.
+    pub(crate) fn abandon(&self) {
+        if let Some(tls) = &self.tls {
+            let _ = tls.end.set("it was given up".to_owned());
+        }
+    }
+
+    /// Notes that the send has completed. True if everything is sent.
+    pub(crate) fn sent(&mut self, bytes: usize) -> bool {
+        if self.tls.is_some() {
+            self.records += (bytes / RECORD + 1) as u64;
+        }
+        self.socket.sent(bytes)
+    }
+
+    /// Why an operation failed, `None` if the connection goes on.
+    pub(crate) fn end_of(&self, error: &io::Error) -> Option<String> {
+        match &self.tls {
+            Some(tls) => tls.end_of(self.socket.as_fd(), error),
+            None => Some(error.to_string()),
         }
     }
 
@@ -83,7 +130,7 @@ impl Connection {
         if self.socket.has_unsent() {
             return true;
         }
-        if !outgoing.is_waiting() {
+        if !outgoing.is_waiting() || self.is_worn_out() {
             return false;
         }
         self.socket.begin();
@@ -232,8 +279,14 @@ impl Connection {
 
     /// Sends Disconnect, unless a send is in flight.
     pub(crate) fn say_goodbye(&self) {
+        if self.socket.is_sending() || self.socket.has_unsent() {
+            return;
+        }
         let header = bare(Command::Disconnect, 0).header();
         self.socket.say_goodbye(&header);
+        if let Some(tls) = &self.tls {
+            tls.close(self.socket.as_fd());
+        }
     }
 }
 

@@ -11,7 +11,9 @@ use nbd_client::Uri;
 use ublk_queue::port::Wake;
 
 use crate::connect::{ConnectError, Connected, connect};
+use crate::options::{NbdOptions, TlsOptions};
 use crate::status::Board;
+use crate::transport::Work;
 
 /// Delay after the first failed attempt; it doubles with each further one.
 const FIRST_DELAY: Duration = Duration::from_millis(10);
@@ -34,6 +36,7 @@ pub(crate) struct Connector {
 #[derive(Debug)]
 struct Shared {
     uri: Mutex<Uri>,
+    tls: TlsOptions,
     timeout: Duration,
     board: Arc<Board>,
     queues: Mutex<Queues>,
@@ -69,6 +72,14 @@ impl std::fmt::Debug for Wanted {
     }
 }
 
+impl Queues {
+    /// What connections that nobody has taken yet have to start.
+    fn works(&mut self) -> impl Iterator<Item = Work> {
+        let ready = self.mailboxes.iter_mut().filter_map(|m| m.ready.as_mut());
+        ready.filter_map(|connected| connected.work.take())
+    }
+}
+
 impl Shared {
     fn queues(&self) -> MutexGuard<'_, Queues> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
@@ -82,15 +93,11 @@ impl Shared {
 
 impl Connector {
     /// The thread is not started yet. The first queue that asks gets `first`, an existing connection.
-    pub(crate) fn new(
-        uri: Uri,
-        timeout: Duration,
-        board: Arc<Board>,
-        first: Option<Connected>,
-    ) -> Self {
+    pub(crate) fn new(options: &NbdOptions, board: Arc<Board>, first: Option<Connected>) -> Self {
         let shared = Arc::new(Shared {
-            uri: Mutex::new(uri),
-            timeout,
+            uri: Mutex::new(options.uri.clone()),
+            tls: options.tls.clone(),
+            timeout: options.connect_timeout,
             board,
             queues: Mutex::new(Queues {
                 mailboxes: vec![Mailbox {
@@ -112,10 +119,17 @@ impl Connector {
             return Ok(());
         }
         let worker = Arc::clone(&self.shared);
+        // The threads that it starts have its privileges. That of the first connection could not start before.
+        let works: Vec<_> = worker.queues().works().collect();
         let run = move || {
             ublk_queue::thread::set_io_flusher();
             if gives_up_admin && !ublk_queue::thread::give_up_admin() {
                 tracing::warn!("the connecting thread cannot give up CAP_SYS_ADMIN");
+            }
+            for work in works {
+                if let Err(e) = work.start() {
+                    tracing::error!("no thread for the TLS of the first connection: {e}");
+                }
             }
             worker.run();
         };
@@ -159,6 +173,10 @@ impl Connector {
         self.shared.uri()
     }
 
+    pub(crate) fn tls(&self) -> &TlsOptions {
+        &self.shared.tls
+    }
+
     /// Sets the server for all further connections.
     pub(crate) fn set_uri(&self, uri: Uri) {
         *self
@@ -191,7 +209,8 @@ impl Shared {
             }
             let begun = Instant::now();
             let uri = self.uri();
-            match connect(&uri, begun + self.timeout) {
+            let made = connect(&uri, &self.tls, begun + self.timeout);
+            match made.and_then(Connected::started) {
                 Ok(connected) => {
                     if let Some(errors) = outage.end() {
                         tracing::info!("connected to {} after {errors} attempts", connected.peer);
@@ -301,12 +320,13 @@ impl Outage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::security::TlsSetupError;
 
     /// L79 Delays start short, grow to a bound, and are never zero.
     #[test]
     fn l79_delays_grow_to_a_bound() {
         let mut outage = Outage::default();
-        let error = ConnectError::Tls;
+        let error = ConnectError::from(TlsSetupError::NoAuthority);
         let delays: Vec<_> = (0..20).map(|_| outage.failed(&error)).collect();
         assert!(delays.iter().all(|d| *d >= FIRST_DELAY / 2 && *d <= SHORT));
         assert!(delays[0] <= FIRST_DELAY && delays[19] > FIRST_DELAY * 2);

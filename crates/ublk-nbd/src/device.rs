@@ -20,6 +20,8 @@ pub(crate) struct Device {
     pub(crate) block: u32,
     pub(crate) read_only: bool,
     pub(crate) request_seconds: u64,
+    /// Records after which a connection gets new TLS keys.
+    pub(crate) tls_records: u64,
     pub(crate) retry: AtomicU64,
     pub(crate) gives_up: AtomicBool,
     /// Number of times the device was moved to another server.

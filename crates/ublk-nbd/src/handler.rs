@@ -58,6 +58,8 @@ pub struct NbdHandler {
     given_up: u64,
     /// Whether the queue has ever had a connection.
     met: bool,
+    /// A replacement for this connection, whose TLS keys are used up, was requested.
+    renewing: bool,
     /// When a connection was lost, unless a request has been answered since: a server that accepts connections and
     /// answers nothing counts as unreachable.
     unanswered: Option<Instant>,
@@ -104,6 +106,7 @@ impl NbdHandler {
             next: None,
             given_up: 0,
             met: false,
+            renewing: false,
             unanswered: None,
         }
     }
@@ -140,6 +143,7 @@ impl NbdHandler {
             self.device.board.failed(format!("{}: {why}", up.peer));
             self.device.board.set(self.queue, LinkState::Reconnecting);
         }
+        up.abandon();
         self.close();
     }
 
@@ -247,6 +251,8 @@ impl NbdHandler {
             socket,
             export,
             peer,
+            tls,
+            work: _,
         } = connected;
         let changed = self.device.changed(&export);
         self.device.board.moved(self.queue);
@@ -259,10 +265,15 @@ impl NbdHandler {
             None => LinkState::Up,
         };
         self.device.board.set(self.queue, state);
-        let up = Connection::new(socket, &export, self.depth, peer, changed.is_some());
+        let info = tls.as_ref().map(|tls| tls.info.clone());
+        self.device.board.carried(info);
+        let reads_only = changed.is_some();
+        let mut up = Connection::new(socket, &export, self.depth, peer, reads_only, tls);
+        up.most_records = self.device.tls_records.saturating_mul(2);
         let (reads_only, size) = (up.reads_only, up.size);
         self.link = Link::Up(Box::new(up));
         self.met = true;
+        self.renewing = false;
         self.outgoing.fail(Errno::EIO, |slot| {
             slot.end() > size || (reads_only && slot.command != Command::Read)
         });
@@ -279,6 +290,11 @@ impl NbdHandler {
             Some(_) => up.flush(self.device.flags(), due),
             None => up.gather(&mut self.outgoing, due),
         };
+        if !ready && self.next.is_none() && up.is_worn_out() && up.replies.in_flight() == 0 {
+            self.device.board.set(self.queue, LinkState::Reconnecting);
+            self.hang_up();
+            return true;
+        }
         !ready || up.push_send(|sqe| ring.push(sqe, operation).is_ok())
     }
 
@@ -494,15 +510,30 @@ impl Drop for NbdHandler {
 }
 
 impl NbdHandler {
+    /// The keys of the connection's TLS session have done their work: another connection takes over, as in a move. A server
+    /// that allows one client only lets none in until this one has gone, see [`Connection::is_worn_out`].
+    fn worn(&mut self) {
+        let Link::Up(up) = &self.link else {
+            return;
+        };
+        if up.records >= self.device.tls_records && !std::mem::replace(&mut self.renewing, true) {
+            tracing::debug!("queue {}: a new TLS session is due", self.queue);
+            self.ask_for_connection();
+        }
+    }
+
     fn send_completed(&mut self, res: i32) {
         let bytes = usize::try_from(res).unwrap_or(0);
         match &mut self.link {
             Link::Up(up) => {
-                if up.socket.sent(bytes) {
+                if up.sent(bytes) {
                     self.outgoing.sent();
                 }
                 if res <= 0 {
-                    self.lost(&format!("cannot send: {}", error_of(res)));
+                    let why = up.end_of(&error_of(res)).unwrap_or_default();
+                    self.lost(&format!("cannot send: {why}"));
+                } else {
+                    self.worn();
                 }
             }
             Link::Closing { socket, .. } => {
@@ -528,7 +559,11 @@ impl NbdHandler {
                 };
                 match error_of(res).kind() {
                     io::ErrorKind::Interrupted => {}
-                    _ => self.lost(&end.to_string()),
+                    _ => {
+                        if let Some(why) = up.end_of(&end) {
+                            self.lost(&why);
+                        }
+                    }
                 }
             }
             Link::Up(_) => self.read(bytes, flags),

@@ -9,6 +9,11 @@
 //! long as the [`Retry`] policy allows; those that were in flight are sent again. No queue's thread ever waits for the
 //! server.
 //!
+//! # TLS
+//! With the feature `tls` (rustls, whose cryptography takes a C compiler) the URIs `nbds://` and `nbds+unix://` are served.
+//! The kernel carries the session where it has TLS, so that the ring's operations are the same as in plain text; elsewhere,
+//! and on unix sockets, a thread does ([`Carrier`]). Without the feature such URIs are refused.
+//!
 //! # What a reconnect preserves
 //! A request that was in flight is replayed, which is harmless: a READ has no effect, and WRITE, TRIM, WRITE_ZEROES and
 //! FLUSH have the same effect when they are executed twice, since the block layer never has two overlapping writes in
@@ -24,14 +29,27 @@ mod connect;
 mod connection;
 mod connector;
 mod device;
+mod failed;
 mod handler;
+#[cfg(feature = "tls")]
+mod ktls;
 mod options;
 mod outgoing;
+#[cfg(feature = "tls")]
+mod relay;
+mod security;
 mod socket;
 mod status;
+mod stream;
+mod timed;
+#[cfg(feature = "tls")]
+mod tls;
+mod transport;
 
 pub use backend::{Nbd, OpenError, SeveralConnections};
-pub use connect::{ConnectError, info, list};
+pub use connect::{ConnectError, Offer, info, list};
 pub use handler::NbdHandler;
-pub use options::{NbdOptions, ParseRetryError, Retry};
+pub use options::{NbdOptions, ParseRetryError, Retry, TlsOptions};
+pub use security::TlsSetupError;
 pub use status::{LinkState, Status};
+pub use transport::{Carrier, TlsInfo};

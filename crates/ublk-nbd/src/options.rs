@@ -1,6 +1,7 @@
 //! Options of an NBD device.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -73,11 +74,32 @@ impl FromStr for Retry {
     }
 }
 
+/// Files and server name for TLS. Parameters of the URI (`tls-certificates`, `tls-hostname`) take precedence. The files are
+/// read anew for each connection, so renewed certificates take effect with the next one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct TlsOptions {
+    /// PEM file with the certificates of the authorities that may sign the server's certificate.
+    pub ca: Option<PathBuf>,
+    /// PEM file with the client's certificate, followed by those of intermediate authorities.
+    pub certificate: Option<PathBuf>,
+    /// PEM file with its private key, not encrypted.
+    pub key: Option<PathBuf>,
+    /// The name or address that the server's certificate must contain. `None` means the host of the URI, and `localhost`
+    /// for a unix socket.
+    pub hostname: Option<String>,
+}
+
 /// Configuration of a client of one export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NbdOptions {
     /// Where the export is.
     pub uri: Uri,
+    /// Files and server name for TLS, if the URI demands TLS.
+    pub tls: TlsOptions,
+    /// TLS records after which a new connection with new keys replaces the current one; without an interruption if the
+    /// server allows two clients.
+    pub tls_records: u64,
     /// What happens to requests while the server is unreachable.
     pub retry: Retry,
     /// Deadline of one connection attempt, handshake included.
@@ -93,6 +115,9 @@ pub struct NbdOptions {
     pub block_size: Option<u32>,
 }
 
+/// What AES-GCM allows with one key, with a margin (RFC 8446, 5.5).
+const TLS_RECORDS: u64 = 1 << 24;
+
 impl NbdOptions {
     /// The defaults for this export: requests wait for 60 seconds, a connection attempt takes at most 10 and a request
     /// at most 30.
@@ -100,6 +125,8 @@ impl NbdOptions {
     pub fn new(uri: Uri) -> Self {
         Self {
             uri,
+            tls: TlsOptions::default(),
+            tls_records: TLS_RECORDS,
             retry: Retry::default(),
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nbd_client::Request;
 use ublk_queue::MemRef;
@@ -41,6 +41,8 @@ struct Parts {
     fd: OwnedFd,
     send: Box<Send>,
     recv: Box<Recv>,
+    /// Flags of a send.
+    flags: u32,
 }
 
 struct Send {
@@ -118,6 +120,7 @@ impl Socket {
                 fd,
                 send: Box::new(send),
                 recv: Box::new(recv),
+                flags: (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).cast_unsigned(),
             }),
             sending: false,
             receiving: false,
@@ -150,11 +153,18 @@ impl Socket {
         let _ = unsafe { libc::shutdown(self.parts.fd.as_raw_fd(), libc::SHUT_RDWR) };
     }
 
-    /// Sends a final header if no send is in flight and the socket accepts it at once.
+    /// Omits MSG_WAITALL in sends, which kernel TLS rejects with EOPNOTSUPP. Sends may then be short.
+    pub(crate) fn sends_short(&mut self) {
+        self.parts.flags &= !libc::MSG_WAITALL.cast_unsigned();
+    }
+
+    /// The descriptor, for calls that involve no request.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.parts.fd.as_fd()
+    }
+
+    /// Sends a final header if the socket accepts it at once. No send may be in flight.
     pub(crate) fn say_goodbye(&self, header: &[u8; Request::LEN]) {
-        if self.sending || self.has_unsent() {
-            return;
-        }
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: the descriptor is open, the header lives for the length of the call.
         let _ = unsafe {
@@ -228,7 +238,7 @@ impl Socket {
 
     /// The operation that sends what was added, or the rest of it.
     pub(crate) fn send(&mut self) -> Sqe64 {
-        let fd = self.fd();
+        let (fd, flags) = (self.fd(), self.parts.flags);
         let send = &mut *self.parts.send;
         let rest = &mut send.pieces[send.first..];
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).cast_unsigned();

@@ -3,6 +3,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use crate::transport::TlsInfo;
+
 /// Whether requests can be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -48,6 +50,8 @@ pub struct Status {
     pub replayed: u64,
     /// Number of queues that have not yet moved to the device's new server.
     pub moving: u32,
+    /// How the most recent connection is encrypted, `None` for plain text.
+    pub tls: Option<TlsInfo>,
 }
 
 /// The states of all queues.
@@ -64,6 +68,7 @@ struct Inner {
     /// Queues that have connected before.
     met: Vec<usize>,
     moving: Vec<usize>,
+    tls: Option<TlsInfo>,
 }
 
 impl Board {
@@ -76,6 +81,7 @@ impl Board {
             replayed: 0,
             met: Vec::new(),
             moving: Vec::new(),
+            tls: None,
         }))
     }
 
@@ -129,6 +135,11 @@ impl Board {
         self.lock().last_error = Some(error);
     }
 
+    /// Notes the encryption of a new connection.
+    pub(crate) fn carried(&self, tls: Option<TlsInfo>) {
+        self.lock().tls = tls;
+    }
+
     /// Adds to the number of resent requests.
     pub(crate) fn replayed(&self, replayed: u64) {
         self.lock().replayed += replayed;
@@ -148,6 +159,7 @@ impl Board {
             reconnects: inner.reconnects,
             replayed: inner.replayed,
             moving: u32::try_from(inner.moving.len()).unwrap_or(u32::MAX),
+            tls: inner.tls.clone(),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod port;
 pub mod server;
+pub mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

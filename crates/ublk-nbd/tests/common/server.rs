@@ -8,6 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use rustls::ServerConfig;
+
+use super::wire::Wire;
+
 /// Flags of an export: HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES.
 pub const FLAGS: u16 = 1 | 4 | 8 | 32 | 64;
 pub const READ_ONLY: u16 = 2;
@@ -40,6 +44,20 @@ pub enum Fault {
     Magic(u64),
     /// The n-th reply is an error.
     Error(u64),
+    /// The reply to STARTTLS comes with one more behind it, in plain text.
+    Injected,
+    /// STARTTLS is refused by its reply, and plain text spoken on.
+    NoTls,
+    /// Nothing more is said once STARTTLS is agreed on, and nothing closed.
+    TlsSilence,
+    /// Closed in the midst of the record of the n-th reply.
+    InRecord(u64),
+    /// A byte of that record is another one.
+    BadRecord(u64),
+    /// The TLS session, not the connection, is closed before the n-th reply.
+    CloseNotify(u64),
+    /// The server's keys change before each n-th reply.
+    KeyUpdate(u64),
 }
 
 /// What the server offers and how it fails; changes apply to later connections.
@@ -52,6 +70,8 @@ pub struct Behaviour {
     pub drip: usize,
     /// Answer FLUSH with EIO.
     pub cannot_flush: bool,
+    /// The server demands TLS.
+    pub tls: Option<Arc<ServerConfig>>,
     /// The fault of each connection in turn; the last one applies to all that follow.
     pub faults: Vec<Fault>,
 }
@@ -80,6 +100,7 @@ impl Server {
             minimum: 1,
             drip: 0,
             cannot_flush: false,
+            tls: None,
             faults: faults.to_vec(),
         };
         let shared = Arc::new(Shared {
@@ -124,6 +145,11 @@ impl Server {
         self.directory.path().join("nbd")
     }
 
+    /// The same with TLS.
+    pub fn tls_uri(&self) -> String {
+        self.uri().replacen("nbd", "nbds", 1)
+    }
+
     pub fn uri(&self) -> String {
         format!("nbd+unix:///disk?socket={}", self.socket().display())
     }
@@ -164,7 +190,8 @@ impl Shared {
         let _ = self.connection(stream, &behaviour, fault);
     }
 
-    fn connection(&self, mut s: UnixStream, b: &Behaviour, fault: Fault) -> io::Result<()> {
+    fn connection(&self, s: UnixStream, b: &Behaviour, fault: Fault) -> io::Result<()> {
+        let mut s = Wire::Plain(s);
         if fault == Fault::Greeting {
             return Ok(());
         }
@@ -176,13 +203,29 @@ impl Shared {
             let len = u32::from_be_bytes(head[12..].try_into().expect("four"));
             let mut body = vec![0; len as usize];
             s.read_exact(&mut body)?;
+            match (&b.tls, option) {
+                (Some(config), 5) if !s.is_tls() && fault != Fault::NoTls => {
+                    let mut replies = reply_to(5, 1, &[]);
+                    if fault == Fault::Injected {
+                        replies.extend(reply_to(8, 1, &[]));
+                    }
+                    s.write_all(&replies)?;
+                    if fault == Fault::TlsSilence {
+                        // Until the client goes.
+                        return s.read_exact(&mut [0; 1 << 16]);
+                    }
+                    s = s.start_tls(config)?;
+                    continue;
+                }
+                // NBD_REP_ERR_TLS_REQD.
+                (Some(_), _) if !s.is_tls() && fault != Fault::NoTls => {
+                    s.write_all(&reply_to(option, 1 << 31 | 5, &[]))?;
+                    continue;
+                }
+                _ => {}
+            }
             let mut reply = |kind: u32, body: &[u8]| {
-                let mut bytes = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
-                bytes.extend(option.to_be_bytes());
-                bytes.extend(kind.to_be_bytes());
-                let len = u32::try_from(body.len()).expect("short");
-                bytes.extend(len.to_be_bytes());
-                bytes.extend(body);
+                let mut bytes = reply_to(option, kind, body);
                 if fault == Fault::Negotiation && option == 7 {
                     bytes.truncate(9);
                 }
@@ -211,7 +254,7 @@ impl Shared {
         self.transmission(s, b, fault)
     }
 
-    fn transmission(&self, mut s: UnixStream, b: &Behaviour, fault: Fault) -> io::Result<()> {
+    fn transmission(&self, mut s: Wire, b: &Behaviour, fault: Fault) -> io::Result<()> {
         let mut repeated = Vec::new();
         for n in 0.. {
             let head = read::<28>(&mut s)?;
@@ -277,6 +320,19 @@ impl Shared {
                 }
                 _ => {}
             }
+            match fault {
+                Fault::InRecord(m) if m == n => return s.write_half(&reply),
+                Fault::BadRecord(m) if m == n => {
+                    s.write_corrupt(&reply)?;
+                    continue;
+                }
+                Fault::CloseNotify(m) if m == n => {
+                    s.close_notify()?;
+                    continue;
+                }
+                Fault::KeyUpdate(m) if n % m == 0 => s.update_keys(),
+                _ => {}
+            }
             match b.drip {
                 0 => s.write_all(&reply)?,
                 drip => reply.chunks(drip).try_for_each(|part| s.write_all(part))?,
@@ -289,7 +345,18 @@ impl Shared {
     }
 }
 
-fn read<const N: usize>(stream: &mut UnixStream) -> io::Result<[u8; N]> {
+/// A reply to an option.
+fn reply_to(option: u32, kind: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
+    bytes.extend(option.to_be_bytes());
+    bytes.extend(kind.to_be_bytes());
+    let len = u32::try_from(body.len()).expect("short");
+    bytes.extend(len.to_be_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+fn read<const N: usize>(stream: &mut Wire) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     stream.read_exact(&mut bytes)?;
     Ok(bytes)

@@ -1,0 +1,327 @@
+//! TLS by rustls: its files, its handshake, and its records until the export is served.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
+use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, RootCertStore};
+use socket2::Socket;
+use zeroize::Zeroizing;
+
+use crate::failed::Failed;
+use crate::ktls;
+use crate::relay::Relay;
+use crate::security::{Security, TlsSetupError};
+use crate::timed::Timed;
+use crate::transport::{Carrier, Tls, TlsInfo, Work};
+
+/// Longest file that is read: the authorities of a whole system are a quarter of a mebibyte.
+const LONGEST: u64 = 4 << 20;
+
+impl From<rustls::Error> for Failed {
+    fn from(error: rustls::Error) -> Self {
+        Self::Tls {
+            reason: error.to_string(),
+            hint: hint(&error),
+        }
+    }
+}
+
+/// What to do for a server that refuses its client.
+const CLIENT: &str = "the server may want a client certificate of an authority that it trusts: --tls-cert FILE and --tls-key FILE";
+
+/// What to do about an error of TLS.
+const fn hint(error: &rustls::Error) -> Option<&'static str> {
+    use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage, PeerIncompatible};
+    match error {
+        InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => Some("name the server as its certificate does, by --tls-hostname NAME"),
+        InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            Some("give the certificate of the authority that signed the server's, by --tls-ca FILE")
+        }
+        InvalidCertificate(_) => Some("the server needs another certificate"),
+        AlertReceived(AlertDescription::HandshakeFailure) => Some(
+            "the server may have no certificate: pre-shared keys are not supported; or it wants one from the client, \
+             by --tls-cert and --tls-key",
+        ),
+        AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnknownCA
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::AccessDenied,
+        ) => Some(CLIENT),
+        InvalidMessage(_) => {
+            Some("what the server sends is no TLS: somebody else may answer in its place")
+        }
+        PeerIncompatible(_) => Some("the server has to offer TLS 1.2 or 1.3 with a certificate"),
+        _ => None,
+    }
+}
+
+/// Reads a file of an operator's: a regular one, and no more of it than makes sense.
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsSetupError> {
+    let failed = |e: io::Error| TlsSetupError::file(path, e);
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+        .map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(TlsSetupError::file(path, "not a regular file"));
+    }
+    // All the room at once: what a growing vector leaves behind nobody would wipe.
+    let room = metadata.len().min(LONGEST) + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(room).unwrap_or(0)));
+    file.take(room).read_to_end(&mut bytes).map_err(failed)?;
+    match metadata.len() > LONGEST {
+        true => Err(TlsSetupError::file(path, "too large for certificates")),
+        false => Ok(bytes),
+    }
+}
+
+/// The parts of a kind in a PEM file, at least one.
+fn parts<T: PemObject>(path: &Path, what: &str) -> Result<Vec<T>, TlsSetupError> {
+    let bytes = read(path)?;
+    let parts: Result<Vec<T>, _> = T::pem_slice_iter(&bytes).collect();
+    let parts = parts.map_err(|e| TlsSetupError::file(path, e))?;
+    match parts.is_empty() {
+        true => {
+            let reason = format!("no {what} in PEM form in it");
+            Err(TlsSetupError::file(path, reason))
+        }
+        false => Ok(parts),
+    }
+}
+
+/// The client's key.
+fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsSetupError> {
+    let bytes = read(path)?;
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|e| match e {
+        pem::Error::NoItemsFound => {
+            TlsSetupError::file(path, "no key in PEM form in it, or an encrypted one")
+        }
+        e => TlsSetupError::file(path, e),
+    })
+}
+
+/// Reads the files.
+pub(crate) fn config(security: &Security) -> Result<ClientConfig, TlsSetupError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in parts::<CertificateDer<'_>>(&security.ca, "certificate")? {
+        let added = roots.add(certificate);
+        added.map_err(|e| TlsSetupError::file(&security.ca, e))?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let refused = |e: &dyn ToString| TlsSetupError::file(&security.ca, e.to_string());
+    let mut verifier =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    if let Some(path) = &security.revoked {
+        let lists = parts::<CertificateRevocationListDer<'_>>(path, "revocation list")?;
+        // An authority without a list has revoked nothing.
+        verifier = verifier.with_crls(lists).allow_unknown_revocation_status();
+    }
+    let verifier = verifier.build().map_err(|e| refused(&e))?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| refused(&e))?
+        .with_webpki_verifier(verifier);
+    let mut config = match &security.identity {
+        None => builder.with_no_client_auth(),
+        Some((certificate, path)) => {
+            let chain = parts::<CertificateDer<'_>>(certificate, "certificate")?;
+            let unfit = |e| {
+                TlsSetupError::file(
+                    path,
+                    format!("not the key of {}: {e}", certificate.display()),
+                )
+            };
+            builder
+                .with_client_auth_cert(chain, key(path)?)
+                .map_err(unfit)?
+        }
+    };
+    // Each connection proves itself anew.
+    config.resumption = Resumption::disabled();
+    config.enable_secret_extraction = true;
+    Ok(config)
+}
+
+/// A session that has been set up and verified.
+///
+/// # Invariants
+/// Nothing is received beyond the record at hand, so that whoever carries the session on begins at a record's border.
+#[derive(Debug)]
+pub(crate) struct Session {
+    socket: Socket,
+    connection: ClientConnection,
+    /// The server has said something in it.
+    heard: bool,
+}
+
+impl Session {
+    /// Sets TLS up and verifies the server, by the deadline.
+    pub(crate) fn start(
+        socket: Socket,
+        security: &Security,
+        deadline: Instant,
+    ) -> Result<Self, Failed> {
+        let config = Arc::new(config(security)?);
+        let name = ServerName::try_from(security.name.clone())
+            .map_err(|_| TlsSetupError::Name(security.name.clone()))?;
+        let connection = ClientConnection::new(config, name)?;
+        let mut session = Self {
+            socket,
+            connection,
+            heard: false,
+        };
+        let shaken = session.shake(deadline);
+        shaken.map_err(|e| session.last_word(e, deadline))?;
+        Ok(session)
+    }
+
+    fn shake(&mut self, deadline: Instant) -> Result<(), Failed> {
+        self.flush(deadline)?;
+        while self.connection.is_handshaking() {
+            self.record(deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Sends bytes.
+    pub(crate) fn send(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), Failed> {
+        self.connection.writer().write_all(bytes)?;
+        let sent = self.flush(deadline);
+        sent.map_err(|e| self.last_word(e, deadline))
+    }
+
+    /// Waits for bytes and appends them. The server's end of the session is an error.
+    pub(crate) fn receive(&mut self, to: &mut Vec<u8>, deadline: Instant) -> Result<(), Failed> {
+        let before = to.len();
+        while to.len() == before {
+            match self.connection.reader().read_to_end(to) {
+                Ok(_) => {
+                    let end = Failed::Io(io::ErrorKind::UnexpectedEof.into());
+                    return Err(self.last_word(end, deadline));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && to.len() == before => {
+                    let record = self.record(deadline);
+                    record.map_err(|e| self.last_word(e, deadline))?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        self.heard = true;
+        Ok(())
+    }
+
+    /// Why the server closed the connection: it may have said so before. A client that it does not trust is one that it
+    /// never says a word to.
+    fn last_word(&mut self, failure: Failed, deadline: Instant) -> Failed {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        match failure {
+            Failed::Io(e) if matches!(e.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) => {
+                match self.record(deadline) {
+                    Err(said @ Failed::Tls { .. }) => said,
+                    _ if self.heard => Failed::Io(e),
+                    _ => Failed::Tls {
+                        reason: format!("the server closed the connection in the handshake: {e}"),
+                        hint: Some(CLIENT),
+                    },
+                }
+            }
+            other => other,
+        }
+    }
+
+    fn flush(&mut self, deadline: Instant) -> Result<(), Failed> {
+        let mut socket = Timed {
+            socket: &self.socket,
+            deadline,
+        };
+        while self.connection.wants_write() {
+            self.connection.write_tls(&mut socket)?;
+        }
+        Ok(())
+    }
+
+    /// Takes one record.
+    fn record(&mut self, deadline: Instant) -> Result<(), Failed> {
+        let mut head = [0; 5];
+        self.piece(&mut head, deadline)?;
+        let [.., high, low] = head;
+        let mut body = vec![0; u16::from_be_bytes([high, low]).into()];
+        self.piece(&mut body, deadline)?;
+        // The client's part of the handshake, or the answer to a change of keys.
+        self.flush(deadline)
+    }
+
+    fn piece(&mut self, bytes: &mut [u8], deadline: Instant) -> Result<(), Failed> {
+        let mut socket = Timed {
+            socket: &self.socket,
+            deadline,
+        };
+        socket.read_exact(bytes)?;
+        let mut rest = &*bytes;
+        while !rest.is_empty() {
+            self.connection.read_tls(&mut rest)?;
+            if let Err(error) = self.connection.process_new_packets() {
+                // The server is told why, if it listens.
+                let _ = self.flush(deadline);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the session on: to the kernel if it has TLS and `to_kernel` allows it, else to a thread, which is to be
+    /// started. The socket is the ring's.
+    pub(crate) fn carried(
+        mut self,
+        to_kernel: bool,
+    ) -> Result<(OwnedFd, Tls, Option<Work>), Failed> {
+        if self.connection.reader().read(&mut [0]).is_ok() {
+            let what = "the server sends data before the first request";
+            return Err(Failed::Io(io::Error::new(io::ErrorKind::InvalidData, what)));
+        }
+        self.socket.set_read_timeout(None)?;
+        self.socket.set_write_timeout(None)?;
+        let by_kernel = to_kernel && ktls::attach(&self.socket);
+        let tls = Tls {
+            info: TlsInfo {
+                version: name(self.connection.protocol_version()),
+                cipher: name(self.connection.negotiated_cipher_suite().map(|s| s.suite())),
+                carrier: match by_kernel {
+                    true => Carrier::Kernel,
+                    false => Carrier::Thread,
+                },
+            },
+            end: Arc::default(),
+        };
+        if !by_kernel {
+            let (relay, socket) = Relay::new(self.socket, self.connection, Arc::clone(&tls.end))?;
+            let work = Work(Box::new(|| relay.run()));
+            return Ok((socket, tls, Some(work)));
+        }
+        let version = self.connection.protocol_version();
+        let secrets = self.connection.dangerous_extract_secrets()?;
+        ktls::start(&self.socket, version, &secrets).map_err(Failed::Kernel)?;
+        Ok((self.socket.into(), tls, None))
+    }
+}
+
+/// The name of a version or cipher suite.
+fn name(value: Option<impl std::fmt::Debug>) -> String {
+    value.map_or_else(String::new, |value| format!("{value:?}"))
+}
