@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ublk_backends::{Created, File, FileOptions, Memory, Null};
 use ublk_core::{Backend, DataMode, Limits};
-use ublk_nbd::{Nbd, NbdOptions, OpenError};
+use ublk_nbd::{ConnectError, Nbd, NbdOptions, OpenError};
 
 /// An opened backend, as specified.
 #[derive(Debug)]
@@ -262,6 +262,7 @@ fn open_nbd(spec: &AddSpec) -> Result<Nbd, Failure> {
         retry,
         request_timeout,
         wait_for_server,
+        tls,
     } = &spec.backend
     else {
         return Err(Failure::failed("not an NBD device"));
@@ -270,24 +271,31 @@ fn open_nbd(spec: &AddSpec) -> Result<Nbd, Failure> {
         .parse()
         .map_err(|e: nbd_client::UriError| Failure::new(FailureKind::Usage, e.to_string()))?;
     let mut options = NbdOptions::new(at);
+    options.tls = (**tls).clone();
     options.retry = *retry;
     options.request_timeout = Duration::from_secs((*request_timeout).into());
     options.read_only = spec.read_only;
     options.size = *length;
     options.block_size = (spec.block_size != 0).then_some(spec.block_size);
     let by = Instant::now() + Duration::from_secs((*wait_for_server).into());
-    Nbd::open(&options, by).map_err(|e| {
-        let kind = match e {
-            OpenError::BlockSize { .. } => FailureKind::Usage,
-            _ => FailureKind::Failed,
-        };
-        let failure = Failure::new(kind, format!("{uri}: {e}"));
-        match e {
-            OpenError::Connect(ublk_nbd::ConnectError::Connect { .. }) => failure
-                .hint("start the NBD server first, or wait for it with --wait-for-server SECONDS"),
-            _ => failure,
-        }
+    Nbd::open(&options, by).map_err(|e| match e {
+        OpenError::Connect(e) => not_connected(uri, &e),
+        OpenError::BlockSize { .. } => Failure::new(FailureKind::Usage, format!("{uri}: {e}")),
+        e => Failure::failed(format!("{uri}: {e}")),
     })
+}
+
+/// The failure of a connection to an NBD server.
+pub(crate) fn not_connected(uri: &str, error: &ConnectError) -> Failure {
+    let kind = match error {
+        ConnectError::TlsSetup(e) if e.is_usage() => FailureKind::Usage,
+        _ => FailureKind::Failed,
+    };
+    let failure = Failure::new(kind, format!("{uri}: {error}"));
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }
 
 /// Opens the file of a file device to serve it.

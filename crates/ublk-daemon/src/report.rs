@@ -5,6 +5,7 @@ use crate::spec::Retry;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use ublk_core::{DataMode, Recovery};
+pub use ublk_nbd::TlsInfo;
 
 /// A device that serves I/O: what `add --json` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,6 +148,9 @@ pub struct NbdReport {
     pub uri: String,
     /// Queues that have not moved to it yet.
     pub moving: u32,
+    /// Encryption of the most recent connection; `null` for plain text.
+    #[serde(default)]
+    pub tls: Option<TlsInfo>,
 }
 
 /// Use of the memory that a device shares with its clients.

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use ublk_core::{DataMode, Mode, Recovery, SharedBuffer};
-pub use ublk_nbd::Retry;
+pub use ublk_nbd::{Retry, TlsOptions};
 pub use ublk_queue::ServeOptions;
 
 /// The backend of a device.
@@ -52,6 +52,9 @@ pub enum BackendSpec {
         request_timeout: u32,
         /// Seconds for which the first connection is attempted; 0 for one attempt.
         wait_for_server: u32,
+        /// Files and server name for TLS. Records without it are of plain text, or of a URI that names them.
+        #[serde(default)]
+        tls: Box<TlsOptions>,
     },
 }
 

@@ -7,7 +7,7 @@ mod tests;
 use crate::completions;
 use crate::size;
 use crate::target::{self, Target};
-pub use add::{Add, Backend};
+pub use add::{Add, Backend, Tls, absolute};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::engine::ArgValueCandidates;
 use std::path::PathBuf;
@@ -313,16 +313,20 @@ pub enum Nbd {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Show what a server offers for an export: size, block sizes, operations
+    /// Show what a server offers for an export: size, block sizes, operations, encryption
     Info {
         /// The export
         #[arg(value_name = "URI")]
         uri: String,
+        #[command(flatten)]
+        tls: Tls,
     },
     /// List the exports of a server
     List {
         /// The server; the name of an export in it is ignored
         #[arg(value_name = "URI")]
         uri: String,
+        #[command(flatten)]
+        tls: Tls,
     },
 }

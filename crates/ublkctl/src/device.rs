@@ -1,8 +1,7 @@
 //! A device made from the words of `add`.
 
-use crate::cli::{Add, Backend};
+use crate::cli::{Add, Backend, absolute};
 use crate::output::{exit_code, print_failure, put};
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use ublk_daemon::failure::Failure;
 use ublk_daemon::front::{self, Foreground, Wanted};
@@ -10,14 +9,6 @@ use ublk_daemon::link::message::Lifetime;
 use ublk_daemon::link::peer::this_program;
 use ublk_daemon::privilege;
 use ublk_daemon::spec::{AddSpec, BackendSpec, ServeOptions, Serving};
-
-/// A path as every process of the device sees it.
-fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
-    let absolute = |path: &Path| {
-        std::path::absolute(path).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
-    };
-    path.map(absolute).transpose()
-}
 
 /// The common words of `add` and the backend. The block size that a null or memory device has when none is asked
 /// for; a file has its own.
@@ -55,6 +46,7 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
             retry,
             request_timeout,
             wait_for_server,
+            tls,
         } => {
             let backend = BackendSpec::Nbd {
                 uri: uri.clone(),
@@ -62,6 +54,7 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
                 retry: *retry,
                 request_timeout: *request_timeout,
                 wait_for_server: *wait_for_server,
+                tls: tls.options()?.into(),
             };
             (add, backend, 0)
         }

@@ -173,12 +173,12 @@ fn nbd(program: &Path, command: &Nbd, json: bool) -> Result<ExitCode, Failure> {
             let changed = front::nbd_move(program, id, uri, wait.time())?;
             put(json, &changed, || show::nbd_changed(&changed))?;
         }
-        Nbd::Info { uri } => {
-            let export = front::nbd_info(uri)?;
+        Nbd::Info { uri, tls } => {
+            let export = front::nbd_info(uri, &tls.options()?)?;
             put(json, &export, || show::nbd_export(&export))?;
         }
-        Nbd::List { uri } => {
-            let exports = front::nbd_list(uri)?;
+        Nbd::List { uri, tls } => {
+            let exports = front::nbd_list(uri, &tls.options()?)?;
             put(json, &exports, || show::nbd_list(&exports))?;
         }
     }

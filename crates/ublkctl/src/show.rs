@@ -208,8 +208,12 @@ pub fn nbd_export(export: &front::NbdExport) -> String {
         true => "structured",
         false => "simple",
     };
+    let tls = export
+        .tls
+        .as_ref()
+        .map_or_else(|| "none".to_owned(), ToString::to_string);
     format!(
-        "size      {}\nrequests  {blocks}\nflags     {}\nreplies   {replies}\n",
+        "size      {}\nrequests  {blocks}\nflags     {}\nreplies   {replies}\nTLS       {tls}\n",
         size::show(export.size),
         export.flags.join(" ")
     )

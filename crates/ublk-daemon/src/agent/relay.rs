@@ -176,6 +176,7 @@ mod tests {
             retry: crate::spec::Retry::Never,
             request_timeout: 30,
             wait_for_server: 0,
+            tls: Box::default(),
         };
         assert!(spec.keep(&command));
         assert!(

@@ -3,9 +3,9 @@
 use super::{by_helper, look};
 use crate::backend;
 use crate::failure::{Failure, FailureKind};
-use crate::report::NbdReport;
+use crate::report::{NbdReport, TlsInfo};
 use crate::spec::BackendCommand;
-use crate::spec::{BackendSpec, Retry};
+use crate::spec::{BackendSpec, Retry, TlsOptions};
 use crate::state::{Record, Store};
 use nbd_client::{TransmissionFlags, Uri, UriError};
 use serde::Serialize;
@@ -182,6 +182,8 @@ pub struct NbdExport {
     pub flags: Vec<&'static str>,
     /// Structured replies.
     pub structured_replies: bool,
+    /// Encryption of the connection; `null` for plain text.
+    pub tls: Option<TlsInfo>,
 }
 
 /// An export in a server's list: what `nbd list` prints as JSON.
@@ -201,9 +203,10 @@ const CONNECT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The URI is invalid, or the error of the NBD server.
-pub fn nbd_info(uri: &str) -> Result<NbdExport, Failure> {
-    let export = ublk_nbd::info(&parsed(uri)?, Instant::now() + CONNECT);
-    let export = export.map_err(|e| Failure::failed(format!("{uri}: {e}")))?;
+pub fn nbd_info(uri: &str, tls: &TlsOptions) -> Result<NbdExport, Failure> {
+    let offer = ublk_nbd::info(&parsed(uri)?, tls, Instant::now() + CONNECT);
+    let offer = offer.map_err(|e| backend::not_connected(uri, &e))?;
+    let export = offer.export;
     let names = [
         (TransmissionFlags::READ_ONLY, "READ_ONLY"),
         (TransmissionFlags::SEND_FLUSH, "SEND_FLUSH"),
@@ -226,6 +229,7 @@ pub fn nbd_info(uri: &str) -> Result<NbdExport, Failure> {
             .map(|sizes| [sizes.minimum, sizes.preferred, sizes.maximum]),
         flags: set.map(|(_, name)| name).collect(),
         structured_replies: export.structured,
+        tls: offer.tls,
     })
 }
 
@@ -233,9 +237,9 @@ pub fn nbd_info(uri: &str) -> Result<NbdExport, Failure> {
 ///
 /// # Errors
 /// The URI is invalid, or the error of the NBD server.
-pub fn nbd_list(uri: &str) -> Result<Vec<NbdListed>, Failure> {
-    let exports = ublk_nbd::list(&parsed(uri)?, Instant::now() + CONNECT);
-    let exports = exports.map_err(|e| Failure::failed(format!("{uri}: {e}")))?;
+pub fn nbd_list(uri: &str, tls: &TlsOptions) -> Result<Vec<NbdListed>, Failure> {
+    let exports = ublk_nbd::list(&parsed(uri)?, tls, Instant::now() + CONNECT);
+    let exports = exports.map_err(|e| backend::not_connected(uri, &e))?;
     let listed = |export: nbd_client::Listed| NbdListed {
         name: export.name,
         description: export.description,

@@ -258,7 +258,7 @@ fn may_reconnect(nbd: &Nbd) -> Result<(), Failure> {
             "{}: the server process could not reconnect to the NBD server: {e}",
             nbd.uri()
         ))
-        .hint("it runs without capabilities: let root's own permissions, or the user's, suffice for the socket and its directory")
+        .hint("it runs without capabilities: let root's own permissions, or the user's, suffice for the socket, the files for TLS, and their directories")
     })
 }
 
@@ -275,6 +275,7 @@ fn nbd_report(nbd: &Nbd) -> NbdReport {
         retry: nbd.retry(),
         uri: nbd.uri().to_string(),
         moving: status.moving,
+        tls: status.tls,
     }
 }
 

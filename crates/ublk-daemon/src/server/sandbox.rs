@@ -157,6 +157,7 @@ const IOCTLS: [u64; 3] = [0x1277, 0x5421, 0x5451];
 /// What a server that makes connections calls besides: sockets, and the resolver of the C library.
 const CONNECTING: &[i64] = &[
     libc::SYS_socket,
+    libc::SYS_socketpair,
     libc::SYS_connect,
     libc::SYS_bind,
     libc::SYS_getsockname,

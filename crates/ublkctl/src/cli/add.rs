@@ -4,13 +4,14 @@ use super::Wait;
 use crate::size;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use ublk_core::mode::UnknownMode;
 use ublk_core::{DataMode, Mode, Recovery};
+use ublk_daemon::failure::Failure;
 use ublk_daemon::server::data_plane::Polling;
 use ublk_daemon::spec;
-use ublk_daemon::spec::Retry;
+use ublk_daemon::spec::{Retry, TlsOptions};
 
 /// What answers the requests of a new device.
 #[derive(Debug, Subcommand)]
@@ -64,7 +65,7 @@ pub enum Backend {
     Nbd {
         #[command(flatten)]
         add: Add,
-        /// The export: `nbd://HOST:PORT/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`
+        /// The export: `nbd://HOST:PORT/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`; nbds and nbds+unix with TLS
         #[arg(value_name = "URI")]
         uri: String,
         /// How long requests wait for a server that went away before they fail: SECONDS, forever or never
@@ -76,7 +77,53 @@ pub enum Backend {
         /// Wait this many seconds for the server to come up before giving up on the device
         #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=86_400))]
         wait_for_server: u32,
+        #[command(flatten)]
+        tls: Tls,
     },
+}
+
+/// How an NBD server is verified, and how the client proves itself to it.
+#[derive(Debug, Args)]
+pub struct Tls {
+    /// For nbds:// and nbds+unix://: the certificates (PEM) of the authorities that may sign the server's
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// The client's certificate (PEM), for a server that demands one
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert (PEM, not encrypted)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// The name that the server's certificate must contain [default: the host of the URI; unix sockets: localhost]
+    #[arg(long, value_name = "NAME")]
+    tls_hostname: Option<String>,
+}
+
+impl Tls {
+    /// The same with absolute paths, which mean the same to every process of a device.
+    ///
+    /// # Errors
+    /// A path that cannot be made absolute.
+    pub fn options(&self) -> Result<TlsOptions, Failure> {
+        let absolute = |path: &Option<PathBuf>| absolute(path.as_deref());
+        Ok(TlsOptions {
+            ca: absolute(&self.tls_ca)?,
+            certificate: absolute(&self.tls_cert)?,
+            key: absolute(&self.tls_key)?,
+            hostname: self.tls_hostname.clone(),
+        })
+    }
+}
+
+/// A path as every process of the device sees it.
+///
+/// # Errors
+/// There is no current directory.
+pub fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
+    };
+    path.map(absolute).transpose()
 }
 
 /// Options common to all devices.

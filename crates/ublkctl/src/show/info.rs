@@ -172,6 +172,9 @@ impl Text {
                 nbd.retry
             ),
         );
+        if let Some(tls) = &nbd.tls {
+            self.line("TLS", tls.to_string());
+        }
         if let Some(error) = &nbd.last_error {
             self.line("last error", error.clone());
         }
