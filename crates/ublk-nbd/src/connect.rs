@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::ToSocketAddrs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nbd_client::{Address, Export, Handshake, Listed, Options, ProtocolError, Step, Uri};
@@ -111,6 +111,13 @@ pub(crate) struct Connected {
 }
 
 impl Connected {
+    /// Tells the server that an unused TLS session ends.
+    pub(crate) fn close(&self) {
+        if let Some(tls) = &self.tls {
+            tls.close(self.socket.as_fd());
+        }
+    }
+
     /// With what it takes started.
     pub(crate) fn started(mut self) -> Result<Self, ConnectError> {
         let started = self.work.take().map_or(Ok(()), Work::start);
@@ -240,7 +247,9 @@ pub struct Offer {
 /// # Errors
 /// The connection failed.
 pub fn info(uri: &Uri, tls: &TlsOptions, deadline: Instant) -> Result<Offer, ConnectError> {
-    connect(uri, tls, deadline).map(|connected| Offer {
+    let connected = connect(uri, tls, deadline)?;
+    connected.close();
+    Ok(Offer {
         export: connected.export,
         tls: connected.tls.map(|tls| tls.info),
     })
@@ -255,9 +264,11 @@ pub fn list(uri: &Uri, tls: &TlsOptions, deadline: Instant) -> Result<Vec<Listed
         list: true,
         ..Options::default()
     };
-    match shaken(uri, tls, options, deadline)? {
-        (_, Step::Listed(exports), _) => Ok(exports),
-        (_, other, to) => Err(unexpected(to, &other)),
+    let (mut stream, step, to) = shaken(uri, tls, options, deadline)?;
+    stream.close(deadline);
+    match step {
+        Step::Listed(exports) => Ok(exports),
+        other => Err(unexpected(to, &other)),
     }
 }
 

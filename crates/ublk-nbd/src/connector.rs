@@ -195,7 +195,14 @@ impl Connector {
 impl Drop for Connector {
     fn drop(&mut self) {
         // Do not join the thread: it may be in an attempt, which has a deadline.
-        self.shared.queues().ended = true;
+        let mut queues = self.shared.queues();
+        queues.ended = true;
+        for mailbox in &mut queues.mailboxes {
+            if let Some(connected) = mailbox.ready.take() {
+                connected.close();
+            }
+        }
+        drop(queues);
         self.shared.changed.notify_one();
     }
 }

@@ -41,6 +41,7 @@ pub(crate) struct Relay {
     /// It is about to: the last bytes may still be in the pair.
     ring_hung_up: bool,
     until: Option<Instant>,
+    started: bool,
 }
 
 impl Relay {
@@ -65,12 +66,14 @@ impl Relay {
             ring_ended: false,
             ring_hung_up: false,
             until: None,
+            started: false,
         };
         Ok((relay, other.into()))
     }
 
     /// Relays until the connection ends.
     pub(crate) fn run(mut self) {
+        self.started = true;
         // What waits is bounded here, by what is read.
         self.session.set_buffer_limit(None);
         let why = self.relay();
@@ -240,5 +243,15 @@ impl Relay {
     fn ring_ends(&mut self) {
         self.ring_ended = true;
         self.session.send_close_notify();
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        // Nobody used the connection: tell the server that it is closed on purpose.
+        if !self.started {
+            self.session.send_close_notify();
+            let _ = self.session.write_tls(&mut &self.server);
+        }
     }
 }

@@ -241,7 +241,6 @@ impl Socket {
         let (fd, flags) = (self.fd(), self.parts.flags);
         let send = &mut *self.parts.send;
         let rest = &mut send.pieces[send.first..];
-        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).cast_unsigned();
         if let [piece] = rest {
             let len = u32::try_from(piece.iov_len).unwrap_or(u32::MAX);
             // SAFETY: as below. Without a message the kernel has less to copy.

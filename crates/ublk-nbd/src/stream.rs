@@ -68,6 +68,15 @@ impl Stream {
         Err(TlsSetupError::NotBuilt.into())
     }
 
+    /// Closes a TLS session before the deadline; plain text needs no such notice.
+    #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "of TLS only"))]
+    pub(crate) fn close(&mut self, deadline: Instant) {
+        #[cfg(feature = "tls")]
+        if let Self::Tls(session) = self {
+            session.close(deadline);
+        }
+    }
+
     /// Hands the connection to the ring. TLS over TCP is carried by the kernel if it can.
     pub(crate) fn carried(self, address: &Address) -> Result<Carried, Failed> {
         self.handed_over(matches!(address, Address::Tcp { .. }))

@@ -35,7 +35,8 @@ impl From<rustls::Error> for Failed {
 }
 
 /// What to do for a server that refuses its client.
-const CLIENT: &str = "the server may want a client certificate of an authority that it trusts: --tls-cert FILE and --tls-key FILE";
+const CLIENT: &str = "the server's log says why: it may require a client certificate of an authority that it trusts \
+     (--tls-cert FILE and --tls-key FILE), or a pre-shared key, which is not supported";
 
 /// What to do about an error of TLS.
 const fn hint(error: &rustls::Error) -> Option<&'static str> {
@@ -48,12 +49,9 @@ const fn hint(error: &rustls::Error) -> Option<&'static str> {
             Some("give the certificate of the authority that signed the server's, by --tls-ca FILE")
         }
         InvalidCertificate(_) => Some("the server needs another certificate"),
-        AlertReceived(AlertDescription::HandshakeFailure) => Some(
-            "the server may have no certificate: pre-shared keys are not supported; or it wants one from the client, \
-             by --tls-cert and --tls-key",
-        ),
         AlertReceived(
             AlertDescription::CertificateRequired
+            | AlertDescription::HandshakeFailure
             | AlertDescription::BadCertificate
             | AlertDescription::UnknownCA
             | AlertDescription::CertificateExpired
@@ -272,7 +270,10 @@ impl Session {
             socket: &self.socket,
             deadline,
         };
-        socket.read_exact(bytes)?;
+        socket.read_exact(bytes).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => io::ErrorKind::UnexpectedEof.into(),
+            _ => e,
+        })?;
         let mut rest = &*bytes;
         while !rest.is_empty() {
             self.connection.read_tls(&mut rest)?;
@@ -283,6 +284,12 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Tells the server that the session ends, before the deadline.
+    pub(crate) fn close(&mut self, deadline: Instant) {
+        self.connection.send_close_notify();
+        let _ = self.flush(deadline);
     }
 
     /// Hands the session on: to the kernel if it has TLS and `to_kernel` allows it, else to a thread, which is to be

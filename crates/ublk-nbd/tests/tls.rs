@@ -1,15 +1,13 @@
 //! The client over TLS: whom it believes, and what becomes of requests when a session ends.
 
 mod common;
-#[path = "common/pki.rs"]
-mod pki;
 
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::pki::{Authority, Pair};
 use common::server::{Fault, MULTI_CONN, Server};
 use common::{open, options, serve};
-use pki::{Authority, Pair};
 use rustls::version::{TLS12, TLS13};
 use ublk_nbd::{Carrier, ConnectError, Nbd, NbdOptions, OpenError, TlsSetupError};
 use ublk_sim::Config;
