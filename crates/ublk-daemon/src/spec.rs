@@ -52,7 +52,7 @@ pub enum BackendSpec {
         request_timeout: u32,
         /// Seconds for which the first connection is attempted; 0 for one attempt.
         wait_for_server: u32,
-        /// Files and server name for TLS. Records without it are of plain text, or of a URI that names them.
+        /// Files and server name for TLS.
         #[serde(default)]
         tls: Box<TlsOptions>,
     },

@@ -50,23 +50,23 @@ pub enum ConnectError {
         /// The cause.
         source: ProtocolError,
     },
-    /// TLS was asked for and cannot be set up as it was.
+    /// TLS cannot be set up as requested.
     #[error(transparent)]
     TlsSetup(#[from] TlsSetupError),
-    /// The session did not come about: the server was found to be another one, or refuses the client.
+    /// The TLS session failed: the server could not be verified, or rejects the client.
     #[error("no TLS with {to}: {reason}")]
     Tls {
         /// The address or path.
         to: String,
-        /// What is wrong.
+        /// The cause.
         reason: String,
-        /// What to do about it.
+        /// What to do next.
         hint: Option<&'static str>,
     },
 }
 
 impl ConnectError {
-    /// What to do about it, where that is known.
+    /// What to do next, if that is known.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
@@ -89,7 +89,7 @@ impl ConnectError {
         }
     }
 
-    /// True if the same attempt may succeed later without a change of the options: the server may still be starting.
+    /// Whether another attempt may succeed with the same options, because the server may still be starting.
     pub(crate) const fn may_pass(&self) -> bool {
         matches!(
             self,
@@ -106,7 +106,7 @@ pub(crate) struct Connected {
     /// The peer's address, for messages.
     pub(crate) peer: String,
     pub(crate) tls: Option<Tls>,
-    /// What is to be started for it, if anything.
+    /// The thread to start for it.
     pub(crate) work: Option<Work>,
 }
 
@@ -118,7 +118,7 @@ impl Connected {
         }
     }
 
-    /// With what it takes started.
+    /// Starts its thread, if it needs one.
     pub(crate) fn started(mut self) -> Result<Self, ConnectError> {
         let started = self.work.take().map_or(Ok(()), Work::start);
         match started {
@@ -148,7 +148,7 @@ pub(crate) fn connect(
     let (stream, step, to) = shaken(uri, tls, options.clone(), deadline)?;
     let carried = match stream.carried(&uri.address) {
         Err(Failed::Kernel(e)) => {
-            tracing::warn!("{to}: the kernel does not carry this TLS session, a thread will: {e}");
+            tracing::warn!("{to}: the kernel cannot carry this TLS session, so a thread does: {e}");
             let (stream, _, _) = shaken(uri, tls, options, deadline)?;
             stream.carried_by_thread()
         }
@@ -238,7 +238,7 @@ fn tcp(address: &SockAddr, within: Duration) -> io::Result<Socket> {
 pub struct Offer {
     /// Size, flags and block sizes.
     pub export: Export,
-    /// How a connection to it is encrypted, `None` for plain text.
+    /// Encryption of the connection; `None` for plain text.
     pub tls: Option<TlsInfo>,
 }
 
@@ -272,7 +272,7 @@ pub fn list(uri: &Uri, tls: &TlsOptions, deadline: Instant) -> Result<Vec<Listed
     }
 }
 
-/// Whether this process can read the files that TLS takes.
+/// Checks that this process can read the TLS files.
 pub(crate) fn check_files(uri: &Uri, tls: &TlsOptions) -> Result<(), TlsSetupError> {
     match security::wanted(uri, tls)? {
         Some(security) => stream::check_files(&security),
@@ -323,7 +323,7 @@ fn shaken(
         sent.map_err(|e| failed(&to, e))?;
         held.drain(..used);
         match (step, &security) {
-            // Whatever follows the reply in plain text was put there by somebody else.
+            // Plain text behind the reply may come from an attacker.
             (Step::StartTls, _) if !held.is_empty() => {
                 return broken("data behind its reply to STARTTLS, before TLS is up");
             }

@@ -47,9 +47,9 @@ pub(crate) struct Connection {
     /// The error with which the server answered that FLUSH.
     pub(crate) flush_failed: Option<ErrorCode>,
     tls: Option<Tls>,
-    /// Most records of TLS that were sent.
+    /// Upper bound of the TLS records that were sent.
     pub(crate) records: u64,
-    /// With so many of them no request is sent any more.
+    /// From this number on, no further request is sent.
     pub(crate) most_records: u64,
 }
 
@@ -92,20 +92,19 @@ impl Connection {
         }
     }
 
-    /// True once the keys of its TLS session must not be used any more: what is under way is answered still.
+    /// Whether the TLS keys are used up. Requests in flight are still answered.
     pub(crate) const fn is_worn_out(&self) -> bool {
         self.records >= self.most_records
     }
 
-    /// It is lost: what its thread, if it has one, has not sent yet goes no further. It is sent again on another connection,
-    /// and must not come late.
+    /// Discards what a TLS thread has not sent yet: requests are sent again on another connection and must not arrive late.
     pub(crate) fn abandon(&self) {
         if let Some(tls) = &self.tls {
             let _ = tls.end.set("it was given up".to_owned());
         }
     }
 
-    /// Notes that the send has completed. True if everything is sent.
+    /// Processes the completion of a send. Returns true if everything is sent.
     pub(crate) fn sent(&mut self, bytes: usize) -> bool {
         if self.tls.is_some() {
             self.records += (bytes / RECORD + 1) as u64;
@@ -113,7 +112,7 @@ impl Connection {
         self.socket.sent(bytes)
     }
 
-    /// Why an operation failed, `None` if the connection goes on.
+    /// Why an operation failed; `None` if the connection goes on.
     pub(crate) fn end_of(&self, error: &io::Error) -> Option<String> {
         match &self.tls {
             Some(tls) => tls.end_of(self.socket.as_fd(), error),

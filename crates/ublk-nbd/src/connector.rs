@@ -73,7 +73,7 @@ impl std::fmt::Debug for Wanted {
 }
 
 impl Queues {
-    /// What connections that nobody has taken yet have to start.
+    /// Threads to start for connections that no queue has taken yet.
     fn works(&mut self) -> impl Iterator<Item = Work> {
         let ready = self.mailboxes.iter_mut().filter_map(|m| m.ready.as_mut());
         ready.filter_map(|connected| connected.work.take())
@@ -119,7 +119,7 @@ impl Connector {
             return Ok(());
         }
         let worker = Arc::clone(&self.shared);
-        // The threads that it starts have its privileges. That of the first connection could not start before.
+        // Started by the thread, the first connection's own has the same privileges.
         let works: Vec<_> = worker.queues().works().collect();
         let run = move || {
             ublk_queue::thread::set_io_flusher();
@@ -173,6 +173,7 @@ impl Connector {
         self.shared.uri()
     }
 
+    /// Files and server name for TLS.
     pub(crate) fn tls(&self) -> &TlsOptions {
         &self.shared.tls
     }

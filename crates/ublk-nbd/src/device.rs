@@ -20,7 +20,7 @@ pub(crate) struct Device {
     pub(crate) block: u32,
     pub(crate) read_only: bool,
     pub(crate) request_seconds: u64,
-    /// Records after which a connection gets new TLS keys.
+    /// TLS records after which a new connection with new keys replaces the current one.
     pub(crate) tls_records: u64,
     pub(crate) retry: AtomicU64,
     pub(crate) gives_up: AtomicBool,

@@ -1,24 +1,30 @@
-//! Why bytes of a handshake do not come or go.
+//! Errors of a stream.
 
 use std::io;
 
 use crate::security::TlsSetupError;
 
-/// Why a stream did not come about, or ended.
+/// Why a stream could not be set up, or ended.
 #[derive(Debug)]
 pub(crate) enum Failed {
     /// TLS cannot be set up.
     Setup(TlsSetupError),
-    /// The socket.
+    /// The socket failed.
     Io(io::Error),
-    /// The peer of a TLS session, or what it was found to be.
-    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "made by TLS"))]
+    /// The TLS session failed.
+    #[cfg_attr(
+        not(feature = "tls"),
+        expect(dead_code, reason = "only TLS constructs it")
+    )]
     Tls {
         reason: String,
         hint: Option<&'static str>,
     },
-    /// Kernel TLS, once the session was no other's any more: the next one must be carried by a thread.
-    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "made by TLS"))]
+    /// Kernel TLS failed after it had the keys. The connection is unusable; a thread must carry the next one.
+    #[cfg_attr(
+        not(feature = "tls"),
+        expect(dead_code, reason = "only TLS constructs it")
+    )]
     Kernel(io::Error),
 }
 

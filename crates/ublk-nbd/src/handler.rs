@@ -510,9 +510,9 @@ impl Drop for NbdHandler {
 }
 
 impl NbdHandler {
-    /// The keys of the connection's TLS session have done their work: another connection takes over, as in a move. A server
-    /// that allows one client only lets none in until this one has gone, see [`Connection::is_worn_out`].
-    fn worn(&mut self) {
+    /// Requests another connection if the TLS keys of this one are used up; it takes over as in a move. A server that
+    /// accepts only one client lets it in once this one is closed, see [`Connection::is_worn_out`].
+    fn renew_keys(&mut self) {
         let Link::Up(up) = &self.link else {
             return;
         };
@@ -533,7 +533,7 @@ impl NbdHandler {
                     let why = up.end_of(&error_of(res)).unwrap_or_default();
                     self.lost(&format!("cannot send: {why}"));
                 } else {
-                    self.worn();
+                    self.renew_keys();
                 }
             }
             Link::Closing { socket, .. } => {

@@ -1,10 +1,10 @@
-//! Kernel TLS (Documentation/networking/tls.rst): records are made and opened in the calls that send and receive.
+//! Kernel TLS (Documentation/networking/tls.rst): send and receive calls encrypt and decrypt records.
 //!
-//! The kernel has the keys of one generation. A record that is not data is not received together with data: a receive that
-//! has no room for its type fails with EIO, and [`control`] then looks what it is.
+//! The kernel gets one generation of keys. It returns a record that is not application data only to a receive that asks for
+//! the record type; other receives fail with EIO. [`control`] then receives and interprets the record.
 #![expect(
     unsafe_code,
-    reason = "socket options and control messages that no safe crate here has"
+    reason = "socket options and control messages without a safe wrapper"
 )]
 
 use std::io;
@@ -24,7 +24,7 @@ const AES_GCM_128: u16 = 51;
 const AES_GCM_256: u16 = 52;
 const CHACHA20_POLY1305: u16 = 54;
 
-/// Types of records (RFC 8446, B.1) and of messages of the handshake (B.3).
+/// Record types (RFC 8446, B.1) and handshake message types (B.3).
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 const NEW_SESSION_TICKET: u8 = 4;
@@ -40,16 +40,16 @@ fn set(socket: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Resul
     }
 }
 
-/// Prepares a connected TCP socket. False if the kernel has no TLS: everything is as before then. The module is loaded
-/// where it is not yet and the caller may have that done (CAP_NET_ADMIN).
+/// Prepares a connected TCP socket. Returns false, and changes nothing, if the kernel has no TLS. The kernel loads the
+/// module if the caller has CAP_NET_ADMIN.
 pub(crate) fn attach(socket: &impl AsFd) -> bool {
     set(socket.as_fd(), libc::SOL_TCP, libc::TCP_ULP, b"tls").is_ok()
 }
 
-/// Gives the kernel the keys of a session at whose border of records the socket is.
+/// Gives the session's keys to the kernel. Everything before the next record must have been sent and received.
 ///
 /// # Errors
-/// The kernel does not have the cipher. The session cannot be used in any other way then.
+/// The kernel lacks the cipher. The connection is then unusable.
 pub(crate) fn start(
     socket: &impl AsFd,
     version: Option<ProtocolVersion>,
@@ -63,7 +63,7 @@ pub(crate) fn start(
     Ok(())
 }
 
-/// `struct tls12_crypto_info_*`: version, cipher, what is added to the nonce, key, salt, number of the next record.
+/// `struct tls12_crypto_info_*`: version, cipher, IV, key, salt, sequence number of the next record.
 fn crypto_info(
     version: ProtocolVersion,
     sequence: u64,
@@ -82,11 +82,11 @@ fn crypto_info(
     };
     let mut iv = iv.to_vec();
     if version == ProtocolVersion::TLSv1_2 && cipher != CHACHA20_POLY1305 {
-        // Here the nonce is in the record. The kernel counts it up from this one; rustls has used it with the number of
-        // each record so far combined by exclusive or. With another first bit no nonce is used twice.
+        // The nonce is explicit here. The kernel increments it for each record, starting with this value; rustls has used
+        // this value XORed with the sequence numbers so far. Flipping the highest bit prevents that a nonce repeats.
         *iv.first_mut()? ^= 0x80;
     }
-    // All the room at once: what a growing vector leaves behind nobody would wipe.
+    // Reserve all of it: a vector that grows leaves copies of the key behind.
     let mut info = Zeroizing::new(Vec::with_capacity(64));
     info.extend(u16::from(version).to_ne_bytes());
     info.extend(cipher.to_ne_bytes());
@@ -97,16 +97,16 @@ fn crypto_info(
     Some(info)
 }
 
-/// A record that is not data.
+/// A record that is not application data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Control {
-    /// A ticket for a later session: nothing to a client that resumes none.
+    /// Session tickets, which this client ignores because it resumes no session.
     Ticket,
-    /// The session ends, or cannot be carried on, and why.
+    /// The session ended or cannot continue, with the reason.
     End(String),
 }
 
-/// Takes the record that failed a receive with EIO. `None` if there is none: the error is another one.
+/// Receives the record because of which a receive failed with EIO. `None` if there is none, so the error is a different one.
 pub(crate) fn control(socket: BorrowedFd<'_>) -> Option<Control> {
     let mut data = [0_u8; 4096];
     let mut ancillary = Ancillary([0; 64]);
@@ -128,15 +128,15 @@ pub(crate) fn control(socket: BorrowedFd<'_>) -> Option<Control> {
     Some(meaning(kind, data.get(..received)?))
 }
 
-/// One control message, aligned as its header is.
+/// Room for a control message, aligned like its header.
 #[repr(align(8))]
 struct Ancillary([u8; 64]);
 
-/// Bytes of `struct cmsghdr`: length, level, type.
+/// Size of `struct cmsghdr`: length, level, type.
 const HEADER: usize = size_of::<libc::cmsghdr>();
 
 impl Ancillary {
-    /// The type of the record in what the kernel wrote.
+    /// The record type in a received control message of `len` bytes.
     fn record_type(&self, len: usize) -> Option<u8> {
         let written = self.0.get(..len)?;
         let (_, rest) = written.split_first_chunk::<{ size_of::<usize>() }>()?;
@@ -147,7 +147,7 @@ impl Ancillary {
         rest.first().copied().filter(|_| is)
     }
 
-    /// The type of a record that is sent.
+    /// A control message that sets the type of the record to send, and its length.
     fn of(kind: u8) -> (Self, usize) {
         let len = HEADER + 1;
         let mut bytes = len.to_ne_bytes().to_vec();
@@ -190,7 +190,7 @@ fn tickets_only(mut data: &[u8]) -> bool {
     found && data.is_empty()
 }
 
-/// Tells the server that the session ends, if the socket takes it at once.
+/// Sends a close_notify alert, if the socket accepts it at once.
 pub(crate) fn close_notify(socket: BorrowedFd<'_>) {
     let mut alert = [1_u8, 0];
     let (mut ancillary, len) = Ancillary::of(ALERT);
@@ -221,7 +221,7 @@ mod tests {
         }
     }
 
-    /// The structs of linux/tls.h, and no nonce of TLS 1.2 that rustls can have used.
+    /// The layout is that of linux/tls.h, and the nonce of TLS 1.2 differs from all that rustls used.
     #[test]
     fn keys_are_laid_out_as_the_kernel_takes_them() {
         let info = crypto_info(ProtocolVersion::TLSv1_3, 3, &gcm()).expect("known");

@@ -10,9 +10,9 @@
 //! server.
 //!
 //! # TLS
-//! With the feature `tls` (rustls, whose cryptography takes a C compiler) the URIs `nbds://` and `nbds+unix://` are served.
-//! The kernel carries the session where it has TLS, so that the ring's operations are the same as in plain text; elsewhere,
-//! and on unix sockets, a thread does ([`Carrier`]). Without the feature such URIs are refused.
+//! The URIs `nbds://` and `nbds+unix://` need the feature `tls` (rustls with ring, which needs a C compiler to build); they
+//! are refused without it. The kernel carries the session if it can, with the same operations of the ring as for plain text.
+//! Otherwise, and always on unix sockets, a thread does ([`Carrier`]).
 //!
 //! # What a reconnect preserves
 //! A request that was in flight is replayed, which is harmless: a READ has no effect, and WRITE, TRIM, WRITE_ZEROES and

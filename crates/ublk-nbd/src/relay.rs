@@ -1,10 +1,10 @@
-//! TLS where the kernel does not carry it: a thread between the server's socket and a pair of sockets, of which the ring
-//! uses one as if it were the connection.
+//! TLS that the kernel does not carry: a thread relays between the server's socket and one end of a socket pair. The ring
+//! uses the other end as if it were the connection.
 //!
-//! At most [`CHUNK`] bytes wait in each direction: the side that sends is read again once the other has taken them. The
-//! thread sleeps until a socket has something to say, for as long as the connection lasts: that one is ended by the ring's
-//! side, which has the deadlines. From the end of either side on it has [`LAST`] to deliver what is left. A connection that
-//! is given up delivers nothing any more: its requests are sent again on another one, and would come twice.
+//! At most [`CHUNK`] bytes wait in each direction; the sender is read again once the receiver has accepted them. The thread
+//! sleeps without a deadline while the connection lasts, because the ring's side ends it: that side has the deadlines. Once
+//! either side has ended, the thread has [`LAST`] to deliver the rest. A connection that was given up delivers nothing more,
+//! because its requests are sent again on another one.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,36 +16,36 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::ClientConnection;
 use socket2::Socket;
 
-/// Most bytes that wait for a side.
+/// Maximum number of bytes waiting in one direction.
 const CHUNK: usize = 256 << 10;
 
-/// How long the last bytes may take.
+/// Time to deliver the rest after either side has ended.
 const LAST: Duration = Duration::from_secs(2);
 
-/// The work of the thread.
+/// What the thread needs.
 #[derive(Debug)]
 pub(crate) struct Relay {
     server: Socket,
     session: ClientConnection,
     ring: UnixStream,
-    /// Bytes for the ring, of which the first `sent` have gone.
+    /// Plain text for the ring; the first `sent` bytes are delivered.
     inward: Vec<u8>,
     sent: usize,
     buffer: Vec<u8>,
-    /// Set when it ends.
+    /// Why it ended. If the ring's side sets it, the thread ends at once.
     end: Arc<OnceLock<String>>,
-    /// Why nothing more comes from the server.
+    /// Why the server's side has ended.
     server_ended: Option<String>,
-    /// The ring's side has ended: what it sent is delivered, and nothing to it.
+    /// The ring's side has ended: what it sent before is still delivered.
     ring_ended: bool,
-    /// It is about to: the last bytes may still be in the pair.
+    /// The ring's side hung up; the pair may still hold its last bytes.
     ring_hung_up: bool,
     until: Option<Instant>,
     started: bool,
 }
 
 impl Relay {
-    /// With the socket for the ring.
+    /// Returns the relay and the ring's end of the pair.
     pub(crate) fn new(
         server: Socket,
         session: ClientConnection,
@@ -74,15 +74,15 @@ impl Relay {
     /// Relays until the connection ends.
     pub(crate) fn run(mut self) {
         self.started = true;
-        // What waits is bounded here, by what is read.
+        // The relay bounds it by how much it reads.
         self.session.set_buffer_limit(None);
         let why = self.relay();
         tracing::debug!("a relay of TLS ends: {why}");
-        // Before the ring sees the end.
+        // Before the ring sees the end of the pair.
         let _ = self.end.set(why);
     }
 
-    /// Gives why it ended.
+    /// Returns why it ended.
     fn relay(&mut self) -> String {
         loop {
             if let Some(why) = self.end.get() {
@@ -116,7 +116,7 @@ impl Relay {
         }
     }
 
-    /// Sleeps until a side is ready, and gives for what.
+    /// Sleeps until a side is ready. Returns the events of the server's and the ring's side.
     fn wait(&self) -> io::Result<(PollFlags, PollFlags)> {
         let when = |wanted: bool, flag| match wanted {
             true => flag,
@@ -129,7 +129,8 @@ impl Relay {
         let server = when(from_server, PollFlags::IN) | when(is_there && writes, PollFlags::OUT);
         let ring =
             when(!self.ring_ended && takes, PollFlags::IN) | when(!delivered, PollFlags::OUT);
-        // A side that nothing is wanted of would wake the thread again and again by its hang-up; the ring's is news once.
+        // A hang-up is reported even if no event is wanted, and would keep waking the thread: the server is left out
+        // then, and so is the ring once its hang-up is known.
         let watches_ring = !ring.is_empty() || !self.ring_hung_up;
         let mut fds = Vec::with_capacity(2);
         if !server.is_empty() {
@@ -154,7 +155,7 @@ impl Relay {
         Ok((next(!server.is_empty()), next(watches_ring)))
     }
 
-    /// Records of the server's, and to it.
+    /// Receives records from the server and sends records to it.
     fn serve_server(&mut self, ready: PollFlags) {
         let ended = PollFlags::HUP | PollFlags::ERR;
         if self.session.wants_write()
@@ -177,7 +178,7 @@ impl Relay {
                 }
                 Ok(_) => {}
                 Err(e) => {
-                    // The server is told why, if it listens.
+                    // An alert tells the server why, if it still listens.
                     let _ = self.session.write_tls(&mut &self.server);
                     self.server_ends(format!("TLS: {e}"));
                 }
@@ -191,7 +192,7 @@ impl Relay {
         self.server_ended.get_or_insert(why);
     }
 
-    /// Data of the server's for the ring.
+    /// Delivers plain text to the ring.
     fn feed_ring(&mut self) {
         loop {
             if self.sent == self.inward.len() {
@@ -199,7 +200,7 @@ impl Relay {
                 self.inward.clear();
                 let mut reader = self.session.reader();
                 let mut limited = (&mut reader).take(CHUNK as u64);
-                // Its end, and that there is no more, are told by what it leaves.
+                // Errors mean that there is no more for now; `serve_server` reports the end.
                 let _ = limited.read_to_end(&mut self.inward);
             }
             let rest = self.inward.get(self.sent..).unwrap_or_default();
@@ -211,7 +212,7 @@ impl Relay {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => {
-                    // Nobody is there to take it.
+                    // The ring's end is closed.
                     self.inward.clear();
                     self.sent = 0;
                     self.ring_hung_up = true;
@@ -221,7 +222,7 @@ impl Relay {
         }
     }
 
-    /// Data of the ring's for the server.
+    /// Encrypts what the ring sent.
     fn drain_ring(&mut self) {
         match self.ring.read(&mut self.buffer) {
             Ok(0) => self.ring_ends(),

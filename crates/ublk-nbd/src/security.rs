@@ -1,4 +1,4 @@
-//! Whether a connection is to have TLS, and with what: the URI and the options, taken together.
+//! Decides by URI and options whether a connection uses TLS, and with which files.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,17 +7,17 @@ use nbd_client::{Address, Uri};
 
 use crate::options::TlsOptions;
 
-/// Why TLS cannot be set up as it was asked for.
+/// Why TLS cannot be set up as requested.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsSetupError {
-    /// TLS options for a server that is reached in plain text.
-    #[error("TLS is asked for, and the URI is one of plain text: use nbds:// or nbds+unix://")]
+    /// TLS options or parameters for a URI without TLS.
+    #[error("TLS is requested, but the URI is one without: use nbds:// or nbds+unix://")]
     PlainText,
-    /// Nothing says whom to trust.
+    /// No trusted authority.
     #[error(
-        "TLS needs the certificate of the server's authority: --tls-ca FILE, or ?tls-certificates=DIR in the URI; \
-         for authorities that the system trusts name its file, such as /etc/ssl/certs/ca-certificates.crt"
+        "TLS needs the certificate of the server's authority: use --tls-ca FILE, or ?tls-certificates=DIR in the URI; \
+         for the authorities that the system trusts use its file, such as /etc/ssl/certs/ca-certificates.crt"
     )]
     NoAuthority,
     /// A client certificate without its key, or the key without the certificate.
@@ -26,25 +26,25 @@ pub enum TlsSetupError {
         /// The option or file that is missing.
         missing: String,
     },
-    /// Keys that client and server share.
+    /// TLS with a pre-shared key.
     #[error(
         "TLS with pre-shared keys ({0}) is not supported: use certificates, or a proxy with the key, such as stunnel, on a \
          unix socket"
     )]
     PreSharedKey(String),
-    /// The server is not to be verified.
+    /// A request not to verify the server.
     #[error(
-        "{0}: a server is always verified; name its authority by --tls-ca and its name by --tls-hostname"
+        "{0} is refused, because servers are always verified: use --tls-ca, and --tls-hostname if the name differs"
     )]
     NotVerified(String),
-    /// A parameter of the URI that would change what is checked, and that nobody here knows.
-    #[error("the URI's parameter {0} is not known: tls-certificates and tls-hostname are")]
+    /// An unknown TLS parameter, which might weaken the connection.
+    #[error("unknown parameter {0} in the URI: use tls-certificates and tls-hostname")]
     Parameter(String),
-    /// A directory that each process of the device would look for elsewhere.
-    #[error("tls-certificates={}: not an absolute path", .0.display())]
+    /// A relative path, which means another directory to the processes of a device.
+    #[error("tls-certificates={}: use an absolute path", .0.display())]
     Relative(PathBuf),
-    /// No name that a certificate can be for.
-    #[error("{0:?} is no name or address of a server: set one by --tls-hostname")]
+    /// A name that no certificate can contain.
+    #[error("{0:?} is not a valid server name: set one by --tls-hostname")]
     Name(String),
     /// A file that cannot be used.
     #[error("{}: {reason}", path.display())]
@@ -54,7 +54,7 @@ pub enum TlsSetupError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Built without the feature `tls`.
+    /// The feature `tls` is missing.
     #[error(
         "this program is built without TLS: put a TLS proxy such as stunnel in front, or use a unix socket"
     )]
@@ -62,7 +62,7 @@ pub enum TlsSetupError {
 }
 
 impl TlsSetupError {
-    /// True for contradictory or missing options, false for what a file or the system says.
+    /// True for missing or contradictory options, false for errors of files and of the build.
     #[must_use]
     pub const fn is_usage(&self) -> bool {
         !matches!(self, Self::File { .. } | Self::NotBuilt)
@@ -76,20 +76,20 @@ impl TlsSetupError {
     }
 }
 
-/// The files that a connection is made with, and the name to check.
+/// The files of a connection, and the name to verify.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Security {
-    /// Certificates of authorities.
+    /// Certificates of the authorities.
     pub(crate) ca: PathBuf,
     /// Their lists of revoked certificates.
     pub(crate) revoked: Option<PathBuf>,
     /// The client's certificate and key.
     pub(crate) identity: Option<(PathBuf, PathBuf)>,
-    /// What the server's certificate has to be for.
+    /// The name that the server's certificate must contain.
     pub(crate) name: String,
 }
 
-/// What a connection to `uri` has to have, `None` for plain text.
+/// What a connection to `uri` must use; `None` for plain text.
 pub(crate) fn wanted(uri: &Uri, options: &TlsOptions) -> Result<Option<Security>, TlsSetupError> {
     let asked = Asked::of(uri, options)?;
     if !uri.tls {
@@ -128,7 +128,7 @@ pub(crate) fn wanted(uri: &Uri, options: &TlsOptions) -> Result<Option<Security>
     }))
 }
 
-/// What was asked for, by the URI or else by an option.
+/// What the URI or else the options request.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Asked {
     directory: Option<PathBuf>,
@@ -151,7 +151,7 @@ impl Asked {
             match name.as_str() {
                 "tls-certificates" if value.starts_with('/') => {
                     asked.directory = Some(value.into());
-                    // Those of the directory, or none.
+                    // The client certificate is that of the directory, or none.
                     (asked.certificate, asked.key) = (None, None);
                 }
                 "tls-certificates" => return Err(TlsSetupError::Relative(value.into())),
@@ -163,7 +163,7 @@ impl Asked {
                 "tls-verify-peer" => {
                     return Err(TlsSetupError::NotVerified(format!("{name}={value}")));
                 }
-                // Names the client towards a server with pre-shared keys, and nobody else.
+                // Only used with pre-shared keys.
                 "tls-username" => {}
                 name if name.starts_with("tls-") => {
                     return Err(TlsSetupError::Parameter(name.to_owned()));
@@ -181,7 +181,7 @@ fn half(missing: &str) -> TlsSetupError {
     }
 }
 
-/// The client's certificate and key in a directory that is laid out as libnbd's and qemu's are.
+/// The client's certificate and key in a directory laid out as for libnbd and qemu.
 fn pair_in(directory: &Path) -> Result<Option<(PathBuf, PathBuf)>, TlsSetupError> {
     let (certificate, key) = ("client-cert.pem", "client-key.pem");
     let certificate = directory.join(certificate);
@@ -194,7 +194,7 @@ fn pair_in(directory: &Path) -> Result<Option<(PathBuf, PathBuf)>, TlsSetupError
     }
 }
 
-/// The file, if there is one.
+/// The path, if it exists.
 fn present(path: PathBuf) -> Result<Option<PathBuf>, TlsSetupError> {
     match path.symlink_metadata() {
         Ok(_) => Ok(Some(path)),
@@ -218,7 +218,7 @@ mod tests {
         }
     }
 
-    /// L75 Whoever asks for TLS in any way never gets a connection of plain text.
+    /// L75 Whoever requests TLS in any way never gets a connection in plain text.
     #[test]
     fn l75_tls_is_never_left_out() {
         let none = TlsOptions::default();
@@ -245,7 +245,7 @@ mod tests {
 
     #[cfg(feature = "tls")]
     #[test]
-    fn the_uri_counts_before_the_options() {
+    fn the_uri_takes_precedence() {
         let none = TlsOptions::default();
         assert_eq!(of("nbds://h/", &none), Err(TlsSetupError::NoAuthority));
         let name = |uri: &str| of(uri, &with_ca()).map(|s| s.map(|s| s.name));

@@ -1,4 +1,4 @@
-//! What a handshake is spoken over: a socket, in plain text first and in TLS from STARTTLS on.
+//! The byte stream of an NBD handshake: a socket, with TLS after STARTTLS.
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -14,7 +14,7 @@ use crate::timed::Timed;
 use crate::tls::{self, Session};
 use crate::transport::{Tls, Work};
 
-/// A connection, not yet in the ring's hands.
+/// A connection before the ring takes over.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Plain(Socket),
@@ -22,11 +22,11 @@ pub(crate) enum Stream {
     Tls(Box<Session>),
 }
 
-/// The ring's socket, TLS if there is any, and what is to be started for it.
+/// The ring's socket, its TLS session, and the thread to start for it.
 type Carried = (OwnedFd, Option<Tls>, Option<Work>);
 
 impl Stream {
-    /// Sends bytes, by the deadline.
+    /// Sends bytes before the deadline.
     pub(crate) fn send(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), Failed> {
         match self {
             Self::Plain(socket) => Ok(Timed { socket, deadline }.write_all(bytes)?),
@@ -35,7 +35,7 @@ impl Stream {
         }
     }
 
-    /// Waits for bytes and appends them, by the deadline. The end is an error.
+    /// Waits for bytes until the deadline and appends them. The end is an error.
     pub(crate) fn receive(&mut self, to: &mut Vec<u8>, deadline: Instant) -> Result<(), Failed> {
         match self {
             Self::Plain(socket) => {
@@ -51,7 +51,7 @@ impl Stream {
         }
     }
 
-    /// Sets up TLS and verifies the server, by the deadline.
+    /// Sets up TLS and verifies the server before the deadline.
     #[cfg(feature = "tls")]
     pub(crate) fn start_tls(self, security: &Security, deadline: Instant) -> Result<Self, Failed> {
         match self {
@@ -69,7 +69,10 @@ impl Stream {
     }
 
     /// Closes a TLS session before the deadline; plain text needs no such notice.
-    #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "of TLS only"))]
+    #[cfg_attr(
+        not(feature = "tls"),
+        expect(unused_variables, reason = "only TLS uses it")
+    )]
     pub(crate) fn close(&mut self, deadline: Instant) {
         #[cfg(feature = "tls")]
         if let Self::Tls(session) = self {
@@ -77,17 +80,20 @@ impl Stream {
         }
     }
 
-    /// Hands the connection to the ring. TLS over TCP is carried by the kernel if it can.
+    /// Hands the connection over to the ring. The kernel carries TLS over TCP if it can.
     pub(crate) fn carried(self, address: &Address) -> Result<Carried, Failed> {
         self.handed_over(matches!(address, Address::Tcp { .. }))
     }
 
-    /// The same, with TLS carried by a thread.
+    /// The same, but a thread carries TLS.
     pub(crate) fn carried_by_thread(self) -> Result<Carried, Failed> {
         self.handed_over(false)
     }
 
-    #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "of TLS only"))]
+    #[cfg_attr(
+        not(feature = "tls"),
+        expect(unused_variables, reason = "only TLS uses it")
+    )]
     fn handed_over(self, to_kernel: bool) -> Result<Carried, Failed> {
         match self {
             Self::Plain(socket) => {
@@ -104,7 +110,7 @@ impl Stream {
     }
 }
 
-/// Reads the files of a connection to come.
+/// Checks that the files can be read and used.
 #[cfg(feature = "tls")]
 pub(crate) fn check_files(security: &Security) -> Result<(), TlsSetupError> {
     tls::config(security).map(drop)

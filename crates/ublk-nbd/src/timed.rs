@@ -1,17 +1,17 @@
-//! A socket whose every call ends by one deadline.
+//! A blocking socket with a deadline for all its calls.
 
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-/// Reads and writes of it fail with [`io::ErrorKind::TimedOut`] once the deadline has passed, however the peer drips.
+/// Reads and writes fail with [`io::ErrorKind::TimedOut`] after the deadline, even if single bytes keep arriving.
 pub(crate) struct Timed<'a> {
     pub(crate) socket: &'a Socket,
     pub(crate) deadline: Instant,
 }
 
-/// What is left until then, at least a moment: zero means no timeout to the socket calls.
+/// Never zero, because socket timeouts treat zero as none.
 pub(crate) fn left(deadline: Instant) -> Duration {
     let left = deadline.saturating_duration_since(Instant::now());
     left.max(Duration::from_millis(1))
@@ -26,7 +26,7 @@ impl Timed<'_> {
     }
 }
 
-/// A timeout of a socket is told as an operation that would block.
+/// A socket reports a timeout as WouldBlock.
 fn timed_out(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),

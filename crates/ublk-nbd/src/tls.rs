@@ -1,4 +1,4 @@
-//! TLS by rustls: its files, its handshake, and its records until the export is served.
+//! TLS by rustls: reads the files, sets up the session, and carries the NBD handshake.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -22,7 +22,7 @@ use crate::security::{Security, TlsSetupError};
 use crate::timed::Timed;
 use crate::transport::{Carrier, Tls, TlsInfo, Work};
 
-/// Longest file that is read: the authorities of a whole system are a quarter of a mebibyte.
+/// Largest file that is read. The authorities of a whole system take about 256 KiB.
 const LONGEST: u64 = 4 << 20;
 
 impl From<rustls::Error> for Failed {
@@ -34,21 +34,23 @@ impl From<rustls::Error> for Failed {
     }
 }
 
-/// What to do for a server that refuses its client.
+/// Advice if a server rejects the client.
 const CLIENT: &str = "the server's log says why: it may require a client certificate of an authority that it trusts \
      (--tls-cert FILE and --tls-key FILE), or a pre-shared key, which is not supported";
 
-/// What to do about an error of TLS.
+/// Advice for a TLS error.
 const fn hint(error: &rustls::Error) -> Option<&'static str> {
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage, PeerIncompatible};
     match error {
         InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => Some("name the server as its certificate does, by --tls-hostname NAME"),
+        ) => Some("use a name in the certificate: --tls-hostname NAME"),
         InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-            Some("give the certificate of the authority that signed the server's, by --tls-ca FILE")
+            Some("use the certificate of the authority that signed the server's: --tls-ca FILE")
         }
-        InvalidCertificate(_) => Some("the server needs another certificate"),
+        InvalidCertificate(_) => Some(
+            "the server needs another certificate: see what is wrong with this one by `openssl x509 -text`",
+        ),
         AlertReceived(
             AlertDescription::CertificateRequired
             | AlertDescription::HandshakeFailure
@@ -59,14 +61,14 @@ const fn hint(error: &rustls::Error) -> Option<&'static str> {
             | AlertDescription::AccessDenied,
         ) => Some(CLIENT),
         InvalidMessage(_) => {
-            Some("what the server sends is no TLS: somebody else may answer in its place")
+            Some("the server sends something else than TLS: check that the address is right")
         }
-        PeerIncompatible(_) => Some("the server has to offer TLS 1.2 or 1.3 with a certificate"),
+        PeerIncompatible(_) => Some("the server must offer TLS 1.2 or 1.3 with a certificate"),
         _ => None,
     }
 }
 
-/// Reads a file of an operator's: a regular one, and no more of it than makes sense.
+/// Reads a regular file of at most [`LONGEST`] bytes; opening a FIFO does not block.
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsSetupError> {
     let failed = |e: io::Error| TlsSetupError::file(path, e);
     let file = File::options()
@@ -78,7 +80,7 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsSetupError> {
     if !metadata.is_file() {
         return Err(TlsSetupError::file(path, "not a regular file"));
     }
-    // All the room at once: what a growing vector leaves behind nobody would wipe.
+    // Reserve all of it: a vector that grows leaves copies of a key behind.
     let room = metadata.len().min(LONGEST) + 1;
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(room).unwrap_or(0)));
     file.take(room).read_to_end(&mut bytes).map_err(failed)?;
@@ -88,7 +90,7 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsSetupError> {
     }
 }
 
-/// The parts of a kind in a PEM file, at least one.
+/// Reads all items of one kind in a PEM file, at least one.
 fn parts<T: PemObject>(path: &Path, what: &str) -> Result<Vec<T>, TlsSetupError> {
     let bytes = read(path)?;
     let parts: Result<Vec<T>, _> = T::pem_slice_iter(&bytes).collect();
@@ -102,7 +104,7 @@ fn parts<T: PemObject>(path: &Path, what: &str) -> Result<Vec<T>, TlsSetupError>
     }
 }
 
-/// The client's key.
+/// Reads the client's private key.
 fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsSetupError> {
     let bytes = read(path)?;
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|e| match e {
@@ -113,7 +115,7 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsSetupError> {
     })
 }
 
-/// Reads the files.
+/// Reads the files and builds the configuration.
 pub(crate) fn config(security: &Security) -> Result<ClientConfig, TlsSetupError> {
     let mut roots = RootCertStore::empty();
     for certificate in parts::<CertificateDer<'_>>(&security.ca, "certificate")? {
@@ -126,7 +128,7 @@ pub(crate) fn config(security: &Security) -> Result<ClientConfig, TlsSetupError>
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
     if let Some(path) = &security.revoked {
         let lists = parts::<CertificateRevocationListDer<'_>>(path, "revocation list")?;
-        // An authority without a list has revoked nothing.
+        // A certificate of an authority without a list counts as not revoked, as for GnuTLS.
         verifier = verifier.with_crls(lists).allow_unknown_revocation_status();
     }
     let verifier = verifier.build().map_err(|e| refused(&e))?;
@@ -149,26 +151,26 @@ pub(crate) fn config(security: &Security) -> Result<ClientConfig, TlsSetupError>
                 .map_err(unfit)?
         }
     };
-    // Each connection proves itself anew.
+    // Every connection verifies the server anew.
     config.resumption = Resumption::disabled();
     config.enable_secret_extraction = true;
     Ok(config)
 }
 
-/// A session that has been set up and verified.
+/// A session with a verified server.
 ///
 /// # Invariants
-/// Nothing is received beyond the record at hand, so that whoever carries the session on begins at a record's border.
+/// Only whole records are read from the socket, so that kernel TLS can take over at a record boundary.
 #[derive(Debug)]
 pub(crate) struct Session {
     socket: Socket,
     connection: ClientConnection,
-    /// The server has said something in it.
+    /// The server has sent data in this session.
     heard: bool,
 }
 
 impl Session {
-    /// Sets TLS up and verifies the server, by the deadline.
+    /// Sets up TLS and verifies the server before the deadline.
     pub(crate) fn start(
         socket: Socket,
         security: &Security,
@@ -196,14 +198,14 @@ impl Session {
         Ok(())
     }
 
-    /// Sends bytes.
+    /// Sends bytes before the deadline.
     pub(crate) fn send(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), Failed> {
         self.connection.writer().write_all(bytes)?;
         let sent = self.flush(deadline);
         sent.map_err(|e| self.last_word(e, deadline))
     }
 
-    /// Waits for bytes and appends them. The server's end of the session is an error.
+    /// Waits for data until the deadline and appends it. The end of the session is an error.
     pub(crate) fn receive(&mut self, to: &mut Vec<u8>, deadline: Instant) -> Result<(), Failed> {
         let before = to.len();
         while to.len() == before {
@@ -224,8 +226,8 @@ impl Session {
         Ok(())
     }
 
-    /// Why the server closed the connection: it may have said so before. A client that it does not trust is one that it
-    /// never says a word to.
+    /// Finds out why the server closed the connection: an alert may be left to read. A server that closes it before it has
+    /// sent any data probably does not trust the client.
     fn last_word(&mut self, failure: Failed, deadline: Instant) -> Failed {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
         match failure {
@@ -254,14 +256,14 @@ impl Session {
         Ok(())
     }
 
-    /// Takes one record.
+    /// Receives and processes one record.
     fn record(&mut self, deadline: Instant) -> Result<(), Failed> {
         let mut head = [0; 5];
         self.piece(&mut head, deadline)?;
         let [.., high, low] = head;
         let mut body = vec![0; u16::from_be_bytes([high, low]).into()];
         self.piece(&mut body, deadline)?;
-        // The client's part of the handshake, or the answer to a change of keys.
+        // The client's next handshake message, or the answer to a key update.
         self.flush(deadline)
     }
 
@@ -278,7 +280,7 @@ impl Session {
         while !rest.is_empty() {
             self.connection.read_tls(&mut rest)?;
             if let Err(error) = self.connection.process_new_packets() {
-                // The server is told why, if it listens.
+                // An alert tells the server why, if it still listens.
                 let _ = self.flush(deadline);
                 return Err(error.into());
             }
@@ -292,8 +294,8 @@ impl Session {
         let _ = self.flush(deadline);
     }
 
-    /// Hands the session on: to the kernel if it has TLS and `to_kernel` allows it, else to a thread, which is to be
-    /// started. The socket is the ring's.
+    /// Hands the session over to the kernel, if it has TLS and `to_kernel` is set, or to a thread, which the caller must
+    /// start. Returns the socket for the ring.
     pub(crate) fn carried(
         mut self,
         to_kernel: bool,
@@ -328,7 +330,7 @@ impl Session {
     }
 }
 
-/// The name of a version or cipher suite.
+/// Name of a version or cipher suite.
 fn name(value: Option<impl std::fmt::Debug>) -> String {
     value.map_or_else(String::new, |value| format!("{value:?}"))
 }

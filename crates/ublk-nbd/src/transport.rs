@@ -1,4 +1,4 @@
-//! What carries the bytes of a connection between the ring and the server.
+//! Who encrypts a connection between the ring and the server.
 
 use std::fmt;
 use std::io;
@@ -8,13 +8,13 @@ use std::sync::{Arc, OnceLock};
 #[cfg(feature = "tls")]
 use crate::ktls::{self, Control};
 
-/// TLS of a connection.
+/// Encryption of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TlsInfo {
     /// `TLSv1_2` or `TLSv1_3`.
     pub version: String,
-    /// The cipher suite, by its name in the registry of TLS.
+    /// Name of the cipher suite, such as `TLS13_AES_256_GCM_SHA384`.
     pub cipher: String,
     /// Who encrypts and decrypts.
     pub carrier: Carrier,
@@ -29,9 +29,9 @@ pub struct TlsInfo {
 )]
 #[non_exhaustive]
 pub enum Carrier {
-    /// The kernel, in the calls of the ring (module `tls`, Linux 4.17; TCP only).
+    /// The kernel, in the ring's operations (module `tls`, Linux 4.17; TCP only).
     Kernel,
-    /// A thread of this process for each connection, by way of a pair of sockets.
+    /// One thread of this process per connection.
     Thread,
 }
 
@@ -45,17 +45,20 @@ impl fmt::Display for TlsInfo {
     }
 }
 
-/// TLS of a connection in use.
+/// The TLS session of a connection in use.
 #[derive(Debug, Clone)]
 pub(crate) struct Tls {
     pub(crate) info: TlsInfo,
-    /// What ended it, as its thread saw it: the ring sees the end only. Where the ring's side sets it, the thread ends.
+    /// Why its thread ended; the ring sees only the end of the socket. If the ring's side sets it, the thread ends.
     pub(crate) end: Arc<OnceLock<String>>,
 }
 
 impl Tls {
-    /// Why a receive failed, `None` if it did not: a record was in the way that means nothing.
-    #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "of TLS only"))]
+    /// Why an operation failed; `None` if a meaningless record was the cause, so the connection goes on.
+    #[cfg_attr(
+        not(feature = "tls"),
+        expect(unused_variables, reason = "only TLS uses it")
+    )]
     pub(crate) fn end_of(&self, socket: BorrowedFd<'_>, seen: &io::Error) -> Option<String> {
         if let Some(why) = self.end.get() {
             return Some(why.clone());
@@ -71,8 +74,11 @@ impl Tls {
         Some(seen.to_string())
     }
 
-    /// Says so where the session ends on purpose; a thread does by itself.
-    #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "of TLS only"))]
+    /// Tells the server that the session ends; a thread does this by itself.
+    #[cfg_attr(
+        not(feature = "tls"),
+        expect(unused_variables, reason = "only TLS uses it")
+    )]
     pub(crate) fn close(&self, socket: BorrowedFd<'_>) {
         #[cfg(feature = "tls")]
         if self.info.carrier == Carrier::Kernel {
@@ -81,11 +87,11 @@ impl Tls {
     }
 }
 
-/// Work that a connection takes and that begins when it is started, on a thread of its own.
+/// The thread of a connection, not started yet.
 pub(crate) struct Work(pub(crate) Box<dyn FnOnce() + Send>);
 
 impl Work {
-    /// Starts it. The thread ends with the connection.
+    /// Starts the thread, which ends with the connection.
     pub(crate) fn start(self) -> io::Result<()> {
         let thread = std::thread::Builder::new().name("nbd-tls".to_owned());
         thread.spawn(self.0).map(drop)

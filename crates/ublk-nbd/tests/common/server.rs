@@ -44,19 +44,19 @@ pub enum Fault {
     Magic(u64),
     /// The n-th reply is an error.
     Error(u64),
-    /// The reply to STARTTLS comes with one more behind it, in plain text.
+    /// Sends another reply in plain text behind the one to STARTTLS.
     Injected,
-    /// STARTTLS is refused by its reply, and plain text spoken on.
+    /// Refuses STARTTLS and goes on in plain text.
     NoTls,
-    /// Nothing more is said once STARTTLS is agreed on, and nothing closed.
+    /// Stops sending after the reply to STARTTLS, without closing.
     TlsSilence,
-    /// Closed in the midst of the record of the n-th reply.
+    /// Closes in the middle of the TLS record of the n-th reply.
     InRecord(u64),
-    /// A byte of that record is another one.
+    /// Corrupts the TLS record of the n-th reply.
     BadRecord(u64),
-    /// The TLS session, not the connection, is closed before the n-th reply.
+    /// Sends close_notify instead of the n-th reply, without closing.
     CloseNotify(u64),
-    /// The server's keys change before each n-th reply.
+    /// Updates its TLS keys before each n-th reply.
     KeyUpdate(u64),
 }
 
@@ -145,7 +145,7 @@ impl Server {
         self.directory.path().join("nbd")
     }
 
-    /// The same with TLS.
+    /// The URI with TLS.
     pub fn tls_uri(&self) -> String {
         self.uri().replacen("nbd", "nbds", 1)
     }
@@ -211,7 +211,7 @@ impl Shared {
                     }
                     s.write_all(&replies)?;
                     if fault == Fault::TlsSilence {
-                        // Until the client goes.
+                        // Until the client closes.
                         return s.read_exact(&mut [0; 1 << 16]);
                     }
                     s = s.start_tls(config)?;

@@ -1,4 +1,4 @@
-//! What a server of the tests speaks over: a socket, in plain text or in TLS.
+//! The byte stream of a test server: a socket, with or without TLS.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
