@@ -26,6 +26,7 @@ mod many;
 mod mayhem;
 mod modes;
 mod nbd;
+mod nbd_tls;
 mod odd_disks;
 mod orphans;
 mod processes;
@@ -57,6 +58,7 @@ pub fn all(set: Set) -> Vec<Case> {
         lifecycle::cases(),
         modes::cases(),
         nbd::cases(),
+        nbd_tls::cases(),
         idle::cases(),
         shared_memory::cases(),
         file_matrix::cases(),

@@ -48,15 +48,26 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// A running nbdkit, killed on drop.
-struct Nbdkit {
+pub(super) struct Nbdkit {
     child: Child,
     args: Vec<String>,
     socket: Option<PathBuf>,
+    /// Directory of the certificates, with TLS.
+    certificates: Option<PathBuf>,
 }
 
 impl Nbdkit {
     /// Starts one and waits until it listens.
-    fn start(socket: Option<&Path>, args: &[&str]) -> Result<Self> {
+    pub(super) fn start(socket: Option<&Path>, args: &[&str]) -> Result<Self> {
+        Self::start_with(socket, None, args)
+    }
+
+    /// The same; it demands TLS if there is a directory with certificates.
+    pub(super) fn start_with(
+        socket: Option<&Path>,
+        certificates: Option<&Path>,
+        args: &[&str],
+    ) -> Result<Self> {
         let mut all = ["-f", "--exit-with-parent", "--log=null"]
             .map(str::to_owned)
             .to_vec();
@@ -70,11 +81,16 @@ impl Nbdkit {
                 all.extend(["-p", "10809"].map(str::to_owned));
             }
         }
+        if let Some(directory) = certificates {
+            all.extend(["--tls=require", "--tls-verify-peer"].map(str::to_owned));
+            all.push(format!("--tls-certificates={}", directory.display()));
+        }
         all.extend(args.iter().map(|word| (*word).to_owned()));
         let mut server = Self {
             child: std::process::Command::new("nbdkit").args(&all).spawn()?,
             args: all,
             socket: socket.map(Path::to_owned),
+            certificates: certificates.map(Path::to_owned),
         };
         server.listens()?;
         Ok(server)
@@ -90,21 +106,27 @@ impl Nbdkit {
         })
     }
 
-    fn uri(&self) -> String {
-        match &self.socket {
+    pub(super) fn uri(&self) -> String {
+        let plain = match &self.socket {
             Some(path) => format!("nbd+unix:///?socket={}", path.display()),
             None => "nbd://127.0.0.1/".to_owned(),
-        }
+        };
+        let Some(directory) = &self.certificates else {
+            return plain;
+        };
+        let mark = if self.socket.is_some() { '&' } else { '?' };
+        let tls = plain.replacen("nbd", "nbds", 1);
+        format!("{tls}{mark}tls-certificates={}", directory.display())
     }
 
-    fn kill(&mut self) -> Result<()> {
+    pub(super) fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
     /// Starts it again, as it was.
-    fn again(&mut self) -> Result<()> {
+    pub(super) fn again(&mut self) -> Result<()> {
         if let Some(path) = &self.socket {
             let _ = fs::remove_file(path);
         }
@@ -125,21 +147,21 @@ impl Drop for Nbdkit {
     }
 }
 
-fn socket(name: &str) -> PathBuf {
+pub(super) fn socket(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("nbd-{name}"))
 }
 
 /// A file for nbdkit's file plugin, which survives a kill; removed on drop.
-struct Disk(PathBuf);
+pub(super) struct Disk(pub(super) PathBuf);
 
 impl Disk {
-    fn new(name: &str) -> Result<Self> {
+    pub(super) fn new(name: &str) -> Result<Self> {
         let path = std::env::temp_dir().join(format!("nbd-{name}.img"));
         fs::File::create(&path)?.set_len(SIZE_BYTES)?;
         Ok(Self(path))
     }
 
-    fn word(&self) -> String {
+    pub(super) fn word(&self) -> String {
         self.0.display().to_string()
     }
 }
@@ -150,7 +172,7 @@ impl Drop for Disk {
     }
 }
 
-fn spec(uri: &str) -> Spec {
+pub(super) fn spec(uri: &str) -> Spec {
     Spec {
         backend: "nbd",
         size: String::new(),
@@ -160,7 +182,7 @@ fn spec(uri: &str) -> Spec {
     }
 }
 
-fn nbd(device: &Device, key: &str) -> Result<serde_json::Value> {
+pub(super) fn nbd(device: &Device, key: &str) -> Result<serde_json::Value> {
     let info = ublkctl_json(&["info", &device.id.to_string()])?;
     let nbd = json::find(&info, "nbd").context("no nbd in info")?;
     Ok(nbd.get(key).cloned().unwrap_or_default())
@@ -426,7 +448,7 @@ fn refused() -> Result<()> {
         &["cannot connect", "--wait-for-server"],
     )?;
     cli::fails(&["nbd", "list", gone], 1, &["cannot connect"])?;
-    cli::fails(&["add", "nbd", "nbds://127.0.0.1/"], 1, &["TLS"])?;
+    cli::fails(&["add", "nbd", "nbds://127.0.0.1/"], 2, &["--tls-ca"])?;
     let server = Nbdkit::start(Some(&socket("refused")), &["-e", "disk", "memory", "0"])?;
     cli::fails(&["add", "nbd", &server.uri()], 1, &["0 bytes"])?;
     let uri = server.uri();
