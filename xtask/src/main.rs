@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+#[cfg(test)]
+mod architecture;
 mod asan;
 mod bench;
 mod build;
