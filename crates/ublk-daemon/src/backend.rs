@@ -218,7 +218,7 @@ fn look(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
                     errno: ublk_core::Errno::ENOENT,
                     ..
                 } if !path.is_symlink() => {
-                    failure.hint("`--create --size SIZE` creates a sparse file of that size")
+                    failure.hint("or add `--create --size SIZE`, which creates a sparse file")
                 }
                 _ => failure,
             }

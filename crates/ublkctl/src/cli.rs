@@ -45,7 +45,7 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Create a device and serve it; prints its path once it serves I/O
+    /// Create a device, serve it, and print its path once it serves I/O
     Add {
         /// What answers the requests
         #[command(subcommand)]
@@ -178,7 +178,7 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Show orphans, devices without a server and an agent, and remove those named
+    /// Show orphans (devices with neither server nor agent), and remove the named ones
     Gc {
         /// Orphans to remove
         #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
@@ -297,7 +297,7 @@ pub enum Nbd {
         #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
         device: Target,
         /// SECONDS, forever or never
-        #[arg(value_name = "HOW")]
+        #[arg(value_name = "POLICY")]
         retry: Retry,
         #[command(flatten)]
         wait: Wait,

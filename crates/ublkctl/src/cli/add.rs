@@ -3,7 +3,7 @@
 use super::Wait;
 use crate::size;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Arg, Args, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use ublk_core::mode::UnknownMode;
@@ -13,10 +13,18 @@ use ublk_daemon::server::data_plane::Polling;
 use ublk_daemon::spec;
 use ublk_daemon::spec::{Retry, TlsOptions};
 
+/// Completes the help of `--block-size` with the backend's default.
+fn block_default(arg: Arg, default: &str) -> Arg {
+    arg.help(format!(
+        "Logical block size: 512 or 4096 [default: {default}]"
+    ))
+}
+
 /// What answers the requests of a new device.
 #[derive(Debug, Subcommand)]
 pub enum Backend {
     /// Completes requests without data: for measuring the path to the server
+    #[command(mut_arg("block_size", |arg| block_default(arg, "512")))]
     Null {
         #[command(flatten)]
         add: Add,
@@ -25,6 +33,7 @@ pub enum Backend {
         size: u64,
     },
     /// Memory, allocated on write and freed by discard
+    #[command(mut_arg("block_size", |arg| block_default(arg, "512")))]
     Mem {
         #[command(flatten)]
         add: Add,
@@ -33,6 +42,7 @@ pub enum Backend {
         size: u64,
     },
     /// A regular file or a block device, or a part of it; direct I/O where the file allows it
+    #[command(mut_arg("block_size", |arg| block_default(arg, "that of its contents, else the smallest for direct I/O")))]
     File {
         #[command(flatten)]
         add: Add,
@@ -62,6 +72,7 @@ pub enum Backend {
         force: bool,
     },
     /// An export of an NBD server, which may go away and come back
+    #[command(mut_arg("block_size", |arg| block_default(arg, "the server's minimum, at least 512")))]
     Nbd {
         #[command(flatten)]
         add: Add,
@@ -69,12 +80,12 @@ pub enum Backend {
         #[arg(value_name = "URI")]
         uri: String,
         /// How long requests wait for a server that went away before they fail: SECONDS, forever or never
-        #[arg(long, value_name = "HOW", default_value_t = Retry::default())]
+        #[arg(long, value_name = "POLICY", default_value_t = Retry::default())]
         retry: Retry,
         /// Seconds within which the server must answer a request, else the connection counts as lost
         #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=86_400))]
         request_timeout: u32,
-        /// Wait this many seconds for the server to come up before giving up on the device
+        /// Wait this many seconds for the server to come up before `add` fails
         #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=86_400))]
         wait_for_server: u32,
         #[command(flatten)]
@@ -138,7 +149,7 @@ pub struct Add {
     /// Requests in flight on each queue
     #[arg(short, long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub depth: u16,
-    /// Logical block size: 512 or 4096 [default: 512; file: that of its contents, else the smallest for direct I/O]
+    /// Logical block size: 512 or 4096
     #[arg(long, value_name = "SIZE", value_parser = small_size)]
     pub block_size: Option<u32>,
     /// Largest request, a multiple of the page size, at most 32M

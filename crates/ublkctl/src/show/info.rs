@@ -26,6 +26,14 @@ fn or_dash(value: Option<String>) -> String {
     value.unwrap_or_else(|| "-".to_owned())
 }
 
+/// A number with its noun in singular or plural.
+fn counted(count: impl Into<u64>, noun: &str) -> String {
+    match count.into() {
+        1 => format!("1 {noun}"),
+        count => format!("{count} {noun}s"),
+    }
+}
+
 impl Text {
     fn line(&mut self, name: &str, value: String) {
         let _ = writeln!(self.0, "{name:<14} {}", plain(&value));
@@ -163,12 +171,12 @@ impl Text {
         self.line(
             "NBD server",
             format!(
-                "{} for {} s, {} connections, {} reconnects, {} requests replayed, retry {}",
+                "{} for {} s, {}, {}, {} replayed, retry {}",
                 nbd.state,
                 now.saturating_sub(nbd.since),
-                nbd.connections,
-                nbd.reconnects,
-                nbd.replayed,
+                counted(nbd.connections, "connection"),
+                counted(nbd.reconnects, "reconnect"),
+                counted(nbd.replayed, "request"),
                 nbd.retry
             ),
         );
