@@ -523,5 +523,4 @@ mod wire {
 }
 
 #[cfg(test)]
-#[path = "spec_tests.rs"]
 mod tests;

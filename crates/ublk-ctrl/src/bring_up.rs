@@ -59,5 +59,4 @@ pub fn granted(asked: &CheckedSpec, geometry: &Geometry) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-#[path = "bring_up_tests.rs"]
 mod tests;

@@ -562,5 +562,4 @@ fn geometry(operation: Operation, payload: &[u8]) -> Result<Geometry, Error> {
 }
 
 #[cfg(test)]
-#[path = "control_tests.rs"]
 mod tests;

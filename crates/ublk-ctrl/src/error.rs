@@ -301,5 +301,4 @@ impl From<Missing> for Error {
 }
 
 #[cfg(test)]
-#[path = "error_tests.rs"]
 mod tests;

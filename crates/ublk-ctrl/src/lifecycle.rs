@@ -182,5 +182,4 @@ impl<P: CtrlPort> Control<P> {
 const LEAST: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
-#[path = "lifecycle_tests.rs"]
 mod tests;

@@ -374,5 +374,4 @@ pub fn list_devices() -> Result<Vec<DevId>, Error> {
 }
 
 #[cfg(test)]
-#[path = "nodes_tests.rs"]
 mod tests;

@@ -272,5 +272,4 @@ pub fn device_limit(root: &Path) -> Finding {
 }
 
 #[cfg(test)]
-#[path = "probe_tests.rs"]
 mod tests;

@@ -116,5 +116,4 @@ pub fn no_scheduler(id: DevId) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-#[path = "scheduler_tests.rs"]
 mod tests;

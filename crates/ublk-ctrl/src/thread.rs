@@ -209,5 +209,4 @@ fn serve(mut handler: Handler, work: &Receiver<Job>) {
 }
 
 #[cfg(test)]
-#[path = "thread_tests.rs"]
 mod tests;

@@ -545,5 +545,4 @@ fn failed(errno: Errno, entered: &mut Entered) -> Result<u32, EnterError> {
 }
 
 #[cfg(all(test, not(loom)))]
-#[path = "ring_tests.rs"]
 mod tests;

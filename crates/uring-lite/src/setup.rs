@@ -371,5 +371,4 @@ fn map<S: SqEntry, C: CqEntry>(
 }
 
 #[cfg(test)]
-#[path = "setup_tests.rs"]
 mod tests;

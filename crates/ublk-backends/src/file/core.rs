@@ -222,5 +222,4 @@ impl<L: Layer> Backend for Core<L> {
 }
 
 #[cfg(test)]
-#[path = "core_tests.rs"]
 mod tests;

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use ublk_core::{DataMode, Features, Mode};
 
+mod recover;
+
 struct Play {
     kernel: Arc<Kernel>,
     front: Option<Link>,

@@ -458,5 +458,4 @@ impl Drop for Pool {
 }
 
 #[cfg(test)]
-#[path = "pool_tests.rs"]
 mod tests;

@@ -212,7 +212,6 @@ unsafe fn release(data: *const ()) {
 }
 
 #[cfg(all(test, not(loom)))]
-#[path = "ready_tests.rs"]
 mod tests;
 
 #[cfg(all(test, loom))]

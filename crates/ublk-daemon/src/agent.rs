@@ -485,6 +485,4 @@ impl Agent<'_> {
 }
 
 #[cfg(test)]
-mod recover_tests;
-#[cfg(test)]
 mod tests;

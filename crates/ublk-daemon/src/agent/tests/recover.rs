@@ -1,4 +1,4 @@
-use super::*;
+use crate::agent::*;
 use crate::failure::FailureKind;
 use crate::fakes::{ID, Kernel, Threads, spec};
 use crate::spec::BackendSpec;
@@ -393,13 +393,13 @@ fn l43_a_cut_file_is_a_failure_of_the_device() {
         deadline_ms: 5000,
     };
     let cut = || Failure::new(FailureKind::Usage, "the file ends before");
-    let told = super::recover::of_a_device(cut(), &request(None), 64 << 20);
+    let told = crate::agent::recover::of_a_device(cut(), &request(None), 64 << 20);
     assert_eq!(told.kind, FailureKind::Failed);
     assert!(
         told.hint
             .is_some_and(|h| h.contains("truncate -s 67108864"))
     );
-    let asked = super::recover::of_a_device(cut(), &request(Some(1 << 30)), 1 << 30);
+    let asked = crate::agent::recover::of_a_device(cut(), &request(Some(1 << 30)), 1 << 30);
     assert_eq!(asked, cut());
 }
 
