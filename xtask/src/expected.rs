@@ -2,8 +2,6 @@
 
 use serde::Deserialize;
 
-use crate::manifest::Harmless;
-
 /// A case that fails on some kernels because of a kernel bug.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -16,6 +14,20 @@ pub struct ExpectedFailure {
     #[serde(default)]
     pub how: How,
     /// The reason: what the kernel does.
+    pub reason: String,
+}
+
+/// A console line that looks like a fault but is harmless.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Harmless {
+    /// Part of the line.
+    pub line: String,
+    /// The series in which it is harmless; empty for all.
+    #[serde(default)]
+    pub series: Vec<String>,
+    /// The reason, for readers of the file.
+    #[expect(dead_code, reason = "required in the file, read by people")]
     pub reason: String,
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use crate::expected::ExpectedFailure;
+use crate::expected::{ExpectedFailure, Harmless};
 use crate::outcomes::Table;
 use crate::paths;
 
@@ -63,20 +63,6 @@ pub struct System {
     pub modules: Vec<String>,
     /// Cases that it is expected to skip.
     pub skips: Vec<String>,
-}
-
-/// A console line that looks like a fault but is harmless.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Harmless {
-    /// Part of the line.
-    pub line: String,
-    /// The series in which it is harmless; empty for all.
-    #[serde(default)]
-    pub series: Vec<String>,
-    /// The reason, for readers of the file.
-    #[expect(dead_code, reason = "required in the file, read by people")]
-    pub reason: String,
 }
 
 /// How a distribution names its kernels, and where they are.

@@ -4,7 +4,10 @@ use ublk_core::Op;
 
 use crate::disk::{Disk, Promise};
 use crate::rng::Rng;
-use crate::zones::Zones;
+
+mod zones;
+
+pub(crate) use zones::Zones;
 
 /// Content is tracked, and requests are aligned, in blocks of this size.
 pub(crate) const BLOCK: usize = 4096;

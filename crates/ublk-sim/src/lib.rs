@@ -24,7 +24,6 @@ mod operations;
 mod port;
 mod rng;
 mod serve;
-mod zones;
 
 pub use config::{Config, End, Faults};
 pub use model::Report;

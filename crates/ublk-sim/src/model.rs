@@ -8,14 +8,13 @@ use ublk_queue::port::{Completion, IoCommand};
 use ublk_sys::batch::{Elem, ElemShape};
 use uring_lite::Sqe64;
 
-use crate::client::{BLOCK, Client};
+use crate::client::{BLOCK, Client, Zones};
 use crate::client_memory::ClientMemory;
 use crate::config::{Config, End};
 use crate::disk::Disk;
 use crate::driver::{Memory, Queue};
 use crate::memory::ServerMemory;
 use crate::rng::Rng;
-use crate::zones::Zones;
 
 /// The report of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! Shell completions. At each key the shell asks this program for commands, options and existing devices.
 
-use crate::cli::Cli;
-use clap::CommandFactory;
+use clap::Command;
 use clap_complete::engine::CompletionCandidate;
 use clap_complete::env::{CompleteEnv, Shells};
 use std::io;
@@ -11,13 +10,14 @@ use ublk_daemon::front;
 /// Set by a shell that asks for completions; the value names the shell.
 const VARIABLE: &str = "UBLKCTL_COMPLETE";
 
-/// Answers a shell's request for completions, if there is one. Errors are not reported, because the user is typing.
-pub fn answered() -> bool {
+/// Answers a shell's request for completions of `command`, if there is one. Errors are not reported, because the user is
+/// typing.
+pub fn answered(command: fn() -> Command) -> bool {
     if std::env::var_os(VARIABLE).is_none() {
         return false;
     }
     let here = std::env::current_dir().ok();
-    let answer = CompleteEnv::with_factory(Cli::command)
+    let answer = CompleteEnv::with_factory(command)
         .var(VARIABLE)
         .bin("ublkctl");
     !matches!(

@@ -18,7 +18,7 @@ mod target;
 mod udev;
 mod usage;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
 use tracing::level_filters::LevelFilter;
 use ublk_daemon::failure::{Failure, FailureKind};
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     if let Err(e) = roles::play() {
         return output::fail(&Failure::new(FailureKind::Usage, e.to_string()), json);
     }
-    if completions::answered() {
+    if completions::answered(cli::Cli::command) {
         return ExitCode::SUCCESS;
     }
     // A usage error exits here, with code 2.

@@ -2,17 +2,16 @@
 
 use super::add::add_reserved;
 use super::add::recover_in_front;
-use super::look::{DELETING, known};
+use super::lookup::find;
 use super::reserve::reserve;
 use super::{Foreground, ListEntry, Stop, Target, check, delete};
 use crate::backend;
 use crate::failure::{Failure, FailureKind};
 use crate::link::message::Lifetime;
-use crate::link::peer::this_program;
 use crate::names;
 use crate::report::Added;
 use crate::spec::{AddSpec, BackendSpec};
-use crate::state::{Phase, Record, Store};
+use crate::state::{Phase, Record};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -24,9 +23,6 @@ use ublk_ctrl::wait;
 
 /// How long old processes may take to exit.
 const ENDING: Duration = Duration::from_secs(10);
-
-/// How long listing the devices may take.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// A device to be created, and its file.
 #[derive(Debug, Clone)]
@@ -287,43 +283,6 @@ pub fn down(
         Err(failure) if failure.kind == FailureKind::NoSuchDevice => Ok(Down::Absent),
         Err(failure) => Err(failure),
     }
-}
-
-/// The number of the device with this name, see [`target`].
-#[must_use]
-pub fn named(name: &str) -> Option<u32> {
-    target(name).map(|target| target.id.get())
-}
-
-/// The device with this name, according to our records. Its link alone proves nothing: it may be left over from a
-/// device whose number another one now has (L42).
-#[must_use]
-pub fn target(name: &str) -> Option<Target> {
-    let store = Store::of_user().ok()?;
-    // Only then ask the kernel whether that device still exists.
-    let found = store
-        .has_name(name)
-        .then(|| find(&this_program(), name, LOOK));
-    let (entry, record) = found?.ok()??;
-    Some(Target {
-        id: DevId::new(entry.id).ok()?,
-        nonce: Some(record.nonce),
-    })
-}
-
-/// Our device with this name, and its record; a working one is preferred to a dead one.
-fn find(
-    program: &Path,
-    name: &str,
-    deadline: Duration,
-) -> Result<Option<(ListEntry, Record)>, Failure> {
-    let all = known(program, deadline)?;
-    let named = all.into_iter().filter_map(|(entry, record)| {
-        let record = record.filter(|r| r.spec.name.as_deref() == Some(name))?;
-        // A device that is being deleted has released its name.
-        (entry.state != DELETING).then_some((entry, record))
-    });
-    Ok(named.min_by_key(|(entry, _)| entry.state == "dead"))
 }
 
 /// As `find`, once old processes that may still change the device's state have exited.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ublk_core::{Op, Zone};
 
-use crate::client::{BLOCK, Client, Sent};
+use super::{BLOCK, Client, Sent};
 use crate::rng::Rng;
 
 /// The client's view of its zones.
