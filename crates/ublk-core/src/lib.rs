@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+mod by_name;
 pub mod cpumask;
 mod deadline;
 pub mod device;

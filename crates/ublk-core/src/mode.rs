@@ -1,9 +1,9 @@
 //! Data and command modes: the axes of a plan that the driver's features decide.
 
 use core::fmt;
-use core::str::FromStr;
 
 use crate::Features;
+use crate::by_name::by_name;
 
 /// How the data of a request is transferred between the block layer and the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -81,24 +81,11 @@ impl DataMode {
     }
 }
 
-impl fmt::Display for DataMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// There is no mode of this name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown data mode {0:?}; use copy, get-data, user-copy, zero-copy or zero-copy-manual")]
-pub struct UnknownMode(String);
-
-impl FromStr for DataMode {
-    type Err = UnknownMode;
-
-    fn from_str(name: &str) -> Result<Self, UnknownMode> {
-        let mode = Self::ALL.into_iter().find(|mode| mode.name() == name);
-        mode.ok_or_else(|| UnknownMode(name.to_owned()))
-    }
+by_name! {
+    DataMode,
+    /// There is no mode of this name.
+    UnknownMode,
+    "unknown data mode {0:?}; use copy, get-data, user-copy, zero-copy or zero-copy-manual"
 }
 
 /// The mode on all axes.

@@ -1,8 +1,6 @@
 //! Recovery policies: what happens to a device whose server dies.
 
-use core::fmt;
-use core::str::FromStr;
-
+use crate::by_name::by_name;
 use crate::{DeviceParams, Features, Limits};
 
 /// What happens to new requests while a device has no server, and to those that its server held.
@@ -85,24 +83,11 @@ impl Recovery {
     }
 }
 
-impl fmt::Display for Recovery {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// There is no policy of this name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown recovery policy {0:?}; use none, queue, reissue or fail")]
-pub struct UnknownRecovery(String);
-
-impl FromStr for Recovery {
-    type Err = UnknownRecovery;
-
-    fn from_str(name: &str) -> Result<Self, UnknownRecovery> {
-        let policy = Self::ALL.into_iter().find(|policy| policy.name() == name);
-        policy.ok_or_else(|| UnknownRecovery(name.to_owned()))
-    }
+by_name! {
+    Recovery,
+    /// There is no policy of this name.
+    UnknownRecovery,
+    "unknown recovery policy {0:?}; use none, queue, reissue or fail"
 }
 
 /// Why a backend cannot serve an existing device, whose parameters cannot be changed.

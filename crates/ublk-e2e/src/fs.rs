@@ -94,17 +94,21 @@ impl Mounted {
     /// Unmounts, which writes everything back.
     pub fn unmount(mut self) -> Result<()> {
         self.gone = true;
-        // Another process may still be using it, such as a scanner of the host.
-        until("umount", secs(20), || {
-            match unmount(&self.at, UnmountFlags::empty()) {
-                Ok(()) => Ok(Some(())),
-                Err(rustix::io::Errno::BUSY) => Ok(None),
-                Err(error) => Err(error).context("umount"),
-            }
-        })?;
-        let _ = fs::remove_dir(&self.at);
-        Ok(())
+        unmount_idle(&self.at)
     }
+}
+
+/// Unmounts a directory and removes it. Another process may still be using it, such as a scanner of the host.
+pub fn unmount_idle(at: &Path) -> Result<()> {
+    until("umount", secs(20), || {
+        match unmount(at, UnmountFlags::empty()) {
+            Ok(()) => Ok(Some(())),
+            Err(rustix::io::Errno::BUSY) => Ok(None),
+            Err(error) => Err(error).context("umount"),
+        }
+    })?;
+    let _ = fs::remove_dir(at);
+    Ok(())
 }
 
 impl Drop for Mounted {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use crate::fs::unmount_idle;
 use crate::wait::{secs, until};
 use crate::{pattern, run};
 
@@ -128,14 +129,7 @@ impl Volume {
     pub fn remove(mut self) -> Result<()> {
         if self.mounted {
             self.mounted = false;
-            until("umount", secs(20), || {
-                match unmount(&self.at, UnmountFlags::empty()) {
-                    Ok(()) => Ok(Some(())),
-                    Err(rustix::io::Errno::BUSY) => Ok(None),
-                    Err(error) => Err(error).context("umount"),
-                }
-            })?;
-            let _ = fs::remove_dir(&self.at);
+            unmount_idle(&self.at)?;
         }
         Ok(())
     }

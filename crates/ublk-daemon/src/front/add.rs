@@ -117,14 +117,10 @@ pub fn recover(
     deadline: Duration,
 ) -> Result<Added, Failure> {
     let request = RecoverRequest {
-        version: LINK_VERSION,
-        id: id.get(),
         replace,
-        size: None,
         allow_errors,
         accept_backing,
-        lifetime: Lifetime::Own,
-        deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+        ..recovery_request(id, Lifetime::Own, deadline)
     };
     ask_agent(program, request, deadline).map(|(added, _)| added)
 }
@@ -162,14 +158,10 @@ pub(super) fn replace(
     deadline: Duration,
 ) -> Result<Added, Failure> {
     let request = RecoverRequest {
-        version: LINK_VERSION,
-        id: id.get(),
         replace: true,
         size: Some(size),
-        allow_errors: false,
         accept_backing,
-        lifetime: Lifetime::Own,
-        deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+        ..recovery_request(id, Lifetime::Own, deadline)
     };
     ask_agent(program, request, deadline).map(|(added, _)| added)
 }
