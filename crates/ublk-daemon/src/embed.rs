@@ -13,7 +13,7 @@
 //! ```
 
 use crate::helper::{self, Helper};
-use crate::link::peer::{Peer, Role, this_program};
+use crate::link::peer::{Peer, Role};
 use crate::link::{Link, LinkError};
 use crate::sys::process::{self, Forked, Stream};
 use crate::sys::title;
@@ -60,12 +60,4 @@ pub(crate) fn fork_helper<T>(ours: T) -> Result<(Helper, T), LinkError> {
 /// [`Error::ControllerGone`] when it cannot be started.
 pub fn start_program(path: &Path) -> Result<Helper, Error> {
     Helper::start(path)
-}
-
-/// Starts the helper from this program, if its `main` begins with [`crate::roles::play`].
-///
-/// # Errors
-/// [`Error::ControllerGone`] when it cannot be started.
-pub fn start_this_program() -> Result<Helper, Error> {
-    Helper::start(&this_program())
 }
