@@ -23,6 +23,7 @@ const LOOK: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The failure, whose kind determines the exit code.
+#[expect(clippy::too_many_lines, reason = "one arm per command")]
 pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let program = this_program();
     let json = cli.json;

@@ -8,6 +8,7 @@ use ublk_core::{DevState, Errno, Features};
 impl Error {
     /// What to do next.
     #[must_use]
+    #[expect(clippy::too_many_lines, reason = "one arm per error")]
     pub fn hint(&self) -> Cow<'static, str> {
         let id = || self.dev().map_or_else(|| "N".into(), |d| d.to_string());
         Cow::Borrowed(match self {

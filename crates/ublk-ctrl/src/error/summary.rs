@@ -7,6 +7,7 @@ use ublk_core::{DevId, Errno, Features, Mode, Recovery};
 impl Error {
     /// What happened, without the hint.
     #[must_use]
+    #[expect(clippy::too_many_lines, reason = "one arm per error")]
     pub fn summary(&self) -> String {
         let on = |op: &Operation, dev: &Option<DevId>| op.on(*dev);
         match self {

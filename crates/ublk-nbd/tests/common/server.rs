@@ -293,26 +293,7 @@ impl Shared {
             if fault == Fault::BeforeReply(n) {
                 return Ok(());
             }
-            let fails = fault == Fault::Error(n) || (kind == 3 && b.cannot_flush);
-            let error = if fails { 5_u32 } else { 0 };
-            let mut reply = 0x6744_6698_u32.to_be_bytes().to_vec();
-            if fault == Fault::Magic(n) {
-                reply[0] = 0;
-            }
-            reply.extend(error.to_be_bytes());
-            reply.extend(cookie);
-            if fault == Fault::Cookie(n) {
-                reply[8] ^= 0x55;
-            }
-            if error == 0 {
-                reply.extend(out);
-            }
-            if fault == Fault::InReply(n) {
-                reply.truncate(7);
-            }
-            if fault == Fault::InData(n) {
-                reply.truncate(16 + (reply.len() - 16) / 2);
-            }
+            let mut reply = reply_to(n, (kind, cookie), &out, b, fault);
             match fault {
                 Fault::Again(m) if m == n => repeated.clone_from(&reply),
                 Fault::Again(m) if m + 20 == n => {
@@ -360,4 +341,35 @@ fn read<const N: usize>(stream: &mut Wire) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     stream.read_exact(&mut bytes)?;
     Ok(bytes)
+}
+
+/// The reply to request `n` with this command and cookie, spoiled by its fault.
+fn reply_to(
+    n: u64,
+    (kind, cookie): (u8, &[u8]),
+    data: &[u8],
+    b: &Behaviour,
+    fault: Fault,
+) -> Vec<u8> {
+    let fails = fault == Fault::Error(n) || (kind == 3 && b.cannot_flush);
+    let error = if fails { 5_u32 } else { 0 };
+    let mut reply = 0x6744_6698_u32.to_be_bytes().to_vec();
+    if fault == Fault::Magic(n) {
+        reply[0] = 0;
+    }
+    reply.extend(error.to_be_bytes());
+    reply.extend(cookie);
+    if fault == Fault::Cookie(n) {
+        reply[8] ^= 0x55;
+    }
+    if error == 0 {
+        reply.extend(data);
+    }
+    if fault == Fault::InReply(n) {
+        reply.truncate(7);
+    }
+    if fault == Fault::InData(n) {
+        reply.truncate(16 + (reply.len() - 16) / 2);
+    }
+    reply
 }

@@ -179,6 +179,7 @@ impl Kind {
 /// # Errors
 /// EOPNOTSUPP for a registered buffer that the operation does not support; EINVAL without a required buffer, and for
 /// MSG_ZEROCOPY.
+#[expect(clippy::too_many_lines, reason = "one arm per kind of operation")]
 pub(super) unsafe fn entry(
     kind: &Kind,
     fd: Fd,
