@@ -1,4 +1,4 @@
-//! A device made from the words of `add`.
+//! `add`: converts its arguments to a device, and creates it.
 
 use crate::cli::{Add, Backend, absolute};
 use crate::output::{exit_code, print_failure, put};
@@ -10,8 +10,7 @@ use ublk_daemon::link::peer::this_program;
 use ublk_daemon::privilege;
 use ublk_daemon::spec::{AddSpec, BackendSpec, ServeOptions, Serving};
 
-/// The common words of `add` and the backend. The block size that a null or memory device has when none is asked
-/// for; a file has its own.
+/// The common arguments of `add`, the backend, and the backend's default block size; 0 for that of the backing store.
 fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
     const BLOCK: u32 = 512;
     Ok(match backend {
@@ -61,10 +60,10 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
     })
 }
 
-/// The device that the words of `add` describe.
+/// The device that the arguments of `add` describe.
 ///
 /// # Errors
-/// A path that cannot be made absolute.
+/// A path cannot be made absolute.
 pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
     let (add, spec, block_size) = parts(backend)?;
     let create = match backend {
@@ -107,10 +106,10 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
     })
 }
 
-/// Makes a device, and stays in front of it where that is asked for.
+/// Creates a device and prints its path; with `--foreground` stays until the device is gone.
 ///
 /// # Errors
-/// What came in the way. A device that could not be told of is taken back.
+/// The device cannot be created, or its path cannot be printed: it is then removed again.
 pub fn add(backend: &Backend, json: bool) -> Result<ExitCode, Failure> {
     let (add, _, _) = parts(backend)?;
     let lifetime = if add.foreground {
@@ -120,8 +119,8 @@ pub fn add(backend: &Backend, json: bool) -> Result<ExitCode, Failure> {
     };
     let wanted = wanted(backend)?;
     let (added, device) = front::make(&this_program(), &wanted, lifetime, add.wait.time())?;
-    let told = put(json, &added, || format!("{}\n", added.path.display()));
-    if let Err(failure) = told {
+    let printed = put(json, &added, || format!("{}\n", added.path.display()));
+    if let Err(failure) = printed {
         let path = added.path.display();
         let gone = device.take_back(add.wait.time());
         return Err(match gone {
@@ -136,8 +135,8 @@ pub fn add(backend: &Backend, json: bool) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Stays in front of a device that was printed until it is gone. How it ends is told in words and by the exit code:
-/// the one value on standard output is out.
+/// Waits until a device whose path was printed is gone. Standard output has its one value already, so the end is reported on
+/// standard error and by the exit code.
 pub fn stay(device: Foreground) -> ExitCode {
     match device.wait() {
         Ok(()) => ExitCode::SUCCESS,
