@@ -75,12 +75,23 @@ fn private_directories() -> Vec<PathBuf> {
 /// Something is missing and can be neither installed nor unpacked.
 pub fn set_up(manifest: &Manifest) -> Result<()> {
     let all: BTreeMap<_, _> = manifest.tools.iter().chain(&manifest.host_tools).collect();
-    let missing = missing(&all, |name| find(name).is_some());
-    let mut wanted: Vec<_> = missing.values().copied().cloned().collect();
     // Guest programs are linked statically; libc's archive is in its development package.
-    if !static_libc() {
-        wanted.push("libc6-dev".to_owned());
-    }
+    let more = (!static_libc()).then(|| "libc6-dev".to_owned());
+    provide(&all, more)
+}
+
+/// Makes sure that the host has these programs, by their names with their packages, and `more` packages. As for
+/// [`set_up`].
+///
+/// # Errors
+/// Something is missing and can be neither installed nor unpacked.
+pub fn provide(
+    all: &BTreeMap<&String, &String>,
+    more: impl IntoIterator<Item = String>,
+) -> Result<()> {
+    let missing = missing(all, |name| find(name).is_some());
+    let mut wanted: Vec<_> = missing.values().copied().cloned().collect();
+    wanted.extend(more);
     wanted.sort();
     wanted.dedup();
     if wanted.is_empty() {

@@ -25,6 +25,7 @@ mod loom;
 mod manifest;
 mod modinfo;
 mod mutants;
+mod nbd_interop;
 mod newc;
 mod outcomes;
 mod paths;
@@ -76,6 +77,8 @@ enum Task {
     Mutants(mutants::Options),
     /// Run the tests of ring, engine and backends under AddressSanitizer (nightly Rust)
     Asan,
+    /// Run the NBD client against nbdkit, qemu-nbd and nbd-server, on the host
+    NbdInterop(nbd_interop::Options),
     /// Run one fuzz target, or all of them in turn
     Fuzz {
         /// Name of the target
@@ -128,6 +131,7 @@ fn main() -> ExitCode {
         Task::Loom => loom::run(),
         Task::Mutants(options) => mutants::run(&options),
         Task::Asan => asan::run(),
+        Task::NbdInterop(options) => nbd_interop::run(&options),
         Task::Fuzz { target, time } => fuzz::run(target, time),
         Task::VmSimpleE2e { accel } => e2e::simple(accel),
         Task::VmE2e(options) => e2e::run(&options),

@@ -45,6 +45,8 @@ pub struct Manifest {
     pub plugins: BTreeMap<String, Vec<String>>,
     /// Programs of the host, with their packages.
     pub host_tools: BTreeMap<String, String>,
+    /// Programs of the NBD client's tests against servers of others, with their packages.
+    pub interop_tools: BTreeMap<String, String>,
     /// The image with systemd.
     pub system: System,
 }

@@ -1,0 +1,187 @@
+//! A blocking client with one request at a time.
+
+use std::io::{Read, Write};
+
+use nbd_client::{
+    Command, CommandFlags, ErrorCode, Event, Export, Handshake, Listed, Options, ProtocolError,
+    Replies, Request, Step,
+};
+
+/// A connection of any kind, with a deadline for each read and write.
+pub trait Stream: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Stream for T {}
+
+/// A connection with requests one after the other.
+pub struct Client {
+    stream: Box<dyn Stream>,
+    replies: Replies,
+    next: u64,
+}
+
+/// The server's answer, and the extents that it told.
+pub type Answer = (Result<(), ErrorCode>, Vec<(u32, u32)>);
+
+/// Options for an export with everything that the core can ask for.
+pub fn options(export: &str) -> Options {
+    Options {
+        export: export.to_owned(),
+        structured: true,
+        allocation: true,
+        ..Options::default()
+    }
+}
+
+/// Goes through the handshake to its end.
+pub fn shake(stream: &mut dyn Stream, options: Options) -> Result<Step, ProtocolError> {
+    let mut handshake = Handshake::new(options)?;
+    let (mut held, mut more) = (Vec::new(), [0; 512]);
+    loop {
+        let (used, step) = handshake.receive(&held)?;
+        held.drain(..used);
+        stream.write_all(&handshake.output()).expect("sent");
+        match step {
+            Step::Done(_) | Step::Listed(_) => {
+                assert!(held.is_empty(), "a server says nothing by itself");
+                return Ok(step);
+            }
+            Step::Receive if used > 0 => {}
+            Step::Receive => {
+                let len = stream.read(&mut more).expect("in time");
+                assert!(len > 0, "the server hung up");
+                held.extend(&more[..len]);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The exports of a server.
+pub fn list(mut stream: impl Stream) -> Result<Vec<Listed>, ProtocolError> {
+    let options = Options {
+        list: true,
+        ..Options::default()
+    };
+    match shake(&mut stream, options)? {
+        Step::Listed(exports) => Ok(exports),
+        other => panic!("{other:?}"),
+    }
+}
+
+impl Client {
+    /// Opens an export.
+    pub fn open(
+        mut stream: impl Stream + 'static,
+        options: Options,
+    ) -> Result<(Self, Export), ProtocolError> {
+        let export = match shake(&mut stream, options)? {
+            Step::Done(export) => export,
+            other => panic!("{other:?}"),
+        };
+        let client = Self {
+            stream: Box::new(stream),
+            replies: Replies::new(export.structured, 1),
+            next: 0,
+        };
+        Ok((client, export))
+    }
+
+    /// Sends a request with the data of a WRITE, or receives that of a READ into it.
+    pub fn ask(
+        &mut self,
+        command: Command,
+        flags: CommandFlags,
+        offset: u64,
+        data: &mut [u8],
+        len: u32,
+    ) -> Answer {
+        self.send(command, flags, offset, data, len);
+        self.answer(data)
+    }
+
+    /// Sends a request.
+    pub fn send(
+        &mut self,
+        command: Command,
+        flags: CommandFlags,
+        offset: u64,
+        data: &[u8],
+        len: u32,
+    ) {
+        self.next += 1;
+        let request = Request {
+            command,
+            flags,
+            cookie: self.next,
+            offset,
+            len,
+        };
+        assert!(self.replies.expect(&request));
+        self.stream.write_all(&request.header()).expect("sent");
+        if command == Command::Write {
+            self.stream.write_all(data).expect("sent");
+        }
+    }
+
+    /// Receives the answer to the request that was sent.
+    pub fn answer(&mut self, data: &mut [u8]) -> Answer {
+        let (mut held, mut told) = (Vec::new(), Vec::new());
+        loop {
+            let (used, mut event) = self.replies.next(&held).expect("a good server");
+            held.drain(..used);
+            if let Some(Event::Data { at, len, .. }) = event {
+                let (at, end) = (index(at), index(at) + index(len));
+                let have = held.len().min(end - at);
+                data[at..at + have].copy_from_slice(&held[..have]);
+                held.drain(..have);
+                let rest = &mut data[at + have..end];
+                self.stream.read_exact(rest).expect("in time");
+                event = self.replies.received(len).expect("a good server");
+            }
+            match event {
+                Some(Event::Answered { result, .. }) => {
+                    assert!(held.is_empty());
+                    return (result, told);
+                }
+                Some(Event::Hole { at, len, .. }) => {
+                    data[index(at)..index(at) + index(len)].fill(0);
+                }
+                Some(Event::Extents { extents, .. }) => told.extend(extents),
+                Some(other) => panic!("{other:?}"),
+                None if used > 0 => {}
+                None => {
+                    let mut byte = [0];
+                    self.stream.read_exact(&mut byte).expect("in time");
+                    held.push(byte[0]);
+                }
+            }
+        }
+    }
+
+    /// Reads a range, which must succeed.
+    pub fn read(&mut self, offset: u64, len: u32) -> Vec<u8> {
+        let mut data = vec![0xaa; index(len)];
+        let none = CommandFlags::default();
+        let (result, _) = self.ask(Command::Read, none, offset, &mut data, len);
+        result.expect("read");
+        data
+    }
+
+    /// Says goodbye and waits for the end of the connection.
+    pub fn disconnect(mut self) {
+        let bye = Request {
+            command: Command::Disconnect,
+            flags: CommandFlags::default(),
+            cookie: 0,
+            offset: 0,
+            len: 0,
+        };
+        self.stream.write_all(&bye.header()).expect("sent");
+        assert_eq!(self.stream.read(&mut [0]).expect("in time"), 0);
+    }
+}
+
+/// A length of a test.
+pub fn index(len: u32) -> usize {
+    usize::try_from(len).expect("small")
+}
