@@ -26,6 +26,7 @@ mod many;
 mod mayhem;
 mod modes;
 mod nbd;
+mod nbd_servers;
 mod nbd_tls;
 mod odd_disks;
 mod orphans;
@@ -59,6 +60,7 @@ pub fn all(set: Set) -> Vec<Case> {
         modes::cases(),
         nbd::cases(),
         nbd_tls::cases(),
+        nbd_servers::cases(),
         idle::cases(),
         shared_memory::cases(),
         file_matrix::cases(),

@@ -18,6 +18,8 @@ pub enum Kind {
     Ext4,
     /// XFS.
     Xfs,
+    /// btrfs; its module is loaded when one is made.
+    Btrfs,
 }
 
 impl Kind {
@@ -26,6 +28,7 @@ impl Kind {
         match self {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
         }
     }
 
@@ -47,8 +50,11 @@ impl Kind {
                 "-E",
                 "lazy_itable_init=0,lazy_journal_init=0",
             ],
-            Self::Xfs => &["-q", "-f"],
+            Self::Xfs | Self::Btrfs => &["-q", "-f"],
         };
+        if self == Self::Btrfs {
+            run::module("btrfs")?;
+        }
         let program = format!("mkfs.{}", self.name());
         run::good(&program, &[args, &[node]].concat())?;
         Ok(())
@@ -59,6 +65,7 @@ impl Kind {
         match self {
             Self::Ext4 => run::good("e2fsck", &["-f", "-n", device.node()])?,
             Self::Xfs => run::good("xfs_repair", &["-n", device.node()])?,
+            Self::Btrfs => run::good("btrfs", &["check", "--readonly", device.node()])?,
         };
         Ok(())
     }
