@@ -26,6 +26,7 @@ mod many;
 mod mayhem;
 mod modes;
 mod nbd;
+mod nbd_network;
 mod nbd_servers;
 mod nbd_tls;
 mod odd_disks;
@@ -61,6 +62,7 @@ pub fn all(set: Set) -> Vec<Case> {
         nbd::cases(),
         nbd_tls::cases(),
         nbd_servers::cases(),
+        nbd_network::cases(),
         idle::cases(),
         shared_memory::cases(),
         file_matrix::cases(),

@@ -18,7 +18,7 @@ use crate::wait::{secs, until};
 use crate::{json, procfs, run, sysfs};
 
 const SIZE: &str = "96M";
-const SIZE_BYTES: u64 = 96 << 20;
+pub(super) const SIZE_BYTES: u64 = 96 << 20;
 /// XFS takes no less than 300 MB.
 const ROOM: &str = "320M";
 
@@ -94,6 +94,10 @@ impl Nbdkit {
         };
         server.listens()?;
         Ok(server)
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     fn listens(&mut self) -> Result<()> {

@@ -32,20 +32,20 @@ pub fn cases() -> Vec<Case> {
     let guest = "sockets and servers of the test guest";
     let in_guest = |case: Case| case.only_if(sysfs::in_guest(), guest);
     let all = [
-        Case::new("l78_a_cut_cable_costs_no_request", cut),
+        Case::new("l78_a_cut_cable_costs_no_nbd_request", cut),
         Case::new(
-            "l71_a_file_system_under_load_outlives_kills_of_its_server_unix",
+            "l71_a_file_system_under_load_outlives_its_nbd_server_unix",
             || mounted_under_load(true, 1),
         ),
         Case::new(
-            "l71_a_file_system_under_load_outlives_kills_of_its_server_tcp",
+            "l71_a_file_system_under_load_outlives_its_nbd_server_tcp",
             || mounted_under_load(false, 1),
         ),
         Case::new(
-            "l71_a_file_system_under_load_outlives_kills_of_its_server_four_connections",
+            "l71_a_file_system_under_load_outlives_its_nbd_server_four_connections",
             || mounted_under_load(true, 4),
         ),
-        Case::new("l71_dirty_pages_wait_for_minutes", outage),
+        Case::new("l71_dirty_pages_wait_for_their_nbd_server", outage),
         Case::new("nbd_connections_come_and_go", connections),
         Case::new("nbd_memory_pressure_waits_for_the_server", pressure),
     ];
