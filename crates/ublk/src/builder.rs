@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use ublk_backends::File;
 use ublk_core::{Backend, DataMode, DevId, DeviceSpec, Features, Mode, Recovery, SharedBuffer};
-use ublk_ctrl::{ControlThread, Controller, bring_up, page_size};
+use ublk_ctrl::bring_up::{self, TimeLimit};
+use ublk_ctrl::{ControlThread, Controller, page_size};
 
 use ublk_queue::{Failed, Mapped, OnFailure, Polling, ServeOptions, Server, Threads};
 
@@ -294,27 +295,27 @@ impl<B: Backend> Builder<B> {
         {
             optional[1] = self.favoured.features();
         }
-        spec.features = bring_up::negotiate(&mut *controller, spec.features, &optional, deadline)?;
+        spec.features = bring_up::negotiate(&mut controller, spec.features, &optional, deadline)?;
         let checked = spec.check(page_size())?;
-        let geometry = controller.add(&checked, deadline)?;
-        let prepared = bring_up::granted(&checked, &geometry);
-        let prepared = prepared.and_then(|()| controller.set_params(&checked, &geometry, deadline));
-        let prepared = prepared.and_then(|()| match &mut options.shared {
-            Some(shared) => {
-                let (id, file) = (geometry.dev_id(), shared.file.as_fd());
-                shared.buffers = controller.share_memory(id, file, deadline)?;
-                Ok(())
+        let limit = TimeLimit::Each(deadline);
+        let added = bring_up::Added::add(&mut controller, checked, limit)?;
+        let memory = options.shared.as_ref().map(|shared| shared.file.as_fd());
+        let unserved = match added.set_up(&mut controller, memory, limit) {
+            Ok((unserved, buffers)) => {
+                if let Some(shared) = &mut options.shared {
+                    shared.buffers = buffers;
+                }
+                unserved
             }
-            None => Ok(()),
-        });
-        if let Err(error) = prepared {
-            // The device was just created, and nobody else knows it.
-            let _ = controller.delete(geometry.dev_id(), deadline);
-            return Err(error.into());
-        }
+            Err(error) => {
+                // The device was just created, and nobody else knows it.
+                let _ = controller.delete(added.geometry().dev_id(), deadline);
+                return Err(error.into());
+            }
+        };
         Ok(Added {
             backend: self.backend,
-            geometry,
+            unserved,
             controller,
             options,
             arm: self.arm,

@@ -49,13 +49,14 @@ impl Device {
     pub(crate) fn new(armed: Armed) -> Self {
         let Armed {
             server,
-            geometry,
+            unserved,
             controller,
             deadline,
             resize,
             size,
             ..
         } = armed;
+        let geometry = *unserved.geometry();
         let (controller, size) = (Mutex::new(controller), Mutex::new(size));
         Self {
             live: Some(Live {

@@ -1,10 +1,10 @@
 //! Starts a new server for a waiting device, in stages: take over, arm, resume.
 
 use std::fmt;
-use std::time::Duration;
 
 use ublk_core::{Backend, DevId, Geometry, recovery};
-use ublk_ctrl::{ControlThread, Controller};
+use ublk_ctrl::ControlThread;
+use ublk_ctrl::bring_up::{self, TimeLimit, Unserved};
 use ublk_queue::Server;
 
 use crate::builder::Builder;
@@ -40,20 +40,15 @@ impl<B: Backend> Builder<B> {
             Some(controller) => controller,
             None => Box::new(ControlThread::start(deadline)?),
         };
-        let params = controller.get_params(id, deadline)?;
-        let params = params.ok_or(ublk_ctrl::Error::WrongState {
-            operation: ublk_ctrl::Operation::StartRecovery,
-            dev: id,
-            state: ublk_core::DevState::Dead,
-        })?;
+        let limit = TimeLimit::Each(deadline);
+        let params = bring_up::params(&mut controller, id, limit)?;
         recovery::fits(&self.backend.limits(), &params)
             .map_err(|misfit| Error::Misfit { id, misfit })?;
-        controller.start_recovery(id, deadline)?;
-        let geometry = controller.info(id, deadline)?;
+        let unserved = Unserved::take_over(&mut controller, id, deadline, limit)?;
         Ok(Recovering {
             added: Added {
                 backend: self.backend,
-                geometry,
+                unserved,
                 controller,
                 options: self.options,
                 arm: self.arm,
@@ -76,13 +71,13 @@ impl<B: Backend> Recovering<B> {
     /// The device's number.
     #[must_use]
     pub const fn id(&self) -> DevId {
-        self.added.geometry.dev_id()
+        self.added.id()
     }
 
     /// The geometry that the kernel granted.
     #[must_use]
     pub const fn geometry(&self) -> &Geometry {
-        &self.added.geometry
+        self.added.geometry()
     }
 
     /// Opens `/dev/ublkcN`, starts the queues' threads and gives every tag to the driver.
@@ -106,7 +101,7 @@ impl<B: Backend> Recovering<B> {
         Armed {
             server,
             resize: resize_of(&added.backend),
-            geometry: added.geometry,
+            unserved: added.unserved,
             controller: added.controller,
             size,
             deadline: added.options.deadline,
@@ -120,7 +115,7 @@ impl Rearmed {
     /// The device's number.
     #[must_use]
     pub const fn id(&self) -> DevId {
-        self.armed.geometry.dev_id()
+        self.armed.id()
     }
 
     /// Sends END_USER_RECOVERY: the device becomes live and receives the waiting requests.
@@ -129,13 +124,7 @@ impl Rearmed {
     /// An error of the driver; the device keeps waiting. Past the deadline the command was cancelled and had no
     /// effect.
     pub fn resume(mut self) -> Result<Device, Failure<Self>> {
-        let deadline: Duration = self.armed.deadline;
-        let id = self.id();
-        let ended = self
-            .armed
-            .controller
-            .end_recovery(id, std::process::id(), deadline);
-        match ended {
+        match self.armed.go_live() {
             Ok(()) => Ok(Device::new(self.armed)),
             Err(error) => Err(Failure {
                 error: error.into(),

@@ -5,10 +5,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ublk_core::{
-    Backend, CpuMask, DevId, Errno, Features, Geometry, QueueId, SharedBuffer, SharedTable,
-};
+use ublk_core::{Backend, DevId, Errno, Features, Geometry, SharedBuffer, SharedTable};
 use ublk_ctrl::Controller;
+use ublk_ctrl::bring_up::{TimeLimit, Unserved};
 use ublk_queue::{Plan, Server, SharedMemory};
 
 use crate::device::Device;
@@ -18,7 +17,7 @@ use crate::options::{ArmFn, Options};
 /// ADD_DEV and SET_PARAMS are done: `/dev/ublkcN` exists, without a server.
 pub struct Added<B> {
     pub(crate) backend: Arc<B>,
-    pub(crate) geometry: Geometry,
+    pub(crate) unserved: Unserved,
     pub(crate) controller: Box<dyn Controller>,
     pub(crate) options: Options,
     pub(crate) arm: ArmFn<B>,
@@ -27,7 +26,7 @@ pub struct Added<B> {
 /// Every tag of every queue is with the driver: START_DEV may be sent.
 pub struct Armed {
     pub(crate) server: Server,
-    pub(crate) geometry: Geometry,
+    pub(crate) unserved: Unserved,
     pub(crate) controller: Box<dyn Controller>,
     pub(crate) size: u64,
     pub(crate) deadline: Duration,
@@ -81,13 +80,13 @@ impl<B: Backend> Added<B> {
     /// The device's number.
     #[must_use]
     pub const fn id(&self) -> DevId {
-        self.geometry.dev_id()
+        self.unserved.id()
     }
 
     /// The geometry that the kernel granted.
     #[must_use]
     pub const fn geometry(&self) -> &Geometry {
-        &self.geometry
+        self.unserved.geometry()
     }
 
     /// The registered memory that is shared with clients; empty if there is none.
@@ -105,7 +104,7 @@ impl<B: Backend> Added<B> {
         match self.try_arm() {
             Ok(server) => Ok(Armed {
                 server,
-                geometry: self.geometry,
+                unserved: self.unserved,
                 size: self.backend.limits().size,
                 resize: resize_of(&self.backend),
                 controller: self.controller,
@@ -127,10 +126,8 @@ impl<B: Backend> Added<B> {
         plan.options = self.options.serve;
         plan.pool_threads = self.options.pool_threads;
         plan.arm_deadline = deadline;
-        let by_flag = self
-            .geometry
-            .features()
-            .contains(Features::NO_AUTO_PART_SCAN);
+        let granted = self.geometry().features();
+        let by_flag = granted.contains(Features::NO_AUTO_PART_SCAN);
         plan.partitions = self.options.partitions || by_flag;
         plan.on_failure.clone_from(&self.options.on_failure);
         if let Some(shared) = &self.options.shared {
@@ -139,18 +136,11 @@ impl<B: Backend> Added<B> {
             plan.client_memory = Some(memory.map_err(Error::SharedMemory)?);
         }
         if self.options.pin && plan.shared_threads.is_none() {
-            plan.affinity = self.affinity(deadline)?;
+            let limit = TimeLimit::Each(deadline);
+            plan.affinity = self.unserved.affinity(&mut self.controller, limit)?;
         }
         let device = self.controller.open_device(self.id(), deadline)?;
         Ok((self.arm)(device, plan, Arc::clone(&self.backend))?)
-    }
-
-    fn affinity(&mut self, deadline: Duration) -> Result<Vec<CpuMask>, ublk_ctrl::Error> {
-        let id = self.id();
-        let queues = (0..self.geometry.queues()).filter_map(|qid| QueueId::new(qid).ok());
-        queues
-            .map(|queue| self.controller.affinity(id, queue, deadline))
-            .collect()
     }
 
     /// Deletes the device.
@@ -166,7 +156,7 @@ impl<B> Stage for Added<B> {
     fn remove(mut self) -> Result<(), Error> {
         Ok(self
             .controller
-            .delete(self.geometry.dev_id(), self.options.deadline)?)
+            .delete(self.unserved.id(), self.options.deadline)?)
     }
 }
 
@@ -174,7 +164,7 @@ impl Armed {
     /// The device's number.
     #[must_use]
     pub const fn id(&self) -> DevId {
-        self.geometry.dev_id()
+        self.unserved.id()
     }
 
     /// Sends START_DEV, and waits until `/dev/ublkbN` exists, may be opened and has its size. It does not open the node: the
@@ -183,10 +173,7 @@ impl Armed {
     /// # Errors
     /// The error of START_DEV. After a deadline the device is unsettled.
     pub fn start(mut self) -> Result<Device, Failure<Self>> {
-        let started = self
-            .controller
-            .start(self.id(), std::process::id(), self.deadline);
-        match started {
+        match self.go_live() {
             Ok(()) => {}
             Err(error @ ublk_ctrl::Error::TimedOut { .. }) => {
                 return Err(self.unsettled(error.into()));
@@ -212,23 +199,26 @@ impl Armed {
         Ok(Device::new(self))
     }
 
+    /// START_DEV, or END_USER_RECOVERY for a device in recovery.
+    pub(crate) fn go_live(&mut self) -> Result<(), ublk_ctrl::Error> {
+        let limit = TimeLimit::Each(self.deadline);
+        self.unserved
+            .go_live(&mut self.controller, std::process::id(), limit)
+    }
+
     fn unsettled(self, error: Error) -> Failure<Self> {
-        let Self {
-            server,
-            geometry,
-            controller,
-            deadline,
-            ..
-        } = self;
-        let unsettled = Unsettled {
-            geometry,
-            controller,
-            server: Some(server),
-            deadline,
-        };
         Failure {
             error,
-            left: Left::Unsettled(Box::new(unsettled)),
+            left: Left::Unsettled(Box::new(self.into_unsettled())),
+        }
+    }
+
+    fn into_unsettled(self) -> Unsettled {
+        Unsettled {
+            geometry: *self.unserved.geometry(),
+            controller: self.controller,
+            server: Some(self.server),
+            deadline: self.deadline,
         }
     }
 
@@ -243,20 +233,7 @@ impl Armed {
 
 impl Stage for Armed {
     fn remove(self) -> Result<(), Error> {
-        let Self {
-            server,
-            geometry,
-            controller,
-            deadline,
-            ..
-        } = self;
-        Unsettled {
-            geometry,
-            controller,
-            server: Some(server),
-            deadline,
-        }
-        .remove()
+        self.into_unsettled().remove()
     }
 }
 
@@ -317,12 +294,12 @@ impl Stage for Unsettled {
 }
 
 macro_rules! debug {
-    ($($stage:ident $(<$b:ident>)?),*) => {$(
+    ($($stage:ident $(<$b:ident>)?: $field:ident),*) => {$(
         impl $(<$b>)? fmt::Debug for $stage $(<$b>)? {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct(stringify!($stage)).field("geometry", &self.geometry).finish_non_exhaustive()
+                f.debug_struct(stringify!($stage)).field(stringify!($field), &self.$field).finish_non_exhaustive()
             }
         }
     )*};
 }
-debug!(Added<B>, Armed, Stopped, Unsettled);
+debug!(Added<B>: unserved, Armed: unserved, Stopped: geometry, Unsettled: geometry);

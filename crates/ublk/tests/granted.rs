@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ublk::backends::Null;
 use ublk::core::{DataMode, Mode};
-use ublk::{Builder, Errno, Features, Recovery};
+use ublk::{Builder, DevId, Errno, Features, Recovery};
 use ublk_ctrl::Control;
 use ublk_ctrl::fake::{Act, FakeKernel};
 use ublk_sys::{self as sys, ublksrv_ctrl_dev_info};
@@ -40,26 +40,39 @@ fn kernel(dropped: Features) -> (Control<FakeKernel>, Seen) {
     (Control::with_port(fake), seen)
 }
 
-/// Mode, recovery policy and owner: no caller gets another device than requested, and none is left behind.
+/// A mode, a policy or an owner that the kernel does not grant is the error that the tool reports, too, and no device is
+/// left behind.
 #[test]
 fn what_is_not_granted_is_an_error() {
     let null = || Builder::new(Null::new(1 << 20, 512).expect("a size")).deadline(LONG);
     let user_copy = null().mode(Mode::new(DataMode::UserCopy));
     let recovered = null().recovery(Recovery::Reissue);
     let unprivileged = null().features(Features::UNPRIVILEGED_DEV);
-    for (builder, dropped, told) in [
+    for (builder, refused, told) in [
         (user_copy, Features::USER_COPY, "mode user-copy"),
         (recovered, Features::USER_RECOVERY, "with recovery reissue"),
         (unprivileged, Features::UNPRIVILEGED_DEV, "CAP_SYS_ADMIN"),
-        // It continues to the parameters, which this kernel refuses.
-        (null(), Features::USER_COPY, "EIO"),
     ] {
-        let (control, seen) = kernel(dropped);
+        let (control, seen) = kernel(refused);
         let error = builder.controller(control).add().expect_err("refused");
+        let (seen, asked) = &*seen.lock().expect("no panic");
+        let not_granted = ublk_ctrl::Error::NotGranted {
+            dev: DevId::new(0).expect("a number"),
+            asked: *asked,
+            refused,
+        };
+        assert_eq!(error.to_string(), not_granted.to_string());
         assert!(error.to_string().contains(told), "{error}");
-        let (seen, _) = &*seen.lock().expect("no panic");
-        assert_eq!(seen.last(), Some(&sys::UBLK_U_CMD_DEL_DEV), "{told}");
+        let ends = [sys::UBLK_U_CMD_ADD_DEV, sys::UBLK_U_CMD_DEL_DEV];
+        assert_eq!(seen[seen.len() - 2..], ends, "{told}");
     }
+    // What was not requested may be dropped: this device gets as far as its parameters, which the kernel refuses.
+    let (control, seen) = kernel(Features::USER_COPY);
+    let error = null().controller(control).add().expect_err("refused");
+    assert!(error.to_string().contains("EIO"), "{error}");
+    let (seen, _) = &*seen.lock().expect("no panic");
+    let ends = [sys::UBLK_U_CMD_SET_PARAMS, sys::UBLK_U_CMD_DEL_DEV];
+    assert_eq!(seen[seen.len() - 2..], ends);
 }
 
 /// The last of two modes or policies is requested, not both.

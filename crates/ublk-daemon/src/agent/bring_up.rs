@@ -17,10 +17,9 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use ublk_backends::Identity;
-use ublk_core::{
-    CheckedSpec, CpuMask, DevId, DeviceSpec, Features, Geometry, Limits, Mode, QueueId, Recovery,
-};
-use ublk_ctrl::{Error, bring_up};
+use ublk_core::{CheckedSpec, DevId, DeviceSpec, Features, Limits, Mode, Recovery};
+use ublk_ctrl::Error;
+use ublk_ctrl::bring_up::{self, TimeLimit, Unserved};
 
 /// How long a device may take to answer its requests in flight before its I/O scheduler is disabled.
 const UNSCHEDULE: Duration = Duration::from_secs(2);
@@ -82,16 +81,15 @@ impl Agent<'_> {
         let nonce =
             state::nonce().map_err(|e| Failure::failed(format!("cannot get random bytes: {e}")))?;
         let asked = spec.mode.features() | spec.recovery.features();
-        let control = &mut **self.control()?;
-        let more = bring_up::negotiate(control, asked, &[], left(deadline))?;
+        let more = bring_up::negotiate(self.control()?, asked, &[], left(deadline))?;
         let checked = check(&spec, limits, more, nonce)?;
         // The record is on disk before ADD_DEV, so that a kill leaves no unknown device (L31).
         let mut record = Record::new(nonce, spec.clone());
         record.server = self.server.as_ref().and_then(|s| ProcessId::of(s.pid));
         record.backing = backing;
-        let geometry = self.add(request, &checked, record, deadline)?;
-        self.set_up(&spec, &checked, &geometry, deadline)?;
-        let pid = self.start(&spec, &geometry, limits.size, deadline)?;
+        let added = self.add(request, checked, record, deadline)?;
+        let unserved = self.set_up(&spec, &added, deadline)?;
+        let pid = self.start(&spec, &unserved, limits.size, deadline)?;
         self.enter(Phase::Live)?;
         self.meetable();
         let (block_size, read_only) = (limits.logical_block_size, limits.read_only);
@@ -119,18 +117,18 @@ impl Agent<'_> {
     fn add(
         &mut self,
         request: &AddRequest,
-        checked: &CheckedSpec,
+        checked: CheckedSpec,
         mut record: Record,
         deadline: Instant,
-    ) -> Result<Geometry, Failure> {
+    ) -> Result<bring_up::Added, Failure> {
         let nonce = record.nonce;
         // Until the device has a number and its lock is taken.
         let _adding = self.store.adding(nonce)?;
         self.store.write(&record)?;
         kill_point("add:intent");
-        let added = self.control()?.add(checked, left(deadline));
-        let geometry = match added {
-            Ok(geometry) => geometry,
+        let limit = TimeLimit::Until(deadline);
+        let added = match bring_up::Added::add(self.control()?, checked, limit) {
+            Ok(added) => added,
             Err(e) => {
                 // ADD_DEV may still succeed: an abandoned command can take effect later, and the record then attributes
                 // the device.
@@ -141,6 +139,7 @@ impl Agent<'_> {
             }
         };
         kill_point("add:added");
+        let geometry = *added.geometry();
         let id = geometry.dev_id();
         tracing::debug!("the device is added");
         self.world.named(id);
@@ -156,21 +155,17 @@ impl Agent<'_> {
         });
         // An earlier agent with this number may still be exiting; no other agent has this device.
         self.lock = self.store.lock(id.get(), deadline)?;
-        // A mode is never replaced silently, not even by the kernel.
-        bring_up::granted(checked, &geometry)?;
-        Ok(geometry)
+        Ok(added)
     }
 
-    /// Sets the parameters, registers the memory shared with clients, and assigns the device to the server, which arms
-    /// it in parallel.
+    /// Sets up the device and assigns it to the server, which arms it in parallel.
     fn set_up(
         &mut self,
         spec: &AddSpec,
-        checked: &CheckedSpec,
-        geometry: &Geometry,
+        added: &bring_up::Added,
         deadline: Instant,
-    ) -> Result<(), Failure> {
-        let id = geometry.dev_id();
+    ) -> Result<Unserved, Failure> {
+        let geometry = added.geometry();
         if geometry.queues() != spec.queues {
             tracing::info!(
                 "{} queues requested, the kernel created {} (at most one per CPU)",
@@ -178,30 +173,22 @@ impl Agent<'_> {
                 geometry.queues()
             );
         }
-        // For an unprivileged device this waits for udev; leave time to report a failure.
-        let patience = if spec.unprivileged {
-            left(deadline) / 2
-        } else {
-            left(deadline)
-        };
-        self.control()?.set_params(checked, geometry, patience)?;
-        if let Some(path) = &spec.serving.shm {
-            let file = shm::open(path)?;
-            let buffers = self
-                .control()?
-                .share_memory(id, file.as_fd(), left(deadline))?;
-            let registered = shm::registered(path, &file, buffers)?;
-            if let Some(device) = &mut self.device {
-                device.record.shm = Some(registered);
-            }
+        let shm = spec.serving.shm.as_ref();
+        let shm = shm.map(|path| Ok::<_, Failure>((path, shm::open(path)?)));
+        let shm = shm.transpose()?;
+        let memory = shm.as_ref().map(|(_, file)| file.as_fd());
+        let limit = TimeLimit::Until(deadline);
+        let (unserved, buffers) = added.set_up(self.control()?, memory, limit)?;
+        if let (Some((path, file)), Some(device)) = (&shm, &mut self.device) {
+            device.record.shm = Some(shm::registered(path, file, buffers)?);
         }
-        let affinity = self.affinity(id, geometry.queues(), deadline)?;
         tracing::debug!("parameters are set");
         kill_point("add:parameters");
-        self.prepare_sockets(id);
-        self.assign(*geometry, affinity, deadline);
+        self.prepare_sockets(unserved.id());
+        self.assign(&unserved, deadline)?;
         // State is on disk before START_DEV.
-        self.enter(Phase::Starting)
+        self.enter(Phase::Starting)?;
+        Ok(unserved)
     }
 
     /// Sends START_DEV once the server has armed, and checks that the device is usable. Returns the process that opened
@@ -209,18 +196,18 @@ impl Agent<'_> {
     fn start(
         &mut self,
         spec: &AddSpec,
-        geometry: &Geometry,
+        unserved: &Unserved,
         size: u64,
         deadline: Instant,
     ) -> Result<u32, Failure> {
-        let id = geometry.dev_id();
+        let id = unserved.id();
         let pid = self.armed(deadline)?;
         tracing::debug!("the server is armed");
         kill_point("start:armed");
         if let Some(device) = &mut self.device {
             device.started = true;
         }
-        self.control()?.start(id, pid, left(deadline))?;
+        unserved.go_live(self.control()?, pid, TimeLimit::Until(deadline))?;
         tracing::debug!("the device is started");
         kill_point("start:started");
         let server = self.server.as_ref().map(Peer::exit_fd);
@@ -248,14 +235,16 @@ impl Agent<'_> {
     }
 
     /// Assigns the device to the server, with the socket on which it accepts another agent if it loses this one.
-    pub(super) fn assign(&mut self, geometry: Geometry, affinity: Vec<CpuMask>, deadline: Instant) {
+    pub(super) fn assign(&mut self, unserved: &Unserved, deadline: Instant) -> Result<(), Failure> {
+        let affinity = unserved.affinity(self.control()?, TimeLimit::Until(deadline))?;
         let word = ToServer::Assign(Assignment {
-            geometry,
+            geometry: *unserved.geometry(),
             affinity,
             deadline_ms: u64::try_from(left(deadline).as_millis()).unwrap_or(u64::MAX),
             shm: self.device.as_ref().and_then(|d| d.record.shm.clone()),
         });
         self.tell_server_with(&word, self.attach.as_ref().map(AsFd::as_fd));
+        Ok(())
     }
 
     /// Disables the device's I/O scheduler. If that fails, the device still serves.
@@ -321,19 +310,6 @@ impl Agent<'_> {
             FromServer::Armed { pid } => Ok(pid),
             other => Err(out_of_turn(&other)),
         }
-    }
-
-    pub(super) fn affinity(
-        &mut self,
-        id: DevId,
-        queues: u16,
-        deadline: Instant,
-    ) -> Result<Vec<CpuMask>, Failure> {
-        let mut masks = Vec::with_capacity(usize::from(queues));
-        for qid in (0..queues).map_while(|qid| QueueId::new(qid).ok()) {
-            masks.push(self.control()?.affinity(id, qid, left(deadline))?);
-        }
-        Ok(masks)
     }
 
     pub(super) fn describe(

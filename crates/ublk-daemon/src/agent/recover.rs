@@ -19,6 +19,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, DevState, DeviceParams, Features, Geometry};
 use ublk_ctrl::Error;
+use ublk_ctrl::bring_up::{self, TimeLimit, Unserved};
 
 /// How long a server that failed to take a device over may take to end.
 const QUIT: Duration = Duration::from_secs(5);
@@ -97,9 +98,9 @@ impl Agent<'_> {
             started: true,
         });
         let held = Instant::now();
-        self.hold(way, old, deadline)?;
-        let pid = self.arm_replacement(id, deadline)?;
-        self.control()?.end_recovery(id, pid, left(deadline))?;
+        let unserved = self.hold(&geometry, way, old, deadline)?;
+        let pid = self.arm_replacement(&unserved, deadline)?;
+        unserved.go_live(self.control()?, pid, TimeLimit::Until(deadline))?;
         let pause = held.elapsed();
         kill_point("recover:ended");
         tracing::debug!("device {id} has a new server, process {pid}");
@@ -164,11 +165,8 @@ impl Agent<'_> {
     }
 
     fn params(&mut self, id: DevId, deadline: Instant) -> Result<DeviceParams, Failure> {
-        let params = self.control()?.get_params(id, left(deadline))?;
-        params.ok_or_else(|| {
-            Failure::failed(format!("device {id} was never started"))
-                .hint(format!("`ublkctl delete {id}` removes it"))
-        })
+        let limit = TimeLimit::Until(deadline);
+        Ok(bring_up::params(self.control()?, id, limit)?)
     }
 
     /// Ensures that no other agent manages the device, by taking its lock, which a running agent hands over. An agent of an
@@ -380,16 +378,14 @@ impl Agent<'_> {
     }
 
     /// Arms the new server. Returns the process that opened the character device.
-    fn arm_replacement(&mut self, id: DevId, deadline: Instant) -> Result<u32, Failure> {
+    fn arm_replacement(&mut self, unserved: &Unserved, deadline: Instant) -> Result<u32, Failure> {
         // Wait for the lock of an earlier version's agent, which is about to exit.
-        self.locked(id.get(), deadline)?;
+        self.locked(unserved.id().get(), deadline)?;
         kill_point("recover:locked");
-        let geometry = self.control()?.info(id, left(deadline))?;
         if let Some(device) = &mut self.device {
-            device.geometry = geometry;
+            device.geometry = *unserved.geometry();
         }
-        let affinity = self.affinity(id, geometry.queues(), deadline)?;
-        self.assign(geometry, affinity, deadline);
+        self.assign(unserved, deadline)?;
         let pid = self.armed(deadline)?;
         kill_point("recover:armed");
         Ok(pid)
@@ -400,10 +396,13 @@ impl Agent<'_> {
     /// holds new I/O and takes back idle tags, and the server exits when it has answered its requests. QUIESCE is
     /// repeated, because it does not reach a server whose tags are all busy. Without QUIESCE the server is asked to
     /// leave its requests to its successor.
-    fn hold(&mut self, way: Way, old: Option<ProcessId>, deadline: Instant) -> Result<(), Failure> {
-        let Some(geometry) = self.device.as_ref().map(|d| d.geometry) else {
-            return Ok(());
-        };
+    fn hold(
+        &mut self,
+        geometry: &Geometry,
+        way: Way,
+        old: Option<ProcessId>,
+        deadline: Instant,
+    ) -> Result<Unserved, Failure> {
         let id = geometry.dev_id();
         // Open the pidfd before checking, so that the checked process is the one signalled.
         let pidfd = old.and_then(|old| process::pidfd(old.pid).ok());
@@ -423,7 +422,8 @@ impl Agent<'_> {
             kill_point("upgrade:asked");
         }
         let mut pace = Pace::new();
-        loop {
+        let limit = TimeLimit::Until(deadline);
+        let unserved = loop {
             if quiesces && pace.is_due() {
                 self.quiesce_once(id, deadline)?;
                 kill_point("upgrade:held");
@@ -432,8 +432,8 @@ impl Agent<'_> {
             if quiesces {
                 within = within.min(left(pace.next()));
             }
-            match self.control()?.start_recovery(id, within) {
-                Ok(()) => break,
+            match Unserved::take_over(self.control()?, id, within, limit) {
+                Ok(unserved) => break unserved,
                 Err(
                     Error::Busy { .. }
                     | Error::WrongState {
@@ -446,12 +446,12 @@ impl Agent<'_> {
             if Instant::now() >= deadline {
                 return Err(not_free(id, old));
             }
-        }
+        };
         if quiesces {
             kill_point("upgrade:quiesced");
         }
         kill_point("recover:started");
-        Ok(())
+        Ok(unserved)
     }
 
     /// Sends one QUIESCE_DEV. A device that is already quiesced is a success.

@@ -10,7 +10,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use ublk_core::{DataMode, Features, Mode};
+use ublk_core::{DataMode, DevId, Features, Mode, Recovery};
 
 mod recover;
 
@@ -356,19 +356,44 @@ fn a_kernel_without_the_mode_refuses_it_by_name() {
     assert!(play.store.last(ID).unwrap().is_none());
 }
 
-/// L04 A feature that the kernel drops silently fails the add, and the device is deleted.
+/// L04 A feature that the kernel drops silently fails the add with the error that embedding programs get, and the device
+/// is deleted.
 #[test]
 fn l04_a_mode_dropped_in_silence_is_not_replaced() {
-    let kernel = Kernel::new(None);
-    kernel.drops(Features::USER_COPY);
-    let play = play_mode(kernel, DataMode::UserCopy, false);
-    let failure = play.failed();
-    assert!(failure.text.contains("USER_COPY"), "{failure:?}");
-    assert!(failure.text.contains("user-copy"), "{failure:?}");
-    assert_eq!(play.agent.join().unwrap(), 1);
-    let log = play.kernel.log();
-    assert_eq!(log.last().map(String::as_str), Some("delete"));
-    assert!(!log.contains(&"armed".to_owned()), "{log:?}");
+    let user_copy = AddSpec {
+        mode: Mode::new(DataMode::UserCopy),
+        ..spec()
+    };
+    let recovered = AddSpec {
+        recovery: Recovery::Reissue,
+        ..spec()
+    };
+    let unprivileged = AddSpec {
+        unprivileged: true,
+        ..spec()
+    };
+    for (spec, refused) in [
+        (user_copy, Features::USER_COPY),
+        (recovered, Features::USER_RECOVERY),
+        (unprivileged, Features::UNPRIVILEGED_DEV),
+    ] {
+        let kernel = Kernel::new(None);
+        kernel.drops(refused);
+        let play = play_on(kernel, spec, true, 10_000);
+        let failure = play.failed();
+        let not_granted = ublk_ctrl::Error::NotGranted {
+            dev: DevId::new(ID).unwrap(),
+            asked: play.kernel.asked(),
+            refused,
+        };
+        let told = format!("{}; {}", failure.text, failure.hint.unwrap());
+        assert_eq!(told, not_granted.to_string());
+        assert_eq!(play.agent.join().unwrap(), 1);
+        let log = play.kernel.log();
+        assert_eq!(log.last().map(String::as_str), Some("delete"));
+        let further = |step: &String| ["set parameters", "armed"].contains(&step.as_str());
+        assert!(!log.iter().any(further), "{log:?}");
+    }
 }
 
 /// L31 A new device is removed if its front ends before its name was reported, however it ends; afterwards it stays.
