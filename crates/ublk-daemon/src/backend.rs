@@ -61,11 +61,11 @@ pub(crate) fn limits_again(
 }
 
 /// Records in the specification what was left to the backend: the data mode, and for a file its size and block size, so
-/// that the device is the same whenever it is served again.
+/// that the device is the same whenever it is served again. Returns the backend's limits.
 ///
 /// # Errors
 /// Errors of the file.
-pub fn resolve(spec: &mut AddSpec) -> Result<(), Failure> {
+pub fn resolve(spec: &mut AddSpec) -> Result<Limits, Failure> {
     let (opened, limits) = look(spec)?;
     // The driver does not permit zero copy for unprivileged servers.
     let user = spec.unprivileged;
@@ -80,7 +80,7 @@ pub fn resolve(spec: &mut AddSpec) -> Result<(), Failure> {
         spec.backend,
         BackendSpec::File { .. } | BackendSpec::Nbd { .. }
     ) {
-        return Ok(());
+        return Ok(limits);
     }
     spec.block_size = limits.logical_block_size;
     if let BackendSpec::Nbd { length, .. } = &mut spec.backend {
@@ -94,7 +94,7 @@ pub fn resolve(spec: &mut AddSpec) -> Result<(), Failure> {
             }
         }
     }
-    Ok(())
+    Ok(limits)
 }
 
 /// The cheapest data mode without side effects (docs/tuning.md has the figures).

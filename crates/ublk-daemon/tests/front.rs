@@ -1,12 +1,16 @@
 //! The front against agents and helpers that die or hang.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use ublk_core::DevId;
 use ublk_ctrl::{Controller, Error};
 use ublk_daemon::failure::{Failure, FailureKind};
-use ublk_daemon::front::{self, Stop};
+use ublk_daemon::front::{self, Stop, Wanted};
 use ublk_daemon::helper::Helper;
 use ublk_daemon::link::message::Lifetime;
 use ublk_daemon::spec::{AddSpec, BackendSpec};
@@ -19,8 +23,20 @@ fn script(dir: &Path, text: &str) -> PathBuf {
 }
 
 fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
-    let spec = AddSpec {
-        backend: BackendSpec::Mem { size },
+    front::add(
+        program,
+        spec(BackendSpec::Mem { size }),
+        Lifetime::Own,
+        None,
+        deadline,
+    )
+    .map(|(added, _)| added)
+    .expect_err("no agent, no device")
+}
+
+fn spec(backend: BackendSpec) -> AddSpec {
+    AddSpec {
+        backend,
         id: None,
         queues: 1,
         depth: 1,
@@ -36,10 +52,79 @@ fn add(program: &Path, size: u64, deadline: Duration) -> Failure {
         supervise: false,
         unprivileged: false,
         trust_kernel: false,
+    }
+}
+
+/// Answers the handshake of an NBD client: an export of 1 MiB, without options.
+fn handshake(mut client: &UnixStream) -> std::io::Result<()> {
+    const GO: u32 = 7;
+    client.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
+    client.read_exact(&mut [0; 4])?;
+    loop {
+        let mut head = [0; 16];
+        client.read_exact(&mut head)?;
+        let word = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().unwrap());
+        client.read_exact(&mut vec![0; word(12) as usize])?;
+        let mut reply = |kind: u32, body: &[u8]| {
+            let mut bytes = 0x3_e889_0455_65a9_u64.to_be_bytes().to_vec();
+            bytes.extend(&head[8..12]);
+            bytes.extend(kind.to_be_bytes());
+            bytes.extend(u32::try_from(body.len()).unwrap().to_be_bytes());
+            client.write_all(&[&bytes, body].concat())
+        };
+        if word(8) != GO {
+            reply(0x8000_0001, &[])?;
+            continue;
+        }
+        let mut export = vec![0, 0];
+        export.extend((1_u64 << 20).to_be_bytes());
+        export.extend([0, 1]);
+        reply(3, &export)?;
+        return reply(1, &[]);
+    }
+}
+
+/// The front opens a backend once, for all that it wants to know: an NBD server sees one connection, which is closed
+/// before the agent is started.
+#[test]
+fn a_backend_is_opened_once_in_the_front() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("nbd");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&connections);
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            seen.fetch_add(1, Ordering::SeqCst);
+            let _ = handshake(&client.unwrap());
+        }
+    });
+    let backend = BackendSpec::Nbd {
+        uri: format!("nbd+unix:///?socket={}", socket.display()),
+        length: None,
+        retry: Default::default(),
+        request_timeout: 30,
+        wait_for_server: 0,
     };
-    front::add(program, spec, Lifetime::Own, None, deadline)
-        .map(|(added, _)| added)
-        .expect_err("no agent, no device")
+    let wanted = Wanted {
+        spec: AddSpec {
+            block_size: 0,
+            ..spec(backend)
+        },
+        create: None,
+        reuse: false,
+        log: None,
+    };
+    front::vet(&wanted).unwrap();
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+    let program = Path::new("/nonexistent/program");
+    let made = front::make(program, &wanted, Lifetime::Own, Duration::from_secs(10));
+    let failure = made.map(drop).expect_err("no agent");
+    assert!(
+        failure.text.contains("cannot start the agent"),
+        "{failure:?}"
+    );
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
 }
 
 /// L33 The exit code of an agent that dies at once is reported, and at once.

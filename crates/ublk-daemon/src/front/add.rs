@@ -23,7 +23,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ChildStderr;
 use std::time::{Duration, Instant};
-use ublk_core::{DevId, Features, deadline_in};
+use ublk_core::{DevId, Features, Limits, deadline_in};
 use ublk_ctrl::Controller;
 
 /// How long an agent that closed its link may take to exit, so that its exit can be reported.
@@ -32,17 +32,16 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Deadline for starting another agent for a device.
 const ANOTHER: Duration = Duration::from_secs(30);
 
-/// Checks a device against the rules of backends and driver, before anything is started.
+/// Checks a device whose backend has these limits against the rules of tool and driver, before anything is started.
 ///
 /// # Errors
 /// The violated rule, as a usage failure.
-pub fn check(spec: &AddSpec) -> Result<(), Failure> {
+pub fn check(spec: &AddSpec, limits: Limits) -> Result<(), Failure> {
     policy::check(spec)?;
     shm::check(spec)?;
     if let Some(name) = &spec.name {
         names::check(name)?;
     }
-    let limits = backend::limits_of(spec)?;
     agent::check(spec, limits, Features::NONE, 0)?;
     Ok(())
 }
@@ -61,19 +60,19 @@ pub fn add(
 ) -> Result<(Added, Foreground), Failure> {
     let until = deadline_in(deadline);
     let _name = reserve(spec.name.as_deref(), until)?;
+    check(&spec, backend::limits_of(&spec)?)?;
     let left = until.saturating_duration_since(Instant::now());
-    add_reserved(program, spec, lifetime, log, left)
+    add_checked(program, spec, lifetime, log, left)
 }
 
-/// Like [`add`]; the caller has reserved the name.
-pub(super) fn add_reserved(
+/// Like [`add`]; the caller has reserved the name and checked the device.
+pub(super) fn add_checked(
     program: &Path,
     spec: AddSpec,
     lifetime: Lifetime,
     log: Option<PathBuf>,
     deadline: Duration,
 ) -> Result<(Added, Foreground), Failure> {
-    check(&spec)?;
     if let Some(name) = &spec.name {
         names::free(
             name,

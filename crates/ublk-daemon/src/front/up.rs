@@ -1,7 +1,6 @@
 //! `up` and `down`: devices of a configuration, each identified by its name.
 
-use super::add::add_reserved;
-use super::add::recover_in_front;
+use super::add::{add_checked, recover_in_front};
 use super::lookup::find;
 use super::reserve::reserve;
 use super::{Foreground, ListEntry, Stop, Target, check, delete};
@@ -17,8 +16,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use ublk_core::DevId;
-use ublk_core::deadline_in;
+use ublk_core::{DevId, Limits, deadline_in};
 use ublk_ctrl::wait;
 
 /// How long old processes may take to exit.
@@ -109,9 +107,12 @@ fn make_reserved(
 ) -> Result<(Added, Foreground), Failure> {
     let mut spec = wanted.spec.clone();
     let created = create(wanted)?;
-    backend::resolve(&mut spec)?;
-    fits(wanted, &spec)?;
-    let made = add_reserved(program, spec, lifetime, wanted.log.clone(), deadline);
+    let limits = backend::resolve(&mut spec)?;
+    fits(wanted, &limits)?;
+    let made = check(&spec, limits).and_then(|()| {
+        let log = wanted.log.clone();
+        add_checked(program, spec, lifetime, log, deadline)
+    });
     if let Some(created) = created {
         // A device that may still come up needs its file.
         let failure = made.as_ref().err();
@@ -131,22 +132,18 @@ pub fn vet(wanted: &Wanted) -> Result<(), Failure> {
     if wanted.create.is_some() && std::fs::symlink_metadata(file(&wanted.spec)).is_err() {
         return Ok(());
     }
-    check(&wanted.spec)?;
-    if wanted.create.is_none() {
-        return Ok(());
-    }
-    let mut spec = wanted.spec.clone();
-    backend::resolve(&mut spec)?;
-    fits(wanted, &spec)
+    let limits = backend::limits_of(&wanted.spec)?;
+    check(&wanted.spec, limits)?;
+    fits(wanted, &limits)
 }
 
-/// Refuses an existing file of another size than configured. `found` is the device for the existing file.
-fn fits(wanted: &Wanted, found: &AddSpec) -> Result<(), Failure> {
+/// Refuses an existing file of another size than configured. `found` are the limits of the existing file.
+fn fits(wanted: &Wanted, found: &Limits) -> Result<(), Failure> {
     match wanted.create {
-        Some(size) if found.backend.size() != size => Err(Failure::failed(format!(
+        Some(size) if found.size != size => Err(Failure::failed(format!(
             "{}: the file exists and has {} bytes instead of {size}",
             file(&wanted.spec).display(),
-            found.backend.size()
+            found.size
         ))
         .hint("set `size` to the size of the file, or resize the file (`truncate -s`)")),
         _ => Ok(()),
