@@ -8,8 +8,8 @@
 //! | arming | [`Unserved::affinity`]; the server opens the character device and fetches every tag | the same |
 //! | last command | [`Unserved::go_live`]: START_DEV | [`Unserved::go_live`]: END_USER_RECOVERY |
 //!
-//! The caller keeps what is its own between the steps: threads or processes, records, locks. No step undoes anything: the
-//! device of a failed bring-up must be deleted, and a device whose recovery failed keeps waiting.
+//! The caller keeps what is its own between the steps: threads or processes, records, locks. No step undoes anything: a
+//! device whose bring-up failed must be deleted, and a device whose recovery failed keeps waiting.
 #![forbid(unsafe_code)]
 
 use crate::{Controller, Error, Operation};
@@ -101,7 +101,7 @@ impl Added {
         spec: CheckedSpec,
         limit: TimeLimit,
     ) -> Result<Self, Error> {
-        let geometry = controller.add(&spec, limit.next())?;
+        let geometry = controller.add(spec, limit.next())?;
         Ok(Self { spec, geometry })
     }
 
@@ -130,7 +130,7 @@ impl Added {
             true => limit.next_for_udev(),
             false => limit.next(),
         };
-        controller.set_params(spec, geometry, within)?;
+        controller.set_params(*spec, *geometry, within)?;
         let shared = match memory {
             Some(file) => controller.share_memory(geometry.dev_id(), file, limit.next())?,
             None => Vec::new(),
@@ -208,8 +208,7 @@ impl Unserved {
     /// `server_pid` has fetched every tag.
     ///
     /// # Errors
-    /// Those of [`Controller::start`] or [`Controller::end_recovery`]. Past the deadline the command was cancelled and had
-    /// no effect, unless it was abandoned.
+    /// Those of [`Controller::start`] or [`Controller::end_recovery`].
     pub fn go_live<C: Controller + ?Sized>(
         &self,
         controller: &mut C,

@@ -4,10 +4,12 @@
     reason = "a controller promises that replies are the driver's"
 )]
 
+use crate::command::Answer;
 use crate::nodes::Nodes;
 use crate::operation::OnEintr;
 use crate::port::{Completion, CtrlPort, RingPort};
 use crate::slots::{Slots, Ticket};
+use crate::table::table;
 use crate::wait::{self, deadline_in};
 use crate::{Buffer, Command, Controller, Error, Operation, Reply, Request, nodes, scheduler};
 use core::time::Duration;
@@ -322,9 +324,9 @@ impl<P: CtrlPort> Control<P> {
     /// [`Error::NoPermission`], [`Error::TooOld`], [`Error::TimedOut`], [`Error::Refused`]; and [`Error::KernelFault`]
     /// for a kernel that is known to crash in ADD_DEV, without sending it, unless
     /// [`DeviceSpec::trust_kernel`](ublk_core::DeviceSpec::trust_kernel) was set.
-    pub fn add(&mut self, spec: &CheckedSpec, deadline: Duration) -> Result<Geometry, Error> {
+    pub fn add(&mut self, spec: CheckedSpec, deadline: Duration) -> Result<Geometry, Error> {
         let until = deadline_in(deadline);
-        self.refuse_crash(spec)?;
+        self.refuse_crash(&spec)?;
         require_features(spec.spec().features, self.features(deadline)?)?;
         let left = until.saturating_duration_since(Instant::now());
         let request = Request::of(Operation::Add, spec.spec().id)
@@ -363,11 +365,11 @@ impl<P: CtrlPort> Control<P> {
     /// [`Error::TimedOut`].
     pub fn set_params(
         &mut self,
-        spec: &CheckedSpec,
-        geometry: &Geometry,
+        spec: CheckedSpec,
+        geometry: Geometry,
         deadline: Duration,
     ) -> Result<(), Error> {
-        let params = spec.params(geometry)?;
+        let params = spec.params(&geometry)?;
         let request = on(Operation::SetParams, geometry.dev_id());
         let request = request.payload(params.to_bytes().to_vec());
         if !self.unprivileged.contains(&geometry.dev_id()) {
@@ -498,45 +500,46 @@ impl<P: CtrlPort> Control<P> {
         Ok(CpuMask::from_bytes(&payload))
     }
 
-    /// Issues a command value.
-    ///
-    /// # Errors
-    /// Those of the command's method.
-    pub fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
-        let done = |()| Reply::Done;
-        match command {
-            Command::Features => self.features(deadline).map(Reply::Features),
-            Command::Add(spec) => self.add(&spec, deadline).map(Reply::Geometry),
-            Command::SetParams { spec, geometry } => {
-                self.set_params(&spec, &geometry, deadline).map(done)
-            }
-            Command::GetParams { id } => self.get_params(id, deadline).map(Reply::Params),
-            Command::Start { id, server_pid } => self.start(id, server_pid, deadline).map(done),
-            Command::Stop { id } => self.stop(id, deadline).map(done),
-            Command::Delete { id } => self.delete(id, deadline).map(done),
-            Command::Info { id } => self.info(id, deadline).map(Reply::Geometry),
-            Command::Affinity { id, queue } => {
-                self.affinity(id, queue, deadline).map(Reply::Affinity)
-            }
-            Command::StartRecovery { id } => self.start_recovery(id, deadline).map(done),
-            Command::EndRecovery { id, server_pid } => {
-                self.end_recovery(id, server_pid, deadline).map(done)
-            }
-            Command::Quiesce { id } => self.quiesce(id, deadline).map(done),
-            Command::UpdateSize { id, size } => self.update_size(id, size, deadline).map(done),
-            Command::TryStop { id } => self.try_stop(id, deadline).map(done),
-            Command::DeleteAsync { id } => self.delete_async(id, deadline).map(done),
-            Command::Sync { id } => nodes::sync(id).map(done),
-            // The caller may be the server itself, so a child waits for the requests.
-            Command::NoScheduler { id } => scheduler::no_scheduler_by_child(id, deadline).map(done),
-            Command::ShareMemory { id, pid, fd } => self
-                .share_descriptor(id, (pid, fd), deadline)
-                .map(Reply::Shared),
-            // The caller may be the server itself: an open would wait for its own answers (L80).
-            Command::ProveReady { id, size } => nodes::see_ready(id, size, deadline).map(done),
-        }
+    /// As [`nodes::sync`].
+    pub(crate) fn sync(&mut self, id: DevId, _deadline: Duration) -> Result<(), Error> {
+        nodes::sync(id)
+    }
+
+    /// Disables the I/O scheduler. The caller may be the server itself, so a child waits for the requests.
+    pub(crate) fn no_scheduler(&mut self, id: DevId, deadline: Duration) -> Result<(), Error> {
+        scheduler::no_scheduler_by_child(id, deadline)
+    }
+
+    /// As [`nodes::see_ready`]. The caller may be the server itself: an open would wait for its own answers (L80).
+    pub(crate) fn prove_ready(
+        &mut self,
+        id: DevId,
+        size: u64,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        nodes::see_ready(id, size, deadline)
     }
 }
+
+macro_rules! dispatch {
+    ($(#[$doc:meta] $variant:ident: $name:literal, $phrase:ident, $number:tt, $since:tt, $eintr:ident
+        $(, $(#[$more:meta])* $call:ident $(($($arg:ident: $ty:ty),+))? -> $reply:ty, of $dev:expr)?;)+) => {
+        impl<P: CtrlPort> Control<P> {
+            /// Issues a command value.
+            ///
+            /// # Errors
+            /// Those of the command's method.
+            pub fn call(&mut self, command: Command, deadline: Duration) -> Result<Reply, Error> {
+                match command {
+                    $($(Command::$variant $({ $($arg),+ })? => {
+                        self.$call($($($arg,)+)? deadline).map(Answer::into_reply)
+                    })?)+
+                }
+            }
+        }
+    };
+}
+table!(dispatch);
 
 // SAFETY: replies are built from what the port received from the driver (the port's contract).
 unsafe impl<P: CtrlPort + Send> Controller for Control<P> {

@@ -4,6 +4,7 @@
 //!   that holds even if the command is stuck (L27).
 //! * [`Controller`] is the interface for the layers above: one [`Command`] in, one [`Reply`] or [`Error`] out.
 //!   [`ControlThread`] implements it on a separate thread; an agent process can implement it over a socket.
+//! * [`bring_up`] has the sequences of commands that bring a new device, or one that lost its server, to serve.
 //! * [`nodes`] opens and checks the device nodes, which udev creates asynchronously.
 //! * [`probe`] finds out why a host cannot create devices, and names a one-line fix.
 //!
@@ -37,6 +38,7 @@ mod share;
 mod shmem;
 mod slots;
 mod sys;
+mod table;
 pub mod thread;
 pub mod wait;
 

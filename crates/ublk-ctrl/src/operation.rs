@@ -1,15 +1,9 @@
 //! The operations of the control plane, for errors, and what EINTR means for each.
 #![forbid(unsafe_code)]
 
+use crate::table::table;
 use core::fmt;
 use ublk_core::DevId;
-use ublk_sys::{
-    UBLK_U_CMD_ADD_DEV, UBLK_U_CMD_DEL_DEV, UBLK_U_CMD_DEL_DEV_ASYNC, UBLK_U_CMD_END_USER_RECOVERY,
-    UBLK_U_CMD_GET_DEV_INFO, UBLK_U_CMD_GET_FEATURES, UBLK_U_CMD_GET_PARAMS,
-    UBLK_U_CMD_GET_QUEUE_AFFINITY, UBLK_U_CMD_QUIESCE_DEV, UBLK_U_CMD_REG_BUF,
-    UBLK_U_CMD_SET_PARAMS, UBLK_U_CMD_START_DEV, UBLK_U_CMD_START_USER_RECOVERY,
-    UBLK_U_CMD_STOP_DEV, UBLK_U_CMD_TRY_STOP_DEV, UBLK_U_CMD_UNREG_BUF, UBLK_U_CMD_UPDATE_SIZE,
-};
 
 /// How to handle an EINTR that is not due to our own cancel request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,30 +27,37 @@ enum Phrase {
     Colon,
 }
 
+/// A column that may be empty: an opcode of `ublk_sys`, or a literal.
 macro_rules! optional {
     (-) => {
         None
     };
-    ($value:expr) => {
+    ($opcode:ident) => {
+        Some(ublk_sys::$opcode)
+    };
+    ($value:literal) => {
         Some($value)
     };
 }
 
-/// One row per operation: its name, how the device follows it, the driver's opcode, the first kernel with the command
-/// if no feature flag announces it or a device may lack it, and the EINTR rule.
 macro_rules! operations {
-    ($($(#[$doc:meta])+ $variant:ident: $name:literal, $phrase:ident, $number:tt, $since:tt, $eintr:ident;)+) => {
+    ($(#[$doc:meta] $variant:ident: $name:literal, $phrase:ident, $number:tt, $since:tt, $eintr:ident
+        $(, $(#[$more:meta])* $call:ident $(($($arg:ident: $ty:ty),+))? -> $reply:ty, of $dev:expr)?;)+) => {
         /// An operation of the control plane: a command of the driver, or an action on the nodes.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
         #[non_exhaustive]
         pub enum Operation {
-            $($(#[$doc])+ $variant,)+
+            $(#[$doc] $variant,)+
             /// Another command of the driver, by number.
             Raw(u8),
         }
 
         impl Operation {
+            /// Every operation of the table.
+            #[cfg(test)]
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant,)+];
+
             /// The name in messages.
             #[must_use]
             pub const fn name(self) -> &'static str {
@@ -103,56 +104,7 @@ macro_rules! operations {
     };
 }
 
-operations! {
-    /// Opening `/dev/ublk-control` and a ring for it.
-    Open: "open control", Of, -, -, Report;
-    /// `UBLK_U_CMD_GET_FEATURES`, since Linux 6.5.
-    Features: "get features", Of, UBLK_U_CMD_GET_FEATURES, -, Reissue;
-    /// `UBLK_U_CMD_ADD_DEV`.
-    Add: "add", Bare, UBLK_U_CMD_ADD_DEV, -, Reissue;
-    /// `UBLK_U_CMD_SET_PARAMS`.
-    SetParams: "set parameters", Of, UBLK_U_CMD_SET_PARAMS, -, Report;
-    /// `UBLK_U_CMD_GET_PARAMS`.
-    GetParams: "get parameters", Of, UBLK_U_CMD_GET_PARAMS, -, Reissue;
-    /// `UBLK_U_CMD_START_DEV`.
-    Start: "start", Bare, UBLK_U_CMD_START_DEV, -, Reissue;
-    /// `UBLK_U_CMD_STOP_DEV`.
-    Stop: "stop", Bare, UBLK_U_CMD_STOP_DEV, -, Reissue;
-    /// `UBLK_U_CMD_DEL_DEV`.
-    Delete: "delete", Bare, UBLK_U_CMD_DEL_DEV, -, ReissueUntilGone;
-    /// `UBLK_U_CMD_GET_DEV_INFO`.
-    Info: "get info", Of, UBLK_U_CMD_GET_DEV_INFO, -, Reissue;
-    /// `UBLK_U_CMD_GET_QUEUE_AFFINITY`.
-    Affinity: "get queue affinity", Of, UBLK_U_CMD_GET_QUEUE_AFFINITY, -, Reissue;
-    /// `UBLK_U_CMD_START_USER_RECOVERY`.
-    StartRecovery: "start recovery", Of, UBLK_U_CMD_START_USER_RECOVERY, -, Reissue;
-    /// `UBLK_U_CMD_END_USER_RECOVERY`.
-    EndRecovery: "end recovery", Of, UBLK_U_CMD_END_USER_RECOVERY, -, Reissue;
-    /// `UBLK_U_CMD_QUIESCE_DEV`, since Linux 6.16.
-    Quiesce: "quiesce", Bare, UBLK_U_CMD_QUIESCE_DEV, "6.16", Report;
-    /// `UBLK_U_CMD_UPDATE_SIZE`, since Linux 6.16.
-    UpdateSize: "resize", Bare, UBLK_U_CMD_UPDATE_SIZE, "6.16", Reissue;
-    /// `UBLK_U_CMD_TRY_STOP_DEV`, since Linux 7.0.
-    TryStop: "stop if unused", Colon, UBLK_U_CMD_TRY_STOP_DEV, "7.0", Reissue;
-    /// `UBLK_U_CMD_DEL_DEV_ASYNC`, since Linux 6.9.
-    DeleteAsync: "delete without waiting", Colon, UBLK_U_CMD_DEL_DEV_ASYNC, "6.9", ReissueUntilGone;
-    /// `UBLK_U_CMD_REG_BUF`, since Linux 7.1.
-    RegisterMemory: "register memory", Of, UBLK_U_CMD_REG_BUF, "7.1", Report;
-    /// `UBLK_U_CMD_UNREG_BUF`, since Linux 7.1.
-    UnregisterMemory: "unregister memory", Of, UBLK_U_CMD_UNREG_BUF, "7.1", Report;
-    /// Opening `/dev/ublkcN`.
-    OpenChar: "open the character device", Of, -, -, Report;
-    /// Checking that `/dev/ublkbN` exists, opens and has its size.
-    ProveReady: "wait until ready", Colon, -, -, Report;
-    /// Writing back the dirty data of `/dev/ublkbN`.
-    Sync: "sync", Bare, -, -, Report;
-    /// Opening `/dev/ublkbN` to see who uses it.
-    Claim: "check the users of", Bare, -, -, Report;
-    /// Disabling the I/O scheduler of `/dev/ublkbN`.
-    NoScheduler: "disable the I/O scheduler", Of, -, -, Report;
-    /// Listing the devices.
-    List: "list devices", Of, -, -, Report;
-}
+table!(operations);
 
 impl Operation {
     /// The operation and its object, as `start device 3`.
@@ -190,7 +142,7 @@ mod tests {
     /// The table matches the driver's header, and messages read as sentences.
     #[test]
     fn the_table_names_commands_as_the_driver_does() {
-        assert_eq!(Operation::Add.cmd_op(), Some(UBLK_U_CMD_ADD_DEV));
+        assert_eq!(Operation::Add.cmd_op(), Some(ublk_sys::UBLK_U_CMD_ADD_DEV));
         assert_eq!(Operation::Sync.cmd_op(), None);
         assert_eq!(Operation::TryStop.since(), Some("7.0"));
         assert_eq!(Operation::Delete.on_eintr(), OnEintr::ReissueUntilGone);

@@ -141,7 +141,8 @@ impl<P: CtrlPort> Control<P> {
     pub(crate) fn share_descriptor(
         &mut self,
         id: DevId,
-        (pid, fd): (u32, u32),
+        pid: u32,
+        fd: u32,
         deadline: Duration,
     ) -> Result<Vec<SharedBuffer>, Error> {
         let path = format!("/proc/{pid}/fd/{fd}");
@@ -201,8 +202,9 @@ mod tests {
             ]
         );
         assert_eq!(*seen.lock().unwrap(), [PART, PART, 8192]);
-        let same = (std::process::id(), u32::try_from(file.as_raw_fd()).unwrap());
-        assert_eq!(control.share_descriptor(id, same, LONG).unwrap().len(), 3);
+        let (pid, fd) = (std::process::id(), file.as_raw_fd().unsigned_abs());
+        let same = control.share_descriptor(id, pid, fd, LONG);
+        assert_eq!(same.unwrap().len(), 3);
         let empty = control.share_file(id, &sparse(100), LONG);
         assert!(matches!(empty, Err(Error::Spec { .. })), "{empty:?}");
     }

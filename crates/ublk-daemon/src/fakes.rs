@@ -252,7 +252,7 @@ unsafe impl Controller for Control {
             });
         }
         Ok(match command {
-            Command::Add(spec) => {
+            Command::Add { spec } => {
                 {
                     let mut state = self.0.state.lock().unwrap();
                     state.nonce = spec.spec().server_flags;

@@ -105,6 +105,7 @@ fn a_backend_is_opened_once_in_the_front() {
         retry: Default::default(),
         request_timeout: 30,
         wait_for_server: 0,
+        tls: Box::default(),
     };
     let wanted = Wanted {
         spec: AddSpec {

@@ -36,10 +36,10 @@ fn main() -> Result<(), Failure> {
     spec.queues = queues;
     let spec = spec.check(page_size())?;
     let mut control = ControlThread::start(DEADLINE)?;
-    let geometry = control.add(&spec, DEADLINE)?;
+    let geometry = control.add(spec, DEADLINE)?;
     let id = geometry.dev_id();
     let served = (|| {
-        control.set_params(&spec, &geometry, DEADLINE)?;
+        control.set_params(spec, geometry, DEADLINE)?;
         let device = control.open_device(id, DEADLINE)?;
         let plan = Plan::new(size);
         let qids = (0..geometry.queues()).filter_map(|qid| QueueId::new(qid).ok());

@@ -60,9 +60,9 @@ fn l04_the_answer_is_the_device() {
         }
         kernel(op, header, buffer)
     }));
-    let geometry = control.add(&spec(), LONG).unwrap();
+    let geometry = control.add(spec(), LONG).unwrap();
     assert_eq!((geometry.dev_id(), geometry.queues()), (id(3), 2));
-    control.set_params(&spec(), &geometry, LONG).unwrap();
+    control.set_params(spec(), geometry, LONG).unwrap();
     let (dev, payload) = sent.lock().unwrap().take().unwrap();
     let params = ublk_params::read_from(&payload).unwrap();
     assert_eq!((dev, params.basic.max_sectors), (3, 128));
@@ -77,22 +77,22 @@ fn l27_add_is_refused_where_it_would_crash() {
     };
     for release in ["6.18.5+deb14-amd64", "6.17.0-24-generic"] {
         let mut control = on(release);
-        let error = control.add(&spec(), LONG).unwrap_err();
+        let error = control.add(spec(), LONG).unwrap_err();
         let text = error.to_string();
         assert!(text.contains(release) && text.contains("6.18.6"), "{text}");
         assert!(text.contains("--trust-kernel"), "{text}");
         assert!(control.port().seen.is_empty(), "nothing was sent");
         let trusting = DeviceSpec::new(Limits::new(1 << 30)).trust_kernel(true);
-        control.add(&trusting.check(4096).unwrap(), LONG).unwrap();
+        control.add(trusting.check(4096).unwrap(), LONG).unwrap();
     }
-    on("6.18.6").add(&spec(), LONG).unwrap();
+    on("6.18.6").add(spec(), LONG).unwrap();
 }
 
 /// L84 A stopped device is not started again, whatever the driver would do; a new device with its number is.
 #[test]
 fn l84_what_was_stopped_does_not_start_again() {
     let mut control = Control::with_port(FakeKernel::new(kernel));
-    let device = control.add(&spec(), LONG).unwrap().dev_id();
+    let device = control.add(spec(), LONG).unwrap().dev_id();
     control.start(device, 1, LONG).unwrap();
     control.stop(device, LONG).unwrap();
     let sent = control.port().seen.len();
@@ -105,7 +105,7 @@ fn l84_what_was_stopped_does_not_start_again() {
     assert_eq!(control.port().seen.len(), sent, "nothing was sent");
     control.start(id(9), 1, LONG).unwrap();
     control.delete(device, LONG).unwrap();
-    assert_eq!(control.add(&spec(), LONG).unwrap().dev_id(), device);
+    assert_eq!(control.add(spec(), LONG).unwrap().dev_id(), device);
     control.start(device, 1, LONG).unwrap();
 }
 
@@ -160,9 +160,9 @@ fn features_are_asked_once_and_compared() {
     }));
     assert_eq!(control.features(LONG), Ok(Features::from_bits(0x1fe)));
     let asked = DeviceSpec::new(Limits::new(1 << 30)).features(Features::BATCH_IO);
-    let error = control.add(&asked.check(4096).unwrap(), LONG).unwrap_err();
+    let error = control.add(asked.check(4096).unwrap(), LONG).unwrap_err();
     assert!(error.to_string().contains("BATCH_IO (since Linux 7.0)"));
-    control.add(&spec(), LONG).unwrap();
+    control.add(spec(), LONG).unwrap();
     let seen = &control.port().seen;
     assert_eq!(
         *seen,
@@ -174,7 +174,7 @@ fn features_are_asked_once_and_compared() {
 #[test]
 fn an_old_kernel_is_refused_by_name() {
     for errno in [Errno::ENODEV, Errno::EOPNOTSUPP, Errno::EPERM] {
-        let error = acting(Act::Answer(Err(errno))).add(&spec(), LONG);
+        let error = acting(Act::Answer(Err(errno))).add(spec(), LONG);
         assert_eq!(error, Err(Error::TooOld { errno }));
         assert!(error.unwrap_err().to_string().contains("6.5"));
     }
@@ -248,7 +248,7 @@ fn l27_stuck_commands_are_abandoned_with_room_for_a_stop() {
 #[test]
 fn l28_errnos_are_not_masked() {
     type F = fn(&mut Control<FakeKernel>) -> Result<(), Error>;
-    let add: F = |c| c.add(&spec(), LONG).map(drop);
+    let add: F = |c| c.add(spec(), LONG).map(drop);
     let start: F = |c| c.start(id(1), 1, LONG);
     let stop: F = |c| c.stop(id(1), LONG);
     let delete: F = |c| c.delete(id(1), LONG);

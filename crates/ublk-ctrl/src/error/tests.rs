@@ -56,33 +56,7 @@ fn every() -> Vec<Error> {
         },
         Error::ControllerGone { message },
     ];
-    use Operation as Op;
-    for operation in [
-        Op::Open,
-        Op::Features,
-        Op::Add,
-        Op::SetParams,
-        Op::GetParams,
-        Op::Start,
-        Op::Stop,
-        Op::Delete,
-        Op::Info,
-        Op::Affinity,
-        Op::StartRecovery,
-        Op::EndRecovery,
-        Op::Quiesce,
-        Op::UpdateSize,
-        Op::TryStop,
-        Op::DeleteAsync,
-        Op::RegisterMemory,
-        Op::UnregisterMemory,
-        Op::Raw(0x15),
-        Op::OpenChar,
-        Op::ProveReady,
-        Op::Sync,
-        Op::NoScheduler,
-        Op::List,
-    ] {
+    for &operation in [&[Operation::Raw(0x15)], Operation::ALL].concat().iter() {
         for raw in 0..5 {
             all.push(Error::WrongState {
                 operation,

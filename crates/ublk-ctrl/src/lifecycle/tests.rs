@@ -280,8 +280,8 @@ fn a_users_device_waits_for_udev() {
             }
         });
         let mut control = Control::with_port(fake);
-        let geometry = control.add(&spec, LONG).unwrap();
-        let set = control.set_params(&spec, &geometry, Duration::from_millis(50));
+        let geometry = control.add(spec, LONG).unwrap();
+        let set = control.set_params(spec, geometry, Duration::from_millis(50));
         match set {
             Ok(()) => assert!(given),
             Err(error) => {
