@@ -293,7 +293,7 @@ impl Shared {
             if fault == Fault::BeforeReply(n) {
                 return Ok(());
             }
-            let mut reply = reply_to(n, (kind, cookie), &out, b, fault);
+            let mut reply = answer_to(n, (kind, cookie), &out, b, fault);
             match fault {
                 Fault::Again(m) if m == n => repeated.clone_from(&reply),
                 Fault::Again(m) if m + 20 == n => {
@@ -344,7 +344,7 @@ fn read<const N: usize>(stream: &mut Wire) -> io::Result<[u8; N]> {
 }
 
 /// The reply to request `n` with this command and cookie, spoiled by its fault.
-fn reply_to(
+fn answer_to(
     n: u64,
     (kind, cookie): (u8, &[u8]),
     data: &[u8],
