@@ -135,6 +135,7 @@ pub(crate) fn config(security: &Security) -> Result<ClientConfig, TlsSetupError>
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| refused(&e))?
+        // L75: the chain and the name are verified, whatever else the options say.
         .with_webpki_verifier(verifier);
     let mut config = match &security.identity {
         None => builder.with_no_client_auth(),
