@@ -1,7 +1,7 @@
 //! Bodies of the fuzz targets, also replayed by `cargo test`. Each takes arbitrary bytes and panics if a guarantee is
 //! violated.
 
-use crate::{Command, CommandFlags, Event, Handshake, Options, Replies, Request, Step};
+use crate::{Command, CommandFlags, Event, Framing, Handshake, Options, Replies, Request, Step};
 
 /// Feeds arbitrary server bytes to a handshake: every byte is consumed once, an export that is served has valid block
 /// sizes, and what the client stores and sends is bounded.
@@ -20,8 +20,10 @@ pub fn handshake(bytes: &[u8]) {
         structured: wanted & 2 != 0,
         allocation: wanted & 4 != 0,
         list: wanted & 8 != 0,
+        extended: wanted & 16 != 0,
+        contexts: wanted & 32 != 0,
     };
-    let structured = options.structured;
+    let (structured, extended) = (options.structured, options.extended);
     let Ok(mut handshake) = Handshake::new(options) else {
         return;
     };
@@ -36,8 +38,10 @@ pub fn handshake(bytes: &[u8]) {
         assert!(handshake.output().len() < 1 << 10);
         match next {
             Step::Done(export) => {
-                assert!(structured || !export.structured);
-                assert!(export.structured || export.allocation.is_none());
+                assert!(structured || export.framing != Framing::Structured);
+                assert!(extended || export.framing != Framing::Extended);
+                assert!(export.framing.has_chunks() || export.allocation.is_none());
+                assert!(export.contexts.len() <= 1024);
                 if let Some(sizes) = export.block_sizes {
                     assert!(sizes.minimum.is_power_of_two() && sizes.minimum <= sizes.maximum);
                 }
@@ -60,7 +64,7 @@ pub fn handshake(bytes: &[u8]) {
 /// Feeds arbitrary server bytes to the replies of six requests: data stays inside its READ's range and never overlaps,
 /// a successful READ has received all its bytes, and every request is answered at most once.
 ///
-/// The first byte selects structured replies, the second the chunk size in which the remaining bytes arrive.
+/// The first byte selects the framing, the second the chunk size in which the remaining bytes arrive.
 ///
 /// # Panics
 /// When a guarantee is violated.
@@ -74,17 +78,26 @@ pub fn replies(bytes: &[u8]) {
         Command::BlockStatus,
         Command::Trim,
     ];
-    let [structured, step, bytes @ ..] = bytes else {
+    let [framing, step, bytes @ ..] = bytes else {
         return;
     };
-    let mut replies = Replies::new(structured & 1 != 0, COMMANDS.len());
+    let framing = match framing % 4 {
+        0 => Framing::Simple,
+        2 => Framing::Extended,
+        _ => Framing::Structured,
+    };
+    let mut replies = Replies::new(framing, COMMANDS.len());
     for (cookie, command) in (0..).zip(COMMANDS) {
         let request = Request {
             command,
             flags: CommandFlags::default(),
             cookie,
             offset: 4096 * cookie,
-            len: if command == Command::Flush { 0 } else { LEN },
+            len: if command == Command::Flush {
+                0
+            } else {
+                LEN.into()
+            },
         };
         assert!(replies.expect(&request));
     }
@@ -120,7 +133,12 @@ pub fn replies(bytes: &[u8]) {
                 assert_eq!(written[n] & mask, 0, "the same bytes twice");
                 written[n] |= mask;
             }
-            Some(Event::Extents { cookie, .. }) => assert_eq!(cookie, 4),
+            Some(Event::Extents {
+                cookie, extents, ..
+            }) => {
+                assert_eq!(cookie, 4);
+                assert!(extents.iter().all(|(len, _)| *len > 0));
+            }
             Some(Event::Answered { cookie, result }) => {
                 let n = usize::try_from(cookie).unwrap_or(usize::MAX);
                 assert!(!std::mem::replace(&mut answered[n], true), "answered twice");

@@ -2,11 +2,12 @@
 
 use crate::bytes::Reader;
 use crate::error::ProtocolError;
+use crate::framing::Framing;
 use crate::wire::{
     CLISERV_MAGIC, FIXED_NEWSTYLE, IHAVEOPT, INFO_BLOCK_SIZE, INFO_EXPORT, NBDMAGIC, NO_ZEROES,
-    OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_LIST, OPT_SET_META_CONTEXT, OPT_STARTTLS,
-    OPT_STRUCTURED_REPLY, OPTION_REPLY, REP_ACK, REP_ERR_UNSUP, REP_ERROR, REP_INFO,
-    REP_META_CONTEXT, REP_SERVER, TransmissionFlags,
+    OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_LIST, OPT_LIST_META_CONTEXT,
+    OPT_SET_META_CONTEXT, OPT_STARTTLS, OPT_STRUCTURED_REPLY, OPTION_REPLY, REP_ACK, REP_ERR_UNSUP,
+    REP_ERROR, REP_INFO, REP_META_CONTEXT, REP_SERVER, TransmissionFlags,
 };
 
 /// Longest option reply accepted, in bytes. The protocol limits names and texts to 4096 bytes.
@@ -33,8 +34,12 @@ pub struct Options {
     pub tls: bool,
     /// Request structured replies; the client falls back to simple replies if the server lacks them.
     pub structured: bool,
-    /// Request the meta context `base:allocation`; requires structured replies.
+    /// Request extended headers; the client falls back to structured replies if the server lacks them.
+    pub extended: bool,
+    /// Request the meta context `base:allocation`; requires structured replies or extended headers.
     pub allocation: bool,
+    /// List the export's meta contexts; requires the same.
+    pub contexts: bool,
     /// List the server's exports instead of opening one ([`Step::Listed`]).
     pub list: bool,
 }
@@ -83,10 +88,12 @@ pub struct Export {
     pub flags: TransmissionFlags,
     /// As sent in reply to GO.
     pub block_sizes: Option<BlockSizes>,
-    /// Whether structured replies were negotiated.
-    pub structured: bool,
+    /// How requests and replies are framed.
+    pub framing: Framing,
     /// The id of `base:allocation`, if it was negotiated.
     pub allocation: Option<u32>,
+    /// Names of its meta contexts, if they were asked for and the server lists them.
+    pub contexts: Vec<String>,
 }
 
 /// What the caller must do next.
@@ -118,7 +125,9 @@ enum State {
     Greeting,
     StartTls,
     Tls,
+    Extended,
     Structured,
+    Contexts,
     Meta,
     Go,
     ExportName,
@@ -134,7 +143,8 @@ pub struct Handshake {
     state: State,
     output: Vec<u8>,
     no_zeroes: bool,
-    structured: bool,
+    framing: Framing,
+    contexts: Vec<String>,
     allocation: Option<u32>,
     export: Option<(u64, TransmissionFlags)>,
     block_sizes: Option<BlockSizes>,
@@ -161,7 +171,8 @@ impl Handshake {
             state: State::Greeting,
             output: Vec::new(),
             no_zeroes: false,
-            structured: false,
+            framing: Framing::Simple,
+            contexts: Vec::new(),
             allocation: None,
             export: None,
             block_sizes: None,
@@ -178,7 +189,7 @@ impl Handshake {
     /// Continues after TLS was started: option negotiation begins.
     pub fn tls_started(&mut self) {
         if self.state == State::Tls {
-            self.ask_for_structured();
+            self.ask_for_framing();
         }
     }
 
@@ -186,8 +197,11 @@ impl Handshake {
     /// nothing where the protocol allows no option: before the greeting, where TLS must start, and after EXPORT_NAME
     /// was sent or the export was opened.
     pub fn abort(&mut self) {
-        use State::{Go, List, Meta, StartTls, Structured};
-        if matches!(self.state, StartTls | Structured | Meta | Go | List) {
+        use State::{Contexts, Extended, Go, List, Meta, StartTls, Structured};
+        if matches!(
+            self.state,
+            StartTls | Extended | Structured | Contexts | Meta | Go | List
+        ) {
             self.option(OPT_ABORT, &[]);
         }
     }
@@ -213,7 +227,7 @@ impl Handshake {
         Ok((used, step))
     }
 
-    fn done(&self) -> Result<Export, ProtocolError> {
+    fn done(&mut self) -> Result<Export, ProtocolError> {
         let Some((size, flags)) = self.export else {
             return Err(ProtocolError::Broken("GO without NBD_INFO_EXPORT"));
         };
@@ -221,8 +235,9 @@ impl Handshake {
             size,
             flags,
             block_sizes: self.block_sizes,
-            structured: self.structured,
+            framing: self.framing,
             allocation: self.allocation,
+            contexts: std::mem::take(&mut self.contexts),
         })
     }
 
@@ -252,7 +267,7 @@ impl Handshake {
                 self.option(OPT_STARTTLS, &[]);
                 self.state = State::StartTls;
             }
-            false => self.ask_for_structured(),
+            false => self.ask_for_framing(),
         }
         Ok(bytes.len() - reader.0.len())
     }
@@ -274,12 +289,20 @@ impl Handshake {
         data
     }
 
-    fn ask_for_structured(&mut self) {
+    fn ask_for_framing(&mut self) {
         if self.options.list {
             self.option(OPT_LIST, &[]);
             self.state = State::List;
             return;
         }
+        if !self.options.extended {
+            return self.ask_for_structured();
+        }
+        self.option(OPT_EXTENDED_HEADERS, &[]);
+        self.state = State::Extended;
+    }
+
+    fn ask_for_structured(&mut self) {
         if !self.options.structured {
             return self.go();
         }
@@ -287,8 +310,19 @@ impl Handshake {
         self.state = State::Structured;
     }
 
+    fn ask_for_contexts(&mut self) {
+        if !(self.options.contexts && self.framing.has_chunks()) {
+            return self.ask_for_meta();
+        }
+        // No query: all of them.
+        let mut data = self.name();
+        data.extend(0_u32.to_be_bytes());
+        self.option(OPT_LIST_META_CONTEXT, &data);
+        self.state = State::Contexts;
+    }
+
     fn ask_for_meta(&mut self) {
-        if !(self.options.allocation && self.structured) {
+        if !(self.options.allocation && self.framing.has_chunks()) {
             return self.go();
         }
         let mut data = self.name();
@@ -312,7 +346,9 @@ impl Handshake {
     const fn asked(&self) -> (u32, &'static str) {
         match self.state {
             State::StartTls => (OPT_STARTTLS, "NBD_OPT_STARTTLS"),
+            State::Extended => (OPT_EXTENDED_HEADERS, "NBD_OPT_EXTENDED_HEADERS"),
             State::Structured => (OPT_STRUCTURED_REPLY, "NBD_OPT_STRUCTURED_REPLY"),
+            State::Contexts => (OPT_LIST_META_CONTEXT, "NBD_OPT_LIST_META_CONTEXT"),
             State::Meta => (OPT_SET_META_CONTEXT, "NBD_OPT_SET_META_CONTEXT"),
             State::List => (OPT_LIST, "NBD_OPT_LIST"),
             _ => (OPT_GO, "NBD_OPT_GO"),
@@ -345,6 +381,7 @@ impl Handshake {
             REP_INFO if self.state == State::Go => self.info(body)?,
             REP_SERVER if self.state == State::List => self.listed(body)?,
             REP_META_CONTEXT if self.state == State::Meta => self.context(body)?,
+            REP_META_CONTEXT if self.state == State::Contexts => self.listed_context(body)?,
             _ => return Err(ProtocolError::Broken("a reply that answers no such option")),
         }
         Ok(bytes.len() - reader.0.len())
@@ -353,10 +390,15 @@ impl Handshake {
     fn acknowledged(&mut self) {
         match self.state {
             State::StartTls => self.state = State::Tls,
-            State::Structured => {
-                self.structured = true;
-                self.ask_for_meta();
+            State::Extended => {
+                self.framing = Framing::Extended;
+                self.ask_for_contexts();
             }
+            State::Structured => {
+                self.framing = Framing::Structured;
+                self.ask_for_contexts();
+            }
+            State::Contexts => self.ask_for_meta(),
             State::Meta => self.go(),
             State::List => {
                 self.option(OPT_ABORT, &[]);
@@ -376,8 +418,11 @@ impl Handshake {
         match self.state {
             State::StartTls => return Err(ProtocolError::NoTls(reason)),
             // These options are optional: continue without them.
+            State::Extended => self.ask_for_structured(),
+            State::Contexts => self.ask_for_meta(),
             State::Structured | State::Meta => self.go(),
-            State::Go if kind == REP_ERR_UNSUP => {
+            // Extended headers rule EXPORT_NAME out.
+            State::Go if kind == REP_ERR_UNSUP && self.framing != Framing::Extended => {
                 let name = self.options.export.clone();
                 self.option(OPT_EXPORT_NAME, name.as_bytes());
                 self.state = State::ExportName;
@@ -430,6 +475,15 @@ impl Handshake {
             name: printable(name),
             description: printable(reader.0),
         });
+        Ok(())
+    }
+
+    fn listed_context(&mut self, body: &[u8]) -> Result<(), ProtocolError> {
+        let mut reader = Reader(body);
+        if reader.u32().is_none() || reader.0.is_empty() {
+            return Err(ProtocolError::Broken("a meta context without a name"));
+        }
+        self.contexts.push(printable(reader.0));
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //!
 //! * [`Uri`] names an export: `nbd://host:port/export` and its relatives.
 //! * [`Handshake`] consumes what the server sends before the export is open and produces the answers: fixed newstyle with GO, and
-//!   EXPORT_NAME for servers without GO; STARTTLS; structured replies; block sizes; `base:allocation`.
+//!   EXPORT_NAME for servers without GO; STARTTLS; structured replies and extended headers; block sizes; meta contexts.
 //! * [`Request`] is a command's header. [`Replies`] consumes what the server sends from then on: it says into which request's
 //!   buffer, and where in it, the next bytes go, and when a request is answered.
 //!
@@ -13,6 +13,8 @@
 
 mod bytes;
 mod error;
+mod extents;
+mod framing;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod handshake;
@@ -22,6 +24,7 @@ mod uri;
 mod wire;
 
 pub use error::{ErrorCode, ProtocolError};
+pub use framing::Framing;
 pub use handshake::{BlockSizes, Export, Handshake, Listed, Options, Step};
 pub use replies::{Event, Replies};
 pub use request::{Command, CommandFlags, Request};

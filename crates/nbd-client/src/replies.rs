@@ -4,24 +4,18 @@ mod pending;
 
 use crate::bytes::Reader;
 use crate::error::{ErrorCode, ProtocolError};
+use crate::extents::{self, Extents};
+use crate::framing::Framing;
 use crate::request::Command;
 use crate::wire::{
-    CHUNK_BLOCK_STATUS, CHUNK_ERROR, CHUNK_ERROR_OFFSET, CHUNK_NONE, CHUNK_OFFSET_DATA,
-    CHUNK_OFFSET_HOLE, REPLY_DONE, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
+    CHUNK_BLOCK_STATUS, CHUNK_BLOCK_STATUS_EXT, CHUNK_ERROR, CHUNK_ERROR_OFFSET, CHUNK_NONE,
+    CHUNK_OFFSET_DATA, CHUNK_OFFSET_HOLE, EXTENDED_REPLY_MAGIC, REPLY_DONE, SIMPLE_REPLY_MAGIC,
+    STRUCTURED_REPLY_MAGIC,
 };
 use pending::{Pending, Table};
 
 /// Longest text accepted with an error, in bytes.
 const MAX_TEXT: usize = 4096;
-
-/// Most extents accepted in one BLOCK_STATUS chunk.
-const MAX_EXTENTS: usize = 1 << 16;
-
-/// Pairs of length in bytes and flags.
-type Extents = Vec<(u32, u32)>;
-
-/// Bytes of one extent on the wire: length and flags.
-const EXTENT: usize = 8;
 
 /// What the caller must do or know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +47,7 @@ pub enum Event {
         /// The id of the meta context.
         context: u32,
         /// Pairs of length in bytes and flags.
-        extents: Vec<(u32, u32)>,
+        extents: Extents,
     },
     /// A request is answered and its cookie is free. A successful READ has received every byte exactly once.
     Answered {
@@ -76,32 +70,42 @@ struct Payload {
 /// Parses replies and tracks the requests in flight.
 #[derive(Debug)]
 pub struct Replies {
-    structured: bool,
+    framing: Framing,
     pending: Table,
     payload: Option<Payload>,
 }
 
 impl Replies {
     /// Longest header in bytes, including the fields before a chunk's data. A receive window of this size makes
-    /// progress on everything except error texts and extents, which are at most 512 KiB.
-    pub const HEADER: usize = 32;
-
-    /// A parser for a connection with or without structured replies. Up to `depth` requests in flight are tracked
-    /// without allocation if their cookies differ modulo `depth`, rounded up to a power of two; except for extents and
-    /// for data in many pieces.
+    /// progress on everything except error texts and extents, which are at most 1 MiB.
     #[must_use]
-    pub fn new(structured: bool, depth: usize) -> Self {
+    pub const fn header(&self) -> usize {
+        match self.framing {
+            Framing::Simple | Framing::Structured => 32,
+            Framing::Extended => 44,
+        }
+    }
+
+    /// A parser for a connection with this framing. Up to `depth` requests in flight are tracked without allocation if
+    /// their cookies differ modulo `depth`, rounded up to a power of two; except for extents and for data in many pieces.
+    #[must_use]
+    pub fn new(framing: Framing, depth: usize) -> Self {
         Self {
-            structured,
+            framing,
             pending: Table::new(depth),
             payload: None,
         }
     }
 
-    /// Registers a request before it is sent. Returns false, and registers nothing, if its cookie is in use. Disconnect
-    /// has no reply and is not registered.
+    /// Registers a request before it is sent. Returns false, and registers nothing, if its cookie is in use or its range
+    /// is longer than the framing allows. Disconnect has no reply and is not registered.
     pub fn expect(&mut self, request: &crate::Request) -> bool {
-        request.command == Command::Disconnect || self.pending.add(request)
+        let longest = match request.command {
+            Command::Disconnect => return true,
+            Command::Read | Command::Write => u32::MAX.into(),
+            _ => self.framing.longest(),
+        };
+        request.len <= longest && self.pending.add(request)
     }
 
     /// Number of requests in flight.
@@ -158,8 +162,27 @@ impl Replies {
             return Ok((0, None));
         };
         match magic {
-            SIMPLE_REPLY_MAGIC => self.simple(reader, bytes.len()),
-            STRUCTURED_REPLY_MAGIC if self.structured => self.chunk(reader, bytes.len()),
+            SIMPLE_REPLY_MAGIC if self.framing != Framing::Extended => {
+                self.simple(reader, bytes.len())
+            }
+            STRUCTURED_REPLY_MAGIC if self.framing == Framing::Structured => {
+                let head = (reader.u16(), reader.u16(), reader.u64(), reader.u32());
+                let (Some(flags), Some(kind), Some(cookie), Some(len)) = head else {
+                    return Ok((0, None));
+                };
+                self.chunk((flags, kind), cookie, len.into(), reader, bytes.len())
+            }
+            EXTENDED_REPLY_MAGIC if self.framing == Framing::Extended => {
+                let head = (reader.u16(), reader.u16(), reader.u64());
+                let (Some(flags), Some(kind), Some(cookie)) = head else {
+                    return Ok((0, None));
+                };
+                // The offset is the request's.
+                let (Some(_), Some(len)) = (reader.u64(), reader.u64()) else {
+                    return Ok((0, None));
+                };
+                self.chunk((flags, kind), cookie, len, reader, bytes.len())
+            }
             _ => Err(ProtocolError::Broken("a reply without its magic")),
         }
     }
@@ -173,9 +196,9 @@ impl Replies {
             return Ok((0, None));
         };
         let used = given - reader.0.len();
-        let structured = self.structured;
+        let has_chunks = self.framing.has_chunks();
         let pending = self.of(cookie)?;
-        if pending.chunked || (structured && pending.command == Command::Read) {
+        if pending.chunked || (has_chunks && pending.command == Command::Read) {
             let what = "a simple reply where a structured one is due";
             return Err(ProtocolError::BrokenReply { cookie, what });
         }
@@ -183,7 +206,7 @@ impl Replies {
         if code != 0 {
             pending.error = Some(ErrorCode(code));
         } else if pending.command == Command::Read && pending.len > 0 {
-            let len = pending.len;
+            let len = pending.size();
             pending.take(pending.offset, len)?;
             return Ok((used, Some(self.data(cookie, 0, len, true))));
         }
@@ -192,15 +215,15 @@ impl Replies {
 
     fn chunk(
         &mut self,
+        (flags, kind): (u16, u16),
+        cookie: u64,
+        len: u64,
         mut reader: Reader<'_>,
         given: usize,
     ) -> Result<(usize, Option<Event>), ProtocolError> {
-        let head = (reader.u16(), reader.u16(), reader.u64(), reader.u32());
-        let (Some(flags), Some(kind), Some(cookie), Some(len)) = head else {
-            return Ok((0, None));
-        };
         let broken = |what| Err(ProtocolError::BrokenReply { cookie, what });
         let last = flags & REPLY_DONE != 0;
+        let extended = self.framing == Framing::Extended;
         let pending = self.of(cookie)?;
         pending.chunked = true;
         let event = match kind {
@@ -210,8 +233,11 @@ impl Replies {
                 let Some(offset) = reader.u64() else {
                     return Ok((0, None));
                 };
-                let at = pending.take(offset, len - 8)?;
-                self.data(cookie, at, len - 8, last)
+                let Ok(len) = u32::try_from(len - 8) else {
+                    return broken("data beyond the request");
+                };
+                let at = pending.take(offset, len)?;
+                self.data(cookie, at, len, last)
             }
             CHUNK_OFFSET_HOLE if pending.command == Command::Read && len == 12 => {
                 let (Some(offset), Some(size)) = (reader.u64(), reader.u32()) else {
@@ -221,11 +247,22 @@ impl Replies {
                 let len = size;
                 return self.told(cookie, Event::Hole { cookie, at, len }, last, reader, given);
             }
-            CHUNK_BLOCK_STATUS if pending.command == Command::BlockStatus => {
-                let Some(extents) = extents(&mut reader, len, cookie)? else {
+            CHUNK_BLOCK_STATUS | CHUNK_BLOCK_STATUS_EXT
+                if pending.command == Command::BlockStatus
+                    && (extended || kind == CHUNK_BLOCK_STATUS) =>
+            {
+                let chunk = extents::Chunk {
+                    len,
+                    wide: kind == CHUNK_BLOCK_STATUS_EXT,
+                    cookie,
+                    range: pending.len,
+                };
+                let Some((context, extents)) = extents::extents(&mut reader, chunk)? else {
                     return Ok((0, None));
                 };
-                let (context, extents) = extents;
+                if std::mem::replace(&mut pending.extents, true) {
+                    return broken("extents twice");
+                }
                 let event = Event::Extents {
                     cookie,
                     context,
@@ -301,6 +338,9 @@ impl Replies {
         let result = match pending.error {
             Some(code) => Err(code),
             None if pending.command == Command::Read && !pending.is_whole() => return Err(broken),
+            None if pending.command == Command::BlockStatus && !pending.extents => {
+                return Err(broken);
+            }
             None => Ok(()),
         };
         self.pending.remove(cookie);
@@ -308,37 +348,11 @@ impl Replies {
     }
 }
 
-/// Parses a chunk's context id and extents; `None` while incomplete.
-fn extents(
-    reader: &mut Reader<'_>,
-    len: u32,
-    cookie: u64,
-) -> Result<Option<(u32, Extents)>, ProtocolError> {
-    let broken = |what| Err(ProtocolError::BrokenReply { cookie, what });
-    let len = usize::try_from(len).unwrap_or(usize::MAX);
-    if len < 4 + EXTENT || !(len - 4).is_multiple_of(EXTENT) {
-        return broken("extents of a length that none have");
-    }
-    if len > 4 + MAX_EXTENTS * EXTENT {
-        return broken("too many extents");
-    }
-    let Some(body) = reader.take(len) else {
-        return Ok(None);
-    };
-    let mut body = Reader(body);
-    let context = body.u32().unwrap_or(0);
-    let mut extents = Vec::with_capacity(body.0.len() / EXTENT);
-    while let (Some(length), Some(flags)) = (body.u32(), body.u32()) {
-        extents.push((length, flags));
-    }
-    Ok(Some((context, extents)))
-}
-
 /// Parses a chunk's error; `None` while incomplete.
 fn error(
     reader: &mut Reader<'_>,
     kind: u16,
-    len: u32,
+    len: u64,
     cookie: u64,
 ) -> Result<Option<ErrorCode>, ProtocolError> {
     let broken = |what| Err(ProtocolError::BrokenReply { cookie, what });

@@ -20,7 +20,9 @@ pub(crate) const OPT_LIST: u32 = 3;
 pub(crate) const OPT_STARTTLS: u32 = 5;
 pub(crate) const OPT_GO: u32 = 7;
 pub(crate) const OPT_STRUCTURED_REPLY: u32 = 8;
+pub(crate) const OPT_LIST_META_CONTEXT: u32 = 9;
 pub(crate) const OPT_SET_META_CONTEXT: u32 = 10;
+pub(crate) const OPT_EXTENDED_HEADERS: u32 = 11;
 
 pub(crate) const REP_ACK: u32 = 1;
 pub(crate) const REP_SERVER: u32 = 2;
@@ -34,8 +36,10 @@ pub(crate) const INFO_EXPORT: u16 = 0;
 pub(crate) const INFO_BLOCK_SIZE: u16 = 3;
 
 pub(crate) const REQUEST_MAGIC: u32 = 0x2560_9513;
+pub(crate) const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 pub(crate) const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 pub(crate) const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+pub(crate) const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 /// `NBD_REPLY_FLAG_DONE`: the last chunk of a reply.
 pub(crate) const REPLY_DONE: u16 = 1 << 0;
@@ -44,6 +48,8 @@ pub(crate) const CHUNK_NONE: u16 = 0;
 pub(crate) const CHUNK_OFFSET_DATA: u16 = 1;
 pub(crate) const CHUNK_OFFSET_HOLE: u16 = 2;
 pub(crate) const CHUNK_BLOCK_STATUS: u16 = 5;
+/// With lengths of 64 bits.
+pub(crate) const CHUNK_BLOCK_STATUS_EXT: u16 = 6;
 /// Set in the type of a chunk that is an error.
 pub(crate) const CHUNK_ERROR: u16 = 1 << 15;
 pub(crate) const CHUNK_ERROR_OFFSET: u16 = CHUNK_ERROR | 2;
@@ -75,6 +81,8 @@ impl TransmissionFlags {
     pub const SEND_CACHE: Self = Self(1 << 10);
     /// `NBD_FLAG_SEND_FAST_ZERO`: the FAST_ZERO command flag is supported.
     pub const SEND_FAST_ZERO: Self = Self(1 << 11);
+    /// `NBD_FLAG_BLOCK_STAT_PAYLOAD`: BLOCK_STATUS may be asked for some of the contexts; only with extended headers.
+    pub const BLOCK_STATUS_PAYLOAD: Self = Self(1 << 12);
 
     /// Whether all of `other` are set; always false without HAS_FLAGS.
     #[must_use]

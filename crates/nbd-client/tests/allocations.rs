@@ -4,7 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use nbd_client::{Command, CommandFlags, Event, Replies, Request};
+use nbd_client::{Command, CommandFlags, Event, Framing, Replies, Request};
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
@@ -42,12 +42,26 @@ fn request(command: Command, cookie: u64) -> Request {
     }
 }
 
+/// The header of a chunk.
+fn head(framing: Framing, reply: &mut Vec<u8>, kind: [u8; 4], cookie: u64, len: u32) {
+    let extended = framing == Framing::Extended;
+    let magic: u32 = if extended { 0x6e8a_278c } else { 0x668e_33ef };
+    reply.extend(magic.to_be_bytes());
+    reply.extend(kind);
+    reply.extend(cookie.to_be_bytes());
+    if extended {
+        reply.extend([0; 12]);
+    }
+    reply.extend(len.to_be_bytes());
+}
+
 /// Memory reclaim may wait for a request, so serving one must not allocate: reads and writes at full depth, with simple
 /// and structured replies, in one piece and in two.
 #[test]
 fn requests_allocate_nothing() {
-    for structured in [false, true] {
-        let mut replies = Replies::new(structured, usize::try_from(DEPTH).unwrap());
+    for framing in [Framing::Simple, Framing::Structured, Framing::Extended] {
+        let structured = framing.has_chunks();
+        let mut replies = Replies::new(framing, usize::try_from(DEPTH).unwrap());
         let mut reply = Vec::with_capacity(64);
         let mut answered = 0;
         let mut allocated = 0;
@@ -70,11 +84,16 @@ fn requests_allocate_nothing() {
                     if structured && n % 2 == 0 {
                         // Send the second half first.
                         let at = 4096 * cookie + 2048 * u64::from(1 - piece);
-                        reply.extend(0x668e_33ef_u32.to_be_bytes());
-                        reply.extend([0, u8::from(piece == 1), 0, 1]);
-                        reply.extend(cookie.to_be_bytes());
-                        reply.extend((8 + 2048_u32).to_be_bytes());
+                        head(
+                            framing,
+                            &mut reply,
+                            [0, u8::from(piece == 1), 0, 1],
+                            cookie,
+                            2056,
+                        );
                         reply.extend(at.to_be_bytes());
+                    } else if framing == Framing::Extended {
+                        head(framing, &mut reply, [0, 1, 0, 0], cookie, 0);
                     } else {
                         reply.extend(0x6744_6698_u32.to_be_bytes());
                         reply.extend(0_u32.to_be_bytes());
@@ -92,10 +111,6 @@ fn requests_allocate_nothing() {
                 allocated += COUNT.with(Cell::get) - before;
             }
         }
-        assert_eq!(
-            (answered, allocated),
-            (100 * DEPTH, 0),
-            "structured: {structured}"
-        );
+        assert_eq!((answered, allocated), (100 * DEPTH, 0), "{framing:?}");
     }
 }

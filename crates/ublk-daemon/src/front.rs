@@ -22,7 +22,9 @@ pub use candidates::{Candidate, candidates};
 pub use gc::{Found, gc};
 pub use look::{Backing, Features, Info, ListEntry, features, info, list, recoverable};
 pub use lookup::{named, target};
-pub use nbd::{NbdChanged, NbdExport, NbdListed, nbd_info, nbd_list, nbd_move, nbd_retry};
+pub use nbd::{
+    NbdAllocation, NbdChanged, NbdExport, NbdListed, nbd_info, nbd_list, nbd_move, nbd_retry,
+};
 pub use owner::{Ownership, ownership};
 pub use pace::Pace;
 pub use remove::{Stop, delete, stop};

@@ -11,7 +11,7 @@ use ublk_queue::{Plan, Server};
 
 use crate::connect::{ConnectError, Connected, check_files, connect};
 use crate::connector::Connector;
-use crate::device::{Device, NEVER};
+use crate::device::{Device, NEVER, longest};
 use crate::handler::NbdHandler;
 use crate::options::{NbdOptions, Retry};
 use crate::status::{Board, Status};
@@ -19,9 +19,6 @@ use crate::status::{Board, Status};
 /// Block sizes that a block device supports: from a sector to a page.
 const SECTOR: u32 = 512;
 const PAGE: u32 = 4096;
-
-/// Longest TRIM and WRITE_ZEROES in bytes; the block layer splits longer ones.
-const LONGEST: u64 = 1 << 30;
 
 /// Why an export cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +88,7 @@ impl Nbd {
             export,
             size: limits.size,
             block: limits.logical_block_size,
+            longest: limits.max_discard.max(limits.max_write_zeroes),
             read_only: limits.read_only,
             request_seconds: options.request_timeout.as_secs().max(1),
             tls_records: options.tls_records.max(1),
@@ -311,8 +309,9 @@ fn limits(export: &Export, options: &NbdOptions) -> Result<(Limits, Vec<String>)
     limits.rotational = has(TransmissionFlags::ROTATIONAL);
     let writes = !limits.read_only;
     if writes {
-        limits.max_discard = when(TransmissionFlags::SEND_TRIM, LONGEST);
-        limits.max_write_zeroes = when(TransmissionFlags::SEND_WRITE_ZEROES, LONGEST);
+        let longest = longest(export, block);
+        limits.max_discard = when(TransmissionFlags::SEND_TRIM, longest);
+        limits.max_write_zeroes = when(TransmissionFlags::SEND_WRITE_ZEROES, longest);
     }
     limits.discard_granularity = block;
     Ok((limits, notes))

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nbd_client::{Address, Export, Handshake, Listed, Options, ProtocolError, Step, Uri};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
+use crate::allocation::{self, Allocation};
 use crate::options::TlsOptions;
 use crate::security::{self, TlsSetupError};
 use crate::stream::{self, Failed, Stream};
@@ -118,6 +119,12 @@ impl Connected {
         }
     }
 
+    /// Whether a receive that failed may be tried again.
+    pub(crate) fn goes_on(&self, error: &io::Error) -> bool {
+        let tls = self.tls.as_ref();
+        tls.is_some_and(|tls| tls.end_of(self.socket.as_fd(), error).is_none())
+    }
+
     /// Starts its thread, if it needs one.
     pub(crate) fn started(mut self) -> Result<Self, ConnectError> {
         let started = self.work.take().map_or(Ok(()), Work::start);
@@ -140,11 +147,22 @@ pub(crate) fn connect(
     tls: &TlsOptions,
     deadline: Instant,
 ) -> Result<Connected, ConnectError> {
+    let has_chunks = has_chunks(&uri.address);
     let options = Options {
         export: uri.export.clone(),
-        structured: is_structured(&uri.address),
+        structured: has_chunks,
+        extended: has_chunks,
         ..Options::default()
     };
+    connect_with(uri, tls, options, deadline)
+}
+
+fn connect_with(
+    uri: &Uri,
+    tls: &TlsOptions,
+    options: Options,
+    deadline: Instant,
+) -> Result<Connected, ConnectError> {
     let (stream, step, to) = shaken(uri, tls, options.clone(), deadline)?;
     let carried = match stream.carried(&uri.address) {
         Err(Failed::Kernel(e)) => {
@@ -167,9 +185,9 @@ pub(crate) fn connect(
     }
 }
 
-/// Whether structured replies pay: they spare the transfer of holes. Over a unix socket that is only a copy, and their
-/// headers cost the server a system call more for each read.
-const fn is_structured(address: &Address) -> bool {
+/// Whether replies in chunks pay, structured or with extended headers: they spare the transfer of holes. Over a unix socket
+/// that is only a copy, and their headers cost the server a system call more for each read.
+const fn has_chunks(address: &Address) -> bool {
     !matches!(address, Address::Unix(_))
 }
 
@@ -236,21 +254,34 @@ fn tcp(address: &SockAddr, within: Duration) -> io::Result<Socket> {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Offer {
-    /// Size, flags and block sizes.
+    /// Size, flags, block sizes, meta contexts.
     pub export: Export,
+    /// How much of it is data, if the server says so.
+    pub allocation: Option<Allocation>,
     /// Encryption of the connection; `None` for plain text.
     pub tls: Option<TlsInfo>,
 }
 
-/// Queries an export's size and features before the deadline: opens the export and closes it again.
+/// Queries an export's size and features, and how much of it is data, before the deadline: opens the export and closes it
+/// again.
 ///
 /// # Errors
-/// The connection failed.
+/// The connection failed. That the extents are not all known is no error.
 pub fn info(uri: &Uri, tls: &TlsOptions, deadline: Instant) -> Result<Offer, ConnectError> {
-    let connected = connect(uri, tls, deadline)?;
+    let options = Options {
+        export: uri.export.clone(),
+        structured: true,
+        extended: true,
+        allocation: true,
+        contexts: true,
+        ..Options::default()
+    };
+    let connected = connect_with(uri, tls, options, deadline)?.started()?;
+    let allocation = allocation::measure(&connected, deadline);
     connected.close();
     Ok(Offer {
         export: connected.export,
+        allocation,
         tls: connected.tls.map(|tls| tls.info),
     })
 }

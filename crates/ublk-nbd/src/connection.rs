@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use nbd_client::{
-    Command, CommandFlags, ErrorCode, Event, Export, Replies, Request, TransmissionFlags,
+    Command, CommandFlags, ErrorCode, Event, Export, Framing, Replies, Request, TransmissionFlags,
 };
 use ublk_core::Errno;
 use ublk_queue::MemRef;
@@ -14,9 +14,6 @@ use uring_lite::Sqe64;
 use crate::outgoing::Outgoing;
 use crate::socket::Socket;
 use crate::transport::{Carrier, Tls};
-
-/// Staging window while a large READ is in flight: one header, so that little of its data must be copied.
-const HEADER: usize = Replies::HEADER;
 
 /// Data of at least this length is received straight into its buffer, by one operation.
 const WHOLE: usize = 64 << 10;
@@ -35,6 +32,7 @@ const BYTES_A_SECOND: u32 = 64 << 20;
 pub(crate) struct Connection {
     pub(crate) socket: Socket,
     pub(crate) replies: Replies,
+    framing: Framing,
     /// The destination of the data that comes next in the stream: the request's cookie and the offset in its buffer.
     payload: (u64, usize),
     /// Writes must fail, because the export changed in a way that the device cannot tolerate.
@@ -51,6 +49,14 @@ pub(crate) struct Connection {
     pub(crate) records: u64,
     /// From this number on, no further request is sent.
     pub(crate) most_records: u64,
+}
+
+/// Seconds that a request has in addition to the usual time.
+fn more_time(command: Command, len: u32) -> u64 {
+    match command {
+        Command::Trim | Command::WriteZeroes => (len / BYTES_A_SECOND).into(),
+        _ => 0,
+    }
 }
 
 /// A request without a range.
@@ -79,7 +85,8 @@ impl Connection {
         }
         Self {
             socket,
-            replies: Replies::new(export.structured, depth.into()),
+            replies: Replies::new(export.framing, depth.into()),
+            framing: export.framing,
             payload: (0, 0),
             reads_only,
             size: export.size,
@@ -137,18 +144,14 @@ impl Connection {
             && let Some((request, slot)) = outgoing.next()
         {
             self.replies.expect(&request);
-            let more = match request.command {
-                Command::Trim | Command::WriteZeroes => slot.len() / BYTES_A_SECOND,
-                _ => 0,
-            };
-            slot.due = due + u64::from(more);
+            slot.due = due + more_time(request.command, slot.len());
             let data = match request.command {
                 Command::Write => slot.kept.buffer().unwrap_or(MemRef::EMPTY),
                 _ => MemRef::EMPTY,
             };
             // SAFETY: the request is kept in its slot and not answered while `sending` is set, so its buffer stays the
             // server's. Only this queue has it, and nobody forms a reference to a WRITE's data.
-            unsafe { self.socket.add(&request, data) };
+            unsafe { self.socket.add(&request, self.framing, data) };
         }
         true
     }
@@ -179,7 +182,8 @@ impl Connection {
         let direct = buffer.map_or(MemRef::EMPTY, |buffer| buffer.part(at, left));
         let window = match large {
             _ if direct.len() >= WHOLE => 0,
-            true => HEADER,
+            // One header, so that little of its data must be copied.
+            true => self.replies.header(),
             false => usize::MAX,
         };
         // SAFETY: the request is kept in its slot and answered only after the receive has completed, so its buffer
@@ -272,7 +276,7 @@ impl Connection {
         self.replies.expect(&request);
         self.socket.begin();
         // SAFETY: there is no data.
-        unsafe { self.socket.add(&request, MemRef::EMPTY) };
+        unsafe { self.socket.add(&request, self.framing, MemRef::EMPTY) };
         true
     }
 
@@ -281,8 +285,10 @@ impl Connection {
         if self.socket.is_sending() || self.socket.has_unsent() {
             return;
         }
-        let header = bare(Command::Disconnect, 0).header();
-        self.socket.say_goodbye(&header);
+        let mut header = [0; Request::LONGEST];
+        let len = bare(Command::Disconnect, 0).encode(self.framing, &mut header);
+        self.socket
+            .say_goodbye(header.get(..len).unwrap_or_default());
         if let Some(tls) = &self.tls {
             tls.close(self.socket.as_fd());
         }
@@ -308,5 +314,22 @@ fn fill(
 fn answer(outgoing: &mut Outgoing, event: Option<Event>) {
     if let Some(Event::Answered { cookie, result }) = event {
         outgoing.answer(cookie, result.map_err(|code| Errno::new(code.errno())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// L78 What has no data may take longer, by its length; nothing else may.
+    #[test]
+    fn l78_long_ranges_have_more_time() {
+        for command in [Command::Trim, Command::WriteZeroes] {
+            assert_eq!(more_time(command, 1 << 20), 0);
+            assert_eq!(more_time(command, 1 << 30), 16);
+        }
+        for command in [Command::Read, Command::Write, Command::Flush] {
+            assert_eq!(more_time(command, 1 << 30), 0);
+        }
     }
 }

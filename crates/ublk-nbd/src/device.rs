@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nbd_client::{Export, TransmissionFlags, Uri};
+use nbd_client::{Export, Framing, TransmissionFlags, Uri};
 use ublk_queue::port::Wake;
 
 use crate::connector::Connector;
@@ -18,6 +18,8 @@ pub(crate) struct Device {
     pub(crate) export: Export,
     pub(crate) size: u64,
     pub(crate) block: u32,
+    /// Longest TRIM and WRITE_ZEROES that the device was promised, in bytes; 0 for none.
+    pub(crate) longest: u64,
     pub(crate) read_only: bool,
     pub(crate) request_seconds: u64,
     /// TLS records after which a new connection with new keys replaces the current one.
@@ -46,6 +48,18 @@ impl std::fmt::Debug for Device {
 /// The atomic encoding of a policy: seconds, or one of these.
 const FOREVER: u64 = u64::MAX;
 pub(crate) const NEVER: u64 = 0;
+
+/// Longest TRIM and WRITE_ZEROES: the block layer splits longer ones.
+const LONGEST: u64 = 1 << 30;
+
+/// Longest TRIM and WRITE_ZEROES of a device with these blocks on this export, in bytes. A server that tells of its
+/// maximum may refuse more; with extended headers its maximum is by the protocol one of data alone.
+pub(crate) fn longest(export: &Export, block: u32) -> u64 {
+    match (export.framing, export.block_sizes) {
+        (Framing::Extended, _) | (_, None) => LONGEST,
+        (_, Some(sizes)) => LONGEST.min((sizes.maximum / block * block).into()),
+    }
+}
 
 impl Device {
     pub(crate) const fn flags(&self) -> TransmissionFlags {
@@ -127,6 +141,12 @@ impl Device {
         if u64::from(maximum) < self.max_io.load(Ordering::Relaxed) {
             return Some(format!(
                 "the server takes requests of at most {maximum} bytes now"
+            ));
+        }
+        let longest = longest(now, self.block);
+        if longest < self.longest {
+            return Some(format!(
+                "the server takes TRIM and WRITE_ZEROES of at most {longest} bytes now"
             ));
         }
         let several = self.queues.load(Ordering::Relaxed) > 1;

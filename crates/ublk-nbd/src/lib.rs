@@ -24,6 +24,7 @@
 //! * A server that goes on executing requests of the old connection after the new one is up may execute a replayed
 //!   write once more, late. Servers that end a connection together with its requests do not.
 
+mod allocation;
 mod backend;
 mod connect;
 mod connection;
@@ -46,6 +47,7 @@ mod timed;
 mod tls;
 mod transport;
 
+pub use allocation::Allocation;
 pub use backend::{Nbd, OpenError, SeveralConnections};
 pub use connect::{ConnectError, Offer, info, list};
 pub use handler::NbdHandler;

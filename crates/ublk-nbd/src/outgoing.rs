@@ -161,7 +161,7 @@ impl Outgoing {
             flags: slot.flags,
             cookie: slot.arrival << TAG_BITS | u64::from(tag),
             offset: slot.offset,
-            len: slot.len,
+            len: slot.len.into(),
         };
         Some((request, slot))
     }

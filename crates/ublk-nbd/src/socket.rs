@@ -8,7 +8,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nbd_client::Request;
+use nbd_client::{Framing, Request};
 use ublk_queue::MemRef;
 use uring_lite::Sqe64;
 use uring_lite::op::{CQE_F_SOCK_NONEMPTY, Fd, Timespec};
@@ -46,7 +46,10 @@ struct Parts {
 }
 
 struct Send {
-    headers: [[u8; Request::LEN]; BATCH],
+    /// One behind the other.
+    headers: [u8; Request::LONGEST * BATCH],
+    /// Bytes of them.
+    filled: usize,
     count: usize,
     /// Bytes of WRITE data.
     bytes: usize,
@@ -98,7 +101,8 @@ const NO_PIECE: libc::iovec = libc::iovec {
 impl Socket {
     pub(crate) fn new(fd: OwnedFd) -> Self {
         let send = Send {
-            headers: [[0; Request::LEN]; BATCH],
+            headers: [0; Request::LONGEST * BATCH],
+            filled: 0,
             count: 0,
             bytes: 0,
             pieces: Vec::with_capacity(2 * BATCH),
@@ -164,7 +168,7 @@ impl Socket {
     }
 
     /// Sends a final header if the socket accepts it at once. No send may be in flight.
-    pub(crate) fn say_goodbye(&self, header: &[u8; Request::LEN]) {
+    pub(crate) fn say_goodbye(&self, header: &[u8]) {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: the descriptor is open, the header lives for the length of the call.
         let _ = unsafe {
@@ -189,6 +193,7 @@ impl Socket {
     pub(crate) fn begin(&mut self) {
         assert!(!self.sending, "the kernel reads it");
         self.parts.send.count = 0;
+        self.parts.send.filled = 0;
         self.parts.send.bytes = 0;
         self.parts.send.first = 0;
         self.parts.send.pieces.clear();
@@ -208,23 +213,26 @@ impl Socket {
     ///
     /// # Panics
     /// While a send is in flight, and when there is no room.
-    pub(crate) unsafe fn add(&mut self, request: &Request, data: MemRef<'_>) {
+    pub(crate) unsafe fn add(&mut self, request: &Request, framing: Framing, data: MemRef<'_>) {
         assert!(
             !self.sending && self.has_room(),
             "no room, or the kernel reads it"
         );
         let send = &mut *self.parts.send;
-        send.headers[send.count] = request.header();
+        let to = send.headers.get_mut(send.filled..);
+        let to = to.and_then(<[u8]>::first_chunk_mut);
+        let len = request.encode(framing, to.expect("room for one more request"));
         let header = (&raw mut send.headers).cast::<u8>();
-        let header = header.wrapping_add(send.count * Request::LEN);
+        let header = header.wrapping_add(send.filled);
+        send.filled += len;
         send.count += 1;
         send.bytes += data.len();
         match send.pieces.last_mut() {
             // Headers follow each other in memory: those without data between them are one piece.
-            Some(last) if send.ends_in_header => last.iov_len += Request::LEN,
+            Some(last) if send.ends_in_header => last.iov_len += len,
             _ => send.pieces.push(libc::iovec {
                 iov_base: header.cast(),
-                iov_len: Request::LEN,
+                iov_len: len,
             }),
         }
         send.ends_in_header = data.is_empty();

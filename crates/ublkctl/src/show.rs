@@ -204,19 +204,39 @@ pub fn nbd_export(export: &front::NbdExport) -> String {
         ),
         None => "not specified".to_owned(),
     };
-    let replies = match export.structured_replies {
-        true => "structured",
-        false => "simple",
+    let replies = match (export.structured_replies, export.extended_headers) {
+        (_, true) => "structured, extended headers",
+        (true, false) => "structured",
+        (false, false) => "simple",
     };
     let tls = export
         .tls
         .as_ref()
         .map_or_else(|| "none".to_owned(), ToString::to_string);
-    format!(
+    let mut text = format!(
         "size      {}\nrequests  {blocks}\nflags     {}\nreplies   {replies}\nTLS       {tls}\n",
         size::show(export.size),
         export.flags.join(" ")
-    )
+    );
+    if !export.meta_contexts.is_empty() {
+        let _ = writeln!(text, "contexts  {}", export.meta_contexts.join(" "));
+    }
+    if let Some(sum) = &export.allocation {
+        let rest = if sum.complete {
+            ""
+        } else {
+            ", the rest unknown"
+        };
+        let _ = writeln!(
+            text,
+            "content   {} data, {} zeroes, {} not allocated, in {} extents{rest}",
+            size::show(sum.data),
+            size::show(sum.zero),
+            size::show(sum.hole),
+            sum.extents
+        );
+    }
+    text
 }
 
 /// The text of `nbd list`.

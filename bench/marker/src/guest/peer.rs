@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nbd_client::{
-    Command as Ask, CommandFlags, Export, Handshake, Options, Replies, Request, Step,
+    Command as Ask, CommandFlags, Export, Framing, Handshake, Options, Replies, Request, Step,
 };
 
 /// How long nbdkit may take to listen, in guest time.
@@ -148,7 +148,7 @@ pub fn open(at: &str) -> Result<(Socket, Export)> {
 fn fill(at: &str, mebibytes: u64) -> Result<()> {
     let (mut socket, _) = open(at)?;
     let piece = vec![0x5a; 1 << 20];
-    let mut replies = Replies::new(false, 1);
+    let mut replies = Replies::new(Framing::Simple, 1);
     for number in 0..mebibytes {
         let request = Request {
             command: Ask::Write,
@@ -158,7 +158,9 @@ fn fill(at: &str, mebibytes: u64) -> Result<()> {
             len: 1 << 20,
         };
         replies.expect(&request);
-        socket.write_all(&request.header())?;
+        let mut header = [0; Request::LONGEST];
+        let len = request.encode(Framing::Simple, &mut header);
+        socket.write_all(header.get(..len).unwrap_or_default())?;
         socket.write_all(&piece)?;
         // A simple reply without data.
         let mut reply = [0; 16];

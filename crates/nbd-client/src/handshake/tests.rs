@@ -143,7 +143,10 @@ fn a_modern_server_gives_all() {
         assert!(!export.flags.contains(TransmissionFlags::READ_ONLY));
         let sizes = export.block_sizes.unwrap();
         assert_eq!((sizes.minimum, sizes.maximum), (512, 1 << 20));
-        assert_eq!((export.structured, export.allocation), (true, Some(9)));
+        assert_eq!(
+            (export.framing, export.allocation),
+            (Framing::Structured, Some(9))
+        );
     }
 }
 
@@ -164,10 +167,68 @@ fn an_old_server_is_done_with_what_it_has() {
             ],
         };
         let export = play(&wanted(), script, 7).unwrap();
-        assert_eq!((export.size, export.structured), (4096, false));
+        assert_eq!((export.size, export.framing), (4096, Framing::Simple));
         assert!(export.flags.contains(TransmissionFlags::READ_ONLY));
         assert_eq!((export.block_sizes, export.allocation), (None, None));
     }
+}
+
+/// Extended headers are asked for before structured replies, which they imply; a server without them gets the usual
+/// question. Contexts are listed where they are wanted, and done without where the server does not list them.
+#[test]
+fn extended_headers_are_never_required() {
+    let everything = Options {
+        extended: true,
+        contexts: true,
+        ..wanted()
+    };
+    let listed = |name: &str| {
+        let body = [&[0; 4], name.as_bytes()].concat();
+        option_reply(OPT_LIST_META_CONTEXT, REP_META_CONTEXT, &body)
+    };
+    let rest = |contexts: Vec<Vec<u8>>| {
+        vec![
+            (OPT_LIST_META_CONTEXT, contexts),
+            (
+                OPT_SET_META_CONTEXT,
+                vec![meta(9, ALLOCATION), ack(OPT_SET_META_CONTEXT)],
+            ),
+            (OPT_GO, vec![export_info(1 << 30, 1), ack(OPT_GO)]),
+        ]
+    };
+    let unsup = |option| vec![option_reply(option, REP_ERR_UNSUP, b"")];
+    for step in [1, 7, 1000] {
+        let mut replies = vec![(OPT_EXTENDED_HEADERS, vec![ack(OPT_EXTENDED_HEADERS)])];
+        replies.extend(rest(vec![
+            listed(ALLOCATION),
+            listed("qemu:\u{1b}"),
+            ack(OPT_LIST_META_CONTEXT),
+        ]));
+        let flags = FIXED_NEWSTYLE | NO_ZEROES;
+        let export = play(&everything, Script { flags, replies }, step).unwrap();
+        assert_eq!(export.framing, Framing::Extended);
+        assert_eq!(export.contexts, [ALLOCATION, "qemu:\\u{1b}"]);
+        let mut replies = vec![
+            (OPT_EXTENDED_HEADERS, unsup(OPT_EXTENDED_HEADERS)),
+            (OPT_STRUCTURED_REPLY, vec![ack(OPT_STRUCTURED_REPLY)]),
+        ];
+        replies.extend(rest(unsup(OPT_LIST_META_CONTEXT)));
+        let export = play(&everything, Script { flags, replies }, step).unwrap();
+        assert_eq!(export.framing, Framing::Structured);
+        assert_eq!((export.contexts.len(), export.allocation), (0, Some(9)));
+    }
+    // EXPORT_NAME is no way to go on with extended headers.
+    let replies = vec![
+        (OPT_EXTENDED_HEADERS, vec![ack(OPT_EXTENDED_HEADERS)]),
+        (OPT_GO, unsup(OPT_GO)),
+    ];
+    let flags = FIXED_NEWSTYLE;
+    let plain = Options {
+        extended: true,
+        ..Options::default()
+    };
+    let error = play(&plain, Script { flags, replies }, 7).unwrap_err();
+    assert!(error.to_string().contains("NBD_OPT_GO"), "{error}");
 }
 
 /// GO carries the length-prefixed export name and requests block sizes.

@@ -17,7 +17,8 @@ pub(super) struct Pending {
     pub(super) cookie: u64,
     pub(super) command: Command,
     pub(super) offset: u64,
-    pub(super) len: u32,
+    /// More than 32 bits only without data.
+    pub(super) len: u64,
     /// All data of a READ has arrived, in one piece.
     whole: bool,
     /// Disjoint ranges of a READ that have arrived otherwise, sorted.
@@ -25,6 +26,8 @@ pub(super) struct Pending {
     pub(super) error: Option<ErrorCode>,
     /// A chunk has arrived, so a simple reply is no longer valid.
     pub(super) chunked: bool,
+    /// The extents of a BLOCK_STATUS have arrived.
+    pub(super) extents: bool,
     /// In flight.
     live: bool,
 }
@@ -41,6 +44,7 @@ impl Pending {
             have: Vec::with_capacity(RANGES),
             error: None,
             chunked: false,
+            extents: false,
             live: false,
         }
     }
@@ -54,6 +58,7 @@ impl Pending {
         self.have.clear();
         self.error = None;
         self.chunked = false;
+        self.extents = false;
         self.live = true;
     }
 
@@ -62,7 +67,7 @@ impl Pending {
         let cookie = self.cookie;
         let broken = |what| Err(ProtocolError::BrokenReply { cookie, what });
         if offset == self.offset
-            && len == self.len
+            && u64::from(len) == self.len
             && len > 0
             && !self.whole
             && self.have.is_empty()
@@ -71,7 +76,8 @@ impl Pending {
             return Ok(0);
         }
         let at = offset.checked_sub(self.offset).map(u32::try_from);
-        let end = |at: u32| at.checked_add(len).filter(|end| *end <= self.len);
+        let size = self.size();
+        let end = |at: u32| at.checked_add(len).filter(|end| *end <= size);
         let (at, end) = match at {
             Some(Ok(at)) if len > 0 => match end(at) {
                 Some(end) => (at, end),
@@ -98,9 +104,14 @@ impl Pending {
         Ok(at)
     }
 
+    /// Length of a READ.
+    pub(super) fn size(&self) -> u32 {
+        u32::try_from(self.len).unwrap_or(u32::MAX)
+    }
+
     /// Whether a READ has all of its bytes.
     pub(super) fn is_whole(&self) -> bool {
-        self.whole || self.len == 0 || self.have == [(0, self.len)]
+        self.whole || self.len == 0 || self.have == [(0, self.size())]
     }
 }
 

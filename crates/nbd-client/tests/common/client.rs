@@ -3,8 +3,8 @@
 use std::io::{Read, Write};
 
 use nbd_client::{
-    Command, CommandFlags, ErrorCode, Event, Export, Handshake, Listed, Options, ProtocolError,
-    Replies, Request, Step,
+    Command, CommandFlags, ErrorCode, Event, Export, Framing, Handshake, Listed, Options,
+    ProtocolError, Replies, Request, Step,
 };
 
 /// A connection of any kind, with a deadline for each read and write.
@@ -15,18 +15,20 @@ impl<T: Read + Write + Send> Stream for T {}
 /// A connection with requests one after the other.
 pub struct Client {
     stream: Box<dyn Stream>,
+    framing: Framing,
     replies: Replies,
     next: u64,
 }
 
 /// The server's answer, and the extents that it told.
-pub type Answer = (Result<(), ErrorCode>, Vec<(u32, u32)>);
+pub type Answer = (Result<(), ErrorCode>, Vec<(u64, u64)>);
 
 /// Options for an export with everything that the core can ask for.
 pub fn options(export: &str) -> Options {
     Options {
         export: export.to_owned(),
         structured: true,
+        extended: true,
         allocation: true,
         ..Options::default()
     }
@@ -80,7 +82,8 @@ impl Client {
         };
         let client = Self {
             stream: Box::new(stream),
-            replies: Replies::new(export.structured, 1),
+            framing: export.framing,
+            replies: Replies::new(export.framing, 1),
             next: 0,
         };
         Ok((client, export))
@@ -114,13 +117,19 @@ impl Client {
             flags,
             cookie: self.next,
             offset,
-            len,
+            len: len.into(),
         };
         assert!(self.replies.expect(&request));
-        self.stream.write_all(&request.header()).expect("sent");
+        self.put(&request);
         if command == Command::Write {
             self.stream.write_all(data).expect("sent");
         }
+    }
+
+    fn put(&mut self, request: &Request) {
+        let mut header = [0; Request::LONGEST];
+        let len = request.encode(self.framing, &mut header);
+        self.stream.write_all(&header[..len]).expect("sent");
     }
 
     /// Receives the answer to the request that was sent.
@@ -176,7 +185,7 @@ impl Client {
             offset: 0,
             len: 0,
         };
-        self.stream.write_all(&bye.header()).expect("sent");
+        self.put(&bye);
         assert_eq!(self.stream.read(&mut [0]).expect("in time"), 0);
     }
 }

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use nbd_client::{Command, CommandFlags, ErrorCode, Options, ProtocolError, TransmissionFlags};
+use nbd_client::{
+    Command, CommandFlags, ErrorCode, Framing, Options, ProtocolError, TransmissionFlags,
+};
 
 use crate::common::client::{Client, options, shake};
 use crate::common::program::{Server, Stop, output};
@@ -40,7 +42,7 @@ fn raw() -> Result<String, Stop> {
     server.qemu_nbd(&args, Path::new(&disk))?;
     listed(&server)?;
     let shown = try_all(&server, Plan::USUAL)?;
-    let (mut client, export) = open(&server, true)?;
+    let (mut client, export) = open(&server, Framing::Extended)?;
     let found = whole(&mut client, &export);
     client.disconnect();
     match std::fs::read(disk)? == found {
@@ -61,7 +63,7 @@ fn refusals() -> Result<String, Stop> {
         ..options("disk")
     };
     let tls = shake(&mut server.connect()?, tls);
-    let (mut client, export) = open(&server, true)?;
+    let (mut client, export) = open(&server, Framing::Extended)?;
     let mut data = [1; 512];
     let (refused, _) = client.ask(Command::Write, CommandFlags(0), 0, &mut data, 512);
     client.read(0, 512);
@@ -115,7 +117,7 @@ fn snapshot() -> Result<String, Stop> {
     let mut server = Server::new()?;
     let image = image(&server)?;
     server.qemu_nbd(&["--format=qcow2"], &image)?;
-    let (mut client, _) = open(&server, true)?;
+    let (mut client, _) = open(&server, Framing::Extended)?;
     fill(&mut client, 0xa1)?;
     client.disconnect();
     server.stop();
@@ -124,14 +126,14 @@ fn snapshot() -> Result<String, Stop> {
         &["snapshot", "-c", "before", &image.display().to_string()],
     )?;
     server.qemu_nbd(&["--format=qcow2", "--discard=unmap"], &image)?;
-    let (mut client, _) = open(&server, true)?;
+    let (mut client, _) = open(&server, Framing::Extended)?;
     fill(&mut client, 0xb2)?;
     client.disconnect();
     let shown = try_all(&server, Plan::USUAL)?;
     server.stop();
     let args = ["--format=qcow2", "--read-only", "--load-snapshot=before"];
     server.qemu_nbd(&args, &image)?;
-    let (mut client, export) = open(&server, true)?;
+    let (mut client, export) = open(&server, Framing::Extended)?;
     let found = whole(&mut client, &export);
     client.disconnect();
     match found == vec![0xa1; found.len()] {
@@ -167,7 +169,7 @@ fn read_only() -> Result<String, Stop> {
 /// What is written is the connection's own, and the file stays as it is.
 fn copy_on_write() -> Result<String, Stop> {
     let (server, disk) = nbd_server("copyonwrite = true\nflush = true")?;
-    let (mut client, export) = open(&server, true)?;
+    let (mut client, export) = open(&server, Framing::Extended)?;
     fill(&mut client, 0x3c)?;
     let found = whole(&mut client, &export);
     client.disconnect();

@@ -13,7 +13,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use nbd_client::{Export, Options, TransmissionFlags};
+use nbd_client::{Export, Framing, Options, TransmissionFlags};
 
 use common::client::{Client, list, options};
 use common::program::{Server, Stop};
@@ -97,14 +97,21 @@ impl Plan {
     };
 }
 
-/// Tries an export: random requests with structured and with simple replies, what they leave, the end of the export, and
+/// Tries an export: random requests with each framing that the server has, what they leave, the end of the export, and
 /// libnbd's programs beside it. Says what was done.
 pub(crate) fn try_all(server: &Server, plan: Plan) -> Result<String, Stop> {
     let mut sum = Counts::default();
-    let (_, export) = open(server, true)?;
-    for (seed, structured) in [(1, true), (2, false)] {
-        let (mut client, now) = open(server, structured)?;
-        if (now.size, now.flags) != (export.size, expected(&export, structured)) {
+    let (_, export) = open(server, Framing::Extended)?;
+    let framings = [Framing::Simple, Framing::Structured, Framing::Extended];
+    for (seed, framing) in (1..).zip(framings) {
+        let (mut client, now) = open(server, framing)?;
+        if now.framing != framing && framing == Framing::Extended {
+            // Asked for, and not to be had: tried already.
+            client.disconnect();
+            continue;
+        }
+        let flags = expected(&export, now.framing);
+        if (now.size, now.flags) != (export.size, flags) {
             return Err(Stop::Fail(format!("{now:?} after {export:?}")));
         }
         let mut model = Model::of(&mut client, &now);
@@ -115,16 +122,19 @@ pub(crate) fn try_all(server: &Server, plan: Plan) -> Result<String, Stop> {
             model.check(&whole(&mut client, &now))?;
         }
         client.disconnect();
-        let (mut client, now) = open(server, structured)?;
+        let (mut client, now) = open(server, framing)?;
         if !plan.fails {
             model.check(&whole(&mut client, &now))?;
         }
         client.disconnect();
     }
     let mut shown = sum.to_string();
+    if export.framing == Framing::Extended {
+        shown += "; with extended headers, too";
+    }
     if plan.others {
         others::same_facts(server, &export, plan.has_info)?;
-        let (mut client, export) = open(server, true)?;
+        let (mut client, export) = open(server, Framing::Extended)?;
         let found = whole(&mut client, &export);
         client.disconnect();
         others::same_bytes(server, &found)?;
@@ -136,18 +146,22 @@ pub(crate) fn try_all(server: &Server, plan: Plan) -> Result<String, Stop> {
     Ok(shown)
 }
 
-/// DF is only for structured replies.
-fn expected(export: &Export, structured: bool) -> TransmissionFlags {
-    match structured {
-        true => export.flags,
-        false => TransmissionFlags(export.flags.0 & !TransmissionFlags::SEND_DF.0),
-    }
+/// What a server can do with this framing, of what it can with all that it has: DF needs chunks, and a choice of contexts
+/// needs extended headers.
+fn expected(export: &Export, framing: Framing) -> TransmissionFlags {
+    let without = match framing {
+        Framing::Simple => TransmissionFlags::SEND_DF.0 | TransmissionFlags::BLOCK_STATUS_PAYLOAD.0,
+        Framing::Structured => TransmissionFlags::BLOCK_STATUS_PAYLOAD.0,
+        Framing::Extended => 0,
+    };
+    TransmissionFlags(export.flags.0 & !without)
 }
 
 /// Opens the export of a server, which must be in its list if it has a list.
-pub(crate) fn open(server: &Server, structured: bool) -> Result<(Client, Export), Stop> {
+pub(crate) fn open(server: &Server, framing: Framing) -> Result<(Client, Export), Stop> {
     let wanted = Options {
-        structured,
+        structured: framing.has_chunks(),
+        extended: framing == Framing::Extended,
         ..options(server.export())
     };
     Ok(Client::open(server.connect()?, wanted)?)

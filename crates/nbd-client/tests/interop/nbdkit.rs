@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use nbd_client::{Command, CommandFlags, ErrorCode, TransmissionFlags};
+use nbd_client::{Command, CommandFlags, ErrorCode, Framing, TransmissionFlags};
 
 use crate::common::program::{PATIENCE, Server, Stop};
 use crate::exercise::{Model, exercise, whole};
@@ -117,7 +117,7 @@ fn file() -> Result<String, Stop> {
     let disk = server.disk(SIZE)?;
     server.nbdkit(&[], "file", std::slice::from_ref(&disk))?;
     let shown = try_all(&server, Plan::USUAL)?;
-    let (mut client, export) = open(&server, true)?;
+    let (mut client, export) = open(&server, Framing::Extended)?;
     let found = whole(&mut client, &export);
     client.disconnect();
     match fs::read(disk)? == found {
@@ -130,7 +130,7 @@ fn file() -> Result<String, Stop> {
 fn pattern() -> Result<String, Stop> {
     let server = start(&[], "pattern", &["1M", "--readonly"])?;
     let shown = try_all(&server, Plan::USUAL)?;
-    let (mut client, export) = open(&server, true)?;
+    let (mut client, export) = open(&server, Framing::Extended)?;
     let found = whole(&mut client, &export);
     let right = found
         .chunks(8)
@@ -184,7 +184,7 @@ fn blocksize_policy() -> Result<String, Stop> {
     ];
     let server = start(&["blocksize-policy"], "memory", &args)?;
     let shown = try_all(&server, Plan::USUAL)?;
-    let (mut client, export) = open(&server, true)?;
+    let (mut client, export) = open(&server, Framing::Extended)?;
     let sizes = export
         .block_sizes
         .map(|s| (s.minimum, s.preferred, s.maximum));
@@ -205,10 +205,10 @@ fn blocksize_policy() -> Result<String, Stop> {
 /// One request in five fails, and leaves the export and the connection as they are.
 fn error() -> Result<String, Stop> {
     let server = start(&["error"], "memory", &["1M", "error=EIO", "error-rate=20%"])?;
-    let (mut client, export) = open(&server, true)?;
+    let (mut client, export) = open(&server, Framing::Extended)?;
     let mut counts = Vec::new();
-    for (seed, structured) in [(1, true), (2, false)] {
-        let (mut own, now) = open(&server, structured)?;
+    for (seed, framing) in [(1, Framing::Structured), (2, Framing::Simple)] {
+        let (mut own, now) = open(&server, framing)?;
         // What cannot be read at once is read again.
         let mut model = Model::zeroes(now.size);
         if seed == 2 {
@@ -245,7 +245,10 @@ fn retried(
 /// The server ends with its last client.
 fn exitlast() -> Result<String, Stop> {
     let mut server = start(&["exitlast"], "memory", &["1M"])?;
-    let ((one, _), (two, _)) = (open(&server, true)?, open(&server, true)?);
+    let ((one, _), (two, _)) = (
+        open(&server, Framing::Extended)?,
+        open(&server, Framing::Extended)?,
+    );
     one.disconnect();
     thread::sleep(Duration::from_millis(100));
     if let Some(status) = server.ended()? {
@@ -278,7 +281,7 @@ fn extentlist() -> Result<String, Stop> {
         ..Plan::USUAL
     };
     let shown = try_all(&server, plan)?;
-    let (mut client, _) = open(&server, true)?;
+    let (mut client, _) = open(&server, Framing::Extended)?;
     let (result, told) = client.ask(Command::BlockStatus, NONE, 0, &mut [], 1 << 20);
     client.disconnect();
     let wanted = [
@@ -299,7 +302,7 @@ fn flag(filter: &str, mode: &str, flag: TransmissionFlags, has: bool) -> Result<
     let some = args.iter().filter(|arg| !arg.is_empty());
     let args: Vec<_> = some.copied().collect();
     let server = start(&[filter], "memory", &args)?;
-    let (client, export) = open(&server, true)?;
+    let (client, export) = open(&server, Framing::Extended)?;
     client.disconnect();
     match export.flags.contains(flag) == has {
         true => try_all(&server, Plan::USUAL),
@@ -314,7 +317,10 @@ fn multi_conn() -> Result<String, Stop> {
         "memory",
         &["1M", "multi-conn-mode=emulate"],
     )?;
-    let ((mut one, export), (mut two, _)) = (open(&server, true)?, open(&server, true)?);
+    let ((mut one, export), (mut two, _)) = (
+        open(&server, Framing::Extended)?,
+        open(&server, Framing::Extended)?,
+    );
     if !export.flags.contains(TransmissionFlags::CAN_MULTI_CONN) {
         return fail("it has no CAN_MULTI_CONN");
     }
@@ -335,7 +341,7 @@ fn multi_conn() -> Result<String, Stop> {
 fn noextents() -> Result<String, Stop> {
     let server = start(&["noextents"], "memory", &["1M"])?;
     let shown = try_all(&server, Plan::USUAL)?;
-    let (mut client, export) = open(&server, true)?;
+    let (mut client, export) = open(&server, Framing::Extended)?;
     let told = match export.allocation {
         Some(_) => {
             client
@@ -360,7 +366,7 @@ fn pause() -> Result<String, Stop> {
         format!("pause-control={}", control.display()),
     ];
     server.nbdkit(&["pause"], "memory", &words)?;
-    let (mut client, export) = open(&server, true)?;
+    let (mut client, export) = open(&server, Framing::Extended)?;
     let mut model = Model::of(&mut client, &export);
     let counts = exercise(&mut client, &export, &mut model, (1, 300), false)?;
     let mut control = UnixStream::connect(control)?;
@@ -419,7 +425,7 @@ fn tls_fallback() -> Result<String, Stop> {
     ];
     server.nbdkit(&["tls-fallback"], "memory", &words)?;
     let shown = try_all(&server, Plan::USUAL)?;
-    let (mut client, export) = open(&server, true)?;
+    let (mut client, export) = open(&server, Framing::Extended)?;
     let found = whole(&mut client, &export);
     client.disconnect();
     let read_only = export.flags.contains(TransmissionFlags::READ_ONLY);
@@ -448,7 +454,7 @@ fn checkwrite() -> Result<String, Stop> {
     let disk = server.disk(SIZE)?;
     fs::write(&disk, vec![0x77; 1 << 20])?;
     server.nbdkit(&["checkwrite"], "file", std::slice::from_ref(&disk))?;
-    let (mut client, _) = open(&server, true)?;
+    let (mut client, _) = open(&server, Framing::Extended)?;
     let (same, _) = client.ask(Command::Write, NONE, 4096, &mut [0x77; 4096], 4096);
     let (other, _) = client.ask(Command::Write, NONE, 4096, &mut [0x78; 4096], 4096);
     let (zeroes, _) = client.ask(Command::WriteZeroes, NONE, 0, &mut [], 4096);

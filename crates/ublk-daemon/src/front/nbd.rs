@@ -7,7 +7,7 @@ use crate::report::{NbdReport, TlsInfo};
 use crate::spec::BackendCommand;
 use crate::spec::{BackendSpec, Retry, TlsOptions};
 use crate::state::{Record, Store};
-use nbd_client::{TransmissionFlags, Uri, UriError};
+use nbd_client::{Framing, TransmissionFlags, Uri, UriError};
 use serde::Serialize;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -184,6 +184,28 @@ pub struct NbdExport {
     pub structured_replies: bool,
     /// Encryption of the connection; `null` for plain text.
     pub tls: Option<TlsInfo>,
+    /// Whether requests and replies have extended headers, with lengths of 64 bits.
+    pub extended_headers: bool,
+    /// Names of the export's meta contexts, if the server lists them.
+    pub meta_contexts: Vec<String>,
+    /// How much of the export is data, if the server has `base:allocation`.
+    pub allocation: Option<NbdAllocation>,
+}
+
+/// How much of an export is data, by the server's word, in bytes.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct NbdAllocation {
+    /// May hold anything.
+    pub data: u64,
+    /// Reads as zeroes, allocated or not.
+    pub zero: u64,
+    /// Not allocated.
+    pub hole: u64,
+    /// Number of extents.
+    pub extents: u64,
+    /// Whether the extents cover the export.
+    pub complete: bool,
 }
 
 /// An export in a server's list: what `nbd list` prints as JSON.
@@ -206,7 +228,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub fn nbd_info(uri: &str, tls: &TlsOptions) -> Result<NbdExport, Failure> {
     let offer = ublk_nbd::info(&parsed(uri)?, tls, Instant::now() + CONNECT);
     let offer = offer.map_err(|e| backend::not_connected(uri, &e))?;
-    let export = offer.export;
+    let (export, allocation) = (offer.export, offer.allocation);
     let names = [
         (TransmissionFlags::READ_ONLY, "READ_ONLY"),
         (TransmissionFlags::SEND_FLUSH, "SEND_FLUSH"),
@@ -218,6 +240,10 @@ pub fn nbd_info(uri: &str, tls: &TlsOptions) -> Result<NbdExport, Failure> {
         (TransmissionFlags::CAN_MULTI_CONN, "CAN_MULTI_CONN"),
         (TransmissionFlags::SEND_CACHE, "SEND_CACHE"),
         (TransmissionFlags::SEND_FAST_ZERO, "SEND_FAST_ZERO"),
+        (
+            TransmissionFlags::BLOCK_STATUS_PAYLOAD,
+            "BLOCK_STAT_PAYLOAD",
+        ),
     ];
     let set = names
         .into_iter()
@@ -228,7 +254,16 @@ pub fn nbd_info(uri: &str, tls: &TlsOptions) -> Result<NbdExport, Failure> {
             .block_sizes
             .map(|sizes| [sizes.minimum, sizes.preferred, sizes.maximum]),
         flags: set.map(|(_, name)| name).collect(),
-        structured_replies: export.structured,
+        structured_replies: export.framing.has_chunks(),
+        extended_headers: export.framing == Framing::Extended,
+        meta_contexts: export.contexts,
+        allocation: allocation.map(|sum| NbdAllocation {
+            data: sum.data,
+            zero: sum.zero,
+            hole: sum.hole,
+            extents: sum.extents,
+            complete: sum.complete,
+        }),
         tls: offer.tls,
     })
 }
