@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub mod faulty;
 pub mod pki;
 pub mod port;
 pub mod server;
