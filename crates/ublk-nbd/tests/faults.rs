@@ -5,11 +5,11 @@ mod common;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::faulty::{Fault, Faulty, How, Offer, SHORT, Seen, Stage, When, Wrong};
+use common::faulty::{EXTENT, Fault, Faulty, How, Offer, SHORT, Seen, Stage, When, Wrong};
 use common::server::FLAGS;
 use common::{Run, open, serve};
 use nbd_client::Framing;
-use ublk_nbd::{Nbd, NbdOptions};
+use ublk_nbd::{Nbd, NbdOptions, info};
 use ublk_sim::Config;
 
 const FRAMINGS: [Framing; 3] = [Framing::Simple, Framing::Structured, Framing::Extended];
@@ -286,4 +286,36 @@ fn nothing_is_asked_that_nobody_asked_for() {
         let some = |command| seen.iter().any(|seen| seen.command == command);
         assert!([0, 1, 3, 4, 6].into_iter().all(some), "{framing:?}");
     });
+}
+
+/// What an export is made of is summed over as many questions as it takes; what the server does not tell is not made up.
+#[test]
+fn the_content_of_an_export_is_summed() {
+    let of = |framing, fault| {
+        let server = Faulty::with(Offer {
+            size: 9 * EXTENT + 1000,
+            faults: vec![fault],
+            ..offered(framing)
+        });
+        let uri = server.uri().parse().expect("a URI");
+        let offer = info(&uri, Instant::now() + Duration::from_secs(2)).expect("an export");
+        assert_eq!(offer.export.framing, framing);
+        (offer.allocation, server.seen().len())
+    };
+    for framing in [Framing::Structured, Framing::Extended] {
+        let (sum, asked) = of(framing, Fault::None);
+        let sum = sum.expect("it has contexts");
+        assert_eq!((sum.data, sum.hole), (5 * EXTENT, 4 * EXTENT + 1000));
+        assert_eq!((sum.zero, sum.extents), (sum.hole, 10));
+        // Four questions, and the goodbye.
+        assert!(sum.complete && asked >= 4, "{asked}");
+        let close = Fault::At(Stage::Data, When::Inside, How::Close, 1);
+        let stall = Fault::At(Stage::Reply, When::Inside, How::Stall, 1);
+        for fault in [Fault::Errors(2), close, stall] {
+            let (sum, _) = of(framing, fault);
+            let sum = sum.expect("it has contexts");
+            assert_eq!((sum.data, sum.complete), (2 * EXTENT, false), "{fault:?}");
+        }
+    }
+    assert_eq!(of(Framing::Simple, Fault::None).0, None);
 }

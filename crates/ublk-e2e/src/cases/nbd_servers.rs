@@ -11,12 +11,11 @@ use rustix::mount::MountFlags;
 
 use super::nbd::spec;
 use crate::case::{Case, Set, set};
-use crate::cli::{Device, ublkctl};
+use crate::cli::{Device, ublkctl, ublkctl_json};
 use crate::fio::Fio;
 use crate::fs::{Kind, Mounted, compare, fill};
-use crate::run;
-use crate::sysfs;
 use crate::wait::{secs, until};
+use crate::{json, run, sysfs};
 
 /// XFS takes no less than 300 MB; little of it is ever written.
 const SIZE: u64 = 320 << 20;
@@ -196,6 +195,10 @@ fn raw() -> Result<()> {
     let file = place.raw()?;
     place.qemu_nbd(&["--format=raw", "--discard=unmap"], &file)?;
     let device = served(&place, Kind::Ext4)?;
+    let info = ublkctl_json(&["nbd", "info", &place.uri()])?;
+    let is = |key: &str, value: &serde_json::Value| json::find(&info, key) == Some(value);
+    let told = is("extended_headers", &true.into()) && is("complete", &true.into());
+    ensure!(told && json::number(&info, "data")? > 0, "{info}");
     discarded(&device, &file)?;
     device.delete()
 }

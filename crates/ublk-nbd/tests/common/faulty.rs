@@ -11,10 +11,15 @@ use nbd_client::Framing;
 
 use super::server::FLAGS;
 
-/// NBD_OPT_GO, NBD_OPT_STRUCTURED_REPLY, NBD_OPT_EXTENDED_HEADERS.
+/// NBD_OPT_GO, NBD_OPT_STRUCTURED_REPLY, NBD_OPT_LIST_META_CONTEXT, NBD_OPT_SET_META_CONTEXT, NBD_OPT_EXTENDED_HEADERS.
 const GO: u32 = 7;
 const STRUCTURED: u32 = 8;
+const LIST_CONTEXTS: u32 = 9;
+const SET_CONTEXTS: u32 = 10;
 const EXTENDED: u32 = 11;
+
+/// The export is data and hole in turn, so many bytes each.
+pub const EXTENT: u64 = 1 << 20;
 
 /// What a connection consists of, by the words of qemu's test of disconnects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -264,6 +269,10 @@ impl Connection<'_> {
             match option {
                 EXTENDED if offered == Framing::Extended => self.framing = offered,
                 STRUCTURED if offered == Framing::Structured => self.framing = offered,
+                LIST_CONTEXTS | SET_CONTEXTS if self.framing.has_chunks() => {
+                    let body = [&[0, 0, 0, 1], &b"base:allocation"[..]].concat();
+                    self.put(&option_reply(option, 4, &body))?;
+                }
                 GO => {
                     self.export()?;
                     return self.transmission();
@@ -401,7 +410,7 @@ impl Connection<'_> {
                 let end = (at + len).min(data.len());
                 data[at..end].fill(0);
             }
-            0 | 3 | 4 | 6 => {}
+            0 | 3 | 4 | 6 | 7 => {}
             other => panic!("command {other}"),
         }
         drop(data);
@@ -439,8 +448,8 @@ impl Reply {
     fn bytes(&self, data: &[u8]) -> Vec<u8> {
         let mut bytes = match self.framing {
             Framing::Simple => self.simple(data),
-            // Both are allowed.
-            Framing::Structured if data.is_empty() && self.number.is_multiple_of(2) => {
+            // Both are allowed for commands without data.
+            Framing::Structured if ![0, 7].contains(&self.seen.command) && self.number % 2 == 0 => {
                 self.simple(data)
             }
             _ => self.chunks(data),
@@ -513,11 +522,38 @@ impl Reply {
                 false => bytes.extend(self.data(at, piece)),
             }
         }
+        if self.seen.command == 7 && !self.fails {
+            bytes.extend(self.extents());
+        }
         match self.fails {
             true => bytes.extend(self.chunk(1, 1 << 15 | 1, &[0, 0, 0, 5, 0, 2, b'n', b'o'])),
             false => bytes.extend(self.chunk(1, 0, &[])),
         }
         bytes
+    }
+
+    /// At most three extents, of 64 bits with extended headers.
+    fn extents(&self) -> Vec<u8> {
+        let Seen { offset, len, .. } = self.seen;
+        let wide = self.framing == Framing::Extended;
+        let (mut body, mut at) = (vec![0, 0, 0, 1], offset);
+        body.extend(&[0; 4][..if wide { 4 } else { 0 }]);
+        for _ in 0..3 {
+            let end = (at / EXTENT + 1) * EXTENT;
+            let (now, flags) = (end.min(offset + len) - at, 3 * (at / EXTENT % 2));
+            match wide {
+                true => body.extend([now.to_be_bytes(), flags.to_be_bytes()].concat()),
+                false => {
+                    let narrow = [now, flags].map(|n| u32::try_from(n).expect("small"));
+                    body.extend(narrow.map(u32::to_be_bytes).concat());
+                }
+            }
+            at += now;
+            if at == offset + len {
+                break;
+            }
+        }
+        self.chunk(0, if wide { 6 } else { 5 }, &body)
     }
 
     fn data(&self, offset: u64, data: &[u8]) -> Vec<u8> {
