@@ -513,10 +513,7 @@ impl NbdHandler {
     /// Requests another connection if the TLS keys of this one are used up; it takes over as in a move. A server that
     /// accepts only one client lets it in once this one is closed, see [`Connection::is_worn_out`].
     fn renew_keys(&mut self) {
-        let Link::Up(up) = &self.link else {
-            return;
-        };
-        if up.records >= self.device.tls_records && !std::mem::replace(&mut self.renewing, true) {
+        if !std::mem::replace(&mut self.renewing, true) {
             tracing::debug!("queue {}: a new TLS session is due", self.queue);
             self.ask_for_connection();
         }
@@ -532,7 +529,7 @@ impl NbdHandler {
                 if res <= 0 {
                     let why = up.end_of(&error_of(res)).unwrap_or_default();
                     self.lost(&format!("cannot send: {why}"));
-                } else {
+                } else if up.records >= self.device.tls_records {
                     self.renew_keys();
                 }
             }

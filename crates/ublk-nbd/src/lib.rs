@@ -10,8 +10,8 @@
 //! server.
 //!
 //! # TLS
-//! The URIs `nbds://` and `nbds+unix://` need the feature `tls` (rustls with ring, which needs a C compiler to build); they
-//! are refused without it. The kernel carries the session if it can, with the same operations of the ring as for plain text.
+//! The URIs `nbds://` and `nbds+unix://` need the default feature `tls` (rustls with ring, which needs a C compiler to
+//! build); they are refused without it. The kernel carries the session if it can, with the same operations of the ring as for plain text.
 //! Otherwise, and always on unix sockets, a thread does ([`Carrier`]).
 //!
 //! # What a reconnect preserves

@@ -9,7 +9,7 @@ use common::faulty::{EXTENT, Fault, Faulty, How, Offer, SHORT, Seen, Stage, When
 use common::server::FLAGS;
 use common::{Run, open, serve};
 use nbd_client::Framing;
-use ublk_nbd::{Nbd, NbdOptions, info};
+use ublk_nbd::{Nbd, NbdOptions, TlsOptions, info};
 use ublk_sim::Config;
 
 const FRAMINGS: [Framing; 3] = [Framing::Simple, Framing::Structured, Framing::Extended];
@@ -298,7 +298,12 @@ fn the_content_of_an_export_is_summed() {
             ..offered(framing)
         });
         let uri = server.uri().parse().expect("a URI");
-        let offer = info(&uri, Instant::now() + Duration::from_secs(2)).expect("an export");
+        let offer = info(
+            &uri,
+            &TlsOptions::default(),
+            Instant::now() + Duration::from_secs(2),
+        )
+        .expect("an export");
         assert_eq!(offer.export.framing, framing);
         (offer.allocation, server.seen().len())
     };
