@@ -250,7 +250,7 @@ fn first(options: &NbdOptions, by: Instant) -> Result<Connected, ConnectError> {
     const DELAY: Duration = Duration::from_millis(100);
     loop {
         let deadline = Instant::now() + options.connect_timeout;
-        match connect(&options.uri, &options.tls, deadline) {
+        match connect(&options.uri, &options.tls, options.chunks, deadline) {
             Ok(connected) => return Ok(connected),
             Err(error) if error.may_pass() && Instant::now() < by => {
                 std::thread::sleep(DELAY.min(by.saturating_duration_since(Instant::now())));

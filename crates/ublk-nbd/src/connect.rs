@@ -145,9 +145,10 @@ const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration
 pub(crate) fn connect(
     uri: &Uri,
     tls: &TlsOptions,
+    chunks: Option<bool>,
     deadline: Instant,
 ) -> Result<Connected, ConnectError> {
-    let has_chunks = has_chunks(&uri.address);
+    let has_chunks = chunks.unwrap_or_else(|| chunks_pay(&uri.address));
     let options = Options {
         export: uri.export.clone(),
         structured: has_chunks,
@@ -187,7 +188,7 @@ fn connect_with(
 
 /// Whether replies in chunks pay, structured or with extended headers: they spare the transfer of holes. Over a unix socket
 /// that is only a copy, and their headers cost the server a system call more for each read.
-const fn has_chunks(address: &Address) -> bool {
+const fn chunks_pay(address: &Address) -> bool {
     !matches!(address, Address::Unix(_))
 }
 

@@ -37,6 +37,7 @@ pub(crate) struct Connector {
 struct Shared {
     uri: Mutex<Uri>,
     tls: TlsOptions,
+    chunks: Option<bool>,
     timeout: Duration,
     board: Arc<Board>,
     queues: Mutex<Queues>,
@@ -97,6 +98,7 @@ impl Connector {
         let shared = Arc::new(Shared {
             uri: Mutex::new(options.uri.clone()),
             tls: options.tls.clone(),
+            chunks: options.chunks,
             timeout: options.connect_timeout,
             board,
             queues: Mutex::new(Queues {
@@ -217,7 +219,7 @@ impl Shared {
             }
             let begun = Instant::now();
             let uri = self.uri();
-            let made = connect(&uri, &self.tls, begun + self.timeout);
+            let made = connect(&uri, &self.tls, self.chunks, begun + self.timeout);
             match made.and_then(Connected::started) {
                 Ok(connected) => {
                     if let Some(errors) = outage.end() {

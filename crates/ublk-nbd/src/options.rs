@@ -100,6 +100,9 @@ pub struct NbdOptions {
     /// TLS records after which a new connection with new keys replaces the current one; without an interruption if the
     /// server allows two clients.
     pub tls_records: u64,
+    /// Request replies in chunks: extended headers, else structured replies. They spare the transfer of holes. `None`
+    /// requests them unless the server is at a unix socket, where a transfer is only a copy.
+    pub chunks: Option<bool>,
     /// What happens to requests while the server is unreachable.
     pub retry: Retry,
     /// Deadline of one connection attempt, handshake included.
@@ -127,6 +130,7 @@ impl NbdOptions {
             uri,
             tls: TlsOptions::default(),
             tls_records: TLS_RECORDS,
+            chunks: None,
             retry: Retry::default(),
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),

@@ -16,6 +16,7 @@ const FRAMINGS: [Framing; 3] = [Framing::Simple, Framing::Structured, Framing::E
 
 fn options(server: &Faulty) -> NbdOptions {
     let mut options = NbdOptions::new(server.uri().parse().expect("a URI"));
+    options.chunks = Some(true);
     options.connect_timeout = SHORT;
     options.request_timeout = Duration::from_secs(1);
     options
