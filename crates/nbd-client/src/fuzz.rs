@@ -61,6 +61,58 @@ pub fn handshake(bytes: &[u8]) {
     }
 }
 
+/// Bytes of each request's range.
+const LEN: u32 = 16;
+
+/// The requests, whose cookies are their positions.
+const COMMANDS: [Command; 6] = [
+    Command::Read,
+    Command::Read,
+    Command::Write,
+    Command::Flush,
+    Command::BlockStatus,
+    Command::Trim,
+];
+
+/// What has been told of the requests.
+#[derive(Default)]
+struct Told {
+    /// The bytes of each READ that have come, as bits.
+    written: [u32; COMMANDS.len()],
+    answered: [bool; COMMANDS.len()],
+}
+
+impl Told {
+    /// Checks an event against the ones before.
+    fn check(&mut self, event: Event) {
+        match event {
+            Event::Data { cookie, at, len } | Event::Hole { cookie, at, len } => {
+                let n = usize::try_from(cookie).unwrap_or(usize::MAX);
+                assert!(COMMANDS[n] == Command::Read && !self.answered[n]);
+                assert!(len > 0 && at.checked_add(len).is_some_and(|end| end <= LEN));
+                let mask = ((1_u64 << len) - 1) << at;
+                let mask = u32::try_from(mask).unwrap_or(u32::MAX);
+                assert_eq!(self.written[n] & mask, 0, "the same bytes twice");
+                self.written[n] |= mask;
+            }
+            Event::Extents {
+                cookie, extents, ..
+            } => {
+                assert_eq!(cookie, 4);
+                assert!(extents.iter().all(|(len, _)| *len > 0));
+            }
+            Event::Answered { cookie, result } => {
+                let n = usize::try_from(cookie).unwrap_or(usize::MAX);
+                let before = std::mem::replace(&mut self.answered[n], true);
+                assert!(!before, "answered twice");
+                if COMMANDS[n] == Command::Read && result.is_ok() {
+                    assert_eq!(self.written[n], (1 << LEN) - 1, "bytes are missing");
+                }
+            }
+        }
+    }
+}
+
 /// Feeds arbitrary server bytes to the replies of six requests: data stays inside its READ's range and never overlaps,
 /// a successful READ has received all its bytes, and every request is answered at most once.
 ///
@@ -69,15 +121,6 @@ pub fn handshake(bytes: &[u8]) {
 /// # Panics
 /// When a guarantee is violated.
 pub fn replies(bytes: &[u8]) {
-    const LEN: u32 = 16;
-    const COMMANDS: [Command; 6] = [
-        Command::Read,
-        Command::Read,
-        Command::Write,
-        Command::Flush,
-        Command::BlockStatus,
-        Command::Trim,
-    ];
     let [framing, step, bytes @ ..] = bytes else {
         return;
     };
@@ -101,8 +144,7 @@ pub fn replies(bytes: &[u8]) {
         };
         assert!(replies.expect(&request));
     }
-    let mut written = [0_u32; COMMANDS.len()];
-    let mut answered = [false; COMMANDS.len()];
+    let mut told = Told::default();
     let mut held: Vec<u8> = Vec::new();
     let mut pieces = bytes.chunks(usize::from(*step).max(1));
     let mut last = None;
@@ -124,28 +166,7 @@ pub fn replies(bytes: &[u8]) {
         assert!(used <= held.len());
         held.drain(..used);
         match event {
-            Some(Event::Data { cookie, at, len } | Event::Hole { cookie, at, len }) => {
-                let n = usize::try_from(cookie).unwrap_or(usize::MAX);
-                assert!(COMMANDS[n] == Command::Read && !answered[n]);
-                assert!(len > 0 && at.checked_add(len).is_some_and(|end| end <= LEN));
-                let mask = ((1_u64 << len) - 1) << at;
-                let mask = u32::try_from(mask).unwrap_or(u32::MAX);
-                assert_eq!(written[n] & mask, 0, "the same bytes twice");
-                written[n] |= mask;
-            }
-            Some(Event::Extents {
-                cookie, extents, ..
-            }) => {
-                assert_eq!(cookie, 4);
-                assert!(extents.iter().all(|(len, _)| *len > 0));
-            }
-            Some(Event::Answered { cookie, result }) => {
-                let n = usize::try_from(cookie).unwrap_or(usize::MAX);
-                assert!(!std::mem::replace(&mut answered[n], true), "answered twice");
-                if COMMANDS[n] == Command::Read && result.is_ok() {
-                    assert_eq!(written[n], (1 << LEN) - 1, "bytes are missing");
-                }
-            }
+            Some(event) => told.check(event),
             None if used > 0 => {}
             None => match pieces.next() {
                 Some(more) => held.extend(more),
@@ -153,7 +174,7 @@ pub fn replies(bytes: &[u8]) {
             },
         }
         // Progress without new bytes is allowed only for the one event that ends a reply.
-        let now = (replies.in_flight(), held.len(), answered);
+        let now = (replies.in_flight(), held.len(), told.answered);
         assert!(last.replace(now) != Some(now) || used > 0 || replies.payload() > 0);
     }
 }
