@@ -449,7 +449,9 @@ impl Reply {
         let mut bytes = match self.framing {
             Framing::Simple => self.simple(data),
             // Both are allowed for commands without data.
-            Framing::Structured if ![0, 7].contains(&self.seen.command) && self.number % 2 == 0 => {
+            Framing::Structured
+                if ![0, 7].contains(&self.seen.command) && self.number.is_multiple_of(2) =>
+            {
                 self.simple(data)
             }
             _ => self.chunks(data),
