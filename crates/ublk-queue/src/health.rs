@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ublk_core::iod::Io;
-use ublk_core::{CpuMask, Op, QueueId};
+use ublk_core::{CpuMask, Errno, Op, QueueId};
+use ublk_metrics::{Batches, Operation};
 
 use crate::buffers::Pages;
+use crate::measure::kind_of;
 
 /// Life-cycle state of a lane or of a whole server. Ordered: the state of a server is that of its worst lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -189,13 +191,32 @@ impl Counter {
     }
 }
 
-/// The live values of [`Counters`] for one lane. Only `dropped` has several writers.
-#[derive(Default)]
+/// Errnos that are counted apart: all of Linux; 0 takes any other.
+pub(crate) const ERRNOS: usize = 134;
+
+/// The live values of [`Counters`] and of a queue's snapshot for one lane. Only `dropped` and `panics` have several
+/// writers.
 pub(crate) struct Meters {
     /// Requests by op (index `Op as usize`).
-    ops: [Counter; Op::NUMBERS],
+    pub(crate) ops: [Counter; Op::NUMBERS],
     /// Bytes by op.
-    bytes: [Counter; Op::NUMBERS],
+    pub(crate) bytes: [Counter; Op::NUMBERS],
+    /// Requests answered with an errno, by kind. Those with an invalid descriptor are in `errnos` only.
+    pub(crate) failed: [Counter; Operation::COUNT],
+    /// The same, by errno.
+    pub(crate) errnos: [Counter; ERRNOS],
+    /// Requests whose pages the driver could not register.
+    pub(crate) zero_copy_fallbacks: Counter,
+    /// NEED_GET_DATA commands.
+    pub(crate) get_data_rounds: Counter,
+    /// Batches by size, and the requests in them; from [`Level::Counters`](ublk_metrics::Level) on.
+    pub(crate) batches: [Counter; Batches::SIZES],
+    pub(crate) batched: Counter,
+    /// The thread's polls that found work, and those that did not.
+    pub(crate) poll_hits: Counter,
+    pub(crate) poll_misses: Counter,
+    /// Nanoseconds that the thread worked; with latencies.
+    pub(crate) busy: Counter,
     pub(crate) errors: Counter,
     pub(crate) panics: Counter,
     pub(crate) dropped: Counter,
@@ -208,7 +229,49 @@ pub(crate) struct Meters {
     pub(crate) in_hand: Counter,
 }
 
+impl Default for Meters {
+    fn default() -> Self {
+        fn none<const N: usize>() -> [Counter; N] {
+            std::array::from_fn(|_| Counter::default())
+        }
+        Self {
+            ops: none(),
+            bytes: none(),
+            failed: none(),
+            errnos: none(),
+            zero_copy_fallbacks: Counter::default(),
+            get_data_rounds: Counter::default(),
+            batches: none(),
+            batched: Counter::default(),
+            poll_hits: Counter::default(),
+            poll_misses: Counter::default(),
+            busy: Counter::default(),
+            errors: Counter::default(),
+            panics: Counter::default(),
+            dropped: Counter::default(),
+            refused: Counter::default(),
+            stale: Counter::default(),
+            enters: Counter::default(),
+            syncs: Counter::default(),
+            shared_hits: Counter::default(),
+            shared_misses: Counter::default(),
+            in_hand: Counter::default(),
+        }
+    }
+}
+
 impl Meters {
+    /// Counts a request that was answered with an errno. Its op is not known if its descriptor is invalid.
+    pub(crate) fn count_error(&self, op: Option<Op>, errno: Errno) {
+        self.errors.add(1);
+        if let Some(op) = op {
+            self.failed[kind_of(op) as usize].add(1);
+        }
+        let number = usize::try_from(errno.get()).ok();
+        let known = number.and_then(|number| self.errnos.get(number));
+        known.unwrap_or(&self.errnos[0]).add(1);
+    }
+
     #[inline]
     pub(crate) fn count(&self, io: &Io) {
         self.ops[io.op as usize].add(1);

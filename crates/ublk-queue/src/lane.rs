@@ -9,6 +9,7 @@ mod ending;
 mod forward;
 mod get_data;
 mod handle;
+mod measuring;
 mod registering;
 mod spec;
 
@@ -26,6 +27,7 @@ pub(crate) use self::ending::Panicked;
 use self::ending::{DataLocation, OnUnwind};
 use self::forward::Forwards;
 pub use self::handle::LaneHandle;
+use self::measuring::Round;
 use self::registering::Registrations;
 pub use self::spec::{LaneSpec, Share};
 use crate::backing::Keeper;
@@ -154,6 +156,15 @@ pub(crate) struct Lane<P: Port, D, H> {
     /// The owner whose tags take the fast path: the lane's own while data is in the tag's buffer or absent, the device
     /// is not zoned, and the lane is not ending; else nobody.
     pub(crate) quick: u64,
+    /// The value of `quick` of a lane that is not ending and takes no latencies.
+    plain_owner: u64,
+    /// The owner in the words of operations that take the fast path ([`Lane::forward_owner`]).
+    forward_word: u64,
+    /// Requests that outlive their round are stamped: latencies are measured.
+    timed: bool,
+    /// There is something to do for a tag before its commit, besides the commit: one flag for all of it.
+    before_commit: bool,
+    round: Round,
     /// The device is zoned: an answer may carry the sector of an append.
     zoned: bool,
     leaving: bool,
@@ -204,15 +215,21 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let tags = tags.map(slot).collect();
         spec.handler.attach(context);
         let owner = UserData::owner_of(UserData::new(index, spec.generation, Tag::ZERO).pack());
+        let plain_owner = match spec.data {
+            DataMode::GetData | DataMode::UserCopy => NO_OWNER,
+            _ if spec.zoned => NO_OWNER,
+            _ => owner,
+        };
         Self {
             index,
             generation: spec.generation,
             owner,
-            quick: match spec.data {
-                DataMode::GetData | DataMode::UserCopy => NO_OWNER,
-                _ if spec.zoned => NO_OWNER,
-                _ => owner,
-            },
+            quick: plain_owner,
+            plain_owner,
+            forward_word: owner | (Kind::Forward as u64) << 48,
+            timed: false,
+            before_commit: buffers.is_some(),
+            round: Round::NONE,
             tags,
             share: spec.share,
             qid: spec.qid,

@@ -36,6 +36,7 @@ mod forward;
 pub mod handler;
 pub mod health;
 mod lane;
+mod measure;
 pub mod memref;
 pub mod operations;
 mod options;

@@ -1,5 +1,7 @@
 //! The options of a device's queues in one struct, which plan, builder and state records embed.
 
+use ublk_metrics::Level;
+
 use crate::polling::Polling;
 
 /// How the queues of a device are served.
@@ -18,14 +20,18 @@ pub struct ServeOptions {
     /// requests then miss the TLB less often, but the first byte touched takes a whole page.
     #[cfg_attr(feature = "serde", serde(default))]
     pub huge_pages: bool,
+    /// What is measured from the start; [`Server::measure`](crate::Server::measure) changes it.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub metrics: Level,
 }
 
 impl ServeOptions {
-    /// One thread per queue, no polling, small pages.
+    /// One thread per queue, no polling, small pages, nothing measured.
     pub const DEFAULT: Self = Self {
         threads_per_queue: 1,
         polling: Polling::Off,
         huge_pages: false,
+        metrics: Level::Off,
     };
 }
 

@@ -93,6 +93,8 @@ pub struct Spin {
     most: Duration,
     now: Duration,
     adapts: bool,
+    hits: u64,
+    misses: u64,
 }
 
 /// Shorter polling is not worth its two clock reads.
@@ -111,6 +113,8 @@ impl Spin {
             most,
             now: most,
             adapts,
+            hits: 0,
+            misses: 0,
         })
     }
 
@@ -138,14 +142,21 @@ impl Spin {
             std::hint::spin_loop();
         };
         if found {
+            self.hits += 1;
             // The notice first, then the work it announces: a wake-up in between leaves another notice.
             port.take_notice();
             port.enter(0, None)?;
         } else {
+            self.misses += 1;
             port.sleep(want, timeout)?;
         }
         self.waited(begun.elapsed());
         Ok(self)
+    }
+
+    /// Polls that found work, and those that ended in a sleep.
+    pub(crate) const fn counts(&self) -> (u64, u64) {
+        (self.hits, self.misses)
     }
 
     /// The present polling time.

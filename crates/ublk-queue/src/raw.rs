@@ -71,6 +71,7 @@ impl RawQueue {
         let Some(lane) = lanes.pop() else {
             return Err(Error::Worker(WorkerError::Left));
         };
+        lane.measure(plan.options.metrics);
         Ok(Self {
             worker,
             lane,
@@ -94,7 +95,7 @@ impl RawQueue {
         Ok(next)
     }
 
-    /// State and counters.
+    /// State, counters and what it measures.
     #[must_use]
     pub const fn lane(&self) -> &LaneHandle {
         &self.lane

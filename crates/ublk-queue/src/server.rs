@@ -2,6 +2,7 @@
 
 mod ending;
 mod error;
+mod measuring;
 mod parts;
 mod plan;
 mod shared_threads;
@@ -14,8 +15,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ublk_core::{Backend, DataMode, OpenDevice, QueueId, deadline_in};
+use ublk_metrics::Level;
 
 use self::ending::{EndGuard, Running, ServerState};
+use self::measuring::Begun;
 use self::parts::{ThreadSetup, is_zoned, shares_memory};
 use self::shared_threads::{Guest, Hosted};
 use self::threads::{Assignment, assignments};
@@ -53,6 +56,7 @@ pub struct Server {
     threads: Vec<JoinHandle<()>>,
     lanes: Vec<ArmedLane>,
     shared: Arc<ServerState>,
+    begun: Begun,
 }
 
 impl fmt::Debug for Server {
@@ -184,7 +188,9 @@ impl Server {
             threads: Vec::new(),
             lanes: Vec::new(),
             shared,
+            begun: Begun::now(),
         };
+        let level = plan.options.metrics;
         let (plan, make) = (Arc::new(plan), Arc::new(make));
         let (report, reports) = mpsc::channel::<ArmResult>();
         let threads = assignments.len();
@@ -230,6 +236,9 @@ impl Server {
         }
         drop(report);
         server.take_reports(&reports, waits_for, deadline)?;
+        if level != Level::Off {
+            server.measure(level);
+        }
         Ok(server)
     }
 

@@ -1,17 +1,20 @@
 //! The parts of a lane that outlive its worker: buffers, answers, meters.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crossbeam_utils::CachePadded;
 use ublk_core::iod::Io;
 use ublk_core::iod::IoBounds;
 use ublk_core::{Answer, Errno, IoDesc, QueueId, Tag};
+use ublk_metrics::Level;
 
 use crate::buffers::Arena;
 use crate::data_path::DataPath;
 use crate::failures::{Failed, OnFailure};
 use crate::health::{Meters, Status};
+use crate::measure::{Latencies, ThreadFlags};
 use crate::port::{Descriptors, Wake};
 use crate::remote::RemoteAnswers;
 
@@ -25,12 +28,15 @@ pub(crate) struct LaneShared {
     pub(crate) qid: QueueId,
     pub(crate) arena: Arena,
     pub(crate) remote: RemoteAnswers,
-    pub(crate) meters: Meters,
+    /// On cache lines of their own: the lane's thread writes them at every request, and others write other parts.
+    pub(crate) meters: CachePadded<Meters>,
+    /// Once somebody has asked for them.
+    pub(crate) latencies: OnceLock<Latencies>,
+    depth: u16,
     pub(crate) status: Status,
     pub(crate) path: DataPath,
     on_failure: OnceLock<OnFailure>,
-    /// The worker's thread is awake and works on a batch.
-    pub(crate) at_work: Arc<AtomicBool>,
+    pub(crate) flags: Arc<ThreadFlags>,
     wake: Arc<dyn Wake>,
     /// Size of the device in bytes.
     size: AtomicU64,
@@ -83,17 +89,19 @@ impl LaneShared {
         size: u64,
         arena: Arena,
         (path, values): (DataPath, TagValues),
-        (wake, at_work): (Arc<dyn Wake>, Arc<AtomicBool>),
+        (wake, flags): (Arc<dyn Wake>, Arc<ThreadFlags>),
     ) -> Arc<Self> {
         Arc::new(Self {
             qid,
             arena,
             remote: RemoteAnswers::new(depth),
-            meters: Meters::default(),
+            meters: CachePadded::default(),
+            latencies: OnceLock::new(),
+            depth,
             status: Status::new(),
             path,
             on_failure: OnceLock::new(),
-            at_work,
+            flags,
             wake,
             size: AtomicU64::new(size),
             values,
@@ -137,18 +145,33 @@ impl LaneShared {
     #[cold]
     #[inline(never)]
     pub(crate) fn failed(&self, descriptors: &impl Descriptors, tag: Tag, result: i32) {
-        self.meters.errors.add(1);
+        let errno = Errno::new(result.saturating_neg());
+        let io = descriptors.load(tag).decode(&ANYWHERE).ok();
+        self.meters.count_error(io.map(|io| io.op), errno);
         let Some(on_failure) = self.on_failure.get() else {
             return;
         };
-        let io = descriptors.load(tag).decode(&ANYWHERE).ok();
         on_failure.call(Failed {
             qid: self.qid,
             op: io.map(|io| io.op),
             offset: io.map_or(0, |io| io.offset),
             len: io.map_or(0, |io| io.len),
-            errno: Errno::new(result.saturating_neg()),
+            errno,
         });
+    }
+
+    /// Asks the worker to measure from its next round on, on all of its lanes. Call
+    /// [`prepare_to_measure`](Self::prepare_to_measure) for each of them before.
+    pub(crate) fn measure(&self, level: Level) {
+        self.flags.want(level);
+        self.wake.wake();
+    }
+
+    /// Allocates what the lane's thread needs for this level.
+    pub(crate) fn prepare_to_measure(&self, level: Level) {
+        if level == Level::Latencies {
+            self.latencies.get_or_init(|| Latencies::new(self.depth));
+        }
     }
 
     /// Records an answer from another thread and wakes the worker if it sleeps.

@@ -1,18 +1,21 @@
 //! A worker: one thread, one ring, and the lanes it hosts.
 
 mod driven;
+mod measuring;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ublk_core::{DataMode, Errno};
+use ublk_metrics::Level;
 
 use crate::buffers::{Arena, BufferPool};
 use crate::data_path::DataPath;
 use crate::handler::{Handler, LaneContext};
 use crate::health::State;
 use crate::lane::{ABORT_WAIT, Lane, LaneError, Panicked};
+use crate::measure::ThreadFlags;
 use crate::operations::{Operation, RingId};
 use crate::panics::{catch, discard};
 use crate::port::{Completion, Descriptors, NoDevice, Port, Wake};
@@ -60,17 +63,18 @@ pub struct Worker<P: Port, D, H> {
     port: P,
     lanes: Vec<Lane<P, D, H>>,
     leave: Arc<AtomicBool>,
-    /// The thread is awake and works on a batch.
-    at_work: Arc<AtomicBool>,
+    flags: Arc<ThreadFlags>,
     backoff: Duration,
     /// No batch has been served yet.
     starting: bool,
-    /// Rounds take the slow path ([`Worker::unusual`]): no batch has been served yet, or there are several lanes, which may
-    /// leave work to each other.
-    watchful: bool,
     ring: RingId,
     /// The lane of the previous completion.
     recent: usize,
+    /// What is measured, and the request for it ([`ThreadFlags::wanted`]).
+    level: Level,
+    wanted: u8,
+    /// The zero of its clock.
+    begun: Instant,
 }
 
 impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
@@ -81,12 +85,14 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             port,
             lanes: Vec::new(),
             leave,
-            at_work: Arc::default(),
+            flags: Arc::default(),
             backoff: RETRY_MIN,
             starting: true,
-            watchful: true,
             ring: RingId::next(),
             recent: 0,
+            level: Level::Off,
+            wanted: 0,
+            begun: Instant::now(),
         }
     }
 
@@ -131,7 +137,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             spec.bounds.size,
             arena,
             (path, values),
-            (Arc::clone(&wake), Arc::clone(&self.at_work)),
+            (Arc::clone(&wake), Arc::clone(&self.flags)),
         );
         if let Some(on_failure) = spec.on_failure.clone() {
             shared.set_on_failure(on_failure);
@@ -156,7 +162,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             &context,
         );
         self.lanes.push(lane);
-        self.watchful |= self.lanes.len() > 1;
+        self.flags.watchful.store(true, Ordering::Relaxed);
         Ok(LaneHandle::new(shared))
     }
 
@@ -179,6 +185,8 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
 
     fn see_armed(&mut self) -> Result<(), WorkerError> {
         self.port.enter(0, None).map_err(WorkerError::Ring)?;
+        // A device in recovery has requests at once.
+        self.round_begins();
         self.take_completions_seldom()?;
         while self.has_retries() || !self.lanes.iter().all(Lane::is_armed) {
             if self.leave.load(Ordering::Relaxed) {
@@ -186,9 +194,11 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 return Err(WorkerError::Left);
             }
             self.flush();
+            self.round_ends();
             self.port
                 .enter(1, Some(self.backoff))
                 .map_err(WorkerError::Ring)?;
+            self.round_begins();
             self.take_completions_seldom()?;
             self.take_retries();
         }
@@ -258,7 +268,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             lane.take_answers(&mut self.port);
             lane.flush(&mut self.port);
         }
-        self.at_work.store(false, Ordering::Relaxed);
+        self.flags.at_work.store(false, Ordering::Relaxed);
     }
 
     /// Reaps and handles completions, then submits and sleeps, until all lanes are empty.
@@ -268,11 +278,12 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         }
         loop {
             // Set before handlers run, so that one that hangs shows as busy.
-            self.at_work.store(true, Ordering::Relaxed);
+            self.flags.at_work.store(true, Ordering::Relaxed);
             self.take_completions()?;
             let mut again = false;
             let mut want = 1;
-            let mut unusual = self.leave.load(Ordering::Relaxed) | self.watchful;
+            let mut unusual =
+                self.leave.load(Ordering::Relaxed) | self.flags.watchful.load(Ordering::Relaxed);
             for lane in &mut self.lanes {
                 again |= lane.turn(&mut self.port);
                 lane.take_answers(&mut self.port);
@@ -282,7 +293,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 meters.in_hand.set(u64::from(lane.away()));
                 unusual |= lane.is_unusual();
             }
-            self.at_work.store(false, Ordering::Relaxed);
+            self.flags.at_work.store(false, Ordering::Relaxed);
             if unusual || again {
                 let again = again || self.has_late();
                 if self.unusual(if again { 0 } else { want }, None)? {
@@ -305,11 +316,12 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         entered.map_err(WorkerError::Ring)
     }
 
-    /// Slow path of a round: start-up, shutdown, retries, and threads with several lanes. Submits and sleeps, for `longest` at
+    /// Slow path of a round: start-up, shutdown, retries, measurement, and threads with several lanes. Submits and sleeps, for `longest` at
     /// most. True once all lanes are empty.
     #[cold]
     #[inline(never)]
     fn unusual(&mut self, want: u32, longest: Option<Duration>) -> Result<bool, WorkerError> {
+        self.round_ends();
         if self.lanes.iter().all(Lane::is_empty) && self.last_commits_taken()? {
             return Ok(true);
         }
@@ -337,6 +349,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             self.take_retries();
         }
         self.mark_serving();
+        self.round_begins();
         Ok(false)
     }
 
@@ -374,7 +387,6 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     fn mark_serving(&mut self) {
         if self.starting {
             self.starting = false;
-            self.watchful = self.lanes.len() > 1;
             for lane in &self.lanes {
                 if lane.shared.status.get() == State::Armed {
                     lane.shared.status.set(State::Serving);
@@ -491,7 +503,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
 
     /// Records how the worker ended; the ring lives until the worker is dropped.
     pub(crate) fn record_end(&mut self, result: &Result<(), WorkerError>) {
-        self.at_work.store(false, Ordering::Relaxed);
+        self.flags.at_work.store(false, Ordering::Relaxed);
         if H::OPERATIONS && result.is_err() {
             self.reap();
         }

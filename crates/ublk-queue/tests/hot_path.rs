@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use ublk_core::iod::IoBounds;
 use ublk_core::{Backend, Errno, IoDesc, Limits, QueueId, Tag};
+use ublk_metrics::Level;
 use ublk_queue::port::{Completion, Descriptors, Full, IoCommand, Port, Wake};
 use ublk_queue::{BatchCommand, Inline, LaneSpec, Worker};
 
@@ -218,7 +219,7 @@ unsafe impl Port for Flat {
     }
 }
 
-/// L37, L55 No memory is allocated and no clock read per request, and a batch costs one enter, with per-tag and with
+/// L37, L55 No memory is allocated and no clock read per request (with latencies, twice per batch), and a batch costs one enter, with per-tag and with
 /// batch commands. One test, since allocator and clock belong to the whole program.
 #[test]
 fn l37_requests_allocate_nothing_read_no_clock_and_a_batch_is_one_enter() {
@@ -227,7 +228,11 @@ fn l37_requests_allocate_nothing_read_no_clock_and_a_batch_is_one_enter() {
     COUNTS.set(false);
     assert_eq!(CLOCK_READS.swap(0, Ordering::Relaxed), 1, "is not counted");
     ALLOCATIONS.store(0, Ordering::Relaxed);
-    for batch in [false, true] {
+    let levels = [Level::Off, Level::Counters, Level::Latencies];
+    for (batch, level) in levels
+        .into_iter()
+        .flat_map(|level| [(false, level), (true, level)])
+    {
         let enters = Arc::new(AtomicUsize::new(0));
         let mut worker = Worker::new(Flat::new(&enters), Arc::new(AtomicBool::new(false)));
         let bounds = IoBounds::new(1 << 30, 4096);
@@ -235,6 +240,7 @@ fn l37_requests_allocate_nothing_read_no_clock_and_a_batch_is_one_enter() {
         let mut spec = LaneSpec::new(QueueId::ZERO, DEPTH, bounds, Reads, handler);
         spec.batch = batch;
         let lane = worker.add_lane(spec).expect("memory");
+        lane.measure(level);
         worker.arm().expect("armed");
         let result = worker.run();
         COUNTS.set(false);
@@ -242,9 +248,14 @@ fn l37_requests_allocate_nothing_read_no_clock_and_a_batch_is_one_enter() {
         worker.finish(&result);
         assert_eq!(lane.counters().reads, REQUESTS as u64);
         assert_eq!(ALLOCATIONS.swap(0, Ordering::Relaxed), 0, "batch {batch}");
-        assert_eq!(CLOCK_READS.swap(0, Ordering::Relaxed), 0, "batch {batch}");
         // One per batch, and one that delivers the aborts.
         let enters = enters.load(Ordering::Relaxed);
+        let reads = CLOCK_READS.swap(0, Ordering::Relaxed);
+        match level {
+            // At its beginning and its end; those of the first batch are read before they are counted.
+            Level::Latencies => assert!(reads > enters && reads <= 2 * enters + 2, "{reads}"),
+            _ => assert_eq!(reads, 0, "batch {batch}, {level}"),
+        }
         assert_eq!(enters, REQUESTS / BATCH + 1, "batch {batch}");
     }
 }

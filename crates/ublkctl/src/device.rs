@@ -76,6 +76,7 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
     options.threads_per_queue = add.threads;
     options.polling = add.poll;
     options.huge_pages = add.huge_pages;
+    options.metrics = add.metrics;
     let spec = AddSpec {
         backend: spec,
         id: add.id,

@@ -26,7 +26,12 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Answers a request that is in hand.
     #[inline(always)]
     pub(super) fn answered(&mut self, port: &mut P, tag: Tag, answer: Answer) {
-        if let Some(buffers) = &mut self.buffers {
+        if self.before_commit && self.timed {
+            self.take_stamp(tag);
+        }
+        if self.before_commit
+            && let Some(buffers) = &mut self.buffers
+        {
             // In get-data mode the driver reads a READ's data from there when it takes the commit, however late that
             // is.
             let io = || self.descriptors.load(tag).decode(&ANYWHERE);

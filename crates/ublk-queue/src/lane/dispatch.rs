@@ -53,6 +53,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             }
         };
         if Self::REGISTERS && self.registrations.wants(tag, &io) {
+            self.stamp_early(tag, io.op);
             self.register_first(port, tag);
             return Ok(());
         }
@@ -86,6 +87,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return Ok(());
         }
         slot.state = TagState::InHand;
+        if !PLAIN && self.timed && !matches!(outcome, Outcome::Answered(..)) {
+            self.stamp(tag, io.op);
+        }
         match outcome {
             Outcome::Answered(answer, source) => self.answered_from(port, tag, answer, source),
             Outcome::Forwarded(to) => self.forward(port, tag, io, to),
@@ -166,6 +170,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     pub(super) fn refuse(&mut self, port: &mut P, tag: Tag, errno: Errno) {
         self.tags[tag.index()].state = TagState::InHand;
         self.shared.meters.refused.add(1);
+        self.drop_stamp(tag);
         self.answered_from(port, tag, Answer::failed(errno), 0);
     }
 }

@@ -176,10 +176,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    /// The owner in the words of this lane's operations on data, without the tag.
+    /// The owner in the words of this lane's operations on data, without the tag; nobody while latencies are measured.
     #[inline(always)]
     pub(crate) const fn forward_owner(&self) -> u64 {
-        self.owner | (Kind::Forward as u64) << 48
+        self.forward_word
     }
 
     #[inline(never)]
@@ -303,6 +303,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// completes instead of the operation: entries after one with CQE_SKIP_SUCCESS are cancelled silently
     /// (`req_set_fail`, io_uring/io_uring.h).
     fn push_registered(&mut self, port: &mut P, tag: Tag, sqe: Sqe64) -> bool {
+        if self.data == DataMode::ZeroCopy {
+            self.shared.meters.zero_copy_fallbacks.add(1);
+        }
         let mut word = UserData::batch(self.index, self.generation, Kind::Forward, tag.get());
         word.turn = REGISTER;
         let register = self
@@ -326,6 +329,13 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     ) -> Result<(), LaneError> {
         let short = self.forwards.tags.get(usize::from(tag));
         if short.is_some_and(|forwarded| forwarded.enough != 0) {
+            if self.timed
+                && let Ok(known) = Tag::new(tag)
+                && self.forward_answered(port, tag, res)
+            {
+                self.take_stamp(known);
+                return Ok(());
+            }
             self.recall(usize::from(tag));
         }
         let (Ok(tag), Some(forwarded)) = (

@@ -15,6 +15,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     pub(super) fn get_data(&mut self, port: &mut P, tag: Tag) {
         let bounds = IoBounds::new(self.shared.size(), self.max_io_bytes);
         let io = self.descriptors.load(tag).decode(&bounds);
+        if let Ok(io) = &io {
+            self.stamp_early(tag, io.op);
+        }
         let memory = io.ok().and_then(|io| self.data_address(tag, &io));
         let location = match memory {
             Some(_) => DataLocation::Handler,
@@ -30,6 +33,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         location: DataLocation,
         memory: Option<MemRef<'static>>,
     ) {
+        self.shared.meters.get_data_rounds.add(1);
         self.placed[tag.index()] = location;
         if let Some(buffers) = &mut self.buffers {
             buffers.lend(tag);

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ublk_core::QueueId;
+use ublk_core::{Op, QueueId};
+use ublk_metrics::{Facts, Level, Operation, QueueSnapshot};
 
 use crate::buffers::Pages;
-use crate::health::{Counters, State};
+use crate::data_path::DataPath;
+use crate::health::{Counter, Counters, State};
+use crate::measure::KINDS;
 use crate::shared::LaneShared;
 
 /// State and counters of a lane, readable from any thread.
@@ -51,6 +54,81 @@ impl LaneHandle {
         self.0.meters.snapshot()
     }
 
+    /// Asks the lane's thread to measure this much from its next batch on. Other lanes of the thread follow as far as
+    /// they are prepared.
+    pub fn measure(&self, level: Level) {
+        self.prepare_to_measure(level);
+        self.0.measure(level);
+    }
+
+    /// Allocates what [`measure`](Self::measure) needs.
+    pub(crate) fn prepare_to_measure(&self, level: Level) {
+        self.0.prepare_to_measure(level);
+    }
+
+    /// What the lane has done so far. Each value is as of a moment ago, but not all as of the same moment.
+    #[must_use]
+    pub fn metrics(&self, thread: u16) -> QueueSnapshot {
+        let meters = &self.0.meters;
+        let mut queue = QueueSnapshot::new(self.qid().get(), thread);
+        let mut with_data = 0;
+        for (number, kind) in KINDS.into_iter().enumerate() {
+            let (requests, bytes) = (meters.ops[number].get(), meters.bytes[number].get());
+            if requests != 0 {
+                let op = queue.op_mut(kind);
+                op.requests += requests;
+                op.bytes += bytes;
+            }
+            let data = [Op::Read, Op::Write, Op::ZoneAppend, Op::ReportZones];
+            if data.iter().any(|op| *op as usize == number) {
+                with_data += requests;
+            }
+        }
+        for kind in Operation::ALL {
+            let errors = meters.failed[kind as usize].get();
+            let latency = self.0.latencies.get().map(|all| all.of(kind));
+            let latency = latency.filter(|latency| latency.count() != 0);
+            if errors != 0 || latency.is_some() {
+                let op = queue.op_mut(kind);
+                op.errors = errors;
+                op.latency = latency.unwrap_or_default();
+            }
+        }
+        let errnos = (0_u16..).zip(meters.errnos.iter().map(Counter::get));
+        queue.errnos = errnos.filter(|(_, n)| *n != 0).collect();
+        queue.in_flight = meters.in_hand.get();
+        for (to, n) in queue.batches.counts.iter_mut().zip(&meters.batches) {
+            *to = n.get();
+        }
+        queue.batches.requests = meters.batched.get();
+        queue.busy_ns = meters.busy.get();
+        queue.facts = self.facts(with_data);
+        queue
+    }
+
+    /// The events of a lane with this many requests that have data.
+    fn facts(&self, with_data: u64) -> Facts {
+        let meters = &self.0.meters;
+        let mut facts = Facts::default();
+        facts.shared_hits = meters.shared_hits.get();
+        facts.shared_misses = meters.shared_misses.get();
+        facts.zero_copy_fallbacks = meters.zero_copy_fallbacks.get();
+        if matches!(self.0.path.below(), DataPath::Registered) {
+            let others = facts.shared_hits + facts.zero_copy_fallbacks;
+            facts.zero_copy_hits = with_data.saturating_sub(others);
+        }
+        facts.get_data_rounds = meters.get_data_rounds.get();
+        facts.poll_hits = meters.poll_hits.get();
+        facts.poll_misses = meters.poll_misses.get();
+        facts.syncs = meters.syncs.get();
+        facts.panics = meters.panics.get();
+        facts.dropped = meters.dropped.get();
+        facts.refused = meters.refused.get();
+        facts.stale = meters.stale.get();
+        facts.enters = meters.enters.get();
+        facts
+    }
+
     /// Sets the size of the device: requests beyond it are refused. Call it before the driver learns of a larger size.
     pub fn set_size(&self, size: u64) {
         self.0.set_size(size);
@@ -59,7 +137,6 @@ impl LaneHandle {
     /// A detached lane of one tag, for tests.
     #[cfg(test)]
     pub(crate) fn in_state(state: State) -> Self {
-        use crate::data_path::DataPath;
         use crate::port::{NoDevice, Wake};
         use crate::shared::TagValues;
 
@@ -103,7 +180,7 @@ impl LaneHandle {
     /// a batch.
     #[must_use]
     pub fn in_hand(&self) -> u64 {
-        let at_work = self.0.at_work.load(Ordering::Relaxed);
+        let at_work = self.0.flags.at_work.load(Ordering::Relaxed);
         self.0.meters.in_hand.get().max(u64::from(at_work))
     }
 }

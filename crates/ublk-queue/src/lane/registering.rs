@@ -104,6 +104,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
         self.tags[tag.index()].state = TagState::InHand;
         self.away += 1;
+        if !self.registrations.always {
+            self.shared.meters.zero_copy_fallbacks.add(1);
+        }
         self.push_register(port, tag);
     }
 
@@ -131,6 +134,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.away -= 1;
         if let Err(errno) = Errno::from_result(res) {
             self.registrations.set(tag, Step::No);
+            self.drop_stamp(tag);
             self.answered_from(port, tag, Answer::failed(errno), 0);
             return Ok(());
         }

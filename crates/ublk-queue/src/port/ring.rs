@@ -355,6 +355,10 @@ unsafe impl Port for RingPort {
         self.ring.unpark();
     }
 
+    fn polls(&self) -> (u64, u64) {
+        self.spin.map_or((0, 0), |spin| spin.counts())
+    }
+
     fn describe(&self) -> String {
         let setup = self.ring.setup();
         let registered = if setup.ring_fd_registered {

@@ -172,6 +172,11 @@ pub unsafe trait Port {
     /// Ends that sleep.
     fn unpark(&mut self) {}
 
+    /// Polls so far that found work, and those that ended in a sleep.
+    fn polls(&self) -> (u64, u64) {
+        (0, 0)
+    }
+
     /// Describes what the ring was granted, for the health report.
     fn describe(&self) -> String;
 }

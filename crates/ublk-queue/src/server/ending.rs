@@ -164,7 +164,7 @@ impl Drop for Server {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use super::super::{ArmedLane, Server};
+    use super::super::{ArmedLane, Begun, Server};
     use super::*;
     use crate::server::parts::ThreadSetup;
 
@@ -190,6 +190,7 @@ mod tests {
                 threads: Vec::new(),
                 lanes: states.iter().map(armed).collect(),
                 shared: Arc::clone(&shared),
+                begun: Begun::now(),
             });
             assert_eq!(shared.leave.load(Ordering::Relaxed), leaves, "{states:?}");
         }

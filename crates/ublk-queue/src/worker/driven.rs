@@ -47,6 +47,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         // Once a round has nothing to submit, later completions show as readiness of the descriptor.
         let mut enters = true;
         for _ in 0..ROUNDS {
+            self.round_begins();
             self.take_completions_seldom()?;
             let mut again = false;
             for lane in &mut self.lanes {
@@ -55,6 +56,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
                 lane.flush(&mut self.port);
                 lane.shared.meters.in_hand.set(u64::from(lane.away()));
             }
+            self.round_ends();
             if self.lanes.iter().all(Lane::is_empty) && self.last_commits_taken()? {
                 return Ok(Next::Ended);
             }

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use ublk_core::iod::IoBounds;
 use ublk_core::{Backend, Errno, Limits, Op, QueueId};
+use ublk_metrics::Level;
 use ublk_queue::port::Port;
 use ublk_queue::{
     Forward, Handler, LaneHandle, LaneSpec, Next, Request, State, Worker, WorkerError,
@@ -91,6 +92,23 @@ fn run_by<H: Handler>(
     run_on(&config, port, Arc::default(), make, serve)
 }
 
+/// Like `run`, with an engine that measures this much from the start.
+pub fn run_measured<H: Handler>(
+    config: &Config,
+    level: Level,
+    make: impl Fn() -> H,
+    serve: impl FnOnce(&mut Worker<SimPort, SimDescriptors, H>) -> Result<(), WorkerError>,
+) -> Run {
+    run_all(
+        config,
+        (config.size, level),
+        port,
+        Arc::default(),
+        make,
+        serve,
+    )
+}
+
 /// Like `run`, for an engine that assumes this size of the device.
 pub fn run_sized<H: Handler>(
     config: &Config,
@@ -98,7 +116,14 @@ pub fn run_sized<H: Handler>(
     make: impl Fn() -> H,
     serve: impl FnOnce(&mut Worker<SimPort, SimDescriptors, H>) -> Result<(), WorkerError>,
 ) -> Run {
-    run_all(config, size, port, Arc::default(), make, serve)
+    run_all(
+        config,
+        (size, Level::Off),
+        port,
+        Arc::default(),
+        make,
+        serve,
+    )
 }
 
 /// Like `run`, with a ring around the simulated one, until it ends or is told to leave.
@@ -109,12 +134,12 @@ pub fn run_on<P: Port, H: Handler>(
     make: impl FnMut() -> H,
     serve: impl FnOnce(&mut Worker<P, SimDescriptors, H>) -> Result<(), WorkerError>,
 ) -> Run {
-    run_all(config, config.size, port, leave, make, serve)
+    run_all(config, (config.size, Level::Off), port, leave, make, serve)
 }
 
 fn run_all<P: Port, H: Handler>(
     config: &Config,
-    size: usize,
+    (size, level): (usize, Level),
     port: impl FnOnce(&Sim) -> P,
     leave: Arc<AtomicBool>,
     mut make: impl FnMut() -> H,
@@ -136,6 +161,11 @@ fn run_all<P: Port, H: Handler>(
         spec.device = Box::new(sim.device());
         spec.client_memory = sim.shared_memory().expect("mapped");
         lanes.push(worker.add_lane(spec).expect("memory"));
+    }
+    if level != Level::Off {
+        lanes
+            .iter()
+            .for_each(|lane: &LaneHandle| lane.measure(level));
     }
     let armed = worker.arm();
     let has_armed = armed.is_ok();

@@ -12,6 +12,7 @@ use ublk_daemon::failure::Failure;
 use ublk_daemon::server::data_plane::Polling;
 use ublk_daemon::spec;
 use ublk_daemon::spec::{Retry, TlsOptions};
+use ublk_metrics::Level;
 
 /// Completes the help of `--block-size` with the backend's default.
 fn block_default(arg: Arg, default: &str) -> Arg {
@@ -174,6 +175,9 @@ pub struct Add {
     /// Allocate buffers in huge pages if available, for large requests; touching one byte allocates a whole huge page
     #[arg(long)]
     pub huge_pages: bool,
+    /// Measure from the start: off, counters (batch sizes, polls) or latencies; `ublkctl metrics` changes it later
+    #[arg(long, value_name = "LEVEL", default_value_t = Level::Off)]
+    pub metrics: Level,
     /// Memory shared with clients, whose direct I/O from it is not copied (Linux 7.1): a file on hugetlbfs or tmpfs
     /// that they map, or /proc/PID/fd/N of a memfd; requests from other memory use the mode of --data
     #[arg(long, value_name = "PATH")]

@@ -152,6 +152,13 @@ impl Target {
         self
     }
 
+    /// Makes it measure this much.
+    fn measuring(mut self, level: &str) -> Self {
+        self.name += &format!("_{level}");
+        self.server += &format!(" --metrics {level}");
+        self
+    }
+
     /// Puts its clients' buffers into memory that it shares, an existing file.
     fn sharing(mut self, path: &str) -> Self {
         self.server += &format!(" --shm {path}");
@@ -186,6 +193,8 @@ pub fn counted() -> Vec<Target> {
     let (null, mem) = ("null", "mem --size 256M");
     vec![
         ours("null", null, "copy", "off"),
+        ours("null", null, "copy", "off").measuring("counters"),
+        ours("null", null, "copy", "off").measuring("latencies"),
         ours("null_scheduled", null, "copy", "off").scheduled(),
         ours("mem", mem, "copy", "off"),
         ours("null_batch", null, "copy", "on"),
@@ -200,6 +209,7 @@ pub fn counted() -> Vec<Target> {
         file_tmpfs("file_tmpfs_copy", "copy"),
         file_tmpfs("file_tmpfs_user_copy", "user-copy"),
         file_ext4("file_ext4", ""),
+        file_ext4("file_ext4", "").measuring("latencies"),
         file_ext4("file_ext4_copy", "copy"),
         file_ext4("file_ext4_zero_copy", "zero-copy"),
         ours(

@@ -1,0 +1,157 @@
+//! What a lane measures, at the end of each round and for requests that outlive theirs.
+//!
+//! A request that is answered in the round that brought it costs nothing here: at the end of the round those are the
+//! requests that were counted and not taken along, and they all took as long as the round. Others are stamped. Both
+//! kinds of latency run from the beginning of the round that brings the request to the end of the one that answers it.
+
+use ublk_core::{Op, Tag};
+use ublk_metrics::{Batches, Level, Operation};
+
+use super::Lane;
+use crate::handler::Handler;
+use crate::measure::{KINDS, Latencies, Stamp, kind_of};
+use crate::port::{Descriptors, Port};
+use crate::user_data::{Kind, NO_OWNER};
+
+/// The counts of a lane at the beginning of a round, and what is known of the round.
+#[derive(Debug)]
+pub(super) struct Round {
+    /// Requests by op.
+    before: [u64; Op::NUMBERS],
+    /// Requests of this round that are not answered in it or arrived earlier, by kind.
+    elsewhere: [u64; Operation::COUNT],
+    /// When it began.
+    began: u64,
+}
+
+impl Round {
+    pub(super) const NONE: Self = Self {
+        before: [0; Op::NUMBERS],
+        elsewhere: [0; Operation::COUNT],
+        began: 0,
+    };
+}
+
+impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
+    /// Changes what is measured, between two rounds.
+    #[cold]
+    pub(crate) fn measure(&mut self, level: Level) {
+        let latencies = self.shared.latencies.get();
+        let timed = level == Level::Latencies && latencies.is_some();
+        if timed
+            && !self.timed
+            && let Some(latencies) = latencies
+        {
+            latencies.forget_all();
+        }
+        self.timed = timed;
+        self.before_commit = timed || self.buffers.is_some();
+        // Requests that may outlive their round leave the fast paths, which know no stamps.
+        self.quick = match timed || self.leaving {
+            true => NO_OWNER,
+            false => self.plain_owner,
+        };
+        self.forward_word = match timed {
+            true => NO_OWNER,
+            false => self.owner | (Kind::Forward as u64) << 48,
+        };
+        self.round.elsewhere = [0; Operation::COUNT];
+        for (before, op) in self.round.before.iter_mut().zip(&self.shared.meters.ops) {
+            *before = op.get();
+        }
+    }
+
+    /// Begins a round, at this time.
+    pub(crate) const fn round_begins(&mut self, now: u64) {
+        self.round.began = now;
+    }
+
+    /// Counts a round that ends now, and records its latencies. `polls`: hits and misses of the thread so far. `busy`:
+    /// the thread's time is this lane's.
+    pub(crate) fn round_ends(&mut self, now: u64, polls: (u64, u64), busy: bool) {
+        let meters = &self.shared.meters;
+        let mut by_kind = [0_u64; Operation::COUNT];
+        let mut requests = 0;
+        let ops = meters.ops.iter().zip(&mut self.round.before);
+        for ((op, before), kind) in ops.zip(KINDS) {
+            let count = op.get();
+            let new = count.wrapping_sub(std::mem::replace(before, count));
+            if new != 0 {
+                requests += new;
+                by_kind[kind as usize] += new;
+            }
+        }
+        if requests != 0 {
+            meters.batches[Batches::index_of(requests)].add(1);
+            meters.batched.add(requests);
+        }
+        meters.poll_hits.set(polls.0);
+        meters.poll_misses.set(polls.1);
+        if !self.timed {
+            return;
+        }
+        let Some(latencies) = self.shared.latencies.get() else {
+            return;
+        };
+        let length = now.saturating_sub(self.round.began);
+        if busy {
+            meters.busy.add(length);
+        }
+        for (kind, elsewhere) in self.round.elsewhere.iter_mut().enumerate() {
+            let at_once = by_kind[kind].saturating_sub(std::mem::take(elsewhere));
+            if at_once != 0 {
+                latencies.record(kind, length, at_once);
+            }
+        }
+        latencies.record_kept(now);
+        // Rounds that end twice, after a panic, take no time in between.
+        self.round.began = now;
+    }
+
+    /// Stamps a request that has arrived and will be counted in a later round.
+    #[cold]
+    pub(super) fn stamp_early(&self, tag: Tag, op: Op) {
+        if self.timed
+            && let Some(latencies) = self.shared.latencies.get()
+        {
+            let stamp = Stamp::new(self.round.began, kind_of(op));
+            latencies.set_stamp(tag, Some(stamp));
+        }
+    }
+
+    /// Stamps a request that was counted in this round and outlives it.
+    #[inline(never)]
+    pub(super) fn stamp(&mut self, tag: Tag, op: Op) {
+        let Some(latencies) = self.shared.latencies.get() else {
+            return;
+        };
+        let known = latencies.stamp(tag).filter(|stamp| !stamp.is_counted());
+        let stamp = known.unwrap_or_else(|| Stamp::new(self.round.began, kind_of(op)));
+        latencies.set_stamp(tag, Some(stamp.counted()));
+        self.round.elsewhere[stamp.kind()] += 1;
+    }
+
+    /// Takes the stamp of a request that is answered now, for the end of the round.
+    #[inline(never)]
+    pub(super) fn take_stamp(&mut self, tag: Tag) {
+        let taken = |latencies: &Latencies| {
+            let stamp = latencies.stamp(tag)?;
+            latencies.set_stamp(tag, None);
+            latencies.keep(stamp);
+            Some(stamp)
+        };
+        let stamp = self.shared.latencies.get().and_then(taken);
+        if let Some(stamp) = stamp.filter(|stamp| !stamp.is_counted()) {
+            // Counted in this round, but it arrived earlier.
+            self.round.elsewhere[stamp.kind()] += 1;
+        }
+    }
+
+    /// Drops the stamp of a request that fails without being counted.
+    #[cold]
+    pub(super) fn drop_stamp(&self, tag: Tag) {
+        if let Some(latencies) = self.shared.latencies.get() {
+            latencies.set_stamp(tag, None);
+        }
+    }
+}
