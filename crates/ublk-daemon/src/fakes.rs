@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use ublk_backends::Identity;
 use ublk_core::{CpuMask, DevId, Features, Geometry, Limits, Mode};
 use ublk_ctrl::{Command, Controller, Error, Operation, Reply};
+use ublk_metrics::{Level, Operation as Kind, QueueSnapshot, Snapshot};
 
 pub(crate) const SIZE: u64 = 1 << 20;
 pub(crate) const ID: u32 = 7;
@@ -368,6 +369,18 @@ impl Running for Serving {
             nbd: None,
             queues: queues(if self.0.fails("many threads") { 900 } else { 0 }),
         }
+    }
+
+    fn metrics(&self) -> Snapshot {
+        let mut snapshot = Snapshot::new(Level::Off, 1, 2_000_000_000);
+        let mut queue = QueueSnapshot::new(0, 0);
+        queue.op_mut(Kind::Read).requests = 42;
+        snapshot.queues.push(queue);
+        snapshot
+    }
+
+    fn measure(&self, level: Level) {
+        self.0.note(format!("measures {level}"));
     }
 
     fn failure(&self) -> Option<Failure> {

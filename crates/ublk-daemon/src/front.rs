@@ -8,6 +8,7 @@ mod candidates;
 mod gc;
 mod look;
 mod lookup;
+mod measure;
 mod nbd;
 mod notify;
 mod owner;
@@ -22,6 +23,7 @@ pub use candidates::{Candidate, candidates};
 pub use gc::{Found, gc};
 pub use look::{Backing, Features, Info, ListEntry, features, info, list, recoverable};
 pub use lookup::{named, target};
+pub use measure::{Measured, measure, measured};
 pub use nbd::{
     NbdAllocation, NbdChanged, NbdExport, NbdListed, nbd_info, nbd_list, nbd_move, nbd_retry,
 };

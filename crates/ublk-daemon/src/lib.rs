@@ -17,6 +17,7 @@ pub mod agent;
 pub mod backend;
 mod backing;
 pub mod embed;
+pub mod exporter;
 pub mod failure;
 #[cfg(test)]
 mod fakes;

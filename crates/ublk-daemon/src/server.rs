@@ -8,6 +8,7 @@
 pub mod data_plane;
 pub mod engine;
 mod failures;
+mod metrics;
 pub mod sandbox;
 #[cfg(feature = "kill-points")]
 mod trap;
@@ -296,6 +297,12 @@ impl Server {
                 Ok(Some(ToServer::Backend { ticket, command })) => {
                     running.command(&command);
                     self.report(ticket, running.health());
+                }
+                Ok(Some(ToServer::Metrics { ticket, level })) => {
+                    if let Some(level) = level {
+                        running.measure(level);
+                    }
+                    metrics::tell(link, ticket, running.metrics(), Instant::now() + REPORT);
                 }
                 Ok(Some(ToServer::HandOver)) => self.hand_over(),
                 Ok(Some(ToServer::Quit)) => return true,

@@ -24,6 +24,7 @@ mod lifecycle;
 mod lists;
 mod many;
 mod mayhem;
+mod measured;
 mod modes;
 mod nbd;
 mod nbd_network;
@@ -59,6 +60,7 @@ pub fn all(set: Set) -> Vec<Case> {
     let mut all: Vec<Case> = [
         lifecycle::cases(),
         modes::cases(),
+        measured::cases(),
         nbd::cases(),
         nbd_tls::cases(),
         nbd_servers::cases(),

@@ -23,6 +23,10 @@ pub struct Done {
     pub read: u64,
     /// Bytes written.
     pub written: u64,
+    /// Number of reads.
+    pub reads: u64,
+    /// Number of writes.
+    pub writes: u64,
 }
 
 impl Fio {
@@ -78,6 +82,8 @@ fn parse(text: &str) -> Result<Done> {
         done.jobs += 1;
         done.read += number("/read/io_bytes").context("no bytes read")?;
         done.written += number("/write/io_bytes").context("no bytes written")?;
+        done.reads += number("/read/total_ios").unwrap_or(0);
+        done.writes += number("/write/total_ios").unwrap_or(0);
     }
     ensure!(done.read + done.written > 0, "fio did nothing");
     Ok(done)
@@ -100,6 +106,7 @@ mod tests {
             jobs: 2,
             read: 101,
             written: 202,
+            ..Done::default()
         };
         assert_eq!(done, wanted);
         for (from, to) in [

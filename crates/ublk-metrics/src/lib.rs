@@ -11,6 +11,8 @@ mod histogram;
 mod level;
 mod live;
 mod operation;
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
 mod snapshot;
 
 pub use batches::Batches;

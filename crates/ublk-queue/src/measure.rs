@@ -119,10 +119,7 @@ impl Stamp {
     }
 
     pub(crate) const fn kind(self) -> usize {
-        #[expect(clippy::cast_possible_truncation, reason = "three bits")]
-        {
-            (self.0 & Self::KIND) as usize
-        }
+        (self.0 & Self::KIND) as usize
     }
 
     const fn nanos(self) -> u64 {

@@ -9,7 +9,7 @@ use ublk_backends::File;
 use ublk_core::{Backend, DataMode, DevId, DeviceSpec, Features, Mode, Recovery, SharedBuffer};
 use ublk_ctrl::bring_up::{self, TimeLimit};
 use ublk_ctrl::{ControlThread, Controller, page_size};
-
+use ublk_metrics::Level;
 use ublk_queue::{Failed, Mapped, OnFailure, Polling, ServeOptions, Server, Threads};
 
 use crate::device::Device;
@@ -96,6 +96,13 @@ impl<B: Backend> Builder<B> {
     #[must_use]
     pub fn huge_pages(mut self, yes: bool) -> Self {
         self.options.serve.huge_pages = yes;
+        self
+    }
+
+    /// Measures this much from the start: see [`Device::measure`]. Nothing by default.
+    #[must_use]
+    pub fn metrics(mut self, level: Level) -> Self {
+        self.options.serve.metrics = level;
         self
     }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ublk_core::{DevId, Features, Geometry, Recovery};
 use ublk_ctrl::Controller;
 use ublk_ctrl::wait::deadline_in;
+use ublk_metrics::{Level, Snapshot};
 use ublk_queue::{Health, Server};
 
 use crate::error::{Error, Failure, Left};
@@ -104,6 +105,20 @@ impl Device {
     #[must_use]
     pub fn health(&self) -> Health {
         self.live().server.health()
+    }
+
+    /// What the device has done since this program began to serve it: requests, bytes and errors of each queue and
+    /// operation, facts of its data mode, and what [`measure`](Device::measure) adds. Two snapshots of a device give the
+    /// work in between: [`Snapshot::since`].
+    #[must_use]
+    pub fn metrics(&self) -> Snapshot {
+        self.live().server.metrics()
+    }
+
+    /// Changes what is measured, while the device serves: nothing more than what is always counted, also batch sizes, or
+    /// also latencies. [`Builder::metrics`](crate::Builder::metrics) sets it from the start.
+    pub fn measure(&self, level: Level) {
+        self.live().server.measure(level);
     }
 
     /// Waits until the device has ended: stopped from outside, or failed. False after the timeout.

@@ -60,6 +60,7 @@ pub use ublk_core as core;
 pub use ublk_core::{Backend, DevId, Errno, Features, Geometry, Limits, Recovery};
 pub use ublk_ctrl as ctrl;
 pub use ublk_ctrl::Controller;
+pub use ublk_metrics as metrics;
 pub use ublk_queue as queue;
 pub use ublk_queue::{Handler, Health, OwnedRequest, Request, State, Threads};
 

@@ -12,7 +12,9 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::engine::ArgValueCandidates;
 use std::path::PathBuf;
 use std::time::Duration;
+use ublk_daemon::exporter::Listen;
 use ublk_daemon::spec::Retry;
+use ublk_metrics::Level;
 
 const CONTRACT: &str = "\
 Output: `add` prints the device path on one line once the device serves I/O. Messages go to standard error. With \
@@ -153,6 +155,37 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Show what devices do: rates, errors, latency percentiles; since their servers started, or in intervals
+    Stats {
+        /// Devices to show [default: all of this user]
+        #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
+        devices: Vec<Target>,
+        /// Show each queue, too
+        #[arg(long)]
+        queues: bool,
+        /// Report again after this many seconds, with the work of the interval; with --json one value per report
+        #[arg(long, value_name = "SECONDS", value_parser = interval)]
+        interval: Option<f64>,
+        /// End after this many reports
+        #[arg(long, value_name = "N", requires = "interval", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+    },
+    /// Change what a device measures while it serves; its later servers measure the same
+    Metrics {
+        #[command(flatten)]
+        device: Device,
+        /// off, counters (batch sizes, polls) or latencies
+        #[arg(value_name = "LEVEL")]
+        level: Level,
+        #[command(flatten)]
+        wait: Look,
+    },
+    /// Answer scrapes of Prometheus with the metrics of all devices of this user, until SIGINT or SIGTERM
+    Exporter {
+        /// Address (HOST:PORT, :PORT for all addresses) or unix:/PATH [default: the socket that systemd passes]
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<Listen>,
+    },
     /// Manage NBD devices: change the retry policy, move to another server, show what a server offers
     Nbd {
         /// What to do
@@ -218,6 +251,13 @@ pub enum Command {
         /// Where to write the pages
         dir: Option<PathBuf>,
     },
+}
+
+/// Seconds between two reports.
+fn interval(text: &str) -> Result<f64, String> {
+    let seconds = text.parse::<f64>().ok();
+    let fit = seconds.filter(|seconds| (0.1..=86_400.0).contains(seconds));
+    fit.ok_or_else(|| format!("`{text}` is no interval: give seconds from 0.1 to 86400"))
 }
 
 /// The device to act on. There is no default: a command without it does nothing (L32).

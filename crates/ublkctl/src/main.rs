@@ -14,6 +14,7 @@ mod pages;
 mod run;
 mod show;
 mod size;
+mod stats;
 mod target;
 mod udev;
 mod usage;

@@ -4,12 +4,13 @@ use crate::cli::{Cli, Command, DevicesOrAll, Nbd};
 use crate::many::Chosen;
 use crate::output::{put, raw};
 use crate::target::Target;
-use crate::{completions, config, device, doctor, pages, show, udev};
+use crate::{completions, config, device, doctor, pages, show, stats, udev};
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 use ublk_core::DevId;
+use ublk_daemon::exporter;
 use ublk_daemon::failure::Failure;
 use ublk_daemon::front;
 use ublk_daemon::front::{ListEntry, Stop};
@@ -128,6 +129,33 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             let how = how_to_stop(false, *force);
             let found = front::gc(&program, &resolved(devices)?, *all, how, wait.time())?;
             put(json, &found, || show::garbage(&found))?;
+        }
+        Command::Stats {
+            devices,
+            queues,
+            interval,
+            count,
+        } => {
+            let wanted = stats::Wanted {
+                queues: *queues,
+                interval: interval.map(Duration::from_secs_f64),
+                count: *count,
+            };
+            return stats::stats(devices, wanted, json);
+        }
+        Command::Metrics {
+            device,
+            level,
+            wait,
+        } => {
+            let target = device.device.resolve()?;
+            let changed = stats::metrics(target, *level, wait.time())?;
+            put(json, &changed, String::new)?;
+        }
+        Command::Exporter { listen } => {
+            exporter::run(listen.as_ref(), |address| {
+                tracing::info!("metrics at {address}, path /metrics");
+            })?;
         }
         Command::Nbd { command } => return nbd(&program, command, json),
         Command::Features { wait } => {

@@ -1,8 +1,10 @@
 //! Text output; scripts use `--json`.
 
 mod info;
+mod stats;
 
 pub use info::info;
+pub use stats::stats;
 
 use crate::doctor::Check;
 use crate::size;

@@ -1,11 +1,12 @@
 //! The agent's event loop while the device serves, and the shutdown.
 
 use super::pace::Pace;
+use super::relay::Report;
 use super::{Agent, LEAVE};
 use crate::failure::Failure;
 use crate::kill_point::kill_point;
 use crate::link::LinkError;
-use crate::link::message::{FromServer, Lifetime, ToAgent, ToServer};
+use crate::link::message::{FromServer, Lifetime, MetricsQuestion, Question, ToAgent, ToServer};
 use crate::names;
 use crate::report::Health;
 use crate::state::Phase;
@@ -81,7 +82,7 @@ impl Agent<'_> {
                 self.hear_front(&mut ending);
             }
             if ready.caller {
-                self.ask_health();
+                self.ask_server();
             }
             self.press(&mut ending)?;
         }
@@ -167,8 +168,13 @@ impl Agent<'_> {
                     health,
                     more,
                 })) => {
-                    self.relay.answer(ticket, health, more);
+                    self.relay.answer(ticket, Report::Health(health.into()), more);
                 }
+                Ok(Some(FromServer::Metrics {
+                    ticket,
+                    snapshot,
+                    more,
+                })) => self.relay.answer(ticket, Report::Metrics(snapshot), more),
                 Ok(Some(other)) => tracing::warn!("unexpected message from the server: {other:?}"),
                 Err(e @ (LinkError::Garbled(_) | LinkError::TooLong(_))) => tracing::warn!("{e}"),
                 Err(_) => {
@@ -210,21 +216,35 @@ impl Agent<'_> {
         }
     }
 
-    /// Accepts a caller: passes its change to the server, or requests the server's health.
-    fn ask_health(&mut self) {
-        let Some((ticket, command)) = self.relay.accept() else {
+    /// Accepts a caller: passes its question to the server, and records a change for later servers.
+    fn ask_server(&mut self) {
+        let Some((ticket, question)) = self.relay.accept() else {
             return;
         };
-        let Some(command) = command else {
-            return self.tell_server(&ToServer::Health { ticket });
+        let spec = self.device.as_mut().map(|device| &mut device.record.spec);
+        let changed = match (&question, spec) {
+            (Some(Question::Backend(command)), Some(spec)) => spec.backend.keep(command),
+            (
+                Some(Question::Metrics(MetricsQuestion {
+                    metrics: Some(level),
+                })),
+                Some(spec),
+            ) => std::mem::replace(&mut spec.serving.options.metrics, *level) != *level,
+            _ => false,
         };
-        if let Some(device) = &mut self.device
-            && device.record.spec.backend.keep(&command)
+        if changed
+            && let Some(device) = &self.device
             && let Err(e) = self.store.write(&device.record)
         {
             tracing::warn!("the change is not recorded for later servers: {e}");
         }
-        self.tell_server(&ToServer::Backend { ticket, command });
+        self.tell_server(&match question {
+            None => ToServer::Health { ticket },
+            Some(Question::Backend(command)) => ToServer::Backend { ticket, command },
+            Some(Question::Metrics(MetricsQuestion { metrics: level })) => {
+                ToServer::Metrics { ticket, level }
+            }
+        });
     }
 
     /// While a successor is active, a signal concerns only this process.

@@ -1,15 +1,16 @@
-//! The agent's socket: a caller may request a change of the backend, then gets the server's health, and the connection
-//! is closed.
+//! The agent's socket: a caller requests the server's health, after a change of the backend if it wants one, or the
+//! device's metrics; gets it, and the connection is closed.
 
 use crate::link::listener;
+use crate::link::message::Question;
 use crate::report::Health;
-use crate::spec::BackendCommand;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use ublk_metrics::Snapshot;
 
 /// Maximum number of waiting callers; the connections of others are closed.
 const MAX_WAITING: usize = 16;
@@ -30,7 +31,26 @@ struct Waiting {
     ticket: u64,
     stream: UnixStream,
     /// The parts of the server's report so far.
-    health: Option<Health>,
+    report: Option<Report>,
+}
+
+/// A server's report to a caller, in one or more parts.
+#[derive(Debug, serde::Serialize)]
+#[serde(untagged)]
+pub(super) enum Report {
+    Health(Box<Health>),
+    Metrics(Snapshot),
+}
+
+impl Report {
+    /// Adds the queues of another part; a part of another kind is ignored.
+    fn add(&mut self, part: Self) {
+        match (self, part) {
+            (Self::Health(all), Self::Health(part)) => all.queues.extend(part.queues),
+            (Self::Metrics(all), Self::Metrics(part)) => all.queues.extend(part.queues),
+            _ => {}
+        }
+    }
 }
 
 impl Relay {
@@ -59,12 +79,12 @@ impl Relay {
         self.listener.as_ref().map(|(listener, _)| listener.as_fd())
     }
 
-    /// Accepts one caller. Returns the ticket for the request to the server, and the change that the caller wants.
-    pub(super) fn accept(&mut self) -> Option<(u64, Option<BackendCommand>)> {
+    /// Accepts one caller. Returns the ticket for the request to the server, and the caller's question.
+    pub(super) fn accept(&mut self) -> Option<(u64, Option<Question>)> {
         let (listener, _) = self.listener.as_ref()?;
         let (stream, _) = listener.accept().ok()?;
         stream.set_write_timeout(Some(PATIENCE)).ok()?;
-        let command = receive(&stream);
+        let question = receive(&stream);
         if self.waiting.len() >= MAX_WAITING {
             self.waiting.remove(0);
         }
@@ -72,29 +92,29 @@ impl Relay {
         self.waiting.push(Waiting {
             ticket: self.ticket,
             stream,
-            health: None,
+            report: None,
         });
-        Some((self.ticket, command))
+        Some((self.ticket, question))
     }
 
     /// Handles a part of the server's report, and sends the whole to the caller once it is complete. A caller that does
     /// not read loses it.
-    pub(super) fn answer(&mut self, ticket: u64, part: Health, more: bool) {
+    pub(super) fn answer(&mut self, ticket: u64, part: Report, more: bool) {
         let Some(at) = self.waiting.iter().position(|w| w.ticket == ticket) else {
             return;
         };
         let Some(waiting) = self.waiting.get_mut(at) else {
             return;
         };
-        match &mut waiting.health {
-            Some(health) => health.queues.extend(part.queues),
-            health => *health = Some(part),
+        match &mut waiting.report {
+            Some(report) => report.add(part),
+            report => *report = Some(part),
         }
         if more {
             return;
         }
         let mut waiting = self.waiting.swap_remove(at);
-        if let Ok(bytes) = serde_json::to_vec(&waiting.health) {
+        if let Ok(bytes) = serde_json::to_vec(&waiting.report) {
             let _ = waiting.stream.write_all(&bytes);
         }
     }
@@ -114,8 +134,8 @@ impl Relay {
     }
 }
 
-/// Reads a caller's request: nothing, or a change. A caller that neither sends nor stops, or is slow, requests nothing.
-fn receive(mut stream: &UnixStream) -> Option<BackendCommand> {
+/// Reads a caller's question. A caller that sends nothing, neither sends nor stops, or is slow, requests the health.
+fn receive(mut stream: &UnixStream) -> Option<Question> {
     const LONGEST: usize = 64 << 10;
     let until = Instant::now() + PATIENCE;
     let (mut bytes, mut some) = (Vec::new(), [0; 4096]);
@@ -136,8 +156,8 @@ fn receive(mut stream: &UnixStream) -> Option<BackendCommand> {
     if bytes.is_empty() {
         return None;
     }
-    let command = serde_json::from_slice(&bytes);
-    command
+    let question = serde_json::from_slice(&bytes);
+    question
         .map_err(|e| {
             tracing::warn!("ignoring a request that this version does not understand: {e}")
         })
@@ -147,6 +167,9 @@ fn receive(mut stream: &UnixStream) -> Option<BackendCommand> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::message::MetricsQuestion;
+    use crate::spec::BackendCommand;
+    use ublk_metrics::Level;
 
     /// A caller that sends nothing requests the health, however it sends nothing; so does one that sends garbage.
     #[test]
@@ -169,7 +192,16 @@ mod tests {
             keep: true,
         };
         let bytes = serde_json::to_vec(&command).unwrap();
-        assert_eq!(said(&bytes, true), Some(command.clone()));
+        assert_eq!(said(&bytes, true), Some(Question::Backend(command.clone())));
+        for (text, metrics) in [
+            ("{\"metrics\":null}", None),
+            ("{\"metrics\":\"latencies\"}", Some(Level::Latencies)),
+        ] {
+            let question = Question::Metrics(MetricsQuestion { metrics });
+            assert_eq!(serde_json::to_string(&question).unwrap(), text);
+            assert_eq!(said(text.as_bytes(), true), Some(question));
+        }
+        assert_eq!(said(b"{\"metrics\":\"all\"}", true), None);
         let mut spec = crate::spec::BackendSpec::Nbd {
             uri: "nbd://one/".to_owned(),
             length: None,

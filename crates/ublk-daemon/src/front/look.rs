@@ -3,10 +3,12 @@
 
 use super::{Target, by_helper};
 use crate::failure::Failure;
+use crate::link::message::{MetricsQuestion, Question};
 use crate::report::Health;
 use crate::spec::BackendCommand;
 use crate::spec::{AddSpec, BackendSpec};
 use crate::state::{Phase, Record, StateError, Store, process_id};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Read;
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 use ublk_core::deadline_in;
 use ublk_core::{DataMode, DevId, DevState, Geometry, Mode, QueueId, Recovery};
 use ublk_ctrl::{Controller, Error};
+use ublk_metrics::{Level, Snapshot};
 
 /// The longest health of a server in bytes, for thousands of queues.
 const MAX_HEALTH: u64 = 16 << 20;
@@ -555,18 +558,25 @@ pub(super) fn health(id: DevId, within: Duration) -> Option<Health> {
     ask(id, None, within)
 }
 
-/// Requests a change of the server's backend and returns its health; `None` if nothing answers in time.
-pub(super) fn command(id: DevId, command: &BackendCommand, within: Duration) -> Option<Health> {
-    ask(id, Some(command), within)
+/// Requests the metrics of a device from its agent, after a change of the level if there is one; `None` if nothing
+/// answers in time, or the agent is older than the question.
+pub(super) fn metrics(id: DevId, level: Option<Level>, within: Duration) -> Option<Snapshot> {
+    let question = Question::Metrics(MetricsQuestion { metrics: level });
+    ask(id, Some(&question), within)
 }
 
-fn ask(id: DevId, command: Option<&BackendCommand>, within: Duration) -> Option<Health> {
+/// Requests a change of the server's backend and returns its health; `None` if nothing answers in time.
+pub(super) fn command(id: DevId, command: &BackendCommand, within: Duration) -> Option<Health> {
+    ask(id, Some(&Question::Backend(command.clone())), within)
+}
+
+fn ask<T: DeserializeOwned>(id: DevId, question: Option<&Question>, within: Duration) -> Option<T> {
     let path = Store::of_user().ok()?.socket(id.get());
     let mut stream = UnixStream::connect(path).ok()?;
     stream.set_read_timeout(Some(within)).ok()?;
     stream.set_write_timeout(Some(within)).ok()?;
-    if let Some(command) = command {
-        serde_json::to_writer(&stream, command).ok()?;
+    if let Some(question) = question {
+        serde_json::to_writer(&stream, question).ok()?;
     }
     stream.shutdown(std::net::Shutdown::Write).ok()?;
     let mut bytes = Vec::new();

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use ublk_backends::Identity;
 use ublk_core::{CpuMask, Geometry, Limits};
+use ublk_metrics::{Level, Snapshot};
 
 use crate::failure::Failure;
 use crate::report::{Added, Health};
@@ -123,6 +124,13 @@ pub enum ToServer {
         /// The change.
         command: BackendCommand,
     },
+    /// Report the device's metrics.
+    Metrics {
+        /// Returned in the answer.
+        ticket: u64,
+        /// Change what is measured first.
+        level: Option<Level>,
+    },
     /// Leave a live, recoverable device to its next server, without answering the requests in flight.
     HandOver,
     /// The device will not be started: exit.
@@ -203,4 +211,31 @@ pub enum FromServer {
         #[serde(default)]
         more: bool,
     },
+    /// The answer to [`ToServer::Metrics`].
+    Metrics {
+        /// Of the question.
+        ticket: u64,
+        /// What the device has done.
+        snapshot: Snapshot,
+        /// More of its queues follow, in another message of this ticket.
+        more: bool,
+    },
+}
+
+/// What a caller at the agent's socket asks for. One that says nothing asks for the health.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Question {
+    /// A change of the backend, and the health then.
+    Backend(BackendCommand),
+    /// What the device has done.
+    Metrics(MetricsQuestion),
+}
+
+/// The question for what a device has done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsQuestion {
+    /// Measure this much from now on; later servers of the device, too.
+    pub metrics: Option<Level>,
 }

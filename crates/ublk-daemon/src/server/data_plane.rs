@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ublk_backends::File;
 use ublk_core::{Limits, OpenDevice};
+use ublk_metrics::{Level, Snapshot};
 use ublk_nbd::Nbd;
 pub use ublk_queue::Polling;
 use ublk_queue::{Plan, Server, State};
@@ -238,6 +239,14 @@ impl Running for Served {
             );
             nbd.give_up();
         }
+    }
+
+    fn metrics(&self) -> Snapshot {
+        self.server.metrics()
+    }
+
+    fn measure(&self, level: Level) {
+        self.server.measure(level);
     }
 
     fn failure(&self) -> Option<Failure> {

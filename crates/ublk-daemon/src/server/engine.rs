@@ -10,6 +10,7 @@ use crate::link::message::{Assignment, Opening};
 use crate::report::Health;
 use crate::spec::AddSpec;
 use crate::spec::BackendCommand;
+use ublk_metrics::{Level, Snapshot};
 
 /// Opens and arms the server role's data plane: the real one, or a test's.
 pub trait Engine {
@@ -60,6 +61,12 @@ pub trait Running {
     fn command(&self, command: &BackendCommand) {
         let _ = command;
     }
+
+    /// What the device has done.
+    fn metrics(&self) -> Snapshot;
+
+    /// Changes what is measured.
+    fn measure(&self, level: Level);
 
     /// Why a queue failed, if one did.
     fn failure(&self) -> Option<Failure>;

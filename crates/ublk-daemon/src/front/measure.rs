@@ -1,0 +1,116 @@
+//! `stats`, `metrics` and the exporter: what the devices of this user have done. No control command is sent, so nothing
+//! here hangs with the driver, and nothing needs a privilege.
+
+use super::look;
+use crate::failure::Failure;
+use crate::report::Health;
+use crate::state::{Record, Store};
+use serde::Serialize;
+use std::time::Duration;
+use ublk_core::DevId;
+use ublk_metrics::{Level, Snapshot};
+
+/// How long an agent may take to answer.
+const ASK: Duration = Duration::from_secs(1);
+
+/// Agents that are asked at the same time.
+const AT_ONCE: usize = 8;
+
+/// A device of ours, and what it has done.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Measured {
+    /// Its number.
+    pub id: u32,
+    /// Its name, where it has one.
+    pub name: Option<String>,
+    /// What answers its requests.
+    pub backend: String,
+    /// Whether its server runs.
+    pub server_alive: bool,
+    /// Whether its agent runs.
+    pub agent_alive: bool,
+    /// The server's health; `None` where nobody answers.
+    #[serde(skip)]
+    pub health: Option<Health>,
+    /// What it has done; `None` where nobody answers.
+    #[serde(skip)]
+    pub snapshot: Option<Snapshot>,
+}
+
+/// The devices of this user that exist, or those that are named, in the order of their numbers, with what they have done
+/// and, if it is asked for, their health.
+///
+/// # Errors
+/// A named device that does not exist or is not ours. A device that does not answer is no error.
+pub fn measured(ids: &[DevId], health: bool) -> Result<Vec<Measured>, Failure> {
+    let store = Store::of_user()?;
+    let there = ublk_ctrl::nodes::list_devices().unwrap_or_default();
+    let mut records: Vec<(DevId, Record)> = store
+        .records()
+        .filter_map(|record| Some((DevId::new(record.id?).ok()?, record)))
+        .filter(|(id, _)| there.contains(id))
+        .collect();
+    records.sort_by_key(|(id, _)| *id);
+    for id in ids {
+        if !records.iter().any(|(known, _)| known == id) {
+            return Err(match there.contains(id) {
+                true => Failure::foreign(*id),
+                false => Failure::no_such_device(*id),
+            });
+        }
+    }
+    records.retain(|(id, _)| ids.is_empty() || ids.contains(id));
+    let mut all = Vec::with_capacity(records.len());
+    for some in records.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            let store = &store;
+            let asked: Vec<_> = some
+                .iter()
+                .map(|(id, record)| scope.spawn(move || ask(store, *id, record, health)))
+                .collect();
+            all.extend(asked.into_iter().filter_map(|asked| asked.join().ok()));
+        });
+    }
+    Ok(all)
+}
+
+fn ask(store: &Store, id: DevId, record: &Record, health: bool) -> Measured {
+    let (server_alive, agent_alive) = (store.has_server(record), store.has_agent(record));
+    let answers = server_alive && agent_alive;
+    Measured {
+        id: id.get(),
+        name: record.spec.name.clone(),
+        backend: record.spec.backend.name().to_owned(),
+        server_alive,
+        agent_alive,
+        health: match answers && health {
+            true => look::health(id, ASK),
+            false => None,
+        },
+        snapshot: match answers {
+            true => look::metrics(id, None, ASK),
+            false => None,
+        },
+    }
+}
+
+/// Changes what a live device measures, and its later servers: what is in force then.
+///
+/// # Errors
+/// A device that does not exist, is not ours, or whose server does not answer.
+pub fn measure(id: DevId, level: Level, deadline: Duration) -> Result<Level, Failure> {
+    let found = measured(&[id], false)?;
+    let answer = look::metrics(id, Some(level), deadline);
+    let Some(snapshot) = answer else {
+        let answers = found.iter().any(|it| it.snapshot.is_some());
+        let failure = Failure::failed(format!("the server of device {id} does not answer"));
+        return Err(match (answers, found.first()) {
+            (false, Some(it)) if it.server_alive && it.agent_alive => failure.hint(format!(
+                "it may be older than this program: `ublkctl upgrade {id}`"
+            )),
+            _ => failure.hint(format!("see `ublkctl info {id}`")),
+        });
+    };
+    Ok(snapshot.level)
+}

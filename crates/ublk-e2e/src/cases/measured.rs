@@ -1,0 +1,205 @@
+//! What a device measures agrees with its client and with the kernel.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::case::Case;
+use crate::cli::{self, Spec};
+use crate::fio::{Done, Fio};
+use crate::volume::{Kind, Volume};
+use crate::wait::{secs, until};
+use crate::{json, sysfs};
+
+/// A mode, and the first kernel that has it.
+type Mode = (&'static str, &'static str, (u32, u32));
+
+const MODES: [Mode; 4] = [
+    ("copy", "off", (6, 5)),
+    ("user-copy", "off", (6, 5)),
+    ("zero-copy", "off", (6, 16)),
+    ("copy", "on", (7, 0)),
+];
+
+pub fn cases() -> Vec<Case> {
+    let mode = |mode: Mode| {
+        let (data, batch, _) = mode;
+        let name = format!("stats_agree_with_fio_and_the_kernel_{data}_batch_{batch}");
+        Case::new(name.replace('-', "_"), move || agrees(mode))
+    };
+    let mut all: Vec<Case> = MODES.into_iter().map(mode).collect();
+    all.push(Case::new("exporter_tells_what_stats_tell", exporter));
+    all
+}
+
+/// Requests and bytes, of reads and of writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Work([u64; 4]);
+
+impl Work {
+    /// By the tool.
+    fn of_stats(stats: &Value) -> Self {
+        let ops = stats.get("ops").and_then(Value::as_array);
+        let number = |op: &str, key: &str| {
+            let mut ops = ops.into_iter().flatten();
+            let found = ops.find(|it| it.get("op").and_then(Value::as_str) == Some(op));
+            found.and_then(|it| it.get(key)?.as_u64()).unwrap_or(0)
+        };
+        Self([
+            number("read", "requests"),
+            number("read", "bytes"),
+            number("write", "requests"),
+            number("write", "bytes"),
+        ])
+    }
+
+    /// By the kernel (Documentation/block/stat.rst).
+    fn of_kernel(node: &str) -> Result<Self> {
+        let name = node.trim_start_matches("/dev/");
+        let text = std::fs::read_to_string(format!("/sys/block/{name}/stat"))?;
+        let numbers: Vec<u64> = text.split_whitespace().flat_map(str::parse).collect();
+        let at = |n: usize| numbers.get(n).copied().context("a short stat");
+        Ok(Self([at(0)?, at(2)? * 512, at(4)?, at(6)? * 512]))
+    }
+
+    const fn of_fio(done: &Done) -> Self {
+        Self([done.reads, done.read, done.writes, done.written])
+    }
+
+    fn since(self, before: Self) -> Self {
+        let mut difference = self;
+        for (to, n) in difference.0.iter_mut().zip(before.0) {
+            *to -= n;
+        }
+        difference
+    }
+
+    /// Within one per cent.
+    fn agrees(self, other: Self) -> bool {
+        let close = |(a, b): (u64, u64)| a.abs_diff(b) * 100 <= a.max(b);
+        self.0.into_iter().zip(other.0).all(close)
+    }
+}
+
+fn stats(id: &str) -> Result<Value> {
+    cli::ublkctl_json(&["stats", id])
+}
+
+/// Sum of the latencies' counts of reads and writes.
+fn measured(stats: &Value) -> u64 {
+    let ops = stats.get("ops").and_then(Value::as_array);
+    let ops = ops.into_iter().flatten();
+    let count = |op: &Value| op.pointer("/latency_ns/count").and_then(Value::as_u64);
+    ops.filter_map(count).sum()
+}
+
+fn client(node: &str) -> Result<Done> {
+    Fio::new(node)
+        .set("rw", "randrw")
+        .set("bs", "4k")
+        .set("size", "16m")
+        .set("io_size", "4m")
+        .set("iodepth", 16)
+        .run(1)
+}
+
+/// Counts and bytes agree within one per cent; every request has a latency; while it is off, none is measured.
+fn agrees((data, batch, since): Mode) -> Result<()> {
+    let volume;
+    let spec = if data == "zero-copy" {
+        volume = Volume::new(Kind::Ext4, 32 << 20)?;
+        Spec::file(&volume.file("measured", 16 << 20)?)
+    } else {
+        Spec::mem("16M")
+    };
+    let spec = spec.with(&["--data", data, "--batch", batch, "--metrics", "latencies"]);
+    if sysfs::kernel() < since {
+        let args = spec.args();
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        cli::fails(&args, 1, &[])?;
+        return cli::nothing_left(secs(10));
+    }
+    let device = spec.add()?;
+    let (id, node) = (device.id.to_string(), device.node());
+    let (before, kernel) = (stats(&id)?, Work::of_kernel(node)?);
+    let done = client(node)?;
+    let after = stats(&id)?;
+    let ours = Work::of_stats(&after).since(Work::of_stats(&before));
+    let theirs = Work::of_kernel(node)?.since(kernel);
+    let fio = Work::of_fio(&done);
+    ensure!(done.reads > 300 && done.writes > 300, "{done:?}");
+    ensure!(ours.agrees(fio), "ours {ours:?}, fio {fio:?}");
+    ensure!(ours.agrees(theirs), "ours {ours:?}, kernel {theirs:?}");
+    let requests = ours.0[0] + ours.0[2];
+    let latencies = measured(&after) - measured(&before);
+    ensure!(latencies == requests, "{latencies} of {requests}: {after}");
+    ensure!(json::number(&after, "in_flight")? == 0, "{after}");
+    if data == "zero-copy" {
+        let registered = json::number(&after, "zero_copy_hits")?
+            + json::number(&after, "zero_copy_fallbacks")?;
+        ensure!(registered >= requests, "{after}");
+    }
+    cli::ublkctl(&["metrics", &id, "off"])?.good()?;
+    client(node)?;
+    let off = stats(&id)?;
+    ensure!(json::text(&off, "level")? == "off", "{off}");
+    // A request may have been in the round in which the level changed.
+    ensure!(measured(&off) - measured(&after) <= 1, "{off}");
+    ensure!(Work::of_stats(&off).0[0] > Work::of_stats(&after).0[0]);
+    device.delete()
+}
+
+/// An exporter that ends with the case.
+struct Exporter(Child);
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn scrape(path: &str) -> Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(secs(20)))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    ensure!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    Ok(reply)
+}
+
+/// The exporter tells of each device what `stats` tells, and that a server is gone.
+fn exporter() -> Result<()> {
+    let path = format!("/tmp/ublk-exporter-{}", std::process::id());
+    let device = Spec::null("16M").with(&["--recovery", "queue"]).add()?;
+    client(device.node())?;
+    let mut command = cli::command(&["exporter", "--listen", &format!("unix:{path}")]);
+    let _exporter = Exporter(spawn(&mut command)?);
+    let text = until("the exporter's answer", secs(20), || Ok(scrape(&path).ok()))?;
+    let id = device.id.to_string();
+    let reads = Work::of_stats(&stats(&id)?).0[0];
+    let labels = format!("device=\"ublkb{id}\",name=\"\",backend=\"null\"");
+    let wanted = format!("ublk_reads_completed_total{{{labels},queue=\"0\"}} {reads}");
+    ensure!(text.contains(&wanted), "no {wanted} in {text}");
+    ensure!(text.contains(&format!("ublk_server_up{{{labels}}} 1")), "{text}");
+    cli::fails(
+        &["exporter", "--listen", &format!("unix:{path}")],
+        1,
+        &["another exporter"],
+    )?;
+    device.kill_server("quiesced")?;
+    let gone = format!("ublk_server_up{{{labels}}} 0");
+    until("the end of the server in the metrics", secs(20), || {
+        Ok(scrape(&path)?.contains(&gone).then_some(()))
+    })?;
+    device.delete()
+}
+
+fn spawn(command: &mut Command) -> Result<Child> {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.spawn().context("the exporter")
+}

@@ -1,0 +1,569 @@
+//! Devices as metrics of a `prometheus-client` registry.
+//!
+//! Names follow node_exporter's for disks, under the prefix `ublk_`. The number of series is bounded by devices, queues,
+//! kinds of requests and errnos; no label has a value that a client of a device can choose.
+//!
+//! ```
+//! use prometheus_client::registry::Registry;
+//! use ublk_metrics::prometheus::{Collector, Device};
+//! use ublk_metrics::{Level, Snapshot};
+//!
+//! let mut registry = Registry::default();
+//! // A program that embeds the facade calls `device.metrics()` here.
+//! let devices = || vec![Device::new("ublkb0", "mem", Snapshot::new(Level::Off, 1, 0))];
+//! registry.register_collector(Box::new(Collector::new(devices)));
+//! let mut text = String::new();
+//! prometheus_client::encoding::prometheus_text::encode(&mut text, &registry)?;
+//! assert!(text.contains("ublk_server_up{device=\"ublkb0\",name=\"\",backend=\"mem\"} 1"));
+//! # Ok::<(), std::fmt::Error>(())
+//! ```
+
+use std::fmt;
+
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Unit;
+
+use crate::{Batches, Operation, QueueSnapshot, Snapshot};
+
+/// Powers of two, in nanoseconds, of the bounds of exported latencies: from 4 µs to 17 s.
+const BOUNDS: std::ops::RangeInclusive<u32> = 12..=34;
+
+/// A device, as its metrics tell.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Device {
+    /// The kernel's name of its block device: `ublkb0`.
+    pub device: String,
+    /// Its own name; empty if it has none.
+    pub name: String,
+    /// What answers its requests.
+    pub backend: String,
+    /// Its server runs.
+    pub server_up: bool,
+    /// Its agent runs; `None` if it has none by design.
+    pub agent_up: Option<bool>,
+    /// A queue of it has failed.
+    pub failed: bool,
+    /// What it has done, if the server answers.
+    pub snapshot: Option<Snapshot>,
+    /// Its connections to an NBD server.
+    pub nbd: Option<Nbd>,
+}
+
+/// The connections of a device to an NBD server.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nbd {
+    /// Requests are answered by the server.
+    pub up: bool,
+    /// Connections now.
+    pub connections: u64,
+    /// Connections that were lost and made again.
+    pub reconnects: u64,
+    /// Requests sent again after a loss.
+    pub replayed: u64,
+}
+
+impl Device {
+    /// A device whose server answers.
+    #[must_use]
+    pub fn new(device: impl Into<String>, backend: impl Into<String>, snapshot: Snapshot) -> Self {
+        Self {
+            device: device.into(),
+            backend: backend.into(),
+            server_up: true,
+            snapshot: Some(snapshot),
+            ..Self::default()
+        }
+    }
+
+    fn labels(&self) -> Labels {
+        vec![
+            ("device", self.device.clone()),
+            ("name", self.name.clone()),
+            ("backend", self.backend.clone()),
+        ]
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// Collects devices at each scrape.
+pub struct Collector {
+    devices: Box<dyn Fn() -> Vec<Device> + Send + Sync>,
+}
+
+impl fmt::Debug for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Collector")
+    }
+}
+
+impl Collector {
+    /// A collector of these devices, which it asks for at each scrape.
+    pub fn new(devices: impl Fn() -> Vec<Device> + Send + Sync + 'static) -> Self {
+        Self {
+            devices: Box::new(devices),
+        }
+    }
+}
+
+/// A device and its queues, the threads of a queue together.
+struct Merged {
+    device: Device,
+    queues: Vec<QueueSnapshot>,
+    total: QueueSnapshot,
+}
+
+impl Merged {
+    fn of(device: Device) -> Self {
+        let mut queues: Vec<QueueSnapshot> = Vec::new();
+        for queue in device.snapshot.iter().flat_map(|it| &it.queues) {
+            match queues.iter_mut().find(|it| it.qid == queue.qid) {
+                Some(to) => to.add(queue),
+                None => queues.push(queue.clone()),
+            }
+        }
+        let total = device.snapshot.as_ref().map(Snapshot::total);
+        Self {
+            total: total.unwrap_or_default(),
+            device,
+            queues,
+        }
+    }
+}
+
+/// Writes metrics of all devices, one after the other.
+struct Writer<'a, 'e> {
+    encoder: DescriptorEncoder<'e>,
+    devices: &'a [Merged],
+}
+
+impl Writer<'_, '_> {
+    /// A value for each device.
+    fn gauge(
+        &mut self,
+        (name, unit, help): (&str, Option<Unit>, &str),
+        value: impl Fn(&Merged) -> Option<f64>,
+    ) -> fmt::Result {
+        let mut metric =
+            self.encoder
+                .encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
+        for device in self.devices {
+            if let Some(value) = value(device) {
+                let labels = device.device.labels();
+                metric.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A count for each device, and for each value of a label.
+    fn counters<V: Into<f64> + Copy>(
+        &mut self,
+        (name, unit, help): (&str, Option<Unit>, &str),
+        values: impl Fn(&Merged) -> Vec<(Option<(&'static str, String)>, V)>,
+    ) -> fmt::Result {
+        let kind = MetricType::Counter;
+        let mut metric = self
+            .encoder
+            .encode_descriptor(name, help, unit.as_ref(), kind)?;
+        for device in self
+            .devices
+            .iter()
+            .filter(|it| it.device.snapshot.is_some())
+        {
+            for (label, value) in values(device) {
+                let mut labels = device.device.labels();
+                labels.extend(label);
+                let mut one = metric.encode_family(&labels)?;
+                one.encode_counter::<NoLabelSet, f64, u64>(&value.into(), None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A count for each queue.
+    fn by_queue(
+        &mut self,
+        what: (&str, Option<Unit>, &str),
+        value: impl Fn(&QueueSnapshot) -> f64,
+    ) -> fmt::Result {
+        let queue = |queue: &QueueSnapshot| {
+            let label = ("queue", queue.qid.to_string());
+            (Some(label), value(queue))
+        };
+        self.counters(what, |device| device.queues.iter().map(queue).collect())
+    }
+
+    /// A count for the device.
+    fn total(
+        &mut self,
+        name: &str,
+        help: &str,
+        value: impl Fn(&QueueSnapshot) -> u64,
+    ) -> fmt::Result {
+        self.counters((name, None, help), |device| {
+            vec![(None, to_f64(value(&device.total)))]
+        })
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "Prometheus has floating point only"
+)]
+const fn to_f64(n: u64) -> f64 {
+    n as f64
+}
+
+impl prometheus_client::collector::Collector for Collector {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let devices: Vec<_> = (self.devices)().into_iter().map(Merged::of).collect();
+        let mut writer = Writer {
+            encoder,
+            devices: &devices,
+        };
+        states(&mut writer)?;
+        requests(&mut writer)?;
+        errors(&mut writer)?;
+        latencies(&mut writer)?;
+        threads(&mut writer)?;
+        facts(&mut writer)?;
+        nbd(&mut writer)
+    }
+}
+
+fn states(to: &mut Writer<'_, '_>) -> fmt::Result {
+    let flag = |yes: bool| Some(f64::from(u8::from(yes)));
+    to.gauge(
+        ("ublk_server_up", None, "Whether the device's server runs"),
+        |it| flag(it.device.server_up),
+    )?;
+    to.gauge(
+        (
+            "ublk_agent_up",
+            None,
+            "Whether the device's agent runs; without one nobody recovers it",
+        ),
+        |it| it.device.agent_up.and_then(flag),
+    )?;
+    to.gauge(
+        (
+            "ublk_answers",
+            None,
+            "Whether the server answered the question for its metrics",
+        ),
+        |it| flag(it.device.snapshot.is_some()),
+    )?;
+    to.gauge(
+        (
+            "ublk_failed",
+            None,
+            "Whether a queue of the device has failed",
+        ),
+        |it| flag(it.device.failed),
+    )?;
+    to.gauge(
+        (
+            "ublk_metrics_level",
+            None,
+            "What is measured: 0 off, 1 counters, 2 latencies",
+        ),
+        |it| Some(f64::from(it.device.snapshot.as_ref()?.level as u8)),
+    )?;
+    to.gauge(
+        (
+            "ublk_server_start_time",
+            Some(Unit::Seconds),
+            "When the server started, since 1970; it changes with each recovery and upgrade",
+        ),
+        |it| Some(to_f64(it.device.snapshot.as_ref()?.server) / 1e9),
+    )
+}
+
+/// Names of the metrics of a kind of request: requests, bytes, time, and what the help calls them.
+const KINDS: [(Operation, &str, &str, &str, &str); Operation::COUNT] = [
+    (
+        Operation::Read,
+        "ublk_reads_completed",
+        "ublk_read",
+        "ublk_read_time",
+        "READ",
+    ),
+    (
+        Operation::Write,
+        "ublk_writes_completed",
+        "ublk_written",
+        "ublk_write_time",
+        "WRITE",
+    ),
+    (
+        Operation::Flush,
+        "ublk_flush_requests",
+        "",
+        "ublk_flush_requests_time",
+        "FLUSH",
+    ),
+    (
+        Operation::Discard,
+        "ublk_discards_completed",
+        "ublk_discarded",
+        "ublk_discard_time",
+        "DISCARD",
+    ),
+    (
+        Operation::WriteZeroes,
+        "ublk_write_zeroes_completed",
+        "ublk_zeroed",
+        "ublk_write_zeroes_time",
+        "WRITE_ZEROES",
+    ),
+    (
+        Operation::ZoneAppend,
+        "ublk_zone_appends_completed",
+        "ublk_appended",
+        "ublk_zone_append_time",
+        "ZONE_APPEND",
+    ),
+    (
+        Operation::ZoneAction,
+        "ublk_zone_actions_completed",
+        "",
+        "ublk_zone_action_time",
+        "zone management",
+    ),
+];
+
+fn requests(to: &mut Writer<'_, '_>) -> fmt::Result {
+    for (op, requests, bytes, time, words) in KINDS {
+        let help = format!("{words} requests taken from the driver, those of ublk_io_now included");
+        to.by_queue((requests, None, &help), |queue| {
+            to_f64(queue.op(op).map_or(0, |op| op.requests))
+        })?;
+        if !bytes.is_empty() {
+            let help = format!("Bytes of {words} requests");
+            to.by_queue((bytes, Some(Unit::Bytes), &help), |queue| {
+                to_f64(queue.op(op).map_or(0, |op| op.bytes))
+            })?;
+        }
+        let help = format!("Time that {words} requests took in the server; with level latencies");
+        to.by_queue((time, Some(Unit::Seconds), &help), |queue| {
+            queue
+                .op(op)
+                .map_or(0.0, |op| op.latency.sum().as_secs_f64())
+        })?;
+    }
+    let kind = MetricType::Gauge;
+    let help = "Requests that the server has taken and not answered";
+    let mut metric = to
+        .encoder
+        .encode_descriptor("ublk_io_now", help, None, kind)?;
+    for device in to.devices {
+        for queue in &device.queues {
+            let mut labels = device.device.labels();
+            labels.push(("queue", queue.qid.to_string()));
+            let mut one = metric.encode_family(&labels)?;
+            one.encode_gauge(&to_f64(queue.in_flight))?;
+        }
+    }
+    Ok(())
+}
+
+fn errors(to: &mut Writer<'_, '_>) -> fmt::Result {
+    to.counters(
+        (
+            "ublk_errors",
+            None,
+            "Requests answered with an errno, by operation",
+        ),
+        |device| {
+            let ops = device.total.ops.iter();
+            ops.map(|op| {
+                let label = ("op", op.op.name().to_owned());
+                (Some(label), to_f64(op.errors))
+            })
+            .collect()
+        },
+    )?;
+    to.counters(
+        (
+            "ublk_errnos",
+            None,
+            "Requests answered with an errno, by its number; 0 is one beyond those of Linux",
+        ),
+        |device| {
+            let errnos = device.total.errnos.iter();
+            errnos
+                .map(|(errno, n)| (Some(("errno", errno.to_string())), to_f64(*n)))
+                .collect()
+        },
+    )
+}
+
+fn latencies(to: &mut Writer<'_, '_>) -> fmt::Result {
+    let mut metric = to.encoder.encode_descriptor(
+        "ublk_request_duration",
+        "Time from a request's arrival in the server to the submission of its answer; with level latencies",
+        Some(&Unit::Seconds),
+        MetricType::Histogram,
+    )?;
+    for device in to.devices {
+        for op in device.total.ops.iter().filter(|op| op.latency.count() != 0) {
+            let mut below = 0;
+            let mut buckets: Vec<(f64, u64)> = Vec::new();
+            for power in BOUNDS {
+                let bound = std::time::Duration::from_nanos(1 << power);
+                let upto = op.latency.below(bound);
+                buckets.push((bound.as_secs_f64(), upto - below));
+                below = upto;
+            }
+            let count = op.latency.count();
+            buckets.push((f64::MAX, count - below));
+            let mut labels = device.device.labels();
+            labels.push(("op", op.op.name().to_owned()));
+            let mut one = metric.encode_family(&labels)?;
+            let sum = op.latency.sum().as_secs_f64();
+            one.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        }
+    }
+    Ok(())
+}
+
+fn threads(to: &mut Writer<'_, '_>) -> fmt::Result {
+    to.by_queue(
+        (
+            "ublk_queue_busy",
+            Some(Unit::Seconds),
+            "Time that the queue's thread worked; with level latencies",
+        ),
+        |queue| std::time::Duration::from_nanos(queue.busy_ns).as_secs_f64(),
+    )?;
+    to.by_queue(("ublk_enters", None, "Calls of io_uring_enter"), |queue| {
+        to_f64(queue.facts.enters)
+    })?;
+    let mut metric = to.encoder.encode_descriptor(
+        "ublk_batch_size",
+        "Requests that a queue's thread found when it woke; with level counters",
+        None,
+        MetricType::Histogram,
+    )?;
+    for device in to.devices {
+        let batches = &device.total.batches;
+        if batches.count() == 0 {
+            continue;
+        }
+        let last = Batches::SIZES - 1;
+        let bound = |at: usize| match at == last {
+            true => f64::MAX,
+            false => to_f64((2 << at) - 1),
+        };
+        let counts = batches.counts.iter().enumerate();
+        let buckets: Vec<_> = counts.map(|(at, n)| (bound(at), *n)).collect();
+        let labels = device.device.labels();
+        let mut one = metric.encode_family(&labels)?;
+        one.encode_histogram::<NoLabelSet>(
+            to_f64(batches.requests),
+            batches.count(),
+            &buckets,
+            None,
+        )?;
+    }
+    Ok(())
+}
+
+fn facts(to: &mut Writer<'_, '_>) -> fmt::Result {
+    to.total(
+        "ublk_zero_copy_requests",
+        "Requests whose pages were registered as planned",
+        |it| it.facts.zero_copy_hits,
+    )?;
+    to.total(
+        "ublk_zero_copy_fallbacks",
+        "Requests whose pages the driver could not register, so that the server did",
+        |it| it.facts.zero_copy_fallbacks,
+    )?;
+    to.total(
+        "ublk_get_data_rounds",
+        "NEED_GET_DATA commands, each a round trip more for a WRITE",
+        |it| it.facts.get_data_rounds,
+    )?;
+    to.total(
+        "ublk_shared_memory_hits",
+        "Requests whose data was in memory shared with the client",
+        |it| it.facts.shared_hits,
+    )?;
+    to.total(
+        "ublk_shared_memory_misses",
+        "Requests whose data was not in that memory",
+        |it| it.facts.shared_misses,
+    )?;
+    to.total(
+        "ublk_poll_hits",
+        "Polls that found work; with level counters",
+        |it| it.facts.poll_hits,
+    )?;
+    to.total(
+        "ublk_poll_misses",
+        "Polls that ended in a sleep; with level counters",
+        |it| it.facts.poll_misses,
+    )?;
+    to.total(
+        "ublk_syncs",
+        "Syncs of files, each for one or more FLUSH and FUA requests",
+        |it| it.facts.syncs,
+    )?;
+    to.total("ublk_panics", "Contained panics of the backend", |it| {
+        it.facts.panics
+    })?;
+    to.total(
+        "ublk_dropped_requests",
+        "Requests dropped without an answer, which failed with EIO",
+        |it| it.facts.dropped,
+    )?;
+    to.total(
+        "ublk_refused_requests",
+        "Requests refused for an invalid descriptor",
+        |it| it.facts.refused,
+    )
+}
+
+fn nbd(to: &mut Writer<'_, '_>) -> fmt::Result {
+    to.gauge(
+        ("ublk_nbd_up", None, "Whether the NBD server answers"),
+        |it| Some(f64::from(u8::from(it.device.nbd?.up))),
+    )?;
+    to.gauge(
+        (
+            "ublk_nbd_connections",
+            None,
+            "Connections to the NBD server",
+        ),
+        |it| Some(to_f64(it.device.nbd?.connections)),
+    )?;
+    let count = |value: fn(Nbd) -> u64| {
+        move |it: &Merged| {
+            let nbd = it.device.nbd.into_iter();
+            nbd.map(|nbd| (None, to_f64(value(nbd)))).collect()
+        }
+    };
+    to.counters(
+        (
+            "ublk_nbd_reconnects",
+            None,
+            "Connections to the NBD server that were lost and made again",
+        ),
+        count(|nbd| nbd.reconnects),
+    )?;
+    to.counters(
+        (
+            "ublk_nbd_replayed_requests",
+            None,
+            "Requests sent again to the NBD server after a lost connection",
+        ),
+        count(|nbd| nbd.replayed),
+    )
+}
+
+#[cfg(test)]
+mod tests;
