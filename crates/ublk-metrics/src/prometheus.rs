@@ -144,7 +144,7 @@ impl Writer<'_, '_> {
     fn gauge(
         &mut self,
         (name, unit, help): (&str, Option<Unit>, &str),
-        value: impl Fn(&Merged) -> Option<f64>,
+        value: impl Fn(&Merged) -> Option<Value>,
     ) -> fmt::Result {
         let mut metric =
             self.encoder
@@ -152,32 +152,36 @@ impl Writer<'_, '_> {
         for device in self.devices {
             if let Some(value) = value(device) {
                 let labels = device.device.labels();
-                metric.encode_family(&labels)?.encode_gauge(&value)?;
+                let mut one = metric.encode_family(&labels)?;
+                match value {
+                    Value::Whole(n) => one.encode_gauge(&n)?,
+                    Value::Real(x) => one.encode_gauge(&x)?,
+                }
             }
         }
         Ok(())
     }
 
     /// A count for each device, and for each value of a label.
-    fn counters<V: Into<f64> + Copy>(
+    fn counters(
         &mut self,
         (name, unit, help): (&str, Option<Unit>, &str),
-        values: impl Fn(&Merged) -> Vec<(Option<(&'static str, String)>, V)>,
+        values: impl Fn(&Merged) -> Vec<(Option<(&'static str, String)>, Value)>,
     ) -> fmt::Result {
         let kind = MetricType::Counter;
         let mut metric = self
             .encoder
             .encode_descriptor(name, help, unit.as_ref(), kind)?;
-        for device in self
-            .devices
-            .iter()
-            .filter(|it| it.device.snapshot.is_some())
-        {
+        let devices = self.devices.iter();
+        for device in devices.filter(|it| it.device.snapshot.is_some()) {
             for (label, value) in values(device) {
                 let mut labels = device.device.labels();
                 labels.extend(label);
                 let mut one = metric.encode_family(&labels)?;
-                one.encode_counter::<NoLabelSet, f64, u64>(&value.into(), None)?;
+                match value {
+                    Value::Whole(n) => one.encode_counter::<NoLabelSet, _, u64>(&n, None)?,
+                    Value::Real(x) => one.encode_counter::<NoLabelSet, _, u64>(&x, None)?,
+                }
             }
         }
         Ok(())
@@ -187,7 +191,7 @@ impl Writer<'_, '_> {
     fn by_queue(
         &mut self,
         what: (&str, Option<Unit>, &str),
-        value: impl Fn(&QueueSnapshot) -> f64,
+        value: impl Fn(&QueueSnapshot) -> Value,
     ) -> fmt::Result {
         let queue = |queue: &QueueSnapshot| {
             let label = ("queue", queue.qid.to_string());
@@ -204,14 +208,21 @@ impl Writer<'_, '_> {
         value: impl Fn(&QueueSnapshot) -> u64,
     ) -> fmt::Result {
         self.counters((name, None, help), |device| {
-            vec![(None, to_f64(value(&device.total)))]
+            vec![(None, Value::Whole(value(&device.total)))]
         })
     }
 }
 
+/// A value of a metric.
+#[derive(Debug, Clone, Copy)]
+enum Value {
+    Whole(u64),
+    Real(f64),
+}
+
 #[expect(
     clippy::cast_precision_loss,
-    reason = "Prometheus has floating point only"
+    reason = "where Prometheus has floating point only"
 )]
 const fn to_f64(n: u64) -> f64 {
     n as f64
@@ -235,7 +246,7 @@ impl prometheus_client::collector::Collector for Collector {
 }
 
 fn states(to: &mut Writer<'_, '_>) -> fmt::Result {
-    let flag = |yes: bool| Some(f64::from(u8::from(yes)));
+    let flag = |yes: bool| Some(Value::Whole(u64::from(yes)));
     to.gauge(
         ("ublk_server_up", None, "Whether the device's server runs"),
         |it| flag(it.device.server_up),
@@ -270,7 +281,7 @@ fn states(to: &mut Writer<'_, '_>) -> fmt::Result {
             None,
             "What is measured: 0 off, 1 counters, 2 latencies",
         ),
-        |it| Some(f64::from(it.device.snapshot.as_ref()?.level as u8)),
+        |it| Some(Value::Whole(it.device.snapshot.as_ref()?.level as u64)),
     )?;
     to.gauge(
         (
@@ -278,7 +289,11 @@ fn states(to: &mut Writer<'_, '_>) -> fmt::Result {
             Some(Unit::Seconds),
             "When the server started, since 1970; it changes with each recovery and upgrade",
         ),
-        |it| Some(to_f64(it.device.snapshot.as_ref()?.server) / 1e9),
+        |it| {
+            Some(Value::Real(
+                to_f64(it.device.snapshot.as_ref()?.server) / 1e9,
+            ))
+        },
     )
 }
 
@@ -339,19 +354,18 @@ fn requests(to: &mut Writer<'_, '_>) -> fmt::Result {
     for (op, requests, bytes, time, words) in KINDS {
         let help = format!("{words} requests taken from the driver, those of ublk_io_now included");
         to.by_queue((requests, None, &help), |queue| {
-            to_f64(queue.op(op).map_or(0, |op| op.requests))
+            Value::Whole(queue.op(op).map_or(0, |op| op.requests))
         })?;
         if !bytes.is_empty() {
             let help = format!("Bytes of {words} requests");
             to.by_queue((bytes, Some(Unit::Bytes), &help), |queue| {
-                to_f64(queue.op(op).map_or(0, |op| op.bytes))
+                Value::Whole(queue.op(op).map_or(0, |op| op.bytes))
             })?;
         }
         let help = format!("Time that {words} requests took in the server; with level latencies");
         to.by_queue((time, Some(Unit::Seconds), &help), |queue| {
-            queue
-                .op(op)
-                .map_or(0.0, |op| op.latency.sum().as_secs_f64())
+            let sum = queue.op(op).map(|op| op.latency.sum());
+            Value::Real(sum.unwrap_or_default().as_secs_f64())
         })?;
     }
     let kind = MetricType::Gauge;
@@ -364,7 +378,7 @@ fn requests(to: &mut Writer<'_, '_>) -> fmt::Result {
             let mut labels = device.device.labels();
             labels.push(("queue", queue.qid.to_string()));
             let mut one = metric.encode_family(&labels)?;
-            one.encode_gauge(&to_f64(queue.in_flight))?;
+            one.encode_gauge(&queue.in_flight)?;
         }
     }
     Ok(())
@@ -381,7 +395,7 @@ fn errors(to: &mut Writer<'_, '_>) -> fmt::Result {
             let ops = device.total.ops.iter();
             ops.map(|op| {
                 let label = ("op", op.op.name().to_owned());
-                (Some(label), to_f64(op.errors))
+                (Some(label), Value::Whole(op.errors))
             })
             .collect()
         },
@@ -395,7 +409,7 @@ fn errors(to: &mut Writer<'_, '_>) -> fmt::Result {
         |device| {
             let errnos = device.total.errnos.iter();
             errnos
-                .map(|(errno, n)| (Some(("errno", errno.to_string())), to_f64(*n)))
+                .map(|(errno, n)| (Some(("errno", errno.to_string())), Value::Whole(*n)))
                 .collect()
         },
     )
@@ -419,7 +433,7 @@ fn latencies(to: &mut Writer<'_, '_>) -> fmt::Result {
                 below = upto;
             }
             let count = op.latency.count();
-            buckets.push((f64::MAX, count - below));
+            buckets.push((f64::INFINITY, count - below));
             let mut labels = device.device.labels();
             labels.push(("op", op.op.name().to_owned()));
             let mut one = metric.encode_family(&labels)?;
@@ -437,10 +451,10 @@ fn threads(to: &mut Writer<'_, '_>) -> fmt::Result {
             Some(Unit::Seconds),
             "Time that the queue's thread worked; with level latencies",
         ),
-        |queue| std::time::Duration::from_nanos(queue.busy_ns).as_secs_f64(),
+        |queue| Value::Real(std::time::Duration::from_nanos(queue.busy_ns).as_secs_f64()),
     )?;
     to.by_queue(("ublk_enters", None, "Calls of io_uring_enter"), |queue| {
-        to_f64(queue.facts.enters)
+        Value::Whole(queue.facts.enters)
     })?;
     let mut metric = to.encoder.encode_descriptor(
         "ublk_batch_size",
@@ -455,7 +469,7 @@ fn threads(to: &mut Writer<'_, '_>) -> fmt::Result {
         }
         let last = Batches::SIZES - 1;
         let bound = |at: usize| match at == last {
-            true => f64::MAX,
+            true => f64::INFINITY,
             false => to_f64((2 << at) - 1),
         };
         let counts = batches.counts.iter().enumerate();
@@ -531,7 +545,7 @@ fn facts(to: &mut Writer<'_, '_>) -> fmt::Result {
 fn nbd(to: &mut Writer<'_, '_>) -> fmt::Result {
     to.gauge(
         ("ublk_nbd_up", None, "Whether the NBD server answers"),
-        |it| Some(f64::from(u8::from(it.device.nbd?.up))),
+        |it| Some(Value::Whole(u64::from(it.device.nbd?.up))),
     )?;
     to.gauge(
         (
@@ -539,12 +553,12 @@ fn nbd(to: &mut Writer<'_, '_>) -> fmt::Result {
             None,
             "Connections to the NBD server",
         ),
-        |it| Some(to_f64(it.device.nbd?.connections)),
+        |it| Some(Value::Whole(it.device.nbd?.connections)),
     )?;
     let count = |value: fn(Nbd) -> u64| {
         move |it: &Merged| {
             let nbd = it.device.nbd.into_iter();
-            nbd.map(|nbd| (None, to_f64(value(nbd)))).collect()
+            nbd.map(|nbd| (None, Value::Whole(value(nbd)))).collect()
         }
     };
     to.counters(

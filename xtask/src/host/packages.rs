@@ -14,6 +14,9 @@ use crate::cmd;
 /// Packages whose files only work at their installed paths, so that unpacking them elsewhere does not help.
 const IN_PLACE: [&str; 4] = ["apt", "gcc", "libc-bin", "libc6-dev"];
 
+/// Packages whose installation would start a service: only their programs are wanted.
+const SERVICES: [&str; 1] = ["prometheus"];
+
 /// What to do with the requested packages.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -54,7 +57,9 @@ impl Plan {
     ) -> Result<Self> {
         let mut plan = Self::default();
         for package in wanted {
-            let reason = if may_install {
+            let reason = if SERVICES.contains(&package.as_str()) {
+                Some("installing it would start a service".to_owned())
+            } else if may_install {
                 let changed = side_effects(std::slice::from_ref(package))?;
                 (!changed.is_empty())
                     .then(|| format!("apt would remove or replace {}", changed.join(", ")))

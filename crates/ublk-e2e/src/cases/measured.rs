@@ -138,8 +138,8 @@ fn agrees((data, batch, since): Mode) -> Result<()> {
     ensure!(latencies == requests, "{latencies} of {requests}: {after}");
     ensure!(json::number(&after, "in_flight")? == 0, "{after}");
     if data == "zero-copy" {
-        let registered = json::number(&after, "zero_copy_hits")?
-            + json::number(&after, "zero_copy_fallbacks")?;
+        let registered =
+            json::number(&after, "zero_copy_hits")? + json::number(&after, "zero_copy_fallbacks")?;
         ensure!(registered >= requests, "{after}");
     }
     cli::ublkctl(&["metrics", &id, "off"])?.good()?;
@@ -185,7 +185,10 @@ fn exporter() -> Result<()> {
     let labels = format!("device=\"ublkb{id}\",name=\"\",backend=\"null\"");
     let wanted = format!("ublk_reads_completed_total{{{labels},queue=\"0\"}} {reads}");
     ensure!(text.contains(&wanted), "no {wanted} in {text}");
-    ensure!(text.contains(&format!("ublk_server_up{{{labels}}} 1")), "{text}");
+    ensure!(
+        text.contains(&format!("ublk_server_up{{{labels}}} 1")),
+        "{text}"
+    );
     cli::fails(
         &["exporter", "--listen", &format!("unix:{path}")],
         1,

@@ -3,7 +3,9 @@ use crate::Level;
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// A device with a value for every metric.
@@ -76,11 +78,11 @@ fn values_are_those_of_the_snapshot() {
         format!("ublk_errnos_total{{{labels},errno=\"28\"}} 6"),
         format!("ublk_queue_busy_seconds_total{{{labels},queue=\"0\"}} 1.5"),
         format!("ublk_request_duration_seconds_count{{{labels},op=\"read\"}} 4"),
-        format!("ublk_request_duration_seconds_bucket{{le=\"+Inf\",{labels},op=\"read\"}} 4"),
+        format!("ublk_request_duration_seconds_bucket{{{labels},op=\"read\",le=\"+Inf\"}} 4"),
         format!(
-            "ublk_request_duration_seconds_bucket{{le=\"0.000131072\",{labels},op=\"read\"}} 2"
+            "ublk_request_duration_seconds_bucket{{{labels},op=\"read\",le=\"0.000131072\"}} 2"
         ),
-        format!("ublk_batch_size_bucket{{le=\"7.0\",{labels}}} 14"),
+        format!("ublk_batch_size_bucket{{{labels},le=\"7\"}} 14"),
         format!("ublk_batch_size_sum{{{labels}}} 70"),
         format!("ublk_nbd_reconnects_total{{{labels}}} 2"),
         format!("ublk_server_start_time_seconds{{{labels}}} 1700000000"),
@@ -106,6 +108,52 @@ fn openmetrics_is_whole() {
         .collect();
     let once: BTreeSet<_> = types.iter().collect();
     assert_eq!(once.len(), types.len());
+}
+
+/// `promtool`, where `cargo xtask` unpacks it or in PATH.
+fn promtool() -> Option<PathBuf> {
+    let unpacked = "../../target/vm/tools/prometheus/usr/bin";
+    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join(unpacked);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut all = std::iter::once(unpacked).chain(std::env::split_paths(&path));
+    all.find_map(|dir| Some(dir.join("promtool")).filter(|file| file.is_file()))
+}
+
+/// Prometheus's own checker accepts the exposition and the alert rules, and refuses what is wrong.
+#[test]
+fn promtool_accepts_metrics_and_rules() {
+    let Some(promtool) = promtool() else {
+        eprintln!(
+            "SKIP promtool_accepts_metrics_and_rules: no promtool here; `cargo xtask vm-shell` unpacks it"
+        );
+        return;
+    };
+    let check = |text: &str| {
+        let mut command = Command::new(&promtool);
+        let child = command.args(["check", "metrics"]).stdin(Stdio::piped());
+        let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.expect("promtool");
+        let mut input = child.stdin.take().expect("a pipe");
+        input.write_all(text.as_bytes()).expect("it reads");
+        drop(input);
+        let output = child.wait_with_output().expect("it ends");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        (output.status.success() && said.is_empty(), said)
+    };
+    let (good, said) = check(&exposition());
+    assert!(good, "{said}");
+    assert!(
+        !check("ublk_reads 1\nublk_reads 2\n").0,
+        "it checks nothing"
+    );
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/prometheus-alerts.yml");
+    let output = Command::new(&promtool)
+        .args(["check", "rules"])
+        .arg(rules)
+        .output();
+    let output = output.expect("promtool");
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// A metric's name without the suffixes of a histogram's samples.
