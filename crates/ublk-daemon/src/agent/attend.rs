@@ -168,7 +168,8 @@ impl Agent<'_> {
                     health,
                     more,
                 })) => {
-                    self.relay.answer(ticket, Report::Health(health.into()), more);
+                    self.relay
+                        .answer(ticket, Report::Health(health.into()), more);
                 }
                 Ok(Some(FromServer::Metrics {
                     ticket,
