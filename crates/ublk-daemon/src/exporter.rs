@@ -1,7 +1,7 @@
 //! The exporter: answers scrapes of Prometheus with the metrics of all devices of this user.
 //!
 //! It sends no control command and holds no device; it asks the devices' agents at their sockets. However many scrapers
-//! there are and whatever they do, the devices are asked at most once in [`FRESH`], a fixed number of threads answers, and
+//! there are and whatever they do, the devices are asked at most once in `FRESH`, a fixed number of threads answers, and
 //! each connection has a deadline.
 #![forbid(unsafe_code)]
 
