@@ -178,6 +178,8 @@ fn exporter() -> Result<()> {
     let device = Spec::null("16M").with(&["--recovery", "queue"]).add()?;
     client(device.node())?;
     let mut command = cli::command(&["exporter", "--listen", &format!("unix:{path}")]);
+    // Its log would stand between the case's name and its result.
+    command.stderr(std::process::Stdio::null());
     let _exporter = Exporter(spawn(&mut command)?);
     let text = until("the exporter's answer", secs(20), || Ok(scrape(&path).ok()))?;
     let id = device.id.to_string();
