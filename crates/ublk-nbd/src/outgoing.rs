@@ -173,7 +173,8 @@ impl Outgoing {
         slot.filter(|slot| slot.arrival == cookie >> TAG_BITS)
     }
 
-    /// Answers a request, once the kernel no longer reads its data.
+    /// Answers a request with the server's reply, once the kernel no longer reads its data. A FLUSH on any connection covers
+    /// what was complete before it, so no request is complete without its reply (L77).
     pub(crate) fn answer(&mut self, cookie: u64, result: Result<(), Errno>) {
         let Some(slot) = self.of(cookie) else {
             return;

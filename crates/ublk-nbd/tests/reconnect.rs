@@ -80,6 +80,28 @@ fn l72_queues_have_connections_of_their_own() {
     assert_eq!(nbd.status().connections, 0, "they end with the device");
 }
 
+/// L77 A FLUSH on one connection covers the writes of all: none of them is complete before its reply is in, however late
+/// another connection executes it, also after a reconnect.
+#[test]
+fn l77_a_flush_covers_the_writes_of_other_connections() {
+    for faults in [&[][..], &[Fault::None, Fault::BeforeReply(60), Fault::None]] {
+        let server = Server::start(SIZE, faults);
+        server.change(|b| {
+            b.flags |= MULTI_CONN;
+            b.late_writes = Duration::from_millis(1);
+        });
+        let nbd = open(&options(&server));
+        let config = Config {
+            queues: 4,
+            read_percent: 40,
+            ..config(10)
+        };
+        serve(&nbd, &config).assert_clean(1000);
+        assert!(server.flushes() > 10, "{}", server.flushes());
+        assert_eq!(nbd.status().reconnects, u64::from(!faults.is_empty()));
+    }
+}
+
 /// L70 An error reply carries no data and fails only its own request.
 #[test]
 fn l70_an_error_reply_fails_one_request() {

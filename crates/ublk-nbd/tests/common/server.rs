@@ -70,6 +70,8 @@ pub struct Behaviour {
     pub drip: usize,
     /// Answer FLUSH with EIO.
     pub cannot_flush: bool,
+    /// Execute each WRITE this much later than it arrives, on every other connection.
+    pub late_writes: Duration,
     /// The server demands TLS.
     pub tls: Option<Arc<ServerConfig>>,
     /// The fault of each connection in turn; the last one applies to all that follow.
@@ -100,6 +102,7 @@ impl Server {
             minimum: 1,
             drip: 0,
             cannot_flush: false,
+            late_writes: Duration::ZERO,
             tls: None,
             faults: faults.to_vec(),
         };
@@ -168,6 +171,10 @@ impl Server {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
+    pub fn flushes(&self) -> u64 {
+        self.shared.flushes.load(Ordering::SeqCst)
+    }
+
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::SeqCst)
     }
@@ -182,10 +189,13 @@ impl Drop for Server {
 impl Shared {
     fn serve(&self, stream: UnixStream) {
         let number = self.connections.fetch_add(1, Ordering::SeqCst);
-        let behaviour = self.behaviour.lock().expect("no panic").clone();
+        let mut behaviour = self.behaviour.lock().expect("no panic").clone();
         let last = behaviour.faults.len().saturating_sub(1);
         let at = usize::try_from(number).expect("few").min(last);
         let fault = behaviour.faults.get(at).copied().unwrap_or(Fault::None);
+        if number % 2 == 1 {
+            behaviour.late_writes = Duration::ZERO;
+        }
         // The client notices the end by the closed stream.
         let _ = self.connection(stream, &behaviour, fault);
     }
@@ -274,6 +284,9 @@ impl Shared {
             }
             if matches!(fault, Fault::Silence(from) if n >= from) {
                 continue;
+            }
+            if kind == 1 {
+                thread::sleep(b.late_writes);
             }
             let mut out: Vec<u8> = Vec::new();
             let shared = Arc::clone(&self.data.lock().expect("no panic"));
