@@ -1,5 +1,6 @@
 //! Commands for NBD devices: another retry policy, another server.
 
+use super::reserve::change_alone;
 use super::{by_helper, look};
 use crate::backend;
 use crate::failure::{Failure, FailureKind};
@@ -65,8 +66,10 @@ pub fn nbd_move(
     deadline: Duration,
 ) -> Result<NbdChanged, Failure> {
     let until = deadline_in(deadline);
-    let record = record_of(program, id, until)?;
-    let mut spec = record.spec;
+    record_of(program, id, until)?;
+    let _lock = change_alone(id, until)?;
+    // Now that no other command changes it.
+    let mut spec = record_of(program, id, until)?.spec;
     if spec.queues > 1 {
         let text = format!(
             "device {id} has {} queues, each with its connection",

@@ -7,7 +7,7 @@ use crate::state::{Lock, Store};
 use std::fs::OpenOptions;
 use std::io;
 use std::time::Instant;
-use ublk_core::Errno;
+use ublk_core::{DevId, Errno};
 use ublk_ctrl::{Error, Operation};
 
 /// Reserves the name of a new device: no other process can create a device of that name while the value lives, and the
@@ -46,4 +46,13 @@ pub(super) fn run_directory() -> Result<(), Failure> {
         }
         .into()),
     }
+}
+
+/// Waits until no other command changes the device, and keeps others away.
+pub(super) fn change_alone(id: DevId, until: Instant) -> Result<Lock, Failure> {
+    let lock = Store::of_user()?.lock_change(id.get(), until)?;
+    lock.ok_or_else(|| {
+        Failure::timed_out(format!("device {id}: another command is changing it"))
+            .hint("wait until `ublkctl nbd move` or `ublkctl resize` ends, then try again")
+    })
 }

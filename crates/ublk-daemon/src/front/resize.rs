@@ -2,8 +2,10 @@
 
 use super::add::replace;
 use super::by_helper;
+use super::reserve::change_alone;
 use crate::backend;
 use crate::failure::{Failure, FailureKind};
+use crate::helper::Helper;
 use crate::in_use::holders::Holders;
 use crate::spec::BackendSpec;
 use crate::state::{Record, Store};
@@ -11,7 +13,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use ublk_core::deadline_in;
-use ublk_core::{DevId, DevState, Recovery};
+use ublk_core::{DevId, DevState, Geometry, Recovery};
 use ublk_ctrl::{Command, Controller, Error, Operation, wait};
 
 /// How long to wait for processes that only inspect the device.
@@ -49,7 +51,7 @@ pub fn resize(
 ) -> Result<Resized, Failure> {
     let until = deadline_in(deadline);
     let left = || until.saturating_duration_since(Instant::now());
-    let (info, before) = by_helper(program, |helper| {
+    let look = |helper: &mut Helper| {
         let info = helper.info(id, left())?;
         let kernel = helper.features(left())?;
         ublk_core::require_features(ublk_core::Features::UPDATE_SIZE, kernel)?;
@@ -66,12 +68,19 @@ pub fn resize(
         }
         let params = helper.get_params(id, left())?;
         Ok((info, params.ok_or(wrong)?.size))
-    })?;
-    let record = Store::of_user()?.find(id.get(), info.server_flags())?;
-    let Some(record) = record else {
-        return Err(Failure::foreign(id)
-            .hint("only the program that serves the device knows the size of its backend"));
     };
+    let record = |info: &Geometry| {
+        let record = Store::of_user()?.find(id.get(), info.server_flags())?;
+        record.ok_or_else(|| {
+            Failure::foreign(id)
+                .hint("only the program that serves the device knows the size of its backend")
+        })
+    };
+    record(&by_helper(program, look)?.0)?;
+    let _lock = change_alone(id, until)?;
+    // Now that no other command changes it.
+    let (info, before) = by_helper(program, look)?;
+    let record = record(&info)?;
     let size = room(&record, size, accept_backing)?;
     let mut resized = Resized {
         id: id.get(),

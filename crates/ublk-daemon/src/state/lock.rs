@@ -65,12 +65,7 @@ impl Store {
     /// # Errors
     /// As [`Store::lock`].
     pub fn lock_name(&self, name: &str, deadline: Instant) -> Result<Option<Lock>, StateError> {
-        let path = self.dir.join(format!("name-{name}.lock"));
-        let lock = self.lock_file(path, deadline)?;
-        Ok(lock.map(|(file, path)| Lock {
-            file,
-            passing: Some(path),
-        }))
+        self.lock_passing(&format!("name-{name}.lock"), deadline)
     }
 
     /// Takes the lock for removing the device with this id, in the same way.
@@ -78,8 +73,20 @@ impl Store {
     /// # Errors
     /// As [`Store::lock`].
     pub fn lock_removal(&self, id: u32, deadline: Instant) -> Result<Option<Lock>, StateError> {
-        let path = self.dir.join(format!("{id}.removal.lock"));
-        let lock = self.lock_file(path, deadline)?;
+        self.lock_passing(&format!("{id}.removal.lock"), deadline)
+    }
+
+    /// Takes the lock for changing the live device with this id, in the same way: two commands that each wait for their own
+    /// change would undo each other's.
+    ///
+    /// # Errors
+    /// As [`Store::lock`].
+    pub fn lock_change(&self, id: u32, deadline: Instant) -> Result<Option<Lock>, StateError> {
+        self.lock_passing(&format!("{id}.change.lock"), deadline)
+    }
+
+    fn lock_passing(&self, name: &str, deadline: Instant) -> Result<Option<Lock>, StateError> {
+        let lock = self.lock_file(self.dir.join(name), deadline)?;
         Ok(lock.map(|(file, path)| Lock {
             file,
             passing: Some(path),
@@ -90,6 +97,7 @@ impl Store {
     pub(super) fn sweep_lock(&self, path: PathBuf) -> Result<(), StateError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let passing = name.ends_with(".removal.lock")
+            || name.ends_with(".change.lock")
             || (name.starts_with("name-") && name.ends_with(".lock"));
         if passing && let Some((file, path)) = self.lock_file(path.clone(), Instant::now())? {
             drop(Lock {
@@ -192,6 +200,9 @@ mod tests {
         assert!(agent.is_some() && first.is_some());
         assert!(store.lock_removal(3, now).unwrap().is_none());
         assert!(store.lock_removal(4, now).unwrap().is_some());
+        let change = store.lock_change(3, now).unwrap();
+        assert!(change.is_some() && store.lock_change(3, now).unwrap().is_none());
+        drop(change);
         let files = || std::fs::read_dir(dir.path().join("run")).unwrap().count();
         store.sweep(&[]).unwrap();
         assert_eq!(files(), 2, "the agent's, and the one that is held");

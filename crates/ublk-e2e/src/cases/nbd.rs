@@ -335,7 +335,7 @@ fn stops() -> Result<()> {
     cli::nothing_left(patience())
 }
 
-/// Another policy holds for requests that wait already; a move to a second server under load loses nothing.
+/// Another policy holds for requests that wait already; moves to other servers under load lose nothing.
 fn changes() -> Result<()> {
     let disk = Disk::new("changes")?;
     let (one, two) = (socket("one"), socket("two"));
@@ -345,9 +345,19 @@ fn changes() -> Result<()> {
     let mut second = Nbdkit::start(Some(&two), &["file", &disk.word()])?;
     let load = Load::start(&device.path, 6, 256)?;
     load.more(60, secs(60))?;
+    let third = Nbdkit::start(Some(&socket("three")), &["file", &disk.word()])?;
+    // Two moves at once: one comes after the other, none undoes the other's.
+    let moves = [third.uri(), second.uri()].map(|uri| {
+        let id = id.clone();
+        std::thread::spawn(move || ublkctl(&["nbd", "move", &id, &uri])?.good())
+    });
+    for one in moves {
+        one.join().map_err(|_| anyhow::anyhow!("a panic"))??;
+    }
     ublkctl(&["nbd", "move", &id, &second.uri()])?.good()?;
+    drop(third);
     first.kill()?;
-    load.more(60, secs(60)).context("after the move")?;
+    load.more(60, secs(60)).context("after the moves")?;
     let errors = load.done().errors;
     let known = load.stop(patience())?;
     ensure!(errors == 0, "{errors} requests failed");
