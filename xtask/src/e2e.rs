@@ -132,8 +132,8 @@ fn several(options: &Options, filter: Option<&str>) -> Result<Results> {
             match kernel::prepare(&vm.manifest, name) {
                 Ok(kernel) => {
                     // The newest kernel may belong to a series with its own entry.
-                    jobs.retain(|job: &Job| job.kernel.release != kernel.release);
-                    jobs.push(Job { kernel, set });
+                    jobs.retain(|job: &Job<'_>| job.kernel.release != kernel.release);
+                    jobs.push(Job::new(&vm, kernel, set));
                 }
                 Err(error) if error.is::<kernel::NotOnOffer>() => missing.push(error.to_string()),
                 Err(error) => return Err(error),
@@ -143,10 +143,10 @@ fn several(options: &Options, filter: Option<&str>) -> Result<Results> {
         jobs.sort_by_key(|job| job.set == Set::Kernel);
     } else {
         let kernels = vm.kernels(&options.kernel)?.into_iter();
-        jobs.extend(kernels.map(|kernel| Job { kernel, set: usual }));
+        jobs.extend(kernels.map(|kernel| Job::new(&vm, kernel, usual)));
     }
     let lanes = options.jobs.unwrap_or_else(lanes::default_jobs);
-    let mut reports = lanes::run(&vm, jobs, filter, lanes)?;
+    let mut reports = lanes::run(&jobs, filter, lanes)?;
     reports.sort_by_key(|report| version(&report.series));
     let results = sum(&reports);
     if options.write_docs {
@@ -162,16 +162,9 @@ fn several(options: &Options, filter: Option<&str>) -> Result<Results> {
 /// # Errors
 /// As for [`guests`].
 pub fn systemd(accel: Choice, names: &[String], set: Set, filter: Option<&str>) -> Result<Results> {
-    let vm = match Vm::systemd(accel) {
-        Ok(vm) => vm,
-        Err(error) if error.is::<NoPackages>() => {
-            let mut results = Results::default();
-            let reason = error.to_string().replace('\n', " ");
-            println!("SKIP systemd: {reason}");
-            results.skipped.push(("systemd".to_owned(), reason));
-            return Ok(results);
-        }
-        Err(error) => return Err(error),
+    let mut skipped = Results::default();
+    let Some(vm) = system(accel, &mut skipped)? else {
+        return Ok(skipped);
     };
     let newest = ["newest".to_owned()];
     let names = if names.is_empty() { &newest } else { names };
@@ -185,10 +178,53 @@ pub fn systemd(accel: Choice, names: &[String], set: Set, filter: Option<&str>) 
 /// A kernel or the image cannot be prepared.
 pub fn guests(vm: &Vm, names: &[String], set: Set, filter: Option<&str>) -> Result<Results> {
     let kernels = vm.kernels(names)?.into_iter();
-    let jobs = kernels.map(|kernel| Job { kernel, set }).collect();
-    let reports = lanes::run(vm, jobs, filter, lanes::default_jobs())?;
+    let jobs: Vec<_> = kernels.map(|kernel| Job::new(vm, kernel, set)).collect();
+    let reports = lanes::run(&jobs, filter, lanes::default_jobs())?;
     print!("{}", lanes::summary(&reports, &[]));
     Ok(sum(&reports))
+}
+
+/// The guests of `test`: all cases on the newest kernel, shared by as many guests as run at once; those that depend on the
+/// kernel on the other default kernels; and those of the image with systemd. `vm-e2e` runs all cases on each.
+///
+/// # Errors
+/// As for [`guests`].
+pub fn test(accel: Choice) -> Result<Results> {
+    let vm = Vm::new(accel)?;
+    let lanes = lanes::default_jobs();
+    let mut skipped = Results::default();
+    let system = system(accel, &mut skipped)?;
+    let mut jobs = Vec::new();
+    // The newest first, because it takes the longest.
+    for kernel in vm.kernels(&[])?.into_iter().rev() {
+        let newest = jobs.is_empty();
+        let set = if newest { Set::Full } else { Set::Kernel };
+        let systemd = system.as_ref().filter(|_| newest);
+        let systemd = systemd.map(|vm| Job::new(vm, kernel.clone(), Set::Full));
+        let mut job = Job::new(&vm, kernel, set);
+        job.parts = if newest { lanes } else { 1 };
+        jobs.push(job);
+        jobs.extend(systemd);
+    }
+    let reports = lanes::run(&jobs, None, lanes)?;
+    print!("{}", lanes::summary(&reports, &[]));
+    let mut all = sum(&reports);
+    all.add("", &skipped);
+    Ok(all)
+}
+
+/// The image with systemd. If its packages are not available, that is reported as a skip.
+fn system(accel: Choice, results: &mut Results) -> Result<Option<Vm>> {
+    match Vm::systemd(accel) {
+        Ok(vm) => Ok(Some(vm)),
+        Err(error) if error.is::<NoPackages>() => {
+            let reason = error.to_string().replace('\n', " ");
+            println!("SKIP systemd: {reason}");
+            results.skipped.push(("systemd".to_owned(), reason));
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn sum(reports: &[Report]) -> Results {

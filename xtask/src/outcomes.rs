@@ -58,6 +58,11 @@ impl Outcomes {
         self.0.insert(cell, outcome);
     }
 
+    /// Adds the outcomes of other cells.
+    pub fn add(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
     /// The reported outcome of each cell.
     pub fn cells(&self) -> impl Iterator<Item = (&Cell, &String)> {
         self.0.iter()

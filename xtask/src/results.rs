@@ -138,6 +138,7 @@ impl Results {
         let own = other.forgiven.iter();
         self.forgiven
             .extend(own.map(|(name, reason)| (named(name), reason.clone())));
+        self.avoided.extend(other.avoided.iter().map(named));
     }
 
     /// Compares the skips with the expected ones: each additional or missing one, and each without a reason, is a

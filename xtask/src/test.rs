@@ -10,7 +10,6 @@ use clap::Args;
 
 use crate::guest::accel::Choice;
 use crate::results::Results;
-use crate::vm::Vm;
 use crate::{bench, cmd, e2e, layout, loom, mutants, paths};
 
 /// Options of `test`.
@@ -43,14 +42,9 @@ pub fn run(options: Options) -> Result<()> {
     } else {
         headers(&mut all);
         println!("\n== virtual machines");
-        match Vm::new(Choice::Auto).and_then(|vm| e2e::guests(&vm, &[], e2e::Set::Full, None)) {
+        match e2e::test(Choice::Auto) {
             Ok(results) => all.add("", &results),
             Err(error) => all.failed.push(format!("virtual machines: {error:#}")),
-        }
-        println!("\n== virtual machine with systemd");
-        match e2e::systemd(Choice::Auto, &[], e2e::Set::Full, None) {
-            Ok(results) => all.add("systemd ", &results),
-            Err(error) => all.failed.push(format!("systemd: {error:#}")),
         }
         println!("\n== benchmark: instructions per I/O and their limits");
         match bench::test() {

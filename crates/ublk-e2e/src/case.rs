@@ -37,6 +37,17 @@ pub fn set() -> Set {
     }
 }
 
+/// The part of the cases that this guest runs, of how many: `$UBLK_E2E_PART`, `1/2` for the first of two.
+pub fn part() -> (usize, usize) {
+    part_of(&std::env::var("UBLK_E2E_PART").unwrap_or_default()).unwrap_or((0, 1))
+}
+
+fn part_of(text: &str) -> Option<(usize, usize)> {
+    let (part, parts) = text.split_once('/')?;
+    let (part, parts): (usize, usize) = (part.parse().ok()?, parts.parse().ok()?);
+    Some((part.checked_sub(1)?, parts)).filter(|_| part <= parts)
+}
+
 /// Number of rounds: `usual`, or `long` in a soak.
 pub fn rounds(usual: usize, long: usize) -> usize {
     if set() == Set::Soak { long } else { usual }
@@ -248,7 +259,7 @@ pub fn print_measured() {
 
 #[cfg(test)]
 mod tests {
-    use super::avoided;
+    use super::{avoided, part_of};
 
     #[test]
     fn names_and_starts_of_names_are_avoided() {
@@ -256,5 +267,14 @@ mod tests {
         assert!(avoided("resize_up", "resize_*"));
         assert!(!avoided("resize_up", "resize"));
         assert!(!avoided("resize_up", ""));
+    }
+
+    #[test]
+    fn a_part_is_one_of_several() {
+        assert_eq!(part_of("1/2"), Some((0, 2)));
+        assert_eq!(part_of("2/2"), Some((1, 2)));
+        for wrong in ["", "0/2", "3/2", "1", "a/b"] {
+            assert_eq!(part_of(wrong), None, "{wrong}");
+        }
     }
 }

@@ -60,11 +60,6 @@ pub fn all(set: Set) -> Vec<Case> {
     let mut all: Vec<Case> = [
         lifecycle::cases(),
         modes::cases(),
-        measured::cases(),
-        nbd::cases(),
-        nbd_tls::cases(),
-        nbd_servers::cases(),
-        nbd_network::cases(),
         idle::cases(),
         shared_memory::cases(),
         file_matrix::cases(),
@@ -95,6 +90,11 @@ pub fn all(set: Set) -> Vec<Case> {
     .collect();
     if set != Set::Kernel {
         let others = [
+            measured::cases(),
+            nbd::cases(),
+            nbd_tls::cases(),
+            nbd_servers::cases(),
+            nbd_network::cases(),
             attributes::cases(),
             data::cases(),
             discard::cases(),

@@ -60,8 +60,11 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     // The runner parses the lines, in a guest whose channel looks like a terminal.
     arguments.color.get_or_insert(ColorSetting::Never);
+    let (part, parts) = case::part();
     let (avoided, all): (Vec<_>, Vec<_>) = cases::all(case::set())
         .into_iter()
+        .skip(part)
+        .step_by(parts)
         .partition(case::Case::is_avoided);
     if !arguments.list {
         let named = |c: &&case::Case| c.named(arguments.filter.as_ref());

@@ -1,4 +1,4 @@
-//! Several guests at once: each kernel's cases run in a lane.
+//! Several guests at once: the cases of a kernel, or a part of them, run in a lane.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -21,11 +21,44 @@ const GUEST_MEMORY: usize = 4 << 20;
 
 /// One kernel and its cases.
 #[derive(Debug)]
-pub struct Job {
+pub struct Job<'a> {
+    /// The image.
+    pub vm: &'a Vm,
     /// The kernel.
     pub kernel: Kernel,
     /// The set of cases.
     pub set: Set,
+    /// The number of guests that share the cases.
+    pub parts: usize,
+}
+
+impl<'a> Job<'a> {
+    /// A job of one guest.
+    pub const fn new(vm: &'a Vm, kernel: Kernel, set: Set) -> Self {
+        let parts = 1;
+        Self {
+            vm,
+            kernel,
+            set,
+            parts,
+        }
+    }
+
+    /// The name of its kernel, and of its image unless that is the plain one.
+    fn name(&self) -> String {
+        match self.vm.kind {
+            Kind::Plain => self.kernel.name.clone(),
+            Kind::Systemd => format!("{} systemd", self.kernel.name),
+        }
+    }
+
+    /// The name of a part, counted from 1.
+    fn label(&self, part: usize) -> String {
+        match self.parts {
+            1 => self.name(),
+            parts => format!("{} {part}/{parts}", self.name()),
+        }
+    }
 }
 
 /// The result of a job.
@@ -45,16 +78,16 @@ pub struct Report {
     pub outcomes: BTreeMap<String, Outcomes>,
     /// Features by name.
     pub features: Vec<(String, bool)>,
-    /// Time from boot to power off.
+    /// Time from boot to power off, summed over its guests.
     pub elapsed: Duration,
-    /// Whether the guest ran to its end.
+    /// Whether all of its guests ran to their end.
     pub ended: bool,
 }
 
 impl Report {
-    fn new(job: &Job) -> Self {
+    fn new(job: &Job<'_>) -> Self {
         Self {
-            name: job.kernel.name.clone(),
+            name: job.name(),
             series: job.kernel.series.clone(),
             release: job.kernel.release.clone(),
             set: job.set,
@@ -77,6 +110,17 @@ impl Report {
             Some(Ok(Record::Feature { name, available })) => self.features.push((name, available)),
             _ => {}
         }
+    }
+
+    /// Adds the report of another part of the same cases.
+    fn add(&mut self, part: Self) {
+        self.results.add("", &part.results);
+        for (name, outcomes) in part.outcomes {
+            self.outcomes.entry(name).or_default().add(outcomes);
+        }
+        self.features.extend(part.features);
+        self.elapsed += part.elapsed;
+        self.ended &= part.ended;
     }
 }
 
@@ -125,49 +169,57 @@ fn crowd_of(loadavg: &str, cores: usize) -> u32 {
     u32::try_from(each.clamp(1, 3)).unwrap_or(1)
 }
 
-/// Runs all jobs, this many at once, and returns their reports in the order of the jobs. A guest that cannot run is a
-/// failure of its kernel and does not stop the others.
+/// Runs all jobs, this many guests at once, and returns their reports in the order of the jobs. A guest that cannot run is
+/// a failure of its kernel and does not stop the others.
 ///
 /// # Errors
 /// KVM was requested and does not work.
-pub fn run(vm: &Vm, jobs: Vec<Job>, filter: Option<&str>, lanes: usize) -> Result<Vec<Report>> {
-    let Some(first) = jobs.first() else {
-        return Ok(Vec::new());
-    };
+pub fn run(jobs: &[Job<'_>], filter: Option<&str>, lanes: usize) -> Result<Vec<Report>> {
     // Once, before the lanes ask for it.
-    accel::choose(vm.choice, &first.kernel, &vm.image)?;
-    let lanes = lanes.clamp(1, jobs.len());
-    let waiting: Mutex<VecDeque<(usize, Job)>> = Mutex::new(jobs.into_iter().enumerate().collect());
-    let done: Mutex<Vec<(usize, Report)>> = Mutex::new(Vec::new());
+    for job in jobs {
+        accel::choose(job.vm.choice, &job.kernel, &job.vm.image)?;
+    }
+    let parts = jobs
+        .iter()
+        .enumerate()
+        .flat_map(|(n, job)| (1..=job.parts).map(move |part| (n, part)));
+    let waiting: Mutex<VecDeque<_>> = Mutex::new(parts.collect());
+    let lanes = lanes.clamp(1, lock(&waiting).len().max(1));
+    let reports: Vec<_> = jobs.iter().map(|_| Mutex::new(None::<Report>)).collect();
     let next = || lock(&waiting).pop_front();
     std::thread::scope(|scope| {
         for _ in 0..lanes {
             scope.spawn(|| {
-                while let Some((number, job)) = next() {
-                    let report = one(vm, &job, filter, lanes);
-                    lock(&done).push((number, report));
+                while let Some((n, part)) = next() {
+                    let report = one(&jobs[n], part, filter, lanes);
+                    let mut sum = lock(&reports[n]);
+                    match &mut *sum {
+                        Some(sum) => sum.add(report),
+                        None => *sum = Some(report),
+                    }
                 }
             });
         }
     });
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_by_key(|(number, _)| *number);
-    Ok(done.into_iter().map(|(_, report)| report).collect())
+    let reports = jobs.iter().zip(reports).filter_map(|(job, report)| {
+        let report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut report = report?;
+        judge(job, filter, &mut report);
+        Some(report)
+    });
+    Ok(reports.collect())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs one job. If there are other lanes, each line is prefixed with its kernel.
-fn one(vm: &Vm, job: &Job, filter: Option<&str>, lanes: usize) -> Report {
+/// Runs one part of a job. If there are other lanes, each line is prefixed with its name.
+fn one(job: &Job<'_>, part: usize, filter: Option<&str>, lanes: usize) -> Report {
     let mut report = Report::new(job);
-    if vm.kind == Kind::Systemd {
-        report.name += " systemd";
-    }
     let start = Instant::now();
     let before = if lanes > 1 {
-        format!("{:5}| ", job.kernel.name)
+        format!("{:5}| ", job.label(part))
     } else {
         String::new()
     };
@@ -176,30 +228,26 @@ fn one(vm: &Vm, job: &Job, filter: Option<&str>, lanes: usize) -> Report {
             println!("{before}{line}");
         }
     };
-    if let Err(error) = watch(vm, job, filter, lanes, &mut report, &say) {
+    if let Err(error) = watch(job, part, filter, lanes, &mut report, &say) {
         report
             .results
             .failed
             .push(format!("the guest cannot run: {error:#}"));
     }
     report.elapsed = start.elapsed();
-    say(&format!(
-        "kernel {}: {}",
-        job.kernel.release,
-        report.results.sum()
-    ));
     report
 }
 
+/// Runs the guest of one part.
 fn watch(
-    vm: &Vm,
-    job: &Job,
+    job: &Job<'_>,
+    part: usize,
     filter: Option<&str>,
     lanes: usize,
     report: &mut Report,
     say: &dyn Fn(&str),
 ) -> Result<()> {
-    let (kernel, manifest) = (&job.kernel, &vm.manifest);
+    let (vm, kernel) = (job.vm, &job.kernel);
     let mut program = vec!["/usr/bin/ublk-e2e", "--color=never"];
     program.extend(filter);
     let (mut guest, accel, _lock) = vm.guest(kernel, &program, Duration::ZERO)?;
@@ -211,8 +259,13 @@ fn watch(
             guest.deadline.as_secs()
         ));
     }
-    let avoid = expected::avoided(&manifest.expected_failures, &kernel.series);
-    for (name, value) in [("UBLK_E2E_SET", job.set.word()), ("UBLK_E2E_AVOID", &avoid)] {
+    let avoid = expected::avoided(&vm.manifest.expected_failures, &kernel.series);
+    let shared = format!("{part}/{}", job.parts);
+    for (name, value) in [
+        ("UBLK_E2E_SET", job.set.word()),
+        ("UBLK_E2E_PART", &shared),
+        ("UBLK_E2E_AVOID", &avoid),
+    ] {
         guest.env.push((name.to_owned(), value.to_owned()));
     }
     say(&format!("kernel {} under {accel}", kernel.release));
@@ -236,38 +289,45 @@ fn watch(
         }
         verdict => results.failed.push(verdict.to_string()),
     }
-    // A guest that did not run to its end has reported that already.
-    let all = filter.is_none() && report.ended;
     if !outcome.verdict.is_good() {
         say(&outcome.report());
     }
-    if vm.kind == Kind::Systemd {
+    Ok(())
+}
+
+/// Compares the results of a job with what the manifest expects.
+fn judge(job: &Job<'_>, filter: Option<&str>, report: &mut Report) {
+    let (kernel, manifest) = (&job.kernel, &job.vm.manifest);
+    // A guest that did not run to its end has reported that already.
+    let all = filter.is_none() && report.ended;
+    let results = &mut report.results;
+    if job.vm.kind == Kind::Systemd {
         results.compare_skips(&manifest.system.skips, all);
-        return Ok(());
-    }
-    // Expected skips apply to the full set.
-    let full = all && job.set != Set::Kernel;
-    results.compare_skips(manifest.expected_skips(&kernel.series), full);
-    let reduced = job.set == Set::Kernel;
-    for (name, table) in &manifest.tables {
-        let told = report.outcomes.entry(name.clone()).or_default();
-        let table = (name.as_str(), table);
-        let wrong = told.compare(table, &kernel.series, all, reduced);
-        results.failed.extend(wrong);
-    }
-    let unknown = report
-        .outcomes
-        .keys()
-        .filter(|name| !manifest.tables.contains_key(*name));
-    let unknown = unknown.map(|name| format!("table {name}: not in the manifest"));
-    results.failed.extend(unknown);
-    results.forgive(&manifest.expected_failures, &kernel.series, all);
-    for (name, table) in &manifest.tables {
-        if let Some(told) = report.outcomes.get(name) {
-            say(&told.table(table, &kernel.series));
+    } else {
+        // Expected skips apply to the full set.
+        let full = all && job.set != Set::Kernel;
+        results.compare_skips(manifest.expected_skips(&kernel.series), full);
+        let reduced = job.set == Set::Kernel;
+        for (name, table) in &manifest.tables {
+            let told = report.outcomes.entry(name.clone()).or_default();
+            let table = (name.as_str(), table);
+            let wrong = told.compare(table, &kernel.series, all, reduced);
+            results.failed.extend(wrong);
+        }
+        let unknown = report
+            .outcomes
+            .keys()
+            .filter(|name| !manifest.tables.contains_key(*name));
+        let unknown = unknown.map(|name| format!("table {name}: not in the manifest"));
+        results.failed.extend(unknown);
+        results.forgive(&manifest.expected_failures, &kernel.series, all);
+        for (name, table) in &manifest.tables {
+            if let Some(told) = report.outcomes.get(name) {
+                println!("{}", told.table(table, &kernel.series).trim_end());
+            }
         }
     }
-    Ok(())
+    println!("kernel {}: {}", kernel.release, report.results.sum());
 }
 
 /// The outcome of each kernel, one line each.
