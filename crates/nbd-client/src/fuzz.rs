@@ -116,7 +116,7 @@ impl Told {
 /// Feeds arbitrary server bytes to the replies of six requests: data stays inside its READ's range and never overlaps,
 /// a successful READ has received all its bytes, and every request is answered at most once.
 ///
-/// The first byte selects the framing, the second the chunk size in which the remaining bytes arrive.
+/// The first byte selects the framing and whether whole READs are taken at once, the second the chunk size in which the remaining bytes arrive.
 ///
 /// # Panics
 /// When a guarantee is violated.
@@ -124,6 +124,7 @@ pub fn replies(bytes: &[u8]) {
     let [framing, step, bytes @ ..] = bytes else {
         return;
     };
+    let at_once = framing & 4 != 0;
     let framing = match framing % 4 {
         0 => Framing::Simple,
         2 => Framing::Extended,
@@ -149,6 +150,16 @@ pub fn replies(bytes: &[u8]) {
     let mut pieces = bytes.chunks(usize::from(*step).max(1));
     let mut last = None;
     loop {
+        if at_once && let Some((cookie, data)) = replies.whole_read(&held) {
+            let (at, len) = (0, u32::try_from(data.len()).unwrap_or(u32::MAX));
+            assert_eq!(len, LEN);
+            let used = Replies::SIMPLE + data.len();
+            held.drain(..used);
+            told.check(Event::Data { cookie, at, len });
+            let result = Ok(());
+            told.check(Event::Answered { cookie, result });
+            continue;
+        }
         let (event, used) = match (replies.payload(), held.len()) {
             (0, _) => match replies.next(&held) {
                 Ok((used, event)) => (event, used),

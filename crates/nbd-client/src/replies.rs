@@ -76,6 +76,9 @@ pub struct Replies {
 }
 
 impl Replies {
+    /// Length of a simple reply's header in bytes.
+    pub const SIMPLE: usize = 16;
+
     /// Longest header in bytes, including the fields before a chunk's data. A receive window of this size makes
     /// progress on everything except error texts and extents, which are at most 1 MiB.
     #[must_use]
@@ -138,6 +141,24 @@ impl Replies {
             true => self.finish(payload.cookie).map(Some),
             false => Ok(None),
         }
+    }
+
+    /// Consumes the reply at the start of the bytes if it is a simple one that answers a READ with all of its data, and all of
+    /// that is there: the usual case, without the steps of the others. Returns the request's cookie, which is free, and the
+    /// data. Otherwise nothing is consumed, and [`next`](Self::next) says what is there.
+    pub fn whole_read<'a>(&mut self, bytes: &'a [u8]) -> Option<(u64, &'a [u8])> {
+        if self.payload.is_some() || self.framing.has_chunks() {
+            return None;
+        }
+        let (head, rest) = bytes.split_first_chunk::<{ Self::SIMPLE }>()?;
+        let mut reader = Reader(head);
+        if reader.u64()? != u64::from(SIMPLE_REPLY_MAGIC) << 32 {
+            return None;
+        }
+        let cookie = reader.u64()?;
+        let data = rest.get(..self.pending.untouched_read(cookie)?)?;
+        self.pending.remove(cookie);
+        Some((cookie, data))
     }
 
     /// Parses the next header from received bytes. Returns how many bytes were used, 0 if the header is incomplete, and

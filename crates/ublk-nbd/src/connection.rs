@@ -234,6 +234,11 @@ impl Connection {
                 answer(outgoing, event.map_err(broken)?);
                 continue;
             }
+            if let Some((cookie, data)) = self.replies.whole_read(rest) {
+                used += Replies::SIMPLE + data.len();
+                outgoing.answer_read(cookie, data);
+                continue;
+            }
             let (some, event) = self.replies.next(rest).map_err(broken)?;
             used += some;
             match event {

@@ -191,6 +191,22 @@ impl Outgoing {
         self.complete(tag, result);
     }
 
+    /// Answers a READ with all of its data.
+    pub(crate) fn answer_read(&mut self, cookie: u64, data: &[u8]) {
+        let Some(slot) = self.of(cookie) else {
+            return;
+        };
+        if let Some(to) = slot
+            .kept
+            .data_mut()
+            .ok()
+            .filter(|to| to.len() == data.len())
+        {
+            to.copy_from_slice(data);
+        }
+        self.answer(cookie, Ok(()));
+    }
+
     fn complete(&mut self, tag: usize, result: Result<(), Errno>) {
         let Some(slot) = self.slots.get_mut(tag).and_then(Option::take) else {
             return;

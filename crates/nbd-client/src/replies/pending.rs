@@ -176,6 +176,16 @@ impl Table {
         self.others.get_mut(&cookie)
     }
 
+    /// Length of a READ of which nothing has arrived yet; `None` for others.
+    pub(super) fn untouched_read(&mut self, cookie: u64) -> Option<usize> {
+        let pending = self.get(cookie)?;
+        let untouched = !pending.whole && pending.have.is_empty() && pending.error.is_none();
+        let is_read = pending.command == Command::Read && pending.len > 0;
+        (untouched && is_read)
+            .then(|| usize::try_from(pending.len).ok())
+            .flatten()
+    }
+
     /// Removes a request that is there.
     pub(super) fn remove(&mut self, cookie: u64) {
         let slot = self.slot(cookie);

@@ -92,6 +92,13 @@ fn feed(
             events.extend(replies.received(u32::try_from(now).unwrap())?);
             continue;
         }
+        if let Some((cookie, data)) = replies.whole_read(&held) {
+            buffer[..data.len()].copy_from_slice(data);
+            let used = Replies::SIMPLE + data.len();
+            held.drain(..used);
+            events.push(answered(cookie));
+            continue;
+        }
         let (used, event) = replies.next(&held)?;
         held.drain(..used);
         match event {
