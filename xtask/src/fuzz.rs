@@ -113,6 +113,8 @@ mod tests {
         ("nbd_replies", nbd_client::fuzz::replies),
         ("requests", ublk_core::fuzz::descriptors),
         ("ring_index", uring_lite::fuzz::ring_index),
+        ("trace_blocks", ublk_trace::fuzz::trace),
+        ("trace_sources", ublk_trace::fuzz::source),
     ];
 
     #[test]
