@@ -1,8 +1,10 @@
 //! The definition of the command line; help, completions and man pages are generated from it.
 
 mod add;
+mod load;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use crate::completions;
 use crate::size;
@@ -10,8 +12,10 @@ use crate::target::{self, Target};
 pub use add::{Add, Backend, Tls, absolute};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::engine::ArgValueCandidates;
+pub use load::{Bench, LoadTarget, Replay, Rw, Sweep};
 use std::path::PathBuf;
 use std::time::Duration;
+pub use trace::{Convert, Target as Format, TraceCommand, TraceFile};
 use ublk_daemon::exporter::Listen;
 use ublk_daemon::spec::Retry;
 use ublk_metrics::Level;
@@ -225,6 +229,19 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Show what a trace of block I/O tells: operations, sizes, working set, depth and latency over time
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Trace {
+        #[command(flatten)]
+        trace: TraceFile,
+        /// What else to do with a trace
+        #[command(subcommand)]
+        command: Option<TraceCommand>,
+    },
+    /// Send the requests of a trace to a file or block device, at their times or as fast as it takes them
+    Replay(Replay),
+    /// Measure a file or block device: rate, latency percentiles, and how far to trust them
+    Bench(Bench),
     /// Show what the kernel's ublk driver can do
     Features {
         #[command(flatten)]

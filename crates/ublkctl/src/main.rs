@@ -8,6 +8,7 @@ mod completions;
 mod config;
 mod device;
 mod doctor;
+mod load;
 mod many;
 mod output;
 mod pages;
@@ -16,6 +17,7 @@ mod show;
 mod size;
 mod stats;
 mod target;
+mod trace;
 mod udev;
 mod usage;
 

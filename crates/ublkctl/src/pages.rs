@@ -10,7 +10,7 @@ use std::path::Path;
 use ublk_daemon::failure::Failure;
 
 /// When the content of the pages last changed.
-const DATE: &str = "2026-11-27";
+const DATE: &str = "2026-11-28";
 
 /// Maximum line length in a page's source.
 const WIDTH: usize = 76;

@@ -4,7 +4,7 @@ use crate::cli::{Cli, Command, DevicesOrAll, Nbd};
 use crate::many::Chosen;
 use crate::output::{put, raw};
 use crate::target::Target;
-use crate::{completions, config, device, doctor, pages, show, stats, udev};
+use crate::{completions, config, device, doctor, load, pages, show, stats, trace, udev};
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -158,6 +158,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             })?;
         }
         Command::Nbd { command } => return nbd(&program, command, json),
+        Command::Trace { trace, command } => trace::run(trace, command.as_ref(), json)?,
+        Command::Replay(args) => load::replay::run(args, json)?,
+        Command::Bench(args) => load::bench::run(args, json)?,
         Command::Features { wait } => {
             let features = front::features(&program, wait.time())?;
             put(json, &features, || show::features(&features))?;

@@ -26,10 +26,15 @@ pub fn list(entries: &[ListEntry]) -> String {
     }
     let mut rows = vec![COLUMNS.map(String::from)];
     rows.extend(entries.iter().map(row));
+    table(&rows)
+}
+
+/// Rows with their columns aligned.
+pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max();
-    let widths: Vec<usize> = (0..COLUMNS.len()).map(|c| width(c).unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..N).map(|c| width(c).unwrap_or(0)).collect();
     let mut text = String::new();
-    for row in &rows {
+    for row in rows {
         let cells: Vec<String> = row
             .iter()
             .zip(&widths)

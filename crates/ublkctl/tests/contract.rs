@@ -51,6 +51,31 @@ fn is_failure(args: &[&str], value: &Value, code: Option<i32>) {
     assert_eq!(error["exit_code"], wanted, "{args:?}: {value}");
 }
 
+/// Traces and loads, which need no driver.
+const LOADS: &[&str] = &[
+    "trace",
+    "trace /no/such/trace",
+    "trace /dev/null",
+    "trace /proc/self/exe",
+    "trace Cargo.toml --svg /no/such/dir/x.svg",
+    "trace convert",
+    "trace convert /no/such/trace /tmp/x",
+    "trace convert /no/such/trace /tmp/x --to iolog",
+    "trace convert Cargo.toml Cargo.toml --to ublk",
+    "replay",
+    "replay /no/such/trace /dev/null",
+    "replay Cargo.toml /dev/null",
+    "replay Cargo.toml /dev/null --speed slow",
+    "bench",
+    "bench /no/such/disk",
+    "bench /dev/null",
+    "bench no-such-name",
+    "bench Cargo.toml --size 1000",
+    "bench Cargo.toml --rw write",
+    "bench Cargo.toml --compare /no/such/disk",
+    "bench Cargo.toml --sweep depth --compare /no/such/disk",
+];
+
 /// Every subcommand of clap, called in valid and invalid ways.
 fn calls() -> Vec<Vec<&'static str>> {
     let lines = [
@@ -125,7 +150,7 @@ fn calls() -> Vec<Vec<&'static str>> {
         "__server",
     ];
     let args = |line: &'static str| line.split(' ').filter(|w| !w.is_empty()).collect();
-    lines.into_iter().map(args).collect()
+    lines.iter().chain(LOADS).copied().map(args).collect()
 }
 
 #[test]

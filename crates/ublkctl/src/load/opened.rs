@@ -1,0 +1,183 @@
+//! A target that is open, with what has to be known of it.
+
+use super::safety::{self, Claim};
+use crate::cli::LoadTarget;
+use crate::target;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+use ublk_core::Errno;
+use ublk_daemon::failure::{Failure, FailureKind};
+
+/// A target.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its path.
+    pub path: PathBuf,
+    /// The file.
+    pub file: File,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What offsets and lengths must be a multiple of.
+    pub block: u32,
+    /// What to know of the figures.
+    pub notes: Vec<String>,
+    /// Keeps others from mounting it while it is written to.
+    _claim: Option<Claim>,
+}
+
+/// How a target is to be opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Access {
+    /// Whether it will be written to.
+    pub write: bool,
+    /// Whether to ask for direct I/O: of block devices, and of files.
+    pub direct: (bool, bool),
+}
+
+impl Opened {
+    /// Opens a target. One that will be written to is refused if it is in use or holds data, unless forced.
+    ///
+    /// # Errors
+    /// What keeps it from being opened or written to. An open that waits longer than the deadline is given up.
+    pub fn new(args: &LoadTarget, path: &Path, access: Access) -> Result<Self, Failure> {
+        let path = resolved(path)?;
+        let (force, deadline) = (args.force, args.patience());
+        let shown = path.clone();
+        let opened = within(deadline, move || Self::open(path, access, force));
+        opened.unwrap_or_else(|| {
+            let text = format!(
+                "{}: it did not open within {} s",
+                shown.display(),
+                deadline.as_secs()
+            );
+            Err(Failure::timed_out(text)
+                .hint("see the kernel log and, for a ublk device, `ublkctl info`"))
+        })
+    }
+
+    fn open(path: PathBuf, access: Access, force: bool) -> Result<Self, Failure> {
+        let told = |e: &io::Error| told(&path, e);
+        let meta = fs::metadata(&path).map_err(|e| told(&e))?;
+        let is_block = meta.file_type().is_block_device();
+        if !is_block && !meta.is_file() {
+            let text = format!("{} is neither a file nor a block device", path.display());
+            return Err(Failure::new(FailureKind::Usage, text).hint("give the path of one"));
+        }
+        let claim = match access.write && !force {
+            true => Some(safety::claim(&path)?),
+            false => None,
+        };
+        let mut notes = Vec::new();
+        let direct = if is_block {
+            access.direct.0
+        } else {
+            access.direct.1
+        };
+        let open = |flags| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(access.write).custom_flags(flags);
+            options.open(&path)
+        };
+        let mut is_direct = direct;
+        let mut file = match open(if direct { libc::O_DIRECT } else { 0 }) {
+            Err(e) if direct && e.raw_os_error() == Some(libc::EINVAL) => {
+                is_direct = false;
+                open(0)
+            }
+            opened => opened,
+        }
+        .map_err(|e| told(&e))?;
+        if direct && !is_direct {
+            notes.push("no direct I/O: the page cache is part of the figures".to_owned());
+        }
+        let size = file.seek(SeekFrom::End(0)).map_err(|e| told(&e))?;
+        if size == 0 {
+            let text = format!("{} is empty", path.display());
+            return Err(Failure::new(FailureKind::Usage, text)
+                .hint("give it a size first: `truncate -s 1G FILE`"));
+        }
+        if !is_block && meta.blocks().saturating_mul(512) < size / 2 && !access.write {
+            notes.push("the file is sparse: reads of holes reach no storage".to_owned());
+        }
+        let block = match (is_direct, is_block) {
+            (true, true) => block_size(meta.rdev()).unwrap_or(4096),
+            (true, false) => u32::try_from(meta.blksize()).unwrap_or(4096).min(4096),
+            (false, _) => 1,
+        };
+        if access.write && !force {
+            // With a descriptor of its own, through the page cache: no alignment.
+            let reader = File::open(&path).map_err(|e| told(&e))?;
+            safety::check_empty(&path, &reader, size)?;
+        }
+        Ok(Self {
+            path,
+            file,
+            size,
+            block,
+            notes,
+            _claim: claim,
+        })
+    }
+}
+
+/// The path of a word: a path that exists, or the node of a ublk device.
+fn resolved(path: &Path) -> Result<PathBuf, Failure> {
+    match fs::metadata(path) {
+        Ok(_) => Ok(path.to_owned()),
+        Err(e) => {
+            let word = path
+                .to_str()
+                .filter(|word| !word.is_empty() && !word.contains('/'));
+            let found = word.and_then(|word| target::parse(word).ok()?.resolve().ok());
+            let node = found.map(|found| PathBuf::from(format!("/dev/ublkb{}", found.id)));
+            node.ok_or_else(|| told(path, &e))
+        }
+    }
+}
+
+/// An error of the file system about a path.
+pub fn told(path: &Path, error: &io::Error) -> Failure {
+    let hint = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "give the path of a file or block device, or a ublk device by number or name"
+        }
+        io::ErrorKind::PermissionDenied => "run as root, or as a user who may open it",
+        io::ErrorKind::ReadOnlyFilesystem => "a read-only target can only be read",
+        _ => "check the path",
+    };
+    let mut failure = Failure::failed(format!("{}: {error}", path.display())).hint(hint);
+    failure.errno = error.raw_os_error().map(|_| Errno::from_io(error));
+    failure
+}
+
+/// The logical block size of a block device, or of the disk that it is a partition of.
+fn block_size(device: u64) -> Option<u32> {
+    let directory = format!(
+        "/sys/dev/block/{}:{}",
+        libc::major(device),
+        libc::minor(device)
+    );
+    ["queue/logical_block_size", "../queue/logical_block_size"]
+        .iter()
+        .find_map(|file| {
+            let text = fs::read_to_string(Path::new(&directory).join(file)).ok()?;
+            text.trim().parse().ok()
+        })
+}
+
+/// What a function returns, unless it takes longer: an open can wait for a server that does not answer.
+fn within<T: Send + 'static>(
+    deadline: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        // Whoever waited is gone if this fails.
+        let _ = send.send(work());
+    });
+    receive.recv_timeout(deadline).ok()
+}

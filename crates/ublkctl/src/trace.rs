@@ -1,0 +1,118 @@
+//! `trace`: figures of a trace, and its conversion.
+
+mod convert;
+pub mod output;
+mod text;
+
+use crate::cli::{TraceCommand, TraceFile};
+use crate::output::put;
+use serde::Serialize;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use ublk_core::Errno;
+use ublk_daemon::failure::{Failure, FailureKind};
+use ublk_trace::{Analysis, Error, Format, Source, Summary, picture};
+
+/// What `trace` says in JSON.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The file.
+    pub file: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// When the trace began: nanoseconds since 1970; `null` if it does not tell.
+    pub began: Option<u64>,
+    /// The size of the device in bytes; `null` if it does not tell.
+    pub device_size: Option<u64>,
+    /// Number of requests that the recorder lost.
+    pub lost: u64,
+    /// What to know of the figures.
+    pub warnings: Vec<String>,
+    /// The picture that was drawn.
+    pub svg: Option<PathBuf>,
+    /// The figures.
+    #[serde(flatten)]
+    pub summary: Summary,
+}
+
+/// Carries out `trace`, or a command below it.
+///
+/// # Errors
+/// Files that cannot be read or written, or make no sense.
+pub fn run(trace: &TraceFile, command: Option<&TraceCommand>, json: bool) -> Result<(), Failure> {
+    match (command, &trace.file) {
+        (Some(TraceCommand::Convert(args)), _) => convert::run(args, json),
+        (None, Some(file)) => look(file, trace.svg.as_deref(), json),
+        (None, None) => Err(Failure::new(FailureKind::Usage, "no trace is given")),
+    }
+}
+
+fn look(file: &Path, svg: Option<&Path>, json: bool) -> Result<(), Failure> {
+    let mut source = open(file)?;
+    let mut analysis = Analysis::default();
+    let mut read = 0_u64;
+    while let Some(record) = source
+        .next_record()
+        .map_err(|e| unreadable(file, &e, read))?
+    {
+        analysis.push(&record);
+        read += 1;
+    }
+    let warnings = source.warnings();
+    for warning in &warnings {
+        tracing::warn!("{}: {warning}", file.display());
+    }
+    let header = source.header();
+    let known = |value: u64| (value > 0).then_some(value);
+    let report = Report {
+        file: file.to_owned(),
+        format: source.format(),
+        began: known(header.began),
+        device_size: known(header.size),
+        lost: source.lost(),
+        warnings,
+        svg: svg.map(Path::to_owned),
+        summary: analysis.finish(),
+    };
+    if let Some(svg) = svg {
+        let title = format!("{} ({})", file.display(), report.format.name());
+        let text = picture::svg(&title, &report.summary);
+        let text = text.map_err(|e| Failure::failed(e.to_string()))?;
+        output::write(svg, text.as_bytes())?;
+    }
+    put(json, &report, || text::report(&report))
+}
+
+/// Opens a trace. Only regular files: from a pipe that nobody writes to nothing would ever come.
+///
+/// # Errors
+/// What keeps it from being read, about the file.
+pub fn open(file: &Path) -> Result<Source<BufReader<File>>, Failure> {
+    let meta = std::fs::metadata(file).map_err(|e| failure(file, &e.into()))?;
+    if !meta.is_file() {
+        let text = format!("{} is not a regular file", file.display());
+        return Err(
+            Failure::failed(text).hint("write what a pipe or a device yields to a file first")
+        );
+    }
+    Source::open(file).map_err(|e| failure(file, &e))
+}
+
+/// A trace that cannot be read any further.
+pub fn unreadable(file: &Path, error: &Error, read: u64) -> Failure {
+    let mut failure = failure(file, error);
+    if read > 0 {
+        failure.text = format!("{}; the {read} requests before it are sound", failure.text);
+    }
+    failure
+}
+
+/// An error about a file.
+pub fn failure(file: &Path, error: &Error) -> Failure {
+    let mut failure = Failure::failed(format!("{}: {error}", file.display())).hint(error.hint());
+    if let Error::Io(e) = error {
+        failure.errno = e.raw_os_error().map(|_| Errno::from_io(e));
+    }
+    failure
+}
