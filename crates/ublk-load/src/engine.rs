@@ -178,7 +178,7 @@ impl Engine {
     /// `patience` is an error.
     ///
     /// # Errors
-    /// [`Error::Plan`] for a depth of 0 or above [`MAX_DEPTH`], or buffers of more than 1 GiB; [`Error::Ring`].
+    /// [`Error::Plan`] for a depth of 0 or above 4096, or buffers of more than 1 GiB; [`Error::Ring`].
     pub fn new(file: File, depth: u32, max_len: u32, patience: Duration) -> Result<Self, Error> {
         if !(1..=MAX_DEPTH).contains(&depth) {
             let text = format!("a depth of {depth} is not between 1 and {MAX_DEPTH}");

@@ -1,6 +1,6 @@
 //! Traces of block I/O: what was asked of a device, when, and how long it took.
 //!
-//! * [`format`] is our own format: a few bytes a request, in blocks that each have a checksum.
+//! * [`mod@format`] is our own format: a few bytes a request, in blocks that each have a checksum.
 //! * [`Source`] reads it, and fio's iolog, blktrace's stream and the MSR Cambridge CSV: any of them becomes a stream of
 //!   [`Record`]s. [`IologWriter`] writes what `fio --read_iolog` replays.
 //! * [`recorder`] records requests while they are served, without ever holding up who serves them.
