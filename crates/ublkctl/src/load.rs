@@ -6,7 +6,9 @@ mod opened;
 pub mod replay;
 mod safety;
 
+use std::io;
 use std::path::Path;
+use ublk_core::Errno;
 use ublk_daemon::failure::{Failure, FailureKind};
 use ublk_load::Error;
 
@@ -27,4 +29,19 @@ fn failure(path: &Path, error: &Error) -> Failure {
         Error::Trace(e) => Failure::failed(text).hint(e.hint()),
         _ => Failure::failed(text),
     }
+}
+
+/// An error of the file system about a path.
+fn file_failure(path: &Path, error: &io::Error) -> Failure {
+    let hint = match error.kind() {
+        io::ErrorKind::NotFound => {
+            "give the path of a file or block device, or a ublk device by number or name"
+        }
+        io::ErrorKind::PermissionDenied => "run as root, or as a user who may open it",
+        io::ErrorKind::ReadOnlyFilesystem => "a read-only target can only be read",
+        _ => "check the path",
+    };
+    let mut failure = Failure::failed(format!("{}: {error}", path.display())).hint(hint);
+    failure.errno = error.raw_os_error().map(|_| Errno::from_io(error));
+    failure
 }

@@ -3,8 +3,8 @@
 mod text;
 
 use super::draw::Screen;
-use super::failure;
-use super::opened::{Access, Opened, told};
+use super::opened::{Access, Opened};
+use super::{failure, file_failure};
 use crate::cli::{Bench, Rw, Sweep};
 use crate::output::put;
 use crate::trace::output;
@@ -168,7 +168,7 @@ fn engine(args: &Bench, target: &Opened, point: Point) -> Result<Engine, Failure
     let file = target
         .file
         .try_clone()
-        .map_err(|e| told(&target.path, &e))?;
+        .map_err(|e| file_failure(&target.path, &e))?;
     let engine = Engine::new(file, point.depth, point.size, args.target.patience());
     engine.map_err(|e| failure(&target.path, &e))
 }

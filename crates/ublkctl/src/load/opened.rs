@@ -1,5 +1,6 @@
 //! A target that is open, with what has to be known of it.
 
+use super::file_failure;
 use super::safety::{self, Claim};
 use crate::cli::LoadTarget;
 use crate::target;
@@ -9,7 +10,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
-use ublk_core::Errno;
 use ublk_daemon::failure::{Failure, FailureKind};
 
 /// A target.
@@ -60,7 +60,7 @@ impl Opened {
     }
 
     fn open(path: PathBuf, access: Access, force: bool) -> Result<Self, Failure> {
-        let told = |e: &io::Error| told(&path, e);
+        let told = |e: &io::Error| file_failure(&path, e);
         let meta = fs::metadata(&path).map_err(|e| told(&e))?;
         let is_block = meta.file_type().is_block_device();
         if !is_block && !meta.is_file() {
@@ -134,24 +134,9 @@ fn resolved(path: &Path) -> Result<PathBuf, Failure> {
                 .filter(|word| !word.is_empty() && !word.contains('/'));
             let found = word.and_then(|word| target::parse(word).ok()?.resolve().ok());
             let node = found.map(|found| PathBuf::from(format!("/dev/ublkb{}", found.id)));
-            node.ok_or_else(|| told(path, &e))
+            node.ok_or_else(|| file_failure(path, &e))
         }
     }
-}
-
-/// An error of the file system about a path.
-pub fn told(path: &Path, error: &io::Error) -> Failure {
-    let hint = match error.kind() {
-        io::ErrorKind::NotFound => {
-            "give the path of a file or block device, or a ublk device by number or name"
-        }
-        io::ErrorKind::PermissionDenied => "run as root, or as a user who may open it",
-        io::ErrorKind::ReadOnlyFilesystem => "a read-only target can only be read",
-        _ => "check the path",
-    };
-    let mut failure = Failure::failed(format!("{}: {error}", path.display())).hint(hint);
-    failure.errno = error.raw_os_error().map(|_| Errno::from_io(error));
-    failure
 }
 
 /// The logical block size of a block device, or of the disk that it is a partition of.

@@ -61,7 +61,7 @@ pub fn run(args: &Replay, json: bool) -> Result<(), Failure> {
     let file = target
         .file
         .try_clone()
-        .map_err(|e| super::opened::told(&target.path, &e))?;
+        .map_err(|e| super::file_failure(&target.path, &e))?;
     let patience = args.target.patience();
     let mut engine = Engine::new(file, args.depth, MAX_LEN, patience).map_err(told)?;
     let mut source = trace::open(&args.file)?;

@@ -1,6 +1,6 @@
 //! Whether a target may be written to: nobody uses it, and it holds no data.
 
-use super::opened::told;
+use super::file_failure;
 use crate::target::of_node;
 use std::fs::File;
 use std::io;
@@ -79,7 +79,7 @@ pub fn check_empty(path: &Path, file: &File, size: u64) -> Result<(), Failure> {
             .unwrap_or(SAMPLE)
             .min(SAMPLE);
         let part = buf.get_mut(..len).unwrap_or_default();
-        read_at(file, part, at).map_err(|e| told(path, &e))?;
+        read_at(file, part, at).map_err(|e| file_failure(path, &e))?;
         if !is_ours(part, at) {
             let text = format!("{} holds data, at offset {at} among others", path.display());
             return Err(Failure::failed(text).hint(
