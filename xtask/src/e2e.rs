@@ -31,6 +31,9 @@ pub struct Options {
     /// All cases on every kernel, the long ones in full length
     #[arg(long)]
     pub soak: bool,
+    /// Only the cases that show what the kernel's driver can do, as `test` runs them on kernels other than the newest
+    #[arg(long, conflicts_with_all = ["soak", "all_kernels", "host", "write_docs"])]
+    pub brief: bool,
     /// Number of guests at once [default: one per processor]
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
@@ -55,13 +58,19 @@ pub struct Options {
 impl Options {
     /// The set of cases on kernels that run all.
     const fn set(&self) -> Set {
-        if self.soak { Set::Soak } else { Set::Full }
+        match (self.soak, self.brief) {
+            (true, _) => Set::Soak,
+            (_, true) => Set::Brief,
+            _ => Set::Full,
+        }
     }
 }
 
 /// The set of cases to run on a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Set {
+    /// Cases that show what the kernel's driver can do.
+    Brief,
     /// Cases whose outcome depends on the kernel.
     Kernel,
     /// All.
@@ -74,6 +83,7 @@ impl Set {
     /// The name in tables and for the guest.
     pub const fn word(self) -> &'static str {
         match self {
+            Self::Brief => "brief",
             Self::Kernel => "kernel",
             Self::Full => "full",
             Self::Soak => "soak",
@@ -184,8 +194,8 @@ pub fn guests(vm: &Vm, names: &[String], set: Set, filter: Option<&str>) -> Resu
     Ok(sum(&reports))
 }
 
-/// The guests of `test`: all cases on the newest kernel, shared by as many guests as run at once; those that depend on the
-/// kernel on the other default kernels; and those of the image with systemd. `vm-e2e` runs all cases on each.
+/// The guests of `test`: all cases on the newest kernel, shared by as many guests as run at once; the brief set on the
+/// other default kernels; and the cases of the image with systemd. `vm-e2e` runs all cases on each.
 ///
 /// # Errors
 /// As for [`guests`].
@@ -198,7 +208,7 @@ pub fn test(accel: Choice) -> Result<Results> {
     // The newest first, because it takes the longest.
     for kernel in vm.kernels(&[])?.into_iter().rev() {
         let newest = jobs.is_empty();
-        let set = if newest { Set::Full } else { Set::Kernel };
+        let set = if newest { Set::Full } else { Set::Brief };
         let systemd = system.as_ref().filter(|_| newest);
         let systemd = systemd.map(|vm| Job::new(vm, kernel.clone(), Set::Full));
         let mut job = Job::new(&vm, kernel, set);

@@ -20,6 +20,8 @@ const SOAK_LIMIT: Duration = secs(45 * 60);
 /// Which cases run, and for how long: `$UBLK_E2E_SET`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Set {
+    /// Cases that show what this kernel's driver can do: modes, matrices, deaths.
+    Brief,
     /// Cases whose outcome depends on the kernel.
     Kernel,
     /// All cases.
@@ -31,10 +33,16 @@ pub enum Set {
 /// The set requested by the runner.
 pub fn set() -> Set {
     match std::env::var("UBLK_E2E_SET").as_deref() {
+        Ok("brief") => Set::Brief,
         Ok("kernel") => Set::Kernel,
         Ok("soak") => Set::Soak,
         _ => Set::Full,
     }
+}
+
+/// Whether large tables are tested in part only.
+pub fn reduced() -> bool {
+    matches!(set(), Set::Brief | Set::Kernel)
 }
 
 /// The part of the cases that this guest runs, of how many: `$UBLK_E2E_PART`, `1/2` for the first of two.

@@ -56,40 +56,41 @@ pub fn all(set: Set) -> Vec<Case> {
             .flatten()
             .collect();
     }
-    // Cases whose result depends on the kernel's driver.
-    let mut all: Vec<Case> = [
+    let mut all = vec![
         lifecycle::cases(),
         modes::cases(),
-        idle::cases(),
         shared_memory::cases(),
         file_matrix::cases(),
         shared_matrix::cases(),
-        lists::cases(),
-        churn::cases(),
-        kill::cases(),
-        hang::cases(),
         recovery::cases(),
-        backing::cases(),
-        odd_disks::cases(),
         deaths::cases(),
-        many::cases(),
-        mayhem::cases(),
-        orphans::cases(),
         resize::cases(),
-        identity::cases(),
-        in_use::cases(),
-        stop::cases(),
-        stuck::cases(),
-        surroundings::cases(),
         unprivileged::cases(),
-        upgrade::cases(),
-        handover::cases(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    if set != Set::Kernel {
-        let others = [
+    ];
+    // Cases whose result depends on the kernel's driver.
+    if set != Set::Brief {
+        all.extend([
+            idle::cases(),
+            lists::cases(),
+            churn::cases(),
+            kill::cases(),
+            hang::cases(),
+            backing::cases(),
+            odd_disks::cases(),
+            many::cases(),
+            mayhem::cases(),
+            orphans::cases(),
+            identity::cases(),
+            in_use::cases(),
+            stop::cases(),
+            stuck::cases(),
+            surroundings::cases(),
+            upgrade::cases(),
+            handover::cases(),
+        ]);
+    }
+    if !matches!(set, Set::Brief | Set::Kernel) {
+        all.extend([
             measured::cases(),
             nbd::cases(),
             nbd_tls::cases(),
@@ -106,9 +107,9 @@ pub fn all(set: Set) -> Vec<Case> {
             config::cases(),
             examples::cases(),
             doctor::cases(),
-        ];
-        all.extend(others.into_iter().flatten());
+        ]);
     }
+    let mut all: Vec<Case> = all.into_iter().flatten().collect();
     all.sort_by_key(|case| !case.is_simple());
     all
 }

@@ -15,7 +15,7 @@ use rustix::process::Signal;
 
 use super::recovery::with;
 use super::stop::Backing;
-use crate::case::{self, Case, Set};
+use crate::case::{self, Case};
 use crate::cli::{self, Device, Spec, code, patience, ublkctl, ublkctl_json};
 use crate::direct_io::Direct;
 use crate::fs::{Kind, Mounted, compare, fill};
@@ -190,7 +190,7 @@ impl Cell {
             Work::Load => matches!(self.event, Event::Kill | Event::Thread),
             Work::Ext4 => self.event == Event::Kill,
         };
-        case::set() == Set::Kernel && !kept
+        case::reduced() && !kept
     }
 
     fn tell(self, outcome: &str) {

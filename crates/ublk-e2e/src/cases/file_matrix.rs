@@ -96,7 +96,7 @@ pub fn cases() -> Vec<Case> {
 
 /// Whether the reduced matrix of a middle kernel leaves this kind of file out: the other two differ more.
 pub(super) fn is_left(kind: Kind) -> bool {
-    case::set() == case::Set::Kernel && kind == Kind::Ext4
+    case::reduced() && kind == Kind::Ext4
 }
 
 /// On a kernel without the mode `add` says so, with the feature's name.
