@@ -286,11 +286,7 @@ impl Engine {
             let enough = more == 0 && (want > 0 || left.is_none_or(|left| left.is_zero()));
             let entered = match (enough, want == 0 && until.is_some()) {
                 (true, _) => self.ring.submit().map(drop),
-                (false, true) if self.in_flight() == 0 => {
-                    std::thread::sleep(nap);
-                    Ok(())
-                }
-                // One that comes back before the time is taken along.
+                // One that comes back before the time is taken along. With nothing in flight only the time ends this.
                 (false, true) => self.ring.enter(1, Some(nap)).map(drop),
                 (false, false) => self.ring.enter(more, Some(nap)).map(drop),
             };

@@ -207,10 +207,12 @@ mod tests {
         store.sweep(&[]).unwrap();
         assert_eq!(files(), 2, "the agent's, and the one that is held");
         // As after a kill: the kernel releases the lock, the file stays.
-        let mut killed = first.unwrap();
-        killed.passing = None;
-        drop(killed);
-        assert_eq!(files(), 2);
+        let change = store.lock_change(3, now).unwrap();
+        for mut killed in [first, change].into_iter().flatten() {
+            killed.passing = None;
+            drop(killed);
+        }
+        assert_eq!(files(), 3);
         let swept = || store.sweep(&[]).is_ok() && files() == 1;
         assert!(fakes::soon(swept), "{} files", files());
         assert!(store.lock_removal(3, now).unwrap().is_some());
