@@ -36,6 +36,7 @@ use crate::buffers::BufferPool;
 use crate::handler::{Handler, LaneContext};
 use crate::operations::{Operation, Operations, RingId};
 use crate::port::{Completion, Descriptors, IoCommand, Port};
+use crate::recording::Attached;
 use crate::shared::{LaneLocal, LaneShared};
 use crate::user_data::{Kind, NO_OWNER, UserData};
 
@@ -165,6 +166,8 @@ pub(crate) struct Lane<P: Port, D, H> {
     /// There is something to do for a tag before its commit, besides the commit: one flag for all of it.
     before_commit: bool,
     round: Round,
+    /// Takes the requests that end, while latencies are measured.
+    recorder: Option<Box<Attached>>,
     /// The device is zoned: an answer may carry the sector of an append.
     zoned: bool,
     leaving: bool,
@@ -230,6 +233,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             timed: false,
             before_commit: buffers.is_some(),
             round: Round::NONE,
+            recorder: None,
             tags,
             share: spec.share,
             qid: spec.qid,

@@ -122,7 +122,7 @@ impl Stamp {
         (self.0 & Self::KIND) as usize
     }
 
-    const fn nanos(self) -> u64 {
+    pub(crate) const fn nanos(self) -> u64 {
         self.0 >> 4
     }
 }

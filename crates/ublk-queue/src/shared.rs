@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
 use ublk_core::iod::Io;
@@ -16,6 +17,7 @@ use crate::failures::{Failed, OnFailure};
 use crate::health::{Meters, Status};
 use crate::measure::{Latencies, ThreadFlags};
 use crate::port::{Descriptors, Wake};
+use crate::recording::{Attached, Exchange, Recorder};
 use crate::remote::RemoteAnswers;
 
 /// Bounds for a request that was accepted already: the device may have shrunk since.
@@ -32,6 +34,7 @@ pub(crate) struct LaneShared {
     pub(crate) meters: CachePadded<Meters>,
     /// Once somebody has asked for them.
     pub(crate) latencies: OnceLock<Latencies>,
+    pub(crate) recorder: Exchange,
     depth: u16,
     pub(crate) status: Status,
     pub(crate) path: DataPath,
@@ -97,6 +100,7 @@ impl LaneShared {
             remote: RemoteAnswers::new(depth),
             meters: CachePadded::default(),
             latencies: OnceLock::new(),
+            recorder: Exchange::default(),
             depth,
             status: Status::new(),
             path,
@@ -172,6 +176,12 @@ impl LaneShared {
         if level == Level::Latencies {
             self.latencies.get_or_init(|| Latencies::new(self.depth));
         }
+    }
+
+    /// Leaves a recorder for the lane's thread, which takes it at the next request for a level.
+    pub(crate) fn want_recorder(&self, to: Option<(Box<dyn Recorder>, Instant)>) {
+        let attached = to.map(|(to, since)| Attached::new(to, since, self.depth));
+        self.recorder.want(attached);
     }
 
     /// Records an answer from another thread and wakes the worker if it sleeps.

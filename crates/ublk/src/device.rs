@@ -7,11 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ublk_core::{DevId, Features, Geometry, Recovery};
+use ublk_core::{DevId, Features, Geometry, QueueId, Recovery};
 use ublk_ctrl::Controller;
 use ublk_ctrl::wait::deadline_in;
 use ublk_metrics::{Level, Snapshot};
-use ublk_queue::{Health, Server};
+use ublk_queue::{Health, Recorder, Server};
 
 use crate::error::{Error, Failure, Left};
 use crate::stages::{Armed, Resize, Stage, Stopped, Unsettled};
@@ -119,6 +119,22 @@ impl Device {
     /// also latencies. [`Builder::metrics`](crate::Builder::metrics) sets it from the start.
     pub fn measure(&self, level: Level) {
         self.live().server.measure(level);
+    }
+
+    /// Passes each request that arrives and ends from now on to a recorder of its lane, while the device serves: its op,
+    /// range, errno, and when it began and how long it took. `make` makes the recorder of a lane: a queue with several
+    /// threads has one for each. Ends an earlier recording. Latencies are measured meanwhile. Returns when the recording
+    /// began.
+    ///
+    /// A recorder runs on the thread that serves: it must not block. `ublk_trace::recorder` has rings and a file for it.
+    pub fn record(&self, make: impl FnMut(QueueId) -> Box<dyn Recorder>) -> Instant {
+        self.live().server.record(make)
+    }
+
+    /// Ends the recording. True once no lane uses its recorder any more; false if that takes longer than `patience`.
+    #[must_use]
+    pub fn end_recording(&self, patience: Duration) -> bool {
+        self.live().server.end_recording(deadline_in(patience))
     }
 
     /// Waits until the device has ended: stopped from outside, or failed. False after the timeout.

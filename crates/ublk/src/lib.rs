@@ -62,7 +62,7 @@ pub use ublk_ctrl as ctrl;
 pub use ublk_ctrl::Controller;
 pub use ublk_metrics as metrics;
 pub use ublk_queue as queue;
-pub use ublk_queue::{Handler, Health, OwnedRequest, Request, State, Threads};
+pub use ublk_queue::{Handler, Health, OwnedRequest, Recorded, Recorder, Request, State, Threads};
 
 /// The programs of the README, compiled by the tests.
 #[cfg(doctest)]

@@ -27,7 +27,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     #[inline(always)]
     pub(super) fn answered(&mut self, port: &mut P, tag: Tag, answer: Answer) {
         if self.before_commit && self.timed {
-            self.take_stamp(tag);
+            self.take_stamp(tag, answer);
         }
         if self.before_commit
             && let Some(buffers) = &mut self.buffers

@@ -329,11 +329,13 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     ) -> Result<(), LaneError> {
         let short = self.forwards.tags.get(usize::from(tag));
         if short.is_some_and(|forwarded| forwarded.enough != 0) {
+            // A recorder looks at the descriptor before the commit is pushed.
             if self.timed
+                && self.recorder.is_none()
                 && let Ok(known) = Tag::new(tag)
                 && self.forward_answered(port, tag, res)
             {
-                self.take_stamp(known);
+                self.take_stamp(known, Answer::full(0));
                 return Ok(());
             }
             self.recall(usize::from(tag));

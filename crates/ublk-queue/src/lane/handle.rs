@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use ublk_core::{Op, QueueId};
 use ublk_metrics::{Facts, Level, Operation, QueueSnapshot};
@@ -10,6 +11,7 @@ use crate::buffers::Pages;
 use crate::data_path::DataPath;
 use crate::health::{Counter, Counters, State};
 use crate::measure::KINDS;
+use crate::recording::Recorder;
 use crate::shared::LaneShared;
 
 /// State and counters of a lane, readable from any thread.
@@ -59,6 +61,24 @@ impl LaneHandle {
     pub fn measure(&self, level: Level) {
         self.prepare_to_measure(level);
         self.0.measure(level);
+    }
+
+    /// Leaves a recorder of requests that end, and when the recording began, or takes it away; the next
+    /// [`measure`](Self::measure) tells the lane. It records while latencies are measured.
+    pub fn record(&self, to: Option<(Box<dyn Recorder>, Instant)>) {
+        self.0.want_recorder(to);
+    }
+
+    /// Whether the lane has followed the last [`record`](Self::record), or its thread has ended. The recorder that it had
+    /// is freed then.
+    #[must_use]
+    pub fn has_followed(&self) -> bool {
+        let done =
+            self.0.recorder.is_taken() || matches!(self.state(), State::Empty | State::Failed);
+        if done {
+            self.0.recorder.clear();
+        }
+        done
     }
 
     /// Allocates what [`measure`](Self::measure) needs.

@@ -4,13 +4,17 @@
 //! requests that were counted and not taken along, and they all took as long as the round. Others are stamped. Both
 //! kinds of latency run from the beginning of the round that brings the request to the end of the one that answers it.
 
-use ublk_core::{Op, Tag};
+use std::time::Instant;
+
+use ublk_core::{Answer, Errno, Op, Tag, TagState};
 use ublk_metrics::{Batches, Level, Operation};
 
 use super::Lane;
 use crate::handler::Handler;
 use crate::measure::{KINDS, Latencies, Stamp, kind_of};
 use crate::port::{Descriptors, Port};
+use crate::recording::Recorded;
+use crate::shared::ANYWHERE;
 use crate::user_data::{Kind, NO_OWNER};
 
 /// The counts of a lane at the beginning of a round, and what is known of the round.
@@ -33,9 +37,18 @@ impl Round {
 }
 
 impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
-    /// Changes what is measured, between two rounds.
+    /// Changes what is measured, and who records, between two rounds. `clock`: the zero of the thread's clock.
     #[cold]
-    pub(crate) fn measure(&mut self, level: Level) {
+    pub(crate) fn measure(&mut self, level: Level, clock: Instant) {
+        if self.shared.recorder.take(&mut self.recorder)
+            && let Some(recorder) = &mut self.recorder
+        {
+            let in_hand = |state| {
+                use TagState::{GettingData, InHand, NeedsData};
+                matches!(state, InHand | GettingData | NeedsData)
+            };
+            recorder.begin(clock, self.tags.iter().map(|slot| in_hand(slot.state)));
+        }
         let latencies = self.shared.latencies.get();
         let timed = level == Level::Latencies && latencies.is_some();
         if timed
@@ -131,9 +144,9 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.round.elsewhere[stamp.kind()] += 1;
     }
 
-    /// Takes the stamp of a request that is answered now, for the end of the round.
+    /// Takes the stamp of a request that is answered now, for the end of the round, and records the request.
     #[inline(never)]
-    pub(super) fn take_stamp(&mut self, tag: Tag) {
+    pub(super) fn take_stamp(&mut self, tag: Tag, answer: Answer) {
         let taken = |latencies: &Latencies| {
             let stamp = latencies.stamp(tag)?;
             latencies.set_stamp(tag, None);
@@ -141,10 +154,40 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             Some(stamp)
         };
         let stamp = self.shared.latencies.get().and_then(taken);
+        if self.recorder.is_some() {
+            self.record(tag, answer, stamp);
+        }
         if let Some(stamp) = stamp.filter(|stamp| !stamp.is_counted()) {
             // Counted in this round, but it arrived earlier.
             self.round.elsewhere[stamp.kind()] += 1;
         }
+    }
+
+    /// Records a request that is answered now, unless it arrived before the recorder, or makes no sense.
+    #[cold]
+    fn record(&mut self, tag: Tag, answer: Answer, stamp: Option<Stamp>) {
+        let in_hand = self.tags[tag.index()].state == TagState::InHand;
+        let Some(recorder) = self.recorder.as_mut().filter(|_| in_hand) else {
+            return;
+        };
+        // The driver has not been told of the answer: the descriptor is still that of the request.
+        let io = self.descriptors.load(tag).decode(&ANYWHERE);
+        let (before, Ok(io)) = (recorder.came_before(tag.index()), io) else {
+            return;
+        };
+        if before {
+            return;
+        }
+        let request = Recorded {
+            qid: self.qid,
+            op: io.op,
+            offset: io.offset,
+            len: io.len,
+            began: 0,
+            took: 0,
+            errno: Errno::from_result(answer.result()).err(),
+        };
+        recorder.record(request, stamp.map_or(self.round.began, Stamp::nanos));
     }
 
     /// Drops the stamp of a request that fails without being counted.

@@ -17,7 +17,7 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
             self.wanted = wanted;
             self.level = ThreadFlags::level_of(wanted);
             for lane in &mut self.lanes {
-                lane.measure(self.level);
+                lane.measure(self.level, self.begun);
             }
         }
         match self.level {

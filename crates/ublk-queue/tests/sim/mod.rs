@@ -2,15 +2,17 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use ublk_core::iod::IoBounds;
 use ublk_core::{Backend, Errno, Limits, Op, QueueId};
 use ublk_metrics::Level;
 use ublk_queue::port::Port;
 use ublk_queue::{
-    Forward, Handler, LaneHandle, LaneSpec, Next, Request, State, Worker, WorkerError,
+    Forward, Handler, LaneHandle, LaneSpec, Next, Recorded, Recorder, Request, State, Worker,
+    WorkerError,
 };
 use ublk_sim::{Config, Faults, Report, Sim, SimDescriptors, SimPort};
 
@@ -101,12 +103,35 @@ pub fn run_measured<H: Handler>(
 ) -> Run {
     run_all(
         config,
-        (config.size, level),
+        (config.size, level, None),
         port,
         Arc::default(),
         make,
         serve,
     )
+}
+
+/// Requests that were recorded.
+#[derive(Clone, Default)]
+pub struct Sink(pub Arc<Mutex<Vec<Recorded>>>);
+
+impl Recorder for Sink {
+    fn record(&mut self, request: &Recorded) {
+        self.0.lock().expect("no panic").push(*request);
+    }
+}
+
+/// Like `run`, with a recorder on each lane from the start.
+pub fn run_recorded<H: Handler>(
+    config: &Config,
+    make: impl Fn() -> H,
+    serve: impl FnOnce(&mut Worker<SimPort, SimDescriptors, H>) -> Result<(), WorkerError>,
+) -> (Run, Vec<Recorded>) {
+    let sink = Sink::default();
+    let how = (config.size, Level::Latencies, Some(sink.clone()));
+    let run = run_all(config, how, port, Arc::default(), make, serve);
+    let recorded = sink.0.lock().expect("no panic").clone();
+    (run, recorded)
 }
 
 /// Like `run`, for an engine that assumes this size of the device.
@@ -118,7 +143,7 @@ pub fn run_sized<H: Handler>(
 ) -> Run {
     run_all(
         config,
-        (size, Level::Off),
+        (size, Level::Off, None),
         port,
         Arc::default(),
         make,
@@ -134,12 +159,19 @@ pub fn run_on<P: Port, H: Handler>(
     make: impl FnMut() -> H,
     serve: impl FnOnce(&mut Worker<P, SimDescriptors, H>) -> Result<(), WorkerError>,
 ) -> Run {
-    run_all(config, (config.size, Level::Off), port, leave, make, serve)
+    run_all(
+        config,
+        (config.size, Level::Off, None),
+        port,
+        leave,
+        make,
+        serve,
+    )
 }
 
 fn run_all<P: Port, H: Handler>(
     config: &Config,
-    (size, level): (usize, Level),
+    (size, level, sink): (usize, Level, Option<Sink>),
     port: impl FnOnce(&Sim) -> P,
     leave: Arc<AtomicBool>,
     mut make: impl FnMut() -> H,
@@ -161,6 +193,12 @@ fn run_all<P: Port, H: Handler>(
         spec.device = Box::new(sim.device());
         spec.client_memory = sim.shared_memory().expect("mapped");
         lanes.push(worker.add_lane(spec).expect("memory"));
+    }
+    if let Some(sink) = sink {
+        let since = Instant::now();
+        for lane in &lanes {
+            lane.record(Some((Box::new(sink.clone()), since)));
+        }
     }
     if level != Level::Off {
         lanes
