@@ -20,6 +20,7 @@ use ublk_backends::Identity;
 use ublk_core::{CpuMask, DevId, Features, Geometry, Limits, Mode};
 use ublk_ctrl::{Command, Controller, Error, Operation, Reply};
 use ublk_metrics::{Level, Operation as Kind, QueueSnapshot, Snapshot};
+use ublk_trace::recorder::Drain;
 
 pub(crate) const SIZE: u64 = 1 << 20;
 pub(crate) const ID: u32 = 7;
@@ -381,6 +382,18 @@ impl Running for Serving {
 
     fn measure(&self, level: Level) {
         self.0.note(format!("measures {level}"));
+    }
+
+    fn record(&self) -> Vec<Drain> {
+        let (mut tap, drain) = ublk_trace::recorder::channel(4096);
+        for n in 0..3000 {
+            tap.push(&crate::recording::tests::record(n));
+        }
+        vec![drain]
+    }
+
+    fn end_recording(&self) {
+        self.0.note("records no more");
     }
 
     fn failure(&self) -> Option<Failure> {

@@ -13,6 +13,7 @@ mod nbd;
 mod notify;
 mod owner;
 mod pace;
+mod record;
 mod remove;
 mod reserve;
 mod resize;
@@ -29,6 +30,7 @@ pub use nbd::{
 };
 pub use owner::{Ownership, ownership};
 pub use pace::Pace;
+pub use record::{Fetched, Recording};
 pub use remove::{Stop, delete, stop};
 pub use resize::{Resized, resize};
 pub use up::{Difference, Down, Outcome, Up, Wanted, down, make, up, vet};

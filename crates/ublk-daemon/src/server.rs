@@ -9,11 +9,13 @@ pub mod data_plane;
 pub mod engine;
 mod failures;
 mod metrics;
+mod recording;
 pub mod sandbox;
 #[cfg(feature = "kill-points")]
 mod trap;
 
 use self::engine::{Engine, Running};
+use self::recording::Recordings;
 use crate::failure::Failure;
 use crate::kill_point::kill_point;
 use crate::link::listener::Listener;
@@ -58,6 +60,7 @@ pub fn run(
         handed_over: false,
         live: false,
         attach: None,
+        recordings: Recordings::default(),
     };
     match server.play(engine) {
         Ok(()) => 0,
@@ -84,6 +87,7 @@ struct Server {
     live: bool,
     /// Where another agent can connect to a server that has lost its own.
     attach: Option<Listener>,
+    recordings: Recordings,
 }
 
 impl Server {
@@ -162,7 +166,8 @@ impl Server {
         end
     }
 
-    /// Serves until the driver has aborted all tags. Nothing in this loop has a timeout: an idle server sleeps (L55).
+    /// Serves until the driver has aborted all tags. Nothing in this loop has a timeout, except while the device is
+    /// recorded: an idle server sleeps (L55).
     fn serve(&mut self, running: &mut dyn Running) -> Result<(), Failure> {
         loop {
             let ready = self
@@ -183,6 +188,7 @@ impl Server {
             if ready.link && self.listen(running) {
                 return Ok(());
             }
+            self.recordings.expire(running);
             if self.handed_over {
                 return Ok(());
             }
@@ -197,7 +203,7 @@ impl Server {
         fds.extend(failures);
         let attach = self.attach.as_ref().filter(|_| self.link.is_none());
         fds.extend(attach.map(AsFd::as_fd));
-        let mut ready = poll::readable(&fds, None)?.into_iter();
+        let mut ready = poll::readable(&fds, self.recordings.deadline())?.into_iter();
         let mut next = || ready.next().unwrap_or(false);
         Ok(Ready {
             ended: next(),
@@ -303,6 +309,10 @@ impl Server {
                         running.measure(level);
                     }
                     metrics::tell(link, ticket, running.metrics(), Instant::now() + REPORT);
+                }
+                Ok(Some(ToServer::Record { ticket, order })) => {
+                    let piece = self.recordings.order(running, order);
+                    recording::tell(link, ticket, piece, Instant::now() + REPORT);
                 }
                 Ok(Some(ToServer::HandOver)) => self.hand_over(),
                 Ok(Some(ToServer::Quit)) => return true,

@@ -3,6 +3,7 @@
 mod timeline;
 mod working_set;
 
+#[cfg(feature = "picture")]
 pub(crate) use timeline::class_begin;
 pub use timeline::{Column, Timeline, percentiles};
 pub use working_set::WorkingSet;

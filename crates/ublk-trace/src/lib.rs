@@ -20,6 +20,7 @@ pub mod fuzz;
 mod iolog;
 mod lines;
 mod msr;
+#[cfg(feature = "picture")]
 pub mod picture;
 mod record;
 pub mod recorder;

@@ -15,7 +15,7 @@ use clap_complete::engine::ArgValueCandidates;
 pub use load::{Bench, LoadTarget, Replay, Rw, Sweep};
 use std::path::PathBuf;
 use std::time::Duration;
-pub use trace::{Convert, Target as Format, TraceCommand, TraceFile};
+pub use trace::{Convert, Record, Target as Format, TraceCommand, TraceFile};
 use ublk_daemon::exporter::Listen;
 use ublk_daemon::spec::Retry;
 use ublk_metrics::Level;
@@ -229,6 +229,8 @@ pub enum Command {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Write the requests of a device in use into a trace, until Ctrl-C, a time or a size; the device does not stop
+    Record(Record),
     /// Show what a trace of block I/O tells: operations, sizes, working set, depth and latency over time
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Trace {

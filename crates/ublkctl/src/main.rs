@@ -12,6 +12,7 @@ mod load;
 mod many;
 mod output;
 mod pages;
+mod record;
 mod run;
 mod show;
 mod size;

@@ -4,7 +4,7 @@ use crate::cli::{Cli, Command, DevicesOrAll, Nbd};
 use crate::many::Chosen;
 use crate::output::{put, raw};
 use crate::target::Target;
-use crate::{completions, config, device, doctor, load, pages, show, stats, trace, udev};
+use crate::{completions, config, device, doctor, load, pages, record, show, stats, trace, udev};
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -158,6 +158,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             })?;
         }
         Command::Nbd { command } => return nbd(&program, command, json),
+        Command::Record(args) => record::run(args.device.device.resolve()?.id, args, json)?,
         Command::Trace { trace, command } => trace::run(trace, command.as_ref(), json)?,
         Command::Replay(args) => load::replay::run(args, json)?,
         Command::Bench(args) => load::bench::run(args, json)?,

@@ -63,7 +63,7 @@ fn bash_offers_commands_options_and_devices() {
     let Some(commands) = in_bash(&["ublkctl", "re"], &run) else {
         return;
     };
-    assert_eq!(commands, ["recover", "resize", "replay"]);
+    assert_eq!(commands, ["recover", "resize", "record", "replay"]);
     let options = in_bash(&["ublkctl", "add", "mem", "--read"], &run).unwrap();
     assert_eq!(options, ["--read-only"]);
     let policies = in_bash(&["ublkctl", "add", "null", "--recovery", "re"], &run).unwrap();

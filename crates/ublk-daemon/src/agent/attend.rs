@@ -6,7 +6,9 @@ use super::{Agent, LEAVE};
 use crate::failure::Failure;
 use crate::kill_point::kill_point;
 use crate::link::LinkError;
-use crate::link::message::{FromServer, Lifetime, MetricsQuestion, Question, ToAgent, ToServer};
+use crate::link::message::{
+    FromServer, Lifetime, MetricsQuestion, Question, RecordQuestion, ToAgent, ToServer,
+};
 use crate::names;
 use crate::report::Health;
 use crate::state::Phase;
@@ -176,6 +178,11 @@ impl Agent<'_> {
                     snapshot,
                     more,
                 })) => self.relay.answer(ticket, Report::Metrics(snapshot), more),
+                Ok(Some(FromServer::Recorded {
+                    ticket,
+                    piece,
+                    more,
+                })) => self.relay.answer(ticket, Report::Recorded(piece), more),
                 Ok(Some(other)) => tracing::warn!("unexpected message from the server: {other:?}"),
                 Err(e @ (LinkError::Garbled(_) | LinkError::TooLong(_))) => tracing::warn!("{e}"),
                 Err(_) => {
@@ -244,6 +251,9 @@ impl Agent<'_> {
             Some(Question::Backend(command)) => ToServer::Backend { ticket, command },
             Some(Question::Metrics(MetricsQuestion { metrics: level })) => {
                 ToServer::Metrics { ticket, level }
+            }
+            Some(Question::Record(RecordQuestion { record: order })) => {
+                ToServer::Record { ticket, order }
             }
         });
     }

@@ -2,7 +2,7 @@
 //! device's metrics; gets it, and the connection is closed.
 
 use crate::link::listener;
-use crate::link::message::Question;
+use crate::link::message::{Piece, Question};
 use crate::report::Health;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -40,6 +40,7 @@ struct Waiting {
 pub(super) enum Report {
     Health(Box<Health>),
     Metrics(Snapshot),
+    Recorded(Piece),
 }
 
 impl Report {
@@ -48,6 +49,7 @@ impl Report {
         match (self, part) {
             (Self::Health(all), Self::Health(part)) => all.queues.extend(part.queues),
             (Self::Metrics(all), Self::Metrics(part)) => all.queues.extend(part.queues),
+            (Self::Recorded(all), Self::Recorded(part)) => all.requests.extend(part.requests),
             _ => {}
         }
     }

@@ -3,7 +3,7 @@
 
 use super::{Target, by_helper};
 use crate::failure::Failure;
-use crate::link::message::{MetricsQuestion, Question};
+use crate::link::message::{MetricsQuestion, Piece, Question, RecordOrder, RecordQuestion};
 use crate::report::Health;
 use crate::spec::BackendCommand;
 use crate::spec::{AddSpec, BackendSpec};
@@ -562,6 +562,12 @@ pub(super) fn health(id: DevId, within: Duration) -> Option<Health> {
 /// answers in time, or the agent is older than the question.
 pub(super) fn metrics(id: DevId, level: Option<Level>, within: Duration) -> Option<Snapshot> {
     let question = Question::Metrics(MetricsQuestion { metrics: level });
+    ask(id, Some(&question), within)
+}
+
+/// Gives the server an order about a recording; `None` if nothing answers in time.
+pub(super) fn recorded(id: DevId, order: RecordOrder, within: Duration) -> Option<Piece> {
+    let question = Question::Record(RecordQuestion { record: order });
     ask(id, Some(&question), within)
 }
 

@@ -131,6 +131,13 @@ pub enum ToServer {
         /// Change what is measured first.
         level: Option<Level>,
     },
+    /// Record the requests of the device, hand over what was recorded, or end it.
+    Record {
+        /// Returned in the answer.
+        ticket: u64,
+        /// What to do.
+        order: RecordOrder,
+    },
     /// Leave a live, recoverable device to its next server, without answering the requests in flight.
     HandOver,
     /// The device will not be started: exit.
@@ -220,6 +227,48 @@ pub enum FromServer {
         /// More of its queues follow, in another message of this ticket.
         more: bool,
     },
+    /// The answer to [`ToServer::Record`].
+    Recorded {
+        /// Of the question.
+        ticket: u64,
+        /// What was recorded.
+        piece: Piece,
+        /// More requests follow, in another message of this ticket.
+        more: bool,
+    },
+}
+
+/// What a server is to do about a recording. A recording belongs to the caller that chose its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RecordOrder {
+    /// Begin.
+    Start(u64),
+    /// Hand over what was recorded since the last time.
+    Pull(u64),
+    /// End, and hand over the rest.
+    Stop(u64),
+}
+
+/// The question about a recording.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordQuestion {
+    /// What the server is to do.
+    pub record: RecordOrder,
+}
+
+/// What a server has recorded since it was last asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// Why there is no such recording; else nothing.
+    pub refused: Option<String>,
+    /// When the recording began: nanoseconds since 1970.
+    pub began: u64,
+    /// Number of requests lost since the last time: a ring was full.
+    pub lost: u64,
+    /// Requests, [`packed`](crate::recording::pack).
+    pub requests: Vec<String>,
 }
 
 /// What a caller at the agent's socket asks for. One that says nothing asks for the health.
@@ -230,6 +279,8 @@ pub enum Question {
     Backend(BackendCommand),
     /// What the device has done.
     Metrics(MetricsQuestion),
+    /// Its requests, one by one.
+    Record(RecordQuestion),
 }
 
 /// The question for what a device has done.

@@ -10,15 +10,18 @@ use crate::report::{FileReport, Health, NbdReport, QueueReport, ShmReport, Stats
 use crate::shm;
 use crate::spec::BackendCommand;
 use crate::spec::{AddSpec, BackendSpec, Serving};
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ublk_backends::File;
-use ublk_core::{Limits, OpenDevice};
+use ublk_core::{Limits, Op, OpenDevice};
 use ublk_metrics::{Level, Snapshot};
 use ublk_nbd::Nbd;
 pub use ublk_queue::Polling;
-use ublk_queue::{Plan, Server, State};
+use ublk_queue::{Plan, Recorded, Recorder, Server, State};
+use ublk_trace::Record;
+use ublk_trace::recorder::{Drain, Tap};
 
 /// How long the thread of a failed queue keeps its ring and waits for the end of the process.
 const LINGER: Duration = Duration::from_secs(5);
@@ -249,6 +252,21 @@ impl Running for Served {
         self.server.measure(level);
     }
 
+    fn record(&self) -> Vec<Drain> {
+        let mut drains = Vec::new();
+        self.server.record(|_| {
+            let (tap, drain) = ublk_trace::recorder::channel(RING);
+            drains.push(drain);
+            Box::new(ToRing(tap))
+        });
+        drains
+    }
+
+    fn end_recording(&self) {
+        // A thread that does not follow in time is at work on its last batch; what it records then is left out.
+        let _ = self.server.end_recording(Instant::now() + FOLLOW);
+    }
+
     fn failure(&self) -> Option<Failure> {
         failure(&self.server.health())
     }
@@ -257,6 +275,42 @@ impl Running for Served {
         let report = self.server.finish(within);
         let health = report.map_err(|e| Failure::failed(e.to_string()))?.health;
         failure(&health).map_or_else(|| Ok(self.report(&health)), Err)
+    }
+}
+
+/// Requests that a thread can serve between two visits of the recorder's reader: 40 bytes each.
+const RING: u32 = 1 << 16;
+
+/// How long the threads may take to let go of their recorders.
+const FOLLOW: Duration = Duration::from_secs(1);
+
+/// Pushes the requests of a lane into a ring.
+struct ToRing(Tap);
+
+impl Recorder for ToRing {
+    fn record(&mut self, request: &Recorded) {
+        use ublk_trace::Op as To;
+        let op = match request.op {
+            Op::Read => To::Read,
+            Op::Write => To::Write,
+            Op::Flush => To::Flush,
+            Op::Discard => To::Discard,
+            Op::WriteZeroes => To::WriteZeroes,
+            Op::ZoneAppend => To::ZoneAppend,
+            _ => To::Zone,
+        };
+        let errno = request
+            .errno
+            .and_then(|errno| u16::try_from(errno.get()).ok());
+        let _ = self.0.push(&Record {
+            time: request.began,
+            op,
+            offset: request.offset,
+            len: request.len,
+            queue: request.qid.get(),
+            latency: Some(request.took),
+            error: errno.and_then(NonZeroU16::new),
+        });
     }
 }
 

@@ -11,6 +11,7 @@ use crate::report::Health;
 use crate::spec::AddSpec;
 use crate::spec::BackendCommand;
 use ublk_metrics::{Level, Snapshot};
+use ublk_trace::recorder::Drain;
 
 /// Opens and arms the server role's data plane: the real one, or a test's.
 pub trait Engine {
@@ -67,6 +68,12 @@ pub trait Running {
 
     /// Changes what is measured.
     fn measure(&self, level: Level);
+
+    /// Passes each request from now on to a ring of its queue's thread, and returns the rings' other ends.
+    fn record(&self) -> Vec<Drain>;
+
+    /// Ends the recording; soon afterwards nothing is pushed any more.
+    fn end_recording(&self);
 
     /// Why a queue failed, if one did.
     fn failure(&self) -> Option<Failure>;

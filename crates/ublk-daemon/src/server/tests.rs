@@ -1,7 +1,8 @@
 use super::*;
 use crate::fakes::{Kernel, geometry, server, spec};
-use crate::link::message::{Assignment, Opening};
+use crate::link::message::{Assignment, Opening, Piece, RecordOrder};
 use crate::link::peer::Peer;
+use crate::recording::unpack;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use ublk_core::CpuMask;
@@ -154,5 +155,48 @@ fn l31_a_server_without_a_device_ends_with_its_agent() {
     let mut peer = server(&kernel, None);
     let (link, _far) = Link::pair().unwrap();
     drop(std::mem::replace(&mut peer.link, link));
+    assert!(ended(&peer, Duration::from_secs(10)));
+}
+
+/// A recording belongs to who began it, comes in parts that fit, and is over once it is stopped.
+#[test]
+fn a_recording_is_fetched_by_its_owner() {
+    let kernel = Kernel::new(None);
+    let (peer, _signal) = armed(&kernel);
+    let asked = |order| {
+        let ticket = 5;
+        peer.link.send(&ToServer::Record { ticket, order }).unwrap();
+        let mut whole: Option<Piece> = None;
+        loop {
+            let FromServer::Recorded {
+                ticket: 5,
+                piece,
+                more,
+            } = receive(&peer)
+            else {
+                panic!("no answer");
+            };
+            match &mut whole {
+                None => whole = Some(piece),
+                Some(whole) => whole.requests.extend(piece.requests),
+            }
+            if !more {
+                return whole.unwrap();
+            }
+        }
+    };
+    let refused = |piece: Piece| piece.refused.is_some() && piece.requests.is_empty();
+    assert!(refused(asked(RecordOrder::Pull(1))));
+    let piece = asked(RecordOrder::Start(1));
+    assert!(piece.refused.is_none() && piece.began > 0);
+    let requests = piece.requests.iter().flat_map(|text| unpack(text).unwrap());
+    assert!(requests.eq((0..3000).map(crate::recording::tests::record)));
+    assert!(refused(asked(RecordOrder::Start(2))));
+    assert!(refused(asked(RecordOrder::Stop(2))));
+    assert_eq!(asked(RecordOrder::Pull(1)).requests.len(), 0);
+    assert!(asked(RecordOrder::Stop(1)).refused.is_none());
+    assert!(kernel.log().contains(&"records no more".to_owned()));
+    assert!(refused(asked(RecordOrder::Pull(1))));
+    kernel.abort();
     assert!(ended(&peer, Duration::from_secs(10)));
 }

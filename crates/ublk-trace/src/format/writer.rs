@@ -55,6 +55,11 @@ impl<W: Write> Writer<W> {
         self.lost = self.lost.saturating_add(requests);
     }
 
+    /// The output.
+    pub const fn get_ref(&self) -> &W {
+        &self.out
+    }
+
     /// Number of records that are not written yet.
     #[must_use]
     pub fn pending(&self) -> u64 {

@@ -1,7 +1,25 @@
 //! The arguments of `trace`.
 
+use super::Device;
+use crate::size;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
+
+/// What to record, and for how long.
+#[derive(Debug, Args)]
+pub struct Record {
+    #[command(flatten)]
+    pub device: Device,
+    /// The trace to write; an existing file is replaced when the recording ends
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// End after this many seconds
+    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub duration: Option<u64>,
+    /// End once the file has this size, or a little more
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub limit: Option<u64>,
+}
 
 /// A trace to look at.
 #[derive(Debug, Args)]
