@@ -74,7 +74,13 @@ pub fn run(id: DevId, args: &Record, json: bool) -> Result<(), Failure> {
         }
         std::thread::sleep(PACE);
         match recording.fetch() {
-            Ok(fetched) => sink.take(&fetched).map_err(|e| failure(&args.file, &e))?,
+            Ok(fetched) => {
+                if let Err(e) = sink.take(&fetched) {
+                    // The file is what failed; the device shall be free for another recording at once.
+                    let _ = recording.stop();
+                    return Err(failure(&args.file, &e));
+                }
+            }
             Err(e) => break ("server", Some(e)),
         }
     };
