@@ -24,6 +24,8 @@ pub enum Set {
     Brief,
     /// Cases whose outcome depends on the kernel.
     Kernel,
+    /// What a change must pass: all cases except those that repeat at length what another shows, tables in part.
+    Change,
     /// All cases.
     Full,
     /// All cases, the long ones in full length.
@@ -35,6 +37,7 @@ pub fn set() -> Set {
     match std::env::var("UBLK_E2E_SET").as_deref() {
         Ok("brief") => Set::Brief,
         Ok("kernel") => Set::Kernel,
+        Ok("change") => Set::Change,
         Ok("soak") => Set::Soak,
         _ => Set::Full,
     }
@@ -42,7 +45,7 @@ pub fn set() -> Set {
 
 /// Whether large tables are tested in part only.
 pub fn reduced() -> bool {
-    matches!(set(), Set::Brief | Set::Kernel)
+    matches!(set(), Set::Brief | Set::Kernel | Set::Change)
 }
 
 /// The part of the cases that this guest runs, of how many: `$UBLK_E2E_PART`, `1/2` for the first of two.
@@ -126,6 +129,11 @@ impl Case {
     /// Whether the name contains the filter, or there is none.
     pub fn named(&self, filter: Option<&String>) -> bool {
         filter.is_none_or(|filter| self.name.contains(filter.as_str()))
+    }
+
+    /// Whether one of these names it, or a `*` after the beginning of its name.
+    pub fn is_one_of(&self, patterns: &[&str]) -> bool {
+        patterns.iter().any(|pattern| avoided(&self.name, pattern))
     }
 
     /// Whether the case is one of the quick subset.

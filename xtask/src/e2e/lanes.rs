@@ -305,7 +305,7 @@ fn judge(job: &Job<'_>, filter: Option<&str>, report: &mut Report) {
         results.compare_skips(&manifest.system.skips, all);
     } else {
         // Expected skips apply to the full set, expected failures to all but the brief one.
-        let reduced = matches!(job.set, Set::Brief | Set::Kernel);
+        let reduced = job.set.is_reduced();
         results.compare_skips(manifest.expected_skips(&kernel.series), all && !reduced);
         for (name, table) in &manifest.tables {
             let told = report.outcomes.entry(name.clone()).or_default();

@@ -7,7 +7,7 @@ use rustix::mount::MountFlags;
 use ublk::{Backend, Limits};
 use ublk_backends::{Memory, Null};
 
-use super::MATRIX;
+use super::matrix;
 use crate::case::Case;
 use crate::cli::{self, Device, Spec};
 use crate::embed::Embedded;
@@ -15,8 +15,7 @@ use crate::fs::{Kind, Mounted};
 use crate::{json, run, sysfs};
 
 pub fn cases() -> Vec<Case> {
-    let mut all: Vec<Case> = MATRIX
-        .into_iter()
+    let mut all: Vec<Case> = matrix()
         .map(|(queues, block)| {
             Case::new(
                 format!("l06_attributes_are_as_declared_q{queues}_b{block}"),

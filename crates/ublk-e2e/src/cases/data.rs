@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use super::MATRIX;
+use super::matrix;
 use crate::case::Case;
 use crate::cli::{Device, Spec, cpus};
 use crate::fio::Fio;
@@ -15,7 +15,7 @@ const SIZE: u64 = 64 << 20;
 
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for (queues, block) in MATRIX {
+    for (queues, block) in matrix() {
         all.push(Case::new(
             format!("l02_patterns_first_last_crossing_q{queues}_b{block}"),
             move || patterns(queues, block),

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::MATRIX;
+use super::matrix;
 use crate::case::Case;
 use crate::cli::{Device, Spec};
 use crate::direct_io::Direct;
@@ -13,8 +13,7 @@ use crate::{procfs, run};
 const SIZE: u64 = 32 << 20;
 
 pub fn cases() -> Vec<Case> {
-    let mut all: Vec<Case> = MATRIX
-        .into_iter()
+    let mut all: Vec<Case> = matrix()
         .map(|(queues, block)| {
             Case::new(
                 format!("l12_discard_and_write_zeroes_q{queues}_b{block}"),

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use rustix::mount::MountFlags;
 
-use super::MATRIX;
+use super::matrix;
 use crate::case::Case;
 use crate::cli::Spec;
 use crate::fs::{Kind, Mounted, compare, fill};
@@ -12,7 +12,7 @@ pub fn cases() -> Vec<Case> {
     let mut all = vec![Case::new("simple_ext4_keeps_files", || {
         file_system(Kind::Ext4, 2, 512, 7)
     })];
-    for (queues, block) in MATRIX {
+    for (queues, block) in matrix() {
         for kind in [Kind::Ext4, Kind::Xfs] {
             let name = format!("{}_make_fill_remount_check_q{queues}_b{block}", kind.name());
             all.push(Case::new(name, move || {
