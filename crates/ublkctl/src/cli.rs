@@ -174,6 +174,15 @@ pub enum Command {
         #[arg(long, value_name = "N", requires = "interval", value_parser = clap::value_parser!(u64).range(1..))]
         count: Option<u64>,
     },
+    /// Show what devices do on the terminal, live: rates, latencies over time, queues, states and what to do about them
+    Top {
+        /// Devices to show [default: all of this user]
+        #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
+        devices: Vec<Target>,
+        /// Look at the devices every so many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = interval)]
+        interval: f64,
+    },
     /// Change what a device measures while it serves; its later servers measure the same
     Metrics {
         #[command(flatten)]

@@ -18,6 +18,7 @@ mod show;
 mod size;
 mod stats;
 mod target;
+mod top;
 mod trace;
 mod udev;
 mod usage;

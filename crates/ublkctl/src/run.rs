@@ -4,7 +4,9 @@ use crate::cli::{Cli, Command, DevicesOrAll, Nbd};
 use crate::many::Chosen;
 use crate::output::{put, raw};
 use crate::target::Target;
-use crate::{completions, config, device, doctor, load, pages, record, show, stats, trace, udev};
+use crate::{
+    completions, config, device, doctor, load, pages, record, show, stats, top, trace, udev,
+};
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -142,6 +144,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
                 count: *count,
             };
             return stats::stats(devices, wanted, json);
+        }
+        Command::Top { devices, interval } => {
+            return top::top(devices, Duration::from_secs_f64(*interval), json);
         }
         Command::Metrics {
             device,

@@ -4,7 +4,7 @@ mod info;
 mod stats;
 
 pub use info::info;
-pub use stats::stats;
+pub use stats::{of_mode, stats, time};
 
 use crate::doctor::Check;
 use crate::size;

@@ -178,7 +178,8 @@ impl Work {
 }
 
 impl Report {
-    fn of(device: &Measured, interval: Option<&Snapshot>) -> Self {
+    /// What a device did in an interval; `None` where it does not answer.
+    pub fn of(device: &Measured, interval: Option<&Snapshot>) -> Self {
         let none = Snapshot::default();
         let snapshot = interval.unwrap_or(&none);
         let seconds = snapshot.elapsed().as_secs_f64();

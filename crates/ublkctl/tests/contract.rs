@@ -130,6 +130,8 @@ fn calls() -> Vec<Vec<&'static str>> {
         "gc no-such-name",
         "stats 1048574",
         "stats no-such-name",
+        "top",
+        "top no-such-name",
         "metrics 1048574 off",
         "record",
         "record 1048574 /tmp/x",

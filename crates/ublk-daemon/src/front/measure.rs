@@ -17,7 +17,7 @@ const ASK: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 8;
 
 /// A device of ours, and what it has done.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
 pub struct Measured {
     /// Its number.

@@ -116,7 +116,7 @@ fn row(name: &str, op: &Op) -> [String; COLUMNS.len()] {
 }
 
 /// A time with three digits.
-fn time(nanos: u64) -> String {
+pub fn time(nanos: u64) -> String {
     let seconds = Duration::from_nanos(nanos).as_secs_f64();
     let (value, unit) = match seconds {
         s if s >= 1.0 => (s, "s"),
@@ -138,7 +138,7 @@ fn of_threads(work: &Work) -> impl Iterator<Item = String> {
 }
 
 /// What is worth a word of the data mode and of failures.
-fn of_mode(work: &Work) -> impl Iterator<Item = String> {
+pub fn of_mode(work: &Work) -> impl Iterator<Item = String> {
     let facts = work.facts;
     let counts = [
         (facts.zero_copy_hits, "zero copy"),
