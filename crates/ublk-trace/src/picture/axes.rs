@@ -29,7 +29,21 @@ pub(super) fn binary(top: f64) -> (f64, Named) {
     let n = (1..UNITS.len()).rev().find(fits).unwrap_or(0);
     let unit = UNITS.get(n).copied().unwrap_or_default();
     let size = 1024_f64.powf(to_f64(u64::try_from(n).unwrap_or(0)));
-    (size, Box::new(move |n| format!("{n} {unit}")))
+    let label = move |n: &f64| {
+        // Multiples of 0.2 are not exact.
+        let digits = format!("{n:.3}");
+        let digits = digits.trim_end_matches('0').trim_end_matches('.');
+        format!("{digits} {unit}")
+    };
+    (size, Box::new(label))
+}
+
+/// A time on an axis.
+pub(super) fn time(ns: f64) -> String {
+    match to_u64(ns) {
+        0 => "0".to_owned(),
+        ns => units::time(ns),
+    }
 }
 
 /// A panel's axes.
@@ -76,9 +90,16 @@ impl<'a> Axes<'a> {
 
 /// The names of the lines.
 pub(super) fn legend<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>) -> Result<(), DrawError> {
+    names(chart, SeriesLabelPosition::UpperRight)
+}
+
+fn names<'a, 'b: 'a>(
+    chart: &mut Chart<'a, 'b>,
+    position: SeriesLabelPosition,
+) -> Result<(), DrawError> {
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
+        .position(position)
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.2))
         .label_font(("sans-serif", 13))
@@ -138,7 +159,8 @@ pub(super) fn percentiles(
         let series = LineSeries::new(points, colour.stroke_width(2));
         chart.draw_series(series)?.label(*name).legend(key(*colour));
     }
-    legend(&mut chart)
+    // Percentiles rise to the right.
+    names(&mut chart, SeriesLabelPosition::UpperLeft)
 }
 
 /// The percentile of so many nines: 0 %, 90 %, 99 %, 99.9 %.
@@ -164,4 +186,23 @@ pub(super) const fn to_u64(value: f64) -> u64 {
 )]
 pub(super) const fn to_u8(value: f64) -> u8 {
     value as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_axes_are_short() {
+        let (unit, label) = binary(1_200_000_000.0);
+        assert_eq!(unit, 1_073_741_824.0);
+        // What plotters makes of three steps of 0.2.
+        assert_eq!(label(&(0.2 + 0.4)), "0.6 GiB");
+        assert_eq!(label(&0.0), "0 GiB");
+        assert_eq!(label(&250.0), "250 GiB");
+        assert_eq!(
+            (time(0.0), time(1e9)),
+            ("0".to_owned(), "1.00 s".to_owned())
+        );
+    }
 }

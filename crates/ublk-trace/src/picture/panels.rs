@@ -43,7 +43,7 @@ fn over_time(
     let top = heights.fold(0.0, f64::max) * 1.3;
     let (unit, label) = scale(top);
     let mut chart = Axes::new(title, axes::time_range(timeline), 0.0..top / unit);
-    chart.x_label = &|x| units::time(axes::to_u64(*x));
+    chart.x_label = &|x| axes::time(*x);
     chart.y_label = &label;
     let mut chart = chart.build(area)?;
     let interval = to_f64(timeline.interval);
@@ -150,7 +150,7 @@ pub(super) fn latency(area: &Area<'_>, timeline: &Timeline) -> Result<(), DrawEr
         axes::time_range(timeline),
         range(low).0..range(high).1,
     );
-    chart.x_label = &|x| units::time(axes::to_u64(*x));
+    chart.x_label = &|x| axes::time(*x);
     chart.y_label = &|y| units::time(axes::to_u64(10_f64.powf(*y)));
     let mut chart = chart.build(area)?;
     chart.draw_series(cells(timeline, |c| &c.latencies, range))?;
@@ -187,7 +187,7 @@ pub(super) fn addresses(area: &Area<'_>, timeline: &Timeline) -> Result<(), Draw
     let (unit, label) = axes::binary(at(high + 1));
     let range = move |n: usize| (at(n) / unit, at(n + 1) / unit);
     let mut chart = Axes::new(title, axes::time_range(timeline), 0.0..range(high).1);
-    chart.x_label = &|x| units::time(axes::to_u64(*x));
+    chart.x_label = &|x| axes::time(*x);
     chart.y_label = &label;
     let mut chart = chart.build(area)?;
     chart.draw_series(cells(timeline, |c| &c.addresses, range))?;

@@ -76,7 +76,7 @@ pub fn runs(title: &str, runs: &[Run]) -> Result<String, DrawError> {
 }
 
 fn times(_: f64) -> (f64, axes::Named) {
-    (1.0, Box::new(|ns| units::time(axes::to_u64(*ns))))
+    (1.0, Box::new(|ns| axes::time(*ns)))
 }
 
 fn draw_rates<'a>(
@@ -91,7 +91,7 @@ fn draw_rates<'a>(
         return axes::nothing(area, title);
     }
     let mut chart = Axes::new(title, 0.0..end, 0.0..top * 1.4);
-    chart.x_label = &|x| units::time(axes::to_u64(*x * 1e9));
+    chart.x_label = &|x| axes::time(*x * 1e9);
     chart.y_label = &|y| units::count(*y);
     let mut chart = chart.build(area)?;
     for (run, name, colour) in runs {
