@@ -27,6 +27,10 @@ pub struct Done {
     pub reads: u64,
     /// Number of writes.
     pub writes: u64,
+    /// Number of trims.
+    pub trims: u64,
+    /// Bytes trimmed.
+    pub trimmed: u64,
 }
 
 impl Fio {
@@ -84,8 +88,13 @@ fn parse(text: &str) -> Result<Done> {
         done.written += number("/write/io_bytes").context("no bytes written")?;
         done.reads += number("/read/total_ios").unwrap_or(0);
         done.writes += number("/write/total_ios").unwrap_or(0);
+        done.trims += number("/trim/total_ios").unwrap_or(0);
+        done.trimmed += number("/trim/io_bytes").unwrap_or(0);
     }
-    ensure!(done.read + done.written > 0, "fio did nothing");
+    ensure!(
+        done.read + done.written + done.trimmed > 0,
+        "fio did nothing"
+    );
     Ok(done)
 }
 

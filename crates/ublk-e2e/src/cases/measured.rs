@@ -17,8 +17,9 @@ use crate::{json, sysfs};
 /// A mode, and the first kernel that has it.
 type Mode = (&'static str, &'static str, (u32, u32));
 
-const MODES: [Mode; 4] = [
+const MODES: [Mode; 5] = [
     ("copy", "off", (6, 5)),
+    ("get-data", "off", (6, 5)),
     ("user-copy", "off", (6, 5)),
     ("zero-copy", "off", (6, 16)),
     ("copy", "on", (7, 0)),
@@ -35,9 +36,9 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Requests and bytes, of reads and of writes.
+/// Requests and bytes of reads, writes and discards, and the number of flushes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Work([u64; 4]);
+struct Work([u64; 7]);
 
 impl Work {
     /// By the tool.
@@ -53,6 +54,9 @@ impl Work {
             number("read", "bytes"),
             number("write", "requests"),
             number("write", "bytes"),
+            number("discard", "requests"),
+            number("discard", "bytes"),
+            number("flush", "requests"),
         ])
     }
 
@@ -62,11 +66,29 @@ impl Work {
         let text = std::fs::read_to_string(format!("/sys/block/{name}/stat"))?;
         let numbers: Vec<u64> = text.split_whitespace().flat_map(str::parse).collect();
         let at = |n: usize| numbers.get(n).copied().context("a short stat");
-        Ok(Self([at(0)?, at(2)? * 512, at(4)?, at(6)? * 512]))
+        Ok(Self([
+            at(0)?,
+            at(2)? * 512,
+            // An fsync is an empty write to the block layer, which it turns into a flush.
+            at(4)?.saturating_sub(at(15)?),
+            at(6)? * 512,
+            at(11)?,
+            at(13)? * 512,
+            at(15)?,
+        ]))
     }
 
-    const fn of_fio(done: &Done) -> Self {
-        Self([done.reads, done.read, done.writes, done.written])
+    /// By fio, which does not know how many flushes its fsyncs became.
+    const fn of_fio(done: &Done, trimmed: &Done, flushes: u64) -> Self {
+        Self([
+            done.reads,
+            done.read,
+            done.writes,
+            done.written,
+            trimmed.trims,
+            trimmed.trimmed,
+            flushes,
+        ])
     }
 
     fn since(self, before: Self) -> Self {
@@ -88,7 +110,7 @@ fn stats(id: &str) -> Result<Value> {
     cli::ublkctl_json(&["stats", id])
 }
 
-/// Sum of the latencies' counts of reads and writes.
+/// Sum of the latencies' counts.
 fn measured(stats: &Value) -> u64 {
     let ops = stats.get("ops").and_then(Value::as_array);
     let ops = ops.into_iter().flatten();
@@ -103,6 +125,17 @@ fn client(node: &str) -> Result<Done> {
         .set("size", "16m")
         .set("io_size", "4m")
         .set("iodepth", 16)
+        .set("fsync", 16)
+        .run(1)
+}
+
+fn trims(node: &str) -> Result<Done> {
+    Fio::new(node)
+        .set("rw", "randtrim")
+        .set("bs", "64k")
+        .set("size", "16m")
+        .set("io_size", "4m")
+        .set("iodepth", 4)
         .run(1)
 }
 
@@ -125,22 +158,27 @@ fn agrees((data, batch, since): Mode) -> Result<()> {
     let device = spec.add()?;
     let (id, node) = (device.id.to_string(), device.node());
     let (before, kernel) = (stats(&id)?, Work::of_kernel(node)?);
-    let done = client(node)?;
+    let (done, trimmed) = (client(node)?, trims(node)?);
     let after = stats(&id)?;
     let ours = Work::of_stats(&after).since(Work::of_stats(&before));
     let theirs = Work::of_kernel(node)?.since(kernel);
-    let fio = Work::of_fio(&done);
+    let fio = Work::of_fio(&done, &trimmed, ours.0[6]);
     ensure!(done.reads > 300 && done.writes > 300, "{done:?}");
+    ensure!(trimmed.trims > 50, "{trimmed:?}");
+    ensure!(
+        data != "zero-copy" || ours.0[6] > 10,
+        "no flushes: {ours:?}"
+    );
     ensure!(ours.agrees(fio), "ours {ours:?}, fio {fio:?}");
     ensure!(ours.agrees(theirs), "ours {ours:?}, kernel {theirs:?}");
-    let requests = ours.0[0] + ours.0[2];
+    let requests = ours.0[0] + ours.0[2] + ours.0[4] + ours.0[6];
     let latencies = measured(&after) - measured(&before);
     ensure!(latencies == requests, "{latencies} of {requests}: {after}");
     ensure!(json::number(&after, "in_flight")? == 0, "{after}");
     if data == "zero-copy" {
         let registered =
             json::number(&after, "zero_copy_hits")? + json::number(&after, "zero_copy_fallbacks")?;
-        ensure!(registered >= requests, "{after}");
+        ensure!(registered >= ours.0[0] + ours.0[2], "{after}");
     }
     cli::ublkctl(&["metrics", &id, "off"])?.good()?;
     client(node)?;

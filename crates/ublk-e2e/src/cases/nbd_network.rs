@@ -3,15 +3,16 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::mount::MountFlags;
 
 use super::nbd::{Disk, Nbdkit, SIZE_BYTES, nbd, socket, spec};
-use crate::case::{Case, measured, rounds};
+use crate::case::{self, Case, measured, rounds};
 use crate::cli::{Device, patience, ublkctl};
 use crate::fs::{Kind, Mounted, compare, fill};
 use crate::verifier::{BLOCK, Load};
@@ -47,6 +48,7 @@ pub fn cases() -> Vec<Case> {
         ),
         Case::new("l71_dirty_pages_wait_for_their_nbd_server", outage),
         Case::new("nbd_connections_come_and_go", connections),
+        Case::new("nbd_devices_come_and_come_back_quickly", quick),
         Case::new("nbd_memory_pressure_waits_for_the_server", pressure),
     ];
     all.into_iter().map(in_guest).collect()
@@ -197,6 +199,25 @@ fn allocate(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// While this exists, the kernel does not report tasks that wait for I/O: they are meant to wait.
+struct Patient(String);
+
+impl Patient {
+    const LIMIT: &str = "/proc/sys/kernel/hung_task_timeout_secs";
+
+    fn new() -> Result<Self> {
+        let before = fs::read_to_string(Self::LIMIT)?;
+        fs::write(Self::LIMIT, "0")?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Patient {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::LIMIT, self.0.trim());
+    }
+}
+
 /// Dirty pages wait as long as the server is away, and are written when it is back.
 fn outage() -> Result<()> {
     let away = Duration::from_secs(rounds(15, 300) as u64);
@@ -211,12 +232,14 @@ fn outage() -> Result<()> {
         let at = mounted.at.clone();
         std::thread::spawn(move || fill(&at, 30))
     };
+    let patient = Patient::new()?;
     std::thread::sleep(away);
     ensure!(!writer.is_finished(), "nobody could have written it");
     let begun = Instant::now();
     server.again()?;
     let written = writer.join().map_err(|_| anyhow::anyhow!("a panic"))?;
     written.context("written after the outage")?;
+    drop(patient);
     measured(format!(
         "an outage of {} s: everything written {} ms after its end",
         away.as_secs(),
@@ -326,4 +349,53 @@ fn alive(device: &Device) -> Result<()> {
     let mut block = vec![0; BLOCK];
     fs::File::open(&device.path)?.read_exact_at(&mut block, 0)?;
     Ok(())
+}
+
+/// From `add` to the first block, and from the moment a server listens again to the answer of a request that waits for it.
+fn quick() -> Result<()> {
+    let path = socket("quick");
+    let mut server = Nbdkit::start(Some(&path), &["memory", "96M"])?;
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let start = Instant::now();
+        let device = spec(&server.uri()).add()?;
+        device.open()?.read(0, 4096)?;
+        times.push(start.elapsed());
+        device.delete()?;
+    }
+    times.sort();
+    let device = spec(&server.uri()).with(&["--retry", "forever"]).add()?;
+    let mut back = Vec::new();
+    for _ in 0..3 {
+        server.kill()?;
+        let direct = device.open()?;
+        let reader = std::thread::spawn(move || direct.read(0, 4096).map(|_| Instant::now()));
+        std::thread::sleep(secs(1));
+        ensure!(
+            !reader.is_finished(),
+            "a request without a server is answered"
+        );
+        server.again()?;
+        while UnixStream::connect(&path).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+            ensure!(
+                !reader.is_finished(),
+                "a request without a server is answered"
+            );
+        }
+        let listens = Instant::now();
+        let answered = reader.join().map_err(|_| anyhow!("a panic"))??;
+        back.push(answered.saturating_duration_since(listens));
+    }
+    back.sort();
+    measured(format!(
+        "an NBD device on a unix socket: {} ms from `add` to the first block, {} ms from a server that listens again to \
+         the answer; aims 200 and 100 ms",
+        times[2].as_millis(),
+        back[1].as_millis()
+    ));
+    // With room for a busy host.
+    let limit = secs(if case::emulated() { 10 } else { 1 });
+    ensure!(times[2] < limit && back[1] < limit, "{times:?}, {back:?}");
+    device.delete()
 }
