@@ -156,6 +156,7 @@ pub fn plan(rows: &[Row]) -> String {
         for (key, value) in [
             ("server", &row.target.server),
             ("stop", &row.target.stop),
+            ("beside", &row.target.beside),
             ("device", &row.target.device),
             ("loop", &row.target.looped),
             ("kernel-nbd", &row.target.kernel_nbd),

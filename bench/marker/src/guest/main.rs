@@ -17,6 +17,7 @@
 //! row's NBD server in both runs. `@symbol` answers `bench-guest --symbols
 //! NAME…`: the address range of that kernel function.
 
+mod beside;
 mod fio;
 mod kernel_nbd;
 mod loops;
@@ -33,6 +34,7 @@ use std::fs;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use beside::Beside;
 use icount_marker::mark;
 use kernel_nbd::KernelNbd;
 use loops::Loop;
@@ -101,11 +103,22 @@ fn measure(row: &Row, peer: Option<&Peer>, marks: &mut u64) -> Result<String> {
         [] => Server::start(&row.server)?,
         stop => Server::start_silent(&row.server, &row.device, stop)?,
     };
-    let answer = work(row, server.device(), peer, marks);
+    let answer = beside(row, server.device(), peer, marks);
     // A server that fails at its end spoils its figures: it did something other than serve.
     let end = server.stop();
     let answer = answer?;
     end?;
+    Ok(answer)
+}
+
+/// Measures while the row's other command, if it has one, runs.
+fn beside(row: &Row, device: &str, peer: Option<&Peer>, marks: &mut u64) -> Result<String> {
+    if row.beside.is_empty() {
+        return work(row, device, peer, marks);
+    }
+    let other = Beside::start(&row.beside)?;
+    let answer = work(row, device, peer, marks)?;
+    other.stop()?;
     Ok(answer)
 }
 

@@ -9,6 +9,7 @@
 //! | `server` | command of the server; it prints the device path once the device serves I/O |
 //! | `device` | path of a device that exists without a server, or whose server does not print it |
 //! | `stop` | command that ends such a server and deletes its device, which runs without a scheduler |
+//! | `beside` | command that runs while the device works: it prints a line on standard error once it does, and ends at SIGINT |
 //! | `loop` | `buffered` or `direct`, and the file of a loop device |
 //! | `kernel-nbd` | the kernel's NBD device, of the server at that unix socket or port |
 //! | `fio` | arguments of fio, except `--filename` and the amount; a second line adds to them |
@@ -45,6 +46,8 @@ pub struct Row {
     pub device: String,
     /// The command that ends such a server.
     pub stop: Vec<String>,
+    /// A command that runs beside the server.
+    pub beside: Vec<String>,
     /// The file of a loop device, and whether it uses direct I/O.
     pub looped: Option<(String, bool)>,
     /// The server of the kernel's NBD device.
@@ -68,6 +71,7 @@ impl Row {
             server: Vec::new(),
             device: String::new(),
             stop: Vec::new(),
+            beside: Vec::new(),
             looped: None,
             kernel_nbd: None,
             fio: Vec::new(),
@@ -129,6 +133,7 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
         match key {
             "server" => row.server = args.collect(),
             "stop" => row.stop = args.collect(),
+            "beside" => row.beside = args.collect(),
             "device" => row.device = value.to_owned(),
             "prepare" => row.prepare.push(args.collect()),
             "loop" => {

@@ -38,6 +38,8 @@ pub struct Target {
     /// Command that removes the device of a server that leaves it behind when terminated; such devices run without a
     /// scheduler, like ours.
     pub stop: String,
+    /// Command that runs beside the server while its device works; its instructions count as the server's own.
+    pub beside: String,
     /// How the kernel makes a loop device, and of which file.
     pub looped: String,
     /// Where the server of the kernel's NBD device listens.
@@ -159,6 +161,13 @@ impl Target {
         self
     }
 
+    /// Records what it is asked, into a file in memory.
+    fn recorded(mut self) -> Self {
+        self.name += "_recorded";
+        self.beside = "/usr/bin/ublkctl record 0 /tmp/trace".to_owned();
+        self
+    }
+
     /// Puts its clients' buffers into memory that it shares, an existing file.
     fn sharing(mut self, path: &str) -> Self {
         self.server += &format!(" --shm {path}");
@@ -195,6 +204,7 @@ pub fn counted() -> Vec<Target> {
         ours("null", null, "copy", "off"),
         ours("null", null, "copy", "off").measuring("counters"),
         ours("null", null, "copy", "off").measuring("latencies"),
+        ours("null", null, "copy", "off").recorded(),
         ours("null_scheduled", null, "copy", "off").scheduled(),
         ours("mem", mem, "copy", "off"),
         ours("null_batch", null, "copy", "on"),
