@@ -19,6 +19,8 @@ pub struct Failed {
     pub len: u64,
     /// The errno.
     pub errno: Errno,
+    /// For a request that was forwarded: the file of [`Plan::files`](crate::Plan::files) that failed last.
+    pub file: Option<u16>,
 }
 
 /// A callback for each request that is answered with an errno: [`Plan::on_failure`](crate::Plan::on_failure).

@@ -22,6 +22,19 @@ pub enum Forward {
         /// Index of the file.
         file: u16,
     },
+    /// Transfers the data of a READ or WRITE that several files hold. The engine asks [`Handler::part`] for each part,
+    /// has several of them in flight, and answers when all are done; the first failure is the answer. Only for handlers
+    /// with [`Handler::SPLITS`].
+    ///
+    /// [`Handler::part`]: crate::Handler::part
+    /// [`Handler::SPLITS`]: crate::Handler::SPLITS
+    Parts {
+        /// Answers a WRITE only once it is durable (FUA): it shares the next sync of every file.
+        durable: bool,
+    },
+    /// Syncs the data of every file of the plan, as [`Forward::Sync`] does for one. Only for handlers with
+    /// [`Handler::SPLITS`](crate::Handler::SPLITS).
+    SyncAll,
     /// `fallocate` of a range of the file.
     Allocate {
         /// Index of the file.
@@ -33,4 +46,15 @@ pub enum Forward {
         /// Length in bytes.
         len: u64,
     },
+}
+
+/// A part of a request's data, in one file of [`Plan::files`](crate::Plan::files).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Index of the file.
+    pub file: u16,
+    /// Offset in the file, in bytes.
+    pub offset: u64,
+    /// Length in bytes, not 0 and not beyond the end of the request.
+    pub len: u64,
 }

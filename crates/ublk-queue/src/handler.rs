@@ -8,6 +8,7 @@ use std::thread;
 use ublk_core::iod::Io;
 use ublk_core::{Backend, DataMode, Errno, IoFlags, Op, QueueId, ZoneAction, ZoneReport};
 
+use crate::forward::Part;
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations, RingId};
 use crate::panics::caught;
@@ -116,6 +117,10 @@ pub trait Handler {
     /// True for a handler that forwards requests to files ([`Request::forward`]).
     const FORWARDS: bool = false;
 
+    /// True for a handler that forwards requests whose data is in several files
+    /// ([`Forward::Parts`](crate::Forward::Parts), [`Forward::SyncAll`](crate::Forward::SyncAll)). Others pay nothing for it.
+    const SPLITS: bool = false;
+
     /// True for a handler that supports data in memory shared with clients; [`ClientShared`] adds that to any handler.
     /// Others pay nothing for it.
     const CLIENT_MEMORY: bool = false;
@@ -130,6 +135,17 @@ pub trait Handler {
 
     /// Handles a request.
     fn handle(&mut self, request: Request<'_>);
+
+    /// [`Forward::Parts`](crate::Forward::Parts): the part of a request's data that begins `done` bytes into it. Called in ascending order; a
+    /// part that does not fit fails the request with EIO.
+    fn part(&mut self, io: &Io, done: u64) -> Part {
+        let _ = (io, done);
+        Part {
+            file: 0,
+            offset: 0,
+            len: 0,
+        }
+    }
 
     /// Called once, on the queue's thread, before the first request.
     fn attach(&mut self, context: &LaneContext) {

@@ -12,6 +12,7 @@ mod handle;
 mod measuring;
 mod registering;
 mod spec;
+mod split;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -30,6 +31,7 @@ pub use self::handle::LaneHandle;
 use self::measuring::Round;
 use self::registering::Registrations;
 pub use self::spec::{LaneSpec, Share};
+pub(crate) use self::split::width;
 use crate::backing::Keeper;
 use crate::batch::{self, Batch};
 use crate::buffers::BufferPool;
@@ -268,7 +270,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             ring: context.ring,
             placed: vec![DataLocation::Buffer; depth].into_boxed_slice(),
             forwards: match H::FORWARDS {
-                true => Forwards::new(spec.depth, spec.file_count),
+                true => Forwards::new(spec.depth, spec.file_count, H::SPLITS),
                 false => Forwards::default(),
             },
             registrations: match H::OPERATIONS || H::FORWARDS {

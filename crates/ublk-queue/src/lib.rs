@@ -60,7 +60,7 @@ pub mod worker;
 pub use batch::BatchCommand;
 pub use buffers::Pages;
 pub use failures::{Failed, OnFailure};
-pub use forward::Forward;
+pub use forward::{Forward, Part};
 pub use handler::{
     Backing, ClientShared, Direct, Handler, Inline, LaneContext, Mapped, Pool, Pooled, Zoned,
 };

@@ -1,7 +1,7 @@
 //! The parts of a lane that outlive its worker: buffers, answers, meters.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -39,6 +39,8 @@ pub(crate) struct LaneShared {
     pub(crate) status: Status,
     pub(crate) path: DataPath,
     on_failure: OnceLock<OnFailure>,
+    /// The file that fails the request about to be answered, plus one; 0 for none.
+    blamed: AtomicU32,
     pub(crate) flags: Arc<ThreadFlags>,
     wake: Arc<dyn Wake>,
     /// Size of the device in bytes.
@@ -105,6 +107,7 @@ impl LaneShared {
             status: Status::new(),
             path,
             on_failure: OnceLock::new(),
+            blamed: AtomicU32::new(0),
             flags,
             wake,
             size: AtomicU64::new(size),
@@ -144,6 +147,12 @@ impl LaneShared {
         let _ = self.on_failure.set(to);
     }
 
+    /// Records which file fails the request that is answered next on the worker's thread.
+    #[cold]
+    pub(crate) fn blame(&self, file: u16) {
+        self.blamed.store(u32::from(file) + 1, Ordering::Relaxed);
+    }
+
     /// Counts a request that was answered with an errno, and reports it. Out of line: none of it, including the second
     /// look at the descriptor, may be in the path of successful requests.
     #[cold]
@@ -152,6 +161,7 @@ impl LaneShared {
         let errno = Errno::new(result.saturating_neg());
         let io = descriptors.load(tag).decode(&ANYWHERE).ok();
         self.meters.count_error(io.map(|io| io.op), errno);
+        let file = self.blamed.swap(0, Ordering::Relaxed).checked_sub(1);
         let Some(on_failure) = self.on_failure.get() else {
             return;
         };
@@ -161,6 +171,7 @@ impl LaneShared {
             offset: io.map_or(0, |io| io.offset),
             len: io.map_or(0, |io| io.len),
             errno,
+            file: file.and_then(|file| u16::try_from(file).ok()),
         });
     }
 

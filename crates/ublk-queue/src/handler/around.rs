@@ -4,6 +4,7 @@ use ublk_core::iod::Io;
 
 use super::{Closed, Handler, LaneContext};
 use crate::backing::{Backing, Keeper};
+use crate::forward::Part;
 use crate::memref::MemRef;
 use crate::operations::{Operation, Operations};
 use crate::port::Port;
@@ -19,6 +20,7 @@ macro_rules! around {
         impl<H: Handler> Handler for $name<H> {
             const OPERATIONS: bool = H::OPERATIONS;
             const FORWARDS: bool = H::FORWARDS;
+            const SPLITS: bool = H::SPLITS;
             const CLIENT_MEMORY: bool = true;
             const ZONES: bool = $zones;
             const CLOSED: Closed<Self> = Closed::as_inside(&H::CLOSED);
@@ -26,6 +28,10 @@ macro_rules! around {
             #[inline]
             fn handle(&mut self, request: Request<'_>) {
                 self.0.handle(request);
+            }
+
+            fn part(&mut self, io: &Io, done: u64) -> Part {
+                self.0.part(io, done)
             }
 
             fn attach(&mut self, context: &LaneContext) {

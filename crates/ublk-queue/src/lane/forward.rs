@@ -1,9 +1,9 @@
 //! Requests that the engine forwards to files: operations on the ring, their completions, shared syncs.
 //!
 //! # Why there is `unsafe` here
-//! Operations name the tag's buffer to the kernel. A tag has at most one operation in flight, and the request is in
-//! hand until that completes: the driver does not access the tag's buffer, no token of the request exists, and the
-//! lane's drop leaks the buffers while an operation is in flight.
+//! Operations name the tag's buffer to the kernel. A tag has at most one operation in flight (`split.rs` has the
+//! exception), and the request is in hand until that completes: the driver does not access the tag's buffer, no token of
+//! the request exists, and the lane's drop leaks the buffers while an operation is in flight.
 #![expect(unsafe_code, reason = "operations on the tags' buffers")]
 
 use std::collections::VecDeque;
@@ -14,6 +14,7 @@ use ublk_sys::UBLK_U_IO_REGISTER_IO_BUF;
 use uring_lite::Sqe64;
 use uring_lite::op::{self, Fd, SqeFlags};
 
+use super::split::{self, Splits};
 use super::{Lane, LaneError};
 use crate::data_path::DataPath;
 use crate::forward::Forward;
@@ -23,10 +24,10 @@ use crate::port::{Descriptors, Port};
 use crate::user_data::{Kind, UserData};
 
 /// How often an operation that was interrupted, or found the kernel busy, is pushed again.
-const MAX_AGAIN: u8 = 16;
+pub(super) const MAX_AGAIN: u8 = 16;
 
 /// The `turn` of a REGISTER, which completes instead of its operation if it fails.
-const REGISTER: u16 = 1;
+pub(super) const REGISTER: u16 = 1;
 
 /// State of a tag's forwarded request.
 #[derive(Debug, Clone, Copy)]
@@ -74,13 +75,19 @@ pub(super) struct Forwards {
     tags: Box<[Forwarded]>,
     syncs: Box<[Syncs]>,
     /// Tags whose operation could not be pushed.
-    stalled: VecDeque<Tag>,
+    pub(super) stalled: VecDeque<Tag>,
+    /// Requests with several operations.
+    pub(super) splits: Splits,
     /// Number of requests forwarded and not answered.
     pub(super) count: u32,
 }
 
 impl Forwards {
-    pub(super) fn new(depth: u16, files: u16) -> Self {
+    pub(super) fn new(depth: u16, files: u16, splits: bool) -> Self {
+        let splits = match splits {
+            true => Splits::new(depth, files),
+            false => Splits::default(),
+        };
         let depth = usize::from(depth);
         let syncs = |_| Syncs {
             running: false,
@@ -92,6 +99,7 @@ impl Forwards {
             tags: vec![Forwarded::NONE; depth].into_boxed_slice(),
             syncs: (0..files).map(syncs).collect(),
             stalled: VecDeque::with_capacity(depth),
+            splits,
             count: 0,
         }
     }
@@ -188,6 +196,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             // A file reports neither the position of an append nor zones.
             Forward::Data { file, .. } => (file, matches!(io.op, Op::Read | Op::Write)),
             Forward::Sync { file } | Forward::Allocate { file, .. } => (file, true),
+            Forward::Parts { .. } => (0, H::SPLITS && matches!(io.op, Op::Read | Op::Write)),
+            Forward::SyncAll => (0, H::SPLITS),
         };
         let known = usize::from(file) < self.forwards.syncs.len();
         if !fits || !known {
@@ -198,10 +208,16 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         (forwarded.done, forwarded.again, forwarded.active) = (0, 0, true);
         (forwarded.enough, forwarded.made) = (0, None);
         self.forwards.count += 1;
+        if Self::is_split(to) {
+            self.forwards.splits.begin(tag);
+        }
         let here = self.client_place(tag, &io).is_some();
         match (to, self.shared.path.below()) {
             (Forward::Sync { file }, _) => self.sync(port, file, tag),
-            (Forward::Data { .. }, DataPath::Device(device)) if io.op == Op::Write && !here => {
+            (Forward::SyncAll, _) => self.sync_all(port, tag),
+            (Forward::Data { .. } | Forward::Parts { .. }, DataPath::Device(device))
+                if io.op == Op::Write && !here =>
+            {
                 // User copy: the data has to be fetched first.
                 let mem = self.shared.arena.mem(tag, len_of(&io));
                 match device.pull(self.qid, tag, 0, mem) {
@@ -244,7 +260,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                 let sqe = op::fallocate(self.file(file), mode, offset, len).user_data(word);
                 make_room(port, 1) && port.push_operation(&sqe).is_ok()
             }
-            Forward::Sync { .. } => true,
+            Forward::Parts { .. } => return self.push_parts(port, tag, &forwarded.io),
+            Forward::Sync { .. } | Forward::SyncAll => true,
         };
         if !pushed {
             self.forwards.stalled.push_back(tag);
@@ -252,14 +269,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 
     /// The request's data, if it is in memory shared with the client.
-    fn client_place(&self, tag: Tag, io: &Io) -> Option<MemRef<'_>> {
+    pub(super) fn client_place(&self, tag: Tag, io: &Io) -> Option<MemRef<'_>> {
         match H::CLIENT_MEMORY && io.op.has_data() {
             true => self.shared.path.client_place(tag, len_of(io)),
             false => None,
         }
     }
 
-    fn file(&self, number: u16) -> Fd {
+    pub(super) fn file(&self, number: u16) -> Fd {
         Fd::registered(self.files + u32::from(number))
     }
 
@@ -294,7 +311,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 
     /// Whether the request's pages still have to be registered.
-    fn needs_registration(&self, tag: Tag, io: &Io) -> bool {
+    pub(super) fn needs_registration(&self, tag: Tag, io: &Io) -> bool {
         let by_hand = self.data == DataMode::ZeroCopyManual || io.flags.needs_registration();
         by_hand && !self.registrations.is_done(tag)
     }
@@ -351,7 +368,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             return Ok(());
         };
         let is_data = matches!(forwarded.to, Forward::Data { .. });
-        let io = forwarded.io;
+        let (io, splits) = (forwarded.io, Self::is_split(forwarded.to));
+        if splits && turn >= split::FIRST {
+            return self.part_completed(port, tag, &io, turn - split::FIRST, res);
+        }
         if is_data
             && turn != REGISTER
             && matches!(self.shared.path.below(), DataPath::Registered)
@@ -375,6 +395,10 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
                     self.push_forward(port, tag);
                 }
             }
+            Ok(_) if splits && turn == REGISTER => {
+                self.registrations.done(tag);
+                self.push_parts(port, tag, &io);
+            }
             Ok(_) => self.forward_done(port, tag, Ok(())),
             Err(Errno::EINTR | Errno::EAGAIN) if forwarded.again < MAX_AGAIN => {
                 forwarded.again += 1;
@@ -390,12 +414,15 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     }
 
     /// Finishes a request whose data has been transferred; in user copy a READ's data still has to be pushed.
-    fn data_moved(&mut self, port: &mut P, tag: Tag) {
+    pub(super) fn data_moved(&mut self, port: &mut P, tag: Tag) {
         let Forwarded { io, to, .. } = self.forwards.tags[tag.index()];
         let here = self.client_place(tag, &io).is_some();
         match (to, self.shared.path.below()) {
             (Forward::Data { file, durable, .. }, _) if durable && io.op == Op::Write => {
                 self.sync(port, file, tag);
+            }
+            (Forward::Parts { durable: true }, _) if H::SPLITS && io.op == Op::Write => {
+                self.sync_all(port, tag);
             }
             (_, DataPath::Device(device)) if io.op == Op::Read && !here => {
                 let from = self.shared.arena.mem(tag, len_of(&io));
@@ -406,7 +433,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         }
     }
 
-    fn forward_done(&mut self, port: &mut P, tag: Tag, result: Result<(), Errno>) {
+    pub(super) fn forward_done(&mut self, port: &mut P, tag: Tag, result: Result<(), Errno>) {
         let forwarded = &mut self.forwards.tags[tag.index()];
         forwarded.active = false;
         let io = forwarded.io;
@@ -414,13 +441,29 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let answer = match result {
             Ok(()) if io.op.has_data() => Answer::full(u32::try_from(io.len).unwrap_or(0)),
             Ok(()) => Answer::full(0),
-            Err(errno) => Answer::failed(errno),
+            Err(errno) => {
+                self.blame_file_of(tag);
+                Answer::failed(errno)
+            }
         };
         self.answered_from(port, tag, answer, 0);
     }
 
+    /// Names the file of a request that fails. `split.rs` does so for one over several files.
+    #[cold]
+    fn blame_file_of(&self, tag: Tag) {
+        match self.forwards.tags[tag.index()].to {
+            Forward::Data { file, .. }
+            | Forward::Sync { file }
+            | Forward::Allocate { file, .. } => {
+                self.shared.blame(file);
+            }
+            Forward::Parts { .. } | Forward::SyncAll => {}
+        }
+    }
+
     /// Adds a request to the next sync, and starts the sync if none runs.
-    fn sync(&mut self, port: &mut P, file: u16, tag: Tag) {
+    pub(super) fn sync(&mut self, port: &mut P, file: u16, tag: Tag) {
         self.forwards.syncs[usize::from(file)].waiting.push(tag);
         self.start_sync(port, file);
     }
@@ -463,7 +506,11 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         syncs.again = 0;
         // One by one, since answering borrows the lane. None is added meanwhile.
         while let Some(tag) = self.forwards.syncs[usize::from(file)].served.pop() {
-            self.forward_done(port, tag, result);
+            if Self::is_split(self.forwards.tags[tag.index()].to) {
+                self.one_of_all_synced(port, file, tag, result);
+            } else {
+                self.forward_done(port, tag, result);
+            }
         }
         self.start_sync(port, file);
     }
@@ -473,6 +520,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     pub(super) fn push_stalled(&mut self, port: &mut P) {
         for _ in 0..self.forwards.stalled.len() {
             if let Some(tag) = self.forwards.stalled.pop_front() {
+                self.forwards.splits.stall(tag, false);
                 self.push_forward(port, tag);
             }
         }
@@ -487,6 +535,6 @@ pub(super) fn make_room(port: &mut impl Port, entries: u32) -> bool {
     port.space() >= entries || (port.enter(0, None).is_ok() && port.space() >= entries)
 }
 
-fn len_of(io: &Io) -> usize {
+pub(super) fn len_of(io: &Io) -> usize {
     usize::try_from(io.len).unwrap_or(usize::MAX)
 }

@@ -14,6 +14,7 @@ use ublk_core::{CpuMask, DataMode, Errno, Features, Geometry, Mode, OpenDevice, 
 use super::error::Error;
 use super::plan::Plan;
 use crate::handler::Handler;
+use crate::lane;
 use crate::port::{CharDevice, DescTable, RingNeeds, RingPort};
 use crate::thread;
 use crate::worker::{LaneHandle, LaneSpec, Share, Worker};
@@ -78,10 +79,10 @@ impl Parts<'_> {
         let zero_copy = matches!(mode.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
         let needs = RingNeeds {
             commands: tags,
-            operations: if H::OPERATIONS || H::FORWARDS {
-                tags
-            } else {
-                0
+            operations: match (H::SPLITS, H::OPERATIONS || H::FORWARDS) {
+                (true, _) => tags.saturating_mul(self.parts().into()),
+                (false, true) => tags,
+                (false, false) => 0,
             },
             lanes: u16::try_from(self.qids.len()).unwrap_or(u16::MAX),
             buffers: if zero_copy { tags } else { 0 },
@@ -92,6 +93,11 @@ impl Parts<'_> {
         // reports it.
         let port = unsafe { RingPort::new(&needs, &files) };
         port.map_err(|source| Error::Ring { qid, source })
+    }
+
+    /// Operations that a split request may have in flight.
+    fn parts(&self) -> u16 {
+        lane::width(u16::try_from(self.plan.files.len()).unwrap_or(u16::MAX))
     }
 
     /// Creates the lanes on the ring and fetches every tag.

@@ -6,12 +6,12 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use ublk_core::iod::IoBounds;
+use ublk_core::iod::{Io, IoBounds};
 use ublk_core::{Backend, Errno, Limits, Op, QueueId};
 use ublk_metrics::Level;
 use ublk_queue::port::Port;
 use ublk_queue::{
-    Forward, Handler, LaneHandle, LaneSpec, Next, Recorded, Recorder, Request, State, Worker,
+    Forward, Handler, LaneHandle, LaneSpec, Next, Part, Recorded, Recorder, Request, State, Worker,
     WorkerError,
 };
 use ublk_sim::{Config, Faults, Report, Sim, SimDescriptors, SimPort};
@@ -188,7 +188,8 @@ fn run_all<P: Port, H: Handler>(
         spec.data = config.data;
         spec.batch = config.batch;
         spec.zoned = config.zone_size != 0;
-        spec.file_count = 1;
+        // All are the one simulated file.
+        spec.file_count = 3;
         spec.buf_base = qid * config.depth;
         spec.device = Box::new(sim.device());
         spec.client_memory = sim.shared_memory().expect("mapped");
@@ -264,6 +265,37 @@ impl Handler for ToFile {
             },
         };
         request.forward(to);
+    }
+}
+
+/// Like [`ToFile`], with data that alternates between three files.
+pub struct Spread;
+
+impl Spread {
+    pub const CHUNK: u64 = 8192;
+}
+
+impl Handler for Spread {
+    const FORWARDS: bool = true;
+    const SPLITS: bool = true;
+
+    fn handle(&mut self, request: Request<'_>) {
+        let (op, durable) = (request.op(), request.flags().fua());
+        match op {
+            Op::Read | Op::Write => request.forward(Forward::Parts { durable }),
+            Op::Flush => request.forward(Forward::SyncAll),
+            _ => ToFile.handle(request),
+        }
+    }
+
+    fn part(&mut self, io: &Io, done: u64) -> Part {
+        let offset = io.offset + done;
+        let chunk = offset / Self::CHUNK;
+        Part {
+            file: u16::try_from(chunk % 3).expect("three files"),
+            offset,
+            len: ((chunk + 1) * Self::CHUNK - offset).min(io.len - done),
+        }
     }
 }
 
