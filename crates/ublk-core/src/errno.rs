@@ -161,6 +161,13 @@ impl Errno {
         error.raw_os_error().map_or(Self::EIO, Self::new)
     }
 
+    /// The errno of a name such as `EIO`.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let all = (1..=133).map(Self::new);
+        all.into_iter().find(|errno| errno.name() == Some(name))
+    }
+
     /// The positive number.
     #[must_use]
     pub const fn get(self) -> i32 {

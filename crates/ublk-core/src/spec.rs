@@ -10,6 +10,14 @@ pub const MAX_IO_BYTES: u32 = 32 << 20;
 /// Maximum number of hw queues, and of tags per queue, that the driver accepts.
 pub const MAX_QUEUES_OR_DEPTH: u16 = 4096;
 
+/// The size of an I/O descriptor in bytes without [`Features::IO_DESC_SIZE`].
+const DESCRIPTOR: u16 = 24;
+
+#[cfg(feature = "serde")]
+const fn usual_descriptor() -> u16 {
+    DESCRIPTOR
+}
+
 /// The dev_id that requests the lowest free number (`-1` in C).
 const ANY_ID: u32 = u32::MAX;
 
@@ -34,6 +42,10 @@ pub struct DeviceSpec {
     pub max_io_bytes: u32,
     /// Requested features.
     pub features: Features,
+    /// Size of an I/O descriptor in bytes: 24, or with [`Features::IO_DESC_SIZE`] a multiple of 8 up to 256 (Linux 7.3).
+    /// The driver fills the first 24 bytes and reserves the rest for fields of later kernels.
+    #[cfg_attr(feature = "serde", serde(default = "usual_descriptor"))]
+    pub descriptor_bytes: u16,
     /// A word that the kernel stores for the server (`ublksrv_flags`): a nonce that identifies the owner.
     pub server_flags: u64,
     /// The backend's limits.
@@ -58,10 +70,21 @@ impl DeviceSpec {
                 Some(_) => Features::ZONED,
                 None => Features::NONE,
             },
+            descriptor_bytes: DESCRIPTOR,
             server_flags: 0,
             limits,
             trust_kernel: false,
         }
+    }
+
+    /// Requests descriptors of this many bytes, and the feature that they need. A kernel before 7.3 does not grant it.
+    #[must_use]
+    pub const fn descriptor_bytes(mut self, bytes: u16) -> Self {
+        self.descriptor_bytes = bytes;
+        if bytes != DESCRIPTOR {
+            self.features = self.features.with(Features::IO_DESC_SIZE);
+        }
+        self
     }
 
     /// Requests a device number instead of the lowest free one.
@@ -135,6 +158,14 @@ impl DeviceSpec {
         check_limits(&self.limits, page_size)?;
         check_zones(&self.limits)?;
         check_features(self.features)?;
+        let wide = self.features.contains(Features::IO_DESC_SIZE);
+        let bytes = self.descriptor_bytes;
+        if !(DESCRIPTOR..=256).contains(&bytes)
+            || !bytes.is_multiple_of(8)
+            || (bytes != DESCRIPTOR && !wide)
+        {
+            return Err(SpecError::DescriptorSize { bytes });
+        }
         if self.limits.zones.is_some() != self.features.contains(Features::ZONED) {
             return Err(SpecError::Undeclared);
         }
@@ -355,7 +386,7 @@ impl CheckedSpec {
         ublksrv_ctrl_dev_info {
             nr_hw_queues: spec.queues,
             queue_depth: spec.depth,
-            io_desc_size: 24,
+            io_desc_size: spec.descriptor_bytes,
             max_io_buf_bytes: spec.max_io_bytes,
             dev_id: spec.id.map_or(ANY_ID, DevId::get),
             flags: spec.features.bits(),
@@ -422,6 +453,12 @@ pub enum SpecError {
          use 0 for none"
     )]
     OptimalIo { optimal: u32, physical: u32 },
+    /// The size of descriptors is not supported, or requested without the feature.
+    #[error(
+        "descriptors of {bytes} bytes are not supported: the size is a multiple of 8 from 24 to 256, and 24 without the feature \
+         UBLK_F_IO_DESC_SIZE; use 24"
+    )]
+    DescriptorSize { bytes: u16 },
     /// The size is zero.
     #[error("size 0 is not valid; give at least one block of {block} bytes")]
     SizeZero { block: u32 },

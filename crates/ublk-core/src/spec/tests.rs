@@ -286,3 +286,22 @@ fn l12_boundaries_are_checked_and_sent() {
     assert_ne!(params.types & ublk_sys::UBLK_PARAM_TYPE_SEGMENT, 0);
     assert_eq!(params.seg.seg_boundary_mask, 65535);
 }
+
+/// Wider descriptors are requested with their feature, and only in sizes that the driver has.
+#[test]
+fn descriptors_have_a_size_of_the_drivers() {
+    let spec = || DeviceSpec::new(Limits::new(1 << 20));
+    for bytes in [24, 32, 64, 256] {
+        let checked = spec().descriptor_bytes(bytes).check(4096).unwrap();
+        assert_eq!(checked.dev_info().io_desc_size, bytes);
+        let wide = checked.spec().features.contains(Features::IO_DESC_SIZE);
+        assert_eq!(wide, bytes != 24);
+    }
+    for bytes in [0, 8, 28, 264, u16::MAX] {
+        let refused = spec().descriptor_bytes(bytes).check(4096);
+        assert_eq!(refused, Err(SpecError::DescriptorSize { bytes }));
+    }
+    let mut bare = spec();
+    bare.descriptor_bytes = 64;
+    assert!(bare.check(4096).is_err(), "without the feature");
+}
