@@ -99,6 +99,62 @@ pub enum Error {
         /// The logical block size in bytes.
         block_size: u32,
     },
+
+    /// A composed device has no members, or too many.
+    #[error("a device of several files has 1 to 64 members, not {0}; give fewer, or at least one")]
+    Members(usize),
+
+    /// The chunk of a stripe is not supported.
+    #[error(
+        "chunk size {0} is not supported: it must be a power of two from 4096 to 268435456 (256 MiB); 65536 is a good value"
+    )]
+    Chunk(u32),
+
+    /// A member of a stripe is smaller than a chunk.
+    #[error(
+        "member {} of {size} bytes is smaller than a chunk of {chunk}; make it longer (truncate -s), or give a smaller chunk",
+        .member + 1
+    )]
+    NoChunk {
+        /// Index of the member, from 0.
+        member: usize,
+        /// Its size in bytes.
+        size: u64,
+        /// The chunk in bytes.
+        chunk: u32,
+    },
+
+    /// A member of a linear device does not consist of whole blocks of the device.
+    #[error(
+        "member {} of {size} bytes is not whole blocks of {block_size} bytes, which another member has; give it a length of {}",
+        .member + 1,
+        .size / u64::from(*.block_size) * u64::from(*.block_size)
+    )]
+    MemberBlocks {
+        /// Index of the member, from 0.
+        member: usize,
+        /// Its size in bytes.
+        size: u64,
+        /// The largest logical block size of the members.
+        block_size: u32,
+    },
+
+    /// The zones of a zoned device do not fit.
+    #[error("these zones are not possible: {0}")]
+    Zones(&'static str),
+
+    /// Two members share bytes of a file.
+    #[error(
+        "members {} and {} are the same bytes of one file; give each its own offset and length",
+        .first + 1,
+        .second + 1
+    )]
+    Overlap {
+        /// Index of a member, from 0.
+        first: usize,
+        /// Index of the other.
+        second: usize,
+    },
 }
 
 impl Error {

@@ -1,8 +1,11 @@
-//! Backends for ublk devices: null, memory, file.
+//! Backends for ublk devices: null, memory, file, several files.
 //!
 //! * [`Null`] accepts everything and stores nothing: for measuring the path to it.
 //! * [`Memory`] is a sparse memory device: a page exists from its first write to its discard.
 //! * [`File`] serves a regular file, a block device, or a part of one.
+//! * [`Composed`] serves several files as one device, one after the other or striped.
+//! * [`Faulty`] wraps another backend and makes its requests slow, or fail, by a plan: to test what is above a device.
+//! * [`ZonedDevice`] makes a zoned device of memory or of a file.
 //! * `fault::Fault` (feature `fault`, for tests) wraps another backend and makes selected requests fail, wait or panic.
 //!
 //! All implement [`ublk_core::Backend`] and know nothing of rings, queues or devices.
@@ -25,16 +28,22 @@
 //! either borrows it, or the lane keeps it alive. [`File`] passes to the kernel only the data of requests, its own
 //! aligned copies, and descriptors that it holds open.
 
+mod composed;
 mod error;
 #[cfg(feature = "fault")]
 pub mod fault;
+mod faulty;
 mod file;
 mod mapping;
 mod memory;
 mod null;
 mod pagemap;
+mod zoned;
 
+pub use composed::{Composed, ComposedHandler, Layout};
 pub use error::Error;
+pub use faulty::{FaultOp, FaultPlan, Faulty};
 pub use file::{Created, File, FileHandler, FileOptions, Identity, User};
 pub use memory::Memory;
 pub use null::Null;
+pub use zoned::{ZoneLayout, ZonedDevice};

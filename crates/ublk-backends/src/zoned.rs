@@ -1,0 +1,356 @@
+//! A zoned device over another backend: host-managed zones, with write pointers that survive server and machine.
+
+#![forbid(unsafe_code)]
+
+mod store;
+mod table;
+#[cfg(all(test, not(miri)))]
+mod tests;
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ublk_core::{Backend, Errno, Limits, Zone, ZoneAction, ZoneReport, Zones};
+
+use crate::error::Error;
+use crate::{File, Memory};
+use store::{Beside, Nowhere, Store};
+use table::{State, Table};
+
+pub use table::ZoneLayout;
+
+/// The largest append, unless a zone is smaller.
+const MAX_APPEND: u64 = 1 << 20;
+
+/// Makes a zoned device of a backend (Linux 6.6 with `CONFIG_BLK_DEV_ZONED`).
+///
+/// * **Zones**: conventional ones first, then sequential ones, as [`ZoneLayout`] says. Bytes of the backend behind the last
+///   whole zone are not used. What is behind a write pointer reads as zeroes.
+/// * **Order**: a write that is not at the write pointer fails with EIO, an append without room with ENOSPC. A write that
+///   needs one open zone too many closes another one that a write has opened; where there is none, and for too many active
+///   zones, it fails as the block layer expects.
+/// * **Durability**: with memory, none. With a file, a write pointer is kept in a second file before its write is answered, so
+///   that the next server goes on where acknowledged writes end; a FLUSH makes data and then pointers durable; after a crash
+///   of the machine, pointers are those of the last FLUSH. A reset and a finish are durable when they are answered.
+/// * **Threads**: writes to one zone wait for each other.
+#[derive(Debug)]
+pub struct ZonedDevice<B> {
+    data: B,
+    layout: ZoneLayout,
+    limits: Limits,
+    /// Held by changes that are made durable; the last durable state of each zone, if known.
+    settled: Mutex<Vec<Option<State>>>,
+    /// Held by the write to each sequential zone.
+    writing: Box<[Mutex<()>]>,
+    table: Mutex<Table>,
+    store: Box<dyn Store>,
+}
+
+impl std::fmt::Debug for dyn Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Checks a layout; returns the number of zones and of sequential ones.
+fn check(layout: &ZoneLayout, limits: &Limits) -> Result<(u64, usize), Error> {
+    let block = u64::from(limits.logical_block_size);
+    let ZoneLayout { size, capacity, .. } = *layout;
+    if !size.is_power_of_two() || size < block.max(4096) {
+        return Err(Error::Zones(
+            "the zone size must be a power of two from 4096 on",
+        ));
+    }
+    if capacity == 0 || capacity > size || !capacity.is_multiple_of(block) {
+        return Err(Error::Zones(
+            "the zone capacity must be whole blocks, not above the zone size",
+        ));
+    }
+    let zones = limits.size / size;
+    let sequential = zones
+        .checked_sub(layout.conventional.into())
+        .filter(|n| *n != 0);
+    let sequential = sequential.and_then(|n| usize::try_from(n).ok());
+    let Some(sequential) = sequential else {
+        return Err(Error::Zones(
+            "there must be a sequential zone behind the conventional ones",
+        ));
+    };
+    Ok((zones, sequential))
+}
+
+impl ZonedDevice<Memory> {
+    /// A zoned device of memory; its content and its write pointers are lost with the server.
+    ///
+    /// # Errors
+    /// [`Error::Zones`] for a layout that the memory or the kernel does not allow.
+    pub fn memory(memory: Memory, layout: ZoneLayout) -> Result<Self, Error> {
+        Self::blank(memory, layout)
+    }
+}
+
+impl ZonedDevice<File> {
+    /// A zoned device on a file, with its write pointers in the file `pointers`. If there is none it is made: all zones are
+    /// then empty, whatever the file holds.
+    ///
+    /// # Errors
+    /// [`Error::Zones`] for a layout that the file or the kernel does not allow, or write pointers of another one;
+    /// [`Error::File`].
+    pub fn file(file: File, layout: ZoneLayout, pointers: &Path) -> Result<Self, Error> {
+        Self::on(file, layout, pointers, true)
+    }
+
+    /// The same for a device that has been served before: without its write pointers it is refused.
+    ///
+    /// # Errors
+    /// As for [`ZonedDevice::file`].
+    pub fn file_again(file: File, layout: ZoneLayout, pointers: &Path) -> Result<Self, Error> {
+        Self::on(file, layout, pointers, false)
+    }
+
+    fn on(file: File, layout: ZoneLayout, pointers: &Path, make: bool) -> Result<Self, Error> {
+        let limits = file.limits();
+        let (_, sequential) = check(&layout, &limits)?;
+        let block = limits.logical_block_size;
+        let store = Beside::open(
+            pointers,
+            &layout,
+            (sequential, block),
+            make,
+            limits.read_only,
+        )?;
+        Self::new(file, layout, Box::new(store))
+    }
+}
+
+impl<B: Backend> ZonedDevice<B> {
+    /// A zoned device whose zones are empty, and whose write pointers are kept nowhere: to look at its limits.
+    ///
+    /// # Errors
+    /// [`Error::Zones`].
+    pub fn blank(data: B, layout: ZoneLayout) -> Result<Self, Error> {
+        let (_, sequential) = check(&layout, &data.limits())?;
+        Self::new(data, layout, Box::new(Nowhere(sequential)))
+    }
+
+    fn new(data: B, layout: ZoneLayout, store: Box<dyn Store>) -> Result<Self, Error> {
+        let mut limits = data.limits();
+        let (zones, sequential) = check(&layout, &limits)?;
+        let append = u32::try_from(layout.capacity.min(MAX_APPEND)).unwrap_or(u32::MAX);
+        limits.size = zones * layout.size;
+        // Neither keeps the order of a zone's writes.
+        (limits.max_discard, limits.max_write_zeroes, limits.fua) = (0, 0, false);
+        let limits = limits
+            .zones(Zones::new(layout.size, append).at_once(layout.max_open, layout.max_active));
+        let states = store.load().map_err(|errno| Error::File {
+            doing: "read the write pointers",
+            errno,
+            hint: "restore the file with the write pointers",
+        })?;
+        Ok(Self {
+            data,
+            layout,
+            limits,
+            settled: Mutex::new(vec![None; sequential]),
+            writing: (0..sequential).map(|_| Mutex::new(())).collect(),
+            table: Mutex::new(Table::new(layout, states)),
+            store,
+        })
+    }
+
+    /// The backend with the data.
+    #[must_use]
+    pub const fn data(&self) -> &B {
+        &self.data
+    }
+
+    /// Reads the write pointers again: for a server that opened the device while another one was still writing.
+    ///
+    /// # Errors
+    /// The errno of reading them.
+    pub fn reload(&self) -> Result<(), Errno> {
+        let mut settled = lock(&self.settled);
+        *lock(&self.table) = Table::new(self.layout, self.store.load()?);
+        settled.fill(None);
+        Ok(())
+    }
+
+    /// The sequential zone of an offset, and its start; `None` in a conventional zone. EIO beyond the device.
+    fn zone(&self, offset: u64) -> Result<Option<(usize, u64)>, Errno> {
+        if offset >= self.limits.size {
+            return Err(Errno::EIO);
+        }
+        let number = offset / self.layout.size;
+        let zone = number.checked_sub(self.layout.conventional.into());
+        let zone = zone.and_then(|zone| usize::try_from(zone).ok());
+        Ok(zone.map(|zone| (zone, number * self.layout.size)))
+    }
+
+    fn sequential(&self, offset: u64) -> Result<(usize, u64), Errno> {
+        self.zone(offset)?.ok_or(Errno::EIO)
+    }
+
+    /// Writes at a place in a sequential zone, or at its pointer; returns where.
+    fn write_in(
+        &self,
+        (zone, start): (usize, u64),
+        at: Option<u64>,
+        buf: &[u8],
+    ) -> Result<u64, Errno> {
+        let len = buf.len() as u64;
+        let _writing = lock(&self.writing[zone]);
+        let at = lock(&self.table).begin(zone, at, len)?;
+        self.data.write_at(buf, start + at, false)?;
+        let state = {
+            let mut table = lock(&self.table);
+            table.written(zone, at + len);
+            table.get(zone)
+        };
+        self.store.note(zone, state)?;
+        Ok(start + at)
+    }
+
+    /// Changes a zone so that it is durable on return.
+    fn settle(
+        &self,
+        zone: usize,
+        change: impl FnOnce(&mut Table) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let mut settled = lock(&self.settled);
+        let _writing = lock(&self.writing[zone]);
+        let state = {
+            let mut table = lock(&self.table);
+            change(&mut table)?;
+            table.get(zone)
+        };
+        self.store.note(zone, state)?;
+        self.store.settle(&[(zone, state)])?;
+        settled[zone] = Some(state);
+        Ok(())
+    }
+
+    fn reset(&self, zone: usize, start: u64) -> Result<(), Errno> {
+        self.settle(zone, |table| {
+            table.reset(zone);
+            Ok(())
+        })?;
+        // Gives storage back where it can; what is there does not matter.
+        let _ = self.data.discard(start, self.layout.size);
+        Ok(())
+    }
+}
+
+impl<B: Backend> Backend for ZonedDevice<B> {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
+        let (mut rest, mut offset) = (buf, offset);
+        while !rest.is_empty() {
+            let zone = self.zone(offset)?;
+            let left = self.layout.size - offset % self.layout.size;
+            let len = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
+            let (part, after) = rest.split_at_mut(len);
+            let written = match zone {
+                None => len,
+                Some((zone, start)) => {
+                    let pointer = lock(&self.table).get(zone).pointer;
+                    let there = (start + pointer).saturating_sub(offset);
+                    usize::try_from(there).map_or(len, |there| there.min(len))
+                }
+            };
+            let (there, beyond) = part.split_at_mut(written);
+            if !there.is_empty() {
+                self.data.read_at(there, offset)?;
+            }
+            beyond.fill(0);
+            (rest, offset) = (after, offset + len as u64);
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, _fua: bool) -> Result<(), Errno> {
+        match self.zone(offset)? {
+            None => self.data.write_at(buf, offset, false),
+            Some(zone) => self.write_in(zone, Some(offset - zone.1), buf).map(drop),
+        }
+    }
+
+    fn zone_append(&self, buf: &[u8], zone: u64) -> Result<u64, Errno> {
+        self.write_in(self.sequential(zone)?, None, buf)
+    }
+
+    fn flush(&self) -> Result<(), Errno> {
+        let mut settled = lock(&self.settled);
+        // Before the data: a write that completes meanwhile is of the next FLUSH.
+        let states: Vec<State> = {
+            let table = lock(&self.table);
+            (0..table.len())
+                .map(|zone| table.get(zone).at_rest())
+                .collect()
+        };
+        self.data.flush()?;
+        let changed = states.into_iter().enumerate();
+        let changed: Vec<_> = changed
+            .filter(|(zone, state)| settled[*zone] != Some(*state))
+            .collect();
+        self.store.settle(&changed)?;
+        for (zone, state) in changed {
+            settled[zone] = Some(state);
+        }
+        Ok(())
+    }
+
+    fn report_zones(&self, offset: u64, report: &mut ZoneReport<'_>) -> Result<(), Errno> {
+        let size = self.layout.size;
+        let table = lock(&self.table);
+        let mut start = offset / size * size;
+        while start < self.limits.size {
+            let zone = match self.zone(start)? {
+                None => Zone::conventional(start, size),
+                Some((zone, _)) => {
+                    let State { pointer, condition } = table.get(zone);
+                    let mut zone = Zone::sequential(start, size, start + pointer, condition);
+                    zone.capacity = self.layout.capacity;
+                    zone
+                }
+            };
+            if !report.push(&zone) {
+                break;
+            }
+            start += size;
+        }
+        Ok(())
+    }
+
+    fn manage_zone(&self, action: ZoneAction, zone: u64) -> Result<(), Errno> {
+        let (zone, start) = self.sequential(zone)?;
+        match action {
+            ZoneAction::Open => lock(&self.table).open(zone),
+            ZoneAction::Close => lock(&self.table).close(zone),
+            ZoneAction::Finish => {
+                if self.limits.volatile_cache {
+                    self.data.flush()?;
+                }
+                self.settle(zone, |table| table.finish(zone))
+            }
+            ZoneAction::Reset => self.reset(zone, start),
+            _ => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    fn reset_all_zones(&self) -> Result<(), Errno> {
+        let first = u64::from(self.layout.conventional) * self.layout.size;
+        for zone in 0..self.writing.len() {
+            if lock(&self.table).get(zone) != State::EMPTY {
+                self.reset(zone, first + zone as u64 * self.layout.size)?;
+            }
+        }
+        Ok(())
+    }
+}
