@@ -228,7 +228,7 @@ struct Agent<'w> {
     /// Held from the time the device is known until the agent ends.
     lock: Option<Lock>,
     /// The open file or disk behind the device: lock and claim outlive the server, and the next one goes on with it.
-    backing: Option<OwnedFd>,
+    backing: Vec<OwnedFd>,
     /// I/O may be held: neither the caller nor a signal cancels anything.
     held: bool,
     /// The previous agent, as long as it can take the device back.
@@ -264,7 +264,7 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
         relay: Relay::default(),
         log: None,
         lock: None,
-        backing: None,
+        backing: Vec::new(),
         held: false,
         predecessor: None,
         adopted: None,
@@ -405,7 +405,7 @@ impl Agent<'_> {
     }
 
     fn tell_server(&mut self, message: &ToServer) {
-        self.tell_server_with(message, None);
+        self.tell_server_with(message, &[]);
     }
 
     /// Tells the server that its device serves, and passes the log file, because the server may no longer open files.
@@ -415,12 +415,13 @@ impl Agent<'_> {
             let told = |e| tracing::debug!("cannot open the server's log: {e}");
             opened.map_err(told).ok()
         });
-        self.tell_server_with(&ToServer::Live, log.as_ref().map(AsFd::as_fd));
+        let log = log.as_ref().map(AsFd::as_fd);
+        self.tell_server_with(&ToServer::Live, log.as_slice());
     }
 
-    fn tell_server_with(&self, message: &ToServer, descriptor: Option<BorrowedFd<'_>>) {
+    fn tell_server_with(&self, message: &ToServer, descriptors: &[BorrowedFd<'_>]) {
         let server = self.server.as_ref();
-        match server.map(|s| s.link.send_with(message, descriptor)) {
+        match server.map(|s| s.link.send_with(message, descriptors)) {
             // Its last words are still to be heard, and say why.
             None | Some(Ok(()) | Err(LinkError::Closed)) => {}
             Some(Err(e)) => tracing::warn!("cannot send to the server: {e}"),

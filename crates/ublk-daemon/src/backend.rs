@@ -9,7 +9,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use ublk_backends::{Created, File, FileOptions, Memory, Null};
+use ublk_backends::{
+    Composed, Created, Faulty, File, FileOptions, Identity, Memory, Null, ZoneLayout, ZonedDevice,
+};
 use ublk_core::{Backend, DataMode, Limits};
 use ublk_nbd::{ConnectError, Nbd, NbdOptions, OpenError};
 
@@ -18,8 +20,28 @@ use ublk_nbd::{ConnectError, Nbd, NbdOptions, OpenError};
 pub(crate) enum Opened {
     Null(Arc<Null>),
     Memory(Arc<Memory>),
+    Fault(Arc<Faulty<Memory>>),
     File(Arc<File>),
+    Composed(Arc<Composed>),
+    ZonedMemory(Arc<ZonedDevice<Memory>>),
+    ZonedFile(Arc<ZonedDevice<File>>),
     Nbd(Arc<Nbd>),
+}
+
+impl Opened {
+    /// The files behind it, in order.
+    pub(crate) fn files(&self) -> Vec<&File> {
+        match self {
+            Self::File(file) => vec![file],
+            Self::Composed(composed) => composed.members().iter().collect(),
+            Self::ZonedFile(device) => vec![device.data()],
+            Self::Null(_)
+            | Self::Memory(_)
+            | Self::Fault(_)
+            | Self::ZonedMemory(_)
+            | Self::Nbd(_) => Vec::new(),
+        }
+    }
 }
 
 /// The limits of a backend, without opening it, for checks before anything is created.
@@ -42,9 +64,9 @@ pub(crate) fn limits_again(
     let BackendSpec::File { path, .. } = &spec.backend else {
         return limits_of(spec);
     };
-    let (opening, passed) = backing::next_opening(record, None, accept);
+    let (opening, passed) = backing::next_opening(record, &[], accept);
     // A link of /proc leads to the open file itself, whatever it is named now.
-    let link = passed.map(|fd| {
+    let link = passed.into_iter().next().map(|fd| {
         (
             PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())),
             fd,
@@ -52,9 +74,9 @@ pub(crate) fn limits_again(
     });
     let link = link.as_ref().map(|(link, _)| link.as_path());
     let path_to_open = link.or(opening.instead.as_deref()).unwrap_or(path);
-    let file = options(spec, path_to_open).claim(false).open();
+    let file = options(spec, 0, path_to_open).claim(false).open();
     let file = file.map_err(|e| of_file(path, &e))?;
-    if let Some(was) = &opening.backing {
+    if let Some(was) = opening.backing.first() {
         backing::check(path, was, &file.identity())?;
     }
     Ok(file.limits())
@@ -73,16 +95,30 @@ pub fn resolve(spec: &mut AddSpec) -> Result<Limits, Failure> {
         true => DataMode::Copy,
         false => pays(&opened),
     });
+    if matches!(opened, Opened::ZonedMemory(_) | Opened::ZonedFile(_)) && spec.auto.take().is_some()
+    {
+        // The only mode there is, so the device is checked with it.
+        spec.mode.data = DataMode::UserCopy;
+    }
     if let Opened::Nbd(nbd) = &opened {
         fit_server(spec, nbd);
     }
-    if !matches!(
+    if matches!(
         spec.backend,
-        BackendSpec::File { .. } | BackendSpec::Nbd { .. }
+        BackendSpec::Null { .. } | BackendSpec::Mem { .. } | BackendSpec::Fault { .. }
     ) {
         return Ok(limits);
     }
     spec.block_size = limits.logical_block_size;
+    if let (Some(files), Opened::Composed(composed)) = (spec.backend.files_mut(), &opened) {
+        files.bytes = limits.size;
+        for (member, file) in files.files.iter_mut().zip(composed.members()) {
+            member.length = Some(file.limits().size);
+            for choice in file.choices() {
+                tracing::warn!("{}: {choice}", member.path.display());
+            }
+        }
+    }
     if let BackendSpec::Nbd { length, .. } = &mut spec.backend {
         *length = Some(limits.size);
     }
@@ -103,7 +139,10 @@ fn pays(opened: &Opened) -> DataMode {
         // In zero copy nothing would fill the pages of a READ, and their old contents must not reach the reader.
         Opened::Null(_) => DataMode::Copy,
         Opened::File(file) => file.favoured_data(),
-        Opened::Memory(_) | Opened::Nbd(_) => DataMode::Copy,
+        Opened::Composed(composed) => composed.favoured_data(),
+        Opened::Memory(_) | Opened::Fault(_) | Opened::Nbd(_) => DataMode::Copy,
+        // The driver copies no data of a zoned device.
+        Opened::ZonedMemory(_) | Opened::ZonedFile(_) => DataMode::UserCopy,
     }
 }
 
@@ -153,7 +192,30 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
     if let Some(why) = spec.mode.impossible() {
         return usage(why, "choose one of --batch on and --data get-data");
     }
+    if spec.parameters.zones.is_some() {
+        match (&spec.backend, spec.mode.data) {
+            (BackendSpec::Mem { .. } | BackendSpec::File { .. }, DataMode::UserCopy) => {}
+            // Left open, and settled before the device is made.
+            (BackendSpec::Mem { .. } | BackendSpec::File { .. }, _) if spec.auto.is_some() => {}
+            (BackendSpec::Mem { .. } | BackendSpec::File { .. }, _) => {
+                return usage(
+                    "the driver copies no data of a zoned device, and its writes go to the backend in order",
+                    "use --data user-copy",
+                );
+            }
+            _ => {
+                return usage(
+                    "only memory and file devices can be zoned",
+                    "omit --zone-size",
+                );
+            }
+        }
+    }
     match (spec.mode.data, &spec.backend) {
+        (DataMode::ZeroCopy | DataMode::ZeroCopyManual, BackendSpec::Fault { .. }) => usage(
+            "a fault device keeps its data in the server's memory",
+            "use --data copy, get-data or user-copy",
+        ),
         (DataMode::ZeroCopy | DataMode::ZeroCopyManual, BackendSpec::Mem { .. }) => usage(
             "a memory device has no file to forward requests to",
             "use --data user-copy or get-data: the driver then copies to and from the device's memory",
@@ -186,11 +248,19 @@ fn not_opened(error: &ublk_backends::Error) -> Failure {
     failure
 }
 
-/// How the file of a file device is opened.
-fn options(spec: &AddSpec, path: &Path) -> FileOptions {
+/// How a file of a device is opened; `number` counts its files from 0.
+fn options(spec: &AddSpec, number: usize, path: &Path) -> FileOptions {
     let options = File::options(path).read_only(spec.read_only);
     let options = options.block_size((spec.block_size != 0).then_some(spec.block_size));
     match &spec.backend {
+        BackendSpec::Linear { files } | BackendSpec::Stripe { files, .. } => {
+            let member = files.files.get(number);
+            options
+                .offset(member.map_or(0, |member| member.offset))
+                .length(member.and_then(|member| member.length))
+                .buffered(files.buffered)
+                .discard(files.discard)
+        }
         BackendSpec::File {
             path: _,
             offset,
@@ -203,15 +273,22 @@ fn options(spec: &AddSpec, path: &Path) -> FileOptions {
             .length(*length)
             .buffered(*buffered)
             .discard(*discard),
-        BackendSpec::Null { .. } | BackendSpec::Mem { .. } | BackendSpec::Nbd { .. } => options,
+        BackendSpec::Null { .. }
+        | BackendSpec::Mem { .. }
+        | BackendSpec::Fault { .. }
+        | BackendSpec::Nbd { .. } => options,
     }
 }
 
 /// Opens a backend to inspect it, without disturbing other users of its file.
 fn look(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
-    open(spec, |path| {
-        let file = options(spec, path).claim(false).open();
-        file.map_err(|e| {
+    open(spec, Purpose::Look, |number, path, block| {
+        let options = options(spec, number, path).claim(false);
+        let options = match block {
+            Some(_) => options.block_size(block),
+            None => options,
+        };
+        options.open().map_err(|e| {
             let failure = of_file(path, &e);
             match e {
                 ublk_backends::Error::File {
@@ -226,10 +303,12 @@ fn look(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
     })
 }
 
-/// Opens a backend; its file, if it has one, by `open_file`.
+/// Opens a backend; its files, if it has some, by `open_file`: number, path, and the block size if it is not that of the
+/// specification.
 pub(crate) fn open(
     spec: &AddSpec,
-    open_file: impl FnOnce(&Path) -> Result<File, Failure>,
+    purpose: Purpose,
+    mut open_file: impl FnMut(usize, &Path, Option<u32>) -> Result<File, Failure>,
 ) -> Result<(Opened, Limits), Failure> {
     refuse(spec)?;
     let (block, yes) = (spec.block_size, spec.read_only);
@@ -240,18 +319,101 @@ pub(crate) fn open(
         }
         BackendSpec::Mem { size } => {
             let memory = Memory::new(*size, block).map_err(|e| not_opened(&e))?;
-            Opened::Memory(Arc::new(memory.read_only(yes)))
+            let memory = memory.read_only(yes);
+            match spec.parameters.zones {
+                Some(zones) => {
+                    let device = ZonedDevice::memory(memory, zones).map_err(|e| not_opened(&e))?;
+                    Opened::ZonedMemory(Arc::new(device))
+                }
+                None => Opened::Memory(Arc::new(memory)),
+            }
         }
-        BackendSpec::File { path, .. } => Opened::File(Arc::new(open_file(path)?)),
+        BackendSpec::Fault { size, plan } => {
+            let memory = Memory::new(*size, block).map_err(|e| not_opened(&e))?;
+            let faulty = Faulty::new(memory.read_only(yes), plan.clone());
+            Opened::Fault(Arc::new(faulty))
+        }
+        BackendSpec::File { path, .. } => {
+            let file = open_file(0, path, None)?;
+            match spec.parameters.zones {
+                Some(zones) => zoned(file, path, zones, purpose)?,
+                None => Opened::File(Arc::new(file)),
+            }
+        }
+        BackendSpec::Linear { .. } | BackendSpec::Stripe { .. } => {
+            Opened::Composed(Arc::new(compose(spec, open_file)?))
+        }
         BackendSpec::Nbd { .. } => Opened::Nbd(Arc::new(open_nbd(spec)?)),
     };
     let limits = match &opened {
         Opened::Null(null) => null.limits(),
         Opened::Memory(memory) => memory.limits(),
+        Opened::Fault(faulty) => faulty.limits(),
         Opened::File(file) => file.limits(),
+        Opened::Composed(composed) => composed.limits(),
+        Opened::ZonedMemory(device) => device.limits(),
+        Opened::ZonedFile(device) => device.limits(),
         Opened::Nbd(nbd) => nbd.limits(),
     };
     Ok((opened, limits))
+}
+
+/// What a backend is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To look at it: nothing is made.
+    Look,
+    /// To serve a new device.
+    Make,
+    /// To serve a device that had a server before.
+    Continue,
+}
+
+/// A zoned device on a file: its write pointers are beside it.
+fn zoned(file: File, path: &Path, zones: ZoneLayout, purpose: Purpose) -> Result<Opened, Failure> {
+    if !matches!(file.identity(), Identity::File { .. }) {
+        return Err(Failure::new(
+            FailureKind::Usage,
+            format!(
+                "{}: only a regular file can be a zoned device",
+                path.display()
+            ),
+        )
+        .hint("its write pointers are in a file beside it"));
+    }
+    let mut pointers = path.as_os_str().to_owned();
+    pointers.push(".zones");
+    let pointers = PathBuf::from(pointers);
+    let device = match purpose {
+        Purpose::Look if !pointers.exists() => ZonedDevice::blank(file, zones),
+        Purpose::Make => ZonedDevice::file(file, zones, &pointers),
+        // Without them a device that holds data would seem empty.
+        Purpose::Look | Purpose::Continue => ZonedDevice::file_again(file, zones, &pointers),
+    };
+    let device = device.map_err(|e| of_file(&pointers, &e))?;
+    Ok(Opened::ZonedFile(Arc::new(device)))
+}
+
+/// Opens the members of a device over several files.
+fn compose(
+    spec: &AddSpec,
+    mut open_file: impl FnMut(usize, &Path, Option<u32>) -> Result<File, Failure>,
+) -> Result<Composed, Failure> {
+    let Some((layout, files)) = spec.backend.composition() else {
+        return Err(Failure::failed("not a device over several files"));
+    };
+    let mut members = Vec::with_capacity(files.files.len());
+    for (number, member) in files.files.iter().enumerate() {
+        members.push(open_file(number, &member.path, None)?);
+    }
+    // All have the largest block.
+    let block = members.iter().map(|m| m.limits().logical_block_size).max();
+    for (number, member) in files.files.iter().enumerate() {
+        if Some(members[number].limits().logical_block_size) != block {
+            members[number] = open_file(number, &member.path, block)?;
+        }
+    }
+    Composed::new(layout, members).map_err(|e| not_opened(&e))
 }
 
 /// Connects to the NBD server of a device.
@@ -298,18 +460,25 @@ pub(crate) fn not_connected(uri: &str, error: &ConnectError) -> Failure {
     }
 }
 
-/// Opens the file of a file device to serve it.
+/// Opens a file of a device to serve it: `number` counts them from 0, `before` are those that are open.
 pub(crate) fn open_to_serve(
     spec: &AddSpec,
-    path: &Path,
+    (number, path): (usize, &Path),
+    before: &[Identity],
     opening: &Opening,
-    passed: Option<OwnedFd>,
+    passed: &[OwnedFd],
 ) -> Result<File, Failure> {
     let path_to_open = opening.instead.as_deref().unwrap_or(path);
-    let options = options(spec, path_to_open);
+    let options = options(spec, number, path_to_open);
     let store = Store::of_user().ok();
-    backing::opened(path, spec, opening, store.as_ref(), || {
-        let copy = passed.as_ref().and_then(|fd| fd.try_clone().ok());
+    let of = backing::Opened {
+        spec,
+        path,
+        number,
+        before,
+    };
+    backing::opened(of, opening, store.as_ref(), || {
+        let copy = passed.get(number).and_then(|fd| fd.try_clone().ok());
         let file = match copy {
             Some(copy) => options.open_passed(copy),
             None => options.open(),

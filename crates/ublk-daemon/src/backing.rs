@@ -7,7 +7,7 @@
 
 use crate::failure::{Failure, FailureKind};
 use crate::link::message::Opening;
-use crate::spec::{AddSpec, BackendSpec};
+use crate::spec::{AddSpec, BackendSpec, Member};
 use crate::state::{Phase, ProcessId, Record, Store};
 use crate::sys::process;
 use std::fs;
@@ -33,15 +33,19 @@ struct Window {
 }
 
 impl Window {
-    /// That of a file device.
-    fn of(spec: &AddSpec, length: u64) -> Option<Self> {
-        let BackendSpec::File { offset, .. } = spec.backend else {
-            return None;
+    /// Those of a device's files, in order. Of a file device, whose size may have changed, the one of its present size.
+    fn all(spec: &AddSpec) -> Vec<Self> {
+        let size = spec.backend.size();
+        let one = matches!(spec.backend, BackendSpec::File { .. });
+        let members = spec.backend.members().into_iter();
+        let window = |m: Member| Self {
+            begin: m.offset,
+            end: m.offset.saturating_add(match m.length {
+                Some(length) if !one => length,
+                _ => size,
+            }),
         };
-        Some(Self {
-            begin: offset,
-            end: offset.saturating_add(length),
-        })
+        members.map(window).collect()
     }
 
     const fn overlaps(self, other: Self) -> bool {
@@ -81,14 +85,14 @@ fn name_of(record: &Record) -> String {
     }
 }
 
-/// Judges the users of a file for a device over `window`, with the records of all other devices that are over the same.
-fn judge(users: &[User], spec: &AddSpec, window: Window, others: &[Record]) -> Verdict {
+/// Judges the users of a file for a device over `window`, with the records of all other devices that are over the same,
+/// and where.
+fn judge(users: &[User], spec: &AddSpec, window: Window, others: &[(Record, Window)]) -> Verdict {
     let mut told = Vec::new();
-    for other in others {
-        let length = other.spec.backend.size();
-        let Some(theirs) = Window::of(&other.spec, length).filter(|w| w.overlaps(window)) else {
+    for (other, theirs) in others {
+        if !theirs.overlaps(window) {
             continue;
-        };
+        }
         let name = name_of(other);
         if other.spec.read_only {
             if !spec.read_only {
@@ -121,7 +125,20 @@ fn judge(users: &[User], spec: &AddSpec, window: Window, others: &[Record]) -> V
 
 /// Whether a device may share its file with others.
 const fn may_share(spec: &AddSpec) -> bool {
-    spec.read_only || matches!(spec.backend, BackendSpec::File { force: true, .. })
+    spec.read_only || spec.backend.is_forced()
+}
+
+/// A file of a device that is being opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opened<'a> {
+    /// The device.
+    pub(crate) spec: &'a AddSpec,
+    /// Its path.
+    pub(crate) path: &'a Path,
+    /// Where it stands among the device's files.
+    pub(crate) number: usize,
+    /// The files before it, which are open: locks and claims on them are our own.
+    pub(crate) before: &'a [Identity],
 }
 
 /// Opens a file with `open` for a new device or a new server, unless its identity changed or other users' data would be
@@ -130,39 +147,40 @@ const fn may_share(spec: &AddSpec) -> bool {
 /// # Errors
 /// Errors of the file, and the reasons above, with names.
 pub(crate) fn opened(
-    path: &Path,
-    spec: &AddSpec,
+    of: Opened<'_>,
     opening: &Opening,
     store: Option<&Store>,
     mut open: impl FnMut() -> Result<File, Failure>,
 ) -> Result<File, Failure> {
     let until = Instant::now() + PATIENCE;
+    let Opened { spec, path, .. } = of;
     loop {
         let file = open()?;
         let identity = file.identity();
-        if let Some(was) = &opening.backing {
+        if let Some(was) = opening.backing.get(of.number) {
             check(path, was, &identity)?;
         }
-        let same = |record: &Record| {
-            Some(record.nonce) != opening.nonce
-                && record.backing.is_some_and(|b| b.is(&identity))
-                && stands(record)
-        };
-        let others: Vec<Record> = match store {
-            Some(store) => store.records().filter(same).collect(),
+        let other = |record: &Record| Some(record.nonce) != opening.nonce && stands(record);
+        let others: Vec<(Record, Window)> = match store {
+            Some(store) => {
+                let records = store.records().filter(other);
+                records.flat_map(|record| over(record, &identity)).collect()
+            }
             None => Vec::new(),
         };
+        let ours = of.before.iter().any(|before| before.is(&identity));
         let users: Vec<User> = file
             .users()
             .iter()
-            .filter(|u| !is_predecessor(u, opening))
+            .filter(|u| !(is_predecessor(u, opening) || ours && is_own(u)))
             .cloned()
             .collect();
         let size = ublk_core::Backend::limits(&file).size;
-        let verdict = match Window::of(spec, size) {
-            Some(window) => judge(&users, spec, window, &others),
-            None => return Ok(file),
+        let window = Window {
+            begin: file.base(),
+            end: file.base().saturating_add(size),
         };
+        let verdict = judge(&users, spec, window, &others);
         let refused = match verdict {
             Verdict::Fine(told) => {
                 for text in told {
@@ -180,6 +198,25 @@ pub(crate) fn opened(
         };
         let text = format!("{}: {refused}", path.display());
         return Err(Failure::new(FailureKind::Busy, text).hint(IN_USE));
+    }
+}
+
+/// Where a device has a file: once for each of its members.
+fn over(record: Record, identity: &Identity) -> Vec<(Record, Window)> {
+    let windows = Window::all(&record.spec);
+    let all = record.backing.iter().zip(windows);
+    let here = all.filter(|(is, _)| is.is(identity));
+    let windows: Vec<Window> = here.map(|(_, window)| window).collect();
+    let pair = |window| (record.clone(), window);
+    windows.into_iter().map(pair).collect()
+}
+
+/// Whether a user of a file may be this process itself, which has another part of it open.
+fn is_own(user: &User) -> bool {
+    match user {
+        User::Server { pid, .. } | User::Process { pid, .. } => *pid == std::process::id(),
+        User::Unknown => true,
+        _ => false,
     }
 }
 
@@ -205,67 +242,81 @@ pub(crate) fn check(path: &Path, was: &Identity, now: &Identity) -> Result<(), F
     ))
 }
 
-/// How a device's next server opens its backing store, and a descriptor of the store if there is one: the one `kept` by
-/// the agent, or one of the running server. With `accept` the path is used, even if it leads to another store.
+/// How a device's next server opens its files, and descriptors of them if there are any, one for each: those `kept` by the
+/// agent, or those of the running server. With `accept` the paths are used, even if one leads to another file.
 pub(crate) fn next_opening(
     record: &Record,
-    kept: Option<&OwnedFd>,
+    kept: &[OwnedFd],
     accept: bool,
-) -> (Opening, Option<OwnedFd>) {
+) -> (Opening, Vec<OwnedFd>) {
     let mut opening = Opening {
         nonce: Some(record.nonce),
-        backing: record.backing,
+        backing: record.backing.clone(),
         ..Opening::default()
     };
-    let BackendSpec::File { path, .. } = &record.spec.backend else {
-        return (opening, None);
-    };
+    let members = record.spec.backend.members();
+    if members.is_empty() {
+        return (opening, Vec::new());
+    }
     let old = record.server.filter(ProcessId::runs);
     opening.predecessor = old.map(|old| old.pid);
-    let Some(backing) = record.backing else {
-        return (opening, None);
-    };
-    let leads_there = fs::metadata(path).is_ok_and(|meta| backing.matches(&meta));
-    if accept && !leads_there {
-        opening.backing = None;
-        return (opening, None);
+    let backing = &record.backing;
+    if backing.len() != members.len() {
+        return (opening, Vec::new());
     }
-    if let Some(kept) = kept.and_then(|kept| kept.try_clone().ok()) {
-        return (opening, Some(kept));
-    }
-    let Some((number, descriptor)) = old.and_then(|old| of_server(old, &backing)) else {
-        return (opening, None);
+    let leads = |(member, backing): (&Member, &Identity)| {
+        fs::metadata(&member.path).is_ok_and(|meta| backing.matches(&meta))
     };
-    if descriptor.is_none() {
+    if accept && !members.iter().zip(backing).all(leads) {
+        opening.backing.clear();
+        return (opening, Vec::new());
+    }
+    let copies: Result<Vec<_>, _> = kept.iter().map(OwnedFd::try_clone).collect();
+    if let Ok(copies) = copies
+        && copies.len() == members.len()
+    {
+        return (opening, copies);
+    }
+    let Some(found) = old.and_then(|old| of_server(old, backing)) else {
+        return (opening, Vec::new());
+    };
+    let (numbers, descriptors): (Vec<RawFd>, Vec<Option<OwnedFd>>) = found.into_iter().unzip();
+    if let ([number], [None]) = (&*numbers, &*descriptors) {
         let pid = opening.predecessor.unwrap_or_default();
         opening.instead = Some(PathBuf::from(format!("/proc/{pid}/fd/{number}")));
     }
-    (opening, descriptor)
+    // All or none: the paths lead to the others, too.
+    let descriptors: Option<Vec<_>> = descriptors.into_iter().collect();
+    (opening, descriptors.unwrap_or_default())
 }
 
-/// The descriptor by which a server has its backing store open: its number there, and a copy where we may have one.
-fn of_server(server: ProcessId, backing: &Identity) -> Option<(RawFd, Option<OwnedFd>)> {
+/// The descriptors by which a server has its files open: their numbers there, and copies where we may have them. A file
+/// that is several members is open several times, in their order.
+fn of_server(server: ProcessId, backing: &[Identity]) -> Option<Vec<(RawFd, Option<OwnedFd>)>> {
     // Open the pidfd before checking, so that the checked process is the one inspected.
     let pidfd = process::pidfd(server.pid).ok()?;
     if !server.runs() {
         return None;
     }
     let entries = fs::read_dir(format!("/proc/{}/fd", server.pid)).ok()?;
-    let number = entries.flatten().find_map(|entry| {
+    let open = entries.flatten().filter_map(|entry| {
         let meta = fs::metadata(entry.path()).ok()?;
-        let number = entry.file_name().to_str()?.parse().ok()?;
-        backing.matches(&meta).then_some(number)
-    })?;
-    match process::take_descriptor(pidfd.as_fd(), number) {
-        Ok(descriptor) => Some((number, Some(descriptor))),
-        Err(e) => {
-            tracing::debug!(
-                "no copy of descriptor {number} of process {}: {e}",
-                server.pid
-            );
-            Some((number, None))
-        }
+        let number: RawFd = entry.file_name().to_str()?.parse().ok()?;
+        Some((number, meta))
+    });
+    let mut open: Vec<_> = open.collect();
+    open.sort_by_key(|(number, _)| *number);
+    let mut found = Vec::with_capacity(backing.len());
+    for identity in backing {
+        let place = open.iter().position(|(_, meta)| identity.matches(meta))?;
+        let (number, _) = open.remove(place);
+        let descriptor = process::take_descriptor(pidfd.as_fd(), number).map_err(|e| {
+            let pid = server.pid;
+            tracing::debug!("no copy of descriptor {number} of process {pid}: {e}");
+        });
+        found.push((number, descriptor.ok()));
     }
+    Some(found)
 }
 
 #[cfg(test)]

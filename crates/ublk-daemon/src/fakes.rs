@@ -108,8 +108,9 @@ impl Kernel {
     }
 
     /// The file and the lock on it: those of the server before, where its descriptor came along.
-    fn file(&self, passed: Option<OwnedFd>) -> Option<(Identity, OwnedFd)> {
+    fn file(&self, passed: Vec<OwnedFd>) -> Option<(Identity, OwnedFd)> {
         let path = self.state.lock().unwrap().file.clone()?;
+        let passed = passed.into_iter().next();
         let file = passed.map_or_else(|| std::fs::File::open(path).unwrap(), Into::into);
         file.try_lock().unwrap();
         Some((Identity::of(&file).unwrap(), file.into()))
@@ -225,6 +226,7 @@ pub(crate) fn spec() -> AddSpec {
         mode: Mode::default(),
         auto: None,
         recovery: ublk_core::Recovery::None,
+        parameters: Box::default(),
         serving: crate::spec::Serving::default(),
         name: None,
         scheduler: Default::default(),
@@ -316,15 +318,15 @@ impl Engine for Data {
         &mut self,
         spec: &AddSpec,
         opening: &Opening,
-        passed: Option<OwnedFd>,
+        passed: Vec<OwnedFd>,
     ) -> Result<Backing, Failure> {
         if self.0.fails("open") {
             return Err(Failure::failed("open: no memory"));
         }
         self.0.note("open");
-        self.0.opened(opening, passed.is_some());
+        self.0.opened(opening, !passed.is_empty());
         let limits = Limits::new(spec.backend.size());
-        let store = self.0.file(passed);
+        let store = self.0.file(passed).into_iter().collect();
         Ok(Backing { limits, store })
     }
 

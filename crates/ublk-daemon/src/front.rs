@@ -13,6 +13,7 @@ mod nbd;
 mod notify;
 mod owner;
 mod pace;
+mod quiesce;
 mod record;
 mod remove;
 mod reserve;
@@ -30,6 +31,7 @@ pub use nbd::{
 };
 pub use owner::{Ownership, ownership};
 pub use pace::Pace;
+pub use quiesce::quiesce;
 pub use record::{Fetched, Recording};
 pub use remove::{Stop, delete, stop};
 pub use resize::{Resized, resize};

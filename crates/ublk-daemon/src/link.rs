@@ -18,7 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// The link version, sent in each end's first message.
-pub const LINK_VERSION: u32 = 7;
+pub const LINK_VERSION: u32 = 8;
 
 /// Longest message in bytes. A longer packet is refused unread, and would not fit into a default socket buffer
 /// (net.core.wmem_default).
@@ -76,8 +76,8 @@ impl From<LinkError> for Failure {
 #[derive(Debug)]
 pub struct Link {
     fd: OwnedFd,
-    /// The last descriptor that arrived with a message, until it is taken.
-    received: Mutex<Option<OwnedFd>>,
+    /// The descriptors that arrived last with a message, until they are taken.
+    received: Mutex<Vec<OwnedFd>>,
 }
 
 impl Link {
@@ -91,7 +91,7 @@ impl Link {
     }
 
     const fn over(fd: OwnedFd) -> Self {
-        let received = Mutex::new(None);
+        let received = Mutex::new(Vec::new());
         Self { fd, received }
     }
 
@@ -143,23 +143,23 @@ impl Link {
     /// # Errors
     /// [`LinkError::Closed`] when the peer is gone, [`LinkError::TooLong`].
     pub fn send<T: Serialize>(&self, message: &T) -> Result<(), LinkError> {
-        self.send_with(message, None)
+        self.send_with(message, &[])
     }
 
-    /// Sends a message with a descriptor, without blocking.
+    /// Sends a message with descriptors, without blocking.
     ///
     /// # Errors
     /// As [`Link::send`].
     pub fn send_with<T: Serialize>(
         &self,
         message: &T,
-        descriptor: Option<BorrowedFd<'_>>,
+        descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), LinkError> {
         let bytes = serde_json::to_vec(message).map_err(|e| LinkError::Garbled(e.to_string()))?;
         if bytes.len() > MAX_MESSAGE {
             return Err(LinkError::TooLong(bytes.len()));
         }
-        Ok(socket::send(self.fd.as_fd(), &bytes, descriptor)?)
+        Ok(socket::send(self.fd.as_fd(), &bytes, descriptors)?)
     }
 
     /// Sends a message and waits until the deadline for buffer space; for series of messages.
@@ -187,9 +187,9 @@ impl Link {
         let mut buf = vec![0; MAX_MESSAGE];
         let len = match socket::recv(self.fd.as_fd(), &mut buf) {
             Ok((0, _)) => return Err(LinkError::Closed),
-            Ok((len, descriptor)) => {
-                if descriptor.is_some() {
-                    *self.received() = descriptor;
+            Ok((len, descriptors)) => {
+                if !descriptors.is_empty() {
+                    *self.received() = descriptors;
                 }
                 len
             }
@@ -202,13 +202,18 @@ impl Link {
             .map_err(|e| LinkError::Garbled(e.to_string()))
     }
 
-    fn received(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+    fn received(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
         self.received.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the descriptor that arrived with a message.
+    /// Takes the descriptors that arrived with a message.
+    pub fn take_descriptors(&self) -> Vec<OwnedFd> {
+        std::mem::take(&mut *self.received())
+    }
+
+    /// Takes the only descriptor of a message.
     pub fn take_descriptor(&self) -> Option<OwnedFd> {
-        self.received().take()
+        self.take_descriptors().into_iter().next()
     }
 
     /// Waits for a message until the deadline, or without limit if there is none.
@@ -263,7 +268,7 @@ mod tests {
         let long = "x".repeat(MAX_MESSAGE);
         assert!(matches!(a.send(&long), Err(LinkError::TooLong(_))));
         // A peer that exceeds the limit.
-        socket::send(a.as_fd(), &vec![b' '; MAX_MESSAGE + 7], None).unwrap();
+        socket::send(a.as_fd(), &vec![b' '; MAX_MESSAGE + 7], &[]).unwrap();
         let refused = b.recv::<String>(soon());
         assert!(
             matches!(refused, Err(LinkError::TooLong(n)) if n == MAX_MESSAGE + 7),
@@ -285,7 +290,7 @@ mod tests {
             b"1e999",
             deep.as_bytes(),
         ] {
-            socket::send(a.as_fd(), bytes, None).unwrap();
+            socket::send(a.as_fd(), bytes, &[]).unwrap();
             let got = b.recv::<crate::link::message::ToServer>(soon());
             assert!(matches!(got, Err(LinkError::Garbled(_))), "{got:?}");
         }
@@ -328,7 +333,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let ours = File::open(file.path()).unwrap();
         ours.try_lock().unwrap();
-        a.send_with(&1u8, Some(ours.as_fd())).unwrap();
+        a.send_with(&1u8, &[ours.as_fd()]).unwrap();
         a.send(&2u8).unwrap();
         drop(ours);
         assert_eq!(b.recv::<u8>(soon()).unwrap(), 1);

@@ -21,7 +21,7 @@ pub fn check(spec: &AddSpec) -> Result<(), Failure> {
         )
         .hint("add --recovery reissue, queue or fail")),
         (_, Recovery::None) => Ok(()),
-        (BackendSpec::Mem { .. }, policy) => Err(Failure::new(
+        (BackendSpec::Mem { .. } | BackendSpec::Fault { .. }, policy) => Err(Failure::new(
             FailureKind::Usage,
             format!(
                 "--recovery {policy}: the contents of a memory device die with its server, so a new server would return zeroes"

@@ -93,12 +93,12 @@ struct Server {
 impl Server {
     /// Sends a message to the agent, if there is one.
     fn send(&mut self, message: &FromServer) {
-        self.send_with(message, None);
+        self.send_with(message, &[]);
     }
 
-    fn send_with(&mut self, message: &FromServer, descriptor: Option<BorrowedFd<'_>>) {
+    fn send_with(&mut self, message: &FromServer, descriptors: &[BorrowedFd<'_>]) {
         let link = self.link.as_ref();
-        if let Some(Err(e)) = link.map(|link| link.send_with(message, descriptor)) {
+        if let Some(Err(e)) = link.map(|link| link.send_with(message, descriptors)) {
             tracing::warn!("cannot send to the agent: {e}");
         }
     }
@@ -129,16 +129,17 @@ impl Server {
                 )
             })?;
         }
-        let passed = self.link.as_ref().and_then(Link::take_descriptor);
-        let opened = engine.open(&spec, &opening, passed)?;
-        let (backing, descriptor) = opened.store.unzip();
+        let passed = self.link.as_ref().map(Link::take_descriptors);
+        let opened = engine.open(&spec, &opening, passed.unwrap_or_default())?;
+        let (backing, descriptors): (Vec<_>, Vec<_>) = opened.store.into_iter().unzip();
         let described = FromServer::Described {
             version: LINK_VERSION,
             limits: opened.limits,
             backing,
         };
-        self.send_with(&described, descriptor.as_ref().map(AsFd::as_fd));
-        drop(descriptor);
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        self.send_with(&described, &borrowed);
+        drop(descriptors);
         let assignment = match self.next()? {
             ToServer::Assign(assignment) => assignment,
             ToServer::Quit => return Ok(()),

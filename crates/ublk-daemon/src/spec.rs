@@ -3,7 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use ublk_core::{DataMode, Mode, Recovery, SharedBuffer};
+use ublk_backends::Layout;
+pub use ublk_backends::ZoneLayout;
+pub use ublk_backends::{FaultOp, FaultPlan};
+use ublk_core::{DataMode, Limits, Mode, Recovery, SharedBuffer};
 pub use ublk_nbd::{Retry, TlsOptions};
 pub use ublk_queue::ServeOptions;
 
@@ -22,6 +25,13 @@ pub enum BackendSpec {
         /// Size in bytes.
         size: u64,
     },
+    /// Memory whose requests are slow, or fail, by a plan.
+    Fault {
+        /// Size in bytes.
+        size: u64,
+        /// What happens to requests.
+        plan: FaultPlan,
+    },
     /// A regular file or a block device, or a part of it.
     File {
         /// Absolute path.
@@ -38,6 +48,20 @@ pub enum BackendSpec {
         /// Serve the file although another process uses it.
         #[serde(default)]
         force: bool,
+    },
+    /// Several files or block devices, one after the other.
+    Linear {
+        /// The members.
+        #[serde(flatten)]
+        files: Files,
+    },
+    /// Several files or block devices that are dealt chunks in turn.
+    Stripe {
+        /// The members.
+        #[serde(flatten)]
+        files: Files,
+        /// Bytes of a chunk.
+        chunk: u32,
     },
     /// An export of an NBD server.
     Nbd {
@@ -56,6 +80,34 @@ pub enum BackendSpec {
         #[serde(default)]
         tls: Box<TlsOptions>,
     },
+}
+
+/// The files of a device over several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Files {
+    /// The members, in order.
+    pub files: Vec<Member>,
+    /// Through the page cache even where O_DIRECT could be had.
+    pub buffered: bool,
+    /// DISCARD is offered where all members can give storage back.
+    pub discard: bool,
+    /// They are served although somebody else uses them.
+    #[serde(default)]
+    pub force: bool,
+    /// Bytes of the device; 0 before the front has looked at the members.
+    #[serde(default)]
+    pub bytes: u64,
+}
+
+/// A file of a device over several, or a part of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Where it is; absolute.
+    pub path: PathBuf,
+    /// Where in it the member begins, in bytes.
+    pub offset: u64,
+    /// Bytes of the member, `None` for the rest of the file. The front writes down what it found.
+    pub length: Option<u64>,
 }
 
 /// A change of a backend that serves.
@@ -84,8 +136,56 @@ impl BackendSpec {
     /// Sets the size of the device, in bytes.
     pub fn set_size(&mut self, bytes: u64) {
         match self {
-            Self::Null { size } | Self::Mem { size } => *size = bytes,
+            Self::Null { size } | Self::Mem { size } | Self::Fault { size, .. } => *size = bytes,
             Self::File { length, .. } | Self::Nbd { length, .. } => *length = Some(bytes),
+            Self::Linear { files } | Self::Stripe { files, .. } => files.bytes = bytes,
+        }
+    }
+
+    /// The members of a device over several files, and their layout.
+    #[must_use]
+    pub const fn composition(&self) -> Option<(Layout, &Files)> {
+        match self {
+            Self::Linear { files } => Some((Layout::Linear, files)),
+            Self::Stripe { files, chunk } => Some((Layout::Stripe { chunk: *chunk }, files)),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(crate) const fn files_mut(&mut self) -> Option<&mut Files> {
+        match self {
+            Self::Linear { files } | Self::Stripe { files, .. } => Some(files),
+            _ => None,
+        }
+    }
+
+    /// Whether the files behind it are served although somebody else uses them.
+    #[must_use]
+    pub const fn is_forced(&self) -> bool {
+        match self {
+            Self::File { force, .. } => *force,
+            Self::Linear { files } | Self::Stripe { files, .. } => files.force,
+            _ => false,
+        }
+    }
+
+    /// The files behind it, in order: path, and window as far as it is known.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        match self {
+            Self::File {
+                path,
+                offset,
+                length,
+                ..
+            } => vec![Member {
+                path: path.clone(),
+                offset: *offset,
+                length: *length,
+            }],
+            Self::Linear { files } | Self::Stripe { files, .. } => files.files.clone(),
+            _ => Vec::new(),
         }
     }
 
@@ -116,7 +216,10 @@ impl BackendSpec {
         match self {
             Self::Null { .. } => "null",
             Self::Mem { .. } => "mem",
+            Self::Fault { .. } => "fault",
             Self::File { .. } => "file",
+            Self::Linear { .. } => "linear",
+            Self::Stripe { .. } => "stripe",
             Self::Nbd { .. } => "nbd",
         }
     }
@@ -125,11 +228,12 @@ impl BackendSpec {
     #[must_use]
     pub const fn size(&self) -> u64 {
         match self {
-            Self::Null { size } | Self::Mem { size } => *size,
+            Self::Null { size } | Self::Mem { size } | Self::Fault { size, .. } => *size,
             Self::File { length, .. } | Self::Nbd { length, .. } => match length {
                 Some(size) => *size,
                 None => 0,
             },
+            Self::Linear { files } | Self::Stripe { files, .. } => files.bytes,
         }
     }
 }
@@ -179,6 +283,47 @@ pub struct AddSpec {
     /// How each queue is served; concerns only the server.
     #[serde(default)]
     pub serving: Serving,
+    /// Parameters that replace those of the backend.
+    #[serde(default)]
+    pub parameters: Box<Parameters>,
+}
+
+/// Parameters of a device that replace those of its backend, or the kernel's usual ones. `None` keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Parameters {
+    /// The kernel does not scan for partitions when the device starts.
+    pub no_partition_scan: bool,
+    /// Size of an I/O descriptor in bytes (Linux 7.3).
+    pub descriptor_size: Option<u16>,
+    /// Smallest preferred I/O in bytes.
+    pub io_min: Option<u32>,
+    /// Optimal I/O in bytes.
+    pub io_opt: Option<u32>,
+    /// Requests do not cross a multiple of this many bytes.
+    pub io_boundary: Option<u32>,
+    /// Inner segments of a request begin and end at multiples of this many bytes.
+    pub virt_boundary: Option<u32>,
+    /// Offset of the first whole discard unit in bytes.
+    pub discard_alignment: Option<u32>,
+    /// Whether seeks are expensive.
+    pub rotational: Option<bool>,
+    /// Makes a zoned device of a memory or file backend.
+    pub zones: Option<ZoneLayout>,
+}
+
+impl Parameters {
+    /// Replaces what is set.
+    #[must_use]
+    pub fn over(&self, mut limits: Limits) -> Limits {
+        limits.minimum_io_size = self.io_min.unwrap_or(limits.minimum_io_size);
+        limits.optimal_io_size = self.io_opt.unwrap_or(limits.optimal_io_size);
+        limits.chunk_size = self.io_boundary.unwrap_or(limits.chunk_size);
+        limits.virtual_boundary = self.virt_boundary.unwrap_or(limits.virtual_boundary);
+        limits.discard_alignment = self.discard_alignment.unwrap_or(limits.discard_alignment);
+        limits.rotational = self.rotational.unwrap_or(limits.rotational);
+        limits
+    }
 }
 
 /// The I/O scheduler of a new device.
@@ -204,6 +349,9 @@ pub struct Serving {
     /// Whether the server's memory is locked.
     #[serde(default)]
     pub lock_memory: bool,
+    /// Threads for all queues together, `None` for one each.
+    #[serde(default)]
+    pub total_threads: Option<u16>,
 }
 
 /// Memory that was registered with a device, and its file.
@@ -265,5 +413,35 @@ mod tests {
         assert_eq!(file.size(), 8192);
         let text = serde_json::to_string(&file).unwrap();
         assert_eq!(serde_json::from_str::<BackendSpec>(&text).unwrap(), file);
+        let files = Files {
+            files: file.members(),
+            buffered: false,
+            discard: true,
+            force: false,
+            bytes: 1 << 40,
+        };
+        for (spec, name) in [
+            (
+                BackendSpec::Linear {
+                    files: files.clone(),
+                },
+                "linear",
+            ),
+            (
+                BackendSpec::Stripe {
+                    files,
+                    chunk: 65_536,
+                },
+                "stripe",
+            ),
+        ] {
+            let text = serde_json::to_string(&spec).unwrap();
+            assert!(
+                text.contains(&format!(r#""kind":"{name}","files":[{{"path":"#)),
+                "{text}"
+            );
+            assert_eq!(serde_json::from_str::<BackendSpec>(&text).unwrap(), spec);
+            assert_eq!((spec.name(), spec.size()), (name, 1 << 40));
+        }
     }
 }

@@ -93,9 +93,9 @@ pub struct Record {
     /// Its registered memory that is shared with clients.
     #[serde(default)]
     pub shm: Option<Registered>,
-    /// Identity of its backing store, independent of the path.
-    #[serde(default)]
-    pub backing: Option<Identity>,
+    /// Identities of the files behind it, in order, independent of their paths.
+    #[serde(default, with = "one_or_many")]
+    pub backing: Vec<Identity>,
     /// What ends its processes; `None` in records of earlier versions.
     #[serde(default)]
     pub lifetime: Option<Lifetime>,
@@ -117,9 +117,40 @@ impl Record {
             log: None,
             owner_uid: effective_uid(),
             shm: None,
-            backing: None,
+            backing: Vec::new(),
             lifetime: None,
         }
+    }
+}
+
+/// Serialises identities as earlier versions read them: one by itself, none as null.
+mod one_or_many {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use ublk_backends::Identity;
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        One(Identity),
+        Many(Vec<Identity>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(all: &[Identity], to: S) -> Result<S::Ok, S::Error> {
+        match all {
+            [] => to.serialize_none(),
+            [one] => Stored::One(*one).serialize(to),
+            many => Stored::Many(many.to_vec()).serialize(to),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Vec<Identity>, D::Error> {
+        Ok(match Option::deserialize(from)? {
+            None => Vec::new(),
+            Some(Stored::One(one)) => vec![one],
+            Some(Stored::Many(many)) => many,
+        })
     }
 }
 

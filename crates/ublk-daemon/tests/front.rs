@@ -46,6 +46,7 @@ fn spec(backend: BackendSpec) -> AddSpec {
         mode: ublk_core::Mode::default(),
         auto: None,
         recovery: ublk_core::Recovery::None,
+        parameters: Box::default(),
         serving: ublk_daemon::spec::Serving::default(),
         name: None,
         scheduler: Default::default(),

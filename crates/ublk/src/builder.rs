@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ublk_backends::File;
+use ublk_backends::{Composed, File};
 use ublk_core::{Backend, DataMode, DevId, DeviceSpec, Features, Mode, Recovery, SharedBuffer};
 use ublk_ctrl::bring_up::{self, TimeLimit};
 use ublk_ctrl::{ControlThread, Controller, page_size};
@@ -186,6 +186,14 @@ impl<B: Backend> Builder<B> {
         self
     }
 
+    /// Requests I/O descriptors of this many bytes instead of 24 (`UBLK_F_IO_DESC_SIZE`, Linux 7.3): a multiple of 8 up to 256.
+    /// Nothing is in the additional bytes yet. [`Builder::add`] fails where the kernel lacks the feature.
+    #[must_use]
+    pub fn descriptor_bytes(mut self, bytes: u16) -> Self {
+        self.spec = self.spec.descriptor_bytes(bytes);
+        self
+    }
+
     /// Sets a value that the kernel stores with the device for the caller (`ublksrv_flags`).
     #[must_use]
     pub fn server_flags(mut self, word: u64) -> Self {
@@ -360,6 +368,18 @@ impl Builder<File> {
             favoured: file.favoured_data(),
             arm: File::arm,
             ..Self::new(file)
+        }
+    }
+}
+
+impl Builder<Composed> {
+    /// A device over several files, one after the other or striped, served like [`Builder::file`]: a request inside one
+    /// of them is forwarded to it, others are split, and no data is copied in the zero-copy modes.
+    pub fn composed(composed: Composed) -> Self {
+        Self {
+            favoured: composed.favoured_data(),
+            arm: Composed::arm,
+            ..Self::new(composed)
         }
     }
 }

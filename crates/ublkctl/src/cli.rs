@@ -1,6 +1,7 @@
 //! The definition of the command line; help, completions and man pages are generated from it.
 
 mod add;
+mod fault;
 mod load;
 #[cfg(test)]
 mod tests;
@@ -9,7 +10,7 @@ mod trace;
 use crate::completions;
 use crate::size;
 use crate::target::{self, Target};
-pub use add::{Add, Backend, Tls, absolute};
+pub use add::{Add, Backend, Files, MemberPath, Tls, absolute};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::engine::ArgValueCandidates;
 pub use load::{Bench, LoadTarget, Replay, Rw, Sweep};
@@ -50,6 +51,10 @@ pub struct Cli {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one value, parsed once; the parser does not support a box here"
+)]
 pub enum Command {
     /// Create a device, serve it, and print its path once it serves I/O
     Add {
@@ -129,6 +134,16 @@ pub enum Command {
         /// Proceed even if unwritten data is lost
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Hold a device's I/O and end its server, for maintenance below it; `recover` continues (Linux 6.16)
+    Quiesce {
+        #[command(flatten)]
+        devices: Devices,
+        /// Proceed even if some requests fail meanwhile
+        #[arg(long)]
+        allow_errors: bool,
         #[command(flatten)]
         wait: Wait,
     },

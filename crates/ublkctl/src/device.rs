@@ -1,6 +1,6 @@
 //! `add`: converts its arguments to a device, and creates it.
 
-use crate::cli::{Add, Backend, absolute};
+use crate::cli::{Add, Backend, Files, MemberPath, absolute};
 use crate::output::{exit_code, print_failure, put};
 use std::process::ExitCode;
 use ublk_daemon::failure::Failure;
@@ -8,7 +8,29 @@ use ublk_daemon::front::{self, Foreground, Wanted};
 use ublk_daemon::link::message::Lifetime;
 use ublk_daemon::link::peer::this_program;
 use ublk_daemon::privilege;
-use ublk_daemon::spec::{AddSpec, BackendSpec, ServeOptions, Serving};
+use ublk_daemon::spec::{self, AddSpec, BackendSpec, Member, Parameters, ServeOptions, Serving};
+
+/// The members of a device over several files.
+fn members(files: &Files) -> Result<spec::Files, Failure> {
+    let member = |member: &MemberPath| {
+        Ok(Member {
+            path: absolute(Some(&member.path))?.unwrap_or_default(),
+            offset: member.offset,
+            length: member.length,
+        })
+    };
+    Ok(spec::Files {
+        files: files
+            .files
+            .iter()
+            .map(member)
+            .collect::<Result<_, Failure>>()?,
+        buffered: files.buffered,
+        discard: !files.no_discard,
+        force: files.force,
+        bytes: 0,
+    })
+}
 
 /// The common arguments of `add`, the backend, and the backend's default block size; 0 for that of the backing store.
 fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
@@ -16,6 +38,10 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
     Ok(match backend {
         Backend::Null { add, size } => (add, BackendSpec::Null { size: *size }, BLOCK),
         Backend::Mem { add, size } => (add, BackendSpec::Mem { size: *size }, BLOCK),
+        Backend::Fault { add, size, faults } => {
+            let (size, plan) = (*size, faults.plan());
+            (add, BackendSpec::Fault { size, plan }, BLOCK)
+        }
         Backend::File {
             add,
             path,
@@ -39,6 +65,14 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
             };
             (add, backend, 0)
         }
+        Backend::Linear { add, files } => {
+            let files = members(files)?;
+            (add, BackendSpec::Linear { files }, 0)
+        }
+        Backend::Stripe { add, files, chunk } => {
+            let (files, chunk) = (members(files)?, *chunk);
+            (add, BackendSpec::Stripe { files, chunk }, 0)
+        }
         Backend::Nbd {
             add,
             uri,
@@ -58,6 +92,21 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
             (add, backend, 0)
         }
     })
+}
+
+/// The parameters that the arguments of `add` replace.
+fn parameters(add: &Add) -> Parameters {
+    Parameters {
+        no_partition_scan: add.no_partition_scan,
+        descriptor_size: add.descriptor_size,
+        io_min: add.io_min,
+        io_opt: add.io_opt,
+        io_boundary: add.io_boundary,
+        virt_boundary: add.virt_boundary,
+        discard_alignment: add.discard_alignment,
+        rotational: add.rotational,
+        zones: add.zones(),
+    }
 }
 
 /// The device that the arguments of `add` describe.
@@ -93,7 +142,9 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
             options,
             shm: absolute(add.shm.as_deref())?,
             lock_memory: add.lock_memory,
+            total_threads: add.total_threads,
         },
+        parameters: Box::new(parameters(add)),
         name: add.name.clone(),
         supervise: add.supervise,
         unprivileged: !privilege::is_privileged(),

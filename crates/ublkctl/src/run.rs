@@ -83,6 +83,17 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
                 json,
             );
         }
+        Command::Quiesce {
+            devices,
+            allow_errors,
+            wait,
+        } => {
+            let quiesce = |device: front::Target| {
+                let done = front::quiesce(&program, device, *allow_errors, wait.time());
+                done.map(|()| Done::new(device.id, "quiesced"))
+            };
+            return Chosen::named(&devices.devices).each(json, quiesce, |_| String::new());
+        }
         Command::Recover {
             devices,
             all,

@@ -442,7 +442,7 @@ impl Agent<'_> {
         // Kept only for another server under this agent.
         let revived = device.record.spec.supervise || self.heir.is_deserted();
         if !revived || self.inputs.told_to_end || ending.asked.is_some() {
-            self.backing = None;
+            self.backing.clear();
         }
         let cause = match (ending.failed, ending.empty) {
             (Some(failure), _) => Some(failure.to_string()),

@@ -3,10 +3,10 @@
 use super::{Agent, Device, LEAVE};
 use crate::failure::Failure;
 use crate::kill_point::kill_point;
-use crate::link::LINK_VERSION;
 use crate::link::listener::Listener;
 use crate::link::message::{AddRequest, Assignment, FromServer, Lifetime, Opening, ToServer};
 use crate::link::peer::Peer;
+use crate::link::{LINK_VERSION, Link};
 use crate::names;
 use crate::report::Added;
 use crate::shm;
@@ -45,7 +45,7 @@ pub fn check(
     } else {
         Features::NONE
     };
-    let mut device = DeviceSpec::new(limits)
+    let mut device = DeviceSpec::new(spec.parameters.over(limits))
         .queues(spec.queues)
         .depth(spec.depth)
         .max_io_bytes(spec.max_io_bytes)
@@ -54,6 +54,9 @@ pub fn check(
         )
         .server_flags(nonce)
         .trust_kernel(spec.trust_kernel);
+    if let Some(bytes) = spec.parameters.descriptor_size {
+        device = device.descriptor_bytes(bytes);
+    }
     if let Some(id) = spec.id {
         device = device.id(DevId::new(id).map_err(|e| Error::Spec {
             message: e.to_string(),
@@ -69,7 +72,7 @@ impl Agent<'_> {
         request: &AddRequest,
         deadline: Instant,
     ) -> Result<Added, Failure> {
-        let mut spec = request.spec.clone();
+        let mut spec = (*request.spec).clone();
         self.start_processes(&mut spec, deadline)?;
         self.tell_server(&ToServer::Describe {
             version: LINK_VERSION,
@@ -81,7 +84,12 @@ impl Agent<'_> {
         let nonce =
             state::nonce().map_err(|e| Failure::failed(format!("cannot get random bytes: {e}")))?;
         let asked = spec.mode.features() | spec.recovery.features();
-        let more = bring_up::negotiate(self.control()?, asked, &[], left(deadline))?;
+        // A kernel before 7.0 lacks the flag; the server then arms in a way that prevents the scan.
+        let optional = match spec.parameters.no_partition_scan {
+            true => Features::NO_AUTO_PART_SCAN,
+            false => Features::NONE,
+        };
+        let more = bring_up::negotiate(self.control()?, asked, &[optional], left(deadline))?;
         let checked = check(&spec, limits, more, nonce)?;
         // The record is on disk before ADD_DEV, so that a kill leaves no unknown device (L31).
         let mut record = Record::new(nonce, spec.clone());
@@ -243,7 +251,8 @@ impl Agent<'_> {
             deadline_ms: u64::try_from(left(deadline).as_millis()).unwrap_or(u64::MAX),
             shm: self.device.as_ref().and_then(|d| d.record.shm.clone()),
         });
-        self.tell_server_with(&word, self.attach.as_ref().map(AsFd::as_fd));
+        let attach = self.attach.as_ref().map(AsFd::as_fd);
+        self.tell_server_with(&word, attach.as_slice());
         Ok(())
     }
 
@@ -287,18 +296,19 @@ impl Agent<'_> {
         Ok(self.store.write(&device.record)?)
     }
 
-    /// The device that the server can serve, and which file or disk that is; its descriptor is kept.
+    /// The device that the server can serve, and which files or disks that is; their descriptors are kept.
     pub(super) fn described(
         &mut self,
         deadline: Instant,
-    ) -> Result<(Limits, Option<Identity>), Failure> {
+    ) -> Result<(Limits, Vec<Identity>), Failure> {
         match self.hear_server("described", deadline)? {
             FromServer::Described {
                 version,
                 limits,
                 backing,
             } if version == LINK_VERSION => {
-                self.backing = self.server.as_ref().and_then(|s| s.link.take_descriptor());
+                let link = self.server.as_ref().map(|server| &server.link);
+                self.backing = link.map(Link::take_descriptors).unwrap_or_default();
                 Ok((limits, backing))
             }
             other => Err(out_of_turn(&other)),

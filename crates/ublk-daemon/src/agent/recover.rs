@@ -125,13 +125,14 @@ impl Agent<'_> {
     ) -> Result<(), Failure> {
         self.server = Some(self.world.server()?);
         let (opening, passed) =
-            backing::next_opening(record, self.backing.as_ref(), request.accept_backing);
+            backing::next_opening(record, &self.backing, request.accept_backing);
         let describe = ToServer::Describe {
             version: LINK_VERSION,
             spec: record.spec.clone(),
             opening,
         };
-        self.tell_server_with(&describe, passed.as_ref().map(AsFd::as_fd));
+        let borrowed: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
+        self.tell_server_with(&describe, &borrowed);
         drop(passed);
         let described = self.described(deadline);
         let size = request.size.unwrap_or(params.size);

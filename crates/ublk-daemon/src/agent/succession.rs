@@ -209,7 +209,7 @@ impl Agent<'_> {
         }
         let lifetime = self.inputs.lifetime;
         let given = fds.into_iter().try_for_each(|(held, fd)| {
-            successor.send_with(&FromPredecessor::Yours { held }, Some(fd))
+            successor.send_with(&FromPredecessor::Yours { held }, &[fd])
         });
         match given.and_then(|()| successor.send(&FromPredecessor::Yielding { lifetime })) {
             Ok(()) => self.heir.state = State::Yielding,

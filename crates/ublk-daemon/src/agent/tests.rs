@@ -40,7 +40,7 @@ fn play_on(kernel: Arc<Kernel>, spec: AddSpec, foreground: bool, deadline_ms: u6
     let (front, far) = Link::pair().unwrap();
     let request = AddRequest {
         version: LINK_VERSION,
-        spec,
+        spec: Box::new(spec),
         lifetime: if foreground {
             Lifetime::Front
         } else {

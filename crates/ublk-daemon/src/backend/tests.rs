@@ -56,6 +56,24 @@ fn the_data_mode_is_chosen_by_backend() {
     }
 }
 
+/// A zoned device has one data mode, and is checked with it.
+#[test]
+fn zoned_devices_use_user_copy() {
+    let mut open = spec(BackendSpec::Mem { size: 1 << 20 }, 4096);
+    open.read_only = false;
+    open.auto = Some(DataMode::Copy);
+    open.parameters.zones = Some(ZoneLayout {
+        size: 64 << 10,
+        capacity: 64 << 10,
+        conventional: 0,
+        max_open: 0,
+        max_active: 0,
+    });
+    let limits = resolve(&mut open).unwrap();
+    assert_eq!((open.mode.data, open.auto), (DataMode::UserCopy, None));
+    crate::front::check(&open, limits).unwrap();
+}
+
 fn file(path: &Path) -> AddSpec {
     let backend = BackendSpec::File {
         path: path.to_owned(),

@@ -33,13 +33,23 @@ fn spec(path: &Path, offset: u64, length: u64) -> AddSpec {
 
 fn record(nonce: u64, spec: AddSpec, backing: Identity) -> Record {
     let mut record = Record::new(nonce, spec);
-    record.backing = Some(backing);
+    record.backing = vec![backing];
     record.server = ProcessId::of(std::process::id());
     record
 }
 
 fn open(path: &Path) -> File {
     File::options(path).open().unwrap()
+}
+
+/// The only file of a device.
+const fn first<'a>(spec: &'a AddSpec, path: &'a Path) -> Opened<'a> {
+    Opened {
+        spec,
+        path,
+        number: 0,
+        before: &[],
+    }
 }
 
 fn forced(mut spec: AddSpec) -> AddSpec {
@@ -57,8 +67,13 @@ fn l41_a_window_is_served_once() {
     let backing = open(&place.path).identity();
     let other = record(1, spec(&place.path, MIB, MIB), backing);
     let judged = |spec: &AddSpec, other: &Record| {
-        let window = Window::of(spec, spec.backend.size()).unwrap();
-        judge(&[], spec, window, std::slice::from_ref(other))
+        let window = Window::all(spec)[0];
+        judge(
+            &[],
+            spec,
+            window,
+            &[(other.clone(), Window::all(&other.spec)[0])],
+        )
     };
     for (offset, length, fine) in [
         (0, MIB, true),
@@ -94,8 +109,8 @@ fn l41_a_window_is_served_once() {
 fn l41_claims_are_reasons() {
     let place = place();
     let mine = spec(&place.path, 0, MIB);
-    let window = Window::of(&mine, MIB).unwrap();
-    let verdict = |spec: &AddSpec, user: &User, others: &[Record]| {
+    let window = Window::all(&mine)[0];
+    let verdict = |spec: &AddSpec, user: &User, others: &[(Record, Window)]| {
         judge(std::slice::from_ref(user), spec, window, others)
     };
     let mount = User::Mount {
@@ -121,6 +136,7 @@ fn l41_claims_are_reasons() {
     let server = User::Server { pid: 7, node: None };
     assert!(matches!(verdict(&mine, &server, &[]), Verdict::Unclear(_)));
     let apart = record(1, spec(&place.path, MIB, MIB), open(&place.path).identity());
+    let apart = (apart.clone(), Window::all(&apart.spec)[0]);
     let found = verdict(&mine, &server, std::slice::from_ref(&apart));
     assert_eq!(found, Verdict::Fine(Vec::new()));
     assert!(matches!(
@@ -136,10 +152,8 @@ fn l41_a_device_in_the_making_counts() {
     let store = Store::at(place.directory.path().join("run"));
     let mine = spec(&place.path, 0, MIB);
     let serve = |opening: &Opening| {
-        opened(&place.path, &mine, opening, Some(&store), || {
-            Ok(open(&place.path))
-        })
-        .map(drop)
+        let of = first(&mine, &place.path);
+        opened(of, opening, Some(&store), || Ok(open(&place.path))).map(drop)
     };
     assert_eq!(serve(&Opening::default()), Ok(()));
     let mut other = record(9, mine.clone(), open(&place.path).identity());
@@ -173,13 +187,14 @@ fn l43_a_renamed_file_is_served_on() {
     std::fs::write(&new, vec![9; 1 << 20]).unwrap();
     let old = place.directory.path().join("old.img");
     let at_path = |opening: &Opening| {
-        let spec = &record.spec;
-        opened(&place.path, spec, opening, None, || Ok(open(&place.path))).map(drop)
+        let of = first(&record.spec, &place.path);
+        opened(of, opening, None, || Ok(open(&place.path))).map(drop)
     };
     // As it should be: the descriptor is the server's own.
-    let (opening, passed) = next_opening(&record, None, false);
-    assert_eq!(opening.backing, Some(was));
+    let (opening, passed) = next_opening(&record, &[], false);
+    assert_eq!(opening.backing, [was]);
     assert_eq!(opening.predecessor, Some(std::process::id()));
+    let passed = passed.into_iter().next();
     let passed = passed.expect("our own process may be looked into");
     assert_eq!(at_path(&opening), Ok(()));
     std::fs::rename(&place.path, &old).unwrap();
@@ -207,9 +222,9 @@ fn l43_a_renamed_file_is_served_on() {
     let third = std::fs::File::open(&old).unwrap();
     assert!(third.try_lock().is_err(), "the lock went on");
     // What the agent keeps is asked for first, and the override takes the path.
-    let kept = OwnedFd::from(std::fs::File::open(&old).unwrap());
-    assert!(next_opening(&record, Some(&kept), false).1.is_some());
-    let (opening, passed) = next_opening(&record, Some(&kept), true);
-    assert!(opening.backing.is_none() && passed.is_none());
+    let kept = [OwnedFd::from(std::fs::File::open(&old).unwrap())];
+    assert_eq!(next_opening(&record, &kept, false).1.len(), 1);
+    let (opening, passed) = next_opening(&record, &kept, true);
+    assert!(opening.backing.is_empty() && passed.is_empty());
     assert_eq!(at_path(&opening), Ok(()));
 }

@@ -91,7 +91,7 @@ pub(super) fn add_checked(
     let until = deadline_in(deadline);
     let request = AddRequest {
         version: LINK_VERSION,
-        spec,
+        spec: Box::new(spec),
         lifetime,
         log: log.map(|log| std::path::absolute(&log).unwrap_or(log)),
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),

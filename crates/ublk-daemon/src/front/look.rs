@@ -42,7 +42,7 @@ pub struct Owner {
 /// Where the data of a file device is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backing {
-    /// The file or block device.
+    /// The file or block device; several with a comma between them.
     pub path: PathBuf,
     /// Offset of the device in the file, in bytes.
     pub offset: u64,
@@ -63,6 +63,14 @@ impl Backing {
                 offset: *offset,
                 length: *length,
             }),
+            BackendSpec::Linear { files } | BackendSpec::Stripe { files, .. } => {
+                let paths = files.files.iter().map(|file| file.path.to_string_lossy());
+                Some(Self {
+                    path: PathBuf::from(paths.collect::<Vec<_>>().join(",")),
+                    offset: 0,
+                    length: Some(files.bytes),
+                })
+            }
             BackendSpec::Nbd { uri, length, .. } => Some(Self {
                 path: PathBuf::from(uri),
                 offset: 0,

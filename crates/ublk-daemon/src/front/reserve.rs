@@ -53,6 +53,6 @@ pub(super) fn change_alone(id: DevId, until: Instant) -> Result<Lock, Failure> {
     let lock = Store::of_user()?.lock_change(id.get(), until)?;
     lock.ok_or_else(|| {
         Failure::timed_out(format!("device {id}: another command is changing it"))
-            .hint("wait until `ublkctl nbd move` or `ublkctl resize` ends, then try again")
+            .hint("wait until `ublkctl nbd move`, `quiesce` or `resize` ends, then try again")
     })
 }

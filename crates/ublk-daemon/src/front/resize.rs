@@ -121,13 +121,27 @@ fn room(record: &Record, size: Option<u64>, accept_backing: bool) -> Result<u64,
         )));
     }
     let mut spec = record.spec.clone();
+    if spec.parameters.zones.is_some() {
+        return Err(Failure::new(
+            FailureKind::Usage,
+            "a zoned device cannot be resized: the driver keeps its zones",
+        )
+        .hint("delete it and create it with another size"));
+    }
     match (&mut spec.backend, size) {
-        (BackendSpec::Mem { .. }, _) => {
+        (BackendSpec::Mem { .. } | BackendSpec::Fault { .. }, _) => {
             return Err(Failure::new(
                 FailureKind::Usage,
                 "a memory device cannot be resized: its address space was reserved when it was created",
             )
             .hint("use a file device on tmpfs if the device has to grow"));
+        }
+        (BackendSpec::Linear { .. } | BackendSpec::Stripe { .. }, _) => {
+            return Err(Failure::new(
+                FailureKind::Usage,
+                "a device over several files cannot be resized: its members decide where its data is",
+            )
+            .hint("delete it and create it with other members, or use LVM where devices grow"));
         }
         (BackendSpec::File { length, .. }, size) => *length = size,
         (_, Some(size)) => spec.backend.set_size(size),

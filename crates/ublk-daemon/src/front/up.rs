@@ -332,7 +332,7 @@ fn differences(has: &AddSpec, id: u32, wanted: &AddSpec) -> Vec<Difference> {
     let any_data = wanted.get("auto").is_some_and(|auto| !auto.is_null());
     let open = |option: &str, value: &Value| {
         value.is_null()
-            || matches!(option, "auto" | "force" | "trust-kernel")
+            || matches!(option, "auto" | "force" | "trust-kernel" | "bytes")
             || (option == "data" && any_data)
             || (option == "block-size" && value == &Value::from(0))
     };
@@ -367,6 +367,16 @@ fn leaves(spec: &AddSpec) -> BTreeMap<String, Value> {
                 for (field, value) in fields {
                     let field = if field == "kind" { name } else { &field };
                     walk(field, value, into);
+                }
+            }
+            // Members: what was left open of each is not compared.
+            Value::Array(all) if name == "files" => {
+                into.insert(name.to_owned(), Value::from(all.len()));
+                for (number, fields) in all.into_iter().enumerate() {
+                    let fields = fields.as_object().cloned().unwrap_or_default();
+                    for (field, value) in fields {
+                        walk(&format!("file {} {field}", number + 1), value, into);
+                    }
                 }
             }
             value => {

@@ -35,7 +35,7 @@ pub struct AddRequest {
     /// [`crate::link::LINK_VERSION`] of the front.
     pub version: u32,
     /// The device.
-    pub spec: AddSpec,
+    pub spec: Box<AddSpec>,
     /// What ends when the front exits.
     pub lifetime: Lifetime,
     /// Log file once the front has exited; `None` for `ID.log` in the run directory.
@@ -105,7 +105,7 @@ pub enum ToServer {
         version: u32,
         /// What to serve.
         spec: AddSpec,
-        /// How to open the backing store; its descriptor may come with the message.
+        /// How to open the backing store; its descriptors may come with the message.
         opening: Opening,
     },
     /// The device exists: open it and arm it.
@@ -149,8 +149,8 @@ pub enum ToServer {
 pub struct Opening {
     /// The nonce of the device, once assigned.
     pub nonce: Option<u64>,
-    /// The identity it was made with; a mismatch is refused.
-    pub backing: Option<Identity>,
+    /// Identities of the files it was made with, in order; a mismatch is refused. Empty: any are accepted.
+    pub backing: Vec<Identity>,
     /// Pid of the previous server, which may still have the store open.
     pub predecessor: Option<u32>,
     /// A path to open instead of the configured one.
@@ -182,9 +182,9 @@ pub enum FromServer {
         version: u32,
         /// The limits of the device that the server can serve.
         limits: Limits,
-        /// Identity of the backing store. The descriptor that comes with the message keeps its lock and claim.
+        /// Identities of the files. The descriptors that come with the message keep their locks and claims.
         #[serde(default)]
-        backing: Option<Identity>,
+        backing: Vec<Identity>,
     },
     /// Every tag of every queue is fetched.
     Armed {

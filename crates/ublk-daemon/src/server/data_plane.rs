@@ -1,27 +1,30 @@
 //! The data plane behind the server role: a backend of ours served by `ublk-queue`.
 
 use super::engine::{Backing, Engine, Running};
-use super::failures::Failures;
+use super::failures::{Failures, Members};
 use super::sandbox;
-use crate::backend::{Opened, log_notes, open, open_to_serve};
+use crate::backend::{Opened, Purpose, log_notes, open, open_to_serve};
 use crate::failure::Failure;
 use crate::link::message::{Assignment, Opening};
 use crate::report::{FileReport, Health, NbdReport, QueueReport, ShmReport, Stats};
 use crate::shm;
 use crate::spec::BackendCommand;
-use crate::spec::{AddSpec, BackendSpec, Serving};
+use crate::spec::{AddSpec, Serving};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use ublk_backends::File;
-use ublk_core::{Limits, Op, OpenDevice};
+use ublk_backends::{Composed, File};
+use ublk_core::{Features, Limits, Op, OpenDevice};
 use ublk_metrics::{Level, Snapshot};
 use ublk_nbd::Nbd;
 pub use ublk_queue::Polling;
 use ublk_queue::{Plan, Recorded, Recorder, Server, State};
 use ublk_trace::Record;
 use ublk_trace::recorder::{Drain, Tap};
+
+/// Threads of a device whose requests are delayed: as many wait at once.
+const FAULT_THREADS: usize = 32;
 
 /// How long the thread of a failed queue keeps its ring and waits for the end of the process.
 const LINGER: Duration = Duration::from_secs(5);
@@ -32,6 +35,10 @@ pub struct Real {
     opened: Option<(Opened, Limits, Serving)>,
     /// The previous server holds lock and claim of the file until it exits.
     claim_later: bool,
+    /// The kernel may scan for partitions.
+    partitions: bool,
+    /// The names of several files, for messages.
+    members: Option<Members>,
     /// The memory that the device's clients share, open.
     shm: Option<std::fs::File>,
     /// Whether the process only runs this engine, and may drop everything that serving does not need.
@@ -54,11 +61,22 @@ impl Engine for Real {
         &mut self,
         spec: &AddSpec,
         opening: &Opening,
-        passed: Option<OwnedFd>,
+        passed: Vec<OwnedFd>,
     ) -> Result<Backing, Failure> {
-        self.claim_later = opening.predecessor.is_some() && passed.is_none();
-        let (opened, limits) = open(spec, |path| open_to_serve(spec, path, opening, passed))?;
-        if let (Opened::File(file), BackendSpec::File { path, .. }) = (&opened, &spec.backend) {
+        self.claim_later = opening.predecessor.is_some() && passed.is_empty();
+        let mut before = Vec::new();
+        let purpose = match opening.nonce {
+            None => Purpose::Make,
+            Some(_) => Purpose::Continue,
+        };
+        let (opened, limits) = open(spec, purpose, |number, path, _| {
+            let file = open_to_serve(spec, (number, path), &before, opening, &passed)?;
+            before.push(file.identity());
+            Ok(file)
+        })?;
+        let files = opened.files();
+        for (file, member) in files.iter().zip(spec.backend.members()) {
+            let path = &member.path;
             log_notes(path, file);
             if file.by_ring(spec.mode.data) && file.is_in_memory() {
                 tracing::warn!(
@@ -69,14 +87,15 @@ impl Engine for Real {
                 );
             }
         }
-        let store = match &opened {
-            Opened::File(file) => {
-                let copy = file.as_fd().try_clone_to_owned();
-                copy.ok().map(|copy| (file.identity(), copy))
-            }
-            Opened::Null(_) | Opened::Memory(_) | Opened::Nbd(_) => None,
-        };
+        let copies = files.iter().map(|file| {
+            let copy = file.as_fd().try_clone_to_owned();
+            copy.map(|copy| (file.identity(), copy))
+        });
+        // All or none.
+        let store = copies.collect::<Result<_, _>>().unwrap_or_default();
+        self.members = Members::of(&opened, spec);
         self.shm = spec.serving.shm.as_deref().map(shm::open).transpose()?;
+        self.partitions = !spec.parameters.no_partition_scan;
         self.opened = Some((opened, limits, spec.serving.clone()));
         Ok(Backing { limits, store })
     }
@@ -93,6 +112,12 @@ impl Engine for Real {
         let mut plan = Plan::new(limits.size).affinity(assignment.affinity.clone());
         plan.arm_deadline = within.saturating_sub(begun.elapsed());
         plan.options = serving.options;
+        plan.threads = serving.total_threads;
+        let by_flag = assignment
+            .geometry
+            .features()
+            .contains(Features::NO_AUTO_PART_SCAN);
+        plan.partitions = by_flag || self.partitions;
         plan.linger = LINGER;
         let mut shm_bytes = 0;
         if let (Some(path), Some(file), Some(registered)) =
@@ -103,20 +128,15 @@ impl Engine for Real {
             plan.client_memory = Some(memory);
         }
         // Without it failures are counted only.
-        let failures = Failures::new().ok();
+        let failures = Failures::new(self.members.take()).ok();
         let (failures, on_failure) = failures.unzip();
         plan.on_failure = on_failure;
-        let file = match &opened {
-            Opened::File(file) => Some(Arc::clone(file)),
-            Opened::Null(_) | Opened::Memory(_) | Opened::Nbd(_) => None,
-        };
+        let files = Files::of(&opened);
         let nbd = match &opened {
             Opened::Nbd(nbd) => Some(Arc::clone(nbd)),
             _ => None,
         };
-        if let Some(file) = file.as_ref().filter(|_| self.claim_later)
-            && !file.claim()
-        {
+        if self.claim_later && !opened.files().into_iter().all(File::claim) {
             tracing::debug!("the previous server still holds the lock and claim of the file");
         }
         if self.confined {
@@ -129,7 +149,21 @@ impl Engine for Real {
         let server = match opened {
             Opened::Null(null) => Server::arm(device, plan, null),
             Opened::Memory(memory) => Server::arm_mapped(device, plan, memory),
+            Opened::Fault(faulty) => {
+                // Requests that wait take a thread each.
+                plan.pool_threads = FAULT_THREADS;
+                Server::arm(device, plan, faulty)
+            }
             Opened::File(file) => arm_file(device, plan, file),
+            Opened::Composed(composed) => Composed::arm(device, plan, composed),
+            Opened::ZonedMemory(zoned) => Server::arm(device, plan, zoned),
+            Opened::ZonedFile(zoned) => {
+                // The server before has written since this one opened the file.
+                zoned.reload().map_err(|errno| {
+                    Failure::failed(format!("cannot read the write pointers: {errno}"))
+                })?;
+                Server::arm(device, plan, zoned)
+            }
             Opened::Nbd(nbd) => nbd.arm(device, plan),
         };
         let server = server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))?;
@@ -138,7 +172,7 @@ impl Engine for Real {
         }
         Ok(Box::new(Served {
             server,
-            file,
+            files,
             nbd,
             failures,
             shm_bytes,
@@ -154,10 +188,40 @@ fn arm_file(device: OpenDevice, plan: Plan, file: Arc<File>) -> Result<Server, u
     File::arm(device, plan, file)
 }
 
+/// The files behind a device, for its health.
+enum Files {
+    One(Arc<File>),
+    Several(Arc<Composed>),
+}
+
+impl Files {
+    fn of(opened: &Opened) -> Option<Self> {
+        match opened {
+            Opened::File(file) => Some(Self::One(Arc::clone(file))),
+            Opened::Composed(composed) => Some(Self::Several(Arc::clone(composed))),
+            _ => None,
+        }
+    }
+
+    fn syncs(&self) -> (u64, u64) {
+        match self {
+            Self::One(file) => file.syncs(),
+            Self::Several(composed) => composed.syncs(),
+        }
+    }
+
+    fn all(&self, is: impl Fn(&File) -> bool) -> bool {
+        match self {
+            Self::One(file) => is(file),
+            Self::Several(composed) => composed.members().iter().all(is),
+        }
+    }
+}
+
 /// A device being served, and what its health tells beside the queues.
 struct Served {
     server: Server,
-    file: Option<Arc<File>>,
+    files: Option<Files>,
     nbd: Option<Arc<Nbd>>,
     failures: Option<Failures>,
     /// Size of the memory shared with clients, in bytes.
@@ -167,11 +231,11 @@ struct Served {
 impl Served {
     fn report(&self, health: &ublk_queue::Health) -> Health {
         let counters = &health.counters;
-        let file = self.file.as_ref().map(|file| {
-            let (sync_requests, by_calls) = file.syncs();
+        let file = self.files.as_ref().map(|files| {
+            let (sync_requests, by_calls) = files.syncs();
             FileReport {
-                direct: file.is_direct(),
-                asynchronous: !file.is_in_memory(),
+                direct: files.all(File::is_direct),
+                asynchronous: files.all(|file| !file.is_in_memory()),
                 sync_requests,
                 syncs: by_calls + counters.syncs,
             }

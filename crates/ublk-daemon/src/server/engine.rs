@@ -15,7 +15,7 @@ use ublk_trace::recorder::Drain;
 
 /// Opens and arms the server role's data plane: the real one, or a test's.
 pub trait Engine {
-    /// Opens the backend, by a descriptor of the server before if there is one, and says what device it can serve.
+    /// Opens the backend, by the descriptors of the server before if there are any, and says what device it can serve.
     ///
     /// # Errors
     /// The backend's error.
@@ -23,7 +23,7 @@ pub trait Engine {
         &mut self,
         spec: &AddSpec,
         opening: &Opening,
-        passed: Option<OwnedFd>,
+        passed: Vec<OwnedFd>,
     ) -> Result<Backing, Failure>;
 
     /// Opens the character device and returns once every fetch of every queue is with the driver.
@@ -38,8 +38,9 @@ pub trait Engine {
 pub struct Backing {
     /// The limits of the device that it can serve.
     pub limits: Limits,
-    /// Which file or disk it is, and a descriptor of that for the agent, which keeps lock and claim when the server dies.
-    pub store: Option<(Identity, OwnedFd)>,
+    /// Which files or disks it is, and descriptors of those for the agent, which keeps locks and claims when the server
+    /// dies.
+    pub store: Vec<(Identity, OwnedFd)>,
 }
 
 /// A device being served.

@@ -14,6 +14,7 @@ fn spec() -> AddSpec {
         mode: ublk_core::Mode::default(),
         auto: None,
         recovery: ublk_core::Recovery::None,
+        parameters: Box::default(),
         serving: crate::spec::Serving::default(),
         name: None,
         scheduler: Default::default(),

@@ -10,8 +10,11 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// Room for the one descriptor that a packet may carry.
-const ANCILLARY: usize = rustix::cmsg_space!(ScmRights(1));
+/// The number of descriptors that a packet may carry.
+const DESCRIPTORS: usize = 64;
+
+/// Room for them.
+const ANCILLARY: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS));
 
 /// Creates two connected `SOCK_SEQPACKET` sockets, closed on exec.
 ///
@@ -29,18 +32,13 @@ pub fn is_seqpacket(fd: BorrowedFd<'_>) -> bool {
         && sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
 }
 
-/// Sends one packet, optionally with a descriptor, without blocking and without SIGPIPE.
+/// Sends one packet, optionally with descriptors, without blocking and without SIGPIPE.
 ///
 /// # Errors
 /// EAGAIN if the peer does not read, EPIPE if it is gone.
-pub fn send(
-    fd: BorrowedFd<'_>,
-    bytes: &[u8],
-    descriptor: Option<BorrowedFd<'_>>,
-) -> io::Result<()> {
+pub fn send(fd: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut room = [MaybeUninit::uninit(); ANCILLARY];
     let mut ancillary = SendAncillaryBuffer::new(&mut room);
-    let descriptors = descriptor.as_slice();
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -55,12 +53,12 @@ pub fn send(
     }
 }
 
-/// Receives one packet and its descriptor, without blocking. Returns the packet's true length, which exceeds `buf` if
+/// Receives one packet and its descriptors, without blocking. Returns the packet's true length, which exceeds `buf` if
 /// the packet was truncated, and 0 at the end of the stream.
 ///
 /// # Errors
 /// EAGAIN if there is none.
-pub fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+pub fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC | RecvFlags::CMSG_CLOEXEC;
     loop {
         let mut room = [MaybeUninit::uninit(); ANCILLARY];
@@ -72,7 +70,7 @@ pub fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<(usize, Option<Own
                     RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
                     _ => None,
                 });
-                return Ok((packet.bytes, descriptors.flatten().next()));
+                return Ok((packet.bytes, descriptors.flatten().collect()));
             }
             // The peer exited without reading all our messages. The kernel reports that once, ahead of the peer's own
             // last messages, which are still queued.

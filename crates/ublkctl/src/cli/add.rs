@@ -1,6 +1,7 @@
 //! The arguments of `add`: backends, and options common to all devices.
 
 use super::Wait;
+use super::fault::Faults;
 use crate::size;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Arg, Args, Subcommand, ValueEnum};
@@ -11,8 +12,14 @@ use ublk_core::{DataMode, Mode, Recovery};
 use ublk_daemon::failure::Failure;
 use ublk_daemon::server::data_plane::Polling;
 use ublk_daemon::spec;
-use ublk_daemon::spec::{Retry, TlsOptions};
+use ublk_daemon::spec::{Retry, TlsOptions, ZoneLayout};
 use ublk_metrics::Level;
+
+/// The heading of options that only the block layer reads.
+const PARAMETERS: &str = "Parameters of the block device";
+
+/// The heading of options of zoned devices.
+const ZONES: &str = "Zoned devices (Linux 6.6)";
 
 /// Completes the help of `--block-size` with the backend's default.
 fn block_default(arg: Arg, default: &str) -> Arg {
@@ -41,6 +48,16 @@ pub enum Backend {
         /// Size of the device
         #[arg(long, value_name = "SIZE", value_parser = size::parse)]
         size: u64,
+    },
+    /// Memory whose requests are slow, or fail, by a plan: to test file systems, RAID, applications
+    Fault {
+        #[command(flatten)]
+        add: Add,
+        /// Size of the device
+        #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+        size: u64,
+        #[command(flatten)]
+        faults: Faults,
     },
     /// A regular file or a block device, or a part of it; direct I/O where the file allows it
     #[command(mut_arg("block_size", |arg| block_default(arg, "that of its contents, else the smallest for direct I/O")))]
@@ -71,6 +88,23 @@ pub enum Backend {
         /// Proceed even if the file is mounted or serves another device; two writers corrupt its data
         #[arg(long)]
         force: bool,
+    },
+    /// Several files or block devices, one after the other
+    Linear {
+        #[command(flatten)]
+        add: Add,
+        #[command(flatten)]
+        files: Files,
+    },
+    /// Several files or block devices that are dealt chunks in turn
+    Stripe {
+        #[command(flatten)]
+        add: Add,
+        #[command(flatten)]
+        files: Files,
+        /// Size of a chunk, a power of two from 4K
+        #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = small_size)]
+        chunk: u32,
     },
     /// An export of an NBD server, which may go away and come back
     #[command(mut_arg("block_size", |arg| block_default(arg, "the server's minimum, at least 512")))]
@@ -127,6 +161,68 @@ impl Tls {
     }
 }
 
+/// The members of a device over several files.
+#[derive(Debug, Args)]
+pub struct Files {
+    /// The members, in order: files or block devices, or parts of them; nothing is redundant, so the device is lost with
+    /// any of them
+    #[arg(value_name = "FILE[:OFFSET:LENGTH]", required = true)]
+    pub files: Vec<MemberPath>,
+    /// Use the page cache even if direct I/O is available
+    #[arg(long)]
+    pub buffered: bool,
+    /// Do not offer discard, even if all members support it
+    #[arg(long)]
+    pub no_discard: bool,
+    /// Proceed even if a member is mounted or serves another device; two writers corrupt its data
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// A member as it is written: `FILE`, `FILE:OFFSET` or `FILE:OFFSET:LENGTH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberPath {
+    /// The file.
+    pub path: PathBuf,
+    /// Where in it the member begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub length: Option<u64>,
+}
+
+impl FromStr for MemberPath {
+    type Err = String;
+
+    /// Names may have colons: a file that exists is meant, else the window is what looks like sizes at the end.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if Path::new(text).exists() {
+            return Ok(Self {
+                path: text.into(),
+                offset: 0,
+                length: None,
+            });
+        }
+        let mut parts = text.rsplitn(3, ':');
+        let sizes = [parts.next(), parts.next()].map(|part| part.map(size::parse));
+        let (path, offset, length) = match (sizes, parts.next()) {
+            ([Some(Ok(length)), Some(Ok(offset))], Some(path)) => (path, offset, Some(length)),
+            ([Some(Ok(offset)), Some(_)], _) => {
+                let path = text.rsplit_once(':').map_or(text, |(path, _)| path);
+                (path, offset, None)
+            }
+            _ => (text, 0, None),
+        };
+        if path.is_empty() {
+            return Err(format!("`{text}` names no file: give FILE:OFFSET:LENGTH"));
+        }
+        Ok(Self {
+            path: path.into(),
+            offset,
+            length,
+        })
+    }
+}
+
 /// A path as every process of the device sees it.
 ///
 /// # Errors
@@ -169,6 +265,9 @@ pub struct Add {
     /// Threads per queue, for a backend that needs more than one CPU (more than one: Linux 6.16)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub threads: u16,
+    /// Serve all queues together from this many threads, instead of one each
+    #[arg(long, value_name = "N", conflicts_with = "threads", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub total_threads: Option<u16>,
     /// Poll before a thread sleeps: off, fixed or adaptive; fixed and adaptive take an optional :MICROSECONDS
     #[arg(long, value_name = "HOW", default_value_t = Polling::Off)]
     pub poll: Polling,
@@ -185,6 +284,45 @@ pub struct Add {
     /// Make the device read-only
     #[arg(long)]
     pub read_only: bool,
+    /// Do not scan for partitions when the device starts; from Linux 7.0 on `blockdev --rereadpt` scans later
+    #[arg(long)]
+    pub no_partition_scan: bool,
+    /// Smallest preferred I/O, reported as minimum_io_size
+    #[arg(long, value_name = "SIZE", value_parser = small_size, help_heading = PARAMETERS)]
+    pub io_min: Option<u32>,
+    /// Optimal I/O, reported as optimal_io_size
+    #[arg(long, value_name = "SIZE", value_parser = small_size, help_heading = PARAMETERS)]
+    pub io_opt: Option<u32>,
+    /// Split requests at multiples of this size, reported as chunk_sectors
+    #[arg(long, value_name = "SIZE", value_parser = small_size, help_heading = PARAMETERS)]
+    pub io_boundary: Option<u32>,
+    /// Split requests whose inner segments do not begin and end at multiples of this size
+    #[arg(long, value_name = "SIZE", value_parser = small_size, help_heading = PARAMETERS)]
+    pub virt_boundary: Option<u32>,
+    /// Offset of the first whole discard unit
+    #[arg(long, value_name = "SIZE", value_parser = small_size, help_heading = PARAMETERS)]
+    pub discard_alignment: Option<u32>,
+    /// Report a spinning disk, or with `false` none [default: that of the backend]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = PARAMETERS)]
+    pub rotational: Option<bool>,
+    /// Make a memory or file device zoned, with zones of this size, a power of two; a file's write pointers are in FILE.zones
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = ZONES)]
+    pub zone_size: Option<u64>,
+    /// Writable bytes of a zone [default: all]
+    #[arg(long, value_name = "SIZE", requires = "zone_size", value_parser = size::parse, help_heading = ZONES)]
+    pub zone_capacity: Option<u64>,
+    /// Number of conventional zones, which come first
+    #[arg(long, value_name = "N", requires = "zone_size", default_value_t = 0, help_heading = ZONES)]
+    pub conventional_zones: u32,
+    /// Zones that may be open at once [default: any number]
+    #[arg(long, value_name = "N", requires = "zone_size", default_value_t = 0, hide_default_value = true, help_heading = ZONES)]
+    pub max_open_zones: u32,
+    /// Zones that may be active at once [default: any number]
+    #[arg(long, value_name = "N", requires = "zone_size", default_value_t = 0, hide_default_value = true, help_heading = ZONES)]
+    pub max_active_zones: u32,
+    /// Size of an I/O descriptor, a multiple of 8 up to 256 (Linux 7.3); for tests, since nothing uses the additional bytes
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(24..=256), help_heading = PARAMETERS)]
+    pub descriptor_size: Option<u16>,
     /// Restart the server when it dies, with growing pauses; needs --recovery
     #[arg(long)]
     pub supervise: bool,
@@ -316,6 +454,18 @@ impl Add {
     /// The mode to start from if the data mode is `auto`.
     pub fn auto(&self) -> Option<DataMode> {
         self.data.0.is_none().then_some(DataMode::Copy)
+    }
+
+    /// The zones that are asked for.
+    pub fn zones(&self) -> Option<ZoneLayout> {
+        let size = self.zone_size?;
+        Some(ZoneLayout {
+            size,
+            capacity: self.zone_capacity.unwrap_or(size),
+            conventional: self.conventional_zones,
+            max_open: self.max_open_zones,
+            max_active: self.max_active_zones,
+        })
     }
 
     /// The requested mode; `auto` is copy without batches.

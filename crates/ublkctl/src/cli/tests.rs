@@ -1,6 +1,7 @@
 use super::*;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
+use std::path::Path;
 use ublk_core::Mode;
 
 fn refused(args: &[&str]) -> ErrorKind {
@@ -18,7 +19,9 @@ fn definitions_are_sound() {
 #[test]
 fn l32_a_missing_id_is_a_usage_error() {
     assert_eq!(refused(&["down"]), ErrorKind::MissingRequiredArgument);
-    for command in ["info", "stop", "delete", "recover", "upgrade", "resize"] {
+    for command in [
+        "info", "stop", "delete", "recover", "quiesce", "upgrade", "resize",
+    ] {
         assert_eq!(refused(&[command]), ErrorKind::MissingRequiredArgument);
         assert_eq!(refused(&[command, ""]), ErrorKind::ValueValidation);
     }
@@ -133,4 +136,36 @@ fn the_flags_of_add_are_the_habits_of_the_field() {
     );
     assert_eq!((add.block_size, add.max_io), (Some(4096), 1 << 20));
     assert!(add.read_only && !add.foreground);
+}
+
+/// A member is a path, and a window where sizes follow; colons may be part of a name.
+#[test]
+fn members_have_windows() {
+    let directory = tempfile::tempdir().unwrap();
+    let odd = directory.path().join("pci-0000:00");
+    std::fs::write(&odd, "").unwrap();
+    let odd = odd.to_str().unwrap();
+    for (text, path, offset, length) in [
+        ("disk.img", "disk.img", 0, None),
+        ("disk.img:1M", "disk.img", 1 << 20, None),
+        ("disk.img:4096:1G", "disk.img", 4096, Some(1 << 30)),
+        ("a:b", "a:b", 0, None),
+        ("a:b:1M:2M", "a:b", 1 << 20, Some(2 << 20)),
+        ("1M", "1M", 0, None),
+        ("a:1M:x", "a:1M:x", 0, None),
+        (odd, odd, 0, None),
+    ] {
+        let member: MemberPath = text.parse().unwrap();
+        let wanted = (Path::new(path), offset, length);
+        assert_eq!(
+            (&*member.path, member.offset, member.length),
+            wanted,
+            "{text}"
+        );
+    }
+    assert!(":1M:2M".parse::<MemberPath>().is_err());
+    assert_eq!(
+        refused(&["add", "linear"]),
+        ErrorKind::MissingRequiredArgument
+    );
 }

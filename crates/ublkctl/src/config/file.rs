@@ -3,7 +3,7 @@
 //! A device in a file thus has the same options as on the command line, with the same names and rules. Errors name
 //! their line.
 
-use crate::cli::{Backend, Cli, Command};
+use crate::cli::{Backend, Cli, Command, MemberPath};
 use crate::device::wanted;
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser};
@@ -214,6 +214,10 @@ fn device(name: &str, at: usize, table: &DeTable<'_>, directory: &Path) -> Resul
             option: option.to_owned(),
             at,
         });
+        if takes_several(argument) {
+            positional.extend(values_of(argument, option, at, value.get_ref(), directory)?);
+            continue;
+        }
         let Some(value) = value_of(argument, option, at, value.get_ref(), directory)? else {
             if matches!(value.get_ref(), DeValue::Boolean(true)) {
                 args.push(format!("--{option}"));
@@ -239,6 +243,29 @@ fn device(name: &str, at: usize, table: &DeTable<'_>, directory: &Path) -> Resul
     })
 }
 
+/// Whether an argument is a list.
+fn takes_several(argument: &clap::Arg) -> bool {
+    argument.is_positional() && matches!(argument.get_action(), clap::ArgAction::Append)
+}
+
+/// The values of a list as words.
+fn values_of(
+    argument: &clap::Arg,
+    option: &str,
+    at: usize,
+    value: &DeValue<'_>,
+    directory: &Path,
+) -> Result<Vec<String>, Mistake> {
+    let list = value.as_array();
+    let list =
+        list.ok_or_else(|| Mistake::new(at, format!("{option}: give a list in brackets")))?;
+    let word = |value: &toml::Spanned<DeValue<'_>>| {
+        let word = value_of(argument, option, at, value.get_ref(), directory)?;
+        word.ok_or_else(|| Mistake::new(at, format!("{option}: give strings in quotes")))
+    };
+    list.iter().map(word).collect()
+}
+
 /// The value of a key as a word; `None` for a flag, which has none.
 fn value_of(
     argument: &clap::Arg,
@@ -248,7 +275,8 @@ fn value_of(
     directory: &Path,
 ) -> Result<Option<String>, Mistake> {
     let takes_value = argument.get_action().takes_values();
-    let is_path = argument.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+    let kind = argument.get_value_parser().type_id();
+    let is_path = kind == TypeId::of::<PathBuf>() || kind == TypeId::of::<MemberPath>();
     let wrong = |text: &str| Mistake::new(at, format!("{option}: {text}"));
     let value = match (value, takes_value) {
         (DeValue::Boolean(_), false) => return Ok(None),

@@ -334,7 +334,7 @@ fn l43_a_file_passes_from_server_to_server() {
     assert!(matches!(agent.receive(), FromAgent::Live(_)));
     let other = std::fs::File::open(&path).unwrap();
     let is = ublk_backends::Identity::of(&other).unwrap();
-    assert_eq!(store.last(ID).unwrap().unwrap().backing, Some(is));
+    assert_eq!(store.last(ID).unwrap().unwrap().backing, [is]);
     std::fs::rename(&path, dir.path().join("renamed")).unwrap();
     kernel.abort();
     let until = Instant::now() + Duration::from_secs(20);
@@ -345,8 +345,11 @@ fn l43_a_file_passes_from_server_to_server() {
     });
     assert_eq!(back, Ok(Some(())), "{:?}", kernel.log());
     let openings = kernel.openings();
-    let with: Vec<_> = openings.iter().map(|(o, fd)| (o.backing, *fd)).collect();
-    assert_eq!(with, [(None, false), (Some(is), true)]);
+    let with: Vec<_> = openings
+        .iter()
+        .map(|(o, fd)| (o.backing.clone(), *fd))
+        .collect();
+    assert_eq!(with, [(vec![], false), (vec![is], true)]);
     (&agent.signal).write_all(b"x").unwrap();
     agent.agent.join().unwrap();
     let free = ublk_ctrl::wait::until(Instant::now() + Duration::from_secs(10), || {
@@ -572,7 +575,7 @@ fn l49_a_server_without_an_agent_gets_one() {
         shm: None,
     };
     let word = ToServer::Assign(assignment);
-    server.link.send_with(&word, Some(socket.as_fd())).unwrap();
+    server.link.send_with(&word, &[socket.as_fd()]).unwrap();
     assert!(matches!(
         server.link.recv(soon),
         Ok(FromServer::Armed { .. })

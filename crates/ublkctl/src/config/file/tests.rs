@@ -106,7 +106,7 @@ fn mistakes_are_told_with_their_line() {
         (
             "\n[device.a]\nsize = 1\n".to_owned(),
             2,
-            "no `backend`; one of null, mem, file",
+            "no `backend`; one of null, mem, fault, file, linear, stripe, nbd",
         ),
         (
             "[device.a]\nbackend = \"tape\"\n".to_owned(),
@@ -178,4 +178,36 @@ fn l45_what_is_no_configuration_is_a_mistake_and_not_waited_for() {
     }
     let null = read(Path::new("/dev/null")).expect_err("read");
     assert!(null.text.contains("a device"), "{null:?}");
+}
+
+/// Members of a device are a list, whose relative paths are those of the file's directory.
+#[test]
+fn members_are_a_list() {
+    let text = |files: &str| {
+        format!("[device.wide]\nbackend = \"stripe\"\nfiles = {files}\nchunk = \"128K\"\n")
+    };
+    let all = text(r#"["a.img", "/srv/b.img:1M:2M"]"#);
+    let all = parse(&all, Path::new("/etc/ublkctl")).unwrap();
+    let BackendSpec::Stripe { files, chunk } = &all[0].wanted.spec.backend else {
+        panic!("{all:?}");
+    };
+    let found: Vec<_> = files
+        .files
+        .iter()
+        .map(|f| (f.path.to_str().unwrap(), f.offset, f.length))
+        .collect();
+    let wanted = [
+        ("/etc/ublkctl/a.img", 0, None),
+        ("/srv/b.img", 1 << 20, Some(2 << 20)),
+    ];
+    assert_eq!((found, *chunk), (wanted.to_vec(), 128 << 10));
+    let (line, said) = wrong(&text(r#""a.img""#));
+    assert!(
+        line == 3 && said.contains("files: give a list"),
+        "{line} {said}"
+    );
+    let (line, said) = wrong(&text("[1]"));
+    assert!(line == 3 && said.contains("in quotes"), "{line} {said}");
+    let (_, said) = wrong(&text("[]"));
+    assert!(said.contains("FILE"), "{said}");
 }
