@@ -4,6 +4,7 @@ mod attributes;
 mod backing;
 mod bad_input;
 mod churn;
+mod composed;
 mod config;
 mod data;
 mod deaths;
@@ -32,6 +33,7 @@ mod nbd_servers;
 mod nbd_tls;
 mod odd_disks;
 mod orphans;
+mod parameters;
 mod processes;
 mod recorded;
 mod recovery;
@@ -45,6 +47,7 @@ mod systemd;
 mod udev;
 mod unprivileged;
 mod upgrade;
+mod zoned;
 
 use crate::case::{self, Case, Set};
 
@@ -107,6 +110,9 @@ pub fn all(set: Set) -> Vec<Case> {
             many::cases(),
             mayhem::cases(),
             orphans::cases(),
+            composed::cases(),
+            parameters::cases(),
+            zoned::cases(),
             identity::cases(),
             in_use::cases(),
             stop::cases(),

@@ -81,7 +81,7 @@ pub fn failed(output: Output, code: i32, parts: &[&str]) -> Result<Output> {
 /// The specification of a device.
 #[derive(Debug, Clone)]
 pub struct Spec {
-    /// `null`, `mem` or `file`.
+    /// `null`, `mem`, `file` and so on.
     pub backend: &'static str,
     /// `--size`; empty for none.
     pub size: String,
@@ -125,6 +125,15 @@ impl Spec {
             block_size: 0,
             more: args,
             ..Self::mem("")
+        }
+    }
+
+    /// A device of one queue over files, which are written as the tool takes them.
+    pub fn files(backend: &'static str, files: &[String]) -> Self {
+        Self {
+            backend,
+            more: files.to_vec(),
+            ..Self::file(std::path::Path::new(""))
         }
     }
 

@@ -1,0 +1,118 @@
+//! Zoned devices of the tool: on memory and on a file, judged by fio's zone mode and by the block layer's own report.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::case::Case;
+use crate::cli::{self, Device, Spec, code, ublkctl};
+use crate::direct_io::Buffer;
+use crate::fio::Fio;
+use crate::volume::{Kind, Volume};
+use crate::{pattern, run, sysfs};
+
+const ZONE: u64 = 1 << 20;
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("zoned_mem_is_a_zoned_disk", memory),
+        Case::new("zoned_file_keeps_its_pointers", file),
+    ]
+}
+
+/// Write pointers of all zones, in sectors from the zone's start, by `blkzone report`.
+fn pointers(node: &str) -> Result<Vec<u64>> {
+    let output = run::good("blkzone", &["report", node])?;
+    let pointer = |line: &str| {
+        let (_, rest) = line.split_once("wptr 0x")?;
+        let digits: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
+        u64::from_str_radix(&digits, 16).ok()
+    };
+    let all: Option<Vec<u64>> = output.stdout.lines().map(pointer).collect();
+    all.with_context(|| format!("no report: {output}"))
+}
+
+/// fio writes, verifies and resets zones with its own view of the write pointers.
+fn by_fio(device: &Device) -> Result<()> {
+    let done = Fio::new(device.node())
+        .set("zonemode", "zbd")
+        .set("rw", "randwrite")
+        .set("bs", "16k")
+        .set("size", "8m")
+        .set("iodepth", 8)
+        .set("max_open_zones", 3)
+        .set("verify", "crc32c")
+        .run(1)?;
+    ensure!(done.written > 0 && done.read > 0, "{done:?}");
+    Ok(())
+}
+
+fn memory() -> Result<()> {
+    let args = [
+        "--zone-size",
+        "1M",
+        "--zone-capacity",
+        "768K",
+        "--conventional-zones",
+        "2",
+        "--max-open-zones",
+        "4",
+        "--max-active-zones",
+        "6",
+    ];
+    let spec = Spec::mem("16M").queues(2).block_size(4096);
+    let device = spec.clone().with(&args).add()?;
+    ensure!(sysfs::text(device.id, "queue/zoned")? == "host-managed");
+    ensure!(sysfs::number(device.id, "queue/nr_zones")? == 16);
+    ensure!(sysfs::number(device.id, "queue/max_open_zones")? == 4);
+    by_fio(&device)?;
+    run::good("blkzone", &["reset", device.node()])?;
+    ensure!(pointers(device.node())?[2..].iter().all(|at| *at == 0));
+    device.delete()?;
+    for (data, backend) in [("copy", "mem"), ("user-copy", "null")] {
+        let spec = Spec {
+            backend,
+            ..spec.clone()
+        };
+        let spec = spec.with(&["--zone-size", "1M", "--data", data]);
+        let args = spec.args();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        cli::fails(&args, code::USAGE, &["zoned"])?;
+    }
+    Ok(())
+}
+
+/// After the death of its server, and after an upgrade, a write pointer is where acknowledged writes end.
+fn file() -> Result<()> {
+    let storage = Volume::new(Kind::Ext4, 0)?;
+    let path = storage.file("disk.img", 16 * ZONE)?;
+    let args = ["--zone-size", "1M", "--recovery", "reissue"];
+    let device = Spec::file(&path).block_size(4096).with(&args).add()?;
+    let node = device.node().to_owned();
+    let direct = device.open()?;
+    let write = |at: u64, len: usize| -> Result<()> {
+        let mut data = Buffer::new(len);
+        pattern::fill(data.bytes_mut(), at, 1);
+        Ok(direct.file().write_all_at(data.bytes(), at)?)
+    };
+    write(3 * ZONE, 64 << 10)?;
+    ensure!(
+        write(3 * ZONE + (128 << 10), 4096).is_err(),
+        "not at the pointer"
+    );
+    let id = device.id.to_string();
+    device.kill_server("quiesced")?;
+    ublkctl(&["recover", &id])?.good()?;
+    ensure!(pointers(&node)?[3] == 128, "{:?}", pointers(&node)?);
+    write(3 * ZONE + (64 << 10), 4096)?;
+    ublkctl(&["upgrade", &id])?.good()?;
+    ensure!(pointers(&node)?[3] == 136, "{:?}", pointers(&node)?);
+    direct.check_pattern(3 * ZONE, 68 << 10, 1)?;
+    direct.check_zero(3 * ZONE + (68 << 10), 4096)?;
+    by_fio(&device)?;
+    drop(direct);
+    device.delete()?;
+    ensure!(Path::new(&format!("{}.zones", path.display())).exists());
+    storage.remove()
+}
