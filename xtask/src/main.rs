@@ -14,6 +14,7 @@ mod demo;
 mod e2e;
 mod expected;
 mod failure_modes;
+mod foreign;
 mod fuzz;
 mod guest;
 mod host;
@@ -116,6 +117,8 @@ enum Task {
     VmBenchmark(bench::Options),
     /// Run the cases and the benchmark in turn, until something fails
     VmStress(stress::Options),
+    /// Run the kernel's own ublk selftests against ublkctl, in a virtual machine
+    VmForeign(foreign::Options),
     /// Kill left-over guests and remove all caches of the virtual machines
     VmReset,
 }
@@ -144,6 +147,7 @@ fn main() -> ExitCode {
         } => shell::run(&kernel, image, accel, &command),
         Task::VmBenchmark(options) => bench::run(&options),
         Task::VmStress(options) => stress::run(&options),
+        Task::VmForeign(options) => foreign::run(&options),
         Task::VmReset => reset::run(),
     };
     match result {

@@ -49,6 +49,21 @@ pub struct Manifest {
     pub interop_tools: BTreeMap<String, String>,
     /// The image with systemd.
     pub system: System,
+    /// The kernel's own tests.
+    pub foreign: Foreign,
+}
+
+/// The kernel's own tests of the driver.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Foreign {
+    /// Prefix of the name of the package with the kernel's source; the series follows.
+    pub package: String,
+    /// Further programs of the image, with their packages.
+    pub tools: BTreeMap<String, String>,
+    /// Tests that cannot pass, with the reason.
+    #[serde(default)]
+    pub not: BTreeMap<String, String>,
 }
 
 /// The image made of packages.

@@ -1,5 +1,6 @@
 //! The common set-up of tasks with guests: host, programs, image, kernels.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -60,7 +61,26 @@ impl Vm {
     /// # Errors
     /// A processor other than x86-64, a missing requirement, or a failed build.
     pub fn new(choice: Choice) -> Result<Self> {
-        let manifest = set_up()?;
+        Self::plain(set_up()?, choice, "functional")
+    }
+
+    /// Like [`Vm::new`], with further programs of the host in an image of its own.
+    ///
+    /// # Errors
+    /// As for [`Vm::new`].
+    pub fn with_tools(
+        choice: Choice,
+        tools: &BTreeMap<String, String>,
+        image: &str,
+    ) -> Result<Self> {
+        let mut manifest = Manifest::load()?;
+        manifest.tools.extend(tools.clone());
+        check_host()?;
+        host::set_up(&manifest)?;
+        Self::plain(manifest, choice, image)
+    }
+
+    fn plain(manifest: Manifest, choice: Choice, image: &str) -> Result<Self> {
         let mut built = build::guest(&with_init(&PROGRAMS))?;
         let contents = Contents {
             init: built.remove(0),
@@ -69,7 +89,7 @@ impl Vm {
             plugins: manifest.plugins.clone(),
             tree: None,
         };
-        let path = paths::vm().join("images/functional.cpio");
+        let path = paths::vm().join(format!("images/{image}.cpio"));
         let image = Image::build(&contents, &path)?;
         Ok(Self {
             manifest,
@@ -191,12 +211,17 @@ impl Vm {
 /// # Errors
 /// A processor other than x86-64, or a missing requirement that cannot be installed here.
 pub fn set_up() -> Result<Manifest> {
-    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-        bail!("the virtual machine tests run on x86-64 Linux hosts only");
-    }
+    check_host()?;
     let manifest = Manifest::load()?;
     host::set_up(&manifest)?;
     Ok(manifest)
+}
+
+fn check_host() -> Result<()> {
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        bail!("the virtual machine tests run on x86-64 Linux hosts only");
+    }
+    Ok(())
 }
 
 /// The init first, then the others.
