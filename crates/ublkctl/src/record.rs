@@ -56,38 +56,11 @@ pub fn run(id: DevId, args: &Record, json: bool) -> Result<(), Failure> {
         lost: 0,
     };
     tracing::info!("recording device {id}; Ctrl-C ends it");
-    let until = args
-        .duration
-        .map(|seconds| begun + Duration::from_secs(seconds));
-    let (ended, broken) = loop {
-        if signals.came() {
-            break ("signal", None);
-        }
-        if until.is_some_and(|until| Instant::now() >= until) {
-            break ("time", None);
-        }
-        if args
-            .limit
-            .is_some_and(|limit| sink.writer.get_ref().written >= limit)
-        {
-            break ("limit", None);
-        }
-        std::thread::sleep(PACE);
-        match recording.fetch() {
-            Ok(fetched) => {
-                if let Err(e) = sink.take(&fetched) {
-                    // The file is what failed; the device shall be free for another recording at once.
-                    let _ = recording.stop();
-                    return Err(failure(&args.file, &e));
-                }
-            }
-            Err(e) => break ("server", Some(e)),
-        }
-    };
+    let (ended, broken) = fetch(&recording, &mut sink, args, &signals)?;
     let seconds = begun.elapsed().as_secs_f64();
     let broken = match broken {
         Some(broken) => Some(broken),
-        None => match recording.stop() {
+        None => match recording.end() {
             Ok(fetched) => {
                 sink.take(&fetched).map_err(|e| failure(&args.file, &e))?;
                 None
@@ -121,6 +94,40 @@ pub fn run(id: DevId, args: &Record, json: bool) -> Result<(), Failure> {
             args.file.display()
         )
     })
+}
+
+/// Fetches requests until it is told to end. Returns why it ended, and the failure of a server that did not answer.
+fn fetch(
+    recording: &Recording,
+    sink: &mut Sink,
+    args: &Record,
+    signals: &Signals,
+) -> Result<(&'static str, Option<Failure>), Failure> {
+    let time = args.duration.map(Duration::from_secs);
+    let until = time.map(|time| Instant::now() + time);
+    loop {
+        let written = sink.writer.get_ref().written;
+        if signals.came() {
+            return Ok(("signal", None));
+        }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Ok(("time", None));
+        }
+        if args.limit.is_some_and(|limit| written >= limit) {
+            return Ok(("limit", None));
+        }
+        std::thread::sleep(PACE);
+        match recording.fetch() {
+            Ok(fetched) => {
+                if let Err(e) = sink.take(&fetched) {
+                    // The file is what failed; the device shall be free for another recording at once.
+                    let _ = recording.end();
+                    return Err(failure(&args.file, &e));
+                }
+            }
+            Err(e) => return Ok(("server", Some(e))),
+        }
+    }
 }
 
 /// The trace that is being written.

@@ -56,11 +56,11 @@ impl Recording {
         self.fetched(RecordOrder::Pull(self.number))
     }
 
-    /// Ends the recording, and fetches the rest.
+    /// Ends the recording, and fetches the rest. Nothing can be fetched afterwards.
     ///
     /// # Errors
     /// As [`fetch`](Self::fetch).
-    pub fn stop(self) -> Result<Fetched, Failure> {
+    pub fn end(&self) -> Result<Fetched, Failure> {
         self.fetched(RecordOrder::Stop(self.number))
     }
 
