@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use ublk_core::iod::Io;
-use ublk_core::{Backend, DataMode, Errno, IoFlags, Op, QueueId, ZoneAction, ZoneReport};
+use ublk_core::{Backend, DataMode, Errno, IoFlags, Op, QueueId, Tag, ZoneAction, ZoneReport};
 
 use crate::forward::Part;
 use crate::memref::MemRef;
@@ -442,6 +442,13 @@ impl Pool {
             pool.threads.push(thread);
         }
         Ok(pool)
+    }
+
+    /// Whether this request waits for a thread.
+    pub(crate) fn has_waiting(&self, lane: &Arc<LaneShared>, tag: Tag) -> bool {
+        let waiting = self.jobs.lock();
+        let mut requests = waiting.requests.iter();
+        requests.any(|request| request.is_of(lane, tag))
     }
 
     /// The handler that feeds this pool.

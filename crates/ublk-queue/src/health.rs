@@ -7,6 +7,7 @@ use ublk_core::iod::Io;
 use ublk_core::{CpuMask, Errno, Op, QueueId};
 use ublk_metrics::{Batches, Operation};
 
+use crate::age::Oldest;
 use crate::buffers::Pages;
 use crate::measure::kind_of;
 
@@ -134,6 +135,10 @@ pub struct QueueHealth {
     /// Requests that handlers hold and have not answered, as of the last batch; at least one while the thread works on
     /// a batch. Together with `counters.enters`, which moves after each batch, it tells a stuck queue from an idle one.
     pub in_hand: u64,
+    /// The request that has been in hand for longest, as far as earlier snapshots know ([`LaneHandle::look`]).
+    ///
+    /// [`LaneHandle::look`]: crate::LaneHandle::look
+    pub oldest: Option<Oldest>,
     /// CPUs that its thread was pinned to; `None` if pinning was not requested or not permitted.
     pub pinned: Option<CpuMask>,
     /// Whether PR_SET_IO_FLUSHER is set for the thread, as read back (L37). Setting it needs CAP_SYS_RESOURCE.
@@ -276,6 +281,11 @@ impl Meters {
     pub(crate) fn count(&self, io: &Io) {
         self.ops[io.op as usize].add(1);
         self.bytes[io.op as usize].add(io.len);
+    }
+
+    /// Number of requests so far.
+    pub(crate) fn taken(&self) -> u64 {
+        self.ops.iter().map(Counter::get).sum()
     }
 
     pub(crate) fn snapshot(&self) -> Counters {

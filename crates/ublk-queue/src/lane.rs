@@ -165,6 +165,10 @@ pub(crate) struct Lane<P: Port, D, H> {
     forward_word: u64,
     /// Requests that outlive their round are stamped: latencies are measured.
     timed: bool,
+    /// Requests in hand that are noted.
+    noted: u32,
+    /// Answers take stamps and notes: there may be some.
+    watched: bool,
     /// There is something to do for a tag before its commit, besides the commit: one flag for all of it.
     before_commit: bool,
     round: Round,
@@ -233,6 +237,8 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             plain_owner,
             forward_word: owner | (Kind::Forward as u64) << 48,
             timed: false,
+            noted: 0,
+            watched: false,
             before_commit: buffers.is_some(),
             round: Round::NONE,
             recorder: None,

@@ -26,6 +26,7 @@
 //! Nothing here starts, stops or deletes a device: that is the job of the control plane (`ublk-ctrl`). The two share
 //! only types of `ublk-core`.
 
+mod age;
 mod backing;
 mod batch;
 mod buffers;
@@ -57,6 +58,7 @@ pub mod thread;
 pub mod user_data;
 pub mod worker;
 
+pub use age::{Oldest, Place};
 pub use batch::BatchCommand;
 pub use buffers::Pages;
 pub use failures::{Failed, OnFailure};

@@ -3,11 +3,19 @@
 //! Everything here has one writer, the lane's thread, unless a field says otherwise; readers see each value as it was a
 //! moment ago, but not all of them as of the same moment.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use ublk_core::{Op, Tag};
 use ublk_metrics::{Level, LiveHistogram, Operation};
+
+/// Note which requests are in hand.
+const NOTE: u8 = 1;
+
+/// Signal that the thread has ended a round.
+const TELL: u8 = 2;
 
 /// What a worker's thread and others tell each other.
 pub(crate) struct ThreadFlags {
@@ -18,6 +26,12 @@ pub(crate) struct ThreadFlags {
     pub(crate) watchful: AtomicBool,
     /// The level that is wanted, in the low two bits, and a number that tells one request from the next.
     level: AtomicU8,
+    /// What the thread is to do once, at the end of its next round: `NOTE`, `TELL`.
+    errands: AtomicU8,
+    /// Signalled for `TELL`.
+    moved: OnceLock<Arc<OwnedFd>>,
+    /// The zero of the thread's clock.
+    pub(crate) begun: Instant,
 }
 
 impl Default for ThreadFlags {
@@ -26,6 +40,9 @@ impl Default for ThreadFlags {
             at_work: AtomicBool::new(false),
             watchful: AtomicBool::new(true),
             level: AtomicU8::new(0),
+            errands: AtomicU8::new(0),
+            moved: OnceLock::new(),
+            begun: Instant::now(),
         }
     }
 }
@@ -51,9 +68,44 @@ impl ThreadFlags {
         Level::from_u8(word & 3)
     }
 
-    /// Ends the slow path, unless a level other than `seen` was asked for meanwhile.
+    /// Asks for notes of what is in hand ([`crate::age`]).
+    pub(crate) fn want_notes(&self) {
+        self.want_errand(NOTE);
+    }
+
+    /// Asks the thread to signal this eventfd at the end of its next round; of several, the first.
+    pub(crate) fn want_move(&self, moved: &Arc<OwnedFd>) {
+        self.moved.get_or_init(|| Arc::clone(moved));
+        self.want_errand(TELL);
+    }
+
+    /// Sends the thread's next round over the slow path. SeqCst, both: a thread that is about to leave the slow path clears
+    /// the flag and then looks for errands ([`ThreadFlags::calm`]).
+    fn want_errand(&self, errand: u8) {
+        self.errands.fetch_or(errand, Ordering::SeqCst);
+        self.watchful.store(true, Ordering::SeqCst);
+    }
+
+    /// True if there is something to do at the end of this round.
+    pub(crate) fn has_errands(&self) -> bool {
+        self.errands.load(Ordering::SeqCst) != 0
+    }
+
+    /// Signals that the thread has ended a round, if somebody waits for that. True if it is to note what is in hand.
+    pub(crate) fn do_errands(&self) -> bool {
+        let errands = self.errands.swap(0, Ordering::SeqCst);
+        if errands & TELL != 0
+            && let Some(moved) = self.moved.get()
+        {
+            crate::thread::signal_event(moved.as_fd());
+        }
+        errands & NOTE != 0
+    }
+
+    /// Ends the slow path, unless something other than `seen` was asked for meanwhile, or is still to be done.
     pub(crate) fn calm(&self, seen: u8) {
-        if self.watchful.swap(false, Ordering::SeqCst) && self.level.load(Ordering::SeqCst) != seen
+        if self.watchful.swap(false, Ordering::SeqCst)
+            && (self.level.load(Ordering::SeqCst) != seen || self.has_errands())
         {
             self.watchful.store(true, Ordering::Relaxed);
         }
@@ -224,6 +276,33 @@ mod tests {
             flags.want(Level::Counters);
             assert_eq!(ThreadFlags::level_of(flags.wanted()), Level::Counters);
         }
+    }
+
+    /// What is asked of a thread while it ends its slow path is not missed either, and does not change the level.
+    #[test]
+    fn no_errand_is_missed() {
+        let flags = ThreadFlags::default();
+        flags.want(Level::Counters);
+        let seen = flags.wanted();
+        assert!(!flags.do_errands());
+        flags.want_notes();
+        // As if it had been asked after the thread did its errands.
+        flags.calm(seen);
+        flags.calm(flags.wanted());
+        assert!(flags.watchful.load(Ordering::Relaxed));
+        assert!(flags.do_errands() && !flags.do_errands());
+        let moved = Arc::new(crate::thread::event_fd().expect("an eventfd"));
+        flags.want_move(&moved);
+        flags.calm(flags.wanted());
+        assert!(flags.watchful.load(Ordering::Relaxed));
+        assert!(!flags.do_errands());
+        let mut count = [0; 8];
+        let file = std::fs::File::from(moved.try_clone().expect("a descriptor"));
+        let read = |count: &mut [u8; 8]| std::io::Read::read(&mut &file, count).is_ok();
+        assert!(read(&mut count) && !read(&mut count), "signalled once");
+        flags.calm(flags.wanted());
+        assert!(!flags.watchful.load(Ordering::Relaxed));
+        assert_eq!(ThreadFlags::level_of(flags.wanted()), Level::Counters);
     }
 
     #[test]

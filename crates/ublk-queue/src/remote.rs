@@ -62,6 +62,21 @@ impl RemoteAnswers {
         self.head.load(Ordering::Relaxed) == END
     }
 
+    /// True if the tag's answer is in the list. Any thread; while answers come and go it may be mistaken.
+    pub(crate) fn has(&self, tag: Tag) -> bool {
+        let mut at = self.head.load(Ordering::Relaxed);
+        // Bounded: the list may change under this walk, and lead in a circle.
+        for _ in 0..self.slots.len() {
+            let slot = usize::try_from(at).ok().and_then(|n| self.slots.get(n));
+            let Some(slot) = slot else { return false };
+            if at == u32::from(tag.get()) {
+                return true;
+            }
+            at = slot.next.load(Ordering::Relaxed);
+        }
+        false
+    }
+
     /// Takes all answers and passes each to `each`. Worker only.
     pub(crate) fn drain(&self, mut each: impl FnMut(Tag, Result<u32, Errno>)) {
         let mut at = self.head.swap(END, Ordering::Acquire);
@@ -81,6 +96,19 @@ mod tests {
 
     fn tag(n: u16) -> Tag {
         Tag::new(n).expect("below 4096")
+    }
+
+    #[test]
+    fn an_answer_is_found_until_it_is_taken() {
+        let answers = RemoteAnswers::new(4);
+        answers.push(tag(2), Answer::full(0));
+        answers.push(tag(0), Answer::full(0));
+        assert_eq!(
+            [0, 1, 2, 3].map(|n| answers.has(tag(n))),
+            [true, false, true, false]
+        );
+        answers.drain(|_, _| ());
+        assert!(!answers.has(tag(2)));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::panics::{catch, caught, discard};
 use crate::polling::Polling;
 use crate::port::Port;
 use crate::port::{DescTable, RingPort};
+use crate::thread;
 use crate::worker::{LaneHandle, Share, Worker, WorkerError};
 
 pub use self::error::Error;
@@ -283,7 +284,9 @@ impl Server {
         }
     }
 
-    /// A snapshot of the server's health. Takes no lock of the serving threads.
+    /// A snapshot of the server's health. Takes no lock of the serving threads. It asks them how old their requests are, for
+    /// the next snapshot: call it once per second or so to see requests that are never answered
+    /// ([`Oldest`](crate::Oldest)).
     #[must_use]
     pub fn health(&self) -> Health {
         let mut sum = Counters::default();
@@ -308,6 +311,7 @@ impl Server {
                 qid: lane.qid(),
                 state: lane.state(),
                 in_hand: lane.in_hand(),
+                oldest: lane.look_at(|lane, tag| self.shared.has_waiting(lane, tag)),
                 thread: armed.thread,
                 pinned: armed.setup.pinned.clone(),
                 io_flusher: armed.setup.io_flusher,
@@ -336,6 +340,21 @@ impl Server {
     #[must_use]
     pub fn ended_fd(&self) -> BorrowedFd<'_> {
         self.shared.ended_fd.as_fd()
+    }
+
+    /// Makes [`moved_fd`](Self::moved_fd) readable once a queue's thread has served something. Idle threads are not woken
+    /// for it, and busy ones notice it once.
+    pub fn tell_when_moving(&self) {
+        thread::drain_event(self.shared.moved_fd.as_fd());
+        for armed in &self.lanes {
+            armed.lane.tell_when_moving(&self.shared.moved_fd);
+        }
+    }
+
+    /// An eventfd, for callers that poll: see [`tell_when_moving`](Self::tell_when_moving).
+    #[must_use]
+    pub fn moved_fd(&self) -> BorrowedFd<'_> {
+        self.shared.moved_fd.as_fd()
     }
 
     /// Makes the threads leave now, without waiting for the driver's aborts. Requests in hand are not committed; the

@@ -11,6 +11,7 @@ use ublk_core::iod::IoBounds;
 use ublk_core::{Answer, Errno, IoDesc, QueueId, Tag};
 use ublk_metrics::Level;
 
+use crate::age::Notes;
 use crate::buffers::Arena;
 use crate::data_path::DataPath;
 use crate::failures::{Failed, OnFailure};
@@ -35,6 +36,8 @@ pub(crate) struct LaneShared {
     /// Once somebody has asked for them.
     pub(crate) latencies: OnceLock<Latencies>,
     pub(crate) recorder: Exchange,
+    /// Once somebody has looked.
+    pub(crate) notes: OnceLock<Notes>,
     depth: u16,
     pub(crate) status: Status,
     pub(crate) path: DataPath,
@@ -103,6 +106,7 @@ impl LaneShared {
             meters: CachePadded::default(),
             latencies: OnceLock::new(),
             recorder: Exchange::default(),
+            notes: OnceLock::new(),
             depth,
             status: Status::new(),
             path,
@@ -193,6 +197,18 @@ impl LaneShared {
     pub(crate) fn want_recorder(&self, to: Option<(Box<dyn Recorder>, Instant)>) {
         let attached = to.map(|(to, since)| Attached::new(to, since, self.depth));
         self.recorder.want(attached);
+    }
+
+    /// Number of tags.
+    pub(crate) const fn depth(&self) -> u16 {
+        self.depth
+    }
+
+    /// Asks the lane's thread to note what it has in hand, and wakes it if it sleeps.
+    pub(crate) fn want_notes(&self) {
+        self.notes.get_or_init(|| Notes::new(self.depth));
+        self.flags.want_notes();
+        self.wake.wake();
     }
 
     /// Records an answer from another thread and wakes the worker if it sleeps.

@@ -81,18 +81,19 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
     /// A worker without lanes. If `leave` is true when the worker wakes, it ends without waiting for the driver's
     /// aborts.
     pub fn new(port: P, leave: Arc<AtomicBool>) -> Self {
+        let flags = Arc::<ThreadFlags>::default();
         Self {
             port,
             lanes: Vec::new(),
             leave,
-            flags: Arc::default(),
             backoff: RETRY_MIN,
             starting: true,
             ring: RingId::next(),
             recent: 0,
             level: Level::Off,
             wanted: 0,
-            begun: Instant::now(),
+            begun: flags.begun,
+            flags,
         }
     }
 

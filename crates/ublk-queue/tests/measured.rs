@@ -6,14 +6,16 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sim::{ALL_FAULTS, Run, ToFile, Zeroes, drive_and_sleep, run_measured};
 use ublk_core::iod::IoBounds;
 use ublk_core::{DataMode, Errno, Op, QueueId};
 use ublk_metrics::{Level, Operation, QueueSnapshot};
 use ublk_queue::task::{Async, SharedFd};
-use ublk_queue::{Handler, Inline, LaneHandle, LaneSpec, OwnedRequest, Pool, Request, Worker};
+use ublk_queue::{
+    Handler, Inline, LaneHandle, LaneSpec, OwnedRequest, Place, Pool, Request, Worker,
+};
 use ublk_sim::{Config, Faults, Sim};
 
 /// The sum over the lanes of a run.
@@ -291,4 +293,189 @@ fn latencies_are_as_long_as_the_requests() {
     }
     check(&config, slow);
     check(&config, elsewhere);
+}
+
+/// A lane of a device in tests that look at it, with its simulated driver.
+fn looked_at<H: Handler>(
+    config: &Config,
+    make: impl FnOnce() -> H,
+) -> (
+    Sim,
+    Worker<ublk_sim::SimPort, ublk_sim::SimDescriptors, H>,
+    LaneHandle,
+) {
+    let sim = Sim::new(config.clone());
+    let mut worker = Worker::new(sim::port(&sim), Arc::default());
+    let bounds = IoBounds::new(config.size as u64, config.max_io_bytes);
+    let mut spec = LaneSpec::new(
+        QueueId::ZERO,
+        config.depth,
+        bounds,
+        sim.descriptors(0),
+        make(),
+    );
+    (spec.data, spec.batch) = (config.data, config.batch);
+    (spec.file_count, spec.device) = (1, Box::new(sim.device()));
+    let lane = worker.add_lane(spec).expect("memory");
+    worker.arm().expect("armed");
+    (sim, worker, lane)
+}
+
+/// L24 A request that is never answered is found although its queue goes on with others, and it is known where it is.
+#[test]
+fn l24_the_oldest_request_is_found_beside_others() {
+    for level in [Level::Off, Level::Latencies] {
+        let held: Arc<Mutex<Option<OwnedRequest>>> = Arc::default();
+        let holds = {
+            let (held, mut first) = (Arc::clone(&held), true);
+            move |request: Request<'_>| match std::mem::take(&mut first) {
+                true => *held.lock().expect("no panic") = Some(request.detach()),
+                false => request.complete(Err(Errno::ENOSPC)),
+            }
+        };
+        let (sim, mut worker, lane) = looked_at(&Config::new(3), || holds);
+        lane.measure(level);
+        assert_eq!(lane.look(), None, "idle");
+        let mut serve = |rounds: usize| {
+            for _ in 0..rounds {
+                let _ = worker.drive().expect("it serves");
+            }
+        };
+        serve(5);
+        // With latencies the time of its arrival is known, else that of the first look.
+        assert_eq!(
+            lane.look(),
+            None,
+            "{level}: nothing is known at the first look"
+        );
+        serve(5);
+        std::thread::sleep(Duration::from_millis(20));
+        let oldest = lane.look().expect("the request in hand");
+        assert!(oldest.age >= Duration::from_millis(20), "{oldest:?}");
+        assert_eq!(oldest.place, Place::Backend);
+        serve(20);
+        let requests = lane.metrics(0).requests();
+        serve(20);
+        assert!(lane.metrics(0).requests() > requests, "others are served");
+        assert!(lane.look().expect("still there").age > oldest.age);
+        let request = held.lock().expect("no panic").take();
+        request.expect("held").complete(Err(Errno::ENOSPC));
+        assert_eq!(lane.look().map(|it| it.place), Some(Place::Answer));
+        serve(5);
+        assert_eq!(lane.look(), None, "{level}: answered");
+        let result = drive_and_sleep(&mut worker);
+        worker.finish(&result);
+        assert_eq!(sim.report().violations, Vec::<String>::new());
+        assert_eq!(lane.look(), None);
+    }
+}
+
+/// Looks change nothing about what is served, in no data mode and under faults, and leave nothing behind.
+#[test]
+fn looks_disturb_nothing() {
+    for data in MODES {
+        for (seed, batch) in (0..4).zip([false, true].into_iter().cycle()) {
+            let config = Config {
+                data,
+                // The driver has no batch commands with get-data.
+                batch: batch && data != DataMode::GetData,
+                file: true,
+                // Reads alone take the short path of forwarded requests.
+                read_percent: if seed < 2 { 50 } else { 100 },
+                unregistered_percent: match data {
+                    DataMode::ZeroCopy => 30,
+                    _ => 0,
+                },
+                faults: Faults {
+                    transient: 10,
+                    interrupt: 10,
+                    stale: 5,
+                    ..Faults::default()
+                },
+                ..Config::new(seed)
+            };
+            let handle: Rc<RefCell<Option<LaneHandle>>> = Rc::default();
+            let found: Rc<RefCell<Vec<(usize, Instant, Duration)>>> = Rc::default();
+            let (look, seen, mut count) = (Rc::clone(&handle), Rc::clone(&found), 0_usize);
+            let handler = Looking(ToFile, move || {
+                count += 1;
+                let lane = look.borrow();
+                let lane = lane.as_ref().filter(|_| count.is_multiple_of(7));
+                if let Some(oldest) = lane.and_then(LaneHandle::look) {
+                    seen.borrow_mut().push((count, Instant::now(), oldest.age));
+                }
+            });
+            let (sim, mut worker, lane) = looked_at(&config, || handler);
+            *handle.borrow_mut() = Some(lane.clone());
+            let result = match seed < 2 {
+                true => drive_and_sleep(&mut worker),
+                false => worker.run(),
+            };
+            assert_eq!(result, Ok(()), "{data}, seed {seed}");
+            worker.finish(&result);
+            assert_eq!(
+                sim.report().violations,
+                Vec::<String>::new(),
+                "{data} {seed}"
+            );
+            assert_eq!(lane.metrics(0).requests(), 1000, "{data}, seed {seed}");
+            let found = found.borrow();
+            assert!(found.len() > 10, "{data}, seed {seed}: {found:?}");
+            // A note goes with its request: none is older than the requests of a while ago.
+            for (count, at, age) in found.iter().filter(|(count, ..)| *count > 500) {
+                let long_ago = found.iter().rfind(|(n, ..)| n + 400 < *count);
+                let (_, then, _) = long_ago.expect("looks at the beginning");
+                assert!(*age < *at - *then, "{data}, seed {seed}: {age:?}");
+            }
+        }
+    }
+}
+
+/// Forwards, after something else.
+struct Looking<F>(ToFile, F);
+
+impl<F: FnMut()> Handler for Looking<F> {
+    const FORWARDS: bool = true;
+
+    fn handle(&mut self, request: Request<'_>) {
+        (self.1)();
+        self.0.handle(request);
+    }
+}
+
+/// A thread that is inside a call of its handler ends no round, and needs none to be found.
+#[test]
+fn a_call_that_does_not_return_is_found() {
+    let config = Config {
+        depth: 1,
+        requests: 1,
+        ..Config::new(1)
+    };
+    let (far, near) = std::sync::mpsc::channel::<LaneHandle>();
+    let (found, told) = std::sync::mpsc::channel();
+    let watch = std::thread::spawn(move || {
+        let lane = near.recv().expect("a lane");
+        let first = loop {
+            if let Some(oldest) = lane.look() {
+                break oldest;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        std::thread::sleep(Duration::from_millis(20));
+        let second = lane.look().expect("it is still there");
+        found.send(()).expect("the handler waits");
+        (first, second)
+    });
+    let hangs = move |request: Request<'_>| {
+        told.recv_timeout(Duration::from_secs(20)).expect("found");
+        request.complete(Err(Errno::ENOSPC));
+    };
+    let (sim, mut worker, lane) = looked_at(&config, || hangs);
+    far.send(lane).expect("it runs");
+    let result = worker.run();
+    worker.finish(&result);
+    assert_eq!(sim.report().violations, Vec::<String>::new());
+    let (first, second) = watch.join().expect("no panic");
+    assert_eq!(second.place, Place::Backend);
+    assert!(second.age >= first.age + Duration::from_millis(20));
 }

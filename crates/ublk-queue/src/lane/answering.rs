@@ -26,7 +26,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
     /// Answers a request that is in hand.
     #[inline(always)]
     pub(super) fn answered(&mut self, port: &mut P, tag: Tag, answer: Answer) {
-        if self.before_commit && self.timed {
+        if self.before_commit && self.watched {
             self.take_stamp(tag, answer);
         }
         if self.before_commit

@@ -347,7 +347,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         let short = self.forwards.tags.get(usize::from(tag));
         if short.is_some_and(|forwarded| forwarded.enough != 0) {
             // A recorder looks at the descriptor before the commit is pushed.
-            if self.timed
+            if self.watched
                 && self.recorder.is_none()
                 && let Ok(known) = Tag::new(tag)
                 && self.forward_answered(port, tag, res)

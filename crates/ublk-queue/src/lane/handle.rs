@@ -1,16 +1,18 @@
 //! A lane as its worker's owner sees it.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use ublk_core::{Op, QueueId};
+use ublk_core::{Op, QueueId, Tag};
 use ublk_metrics::{Facts, Level, Operation, QueueSnapshot};
 
+use crate::age::{Notes, Oldest, Place};
 use crate::buffers::Pages;
 use crate::data_path::DataPath;
 use crate::health::{Counter, Counters, State};
-use crate::measure::KINDS;
+use crate::measure::{KINDS, nanos_since};
 use crate::recording::Recorder;
 use crate::shared::LaneShared;
 
@@ -194,6 +196,58 @@ impl LaneHandle {
     pub fn buffers(&self) -> (u64, Pages) {
         let (bytes, pages) = self.0.arena.extent();
         (bytes as u64, pages)
+    }
+
+    /// The request that has been in hand for longest, as far as earlier looks know, and where it is. Asks the lane's thread
+    /// for the next look, if it has requests in hand; so call this again and again, not more than a few times per second.
+    /// An idle thread is not woken, and one that is not looked at does nothing for it.
+    #[must_use]
+    pub fn look(&self) -> Option<Oldest> {
+        self.look_at(|_, _| false)
+    }
+
+    /// As [`look`](Self::look); `waits` tells whether a tag's request waits for a pool's thread.
+    pub(crate) fn look_at(&self, waits: impl Fn(&Arc<LaneShared>, Tag) -> bool) -> Option<Oldest> {
+        if !matches!(self.state(), State::Serving | State::Leaving | State::Armed) {
+            return None;
+        }
+        let shared = &self.0;
+        let now = nanos_since(shared.flags.begun);
+        let (away, at_work) = (
+            shared.meters.in_hand.get() != 0,
+            shared.flags.at_work.load(Ordering::Relaxed),
+        );
+        let notes = match away || at_work {
+            true => shared.notes.get_or_init(|| Notes::new(shared.depth())),
+            false => shared.notes.get()?,
+        };
+        let in_call = notes.at_work(at_work, shared.meters.enters.get(), now);
+        let noted = notes.oldest();
+        if away && notes.are_missing(shared.meters.taken()) {
+            shared.want_notes();
+        }
+        let age = |since| Duration::from_nanos(now.saturating_sub(since));
+        match (noted, in_call) {
+            (Some((tag, since)), call) if call.is_none_or(|call| since <= call) => {
+                let place = match () {
+                    () if shared.remote.has(tag) => Place::Answer,
+                    () if waits(shared, tag) => Place::Waiting,
+                    () => Place::Backend,
+                };
+                let age = age(since);
+                Some(Oldest { age, place })
+            }
+            (_, Some(call)) => Some(Oldest {
+                age: age(call),
+                place: Place::Backend,
+            }),
+            (_, None) => None,
+        }
+    }
+
+    /// Asks the lane's thread to signal this eventfd once it has served something. The thread is not woken for it.
+    pub(crate) fn tell_when_moving(&self, moved: &Arc<OwnedFd>) {
+        self.0.flags.want_move(moved);
     }
 
     /// Requests that handlers hold and have not answered, as of the last batch; at least one while the thread works on

@@ -58,19 +58,52 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             latencies.forget_all();
         }
         self.timed = timed;
-        self.before_commit = timed || self.buffers.is_some();
-        // Requests that may outlive their round leave the fast paths, which know no stamps.
-        self.quick = match timed || self.leaving {
-            true => NO_OWNER,
-            false => self.plain_owner,
-        };
-        self.forward_word = match timed {
-            true => NO_OWNER,
-            false => self.owner | (Kind::Forward as u64) << 48,
-        };
+        self.choose_paths();
         self.round.elsewhere = [0; Operation::COUNT];
         for (before, op) in self.round.before.iter_mut().zip(&self.shared.meters.ops) {
             *before = op.get();
+        }
+    }
+
+    /// Requests that may outlive their round leave the fast paths, which know no stamps. Those that are noted only leave
+    /// the fast path of their answers.
+    fn choose_paths(&mut self) {
+        self.watched = self.timed || self.noted != 0;
+        self.before_commit = self.watched || self.buffers.is_some();
+        self.quick = match self.timed || self.leaving {
+            true => NO_OWNER,
+            false => self.plain_owner,
+        };
+        self.forward_word = match self.watched {
+            true => NO_OWNER,
+            false => self.owner | (Kind::Forward as u64) << 48,
+        };
+    }
+
+    /// Notes which requests are in hand, at the end of a round.
+    pub(crate) fn note_in_hand(&mut self, now: u64) {
+        let Some(notes) = self.shared.notes.get() else {
+            return;
+        };
+        let latencies = self.shared.latencies.get().filter(|_| self.timed);
+        for slot in self.tags.iter().filter(|it| it.state == TagState::InHand) {
+            let stamp = latencies.and_then(|latencies| latencies.stamp(slot.tag));
+            let since = stamp.map_or(now, Stamp::nanos);
+            self.noted += u32::from(notes.note(slot.tag, since));
+        }
+        notes.are_made(self.shared.meters.taken());
+        self.choose_paths();
+    }
+
+    /// Removes the note of a request that is answered now.
+    #[cold]
+    fn remove_note(&mut self, tag: Tag) {
+        let notes = self.shared.notes.get();
+        if notes.is_some_and(|notes| notes.remove(tag)) {
+            self.noted = self.noted.saturating_sub(1);
+            if self.noted == 0 {
+                self.choose_paths();
+            }
         }
     }
 
@@ -144,9 +177,16 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         self.round.elsewhere[stamp.kind()] += 1;
     }
 
-    /// Takes the stamp of a request that is answered now, for the end of the round, and records the request.
+    /// Takes the stamp and the note of a request that is answered now, the stamp for the end of the round, and records the
+    /// request.
     #[inline(never)]
     pub(super) fn take_stamp(&mut self, tag: Tag, answer: Answer) {
+        if self.noted != 0 {
+            self.remove_note(tag);
+        }
+        if !self.timed {
+            return;
+        }
         let taken = |latencies: &Latencies| {
             let stamp = latencies.stamp(tag)?;
             latencies.set_stamp(tag, None);

@@ -155,6 +155,11 @@ pub struct OwnedRequest {
 impl OwnedRequest {
     accessors!();
 
+    /// Whether it is this one.
+    pub(crate) fn is_of(&self, lane: &Arc<LaneShared>, tag: Tag) -> bool {
+        self.tag == tag && Arc::ptr_eq(&self.lane, lane)
+    }
+
     #[inline]
     fn shared(&self) -> &LaneShared {
         &self.lane

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ublk_core::Tag;
 use uring_lite::Waker;
 
 use super::Server;
 use crate::handler::Pool;
 use crate::health::State;
+use crate::shared::LaneShared;
 use crate::thread;
 use crate::worker::LaneHandle;
 
@@ -20,6 +22,8 @@ pub(super) struct ServerState {
     running: Mutex<Running>,
     ended: Condvar,
     pub(super) ended_fd: OwnedFd,
+    /// See [`Server::tell_when_moving`].
+    pub(super) moved_fd: Arc<OwnedFd>,
     /// Answers the requests of a backend that may block. It lives as long as a thread or the owner.
     pool: Mutex<Option<Pool>>,
 }
@@ -55,12 +59,20 @@ impl ServerState {
             running: Mutex::default(),
             ended: Condvar::new(),
             ended_fd: thread::event_fd()?,
+            moved_fd: Arc::new(thread::event_fd()?),
             pool: Mutex::default(),
         })
     }
 
     pub(super) fn keep(&self, pool: Pool) {
         *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = Some(pool);
+    }
+
+    /// Whether a tag's request waits for a thread of the pool.
+    pub(super) fn has_waiting(&self, lane: &Arc<LaneShared>, tag: Tag) -> bool {
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.as_ref()
+            .is_some_and(|pool| pool.has_waiting(lane, tag))
     }
 
     /// Waits until the condition holds. False after the timeout.

@@ -36,6 +36,9 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
 
     /// Ends a round on the slow path, before its answers are submitted.
     pub(super) fn round_ends(&mut self) {
+        if self.flags.has_errands() {
+            self.do_errands();
+        }
         if self.level == Level::Off {
             return;
         }
@@ -46,6 +49,17 @@ impl<P: Port, D: Descriptors, H: Handler> Worker<P, D, H> {
         let polls = self.port.polls();
         for (n, lane) in self.lanes.iter_mut().enumerate() {
             lane.round_ends(now, polls, n == 0);
+        }
+    }
+
+    /// Does what others have asked for once.
+    #[cold]
+    fn do_errands(&mut self) {
+        if self.flags.do_errands() {
+            let now = nanos_since(self.begun);
+            for lane in &mut self.lanes {
+                lane.note_in_hand(now);
+            }
         }
     }
 }
