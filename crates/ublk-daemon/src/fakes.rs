@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::link::Link;
 use crate::link::message::{Assignment, Opening};
 use crate::link::peer::Peer;
-use crate::report::{Health, QueueReport, Stats};
+use crate::report::{Health, OldestReport, QueueReport, Stats};
 use crate::server;
 use crate::server::engine::{Backing, Engine, Running};
 use crate::signals::Signals;
@@ -367,10 +367,8 @@ impl Running for Serving {
                 reads: 42,
                 ..Stats::default()
             },
-            file: None,
-            shm: None,
-            nbd: None,
             queues: queues(if self.0.fails("many threads") { 900 } else { 0 }),
+            ..Health::default()
         }
     }
 
@@ -512,6 +510,10 @@ fn queues(count: u16) -> Vec<QueueReport> {
         thread: 0,
         state: "serving".to_owned(),
         in_hand: 0,
+        oldest: Some(OldestReport {
+            ms: u64::MAX,
+            place: "backend".to_owned(),
+        }),
         batches: u64::MAX,
         pinned: Some((0..16).collect()),
         io_flusher: true,

@@ -30,6 +30,7 @@ pub mod log;
 pub mod names;
 pub mod policy;
 pub mod privilege;
+pub mod problems;
 pub mod recording;
 pub mod report;
 pub mod roles;

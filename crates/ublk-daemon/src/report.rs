@@ -75,8 +75,70 @@ pub struct Stats {
     pub enters: u64,
 }
 
+/// The request that a queue has had in hand for longest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OldestReport {
+    /// Milliseconds, at least: since a look at the queue found it first; with latencies, since it arrived.
+    pub ms: u64,
+    /// Where it is: `waiting` for a thread of the backend, in the `backend`, or its `answer` waits for the queue's thread.
+    pub place: String,
+}
+
+/// The first request that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstFailure {
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// Operation, place and errno.
+    pub text: String,
+}
+
+/// Something that is wrong with a serving device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Which.
+    pub kind: ProblemKind,
+    /// For people.
+    pub text: String,
+}
+
+/// What may be wrong with a serving device, the worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ProblemKind {
+    /// A queue has ended with an error.
+    Failed,
+    /// A request has not been answered for [`STALLED`](crate::problems::STALLED).
+    Stalled,
+    /// The storage behind the device cannot be reached.
+    Degraded,
+    /// The backend has panicked.
+    Panics,
+    /// Requests have failed.
+    Errors,
+    /// One that a later version knows.
+    #[serde(other)]
+    Other,
+}
+
+impl ProblemKind {
+    /// It in one word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Stalled => "stalled",
+            Self::Degraded => "degraded",
+            Self::Panics => "panics",
+            Self::Errors => "errors",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// Health of one queue.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct QueueReport {
     /// The queue.
     pub qid: u16,
@@ -87,6 +149,9 @@ pub struct QueueReport {
     pub state: String,
     /// Requests that the server holds; at least one while its thread works on a batch.
     pub in_hand: u64,
+    /// The request that it has had in hand for longest, as far as looks at it know.
+    #[serde(default)]
+    pub oldest: Option<OldestReport>,
     /// Batches that its thread has finished. A queue with requests in flight that finishes none is stuck.
     #[serde(default)]
     pub batches: u64,
@@ -105,12 +170,18 @@ pub struct QueueReport {
 }
 
 /// Health of a server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Health {
     /// The worst state of its queues, in one word.
     pub state: String,
     /// The first error of any queue.
     pub first_error: Option<String>,
+    /// The first request that failed.
+    #[serde(default)]
+    pub first_failure: Option<FirstFailure>,
+    /// What is wrong, the worst first; empty of a good device.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
     /// Counts.
     #[serde(flatten)]
     pub stats: Stats,

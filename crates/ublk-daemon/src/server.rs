@@ -13,9 +13,11 @@ mod recording;
 pub mod sandbox;
 #[cfg(feature = "kill-points")]
 mod trap;
+mod watch;
 
 use self::engine::{Engine, Running};
 use self::recording::Recordings;
+use self::watch::Watch;
 use crate::failure::Failure;
 use crate::kill_point::kill_point;
 use crate::link::listener::Listener;
@@ -167,13 +169,18 @@ impl Server {
         end
     }
 
-    /// Serves until the driver has aborted all tags. Nothing in this loop has a timeout, except while the device is
-    /// recorded: an idle server sleeps (L55).
+    /// Serves until the driver has aborted all tags. An idle server sleeps without a timeout, except while its device is
+    /// recorded (L55).
     fn serve(&mut self, running: &mut dyn Running) -> Result<(), Failure> {
+        let mut watch = Watch::default();
         loop {
+            watch.look(running, Instant::now(), |text| tracing::warn!("{text}"));
             let ready = self
-                .wait(running)
+                .wait(running, watch.next())
                 .map_err(|e| Failure::failed(format!("cannot wait for events: {e}")))?;
+            if ready.moved {
+                watch.moved(Instant::now());
+            }
             if ready.failures || ready.ended {
                 running.say_failures();
             }
@@ -196,7 +203,7 @@ impl Server {
         }
     }
 
-    fn wait(&self, running: &dyn Running) -> io::Result<Ready> {
+    fn wait(&self, running: &dyn Running, deadline: Option<Instant>) -> io::Result<Ready> {
         let mut fds = vec![running.ended_fd()];
         fds.extend(self.signals.as_ref().map(AsFd::as_fd));
         fds.extend(self.link.as_ref().map(AsFd::as_fd));
@@ -204,7 +211,12 @@ impl Server {
         fds.extend(failures);
         let attach = self.attach.as_ref().filter(|_| self.link.is_none());
         fds.extend(attach.map(AsFd::as_fd));
-        let mut ready = poll::readable(&fds, self.recordings.deadline())?.into_iter();
+        // While looks are due anyway, the descriptor may stay readable.
+        let moved = running.moved_fd().filter(|_| deadline.is_none());
+        fds.extend(moved);
+        let until = [deadline, self.recordings.deadline()];
+        let until = until.into_iter().flatten().min();
+        let mut ready = poll::readable(&fds, until)?.into_iter();
         let mut next = || ready.next().unwrap_or(false);
         Ok(Ready {
             ended: next(),
@@ -212,6 +224,7 @@ impl Server {
             link: self.link.is_some() && next(),
             failures: failures.is_some() && next(),
             agent: self.link.is_none() && self.attach.is_some() && next(),
+            moved: moved.is_some() && next(),
         })
     }
 
@@ -362,6 +375,7 @@ struct Ready {
     link: bool,
     failures: bool,
     agent: bool,
+    moved: bool,
 }
 
 fn out_of_turn(message: &ToServer) -> Failure {

@@ -45,6 +45,8 @@ pub struct Device {
     pub agent_up: Option<bool>,
     /// A queue of it has failed.
     pub failed: bool,
+    /// Age of the oldest request in hand, if any is known to be older than a look.
+    pub oldest: Option<std::time::Duration>,
     /// What it has done, if the server answers.
     pub snapshot: Option<Snapshot>,
     /// Its connections to an NBD server.
@@ -274,6 +276,18 @@ fn states(to: &mut Writer<'_, '_>) -> fmt::Result {
             "Whether a queue of the device has failed",
         ),
         |it| flag(it.device.failed),
+    )?;
+    to.gauge(
+        (
+            "ublk_oldest_request",
+            Some(Unit::Seconds),
+            "For how long at least the oldest request has been unanswered; 0 if none was found by the look before",
+        ),
+        |it| {
+            it.device.snapshot.as_ref()?;
+            let oldest = it.device.oldest.unwrap_or_default();
+            Some(Value::Real(oldest.as_secs_f64()))
+        },
     )?;
     to.gauge(
         (

@@ -2,6 +2,7 @@
 
 use super::http::Format;
 use crate::front::{Measured, measured};
+use crate::problems::age;
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +30,7 @@ fn device(it: Measured) -> Device {
     device.snapshot = it.snapshot;
     if let Some(health) = it.health {
         device.failed = health.state == "failed";
+        device.oldest = health.queues.iter().filter_map(age).max();
         device.nbd = health.nbd.map(|nbd| Nbd {
             up: nbd.state == "up",
             connections: u64::from(nbd.connections),

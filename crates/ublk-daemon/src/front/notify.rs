@@ -1,10 +1,12 @@
 //! Notifies the service manager of a foreground device: `Type=notify`, a status line, and the watchdog.
 //!
 //! The watchdog is fed only while the queues make progress or are idle. A queue with requests in flight that finishes
-//! no batch is stuck, and so is a server that does not answer: after half a period of that, feeding stops, and the
-//! manager kills the service between one and one and a half periods after the queue stopped.
+//! no batch is stuck, one that has had a request in hand all the time is, too, and so is a server that does not answer:
+//! after half a period of that, feeding stops, and the manager kills the service between one and one and a half periods
+//! after the queue stopped. Requests that wait for an NBD server are not stuck: no new process would answer them.
 
 use super::look::health;
+use crate::problems::{self, age};
 use crate::report::{Added, Health};
 use sd_notify::NotifyState;
 use std::collections::BTreeMap;
@@ -127,6 +129,16 @@ impl Watch {
             let text = format!("{path}: queue {qid}, thread {thread} makes no progress");
             return (false, text);
         }
+        let reached = health.nbd.as_ref().is_none_or(|nbd| nbd.state == "up");
+        let mut queues = health.queues.iter().filter(|_| reached);
+        if let Some(queue) = queues.find(|queue| age(queue) >= Some(self.period / 2)) {
+            let text = format!(
+                "{path}: {} makes no progress on a request that it has had for {} s",
+                problems::name(queue),
+                age(queue).unwrap_or_default().as_secs()
+            );
+            return (false, text);
+        }
         let stats = &health.stats;
         let text = format!(
             "{path} serves: {} reads, {} writes, {} flushes, {} errors",
@@ -139,7 +151,7 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{QueueReport, Stats};
+    use crate::report::{NbdReport, OldestReport, QueueReport};
 
     const PERIOD: Duration = Duration::from_secs(8);
 
@@ -148,23 +160,13 @@ mod tests {
         let queue = |(qid, (in_hand, batches)): (usize, &(u64, u64))| QueueReport {
             qid: u16::try_from(qid).unwrap(),
             thread: 0,
-            state: "serving".to_owned(),
             in_hand: *in_hand,
             batches: *batches,
-            pinned: None,
-            io_flusher: true,
-            setup: String::new(),
-            buffer_bytes: 0,
-            pages: String::new(),
+            ..QueueReport::default()
         };
         Health {
-            state: "serving".to_owned(),
-            first_error: None,
-            stats: Stats::default(),
             queues: queues.iter().enumerate().map(queue).collect(),
-            file: None,
-            shm: None,
-            nbd: None,
+            ..Health::default()
         }
     }
 
@@ -193,6 +195,36 @@ mod tests {
         );
         let idle_at_times = |s: u64| Some(health(&[(u64::from(!s.is_multiple_of(3)), 7)]));
         assert_eq!(starved(idle_at_times), None, "idle in between");
+    }
+
+    /// L24 A request that is never answered is detected although its queue goes on with others; not while it waits for an
+    /// NBD server that cannot be reached.
+    #[test]
+    fn l24_a_request_that_is_never_answered_starves_the_watchdog() {
+        let at = |second: u64, age: u64, nbd: Option<&str>| {
+            let mut health = health(&[(1, second)]);
+            health.queues[0].oldest = Some(OldestReport {
+                ms: age * 1000,
+                place: "backend".to_owned(),
+            });
+            health.nbd = nbd.map(|state| NbdReport {
+                state: state.to_owned(),
+                since: 0,
+                last_error: None,
+                connections: 0,
+                reconnects: 0,
+                replayed: 0,
+                retry: crate::spec::Retry::Forever,
+                uri: String::new(),
+                moving: 0,
+                tls: None,
+            });
+            Some(health)
+        };
+        assert_eq!(starved(|s| at(s, s, None)), Some(4));
+        assert_eq!(starved(|s| at(s, s, Some("up"))), Some(4));
+        assert_eq!(starved(|s| at(s, s % 4, None)), None);
+        assert_eq!(starved(|s| at(s, s, Some("reconnecting"))), None);
     }
 
     /// A server that does not answer is stuck, whatever it had in flight; one that answers late is not.

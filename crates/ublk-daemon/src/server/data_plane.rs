@@ -6,7 +6,8 @@ use super::sandbox;
 use crate::backend::{Opened, Purpose, log_notes, open, open_to_serve};
 use crate::failure::Failure;
 use crate::link::message::{Assignment, Opening};
-use crate::report::{FileReport, Health, NbdReport, QueueReport, ShmReport, Stats};
+use crate::problems;
+use crate::report::{FileReport, Health, NbdReport, OldestReport, QueueReport, ShmReport, Stats};
 use crate::shm;
 use crate::spec::BackendCommand;
 use crate::spec::{AddSpec, Serving};
@@ -246,12 +247,15 @@ impl Served {
             fallbacks: counters.shared_misses,
         });
         let nbd = self.nbd.as_deref().map(nbd_report);
-        Health {
+        let mut health = Health {
             file,
             shm,
             nbd,
+            first_failure: self.failures.as_ref().and_then(Failures::first),
             ..convert(health)
-        }
+        };
+        health.problems = problems::of(&health);
+        health
     }
 }
 
@@ -272,6 +276,14 @@ impl Running for Served {
         if let Some(failures) = &self.failures {
             failures.say(|text| tracing::error!("{text}"));
         }
+    }
+
+    fn moved_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.server.moved_fd())
+    }
+
+    fn tell_when_moving(&self) {
+        self.server.tell_when_moving();
     }
 
     fn command(&self, command: &BackendCommand) {
@@ -416,9 +428,6 @@ fn convert(health: &ublk_queue::Health) -> Health {
     Health {
         state: health.state.name().to_owned(),
         first_error: health.first_error.clone(),
-        file: None,
-        shm: None,
-        nbd: None,
         stats: Stats {
             reads: c.reads,
             writes: c.writes,
@@ -441,6 +450,7 @@ fn convert(health: &ublk_queue::Health) -> Health {
                 thread: q.thread,
                 state: q.state.name().to_owned(),
                 in_hand: q.in_hand,
+                oldest: q.oldest.map(oldest),
                 batches: q.counters.enters,
                 pinned: q.pinned.as_ref().map(|mask| mask.iter().collect()),
                 io_flusher: q.io_flusher,
@@ -449,5 +459,13 @@ fn convert(health: &ublk_queue::Health) -> Health {
                 pages: q.pages.name().to_owned(),
             })
             .collect(),
+        ..Health::default()
+    }
+}
+
+fn oldest(oldest: ublk_queue::Oldest) -> OldestReport {
+    OldestReport {
+        ms: u64::try_from(oldest.age.as_millis()).unwrap_or(u64::MAX),
+        place: oldest.place.name().to_owned(),
     }
 }

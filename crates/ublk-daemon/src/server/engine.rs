@@ -59,6 +59,14 @@ pub trait Running {
     /// Logs the failed requests.
     fn say_failures(&self) {}
 
+    /// Readable once the device has moved after [`tell_when_moving`](Self::tell_when_moving).
+    fn moved_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Makes [`moved_fd`](Self::moved_fd) readable once the device has served something; an idle one is not woken.
+    fn tell_when_moving(&self) {}
+
     /// Changes how the backend works; a backend without the option ignores it. The health reports what is in force.
     fn command(&self, command: &BackendCommand) {
         let _ = command;

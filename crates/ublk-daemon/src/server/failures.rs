@@ -5,13 +5,15 @@
 #![forbid(unsafe_code)]
 
 use crate::backend::Opened;
+use crate::report::FirstFailure;
 use crate::spec::AddSpec;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::UNIX_EPOCH;
 use ublk_backends::Composed;
 use ublk_core::{Errno, Op};
 use ublk_queue::OnFailure;
@@ -68,6 +70,7 @@ impl Members {
 pub(crate) struct Failures {
     said: UnixDatagram,
     members: Option<Members>,
+    first: OnceLock<FirstFailure>,
 }
 
 /// Counts of each kind, and the socket to the main thread.
@@ -88,7 +91,15 @@ impl Failures {
         let counts = (0..OPS * ERRNOS).map(|_| AtomicU64::new(0)).collect();
         let counts = Counts { counts, say };
         let hook = OnFailure::new(move |f| counts.count(f.op, f.errno, (f.offset, f.len), f.file));
-        Ok((Self { said, members }, hook))
+        Ok((Self::on(said, members), hook))
+    }
+
+    const fn on(said: UnixDatagram, members: Option<Members>) -> Self {
+        Self {
+            said,
+            members,
+            first: OnceLock::new(),
+        }
     }
 
     /// Readable when there is something to log.
@@ -104,8 +115,18 @@ impl Failures {
             .recv(&mut words)
             .is_ok_and(|len| len == words.len())
         {
-            say(text(&words, self.members.as_ref()));
+            let text = text(&words, self.members.as_ref());
+            self.first.get_or_init(|| FirstFailure {
+                at: UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs()),
+                text: text.clone(),
+            });
+            say(text);
         }
+    }
+
+    /// The first failure that was logged.
+    pub(crate) fn first(&self) -> Option<FirstFailure> {
+        self.first.get().cloned()
     }
 }
 
@@ -184,8 +205,7 @@ mod tests {
         said.set_nonblocking(true).unwrap();
         say.set_nonblocking(true).unwrap();
         let counts = (0..OPS * ERRNOS).map(|_| AtomicU64::new(0)).collect();
-        let members = None;
-        (Failures { said, members }, Counts { counts, say })
+        (Failures::on(said, None), Counts { counts, say })
     }
 
     fn said(failures: &Failures) -> Vec<String> {
@@ -207,6 +227,7 @@ mod tests {
         assert_eq!(texts.len(), 4, "{texts:?}");
         assert!(texts[0].starts_with("write of 4096 bytes at 8192 failed: "));
         assert!(texts[0].contains("ENOSPC"));
+        assert_eq!(failures.first().unwrap().text, texts[0]);
         assert!(texts[1].starts_with("write of 512 bytes at 512 failed: "));
         assert!(texts[2].starts_with("flush failed: "));
         assert!(texts[3].starts_with("request failed: "));

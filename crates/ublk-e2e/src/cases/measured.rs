@@ -5,14 +5,15 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::case::Case;
+use crate::case::{self, Case};
 use crate::cli::{self, Spec};
 use crate::fio::{Done, Fio};
 use crate::volume::{Kind, Volume};
 use crate::wait::{secs, until};
-use crate::{json, sysfs};
+use crate::{json, procfs, sysfs};
 
 /// A mode, and the first kernel that has it.
 type Mode = (&'static str, &'static str, (u32, u32));
@@ -33,7 +34,62 @@ pub fn cases() -> Vec<Case> {
     };
     let mut all: Vec<Case> = MODES.into_iter().map(mode).collect();
     all.push(Case::new("exporter_tells_what_stats_tell", exporter));
+    all.push(Case::new("l24_info_tells_a_request_that_hangs", hangs));
     all
+}
+
+/// L24 `info` tells for how long a request has hung and where, and in a soak, which waits for that long, also the problem
+/// and the log. Its queue is not woken for that again and again, and an idle server not at all.
+fn hangs() -> Result<()> {
+    let below = Spec::mem("1M").add()?;
+    let device = Spec::file(std::path::Path::new(below.node())).add()?;
+    let id = device.id.to_string();
+    let info = || cli::ublkctl_json(&["info", &id]);
+    client(device.node())?;
+    procfs::stop(below.server()?)?;
+    let node = device.node().to_owned();
+    let reader = std::thread::spawn(move || client(&node));
+    let found = until("the age of the request", secs(30), || {
+        let found = info()?;
+        Ok((json::number(&found, "ms").unwrap_or(0) >= 1500).then_some(found))
+    });
+    let stalled = |found: Value| -> Result<()> {
+        ensure!(json::text(&found, "place")? == "backend", "{found}");
+        let batches = json::number(&found, "batches")?;
+        std::thread::sleep(secs(1));
+        ensure!(json::number(&info()?, "batches")? == batches, "{found}");
+        if case::set() != case::Set::Soak {
+            return Ok(());
+        }
+        let log = json::text(&found, "log")?;
+        until("the problem in the log", secs(40), || {
+            let log = std::fs::read_to_string(&log)?;
+            Ok(log.contains("has been unanswered for").then_some(()))
+        })?;
+        let text = cli::ublkctl(&["info", &id])?.good()?;
+        ensure!(
+            text.stdout.contains("stalled        queue 0: a request"),
+            "{text:?}"
+        );
+        Ok(())
+    };
+    let found = found.and_then(stalled);
+    procfs::kill(below.server()?, Signal::CONT)?;
+    found?;
+    reader.join().map_err(|_| anyhow::anyhow!("panic"))??;
+    until("the end of the problem", secs(20), || {
+        Ok(json::number(&info()?, "ms").is_err().then_some(()))
+    })?;
+    if case::set() == case::Set::Soak {
+        let server = device.server()?;
+        std::thread::sleep(secs(12));
+        let switches = procfs::status(server, "voluntary_ctxt_switches")?;
+        std::thread::sleep(secs(12));
+        let after = procfs::status(server, "voluntary_ctxt_switches")?;
+        ensure!(switches == after, "an idle server woke up");
+    }
+    device.delete()?;
+    below.delete()
 }
 
 /// Requests and bytes of reads, writes and discards, and the number of flushes.

@@ -26,6 +26,12 @@ fn or_dash(value: Option<String>) -> String {
     value.unwrap_or_else(|| "-".to_owned())
 }
 
+/// Seconds since a time, which is in seconds since 1970.
+fn ago(then: u64) -> u64 {
+    let now = std::time::UNIX_EPOCH.elapsed();
+    now.map_or(0, |now| now.as_secs()).saturating_sub(then)
+}
+
 /// A number with its noun in singular or plural.
 fn counted(count: impl Into<u64>, noun: &str) -> String {
     match count.into() {
@@ -109,8 +115,15 @@ impl Text {
     fn health(&mut self, health: &Health) {
         let s = &health.stats;
         self.line("health", health.state.clone());
+        for problem in &health.problems {
+            self.line(problem.kind.name(), problem.text.clone());
+        }
         if let Some(error) = &health.first_error {
             self.line("first error", error.clone());
+        }
+        if let Some(first) = &health.first_failure {
+            let text = format!("{} s ago: {}", ago(first.at), first.text);
+            self.line("first failure", text);
         }
         self.line(
             "requests",
@@ -165,15 +178,12 @@ impl Text {
     }
 
     fn nbd(&mut self, nbd: &NbdReport) {
-        let now = std::time::UNIX_EPOCH
-            .elapsed()
-            .map_or(0, |now| now.as_secs());
         self.line(
             "NBD server",
             format!(
                 "{} for {} s, {}, {}, {} replayed, retry {}",
                 nbd.state,
-                now.saturating_sub(nbd.since),
+                ago(nbd.since),
                 counted(nbd.connections, "connection"),
                 counted(nbd.reconnects, "reconnect"),
                 counted(nbd.replayed, "request"),
@@ -193,6 +203,9 @@ impl Text {
             || "not pinned".to_owned(),
             |cpus| format!("pinned to {}", ranges(cpus)),
         );
+        let oldest = q.oldest.as_ref().map_or_else(String::new, |oldest| {
+            format!(" (the oldest for {} ms: {})", oldest.ms, oldest.place)
+        });
         let flusher = if q.io_flusher {
             "io-flusher"
         } else {
@@ -204,7 +217,7 @@ impl Text {
                 n => format!("queue {}.{n}", q.qid),
             },
             format!(
-                "{}, {} in flight, {pinned}, {flusher}, {} of buffers in {}, ring {}",
+                "{}, {} in flight{oldest}, {pinned}, {flusher}, {} of buffers in {}, ring {}",
                 q.state,
                 q.in_hand,
                 size::show(q.buffer_bytes),

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use ublk_daemon::failure::Failure;
 use ublk_daemon::front::Measured;
-use ublk_daemon::report::Health;
+use ublk_daemon::report::{Health, ProblemKind};
 use ublk_metrics::{Level, QueueSnapshot, Snapshot};
 
 /// Intervals that are remembered: the width of the widest heat map.
@@ -345,6 +345,11 @@ fn state(now: &Measured, report: &Report, quiet: Duration) -> (String, Option<St
         let error = nbd.last_error.as_deref().unwrap_or("no connection");
         return (nbd.state.clone(), info(error));
     }
+    let problems = now.health.iter().flat_map(|it| &it.problems);
+    let stalled = problems.clone().find(|it| it.kind == ProblemKind::Stalled);
+    if let Some(problem) = stalled {
+        return ("stalled".to_owned(), info(&problem.text));
+    }
     if quiet >= STALLED {
         let what = format!(
             "{} requests in flight, none taken or answered",
@@ -352,5 +357,6 @@ fn state(now: &Measured, report: &Report, quiet: Duration) -> (String, Option<St
         );
         return (format!("stalled {}s", quiet.as_secs()), info(&what));
     }
-    ("live".to_owned(), error.and_then(|it| info(&it)))
+    let worst = problems.map(|it| it.text.clone()).next();
+    ("live".to_owned(), worst.and_then(|it| info(&it)))
 }
