@@ -30,6 +30,7 @@ mod nbd_interop;
 mod newc;
 mod outcomes;
 mod paths;
+mod prometheus;
 mod reset;
 mod results;
 mod shell;
@@ -113,6 +114,15 @@ enum Task {
         #[arg(trailing_var_arg = true)]
         command: Vec<String>,
     },
+    /// Let Prometheus and promtool judge the exporter, the alert rules and the dashboard, in a virtual machine
+    VmPrometheus {
+        /// Kernel: a series, `newest`, or the path of an image
+        #[arg(long, default_value = "newest")]
+        kernel: String,
+        /// Accelerator for the guest
+        #[arg(long, value_enum, default_value_t)]
+        accel: Choice,
+    },
     /// Measure the cost of a request in instructions and in time, and how soon a new device is usable
     VmBenchmark(bench::Options),
     /// Run the cases and the benchmark in turn, until something fails
@@ -145,6 +155,7 @@ fn main() -> ExitCode {
             accel,
             command,
         } => shell::run(&kernel, image, accel, &command),
+        Task::VmPrometheus { kernel, accel } => prometheus::run(&kernel, accel),
         Task::VmBenchmark(options) => bench::run(&options),
         Task::VmStress(options) => stress::run(&options),
         Task::VmForeign(options) => foreign::run(&options),

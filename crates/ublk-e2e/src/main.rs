@@ -19,6 +19,7 @@ mod json;
 mod pattern;
 mod plain;
 mod procfs;
+mod prometheus;
 mod run;
 mod serve;
 mod shared_client;
@@ -39,6 +40,18 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("serve: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if let Some(("--prometheus", rest)) = args.split_first().map(|(f, r)| (f.as_str(), r)) {
+        return match prometheus::judge(rest) {
+            Ok(found) => {
+                println!("{found}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("prometheus: {error:#}");
                 ExitCode::FAILURE
             }
         };
