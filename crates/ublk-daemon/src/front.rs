@@ -6,6 +6,7 @@
 mod add;
 mod candidates;
 mod gc;
+mod logs;
 mod look;
 mod lookup;
 mod measure;
@@ -23,6 +24,7 @@ mod up;
 pub use add::{Foreground, add, check, recover};
 pub use candidates::{Candidate, candidates};
 pub use gc::{Found, gc};
+pub use logs::{LogPlace, log_place, set_log_level};
 pub use look::{Backing, Features, Info, ListEntry, features, info, list, recoverable};
 pub use lookup::{named, target};
 pub use measure::{Measured, measure, measured};

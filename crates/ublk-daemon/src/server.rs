@@ -24,6 +24,7 @@ use crate::link::listener::Listener;
 use crate::link::message::{FromServer, ToServer};
 use crate::link::peer::Role;
 use crate::link::{LINK_VERSION, Link, LinkError};
+use crate::log;
 use crate::report::Health;
 use crate::signals::Signals;
 use crate::state::{Held, Store};
@@ -150,6 +151,7 @@ impl Server {
         let attach = self.link.as_ref().and_then(Link::take_descriptor);
         self.attach = attach.and_then(|fd| Listener::from_fd(fd).ok());
         self.id = Some(assignment.geometry.dev_id().get());
+        log::journal::device(assignment.geometry.dev_id().get(), spec.name.as_deref());
         title::set(Role::Server.name(), self.id);
         self.serving = self.mark();
         self.recoverable = assignment
@@ -328,6 +330,12 @@ impl Server {
                     let piece = self.recordings.order(running, order);
                     recording::tell(link, ticket, piece, Instant::now() + REPORT);
                 }
+                Ok(Some(ToServer::Log { ticket, level })) => {
+                    if let Ok(level) = level.parse() {
+                        log::set_level(level);
+                    }
+                    self.report(ticket, running.health());
+                }
                 Ok(Some(ToServer::HandOver)) => self.hand_over(),
                 Ok(Some(ToServer::Quit)) => return true,
                 // An unexpected message does not end a device that serves.
@@ -348,8 +356,8 @@ impl Server {
 
     fn serve_live(&mut self) {
         self.live = true;
-        if let Some(log) = self.link.as_ref().and_then(Link::take_descriptor) {
-            crate::log::into(log.as_fd());
+        if let Some(file) = self.link.as_ref().and_then(Link::take_descriptor) {
+            log::into(file.as_fd());
         }
         tracing::info!("device {} serves", self.id.unwrap_or_default());
     }

@@ -23,6 +23,7 @@ mod in_use;
 mod kill;
 mod lifecycle;
 mod lists;
+mod logs;
 mod many;
 mod mayhem;
 mod measured;
@@ -124,6 +125,7 @@ pub fn all(set: Set) -> Vec<Case> {
     }
     if !matches!(set, Set::Brief | Set::Kernel) {
         all.extend([
+            logs::cases(),
             measured::cases(),
             recorded::cases(),
             nbd::cases(),

@@ -208,6 +208,22 @@ pub enum Command {
         #[command(flatten)]
         wait: Look,
     },
+    /// Show the messages of a device's agent and server, or change from which level on they are written
+    Logs {
+        #[command(flatten)]
+        device: Device,
+        /// Print new messages as they come, until SIGINT or SIGTERM
+        #[arg(short, long)]
+        follow: bool,
+        /// Show only this many of the latest lines
+        #[arg(short = 'n', long, value_name = "N")]
+        lines: Option<usize>,
+        /// Write messages from this level on, while the device serves: error, warn, info, debug, trace
+        #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
+        level: Option<String>,
+        #[command(flatten)]
+        wait: Look,
+    },
     /// Answer scrapes of Prometheus with the metrics of all devices of this user, until SIGINT or SIGTERM
     Exporter {
         /// Address (HOST:PORT, :PORT for all addresses) or unix:/PATH [default: the socket that systemd passes]

@@ -9,6 +9,7 @@ mod config;
 mod device;
 mod doctor;
 mod load;
+mod logs;
 mod many;
 mod output;
 mod pages;
@@ -56,14 +57,5 @@ fn messages() {
     let role = std::env::args()
         .nth(1)
         .filter(|word| word.starts_with("__"));
-    let tracing = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(|| log::Stderr)
-        .with_target(false)
-        .with_ansi(false);
-    match role {
-        // A log file needs timestamps; a terminal does not.
-        Some(_) => tracing.init(),
-        None => tracing.without_time().init(),
-    }
+    log::start(level, role.is_some());
 }

@@ -5,7 +5,7 @@ use crate::many::Chosen;
 use crate::output::{put, raw};
 use crate::target::Target;
 use crate::{
-    completions, config, device, doctor, load, pages, record, show, stats, top, trace, udev,
+    completions, config, device, doctor, load, logs, pages, record, show, stats, top, trace, udev,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -167,6 +167,21 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             let target = device.device.resolve()?;
             let changed = stats::metrics(target, *level, wait.time())?;
             put(json, &changed, String::new)?;
+        }
+        Command::Logs {
+            device,
+            follow,
+            lines,
+            level,
+            wait,
+        } => {
+            let wanted = logs::Wanted {
+                follow: *follow,
+                lines: *lines,
+                level: level.clone(),
+                deadline: wait.time(),
+            };
+            logs::logs(device.device.resolve()?.id, &wanted, json)?;
         }
         Command::Exporter { listen } => {
             exporter::run(listen.as_ref(), |address| {

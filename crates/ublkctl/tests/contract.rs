@@ -159,10 +159,20 @@ const COMMANDS: &[&str] = &[
     "__server",
 ];
 
+/// Messages of devices.
+const LOGS: &[&str] = &[
+    "logs",
+    "logs 1048574",
+    "logs 1048574 --follow",
+    "logs 1048574 --level loud",
+    "logs no-such-name --level debug",
+];
+
 /// Every subcommand of clap, called in valid and invalid ways.
 fn calls() -> Vec<Vec<&'static str>> {
     let args = |line: &'static str| line.split(' ').filter(|w| !w.is_empty()).collect();
-    COMMANDS.iter().chain(LOADS).copied().map(args).collect()
+    let all = COMMANDS.iter().chain(LOADS).chain(LOGS);
+    all.copied().map(args).collect()
 }
 
 #[test]

@@ -7,8 +7,9 @@ use crate::failure::Failure;
 use crate::kill_point::kill_point;
 use crate::link::LinkError;
 use crate::link::message::{
-    FromServer, Lifetime, MetricsQuestion, Question, RecordQuestion, ToAgent, ToServer,
+    FromServer, Lifetime, LogQuestion, MetricsQuestion, Question, RecordQuestion, ToAgent, ToServer,
 };
+use crate::log;
 use crate::names;
 use crate::report::Health;
 use crate::state::Phase;
@@ -254,6 +255,12 @@ impl Agent<'_> {
             }
             Some(Question::Record(RecordQuestion { record: order })) => {
                 ToServer::Record { ticket, order }
+            }
+            Some(Question::Log(LogQuestion { log_level: level })) => {
+                if let Ok(level) = level.parse() {
+                    log::set_level(level);
+                }
+                ToServer::Log { ticket, level }
             }
         });
     }

@@ -151,6 +151,7 @@ impl Agent<'_> {
         let id = geometry.dev_id();
         tracing::debug!("the device is added");
         self.world.named(id);
+        crate::log::journal::device(id.get(), record.spec.name.as_deref());
         record.id = Some(id.get());
         self.log = (request.lifetime == Lifetime::Own).then(|| self.log_path(request, id));
         record.log.clone_from(&self.log);

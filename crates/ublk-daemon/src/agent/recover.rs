@@ -60,6 +60,7 @@ impl Agent<'_> {
         let geometry = self.control()?.info(id, left(deadline))?;
         self.world.named(id);
         let mut record = self.known(&geometry)?;
+        crate::log::journal::device(id.get(), record.spec.name.as_deref());
         let served = self.store.has_server(&record);
         let mut way = way(request, &geometry, served)?;
         self.take_care(request, &geometry, way, deadline)?;

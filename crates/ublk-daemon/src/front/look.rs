@@ -584,7 +584,12 @@ pub(super) fn command(id: DevId, command: &BackendCommand, within: Duration) -> 
     ask(id, Some(&Question::Backend(command.clone())), within)
 }
 
-fn ask<T: DeserializeOwned>(id: DevId, question: Option<&Question>, within: Duration) -> Option<T> {
+/// Asks an agent; `None` if nothing answers in time.
+pub(super) fn ask<T: DeserializeOwned>(
+    id: DevId,
+    question: Option<&Question>,
+    within: Duration,
+) -> Option<T> {
     let path = Store::of_user().ok()?.socket(id.get());
     let mut stream = UnixStream::connect(path).ok()?;
     stream.set_read_timeout(Some(within)).ok()?;

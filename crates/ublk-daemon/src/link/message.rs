@@ -138,6 +138,13 @@ pub enum ToServer {
         /// What to do.
         order: RecordOrder,
     },
+    /// Log messages from this level on, and report the health.
+    Log {
+        /// Returned in the answer.
+        ticket: u64,
+        /// The level.
+        level: String,
+    },
     /// Leave a live, recoverable device to its next server, without answering the requests in flight.
     HandOver,
     /// The device will not be started: exit.
@@ -281,6 +288,16 @@ pub enum Question {
     Metrics(MetricsQuestion),
     /// Its requests, one by one.
     Record(RecordQuestion),
+    /// Another level of the messages of agent and server.
+    Log(LogQuestion),
+}
+
+/// The order to log other messages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogQuestion {
+    /// The least level that is logged from now on: `error`, `warn`, `info`, `debug` or `trace`.
+    pub log_level: String,
 }
 
 /// The question for what a device has done.

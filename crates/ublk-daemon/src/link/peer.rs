@@ -1,6 +1,7 @@
 //! Starts roles as processes and watches for their exit.
 
 use crate::link::{Link, LinkError};
+use crate::log::journal;
 use crate::state::RUN_DIR_VARIABLE;
 use crate::sys::{process, surroundings, title};
 use std::ffi::OsString;
@@ -119,6 +120,7 @@ impl Peer {
             .arg(role.arg())
             .env_clear()
             .envs(environment(std::env::vars_os()))
+            .envs(journal::is_behind_stderr().then_some((journal::VARIABLE, "1")))
             .stdin(Stdio::from(theirs.into_fd()))
             .stdout(Stdio::null())
             .stderr(match messages {

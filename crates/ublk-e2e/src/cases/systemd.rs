@@ -102,6 +102,11 @@ fn on_demand() -> Result<()> {
     let at = device.mount()?;
     files::fill(at, 10)?;
     says(&device.unit, "StatusText", "/dev/ublkb3 serves", secs(1))?;
+    // Messages of the server have its device as a field.
+    until("the server's messages in the journal", secs(20), || {
+        let text = crate::cli::ublkctl(&["logs", "3"])?.stdout;
+        Ok(text.contains("device 3 serves").then_some(()))
+    })?;
     let server = device.server()?;
     let read = |name: &str| fs::read_to_string(format!("/proc/{server}/{name}"));
     ensure!(read("oom_score_adj")?.trim() == "-900");

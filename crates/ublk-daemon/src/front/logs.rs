@@ -1,0 +1,52 @@
+//! `logs`: where the messages of a device's processes are, and which of them are written.
+
+use super::look;
+use crate::failure::Failure;
+use crate::link::message::{LogQuestion, Question};
+use crate::report::Health;
+use crate::state::Store;
+use std::path::PathBuf;
+use std::time::Duration;
+use ublk_core::DevId;
+
+/// Where the messages of a device's agent and server are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogPlace {
+    /// In this file.
+    File(PathBuf),
+    /// Wherever the device's service, or the terminal of a foreground device, has them; the journal's field `UBLK_DEVICE` has
+    /// this value.
+    Journal(String),
+}
+
+/// Where the messages of a device are.
+///
+/// # Errors
+/// A device that does not exist or is not ours.
+pub fn log_place(id: DevId) -> Result<LogPlace, Failure> {
+    let found = super::measured(&[id], false)?;
+    let store = Store::of_user()?;
+    let mut records = store.records();
+    let record = records.find(|record| record.id == Some(id.get()) && !found.is_empty());
+    Ok(match record.and_then(|record| record.log) {
+        Some(file) => LogPlace::File(file),
+        None => LogPlace::Journal(format!("ublkb{id}")),
+    })
+}
+
+/// Makes the agent and the server of a live device write messages from this level on: `error`, `warn`, `info`, `debug` or
+/// `trace`. A later server writes from the level that its environment says.
+///
+/// # Errors
+/// A device that does not exist, is not ours, or whose server does not answer.
+pub fn set_log_level(id: DevId, level: &str, deadline: Duration) -> Result<(), Failure> {
+    super::measured(&[id], false)?;
+    let question = Question::Log(LogQuestion {
+        log_level: level.to_owned(),
+    });
+    let answer: Option<Health> = look::ask(id, Some(&question), deadline);
+    answer.map(drop).ok_or_else(|| {
+        Failure::failed(format!("the server of device {id} does not answer"))
+            .hint(format!("see `ublkctl info {id}`; a server older than this program does not know the question: `ublkctl upgrade {id}`"))
+    })
+}
