@@ -31,6 +31,8 @@ pub struct Done {
     pub trims: u64,
     /// Bytes trimmed.
     pub trimmed: u64,
+    /// Nanoseconds from the submission of a read to its completion, of the last job: the median, nine in ten, 99 %.
+    pub reads_took: [u64; 3],
 }
 
 impl Fio {
@@ -90,6 +92,8 @@ fn parse(text: &str) -> Result<Done> {
         done.writes += number("/write/total_ios").unwrap_or(0);
         done.trims += number("/trim/total_ios").unwrap_or(0);
         done.trimmed += number("/trim/io_bytes").unwrap_or(0);
+        let percentile = |name| number(&format!("/read/clat_ns/percentile/{name}.000000"));
+        done.reads_took = [50, 90, 99].map(|name| percentile(name).unwrap_or(0));
     }
     ensure!(
         done.read + done.written + done.trimmed > 0,

@@ -22,18 +22,7 @@ const FILL: &str = "0x5a";
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("record_and_replay_by_ublkctl_and_fio", replayed),
-        Case::new("record_zero_copy_and_batches", || {
-            if sysfs::kernel() >= (6, 16) {
-                let volume = Volume::new(Kind::Ext4, 32 << 20)?;
-                let file = volume.file("recorded", 16 << 20)?;
-                complete(&Spec::file(&file).with(&["--data", "zero-copy"]))?;
-            }
-            if sysfs::kernel() >= (7, 0) {
-                complete(&Spec::mem("16M").queues(2).with(&["--batch", "on"]))?;
-            }
-            Ok(())
-        })
-        .only_if(sysfs::kernel() >= (6, 16), "zero copy came with Linux 6.16"),
+        Case::new("record_in_other_modes", modes),
         Case::new("record_ends_with_its_server_or_its_disk", ends),
     ]
 }
@@ -158,6 +147,20 @@ fn complete(spec: &Spec) -> Result<()> {
     let device = spec.add()?;
     std::fs::remove_file(record(&device, "complete")?)?;
     device.delete()
+}
+
+/// User copy, and zero copy and batches where the kernel has them.
+fn modes() -> Result<()> {
+    complete(&Spec::mem("16M").with(&["--data", "user-copy"]))?;
+    if sysfs::kernel() >= (6, 16) {
+        let volume = Volume::new(Kind::Ext4, 32 << 20)?;
+        let file = volume.file("recorded", 16 << 20)?;
+        complete(&Spec::file(&file).with(&["--data", "zero-copy"]))?;
+    }
+    if sysfs::kernel() >= (7, 0) {
+        complete(&Spec::mem("16M").queues(2).with(&["--batch", "on"]))?;
+    }
+    Ok(())
 }
 
 /// What `ublkctl replay` and fio make of one trace is the same.
