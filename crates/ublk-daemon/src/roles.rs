@@ -25,6 +25,7 @@ pub fn run(role: Role) -> Result<i32, LinkError> {
     Ok(match role {
         Role::Agent => run_agent(link),
         Role::Server => {
+            log::journal::connect();
             spare_from_oom();
             let signals = Signals::take().ok();
             let store = Store::of_user().map_err(|e| tracing::warn!("{e}")).ok();
@@ -57,6 +58,7 @@ fn run_agent(link: Link) -> i32 {
             return 1;
         }
     };
+    log::journal::connect();
     let signals = Signals::take().ok();
     let store = match Store::of_user() {
         Ok(store) => store,

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
@@ -25,6 +25,9 @@ pub(crate) const VARIABLE: &str = "UBLKCTL_JOURNAL";
 
 /// Whether messages go to the journal.
 static ACTIVE: AtomicBool = AtomicBool::new(false);
+
+/// The connection, once a role has made it.
+static CONNECTION: OnceLock<UnixDatagram> = OnceLock::new();
 
 /// Fields of every message.
 static FIELDS: Mutex<Vec<u8>> = Mutex::new(Vec::new());
@@ -62,41 +65,41 @@ pub(crate) fn is_behind_stderr() -> bool {
     found.is_ok_and(|it| stream == format!("{}:{}", it.dev(), it.ino()))
 }
 
+/// Sends messages to the journal from now on, where those of this process's caller go there. Call it after the role has
+/// closed all descriptors that it inherited.
+pub(crate) fn connect() {
+    if is_behind_stderr()
+        && let Err(e) = connect_to(SOCKET)
+    {
+        tracing::debug!("messages go to the journal as text: {e}");
+    }
+}
+
+fn connect_to(path: &str) -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.connect(path)?;
+    ACTIVE.store(CONNECTION.set(socket).is_ok(), Ordering::Relaxed);
+    Ok(())
+}
+
+/// Sends a message. A full journal loses it; one that is gone sends this one and further ones to standard error.
+fn send(message: &[u8], text: &str) {
+    let Some(socket) = CONNECTION.get() else {
+        return;
+    };
+    match socket.send(message) {
+        Err(e) if e.kind() != io::ErrorKind::WouldBlock => {
+            leave();
+            let _ = Stderr.write_all(text.as_bytes());
+        }
+        _ => {}
+    }
+}
+
 /// The layer that writes messages to the journal while [`is_active`].
 #[derive(Debug)]
-pub(super) struct Journal {
-    socket: UnixDatagram,
-}
-
-impl Journal {
-    /// Connects, where messages of this process go to the journal.
-    pub(super) fn open() -> Option<Self> {
-        if !is_behind_stderr() {
-            return None;
-        }
-        let journal = Self::to(SOCKET).ok()?;
-        ACTIVE.store(true, Ordering::Relaxed);
-        Some(journal)
-    }
-
-    fn to(path: &str) -> io::Result<Self> {
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        socket.connect(path)?;
-        Ok(Self { socket })
-    }
-
-    /// Sends a message. A full journal loses it; one that is gone sends further ones to standard error.
-    fn send(&self, message: &[u8], text: &str) {
-        match self.socket.send(message) {
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => {
-                leave();
-                let _ = Stderr.write_all(text.as_bytes());
-            }
-            _ => {}
-        }
-    }
-}
+pub(super) struct Journal;
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
@@ -108,7 +111,7 @@ impl<S: Subscriber> Layer<S> for Journal {
         let fields = FIELDS.lock().unwrap_or_else(PoisonError::into_inner);
         let message = found.message(*event.metadata().level(), &fields);
         drop(fields);
-        self.send(&message, &format!("{}\n", found.text));
+        send(&message, &format!("{}\n", found.text));
     }
 }
 
@@ -178,10 +181,11 @@ mod tests {
         let path = dir.path().join("journal");
         let there = UnixDatagram::bind(&path).unwrap();
         there.set_nonblocking(true).unwrap();
-        ACTIVE.store(true, Ordering::Relaxed);
         device(7, Some("two\nlines"));
-        let journal = Journal::to(path.to_str().unwrap()).unwrap();
-        let all = tracing_subscriber::registry().with(journal);
+        assert!(connect_to("/no/such/socket").is_err() && !is_active());
+        connect_to(path.to_str().unwrap()).unwrap();
+        assert!(is_active());
+        let all = tracing_subscriber::registry().with(Journal);
         tracing::subscriber::with_default(all, || {
             tracing::warn!(errno = 5, "it \x1b[2J failed");
             let mut buffer = [0; 4096];

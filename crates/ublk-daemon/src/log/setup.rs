@@ -50,7 +50,7 @@ pub fn start(level: LevelFilter, role: bool) {
     let done = tracing_subscriber::registry()
         .with(filter)
         .with(role.then(Pace::default))
-        .with(role.then(Journal::open).flatten())
+        .with(role.then_some(Journal))
         .with(text)
         .try_init();
     if done.is_ok() {
