@@ -97,9 +97,10 @@ pub fn judge(args: &[String]) -> Result<String> {
         answer(&format!("ALERTS{{alertname=\"{alert}\"}}")).context(alert)?;
     }
     load.end();
-    for id in [null.id.to_string(), nbd] {
-        cli::ublkctl(&["delete", &id, "--force"])?.good()?;
-    }
+    cli::ublkctl(&["delete", &null.id.to_string(), "--force"])?.good()?;
+    // It fails as well as succeeds: what was written last is lost with the NBD server.
+    cli::ublkctl(&["delete", &nbd, "--force"])?;
+    ensure!(!Path::new(&nbd).exists(), "{nbd} is still there");
     null.forget();
     mem.delete()?;
     fs::remove_dir_all(&place)?;
