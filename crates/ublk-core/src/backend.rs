@@ -57,6 +57,39 @@ pub trait Backend: Send + Sync + 'static {
         Err(Errno::EOPNOTSUPP)
     }
 
+    /// Like [`read_at`](Self::read_at), and fills all of `metadata`: the metadata of the range, interval by interval, with
+    /// all ones for blocks that have none, which nobody verifies. Called for a device with [`Limits::integrity`], if the
+    /// request asks for metadata (Linux 7.0).
+    ///
+    /// # Errors
+    /// The errno for the block layer; EILSEQ if data and metadata do not match.
+    fn read_with_metadata(
+        &self,
+        buf: &mut [u8],
+        metadata: &mut [u8],
+        offset: u64,
+    ) -> Result<(), Errno> {
+        let _ = (buf, metadata, offset);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Like [`write_at`](Self::write_at), and writes all of `metadata`, which FLUSH and `fua` make durable together with the
+    /// data. Called for a device with [`Limits::integrity`], if the request brings metadata (Linux 7.0). A write without
+    /// metadata takes from its blocks what they have.
+    ///
+    /// # Errors
+    /// The errno for the block layer; EILSEQ if data and metadata do not match.
+    fn write_with_metadata(
+        &self,
+        buf: &[u8],
+        metadata: &[u8],
+        offset: u64,
+        fua: bool,
+    ) -> Result<(), Errno> {
+        let _ = (buf, metadata, offset, fua);
+        Err(Errno::EOPNOTSUPP)
+    }
+
     /// Makes every write that completed before this call durable (L07). Called only if [`Limits::volatile_cache`] is
     /// set, which is the default.
     ///
@@ -146,6 +179,23 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
     }
     fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), Errno> {
         (**self).write_at(buf, offset, fua)
+    }
+    fn read_with_metadata(
+        &self,
+        buf: &mut [u8],
+        metadata: &mut [u8],
+        offset: u64,
+    ) -> Result<(), Errno> {
+        (**self).read_with_metadata(buf, metadata, offset)
+    }
+    fn write_with_metadata(
+        &self,
+        buf: &[u8],
+        metadata: &[u8],
+        offset: u64,
+        fua: bool,
+    ) -> Result<(), Errno> {
+        (**self).write_with_metadata(buf, metadata, offset, fua)
     }
     fn flush(&self) -> Result<(), Errno> {
         (**self).flush()

@@ -124,6 +124,15 @@ impl IoFlags {
     /// The driver could not register the request's pages itself (`UBLK_IO_F_NEED_REG_BUF`, 6.16).
     pub const NEED_REG_BUF: u32 = 1 << 17;
 
+    /// The request has metadata (`UBLK_IO_F_INTEGRITY`, 7.0).
+    pub const INTEGRITY: u32 = 1 << 18;
+
+    /// The INTEGRITY bit.
+    #[must_use]
+    pub const fn has_metadata(self) -> bool {
+        self.0 & Self::INTEGRITY != 0
+    }
+
     /// The data is in memory registered with the device, at the position in `addr` (`UBLK_IO_F_SHMEM_ZC`, 7.1).
     pub const SHMEM_ZC: u32 = 1 << 19;
 

@@ -1,6 +1,6 @@
 //! The limits that a backend declares before the device is created.
 
-use crate::Zones;
+use crate::{Integrity, Zones};
 
 /// Size and capabilities of the device that a backend can serve.
 ///
@@ -73,6 +73,10 @@ pub struct Limits {
     /// [`Features::ZONED`](crate::Features::ZONED) and a data mode in which the driver does not copy.
     #[cfg_attr(feature = "serde", serde(default))]
     pub zones: Option<Zones>,
+    /// The metadata that the backend keeps beside its data, or `None` for an ordinary device. Such a device needs
+    /// [`Features::INTEGRITY`](crate::Features::INTEGRITY) and user copy; it cannot be zoned.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub integrity: Option<Integrity>,
 }
 
 impl Limits {
@@ -103,6 +107,7 @@ impl Limits {
             virtual_boundary: 0,
             discard_alignment: 0,
             zones: None,
+            integrity: None,
         }
     }
 
@@ -134,6 +139,13 @@ impl Limits {
     #[must_use]
     pub const fn fua(mut self, yes: bool) -> Self {
         self.fua = yes;
+        self
+    }
+
+    /// Declares the metadata that the backend keeps ([`Backend::write_with_metadata`](crate::Backend::write_with_metadata)).
+    #[must_use]
+    pub const fn integrity(mut self, integrity: Integrity) -> Self {
+        self.integrity = Some(integrity);
         self
     }
 

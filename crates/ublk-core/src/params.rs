@@ -5,8 +5,9 @@ use core::fmt;
 use ublk_sys::{
     UBLK_ATTR_FUA, UBLK_ATTR_READ_ONLY, UBLK_ATTR_ROTATIONAL, UBLK_ATTR_VOLATILE_CACHE,
     UBLK_PARAM_TYPE_BASIC, UBLK_PARAM_TYPE_DEVT, UBLK_PARAM_TYPE_DISCARD,
-    UBLK_PARAM_TYPE_DMA_ALIGN, UBLK_PARAM_TYPE_SEGMENT, UBLK_PARAM_TYPE_ZONED, ublk_param_basic,
-    ublk_param_discard, ublk_param_dma_align, ublk_param_segment, ublk_param_zoned, ublk_params,
+    UBLK_PARAM_TYPE_DMA_ALIGN, UBLK_PARAM_TYPE_INTEGRITY, UBLK_PARAM_TYPE_SEGMENT,
+    UBLK_PARAM_TYPE_ZONED, ublk_param_basic, ublk_param_discard, ublk_param_dma_align,
+    ublk_param_segment, ublk_param_zoned, ublk_params,
 };
 
 /// The largest DISCARD or WRITE_ZEROES a bio can carry, in sectors (`UINT_MAX >> 9`).
@@ -87,6 +88,10 @@ pub(crate) fn encode(limits: &Limits, max_io_bytes: u32) -> ublk_params {
             max_zone_append_sectors: sectors(zones.max_append.min(max_io_bytes).into(), block),
             ..Default::default()
         };
+    }
+    if let Some(integrity) = &limits.integrity {
+        params.types |= UBLK_PARAM_TYPE_INTEGRITY;
+        params.integrity = integrity.encode(limits.logical_block_size);
     }
     if limits.max_discard != 0 || limits.max_write_zeroes != 0 {
         params.types |= UBLK_PARAM_TYPE_DISCARD;

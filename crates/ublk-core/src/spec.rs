@@ -1,6 +1,6 @@
 //! The parameters of a new device, checked against the kernel's rules before the kernel sees them.
 
-use crate::{DevId, Features, Geometry, Limits, params};
+use crate::{DevId, Features, Geometry, IntegrityRule, Limits, params};
 use ublk_sys::{ublk_params, ublksrv_ctrl_dev_info};
 
 /// Maximum size of a tag's buffer: a byte offset into it has 25 bits in the user-copy offset. The driver itself accepts
@@ -58,7 +58,7 @@ pub struct DeviceSpec {
 
 impl DeviceSpec {
     /// A device with these limits and defaults: any number, one queue of 128 tags, requests up to 1 MiB, no features
-    /// except ZONED if the limits have zones, no nonce.
+    /// except ZONED and INTEGRITY where the limits need them, no nonce.
     #[must_use]
     pub const fn new(limits: Limits) -> Self {
         Self {
@@ -66,10 +66,7 @@ impl DeviceSpec {
             queues: 1,
             depth: 128,
             max_io_bytes: 1 << 20,
-            features: match limits.zones {
-                Some(_) => Features::ZONED,
-                None => Features::NONE,
-            },
+            features: Self::of_limits(&limits, Features::NONE),
             descriptor_bytes: DESCRIPTOR,
             server_flags: 0,
             limits,
@@ -115,14 +112,22 @@ impl DeviceSpec {
         self
     }
 
-    /// Sets the requested features, replacing earlier ones; ZONED stays set if the limits have zones.
+    /// Sets the requested features, replacing earlier ones; ZONED and INTEGRITY stay set if the limits need them.
     #[must_use]
     pub const fn features(mut self, features: Features) -> Self {
-        self.features = match self.limits.zones {
-            Some(_) => features.with(Features::ZONED),
-            None => features,
-        };
+        self.features = Self::of_limits(&self.limits, features);
         self
+    }
+
+    /// Adds the features that these limits need.
+    const fn of_limits(limits: &Limits, mut features: Features) -> Features {
+        if limits.zones.is_some() {
+            features = features.with(Features::ZONED);
+        }
+        if limits.integrity.is_some() {
+            features = features.with(Features::INTEGRITY);
+        }
+        features
     }
 
     /// Sets the server's word, a nonce.
@@ -157,6 +162,7 @@ impl DeviceSpec {
         check_max_io(self.max_io_bytes, page_size)?;
         check_limits(&self.limits, page_size)?;
         check_zones(&self.limits)?;
+        check_integrity(&self.limits)?;
         check_features(self.features)?;
         let wide = self.features.contains(Features::IO_DESC_SIZE);
         let bytes = self.descriptor_bytes;
@@ -168,6 +174,9 @@ impl DeviceSpec {
         }
         if self.limits.zones.is_some() != self.features.contains(Features::ZONED) {
             return Err(SpecError::Undeclared);
+        }
+        if self.limits.integrity.is_some() != self.features.contains(Features::INTEGRITY) {
+            return Err(SpecError::UndeclaredIntegrity);
         }
         Ok(CheckedSpec {
             spec: self,
@@ -312,6 +321,18 @@ fn check_zones(limits: &Limits) -> Result<(), SpecError> {
         let rule = "at most the number of active zones";
         return refused("open zones at once", zones.max_open.into(), rule);
     }
+    Ok(())
+}
+
+/// Checks the rules for metadata, which the driver does not check on a zoned device.
+fn check_integrity(limits: &Limits) -> Result<(), SpecError> {
+    let Some(integrity) = &limits.integrity else {
+        return Ok(());
+    };
+    if limits.zones.is_some() {
+        return Err(SpecError::IntegrityWithZones);
+    }
+    integrity.check(limits.logical_block_size)?;
     Ok(())
 }
 
@@ -528,6 +549,17 @@ pub enum SpecError {
         "the feature UBLK_F_ZONED requires limits that declare zones, and such limits require the feature; give both or neither"
     )]
     Undeclared,
+    /// The metadata is not valid for a device with integrity.
+    #[error(transparent)]
+    Integrity(#[from] IntegrityRule),
+    /// A zoned device with metadata, whose parameters the driver would store unchecked.
+    #[error("a zoned device has no integrity metadata; leave out one of them")]
+    IntegrityWithZones,
+    /// INTEGRITY is requested for limits without metadata, or the other way round.
+    #[error(
+        "the feature UBLK_F_INTEGRITY requires limits that declare metadata, and such limits require the feature; give both or neither"
+    )]
+    UndeclaredIntegrity,
 }
 
 /// The serialised form of a checked spec, checked again when it is read back.

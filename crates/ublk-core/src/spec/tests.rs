@@ -1,5 +1,5 @@
 use super::*;
-use crate::Zones;
+use crate::{Checksum, Integrity, Zones};
 
 const PAGE: u32 = 4096;
 const GIB: u64 = 1 << 30;
@@ -146,6 +146,28 @@ fn zones_are_checked() {
     assert!(refused(without.check(PAGE)).contains("both or neither"));
 }
 
+/// Metadata sets the feature and is sent; what the driver does not check together with zones is refused.
+#[test]
+fn metadata_is_checked() {
+    let limits = |integrity| Limits::new(1 << 20).block_size(4096).integrity(integrity);
+    let crc16 = Integrity::new(Checksum::Crc16, 8);
+    let copied = |limits| DeviceSpec::new(limits).features(Features::USER_COPY);
+    let checked = copied(limits(crc16)).check(PAGE).unwrap();
+    assert!(checked.spec().features.contains(Features::INTEGRITY));
+    let sent = crate::params::encode(&limits(crc16), 65536);
+    assert_eq!((sent.types, sent.integrity.interval_exp), (1 | 1 << 6, 12));
+    let message = refused(DeviceSpec::new(limits(crc16)).check(PAGE));
+    assert!(message.contains("needs USER_COPY"), "{message}");
+    let message = refused(copied(limits(Integrity::new(Checksum::Ip, 4))).check(PAGE));
+    assert!(message.contains("integrity metadata 4"), "{message}");
+    let zones = Zones::new(65536, 65536);
+    let message = refused(copied(limits(crc16).zones(zones)).check(PAGE));
+    assert!(message.contains("zoned device has no"), "{message}");
+    let mut without = copied(limits(crc16));
+    without.features = Features::USER_COPY;
+    assert!(refused(without.check(PAGE)).contains("declare metadata"));
+}
+
 #[test]
 fn feature_combinations() {
     type F = Features;
@@ -153,7 +175,6 @@ fn feature_combinations() {
         F::USER_RECOVERY,
         F::USER_RECOVERY | F::USER_RECOVERY_REISSUE | F::QUIESCE,
         F::USER_RECOVERY | F::USER_RECOVERY_FAIL_IO,
-        F::USER_COPY | F::INTEGRITY,
         F::UNPRIVILEGED_DEV | F::BATCH_IO,
         F::SUPPORT_ZERO_COPY | F::USER_COPY | F::AUTO_BUF_REG,
         F::NEED_GET_DATA,
@@ -171,6 +192,10 @@ fn feature_combinations() {
         (
             F::ZONED | F::USER_COPY,
             "requires limits that declare zones",
+        ),
+        (
+            F::INTEGRITY | F::USER_COPY,
+            "requires limits that declare metadata",
         ),
         (
             F::USER_RECOVERY | F::USER_RECOVERY_REISSUE | F::USER_RECOVERY_FAIL_IO,
