@@ -15,13 +15,16 @@ use crate::panics::caught;
 use crate::port::{Port, Wake};
 use crate::request::{OwnedRequest, Request};
 use crate::shared::LaneShared;
+use metadata::Metadata;
 
 mod around;
 mod client_memory;
 mod direct;
+mod metadata;
 
 pub use around::{ClientShared, Zoned};
 pub use direct::{Direct, Mapped};
+pub use metadata::InlineMetadata;
 
 pub use crate::backing::Backing;
 pub use client_memory::{DirectShared, InlineShared};
@@ -268,6 +271,8 @@ trait Token {
     fn data(&mut self) -> Result<&[u8], Errno>;
     fn data_mut(&mut self) -> Result<&mut [u8], Errno>;
     fn land(&self, at: u64) -> Result<(), Errno>;
+    fn pull_metadata(&mut self, to: &mut [u8]) -> Result<(), Errno>;
+    fn push_metadata(&mut self, from: &[u8]) -> Result<(), Errno>;
 }
 
 macro_rules! token {
@@ -287,6 +292,12 @@ macro_rules! token {
             }
             fn land(&self, at: u64) -> Result<(), Errno> {
                 self.land(at)
+            }
+            fn pull_metadata(&mut self, to: &mut [u8]) -> Result<(), Errno> {
+                self.pull_metadata(to)
+            }
+            fn push_metadata(&mut self, from: &[u8]) -> Result<(), Errno> {
+                self.push_metadata(from)
             }
         }
     };
@@ -432,10 +443,10 @@ impl Pool {
                     if gives_up_admin {
                         crate::thread::give_up_admin();
                     }
-                    while let Some(mut request) = jobs.next() {
-                        match caught(|| call(&*backend, &mut request)) {
-                            Some(result) => request.complete(result),
-                            None => request.panicked(),
+                    match Metadata::of(&*backend) {
+                        None => jobs.serve(|request| call(&*backend, request)),
+                        Some(mut metadata) => {
+                            jobs.serve(|request| metadata.call(&*backend, request));
                         }
                     }
                 })?;
@@ -470,6 +481,16 @@ impl Drop for Pool {
 impl Jobs {
     fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers requests by this call until the pool is closed.
+    fn serve(&self, mut call: impl FnMut(&mut OwnedRequest) -> Result<(), Errno>) {
+        while let Some(mut request) = self.next() {
+            match caught(|| call(&mut request)) {
+                Some(result) => request.complete(result),
+                None => request.panicked(),
+            }
+        }
     }
 
     fn next(&self) -> Option<OwnedRequest> {

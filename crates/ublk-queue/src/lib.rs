@@ -64,7 +64,8 @@ pub use buffers::Pages;
 pub use failures::{Failed, OnFailure};
 pub use forward::{Forward, Part};
 pub use handler::{
-    Backing, ClientShared, Direct, Handler, Inline, LaneContext, Mapped, Pool, Pooled, Zoned,
+    Backing, ClientShared, Direct, Handler, Inline, InlineMetadata, LaneContext, Mapped, Pool,
+    Pooled, Zoned,
 };
 pub use health::{Counters, Health, QueueHealth, State};
 pub use lane::{LaneError, LaneHandle, LaneSpec, Share};

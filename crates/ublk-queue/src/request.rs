@@ -134,6 +134,22 @@ fn device(lane: &LaneShared, tag: Tag) -> Option<&dyn UserCopyPort> {
     }
 }
 
+/// The character device, for the metadata of a request that has some.
+#[cold]
+pub(crate) fn metadata_device<'a>(
+    lane: &'a LaneShared,
+    io: &Io,
+    op: Op,
+) -> Result<&'a dyn UserCopyPort, Errno> {
+    if !io.flags.has_metadata() || io.op != op {
+        return Err(Errno::EINVAL);
+    }
+    match lane.path.below() {
+        DataPath::Device(device) => Ok(&**device),
+        _ => Err(Errno::EOPNOTSUPP),
+    }
+}
+
 macro_rules! accessors {
     () => {
         /// The operation.
@@ -301,6 +317,27 @@ macro_rules! accessors {
                 return Err(Errno::EINVAL);
             }
             device.pull(self.shared().qid, self.tag, 0, to)
+        }
+
+        /// Copies the metadata of a WRITE to `to`, which must be as long ([`Integrity::bytes_for`](ublk_core::Integrity::bytes_for)).
+        /// Linux 7.0.
+        ///
+        /// # Errors
+        /// EINVAL for a request without metadata ([`IoFlags::has_metadata`]) or another operation; EIO for another length;
+        /// EOPNOTSUPP in modes other than user copy; the driver's errno.
+        pub fn pull_metadata(&mut self, to: &mut [u8]) -> Result<(), Errno> {
+            let device = metadata_device(self.shared(), &self.io, Op::Write)?;
+            device.pull_metadata(self.shared().qid, self.tag, to)
+        }
+
+        /// Fills the metadata of a READ from `from`, which must be as long. Do so for each READ with metadata before its
+        /// answer: what the block layer would verify is undefined otherwise. Linux 7.0.
+        ///
+        /// # Errors
+        /// As for [`pull_metadata`](Self::pull_metadata).
+        pub fn push_metadata(&mut self, from: &[u8]) -> Result<(), Errno> {
+            let device = metadata_device(self.shared(), &self.io, Op::Read)?;
+            device.push_metadata(self.shared().qid, self.tag, from)
         }
 
         /// Answers a ZONE_APPEND whose data was written at byte `at` of the device. The answer is an errno for another

@@ -23,7 +23,8 @@ use self::parts::{ThreadSetup, is_zoned, shares_memory};
 use self::shared_threads::{Guest, Hosted};
 use self::threads::{Assignment, assignments};
 use crate::handler::{
-    ClientShared, Direct, DirectShared, Handler, Inline, InlineShared, Mapped, Pool, Zoned,
+    ClientShared, Direct, DirectShared, Handler, Inline, InlineMetadata, InlineShared, Mapped,
+    Pool, Zoned,
 };
 use crate::health::{Counters, Health, QueueHealth, State};
 use crate::panics::{catch, caught, discard};
@@ -110,6 +111,11 @@ impl Server {
                 Zoned(Inline::new(Arc::clone(&backend)))
             });
         }
+        if backend.limits().quick && backend.limits().integrity.is_some() {
+            return Self::arm_with(device, plan, move |_| {
+                InlineMetadata::new(Arc::clone(&backend))
+            });
+        }
         if backend.limits().quick && shares_memory(device.geometry()) {
             return Self::arm_with(device, plan, move |_| {
                 InlineShared::new(Arc::clone(&backend))
@@ -141,7 +147,7 @@ impl Server {
         plan: Plan,
         backend: Arc<B>,
     ) -> Result<Self, Error> {
-        if is_zoned(device.geometry()) {
+        if is_zoned(device.geometry()) || backend.limits().integrity.is_some() {
             return Self::arm(device, plan, backend);
         }
         if shares_memory(device.geometry()) && backend.limits().quick {

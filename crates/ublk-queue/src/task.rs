@@ -164,8 +164,8 @@ where
         let wake = context.wake.clone();
         let pooled = BufferPool::is_for(context.data);
         let whose = (context.qid, context.ring);
-        let values = context.lane.values.clone();
-        let core = Core::new(depth, operations, wake, whose, registered, !pooled, values);
+        let lane = (context.lane.values.clone(), Arc::downgrade(&context.lane));
+        let core = Core::new(depth, operations, wake, whose, registered, !pooled, lane);
         self.lane = Some(Lane {
             shared: Arc::clone(&context.lane),
             slots: Slots::new(usize::from(depth)),

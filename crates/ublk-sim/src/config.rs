@@ -52,6 +52,8 @@ pub struct Config {
     pub batch: bool,
     /// Size of the zones of a zoned device in bytes, or 0 for an ordinary one.
     pub zone_size: usize,
+    /// READ and WRITE have metadata: eight bytes for each 512 of data, which only the client can check. In user copy.
+    pub metadata: bool,
     /// Number of queues (lanes of the one worker).
     pub queues: u16,
     /// Tags per queue.
@@ -97,6 +99,7 @@ impl Config {
             data: DataMode::Copy,
             batch: false,
             zone_size: 0,
+            metadata: false,
             queues: 1,
             depth: 16,
             size: 1 << 20,

@@ -58,6 +58,29 @@ pub(crate) struct Queue {
     shared_percent: u8,
     unregistered_percent: u8,
     pub(crate) shared_hits: usize,
+    /// The metadata of each tag's READ, if requests have metadata.
+    metadata: Option<Vec<Vec<u8>>>,
+}
+
+/// The metadata of data.
+fn digest(data: &[u8]) -> Vec<u8> {
+    let of_block = |block: &[u8]| {
+        let sum = block.iter().fold(1_u64, |sum, byte| {
+            sum.wrapping_mul(0x0100_0000_01b3) ^ u64::from(*byte)
+        });
+        sum.to_le_bytes()
+    };
+    data.chunks(512).flat_map(of_block).collect()
+}
+
+/// Whether a READ's data and metadata are of the same write; blocks that were never written have all ones.
+fn belong(data: &[u8], metadata: &[u8]) -> bool {
+    let blocks = data.chunks(512).zip(metadata.chunks(8));
+    metadata.len() == data.len() / 64
+        && blocks.into_iter().all(|(block, metadata)| {
+            let unwritten = metadata == [0xff; 8] && block.iter().all(|byte| *byte == 0);
+            unwritten || metadata == digest(block)
+        })
 }
 
 impl Queue {
@@ -78,6 +101,7 @@ impl Queue {
             shared_percent: config.shared_percent,
             unregistered_percent: config.unregistered_percent,
             shared_hits: 0,
+            metadata: config.metadata.then(|| vec![Vec::new(); depth]),
         }
     }
 
@@ -207,6 +231,13 @@ impl Queue {
             DataMode::UserCopy | DataMode::ZeroCopy | DataMode::ZeroCopyManual => pushed.clone(),
             _ => memory.read(command.addr, if reads { sent.len } else { 0 }),
         };
+        if let Some(metadata) = &self.metadata
+            && sent.op == Op::Read
+            && command.result > 0
+            && !belong(&buffer, &metadata[tag.index()])
+        {
+            return Err(format!("tag {tag}: metadata of other data"));
+        }
         let sent = sent.clone();
         // After an abort the fetch half never completes; its CQE only comes when the ring ends.
         *place = if self.stopping {
@@ -263,6 +294,12 @@ impl Queue {
         } else {
             desc_of(&sent, addr)
         };
+        if let Some(metadata) = &mut self.metadata
+            && matches!(sent.op, Op::Read | Op::Write)
+        {
+            metadata[tag] = vec![0xdb; sent.len / 64];
+            self.descs[tag].op_flags |= IoFlags::INTEGRITY;
+        }
         let place = self.share(tag, &sent, rng);
         if self.data == DataMode::ZeroCopy
             && place.is_none()
@@ -366,6 +403,29 @@ impl Queue {
                 ..
             }) if sent.op.wants_data() => pushed.get_mut(range).ok_or(Errno::EINVAL),
             Some(TagPhase::Delivered { .. }) => Err(Errno::EACCES),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The metadata of a WRITE that the server has.
+    pub(crate) fn pull_metadata(&self, tag: Tag) -> Result<Vec<u8>, Errno> {
+        match self.places.get(tag.index()) {
+            Some(TagPhase::Delivered { sent, .. })
+                if sent.op == Op::Write && self.metadata.is_some() =>
+            {
+                Ok(digest(&sent.data))
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Where the metadata of a READ that the server has goes.
+    pub(crate) fn push_metadata(&mut self, tag: Tag) -> Result<&mut Vec<u8>, Errno> {
+        match self.places.get(tag.index()) {
+            Some(TagPhase::Delivered { sent, .. }) if sent.op == Op::Read => {
+                let metadata = self.metadata.as_mut().ok_or(Errno::EINVAL)?;
+                metadata.get_mut(tag.index()).ok_or(Errno::EINVAL)
+            }
             _ => Err(Errno::EINVAL),
         }
     }

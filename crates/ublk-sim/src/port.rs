@@ -227,6 +227,23 @@ impl UserCopyPort for SimDevice {
         data.copy_from_slice(&ServerMemory.read(from.addr(), from.len()));
         Ok(())
     }
+
+    fn pull_metadata(&self, qid: QueueId, tag: Tag, to: &mut [u8]) -> Result<(), Errno> {
+        let model = self.0.0.model();
+        let metadata = model.queues[usize::from(qid.get())].pull_metadata(tag)?;
+        // As the driver, which transfers less than a longer buffer.
+        let all = metadata.get(..to.len()).ok_or(Errno::EIO)?;
+        to.copy_from_slice(all);
+        Ok(())
+    }
+
+    fn push_metadata(&self, qid: QueueId, tag: Tag, from: &[u8]) -> Result<(), Errno> {
+        let mut model = self.0.0.model();
+        let metadata = model.queues[usize::from(qid.get())].push_metadata(tag)?;
+        let all = metadata.get_mut(..from.len()).ok_or(Errno::EIO)?;
+        all.copy_from_slice(from);
+        Ok(())
+    }
 }
 
 impl Descriptors for SimDescriptors {

@@ -59,9 +59,10 @@ impl<B: Backend> Builder<B> {
             unscheduled: true,
             partitions: true,
         };
-        let favoured = match spec.limits.zones {
-            Some(_) => DataMode::UserCopy,
-            None => DataMode::Copy,
+        let only = spec.limits.zones.is_some() || spec.limits.integrity.is_some();
+        let favoured = match only {
+            true => DataMode::UserCopy,
+            false => DataMode::Copy,
         };
         Self {
             backend,
@@ -74,7 +75,7 @@ impl<B: Backend> Builder<B> {
     }
 
     /// Sets how data and commands travel. The default is copy without batches, unless a constructor selects another
-    /// mode ([`Builder::file`]); for a zoned device, which has no copy mode, it is user copy. [`Builder::add`] fails if
+    /// mode ([`Builder::file`]); for a zoned device or one with metadata, which have no copy mode, it is user copy. [`Builder::add`] fails if
     /// the kernel lacks the mode; the mode in force is `Mode::of(device.geometry().features())`.
     #[must_use]
     pub fn mode(mut self, mode: Mode) -> Self {
@@ -291,7 +292,8 @@ impl<B: Backend> Builder<B> {
     pub fn add(self) -> Result<Added<B>, Error> {
         let mut spec = self.spec;
         let mut options = self.options;
-        if spec.limits.zones.is_some() && self.favoured == DataMode::UserCopy {
+        let only = spec.limits.zones.is_some() || spec.limits.integrity.is_some();
+        if only && self.favoured == DataMode::UserCopy {
             spec.features |= Features::USER_COPY;
         }
         // Report mistakes before opening anything.

@@ -47,24 +47,18 @@ impl CharDevice {
     /// (L05).
     fn transfer(
         &self,
-        (qid, tag, byte): (QueueId, Tag, u32),
-        mem: MemRef<'_>,
+        place: UserCopy,
+        (ptr, len): (*mut u8, usize),
         call: impl Fn(RawFd, *mut libc::c_void, usize, libc::off_t) -> isize,
     ) -> Result<(), Errno> {
-        let place = UserCopy {
-            qid: qid.get(),
-            tag: tag.get(),
-            byte,
-            integrity: false,
-        };
         let at = place.encode().map_err(|_| Errno::EINVAL)?;
         let at = libc::off_t::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
         let fd = self.fd.as_raw_fd();
         let mut done = 0;
-        while done < mem.len() {
+        while done < len {
             let moved = libc::off_t::try_from(done).map_err(|_| Errno::EOVERFLOW)?;
-            let ptr = mem.ptr().as_ptr().wrapping_add(done).cast();
-            match usize::try_from(call(fd, ptr, mem.len() - done, at + moved)) {
+            let from_here = ptr.wrapping_add(done).cast();
+            match usize::try_from(call(fd, from_here, len - done, at + moved)) {
                 Ok(0) => return Err(Errno::EIO),
                 Ok(n) => done += n,
                 Err(_) => match last_errno() {
@@ -77,17 +71,53 @@ impl CharDevice {
     }
 }
 
+/// A place in the data of a request.
+fn data(qid: QueueId, tag: Tag, byte: u32) -> UserCopy {
+    UserCopy {
+        qid: qid.get(),
+        tag: tag.get(),
+        byte,
+        integrity: false,
+    }
+}
+
+/// The metadata of a request.
+fn metadata(qid: QueueId, tag: Tag) -> UserCopy {
+    UserCopy {
+        integrity: true,
+        ..data(qid, tag, 0)
+    }
+}
+
 impl UserCopyPort for CharDevice {
     fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef<'_>) -> Result<(), Errno> {
-        self.transfer((qid, tag, from), to, |fd, ptr, len, at| {
+        let memory = (to.ptr().as_ptr(), to.len());
+        self.transfer(data(qid, tag, from), memory, |fd, ptr, len, at| {
             // SAFETY: the range is writable memory by the contract of `MemRef::new`.
             unsafe { libc::pread(fd, ptr, len, at) }
         })
     }
 
     fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno> {
-        self.transfer((qid, tag, to), from, |fd, ptr, len, at| {
+        let memory = (from.ptr().as_ptr(), from.len());
+        self.transfer(data(qid, tag, to), memory, |fd, ptr, len, at| {
             // SAFETY: the range is readable memory by the contract of `MemRef::new`.
+            unsafe { libc::pwrite(fd, ptr, len, at) }
+        })
+    }
+
+    fn pull_metadata(&self, qid: QueueId, tag: Tag, to: &mut [u8]) -> Result<(), Errno> {
+        let memory = (to.as_mut_ptr(), to.len());
+        self.transfer(metadata(qid, tag), memory, |fd, ptr, len, at| {
+            // SAFETY: `ptr` and `len` are a part of the slice, which is borrowed exclusively during the call.
+            unsafe { libc::pread(fd, ptr, len, at) }
+        })
+    }
+
+    fn push_metadata(&self, qid: QueueId, tag: Tag, from: &[u8]) -> Result<(), Errno> {
+        let memory = (from.as_ptr().cast_mut(), from.len());
+        self.transfer(metadata(qid, tag), memory, |fd, ptr, len, at| {
+            // SAFETY: `ptr` and `len` are a part of the slice, which the call only reads.
             unsafe { libc::pwrite(fd, ptr, len, at) }
         })
     }

@@ -223,6 +223,24 @@ pub trait UserCopyPort: Send + Sync + 'static {
     /// As for [`UserCopyPort::pull`].
     fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno>;
 
+    /// Copies the metadata of a WRITE, all of it, to our memory (Linux 7.0).
+    ///
+    /// # Errors
+    /// As for [`UserCopyPort::pull`]; EOPNOTSUPP for a port without metadata.
+    fn pull_metadata(&self, qid: QueueId, tag: Tag, to: &mut [u8]) -> Result<(), Errno> {
+        let _ = (qid, tag, to);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Copies our memory into the metadata of a READ, all of it (Linux 7.0).
+    ///
+    /// # Errors
+    /// As for [`UserCopyPort::pull_metadata`].
+    fn push_metadata(&self, qid: QueueId, tag: Tag, from: &[u8]) -> Result<(), Errno> {
+        let _ = (qid, tag, from);
+        Err(Errno::EOPNOTSUPP)
+    }
+
     /// Releases the device for good: the lane has ended, and a request or handle that still exists must not keep the
     /// device from being deleted (L63). Transfers fail from now on.
     fn retire(&self) {}

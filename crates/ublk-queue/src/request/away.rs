@@ -15,7 +15,8 @@ use ublk_core::iod::Io;
 use ublk_core::{Answer, Errno, IoFlags, Op, QueueId, Tag};
 
 use super::{
-    answer_of_others, brings_data, deliver_to_client, device, fetch, is_hidden, land, wants_data,
+    answer_of_others, brings_data, deliver_to_client, device, fetch, is_hidden, land,
+    metadata_device, wants_data,
 };
 use crate::buffers::Arena;
 use crate::data_path::DataPath;

@@ -4,7 +4,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
 
 use ublk_core::iod::Io;
@@ -17,7 +17,7 @@ use crate::buffers::Arena;
 use crate::operations::{Operation, RingId};
 use crate::port::Wake;
 use crate::request::KeptRequest;
-use crate::shared::TagValues;
+use crate::shared::{LaneShared, TagValues};
 
 /// The result of a task.
 pub(super) type Ended = Result<Result<(), Errno>, Panicked>;
@@ -69,6 +69,8 @@ pub(super) struct Core {
     pub(super) registered: Option<u16>,
     /// The sectors of appends, on a zoned device.
     pub(super) values: TagValues,
+    /// Not held: a core that operations keep alive for ever must not keep the lane.
+    pub(super) lane: Weak<LaneShared>,
     /// Each tag has a fixed buffer, whose address is looked up only once.
     own_buffers: bool,
     tags: Box<[Tag]>,
@@ -86,7 +88,7 @@ impl Core {
         (qid, ring): (QueueId, RingId),
         registered: Option<u16>,
         own_buffers: bool,
-        values: TagValues,
+        (values, lane): (TagValues, Weak<LaneShared>),
     ) -> Self {
         let depth = usize::from(tags);
         Self {
@@ -97,6 +99,7 @@ impl Core {
             registered,
             own_buffers,
             values,
+            lane,
             tags: (0..tags).map(|_| Tag::new()).collect(),
             local: RefCell::new(Vec::with_capacity(depth)),
             buffers: Cell::new(None),

@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,7 @@ impl Local {
                 (QueueId::ZERO, RingId::next()),
                 None,
                 true,
-                TagValues::default(),
+                (TagValues::default(), Weak::new()),
             ))),
         })
     }

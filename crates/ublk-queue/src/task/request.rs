@@ -21,7 +21,7 @@ use super::buf::{BufferLocation, IoBuf, IoBufMut};
 use super::core::Core;
 use super::fd::SharedFd;
 use super::ring::Ring;
-use crate::request::{brings_data, wants_data};
+use crate::request::{brings_data, metadata_device, wants_data};
 
 /// The request of an async handler. The result of its task is the answer, even if this was dropped before.
 ///
@@ -137,6 +137,26 @@ impl TaskRequest {
             true => Ok(()),
             false => Err(Errno::EOPNOTSUPP),
         }
+    }
+
+    /// Copies the metadata of a WRITE to `to`: see [`OwnedRequest::pull_metadata`](crate::OwnedRequest::pull_metadata).
+    ///
+    /// # Errors
+    /// As there; ENODEV once the queue has ended.
+    pub fn pull_metadata(&mut self, to: &mut [u8]) -> Result<(), Errno> {
+        let lane = self.core.lane.upgrade().ok_or(Errno::ENODEV)?;
+        let device = metadata_device(&lane, &self.io(), Op::Write)?;
+        device.pull_metadata(self.core.qid, self.tag, to)
+    }
+
+    /// Fills the metadata of a READ: see [`OwnedRequest::push_metadata`](crate::OwnedRequest::push_metadata).
+    ///
+    /// # Errors
+    /// As there; ENODEV once the queue has ended.
+    pub fn push_metadata(&mut self, from: &[u8]) -> Result<(), Errno> {
+        let lane = self.core.lane.upgrade().ok_or(Errno::ENODEV)?;
+        let device = metadata_device(&lane, &self.io(), Op::Read)?;
+        device.push_metadata(self.core.qid, self.tag, from)
     }
 
     /// The data of a WRITE or ZONE_APPEND; empty for other operations.
