@@ -143,6 +143,10 @@ pub enum Error {
     #[error("these zones are not possible: {0}")]
     Zones(&'static str),
 
+    /// The driver does not allow such integrity metadata.
+    #[error(transparent)]
+    Integrity(#[from] ublk_core::IntegrityRule),
+
     /// Two members share bytes of a file.
     #[error(
         "members {} and {} are the same bytes of one file; give each its own offset and length",

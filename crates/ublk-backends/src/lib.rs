@@ -6,6 +6,7 @@
 //! * [`Composed`] serves several files as one device, one after the other or striped.
 //! * [`Faulty`] wraps another backend and makes its requests slow, or fail, by a plan: to test what is above a device.
 //! * [`ZonedDevice`] makes a zoned device of memory or of a file.
+//! * [`Protected`] keeps integrity metadata, such as protection information, beside the data of memory.
 //! * `fault::Fault` (feature `fault`, for tests) wraps another backend and makes selected requests fail, wait or panic.
 //!
 //! All implement [`ublk_core::Backend`] and know nothing of rings, queues or devices.
@@ -38,6 +39,7 @@ mod mapping;
 mod memory;
 mod null;
 mod pagemap;
+mod protected;
 mod zoned;
 
 pub use composed::{Composed, ComposedHandler, Layout};
@@ -46,4 +48,5 @@ pub use faulty::{FaultOp, FaultPlan, Faulty};
 pub use file::{Created, File, FileHandler, FileOptions, Identity, User};
 pub use memory::Memory;
 pub use null::Null;
+pub use protected::Protected;
 pub use zoned::{ZoneLayout, ZonedDevice};

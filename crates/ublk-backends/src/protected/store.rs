@@ -1,0 +1,106 @@
+//! Where metadata is kept.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
+
+use ublk_core::Errno;
+
+use super::ESCAPE;
+
+/// Keeps metadata by its position; what was never stored is all ones. Callers of overlapping ranges take turns.
+pub(super) trait Store: Send + Sync + 'static {
+    /// Fills `to` from position `at`.
+    fn load(&self, at: u64, to: &mut [u8]) -> Result<(), Errno>;
+
+    /// Stores `from` at position `at`.
+    fn store(&self, at: u64, from: &[u8]) -> Result<(), Errno>;
+
+    /// Makes `len` bytes at position `at` all ones.
+    fn erase(&self, at: u64, len: u64) -> Result<(), Errno>;
+}
+
+/// Bytes of metadata that are allocated together.
+const PIECE: usize = 4096;
+
+/// For memory, which ends with the process.
+#[derive(Debug)]
+pub(super) struct InMemory(RwLock<Pieces>);
+
+/// Pieces by number; one that is missing is all ones.
+type Pieces = HashMap<u64, Box<[u8; PIECE]>>;
+
+/// The piece of a position, the position in it, and how many of `len` bytes it has.
+fn piece(at: u64, len: u64) -> (u64, usize, usize) {
+    let within = usize::try_from(at % PIECE as u64).unwrap_or(0);
+    let count = usize::try_from(len).map_or(PIECE - within, |len| len.min(PIECE - within));
+    (at / PIECE as u64, within, count)
+}
+
+impl InMemory {
+    pub(super) fn new() -> Self {
+        Self(RwLock::default())
+    }
+
+    fn change(&self) -> RwLockWriteGuard<'_, Pieces> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for InMemory {
+    fn load(&self, mut at: u64, to: &mut [u8]) -> Result<(), Errno> {
+        let pieces = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut rest = to;
+        while !rest.is_empty() {
+            let (number, within, count) = piece(at, rest.len() as u64);
+            let (here, after) = rest.split_at_mut(count);
+            match pieces.get(&number) {
+                Some(piece) => here.copy_from_slice(&piece[within..within + count]),
+                None => here.fill(ESCAPE),
+            }
+            (rest, at) = (after, at + count as u64);
+        }
+        Ok(())
+    }
+
+    fn store(&self, mut at: u64, from: &[u8]) -> Result<(), Errno> {
+        let mut pieces = self.change();
+        let mut rest = from;
+        while !rest.is_empty() {
+            let (number, within, count) = piece(at, rest.len() as u64);
+            let (here, after) = rest.split_at(count);
+            let piece = pieces
+                .entry(number)
+                .or_insert_with(|| Box::new([ESCAPE; PIECE]));
+            piece[within..within + count].copy_from_slice(here);
+            (rest, at) = (after, at + count as u64);
+        }
+        Ok(())
+    }
+
+    fn erase(&self, at: u64, len: u64) -> Result<(), Errno> {
+        let end = at.saturating_add(len);
+        let (first, last) = (at / PIECE as u64, end.div_ceil(PIECE as u64));
+        let mut pieces = self.change();
+        let clear = |pieces: &mut Pieces, number: u64| {
+            let begin = number * PIECE as u64;
+            let (_, from, _) = piece(at.max(begin), 0);
+            let to = usize::try_from(end - begin).map_or(PIECE, |to| to.min(PIECE));
+            if (from, to) == (0, PIECE) {
+                pieces.remove(&number);
+            } else if let Some(piece) = pieces.get_mut(&number) {
+                piece[from..to].fill(ESCAPE);
+            }
+        };
+        // Whichever is less: the pieces of the range, or those that exist.
+        if last - first > pieces.len() as u64 {
+            let numbers: Vec<u64> = pieces.keys().copied().collect();
+            let numbers = numbers.into_iter().filter(|n| (first..last).contains(n));
+            numbers.for_each(|number| clear(&mut pieces, number));
+        } else {
+            (first..last).for_each(|number| clear(&mut pieces, number));
+        }
+        Ok(())
+    }
+}
