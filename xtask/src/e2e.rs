@@ -284,6 +284,7 @@ pub fn on_host(filter: Option<&str>) -> Result<Results> {
         ("ublk", "examples/threads"),
         ("ublk", "examples/many"),
         ("ublk", "examples/zoned"),
+        ("ublk", "examples/integrity"),
     ])?;
     let mut results = Results::default();
     let mut command = Command::new(&built[0]);

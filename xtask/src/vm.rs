@@ -15,7 +15,7 @@ use crate::manifest::Manifest;
 use crate::{build, host, paths};
 
 /// Our programs in every guest.
-pub const PROGRAMS: [(&str, &str); 14] = [
+pub const PROGRAMS: [(&str, &str); 15] = [
     ("ublkctl", "ublkctl"),
     ("ublk-e2e", "ublk-e2e"),
     ("ublk-guest", "ublk-demo"),
@@ -30,6 +30,7 @@ pub const PROGRAMS: [(&str, &str); 14] = [
     ("ublk", "examples/threads"),
     ("ublk", "examples/many"),
     ("ublk", "examples/zoned"),
+    ("ublk", "examples/integrity"),
 ];
 
 /// The images of guests.

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ublk_backends::{
-    Composed, Created, Faulty, File, FileOptions, Identity, Memory, Null, ZoneLayout, ZonedDevice,
+    Composed, Created, Faulty, File, FileOptions, Identity, Memory, Null, Protected, ZoneLayout,
+    ZonedDevice,
 };
 use ublk_core::{Backend, DataMode, Limits};
 use ublk_nbd::{ConnectError, Nbd, NbdOptions, OpenError};
@@ -25,10 +26,19 @@ pub(crate) enum Opened {
     Composed(Arc<Composed>),
     ZonedMemory(Arc<ZonedDevice<Memory>>),
     ZonedFile(Arc<ZonedDevice<File>>),
+    ProtectedMemory(Arc<Protected<Memory>>),
     Nbd(Arc<Nbd>),
 }
 
 impl Opened {
+    /// Whether the driver serves it in user copy only.
+    const fn needs_user_copy(&self) -> bool {
+        matches!(
+            self,
+            Self::ZonedMemory(_) | Self::ZonedFile(_) | Self::ProtectedMemory(_)
+        )
+    }
+
     /// The files behind it, in order.
     pub(crate) fn files(&self) -> Vec<&File> {
         match self {
@@ -39,6 +49,7 @@ impl Opened {
             | Self::Memory(_)
             | Self::Fault(_)
             | Self::ZonedMemory(_)
+            | Self::ProtectedMemory(_)
             | Self::Nbd(_) => Vec::new(),
         }
     }
@@ -95,8 +106,7 @@ pub fn resolve(spec: &mut AddSpec) -> Result<Limits, Failure> {
         true => DataMode::Copy,
         false => pays(&opened),
     });
-    if matches!(opened, Opened::ZonedMemory(_) | Opened::ZonedFile(_)) && spec.auto.take().is_some()
-    {
+    if opened.needs_user_copy() && spec.auto.take().is_some() {
         // The only mode there is, so the device is checked with it.
         spec.mode.data = DataMode::UserCopy;
     }
@@ -141,8 +151,10 @@ fn pays(opened: &Opened) -> DataMode {
         Opened::File(file) => file.favoured_data(),
         Opened::Composed(composed) => composed.favoured_data(),
         Opened::Memory(_) | Opened::Fault(_) | Opened::Nbd(_) => DataMode::Copy,
-        // The driver copies no data of a zoned device.
-        Opened::ZonedMemory(_) | Opened::ZonedFile(_) => DataMode::UserCopy,
+        // The driver copies no data of a zoned device, and no metadata.
+        Opened::ZonedMemory(_) | Opened::ZonedFile(_) | Opened::ProtectedMemory(_) => {
+            DataMode::UserCopy
+        }
     }
 }
 
@@ -211,6 +223,9 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
             }
         }
     }
+    if spec.parameters.integrity.is_some() {
+        refuse_integrity(spec)?;
+    }
     match (spec.mode.data, &spec.backend) {
         (DataMode::ZeroCopy | DataMode::ZeroCopyManual, BackendSpec::Fault { .. }) => usage(
             "a fault device keeps its data in the server's memory",
@@ -230,6 +245,30 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
         ),
         _ => Ok(()),
     }
+}
+
+/// Refuses what does not go together with integrity metadata.
+fn refuse_integrity(spec: &AddSpec) -> Result<(), Failure> {
+    let (text, hint) = if !matches!(spec.backend, BackendSpec::Mem { .. }) {
+        (
+            "only memory devices keep integrity metadata",
+            "omit --integrity, or serve a backend of your own (docs/backends.md)",
+        )
+    } else if spec.parameters.zones.is_some() {
+        (
+            "a zoned device has no integrity metadata",
+            "omit --integrity or --zone-size",
+        )
+    } else if spec.auto.is_none() && spec.mode.data != DataMode::UserCopy {
+        (
+            "the driver passes integrity metadata in user copy only",
+            "use --data user-copy",
+        )
+    } else {
+        return Ok(());
+    };
+    let failure = Failure::new(FailureKind::Usage, format!("{}: {text}", spec.mode));
+    Err(failure.hint(hint))
 }
 
 /// The failure of a backend that could not be created. Only numbers that are invalid on every machine are usage errors.
@@ -320,12 +359,16 @@ pub(crate) fn open(
         BackendSpec::Mem { size } => {
             let memory = Memory::new(*size, block).map_err(|e| not_opened(&e))?;
             let memory = memory.read_only(yes);
-            match spec.parameters.zones {
-                Some(zones) => {
+            match (spec.parameters.zones, spec.parameters.integrity) {
+                (Some(zones), _) => {
                     let device = ZonedDevice::memory(memory, zones).map_err(|e| not_opened(&e))?;
                     Opened::ZonedMemory(Arc::new(device))
                 }
-                None => Opened::Memory(Arc::new(memory)),
+                (None, Some(integrity)) => {
+                    let device = Protected::memory(memory, integrity);
+                    Opened::ProtectedMemory(Arc::new(device.map_err(|e| not_opened(&e))?))
+                }
+                (None, None) => Opened::Memory(Arc::new(memory)),
             }
         }
         BackendSpec::Fault { size, plan } => {
@@ -353,6 +396,7 @@ pub(crate) fn open(
         Opened::Composed(composed) => composed.limits(),
         Opened::ZonedMemory(device) => device.limits(),
         Opened::ZonedFile(device) => device.limits(),
+        Opened::ProtectedMemory(device) => device.limits(),
         Opened::Nbd(nbd) => nbd.limits(),
     };
     Ok((opened, limits))

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ublk_backends::Layout;
 pub use ublk_backends::ZoneLayout;
 pub use ublk_backends::{FaultOp, FaultPlan};
+pub use ublk_core::Integrity;
 use ublk_core::{DataMode, Limits, Mode, Recovery, SharedBuffer};
 pub use ublk_nbd::{Retry, TlsOptions};
 pub use ublk_queue::ServeOptions;
@@ -310,6 +311,8 @@ pub struct Parameters {
     pub rotational: Option<bool>,
     /// Makes a zoned device of a memory or file backend.
     pub zones: Option<ZoneLayout>,
+    /// Makes a memory backend keep integrity metadata (Linux 7.0).
+    pub integrity: Option<Integrity>,
 }
 
 impl Parameters {

@@ -20,6 +20,7 @@ mod hang;
 mod identity;
 mod idle;
 mod in_use;
+mod integrity;
 mod kill;
 mod lifecycle;
 mod lists;
@@ -113,6 +114,7 @@ pub fn all(set: Set) -> Vec<Case> {
             orphans::cases(),
             composed::cases(),
             parameters::cases(),
+            integrity::cases(),
             zoned::cases(),
             identity::cases(),
             in_use::cases(),

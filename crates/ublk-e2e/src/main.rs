@@ -16,6 +16,7 @@ mod fio;
 mod fs;
 mod idle;
 mod json;
+mod metadata_client;
 mod pattern;
 mod plain;
 mod procfs;

@@ -106,6 +106,7 @@ fn parameters(add: &Add) -> Parameters {
         discard_alignment: add.discard_alignment,
         rotational: add.rotational,
         zones: add.zones(),
+        integrity: add.integrity,
     }
 }
 

@@ -158,6 +158,7 @@ impl Engine for Real {
             Opened::File(file) => arm_file(device, plan, file),
             Opened::Composed(composed) => Composed::arm(device, plan, composed),
             Opened::ZonedMemory(zoned) => Server::arm(device, plan, zoned),
+            Opened::ProtectedMemory(protected) => Server::arm(device, plan, protected),
             Opened::ZonedFile(zoned) => {
                 // The server before has written since this one opened the file.
                 zoned.reload().map_err(|errno| {

@@ -160,7 +160,7 @@ fn index(op: Option<Op>) -> usize {
         Some(Op::Flush) => 2,
         Some(Op::Discard) => 3,
         Some(Op::WriteZeroes) => 4,
-        // The tool has no zoned devices.
+        // Operations of zones.
         _ => OPS - 1,
     }
 }

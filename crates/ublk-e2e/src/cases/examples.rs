@@ -37,6 +37,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("example_file_keeps_data_in_the_file", file),
         Case::new("example_mapped_copies_once", mapped),
         Case::new("example_threads_keeps_data", threads),
+        Case::new("example_integrity_keeps_data", integrity),
         Case::new("example_zoned_is_written_in_sequence", zoned),
         Case::new("example_zoned_holds_a_file_system", || {
             zoned_btrfs(&["128"])
@@ -283,6 +284,24 @@ fn keeps_data_on(example: Example, size: u64, queues: usize) -> Result<()> {
     );
     drop(direct);
     example.interrupt()
+}
+
+/// The kernel verifies what it reads. An older one is told apart by the feature's name.
+fn integrity() -> Result<()> {
+    const SIZE: u64 = 16 << 20;
+    if sysfs::kernel() >= (7, 0) {
+        let example = Example::start("integrity", &[&SIZE.to_string()])?;
+        let format = sysfs::text(example.id, "integrity/format")?;
+        ensure!(format == "T10-DIF-TYPE1-CRC", "{format}");
+        return keeps_data(example, SIZE);
+    }
+    let output = Command::new(program("ublk", "integrity")).output()?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        !output.status.success() && text.contains("INTEGRITY"),
+        "{text}"
+    );
+    Ok(())
 }
 
 /// The position of an append goes with its element of a batch. An older kernel refuses the mode by name.

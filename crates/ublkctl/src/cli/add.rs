@@ -12,7 +12,7 @@ use ublk_core::{DataMode, Mode, Recovery};
 use ublk_daemon::failure::Failure;
 use ublk_daemon::server::data_plane::Polling;
 use ublk_daemon::spec;
-use ublk_daemon::spec::{Retry, TlsOptions, ZoneLayout};
+use ublk_daemon::spec::{Integrity, Retry, TlsOptions, ZoneLayout};
 use ublk_metrics::Level;
 
 /// The heading of options that only the block layer reads.
@@ -320,6 +320,10 @@ pub struct Add {
     /// Zones that may be active at once [default: any number]
     #[arg(long, value_name = "N", requires = "zone_size", default_value_t = 0, hide_default_value = true, help_heading = ZONES)]
     pub max_active_zones: u32,
+    /// Make a memory device keep integrity metadata, of this many bytes per block: none, ip, crc16 or crc64 (Linux 7.0); the
+    /// kernel then makes and verifies protection information
+    #[arg(long, value_name = "CHECKSUM:BYTES[:reftag]", help_heading = PARAMETERS)]
+    pub integrity: Option<Integrity>,
     /// Size of an I/O descriptor, a multiple of 8 up to 256 (Linux 7.3); for tests, since nothing uses the additional bytes
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(24..=256), help_heading = PARAMETERS)]
     pub descriptor_size: Option<u16>,
