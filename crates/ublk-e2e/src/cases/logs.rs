@@ -34,9 +34,13 @@ fn levels() -> Result<()> {
     let lines = cli::ublkctl_json(&["logs", &id])?;
     ensure!(lines.to_string().contains("serves"), "{lines}");
     let path = std::env::temp_dir().join(format!("ublk-logs-{id}"));
-    let mut follow = cli::command(&["logs", &id, "--follow", "-n", "0"]);
+    let mut follow = cli::command(&["logs", &id, "--follow", "-n", "1"]);
     let follow = follow.stdin(Stdio::null()).stdout(File::create(&path)?);
     let mut follow = follow.spawn().context("logs --follow")?;
+    // It has read what was there before.
+    let begun = until("the last line so far", secs(20), || {
+        Ok((std::fs::metadata(&path)?.len() > 0).then_some(()))
+    });
     let told = |level: &str, times: usize| {
         cli::ublkctl(&["logs", &id, "--level", level])?.good()?;
         let line = format!("messages from level {level} on are logged");
@@ -45,7 +49,9 @@ fn levels() -> Result<()> {
             Ok((text.matches(&line).count() == times).then_some(()))
         })
     };
-    let done = told("debug", 2).and_then(|()| told("info", 2));
+    let done = begun
+        .and_then(|()| told("debug", 2))
+        .and_then(|()| told("info", 2));
     procfs::kill(follow.id(), Signal::TERM)?;
     let status = follow.wait()?;
     done?;
