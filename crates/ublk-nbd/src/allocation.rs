@@ -148,6 +148,7 @@ impl Asking<'_> {
                 self.held.extend(more.iter().take(len));
                 Ok(())
             }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
             // A record of TLS that has no data.
             Err(e) if self.connected.goes_on(&e) => Ok(()),
             Err(e) => Err(e),

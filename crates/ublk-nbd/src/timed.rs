@@ -34,22 +34,59 @@ fn timed_out(error: io::Error) -> io::Error {
     }
 }
 
+/// Repeats a call that a signal ends. A socket with a timeout is not restarted by the kernel, whatever the handler asks for
+/// (signal(7)).
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 impl Read for Timed<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(Some(self.check()?))?;
         let mut socket = self.socket;
-        socket.read(bytes).map_err(timed_out)
+        let read = uninterrupted(|| {
+            socket.set_read_timeout(Some(self.check()?))?;
+            socket.read(bytes)
+        });
+        read.map_err(timed_out)
     }
 }
 
 impl Write for Timed<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(Some(self.check()?))?;
         let mut socket = self.socket;
-        socket.write(bytes).map_err(timed_out)
+        let written = uninterrupted(|| {
+            socket.set_write_timeout(Some(self.check()?))?;
+            socket.write(bytes)
+        });
+        written.map_err(timed_out)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A signal is neither an error nor an end; anything else is reported at once.
+    #[test]
+    fn a_signal_does_not_end_a_call() {
+        let mut results = vec![
+            Err(io::ErrorKind::TimedOut.into()),
+            Ok(7),
+            Err(io::ErrorKind::Interrupted.into()),
+            Err(io::ErrorKind::Interrupted.into()),
+        ];
+        let mut call = || results.pop().unwrap_or(Ok(0));
+        assert_eq!(uninterrupted(&mut call).ok(), Some(7));
+        let error = uninterrupted(&mut call).err().map(|e| e.kind());
+        assert_eq!(error, Some(io::ErrorKind::TimedOut));
     }
 }

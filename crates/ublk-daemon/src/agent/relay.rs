@@ -150,9 +150,12 @@ fn receive(mut stream: &UnixStream) -> Option<Question> {
         if left.is_zero() || bytes.len() > LONGEST {
             return None;
         }
-        match stream.read(&mut some).ok()? {
-            0 => break,
-            len => bytes.extend(some.iter().take(len)),
+        match stream.read(&mut some) {
+            Ok(0) => break,
+            Ok(len) => bytes.extend(some.iter().take(len)),
+            // A signal ends a read with a timeout, whatever its handler asks for.
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
         }
     }
     if bytes.is_empty() {
