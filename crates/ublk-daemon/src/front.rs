@@ -4,6 +4,7 @@
 //! So it can always return: at its deadline it reports what is left behind and exits.
 
 mod add;
+mod ask;
 mod candidates;
 mod gc;
 mod logs;

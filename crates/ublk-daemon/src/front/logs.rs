@@ -1,6 +1,6 @@
 //! `logs`: where the messages of a device's processes are, and which of them are written.
 
-use super::look;
+use super::ask;
 use crate::failure::Failure;
 use crate::link::message::{LogQuestion, Question};
 use crate::report::Health;
@@ -44,7 +44,7 @@ pub fn set_log_level(id: DevId, level: &str, deadline: Duration) -> Result<(), F
     let question = Question::Log(LogQuestion {
         log_level: level.to_owned(),
     });
-    let answer: Option<Health> = look::ask(id, Some(&question), deadline);
+    let answer: Option<Health> = ask::ask(id, Some(&question), deadline);
     answer.map(drop).ok_or_else(|| {
         Failure::failed(format!("the server of device {id} does not answer"))
             .hint(format!("see `ublkctl info {id}`; a server older than this program does not know the question: `ublkctl upgrade {id}`"))

@@ -1,28 +1,20 @@
 //! `list`, `info`, `features`: use only commands that never take the device mutex, and sysfs, so that they work while
 //! START or STOP hangs.
 
+use super::ask::health;
 use super::{Target, by_helper};
 use crate::failure::Failure;
-use crate::link::message::{MetricsQuestion, Piece, Question, RecordOrder, RecordQuestion};
 use crate::report::Health;
-use crate::spec::BackendCommand;
 use crate::spec::{AddSpec, BackendSpec};
 use crate::state::{Phase, Record, StateError, Store, process_id};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use ublk_core::deadline_in;
 use ublk_core::{DataMode, DevId, DevState, Geometry, Mode, QueueId, Recovery};
 use ublk_ctrl::{Controller, Error};
-use ublk_metrics::{Level, Snapshot};
-
-/// The longest health of a server in bytes, for thousands of queues.
-const MAX_HEALTH: u64 = 16 << 20;
 
 /// How long an agent may take to report its server's health.
 const HEALTH: Duration = Duration::from_secs(1);
@@ -559,51 +551,6 @@ fn next(geometry: &Geometry, foreign: bool, recovery: Recovery) -> String {
 fn sysfs(id: DevId, name: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/sys/block/ublkb{id}/{name}")).ok()?;
     text.trim().parse().ok()
-}
-
-/// The server's health, through its agent; `None` if nothing answers in time.
-pub(super) fn health(id: DevId, within: Duration) -> Option<Health> {
-    ask(id, None, within)
-}
-
-/// Requests the metrics of a device from its agent, after a change of the level if there is one; `None` if nothing
-/// answers in time, or the agent is older than the question.
-pub(super) fn metrics(id: DevId, level: Option<Level>, within: Duration) -> Option<Snapshot> {
-    let question = Question::Metrics(MetricsQuestion { metrics: level });
-    ask(id, Some(&question), within)
-}
-
-/// Gives the server an order about a recording; `None` if nothing answers in time.
-pub(super) fn recorded(id: DevId, order: RecordOrder, within: Duration) -> Option<Piece> {
-    let question = Question::Record(RecordQuestion { record: order });
-    ask(id, Some(&question), within)
-}
-
-/// Requests a change of the server's backend and returns its health; `None` if nothing answers in time.
-pub(super) fn command(id: DevId, command: &BackendCommand, within: Duration) -> Option<Health> {
-    ask(id, Some(&Question::Backend(command.clone())), within)
-}
-
-/// Asks an agent; `None` if nothing answers in time.
-pub(super) fn ask<T: DeserializeOwned>(
-    id: DevId,
-    question: Option<&Question>,
-    within: Duration,
-) -> Option<T> {
-    let path = Store::of_user().ok()?.socket(id.get());
-    let mut stream = UnixStream::connect(path).ok()?;
-    stream.set_read_timeout(Some(within)).ok()?;
-    stream.set_write_timeout(Some(within)).ok()?;
-    if let Some(question) = question {
-        serde_json::to_writer(&stream, question).ok()?;
-    }
-    stream.shutdown(std::net::Shutdown::Write).ok()?;
-    let mut bytes = Vec::new();
-    std::io::Read::by_ref(&mut stream)
-        .take(MAX_HEALTH)
-        .read_to_end(&mut bytes)
-        .ok()?;
-    serde_json::from_slice(&bytes).ok()
 }
 
 #[cfg(test)]

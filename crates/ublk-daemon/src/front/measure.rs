@@ -1,7 +1,7 @@
 //! `stats`, `metrics` and the exporter: what the devices of this user have done. No control command is sent, so nothing
 //! here hangs with the driver, and nothing needs a privilege.
 
-use super::look;
+use super::ask;
 use crate::failure::Failure;
 use crate::report::Health;
 use crate::state::{Record, Store};
@@ -85,11 +85,11 @@ fn ask(store: &Store, id: DevId, record: &Record, health: bool) -> Measured {
         server_alive,
         agent_alive,
         health: match answers && health {
-            true => look::health(id, ASK),
+            true => ask::health(id, ASK),
             false => None,
         },
         snapshot: match answers {
-            true => look::metrics(id, None, ASK),
+            true => ask::metrics(id, None, ASK),
             false => None,
         },
     }
@@ -101,7 +101,7 @@ fn ask(store: &Store, id: DevId, record: &Record, health: bool) -> Measured {
 /// A device that does not exist, is not ours, or whose server does not answer.
 pub fn measure(id: DevId, level: Level, deadline: Duration) -> Result<Level, Failure> {
     let found = measured(&[id], false)?;
-    let answer = look::metrics(id, Some(level), deadline);
+    let answer = ask::metrics(id, Some(level), deadline);
     let Some(snapshot) = answer else {
         let answers = found.iter().any(|it| it.snapshot.is_some());
         let failure = Failure::failed(format!("the server of device {id} does not answer"));

@@ -1,7 +1,7 @@
 //! Commands for NBD devices: another retry policy, another server.
 
 use super::reserve::change_alone;
-use super::{by_helper, look};
+use super::{ask, by_helper};
 use crate::backend;
 use crate::failure::{Failure, FailureKind};
 use crate::report::{NbdReport, TlsInfo};
@@ -130,7 +130,7 @@ pub(super) fn give_up(record: &Record, id: DevId) {
             give_up: true,
             keep: false,
         };
-        if look::command(id, &command, ASK).is_none() {
+        if ask::command(id, &command, ASK).is_none() {
             tracing::warn!("the server process of device {id} does not answer");
         }
     }
@@ -165,7 +165,7 @@ fn too_old(id: DevId) -> Failure {
 
 fn ask(id: DevId, command: &BackendCommand, until: Instant) -> Result<NbdChanged, Failure> {
     let left = until.saturating_duration_since(Instant::now());
-    let health = look::command(id, command, left.min(ASK)).ok_or_else(|| {
+    let health = ask::command(id, command, left.min(ASK)).ok_or_else(|| {
         Failure::failed(format!("the server process of device {id} does not answer"))
             .hint(format!("see `ublkctl info {id}`"))
     })?;

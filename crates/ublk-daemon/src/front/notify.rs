@@ -5,7 +5,7 @@
 //! after half a period of that, feeding stops, and the manager kills the service between one and one and a half periods
 //! after the queue stopped. Requests that wait for an NBD server are not stuck: no new process would answer them.
 
-use super::look::health;
+use super::ask::health;
 use crate::problems::{self, age};
 use crate::report::{Added, Health};
 use sd_notify::NotifyState;

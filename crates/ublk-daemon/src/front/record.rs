@@ -1,6 +1,6 @@
 //! `record`: fetches what a device's server records. No control command is sent, and nothing needs a privilege.
 
-use super::look;
+use super::ask;
 use crate::failure::Failure;
 use crate::link::message::{Piece, RecordOrder};
 use crate::recording::unpack;
@@ -86,7 +86,7 @@ impl Recording {
 
     fn ask(&self, order: RecordOrder) -> Result<Piece, Failure> {
         let id = self.id;
-        let Some(piece) = look::recorded(id, order, ASK) else {
+        let Some(piece) = ask::recorded(id, order, ASK) else {
             let text = format!("the server of device {id} does not answer");
             return Err(Failure::failed(text).hint(format!(
                 "see `ublkctl info {id}`; if it is alive, it may be older than this program: `ublkctl upgrade {id}`"
