@@ -430,6 +430,24 @@ fn errors(to: &mut Writer<'_, '_>) -> fmt::Result {
 }
 
 fn latencies(to: &mut Writer<'_, '_>) -> fmt::Result {
+    to.counters(
+        (
+            "ublk_backend_time",
+            Some(Unit::Seconds),
+            "Time that requests spent in the backend, by operation; the rest of their time they waited; with level latencies",
+        ),
+        |device| {
+            let ops = device.total.ops.iter();
+            let measured = ops.filter(|op| op.latency.count() != 0);
+            measured
+                .map(|op| {
+                    let label = ("op", op.op.name().to_owned());
+                    let time = std::time::Duration::from_nanos(op.backend_ns);
+                    (Some(label), Value::Real(time.as_secs_f64()))
+                })
+                .collect()
+        },
+    )?;
     let mut metric = to.encoder.encode_descriptor(
         "ublk_request_duration",
         "Time from a request's arrival in the server to the submission of its answer; with level latencies",

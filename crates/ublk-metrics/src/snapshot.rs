@@ -20,6 +20,10 @@ pub struct OpSnapshot {
     /// From the batch that brought a request to the submission of its answer; empty unless the level is
     /// [`Level::Latencies`].
     pub latency: Histogram,
+    /// Nanoseconds that the requests of `latency` spent in the backend, in sum. For the rest of their time they waited:
+    /// for a thread of the pool, for those before them in their batch, or, answered, for the end of a batch.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub backend_ns: u64,
 }
 
 impl OpSnapshot {
@@ -32,7 +36,22 @@ impl OpSnapshot {
             bytes: 0,
             errors: 0,
             latency: Histogram::default(),
+            backend_ns: 0,
         }
+    }
+
+    /// Mean time that a request spent in the backend; zero without latencies.
+    #[must_use]
+    pub fn backend_mean(&self) -> Duration {
+        let count = self.latency.count().max(1);
+        // A request that is still there may have been counted in part.
+        Duration::from_nanos(self.backend_ns / count).min(self.latency.mean())
+    }
+
+    /// Mean time that a request waited before and after the backend; zero without latencies.
+    #[must_use]
+    pub fn waiting_mean(&self) -> Duration {
+        self.latency.mean().saturating_sub(self.backend_mean())
     }
 
     fn add(&mut self, other: &Self) {
@@ -40,6 +59,7 @@ impl OpSnapshot {
         self.bytes = self.bytes.saturating_add(other.bytes);
         self.errors = self.errors.saturating_add(other.errors);
         self.latency.add(&other.latency);
+        self.backend_ns = self.backend_ns.saturating_add(other.backend_ns);
     }
 
     fn subtract(&mut self, earlier: &Self) {
@@ -47,6 +67,7 @@ impl OpSnapshot {
         self.bytes = self.bytes.saturating_sub(earlier.bytes);
         self.errors = self.errors.saturating_sub(earlier.errors);
         self.latency.subtract(&earlier.latency);
+        self.backend_ns = self.backend_ns.saturating_sub(earlier.backend_ns);
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use ublk_core::iod::Io;
 use ublk_core::{Backend, DataMode, Errno, IoFlags, Op, QueueId, Tag, ZoneAction, ZoneReport};
@@ -486,7 +487,12 @@ impl Jobs {
     /// Answers requests by this call until the pool is closed.
     fn serve(&self, mut call: impl FnMut(&mut OwnedRequest) -> Result<(), Errno>) {
         while let Some(mut request) = self.next() {
-            match caught(|| call(&mut request)) {
+            let begun = request.is_timed().then(Instant::now);
+            let result = caught(|| call(&mut request));
+            if let Some(begun) = begun {
+                request.was_in_backend(begun.elapsed());
+            }
+            match result {
                 Some(result) => request.complete(result),
                 None => request.panicked(),
             }

@@ -140,6 +140,12 @@ pub(crate) const KINDS: [Operation; Op::NUMBERS] = {
 /// Latencies of a lane. Made by whoever first asks for them, not by the lane's thread, which must not allocate (L37).
 pub(crate) struct Latencies {
     by_kind: [LiveHistogram; Operation::COUNT],
+    /// Nanoseconds in the backend by kind, as far as the lane's thread knows.
+    backend: [AtomicU64; Operation::COUNT],
+    /// The same, measured by the threads of a pool. Several writers.
+    in_pool: [AtomicU64; Operation::COUNT],
+    /// The threads of a pool measure.
+    pooled: AtomicBool,
     /// When the request of each tag arrived; 0 for those that are answered in the round that brings them.
     stamps: Box<[AtomicU64]>,
     /// Stamps of requests answered in this round.
@@ -184,6 +190,9 @@ impl Latencies {
         let words = || (0..depth).map(|_| AtomicU64::new(0)).collect();
         Self {
             by_kind: std::array::from_fn(|_| LiveHistogram::default()),
+            backend: Default::default(),
+            in_pool: Default::default(),
+            pooled: AtomicBool::new(false),
             stamps: words(),
             answered: words(),
             count: AtomicU32::new(0),
@@ -224,9 +233,15 @@ impl Latencies {
     pub(crate) fn record_kept(&self, now: u64) {
         let count = self.count.load(Ordering::Relaxed);
         let count = usize::try_from(count).unwrap_or(0);
+        // Acquire: set by the thread that answered the first request of a pool, before it did.
+        let pooled = self.pooled.load(Ordering::Acquire);
         for stamp in self.answered.iter().take(count) {
             let stamp = Stamp(stamp.load(Ordering::Relaxed));
-            self.record(stamp.kind(), now.saturating_sub(stamp.nanos()), 1);
+            let took = now.saturating_sub(stamp.nanos());
+            self.record(stamp.kind(), took, 1);
+            if !pooled {
+                self.add_backend(stamp.kind(), took);
+            }
         }
         self.count.store(0, Ordering::Relaxed);
     }
@@ -239,8 +254,42 @@ impl Latencies {
         }
     }
 
-    pub(crate) fn of(&self, kind: Operation) -> ublk_metrics::Histogram {
-        self.by_kind[kind as usize].snapshot()
+    /// Records requests of a kind that the lane's thread answered in the round that brought them, one after the other.
+    /// `share`: how many of the round's requests of all kinds are answered so. Each latency is the whole round, but only
+    /// one of the requests is in the backend at a time.
+    #[inline]
+    pub(crate) fn record_at_once(&self, kind: usize, round: u64, requests: u64, share: u64) {
+        self.record(kind, round, requests);
+        let backend = match requests == share {
+            true => round,
+            false => round.wrapping_mul(requests) / share.max(1),
+        };
+        self.add_backend(kind, backend);
+    }
+
+    /// Adds to the time in the backend. Lane's thread only.
+    #[inline]
+    fn add_backend(&self, kind: usize, nanos: u64) {
+        if let Some(sum) = self.backend.get(kind) {
+            // No read-modify-write: there is one writer.
+            let nanos = sum.load(Ordering::Relaxed).wrapping_add(nanos);
+            sum.store(nanos, Ordering::Relaxed);
+        }
+    }
+
+    /// Adds the time that a thread of a pool spent in the backend, before it answers the request.
+    pub(crate) fn add_in_pool(&self, kind: Operation, nanos: u64) {
+        self.in_pool[kind as usize].fetch_add(nanos, Ordering::Relaxed);
+        if !self.pooled.load(Ordering::Relaxed) {
+            self.pooled.store(true, Ordering::Release);
+        }
+    }
+
+    /// Latencies of a kind, and the nanoseconds that its requests spent in the backend.
+    pub(crate) fn of(&self, kind: Operation) -> (ublk_metrics::Histogram, u64) {
+        let sum = |of: &[AtomicU64]| of[kind as usize].load(Ordering::Relaxed);
+        let backend = sum(&self.backend).wrapping_add(sum(&self.in_pool));
+        (self.by_kind[kind as usize].snapshot(), backend)
     }
 }
 

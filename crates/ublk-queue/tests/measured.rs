@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use sim::{ALL_FAULTS, Run, ToFile, Zeroes, drive_and_sleep, run_measured};
 use ublk_core::iod::IoBounds;
-use ublk_core::{DataMode, Errno, Op, QueueId};
+use ublk_core::{Backend, DataMode, Errno, Limits, Op, QueueId};
 use ublk_metrics::{Level, Operation, QueueSnapshot};
 use ublk_queue::task::{Async, SharedFd};
 use ublk_queue::{
@@ -293,6 +293,70 @@ fn latencies_are_as_long_as_the_requests() {
     }
     check(&config, slow);
     check(&config, elsewhere);
+}
+
+/// A backend that takes this long for each READ.
+struct Slow(Zeroes, Duration);
+
+impl Backend for Slow {
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
+        std::thread::sleep(self.1);
+        self.0.read_at(buf, offset)
+    }
+}
+
+/// Requests that wait for the only thread, the queue's own or that of a pool, are told from those that the backend takes
+/// long for.
+#[test]
+fn waiting_is_told_from_the_backend() {
+    const LONG: Duration = Duration::from_millis(4);
+    let config = Config {
+        depth: 8,
+        requests: 64,
+        read_percent: 100,
+        ..Config::new(1)
+    };
+    fn means<H: Handler>(config: &Config, make: impl Fn() -> H) -> (Duration, Duration) {
+        let run = run_measured(config, Level::Latencies, make, Worker::run);
+        run.assert_clean(64);
+        let total = total(&run);
+        let op = total.op(Operation::Read).expect("it reads");
+        assert_eq!(
+            op.backend_mean() + op.waiting_mean(),
+            op.latency.mean(),
+            "{op:?}"
+        );
+        (op.backend_mean(), op.waiting_mean())
+    }
+    let backend = Arc::new(Slow(Zeroes(config.size), LONG));
+    let pool = Pool::start(&backend, 1, 8).expect("a thread");
+    let in_line = [
+        means(&config, || Inline::new(Arc::clone(&backend))),
+        means(&config, || pool.handler()),
+    ];
+    for (in_backend, waiting) in in_line {
+        assert!(
+            in_backend >= LONG && in_backend < 2 * LONG,
+            "{in_backend:?}"
+        );
+        assert!(waiting > LONG, "{waiting:?} beside {in_backend:?}");
+    }
+    let pool = Pool::start(&backend, 8, 8).expect("threads");
+    let (in_backend, waiting) = means(&config, || pool.handler());
+    assert!(in_backend >= LONG && waiting < LONG, "{waiting:?}");
+    let (in_backend, waiting) = means(&config, || {
+        |request: Request<'_>| {
+            let request = request.detach();
+            std::thread::spawn(move || {
+                std::thread::sleep(LONG);
+                request.complete(Err(Errno::EIO));
+            });
+        }
+    });
+    assert!(in_backend >= LONG && waiting < LONG, "{waiting:?}");
 }
 
 /// A lane of a device in tests that look at it, with its simulated driver.

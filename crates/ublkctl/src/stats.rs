@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ublk_core::{DevId, Errno};
 use ublk_daemon::failure::Failure;
 use ublk_daemon::front::{self, Measured};
-use ublk_metrics::{Facts, Histogram, Level, OpSnapshot, Operation, QueueSnapshot, Snapshot};
+use ublk_metrics::{Facts, Level, OpSnapshot, Operation, QueueSnapshot, Snapshot};
 
 /// What `stats` is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -100,6 +100,8 @@ pub struct Latency {
     pub count: u64,
     /// The mean.
     pub mean: u64,
+    /// Of the mean, the time outside the backend: requests waited for it or, answered, for the end of their batch.
+    pub waiting: u64,
     /// Half of the requests took no longer.
     pub p50: u64,
     /// 90 % took no longer.
@@ -125,12 +127,14 @@ pub struct Failed {
 }
 
 impl Latency {
-    fn of(histogram: &Histogram) -> Option<Self> {
+    fn of(op: &OpSnapshot) -> Option<Self> {
+        let histogram = &op.latency;
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let percentile = |share| nanos(histogram.percentile(share));
         (histogram.count() != 0).then(|| Self {
             count: histogram.count(),
             mean: nanos(histogram.mean()),
+            waiting: nanos(op.waiting_mean()),
             p50: percentile(0.5),
             p90: percentile(0.9),
             p99: percentile(0.99),
@@ -157,7 +161,7 @@ impl Work {
             errors: op.errors,
             requests_per_second: per(op.requests, seconds),
             bytes_per_second: per(op.bytes, seconds),
-            latency_ns: Latency::of(&op.latency),
+            latency_ns: Latency::of(op),
         };
         let failed = |(errno, count): &(u16, u64)| Failed {
             errno: *errno,

@@ -18,6 +18,7 @@ fn full() -> Device {
             (op.requests, op.bytes, op.errors) = (10, 40_960, 1);
             op.latency.record(Duration::from_micros(100));
             op.latency.record(Duration::from_secs(60));
+            op.backend_ns = 30_000_000_000;
         }
         queue.errnos = vec![(5, 4), (28, 3)];
         queue.in_flight = 3;
@@ -82,6 +83,7 @@ fn values_are_those_of_the_snapshot() {
         format!(
             "ublk_request_duration_seconds_bucket{{{labels},op=\"read\",le=\"0.000131072\"}} 2"
         ),
+        format!("ublk_backend_time_seconds_total{{{labels},op=\"read\"}} 60"),
         format!("ublk_batch_size_bucket{{{labels},le=\"7\"}} 14"),
         format!("ublk_batch_size_sum{{{labels}}} 70"),
         format!("ublk_nbd_reconnects_total{{{labels}}} 2"),

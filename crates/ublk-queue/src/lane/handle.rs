@@ -109,11 +109,11 @@ impl LaneHandle {
         for kind in Operation::ALL {
             let errors = meters.failed[kind as usize].get();
             let latency = self.0.latencies.get().map(|all| all.of(kind));
-            let latency = latency.filter(|latency| latency.count() != 0);
+            let latency = latency.filter(|(latency, _)| latency.count() != 0);
             if errors != 0 || latency.is_some() {
                 let op = queue.op_mut(kind);
                 op.errors = errors;
-                op.latency = latency.unwrap_or_default();
+                (op.latency, op.backend_ns) = latency.unwrap_or_default();
             }
         }
         let errnos = (0_u16..).zip(meters.errnos.iter().map(Counter::get));

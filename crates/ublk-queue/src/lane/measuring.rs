@@ -143,10 +143,14 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
         if busy {
             meters.busy.add(length);
         }
-        for (kind, elsewhere) in self.round.elsewhere.iter_mut().enumerate() {
-            let at_once = by_kind[kind].saturating_sub(std::mem::take(elsewhere));
-            if at_once != 0 {
-                latencies.record(kind, length, at_once);
+        let mut at_once = 0;
+        for (requests, elsewhere) in by_kind.iter_mut().zip(&mut self.round.elsewhere) {
+            *requests = requests.saturating_sub(std::mem::take(elsewhere));
+            at_once += *requests;
+        }
+        for (kind, requests) in by_kind.into_iter().enumerate() {
+            if requests != 0 {
+                latencies.record_at_once(kind, length, requests, at_once);
             }
         }
         latencies.record_kept(now);

@@ -10,9 +10,11 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ublk_core::iod::Io;
 use ublk_core::{Answer, Errno, IoFlags, Op, QueueId, Tag};
+use ublk_metrics::Level;
 
 use super::{
     answer_of_others, brings_data, deliver_to_client, device, fetch, is_hidden, land,
@@ -20,6 +22,7 @@ use super::{
 };
 use crate::buffers::Arena;
 use crate::data_path::DataPath;
+use crate::measure::{ThreadFlags, kind_of};
 use crate::memref::MemRef;
 use crate::shared::{LaneLocal, LaneShared};
 
@@ -159,6 +162,19 @@ impl OwnedRequest {
     /// Whether it is this one.
     pub(crate) fn is_of(&self, lane: &Arc<LaneShared>, tag: Tag) -> bool {
         self.tag == tag && Arc::ptr_eq(&self.lane, lane)
+    }
+
+    /// Whether latencies are measured.
+    pub(crate) fn is_timed(&self) -> bool {
+        ThreadFlags::level_of(self.lane.flags.wanted()) == Level::Latencies
+    }
+
+    /// Records how long a call of the backend took, before the answer.
+    pub(crate) fn was_in_backend(&self, time: Duration) {
+        if let Some(latencies) = self.lane.latencies.get() {
+            let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            latencies.add_in_pool(kind_of(self.io.op), nanos);
+        }
     }
 
     #[inline]

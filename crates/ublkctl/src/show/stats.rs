@@ -7,13 +7,14 @@ use ublk_daemon::log::plain;
 use ublk_metrics::Level;
 
 /// The columns, and their least widths.
-const COLUMNS: [(&str, usize); 11] = [
+const COLUMNS: [(&str, usize); 12] = [
     ("DEVICE", 10),
     ("OP", 12),
     ("REQ/S", 9),
     ("MiB/S", 9),
     ("ERRORS", 6),
     ("MEAN", 7),
+    ("WAIT", 7),
     ("P50", 7),
     ("P90", 7),
     ("P99", 7),
@@ -107,6 +108,7 @@ fn row(name: &str, op: &Op) -> [String; COLUMNS.len()] {
         format!("{:.2}", op.bytes_per_second / MIB),
         op.errors.to_string(),
         time(|it| it.mean),
+        time(|it| it.waiting),
         time(|it| it.p50),
         time(|it| it.p90),
         time(|it| it.p99),

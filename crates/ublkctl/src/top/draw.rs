@@ -291,13 +291,17 @@ fn detail(device: &Device, page: &mut Page<'_>) {
 }
 
 fn operations(work: &Work, page: &mut Page<'_>) {
-    let line = |cells: [&str; 9]| {
+    const WAIT: usize = 4;
+    let narrow = page.area.width < 84;
+    let line = |cells: [&str; 10]| {
         let [op, rest @ ..] = cells;
-        let rest: Vec<String> = rest.iter().map(|it| format!("{it:>7}")).collect();
+        let rest = rest.iter().enumerate();
+        let rest = rest.filter(|(at, _)| !narrow || *at != WAIT);
+        let rest: Vec<String> = rest.map(|(_, it)| format!("{it:>7}")).collect();
         format!("{op:12} {}", rest.join(" "))
     };
     let titles = [
-        "OP", "REQ/S", "MiB/S", "ERRORS", "MEAN", "P50", "P99", "P99.9", "MAX",
+        "OP", "REQ/S", "MiB/S", "ERRORS", "MEAN", "WAIT", "P50", "P99", "P99.9", "MAX",
     ];
     page.line(&line(titles), HEAD);
     if work.ops.is_empty() {
@@ -311,13 +315,14 @@ fn operations(work: &Work, page: &mut Page<'_>) {
             mib(op.bytes_per_second),
             op.errors.to_string(),
             of(latency.map(|it| it.mean)),
+            of(latency.map(|it| it.waiting)),
             of(latency.map(|it| it.p50)),
             of(latency.map(|it| it.p99)),
             of(latency.map(|it| it.p999)),
             of(latency.map(|it| it.max)),
         ];
-        let [a, b, c, d, e, f, g, h] = texts.each_ref().map(String::as_str);
-        page.text(&line([op.op.name(), a, b, c, d, e, f, g, h]));
+        let [a, b, c, d, e, f, g, h, i] = texts.each_ref().map(String::as_str);
+        page.text(&line([op.op.name(), a, b, c, d, e, f, g, h, i]));
     }
 }
 

@@ -25,6 +25,7 @@ fn busy(id: u32, seconds: u64) -> Measured {
             op.latency.record(Duration::from_micros(40 + n % 97));
         }
         op.latency.record(Duration::from_millis(7));
+        op.backend_ns = reads * seconds * 60_000;
         queue.batches.counts[2] = reads * seconds / 5;
         queue.batches.requests = reads * seconds;
         queue.busy_ns = seconds * 100_000_000 * u64::from(qid + 1);
