@@ -21,6 +21,9 @@ use crate::{cmd, kernel, paths};
 /// Where the tests are in the kernel's source.
 const PLACE: &str = "tools/testing/selftests/ublk";
 
+/// The program beside their server that the tests call: it asks for the metadata of a device.
+const HELPER: &str = "metadata_size";
+
 /// Seconds that one test may take, with room for software emulation.
 const LIMIT: u32 = 240;
 
@@ -62,6 +65,7 @@ pub fn run(options: &Options) -> Result<()> {
     let kernel = kernel::prepare(&vm.manifest, &options.kernel)?;
     let directory = source(&vm, &own, &kernel.series)?;
     let tests = tests(&directory, &options.filter)?;
+    compile_helper(&directory)?;
     println!(
         "kernel {}: {} of its own tests",
         kernel.release,
@@ -73,13 +77,14 @@ pub fn run(options: &Options) -> Result<()> {
     program.extend(tests.iter().map(String::as_str));
     let (mut guest, _, _lock) = vm.guest(&kernel, &program, deadline)?;
     let ours = paths::root().join("vm-images/foreign");
-    for from in [directory.as_path(), &ours] {
+    let traces = directory.join("trace");
+    for (from, to) in [(&directory, ""), (&traces, "trace/"), (&ours, "")] {
         for entry in fs::read_dir(from)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let to = match &*name {
                 "udevadm" => "/usr/bin/udevadm".to_owned(),
-                name => format!("/foreign/{name}"),
+                name => format!("/foreign/{to}{name}"),
             };
             if path.is_file() {
                 guest.files.push((to, path));
@@ -121,6 +126,20 @@ fn source(vm: &Vm, own: &Foreign, series: &str) -> Result<PathBuf> {
     fs::rename(fresh.path().join(&name).join(PLACE), &cache)
         .with_context(|| format!("{name} has no {PLACE}"))?;
     Ok(cache)
+}
+
+/// Compiles [`HELPER`], with the headers of the newest kernel: those of the machine may not know its ioctl.
+fn compile_helper(directory: &Path) -> Result<()> {
+    let program = directory.join(HELPER);
+    if !program.exists() {
+        let (_, include) = crate::layout::headers()?;
+        let mut gcc = Command::new("gcc");
+        gcc.args(["-O1", "-static", "-isystem"]).arg(include);
+        gcc.arg("-o").arg(&program);
+        gcc.arg(directory.join(HELPER).with_extension("c"));
+        cmd::run(&mut gcc)?;
+    }
+    Ok(())
 }
 
 /// Unpacks the tests from a package whose only content is a compressed archive, which is too large for memory.

@@ -132,7 +132,10 @@ pub fn run() -> Result<()> {
 }
 
 /// The series of the newest header package, and where it is unpacked.
-fn headers() -> Result<((u32, u32), PathBuf)> {
+///
+/// # Errors
+/// There is no such package, or it cannot be fetched and unpacked.
+pub fn headers() -> Result<((u32, u32), PathBuf)> {
     let apt = kernel::archive(&Manifest::load()?)?;
     let package = apt
         .newest("linux-libc-dev")?
