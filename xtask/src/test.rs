@@ -20,12 +20,16 @@ pub struct Options {
     pub host_only: bool,
 }
 
+/// Gigabytes that a run takes in a clean checkout, with room.
+const SPACE: u64 = 14;
+
 /// Runs everything, even after failures, and ends with the line `N passed, N failed`.
 ///
 /// # Errors
 /// Something failed, or a guest could not run.
 pub fn run(options: Options) -> Result<()> {
     let start = Instant::now();
+    paths::check_space("`test`", SPACE)?;
     let mut all = Results::default();
     part(
         &mut all,

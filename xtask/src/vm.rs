@@ -219,6 +219,7 @@ pub fn set_up() -> Result<Manifest> {
 }
 
 fn check_host() -> Result<()> {
+    paths::check_space("a guest", 3)?;
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
         bail!("the virtual machine tests run on x86-64 Linux hosts only");
     }
