@@ -78,6 +78,11 @@ pub enum ProtocolError {
     /// The server violated the protocol.
     #[error("the server breaks the protocol: {0}")]
     Broken(&'static str),
+    /// Block sizes that contradict each other or the protocol.
+    #[error(
+        "the server breaks the protocol: block sizes of at least {0}, preferably {1}, at most {2} bytes cannot be"
+    )]
+    BlockSizes(u32, u32, u32),
     /// The server violated the protocol in its reply to a request in flight.
     #[error("the server breaks the protocol in its reply to request {cookie:#x}: {what}")]
     BrokenReply {

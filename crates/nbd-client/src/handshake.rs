@@ -453,8 +453,13 @@ impl Handshake {
                     preferred,
                     maximum,
                 };
-                if !sizes.is_valid() || !reader.0.is_empty() {
-                    return Err(ProtocolError::Broken("block sizes that cannot be"));
+                if !reader.0.is_empty() {
+                    return Err(ProtocolError::Broken(
+                        "NBD_INFO_BLOCK_SIZE of another length",
+                    ));
+                }
+                if !sizes.is_valid() {
+                    return Err(ProtocolError::BlockSizes(minimum, preferred, maximum));
                 }
                 self.block_sizes = Some(sizes);
             }

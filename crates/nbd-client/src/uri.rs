@@ -47,9 +47,19 @@ pub enum UriError {
     /// A scheme of the protocol that this client does not support.
     #[error("{0} is not served by this client; use TCP or a unix socket")]
     Transport(&'static str),
-    /// Missing or invalid host.
-    #[error("{0:?} names no host")]
+    /// No host.
+    #[error("the URI names no host: nbd://HOST/EXPORT")]
+    NoHost,
+    /// An invalid host.
+    #[error(
+        "{0:?} is no host and port: an IPv6 address stands in brackets, as in nbd://[::1]:10809/EXPORT"
+    )]
     Host(String),
+    /// The protocol has no passwords.
+    #[error(
+        "the URI has a password, and the protocol has none: authenticate by TLS (nbds://, --tls-cert)"
+    )]
+    Password,
     /// Invalid port.
     #[error("{0:?} is no port: 1 to 65535")]
     Port(String),
@@ -58,9 +68,25 @@ pub enum UriError {
         "a unix socket is named by ?socket=PATH behind the export: nbd+unix:///export?socket=/run/nbd.sock"
     )]
     Socket,
-    /// A percent sign without two hexadecimal digits, or bytes that are not UTF-8.
-    #[error("{0:?} is not encoded as a URI is")]
+    /// A unix socket URI with a host.
+    #[error(
+        "a unix socket has no host, and the URI has {0:?}: nbd+unix:///export?socket=/run/nbd.sock, with three slashes"
+    )]
+    SocketWithHost(String),
+    /// A socket in a URI of TCP.
+    #[error("?socket=PATH belongs to nbd+unix:// and nbds+unix://, and this URI is one of TCP")]
+    SocketOfTcp,
+    /// Several sockets.
+    #[error("the URI names several sockets")]
+    Sockets,
+    /// A percent sign without two hexadecimal digits.
+    #[error(
+        "{0:?} is not encoded as a URI is: a percent sign is followed by two hexadecimal digits, and itself is %25"
+    )]
     Encoding(String),
+    /// Bytes that no name here may have.
+    #[error("{0:?} decodes to bytes that are not UTF-8, or to a NUL, which is not supported")]
+    Bytes(String),
 }
 
 impl FromStr for Uri {
@@ -87,16 +113,22 @@ impl FromStr for Uri {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             parameters.push((decoded(name)?, decoded(value)?));
         }
-        let address = match unix {
-            true => {
-                let socket = parameters.iter().position(|(name, _)| name == "socket");
-                let (_, path) = parameters.remove(socket.ok_or(UriError::Socket)?);
-                if path.is_empty() || !authority.is_empty() {
-                    return Err(UriError::Socket);
-                }
-                Address::Unix(path.into())
+        let mut sockets: Vec<String> = parameters
+            .extract_if(.., |(name, _)| name == "socket")
+            .map(|(_, path)| path)
+            .collect();
+        let address = match (unix, sockets.pop()) {
+            (_, Some(_)) if !sockets.is_empty() => return Err(UriError::Sockets),
+            (false, Some(_)) => return Err(UriError::SocketOfTcp),
+            (false, None) => host(authority)?,
+            (true, _)
+                if !authority.trim_end_matches('@').is_empty() && !authority.ends_with('@') =>
+            {
+                return Err(UriError::SocketWithHost(authority.to_owned()));
             }
-            false => host(authority)?,
+            (true, None) => return Err(UriError::Socket),
+            (true, Some(path)) if path.is_empty() => return Err(UriError::Socket),
+            (true, Some(path)) => Address::Unix(path.into()),
         };
         Ok(Self {
             tls,
@@ -109,10 +141,11 @@ impl FromStr for Uri {
 
 /// Parses `[user@]host[:port]`.
 fn host(authority: &str) -> Result<Address, UriError> {
-    let place = authority
-        .rsplit_once('@')
-        .map_or(authority, |(_, place)| place);
-    let none = || UriError::Host(authority.to_owned());
+    let (user, place) = authority.rsplit_once('@').unwrap_or(("", authority));
+    if user.contains(':') {
+        return Err(UriError::Password);
+    }
+    let none = || UriError::Host(place.to_owned());
     let (host, port) = match place.strip_prefix('[') {
         Some(rest) => {
             let (host, port) = rest.split_once(']').ok_or_else(none)?;
@@ -121,11 +154,12 @@ fn host(authority: &str) -> Result<Address, UriError> {
                 port => (host, port.strip_prefix(':').ok_or_else(none)?),
             }
         }
+        None if place.matches(':').count() > 1 => return Err(none()),
         None => place.split_once(':').unwrap_or((place, "")),
     };
     let host = decoded(host)?;
     if host.is_empty() {
-        return Err(none());
+        return Err(UriError::NoHost);
     }
     let port = match port {
         "" => PORT,
@@ -159,7 +193,7 @@ fn decoded(text: &str) -> Result<String, UriError> {
     match String::from_utf8(bytes) {
         // No name, host or path may contain NUL, which would truncate it in C.
         Ok(text) if !text.contains('\0') => Ok(text),
-        _ => Err(wrong()),
+        _ => Err(UriError::Bytes(text.to_owned())),
     }
 }
 
@@ -247,6 +281,29 @@ mod tests {
         }
     }
 
+    /// Each refusal names the fault that the URI has.
+    #[test]
+    fn refusals_name_the_fault() {
+        for (text, part) in [
+            ("nbd:///export", "no host"),
+            ("nbd://::1/", "brackets"),
+            ("nbd://[::1/", "brackets"),
+            ("nbd+unix://host/?socket=/s", "has no host"),
+            ("nbd+unix:///x", "?socket=PATH"),
+            ("nbd://h/?socket=/s", "nbd+unix"),
+            ("nbd+unix:///?socket=/s&socket=/t", "several"),
+            ("nbd://h/%zz", "%25"),
+            ("nbd://h/%ff", "UTF-8"),
+            ("nbd://me:secret@h/", "password"),
+        ] {
+            let error = text.parse::<Uri>().expect_err(text).to_string();
+            assert!(error.contains(part), "{text}: {error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+        // libnbd's form with a user, whose certificate is meant.
+        assert!("nbds+unix://alice@/?socket=/s".parse::<Uri>().is_ok());
+    }
+
     #[test]
     fn what_is_no_place_is_refused() {
         for text in [
@@ -268,6 +325,10 @@ mod tests {
             "nbd://h/%zz",
             "nbd://h/%00",
             "nbd://h/%ff",
+            "nbd://::1/",
+            "nbd://me:secret@h/",
+            "nbd://h/?socket=/s",
+            "nbd+unix:///?socket=/s&socket=/t",
         ] {
             assert!(text.parse::<Uri>().is_err(), "{text}");
         }
