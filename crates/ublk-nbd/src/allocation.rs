@@ -21,7 +21,7 @@ const HOLE: u64 = 1 << 0;
 const ZERO: u64 = 1 << 1;
 
 /// How much of an export is data, by the server's word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Allocation {
     /// Bytes that may hold anything.
@@ -32,9 +32,10 @@ pub struct Allocation {
     pub hole: u64,
     /// Extents that the server told of.
     pub extents: u64,
-    /// Whether they cover the whole export: not if there are more than a million, if the server failed, or if there was
-    /// no time for all.
+    /// Whether they cover the whole export.
     pub complete: bool,
+    /// Why they do not: there are more than a million, the server failed, or there was no time for all.
+    pub stopped: Option<String>,
 }
 
 /// Asks for the extents of an export, as far as there is time. `None` if they were not negotiated.
@@ -52,20 +53,42 @@ pub(crate) fn measure(connected: &Connected, deadline: Instant) -> Option<Alloca
     };
     let mut at = 0;
     while at < export.size && sum.extents < MOST {
-        match asking.ask(at) {
-            Ok(extents) if !extents.is_empty() => {
-                for (len, flags) in extents {
-                    let len = len.min(export.size - at);
-                    sum.add(len, flags);
-                    at += len;
-                }
+        let extents = match asking.ask(at) {
+            Ok(extents) => extents,
+            Err(e) => {
+                sum.stopped = Some(reason(&e));
+                break;
             }
-            _ => break,
+        };
+        let before = at;
+        for (len, flags) in extents {
+            let len = len.min(export.size - at);
+            sum.add(len, flags);
+            at += len;
+        }
+        if at == before {
+            sum.stopped = Some("the server told of no extent".to_owned());
+            break;
         }
     }
     sum.complete = at == export.size;
+    if !sum.complete && sum.stopped.is_none() {
+        sum.stopped = Some(format!("there are more than {MOST} extents"));
+    }
     asking.say_goodbye();
     Some(sum)
+}
+
+/// Why a question had no answer. Both errors mean that the deadline has passed.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+            "there was no time for more".to_owned()
+        }
+        io::ErrorKind::UnexpectedEof => "the server closed the connection".to_owned(),
+        io::ErrorKind::InvalidData => "the server sent another answer".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 impl Allocation {

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::ToSocketAddrs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::time::{Duration, Instant};
 
 use nbd_client::{Address, Export, Handshake, Listed, Options, ProtocolError, Step, Uri};
@@ -35,6 +36,9 @@ pub enum ConnectError {
         /// The system call's error.
         source: io::Error,
     },
+    /// The path is that of another kind of file.
+    #[error("{0} is not a socket")]
+    NotSocket(String),
     /// The connection closed or the deadline passed before the export was open.
     #[error("the handshake with {to} failed: {source}")]
     Handshake {
@@ -71,9 +75,24 @@ impl ConnectError {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Connect { .. } => {
-                Some("start the server first, or wait for it with --wait-for-server SECONDS")
+            Self::Connect { source, .. } => Some(match source.kind() {
+                io::ErrorKind::InvalidInput => {
+                    "the path of a unix socket has at most 107 bytes: use a shorter one"
+                }
+                io::ErrorKind::PermissionDenied => {
+                    "run as the user who owns the socket, or as root"
+                }
+                io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable => {
+                    "nothing answers at this address: check it, and the firewalls between"
+                }
+                _ => {
+                    "start the server first; `ublkctl add nbd --wait-for-server SECONDS` waits for one"
+                }
+            }),
+            Self::Resolve { .. } => {
+                Some("check the name: `getent hosts NAME` asks the same resolver")
             }
+            Self::NotSocket(_) => Some("?socket= names the socket that the server listens on"),
             Self::Tls { hint, .. } => *hint,
             Self::Protocol { source, .. } => match source {
                 ProtocolError::NoTls(_) => Some(
@@ -196,6 +215,10 @@ fn open(address: &Address, deadline: Instant) -> Result<(Socket, String), Connec
     match address {
         Address::Unix(path) => {
             let to = path.display().to_string();
+            let other = |found: &std::fs::Metadata| !found.file_type().is_socket();
+            if std::fs::metadata(path).is_ok_and(|found| other(&found)) {
+                return Err(ConnectError::NotSocket(to));
+            }
             let connect = || {
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
                 let address = SockAddr::unix(path)?;

@@ -218,14 +218,22 @@ impl NbdHandler {
 
     /// Takes a new connection into use, at once or when the current one is drained.
     fn offered(&mut self, connected: Connected) {
-        if !matches!(self.link, Link::Up(_)) {
-            return self.connected(connected);
-        }
-        if let Some(why) = self.device.changed(&connected.export) {
+        let is_up = matches!(self.link, Link::Up(_));
+        if (is_up || self.device.board.is_moving(self.queue))
+            && let Some(why) = self.device.changed(&connected.export)
+        {
             let why = format!("not moved to {}: {why}", connected.peer);
-            return self.device.not_moved(self.queue, why);
+            self.device.not_moved(self.queue, why);
+            connected.close();
+            if !is_up {
+                self.ask_for_connection();
+            }
+            return;
         }
-        self.next = Some(connected);
+        match is_up {
+            true => self.next = Some(connected),
+            false => self.connected(connected),
+        }
     }
 
     /// Switches a moving device to its new connection once the old one is drained and flushed.

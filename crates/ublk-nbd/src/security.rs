@@ -165,10 +165,7 @@ impl Asked {
                 }
                 // Only used with pre-shared keys.
                 "tls-username" => {}
-                name if name.starts_with("tls-") => {
-                    return Err(TlsSetupError::Parameter(name.to_owned()));
-                }
-                _ => {}
+                name => return Err(TlsSetupError::Parameter(name.to_owned())),
             }
         }
         Ok(asked)

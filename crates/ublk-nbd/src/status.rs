@@ -119,6 +119,11 @@ impl Board {
         inner.last_error = None;
     }
 
+    /// Whether a queue is to move to another server, and has not yet.
+    pub(crate) fn is_moving(&self, queue: usize) -> bool {
+        self.lock().moving.contains(&queue)
+    }
+
     /// Notes that a queue has moved, or never will.
     pub(crate) fn moved(&self, queue: usize) {
         self.lock().moving.retain(|moving| *moving != queue);

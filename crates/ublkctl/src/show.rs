@@ -229,18 +229,20 @@ pub fn nbd_export(export: &front::NbdExport) -> String {
         let _ = writeln!(text, "contexts  {}", export.meta_contexts.join(" "));
     }
     if let Some(sum) = &export.allocation {
-        let rest = if sum.complete {
-            ""
-        } else {
-            ", the rest unknown"
+        let rest = match &sum.stopped {
+            None => String::new(),
+            Some(why) => format!(", the rest unknown: {why}"),
         };
         let _ = writeln!(
             text,
-            "content   {} data, {} zeroes, {} not allocated, in {} extents{rest}",
+            "content   {} data, {} zeroes, {} not allocated, in {}{rest}",
             size::show(sum.data),
             size::show(sum.zero),
             size::show(sum.hole),
-            sum.extents
+            match sum.extents {
+                1 => "1 extent".to_owned(),
+                n => format!("{n} extents"),
+            }
         );
     }
     text
@@ -248,6 +250,9 @@ pub fn nbd_export(export: &front::NbdExport) -> String {
 
 /// The text of `nbd list`.
 pub fn nbd_list(exports: &[front::NbdListed]) -> String {
+    if exports.is_empty() {
+        return "the server lists no exports\n".to_owned();
+    }
     let line = |export: &front::NbdListed| match export.description.is_empty() {
         true => format!("{:?}\n", export.name),
         false => format!("{:?}  {}\n", export.name, export.description),

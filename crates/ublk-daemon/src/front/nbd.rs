@@ -90,7 +90,7 @@ pub fn nbd_move(
     let from = std::mem::replace(uri, to.to_owned());
     *wait_for_server = 0;
     // Seen from here first: what can be refused is refused with nothing changed.
-    backend::limits_of(&spec)?;
+    let limits = backend::limits_of(&spec)?;
     let towards = |uri: &str, keep| BackendCommand::Nbd {
         uri: Some(uri.to_owned()),
         retry: None,
@@ -98,10 +98,17 @@ pub fn nbd_move(
         keep,
     };
     let change = |keep| towards(to, keep);
+    // Asked once: a server process that has refused to move would try again with each repetition.
     let mut changed = ask(id, &change(false), until)?;
+    let look = BackendCommand::Nbd {
+        uri: None,
+        retry: None,
+        give_up: false,
+        keep: false,
+    };
     let moved = wait::until(until, || {
         if changed.nbd.moving > 0 {
-            changed = ask(id, &change(false), until)?;
+            changed = ask(id, &look, until)?;
         }
         Ok::<_, Failure>((changed.nbd.moving == 0).then_some(()))
     })?;
@@ -118,7 +125,27 @@ pub fn nbd_move(
     {
         return Err(Failure::failed(format!("device {id}: {why}")));
     }
+    if parsed(&changed.nbd.uri)? != parsed(to)? {
+        // The server process was replaced meanwhile, and knows the old server only.
+        return Err(Failure::failed(format!(
+            "device {id} has not moved, and stays with {}: its server process was replaced meanwhile",
+            changed.nbd.uri
+        )));
+    }
+    if let Some(size) = read_size(id).filter(|size| limits.size > *size) {
+        tracing::warn!(
+            "the export of {to} has {} bytes, device {id} has {size}: `ublkctl resize {id} SIZE` follows, if it is meant to be \
+             larger",
+            limits.size
+        );
+    }
     ask(id, &change(true), Instant::now() + ASK)
+}
+
+/// Bytes of the device, by sysfs; `None` if it cannot be read.
+fn read_size(id: DevId) -> Option<u64> {
+    let sectors = std::fs::read_to_string(format!("/sys/block/ublkb{id}/size")).ok()?;
+    Some(sectors.trim().parse::<u64>().ok()? * 512)
 }
 
 /// Makes the server process fail the requests that wait for an unreachable NBD server, before a forced stop of the device.
@@ -209,6 +236,8 @@ pub struct NbdAllocation {
     pub extents: u64,
     /// Whether the extents cover the export.
     pub complete: bool,
+    /// Why they do not.
+    pub stopped: Option<String>,
 }
 
 /// An export in a server's list: what `nbd list` prints as JSON.
@@ -266,6 +295,7 @@ pub fn nbd_info(uri: &str, tls: &TlsOptions) -> Result<NbdExport, Failure> {
             hole: sum.hole,
             extents: sum.extents,
             complete: sum.complete,
+            stopped: sum.stopped,
         }),
         tls: offer.tls,
     })

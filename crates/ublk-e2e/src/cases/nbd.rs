@@ -366,6 +366,13 @@ fn changes() -> Result<()> {
     let small = Nbdkit::start(Some(&one), &["memory", "1M"])?;
     cli::fails(&["nbd", "move", &id, &small.uri()], 1, &["1048576 bytes"])?;
     drop(small);
+    // Only the device's own look at the other export can tell; it says so at once.
+    let sealed = Nbdkit::start(Some(&one), &["-r", "file", &disk.word()])?;
+    let begun = Instant::now();
+    let refused = ["nbd", "move", &id, &sealed.uri()];
+    cli::fails(&refused, 1, &["not moved", "read-only"])?;
+    ensure!(begun.elapsed() < secs(15), "{:?}", begun.elapsed());
+    drop(sealed);
     let info = ublkctl_json(&["info", &id])?;
     ensure!(json::text(&info, "uri")? == second.uri(), "{info}");
     second.kill()?;
