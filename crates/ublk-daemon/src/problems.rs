@@ -35,8 +35,12 @@ pub(crate) fn of(health: &Health) -> Vec<Problem> {
     if stats.errors > 0 {
         let first = health.first_failure.as_ref();
         let first = first.map(|first| format!(", the first: {}", first.text));
+        let requests = match stats.errors {
+            1 => "request",
+            _ => "requests",
+        };
         let text = format!(
-            "{} requests failed{}",
+            "{} {requests} failed{}",
             stats.errors,
             first.unwrap_or_default()
         );

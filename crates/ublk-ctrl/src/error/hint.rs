@@ -114,7 +114,10 @@ impl Error {
                 "this /dev gets no new nodes, because it is not a devtmpfs (container, chroot): bind-mount the host's \
                  /dev there, or run outside"
             }
-            Self::WrongSize { .. } => "another device may have taken the number: list the devices",
+            Self::WrongSize { .. } => {
+                "another device may have taken the number: list the devices; or something wrote a file where the node \
+                 belongs: `ls -l` tells, and removing it helps"
+            }
             Self::Refused {
                 operation, errno, ..
             } => refused_hint(*operation, *errno),

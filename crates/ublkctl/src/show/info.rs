@@ -133,9 +133,9 @@ impl Text {
             ),
         );
         self.line(
-            "errors",
+            "failures",
             format!(
-                "{} requests failed, {} panics caught, {} dropped, {} refused",
+                "{} answered with an error, {} panics caught, {} dropped, {} refused",
                 s.errors, s.panics, s.dropped, s.refused
             ),
         );
