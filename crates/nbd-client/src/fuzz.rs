@@ -41,14 +41,14 @@ pub fn handshake(bytes: &[u8]) {
                 assert!(structured || export.framing != Framing::Structured);
                 assert!(extended || export.framing != Framing::Extended);
                 assert!(export.framing.has_chunks() || export.allocation.is_none());
-                assert!(export.contexts.len() <= 1024);
+                assert!(export.contexts.len() <= 1 << 17);
                 if let Some(sizes) = export.block_sizes {
                     assert!(sizes.minimum.is_power_of_two() && sizes.minimum <= sizes.maximum);
                 }
                 return;
             }
             Step::Listed(exports) => {
-                assert!(exports.len() <= 1024);
+                assert!(exports.len() <= 1 << 17);
                 return;
             }
             Step::StartTls => handshake.tls_started(),

@@ -16,6 +16,10 @@ const MAX_REPLY: u32 = 16 << 10;
 /// Most replies accepted for one option.
 const MAX_REPLIES: u32 = 1024;
 
+/// The same for a list, and the most bytes that it may have.
+const MAX_LISTED: u32 = 1 << 17;
+const MAX_LIST_BYTES: u64 = 16 << 20;
+
 /// Zero bytes after the reply to EXPORT_NAME, unless both ends negotiated NO_ZEROES.
 const ZEROES: usize = 124;
 
@@ -150,6 +154,7 @@ pub struct Handshake {
     block_sizes: Option<BlockSizes>,
     /// Replies so far to the current option.
     replies: u32,
+    reply_bytes: u64,
     exports: Vec<Listed>,
 }
 
@@ -177,6 +182,7 @@ impl Handshake {
             export: None,
             block_sizes: None,
             replies: 0,
+            reply_bytes: 0,
             exports: Vec::new(),
         })
     }
@@ -256,7 +262,10 @@ impl Handshake {
         let (Some(second), Some(flags)) = (second, reader.u16()) else {
             return Ok(0);
         };
-        if second != IHAVEOPT || flags & FIXED_NEWSTYLE == 0 {
+        if second != IHAVEOPT {
+            return Err(ProtocolError::NoServer("its greeting is another"));
+        }
+        if flags & FIXED_NEWSTYLE == 0 {
             return Err(ProtocolError::NoServer("it has no fixed newstyle"));
         }
         self.no_zeroes = flags & NO_ZEROES != 0;
@@ -273,7 +282,7 @@ impl Handshake {
     }
 
     fn option(&mut self, option: u32, data: &[u8]) {
-        self.replies = 0;
+        (self.replies, self.reply_bytes) = (0, 0);
         self.output.extend(IHAVEOPT.to_be_bytes());
         self.output.extend(option.to_be_bytes());
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
@@ -362,7 +371,10 @@ impl Handshake {
             return Ok(0);
         };
         let (asked, name) = self.asked();
-        if magic != OPTION_REPLY || option != asked {
+        if magic != OPTION_REPLY {
+            return Err(ProtocolError::Broken("a reply with another magic number"));
+        }
+        if option != asked {
             return Err(ProtocolError::Broken("a reply to another option"));
         }
         if len > MAX_REPLY {
@@ -372,8 +384,15 @@ impl Handshake {
             return Ok(0);
         };
         self.replies += 1;
-        if self.replies > MAX_REPLIES {
+        self.reply_bytes += u64::from(len);
+        let is_list = matches!(option, OPT_LIST | OPT_LIST_META_CONTEXT);
+        if !is_list && self.replies > MAX_REPLIES {
             return Err(ProtocolError::Broken("replies without end"));
+        }
+        if self.replies > MAX_LISTED || self.reply_bytes > MAX_LIST_BYTES {
+            return Err(ProtocolError::Broken(
+                "a list of more than 131,072 entries or 16 MiB",
+            ));
         }
         match kind {
             kind if kind & REP_ERROR != 0 => self.refused(kind, name, body)?,
@@ -477,8 +496,8 @@ impl Handshake {
             return Err(ProtocolError::Broken("a name longer than its reply"));
         };
         self.exports.push(Listed {
-            name: printable(name),
-            description: printable(reader.0),
+            name: String::from_utf8_lossy(name).into_owned(),
+            description: String::from_utf8_lossy(reader.0).into_owned(),
         });
         Ok(())
     }

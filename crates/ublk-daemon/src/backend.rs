@@ -476,6 +476,14 @@ fn open_nbd(spec: &AddSpec) -> Result<Nbd, Failure> {
     let at: nbd_client::Uri = uri
         .parse()
         .map_err(|e: nbd_client::UriError| Failure::new(FailureKind::Usage, e.to_string()))?;
+    if let nbd_client::Address::Unix(path) = &at.address
+        && path.is_relative()
+    {
+        let text = format!("{uri}: the processes of a device have other directories than yours");
+        return Err(
+            Failure::new(FailureKind::Usage, text).hint("give the absolute path of the socket")
+        );
+    }
     let mut options = NbdOptions::new(at);
     options.tls = (**tls).clone();
     options.retry = *retry;

@@ -124,6 +124,9 @@ pub enum BackendCommand {
         /// What becomes of requests while the server cannot be reached.
         #[serde(default)]
         retry: Option<Retry>,
+        /// The device has been shrunk to this many bytes: a smaller export suffices from now on.
+        #[serde(default)]
+        size: Option<u64>,
         /// Fail what waits for the server: the device is to end.
         #[serde(default)]
         give_up: bool,

@@ -86,7 +86,7 @@ impl Nbd {
             connector,
             board,
             export,
-            size: limits.size,
+            size: AtomicU64::new(limits.size),
             block: limits.logical_block_size,
             longest: limits.max_discard.max(limits.max_write_zeroes),
             read_only: limits.read_only,
@@ -177,6 +177,11 @@ impl Nbd {
         self.device.set_retry(retry);
         self.device.gives_up.store(false, Ordering::Relaxed);
         self.device.wake_all();
+    }
+
+    /// The device has this many bytes from now on: a server that comes back with a smaller export must have as many.
+    pub fn set_size(&self, bytes: u64) {
+        self.device.size.store(bytes, Ordering::Relaxed);
     }
 
     /// The current policy.

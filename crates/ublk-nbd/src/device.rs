@@ -16,7 +16,7 @@ pub(crate) struct Device {
     pub(crate) connector: Connector,
     pub(crate) board: Arc<Board>,
     pub(crate) export: Export,
-    pub(crate) size: u64,
+    pub(crate) size: AtomicU64,
     pub(crate) block: u32,
     /// Longest TRIM and WRITE_ZEROES that the device was promised, in bytes; 0 for none.
     pub(crate) longest: u64,
@@ -121,10 +121,11 @@ impl Device {
 
     /// Why an export found on reconnect must not be written to: it lacks something that the device has promised (L74).
     pub(crate) fn changed(&self, now: &Export) -> Option<String> {
-        if now.size < self.size {
+        let size = self.size.load(Ordering::Relaxed);
+        if now.size < size {
             return Some(format!(
-                "the export has {} bytes now, the device has {}",
-                now.size, self.size
+                "the export has {} bytes now, the device has {size}",
+                now.size
             ));
         }
         if !self.read_only && now.flags.contains(TransmissionFlags::READ_ONLY) {

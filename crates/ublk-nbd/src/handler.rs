@@ -178,8 +178,7 @@ impl NbdHandler {
             since,
             failing: false,
         };
-        let replayed = self.outgoing.replay();
-        self.device.board.replayed(replayed);
+        self.outgoing.replay();
         match self.next.take().filter(|_| !self.ending) {
             Some(next) => self.connected(next),
             None => self.ask_for_connection(),
@@ -285,6 +284,8 @@ impl NbdHandler {
         self.outgoing.fail(Errno::EIO, |slot| {
             slot.end() > size || (reads_only && slot.command != Command::Read)
         });
+        let replayed = self.outgoing.replayed();
+        self.device.board.replayed(replayed);
     }
 
     /// Sends waiting requests while there is room. Returns false if the ring is full.

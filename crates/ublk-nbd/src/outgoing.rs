@@ -21,6 +21,8 @@ pub(crate) struct Slot {
     pub(crate) due: u64,
     /// The request is sent, or is part of the current send.
     pub(crate) sent: bool,
+    /// It was sent on a connection that was lost, and has not been sent again.
+    replayed: bool,
     /// The kernel may still read the request's header or data.
     pub(crate) sending: bool,
     /// The server's answer, if it came before the send was complete.
@@ -141,6 +143,7 @@ impl Outgoing {
             arrival: self.arrivals,
             due: u64::MAX,
             sent: false,
+            replayed: false,
             sending: false,
             early: None,
         });
@@ -232,15 +235,13 @@ impl Outgoing {
         }
     }
 
-    /// Requeues all unanswered requests (L71), in arrival order, after the kernel has released the lost connection. Returns
-    /// how many of them had been sent.
-    pub(crate) fn replay(&mut self) -> u64 {
+    /// Requeues all unanswered requests (L71), in arrival order, after the kernel has released the lost connection.
+    pub(crate) fn replay(&mut self) {
         self.sent();
         self.large = 0;
         self.waiting.clear();
-        let mut replayed = 0;
         for slot in self.slots.iter_mut().flatten() {
-            replayed += u64::from(slot.sent);
+            slot.replayed |= slot.sent;
             slot.sent = false;
             slot.due = u64::MAX;
             self.waiting.push_back(slot.kept.tag().get());
@@ -251,7 +252,15 @@ impl Outgoing {
             slot.map_or(0, |slot| slot.arrival)
         };
         self.waiting.make_contiguous().sort_unstable_by_key(arrival);
-        replayed
+    }
+
+    /// Number of waiting requests that had been sent on a lost connection. Counted once: those of a connection that is lost
+    /// before it sends them count with the next.
+    pub(crate) fn replayed(&mut self) -> u64 {
+        let again = self.slots.iter_mut().flatten();
+        again
+            .map(|slot| u64::from(std::mem::take(&mut slot.replayed)))
+            .sum()
     }
 
     /// Fails the waiting requests that match; none of them has been sent.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{Resumption, VerifierBuilderError, WebPkiServerVerifier};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, RootCertStore};
@@ -48,6 +48,10 @@ const fn hint(error: &rustls::Error) -> Option<&'static str> {
         InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             Some("use the certificate of the authority that signed the server's: --tls-ca FILE")
         }
+        InvalidCertificate(
+            CertificateError::ExpiredRevocationList
+            | CertificateError::ExpiredRevocationListContext { .. },
+        ) => Some("ca-crl.pem is past its nextUpdate: fetch the authority's present list"),
         InvalidCertificate(_) => Some(
             "the server needs another certificate: see what is wrong with this one by `openssl x509 -text`",
         ),
@@ -111,6 +115,9 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsSetupError> {
         pem::Error::NoItemsFound => {
             TlsSetupError::file(path, "no key in PEM form in it, or an encrypted one")
         }
+        pem::Error::Base64Decode(_) if bytes.windows(9).any(|it| it == b"ENCRYPTED") => {
+            TlsSetupError::file(path, "an encrypted key: decrypt it (openssl pkey -in FILE), and keep it readable to root only")
+        }
         e => TlsSetupError::file(path, e),
     })
 }
@@ -124,14 +131,26 @@ pub(crate) fn config(security: &Security) -> Result<ClientConfig, TlsSetupError>
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let refused = |e: &dyn ToString| TlsSetupError::file(&security.ca, e.to_string());
+    let unread = |path: &Path, e: VerifierBuilderError| match e {
+        VerifierBuilderError::InvalidCrl(e) => {
+            let reason = format!("not a revocation list of version 2: {e:?}");
+            TlsSetupError::file(path, reason)
+        }
+        e => refused(&e),
+    };
     let mut verifier =
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
     if let Some(path) = &security.revoked {
         let lists = parts::<CertificateRevocationListDer<'_>>(path, "revocation list")?;
-        // A certificate of an authority without a list counts as not revoked, as for GnuTLS.
-        verifier = verifier.with_crls(lists).allow_unknown_revocation_status();
+        // A certificate of an authority without a list counts as not revoked, as for GnuTLS; a list that has expired tells
+        // nothing, and nobody is trusted by it.
+        verifier = verifier
+            .with_crls(lists)
+            .allow_unknown_revocation_status()
+            .enforce_revocation_expiration();
     }
-    let verifier = verifier.build().map_err(|e| refused(&e))?;
+    let crl = security.revoked.as_deref().unwrap_or(&security.ca);
+    let verifier = verifier.build().map_err(|e| unread(crl, e))?;
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| refused(&e))?

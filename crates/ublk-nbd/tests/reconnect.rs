@@ -147,6 +147,12 @@ fn l71_requests_fail_when_the_policy_says_so() {
         assert_eq!(run.result, Ok(()));
         assert!(run.report.failed > 900, "{}", run.report.failed);
         assert!(begun.elapsed() >= Duration::from_secs(at_least));
+        let status = nbd.status();
+        assert_eq!(
+            (status.reconnects, status.replayed),
+            (0, 0),
+            "never sent again"
+        );
     }
 }
 
@@ -210,6 +216,17 @@ fn l74_a_changed_export_is_not_written_to() {
         assert!(run.report.failed > 500, "{}", run.report.failed);
         assert!(nbd.status().last_error.is_some());
     }
+    // A device that was shrunk needs no more than it has.
+    let server = Server::start(SIZE, &[Fault::Request(200), Fault::None]);
+    let nbd = open(&options(&server));
+    nbd.set_size(SIZE as u64 / 2);
+    server.change(|b| b.size /= 2);
+    let config = Config {
+        size: SIZE / 2,
+        ..config(5)
+    };
+    serve(&nbd, &config).assert_clean(1000);
+    assert_eq!(nbd.status().state.name(), "up");
 }
 
 /// L73 The device uses the server's block sizes, or is refused.

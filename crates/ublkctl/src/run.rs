@@ -230,7 +230,7 @@ fn nbd(program: &Path, command: &Nbd, json: bool) -> Result<ExitCode, Failure> {
         } => {
             let id = device.resolve()?.id;
             let changed = front::nbd_retry(program, id, *retry, wait.time())?;
-            put(json, &changed, || show::nbd_changed(&changed))?;
+            put(json, &changed, || show::nbd_policy(&changed))?;
         }
         Nbd::Move { device, uri, wait } => {
             let id = device.resolve()?.id;

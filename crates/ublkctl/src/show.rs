@@ -191,6 +191,12 @@ pub fn findings(checks: &[Check]) -> String {
     text
 }
 
+/// The policy of an NBD device after a change. Not its state, which may follow a moment later.
+pub fn nbd_policy(changed: &front::NbdChanged) -> String {
+    let nbd = &changed.nbd;
+    format!("device {}: {}, retry {}\n", changed.id, nbd.uri, nbd.retry)
+}
+
 /// Server and policy of an NBD device after a change.
 pub fn nbd_changed(changed: &front::NbdChanged) -> String {
     let nbd = &changed.nbd;
@@ -255,7 +261,7 @@ pub fn nbd_list(exports: &[front::NbdListed]) -> String {
     }
     let line = |export: &front::NbdListed| match export.description.is_empty() {
         true => format!("{:?}\n", export.name),
-        false => format!("{:?}  {}\n", export.name, export.description),
+        false => format!("{:?}  {}\n", export.name, plain(&export.description)),
     };
     exports.iter().map(line).collect()
 }

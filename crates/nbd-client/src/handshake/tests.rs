@@ -282,7 +282,7 @@ fn an_abort_is_sent_where_options_are() {
     assert!(!aborted(go(), &[hello, unsup]));
 }
 
-/// A list returns the server's names and descriptions with control characters escaped, and opens no export.
+/// A list returns the server's names and descriptions as they are, and opens no export.
 #[test]
 fn a_server_lists_its_exports() {
     let list = || {
@@ -308,8 +308,22 @@ fn a_server_lists_its_exports() {
     };
     let names: Vec<_> = exports.iter().map(|e| &e.name[..]).collect();
     assert_eq!(names, ["disk", ""]);
-    assert_eq!(exports[0].description, "fast \\u{1b}");
+    assert_eq!(exports[0].description, "fast \u{1b}");
     assert_eq!(options(&handshake.output()), [(OPT_ABORT, Vec::new())]);
+    // A long list is one, an endless list is not.
+    let many = option_reply(OPT_LIST, REP_SERVER, b"\0\0\0\x04disk");
+    let listed = |count: usize| {
+        let (mut handshake, bytes) = (list(), many.repeat(count));
+        let mut rest = &bytes[..];
+        loop {
+            match handshake.receive(rest) {
+                Ok((used @ 1.., Step::Receive)) => rest = &rest[used..],
+                other => break other,
+            }
+        }
+    };
+    assert!(listed(5000).is_ok());
+    assert!(listed((1 << 17) + 1).is_err());
     let long = option_reply(OPT_LIST, REP_SERVER, &[0xff; 4]);
     assert!(list().receive(&long).is_err());
     let refused = option_reply(OPT_LIST, REP_ERROR | 2, b"no");

@@ -193,6 +193,7 @@ mod tests {
         let command = BackendCommand::Nbd {
             uri: None,
             retry: Some(crate::spec::Retry::Forever),
+            size: None,
             give_up: false,
             keep: true,
         };

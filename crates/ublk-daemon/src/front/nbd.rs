@@ -44,6 +44,7 @@ pub fn nbd_retry(
     let command = BackendCommand::Nbd {
         uri: None,
         retry: Some(retry),
+        size: None,
         give_up: false,
         keep: true,
     };
@@ -94,6 +95,7 @@ pub fn nbd_move(
     let towards = |uri: &str, keep| BackendCommand::Nbd {
         uri: Some(uri.to_owned()),
         retry: None,
+        size: None,
         give_up: false,
         keep,
     };
@@ -103,6 +105,7 @@ pub fn nbd_move(
     let look = BackendCommand::Nbd {
         uri: None,
         retry: None,
+        size: None,
         give_up: false,
         keep: false,
     };
@@ -154,11 +157,31 @@ pub(super) fn give_up(record: &Record, id: DevId) {
         let command = BackendCommand::Nbd {
             uri: None,
             retry: None,
+            size: None,
             give_up: true,
             keep: false,
         };
         if ask::command(id, &command, ASK).is_none() {
             tracing::warn!("the server process of device {id} does not answer");
+        }
+    }
+}
+
+/// Tells the server process of a device that was shrunk how large an export has to be from now on.
+pub(super) fn shrunk(record: &Record, id: DevId, size: u64) {
+    if matches!(record.spec.backend, BackendSpec::Nbd { .. }) {
+        let command = BackendCommand::Nbd {
+            uri: None,
+            retry: None,
+            size: Some(size),
+            give_up: false,
+            keep: false,
+        };
+        if ask::command(id, &command, ASK).is_none() {
+            tracing::warn!(
+                "the server process of device {id} does not answer: until its next restart a smaller export makes the device \
+                 reads-only"
+            );
         }
     }
 }

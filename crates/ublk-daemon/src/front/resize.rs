@@ -143,12 +143,14 @@ fn room(record: &Record, size: Option<u64>, accept_backing: bool) -> Result<u64,
             )
             .hint("delete it and create it with other members, or use LVM where devices grow"));
         }
-        (BackendSpec::File { length, .. }, size) => *length = size,
+        (BackendSpec::File { length, .. } | BackendSpec::Nbd { length, .. }, size) => {
+            *length = size
+        }
         (_, Some(size)) => spec.backend.set_size(size),
         (_, None) => {
             return Err(Failure::new(
                 FailureKind::Usage,
-                "--fill is for file devices: the backend of this device has no size of its own",
+                "--fill is for file and NBD devices: the backend of this device has no size of its own",
             )
             .hint("give a size"));
         }
@@ -191,6 +193,7 @@ fn shrink(
         helper.same(record.nonce, Command::UpdateSize { id, size }, left())
     })?;
     if holders.is_empty() {
+        super::nbd::shrunk(record, id, size);
         return Ok(());
     }
     Err(Failure::new(

@@ -293,6 +293,7 @@ impl Running for Served {
             BackendCommand::Nbd {
                 uri,
                 retry,
+                size,
                 give_up,
                 keep: _,
             },
@@ -300,6 +301,9 @@ impl Running for Served {
         else {
             return;
         };
+        if let Some(size) = size {
+            nbd.set_size(*size);
+        }
         if let Some(retry) = retry {
             tracing::info!("retry policy: {retry}");
             nbd.set_retry(*retry);
