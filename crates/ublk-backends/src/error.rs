@@ -147,6 +147,10 @@ pub enum Error {
     #[error(transparent)]
     Integrity(#[from] ublk_core::IntegrityRule),
 
+    /// The file with the integrity metadata of a device cannot be used.
+    #[error(transparent)]
+    SideFile(#[from] SideFileError),
+
     /// Two members share bytes of a file.
     #[error(
         "members {} and {} are the same bytes of one file; give each its own offset and length",
@@ -161,12 +165,97 @@ pub enum Error {
     },
 }
 
+/// Why a file of integrity metadata cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SideFileError {
+    /// There is none, and the device had one.
+    #[error(
+        "the device's integrity metadata is missing: bring the file back, or delete the device and add it again, which starts \
+         without metadata"
+    )]
+    Missing,
+    /// The file has other content.
+    #[error(
+        "it is not a file of integrity metadata; move it away, or name another file (--integrity-file)"
+    )]
+    Foreign,
+    /// A later release wrote it.
+    #[error(
+        "a later release wrote this file of integrity metadata; serve the device with that release"
+    )]
+    Version,
+    /// The header is not what was written.
+    #[error(
+        "the header of the integrity metadata is damaged; restore the file from a backup, or move it away to start without \
+         metadata"
+    )]
+    Damaged,
+    /// The end is missing.
+    #[error(
+        "the integrity metadata is truncated: it has {length} bytes instead of {needed}; restore the file from a backup, or \
+         move it away to start without metadata"
+    )]
+    Truncated {
+        /// Bytes of the file.
+        length: u64,
+        /// Bytes that its header tells.
+        needed: u64,
+    },
+    /// It is of a device with other metadata.
+    #[error(
+        "the metadata is of a device with --integrity {integrity} --block-size {block_size}; give these, or move the file away \
+         to start without metadata"
+    )]
+    Format {
+        /// The metadata of that device.
+        integrity: ublk_core::Integrity,
+        /// Its logical block size in bytes.
+        block_size: u32,
+    },
+    /// It is of a device at another place of the file with the data.
+    #[error(
+        "the metadata is of a device at offset {found} of its file, not {offset}; name another file (--integrity-file)"
+    )]
+    Offset {
+        /// Offset of that device in bytes.
+        found: u64,
+        /// Offset of this device in bytes.
+        offset: u64,
+    },
+    /// It is of a device of another size.
+    #[error(
+        "the metadata is of a device of {found} bytes, not {size}; give --length {found} and grow the device with `ublkctl \
+         resize`, or move the file away to start without metadata"
+    )]
+    Size {
+        /// Size of that device in bytes.
+        found: u64,
+        /// Size of this device in bytes.
+        size: u64,
+    },
+    /// Another server uses it.
+    #[error(
+        "another server uses this integrity metadata; delete its device first (`ublkctl list`)"
+    )]
+    Locked,
+    /// A read-only device cannot repair what a crash left.
+    #[error(
+        "the last server of this integrity metadata did not end cleanly; serve the device without --read-only once, which \
+         checks the metadata"
+    )]
+    Unclean,
+}
+
 impl Error {
     /// True if the numbers or the kind of file are invalid on any machine; false if this machine or the state of the
     /// file is the cause.
     #[must_use]
     pub const fn is_usage(&self) -> bool {
-        !matches!(self, Self::Reserve { .. } | Self::File { .. })
+        !matches!(
+            self,
+            Self::Reserve { .. } | Self::File { .. } | Self::SideFile(_)
+        )
     }
 }
 

@@ -27,7 +27,15 @@ use std::sync::atomic::Ordering;
 use ublk_core::{Backend, DataMode, Errno, Limits};
 
 use self::core::Core;
-use self::os::Os;
+
+// For metadata beside a file.
+pub(crate) use self::aligned::zeroes;
+pub(crate) use self::layer::Layer;
+pub(crate) use self::os::{Os, is_in_memory};
+pub(crate) use self::sync::Syncs;
+pub(crate) use self::usage::lock;
+#[cfg(all(test, not(miri)))]
+pub(crate) use self::{core::Core as FileCore, os::Alignment};
 
 pub use create::Created;
 pub use handler::FileHandler;

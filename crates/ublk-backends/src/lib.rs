@@ -6,7 +6,7 @@
 //! * [`Composed`] serves several files as one device, one after the other or striped.
 //! * [`Faulty`] wraps another backend and makes its requests slow, or fail, by a plan: to test what is above a device.
 //! * [`ZonedDevice`] makes a zoned device of memory or of a file.
-//! * [`Protected`] keeps integrity metadata, such as protection information, beside the data of memory.
+//! * [`Protected`] keeps integrity metadata, such as protection information, beside the data of memory or of a file.
 //! * `fault::Fault` (feature `fault`, for tests) wraps another backend and makes selected requests fail, wait or panic.
 //!
 //! All implement [`ublk_core::Backend`] and know nothing of rings, queues or devices.
@@ -43,10 +43,10 @@ mod protected;
 mod zoned;
 
 pub use composed::{Composed, ComposedHandler, Layout};
-pub use error::Error;
+pub use error::{Error, SideFileError};
 pub use faulty::{FaultOp, FaultPlan, Faulty};
 pub use file::{Created, File, FileHandler, FileOptions, Identity, User};
 pub use memory::Memory;
 pub use null::Null;
-pub use protected::Protected;
+pub use protected::{Checked, Protected, SideFile};
 pub use zoned::{ZoneLayout, ZonedDevice};

@@ -192,13 +192,21 @@ impl Integrity {
     }
 }
 
-/// A rule of the driver that integrity metadata breaks.
+/// A rule of the driver, or of a backend, that integrity metadata breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{name} {value} is not valid: it must be {rule}")]
 pub struct IntegrityRule {
     name: &'static str,
     value: u64,
     rule: &'static str,
+}
+
+impl IntegrityRule {
+    /// A rule of a backend: the name of what breaks it, its value, and what it must be.
+    #[must_use]
+    pub const fn new(name: &'static str, value: u64, rule: &'static str) -> Self {
+        Self { name, value, rule }
+    }
 }
 
 impl fmt::Display for Integrity {

@@ -4,21 +4,81 @@
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
+use std::time::Duration;
 
-use ublk_core::Errno;
+use ublk_core::{Backend, Errno};
 
-use super::ESCAPE;
+use crate::error::Error;
+
+/// The metadata of a block that has none: its application tag tells the block layer to verify nothing.
+pub(super) const ESCAPE: u8 = 0xff;
+
+/// What an opening after a crash found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Checked {
+    /// Regions in which data and metadata could differ.
+    pub regions: u64,
+    /// Intervals in them whose metadata matches their data.
+    pub kept: u64,
+    /// Intervals whose metadata was taken, because it does not match, or their data cannot be read.
+    pub dropped: u64,
+}
 
 /// Keeps metadata by its position; what was never stored is all ones. Callers of overlapping ranges take turns.
+///
+/// A `range` is an offset on the device and a length, in bytes; `at` and `len` are of its metadata.
 pub(super) trait Store: Send + Sync + 'static {
     /// Fills `to` from position `at`.
-    fn load(&self, at: u64, to: &mut [u8]) -> Result<(), Errno>;
+    fn load(&self, range: (u64, u64), at: u64, to: &mut [u8]) -> Result<(), Errno>;
 
     /// Stores `from` at position `at`.
     fn store(&self, at: u64, from: &[u8]) -> Result<(), Errno>;
 
     /// Makes `len` bytes at position `at` all ones.
     fn erase(&self, at: u64, len: u64) -> Result<(), Errno>;
+
+    /// The same, for data that has changed already: what cannot be erased is not loaded any more.
+    fn forget(&self, range: (u64, u64), at: u64, len: u64);
+
+    /// Makes what was erased durable, so that its data may change.
+    fn settle(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    /// Prepares for a write to data and metadata, which a crash may tear apart.
+    fn begin(&self, range: (u64, u64), data: &dyn Backend) -> Result<(), Errno> {
+        let _ = (range, data);
+        Ok(())
+    }
+
+    /// The write has ended, well or not.
+    fn end(&self, range: (u64, u64)) {
+        let _ = range;
+    }
+
+    /// Makes data and metadata durable.
+    fn flush(&self, data: &dyn Backend) -> Result<(), Errno> {
+        data.flush()
+    }
+
+    /// Begins to serve, once nobody else does; waits that long.
+    fn start(&self, data: &dyn Backend, wait: Duration) -> Result<Checked, Error> {
+        let _ = (data, wait);
+        Ok(Checked::default())
+    }
+
+    /// Notes that nothing has to be checked at the next opening, if so.
+    fn close(&self, data: &dyn Backend) -> Result<(), Errno> {
+        let _ = data;
+        Ok(())
+    }
+
+    /// Adapts to another size of the device.
+    fn resize(&self, size: u64) -> Result<(), Errno> {
+        let _ = size;
+        Err(Errno::EOPNOTSUPP)
+    }
 }
 
 /// Bytes of metadata that are allocated together.
@@ -49,7 +109,7 @@ impl InMemory {
 }
 
 impl Store for InMemory {
-    fn load(&self, mut at: u64, to: &mut [u8]) -> Result<(), Errno> {
+    fn load(&self, _range: (u64, u64), mut at: u64, to: &mut [u8]) -> Result<(), Errno> {
         let pieces = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut rest = to;
         while !rest.is_empty() {
@@ -102,5 +162,10 @@ impl Store for InMemory {
             (first..last).for_each(|number| clear(&mut pieces, number));
         }
         Ok(())
+    }
+
+    fn forget(&self, _range: (u64, u64), at: u64, len: u64) {
+        // It cannot fail.
+        let _ = self.erase(at, len);
     }
 }

@@ -1,7 +1,12 @@
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
 use ublk_core::{Backend, Checksum, Errno, Integrity};
 
-use super::Protected;
-use crate::{Error, Memory};
+use super::{Checked, Protected, SideFile};
+use crate::{Error, File, Memory, SideFileError};
 
 const CRC16: Integrity = Integrity::new(Checksum::Crc16, 8);
 
@@ -96,6 +101,112 @@ fn wrong_sizes_are_refused() {
     let small = refused(Integrity::new(Checksum::Crc64, 8));
     assert!(matches!(small, Error::Integrity(_)) && small.is_usage());
     refused(CRC16.interval(4096));
+}
+
+fn on_file(path: &Path, create: bool) -> Result<Protected<File>, Error> {
+    let file = File::options(path).block_size(Some(512)).open()?;
+    Protected::file(file, CRC16, &SideFile::beside(path).create(create))
+}
+
+/// Metadata in a file is there when the device is opened again: after a clean end without a look, after a kill with one, which
+/// takes what does not match, and only that.
+#[test]
+fn metadata_in_a_file_outlives_its_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.img");
+    fs::write(&path, vec![0; 8 << 20]).unwrap();
+    let missing = on_file(&path, false).expect_err("it is made if that is asked for");
+    assert_eq!(missing, SideFileError::Missing.into());
+    assert!(!SideFile::beside(&path).exists());
+    let device = on_file(&path, true).unwrap();
+    assert!(SideFile::beside(&path).exists());
+    let block = [7; 512];
+    let good = super::guard::make(&CRC16, &block, 5);
+    for at in [0, 512, 3 << 20] {
+        device
+            .write_with_metadata(&block, &good, at, at == 0)
+            .unwrap();
+    }
+    let second = on_file(&path, false).expect_err("its server still has it");
+    assert_eq!(second, SideFileError::Locked.into());
+    drop(device);
+    let open = || {
+        let file = File::options(&path).block_size(Some(512)).open().unwrap();
+        let device = Protected::prepared(file, CRC16, &SideFile::beside(&path)).unwrap();
+        let checked = device.start(Duration::ZERO).unwrap();
+        (device, checked)
+    };
+    let (device, checked) = open();
+    assert_eq!(checked, Checked::default());
+    let read = |device: &Protected<File>, at| {
+        let (mut data, mut metadata) = ([0; 512], vec![0; 8]);
+        device
+            .read_with_metadata(&mut data, &mut metadata, at)
+            .unwrap();
+        metadata
+    };
+    assert_eq!(read(&device, 512), good);
+    device
+        .write_with_metadata(&block, &good, 1024, false)
+        .unwrap();
+    // As after a kill: another file with its state.
+    let copy = directory.path().join("copy");
+    fs::copy(SideFile::beside(&path).path(), &copy).unwrap();
+    drop(device);
+    fs::rename(&copy, SideFile::beside(&path).path()).unwrap();
+    let data = OpenOptions::new().write(true).open(&path).unwrap();
+    data.write_all_at(&[9; 512], 512).unwrap();
+    let (device, checked) = open();
+    assert_eq!((checked.regions, checked.kept, checked.dropped), (1, 2, 1));
+    assert_eq!(read(&device, 0), good);
+    assert_eq!(read(&device, 512), [0xff; 8]);
+    assert_eq!(read(&device, 3 << 20), good);
+    drop(device);
+    // What is read-only cannot be repaired.
+    let reader = |path: &Path| {
+        let file = File::options(path).read_only(true).block_size(Some(512));
+        let file = file.open().unwrap();
+        Protected::file(file, CRC16, &SideFile::beside(path).create(true))
+    };
+    assert_eq!(read(&reader(&path).unwrap(), 0), good);
+    let side = OpenOptions::new()
+        .write(true)
+        .open(SideFile::beside(&path).path());
+    side.unwrap().write_all_at(&[1], 4096).unwrap();
+    let refused = reader(&path).expect_err("a region is dirty");
+    assert_eq!(refused, SideFileError::Unclean.into());
+}
+
+/// A discard of everything gives the metadata's storage back.
+#[test]
+fn a_discard_punches_the_metadata_out() {
+    use std::os::unix::fs::MetadataExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.img");
+    fs::write(&path, vec![0; 8 << 20]).unwrap();
+    let device = on_file(&path, true).unwrap();
+    let used = || {
+        let meta = fs::metadata(SideFile::beside(&path).path()).unwrap();
+        meta.blocks() * 512
+    };
+    let before = used();
+    let data = vec![7; 1 << 20];
+    for at in 0..8 {
+        device
+            .write_with_metadata(&data, &vec![3; 16 << 10], at << 20, false)
+            .unwrap();
+    }
+    assert!(used() >= before + (128 << 10));
+    device.write_zeroes(0, 8 << 20, true).unwrap();
+    assert_eq!(used(), before);
+    assert_eq!(device.resize((8 << 20) + 512), Err(Errno::ENOSPC));
+    device.resize(4 << 20).unwrap();
+    drop(device);
+    let other = on_file(&path, true).expect_err("a smaller device");
+    assert!(matches!(
+        other,
+        Error::SideFile(SideFileError::Size { found, .. }) if found == 4 << 20
+    ));
 }
 
 /// A reader never gets the data of one write with the metadata of another.
