@@ -1,17 +1,20 @@
 //! Resolves, checks and opens the backend of a device specification.
 
+mod beside;
+
 use crate::backing;
 use crate::failure::{Failure, FailureKind};
 use crate::link::message::Opening;
 use crate::spec::{AddSpec, BackendSpec};
 use crate::state::{Record, Store};
+use beside::{protected, refuse_stale_metadata, zoned};
+pub(crate) use beside::{side_file, start_protected};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ublk_backends::{
-    Composed, Created, Faulty, File, FileOptions, Identity, Memory, Null, Protected, ZoneLayout,
-    ZonedDevice,
+    Composed, Created, Faulty, File, FileOptions, Identity, Memory, Null, Protected, ZonedDevice,
 };
 use ublk_core::{Backend, DataMode, Limits};
 use ublk_nbd::{ConnectError, Nbd, NbdOptions, OpenError};
@@ -27,6 +30,7 @@ pub(crate) enum Opened {
     ZonedMemory(Arc<ZonedDevice<Memory>>),
     ZonedFile(Arc<ZonedDevice<File>>),
     ProtectedMemory(Arc<Protected<Memory>>),
+    ProtectedFile(Arc<Protected<File>>),
     Nbd(Arc<Nbd>),
 }
 
@@ -35,7 +39,10 @@ impl Opened {
     const fn needs_user_copy(&self) -> bool {
         matches!(
             self,
-            Self::ZonedMemory(_) | Self::ZonedFile(_) | Self::ProtectedMemory(_)
+            Self::ZonedMemory(_)
+                | Self::ZonedFile(_)
+                | Self::ProtectedMemory(_)
+                | Self::ProtectedFile(_)
         )
     }
 
@@ -45,6 +52,7 @@ impl Opened {
             Self::File(file) => vec![file],
             Self::Composed(composed) => composed.members().iter().collect(),
             Self::ZonedFile(device) => vec![device.data()],
+            Self::ProtectedFile(device) => vec![device.data()],
             Self::Null(_)
             | Self::Memory(_)
             | Self::Fault(_)
@@ -152,9 +160,10 @@ fn pays(opened: &Opened) -> DataMode {
         Opened::Composed(composed) => composed.favoured_data(),
         Opened::Memory(_) | Opened::Fault(_) | Opened::Nbd(_) => DataMode::Copy,
         // The driver copies no data of a zoned device, and no metadata.
-        Opened::ZonedMemory(_) | Opened::ZonedFile(_) | Opened::ProtectedMemory(_) => {
-            DataMode::UserCopy
-        }
+        Opened::ZonedMemory(_)
+        | Opened::ZonedFile(_)
+        | Opened::ProtectedMemory(_)
+        | Opened::ProtectedFile(_) => DataMode::UserCopy,
     }
 }
 
@@ -249,9 +258,13 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
 
 /// Refuses what does not go together with integrity metadata.
 fn refuse_integrity(spec: &AddSpec) -> Result<(), Failure> {
-    let (text, hint) = if !matches!(spec.backend, BackendSpec::Mem { .. }) {
+    let keeps = matches!(
+        spec.backend,
+        BackendSpec::Mem { .. } | BackendSpec::File { .. }
+    );
+    let (text, hint) = if !keeps {
         (
-            "only memory devices keep integrity metadata",
+            "only memory and file devices keep integrity metadata",
             "omit --integrity, or serve a backend of your own (docs/backends.md)",
         )
     } else if spec.parameters.zones.is_some() {
@@ -307,6 +320,7 @@ fn options(spec: &AddSpec, number: usize, path: &Path) -> FileOptions {
             buffered,
             discard,
             force: _,
+            integrity_file: _,
         } => options
             .offset(*offset)
             .length(*length)
@@ -377,13 +391,16 @@ pub(crate) fn open(
             Opened::Fault(Arc::new(faulty))
         }
         BackendSpec::File { path, .. } => {
+            refuse_stale_metadata(spec, purpose)?;
             let file = open_file(0, path, None)?;
-            match spec.parameters.zones {
-                Some(zones) => zoned(file, path, zones, purpose)?,
-                None => Opened::File(Arc::new(file)),
+            match (spec.parameters.zones, spec.parameters.integrity) {
+                (Some(zones), _) => zoned(file, path, zones, purpose)?,
+                (None, Some(integrity)) => protected(file, spec, integrity, purpose)?,
+                (None, None) => Opened::File(Arc::new(file)),
             }
         }
         BackendSpec::Linear { .. } | BackendSpec::Stripe { .. } => {
+            refuse_stale_metadata(spec, purpose)?;
             Opened::Composed(Arc::new(compose(spec, open_file)?))
         }
         BackendSpec::Nbd { .. } => Opened::Nbd(Arc::new(open_nbd(spec)?)),
@@ -397,6 +414,7 @@ pub(crate) fn open(
         Opened::ZonedMemory(device) => device.limits(),
         Opened::ZonedFile(device) => device.limits(),
         Opened::ProtectedMemory(device) => device.limits(),
+        Opened::ProtectedFile(device) => device.limits(),
         Opened::Nbd(nbd) => nbd.limits(),
     };
     Ok((opened, limits))
@@ -411,31 +429,6 @@ pub(crate) enum Purpose {
     Make,
     /// To serve a device that had a server before.
     Continue,
-}
-
-/// A zoned device on a file: its write pointers are beside it.
-fn zoned(file: File, path: &Path, zones: ZoneLayout, purpose: Purpose) -> Result<Opened, Failure> {
-    if !matches!(file.identity(), Identity::File { .. }) {
-        return Err(Failure::new(
-            FailureKind::Usage,
-            format!(
-                "{}: only a regular file can be a zoned device",
-                path.display()
-            ),
-        )
-        .hint("its write pointers are in a file beside it"));
-    }
-    let mut pointers = path.as_os_str().to_owned();
-    pointers.push(".zones");
-    let pointers = PathBuf::from(pointers);
-    let device = match purpose {
-        Purpose::Look if !pointers.exists() => ZonedDevice::blank(file, zones),
-        Purpose::Make => ZonedDevice::file(file, zones, &pointers),
-        // Without them a device that holds data would seem empty.
-        Purpose::Look | Purpose::Continue => ZonedDevice::file_again(file, zones, &pointers),
-    };
-    let device = device.map_err(|e| of_file(&pointers, &e))?;
-    Ok(Opened::ZonedFile(Arc::new(device)))
 }
 
 /// Opens the members of a device over several files.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use ublk_backends::{File, Identity, User};
 
 /// How long to wait for a user of the file that may exit, or be identified, shortly.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Interval between checks of such a user.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);

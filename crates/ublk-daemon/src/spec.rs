@@ -49,6 +49,9 @@ pub enum BackendSpec {
         /// Serve the file although another process uses it.
         #[serde(default)]
         force: bool,
+        /// Absolute path of the file with the integrity metadata, if that is not beside the data.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        integrity_file: Option<PathBuf>,
     },
     /// Several files or block devices, one after the other.
     Linear {
@@ -314,7 +317,7 @@ pub struct Parameters {
     pub rotational: Option<bool>,
     /// Makes a zoned device of a memory or file backend.
     pub zones: Option<ZoneLayout>,
-    /// Makes a memory backend keep integrity metadata (Linux 7.0).
+    /// Makes a memory or file backend keep integrity metadata (Linux 7.0).
     pub integrity: Option<Integrity>,
 }
 
@@ -411,6 +414,7 @@ mod tests {
             buffered: false,
             discard: true,
             force: false,
+            integrity_file: None,
         };
         assert_eq!((file.name(), file.size()), ("file", 0));
         if let BackendSpec::File { length, .. } = &mut file {

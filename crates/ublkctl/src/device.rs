@@ -50,6 +50,7 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
             buffered,
             no_discard,
             force,
+            integrity_file,
             create: _,
             size: _,
         } => {
@@ -62,6 +63,7 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
                 buffered: *buffered,
                 discard: !no_discard,
                 force: *force,
+                integrity_file: crate::cli::absolute(integrity_file.as_deref())?,
             };
             (add, backend, 0)
         }

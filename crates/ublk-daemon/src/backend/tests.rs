@@ -1,4 +1,5 @@
 use super::*;
+use ublk_backends::ZoneLayout;
 use ublk_core::Mode;
 
 fn spec(backend: BackendSpec, block_size: u32) -> AddSpec {
@@ -82,10 +83,65 @@ fn file(path: &Path) -> AddSpec {
         buffered: false,
         discard: true,
         force: false,
+        integrity_file: None,
     };
     let mut spec = spec(backend, 0);
     spec.read_only = false;
     spec
+}
+
+/// The metadata of a file is made for a new device only, and never where the device is only looked at; data is not written
+/// without it.
+#[test]
+fn a_file_keeps_its_integrity_metadata() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.img");
+    create_file(&path, 1 << 20).unwrap().keep();
+    let mut plain = file(&path);
+    plain.block_size = 512;
+    let mut spec = plain.clone();
+    spec.parameters.integrity = Some("crc16:8".parse().unwrap());
+    spec.auto = Some(DataMode::Copy);
+    resolve(&mut spec).unwrap();
+    assert_eq!(spec.mode.data, DataMode::UserCopy);
+    let side = side_file(&spec).unwrap();
+    assert_eq!(side.path(), directory.path().join("disk.img.integrity"));
+    assert!(!side.exists());
+    limits_of(&plain).unwrap();
+    let serve = |spec: &AddSpec, purpose| {
+        let opened = open(spec, purpose, |number, path, _| {
+            let file = options(spec, number, path).open();
+            file.map_err(|e| of_file(path, &e))
+        });
+        opened.map(|(opened, _)| opened)
+    };
+    let failure = serve(&spec, Purpose::Continue).unwrap_err();
+    assert!(
+        failure.text.contains("integrity metadata is missing"),
+        "{failure:?}"
+    );
+    let served = serve(&spec, Purpose::Make).unwrap();
+    assert!(side.exists());
+    let failure = limits_of(&plain).unwrap_err();
+    assert!(failure.text.contains("would not match"), "{failure:?}");
+    plain.read_only = true;
+    limits_of(&plain).unwrap();
+    drop(served);
+    // The next server may be for another size, a new device may not.
+    spec.backend.set_size(512 << 10);
+    let failure = serve(&spec, Purpose::Make).unwrap_err();
+    assert!(failure.text.contains("--length 1044480"), "{failure:?}");
+    let Opened::ProtectedFile(device) = serve(&spec, Purpose::Continue).unwrap() else {
+        panic!("no file with metadata");
+    };
+    start_protected(&spec, &device, Duration::ZERO).unwrap();
+    if let BackendSpec::File { integrity_file, .. } = &mut spec.backend {
+        *integrity_file = Some(directory.path().join("elsewhere"));
+    }
+    assert_eq!(
+        side_file(&spec).unwrap().path(),
+        directory.path().join("elsewhere")
+    );
 }
 
 /// What was left to the file is recorded, so that a file that has grown yields the same device.

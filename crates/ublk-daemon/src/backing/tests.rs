@@ -24,6 +24,7 @@ fn spec(path: &Path, offset: u64, length: u64) -> AddSpec {
         buffered: false,
         discard: true,
         force: false,
+        integrity_file: None,
     };
     AddSpec {
         backend,

@@ -107,18 +107,23 @@ fn make_reserved(
 ) -> Result<(Added, Foreground), Failure> {
     let mut spec = wanted.spec.clone();
     let created = create(wanted)?;
+    let side = backend::side_file(&spec).map(|side| side.path().to_owned());
+    let side = side.filter(|side| std::fs::symlink_metadata(side).is_err());
     let limits = backend::resolve(&mut spec)?;
     fits(wanted, &limits)?;
     let made = check(&spec, limits).and_then(|()| {
         let log = wanted.log.clone();
         add_checked(program, spec, lifetime, log, deadline)
     });
-    if let Some(created) = created {
-        // A device that may still come up needs its file.
-        let failure = made.as_ref().err();
-        if failure.is_none_or(|e| e.kind == FailureKind::TimedOut) {
-            created.keep();
-        }
+    // A device that may still come up needs its files.
+    let failure = made.as_ref().err();
+    let stays = failure.is_none_or(|e| e.kind == FailureKind::TimedOut);
+    if let Some(created) = created.filter(|_| stays) {
+        created.keep();
+    }
+    if let Some(side) = side.filter(|_| !stays) {
+        // The server made it, if it came so far; nothing was written.
+        let _ = std::fs::remove_file(side);
     }
     made
 }
@@ -157,6 +162,15 @@ fn create(wanted: &Wanted) -> Result<Option<ublk_backends::Created>, Failure> {
     let path = file(&wanted.spec);
     if wanted.reuse && std::fs::symlink_metadata(&path).is_ok() {
         return Ok(None);
+    }
+    if let Some(side) = backend::side_file(&wanted.spec)
+        && std::fs::symlink_metadata(side.path()).is_ok()
+    {
+        return Err(Failure::failed(format!(
+            "{}: there is integrity metadata already, of another file than the one to be created",
+            side.path().display()
+        ))
+        .hint("move it away, or name another file (--integrity-file)"));
     }
     backend::create_file(&path, size).map(Some)
 }
@@ -416,6 +430,7 @@ mod tests {
                 buffered: false,
                 discard: true,
                 force: false,
+                integrity_file: None,
             },
             block_size: 0,
             name: Some("data".to_owned()),
@@ -491,6 +506,7 @@ mod tests {
             buffered: false,
             discard: true,
             force: false,
+            integrity_file: None,
         };
         let mut wanted = Wanted {
             spec,
@@ -508,5 +524,35 @@ mod tests {
         wanted.reuse = false;
         assert!(failed(&wanted).text.contains("cannot create"));
         assert_eq!(std::fs::read(&path).unwrap(), vec![7; 8192]);
+    }
+
+    /// A new file does not get the integrity metadata of an older one, and what a failed device has made is removed, but
+    /// nothing else.
+    #[test]
+    fn old_integrity_metadata_is_not_for_a_new_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, side) = (dir.path().join("disk"), dir.path().join("disk.integrity"));
+        let mut spec = file_spec();
+        spec.parameters.integrity = Some("crc16:8".parse().unwrap());
+        if let BackendSpec::File { path: to, .. } = &mut spec.backend {
+            to.clone_from(&path);
+        }
+        let wanted = Wanted {
+            spec,
+            create: Some(1 << 20),
+            reuse: false,
+            log: None,
+        };
+        let program = Path::new("/nonexistent/program");
+        let failed = || {
+            let made = make(program, &wanted, Lifetime::Own, ENDING);
+            made.map(drop).unwrap_err()
+        };
+        failed();
+        assert!(!path.exists() && !side.exists());
+        std::fs::write(&side, "old").unwrap();
+        let failure = failed();
+        assert!(failure.text.contains("already"), "{failure:?}");
+        assert!(!path.exists() && side.exists());
     }
 }

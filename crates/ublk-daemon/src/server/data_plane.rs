@@ -3,19 +3,19 @@
 use super::engine::{Backing, Engine, Running};
 use super::failures::{Failures, Members};
 use super::sandbox;
-use crate::backend::{Opened, Purpose, log_notes, open, open_to_serve};
+use crate::backend::{Opened, Purpose, log_notes, open, open_to_serve, start_protected};
 use crate::failure::Failure;
 use crate::link::message::{Assignment, Opening};
 use crate::problems;
 use crate::report::{FileReport, Health, NbdReport, OldestReport, QueueReport, ShmReport, Stats};
 use crate::shm;
+use crate::spec::AddSpec;
 use crate::spec::BackendCommand;
-use crate::spec::{AddSpec, Serving};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use ublk_backends::{Composed, File};
+use ublk_backends::{Composed, File, Protected};
 use ublk_core::{Features, Limits, Op, OpenDevice};
 use ublk_metrics::{Level, Snapshot};
 use ublk_nbd::Nbd;
@@ -33,7 +33,9 @@ const LINGER: Duration = Duration::from_secs(5);
 /// The real data plane.
 #[derive(Debug, Default)]
 pub struct Real {
-    opened: Option<(Opened, Limits, Serving)>,
+    opened: Option<(Opened, Limits, AddSpec)>,
+    /// Integrity metadata is still that of the previous server.
+    start_later: bool,
     /// The previous server holds lock and claim of the file until it exits.
     claim_later: bool,
     /// The kernel may scan for partitions.
@@ -97,18 +99,27 @@ impl Engine for Real {
         self.members = Members::of(&opened, spec);
         self.shm = spec.serving.shm.as_deref().map(shm::open).transpose()?;
         self.partitions = !spec.parameters.no_partition_scan;
-        self.opened = Some((opened, limits, spec.serving.clone()));
+        self.start_later = purpose == Purpose::Continue;
+        self.opened = Some((opened, limits, spec.clone()));
         Ok(Backing { limits, store })
     }
 
     fn arm(&mut self, assignment: &Assignment) -> Result<Box<dyn Running>, Failure> {
-        let (opened, limits, serving) = self
+        let (opened, limits, spec) = self
             .opened
             .take()
             .ok_or_else(|| Failure::failed("assigned a device before the backend was open"))?;
         let geometry = &assignment.geometry;
         let within = Duration::from_millis(assignment.deadline_ms);
         let begun = Instant::now();
+        let protected = match &opened {
+            Opened::ProtectedFile(device) => Some(Arc::clone(device)),
+            _ => None,
+        };
+        if let Some(device) = protected.as_ref().filter(|_| self.start_later) {
+            start_protected(&spec, device, within / 2)?;
+        }
+        let serving = spec.serving;
         let device = crate::sys::device::open(geometry, within)?;
         let mut plan = Plan::new(limits.size).affinity(assignment.affinity.clone());
         plan.arm_deadline = within.saturating_sub(begun.elapsed());
@@ -147,39 +158,46 @@ impl Engine for Real {
         if let Some(nbd) = &nbd {
             may_reconnect(nbd)?;
         }
-        let server = match opened {
-            Opened::Null(null) => Server::arm(device, plan, null),
-            Opened::Memory(memory) => Server::arm_mapped(device, plan, memory),
-            Opened::Fault(faulty) => {
-                // Requests that wait take a thread each.
-                plan.pool_threads = FAULT_THREADS;
-                Server::arm(device, plan, faulty)
-            }
-            Opened::File(file) => arm_file(device, plan, file),
-            Opened::Composed(composed) => Composed::arm(device, plan, composed),
-            Opened::ZonedMemory(zoned) => Server::arm(device, plan, zoned),
-            Opened::ProtectedMemory(protected) => Server::arm(device, plan, protected),
-            Opened::ZonedFile(zoned) => {
-                // The server before has written since this one opened the file.
-                zoned.reload().map_err(|errno| {
-                    Failure::failed(format!("cannot read the write pointers: {errno}"))
-                })?;
-                Server::arm(device, plan, zoned)
-            }
-            Opened::Nbd(nbd) => nbd.arm(device, plan),
-        };
-        let server = server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))?;
+        let server = arm_backend(device, plan, opened)?;
         if self.confined {
             sandbox::filter_calls(nbd.is_some());
         }
         Ok(Box::new(Served {
             server,
             files,
+            protected,
             nbd,
             failures,
             shm_bytes,
         }))
     }
+}
+
+/// Serves a backend in the way that suits it.
+fn arm_backend(device: OpenDevice, mut plan: Plan, opened: Opened) -> Result<Server, Failure> {
+    let server = match opened {
+        Opened::Null(null) => Server::arm(device, plan, null),
+        Opened::Memory(memory) => Server::arm_mapped(device, plan, memory),
+        Opened::Fault(faulty) => {
+            // Requests that wait take a thread each.
+            plan.pool_threads = FAULT_THREADS;
+            Server::arm(device, plan, faulty)
+        }
+        Opened::File(file) => arm_file(device, plan, file),
+        Opened::Composed(composed) => Composed::arm(device, plan, composed),
+        Opened::ZonedMemory(zoned) => Server::arm(device, plan, zoned),
+        Opened::ProtectedMemory(protected) => Server::arm(device, plan, protected),
+        Opened::ProtectedFile(protected) => Server::arm(device, plan, protected),
+        Opened::ZonedFile(zoned) => {
+            // The server before has written since this one opened the file.
+            zoned.reload().map_err(|errno| {
+                Failure::failed(format!("cannot read the write pointers: {errno}"))
+            })?;
+            Server::arm(device, plan, zoned)
+        }
+        Opened::Nbd(nbd) => nbd.arm(device, plan),
+    };
+    server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))
 }
 
 fn arm_file(device: OpenDevice, plan: Plan, file: Arc<File>) -> Result<Server, ublk_queue::Error> {
@@ -224,6 +242,8 @@ impl Files {
 struct Served {
     server: Server,
     files: Option<Files>,
+    /// A device whose metadata is in a file.
+    protected: Option<Arc<Protected<File>>>,
     nbd: Option<Arc<Nbd>>,
     failures: Option<Failures>,
     /// Size of the memory shared with clients, in bytes.
@@ -355,6 +375,11 @@ impl Running for Served {
     fn finish(&mut self, within: Duration) -> Result<Health, Failure> {
         let report = self.server.finish(within);
         let health = report.map_err(|e| Failure::failed(e.to_string()))?.health;
+        if let Some(Err(errno)) = self.protected.as_ref().map(|device| device.close()) {
+            tracing::warn!(
+                "the integrity metadata is checked when the device is added again, because it could not be closed: {errno}"
+            );
+        }
         failure(&health).map_or_else(|| Ok(self.report(&health)), Err)
     }
 }

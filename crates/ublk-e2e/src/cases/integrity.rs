@@ -1,11 +1,13 @@
 //! Devices with integrity metadata: protection information that the kernel makes and verifies, and metadata of clients.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::case::Case;
-use crate::cli::{self, Device, Spec, code};
+use crate::cli::{self, Device, Spec, code, ublkctl};
 use crate::direct_io::{Buffer, Direct};
 use crate::fio::Fio;
 use crate::metadata_client as client;
@@ -26,6 +28,8 @@ pub fn cases() -> Vec<Case> {
         Case::new("integrity_kernel_makes_and_verifies", by_kernel),
         Case::new("integrity_damage_is_eilseq", damaged),
         Case::new("integrity_refuses_what_does_not_combine", refusals),
+        Case::new("integrity_on_file_survives_its_server", on_file),
+        Case::new("integrity_on_file_is_refused_by_name", on_file_refusals),
     ]
 }
 
@@ -165,9 +169,113 @@ fn refusals() -> Result<()> {
     refused(&spec("crc32:8"), code::USAGE, "CHECKSUM:BYTES")?;
     let zoned = spec("crc16:8").with(&["--zone-size", "1M"]);
     refused(&zoned, code::USAGE, "zoned")?;
+    let null = Spec::null("1M").with(&["--integrity", "crc16:8"]);
+    refused(&null, code::USAGE, "memory and file devices")
+}
+
+fn flips_a_byte(path: &Path, at: u64) -> Result<()> {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    file.write_all_at(&[byte[0] ^ 1], at)?;
+    Ok(file.sync_all()?)
+}
+
+/// Where the metadata begins in its file.
+const METADATA_AT: u64 = 1 << 20;
+
+/// What the kernel has made is beside the data after a kill, an upgrade, a resize and a new start of the device; metadata that is
+/// damaged on the disk is EILSEQ for its reader, and what does not match after a kill is taken away.
+fn on_file() -> Result<()> {
+    let storage = Volume::new(Kind::Ext4, 0)?;
+    let path = storage.file("disk.img", 32 << 20)?;
+    let side = PathBuf::from(format!("{}.integrity", path.display()));
+    let args = ["--integrity", "crc16:8:reftag", "--recovery", "reissue"];
+    let spec = Spec::file(&path).block_size(512).with(&args);
+    let half = spec.clone().with(&["--length", "16M"]);
+    let Some(device) = device(&half)? else {
+        return storage.remove();
+    };
+    let id = device.id.to_string();
+    let direct = device.open()?;
+    let kept = |direct: &Direct| -> Result<()> {
+        let (mut data, mut metadata) = (Buffer::new(4096), vec![0; 64]);
+        let read = client::read(direct.file(), 8192, &mut data, &mut metadata)?;
+        ensure!(read == Ok(()), "{read:?}");
+        for (block, tuple) in data.bytes().chunks(512).zip(metadata.chunks(8)) {
+            ensure!(tuple[..2] == crc16(block).to_be_bytes(), "{tuple:?}");
+        }
+        direct.check_pattern(0, 1 << 20, 1)
+    };
+    direct.write_pattern(0, 1 << 20, 1)?;
+    kept(&direct)?;
+    device.kill_server("quiesced")?;
+    // The server before it noted that this region may be torn.
+    flips_a_byte(&side, METADATA_AT + (1 << 20) / 512 * 8 - 8)?;
+    ublkctl(&["recover", &id])?.good()?;
+    kept(&direct)?;
+    direct.check_pattern((1 << 20) - 512, 512, 1)?;
+    ublkctl(&["upgrade", &id])?.good()?;
+    kept(&direct)?;
+    ublkctl(&["resize", &id, "32M"])?.good()?;
+    kept(&direct)?;
+    direct.write_pattern(31 << 20, 64 << 10, 2)?;
+    direct.check_pattern(31 << 20, 64 << 10, 2)?;
+    drop(direct);
+    device.delete()?;
+    // It ended cleanly: nothing is checked, so the damage stays for its reader.
+    flips_a_byte(&side, METADATA_AT + 8)?;
+    let device = spec.add()?;
+    let direct = device.open()?;
+    ensure!(read_error(&direct, 512) == Some(libc::EILSEQ), "not EILSEQ");
+    direct.check_pattern(1024, 1 << 19, 1)?;
+    direct.check_pattern(31 << 20, 64 << 10, 2)?;
+    direct.write_pattern(512, 512, 3)?;
+    direct.check_pattern(512, 512, 3)?;
+    drop(direct);
+    device.delete()?;
+    storage.remove()
+}
+
+/// Metadata of another device, and data without its metadata, are refused by name.
+fn on_file_refusals() -> Result<()> {
+    if sysfs::kernel() < (7, 0) {
+        return Ok(());
+    }
     let storage = Volume::new(Kind::Tmpfs, 64 << 20)?;
-    let path = storage.file("disk.img", 1 << 20)?;
-    let file = Spec::file(&path).with(&["--integrity", "crc16:8"]);
-    refused(&file, code::USAGE, "memory devices")?;
+    let path = storage.file("disk.img", 4 << 20)?;
+    let side = PathBuf::from(format!("{}.integrity", path.display()));
+    let plain = Spec::file(&path).block_size(512);
+    let with = |format| plain.clone().with(&["--integrity", format]);
+    let device = with("crc16:8").with(&["--recovery", "reissue"]).add()?;
+    let direct = device.open()?;
+    direct.write_pattern(0, 4096, 1)?;
+    direct.check_pattern(0, 4096, 1)?;
+    let id = device.id.to_string();
+    device.kill_server("quiesced")?;
+    let away = side.with_extension("away");
+    fs::rename(&side, &away)?;
+    cli::fails(&["recover", &id], code::FAILED, &["metadata is missing"])?;
+    fs::rename(&away, &side)?;
+    ublkctl(&["recover", &id])?.good()?;
+    direct.check_pattern(0, 4096, 1)?;
+    drop(direct);
+    device.delete()?;
+    refused(&plain, code::FAILED, "would not match")?;
+    refused(&with("crc64:16"), code::FAILED, "--integrity crc16:8")?;
+    let short = with("crc16:8").with(&["--length", "1M"]);
+    refused(&short, code::FAILED, "a device of 4194304 bytes")?;
+    let name = side.display().to_string();
+    let other = storage.file("other.img", 4 << 20)?;
+    let other = Spec::file(&other).block_size(512);
+    let other = other.with(&["--integrity", "crc16:8", "--integrity-file", &name]);
+    let first = with("crc16:8").add()?;
+    refused(&other, code::FAILED, "another server")?;
+    first.delete()?;
+    flips_a_byte(&side, 100)?;
+    refused(&with("crc16:8"), code::FAILED, "header")?;
+    fs::write(&side, "no metadata")?;
+    refused(&with("crc16:8"), code::FAILED, "not a file of integrity")?;
+    plain.add()?.delete()?;
     storage.remove()
 }

@@ -88,6 +88,9 @@ pub enum Backend {
         /// Proceed even if the file is mounted or serves another device; two writers corrupt its data
         #[arg(long)]
         force: bool,
+        /// File with the integrity metadata, which is made if there is none [default: PATH.integrity]
+        #[arg(long, value_name = "PATH", requires = "integrity")]
+        integrity_file: Option<PathBuf>,
     },
     /// Several files or block devices, one after the other
     Linear {
@@ -320,8 +323,8 @@ pub struct Add {
     /// Zones that may be active at once [default: any number]
     #[arg(long, value_name = "N", requires = "zone_size", default_value_t = 0, hide_default_value = true, help_heading = ZONES)]
     pub max_active_zones: u32,
-    /// Make a memory device keep integrity metadata, of this many bytes per block: none, ip, crc16 or crc64 (Linux 7.0); the
-    /// kernel then makes and verifies protection information
+    /// Make a memory or file device keep integrity metadata, of this many bytes per block: none, ip, crc16 or crc64 (Linux
+    /// 7.0); the kernel then makes and verifies protection information. A file's metadata is in PATH.integrity
     #[arg(long, value_name = "CHECKSUM:BYTES[:reftag]", help_heading = PARAMETERS)]
     pub integrity: Option<Integrity>,
     /// Size of an I/O descriptor, a multiple of 8 up to 256 (Linux 7.3); for tests, since nothing uses the additional bytes

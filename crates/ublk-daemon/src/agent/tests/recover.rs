@@ -328,6 +328,7 @@ fn l43_a_file_passes_from_server_to_server() {
         buffered: false,
         discard: true,
         force: false,
+        integrity_file: None,
     };
     store.write(&record).unwrap();
     let agent = recover(&kernel, &store, false);

@@ -45,6 +45,7 @@ fn info_and_list_name_backing_and_serving() {
         buffered: false,
         discard: true,
         force: false,
+        integrity_file: None,
     };
     spec.supervise = true;
     spec.serving.options.threads_per_queue = 3;
