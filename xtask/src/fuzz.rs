@@ -109,12 +109,15 @@ mod tests {
         ("completions", ublk_core::fuzz::completions),
         ("descriptors", ublk_sys::fuzz::descriptors),
         ("marshal", ublk_sys::fuzz::marshal_all),
+        ("metadata_geometry", ublk_backends::fuzz::metadata_geometry),
         ("nbd_handshake", nbd_client::fuzz::handshake),
         ("nbd_replies", nbd_client::fuzz::replies),
+        ("parameters", ublk_core::fuzz::parameters),
         ("requests", ublk_core::fuzz::descriptors),
         ("ring_index", uring_lite::fuzz::ring_index),
         ("trace_blocks", ublk_trace::fuzz::trace),
         ("trace_sources", ublk_trace::fuzz::source),
+        ("zone_reports", ublk_backends::fuzz::zone_reports),
     ];
 
     #[test]

@@ -35,6 +35,8 @@ mod error;
 pub mod fault;
 mod faulty;
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod mapping;
 mod memory;
 mod null;

@@ -26,6 +26,8 @@ use header::Header;
 use locks::Locks;
 use store::{InMemory, Store};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use header::fuzzed;
 pub use side::SideFile;
 pub use store::Checked;
 

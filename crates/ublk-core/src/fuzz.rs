@@ -1,9 +1,13 @@
 //! Bodies of fuzz targets, also replayed by `cargo test`: each takes arbitrary bytes and panics if an invariant is
 //! broken.
 
+mod parameters;
+
 use crate::iod::IoBounds;
 use crate::tag::{Action, Answer, Input, TagState};
 use crate::{Errno, IoDesc, IoFlags, Op};
+
+pub use parameters::parameters;
 
 /// Hostile descriptors: whatever the driver's table contains, an accepted request lies inside the device and inside the
 /// tag's buffer. Checked in arithmetic that cannot wrap.
@@ -240,6 +244,14 @@ mod tests {
         bolero::check!()
             .with_max_len(300)
             .for_each(super::descriptors);
+    }
+
+    /// L06 Limits of any numbers become parameters that the driver accepts, or are refused.
+    #[test]
+    fn l06_parameters_of_any_kind() {
+        bolero::check!()
+            .with_max_len(300)
+            .for_each(super::parameters);
     }
 
     /// L10 Each request is served once and committed once, whatever completes in which order.

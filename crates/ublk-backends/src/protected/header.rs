@@ -206,6 +206,58 @@ impl Header {
     }
 }
 
+/// Headers of side files that are damaged or made to harm: what is accepted has numbers from which nothing wraps, regions that
+/// the bitmap covers, and is written as it was read. With a right checksum, too.
+///
+/// # Panics
+/// If a header is wrongly accepted, or changes.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn fuzzed(bytes: &[u8]) {
+    let mut sector = [0; SECTOR];
+    for (to, byte) in sector.iter_mut().zip(bytes) {
+        *to = *byte;
+    }
+    let plain = Header::decode(&sector);
+    sector[..8].copy_from_slice(&MAGIC);
+    let sum = guard::crc64(&sector[..SECTOR - 8]);
+    sector[SECTOR - 8..].copy_from_slice(&sum.to_le_bytes());
+    let Ok(header) = Header::decode(&sector) else {
+        assert!(plain.is_err(), "a checksum changes nothing else");
+        return;
+    };
+    let block = u128::from(header.block);
+    assert!(matches!(block, 512 | 1024 | 2048 | 4096));
+    let (size, region) = (u128::from(header.size), u128::from(header.region));
+    assert!(size != 0 && size.is_multiple_of(block) && size < 1 << 63);
+    assert!(u128::from(header.regions()) * region >= size);
+    assert!(header.regions().div_ceil(64) * 8 <= METADATA_AT - BITMAP_AT);
+    let integrity = header.integrity;
+    assert_eq!(integrity.check(header.block), Ok(()));
+    let intervals = size / u128::from(integrity.interval);
+    let bytes = u128::from(METADATA_AT) + intervals * u128::from(integrity.metadata);
+    assert_eq!(u128::from(header.file_bytes()), bytes);
+    assert_eq!(Header::decode(&header.encode()), Ok(header));
+    for size in [
+        header.size / 2 + 512,
+        header.size,
+        i64::MAX as u64 / 4096 * 4096,
+    ] {
+        let size = size / u64::from(header.block) * u64::from(header.block);
+        if size != 0 {
+            let resized = header.resized(size);
+            assert_eq!(Header::decode(&resized.encode()), Ok(resized));
+        }
+    }
+    let (data, metadata) = ([0; 4096], [0xa5; 255]);
+    let tuple = &metadata[..integrity.metadata.into()];
+    guard::judge(&integrity, &data[..at(integrity.interval)], tuple);
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+fn at(bytes: u32) -> usize {
+    usize::try_from(bytes).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
