@@ -86,6 +86,11 @@ pub fn counted() -> Vec<Row> {
             rows.push(Row::new(&target, &work, kind));
         }
     }
+    for target in targets::special() {
+        for work in works::special() {
+            rows.push(Row::new(&target, &work, kind));
+        }
+    }
     for target in targets::sized() {
         for work in works::sizes() {
             rows.push(Row::new(&target, &work, kind));

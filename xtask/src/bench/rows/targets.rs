@@ -268,6 +268,21 @@ pub fn counted() -> Vec<Target> {
     ]
 }
 
+/// Devices with integrity metadata and with zones, which are compared with memory in the same data mode.
+pub fn special() -> Vec<Target> {
+    let mem = |name: &str, more: &str| {
+        let backend = format!("mem --size 256M --block-size 4096 {more}");
+        Target::ours(name, &backend, "user-copy", "off", 1)
+    };
+    let mut zoned = mem("mem_zoned", "--zone-size 4M");
+    zoned.client = " --zonemode=zbd".to_owned();
+    vec![
+        mem("mem_4k_blocks", ""),
+        mem("mem_integrity", "--integrity crc16:8"),
+        zoned,
+    ]
+}
+
 /// A memory device whose clients share their buffers with it.
 fn mem_shm() -> Target {
     Target::ours("mem_shm", "mem --size 256M", "copy", "off", 1)

@@ -118,6 +118,13 @@ pub fn sizes() -> Vec<Work> {
     works
 }
 
+/// Small random requests, for devices with metadata or zones.
+pub fn special() -> Vec<Work> {
+    ["randread", "randwrite"]
+        .map(|mode| Work::new(mode, "4k", 64, 16))
+        .to_vec()
+}
+
 /// Large random requests, which the block layer cannot merge.
 pub fn large() -> Vec<Work> {
     ["randread", "randwrite"]
