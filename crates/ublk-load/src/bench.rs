@@ -234,15 +234,16 @@ impl Places {
 }
 
 /// Measures. The engine must have room for the plan's depth and length; `watch` hears now and then how much of the time is
-/// over, from 0 to 1.
+/// over, from 0 to 1, and returns false to end it: the figures are then those of the time until then.
 ///
 /// # Errors
+/// [`Error::Ended`] if `watch` ends it while the target warms up;
 /// [`Error::Plan`] for requests that do not fit into the region; [`Error::Failed`] for the first one that fails, and what
 /// [`Engine::wait`] returns.
 pub fn measure(
     engine: &mut Engine,
     plan: &Plan,
-    watch: &mut dyn FnMut(f64),
+    watch: &mut dyn FnMut(f64) -> bool,
 ) -> Result<Measured, Error> {
     let mut places = Places::new(plan)?;
     let measured = run(engine, plan, &mut places, watch);
@@ -258,7 +259,7 @@ pub(crate) fn run(
     engine: &mut Engine,
     plan: &Plan,
     places: &mut Places,
-    watch: &mut dyn FnMut(f64),
+    watch: &mut dyn FnMut(f64) -> bool,
 ) -> Result<Measured, Error> {
     let mut measured = Measured::nothing();
     let begun = Instant::now();
@@ -268,6 +269,7 @@ pub(crate) fn run(
     let mut warm = plan.warm_up.is_zero();
     let mut interval = (from + INTERVAL, 0_u64);
     let mut done = Vec::new();
+    let mut look = begun + INTERVAL;
     if warm {
         on_cpu = time_on_cpu();
     }
@@ -296,16 +298,25 @@ pub(crate) fn run(
                 at: interval.0.saturating_duration_since(from).as_secs_f64(),
                 iops: to_f64(std::mem::take(&mut interval.1)) / INTERVAL.as_secs_f64(),
             });
-            let whole = plan.warm_up + plan.run;
-            let over = now.saturating_duration_since(begun);
-            watch((over.as_secs_f64() / whole.as_secs_f64()).min(1.0));
             interval.0 += INTERVAL;
         }
         if now >= until {
+            measured.elapsed = nanoseconds(plan.run);
             break;
         }
+        if now >= look {
+            look = now + INTERVAL;
+            let whole = plan.warm_up + plan.run;
+            let over = now.saturating_duration_since(begun);
+            if !watch((over.as_secs_f64() / whole.as_secs_f64()).min(1.0)) {
+                if measured.latencies.is_empty() {
+                    return Err(Error::Ended);
+                }
+                measured.elapsed = nanoseconds(now.saturating_duration_since(from));
+                break;
+            }
+        }
     }
-    measured.elapsed = nanoseconds(plan.run);
     measured.on_cpu = on_cpu.zip(time_on_cpu()).map(|(a, b)| b.saturating_sub(a));
     measured.summarise();
     Ok(measured)
@@ -359,7 +370,10 @@ mod tests {
             Pattern::RandomMix(50),
         ] {
             let mut heard = 0.0;
-            let watch = &mut |part| heard = part;
+            let watch = &mut |part| {
+                heard = part;
+                true
+            };
             let found = measure(&mut engine(&file), &plan(pattern), watch).unwrap();
             assert!(found.requests > 10 && found.bytes == found.requests * 4096);
             assert_eq!(found.latencies.len(), found.requests);
@@ -377,14 +391,38 @@ mod tests {
         );
     }
 
+    /// What was measured until the caller ended it counts; before the measurement there is nothing.
+    #[test]
+    fn the_caller_ends_it() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(65 * 4096).unwrap();
+        let long = Plan {
+            warm_up: Duration::ZERO,
+            run: Duration::from_secs(60),
+            ..plan(Pattern::Read)
+        };
+        let begun = Instant::now();
+        let found = measure(&mut engine(&file), &long, &mut |_| false).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(20) && found.requests > 0);
+        assert!(found.elapsed >= 100_000_000 && found.elapsed < 20_000_000_000);
+        let warming = Plan {
+            warm_up: Duration::from_secs(60),
+            ..long
+        };
+        let ended = measure(&mut engine(&file), &warming, &mut |_| false);
+        assert!(matches!(ended, Err(Error::Ended)), "{ended:?}");
+    }
+
     #[test]
     fn requests_that_fail_or_do_not_fit_end_it() {
         let file = tempfile::tempfile().unwrap();
-        let failed = measure(&mut engine(&file), &plan(Pattern::RandomRead), &mut |_| {});
+        let failed = measure(&mut engine(&file), &plan(Pattern::RandomRead), &mut |_| {
+            true
+        });
         assert!(matches!(failed, Err(Error::Failed { .. })), "{failed:?}");
         let mut small = plan(Pattern::Read);
         small.region = 4095;
-        let refused = measure(&mut engine(&file), &small, &mut |_| {});
+        let refused = measure(&mut engine(&file), &small, &mut |_| true);
         assert!(matches!(refused, Err(Error::Plan(_))), "{refused:?}");
     }
 

@@ -27,15 +27,15 @@ pub struct Comparison {
 }
 
 /// Compares two targets: the plan's time is divided into slices, half of them for the noise. Both must have room for the
-/// plan's depth and length; `watch` hears how much of the time is over.
+/// plan's depth and length; `watch` hears how much of the time is over, and returns false to end it.
 ///
 /// # Errors
-/// As [`measure`](crate::measure).
+/// As [`measure`](crate::measure); [`Error::Ended`] if `watch` ends it.
 pub fn compare(
     a: &mut Engine,
     b: &mut Engine,
     plan: &Plan,
-    watch: &mut dyn FnMut(f64),
+    watch: &mut dyn FnMut(f64) -> bool,
 ) -> Result<Comparison, Error> {
     let slices = 4 * PAIRS;
     let slice = Plan {
@@ -49,14 +49,19 @@ pub fn compare(
     let mut next = |which: usize| -> Result<Measured, Error> {
         let begin = f64::from(count) / f64::from(slices);
         let engine = if which == 0 { &mut *a } else { &mut *b };
-        let heard = &mut |part: f64| watch(begin + part / f64::from(slices));
+        let mut goes_on = true;
+        let heard = &mut |part: f64| {
+            goes_on = watch(begin + part / f64::from(slices));
+            goes_on
+        };
         let place = places.get_mut(which).ok_or(Error::Plan(String::new()))?;
         let measured = run(engine, &slice, place, heard);
         let drained = engine.drain(&mut Vec::new());
         count += 1;
         let measured = measured?;
         drained?;
-        Ok(measured)
+        // Half a comparison is none.
+        goes_on.then_some(measured).ok_or(Error::Ended)
     };
     let mut noise = 0.0_f64;
     for _ in 0..PAIRS {
@@ -140,7 +145,7 @@ mod tests {
             seed: 1,
         };
         let (mut a, mut b) = (engine().unwrap(), engine().unwrap());
-        let found = compare(&mut a, &mut b, &plan, &mut |_| {}).unwrap();
+        let found = compare(&mut a, &mut b, &plan, &mut |_| true).unwrap();
         assert_eq!(
             (found.a.elapsed, found.b.elapsed),
             (400_000_000, 400_000_000)

@@ -32,6 +32,9 @@ pub enum Error {
         /// The kernel's errno.
         errno: Errno,
     },
+    /// The caller ended it before there was a figure.
+    #[error("interrupted before any figure")]
+    Ended,
     /// The plan makes no sense for this target.
     #[error("{0}")]
     Plan(String),

@@ -99,7 +99,8 @@ struct Figures {
     late: Histogram<u64>,
 }
 
-/// Replays the records that `next` returns. `watch` hears now and then how many requests were sent.
+/// Replays the records that `next` returns. `watch` hears now and then how many requests were sent, also while the next one is
+/// not due yet, and returns false to end the replay: the figures are then those of the requests until then.
 ///
 /// # Errors
 /// Those of `next`, which end the replay; those of [`Engine::wait`]. Requests that fail are counted.
@@ -107,27 +108,35 @@ pub fn replay(
     engine: &mut Engine,
     next: &mut dyn FnMut() -> Result<Option<Record>, ublk_trace::Error>,
     options: &Options,
-    watch: &mut dyn FnMut(u64),
+    watch: &mut dyn FnMut(u64) -> bool,
 ) -> Result<Replayed, Error> {
     let mut replay = Replay::new(engine, *options);
     let mut sorter = Sorter::new(SORTED);
     let mut told = Instant::now();
     let mut seen = 0_u64;
+    let mut goes_on = true;
     let mut send = |replay: &mut Replay<'_>, record: &Record| {
         seen += 1;
-        if told.elapsed() >= PACE {
-            told = Instant::now();
-            watch(seen);
+        let mut look = || {
+            if told.elapsed() >= PACE {
+                told = Instant::now();
+                goes_on &= watch(seen);
+            }
+            goes_on
+        };
+        match look() {
+            true => replay.send(record, &mut look),
+            false => Ok(false),
         }
-        replay.send(record)
     };
-    while let Some(record) = next()? {
+    let mut all = true;
+    while all && let Some(record) = next()? {
         if let Some(earliest) = sorter.push(record) {
-            send(&mut replay, &earliest)?;
+            all = send(&mut replay, &earliest)?;
         }
     }
-    while let Some(earliest) = sorter.pop() {
-        send(&mut replay, &earliest)?;
+    while all && let Some(earliest) = sorter.pop() {
+        all = send(&mut replay, &earliest)?;
     }
     replay.replayed.reordered = sorter.late();
     replay.finish()
@@ -194,10 +203,10 @@ impl<'a> Replay<'a> {
         None
     }
 
-    /// Sends a record at its time, as soon as there is room.
-    fn send(&mut self, record: &Record) -> Result<(), Error> {
+    /// Sends a record at its time, as soon as there is room. False if `goes_on` says so before.
+    fn send(&mut self, record: &Record, goes_on: &mut dyn FnMut() -> bool) -> Result<bool, Error> {
         let Some(kind) = self.fitting(record) else {
-            return Ok(());
+            return Ok(true);
         };
         let first = match self.first {
             Some(first) => first,
@@ -213,8 +222,16 @@ impl<'a> Replay<'a> {
             let due = due.ok_or_else(|| {
                 Error::Plan(format!("the trace is too long at {factor} times its speed"))
             })?;
-            if due > Instant::now() {
-                self.engine.wait(0, Some(due), &mut self.done)?;
+            loop {
+                let now = Instant::now();
+                if due <= now {
+                    break;
+                }
+                if !goes_on() {
+                    return Ok(false);
+                }
+                self.engine
+                    .wait(0, Some(due.min(now + PACE)), &mut self.done)?;
                 self.reap();
             }
             self.room()?;
@@ -241,7 +258,7 @@ impl<'a> Replay<'a> {
             io.offset += io.len;
             io.len = record.end().saturating_sub(io.offset).min(most);
             if io.len == 0 || kind == Kind::Flush {
-                return Ok(());
+                return Ok(true);
             }
         }
     }
@@ -335,7 +352,7 @@ mod tests {
         let mut engine = Engine::new(file, 4, 8192, Duration::from_secs(20)).unwrap();
         let mut records = records.iter().copied();
         let next = &mut || Ok(records.next());
-        replay(&mut engine, next, &options, &mut |_| {}).unwrap()
+        replay(&mut engine, next, &options, &mut |_| true).unwrap()
     }
 
     fn file() -> File {
@@ -409,6 +426,21 @@ mod tests {
         }
     }
 
+    /// A gap of an hour does not keep the caller from ending it.
+    #[test]
+    fn the_caller_ends_it_between_requests() {
+        let (file, hour) = (file(), 3_600_000_000_000);
+        let mut engine = Engine::new(file, 4, 8192, Duration::from_secs(20)).unwrap();
+        let mut records = [0, hour].map(|at| record(at, Op::Read, 0, 512)).into_iter();
+        let next = &mut || Ok(records.next());
+        let options = Options {
+            speed: Speed::Times(1.0),
+            ..OPTIONS
+        };
+        let found = replay(&mut engine, next, &options, &mut |_| false).unwrap();
+        assert_eq!((found.requests, found.bytes), (1, 512));
+    }
+
     #[test]
     fn failures_are_counted_and_a_bad_trace_ends_it() {
         let read_only = tempfile::NamedTempFile::new().unwrap();
@@ -419,7 +451,7 @@ mod tests {
         let mut engine = Engine::new(file, 1, 8192, Duration::from_secs(20)).unwrap();
         let next = &mut || Err(ublk_trace::Error::UnknownFormat);
         assert!(matches!(
-            replay(&mut engine, next, &OPTIONS, &mut |_| {}),
+            replay(&mut engine, next, &OPTIONS, &mut |_| true),
             Err(Error::Trace(_))
         ));
     }

@@ -21,6 +21,7 @@ fn failure(path: &Path, error: &Error) -> Failure {
         ),
         Error::Plan(_) => Failure::new(FailureKind::Usage, text)
             .hint("choose another --size, --depth, --span or --speed"),
+        Error::Ended => Failure::failed(text),
         Error::Ring(_) => Failure::failed(text)
             .hint("`ublkctl doctor` tells whether io_uring may be used here"),
         Error::Failed { errno, .. } => Failure::failed(text)

@@ -40,7 +40,7 @@ pub fn run(id: DevId, args: &Record, json: bool) -> Result<(), Failure> {
     let signals = Signals::take_in_front()
         .map_err(|e| Failure::failed(format!("cannot handle signals: {e}")))?;
     let out = Counted {
-        out: Output::create(&args.file)?,
+        out: Output::create(&args.file, &[])?,
         written: 0,
     };
     let recording = Recording::start(id)?;

@@ -6,12 +6,14 @@ mod text;
 
 use crate::cli::{TraceCommand, TraceFile};
 use crate::output::put;
+use output::Output;
 use serde::Serialize;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use ublk_core::Errno;
 use ublk_daemon::failure::{Failure, FailureKind};
+use ublk_daemon::signals::Signals;
 use ublk_trace::{Analysis, Error, Format, Source, Summary, picture};
 
 /// What `trace` says in JSON.
@@ -50,6 +52,8 @@ pub fn run(trace: &TraceFile, command: Option<&TraceCommand>, json: bool) -> Res
 
 fn look(file: &Path, svg: Option<&Path>, json: bool) -> Result<(), Failure> {
     let mut source = open(file)?;
+    let output = svg.map(|svg| Output::create(svg, &[file])).transpose()?;
+    let signals = interrupts()?;
     let mut analysis = Analysis::default();
     let mut read = 0_u64;
     while let Some(record) = source
@@ -58,6 +62,12 @@ fn look(file: &Path, svg: Option<&Path>, json: bool) -> Result<(), Failure> {
     {
         analysis.push(&record);
         read += 1;
+        if read.is_multiple_of(4096) && signals.came() {
+            return Err(Failure::failed(format!(
+                "interrupted after {read} requests of {}",
+                file.display()
+            )));
+        }
     }
     let warnings = source.warnings();
     for warning in &warnings {
@@ -65,7 +75,7 @@ fn look(file: &Path, svg: Option<&Path>, json: bool) -> Result<(), Failure> {
     }
     let header = source.header();
     let known = |value: u64| (value > 0).then_some(value);
-    let report = Report {
+    let mut report = Report {
         file: file.to_owned(),
         format: source.format(),
         began: known(header.began),
@@ -75,13 +85,21 @@ fn look(file: &Path, svg: Option<&Path>, json: bool) -> Result<(), Failure> {
         svg: svg.map(Path::to_owned),
         summary: analysis.finish(),
     };
-    if let Some(svg) = svg {
+    let drawn = output.map_or(Ok(()), |output| {
         let title = format!("{} ({})", file.display(), report.format.name());
         let text = picture::svg(&title, &report.summary);
         let text = text.map_err(|e| Failure::failed(e.to_string()))?;
-        output::write(svg, text.as_bytes())?;
-    }
-    put(json, &report, || text::report(&report))
+        output.finish(text.as_bytes())
+    });
+    // The figures are good without their picture.
+    report.svg = report.svg.filter(|_| drawn.is_ok());
+    put(json, &report, || text::report(&report))?;
+    drawn
+}
+
+/// Signals that are looked at now and then, so that files which are not whole are removed.
+pub fn interrupts() -> Result<Signals, Failure> {
+    Signals::take_in_front().map_err(|e| Failure::failed(format!("cannot handle signals: {e}")))
 }
 
 /// Opens a trace. Only regular files: from a pipe that nobody writes to nothing would ever come.

@@ -148,6 +148,10 @@ impl<R: Read> Reader<R> {
         self.ended = head.end;
         let len = u64::try_from(header.len() + payload.len()).unwrap_or(0);
         self.at = self.at.saturating_add(len);
+        if self.ended && fill(&mut self.input, &mut [0])? > 0 {
+            let what = "other data follows its end mark";
+            self.damage = Some(Damage { at: self.at, what });
+        }
         Ok(Ok(()))
     }
 }

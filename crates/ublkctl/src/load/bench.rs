@@ -7,11 +7,13 @@ use super::opened::{Access, Opened};
 use super::{failure, file_failure};
 use crate::cli::{Bench, Rw, Sweep};
 use crate::output::put;
-use crate::trace::output;
+use crate::trace::interrupts;
+use crate::trace::output::Output;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use ublk_daemon::failure::{Failure, FailureKind};
+use ublk_daemon::signals::Signals;
 use ublk_load::{Comparison, Engine, Fill, Measured, Pattern, Plan};
 use ublk_trace::picture;
 use ublk_trace::picture::Run;
@@ -75,6 +77,18 @@ pub fn run(args: &Bench, json: bool) -> Result<(), Failure> {
         direct: (!args.buffered, !args.buffered),
     };
     let target = Opened::new(&args.target, &args.target.path, access)?;
+    let other = args.compare.as_ref();
+    let other = other.map(|path| Opened::new(&args.target, path, access));
+    let other = other.transpose()?;
+    // Before the time is spent.
+    let sources = [Some(&target), other.as_ref()].into_iter().flatten();
+    let sources: Vec<&Path> = sources.map(|it| it.path.as_path()).collect();
+    let picture = args
+        .svg
+        .as_deref()
+        .map(|svg| Output::create(svg, &sources))
+        .transpose()?;
+    let signals = interrupts()?;
     let mut report = Report {
         target: target.path.clone(),
         target_size: target.size,
@@ -84,34 +98,47 @@ pub fn run(args: &Bench, json: bool) -> Result<(), Failure> {
         runs: Vec::new(),
         comparison: None,
     };
-    match &args.compare {
-        Some(path) => {
-            let other = Opened::new(&args.target, path, access)?;
+    match other {
+        Some(other) => {
             report.warnings.extend(
                 other
                     .notes
                     .iter()
                     .map(|note| format!("{}: {note}", other.path.display())),
             );
-            report.comparison = Some(compare(args, &target, &other, screen)?);
+            report.comparison = Some(compare(args, (&target, &other), screen, &signals)?);
             report.compared_with = Some(other.path);
         }
         None => {
             for point in points(args) {
-                report.runs.push(measure(args, &target, point, screen)?);
+                if signals.came() {
+                    break;
+                }
+                let run = measure(args, &target, point, screen, &signals);
+                match run {
+                    // What was measured before is worth something.
+                    Err(_) if signals.came() && !report.runs.is_empty() => break,
+                    run => report.runs.push(run?),
+                }
             }
         }
     }
     report.judge();
-    if let Some(svg) = &args.svg {
-        draw(svg, &report)?;
+    if signals.came() {
+        report
+            .warnings
+            .push("interrupted: the figures are of the time until then".to_owned());
     }
+    let drawn = picture.map_or(Ok(()), |picture| draw(picture, &report));
+    // The figures are good without their picture.
+    report.svg = report.svg.filter(|_| drawn.is_ok());
     for warning in &report.warnings {
         tracing::warn!("{warning}");
     }
     put(json, &report, || {
         screen.shown(&text::report(&report, screen))
-    })
+    })?;
+    drawn
 }
 
 fn pattern(rw: Rw) -> Pattern {
@@ -191,12 +218,16 @@ fn measure(
     target: &Opened,
     point: Point,
     screen: Screen,
+    signals: &Signals,
 ) -> Result<Outcome, Failure> {
     let seconds = if args.sweep.is_some() { 2 } else { 5 };
     let plan = plan(args, target, point, seconds)?;
     let mut engine = engine(args, target, point)?;
     let bar = screen.progress(&text::what(point), STEPS);
-    let watch = &mut |part: f64| bar.set_position(steps(part));
+    let watch = &mut |part: f64| {
+        bar.set_position(steps(part));
+        !signals.came()
+    };
     let measured = ublk_load::measure(&mut engine, &plan, watch);
     bar.finish_and_clear();
     let measured = measured.map_err(|e| failure(&target.path, &e))?;
@@ -205,9 +236,9 @@ fn measure(
 
 fn compare(
     args: &Bench,
-    target: &Opened,
-    other: &Opened,
+    (target, other): (&Opened, &Opened),
     screen: Screen,
+    signals: &Signals,
 ) -> Result<Compared, Failure> {
     let point = Point {
         rw: args.rw,
@@ -219,7 +250,10 @@ fn compare(
     plan.region = plan.region.min(self::plan(args, other, point, 16)?.region);
     let (mut a, mut b) = (engine(args, target, point)?, engine(args, other, point)?);
     let bar = screen.progress(&text::what(point), STEPS);
-    let watch = &mut |part: f64| bar.set_position(steps(part));
+    let watch = &mut |part: f64| {
+        bar.set_position(steps(part));
+        !signals.came()
+    };
     let found = ublk_load::compare(&mut a, &mut b, &plan, watch);
     bar.finish_and_clear();
     let found = found.map_err(|e| failure(&target.path, &e))?;
@@ -262,7 +296,7 @@ impl Report {
     }
 }
 
-fn draw(svg: &Path, report: &Report) -> Result<(), Failure> {
+fn draw(file: Output, report: &Report) -> Result<(), Failure> {
     let mut measurements = report.measurements();
     let title = match (&measurements[..], &report.comparison) {
         ([(_, point, _)], _) | ([(_, point, _), ..], Some(_)) => text::what(*point),
@@ -295,5 +329,5 @@ fn draw(svg: &Path, report: &Report) -> Result<(), Failure> {
         .collect();
     let title = format!("{}: {title}", report.target.display());
     let text = picture::runs(&title, &runs).map_err(|e| Failure::failed(e.to_string()))?;
-    output::write(svg, text.as_bytes())
+    file.finish(text.as_bytes())
 }

@@ -65,6 +65,7 @@ pub fn run(args: &Replay, json: bool) -> Result<(), Failure> {
     let patience = args.target.patience();
     let mut engine = Engine::new(file, args.depth, MAX_LEN, patience).map_err(told)?;
     let mut source = trace::open(&args.file)?;
+    let signals = trace::interrupts()?;
     let screen = Screen::of_terminal();
     let progress = screen.progress(&words(args, length), requests);
     let replayed = ublk_load::replay(
@@ -73,6 +74,7 @@ pub fn run(args: &Replay, json: bool) -> Result<(), Failure> {
         &options,
         &mut |sent| {
             progress.set_position(sent);
+            !signals.came()
         },
     );
     progress.finish_and_clear();
@@ -80,6 +82,19 @@ pub fn run(args: &Replay, json: bool) -> Result<(), Failure> {
     let mut warnings = source.warnings();
     warnings.extend(target.notes.iter().cloned());
     warnings.extend(left_out(&replayed));
+    if signals.came() {
+        warnings.push("interrupted: the figures are of the requests until then".to_owned());
+    } else if replayed.requests == 0 && requests > 0 {
+        let text = format!(
+            "{}: none of the {requests} requests of {} could be sent: {}",
+            target.path.display(),
+            args.file.display(),
+            warnings.join("; ")
+        );
+        return Err(
+            Failure::failed(text).hint("`ublkctl trace` shows how large the traced device was")
+        );
+    }
     for warning in &warnings {
         tracing::warn!("{warning}");
     }

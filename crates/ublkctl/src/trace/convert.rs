@@ -1,13 +1,11 @@
 //! `trace convert`.
 
-use super::{failure, open, output::Output, unreadable};
+use super::{failure, interrupts, open, output::Output, unreadable};
 use crate::cli::{Convert, Format};
 use crate::output::put;
 use serde::Serialize;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use ublk_daemon::failure::{Failure, FailureKind};
+use std::path::PathBuf;
+use ublk_daemon::failure::Failure;
 use ublk_trace::format::{Header, Writer};
 use ublk_trace::{Error, IologWriter, Record, Sorter};
 
@@ -30,21 +28,23 @@ struct Converted {
 /// Files that cannot be read or written, or make no sense. No file is left then.
 pub fn run(args: &Convert, json: bool) -> Result<(), Failure> {
     let (from, to) = (&args.from, &args.to);
-    if is_same(from, to) {
-        let text = format!("{} is the trace itself", to.display());
-        return Err(Failure::new(FailureKind::Usage, text).hint("give another file to write"));
-    }
+    let signals = interrupts()?;
     let mut source = open(from)?;
     // The time of the first record is part of some headers.
     let first = source.next_record().map_err(|e| unreadable(from, &e, 0))?;
     let told = |e: Error| failure(to, &e);
-    let output = Output::create(to)?;
+    let output = Output::create(to, &[from.as_path()])?;
     let mut sink = Sink::new(output, args, &source.header()).map_err(told)?;
     let mut sorter = Sorter::new(SORTED);
     let mut next = first;
     let mut requests = 0_u64;
     while let Some(record) = next {
         requests += 1;
+        // Nothing is left of a file that is not whole.
+        if requests.is_multiple_of(4096) && signals.came() {
+            let text = format!("interrupted: {} is not written", to.display());
+            return Err(Failure::failed(text));
+        }
         if let Some(earliest) = sorter.push(record) {
             sink.push(&earliest).map_err(told)?;
         }
@@ -117,9 +117,4 @@ impl Sink {
             }
         }
     }
-}
-
-fn is_same(one: &Path, other: &Path) -> bool {
-    let id = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-    id(one).is_some_and(|found| id(other) == Some(found))
 }
