@@ -22,17 +22,21 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Threads that answer.
-const THREADS: usize = 4;
+/// Threads that answer. Clients that connect and say nothing hold one each for [`ASK`].
+const THREADS: usize = 16;
 
 /// Connections that wait for a thread; more are told to come back, and closed.
 const WAITING: usize = 32;
 
 /// How long a client may take over its request.
-const ASK: Duration = Duration::from_secs(2);
+const ASK: Duration = Duration::from_secs(1);
 
 /// How long it may take to read the answer.
 const READ: Duration = Duration::from_secs(5);
+
+/// How long the rest of a request is read after its answer. A socket that is closed with unread bytes resets the connection,
+/// and the client may lose the answer.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// How long one look at the devices answers all scrapes.
 const FRESH: Duration = Duration::from_millis(500);
@@ -96,6 +100,7 @@ fn pass_on(queue: &SyncSender<Stream>, stream: Stream) {
         );
         // Into the socket's buffer, which is empty: this does not wait.
         let _ = stream.write_all(&busy, Instant::now());
+        stream.end(Instant::now());
     }
 }
 
@@ -122,6 +127,7 @@ fn answer(stream: &Stream, cache: &Cache) {
         Err(http::Head::Gone) => return,
     };
     let _ = stream.write_all(&reply, Instant::now() + READ);
+    stream.end(Instant::now() + LINGER);
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@ use listenfd::ListenFd;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -63,8 +63,8 @@ impl fmt::Display for Listen {
 #[derive(Debug)]
 pub(super) enum Listener {
     Tcp(TcpListener),
-    /// With its path, if it is ours to remove.
-    Unix(UnixListener, Option<PathBuf>),
+    /// With its path, if it is ours to remove, and the device and inode that it had there.
+    Unix(UnixListener, Option<(PathBuf, (u64, u64))>),
 }
 
 /// A client.
@@ -145,7 +145,10 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Self::Unix(_, Some(path)) = self {
+        // Something else may have been put there.
+        if let Self::Unix(_, Some((path, ours))) = self
+            && place(path) == Some(*ours)
+        {
             let _ = fs::remove_file(path);
         }
     }
@@ -171,6 +174,16 @@ impl Stream {
                 Err(_) => return 0,
             }
         }
+    }
+
+    /// Ends the answer, and reads what the client still sends until it closes, or until the deadline.
+    pub(super) fn end(&self, until: Instant) {
+        let ended = match self {
+            Self::Tcp(tcp) => tcp.shutdown(Shutdown::Write),
+            Self::Unix(unix) => unix.shutdown(Shutdown::Write),
+        };
+        let mut rest = [0; 4096];
+        while ended.is_ok() && self.read(&mut rest, until) > 0 && Instant::now() <= until {}
     }
 
     /// Writes all of it by the deadline.
@@ -224,7 +237,14 @@ fn at_path(path: &Path) -> Result<Listener, Failure> {
         }
     }
     let listener = UnixListener::bind(path).map_err(|e| refused(&name, &e))?;
-    Ok(Listener::Unix(listener, Some(path.to_owned())))
+    let ours = place(path).map(|place| (path.to_owned(), place));
+    Ok(Listener::Unix(listener, ours))
+}
+
+/// Device and inode of what is at a path.
+fn place(path: &Path) -> Option<(u64, u64)> {
+    let found = fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// The socket of socket activation.
@@ -242,8 +262,14 @@ fn passed() -> Result<Listener, Failure> {
 }
 
 fn refused(name: &str, error: &io::Error) -> Failure {
-    let failure = Failure::failed(format!("cannot listen at {name}: {error}"));
+    let mut failure = Failure::failed(format!("cannot listen at {name}: {error}"));
+    failure.errno = error
+        .raw_os_error()
+        .map(|_| ublk_core::Errno::from_io(error));
     match error.kind() {
+        io::ErrorKind::InvalidInput => {
+            failure.hint("the path of a Unix socket has at most 107 bytes")
+        }
         io::ErrorKind::AddrInUse => {
             failure.hint("another exporter may run already; choose another address")
         }

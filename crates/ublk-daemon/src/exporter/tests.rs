@@ -171,6 +171,13 @@ fn addresses_that_cannot_be_had_are_explained() {
         "{file:?}"
     );
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
+    // What somebody else has put into its place stays at the end.
+    std::fs::remove_file(&path).unwrap();
+    let served = Listener::open(Some(&unix)).unwrap();
+    std::fs::rename(&path, dir.path().join("elsewhere")).unwrap();
+    std::fs::write(&path, "data").unwrap();
+    drop(served);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
     let missing: Listen = "unix:/no/such/directory/socket".parse().unwrap();
     let failure = Listener::open(Some(&missing)).unwrap_err();
     assert!(failure.hint.unwrap().contains("directory"));
