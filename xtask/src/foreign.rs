@@ -64,7 +64,11 @@ pub fn run(options: &Options) -> Result<()> {
     let vm = Vm::with_tools(options.accel, &own.tools, "foreign")?;
     let kernel = kernel::prepare(&vm.manifest, &options.kernel)?;
     let directory = source(&vm, &own, &kernel.series)?;
-    let tests = tests(&directory, &options.filter)?;
+    let scripts = tempfile::tempdir()?;
+    write_lines(scripts.path())?;
+    let mut tests = tests(&directory, &options.filter)?;
+    tests.extend(self::tests(scripts.path(), &options.filter)?);
+    ensure!(!tests.is_empty(), "no test of {} is chosen", kernel.series);
     compile_helper(&directory)?;
     println!(
         "kernel {}: {} of its own tests",
@@ -78,7 +82,13 @@ pub fn run(options: &Options) -> Result<()> {
     let (mut guest, _, _lock) = vm.guest(&kernel, &program, deadline)?;
     let ours = paths::root().join("vm-images/foreign");
     let traces = directory.join("trace");
-    for (from, to) in [(&directory, ""), (&traces, "trace/"), (&ours, "")] {
+    let own_lines = scripts.path().to_owned();
+    for (from, to) in [
+        (&directory, ""),
+        (&traces, "trace/"),
+        (&own_lines, ""),
+        (&ours, ""),
+    ] {
         for entry in fs::read_dir(from)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -126,6 +136,21 @@ fn source(vm: &Vm, own: &Foreign, series: &str) -> Result<PathBuf> {
     fs::rename(fresh.path().join(&name).join(PLACE), &cache)
         .with_context(|| format!("{name} has no {PLACE}"))?;
     Ok(cache)
+}
+
+/// Makes a test of each line for bpftrace that our own page has: they need the same tools.
+fn write_lines(to: &Path) -> Result<()> {
+    let page = paths::root().join("docs/observability.md");
+    let text = fs::read_to_string(&page).with_context(|| page.display().to_string())?;
+    let lines = text.lines().filter(|line| line.starts_with("bpftrace "));
+    let mut count = 0;
+    for line in lines {
+        count += 1;
+        let script = format!("exec bash ./line <<'END'\n{line}\nEND\n");
+        fs::write(to.join(format!("test_line_{count:02}.sh")), script)?;
+    }
+    ensure!(count != 0, "{} has no line for bpftrace", page.display());
+    Ok(())
 }
 
 /// Compiles [`HELPER`], with the headers of the newest kernel: those of the machine may not know its ioctl.
@@ -184,11 +209,6 @@ fn tests(directory: &Path, filter: &[String]) -> Result<Vec<String>> {
             all.push(name);
         }
     }
-    ensure!(
-        !all.is_empty(),
-        "no test of {} is chosen",
-        directory.display()
-    );
     all.sort();
     Ok(all)
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::e2e::Report;
 use crate::outcomes::{Cell, Outcomes, version};
 use crate::paths;
-use ublk_e2e_records::{CELL, RECOVERY};
+use ublk_e2e_records::{CELL, KIND, RECOVERY};
 
 /// The stored results.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,9 @@ pub struct Entry {
     pub features: Vec<(String, bool)>,
     /// Data modes and the outcome of a device in them.
     pub modes: BTreeMap<String, String>,
+    /// Kinds of devices, data modes, and the outcome.
+    #[serde(default)]
+    pub kinds: Vec<(String, String, String)>,
     /// Policy, event, load and the outcome for the device.
     pub recovery: Vec<(String, String, String, String)>,
 }
@@ -126,6 +129,12 @@ impl Entry {
             expected_failures: report.results.forgiven.iter().cloned().collect(),
             features: report.features.clone(),
             modes,
+            kinds: told(report, KIND)
+                .filter_map(|(cell, outcome)| {
+                    let [kind, mode] = <[String; 2]>::try_from(cell.clone()).ok()?;
+                    Some((kind, mode, outcome.clone()))
+                })
+                .collect(),
             recovery: told(report, RECOVERY)
                 .filter_map(|(cell, outcome)| {
                     let [policy, event, load] = <[String; 3]>::try_from(cell.clone()).ok()?;
@@ -214,6 +223,7 @@ impl Kernels {
             }
             .to_owned()
         });
+        self.kinds(&mut text);
         text += "\n## Recovery\n\nThe state of a device after a part of its server died, idle, under load and \
                  mounted; `–`: the kernel lacks the policy,\nand `add` refused it by name.\n\n";
         let rows: Vec<_> = self.kernels.iter().flat_map(|k| &k.recovery).collect();
@@ -227,6 +237,28 @@ impl Kernels {
             kernel.recovery(policy, event)
         });
         text + include_str!("known_faults.md")
+    }
+
+    /// The section about kinds of devices.
+    fn kinds(&self, text: &mut String) {
+        *text += "\n## Zoned devices and integrity metadata\n\n`yes`: served; `–`: the kernel lacks it; `no`: no kernel can \
+                 serve it in this mode. `add` refuses both by name.\n\n";
+        let rows: Vec<_> = self.kernels.iter().flat_map(|k| &k.kinds).collect();
+        let rows: Vec<_> = rows.iter().map(|(k, m, _)| format!("{k}, {m}")).collect();
+        let names = union(rows.iter());
+        self.table(text, "device, mode", &names, |kernel, name| {
+            let is = |(kind, mode, _): &&(String, String, String)| {
+                name.split_once(", ") == Some((kind.as_str(), mode.as_str()))
+            };
+            let outcome = kernel.kinds.iter().find(is);
+            match outcome.map(|(_, _, outcome)| outcome.as_str()) {
+                Some("ran") => "yes",
+                Some("lacks") => "–",
+                Some("never") => "no",
+                _ => "?",
+            }
+            .to_owned()
+        });
     }
 
     fn table(
@@ -288,6 +320,11 @@ mod tests {
             expected_failures: BTreeMap::new(),
             features: vec![("A".to_owned(), true)],
             modes: BTreeMap::from([("copy".to_owned(), "lacks".to_owned())]),
+            kinds: vec![(
+                "zoned-mem".to_owned(),
+                "copy".to_owned(),
+                "never".to_owned(),
+            )],
             recovery: vec![cell("idle", "dead"), cell("load", "dead")],
         };
         assert_eq!(entry.recovery("none", "kill"), "dead");
@@ -301,6 +338,7 @@ mod tests {
         for line in [
             "| A | yes |",
             "| copy | – |",
+            "| zoned-mem, copy | no |",
             "| none, kill | idle: dead, load: live |",
             "- no kernel 6.19",
         ] {

@@ -13,6 +13,9 @@ pub const CELL: &str = "cell";
 /// Name of the table of policies, deaths and loads.
 pub const RECOVERY: &str = "recovery";
 
+/// Name of the table of zoned devices and of those with integrity metadata, in data modes.
+pub const KIND: &str = "kind";
+
 /// A record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
@@ -32,7 +35,7 @@ pub enum Record {
     },
     /// Outcome of a cell of a table, which the runner compares with the expected one.
     Outcome {
-        /// The table: [`CELL`] or [`RECOVERY`].
+        /// The table: [`CELL`], [`RECOVERY`] or [`KIND`].
         table: String,
         /// A value for each of the table's axes.
         axes: Vec<String>,

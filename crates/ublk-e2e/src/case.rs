@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use libtest_mimic::{Failed, Trial};
-use ublk_e2e_records::{CELL, RECOVERY, Record};
+use ublk_e2e_records::{CELL, KIND, RECOVERY, Record};
 
 use crate::wait::secs;
 use crate::{cli, procfs};
@@ -236,6 +236,11 @@ pub fn cell(backend: &str, mode: &str, operation: &str, outcome: &str) {
 /// Records the outcome of a step in a device's life, for the recovery matrix.
 pub fn recovery_cell(policy: &str, event: &str, load: &str, outcome: &str) {
     record(Record::outcome(RECOVERY, &[policy, event, load], outcome));
+}
+
+/// Records whether devices of a kind can be had in a mode: `ran`, `never`, `lacks`.
+pub fn kind_cell(kind: &str, mode: &str, outcome: &str) {
+    record(Record::outcome(KIND, &[kind, mode], outcome));
 }
 
 /// Records a feature of this kernel.

@@ -22,6 +22,7 @@ mod idle;
 mod in_use;
 mod integrity;
 mod kill;
+mod kind_matrix;
 mod lifecycle;
 mod lists;
 mod logs;
@@ -116,6 +117,7 @@ pub fn all(set: Set) -> Vec<Case> {
             parameters::cases(),
             integrity::cases(),
             zoned::cases(),
+            kind_matrix::cases(),
             identity::cases(),
             in_use::cases(),
             stop::cases(),

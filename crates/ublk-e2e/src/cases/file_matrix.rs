@@ -22,10 +22,10 @@ const BASE: u64 = 1 << 20;
 
 /// A mode: `--data`, `--batch`, and the first kernel that supports it.
 #[derive(Debug, Clone, Copy)]
-struct Mode {
-    data: &'static str,
+pub(super) struct Mode {
+    pub(super) data: &'static str,
     batch: bool,
-    since: (u32, u32),
+    pub(super) since: (u32, u32),
     feature: &'static str,
 }
 
@@ -38,7 +38,7 @@ const fn mode(data: &'static str, batch: bool, since: (u32, u32), feature: &'sta
     }
 }
 
-const MODES: [Mode; 8] = [
+pub(super) const MODES: [Mode; 8] = [
     mode("copy", false, (6, 0), ""),
     mode("get-data", false, (6, 0), ""),
     mode("user-copy", false, (6, 5), ""),
@@ -54,7 +54,7 @@ pub(super) const OPERATIONS: [&str; 7] = [
 ];
 
 impl Mode {
-    fn name(self) -> String {
+    pub(super) fn name(self) -> String {
         format!("{}{}", self.data, if self.batch { "-batch" } else { "" })
     }
 
@@ -62,7 +62,7 @@ impl Mode {
         self.data.starts_with("zero-copy")
     }
 
-    fn args(self) -> [&'static str; 4] {
+    pub(super) fn args(self) -> [&'static str; 4] {
         let batch = if self.batch { "on" } else { "off" };
         ["--data", self.data, "--batch", batch]
     }

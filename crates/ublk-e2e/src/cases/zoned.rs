@@ -22,7 +22,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Write pointers of all zones, in sectors from the zone's start, by `blkzone report`.
-fn pointers(node: &str) -> Result<Vec<u64>> {
+pub(super) fn pointers(node: &str) -> Result<Vec<u64>> {
     let output = run::good("blkzone", &["report", node])?;
     let pointer = |line: &str| {
         let (_, rest) = line.split_once("wptr 0x")?;
