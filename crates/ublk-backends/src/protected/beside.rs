@@ -25,6 +25,9 @@ pub(super) trait Side: Layer {
     /// Takes the lock of the file, shared with other readers if `read_only`. False if somebody else holds it.
     fn lock(&self, read_only: bool) -> bool;
 
+    /// Whether it still has a name: what is written to one that was removed is lost.
+    fn is_named(&self) -> bool;
+
     /// Length in bytes.
     fn length(&self) -> Result<u64, Errno>;
 
@@ -458,6 +461,9 @@ impl<L: Side> Store for Beside<L> {
                 return Err(SideFileError::Locked.into());
             }
             std::thread::sleep(AGAIN);
+        }
+        if !self.layer.is_named() {
+            return Err(SideFileError::Missing.into());
         }
         self.locked(data)
     }

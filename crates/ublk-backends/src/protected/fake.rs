@@ -200,6 +200,10 @@ impl Side for Fake {
         !self.locked.load(Ordering::Relaxed)
     }
 
+    fn is_named(&self) -> bool {
+        true
+    }
+
     fn length(&self) -> Result<u64, Errno> {
         Ok(self.state.lock().unwrap().length)
     }

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ublk_core::Errno;
@@ -27,6 +27,10 @@ pub struct SideFile {
 impl Side for Os {
     fn lock(&self, read_only: bool) -> bool {
         lock(&self.file, read_only)
+    }
+
+    fn is_named(&self) -> bool {
+        self.file.metadata().is_ok_and(|meta| meta.nlink() != 0)
     }
 
     fn length(&self) -> Result<u64, Errno> {
@@ -112,8 +116,7 @@ impl SideFile {
         read_only: bool,
     ) -> Result<(Beside<Os>, bool), Error> {
         if self.is_to_be_made(read_only) {
-            self.make(&device)
-                .map_err(|e| failed("make the file of integrity metadata", &e))?;
+            self.make(&device)?;
         }
         let meta = match fs::metadata(&self.path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -141,16 +144,29 @@ impl SideFile {
         Ok((Beside::open(layer, device, usage)?, in_memory))
     }
 
-    /// Makes the file under another name first, so that it has its name only when it is whole.
-    fn make(&self, device: &Header) -> std::io::Result<()> {
+    /// Makes the file under another name first, so that it has its name only when it is whole. One server at a time: whoever has
+    /// the lock of the unfinished file may remove or rename it.
+    fn make(&self, device: &Header) -> Result<(), Error> {
+        let failed = |e| failed("make the file of integrity metadata", &e);
         let mut unfinished = self.path.as_os_str().to_owned();
         unfinished.push(".new");
         let unfinished = PathBuf::from(unfinished);
+        clear_away(&unfinished)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true);
-        // What an interrupted attempt left, or somebody's link: never written through.
-        let _ = fs::remove_file(&unfinished);
-        let file = options.mode(0o600).open(&unfinished)?;
+        let file = match options.mode(0o600).open(&unfinished) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                return Err(SideFileError::Locked.into());
+            }
+            other => other.map_err(failed)?,
+        };
+        if !lock(&file, false) || !is_at(&file, &unfinished) {
+            return Err(SideFileError::Locked.into());
+        }
+        if fs::symlink_metadata(&self.path).is_ok() {
+            // Another server was faster; its lock decides who has the file.
+            return fs::remove_file(&unfinished).map_err(failed);
+        }
         let layer = Os {
             file,
             by_ioctl: false,
@@ -161,12 +177,58 @@ impl SideFile {
         if made.is_err() {
             // What remains is removed by the next attempt.
             let _ = fs::remove_file(&unfinished);
-            return made;
+            return made.map_err(failed);
         }
         let parent = match self.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        File::open(parent)?.sync_all()
+        File::open(parent)
+            .and_then(|parent| parent.sync_all())
+            .map_err(failed)
     }
+
+    /// Removes the file, unless a server has it: for a caller whose device failed after the file was made.
+    pub fn remove_unused(&self) {
+        let Ok(file) = existing(&self.path) else {
+            return;
+        };
+        if lock(&file, false) && is_at(&file, &self.path) {
+            // One that stays has no metadata, and fits the next attempt.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Opens what is there, without following a link or waiting for a pipe's other end.
+fn existing(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    let options = options.read(true);
+    options
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+}
+
+/// Whether a file still has this name.
+fn is_at(file: &File, path: &Path) -> bool {
+    let (Ok(ours), Ok(there)) = (file.metadata(), fs::symlink_metadata(path)) else {
+        return false;
+    };
+    (ours.dev(), ours.ino()) == (there.dev(), there.ino())
+}
+
+/// Removes what an interrupted attempt left, or somebody's link: it is never written through.
+fn clear_away(unfinished: &Path) -> Result<(), Error> {
+    let left = match existing(unfinished) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.ok(),
+    };
+    match left {
+        Some(left) if !lock(&left, false) => return Err(SideFileError::Locked.into()),
+        // It has got its name since.
+        Some(left) if !is_at(&left, unfinished) => {}
+        // A failure is that of making it anew.
+        _left => drop(fs::remove_file(unfinished)),
+    }
+    Ok(())
 }

@@ -177,6 +177,40 @@ fn metadata_in_a_file_outlives_its_server() {
     assert_eq!(refused, SideFileError::Unclean.into());
 }
 
+/// Whoever makes a file takes none that another server makes or has, and writes through nothing that lies in its way.
+#[test]
+fn a_file_is_made_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.img");
+    fs::write(&path, vec![0; 1 << 20]).unwrap();
+    let side = SideFile::beside(&path);
+    let unfinished = directory.path().join("disk.img.integrity.new");
+    // Another server makes it.
+    let other = fs::File::create(&unfinished).unwrap();
+    other.lock().unwrap();
+    let refused = on_file(&path, true).expect_err("it is being made");
+    assert_eq!(refused, SideFileError::Locked.into());
+    assert!(!side.exists() && unfinished.exists());
+    // It died, and somebody put a link in its place.
+    drop(other);
+    fs::remove_file(&unfinished).unwrap();
+    std::os::unix::fs::symlink(&path, &unfinished).unwrap();
+    let device = on_file(&path, true).unwrap();
+    assert!(side.exists() && !unfinished.is_symlink());
+    assert_eq!(fs::read(&path).unwrap(), vec![0; 1 << 20]);
+    // The caller of an attempt that failed removes no file of a device that lives.
+    side.remove_unused();
+    assert!(side.exists(), "it is in use");
+    drop(device);
+    // A file that loses its name between its opening and its lock keeps nothing.
+    let file = File::options(&path).block_size(Some(512)).open().unwrap();
+    let late = Protected::prepared(file, CRC16, &side).unwrap();
+    side.remove_unused();
+    assert!(!side.exists());
+    let refused = late.start(Duration::ZERO);
+    assert_eq!(refused, Err(SideFileError::Missing.into()));
+}
+
 /// A discard of everything gives the metadata's storage back.
 #[test]
 fn a_discard_punches_the_metadata_out() {

@@ -107,8 +107,8 @@ fn make_reserved(
 ) -> Result<(Added, Foreground), Failure> {
     let mut spec = wanted.spec.clone();
     let created = create(wanted)?;
-    let side = backend::side_file(&spec).map(|side| side.path().to_owned());
-    let side = side.filter(|side| std::fs::symlink_metadata(side).is_err());
+    let side = backend::side_file(&spec);
+    let side = side.filter(|side| std::fs::symlink_metadata(side.path()).is_err());
     let limits = backend::resolve(&mut spec)?;
     fits(wanted, &limits)?;
     let made = check(&spec, limits).and_then(|()| {
@@ -122,8 +122,8 @@ fn make_reserved(
         created.keep();
     }
     if let Some(side) = side.filter(|_| !stays) {
-        // The server made it, if it came so far; nothing was written.
-        let _ = std::fs::remove_file(side);
+        // The server made it, if it came so far; nothing was written. Or another device has it, which was added meanwhile.
+        side.remove_unused();
     }
     made
 }
