@@ -14,6 +14,8 @@ mod regions;
 mod side;
 mod store;
 #[cfg(all(test, not(miri)))]
+mod syncs;
+#[cfg(all(test, not(miri)))]
 mod tests;
 
 use std::time::Duration;
@@ -224,8 +226,8 @@ impl<B: Backend> Protected<B> {
     ) -> Result<(), Errno> {
         let _held = self.locks.write(offset, len);
         // Before the data: if that fails half-way, or the machine crashes, no block has the metadata of other data.
-        self.store.erase(self.place(offset), self.place(len))?;
-        self.store.settle()?;
+        self.store
+            .erase_durably(self.place(offset), self.place(len))?;
         change()
     }
 }

@@ -7,7 +7,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,8 @@ pub(super) struct Beside<L> {
     /// The device as it is served.
     device: Mutex<Header>,
     syncs: Syncs,
+    /// Syncs that failed.
+    failures: AtomicU64,
     /// Set when the file is locked and checked.
     regions: OnceLock<Regions>,
     /// Some region's metadata is lost.
@@ -185,6 +187,7 @@ impl<L: Side> Beside<L> {
             usage,
             device: Mutex::new(device),
             syncs: Syncs::default(),
+            failures: AtomicU64::new(0),
             regions: OnceLock::new(),
             lost: AtomicBool::new(false),
         })
@@ -204,7 +207,28 @@ impl<L: Side> Beside<L> {
     }
 
     fn sync(&self) -> Result<(), Errno> {
-        self.syncs.wait(|| self.layer.sync())
+        self.syncs.wait(|| {
+            let done = self.layer.sync();
+            if done.is_err() {
+                self.failures.fetch_add(1, Ordering::AcqRel);
+            }
+            done
+        })
+    }
+
+    /// Syncs that have failed, for [`sync_since`](Self::sync_since).
+    fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Acquire)
+    }
+
+    /// Makes durable what was written after that many syncs had failed. The kernel writes nothing again after a failed sync, and
+    /// tells it once: the next sync, of somebody who wrote before it, succeeds without having written.
+    fn sync_since(&self, failures: u64) -> Result<(), Errno> {
+        self.sync()?;
+        match self.failures() == failures {
+            true => Ok(()),
+            false => Err(Errno::EIO),
+        }
     }
 
     /// Makes data and metadata durable, and cleans regions.
@@ -423,8 +447,10 @@ impl<L: Side> Store for Beside<L> {
         }
     }
 
-    fn settle(&self) -> Result<(), Errno> {
-        self.sync()
+    fn erase_durably(&self, at: u64, len: u64) -> Result<(), Errno> {
+        let failures = self.failures();
+        self.erase(at, len)?;
+        self.sync_since(failures)
     }
 
     fn begin(&self, range: (u64, u64), data: &dyn Backend) -> Result<(), Errno> {
@@ -433,10 +459,11 @@ impl<L: Side> Store for Beside<L> {
         if regions.is_full(range.clone()) {
             self.flush_and(data, Clean::Half)?;
         }
+        let failures = self.failures();
         if !regions.begin(range.clone(), &|n, w| self.word(n, w))? {
             return Ok(());
         }
-        if let Err(errno) = self.sync() {
+        if let Err(errno) = self.sync_since(failures) {
             regions.abort(range);
             return Err(errno);
         }

@@ -38,13 +38,13 @@ pub(super) trait Store: Send + Sync + 'static {
     /// Makes `len` bytes at position `at` all ones.
     fn erase(&self, at: u64, len: u64) -> Result<(), Errno>;
 
-    /// The same, for data that has changed already: what cannot be erased is not loaded any more.
-    fn forget(&self, range: (u64, u64), at: u64, len: u64);
-
-    /// Makes what was erased durable, so that its data may change.
-    fn settle(&self) -> Result<(), Errno> {
-        Ok(())
+    /// The same, durable on return, so that its data may change.
+    fn erase_durably(&self, at: u64, len: u64) -> Result<(), Errno> {
+        self.erase(at, len)
     }
+
+    /// Erases for data that has changed already: what cannot be erased is not loaded any more.
+    fn forget(&self, range: (u64, u64), at: u64, len: u64);
 
     /// Prepares for a write to data and metadata, which a crash may tear apart.
     fn begin(&self, range: (u64, u64), data: &dyn Backend) -> Result<(), Errno> {
