@@ -121,9 +121,7 @@ impl FromStr for Uri {
             (_, Some(_)) if !sockets.is_empty() => return Err(UriError::Sockets),
             (false, Some(_)) => return Err(UriError::SocketOfTcp),
             (false, None) => host(authority)?,
-            (true, _)
-                if !authority.trim_end_matches('@').is_empty() && !authority.ends_with('@') =>
-            {
+            (true, _) if !authority.is_empty() && !authority.ends_with('@') => {
                 return Err(UriError::SocketWithHost(authority.to_owned()));
             }
             (true, None) => return Err(UriError::Socket),
