@@ -26,10 +26,10 @@ pub(crate) fn of(health: &Health) -> Vec<Problem> {
     }
     let stats = &health.stats;
     if stats.panics > 0 {
-        let text = format!(
-            "{} panics in the backend, each of which failed a request",
-            stats.panics
-        );
+        let text = match stats.panics {
+            1 => "a panic in the backend, which failed a request".to_owned(),
+            n => format!("{n} panics in the backend, each of which failed a request"),
+        };
         add(ProblemKind::Panics, text);
     }
     if stats.errors > 0 {

@@ -48,14 +48,16 @@ impl Distribution {
     pub fn of(histogram: &Histogram<u64>) -> Option<Self> {
         // The histogram rounds up; sizes that are powers of two stay what they are when it rounds down.
         let at = |share| histogram.lowest_equivalent(histogram.value_at_quantile(share));
+        let max = histogram.lowest_equivalent(histogram.max());
         (!histogram.is_empty()).then(|| Self {
-            mean: histogram.mean(),
+            // Of the middles of its buckets, which may be above the largest value.
+            mean: histogram.mean().clamp(to_f64(histogram.min()), to_f64(max)),
             min: histogram.min(),
             p50: at(0.5),
             p90: at(0.9),
             p99: at(0.99),
             p999: at(0.999),
-            max: histogram.lowest_equivalent(histogram.max()),
+            max,
         })
     }
 }

@@ -9,6 +9,9 @@ pub enum Error {
     /// The file cannot be read or written.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The file has no bytes.
+    #[error("the file is empty")]
+    Empty,
     /// No format that is known begins like this.
     #[error(
         "unknown format: the file begins neither as a ublk trace, nor as a fio iolog, a blktrace stream or MSR CSV"
@@ -57,6 +60,7 @@ impl Error {
                 "free some space, or write to another file system"
             }
             Self::Io(_) => "check the path and its permissions",
+            Self::Empty => "record or copy the trace again",
             Self::UnknownFormat => {
                 "merge the files of blktrace with `blkparse -i DEVICE -d FILE -O`; a CSV file needs the seven columns of \
                  the MSR Cambridge traces"

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::format::{Header, MAGIC, Reader};
 use crate::record::Record;
+use crate::units::counted;
 use crate::{blktrace, iolog, msr};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -80,9 +81,13 @@ impl<R: BufRead> Source<R> {
     /// Recognises the format by its first bytes.
     ///
     /// # Errors
-    /// [`Error::UnknownFormat`]; what the format's own header is refused for; those of the input.
+    /// [`Error::Empty`], [`Error::UnknownFormat`]; what the format's own header is refused for; those of the input.
     pub fn new(mut input: R) -> Result<Self, Error> {
-        let format = Format::of(input.fill_buf()?).ok_or(Error::UnknownFormat)?;
+        let begin = input.fill_buf()?;
+        if begin.is_empty() {
+            return Err(Error::Empty);
+        }
+        let format = Format::of(begin).ok_or(Error::UnknownFormat)?;
         let inner = match format {
             Format::Ublk => Inner::Ublk(Reader::new(input)?),
             Format::Iolog => Inner::Iolog(iolog::Iolog::new(input)?),
@@ -138,21 +143,31 @@ impl<R: BufRead> Source<R> {
         }
     }
 
+    /// After the last record: where the file stops being what was written. One that just ends is no error but warned of.
+    #[must_use]
+    pub fn damage(&self) -> Option<Error> {
+        let Inner::Ublk(reader) = &self.inner else {
+            return None;
+        };
+        let damage = reader.damage().filter(|damage| !damage.is_cut)?;
+        Some(Error::Bytes {
+            at: damage.at,
+            what: damage.what.to_owned(),
+        })
+    }
+
     /// After the last record: what the reader of the figures has to know, a sentence each.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let mut warn = |n: u64, text: &str| {
             if n > 0 {
-                warnings.push(format!("{n} {text}"));
+                warnings.push(format!("{}, {text}", counted(n, "request")));
             }
         };
         match &self.inner {
             Inner::Ublk(reader) => {
-                warn(
-                    reader.lost(),
-                    "requests were not recorded: the recorder did not keep up",
-                );
+                warn(reader.lost(), "not recorded: the recorder did not keep up");
                 if let Some(damage) = reader.damage() {
                     warnings.push(damage.to_string());
                 }
@@ -166,11 +181,11 @@ impl<R: BufRead> Source<R> {
             Inner::Iolog(_) => {}
             Inner::Blktrace(trace) => warn(
                 trace.unmatched(),
-                "requests have no latency: begin or completion is not in the trace",
+                "without latency: begin or completion is not in the trace",
             ),
             Inner::Msr(csv) => warn(
                 csv.early(),
-                "requests began before the first one of the file: they are taken as if they began with it",
+                "begun before the first one of the file: taken as if begun with it",
             ),
         }
         warnings

@@ -46,6 +46,15 @@ pub fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
+/// A number with its noun: `1 request`, `2 requests`.
+#[must_use]
+pub fn counted(count: u64, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        count => format!("{count} {noun}s"),
+    }
+}
+
 /// An integer as a floating-point number; beyond 2^53 it is rounded.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "figures have three digits")]
@@ -93,5 +102,7 @@ mod tests {
         assert_eq!(count(0.25), "0.25");
         assert_eq!(count(12_345.0), "12.3 k");
         assert_eq!(percent(0.125), "12.5 %");
+        assert_eq!(counted(1, "request"), "1 request");
+        assert_eq!(counted(0, "request"), "0 requests");
     }
 }

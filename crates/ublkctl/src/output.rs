@@ -105,6 +105,14 @@ pub fn fail(failure: &Failure, json: bool) -> ExitCode {
     exit_code(failure.kind)
 }
 
+/// Ends a command that printed what it found and then failed, if it did: the failure is no second JSON value.
+pub fn end(failure: Option<&Failure>) -> ExitCode {
+    failure.map_or(ExitCode::SUCCESS, |failure| {
+        print_failure(failure);
+        exit_code(failure.kind)
+    })
+}
+
 /// The exit code of a kind of failure.
 pub fn exit_code(kind: FailureKind) -> ExitCode {
     ExitCode::from(kind.exit_code())

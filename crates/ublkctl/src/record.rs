@@ -13,6 +13,7 @@ use ublk_daemon::failure::Failure;
 use ublk_daemon::front::{Fetched, Recording};
 use ublk_daemon::signals::Signals;
 use ublk_trace::format::{Header, Writer};
+use ublk_trace::units;
 
 /// How often the server is asked. A thread's ring has room for what 1.3 million requests per second bring in that time.
 const PACE: Duration = Duration::from_millis(50);
@@ -72,12 +73,14 @@ pub fn run(id: DevId, args: &Record, json: bool) -> Result<(), Failure> {
     sink.writer.finish().map_err(told)?.out.commit()?;
     if let Some(mut broken) = broken {
         let file = args.file.display();
-        broken.text = format!("{}; {file} has the {requests} requests before", broken.text);
+        let before = units::counted(requests, "request");
+        broken.text = format!("{}; {file} has what came before, {before}", broken.text);
         return Err(broken);
     }
     if lost > 0 {
         tracing::warn!(
-            "{lost} requests are not in the trace: they came faster than they could be fetched"
+            "{} not in the trace: it could not be fetched as fast as it came",
+            units::counted(lost, "request")
         );
     }
     let report = Report {
@@ -90,8 +93,9 @@ pub fn run(id: DevId, args: &Record, json: bool) -> Result<(), Failure> {
     };
     put(json, &report, || {
         format!(
-            "{}: {requests} requests in {seconds:.1} s\n",
-            args.file.display()
+            "{}: {} in {seconds:.1} s\n",
+            args.file.display(),
+            units::counted(requests, "request")
         )
     })
 }

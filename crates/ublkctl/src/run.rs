@@ -190,9 +190,9 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         }
         Command::Nbd { command } => return nbd(&program, command, json),
         Command::Record(args) => record::run(args.device.device.resolve()?.id, args, json)?,
-        Command::Trace { trace, command } => trace::run(trace, command.as_ref(), json)?,
+        Command::Trace { trace, command } => return trace::run(trace, command.as_ref(), json),
         Command::Replay(args) => load::replay::run(args, json)?,
-        Command::Bench(args) => load::bench::run(args, json)?,
+        Command::Bench(args) => return load::bench::run(args, json),
         Command::Features { wait } => {
             let features = front::features(&program, wait.time())?;
             put(json, &features, || show::features(&features))?;

@@ -5,16 +5,17 @@ pub mod output;
 mod text;
 
 use crate::cli::{TraceCommand, TraceFile};
-use crate::output::put;
+use crate::output::{end, put};
 use output::Output;
 use serde::Serialize;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use ublk_core::Errno;
 use ublk_daemon::failure::{Failure, FailureKind};
 use ublk_daemon::signals::Signals;
-use ublk_trace::{Analysis, Error, Format, Source, Summary, picture};
+use ublk_trace::{Analysis, Error, Format, Source, Summary, picture, units};
 
 /// What `trace` says in JSON.
 #[derive(Debug, Serialize)]
@@ -42,15 +43,21 @@ pub struct Report {
 ///
 /// # Errors
 /// Files that cannot be read or written, or make no sense.
-pub fn run(trace: &TraceFile, command: Option<&TraceCommand>, json: bool) -> Result<(), Failure> {
+pub fn run(
+    trace: &TraceFile,
+    command: Option<&TraceCommand>,
+    json: bool,
+) -> Result<ExitCode, Failure> {
     match (command, &trace.file) {
-        (Some(TraceCommand::Convert(args)), _) => convert::run(args, json),
+        (Some(TraceCommand::Convert(args)), _) => {
+            convert::run(args, json).map(|()| ExitCode::SUCCESS)
+        }
         (None, Some(file)) => look(file, trace.svg.as_deref(), json),
         (None, None) => Err(Failure::new(FailureKind::Usage, "no trace is given")),
     }
 }
 
-fn look(file: &Path, svg: Option<&Path>, json: bool) -> Result<(), Failure> {
+fn look(file: &Path, svg: Option<&Path>, json: bool) -> Result<ExitCode, Failure> {
     let mut source = open(file)?;
     let output = svg.map(|svg| Output::create(svg, &[file])).transpose()?;
     let signals = interrupts()?;
@@ -64,7 +71,8 @@ fn look(file: &Path, svg: Option<&Path>, json: bool) -> Result<(), Failure> {
         read += 1;
         if read.is_multiple_of(4096) && signals.came() {
             return Err(Failure::failed(format!(
-                "interrupted after {read} requests of {}",
+                "interrupted after {} of {}",
+                units::counted(read, "request"),
                 file.display()
             )));
         }
@@ -91,10 +99,12 @@ fn look(file: &Path, svg: Option<&Path>, json: bool) -> Result<(), Failure> {
         let text = text.map_err(|e| Failure::failed(e.to_string()))?;
         output.finish(text.as_bytes())
     });
-    // The figures are good without their picture.
+    // The figures are good without their picture, and of what precedes a damage.
     report.svg = report.svg.filter(|_| drawn.is_ok());
+    let damaged = |damage: Error| unreadable(file, &damage, report.summary.requests);
+    let failure = drawn.err().or_else(|| source.damage().map(damaged));
     put(json, &report, || text::report(&report))?;
-    drawn
+    Ok(end(failure.as_ref()))
 }
 
 /// Signals that are looked at now and then, so that files which are not whole are removed.
@@ -108,6 +118,10 @@ pub fn interrupts() -> Result<Signals, Failure> {
 /// What keeps it from being read, about the file.
 pub fn open(file: &Path) -> Result<Source<BufReader<File>>, Failure> {
     let meta = std::fs::metadata(file).map_err(|e| failure(file, &e.into()))?;
+    if meta.is_dir() {
+        let text = format!("{} is a directory, not a trace", file.display());
+        return Err(Failure::failed(text).hint("name a file in it"));
+    }
     if !meta.is_file() {
         let text = format!("{} is not a regular file", file.display());
         return Err(
@@ -121,7 +135,8 @@ pub fn open(file: &Path) -> Result<Source<BufReader<File>>, Failure> {
 pub fn unreadable(file: &Path, error: &Error, read: u64) -> Failure {
     let mut failure = failure(file, error);
     if read > 0 {
-        failure.text = format!("{}; the {read} requests before it are sound", failure.text);
+        let read = units::counted(read, "request");
+        failure.text = format!("{}; what precedes it is sound, {read}", failure.text);
     }
     failure
 }

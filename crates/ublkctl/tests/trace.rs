@@ -128,14 +128,30 @@ fn bad_files_are_told() {
             .contains("ends early"),
         "{value}"
     );
+    // What is not as it was written fails, with the figures of what precedes it, and with one JSON value.
+    let mut damaged = whole.clone();
+    damaged[whole.len() - 50] ^= 1;
+    fs::write(at("damaged"), damaged).unwrap();
+    let (code, value) = json(&["trace", &at("damaged")]);
+    assert_eq!(
+        (code, &value["requests"]),
+        (Some(1), &Value::from(1024)),
+        "{value}"
+    );
+    let (code, value) = json(&["trace", &at("log"), "--svg", "/dev/full"]);
+    assert_eq!(
+        (code, &value["requests"], &value["svg"]),
+        (Some(1), &Value::from(2000), &Value::Null),
+        "{value}"
+    );
     for (name, bytes, message) in [
-        ("empty", &b""[..], "unknown format"),
+        ("empty", &b""[..], "the file is empty"),
         ("noise", &[0xff; 5000], "unknown format"),
         ("header", &whole[..20], "header of the trace is damaged"),
         (
             "line",
             b"fio version 3 iolog\n0 f add\n1 f read 0 512\n1 f read 0\n",
-            "line 4: the length is missing; the 1 requests",
+            "line 4: the length is missing; what precedes it is sound, 1 request",
         ),
         (
             "old",

@@ -8,6 +8,7 @@ use crate::state::{Record, Store};
 use serde::Serialize;
 use std::time::Duration;
 use ublk_core::DevId;
+use ublk_ctrl::nodes::Nodes;
 use ublk_metrics::{Level, Snapshot};
 
 /// How long an agent may take to answer.
@@ -46,6 +47,7 @@ pub struct Measured {
 pub fn measured(ids: &[DevId], health: bool) -> Result<Vec<Measured>, Failure> {
     let store = Store::of_user()?;
     let there = ublk_ctrl::nodes::list_devices().unwrap_or_default();
+    let nodes = Nodes::default();
     let mut records: Vec<(DevId, Record)> = store
         .records()
         .filter_map(|record| Some((DevId::new(record.id?).ok()?, record)))
@@ -56,6 +58,8 @@ pub fn measured(ids: &[DevId], health: bool) -> Result<Vec<Measured>, Failure> {
         if !records.iter().any(|(known, _)| known == id) {
             return Err(match there.contains(id) {
                 true => Failure::foreign(*id),
+                // Where no driver is loaded there is no device at all, and that is what to cure.
+                false if !nodes.control().exists() => ublk_ctrl::Error::MissingModule.into(),
                 false => Failure::no_such_device(*id),
             });
         }

@@ -9,6 +9,8 @@ use std::io::{self, Read};
 /// Why a trace was not read to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
+    /// The file just ends, as one whose recorder was killed; else it is not what was written.
+    pub is_cut: bool,
     /// Where the block begins that could not be read, in bytes.
     pub at: u64,
     /// What is wrong with it.
@@ -17,7 +19,12 @@ pub struct Damage {
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the trace ends early at byte {}: {}", self.at, self.what)
+        let how = if self.is_cut {
+            "ends early"
+        } else {
+            "is damaged"
+        };
+        write!(f, "the trace {how} at byte {}: {}", self.at, self.what)
     }
 }
 
@@ -110,8 +117,9 @@ impl<R: Read> Reader<R> {
     /// Those of the input.
     pub fn next_record(&mut self) -> io::Result<Option<Record>> {
         while self.records.is_empty() && !self.ended {
-            if let Err(what) = self.next_block()? {
-                self.damage = Some(Damage { at: self.at, what });
+            if let Err((what, is_cut)) = self.next_block()? {
+                let at = self.at;
+                self.damage = Some(Damage { is_cut, at, what });
                 self.ended = true;
                 self.records.clear();
             }
@@ -119,29 +127,30 @@ impl<R: Read> Reader<R> {
         Ok(self.records.pop())
     }
 
-    /// Reads a block, or says what is wrong with it.
-    fn next_block(&mut self) -> io::Result<Result<(), &'static str>> {
+    /// Reads a block, or says what is wrong with it, and whether the file just ends.
+    fn next_block(&mut self) -> io::Result<Result<(), (&'static str, bool)>> {
         let mut header = [0; block::HEADER];
         let got = fill(&mut self.input, &mut header)?;
         if got < header.len() {
-            return Ok(Err(match got {
+            let what = match got {
                 0 => "there is no end mark; what precedes is whole",
                 _ => "a block is cut off",
-            }));
+            };
+            return Ok(Err((what, true)));
         }
         let head = match block::Head::parse(&header) {
             Ok(head) => head,
-            Err(what) => return Ok(Err(what)),
+            Err(what) => return Ok(Err((what, false))),
         };
         let mut payload = vec![0; head.payload];
         if fill(&mut self.input, &mut payload)? < payload.len() {
-            return Ok(Err("a block is cut off"));
+            return Ok(Err(("a block is cut off", true)));
         }
         if !head.is_whole(&header, &payload) {
-            return Ok(Err("the checksum of a block is wrong"));
+            return Ok(Err(("the checksum of a block is wrong", false)));
         }
         if let Err(what) = head.decode(&payload, &mut self.records) {
-            return Ok(Err(what));
+            return Ok(Err((what, false)));
         }
         self.records.reverse();
         self.lost = self.lost.saturating_add(head.lost);
@@ -150,7 +159,11 @@ impl<R: Read> Reader<R> {
         self.at = self.at.saturating_add(len);
         if self.ended && fill(&mut self.input, &mut [0])? > 0 {
             let what = "other data follows its end mark";
-            self.damage = Some(Damage { at: self.at, what });
+            self.damage = Some(Damage {
+                is_cut: false,
+                at: self.at,
+                what,
+            });
         }
         Ok(Ok(()))
     }

@@ -59,11 +59,11 @@ pub struct Bench {
     #[arg(long, value_name = "WHAT")]
     pub sweep: Option<Sweep>,
     /// Seconds to measure [default: 5; 2 for each point of a sweep; 16 for a comparison]
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
-    pub time: Option<u64>,
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub time: Option<Duration>,
     /// Seconds of load before anything counts
-    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=3600))]
-    pub warm_up: u64,
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = warm_up)]
+    pub warm_up: Duration,
     /// Use only this much of the target, from its begin [default: all]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub span: Option<u64>,
@@ -129,6 +129,22 @@ fn speed(text: &str) -> Result<Speed, String> {
         Ok(factor) if (1e-3..=1e6).contains(&factor) => Ok(Speed::Times(factor)),
         _ => Err("give a factor from 0.001 to 1000000, or max".to_owned()),
     }
+}
+
+/// Seconds with a fraction if need be.
+fn seconds(text: &str) -> Result<Duration, String> {
+    within(text, 0.1).ok_or_else(|| "give seconds from 0.1 to 3600".to_owned())
+}
+
+fn warm_up(text: &str) -> Result<Duration, String> {
+    within(text, 0.0).ok_or_else(|| "give seconds from 0 to 3600".to_owned())
+}
+
+fn within(text: &str, least: f64) -> Option<Duration> {
+    let seconds: f64 = text.parse().ok()?;
+    (least..=3600.0)
+        .contains(&seconds)
+        .then(|| Duration::from_secs_f64(seconds))
 }
 
 fn byte(text: &str) -> Result<u8, String> {

@@ -6,11 +6,12 @@ use super::draw::Screen;
 use super::opened::{Access, Opened};
 use super::{failure, file_failure};
 use crate::cli::{Bench, Rw, Sweep};
-use crate::output::put;
+use crate::output::{end, put};
 use crate::trace::interrupts;
 use crate::trace::output::Output;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 use ublk_daemon::failure::{Failure, FailureKind};
 use ublk_daemon::signals::Signals;
@@ -70,7 +71,7 @@ struct Compared {
 ///
 /// # Errors
 /// A target that cannot be opened, is in use or holds data where it is written to, does not fit the requests, or fails.
-pub fn run(args: &Bench, json: bool) -> Result<(), Failure> {
+pub fn run(args: &Bench, json: bool) -> Result<ExitCode, Failure> {
     let screen = Screen::of_terminal();
     let access = Access {
         write: pattern(args.rw).writes(),
@@ -138,7 +139,7 @@ pub fn run(args: &Bench, json: bool) -> Result<(), Failure> {
     put(json, &report, || {
         screen.shown(&text::report(&report, screen))
     })?;
-    drawn
+    Ok(end(drawn.err().as_ref()))
 }
 
 fn pattern(rw: Rw) -> Pattern {
@@ -184,8 +185,8 @@ fn plan(args: &Bench, target: &Opened, point: Point, seconds: u64) -> Result<Pla
         len: point.size,
         depth: point.depth,
         region: args.span.unwrap_or(target.size).min(target.size),
-        warm_up: Duration::from_secs(args.warm_up),
-        run: Duration::from_secs(args.time.unwrap_or(seconds)),
+        warm_up: args.warm_up,
+        run: args.time.unwrap_or(Duration::from_secs(seconds)),
         fill: Fill::Pattern,
         seed: 0x75_62_6c_6b,
     })

@@ -139,27 +139,21 @@ fn left_out(r: &Replayed) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut warn = |n: u64, text: &str| {
         if n > 0 {
-            warnings.push(format!("{n} {text}"));
+            warnings.push(format!("{} {text}", units::counted(n, "request")));
         }
     };
     warn(
         r.not_written,
-        "requests that change data were left out: --write sends them",
+        "left out, which would change data: --write sends such",
     );
-    warn(
-        r.beyond,
-        "requests beyond the end of the target were left out",
-    );
+    warn(r.beyond, "left out, beyond the end of the target");
     warn(
         r.unsupported,
-        "requests that the target cannot take (unaligned, or of zones) were left out",
+        "left out, which the target cannot take (unaligned, or of zones)",
     );
-    warn(
-        r.reordered,
-        "requests were far out of order: their times were moved",
-    );
+    warn(r.reordered, "far out of order: the times were moved");
     for (errno, n) in &r.failed {
-        warn(*n, &format!("requests failed: {}", Errno::new(*errno)));
+        warn(*n, &format!("failed: {}", Errno::new(*errno)));
     }
     if let Some(late) = r.late.filter(|late| late.p99 > LATE) {
         warnings.push(format!(
@@ -175,9 +169,9 @@ fn text(report: &Report) -> String {
     let r = &report.replayed;
     let seconds = units::to_f64(r.elapsed.max(1)) / 1e9;
     let mut text = format!(
-        "{}: {} requests, {} in {}: {}/s, {}/s\n",
+        "{}: {}, {} in {}: {}/s, {}/s\n",
         plain(&report.target.display().to_string()),
-        r.requests,
+        units::counted(r.requests, "request"),
         units::bytes(r.bytes),
         units::time(r.elapsed),
         units::count(units::to_f64(r.requests) / seconds),

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use ublk_daemon::front::Info;
 use ublk_daemon::log::plain;
 use ublk_daemon::report::{Health, NbdReport, QueueReport};
+use ublk_trace::units::counted;
 
 /// Everything known about a device, one item per line.
 pub fn info(i: &Info) -> String {
@@ -30,14 +31,6 @@ fn or_dash(value: Option<String>) -> String {
 fn ago(then: u64) -> u64 {
     let now = std::time::UNIX_EPOCH.elapsed();
     now.map_or(0, |now| now.as_secs()).saturating_sub(then)
-}
-
-/// A number with its noun in singular or plural.
-fn counted(count: impl Into<u64>, noun: &str) -> String {
-    match count.into() {
-        1 => format!("1 {noun}"),
-        count => format!("{count} {noun}s"),
-    }
 }
 
 impl Text {
@@ -184,7 +177,7 @@ impl Text {
                 "{} for {} s, {}, {}, {} replayed, retry {}",
                 nbd.state,
                 ago(nbd.since),
-                counted(nbd.connections, "connection"),
+                counted(nbd.connections.into(), "connection"),
                 counted(nbd.reconnects, "reconnect"),
                 counted(nbd.replayed, "request"),
                 nbd.retry

@@ -7,14 +7,12 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use ublk_daemon::failure::Failure;
 use ublk_daemon::front::Measured;
+use ublk_daemon::problems::STALLED;
 use ublk_daemon::report::{Health, ProblemKind};
 use ublk_metrics::{Level, QueueSnapshot, Snapshot};
 
 /// Intervals that are remembered: the width of the widest heat map.
 const PAST: usize = 512;
-
-/// A device that answers nothing for so long with requests in flight is stalled.
-const STALLED: Duration = Duration::from_secs(5);
 
 /// A device in the latest interval, and its past.
 #[derive(Debug)]

@@ -94,7 +94,7 @@ fn is(name: &str, screen: &str) {
 
 #[test]
 fn screens_of_three_sizes() {
-    let mut model = model(8);
+    let mut model = model(13);
     is("devices-80x24", &drawn(&model, 80, 24));
     is("devices-200x60", &drawn(&model, 200, 60));
     is("devices-20x5", &drawn(&model, 20, 5));
@@ -124,7 +124,7 @@ fn nothing_to_see_is_said() {
 
 #[test]
 fn devices_are_sorted_and_chosen() {
-    let mut model = model(8);
+    let mut model = model(13);
     let order =
         |model: &Model| -> Vec<u32> { model.devices.iter().map(|it| it.report.id).collect() };
     assert_eq!((order(&model), model.chosen), (vec![0, 3, 12], Some(0)));

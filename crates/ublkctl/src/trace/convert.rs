@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::path::PathBuf;
 use ublk_daemon::failure::Failure;
 use ublk_trace::format::{Header, Writer};
-use ublk_trace::{Error, IologWriter, Record, Sorter};
+use ublk_trace::{Error, IologWriter, Record, Sorter, units};
 
 /// Records that are held back to be sorted by time: more than any device has in flight.
 const SORTED: usize = 1 << 16;
@@ -58,15 +58,16 @@ pub fn run(args: &Convert, json: bool) -> Result<(), Failure> {
     let mut warnings = source.warnings();
     if sorter.late() > 0 {
         warnings.push(format!(
-            "{} requests are out of order by more than {SORTED} places: their times were moved",
-            sorter.late()
+            "{} out of order by more than {SORTED} places: the times were moved",
+            units::counted(sorter.late(), "request")
         ));
     }
     let (output, skipped) = sink.finish(source.lost()).map_err(told)?;
     output.commit()?;
     if skipped > 0 {
         warnings.push(format!(
-            "{skipped} requests were left out: an iolog has no word for them"
+            "left out, {}: an iolog has no word for such",
+            units::counted(skipped, "request")
         ));
     }
     for warning in &warnings {
@@ -79,7 +80,8 @@ pub fn run(args: &Convert, json: bool) -> Result<(), Failure> {
         warnings,
     };
     put(json, &converted, || {
-        format!("{}: {} requests\n", to.display(), converted.requests)
+        let requests = units::counted(converted.requests, "request");
+        format!("{}: {requests}\n", to.display())
     })
 }
 

@@ -160,6 +160,16 @@ fn sweep(target: &str, runs: &[Outcome], screen: Screen) -> String {
     text + &table(&rows)
 }
 
+/// A large difference as a multiple: of the rate of A where B is faster, of B where it is slower.
+fn times(difference: f64) -> Option<String> {
+    let ratio = 1.0 + difference;
+    match ratio {
+        r if r >= 2.0 => Some(format!("{} times the rate of A", units::count(r))),
+        r if r > 0.0 && r <= 0.5 => Some(format!("A has {} times its rate", units::count(1.0 / r))),
+        _ => None,
+    }
+}
+
 fn comparison(report: &Report, compared: &Compared, screen: Screen) -> String {
     let found = &compared.found;
     let other = report
@@ -175,8 +185,13 @@ fn comparison(report: &Report, compared: &Compared, screen: Screen) -> String {
     let noise = units::percent(found.noise);
     let verdict = match (found.significant, found.difference > 0.0) {
         (false, _) => format!("no difference beyond the noise: {difference}, noise {noise}"),
-        (true, true) => format!("B is faster by {difference}; noise {noise}"),
-        (true, false) => format!("B is slower by {difference}; noise {noise}"),
+        (true, faster) => {
+            let word = if faster { "faster" } else { "slower" };
+            match times(found.difference) {
+                Some(times) => format!("B is {word}, {times}; noise {noise}"),
+                None => format!("B is {word} by {difference}; noise {noise}"),
+            }
+        }
     };
     let mut text = format!(
         "{}\nA: {a}: {}\nB: {b}: {}\n",
@@ -186,4 +201,18 @@ fn comparison(report: &Report, compared: &Compared, screen: Screen) -> String {
     );
     let _ = writeln!(text, "{verdict}\n");
     text + &latencies(&[("A", &found.a), ("B", &found.b)], screen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::times;
+
+    #[test]
+    fn large_differences_are_multiples() {
+        let found = [-0.9, -0.5, -0.4, 0.0, 0.99, 1.0, 10.96].map(times);
+        let texts = found.map(Option::unwrap_or_default);
+        let (one, other) = ("A has 10.0 times its rate", "A has 2 times its rate");
+        let (twice, many) = ("2 times the rate of A", "12.0 times the rate of A");
+        assert_eq!(texts, [one, other, "", "", "", twice, many]);
+    }
 }
