@@ -1,5 +1,5 @@
 use super::*;
-use crate::Level;
+use crate::{Level, Operation};
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 use std::collections::BTreeSet;
