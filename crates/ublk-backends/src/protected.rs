@@ -23,10 +23,10 @@ use std::time::Duration;
 use ublk_core::{Backend, Checksum, Errno, Integrity, IntegrityRule, Limits};
 
 use crate::error::Error;
-use crate::{File, Memory};
+use crate::{File, Memory, Null};
 use header::Header;
 use locks::Locks;
-use store::{InMemory, Store};
+use store::{InMemory, Nowhere, Store};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub use header::fuzzed;
@@ -60,6 +60,16 @@ pub struct Protected<B: Backend> {
 impl std::fmt::Debug for dyn Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Store")
+    }
+}
+
+impl Protected<Null> {
+    /// A device that keeps neither data nor metadata: what is read passes every check.
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] for metadata that the driver does not allow.
+    pub fn null(null: Null, integrity: Integrity) -> Result<Self, Error> {
+        Self::new(null, integrity, Box::new(Nowhere))
     }
 }
 

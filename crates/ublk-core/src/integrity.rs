@@ -77,6 +77,10 @@ pub struct Integrity {
     pub reference_tag: bool,
     /// Bytes of the application tag that clients may use. The kernel reports it, and does not look at it otherwise.
     pub tag_bytes: u8,
+    /// Sysfs does not tell of a device that protection information is meant for (`device_is_integrity_capable` is 0), in
+    /// spite of a checksum. The block layer makes and verifies it in any case.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub incapable: bool,
 }
 
 impl Integrity {
@@ -90,6 +94,7 @@ impl Integrity {
             offset: 0,
             reference_tag: false,
             tag_bytes: 0,
+            incapable: false,
         }
     }
 
@@ -111,6 +116,20 @@ impl Integrity {
     #[must_use]
     pub const fn offset(mut self, bytes: u8) -> Self {
         self.offset = bytes;
+        self
+    }
+
+    /// Sets the bytes of the application tag.
+    #[must_use]
+    pub const fn tag_bytes(mut self, bytes: u8) -> Self {
+        self.tag_bytes = bytes;
+        self
+    }
+
+    /// Makes sysfs tell of no protection information.
+    #[must_use]
+    pub const fn incapable(mut self, yes: bool) -> Self {
+        self.incapable = yes;
         self
     }
 
@@ -177,6 +196,7 @@ impl Integrity {
         };
         let capable = match self.checksum {
             Checksum::None => 0,
+            _ if self.incapable => 0,
             _ => LBMD_PI_CAP_INTEGRITY,
         };
         let interval = self.interval_bytes(block);
@@ -215,6 +235,18 @@ impl fmt::Display for Integrity {
         if self.reference_tag {
             f.write_str(":reftag")?;
         }
+        for (name, value) in [
+            ("interval", self.interval),
+            ("offset", self.offset.into()),
+            ("tag", self.tag_bytes.into()),
+        ] {
+            if value != 0 {
+                write!(f, ":{name}={value}")?;
+            }
+        }
+        if self.incapable {
+            f.write_str(":incapable")?;
+        }
         Ok(())
     }
 }
@@ -222,14 +254,16 @@ impl fmt::Display for Integrity {
 /// Text that does not describe integrity metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "give CHECKSUM:BYTES[:reftag] with the checksum none, ip, crc16 or crc64, for example crc16:8:reftag"
+    "give CHECKSUM:BYTES[:reftag][:interval=BYTES][:offset=BYTES][:tag=BYTES][:incapable] with the checksum none, ip, crc16 or \
+     crc64, for example crc16:8:reftag"
 )]
 pub struct BadIntegrity;
 
 impl FromStr for Integrity {
     type Err = BadIntegrity;
 
-    /// Reads `CHECKSUM:BYTES[:reftag]`.
+    /// Reads `CHECKSUM:BYTES[:reftag][:interval=BYTES][:offset=BYTES][:tag=BYTES][:incapable]`, each word behind the bytes once
+    /// and in any order.
     fn from_str(text: &str) -> Result<Self, BadIntegrity> {
         let mut words = text.split(':');
         let all = [
@@ -244,13 +278,28 @@ impl FromStr for Integrity {
         let (Some(checksum), Some(bytes)) = (checksum, bytes) else {
             return Err(BadIntegrity);
         };
-        let this = Self::new(checksum, bytes);
-        match (words.next(), words.next()) {
-            (None, None) => Ok(this),
-            (Some("reftag"), None) => Ok(this.reference_tag(true)),
-            _ => Err(BadIntegrity),
+        let mut this = Self::new(checksum, bytes);
+        for word in words {
+            let before = this;
+            match word.split_once('=') {
+                None if word == "reftag" => this.reference_tag = true,
+                None if word == "incapable" => this.incapable = true,
+                Some(("interval", value)) => this.interval = number(value)?,
+                Some(("offset", value)) => this.offset = number(value)?,
+                Some(("tag", value)) => this.tag_bytes = number(value)?,
+                _ => return Err(BadIntegrity),
+            }
+            // A word that changes nothing is said twice, or sets what is set anyway.
+            if this == before {
+                return Err(BadIntegrity);
+            }
         }
+        Ok(this)
     }
+}
+
+fn number<T: FromStr>(text: &str) -> Result<T, BadIntegrity> {
+    text.parse().map_err(|_| BadIntegrity)
 }
 
 #[cfg(test)]
@@ -286,6 +335,8 @@ mod tests {
             .encode(4096);
         assert_eq!((sent.flags, sent.interval_exp), (3, 12));
         assert_eq!((sent.metadata_size, sent.csum_type), (16, 4));
+        let sent = Integrity::new(Checksum::Ip, 8).incapable(true).encode(512);
+        assert_eq!(sent.flags, 0);
         let sent = Integrity::new(Checksum::None, 3).interval(512).encode(4096);
         assert_eq!((sent.flags, sent.interval_exp, sent.csum_type), (0, 9, 0));
     }
@@ -300,7 +351,16 @@ mod tests {
 
     #[test]
     fn text_is_read_as_it_is_written() {
-        for text in ["none:64", "ip:8", "crc16:8", "crc16:16:reftag", "crc64:16"] {
+        for text in [
+            "none:64",
+            "ip:8",
+            "crc16:8",
+            "crc16:16:reftag",
+            "crc64:16",
+            "ip:64:offset=56",
+            "crc64:16:interval=512:tag=8",
+            "crc16:8:reftag:incapable",
+        ] {
             let read: Integrity = text.parse().unwrap();
             assert_eq!(read.to_string(), text);
         }
@@ -312,6 +372,12 @@ mod tests {
             "crc32:8",
             "ip:8:",
             "ip:8:reftag:1",
+            "ip:8:reftag:reftag",
+            "ip:8:offset",
+            "ip:8:offset=-1",
+            "ip:8:offset=256",
+            "ip:8:tag=2:tag=2",
+            "ip:8:interval=",
         ] {
             assert_eq!(text.parse::<Integrity>(), Err(BadIntegrity), "{text}");
         }

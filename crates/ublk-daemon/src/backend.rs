@@ -29,6 +29,7 @@ pub(crate) enum Opened {
     Composed(Arc<Composed>),
     ZonedMemory(Arc<ZonedDevice<Memory>>),
     ZonedFile(Arc<ZonedDevice<File>>),
+    ProtectedNull(Arc<Protected<Null>>),
     ProtectedMemory(Arc<Protected<Memory>>),
     ProtectedFile(Arc<Protected<File>>),
     Nbd(Arc<Nbd>),
@@ -41,6 +42,7 @@ impl Opened {
             self,
             Self::ZonedMemory(_)
                 | Self::ZonedFile(_)
+                | Self::ProtectedNull(_)
                 | Self::ProtectedMemory(_)
                 | Self::ProtectedFile(_)
         )
@@ -57,6 +59,7 @@ impl Opened {
             | Self::Memory(_)
             | Self::Fault(_)
             | Self::ZonedMemory(_)
+            | Self::ProtectedNull(_)
             | Self::ProtectedMemory(_)
             | Self::Nbd(_) => Vec::new(),
         }
@@ -162,6 +165,7 @@ fn pays(opened: &Opened) -> DataMode {
         // The driver copies no data of a zoned device, and no metadata.
         Opened::ZonedMemory(_)
         | Opened::ZonedFile(_)
+        | Opened::ProtectedNull(_)
         | Opened::ProtectedMemory(_)
         | Opened::ProtectedFile(_) => DataMode::UserCopy,
     }
@@ -260,11 +264,11 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
 fn refuse_integrity(spec: &AddSpec) -> Result<(), Failure> {
     let keeps = matches!(
         spec.backend,
-        BackendSpec::Mem { .. } | BackendSpec::File { .. }
+        BackendSpec::Null { .. } | BackendSpec::Mem { .. } | BackendSpec::File { .. }
     );
     let (text, hint) = if !keeps {
         (
-            "only memory and file devices keep integrity metadata",
+            "only null, memory and file devices have integrity metadata",
             "omit --integrity, or serve a backend of your own (docs/backends.md)",
         )
     } else if spec.parameters.zones.is_some() {
@@ -368,7 +372,14 @@ pub(crate) fn open(
     let opened = match &spec.backend {
         BackendSpec::Null { size } => {
             let null = Null::new(*size, block).map_err(|e| not_opened(&e))?;
-            Opened::Null(Arc::new(null.read_only(yes)))
+            let null = null.read_only(yes);
+            match spec.parameters.integrity {
+                Some(integrity) => {
+                    let device = Protected::null(null, integrity);
+                    Opened::ProtectedNull(Arc::new(device.map_err(|e| not_opened(&e))?))
+                }
+                None => Opened::Null(Arc::new(null)),
+            }
         }
         BackendSpec::Mem { size } => {
             let memory = Memory::new(*size, block).map_err(|e| not_opened(&e))?;
@@ -413,6 +424,7 @@ pub(crate) fn open(
         Opened::Composed(composed) => composed.limits(),
         Opened::ZonedMemory(device) => device.limits(),
         Opened::ZonedFile(device) => device.limits(),
+        Opened::ProtectedNull(device) => device.limits(),
         Opened::ProtectedMemory(device) => device.limits(),
         Opened::ProtectedFile(device) => device.limits(),
         Opened::Nbd(nbd) => nbd.limits(),

@@ -159,9 +159,15 @@ fn read_header<L: Side>(layer: &L) -> Result<Header, Error> {
 /// Refuses a file of another device.
 fn fits(found: &Header, device: &Header, resize: bool) -> Result<(), SideFileError> {
     if (found.integrity, found.block) != (device.integrity, device.block) {
+        let (integrity, block_size) = (found.integrity, found.block);
+        // As it is given: what is usual need not be said.
+        let integrity = match integrity.interval == block_size {
+            true => integrity.interval(0),
+            false => integrity,
+        };
         return Err(SideFileError::Format {
-            integrity: found.integrity,
-            block_size: found.block,
+            integrity,
+            block_size,
         });
     }
     if found.base != device.base {

@@ -65,7 +65,10 @@ pub(super) fn region_for(size: u64) -> u64 {
 impl Header {
     /// The header of a new side file.
     pub(super) fn new(size: u64, base: u64, block: u32, integrity: Integrity) -> Self {
-        let integrity = integrity.interval(integrity.interval_bytes(block));
+        // What sysfs tells changes nothing in the file.
+        let integrity = integrity
+            .interval(integrity.interval_bytes(block))
+            .incapable(false);
         let region = region_for(size);
         Self {
             size,

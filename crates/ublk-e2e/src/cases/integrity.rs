@@ -26,6 +26,7 @@ const FORMATS: [(&str, u32, u64, &str); 5] = [
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("integrity_kernel_makes_and_verifies", by_kernel),
+        Case::new("integrity_of_a_null_device_is_as_asked_for", of_null),
         Case::new("integrity_damage_is_eilseq", damaged),
         Case::new("integrity_refuses_what_does_not_combine", refusals),
         Case::new("integrity_on_file_survives_its_server", on_file),
@@ -94,6 +95,46 @@ fn by_kernel() -> Result<()> {
         .set("verify", "crc32c")
         .run(2)?;
     device.delete()
+}
+
+/// What the driver is told of the metadata is in sysfs, and a null device passes every check of the block layer.
+fn of_null() -> Result<()> {
+    for (format, expected) in [
+        ("none:8", ["nop", "0", "0", "512"]),
+        ("ip:64:offset=56", ["T10-DIF-TYPE3-IP", "1", "0", "512"]),
+        (
+            "crc16:8:reftag:incapable",
+            ["T10-DIF-TYPE1-CRC", "0", "0", "512"],
+        ),
+        (
+            "crc64:16:interval=4096:tag=8",
+            ["EXT-DIF-TYPE3-CRC64", "1", "8", "4096"],
+        ),
+    ] {
+        let block = if format.contains("4096") { 4096 } else { 512 };
+        let spec = Spec::null("16M").block_size(block);
+        let Some(device) = device(&spec.with(&["--integrity", format]))? else {
+            return Ok(());
+        };
+        for (name, expected) in [
+            "format",
+            "device_is_integrity_capable",
+            "tag_size",
+            "protection_interval_bytes",
+        ]
+        .into_iter()
+        .zip(expected)
+        {
+            let found = sysfs::text(device.id, &format!("integrity/{name}"))?;
+            ensure!(found == expected, "{format}: {name} is {found}");
+        }
+        let direct = device.open()?;
+        direct.write_pattern(1 << 20, 1 << 20, 1)?;
+        direct.read(1 << 20, 1 << 20)?;
+        drop(direct);
+        device.delete()?;
+    }
+    Ok(())
 }
 
 /// CRC16 of T10 DIF, bit by bit.
@@ -169,8 +210,12 @@ fn refusals() -> Result<()> {
     refused(&spec("crc32:8"), code::USAGE, "CHECKSUM:BYTES")?;
     let zoned = spec("crc16:8").with(&["--zone-size", "1M"]);
     refused(&zoned, code::USAGE, "zoned")?;
-    let null = Spec::null("1M").with(&["--integrity", "crc16:8"]);
-    refused(&null, code::USAGE, "memory and file devices")
+    let fault = Spec {
+        backend: "fault",
+        ..Spec::mem("1M")
+    };
+    let fault = fault.with(&["--integrity", "crc16:8"]);
+    refused(&fault, code::USAGE, "memory and file devices")
 }
 
 fn flips_a_byte(path: &Path, at: u64) -> Result<()> {
