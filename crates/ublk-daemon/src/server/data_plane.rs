@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ublk_backends::{Composed, File, Protected};
-use ublk_core::{Features, Limits, Op, OpenDevice};
+use ublk_core::{Backend, Features, Limits, Op, OpenDevice};
 use ublk_metrics::{Level, Snapshot};
 use ublk_nbd::Nbd;
 pub use ublk_queue::Polling;
@@ -97,7 +97,7 @@ impl Engine for Real {
         // All or none.
         let store = copies.collect::<Result<_, _>>().unwrap_or_default();
         self.members = Members::of(&opened, spec);
-        self.shm = spec.serving.shm.as_deref().map(shm::open).transpose()?;
+        self.shm = shm::open(spec)?;
         self.partitions = !spec.parameters.no_partition_scan;
         self.start_later = purpose == Purpose::Continue;
         self.opened = Some((opened, limits, spec.clone()));
@@ -181,29 +181,40 @@ fn arm_backend(device: OpenDevice, mut plan: Plan, opened: Opened) -> Result<Ser
         Opened::Fault(faulty) => {
             // Requests that wait take a thread each.
             plan.pool_threads = FAULT_THREADS;
-            Server::arm(device, plan, faulty)
+            arm_any(device, plan, faulty)
         }
         Opened::File(file) => arm_file(device, plan, file),
         Opened::Composed(composed) => Composed::arm(device, plan, composed),
-        Opened::ZonedMemory(zoned) => Server::arm(device, plan, zoned),
-        Opened::ProtectedMemory(protected) => Server::arm(device, plan, protected),
-        Opened::ProtectedFile(protected) => Server::arm(device, plan, protected),
+        Opened::ZonedMemory(zoned) => arm_any(device, plan, zoned),
+        Opened::ProtectedNull(protected) => arm_any(device, plan, protected),
+        Opened::ProtectedMemory(protected) => arm_any(device, plan, protected),
+        Opened::ProtectedFile(protected) => arm_any(device, plan, protected),
         Opened::ZonedFile(zoned) => {
             // The server before has written since this one opened the file.
             zoned.reload().map_err(|errno| {
                 Failure::failed(format!("cannot read the write pointers: {errno}"))
             })?;
-            Server::arm(device, plan, zoned)
+            arm_any(device, plan, zoned)
         }
         Opened::Nbd(nbd) => nbd.arm(device, plan),
     };
     server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))
 }
 
+/// Serves a backend by calls through its table: the engine is compiled for each type that it serves, which takes longer than
+/// all else of this crate, and beside what these do for a request such a call is nothing.
+fn arm_any(
+    device: OpenDevice,
+    plan: Plan,
+    backend: Arc<dyn Backend>,
+) -> Result<Server, ublk_queue::Error> {
+    Server::arm(device, plan, Arc::new(backend))
+}
+
 fn arm_file(device: OpenDevice, plan: Plan, file: Arc<File>) -> Result<Server, ublk_queue::Error> {
     #[cfg(feature = "kill-points")]
     if let Some(trap) = super::trap::Trap::from_env(&file) {
-        return Server::arm(device, plan, trap);
+        return arm_any(device, plan, trap);
     }
     File::arm(device, plan, file)
 }
