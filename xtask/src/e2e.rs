@@ -206,8 +206,8 @@ pub fn guests(vm: &Vm, names: &[String], set: Set, filter: Option<&str>) -> Resu
     Ok(sum(&reports))
 }
 
-/// The guests of `test`: what a change must pass on the newest kernel, shared by as many guests as run at once; the brief
-/// set on the other default kernels; and the cases of the image with systemd. `vm-e2e` runs all cases on each.
+/// The guests of `test`: what a change must pass on the newest kernel, and the brief set on the other default kernels, each
+/// shared by as many guests as run at once; and the cases of the image with systemd. `vm-e2e` runs all cases on each.
 ///
 /// # Errors
 /// As for [`guests`].
@@ -224,7 +224,7 @@ pub fn test(accel: Choice) -> Result<Results> {
         let systemd = system.as_ref().filter(|_| newest);
         let systemd = systemd.map(|vm| Job::new(vm, kernel.clone(), Set::Full));
         let mut job = Job::new(&vm, kernel, set);
-        job.parts = if newest { lanes } else { 1 };
+        job.parts = lanes;
         jobs.push(job);
         jobs.extend(systemd);
     }

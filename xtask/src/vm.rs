@@ -106,10 +106,12 @@ impl Vm {
     /// As for [`Vm::new`], and that.
     pub fn systemd(choice: Choice) -> Result<Self> {
         let manifest = set_up()?;
-        let mut built = build::guest(&with_init(&PROGRAMS[..2]))?;
+        // All of them, though the first few go in: built together they share their dependencies with the other image, while
+        // for a part of them cargo chooses other features and compiles most of them once more.
+        let mut built = build::guest(&with_init(&PROGRAMS))?;
         let contents = system::Contents {
             init: built.remove(0),
-            programs: built,
+            programs: built.into_iter().take(2).collect(),
         };
         let path = paths::vm().join("images/systemd.cpio");
         let image = system::build(&manifest, &contents, &path)?;

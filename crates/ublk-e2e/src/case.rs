@@ -24,7 +24,7 @@ pub enum Set {
     Brief,
     /// Cases whose outcome depends on the kernel.
     Kernel,
-    /// What a change must pass: all cases except those that repeat at length what another shows, tables in part.
+    /// What a change must pass: all cases but those that repeat at length what another shows, and tables in part.
     Change,
     /// All cases.
     Full,
@@ -46,6 +46,11 @@ pub fn set() -> Set {
 /// Whether large tables are tested in part only.
 pub fn reduced() -> bool {
     matches!(set(), Set::Brief | Set::Kernel | Set::Change)
+}
+
+/// Whether cases that only repeat at length what another shows are left out.
+pub fn is_quick() -> bool {
+    matches!(set(), Set::Brief | Set::Change)
 }
 
 /// The part of the cases that this guest runs, of how many: `$UBLK_E2E_PART`, `1/2` for the first of two.

@@ -51,33 +51,77 @@ mod udev;
 mod unprivileged;
 mod upgrade;
 mod zoned;
+mod zoned_file_systems;
 
 use crate::case::{self, Case, Set};
 
-/// Cases that [`Set::Change`] leaves out, because they repeat at length what a shorter one shows: the step by which a
-/// policy differs is in the other policy's case, a holder differs from another only for the kernel.
-const LONG: [&str; 21] = [
+/// Cases that [`Set::Brief`] and [`Set::Change`] leave out, because they repeat at length what a shorter one shows: the step by
+/// which a policy, a mode or a transport differs is in another's case, a holder differs from another only for the kernel.
+const LONG: [&str; 64] = [
+    "composed_stripe_keeps_data_in_every_mode",
     "config_up_and_down_again_and_again",
+    "fio_crc32c_md5_mixed_sizes_q1_b512",
+    "idle_devices_cost_little_user_copy",
+    "idle_devices_cost_little_zero_copy",
+    "l01_each_queue_has_its_own_descriptors_q2",
+    "l12_discard_and_write_zeroes_q4_b4096",
     "l14_kill_under_verified_load_fail",
     "l14_kill_under_verified_load_queue",
+    "l20_depths_from_1_to_4096",
     "l23_a_hundred_rounds_leave_nothing",
+    "l27_delete_with_a_silent_server_that_goes_on",
+    "l27_resize_with_a_silent_server_*",
+    "l27_upgrade_with_a_silent_server_that_is_killed",
+    "l30_a_signal_leaves_the_device_fail",
+    "l30_a_signal_leaves_the_device_queue",
     "l31_kill_at_every_step_of_add_reissue",
+    "l31_kill_at_every_step_of_delete_reissue",
     "l31_kill_at_every_step_of_upgrade_queue",
     "l31_kill_at_every_step_of_upgrade_reissue",
+    "l31_kill_server_under_io_q1",
     "l31_kills_at_random_leave_nothing",
     "l34_kill_at_every_step_of_recover_fail",
     "l34_kill_at_every_step_of_recover_queue",
+    "l34_recover_fail_twice",
+    "l34_recover_queue_twice",
+    "l35_upgrade_of_a_mounted_file_system",
     "l35_upgrade_under_verified_load_queue",
+    "l41_in_use_by_a_partition",
     "l41_in_use_by_another_mount_namespace",
     "l41_in_use_by_btrfs",
     "l41_in_use_by_loop",
+    "l41_in_use_by_lvm",
     "l41_in_use_by_md",
+    "l41_in_use_by_swap",
     "l41_in_use_by_xfs",
+    "l44_an_upgrade_with_few_descriptors",
+    "l44_upgrades_while_it_is_mounted_and_unmounted",
     "l44_upgrades_whose_caller_is_killed",
+    "l53_lives_of_one_number_are_told_apart",
+    "l71_a_file_system_under_load_outlives_its_nbd_server_four_connections",
+    "l71_a_file_system_under_load_outlives_its_nbd_server_tcp",
+    "l71_a_killed_nbd_server_costs_no_request_tls",
+    "l71_a_killed_nbd_server_costs_no_request_unix",
+    "l71_a_mounted_file_system_outlives_its_nbd_server",
+    "l81_requests_to_a_slow_disk_wait_side_by_side",
     "l84_contract_many_creators_at_once_never_hang",
     "many_devices_of_the_tool",
+    "nbd_data_is_verified_in_every_mode",
+    "nbd_memory_pressure_waits_for_the_server",
+    "nbd_nbd_server_serves_files",
+    "nbd_qemu_nbd_serves_qcow2_with_a_snapshot",
+    "nbd_serves_xfs",
+    "nbd_tls_over_a_unix_socket_is_carried_by_a_thread",
+    "record_in_other_modes",
+    "stats_agree_with_fio_and_the_kernel_get_data_batch_off",
+    "stats_agree_with_fio_and_the_kernel_user_copy_batch_off",
+    "stats_percentiles_agree_with_fio_batch_on",
+    "ten_rounds_of_the_tool",
     "unprivileged_user_owns_a_device_copy",
     "unprivileged_user_owns_a_device_get-data",
+    "xfs_make_fill_remount_check_q1_b512",
+    "zoned_btrfs_survives_its_server",
+    "zoned_f2fs_keeps_files",
 ];
 
 /// The cases of a set, the quick ones first.
@@ -118,6 +162,7 @@ pub fn all(set: Set) -> Vec<Case> {
             parameters::cases(),
             integrity::cases(),
             zoned::cases(),
+            zoned_file_systems::cases(),
             identity::cases(),
             in_use::cases(),
             stop::cases(),
@@ -154,7 +199,7 @@ pub fn all(set: Set) -> Vec<Case> {
         let known = all.iter().any(|case| case.is_one_of(&[name]));
         assert!(known, "{name} is no case");
     }
-    all.retain(|case| set != Set::Change || !case.is_one_of(&LONG));
+    all.retain(|case| !case::is_quick() || !case.is_one_of(&LONG));
     all.sort_by_key(|case| !case.is_simple());
     all
 }

@@ -20,6 +20,12 @@ pub enum Kind {
     Xfs,
     /// btrfs; its module is loaded when one is made.
     Btrfs,
+    /// btrfs on a zoned device.
+    ZonedBtrfs,
+    /// f2fs on a zoned device.
+    ZonedF2fs,
+    /// zonefs, which no program makes.
+    Zonefs,
 }
 
 impl Kind {
@@ -28,7 +34,9 @@ impl Kind {
         match self {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
-            Self::Btrfs => "btrfs",
+            Self::Btrfs | Self::ZonedBtrfs => "btrfs",
+            Self::ZonedF2fs => "f2fs",
+            Self::Zonefs => "zonefs",
         }
     }
 
@@ -51,9 +59,12 @@ impl Kind {
                 "lazy_itable_init=0,lazy_journal_init=0",
             ],
             Self::Xfs | Self::Btrfs => &["-q", "-f"],
+            Self::ZonedBtrfs => &["-q", "-f", "-O", "zoned", "-d", "single", "-m", "single"],
+            Self::ZonedF2fs => &["-q", "-f", "-m"],
+            Self::Zonefs => &[],
         };
-        if self == Self::Btrfs {
-            run::module("btrfs")?;
+        if !matches!(self, Self::Ext4 | Self::Xfs) {
+            run::module(self.name())?;
         }
         let program = format!("mkfs.{}", self.name());
         run::good(&program, &[args, &[node]].concat())?;
@@ -65,7 +76,11 @@ impl Kind {
         match self {
             Self::Ext4 => run::good("e2fsck", &["-f", "-n", device.node()])?,
             Self::Xfs => run::good("xfs_repair", &["-n", device.node()])?,
-            Self::Btrfs => run::good("btrfs", &["check", "--readonly", device.node()])?,
+            Self::Btrfs | Self::ZonedBtrfs => {
+                run::good("btrfs", &["check", "--readonly", device.node()])?
+            }
+            Self::ZonedF2fs => run::good("fsck.f2fs", &["--dry-run", device.node()])?,
+            Self::Zonefs => return Ok(()),
         };
         Ok(())
     }

@@ -27,7 +27,7 @@ fn file_system(kind: Kind, queues: usize, block: u32, files: usize) -> Result<()
     // mkfs.xfs refuses less than 300 MiB.
     let size = match kind {
         Kind::Ext4 => "96M",
-        Kind::Xfs | Kind::Btrfs => "320M",
+        _ => "320M",
     };
     let device = Spec::mem(size).queues(queues).block_size(block).add()?;
     kind.make(&device)?;
