@@ -207,7 +207,8 @@ pub unsafe trait Controller: Send {
         Ok(unsafe { OpenDevice::new(node, geometry) })
     }
 
-    /// Registers a memory file with a device: a memfd, or a file on tmpfs or hugetlbfs, open for reading and writing.
+    /// Registers a memory file with a device: a memfd, or a file on tmpfs or hugetlbfs, open for reading and writing, or for
+    /// reading only.
     /// See [`Control::share_file`](crate::Control::share_file).
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::{Control, Error, MemoryId, Operation};
 use core::ptr::NonNull;
 use core::time::Duration;
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Instant;
 use ublk_core::{DevId, Errno, SharedBuffer};
 
@@ -29,16 +29,20 @@ struct Part {
 }
 
 impl Part {
-    fn new(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, Errno> {
+    fn new(file: BorrowedFd<'_>, read_only: bool, offset: u64, len: u64) -> Result<Self, Errno> {
         let last = || Errno::from_io(&std::io::Error::last_os_error());
         let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
         let len = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
+        let access = match read_only {
+            true => libc::PROT_READ,
+            false => libc::PROT_READ | libc::PROT_WRITE,
+        };
         // SAFETY: a new mapping at an address of the kernel's choice; the result is checked below.
         let base = unsafe {
             libc::mmap(
                 core::ptr::null_mut(),
                 len,
-                libc::PROT_READ | libc::PROT_WRITE,
+                access,
                 libc::MAP_SHARED,
                 file.as_raw_fd(),
                 offset,
@@ -65,6 +69,9 @@ impl<P: CtrlPort> Control<P> {
     /// with data in it are not copied, and the server finds them by means of the returned table. The pages stay pinned
     /// until the device is deleted.
     ///
+    /// A file that is open for reading only is registered for that: WRITE requests with data in it are not copied, READ
+    /// requests take the device's mode.
+    ///
     /// Freezes the queues of a live device: its server must answer requests meanwhile.
     ///
     /// # Errors
@@ -88,6 +95,7 @@ impl<P: CtrlPort> Control<P> {
             .len();
         let page = u64::from(crate::page_size());
         let size = size / page * page;
+        let read_only = is_read_only(file).map_err(refused)?;
         if size == 0 {
             return Err(Error::Spec {
                 message: "a memory file to share must have at least one page".into(),
@@ -98,8 +106,12 @@ impl<P: CtrlPort> Control<P> {
         while offset < size {
             let len = PART.min(size - offset);
             let left = end.saturating_duration_since(Instant::now());
-            match self.share_part(id, file, offset, len, left) {
-                Ok(memory) => shared.push(SharedBuffer::new(memory.get(), offset, len)),
+            let part = Part::new(file.as_fd(), read_only, offset, len).map_err(refused);
+            match part.and_then(|part| self.share_part(id, part, read_only, left)) {
+                Ok(memory) => {
+                    let buffer = SharedBuffer::new(memory.get(), offset, len);
+                    shared.push(buffer.read_only(read_only));
+                }
                 Err(error) => {
                     for buffer in shared {
                         // Report the first error; deleting the device unregisters the rest.
@@ -116,20 +128,14 @@ impl<P: CtrlPort> Control<P> {
     fn share_part(
         &mut self,
         id: DevId,
-        file: &File,
-        offset: u64,
-        len: u64,
+        part: Part,
+        read_only: bool,
         deadline: Duration,
     ) -> Result<MemoryId, Error> {
-        let fd = std::os::fd::AsFd::as_fd(file);
-        let part = Part::new(fd, offset, len).map_err(|errno| Error::Refused {
-            operation: Operation::RegisterMemory,
-            dev: Some(id),
-            errno,
-        })?;
+        let (base, len) = (part.base, u64::try_from(part.len).unwrap_or(0));
         // SAFETY: the mapping holds no Rust object, and no reference to it exists at any time. Once the command has
         // ended, the driver holds the pages and not the addresses.
-        let done = unsafe { self.register_memory(id, part.base, len, false, deadline) };
+        let done = unsafe { self.register_memory(id, base, len, read_only, deadline) };
         if matches!(done, Err(Error::TimedOut { .. })) {
             // The command may still use the addresses.
             core::mem::forget(part);
@@ -145,15 +151,38 @@ impl<P: CtrlPort> Control<P> {
         fd: u32,
         deadline: Duration,
     ) -> Result<Vec<SharedBuffer>, Error> {
-        let path = format!("/proc/{pid}/fd/{fd}");
-        let file = OpenOptions::new().read(true).write(true).open(path);
-        let file = file.map_err(|e| Error::Refused {
+        let open = || -> std::io::Result<File> {
+            let access = access_of(pid, fd)?;
+            let mut options = OpenOptions::new();
+            options.read(true).write(access != libc::O_RDONLY);
+            options.open(format!("/proc/{pid}/fd/{fd}"))
+        };
+        let file = open().map_err(|e| Error::Refused {
             operation: Operation::RegisterMemory,
             dev: Some(id),
             errno: Errno::from_io(&e),
         })?;
         self.share_file(id, &file, deadline)
     }
+}
+
+/// Whether a file is open for reading only.
+fn is_read_only(file: &File) -> Result<bool, Errno> {
+    // SAFETY: the descriptor is open, and F_GETFL takes no argument.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    match flags {
+        -1 => Err(Errno::from_io(&std::io::Error::last_os_error())),
+        flags => Ok(flags & libc::O_ACCMODE == libc::O_RDONLY),
+    }
+}
+
+/// How a descriptor of a process is open: `O_RDONLY`, `O_WRONLY` or `O_RDWR` (proc_pid_fdinfo(5)).
+fn access_of(pid: u32, fd: u32) -> std::io::Result<libc::c_int> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?;
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| libc::c_int::from_str_radix(flags.trim(), 8).ok());
+    let flags = flags.ok_or(std::io::ErrorKind::InvalidData)?;
+    Ok(flags & libc::O_ACCMODE)
 }
 
 #[cfg(test)]
@@ -180,12 +209,15 @@ mod tests {
     fn a_file_is_registered_in_parts_that_descriptors_can_name() {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let lens = Arc::clone(&seen);
+        let flags_seen = Arc::new(Mutex::new(Vec::new()));
+        let flags = Arc::clone(&flags_seen);
         let mut control = Control::with_port(FakeKernel::new(move |op, _, buffer| match op {
             ublk_sys::UBLK_U_CMD_GET_FEATURES => features(buffer),
             _ => {
                 let memory = ublk_shmem_buf_reg::read_from(&buffer.read()).unwrap();
                 let mut lens = lens.lock().unwrap();
                 lens.push(memory.len);
+                flags.lock().unwrap().push(memory.flags);
                 Act::Answer(Ok(u32::try_from(lens.len()).unwrap() + 4))
             }
         }));
@@ -205,6 +237,24 @@ mod tests {
         let (pid, fd) = (std::process::id(), file.as_raw_fd().unsigned_abs());
         let same = control.share_descriptor(id, pid, fd, LONG);
         assert_eq!(same.unwrap().len(), 3);
+        // Of a file that is open for reading only, in this process or in another, memory is registered for that.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let only_read = File::open(path).unwrap();
+        let fd = only_read.as_raw_fd().unsigned_abs();
+        for shared in [
+            control.share_file(id, &only_read, LONG),
+            control.share_descriptor(id, pid, fd, LONG),
+        ] {
+            let shared = shared.unwrap();
+            assert!(
+                shared.len() == 3 && shared.iter().all(|b| b.read_only),
+                "{shared:?}"
+            );
+        }
+        assert_eq!(
+            *flags_seen.lock().unwrap(),
+            [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+        );
         let empty = control.share_file(id, &sparse(100), LONG);
         assert!(matches!(empty, Err(Error::Spec { .. })), "{empty:?}");
     }

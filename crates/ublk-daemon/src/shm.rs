@@ -19,9 +19,9 @@ fn failed(path: &Path, why: &dyn std::fmt::Display) -> Failure {
 /// # Errors
 /// A usage failure with the reason, or the error of opening the file.
 pub fn check(spec: &AddSpec) -> Result<(), Failure> {
-    let Some(path) = &spec.serving.shm else {
+    if spec.serving.shm.is_none() {
         return Ok(());
-    };
+    }
     if spec.mode.data == DataMode::GetData {
         return Err(Failure::new(
             FailureKind::Usage,
@@ -29,7 +29,7 @@ pub fn check(spec: &AddSpec) -> Result<(), Failure> {
         )
         .hint("use another --data"));
     }
-    open(path).map(drop)
+    open(spec).map(drop)
 }
 
 /// The features of a device that shares memory.
@@ -41,20 +41,24 @@ pub const fn features(spec: &AddSpec) -> Features {
     }
 }
 
-/// Opens the file.
+/// Opens the file, if the device shares one: for reading only if it shall be registered so.
 ///
 /// # Errors
 /// It cannot be opened, or is not a regular file.
-pub fn open(path: &Path) -> Result<File, Failure> {
-    let file = OpenOptions::new().read(true).write(true).open(path);
-    let file = file.map_err(|e| failed(path, &e))?;
+pub fn open(spec: &AddSpec) -> Result<Option<File>, Failure> {
+    let Some(path) = &spec.serving.shm else {
+        return Ok(None);
+    };
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(!spec.serving.shm_read_only);
+    let file = file.open(path).map_err(|e| failed(path, &e))?;
     let kind = file.metadata().map_err(|e| failed(path, &e))?;
     if !kind.is_file() || kind.len() == 0 {
         let why =
             "not a file in memory; give a file on hugetlbfs or tmpfs, or /proc/PID/fd/N of a memfd";
         return Err(failed(path, &why));
     }
-    Ok(file)
+    Ok(Some(file))
 }
 
 /// The record of a registered file.
@@ -111,15 +115,13 @@ mod tests {
         assert!(check(&spec(&path)).is_ok());
         assert_eq!(features(&spec(&path)), Features::SHMEM_ZC);
         let buffers = vec![SharedBuffer::new(0, 0, 8192)];
-        let known = registered(&path, &open(&path).unwrap(), buffers).unwrap();
-        assert_eq!(
-            map(&path, &open(&path).unwrap(), &known).unwrap().len(),
-            8192
-        );
+        let open = || open(&spec(&path)).unwrap().unwrap();
+        let known = registered(&path, &open(), buffers).unwrap();
+        assert_eq!(map(&path, &open(), &known).unwrap().len(), 8192);
         let other = directory.path().join("other");
         std::fs::write(&other, [1; 8192]).unwrap();
         std::fs::rename(&other, &path).unwrap();
-        let failure = map(&path, &open(&path).unwrap(), &known).unwrap_err();
+        let failure = map(&path, &open(), &known).unwrap_err();
         assert!(failure.text.contains("not the file"), "{failure:?}");
     }
 

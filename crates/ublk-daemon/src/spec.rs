@@ -355,6 +355,9 @@ pub struct Serving {
     /// Absolute path of the memory file that the device's clients share with it.
     #[serde(default)]
     pub shm: Option<PathBuf>,
+    /// Whether the server only reads that memory.
+    #[serde(default)]
+    pub shm_read_only: bool,
     /// Whether the server's memory is locked.
     #[serde(default)]
     pub lock_memory: bool,

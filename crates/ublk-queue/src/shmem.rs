@@ -34,7 +34,8 @@ impl fmt::Debug for SharedMemory {
 }
 
 /// # Invariants
-/// `base` is the start of a live mapping of `len` bytes, readable and writable, that only this value unmaps.
+/// `base` is the start of a live mapping of `len` bytes that only this value unmaps: readable, and writable unless all of the
+/// table is read-only.
 struct Mapping {
     base: NonNull<u8>,
     len: usize,
@@ -68,12 +69,17 @@ impl SharedMemory {
             return Ok(Self::default());
         }
         let len = usize::try_from(table.end()).map_err(io::Error::other)?;
+        // No READ has its place in read-only memory (`SharedTable::place`), so nothing writes to it.
+        let access = match table.is_read_only() {
+            true => libc::PROT_READ,
+            false => libc::PROT_READ | libc::PROT_WRITE,
+        };
         // SAFETY: a new mapping at an address of the kernel's choice; the result is checked below.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 len,
-                libc::PROT_READ | libc::PROT_WRITE,
+                access,
                 libc::MAP_SHARED | libc::MAP_POPULATE,
                 file.as_raw_fd(),
                 0,

@@ -116,7 +116,7 @@ impl<B: Backend> Builder<B> {
     }
 
     /// Shares memory with the device's clients (Linux 7.1): a memfd, or a file on tmpfs or hugetlbfs, open for reading
-    /// and writing. The whole file is registered with the device. Direct I/O whose data lies in it is served without a
+    /// and writing, or for reading only; then only what clients write is found in it. The whole file is registered with the device. Direct I/O whose data lies in it is served without a
     /// copy by the driver; all other requests use the device's mode. Not available with get-data. [`Builder::add`] fails
     /// if the kernel lacks the feature. `Counters` has hits and misses.
     ///

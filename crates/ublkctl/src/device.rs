@@ -144,6 +144,7 @@ pub fn wanted(backend: &Backend) -> Result<Wanted, Failure> {
         serving: Serving {
             options,
             shm: absolute(add.shm.as_deref())?,
+            shm_read_only: add.shm_read_only,
             lock_memory: add.lock_memory,
             total_threads: add.total_threads,
         },

@@ -182,9 +182,7 @@ impl Agent<'_> {
                 geometry.queues()
             );
         }
-        let shm = spec.serving.shm.as_ref();
-        let shm = shm.map(|path| Ok::<_, Failure>((path, shm::open(path)?)));
-        let shm = shm.transpose()?;
+        let shm = spec.serving.shm.as_ref().zip(shm::open(spec)?);
         let memory = shm.as_ref().map(|(_, file)| file.as_fd());
         let limit = TimeLimit::Until(deadline);
         let (unserved, buffers) = added.set_up(self.control()?, memory, limit)?;

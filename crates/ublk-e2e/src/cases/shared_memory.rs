@@ -10,7 +10,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::case::Case;
-use crate::cli::{self, Device, Spec, code};
+use crate::cli::{self, Device, Spec, code, ublkctl};
 use crate::fio::Fio;
 use crate::shared_client::SharedBuffers;
 use crate::volume::{Kind, Volume};
@@ -46,6 +46,7 @@ pub fn cases() -> Vec<Case> {
     );
     all.push(Case::new("shm_several_threads_and_queues", threads));
     all.push(Case::new("l34_shm_outlives_the_server", recovered));
+    all.push(Case::new("shm_read_only_is_for_writes", read_only));
     all.push(Case::new("shm_is_refused_with_the_reason", refused));
     all
 }
@@ -208,6 +209,44 @@ fn null() -> Result<()> {
         device.delete()?;
     }
     cli::nothing_left(secs(10))
+}
+
+/// Memory that the server may only read: what is written from it is not copied, what is read into it is; another server goes
+/// on so.
+fn read_only() -> Result<()> {
+    const LEN: usize = 64 << 10;
+    let memory = Memory::new()?;
+    let storage = Volume::new(Kind::Tmpfs, 32 << 20)?;
+    let spec = Spec::file(&storage.file("disk.img", SIZE)?);
+    let spec = spec.with(&["--shm-read-only", "--recovery", "reissue", "--data", "copy"]);
+    let Some(device) = add(&spec, memory.path())? else {
+        return storage.remove();
+    };
+    let buffers = SharedBuffers::map(&memory.open()?)?;
+    let direct = device.open()?;
+    let mut data = vec![0; LEN];
+    for generation in [1, 2] {
+        let (hits, misses) = counts(&device)?;
+        pattern::fill(&mut data, 4096, generation);
+        buffers.put(8192, &data)?;
+        buffers.write(direct.file(), 8192, LEN, 4096)?;
+        let (written, unchanged) = counts(&device)?;
+        ensure!(
+            (written, unchanged) == (hits + 1, misses),
+            "a write: {hits} hits, {written} now, {misses} misses, {unchanged} now"
+        );
+        buffers.put(8192, &vec![0x5a; LEN])?;
+        buffers.read(direct.file(), 8192, LEN, 4096)?;
+        pattern::check(&buffers.get(8192, LEN)?, 4096, generation)?;
+        ensure!(counts(&device)? == (written, misses + 1), "a read");
+        if generation == 1 {
+            device.kill_server("quiesced")?;
+            ublkctl(&["recover", &device.id.to_string()])?.good()?;
+        }
+    }
+    drop(direct);
+    device.delete()?;
+    storage.remove()
 }
 
 /// hugetlbfs: pages of 2 MiB.

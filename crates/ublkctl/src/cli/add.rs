@@ -284,6 +284,9 @@ pub struct Add {
     /// that they map, or /proc/PID/fd/N of a memfd; requests from other memory use the mode of --data
     #[arg(long, value_name = "PATH")]
     pub shm: Option<PathBuf>,
+    /// Only read the memory shared with clients: what they write is not copied, what they read is
+    #[arg(long, requires = "shm")]
+    pub shm_read_only: bool,
     /// Make the device read-only
     #[arg(long)]
     pub read_only: bool,
@@ -324,8 +327,9 @@ pub struct Add {
     #[arg(long, value_name = "N", requires = "zone_size", default_value_t = 0, hide_default_value = true, help_heading = ZONES)]
     pub max_active_zones: u32,
     /// Make a memory or file device keep integrity metadata, of this many bytes per block: none, ip, crc16 or crc64 (Linux
-    /// 7.0); the kernel then makes and verifies protection information. A file's metadata is in PATH.integrity
-    #[arg(long, value_name = "CHECKSUM:BYTES[:reftag]", help_heading = PARAMETERS)]
+    /// 7.0); the kernel then makes and verifies protection information. A file's metadata is in PATH.integrity. More words:
+    /// interval=BYTES of data, offset=BYTES of the protection information, tag=BYTES of the application tag, incapable
+    #[arg(long, value_name = "CHECKSUM:BYTES[:reftag][:WORD]...", help_heading = PARAMETERS)]
     pub integrity: Option<Integrity>,
     /// Size of an I/O descriptor, a multiple of 8 up to 256 (Linux 7.3); for tests, since nothing uses the additional bytes
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(24..=256), help_heading = PARAMETERS)]
