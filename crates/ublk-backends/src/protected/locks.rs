@@ -23,9 +23,10 @@ fn span(offset: u64, len: u64) -> (usize, usize) {
     (first, count)
 }
 
-/// Whether a lock is in that span.
-const fn is_in((first, count): (usize, usize), lock: usize) -> bool {
-    (lock + COUNT - first) % COUNT < count
+/// The locks of a range while they are held; most requests have one.
+pub(super) struct Held<G> {
+    _first: Option<G>,
+    _others: Vec<G>,
 }
 
 impl Locks {
@@ -33,25 +34,38 @@ impl Locks {
         Self((0..COUNT).map(|_| RwLock::new(())).collect())
     }
 
-    /// The locks of a range, in an order that all callers keep.
+    /// The locks of a range in ascending order, which all callers keep: those that follow the last one in turn come first.
     fn of(&self, offset: u64, len: u64) -> impl Iterator<Item = &RwLock<()>> {
-        let span = span(offset, len);
-        let all = self.0.iter().enumerate();
-        all.filter_map(move |(n, lock)| is_in(span, n).then_some(lock))
+        let (first, count) = span(offset, len);
+        let end = first + count;
+        let (around, here) = (end.saturating_sub(COUNT), first..end.min(COUNT));
+        self.0[..around].iter().chain(&self.0[here])
+    }
+
+    fn hold<'a, G>(
+        &'a self,
+        (offset, len): (u64, u64),
+        take: impl Fn(&'a RwLock<()>) -> G,
+    ) -> Held<G> {
+        let mut locks = self.of(offset, len);
+        Held {
+            _first: locks.next().map(&take),
+            _others: locks.map(&take).collect(),
+        }
     }
 
     /// Holds a range together with other readers.
-    pub(super) fn read(&self, offset: u64, len: u64) -> Vec<RwLockReadGuard<'_, ()>> {
-        let all = self.of(offset, len);
-        all.map(|lock| lock.read().unwrap_or_else(PoisonError::into_inner))
-            .collect()
+    pub(super) fn read(&self, offset: u64, len: u64) -> Held<RwLockReadGuard<'_, ()>> {
+        self.hold((offset, len), |lock| {
+            lock.read().unwrap_or_else(PoisonError::into_inner)
+        })
     }
 
     /// Holds a range alone.
-    pub(super) fn write(&self, offset: u64, len: u64) -> Vec<RwLockWriteGuard<'_, ()>> {
-        let all = self.of(offset, len);
-        all.map(|lock| lock.write().unwrap_or_else(PoisonError::into_inner))
-            .collect()
+    pub(super) fn write(&self, offset: u64, len: u64) -> Held<RwLockWriteGuard<'_, ()>> {
+        self.hold((offset, len), |lock| {
+            lock.write().unwrap_or_else(PoisonError::into_inner)
+        })
     }
 }
 
@@ -62,15 +76,17 @@ mod tests {
     /// Every unit of a range is locked, and no lock twice.
     #[test]
     fn all_units_of_a_range_are_locked() {
+        let all = Locks::new();
+        let number = |lock: &RwLock<()>| all.0.iter().position(|it| std::ptr::eq(it, lock));
         let locks = |offset, len| {
-            let span = span(offset, len);
-            (0..COUNT).filter(|n| is_in(span, *n)).collect::<Vec<_>>()
+            let found = all.of(offset, len).filter_map(number);
+            found.collect::<Vec<_>>()
         };
         assert_eq!(locks(0, 512), [0]);
         assert_eq!(locks(UNIT - 512, 1024), [0, 1]);
         assert_eq!(locks(UNIT, UNIT), [1]);
         assert_eq!(locks(63 * UNIT, 2 * UNIT), [0, 63], "ascending");
-        assert_eq!(locks(5 * UNIT, 1 << 40).len(), COUNT);
+        assert_eq!(locks(5 * UNIT, 1 << 40), (0..COUNT).collect::<Vec<_>>());
         assert_eq!(locks(u64::MAX - 512, u64::MAX).len(), 1, "no wrap-around");
     }
 }

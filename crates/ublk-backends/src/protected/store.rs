@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -110,7 +111,28 @@ const PIECE: usize = 4096;
 pub(super) struct InMemory(RwLock<Pieces>);
 
 /// Pieces by number; one that is missing is all ones.
-type Pieces = HashMap<u64, Box<[u8; PIECE]>>;
+type Pieces = HashMap<u64, Box<[u8; PIECE]>, BuildHasherDefault<Spread>>;
+
+/// Hashes the number of a piece by a multiplication: the standard hash resists keys that are chosen to collide, but these are
+/// positions on a device, and it takes more instructions than all else that a block of metadata needs.
+#[derive(Debug, Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64((*byte).into()));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // 2^64 divided by the golden ratio; the high bits are the best, the map uses low ones, too.
+        let spread = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = spread ^ spread >> 32;
+    }
+}
 
 /// The piece of a position, the position in it, and how many of `len` bytes it has.
 fn piece(at: u64, len: u64) -> (u64, usize, usize) {
