@@ -6,6 +6,7 @@ mod beside;
 #[cfg(all(test, not(miri)))]
 mod fake;
 mod guard;
+mod handler;
 mod header;
 mod locks;
 #[cfg(all(test, not(miri)))]
@@ -53,6 +54,8 @@ pub struct Protected<B: Backend> {
     data: B,
     limits: Limits,
     integrity: Integrity,
+    /// Binary logarithm of the bytes of data that a piece of metadata belongs to.
+    interval_shift: u32,
     locks: Locks,
     store: Box<dyn Store>,
 }
@@ -161,6 +164,9 @@ impl<B: Backend> Protected<B> {
             data,
             limits,
             integrity,
+            interval_shift: integrity
+                .interval_bytes(limits.logical_block_size)
+                .trailing_zeros(),
             locks: Locks::new(),
             store,
         })
@@ -193,9 +199,9 @@ impl<B: Backend> Protected<B> {
     }
 
     /// Where the metadata of the block at byte `offset` is, or how much belongs to `offset` bytes.
+    #[inline]
     const fn place(&self, offset: u64) -> u64 {
-        self.integrity
-            .bytes_for(offset, self.limits.logical_block_size)
+        (offset >> self.interval_shift).saturating_mul(self.integrity.metadata as u64)
     }
 
     fn begin(&self, range: (u64, u64)) -> Result<Begun<'_, B>, Errno> {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod handler;
 mod store;
 mod table;
 #[cfg(all(test, not(miri)))]
@@ -190,21 +191,31 @@ impl<B: Backend> ZonedDevice<B> {
         Ok(zone.map(|zone| (zone, number * self.layout.size)))
     }
 
+    /// How many bytes from an offset on have data, in its zone.
+    fn readable(&self, offset: u64) -> Result<u64, Errno> {
+        Ok(match self.zone(offset)? {
+            None => self.layout.size - offset % self.layout.size,
+            Some((zone, start)) => {
+                let pointer = lock(&self.table).get(zone).pointer;
+                (start + pointer).saturating_sub(offset)
+            }
+        })
+    }
+
     fn sequential(&self, offset: u64) -> Result<(usize, u64), Errno> {
         self.zone(offset)?.ok_or(Errno::EIO)
     }
 
-    /// Writes at a place in a sequential zone, or at its pointer; returns where.
+    /// Writes `len` bytes at a place in a sequential zone, or at its pointer; returns where.
     fn write_in(
         &self,
         (zone, start): (usize, u64),
-        at: Option<u64>,
-        buf: &[u8],
+        (at, len): (Option<u64>, u64),
+        write: impl FnOnce(u64) -> Result<(), Errno>,
     ) -> Result<u64, Errno> {
-        let len = buf.len() as u64;
         let _writing = lock(&self.writing[zone]);
         let at = lock(&self.table).begin(zone, at, len)?;
-        self.data.write_at(buf, start + at, false)?;
+        write(start + at)?;
         let state = {
             let mut table = lock(&self.table);
             table.written(zone, at + len);
@@ -212,6 +223,32 @@ impl<B: Backend> ZonedDevice<B> {
         };
         self.store.note(zone, state)?;
         Ok(start + at)
+    }
+
+    /// Writes `len` bytes at an offset of the device.
+    fn write_with(
+        &self,
+        offset: u64,
+        len: u64,
+        write: impl FnOnce(u64) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        match self.zone(offset)? {
+            None => write(offset),
+            Some(zone) => {
+                let at = (Some(offset - zone.1), len);
+                self.write_in(zone, at, write).map(drop)
+            }
+        }
+    }
+
+    /// Appends `len` bytes to the zone that starts at `zone`; returns where.
+    fn append_with(
+        &self,
+        zone: u64,
+        len: u64,
+        write: impl FnOnce(u64) -> Result<(), Errno>,
+    ) -> Result<u64, Errno> {
+        self.write_in(self.sequential(zone)?, (None, len), write)
     }
 
     /// Changes a zone so that it is durable on return.
@@ -252,18 +289,10 @@ impl<B: Backend> Backend for ZonedDevice<B> {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Errno> {
         let (mut rest, mut offset) = (buf, offset);
         while !rest.is_empty() {
-            let zone = self.zone(offset)?;
             let left = self.layout.size - offset % self.layout.size;
             let len = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
             let (part, after) = rest.split_at_mut(len);
-            let written = match zone {
-                None => len,
-                Some((zone, start)) => {
-                    let pointer = lock(&self.table).get(zone).pointer;
-                    let there = (start + pointer).saturating_sub(offset);
-                    usize::try_from(there).map_or(len, |there| there.min(len))
-                }
-            };
+            let written = usize::try_from(self.readable(offset)?).map_or(len, |n| n.min(len));
             let (there, beyond) = part.split_at_mut(written);
             if !there.is_empty() {
                 self.data.read_at(there, offset)?;
@@ -275,14 +304,15 @@ impl<B: Backend> Backend for ZonedDevice<B> {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, _fua: bool) -> Result<(), Errno> {
-        match self.zone(offset)? {
-            None => self.data.write_at(buf, offset, false),
-            Some(zone) => self.write_in(zone, Some(offset - zone.1), buf).map(drop),
-        }
+        self.write_with(offset, buf.len() as u64, |at| {
+            self.data.write_at(buf, at, false)
+        })
     }
 
     fn zone_append(&self, buf: &[u8], zone: u64) -> Result<u64, Errno> {
-        self.write_in(self.sequential(zone)?, None, buf)
+        self.append_with(zone, buf.len() as u64, |at| {
+            self.data.write_at(buf, at, false)
+        })
     }
 
     fn flush(&self) -> Result<(), Errno> {

@@ -245,6 +245,12 @@ impl<F: FnMut(Request<'_>)> Handler for F {
     }
 }
 
+/// A handler behind a pointer: the engine is compiled once for all of these. The constants and all methods but
+/// [`handle`](Handler::handle) are lost.
+pub(crate) fn boxed(mut handler: impl Handler + 'static) -> Box<dyn FnMut(Request<'_>)> {
+    Box::new(move |request| handler.handle(request))
+}
+
 /// Calls a backend on the queue's own thread: for backends that declare
 /// [`quick`](ublk_core::Limits::quick).
 #[derive(Debug)]

@@ -24,7 +24,7 @@ use self::shared_threads::{Guest, Hosted};
 use self::threads::{Assignment, assignments};
 use crate::handler::{
     ClientShared, Direct, DirectShared, Handler, Inline, InlineMetadata, InlineShared, Mapped,
-    Pool, Zoned,
+    Pool, Zoned, boxed,
 };
 use crate::health::{Counters, Health, QueueHealth, State};
 use crate::panics::{catch, caught, discard};
@@ -108,12 +108,12 @@ impl Server {
         let zoned = is_zoned(device.geometry());
         if backend.limits().quick && zoned {
             return Self::arm_with(device, plan, move |_| {
-                Zoned(Inline::new(Arc::clone(&backend)))
+                Zoned(boxed(Inline::new(Arc::clone(&backend))))
             });
         }
         if backend.limits().quick && backend.limits().integrity.is_some() {
             return Self::arm_with(device, plan, move |_| {
-                InlineMetadata::new(Arc::clone(&backend))
+                boxed(InlineMetadata::new(Arc::clone(&backend)))
             });
         }
         if backend.limits().quick && shares_memory(device.geometry()) {

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ublk_backends::{Composed, File};
+use ublk_backends::{Composed, File, Memory, Protected, ZonedDevice};
 use ublk_core::{Backend, DataMode, DevId, DeviceSpec, Features, Mode, Recovery, SharedBuffer};
 use ublk_ctrl::bring_up::{self, TimeLimit};
 use ublk_ctrl::{ControlThread, Controller, page_size};
@@ -382,6 +382,26 @@ impl Builder<Composed> {
             favoured: composed.favoured_data(),
             arm: Composed::arm,
             ..Self::new(composed)
+        }
+    }
+}
+
+impl Builder<Protected<Memory>> {
+    /// A memory device with integrity metadata: data is copied once, by the driver.
+    pub fn protected(protected: Protected<Memory>) -> Self {
+        Self {
+            arm: Protected::arm,
+            ..Self::new(protected)
+        }
+    }
+}
+
+impl Builder<ZonedDevice<Memory>> {
+    /// A zoned memory device: data is copied once, by the driver.
+    pub fn zoned(zoned: ZonedDevice<Memory>) -> Self {
+        Self {
+            arm: ZonedDevice::arm,
+            ..Self::new(zoned)
         }
     }
 }

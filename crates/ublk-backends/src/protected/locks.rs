@@ -24,9 +24,10 @@ fn span(offset: u64, len: u64) -> (usize, usize) {
 }
 
 /// The locks of a range while they are held; most requests have one.
-pub(super) struct Held<G> {
-    _first: Option<G>,
-    _others: Vec<G>,
+#[expect(dead_code, reason = "held until dropped")]
+pub(super) enum Held<G> {
+    One(G),
+    Several(Vec<G>),
 }
 
 impl Locks {
@@ -42,15 +43,15 @@ impl Locks {
         self.0[..around].iter().chain(&self.0[here])
     }
 
+    #[inline]
     fn hold<'a, G>(
         &'a self,
         (offset, len): (u64, u64),
         take: impl Fn(&'a RwLock<()>) -> G,
     ) -> Held<G> {
-        let mut locks = self.of(offset, len);
-        Held {
-            _first: locks.next().map(&take),
-            _others: locks.map(&take).collect(),
+        match span(offset, len) {
+            (first, 1) => Held::One(take(&self.0[first])),
+            _ => Held::Several(self.of(offset, len).map(take).collect()),
         }
     }
 

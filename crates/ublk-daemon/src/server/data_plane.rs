@@ -15,7 +15,7 @@ use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use ublk_backends::{Composed, File, Protected};
+use ublk_backends::{Composed, File, Protected, ZonedDevice};
 use ublk_core::{Backend, Features, Limits, Op, OpenDevice};
 use ublk_metrics::{Level, Snapshot};
 use ublk_nbd::Nbd;
@@ -185,9 +185,9 @@ fn arm_backend(device: OpenDevice, mut plan: Plan, opened: Opened) -> Result<Ser
         }
         Opened::File(file) => arm_file(device, plan, file),
         Opened::Composed(composed) => Composed::arm(device, plan, composed),
-        Opened::ZonedMemory(zoned) => arm_any(device, plan, zoned),
+        Opened::ZonedMemory(zoned) => ZonedDevice::arm(device, plan, zoned),
         Opened::ProtectedNull(protected) => arm_any(device, plan, protected),
-        Opened::ProtectedMemory(protected) => arm_any(device, plan, protected),
+        Opened::ProtectedMemory(protected) => Protected::arm(device, plan, protected),
         Opened::ProtectedFile(protected) => arm_any(device, plan, protected),
         Opened::ZonedFile(zoned) => {
             // The server before has written since this one opened the file.

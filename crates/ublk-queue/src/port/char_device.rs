@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "lends memory to system calls")]
 
 use std::fs::OpenOptions;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -45,20 +45,29 @@ impl CharDevice {
 
     /// Transfers the whole range or fails: a short count would expose stale bytes to a reader or leave them on the disk
     /// (L05).
-    fn transfer(
+    ///
+    /// The calls are made directly: those of the C library are points of cancellation, which threads of Rust do not need, and
+    /// take four times the instructions.
+    ///
+    /// # Safety
+    /// `ptr` must be the start of `len` bytes of memory: readable for [`Way::Push`], writable for [`Way::Pull`].
+    unsafe fn transfer(
         &self,
+        way: Way,
         place: UserCopy,
         (ptr, len): (*mut u8, usize),
-        call: impl Fn(RawFd, *mut libc::c_void, usize, libc::off_t) -> isize,
     ) -> Result<(), Errno> {
         let at = place.encode().map_err(|_| Errno::EINVAL)?;
-        let at = libc::off_t::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
         let fd = self.fd.as_raw_fd();
         let mut done = 0;
         while done < len {
-            let moved = libc::off_t::try_from(done).map_err(|_| Errno::EOVERFLOW)?;
-            let from_here = ptr.wrapping_add(done).cast();
-            match usize::try_from(call(fd, from_here, len - done, at + moved)) {
+            let (from_here, left) = (ptr.wrapping_add(done), len - done);
+            // SAFETY: the rest of the range, which the caller vouches for; the arguments are those of pread64(2) and pwrite64(2), of
+            // one register each: the crate needs 64 bits.
+            let moved = unsafe {
+                libc::syscall(way as libc::c_long, fd, from_here, left, at + done as u64)
+            };
+            match usize::try_from(moved) {
                 Ok(0) => return Err(Errno::EIO),
                 Ok(n) => done += n,
                 Err(_) => match last_errno() {
@@ -69,6 +78,16 @@ impl CharDevice {
         }
         Ok(())
     }
+}
+
+/// The direction of a transfer, as the number of its system call.
+#[derive(Clone, Copy)]
+#[repr(i64)]
+enum Way {
+    /// To memory.
+    Pull = libc::SYS_pread64,
+    /// From memory.
+    Push = libc::SYS_pwrite64,
 }
 
 /// A place in the data of a request.
@@ -92,34 +111,26 @@ fn metadata(qid: QueueId, tag: Tag) -> UserCopy {
 impl UserCopyPort for CharDevice {
     fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef<'_>) -> Result<(), Errno> {
         let memory = (to.ptr().as_ptr(), to.len());
-        self.transfer(data(qid, tag, from), memory, |fd, ptr, len, at| {
-            // SAFETY: the range is writable memory by the contract of `MemRef::new`.
-            unsafe { libc::pread(fd, ptr, len, at) }
-        })
+        // SAFETY: the range is writable memory by the contract of `MemRef::new`.
+        unsafe { self.transfer(Way::Pull, data(qid, tag, from), memory) }
     }
 
     fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno> {
         let memory = (from.ptr().as_ptr(), from.len());
-        self.transfer(data(qid, tag, to), memory, |fd, ptr, len, at| {
-            // SAFETY: the range is readable memory by the contract of `MemRef::new`.
-            unsafe { libc::pwrite(fd, ptr, len, at) }
-        })
+        // SAFETY: the range is readable memory by the contract of `MemRef::new`.
+        unsafe { self.transfer(Way::Push, data(qid, tag, to), memory) }
     }
 
     fn pull_metadata(&self, qid: QueueId, tag: Tag, to: &mut [u8]) -> Result<(), Errno> {
         let memory = (to.as_mut_ptr(), to.len());
-        self.transfer(metadata(qid, tag), memory, |fd, ptr, len, at| {
-            // SAFETY: `ptr` and `len` are a part of the slice, which is borrowed exclusively during the call.
-            unsafe { libc::pread(fd, ptr, len, at) }
-        })
+        // SAFETY: the slice, which is borrowed exclusively during the call.
+        unsafe { self.transfer(Way::Pull, metadata(qid, tag), memory) }
     }
 
     fn push_metadata(&self, qid: QueueId, tag: Tag, from: &[u8]) -> Result<(), Errno> {
         let memory = (from.as_ptr().cast_mut(), from.len());
-        self.transfer(metadata(qid, tag), memory, |fd, ptr, len, at| {
-            // SAFETY: `ptr` and `len` are a part of the slice, which the call only reads.
-            unsafe { libc::pwrite(fd, ptr, len, at) }
-        })
+        // SAFETY: the slice, which the call only reads.
+        unsafe { self.transfer(Way::Push, metadata(qid, tag), memory) }
     }
 
     fn retire(&self) {
