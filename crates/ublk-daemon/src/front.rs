@@ -20,15 +20,16 @@ mod record;
 mod remove;
 mod reserve;
 mod resize;
+mod silence;
 mod up;
 
 pub use add::{Foreground, add, check, recover};
 pub use candidates::{Candidate, candidates};
 pub use gc::{Found, gc};
-pub use logs::{LogPlace, log_place, set_log_level};
+pub use logs::{LogPlace, is_there, log_place, set_log_level};
 pub use look::{Backing, Features, Info, ListEntry, features, info, list, recoverable};
 pub use lookup::{named, target};
-pub use measure::{Measured, measure, measured};
+pub use measure::{Measured, measure, measured, missing};
 pub use nbd::{
     NbdAllocation, NbdChanged, NbdExport, NbdListed, nbd_info, nbd_list, nbd_move, nbd_retry,
 };

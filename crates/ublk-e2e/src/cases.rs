@@ -43,6 +43,7 @@ mod recovery;
 mod resize;
 mod shared_matrix;
 mod shared_memory;
+mod silences;
 mod stop;
 mod stuck;
 mod surroundings;
@@ -57,7 +58,7 @@ use crate::case::{self, Case, Set};
 
 /// Cases that [`Set::Brief`] and [`Set::Change`] leave out, because they repeat at length what a shorter one shows: the step by
 /// which a policy, a mode or a transport differs is in another's case, a holder differs from another only for the kernel.
-const LONG: [&str; 64] = [
+const LONG: [&str; 66] = [
     "composed_stripe_keeps_data_in_every_mode",
     "config_up_and_down_again_and_again",
     "fio_crc32c_md5_mixed_sizes_q1_b512",
@@ -87,6 +88,7 @@ const LONG: [&str; 64] = [
     "l35_upgrade_of_a_mounted_file_system",
     "l35_upgrade_under_verified_load_queue",
     "l41_in_use_by_a_partition",
+    "l41_in_use_by_a_writer",
     "l41_in_use_by_another_mount_namespace",
     "l41_in_use_by_btrfs",
     "l41_in_use_by_loop",
@@ -103,6 +105,7 @@ const LONG: [&str; 64] = [
     "l71_a_killed_nbd_server_costs_no_request_tls",
     "l71_a_killed_nbd_server_costs_no_request_unix",
     "l71_a_mounted_file_system_outlives_its_nbd_server",
+    "l71_dirty_pages_wait_for_their_nbd_server",
     "l81_requests_to_a_slow_disk_wait_side_by_side",
     "l84_contract_many_creators_at_once_never_hang",
     "many_devices_of_the_tool",
@@ -175,6 +178,7 @@ pub fn all(set: Set) -> Vec<Case> {
     if !matches!(set, Set::Brief | Set::Kernel) {
         all.extend([
             logs::cases(),
+            silences::cases(),
             measured::cases(),
             recorded::cases(),
             nbd::cases(),

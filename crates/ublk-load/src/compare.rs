@@ -18,11 +18,12 @@ pub struct Comparison {
     pub b: Measured,
     /// The largest difference between two slices of the first target that followed each other, as a share of its rate.
     pub noise: f64,
-    /// The median difference of the second target from the first: 0.1 is 10 % more requests per second.
+    /// How many more requests per second the second target answered than the first, as a share of the first one's rate: 0.1
+    /// is 10 % more.
     pub difference: f64,
-    /// The differences of all pairs.
+    /// The same for each pair of slices.
     pub differences: Vec<f64>,
-    /// Whether the difference is larger than the noise.
+    /// Whether the difference is larger than the noise, and in the same direction in each pair.
     pub significant: bool,
 }
 
@@ -83,13 +84,14 @@ pub fn compare(
         all_a.add(&one);
         all_b.add(&other);
     }
-    let difference = median(&differences);
+    let difference = relative(&all_a, &all_b);
+    let alike = |d: &f64| d.is_sign_positive() == difference.is_sign_positive();
     Ok(Comparison {
         a: all_a,
         b: all_b,
         noise,
         difference,
-        significant: difference.abs() > noise,
+        significant: difference.abs() > noise && differences.iter().all(alike),
         differences,
     })
 }
@@ -103,30 +105,11 @@ fn relative(one: &Measured, other: &Measured) -> f64 {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    let at = |n: usize| sorted.get(n).copied().unwrap_or(0.0);
-    if sorted.len().is_multiple_of(2) {
-        f64::midpoint(at(middle.saturating_sub(1)), at(middle))
-    } else {
-        at(middle)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bench::Pattern;
     use crate::pattern::Fill;
-
-    #[test]
-    fn medians_are_in_the_middle() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert_eq!(median(&[]), 0.0);
-    }
 
     /// A target with itself has slices of both, and a noise.
     #[test]
@@ -152,6 +135,10 @@ mod tests {
         );
         assert_eq!(found.differences.len(), 4);
         assert!(found.noise > 0.0 && found.a.requests > 10 && found.b.requests > 10);
-        assert_eq!(found.significant, found.difference.abs() > found.noise);
+        let rates = found.b.iops / found.a.iops - 1.0;
+        assert_eq!(found.difference, rates, "it is that of the rates shown");
+        let alike = |d: &f64| d.is_sign_positive() == rates.is_sign_positive();
+        let beyond = rates.abs() > found.noise && found.differences.iter().all(alike);
+        assert_eq!(found.significant, beyond);
     }
 }

@@ -183,9 +183,9 @@ pub enum Command {
         #[arg(long)]
         queues: bool,
         /// Report again after this many seconds, with the work of the interval; with --json one value per report
-        #[arg(long, value_name = "SECONDS", value_parser = interval)]
+        #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = interval)]
         interval: Option<f64>,
-        /// End after this many reports
+        /// End after this many reports; with --interval
         #[arg(long, value_name = "N", requires = "interval", value_parser = clap::value_parser!(u64).range(1..))]
         count: Option<u64>,
     },
@@ -195,7 +195,7 @@ pub enum Command {
         #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
         devices: Vec<Target>,
         /// Look at the devices every so many seconds
-        #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = interval)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 1.0, allow_negative_numbers = true, value_parser = interval)]
         interval: f64,
     },
     /// Change what a device measures while it serves; its later servers measure the same

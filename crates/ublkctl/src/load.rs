@@ -20,7 +20,7 @@ fn failure(path: &Path, error: &Error) -> Failure {
             "see the kernel log and, for a ublk device, `ublkctl info`; --deadline SECONDS waits longer",
         ),
         Error::Plan(_) => Failure::new(FailureKind::Usage, text)
-            .hint("choose another --size, --depth, --span or --speed"),
+            .hint("give other figures: see --help"),
         Error::Ended => Failure::failed(text),
         Error::Ring(_) => Failure::failed(text)
             .hint("`ublkctl doctor` tells whether io_uring may be used here"),

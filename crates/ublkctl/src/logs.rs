@@ -1,6 +1,6 @@
 //! `logs`: the messages of a device's agent and server.
 
-use crate::output::{put, raw};
+use crate::output::{is_unread, put, raw};
 use serde::Serialize;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -80,7 +80,11 @@ pub fn logs(id: DevId, wanted: &Wanted, json: bool) -> Result<(), Failure> {
                 return put(true, &messages, String::new);
             }
             print(&lines)?;
-            if wanted.follow { log.follow() } else { Ok(()) }
+            if wanted.follow {
+                log.follow(id)
+            } else {
+                Ok(())
+            }
         }
         LogPlace::Journal(device) if json || only_level => {
             let lines = match only_level {
@@ -201,17 +205,24 @@ impl<'a> Log<'a> {
         Ok(text.lines().map(plain).collect())
     }
 
-    /// Prints lines as they come, also of a new file at the path, until a signal.
-    fn follow(mut self) -> Result<(), Failure> {
+    /// Prints lines as they come, also of a new file at the path, until a signal, or the device is gone.
+    fn follow(mut self, id: DevId) -> Result<(), Failure> {
         let signals = Signals::take_in_front()
             .map_err(|e| Failure::failed(format!("cannot handle signals: {e}")))?;
         while !signals.came() {
             let lines = self.next()?;
-            print(&lines)?;
-            if lines.is_empty() {
-                self.reopen();
-                std::thread::sleep(LOOK);
+            match print(&lines) {
+                Err(e) if is_unread(&e) => break,
+                printed => printed?,
             }
+            if !lines.is_empty() {
+                continue;
+            }
+            if !front::is_there(id) {
+                return Err(Failure::no_such_device(id));
+            }
+            self.reopen();
+            std::thread::sleep(LOOK);
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use ublk_core::Errno;
 use ublk_daemon::closed;
 use ublk_daemon::failure::{Failure, FailureKind};
 use ublk_daemon::log::{Stderr, plain};
@@ -82,7 +83,15 @@ pub fn raw(bytes: &[u8]) -> Result<(), Failure> {
     };
     open.and_then(|()| out.write_all(bytes))
         .and_then(|()| out.flush())
-        .map_err(|e| Failure::failed(format!("cannot write to standard output: {e}")))
+        .map_err(|e| {
+            let failure = Failure::failed(format!("cannot write to standard output: {e}"));
+            failure.errno(Errno::from_io(&e))
+        })
+}
+
+/// Whether the reader of standard output has gone: what is printed for ever ends well then.
+pub fn is_unread(failure: &Failure) -> bool {
+    failure.errno == Some(Errno::EPIPE)
 }
 
 /// Prints a failure to standard error.

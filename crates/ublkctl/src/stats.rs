@@ -1,6 +1,6 @@
 //! `stats` and `metrics`: what devices do, in numbers.
 
-use crate::output::put;
+use crate::output::{is_unread, put};
 use crate::show;
 use crate::target::Target;
 use serde::Serialize;
@@ -36,13 +36,15 @@ pub struct Report {
     pub level: Option<Level>,
     /// Length of the interval in seconds: since the start of the server, or since the previous report.
     pub seconds: f64,
-    /// All queues together.
-    #[serde(flatten)]
+    /// All queues together; not there where the server does not answer.
+    #[serde(flatten, skip_serializing_if = "Work::is_unknown")]
     pub total: Work,
     /// Each queue, or each of its threads.
     pub queues: Vec<Queue>,
     /// Why there are no numbers.
     pub cause: Option<String>,
+    /// What to do about it.
+    pub next: Option<String>,
 }
 
 /// A queue in an interval.
@@ -60,6 +62,9 @@ pub struct Queue {
 /// What was done in an interval.
 #[derive(Debug, Serialize)]
 pub struct Work {
+    /// Nobody answered.
+    #[serde(skip)]
+    pub unknown: bool,
     /// Kinds of requests that occurred.
     pub ops: Vec<Op>,
     /// Failed requests by errno.
@@ -153,6 +158,10 @@ fn per(n: u64, seconds: f64) -> f64 {
 }
 
 impl Work {
+    fn is_unknown(&self) -> bool {
+        self.unknown
+    }
+
     fn of(queue: &QueueSnapshot, level: Level, seconds: f64, threads: usize) -> Self {
         let op = |op: &OpSnapshot| Op {
             op: op.op,
@@ -170,6 +179,7 @@ impl Work {
         };
         let threads = u64::try_from(threads.max(1)).unwrap_or(1);
         Self {
+            unknown: false,
             ops: queue.ops.iter().map(op).collect(),
             errnos: queue.errnos.iter().map(failed).collect(),
             in_flight: queue.in_flight,
@@ -193,20 +203,18 @@ impl Report {
             thread: queue.thread,
             work: Work::of(queue, snapshot.level, seconds, 1),
         };
+        let mut total = Work::of(&snapshot.total(), snapshot.level, seconds, threads);
+        total.unknown = interval.is_none();
         Self {
             id: device.id,
             name: device.name.clone(),
             backend: device.backend.clone(),
             level: interval.map(|it| it.level),
             seconds,
-            total: Work::of(&snapshot.total(), snapshot.level, seconds, threads),
+            total,
             queues: snapshot.queues.iter().map(queue).collect(),
-            cause: match (interval, device.server_alive, device.agent_alive) {
-                (Some(_), ..) => None,
-                (_, false, _) => Some("its server is gone".to_owned()),
-                (_, _, false) => Some("its agent is gone".to_owned()),
-                _ => Some("its server does not answer, or is older than this program".to_owned()),
-            },
+            cause: device.silence.as_ref().map(|(why, _)| why.clone()),
+            next: device.silence.as_ref().and_then(|(_, next)| next.clone()),
         }
     }
 }
@@ -234,10 +242,14 @@ pub fn stats(devices: &[Target], wanted: Wanted, json: bool) -> Result<ExitCode,
             })
             .collect();
         let text = || show::stats(&reports, wanted.queues, n > 0);
-        match (ids.len(), reports.first()) {
-            (1, Some(report)) => put(json, report, text)?,
-            _ => put(json, &reports, text)?,
+        let shown = match (ids.len(), reports.first()) {
+            (1, Some(report)) => put(json, report, text),
+            _ => put(json, &reports, text),
+        };
+        if n > 0 && shown.as_ref().is_err_and(is_unread) {
+            break;
         }
+        shown?;
         let Some(interval) = wanted.interval else {
             break;
         };

@@ -239,6 +239,13 @@ fn a_measurement_a_sweep_and_a_comparison_have_figures() {
         .map(|run| run["size"].as_u64().unwrap())
         .collect();
     assert_eq!(sizes, [4096, 16_384, 65_536, 262_144, 1 << 20]);
+    assert!(value.get("error").is_none(), "{value}");
+    let (code, value) = json(&[&["bench", &disk, "--svg", "/dev/full"], &quick[..]].concat());
+    assert_eq!(code, Some(1), "{value}");
+    assert!(
+        value["runs"][0]["iops"].is_f64() && value["error"]["exit_code"] == 1,
+        "{value}"
+    );
 }
 
 #[test]
@@ -248,8 +255,21 @@ fn bad_targets_are_told() {
     fs::write(&small, [0; 100]).unwrap();
     let empty = dir.path().join("empty").display().to_string();
     fs::write(&empty, []).unwrap();
+    let directory = dir.path().display().to_string();
+    // Without the driver there is no device, and that is what to cure.
+    let absent = json(&["stats", "1048570"]).0.unwrap();
+    let trace = iolog(dir.path());
     for (args, code, words) in [
         (vec!["bench", "/no/such/disk"], 1, "No such file"),
+        (vec!["bench", "1048570"], absent, "ublk"),
+        (vec!["replay", &trace, "/dev/ublkb1048570"], absent, "ublk"),
+        (vec!["bench", &disk, "--span", "1T"], 2, "--span"),
+        (vec!["bench", &disk, "--time", "-1"], 2, "from 0.1 to 3600"),
+        (
+            vec!["bench", &disk, "--svg", &directory],
+            1,
+            "is a directory",
+        ),
         (
             vec!["bench", "/dev/null"],
             2,

@@ -318,7 +318,10 @@ impl Foreground {
                 "the device was not ready in time; agent process {} was told to clean up",
                 self.agent.pid
             ))
-            .hint("`ublkctl list` shows what is left, `ublkctl doctor` checks this machine")),
+            .hint(
+                "the kernel reads the partition table of a new disk, from a slow one too: --no-partition-scan leaves that out, \
+                 --deadline waits longer; `ublkctl list` shows what is left, `ublkctl doctor` checks this machine",
+            )),
         }
     }
 

@@ -34,6 +34,12 @@ pub fn log_place(id: DevId) -> Result<LogPlace, Failure> {
     })
 }
 
+/// Whether a device with this number exists.
+#[must_use]
+pub fn is_there(id: DevId) -> bool {
+    ublk_ctrl::nodes::list_devices().is_ok_and(|ids| ids.contains(&id))
+}
+
 /// Makes the agent and the server of a live device write messages from this level on: `error`, `warn`, `info`, `debug` or
 /// `trace`. A later server writes from the level that its environment says.
 ///
@@ -44,9 +50,6 @@ pub fn set_log_level(id: DevId, level: &str, deadline: Duration) -> Result<(), F
     let question = Question::Log(LogQuestion {
         log_level: level.to_owned(),
     });
-    let answer: Option<Health> = ask::ask(id, Some(&question), deadline);
-    answer.map(drop).ok_or_else(|| {
-        Failure::failed(format!("the server of device {id} does not answer"))
-            .hint(format!("see `ublkctl info {id}`; a server older than this program does not know the question: `ublkctl upgrade {id}`"))
-    })
+    let answer: Result<Health, _> = ask::ask(id, Some(&question), deadline);
+    answer.map(drop).map_err(|silence| silence.of_change(id))
 }

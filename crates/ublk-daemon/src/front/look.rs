@@ -187,6 +187,8 @@ pub struct Info {
     pub log: Option<PathBuf>,
     /// The server's own report, if it is reachable.
     pub health: Option<Health>,
+    /// Why it is not; `next` says what to do about it.
+    pub health_error: Option<String>,
 }
 
 /// The features of a kernel's driver.
@@ -369,8 +371,17 @@ fn render_info(geometry: &Geometry, affinity: Vec<Vec<u32>>, record: Option<&Rec
     let id = geometry.dev_id();
     let spec = record.map(|r| &r.spec);
     let names = |f: ublk_core::Features| f.iter().map(|f| f.name.to_owned()).collect();
+    let (health, silence) = match record.map(|_| health(id, HEALTH)) {
+        Some(Ok(health)) => (Some(health), None),
+        Some(Err(silence)) => (None, Some(silence.failure(id))),
+        None => (None, None),
+    };
+    let mut entry = entry(geometry, record);
+    if let Some(silence) = &silence {
+        entry.next = entry.next.or_else(|| silence.hint.clone());
+    }
     Info {
-        entry: entry(geometry, record),
+        entry,
         max_io_bytes: geometry.max_io_bytes(),
         block_size: sysfs(id, "queue/logical_block_size")
             .and_then(|s| u32::try_from(s).ok())
@@ -388,7 +399,8 @@ fn render_info(geometry: &Geometry, affinity: Vec<Vec<u32>>, record: Option<&Rec
             .filter(|a| a.runs())
             .map(|a| a.pid),
         log: record.and_then(|r| r.log.clone()),
-        health: record.and_then(|_| health(id, HEALTH)),
+        health,
+        health_error: silence.map(|silence| silence.text),
     }
 }
 

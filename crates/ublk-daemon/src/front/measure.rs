@@ -2,6 +2,7 @@
 //! here hangs with the driver, and nothing needs a privilege.
 
 use super::ask;
+use super::silence::Silence;
 use crate::failure::Failure;
 use crate::report::Health;
 use crate::state::{Record, Store};
@@ -37,6 +38,9 @@ pub struct Measured {
     /// What it has done; `None` where nobody answers.
     #[serde(skip)]
     pub snapshot: Option<Snapshot>,
+    /// Why nobody answers, and what to do about it.
+    #[serde(skip)]
+    pub silence: Option<(String, Option<String>)>,
 }
 
 /// The devices of this user that exist, or those that are named, in the order of their numbers, with what they have done
@@ -47,7 +51,6 @@ pub struct Measured {
 pub fn measured(ids: &[DevId], health: bool) -> Result<Vec<Measured>, Failure> {
     let store = Store::of_user()?;
     let there = ublk_ctrl::nodes::list_devices().unwrap_or_default();
-    let nodes = Nodes::default();
     let mut records: Vec<(DevId, Record)> = store
         .records()
         .filter_map(|record| Some((DevId::new(record.id?).ok()?, record)))
@@ -58,9 +61,7 @@ pub fn measured(ids: &[DevId], health: bool) -> Result<Vec<Measured>, Failure> {
         if !records.iter().any(|(known, _)| known == id) {
             return Err(match there.contains(id) {
                 true => Failure::foreign(*id),
-                // Where no driver is loaded there is no device at all, and that is what to cure.
-                false if !nodes.control().exists() => ublk_ctrl::Error::MissingModule.into(),
-                false => Failure::no_such_device(*id),
+                false => missing(*id),
             });
         }
     }
@@ -79,9 +80,27 @@ pub fn measured(ids: &[DevId], health: bool) -> Result<Vec<Measured>, Failure> {
     Ok(all)
 }
 
+/// The failure of a command about a device that does not exist.
+#[must_use]
+pub fn missing(id: DevId) -> Failure {
+    // Where no driver is loaded there is no device at all, and that is what to cure.
+    match Nodes::default().control().exists() {
+        true => Failure::no_such_device(id),
+        false => ublk_ctrl::Error::MissingModule.into(),
+    }
+}
+
 fn ask(store: &Store, id: DevId, record: &Record, health: bool) -> Measured {
     let (server_alive, agent_alive) = (store.has_server(record), store.has_agent(record));
     let answers = server_alive && agent_alive;
+    let snapshot = match answers {
+        true => ask::metrics(id, None, ASK),
+        false => Err(Silence::Unheard),
+    };
+    let silence = snapshot.as_ref().err().map(|silence| {
+        let failure = silence.failure(id);
+        (failure.text, failure.hint)
+    });
     Measured {
         id: id.get(),
         name: record.spec.name.clone(),
@@ -89,13 +108,11 @@ fn ask(store: &Store, id: DevId, record: &Record, health: bool) -> Measured {
         server_alive,
         agent_alive,
         health: match answers && health {
-            true => ask::health(id, ASK),
+            true => ask::health(id, ASK).ok(),
             false => None,
         },
-        snapshot: match answers {
-            true => ask::metrics(id, None, ASK),
-            false => None,
-        },
+        snapshot: snapshot.ok(),
+        silence,
     }
 }
 
@@ -104,17 +121,8 @@ fn ask(store: &Store, id: DevId, record: &Record, health: bool) -> Measured {
 /// # Errors
 /// A device that does not exist, is not ours, or whose server does not answer.
 pub fn measure(id: DevId, level: Level, deadline: Duration) -> Result<Level, Failure> {
-    let found = measured(&[id], false)?;
+    measured(&[id], false)?;
     let answer = ask::metrics(id, Some(level), deadline);
-    let Some(snapshot) = answer else {
-        let answers = found.iter().any(|it| it.snapshot.is_some());
-        let failure = Failure::failed(format!("the server of device {id} does not answer"));
-        return Err(match (answers, found.first()) {
-            (false, Some(it)) if it.server_alive && it.agent_alive => failure.hint(format!(
-                "it may be older than this program: `ublkctl upgrade {id}`"
-            )),
-            _ => failure.hint(format!("see `ublkctl info {id}`")),
-        });
-    };
+    let snapshot = answer.map_err(|silence| silence.of_change(id))?;
     Ok(snapshot.level)
 }

@@ -161,7 +161,7 @@ pub(super) fn give_up(record: &Record, id: DevId) {
             give_up: true,
             keep: false,
         };
-        if ask::command(id, &command, ASK).is_none() {
+        if ask::command(id, &command, ASK).is_err() {
             tracing::warn!("the server process of device {id} does not answer");
         }
     }
@@ -177,7 +177,7 @@ pub(super) fn shrunk(record: &Record, id: DevId, size: u64) {
             give_up: false,
             keep: false,
         };
-        if ask::command(id, &command, ASK).is_none() {
+        if ask::command(id, &command, ASK).is_err() {
             tracing::warn!(
                 "the server process of device {id} does not answer: until its next restart a smaller export makes the device \
                  reads-only"
@@ -215,10 +215,8 @@ fn too_old(id: DevId) -> Failure {
 
 fn ask(id: DevId, command: &BackendCommand, until: Instant) -> Result<NbdChanged, Failure> {
     let left = until.saturating_duration_since(Instant::now());
-    let health = ask::command(id, command, left.min(ASK)).ok_or_else(|| {
-        Failure::failed(format!("the server process of device {id} does not answer"))
-            .hint(format!("see `ublkctl info {id}`"))
-    })?;
+    let answer = ask::command(id, command, left.min(ASK));
+    let health = answer.map_err(|silence| silence.of_change(id))?;
     let nbd = health.nbd.ok_or_else(|| too_old(id))?;
     Ok(NbdChanged { id: id.get(), nbd })
 }

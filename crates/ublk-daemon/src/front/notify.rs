@@ -60,7 +60,7 @@ fn feed(id: DevId, mut watch: Watch) {
     let mut told = String::new();
     loop {
         // Leave time for a busy machine.
-        let known = health(id, watch.period / 4);
+        let known = health(id, watch.period / 4).ok();
         let (good, status) = watch.look(known.as_ref(), Instant::now());
         if !good {
             tracing::error!("{status}: the watchdog is not fed");

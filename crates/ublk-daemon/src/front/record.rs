@@ -86,12 +86,7 @@ impl Recording {
 
     fn ask(&self, order: RecordOrder) -> Result<Piece, Failure> {
         let id = self.id;
-        let Some(piece) = ask::recorded(id, order, ASK) else {
-            let text = format!("the server of device {id} does not answer");
-            return Err(Failure::failed(text).hint(format!(
-                "see `ublkctl info {id}`; if it is alive, it may be older than this program: `ublkctl upgrade {id}`"
-            )));
-        };
+        let piece = ask::recorded(id, order, ASK).map_err(|silence| silence.failure(id))?;
         match piece.refused {
             None => Ok(piece),
             Some(why) => Err(Failure::failed(format!("device {id}: {why}"))

@@ -33,6 +33,15 @@ impl ProcessId {
     }
 }
 
+impl ProcessId {
+    /// Whether this process is stopped, by a signal or a debugger.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        start_time(&stat) == Some(self.start) && matches!(state(&stat), Some('T' | 't'))
+    }
+}
+
 /// Whether process `pid` of this machine may be running. A process in a nested PID namespace (pid_namespaces(7)) cannot
 /// tell, and gets true (L47).
 #[must_use]

@@ -229,7 +229,7 @@ fn ends() -> Result<()> {
     client(device.node())?;
     std::thread::sleep(std::time::Duration::from_millis(500));
     device.kill_server("dead")?;
-    let path = recorder.fails(&["does not answer", "has what came before"])?;
+    let path = recorder.fails(&["is gone", "has what came before"])?;
     let trace = cli::ublkctl_json(&["trace", &path.to_string_lossy()])?;
     ensure!(json::number(&trace, "requests")? > 100, "{trace}");
     std::fs::remove_file(path)?;

@@ -15,7 +15,7 @@ pub struct Replay {
     #[command(flatten)]
     pub target: LoadTarget,
     /// How many times as fast as recorded, or max: as fast as the target takes the requests
-    #[arg(long, value_name = "FACTOR|max", default_value = "1", value_parser = speed)]
+    #[arg(long, value_name = "FACTOR|max", default_value = "1", allow_negative_numbers = true, value_parser = speed)]
     pub speed: Speed,
     /// The most requests in flight
     #[arg(long, short = 'd', value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -59,10 +59,10 @@ pub struct Bench {
     #[arg(long, value_name = "WHAT")]
     pub sweep: Option<Sweep>,
     /// Seconds to measure [default: 5; 2 for each point of a sweep; 16 for a comparison]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = seconds)]
     pub time: Option<Duration>,
     /// Seconds of load before anything counts
-    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = warm_up)]
+    #[arg(long, value_name = "SECONDS", default_value = "1", allow_negative_numbers = true, value_parser = warm_up)]
     pub warm_up: Duration,
     /// Use only this much of the target, from its begin [default: all]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]

@@ -14,10 +14,10 @@ pub struct Record {
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// End after this many seconds
-    #[arg(long = "for", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long = "for", value_name = "SECONDS", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
     pub duration: Option<u64>,
     /// End once the file has this size, or a little more
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = limit)]
     pub limit: Option<u64>,
 }
 
@@ -63,4 +63,14 @@ pub enum Target {
     Iolog,
     /// The format of this project
     Ublk,
+}
+
+/// The length of a trace at which its recording ends.
+fn limit(text: &str) -> Result<u64, String> {
+    match size::parse(text)? {
+        0 => {
+            Err("a trace of no bytes has no request: give a size, or leave --limit out".to_owned())
+        }
+        bytes => Ok(bytes),
+    }
 }

@@ -6,7 +6,7 @@ use super::draw::Screen;
 use super::opened::{Access, Opened};
 use super::{failure, file_failure};
 use crate::cli::{Bench, Rw, Sweep};
-use crate::output::{end, put};
+use crate::output::{ErrorBody, end, put};
 use crate::trace::interrupts;
 use crate::trace::output::Output;
 use serde::Serialize;
@@ -51,6 +51,9 @@ struct Report {
     compared_with: Option<PathBuf>,
     warnings: Vec<String>,
     svg: Option<PathBuf>,
+    /// Why there is no picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorBody>,
     /// One measurement, or the points of a sweep.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     runs: Vec<Outcome>,
@@ -96,6 +99,7 @@ pub fn run(args: &Bench, json: bool) -> Result<ExitCode, Failure> {
         compared_with: None,
         warnings: target.notes.clone(),
         svg: args.svg.clone(),
+        error: None,
         runs: Vec::new(),
         comparison: None,
     };
@@ -133,6 +137,7 @@ pub fn run(args: &Bench, json: bool) -> Result<ExitCode, Failure> {
     let drawn = picture.map_or(Ok(()), |picture| draw(picture, &report));
     // The figures are good without their picture.
     report.svg = report.svg.filter(|_| drawn.is_ok());
+    report.error = drawn.as_ref().err().map(ErrorBody::from);
     for warning in &report.warnings {
         tracing::warn!("{warning}");
     }
@@ -180,11 +185,19 @@ fn plan(args: &Bench, target: &Opened, point: Point, seconds: u64) -> Result<Pla
         let hint = format!("give --size {} or a multiple of it", target.block);
         return Err(Failure::new(FailureKind::Usage, text).hint(hint));
     }
+    if let Some(span) = args.span.filter(|span| *span > target.size) {
+        let text = format!(
+            "{}: --span {span} is more than its {} bytes",
+            target.path.display(),
+            target.size
+        );
+        return Err(Failure::new(FailureKind::Usage, text).hint("leave --span out for all of it"));
+    }
     Ok(Plan {
         pattern: pattern(args.rw),
         len: point.size,
         depth: point.depth,
-        region: args.span.unwrap_or(target.size).min(target.size),
+        region: args.span.unwrap_or(target.size),
         warm_up: args.warm_up,
         run: args.time.unwrap_or(Duration::from_secs(seconds)),
         fill: Fill::Pattern,

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 use ublk_daemon::failure::{Failure, FailureKind};
+use ublk_daemon::front;
 
 /// A target.
 #[derive(Debug)]
@@ -129,14 +130,29 @@ fn resolved(path: &Path) -> Result<PathBuf, Failure> {
     match fs::metadata(path) {
         Ok(_) => Ok(path.to_owned()),
         Err(e) => {
-            let word = path
-                .to_str()
-                .filter(|word| !word.is_empty() && !word.contains('/'));
-            let found = word.and_then(|word| target::parse(word).ok()?.resolve().ok());
-            let node = found.map(|found| PathBuf::from(format!("/dev/ublkb{}", found.id)));
-            node.ok_or_else(|| file_failure(path, &e))
+            let Some(word) = path.to_str().filter(|word| is_device(word)) else {
+                return Err(file_failure(path, &e));
+            };
+            let id = target::parse(word)
+                .map_err(|_| file_failure(path, &e))?
+                .resolve()?
+                .id;
+            let node = PathBuf::from(format!("/dev/ublkb{id}"));
+            match node.exists() {
+                true => Ok(node),
+                // Without its disk: its server is gone, or has not started.
+                false if front::is_there(id) => Err(file_failure(&node, &e)),
+                false => Err(front::missing(id)),
+            }
         }
     }
+}
+
+/// Whether a word that is no path of a file means a ublk device: its number, name or node.
+fn is_device(word: &str) -> bool {
+    let of_ublk = ["/dev/ublkb", "/dev/ublkctl/"];
+    !word.is_empty()
+        && (!word.contains('/') || of_ublk.iter().any(|prefix| word.starts_with(prefix)))
 }
 
 /// The logical block size of a block device, or of the disk that it is a partition of.

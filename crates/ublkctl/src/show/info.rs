@@ -15,7 +15,11 @@ pub fn info(i: &Info) -> String {
     text.life(i);
     match &i.health {
         Some(health) => text.health(health),
-        None => text.line("health", "not reachable".to_owned()),
+        None => {
+            let why = i.health_error.as_deref();
+            let why = why.map_or_else(String::new, |why| format!(": {why}"));
+            text.line("health", format!("not reachable{why}"));
+        }
     }
     text.0
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 use ublk_daemon::log::plain;
 use ublk_metrics::Level;
+use ublk_trace::units::counted;
 
 /// The columns, and their least widths.
 const COLUMNS: [(&str, usize); 12] = [
@@ -33,11 +34,9 @@ pub fn stats(reports: &[Report], queues: bool, interval: bool) -> String {
     for report in reports {
         let device = format!("ublkb{}", report.id);
         if let Some(cause) = &report.cause {
-            let _ = writeln!(
-                text,
-                "{device:10}  {cause}: see `ublkctl info {}`",
-                report.id
-            );
+            let next = report.next.as_ref();
+            let next = next.map_or_else(String::new, |next| format!(": {next}"));
+            let _ = writeln!(text, "{device:10}  {cause}{next}");
             continue;
         }
         work(&mut text, &device, &report.total);
@@ -45,7 +44,10 @@ pub fn stats(reports: &[Report], queues: bool, interval: bool) -> String {
             true => "in",
             false => "since its start",
         };
-        let mut facts = vec![format!("{since} {:.1} s", report.seconds)];
+        let requests = report.total.ops.iter().map(|op| op.requests).sum();
+        let mut facts: Vec<String> = report.name.iter().cloned().collect();
+        facts.push(format!("{since} {:.1} s", report.seconds));
+        facts.push(counted(requests, "request"));
         facts.extend(of_threads(&report.total));
         facts.extend(of_mode(&report.total));
         let _ = writeln!(text, "{:10}  {}", "", facts.join(", "));

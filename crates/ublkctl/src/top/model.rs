@@ -322,16 +322,15 @@ impl Device {
 fn state(now: &Measured, report: &Report, quiet: Duration) -> (String, Option<String>) {
     let id = now.id;
     let info = |what: &str| Some(format!("{what}: see `ublkctl info {id}`"));
-    if !now.server_alive {
-        let what =
-            format!("its server is gone: `ublkctl recover {id}`, or see `ublkctl info {id}`");
-        return ("no server".to_owned(), Some(what));
-    }
-    if !now.agent_alive {
-        return ("no agent".to_owned(), info("its agent is gone"));
-    }
     if let Some(cause) = &report.cause {
-        return ("silent".to_owned(), info(cause));
+        let state = match (now.server_alive, now.agent_alive) {
+            (false, _) => "no server",
+            (_, false) => "no agent",
+            _ => "silent",
+        };
+        let next = report.next.as_ref();
+        let next = next.map_or_else(String::new, |next| format!(": {next}"));
+        return (state.to_owned(), Some(format!("{cause}{next}")));
     }
     let error = now.health.as_ref().and_then(|it| it.first_error.clone());
     if now.health.as_ref().is_some_and(|it| it.state == "failed") {

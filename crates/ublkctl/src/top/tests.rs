@@ -34,7 +34,7 @@ fn busy(id: u32, seconds: u64) -> Measured {
     }
     let mut device = dead(id);
     (device.server_alive, device.agent_alive) = (true, true);
-    device.snapshot = Some(snapshot);
+    (device.snapshot, device.silence) = (Some(snapshot), None);
     device
 }
 
@@ -42,6 +42,10 @@ fn busy(id: u32, seconds: u64) -> Measured {
 fn dead(id: u32) -> Measured {
     let mut device = Measured::default();
     (device.id, device.backend) = (id, "null".to_owned());
+    device.silence = Some((
+        format!("the server of device {id} is gone"),
+        Some(format!("`ublkctl recover {id}` starts another")),
+    ));
     device
 }
 

@@ -42,7 +42,10 @@ impl Output {
             return Err(Failure::failed(text).hint("give the name of a file to write"));
         }
         let told = |e: io::Error| failure(path, &e.into());
-        if kind.is_some_and(|kind| !kind.is_file() && !kind.is_dir()) {
+        if kind.is_some_and(|kind| kind.is_dir()) {
+            return Err(told(io::ErrorKind::IsADirectory.into()));
+        }
+        if kind.is_some_and(|kind| !kind.is_file()) {
             // Something as /dev/stdout or /dev/full. A pipe is opened twice: without a reader, the first does not wait.
             let mut options = OpenOptions::new();
             options.write(true);
