@@ -51,6 +51,7 @@ impl CharDevice {
     ///
     /// # Safety
     /// `ptr` must be the start of `len` bytes of memory: readable for [`Way::Push`], writable for [`Way::Pull`].
+    #[inline]
     unsafe fn transfer(
         &self,
         way: Way,
@@ -58,15 +59,29 @@ impl CharDevice {
         (ptr, len): (*mut u8, usize),
     ) -> Result<(), Errno> {
         let at = place.encode().map_err(|_| Errno::EINVAL)?;
-        let fd = self.fd.as_raw_fd();
+        // SAFETY: the caller's contract.
+        let moved = unsafe { self.call(way, at, (ptr, len)) };
+        if usize::try_from(moved) == Ok(len) {
+            return Ok(());
+        }
+        // SAFETY: the caller's contract.
+        unsafe { self.transfer_rest(way, at, (ptr, len), moved) }
+    }
+
+    /// Goes on after a first call that did not move everything.
+    ///
+    /// # Safety
+    /// As for [`transfer`](Self::transfer).
+    #[cold]
+    unsafe fn transfer_rest(
+        &self,
+        way: Way,
+        at: u64,
+        (ptr, len): (*mut u8, usize),
+        mut moved: libc::c_long,
+    ) -> Result<(), Errno> {
         let mut done = 0;
         while done < len {
-            let (from_here, left) = (ptr.wrapping_add(done), len - done);
-            // SAFETY: the rest of the range, which the caller vouches for; the arguments are those of pread64(2) and pwrite64(2), of
-            // one register each: the crate needs 64 bits.
-            let moved = unsafe {
-                libc::syscall(way as libc::c_long, fd, from_here, left, at + done as u64)
-            };
             match usize::try_from(moved) {
                 Ok(0) => return Err(Errno::EIO),
                 Ok(n) => done += n,
@@ -75,8 +90,22 @@ impl CharDevice {
                     errno => return Err(errno),
                 },
             }
+            if done < len {
+                let rest = (ptr.wrapping_add(done), len - done);
+                // SAFETY: the rest of the range, which the caller vouches for.
+                moved = unsafe { self.call(way, at + done as u64, rest) };
+            }
         }
         Ok(())
+    }
+
+    /// # Safety
+    /// As for [`transfer`](Self::transfer).
+    #[inline]
+    unsafe fn call(&self, way: Way, at: u64, (ptr, len): (*mut u8, usize)) -> libc::c_long {
+        // SAFETY: the range is the caller's; the arguments are those of pread64(2) and pwrite64(2), of one register each on the
+        // machines of 64 bits that this compiles for: the numbers of the calls have that many.
+        unsafe { libc::syscall(way as libc::c_long, self.fd.as_raw_fd(), ptr, len, at) }
     }
 }
 
@@ -149,6 +178,26 @@ mod tests {
     use std::ptr::NonNull;
 
     use super::*;
+
+    /// L05 A transfer that ends short goes on, and is an error if nothing more comes.
+    #[test]
+    fn l05_a_short_transfer_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        let begin = data(QueueId::ZERO, Tag::ZERO, 0).encode().unwrap();
+        file.set_len(begin + 512).unwrap();
+        let device = CharDevice::new(file.as_fd()).unwrap();
+        let mut bytes = [1; 1024];
+        let first = NonNull::from(&mut bytes).cast();
+        for (len, result) in [(512, Ok(())), (1024, Err(Errno::EIO))] {
+            // SAFETY: writable for the duration of the call.
+            let to = unsafe { MemRef::new(first, len) };
+            assert_eq!(device.pull(QueueId::ZERO, Tag::ZERO, 0, to), result);
+        }
+        // SAFETY: readable for the duration of the call.
+        let from = unsafe { MemRef::new(first, 1024) };
+        assert_eq!(device.push(QueueId::ZERO, Tag::ZERO, 0, from), Ok(()));
+        assert_eq!(file.metadata().unwrap().len(), begin + 1024);
+    }
 
     /// L63 A retired device is closed even if the value still exists, and transfers through it fail.
     #[test]
