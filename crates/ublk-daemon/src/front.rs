@@ -29,7 +29,7 @@ pub use gc::{Found, gc};
 pub use logs::{LogPlace, is_there, log_place, set_log_level};
 pub use look::{Backing, Features, Info, ListEntry, features, info, list, recoverable};
 pub use lookup::{named, target};
-pub use measure::{Measured, measure, measured, missing};
+pub use measure::{Measured, Unanswered, measure, measured, missing};
 pub use nbd::{
     NbdAllocation, NbdChanged, NbdExport, NbdListed, nbd_info, nbd_list, nbd_move, nbd_retry,
 };

@@ -213,8 +213,8 @@ impl Report {
             seconds,
             total,
             queues: snapshot.queues.iter().map(queue).collect(),
-            cause: device.silence.as_ref().map(|(why, _)| why.clone()),
-            next: device.silence.as_ref().and_then(|(_, next)| next.clone()),
+            cause: device.unanswered.as_ref().map(|it| it.cause.clone()),
+            next: device.unanswered.as_ref().and_then(|it| it.next.clone()),
         }
     }
 }

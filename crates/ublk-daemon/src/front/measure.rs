@@ -18,6 +18,15 @@ const ASK: Duration = Duration::from_secs(1);
 /// Agents that are asked at the same time.
 const AT_ONCE: usize = 8;
 
+/// Why a question to a device has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unanswered {
+    /// Which process does not answer, and why.
+    pub cause: String,
+    /// What to do about it.
+    pub next: Option<String>,
+}
+
 /// A device of ours, and what it has done.
 #[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
@@ -38,9 +47,9 @@ pub struct Measured {
     /// What it has done; `None` where nobody answers.
     #[serde(skip)]
     pub snapshot: Option<Snapshot>,
-    /// Why nobody answers, and what to do about it.
+    /// Why nobody answers.
     #[serde(skip)]
-    pub silence: Option<(String, Option<String>)>,
+    pub unanswered: Option<Unanswered>,
 }
 
 /// The devices of this user that exist, or those that are named, in the order of their numbers, with what they have done
@@ -97,9 +106,12 @@ fn ask(store: &Store, id: DevId, record: &Record, health: bool) -> Measured {
         true => ask::metrics(id, None, ASK),
         false => Err(Silence::Unheard),
     };
-    let silence = snapshot.as_ref().err().map(|silence| {
+    let unanswered = snapshot.as_ref().err().map(|silence| {
         let failure = silence.failure(id);
-        (failure.text, failure.hint)
+        Unanswered {
+            cause: failure.text,
+            next: failure.hint,
+        }
     });
     Measured {
         id: id.get(),
@@ -112,7 +124,7 @@ fn ask(store: &Store, id: DevId, record: &Record, health: bool) -> Measured {
             false => None,
         },
         snapshot: snapshot.ok(),
-        silence,
+        unanswered,
     }
 }
 

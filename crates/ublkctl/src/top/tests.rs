@@ -9,7 +9,7 @@ use super::{Look, show};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use std::time::Duration;
-use ublk_daemon::front::Measured;
+use ublk_daemon::front::{Measured, Unanswered};
 use ublk_metrics::{Level, Operation, QueueSnapshot, Snapshot};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ fn busy(id: u32, seconds: u64) -> Measured {
     }
     let mut device = dead(id);
     (device.server_alive, device.agent_alive) = (true, true);
-    (device.snapshot, device.silence) = (Some(snapshot), None);
+    (device.snapshot, device.unanswered) = (Some(snapshot), None);
     device
 }
 
@@ -42,10 +42,10 @@ fn busy(id: u32, seconds: u64) -> Measured {
 fn dead(id: u32) -> Measured {
     let mut device = Measured::default();
     (device.id, device.backend) = (id, "null".to_owned());
-    device.silence = Some((
-        format!("the server of device {id} is gone"),
-        Some(format!("`ublkctl recover {id}` starts another")),
-    ));
+    device.unanswered = Some(Unanswered {
+        cause: format!("the server of device {id} is gone"),
+        next: Some(format!("`ublkctl recover {id}` starts another")),
+    });
     device
 }
 
