@@ -190,9 +190,14 @@ impl Cell {
             Work::Load => matches!(self.event, Event::Kill | Event::Thread),
             Work::Ext4 => self.event == Event::Kill,
         };
-        // The next server's death, and a file system above, are the same to every policy that waits.
+        // The next server's death, and a file system above, are the same to every policy that waits; so is how a server ends.
         let once = self.event == Event::KillNext || self.work == Work::Ext4;
-        let repeated = once && self.policy != "reissue";
+        let killed = self.event == Event::Kill;
+        let repeated = match self.policy {
+            "reissue" => false,
+            "none" => once,
+            _ => once || !killed,
+        };
         case::reduced() && !kept || case::is_quick() && repeated
     }
 

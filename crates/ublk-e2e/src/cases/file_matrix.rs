@@ -100,10 +100,14 @@ pub(super) fn is_left(kind: Kind) -> bool {
 }
 
 /// Whether what a change must pass leaves this cell out: to the driver a block device is like a file, and what differs between
-/// them is who takes the pages.
+/// them is who takes the pages. Zero copy is for files with a device below.
 fn is_repeated(kind: Kind, mode: Mode) -> bool {
-    let kept = mode.is_zero_copy() || mode.name() == "copy";
-    case::is_quick() && kind == Kind::Block && !kept
+    let kept = match kind {
+        Kind::Block => mode.is_zero_copy() || mode.name() == "copy",
+        Kind::Tmpfs => !mode.is_zero_copy(),
+        Kind::Ext4 => true,
+    };
+    case::is_quick() && !kept
 }
 
 /// On a kernel without the mode `add` says so, with the feature's name.

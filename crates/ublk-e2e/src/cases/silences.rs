@@ -90,6 +90,7 @@ fn told() -> Result<()> {
     let mut follow = follow
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .context("logs --follow")?;
     device.delete()?;
