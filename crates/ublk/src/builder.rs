@@ -388,6 +388,16 @@ impl Builder<Composed> {
 
 impl Builder<Protected<Memory>> {
     /// A memory device with integrity metadata: data is copied once, by the driver.
+    ///
+    /// ```no_run
+    /// use ublk::backends::{Memory, Protected};
+    /// use ublk::core::{Checksum, Integrity};
+    /// use ublk::Builder;
+    ///
+    /// let protected = Protected::memory(Memory::new(1 << 30, 4096)?, Integrity::new(Checksum::Crc16, 8))?;
+    /// let device = Builder::protected(protected).start()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn protected(protected: Protected<Memory>) -> Self {
         Self {
             arm: Protected::arm,
@@ -398,6 +408,16 @@ impl Builder<Protected<Memory>> {
 
 impl Builder<ZonedDevice<Memory>> {
     /// A zoned memory device: data is copied once, by the driver.
+    ///
+    /// ```no_run
+    /// use ublk::Builder;
+    /// use ublk::backends::{Memory, ZoneLayout, ZonedDevice};
+    ///
+    /// let zones = ZoneLayout { size: 64 << 20, capacity: 64 << 20, conventional: 0, max_open: 0, max_active: 0 };
+    /// let zoned = ZonedDevice::memory(Memory::new(1 << 30, 4096)?, zones)?;
+    /// let device = Builder::zoned(zoned).start()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn zoned(zoned: ZonedDevice<Memory>) -> Self {
         Self {
             arm: ZonedDevice::arm,

@@ -210,6 +210,8 @@ impl<'a> Log<'a> {
         let signals = Signals::take_in_front()
             .map_err(|e| Failure::failed(format!("cannot handle signals: {e}")))?;
         while !signals.came() {
+            // Before what it wrote last is read.
+            let there = front::is_there(id);
             let lines = self.next()?;
             match print(&lines) {
                 Err(e) if is_unread(&e) => break,
@@ -218,7 +220,7 @@ impl<'a> Log<'a> {
             if !lines.is_empty() {
                 continue;
             }
-            if !front::is_there(id) {
+            if !there {
                 return Err(Failure::no_such_device(id));
             }
             self.reopen();

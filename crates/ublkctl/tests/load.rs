@@ -261,6 +261,7 @@ fn bad_targets_are_told() {
     let trace = iolog(dir.path());
     for (args, code, words) in [
         (vec!["bench", "/no/such/disk"], 1, "No such file"),
+        (vec!["bench", "no-such-disk"], 1, "No such file"),
         (vec!["bench", "1048570"], absent, "ublk"),
         (vec!["replay", &trace, "/dev/ublkb1048570"], absent, "ublk"),
         (vec!["bench", &disk, "--span", "1T"], 2, "--span"),

@@ -1,6 +1,7 @@
 //! `logs`: where the messages of a device's processes are, and which of them are written.
 
 use super::ask;
+use super::measure::ours;
 use crate::failure::Failure;
 use crate::link::message::{LogQuestion, Question};
 use crate::report::Health;
@@ -24,11 +25,8 @@ pub enum LogPlace {
 /// # Errors
 /// A device that does not exist or is not ours.
 pub fn log_place(id: DevId) -> Result<LogPlace, Failure> {
-    let found = super::measured(&[id], false)?;
-    let store = Store::of_user()?;
-    let mut records = store.records();
-    let record = records.find(|record| record.id == Some(id.get()) && !found.is_empty());
-    Ok(match record.and_then(|record| record.log) {
+    let record = ours(&Store::of_user()?, &[id])?.pop();
+    Ok(match record.and_then(|(_, record)| record.log) {
         Some(file) => LogPlace::File(file),
         None => LogPlace::Journal(format!("ublkb{id}")),
     })
@@ -46,7 +44,7 @@ pub fn is_there(id: DevId) -> bool {
 /// # Errors
 /// A device that does not exist, is not ours, or whose server does not answer.
 pub fn set_log_level(id: DevId, level: &str, deadline: Duration) -> Result<(), Failure> {
-    super::measured(&[id], false)?;
+    ours(&Store::of_user()?, &[id])?;
     let question = Question::Log(LogQuestion {
         log_level: level.to_owned(),
     });

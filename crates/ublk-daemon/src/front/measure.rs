@@ -59,6 +59,26 @@ pub struct Measured {
 /// A named device that does not exist or is not ours. A device that does not answer is no error.
 pub fn measured(ids: &[DevId], health: bool) -> Result<Vec<Measured>, Failure> {
     let store = Store::of_user()?;
+    let records = ours(&store, ids)?;
+    let mut all = Vec::with_capacity(records.len());
+    for some in records.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            let store = &store;
+            let asked: Vec<_> = some
+                .iter()
+                .map(|(id, record)| scope.spawn(move || ask(store, *id, record, health)))
+                .collect();
+            all.extend(asked.into_iter().filter_map(|asked| asked.join().ok()));
+        });
+    }
+    Ok(all)
+}
+
+/// The records of this user's devices that exist, or of those that are named, in the order of their numbers.
+///
+/// # Errors
+/// A named device that does not exist or is not ours.
+pub(super) fn ours(store: &Store, ids: &[DevId]) -> Result<Vec<(DevId, Record)>, Failure> {
     let there = ublk_ctrl::nodes::list_devices().unwrap_or_default();
     let mut records: Vec<(DevId, Record)> = store
         .records()
@@ -75,18 +95,7 @@ pub fn measured(ids: &[DevId], health: bool) -> Result<Vec<Measured>, Failure> {
         }
     }
     records.retain(|(id, _)| ids.is_empty() || ids.contains(id));
-    let mut all = Vec::with_capacity(records.len());
-    for some in records.chunks(AT_ONCE) {
-        std::thread::scope(|scope| {
-            let store = &store;
-            let asked: Vec<_> = some
-                .iter()
-                .map(|(id, record)| scope.spawn(move || ask(store, *id, record, health)))
-                .collect();
-            all.extend(asked.into_iter().filter_map(|asked| asked.join().ok()));
-        });
-    }
-    Ok(all)
+    Ok(records)
 }
 
 /// The failure of a command about a device that does not exist.
@@ -107,7 +116,7 @@ fn ask(store: &Store, id: DevId, record: &Record, health: bool) -> Measured {
         false => Err(Silence::Unheard),
     };
     let unanswered = snapshot.as_ref().err().map(|silence| {
-        let failure = silence.failure(id);
+        let failure = silence.failure_of(id, store, record);
         Unanswered {
             cause: failure.text,
             next: failure.hint,
@@ -133,7 +142,7 @@ fn ask(store: &Store, id: DevId, record: &Record, health: bool) -> Measured {
 /// # Errors
 /// A device that does not exist, is not ours, or whose server does not answer.
 pub fn measure(id: DevId, level: Level, deadline: Duration) -> Result<Level, Failure> {
-    measured(&[id], false)?;
+    ours(&Store::of_user()?, &[id])?;
     let answer = ask::metrics(id, Some(level), deadline);
     let snapshot = answer.map_err(|silence| silence.of_change(id))?;
     Ok(snapshot.level)

@@ -1,9 +1,11 @@
 //! `record`: fetches what a device's server records. No control command is sent, and nothing needs a privilege.
 
 use super::ask;
+use super::measure::ours;
 use crate::failure::Failure;
 use crate::link::message::{Piece, RecordOrder};
 use crate::recording::unpack;
+use crate::state::Store;
 use std::time::{Duration, SystemTime};
 use ublk_core::DevId;
 use ublk_trace::Record;
@@ -35,7 +37,7 @@ impl Recording {
     /// # Errors
     /// A device that does not exist, is not ours, is being recorded, or whose server does not answer.
     pub fn start(id: DevId) -> Result<Self, Failure> {
-        super::measured(&[id], false)?;
+        ours(&Store::of_user()?, &[id])?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let number = now.map_or(0, |now| now.as_nanos()) ^ u128::from(std::process::id());
         let number = u64::try_from(number & u128::from(u64::MAX)).unwrap_or(0);

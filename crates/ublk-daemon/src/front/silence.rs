@@ -1,5 +1,6 @@
 //! Why a question to a device has no answer, and what to do about it.
 
+use super::measure::ours;
 use crate::failure::Failure;
 use crate::state::{ProcessId, Record, Store};
 use std::time::Duration;
@@ -30,26 +31,25 @@ struct Processes {
 }
 
 impl Processes {
-    fn of(id: DevId) -> Self {
-        let there = ublk_ctrl::nodes::list_devices().is_ok_and(|ids| ids.contains(&id));
-        let store = Store::of_user().ok().filter(|_| there);
-        let found = store.and_then(|store| {
-            let mut records = store.records();
-            let record = records.find(|record| record.id == Some(id.get()))?;
-            Some((store.has_server(&record), store.has_agent(&record), record))
-        });
-        let Some((server, agent, record)) = found else {
-            return Self::default();
-        };
+    fn of(store: &Store, record: &Record) -> Self {
         Self {
             there: true,
             recoverable: record.spec.recovery.is_recoverable(),
-            server,
-            agent,
+            server: store.has_server(record),
+            agent: store.has_agent(record),
             server_pid: record.server.map(|it| it.pid),
-            stopped: stopped(&record),
+            stopped: stopped(record),
         }
     }
+}
+
+/// The processes of a device that may have gone since it was asked.
+fn processes(id: DevId) -> Processes {
+    let found = Store::of_user().ok().and_then(|store| {
+        let (_, record) = ours(&store, &[id]).ok()?.pop()?;
+        Some(Processes::of(&store, &record))
+    });
+    found.unwrap_or_default()
 }
 
 fn stopped(record: &Record) -> Option<(u32, &'static str)> {
@@ -64,13 +64,22 @@ fn stopped(record: &Record) -> Option<(u32, &'static str)> {
 impl Silence {
     /// The failure of a question to a device.
     pub(super) fn failure(self, id: DevId) -> Failure {
-        self.told(id, &Processes::of(id))
+        self.told(id, &processes(id))
     }
 
-    /// The same for a change, which waits in the sockets of a process that is stopped or busy.
+    /// The same for a device whose record is at hand.
+    pub(super) fn failure_of(self, id: DevId, store: &Store, record: &Record) -> Failure {
+        self.told(id, &Processes::of(store, record))
+    }
+
+    /// The failure of a change, which waits in the sockets of a process that is stopped or busy.
     pub(super) fn of_change(self, id: DevId) -> Failure {
-        let mut failure = self.failure(id);
-        if matches!(self, Self::Late(_)) {
+        self.told_of_change(id, &processes(id))
+    }
+
+    fn told_of_change(self, id: DevId, it: &Processes) -> Failure {
+        let mut failure = self.told(id, it);
+        if matches!(self, Self::Late(_)) && it.server && it.agent {
             failure.text += "; the change is made once it does";
         }
         failure
@@ -194,6 +203,9 @@ mod tests {
             let told = failure.hint.unwrap_or_default();
             assert!(told.starts_with(hint), "{}: {told}", failure.text);
             assert!(!told.contains("upgrade") || silence == Silence::Unknown);
+            let waits = silence == late && processes.server;
+            let change = silence.told_of_change(id, &processes).text;
+            assert_eq!(change.contains("is made once"), waits, "{change}");
         }
         let gone = late.told(id, &Processes::default());
         assert_eq!(gone.kind, crate::failure::FailureKind::NoSuchDevice);

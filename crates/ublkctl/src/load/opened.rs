@@ -127,32 +127,36 @@ impl Opened {
 
 /// The path of a word: a path that exists, or the node of a ublk device.
 fn resolved(path: &Path) -> Result<PathBuf, Failure> {
-    match fs::metadata(path) {
-        Ok(_) => Ok(path.to_owned()),
-        Err(e) => {
-            let Some(word) = path.to_str().filter(|word| is_device(word)) else {
-                return Err(file_failure(path, &e));
-            };
-            let id = target::parse(word)
-                .map_err(|_| file_failure(path, &e))?
-                .resolve()?
-                .id;
-            let node = PathBuf::from(format!("/dev/ublkb{id}"));
-            match node.exists() {
-                true => Ok(node),
-                // Without its disk: its server is gone, or has not started.
-                false if front::is_there(id) => Err(file_failure(&node, &e)),
-                false => Err(front::missing(id)),
-            }
-        }
+    let Err(e) = fs::metadata(path) else {
+        return Ok(path.to_owned());
+    };
+    let no_file = || file_failure(path, &e);
+    let word = path.to_str().filter(|word| !word.is_empty());
+    let word = word.ok_or_else(no_file)?;
+    let means_a_device = means_a_device(word);
+    if word.contains('/') && !means_a_device {
+        return Err(no_file());
+    }
+    let id = match target::parse(word).map(|target| target.resolve()) {
+        Ok(Ok(found)) => found.id,
+        Ok(Err(failure)) if means_a_device => return Err(failure),
+        // As likely the name of a file.
+        _ => return Err(no_file()),
+    };
+    let node = PathBuf::from(format!("/dev/ublkb{id}"));
+    match node.exists() {
+        true => Ok(node),
+        // Without its disk: its server is gone, or has not started.
+        false if front::is_there(id) => Err(file_failure(&node, &e)),
+        false => Err(front::missing(id)),
     }
 }
 
-/// Whether a word that is no path of a file means a ublk device: its number, name or node.
-fn is_device(word: &str) -> bool {
+/// Whether a word can only mean a ublk device: its number or node.
+fn means_a_device(word: &str) -> bool {
     let of_ublk = ["/dev/ublkb", "/dev/ublkctl/"];
-    !word.is_empty()
-        && (!word.contains('/') || of_ublk.iter().any(|prefix| word.starts_with(prefix)))
+    word.bytes().all(|byte| byte.is_ascii_digit())
+        || of_ublk.iter().any(|prefix| word.starts_with(prefix))
 }
 
 /// The logical block size of a block device, or of the disk that it is a partition of.
