@@ -1,13 +1,15 @@
 //! Anonymous memory that is populated on write.
 
-// Allowed here for mmap and madvise: the module owns the mapping and its length, and only hands out pointers to checked
-// ranges.
+// Allowed here for mmap, madvise and views of the mapping: the module owns the mapping and its length, and only hands out
+// pointers and references to checked ranges.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU8;
 
 use ublk_core::Errno;
+use ublk_queue::MemRef;
 
 /// A private anonymous mapping without reserve, not inherited by children, left out of core dumps.
 ///
@@ -127,6 +129,48 @@ impl Mapping {
             offset += len;
         }
         Ok(pages * self.page as u64)
+    }
+}
+
+/// A mapping whose bytes are atomic.
+///
+/// # Invariants
+/// All accesses to the mapping are those of `bytes`, or the kernel's.
+#[derive(Debug)]
+pub(crate) struct AtomicBytes(Mapping);
+
+impl AtomicBytes {
+    /// Maps `len` bytes, rounded up to whole pages.
+    pub(crate) fn new(len: u64) -> Result<Self, Errno> {
+        Mapping::new(len).map(Self)
+    }
+
+    /// The page size, in bytes.
+    pub(crate) const fn page(&self) -> usize {
+        self.0.page()
+    }
+
+    /// A range, which must be inside.
+    pub(crate) fn bytes(&self, at: usize, len: usize) -> &[AtomicU8] {
+        let first = self.0.at(at, len).cast::<AtomicU8>();
+        // SAFETY: inside the mapping, readable and writable, which lives as long as `self`; by the type's invariant no plain
+        // access and no exclusive reference to it exists.
+        unsafe { std::slice::from_raw_parts(first.as_ptr(), len) }
+    }
+
+    /// A range, which must be inside, for the kernel.
+    #[inline]
+    pub(crate) fn memory(&self, at: usize, len: usize) -> MemRef<'_> {
+        let first = self.0.at(at, len);
+        // SAFETY: inside the mapping, readable and writable, which lives as long as `self`. The references to it are to
+        // atomic bytes, which others may change.
+        unsafe { MemRef::new(first, len) }
+    }
+
+    /// Returns whole pages to the kernel, if it takes them: what they contain is undefined.
+    pub(crate) fn give_back(&self, at: usize, len: usize) {
+        // Pages that it keeps have their content.
+        let _ = self.0.give_back(at, len);
     }
 }
 

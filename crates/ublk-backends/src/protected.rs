@@ -8,6 +8,7 @@ mod fake;
 mod guard;
 mod handler;
 mod header;
+mod in_memory;
 mod locks;
 #[cfg(all(test, not(miri)))]
 mod model;
@@ -26,8 +27,9 @@ use ublk_core::{Backend, Checksum, Errno, Integrity, IntegrityRule, Limits};
 use crate::error::Error;
 use crate::{File, Memory, Null};
 use header::Header;
+use in_memory::InMemory;
 use locks::Locks;
-use store::{InMemory, Nowhere, Store};
+use store::{Kept, Nowhere, Store};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub use header::fuzzed;
@@ -50,20 +52,14 @@ pub use store::Checked;
 ///   once in 65536 times, and metadata without a checksum cannot be compared: it may then be that of another unflushed write.
 /// * **A full disk**: a write whose metadata has no room fails with ENOSPC, and its block has no metadata.
 #[derive(Debug)]
-pub struct Protected<B: Backend> {
+pub struct Protected<B: Kept> {
     data: B,
     limits: Limits,
     integrity: Integrity,
     /// Binary logarithm of the bytes of data that a piece of metadata belongs to.
     interval_shift: u32,
     locks: Locks,
-    store: Box<dyn Store>,
-}
-
-impl std::fmt::Debug for dyn Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Store")
-    }
+    store: B::Store,
 }
 
 impl Protected<Null> {
@@ -72,7 +68,7 @@ impl Protected<Null> {
     /// # Errors
     /// [`Error::Integrity`] for metadata that the driver does not allow.
     pub fn null(null: Null, integrity: Integrity) -> Result<Self, Error> {
-        Self::new(null, integrity, Box::new(Nowhere))
+        Self::new(null, integrity, Nowhere)
     }
 }
 
@@ -80,9 +76,14 @@ impl Protected<Memory> {
     /// A memory device with metadata, which takes memory only for blocks that have some. Both are lost with the server.
     ///
     /// # Errors
-    /// [`Error::Integrity`] for metadata that the driver does not allow.
+    /// [`Error::Integrity`] for metadata that the driver does not allow; [`Error::Reserve`] if the kernel refuses that much
+    /// address space.
     pub fn memory(memory: Memory, integrity: Integrity) -> Result<Self, Error> {
-        Self::new(memory, integrity, Box::new(InMemory::new()))
+        let limits = memory.limits();
+        integrity.check(limits.logical_block_size)?;
+        let bytes = integrity.bytes_for(limits.size, limits.logical_block_size);
+        let store = InMemory::new(bytes).map_err(|errno| Error::Reserve { size: bytes, errno })?;
+        Self::new(memory, integrity, store)
     }
 }
 
@@ -118,7 +119,7 @@ impl Protected<File> {
     pub fn looked_at(file: File, integrity: Integrity, side: &SideFile) -> Result<Self, Error> {
         let (_, read_only) = described(&file, integrity)?;
         match side.is_to_be_made(read_only) {
-            true => Self::new(file, integrity, Box::new(InMemory::new())),
+            true => Self::new(file, integrity, Box::new(Nowhere)),
             false => Self::prepared(file, integrity, side),
         }
     }
@@ -145,19 +146,19 @@ fn described(file: &File, integrity: Integrity) -> Result<(Header, bool), Error>
 }
 
 /// A write in progress.
-struct Begun<'a, B: Backend> {
+struct Begun<'a, B: Kept> {
     device: &'a Protected<B>,
     range: (u64, u64),
 }
 
-impl<B: Backend> Drop for Begun<'_, B> {
+impl<B: Kept> Drop for Begun<'_, B> {
     fn drop(&mut self) {
         self.device.store.end(self.range);
     }
 }
 
-impl<B: Backend> Protected<B> {
-    fn new(data: B, integrity: Integrity, store: Box<dyn Store>) -> Result<Self, Error> {
+impl<B: Kept> Protected<B> {
+    fn new(data: B, integrity: Integrity, store: B::Store) -> Result<Self, Error> {
         let limits = data.limits().integrity(integrity);
         integrity.check(limits.logical_block_size)?;
         Ok(Self {
@@ -248,14 +249,14 @@ impl<B: Backend> Protected<B> {
     }
 }
 
-impl<B: Backend> Drop for Protected<B> {
+impl<B: Kept> Drop for Protected<B> {
     fn drop(&mut self) {
         // If it fails, the next opening checks.
         let _ = self.close();
     }
 }
 
-impl<B: Backend> Backend for Protected<B> {
+impl<B: Kept> Backend for Protected<B> {
     fn limits(&self) -> Limits {
         self.limits
     }

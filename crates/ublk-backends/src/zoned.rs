@@ -43,7 +43,7 @@ pub struct ZonedDevice<B> {
     settled: Mutex<Vec<Option<State>>>,
     /// Held by the write to each sequential zone.
     writing: Box<[Mutex<()>]>,
-    table: Mutex<Table>,
+    table: Table,
     store: Box<dyn Store>,
 }
 
@@ -158,7 +158,7 @@ impl<B: Backend> ZonedDevice<B> {
             limits,
             settled: Mutex::new(vec![None; sequential]),
             writing: (0..sequential).map(|_| Mutex::new(())).collect(),
-            table: Mutex::new(Table::new(layout, states)),
+            table: Table::new(layout, states),
             store,
         })
     }
@@ -175,7 +175,7 @@ impl<B: Backend> ZonedDevice<B> {
     /// The errno of reading them.
     pub fn reload(&self) -> Result<(), Errno> {
         let mut settled = lock(&self.settled);
-        *lock(&self.table) = Table::new(self.layout, self.store.load()?);
+        self.table.replace(self.store.load()?);
         settled.fill(None);
         Ok(())
     }
@@ -196,7 +196,7 @@ impl<B: Backend> ZonedDevice<B> {
         Ok(match self.zone(offset)? {
             None => self.layout.size - offset % self.layout.size,
             Some((zone, start)) => {
-                let pointer = lock(&self.table).get(zone).pointer;
+                let pointer = self.table.get(zone).pointer;
                 (start + pointer).saturating_sub(offset)
             }
         })
@@ -214,13 +214,9 @@ impl<B: Backend> ZonedDevice<B> {
         write: impl FnOnce(u64) -> Result<(), Errno>,
     ) -> Result<u64, Errno> {
         let _writing = lock(&self.writing[zone]);
-        let at = lock(&self.table).begin(zone, at, len)?;
+        let at = self.table.begin(zone, at, len)?;
         write(start + at)?;
-        let state = {
-            let mut table = lock(&self.table);
-            table.written(zone, at + len);
-            table.get(zone)
-        };
+        let state = self.table.written(zone, len);
         self.store.note(zone, state)?;
         Ok(start + at)
     }
@@ -255,15 +251,12 @@ impl<B: Backend> ZonedDevice<B> {
     fn settle(
         &self,
         zone: usize,
-        change: impl FnOnce(&mut Table) -> Result<(), Errno>,
+        change: impl FnOnce(&Table) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let mut settled = lock(&self.settled);
         let _writing = lock(&self.writing[zone]);
-        let state = {
-            let mut table = lock(&self.table);
-            change(&mut table)?;
-            table.get(zone)
-        };
+        change(&self.table)?;
+        let state = self.table.get(zone);
         self.store.note(zone, state)?;
         self.store.settle(&[(zone, state)])?;
         settled[zone] = Some(state);
@@ -318,12 +311,8 @@ impl<B: Backend> Backend for ZonedDevice<B> {
     fn flush(&self) -> Result<(), Errno> {
         let mut settled = lock(&self.settled);
         // Before the data: a write that completes meanwhile is of the next FLUSH.
-        let states: Vec<State> = {
-            let table = lock(&self.table);
-            (0..table.len())
-                .map(|zone| table.get(zone).at_rest())
-                .collect()
-        };
+        let states = (0..self.table.len()).map(|zone| self.table.get(zone).at_rest());
+        let states: Vec<State> = states.collect();
         self.data.flush()?;
         let changed = states.into_iter().enumerate();
         let changed: Vec<_> = changed
@@ -338,13 +327,12 @@ impl<B: Backend> Backend for ZonedDevice<B> {
 
     fn report_zones(&self, offset: u64, report: &mut ZoneReport<'_>) -> Result<(), Errno> {
         let size = self.layout.size;
-        let table = lock(&self.table);
         let mut start = offset / size * size;
         while start < self.limits.size {
             let zone = match self.zone(start)? {
                 None => Zone::conventional(start, size),
                 Some((zone, _)) => {
-                    let State { pointer, condition } = table.get(zone);
+                    let State { pointer, condition } = self.table.get(zone);
                     let mut zone = Zone::sequential(start, size, start + pointer, condition);
                     zone.capacity = self.layout.capacity;
                     zone
@@ -361,8 +349,8 @@ impl<B: Backend> Backend for ZonedDevice<B> {
     fn manage_zone(&self, action: ZoneAction, zone: u64) -> Result<(), Errno> {
         let (zone, start) = self.sequential(zone)?;
         match action {
-            ZoneAction::Open => lock(&self.table).open(zone),
-            ZoneAction::Close => lock(&self.table).close(zone),
+            ZoneAction::Open => self.table.open(zone),
+            ZoneAction::Close => self.table.close(zone),
             ZoneAction::Finish => {
                 if self.limits.volatile_cache {
                     self.data.flush()?;
@@ -377,7 +365,7 @@ impl<B: Backend> Backend for ZonedDevice<B> {
     fn reset_all_zones(&self) -> Result<(), Errno> {
         let first = u64::from(self.layout.conventional) * self.layout.size;
         for zone in 0..self.writing.len() {
-            if lock(&self.table).get(zone) != State::EMPTY {
+            if self.table.get(zone) != State::EMPTY {
                 self.reset(zone, first + zone as u64 * self.layout.size)?;
             }
         }

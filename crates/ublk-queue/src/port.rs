@@ -16,5 +16,5 @@ pub use self::char_device::CharDevice;
 pub use self::descriptors::DescTable;
 pub use self::ring::{Prepared, RingError, RingNeeds, RingPort};
 pub use self::traits::{
-    Completion, Descriptors, Full, IoCommand, NoDevice, PollPort, Port, UserCopyPort, Wake,
+    Completion, Content, Descriptors, Full, IoCommand, NoDevice, PollPort, Port, UserCopyPort, Wake,
 };

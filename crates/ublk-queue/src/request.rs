@@ -22,7 +22,7 @@ use crate::data_path::DataPath;
 use crate::forward::Forward;
 use crate::handler::Handler;
 use crate::memref::MemRef;
-use crate::port::UserCopyPort;
+use crate::port::{Content, UserCopyPort};
 use crate::shared::{LaneLocal, LaneShared};
 
 /// What the handler did with its request.
@@ -55,7 +55,7 @@ fn fetch(lane: &LaneShared, tag: Tag, len: usize) -> Result<(), Errno> {
         path => path,
     };
     match path {
-        DataPath::Device(device) => device.pull(lane.qid, tag, 0, to),
+        DataPath::Device(device) => device.pull(lane.qid, tag, Content::Data, to),
         _ => Err(Errno::EOPNOTSUPP),
     }
 }
@@ -69,7 +69,7 @@ fn deliver_to_client(lane: &LaneShared, tag: Tag, len: usize) -> Result<(), Errn
     let from = lane.arena.mem(tag, len);
     match (client.place(tag, len), &client.below) {
         (Some(to), _) => client.copy(from, to),
-        (None, DataPath::Device(device)) => device.push(lane.qid, tag, 0, from),
+        (None, DataPath::Device(device)) => device.push(lane.qid, tag, Content::Data, from),
         (None, _) => Ok(()),
     }
 }
@@ -135,7 +135,7 @@ fn device(lane: &LaneShared, tag: Tag) -> Option<&dyn UserCopyPort> {
 }
 
 /// The character device, for the metadata of a request that has some.
-#[cold]
+#[inline]
 pub(crate) fn metadata_device<'a>(
     lane: &'a LaneShared,
     io: &Io,
@@ -302,7 +302,7 @@ macro_rules! accessors {
             if !wants_data(self.io.op) || from.len() != self.data_len() {
                 return Err(Errno::EINVAL);
             }
-            device.push(self.shared().qid, self.tag, 0, from)?;
+            device.push(self.shared().qid, self.tag, Content::Data, from)?;
             self.ready = true;
             Ok(())
         }
@@ -316,7 +316,7 @@ macro_rules! accessors {
             if !brings_data(self.io.op) || to.len() != self.data_len() {
                 return Err(Errno::EINVAL);
             }
-            device.pull(self.shared().qid, self.tag, 0, to)
+            device.pull(self.shared().qid, self.tag, Content::Data, to)
         }
 
         /// Copies the metadata of a WRITE to `to`, which must be as long ([`Integrity::bytes_for`](ublk_core::Integrity::bytes_for)).
@@ -338,6 +338,28 @@ macro_rules! accessors {
         pub fn push_metadata(&mut self, from: &[u8]) -> Result<(), Errno> {
             let device = metadata_device(self.shared(), &self.io, Op::Read)?;
             device.push_metadata(self.shared().qid, self.tag, from)
+        }
+
+        /// Makes the driver copy `from` into the metadata of a READ: like [`push_metadata`](Self::push_metadata), from memory
+        /// that others may use at the same time.
+        ///
+        /// # Errors
+        /// As for [`pull_metadata`](Self::pull_metadata).
+        #[inline]
+        pub fn push_metadata_from(&mut self, from: MemRef<'_>) -> Result<(), Errno> {
+            let device = metadata_device(self.shared(), &self.io, Op::Read)?;
+            device.push(self.shared().qid, self.tag, Content::Metadata, from)
+        }
+
+        /// Makes the driver copy the metadata of a WRITE to `to`: like [`pull_metadata`](Self::pull_metadata), into memory
+        /// that others may use at the same time.
+        ///
+        /// # Errors
+        /// As for [`pull_metadata`](Self::pull_metadata).
+        #[inline]
+        pub fn pull_metadata_into(&mut self, to: MemRef<'_>) -> Result<(), Errno> {
+            let device = metadata_device(self.shared(), &self.io, Op::Write)?;
+            device.pull(self.shared().qid, self.tag, Content::Metadata, to)
         }
 
         /// Answers a ZONE_APPEND whose data was written at byte `at` of the device. The answer is an errno for another
@@ -378,7 +400,7 @@ macro_rules! accessors {
             match &self.shared().path {
                 DataPath::Device(device) => {
                     let from = self.shared().arena.mem(self.tag, self.data_len());
-                    device.push(self.shared().qid, self.tag, 0, from)
+                    device.push(self.shared().qid, self.tag, Content::Data, from)
                 }
                 DataPath::Client(_) => deliver_to_client(self.shared(), self.tag, self.data_len()),
                 _ => Ok(()),

@@ -10,7 +10,7 @@ use common::FilePort;
 use common::sim::{self, Filled, ToFile, drive_and_sleep, run, run_driven, run_on};
 use ublk_core::iod::{Io, IoBounds};
 use ublk_core::{DataMode, Errno, QueueId, Tag};
-use ublk_queue::port::{Completion, Full, IoCommand, Port, UserCopyPort, Wake};
+use ublk_queue::port::{Completion, Content, Full, IoCommand, Port, UserCopyPort, Wake};
 use ublk_queue::task::{Async, SharedFd, TaskRequest, leaked_operations};
 use ublk_queue::worker::Share;
 use ublk_queue::{
@@ -208,10 +208,10 @@ impl UserCopyPort for Device {
     fn retire(&self) {
         self.0.lock().expect("no panic").take();
     }
-    fn pull(&self, _: QueueId, _: Tag, _: u32, _: MemRef<'_>) -> Result<(), Errno> {
+    fn pull(&self, _: QueueId, _: Tag, _: Content, _: MemRef<'_>) -> Result<(), Errno> {
         Ok(())
     }
-    fn push(&self, _: QueueId, _: Tag, _: u32, _: MemRef<'_>) -> Result<(), Errno> {
+    fn push(&self, _: QueueId, _: Tag, _: Content, _: MemRef<'_>) -> Result<(), Errno> {
         Ok(())
     }
 }

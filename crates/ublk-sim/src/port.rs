@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ublk_core::{Errno, IoDesc, QueueId, Tag};
 use ublk_queue::polling::Spin;
 use ublk_queue::port::{
-    Completion, Descriptors, Full, IoCommand, PollPort, Port, UserCopyPort, Wake,
+    Completion, Content, Descriptors, Full, IoCommand, PollPort, Port, UserCopyPort, Wake,
 };
 use ublk_queue::{BatchCommand, MemRef, SharedMemory};
 use uring_lite::Sqe64;
@@ -208,23 +208,28 @@ impl Drop for SimDescriptors {
 #[derive(Debug, Clone)]
 pub struct SimDevice(Sim);
 
-fn range(first: u32, len: usize) -> std::ops::Range<usize> {
-    let first = usize::try_from(first).unwrap_or(usize::MAX - len);
-    first..first + len
-}
-
 impl UserCopyPort for SimDevice {
-    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef<'_>) -> Result<(), Errno> {
+    fn pull(&self, qid: QueueId, tag: Tag, from: Content, to: MemRef<'_>) -> Result<(), Errno> {
+        if from == Content::Metadata {
+            let mut metadata = vec![0; to.len()];
+            self.pull_metadata(qid, tag, &mut metadata)?;
+            ServerMemory.write(to.addr(), &metadata);
+            return Ok(());
+        }
         let model = self.0.0.model();
-        let data = model.queues[usize::from(qid.get())].pull(tag, range(from, to.len()))?;
+        let data = model.queues[usize::from(qid.get())].pull(tag, 0..to.len())?;
         ServerMemory.write(to.addr(), data);
         Ok(())
     }
 
-    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno> {
+    fn push(&self, qid: QueueId, tag: Tag, to: Content, from: MemRef<'_>) -> Result<(), Errno> {
+        let bytes = ServerMemory.read(from.addr(), from.len());
+        if to == Content::Metadata {
+            return self.push_metadata(qid, tag, &bytes);
+        }
         let mut model = self.0.0.model();
-        let data = model.queues[usize::from(qid.get())].push(tag, range(to, from.len()))?;
-        data.copy_from_slice(&ServerMemory.read(from.addr(), from.len()));
+        let data = model.queues[usize::from(qid.get())].push(tag, 0..from.len())?;
+        data.copy_from_slice(&bytes);
         Ok(())
     }
 

@@ -87,7 +87,7 @@ pub fn counted() -> Vec<Row> {
         }
     }
     for target in targets::special() {
-        for work in works::special() {
+        for work in works::special(target.is_zoned()) {
             rows.push(Row::new(&target, &work, kind));
         }
     }
@@ -163,6 +163,7 @@ pub fn plan(rows: &[Row]) -> String {
             ("stop", &row.target.stop),
             ("beside", &row.target.beside),
             ("device", &row.target.device),
+            ("queue", &row.target.queue),
             ("loop", &row.target.looped),
             ("kernel-nbd", &row.target.kernel_nbd),
             ("fio", &row.fio),

@@ -123,6 +123,11 @@ fn beside(row: &Row, device: &str, peer: Option<&Peer>, marks: &mut u64) -> Resu
 }
 
 fn work(row: &Row, device: &str, peer: Option<&Peer>, marks: &mut u64) -> Result<String> {
+    for (attribute, value) in &row.queue {
+        let name = device.trim_start_matches("/dev/");
+        let path = format!("/sys/block/{name}/queue/{attribute}");
+        fs::write(&path, value).with_context(|| path)?;
+    }
     match row.kind {
         Kind::Wall => {
             let seen = seen::device(device)?;

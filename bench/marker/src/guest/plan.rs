@@ -10,6 +10,7 @@
 //! | `device` | path of a device that exists without a server, or whose server does not print it |
 //! | `stop` | command that ends such a server and deletes its device, which runs without a scheduler |
 //! | `beside` | command that runs while the device works: it prints a line on standard error once it does, and ends at SIGINT |
+//! | `queue` | name and value of an attribute in the device's `queue` directory, written before the work |
 //! | `loop` | `buffered` or `direct`, and the file of a loop device |
 //! | `kernel-nbd` | the kernel's NBD device, of the server at that unix socket or port |
 //! | `fio` | arguments of fio, except `--filename` and the amount; a second line adds to them |
@@ -48,6 +49,8 @@ pub struct Row {
     pub stop: Vec<String>,
     /// A command that runs beside the server.
     pub beside: Vec<String>,
+    /// Attributes of the device's `queue` directory.
+    pub queue: Vec<(String, String)>,
     /// The file of a loop device, and whether it uses direct I/O.
     pub looped: Option<(String, bool)>,
     /// The server of the kernel's NBD device.
@@ -72,6 +75,7 @@ impl Row {
             device: String::new(),
             stop: Vec::new(),
             beside: Vec::new(),
+            queue: Vec::new(),
             looped: None,
             kernel_nbd: None,
             fio: Vec::new(),
@@ -136,6 +140,12 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
             "beside" => row.beside = args.collect(),
             "device" => row.device = value.to_owned(),
             "prepare" => row.prepare.push(args.collect()),
+            "queue" => {
+                let (name, value) = value
+                    .split_once(' ')
+                    .context("an attribute without a value")?;
+                row.queue.push((name.to_owned(), value.to_owned()));
+            }
             "loop" => {
                 let (way, file) = value.split_once(' ').context("a loop device of no file")?;
                 row.looped = Some((file.to_owned(), way == "direct"));
@@ -161,7 +171,7 @@ mod tests {
         let rows = parse(
             "row a\nserver x add --foreground\nfio --rw=read\nfio --bs=4k\njobs 2\nios 7\n\
              row b\ndevice /dev/nullb0\nfio --rw=write\nusable c\nserver x add\n\
-             wall d\nprepare tmpfs /a/b 256\nloop direct /a/b\nfio --rw=read\nseconds 1\n",
+             wall d\nprepare tmpfs /a/b 256\nqueue nomerges 2\nloop direct /a/b\nfio --rw=read\nseconds 1\n",
         )
         .unwrap();
         assert_eq!(rows[0].server, ["x", "add", "--foreground"]);
@@ -174,6 +184,7 @@ mod tests {
         assert_eq!(silent[0].stop, ["x", "del"]);
         assert_eq!(rows[3].kind, Kind::Wall);
         assert_eq!(rows[3].prepare, [["tmpfs", "/a/b", "256"]]);
+        assert_eq!(rows[3].queue, [("nomerges".to_owned(), "2".to_owned())]);
         assert_eq!(rows[3].looped, Some(("/a/b".to_owned(), true)));
     }
 
@@ -190,6 +201,7 @@ mod tests {
             "row a\nserver x\nfio --x\njobs 0",
             "row a\nserver x\nfio --x\nios many",
             "row a\nloop direct\nfio --x",
+            "row a\ndevice y\nqueue nomerges\nfio --x",
             "row a\nmistake x",
             "row",
         ] {

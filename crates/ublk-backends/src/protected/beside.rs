@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use crate::error::{Error, SideFileError};
 use crate::file::{Layer, Syncs, zeroes};
 
 /// A file that can be locked and has a length.
-pub(super) trait Side: Layer {
+pub(super) trait Side: Debug + Layer {
     /// Takes the lock of the file, shared with other readers if `read_only`. False if somebody else holds it.
     fn lock(&self, read_only: bool) -> bool;
 

@@ -8,6 +8,8 @@ use ublk_core::{Errno, Op, OpenDevice};
 use ublk_queue::{Error, Handler, InlineMetadata, Mapped, MemRef, Plan, Request, Server};
 
 use super::Protected;
+use super::in_memory::Source;
+use super::store::Store;
 use crate::Memory;
 
 impl Protected<Memory> {
@@ -19,12 +21,13 @@ impl Protected<Memory> {
         Server::arm_with(device, plan, move |_| {
             let protected = Arc::clone(&protected);
             let mut others = InlineMetadata::new(Arc::clone(&protected));
-            let mut metadata = Vec::new();
+            // As long as the longest so far.
+            let mut scratch = Vec::new();
             let handler: Box<dyn FnMut(Request<'_>)> = Box::new(move |mut request| {
                 let copies = request.flags().has_metadata() && request.copies_by_driver();
                 let result = match request.op() {
-                    Op::Read if copies => protected.read_into(&mut request, &mut metadata),
-                    Op::Write if copies => protected.write_from(&mut request, &mut metadata),
+                    Op::Read if copies => protected.read_into(&mut request, &mut scratch),
+                    Op::Write if copies => protected.write_from(&mut request),
                     _ => return others.handle(request),
                 };
                 request.complete(result);
@@ -33,38 +36,40 @@ impl Protected<Memory> {
         })
     }
 
-    /// The metadata of a request, in memory that grows to the longest so far.
-    fn room<'a>(&self, len: u64, memory: &'a mut Vec<u8>) -> Result<&'a mut [u8], Errno> {
-        let bytes = usize::try_from(self.place(len)).map_err(|_| Errno::EOVERFLOW)?;
-        if memory.len() < bytes {
-            memory.resize(bytes, 0);
-        }
-        memory.get_mut(..bytes).ok_or(Errno::EIO)
-    }
-
     fn region(&self, offset: u64, len: u64) -> MemRef<'_> {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         self.data.region(offset, len)
     }
 
-    fn read_into(&self, request: &mut Request<'_>, memory: &mut Vec<u8>) -> Result<(), Errno> {
-        let (offset, len) = (request.offset(), request.len());
-        let metadata = self.room(len, memory)?;
-        let held = self.locks.read(offset, len);
-        request.push_from(self.region(offset, len))?;
-        self.store
-            .load((offset, len), self.place(offset), metadata)?;
-        drop(held);
-        request.push_metadata(metadata)
+    /// Where a request's metadata is kept, and how much it has.
+    fn kept(&self, offset: u64, len: u64) -> (u64, usize) {
+        let len = usize::try_from(self.place(len)).unwrap_or(usize::MAX);
+        (self.place(offset), len)
     }
 
-    fn write_from(&self, request: &mut Request<'_>, memory: &mut Vec<u8>) -> Result<(), Errno> {
+    fn read_into(&self, request: &mut Request<'_>, scratch: &mut Vec<u8>) -> Result<(), Errno> {
         let (offset, len) = (request.offset(), request.len());
-        let metadata = self.room(len, memory)?;
-        request.pull_metadata(metadata)?;
+        let (at, bytes) = self.kept(offset, len);
+        let _held = self.locks.read(offset, len);
+        request.push_from(self.region(offset, len))?;
+        match self.store.source(at, bytes)? {
+            Source::Here(memory) => request.push_metadata_from(memory),
+            Source::Nowhere(ones) => request.push_metadata(ones),
+            Source::Mixed => {
+                scratch.resize(scratch.len().max(bytes), 0);
+                let metadata = scratch.get_mut(..bytes).ok_or(Errno::EIO)?;
+                self.store.load((offset, len), at, metadata)?;
+                request.push_metadata(metadata)
+            }
+        }
+    }
+
+    fn write_from(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+        let (offset, len) = (request.offset(), request.len());
+        let (at, bytes) = self.kept(offset, len);
         self.change((offset, len), request.flags().fua(), || {
             request.pull_into(self.region(offset, len))?;
-            self.store.store(self.place(offset), metadata)
+            request.pull_metadata_into(self.store.destination(at, bytes)?)
         })
     }
 }

@@ -12,7 +12,7 @@ const COUNT: usize = 64;
 
 /// Locks of units of a device.
 #[derive(Debug)]
-pub(super) struct Locks(Box<[RwLock<()>]>);
+pub(super) struct Locks(Box<[RwLock<()>; COUNT]>);
 
 /// The units of a range: the first lock, and how many follow it in turn.
 fn span(offset: u64, len: u64) -> (usize, usize) {
@@ -32,7 +32,7 @@ pub(super) enum Held<G> {
 
 impl Locks {
     pub(super) fn new() -> Self {
-        Self((0..COUNT).map(|_| RwLock::new(())).collect())
+        Self(Box::new([const { RwLock::new(()) }; COUNT]))
     }
 
     /// The locks of a range in ascending order, which all callers keep: those that follow the last one in turn come first.
@@ -49,10 +49,23 @@ impl Locks {
         (offset, len): (u64, u64),
         take: impl Fn(&'a RwLock<()>) -> G,
     ) -> Held<G> {
-        match span(offset, len) {
-            (first, 1) => Held::One(take(&self.0[first])),
-            _ => Held::Several(self.of(offset, len).map(take).collect()),
+        let last = offset.wrapping_add(len).wrapping_sub(1);
+        if last / UNIT == offset / UNIT
+            && let Ok(unit) = usize::try_from(offset / UNIT)
+        {
+            return Held::One(take(&self.0[unit % COUNT]));
         }
+        Held::Several(self.several(offset, len, take))
+    }
+
+    #[cold]
+    fn several<'a, G>(
+        &'a self,
+        offset: u64,
+        len: u64,
+        take: impl Fn(&'a RwLock<()>) -> G,
+    ) -> Vec<G> {
+        self.of(offset, len).map(take).collect()
     }
 
     /// Holds a range together with other readers.

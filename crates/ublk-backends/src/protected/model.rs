@@ -10,7 +10,7 @@ use super::beside::{self, Beside, Side, Use};
 use super::fake::{Fake, Power, Random};
 use super::guard::{self, Verdict};
 use super::header::Header;
-use super::store::{Checked, ESCAPE};
+use super::store::{Checked, ESCAPE, Kept, Store};
 use crate::error::{Error, SideFileError};
 use crate::file::{Alignment, FileCore, Layer};
 
@@ -83,6 +83,10 @@ impl Disk {
             format: self.format,
         }
     }
+}
+
+impl Kept for FileCore<Fake> {
+    type Store = Box<dyn Store>;
 }
 
 /// What a block may have: what was made durable, and what was written since.

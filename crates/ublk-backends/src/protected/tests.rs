@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use ublk_core::{Backend, Checksum, Errno, Integrity};
 
+use super::in_memory::{InMemory, Source};
+use super::store::Store;
 use super::{Checked, Protected, SideFile};
 use crate::{Error, File, Memory, SideFileError};
 
@@ -45,6 +47,37 @@ fn metadata_stays_with_its_data() {
     let mut data = [0; 512];
     device.read_at(&mut data, begin + 1536).unwrap();
     assert_eq!(data, [7; 512]);
+}
+
+/// Where the driver gets metadata from: the memory that has it, ones where nothing is stored, and a copy for anything else.
+#[test]
+fn the_driver_gets_what_is_loaded() {
+    let (page, all) = (4096, 4 * 4096);
+    let store = InMemory::new(all).unwrap();
+    let source = |at: u64, len: usize| match store.source(at, len).unwrap() {
+        Source::Here(memory) => Some(memory.len()),
+        Source::Nowhere(ones) => {
+            assert_eq!(ones, vec![0xff; len]);
+            None
+        }
+        Source::Mixed => Some(0),
+    };
+    let mut loaded = vec![0; 8192];
+    store.store(page + 8, &[1; 16]).unwrap();
+    assert_eq!(source(page, 64), Some(64));
+    assert_eq!(source(0, 4096), None, "nothing is stored there");
+    assert_eq!(source(page - 8, 16), Some(0), "one page of two is in use");
+    assert_eq!(source(2 * page, 8192), Some(0), "longer than the ones");
+    store.load((0, 0), page - 8, &mut loaded[..40]).unwrap();
+    let wanted = [&[0xff; 16][..], &[1; 16], &[0xff; 8]].concat();
+    assert_eq!(loaded[..40], wanted);
+    store.destination(0, 8192).unwrap();
+    assert_eq!(source(page - 8, 16), Some(16));
+    store.erase(page + 8, page - 8).unwrap();
+    assert_eq!(source(page, 64), Some(64), "its first block is kept");
+    store.erase(page, page).unwrap();
+    assert_eq!(source(page, 64), None);
+    assert_eq!(store.source(all - 8, 16).err(), Some(Errno::EIO));
 }
 
 /// A block loses its metadata with the data that it belongs to, and no other block does.

@@ -2,6 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use ublk_core::{Errno, ZoneCondition};
 
 /// A device's zones.
@@ -57,171 +60,248 @@ impl State {
     }
 }
 
-/// All sequential zones, numbered from 0.
-#[derive(Debug)]
-pub(super) struct Table {
-    layout: ZoneLayout,
-    states: Vec<State>,
+/// The conditions that a sequential zone has here, by the low bits of its word.
+const CONDITIONS: [ZoneCondition; 5] = [
+    ZoneCondition::Empty,
+    ZoneCondition::ImplicitlyOpen,
+    ZoneCondition::ExplicitlyOpen,
+    ZoneCondition::Closed,
+    ZoneCondition::Full,
+];
+
+/// The bits of a word that are not of the pointer, which is a multiple of 512.
+const CONDITION: u64 = 0x1ff;
+
+/// Whether the zone of a word is open.
+const fn is_open(word: u64) -> bool {
+    matches!(word & CONDITION, 1 | 2)
+}
+
+/// The error of a write that is not where it should be, or of an append without room.
+const fn refused(at: Option<u64>) -> Errno {
+    match at {
+        Some(_) => Errno::EIO,
+        None => Errno::ENOSPC,
+    }
+}
+
+impl State {
+    fn pack(self) -> u64 {
+        let number = CONDITIONS.iter().position(|c| *c == self.condition);
+        debug_assert!(number.is_some() && self.pointer & CONDITION == 0);
+        self.pointer | number.unwrap_or(0) as u64
+    }
+
+    #[inline]
+    fn unpack(word: u64) -> Self {
+        let number = usize::try_from(word & CONDITION).unwrap_or(0);
+        Self {
+            pointer: word & !CONDITION,
+            condition: *CONDITIONS.get(number).unwrap_or(&ZoneCondition::Empty),
+        }
+    }
+}
+
+/// How many zones are open and active.
+#[derive(Debug, Default)]
+struct Counts {
     open: u32,
     active: u32,
     /// Where the search for an implicitly open zone to close begins.
     hand: usize,
 }
 
+/// All sequential zones, numbered from 0.
+///
+/// A word is changed by adding differences, for it has two writers: who holds [`counts`](Self::counts) changes its condition,
+/// and who writes to the zone, one at a time, moves its pointer. A reset or finish does both, and is both.
+#[derive(Debug)]
+pub(super) struct Table {
+    layout: ZoneLayout,
+    words: Box<[AtomicU64]>,
+    counts: Mutex<Counts>,
+}
+
 impl Table {
     pub(super) fn new(layout: ZoneLayout, states: Vec<State>) -> Self {
-        let mut table = Self {
+        let table = Self {
             layout,
-            states: Vec::new(),
-            open: 0,
-            active: 0,
-            hand: 0,
+            words: states.iter().map(|_| AtomicU64::new(0)).collect(),
+            counts: Mutex::default(),
         };
-        table.states = states.into_iter().map(State::at_rest).collect();
-        table.count();
+        table.replace(states);
         table
     }
 
-    fn count(&mut self) {
-        let count = |is: fn(State) -> bool| {
-            let found = self.states.iter().filter(|state| is(**state)).count();
-            u32::try_from(found).unwrap_or(u32::MAX)
-        };
-        (self.open, self.active) = (count(State::is_open), count(State::is_active));
+    /// Takes over zones whose server has gone.
+    pub(super) fn replace(&self, states: Vec<State>) {
+        let mut counts = self.counts();
+        *counts = Counts::default();
+        for (word, state) in self.words.iter().zip(states) {
+            let state = state.at_rest();
+            counts.active += u32::from(state.is_active());
+            word.store(state.pack(), Ordering::Release);
+        }
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.states.len()
+        self.words.len()
     }
 
+    #[inline]
     pub(super) fn get(&self, zone: usize) -> State {
-        self.states[zone]
+        State::unpack(self.words[zone].load(Ordering::Acquire))
     }
 
-    fn set(&mut self, zone: usize, to: State) {
-        let was = std::mem::replace(&mut self.states[zone], to);
+    /// Changes a zone from what [`get`](Self::get) returned with the counts held.
+    fn set(&self, counts: &mut Counts, zone: usize, was: State, to: State) {
+        let difference = to.pack().wrapping_sub(was.pack());
+        self.words[zone].fetch_add(difference, Ordering::AcqRel);
         let count = |total: u32, was: bool, is: bool| total + u32::from(is) - u32::from(was);
-        self.open = count(self.open, was.is_open(), to.is_open());
-        self.active = count(self.active, was.is_active(), to.is_active());
+        counts.open = count(counts.open, was.is_open(), to.is_open());
+        counts.active = count(counts.active, was.is_active(), to.is_active());
     }
 
     /// Makes room for one more open zone, and one more active zone if it is not active yet.
     ///
     /// # Errors
     /// EOVERFLOW for too many active zones, ETOOMANYREFS for too many open ones, as the block layer expects.
-    fn admit(&mut self, zone: usize) -> Result<(), Errno> {
-        let state = self.states[zone];
+    fn admit(&self, counts: &mut Counts, state: State) -> Result<(), Errno> {
         let ZoneLayout {
             max_open,
             max_active,
             ..
         } = self.layout;
-        if !state.is_active() && max_active != 0 && self.active >= max_active {
+        if !state.is_active() && max_active != 0 && counts.active >= max_active {
             return Err(Errno::EOVERFLOW);
         }
-        if !state.is_open() && max_open != 0 && self.open >= max_open {
-            self.close_one()?;
+        if !state.is_open() && max_open != 0 && counts.open >= max_open {
+            self.close_one(counts)?;
         }
         Ok(())
     }
 
     /// Closes a zone that was opened by a write, as drives do.
-    fn close_one(&mut self) -> Result<(), Errno> {
-        let count = self.states.len();
-        let order = (0..count).map(|n| (self.hand + n) % count);
-        let implicit = |zone: &usize| self.states[*zone].condition == ZoneCondition::ImplicitlyOpen;
-        let zone = order
-            .into_iter()
-            .find(implicit)
-            .ok_or(Errno::ETOOMANYREFS)?;
-        self.hand = (zone + 1) % count;
-        self.set(zone, self.states[zone].at_rest());
+    fn close_one(&self, counts: &mut Counts) -> Result<(), Errno> {
+        let count = self.len();
+        let mut order = (0..count).map(|n| (counts.hand + n) % count);
+        let implicit = |zone: &usize| self.get(*zone).condition == ZoneCondition::ImplicitlyOpen;
+        let zone = order.find(implicit).ok_or(Errno::ETOOMANYREFS)?;
+        counts.hand = (zone + 1) % count;
+        let was = self.get(zone);
+        self.set(counts, zone, was, was.at_rest());
         Ok(())
     }
 
-    /// Opens a zone for a write of `len` bytes at `at`, or at its pointer; returns where it goes.
+    /// Opens a zone for a write of `len` bytes at `at`, or at its pointer; returns where it goes. The caller is the only
+    /// one who writes to the zone, until [`written`](Self::written).
     ///
     /// # Errors
     /// EIO for a write that is not at the pointer or beyond the capacity, ENOSPC for such an append, and those of too many
     /// zones.
-    pub(super) fn begin(&mut self, zone: usize, at: Option<u64>, len: u64) -> Result<u64, Errno> {
-        let state = self.states[zone];
-        let refused = at.map_or(Errno::ENOSPC, |_| Errno::EIO);
-        let to = at.unwrap_or(state.pointer);
-        let end = to
-            .checked_add(len)
-            .filter(|end| *end <= self.layout.capacity);
-        let full = state.condition == ZoneCondition::Full;
-        if full || to != state.pointer || end.is_none() {
-            return Err(refused);
+    #[inline]
+    pub(super) fn begin(&self, zone: usize, at: Option<u64>, len: u64) -> Result<u64, Errno> {
+        let word = self.words[zone].load(Ordering::Acquire);
+        let pointer = word & !CONDITION;
+        let fits = len <= self.layout.capacity.saturating_sub(pointer);
+        if at.is_none_or(|at| at == pointer) && fits {
+            if !is_open(word) {
+                self.open_for_write(zone, at)?;
+            }
+            return Ok(pointer);
         }
-        if !state.is_open() {
-            self.admit(zone)?;
-            self.set(
-                zone,
-                State {
-                    condition: ZoneCondition::ImplicitlyOpen,
-                    ..state
-                },
-            );
-        }
-        Ok(to)
+        Err(refused(at))
     }
 
-    /// The data of a write is there.
-    pub(super) fn written(&mut self, zone: usize, end: u64) {
-        let state = self.states[zone];
-        let full = end >= self.layout.capacity;
-        self.set(
-            zone,
-            State {
-                pointer: end,
-                condition: match full {
-                    true => ZoneCondition::Full,
-                    false => state.condition,
-                },
-            },
-        );
-    }
-
-    /// Opens a zone explicitly.
-    pub(super) fn open(&mut self, zone: usize) -> Result<(), Errno> {
-        let state = self.states[zone];
-        match state.condition {
-            ZoneCondition::Full => return Err(Errno::EIO),
-            ZoneCondition::ExplicitlyOpen => return Ok(()),
-            ZoneCondition::ImplicitlyOpen => {}
-            _ => self.admit(zone)?,
+    #[cold]
+    fn open_for_write(&self, zone: usize, at: Option<u64>) -> Result<(), Errno> {
+        let mut counts = self.counts();
+        let was = self.get(zone);
+        match was.condition {
+            ZoneCondition::Full => return Err(refused(at)),
+            _ if was.is_open() => return Ok(()),
+            _ => {}
         }
-        let condition = ZoneCondition::ExplicitlyOpen;
-        self.set(zone, State { condition, ..state });
+        self.admit(&mut counts, was)?;
+        let condition = ZoneCondition::ImplicitlyOpen;
+        self.set(&mut counts, zone, was, State { condition, ..was });
         Ok(())
     }
 
-    pub(super) fn close(&mut self, zone: usize) -> Result<(), Errno> {
-        let state = self.states[zone];
-        match state.condition {
+    /// The data of a write of `len` bytes at the pointer is there; returns the zone after it.
+    #[inline]
+    pub(super) fn written(&self, zone: usize, len: u64) -> State {
+        let word = self.words[zone].fetch_add(len, Ordering::AcqRel) + len;
+        match is_open(word) && word & !CONDITION < self.layout.capacity {
+            true => State::unpack(word),
+            false => self.settle_condition(zone),
+        }
+    }
+
+    /// The condition of a zone that a write has filled, or that was closed during the write.
+    #[cold]
+    fn settle_condition(&self, zone: usize) -> State {
+        let mut counts = self.counts();
+        let was = self.get(zone);
+        let condition = match was.condition {
+            _ if was.pointer >= self.layout.capacity => ZoneCondition::Full,
+            ZoneCondition::Empty => ZoneCondition::Closed,
+            condition => condition,
+        };
+        let to = State { condition, ..was };
+        self.set(&mut counts, zone, was, to);
+        to
+    }
+
+    /// Opens a zone explicitly.
+    pub(super) fn open(&self, zone: usize) -> Result<(), Errno> {
+        let mut counts = self.counts();
+        let was = self.get(zone);
+        match was.condition {
+            ZoneCondition::Full => return Err(Errno::EIO),
+            ZoneCondition::ExplicitlyOpen => return Ok(()),
+            ZoneCondition::ImplicitlyOpen => {}
+            _ => self.admit(&mut counts, was)?,
+        }
+        let condition = ZoneCondition::ExplicitlyOpen;
+        self.set(&mut counts, zone, was, State { condition, ..was });
+        Ok(())
+    }
+
+    pub(super) fn close(&self, zone: usize) -> Result<(), Errno> {
+        let mut counts = self.counts();
+        let was = self.get(zone);
+        match was.condition {
             ZoneCondition::Empty | ZoneCondition::Full => Err(Errno::EIO),
             _ => {
-                self.set(zone, state.at_rest());
+                self.set(&mut counts, zone, was, was.at_rest());
                 Ok(())
             }
         }
     }
 
-    pub(super) fn finish(&mut self, zone: usize) -> Result<(), Errno> {
-        let state = self.states[zone];
-        if !state.is_active() && state.condition != ZoneCondition::Full {
+    /// Fills a zone that nobody writes to.
+    pub(super) fn finish(&self, zone: usize) -> Result<(), Errno> {
+        let mut counts = self.counts();
+        let was = self.get(zone);
+        if !was.is_active() && was.condition != ZoneCondition::Full {
             // As for a write: it becomes active for a moment.
-            self.admit(zone)?;
+            self.admit(&mut counts, was)?;
         }
         let condition = ZoneCondition::Full;
-        self.set(zone, State { condition, ..state });
+        self.set(&mut counts, zone, was, State { condition, ..was });
         Ok(())
     }
 
-    pub(super) fn reset(&mut self, zone: usize) {
-        self.set(zone, State::EMPTY);
+    /// Empties a zone that nobody writes to.
+    pub(super) fn reset(&self, zone: usize) {
+        let mut counts = self.counts();
+        let was = self.get(zone);
+        self.set(&mut counts, zone, was, State::EMPTY);
     }
 }
 
@@ -242,10 +322,15 @@ mod tests {
         Table::new(layout, vec![State::EMPTY; 6])
     }
 
-    fn write(table: &mut Table, zone: usize, len: u64) -> Result<u64, Errno> {
+    fn write(table: &Table, zone: usize, len: u64) -> Result<u64, Errno> {
         let at = table.begin(zone, None, len)?;
-        table.written(zone, at + len);
+        table.written(zone, len);
         Ok(at)
+    }
+
+    fn counts(table: &Table) -> (u32, u32) {
+        let counts = table.counts();
+        (counts.open, counts.active)
     }
 
     fn conditions(table: &Table) -> Vec<C> {
@@ -257,44 +342,44 @@ mod tests {
     /// Writes go to the pointer and nowhere else, up to the capacity.
     #[test]
     fn writes_are_in_sequence() {
-        let mut t = table(LAYOUT);
-        assert_eq!(write(&mut t, 0, 4096), Ok(0));
+        let t = table(LAYOUT);
+        assert_eq!(write(&t, 0, 4096), Ok(0));
         assert_eq!(t.begin(0, Some(0), 4096), Err(Errno::EIO));
         assert_eq!(t.begin(0, Some(8192), 4096), Err(Errno::EIO));
         assert_eq!(t.begin(0, Some(4096), 48 << 10), Err(Errno::EIO));
         assert_eq!(t.begin(0, None, 48 << 10), Err(Errno::ENOSPC));
-        assert_eq!(write(&mut t, 0, 44 << 10), Ok(4096));
+        assert_eq!(write(&t, 0, 44 << 10), Ok(4096));
         assert_eq!(t.get(0).condition, C::Full);
         assert_eq!(t.begin(0, None, 4096), Err(Errno::ENOSPC));
         t.reset(0);
         assert_eq!(t.get(0), State::EMPTY);
-        assert_eq!((t.open, t.active), (0, 0));
+        assert_eq!(counts(&t), (0, 0));
     }
 
     /// A write closes another implicitly open zone, never an explicitly open one, and active zones are limited.
     #[test]
     fn open_and_active_zones_are_limited() {
-        let mut t = table(LAYOUT);
+        let t = table(LAYOUT);
         t.open(0).unwrap();
-        write(&mut t, 1, 4096).unwrap();
-        write(&mut t, 2, 4096).unwrap();
+        write(&t, 1, 4096).unwrap();
+        write(&t, 2, 4096).unwrap();
         assert_eq!(
             conditions(&t)[..3],
             [C::ExplicitlyOpen, C::Closed, C::ImplicitlyOpen]
         );
-        assert_eq!(write(&mut t, 3, 4096), Err(Errno::EOVERFLOW));
-        write(&mut t, 1, 4096).unwrap();
+        assert_eq!(write(&t, 3, 4096), Err(Errno::EOVERFLOW));
+        write(&t, 1, 4096).unwrap();
         assert_eq!(
             conditions(&t)[..3],
             [C::ExplicitlyOpen, C::ImplicitlyOpen, C::Closed]
         );
         t.open(1).unwrap();
-        assert_eq!(write(&mut t, 2, 4096), Err(Errno::ETOOMANYREFS));
+        assert_eq!(write(&t, 2, 4096), Err(Errno::ETOOMANYREFS));
         t.finish(1).unwrap();
-        write(&mut t, 2, 4096).unwrap();
+        write(&t, 2, 4096).unwrap();
         t.close(0).unwrap();
         assert_eq!(conditions(&t)[..3], [C::Empty, C::Full, C::ImplicitlyOpen]);
-        assert_eq!((t.open, t.active), (1, 1));
+        assert_eq!(counts(&t), (1, 1));
         assert_eq!(t.close(0), Err(Errno::EIO));
         assert_eq!(t.open(1), Err(Errno::EIO));
     }
@@ -302,12 +387,48 @@ mod tests {
     /// After its server has gone nothing is open, and the pointers are as they were.
     #[test]
     fn a_new_server_finds_closed_zones() {
-        let mut t = table(LAYOUT);
+        let t = table(LAYOUT);
         t.open(0).unwrap();
-        write(&mut t, 1, 4096).unwrap();
+        write(&t, 1, 4096).unwrap();
         t.finish(2).unwrap();
-        let t = Table::new(LAYOUT, t.states);
+        let states = (0..t.len()).map(|zone| t.get(zone));
+        let t = Table::new(LAYOUT, states.collect());
         assert_eq!(conditions(&t)[..3], [C::Empty, C::Closed, C::Full]);
-        assert_eq!((t.get(1).pointer, t.open, t.active), (4096, 0, 1));
+        assert_eq!((t.get(1).pointer, counts(&t)), (4096, (0, 1)));
+    }
+
+    /// A zone that is closed during its first write is closed after it, not empty, and active.
+    #[test]
+    fn a_zone_closed_during_a_write_is_not_empty() {
+        let t = table(LAYOUT);
+        assert_eq!(t.begin(0, None, 4096), Ok(0));
+        t.close(0).unwrap();
+        let closed = State {
+            pointer: 4096,
+            condition: C::Closed,
+        };
+        assert_eq!(t.written(0, 4096), closed);
+        assert_eq!((t.get(0), counts(&t)), (closed, (0, 1)));
+        // The same for a zone whose place another one takes.
+        assert_eq!(t.begin(1, None, 4096), Ok(0));
+        write(&t, 0, 4096).unwrap();
+        write(&t, 2, 4096).unwrap();
+        write(&t, 0, 4096).unwrap();
+        assert_eq!(t.get(1).condition, C::Empty);
+        assert_eq!(t.written(1, 4096), closed);
+        assert_eq!(counts(&t), (2, 3));
+    }
+
+    /// A word says what its state does.
+    #[test]
+    fn words_and_states_agree() {
+        for condition in CONDITIONS {
+            let state = State {
+                pointer: 512 * 7,
+                condition,
+            };
+            assert_eq!(State::unpack(state.pack()), state);
+            assert_eq!(is_open(state.pack()), state.is_open());
+        }
     }
 }

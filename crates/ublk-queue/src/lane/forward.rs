@@ -20,7 +20,7 @@ use crate::data_path::DataPath;
 use crate::forward::Forward;
 use crate::handler::Handler;
 use crate::memref::MemRef;
-use crate::port::{Descriptors, Port};
+use crate::port::{Content, Descriptors, Port};
 use crate::user_data::{Kind, UserData};
 
 /// How often an operation that was interrupted, or found the kernel busy, is pushed again.
@@ -220,7 +220,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             {
                 // User copy: the data has to be fetched first.
                 let mem = self.shared.arena.mem(tag, len_of(&io));
-                match device.pull(self.qid, tag, 0, mem) {
+                match device.pull(self.qid, tag, Content::Data, mem) {
                     Ok(()) => self.push_forward(port, tag),
                     Err(errno) => self.forward_done(port, tag, Err(errno)),
                 }
@@ -426,7 +426,7 @@ impl<P: Port, D: Descriptors, H: Handler> Lane<P, D, H> {
             }
             (_, DataPath::Device(device)) if io.op == Op::Read && !here => {
                 let from = self.shared.arena.mem(tag, len_of(&io));
-                let pushed = device.push(self.qid, tag, 0, from);
+                let pushed = device.push(self.qid, tag, Content::Data, from);
                 self.forward_done(port, tag, pushed);
             }
             _ => self.forward_done(port, tag, Ok(())),

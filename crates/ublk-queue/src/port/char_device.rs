@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use ublk_core::{Errno, QueueId, Tag};
 use ublk_sys::offset::UserCopy;
 
-use super::traits::UserCopyPort;
+use super::traits::{Content, UserCopyPort};
 use crate::memref::MemRef;
 use crate::thread::last_errno;
 
@@ -119,47 +119,40 @@ enum Way {
     Push = libc::SYS_pwrite64,
 }
 
-/// A place in the data of a request.
-fn data(qid: QueueId, tag: Tag, byte: u32) -> UserCopy {
+/// Where the content of a request begins.
+#[inline]
+fn begin(qid: QueueId, tag: Tag, content: Content) -> UserCopy {
     UserCopy {
         qid: qid.get(),
         tag: tag.get(),
-        byte,
-        integrity: false,
-    }
-}
-
-/// The metadata of a request.
-fn metadata(qid: QueueId, tag: Tag) -> UserCopy {
-    UserCopy {
-        integrity: true,
-        ..data(qid, tag, 0)
+        byte: 0,
+        integrity: content == Content::Metadata,
     }
 }
 
 impl UserCopyPort for CharDevice {
-    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef<'_>) -> Result<(), Errno> {
+    fn pull(&self, qid: QueueId, tag: Tag, from: Content, to: MemRef<'_>) -> Result<(), Errno> {
         let memory = (to.ptr().as_ptr(), to.len());
         // SAFETY: the range is writable memory by the contract of `MemRef::new`.
-        unsafe { self.transfer(Way::Pull, data(qid, tag, from), memory) }
+        unsafe { self.transfer(Way::Pull, begin(qid, tag, from), memory) }
     }
 
-    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno> {
+    fn push(&self, qid: QueueId, tag: Tag, to: Content, from: MemRef<'_>) -> Result<(), Errno> {
         let memory = (from.ptr().as_ptr(), from.len());
         // SAFETY: the range is readable memory by the contract of `MemRef::new`.
-        unsafe { self.transfer(Way::Push, data(qid, tag, to), memory) }
+        unsafe { self.transfer(Way::Push, begin(qid, tag, to), memory) }
     }
 
     fn pull_metadata(&self, qid: QueueId, tag: Tag, to: &mut [u8]) -> Result<(), Errno> {
         let memory = (to.as_mut_ptr(), to.len());
         // SAFETY: the slice, which is borrowed exclusively during the call.
-        unsafe { self.transfer(Way::Pull, metadata(qid, tag), memory) }
+        unsafe { self.transfer(Way::Pull, begin(qid, tag, Content::Metadata), memory) }
     }
 
     fn push_metadata(&self, qid: QueueId, tag: Tag, from: &[u8]) -> Result<(), Errno> {
         let memory = (from.as_ptr().cast_mut(), from.len());
         // SAFETY: the slice, which the call only reads.
-        unsafe { self.transfer(Way::Push, metadata(qid, tag), memory) }
+        unsafe { self.transfer(Way::Push, begin(qid, tag, Content::Metadata), memory) }
     }
 
     fn retire(&self) {
@@ -183,20 +176,27 @@ mod tests {
     #[test]
     fn l05_a_short_transfer_is_an_error() {
         let file = tempfile::tempfile().unwrap();
-        let begin = data(QueueId::ZERO, Tag::ZERO, 0).encode().unwrap();
-        file.set_len(begin + 512).unwrap();
+        let first = begin(QueueId::ZERO, Tag::ZERO, Content::Data);
+        let position = first.encode().unwrap();
+        file.set_len(position + 512).unwrap();
         let device = CharDevice::new(file.as_fd()).unwrap();
         let mut bytes = [1; 1024];
         let first = NonNull::from(&mut bytes).cast();
         for (len, result) in [(512, Ok(())), (1024, Err(Errno::EIO))] {
             // SAFETY: writable for the duration of the call.
             let to = unsafe { MemRef::new(first, len) };
-            assert_eq!(device.pull(QueueId::ZERO, Tag::ZERO, 0, to), result);
+            assert_eq!(
+                device.pull(QueueId::ZERO, Tag::ZERO, Content::Data, to),
+                result
+            );
         }
         // SAFETY: readable for the duration of the call.
         let from = unsafe { MemRef::new(first, 1024) };
-        assert_eq!(device.push(QueueId::ZERO, Tag::ZERO, 0, from), Ok(()));
-        assert_eq!(file.metadata().unwrap().len(), begin + 1024);
+        assert_eq!(
+            device.push(QueueId::ZERO, Tag::ZERO, Content::Data, from),
+            Ok(())
+        );
+        assert_eq!(file.metadata().unwrap().len(), position + 1024);
     }
 
     /// L63 A retired device is closed even if the value still exists, and transfers through it fail.
@@ -213,7 +213,7 @@ mod tests {
         let from = NonNull::from(&zeroes).cast();
         // SAFETY: readable for the duration of the call.
         let from = unsafe { MemRef::new(from, zeroes.len()) };
-        let pushed = device.push(QueueId::ZERO, Tag::ZERO, 0, from);
+        let pushed = device.push(QueueId::ZERO, Tag::ZERO, Content::Data, from);
         assert_eq!(pushed, Err(Errno::EBADF));
     }
 }

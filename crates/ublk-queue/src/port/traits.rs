@@ -209,19 +209,28 @@ pub trait Descriptors {
     fn load(&self, tag: Tag) -> IoDesc;
 }
 
+/// What of a request is transferred through the character device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Its data.
+    Data,
+    /// Its metadata (Linux 7.0): EINVAL if it has none.
+    Metadata,
+}
+
 /// Transfers a request's data through the character device (user copy), on any thread that holds the request.
 pub trait UserCopyPort: Send + Sync + 'static {
-    /// Copies the data of a WRITE, starting at its byte `from`, to our memory.
+    /// Copies the data or the metadata of a WRITE to our memory.
     ///
     /// # Errors
     /// The driver's errno; EIO for a short transfer.
-    fn pull(&self, qid: QueueId, tag: Tag, from: u32, to: MemRef<'_>) -> Result<(), Errno>;
+    fn pull(&self, qid: QueueId, tag: Tag, from: Content, to: MemRef<'_>) -> Result<(), Errno>;
 
-    /// Copies our memory into the data of a READ, starting at its byte `to`.
+    /// Copies our memory into the data or the metadata of a READ.
     ///
     /// # Errors
     /// As for [`UserCopyPort::pull`].
-    fn push(&self, qid: QueueId, tag: Tag, to: u32, from: MemRef<'_>) -> Result<(), Errno>;
+    fn push(&self, qid: QueueId, tag: Tag, to: Content, from: MemRef<'_>) -> Result<(), Errno>;
 
     /// Copies the metadata of a WRITE, all of it, to our memory (Linux 7.0).
     ///
@@ -251,11 +260,11 @@ pub trait UserCopyPort: Send + Sync + 'static {
 pub struct NoDevice;
 
 impl UserCopyPort for NoDevice {
-    fn pull(&self, _qid: QueueId, _tag: Tag, _from: u32, _to: MemRef<'_>) -> Result<(), Errno> {
+    fn pull(&self, _: QueueId, _: Tag, _: Content, _: MemRef<'_>) -> Result<(), Errno> {
         Err(Errno::EOPNOTSUPP)
     }
 
-    fn push(&self, _qid: QueueId, _tag: Tag, _to: u32, _from: MemRef<'_>) -> Result<(), Errno> {
+    fn push(&self, _: QueueId, _: Tag, _: Content, _: MemRef<'_>) -> Result<(), Errno> {
         Err(Errno::EOPNOTSUPP)
     }
 }

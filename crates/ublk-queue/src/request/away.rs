@@ -24,6 +24,7 @@ use crate::buffers::Arena;
 use crate::data_path::DataPath;
 use crate::measure::{ThreadFlags, kind_of};
 use crate::memref::MemRef;
+use crate::port::Content;
 use crate::shared::{LaneLocal, LaneShared};
 
 /// Methods that name a request's buffer to the kernel, for tokens that handlers keep.

@@ -9,6 +9,9 @@ const ON_TMPFS: &str = "tmpfs /mnt/tmpfs/file 256";
 const EXT4: &str = "/mnt/ext4/file";
 const ON_EXT4: &str = "ext4 /dev/ram1 /mnt/ext4/file 256";
 
+/// The argument of fio for a zoned device.
+const ZONED_CLIENT: &str = " --zonemode=zbd";
+
 /// Memory that clients share with a server, and the command that makes it.
 const SHARED: &str = "/mnt/shared/memory";
 const SHARED_MEMORY: &str = "tmpfs /mnt/shared/memory 8";
@@ -40,6 +43,8 @@ pub struct Target {
     pub stop: String,
     /// Command that runs beside the server while its device works; its instructions count as the server's own.
     pub beside: String,
+    /// An attribute of the device's queue, and its value.
+    pub queue: String,
     /// How the kernel makes a loop device, and of which file.
     pub looped: String,
     /// Where the server of the kernel's NBD device listens.
@@ -168,6 +173,11 @@ impl Target {
         self
     }
 
+    /// Whether its device has zones.
+    pub fn is_zoned(&self) -> bool {
+        self.client == ZONED_CLIENT
+    }
+
     /// Puts its clients' buffers into memory that it shares, an existing file.
     fn sharing(mut self, path: &str) -> Self {
         self.server += &format!(" --shm {path}");
@@ -275,7 +285,9 @@ pub fn special() -> Vec<Target> {
         Target::ours(name, &backend, "user-copy", "off", 1)
     };
     let mut zoned = mem("mem_zoned", "--zone-size 4M");
-    zoned.client = " --zonemode=zbd".to_owned();
+    zoned.client = ZONED_CLIENT.to_owned();
+    // Writes to one zone are in sequence, and would be merged.
+    zoned.queue = "nomerges 2".to_owned();
     vec![
         mem("mem_4k_blocks", ""),
         mem("mem_integrity", "--integrity crc16:8"),

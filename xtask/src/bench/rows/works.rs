@@ -118,11 +118,11 @@ pub fn sizes() -> Vec<Work> {
     works
 }
 
-/// Small random requests, for devices with metadata or zones.
-pub fn special() -> Vec<Work> {
-    ["randread", "randwrite"]
-        .map(|mode| Work::new(mode, "4k", 64, 16))
-        .to_vec()
+/// Small random requests, for devices with metadata or zones; fio does not read from empty zones.
+pub fn special(zoned: bool) -> Vec<Work> {
+    let modes = ["randread", "randwrite"].into_iter();
+    let modes = modes.filter(|mode| !zoned || *mode == "randwrite");
+    modes.map(|mode| Work::new(mode, "4k", 64, 16)).collect()
 }
 
 /// Large random requests, which the block layer cannot merge.
