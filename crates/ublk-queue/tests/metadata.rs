@@ -1,14 +1,17 @@
 //! The shipped engine as the server of a device with integrity metadata, on the simulated driver: metadata arrives and leaves
 //! with its data, on every tier.
 
+#![expect(unsafe_code, reason = "lends memory of the test")]
+
 mod sim;
 
+use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, mpsc};
 
 use sim::{ALL_FAULTS, run, run_driven};
 use ublk_core::{Backend, Checksum, DataMode, Errno, Integrity, Limits, Op};
 use ublk_queue::task::{Async, TaskRequest};
-use ublk_queue::{ClientShared, InlineMetadata, OwnedRequest, Pool, Request};
+use ublk_queue::{ClientShared, InlineMetadata, MemRef, OwnedRequest, Pool, Request};
 use ublk_sim::{Config, Faults};
 
 /// Bytes of data for each byte of metadata.
@@ -34,10 +37,16 @@ impl Kept {
         match request.op() {
             Op::Read => {
                 self.read_with_metadata(request.data_mut()?, &mut metadata, offset)?;
-                request.push_metadata(&metadata)
+                match offset / 512 % 2 {
+                    0 => request.push_metadata(&metadata),
+                    _ => request.push_metadata_from(lent(&mut metadata)),
+                }
             }
             Op::Write => {
-                request.pull_metadata(&mut metadata)?;
+                match offset / 512 % 2 {
+                    0 => request.pull_metadata(&mut metadata)?,
+                    _ => request.pull_metadata_into(lent(&mut metadata))?,
+                }
                 self.write_with_metadata(request.data()?, &metadata, offset, false)
             }
             Op::Flush => Ok(()),
@@ -53,6 +62,13 @@ impl Kept {
         kept.1[offset / SHARE..][..len / SHARE].fill(0xff);
         Ok(())
     }
+}
+
+/// Memory as a handler lends it that has no slice.
+fn lent(bytes: &mut [u8]) -> MemRef<'_> {
+    let (first, len) = (NonNull::from(&mut *bytes).cast(), bytes.len());
+    // SAFETY: borrowed exclusively for as long as the value lives.
+    unsafe { MemRef::new(first, len) }
 }
 
 fn at(offset: u64) -> usize {
