@@ -253,6 +253,8 @@ impl Nbd {
 /// Makes the first connection.
 fn first(options: &NbdOptions, by: Instant) -> Result<Connected, ConnectError> {
     const DELAY: Duration = Duration::from_millis(100);
+    // First: no server that comes back makes them better.
+    check_files(&options.uri, &options.tls)?;
     loop {
         let deadline = Instant::now() + options.connect_timeout;
         match connect(&options.uri, &options.tls, options.chunks, deadline) {

@@ -227,6 +227,11 @@ fn bad_files_are_named() {
         let error = refused(&options).to_string();
         assert!(error.contains(ca) && error.contains(text), "{error}");
     }
+    // Before the server is looked for, which may have no name and take long.
+    let mut options = NbdOptions::new("nbds://server.invalid/".parse().expect("a URI"));
+    options.tls.ca = Some(authority.directory().join("missing.pem"));
+    let error = refused(&options).to_string();
+    assert!(error.contains("missing.pem"), "{error}");
     let mut options = good.clone();
     options.tls.certificate = Some(authority.file("server.pem", &pair.certificate));
     for (text, reason) in [

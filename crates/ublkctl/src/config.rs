@@ -91,7 +91,12 @@ struct Report {
 impl Report {
     /// Records a failure and reports it at once.
     fn fail(&mut self, name: &str, failure: &Failure) {
-        print_failure(&failure.clone().about(name));
+        self.fail_about(name, name, failure);
+    }
+
+    /// The same, with what the message begins with.
+    fn fail_about(&mut self, name: &str, subject: &str, failure: &Failure) {
+        print_failure(&failure.clone().about(subject));
         self.lines.push(Line {
             error: Some(ErrorBody::from(failure)),
             ..Line::new(name, "failed")
@@ -228,7 +233,10 @@ pub fn check(config: &Config, json: bool) -> Result<ExitCode, Failure> {
     for entry in chosen(config)? {
         match front::vet(&entry.wanted) {
             Ok(()) => report.lines.push(Line::new(&entry.name, "valid")),
-            Err(failure) => report.fail(&entry.name, &failure),
+            Err(failure) => {
+                let (file, Entry { name, line, .. }) = (config.file.display(), &entry);
+                report.fail_about(name, &format!("{file}:{line}: {name}"), &failure);
+            }
         }
     }
     report.print(json)

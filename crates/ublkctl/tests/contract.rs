@@ -278,6 +278,13 @@ fn check_sees_a_changed_size_under_create() {
         message.contains("1048576 bytes instead of 2097152"),
         "{value}"
     );
+    let output = ublkctl(
+        &dir.path().join("run"),
+        &["check", config.to_str().unwrap()],
+    );
+    let message = String::from_utf8(output.stderr).unwrap();
+    let place = format!("ublkctl: {}:1: a: ", config.display());
+    assert!(message.starts_with(&place), "{message}");
     assert_eq!(
         std::fs::read(dir.path().join("a.img")).unwrap().len(),
         1 << 20

@@ -28,6 +28,8 @@ const NOT_KEYS: [&str; 6] = ["foreground", "deadline", "json", "help", "version"
 pub struct Entry {
     /// Its name, which is the table's.
     pub name: String,
+    /// The table's line.
+    pub line: usize,
     /// The device.
     pub wanted: Wanted,
 }
@@ -42,11 +44,7 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, Failure> {
     let absolute = std::path::absolute(path).map_err(|e| failed(e.to_string()))?;
     let directory = absolute.parent().unwrap_or(Path::new("/"));
     parse(&text, directory).map_err(|mistake| {
-        let line = 1 + text
-            .bytes()
-            .take(mistake.at)
-            .filter(|b| *b == b'\n')
-            .count();
+        let line = line_of(text.as_bytes(), mistake.at);
         let text = format!("{}:{line}: {}", path.display(), mistake.text);
         let mut failure = Failure::new(FailureKind::Usage, text);
         failure.hint = mistake.hint;
@@ -95,11 +93,15 @@ fn text_of(path: &Path) -> Result<String, Failure> {
     }
     String::from_utf8(bytes).map_err(|e| {
         let good = e.utf8_error().valid_up_to();
-        let before = &e.as_bytes()[..good];
-        let line = 1 + before.iter().filter(|b| **b == b'\n').count();
+        let line = line_of(e.as_bytes(), good);
         let text = format!("{name}:{line}: it is not UTF-8");
         Failure::new(FailureKind::Usage, text).hint("write it as UTF-8 text")
     })
+}
+
+/// The line of a position, from 1.
+fn line_of(text: &[u8], at: usize) -> usize {
+    1 + text.iter().take(at).filter(|b| **b == b'\n').count()
 }
 
 /// An error and its position in the text.
@@ -136,10 +138,10 @@ fn parse(text: &str, directory: &Path) -> Result<Vec<Entry>, Mistake> {
             let text = format!("unknown key `{}`", key.get_ref());
             return Err(Mistake::new(at, text).hint("write a table [device.NAME] for each device"));
         }
-        let tables = value
-            .get_ref()
-            .as_table()
-            .ok_or_else(|| Mistake::new(at, "`device` is not a table"))?;
+        let tables = value.get_ref().as_table().ok_or_else(|| {
+            let text = "`device` is not a table of tables";
+            Mistake::new(at, text).hint("write a table [device.NAME] for each device")
+        })?;
         for (name, table) in tables {
             let at = name.span().start;
             let name = name.get_ref().as_ref();
@@ -154,7 +156,8 @@ fn parse(text: &str, directory: &Path) -> Result<Vec<Entry>, Mistake> {
                 .ok_or_else(|| Mistake::new(at, format!("`device.{name}` is not a table")))?;
             let wanted = device(name, at, table, directory)?;
             let name = name.to_owned();
-            devices.push((at, Entry { name, wanted }));
+            let line = line_of(text.as_bytes(), at);
+            devices.push((at, Entry { name, line, wanted }));
         }
     }
     if devices.is_empty() {
