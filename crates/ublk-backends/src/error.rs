@@ -151,6 +151,10 @@ pub enum Error {
     #[error(transparent)]
     SideFile(#[from] SideFileError),
 
+    /// The file with the write pointers of a zoned device cannot be used.
+    #[error(transparent)]
+    ZonesFile(#[from] ZonesFileError),
+
     /// Two members share bytes of a file.
     #[error(
         "members {} and {} are the same bytes of one file; give each its own offset and length",
@@ -165,19 +169,96 @@ pub enum Error {
     },
 }
 
+/// Why a file of write pointers cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ZonesFileError {
+    /// There is none, and the device had one.
+    #[error(
+        "the device's write pointers are missing: without them its data cannot be told from what was never written; bring the \
+         file back"
+    )]
+    Missing,
+    /// The file has no content.
+    #[error("the file of write pointers is empty; restore it from a backup")]
+    Empty,
+    /// The file has other content.
+    #[error("it is not a file of write pointers; move it away if it is not needed")]
+    Foreign,
+    /// Another release wrote it.
+    #[error(
+        "another release wrote this file of write pointers; serve the device with that release"
+    )]
+    Version,
+    /// The header, or a zone's word, is not what was written.
+    #[error(
+        "the write pointers are damaged; restore the file from a backup, or move it away and add the device anew: its zones are \
+         empty then"
+    )]
+    Damaged,
+    /// The end is missing.
+    #[error(
+        "the file of write pointers is truncated: it has {length} bytes instead of {needed}; restore it from a backup"
+    )]
+    Truncated {
+        /// Bytes of the file.
+        length: u64,
+        /// Bytes that its zones need.
+        needed: u64,
+    },
+    /// It is of a device with other zones.
+    #[error(
+        "the write pointers are of a device with {layout} --block-size {block_size}; give these, or move the file away to begin \
+         with empty zones"
+    )]
+    Layout {
+        /// The zones of that device.
+        layout: crate::ZoneLayout,
+        /// Its logical block size in bytes.
+        block_size: u32,
+    },
+    /// It is of a device at another place of the file with the data.
+    #[error(
+        "the write pointers are of a device at offset {found} of its file, not {offset}; a file can have one zoned device"
+    )]
+    Offset {
+        /// Offset of that device in bytes.
+        found: u64,
+        /// Offset of this device in bytes.
+        offset: u64,
+    },
+    /// It is of a device of another size.
+    #[error(
+        "the write pointers are of a device of {found} bytes, not {size}; give --length {found}, or move the file away to begin \
+         with empty zones"
+    )]
+    Size {
+        /// Size of that device in bytes, in whole zones.
+        found: u64,
+        /// Size of this device in bytes, in whole zones.
+        size: u64,
+    },
+    /// It is of another file with data.
+    #[error("the write pointers are those of another file; bring back the device's own")]
+    Other,
+    /// Another server uses it.
+    #[error("another server uses these write pointers; delete its device first (`ublkctl list`)")]
+    Locked,
+}
+
 /// Why a file of integrity metadata cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SideFileError {
     /// There is none, and the device had one.
     #[error(
-        "the device's integrity metadata is missing: bring the file back, or delete the device and add it again, which starts \
-         without metadata"
+        "the integrity metadata is missing; bring the file back, or start without metadata: delete the device if there is one, and \
+         add it without --read-only"
     )]
     Missing,
     /// The file has other content.
     #[error(
-        "it is not a file of integrity metadata; move it away, or name another file (--integrity-file)"
+        "it is not a file of integrity metadata; bring that back, or name another one with --integrity-file when the device is added"
     )]
     Foreign,
     /// A later release wrote it.
@@ -187,14 +268,14 @@ pub enum SideFileError {
     Version,
     /// The header is not what was written.
     #[error(
-        "the header of the integrity metadata is damaged; restore the file from a backup, or move it away to start without \
-         metadata"
+        "the header of the integrity metadata is damaged; restore the file from a backup; without it, delete \
+         the device if there is one, move the file away, and add the device: it starts without metadata"
     )]
     Damaged,
     /// The end is missing.
     #[error(
-        "the integrity metadata is truncated: it has {length} bytes instead of {needed}; restore the file from a backup, or \
-         move it away to start without metadata"
+        "the integrity metadata is truncated: it has {length} bytes instead of {needed}; restore the file from a backup; \
+         without it, delete the device if there is one, move the file away, and add the device: it starts without metadata"
     )]
     Truncated {
         /// Bytes of the file.
@@ -234,6 +315,9 @@ pub enum SideFileError {
         /// Size of this device in bytes.
         size: u64,
     },
+    /// It is of another file with data.
+    #[error("the integrity metadata is that of another file; bring back the device's own")]
+    Other,
     /// Another server uses it.
     #[error(
         "another server uses this integrity metadata; delete its device first (`ublkctl list`)"
@@ -254,7 +338,7 @@ impl Error {
     pub const fn is_usage(&self) -> bool {
         !matches!(
             self,
-            Self::Reserve { .. } | Self::File { .. } | Self::SideFile(_)
+            Self::Reserve { .. } | Self::File { .. } | Self::SideFile(_) | Self::ZonesFile(_)
         )
     }
 }

@@ -45,10 +45,10 @@ mod protected;
 mod zoned;
 
 pub use composed::{Composed, ComposedHandler, Layout};
-pub use error::{Error, SideFileError};
+pub use error::{Error, SideFileError, ZonesFileError};
 pub use faulty::{FaultOp, FaultPlan, Faulty};
 pub use file::{Created, File, FileHandler, FileOptions, Identity, User};
 pub use memory::Memory;
 pub use null::Null;
 pub use protected::{Checked, Protected, SideFile};
-pub use zoned::{ZoneLayout, ZonedDevice};
+pub use zoned::{ZoneLayout, ZonedDevice, ZonesFile};

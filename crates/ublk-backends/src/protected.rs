@@ -141,7 +141,8 @@ fn described(file: &File, integrity: Integrity) -> Result<(Header, bool), Error>
         file.base(),
         limits.logical_block_size,
         integrity,
-    );
+    )
+    .of_data(file.identity());
     Ok((header, limits.read_only))
 }
 

@@ -8,16 +8,17 @@ mod table;
 #[cfg(all(test, not(miri)))]
 mod tests;
 
-use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ublk_core::{Backend, Errno, Limits, Zone, ZoneAction, ZoneReport, Zones};
 
 use crate::error::Error;
 use crate::{File, Memory};
-use store::{Beside, Nowhere, Store};
+use store::{Header, Nowhere, Store};
 use table::{State, Table};
 
+pub use store::ZonesFile;
 pub use table::ZoneLayout;
 
 /// The largest append, unless a zone is smaller.
@@ -95,45 +96,45 @@ impl ZonedDevice<Memory> {
 }
 
 impl ZonedDevice<File> {
-    /// A zoned device on a file, with its write pointers in the file `pointers`. If there is none it is made: all zones are
-    /// then empty, whatever the file holds.
+    /// A zoned device on a file, with its write pointers in a second file, ready to serve.
     ///
     /// # Errors
-    /// [`Error::Zones`] for a layout that the file or the kernel does not allow, or write pointers of another one;
-    /// [`Error::File`].
-    pub fn file(file: File, layout: ZoneLayout, pointers: &Path) -> Result<Self, Error> {
-        Self::on(file, layout, pointers, true)
+    /// As for [`prepared`](Self::prepared) and [`start`](Self::start).
+    pub fn file(file: File, layout: ZoneLayout, pointers: &ZonesFile) -> Result<Self, Error> {
+        let device = Self::prepared(file, layout, pointers)?;
+        device.start(Duration::ZERO)?;
+        Ok(device)
     }
 
-    /// The same for a device that has been served before: without its write pointers it is refused.
+    /// The same, before [`start`](Self::start): another server may still use both files.
     ///
     /// # Errors
-    /// As for [`ZonedDevice::file`].
-    pub fn file_again(file: File, layout: ZoneLayout, pointers: &Path) -> Result<Self, Error> {
-        Self::on(file, layout, pointers, false)
-    }
-
-    fn on(file: File, layout: ZoneLayout, pointers: &Path, make: bool) -> Result<Self, Error> {
+    /// [`Error::Zones`] for a layout that the file or the kernel does not allow; [`Error::ZonesFile`] if the second file is
+    /// not this device's; [`Error::File`] if the kernel refuses.
+    pub fn prepared(file: File, layout: ZoneLayout, pointers: &ZonesFile) -> Result<Self, Error> {
         let limits = file.limits();
         let (_, sequential) = check(&layout, &limits)?;
-        let block = limits.logical_block_size;
-        let store = Beside::open(
-            pointers,
-            &layout,
-            (sequential, block),
-            make,
-            limits.read_only,
-        )?;
+        let zones = (sequential, limits.logical_block_size);
+        let header = Header::new(layout, zones, file.base(), file.identity());
+        let store = pointers.open(header, limits.read_only)?;
         Self::new(file, layout, Box::new(store))
+    }
+
+    /// A device whose limits are those of [`prepared`](Self::prepared), without making a second file that is not there yet.
+    ///
+    /// # Errors
+    /// As for [`prepared`](Self::prepared).
+    pub fn looked_at(file: File, layout: ZoneLayout, pointers: &ZonesFile) -> Result<Self, Error> {
+        match pointers.is_to_be_made(file.limits().read_only) {
+            true => Self::blank(file, layout),
+            false => Self::prepared(file, layout, pointers),
+        }
     }
 }
 
 impl<B: Backend> ZonedDevice<B> {
-    /// A zoned device whose zones are empty, and whose write pointers are kept nowhere: to look at its limits.
-    ///
-    /// # Errors
-    /// [`Error::Zones`].
-    pub fn blank(data: B, layout: ZoneLayout) -> Result<Self, Error> {
+    /// A zoned device whose zones are empty, and whose write pointers are kept nowhere.
+    fn blank(data: B, layout: ZoneLayout) -> Result<Self, Error> {
         let (_, sequential) = check(&layout, &data.limits())?;
         Self::new(data, layout, Box::new(Nowhere(sequential)))
     }
@@ -147,11 +148,7 @@ impl<B: Backend> ZonedDevice<B> {
         (limits.max_discard, limits.max_write_zeroes, limits.fua) = (0, 0, false);
         let limits = limits
             .zones(Zones::new(layout.size, append).at_once(layout.max_open, layout.max_active));
-        let states = store.load().map_err(|errno| Error::File {
-            doing: "read the write pointers",
-            errno,
-            hint: "restore the file with the write pointers",
-        })?;
+        let states = store.load()?;
         Ok(Self {
             data,
             layout,
@@ -169,11 +166,14 @@ impl<B: Backend> ZonedDevice<B> {
         &self.data
     }
 
-    /// Reads the write pointers again: for a server that opened the device while another one was still writing.
+    /// Begins to serve: locks the write pointers, waiting up to `wait` for their previous server to end, and reads what it has
+    /// left. Call it once, before the first request. Does nothing for memory.
     ///
     /// # Errors
-    /// The errno of reading them.
-    pub fn reload(&self) -> Result<(), Errno> {
+    /// [`Error::ZonesFile`] with `Locked` if another server uses them, and as for opening them, since they may have changed;
+    /// [`Error::File`] if the kernel refuses.
+    pub fn start(&self, wait: Duration) -> Result<(), Error> {
+        self.store.start(wait)?;
         let mut settled = lock(&self.settled);
         self.table.replace(self.store.load()?);
         settled.fill(None);

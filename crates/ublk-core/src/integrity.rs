@@ -162,11 +162,19 @@ impl Integrity {
         if self.metadata == 0 {
             return broken("integrity metadata", 0, "at least one byte");
         }
-        let end = u16::from(self.offset) + u16::from(self.checksum.tuple_bytes());
-        if end > u16::from(self.metadata) {
+        let tuple = self.checksum.tuple_bytes();
+        if tuple > self.metadata {
             let rule =
                 "enough for the protection information: 8 bytes with ip and crc16, 16 with crc64";
             return broken("integrity metadata", self.metadata.into(), rule);
+        }
+        if self.offset > self.metadata - tuple {
+            let rule = "so small that the protection information ends inside the metadata";
+            return broken(
+                "position of the protection information",
+                self.offset.into(),
+                rule,
+            );
         }
         let interval = self.interval_bytes(block);
         if !interval.is_power_of_two() || interval < 512 || interval > block {

@@ -7,8 +7,8 @@ use crate::failure::{Failure, FailureKind};
 use crate::link::message::Opening;
 use crate::spec::{AddSpec, BackendSpec};
 use crate::state::{Record, Store};
-use beside::{protected, refuse_stale_metadata, zoned};
-pub(crate) use beside::{side_file, start_protected};
+pub(crate) use beside::{left_of_another, side_file, start_protected, start_zoned};
+use beside::{protected, refuse_stale, zoned};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -229,10 +229,8 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
                 );
             }
             _ => {
-                return usage(
-                    "only memory and file devices can be zoned",
-                    "omit --zone-size",
-                );
+                let text = "only memory and file devices can be zoned";
+                return Err(Failure::new(FailureKind::Usage, text).hint("omit --zone-size"));
             }
         }
     }
@@ -284,8 +282,7 @@ fn refuse_integrity(spec: &AddSpec) -> Result<(), Failure> {
     } else {
         return Ok(());
     };
-    let failure = Failure::new(FailureKind::Usage, format!("{}: {text}", spec.mode));
-    Err(failure.hint(hint))
+    Err(Failure::new(FailureKind::Usage, text).hint(hint))
 }
 
 /// The failure of a backend that could not be created. Only numbers that are invalid on every machine are usage errors.
@@ -351,7 +348,7 @@ fn look(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
                 ublk_backends::Error::File {
                     errno: ublk_core::Errno::ENOENT,
                     ..
-                } if !path.is_symlink() => {
+                } if !path.is_symlink() && matches!(spec.backend, BackendSpec::File { .. }) => {
                     failure.hint("or add `--create --size SIZE`, which creates a sparse file")
                 }
                 _ => failure,
@@ -397,12 +394,21 @@ pub(crate) fn open(
             }
         }
         BackendSpec::Fault { size, plan } => {
+            if let Some(range) = plan.range.as_ref().filter(|range| range.end > *size) {
+                let text = format!(
+                    "the range {}:{} ends behind the device, which has {size} bytes",
+                    range.start,
+                    range.end.saturating_sub(range.start)
+                );
+                return Err(Failure::new(FailureKind::Usage, text)
+                    .hint("give --range OFFSET:LENGTH inside the device"));
+            }
             let memory = Memory::new(*size, block).map_err(|e| not_opened(&e))?;
             let faulty = Faulty::new(memory.read_only(yes), plan.clone());
             Opened::Fault(Arc::new(faulty))
         }
         BackendSpec::File { path, .. } => {
-            refuse_stale_metadata(spec, purpose)?;
+            refuse_stale(spec, purpose)?;
             let file = open_file(0, path, None)?;
             match (spec.parameters.zones, spec.parameters.integrity) {
                 (Some(zones), _) => zoned(file, path, zones, purpose)?,
@@ -411,7 +417,7 @@ pub(crate) fn open(
             }
         }
         BackendSpec::Linear { .. } | BackendSpec::Stripe { .. } => {
-            refuse_stale_metadata(spec, purpose)?;
+            refuse_stale(spec, purpose)?;
             Opened::Composed(Arc::new(compose(spec, open_file)?))
         }
         BackendSpec::Nbd { .. } => Opened::Nbd(Arc::new(open_nbd(spec)?)),
@@ -441,6 +447,15 @@ pub(crate) enum Purpose {
     Make,
     /// To serve a device that had a server before.
     Continue,
+    /// The same, on whatever its paths lead to now.
+    Accept,
+}
+
+impl Purpose {
+    /// Whether the device had a server before.
+    pub(crate) const fn continues(self) -> bool {
+        matches!(self, Self::Continue | Self::Accept)
+    }
 }
 
 /// Opens the members of a device over several files.

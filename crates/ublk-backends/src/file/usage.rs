@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, Metadata, TryLockError};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Another user of a file or a disk.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +57,15 @@ impl fmt::Display for User {
             Self::Unknown => f.write_str("claimed by a user that is not visible from here"),
         }
     }
+}
+
+/// The path of a file that belongs to the one at `data`: with `suffix` after its name, or after the name of the file that a
+/// link leads to.
+pub(crate) fn beside(data: &Path, suffix: &str) -> PathBuf {
+    let data = fs::canonicalize(data).unwrap_or_else(|_| data.to_owned());
+    let mut path = data.into_os_string();
+    path.push(suffix);
+    path.into()
 }
 
 /// Takes an advisory lock (flock), exclusive unless the device is read-only, for as long as the file is open. False if

@@ -41,6 +41,8 @@ pub(super) trait Side: Debug + Layer {
 pub(super) struct Use {
     /// Nothing is written.
     pub(super) read_only: bool,
+    /// A file of other data is refused; else it becomes that of this data, which may be a copy.
+    pub(super) same: bool,
     /// The device may have another size than the file says.
     pub(super) resize: bool,
     /// Dirty regions above which some are cleaned first.
@@ -158,7 +160,7 @@ fn read_header<L: Side>(layer: &L) -> Result<Header, Error> {
 }
 
 /// Refuses a file of another device.
-fn fits(found: &Header, device: &Header, resize: bool) -> Result<(), SideFileError> {
+fn fits(found: &Header, device: &Header, usage: Use) -> Result<(), SideFileError> {
     if (found.integrity, found.block) != (device.integrity, device.block) {
         let (integrity, block_size) = (found.integrity, found.block);
         // As it is given: what is usual need not be said.
@@ -175,9 +177,12 @@ fn fits(found: &Header, device: &Header, resize: bool) -> Result<(), SideFileErr
         let (found, offset) = (found.base, device.base);
         return Err(SideFileError::Offset { found, offset });
     }
-    if found.size != device.size && !resize {
+    if found.size != device.size && !usage.resize {
         let (found, size) = (found.size, device.size);
         return Err(SideFileError::Size { found, size });
+    }
+    if usage.same && !found.may_be_of(device) {
+        return Err(SideFileError::Other);
     }
     Ok(())
 }
@@ -188,7 +193,7 @@ impl<L: Side> Beside<L> {
     /// # Errors
     /// What does not fit.
     pub(super) fn open(layer: L, device: Header, usage: Use) -> Result<Self, Error> {
-        fits(&read_header(&layer)?, &device, usage.resize)?;
+        fits(&read_header(&layer)?, &device, usage)?;
         Ok(Self {
             layer,
             usage,
@@ -256,7 +261,7 @@ impl<L: Side> Beside<L> {
     fn locked(&self, data: &dyn Backend) -> Result<Checked, Error> {
         let device = *self.device();
         let found = read_header(&self.layer)?;
-        fits(&found, &device, self.usage.resize)?;
+        fits(&found, &device, self.usage)?;
         let words = self.bitmap(&found).map_err(failed_check)?;
         if self.usage.read_only {
             if words.iter().any(|word| *word != 0) {
@@ -268,7 +273,8 @@ impl<L: Side> Beside<L> {
         let size = found.size.min(device.size);
         let checked = self.check(&found, size, &words, data);
         let checked = checked.map_err(failed_check)?;
-        let resized = found.resized(device.size);
+        let mut resized = found.resized(device.size);
+        resized.data = device.data;
         let words = if resized == found {
             words
         } else {

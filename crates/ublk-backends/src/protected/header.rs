@@ -5,6 +5,7 @@
 use ublk_core::{Checksum, Integrity};
 
 use super::guard;
+use crate::file::Identity;
 
 /// A sector, which a disk writes whole.
 pub(super) const SECTOR: usize = 512;
@@ -25,7 +26,7 @@ const MAGIC: [u8; 8] = *b"ublkmeta";
 const VERSION: u64 = 1;
 
 /// Words after the magic; the sector ends with the checksum of all that is before.
-const WORDS: usize = 11;
+const WORDS: usize = 13;
 
 /// The device that a side file belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub(super) struct Header {
     pub(super) integrity: Integrity,
     /// Bytes of data for one bit of the bitmap.
     pub(super) region: u64,
+    /// Inode and time of birth of the file with the data; zeroes if it is none, or was made before this was kept.
+    pub(super) data: [u64; 2],
 }
 
 /// Why a sector is no header.
@@ -76,7 +79,21 @@ impl Header {
             block,
             integrity,
             region,
+            data: [0; 2],
         }
+    }
+
+    /// The same for a device on this file.
+    pub(super) fn of_data(mut self, data: Identity) -> Self {
+        if let Identity::File { inode, born, .. } = data {
+            self.data = [inode, born.unwrap_or(0)];
+        }
+        self
+    }
+
+    /// Whether it may be that of a device on the same file.
+    pub(super) fn may_be_of(&self, device: &Self) -> bool {
+        self.data == [0; 2] || self.data == device.data
     }
 
     /// Number of regions.
@@ -117,6 +134,8 @@ impl Header {
             integrity.offset.into(),
             integrity.reference_tag.into(),
             integrity.tag_bytes.into(),
+            self.data[0],
+            self.data[1],
         ];
         let mut sector = [0; SECTOR];
         sector[..8].copy_from_slice(&MAGIC);
@@ -170,6 +189,8 @@ impl Header {
             offset,
             reference,
             tag,
+            inode,
+            born,
         ] = *words;
         let all = [
             Checksum::None,
@@ -189,6 +210,7 @@ impl Header {
             block: u32::try_from(block).ok()?,
             integrity,
             region,
+            data: [inode, born],
         })
     }
 

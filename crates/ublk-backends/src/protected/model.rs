@@ -54,6 +54,7 @@ impl Disk {
     fn device(&self, blocks: u64, resize: bool) -> Result<Protected<FileCore<Fake>>, Error> {
         let usage = Use {
             read_only: false,
+            same: false,
             resize,
             most: 3,
         };

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use ublk_core::Errno;
 
-use super::beside::{self, Beside, Side, Use};
+use super::beside::{Beside, Side, Use, make};
 use super::header::{Header, SECTOR};
 use crate::error::{Error, SideFileError};
-use crate::file::{Os, is_in_memory, lock};
+use crate::file::{Os, beside, is_in_memory, lock};
 
 /// Dirty regions above which some are cleaned first: a gigabyte to check after a crash, in regions of the usual size.
 const MOST_DIRTY: usize = 1024;
@@ -21,6 +21,7 @@ const MOST_DIRTY: usize = 1024;
 pub struct SideFile {
     path: PathBuf,
     create: bool,
+    same: bool,
     resize: bool,
 }
 
@@ -61,22 +62,29 @@ impl SideFile {
         Self {
             path: path.into(),
             create: false,
+            same: false,
             resize: false,
         }
     }
 
-    /// The usual place: `.integrity` after the name of the file with the data.
+    /// The usual place: `.integrity` after the name of the file with the data, or of the file that a link leads to.
     #[must_use]
     pub fn beside(data: &Path) -> Self {
-        let mut path = data.as_os_str().to_owned();
-        path.push(".integrity");
-        Self::new(path)
+        Self::new(beside(data, ".integrity"))
     }
 
     /// Makes the file if there is none: no block has metadata then.
     #[must_use]
     pub const fn create(mut self, yes: bool) -> Self {
         self.create = yes;
+        self
+    }
+
+    /// Refuses the metadata of another file with data, as for a device whose server is replaced. Without it the metadata becomes
+    /// that of this file, which may be a copy.
+    #[must_use]
+    pub const fn same_data(mut self, yes: bool) -> Self {
+        self.same = yes;
         self
     }
 
@@ -138,6 +146,7 @@ impl SideFile {
         };
         let usage = Use {
             read_only,
+            same: self.same,
             resize: self.resize,
             most: MOST_DIRTY,
         };
@@ -171,7 +180,7 @@ impl SideFile {
             file,
             by_ioctl: false,
         };
-        let made = beside::make(&layer, device)
+        let made = make(&layer, device)
             .map_err(|errno| std::io::Error::from_raw_os_error(errno.get()))
             .and_then(|()| fs::rename(&unfinished, &self.path));
         if made.is_err() {

@@ -110,6 +110,7 @@ fn a_failed_sync_fails_all_that_wrote_before_it() {
     let header = Header::new(4 * REGION, 0, 512, Integrity::new(Checksum::Crc16, 8));
     let usage = Use {
         read_only: false,
+        same: false,
         resize: false,
         most: 8,
     };

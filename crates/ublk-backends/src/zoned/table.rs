@@ -23,6 +23,26 @@ pub struct ZoneLayout {
     pub max_active: u32,
 }
 
+/// As the options of `ublkctl add`; what is usual is left out.
+impl std::fmt::Display for ZoneLayout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "--zone-size {}", self.size)?;
+        if self.capacity != self.size {
+            write!(f, " --zone-capacity {}", self.capacity)?;
+        }
+        for (option, number) in [
+            ("conventional-zones", self.conventional),
+            ("max-open-zones", self.max_open),
+            ("max-active-zones", self.max_active),
+        ] {
+            if number != 0 {
+                write!(f, " --{option} {number}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A sequential zone. The pointer counts from its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct State {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::ZonesFileError;
 use ublk_core::ZoneCondition;
 
 const LAYOUT: ZoneLayout = ZoneLayout {
@@ -112,25 +113,36 @@ fn appends_are_disjoint() {
 #[test]
 fn l34_pointers_pass_to_the_next_server() {
     let directory = tempfile::tempdir().unwrap();
-    let (path, pointers) = (
-        directory.path().join("disk"),
-        directory.path().join("disk.zones"),
-    );
+    let path = directory.path().join("disk");
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink("disk", &link).unwrap();
     std::fs::File::create(&path)
         .unwrap()
         .set_len(4 * ZONE)
         .unwrap();
-    let open = || {
+    // Of the file that the link leads to.
+    let pointers = ZonesFile::beside(&link).create(true);
+    let file = || {
         let file = File::options(&path).block_size(Some(4096)).buffered(true);
-        ZonedDevice::file(file.open().unwrap(), LAYOUT, &pointers).unwrap()
+        file.open().unwrap()
     };
+    let open = || ZonedDevice::file(file(), LAYOUT, &pointers).unwrap();
+    let blank = ZonedDevice::looked_at(file(), LAYOUT, &pointers).unwrap();
+    assert!(!pointers.exists());
+    assert_eq!(blank.limits().size, 4 * ZONE);
     let device = open();
-    let next = open();
+    assert!(pointers.exists() && directory.path().join("disk.zones").exists());
+    let same = pointers.clone().same_data(true);
+    let next = ZonedDevice::prepared(file(), LAYOUT, &same).unwrap();
+    assert_eq!(
+        next.start(Duration::ZERO),
+        Err(ZonesFileError::Locked.into())
+    );
     device.zone_append(&[1; 8192], ZONE).unwrap();
     device.flush().unwrap();
     device.zone_append(&[2; 4096], ZONE).unwrap();
     drop(device);
-    next.reload().unwrap();
+    next.start(Duration::ZERO).unwrap();
     assert_eq!(next.zone_append(&[3; 4096], ZONE), Ok(ZONE + 12_288));
     next.manage_zone(ZoneAction::Reset, ZONE).unwrap();
     drop(next);

@@ -137,7 +137,8 @@ impl Agent<'_> {
         drop(passed);
         let described = self.described(deadline);
         let size = request.size.unwrap_or(params.size);
-        let (limits, backing) = described.map_err(|f| of_a_device(f, request, size))?;
+        let files = record.spec.backend.members().len();
+        let (limits, backing) = described.map_err(|f| of_a_device(f, request, (size, files)))?;
         record.backing = backing;
         ublk_core::recovery::fits(&limits, params)
             .map_err(|misfit| Failure::failed(format!("device {}: {misfit}", request.id)))
@@ -558,14 +559,19 @@ fn way(request: &RecoverRequest, geometry: &Geometry, served: bool) -> Result<Wa
 }
 
 /// An unsuitable backend of an existing device is not a usage error, unless the command gives the size.
-pub(super) fn of_a_device(mut failure: Failure, request: &RecoverRequest, size: u64) -> Failure {
+pub(super) fn of_a_device(
+    mut failure: Failure,
+    request: &RecoverRequest,
+    (size, files): (u64, usize),
+) -> Failure {
     if failure.kind == FailureKind::Usage && request.size.is_none() {
         failure.kind = FailureKind::Failed;
-        failure.hint.get_or_insert_with(|| {
-            format!(
+        failure.hint.get_or_insert_with(|| match files {
+            0 | 1 => format!(
                 "the device has {size} bytes; if its file was truncated, `truncate -s {size}` restores the length, \
                  and the lost part reads as zeroes"
-            )
+            ),
+            _ => "a file that was truncated gets its length back by `truncate -s`, and the lost part reads as zeroes".to_owned(),
         });
     }
     failure

@@ -1,17 +1,17 @@
 //! Files beside a device's data: write pointers of zones, integrity metadata.
 #![forbid(unsafe_code)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ublk_backends::{File, Identity, Protected, SideFile, ZoneLayout, ZonedDevice};
+use ublk_backends::{File, Identity, Protected, SideFile, ZoneLayout, ZonedDevice, ZonesFile};
 use ublk_core::Integrity;
 
 use super::{Opened, Purpose, of_file};
 use crate::backing;
 use crate::failure::{Failure, FailureKind};
-use crate::spec::{AddSpec, BackendSpec};
+use crate::spec::{AddSpec, BackendSpec, Member};
 
 /// A zoned device on a file: its write pointers are beside it.
 pub(super) fn zoned(
@@ -30,17 +30,31 @@ pub(super) fn zoned(
         )
         .hint("its write pointers are in a file beside it"));
     }
-    let mut pointers = path.as_os_str().to_owned();
-    pointers.push(".zones");
-    let pointers = PathBuf::from(pointers);
+    let pointers = ZonesFile::beside(path);
     let device = match purpose {
-        Purpose::Look if !pointers.exists() => ZonedDevice::blank(file, zones),
-        Purpose::Make => ZonedDevice::file(file, zones, &pointers),
+        Purpose::Look => ZonedDevice::looked_at(file, zones, &pointers.clone().create(true)),
+        Purpose::Make => ZonedDevice::prepared(file, zones, &pointers.clone().create(true)),
         // Without them a device that holds data would seem empty.
-        Purpose::Look | Purpose::Continue => ZonedDevice::file_again(file, zones, &pointers),
+        Purpose::Continue | Purpose::Accept => {
+            let pointers = pointers.clone().same_data(purpose == Purpose::Continue);
+            ZonedDevice::prepared(file, zones, &pointers)
+        }
     };
-    let device = device.map_err(|e| of_file(&pointers, &e))?;
+    let device = device.map_err(|e| of_file(pointers.path(), &e))?;
+    if purpose == Purpose::Make {
+        start_zoned(path, &device, backing::PATIENCE)?;
+    }
     Ok(Opened::ZonedFile(Arc::new(device)))
+}
+
+/// Begins to serve a zoned device on a file, once its previous server has ended.
+pub(crate) fn start_zoned(
+    path: &Path,
+    device: &ZonedDevice<File>,
+    wait: Duration,
+) -> Result<(), Failure> {
+    let started = device.start(wait);
+    started.map_err(|e| of_file(ZonesFile::beside(path).path(), &e))
 }
 
 /// The file with the integrity metadata of a file device that has some.
@@ -80,11 +94,22 @@ pub(super) fn protected(
         return Err(Failure::new(FailureKind::Usage, text)
             .hint("name a file that outlives the machine's next start: --integrity-file PATH"));
     }
+    if let Ok(meta) = std::fs::metadata(side.path())
+        && file.identity().matches(&meta)
+    {
+        let text = format!("{}: that is the file with the data", side.path().display());
+        return Err(Failure::new(FailureKind::Usage, text)
+            .hint("name another file for the integrity metadata (--integrity-file)"));
+    }
     let device = match purpose {
         Purpose::Look => Protected::looked_at(file, integrity, &side.clone().create(true)),
         Purpose::Make => Protected::prepared(file, integrity, &side.clone().create(true)),
         // Without it, a device that has metadata would seem to have none; its size may be about to change.
-        Purpose::Continue => Protected::prepared(file, integrity, &side.clone().resize(true)),
+        Purpose::Continue | Purpose::Accept => {
+            let side = side.clone().resize(true);
+            let side = side.same_data(purpose == Purpose::Continue);
+            Protected::prepared(file, integrity, &side)
+        }
     };
     let device = device.map_err(|e| of_file(side.path(), &e))?;
     if purpose == Purpose::Make {
@@ -115,21 +140,62 @@ pub(crate) fn start_protected(
     Ok(())
 }
 
-/// Refuses to write to a file that has integrity metadata beside it without keeping that: it would be that of other data.
-pub(super) fn refuse_stale_metadata(spec: &AddSpec, purpose: Purpose) -> Result<(), Failure> {
-    if spec.parameters.integrity.is_some() || spec.read_only || purpose == Purpose::Continue {
+/// Refuses to write to a file that has integrity metadata or write pointers beside it without keeping these: they would be
+/// those of other data.
+pub(super) fn refuse_stale(spec: &AddSpec, purpose: Purpose) -> Result<(), Failure> {
+    if spec.read_only || purpose.continues() {
         return Ok(());
     }
-    for member in spec.backend.members() {
-        let side = SideFile::beside(&member.path);
-        if side.exists() {
-            return Err(Failure::failed(format!(
-                "{}: the integrity metadata of its blocks is in {}, and would not match what this device writes",
-                member.path.display(),
-                side.path().display()
-            ))
-            .hint("add the device with --integrity as before; or remove that file to give the metadata up"));
-        }
+    for Member { path, .. } in spec.backend.members() {
+        let (side, pointers) = (SideFile::beside(&path), ZonesFile::beside(&path));
+        let (what, at, option) = if spec.parameters.integrity.is_none() && side.exists() {
+            (
+                "the integrity metadata of its blocks is",
+                side.path(),
+                "--integrity",
+            )
+        } else if spec.parameters.zones.is_none() && pointers.exists() {
+            (
+                "the write pointers of its zones are",
+                pointers.path(),
+                "--zone-size",
+            )
+        } else {
+            continue;
+        };
+        return Err(Failure::failed(format!(
+            "{}: {what} in {}, and would not match what this device writes",
+            path.display(),
+            at.display()
+        ))
+        .hint(format!(
+            "add the device with {option} as before; or remove that file to give up what it says"
+        )));
     }
     Ok(())
+}
+
+/// The file beside the data of a device that is to be made: an older one would be of other data.
+pub(crate) fn left_of_another(spec: &AddSpec) -> Option<Failure> {
+    let of = |path: &Path, what: &str, hint: &str| {
+        let there = std::fs::symlink_metadata(path).is_ok();
+        there.then(|| {
+            let text = format!(
+                "{}: there {what} already, of another file than the one to be created",
+                path.display()
+            );
+            Failure::failed(text).hint(hint)
+        })
+    };
+    if let Some(side) = side_file(spec) {
+        let hint = "move it away, or name another file (--integrity-file)";
+        return of(side.path(), "is integrity metadata", hint);
+    }
+    match &spec.backend {
+        BackendSpec::File { path, .. } if spec.parameters.zones.is_some() => {
+            let pointers = ZonesFile::beside(path);
+            of(pointers.path(), "are write pointers", "move them away")
+        }
+        _ => None,
+    }
 }

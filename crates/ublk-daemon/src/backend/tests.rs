@@ -229,3 +229,72 @@ fn l13_bad_sizes_are_usage_errors() {
         assert_eq!(failure.kind, FailureKind::Usage, "{size}");
     }
 }
+
+/// Zones keep their write pointers beside the file that a link leads to; nobody else writes to that file, and one that is made
+/// anew does not get old ones.
+#[test]
+fn a_file_keeps_its_write_pointers() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.img");
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    create_file(&path, 32 << 20).unwrap().keep();
+    let plain = file(&path);
+    let zoned = |path: &Path| {
+        let mut spec = file(path);
+        spec.parameters.zones = Some(ublk_backends::ZoneLayout {
+            size: 4 << 20,
+            capacity: 4 << 20,
+            conventional: 0,
+            max_open: 0,
+            max_active: 0,
+        });
+        spec.mode.data = DataMode::UserCopy;
+        spec
+    };
+    let serve = |spec: &AddSpec, purpose| {
+        let opened = open(spec, purpose, |number, path, _| {
+            let file = options(spec, number, path).claim(false).open();
+            file.map_err(|e| of_file(path, &e))
+        });
+        opened.map(|(opened, _)| opened)
+    };
+    limits_of(&plain).unwrap();
+    assert!(left_of_another(&zoned(&link)).is_none());
+    let served = serve(&zoned(&link), Purpose::Make).unwrap();
+    let pointers = directory.path().join("disk.img.zones");
+    assert!(pointers.exists());
+    for path in [&path, &link] {
+        let mut other = file(path);
+        let failure = limits_of(&other).unwrap_err();
+        assert!(failure.text.contains("write pointers"), "{failure:?}");
+        other.parameters.integrity = Some("crc16:8".parse().unwrap());
+        other.mode.data = DataMode::UserCopy;
+        let failure = limits_of(&other).unwrap_err();
+        assert!(failure.text.contains("write pointers"), "{failure:?}");
+        let failure = serve(&zoned(path), Purpose::Make).unwrap_err();
+        assert!(failure.text.contains("another server"), "{failure:?}");
+        let failure = left_of_another(&zoned(path)).unwrap();
+        assert!(
+            failure.text.contains("write pointers already"),
+            "{failure:?}"
+        );
+    }
+    drop(served);
+    // Another part of the same file would have other pointers.
+    let mut second = zoned(&path);
+    if let BackendSpec::File { offset, .. } = &mut second.backend {
+        *offset = 16 << 20;
+    }
+    let failure = serve(&second, Purpose::Make).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Failed);
+    assert!(failure.text.contains("not 16777216"), "{failure:?}");
+    // Those of another file are not for the next server, unless it is told to take what is there.
+    let other = directory.path().join("other.img");
+    create_file(&other, 32 << 20).unwrap().keep();
+    drop(serve(&zoned(&other), Purpose::Make).unwrap());
+    std::fs::rename(directory.path().join("other.img.zones"), &pointers).unwrap();
+    let failure = serve(&zoned(&path), Purpose::Continue).unwrap_err();
+    assert!(failure.text.contains("of another file"), "{failure:?}");
+    serve(&zoned(&path), Purpose::Accept).unwrap();
+}

@@ -3,15 +3,17 @@
 
 use super::ask::health;
 use super::{Target, by_helper};
+use crate::backend;
 use crate::failure::Failure;
 use crate::report::Health;
-use crate::spec::{AddSpec, BackendSpec};
+use crate::spec::{AddSpec, BackendSpec, Member};
 use crate::state::{Phase, Record, StateError, Store, process_id};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use ublk_backends::ZoneLayout;
 use ublk_core::deadline_in;
 use ublk_core::{DataMode, DevId, DevState, Geometry, Mode, QueueId, Recovery};
 use ublk_ctrl::{Controller, Error};
@@ -177,6 +179,14 @@ pub struct Info {
     pub block_size: Option<u32>,
     /// Whether the device refuses writes, if known.
     pub read_only: Option<bool>,
+    /// Its integrity metadata, in the syntax of `--integrity`.
+    pub integrity: Option<String>,
+    /// The file that keeps this metadata.
+    pub integrity_file: Option<PathBuf>,
+    /// The zones of a zoned device, in bytes.
+    pub zones: Option<ZoneLayout>,
+    /// The files of a device over several files, in their order.
+    pub files: Vec<Member>,
     /// Features.
     pub features: FeatureNames,
     /// CPUs that submit to each queue.
@@ -370,6 +380,7 @@ pub fn info(program: &Path, id: DevId, deadline: Duration) -> Result<Info, Failu
 fn render_info(geometry: &Geometry, affinity: Vec<Vec<u32>>, record: Option<&Record>) -> Info {
     let id = geometry.dev_id();
     let spec = record.map(|r| &r.spec);
+    let parameters = spec.map(|spec| &spec.parameters);
     let names = |f: ublk_core::Features| f.iter().map(|f| f.name.to_owned()).collect();
     let (health, silence) = match record.map(|_| health(id, HEALTH)) {
         Some(Ok(health)) => (Some(health), None),
@@ -389,6 +400,19 @@ fn render_info(geometry: &Geometry, affinity: Vec<Vec<u32>>, record: Option<&Rec
         read_only: sysfs(id, "ro")
             .map(|ro| ro != 0)
             .or(spec.map(|s| s.read_only)),
+        integrity: parameters
+            .and_then(|of| of.integrity)
+            .map(|it| it.to_string()),
+        integrity_file: spec
+            .and_then(backend::side_file)
+            .map(|side| side.path().to_owned()),
+        zones: parameters.and_then(|of| of.zones),
+        files: match spec.map(|spec| &spec.backend) {
+            Some(BackendSpec::Linear { files } | BackendSpec::Stripe { files, .. }) => {
+                files.files.clone()
+            }
+            _ => Vec::new(),
+        },
         features: FeatureNames {
             asked: spec.map(|s| names(s.mode.features())),
             granted: names(geometry.features()),

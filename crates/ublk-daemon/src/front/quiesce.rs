@@ -13,6 +13,11 @@ use ublk_ctrl::{Command, Controller, Error, Operation, wait};
 /// Between two QUIESCE_DEV: one does not reach a server whose tags are all busy.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// Whether a device in this state has no server and can get one. Requests fail meanwhile if its policy is so.
+const fn waits(state: DevState) -> bool {
+    matches!(state, DevState::Quiesced | DevState::FailIo)
+}
+
 /// Quiesces one of our live devices (Linux 6.16): the driver holds new requests, the server answers those that it has and
 /// ends. `recover` starts the next server. A device that waits already is a success. `allow_errors` permits devices some of
 /// whose requests fail meanwhile.
@@ -47,12 +52,12 @@ pub fn quiesce(
             .hint("`ublkctl upgrade` replaces the server; delete and add the device without --supervise to hold its I/O"));
     }
     let may = policy::may_replace(info.features(), ublk_ctrl::kernel_release().as_ref());
-    if !(allow_errors && Recovery::of(info.features()).is_recoverable()) {
-        may.map_err(|f| {
-            f.hint(
-                "create it with --recovery queue or reissue, and without batch commands, to hold its I/O; --allow-errors \
-                 proceeds anyway",
-            )
+    let recoverable = Recovery::of(info.features()).is_recoverable();
+    if !(allow_errors && recoverable) {
+        let hint = "create it with --recovery queue or reissue, and without batch commands, to hold its I/O";
+        may.map_err(|f| match recoverable {
+            true => f.hint(format!("{hint}; --allow-errors proceeds anyway")),
+            false => f.hint(hint),
         })?;
     }
     if !info.features().contains(Features::QUIESCE) {
@@ -63,7 +68,7 @@ pub fn quiesce(
     let quiesced = by_helper(program, |helper| {
         loop {
             match helper.info(id, left())?.state() {
-                DevState::Quiesced => return Ok(true),
+                state if waits(state) => return Ok(true),
                 DevState::Live => {}
                 state => {
                     return Err(Error::WrongState {
@@ -79,7 +84,7 @@ pub fn quiesce(
             }
             let patience = until.min(Instant::now() + AGAIN);
             let done = wait::until(patience, || {
-                let waits = helper.info(id, left())?.state() == DevState::Quiesced;
+                let waits = waits(helper.info(id, left())?.state());
                 Ok::<_, Error>(waits.then_some(()))
             })?;
             if done.is_some() || Instant::now() >= until {

@@ -163,14 +163,8 @@ fn create(wanted: &Wanted) -> Result<Option<ublk_backends::Created>, Failure> {
     if wanted.reuse && std::fs::symlink_metadata(&path).is_ok() {
         return Ok(None);
     }
-    if let Some(side) = backend::side_file(&wanted.spec)
-        && std::fs::symlink_metadata(side.path()).is_ok()
-    {
-        return Err(Failure::failed(format!(
-            "{}: there is integrity metadata already, of another file than the one to be created",
-            side.path().display()
-        ))
-        .hint("move it away, or name another file (--integrity-file)"));
+    if let Some(failure) = backend::left_of_another(&wanted.spec) {
+        return Err(failure);
     }
     backend::create_file(&path, size).map(Some)
 }
@@ -377,6 +371,16 @@ fn other_size(wanted: &Wanted, entry: &ListEntry, record: &Record) -> Option<Dif
 fn leaves(spec: &AddSpec) -> BTreeMap<String, Value> {
     fn walk(name: &str, value: Value, into: &mut BTreeMap<String, Value>) {
         match value {
+            // `size` is also a field of the backend.
+            Value::Object(fields) if name == "zones" => {
+                for (field, value) in fields {
+                    let option = match field.as_str() {
+                        "size" | "capacity" => format!("zone-{field}"),
+                        _ => format!("{field}-zones"),
+                    };
+                    walk(&option, value, into);
+                }
+            }
             Value::Object(fields) => {
                 for (field, value) in fields {
                     let field = if field == "kind" { name } else { &field };
@@ -405,6 +409,14 @@ fn leaves(spec: &AddSpec) -> BTreeMap<String, Value> {
     }
     let mut all = BTreeMap::new();
     walk("", serde_json::to_value(spec).unwrap_or_default(), &mut all);
+    if let Some(integrity) = spec.parameters.integrity {
+        // One option, which has the fields as words.
+        let mut fields = BTreeMap::new();
+        let value = serde_json::to_value(integrity).unwrap_or_default();
+        walk("", value, &mut fields);
+        all.retain(|name, _| !fields.contains_key(name));
+        all.insert("integrity".to_owned(), integrity.to_string().into());
+    }
     all
 }
 
@@ -524,6 +536,48 @@ mod tests {
         wanted.reuse = false;
         assert!(failed(&wanted).text.contains("cannot create"));
         assert_eq!(std::fs::read(&path).unwrap(), vec![7; 8192]);
+    }
+
+    /// Zones and integrity metadata are told by the keys of a configuration, and a device's size is not taken for a zone's.
+    #[test]
+    fn differences_have_the_names_of_options() {
+        let zones = |size: u64, open: u32| {
+            let mut spec = spec();
+            spec.backend = BackendSpec::Mem { size: 64 << 20 };
+            spec.parameters.zones = Some(ublk_backends::ZoneLayout {
+                size,
+                capacity: size,
+                conventional: 0,
+                max_open: open,
+                max_active: 0,
+            });
+            spec
+        };
+        let named = |has: &AddSpec, wanted: &AddSpec| {
+            let all = differences(has, 0, wanted);
+            all.into_iter().map(|d| d.option).collect::<Vec<_>>()
+        };
+        let has = zones(4 << 20, 0);
+        assert_eq!(named(&has, &has), [""; 0]);
+        let other = zones(8 << 20, 2);
+        assert_eq!(
+            named(&has, &other),
+            ["max-open-zones", "zone-capacity", "zone-size"]
+        );
+        let mut larger = has.clone();
+        larger.backend = BackendSpec::Mem { size: 128 << 20 };
+        assert_eq!(named(&has, &larger), ["size"]);
+        let with = |text: &str| {
+            let mut spec = spec();
+            spec.parameters.integrity = Some(text.parse().unwrap());
+            spec
+        };
+        let found = differences(&with("crc16:8"), 0, &with("crc16:8:reftag"));
+        let found: Vec<_> = found
+            .iter()
+            .map(|d| (&*d.option, &*d.has, &*d.wanted))
+            .collect();
+        assert_eq!(found, [("integrity", "crc16:8", "crc16:8:reftag")]);
     }
 
     /// A new file does not get the integrity metadata of an older one, and what a failed device has made is removed, but

@@ -3,14 +3,15 @@
 use super::engine::{Backing, Engine, Running};
 use super::failures::{Failures, Members};
 use super::sandbox;
-use crate::backend::{Opened, Purpose, log_notes, open, open_to_serve, start_protected};
+use crate::backend::{
+    Opened, Purpose, log_notes, open, open_to_serve, start_protected, start_zoned,
+};
 use crate::failure::Failure;
 use crate::link::message::{Assignment, Opening};
 use crate::problems;
 use crate::report::{FileReport, Health, NbdReport, OldestReport, QueueReport, ShmReport, Stats};
 use crate::shm;
-use crate::spec::AddSpec;
-use crate::spec::BackendCommand;
+use crate::spec::{AddSpec, BackendCommand, BackendSpec};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -70,6 +71,7 @@ impl Engine for Real {
         let mut before = Vec::new();
         let purpose = match opening.nonce {
             None => Purpose::Make,
+            Some(_) if opening.backing.is_empty() => Purpose::Accept,
             Some(_) => Purpose::Continue,
         };
         let (opened, limits) = open(spec, purpose, |number, path, _| {
@@ -99,7 +101,7 @@ impl Engine for Real {
         self.members = Members::of(&opened, spec);
         self.shm = shm::open(spec)?;
         self.partitions = !spec.parameters.no_partition_scan;
-        self.start_later = purpose == Purpose::Continue;
+        self.start_later = purpose.continues();
         self.opened = Some((opened, limits, spec.clone()));
         Ok(Backing { limits, store })
     }
@@ -116,8 +118,16 @@ impl Engine for Real {
             Opened::ProtectedFile(device) => Some(Arc::clone(device)),
             _ => None,
         };
-        if let Some(device) = protected.as_ref().filter(|_| self.start_later) {
-            start_protected(&spec, device, within / 2)?;
+        match &opened {
+            Opened::ProtectedFile(device) if self.start_later => {
+                start_protected(&spec, device, within / 2)?;
+            }
+            Opened::ZonedFile(device) if self.start_later => {
+                if let BackendSpec::File { path, .. } = &spec.backend {
+                    start_zoned(path, device, within / 2)?;
+                }
+            }
+            _ => {}
         }
         let serving = spec.serving;
         let device = crate::sys::device::open(geometry, within)?;
@@ -189,13 +199,7 @@ fn arm_backend(device: OpenDevice, mut plan: Plan, opened: Opened) -> Result<Ser
         Opened::ProtectedNull(protected) => arm_any(device, plan, protected),
         Opened::ProtectedMemory(protected) => Protected::arm(device, plan, protected),
         Opened::ProtectedFile(protected) => arm_any(device, plan, protected),
-        Opened::ZonedFile(zoned) => {
-            // The server before has written since this one opened the file.
-            zoned.reload().map_err(|errno| {
-                Failure::failed(format!("cannot read the write pointers: {errno}"))
-            })?;
-            arm_any(device, plan, zoned)
-        }
+        Opened::ZonedFile(zoned) => arm_any(device, plan, zoned),
         Opened::Nbd(nbd) => nbd.arm(device, plan),
     };
     server.map_err(|e| Failure::failed(format!("cannot serve: {e}")))

@@ -172,6 +172,16 @@ fn quiesce() -> Result<()> {
     let id = device.id.to_string();
     cli::fails(&["quiesce", &id], code::FAILED, &["recovery"])?;
     device.delete()?;
+    // Its requests fail meanwhile: asked for, that is a success.
+    let device = Spec::file(&file).with(&["--recovery", "fail"]).add()?;
+    let id = device.id.to_string();
+    cli::fails(&["quiesce", &id], code::FAILED, &["--allow-errors"])?;
+    for _ in 0..2 {
+        ublkctl(&["quiesce", "--allow-errors", &id])?.good()?;
+        ensure!(json::text(&device.query()?, "state")? == "fail-io");
+    }
+    ublkctl(&["recover", &id])?.good()?;
+    device.delete()?;
     cli::nothing_left(secs(10))?;
     storage.remove()
 }

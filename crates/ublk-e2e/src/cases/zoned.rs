@@ -1,12 +1,12 @@
 //! Zoned devices of the tool: on memory and on a file, judged by fio's zone mode and by the block layer's own report.
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::case::Case;
-use crate::cli::{self, Device, Spec, code, ublkctl};
+use crate::cli::{self, Device, Spec, code, ublkctl, ublkctl_json};
 use crate::direct_io::Buffer;
 use crate::fio::Fio;
 use crate::volume::{Kind, Volume};
@@ -18,6 +18,13 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new("zoned_mem_is_a_zoned_disk", memory),
         Case::new("zoned_file_keeps_its_pointers", file),
+        Case::new("zoned_file_belongs_to_its_pointers", || {
+            second_file(&["--zone-size", "1M"], ".zones", "write pointers")
+        }),
+        Case::new("integrity_file_belongs_to_its_metadata", || {
+            second_file(&["--integrity", "crc16:8"], ".integrity", "metadata")
+        }),
+        Case::new("zoned_reset_works_on_a_full_disk", full),
     ]
 }
 
@@ -114,5 +121,88 @@ fn file() -> Result<()> {
     drop(direct);
     device.delete()?;
     ensure!(Path::new(&format!("{}.zones", path.display())).exists());
+    storage.remove()
+}
+
+/// The second file of a device is that of its data: nobody else writes to the data, by whatever path, and neither another
+/// part of it, nor another device, nor the next server takes what is not theirs.
+fn second_file(options: &[&str], suffix: &str, what: &str) -> Result<()> {
+    let storage = Volume::new(Kind::Ext4, 0)?;
+    let path = storage.file("disk.img", 16 * ZONE)?;
+    let link = storage.path("link")?;
+    std::os::unix::fs::symlink(&path, &link)?;
+    let spec = |path: &Path, more: &[&str]| {
+        let spec = Spec::file(path).block_size(4096);
+        spec.with(options)
+            .with(&["--recovery", "reissue"])
+            .with(more)
+    };
+    let refused = |spec: &Spec, words: &str| -> Result<()> {
+        let args = spec.args();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        cli::fails(&args, code::FAILED, &[what, words])?;
+        Ok(())
+    };
+    let device = spec(&link, &["--length", "8M"]).add()?;
+    let second = PathBuf::from(format!("{}{suffix}", path.display()));
+    ensure!(second.exists(), "it is not beside the file");
+    let info = ublkctl_json(&["info", &device.id.to_string()])?;
+    let shown = match suffix {
+        ".zones" => info["zones"]["size"].clone(),
+        _ => info["integrity"].clone(),
+    };
+    ensure!(
+        shown == ZONE || shown == "crc16:8",
+        "info does not tell: {info}"
+    );
+    device.open()?.write_pattern(0, 64 << 10, 1)?;
+    let forced = ["--length", "8M", "--force"];
+    refused(&spec(&path, &forced), "another server")?;
+    device.delete()?;
+    refused(&spec(&path, &["--offset", "8M"]), "offset 0")?;
+    for path in [&path, &link] {
+        refused(&Spec::file(path), "would not match")?;
+    }
+    let other = storage.file("other.img", 16 * ZONE)?;
+    spec(&other, &["--length", "8M"]).add()?.delete()?;
+    let device = spec(&path, &["--length", "8M"]).add()?;
+    device.open()?.check_pattern(0, 64 << 10, 1)?;
+    let (id, kept) = (device.id.to_string(), storage.path("kept")?);
+    ublkctl(&["quiesce", &id])?.good()?;
+    std::fs::rename(&second, &kept)?;
+    std::fs::copy(format!("{}{suffix}", other.display()), &second)?;
+    cli::fails(&["recover", &id], code::FAILED, &["of another file"])?;
+    std::fs::rename(&kept, &second)?;
+    ublkctl(&["recover", &id])?.good()?;
+    device.open()?.check_pattern(0, 64 << 10, 1)?;
+    device.delete()?;
+    std::fs::remove_file(&path)?;
+    refused(
+        &spec(&path, &["--create", "--size", "16M"]),
+        "of another file than the one to be created",
+    )?;
+    storage.remove()
+}
+
+/// A disk without room fails the writes of a zoned device, and neither the reset of a zone, which gives room, nor its end.
+fn full() -> Result<()> {
+    let storage = Volume::new(Kind::Tmpfs, 8 << 20)?;
+    let path = storage.file("disk.img", 16 * ZONE)?;
+    let args = ["--zone-size", "1M", "--recovery", "reissue"];
+    let device = Spec::file(&path).block_size(4096).with(&args).add()?;
+    let direct = device.open()?;
+    let zone = vec![7; usize::try_from(ZONE)?];
+    let mut data = Buffer::new(zone.len());
+    data.bytes_mut().copy_from_slice(&zone);
+    let written = |zone: u64| direct.file().write_all_at(data.bytes(), zone * ZONE);
+    let count = (0..16).take_while(|zone| written(*zone).is_ok()).count();
+    ensure!((4..8).contains(&count), "{count} zones were written");
+    let before = crate::volume::used(&path)?;
+    run::good("blkzone", &["reset", "-c", "1", device.node()])?;
+    ensure!(crate::volume::used(&path)? < before, "nothing was freed");
+    ensure!(pointers(device.node())?[0] == 0);
+    written(0)?;
+    drop(direct);
+    device.delete()?;
     storage.remove()
 }

@@ -488,5 +488,5 @@ impl Add {
 
 fn small_size(text: &str) -> Result<u32, String> {
     let bytes = size::parse(text)?;
-    u32::try_from(bytes).map_err(|_| format!("`{text}` is too large: the limit is 4 GiB"))
+    u32::try_from(bytes).map_err(|_| format!("`{text}` is too large: give less than 4 GiB"))
 }

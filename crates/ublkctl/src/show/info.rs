@@ -6,6 +6,7 @@ use std::fmt::Write;
 use ublk_daemon::front::Info;
 use ublk_daemon::log::plain;
 use ublk_daemon::report::{Health, NbdReport, QueueReport};
+use ublk_daemon::spec::ZoneLayout;
 use ublk_trace::units::counted;
 
 /// Everything known about a device, one item per line.
@@ -37,6 +38,24 @@ fn ago(then: u64) -> u64 {
     now.map_or(0, |now| now.as_secs()).saturating_sub(then)
 }
 
+/// A zoned device's zones; limits that there are not are left out.
+fn zoned(zones: ZoneLayout) -> String {
+    let mut text = format!("of {}", size::show(zones.size));
+    if zones.capacity != zones.size {
+        let _ = write!(text, ", capacity {}", size::show(zones.capacity));
+    }
+    for (what, number) in [
+        ("conventional", zones.conventional),
+        ("open at most", zones.max_open),
+        ("active at most", zones.max_active),
+    ] {
+        if number != 0 {
+            let _ = write!(text, ", {number} {what}");
+        }
+    }
+    text
+}
+
 impl Text {
     fn line(&mut self, name: &str, value: String) {
         let _ = writeln!(self.0, "{name:<14} {}", plain(&value));
@@ -65,11 +84,32 @@ impl Text {
                 None => "foreign: not created by this ublkctl".to_owned(),
             }),
         );
-        if let Some(b) = &e.backing {
+        for (number, file) in i.files.iter().enumerate() {
+            let length = file
+                .length
+                .map_or_else(String::new, |l| format!(", {}", size::show(l)));
+            self.line(
+                &format!("file {}", number + 1),
+                format!(
+                    "{}, offset {}{length}",
+                    file.path.display(),
+                    size::show(file.offset)
+                ),
+            );
+        }
+        if let Some(b) = e.backing.as_ref().filter(|_| i.files.is_empty()) {
             let length = b
                 .length
                 .map_or_else(String::new, |l| format!(", {}", size::show(l)));
             self.line("backing", format!("{}{length}", backing(b)));
+        }
+        if let Some(integrity) = &i.integrity {
+            let at = i.integrity_file.as_ref();
+            let at = at.map_or_else(String::new, |at| format!(", in {}", at.display()));
+            self.line("integrity", format!("{integrity}{at}"));
+        }
+        if let Some(zones) = i.zones {
+            self.line("zones", zoned(zones));
         }
     }
 

@@ -397,13 +397,18 @@ fn l43_a_cut_file_is_a_failure_of_the_device() {
         deadline_ms: 5000,
     };
     let cut = || Failure::new(FailureKind::Usage, "the file ends before");
-    let told = crate::agent::recover::of_a_device(cut(), &request(None), 64 << 20);
+    let told = crate::agent::recover::of_a_device(cut(), &request(None), (64 << 20, 1));
     assert_eq!(told.kind, FailureKind::Failed);
     assert!(
         told.hint
             .is_some_and(|h| h.contains("truncate -s 67108864"))
     );
-    let asked = crate::agent::recover::of_a_device(cut(), &request(Some(1 << 30)), 1 << 30);
+    let several = crate::agent::recover::of_a_device(cut(), &request(None), (64 << 20, 2));
+    assert!(
+        several.hint.is_some_and(|h| !h.contains("67108864")),
+        "no file is that long"
+    );
+    let asked = crate::agent::recover::of_a_device(cut(), &request(Some(1 << 30)), (1 << 30, 1));
     assert_eq!(asked, cut());
 }
 
