@@ -7,7 +7,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::link::message::Opening;
 use crate::spec::{AddSpec, BackendSpec};
 use crate::state::{Record, Store};
-pub(crate) use beside::{left_of_another, side_file, start_protected, start_zoned};
+pub(crate) use beside::{Second, side_file, start_protected, start_zoned};
 use beside::{protected, refuse_stale, zoned};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};

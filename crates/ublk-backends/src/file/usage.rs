@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, Metadata, TryLockError};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Another user of a file or a disk.
@@ -78,6 +78,34 @@ pub(crate) fn lock(file: &fs::File, read_only: bool) -> bool {
     };
     // File systems without locks cannot report other users.
     !matches!(lock, Err(TryLockError::WouldBlock))
+}
+
+/// Opens what is there, without following a link or waiting for a pipe's other end.
+pub(crate) fn existing(path: &Path) -> std::io::Result<fs::File> {
+    let mut options = fs::OpenOptions::new();
+    let options = options.read(true);
+    options
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+}
+
+/// Whether a file still has this name.
+pub(crate) fn is_at(file: &fs::File, path: &Path) -> bool {
+    let (Ok(ours), Ok(there)) = (file.metadata(), fs::symlink_metadata(path)) else {
+        return false;
+    };
+    (ours.dev(), ours.ino()) == (there.dev(), there.ino())
+}
+
+/// Removes a file that no server has locked.
+pub(crate) fn remove_unused(path: &Path) {
+    let Ok(file) = existing(path) else {
+        return;
+    };
+    if lock(&file, false) && is_at(&file, path) {
+        // One that stays holds nothing, and fits the next attempt.
+        let _ = fs::remove_file(path);
+    }
 }
 
 /// The users of a regular file besides this process; `locked` if its lock was refused.

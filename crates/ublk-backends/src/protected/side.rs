@@ -11,7 +11,7 @@ use ublk_core::Errno;
 use super::beside::{Beside, Side, Use, make};
 use super::header::{Header, SECTOR};
 use crate::error::{Error, SideFileError};
-use crate::file::{Os, beside, is_in_memory, lock};
+use crate::file::{Os, beside, existing, is_at, is_in_memory, lock, remove_unused};
 
 /// Dirty regions above which some are cleaned first: a gigabyte to check after a crash, in regions of the usual size.
 const MOST_DIRTY: usize = 1024;
@@ -199,31 +199,8 @@ impl SideFile {
 
     /// Removes the file, unless a server has it: for a caller whose device failed after the file was made.
     pub fn remove_unused(&self) {
-        let Ok(file) = existing(&self.path) else {
-            return;
-        };
-        if lock(&file, false) && is_at(&file, &self.path) {
-            // One that stays has no metadata, and fits the next attempt.
-            let _ = fs::remove_file(&self.path);
-        }
+        remove_unused(&self.path);
     }
-}
-
-/// Opens what is there, without following a link or waiting for a pipe's other end.
-fn existing(path: &Path) -> std::io::Result<File> {
-    let mut options = OpenOptions::new();
-    let options = options.read(true);
-    options
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
-}
-
-/// Whether a file still has this name.
-fn is_at(file: &File, path: &Path) -> bool {
-    let (Ok(ours), Ok(there)) = (file.metadata(), fs::symlink_metadata(path)) else {
-        return false;
-    };
-    (ours.dev(), ours.ino()) == (there.dev(), there.ino())
 }
 
 /// Removes what an interrupted attempt left, or somebody's link: it is never written through.

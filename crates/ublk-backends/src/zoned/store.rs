@@ -17,7 +17,7 @@ use ublk_core::{Errno, ZoneCondition};
 
 use super::table::{State, ZoneLayout};
 use crate::error::{Error, ZonesFileError};
-use crate::file::{Identity, beside, lock};
+use crate::file::{Identity, beside, lock, remove_unused};
 
 /// Keeps the states of a device's sequential zones.
 pub(super) trait Store: Send + Sync + 'static {
@@ -293,6 +293,11 @@ impl ZonesFile {
             return Err(ZonesFileError::Truncated { length, needed }.into());
         }
         Ok(beside)
+    }
+
+    /// Removes the file, unless a server has it: for a caller whose device failed after the file was made.
+    pub fn remove_unused(&self) {
+        remove_unused(&self.path);
     }
 
     /// Makes the file under another name first, so that it has its name only when it is whole. Every word is written: a full

@@ -175,27 +175,62 @@ pub(super) fn refuse_stale(spec: &AddSpec, purpose: Purpose) -> Result<(), Failu
     Ok(())
 }
 
-/// The file beside the data of a device that is to be made: an older one would be of other data.
-pub(crate) fn left_of_another(spec: &AddSpec) -> Option<Failure> {
-    let of = |path: &Path, what: &str, hint: &str| {
-        let there = std::fs::symlink_metadata(path).is_ok();
-        there.then(|| {
-            let text = format!(
-                "{}: there {what} already, of another file than the one to be created",
-                path.display()
-            );
-            Failure::failed(text).hint(hint)
-        })
-    };
-    if let Some(side) = side_file(spec) {
-        let hint = "move it away, or name another file (--integrity-file)";
-        return of(side.path(), "is integrity metadata", hint);
-    }
-    match &spec.backend {
-        BackendSpec::File { path, .. } if spec.parameters.zones.is_some() => {
-            let pointers = ZonesFile::beside(path);
-            of(pointers.path(), "are write pointers", "move them away")
+/// The second file of a file device.
+#[derive(Debug)]
+pub(crate) enum Second {
+    /// Integrity metadata.
+    Metadata(SideFile),
+    /// Write pointers.
+    Pointers(ZonesFile),
+}
+
+impl Second {
+    /// That of a device, if it has one.
+    pub(crate) fn of(spec: &AddSpec) -> Option<Self> {
+        match &spec.backend {
+            BackendSpec::File { path, .. } if spec.parameters.zones.is_some() => {
+                Some(Self::Pointers(ZonesFile::beside(path)))
+            }
+            _ => side_file(spec).map(Self::Metadata),
         }
-        _ => None,
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Metadata(side) => side.path(),
+            Self::Pointers(pointers) => pointers.path(),
+        }
+    }
+
+    /// Whether something has its name.
+    pub(crate) fn is_there(&self) -> bool {
+        std::fs::symlink_metadata(self.path()).is_ok()
+    }
+
+    /// Removes it, unless a server has it: for a device that failed after it was made.
+    pub(crate) fn remove_unused(&self) {
+        match self {
+            Self::Metadata(side) => side.remove_unused(),
+            Self::Pointers(pointers) => pointers.remove_unused(),
+        }
+    }
+
+    /// Refuses one that is there already for a file that is to be created: it would be of other data.
+    pub(crate) fn refuse_old(&self) -> Result<(), Failure> {
+        if !self.is_there() {
+            return Ok(());
+        }
+        let (what, hint) = match self {
+            Self::Metadata(_) => (
+                "is integrity metadata",
+                "move it away, or name another file (--integrity-file)",
+            ),
+            Self::Pointers(_) => ("are write pointers", "move them away"),
+        };
+        let text = format!(
+            "{}: there {what} already, of another file than the one to be created",
+            self.path().display()
+        );
+        Err(Failure::failed(text).hint(hint))
     }
 }

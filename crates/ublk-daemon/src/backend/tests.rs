@@ -260,7 +260,8 @@ fn a_file_keeps_its_write_pointers() {
         opened.map(|(opened, _)| opened)
     };
     limits_of(&plain).unwrap();
-    assert!(left_of_another(&zoned(&link)).is_none());
+    let second = |path: &Path| Second::of(&zoned(path)).unwrap();
+    second(&link).refuse_old().unwrap();
     let served = serve(&zoned(&link), Purpose::Make).unwrap();
     let pointers = directory.path().join("disk.img.zones");
     assert!(pointers.exists());
@@ -274,7 +275,8 @@ fn a_file_keeps_its_write_pointers() {
         assert!(failure.text.contains("write pointers"), "{failure:?}");
         let failure = serve(&zoned(path), Purpose::Make).unwrap_err();
         assert!(failure.text.contains("another server"), "{failure:?}");
-        let failure = left_of_another(&zoned(path)).unwrap();
+        second(path).remove_unused();
+        let failure = second(path).refuse_old().unwrap_err();
         assert!(
             failure.text.contains("write pointers already"),
             "{failure:?}"
@@ -282,11 +284,11 @@ fn a_file_keeps_its_write_pointers() {
     }
     drop(served);
     // Another part of the same file would have other pointers.
-    let mut second = zoned(&path);
-    if let BackendSpec::File { offset, .. } = &mut second.backend {
+    let mut behind = zoned(&path);
+    if let BackendSpec::File { offset, .. } = &mut behind.backend {
         *offset = 16 << 20;
     }
-    let failure = serve(&second, Purpose::Make).unwrap_err();
+    let failure = serve(&behind, Purpose::Make).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Failed);
     assert!(failure.text.contains("not 16777216"), "{failure:?}");
     // Those of another file are not for the next server, unless it is told to take what is there.
@@ -296,5 +298,7 @@ fn a_file_keeps_its_write_pointers() {
     std::fs::rename(directory.path().join("other.img.zones"), &pointers).unwrap();
     let failure = serve(&zoned(&path), Purpose::Continue).unwrap_err();
     assert!(failure.text.contains("of another file"), "{failure:?}");
-    serve(&zoned(&path), Purpose::Accept).unwrap();
+    drop(serve(&zoned(&path), Purpose::Accept).unwrap());
+    second(&link).remove_unused();
+    assert!(!pointers.exists(), "nobody uses it");
 }

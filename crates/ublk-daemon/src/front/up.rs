@@ -4,7 +4,7 @@ use super::add::{add_checked, recover_in_front};
 use super::lookup::find;
 use super::reserve::reserve;
 use super::{Foreground, ListEntry, Stop, Target, check, delete};
-use crate::backend;
+use crate::backend::{self, Second};
 use crate::failure::{Failure, FailureKind};
 use crate::link::message::Lifetime;
 use crate::names;
@@ -107,8 +107,7 @@ fn make_reserved(
 ) -> Result<(Added, Foreground), Failure> {
     let mut spec = wanted.spec.clone();
     let created = create(wanted)?;
-    let side = backend::side_file(&spec);
-    let side = side.filter(|side| std::fs::symlink_metadata(side.path()).is_err());
+    let second = Second::of(&spec).filter(|second| !second.is_there());
     let limits = backend::resolve(&mut spec)?;
     fits(wanted, &limits)?;
     let made = check(&spec, limits).and_then(|()| {
@@ -121,9 +120,9 @@ fn make_reserved(
     if let Some(created) = created.filter(|_| stays) {
         created.keep();
     }
-    if let Some(side) = side.filter(|_| !stays) {
+    if let Some(second) = second.filter(|_| !stays) {
         // The server made it, if it came so far; nothing was written. Or another device has it, which was added meanwhile.
-        side.remove_unused();
+        second.remove_unused();
     }
     made
 }
@@ -163,9 +162,7 @@ fn create(wanted: &Wanted) -> Result<Option<ublk_backends::Created>, Failure> {
     if wanted.reuse && std::fs::symlink_metadata(&path).is_ok() {
         return Ok(None);
     }
-    if let Some(failure) = backend::left_of_another(&wanted.spec) {
-        return Err(failure);
-    }
+    Second::of(&wanted.spec).map_or(Ok(()), |second| second.refuse_old())?;
     backend::create_file(&path, size).map(Some)
 }
 
