@@ -33,7 +33,7 @@ pub(crate) use self::aligned::zeroes;
 pub(crate) use self::layer::Layer;
 pub(crate) use self::os::{Os, is_in_memory};
 pub(crate) use self::sync::Syncs;
-pub(crate) use self::usage::{beside, existing, is_at, lock, remove_unused};
+pub(crate) use self::usage::{begins_with, beside, existing, is_at, lock, remove_unused};
 #[cfg(all(test, not(miri)))]
 pub(crate) use self::{core::Core as FileCore, os::Alignment};
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, Metadata, TryLockError};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Another user of a file or a disk.
@@ -95,6 +95,16 @@ pub(crate) fn is_at(file: &fs::File, path: &Path) -> bool {
         return false;
     };
     (ours.dev(), ours.ino()) == (there.dev(), there.ino())
+}
+
+/// Whether there is a regular file that begins so. One that cannot be read does not.
+pub(crate) fn begins_with(path: &Path, magic: [u8; 8]) -> bool {
+    if !fs::metadata(path).is_ok_and(|meta| meta.is_file()) {
+        return false;
+    }
+    let mut bytes = [0; 8];
+    let read = fs::File::open(path).and_then(|file| file.read_exact_at(&mut bytes, 0));
+    read.is_ok() && bytes == magic
 }
 
 /// Removes a file that no server has locked.

@@ -22,7 +22,7 @@ const MOST_REGIONS: u64 = (METADATA_AT - BITMAP_AT) * 8;
 /// The smallest region, in bytes of data.
 pub(super) const REGION: u64 = 1 << 20;
 
-const MAGIC: [u8; 8] = *b"ublkmeta";
+pub(super) const MAGIC: [u8; 8] = *b"ublkmeta";
 const VERSION: u64 = 1;
 
 /// Words after the magic; the sector ends with the checksum of all that is before.
@@ -147,17 +147,12 @@ impl Header {
         sector
     }
 
-    /// Whether a sector begins like a header.
-    pub(super) fn has_magic(sector: &[u8; SECTOR]) -> bool {
-        sector[..8] == MAGIC
-    }
-
     /// Reads a header that may be damaged, or made to harm.
     ///
     /// # Errors
     /// What it is instead.
     pub(super) fn decode(sector: &[u8; SECTOR]) -> Result<Self, Bad> {
-        if !Self::has_magic(sector) {
+        if sector[..8] != MAGIC {
             return Err(Bad::Magic);
         }
         let mut all = [0; SECTOR / 8];

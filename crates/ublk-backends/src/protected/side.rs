@@ -3,15 +3,15 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ublk_core::Errno;
 
 use super::beside::{Beside, Side, Use, make};
-use super::header::{Header, SECTOR};
+use super::header::{Header, MAGIC};
 use crate::error::{Error, SideFileError};
-use crate::file::{Os, beside, existing, is_at, is_in_memory, lock, remove_unused};
+use crate::file::{Os, begins_with, beside, existing, is_at, is_in_memory, lock, remove_unused};
 
 /// Dirty regions above which some are cleaned first: a gigabyte to check after a crash, in regions of the usual size.
 const MOST_DIRTY: usize = 1024;
@@ -104,12 +104,7 @@ impl SideFile {
     /// Whether there is a side file, of whatever device. One that cannot be read is none.
     #[must_use]
     pub fn exists(&self) -> bool {
-        if !fs::metadata(&self.path).is_ok_and(|meta| meta.is_file()) {
-            return false;
-        }
-        let mut sector = [0; SECTOR];
-        let read = File::open(&self.path).and_then(|file| file.read_exact_at(&mut sector, 0));
-        read.is_ok() && Header::has_magic(&sector)
+        begins_with(&self.path, MAGIC)
     }
 
     /// Whether the file is made when it is opened.

@@ -17,7 +17,7 @@ use ublk_core::{Errno, ZoneCondition};
 
 use super::table::{State, ZoneLayout};
 use crate::error::{Error, ZonesFileError};
-use crate::file::{Identity, beside, lock, remove_unused};
+use crate::file::{Identity, begins_with, beside, lock, remove_unused};
 
 /// Keeps the states of a device's sequential zones.
 pub(super) trait Store: Send + Sync + 'static {
@@ -248,12 +248,7 @@ impl ZonesFile {
     /// Whether there is a file of write pointers, of whatever device. One that cannot be read is none.
     #[must_use]
     pub fn exists(&self) -> bool {
-        if !fs::metadata(&self.path).is_ok_and(|meta| meta.is_file()) {
-            return false;
-        }
-        let mut magic = [0; 8];
-        let read = File::open(&self.path).and_then(|file| file.read_exact_at(&mut magic, 0));
-        read.is_ok() && magic == MAGIC
+        begins_with(&self.path, MAGIC)
     }
 
     /// Whether the file is made when it is opened.

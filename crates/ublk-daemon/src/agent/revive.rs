@@ -139,7 +139,11 @@ impl Agent<'_> {
                     return Ok(Revived::Served(pause));
                 }
                 Err(failure) => {
+                    let noted = self.device.is_some();
                     self.give_up(&failure);
+                    if !noted {
+                        self.note_failed_recovery(id, &failure);
+                    }
                     self.device = None;
                     self.held = false;
                     if !self.waits(id) || (!supervised && begun.elapsed() >= GRACE) {
@@ -148,6 +152,16 @@ impl Agent<'_> {
                     }
                     tracing::error!("{failure}; next try in {} s", pause.as_secs_f32());
                 }
+            }
+        }
+    }
+
+    /// Writes down why a device has no server yet, for `list` and `info`: its attempt failed before its record was read.
+    fn note_failed_recovery(&self, id: DevId, failure: &Failure) {
+        if let Ok(Some(mut record)) = self.store.last(id.get()) {
+            record.cause = Some(format!("recovery failed: {failure}"));
+            if let Err(e) = self.store.write(&record) {
+                tracing::warn!("cannot save the state of the device: {e}");
             }
         }
     }

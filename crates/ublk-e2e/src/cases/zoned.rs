@@ -10,6 +10,7 @@ use crate::cli::{self, Device, Spec, code, ublkctl, ublkctl_json};
 use crate::direct_io::Buffer;
 use crate::fio::Fio;
 use crate::volume::{Kind, Volume};
+use crate::wait::{secs, until};
 use crate::{pattern, run, sysfs};
 
 const ZONE: u64 = 1 << 20;
@@ -174,6 +175,20 @@ fn second_file(options: &[&str], suffix: &str, what: &str) -> Result<()> {
     cli::fails(&["recover", &id], code::FAILED, &["of another file"])?;
     std::fs::rename(&kept, &second)?;
     ublkctl(&["recover", &id])?.good()?;
+    device.open()?.check_pattern(0, 64 << 10, 1)?;
+    device.delete()?;
+    // An agent that tries again says why it has to.
+    let device = spec(&path, &["--length", "8M", "--supervise"]).add()?;
+    std::fs::rename(&second, &kept)?;
+    crate::procfs::kill(device.server_now()?, rustix::process::Signal::KILL)?;
+    until("the reason", cli::patience(), || {
+        let info = device.query()?;
+        let cause = info["cause"].as_str().unwrap_or_default();
+        let told = cause.contains("recovery failed") && cause.contains("missing");
+        Ok(told.then_some(()))
+    })?;
+    std::fs::rename(&kept, &second)?;
+    device.wait_state("live", cli::patience() + secs(20))?;
     device.open()?.check_pattern(0, 64 << 10, 1)?;
     device.delete()?;
     std::fs::remove_file(&path)?;
