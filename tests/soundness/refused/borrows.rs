@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use ublk_backends::Memory;
 use ublk_core::{QueueId, Tag};
-use ublk_queue::port::CharDevice;
-use ublk_queue::port::UserCopyPort;
+use ublk_queue::port::{CharDevice, Content, UserCopyPort};
 use ublk_queue::task::{Ring as TaskRing, SharedFd, TaskRequest};
 use ublk_queue::{KeptRequest, Mapped, Request};
 use uring_lite::Ring;
@@ -16,7 +15,7 @@ use uring_lite::Ring;
 pub fn outlives(memory: Memory, device: &CharDevice) {
     let region = memory.region(0, 4096);
     drop(memory); //~ E0505
-    let _ = device.pull(QueueId::ZERO, Tag::ZERO, 0, region);
+    let _ = device.pull(QueueId::ZERO, Tag::ZERO, Content::Data, region);
 }
 
 /// A region that the driver would use after the answer, lent for a shorter time.
@@ -28,7 +27,7 @@ pub fn behind_the_answer(request: Request<'_>, memory: &Memory) {
 pub fn written_while_borrowed(request: &mut KeptRequest, device: &CharDevice) {
     let data = request.data().expect("a write");
     let buffer = request.buffer().expect("a buffer"); //~ E0499
-    let _ = device.pull(QueueId::ZERO, Tag::ZERO, 0, buffer);
+    let _ = device.pull(QueueId::ZERO, Tag::ZERO, Content::Data, buffer);
     assert_eq!(data[0], 0);
 }
 
@@ -36,14 +35,14 @@ pub fn written_while_borrowed(request: &mut KeptRequest, device: &CharDevice) {
 pub fn after_the_answer(mut request: KeptRequest, device: &CharDevice) {
     let buffer = request.buffer().expect("a buffer");
     request.complete(Ok(())); //~ E0505
-    let _ = device.pull(QueueId::ZERO, Tag::ZERO, 0, buffer);
+    let _ = device.pull(QueueId::ZERO, Tag::ZERO, Content::Data, buffer);
 }
 
 /// A client's memory after the answer.
 pub fn shared_after_the_answer(mut request: Request<'_>, device: &CharDevice) {
     let place = request.take_shared().expect("a hit");
     request.complete(Ok(())); //~ E0505
-    let _ = device.pull(QueueId::ZERO, Tag::ZERO, 0, place);
+    let _ = device.pull(QueueId::ZERO, Tag::ZERO, Content::Data, place);
 }
 
 /// An answer given twice.
@@ -90,7 +89,7 @@ pub fn slice_and_buffer(mut request: TaskRequest) {
 pub fn arc(memory: Arc<Memory>, device: &CharDevice) {
     let region = memory.region(0, 4096);
     drop(memory); //~ E0505
-    let _ = device.push(QueueId::ZERO, Tag::ZERO, 0, region);
+    let _ = device.push(QueueId::ZERO, Tag::ZERO, Content::Data, region);
 }
 
 fn main() {}
