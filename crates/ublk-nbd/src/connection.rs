@@ -11,12 +11,13 @@ use ublk_core::Errno;
 use ublk_queue::MemRef;
 use uring_lite::Sqe64;
 
-use crate::outgoing::Outgoing;
+use crate::outgoing::{LARGE, Outgoing};
 use crate::socket::Socket;
 use crate::transport::{Carrier, Tls};
 
-/// Data of at least this length is received straight into its buffer, by one operation.
-const WHOLE: usize = 64 << 10;
+/// Data of at least this length is received straight into its buffer, by one operation: that of a large READ, whose header was
+/// received with its first bytes.
+const WHOLE: usize = LARGE as usize - 64;
 
 /// The cookie of the FLUSH that ends a connection; no request uses it.
 const LAST_FLUSH: u64 = u64::MAX;
