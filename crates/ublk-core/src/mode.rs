@@ -51,6 +51,12 @@ impl DataMode {
         }
     }
 
+    /// Whether the request's pages are registered with the server's ring: no code of the server sees the data.
+    #[must_use]
+    pub const fn is_zero_copy(self) -> bool {
+        matches!(self, Self::ZeroCopy | Self::ZeroCopyManual)
+    }
+
     /// The features that a device of this mode needs.
     #[must_use]
     pub const fn features(self) -> Features {

@@ -250,10 +250,6 @@ fn refuse(spec: &AddSpec) -> Result<(), Failure> {
             "several threads of a queue would share one connection",
             "use --queues for more connections, without --threads",
         ),
-        (DataMode::ZeroCopy | DataMode::ZeroCopyManual, BackendSpec::Nbd { .. }) => usage(
-            "an NBD device receives data from a socket into its own buffers",
-            "use --data copy",
-        ),
         _ => Ok(()),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nbd_client::{Address, BlockSizes, Export, TransmissionFlags, Uri};
-use ublk_core::{Limits, OpenDevice};
+use ublk_core::{DataMode, Limits, OpenDevice};
 use ublk_queue::{Plan, Server};
 
 use crate::connect::{ConnectError, Connected, check_files, connect};
@@ -14,6 +14,7 @@ use crate::connector::Connector;
 use crate::device::{Device, NEVER, longest};
 use crate::handler::NbdHandler;
 use crate::options::{NbdOptions, Retry};
+use crate::registered;
 use crate::status::{Board, Status};
 
 /// Block sizes that a block device supports: from a sector to a page.
@@ -158,6 +159,10 @@ impl Nbd {
         started.map_err(ublk_queue::Error::Thread)?;
         let longest = u64::from(device.geometry().max_io_bytes());
         shared.max_io.store(longest, Ordering::Relaxed);
+        if DataMode::of(device.geometry().features()).is_zero_copy() {
+            // Known before the process gives up the right to make rings.
+            let _ = registered::has_flags();
+        }
         // With several threads per queue, each has its own connection.
         let number = AtomicUsize::new(0);
         Server::arm_with(device, plan, move |_| {

@@ -8,11 +8,12 @@ use nbd_client::{
     Command, CommandFlags, ErrorCode, Event, Export, Framing, Replies, Request, TransmissionFlags,
 };
 use ublk_core::Errno;
-use ublk_queue::MemRef;
+use ublk_queue::KeptRequest;
 use uring_lite::Sqe64;
 
 use crate::outgoing::{LARGE, Outgoing};
-use crate::socket::Socket;
+use crate::registered::Pages;
+use crate::socket::{Data, Socket};
 use crate::transport::{Carrier, Tls};
 
 /// Data of at least this length is received straight into its buffer, by one operation: that of a large READ, whose header was
@@ -36,6 +37,9 @@ pub(crate) struct Connection {
     framing: Framing,
     /// The destination of the data that comes next in the stream: the request's cookie and the offset in its buffer.
     payload: (u64, usize),
+    /// Index of tag 0's pages in the ring's buffer table, in zero copy: no code here sees the data then, so nothing but headers
+    /// is received into the staging buffer.
+    registered: Option<u16>,
     /// Writes must fail, because the export changed in a way that the device cannot tolerate.
     pub(crate) reads_only: bool,
     /// Size of the export in bytes.
@@ -79,6 +83,7 @@ impl Connection {
         peer: String,
         reads_only: bool,
         tls: Option<Tls>,
+        registered: Option<u16>,
     ) -> Self {
         let mut socket = Socket::new(socket);
         if tls.as_ref().map(|tls| tls.info.carrier) == Some(Carrier::Kernel) {
@@ -89,6 +94,7 @@ impl Connection {
             replies: Replies::new(export.framing, depth.into()),
             framing: export.framing,
             payload: (0, 0),
+            registered,
             reads_only,
             size: export.size,
             peer,
@@ -141,14 +147,15 @@ impl Connection {
             return false;
         }
         self.socket.begin();
+        let registered = self.registered;
         while self.socket.has_room()
             && let Some((request, slot)) = outgoing.next()
         {
             self.replies.expect(&request);
             slot.due = due + more_time(request.command, slot.len());
             let data = match request.command {
-                Command::Write => slot.kept.buffer().unwrap_or(MemRef::EMPTY),
-                _ => MemRef::EMPTY,
+                Command::Write => data_of(&mut slot.kept, registered, 0, usize::MAX),
+                _ => Data::NONE,
             };
             // SAFETY: the request is kept in its slot and not answered while `sending` is set, so its buffer stays the
             // server's. Only this queue has it, and nobody forms a reference to a WRITE's data.
@@ -178,10 +185,13 @@ impl Connection {
         let left = usize::try_from(self.replies.payload()).unwrap_or(usize::MAX);
         let (cookie, at) = self.payload;
         let large = outgoing.has_large();
+        let registered = self.registered;
         let slot = outgoing.of(cookie).filter(|_| left > 0);
-        let buffer = slot.and_then(|slot| slot.kept.buffer());
-        let direct = buffer.map_or(MemRef::EMPTY, |buffer| buffer.part(at, left));
+        let direct = slot.map_or(Data::NONE, |slot| {
+            data_of(&mut slot.kept, registered, at, left)
+        });
         let window = match large {
+            _ if registered.is_some() => Replies::SIMPLE.saturating_sub(self.socket.staged().len()),
             _ if direct.len() >= WHOLE => 0,
             // One header, so that little of its data must be copied.
             true => self.replies.header(),
@@ -226,7 +236,7 @@ impl Connection {
                 let (cookie, at) = self.payload;
                 fill(outgoing, cookie, at, some, |to| {
                     to.copy_from_slice(rest.get(..some).unwrap_or_default());
-                });
+                })?;
                 used += some;
                 self.payload.1 += some;
                 let event = self
@@ -249,7 +259,7 @@ impl Connection {
                 }
                 Some(Event::Hole { cookie, at, len }) => {
                     let size = |n| usize::try_from(n).unwrap_or(usize::MAX);
-                    fill(outgoing, cookie, size(at), size(len), |to| to.fill(0));
+                    fill(outgoing, cookie, size(at), size(len), |to| to.fill(0))?;
                 }
                 Some(Event::Answered {
                     cookie: LAST_FLUSH,
@@ -282,7 +292,7 @@ impl Connection {
         self.replies.expect(&request);
         self.socket.begin();
         // SAFETY: there is no data.
-        unsafe { self.socket.add(&request, self.framing, MemRef::EMPTY) };
+        unsafe { self.socket.add(&request, self.framing, Data::NONE) };
         true
     }
 
@@ -301,19 +311,38 @@ impl Connection {
     }
 }
 
-/// Writes a part of a READ's buffer.
+/// A part of a request's data: in its buffer, or in its registered pages.
+fn data_of(kept: &mut KeptRequest, registered: Option<u16>, at: usize, len: usize) -> Data<'_> {
+    let (tag, all) = (kept.tag(), kept.len());
+    match (kept.buffer(), registered) {
+        (Some(buffer), _) => Data::Memory(buffer.part(at, len)),
+        (None, Some(first)) => {
+            let at = at as u64;
+            let rest = all.saturating_sub(at).min(len as u64);
+            Data::Registered(Pages {
+                index: first + tag.get(),
+                at,
+                len: u32::try_from(rest).unwrap_or(u32::MAX),
+            })
+        }
+        (None, None) => Data::NONE,
+    }
+}
+
+/// Writes a part of a READ's buffer; an error if it has no such part.
 fn fill(
     outgoing: &mut Outgoing,
     cookie: u64,
     at: usize,
     len: usize,
     write: impl FnOnce(&mut [u8]),
-) {
+) -> Result<(), String> {
     let slot = outgoing.of(cookie);
     let buffer = slot.and_then(|slot| slot.kept.data_mut().ok());
-    if let Some(part) = buffer.and_then(|buffer| buffer.get_mut(at..at.checked_add(len)?)) {
-        write(part);
-    }
+    let part = buffer.and_then(|buffer| buffer.get_mut(at..at.checked_add(len)?));
+    let part = part.ok_or("data came that has no place")?;
+    write(part);
+    Ok(())
 }
 
 /// Answers a request whose reply is complete.

@@ -37,7 +37,10 @@ pub(crate) struct Connector {
 struct Shared {
     uri: Mutex<Uri>,
     tls: TlsOptions,
+    /// Whether replies in chunks are requested; `None` where they pay.
     chunks: Option<bool>,
+    /// Whether the queues can take none.
+    never_chunks: AtomicBool,
     timeout: Duration,
     board: Arc<Board>,
     queues: Mutex<Queues>,
@@ -99,6 +102,7 @@ impl Connector {
             uri: Mutex::new(options.uri.clone()),
             tls: options.tls.clone(),
             chunks: options.chunks,
+            never_chunks: AtomicBool::new(false),
             timeout: options.connect_timeout,
             board,
             queues: Mutex::new(Queues {
@@ -175,6 +179,18 @@ impl Connector {
         self.shared.uri()
     }
 
+    /// Requests no replies in chunks from now on.
+    pub(crate) fn without_chunks(&self) {
+        // Relaxed: the queue that calls asks for its connection after this, and the lock orders that.
+        self.shared.never_chunks.store(true, Ordering::Relaxed);
+        for mailbox in &mut self.shared.queues().mailboxes {
+            let has_chunks = |connected: &mut Connected| connected.export.framing.has_chunks();
+            if let Some(connected) = mailbox.ready.take_if(has_chunks) {
+                connected.close();
+            }
+        }
+    }
+
     /// Files and server name for TLS.
     pub(crate) fn tls(&self) -> &TlsOptions {
         &self.shared.tls
@@ -219,7 +235,11 @@ impl Shared {
             }
             let begun = Instant::now();
             let uri = self.uri();
-            let made = connect(&uri, &self.tls, self.chunks, begun + self.timeout);
+            let chunks = match self.never_chunks.load(Ordering::Relaxed) {
+                true => Some(false),
+                false => self.chunks,
+            };
+            let made = connect(&uri, &self.tls, chunks, begun + self.timeout);
             match made.and_then(Connected::started) {
                 Ok(connected) => {
                     if let Some(errors) = outage.end() {

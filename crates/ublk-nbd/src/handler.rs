@@ -16,6 +16,7 @@ use crate::connection::Connection;
 use crate::device::Device;
 use crate::options::Retry;
 use crate::outgoing::{Asked, Outgoing};
+use crate::registered;
 use crate::socket::{Socket, Timer, error_of};
 use crate::status::LinkState;
 
@@ -50,6 +51,8 @@ pub struct NbdHandler {
     /// The queue is stopping and makes no more connections.
     ending: bool,
     depth: u16,
+    /// Index of tag 0's pages in the ring's buffer table, in zero copy.
+    registered: Option<u16>,
     /// Number of moves to another server that this queue has begun.
     moves: u64,
     /// The connection to move to once the old one is drained.
@@ -102,6 +105,7 @@ impl NbdHandler {
             turns: [0; 4],
             ending: false,
             depth: 0,
+            registered: None,
             moves: 0,
             next: None,
             given_up: 0,
@@ -275,7 +279,15 @@ impl NbdHandler {
         let info = tls.as_ref().map(|tls| tls.info.clone());
         self.device.board.carried(info);
         let reads_only = changed.is_some();
-        let mut up = Connection::new(socket, &export, self.depth, peer, reads_only, tls);
+        let mut up = Connection::new(
+            socket,
+            &export,
+            self.depth,
+            peer,
+            reads_only,
+            tls,
+            self.registered,
+        );
         up.most_records = self.device.tls_records.saturating_mul(2);
         let (reads_only, size) = (up.reads_only, up.size);
         self.link = Link::Up(Box::new(up));
@@ -394,12 +406,13 @@ impl Handler for NbdHandler {
             _ => {}
         }
         let mut kept = request.keep();
+        let is_here = kept.buffer().is_some();
         let has_data = matches!(asked.command, Command::Read | Command::Write);
-        if has_data && kept.buffer().is_none() {
-            // Zero copy has no buffer, and nothing would fill the pages.
+        if has_data && !is_here && self.registered.is_none() {
             return kept.complete(Err(Errno::EOPNOTSUPP));
         }
         if asked.command == Command::Write
+            && is_here
             && let Err(errno) = kept.fetch_data()
         {
             return kept.complete(Err(errno));
@@ -409,6 +422,11 @@ impl Handler for NbdHandler {
 
     fn attach(&mut self, context: &LaneContext) {
         self.depth = context.depth();
+        if context.data().is_zero_copy() {
+            self.registered = Some(context.buf_base());
+            self.device.connector.without_chunks();
+            registered::prepare();
+        }
         self.outgoing = Outgoing::new(self.depth);
         self.wake = Some(Waker(context.wake()));
         self.moves = self.device.moves();

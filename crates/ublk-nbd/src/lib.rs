@@ -3,7 +3,8 @@
 //! [`Nbd::open`] connects to an export and learns its size and features. [`Nbd::arm`] serves a device with it: each
 //! queue has a connection of its own if the server allows several (`NBD_FLAG_CAN_MULTI_CONN`), driven on the queue's
 //! own ring. All requests of one turn of the queue leave in one gathered send, one receive takes all available replies,
-//! and the data of large reads is received straight into the request's buffer.
+//! and the data of large reads is received straight into the request's buffer. In zero copy all data goes between the socket and
+//! the pages of the client's request; replies then come one at a time, so only large requests gain.
 //!
 //! A separate thread reconnects lost connections, with a growing delay between attempts. Until then requests wait as
 //! long as the [`Retry`] policy allows; those that were in flight are sent again. No queue's thread ever waits for the
@@ -36,6 +37,7 @@ mod handler;
 mod ktls;
 mod options;
 mod outgoing;
+mod registered;
 #[cfg(feature = "tls")]
 mod relay;
 mod security;

@@ -199,15 +199,14 @@ impl Outgoing {
         let Some(slot) = self.of(cookie) else {
             return;
         };
-        if let Some(to) = slot
-            .kept
-            .data_mut()
-            .ok()
-            .filter(|to| to.len() == data.len())
-        {
-            to.copy_from_slice(data);
-        }
-        self.answer(cookie, Ok(()));
+        let result = match slot.kept.data_mut() {
+            Ok(to) if to.len() == data.len() => {
+                to.copy_from_slice(data);
+                Ok(())
+            }
+            _ => Err(Errno::EIO),
+        };
+        self.answer(cookie, result);
     }
 
     fn complete(&mut self, tag: usize, result: Result<(), Errno>) {

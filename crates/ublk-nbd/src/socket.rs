@@ -4,6 +4,7 @@
     reason = "names headers, buffers of requests and a staging buffer to the kernel"
 )]
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,7 +12,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nbd_client::{Framing, Request};
 use ublk_queue::MemRef;
 use uring_lite::Sqe64;
-use uring_lite::op::{CQE_F_SOCK_NONEMPTY, Fd, Timespec};
+use uring_lite::op::{self, CQE_F_SOCK_NONEMPTY, Fd, Timespec};
+
+use crate::registered::{self, Pages};
 
 /// Most requests in one send. Each has a header, a WRITE also data, and the kernel accepts 1024 iovecs.
 pub(crate) const BATCH: usize = 256;
@@ -22,6 +25,28 @@ const BATCH_BYTES: usize = 4 << 20;
 
 /// Size of the staging buffer.
 const STAGING: usize = 256 << 10;
+
+/// Where the data of a request is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Data<'a> {
+    /// In memory of this process.
+    Memory(MemRef<'a>),
+    /// In the pages of the client's request, registered with the ring (zero copy). The kernel keeps them until the request
+    /// is answered and no operation uses them.
+    Registered(Pages),
+}
+
+impl Data<'_> {
+    /// No data.
+    pub(crate) const NONE: Self = Self::Memory(MemRef::EMPTY);
+
+    pub(crate) const fn len(&self) -> usize {
+        match self {
+            Self::Memory(mem) => mem.len(),
+            Self::Registered(pages) => pages.len as usize,
+        }
+    }
+}
 
 /// A socket and the memory that the kernel may use for it.
 ///
@@ -54,6 +79,8 @@ struct Send {
     /// Bytes of WRITE data.
     bytes: usize,
     pieces: Vec<libc::iovec>,
+    /// Which pieces are in registered buffers, and in which, in this order. The address of such a piece is its offset there.
+    registered: VecDeque<(usize, u16)>,
     /// The last piece consists of headers.
     ends_in_header: bool,
     /// Index of the first iovec that is not completely sent.
@@ -106,6 +133,7 @@ impl Socket {
             count: 0,
             bytes: 0,
             pieces: Vec::with_capacity(2 * BATCH),
+            registered: VecDeque::new(),
             ends_in_header: false,
             first: 0,
             message: message(),
@@ -197,6 +225,7 @@ impl Socket {
         self.parts.send.bytes = 0;
         self.parts.send.first = 0;
         self.parts.send.pieces.clear();
+        self.parts.send.registered.clear();
         self.parts.send.ends_in_header = false;
     }
 
@@ -208,12 +237,12 @@ impl Socket {
     /// Adds a request's header, and the data of a WRITE.
     ///
     /// # Safety
-    /// Until the send is complete ([`sent`](Self::sent) says so) or the socket is dropped, `data` stays valid for reads,
-    /// and nobody forms a mutable reference to it.
+    /// Until the send is complete ([`sent`](Self::sent) says so) or the socket is dropped, `data` in memory stays valid for
+    /// reads, and nobody forms a mutable reference to it.
     ///
     /// # Panics
     /// While a send is in flight, and when there is no room.
-    pub(crate) unsafe fn add(&mut self, request: &Request, framing: Framing, data: MemRef<'_>) {
+    pub(crate) unsafe fn add(&mut self, request: &Request, framing: Framing, data: Data<'_>) {
         assert!(
             !self.sending && self.has_room(),
             "no room, or the kernel reads it"
@@ -235,30 +264,50 @@ impl Socket {
                 iov_len: len,
             }),
         }
-        send.ends_in_header = data.is_empty();
-        if !data.is_empty() {
-            send.pieces.push(libc::iovec {
-                iov_base: data.ptr().as_ptr().cast(),
-                iov_len: data.len(),
-            });
+        send.ends_in_header = data.len() == 0;
+        if send.ends_in_header {
+            return;
         }
+        let iov_base = match data {
+            Data::Memory(mem) => mem.ptr().as_ptr().cast(),
+            Data::Registered(Pages { index, at, .. }) => {
+                send.registered.push_back((send.pieces.len(), index));
+                std::ptr::without_provenance_mut(usize::try_from(at).unwrap_or(usize::MAX))
+            }
+        };
+        send.pieces.push(libc::iovec {
+            iov_base,
+            iov_len: data.len(),
+        });
     }
 
     /// The operation that sends what was added, or the rest of it.
     pub(crate) fn send(&mut self) -> Sqe64 {
-        let (fd, flags) = (self.fd(), self.parts.flags);
+        let (fd, mut flags) = (self.fd(), self.parts.flags);
         let send = &mut *self.parts.send;
-        let rest = &mut send.pieces[send.first..];
+        let mut rest = &mut send.pieces[send.first..];
+        if let Some((piece, index)) = send.registered.front().copied() {
+            match rest.split_at_mut(piece - send.first) {
+                ([], [data, ..]) => {
+                    let at = data.iov_base.addr() as u64;
+                    let len = u32::try_from(data.iov_len).unwrap_or(u32::MAX);
+                    return registered::send(fd, Pages { index, at, len }, flags);
+                }
+                // An operation has memory of one kind.
+                (headers, _data) => rest = headers,
+            }
+            flags |= op::MSG_MORE;
+        }
         if let [piece] = rest {
             let len = u32::try_from(piece.iov_len).unwrap_or(u32::MAX);
             // SAFETY: as below. Without a message the kernel has less to copy.
-            return unsafe { uring_lite::op::send(fd, piece.iov_base.cast(), len, flags) };
+            return unsafe { op::send(fd, piece.iov_base.cast(), len, flags) };
         }
         send.message.msg_iov = rest.as_mut_ptr();
         send.message.msg_iovlen = rest.len();
         // SAFETY: message and pieces are in a box of ours and stay as they are while `sending` is set; the descriptor is
         // closed after that, or never.
-        unsafe { uring_lite::op::sendmsg(fd, &raw const send.message, flags) }
+        unsafe { op::sendmsg(fd, &raw const send.message, flags) }
     }
 
     /// Notes that the operation from [`send`](Self::send) was pushed.
@@ -280,19 +329,27 @@ impl Socket {
                 return false;
             }
             send.first += 1;
+            while send
+                .registered
+                .front()
+                .is_some_and(|(at, _)| *at < send.first)
+            {
+                send.registered.pop_front();
+            }
         }
         true
     }
 
-    /// The operation that receives: into `direct` first, then up to `window` bytes into the staging buffer.
+    /// The operation that receives: into `direct` first, then up to `window` bytes into the staging buffer; into registered
+    /// pages alone.
     ///
     /// # Safety
-    /// Until it has completed ([`received`](Self::received)) or the socket is dropped, `direct` stays valid for writes and
-    /// nobody forms a reference to it.
+    /// Until it has completed ([`received`](Self::received)) or the socket is dropped, `direct` in memory stays valid for
+    /// writes and nobody forms a reference to it.
     ///
     /// # Panics
     /// While one is in flight.
-    pub(crate) unsafe fn receive(&mut self, direct: MemRef<'_>, window: usize) -> Sqe64 {
+    pub(crate) unsafe fn receive(&mut self, direct: Data<'_>, window: usize) -> Sqe64 {
         assert!(!self.receiving, "the kernel writes there");
         let fd = self.fd();
         let recv = &mut *self.parts.recv;
@@ -303,14 +360,21 @@ impl Socket {
         recv.asked = direct.len() + window;
         let nosignal = libc::MSG_NOSIGNAL.cast_unsigned();
         let length = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+        let direct = match direct {
+            Data::Memory(mem) => mem,
+            Data::Registered(pages) => {
+                recv.asked = pages.len as usize;
+                return registered::receive(fd, pages, recv.drained);
+            }
+        };
         let sqe = if direct.is_empty() {
             // SAFETY: the staging buffer is ours and untouched while `receiving` is set.
-            unsafe { uring_lite::op::recv(fd, staging, length(window), nosignal) }
+            unsafe { op::recv(fd, staging, length(window), nosignal) }
         } else if window == 0 {
             let flags = nosignal | libc::MSG_WAITALL.cast_unsigned();
             let (to, len) = (direct.ptr().as_ptr(), length(direct.len()));
             // SAFETY: the caller's contract.
-            unsafe { uring_lite::op::recv(fd, to, len, flags) }
+            unsafe { op::recv(fd, to, len, flags) }
         } else {
             recv.pieces = [
                 libc::iovec {
@@ -325,10 +389,10 @@ impl Socket {
             recv.message.msg_iov = recv.pieces.as_mut_ptr();
             recv.message.msg_iovlen = recv.pieces.len();
             // SAFETY: as above; message and pieces are in a box of ours.
-            unsafe { uring_lite::op::recvmsg(fd, &raw mut recv.message, nosignal) }
+            unsafe { op::recvmsg(fd, &raw mut recv.message, nosignal) }
         };
         match recv.drained {
-            true => uring_lite::op::poll_first(sqe),
+            true => op::poll_first(sqe),
             false => sqe,
         }
     }
@@ -413,7 +477,7 @@ impl Timer {
     /// The timeout operation.
     pub(crate) fn arm(&self) -> Sqe64 {
         // SAFETY: the time is in a box that is neither changed nor freed while the timer is armed.
-        unsafe { uring_lite::op::timeout(&raw const **self.after, 0) }
+        unsafe { op::timeout(&raw const **self.after, 0) }
     }
 
     pub(crate) const fn pushed(&mut self) {

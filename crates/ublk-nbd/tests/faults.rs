@@ -9,6 +9,7 @@ use common::faulty::{EXTENT, Fault, Faulty, How, Offer, SHORT, Seen, Stage, When
 use common::server::FLAGS;
 use common::{Run, open, serve};
 use nbd_client::Framing;
+use ublk_core::DataMode;
 use ublk_nbd::{Nbd, NbdOptions, TlsOptions, info};
 use ublk_sim::Config;
 
@@ -22,8 +23,9 @@ fn options(server: &Faulty) -> NbdOptions {
     options
 }
 
-fn config(seed: u64, requests: usize) -> Config {
+fn config(seed: u64, requests: usize, data: DataMode) -> Config {
     Config {
+        data,
         patience: Duration::from_secs(60),
         requests,
         ..Config::new(seed)
@@ -38,12 +40,14 @@ fn run(framing: Framing, faults: &[Fault], config: &Config) -> (Faulty, Nbd, Run
     (server, nbd, run)
 }
 
-/// Runs the same with each framing at the same time.
-fn each_framing(test: impl Fn(Framing) + Sync) {
+/// Runs the same with each framing at the same time, and in zero copy.
+fn each_framing(test: impl Fn(Framing, DataMode) + Sync) {
+    let copy = FRAMINGS.map(|framing| (framing, DataMode::Copy));
+    let zero_copy = (Framing::Simple, DataMode::ZeroCopy);
     thread::scope(|scope| {
-        for framing in FRAMINGS {
+        for (framing, data) in copy.into_iter().chain([zero_copy]) {
             let test = &test;
-            scope.spawn(move || test(framing));
+            scope.spawn(move || test(framing, data));
         }
     });
 }
@@ -51,15 +55,15 @@ fn each_framing(test: impl Fn(Framing) + Sync) {
 /// Every framing is served well by itself, also a byte at a time.
 #[test]
 fn each_framing_is_served() {
-    each_framing(|framing| {
+    each_framing(|framing, data| {
         for (drip, requests) in [(0, 1000), (1, 60), (7, 200)] {
             let server = Faulty::start(framing, &[Fault::None]);
             server.change(|offer| offer.drip = drip);
             let mut options = options(&server);
             options.request_timeout = Duration::from_secs(60);
             let nbd = open(&options);
-            serve(&nbd, &config(1, requests)).assert_clean(requests);
-            assert_eq!(server.connections(), 1, "{framing:?}");
+            serve(&nbd, &config(1, requests, data)).assert_clean(requests);
+            assert_eq!(server.connections(), 1, "{framing:?} {data:?}");
         }
     });
 }
@@ -69,7 +73,7 @@ fn each_framing_is_served() {
 fn l71_connections_are_closed_at_every_position() {
     use Stage::{Data, Export, Negotiation, Reply, Request};
     use When::{After, Before, Inside};
-    each_framing(|framing| {
+    each_framing(|framing, data| {
         for (seed, stage) in (0..).zip([Request, Reply, Data]) {
             let mut faults = vec![Fault::At(stage, Before, How::Close, 100)];
             for when in [Before, Inside, After] {
@@ -83,9 +87,13 @@ fn l71_connections_are_closed_at_every_position() {
             }
             faults.push(Fault::None);
             let wanted = u64::try_from(faults.len()).expect("few");
-            let (server, nbd, run) = run(framing, &faults, &config(seed, 1000));
+            let (server, nbd, run) = run(framing, &faults, &config(seed, 1000, data));
             run.assert_clean(1000);
-            assert_eq!(server.connections(), wanted, "{framing:?} {stage:?}");
+            assert_eq!(
+                server.connections(),
+                wanted,
+                "{framing:?} {data:?} {stage:?}"
+            );
             assert!(nbd.status().replayed > 0);
         }
     });
@@ -96,7 +104,7 @@ fn l71_connections_are_closed_at_every_position() {
 fn l78_connections_stall_at_every_position() {
     use Stage::{Data, Export, Negotiation, Reply, Request};
     use When::{After, Before, Inside};
-    each_framing(|framing| {
+    each_framing(|framing, data| {
         let stages = [(Request, Before), (Request, Inside), (Request, After)];
         let replies = [(Reply, Before), (Reply, Inside), (Data, Inside)];
         let mut faults = Vec::new();
@@ -115,9 +123,9 @@ fn l78_connections_stall_at_every_position() {
         faults.push(Fault::None);
         let wanted = u64::try_from(faults.len()).expect("few");
         let begun = Instant::now();
-        let (server, _, run) = run(framing, &faults, &config(7, 1000));
+        let (server, _, run) = run(framing, &faults, &config(7, 1000, data));
         run.assert_clean(1000);
-        assert_eq!(server.connections(), wanted, "{framing:?}");
+        assert_eq!(server.connections(), wanted, "{framing:?} {data:?}");
         assert!(begun.elapsed() >= Duration::from_secs(6) + 5 * SHORT);
     });
 }
@@ -141,7 +149,7 @@ fn l76_replies_that_break_the_protocol() {
         (Wrong::NoError, "error"),
     ];
     let of_simple = [(Wrong::DataAfterError, "magic")];
-    each_framing(|framing| {
+    each_framing(|framing, data| {
         let more: &[_] = match framing {
             Framing::Simple => &of_simple,
             _ => &of_chunks,
@@ -151,7 +159,7 @@ fn l76_replies_that_break_the_protocol() {
             let faults = [&faults[..], &[Fault::None]].concat();
             let reads = Config {
                 read_percent: 100,
-                ..config(3, 300)
+                ..config(3, 300, data)
             };
             let (server, nbd, run) = run(framing, &faults, &reads);
             match wrong {
@@ -167,7 +175,7 @@ fn l76_replies_that_break_the_protocol() {
             let faults = [Fault::Wrong(Wrong::DataOfAWrite, 31), Fault::None];
             let writes = Config {
                 read_percent: 0,
-                ..config(4, 300)
+                ..config(4, 300, data)
             };
             let (server, _, run) = run(framing, &faults, &writes);
             run.assert_clean(300);
@@ -179,19 +187,19 @@ fn l76_replies_that_break_the_protocol() {
 /// L70 An error fails its request alone, whatever came before it in chunks.
 #[test]
 fn l70_errors_fail_their_requests_alone() {
-    each_framing(|framing| {
-        let (server, _, run) = run(framing, &[Fault::Errors(10)], &config(5, 500));
+    each_framing(|framing, data| {
+        let (server, _, run) = run(framing, &[Fault::Errors(10)], &config(5, 500, data));
         assert_eq!(run.result, Ok(()));
         assert_eq!((run.report.completed, run.report.failed), (500, 50));
         assert_eq!(run.report.violations, Vec::<String>::new());
-        assert_eq!(server.connections(), 1, "{framing:?}");
+        assert_eq!(server.connections(), 1, "{framing:?} {data:?}");
     });
 }
 
 /// L76 Options without end, and of a giant length, end an attempt to connect; the next one is as good as any.
 #[test]
 fn l76_endless_options_end_an_attempt() {
-    each_framing(|framing| {
+    each_framing(|framing, data| {
         let first = Fault::At(Stage::Request, When::After, How::Close, 20);
         let faults = [
             first,
@@ -199,9 +207,9 @@ fn l76_endless_options_end_an_attempt() {
             Fault::GiantOption,
             Fault::None,
         ];
-        let (server, nbd, run) = run(framing, &faults, &config(6, 300));
+        let (server, nbd, run) = run(framing, &faults, &config(6, 300, data));
         run.assert_clean(300);
-        assert_eq!(server.connections(), 4, "{framing:?}");
+        assert_eq!(server.connections(), 4, "{framing:?} {data:?}");
         let error = nbd.status().last_error.expect("a reason");
         assert!(error.contains("too long"), "{error}");
     });
@@ -252,7 +260,7 @@ fn l74_shorter_ranges_are_not_what_was_promised() {
     server.change(|offer| offer.framing = Framing::Structured);
     let writes = Config {
         read_percent: 0,
-        ..config(8, 300)
+        ..config(8, 300, DataMode::Copy)
     };
     let run = serve(&nbd, &writes);
     assert!(run.report.failed > 200, "{}", run.report.failed);
@@ -266,7 +274,7 @@ fn l74_shorter_ranges_are_not_what_was_promised() {
 fn nothing_is_asked_that_nobody_asked_for() {
     const ROTATIONAL: u16 = 1 << 4;
     const CACHE_AND_FAST_ZERO: u16 = 1 << 10 | 1 << 11;
-    each_framing(|framing| {
+    each_framing(|framing, data| {
         let server = Faulty::with(Offer {
             size: (1 << 20) + 100,
             flags: FLAGS | ROTATIONAL | CACHE_AND_FAST_ZERO,
@@ -277,15 +285,22 @@ fn nothing_is_asked_that_nobody_asked_for() {
         assert!(limits.rotational && limits.size == 1 << 20);
         let notes = nbd.notes().concat();
         assert!(notes.contains("the last 100 bytes"), "{notes}");
-        serve(&nbd, &config(9, 1000)).assert_clean(1000);
+        serve(&nbd, &config(9, 1000, data)).assert_clean(1000);
         // FUA, NO_HOLE, and the length of data behind an extended header.
         let known = 1 | 2 | 1 << 5;
         let bad =
             |seen: &Seen| ![0, 1, 2, 3, 4, 6].contains(&seen.command) || seen.flags & !known != 0;
         let seen = server.seen();
-        assert_eq!(seen.iter().find(|seen| bad(seen)), None, "{framing:?}");
+        assert_eq!(
+            seen.iter().find(|seen| bad(seen)),
+            None,
+            "{framing:?} {data:?}"
+        );
         let some = |command| seen.iter().any(|seen| seen.command == command);
-        assert!([0, 1, 3, 4, 6].into_iter().all(some), "{framing:?}");
+        assert!(
+            [0, 1, 3, 4, 6].into_iter().all(some),
+            "{framing:?} {data:?}"
+        );
     });
 }
 

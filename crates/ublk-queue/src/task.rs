@@ -155,7 +155,7 @@ where
     fn attach(&mut self, context: &LaneContext) {
         let depth = context.depth;
         let operations = self.operations.unwrap_or(depth.saturating_mul(2).max(16));
-        let zero_copy = matches!(context.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
+        let zero_copy = context.data.is_zero_copy();
         let registered = zero_copy.then_some(context.buf_base);
         if zero_copy {
             // Sends from registered buffers are writes, which raise SIGPIPE if the peer is gone.

@@ -136,8 +136,8 @@ pub fn give_up_admin() -> bool {
 }
 
 /// Blocks SIGPIPE for the calling thread, so that a write to a socket whose peer is gone only fails with EPIPE. (The
-/// kernel sends the signal to the writing thread.)
-pub(crate) fn block_sigpipe() {
+/// kernel sends the signal to the writing thread.) For writes to sockets by the ring, which have no flag against it.
+pub fn block_sigpipe() {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: the pointer is that of a live set, which the call initialises.
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };

@@ -49,7 +49,7 @@ const MODES: [DataMode; 5] = [
 ];
 
 fn is_zero_copy(data: DataMode) -> bool {
-    matches!(data, DataMode::ZeroCopy | DataMode::ZeroCopyManual)
+    data.is_zero_copy()
 }
 
 /// Handlers that answer at once, from a pool, by a future, and by forwarding, in every data mode and under faults: each

@@ -71,7 +71,7 @@ fn every_request_is_recorded_once() {
                 ..Config::new(seed)
             };
             let what = format!("{data:?}, seed {seed}");
-            if !matches!(data, DataMode::ZeroCopy | DataMode::ZeroCopyManual) {
+            if !data.is_zero_copy() {
                 let zeroes = Arc::new(Zeroes(config.size));
                 let inline = || Inline::new(Arc::clone(&zeroes));
                 assert_complete(&run_recorded(&config, inline, Worker::run), 1000, &what);

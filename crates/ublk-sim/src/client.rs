@@ -85,10 +85,11 @@ impl Client {
                 _ => Op::Write,
             }
         };
-        let range = if op == Op::Flush {
-            0..0
-        } else {
-            first..first + blocks
+        let range = match op {
+            Op::Flush => 0..0,
+            // No buffer limits a range without data.
+            Op::Discard | Op::WriteZeroes => first..(first + 4 * blocks).min(self.busy.len()),
+            _ => first..first + blocks,
         };
         let len = range.len() * BLOCK;
         self.send(rng, op, range, len)

@@ -57,7 +57,7 @@ impl File {
     /// cheaper for a file in memory, but only a ring can transfer data past the server.
     #[must_use]
     pub const fn by_ring(&self, data: DataMode) -> bool {
-        !self.in_memory || matches!(data, DataMode::ZeroCopy | DataMode::ZeroCopyManual)
+        !self.in_memory || data.is_zero_copy()
     }
 
     /// Serves a device with this file, in the way that suits the file and the device's mode: with operations on the

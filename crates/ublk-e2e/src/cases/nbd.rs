@@ -19,6 +19,8 @@ use crate::{json, procfs, run, sysfs};
 
 const SIZE: &str = "96M";
 pub(super) const SIZE_BYTES: u64 = 96 << 20;
+/// The first kernel that registers the pages of requests by itself.
+const ZERO_COPY: (u32, u32) = (6, 16);
 /// XFS takes no less than 300 MB.
 const ROOM: &str = "320M";
 
@@ -32,10 +34,10 @@ pub fn cases() -> Vec<Case> {
     all.extend([
         Case::new("nbd_data_is_verified_in_every_mode", modes),
         Case::new("l71_a_killed_nbd_server_costs_no_request_unix", || {
-            killed(false)
+            killed(false, "copy")
         }),
         Case::new("l71_a_killed_nbd_server_costs_no_request_tcp", || {
-            killed(true)
+            killed(true, "copy")
         }),
         Case::new("l71_a_mounted_file_system_outlives_its_nbd_server", mounted),
         Case::new("nbd_stop_does_not_wait_for_the_server", stops),
@@ -44,6 +46,12 @@ pub fn cases() -> Vec<Case> {
         Case::new("nbd_devices_recover_and_upgrade", recovers),
         Case::new("nbd_servers_are_refused_with_a_reason", refused),
     ]);
+    if sysfs::kernel() >= ZERO_COPY {
+        all.push(Case::new(
+            "l71_a_killed_nbd_server_costs_no_request_zero_copy",
+            || killed(true, "zero-copy"),
+        ));
+    }
     all.into_iter().map(in_guest).collect()
 }
 
@@ -211,23 +219,29 @@ fn serves(kind: Kind) -> Result<()> {
 
 /// Verified I/O of small and large requests in every mode; filters of the server that leave out what others offer.
 fn modes() -> Result<()> {
-    let filters: [&[&str]; 4] = [
+    let filters: [&[&str]; 6] = [
         &[],
         &["--filter=fua", "--filter=nozero"],
         &["--filter=noextents", "--filter=blocksize-policy"],
         &["--filter=delay"],
+        &[],
+        &["--filter=blocksize-policy"],
     ];
-    let options: [&[&str]; 4] = [
+    let options: [&[&str]; 6] = [
         &[],
         &["fuamode=emulate", "zeromode=none"],
         &["blocksize-minimum=4096", "blocksize-maximum=256K"],
         &["rdelay=1ms"],
+        &[],
+        &["blocksize-minimum=4096"],
     ];
-    let with: [&[&str]; 4] = [
+    let with: [&[&str]; 6] = [
         &["--data", "copy", "--batch", "on"],
         &["--data", "copy", "--batch", "off"],
         &["--data", "user-copy"],
         &["--data", "get-data"],
+        &["--data", "zero-copy"],
+        &["--data", "zero-copy-manual"],
     ];
     for ((filter, option), args) in filters.iter().zip(options).zip(with) {
         let at = || format!("{args:?} with {filter:?}");
@@ -235,14 +249,21 @@ fn modes() -> Result<()> {
             continue;
         }
         let all = [filter, &["memory", SIZE][..], option].concat();
-        let server = Nbdkit::start(Some(&socket("modes")), &all).with_context(at)?;
+        let zero_copy = args.iter().any(|word| word.starts_with("zero-copy"));
+        if zero_copy && sysfs::kernel() < ZERO_COPY {
+            continue;
+        }
+        // Over TCP replies in chunks are requested, but not in zero copy.
+        let path = socket("modes");
+        let socket = (!zero_copy).then_some(path.as_path());
+        let server = Nbdkit::start(socket, &all).with_context(at)?;
         let device = spec(&server.uri()).with(args).add().with_context(at)?;
         for (block, size) in [("4k", "4M"), ("64k", "16M"), ("1m", "16M")] {
             let job = Fio::new(device.node()).set("rw", "randrw").set("bs", block);
             let job = job.set("iodepth", 8).set("direct", 1).set("size", size);
             job.set("verify", "crc32c").run(1).with_context(at)?;
         }
-        run::good("blkdiscard", &["-z", "-l", "8M", device.node()])?;
+        run::good("blkdiscard", &["-z", "-l", "8M", device.node()]).with_context(at)?;
         device.open()?.check_zero(0, 8 << 20)?;
         device.delete().with_context(at)?;
     }
@@ -250,12 +271,13 @@ fn modes() -> Result<()> {
 }
 
 /// Every acknowledged write is there although the server is killed again and again; no request fails.
-fn killed(tcp: bool) -> Result<()> {
+fn killed(tcp: bool, data: &str) -> Result<()> {
     let disk = Disk::new("killed")?;
     let path = socket("killed");
     let at = (!tcp).then_some(path.as_path());
     let mut server = Nbdkit::start(at, &["file", &disk.word()])?;
-    let device = spec(&server.uri()).queues(2).depth(16).add()?;
+    let device = spec(&server.uri()).queues(2).depth(16);
+    let device = device.with(&["--data", data]).add()?;
     let connections = nbd(&device, "connections")?;
     let load = Load::start(&device.path, 6, 256)?;
     let kills = rounds(8, 50);

@@ -19,7 +19,7 @@ use ublk_nbd::{Nbd, NbdOptions};
 use ublk_queue::{LaneHandle, LaneSpec, Worker, WorkerError};
 use ublk_sim::{Config, Report, Sim};
 
-use port::SocketPort;
+use port::{Pages, SocketPort};
 use server::Server;
 
 /// A run of the engine against a server.
@@ -55,7 +55,8 @@ pub fn serve(nbd: &Nbd, config: &Config) -> Run {
     let leave = Arc::new(AtomicBool::new(false));
     // SAFETY: the lanes are made below, of this device's configuration, and nobody else gets the worker.
     #[expect(unsafe_code, reason = "a port for lanes of its own device")]
-    let port = SocketPort::new(unsafe { sim.port() });
+    let port = unsafe { sim.port() };
+    let port = SocketPort::new(port, Pages::new(Box::new(sim.device()), config.depth));
     let mut worker = Worker::new(port, leave);
     let mut lanes = Vec::new();
     for number in 0..config.queues {

@@ -1,16 +1,19 @@
 //! The simulated driver's ring; operations on sockets and timers run as system calls.
 #![expect(unsafe_code, reason = "plays the kernel: memory named by entries")]
 
+use std::collections::HashMap;
+use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use ublk_core::Errno;
-use ublk_queue::BatchCommand;
-use ublk_queue::port::{Completion, Full, IoCommand, Port};
+use ublk_core::{Errno, QueueId, Tag};
+use ublk_queue::port::{Completion, Content, Full, IoCommand, Port, UserCopyPort};
+use ublk_queue::{BatchCommand, MemRef};
 use uring_lite::op::Timespec;
 use uring_lite::{Sqe64, sys};
 
 pub struct SocketPort<P> {
     inner: P,
+    pages: Pages,
     pending: Vec<Pending>,
     ready: Vec<Completion>,
 }
@@ -23,9 +26,10 @@ struct Pending {
 }
 
 impl<P: Port> SocketPort<P> {
-    pub fn new(inner: P) -> Self {
+    pub fn new(inner: P, pages: Pages) -> Self {
         Self {
             inner,
+            pages,
             pending: Vec::new(),
             ready: Vec::new(),
         }
@@ -35,7 +39,7 @@ impl<P: Port> SocketPort<P> {
     fn pass(&mut self) {
         let mut n = 0;
         while n < self.pending.len() {
-            match attempt(&mut self.pending[n]) {
+            match attempt(&mut self.pages, &mut self.pending[n]) {
                 Some(res) => {
                     let one = self.pending.swap_remove(n);
                     self.complete(one.sqe.as_raw().user_data, res);
@@ -68,9 +72,101 @@ impl<P: Port> SocketPort<P> {
     }
 }
 
+/// The pages of requests that are registered with the ring.
+pub struct Pages {
+    device: Box<dyn UserCopyPort>,
+    depth: u16,
+    /// What was received into the pages of a READ, up to the last byte.
+    received: HashMap<u16, Vec<u8>>,
+}
+
+impl Pages {
+    pub fn new(device: Box<dyn UserCopyPort>, depth: u16) -> Self {
+        Self {
+            device,
+            depth,
+            received: HashMap::new(),
+        }
+    }
+
+    /// Whose request's they are.
+    fn owner(&self, index: u16) -> (QueueId, Tag) {
+        let qid = QueueId::new(index / self.depth).expect("few queues");
+        (qid, Tag::new(index % self.depth).expect("few tags"))
+    }
+
+    /// A part of a WRITE's data.
+    fn part(&self, index: u16, at: usize, len: usize) -> Vec<u8> {
+        let (qid, tag) = self.owner(index);
+        let mut data = vec![0; at + len];
+        let pulled = self.device.pull(qid, tag, Content::Data, mem(&mut data));
+        pulled.expect("a WRITE in flight");
+        data.split_off(at)
+    }
+
+    /// Fills a part of a READ's pages.
+    fn fill(&mut self, index: u16, at: usize, bytes: &[u8]) {
+        let (qid, tag) = self.owner(index);
+        let data = self.received.entry(index).or_default();
+        assert!(at <= data.len(), "a gap before byte {at}");
+        data.truncate(at);
+        data.extend(bytes);
+        let pushed = self.device.push(qid, tag, Content::Data, mem(data));
+        pushed.expect("a READ in flight");
+    }
+}
+
+fn mem(bytes: &mut [u8]) -> MemRef<'_> {
+    // SAFETY: borrowed for the call that takes it.
+    unsafe { MemRef::new(NonNull::from(&mut *bytes).cast(), bytes.len()) }
+}
+
+/// Whether an operation transfers registered pages, and to the socket.
+fn sends_pages(sqe: &sys::io_uring_sqe) -> Option<bool> {
+    let fixed = sqe.ioprio & sys::IORING_RECVSEND_FIXED_BUF != 0;
+    match sqe.opcode {
+        sys::IORING_OP_WRITE_FIXED => Some(true),
+        sys::IORING_OP_READ_FIXED => Some(false),
+        sys::IORING_OP_SEND if fixed => Some(true),
+        sys::IORING_OP_RECV if fixed => Some(false),
+        _ => None,
+    }
+}
+
+/// Transfers between a socket and registered pages; short, as a read or write of a socket may be.
+fn transfer(pages: &mut Pages, sqe: &sys::io_uring_sqe, sends: bool) -> isize {
+    let (at, len) = (
+        usize::try_from(sqe.addr).expect("an offset"),
+        sqe.len as usize,
+    );
+    let len = len.min(1 + len / 2);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    if sends {
+        let data = pages.part(sqe.buf_index, at, len);
+        // SAFETY: the bytes live for the length of the call.
+        return unsafe { libc::send(sqe.fd, data.as_ptr().cast(), len, flags) };
+    }
+    let mut data = vec![0_u8; len];
+    // SAFETY: as above.
+    let moved = unsafe { libc::recv(sqe.fd, data.as_mut_ptr().cast(), len, flags) };
+    if let Ok(moved @ 1..) = usize::try_from(moved) {
+        pages.fill(sqe.buf_index, at, &data[..moved]);
+    }
+    moved
+}
+
 /// The result of an operation; `None` while it would block.
-fn attempt(one: &mut Pending) -> Option<i32> {
+fn attempt(pages: &mut Pages, one: &mut Pending) -> Option<i32> {
     let sqe = *one.sqe.as_raw();
+    if let Some(sends) = sends_pages(&sqe) {
+        let moved = transfer(pages, &sqe, sends);
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        return match (i32::try_from(moved).expect("small"), errno) {
+            (-1, Some(libc::EAGAIN)) => None,
+            (-1, errno) => Some(-errno.unwrap_or(libc::EIO)),
+            (moved, _) => Some(moved),
+        };
+    }
     let fd = sqe.fd;
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     let all = sqe.rw_flags & libc::MSG_WAITALL.cast_unsigned() != 0;
@@ -130,6 +226,9 @@ unsafe impl<P: Port> Port for SocketPort<P> {
 
     fn push_operation(&mut self, operation: &Sqe64) -> Result<(), Full> {
         let sqe = operation.as_raw();
+        if sqe.opcode == sys::IORING_OP_URING_CMD {
+            return self.inner.push_operation(operation);
+        }
         if sqe.opcode == sys::IORING_OP_TIMEOUT_REMOVE {
             self.remove_timer(sqe);
             return Ok(());

@@ -30,9 +30,14 @@ use crate::shared::{LaneLocal, LaneShared};
 /// Methods that name a request's buffer to the kernel, for tokens that handlers keep.
 macro_rules! buffer {
     () => {
-        /// The tag's buffer, to be named to the kernel; `None` if data does not travel through it (zero copy).
+        /// The tag's buffer, to be named to the kernel; empty for operations without data, `None` if data does not travel
+        /// through it (zero copy).
         #[must_use]
         pub fn buffer(&mut self) -> Option<MemRef<'_>> {
+            if !brings_data(self.io.op) && !wants_data(self.io.op) {
+                // Its length is that of a range on the device.
+                return Some(MemRef::EMPTY);
+            }
             match self.shared().path {
                 DataPath::Registered => None,
                 DataPath::Client(_) if is_hidden(self.shared(), self.tag) => None,

@@ -76,7 +76,7 @@ impl Parts<'_> {
         let mut files = vec![self.device.as_fd(); self.qids.len()];
         files.extend(self.plan.files.iter().map(|file| file.as_fd()));
         let mode = Mode::of(self.device.geometry().features());
-        let zero_copy = matches!(mode.data, DataMode::ZeroCopy | DataMode::ZeroCopyManual);
+        let zero_copy = mode.data.is_zero_copy();
         let needs = RingNeeds {
             commands: tags,
             operations: match (H::SPLITS, H::OPERATIONS || H::FORWARDS) {

@@ -405,7 +405,7 @@ const DATA: [(&str, &str); 6] = [
     (
         "zero-copy",
         "No copy: the driver registers the request's pages with the server's ring (Linux 6.16); not for mem, which \
-         has no file to forward requests to",
+         has no file or socket to forward requests to",
     ),
     (
         "zero-copy-manual",

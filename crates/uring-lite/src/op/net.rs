@@ -1,8 +1,9 @@
 //! Operations on sockets.
 //!
 //! `flags` are those of the system call (`MSG_*`). Sends and receives may be short unless [`MSG_WAITALL`] is set. To
-//! transfer data to and from a registered buffer, use [`read_fixed`](super::read_fixed) and
-//! [`write_fixed`](super::write_fixed), which work on sockets, too, or [`send_zc_fixed`].
+//! transfer data to and from a registered buffer, use [`send_fixed`] and [`recv_fixed`], on kernels before 7.2
+//! [`read_fixed`](super::read_fixed) and [`write_fixed`](super::write_fixed), which work on sockets, too, or
+//! [`send_zc_fixed`].
 #![expect(unsafe_code, reason = "unsafe fn: entries that name memory")]
 
 use super::{Fd, rw};
@@ -17,6 +18,8 @@ pub const MSG_NOSIGNAL: u32 = 0x4000;
 /// The network reads the memory even after the completion, and reports on the socket's error queue when it is done
 /// (`MSG_ZEROCOPY`, for sockets with `SO_ZEROCOPY`). [`send_zc`] reports it with a CQE.
 pub const MSG_ZEROCOPY: u32 = 0x400_0000;
+/// More data follows at once: TCP waits for it before it sends a partial segment (`MSG_MORE`).
+pub const MSG_MORE: u32 = 0x8000;
 /// Fail with `EAGAIN` instead of waiting (`MSG_DONTWAIT`).
 pub const MSG_DONTWAIT: u32 = 0x40;
 
@@ -40,6 +43,15 @@ fn transfer(opcode: u8, fd: Fd, addr: u64, len: u32, flags: u32) -> Sqe64 {
     sqe
 }
 
+/// A transfer from or to a registered buffer.
+#[inline]
+fn fixed(opcode: u8, fd: Fd, index: u16, addr: u64, len: u32, flags: u32) -> Sqe64 {
+    let mut sqe = transfer(opcode, fd, addr, len, flags);
+    sqe.0.buf_index = index;
+    sqe.0.ioprio = sys::IORING_RECVSEND_FIXED_BUF;
+    sqe
+}
+
 /// `IORING_OP_SEND` (5.6): completes with the byte count.
 ///
 /// # Safety
@@ -60,6 +72,27 @@ pub unsafe fn send(fd: Fd, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
 #[must_use]
 pub unsafe fn recv(fd: Fd, buf: *mut u8, len: u32, flags: u32) -> Sqe64 {
     transfer(sys::IORING_OP_RECV, fd, buf as u64, len, flags)
+}
+
+/// [`send`] from registered buffer `index` (`IORING_RECVSEND_FIXED_BUF`, for this operation 7.2; older kernels: `EINVAL`).
+/// `addr` is an address inside it, or the byte offset for a buffer that the kernel registered (6.15).
+///
+/// # Safety
+/// The registered buffer's memory must be valid for reads until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn send_fixed(fd: Fd, index: u16, addr: u64, len: u32, flags: u32) -> Sqe64 {
+    fixed(sys::IORING_OP_SEND, fd, index, addr, len, flags)
+}
+
+/// [`recv`] into registered buffer `index`, named as for [`send_fixed`] (7.2; older kernels: `EINVAL`).
+///
+/// # Safety
+/// The registered buffer's memory must be valid for writes until the CQE.
+#[inline]
+#[must_use]
+pub unsafe fn recv_fixed(fd: Fd, index: u16, addr: u64, len: u32, flags: u32) -> Sqe64 {
+    fixed(sys::IORING_OP_RECV, fd, index, addr, len, flags)
 }
 
 /// `IORING_OP_SENDMSG` (5.3): sends the pieces of `msg`, with address and control data.
@@ -103,10 +136,7 @@ pub unsafe fn send_zc(fd: Fd, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
 #[inline]
 #[must_use]
 pub unsafe fn send_zc_fixed(fd: Fd, index: u16, addr: u64, len: u32, flags: u32) -> Sqe64 {
-    let mut sqe = transfer(sys::IORING_OP_SEND_ZC, fd, addr, len, flags);
-    sqe.0.buf_index = index;
-    sqe.0.ioprio = sys::IORING_RECVSEND_FIXED_BUF;
-    sqe
+    fixed(sys::IORING_OP_SEND_ZC, fd, index, addr, len, flags)
 }
 
 /// `IORING_OP_SENDMSG_ZC` (6.1): [`sendmsg`] without a copy, with CQEs as for [`send_zc`].

@@ -307,10 +307,14 @@ pub fn network() -> Vec<Target> {
     let mut all = Vec::new();
     for [socket, at, uri] in NBD {
         let prepare = &format!("nbdkit {at} 256");
-        for (kind, batch) in [("", "off"), ("_batch", "on")] {
+        for (kind, data, batch) in [
+            ("", "copy", "off"),
+            ("_batch", "copy", "on"),
+            ("_zero_copy", "zero-copy", "off"),
+        ] {
             let name = format!("nbd_{socket}{kind}");
             let backend = format!("nbd {uri}");
-            all.push(Target::ours(&name, &backend, "copy", batch, 1).on(prepare));
+            all.push(Target::ours(&name, &backend, data, batch, 1).on(prepare));
         }
         let kernel = Target {
             name: format!("kernel_nbd_{socket}"),
