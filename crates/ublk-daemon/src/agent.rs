@@ -224,6 +224,8 @@ struct Agent<'w> {
     control: Option<Box<dyn Controller>>,
     device: Option<Device>,
     relay: Relay,
+    /// Of the latest request to move to another NBD server.
+    move_ticket: u64,
     log: Option<PathBuf>,
     /// Held from the time the device is known until the agent ends.
     lock: Option<Lock>,
@@ -262,6 +264,7 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
         control: None,
         device: None,
         relay: Relay::default(),
+        move_ticket: 0,
         log: None,
         lock: None,
         backing: Vec::new(),

@@ -66,12 +66,13 @@ impl Opened {
     }
 }
 
-/// The limits of a backend, without opening it, for checks before anything is created.
+/// The limits of a backend, without opening it, for checks before anything is created. A server is waited for until the
+/// deadline.
 ///
 /// # Errors
-/// The backend refuses the size.
-pub fn limits_of(spec: &AddSpec) -> Result<Limits, Failure> {
-    look(spec).map(|(_, limits)| limits)
+/// The backend refuses the size; it cannot be opened; the deadline.
+pub fn limits_of(spec: &AddSpec, until: Instant) -> Result<Limits, Failure> {
+    look(spec, until).map(|(_, limits)| limits)
 }
 
 /// The limits for an existing device: those of the backing store that it was created with, wherever that is now.
@@ -82,9 +83,10 @@ pub(crate) fn limits_again(
     record: &Record,
     spec: &AddSpec,
     accept: bool,
+    until: Instant,
 ) -> Result<Limits, Failure> {
     let BackendSpec::File { path, .. } = &spec.backend else {
-        return limits_of(spec);
+        return limits_of(spec, until);
     };
     let (opening, passed) = backing::next_opening(record, &[], accept);
     // A link of /proc leads to the open file itself, whatever it is named now.
@@ -109,8 +111,8 @@ pub(crate) fn limits_again(
 ///
 /// # Errors
 /// Errors of the file.
-pub fn resolve(spec: &mut AddSpec) -> Result<Limits, Failure> {
-    let (opened, limits) = look(spec)?;
+pub fn resolve(spec: &mut AddSpec, until: Instant) -> Result<Limits, Failure> {
+    let (opened, limits) = look(spec, until)?;
     // The driver does not permit zero copy for unprivileged servers.
     let user = spec.unprivileged;
     spec.auto = spec.auto.map(|_| match user {
@@ -331,8 +333,8 @@ fn options(spec: &AddSpec, number: usize, path: &Path) -> FileOptions {
 }
 
 /// Opens a backend to inspect it, without disturbing other users of its file.
-fn look(spec: &AddSpec) -> Result<(Opened, Limits), Failure> {
-    open(spec, Purpose::Look, |number, path, block| {
+fn look(spec: &AddSpec, until: Instant) -> Result<(Opened, Limits), Failure> {
+    open(spec, Purpose::Look(until), |number, path, block| {
         let options = options(spec, number, path).claim(false);
         let options = match block {
             Some(_) => options.block_size(block),
@@ -416,7 +418,7 @@ pub(crate) fn open(
             refuse_stale(spec, purpose)?;
             Opened::Composed(Arc::new(compose(spec, open_file)?))
         }
-        BackendSpec::Nbd { .. } => Opened::Nbd(Arc::new(open_nbd(spec)?)),
+        BackendSpec::Nbd { .. } => Opened::Nbd(Arc::new(open_nbd(spec, purpose)?)),
     };
     let limits = match &opened {
         Opened::Null(null) => null.limits(),
@@ -437,8 +439,8 @@ pub(crate) fn open(
 /// What a backend is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// To look at it: nothing is made.
-    Look,
+    /// To look at it until then: nothing is made.
+    Look(Instant),
     /// To serve a new device.
     Make,
     /// To serve a device that had a server before.
@@ -477,7 +479,7 @@ fn compose(
 }
 
 /// Connects to the NBD server of a device.
-fn open_nbd(spec: &AddSpec) -> Result<Nbd, Failure> {
+fn open_nbd(spec: &AddSpec, purpose: Purpose) -> Result<Nbd, Failure> {
     let BackendSpec::Nbd {
         uri,
         length,
@@ -485,6 +487,7 @@ fn open_nbd(spec: &AddSpec) -> Result<Nbd, Failure> {
         request_timeout,
         wait_for_server,
         tls,
+        moving_to: _,
     } = &spec.backend
     else {
         return Err(Failure::failed("not an NBD device"));
@@ -507,7 +510,12 @@ fn open_nbd(spec: &AddSpec) -> Result<Nbd, Failure> {
     options.read_only = spec.read_only;
     options.size = *length;
     options.block_size = (spec.block_size != 0).then_some(spec.block_size);
-    let by = Instant::now() + Duration::from_secs((*wait_for_server).into());
+    let mut by = Instant::now() + Duration::from_secs((*wait_for_server).into());
+    if let Purpose::Look(until) = purpose {
+        by = by.min(until);
+        let left = until.saturating_duration_since(Instant::now());
+        options.connect_timeout = options.connect_timeout.min(left);
+    }
     Nbd::open(&options, by).map_err(|e| match e {
         OpenError::Connect(e) => not_connected(uri, &e),
         OpenError::BlockSize { .. } => Failure::new(FailureKind::Usage, format!("{uri}: {e}")),
@@ -519,6 +527,7 @@ fn open_nbd(spec: &AddSpec) -> Result<Nbd, Failure> {
 pub(crate) fn not_connected(uri: &str, error: &ConnectError) -> Failure {
     let kind = match error {
         ConnectError::TlsSetup(e) if e.is_usage() => FailureKind::Usage,
+        e if e.timed_out() => FailureKind::TimedOut,
         _ => FailureKind::Failed,
     };
     let failure = Failure::new(kind, format!("{uri}: {error}"));

@@ -5,11 +5,11 @@ use crate::failure::Failure;
 use crate::link::Link;
 use crate::link::message::{Assignment, Opening};
 use crate::link::peer::Peer;
-use crate::report::{Health, OldestReport, QueueReport, Stats};
+use crate::report::{Health, NbdReport, OldestReport, QueueReport, Stats};
 use crate::server;
-use crate::server::engine::{Backing, Engine, Running};
+use crate::server::engine::{Announce, Backing, Engine, Running};
 use crate::signals::Signals;
-use crate::spec::{AddSpec, BackendSpec};
+use crate::spec::{AddSpec, BackendCommand, BackendSpec, Retry};
 use crate::state::{Phase, Store};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -63,6 +63,26 @@ struct State {
     openings: Vec<(Opening, bool)>,
     /// Streams to all servers; a write, or a close, acts as a signal.
     signals: Vec<UnixStream>,
+    /// The NBD server that the device is at, and the one it is told to move to.
+    nbd: Nbd,
+    /// Announces a move to the agent.
+    announce: Announced,
+}
+
+/// Where an NBD device is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Nbd {
+    pub(crate) at: Option<String>,
+    pub(crate) to: Option<String>,
+}
+
+#[derive(Default)]
+struct Announced(Option<Announce>);
+
+impl std::fmt::Debug for Announced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Announced").field(&self.0.is_some()).finish()
+    }
 }
 
 /// Id and phase of a record, if it exists.
@@ -80,6 +100,25 @@ impl Kernel {
         let state = self.state.lock().unwrap();
         let mut signal = state.signals.last().expect("a server");
         signal.write_all(b"x").unwrap();
+    }
+
+    /// The device is at this NBD server.
+    pub(crate) fn is_at(&self, uri: &str) {
+        self.state.lock().unwrap().nbd.at = Some(uri.to_owned());
+    }
+
+    /// The device goes to the NBD server that it was told to move to, if that can be announced.
+    pub(crate) fn moves(&self) -> Result<(), String> {
+        let mut state = self.state.lock().unwrap();
+        let to = state.nbd.to.take().expect("told to move");
+        state.announce.0.as_ref().expect("serves")(&to)?;
+        state.nbd.at = Some(to);
+        Ok(())
+    }
+
+    /// Where the device is told to move.
+    pub(crate) fn told_to_move(&self) -> Option<String> {
+        self.state.lock().unwrap().nbd.to.clone()
     }
 
     /// Makes only this step fail from now on.
@@ -359,8 +398,33 @@ impl Running for Serving {
         self.1.as_fd()
     }
 
+    fn command(&self, command: &BackendCommand) {
+        let BackendCommand::Nbd(command) = command;
+        if command.uri.is_some() {
+            self.0.state.lock().unwrap().nbd.to.clone_from(&command.uri);
+        }
+    }
+
+    fn announce_moves(&self, announce: Announce) {
+        self.0.state.lock().unwrap().announce = Announced(Some(announce));
+    }
+
     fn health(&self) -> Health {
+        let nbd = self.0.state.lock().unwrap().nbd.clone();
         Health {
+            nbd: nbd.at.map(|at| NbdReport {
+                state: "up".to_owned(),
+                since: 0,
+                last_error: None,
+                connections: 1,
+                reconnects: 0,
+                replayed: 0,
+                retry: Retry::Never,
+                uri: at,
+                moving: nbd.to.is_some().into(),
+                moving_to: nbd.to,
+                tls: None,
+            }),
             state: "serving".to_owned(),
             first_error: None,
             stats: Stats {

@@ -215,10 +215,13 @@ pub struct NbdReport {
     pub replayed: u64,
     /// What becomes of requests while the server cannot be reached.
     pub retry: Retry,
-    /// The server that connections are made to.
+    /// The server that has the device's data.
     pub uri: String,
-    /// Queues that have not moved to it yet.
+    /// Queues that have not moved yet.
     pub moving: u32,
+    /// The server that they move to.
+    #[serde(default)]
+    pub moving_to: Option<String>,
     /// Encryption of the most recent connection; `null` for plain text.
     #[serde(default)]
     pub tls: Option<TlsInfo>,

@@ -15,7 +15,7 @@ pub mod sandbox;
 mod trap;
 mod watch;
 
-use self::engine::{Engine, Running};
+use self::engine::{Announce, Engine, Running};
 use self::recording::Recordings;
 use self::watch::Watch;
 use crate::failure::Failure;
@@ -31,6 +31,7 @@ use crate::state::{Held, Store};
 use crate::sys::{memory, poll, title};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use ublk_core::Features;
 
@@ -53,7 +54,9 @@ pub fn run(
     signals: Option<Signals>,
     store: Option<Store>,
 ) -> i32 {
+    let link = Arc::new(link);
     let mut server = Server {
+        for_moves: Arc::new(Mutex::new(Some(Arc::clone(&link)))),
         link: Some(link),
         signals,
         id: None,
@@ -75,8 +78,22 @@ pub fn run(
     }
 }
 
+/// Tells the agent where the device goes. What was sent reaches an agent that lives, even if this process dies next.
+fn announce(link: Arc<Mutex<Option<Arc<Link>>>>) -> Announce {
+    Box::new(move |uri| {
+        let link = link.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let nobody = "the agent of the device is gone, and nobody else records it".to_owned();
+        let moves = FromServer::Moves {
+            uri: uri.to_owned(),
+        };
+        link.ok_or(nobody)?.send(&moves).map_err(|e| e.to_string())
+    })
+}
+
 struct Server {
-    link: Option<Link>,
+    link: Option<Arc<Link>>,
+    /// The same, for the thread on which the device moves to another NBD server.
+    for_moves: Arc<Mutex<Option<Arc<Link>>>>,
     signals: Option<Signals>,
     id: Option<u32>,
     /// Held as long as this process lives, for processes that cannot see it (L47).
@@ -94,6 +111,15 @@ struct Server {
 }
 
 impl Server {
+    fn set_link(&mut self, link: Option<Link>) {
+        self.link = link.map(Arc::new);
+        let mut for_moves = self
+            .for_moves
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for_moves.clone_from(&self.link);
+    }
+
     /// Sends a message to the agent, if there is one.
     fn send(&mut self, message: &FromServer) {
         self.send_with(message, &[]);
@@ -132,7 +158,7 @@ impl Server {
                 )
             })?;
         }
-        let passed = self.link.as_ref().map(Link::take_descriptors);
+        let passed = self.link.as_deref().map(Link::take_descriptors);
         let opened = engine.open(&spec, &opening, passed.unwrap_or_default())?;
         let (backing, descriptors): (Vec<_>, Vec<_>) = opened.store.into_iter().unzip();
         let described = FromServer::Described {
@@ -148,7 +174,7 @@ impl Server {
             ToServer::Quit => return Ok(()),
             other => return Err(out_of_turn(&other)),
         };
-        let attach = self.link.as_ref().and_then(Link::take_descriptor);
+        let attach = self.link.as_deref().and_then(Link::take_descriptor);
         self.attach = attach.and_then(|fd| Listener::from_fd(fd).ok());
         self.id = Some(assignment.geometry.dev_id().get());
         log::journal::device(assignment.geometry.dev_id().get(), spec.name.as_deref());
@@ -160,6 +186,7 @@ impl Server {
             .contains(Features::USER_RECOVERY);
         kill_point("server:assigned");
         let mut running = engine.arm(&assignment)?;
+        running.announce_moves(announce(Arc::clone(&self.for_moves)));
         kill_point("server:armed");
         self.send(&FromServer::Armed {
             pid: std::process::id(),
@@ -208,7 +235,7 @@ impl Server {
     fn wait(&self, running: &dyn Running, deadline: Option<Instant>) -> io::Result<Ready> {
         let mut fds = vec![running.ended_fd()];
         fds.extend(self.signals.as_ref().map(AsFd::as_fd));
-        fds.extend(self.link.as_ref().map(AsFd::as_fd));
+        fds.extend(self.link.as_deref().map(AsFd::as_fd));
         let failures = running.failures_fd();
         fds.extend(failures);
         let attach = self.attach.as_ref().filter(|_| self.link.is_none());
@@ -239,7 +266,7 @@ impl Server {
         match link.send(&FromServer::Attached { version }) {
             Ok(()) => {
                 tracing::info!("another agent manages the device");
-                self.link = Some(link);
+                self.set_link(Some(link));
             }
             Err(e) => tracing::warn!("an agent connected and hung up: {e}"),
         }
@@ -348,7 +375,7 @@ impl Server {
                         "the agent is gone ({e}); the device keeps serving, `ublkctl recover {}` starts another agent",
                         self.id.unwrap_or_default()
                     );
-                    self.link = None;
+                    self.set_link(None);
                 }
             }
         }
@@ -356,7 +383,7 @@ impl Server {
 
     fn serve_live(&mut self) {
         self.live = true;
-        if let Some(file) = self.link.as_ref().and_then(Link::take_descriptor) {
+        if let Some(file) = self.link.as_deref().and_then(Link::take_descriptor) {
             log::into(file.as_fd());
         }
         tracing::info!("device {} serves", self.id.unwrap_or_default());

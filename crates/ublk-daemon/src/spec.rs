@@ -71,6 +71,9 @@ pub enum BackendSpec {
     Nbd {
         /// Where it is.
         uri: String,
+        /// The server that the device was told to move to, until it has: it may be at either.
+        #[serde(default)]
+        moving_to: Option<String>,
         /// Bytes of the device, `None` for all of the export. The front records what it found, so that the device keeps
         /// its size.
         length: Option<u64>,
@@ -120,23 +123,23 @@ pub struct Member {
 #[non_exhaustive]
 pub enum BackendCommand {
     /// For an NBD device.
-    Nbd {
-        /// Move to this server.
-        #[serde(default)]
-        uri: Option<String>,
-        /// What becomes of requests while the server cannot be reached.
-        #[serde(default)]
-        retry: Option<Retry>,
-        /// The device has been shrunk to this many bytes: a smaller export suffices from now on.
-        #[serde(default)]
-        size: Option<u64>,
-        /// Fail what waits for the server: the device is to end.
-        #[serde(default)]
-        give_up: bool,
-        /// Later servers of the device get these values, too.
-        #[serde(default)]
-        keep: bool,
-    },
+    Nbd(NbdCommand),
+}
+
+/// A change of an NBD device; without any, a question.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NbdCommand {
+    /// Move to this server.
+    pub uri: Option<String>,
+    /// Give up a move that has not come about.
+    pub stay: bool,
+    /// What becomes of requests while the server cannot be reached.
+    pub retry: Option<Retry>,
+    /// The device has been shrunk to this many bytes: a smaller export suffices from now on.
+    pub size: Option<u64>,
+    /// Fail what waits for the server: the device is to end.
+    pub give_up: bool,
 }
 
 impl BackendSpec {
@@ -196,25 +199,61 @@ impl BackendSpec {
         }
     }
 
-    /// Takes the values of a change that later servers are to have. False if there are none.
+    /// Takes the values of a change that later servers are to have, and where the device is to move. False if there are none.
     pub(crate) fn keep(&mut self, command: &BackendCommand) -> bool {
         let (
-            Self::Nbd { uri, retry, .. },
-            BackendCommand::Nbd {
-                uri: to,
-                retry: policy,
-                keep: true,
+            Self::Nbd {
+                uri,
+                moving_to,
+                length,
+                retry,
                 ..
             },
+            BackendCommand::Nbd(command),
         ) = (self, command)
         else {
             return false;
         };
-        if let Some(to) = to {
-            uri.clone_from(to);
+        if let Some(to) = command.uri.as_ref().filter(|to| *to != uri) {
+            *moving_to = Some(to.clone());
         }
-        *retry = policy.unwrap_or(*retry);
-        true
+        *retry = command.retry.unwrap_or(*retry);
+        *length = command.size.or(*length);
+        command.uri.is_some() || command.retry.is_some() || command.size.is_some()
+    }
+
+    /// Notes the server that has the device's data, as the device itself says, and that it moves nowhere if `settled`. False if
+    /// all of that was known.
+    pub(crate) fn is_at(&mut self, server: &str, settled: bool) -> bool {
+        let Self::Nbd { uri, moving_to, .. } = self else {
+            return false;
+        };
+        let same = |one: &str| match (one.parse::<nbd_client::Uri>(), server.parse()) {
+            (Ok(one), Ok(server)) => one == server,
+            _ => one == server,
+        };
+        let moved = !same(uri);
+        if moved {
+            server.clone_into(uri);
+        }
+        let arrived = moving_to.take_if(|to| settled || same(to)).is_some();
+        moved || arrived
+    }
+
+    /// The server process ended, and had not said that the device moved.
+    pub(crate) fn has_not_moved(&mut self) {
+        if let Self::Nbd { moving_to, .. } = self {
+            *moving_to = None;
+        }
+    }
+
+    /// Where the device was told to move, until it has.
+    #[must_use]
+    pub fn moving_to(&self) -> Option<&str> {
+        match self {
+            Self::Nbd { moving_to, .. } => moving_to.as_deref(),
+            _ => None,
+        }
     }
 
     /// The name on the command line.

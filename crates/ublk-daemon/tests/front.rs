@@ -101,6 +101,7 @@ fn a_backend_is_opened_once_in_the_front() {
         }
     });
     let backend = BackendSpec::Nbd {
+        moving_to: None,
         uri: format!("nbd+unix:///?socket={}", socket.display()),
         length: None,
         retry: Default::default(),

@@ -31,6 +31,7 @@ mod mayhem;
 mod measured;
 mod modes;
 mod nbd;
+mod nbd_moves;
 mod nbd_network;
 mod nbd_servers;
 mod nbd_tls;
@@ -59,7 +60,7 @@ use crate::sysfs;
 
 /// Cases that [`Set::Brief`] and [`Set::Change`] leave out, because they repeat at length what a shorter one shows: the step by
 /// which a policy, a mode or a transport differs is in another's case, a holder differs from another only for the kernel.
-const LONG: [&str; 66] = [
+const LONG: [&str; 67] = [
     "composed_stripe_keeps_data_in_every_mode",
     "config_up_and_down_again_and_again",
     "fio_crc32c_md5_mixed_sizes_q1_b512",
@@ -111,6 +112,7 @@ const LONG: [&str; 66] = [
     "l84_contract_many_creators_at_once_never_hang",
     "many_devices_of_the_tool",
     "nbd_data_is_verified_in_every_mode",
+    "nbd_devices_between_two_servers_wait_for_a_word",
     "nbd_memory_pressure_waits_for_the_server",
     "nbd_nbd_server_serves_files",
     "nbd_qemu_nbd_serves_qcow2_with_a_snapshot",
@@ -183,6 +185,7 @@ pub fn all(set: Set) -> Vec<Case> {
             measured::cases(),
             recorded::cases(),
             nbd::cases(),
+            nbd_moves::cases(),
             nbd_tls::cases(),
             nbd_servers::cases(),
             nbd_network::cases(),

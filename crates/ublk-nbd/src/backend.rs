@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nbd_client::{Address, BlockSizes, Export, TransmissionFlags, Uri};
@@ -11,7 +11,7 @@ use ublk_queue::{Plan, Server};
 
 use crate::connect::{ConnectError, Connected, check_files, connect};
 use crate::connector::Connector;
-use crate::device::{Device, NEVER, longest};
+use crate::device::{Announce, Device, NEVER, longest};
 use crate::handler::NbdHandler;
 use crate::options::{NbdOptions, Retry};
 use crate::registered;
@@ -36,7 +36,7 @@ pub enum OpenError {
     MaximumBlockSize(u32),
     /// The server or block devices do not support the requested block size.
     #[error(
-        "a block size of {block} bytes is not possible: use a power of two from {least} to 4096"
+        "a block size of {block} bytes is not possible: the export needs a power of two from {least} to 4096"
     )]
     BlockSize {
         /// The requested block size.
@@ -96,7 +96,9 @@ impl Nbd {
             retry: AtomicU64::new(NEVER),
             gives_up: AtomicBool::new(false),
             moves: AtomicU64::new(0),
-            before: Mutex::default(),
+            stays: AtomicBool::new(false),
+            home: Mutex::new(options.uri.clone()),
+            announce: OnceLock::new(),
             wakers: Mutex::default(),
             queues: AtomicU64::new(1),
             max_io: AtomicU64::new(0),
@@ -201,10 +203,10 @@ impl Nbd {
         self.device.wake_all();
     }
 
-    /// Moves the device to another server, which must have the same data: each queue connects to the new server,
+    /// Moves the device to another server, which must have the same data: the queue connects to the new server,
     /// finishes the requests in flight on its old connection, flushes, and continues on the new one. A queue that
     /// cannot connect keeps its old connection and retries. A queue whose new export does not match stays on its old
-    /// connection, see [`Status::last_error`].
+    /// connection, see [`Status::last_error`]. A queue without a connection continues on the new server.
     ///
     /// # Errors
     /// The device has several connections. They cannot move at the same moment, and meanwhile two servers with separate
@@ -213,20 +215,37 @@ impl Nbd {
         if self.device.queues.load(Ordering::Relaxed) > 1 {
             return Err(SeveralConnections);
         }
-        if uri == self.uri() {
+        if uri == self.device.connector.uri() {
             return Ok(());
         }
-        let before = self.uri();
-        *self
-            .device
-            .before
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(before);
+        if uri != self.uri() {
+            self.device.board.move_all();
+        }
         self.device.connector.set_uri(uri);
-        self.device.board.move_all();
         self.device.moves.fetch_add(1, Ordering::Release);
         self.device.wake_all();
         Ok(())
+    }
+
+    /// Gives up a move that has not come about.
+    pub fn stay(&self) {
+        // The queue decides: it may have moved meanwhile.
+        self.device.stays.store(true, Ordering::Relaxed);
+        self.device.moves.fetch_add(1, Ordering::Release);
+        self.device.wake_all();
+    }
+
+    /// The server that the device moves to, until it has.
+    #[must_use]
+    pub fn moves_to(&self) -> Option<Uri> {
+        let to = self.device.connector.uri();
+        (to != self.uri()).then_some(to)
+    }
+
+    /// Calls this on the queue's thread before the device goes to another server: all requests on the old one are answered and
+    /// flushed, or its connection is lost. If it fails the device stays where it is. It must not block; the first one counts.
+    pub fn announce_moves(&self, announce: Announce) {
+        let _ = self.device.announce.set(announce);
     }
 
     /// Checks whether this process may reconnect after it has given up its privileges, because a unix socket or the TLS
@@ -248,10 +267,10 @@ impl Nbd {
         }
     }
 
-    /// The server that new connections go to.
+    /// The server that has the device's data.
     #[must_use]
     pub fn uri(&self) -> Uri {
-        self.device.connector.uri()
+        self.device.home()
     }
 }
 

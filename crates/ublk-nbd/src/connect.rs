@@ -109,6 +109,17 @@ impl ConnectError {
         }
     }
 
+    /// Whether the deadline ended the attempt, or nothing answered at all.
+    #[must_use]
+    pub fn timed_out(&self) -> bool {
+        match self {
+            Self::Resolve { source, .. }
+            | Self::Connect { source, .. }
+            | Self::Handshake { source, .. } => source.kind() == io::ErrorKind::TimedOut,
+            _ => false,
+        }
+    }
+
     /// Whether another attempt may succeed with the same options, because the server may still be starting.
     pub(crate) const fn may_pass(&self) -> bool {
         matches!(
@@ -122,6 +133,8 @@ impl ConnectError {
 #[derive(Debug)]
 pub(crate) struct Connected {
     pub(crate) socket: OwnedFd,
+    /// Where it leads.
+    pub(crate) uri: Uri,
     pub(crate) export: Export,
     /// The peer's address, for messages.
     pub(crate) peer: String,
@@ -196,6 +209,7 @@ fn connect_with(
     match step {
         Step::Done(export) => Ok(Connected {
             socket,
+            uri: uri.clone(),
             export,
             peer: to,
             tls,

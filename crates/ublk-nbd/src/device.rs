@@ -1,7 +1,7 @@
 //! What all queues of a device share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nbd_client::{Export, Framing, TransmissionFlags, Uri};
@@ -10,6 +10,9 @@ use ublk_queue::port::Wake;
 use crate::connector::Connector;
 use crate::options::Retry;
 use crate::status::Board;
+
+/// Notes a device's next server where the device's later servers look. An error keeps the device where it is.
+pub type Announce = Box<dyn Fn(&Uri) -> Result<(), String> + Send + Sync>;
 
 /// What all queues of a device share.
 pub(crate) struct Device {
@@ -26,10 +29,15 @@ pub(crate) struct Device {
     pub(crate) tls_records: u64,
     pub(crate) retry: AtomicU64,
     pub(crate) gives_up: AtomicBool,
-    /// Number of times the device was moved to another server.
+    /// Number of times the device was told to move, or to stay.
     pub(crate) moves: AtomicU64,
-    /// The server it was moved away from.
-    pub(crate) before: Mutex<Option<Uri>>,
+    /// It was told to stay.
+    pub(crate) stays: AtomicBool,
+    /// The server that has the device's data: the one that it is on, or was on last. The connector connects to another one
+    /// while the device moves.
+    pub(crate) home: Mutex<Uri>,
+    /// Told before the device goes to another server, and may refuse.
+    pub(crate) announce: OnceLock<Announce>,
     pub(crate) queues: AtomicU64,
     /// Longest request in bytes; 0 while unknown.
     pub(crate) max_io: AtomicU64,
@@ -100,11 +108,32 @@ impl Device {
         }
     }
 
+    /// The server that has the device's data.
+    pub(crate) fn home(&self) -> Uri {
+        let home = self.home.lock();
+        home.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Moves the device's home, before the first request goes there.
+    pub(crate) fn leaves_for(&self, uri: &Uri) -> Result<(), String> {
+        let home = self.home();
+        if *uri == home {
+            return Ok(());
+        }
+        if let Some(announce) = self.announce.get() {
+            announce(uri)?;
+        }
+        tracing::info!("leaves {home} for {uri}");
+        let home = self.home.lock();
+        home.unwrap_or_else(PoisonError::into_inner).clone_from(uri);
+        Ok(())
+    }
+
     /// Notes that a queue stays on its current server; later connections go there too.
     pub(crate) fn not_moved(&self, queue: usize, why: String) {
-        let before = self.before.lock();
-        if let Some(before) = before.unwrap_or_else(PoisonError::into_inner).take() {
-            self.connector.set_uri(before);
+        let home = self.home();
+        if self.connector.uri() != home {
+            self.connector.set_uri(home);
         }
         self.board.moved(queue);
         tracing::error!("queue {queue}: {why}");

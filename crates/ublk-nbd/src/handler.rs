@@ -35,10 +35,10 @@ const LAST_SECONDS: u64 = 3;
 /// Answers the requests of one queue from an NBD server.
 #[derive(Debug)]
 pub struct NbdHandler {
-    device: Arc<Device>,
-    queue: usize,
-    outgoing: Outgoing,
-    link: Link,
+    pub(crate) device: Arc<Device>,
+    pub(crate) queue: usize,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) link: Link,
     /// Set by the connector when it has a connection for this queue.
     news: Arc<AtomicBool>,
     wake: Option<Waker>,
@@ -50,19 +50,19 @@ pub struct NbdHandler {
     turns: [u16; 4],
     /// The queue is stopping and makes no more connections.
     ending: bool,
-    depth: u16,
+    pub(crate) depth: u16,
     /// Index of tag 0's pages in the ring's buffer table, in zero copy.
-    registered: Option<u16>,
+    pub(crate) registered: Option<u16>,
     /// Number of moves to another server that this queue has begun.
     moves: u64,
     /// The connection to move to once the old one is drained.
-    next: Option<Connected>,
+    pub(crate) next: Option<Connected>,
     /// Seconds since the device was forced to stop.
     given_up: u64,
     /// Whether the queue has ever had a connection.
-    met: bool,
+    pub(crate) met: bool,
     /// A replacement for this connection, whose TLS keys are used up, was requested.
-    renewing: bool,
+    pub(crate) renewing: bool,
     /// When a connection was lost, unless a request has been answered since: a server that accepts connections and
     /// answers nothing counts as unreachable.
     unanswered: Option<Instant>,
@@ -78,7 +78,7 @@ impl std::fmt::Debug for Waker {
 
 /// The state of the connection.
 #[derive(Debug)]
-enum Link {
+pub(crate) enum Link {
     /// No connection since then. A new one is being made, unless the queue is stopping.
     Down { since: Instant, failing: bool },
     /// Lost; the kernel may still hold operations on its socket.
@@ -123,7 +123,7 @@ impl NbdHandler {
         }
     }
 
-    fn ask_for_connection(&self) {
+    pub(crate) fn ask_for_connection(&self) {
         if let Some(Waker(wake)) = &self.wake
             && !self.ending
         {
@@ -152,7 +152,7 @@ impl NbdHandler {
     }
 
     /// Starts to close the connection.
-    fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         if self.outgoing.in_flight() == 0 {
             self.unanswered = None;
         }
@@ -217,87 +217,6 @@ impl NbdHandler {
         if *failing {
             self.outgoing.fail(Errno::EIO, |_| true);
         }
-    }
-
-    /// Takes a new connection into use, at once or when the current one is drained.
-    fn offered(&mut self, connected: Connected) {
-        let is_up = matches!(self.link, Link::Up(_));
-        if (is_up || self.device.board.is_moving(self.queue))
-            && let Some(why) = self.device.changed(&connected.export)
-        {
-            let why = format!("not moved to {}: {why}", connected.peer);
-            self.device.not_moved(self.queue, why);
-            connected.close();
-            if !is_up {
-                self.ask_for_connection();
-            }
-            return;
-        }
-        match is_up {
-            true => self.next = Some(connected),
-            false => self.connected(connected),
-        }
-    }
-
-    /// Switches a moving device to its new connection once the old one is drained and flushed.
-    fn moved(&mut self) {
-        if let Link::Up(up) = &self.link
-            && self.next.is_some()
-            && up.flushing.is_some()
-            && up.replies.in_flight() == 0
-            && !up.socket.is_sending()
-        {
-            tracing::info!(
-                "queue {}: leaves {} for another server",
-                self.queue,
-                up.peer
-            );
-            self.hang_up();
-        }
-    }
-
-    /// Switches to a new connection.
-    fn connected(&mut self, connected: Connected) {
-        let Connected {
-            socket,
-            export,
-            peer,
-            tls,
-            work: _,
-        } = connected;
-        let changed = self.device.changed(&export);
-        self.device.board.moved(self.queue);
-        let state = match &changed {
-            Some(why) => {
-                tracing::error!("{peer}: {why}: writes fail from now on");
-                self.device.board.failed(format!("{peer}: {why}"));
-                LinkState::ReadsOnly
-            }
-            None => LinkState::Up,
-        };
-        self.device.board.set(self.queue, state);
-        let info = tls.as_ref().map(|tls| tls.info.clone());
-        self.device.board.carried(info);
-        let reads_only = changed.is_some();
-        let mut up = Connection::new(
-            socket,
-            &export,
-            self.depth,
-            peer,
-            reads_only,
-            tls,
-            self.registered,
-        );
-        up.most_records = self.device.tls_records.saturating_mul(2);
-        let (reads_only, size) = (up.reads_only, up.size);
-        self.link = Link::Up(Box::new(up));
-        self.met = true;
-        self.renewing = false;
-        self.outgoing.fail(Errno::EIO, |slot| {
-            slot.end() > size || (reads_only && slot.command != Command::Read)
-        });
-        let replayed = self.outgoing.replayed();
-        self.device.board.replayed(replayed);
     }
 
     /// Sends waiting requests while there is room. Returns false if the ring is full.
@@ -372,7 +291,7 @@ impl NbdHandler {
     }
 
     /// Sends Disconnect and closes the connection, if no request is in flight.
-    fn hang_up(&mut self) {
+    pub(crate) fn hang_up(&mut self) {
         if let Link::Up(up) = &mut self.link {
             up.say_goodbye();
             self.close();
@@ -438,7 +357,7 @@ impl Handler for NbdHandler {
     fn turn<P: Port>(&mut self, ring: &mut Operations<'_, P>) -> bool {
         if self.device.moves() != self.moves {
             self.moves = self.device.moves();
-            self.ask_for_connection();
+            self.told_to_move();
         }
         if !self.ending
             && self.news.load(Ordering::Relaxed)
@@ -448,6 +367,7 @@ impl Handler for NbdHandler {
             match self.device.connector.take(self.queue) {
                 Some(connected) => self.offered(connected),
                 // The connection was dropped because the device moved.
+                None if self.needs_none() => {}
                 None => self.ask_for_connection(),
             }
         }

@@ -35,6 +35,7 @@ mod failed;
 mod handler;
 #[cfg(feature = "tls")]
 mod ktls;
+mod moving;
 mod options;
 mod outgoing;
 mod registered;
@@ -52,6 +53,7 @@ mod transport;
 pub use allocation::Allocation;
 pub use backend::{Nbd, OpenError, SeveralConnections};
 pub use connect::{ConnectError, Offer, info, list};
+pub use device::Announce;
 pub use handler::NbdHandler;
 pub use options::{NbdOptions, ParseRetryError, Retry, TlsOptions};
 pub use security::TlsSetupError;

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::server::{Fault, MULTI_CONN, READ_ONLY, Server};
-use common::{Run, open, options, serve};
+use common::{open, options, serve};
 use ublk_nbd::{LinkState, Nbd, OpenError, Retry};
 use ublk_sim::Config;
 
@@ -283,65 +283,4 @@ fn giving_up_fails_what_waits() {
     });
     assert_eq!(run.result, Ok(()));
     assert!(run.report.failed > 900);
-}
-
-/// Serves the device and moves it after the first server has had some requests.
-fn move_under_load(nbd: &Nbd, config: &Config, from: &Server, to: &Server) -> Run {
-    let begun = from.requests();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while from.requests() < begun + 2000 {
-                thread::sleep(Duration::from_millis(1));
-            }
-            let to = to.uri().parse().expect("a URI");
-            nbd.move_to(to).expect("one connection");
-        });
-        serve(nbd, config)
-    })
-}
-
-/// A device moves to a second server with the same data under load: the old connection is drained and flushed.
-#[test]
-fn a_device_moves_under_load() {
-    let (one, two) = (Server::start(SIZE, &[]), Server::start(SIZE, &[]));
-    two.share_data_of(&one);
-    let nbd = open(&options(&one));
-    let config = Config {
-        requests: 20_000,
-        ..config(7)
-    };
-    let run = move_under_load(&nbd, &config, &one, &two);
-    run.assert_clean(20_000);
-    assert_eq!((one.connections(), two.connections()), (1, 1));
-    assert!(two.requests() > 1000, "{}", two.requests());
-    let status = nbd.status();
-    assert_eq!((status.reconnects, status.replayed), (0, 0));
-    // A smaller export is refused as the target of a move.
-    let small = Server::start(SIZE / 2, &[]);
-    let nbd = open(&options(&one));
-    let run = move_under_load(&nbd, &config, &one, &small);
-    assert_eq!((run.report.completed, run.report.failed), (20_000, 0));
-    assert_eq!(small.requests(), 0);
-    let error = nbd.status().last_error.expect("why it did not move");
-    assert!(error.contains("524288 bytes"), "{error}");
-}
-
-/// A device stays on a server whose last FLUSH fails, because that server may hold the only copy of answered data.
-#[test]
-fn a_device_does_not_move_from_a_server_that_cannot_flush() {
-    let (one, two) = (Server::start(SIZE, &[]), Server::start(SIZE, &[]));
-    two.share_data_of(&one);
-    one.change(|b| b.cannot_flush = true);
-    let nbd = open(&options(&one));
-    let config = Config {
-        requests: 20_000,
-        read_percent: 100,
-        ..config(9)
-    };
-    let run = move_under_load(&nbd, &config, &one, &two);
-    run.assert_clean(20_000);
-    assert_eq!(two.requests(), 0);
-    let error = nbd.status().last_error.expect("why it did not move");
-    assert!(error.contains("last flush"), "{error}");
-    assert_eq!(nbd.uri().to_string(), one.uri());
 }

@@ -84,6 +84,7 @@ fn parts(backend: &Backend) -> Result<(&Add, BackendSpec, u32), Failure> {
             tls,
         } => {
             let backend = BackendSpec::Nbd {
+                moving_to: None,
                 uri: uri.clone(),
                 length: None,
                 retry: *retry,

@@ -12,6 +12,7 @@ use crate::link::message::{
 use crate::log;
 use crate::names;
 use crate::report::Health;
+use crate::spec::{BackendCommand, NbdCommand};
 use crate::state::Phase;
 use crate::sys::poll;
 use std::io;
@@ -166,11 +167,17 @@ impl Agent<'_> {
                     }
                 }
                 Ok(Some(FromServer::Failed(failure))) => ending.failed = Some(failure),
+                Ok(Some(FromServer::Moves { uri })) => self.is_at(&uri, false),
                 Ok(Some(FromServer::Health {
                     ticket,
                     health,
                     more,
                 })) => {
+                    if let Some(nbd) = &health.nbd {
+                        // An earlier question's answer says nothing about the latest move.
+                        let settled = nbd.moving_to.is_none() && ticket >= self.move_ticket;
+                        self.is_at(&nbd.uri, settled);
+                    }
                     self.relay
                         .answer(ticket, Report::Health(health.into()), more);
                 }
@@ -191,6 +198,14 @@ impl Agent<'_> {
                     return;
                 }
             }
+        }
+    }
+
+    /// Records the NBD server that the device is at, unless that is known.
+    fn is_at(&mut self, uri: &str, settled: bool) {
+        let device = self.device.as_mut();
+        if device.is_some_and(|device| device.record.spec.backend.is_at(uri, settled)) {
+            self.save();
         }
     }
 
@@ -230,6 +245,11 @@ impl Agent<'_> {
         let Some((ticket, question)) = self.relay.accept() else {
             return;
         };
+        let before = self
+            .device
+            .as_ref()
+            .map(|device| device.record.spec.backend.clone());
+        let mut question = question;
         let spec = self.device.as_mut().map(|device| &mut device.record.spec);
         let changed = match (&question, spec) {
             (Some(Question::Backend(command)), Some(spec)) => spec.backend.keep(command),
@@ -242,10 +262,24 @@ impl Agent<'_> {
             _ => false,
         };
         if changed
-            && let Some(device) = &self.device
+            && let Some(device) = &mut self.device
             && let Err(e) = self.store.write(&device.record)
         {
-            tracing::warn!("the change is not recorded for later servers: {e}");
+            if let Some(before) = before
+                && before.moving_to() != device.record.spec.backend.moving_to()
+            {
+                // Unrecorded, the device would be back at the old server with its next process.
+                tracing::warn!("the device does not move, because that cannot be recorded: {e}");
+                device.record.spec.backend = before;
+                question = None;
+            } else {
+                tracing::warn!("the change is not recorded for later servers: {e}");
+            }
+        }
+        if let Some(Question::Backend(BackendCommand::Nbd(NbdCommand { uri: Some(_), .. }))) =
+            &question
+        {
+            self.move_ticket = ticket;
         }
         self.tell_server(&match question {
             None => ToServer::Health { ticket },
@@ -446,6 +480,8 @@ impl Agent<'_> {
             return Ok(());
         };
         let id = device.id;
+        // All that the server sent has been read.
+        device.record.spec.backend.has_not_moved();
         // Kept only for another server under this agent.
         let revived = device.record.spec.supervise || self.heir.is_deserted();
         if !revived || self.inputs.told_to_end || ending.asked.is_some() {

@@ -13,6 +13,7 @@ use crate::link::peer::Peer;
 use crate::link::{LINK_VERSION, LinkError};
 use crate::policy;
 use crate::report::Added;
+use crate::spec::BackendSpec;
 use crate::state::{Phase, Prepared, ProcessId, Record};
 use crate::sys::{poll, process};
 use std::os::fd::AsFd;
@@ -41,6 +42,29 @@ enum Way {
     Agent,
 }
 
+/// Refuses another server for a device that may be at either of two NBD servers.
+fn is_somewhere(id: DevId, record: &Record, way: Way) -> Result<(), Failure> {
+    let (BackendSpec::Nbd { uri, .. }, Some(to)) =
+        (&record.spec.backend, record.spec.backend.moving_to())
+    else {
+        return Ok(());
+    };
+    let failure = match way {
+        // The server knows.
+        Way::Agent => return Ok(()),
+        Way::Other => Failure::failed(format!("device {id} is moving from {uri} to {to}")).hint(
+            format!("wait until it has (`ublkctl info {id}`), or end that with `ublkctl nbd move {id} {uri}`"),
+        ),
+        Way::Server => Failure::failed(format!(
+            "device {id} was moving from {uri} to {to} when its processes ended: either may have its last writes"
+        ))
+        .hint(format!(
+            "find out which, then `ublkctl nbd move {id}` to that one and `ublkctl recover {id}`"
+        )),
+    };
+    Err(failure)
+}
+
 impl Agent<'_> {
     /// Starts a new server for a device. On failure, [`Agent::give_up`] releases the device in its current state.
     ///
@@ -63,6 +87,7 @@ impl Agent<'_> {
         crate::log::journal::device(id.get(), record.spec.name.as_deref());
         let served = self.store.has_server(&record);
         let mut way = way(request, &geometry, served)?;
+        is_somewhere(id, &record, way)?;
         self.take_care(request, &geometry, way, deadline)?;
         if way == Way::Agent {
             if self.lock.is_none() {
@@ -137,8 +162,8 @@ impl Agent<'_> {
         drop(passed);
         let described = self.described(deadline);
         let size = request.size.unwrap_or(params.size);
-        let files = record.spec.backend.members().len();
-        let (limits, backing) = described.map_err(|f| of_a_device(f, request, (size, files)))?;
+        let backend = &record.spec.backend;
+        let (limits, backing) = described.map_err(|f| of_a_device(f, request, (size, backend)))?;
         record.backing = backing;
         ublk_core::recovery::fits(&limits, params)
             .map_err(|misfit| Failure::failed(format!("device {}: {misfit}", request.id)))
@@ -368,6 +393,11 @@ impl Agent<'_> {
         self.attach = None;
         self.publish(prepared);
         tracing::info!("device {id} has an agent again; its server is process {pid}");
+        if let Some(device) = &self.device
+            && device.record.spec.backend.moving_to().is_some()
+        {
+            self.tell_server(&ToServer::Health { ticket: 0 });
+        }
         Ok(self.added(&params, pid))
     }
 
@@ -562,8 +592,27 @@ fn way(request: &RecoverRequest, geometry: &Geometry, served: bool) -> Result<Wa
 pub(super) fn of_a_device(
     mut failure: Failure,
     request: &RecoverRequest,
-    (size, files): (u64, usize),
+    (size, backend): (u64, &BackendSpec),
 ) -> Failure {
+    if let BackendSpec::Nbd { uri, .. } = backend {
+        if failure.kind == FailureKind::Usage && request.size.is_none() {
+            failure.kind = FailureKind::Failed;
+        }
+        let id = request.id;
+        let elsewhere = match request.replace {
+            true => format!("device {id} goes on with its server process, on {uri}"),
+            false => format!(
+                "the device is on {uri}; if another server has the same data, `ublkctl nbd move {id} URI`, then `ublkctl \
+                 recover {id}`"
+            ),
+        };
+        failure.hint = Some(match failure.hint {
+            Some(hint) if !hint.contains("--wait-for-server") => format!("{hint}; {elsewhere}"),
+            _ => elsewhere,
+        });
+        return failure;
+    }
+    let files = backend.members().len();
     if failure.kind == FailureKind::Usage && request.size.is_none() {
         failure.kind = FailureKind::Failed;
         failure.hint.get_or_insert_with(|| match files {

@@ -173,7 +173,7 @@ fn receive(mut stream: &UnixStream) -> Option<Question> {
 mod tests {
     use super::*;
     use crate::link::message::MetricsQuestion;
-    use crate::spec::BackendCommand;
+    use crate::spec::{BackendCommand, NbdCommand};
     use ublk_metrics::Level;
 
     /// A caller that sends nothing requests the health, however it sends nothing; so does one that sends garbage.
@@ -190,13 +190,10 @@ mod tests {
         assert_eq!(said(b"", true), None);
         assert_eq!(said(b"", false), None);
         assert_eq!(said(b"{\"backend\":\"tape\"}", true), None);
-        let command = BackendCommand::Nbd {
-            uri: None,
+        let command = BackendCommand::Nbd(NbdCommand {
             retry: Some(crate::spec::Retry::Forever),
-            size: None,
-            give_up: false,
-            keep: true,
-        };
+            ..NbdCommand::default()
+        });
         let bytes = serde_json::to_vec(&command).unwrap();
         assert_eq!(said(&bytes, true), Some(Question::Backend(command.clone())));
         for (text, metrics) in [
@@ -210,6 +207,7 @@ mod tests {
         assert_eq!(said(b"{\"metrics\":\"all\"}", true), None);
         let mut spec = crate::spec::BackendSpec::Nbd {
             uri: "nbd://one/".to_owned(),
+            moving_to: None,
             length: None,
             retry: crate::spec::Retry::Never,
             request_timeout: 30,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use ublk_core::{DataMode, DevId, Features, Mode, Recovery};
 
+mod moves;
 mod recover;
 
 struct Play {

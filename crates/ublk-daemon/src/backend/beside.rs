@@ -32,7 +32,7 @@ pub(super) fn zoned(
     }
     let pointers = ZonesFile::beside(path);
     let device = match purpose {
-        Purpose::Look => ZonedDevice::looked_at(file, zones, &pointers.clone().create(true)),
+        Purpose::Look(_) => ZonedDevice::looked_at(file, zones, &pointers.clone().create(true)),
         Purpose::Make => ZonedDevice::prepared(file, zones, &pointers.clone().create(true)),
         // Without them a device that holds data would seem empty.
         Purpose::Continue | Purpose::Accept => {
@@ -102,7 +102,7 @@ pub(super) fn protected(
             .hint("name another file for the integrity metadata (--integrity-file)"));
     }
     let device = match purpose {
-        Purpose::Look => Protected::looked_at(file, integrity, &side.clone().create(true)),
+        Purpose::Look(_) => Protected::looked_at(file, integrity, &side.clone().create(true)),
         Purpose::Make => Protected::prepared(file, integrity, &side.clone().create(true)),
         // Without it, a device that has metadata would seem to have none; its size may be about to change.
         Purpose::Continue | Purpose::Accept => {

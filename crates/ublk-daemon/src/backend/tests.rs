@@ -2,6 +2,10 @@ use super::*;
 use ublk_backends::ZoneLayout;
 use ublk_core::Mode;
 
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
 fn spec(backend: BackendSpec, block_size: u32) -> AddSpec {
     AddSpec {
         backend,
@@ -17,7 +21,7 @@ fn backends_are_what_was_asked_for() {
         BackendSpec::Null { size: 1 << 30 },
         BackendSpec::Mem { size: 1 << 30 },
     ] {
-        let limits = limits_of(&spec(backend, 4096)).unwrap();
+        let limits = limits_of(&spec(backend, 4096), soon()).unwrap();
         assert_eq!((limits.size, limits.logical_block_size), (1 << 30, 4096));
         assert!(limits.read_only);
     }
@@ -46,13 +50,13 @@ fn the_data_mode_is_chosen_by_backend() {
         ),
         (file(&path), of_file),
     ] {
-        resolve(&mut spec).unwrap();
+        resolve(&mut spec, soon()).unwrap();
         assert_eq!(spec.auto, None);
         spec.auto = Some(DataMode::GetData);
-        resolve(&mut spec).unwrap();
+        resolve(&mut spec, soon()).unwrap();
         assert_eq!(spec.auto, Some(pays));
         spec.unprivileged = true;
-        resolve(&mut spec).unwrap();
+        resolve(&mut spec, soon()).unwrap();
         assert_eq!(spec.auto, Some(DataMode::Copy));
     }
 }
@@ -70,7 +74,7 @@ fn zoned_devices_use_user_copy() {
         max_open: 0,
         max_active: 0,
     });
-    let limits = resolve(&mut open).unwrap();
+    let limits = resolve(&mut open, soon()).unwrap();
     assert_eq!((open.mode.data, open.auto), (DataMode::UserCopy, None));
     crate::front::check(&open, limits).unwrap();
 }
@@ -102,12 +106,12 @@ fn a_file_keeps_its_integrity_metadata() {
     let mut spec = plain.clone();
     spec.parameters.integrity = Some("crc16:8".parse().unwrap());
     spec.auto = Some(DataMode::Copy);
-    resolve(&mut spec).unwrap();
+    resolve(&mut spec, soon()).unwrap();
     assert_eq!(spec.mode.data, DataMode::UserCopy);
     let side = side_file(&spec).unwrap();
     assert_eq!(side.path(), directory.path().join("disk.img.integrity"));
     assert!(!side.exists());
-    limits_of(&plain).unwrap();
+    limits_of(&plain, soon()).unwrap();
     let serve = |spec: &AddSpec, purpose| {
         let opened = open(spec, purpose, |number, path, _| {
             let file = options(spec, number, path).open();
@@ -122,10 +126,10 @@ fn a_file_keeps_its_integrity_metadata() {
     );
     let served = serve(&spec, Purpose::Make).unwrap();
     assert!(side.exists());
-    let failure = limits_of(&plain).unwrap_err();
+    let failure = limits_of(&plain, soon()).unwrap_err();
     assert!(failure.text.contains("would not match"), "{failure:?}");
     plain.read_only = true;
-    limits_of(&plain).unwrap();
+    limits_of(&plain, soon()).unwrap();
     drop(served);
     // The next server may be for another size, a new device may not.
     spec.backend.set_size(512 << 10);
@@ -151,12 +155,12 @@ fn a_file_device_keeps_its_size() {
     let path = directory.path().join("disk.img");
     create_file(&path, 1 << 20).unwrap().keep();
     let mut spec = file(&path);
-    resolve(&mut spec).unwrap();
+    resolve(&mut spec, soon()).unwrap();
     assert_eq!(spec.backend.size(), (1 << 20) - 4096);
     assert!(spec.block_size >= 512);
     let grown = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     grown.set_len(2 << 20).unwrap();
-    assert_eq!(limits_of(&spec).unwrap().size, (1 << 20) - 4096);
+    assert_eq!(limits_of(&spec, soon()).unwrap().size, (1 << 20) - 4096);
     let failure = create_file(&path, 1 << 20).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Failed);
     assert!(
@@ -164,16 +168,16 @@ fn a_file_device_keeps_its_size() {
         "{failure:?}"
     );
     grown.set_len(4096).unwrap();
-    let failure = limits_of(&spec).unwrap_err();
+    let failure = limits_of(&spec, soon()).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Usage);
     assert!(failure.text.contains("disk.img"), "{failure:?}");
-    let failure = limits_of(&file(Path::new("/no/such/file"))).unwrap_err();
+    let failure = limits_of(&file(Path::new("/no/such/file")), soon()).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Failed);
     let hint = failure.hint.unwrap_or_default();
     assert!(hint.contains("--create --size"), "{hint}");
     let loops = path.with_file_name("loop.img");
     std::os::unix::fs::symlink(&loops, &loops).unwrap();
-    let failure = limits_of(&file(&loops)).unwrap_err();
+    let failure = limits_of(&file(&loops), soon()).unwrap_err();
     assert!(failure.text.contains("ELOOP"), "{failure:?}");
     assert_eq!(failure.errno, Some(ublk_core::Errno::ELOOP));
 }
@@ -181,7 +185,7 @@ fn a_file_device_keeps_its_size() {
 /// L13 Insufficient address space is reported as the machine's limit, not as a usage error.
 #[test]
 fn l13_too_little_address_space_is_a_failure() {
-    let failure = limits_of(&spec(BackendSpec::Mem { size: 1 << 62 }, 512)).unwrap_err();
+    let failure = limits_of(&spec(BackendSpec::Mem { size: 1 << 62 }, 512), soon()).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Failed, "{failure:?}");
     assert!(failure.text.contains("smaller size"), "{failure:?}");
 }
@@ -208,7 +212,7 @@ fn modes_that_cannot_be_served_are_refused_with_the_reason() {
                     mode,
                     ..spec(backend.clone(), 512)
                 };
-                match (limits_of(&asked), why) {
+                match (limits_of(&asked, soon()), why) {
                     (Ok(_), None) => {}
                     (Err(failure), Some(why)) => {
                         assert_eq!(failure.kind, FailureKind::Usage, "{failure:?}");
@@ -225,7 +229,7 @@ fn modes_that_cannot_be_served_are_refused_with_the_reason() {
 #[test]
 fn l13_bad_sizes_are_usage_errors() {
     for size in [0, 100, 513, u64::MAX] {
-        let failure = limits_of(&spec(BackendSpec::Mem { size }, 512)).unwrap_err();
+        let failure = limits_of(&spec(BackendSpec::Mem { size }, 512), soon()).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Usage, "{size}");
     }
 }
@@ -259,7 +263,7 @@ fn a_file_keeps_its_write_pointers() {
         });
         opened.map(|(opened, _)| opened)
     };
-    limits_of(&plain).unwrap();
+    limits_of(&plain, soon()).unwrap();
     let second = |path: &Path| Second::of(&zoned(path)).unwrap();
     second(&link).refuse_old().unwrap();
     let served = serve(&zoned(&link), Purpose::Make).unwrap();
@@ -267,11 +271,11 @@ fn a_file_keeps_its_write_pointers() {
     assert!(pointers.exists());
     for path in [&path, &link] {
         let mut other = file(path);
-        let failure = limits_of(&other).unwrap_err();
+        let failure = limits_of(&other, soon()).unwrap_err();
         assert!(failure.text.contains("write pointers"), "{failure:?}");
         other.parameters.integrity = Some("crc16:8".parse().unwrap());
         other.mode.data = DataMode::UserCopy;
-        let failure = limits_of(&other).unwrap_err();
+        let failure = limits_of(&other, soon()).unwrap_err();
         assert!(failure.text.contains("write pointers"), "{failure:?}");
         let failure = serve(&zoned(path), Purpose::Make).unwrap_err();
         assert!(failure.text.contains("another server"), "{failure:?}");

@@ -60,7 +60,7 @@ pub fn add(
 ) -> Result<(Added, Foreground), Failure> {
     let until = deadline_in(deadline);
     let _name = reserve(spec.name.as_deref(), until)?;
-    check(&spec, backend::limits_of(&spec)?)?;
+    check(&spec, backend::limits_of(&spec, until)?)?;
     let left = until.saturating_duration_since(Instant::now());
     add_checked(program, spec, lifetime, log, left)
 }

@@ -42,6 +42,9 @@ pub struct Backing {
     pub offset: u64,
     /// Length of the device in bytes.
     pub length: Option<u64>,
+    /// The NBD server that the device moves to, or moved to when its processes ended.
+    #[serde(default)]
+    pub moving_to: Option<String>,
 }
 
 impl Backing {
@@ -56,6 +59,7 @@ impl Backing {
                 path: path.clone(),
                 offset: *offset,
                 length: *length,
+                moving_to: None,
             }),
             BackendSpec::Linear { files } | BackendSpec::Stripe { files, .. } => {
                 let paths = files.files.iter().map(|file| file.path.to_string_lossy());
@@ -63,12 +67,19 @@ impl Backing {
                     path: PathBuf::from(paths.collect::<Vec<_>>().join(",")),
                     offset: 0,
                     length: Some(files.bytes),
+                    moving_to: None,
                 })
             }
-            BackendSpec::Nbd { uri, length, .. } => Some(Self {
+            BackendSpec::Nbd {
+                uri,
+                moving_to,
+                length,
+                ..
+            } => Some(Self {
                 path: PathBuf::from(uri),
                 offset: 0,
                 length: *length,
+                moving_to: moving_to.clone(),
             }),
             _ => None,
         }

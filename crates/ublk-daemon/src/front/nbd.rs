@@ -1,22 +1,27 @@
-//! Commands for NBD devices: another retry policy, another server.
+//! Commands for NBD devices: another retry policy, another server, what a server offers.
 
-use super::reserve::change_alone;
+mod moves;
+
+pub use moves::nbd_move;
+
 use super::{ask, by_helper};
 use crate::backend;
 use crate::failure::{Failure, FailureKind};
 use crate::report::{NbdReport, TlsInfo};
-use crate::spec::BackendCommand;
-use crate::spec::{BackendSpec, Retry, TlsOptions};
+use crate::spec::{BackendCommand, BackendSpec, NbdCommand, Retry, TlsOptions};
 use crate::state::{Record, Store};
 use nbd_client::{Framing, TransmissionFlags, Uri, UriError};
 use serde::Serialize;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, deadline_in};
-use ublk_ctrl::{Controller, wait};
+use ublk_ctrl::Controller;
 
 /// Deadline of one question to the server process.
 const ASK: Duration = Duration::from_secs(5);
+
+/// Least time for one.
+const LEAST: Duration = Duration::from_secs(1);
 
 /// What is in force after a change: what the commands print as JSON.
 #[derive(Debug, Clone, Serialize)]
@@ -41,127 +46,26 @@ pub fn nbd_retry(
 ) -> Result<NbdChanged, Failure> {
     let until = deadline_in(deadline);
     record_of(program, id, until)?;
-    let command = BackendCommand::Nbd {
-        uri: None,
+    let command = NbdCommand {
         retry: Some(retry),
-        size: None,
-        give_up: false,
-        keep: true,
+        ..NbdCommand::default()
     };
-    let changed = ask(id, &command, until)?;
+    let changed = ask(id, command, until)?;
     match changed.nbd.retry == retry {
         true => Ok(changed),
         false => Err(too_old(id)),
     }
 }
 
-/// Moves a live device to another NBD server, which has to have the same data: the old connections are drained and flushed
-/// first. The device stays where it is if the new server cannot be reached or has another export.
-///
-/// # Errors
-/// As for [`nbd_retry`]; the other NBD server does not suit the device; the deadline, after which the move may still come about.
-pub fn nbd_move(
-    program: &Path,
-    id: DevId,
-    to: &str,
-    deadline: Duration,
-) -> Result<NbdChanged, Failure> {
-    let until = deadline_in(deadline);
-    record_of(program, id, until)?;
-    let _lock = change_alone(id, until)?;
-    // Now that no other command changes it.
-    let mut spec = record_of(program, id, until)?.spec;
-    if spec.queues > 1 {
-        let text = format!(
-            "device {id} has {} queues, each with its connection",
-            spec.queues
-        );
-        return Err(Failure::failed(text).hint(
-            "only a device of one queue can move: several would use two servers at once for a time, whose caches need not agree",
-        ));
-    }
-    let BackendSpec::Nbd {
-        uri,
-        wait_for_server,
-        ..
-    } = &mut spec.backend
-    else {
-        return Err(not_nbd(id));
-    };
-    let from = std::mem::replace(uri, to.to_owned());
-    *wait_for_server = 0;
-    // Seen from here first: what can be refused is refused with nothing changed.
-    let limits = backend::limits_of(&spec)?;
-    let towards = |uri: &str, keep| BackendCommand::Nbd {
-        uri: Some(uri.to_owned()),
-        retry: None,
-        size: None,
-        give_up: false,
-        keep,
-    };
-    let change = |keep| towards(to, keep);
-    // Asked once: a server process that has refused to move would try again with each repetition.
-    let mut changed = ask(id, &change(false), until)?;
-    let look = BackendCommand::Nbd {
-        uri: None,
-        retry: None,
-        size: None,
-        give_up: false,
-        keep: false,
-    };
-    let moved = wait::until(until, || {
-        if changed.nbd.moving > 0 {
-            changed = ask(id, &look, until)?;
-        }
-        Ok::<_, Failure>((changed.nbd.moving == 0).then_some(()))
-    })?;
-    if moved.is_none() {
-        // The record has the old server: so does the device.
-        ask(id, &towards(&from, false), Instant::now() + ASK)?;
-        return Err(Failure::new(
-            FailureKind::TimedOut,
-            format!("device {id} has not moved by the deadline, and stays with {from}"),
-        ));
-    }
-    if let Some(why) = &changed.nbd.last_error
-        && why.starts_with("not moved")
-    {
-        return Err(Failure::failed(format!("device {id}: {why}")));
-    }
-    if parsed(&changed.nbd.uri)? != parsed(to)? {
-        // The server process was replaced meanwhile, and knows the old server only.
-        return Err(Failure::failed(format!(
-            "device {id} has not moved, and stays with {}: its server process was replaced meanwhile",
-            changed.nbd.uri
-        )));
-    }
-    if let Some(size) = read_size(id).filter(|size| limits.size > *size) {
-        tracing::warn!(
-            "the export of {to} has {} bytes, device {id} has {size}: `ublkctl resize {id} SIZE` follows, if it is meant to be \
-             larger",
-            limits.size
-        );
-    }
-    ask(id, &change(true), Instant::now() + ASK)
-}
-
-/// Bytes of the device, by sysfs; `None` if it cannot be read.
-fn read_size(id: DevId) -> Option<u64> {
-    let sectors = std::fs::read_to_string(format!("/sys/block/ublkb{id}/size")).ok()?;
-    Some(sectors.trim().parse::<u64>().ok()? * 512)
-}
-
 /// Makes the server process fail the requests that wait for an unreachable NBD server, before a forced stop of the device.
 pub(super) fn give_up(record: &Record, id: DevId) {
     if matches!(record.spec.backend, BackendSpec::Nbd { .. }) {
-        let command = BackendCommand::Nbd {
-            uri: None,
-            retry: None,
-            size: None,
+        let command = BackendCommand::Nbd(NbdCommand {
             give_up: true,
-            keep: false,
-        };
-        if ask::command(id, &command, ASK).is_err() {
+            ..NbdCommand::default()
+        });
+        let served = Store::of_user().is_ok_and(|store| store.has_server(record));
+        if served && ask::command(id, &command, ASK).is_err() {
             tracing::warn!("the server process of device {id} does not answer");
         }
     }
@@ -170,13 +74,10 @@ pub(super) fn give_up(record: &Record, id: DevId) {
 /// Tells the server process of a device that was shrunk how large an export has to be from now on.
 pub(super) fn shrunk(record: &Record, id: DevId, size: u64) {
     if matches!(record.spec.backend, BackendSpec::Nbd { .. }) {
-        let command = BackendCommand::Nbd {
-            uri: None,
-            retry: None,
+        let command = BackendCommand::Nbd(NbdCommand {
             size: Some(size),
-            give_up: false,
-            keep: false,
-        };
+            ..NbdCommand::default()
+        });
         if ask::command(id, &command, ASK).is_err() {
             tracing::warn!(
                 "the server process of device {id} does not answer: until its next restart a smaller export makes the device \
@@ -213,9 +114,11 @@ fn too_old(id: DevId) -> Failure {
     ))
 }
 
-fn ask(id: DevId, command: &BackendCommand, until: Instant) -> Result<NbdChanged, Failure> {
+/// Asks the server process, which has a second even if the deadline comes first.
+fn ask(id: DevId, command: NbdCommand, until: Instant) -> Result<NbdChanged, Failure> {
     let left = until.saturating_duration_since(Instant::now());
-    let answer = ask::command(id, command, left.min(ASK));
+    let command = BackendCommand::Nbd(command);
+    let answer = ask::command(id, &command, left.clamp(LEAST, ASK));
     let health = answer.map_err(|silence| silence.of_change(id))?;
     let nbd = health.nbd.ok_or_else(|| too_old(id))?;
     Ok(NbdChanged { id: id.get(), nbd })

@@ -217,6 +217,7 @@ mod tests {
                 retry: crate::spec::Retry::Forever,
                 uri: String::new(),
                 moving: 0,
+                moving_to: None,
                 tls: None,
             });
             Some(health)

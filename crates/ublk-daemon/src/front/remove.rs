@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use ublk_core::deadline_in;
 use ublk_core::{DevId, DevState, Geometry};
 use ublk_ctrl::{Command, Controller, Error, wait};
-use verdict::{Needs, verdict};
+use verdict::{Needs, Unwritten, unwritten, verdict};
 use watch::Watch;
 
 /// How long to wait for a short-lived opener (udev, right after the start), and for a claim without a known holder, such
@@ -273,6 +273,10 @@ impl<'a> Removal<'a> {
             nbd::give_up(record, self.id);
         }
         let unknown = self.ask()?;
+        if self.is_forced() {
+            let unwritten = unwritten(&self.info, &self.holders, unknown.as_ref());
+            self.lost.extend(unwritten.map(Unwritten::lost));
+        }
         let needs = verdict(&self.info, &self.holders, unknown, self.is_forced())?;
         if self.is_forced() && !self.holders.losing().is_empty() {
             let state = self.info.state();

@@ -81,7 +81,7 @@ pub fn resize(
     // Now that no other command changes it.
     let (info, before) = by_helper(program, look)?;
     let record = record(&info)?;
-    let size = room(&record, size, accept_backing)?;
+    let size = room(&record, size, accept_backing, until)?;
     let mut resized = Resized {
         id: id.get(),
         path: PathBuf::from(format!("/dev/ublkb{id}")),
@@ -111,7 +111,12 @@ pub fn resize(
 }
 
 /// The size that the backend can have; for `None` the current size of the file.
-fn room(record: &Record, size: Option<u64>, accept_backing: bool) -> Result<u64, Failure> {
+fn room(
+    record: &Record,
+    size: Option<u64>,
+    accept_backing: bool,
+    until: Instant,
+) -> Result<u64, Failure> {
     let block = u64::from(record.spec.block_size);
     if let Some(size) = size.filter(|size| *size == 0 || !size.is_multiple_of(block)) {
         let text = format!("a device cannot have {size} bytes: its block size is {block}");
@@ -156,9 +161,14 @@ fn room(record: &Record, size: Option<u64>, accept_backing: bool) -> Result<u64,
         }
     }
     let limits =
-        backend::limits_again(record, &spec, accept_backing).map_err(|f| match f.hint {
-            Some(_) => f,
-            None => f.hint("grow the file first (`truncate -s`)"),
+        backend::limits_again(record, &spec, accept_backing, until).map_err(|f| {
+            match (&f.hint, &spec.backend) {
+                (None, BackendSpec::File { .. }) => f.hint("grow the file first (`truncate -s`)"),
+                (None, BackendSpec::Nbd { .. }) if f.kind != FailureKind::TimedOut => {
+                    f.hint("grow the export first, where its server has it")
+                }
+                _ => f,
+            }
         })?;
     Ok(limits.size)
 }

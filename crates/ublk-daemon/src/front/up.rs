@@ -98,6 +98,9 @@ fn left(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now())
 }
 
+/// How long a server may take to describe an export that is only checked.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// Like [`make`]; the caller has reserved the name.
 fn make_reserved(
     program: &Path,
@@ -108,11 +111,12 @@ fn make_reserved(
     let mut spec = wanted.spec.clone();
     let created = create(wanted)?;
     let second = Second::of(&spec).filter(|second| !second.is_there());
-    let limits = backend::resolve(&mut spec)?;
+    let until = deadline_in(deadline);
+    let limits = backend::resolve(&mut spec, until)?;
     fits(wanted, &limits)?;
     let made = check(&spec, limits).and_then(|()| {
         let log = wanted.log.clone();
-        add_checked(program, spec, lifetime, log, deadline)
+        add_checked(program, spec, lifetime, log, left(until))
     });
     // A device that may still come up needs its files.
     let failure = made.as_ref().err();
@@ -136,7 +140,7 @@ pub fn vet(wanted: &Wanted) -> Result<(), Failure> {
     if wanted.create.is_some() && std::fs::symlink_metadata(file(&wanted.spec)).is_err() {
         return Ok(());
     }
-    let limits = backend::limits_of(&wanted.spec)?;
+    let limits = backend::limits_of(&wanted.spec, deadline_in(LOOK))?;
     check(&wanted.spec, limits)?;
     fits(wanted, &limits)
 }

@@ -208,6 +208,11 @@ pub enum FromServer {
         /// Final health snapshot.
         health: Option<Health>,
     },
+    /// The NBD device goes to another server: this is where its data is from now on. Sent before the first request goes there.
+    Moves {
+        /// The server's URI.
+        uri: String,
+    },
     /// A queue failed, and therefore the device.
     Failed(Failure),
     /// First message to a new agent that found the server running without one.

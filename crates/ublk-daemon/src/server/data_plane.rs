@@ -1,6 +1,6 @@
 //! The data plane behind the server role: a backend of ours served by `ublk-queue`.
 
-use super::engine::{Backing, Engine, Running};
+use super::engine::{Announce, Backing, Engine, Running};
 use super::failures::{Failures, Members};
 use super::sandbox;
 use crate::backend::{
@@ -11,7 +11,7 @@ use crate::link::message::{Assignment, Opening};
 use crate::problems;
 use crate::report::{FileReport, Health, NbdReport, OldestReport, QueueReport, ShmReport, Stats};
 use crate::shm;
-use crate::spec::{AddSpec, BackendCommand, BackendSpec};
+use crate::spec::{AddSpec, BackendCommand, BackendSpec, NbdCommand};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -325,17 +325,20 @@ impl Running for Served {
     fn command(&self, command: &BackendCommand) {
         let (
             Some(nbd),
-            BackendCommand::Nbd {
+            BackendCommand::Nbd(NbdCommand {
                 uri,
+                stay,
                 retry,
                 size,
                 give_up,
-                keep: _,
-            },
+            }),
         ) = (&self.nbd, command)
         else {
             return;
         };
+        if *stay {
+            nbd.stay();
+        }
         if let Some(size) = size {
             nbd.set_size(*size);
         }
@@ -357,6 +360,12 @@ impl Running for Served {
                 "requests that wait for the NBD server fail, because the device is being stopped"
             );
             nbd.give_up();
+        }
+    }
+
+    fn announce_moves(&self, announce: Announce) {
+        if let Some(nbd) = &self.nbd {
+            nbd.announce_moves(Box::new(move |uri| announce(&uri.to_string())));
         }
     }
 
@@ -459,6 +468,7 @@ fn nbd_report(nbd: &Nbd) -> NbdReport {
         retry: nbd.retry(),
         uri: nbd.uri().to_string(),
         moving: status.moving,
+        moving_to: nbd.moves_to().map(|uri| uri.to_string()),
         tls: status.tls,
     }
 }

@@ -43,6 +43,9 @@ pub struct Backing {
     pub store: Vec<(Identity, OwnedFd)>,
 }
 
+/// Notes where a device goes, by URI. Called on any thread; does not block.
+pub type Announce = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
 /// A device being served.
 pub trait Running {
     /// Readable once all threads have ended.
@@ -70,6 +73,11 @@ pub trait Running {
     /// Changes how the backend works; a backend without the option ignores it. The health reports what is in force.
     fn command(&self, command: &BackendCommand) {
         let _ = command;
+    }
+
+    /// Calls this before the device goes to another server; if it fails, the device stays.
+    fn announce_moves(&self, announce: Announce) {
+        drop(announce);
     }
 
     /// What the device has done.

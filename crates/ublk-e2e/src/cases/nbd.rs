@@ -494,9 +494,6 @@ fn refused() -> Result<()> {
     cli::fails(&["add", "nbd", "nbds://127.0.0.1/"], 2, &["--tls-ca"])?;
     let server = Nbdkit::start(Some(&socket("refused")), &["-e", "disk", "memory", "0"])?;
     cli::fails(&["add", "nbd", &server.uri()], 1, &["0 bytes"])?;
-    let uri = server.uri();
-    let zero_copy = ["add", "nbd", &uri, "--data", "zero-copy"];
-    cli::fails(&zero_copy, 2, &["--data copy"])?;
     drop(server);
     let begun = Instant::now();
     cli::fails(

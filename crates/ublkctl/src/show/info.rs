@@ -102,6 +102,9 @@ impl Text {
                 .length
                 .map_or_else(String::new, |l| format!(", {}", size::show(l)));
             self.line("backing", format!("{}{length}", backing(b)));
+            if let Some(to) = &b.moving_to {
+                self.line("moving to", to.clone());
+            }
         }
         if let Some(integrity) = &i.integrity {
             let at = i.integrity_file.as_ref();
@@ -227,7 +230,7 @@ impl Text {
                 nbd.retry
             ),
         );
-        if let Some(tls) = &nbd.tls {
+        if let Some(tls) = nbd.tls.as_ref().filter(|_| nbd.connections > 0) {
             self.line("TLS", tls.to_string());
         }
         if let Some(error) = &nbd.last_error {

@@ -1,7 +1,7 @@
 use crate::agent::*;
 use crate::failure::FailureKind;
 use crate::fakes::{ID, Kernel, Threads, spec};
-use crate::spec::BackendSpec;
+use crate::spec::{BackendSpec, Files, Member};
 use crate::state::{Phase, ProcessId};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -397,18 +397,33 @@ fn l43_a_cut_file_is_a_failure_of_the_device() {
         deadline_ms: 5000,
     };
     let cut = || Failure::new(FailureKind::Usage, "the file ends before");
-    let told = crate::agent::recover::of_a_device(cut(), &request(None), (64 << 20, 1));
+    let one = BackendSpec::Null { size: 64 << 20 };
+    let part = Member {
+        path: "/disk".into(),
+        offset: 0,
+        length: None,
+    };
+    let two = BackendSpec::Linear {
+        files: Files {
+            files: vec![part.clone(), part],
+            buffered: false,
+            discard: false,
+            force: false,
+            bytes: 0,
+        },
+    };
+    let told = crate::agent::recover::of_a_device(cut(), &request(None), (64 << 20, &one));
     assert_eq!(told.kind, FailureKind::Failed);
     assert!(
         told.hint
             .is_some_and(|h| h.contains("truncate -s 67108864"))
     );
-    let several = crate::agent::recover::of_a_device(cut(), &request(None), (64 << 20, 2));
+    let several = crate::agent::recover::of_a_device(cut(), &request(None), (64 << 20, &two));
     assert!(
         several.hint.is_some_and(|h| !h.contains("67108864")),
         "no file is that long"
     );
-    let asked = crate::agent::recover::of_a_device(cut(), &request(Some(1 << 30)), (1 << 30, 1));
+    let asked = crate::agent::recover::of_a_device(cut(), &request(Some(1 << 30)), (1 << 30, &one));
     assert_eq!(asked, cut());
 }
 

@@ -46,13 +46,10 @@ pub(super) fn verdict(
         }
         _ if force || !state.is_recoverable() => Ok(Needs::Nothing),
         _ => {
-            let policy = Recovery::of(info.features());
             let why = if !holders.is_empty() {
                 format!("is {holders}: their unwritten data would be lost")
-            } else if holders.dirty != 0 && policy.stop_loses_dirty_data() {
-                format!("has {} bytes of dirty data", holders.dirty)
-            } else if unknown.is_some_and(|f| f.kind == FailureKind::TimedOut) {
-                "cannot be opened: a last close waits for write-back".to_owned()
+            } else if let Some(unwritten) = unwritten(info, holders, unknown.as_ref()) {
+                unwritten.why()
             } else {
                 return Ok(Needs::Nothing);
             };
@@ -63,6 +60,49 @@ pub(super) fn verdict(
             )
         }
     }
+}
+
+/// What a device that waits for a server holds and could only write to one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unwritten {
+    /// Bytes of dirty data.
+    Dirty(u64),
+    /// Unknown: a last close waits for it.
+    Closing,
+}
+
+impl Unwritten {
+    fn why(self) -> String {
+        match self {
+            Self::Dirty(bytes) => format!("has {bytes} bytes of dirty data"),
+            Self::Closing => "cannot be opened: a last close waits for write-back".to_owned(),
+        }
+    }
+
+    /// The words for its loss.
+    pub(super) fn lost(self) -> String {
+        match self {
+            Self::Dirty(bytes) => format!("{bytes} bytes had no server to go to"),
+            Self::Closing => "a last close waited for write-back".to_owned(),
+        }
+    }
+}
+
+/// What a stop of a device that waits for a server is known to lose.
+pub(super) fn unwritten(
+    info: &Geometry,
+    holders: &Holders,
+    unknown: Option<&Failure>,
+) -> Option<Unwritten> {
+    if info.state() == DevState::Live || !info.state().is_recoverable() {
+        return None;
+    }
+    let loses = Recovery::of(info.features()).stop_loses_dirty_data();
+    if holders.dirty != 0 && loses {
+        return Some(Unwritten::Dirty(holders.dirty));
+    }
+    let late = unknown.is_some_and(|failure| failure.kind == FailureKind::TimedOut);
+    late.then_some(Unwritten::Closing)
 }
 
 #[cfg(test)]
@@ -132,6 +172,10 @@ mod tests {
             let info = geometry_in(state, 1, features);
             let got = |force| verdict(&info, holders, None, force).ok();
             assert_eq!((got(false), got(true)), (safe, forced), "{state} {holders}");
+            // A forced stop says what it loses (live devices: when it could not be written back).
+            let lost = unwritten(&info, holders, None).map(Unwritten::lost);
+            let loses = state == quiesced && holders.dirty != 0;
+            assert_eq!(lost.is_some(), loses, "{state} {holders}");
         }
     }
 

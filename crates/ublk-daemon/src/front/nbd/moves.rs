@@ -1,0 +1,214 @@
+//! `nbd move`: another server for a device, live or not.
+
+use super::{ASK, NbdChanged, ask, not_nbd, parsed, record_of};
+use crate::backend;
+use crate::failure::{Failure, FailureKind};
+use crate::front::reserve::change_alone;
+use crate::report::NbdReport;
+use crate::spec::{AddSpec, BackendSpec, NbdCommand};
+use crate::state::{Record, Store};
+use nbd_client::Uri;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use ublk_core::{DevId, deadline_in};
+use ublk_ctrl::wait;
+
+/// Moves a device to another NBD server, which has to have the same data. The old connection of a live device is drained and
+/// flushed first, and the device stays where it is if the new server cannot be reached or has another export. A device
+/// without a server process has the new server from its next process on.
+///
+/// # Errors
+/// As for [`nbd_retry`](super::nbd_retry); the other NBD server does not suit the device; the deadline, and then the device
+/// stays where it is, unless its processes do not answer.
+pub fn nbd_move(
+    program: &Path,
+    id: DevId,
+    to: &str,
+    deadline: Duration,
+) -> Result<NbdChanged, Failure> {
+    let until = deadline_in(deadline);
+    record_of(program, id, until)?;
+    let _lock = change_alone(id, until)?;
+    // Now that no other command changes it.
+    let record = record_of(program, id, until)?;
+    let mut spec = record.spec.clone();
+    if spec.queues > 1 {
+        let text = format!(
+            "device {id} has {} queues, each with its connection",
+            spec.queues
+        );
+        return Err(Failure::failed(text).hint(
+            "only a device of one queue can move: several would use two servers at once for a time, whose caches need not agree",
+        ));
+    }
+    let BackendSpec::Nbd {
+        uri,
+        moving_to,
+        wait_for_server,
+        ..
+    } = &mut spec.backend
+    else {
+        return Err(not_nbd(id));
+    };
+    let from = std::mem::replace(uri, to.to_owned());
+    *wait_for_server = 0;
+    *moving_to = None;
+    // It may have been resized since it was added.
+    let size = read_size(id);
+    // Seen from here first: what can be refused is refused with nothing changed.
+    let suits = suits(&spec, size, until);
+    let offered = suits.map_err(|failure| stays(failure, id, &from))?;
+    warn(id, (&from, to), size.unwrap_or(offered), offered)?;
+    if !Store::of_user()?.has_server(&record) {
+        return recorded(&record, spec, until);
+    }
+    arrive(id, to, until)
+}
+
+/// Bytes of the export, which suits a device of this specification and size.
+fn suits(spec: &AddSpec, size: Option<u64>, until: Instant) -> Result<u64, Failure> {
+    let mut whole = spec.clone();
+    let BackendSpec::Nbd { uri, length, .. } = &mut whole.backend else {
+        return Err(Failure::failed("not an NBD device"));
+    };
+    let wanted = size.or(length.take());
+    let uri = uri.clone();
+    let offered = backend::limits_of(&whole, until)?.size;
+    match wanted.filter(|wanted| *wanted > offered) {
+        Some(wanted) => Err(Failure::failed(format!(
+            "{uri}: the export has {offered} bytes, fewer than the {wanted} of the device"
+        ))),
+        None => Ok(offered),
+    }
+}
+
+/// Says of a refused move what becomes of the device.
+fn stays(mut failure: Failure, id: DevId, from: &str) -> Failure {
+    failure.text = format!("device {id} stays with {from}: {}", failure.text);
+    if failure.kind == FailureKind::Usage && failure.hint.is_none() {
+        // The request is well formed, but the export is another one.
+        failure.kind = FailureKind::Failed;
+    }
+    failure.hint = match failure.hint {
+        Some(hint) if hint.contains("--tls-ca") => Some(
+            "name the directory of the certificates in the URI: `?tls-certificates=DIR`, with DIR/ca-cert.pem".to_owned(),
+        ),
+        Some(hint) if hint.contains("--wait-for-server") => {
+            Some("start that server first".to_owned())
+        }
+        hint => hint,
+    };
+    failure
+}
+
+/// Says what a move changes besides the place.
+fn warn(id: DevId, (from, to): (&str, &str), size: u64, offered: u64) -> Result<(), Failure> {
+    if offered > size {
+        tracing::warn!(
+            "the export of {to} has {offered} bytes, device {id} has {size}: `ublkctl resize {id} SIZE` follows, if it is meant \
+             to be larger"
+        );
+    }
+    let (from, at): (Uri, Uri) = (parsed(from)?, parsed(to)?);
+    if from.tls && !at.tls {
+        tracing::warn!("the data goes to {to} in plain text from now on, not over TLS as before");
+    }
+    Ok(())
+}
+
+/// Records the server of a device that has no server process.
+fn recorded(record: &Record, spec: AddSpec, until: Instant) -> Result<NbdChanged, Failure> {
+    let store = Store::of_user()?;
+    let id = record.id.unwrap_or_default();
+    // An agent that gives it a server has read the record.
+    let lock = store.lock(id, until)?;
+    let _lock = lock.ok_or_else(|| {
+        Failure::timed_out(format!("device {id} is being given a server process"))
+            .hint(format!("see `ublkctl info {id}`, then try again"))
+    })?;
+    let BackendSpec::Nbd { uri, retry, .. } = &spec.backend else {
+        return Err(Failure::failed("not an NBD device"));
+    };
+    let nbd = NbdReport {
+        state: "none".to_owned(),
+        since: 0,
+        last_error: None,
+        connections: 0,
+        reconnects: 0,
+        replayed: 0,
+        retry: *retry,
+        uri: uri.clone(),
+        moving: 0,
+        moving_to: None,
+        tls: None,
+    };
+    let mut changed = record.clone();
+    changed.spec.backend = spec.backend;
+    store.write(&changed)?;
+    tracing::info!(
+        "device {id} has no server process: `ublkctl recover {id}` starts one, on {}",
+        nbd.uri
+    );
+    Ok(NbdChanged { id, nbd })
+}
+
+/// Makes a live device move, and waits until it has.
+fn arrive(id: DevId, to: &str, until: Instant) -> Result<NbdChanged, Failure> {
+    let change = NbdCommand {
+        uri: Some(to.to_owned()),
+        ..NbdCommand::default()
+    };
+    // Asked once: a server process that has refused to move would try again with each repetition.
+    let mut changed = ask(id, change, until)?;
+    let settled = wait::until(until, || {
+        if changed.nbd.moving > 0 {
+            changed = ask(id, NbdCommand::default(), until)?;
+        }
+        Ok::<_, Failure>((changed.nbd.moving == 0).then_some(()))
+    })?;
+    let late = settled.is_none();
+    if late {
+        changed = given_up(id)?;
+    }
+    if parsed(&changed.nbd.uri)? == parsed(to)? {
+        return Ok(changed);
+    }
+    let at = &changed.nbd.uri;
+    if late {
+        let text = format!("device {id} has not moved by the deadline, and stays with {at}");
+        return Err(Failure::new(FailureKind::TimedOut, text).hint(
+            "it finishes the requests in flight on its old server and flushes there before it moves: see the state of that server",
+        ));
+    }
+    let why = changed.nbd.last_error.as_deref();
+    let why = why.filter(|why| why.starts_with("not moved"));
+    let why =
+        why.unwrap_or("its server process was replaced meanwhile, or could not record the move");
+    Err(
+        Failure::failed(format!("device {id} stays with {at}: {why}"))
+            .hint(format!("see `ublkctl logs {id}`")),
+    )
+}
+
+/// Gives up a move. It may have come about meanwhile.
+fn given_up(id: DevId) -> Result<NbdChanged, Failure> {
+    let by = Instant::now() + ASK;
+    let stay = NbdCommand {
+        stay: true,
+        ..NbdCommand::default()
+    };
+    let mut changed = ask(id, stay, by)?;
+    wait::until(by, || {
+        if changed.nbd.moving > 0 {
+            changed = ask(id, NbdCommand::default(), by)?;
+        }
+        Ok::<_, Failure>((changed.nbd.moving == 0).then_some(()))
+    })?;
+    Ok(changed)
+}
+
+/// Bytes of the device, by sysfs; `None` if it cannot be read.
+fn read_size(id: DevId) -> Option<u64> {
+    let sectors = std::fs::read_to_string(format!("/sys/block/ublkb{id}/size")).ok()?;
+    Some(sectors.trim().parse::<u64>().ok()? * 512)
+}
