@@ -66,6 +66,18 @@ impl Opened {
     }
 }
 
+/// Refuses what no backend could serve, without looking at files and servers.
+///
+/// # Errors
+/// The reason, as a usage failure.
+pub fn well_formed(spec: &AddSpec) -> Result<(), Failure> {
+    refuse(spec)?;
+    match &spec.backend {
+        BackendSpec::Nbd { .. } => nbd_options(spec).map(drop),
+        _ => Ok(()),
+    }
+}
+
 /// The limits of a backend, without opening it, for checks before anything is created. A server is waited for until the
 /// deadline.
 ///
@@ -482,12 +494,36 @@ fn compose(
 fn open_nbd(spec: &AddSpec, purpose: Purpose) -> Result<Nbd, Failure> {
     let BackendSpec::Nbd {
         uri,
+        wait_for_server,
+        ..
+    } = &spec.backend
+    else {
+        return Err(Failure::failed("not an NBD device"));
+    };
+    let mut options = nbd_options(spec)?;
+    let mut by = Instant::now() + Duration::from_secs((*wait_for_server).into());
+    if let Purpose::Look(until) = purpose {
+        by = by.min(until);
+        let left = until.saturating_duration_since(Instant::now());
+        options.connect_timeout = options.connect_timeout.min(left);
+    }
+    Nbd::open(&options, by).map_err(|e| match e {
+        OpenError::Connect(e) => not_connected(uri, &e),
+        OpenError::BlockSize { .. } => Failure::new(FailureKind::Usage, format!("{uri}: {e}")),
+        e => Failure::failed(format!("{uri}: {e}")),
+    })
+}
+
+/// What the connections of an NBD device are made with, if that is well formed.
+fn nbd_options(spec: &AddSpec) -> Result<NbdOptions, Failure> {
+    let BackendSpec::Nbd {
+        uri,
+        moving_to: _,
         length,
         retry,
         request_timeout,
-        wait_for_server,
+        wait_for_server: _,
         tls,
-        moving_to: _,
     } = &spec.backend
     else {
         return Err(Failure::failed("not an NBD device"));
@@ -503,6 +539,11 @@ fn open_nbd(spec: &AddSpec, purpose: Purpose) -> Result<Nbd, Failure> {
             Failure::new(FailureKind::Usage, text).hint("give the absolute path of the socket")
         );
     }
+    if let Err(e) = tls.suit(&at)
+        && e.is_usage()
+    {
+        return Err(not_connected(uri, &e.into()));
+    }
     let mut options = NbdOptions::new(at);
     options.tls = (**tls).clone();
     options.retry = *retry;
@@ -510,17 +551,7 @@ fn open_nbd(spec: &AddSpec, purpose: Purpose) -> Result<Nbd, Failure> {
     options.read_only = spec.read_only;
     options.size = *length;
     options.block_size = (spec.block_size != 0).then_some(spec.block_size);
-    let mut by = Instant::now() + Duration::from_secs((*wait_for_server).into());
-    if let Purpose::Look(until) = purpose {
-        by = by.min(until);
-        let left = until.saturating_duration_since(Instant::now());
-        options.connect_timeout = options.connect_timeout.min(left);
-    }
-    Nbd::open(&options, by).map_err(|e| match e {
-        OpenError::Connect(e) => not_connected(uri, &e),
-        OpenError::BlockSize { .. } => Failure::new(FailureKind::Usage, format!("{uri}: {e}")),
-        e => Failure::failed(format!("{uri}: {e}")),
-    })
+    Ok(options)
 }
 
 /// The failure of a connection to an NBD server.

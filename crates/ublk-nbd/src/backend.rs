@@ -52,6 +52,9 @@ pub enum OpenError {
         /// Size of the device in bytes.
         wanted: u64,
     },
+    /// The export is larger than any block device.
+    #[error("the export has {0} bytes, more than a block device can have")]
+    TooLarge(u64),
     /// The export is smaller than one block.
     #[error("the export has {0} bytes, which is less than one block")]
     Empty(u64),
@@ -310,6 +313,9 @@ fn limits(export: &Export, options: &NbdOptions) -> Result<(Limits, Vec<String>)
     if wanted > export.size {
         let has = export.size;
         return Err(OpenError::TooSmall { has, wanted });
+    }
+    if i64::try_from(wanted).is_err() {
+        return Err(OpenError::TooLarge(export.size));
     }
     let rest = wanted % u64::from(block);
     let size = wanted - rest;

@@ -86,7 +86,7 @@ impl ConnectError {
                     "nothing answers at this address: check it, and the firewalls between"
                 }
                 _ => {
-                    "start the server first; `ublkctl add nbd --wait-for-server SECONDS` waits for one"
+                    "start the server first, or let the device wait for it with --wait-for-server SECONDS"
                 }
             }),
             Self::Resolve { .. } => {

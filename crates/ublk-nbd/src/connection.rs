@@ -54,6 +54,8 @@ pub(crate) struct Connection {
     pub(crate) records: u64,
     /// From this number on, no further request is sent.
     pub(crate) most_records: u64,
+    /// The server said that it shuts down: it answers nothing that it does not have yet.
+    shuts_down: bool,
 }
 
 /// Seconds that a request has in addition to the usual time.
@@ -103,12 +105,18 @@ impl Connection {
             tls,
             records: 0,
             most_records: u64::MAX,
+            shuts_down: false,
         }
     }
 
-    /// Whether the TLS keys are used up. Requests in flight are still answered.
+    /// Whether the TLS keys are used up, or the server shuts down. Requests in flight are still answered.
     pub(crate) const fn is_worn_out(&self) -> bool {
-        self.records >= self.most_records
+        self.shuts_down || self.records >= self.most_records
+    }
+
+    /// Whether the server shuts down.
+    pub(crate) const fn shuts_down(&self) -> bool {
+        self.shuts_down
     }
 
     /// Discards what a TLS thread has not sent yet: requests are sent again on another connection and must not arrive late.
@@ -190,8 +198,9 @@ impl Connection {
         let direct = slot.map_or(Data::NONE, |slot| {
             data_of(&mut slot.kept, registered, at, left)
         });
+        let held = self.socket.staged().len();
         let window = match large {
-            _ if registered.is_some() => Replies::SIMPLE.saturating_sub(self.socket.staged().len()),
+            _ if registered.is_some() => Replies::SIMPLE.saturating_sub(held),
             _ if direct.len() >= WHOLE => 0,
             // One header, so that little of its data must be copied.
             true => self.replies.header(),
@@ -221,7 +230,7 @@ impl Connection {
             let event = self
                 .replies
                 .received(u32::try_from(direct).unwrap_or(u32::MAX));
-            answer(outgoing, event.map_err(broken)?);
+            self.shuts_down |= answer(outgoing, event.map_err(broken)?);
         }
         let mut used = 0;
         let staged = self.socket.staged();
@@ -242,7 +251,7 @@ impl Connection {
                 let event = self
                     .replies
                     .received(u32::try_from(some).unwrap_or(u32::MAX));
-                answer(outgoing, event.map_err(broken)?);
+                self.shuts_down |= answer(outgoing, event.map_err(broken)?);
                 continue;
             }
             if let Some((cookie, data)) = self.replies.whole_read(rest) {
@@ -265,7 +274,7 @@ impl Connection {
                     cookie: LAST_FLUSH,
                     result: Err(code),
                 }) => (self.flushing, self.flush_failed) = (None, Some(code)),
-                event => answer(outgoing, event),
+                event => self.shuts_down |= answer(outgoing, event),
             }
         }
         self.socket.used(used);
@@ -345,16 +354,46 @@ fn fill(
     Ok(())
 }
 
-/// Answers a request whose reply is complete.
-fn answer(outgoing: &mut Outgoing, event: Option<Event>) {
-    if let Some(Event::Answered { cookie, result }) = event {
-        outgoing.answer(cookie, result.map_err(|code| Errno::new(code.errno())));
+/// The errno of a failed request. EINVAL, which also stands for a code that the protocol does not define, would say of a
+/// request that the kernel has checked that its caller is at fault, and make programs try others.
+const fn errno_of(code: ErrorCode) -> Errno {
+    match Errno::new(code.errno()) {
+        Errno::EINVAL => Errno::EIO,
+        errno => errno,
+    }
+}
+
+/// Answers a request whose reply is complete. True if the server shuts down: then it goes to the next connection.
+fn answer(outgoing: &mut Outgoing, event: Option<Event>) -> bool {
+    match event {
+        Some(Event::Answered {
+            cookie,
+            result: Err(ErrorCode::ESHUTDOWN),
+        }) => {
+            outgoing.hold(cookie);
+            true
+        }
+        Some(Event::Answered { cookie, result }) => {
+            outgoing.answer(cookie, result.map_err(errno_of));
+            false
+        }
+        _ => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// L70 A server's EINVAL, or a code of its own, is no word about the caller.
+    #[test]
+    fn l70_no_server_says_that_a_request_is_invalid() {
+        let errno = |code| errno_of(ErrorCode(code));
+        assert_eq!(errno(28), Errno::ENOSPC);
+        for code in [5, 22, 9999, u32::MAX] {
+            assert_eq!(errno(code), Errno::EIO, "{code}");
+        }
+    }
 
     /// L78 What has no data may take longer, by its length; nothing else may.
     #[test]

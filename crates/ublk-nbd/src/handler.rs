@@ -231,6 +231,11 @@ impl NbdHandler {
             None => up.gather(&mut self.outgoing, due),
         };
         if !ready && self.next.is_none() && up.is_worn_out() && up.replies.in_flight() == 0 {
+            if up.shuts_down() {
+                let why = format!("{}: the server shuts down", up.peer);
+                tracing::warn!("queue {}: {why}", self.queue);
+                self.device.board.failed(why);
+            }
             self.device.board.set(self.queue, LinkState::Reconnecting);
             self.hang_up();
             return true;

@@ -194,6 +194,13 @@ impl Outgoing {
         self.complete(tag, result);
     }
 
+    /// Keeps a request that the server has answered, for the next connection.
+    pub(crate) fn hold(&mut self, cookie: u64) {
+        if let Some(slot) = self.of(cookie) {
+            slot.due = u64::MAX;
+        }
+    }
+
     /// Answers a READ with all of its data.
     pub(crate) fn answer_read(&mut self, cookie: u64, data: &[u8]) {
         let Some(slot) = self.of(cookie) else {

@@ -76,6 +76,16 @@ impl TlsSetupError {
     }
 }
 
+impl TlsOptions {
+    /// Checks that the options and those of the URI belong together.
+    ///
+    /// # Errors
+    /// What is missing or contradictory.
+    pub fn suit(&self, uri: &Uri) -> Result<(), TlsSetupError> {
+        wanted(uri, self).map(drop)
+    }
+}
+
 /// The files of a connection, and the name to verify.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Security {

@@ -196,6 +196,31 @@ fn l70_errors_fail_their_requests_alone() {
     });
 }
 
+/// A server that says that it shuts down is left once it has answered everything, and its requests go to the next.
+#[test]
+fn a_server_that_shuts_down_is_left() {
+    each_framing(|framing, data| {
+        let faults = [0, 1, 40, 200]
+            .map(Fault::ShutsDown)
+            .into_iter()
+            .chain([Fault::None])
+            .collect::<Vec<_>>();
+        // The first connection has to begin well.
+        let faults = [&[Fault::ShutsDown(100)][..], &faults].concat();
+        let (server, nbd, run) = run(framing, &faults, &config(10, 1000, data));
+        run.assert_clean(1000);
+        assert_eq!(server.connections(), 6, "{framing:?} {data:?}");
+        let status = nbd.status();
+        assert_eq!(status.reconnects, 5);
+        let error = status.last_error.expect("a reason");
+        assert!(error.contains("shuts down"), "{error}");
+        // Each was told that the client leaves; the last one may not have heard it yet.
+        let seen = server.seen();
+        let goodbyes = seen.iter().filter(|seen| seen.command == 2).count();
+        assert!(goodbyes >= 5, "{framing:?} {data:?}: {goodbyes}");
+    });
+}
+
 /// L76 Options without end, and of a giant length, end an attempt to connect; the next one is as good as any.
 #[test]
 fn l76_endless_options_end_an_attempt() {

@@ -401,7 +401,7 @@ pub enum Nbd {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Move a live device to another server that has the same data; connections to the old one are drained and flushed
+    /// Move a device to another server that has the same data; the connection to the old one is drained and flushed
     Move {
         /// The device, by its number, its node or a link to it, or its name
         #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]

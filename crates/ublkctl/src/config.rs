@@ -131,13 +131,28 @@ fn chosen(config: &Config) -> Result<Vec<Entry>, Failure> {
     Ok(all.into_iter().filter(wanted).collect())
 }
 
+/// Refuses a device that could not be added: before anything is done, and although one of its name may exist.
+fn well_formed(config: &Config, entry: &Entry) -> Result<(), Failure> {
+    ublk_daemon::backend::well_formed(&entry.wanted.spec)
+        .map_err(|failure| failure.about(subject(config, entry)))
+}
+
+/// Where a device is in its file.
+fn subject(config: &Config, entry: &Entry) -> String {
+    format!("{}:{}: {}", config.file.display(), entry.line, entry.name)
+}
+
 /// Brings up the devices of a file in file order; each one is tried.
 ///
 /// # Errors
 /// Those of the file. The failure of a device is printed and determines the exit code.
 pub fn up(config: &Config, within: Duration, json: bool) -> Result<ExitCode, Failure> {
     let mut report = Report::default();
-    for entry in chosen(config)? {
+    let entries = chosen(config)?;
+    for entry in &entries {
+        well_formed(config, entry)?;
+    }
+    for entry in entries {
         match front::up(&this_program(), &entry.wanted, Lifetime::Own, within) {
             Ok((up, _)) => {
                 if up.outcome == Outcome::Differs {
@@ -173,6 +188,7 @@ pub fn foreground(
         )
         .hint("name one of them, or omit --foreground"));
     };
+    well_formed(config, entry)?;
     let lifetime = if leave {
         Lifetime::Left
     } else {
@@ -234,8 +250,7 @@ pub fn check(config: &Config, json: bool) -> Result<ExitCode, Failure> {
         match front::vet(&entry.wanted) {
             Ok(()) => report.lines.push(Line::new(&entry.name, "valid")),
             Err(failure) => {
-                let (file, Entry { name, line, .. }) = (config.file.display(), &entry);
-                report.fail_about(name, &format!("{file}:{line}: {name}"), &failure);
+                report.fail_about(&entry.name, &subject(config, &entry), &failure);
             }
         }
     }

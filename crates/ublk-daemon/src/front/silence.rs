@@ -1,7 +1,7 @@
 //! Why a question to a device has no answer, and what to do about it.
 
 use super::measure::ours;
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::state::{ProcessId, Record, Store};
 use std::time::Duration;
 use ublk_core::DevId;
@@ -81,6 +81,7 @@ impl Silence {
         let mut failure = self.told(id, it);
         if matches!(self, Self::Late(_)) && it.server && it.agent {
             failure.text += "; the change is made once it does";
+            failure.kind = FailureKind::TimedOut;
         }
         failure
     }

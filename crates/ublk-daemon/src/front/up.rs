@@ -341,7 +341,10 @@ fn differences(has: &AddSpec, id: u32, wanted: &AddSpec) -> Vec<Difference> {
     let any_data = wanted.get("auto").is_some_and(|auto| !auto.is_null());
     let open = |option: &str, value: &Value| {
         value.is_null()
-            || matches!(option, "auto" | "force" | "trust-kernel" | "bytes")
+            || matches!(
+                option,
+                "auto" | "force" | "trust-kernel" | "bytes" | "moving-to"
+            )
             || (option == "data" && any_data)
             || (option == "block-size" && value == &Value::from(0))
     };
@@ -378,6 +381,15 @@ fn leaves(spec: &AddSpec) -> BTreeMap<String, Value> {
                     let option = match field.as_str() {
                         "size" | "capacity" => format!("zone-{field}"),
                         _ => format!("{field}-zones"),
+                    };
+                    walk(&option, value, into);
+                }
+            }
+            Value::Object(fields) if name == "tls" => {
+                for (field, value) in fields {
+                    let option = match field.as_str() {
+                        "certificate" => "tls-cert".to_owned(),
+                        _ => format!("tls-{field}"),
                     };
                     walk(&option, value, into);
                 }

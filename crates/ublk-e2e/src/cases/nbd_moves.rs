@@ -154,7 +154,7 @@ fn recorded() -> Result<()> {
         "3",
     ]);
     let gave_up = run::output(&mut { gave_up }, secs(60))?;
-    ensure!(gave_up.code() == 1, "{gave_up:?}");
+    ensure!(gave_up.code() == 3, "{gave_up:?}");
     procfs::kill(server, Signal::CONT)?;
     two.arrived()?;
     two.lives_on_the_second(b"on two")

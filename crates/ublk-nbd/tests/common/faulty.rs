@@ -90,6 +90,8 @@ pub enum Fault {
     Wrong(Wrong, u64),
     /// Each n-th reply is an error, of chunks an error after data.
     Errors(u64),
+    /// From the n-th request on, everything is answered with ESHUTDOWN, until the client leaves.
+    ShutsDown(u64),
     /// Replies to an option without end.
     EndlessOptions,
     /// A reply to an option of 4 GiB.
@@ -333,12 +335,12 @@ impl Connection<'_> {
                 0 => self.shared.data.lock().expect("no panic")[at..at + len].to_vec(),
                 _ => Vec::new(),
             };
-            let fails = matches!(self.fault, Fault::Errors(m) if n % m == m - 1);
+            let error = self.error(n);
             let reply = Reply {
                 framing: self.framing,
                 cookie,
                 seen,
-                fails,
+                error,
                 number: n,
                 wrong: match self.fault {
                     Fault::Wrong(wrong, m) if m == n => Some(wrong),
@@ -358,6 +360,15 @@ impl Connection<'_> {
             self.staged(Stage::Data, n, &bytes[head..])?;
         }
         Ok(())
+    }
+
+    /// The error of the n-th reply.
+    fn error(&self, n: u64) -> u32 {
+        match self.fault {
+            Fault::Errors(m) if n % m == m - 1 => 5,
+            Fault::ShutsDown(m) if n >= m => 108,
+            _ => 0,
+        }
     }
 
     fn header(&self) -> usize {
@@ -399,7 +410,7 @@ impl Connection<'_> {
         );
         let mut body = vec![0; if write { len } else { 0 }];
         self.stream.read_exact(&mut body)?;
-        let fails = matches!(self.fault, Fault::Errors(m) if number % m == m - 1);
+        let fails = self.error(number) != 0;
         let mut data = self.shared.data.lock().expect("no panic");
         match seen.command {
             2 => return Ok(None),
@@ -439,7 +450,8 @@ struct Reply {
     framing: Framing,
     cookie: [u8; 8],
     seen: Seen,
-    fails: bool,
+    /// Of the protocol; 0 for success.
+    error: u32,
     number: u64,
     wrong: Option<Wrong>,
 }
@@ -474,7 +486,7 @@ impl Reply {
     fn simple(&self, data: &[u8]) -> Vec<u8> {
         let mut bytes = 0x6744_6698_u32.to_be_bytes().to_vec();
         let after_error = self.wrong == Some(Wrong::DataAfterError);
-        let error: u32 = if self.fails || after_error { 5 } else { 0 };
+        let error = if after_error { 5 } else { self.error };
         bytes.extend(error.to_be_bytes());
         bytes.extend(self.cookie);
         if error == 0 || after_error {
@@ -524,12 +536,15 @@ impl Reply {
                 false => bytes.extend(self.data(at, piece)),
             }
         }
-        if self.seen.command == 7 && !self.fails {
+        if self.seen.command == 7 && self.error == 0 {
             bytes.extend(self.extents());
         }
-        match self.fails {
-            true => bytes.extend(self.chunk(1, 1 << 15 | 1, &[0, 0, 0, 5, 0, 2, b'n', b'o'])),
-            false => bytes.extend(self.chunk(1, 0, &[])),
+        match self.error {
+            0 => bytes.extend(self.chunk(1, 0, &[])),
+            error => {
+                let body = [&error.to_be_bytes()[..], &[0, 2, b'n', b'o']].concat();
+                bytes.extend(self.chunk(1, 1 << 15 | 1, &body));
+            }
         }
         bytes
     }

@@ -53,7 +53,9 @@ fn info_and_list_name_backing_and_serving() {
     let record = Record::new(1, spec);
     let geometry = fakes::geometry(1, Features::NONE);
     let json = serde_json::to_value(entry(&geometry, Some(&record))).unwrap();
-    let backing = serde_json::json!({"path": "/srv/disk.img", "offset": 4096, "length": 8192});
+    let backing = serde_json::json!({
+        "path": "/srv/disk.img", "offset": 4096, "length": 8192, "moving_to": null
+    });
     assert_eq!(json["backing"], backing);
     assert_eq!(
         (&json["supervised"], &json["threads"]),
