@@ -14,6 +14,7 @@ mod layer;
 mod layout;
 mod options;
 mod os;
+mod second;
 mod sync;
 mod usage;
 
@@ -32,8 +33,9 @@ use self::core::Core;
 pub(crate) use self::aligned::zeroes;
 pub(crate) use self::layer::Layer;
 pub(crate) use self::os::{Os, is_in_memory};
+pub(crate) use self::second::{NotMade, begins_with, beside, make_once, remove_unused};
 pub(crate) use self::sync::Syncs;
-pub(crate) use self::usage::{begins_with, beside, existing, is_at, lock, remove_unused};
+pub(crate) use self::usage::lock;
 #[cfg(all(test, not(miri)))]
 pub(crate) use self::{core::Core as FileCore, os::Alignment};
 

@@ -2,11 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(all(test, not(miri)))]
+mod file_tests;
 mod handler;
+mod header;
 mod store;
 mod table;
 #[cfg(all(test, not(miri)))]
 mod tests;
+mod zones_file;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,11 +19,12 @@ use ublk_core::{Backend, Errno, Limits, Zone, ZoneAction, ZoneReport, Zones};
 
 use crate::error::Error;
 use crate::{File, Memory};
-use store::{Header, Nowhere, Store};
+use header::Header;
+use store::{Nowhere, Store};
 use table::{State, Table};
 
-pub use store::ZonesFile;
 pub use table::ZoneLayout;
+pub use zones_file::ZonesFile;
 
 /// The largest append, unless a zone is smaller.
 const MAX_APPEND: u64 = 1 << 20;

@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, Metadata, TryLockError};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 
 /// Another user of a file or a disk.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,15 +59,6 @@ impl fmt::Display for User {
     }
 }
 
-/// The path of a file that belongs to the one at `data`: with `suffix` after its name, or after the name of the file that a
-/// link leads to.
-pub(crate) fn beside(data: &Path, suffix: &str) -> PathBuf {
-    let data = fs::canonicalize(data).unwrap_or_else(|_| data.to_owned());
-    let mut path = data.into_os_string();
-    path.push(suffix);
-    path.into()
-}
-
 /// Takes an advisory lock (flock), exclusive unless the device is read-only, for as long as the file is open. False if
 /// somebody else holds it.
 pub(crate) fn lock(file: &fs::File, read_only: bool) -> bool {
@@ -78,44 +69,6 @@ pub(crate) fn lock(file: &fs::File, read_only: bool) -> bool {
     };
     // File systems without locks cannot report other users.
     !matches!(lock, Err(TryLockError::WouldBlock))
-}
-
-/// Opens what is there, without following a link or waiting for a pipe's other end.
-pub(crate) fn existing(path: &Path) -> std::io::Result<fs::File> {
-    let mut options = fs::OpenOptions::new();
-    let options = options.read(true);
-    options
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
-}
-
-/// Whether a file still has this name.
-pub(crate) fn is_at(file: &fs::File, path: &Path) -> bool {
-    let (Ok(ours), Ok(there)) = (file.metadata(), fs::symlink_metadata(path)) else {
-        return false;
-    };
-    (ours.dev(), ours.ino()) == (there.dev(), there.ino())
-}
-
-/// Whether there is a regular file that begins so. One that cannot be read does not.
-pub(crate) fn begins_with(path: &Path, magic: [u8; 8]) -> bool {
-    if !fs::metadata(path).is_ok_and(|meta| meta.is_file()) {
-        return false;
-    }
-    let mut bytes = [0; 8];
-    let read = fs::File::open(path).and_then(|file| file.read_exact_at(&mut bytes, 0));
-    read.is_ok() && bytes == magic
-}
-
-/// Removes a file that no server has locked.
-pub(crate) fn remove_unused(path: &Path) {
-    let Ok(file) = existing(path) else {
-        return;
-    };
-    if lock(&file, false) && is_at(&file, path) {
-        // One that stays holds nothing, and fits the next attempt.
-        let _ = fs::remove_file(path);
-    }
 }
 
 /// The users of a regular file besides this process; `locked` if its lock was refused.

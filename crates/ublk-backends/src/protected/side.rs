@@ -2,8 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ublk_core::Errno;
@@ -11,7 +11,7 @@ use ublk_core::Errno;
 use super::beside::{Beside, Side, Use, make};
 use super::header::{Header, MAGIC};
 use crate::error::{Error, SideFileError};
-use crate::file::{Os, begins_with, beside, existing, is_at, is_in_memory, lock, remove_unused};
+use crate::file::{NotMade, Os, begins_with, beside, is_in_memory, lock, make_once, remove_unused};
 
 /// Dirty regions above which some are cleaned first: a gigabyte to check after a crash, in regions of the usual size.
 const MOST_DIRTY: usize = 1024;
@@ -148,68 +148,23 @@ impl SideFile {
         Ok((Beside::open(layer, device, usage)?, in_memory))
     }
 
-    /// Makes the file under another name first, so that it has its name only when it is whole. One server at a time: whoever has
-    /// the lock of the unfinished file may remove or rename it.
+    /// Makes the file.
     fn make(&self, device: &Header) -> Result<(), Error> {
-        let failed = |e| failed("make the file of integrity metadata", &e);
-        let mut unfinished = self.path.as_os_str().to_owned();
-        unfinished.push(".new");
-        let unfinished = PathBuf::from(unfinished);
-        clear_away(&unfinished)?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true);
-        let file = match options.mode(0o600).open(&unfinished) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                return Err(SideFileError::Locked.into());
-            }
-            other => other.map_err(failed)?,
-        };
-        if !lock(&file, false) || !is_at(&file, &unfinished) {
-            return Err(SideFileError::Locked.into());
-        }
-        if fs::symlink_metadata(&self.path).is_ok() {
-            // Another server was faster; its lock decides who has the file.
-            return fs::remove_file(&unfinished).map_err(failed);
-        }
-        let layer = Os {
-            file,
-            by_ioctl: false,
-        };
-        let made = make(&layer, device)
-            .map_err(|errno| std::io::Error::from_raw_os_error(errno.get()))
-            .and_then(|()| fs::rename(&unfinished, &self.path));
-        if made.is_err() {
-            // What remains is removed by the next attempt.
-            let _ = fs::remove_file(&unfinished);
-            return made.map_err(failed);
-        }
-        let parent = match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        File::open(parent)
-            .and_then(|parent| parent.sync_all())
-            .map_err(failed)
+        let made = make_once(&self.path, |file| {
+            let layer = Os {
+                file: file.try_clone()?,
+                by_ioctl: false,
+            };
+            make(&layer, device).map_err(|errno| std::io::Error::from_raw_os_error(errno.get()))
+        });
+        made.map_err(|e| match e {
+            NotMade::Busy => SideFileError::Locked.into(),
+            NotMade::Io(e) => failed("make the file of integrity metadata", &e),
+        })
     }
 
     /// Removes the file, unless a server has it: for a caller whose device failed after the file was made.
     pub fn remove_unused(&self) {
         remove_unused(&self.path);
     }
-}
-
-/// Removes what an interrupted attempt left, or somebody's link: it is never written through.
-fn clear_away(unfinished: &Path) -> Result<(), Error> {
-    let left = match existing(unfinished) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => other.ok(),
-    };
-    match left {
-        Some(left) if !lock(&left, false) => return Err(SideFileError::Locked.into()),
-        // It has got its name since.
-        Some(left) if !is_at(&left, unfinished) => {}
-        // A failure is that of making it anew.
-        _left => drop(fs::remove_file(unfinished)),
-    }
-    Ok(())
 }
