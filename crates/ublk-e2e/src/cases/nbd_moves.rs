@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
+use std::thread::JoinHandle;
 
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
@@ -63,6 +64,17 @@ impl Two {
     fn agent(&self) -> Result<u32> {
         let agent = json::number(&self.device.query()?, "agent_pid")?;
         Ok(u32::try_from(agent)?)
+    }
+
+    /// Begins a write that takes its time.
+    fn write_slowly(&self) -> Result<JoinHandle<Result<()>>> {
+        let path = self.device.path.clone();
+        let slow = std::thread::spawn(move || write(&path, b"slow"));
+        until("a request", secs(60), || {
+            let info = self.device.query()?;
+            Ok((json::number(&info, "in_hand")? > 0).then_some(()))
+        })?;
+        Ok(slow)
     }
 
     /// Begins a move, as a command that is killed once the device has been told.
@@ -127,12 +139,7 @@ fn read(path: &Path, len: usize) -> Result<Vec<u8>> {
 /// is stopped: the device moves, and its record with it.
 fn recorded() -> Result<()> {
     let two = Two::new("killed", true)?;
-    let path = two.device.path.clone();
-    let slow = std::thread::spawn(move || write(&path, b"slow"));
-    until("a request", secs(60), || {
-        let info = two.device.query()?;
-        Ok((json::number(&info, "in_hand")? > 0).then_some(()))
-    })?;
+    let slow = two.write_slowly()?;
     two.begin()?;
     ensure!(nbd(&two.device, "moving_to")? == two.second.uri().as_str());
     // It may be at either: no other server process now.
@@ -163,12 +170,7 @@ fn recorded() -> Result<()> {
 /// All processes of a moving device die: it is not known which server has its last writes, and nothing is assumed.
 fn between() -> Result<()> {
     let mut two = Two::new("between", true)?;
-    let path = two.device.path.clone();
-    let slow = std::thread::spawn(move || write(&path, b"slow"));
-    until("a request", secs(60), || {
-        let info = two.device.query()?;
-        Ok((json::number(&info, "in_hand")? > 0).then_some(()))
-    })?;
+    let slow = two.write_slowly()?;
     two.begin()?;
     procfs::kill(two.agent()?, Signal::KILL)?;
     two.device.kill_server("quiesced")?;
