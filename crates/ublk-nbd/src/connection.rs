@@ -322,20 +322,29 @@ impl Connection {
 
 /// A part of a request's data: in its buffer, or in its registered pages.
 fn data_of(kept: &mut KeptRequest, registered: Option<u16>, at: usize, len: usize) -> Data<'_> {
-    let (tag, all) = (kept.tag(), kept.len());
-    match (kept.buffer(), registered) {
-        (Some(buffer), _) => Data::Memory(buffer.part(at, len)),
-        (None, Some(first)) => {
-            let at = at as u64;
-            let rest = all.saturating_sub(at).min(len as u64);
-            Data::Registered(Pages {
-                index: first + tag.get(),
-                at,
-                len: u32::try_from(rest).unwrap_or(u32::MAX),
-            })
+    match registered {
+        Some(first) => pages_of(kept, first, at, len),
+        None => {
+            let buffer = kept.buffer();
+            buffer.map_or(Data::NONE, |buffer| Data::Memory(buffer.part(at, len)))
         }
-        (None, None) => Data::NONE,
     }
+}
+
+/// The same on a device in zero copy, which may also share memory with its clients.
+#[inline(never)]
+fn pages_of(kept: &mut KeptRequest, first: u16, at: usize, len: usize) -> Data<'_> {
+    let (index, all) = (first + kept.tag().get(), kept.len());
+    if let Some(buffer) = kept.buffer() {
+        return Data::Memory(buffer.part(at, len));
+    }
+    let at = at as u64;
+    let rest = all.saturating_sub(at).min(len as u64);
+    Data::Registered(Pages {
+        index,
+        at,
+        len: u32::try_from(rest).unwrap_or(u32::MAX),
+    })
 }
 
 /// Writes a part of a READ's buffer; an error if it has no such part.

@@ -330,13 +330,8 @@ impl Handler for NbdHandler {
             _ => {}
         }
         let mut kept = request.keep();
-        let is_here = kept.buffer().is_some();
-        let has_data = matches!(asked.command, Command::Read | Command::Write);
-        if has_data && !is_here && self.registered.is_none() {
-            return kept.complete(Err(Errno::EOPNOTSUPP));
-        }
         if asked.command == Command::Write
-            && is_here
+            && (self.registered.is_none() || kept.buffer().is_some())
             && let Err(errno) = kept.fetch_data()
         {
             return kept.complete(Err(errno));

@@ -286,6 +286,11 @@ impl Socket {
         let (fd, mut flags) = (self.fd(), self.parts.flags);
         let send = &mut *self.parts.send;
         let mut rest = &mut send.pieces[send.first..];
+        while send
+            .registered
+            .pop_front_if(|(at, _)| *at < send.first)
+            .is_some()
+        {}
         if let Some((piece, index)) = send.registered.front().copied() {
             match rest.split_at_mut(piece - send.first) {
                 ([], [data, ..]) => {
@@ -329,13 +334,6 @@ impl Socket {
                 return false;
             }
             send.first += 1;
-            while send
-                .registered
-                .front()
-                .is_some_and(|(at, _)| *at < send.first)
-            {
-                send.registered.pop_front();
-            }
         }
         true
     }

@@ -91,9 +91,12 @@ pub fn run(args: &Replay, json: bool) -> Result<(), Failure> {
             args.file.display(),
             warnings.join("; ")
         );
-        return Err(
-            Failure::failed(text).hint("`ublkctl trace` shows how large the traced device was")
-        );
+        let failure = Failure::failed(text);
+        // Its text says what else is missing.
+        return Err(match args.write {
+            true => failure.hint("`ublkctl trace` shows how large the traced device was"),
+            false => failure,
+        });
     }
     for warning in &warnings {
         tracing::warn!("{warning}");
