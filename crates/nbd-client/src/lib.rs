@@ -26,7 +26,7 @@ mod wire;
 pub use error::{ErrorCode, ProtocolError};
 pub use framing::Framing;
 pub use handshake::{BlockSizes, Export, Handshake, Listed, Options, Step};
-pub use replies::{Event, Replies};
+pub use replies::{Event, Replies, Simple};
 pub use request::{Command, CommandFlags, Request};
 pub use uri::{Address, Uri, UriError};
 pub use wire::TransmissionFlags;

@@ -12,7 +12,7 @@ use crate::wire::{
     CHUNK_OFFSET_DATA, CHUNK_OFFSET_HOLE, EXTENDED_REPLY_MAGIC, REPLY_DONE, SIMPLE_REPLY_MAGIC,
     STRUCTURED_REPLY_MAGIC,
 };
-use pending::{Pending, Table};
+use pending::{Pending, Table, Untouched};
 
 /// Longest text accepted with an error, in bytes.
 const MAX_TEXT: usize = 4096;
@@ -56,6 +56,15 @@ pub enum Event {
         /// Success, or the first error that the server sent.
         result: Result<(), ErrorCode>,
     },
+}
+
+/// What a simple reply brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Simple<'a> {
+    /// All data of a READ.
+    Read(&'a [u8]),
+    /// Success of another request.
+    Done,
 }
 
 /// Data that the caller is receiving.
@@ -143,11 +152,11 @@ impl Replies {
         }
     }
 
-    /// Consumes the reply at the start of the bytes if it is a simple one that answers a READ with all of its data, and all of
-    /// that is there: the usual case, without the steps of the others. Returns the request's cookie, which is free, and the
-    /// data. Otherwise nothing is consumed, and [`next`](Self::next) says what is there.
-    pub fn whole_read<'a>(&mut self, bytes: &'a [u8]) -> Option<(u64, &'a [u8])> {
-        if self.payload.is_some() || self.framing.has_chunks() {
+    /// Consumes the reply at the start of the bytes if it is a simple one without an error, and all of it is there: the usual
+    /// case, without the steps of the others. Returns the request's cookie, which is free, and what it was answered with.
+    /// Otherwise nothing is consumed, and [`next`](Self::next) says what is there.
+    pub fn simple<'a>(&mut self, bytes: &'a [u8]) -> Option<(u64, Simple<'a>)> {
+        if self.payload.is_some() || self.framing == Framing::Extended {
             return None;
         }
         let (head, rest) = bytes.split_first_chunk::<{ Self::SIMPLE }>()?;
@@ -156,9 +165,13 @@ impl Replies {
             return None;
         }
         let cookie = reader.u64()?;
-        let data = rest.get(..self.pending.untouched_read(cookie)?)?;
+        let answer = match self.pending.untouched(cookie)? {
+            Untouched::Read(len) if !self.framing.has_chunks() => Simple::Read(rest.get(..len)?),
+            Untouched::Read(_) => return None,
+            Untouched::Other => Simple::Done,
+        };
         self.pending.remove(cookie);
-        Some((cookie, data))
+        Some((cookie, answer))
     }
 
     /// Parses the next header from received bytes. Returns how many bytes were used, 0 if the header is incomplete, and
@@ -184,7 +197,7 @@ impl Replies {
         };
         match magic {
             SIMPLE_REPLY_MAGIC if self.framing != Framing::Extended => {
-                self.simple(reader, bytes.len())
+                self.simple_header(reader, bytes.len())
             }
             STRUCTURED_REPLY_MAGIC if self.framing == Framing::Structured => {
                 let head = (reader.u16(), reader.u16(), reader.u64(), reader.u32());
@@ -208,7 +221,7 @@ impl Replies {
         }
     }
 
-    fn simple(
+    fn simple_header(
         &mut self,
         mut reader: Reader<'_>,
         given: usize,

@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use nbd_client::{
-    Command, CommandFlags, ErrorCode, Event, Export, Framing, Replies, Request, TransmissionFlags,
+    Command, CommandFlags, ErrorCode, Event, Export, Framing, Replies, Request, Simple,
+    TransmissionFlags,
 };
 use ublk_core::Errno;
 use ublk_queue::KeptRequest;
@@ -254,9 +255,15 @@ impl Connection {
                 self.shuts_down |= answer(outgoing, event.map_err(broken)?);
                 continue;
             }
-            if let Some((cookie, data)) = self.replies.whole_read(rest) {
-                used += Replies::SIMPLE + data.len();
-                outgoing.answer_read(cookie, data);
+            if let Some((cookie, reply)) = self.replies.simple(rest) {
+                used += Replies::SIMPLE;
+                match reply {
+                    Simple::Read(data) => {
+                        used += data.len();
+                        outgoing.answer_read(cookie, data);
+                    }
+                    Simple::Done => outgoing.answer(cookie, Ok(())),
+                }
                 continue;
             }
             let (some, event) = self.replies.next(rest).map_err(broken)?;

@@ -115,6 +115,15 @@ impl Pending {
     }
 }
 
+/// A request of which nothing has arrived.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Untouched {
+    /// Length of its data.
+    Read(usize),
+    /// It gets no data.
+    Other,
+}
+
 /// Requests by cookie. Those whose cookies end in different bits, as tags do, are found without a search.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -147,12 +156,13 @@ impl Table {
 
     /// Adds a request. False, and nothing added, if its cookie is in use.
     pub(super) fn add(&mut self, request: &crate::Request) -> bool {
-        if self.get(request.cookie).is_some() {
+        let slot = self.slot(request.cookie);
+        if !self.others.is_empty() && self.others.contains_key(&request.cookie) {
             return false;
         }
-        let slot = self.slot(request.cookie);
         match self.slots.get_mut(slot) {
             Some(pending) if !pending.live => pending.set(request),
+            Some(pending) if pending.cookie == request.cookie => return false,
             _ => {
                 let mut pending = Pending::free();
                 pending.set(request);
@@ -176,14 +186,19 @@ impl Table {
         self.others.get_mut(&cookie)
     }
 
-    /// Length of a READ of which nothing has arrived yet; `None` for others.
-    pub(super) fn untouched_read(&mut self, cookie: u64) -> Option<usize> {
+    /// A request of which nothing has arrived yet, if a reply without data or with all of it may answer it.
+    pub(super) fn untouched(&mut self, cookie: u64) -> Option<Untouched> {
         let pending = self.get(cookie)?;
-        let untouched = !pending.whole && pending.have.is_empty() && pending.error.is_none();
-        let is_read = pending.command == Command::Read && pending.len > 0;
-        (untouched && is_read)
-            .then(|| usize::try_from(pending.len).ok())
-            .flatten()
+        if pending.chunked || pending.whole || pending.error.is_some() {
+            return None;
+        }
+        match pending.command {
+            Command::Read if pending.len > 0 && pending.have.is_empty() => {
+                Some(Untouched::Read(usize::try_from(pending.len).ok()?))
+            }
+            Command::Read | Command::BlockStatus => None,
+            _ => Some(Untouched::Other),
+        }
     }
 
     /// Removes a request that is there.

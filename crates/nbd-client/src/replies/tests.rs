@@ -92,7 +92,11 @@ fn feed(
             events.extend(replies.received(u32::try_from(now).unwrap())?);
             continue;
         }
-        if let Some((cookie, data)) = replies.whole_read(&held) {
+        if let Some((cookie, reply)) = replies.simple(&held) {
+            let data = match reply {
+                Simple::Read(data) => data,
+                Simple::Done => &[],
+            };
             buffer[..data.len()].copy_from_slice(data);
             let used = Replies::SIMPLE + data.len();
             held.drain(..used);
