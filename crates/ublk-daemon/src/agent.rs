@@ -9,6 +9,7 @@ mod attend;
 mod bring_up;
 mod pace;
 mod recover;
+mod refusals;
 mod relay;
 mod revive;
 mod succession;

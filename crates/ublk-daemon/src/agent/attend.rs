@@ -44,6 +44,17 @@ struct Ending {
     exit: Option<String>,
 }
 
+/// Whether a caller moves the device to another NBD server.
+const fn moves(question: Option<&Question>) -> bool {
+    matches!(
+        question,
+        Some(Question::Backend(BackendCommand::Nbd(NbdCommand {
+            uri: Some(_),
+            ..
+        })))
+    )
+}
+
 #[derive(Debug, Default)]
 struct Ready {
     exit: bool,
@@ -245,11 +256,15 @@ impl Agent<'_> {
         let Some((ticket, question)) = self.relay.accept() else {
             return;
         };
+        let mut question = question;
+        if self.heir.is_yielding() && moves(question.as_ref()) {
+            // The next server process will be where the record says.
+            question = None;
+        }
         let before = self
             .device
             .as_ref()
             .map(|device| device.record.spec.backend.clone());
-        let mut question = question;
         let spec = self.device.as_mut().map(|device| &mut device.record.spec);
         let changed = match (&question, spec) {
             (Some(Question::Backend(command)), Some(spec)) => spec.backend.keep(command),
@@ -276,9 +291,7 @@ impl Agent<'_> {
                 tracing::warn!("the change is not recorded for later servers: {e}");
             }
         }
-        if let Some(Question::Backend(BackendCommand::Nbd(NbdCommand { uri: Some(_), .. }))) =
-            &question
-        {
+        if moves(question.as_ref()) {
             self.move_ticket = ticket;
         }
         self.tell_server(&match question {

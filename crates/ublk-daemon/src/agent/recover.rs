@@ -2,6 +2,7 @@
 
 use super::bring_up::left;
 use super::pace::Pace;
+use super::refusals::{is_somewhere, not_free, nothing_missing, of_a_device};
 use super::succession::{Predecessor, join_group};
 use super::{Agent, Device, LEAVE};
 use crate::backing;
@@ -13,7 +14,6 @@ use crate::link::peer::Peer;
 use crate::link::{LINK_VERSION, LinkError};
 use crate::policy;
 use crate::report::Added;
-use crate::spec::BackendSpec;
 use crate::state::{Phase, Prepared, ProcessId, Record};
 use crate::sys::{poll, process};
 use std::os::fd::AsFd;
@@ -33,36 +33,13 @@ const LOOK: Duration = Duration::from_millis(200);
 
 /// What a device needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     /// A server.
     Server,
     /// A server in place of the running one.
     Other,
     /// An agent, because it has none.
     Agent,
-}
-
-/// Refuses another server for a device that may be at either of two NBD servers.
-fn is_somewhere(id: DevId, record: &Record, way: Way) -> Result<(), Failure> {
-    let (BackendSpec::Nbd { uri, .. }, Some(to)) =
-        (&record.spec.backend, record.spec.backend.moving_to())
-    else {
-        return Ok(());
-    };
-    let failure = match way {
-        // The server knows.
-        Way::Agent => return Ok(()),
-        Way::Other => Failure::failed(format!("device {id} is moving from {uri} to {to}")).hint(
-            format!("wait until it has (`ublkctl info {id}`), or end that with `ublkctl nbd move {id} {uri}`"),
-        ),
-        Way::Server => Failure::failed(format!(
-            "device {id} was moving from {uri} to {to} when its processes ended: either may have its last writes"
-        ))
-        .hint(format!(
-            "find out which, then `ublkctl nbd move {id}` to that one and `ublkctl recover {id}`"
-        )),
-    };
-    Err(failure)
 }
 
 impl Agent<'_> {
@@ -89,6 +66,11 @@ impl Agent<'_> {
         let mut way = way(request, &geometry, served)?;
         is_somewhere(id, &record, way)?;
         self.take_care(request, &geometry, way, deadline)?;
+        if self.predecessor.is_some() {
+            // The other agent begins no move from here on, and may have begun one before.
+            record = self.known(&geometry)?;
+            is_somewhere(id, &record, way)?;
+        }
         if way == Way::Agent {
             if self.lock.is_none() {
                 return Err(nothing_missing(id, &record));
@@ -586,67 +568,4 @@ fn way(request: &RecoverRequest, geometry: &Geometry, served: bool) -> Result<Wa
         .hint(format!("`ublkctl delete {id}` removes it")));
     }
     Ok(Way::Server)
-}
-
-/// An unsuitable backend of an existing device is not a usage error, unless the command gives the size.
-pub(super) fn of_a_device(
-    mut failure: Failure,
-    request: &RecoverRequest,
-    (size, backend): (u64, &BackendSpec),
-) -> Failure {
-    if let BackendSpec::Nbd { uri, .. } = backend {
-        if failure.kind == FailureKind::Usage && request.size.is_none() {
-            failure.kind = FailureKind::Failed;
-        }
-        let id = request.id;
-        let elsewhere = match request.replace {
-            true => format!("device {id} goes on with its server process, on {uri}"),
-            false => format!(
-                "the device is on {uri}; if another server has the same data, `ublkctl nbd move {id} URI`, then `ublkctl \
-                 recover {id}`"
-            ),
-        };
-        failure.hint = Some(match failure.hint {
-            Some(hint) if !hint.contains("--wait-for-server") => format!("{hint}; {elsewhere}"),
-            _ => elsewhere,
-        });
-        return failure;
-    }
-    let files = backend.members().len();
-    if failure.kind == FailureKind::Usage && request.size.is_none() {
-        failure.kind = FailureKind::Failed;
-        failure.hint.get_or_insert_with(|| match files {
-            0 | 1 => format!(
-                "the device has {size} bytes; if its file was truncated, `truncate -s {size}` restores the length, \
-                 and the lost part reads as zeroes"
-            ),
-            _ => "a file that was truncated gets its length back by `truncate -s`, and the lost part reads as zeroes".to_owned(),
-        });
-    }
-    failure
-}
-
-/// The failure for a device that needs nothing.
-fn nothing_missing(id: DevId, record: &Record) -> Failure {
-    let pid = record.server.map_or(0, |s| s.pid);
-    Failure::failed(format!(
-        "device {id} is live, served by process {pid}: there is nothing to recover"
-    ))
-    .hint(format!(
-        "to replace the server, use `ublkctl upgrade {id}`; if it does not answer, kill process {pid}"
-    ))
-}
-
-/// The failure for a character device that is still open at the deadline.
-fn not_free(id: DevId, old: Option<ProcessId>) -> Failure {
-    let who = match old.filter(ProcessId::runs) {
-        Some(old) => format!(
-            "the old server, process {}, does not answer its requests, or does not exit",
-            old.pid
-        ),
-        None => "a process still has its character device open".to_owned(),
-    };
-    Failure::timed_out(format!("{who}; I/O of device {id} is held")).hint(format!(
-        "its agent starts a new server once the device is released (see `ublkctl info {id}`); kill a server that does not answer"
-    ))
 }

@@ -38,6 +38,13 @@ fn device() -> Play {
     play
 }
 
+fn to_two() -> NbdCommand {
+    NbdCommand {
+        uri: Some(TWO.to_owned()),
+        ..NbdCommand::default()
+    }
+}
+
 /// Tells the device something, like a command that is killed before it has the answer.
 fn tell(store: &Store, command: NbdCommand) {
     let mut stream = UnixStream::connect(store.socket(ID)).unwrap();
@@ -48,11 +55,7 @@ fn tell(store: &Store, command: NbdCommand) {
 }
 
 fn tell_to_move(play: &Play) {
-    let to_two = NbdCommand {
-        uri: Some(TWO.to_owned()),
-        ..NbdCommand::default()
-    };
-    tell(&play.store, to_two);
+    tell(&play.store, to_two());
     assert!(soon(|| play.kernel.told_to_move().is_some()));
 }
 
@@ -117,14 +120,34 @@ fn a_move_that_cannot_be_recorded_does_not_come_about() {
     let record = play.store.last(ID).unwrap().unwrap();
     let aside = directory.join(format!(".{:016x}.tmp", record.nonce));
     std::fs::create_dir_all(aside.join("taken")).unwrap();
-    let to_two = NbdCommand {
-        uri: Some(TWO.to_owned()),
-        ..NbdCommand::default()
-    };
-    tell(&play.store, to_two);
+    tell(&play.store, to_two());
     health(&play.store);
     assert_eq!(play.kernel.told_to_move(), None);
     assert_eq!(recorded(&play.store), on(ONE, None));
+}
+
+/// An agent that hands its device over begins no move: the next server process is where the record said when it began.
+#[test]
+fn a_device_that_is_handed_over_does_not_move() {
+    let play = device();
+    let nonce = play.store.last(ID).unwrap().unwrap().nonce;
+    let until = Instant::now() + Duration::from_secs(10);
+    let asked = crate::agent::succession::Predecessor::ask(&play.store, ID, nonce, until).unwrap();
+    assert!(asked.is_some());
+    tell(&play.store, to_two());
+    health(&play.store);
+    assert_eq!(play.kernel.told_to_move(), None);
+    assert_eq!(recorded(&play.store), on(ONE, None));
+    // It goes on if the other gives up.
+    drop(asked);
+    assert!(soon(|| {
+        if play.kernel.told_to_move().is_none() {
+            tell(&play.store, to_two());
+            health(&play.store);
+        }
+        play.kernel.told_to_move().is_some()
+    }));
+    assert_eq!(recorded(&play.store), on(ONE, Some(TWO)));
 }
 
 /// Another server process is refused for a device that may be at either of two NBD servers.

@@ -412,18 +412,19 @@ fn l43_a_cut_file_is_a_failure_of_the_device() {
             bytes: 0,
         },
     };
-    let told = crate::agent::recover::of_a_device(cut(), &request(None), (64 << 20, &one));
+    let told = crate::agent::refusals::of_a_device(cut(), &request(None), (64 << 20, &one));
     assert_eq!(told.kind, FailureKind::Failed);
     assert!(
         told.hint
             .is_some_and(|h| h.contains("truncate -s 67108864"))
     );
-    let several = crate::agent::recover::of_a_device(cut(), &request(None), (64 << 20, &two));
+    let several = crate::agent::refusals::of_a_device(cut(), &request(None), (64 << 20, &two));
     assert!(
         several.hint.is_some_and(|h| !h.contains("67108864")),
         "no file is that long"
     );
-    let asked = crate::agent::recover::of_a_device(cut(), &request(Some(1 << 30)), (1 << 30, &one));
+    let asked =
+        crate::agent::refusals::of_a_device(cut(), &request(Some(1 << 30)), (1 << 30, &one));
     assert_eq!(asked, cut());
 }
 
