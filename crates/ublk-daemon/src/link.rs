@@ -18,7 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// The link version, sent in each end's first message.
-pub const LINK_VERSION: u32 = 8;
+pub const LINK_VERSION: u32 = 9;
 
 /// Longest message in bytes. A longer packet is refused unread, and would not fit into a default socket buffer
 /// (net.core.wmem_default).

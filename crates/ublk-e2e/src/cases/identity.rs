@@ -225,7 +225,16 @@ fn death() -> Result<()> {
         ensure!((state == "dead") == force, "{state}");
         drop(reader);
         device.forget();
-        ublkctl(&["delete", "--force", &id])?.good()?;
+        let deleted = ublkctl(&["delete", "--force", &id])?;
+        match force {
+            true => drop(deleted.good()?),
+            // Its dirty data has no server to go to, and the command says so.
+            false => drop(cli::failed(
+                deleted,
+                code::FAILED,
+                &["is deleted", "no server to go to"],
+            )?),
+        }
     }
     for _ in 0..3 {
         let device = spec.add()?;

@@ -148,7 +148,9 @@ fn names_what_is_behind() -> Result<()> {
         .with(&["--supervise", "--poll", "fixed:10"])
         .add()?;
     let info = device.query()?;
-    let wanted = serde_json::json!({"path": path, "offset": 1 << 20, "length": 4 << 20});
+    let wanted = serde_json::json!({
+        "path": path, "offset": 1 << 20, "length": 4 << 20, "moving_to": null
+    });
     ensure!(info["backing"] == wanted, "{info}");
     ensure!(info["supervised"] == true && info["threads"] == 1, "{info}");
     ensure!(info["polling"] == "fixed:10", "{info}");

@@ -64,7 +64,16 @@ impl Far {
         run::good("modprobe", &["veth"])?;
         let mut command = std::process::Command::new("busybox");
         command.args(["unshare", "-n", "nbdkit", "-f", "--exit-with-parent"]);
-        command.args(["--log=null", "-p", "10809", "file", &disk.word()]);
+        // With several threads nbdkit 1.32 may abort when a connection ends while one of them answers
+        // (`raw_send_socket`, server/connections.c), and nobody starts it again here.
+        command.args([
+            "--threads=1",
+            "--log=null",
+            "-p",
+            "10809",
+            "file",
+            &disk.word(),
+        ]);
         let server = Self {
             child: command.spawn()?,
         };

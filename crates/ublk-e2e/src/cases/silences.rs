@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::case::Case;
-use crate::cli::{self, Spec};
+use crate::cli::{self, Spec, code};
 use crate::json;
 use crate::procfs;
 use crate::wait::{secs, until};
@@ -32,15 +32,18 @@ impl Drop for Stopped {
     }
 }
 
-/// What commands say of a device one of whose processes is stopped or gone.
-fn expect(id: &str, words: &str, next: &str) -> Result<()> {
-    for question in [
+/// What commands say of a device one of whose processes is stopped or gone. A change ends with `code`: one that may still be
+/// made has timed out.
+fn expect(id: &str, words: &str, next: &str, code: i32) -> Result<()> {
+    let changes = [
         &["metrics", id, "latencies", "--deadline", "2"][..],
-        &["record", id, "/tmp/ublk-silences", "--for", "1"],
         &["logs", id, "--level", "debug", "--deadline", "2"],
-    ] {
-        cli::fails(question, 1, &[words, next])?;
+    ];
+    for change in changes {
+        cli::fails(change, code, &[words, next])?;
     }
+    let record = ["record", id, "/tmp/ublk-silences", "--for", "1"];
+    cli::fails(&record, code::FAILED, &[words, next])?;
     let info = cli::ublkctl_json(&["info", id])?;
     let text = |key: &str| info.get(key).and_then(Value::as_str).unwrap_or_default();
     ensure!(
@@ -69,7 +72,7 @@ fn told() -> Result<()> {
         let stopped = Stopped::new(pid)?;
         let words =
             format!("the {what} of device {id}, process {pid}, does not answer: it is stopped");
-        expect(&id, &words, &format!("kill -CONT {pid}"))?;
+        expect(&id, &words, &format!("kill -CONT {pid}"), code::TIMED_OUT)?;
         drop(stopped);
     }
     until("the level that was asked for", secs(20), || {
@@ -83,7 +86,7 @@ fn told() -> Result<()> {
         Ok((info.get("agent_alive") == Some(&Value::Bool(false))).then_some(()))
     })?;
     let words = format!("the agent of device {id} is gone");
-    expect(&id, &words, &format!("ublkctl recover {id}"))?;
+    expect(&id, &words, &format!("ublkctl recover {id}"), code::FAILED)?;
     cli::ublkctl(&["recover", &id])?.good()?;
     ensure!(device.server()? == server, "another server");
     let mut follow = cli::command(&["logs", &id, "--follow"]);
