@@ -247,7 +247,9 @@ fn death() -> Result<()> {
         cli::failed(output, code::FAILED, &["server", "ublkctl recover"])?;
         // Its program runs before the last descriptor is closed, which waits for the stop: closed between fork and
         // exec, the child's descriptor would be the last one, and the child would wait for itself.
-        let mut delete = cli::command(&["delete", "--force", &id]).spawn()?;
+        let mut delete = cli::command(&["delete", "--force", &id]);
+        // What it says of the dirty data.
+        let mut delete = delete.stderr(std::process::Stdio::null()).spawn()?;
         let closer = std::thread::spawn(move || drop(reader));
         until("the end of the delete", secs(60), || Ok(delete.try_wait()?))?;
         closer.join().map_err(|_| anyhow::anyhow!("a panic"))?;
