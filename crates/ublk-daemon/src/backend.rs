@@ -508,7 +508,14 @@ fn open_nbd(spec: &AddSpec, purpose: Purpose) -> Result<Nbd, Failure> {
         options.connect_timeout = options.connect_timeout.min(left);
     }
     Nbd::open(&options, by).map_err(|e| match e {
-        OpenError::Connect(e) => not_connected(uri, &e),
+        OpenError::Connect(e) => {
+            let mut failure = not_connected(uri, &e);
+            // It would have been waited for.
+            if matches!(purpose, Purpose::Look(until) if Instant::now() >= until) {
+                failure.kind = FailureKind::TimedOut;
+            }
+            failure
+        }
         OpenError::BlockSize { .. } => Failure::new(FailureKind::Usage, format!("{uri}: {e}")),
         e => Failure::failed(format!("{uri}: {e}")),
     })

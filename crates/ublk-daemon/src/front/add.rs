@@ -97,7 +97,15 @@ pub(super) fn add_checked(
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
     };
     let mut device = Foreground::start(program, lifetime, &ToAgent::Add(request))?;
-    let added = device.wait_until_live(until)?;
+    let added = device.wait_until_live(until, |agent| {
+        Failure::timed_out(format!(
+            "the device was not ready in time; agent process {agent} was told to clean up"
+        ))
+        .hint(
+            "the kernel reads the partition table of a new disk, from a slow one too: --no-partition-scan leaves that out, \
+             --deadline waits longer; `ublkctl list` shows what is left, `ublkctl doctor` checks this machine",
+        )
+    })?;
     Ok((added, device))
 }
 
@@ -176,11 +184,21 @@ fn ask_agent(
         ublk_ctrl::nodes::can_serve(id)?;
     }
     let until = deadline_in(deadline);
-    let lifetime = request.lifetime;
+    let (lifetime, id) = (request.lifetime, request.id);
     let mut device = Foreground::start(program, lifetime, &ToAgent::Recover(request))?;
     // The agent gives up at the deadline and reports why; leave a moment for its message.
-    let added = device.wait_until_live(until + LAST_WORDS)?;
+    let added = device.wait_until_live(until + LAST_WORDS, |agent| no_new_server(id, agent))?;
     Ok((added, device))
+}
+
+/// The failure of a device that got no new server by the deadline.
+fn no_new_server(id: u32, agent: u32) -> Failure {
+    Failure::timed_out(format!(
+        "device {id} got no new server in time; agent process {agent} was told to give up"
+    ))
+    .hint(format!(
+        "its files, or its NBD server, may not answer; --deadline waits longer, `ublkctl info {id}` shows what the device has"
+    ))
 }
 
 /// The foreign device that a link with this name leads to: another user's device has the name. Names of our own devices
@@ -286,7 +304,8 @@ impl Foreground {
             self.signals.take(),
             &ToAgent::Recover(request),
         )?;
-        match next.wait_until_live(Instant::now() + ANOTHER + LAST_WORDS) {
+        let until = Instant::now() + ANOTHER + LAST_WORDS;
+        match next.wait_until_live(until, |agent| no_new_server(id.get(), agent)) {
             Ok(_) => {
                 *self = next;
                 Ok(())
@@ -298,7 +317,12 @@ impl Foreground {
         }
     }
 
-    fn wait_until_live(&mut self, until: Instant) -> Result<Added, Failure> {
+    /// `late` is the failure of the deadline, about the agent process.
+    fn wait_until_live(
+        &mut self,
+        until: Instant,
+        late: impl FnOnce(u32) -> Failure,
+    ) -> Result<Added, Failure> {
         match self.receive(Some(until))? {
             // The device was about to serve when the signal arrived.
             Some(FromAgent::Live(_)) if self.told => self.taken_back(until),
@@ -314,14 +338,7 @@ impl Foreground {
             Some(FromAgent::Gone) => {
                 Err(Failure::failed("the agent ended before the device served"))
             }
-            None => Err(Failure::timed_out(format!(
-                "the device was not ready in time; agent process {} was told to clean up",
-                self.agent.pid
-            ))
-            .hint(
-                "the kernel reads the partition table of a new disk, from a slow one too: --no-partition-scan leaves that out, \
-                 --deadline waits longer; `ublkctl list` shows what is left, `ublkctl doctor` checks this machine",
-            )),
+            None => Err(late(self.agent.pid)),
         }
     }
 

@@ -84,20 +84,27 @@ fn suits(spec: &AddSpec, size: Option<u64>, until: Instant) -> Result<u64, Failu
 
 /// Says of a refused move what becomes of the device.
 fn stays(mut failure: Failure, id: DevId, from: &str) -> Failure {
-    failure.text = format!("device {id} stays with {from}: {}", failure.text);
+    let lacks_authority = failure.text.contains("--tls-ca");
+    failure.text = match lacks_authority {
+        true => format!("device {id} stays with {from}: it has no certificate of an authority"),
+        false => format!("device {id} stays with {from}: {}", failure.text),
+    };
+    if lacks_authority {
+        return failure.hint(
+            "name the directory of the certificates in the URI: `?tls-certificates=DIR`, with DIR/ca-cert.pem",
+        );
+    }
     if failure.kind == FailureKind::Usage && failure.hint.is_none() {
         // The request is well formed, but the export is another one.
         failure.kind = FailureKind::Failed;
     }
-    failure.hint = match failure.hint {
-        Some(hint) if hint.contains("--tls-ca") => Some(
-            "name the directory of the certificates in the URI: `?tls-certificates=DIR`, with DIR/ca-cert.pem".to_owned(),
-        ),
-        Some(hint) if hint.contains("--wait-for-server") => {
-            Some("start that server first".to_owned())
-        }
-        hint => hint,
-    };
+    if failure
+        .hint
+        .as_ref()
+        .is_some_and(|hint| hint.contains("--wait-for-server"))
+    {
+        failure.hint = Some("start that server first".to_owned());
+    }
     failure
 }
 
