@@ -261,10 +261,8 @@ impl Agent<'_> {
             // The next server process will be where the record says.
             question = None;
         }
-        let before = self
-            .device
-            .as_ref()
-            .map(|device| device.record.spec.backend.clone());
+        let device = self.device.as_ref().filter(|_| moves(question.as_ref()));
+        let before = device.map(|device| device.record.spec.backend.clone());
         let spec = self.device.as_mut().map(|device| &mut device.record.spec);
         let changed = match (&question, spec) {
             (Some(Question::Backend(command)), Some(spec)) => spec.backend.keep(command),
@@ -280,9 +278,7 @@ impl Agent<'_> {
             && let Some(device) = &mut self.device
             && let Err(e) = self.store.write(&device.record)
         {
-            if let Some(before) = before
-                && before.moving_to() != device.record.spec.backend.moving_to()
-            {
+            if let Some(before) = before {
                 // Unrecorded, the device would be back at the old server with its next process.
                 tracing::warn!("the device does not move, because that cannot be recorded: {e}");
                 device.record.spec.backend = before;

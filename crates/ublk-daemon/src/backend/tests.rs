@@ -1,4 +1,5 @@
 use super::*;
+use std::time::Duration;
 use ublk_backends::ZoneLayout;
 use ublk_core::Mode;
 

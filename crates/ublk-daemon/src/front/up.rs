@@ -1,5 +1,7 @@
 //! `up` and `down`: devices of a configuration, each identified by its name.
 
+mod differences;
+
 use super::add::{add_checked, recover_in_front};
 use super::lookup::find;
 use super::reserve::reserve;
@@ -11,9 +13,8 @@ use crate::names;
 use crate::report::Added;
 use crate::spec::{AddSpec, BackendSpec};
 use crate::state::{Phase, Record};
+use differences::differences;
 use serde::Serialize;
-use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use ublk_core::{DevId, Limits, deadline_in};
@@ -324,42 +325,6 @@ fn once_idle(
     }
 }
 
-/// The options in which a device differs from the configuration. Options that the configuration does not set are not
-/// compared.
-fn differences(has: &AddSpec, id: u32, wanted: &AddSpec) -> Vec<Difference> {
-    let mut has = has.clone();
-    has.id = Some(id);
-    let (has, wanted) = (leaves(&has), leaves(wanted));
-    if has.get("backend") != wanted.get("backend") {
-        let word = |of: &BTreeMap<String, Value>| of.get("backend").map_or_else(String::new, text);
-        return vec![Difference {
-            option: "backend".to_owned(),
-            has: word(&has),
-            wanted: word(&wanted),
-        }];
-    }
-    let any_data = wanted.get("auto").is_some_and(|auto| !auto.is_null());
-    let open = |option: &str, value: &Value| {
-        value.is_null()
-            || matches!(
-                option,
-                "auto" | "force" | "trust-kernel" | "bytes" | "moving-to"
-            )
-            || (option == "data" && any_data)
-            || (option == "block-size" && value == &Value::from(0))
-    };
-    let all = wanted.iter().filter(|(option, value)| !open(option, value));
-    all.filter_map(|(option, value)| {
-        let is = has.get(option).unwrap_or(&Value::Null);
-        (is != value).then(|| Difference {
-            option: option.clone(),
-            has: text(is),
-            wanted: text(value),
-        })
-    })
-    .collect()
-}
-
 /// The size of a device whose file was to be created, if it differs from the configured one.
 fn other_size(wanted: &Wanted, entry: &ListEntry, record: &Record) -> Option<Difference> {
     let size = wanted.create?;
@@ -369,76 +334,6 @@ fn other_size(wanted: &Wanted, entry: &ListEntry, record: &Record) -> Option<Dif
         has: has.to_string(),
         wanted: size.to_string(),
     })
-}
-
-/// The fields of a specification, named like the options of `add`.
-fn leaves(spec: &AddSpec) -> BTreeMap<String, Value> {
-    fn walk(name: &str, value: Value, into: &mut BTreeMap<String, Value>) {
-        match value {
-            // `size` is also a field of the backend.
-            Value::Object(fields) if name == "zones" => {
-                for (field, value) in fields {
-                    let option = match field.as_str() {
-                        "size" | "capacity" => format!("zone-{field}"),
-                        _ => format!("{field}-zones"),
-                    };
-                    walk(&option, value, into);
-                }
-            }
-            Value::Object(fields) if name == "tls" => {
-                for (field, value) in fields {
-                    let option = match field.as_str() {
-                        "certificate" => "tls-cert".to_owned(),
-                        _ => format!("tls-{field}"),
-                    };
-                    walk(&option, value, into);
-                }
-            }
-            Value::Object(fields) => {
-                for (field, value) in fields {
-                    let field = if field == "kind" { name } else { &field };
-                    walk(field, value, into);
-                }
-            }
-            // Members: what was left open of each is not compared.
-            Value::Array(all) if name == "files" => {
-                into.insert(name.to_owned(), Value::from(all.len()));
-                for (number, fields) in all.into_iter().enumerate() {
-                    let fields = fields.as_object().cloned().unwrap_or_default();
-                    for (field, value) in fields {
-                        walk(&format!("file {} {field}", number + 1), value, into);
-                    }
-                }
-            }
-            value => {
-                let (name, value) = match (name, value) {
-                    ("max_io_bytes", value) => ("max-io".to_owned(), value),
-                    ("discard", Value::Bool(yes)) => ("no-discard".to_owned(), Value::Bool(!yes)),
-                    (name, value) => (name.replace('_', "-"), value),
-                };
-                into.insert(name, value);
-            }
-        }
-    }
-    let mut all = BTreeMap::new();
-    walk("", serde_json::to_value(spec).unwrap_or_default(), &mut all);
-    if let Some(integrity) = spec.parameters.integrity {
-        // One option, which has the fields as words.
-        let mut fields = BTreeMap::new();
-        let value = serde_json::to_value(integrity).unwrap_or_default();
-        walk("", value, &mut fields);
-        all.retain(|name, _| !fields.contains_key(name));
-        all.insert("integrity".to_owned(), integrity.to_string().into());
-    }
-    all
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "none".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]
@@ -461,6 +356,38 @@ mod tests {
             name: Some("data".to_owned()),
             ..spec()
         }
+    }
+
+    /// Where a device moves to is no option; those of TLS have their names.
+    #[test]
+    fn nbd_devices_are_compared_by_options() {
+        let on = |moving_to: Option<&str>, ca: Option<&str>| AddSpec {
+            backend: BackendSpec::Nbd {
+                uri: "nbds://one/".to_owned(),
+                moving_to: moving_to.map(str::to_owned),
+                length: None,
+                retry: crate::spec::Retry::Never,
+                request_timeout: 30,
+                wait_for_server: 0,
+                tls: Box::new(crate::spec::TlsOptions {
+                    ca: ca.map(PathBuf::from),
+                    ..crate::spec::TlsOptions::default()
+                }),
+            },
+            ..spec()
+        };
+        let wanted = on(None, Some("/ca.pem"));
+        assert_eq!(
+            differences(&on(Some("nbds://two/"), Some("/ca.pem")), 7, &wanted),
+            []
+        );
+        let other = differences(&on(None, Some("/other.pem")), 7, &wanted);
+        assert_eq!(other.len(), 1);
+        assert_eq!(other[0].option, "tls-ca");
+        // What cannot be added is refused without a look at the server.
+        crate::backend::well_formed(&wanted).unwrap();
+        let failure = crate::backend::well_formed(&on(None, None)).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Usage);
     }
 
     /// An option that the configuration leaves open is no difference; one that it sets is, under the option's name.

@@ -111,9 +111,9 @@ fn a_server_that_dies_has_not_moved() {
     }
 }
 
-/// A move that cannot be recorded does not begin, and one whose agent is gone does not come about.
+/// A move that cannot be recorded does not begin.
 #[test]
-fn a_move_that_cannot_be_recorded_does_not_come_about() {
+fn a_move_that_cannot_be_recorded_does_not_begin() {
     let play = device();
     let directory = play.store.socket(0).parent().unwrap().to_path_buf();
     // The name of the record's temporary file is taken.
