@@ -15,6 +15,15 @@ use crate::cmd;
 /// Maximum age of the index before it is fetched again.
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// What an archive is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Packages of programs.
+    Programs,
+    /// Source packages.
+    Sources,
+}
+
 /// An archive to fetch from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
@@ -52,11 +61,15 @@ impl Apt {
     ///
     /// # Errors
     /// The directory is not writable.
-    pub fn open(directory: &Path, sources: &[Source]) -> Result<Self> {
+    pub fn open(directory: &Path, content: Content, sources: &[Source]) -> Result<Self> {
         for sub in ["lists/partial", "archives/partial", "packages"] {
             fs::create_dir_all(directory.join(sub))
                 .with_context(|| directory.display().to_string())?;
         }
+        let kind = match content {
+            Content::Programs => "deb",
+            Content::Sources => "deb-src",
+        };
         let mut list = String::new();
         for source in sources {
             let signed = match source.keyring.as_str() {
@@ -64,7 +77,7 @@ impl Apt {
                 keyring => format!("signed-by={keyring} "),
             };
             list += &format!(
-                "deb [{signed}arch=amd64] {} {} {}\n",
+                "{kind} [{signed}arch=amd64] {} {} {}\n",
                 source.uri, source.suite, source.components
             );
         }
@@ -242,6 +255,49 @@ impl Apt {
         fs::rename(entry.path(), &file)?;
         Ok(file)
     }
+
+    /// The upstream archive of the newest version of a source package: from the cache, where its digest is verified
+    /// again, or fetched.
+    ///
+    /// # Errors
+    /// There is none, it cannot be fetched, or its digest does not match the index.
+    pub fn fetch_source(&self, name: &str) -> Result<PathBuf> {
+        let mut show = self.command("apt-get");
+        show.args(["source", "-q", "--print-uris", "--download-only", name]);
+        let text = cmd::output(&mut show)?;
+        let (archive, wanted) = upstream(&text)
+            .with_context(|| format!("no upstream archive: {}", cmd::line(&show)))?;
+        let file = self.directory.join("packages").join(&archive);
+        if file.exists() && digest(&file)? == wanted {
+            return Ok(file);
+        }
+        println!("{archive}: fetching");
+        let fetched = tempfile::tempdir_in(&self.directory)?;
+        let mut download = self.command("apt-get");
+        download
+            .current_dir(fetched.path())
+            .args(["source", "-q", "--download-only", name]);
+        cmd::output(&mut download)?;
+        let got = digest(&fetched.path().join(&archive))?;
+        if got != wanted {
+            bail!("{archive} has digest {got}, the signed index says {wanted}");
+        }
+        fs::rename(fetched.path().join(&archive), &file)?;
+        Ok(file)
+    }
+}
+
+/// Parses the name and SHA-256 of a source package's upstream archive from the lines in which apt prints what it would
+/// fetch: `'URI' NAME SIZE SHA256:DIGEST`.
+fn upstream(text: &str) -> Option<(String, String)> {
+    text.lines().find_map(|line| {
+        let [_, name, _, digest] = line.split(' ').collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        let digest = digest.strip_prefix("SHA256:")?;
+        let is = name.contains(".orig.tar.") && !name.ends_with(".asc");
+        is.then(|| (name.to_owned(), digest.to_owned()))
+    })
 }
 
 /// Parses `NAME=VERSION` from a line in which apt simulates an installation: `Inst NAME (VERSION …`.
@@ -286,13 +342,22 @@ pub fn digest(file: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{installed, package};
+    use super::{installed, package, upstream};
 
     #[test]
     fn what_apt_would_install_is_understood() {
         let line = "Inst libgcc-s1 (14.2.0-19 Debian:13.7/stable [amd64]) []";
         assert_eq!(installed(line).unwrap(), "libgcc-s1=14.2.0-19");
         assert_eq!(installed("Conf libgcc-s1 (14.2.0-19)"), None);
+    }
+
+    #[test]
+    fn the_upstream_archive_is_found() {
+        let text = "Reading\n'a://b/x_1-2.dsc' x_1-2.dsc 7 SHA256:00\n'a://b/x_1.orig.tar.gz.asc' \
+                    x_1.orig.tar.gz.asc 8 SHA256:01\n'a://b/x_1.orig.tar.gz' x_1.orig.tar.gz 9 SHA256:02\n";
+        let found = Some(("x_1.orig.tar.gz".to_owned(), "02".to_owned()));
+        assert_eq!(upstream(text), found);
+        assert_eq!(upstream("'a://b/x_1-2.dsc' x_1-2.dsc 7 SHA256:00\n"), None);
     }
 
     #[test]

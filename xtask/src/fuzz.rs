@@ -1,19 +1,22 @@
 //! `cargo xtask fuzz`: runs the targets of `fuzz/` under libFuzzer with cargo-fuzz.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cmd, paths};
+use crate::manifest::Manifest;
+use crate::{cmd, paths, sources};
 
 /// Runs one target, or each in turn, for `seconds` each; the first finding ends the run.
 ///
-/// New inputs go to `fuzz/target`, the committed corpus is only read.
+/// New inputs go to `fuzz/target`, the committed corpus is only read. With `others_seeds` what other projects begin their
+/// fuzz tests with is there, too, for the targets that can read it.
 ///
 /// # Errors
 /// No such target; cargo-fuzz or the nightly toolchain is missing; or a finding, with the path of its input.
-pub fn run(target: Option<String>, seconds: u64) -> Result<()> {
+pub fn run(target: Option<String>, seconds: u64, others_seeds: bool) -> Result<()> {
     let all = targets()?;
     let chosen = match target {
         Some(target) if all.contains(&target) => vec![target],
@@ -35,6 +38,10 @@ pub fn run(target: Option<String>, seconds: u64) -> Result<()> {
         println!("fuzz {target}: {seconds} s");
         let found = fuzz.join("target/corpus").join(target);
         fs::create_dir_all(&found).with_context(|| found.display().to_string())?;
+        if others_seeds {
+            let count = add_seeds(target, &found)?;
+            println!("fuzz {target}: {count} inputs from seeds of other projects");
+        }
         let mut run = nightly();
         run.args(["fuzz", "run", target])
             .arg(&found)
@@ -54,6 +61,46 @@ pub fn run(target: Option<String>, seconds: u64) -> Result<()> {
         chosen.len()
     );
     Ok(())
+}
+
+/// The source packages whose fuzz tests of NBD have seeds: what a server sends, or what a client sends.
+const SEEDS: [&str; 2] = ["libnbd", "nbdkit"];
+
+/// Adds the seeds of other projects to the inputs of a target, with every choice that the target's first byte makes.
+/// Returns the number of inputs.
+fn add_seeds(target: &str, directory: &Path) -> Result<usize> {
+    let choices = match target {
+        "nbd_handshake" => 64,
+        "nbd_replies" => 8,
+        _ => return Ok(0),
+    };
+    let manifest = Manifest::load()?;
+    let mut count = 0;
+    for package in SEEDS {
+        let seeds = sources::files(&manifest, package)?;
+        for entry in fs::read_dir(&seeds).with_context(|| seeds.display().to_string())? {
+            let entry = entry?;
+            let seed = fs::read(entry.path())?;
+            for choice in 0..choices {
+                let name = format!("{package}-{}-{choice}", entry.file_name().display());
+                let input = seeded(target, choice, &seed);
+                fs::write(directory.join(name), input).context("an input")?;
+                count += 1;
+            }
+        }
+    }
+    Ok(count)
+}
+
+/// An input from a seed: a choice, the length of pieces, and what follows the handshake if the target begins there.
+fn seeded(target: &str, choice: u8, seed: &[u8]) -> Vec<u8> {
+    const REPLIES: [[u8; 4]; 2] = [[0x67, 0x44, 0x66, 0x98], [0x66, 0x8e, 0x33, 0xef]];
+    let is_reply = |bytes: &[u8]| REPLIES.iter().any(|magic| bytes == magic);
+    let begin = match target {
+        "nbd_replies" => seed.windows(4).position(is_reply).unwrap_or(0),
+        _ => 0,
+    };
+    [&[choice, u8::MAX], &seed[begin..]].concat()
 }
 
 /// The names of the targets: the files of `fuzz/fuzz_targets`.
@@ -99,7 +146,7 @@ fn require(what: &str, arguments: &[&str], install: &str) -> Result<()> {
 mod tests {
     use std::fs;
 
-    use super::{run, targets};
+    use super::{run, seeded, targets};
     use crate::paths;
 
     type Body = fn(&[u8]);
@@ -138,8 +185,18 @@ mod tests {
     }
 
     #[test]
+    fn seeds_begin_where_their_target_does() {
+        let seed = [1, 2, 0x66, 0x8e, 0x33, 0xef, 3];
+        assert_eq!(seeded("nbd_handshake", 5, &[7, 8]), [5, 255, 7, 8]);
+        let reply = [4, 255, 0x66, 0x8e, 0x33, 0xef, 3];
+        assert_eq!(seeded("nbd_replies", 4, &seed), reply);
+    }
+
+    #[test]
     fn an_unknown_target_is_named() {
-        let error = run(Some("nonsense".into()), 1).unwrap_err().to_string();
+        let error = run(Some("nonsense".into()), 1, false)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("nonsense") && error.contains("marshal"),
             "{error}"

@@ -3,7 +3,7 @@
 mod extract;
 mod resolve;
 
-pub use resolve::{NotOnOffer, archive, host_id};
+pub use resolve::{NotOnOffer, archive, host_id, source_archive};
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -34,6 +34,7 @@ mod prometheus;
 mod reset;
 mod results;
 mod shell;
+mod sources;
 mod stress;
 mod test;
 mod vm;
@@ -88,6 +89,9 @@ enum Task {
         /// Seconds for each target
         #[arg(long, default_value_t = 60)]
         time: u64,
+        /// Begin with the seeds of libnbd's and nbdkit's fuzz tests, too, where a target reads what they send
+        #[arg(long)]
+        others_seeds: bool,
     },
     /// Run the quick cases on one kernel, in a virtual machine
     VmSimpleE2e {
@@ -145,7 +149,11 @@ fn main() -> ExitCode {
         Task::Mutants(options) => mutants::run(&options),
         Task::Asan => asan::run(),
         Task::NbdInterop(options) => nbd_interop::run(&options),
-        Task::Fuzz { target, time } => fuzz::run(target, time),
+        Task::Fuzz {
+            target,
+            time,
+            others_seeds,
+        } => fuzz::run(target, time, others_seeds),
         Task::VmSimpleE2e { accel } => e2e::simple(accel),
         Task::VmE2e(options) => e2e::run(&options),
         Task::KernelsPage => kernels::rewrite(),

@@ -47,6 +47,8 @@ pub struct Manifest {
     pub host_tools: BTreeMap<String, String>,
     /// Programs of the NBD client's tests against servers of others, with their packages.
     pub interop_tools: BTreeMap<String, String>,
+    /// Files of other projects' tests: a pattern of their paths in a source package, by the package.
+    pub test_sources: BTreeMap<String, String>,
     /// The image with systemd.
     pub system: System,
     /// The kernel's own tests.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::manifest::Manifest;
 use crate::results::Results;
-use crate::{cmd, e2e, host, paths, test};
+use crate::{cmd, e2e, host, paths, sources, test};
 
 /// Options of the task.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -38,7 +38,7 @@ struct Row {
 /// A server is missing and cannot be had; a pair failed or was skipped.
 pub fn run(options: &Options) -> Result<()> {
     let manifest = Manifest::load()?;
-    let tools = manifest.interop_tools;
+    let tools = &manifest.interop_tools;
     host::provide(&tools.iter().collect(), [])?;
     let results = paths::target().join("nbd-interop");
     if results.exists() {
@@ -50,6 +50,7 @@ pub fn run(options: &Options) -> Result<()> {
         command.args(["--", filter]);
     }
     command.env("INTEROP_RESULTS", &results);
+    command.env("INTEROP_RECORDINGS", sources::files(&manifest, "nbd")?);
     let programs = tools.keys().filter_map(|name| host::find(name));
     surround(&mut command, programs.collect())?;
     let mut found = Results::default();

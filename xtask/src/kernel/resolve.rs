@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{numbers, series_of};
-use crate::apt::{Apt, Package, Source};
+use crate::apt::{Apt, Content, Package, Source};
 use crate::manifest::{Distribution, Manifest};
 use crate::{cmd, paths};
 
@@ -58,7 +58,7 @@ pub fn packages(manifest: &Manifest, series: &str) -> Result<Packages> {
              its modules"
         );
     };
-    let apt = open(distribution)?;
+    let apt = open(distribution, Content::Programs)?;
     let start = match series {
         "newest" => distribution.image.clone(),
         series => format!("{}{series}", distribution.image),
@@ -134,18 +134,36 @@ fn keyed(release: String, packages: Vec<Package>, apt: Apt) -> Packages {
     }
 }
 
-/// The package index of the host's distribution, fetched.
+/// The index of packages of the host's distribution, fetched.
 ///
 /// # Errors
 /// A host that is neither Debian nor Ubuntu; no index.
 pub fn archive(manifest: &Manifest) -> Result<Apt> {
-    let id = host_id();
-    let distribution = manifest.distribution.get(&id);
-    open(distribution.with_context(|| format!("packages of {id:?} are not supported"))?)
+    of_host(manifest, Content::Programs)
 }
 
-fn open(distribution: &Distribution) -> Result<Apt> {
-    let apt = Apt::open(&paths::vm().join("apt"), &sources(distribution)?)?;
+/// The index of source packages of the host's distribution, fetched.
+///
+/// # Errors
+/// As for [`archive`].
+pub fn source_archive(manifest: &Manifest) -> Result<Apt> {
+    of_host(manifest, Content::Sources)
+}
+
+fn of_host(manifest: &Manifest, content: Content) -> Result<Apt> {
+    let id = host_id();
+    let distribution = manifest.distribution.get(&id);
+    let distribution =
+        distribution.with_context(|| format!("packages of {id:?} are not supported"))?;
+    open(distribution, content)
+}
+
+fn open(distribution: &Distribution, content: Content) -> Result<Apt> {
+    let name = match content {
+        Content::Programs => "apt",
+        Content::Sources => "apt-sources",
+    };
+    let apt = Apt::open(&paths::vm().join(name), content, &sources(distribution)?)?;
     apt.update()?;
     Ok(apt)
 }

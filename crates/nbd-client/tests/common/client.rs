@@ -1,5 +1,6 @@
-//! A blocking client with one request at a time.
+//! A blocking client.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
 use nbd_client::{
@@ -12,7 +13,10 @@ pub trait Stream: Read + Write + Send {}
 
 impl<T: Read + Write + Send> Stream for T {}
 
-/// A connection with requests one after the other.
+/// Requests that are in flight at the same time, at most.
+pub const DEPTH: usize = 16;
+
+/// A connection with its requests.
 pub struct Client {
     stream: Box<dyn Stream>,
     framing: Framing,
@@ -83,7 +87,7 @@ impl Client {
         let client = Self {
             stream: Box::new(stream),
             framing: export.framing,
-            replies: Replies::new(export.framing, 1),
+            replies: Replies::new(export.framing, DEPTH),
             next: 0,
         };
         Ok((client, export))
@@ -102,7 +106,7 @@ impl Client {
         self.answer(data)
     }
 
-    /// Sends a request.
+    /// Sends a request and gives its cookie.
     pub fn send(
         &mut self,
         command: Command,
@@ -110,7 +114,7 @@ impl Client {
         offset: u64,
         data: &[u8],
         len: u32,
-    ) {
+    ) -> u64 {
         self.next += 1;
         let request = Request {
             command,
@@ -124,6 +128,7 @@ impl Client {
         if command == Command::Write {
             self.stream.write_all(data).expect("sent");
         }
+        self.next
     }
 
     fn put(&mut self, request: &Request) {
@@ -132,13 +137,21 @@ impl Client {
         self.stream.write_all(&header[..len]).expect("sent");
     }
 
-    /// Receives the answer to the request that was sent.
+    /// Receives the answer to the only request in flight.
     pub fn answer(&mut self, data: &mut [u8]) -> Answer {
+        let mut buffers = BTreeMap::from([(self.next, data)]);
+        self.next_answer(&mut buffers).1
+    }
+
+    /// Receives the next answer, and the data of READs into their buffers, by their cookies. Gives the cookie of the
+    /// request that it answers.
+    pub fn next_answer(&mut self, buffers: &mut BTreeMap<u64, &mut [u8]>) -> (u64, Answer) {
         let (mut held, mut told) = (Vec::new(), Vec::new());
         loop {
             let (used, mut event) = self.replies.next(&held).expect("a good server");
             held.drain(..used);
-            if let Some(Event::Data { at, len, .. }) = event {
+            if let Some(Event::Data { cookie, at, len }) = event {
+                let data = buffers.get_mut(&cookie).expect("a READ in flight");
                 let (at, end) = (index(at), index(at) + index(len));
                 let have = held.len().min(end - at);
                 data[at..at + have].copy_from_slice(&held[..have]);
@@ -148,11 +161,12 @@ impl Client {
                 event = self.replies.received(len).expect("a good server");
             }
             match event {
-                Some(Event::Answered { result, .. }) => {
+                Some(Event::Answered { cookie, result }) => {
                     assert!(held.is_empty());
-                    return (result, told);
+                    return (cookie, (result, told));
                 }
-                Some(Event::Hole { at, len, .. }) => {
+                Some(Event::Hole { cookie, at, len }) => {
+                    let data = buffers.get_mut(&cookie).expect("a READ in flight");
                     data[index(at)..index(at) + index(len)].fill(0);
                 }
                 Some(Event::Extents { extents, .. }) => told.extend(extents),

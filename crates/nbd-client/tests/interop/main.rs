@@ -7,6 +7,7 @@ mod exercise;
 mod images;
 mod nbdkit;
 mod others;
+mod recordings;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -34,6 +35,7 @@ pub struct Pair {
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let pairs = nbdkit::pairs().into_iter().chain(images::pairs());
+    let pairs = pairs.chain(recordings::pairs());
     let trial = |(place, pair): (usize, Pair)| {
         let name = format!("{} {}", pair.server, pair.export)
             .replace(", ", "_")
