@@ -21,6 +21,9 @@ use crate::transport::{Carrier, Tls};
 /// received with its first bytes.
 const WHOLE: usize = LARGE as usize - 64;
 
+/// Most receives without an operation in a row: other requests of the queue wait meanwhile.
+const AT_ONCE: usize = 16;
+
 /// The cookie of the FLUSH that ends a connection; no request uses it.
 const LAST_FLUSH: u64 = u64::MAX;
 
@@ -191,21 +194,10 @@ impl Connection {
         if self.socket.is_receiving() {
             return true;
         }
-        let left = usize::try_from(self.replies.payload()).unwrap_or(usize::MAX);
-        let (cookie, at) = self.payload;
-        let large = outgoing.has_large();
-        let registered = self.registered;
-        let slot = outgoing.of(cookie).filter(|_| left > 0);
-        let direct = slot.map_or(Data::NONE, |slot| {
-            data_of(&mut slot.kept, registered, at, left)
-        });
-        let held = self.socket.staged().len();
-        let window = match large {
-            _ if registered.is_some() => Replies::SIMPLE.saturating_sub(held),
-            _ if direct.len() >= WHOLE => 0,
-            // One header, so that little of its data must be copied.
-            true => self.replies.header(),
-            false => usize::MAX,
+        let (direct, window) = self.destination(outgoing);
+        let window = match direct.len() {
+            WHOLE.. => 0,
+            _ => window,
         };
         // SAFETY: the request is kept in its slot and answered only after the receive has completed, so its buffer
         // stays the server's; until then nobody forms a reference to it.
@@ -217,13 +209,53 @@ impl Connection {
         pushed
     }
 
-    /// Parses received bytes and answers requests. An error ends the connection.
+    /// Where the next bytes of the stream belong: data of a READ, and so many bytes after it.
+    fn destination<'a>(&self, outgoing: &'a mut Outgoing) -> (Data<'a>, usize) {
+        let left = usize::try_from(self.replies.payload()).unwrap_or(usize::MAX);
+        let (cookie, at) = self.payload;
+        let large = outgoing.has_large();
+        let registered = self.registered;
+        let slot = outgoing.of(cookie).filter(|_| left > 0);
+        let direct = slot.map_or(Data::NONE, |slot| {
+            data_of(&mut slot.kept, registered, at, left)
+        });
+        let held = self.socket.staged().len();
+        let window = match large {
+            _ if registered.is_some() => Replies::SIMPLE.saturating_sub(held),
+            // One header, so that little of its data must be copied.
+            true => self.replies.header(),
+            false => usize::MAX,
+        };
+        (direct, window)
+    }
+
+    /// Processes received bytes, and replies of large READs that are already there: each would take an operation for its
+    /// header and one for its data, and their requests would be answered one by one. An error ends the connection.
     pub(crate) fn read(
         &mut self,
         outgoing: &mut Outgoing,
         bytes: usize,
         flags: u32,
     ) -> Result<(), String> {
+        self.parse(outgoing, bytes, flags)?;
+        for _ in 0..AT_ONCE {
+            if self.registered.is_some() || self.socket.is_drained() || !outgoing.has_large() {
+                break;
+            }
+            let (direct, window) = self.destination(outgoing);
+            // SAFETY: nobody else forms a reference to the request's buffer, which is the server's until it is answered.
+            match unsafe { self.socket.receive_now(direct, window) } {
+                // The end of the stream is found again by the next operation.
+                Ok(0) => break,
+                Ok(bytes) => self.parse(outgoing, bytes, 0)?,
+                Err(error) => return self.end_of(&error).map_or(Ok(()), Err),
+            }
+        }
+        Ok(())
+    }
+
+    /// Parses received bytes and answers requests. An error ends the connection.
+    fn parse(&mut self, outgoing: &mut Outgoing, bytes: usize, flags: u32) -> Result<(), String> {
         let broken = |e: nbd_client::ProtocolError| e.to_string();
         let direct = self.socket.received(bytes, flags);
         if direct > 0 {

@@ -348,44 +348,31 @@ impl Socket {
     /// # Panics
     /// While one is in flight.
     pub(crate) unsafe fn receive(&mut self, direct: Data<'_>, window: usize) -> Sqe64 {
-        assert!(!self.receiving, "the kernel writes there");
         let fd = self.fd();
-        let recv = &mut *self.parts.recv;
-        recv.direct = direct.len();
-        let room = recv.staging.len() - recv.held;
-        let window = window.min(room);
-        let staging = recv.staging[recv.held..].as_mut_ptr();
-        recv.asked = direct.len() + window;
-        let nosignal = libc::MSG_NOSIGNAL.cast_unsigned();
-        let length = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
         let direct = match direct {
             Data::Memory(mem) => mem,
             Data::Registered(pages) => {
-                recv.asked = pages.len as usize;
+                assert!(!self.receiving, "the kernel writes there");
+                let recv = &mut *self.parts.recv;
+                recv.direct = pages.len as usize;
+                recv.asked = recv.direct;
                 return registered::receive(fd, pages, recv.drained);
             }
         };
+        self.name(direct, window);
+        let recv = &mut *self.parts.recv;
+        let nosignal = libc::MSG_NOSIGNAL.cast_unsigned();
+        let [data, staging] = recv.pieces;
+        let length = |piece: libc::iovec| u32::try_from(piece.iov_len).unwrap_or(u32::MAX);
         let sqe = if direct.is_empty() {
+            // Without a message the kernel has less to copy.
             // SAFETY: the staging buffer is ours and untouched while `receiving` is set.
-            unsafe { op::recv(fd, staging, length(window), nosignal) }
-        } else if window == 0 {
+            unsafe { op::recv(fd, staging.iov_base.cast(), length(staging), nosignal) }
+        } else if staging.iov_len == 0 {
             let flags = nosignal | libc::MSG_WAITALL.cast_unsigned();
-            let (to, len) = (direct.ptr().as_ptr(), length(direct.len()));
             // SAFETY: the caller's contract.
-            unsafe { op::recv(fd, to, len, flags) }
+            unsafe { op::recv(fd, data.iov_base.cast(), length(data), flags) }
         } else {
-            recv.pieces = [
-                libc::iovec {
-                    iov_base: direct.ptr().as_ptr().cast(),
-                    iov_len: direct.len(),
-                },
-                libc::iovec {
-                    iov_base: staging.cast(),
-                    iov_len: window,
-                },
-            ];
-            recv.message.msg_iov = recv.pieces.as_mut_ptr();
-            recv.message.msg_iovlen = recv.pieces.len();
             // SAFETY: as above; message and pieces are in a box of ours.
             unsafe { op::recvmsg(fd, &raw mut recv.message, nosignal) }
         };
@@ -393,6 +380,74 @@ impl Socket {
             true => op::poll_first(sqe),
             false => sqe,
         }
+    }
+
+    /// Names the memory for the next bytes: first `direct`, then up to `window` bytes of the staging buffer.
+    ///
+    /// # Panics
+    /// While an operation receives.
+    fn name(&mut self, direct: MemRef<'_>, window: usize) {
+        assert!(!self.receiving, "the kernel writes there");
+        let recv = &mut *self.parts.recv;
+        let window = window.min(recv.staging.len() - recv.held);
+        recv.direct = direct.len();
+        recv.asked = direct.len() + window;
+        recv.pieces = [
+            libc::iovec {
+                iov_base: direct.ptr().as_ptr().cast(),
+                iov_len: direct.len(),
+            },
+            libc::iovec {
+                iov_base: recv.staging[recv.held..].as_mut_ptr().cast(),
+                iov_len: window,
+            },
+        ];
+        recv.message.msg_iov = recv.pieces.as_mut_ptr();
+        recv.message.msg_iovlen = recv.pieces.len();
+    }
+
+    /// Receives what is there, as [`receive`](Self::receive) does, without waiting. Returns the number of bytes, for
+    /// [`received`](Self::received); 0 at the end of the stream, and if nothing is there.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    ///
+    /// # Safety
+    /// `direct` in memory is valid for writes, and nobody has a reference to it.
+    ///
+    /// # Panics
+    /// While an operation receives, and if `direct` is in registered pages.
+    pub(crate) unsafe fn receive_now(
+        &mut self,
+        direct: Data<'_>,
+        window: usize,
+    ) -> io::Result<usize> {
+        let fd = self.parts.fd.as_raw_fd();
+        let Data::Memory(direct) = direct else {
+            unreachable!("only operations reach registered pages");
+        };
+        self.name(direct, window);
+        let recv = &mut *self.parts.recv;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the message and its pieces are ours, and no operation uses them; the pieces are the staging buffer and what
+        // the caller vouches for.
+        let bytes = unsafe { libc::recvmsg(fd, &raw mut recv.message, flags) };
+        if let Ok(bytes) = usize::try_from(bytes) {
+            return Ok(bytes);
+        }
+        let error = io::Error::last_os_error();
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {
+                recv.drained = true;
+                Ok(0)
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// The socket is likely empty.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.parts.recv.drained
     }
 
     /// Notes that the operation from [`receive`](Self::receive) was pushed.
