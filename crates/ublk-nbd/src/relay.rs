@@ -16,6 +16,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::ClientConnection;
 use socket2::Socket;
 
+use crate::socket::{discard_unsent, keep_unsent};
+
 /// Maximum number of bytes waiting in one direction.
 const CHUNK: usize = 256 << 10;
 
@@ -74,6 +76,7 @@ impl Relay {
     /// Relays until the connection ends.
     pub(crate) fn run(mut self) {
         self.started = true;
+        discard_unsent((&self.server).into());
         // The relay bounds it by how much it reads.
         self.session.set_buffer_limit(None);
         let why = self.relay();
@@ -95,6 +98,7 @@ impl Relay {
                 return why;
             }
             if self.ring_ended && !self.session.wants_write() {
+                keep_unsent((&self.server).into());
                 return "the client ended it".to_owned();
             }
             let ending = self.server_ended.is_some() || self.ring_ended || self.ring_hung_up;

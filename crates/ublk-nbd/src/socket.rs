@@ -8,8 +8,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nbd_client::{Framing, Request};
+use socket2::SockRef;
 use ublk_queue::MemRef;
 use uring_lite::Sqe64;
 use uring_lite::op::{self, CQE_F_SOCK_NONEMPTY, Fd, Timespec};
@@ -114,6 +116,19 @@ impl std::fmt::Debug for Recv {
     }
 }
 
+/// From now on, what TCP has not delivered when the socket is closed, also by the death of this process, is discarded. Its
+/// requests are sent again on another connection, and later ones may follow them there: if the network comes back, the old
+/// WRITE must not arrive after the new one (L71). A unix socket has delivered everything.
+pub(crate) fn discard_unsent(socket: SockRef<'_>) {
+    // It fails only for what is no socket.
+    let _ = socket.set_linger(Some(Duration::ZERO));
+}
+
+/// Takes [`discard_unsent`] back, for a connection that ends well.
+pub(crate) fn keep_unsent(socket: SockRef<'_>) {
+    let _ = socket.set_linger(None);
+}
+
 /// An empty message header.
 const fn message() -> libc::msghdr {
     // SAFETY: a C struct of integers and pointers, all of which may be zero.
@@ -127,6 +142,7 @@ const NO_PIECE: libc::iovec = libc::iovec {
 
 impl Socket {
     pub(crate) fn new(fd: OwnedFd) -> Self {
+        discard_unsent(SockRef::from(&fd));
         let send = Send {
             headers: [0; Request::LONGEST * BATCH],
             filled: 0,
@@ -195,8 +211,10 @@ impl Socket {
         self.parts.fd.as_fd()
     }
 
-    /// Sends a final header if the socket accepts it at once. No send may be in flight.
+    /// Sends a final header if the socket accepts it at once, and leaves it to the kernel to deliver what was sent. No send may
+    /// be in flight.
     pub(crate) fn say_goodbye(&self, header: &[u8]) {
+        keep_unsent(SockRef::from(&self.as_fd()));
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: the descriptor is open, the header lives for the length of the call.
         let _ = unsafe {
@@ -554,4 +572,47 @@ impl Drop for Timer {
 /// Converts a negative result into an error.
 pub(crate) fn error_of(result: i32) -> io::Error {
     io::Error::from_raw_os_error(result.saturating_neg())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A socket of ours, which has sent as much as TCP takes if it is `full`, and the server's end.
+    fn pair(full: bool) -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut ours = TcpStream::connect(address).expect("a connection");
+        let (theirs, _) = listener.accept().expect("a connection");
+        let time = Some(Duration::from_secs(10));
+        theirs.set_read_timeout(time).expect("a socket");
+        ours.set_nonblocking(true).expect("a socket");
+        while full && ours.write(&[0; 1 << 16]).is_ok() {}
+        (Socket::new(ours.into()), theirs)
+    }
+
+    /// L71 A connection that is lost, or whose process dies, delivers nothing more: its requests go to another one.
+    #[test]
+    fn l71_what_a_lost_connection_did_not_send_is_discarded() {
+        let (ours, mut theirs) = pair(true);
+        ours.shut_down();
+        drop(ours);
+        let mut told = Vec::new();
+        let end = theirs.read_to_end(&mut told);
+        assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_goodbye_is_delivered() {
+        let (ours, mut theirs) = pair(false);
+        ours.say_goodbye(b"bye");
+        ours.shut_down();
+        drop(ours);
+        let mut told = Vec::new();
+        theirs.read_to_end(&mut told).expect("an orderly end");
+        assert_eq!(told, b"bye");
+    }
 }
