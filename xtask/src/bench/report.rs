@@ -113,7 +113,7 @@ impl Report {
             let how = [&target.server, &target.device]
                 .into_iter()
                 .find(|text| !text.is_empty())
-                .map_or_else(|| target.kernel_device(), Clone::clone);
+                .map_or_else(|| target.without_server(), Clone::clone);
             let _ = write!(text, "{}: `{how}`", target.name);
             if !target.prepare.is_empty() {
                 let _ = write!(text, " ({})", target.prepare.join(", "));
@@ -138,6 +138,7 @@ impl Report {
                 value["prepare"] = json!(row.target.prepare);
                 value["loop"] = json!(row.target.looped);
                 value["fio"] = json!(row.fio);
+                value["floor"] = json!(row.floor);
                 value["kind"] = json!(row.kind);
             }
             value

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::label::Label;
-pub use targets::{EXAMPLE, KUBLK, LIBUBLK, Target};
+pub use targets::{EXAMPLE, FLOOR, KUBLK, LIBUBLK, NBD, Target};
 use works::Work;
 
 /// Name of the row for the time from `add` to the first read.
@@ -36,8 +36,10 @@ pub struct Row {
     pub kind: Kind,
     /// The target device.
     pub target: Target,
-    /// Arguments of fio.
+    /// Arguments of fio; none for a client without a device.
     pub fio: String,
+    /// The work of a client without a device.
+    pub floor: String,
     /// Jobs of fio.
     pub jobs: u64,
     /// Requests that each job keeps in flight.
@@ -52,11 +54,16 @@ pub struct Row {
 
 impl Row {
     fn new(target: &Target, work: &Work, kind: Kind) -> Self {
+        let (fio, floor) = match target.floor.as_str() {
+            "" => (work.fio(kind) + &target.client, String::new()),
+            at => (String::new(), work.floor(at)),
+        };
         Self {
             name: format!("{}-{}", target.name, work.name),
             kind,
             target: target.clone(),
-            fio: work.fio(kind) + &target.client,
+            fio,
+            floor,
             jobs: work.jobs,
             depth: work.depth,
             ios: work.ios,
@@ -69,6 +76,12 @@ impl Row {
     pub fn is_network(&self) -> bool {
         let mut prepare = self.target.prepare.iter();
         prepare.any(|words| words.starts_with("nbdkit "))
+    }
+
+    /// The row with a device whose work it does without one.
+    pub fn floor_of(&self) -> Option<String> {
+        let rest = self.name.strip_prefix(FLOOR)?;
+        Some(format!("{NBD}{rest}"))
     }
 
     /// The row's description of its device.
@@ -104,7 +117,8 @@ pub fn counted() -> Vec<Row> {
     rows
 }
 
-/// All rows of network block devices, which are counted in a guest with one CPU and an image of their own.
+/// All rows of network block devices, which are counted in a guest with one CPU and an image of their own; then those
+/// of a client without a device, which do not shift the others there.
 pub fn network() -> Vec<Row> {
     let kind = Kind::Counted { cpus: 1 };
     let mut rows = Vec::new();
@@ -166,6 +180,7 @@ pub fn plan(rows: &[Row]) -> String {
             ("queue", &row.target.queue),
             ("loop", &row.target.looped),
             ("kernel-nbd", &row.target.kernel_nbd),
+            ("floor", &row.floor),
             ("fio", &row.fio),
         ] {
             if !value.is_empty() {
@@ -217,6 +232,24 @@ mod tests {
         assert!(text.contains("row null_blk-4k-randread-qd1\ndevice /dev/nullb0\nfio --ioengine"));
         assert!(text.contains("--rw=randread --bs=4k --iodepth=64 --iodepth_batch_submit=16"));
         assert!(text.contains("row loop_tmpfs-4k-randread-qd1\nprepare tmpfs "));
+        let text = plan(&network());
+        let row = "row floor_tcp-1m-write-qd4\nprepare nbdkit 10809 256\nfloor 10809 write 1m 4\njobs 1\nios 160\n";
+        assert!(text.contains(row), "{text}");
+    }
+
+    /// Every row of an NBD device in copy mode without batches has its floor, of the same length.
+    #[test]
+    fn a_floor_is_beside_its_row() {
+        let rows = network();
+        let floors: Vec<_> = rows.iter().filter(|row| !row.floor.is_empty()).collect();
+        assert_eq!(floors.len(), 20);
+        for floor in floors {
+            let name = floor.floor_of().unwrap();
+            let row = rows.iter().find(|row| row.name == name).unwrap();
+            assert_eq!((row.ios, row.depth), (floor.ios, floor.depth), "{name}");
+            assert_eq!(row.target.prepare, floor.target.prepare, "{name}");
+            assert!(floor.fio.is_empty() && row.floor_of().is_none());
+        }
     }
 
     /// L92 More requests in flight than a device has tags would measure waiting, and fewer jobs than queues would

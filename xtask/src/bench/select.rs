@@ -33,7 +33,9 @@ impl Selection {
     /// No row has such a name.
     pub fn new(options: &Options, limits: &Limits) -> Result<Self> {
         let named = |rows: Vec<Row>| -> Vec<Row> {
-            let wanted = |row: &Row| options.wants(&row.name);
+            // A floor comes with the row that it is the floor of.
+            let beside = |row: &Row| row.floor_of().is_some_and(|name| options.wants(&name));
+            let wanted = |row: &Row| options.wants(&row.name) || beside(row);
             rows.into_iter().filter(wanted).collect()
         };
         let mut all = Self::default();
@@ -114,4 +116,49 @@ pub fn for_accel(rows: &[Row], accel: Accel) -> Vec<Row> {
         return rows.to_vec();
     }
     reduced
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Options;
+    use super::super::limits::Limits;
+    use super::Selection;
+
+    fn selected(icount: bool, filter: &[&str]) -> Selection {
+        let filter: Vec<_> = filter.iter().map(|part| (*part).to_owned()).collect();
+        let options = Options {
+            icount,
+            ci: false,
+            ..Options::short(&filter)
+        };
+        Selection::new(&options, &Limits::load().unwrap()).unwrap()
+    }
+
+    fn names(selection: &Selection) -> Vec<String> {
+        selection.all().into_iter().map(|row| row.name).collect()
+    }
+
+    #[test]
+    fn a_floor_is_selected_with_its_row_and_alone() {
+        let both = [
+            "nbd_tcp-1m-read-qd4",
+            "kernel_nbd_tcp-1m-read-qd4",
+            "floor_tcp-1m-read-qd4",
+        ];
+        assert_eq!(names(&selected(true, &["nbd_tcp-1m-read"])), both);
+        assert_eq!(names(&selected(true, &["floor_tcp-1m-read"])), both[2..]);
+        assert!(
+            names(&selected(true, &["nbd_unix_batch"]))
+                .iter()
+                .all(|name| name.starts_with("nbd_"))
+        );
+    }
+
+    /// The short count has no limit for a floor.
+    #[test]
+    fn the_short_count_has_no_floor() {
+        let short = Selection::new(&Options::short(&[]), &Limits::load().unwrap()).unwrap();
+        assert!(names(&short).contains(&"nbd_unix-4k-randread-qd64".to_owned()));
+        assert!(!names(&short).iter().any(|name| name.starts_with("floor_")));
+    }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::figures::Figure;
 use super::report::Report;
-use super::rows::{Kind, sizes};
+use super::rows::{FLOOR, Kind, sizes};
 use crate::paths;
 
 const FILE: &str = "docs/benchmarks.md";
@@ -55,12 +55,14 @@ fn tables(report: &Report) -> String {
         let row = report.rows.iter().find(|row| row.name == figure.name);
         row.is_some_and(|row| row.target.server.is_empty())
     };
-    let (mut ours, mut libublk, mut kublk, mut kernel) = (vec![], vec![], vec![], vec![]);
+    let (mut ours, mut libublk, mut kublk) = (vec![], vec![], vec![]);
+    let (mut kernel, mut floors) = (vec![], vec![]);
     for figure in &report.figures {
         match figure.name.as_str() {
             name if name.contains(SIZE) => {}
             name if name.starts_with("libublk_") => libublk.push(figure),
             name if name.starts_with("kublk_") => kublk.push(figure),
+            name if name.starts_with(FLOOR) => floors.push(figure),
             _ if without_server(figure) => kernel.push(figure),
             _ => ours.push(figure),
         }
@@ -76,6 +78,8 @@ fn tables(report: &Report) -> String {
     text += &table(&kublk);
     text += "\nThe kernel's own devices, without a server:\n\n";
     text += &table(&kernel);
+    text += "\nClients of NBD servers without a block device; their own code counts as fio's:\n\n";
+    text += &table(&floors);
     text += "\nZero copy, copy and the loop driver at every size: total instructions per I/O of sequential requests, depth 8, on \
              ext4, copies alike:\n\n";
     text + &by_size(&report.figures)
@@ -148,6 +152,7 @@ mod tests {
         for name in [
             "null-4k-randread-qd1",
             "kublk_null-4k-randread-qd1",
+            "floor_tcp-4k-randread-qd1",
             "loop_ext4-size-8k-read",
         ] {
             report.figures.push(Figure::example(name, 7000.0, 100.0));
@@ -159,6 +164,7 @@ mod tests {
         };
         assert!(at("| null-4k") < at("libublk 0.4.8"));
         assert!(at("test server") < at("| kublk_null-4k"));
+        assert!(at("without a block device") < at("| floor_tcp-4k"));
         assert!(text.contains("| 8k | read | - | - | 7000 |"), "{text}");
     }
 

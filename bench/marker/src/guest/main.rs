@@ -14,11 +14,13 @@
 //! `MARK` is the number of the first of four markers: before and after the small run, before and after the large one.
 //! `@seen` has the device's properties as the kernel reports them, see `seen.rs`, and `ring_completions`: the
 //! completions of each of the server's rings in one more run of several jobs, and `peer_ns`: the processor time of the
-//! row's NBD server in both runs. `@symbol` answers `bench-guest --symbols
+//! row's NBD server in both runs; a row without a device has only the latter. `@symbol` answers `bench-guest --symbols
 //! NAME…`: the address range of that kernel function.
 
 mod beside;
+mod count;
 mod fio;
+mod floor;
 mod kernel_nbd;
 mod loops;
 mod peer;
@@ -35,7 +37,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use beside::Beside;
-use icount_marker::mark;
+use count::{Client, Runs};
+use floor::{Floor, Job};
 use kernel_nbd::KernelNbd;
 use loops::Loop;
 use peer::Peer;
@@ -43,10 +46,6 @@ use plan::{Kind, Row};
 use prepare::Prepared;
 use serde_json::{Value, json};
 use server::Server;
-
-/// Numbers of I/Os: the first run warms caches; the figure is the difference of the other two.
-const WARM_UP: u64 = 6_000;
-const SMALL: u64 = 1_000;
 
 fn main() -> ExitCode {
     match run() {
@@ -86,8 +85,11 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// Creates the row's device, measures, and removes it.
+/// Creates the row's device, if it has one, measures, and removes it.
 fn measure(row: &Row, peer: Option<&Peer>, marks: &mut u64) -> Result<String> {
+    if let Some(job) = &row.floor {
+        return count_floor(row, job, peer, marks);
+    }
     if let Some((file, direct)) = &row.looped {
         let device = Loop::new(file, *direct)?;
         return work(row, device.path(), peer, marks);
@@ -141,38 +143,26 @@ fn work(row: &Row, device: &str, peer: Option<&Peer>, marks: &mut u64) -> Result
 }
 
 fn count(row: &Row, device: &str, peer: Option<&Peer>, marks: &mut u64) -> Result<String> {
-    fio::run(&row.fio, device, WARM_UP.min(row.ios))?;
-    let first = *marks;
-    let (mut counts, mut peer_times) = (Vec::new(), Vec::new());
-    // Rows of few and large I/Os take a small run of their own.
-    let small = SMALL.min(row.ios);
-    for ios in [small, small + row.ios] {
-        let before = context_switches()?;
-        let worked = peer.map(Peer::time).transpose()?;
-        mark();
-        *marks += 1;
-        let done = fio::run(&row.fio, device, ios);
-        mark();
-        *marks += 1;
-        counts.push((context_switches()? - before, done?));
-        if let (Some(peer), Some(worked)) = (peer, worked) {
-            peer_times.push(peer.time()? - worked);
-        }
-    }
+    let runs = Runs::new(row, Client::Fio(&row.fio, device), peer, marks)?;
     // Afterwards, so that it does not affect the figures.
     let mut seen = seen::device(device)?;
     if row.jobs > 1 {
         seen["ring_completions"] = completions(row, device, &seen)?;
     }
-    if !peer_times.is_empty() {
-        seen["peer_ns"] = json!(peer_times);
+    if !runs.peer.is_empty() {
+        seen["peer_ns"] = json!(runs.peer);
     }
     println!("@seen {} {seen}", row.name);
-    let (small, large) = (counts[0], counts[1]);
-    Ok(format!(
-        "@row {} {device} {first} {} {} {} {}",
-        row.name, small.0, large.0, small.1, large.1
-    ))
+    Ok(runs.line(&row.name, device))
+}
+
+/// Counts a client without a block device.
+fn count_floor(row: &Row, job: &Job, peer: Option<&Peer>, marks: &mut u64) -> Result<String> {
+    let floor = Box::new(Floor::connect(job)?);
+    let runs = Runs::new(row, Client::Floor(floor), peer, marks)?;
+    let seen = json!({ "device": job.at, "peer_ns": runs.peer });
+    println!("@seen {} {seen}", row.name);
+    Ok(runs.line(&row.name, &job.at))
 }
 
 /// The completions of each of the server's rings while the row's fio job runs once more.
@@ -183,12 +173,4 @@ fn completions(row: &Row, device: &str, seen: &Value) -> Result<Value> {
     let before = seen::rings(pid)?;
     fio::run(&row.fio, device, row.ios)?;
     Ok(json!(seen::between(&before, &seen::rings(pid)?)))
-}
-
-/// Context switches of the machine since boot.
-fn context_switches() -> Result<u64> {
-    let text = fs::read_to_string("/proc/stat").context("/proc/stat")?;
-    let count = text.lines().find_map(|line| line.strip_prefix("ctxt "));
-    let count = count.context("no ctxt in /proc/stat")?;
-    count.trim().parse().context("ctxt of /proc/stat")
 }

@@ -81,26 +81,31 @@ impl Peer {
     /// # Errors
     /// nbdkit cannot be started, does not listen in time, or refuses a write.
     pub fn start(at: &str, mebibytes: u64) -> Result<Self> {
-        let size = format!("{mebibytes}M");
-        let listen = match at.starts_with('/') {
-            true => vec!["-U", at],
-            false => vec!["-i", "127.0.0.1", "-p", at],
-        };
         let up = ["ifconfig", "lo", "up"];
         let up = Command::new("/usr/bin/busybox").args(up).status()?;
         ensure!(up.success(), "no loopback interface");
-        let mut command = Command::new("/usr/bin/nbdkit");
-        command.arg("-f").args(listen).args(["memory", &size]);
-        let mut child = command.stdin(Stdio::null()).spawn().context("nbdkit")?;
+        let mut peer = Self {
+            child: nbdkit(at, mebibytes)?,
+        };
+        let socket = peer.wait(at)?;
+        fill(socket, mebibytes).context("filling the export")?;
+        Ok(peer)
+    }
+
+    /// Waits until it listens there and returns a connection: nbdkit complains, on the console, of one that is closed
+    /// before its handshake.
+    fn wait(&mut self, at: &str) -> Result<Socket> {
         let until = Instant::now() + DEADLINE;
-        while let Err(error) = Socket::connect(at) {
-            if child.try_wait()?.is_some() || Instant::now() > until {
+        loop {
+            let error = match Socket::connect(at) {
+                Ok(socket) => return Ok(socket),
+                Err(error) => error,
+            };
+            if self.child.try_wait()?.is_some() || Instant::now() > until {
                 return Err(error).context("nbdkit does not listen");
             }
             thread::sleep(Duration::from_millis(10));
         }
-        fill(at, mebibytes).context("filling the export")?;
-        Ok(Self { child })
     }
 
     /// Processor time of all its threads so far, in nanoseconds: in a counting guest each is an instruction.
@@ -121,12 +126,31 @@ impl Peer {
     }
 }
 
+/// Starts nbdkit's memory plugin.
+fn nbdkit(at: &str, mebibytes: u64) -> Result<Child> {
+    let listen = match at.starts_with('/') {
+        true => vec!["-U", at],
+        false => vec!["-i", "127.0.0.1", "-p", at],
+    };
+    let mut command = Command::new("/usr/bin/nbdkit");
+    command.arg("-f").args(listen);
+    command.args(["memory", &format!("{mebibytes}M")]);
+    command.stdin(Stdio::null()).spawn().context("nbdkit")
+}
+
 /// Connects and opens the default export, with simple replies.
 ///
 /// # Errors
 /// Nobody listens, or the handshake fails.
 pub fn open(at: &str) -> Result<(Socket, Export)> {
-    let mut socket = Socket::connect(at).with_context(|| at.to_owned())?;
+    handshake(Socket::connect(at).with_context(|| at.to_owned())?)
+}
+
+/// Opens the default export, with simple replies.
+///
+/// # Errors
+/// The connection is lost, or the server refuses.
+pub fn handshake(mut socket: Socket) -> Result<(Socket, Export)> {
     let mut handshake = Handshake::new(Options::default())?;
     let (mut held, mut more) = (Vec::new(), [0; 4096]);
     loop {
@@ -145,8 +169,8 @@ pub fn open(at: &str) -> Result<(Socket, Export)> {
     }
 }
 
-fn fill(at: &str, mebibytes: u64) -> Result<()> {
-    let (mut socket, _) = open(at)?;
+fn fill(socket: Socket, mebibytes: u64) -> Result<()> {
+    let (mut socket, _) = handshake(socket)?;
     let piece = vec![0x5a; 1 << 20];
     let mut replies = Replies::new(Framing::Simple, 1);
     for number in 0..mebibytes {

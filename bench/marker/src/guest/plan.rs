@@ -13,12 +13,15 @@
 //! | `queue` | name and value of an attribute in the device's `queue` directory, written before the work |
 //! | `loop` | `buffered` or `direct`, and the file of a loop device |
 //! | `kernel-nbd` | the kernel's NBD device, of the server at that unix socket or port |
+//! | `floor` | work of a client without a device: unix socket or port of an NBD server, fio's mode and block size, depth |
 //! | `fio` | arguments of fio, except `--filename` and the amount; a second line adds to them |
 //! | `jobs` | number of fio jobs (1) |
 //! | `ios` | difference in I/Os of each job between the small and the large run (10000) |
 //! | `seconds` | duration of a wall-clock row (2) |
 
 use anyhow::{Context, Result, bail};
+
+use crate::floor::Job;
 
 /// How a row is measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +58,8 @@ pub struct Row {
     pub looped: Option<(String, bool)>,
     /// The server of the kernel's NBD device.
     pub kernel_nbd: Option<String>,
+    /// The work of a client without a device.
+    pub floor: Option<Job>,
     /// The arguments of fio.
     pub fio: Vec<String>,
     /// Number of fio's jobs.
@@ -78,6 +83,7 @@ impl Row {
             queue: Vec::new(),
             looped: None,
             kernel_nbd: None,
+            floor: None,
             fio: Vec::new(),
             jobs: 1,
             ios: 10_000,
@@ -91,8 +97,9 @@ impl Row {
             !self.device.is_empty(),
             self.looped.is_some(),
             self.kernel_nbd.is_some(),
+            self.floor.is_some(),
         ];
-        let silent = sources == [true, true, false, false];
+        let silent = sources == [true, true, false, false, false];
         if silent == self.stop.is_empty() {
             bail!(
                 "{}: a server and a device need a stop, and a stop these",
@@ -100,9 +107,13 @@ impl Row {
             );
         }
         if !silent && sources.iter().filter(|there| **there).count() != 1 {
-            bail!("{}: one of a server, a device and a loop device", self.name);
+            bail!(
+                "{}: one of a server, a device, a loop device and a floor",
+                self.name
+            );
         }
-        if (self.kind == Kind::Usable) != self.fio.is_empty() {
+        let idle = self.kind == Kind::Usable || self.floor.is_some();
+        if idle != self.fio.is_empty() {
             bail!("{}: no work for fio", self.name);
         }
         if self.jobs == 0 || self.ios == 0 || self.seconds == 0 {
@@ -151,6 +162,7 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
                 row.looped = Some((file.to_owned(), way == "direct"));
             }
             "kernel-nbd" => row.kernel_nbd = Some(value.to_owned()),
+            "floor" => row.floor = Some(Job::parse(value)?),
             "fio" => row.fio.extend(args),
             "jobs" => row.jobs = value.parse().context("jobs")?,
             "ios" => row.ios = value.parse().context("ios")?,
@@ -182,6 +194,8 @@ mod tests {
         assert_eq!((rows[1].kind, rows[2].kind), (Kind::Counted, Kind::Usable));
         let silent = parse("row a\nserver x\nstop x del\ndevice /dev/y\nfio --x").unwrap();
         assert_eq!(silent[0].stop, ["x", "del"]);
+        let floor = parse("row a\nfloor /x randread 4k 64\n").unwrap();
+        assert!(floor[0].floor.is_some() && floor[0].fio.is_empty());
         assert_eq!(rows[3].kind, Kind::Wall);
         assert_eq!(rows[3].prepare, [["tmpfs", "/a/b", "256"]]);
         assert_eq!(rows[3].queue, [("nomerges".to_owned(), "2".to_owned())]);
@@ -202,6 +216,9 @@ mod tests {
             "row a\nserver x\nfio --x\nios many",
             "row a\nloop direct\nfio --x",
             "row a\ndevice y\nqueue nomerges\nfio --x",
+            "row a\nfloor /x randread 4k",
+            "row a\nfloor /x randread 4k 1\nfio --x",
+            "row a\nfloor /x randread 4k 1\ndevice y",
             "row a\nmistake x",
             "row",
         ] {

@@ -23,8 +23,13 @@ pub const LIBUBLK: &str = "/usr/bin/bench-libublk";
 /// The kernel's own test server in the image.
 pub const KUBLK: &str = "/usr/bin/kublk";
 
+/// Prefix of our NBD devices' names.
+pub const NBD: &str = "nbd_";
+/// Prefix of the names of clients without a device.
+pub const FLOOR: &str = "floor_";
+
 /// NBD servers of memory: kind of socket, where it listens, URI.
-const NBD: [[&str; 3]; 2] = [
+const SERVERS: [[&str; 3]; 2] = [
     ["unix", "/run/nbd.sock", "nbd+unix:///?socket=/run/nbd.sock"],
     ["tcp", "10809", "nbd://127.0.0.1"],
 ];
@@ -49,6 +54,8 @@ pub struct Target {
     pub looped: String,
     /// Where the server of the kernel's NBD device listens.
     pub kernel_nbd: String,
+    /// Where the server of a client without a device listens.
+    pub floor: String,
     /// Additional arguments of fio.
     pub client: String,
     /// Preparations.
@@ -134,11 +141,12 @@ impl Target {
         }
     }
 
-    /// How the kernel makes a device that has no server of ours.
-    pub fn kernel_device(&self) -> String {
-        match self.looped.as_str() {
-            "" => format!("nbd driver, {}", self.kernel_nbd),
-            looped => format!("loop device, {looped}"),
+    /// What there is instead of a server of ours.
+    pub fn without_server(&self) -> String {
+        match (self.looped.as_str(), self.floor.as_str()) {
+            ("", "") => format!("nbd driver, {}", self.kernel_nbd),
+            ("", floor) => format!("client without a device, {floor}"),
+            (looped, _) => format!("loop device, {looped}"),
         }
     }
 
@@ -302,17 +310,18 @@ fn mem_shm() -> Target {
         .sharing(SHARED)
 }
 
-/// Network block devices: ours, without and with batches, and the kernel's, all without a scheduler.
+/// Network block devices: ours, without and with batches, and the kernel's, all without a scheduler; clients without
+/// a device.
 pub fn network() -> Vec<Target> {
     let mut all = Vec::new();
-    for [socket, at, uri] in NBD {
+    for [socket, at, uri] in SERVERS {
         let prepare = &format!("nbdkit {at} 256");
         for (kind, data, batch) in [
             ("", "copy", "off"),
             ("_batch", "copy", "on"),
             ("_zero_copy", "zero-copy", "off"),
         ] {
-            let name = format!("nbd_{socket}{kind}");
+            let name = format!("{NBD}{socket}{kind}");
             let backend = format!("nbd {uri}");
             all.push(Target::ours(&name, &backend, data, batch, 1).on(prepare));
         }
@@ -325,6 +334,16 @@ pub fn network() -> Vec<Target> {
         };
         all.push(kernel.on(prepare));
     }
+    let floors = SERVERS.map(|[socket, at, _]| {
+        let floor = Target {
+            name: format!("{FLOOR}{socket}"),
+            floor: at.to_owned(),
+            jobs: 1,
+            ..Target::default()
+        };
+        floor.on(&format!("nbdkit {at} 256"))
+    });
+    all.extend(floors);
     all
 }
 

@@ -59,6 +59,15 @@ impl Work {
         }
     }
 
+    /// The same work of a client without a device, whose server listens there; it has no use for a maximum of requests
+    /// that are submitted at once.
+    pub fn floor(&self, at: &str) -> String {
+        let Self {
+            mode, block, depth, ..
+        } = self;
+        format!("{at} {mode} {block} {depth}")
+    }
+
     /// The arguments of fio.
     pub fn fio(&self, kind: Kind) -> String {
         let base = match kind {
