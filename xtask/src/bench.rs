@@ -1,4 +1,5 @@
-//! `vm-benchmark`: the cost of a request in instructions and in time, and how soon a new device is usable.
+//! `vm-benchmark`: the cost of a request in instructions and in time, and how soon a device is usable: a new one, and
+//! one whose NBD server is back.
 //!
 //! Instruction counts of an emulated guest are exactly repeatable, whatever else runs on the machine;
 //! docs/benchmarks.md says how the figures are made and what they do not show.
@@ -18,6 +19,7 @@ mod rows;
 mod scaling;
 mod select;
 mod short;
+mod times;
 mod wall;
 mod written;
 
@@ -33,8 +35,9 @@ use compare::Old;
 use guest::{Bench, Counted};
 use limits::Limits;
 use report::Report;
-use rows::{Row, USABLE};
+use rows::Row;
 use select::Selection;
+use times::Timed;
 
 pub use figures::Figure;
 pub use short::{SERIES, Short, test};
@@ -140,9 +143,14 @@ pub fn run(options: &Options) -> Result<()> {
     report.rows = selection.all();
     report.skipped.clone_from(&selection.skipped);
     println!("\n{}", report.tables());
-    if selection.usable {
-        usable(&bench, &limits, options, &mut report, &mut faults)?;
-    }
+    let late = times(
+        &bench,
+        &selection.timed,
+        &limits,
+        options.icount,
+        &mut report,
+    )?;
+    faults.extend(late);
     if let Some(old) = &old {
         let (worse, sum) = old.regressions(&report)?;
         println!("\n{sum}");
@@ -160,35 +168,35 @@ pub fn run(options: &Options) -> Result<()> {
     bail!("{}", faults.join("\n       "));
 }
 
-fn usable(
+/// Times the selected events with each clock of this run.
+fn times(
     bench: &Bench<'_>,
+    timed: &[Timed],
     limits: &Limits,
-    options: &Options,
+    counted: bool,
     report: &mut Report,
-    faults: &mut Vec<String>,
-) -> Result<()> {
-    let clocks = if options.icount {
+) -> Result<Vec<String>> {
+    let clocks = if counted {
         &[true, false][..]
     } else {
         &[false]
     };
-    for counted in clocks {
-        let usable = bench.usable(*counted)?;
-        println!("\n{}", usable.text(&limits.usable));
-        let errors = usable.errors.iter();
-        faults.extend(errors.map(|error| format!("{USABLE}: {error}")));
-        faults.extend(limits.usable(&usable));
-        report.usable.push(usable);
+    let mut faults = Vec::new();
+    for timed in timed {
+        let mut kvm = false;
+        for counted in clocks {
+            let times = bench.time(*timed, *counted)?;
+            println!("\n{}", times.text(limits));
+            faults.extend(times.faults(limits));
+            kvm |= times.is_kvm();
+            report.times.push(times);
+        }
+        if !kvm {
+            let (name, limit) = (timed.name(), timed.limits(limits).kvm);
+            println!("\n{name}, KVM, limit {limit} ms: not measured, KVM does not work here");
+        }
     }
-    let kvm = report
-        .usable
-        .iter()
-        .any(|usable| usable.accelerator == "KVM");
-    if !kvm {
-        let limit = limits.usable.kvm;
-        println!("\n{USABLE}, KVM, limit {limit} ms: not measured, KVM does not work here");
-    }
-    Ok(())
+    Ok(faults)
 }
 
 fn by_the_clock(

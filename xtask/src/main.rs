@@ -127,7 +127,7 @@ enum Task {
         #[arg(long, value_enum, default_value_t)]
         accel: Choice,
     },
-    /// Measure the cost of a request in instructions and in time, and how soon a new device is usable
+    /// Measure the cost of a request in instructions and in time, and how soon a device is usable
     VmBenchmark(bench::Options),
     /// Run the cases and the benchmark in turn, until something fails
     VmStress(stress::Options),

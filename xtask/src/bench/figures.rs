@@ -7,11 +7,7 @@ use serde::Serialize;
 
 use super::copies::Copies;
 use super::label::Seen;
-use super::limits::UsableLimits;
-use super::rows::{self, Row};
-
-/// The accelerator's name if the guest's clock counts instructions.
-pub const COUNTED: &str = "emulation, a nanosecond per instruction";
+use super::rows::Row;
 
 /// A snapshot of the plugin's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -210,89 +206,6 @@ pub fn seen(row: &Row, lines: &[String]) -> Result<Seen> {
 #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
 fn per_io(small: u64, large: u64, ios: u64) -> f64 {
     (i128::from(large) - i128::from(small)) as f64 / ios as f64
-}
-
-/// Times from `add` to the first read, in microseconds.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Usable {
-    /// The guest's accelerator.
-    pub accelerator: String,
-    /// The command that was measured.
-    pub command: String,
-    /// From the start of `add` to its end.
-    pub added: Vec<u64>,
-    /// From the start of `add` to the end of the first read.
-    pub usable: Vec<u64>,
-    /// Errors.
-    pub errors: Vec<String>,
-}
-
-impl Usable {
-    /// Handles a line of the guest.
-    ///
-    /// # Errors
-    /// A malformed line.
-    pub fn take(&mut self, line: &str) -> Result<()> {
-        let words: Vec<_> = line.split(' ').collect();
-        let ["@usable", _, _, added, usable] = words[..] else {
-            bail!("malformed line of the guest: {line}");
-        };
-        self.added.push(added.parse()?);
-        self.usable.push(usable.parse()?);
-        Ok(())
-    }
-
-    /// The median time to the first read.
-    pub fn median(&self) -> Option<u64> {
-        let mut sorted = self.usable.clone();
-        sorted.sort_unstable();
-        sorted.get(sorted.len() / 2).copied()
-    }
-
-    /// The time that is compared with the limit: the longest one if the clock counts instructions, which has no noise;
-    /// else the median.
-    pub fn judged(&self) -> Option<u64> {
-        if self.accelerator == COUNTED {
-            return self.usable.iter().max().copied();
-        }
-        self.median()
-    }
-
-    /// Maximum time in milliseconds.
-    pub fn limit(&self, limits: &UsableLimits) -> u64 {
-        if self.accelerator == "KVM" {
-            limits.kvm
-        } else {
-            limits.emulated
-        }
-    }
-
-    /// The text for people.
-    pub fn text(&self, limits: &UsableLimits) -> String {
-        let list = |times: &[u64]| {
-            let times: Vec<_> = times.iter().map(|time| milliseconds(*time)).collect();
-            times.join(", ")
-        };
-        let time = |time: Option<u64>| {
-            time.map_or("not measured".to_owned(), |time| milliseconds(time) + " ms")
-        };
-        format!(
-            "{}, {}, 4 CPUs, limit {} ms: {} judged, median {}; `{}`\n  to the end of the first \
-             read, ms: {}\n  to the end of add, ms: {}",
-            rows::USABLE,
-            self.accelerator,
-            self.limit(limits),
-            time(self.judged()),
-            time(self.median()),
-            self.command,
-            list(&self.usable),
-            list(&self.added),
-        )
-    }
-}
-
-fn milliseconds(microseconds: u64) -> String {
-    format!("{}.{}", microseconds / 1000, microseconds % 1000 / 100)
 }
 
 #[cfg(test)]

@@ -10,10 +10,11 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use super::copies::{self, Routines};
-use super::figures::{self, COUNTED, Figure, Usable};
+use super::figures::{self, Figure};
 use super::programs::{self, TEXT};
 use super::rows::{self, EXAMPLE, KUBLK, LIBUBLK, Row};
 use super::select::Selection;
+use super::times::{COUNTED, Timed, Times};
 use super::{hot, kublk, wall};
 use crate::guest::accel::{self, Accel, Choice};
 use crate::guest::image::{Contents, Image};
@@ -41,8 +42,6 @@ const CMDLINE: [&str; 5] = [
 const DEADLINE: Duration = Duration::from_secs(3600);
 /// Programs of the host in the images.
 const TOOLS: [&str; 3] = ["fio", "busybox", "mkfs.ext4"];
-/// Number of measurements of the time to the first read.
-const TIMES: usize = 5;
 
 /// The kernel's own devices in a guest.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +59,7 @@ pub struct Bench<'a> {
     manifest: &'a Manifest,
     kernel: &'a Kernel,
     image: Image,
-    /// The image with the programs of network block devices, if there are rows of them. Apart from the other: the size of
+    /// The image with the programs of network block devices, if they are needed. Apart from the other: the size of
     /// an image shifts figures.
     network: Option<Image>,
     /// Keeps the directory of the images.
@@ -135,9 +134,9 @@ impl<'a> Bench<'a> {
         fs::create_dir_all(&images).with_context(|| images.display().to_string())?;
         let place = tempfile::tempdir_in(&images).context("a directory for the image")?;
         let image = Image::build(&contents, &place.path().join("bench.cpio"))?;
-        let network = match selection.network.is_empty() {
-            true => None,
-            false => {
+        let network = match selection.is_network() {
+            false => None,
+            true => {
                 let mut contents = contents;
                 contents.tools.push("nbdkit".to_owned());
                 contents.plugins.clone_from(&manifest.plugins);
@@ -255,35 +254,24 @@ impl<'a> Bench<'a> {
             .map(PathBuf::as_path)
     }
 
-    /// Measures the time from `add` to the first read in a guest with four CPUs: with the host's clock or, `counted`,
-    /// with one that advances a nanosecond per instruction.
+    /// Times an event in a guest with four CPUs: with the host's clock or, `counted`, with one that advances a
+    /// nanosecond per instruction.
     ///
     /// # Errors
-    /// The guest did not run to its end.
-    pub fn usable(&self, counted: bool) -> Result<Usable> {
-        let (directory, _lock) = vm::run_directory("usable")?;
+    /// The guest did not run to its end, or wrote something unexpected.
+    pub fn time(&self, timed: Timed, counted: bool) -> Result<Times> {
+        let (directory, _lock) = vm::run_directory(timed.name())?;
         let accel = accel::choose(Choice::Auto, self.kernel, &self.image)?;
-        let (machine, accelerator) = if counted {
-            (counting(4), COUNTED.to_owned())
-        } else {
-            (accel.machine(), accel.to_string())
+        let (machine, accelerator) = match counted {
+            true => (counting(4), COUNTED.to_owned()),
+            false => (accel.machine(), accel.to_string()),
         };
-        let plan = rows::usable_plan(TIMES);
-        let (lines, _) = self.run(machine, &directory, &plan, Devices::None)?;
-        let mut usable = Usable {
-            accelerator,
-            command: rows::usable_server().to_owned(),
-            ..Usable::default()
+        let devices = match timed.is_network() {
+            true => Devices::Network,
+            false => Devices::None,
         };
-        for line in &lines {
-            if line.starts_with("@usable ") {
-                usable.take(line)?;
-            }
-        }
-        if usable.usable.len() != TIMES {
-            usable.errors.push(reason(&lines, rows::USABLE));
-        }
-        Ok(usable)
+        let (lines, _) = self.run(machine, &directory, &timed.plan(), devices)?;
+        Times::of(timed, &accelerator, &lines)
     }
 
     /// Measures wall-clock rows in a guest with four CPUs.
@@ -425,14 +413,4 @@ fn counting(cpus: usize) -> Machine {
         memory: 3072,
         extra: CLOCK.map(str::to_owned).to_vec(),
     }
-}
-
-/// Why the guest has no figure for a row.
-fn reason(lines: &[String], name: &str) -> String {
-    let start = format!("@error {name} ");
-    let said = lines.iter().find_map(|line| line.strip_prefix(&start));
-    said.map_or_else(
-        || "not measured, and the guest gave no reason".to_owned(),
-        str::to_owned,
-    )
 }

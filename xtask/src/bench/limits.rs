@@ -5,8 +5,8 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::figures::{Figure, Usable};
-use super::rows::{Row, USABLE};
+use super::figures::Figure;
+use super::rows::Row;
 use crate::paths;
 
 /// The whole file.
@@ -18,8 +18,12 @@ pub struct Limits {
     pub icount: Vec<Limit>,
     /// Several queues.
     pub scaling: Scaling,
-    /// Times to the first read.
-    pub usable: UsableLimits,
+    /// Times to the first read of a memory device.
+    pub usable: TimeLimits,
+    /// Times to the first read of an NBD device on a unix socket.
+    pub usable_nbd: TimeLimits,
+    /// Times from the return of an NBD server to the answer of a READ that waits for it.
+    pub reconnect: TimeLimits,
 }
 
 /// The limits of a row.
@@ -48,10 +52,10 @@ pub struct Scaling {
     pub busy: f64,
 }
 
-/// Milliseconds from `add` to the end of the first read.
-#[derive(Debug, Deserialize)]
+/// Most milliseconds of a time.
+#[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct UsableLimits {
+pub struct TimeLimits {
     /// In emulation.
     pub emulated: u64,
     /// Under KVM.
@@ -96,30 +100,19 @@ impl Limits {
         }
         faults
     }
-
-    /// The violations of limits by the times to the first read.
-    pub fn usable(&self, usable: &Usable) -> Vec<String> {
-        let most = usable.limit(&self.usable);
-        match usable.judged() {
-            Some(time) if time <= most * 1000 => Vec::new(),
-            Some(time) => vec![format!(
-                "{USABLE} ({}): {}.{:03} ms is above its limit {most} ms",
-                usable.accelerator,
-                time / 1000,
-                time % 1000
-            )],
-            None => vec![format!("{USABLE}: has a limit and was not measured")],
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Limit, Limits, Scaling, UsableLimits};
-    use crate::bench::figures::{Figure, Usable};
+    use super::{Limit, Limits, Scaling, TimeLimits};
+    use crate::bench::figures::Figure;
     use crate::bench::rows;
 
     fn limits() -> Limits {
+        let time = TimeLimits {
+            emulated: 150,
+            kvm: 20,
+        };
         Limits {
             icount: vec![Limit {
                 row: "null-4k-randread-qd64".into(),
@@ -132,10 +125,9 @@ mod tests {
                 wall: 1.7,
                 busy: 1.4,
             },
-            usable: UsableLimits {
-                emulated: 150,
-                kvm: 20,
-            },
+            usable: time,
+            usable_nbd: time,
+            reconnect: time,
         }
     }
 
@@ -161,19 +153,5 @@ mod tests {
             limits.icount(&[], &[]).is_empty(),
             "a row that was not asked for"
         );
-    }
-
-    #[test]
-    fn l90_a_time_above_the_limit_of_its_accelerator_is_named() {
-        let mut usable = Usable {
-            accelerator: "KVM".into(),
-            usable: vec![20_001],
-            ..Usable::default()
-        };
-        assert_eq!(limits().usable(&usable).len(), 1);
-        usable.accelerator = "software emulation".into();
-        assert!(limits().usable(&usable).is_empty());
-        usable.usable.clear();
-        assert_eq!(limits().usable(&usable).len(), 1);
     }
 }

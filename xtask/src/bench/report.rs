@@ -7,8 +7,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::figures::{Figure, Usable};
+use super::figures::Figure;
 use super::rows::Row;
+use super::times::Times;
 use super::wall::{self, Wall};
 use crate::kernel::Kernel;
 use crate::{cmd, host};
@@ -29,8 +30,8 @@ pub struct Report {
     pub walls: Vec<Wall>,
     /// Accelerator of the wall-clock guest.
     pub accelerator: Option<String>,
-    /// Times to the first read.
-    pub usable: Vec<Usable>,
+    /// Times of single events.
+    pub times: Vec<Times>,
     /// Rows that are left out here, and why.
     pub skipped: Vec<(String, String)>,
     /// Findings from several rows together.
@@ -158,7 +159,7 @@ impl Report {
             "wall": walls
                 .map(|wall| with_row(&wall.name, serde_json::to_value(wall)))
                 .collect::<Vec<_>>(),
-            "usable_microseconds": self.usable,
+            "times_microseconds": self.times,
             "findings": self.findings,
             "skipped": self.skipped,
             "faults": faults,

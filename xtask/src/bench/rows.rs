@@ -11,9 +11,6 @@ use super::label::Label;
 pub use targets::{EXAMPLE, FLOOR, KUBLK, LIBUBLK, NBD, Target};
 use works::Work;
 
-/// Name of the row for the time from `add` to the first read.
-pub const USABLE: &str = "add-to-usable";
-
 /// How a row is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -196,16 +193,6 @@ pub fn plan(rows: &[Row]) -> String {
         }
     }
     text
-}
-
-/// The file with the guest's instructions for the time to the first read.
-pub fn usable_plan(times: usize) -> String {
-    format!("usable {USABLE}\nserver {}\n", usable_server()).repeat(times)
-}
-
-/// The command whose start-up time is measured.
-pub fn usable_server() -> &'static str {
-    "/usr/bin/ublkctl add mem --size 1G -q 4 -d 128"
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use anyhow::{Result, bail};
 
 use super::Options;
 use super::limits::Limits;
-use super::rows::{self, Row, USABLE};
+use super::rows::{self, Row};
+use super::times::Timed;
 use crate::guest::accel::Accel;
 
 /// The rows of a run.
@@ -20,8 +21,8 @@ pub struct Selection {
     pub two_cpus: Vec<Row>,
     /// Wall-clock rows.
     pub wall: Vec<Row>,
-    /// The time from `add` to the first read.
-    pub usable: bool,
+    /// Times of single events.
+    pub timed: Vec<Timed>,
     /// Rows that are left out here, and why.
     pub skipped: Vec<(String, String)>,
 }
@@ -55,9 +56,12 @@ impl Selection {
         if options.wall {
             all.wall = named(rows::wall());
         }
-        // This figure is part of every run except those limited to other rows.
-        all.usable = options.wants(USABLE) && !options.ci && (options.icount || !options.wall);
-        if all.all().is_empty() && !all.usable {
+        // These are part of every run except those limited to other rows.
+        if !options.ci && (options.icount || !options.wall) {
+            let wanted = |timed: &Timed| options.wants(timed.name());
+            all.timed = Timed::ALL.into_iter().filter(wanted).collect();
+        }
+        if all.all().is_empty() && all.timed.is_empty() {
             // A name consists of its target and its job; each of both once.
             let halves = |rows: &[Row]| {
                 let (mut targets, mut works) = (BTreeSet::new(), BTreeSet::new());
@@ -70,18 +74,24 @@ impl Selection {
             };
             bail!(
                 "no row has {:?} in its name, which is a target, a dash and a work; with --icount there are\n{}\n\
-                 with --wall\n{}\nalways {USABLE}",
+                 with --wall\n{}\nalways {}",
                 options.filter.join(" or "),
                 halves(&[rows::counted(), rows::network(), rows::two_cpus()].concat()),
                 halves(&rows::wall()),
+                Timed::ALL.map(Timed::name).join(", "),
             );
         }
         Ok(all)
     }
 
-    /// All rows except the time to the first read.
+    /// All rows except times of single events.
     pub fn all(&self) -> Vec<Row> {
         [&self.counted[..], &self.network, &self.two_cpus, &self.wall].concat()
+    }
+
+    /// Whether something is behind a network.
+    pub fn is_network(&self) -> bool {
+        !self.network.is_empty() || self.timed.iter().any(|timed| timed.is_network())
     }
 
     /// Leaves out the rows of a server program.
@@ -122,6 +132,7 @@ pub fn for_accel(rows: &[Row], accel: Accel) -> Vec<Row> {
 mod tests {
     use super::super::Options;
     use super::super::limits::Limits;
+    use super::super::times::Timed;
     use super::Selection;
 
     fn selected(icount: bool, filter: &[&str]) -> Selection {
@@ -160,5 +171,19 @@ mod tests {
         let short = Selection::new(&Options::short(&[]), &Limits::load().unwrap()).unwrap();
         assert!(names(&short).contains(&"nbd_unix-4k-randread-qd64".to_owned()));
         assert!(!names(&short).iter().any(|name| name.starts_with("floor_")));
+        assert!(short.timed.is_empty() && short.is_network());
+    }
+
+    #[test]
+    fn times_are_part_of_every_run_that_is_not_limited_to_others() {
+        for icount in [false, true] {
+            assert_eq!(selected(icount, &[]).timed, Timed::ALL);
+            let nbd = selected(icount, &["nbd-reconnect", "add-nbd"]);
+            assert_eq!(nbd.timed, [Timed::UsableNbd, Timed::Reconnect]);
+            assert!(nbd.is_network() && nbd.all().is_empty());
+            let local = selected(icount, &["add-to-usable"]);
+            assert!(local.timed == [Timed::Usable] && !local.is_network());
+        }
+        assert!(selected(true, &["null-4k"]).timed.is_empty());
     }
 }

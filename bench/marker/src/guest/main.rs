@@ -7,6 +7,7 @@
 //! @row NAME DEVICE MARK CTXT_SMALL CTXT_LARGE IOS_SMALL IOS_LARGE
 //! @wall NAME JSON
 //! @usable NAME DEVICE ADD_MICROSECONDS READ_MICROSECONDS
+//! @reconnect NAME DEVICE MICROSECONDS…
 //! @error NAME TEXT
 //! @symbol NAME START END
 //! ```
@@ -26,6 +27,7 @@ mod loops;
 mod peer;
 mod plan;
 mod prepare;
+mod reconnect;
 mod seen;
 mod server;
 mod symbols;
@@ -72,6 +74,10 @@ fn run() -> Result<()> {
     for row in plan::parse(&text)? {
         let result = prepared.need(&row.prepare).and_then(|()| match row.kind {
             Kind::Usable => usable::measure(&row),
+            Kind::Reconnect => {
+                let peer = prepared.peer_mut(&row.prepare);
+                reconnect::measure(&row, peer.context("no NBD server")?)
+            }
             Kind::Counted | Kind::Wall => measure(&row, prepared.peer(&row.prepare), &mut marks),
         });
         match result {
@@ -138,7 +144,7 @@ fn work(row: &Row, device: &str, peer: Option<&Peer>, marks: &mut u64) -> Result
             let result = wall::measure(row, device, server)?;
             Ok(format!("@wall {} {result}", row.name))
         }
-        Kind::Counted | Kind::Usable => count(row, device, peer, marks),
+        Kind::Counted | Kind::Usable | Kind::Reconnect => count(row, device, peer, marks),
     }
 }
 

@@ -17,10 +17,16 @@ use nbd_client::{
 /// How long nbdkit may take to listen, in guest time.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// How often it is tried whether nbdkit listens.
+const OFTEN: Duration = Duration::from_micros(200);
+
 /// A running nbdkit; it ends with the guest.
 #[derive(Debug)]
 pub struct Peer {
     child: Child,
+    /// Where it listens.
+    at: String,
+    mebibytes: u64,
 }
 
 /// A connected socket of either kind.
@@ -86,25 +92,49 @@ impl Peer {
         ensure!(up.success(), "no loopback interface");
         let mut peer = Self {
             child: nbdkit(at, mebibytes)?,
+            at: at.to_owned(),
+            mebibytes,
         };
-        let socket = peer.wait(at)?;
+        let socket = peer.wait()?;
         fill(socket, mebibytes).context("filling the export")?;
         Ok(peer)
     }
 
-    /// Waits until it listens there and returns a connection: nbdkit complains, on the console, of one that is closed
-    /// before its handshake.
-    fn wait(&mut self, at: &str) -> Result<Socket> {
+    /// Kills it, and with it the contents of its export.
+    ///
+    /// # Errors
+    /// It has ended by itself.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("nbdkit has ended")?;
+        self.child.wait()?;
+        if self.at.starts_with('/') {
+            fs::remove_file(&self.at).with_context(|| self.at.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Starts it again after a kill, and returns a connection as soon as it listens. nbdkit complains, on the console, of
+    /// one that is closed before its [`handshake`].
+    ///
+    /// # Errors
+    /// It cannot be started, or does not listen in time.
+    pub fn again(&mut self) -> Result<Socket> {
+        self.child = nbdkit(&self.at, self.mebibytes)?;
+        self.wait()
+    }
+
+    /// Waits until it listens.
+    fn wait(&mut self) -> Result<Socket> {
         let until = Instant::now() + DEADLINE;
         loop {
-            let error = match Socket::connect(at) {
+            let error = match Socket::connect(&self.at) {
                 Ok(socket) => return Ok(socket),
                 Err(error) => error,
             };
             if self.child.try_wait()?.is_some() || Instant::now() > until {
                 return Err(error).context("nbdkit does not listen");
             }
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(OFTEN);
         }
     }
 

@@ -5,6 +5,7 @@
 //! | `row` | name of a row whose instructions are counted; the lines up to the next name belong to it |
 //! | `wall` | name of a wall-clock row |
 //! | `usable` | name of a row for the time from `add` to the first read |
+//! | `reconnect` | name of a row for the time from the return of its NBD server to the answer of a READ |
 //! | `prepare` | a preparation: a word and its values; done once per guest |
 //! | `server` | command of the server; it prints the device path once the device serves I/O |
 //! | `device` | path of a device that exists without a server, or whose server does not print it |
@@ -18,6 +19,7 @@
 //! | `jobs` | number of fio jobs (1) |
 //! | `ios` | difference in I/Os of each job between the small and the large run (10000) |
 //! | `seconds` | duration of a wall-clock row (2) |
+//! | `times` | number of outages of a `reconnect` row (1) |
 
 use anyhow::{Context, Result, bail};
 
@@ -33,6 +35,8 @@ pub enum Kind {
     Wall,
     /// Time from `add` to the first read.
     Usable,
+    /// Time from the return of the server to the answer of a READ.
+    Reconnect,
 }
 
 /// One measurement.
@@ -68,6 +72,8 @@ pub struct Row {
     pub ios: u64,
     /// Duration of a wall-clock run in seconds.
     pub seconds: u64,
+    /// Number of outages.
+    pub times: u32,
 }
 
 impl Row {
@@ -88,6 +94,7 @@ impl Row {
             jobs: 1,
             ios: 10_000,
             seconds: 2,
+            times: 1,
         }
     }
 
@@ -112,11 +119,15 @@ impl Row {
                 self.name
             );
         }
-        let idle = self.kind == Kind::Usable || self.floor.is_some();
+        let timed = matches!(self.kind, Kind::Usable | Kind::Reconnect);
+        if timed && self.server.is_empty() {
+            bail!("{}: no server", self.name);
+        }
+        let idle = timed || self.floor.is_some();
         if idle != self.fio.is_empty() {
             bail!("{}: no work for fio", self.name);
         }
-        if self.jobs == 0 || self.ios == 0 || self.seconds == 0 {
+        if self.jobs == 0 || self.ios == 0 || self.seconds == 0 || self.times == 0 {
             bail!("{}: nothing to do", self.name);
         }
         Ok(())
@@ -137,6 +148,7 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
             "row" => Some(Kind::Counted),
             "wall" => Some(Kind::Wall),
             "usable" => Some(Kind::Usable),
+            "reconnect" => Some(Kind::Reconnect),
             _ => None,
         };
         if let Some(kind) = kind {
@@ -167,6 +179,7 @@ pub fn parse(text: &str) -> Result<Vec<Row>> {
             "jobs" => row.jobs = value.parse().context("jobs")?,
             "ios" => row.ios = value.parse().context("ios")?,
             "seconds" => row.seconds = value.parse().context("seconds")?,
+            "times" => row.times = value.parse().context("times")?,
             _ => bail!("unknown key {key:?}"),
         }
     }
@@ -194,6 +207,8 @@ mod tests {
         assert_eq!((rows[1].kind, rows[2].kind), (Kind::Counted, Kind::Usable));
         let silent = parse("row a\nserver x\nstop x del\ndevice /dev/y\nfio --x").unwrap();
         assert_eq!(silent[0].stop, ["x", "del"]);
+        let back = parse("reconnect a\nprepare nbdkit /x 96\nserver x add\ntimes 10\n").unwrap();
+        assert_eq!((back[0].kind, back[0].times), (Kind::Reconnect, 10));
         let floor = parse("row a\nfloor /x randread 4k 64\n").unwrap();
         assert!(floor[0].floor.is_some() && floor[0].fio.is_empty());
         assert_eq!(rows[3].kind, Kind::Wall);
@@ -219,6 +234,9 @@ mod tests {
             "row a\nfloor /x randread 4k",
             "row a\nfloor /x randread 4k 1\nfio --x",
             "row a\nfloor /x randread 4k 1\ndevice y",
+            "reconnect a\nserver x\ntimes 0",
+            "reconnect a\nserver x\nfio --x",
+            "usable a\ndevice y",
             "row a\nmistake x",
             "row",
         ] {

@@ -50,6 +50,14 @@ impl Prepared {
             .map(|(_, peer)| peer)
     }
 
+    /// The same, to end it and start it again.
+    pub fn peer_mut(&mut self, all: &[Vec<String>]) -> Option<&mut Peer> {
+        let mut peers = self.peers.iter_mut();
+        peers
+            .find(|(words, _)| all.contains(words))
+            .map(|(_, peer)| peer)
+    }
+
     fn make(&mut self, words: &[String]) -> Result<()> {
         if let [kind, at, size] = words
             && kind == "nbdkit"

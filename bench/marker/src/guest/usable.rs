@@ -12,12 +12,57 @@ use crate::plan::Row;
 
 const BLOCK: usize = 4096;
 
+/// A device that a row's `add` has made.
+#[derive(Debug)]
+pub struct Added<'a> {
+    program: &'a str,
+    path: String,
+}
+
+impl<'a> Added<'a> {
+    /// Runs the row's `add`.
+    ///
+    /// # Errors
+    /// It fails, or does not print the path of a device.
+    pub fn new(row: &'a Row) -> Result<Self> {
+        let (program, arguments) = row.server.split_first().context("no server")?;
+        let output = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| program.clone())?;
+        let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if !output.status.success() || !path.starts_with("/dev/") {
+            bail!("{}: {} {path}", row.server.join(" "), output.status);
+        }
+        Ok(Self { program, path })
+    }
+
+    /// Path of the device.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Removes the device.
+    ///
+    /// # Errors
+    /// `delete` fails.
+    pub fn delete(&self) -> Result<()> {
+        let mut command = Command::new(self.program);
+        let deleted = command.args(["delete", &self.path]).status()?;
+        if !deleted.success() {
+            bail!("delete {}: {deleted}", self.path);
+        }
+        Ok(())
+    }
+}
+
 /// Runs the row's `add`, reads a block with direct I/O, and removes the device.
 ///
 /// # Errors
 /// One of the steps failed.
 pub fn measure(row: &Row) -> Result<String> {
-    let (program, arguments) = row.server.split_first().context("no server")?;
     // Right after boot, a guest without random instructions has no random numbers for seconds. Waiting for them is part
     // of the boot, not of `add`.
     let mut random = [0];
@@ -25,33 +70,27 @@ pub fn measure(row: &Row) -> Result<String> {
         .read_exact(&mut random)
         .context("/dev/random")?;
     let start = Instant::now();
-    let output = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| program.clone())?;
+    let device = Added::new(row)?;
     let added = start.elapsed();
-    let device = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if !output.status.success() || !device.starts_with("/dev/") {
-        bail!("{}: {} {device}", row.server.join(" "), output.status);
-    }
-    let read = read(&device);
+    let read = read(device.path());
     let usable = start.elapsed();
-    let deleted = Command::new(program).args(["delete", &device]).status()?;
-    read.with_context(|| device.clone())?;
-    if !deleted.success() {
-        bail!("delete {device}: {deleted}");
-    }
+    let deleted = device.delete();
+    read.with_context(|| device.path().to_owned())?;
+    deleted?;
     Ok(format!(
-        "@usable {} {device} {} {}",
+        "@usable {} {} {} {}",
         row.name,
+        device.path(),
         added.as_micros(),
         usable.as_micros()
     ))
 }
 
-fn read(device: &str) -> Result<()> {
+/// Reads the first block of a device with direct I/O.
+///
+/// # Errors
+/// There is none such, or the read fails.
+pub fn read(device: &str) -> Result<()> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_DIRECT)

@@ -1,4 +1,4 @@
-use super::{Usable, figure, snapshots};
+use super::{figure, snapshots};
 use crate::bench::rows::{self, Row};
 
 const MARKS: &str = "mark 4 vcpu 0 kernel 100 server 10 other 1 user-copy 0 page-copy 0\n\
@@ -59,18 +59,4 @@ fn l93_a_device_that_is_not_what_the_row_says_has_no_figure() {
     assert!(error.to_string().contains("hw queues"), "{error}");
     lines.remove(0);
     assert!(figure(&row, &lines, &marks).is_err(), "nobody looked");
-}
-
-#[test]
-fn times_are_picked_from_those_seen() {
-    let mut usable = Usable::default();
-    assert_eq!(usable.median(), None);
-    for time in ["9000", "1000", "5100"] {
-        usable.take(&format!("@usable u /dev/x 1 {time}")).unwrap();
-    }
-    assert_eq!(usable.median(), Some(5100));
-    assert_eq!(usable.judged(), Some(5100));
-    usable.accelerator = super::COUNTED.into();
-    assert_eq!(usable.judged(), Some(9000));
-    assert!(usable.take("@usable u").is_err());
 }
