@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,9 @@ use crate::connect::{ConnectError, Connected, connect};
 use crate::options::{NbdOptions, TlsOptions};
 use crate::status::Board;
 use crate::transport::Work;
+
+/// How long the thread may take to start.
+const STARTS: Duration = Duration::from_secs(10);
 
 /// Delay after the first failed attempt; it doubles with each further one.
 const FIRST_DELAY: Duration = Duration::from_millis(10);
@@ -119,7 +122,11 @@ impl Connector {
     }
 
     /// Starts the thread, unless it runs. A process that gives up privileges calls this before, because the thread
-    /// inherits them. The thread drops CAP_SYS_ADMIN if `gives_up_admin` is set.
+    /// inherits them. The thread has dropped CAP_SYS_ADMIN, if `gives_up_admin` is set, when this returns: later the caller may
+    /// forbid it the system call.
+    ///
+    /// # Errors
+    /// There is no thread, or it keeps what it should drop.
     pub(crate) fn start(&self, gives_up_admin: bool) -> io::Result<()> {
         if std::mem::replace(&mut self.shared.queues().started, true) {
             return Ok(());
@@ -127,10 +134,13 @@ impl Connector {
         let worker = Arc::clone(&self.shared);
         // Started by the thread, the first connection's own has the same privileges.
         let works: Vec<_> = worker.queues().works().collect();
+        let (ready, is_ready) = mpsc::sync_channel(1);
         let run = move || {
             ublk_queue::thread::set_io_flusher();
-            if gives_up_admin && !ublk_queue::thread::give_up_admin() {
-                tracing::warn!("the connecting thread cannot give up CAP_SYS_ADMIN");
+            let given_up = !gives_up_admin || ublk_queue::thread::give_up_admin();
+            let _ = ready.send(given_up);
+            if !given_up {
+                return;
             }
             for work in works {
                 if let Err(e) = work.start() {
@@ -140,7 +150,14 @@ impl Connector {
             worker.run();
         };
         let thread = thread::Builder::new().name("nbd-connect".to_owned());
-        thread.spawn(run).map(drop)
+        thread.spawn(run)?;
+        match is_ready.recv_timeout(STARTS) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(io::Error::other(
+                "the connecting thread cannot give up CAP_SYS_ADMIN",
+            )),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 
     /// Requests a connection for a queue; when it is ready, sets `news` and wakes the queue.
@@ -365,5 +382,33 @@ mod tests {
         outage.since = Instant::now().checked_sub(PATIENCE);
         let later = (0..20).map(|_| outage.failed(&error)).max();
         assert!(later.is_some_and(|d| d > LONG / 2 && d <= LONG));
+    }
+
+    /// Effective capabilities of threads of this process, as the kernel's bit mask, by the threads' name.
+    fn effective(name: &str) -> Vec<u64> {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("proc");
+        let status = |task: std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_to_string(task.ok()?.path().join("status")).ok()
+        };
+        let of = |text: String| {
+            let field = |key| text.lines().find_map(|line| line.strip_prefix(key));
+            let caps = field("CapEff:")?.trim();
+            (field("Name:")?.trim() == name).then(|| u64::from_str_radix(caps, 16).expect("hex"))
+        };
+        tasks.filter_map(status).filter_map(of).collect()
+    }
+
+    /// The caller may forbid the system call as soon as it has the thread.
+    #[test]
+    fn the_thread_has_given_up_when_it_is_started() {
+        const CAP_SYS_ADMIN: u64 = 1 << 21;
+        let options = NbdOptions::new("nbd+unix:///?socket=none".parse().expect("a URI"));
+        for _ in 0..20 {
+            let connector = Connector::new(&options, Arc::new(Board::new()), None);
+            connector.start(true).expect("a thread");
+            let all = effective("nbd-connect");
+            assert!(all.iter().all(|caps| caps & CAP_SYS_ADMIN == 0), "{all:x?}");
+            assert!(!all.is_empty());
+        }
     }
 }
