@@ -28,9 +28,10 @@ pub use file::{
     close, close_registered, fallocate, fsync, read, read_fixed, readv, write, write_fixed, writev,
 };
 pub use net::{
-    CQE_F_SOCK_NONEMPTY, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_WAITALL, MSG_ZEROCOPY, accept,
-    accept_multishot, connect, poll_first, recv, recv_fixed, recvmsg, send, send_fixed, send_zc,
-    send_zc_fixed, sendmsg, sendmsg_zc, shutdown, socket,
+    CQE_F_NOTIF, CQE_F_SOCK_NONEMPTY, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_WAITALL,
+    MSG_ZEROCOPY, accept, accept_multishot, connect, poll_first, recv, recv_fixed, recvmsg,
+    report_usage, send, send_fixed, send_zc, send_zc_fixed, sendmsg, sendmsg_zc, shutdown, socket,
+    was_copied,
 };
 pub use wait::{
     POLL_IN, POLL_OUT, Timespec, async_cancel, async_cancel_all, async_cancel_any,

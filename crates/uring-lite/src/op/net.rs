@@ -27,6 +27,9 @@ pub const MSG_DONTWAIT: u32 = 0x40;
 /// 6.17 do not set it for unix sockets.
 pub const CQE_F_SOCK_NONEMPTY: u32 = sys::IORING_CQE_F_SOCK_NONEMPTY;
 
+/// In the flags of a completion: the memory of a zero-copy send is free again (`IORING_CQE_F_NOTIF`, 6.0).
+pub const CQE_F_NOTIF: u32 = sys::IORING_CQE_F_NOTIF;
+
 /// Makes a send or receive wait for the socket before its first attempt (`IORING_RECVSEND_POLL_FIRST`, 5.19): cheaper
 /// where that would fail, dearer where it would not.
 #[inline]
@@ -137,6 +140,24 @@ pub unsafe fn send_zc(fd: Fd, buf: *const u8, len: u32, flags: u32) -> Sqe64 {
 #[must_use]
 pub unsafe fn send_zc_fixed(fd: Fd, index: u16, addr: u64, len: u32, flags: u32) -> Sqe64 {
     fixed(sys::IORING_OP_SEND_ZC, fd, index, addr, len, flags)
+}
+
+/// Makes the notification of a zero-copy send say in its result whether the kernel copied after all
+/// (`IORING_SEND_ZC_REPORT_USAGE`, 6.2), see [`was_copied`]. It does where nothing is gained: on loopback, and for network
+/// cards that take no pieces.
+#[inline]
+#[must_use]
+pub fn report_usage(mut sqe: Sqe64) -> Sqe64 {
+    sqe.0.ioprio |= sys::IORING_SEND_ZC_REPORT_USAGE;
+    sqe
+}
+
+/// Whether the kernel copied at least a part of a zero-copy send, by the result of its notification
+/// (`IORING_NOTIF_USAGE_ZC_COPIED`); asked for by [`report_usage`].
+#[inline]
+#[must_use]
+pub const fn was_copied(res: i32) -> bool {
+    res.cast_unsigned() & sys::IORING_NOTIF_USAGE_ZC_COPIED != 0
 }
 
 /// `IORING_OP_SENDMSG_ZC` (6.1): [`sendmsg`] without a copy, with CQEs as for [`send_zc`].

@@ -126,6 +126,10 @@ constants! {
     IORING_RECVSEND_POLL_FIRST: u16 = 1 << 0;
     /// The memory is the registered buffer `buf_index`; in `ioprio` (6.0).
     IORING_RECVSEND_FIXED_BUF: u16 = 1 << 2;
+    /// The notification of a zero-copy send says whether the kernel copied after all; in `ioprio` (6.2).
+    IORING_SEND_ZC_REPORT_USAGE: u16 = 1 << 3;
+    /// In the result of that notification: it did.
+    IORING_NOTIF_USAGE_ZC_COPIED: u32 = 1 << 31;
     /// Accept stays armed after its first CQE; in `ioprio` (5.19).
     IORING_ACCEPT_MULTISHOT: u16 = 1 << 0;
     /// `MSG_RING` passes `len` as `res` and `off` as `user_data` (5.18).
