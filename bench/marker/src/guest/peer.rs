@@ -20,6 +20,16 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// How often it is tried whether nbdkit listens.
 const OFTEN: Duration = Duration::from_micros(200);
 
+/// What comes before the port of a server behind a network card.
+const CARD: &str = "card:";
+
+/// Addresses of the guest's two network cards, which a cable connects. The second one is the server's alone.
+const HERE: &str = "10.98.0.1";
+const THERE: &str = "10.98.0.2";
+
+/// Bytes of a packet, as many as the cards take in one piece.
+const MTU: &str = "9000";
+
 /// A running nbdkit; it ends with the guest.
 #[derive(Debug)]
 pub struct Peer {
@@ -32,19 +42,21 @@ pub struct Peer {
 /// A connected socket of either kind.
 #[derive(Debug)]
 pub enum Socket {
-    /// Loopback TCP.
+    /// TCP.
     Tcp(TcpStream),
     /// A unix socket.
     Unix(UnixStream),
 }
 
 impl Socket {
-    /// Connects to a unix socket, or to a port of loopback TCP.
+    /// Connects to a unix socket, or to a port of loopback TCP or behind a network card.
     fn connect(at: &str) -> io::Result<Self> {
-        if at.starts_with('/') {
-            return UnixStream::connect(at).map(Self::Unix);
-        }
-        let socket = TcpStream::connect(format!("127.0.0.1:{at}"))?;
+        let address = match at.strip_prefix(CARD) {
+            _ if at.starts_with('/') => return UnixStream::connect(at).map(Self::Unix),
+            Some(port) => format!("{THERE}:{port}"),
+            None => format!("127.0.0.1:{at}"),
+        };
+        let socket = TcpStream::connect(address)?;
         socket.set_nodelay(true)?;
         Ok(Self::Tcp(socket))
     }
@@ -82,14 +94,13 @@ impl AsFd for Socket {
 }
 
 impl Peer {
-    /// Starts nbdkit's memory plugin on a unix socket, or on a port of loopback TCP, and writes every block.
+    /// Starts nbdkit's memory plugin on a unix socket, or on a port of loopback TCP or behind a network card, and writes every
+    /// block.
     ///
     /// # Errors
     /// nbdkit cannot be started, does not listen in time, or refuses a write.
     pub fn start(at: &str, mebibytes: u64) -> Result<Self> {
-        let up = ["ifconfig", "lo", "up"];
-        let up = Command::new("/usr/bin/busybox").args(up).status()?;
-        ensure!(up.success(), "no loopback interface");
+        busybox(&["ifconfig", "lo", "up"])?;
         let mut peer = Self {
             child: nbdkit(at, mebibytes)?,
             at: at.to_owned(),
@@ -158,14 +169,48 @@ impl Peer {
 
 /// Starts nbdkit's memory plugin.
 fn nbdkit(at: &str, mebibytes: u64) -> Result<Child> {
-    let listen = match at.starts_with('/') {
-        true => vec!["-U", at],
-        false => vec!["-i", "127.0.0.1", "-p", at],
+    let (listen, card) = match at.strip_prefix(CARD) {
+        _ if at.starts_with('/') => (vec!["-U", at], false),
+        Some(port) => (vec!["-p", port], true),
+        None => (vec!["-i", "127.0.0.1", "-p", at], false),
     };
-    let mut command = Command::new("/usr/bin/nbdkit");
+    let mut command = Command::new(if card { BUSYBOX } else { NBDKIT });
+    if card {
+        // With a network of its own.
+        command.args(["unshare", "-n", NBDKIT]);
+    }
     command.arg("-f").args(listen);
     command.args(["memory", &format!("{mebibytes}M")]);
-    command.stdin(Stdio::null()).spawn().context("nbdkit")
+    let child = command.stdin(Stdio::null()).spawn().context("nbdkit")?;
+    if card {
+        connect_cards(child.id())?;
+    }
+    Ok(child)
+}
+
+/// Gives the second card to the network of a process, once it has one, and brings both up.
+fn connect_cards(pid: u32) -> Result<()> {
+    let pid = pid.to_string();
+    let until = Instant::now() + DEADLINE;
+    let own = fs::read_link("/proc/self/ns/net")?;
+    while fs::read_link(format!("/proc/{pid}/ns/net"))? == own {
+        ensure!(Instant::now() < until, "nbdkit has no network of its own");
+        thread::sleep(OFTEN);
+    }
+    busybox(&["ip", "link", "set", "eth1", "netns", &pid])?;
+    busybox(&["ifconfig", "eth0", HERE, "mtu", MTU, "up"])?;
+    let there = ["ifconfig", "eth1", THERE, "mtu", MTU, "up"];
+    busybox(&[&["nsenter", "-t", &pid, "-n"][..], &there].concat())
+}
+
+const BUSYBOX: &str = "/usr/bin/busybox";
+const NBDKIT: &str = "/usr/bin/nbdkit";
+
+fn busybox(words: &[&str]) -> Result<()> {
+    let status = Command::new(BUSYBOX).args(words).status();
+    let status = status.context(BUSYBOX)?;
+    ensure!(status.success(), "{words:?}: {status}");
+    Ok(())
 }
 
 /// Connects and opens the default export, with simple replies.

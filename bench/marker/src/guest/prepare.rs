@@ -5,7 +5,7 @@
 //! | `tmpfs FILE MIB` | a file of that size, fully written, on a separate tmpfs |
 //! | `ext4 DEVICE FILE MIB` | such a file on an ext4 on that device |
 //! | `null_blk NAME QUEUES` | a null_blk device of that name with 128 tags per queue |
-//! | `nbdkit SOCKET MIB` | an NBD server of memory, fully written, on a unix socket or a TCP port |
+//! | `nbdkit SOCKET MIB` | an NBD server of memory, fully written, on a unix socket, a TCP port, or `card:PORT` behind a network card |
 
 use std::fs::{self, File};
 use std::io::Write;

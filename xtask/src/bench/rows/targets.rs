@@ -29,9 +29,10 @@ pub const NBD: &str = "nbd_";
 pub const FLOOR: &str = "floor_";
 
 /// NBD servers of memory: kind of socket, where it listens, URI.
-const SERVERS: [[&str; 3]; 2] = [
+const SERVERS: [[&str; 3]; 3] = [
     ["unix", "/run/nbd.sock", "nbd+unix:///?socket=/run/nbd.sock"],
     ["tcp", "10809", "nbd://127.0.0.1"],
+    ["card", "card:10809", "nbd://10.98.0.2"],
 ];
 
 /// Something with a block device.
