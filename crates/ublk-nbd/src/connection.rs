@@ -95,6 +95,9 @@ impl Connection {
         if tls.as_ref().map(|tls| tls.info.carrier) == Some(Carrier::Kernel) {
             socket.sends_short();
         }
+        if tls.is_none() {
+            socket.sends_in_place();
+        }
         Self {
             socket,
             replies: Replies::new(export.framing, depth.into()),

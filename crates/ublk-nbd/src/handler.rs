@@ -10,6 +10,7 @@ use nbd_client::Command;
 use ublk_core::Errno;
 use ublk_queue::port::{Port, Wake};
 use ublk_queue::{Handler, LaneContext, Operation, Operations, Request};
+use uring_lite::op;
 
 use crate::connect::Connected;
 use crate::connection::Connection;
@@ -17,8 +18,9 @@ use crate::device::Device;
 use crate::options::Retry;
 use crate::outgoing::{Asked, Outgoing};
 use crate::registered;
-use crate::socket::{Socket, Timer, error_of};
+use crate::socket::{Socket, error_of};
 use crate::status::LinkState;
+use crate::timer::Timer;
 
 /// Slots of the handler's operations.
 const SEND: u16 = 0;
@@ -387,7 +389,7 @@ impl Handler for NbdHandler {
         }
         if self.ending && self.timer.is_armed() && !self.cancelling {
             let word = ring.word(self.operation(TIMER));
-            let cancel = uring_lite::op::timeout_remove(word);
+            let cancel = op::timeout_remove(word);
             match ring.push(cancel, self.operation(CANCEL)).is_ok() {
                 true => self.cancelling = true,
                 false => full = true,
@@ -397,6 +399,13 @@ impl Handler for NbdHandler {
     }
 
     unsafe fn operation_completed(&mut self, operation: Operation, res: i32, flags: u32) {
+        if flags & op::CQE_F_NOTIF != 0 {
+            // Of an operation that has completed. Nobody waits for it: the memory is the kernel's.
+            if let Link::Up(up) = &mut self.link {
+                up.socket.notified(res);
+            }
+            return;
+        }
         if operation != self.operation(operation.slot) {
             return;
         }

@@ -46,6 +46,7 @@ mod socket;
 mod status;
 mod stream;
 mod timed;
+mod timer;
 #[cfg(feature = "tls")]
 mod tls;
 mod transport;

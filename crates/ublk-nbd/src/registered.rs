@@ -1,7 +1,8 @@
 //! Transfers between a socket and the pages of a request that are registered with the ring (zero copy).
 //!
 //! Sends and receives take registered buffers since Linux 7.2. Before, reads and writes do: they take no flags, so each
-//! transfers what the socket has, or has room for, and the next one continues.
+//! transfers what the socket has, or has room for, and the next one continues. Zero-copy sends take registered buffers on every
+//! kernel that can register them.
 #![expect(unsafe_code, reason = "names registered pages to the kernel")]
 
 use std::os::fd::AsFd;
@@ -22,9 +23,14 @@ pub(crate) struct Pages {
     pub(crate) len: u32,
 }
 
-/// The operation that sends from the pages, with these `MSG_*` flags if it can have any.
-pub(crate) fn send(fd: Fd, pages: Pages, flags: u32) -> Sqe64 {
+/// The operation that sends from the pages, with these `MSG_*` flags if it can have any. `in_place` lets the network read the
+/// pages themselves, without a copy in the socket; a notification follows, and says whether the kernel copied after all.
+pub(crate) fn send(fd: Fd, pages: Pages, flags: u32, in_place: bool) -> Sqe64 {
     let Pages { index, at, len } = pages;
+    if in_place {
+        // SAFETY: the kernel keeps a request's pages until no operation uses them, nor a segment that TCP may send again.
+        return op::report_usage(unsafe { op::send_zc_fixed(fd, index, at, len, flags) });
+    }
     match has_flags() {
         // SAFETY: the kernel keeps a request's pages until no operation uses them.
         true => unsafe { op::send_fixed(fd, index, at, len, flags) },
@@ -111,12 +117,12 @@ mod tests {
         let from = unsafe { Fd::raw(one.as_fd()) };
         // SAFETY: open until the end.
         let to = unsafe { Fd::raw(other.as_fd()) };
-        assert_eq!(run(send(from, pages(0, 100), op::MSG_NOSIGNAL)), 300);
+        assert_eq!(run(send(from, pages(0, 100), op::MSG_NOSIGNAL, false)), 300);
         assert_eq!(run(receive(to, pages(1, 4096 + 50), false)), 300);
         // A closed socket is an error, and no signal.
         drop(one);
         assert_eq!(
-            run(send(to, pages(1, 4096), op::MSG_NOSIGNAL)),
+            run(send(to, pages(1, 4096), op::MSG_NOSIGNAL, false)),
             -libc::EPIPE
         );
         drop(ring);

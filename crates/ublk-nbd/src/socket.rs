@@ -11,10 +11,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nbd_client::{Framing, Request};
-use socket2::SockRef;
+use socket2::{Domain, SockRef};
 use ublk_queue::MemRef;
 use uring_lite::Sqe64;
-use uring_lite::op::{self, CQE_F_SOCK_NONEMPTY, Fd, Timespec};
+use uring_lite::op::{self, CQE_F_SOCK_NONEMPTY, Fd};
 
 use crate::registered::{self, Pages};
 
@@ -24,6 +24,13 @@ pub(crate) const BATCH: usize = 256;
 /// A send with this much data takes no more requests, so that it completes before its answers are due even on a slow
 /// link.
 const BATCH_BYTES: usize = 4 << 20;
+
+/// Data of at least this length is sent in place. Through a network card it saves a seventh of a WRITE's instructions;
+/// shorter data gains nothing, and is copied by the kernel for the most part.
+const IN_PLACE: usize = 64 << 10;
+
+/// After so many sends in a row that the kernel copied, none is made in place.
+const COPIED: u8 = 8;
 
 /// Size of the staging buffer.
 const STAGING: usize = 256 << 10;
@@ -70,6 +77,10 @@ struct Parts {
     recv: Box<Recv>,
     /// Flags of a send.
     flags: u32,
+    /// Large data in registered pages is sent in place.
+    in_place: bool,
+    /// Sends in a row that were meant so and were copied.
+    copied: u8,
 }
 
 struct Send {
@@ -169,6 +180,8 @@ impl Socket {
                 send: Box::new(send),
                 recv: Box::new(recv),
                 flags: (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).cast_unsigned(),
+                in_place: false,
+                copied: 0,
             }),
             sending: false,
             receiving: false,
@@ -204,6 +217,21 @@ impl Socket {
     /// Omits MSG_WAITALL in sends, which kernel TLS rejects with EOPNOTSUPP. Sends may then be short.
     pub(crate) fn sends_short(&mut self) {
         self.parts.flags &= !libc::MSG_WAITALL.cast_unsigned();
+    }
+
+    /// Sends large data of registered pages in place, until the kernel copies it all the same. A unix socket always copies.
+    pub(crate) fn sends_in_place(&mut self) {
+        let domain = SockRef::from(&self.as_fd()).domain();
+        self.parts.in_place = domain.is_ok_and(|domain| domain != Domain::UNIX);
+    }
+
+    /// Processes the result of a notification. Where the kernel always copies (loopback, some cards), sends in place only cost.
+    pub(crate) fn notified(&mut self, res: i32) {
+        self.parts.copied = match op::was_copied(res) {
+            true => self.parts.copied.saturating_add(1),
+            false => 0,
+        };
+        self.parts.in_place &= self.parts.copied < COPIED;
     }
 
     /// The descriptor, for calls that involve no request.
@@ -301,7 +329,7 @@ impl Socket {
 
     /// The operation that sends what was added, or the rest of it.
     pub(crate) fn send(&mut self) -> Sqe64 {
-        let (fd, mut flags) = (self.fd(), self.parts.flags);
+        let (fd, mut flags, in_place) = (self.fd(), self.parts.flags, self.parts.in_place);
         let send = &mut *self.parts.send;
         let mut rest = &mut send.pieces[send.first..];
         while send
@@ -314,7 +342,8 @@ impl Socket {
                 ([], [data, ..]) => {
                     let at = data.iov_base.addr() as u64;
                     let len = u32::try_from(data.iov_len).unwrap_or(u32::MAX);
-                    return registered::send(fd, Pages { index, at, len }, flags);
+                    let in_place = in_place && data.iov_len >= IN_PLACE;
+                    return registered::send(fd, Pages { index, at, len }, flags, in_place);
                 }
                 // An operation has memory of one kind.
                 (headers, _data) => rest = headers,
@@ -522,53 +551,6 @@ impl Drop for Socket {
 // SAFETY: the pointers are into boxes of its own, or to memory whose owner keeps it wherever the socket is.
 unsafe impl std::marker::Send for Socket {}
 
-/// A one-shot timer.
-#[derive(Debug)]
-pub(crate) struct Timer {
-    after: ManuallyDrop<Box<Timespec>>,
-    armed: bool,
-}
-
-impl Timer {
-    /// A timer of one second.
-    pub(crate) fn new() -> Self {
-        Self {
-            after: ManuallyDrop::new(Box::new(Timespec {
-                tv_sec: 1,
-                tv_nsec: 0,
-            })),
-            armed: false,
-        }
-    }
-
-    pub(crate) const fn is_armed(&self) -> bool {
-        self.armed
-    }
-
-    /// The timeout operation.
-    pub(crate) fn arm(&self) -> Sqe64 {
-        // SAFETY: the time is in a box that is neither changed nor freed while the timer is armed.
-        unsafe { op::timeout(&raw const **self.after, 0) }
-    }
-
-    pub(crate) const fn pushed(&mut self) {
-        self.armed = true;
-    }
-
-    pub(crate) const fn fired(&mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        if !self.armed {
-            // SAFETY: dropped once, here; the kernel does not have it.
-            unsafe { ManuallyDrop::drop(&mut self.after) };
-        }
-    }
-}
-
 /// Converts a negative result into an error.
 pub(crate) fn error_of(result: i32) -> io::Error {
     io::Error::from_raw_os_error(result.saturating_neg())
@@ -614,5 +596,22 @@ mod tests {
         let mut told = Vec::new();
         theirs.read_to_end(&mut told).expect("an orderly end");
         assert_eq!(told, b"bye");
+    }
+
+    #[test]
+    fn sends_in_place_end_where_the_kernel_copies() {
+        let (mut tcp, _theirs) = pair(false);
+        tcp.sends_in_place();
+        for _ in 0..3 {
+            (0..COPIED - 1).for_each(|_| tcp.notified(i32::MIN));
+            tcp.notified(0);
+        }
+        assert!(tcp.parts.in_place, "now and then");
+        (0..COPIED).for_each(|_| tcp.notified(i32::MIN));
+        assert!(!tcp.parts.in_place);
+        let (unix, _theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let mut unix = Socket::new(unix.into());
+        unix.sends_in_place();
+        assert!(!unix.parts.in_place);
     }
 }

@@ -20,7 +20,7 @@ use crate::{json, procfs, run, sysfs};
 const SIZE: &str = "96M";
 pub(super) const SIZE_BYTES: u64 = 96 << 20;
 /// The first kernel that registers the pages of requests by itself.
-const ZERO_COPY: (u32, u32) = (6, 16);
+pub(super) const ZERO_COPY: (u32, u32) = (6, 16);
 /// XFS takes no less than 300 MB.
 const ROOM: &str = "320M";
 

@@ -6,12 +6,15 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::mount::MountFlags;
 
-use super::nbd::{Disk, Nbdkit, SIZE_BYTES, nbd, socket, spec};
+use super::nbd::{Disk, Nbdkit, SIZE_BYTES, ZERO_COPY, nbd, socket, spec};
 use crate::case::{self, Case, measured, rounds};
 use crate::cli::{Device, patience, ublkctl};
 use crate::fs::{Kind, Mounted, compare, fill};
@@ -32,8 +35,8 @@ const ROOM: u64 = 96 << 20;
 pub fn cases() -> Vec<Case> {
     let guest = "sockets and servers of the test guest";
     let in_guest = |case: Case| case.only_if(sysfs::in_guest(), guest);
-    let all = [
-        Case::new("l78_a_cut_cable_costs_no_nbd_request", cut),
+    let mut all = vec![
+        Case::new("l78_a_cut_cable_costs_no_nbd_request", || cut("copy")),
         Case::new(
             "l71_a_file_system_under_load_outlives_its_nbd_server_unix",
             || mounted_under_load(true, 1),
@@ -51,6 +54,12 @@ pub fn cases() -> Vec<Case> {
         Case::new("nbd_devices_come_and_come_back_quickly", quick),
         Case::new("nbd_memory_pressure_waits_for_the_server", pressure),
     ];
+    if sysfs::kernel() >= ZERO_COPY {
+        all.push(Case::new(
+            "l78_a_cut_cable_costs_no_nbd_request_zero_copy",
+            || cut("zero-copy"),
+        ));
+    }
     all.into_iter().map(in_guest).collect()
 }
 
@@ -127,12 +136,13 @@ impl Drop for Far {
 }
 
 /// A short cut is TCP's to bridge; a long one is noticed by the request's deadline, and costs no request either.
-fn cut() -> Result<()> {
+fn cut(data: &str) -> Result<()> {
     let disk = Disk::new("cut")?;
     let far = Far::start(&disk)?;
-    let args = ["--request-timeout", "4", "--retry", "60"];
+    let args = ["--request-timeout", "4", "--retry", "60", "--data", data];
     let device = spec(&Far::uri()).with(&args).depth(16).add()?;
     let load = Load::start(&device.path, 6, BLOCKS)?;
+    let large = Large::start(&device)?;
     load.more(60, secs(60))?;
     far.cable(false)?;
     std::thread::sleep(secs(1));
@@ -152,14 +162,53 @@ fn cut() -> Result<()> {
     let errors = load.done().errors;
     let known = load.stop(patience())?;
     ensure!(errors == 0, "{errors} requests failed");
+    let last = large.stop()?;
     let (all, replayed) = (nbd(&device, "reconnects")?, nbd(&device, "replayed")?);
     ensure!(all.as_u64() >= Some(cuts as u64), "{all} reconnects");
     measured(format!(
-        "{cuts} cuts of the cable: {all} reconnects, {short} of them in a cut of a second, {replayed} requests replayed"
+        "{cuts} cuts of the cable, {data}: {all} reconnects, {short} of them in a cut of a second, {replayed} requests replayed, \
+         {last} large writes"
     ));
     known.check(&device.path)?;
+    // An old connection that came back late would have undone the last one.
+    let direct = device.open()?;
+    direct.check_pattern(LARGE.0, LARGE.1, last)?;
+    drop(direct);
     device.delete()?;
     known.check(&disk.0).context("in the file")
+}
+
+/// A range behind the load's, written by one large request after the other.
+const LARGE: (u64, usize) = (32 << 20, 1 << 20);
+
+/// Writes one range again and again, each time with other data.
+struct Large {
+    ends: Arc<AtomicBool>,
+    writer: JoinHandle<Result<u64>>,
+}
+
+impl Large {
+    fn start(device: &Device) -> Result<Self> {
+        let direct = device.open()?;
+        let ends = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&ends);
+        let writer = std::thread::spawn(move || {
+            let mut generation = 0;
+            while !told.load(Ordering::Relaxed) {
+                generation += 1;
+                direct.write_pattern(LARGE.0, LARGE.1, generation)?;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Ok(generation)
+        });
+        Ok(Self { ends, writer })
+    }
+
+    /// Ends it. Returns which write was the last.
+    fn stop(self) -> Result<u64> {
+        self.ends.store(true, Ordering::Relaxed);
+        self.writer.join().map_err(|_| anyhow!("a panic"))?
+    }
 }
 
 /// A server that is killed again and again below a mounted file system: no request of the file system's user fails, and
@@ -332,7 +381,7 @@ fn pressure() -> Result<()> {
 }
 
 /// Writes more through the page cache than there is memory for, beside the file of the server's disk.
-fn dirty(mounted: &Mounted) -> Result<std::thread::JoinHandle<Result<()>>> {
+fn dirty(mounted: &Mounted) -> Result<JoinHandle<Result<()>>> {
     let at = mounted.at.join("dirty");
     let file = fs::File::create(at)?;
     Ok(std::thread::spawn(move || {
