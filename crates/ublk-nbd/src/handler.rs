@@ -242,7 +242,22 @@ impl NbdHandler {
             self.hang_up();
             return true;
         }
-        !ready || up.push_send(|sqe| ring.push(sqe, operation).is_ok())
+        if !ready {
+            return true;
+        }
+        // With one request in flight there is nothing to submit beside it. The completion of an operation would only end the sleep
+        // in which the answer is waited for.
+        if self.outgoing.in_flight() == 1
+            && let Some(bytes) = up.socket.send_now()
+        {
+            self.send_completed(i32::try_from(bytes).unwrap_or(i32::MAX));
+        }
+        match &mut self.link {
+            Link::Up(up) if up.socket.has_unsent() => {
+                up.push_send(|sqe| ring.push(sqe, operation).is_ok())
+            }
+            _ => true,
+        }
     }
 
     /// Keeps a receive in flight. Returns false if the ring is full.

@@ -362,6 +362,27 @@ impl Socket {
         unsafe { op::sendmsg(fd, &raw const send.message, flags) }
     }
 
+    /// Sends what was added as far as the socket takes it at once. Returns the number of bytes, for [`sent`](Self::sent); `None` if
+    /// it takes none, which is left to the operation to say.
+    ///
+    /// # Panics
+    /// While a send is in flight.
+    pub(crate) fn send_now(&mut self) -> Option<usize> {
+        assert!(!self.sending, "the kernel reads it");
+        let fd = self.parts.fd.as_raw_fd();
+        let send = &mut *self.parts.send;
+        if !send.registered.is_empty() {
+            return None;
+        }
+        let rest = &mut send.pieces[send.first..];
+        send.message.msg_iov = rest.as_mut_ptr();
+        send.message.msg_iovlen = rest.len();
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: message, pieces and headers are ours; those who added data keep it until it is sent.
+        let bytes = unsafe { libc::sendmsg(fd, &raw const send.message, flags) };
+        usize::try_from(bytes).ok().filter(|bytes| *bytes > 0)
+    }
+
     /// Notes that the operation from [`send`](Self::send) was pushed.
     pub(crate) const fn send_pushed(&mut self) {
         self.sending = true;
