@@ -273,6 +273,7 @@ mod tests {
         for (names, rows) in [
             (super::scaling::COUNTED, rows::two_cpus()),
             (super::scaling::WALL, rows::wall()),
+            (super::scaling::CONNECTIONS, rows::wall()),
         ] {
             for name in names {
                 assert!(rows.iter().any(|row| row.name == name), "{name}");

@@ -290,9 +290,20 @@ impl<'a> Bench<'a> {
             rows.len(),
             self.kernel.release
         );
-        let machine = accel.machine();
-        let (lines, command) = self.run(machine, &directory, &rows::plan(rows), Devices::Local)?;
-        Ok(wall::Walls::of(rows, &lines, &command))
+        let (network, local): (Vec<Row>, Vec<Row>) =
+            rows.iter().cloned().partition(Row::is_network);
+        let mut lines = Vec::new();
+        let mut commands = Vec::new();
+        for (rows, devices) in [(local, Devices::Local), (network, Devices::Network)] {
+            if rows.is_empty() {
+                continue;
+            }
+            let plan = rows::plan(&rows);
+            let (more, command) = self.run(accel.machine(), &directory, &plan, devices)?;
+            lines.extend(more);
+            commands.push(command);
+        }
+        Ok(wall::Walls::of(rows, &lines, &commands.join("\n")))
     }
 
     /// The accelerator for guests here.

@@ -50,6 +50,8 @@ pub struct Scaling {
     pub wall: f64,
     /// Rate of two threads on a queue with a busy backend, as a multiple of one thread.
     pub busy: f64,
+    /// Rate of four jobs on four connections to an NBD server, as a multiple of one connection.
+    pub connections: f64,
 }
 
 /// Most milliseconds of a time.
@@ -124,6 +126,7 @@ mod tests {
                 share: (40.0, 60.0),
                 wall: 1.7,
                 busy: 1.4,
+                connections: 1.3,
             },
             usable: time,
             usable_nbd: time,

@@ -152,6 +152,9 @@ pub fn wall() -> Vec<Row> {
         }
     }
     rows.push(Row::new(&targets::scaling(), &works::scaling(), Kind::Wall));
+    for target in targets::connections() {
+        rows.push(Row::new(&target, &works::connections(), Kind::Wall));
+    }
     for target in targets::busy() {
         rows.push(Row::new(&target, &works::busy(), Kind::Wall));
     }

@@ -17,6 +17,12 @@ pub const WALL: [&str; 2] = ["null_1q-4k-randread-qd64-1j", "null_2q-4k-randread
 /// One thread, and two, on a queue with a busy backend.
 pub const BUSY: [&str; 2] = ["busy_1t-4k-randread-qd16-1j", "busy_2t-4k-randread-qd16-1j"];
 
+/// An NBD server by one connection, and by four.
+pub const CONNECTIONS: [&str; 2] = [
+    "nbd_unix_1c-4k-randread-qd16-4j",
+    "nbd_unix_4c-4k-randread-qd16-4j",
+];
+
 /// Required growth of the rate with threads or queues.
 struct Growth {
     what: &'static str,
@@ -42,6 +48,13 @@ pub fn wall(
             what: "four CPUs: 4 jobs on 2 queues against 1 job on 1 queue",
             rows: WALL,
             least: limits.wall,
+            processors: 4,
+            emulated: false,
+        },
+        Growth {
+            what: "an NBD server, four CPUs: 4 jobs on 4 connections against 1 connection",
+            rows: CONNECTIONS,
+            least: limits.connections,
             processors: 4,
             emulated: false,
         },
@@ -143,7 +156,7 @@ fn shares(figure: &Figure) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BUSY, ONE, TWO, WALL, counted, wall};
+    use super::{BUSY, CONNECTIONS, ONE, TWO, WALL, counted, wall};
     use crate::bench::figures::Figure;
     use crate::bench::label::Seen;
     use crate::bench::limits::Scaling;
@@ -154,6 +167,7 @@ mod tests {
         share: (40.0, 60.0),
         wall: 1.7,
         busy: 1.4,
+        connections: 1.3,
     };
 
     fn faults(two: f64, rings: &[u32]) -> Vec<String> {
@@ -200,6 +214,15 @@ mod tests {
         let busy = |two| [rate(BUSY[0], 100.0), rate(BUSY[1], two)];
         assert!(wall(&busy(140.0), false, 2, &LIMITS).1.is_empty());
         assert_eq!(wall(&busy(139.0), false, 2, &LIMITS).1.len(), 1);
-        assert!(wall(&busy(1.0), false, 1, &LIMITS).0[1].contains("not measured"));
+        assert!(wall(&busy(1.0), false, 1, &LIMITS).0[2].contains("not measured"));
+        let four = |rate_of_four| {
+            [
+                rate(CONNECTIONS[0], 100.0),
+                rate(CONNECTIONS[1], rate_of_four),
+            ]
+        };
+        assert!(wall(&four(130.0), true, 4, &LIMITS).1.is_empty());
+        assert_eq!(wall(&four(129.0), true, 4, &LIMITS).1.len(), 1);
+        assert!(wall(&four(1.0), true, 2, &LIMITS).0[1].contains("not measured"));
     }
 }

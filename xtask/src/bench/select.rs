@@ -91,7 +91,8 @@ impl Selection {
 
     /// Whether something is behind a network.
     pub fn is_network(&self) -> bool {
-        !self.network.is_empty() || self.timed.iter().any(|timed| timed.is_network())
+        let mut rows = self.network.iter().chain(&self.wall);
+        rows.any(Row::is_network) || self.timed.iter().any(|timed| timed.is_network())
     }
 
     /// Leaves out the rows of a server program.

@@ -426,6 +426,16 @@ pub fn scaling() -> Target {
     Target::ours("null_2q", "null", "copy", "off", 2)
 }
 
+/// An NBD server by one connection and by four, each with its queue.
+pub fn connections() -> [Target; 2] {
+    let [[socket, at, uri], ..] = SERVERS;
+    [1, 4].map(|queues| {
+        let name = format!("{NBD}{socket}_{queues}c");
+        let target = Target::ours(&name, &format!("nbd {uri}"), "copy", "off", queues);
+        target.on(&format!("nbdkit {at} 256"))
+    })
+}
+
 /// A backend with CPU work, on a queue with one thread and with two.
 pub fn busy() -> [Target; 2] {
     [1, 2].map(|threads| {

@@ -175,6 +175,11 @@ pub fn scaling() -> Work {
     Work::new("randread", "4k", 64, 16).jobs(4)
 }
 
+/// As many jobs as the guest has processors, which one queue takes, too.
+pub fn connections() -> Work {
+    Work::new("randread", "4k", 16, 16).jobs(4)
+}
+
 /// Enough requests to keep every thread busy.
 pub fn busy() -> Work {
     let mut work = Work::new("randread", "4k", 16, 16);
