@@ -32,7 +32,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use succession::{Heir, Predecessor};
-use ublk_core::{DevId, Geometry};
+use ublk_core::{DevId, DeviceParams, Geometry};
 use ublk_ctrl::{Command, ControlThread, Controller, Error};
 
 /// How long STOP_DEV, DEL_DEV and a server's exit may take before the agent reports it. The agent has no caller to return
@@ -236,6 +236,8 @@ struct Agent<'w> {
     held: bool,
     /// The previous agent, as long as it can take the device back.
     predecessor: Option<Predecessor>,
+    /// Parameters of a device that exists: what its next server must keep to.
+    promised: Option<DeviceParams>,
     /// The front of the previous agent, which this agent takes over.
     adopted: Option<(Link, Lifetime)>,
     /// Reserved sockets for the next agent, and for an agent that replaces a lost one.
@@ -271,6 +273,7 @@ pub fn run(world: &mut dyn World, store: Store, front: Link, signals: Option<Sig
         backing: Vec::new(),
         held: false,
         predecessor: None,
+        promised: None,
         adopted: None,
         next: None,
         attach: None,

@@ -91,6 +91,14 @@ pub fn limits_of(spec: &AddSpec, until: Instant) -> Result<Limits, Failure> {
     look(spec, until).map(|(_, limits)| limits)
 }
 
+/// The export of an NBD device, to see whether it suits. The server is waited for until the deadline.
+///
+/// # Errors
+/// It cannot be reached, or is no block device.
+pub(crate) fn look_at_export(spec: &AddSpec, until: Instant) -> Result<Nbd, Failure> {
+    open_nbd(spec, Purpose::Look(until))
+}
+
 /// The limits for an existing device: those of the backing store that it was created with, wherever that is now.
 ///
 /// # Errors

@@ -2,18 +2,19 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nbd_client::{Address, BlockSizes, Export, TransmissionFlags, Uri};
-use ublk_core::{DataMode, Limits, OpenDevice};
+use ublk_core::{DataMode, DeviceParams, Limits, OpenDevice};
 use ublk_queue::{Plan, Server};
 
 use crate::connect::{ConnectError, Connected, check_files, connect};
 use crate::connector::Connector;
-use crate::device::{Announce, Device, NEVER, longest};
+use crate::device::{Announce, Device, NEVER};
 use crate::handler::NbdHandler;
 use crate::options::{NbdOptions, Retry};
+use crate::promise::{Promise, longest};
 use crate::registered;
 use crate::status::{Board, Status};
 
@@ -91,9 +92,7 @@ impl Nbd {
             board,
             export,
             size: AtomicU64::new(limits.size),
-            block: limits.logical_block_size,
-            longest: limits.max_discard.max(limits.max_write_zeroes),
-            read_only: limits.read_only,
+            promise: Mutex::new(Promise::of_limits(&limits)),
             request_seconds: options.request_timeout.as_secs().max(1),
             tls_records: options.tls_records.max(1),
             retry: AtomicU64::new(NEVER),
@@ -131,6 +130,25 @@ impl Nbd {
     pub fn max_io_bytes(&self) -> u32 {
         let sizes = self.device.export.block_sizes;
         sizes.unwrap_or(BlockSizes::DEFAULT).maximum
+    }
+
+    /// The handlers will serve a device that exists with these parameters: they are what it has promised, not what this export
+    /// offers. An export that lacks some of it serves reads, and writes fail; so does any later one.
+    pub fn serves(&self, params: &DeviceParams) {
+        let promise = Promise::of_params(params);
+        let mut now = self
+            .device
+            .promise
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *now = promise;
+    }
+
+    /// Why this export cannot serve a device of one queue with these parameters, and `size` bytes.
+    #[must_use]
+    pub fn misfit(&self, params: &DeviceParams, size: u64) -> Option<String> {
+        let promise = Promise::of_params(params);
+        promise.broken_by(&self.device.export, (size, params.max_io_bytes), false)
     }
 
     /// Whether each queue may have its own connection. Otherwise the device has one queue.

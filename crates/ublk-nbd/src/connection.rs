@@ -48,6 +48,8 @@ pub(crate) struct Connection {
     pub(crate) reads_only: bool,
     /// Size of the export in bytes.
     pub(crate) size: u64,
+    /// The server offers FLUSH.
+    has_flush: bool,
     pub(crate) peer: String,
     /// Deadline, in the timer's seconds, of the FLUSH that is sent before the device moves to another connection.
     pub(crate) flushing: Option<u64>,
@@ -106,6 +108,7 @@ impl Connection {
             registered,
             reads_only,
             size: export.size,
+            has_flush: export.flags.contains(TransmissionFlags::SEND_FLUSH),
             peer,
             flushing: None,
             flush_failed: None,
@@ -325,7 +328,7 @@ impl Connection {
 
     /// Starts the FLUSH that ends a drained connection, because writes answered on it must be as durable as the client
     /// was told. An unfinished send comes first. Returns true if there is something to send.
-    pub(crate) fn flush(&mut self, flags: TransmissionFlags, due: u64) -> bool {
+    pub(crate) fn flush(&mut self, due: u64) -> bool {
         if self.socket.is_sending() {
             return false;
         }
@@ -336,7 +339,7 @@ impl Connection {
             return false;
         }
         self.flushing = Some(due);
-        if !flags.contains(TransmissionFlags::SEND_FLUSH) {
+        if !self.has_flush {
             return false;
         }
         let request = bare(Command::Flush, LAST_FLUSH);

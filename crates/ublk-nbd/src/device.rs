@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use nbd_client::{Export, Framing, TransmissionFlags, Uri};
+use nbd_client::{Export, TransmissionFlags, Uri};
 use ublk_queue::port::Wake;
 
 use crate::connector::Connector;
 use crate::options::Retry;
+use crate::promise::Promise;
 use crate::status::Board;
 
 /// Notes a device's next server where the device's later servers look. An error keeps the device where it is.
@@ -20,10 +21,7 @@ pub(crate) struct Device {
     pub(crate) board: Arc<Board>,
     pub(crate) export: Export,
     pub(crate) size: AtomicU64,
-    pub(crate) block: u32,
-    /// Longest TRIM and WRITE_ZEROES that the device was promised, in bytes; 0 for none.
-    pub(crate) longest: u64,
-    pub(crate) read_only: bool,
+    pub(crate) promise: Mutex<Promise>,
     pub(crate) request_seconds: u64,
     /// TLS records after which a new connection with new keys replaces the current one.
     pub(crate) tls_records: u64,
@@ -56,18 +54,6 @@ impl std::fmt::Debug for Device {
 /// The atomic encoding of a policy: seconds, or one of these.
 const FOREVER: u64 = u64::MAX;
 pub(crate) const NEVER: u64 = 0;
-
-/// Longest TRIM and WRITE_ZEROES: the block layer splits longer ones.
-const LONGEST: u64 = 1 << 30;
-
-/// Longest TRIM and WRITE_ZEROES of a device with these blocks on this export, in bytes. A server that tells of its
-/// maximum may refuse more; with extended headers its maximum is by the protocol one of data alone.
-pub(crate) fn longest(export: &Export, block: u32) -> u64 {
-    match (export.framing, export.block_sizes) {
-        (Framing::Extended, _) | (_, None) => LONGEST,
-        (_, Some(sizes)) => LONGEST.min((sizes.maximum / block * block).into()),
-    }
-}
 
 impl Device {
     pub(crate) const fn flags(&self) -> TransmissionFlags {
@@ -151,47 +137,9 @@ impl Device {
     /// Why an export found on reconnect must not be written to: it lacks something that the device has promised (L74).
     pub(crate) fn changed(&self, now: &Export) -> Option<String> {
         let size = self.size.load(Ordering::Relaxed);
-        if now.size < size {
-            return Some(format!(
-                "the export has {} bytes now, the device has {size}",
-                now.size
-            ));
-        }
-        if !self.read_only && now.flags.contains(TransmissionFlags::READ_ONLY) {
-            return Some("the export is read-only now".to_owned());
-        }
-        let minimum = now.block_sizes.map_or(1, |sizes| sizes.minimum);
-        if minimum > self.block {
-            return Some(format!(
-                "the export has a minimum block size of {minimum} bytes now, the device has blocks of {}",
-                self.block
-            ));
-        }
-        let maximum = now.block_sizes.map_or(u32::MAX, |sizes| sizes.maximum);
-        if u64::from(maximum) < self.max_io.load(Ordering::Relaxed) {
-            return Some(format!(
-                "the server takes requests of at most {maximum} bytes now"
-            ));
-        }
-        let longest = longest(now, self.block);
-        if longest < self.longest {
-            return Some(format!(
-                "the server takes TRIM and WRITE_ZEROES of at most {longest} bytes now"
-            ));
-        }
+        let max_io = self.max_io.load(Ordering::Relaxed);
         let several = self.queues.load(Ordering::Relaxed) > 1;
-        let needed = [
-            (TransmissionFlags::SEND_FLUSH, "FLUSH"),
-            (TransmissionFlags::SEND_FUA, "FUA"),
-            (TransmissionFlags::SEND_TRIM, "TRIM"),
-            (TransmissionFlags::SEND_WRITE_ZEROES, "WRITE_ZEROES"),
-        ];
-        let lost = |flag| self.export.flags.contains(flag) && !now.flags.contains(flag);
-        let gone = needed.into_iter().find(|(flag, _)| lost(*flag));
-        if let Some((_, name)) = gone {
-            return Some(format!("the server does not offer {name} any more"));
-        }
-        (several && lost(TransmissionFlags::CAN_MULTI_CONN))
-            .then(|| "the server does not allow several connections any more".to_owned())
+        let promise = *self.promise.lock().unwrap_or_else(PoisonError::into_inner);
+        promise.broken_by(now, (size, max_io), several)
     }
 }

@@ -229,7 +229,7 @@ impl NbdHandler {
         };
         let due = self.now + self.device.request_seconds();
         let ready = match self.next {
-            Some(_) => up.flush(self.device.flags(), due),
+            Some(_) => up.flush(due),
             None => up.gather(&mut self.outgoing, due),
         };
         if !ready && self.next.is_none() && up.is_worn_out() && up.replies.in_flight() == 0 {
@@ -330,7 +330,7 @@ impl Handler for NbdHandler {
             self.ending = false;
             self.ask_for_connection();
         }
-        let Some(asked) = Asked::of(&request, self.device.flags()) else {
+        let Some(asked) = Asked::of(&request) else {
             return request.complete(Err(Errno::EOPNOTSUPP));
         };
         match &self.link {

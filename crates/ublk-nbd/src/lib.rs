@@ -38,6 +38,7 @@ mod ktls;
 mod moving;
 mod options;
 mod outgoing;
+mod promise;
 mod registered;
 #[cfg(feature = "tls")]
 mod relay;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use nbd_client::{Command, CommandFlags, Request, TransmissionFlags};
+use nbd_client::{Command, CommandFlags, Request};
 use ublk_core::{Errno, Op};
 use ublk_queue::KeptRequest;
 
@@ -40,12 +40,8 @@ pub(crate) struct Asked {
 
 impl Asked {
     /// Translates a request; `None` for operations that NBD does not have.
-    pub(crate) fn of(request: &ublk_queue::Request<'_>, flags: TransmissionFlags) -> Option<Self> {
+    pub(crate) fn of(request: &ublk_queue::Request<'_>) -> Option<Self> {
         let io_flags = request.flags();
-        if io_flags.fua() && !flags.contains(TransmissionFlags::SEND_FUA) {
-            // The device offers this because an earlier server did, but this server does not.
-            return None;
-        }
         let when = |yes, flag| if yes { flag } else { CommandFlags::default() };
         let fua = when(io_flags.fua(), CommandFlags::FUA);
         let (command, flags) = match request.op() {

@@ -249,6 +249,7 @@ impl Agent<'_> {
             affinity,
             deadline_ms: u64::try_from(left(deadline).as_millis()).unwrap_or(u64::MAX),
             shm: self.device.as_ref().and_then(|d| d.record.shm.clone()),
+            params: self.promised,
         });
         let attach = self.attach.as_ref().map(AsFd::as_fd);
         self.tell_server_with(&word, attach.as_slice());

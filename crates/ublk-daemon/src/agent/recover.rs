@@ -82,6 +82,7 @@ impl Agent<'_> {
             way = Way::Other;
         }
         let params = self.params(id, deadline)?;
+        self.promised = Some(params);
         // The driver knows the current size, which may differ from the initial one.
         let size = request.size.unwrap_or(params.size);
         record.spec.backend.set_size(size);

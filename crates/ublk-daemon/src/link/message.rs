@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use ublk_backends::Identity;
-use ublk_core::{CpuMask, Geometry, Limits};
+use ublk_core::{CpuMask, DeviceParams, Geometry, Limits};
 use ublk_metrics::{Level, Snapshot};
 
 use crate::failure::Failure;
@@ -176,6 +176,9 @@ pub struct Assignment {
     /// The registered memory that is shared with clients.
     #[serde(default)]
     pub shm: Option<Registered>,
+    /// The parameters of a device that exists.
+    #[serde(default)]
+    pub params: Option<DeviceParams>,
 }
 
 /// Messages from the server to the agent.

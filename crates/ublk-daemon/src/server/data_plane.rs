@@ -167,6 +167,9 @@ impl Engine for Real {
         }
         if let Some(nbd) = &nbd {
             may_reconnect(nbd)?;
+            if let Some(params) = &assignment.params {
+                nbd.serves(params);
+            }
         }
         let server = arm_backend(device, plan, opened)?;
         if self.confined {

@@ -38,6 +38,7 @@ fn armed_with(
         affinity: vec![CpuMask::new(); 2],
         deadline_ms: 1000,
         shm: None,
+        params: None,
     };
     peer.link.send(&ToServer::Assign(assignment)).unwrap();
     assert!(matches!(receive(&peer), FromServer::Armed { .. }));

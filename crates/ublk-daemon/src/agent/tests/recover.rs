@@ -595,6 +595,7 @@ fn l49_a_server_without_an_agent_gets_one() {
         affinity: vec![ublk_core::CpuMask::new(); 2],
         deadline_ms: 5000,
         shm: None,
+        params: None,
     };
     let word = ToServer::Assign(assignment);
     server.link.send_with(&word, &[socket.as_fd()]).unwrap();

@@ -1,6 +1,6 @@
 //! `nbd move`: another server for a device, live or not.
 
-use super::{ASK, NbdChanged, ask, not_nbd, parsed, record_of};
+use super::{ASK, NbdChanged, ask, by_helper, not_nbd, parsed, record_of};
 use crate::backend;
 use crate::failure::{Failure, FailureKind};
 use crate::front::reserve::change_alone;
@@ -10,8 +10,8 @@ use crate::state::{Record, Store};
 use nbd_client::Uri;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use ublk_core::{DevId, deadline_in};
-use ublk_ctrl::wait;
+use ublk_core::{DevId, DeviceParams, deadline_in};
+use ublk_ctrl::{Controller, wait};
 
 /// Moves a device to another NBD server, which has to have the same data. The old connection of a live device is drained and
 /// flushed first, and the device stays where it is if the new server cannot be reached or has another export. A device
@@ -53,32 +53,33 @@ pub fn nbd_move(
     let from = std::mem::replace(uri, to.to_owned());
     *wait_for_server = 0;
     *moving_to = None;
-    // It may have been resized since it was added.
-    let size = read_size(id);
+    // What it has promised, and its size: it may have been resized since it was added.
+    let left = until.saturating_duration_since(Instant::now());
+    let params = by_helper(program, |helper| helper.get_params(id, left))?;
     // Seen from here first: what can be refused is refused with nothing changed.
-    let suits = suits(&spec, size, until);
+    let suits = suits(&spec, params.as_ref(), until);
     let offered = suits.map_err(|failure| stays(failure, id, &from))?;
-    warn(id, (&from, to), size.unwrap_or(offered), offered)?;
+    let size = params.map_or(offered, |params| params.size);
+    warn(id, (&from, to), size, offered)?;
     if !Store::of_user()?.has_server(&record) {
         return recorded(&record, spec, until);
     }
     arrive(id, to, until)
 }
 
-/// Bytes of the export, which suits a device of this specification and size.
-fn suits(spec: &AddSpec, size: Option<u64>, until: Instant) -> Result<u64, Failure> {
+/// Bytes of the export, which suits a device of this specification with these parameters.
+fn suits(spec: &AddSpec, params: Option<&DeviceParams>, until: Instant) -> Result<u64, Failure> {
     let mut whole = spec.clone();
     let BackendSpec::Nbd { uri, length, .. } = &mut whole.backend else {
         return Err(Failure::failed("not an NBD device"));
     };
-    let wanted = size.or(length.take());
+    *length = None;
     let uri = uri.clone();
-    let offered = backend::limits_of(&whole, until)?.size;
-    match wanted.filter(|wanted| *wanted > offered) {
-        Some(wanted) => Err(Failure::failed(format!(
-            "{uri}: the export has {offered} bytes, fewer than the {wanted} of the device"
-        ))),
-        None => Ok(offered),
+    let export = backend::look_at_export(&whole, until)?;
+    let misfit = params.and_then(|params| export.misfit(params, params.size));
+    match misfit {
+        Some(why) => Err(Failure::failed(format!("{uri}: {why}"))),
+        None => Ok(export.limits().size),
     }
 }
 
@@ -212,10 +213,4 @@ fn given_up(id: DevId) -> Result<NbdChanged, Failure> {
         Ok::<_, Failure>((changed.nbd.moving == 0).then_some(()))
     })?;
     Ok(changed)
-}
-
-/// Bytes of the device, by sysfs; `None` if it cannot be read.
-fn read_size(id: DevId) -> Option<u64> {
-    let sectors = std::fs::read_to_string(format!("/sys/block/ublkb{id}/size")).ok()?;
-    Some(sectors.trim().parse::<u64>().ok()? * 512)
 }
