@@ -238,13 +238,17 @@ impl Outgoing {
     }
 
     /// Requeues all unanswered requests (L71), in arrival order, after the kernel has released the lost connection.
+    ///
+    /// So are those that the server answered before it had all of them: it may not have taken the rest.
     pub(crate) fn replay(&mut self) {
-        self.sent();
+        self.sending.clear();
         self.large = 0;
         self.waiting.clear();
         for slot in self.slots.iter_mut().flatten() {
             slot.replayed |= slot.sent;
             slot.sent = false;
+            slot.sending = false;
+            slot.early = None;
             slot.due = u64::MAX;
             self.waiting.push_back(slot.kept.tag().get());
         }
@@ -280,13 +284,10 @@ impl Outgoing {
         }
     }
 
-    /// The earliest deadline of the sent requests, in the timer's seconds.
+    /// The earliest deadline of the sent requests, in the timer's seconds. One that the server answered before it has all of the
+    /// request is among them: a server that then takes no more must not keep the connection for ever.
     pub(crate) fn due(&self) -> Option<u64> {
-        let sent = self
-            .slots
-            .iter()
-            .flatten()
-            .filter(|slot| slot.sent && slot.early.is_none());
+        let sent = self.slots.iter().flatten().filter(|slot| slot.sent);
         sent.map(|slot| slot.due).min()
     }
 }

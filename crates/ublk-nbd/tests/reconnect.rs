@@ -130,6 +130,26 @@ fn l78_a_silent_server_is_left() {
     assert_eq!(nbd.status().reconnects, 1);
 }
 
+/// L78 A server that answers a WRITE and then does not take its data is left like one that does not answer.
+#[test]
+fn l78_a_server_that_takes_no_more_is_left() {
+    // More than a unix socket holds.
+    let server = Server::start(SIZE, &[Fault::Early(400 << 10), Fault::None]);
+    let mut options = options(&server);
+    options.request_timeout = Duration::from_secs(1);
+    let nbd = open(&options);
+    let config = Config {
+        size: SIZE,
+        max_io_bytes: 1 << 20,
+        requests: 300,
+        depth: 1,
+        read_percent: 60,
+        ..config(11)
+    };
+    serve(&nbd, &config).assert_clean(300);
+    assert_eq!(nbd.status().reconnects, 1);
+}
+
 /// L71 Without a server, requests fail when the policy's time is over, not before, and succeed again when it is back.
 #[test]
 fn l71_requests_fail_when_the_policy_says_so() {

@@ -36,6 +36,8 @@ pub enum Fault {
     InData(u64),
     /// Answer nothing from the n-th request on, and keep the connection open.
     Silence(u64),
+    /// Answer a WRITE of more than this many bytes before its data is read, and read nothing more.
+    Early(usize),
     /// The n-th reply has an unknown cookie.
     Cookie(u64),
     /// The n-th reply is repeated 20 replies later, when its tag has another request.
@@ -276,6 +278,13 @@ impl Shared {
             let offset = u64::from_be_bytes(head[16..24].try_into().expect("eight"));
             let len = u32::from_be_bytes(head[24..].try_into().expect("four")) as usize;
             let at = usize::try_from(offset).expect("small");
+            if kind == 1 && matches!(fault, Fault::Early(most) if len > most) {
+                s.write_all(&answer_to(n, (kind, cookie), &[], b, fault))?;
+                while !self.ended.load(Ordering::SeqCst) {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                return Ok(());
+            }
             let mut body = vec![0; if kind == 1 { len } else { 0 }];
             s.read_exact(&mut body)?;
             self.requests.fetch_add(1, Ordering::SeqCst);
