@@ -162,8 +162,8 @@ fn host(authority: &str) -> Result<Address, UriError> {
     let port = match port {
         "" => PORT,
         port => match port.parse() {
-            Ok(0) | Err(_) => return Err(UriError::Port(port.to_owned())),
-            Ok(port) => port,
+            Ok(number @ 1..) if port.starts_with(|c: char| c.is_ascii_digit()) => number,
+            _ => return Err(UriError::Port(port.to_owned())),
         },
     };
     Ok(Address::Tcp { host, port })
@@ -312,6 +312,7 @@ mod tests {
             "nbd:///export",
             "nbd://host:0/",
             "nbd://host:65536/",
+            "nbd://host:+10809/",
             "nbd://host:x/",
             "nbd://[::1",
             "nbd://[::1]x/",

@@ -194,6 +194,21 @@ impl Nbd {
         })
     }
 
+    /// Waits until each queue has its connection, once the handlers are armed. Returns how many lack one at the deadline: a
+    /// server may allow several connections and yet admit fewer clients.
+    #[must_use]
+    pub fn unconnected(&self, by: Instant) -> u64 {
+        const OFTEN: Duration = Duration::from_millis(2);
+        let queues = self.device.queues.load(Ordering::Relaxed);
+        loop {
+            let lacking = queues.saturating_sub(self.status().connections.into());
+            if lacking == 0 || Instant::now() >= by {
+                return lacking;
+            }
+            std::thread::sleep(OFTEN);
+        }
+    }
+
     /// State of the connections.
     #[must_use]
     pub fn status(&self) -> Status {

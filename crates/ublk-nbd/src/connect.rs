@@ -82,12 +82,12 @@ impl ConnectError {
                 io::ErrorKind::PermissionDenied => {
                     "run as the user who owns the socket, or as root"
                 }
-                io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable => {
+                io::ErrorKind::TimedOut
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable => {
                     "nothing answers at this address: check it, and the firewalls between"
                 }
-                _ => {
-                    "start the server first, or let the device wait for it with --wait-for-server SECONDS"
-                }
+                _ => "start the server first",
             }),
             Self::Resolve { .. } => {
                 Some("check the name: `getent hosts NAME` asks the same resolver")
@@ -107,6 +107,13 @@ impl ConnectError {
             },
             _ => None,
         }
+    }
+
+    /// Whether the server only has to be started.
+    #[must_use]
+    pub fn not_started(&self) -> bool {
+        let refused = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
+        matches!(self, Self::Connect { source, .. } if refused.contains(&source.kind()))
     }
 
     /// Whether the deadline ended the attempt, or nothing answered at all.

@@ -128,7 +128,7 @@ impl Connector {
     /// # Errors
     /// There is no thread, or it keeps what it should drop.
     pub(crate) fn start(&self, gives_up_admin: bool) -> io::Result<()> {
-        if std::mem::replace(&mut self.shared.queues().started, true) {
+        if self.shared.queues().started {
             return Ok(());
         }
         let worker = Arc::clone(&self.shared);
@@ -152,7 +152,10 @@ impl Connector {
         let thread = thread::Builder::new().name("nbd-connect".to_owned());
         thread.spawn(run)?;
         match is_ready.recv_timeout(STARTS) {
-            Ok(true) => Ok(()),
+            Ok(true) => {
+                self.shared.queues().started = true;
+                Ok(())
+            }
             Ok(false) => Err(io::Error::other(
                 "the connecting thread cannot give up CAP_SYS_ADMIN",
             )),

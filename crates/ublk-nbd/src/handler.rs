@@ -494,6 +494,9 @@ impl NbdHandler {
         let bytes = usize::try_from(res).unwrap_or(0);
         match &mut self.link {
             Link::Up(up) => {
+                if res < 0 && up.socket.cannot_send_in_place() {
+                    return tracing::debug!("no sends in place: {}", error_of(res));
+                }
                 if up.sent(bytes) {
                     self.outgoing.sent();
                 }

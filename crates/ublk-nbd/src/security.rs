@@ -146,6 +146,8 @@ struct Asked {
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
     hostname: Option<String>,
+    /// Something that says nothing new, but that only TLS has.
+    mentioned: bool,
 }
 
 impl Asked {
@@ -156,6 +158,7 @@ impl Asked {
             certificate: options.certificate.clone(),
             key: options.key.clone(),
             hostname: options.hostname.clone(),
+            mentioned: false,
         };
         for (name, value) in &uri.parameters {
             match name.as_str() {
@@ -169,12 +172,14 @@ impl Asked {
                 "tls-psk-file" => {
                     return Err(TlsSetupError::PreSharedKey(format!("{name}={value}")));
                 }
-                "tls-verify-peer" if matches!(value.as_str(), "true" | "1") => {}
+                "tls-verify-peer" if matches!(value.as_str(), "true" | "1") => {
+                    asked.mentioned = true;
+                }
                 "tls-verify-peer" => {
                     return Err(TlsSetupError::NotVerified(format!("{name}={value}")));
                 }
                 // Only used with pre-shared keys.
-                "tls-username" => {}
+                "tls-username" => asked.mentioned = true,
                 name => return Err(TlsSetupError::Parameter(name.to_owned())),
             }
         }
@@ -232,7 +237,12 @@ mod tests {
         assert_eq!(of("nbd://h/", &none), Ok(None));
         let plain = Err(TlsSetupError::PlainText);
         assert_eq!(of("nbd://h/", &with_ca()), plain);
-        for parameter in ["tls-certificates=/d", "tls-hostname=h"] {
+        for parameter in [
+            "tls-certificates=/d",
+            "tls-hostname=h",
+            "tls-verify-peer=true",
+            "tls-username=x",
+        ] {
             assert_eq!(of(&format!("nbd://h/?{parameter}"), &none), plain);
         }
         for wrong in [

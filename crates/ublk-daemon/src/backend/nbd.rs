@@ -26,8 +26,15 @@ pub(super) fn open_nbd(spec: &AddSpec, purpose: Purpose) -> Result<Nbd, Failure>
     Nbd::open(&options, by).map_err(|e| match e {
         OpenError::Connect(e) => {
             let mut failure = not_connected(uri, &e);
-            // It would have been waited for.
-            if matches!(purpose, Purpose::Look(until) if Instant::now() >= until) {
+            if e.not_started() && *wait_for_server == 0 {
+                failure.hint = Some(
+                    "start the server first, or let the device wait for it with --wait-for-server SECONDS"
+                        .to_owned(),
+                );
+            }
+            // It was waited for, or would have been.
+            let late = Instant::now() >= by && *wait_for_server > 0;
+            if late || matches!(purpose, Purpose::Look(until) if Instant::now() >= until) {
                 failure.kind = FailureKind::TimedOut;
             }
             failure

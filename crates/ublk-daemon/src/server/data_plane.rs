@@ -172,6 +172,9 @@ impl Engine for Real {
             }
         }
         let server = arm_backend(device, plan, opened)?;
+        if let Some(nbd) = &nbd {
+            connected(nbd, assignment, within.saturating_sub(begun.elapsed()))?;
+        }
         if self.confined {
             sandbox::filter_calls(nbd.is_some());
         }
@@ -456,6 +459,35 @@ fn may_reconnect(nbd: &Nbd) -> Result<(), Failure> {
         ))
         .hint("it runs without capabilities: let root's own permissions, or the user's, suffice for the socket, the files for TLS, and their directories")
     })
+}
+
+/// How long the queues of a new device may take to connect.
+const CONNECTS: Duration = Duration::from_secs(10);
+
+/// Each queue of an NBD device has its connection in time, or it is not made.
+fn connected(nbd: &Nbd, assignment: &Assignment, left: Duration) -> Result<(), Failure> {
+    let queues = assignment.geometry.queues();
+    let lacking = match queues {
+        // It has the first one.
+        1 => 0,
+        _ => nbd.unconnected(Instant::now() + left.min(CONNECTS)),
+    };
+    if lacking == 0 {
+        return Ok(());
+    }
+    let text = format!(
+        "{}: {lacking} of {queues} queues have no connection, although the server allows several",
+        nbd.uri()
+    );
+    if assignment.params.is_some() {
+        // It exists, and some of its queues serve it.
+        tracing::warn!("{text}");
+        return Ok(());
+    }
+    let clients = queues + 1;
+    Err(Failure::failed(text).hint(format!(
+        "let it admit {clients} clients, one of them for `upgrade` (qemu-nbd --shared={clients}), or use fewer --queues"
+    )))
 }
 
 fn nbd_report(nbd: &Nbd) -> NbdReport {

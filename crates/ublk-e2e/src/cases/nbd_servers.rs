@@ -9,9 +9,9 @@ use std::process::{Child, Command};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::MountFlags;
 
-use super::nbd::spec;
+use super::nbd::{ZERO_COPY, nbd, spec};
 use crate::case::{Case, Set, set};
-use crate::cli::{Device, ublkctl, ublkctl_json};
+use crate::cli::{self, Device, patience, ublkctl, ublkctl_json};
 use crate::fio::Fio;
 use crate::fs::{Kind, Mounted, compare, fill};
 use crate::wait::{secs, until};
@@ -25,11 +25,15 @@ const FILES: usize = 20;
 
 pub fn cases() -> Vec<Case> {
     let guest = "sockets and servers of the test guest";
-    let all = [
+    let mut all = vec![
         Case::new("nbd_qemu_nbd_serves_raw_images", raw),
         Case::new("nbd_qemu_nbd_serves_qcow2_with_a_snapshot", snapshot),
         Case::new("nbd_nbd_server_serves_files", file),
+        Case::new("l72_nbd_servers_may_admit_fewer_clients", few),
     ];
+    if sysfs::kernel() >= ZERO_COPY {
+        all.push(Case::new("nbd_qemu_nbd_serves_zero_copy", zero_copy));
+    }
     all.into_iter()
         .map(|case| case.only_if(sysfs::in_guest(), guest))
         .collect()
@@ -200,6 +204,44 @@ fn raw() -> Result<()> {
     let told = is("extended_headers", &true.into()) && is("complete", &true.into());
     ensure!(told && json::number(&info, "data")? > 0, "{info}");
     discarded(&device, &file)?;
+    device.delete()
+}
+
+/// L72 A server that allows several connections and admits fewer clients than the device has queues.
+fn few() -> Result<()> {
+    let mut place = Place::new("few")?;
+    let file = place.raw()?;
+    place.qemu_nbd(&["--format=raw", "--shared=2"], &file)?;
+    let uri = place.uri();
+    let words = ["have no connection", "--shared=5"];
+    cli::fails(&["add", "nbd", &uri, "--queues", "4"], 1, &words)?;
+    spec(&uri).queues(2).add()?.delete()?;
+    cli::nothing_left(patience())
+}
+
+/// In zero copy replies in chunks are not asked for; a server with extended headers is the same one without.
+fn zero_copy() -> Result<()> {
+    let mut place = Place::new("zero-copy")?;
+    let file = place.raw()?;
+    let mut command = Command::new("qemu-nbd");
+    command.args(["--persistent", "--shared=4", "--bind=127.0.0.1"]);
+    command.args(["--port=10811", "--format=raw", "--discard=unmap", &file]);
+    place.server = Some(Served::Child(command.spawn()?));
+    let uri = "nbd://127.0.0.1:10811/";
+    until("the NBD server", secs(60), || {
+        Ok((ublkctl(&["nbd", "info", uri])?.code() == 0).then_some(()))
+    })?;
+    let device = spec(uri).with(&["--data", "zero-copy"]).add()?;
+    let direct = device.open()?;
+    for (generation, len) in (1..).zip([4096, 128 << 10, 1 << 20]) {
+        direct.write_pattern(0, len, generation)?;
+        direct.check_pattern(0, len, generation)?;
+    }
+    run::good("blkdiscard", &[device.node()])?;
+    direct.check_zero(0, 1 << 20)?;
+    drop(direct);
+    let state = nbd(&device, "state")?;
+    ensure!(state == "up", "{state}");
     device.delete()
 }
 

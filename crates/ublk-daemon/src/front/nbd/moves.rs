@@ -27,6 +27,7 @@ pub fn nbd_move(
     deadline: Duration,
 ) -> Result<NbdChanged, Failure> {
     let until = deadline_in(deadline);
+    parsed(to)?;
     record_of(program, id, until)?;
     let _lock = change_alone(id, until)?;
     // Now that no other command changes it.
