@@ -1,6 +1,6 @@
 //! What a device has promised its users, and no later export of it may lack (L74).
 
-use nbd_client::{Export, TransmissionFlags};
+use nbd_client::{Export, Framing, TransmissionFlags};
 use ublk_core::{DeviceParams, Limits};
 
 /// Longest TRIM and WRITE_ZEROES: the block layer splits longer ones.
@@ -27,6 +27,14 @@ pub(crate) fn longest(export: &Export, block: u32) -> u64 {
     match export.block_sizes {
         None => LONGEST,
         Some(sizes) => LONGEST.min((sizes.maximum / block * block).into()),
+    }
+}
+
+/// Longest TRIM and WRITE_ZEROES that a connection takes.
+fn taken(now: &Export, block: u32) -> u64 {
+    match now.framing {
+        Framing::Extended => LONGEST,
+        _ => longest(now, block),
     }
 }
 
@@ -85,10 +93,10 @@ impl Promise {
                 "the server takes requests of at most {maximum} bytes now, the device sends {max_io}"
             ));
         }
-        let longest = longest(now, self.block);
-        if longest < self.longest {
+        let taken = taken(now, self.block);
+        if taken < self.longest {
             return Some(format!(
-                "the server takes TRIM and WRITE_ZEROES of at most {longest} bytes now, the device sends {}",
+                "the server takes TRIM and WRITE_ZEROES of at most {taken} bytes now, the device sends {}",
                 self.longest
             ));
         }
@@ -128,7 +136,7 @@ fn needs(cached: bool, fua: bool, discard: u64, zeroes: u64) -> TransmissionFlag
 
 #[cfg(test)]
 mod tests {
-    use nbd_client::{BlockSizes, Framing};
+    use nbd_client::BlockSizes;
 
     use super::*;
 
@@ -186,6 +194,11 @@ mod tests {
         }
         assert!(with(ALL | 2).contains("read-only"));
         assert!(broken(promise(true), ALL, 16 << 20).contains("TRIM"));
+        // Its maximum is then one of data.
+        let mut extended = export(ALL, 16 << 20);
+        extended.framing = Framing::Extended;
+        let device = (1 << 30, 1 << 20);
+        assert_eq!(promise(true).broken_by(&extended, device, false), None);
         assert!(broken(promise(true), ALL, 64 << 10).contains("at most 65536"));
         assert_eq!(broken(promise(false), SOME | TRIM | ZEROES, 32 << 20), "");
         assert!(broken(promise(false), ALL, 32 << 20).contains("write cache"));

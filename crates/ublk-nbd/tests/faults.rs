@@ -282,7 +282,7 @@ fn l74_shorter_ranges_are_not_what_was_promised() {
     let server = Faulty::with(Offer {
         blocks: [1, 64 << 20],
         faults: vec![first, Fault::None],
-        ..offered(Framing::Extended)
+        ..offered(Framing::Structured)
     });
     let nbd = open(&options(&server));
     server.change(|offer| offer.blocks = [1, 32 << 20]);
