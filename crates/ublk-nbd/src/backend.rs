@@ -144,11 +144,15 @@ impl Nbd {
         *now = promise;
     }
 
-    /// Why this export cannot serve a device of one queue with these parameters, and `size` bytes.
+    /// Why this export cannot serve a device of one queue with these parameters.
     #[must_use]
-    pub fn misfit(&self, params: &DeviceParams, size: u64) -> Option<String> {
+    pub fn misfit(&self, params: &DeviceParams) -> Option<String> {
         let promise = Promise::of_params(params);
-        promise.broken_by(&self.device.export, (size, params.max_io_bytes), false)
+        promise.broken_by(
+            &self.device.export,
+            (params.size, params.max_io_bytes),
+            false,
+        )
     }
 
     /// Whether each queue may have its own connection. Otherwise the device has one queue.
@@ -197,16 +201,10 @@ impl Nbd {
     /// Waits until each queue has its connection, once the handlers are armed. Returns how many lack one at the deadline: a
     /// server may allow several connections and yet admit fewer clients.
     #[must_use]
-    pub fn unconnected(&self, by: Instant) -> u64 {
-        const OFTEN: Duration = Duration::from_millis(2);
+    pub fn unconnected(&self, by: Instant) -> usize {
         let queues = self.device.queues.load(Ordering::Relaxed);
-        loop {
-            let lacking = queues.saturating_sub(self.status().connections.into());
-            if lacking == 0 || Instant::now() >= by {
-                return lacking;
-            }
-            std::thread::sleep(OFTEN);
-        }
+        let queues = usize::try_from(queues).unwrap_or(usize::MAX);
+        self.device.board.lacking(queues, by)
     }
 
     /// State of the connections.

@@ -128,9 +128,18 @@ impl Connector {
     /// # Errors
     /// There is no thread, or it keeps what it should drop.
     pub(crate) fn start(&self, gives_up_admin: bool) -> io::Result<()> {
-        if self.shared.queues().started {
+        if std::mem::replace(&mut self.shared.queues().started, true) {
             return Ok(());
         }
+        let started = self.spawn(gives_up_admin);
+        if started.is_err() {
+            self.shared.queues().started = false;
+        }
+        started
+    }
+
+    /// Creates the thread and waits until it has given up what it should.
+    fn spawn(&self, gives_up_admin: bool) -> io::Result<()> {
         let worker = Arc::clone(&self.shared);
         // Started by the thread, the first connection's own has the same privileges.
         let works: Vec<_> = worker.queues().works().collect();
@@ -152,10 +161,7 @@ impl Connector {
         let thread = thread::Builder::new().name("nbd-connect".to_owned());
         thread.spawn(run)?;
         match is_ready.recv_timeout(STARTS) {
-            Ok(true) => {
-                self.shared.queues().started = true;
-                Ok(())
-            }
+            Ok(true) => Ok(()),
             Ok(false) => Err(io::Error::other(
                 "the connecting thread cannot give up CAP_SYS_ADMIN",
             )),

@@ -1,7 +1,7 @@
 //! The state of the connections, for operators.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use crate::transport::TlsInfo;
 
@@ -56,7 +56,11 @@ pub struct Status {
 
 /// The states of all queues.
 #[derive(Debug)]
-pub(crate) struct Board(Mutex<Inner>);
+pub(crate) struct Board {
+    inner: Mutex<Inner>,
+    /// Signalled when a queue has another state.
+    changed: Condvar,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -73,7 +77,7 @@ struct Inner {
 
 impl Board {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(Inner {
+        let inner = Inner {
             queues: Vec::new(),
             since: SystemTime::now(),
             last_error: None,
@@ -82,11 +86,15 @@ impl Board {
             met: Vec::new(),
             moving: Vec::new(),
             tls: None,
-        }))
+        };
+        Self {
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set(&self, queue: usize, state: LinkState) {
@@ -109,6 +117,17 @@ impl Board {
         if inner.worst() != before {
             inner.since = SystemTime::now();
         }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    /// Waits until so many queues have a connection. Returns how many lack one at the deadline.
+    pub(crate) fn lacking(&self, queues: usize, by: Instant) -> usize {
+        let left = by.saturating_duration_since(Instant::now());
+        let waits = |inner: &mut Inner| inner.connections() < queues;
+        let waited = self.changed.wait_timeout_while(self.lock(), left, waits);
+        let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        queues.saturating_sub(inner.connections())
     }
 
     /// All queues are to move to another server.
@@ -152,10 +171,7 @@ impl Board {
 
     pub(crate) fn snapshot(&self) -> Status {
         let inner = self.lock();
-        let up = |state: &&Option<LinkState>| {
-            matches!(state, Some(LinkState::Up | LinkState::ReadsOnly))
-        };
-        let connections = inner.queues.iter().filter(up).count();
+        let connections = inner.connections();
         Status {
             state: inner.worst(),
             since: inner.since,
@@ -170,6 +186,13 @@ impl Board {
 }
 
 impl Inner {
+    fn connections(&self) -> usize {
+        let up = |state: &&Option<LinkState>| {
+            matches!(state, Some(LinkState::Up | LinkState::ReadsOnly))
+        };
+        self.queues.iter().filter(up).count()
+    }
+
     fn worst(&self) -> LinkState {
         let any = |state| self.queues.contains(&Some(state));
         let order = [
@@ -183,6 +206,8 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -199,5 +224,23 @@ mod tests {
         board.set(1, LinkState::Up);
         assert_eq!(board.snapshot().state, LinkState::ReadsOnly);
         assert_eq!(board.snapshot().connections, 2);
+    }
+
+    /// L72 Whoever waits for all queues is woken by the last one, and learns by the deadline how many lack a connection.
+    #[test]
+    fn l72_queues_without_a_connection_are_counted() {
+        let board = Board::new();
+        let soon = || Instant::now() + Duration::from_millis(10);
+        board.set(0, LinkState::Up);
+        board.set(1, LinkState::Reconnecting);
+        assert_eq!(board.lacking(3, soon()), 2);
+        let by = Instant::now() + Duration::from_secs(10);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| (board.lacking(2, by), Instant::now() < by));
+            // It sleeps by then.
+            std::thread::sleep(Duration::from_millis(50));
+            board.set(1, LinkState::Up);
+            assert_eq!(waits.join().expect("no panic"), (0, true));
+        });
     }
 }

@@ -77,7 +77,7 @@ fn suits(spec: &AddSpec, params: Option<&DeviceParams>, until: Instant) -> Resul
     *length = None;
     let uri = uri.clone();
     let export = backend::look_at_export(&whole, until)?;
-    let misfit = params.and_then(|params| export.misfit(params, params.size));
+    let misfit = params.and_then(|params| export.misfit(params));
     match misfit {
         Some(why) => Err(Failure::failed(format!("{uri}: {why}"))),
         None => Ok(export.limits().size),
