@@ -402,6 +402,7 @@ pub enum Nbd {
         wait: Wait,
     },
     /// Move a device to another server that has the same data; the connection to the old one is drained and flushed
+    #[command(mut_arg("deadline", |arg| arg.help("Seconds to wait; a move that has not come about by then is given up (exit code 3)")))]
     Move {
         /// The device, by its number, its node or a link to it, or its name
         #[arg(value_name = "ID", value_parser = target::parse, add = ArgValueCandidates::new(completions::devices))]
